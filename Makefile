@@ -1,0 +1,44 @@
+# Needs python3 >= 3.11 with venv, make and git; everything else it installs into .venv,
+# except the test services, which scripts/services gets from Debian where it may.
+PYTHON ?= python3
+
+.PHONY: demo test check format bench soak services clean
+
+demo: .venv/demo.stamp
+	.venv/bin/python scripts/demo.py $(ARGS)
+
+test: .venv/dev.stamp services
+	.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+check: .venv/dev.stamp
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+format: .venv/dev.stamp
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
+bench: .venv/dev.stamp services
+	.venv/bin/python -m benchmarks $(ARGS)
+
+soak: .venv/dev.stamp services
+	.venv/bin/python -m pytest tests/acceptance -m soak $(PYTEST_ARGS)
+
+services:
+	scripts/services
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+# A stamp is older than pyproject.toml when a dependency may have changed.
+.venv/demo.stamp: pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --editable '.[demo]'
+	touch $@
+
+.venv/dev.stamp: pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --editable '.[dev]'
+	touch .venv/demo.stamp $@

@@ -1,0 +1,109 @@
+"""Services and stores for tests, and what the session says of those it could not have."""
+
+import contextlib
+import os
+import shutil
+import signal
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from tests.services import Unavailable
+from tests.services.postgres import Postgres, PostgresServer
+
+T = TypeVar("T")
+CI = os.environ.get("CI") == "true"
+
+_missing: dict[str, set[str]] = {}  # a service that cannot be had, and why -> the tests without it
+
+
+def pytest_configure() -> None:
+    # SIGTERM ends the session as Ctrl-C does: the fixtures still stop what they have started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, T, T]:
+    with _skip_without_service(item):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, T, T]:
+    with _skip_without_service(item):
+        return (yield)
+
+
+@contextlib.contextmanager
+def _skip_without_service(item: pytest.Item) -> Iterator[None]:
+    try:
+        yield
+    except Unavailable as missing:
+        _missing.setdefault(str(missing), set()).add(item.nodeid)
+        if CI:
+            pytest.fail(str(missing), pytrace=False)
+        pytest.skip(str(missing))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter,
+) -> Generator[None, T, T]:
+    result = yield  # pytest's own summary comes first: these are to be the last lines
+    for service, tests in sorted(_missing.items()):
+        count = f"{len(tests)} test{'s' if len(tests) > 1 else ''}"
+        terminalreporter.write_line(f"{'failed' if CI else 'skipped'} {count}: {service}")
+    return result
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """The session's PostgreSQL, or the one at BLACKSMITH_TEST_POSTGRES_URL."""
+    if url := os.environ.get("BLACKSMITH_TEST_POSTGRES_URL"):
+        yield Postgres(url)
+        return
+    server = PostgresServer(durable=False)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres) -> Iterator[str]:
+    """A fresh, empty database of the test's own."""
+    url = postgres.create_database()
+    yield url
+    postgres.drop_database(url)
+
+
+@pytest.fixture
+def durable_postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL of the test's own, with fsync, which it may stop, kill and restart."""
+    server = PostgresServer(durable=True)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty store: the test runs on SQLite and on PostgreSQL."""
+    if request.param == "postgres":
+        url: str = request.getfixturevalue("postgres_url")
+        return url
+    return f"sqlite:///{tmp_path}/store.db"
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The path of a Chromium for browser tests."""
+    path = os.environ.get("BLACKSMITH_TEST_CHROMIUM") or shutil.which("chromium")
+    if path is None:
+        raise Unavailable("Chromium", "not found; `apt-get install chromium` brings it")
+    return path

@@ -1,0 +1,153 @@
+"""PostgreSQL: a server of the test session's own, or a running one that it is pointed at."""
+
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit, urlunsplit
+
+from tests.services import Unavailable, free_port, kill_tree, private_folder, start, unprivileged
+
+_SERVICE = "PostgreSQL"
+_STOP = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
+_serial = itertools.count(1)
+
+
+class Postgres:
+    """A running PostgreSQL in which tests make databases. `url` is one that may create them."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def create_database(self, template: str | None = None) -> str:
+        """Make a database, empty or a copy of the one at the URL `template`; returns its URL."""
+        name = f"blacksmith_test_{os.getpid()}_{next(_serial)}"
+        copied = f' TEMPLATE "{_database(template)}"' if template else ""
+        self._execute(f'CREATE DATABASE "{name}"{copied}')
+        return urlunsplit(urlsplit(self.url)._replace(path=f"/{name}"))
+
+    def drop_database(self, url: str) -> None:
+        """Drop the database at `url`, even one that is in use."""
+        self._execute(f'DROP DATABASE IF EXISTS "{_database(url)}" WITH (FORCE)')
+
+    def _execute(self, statement: str) -> None:
+        import psycopg
+
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(statement)  # type: ignore[call-overload]
+
+
+class PostgresServer(Postgres):
+    """A server that the test starts, stops and kills.
+
+    With `durable` it keeps PostgreSQL's own settings for fsync and commits, as a test that kills it
+    needs; without, it is as fast as it can be and loses everything in a crash.
+    """
+
+    def __init__(self, *, durable: bool) -> None:
+        self._bin = _binaries()
+        self._durable = durable
+        self._port = free_port()
+        self._folder = private_folder("postgres")
+        self._process: subprocess.Popen[bytes] | None = None
+        super().__init__(f"postgresql://postgres@127.0.0.1:{self._port}/postgres")
+        try:
+            self._initialize()
+        except BaseException:
+            self.close()
+            raise
+
+    def start(self) -> None:
+        """Start the server and wait until it answers."""
+        assert self._process is None, "already started"
+        options = {
+            "listen_addresses": "127.0.0.1",
+            "port": self._port,
+            "unix_socket_directories": self._folder,
+            "shared_buffers": "64MB",
+        }
+        if not self._durable:
+            options |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+        settings = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
+        log = self._folder / "log"
+        self._process = start(
+            [self._bin / "postgres", "-D", self._folder / "data", *settings],
+            folder=self._folder,
+            env=self._environment(),
+            log=log,
+        )
+        deadline = time.monotonic() + 60  # a restart after a kill replays the log first
+        while not self._ready():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                raise RuntimeError(f"{_SERVICE} did not start:\n{log.read_text()[-3000:]}")
+            time.sleep(0.05)
+
+    def stop(self, mode: Literal["smart", "fast", "immediate"] = "fast") -> None:
+        """Stop the server and wait for its end: `immediate` as in a crash, with no checkpoint."""
+        if self._process is not None:
+            self._process.send_signal(_STOP[mode])
+            try:
+                self._process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                kill_tree(self._process)
+            self._process = None
+
+    def kill(self) -> None:
+        """SIGKILL to the server and all its children at once."""
+        if self._process is not None:
+            kill_tree(self._process)
+            self._process = None
+
+    def restart(self, mode: Literal["smart", "fast", "immediate"] = "fast") -> None:
+        """Stop the server if it runs, and start it at the same URL."""
+        self.stop(mode)
+        self.start()
+
+    def close(self) -> None:
+        """End the server and remove its data."""
+        self.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _initialize(self) -> None:
+        command = ["-D", self._folder / "data", "-U", "postgres", "-A", "trust", "--no-sync"]
+        subprocess.run(
+            unprivileged([self._bin / "initdb", *command, "-E", "UTF8", "--locale=C.UTF-8"]),
+            check=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            env=self._environment(),
+            cwd=self._folder,
+        )
+
+    def _ready(self) -> bool:
+        import psycopg
+
+        try:
+            psycopg.connect(self.url, connect_timeout=2).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def _environment(self) -> dict[str, str]:
+        return {"HOME": str(self._folder), "LC_ALL": "C.UTF-8", "PATH": os.environ["PATH"]}
+
+
+def _database(url: str) -> str:
+    return urlsplit(url).path.removeprefix("/")
+
+
+def _binaries() -> Path:
+    # Debian keeps the server out of PATH, a folder for each version; the newest serves.
+    places = sorted(
+        Path("/usr/lib/postgresql").glob("*/bin/postgres"),
+        key=lambda path: int(path.parts[-3]),
+    )
+    found = str(places[-1]) if places else shutil.which("postgres")
+    if found is None:
+        raise Unavailable(_SERVICE, "no server found; `apt-get install postgresql` brings one")
+    return Path(found).resolve().parent
