@@ -1,0 +1,38 @@
+"""Receive events, keep every one of them, deliver each to every destination that wants it."""
+
+from blacksmith_dagster.errors import BlacksmithError, DeclarationError, Reject
+from blacksmith_dagster.pipeline.application import Blacksmith
+from blacksmith_dagster.pipeline.auth import Bearer
+from blacksmith_dagster.pipeline.batch import Batch
+from blacksmith_dagster.pipeline.destination import Destination, DestinationEvent
+from blacksmith_dagster.pipeline.event import Cause, Event, Job
+from blacksmith_dagster.pipeline.flow import Flow, Outcome
+from blacksmith_dagster.pipeline.limits import Limits
+from blacksmith_dagster.pipeline.schedule import Schedule
+from blacksmith_dagster.pipeline.secret import Secret
+from blacksmith_dagster.pipeline.source import Source, SourceEvent
+from blacksmith_dagster.pipeline.trigger import HTTP, Reply, Request
+
+__all__ = [
+    "HTTP",
+    "Batch",
+    "Bearer",
+    "Blacksmith",
+    "BlacksmithError",
+    "Cause",
+    "DeclarationError",
+    "Destination",
+    "DestinationEvent",
+    "Event",
+    "Flow",
+    "Job",
+    "Limits",
+    "Outcome",
+    "Reject",
+    "Reply",
+    "Request",
+    "Schedule",
+    "Secret",
+    "Source",
+    "SourceEvent",
+]

@@ -1,0 +1,160 @@
+"""Every error that the package raises, as one tree.
+
+    BlacksmithError
+    ├── DeclarationError          a pipeline is declared wrongly (raised at import)
+    ├── SettingsError             an environment variable or an option is missing or wrong
+    │   └── MissingSecret
+    ├── UsageError                an object is used in a way it does not allow
+    ├── Refused                   an event is not taken; nothing was stored
+    │   ├── Reject                an extract function says no (422)
+    │   ├── BadRequest            400
+    │   ├── NotAllowed            401
+    │   ├── TooLarge              413
+    │   ├── Unprocessable         422
+    │   │   └── KeyReused         the same idempotency key with another body
+    │   └── Busy                  429: the queue is full
+    ├── Unavailable               the store, the supervisor or a broker does not answer
+    │   └── OutcomeUnknown        the connection broke during a commit
+    ├── Timeout                   a load has not returned in time
+    ├── StoreError
+    │   ├── SchemaOutdated        run `blacksmith store upgrade`
+    │   ├── SequenceWentBack      the store was restored or promoted
+    │   ├── Unknown               no such event, job or load
+    │   └── PositionMoved         another process has read on from this position
+    └── Fenced                    another process has taken over; stop
+
+Each message says what to do next.
+"""
+
+from __future__ import annotations
+
+
+class BlacksmithError(Exception):
+    """The root of the tree: catch it to catch whatever this package raises on purpose."""
+
+
+class DeclarationError(BlacksmithError):
+    """A source, a destination, a flow or the application breaks a rule of declaring.
+
+    The message holds the rule and the mend.
+    """
+
+
+class SettingsError(BlacksmithError):
+    """A setting is missing or has a value that cannot be used."""
+
+
+class MissingSecret(SettingsError):
+    """The environment variable that a `Secret` names is not set."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"the environment variable {name} is not set; set it to the secret's value"
+        )
+        self.name = name
+
+
+class UsageError(BlacksmithError):
+    """A call that the object does not allow in its present state."""
+
+
+class Refused(BlacksmithError):
+    """A request is not taken: nothing of it was stored.
+
+    `status` is the HTTP status that the gateway answers with, `title` a short name of the problem
+    that stays the same from occurrence to occurrence (RFC 9457, section 3.1.3).
+    """
+
+    status = 400
+    title = "Bad request"
+
+
+class BadRequest(Refused):
+    """The request cannot be read (not JSON, not UTF-8, a wrong header)."""
+
+
+class NotAllowed(Refused):
+    """The bearer token is missing or wrong."""
+
+    status = 401
+    title = "Not authorized"
+
+
+class TooLarge(Refused):
+    """The body, or one of its events, is over its limit."""
+
+    status = 413
+    title = "Too large"
+
+
+class Unprocessable(Refused):
+    """The request can be read, and its content is refused."""
+
+    status = 422
+    title = "Unprocessable content"
+
+
+class Reject(Unprocessable):
+    """Raised by an extract function to refuse a request with 422 and the reason given."""
+
+    title = "Rejected by the source"
+
+
+class KeyReused(Unprocessable):
+    """An idempotency key came again with another body."""
+
+    title = "Idempotency key reused"
+
+
+class Busy(Refused):
+    """Too many events wait to be stored. Try again after `retry_after` seconds."""
+
+    status = 429
+    title = "Too many requests"
+    retry_after = 1
+
+
+class Unavailable(BlacksmithError):
+    """A service that is needed does not answer. Nothing was changed by the call that raised this."""
+
+
+class OutcomeUnknown(Unavailable):
+    """The connection to the database broke while a commit was under way: it may have happened or not.
+
+    Send the same request again with the same `Idempotency-Key`: it makes one event at most.
+    """
+
+
+class Timeout(BlacksmithError):
+    """A load ran past its time-out, and the destination event's function has not returned.
+
+    The load is recorded as unknown, its jobs are due again. End this process: Python cannot stop
+    the function's thread.
+    """
+
+
+class StoreError(BlacksmithError):
+    """The store cannot do what it is asked to."""
+
+
+class SchemaOutdated(StoreError):
+    """The store's tables are of another version than this package's."""
+
+
+class SequenceWentBack(StoreError):
+    """The sequence that orders events is behind an event, a load or a floor that it made.
+
+    Events written now would get numbers that loads have passed already, and be lost in silence.
+    """
+
+
+class Unknown(StoreError):
+    """There is no such event, job or load in this store."""
+
+
+class PositionMoved(StoreError):
+    """A source's position is not where the caller read it: another process has read on from there."""
+
+
+class Fenced(BlacksmithError):
+    """Another process has taken over this lane. Whatever is under way here no longer counts: stop."""

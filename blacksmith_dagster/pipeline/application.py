@@ -1,0 +1,112 @@
+"""The application: all sources and destinations of one deployment, checked against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import date
+from typing import TYPE_CHECKING, Any
+
+from blacksmith_dagster.errors import DeclarationError
+from blacksmith_dagster.pipeline.destination import Destination, DestinationEvent
+from blacksmith_dagster.pipeline.flow import Flow
+from blacksmith_dagster.pipeline.source import Source, SourceEvent
+from blacksmith_dagster.pipeline.trigger import HTTP
+
+if TYPE_CHECKING:
+    from starlette.middleware import Middleware
+
+    from blacksmith_dagster.gateway import Gateway
+    from blacksmith_dagster.scheduler import Scheduler
+
+
+class Blacksmith:
+    """One deployment's sources and destinations.
+
+    - `since`: the first day of Dagster's partitions (UTC days of `received_at`).
+    - `middleware`: Starlette middleware around the gateway, outermost first.
+    - `gateway`, `scheduler`: a team's own; `StandardGateway` and `StandardScheduler` if `None`.
+
+    >>> app = Blacksmith(sources=[Source("airport")], destinations=[], since="2026-01-01")
+    >>> list(app.sources)
+    ['airport']
+
+    Raises `DeclarationError` if two things bear one name, a path is served twice, or a destination
+    event receives what no source or destination of the application has.
+    """
+
+    def __init__(
+        self,
+        *,
+        sources: Sequence[Source],
+        destinations: Sequence[Destination[Any]],
+        since: str | date,
+        middleware: Sequence[Middleware] = (),
+        gateway: Gateway | None = None,
+        scheduler: Scheduler | None = None,
+    ) -> None:
+        self.sources: Mapping[str, Source] = _by_name("source", sources)
+        self.destinations: Mapping[str, Destination[Any]] = _by_name("destination", destinations)
+        self.since = _day(since)
+        self.middleware = tuple(middleware)
+        self.gateway = gateway
+        self.scheduler = scheduler
+        self.source_events: Mapping[str, SourceEvent[Any, Any, Any]] = {
+            event.path: event for source in sources for event in source.events.values()
+        }
+        self.destination_events: Mapping[str, DestinationEvent[Any]] = {
+            event.path: event
+            for destination in destinations
+            for event in destination.events.values()
+        }
+        self.receivers = self._receivers()
+        self._check_paths()
+
+    def _receivers(self) -> Mapping[str, Sequence[tuple[DestinationEvent[Any], Flow[Any]]]]:
+        """Which destination events receive an event or an outcome, by its path."""
+        known: dict[str, Any] = dict(self.source_events)
+        for event in self.destination_events.values():
+            known |= {outcome.path: outcome for outcome in event.outcomes}
+        receivers: dict[str, list[tuple[DestinationEvent[Any], Flow[Any]]]] = {}
+        for event in self.destination_events.values():
+            for path, flow in event.flows.items():
+                if known.get(path) is not flow.on:
+                    raise DeclarationError(
+                        f"{event.path} receives {path}, which this application does not have; add "
+                        f"{path.partition('/')[0]!r} to its sources or destinations"
+                    )
+                receivers.setdefault(path, []).append((event, flow))
+        return receivers
+
+    def _check_paths(self) -> None:
+        both = self.source_events.keys() & self.destination_events.keys()
+        if both:
+            raise DeclarationError(
+                f"{', '.join(sorted(both))}: a source event and a destination event share this name, "
+                "and Dagster's assets are named by it; rename one"
+            )
+        served: dict[tuple[str, str], str] = {}
+        for event in self.source_events.values():
+            if isinstance(event.trigger, HTTP):
+                door = (event.trigger.method, event.trigger.path)
+                if door in served:
+                    raise DeclarationError(
+                        f"{served[door]} and {event.path} are both sent to {' '.join(door)}; "
+                        "give one of them another path"
+                    )
+                served[door] = event.path
+
+
+def _by_name(what: str, named: Sequence[Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for each in named:
+        if each.name in found:
+            raise DeclarationError(f"two {what}s are named {each.name!r}; rename one")
+        found[each.name] = each
+    return found
+
+
+def _day(since: str | date) -> date:
+    try:
+        return date.fromisoformat(since) if isinstance(since, str) else since
+    except ValueError as error:
+        raise DeclarationError(f"since={since!r}: write a day as '2026-01-31'") from error

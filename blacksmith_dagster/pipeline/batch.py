@@ -1,0 +1,114 @@
+"""The jobs of one load, and what the destination says of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+
+import msgspec
+
+from blacksmith_dagster.errors import UsageError
+from blacksmith_dagster.pipeline.event import Job
+
+if TYPE_CHECKING:
+    import pandas
+
+T = TypeVar("T")
+
+_KEPT_BY_PANDAS = (bytes, datetime, date, time, timedelta, Decimal)
+
+
+class Said(Enum):
+    """What a destination can say of a job."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    DISCARDED = "discarded"
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What a destination said of one job.
+
+    `why` is empty for a success. `retry_after` (seconds) overrides the schedule's gap of a failure.
+    """
+
+    said: Said
+    why: str = ""
+    retry_after: float | None = None
+
+
+class Batch(Generic[T]):
+    """The jobs of one load: a sequence of `Job`, oldest first.
+
+    A function that returns has succeeded with every job that it did not name. `succeed`, `fail`
+    and `discard` decide one; an exception fails those undecided.
+
+    >>> from blacksmith_dagster import Event
+    >>> job = Job({"n": 1}, Event({"n": 1}), "k", 1)
+    >>> batch = Batch("warehouse/flights", [job])
+    >>> batch.fail(job, "no such airport")
+    >>> batch.frame()["n"].tolist()
+    [1]
+    """
+
+    def __init__(self, path: str, jobs: Sequence[Job[T]]) -> None:
+        self.path = path
+        self._jobs = jobs
+        self._verdicts: dict[str, Verdict] = {}
+        self._keys: frozenset[str] | None = None
+
+    def __iter__(self) -> Iterator[Job[T]]:
+        return iter(self._jobs)
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    @overload
+    def __getitem__(self, index: int) -> Job[T]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Job[T]]: ...
+    def __getitem__(self, index: int | slice) -> Job[T] | Sequence[Job[T]]:
+        return self._jobs[index]
+
+    def succeed(self, job: Job[T]) -> None:
+        """This job is loaded, even if the function raises later."""
+        self._decide(job, Verdict(Said.SUCCEEDED))
+
+    def fail(self, job: Job[T], why: str, *, retry_after: float | None = None) -> None:
+        """This job is not loaded. It is tried again, until its attempts are used up.
+
+        `retry_after` is in seconds; without it the schedule's gap is taken.
+        """
+        self._decide(job, Verdict(Said.FAILED, _text(why), retry_after))
+
+    def discard(self, job: Job[T], why: str) -> None:
+        """This job can never be loaded: it is not tried again."""
+        self._decide(job, Verdict(Said.DISCARDED, _text(why)))
+
+    @property
+    def verdicts(self) -> Mapping[str, Verdict]:
+        """What was said so far, by the job's key."""
+        return self._verdicts
+
+    def frame(self) -> pandas.DataFrame:
+        """The jobs' data as a pandas DataFrame: a row a job, in the batch's order."""
+        import pandas
+
+        rows: Any = [
+            msgspec.to_builtins(job.data, builtin_types=_KEPT_BY_PANDAS) for job in self._jobs
+        ]
+        return pandas.DataFrame(rows)
+
+    def _decide(self, job: Job[T], verdict: Verdict) -> None:
+        if self._keys is None:
+            self._keys = frozenset(each.key for each in self._jobs)
+        if job.key not in self._keys:
+            raise UsageError(f"{self.path}: job {job.key} is not one of this batch's")
+        self._verdicts[job.key] = verdict
+
+
+def _text(why: object) -> str:
+    return str(why) or "no reason was given"

@@ -1,0 +1,299 @@
+"""Where events are loaded."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar, overload
+
+from blacksmith_dagster.errors import DeclarationError
+from blacksmith_dagster.pipeline import schedule as _schedule
+from blacksmith_dagster.pipeline.batch import Batch
+from blacksmith_dagster.pipeline.flow import Flow, Outcome, Receivable
+from blacksmith_dagster.pipeline.rules import (
+    checked_name,
+    checked_owners,
+    checked_tags,
+    duration,
+)
+from blacksmith_dagster.pipeline.schedule import Schedule
+
+T = TypeVar("T")
+C = TypeVar("C")
+
+DEFAULT_BATCH = 1000
+DEFAULT_TIMEOUT = "5m"
+
+Receives: TypeAlias = Receivable[T] | Flow[T]
+
+
+class DestinationEvent(Generic[T]):
+    """What a destination does with a job, made by `Destination.event`.
+
+    It stays callable, with a batch and what `connect` returned. Its properties are its own where
+    they were given, else its destination's, else the defaults. Its outcomes can be received like
+    events: `succeeded` (a job each: it costs a row per job), `failed` (each failed attempt),
+    `discarded`.
+    """
+
+    def __init__(
+        self,
+        destination: Destination[Any],
+        name: str,
+        function: Callable[..., None],
+        flows: Sequence[Flow[Any]],
+        schedule: Schedule | None,
+        timeout: str | None,
+        batch: int | None,
+        owners: Sequence[str] | None,
+        tags: Mapping[str, str] | None,
+        renamed_from: str | None,
+    ) -> None:
+        where = f"destination {destination.name!r}: event"
+        self.destination = destination
+        self.name = checked_name(where, name)
+        self.path = f"{destination.name}/{name}"
+        self.function = function
+        self.flows = {flow.on.path: flow for flow in _checked_flows(self.path, flows)}
+        self.own_schedule = schedule is not None and schedule.interval is not None
+        self.schedule = (schedule or Schedule()).inherit(destination.schedule)
+        self.timeout = _timeout(self.path, timeout) if timeout else destination.timeout
+        self.batch = _batch(self.path, batch) if batch is not None else destination.batch
+        self.owners = destination.owners if owners is None else checked_owners(where, owners) or ()
+        self.tags = destination.tags if tags is None else checked_tags(where, tags) or {}
+        self.renamed_from = renamed_from and checked_name(where, renamed_from)
+        self.description = function.__doc__
+        model = _common_model(self.flows.values())
+        self.succeeded: Outcome[T] = Outcome(self.path, "succeeded", model)
+        self.failed: Outcome[T] = Outcome(self.path, "failed", model)
+        self.discarded: Outcome[T] = Outcome(self.path, "discarded", model)
+
+    @property
+    def outcomes(self) -> tuple[Outcome[T], Outcome[T], Outcome[T]]:
+        """`succeeded`, `failed` and `discarded`."""
+        return self.succeeded, self.failed, self.discarded
+
+    def __call__(self, batch: Batch[T], *connection: Any) -> None:
+        self.function(batch, *connection)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.path}>"
+
+
+class _Load(Protocol[C]):
+    """The decorator that `Destination.event` returns."""
+
+    def __call__(self, function: Callable[[Batch[T], C], None], /) -> DestinationEvent[T]: ...
+
+
+class _LoadUnconnected(Protocol):
+    """The decorator that `event` returns for a destination without `connect`."""
+
+    def __call__(self, function: Callable[[Batch[T]], None], /) -> DestinationEvent[T]: ...
+
+
+class Destination(Generic[C]):
+    """Where events are loaded: a warehouse, a service, a lake.
+
+    - `connect`: opens what a load needs, once per process. What it returns is handed to the
+      functions and closed at the process's end by its `close()`; a generator function that yields
+      once closes after the `yield` instead.
+    - `schedule`: see `Schedule`.
+    - `timeout`: of one load (5 minutes): past it the load is `unknown` and its late results count
+      for nothing.
+    - `batch`: how many jobs a load holds at most (1000).
+    - `owners` (e-mail addresses or `team:name`) and `tags`: shown in Dagster.
+
+    Each event inherits them and may give its own.
+
+    >>> from blacksmith_dagster import Source
+    >>> departed = Source("airport").accept("departed")
+    >>> lake = Destination("lake", schedule=Schedule("@every 10m"))
+    >>> @lake.event(receives=departed, schedule=Schedule(max_retries=3))
+    ... def movements(batch: Batch) -> None:
+    ...     print(len(batch))
+    >>> movements.schedule
+    Schedule(interval='@every 10m', realtime=False, max_retries=3, backoff=None)
+    """
+
+    @overload
+    def __init__(
+        self: Destination[None],
+        name: str,
+        *,
+        connect: None = None,
+        schedule: Schedule | None = None,
+        timeout: str | None = None,
+        batch: int | None = None,
+        owners: Sequence[str] = (),
+        tags: Mapping[str, str] | None = None,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        name: str,
+        *,
+        connect: Callable[[], Iterator[C]],
+        schedule: Schedule | None = None,
+        timeout: str | None = None,
+        batch: int | None = None,
+        owners: Sequence[str] = (),
+        tags: Mapping[str, str] | None = None,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        name: str,
+        *,
+        connect: Callable[[], C],
+        schedule: Schedule | None = None,
+        timeout: str | None = None,
+        batch: int | None = None,
+        owners: Sequence[str] = (),
+        tags: Mapping[str, str] | None = None,
+    ) -> None: ...
+    def __init__(
+        self,
+        name: str,
+        *,
+        connect: Callable[[], Any] | None = None,
+        schedule: Schedule | None = None,
+        timeout: str | None = None,
+        batch: int | None = None,
+        owners: Sequence[str] = (),
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        where = f"destination {name!r}"
+        self.name = checked_name("destination", name)
+        self.connect = connect
+        self.schedule = (schedule or Schedule()).inherit(_schedule.DEFAULT)
+        self.timeout = _timeout(where, timeout or DEFAULT_TIMEOUT)
+        self.batch = _batch(where, DEFAULT_BATCH if batch is None else batch)
+        self.owners = checked_owners(where, owners) or ()
+        self.tags = checked_tags(where, tags) or {}
+        self._events: dict[str, DestinationEvent[Any]] = {}
+
+    @property
+    def events(self) -> Mapping[str, DestinationEvent[Any]]:
+        """The destination's events, by name."""
+        return self._events
+
+    @overload
+    def event(
+        self: Destination[None],
+        *,
+        receives: Receives[Any] | Sequence[Receives[Any]],
+        name: str | None = None,
+        schedule: Schedule | None = None,
+        timeout: str | None = None,
+        batch: int | None = None,
+        owners: Sequence[str] | None = None,
+        tags: Mapping[str, str] | None = None,
+        renamed_from: str | None = None,
+    ) -> _LoadUnconnected: ...
+    @overload
+    def event(
+        self,
+        *,
+        receives: Receives[Any] | Sequence[Receives[Any]],
+        name: str | None = None,
+        schedule: Schedule | None = None,
+        timeout: str | None = None,
+        batch: int | None = None,
+        owners: Sequence[str] | None = None,
+        tags: Mapping[str, str] | None = None,
+        renamed_from: str | None = None,
+    ) -> _Load[C]: ...
+    def event(
+        self,
+        *,
+        receives: Receives[Any] | Sequence[Receives[Any]],
+        name: str | None = None,
+        schedule: Schedule | None = None,
+        timeout: str | None = None,
+        batch: int | None = None,
+        owners: Sequence[str] | None = None,
+        tags: Mapping[str, str] | None = None,
+        renamed_from: str | None = None,
+    ) -> Any:
+        """Make a destination event of a function that loads a batch.
+
+        - `receives`: the events, flows and outcomes whose jobs it loads.
+        - `name`: the function's, unless given.
+        - `renamed_from`: the event's earlier name, so that its waiting jobs and its history stay.
+
+        The function is called as `function(batch)`, or `function(batch, connection)` if the
+        destination has a `connect`.
+
+        Raises `DeclarationError`.
+        """
+        received = [receives] if isinstance(receives, (Receivable, Flow)) else list(receives)
+        flows = [Flow(each) if isinstance(each, Receivable) else each for each in received]
+
+        def declare(function: Callable[..., None]) -> DestinationEvent[Any]:
+            event: DestinationEvent[Any] = DestinationEvent(
+                self,
+                name or function.__name__,
+                function,
+                flows,
+                schedule,
+                timeout,
+                batch,
+                owners,
+                tags,
+                renamed_from,
+            )
+            _check_parameters(event, wanted=1 if self.connect is None else 2)
+            if event.name in self._events:
+                raise DeclarationError(
+                    f"destination {self.name!r} has two events named {event.name!r}; "
+                    "rename one, or give name="
+                )
+            self._events[event.name] = event
+            return event
+
+        return declare
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}>"
+
+
+def _checked_flows(path: str, flows: Sequence[Flow[Any]]) -> Sequence[Flow[Any]]:
+    if not flows:
+        raise DeclarationError(f"{path} receives nothing; name an event, a flow or an outcome")
+    paths = [flow.on.path for flow in flows]
+    twice = {each for each in paths if paths.count(each) > 1}
+    if twice:
+        raise DeclarationError(
+            f"{path} receives {', '.join(sorted(twice))} twice; a job is one event for one "
+            "destination event: join the two flows, or declare a second destination event"
+        )
+    return flows
+
+
+def _check_parameters(event: DestinationEvent[Any], wanted: int) -> None:
+    signature = inspect.signature(event.function)
+    try:
+        signature.bind(*range(wanted))
+    except TypeError as error:
+        shown = "(batch)" if wanted == 1 else "(batch, connection)"
+        raise DeclarationError(
+            f"{event.path}: its function is called with {shown}, but it takes {signature}"
+        ) from error
+
+
+def _common_model(flows: Any) -> Any:
+    """What an outcome's data is decoded into: known only if all flows bring the same type."""
+    models = [Any if flow.transform else flow.on.model for flow in flows]
+    return models[0] if all(model is models[0] for model in models) else Any
+
+
+def _timeout(where: str, text: str) -> timedelta:
+    return duration(f"{where}: timeout", text)
+
+
+def _batch(where: str, jobs: int) -> int:
+    if not 1 <= jobs <= 1_000_000:
+        raise DeclarationError(f"{where}: batch={jobs}: a number of jobs from 1 to 1000000")
+    return jobs

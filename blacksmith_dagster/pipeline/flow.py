@@ -1,0 +1,76 @@
+"""The edge from an event to a destination event that receives it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar, overload
+
+from blacksmith_dagster.pipeline.event import Event
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Receivable(Generic[T]):
+    """Whatever a destination event can receive: a source event, or an outcome.
+
+    `path` names it in the store, in Dagster and on the command line: `airport/departed`,
+    `warehouse/flights.discarded`. `model` is the type its data is decoded into, `Any` if unknown.
+    """
+
+    def __init__(self, path: str, model: Any) -> None:
+        self.path = path
+        self.model = model
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.path}>"
+
+
+class Outcome(Receivable[T]):
+    """What became of a destination event's jobs, received like an event.
+
+    An outcome's job has the data that the original was given, and `job.cause`.
+    """
+
+    def __init__(self, origin: str, name: str, model: Any) -> None:
+        super().__init__(f"{origin}.{name}", model)
+        self.origin = origin
+        self.name = name
+
+
+class Flow(Generic[R]):
+    """An event on its way to a destination event.
+
+    - `when(event)`: does this event make a job? Asked when the event is stored. If it raises, the
+      job is made, and fails with that error: nothing is dropped by a bug.
+    - `transform(event)`: the job's data, made at every load from the kept event. If it raises, this
+      job fails, alone.
+
+    >>> from blacksmith_dagster import Source
+    >>> departed = Source("airport").accept("departed")
+    >>> Flow(departed, when=lambda event: event.data["dep_delay"] > 120).on.path
+    'airport/departed'
+    """
+
+    @overload
+    def __init__(
+        self, on: Receivable[R], *, when: Callable[[Event[R]], bool] | None = None
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        on: Receivable[T],
+        *,
+        when: Callable[[Event[T]], bool] | None = None,
+        transform: Callable[[Event[T]], R],
+    ) -> None: ...
+    def __init__(
+        self,
+        on: Receivable[Any],
+        *,
+        when: Callable[[Event[Any]], bool] | None = None,
+        transform: Callable[[Event[Any]], Any] | None = None,
+    ) -> None:
+        self.on = on
+        self.when = when
+        self.transform = transform

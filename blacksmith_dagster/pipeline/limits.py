@@ -1,0 +1,54 @@
+"""How much a source takes in one request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from blacksmith_dagster.errors import DeclarationError
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a request to a source event may hold. A field that is `None` is inherited.
+
+    The event's field is taken, else the source's, else the default.
+
+    - `event_bytes`: of one event (1 MiB): 413.
+    - `request_bytes`: of the whole body, unpacked (8 MiB): 413.
+    - `depth`: of nested arrays and objects (64): 422.
+    - `keys`: in all objects of one event (10,000): 422.
+    - `body_seconds`: until the whole body must have come (30 s): 408.
+
+    >>> Limits(event_bytes=64 * 1024).inherit(DEFAULT).depth
+    64
+    """
+
+    event_bytes: int | None = None
+    request_bytes: int | None = None
+    depth: int | None = None
+    keys: int | None = None
+    body_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None and value <= 0:
+                raise DeclarationError(f"Limits({field.name}={value}): a number above 0")
+
+    def inherit(self, parent: Limits) -> Limits:
+        """These limits, with the parent's value in each field that is `None`."""
+        return Limits(
+            *(
+                getattr(parent if getattr(self, field.name) is None else self, field.name)
+                for field in fields(self)
+            )
+        )
+
+
+DEFAULT = Limits(
+    event_bytes=1024 * 1024,
+    request_bytes=8 * 1024 * 1024,
+    depth=64,
+    keys=10_000,
+    body_seconds=30.0,
+)

@@ -1,0 +1,114 @@
+"""When a destination event is loaded, and when a failed job is tried again."""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass, fields
+from datetime import datetime, timedelta
+
+from croniter import croniter
+
+from blacksmith_dagster.errors import DeclarationError
+from blacksmith_dagster.pipeline.rules import duration
+
+_EVERY = "@every "
+_NICKNAMES = frozenset(
+    {"@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly", "@annually"}
+)
+# croniter takes more than Dagster does: hashed and random fields, for example.
+_NAMED = re.compile(
+    "sun|mon|tue|wed|thu|fri|sat|jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec", re.IGNORECASE
+)
+_CRON = re.compile(r"[0-9*,/L \-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """When jobs are loaded and retried. A field that is `None` is inherited.
+
+    The event's field is taken, else the destination's, else the default: not realtime,
+    `@every 1h`, 72 retries, no backoff.
+
+    - `interval`: `@every <duration>` (5 s at least), a cron expression of five fields or a nickname
+      (`@daily`), in UTC. It is also the gap between a failed attempt and the next.
+    - `realtime`: load as soon as an event is committed.
+    - `max_retries`: attempts after the first, 0 or more; then the job is discarded.
+    - `backoff`: a duration. The first retry comes about this long after the failure, each further
+      one after twice as long, with jitter (a factor of 0.5 to 1), and never later than `interval`
+      has it.
+
+    >>> Schedule("@every 10m", max_retries=3)
+    Schedule(interval='@every 10m', realtime=None, max_retries=3, backoff=None)
+    """
+
+    interval: str | None = None
+    realtime: bool | None = None
+    max_retries: int | None = None
+    backoff: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.interval is not None:
+            _check_interval(self.interval)
+        if self.backoff is not None:
+            duration("Schedule(backoff=)", self.backoff)
+        if self.max_retries is not None and not 0 <= self.max_retries <= 10_000:
+            raise DeclarationError(
+                f"Schedule(max_retries={self.max_retries}): a number from 0 (no retry) to 10000"
+            )
+
+    def inherit(self, parent: Schedule) -> Schedule:
+        """This schedule, with the parent's value in each field that is `None`."""
+        return Schedule(
+            *(
+                getattr(parent if getattr(self, field.name) is None else self, field.name)
+                for field in fields(self)
+            )
+        )
+
+    @property
+    def every(self) -> timedelta | None:
+        """The interval's length, or `None` if it is a cron expression."""
+        if self.interval is None or not self.interval.startswith(_EVERY):
+            return None
+        return duration("Schedule", self.interval.removeprefix(_EVERY))
+
+    @property
+    def max_attempts(self) -> int:
+        """The first attempt and its retries: `1 + max_retries`."""
+        return 1 + (DEFAULT.max_retries or 0 if self.max_retries is None else self.max_retries)
+
+    def retry_delay(self, attempt: int, now: datetime) -> timedelta:
+        """How long after the failure of attempt number `attempt` (1 is the first) the next is due.
+
+        `now` is the time of the failure, with a time zone. The jitter is random.
+        """
+        gap = self.every
+        if gap is None:
+            following = croniter(self.interval or DEFAULT.interval, now).get_next(datetime)
+            gap = max(following - now, timedelta(seconds=1))
+        if self.backoff is None:
+            return gap
+        first = duration("Schedule(backoff=)", self.backoff)
+        doubled = first * 2 ** min(attempt - 1, 32) * random.uniform(0.5, 1.0)
+        return min(doubled, gap)
+
+
+DEFAULT = Schedule("@every 1h", realtime=False, max_retries=72)
+
+
+def _check_interval(interval: str) -> None:
+    if interval.startswith(_EVERY):
+        if duration("Schedule", interval.removeprefix(_EVERY)) < timedelta(seconds=5):
+            raise DeclarationError(
+                f"Schedule({interval!r}): Dagster looks every 5 seconds at best; write '@every 5s' or "
+                "longer, or Schedule(realtime=True)"
+            )
+        return
+    five_fields = len(interval.split()) == 5 and _CRON.fullmatch(_NAMED.sub("0", interval))
+    if interval in _NICKNAMES or (five_fields and croniter.is_valid(interval)):
+        return
+    raise DeclarationError(
+        f"Schedule({interval!r}): write '@every <duration>', a nickname such as '@daily', or a cron "
+        "expression of five fields: minute, hour, day of month, month, day of week"
+    )

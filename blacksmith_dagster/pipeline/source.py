@@ -1,0 +1,246 @@
+"""Where events come from."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import UnionType
+from typing import Any, Generic, Protocol, TypeVar, overload
+
+from blacksmith_dagster.errors import DeclarationError
+from blacksmith_dagster.pipeline import limits as _limits
+from blacksmith_dagster.pipeline.auth import Bearer
+from blacksmith_dagster.pipeline.event import Event
+from blacksmith_dagster.pipeline.flow import Receivable
+from blacksmith_dagster.pipeline.limits import Limits
+from blacksmith_dagster.pipeline.rules import checked_name, checked_owners, checked_tags
+from blacksmith_dagster.pipeline.trigger import HTTP, Reply, Trigger
+
+T = TypeVar("T")
+In = TypeVar("In")
+In_contra = TypeVar("In_contra", contravariant=True)
+Out = TypeVar("Out")
+
+
+class SourceEvent(Receivable[T], Generic[T, In_contra, Out]):
+    """A kind of event of a source, made by `Source.event` or `Source.accept`.
+
+    It stays callable: `departed(Request.of({...}))` runs the extract function. Its properties are
+    its own where they were given, else its source's, else the defaults.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        name: str,
+        trigger: Trigger[Any],
+        function: Callable[[In_contra], Out] | None,
+        model: Any,
+        auth: Bearer | None,
+        limits: Limits | None,
+        owners: Sequence[str] | None,
+        tags: Mapping[str, str] | None,
+        description: str | None,
+    ) -> None:
+        path = f"{source.name}/{checked_name(f'source {source.name!r}: event', name)}"
+        super().__init__(path, model)
+        self.source = source
+        self.name = name
+        self.trigger = trigger
+        self.function = function
+        self.auth = auth or source.auth
+        self.limits = (limits or Limits()).inherit(source.limits)
+        self.owners = source.owners if owners is None else checked_owners(path, owners) or ()
+        self.tags = source.tags if tags is None else checked_tags(path, tags) or {}
+        self.description = description
+
+    def __call__(self, given: In_contra) -> Out:
+        if self.function is None:
+            raise DeclarationError(
+                f"{self.path} takes the body as it is; it has no function to call"
+            )
+        return self.function(given)
+
+
+class _Extract(Protocol[In]):
+    """The decorator that `Source.event` returns: it takes a function of what the trigger hands over."""
+
+    @overload
+    def __call__(self, function: Callable[[In], Event[T]], /) -> SourceEvent[T, In, Event[T]]: ...
+    @overload
+    def __call__(
+        self, function: Callable[[In], Event[T] | Reply], /
+    ) -> SourceEvent[T, In, Event[T] | Reply]: ...
+    @overload
+    def __call__(
+        self, function: Callable[[In], Iterable[Event[T]]], /
+    ) -> SourceEvent[T, In, Iterable[Event[T]]]: ...
+    @overload
+    def __call__(
+        self, function: Callable[[In], Iterable[Event[T]] | Reply], /
+    ) -> SourceEvent[T, In, Iterable[Event[T]] | Reply]: ...
+
+
+class Source:
+    """Where events come from: a site, an application, a partner.
+
+    - `auth`: who may send to it; nobody is asked by default (the gateway listens on loopback).
+    - `limits`: of a request.
+    - `owners` (e-mail addresses or `team:name`) and `tags`: shown in Dagster.
+
+    Each event inherits them and may give its own.
+
+    >>> airport = Source("airport", owners=["team:flights"])
+    >>> @airport.event(HTTP("/airport/departures"))
+    ... def departed(request: Request) -> Event[dict]:
+    ...     return Event(request.json())
+    >>> departed.path, departed.owners
+    ('airport/departed', ('team:flights',))
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        auth: Bearer | None = None,
+        limits: Limits | None = None,
+        owners: Sequence[str] = (),
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        self.name = checked_name("source", name)
+        where = f"source {name!r}"
+        self.auth = auth
+        self.limits = (limits or Limits()).inherit(_limits.DEFAULT)
+        self.owners = checked_owners(where, owners) or ()
+        self.tags = checked_tags(where, tags) or {}
+        self._events: dict[str, SourceEvent[Any, Any, Any]] = {}
+
+    @property
+    def events(self) -> Mapping[str, SourceEvent[Any, Any, Any]]:
+        """The source's events, by name."""
+        return self._events
+
+    def event(
+        self,
+        on: Trigger[In],
+        *,
+        name: str | None = None,
+        auth: Bearer | None = None,
+        limits: Limits | None = None,
+        owners: Sequence[str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> _Extract[In]:
+        """Make a source event of a function that turns what the trigger hands over into events.
+
+        The function is called once per item of a JSON array or of NDJSON, and returns an `Event`,
+        several, or a `Reply`. `raise Reject(why)` refuses the request (422); any other exception
+        keeps the raw request in quarantine. Its return annotation, `Event[Flight]`, says what the
+        kept data is decoded into for `when`, `transform` and the destinations. It is named after the
+        function unless `name` is given.
+
+        Raises `DeclarationError`.
+        """
+
+        def declare(function: Callable[[Any], Any]) -> SourceEvent[Any, Any, Any]:
+            event = SourceEvent(
+                self,
+                name or function.__name__,
+                on,
+                function,
+                _returned_model(function),
+                auth,
+                limits,
+                owners,
+                tags,
+                function.__doc__,
+            )
+            return self._add(event)
+
+        return typing.cast("_Extract[In]", declare)
+
+    @overload
+    def accept(
+        self,
+        name: str,
+        *,
+        model: type[T],
+        on: HTTP | None = None,
+        auth: Bearer | None = None,
+        limits: Limits | None = None,
+        owners: Sequence[str] | None = None,
+        tags: Mapping[str, str] | None = None,
+        description: str | None = None,
+    ) -> SourceEvent[T, Any, Any]: ...
+    @overload
+    def accept(
+        self,
+        name: str,
+        *,
+        on: HTTP | None = None,
+        auth: Bearer | None = None,
+        limits: Limits | None = None,
+        owners: Sequence[str] | None = None,
+        tags: Mapping[str, str] | None = None,
+        description: str | None = None,
+    ) -> SourceEvent[Any, Any, Any]: ...
+    def accept(
+        self,
+        name: str,
+        *,
+        model: Any = Any,
+        on: HTTP | None = None,
+        auth: Bearer | None = None,
+        limits: Limits | None = None,
+        owners: Sequence[str] | None = None,
+        tags: Mapping[str, str] | None = None,
+        description: str | None = None,
+    ) -> SourceEvent[Any, Any, Any]:
+        """A source event without a function: a JSON body is kept as it is, to the byte.
+
+        It is sent to `/v1/<source>/<name>` unless `on` says otherwise. A body that does not fit
+        `model` (any type that msgspec decodes into) is refused with 422.
+
+        >>> Source("airport").accept("cancelled").trigger
+        HTTP(path='/v1/airport/cancelled', method='POST')
+
+        Raises `DeclarationError`.
+        """
+        trigger = on or HTTP(f"/v1/{self.name}/{checked_name('event', name)}")
+        return self._add(
+            SourceEvent(self, name, trigger, None, model, auth, limits, owners, tags, description)
+        )
+
+    def _add(self, event: SourceEvent[Any, Any, Any]) -> SourceEvent[Any, Any, Any]:
+        if event.name in self._events:
+            raise DeclarationError(
+                f"source {self.name!r} has two events named {event.name!r}; rename one, or give name="
+            )
+        self._events[event.name] = event
+        return event
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}>"
+
+
+def _returned_model(function: Callable[..., Any]) -> Any:
+    """The T of the `Event[T]` that `function` is annotated to return; `Any` if it is not."""
+    try:
+        returned = typing.get_type_hints(function).get("return", Any)
+    except NameError as error:
+        raise DeclarationError(
+            f"{function.__qualname__}: its annotations name {error.name!r}, which is not known at "
+            "import; define or import it at the top of the module"
+        ) from error
+    return _model_of(returned)
+
+
+def _model_of(returned: Any) -> Any:
+    origin, arguments = typing.get_origin(returned), typing.get_args(returned)
+    if origin is Event:
+        return arguments[0]
+    if origin in (typing.Union, UnionType) or (arguments and origin is not None):
+        for argument in arguments:
+            model = _model_of(argument)
+            if model is not Any:
+                return model
+    return Any
