@@ -38,7 +38,7 @@ class Postgres:
         import psycopg
 
         with psycopg.connect(self.url, autocommit=True) as connection:
-            connection.execute(statement)  # type: ignore[call-overload]
+            connection.execute(statement)
 
 
 class PostgresServer(Postgres):
@@ -64,7 +64,7 @@ class PostgresServer(Postgres):
     def start(self) -> None:
         """Start the server and wait until it answers."""
         assert self._process is None, "already started"
-        options = {
+        options: dict[str, str | int | Path] = {
             "listen_addresses": "127.0.0.1",
             "port": self._port,
             "unix_socket_directories": self._folder,
@@ -114,9 +114,9 @@ class PostgresServer(Postgres):
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _initialize(self) -> None:
-        command = ["-D", self._folder / "data", "-U", "postgres", "-A", "trust", "--no-sync"]
+        options = ["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8"]
         subprocess.run(
-            unprivileged([self._bin / "initdb", *command, "-E", "UTF8", "--locale=C.UTF-8"]),
+            unprivileged([self._bin / "initdb", "-D", self._folder / "data", *options]),
             check=True,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -1,0 +1,122 @@
+"""A user's pipeline: the type checkers accept it, and infer what the user would expect."""
+
+import sqlite3
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any, assert_type
+
+import msgspec
+
+from blacksmith_dagster import (
+    HTTP,
+    Batch,
+    Bearer,
+    Blacksmith,
+    Destination,
+    Event,
+    Flow,
+    Job,
+    Outcome,
+    Reject,
+    Reply,
+    Request,
+    Schedule,
+    Secret,
+    Source,
+)
+
+
+class Flight(msgspec.Struct):
+    id: str
+    dep_delay: int
+    time_hour: datetime
+
+
+class Cancellation(msgspec.Struct):
+    id: str
+    reason: str
+
+
+class Row(msgspec.Struct):
+    id: str
+    note: str
+
+
+airport = Source("airport", owners=["team:flights"], auth=Bearer(Secret("AIRPORT_TOKEN")))
+
+
+@airport.event(HTTP("/airport/departures"))
+def departed(request: Request) -> Event[Flight]:
+    """A flight has left."""
+    flight = request.json(Flight)
+    return Event(flight, key=flight.id, sent_at=flight.time_hour)
+
+
+@airport.event(HTTP("/airport/handshake"))
+def announced(request: Request) -> Event[dict[str, Any]] | Reply:
+    if challenge := request.query.get("challenge"):
+        return Reply(200, challenge)
+    if "id" not in request.json():
+        raise Reject("no id")
+    return Event(request.json())
+
+
+@airport.event(HTTP("/airport/gates"))
+def moved(request: Request) -> Iterator[Event[Row]]:
+    for row in request.json(list[Row]):
+        yield Event(row)
+
+
+cancelled = airport.accept("cancelled", model=Cancellation)
+anything = airport.accept("anything")
+
+
+def called(request: Request) -> None:
+    assert_type(departed(request), Event[Flight])
+    assert_type(announced(request), Event[dict[str, Any]] | Reply)
+
+
+def to_row(event: Event[Cancellation]) -> Row:
+    return Row(event.data.id, event.data.reason)
+
+
+def open_lake() -> Iterator[sqlite3.Connection]:
+    connection = sqlite3.connect(":memory:")
+    yield connection
+    connection.close()
+
+
+def open_lake_simply() -> sqlite3.Connection:
+    return sqlite3.connect(":memory:")
+
+
+lake = Destination("lake", connect=open_lake, batch=50_000, timeout="10m")
+pond = Destination("pond", connect=open_lake_simply)
+logbook = Destination("logbook", schedule=Schedule("@every 10m"))
+
+
+@lake.event(
+    receives=[Flow(departed, when=lambda e: e.data.dep_delay > 120), cancelled],
+    schedule=Schedule(max_retries=3),
+)
+def movements(batch: Batch[Flight | Cancellation], connection: sqlite3.Connection) -> None:
+    batch.frame().to_sql("movements", connection, if_exists="append")
+
+
+@pond.event(receives=Flow(cancelled, transform=to_row))
+def rows(batch: Batch[Row], connection: sqlite3.Connection) -> None:
+    for job in batch:
+        assert_type(job, Job[Row])
+        if not job.data.note:
+            batch.discard(job, "nothing to say")
+
+
+@logbook.event(receives=[movements.discarded, rows.failed, anything])
+def undeliverable(batch: Batch[Any]) -> None:
+    print(len(batch))
+
+
+assert_type(rows.discarded, Outcome[Row])
+assert_type(movements.succeeded, Outcome[Flight | Cancellation])
+
+blacksmith = Blacksmith(sources=[airport], destinations=[lake, pond, logbook], since="2026-01-01")
