@@ -21,6 +21,7 @@ from blacksmith_dagster.pipeline.schedule import Schedule
 
 T = TypeVar("T")
 C = TypeVar("C")
+C_co = TypeVar("C_co", covariant=True)
 
 DEFAULT_BATCH = 1000
 DEFAULT_TIMEOUT = "5m"
@@ -81,10 +82,10 @@ class DestinationEvent(Generic[T]):
         return f"<{type(self).__name__} {self.path}>"
 
 
-class _Load(Protocol[C]):
+class _Load(Protocol[C_co]):
     """The decorator that `Destination.event` returns."""
 
-    def __call__(self, function: Callable[[Batch[T], C], None], /) -> DestinationEvent[T]: ...
+    def __call__(self, function: Callable[[Batch[T], C_co], None], /) -> DestinationEvent[T]: ...
 
 
 class _LoadUnconnected(Protocol):

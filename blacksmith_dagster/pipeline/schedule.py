@@ -85,16 +85,14 @@ class Schedule:
         """
         gap = self.every
         if gap is None:
-            following = croniter(self.interval or DEFAULT.interval, now).get_next(datetime)
+            ticks = croniter(self.interval or DEFAULT.interval, now)
+            following: datetime = ticks.get_next(datetime)
             gap = max(following - now, timedelta(seconds=1))
         if self.backoff is None:
             return gap
         first = duration("Schedule(backoff=)", self.backoff)
-        doubled = first * 2 ** min(attempt - 1, 32) * random.uniform(0.5, 1.0)
+        doubled = first * 2.0 ** min(attempt - 1, 32) * random.uniform(0.5, 1.0)
         return min(doubled, gap)
-
-
-DEFAULT = Schedule("@every 1h", realtime=False, max_retries=72)
 
 
 def _check_interval(interval: str) -> None:
@@ -112,3 +110,6 @@ def _check_interval(interval: str) -> None:
         f"Schedule({interval!r}): write '@every <duration>', a nickname such as '@daily', or a cron "
         "expression of five fields: minute, hour, day of month, month, day of week"
     )
+
+
+DEFAULT = Schedule("@every 1h", realtime=False, max_retries=72)

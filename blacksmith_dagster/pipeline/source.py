@@ -67,8 +67,9 @@ class _Extract(Protocol[In]):
 
     @overload
     def __call__(self, function: Callable[[In], Event[T]], /) -> SourceEvent[T, In, Event[T]]: ...
+    # A function that only replies fits two of them, and the first is as good as the other.
     @overload
-    def __call__(
+    def __call__(  # type: ignore[overload-overlap]
         self, function: Callable[[In], Event[T] | Reply], /
     ) -> SourceEvent[T, In, Event[T] | Reply]: ...
     @overload
@@ -142,7 +143,7 @@ class Source:
         """
 
         def declare(function: Callable[[Any], Any]) -> SourceEvent[Any, Any, Any]:
-            event = SourceEvent(
+            event: SourceEvent[Any, Any, Any] = SourceEvent(
                 self,
                 name or function.__name__,
                 on,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
-from enum import Enum
+from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from blacksmith_dagster.pipeline.application import Blacksmith
 
 
-class Lane(str, Enum):
+class Lane(StrEnum):
     """Which queue of a destination event: each lane has its own lock, fence and open load."""
 
     LOAD = "load"
