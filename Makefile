@@ -2,7 +2,7 @@
 # except the test services, which scripts/services gets from Debian where it may.
 PYTHON ?= python3
 
-.PHONY: demo test check format bench soak services clean
+.PHONY: demo test check format bench services clean
 
 demo: .venv/demo.stamp
 	.venv/bin/python scripts/demo.py $(ARGS)
@@ -22,9 +22,6 @@ format: .venv/dev.stamp
 
 bench: .venv/dev.stamp services
 	.venv/bin/python -m benchmarks $(ARGS)
-
-soak: .venv/dev.stamp services
-	.venv/bin/python -m pytest tests/acceptance -m soak $(PYTEST_ARGS)
 
 services:
 	scripts/services

@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+import hypothesis
 import pytest
 
 from tests.services import Unavailable
@@ -17,6 +18,12 @@ T = TypeVar("T")
 CI = os.environ.get("CI") == "true"
 
 _missing: dict[str, set[str]] = {}  # a service that cannot be had, and why -> the tests without it
+
+
+# Time tells nothing on a busy machine. In CI hypothesis has a profile of its own, which agrees.
+hypothesis.settings.register_profile("local", deadline=None)
+if not CI:
+    hypothesis.settings.load_profile("local")
 
 
 def pytest_configure() -> None:
@@ -38,13 +45,16 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, T, T]:
 
 @contextlib.contextmanager
 def _skip_without_service(item: pytest.Item) -> Iterator[None]:
+    missing = None
     try:
         yield
-    except Unavailable as missing:
-        _missing.setdefault(str(missing), set()).add(item.nodeid)
+    except Unavailable as error:
+        missing = str(error)
+    if missing:
+        _missing.setdefault(missing, set()).add(item.nodeid)
         if CI:
-            pytest.fail(str(missing), pytrace=False)
-        pytest.skip(str(missing))
+            pytest.fail(missing, pytrace=False)
+        pytest.skip(missing)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -4,6 +4,7 @@ A service binds to the loopback only, on a free port, keeps its data in a tempor
 as a child that is waited for. One that cannot be had raises `Unavailable` with the reason.
 """
 
+import contextlib
 import os
 import random
 import shutil
@@ -11,6 +12,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -95,10 +97,17 @@ def kill_tree(process: subprocess.Popen[bytes]) -> None:
     except psutil.NoSuchProcess:
         children = []
     for each in children:
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             each.kill()
-        except psutil.NoSuchProcess:
-            continue
     process.send_signal(signal.SIGKILL)
     process.wait()
-    psutil.wait_procs(children, timeout=10)
+    while any(_lives(each) for each in children):
+        time.sleep(0.01)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        # Orphans are init's to reap, and some take their time: a zombie holds nothing any more.
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
