@@ -14,7 +14,7 @@ check: .venv/dev.stamp
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
-	.venv/bin/lint-imports
+	.venv/bin/lint-imports --no-logo
 
 format: .venv/dev.stamp
 	.venv/bin/ruff check --fix
@@ -32,10 +32,10 @@ clean:
 # A stamp is older than pyproject.toml when a dependency may have changed.
 .venv/demo.stamp: pyproject.toml
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --editable '.[demo]'
+	.venv/bin/python -m pip install -qq --editable '.[demo]'
 	touch $@
 
 .venv/dev.stamp: pyproject.toml
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --editable '.[dev]'
+	.venv/bin/python -m pip install -qq --editable '.[dev]'
 	touch .venv/demo.stamp $@
