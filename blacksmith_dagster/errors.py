@@ -9,7 +9,9 @@
     │   ├── Reject                an extract function says no (422)
     │   ├── BadRequest            400
     │   ├── NotAllowed            401
+    │   ├── TooSlow               408
     │   ├── TooLarge              413
+    │   ├── UnsupportedMedia      415
     │   ├── Unprocessable         422
     │   │   └── KeyReused         the same idempotency key with another body
     │   └── Busy                  429: the queue is full
@@ -80,11 +82,25 @@ class NotAllowed(Refused):
     title = "Not authorized"
 
 
+class TooSlow(Refused):
+    """The body has not come in time."""
+
+    status = 408
+    title = "Request timeout"
+
+
 class TooLarge(Refused):
     """The body, or one of its events, is over its limit."""
 
     status = 413
     title = "Too large"
+
+
+class UnsupportedMedia(Refused):
+    """The body's type or its encoding is none that is taken here."""
+
+    status = 415
+    title = "Unsupported media type"
 
 
 class Unprocessable(Refused):
@@ -158,3 +174,27 @@ class PositionMoved(StoreError):
 
 class Fenced(BlacksmithError):
     """Another process has taken over this lane. Whatever is under way here no longer counts: stop."""
+
+
+_LONGEST = 4000
+
+
+def describe(error: BaseException) -> str:
+    """An error of a user's code as one text that every database can keep.
+
+    >>> describe(KeyError("flight"))
+    "KeyError: 'flight'"
+    """
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - an error that cannot be shown must not hide that it was
+        text = "(it cannot be shown)"
+    return clean(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+
+
+def clean(text: str) -> str:
+    """`text` without what PostgreSQL or UTF-8 cannot hold (NUL, lone surrogates), 4000 characters
+    at most."""
+    if len(text) > _LONGEST:
+        text = text[: _LONGEST - 2] + " …"
+    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,114 @@
+"""Reading a request's body: in time, within its limit, unpacked, and with flat memory."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
+
+from blacksmith_dagster.errors import BadRequest, Busy, TooLarge, TooSlow, UnsupportedMedia
+
+_GZIP, _ZLIB, _BARE = 31, 15, -15  # zlib's names for its formats: RFC 1952, RFC 1950, RFC 1951
+
+
+class Budget:
+    """The bytes of bodies that the gateway may hold at once, being read or waiting for a commit."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._held = 0
+
+    def take(self, size: int) -> None:
+        """Hold `size` bytes more. Raises `Busy` unless they are the first."""
+        if self._held and self._held + size > self._capacity:
+            raise Busy(f"{self._held} bytes of other requests are under way; try again in a second")
+        self._held += size
+
+    def give_back(self, size: int) -> None:
+        """Hold `size` bytes less."""
+        self._held -= size
+
+
+async def read_body(
+    receive: Receive, declared: bytes | None, limit: int, seconds: float, budget: Budget
+) -> bytes:
+    """The body, whose bytes are taken from the budget.
+
+    `declared` is the Content-Length: it is not believed, but a body that says itself that it is too
+    large need not be read.
+
+    Raises `TooLarge`, `TooSlow`, `Busy`, and `ClientDisconnect`.
+    """
+    if declared is not None and int(declared) > limit:
+        raise TooLarge(_over(limit))
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(seconds):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                chunk: bytes = message.get("body", b"")
+                if size + len(chunk) > limit:
+                    raise TooLarge(_over(limit))
+                budget.take(len(chunk))
+                size += len(chunk)
+                chunks.append(chunk)
+                if not message.get("more_body", False):
+                    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    except TimeoutError as error:
+        budget.give_back(size)
+        raise TooSlow(f"the body has not come within {seconds:g} seconds; send it at once") from error
+    except BaseException:
+        budget.give_back(size)
+        raise
+
+
+def unpack(body: bytes, encoding: str, limit: int) -> bytes:
+    """The body without its Content-Encoding. At no time are more than `limit` bytes made of it.
+
+    Raises `UnsupportedMedia`, `BadRequest`, `TooLarge`.
+    """
+    encoding = encoding.strip().lower()
+    if encoding in ("", "identity"):
+        return body
+    if encoding in ("gzip", "x-gzip"):
+        formats = [_GZIP]
+    elif encoding == "deflate":
+        # It means zlib's format, but some senders leave out its header.
+        formats = [_ZLIB, _BARE]
+    else:
+        raise UnsupportedMedia(
+            f"Content-Encoding {encoding!r} is not taken; send gzip, deflate, or neither"
+        )
+    for wbits in formats:
+        try:
+            return _inflated(body, wbits, limit)
+        except zlib.error as error:
+            refused = BadRequest(f"the body is not {encoding}: {error}")
+    raise refused
+
+
+def _inflated(body: bytes, wbits: int, limit: int) -> bytes:
+    parts: list[bytes] = []
+    room = limit
+    while True:
+        inflater = zlib.decompressobj(wbits)
+        part = inflater.decompress(body, room + 1)
+        if len(part) > room:
+            raise TooLarge(_over(limit))
+        room -= len(part)
+        parts.append(part)
+        if not inflater.eof:
+            raise zlib.error("it ends too early")
+        body = inflater.unused_data
+        if not body or wbits != _GZIP:
+            return b"".join(parts)
+        # gzip files may follow each other in one (RFC 1952, section 2.2).
+
+
+def _over(limit: int) -> str:
+    return f"the body is over the limit of {limit} bytes; send it in several requests"

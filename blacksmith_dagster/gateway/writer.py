@@ -1,0 +1,91 @@
+"""The one thread that commits: whatever has gathered since the last commit, in one commit."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Sequence
+from queue import SimpleQueue
+from typing import TypeAlias
+
+from blacksmith_dagster.errors import BlacksmithError, Busy
+from blacksmith_dagster.store.interface import NewEvent, Store
+
+Kept: TypeAlias = list[str] | Exception
+_Waiting: TypeAlias = tuple[list[NewEvent], asyncio.Future[Kept]]
+
+_log = logging.getLogger(__name__)
+
+
+class Writer:
+    """Adaptive group commit: no timer, a lone request waits for nothing.
+
+    While one commit is under way the requests that come gather, and make the next one. `capacity`
+    is how many events may wait.
+    """
+
+    def __init__(self, store: Store, capacity: int) -> None:
+        self._store = store
+        self._capacity = capacity
+        self._waiting = 0  # touched by the loop's thread alone
+        self._queue: SimpleQueue[_Waiting | None] = SimpleQueue()
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._run, name="blacksmith-writer", daemon=True)
+        self._thread.start()
+
+    def submit(self, events: list[NewEvent]) -> asyncio.Future[Kept]:
+        """Have the events of a request committed.
+
+        The future brings their ids, or, as a value, why they were not kept: one error may answer
+        hundreds of requests, and raising one object hundreds of times would grow its traceback.
+
+        Raises `Busy`.
+        """
+        if self._waiting and self._waiting + len(events) > self._capacity:
+            raise Busy(f"{self._waiting} events wait to be stored; send this again in a second")
+        self._waiting += len(events)
+        future: asyncio.Future[Kept] = self._loop.create_future()
+        self._queue.put((events, future))
+        return future
+
+    async def stop(self) -> None:
+        """Commit what was submitted, then end."""
+        self._queue.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    def _run(self) -> None:
+        queue = self._queue
+        going_on = True
+        while going_on:
+            gathered = [queue.get()]
+            gathered.extend(queue.get() for _ in range(queue.qsize()))
+            going_on = gathered[-1] is not None
+            batch = [each for each in gathered if each is not None]
+            results = self._commit([events for events, _ in batch])
+            # The loop is closed if the process was told twice to stop: nobody waits any more.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._hand_back, batch, results)
+
+    def _commit(self, requests: Sequence[list[NewEvent]]) -> Sequence[Kept]:
+        if not requests:
+            return []
+        try:
+            return self._store.ingest(requests)
+        except BlacksmithError as error:
+            # The store does not answer, or refuses to write at all. In particular a commit whose
+            # outcome is unknown is never tried again here: only the sender's key makes that safe.
+            _log.error("%d requests were not kept: %s", len(requests), error)
+            return [error] * len(requests)
+        except Exception as error:  # noqa: BLE001 - the database refused the data of one of them
+            if len(requests) == 1:
+                _log.error("a request was refused by the store", exc_info=error)
+                return [error]
+            return [self._commit([each])[0] for each in requests]
+
+    def _hand_back(self, batch: Sequence[_Waiting], results: Sequence[Kept]) -> None:
+        for (events, future), result in zip(batch, results, strict=True):
+            self._waiting -= len(events)
+            if not future.done():
+                future.set_result(result)
