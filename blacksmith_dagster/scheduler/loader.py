@@ -1,0 +1,153 @@
+"""Loading one destination event: claim, decode, call, record, until nothing is due."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as StillRunning
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from blacksmith_dagster.errors import Fenced, OutcomeUnknown, Timeout, Unavailable
+from blacksmith_dagster.pipeline.application import Blacksmith
+from blacksmith_dagster.pipeline.batch import Batch
+from blacksmith_dagster.pipeline.destination import DestinationEvent
+from blacksmith_dagster.scheduler.decode import Decoded, Decoder
+from blacksmith_dagster.scheduler.interface import LoadReport, Summary
+from blacksmith_dagster.scheduler.outcomes import outcomes
+from blacksmith_dagster.scheduler.verdict import decide, report
+from blacksmith_dagster.scheduler.workers import Workers
+from blacksmith_dagster.store.interface import Fence, Load, Store, Verdict
+
+if TYPE_CHECKING:
+    from blacksmith_dagster.supervisor.interface import Lease
+
+_log = logging.getLogger(__name__)
+
+GRACE = 1.0
+"""Seconds that a call which ran past its time-out still has to return in."""
+
+RECORD_FOR = 60.0
+"""Seconds for which recording is tried again while the store does not answer."""
+
+_RECORD_AGAIN = 0.5
+
+
+class Loader:
+    """Loads what is due of one destination event.
+
+    It works for whoever holds the lock (`lease`) and the right to claim (`fence`); plain Python, it
+    knows nothing of who calls it. `run` names the caller's run in the history.
+    """
+
+    def __init__(
+        self,
+        app: Blacksmith,
+        event: DestinationEvent[Any],
+        *,
+        store: Store,
+        workers: Workers,
+        run: str | None = None,
+    ) -> None:
+        self._app = app
+        self._event = event
+        self._store = store
+        self._workers = workers
+        self._run = run
+        self._decoder = Decoder(app, event)
+
+    def drain(
+        self,
+        fence: Fence,
+        lease: Lease,
+        stop: threading.Event,
+        tell: Callable[[LoadReport], None],
+    ) -> Summary:
+        """Load until nothing is due, or until `stop` is set; the load under way is finished.
+
+        `tell` is called after each recorded load, in this thread.
+
+        Raises `Fenced` when another took over or may have (the lease is lost), `Timeout` when a load
+        ran past its time-out and its function has not returned, `Unavailable`.
+        """
+        summary = Summary()
+        while not stop.is_set():
+            if lease.lost.is_set():
+                raise Fenced(
+                    f"the lock {lease.key} could not be renewed, and another process may hold it; "
+                    "nothing more is claimed here, and the next run goes on"
+                )
+            load = self._store.claim(
+                fence, self._event.batch, self._event.schedule.max_attempts, self._run
+            )
+            if load is None:
+                return summary
+            if stop.is_set():
+                self._store.release(load)
+                break
+            done = self._load(load, lease, stop)
+            if done is not None:
+                summary = Summary(summary.loads + 1, sum(done.days.values(), start=summary.tally))
+                tell(done)
+        return Summary(summary.loads, summary.tally, stopped=True)
+
+    def _load(self, load: Load, lease: Lease, stop: threading.Event) -> LoadReport | None:
+        """Run one load. `None` if it was abandoned: it took too long, and has returned since."""
+        decoded, batch = Decoded((), {}), Batch[Any](self._event.path, ())
+        raised: BaseException | None = None
+        started = time.monotonic()
+        if load.condemned is None:
+            originals = self._decoder.originals(load.rows, self._store.originals)
+            decoded = self._decoder.decode(load, originals)
+            batch = Batch(self._event.path, decoded.jobs)
+            if decoded.jobs:
+                call = self._workers.call(self._event, batch)
+                try:
+                    raised = call.exception(self._event.timeout.total_seconds())
+                except StillRunning:
+                    self._abandon(load, call)
+                    return None
+        seconds = time.monotonic() - started
+        now = datetime.now(UTC)
+        decision = decide(load, decoded, batch.verdicts, raised, self._event.schedule, now)
+        made = outcomes(self._app, self._event, load, decoded, decision, now)
+        verdict = decision.verdict
+        if made:
+            verdict = Verdict(
+                verdict.deviations, verdict.raised, verdict.delay, verdict.alone, made
+            )
+        self._record(load, verdict, lease, stop)
+        return report(load, verdict, seconds)
+
+    def _abandon(self, load: Load, call: Future[None]) -> None:
+        """Its jobs are due again; whatever the call still does counts for nothing."""
+        limit = self._event.timeout.total_seconds()
+        error = f"the load ran past its time-out of {limit:g} s"
+        self._store.abandon(load, error)
+        _log.warning("%s: load %d: %s", self._event.path, load.id, error)
+        if call.cancel():  # it waited for another call of this destination, and has not begun
+            return
+        try:
+            call.exception(GRACE)
+        except StillRunning:
+            raise Timeout(
+                f"{self._event.path}: {error}, and its function has not returned: end this process. "
+                "The jobs are due again; if the function needs longer, give the event a longer "
+                "timeout= or a smaller batch="
+            ) from None
+
+    def _record(self, load: Load, verdict: Verdict, lease: Lease, stop: threading.Event) -> None:
+        """Record, again if the store does not answer: what is loaded need not be loaded twice."""
+        give_up = time.monotonic() + RECORD_FOR
+        while True:
+            try:
+                return self._store.record(load, verdict)
+            except OutcomeUnknown:
+                raise
+            except Unavailable:
+                if lease.lost.is_set() or stop.is_set() or time.monotonic() > give_up:
+                    raise
+            stop.wait(_RECORD_AGAIN)

@@ -1,0 +1,58 @@
+"""The scheduler that we ship: the lock, the fence, and the loader between them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from blacksmith_dagster.pipeline.application import Blacksmith
+from blacksmith_dagster.pipeline.destination import DestinationEvent
+from blacksmith_dagster.scheduler.interface import LoadReport, Summary
+from blacksmith_dagster.scheduler.loader import Loader
+from blacksmith_dagster.scheduler.workers import Workers
+from blacksmith_dagster.store.interface import Lane, Store
+
+if TYPE_CHECKING:
+    from blacksmith_dagster.supervisor.interface import Supervisor
+
+
+class StandardScheduler:
+    """Loads a destination event under its lock, `load/<destination>/<event>`.
+
+    Destinations' connections are opened at their first load, and kept for the next until `close` or
+    the process's end.
+
+    >>> StandardScheduler().load(app, flights, store=store, supervisor=supervisor)  # doctest: +SKIP
+    Summary(loads=3, tally=Tally(succeeded=2641, failed=0, discarded=0), skipped=None, stopped=False)
+    """
+
+    def __init__(self) -> None:
+        self._workers = Workers()
+
+    def load(
+        self,
+        app: Blacksmith,
+        event: DestinationEvent[Any],
+        *,
+        store: Store,
+        supervisor: Supervisor,
+        run: str | None = None,
+        stop: threading.Event | None = None,
+        report: Callable[[LoadReport], None] | None = None,
+    ) -> Summary:
+        """See `Scheduler.load`."""
+        key = f"load/{event.path}"
+        lease = supervisor.acquire(key, run or f"{socket.gethostname()}:{os.getpid()}")
+        if lease is None:
+            return Summary(skipped=f"held by {supervisor.status(key).owner or 'another process'}")
+        with lease:
+            fence = store.take_over(event.path, Lane.LOAD, lease.id, lease.confirm)
+            loader = Loader(app, event, store=store, workers=self._workers, run=run)
+            return loader.drain(fence, lease, stop or threading.Event(), report or (lambda _: None))
+
+    def close(self) -> None:
+        """Close the destinations' connections."""
+        self._workers.close()

@@ -1,0 +1,109 @@
+"""How a load ended, from what the destination event's function did. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime
+from typing import NamedTuple
+
+from blacksmith_dagster.errors import clean, describe
+from blacksmith_dagster.pipeline import batch
+from blacksmith_dagster.pipeline.batch import Said
+from blacksmith_dagster.pipeline.schedule import Schedule
+from blacksmith_dagster.scheduler.decode import Decoded
+from blacksmith_dagster.scheduler.interface import LoadReport, Tally
+from blacksmith_dagster.store.interface import Deviation, Load, Verdict
+
+
+class Decision(NamedTuple):
+    """A load's verdict. `exhausted`: the jobs (by seq) discarded because their last attempt failed,
+    not because someone said so."""
+
+    verdict: Verdict
+    exhausted: frozenset[int] = frozenset()
+
+
+def decide(
+    load: Load,
+    decoded: Decoded,
+    answers: Mapping[str, batch.Verdict],
+    raised: BaseException | None,
+    schedule: Schedule,
+    now: datetime,
+) -> Decision:
+    """The verdict of a load.
+
+    `answers` is what the function said, by the job's key; `raised` what it raised. It has succeeded
+    with every job that it did not name, or failed with them if it raised. A job that fails at its
+    last attempt is discarded, except that a load of several jobs which raises discards none of those
+    undecided: it may have raised for the sake of one. They run once alone before that.
+    """
+    if load.condemned is not None:
+        return Decision(
+            Verdict([Deviation(row.seq, Said.DISCARDED, load.condemned) for row in load.rows])
+        )
+    if raised is None and not answers and not decoded.refused:
+        return Decision(Verdict())
+    several = len(load.rows) > 1
+    last = load.attempt >= schedule.max_attempts
+    gap = schedule.retry_delay(load.attempt, now).total_seconds()
+    why = "" if raised is None else describe(raised)
+    if raised is not None and not answers and not decoded.refused and (several or not last):
+        alone = several and load.attempt >= schedule.max_attempts - 1
+        return Decision(Verdict(raised=why, delay=gap, alone=alone))
+
+    deviations: list[Deviation] = []
+    exhausted: set[int] = set()
+    for row in load.rows:
+        undecided = False
+        delay: float | None = None
+        if (refused := decoded.refused.get(row.seq)) is not None:
+            said, error = refused
+        elif (answer := answers.get(f"{row.id}-{load.job_key}")) is not None:
+            said, error, delay = answer.said, clean(answer.why), answer.retry_after
+        else:
+            undecided = True
+            said, error = (Said.SUCCEEDED, "") if raised is None else (Said.FAILED, why)
+        if said is Said.FAILED and last and not (undecided and several):
+            said = Said.DISCARDED
+            exhausted.add(row.seq)
+        if said is Said.FAILED:
+            deviations.append(Deviation(row.seq, said, error, gap if delay is None else delay))
+        elif said is Said.DISCARDED:
+            deviations.append(Deviation(row.seq, said, error))
+    return Decision(Verdict(deviations), frozenset(exhausted))
+
+
+def report(load: Load, verdict: Verdict, seconds: float) -> LoadReport:
+    """What there is to tell of a recorded load. `seconds`: how long its function took."""
+    received = {row.seq: row.received_at for row in load.rows}
+    made = _per_day(received.values())
+    if verdict.raised is not None:
+        days = {day: Tally(failed=jobs) for day, jobs in made.items()}
+        return LoadReport(load.id, days, seconds, load.attempt, verdict.raised)
+    if not verdict.deviations:
+        days = {day: Tally(succeeded=jobs) for day, jobs in made.items()}
+        return LoadReport(load.id, days, seconds, load.attempt)
+    failed = _per_day(received[each.seq] for each in _with(verdict.deviations, Said.FAILED))
+    discarded = _per_day(received[each.seq] for each in _with(verdict.deviations, Said.DISCARDED))
+    days = {
+        day: Tally(jobs - failed[day] - discarded[day], failed[day], discarded[day])
+        for day, jobs in made.items()
+    }
+    return LoadReport(load.id, days, seconds, load.attempt, verdict.deviations[0].error)
+
+
+def _with(deviations: Sequence[Deviation], said: Said) -> Iterable[Deviation]:
+    return (each for each in deviations if each.said is said)
+
+
+def _per_day(times: Iterable[datetime]) -> Counter[date]:
+    times = list(times)
+    if times and (day := _day(min(times))) == _day(max(times)):
+        return Counter({day: len(times)})  # one day, as most loads are: no need to look at each
+    return Counter(map(_day, times))
+
+
+def _day(at: datetime) -> date:
+    return at.astimezone(UTC).date()

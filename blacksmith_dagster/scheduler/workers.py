@@ -1,0 +1,116 @@
+"""The threads in which destinations' functions run, with what `connect` opened for them."""
+
+from __future__ import annotations
+
+import atexit
+import inspect
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any
+
+from blacksmith_dagster.errors import describe
+from blacksmith_dagster.pipeline.batch import Batch
+from blacksmith_dagster.pipeline.destination import Destination, DestinationEvent
+
+_log = logging.getLogger(__name__)
+
+CLOSE_TIMEOUT = 10.0
+
+
+class Workers:
+    """One thread per destination, and in it the one connection that `connect` opened.
+
+    The connection is opened by the first call, used and closed in the same thread: many drivers
+    (`sqlite3` is one) allow no other. It is closed by `close`, at the latest at the process's end.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._workers: dict[Destination[Any], _Worker] = {}
+        atexit.register(self.close)
+
+    def call(self, event: DestinationEvent[Any], batch: Batch[Any]) -> Future[None]:
+        """Begin to load a batch. The future holds what the function raised."""
+        with self._lock:
+            worker = self._workers.get(event.destination)
+            if worker is None:
+                worker = self._workers[event.destination] = _Worker(event.destination)
+        return worker.submit(lambda: event(batch, *worker.connection()))
+
+    def close(self) -> None:
+        """Close all connections; those in use by a call that does not return are left alone."""
+        with self._lock:
+            workers, self._workers = list(self._workers.values()), {}
+        atexit.unregister(self.close)
+        for worker in workers:
+            worker.close()
+
+
+class _Worker:
+    def __init__(self, destination: Destination[Any]) -> None:
+        self._destination = destination
+        self._connection: tuple[Any, ...] | None = None
+        self._finish: Callable[[], None] = lambda: None
+        self._tasks: queue.SimpleQueue[tuple[Callable[[], None], Future[None]] | None]
+        self._tasks = queue.SimpleQueue()
+        # A daemon: a call that never returns must not keep the process from ending.
+        self._thread = threading.Thread(
+            target=self._work, name=f"load-{destination.name}", daemon=True
+        )
+        self._thread.start()
+
+    def submit(self, task: Callable[[], None]) -> Future[None]:
+        future: Future[None] = Future()
+        self._tasks.put((task, future))
+        return future
+
+    def connection(self) -> tuple[Any, ...]:
+        """What the function is called with beside the batch; opened when first asked for."""
+        if self._connection is None:
+            self._connection = self._open()
+        return self._connection
+
+    def close(self) -> None:
+        self._tasks.put(None)
+        self._thread.join(CLOSE_TIMEOUT)
+
+    def _work(self) -> None:
+        while (item := self._tasks.get()) is not None:
+            task, future = item
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                task()
+            except BaseException as error:  # noqa: BLE001 - sys.exit() in users' code is a failure too
+                future.set_exception(error)
+            else:
+                future.set_result(None)
+            del item, task, future  # or the last batch lives until the next
+        try:
+            self._finish()
+        except Exception as error:  # noqa: BLE001 - users' code; nothing depends on it any more
+            _log.warning(
+                "the connection of destination %s was not closed: %s",
+                self._destination.name,
+                describe(error),
+            )
+
+    def _open(self) -> tuple[Any, ...]:
+        connect = self._destination.connect
+        if connect is None:
+            return ()
+        opened = connect()
+        if inspect.isgenerator(opened):
+            self._finish = lambda: _resume(opened)
+            return (next(opened),)
+        close = getattr(opened, "close", None)
+        if callable(close):
+            self._finish = lambda: close()
+        return (opened,)
+
+
+def _resume(opened: Iterator[Any]) -> None:
+    next(opened, None)

@@ -1,0 +1,133 @@
+"""From the rows of the log to jobs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from blacksmith_dagster import Batch, Blacksmith, Cause, Destination, Event, Flow, Job, Source
+from blacksmith_dagster.pipeline.batch import Said
+from blacksmith_dagster.scheduler.decode import Decoder
+from blacksmith_dagster.store.interface import JobRow
+from tests.unit.loads import (
+    NOW,
+    Flight,
+    app,
+    cancelled,
+    caused,
+    decode,
+    flights,
+    load,
+    row,
+    told,
+    told_of_telling,
+)
+
+
+def test_a_job_holds_the_event_as_it_was_kept() -> None:
+    decoded = decode(load([row(7, context='{"agent":"x"}', parent="evt_3")], attempt=2))
+    flight = Flight("f7", 7)
+    event = Event(flight, "k7", NOW, {"agent": "x"}, "v1", "evt_7", NOW, "evt_3")
+    assert decoded.jobs == [Job(flight, event, "evt_7-2", 2)]
+    assert not decoded.refused
+
+
+def test_transform_makes_the_data_and_leaves_the_event() -> None:
+    (job,) = decode(load([row(1, kind=cancelled.path)])).jobs
+    assert job.data == "F1"
+    assert job.event.data == {"id": "f1", "delay": 1}
+
+
+def test_transform_that_raises_fails_its_job() -> None:
+    rows = [row(1, kind=cancelled.path), row(2, '{"no":"id"}', kind=cancelled.path), row(3)]
+    decoded = decode(load(rows))
+    assert [job.key for job in decoded.jobs] == ["evt_1-2", "evt_3-2"]
+    assert decoded.refused == {2: (Said.FAILED, "KeyError: 'id'")}
+
+
+def test_data_that_does_not_fit_the_model_fails_its_job() -> None:
+    decoded = decode(load([row(1, '{"id":1}'), row(2)]))
+    assert [job.key for job in decoded.jobs] == ["evt_2-2"]
+    assert "Expected `str`, got `int`" in decoded.refused[1].error
+
+
+def test_a_kind_that_is_no_longer_received_fails_with_the_mend() -> None:
+    decoded = decode(load([row(1, kind="airport/moved")]))
+    assert decoded.refused[1].said is Said.FAILED
+    assert "warehouse/flights does not receive airport/moved" in decoded.refused[1].error
+
+
+def test_when_that_raises_keeps_the_job_and_is_asked_again() -> None:
+    late, early = row(200, when_error="ZeroDivisionError"), row(100, when_error="ZeroDivisionError")
+    assert decode(load([late])).refused == {200: (Said.FAILED, "ZeroDivisionError")}
+    again = decode(load([late, early], attempt=2))
+    assert [job.key for job in again.jobs] == ["evt_200-2"]
+    assert again.refused == {100: (Said.DISCARDED, "the flow's when no longer wants this event")}
+
+    broken = row(3, '{"id":"x","delay":null}', when_error="ZeroDivisionError")
+    assert decode(load([broken], attempt=2)).refused[3].said is Said.FAILED
+
+
+def originals(event: Any, rows: Sequence[JobRow], kept: dict[str, JobRow]) -> dict[str, JobRow]:
+    def fetch(ids: Sequence[str]) -> dict[str, JobRow]:
+        return {each: kept[each] for each in ids if each in kept}
+
+    return dict(Decoder(app, event).originals(rows, fetch))
+
+
+def test_an_outcomes_job_has_what_the_original_was_given_and_its_cause() -> None:
+    kept = {"evt_1": row(1, kind=cancelled.path), "evt_2": row(2)}
+    rows = [
+        row(5, caused(), kind=flights.discarded.path, parent="evt_1"),
+        row(6, caused("failed"), kind=flights.failed.path, parent="evt_2"),
+    ]
+    found = originals(told, rows, kept)
+    assert found == kept
+    first, second = Decoder(app, told).decode(load(rows), found).jobs
+    assert first.data == "F1"
+    assert (first.event.id, first.event.parent, first.event.key) == ("evt_5", "evt_1", "k1")
+    assert first.cause == Cause("discarded", "no such airport", 4, 7, NOW)
+    assert second.data == Flight("f2", 2)
+    assert second.cause is not None
+    assert second.cause.outcome == "failed"
+
+
+def test_an_outcome_of_an_outcome_is_followed_to_its_beginning() -> None:
+    kept = {
+        "evt_1": row(1, kind=cancelled.path),
+        "evt_2": row(2, caused(), kind=flights.discarded.path, parent="evt_1"),
+    }
+    rows = [row(9, caused(), kind=told.discarded.path, parent="evt_2")]
+    found = originals(told_of_telling, rows, kept)
+    assert found == kept
+    (job,) = Decoder(app, told_of_telling).decode(load(rows), found).jobs
+    assert job.data == "F1"
+
+
+def test_an_outcome_whose_event_is_gone_fails_with_the_mend() -> None:
+    rows = [row(5, caused(), kind=flights.discarded.path, parent="evt_1")]
+    found = originals(told, rows, {})
+    assert found == {}
+    decoded = Decoder(app, told).decode(load(rows), found)
+    assert "evt_1" in decoded.refused[5].error
+    assert "discard the job" in decoded.refused[5].error
+
+
+def test_the_parent_of_a_source_event_is_not_fetched() -> None:
+    assert originals(flights, [row(5, parent="evt_1")], {"evt_1": row(1)}) == {}
+
+
+def test_an_error_is_kept_in_a_form_that_every_database_takes() -> None:
+    source = Source("site")
+    clicked = source.accept("clicked")
+    lake = Destination("lake")
+
+    def broken(event: Event[Any]) -> str:
+        raise ValueError("nul \0, surrogate \ud800, and " + "long " * 10_000)
+
+    @lake.event(receives=Flow(clicked, transform=broken))
+    def clicks(batch: Batch[str]) -> None: ...
+
+    site = Blacksmith(sources=[source], destinations=[lake], since="2026-01-01")
+    decoded = Decoder(site, clicks).decode(load([row(1, kind=clicked.path)]), {})
+    error = decoded.refused[1].error
+    assert error.startswith("ValueError: nul \\0, surrogate \\ud800, and long")
+    assert len(error.encode()) < 4100

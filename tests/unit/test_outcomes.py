@@ -1,0 +1,126 @@
+"""What became of jobs, as events."""
+
+import msgspec
+
+from blacksmith_dagster import Batch, Cause, Event
+from blacksmith_dagster.scheduler.decode import Decoded
+from blacksmith_dagster.scheduler.outcomes import outcomes
+from blacksmith_dagster.scheduler.verdict import decide
+from blacksmith_dagster.store.interface import Load, NewEvent, NewJob
+from tests.unit.loads import (
+    NOW,
+    SCHEDULE,
+    app,
+    cancelled,
+    decode,
+    flights,
+    load,
+    row,
+    told,
+    told_of_telling,
+)
+
+LAST = SCHEDULE.max_attempts
+TOLD = [NewJob(told.path)]
+
+
+def made(
+    given: Load,
+    *,
+    fail: dict[int, str] | None = None,
+    discard: dict[int, str] | None = None,
+    raised: Exception | None = None,
+) -> list[NewEvent]:
+    decoded = decode(given) if given.condemned is None else Decoded((), {})
+    batch = Batch(flights.path, decoded.jobs)
+    for index, why in (fail or {}).items():
+        batch.fail(batch[index], why)
+    for index, why in (discard or {}).items():
+        batch.discard(batch[index], why)
+    decision = decide(given, decoded, batch.verdicts, raised, SCHEDULE, NOW)
+    return outcomes(app, flights, given, decoded, decision, NOW)
+
+
+def cause(event: NewEvent) -> Cause:
+    return msgspec.json.decode(event.payload, type=Cause)
+
+
+def kinds(events: list[NewEvent]) -> list[tuple[str, str | None]]:
+    return [(event.kind.rpartition(".")[2], event.parent) for event in events]
+
+
+def test_each_jobs_end_is_an_event_whose_parent_is_the_jobs() -> None:
+    events = made(load([row(1), row(2), row(3)]), fail={1: "later"}, discard={2: "never"})
+    assert kinds(events) == [
+        ("succeeded", "evt_1"),
+        ("failed", "evt_2"),
+        ("discarded", "evt_3"),
+    ]
+    assert [list(event.jobs) for event in events] == [TOLD, TOLD, TOLD]
+    assert [cause(event) for event in events] == [
+        Cause("succeeded", None, 1, 9, NOW),
+        Cause("failed", "later", 1, 9, NOW),
+        Cause("discarded", "never", 1, 9, NOW),
+    ]
+
+
+def test_a_whole_failed_attempt_is_an_event_per_job() -> None:
+    events = made(load([row(1), row(2)], attempt=2), raised=OSError("down"))
+    assert kinds(events) == [("failed", "evt_1"), ("failed", "evt_2")]
+    assert cause(events[0]) == Cause("failed", "OSError: down", 2, 9, NOW)
+
+
+def test_the_last_failed_attempt_is_both_failed_and_discarded() -> None:
+    events = made(load([row(1), row(3)], attempt=LAST), fail={0: "again"}, discard={1: "never"})
+    assert kinds(events) == [("failed", "evt_1"), ("discarded", "evt_1"), ("discarded", "evt_3")]
+
+
+def test_when_is_asked_with_what_the_job_was_given() -> None:
+    events = made(load([row(1), row(2)]), discard={0: "odd", 1: "even"})
+    assert kinds(events) == [("discarded", "evt_1")]  # its delay is odd
+
+
+def test_when_that_raises_makes_the_job() -> None:
+    # What the transform made is a str, and has no delay.
+    (event,) = made(load([row(1, kind=cancelled.path)]), discard={0: "never"})
+    (job,) = event.jobs
+    assert job.when_error == "AttributeError: 'str' object has no attribute 'delay'"
+
+
+def test_a_job_whose_data_cannot_be_made_is_told_of_too() -> None:
+    broken = row(1, '{"no":"id"}', kind=cancelled.path)
+    failed, discarded = made(load([broken], attempt=LAST))
+    assert list(failed.jobs) == TOLD
+    assert discarded.jobs[0].when_error == "when was not asked, for want of data: KeyError: 'id'"
+
+
+def test_a_condemned_load_runs_no_users_code() -> None:
+    given = load([row(1)], condemned="lost 3 times", losses=3)
+    (event,) = made(given)
+    assert event.jobs[0].when_error is not None
+    assert cause(event) == Cause("discarded", "lost 3 times", 3, 9, NOW)
+
+
+def test_what_nobody_receives_is_not_made() -> None:
+    given = load([row(1)])
+    decoded = decode(given)
+    decision = decide(given, decoded, {}, OSError(), SCHEDULE, NOW)
+    assert outcomes(app, told_of_telling, given, decoded, decision, NOW) == []
+    assert outcomes(app, told, given, decoded, decision, NOW) == []  # its discarded alone is
+
+
+def test_the_outcomes_event_has_no_id_of_its_own_yet() -> None:
+    asked: list[Event[object]] = []
+
+    def when(event: Event[object]) -> bool:
+        asked.append(event)
+        return False
+
+    flow = told.flows[flights.discarded.path]
+    before, flow.when = flow.when, when
+    try:
+        assert made(load([row(1)]), discard={0: "never"}) == []
+    finally:
+        flow.when = before
+    assert (asked[0].id, asked[0].received_at, asked[0].parent) == (None, None, "evt_1")
+    assert asked[0].key == "k1"

@@ -1,0 +1,199 @@
+"""How a load ends."""
+
+from datetime import date, datetime, timedelta, timezone
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blacksmith_dagster import Batch, Schedule
+from blacksmith_dagster.pipeline.batch import Said
+from blacksmith_dagster.pipeline.batch import Verdict as Answer
+from blacksmith_dagster.scheduler.decode import Decoded, Refused
+from blacksmith_dagster.scheduler.interface import Tally
+from blacksmith_dagster.scheduler.verdict import decide, report
+from blacksmith_dagster.store.interface import Deviation, Load, Verdict
+from tests.unit.loads import NOW, SCHEDULE, decode, load, row
+
+LAST = SCHEDULE.max_attempts
+GAP = 600.0
+NO_JOBS = Decoded((), {})
+ERROR = ConnectionError("refused")
+
+
+def verdict(
+    given: Load,
+    answers: dict[int, Answer] | None = None,
+    raised: BaseException | None = None,
+    refused: dict[int, Refused] | None = None,
+) -> Verdict:
+    by_key = {f"evt_{seq}-2": answer for seq, answer in (answers or {}).items()}
+    return decide(given, Decoded((), refused or {}), by_key, raised, SCHEDULE, NOW).verdict
+
+
+def test_a_function_that_returns_has_succeeded_with_every_job() -> None:
+    assert verdict(load([row(1), row(2)])) == Verdict()
+
+
+def test_each_job_that_was_named_has_its_own_end() -> None:
+    answers = {
+        1: Answer(Said.SUCCEEDED),
+        2: Answer(Said.FAILED, "later"),
+        3: Answer(Said.FAILED, "in a minute", 60.0),
+        4: Answer(Said.DISCARDED, "never"),
+    }
+    assert verdict(load([row(seq) for seq in range(1, 6)]), answers) == Verdict(
+        [
+            Deviation(2, Said.FAILED, "later", GAP),
+            Deviation(3, Said.FAILED, "in a minute", 60.0),
+            Deviation(4, Said.DISCARDED, "never"),
+        ]
+    )
+
+
+def test_an_exception_fails_those_undecided() -> None:
+    answers = {1: Answer(Said.SUCCEEDED), 2: Answer(Said.DISCARDED, "never")}
+    assert verdict(load([row(1), row(2), row(3)]), answers, ERROR) == Verdict(
+        [
+            Deviation(2, Said.DISCARDED, "never"),
+            Deviation(3, Said.FAILED, "ConnectionError: refused", GAP),
+        ]
+    )
+
+
+def test_an_exception_alone_costs_no_row_per_job() -> None:
+    assert verdict(load([row(1), row(2)]), raised=ERROR) == Verdict(
+        raised="ConnectionError: refused", delay=GAP
+    )
+
+
+def test_a_job_that_fails_at_its_last_attempt_is_discarded() -> None:
+    answers = {1: Answer(Said.FAILED, "again")}
+    jobs = [row(1), row(2)]
+    assert verdict(load(jobs, attempt=LAST), answers) == Verdict(
+        [Deviation(1, Said.DISCARDED, "again")]
+    )
+    assert verdict(load([row(1)], attempt=LAST), raised=ERROR) == Verdict(
+        [Deviation(1, Said.DISCARDED, "ConnectionError: refused")]
+    )
+    assert verdict(load([row(1)], attempt=LAST - 1), raised=ERROR).raised is not None
+
+
+@pytest.mark.parametrize("attempt", [LAST - 1, LAST, LAST + 1])
+def test_a_set_that_raises_to_the_end_is_run_alone_before_it_is_discarded(attempt: int) -> None:
+    said = verdict(load([row(1), row(2)], attempt=attempt), raised=ERROR)
+    assert said == Verdict(raised="ConnectionError: refused", delay=GAP, alone=True)
+    assert not verdict(load([row(1), row(2)], attempt=LAST - 2), raised=ERROR).alone
+
+
+def test_a_set_that_may_be_tried_once_runs_alone_after_it_raised() -> None:
+    once = Schedule("@every 10m", max_retries=0)
+    said = decide(load([row(1), row(2)]), NO_JOBS, {}, ERROR, once, NOW).verdict
+    assert said.alone
+
+
+def test_those_undecided_are_not_discarded_with_the_one_that_raised() -> None:
+    answers = {1: Answer(Said.SUCCEEDED)}
+    said = verdict(load([row(1), row(2), row(3)], attempt=LAST), answers, ERROR)
+    assert [each.said for each in said.deviations] == [Said.FAILED, Said.FAILED]
+
+
+def test_a_job_that_was_not_handed_over_fails_alone() -> None:
+    refused = {2: Refused(Said.FAILED, "KeyError"), 3: Refused(Said.DISCARDED, "not wanted")}
+    jobs = [row(1), row(2), row(3)]
+    assert verdict(load(jobs), refused=refused) == Verdict(
+        [
+            Deviation(2, Said.FAILED, "KeyError", GAP),
+            Deviation(3, Said.DISCARDED, "not wanted"),
+        ]
+    )
+    assert verdict(load(jobs, attempt=LAST), refused=refused).deviations[0] == Deviation(
+        2, Said.DISCARDED, "KeyError"
+    )
+
+
+def test_a_condemned_load_is_discarded_whole() -> None:
+    given = load([row(1), row(2)], condemned="lost 3 times")
+    assert verdict(given) == Verdict(
+        [Deviation(seq, Said.DISCARDED, "lost 3 times") for seq in (1, 2)]
+    )
+
+
+def test_what_a_destination_says_is_kept_in_a_form_that_every_database_takes() -> None:
+    said = verdict(load([row(1)]), {1: Answer(Said.FAILED, "nul \0 \ud800")})
+    assert said.deviations[0].error == "nul \\0 \\ud800"
+
+
+def test_a_report_counts_per_utc_day_of_receipt() -> None:
+    west = timezone(timedelta(hours=-5))
+    late = datetime(2026, 2, 28, 23, tzinfo=west)  # 04:00 on March 1 in UTC
+    jobs = [
+        row(1, received_at=late),
+        row(2),
+        row(3, received_at=NOW - timedelta(days=1)),
+        row(4, received_at=NOW - timedelta(days=1)),
+    ]
+    answers = {1: Answer(Said.DISCARDED, "never"), 3: Answer(Said.FAILED, "later")}
+    given = load(jobs)
+    told = report(given, verdict(given, answers), 1.5)
+    assert told.days == {
+        date(2026, 3, 1): Tally(succeeded=1, discarded=1),
+        date(2026, 2, 28): Tally(succeeded=1, failed=1),
+    }
+    assert (told.load, told.attempt, told.seconds, told.error) == (9, 1, 1.5, "never")
+
+    outage = report(given, verdict(given, raised=ERROR), 1.5)
+    assert sum(outage.days.values(), start=Tally()) == Tally(failed=4)
+    assert report(given, Verdict(), 0.0).days[date(2026, 3, 1)] == Tally(succeeded=2)
+
+
+_SAID = st.one_of(
+    st.none(),
+    st.just(Answer(Said.SUCCEEDED)),
+    st.just(Answer(Said.DISCARDED, "never")),
+    st.builds(Answer, st.just(Said.FAILED), st.just("later"), st.none() | st.floats(0, 9e4)),
+)
+
+
+@given(st.lists(_SAID, min_size=1, max_size=6), st.integers(1, LAST), st.booleans())
+def test_every_job_ends_in_one_way_or_is_due_again(
+    said: list[Answer | None], attempt: int, raises: bool
+) -> None:
+    jobs = [row(seq) for seq in range(len(said))]
+    given = load(jobs, attempt=attempt)
+    batch = Batch("warehouse/flights", decode(given).jobs)
+    for job, answer in zip(batch, said, strict=True):
+        if answer is not None and answer.said is Said.SUCCEEDED:
+            batch.succeed(job)
+        elif answer is not None and answer.said is Said.FAILED:
+            batch.fail(job, answer.why, retry_after=answer.retry_after)
+        elif answer is not None:
+            batch.discard(job, answer.why)
+    raised = ERROR if raises else None
+    decision = decide(given, decode(given), batch.verdicts, raised, SCHEDULE, NOW)
+    ended = decision.verdict
+
+    deviating = {each.seq: each for each in ended.deviations}
+    assert len(deviating) == len(ended.deviations)
+    assert decision.exhausted <= deviating.keys()
+    assert not (ended.raised and deviating)
+    if ended.raised:
+        assert raises
+        assert not any(said)
+        assert ended.delay > 0
+    for seq, answer in enumerate(said):
+        deviation = deviating.get(seq)
+        if answer is None:
+            assert (deviation is not None or bool(ended.raised)) == raises
+        elif answer.said is Said.SUCCEEDED:
+            assert deviation is None
+        else:
+            assert deviation is not None
+        if deviation is not None and deviation.said is Said.FAILED:
+            assert deviation.delay is not None
+        elif deviation is not None:
+            assert deviation.said is Said.DISCARDED
+            discards = answer is not None and answer.said is Said.DISCARDED
+            assert discards or attempt == LAST
+    tally = sum(report(given, ended, 0.0).days.values(), start=Tally())
+    assert tally.succeeded + tally.failed + tally.discarded == len(jobs)
