@@ -1,0 +1,23 @@
+"""Dagster: assets, jobs, schedules, sensors and checks. The only room that imports it."""
+
+from importlib.metadata import version
+
+from dagster_shared.libraries import DagsterLibraryRegistry
+
+from blacksmith_dagster.orchestration.assets import BlacksmithTranslator, EventData, asset_key
+from blacksmith_dagster.orchestration.component import BlacksmithComponent
+from blacksmith_dagster.orchestration.definitions import build_definitions
+from blacksmith_dagster.orchestration.resource import BlacksmithResource
+
+__all__ = [
+    "BlacksmithComponent",
+    "BlacksmithResource",
+    "BlacksmithTranslator",
+    "EventData",
+    "asset_key",
+    "build_definitions",
+]
+
+DagsterLibraryRegistry.register(
+    "blacksmith-dagster", version("blacksmith-dagster"), is_dagster_package=False
+)

@@ -1,0 +1,203 @@
+"""What is checked: is anything discarded, overdue or orphaned, and does the gateway answer?
+
+A check is evaluated by each load for its own destination event, by the report sensor for all, and
+by hand in the UI. What it finds is a value; only `find` asks the store and the gateway.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx
+from croniter import croniter
+from dagster import (
+    AssetCheckEvaluation,
+    AssetCheckKey,
+    AssetCheckResult,
+    AssetCheckSeverity,
+    AssetCheckSpec,
+    AssetKey,
+)
+
+from blacksmith_dagster.orchestration.assets import STORE_KEY
+from blacksmith_dagster.pipeline.application import Blacksmith
+from blacksmith_dagster.pipeline.schedule import DEFAULT, Schedule
+from blacksmith_dagster.pipeline.trigger import HTTP
+from blacksmith_dagster.store.interface import Counts, Orphan, Store
+
+GATEWAY_URL = "BLACKSMITH_GATEWAY_URL"
+_DEFAULT_GATEWAY = "http://127.0.0.1:8420"
+_GATEWAY_SECONDS = 2.0
+_REALTIME = timedelta(seconds=10)
+# A load takes its time between the moment when it is due and its first job.
+_GRACE = timedelta(minutes=5)
+
+_DESCRIPTIONS = {
+    "no_discarded": "No job has been discarded.",
+    "nothing_overdue": "No job is due for more than an interval (10 seconds if realtime).",
+    "gateway_reachable": "The gateway answers that it can take events.",
+    "no_orphans": "No job waits for a destination event that is no longer declared.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a check has found."""
+
+    key: AssetKey
+    name: str
+    passed: bool
+    said: str
+    severity: AssetCheckSeverity = AssetCheckSeverity.WARN
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def check_key(self) -> AssetCheckKey:
+        """The check it belongs to."""
+        return AssetCheckKey(self.key, self.name)
+
+    def evaluation(self) -> AssetCheckEvaluation:
+        """As an event of a run, or of a sensor."""
+        return AssetCheckEvaluation(
+            self.key,
+            self.name,
+            self.passed,
+            self.metadata,
+            severity=self.severity,
+            description=self.said,
+        )
+
+    def result(self) -> AssetCheckResult:
+        """As the answer of a check that was run by hand."""
+        return AssetCheckResult(
+            passed=self.passed,
+            asset_key=self.key,
+            check_name=self.name,
+            metadata=self.metadata,
+            severity=self.severity,
+            description=self.said,
+        )
+
+
+def check_specs(app: Blacksmith, keys: Mapping[str, AssetKey]) -> Sequence[AssetCheckSpec]:
+    """Every check of the application; `keys` are the assets' by the events' paths."""
+    named = [
+        (keys[path], name)
+        for path in app.destination_events
+        for name in ("no_discarded", "nothing_overdue")
+    ]
+    named += [(keys[path], "gateway_reachable") for path in _over_http(app)]
+    named.append((STORE_KEY, "no_orphans"))
+    return [AssetCheckSpec(name, asset=key, description=_DESCRIPTIONS[name]) for key, name in named]
+
+
+def find(app: Blacksmith, keys: Mapping[str, AssetKey], store: Store) -> Iterator[Finding]:
+    """Evaluate every check.
+
+    Raises `Unavailable` when the store does not answer.
+    """
+    now = datetime.now(UTC)
+    for path, event in app.destination_events.items():
+        yield from of_destination(keys[path], event.schedule, store.counts(path), now)
+    over_http = _over_http(app)
+    if over_http:
+        passed, said = gateway_answer()
+        for path in over_http:
+            yield Finding(keys[path], "gateway_reachable", passed, said, AssetCheckSeverity.ERROR)
+    yield no_orphans(store.orphans(app))
+
+
+def of_destination(
+    key: AssetKey, schedule: Schedule, counts: Counts, now: datetime
+) -> Iterator[Finding]:
+    """The two checks of a destination event, from its counts."""
+    yield Finding(
+        key,
+        "no_discarded",
+        counts.discarded == 0,
+        "nothing is discarded"
+        if counts.discarded == 0
+        else f"{counts.discarded} jobs are discarded; `blacksmith jobs list --state discarded` "
+        "names them and why",
+        metadata={"jobs_discarded": counts.discarded},
+    )
+    late_at = counts.oldest_waiting and late_after(schedule, counts.oldest_waiting)
+    overdue = late_at is not None and late_at < now
+    waits = counts.oldest_waiting and (now - counts.oldest_waiting).total_seconds()
+    yield Finding(
+        key,
+        "nothing_overdue",
+        not overdue,
+        f"{counts.pending} jobs wait, the oldest for {waits:.0f} s; is its schedule running, and "
+        "does its load succeed?"
+        if overdue
+        else f"{counts.pending} jobs wait, none too long",
+        metadata={
+            "jobs_awaiting": counts.awaiting,
+            "jobs_retrying": counts.retrying,
+            "jobs_executing": counts.executing,
+            "oldest_waiting_seconds": round(waits or 0.0, 1),
+        },
+    )
+
+
+def late_after(schedule: Schedule, due: datetime) -> datetime:
+    """When a job that was received or due at `due` should have been loaded.
+
+    >>> late_after(Schedule("@every 1m"), datetime(2026, 1, 1, tzinfo=UTC)).minute
+    2
+    """
+    if schedule.realtime:
+        return due + _REALTIME
+    if schedule.every is not None:
+        return due + schedule.every + min(schedule.every, _GRACE)
+    following: datetime = croniter(schedule.interval or DEFAULT.interval, due).get_next(datetime)
+    return following + _GRACE
+
+
+def no_orphans(orphans: Sequence[Orphan]) -> Finding:
+    """Whether jobs wait for what the application no longer declares."""
+    named = ", ".join(f"{orphan.destination} ({orphan.pending})" for orphan in orphans)
+    return Finding(
+        STORE_KEY,
+        "no_orphans",
+        not orphans,
+        f"jobs wait for {named}: declare it, give its new name renamed_from=, or run "
+        "`blacksmith destinations retire`"
+        if orphans
+        else "no job is orphaned",
+        metadata={orphan.destination: orphan.pending for orphan in orphans},
+    )
+
+
+def gateway_answer() -> tuple[bool, str]:
+    """Whether the gateway is ready, and what it said.
+
+    It is asked at `BLACKSMITH_GATEWAY_URL` (http://127.0.0.1:8420), for 2 seconds.
+    """
+    url = os.environ.get(GATEWAY_URL) or _DEFAULT_GATEWAY
+    try:
+        status = httpx.get(f"{url.rstrip('/')}/_health", timeout=_GATEWAY_SECONDS).status_code
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return False, (
+            f"{_shown(url)} does not answer ({type(error).__name__}): start `blacksmith gateway`, "
+            f"or set {GATEWAY_URL} where Dagster runs"
+        )
+    return status == httpx.codes.OK, f"{_shown(url)}/_health answers {status}"
+
+
+def _over_http(app: Blacksmith) -> Sequence[str]:
+    return [path for path, event in app.source_events.items() if isinstance(event.trigger, HTTP)]
+
+
+def _shown(url: str) -> str:
+    """The URL without credentials and query."""
+    parts = urlsplit(url)
+    return urlunsplit(
+        (parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", "")
+    )

@@ -1,0 +1,65 @@
+"""The composition: everything that Dagster is to know of an application."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dagster import AssetKey, AssetSpec, Definitions, ScheduleDefinition, SensorDefinition
+
+from blacksmith_dagster.orchestration.assets import (
+    AnyEvent,
+    BlacksmithTranslator,
+    EventData,
+    store_spec,
+)
+from blacksmith_dagster.orchestration.jobs import build_job, load_jobs
+from blacksmith_dagster.orchestration.report import build_checks, build_report_sensor
+from blacksmith_dagster.orchestration.resource import BlacksmithResource
+from blacksmith_dagster.orchestration.schedules import build_trigger
+from blacksmith_dagster.pipeline.application import Blacksmith
+
+
+def build_definitions(
+    app: Blacksmith,
+    *,
+    translator: BlacksmithTranslator | None = None,
+    resource: BlacksmithResource | None = None,
+) -> Definitions:
+    """Dagster's definitions of an application: assets, load jobs, what launches them, and checks.
+
+    - `translator`: changes the assets' specs; `BlacksmithTranslator()` if `None`.
+    - `resource`: opens the store; by default the one that `BLACKSMITH_STORE_URL` names. Its key is
+      `blacksmith`.
+
+    Merge them with your own:
+
+    ```python
+    defs = Definitions.merge(build_definitions(application), Definitions(assets=[daily_delays]))
+    ```
+
+    >>> from blacksmith_dagster import Source
+    >>> app = Blacksmith(sources=[Source("airport")], destinations=[], since="2026-01-01")
+    >>> [sensor.name for sensor in build_definitions(app).sensors]
+    ['blacksmith_report']
+    """
+    translator = translator or BlacksmithTranslator()
+    specs = _specs(app, translator)
+    keys: Mapping[str, AssetKey] = {path: spec.key for path, spec in specs.items()}
+    jobs = {each.name: build_job(app, each, translator) for each in load_jobs(app)}
+    triggers = [build_trigger(app, each, jobs[each.name]) for each in load_jobs(app)]
+    return Definitions(
+        assets=[*specs.values(), store_spec()],
+        asset_checks=[build_checks(app, keys)],
+        jobs=list(jobs.values()),
+        schedules=[each for each in triggers if isinstance(each, ScheduleDefinition)],
+        sensors=[
+            build_report_sensor(app, keys),
+            *(each for each in triggers if isinstance(each, SensorDefinition)),
+        ],
+        resources={"blacksmith": resource or BlacksmithResource()},
+    )
+
+
+def _specs(app: Blacksmith, translator: BlacksmithTranslator) -> Mapping[str, AssetSpec]:
+    events: list[AnyEvent] = [*app.source_events.values(), *app.destination_events.values()]
+    return {event.path: translator.get_asset_spec(EventData(app, event)) for event in events}

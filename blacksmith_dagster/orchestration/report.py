@@ -1,0 +1,153 @@
+"""The report sensor: what was received per day, and what the checks find, told to Dagster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import msgspec
+from dagster import (
+    AssetCheckEvaluation,
+    AssetCheckExecutionContext,
+    AssetCheckResult,
+    AssetChecksDefinition,
+    AssetKey,
+    AssetMaterialization,
+    DefaultSensorStatus,
+    SensorDefinition,
+    SensorEvaluationContext,
+    SensorResult,
+    multi_asset_check,
+    sensor,
+)
+
+from blacksmith_dagster.orchestration.checks import Finding, check_specs, find
+from blacksmith_dagster.orchestration.resource import BlacksmithResource
+from blacksmith_dagster.pipeline.application import Blacksmith
+from blacksmith_dagster.store.interface import DayCount
+
+_LOOK_SECONDS = 30
+# Dagster writes them one by one, about 100 a second, and a tick has 60 seconds.
+_MOST = 200
+# A day that is over may still be counted on: clocks differ, and the counter follows the log.
+_OPEN_DAYS = timedelta(days=7)
+_REPEAT_SECONDS = 3600.0
+
+
+class Cursor(msgspec.Struct, frozen=True):
+    """What Dagster has been told.
+
+    - `since`: days before it are told for good.
+    - `totals`: by '<path> <day>', from `since` on.
+    - `checks`: by '<asset> <check>', whether it passed and when that was told.
+    """
+
+    since: date
+    totals: Mapping[str, int] = {}
+    checks: Mapping[str, tuple[bool, float]] = {}
+
+    @classmethod
+    def read(cls, text: str | None, first: date) -> Cursor:
+        """The cursor in `text`; from the day `first` on, if there is none."""
+        return cls(first) if text is None else msgspec.json.decode(text, type=cls)
+
+    def write(self) -> str:
+        """As the text that `read` takes."""
+        return msgspec.json.encode(self).decode()
+
+
+def news(
+    cursor: Cursor, counted: Iterable[DayCount], today: date
+) -> tuple[Sequence[DayCount], Cursor]:
+    """The totals that Dagster does not know yet, oldest day first, and the cursor once it does.
+
+    At most 200; the next call has the rest.
+    """
+    changed = sorted(
+        (each for each in counted if cursor.totals.get(_label(each)) != each.events),
+        key=lambda each: (each.day, each.kind),
+    )
+    told, rest = changed[:_MOST], changed[_MOST:]
+    since = max(cursor.since, min([today - _OPEN_DAYS, *(each.day for each in rest)]))
+    totals = {**cursor.totals, **{_label(each): each.events for each in told}}
+    kept = {label: events for label, events in totals.items() if _day(label) >= since}
+    return told, Cursor(since, kept, cursor.checks)
+
+
+def to_repeat(
+    cursor: Cursor, findings: Iterable[Finding], now: float
+) -> tuple[Sequence[Finding], Cursor]:
+    """The findings that differ from what was told last, or were told an hour ago."""
+    fresh = []
+    told: dict[str, tuple[bool, float]] = {}
+    for finding in findings:
+        label = f"{finding.key.to_user_string()} {finding.name}"
+        before = cursor.checks.get(label)
+        if before and before[0] == finding.passed and now - before[1] < _REPEAT_SECONDS:
+            told[label] = before
+        else:
+            told[label] = (finding.passed, now)
+            fresh.append(finding)
+    return fresh, Cursor(cursor.since, cursor.totals, told)
+
+
+def build_report_sensor(app: Blacksmith, keys: Mapping[str, AssetKey]) -> SensorDefinition:
+    """The sensor `blacksmith_report`: totals per source event and day, and the checks."""
+
+    @sensor(
+        name="blacksmith_report",
+        description="Reports how many events were received per day, and evaluates the checks.",
+        minimum_interval_seconds=_LOOK_SECONDS,
+        default_status=DefaultSensorStatus.RUNNING,
+    )
+    def report(context: SensorEvaluationContext, blacksmith: BlacksmithResource) -> SensorResult:
+        store = blacksmith.store(app)
+        store.maintain()  # the counts below follow the log only when asked to
+        cursor = Cursor.read(context.cursor, app.since)
+        counted = [
+            each for each in store.day_counts(cursor.since) if each.kind in app.source_events
+        ]
+        totals, cursor = news(cursor, counted, datetime.now(UTC).date())
+        findings, cursor = to_repeat(cursor, find(app, keys, store), time.time())
+        events: list[AssetMaterialization | AssetCheckEvaluation] = [
+            _materialization(keys[each.kind], each) for each in totals
+        ]
+        events += [finding.evaluation() for finding in findings]
+        return SensorResult(
+            asset_events=events,
+            cursor=cursor.write(),
+            skip_reason=f"reported {len(totals)} totals and {len(findings)} checks"
+            if events
+            else "nothing has changed",
+        )
+
+    return report
+
+
+def build_checks(app: Blacksmith, keys: Mapping[str, AssetKey]) -> AssetChecksDefinition:
+    """The checks, to be evaluated by hand in the UI or by a job of your own."""
+
+    @multi_asset_check(name="blacksmith_checks", specs=check_specs(app, keys), can_subset=True)
+    def checks(
+        context: AssetCheckExecutionContext, blacksmith: BlacksmithResource
+    ) -> Iterator[AssetCheckResult]:
+        for finding in find(app, keys, blacksmith.store(app)):
+            if finding.check_key in context.selected_asset_check_keys:
+                yield finding.result()
+
+    return checks
+
+
+def _materialization(key: AssetKey, count: DayCount) -> AssetMaterialization:
+    metadata: dict[str, Any] = {"dagster/partition_row_count": count.events}
+    return AssetMaterialization(key, partition=count.day.isoformat(), metadata=metadata)
+
+
+def _label(count: DayCount) -> str:
+    return f"{count.kind} {count.day.isoformat()}"
+
+
+def _day(label: str) -> date:
+    return date.fromisoformat(label.rpartition(" ")[2])

@@ -1,0 +1,128 @@
+"""The resource: the store and the supervisor, open for the length of a run or a tick."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from dagster import (
+    AssetExecutionContext,
+    ConfigurableResource,
+    InitResourceContext,
+    OpExecutionContext,
+)
+from pydantic import PrivateAttr
+
+from blacksmith_dagster.errors import UsageError
+from blacksmith_dagster.orchestration.assets import BlacksmithTranslator, EventData
+from blacksmith_dagster.orchestration.loads import load
+from blacksmith_dagster.pipeline.application import Blacksmith
+from blacksmith_dagster.pipeline.destination import DestinationEvent
+from blacksmith_dagster.scheduler import Scheduler, StandardScheduler, Summary
+from blacksmith_dagster.settings import Settings
+from blacksmith_dagster.store import Store, open_store
+from blacksmith_dagster.supervisor import Supervisor, open_supervisor
+
+
+class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
+    """The store and the supervisor, opened for each run and each tick and closed after it.
+
+    - `store_url`: of the store; `BLACKSMITH_STORE_URL`, else SQLite in `BLACKSMITH_HOME`, if `None`.
+      Dagster shows a resource's configuration: give a URL that holds a password as
+      `EnvVar("WAREHOUSE_STORE")`, never in clear.
+
+    >>> from dagster import EnvVar
+    >>> BlacksmithResource(store_url=EnvVar("EVENTS_STORE_URL")).store_url
+    EnvVar('EVENTS_STORE_URL')
+
+    An op or an asset of your own may load as well:
+
+    ```python
+    @op
+    def flights_now(context: OpExecutionContext, blacksmith: BlacksmithResource) -> None:
+        blacksmith.load(context, application, flights)
+    ```
+    """
+
+    store_url: str | None = None
+
+    _store: Store | None = PrivateAttr(default=None)
+    _supervisor: Supervisor | None = PrivateAttr(default=None)
+    _standard: StandardScheduler = PrivateAttr(default_factory=StandardScheduler)
+    _registered: set[int] = PrivateAttr(default_factory=set)
+    _stop: threading.Event = PrivateAttr(default_factory=threading.Event)
+
+    @contextmanager
+    def yield_for_execution(
+        self,
+        context: InitResourceContext,  # noqa: ARG002
+    ) -> Iterator[BlacksmithResource]:
+        """Open the store and the supervisor; called by Dagster.
+
+        Raises `SettingsError`, `SchemaOutdated`, `Unavailable`.
+        """
+        self._store = open_store(self.store_url or Settings.read().store_url)
+        try:
+            self._supervisor = open_supervisor(
+                os.environ.get("BLACKSMITH_SUPERVISOR_URL"), self._store
+            )
+            try:
+                yield self
+            finally:
+                self._standard.close()
+                self._supervisor.close()
+        finally:
+            self._store.close()
+            self._store = self._supervisor = None
+
+    def store(self, app: Blacksmith) -> Store:
+        """The open store, in which the application is registered.
+
+        Raises `UsageError` outside of a run or a tick.
+        """
+        if self._store is None:
+            raise UsageError("the store is open only in an op, a sensor or a schedule")
+        if id(app) not in self._registered:
+            self._store.register(app)
+            self._registered.add(id(app))
+        return self._store
+
+    @property
+    def supervisor(self) -> Supervisor:
+        """The open supervisor. Raises `UsageError` outside of a run or a tick."""
+        if self._supervisor is None:
+            raise UsageError("the supervisor is open only in an op, a sensor or a schedule")
+        return self._supervisor
+
+    def load(
+        self,
+        context: OpExecutionContext | AssetExecutionContext,
+        app: Blacksmith,
+        event: DestinationEvent[Any],
+        *,
+        translator: BlacksmithTranslator | None = None,
+    ) -> Summary:
+        """Load all that is due of a destination event, and tell it in the run of `context`.
+
+        Each UTC day's partition is materialized every 30 seconds and at the end, with counts; then
+        the event's checks are evaluated. A lock that another holds is no error: the summary says
+        `skipped`. When the run is terminated, the batch under way is finished first.
+
+        Raises `Fenced` when another process has taken over, `Timeout` when the event's function has
+        not returned in time, `RetryRequested` (Dagster's) when a service does not answer.
+        """
+        key = (translator or BlacksmithTranslator()).get_asset_spec(EventData(app, event)).key
+        scheduler: Scheduler = app.scheduler or self._standard
+        return load(
+            context,
+            app,
+            event,
+            key,
+            scheduler=scheduler,
+            store=self.store(app),
+            supervisor=self.supervisor,
+            stop=self._stop,
+        )

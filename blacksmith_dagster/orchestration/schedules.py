@@ -1,0 +1,180 @@
+"""When load jobs run: a Dagster schedule for a cron expression, a sensor for `@every`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+
+from dagster import (
+    DagsterInstance,
+    DagsterRunStatus,
+    DefaultScheduleStatus,
+    DefaultSensorStatus,
+    JobDefinition,
+    RunRequest,
+    RunsFilter,
+    ScheduleDefinition,
+    ScheduleEvaluationContext,
+    SensorDefinition,
+    SensorEvaluationContext,
+    SensorResult,
+    SkipReason,
+    schedule,
+    sensor,
+)
+
+from blacksmith_dagster.orchestration.jobs import LoadJob
+from blacksmith_dagster.orchestration.loads import DUE_SOON
+from blacksmith_dagster.orchestration.resource import BlacksmithResource
+from blacksmith_dagster.pipeline.application import Blacksmith
+from blacksmith_dagster.supervisor import Supervisor
+
+_FINAL = {DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED}
+_ACTIVE = [status for status in DagsterRunStatus if status not in _FINAL]
+_UNDER_WAY = {DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING}
+
+# A run that is under way holds one of its locks but for moments; one that is not takes as long to
+# start as Dagster grants by default.
+_YOUNG = {True: timedelta(seconds=30), False: timedelta(seconds=180)}
+_MOMENT_SECONDS = 5.0
+_LOOK_SECONDS = 30
+
+
+def why_not(due: Mapping[str, float | None]) -> str | None:
+    """Why a load job need not run now, or `None` if it must.
+
+    `due` says of each destination event in how many seconds something is due (`None`: nothing
+    waits).
+
+    >>> why_not({"lake/movements": 0.0}), why_not({"lake/movements": None})
+    (None, 'nothing waits for lake/movements')
+    """
+    waits = {path: seconds for path, seconds in due.items() if seconds is not None}
+    if not waits:
+        return f"nothing waits for {', '.join(due)}"
+    path, seconds = min(waits.items(), key=lambda each: each[1])
+    if seconds <= DUE_SOON:
+        return None
+    return f"nothing is due: {path} is the next, in {timedelta(seconds=round(seconds))}"
+
+
+def too_early(cursor: str | None, interval: timedelta, now: float) -> str | None:
+    """Why an interval forbids a load now, or `None`. `cursor` holds the time of the last launch.
+
+    >>> too_early("1000.0", timedelta(seconds=60), 1015.0)
+    'the next load is in 0:00:45'
+    """
+    left = float(cursor) + interval.total_seconds() - now if cursor else 0.0
+    return f"the next load is in {timedelta(seconds=round(left))}" if left > 0 else None
+
+
+def look_seconds(interval: timedelta) -> int:
+    """How often a sensor looks: retries fall due between the ticks of an interval.
+
+    Dagster looks every 5 seconds at best.
+    """
+    return 5 if interval.total_seconds() < 2 * _LOOK_SECONDS else _LOOK_SECONDS
+
+
+def build_trigger(
+    app: Blacksmith, load_job: LoadJob, target: JobDefinition
+) -> ScheduleDefinition | SensorDefinition:
+    """What launches a load job: running by default, and silent while nothing is due."""
+    every = load_job.schedule.every
+    if every is None:
+        return _build_schedule(app, load_job, target, load_job.schedule.interval)
+    return _build_sensor(app, load_job, target, every)
+
+
+def _build_schedule(
+    app: Blacksmith, load_job: LoadJob, target: JobDefinition, cron: str | None
+) -> ScheduleDefinition:
+    @schedule(
+        name=f"{load_job.name}_schedule",
+        job=target,
+        cron_schedule=cron or "@hourly",
+        execution_timezone="UTC",
+        default_status=DefaultScheduleStatus.RUNNING,
+    )
+    def scheduled(
+        context: ScheduleEvaluationContext, blacksmith: BlacksmithResource
+    ) -> RunRequest | SkipReason:
+        reason = _why_not_now(app, load_job, context.instance, blacksmith)
+        return SkipReason(reason) if reason else RunRequest()
+
+    return scheduled
+
+
+def _build_sensor(
+    app: Blacksmith, load_job: LoadJob, target: JobDefinition, every: timedelta
+) -> SensorDefinition:
+    @sensor(
+        name=f"{load_job.name}_sensor",
+        job=target,
+        description=f"Launches {load_job.name} when something is due, {load_job.schedule.interval} "
+        "at most.",
+        minimum_interval_seconds=look_seconds(every),
+        default_status=DefaultSensorStatus.RUNNING,
+    )
+    def looked(
+        context: SensorEvaluationContext, blacksmith: BlacksmithResource
+    ) -> SensorResult | SkipReason:
+        now = time.time()
+        reason = too_early(context.cursor, every, now) or _why_not_now(
+            app, load_job, context.instance, blacksmith
+        )
+        # No run key: Dagster would never launch the same one again.
+        return (
+            SkipReason(reason)
+            if reason
+            else SensorResult(run_requests=[RunRequest()], cursor=str(now))
+        )
+
+    return looked
+
+
+def _why_not_now(
+    app: Blacksmith, load_job: LoadJob, instance: DagsterInstance, blacksmith: BlacksmithResource
+) -> str | None:
+    store = blacksmith.store(app)
+    reason = why_not({event.path: store.next_due(event.path) for event in load_job.events})
+    return reason or _already_active(load_job, instance, blacksmith.supervisor)
+
+
+def _already_active(
+    load_job: LoadJob, instance: DagsterInstance, supervisor: Supervisor
+) -> str | None:
+    """The run that is active, in words. Runs whose process is gone are marked as failed.
+
+    Dagster's default launcher doesn't notice when the machine goes down with its runs: they stay
+    'started' for ever, and would forbid every further one. The lock is the truth.
+    """
+    runs = instance.get_run_records(
+        RunsFilter(job_name=load_job.name, statuses=_ACTIVE), ascending=True
+    )
+    for record in runs:
+        run = record.dagster_run
+        if run.status is DagsterRunStatus.QUEUED:
+            return f"run {run.run_id} is queued"
+        age = datetime.now(UTC) - record.update_timestamp
+        under_way = run.status in _UNDER_WAY
+        if age < _YOUNG[under_way] or (under_way and _is_held(load_job, supervisor)):
+            return f"run {run.run_id} is still loading"
+        again = instance.get_run_by_id(run.run_id)
+        if again and again.status in _ACTIVE:
+            instance.report_run_failed(
+                again, "The process of this run is gone: it holds none of its locks."
+            )
+    return None
+
+
+def _is_held(load_job: LoadJob, supervisor: Supervisor) -> bool:
+    """Whether any of the job's locks is held; asked for a while, as a run changes from one to the
+    next."""
+    ends = time.monotonic() + _MOMENT_SECONDS
+    while not any(supervisor.status(key).held for key in load_job.locks):
+        if time.monotonic() > ends:
+            return False
+        time.sleep(0.5)
+    return True
