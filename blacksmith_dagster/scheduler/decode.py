@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import msgspec
@@ -16,6 +17,7 @@ from blacksmith_dagster.pipeline.flow import Flow
 from blacksmith_dagster.store.interface import JobRow, Load
 
 _CONTEXT = msgspec.json.Decoder(dict[str, Any])
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 _CAUSE = msgspec.json.Decoder(Cause)
 
 NO_LONGER_WANTED = "the flow's when no longer wants this event"
@@ -40,13 +42,20 @@ class Decoder:
 
     def __init__(self, app: Blacksmith, event: DestinationEvent[Any]) -> None:
         self._event = event
-        self._app = app
         self._origins = {
             outcome.path: each
             for each in app.destination_events.values()
             for outcome in each.outcomes
         }
-        self._data: dict[str, msgspec.json.Decoder[Any]] = {}
+        self._data = {
+            path: msgspec.json.Decoder(source_event.model).decode
+            for path, source_event in app.source_events.items()
+        }
+        self._plain = {
+            path: (self._data[path], flow.transform)
+            for path, flow in event.flows.items()
+            if path in self._data
+        }
 
     def originals(
         self,
@@ -70,35 +79,47 @@ class Decoder:
         """
         jobs: list[Job[Any]] = []
         refused: dict[int, Refused] = {}
-        flows, attempt, suffix = self._event.flows, load.attempt, f"-{load.job_key}"
+        attempt, suffix = load.attempt, f"-{load.job_key}"
         for row in load.rows:
+            seq, id_, kind, payload, received_at, key, context, version, sent_at, parent, asked = (
+                row
+            )
             try:
-                flow = flows.get(row.kind)
-                if flow is None:
-                    refused[row.seq] = self._not_received(row)
-                    continue
-                event, cause = self._kept(row, originals)
-                if row.when_error is not None:
-                    refusal = _asked_again(row.when_error, flow, event, attempt)
-                    if refusal is not None:
-                        refused[row.seq] = refusal
-                        continue
-                data = event.data if flow.transform is None else _transformed(flow, event)
+                if asked is None and kind in self._plain:  # almost all are, and each call counts
+                    read, transform = self._plain[kind]
+                    around = _NOTHING if context is None else _CONTEXT.decode(context)
+                    event = Event(
+                        read(payload), key, sent_at, around, version, id_, received_at, parent
+                    )
+                    data = event.data if transform is None else transform(event)
+                    jobs.append(Job(data, event, id_ + suffix, attempt))
+                else:
+                    made = self._job(row, attempt, suffix, originals)
+                    if isinstance(made, Job):
+                        jobs.append(made)
+                    else:
+                        refused[seq] = made
             except Exception as error:  # noqa: BLE001 - users' code: whatever it raises fails the job
-                refused[row.seq] = Refused(Said.FAILED, describe(error))
-                continue
-            jobs.append(Job(data, event, row.id + suffix, attempt, cause))
+                refused[seq] = Refused(Said.FAILED, describe(error))
         return Decoded(jobs, refused)
 
-    def _parents(self, rows: Iterable[JobRow]) -> set[str]:
-        return {row.parent for row in rows if row.parent is not None and row.kind in self._origins}
-
-    def _not_received(self, row: JobRow) -> Refused:
-        return Refused(
-            Said.FAILED,
-            f"{self._event.path} does not receive {row.kind} (any more); add it to its receives=, "
-            "or discard the job",
-        )
+    def _job(
+        self, row: JobRow, attempt: int, suffix: str, originals: Mapping[str, JobRow]
+    ) -> Job[Any] | Refused:
+        flow = self._event.flows.get(row.kind)
+        if flow is None:
+            raise StoreError(
+                f"{self._event.path} does not receive {row.kind} (any more); add it to its "
+                "receives=, or discard the job"
+            )
+        event, cause = self._kept(row, originals)
+        if row.when_error is not None:
+            # It fails once for a `when` that raised at ingest, and is asked again at each retry.
+            if attempt == 1:
+                return Refused(Said.FAILED, row.when_error)
+            if flow.when is not None and not flow.when(event):
+                return Refused(Said.DISCARDED, NO_LONGER_WANTED)
+        return Job(_given(flow, event), event, row.id + suffix, attempt, cause)
 
     def _kept(
         self, row: JobRow, originals: Mapping[str, JobRow]
@@ -119,58 +140,37 @@ class Decoder:
                 f"{origin.path} does not receive {original.kind} (any more), so that the data which "
                 "the original job was given cannot be made; discard the job"
             )
-        given, _ = self._kept(original, originals)
-        data = given.data if flow.transform is None else _transformed(flow, given)
+        before, _ = self._kept(original, originals)
         event = msgspec.structs.replace(
-            given, data=data, id=row.id, received_at=row.received_at, parent=row.parent
+            before,
+            data=_given(flow, before),
+            id=row.id,
+            received_at=row.received_at,
+            parent=row.parent,
         )
         return event, _CAUSE.decode(row.payload)
 
     def _event_of(self, row: JobRow) -> Event[Any]:
-        decoder = self._data.get(row.kind)
-        if decoder is None:
-            decoder = self._data[row.kind] = self._decoder(row.kind)
-        if row.context is None:
-            return Event(
-                decoder.decode(row.payload),
-                row.key,
-                row.sent_at,
-                version=row.version,
-                id=row.id,
-                received_at=row.received_at,
-                parent=row.parent,
+        read = self._data.get(row.kind)
+        if read is None:
+            raise StoreError(
+                f"the application has no source event {row.kind} (any more); declare it, or discard "
+                "the job"
             )
         return Event(
-            decoder.decode(row.payload),
+            read(row.payload),
             row.key,
             row.sent_at,
-            _CONTEXT.decode(row.context),
+            _NOTHING if row.context is None else _CONTEXT.decode(row.context),
             row.version,
             row.id,
             row.received_at,
             row.parent,
         )
 
-    def _decoder(self, kind: str) -> msgspec.json.Decoder[Any]:
-        source_event = self._app.source_events.get(kind)
-        if source_event is None:
-            raise StoreError(
-                f"the application has no source event {kind} (any more); declare it, or discard the job"
-            )
-        return msgspec.json.Decoder(source_event.model)
+    def _parents(self, rows: Iterable[JobRow]) -> set[str]:
+        return {row.parent for row in rows if row.parent is not None and row.kind in self._origins}
 
 
-def _transformed(flow: Flow[Any], event: Event[Any]) -> Any:
-    assert flow.transform is not None
-    return flow.transform(event)
-
-
-def _asked_again(
-    when_error: str, flow: Flow[Any], event: Event[Any], attempt: int
-) -> Refused | None:
-    """A `when` that raised at ingest fails its job once, and is asked again at each retry."""
-    if attempt == 1:
-        return Refused(Said.FAILED, when_error)
-    if flow.when is None or flow.when(event):
-        return None
-    return Refused(Said.DISCARDED, NO_LONGER_WANTED)
+def _given(flow: Flow[Any], event: Event[Any]) -> Any:
+    return event.data if flow.transform is None else flow.transform(event)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import NamedTuple
 
@@ -77,16 +77,18 @@ def decide(
 
 def report(load: Load, verdict: Verdict, seconds: float) -> LoadReport:
     """What there is to tell of a recorded load. `seconds`: how long its function took."""
-    received = {row.seq: row.received_at for row in load.rows}
-    made = _per_day(received.values())
+    made = _per_day([row.received_at for row in load.rows])
     if verdict.raised is not None:
         days = {day: Tally(failed=jobs) for day, jobs in made.items()}
         return LoadReport(load.id, days, seconds, load.attempt, verdict.raised)
     if not verdict.deviations:
         days = {day: Tally(succeeded=jobs) for day, jobs in made.items()}
         return LoadReport(load.id, days, seconds, load.attempt)
-    failed = _per_day(received[each.seq] for each in _with(verdict.deviations, Said.FAILED))
-    discarded = _per_day(received[each.seq] for each in _with(verdict.deviations, Said.DISCARDED))
+    received = {row.seq: row.received_at for row in load.rows}
+    failed, discarded = (
+        _per_day([received[each.seq] for each in verdict.deviations if each.said is said])
+        for said in (Said.FAILED, Said.DISCARDED)
+    )
     days = {
         day: Tally(jobs - failed[day] - discarded[day], failed[day], discarded[day])
         for day, jobs in made.items()
@@ -94,12 +96,7 @@ def report(load: Load, verdict: Verdict, seconds: float) -> LoadReport:
     return LoadReport(load.id, days, seconds, load.attempt, verdict.deviations[0].error)
 
 
-def _with(deviations: Sequence[Deviation], said: Said) -> Iterable[Deviation]:
-    return (each for each in deviations if each.said is said)
-
-
-def _per_day(times: Iterable[datetime]) -> Counter[date]:
-    times = list(times)
+def _per_day(times: Sequence[datetime]) -> Counter[date]:
     if times and (day := _day(min(times))) == _day(max(times)):
         return Counter({day: len(times)})  # one day, as most loads are: no need to look at each
     return Counter(map(_day, times))
