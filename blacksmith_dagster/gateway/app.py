@@ -1,0 +1,253 @@
+"""The gateway's HTTP application: a door per source event, and `/_health`."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, cast
+from urllib.parse import parse_qsl
+
+import anyio
+import msgspec
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HTTPRequest
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from blacksmith_dagster.errors import (
+    BadRequest,
+    BlacksmithError,
+    NotAllowed,
+    Refused,
+    Unavailable,
+)
+from blacksmith_dagster.gateway.body import Budget, read_body, unpack
+from blacksmith_dagster.gateway.extract import Extractor
+from blacksmith_dagster.gateway.problem import (
+    internal_problem,
+    problem,
+    refusal,
+    routing_problem,
+    unavailable,
+)
+from blacksmith_dagster.gateway.quarantine import raw_of
+from blacksmith_dagster.gateway.writer import Writer
+from blacksmith_dagster.pipeline.application import Blacksmith
+from blacksmith_dagster.pipeline.source import SourceEvent
+from blacksmith_dagster.pipeline.trigger import HTTP, Reply, Request
+from blacksmith_dagster.store.interface import Store
+
+BODIES_AT_ONCE = 256 * 1024 * 1024
+
+# Bodies above this are taken apart in a thread, so that the small requests beside them go on.
+_LARGE = 128 * 1024
+_READY_FOR = 1.0  # seconds for which an answer of `/_health` holds: strangers may ask it too
+_READY_WAIT = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+def create_app(app: Blacksmith, store: Store, *, queue: int) -> Starlette:
+    """The ASGI application that receives the events of `app` and keeps them in `store`.
+
+    At most `queue` events wait for their commit; more are answered by 429. The store's application
+    must be registered.
+    """
+    budget = Budget(BODIES_AT_ONCE)
+    doors = [
+        Door(app, event, store, budget)
+        for event in app.source_events.values()
+        if isinstance(event.trigger, HTTP)
+    ]
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        writer = Writer(store, queue)
+        for door in doors:
+            door.writer = writer
+        yield
+        await writer.stop()
+
+    routes = [Route(door.path, door, methods=[door.method]) for door in doors]
+    served = Starlette(
+        routes=[*routes, Route("/_health", Health(store).answer)],
+        middleware=list(app.middleware),
+        exception_handlers={HTTPException: routing_problem, Exception: internal_problem},
+        lifespan=lifespan,
+    )
+    served.router.redirect_slashes = False
+    return served
+
+
+class Door:
+    """Receives the requests to one source event: an ASGI application."""
+
+    writer: Writer
+
+    def __init__(
+        self, app: Blacksmith, event: SourceEvent[Any, Any, Any], store: Store, budget: Budget
+    ) -> None:
+        trigger = cast(HTTP, event.trigger)
+        self.path = trigger.path
+        self.method = trigger.method
+        self._event = event
+        self._store = store
+        self._budget = budget
+        self._extract = Extractor(app, event)
+        self._request_bytes = cast(int, event.limits.request_bytes)
+        self._body_seconds = cast(float, event.limits.body_seconds)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        try:
+            answer = await self._answer(scope, receive)
+        except ClientDisconnect:
+            return
+        except Refused as error:
+            answer = refusal(error)
+        if isinstance(answer, Response):
+            await answer(scope, receive, send)
+            return
+        content = msgspec.json.encode(answer)
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(content)),
+        ]
+        await send({"type": "http.response.start", "status": 202, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
+
+    async def _answer(self, scope: Scope, receive: Receive) -> Response | dict[str, Any]:
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        auth = self._event.auth
+        if auth is not None and not auth.allows(_text(headers.get(b"authorization"))):
+            raise NotAllowed(
+                f"{self._event.path} takes requests with its token alone; send it as "
+                "Authorization: Bearer <token>"
+            )
+        key = _idempotency_key(headers.get(b"idempotency-key"))
+        body = await read_body(
+            receive,
+            headers.get(b"content-length"),
+            self._request_bytes,
+            self._body_seconds,
+            self._budget,
+        )
+        held = len(body)
+        try:
+            encoding = headers.get(b"content-encoding")
+            if encoding is not None:
+                body = await run_in_threadpool(
+                    unpack, body, encoding.decode("latin-1"), self._request_bytes
+                )
+                self._budget.take(len(body))
+                held += len(body)
+            return await self._keep(self._request(scope, headers, body), key)
+        finally:
+            self._budget.give_back(held)
+
+    def _request(self, scope: Scope, headers: Mapping[bytes, bytes], body: bytes) -> Request:
+        if self._event.function is None:  # nobody will look at more than this
+            media = headers.get(b"content-type")
+            return Request(body, {} if media is None else {"content-type": media.decode("latin-1")})
+        named: dict[str, str] = {}
+        for raw_name, raw_value in scope["headers"]:
+            name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+            named[name] = f"{named[name]}, {value}" if name in named else value
+        query = scope["query_string"]
+        return Request(
+            body,
+            named,
+            dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)) if query else {},
+            scope["method"],
+            scope["path"],
+        )
+
+    async def _keep(self, request: Request, key: str | None) -> Response | dict[str, Any]:
+        try:
+            if len(request.body) > _LARGE:
+                extracted = await run_in_threadpool(self._extract, request, key)
+            else:
+                extracted = self._extract(request, key)
+        except Refused:
+            raise
+        except Exception as error:  # noqa: BLE001 - the user's code
+            return await self._quarantine(request, error)
+        if isinstance(extracted, Reply):
+            return _reply(extracted)
+        if not extracted:
+            return {"ids": []}
+        kept = await self.writer.submit(extracted)
+        if isinstance(kept, list):
+            return {"ids": kept}
+        if isinstance(kept, Refused):
+            return refusal(kept)
+        if isinstance(kept, BlacksmithError):
+            return unavailable(kept)
+        return await self._quarantine(request, kept)
+
+    async def _quarantine(self, request: Request, error: Exception) -> Response | dict[str, Any]:
+        _log.error("%s could not take a request", self._event.path, exc_info=error)
+        try:
+            quarantined = await run_in_threadpool(
+                self._store.quarantine, raw_of(self._event.path, request, error)
+            )
+        except Exception as failed:  # noqa: BLE001 - whatever it is, the request is not kept
+            _log.error("its request could not be quarantined", exc_info=failed)
+            return unavailable(failed)
+        return {"ids": [], "quarantined": quarantined}
+
+
+class Health:
+    """Says whether the gateway lives, and whether its store can take events."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._asking = anyio.Lock()
+        self._asked = -_READY_FOR
+        self._why: str | None = None
+
+    async def answer(self, request: HTTPRequest) -> Response:  # noqa: ARG002
+        """200 if events can be taken now, else 503 and why not."""
+        async with self._asking:
+            if time.monotonic() - self._asked >= _READY_FOR:
+                self._why = await self._ask()
+                self._asked = time.monotonic()
+        if self._why is None:
+            return Response(b'{"live":true,"ready":true}', media_type="application/json")
+        state = {"live": True, "ready": False}
+        return problem(503, self._why, headers={"Retry-After": "1"}, members=state)
+
+    async def _ask(self) -> str | None:
+        try:
+            with anyio.fail_after(_READY_WAIT):
+                await anyio.to_thread.run_sync(self._store.ready, abandon_on_cancel=True)
+        except (Unavailable, TimeoutError):
+            return "the store does not answer"
+        except BlacksmithError as error:
+            return str(error)
+        return None
+
+
+def _idempotency_key(raw: bytes | None) -> str | None:
+    if raw is None:
+        return None
+    key = raw.decode("latin-1")
+    if not key.isascii() or not key.isprintable() or not key.strip():
+        raise BadRequest(
+            "Idempotency-Key is one to 512 printable ASCII characters; send such a one"
+        )
+    return key
+
+
+def _text(raw: bytes | None) -> str | None:
+    return None if raw is None else raw.decode("latin-1")
+
+
+def _reply(reply: Reply) -> Response:
+    return Response(reply.body, reply.status, {"content-type": reply.content_type})

@@ -1,0 +1,103 @@
+"""Errors as RFC 9457 problem documents."""
+
+from __future__ import annotations
+
+import http
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from blacksmith_dagster.errors import (
+    Busy,
+    NotAllowed,
+    OutcomeUnknown,
+    Refused,
+    TooSlow,
+    Unavailable,
+    UnsupportedMedia,
+    clean,
+)
+
+_WORD = re.compile(r"(?<!^)(?=[A-Z])")
+
+
+def problem(
+    status: int,
+    detail: str,
+    *,
+    kind: str = "about:blank",
+    title: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    members: Mapping[str, Any] | None = None,
+) -> Response:
+    """A problem document as an answer. `title` is the status's name unless given; `members` are
+    added to it (RFC 9457, section 3.2)."""
+    document: dict[str, Any] = {
+        "type": kind,
+        "title": title or http.HTTPStatus(status).phrase,
+        "status": status,
+        "detail": clean(detail),
+        **(members or {}),
+    }
+    return Response(
+        msgspec.json.encode(document), status, headers, media_type="application/problem+json"
+    )
+
+
+def refusal(error: Refused) -> Response:
+    """The answer to a request that is not taken."""
+    headers: dict[str, str] = {}
+    if isinstance(error, Busy):
+        headers["Retry-After"] = str(error.retry_after)
+    elif isinstance(error, NotAllowed):
+        headers["WWW-Authenticate"] = "Bearer"
+    elif isinstance(error, TooSlow):
+        headers["Connection"] = "close"
+    elif isinstance(error, UnsupportedMedia):
+        headers["Accept"] = "application/json, application/x-ndjson"
+        headers["Accept-Encoding"] = "gzip, deflate"
+    kind = _WORD.sub("-", type(error).__name__).lower()
+    return problem(
+        error.status, str(error), kind=f"urn:blacksmith:{kind}", title=error.title, headers=headers
+    )
+
+
+def unavailable(error: Exception) -> Response:
+    """The answer when the store has not kept a request, or has not said so.
+
+    What the database said stays in the log: it may tell more than a stranger should know.
+    """
+    kind, detail = "unavailable", "the store takes no events now; nothing was kept, send it again"
+    if isinstance(error, OutcomeUnknown):
+        kind = "outcome-unknown"
+        detail = (
+            "the connection to the store broke during the commit: this may have been kept or not; "
+            "send it again with the same Idempotency-Key, which makes it once at most"
+        )
+    elif isinstance(error, Unavailable):
+        detail = "the store does not answer; nothing was kept, send it again"
+    return problem(503, detail, kind=f"urn:blacksmith:{kind}", headers={"Retry-After": "1"})
+
+
+async def routing_problem(request: Request, error: Exception) -> Response:
+    """The answer to a request that meets no route (404) or the wrong method (405)."""
+    assert isinstance(error, HTTPException)
+    details = {
+        404: "no source event is served at this path",
+        405: f"{request.method} is not served at this path",
+    }
+    return problem(
+        error.status_code, details.get(error.status_code, error.detail), headers=error.headers
+    )
+
+
+async def internal_problem(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    """The answer to a request that met a bug of ours, or of a middleware."""
+    return problem(
+        500, "the gateway has failed at this request; nothing was kept, its log says why"
+    )

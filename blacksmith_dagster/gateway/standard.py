@@ -1,0 +1,282 @@
+"""The gateway that we ship: uvicorn, in one process or several."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import resource
+import signal
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from blacksmith_dagster.errors import BlacksmithError, DeclarationError, SettingsError
+from blacksmith_dagster.pipeline.application import Blacksmith
+from blacksmith_dagster.settings import Settings
+from blacksmith_dagster.store import open_store
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from blacksmith_dagster.store.interface import Store
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_GRACE = 20  # seconds that requests under way have to end in
+_KEEP_ALIVE = 75  # seconds; longer than the 60 of most load balancers
+_BACKLOG = 2048
+_UPKEEP = 60.0  # seconds between two calls of Store.maintain
+_RESTART_GAP = 1.0  # a worker that lived shorter is replaced after this many seconds
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class StandardGateway:
+    """Receives events over HTTP, on uvicorn.
+
+    - `host`, `port`: the loopback unless told otherwise; port 0 takes a free one.
+    - `workers`: processes that serve the same port, each with its own store connection.
+    - `tls_certificate`, `tls_key`: PEM files; the certificate's may hold the key too.
+    - `queue`: how many events may wait for their commit in each worker; more are answered by 429.
+
+    >>> StandardGateway(port=8080).host
+    '127.0.0.1'
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8420
+    workers: int = 1
+    tls_certificate: str | Path | None = None
+    tls_key: str | Path | None = None
+    queue: int = 10_000
+
+    def __post_init__(self) -> None:
+        if self.workers < 1 or self.queue < 1:
+            raise DeclarationError(
+                f"StandardGateway(workers={self.workers}, queue={self.queue}): numbers above 0"
+            )
+
+    def serve(self, app: Blacksmith, settings: Settings) -> None:
+        """Receive until SIGTERM or SIGINT; what was accepted is committed before it returns.
+
+        Raises `SettingsError` if it cannot listen there or use the certificate, `MissingSecret` if
+        a source's token is not set, and what opening the store raises.
+        """
+        _raise_file_limit()
+        self._check_tls()
+        for event in app.source_events.values():
+            if event.auth is not None:
+                event.auth.token.reveal()  # a missing token is told now, not to a sender
+        with self._listen() as listener:
+            # The schema is brought up to date once, before anyone is let in, and before the fork.
+            with contextlib.closing(open_store(settings.store_url, upgrade=True)) as store:
+                store.register(app)
+                label = store.label
+            click.echo(f"blacksmith gateway: {self._url(listener)}, store {label}")
+            if self.workers == 1:
+                self._work(app, settings, listener, upkeep=True)
+            else:
+                _Workers(self, app, settings, listener).run()
+
+    def _listen(self) -> socket.socket:
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        try:
+            return socket.create_server((self.host, self.port), family=family, backlog=_BACKLOG)
+        except OSError as error:
+            raise SettingsError(
+                f"the gateway cannot listen on {self.host}, port {self.port} ({error.strerror}); "
+                "stop what uses it, or choose another with --port"
+            ) from error
+
+    def _check_tls(self) -> None:
+        if self.tls_certificate is None:
+            return
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+                self.tls_certificate, self.tls_key
+            )
+        except OSError as error:
+            raise SettingsError(
+                f"the TLS certificate {self.tls_certificate} and its key cannot be used ({error}); "
+                "give PEM files that this process may read"
+            ) from error
+
+    def _url(self, listener: socket.socket) -> str:
+        scheme = "https" if self.tls_certificate else "http"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{scheme}://{host}:{listener.getsockname()[1]}"
+
+    def _work(
+        self, app: Blacksmith, settings: Settings, listener: socket.socket, *, upkeep: bool
+    ) -> None:
+        # Imported here: who only declares a gateway, as Dagster's processes do, needs no server.
+        import uvicorn
+
+        from blacksmith_dagster.gateway.app import create_app
+
+        with contextlib.closing(open_store(settings.store_url, upgrade=True)) as store:
+            store.register(app)
+            config = uvicorn.Config(
+                create_app(app, store, queue=self.queue),
+                http="httptools",
+                loop="uvloop",
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                backlog=_BACKLOG,
+                timeout_keep_alive=_KEEP_ALIVE,
+                timeout_graceful_shutdown=_GRACE,
+                ssl_certfile=self.tls_certificate,
+                ssl_keyfile=self.tls_key,
+            )
+            server = uvicorn.Server(config)
+            with _stopped_by_signals(server), _upkeep(store if upkeep else None):
+                server.run(sockets=[listener])
+
+
+class _Workers:
+    """Worker processes, forked: the application is made of functions, which cannot be sent.
+
+    One that dies is replaced. They end when the parent does, however it dies: each watches a pipe
+    whose other end the parent holds.
+    """
+
+    def __init__(
+        self,
+        gateway: StandardGateway,
+        app: Blacksmith,
+        settings: Settings,
+        listener: socket.socket,
+    ) -> None:
+        self._gateway = gateway
+        self._app = app
+        self._settings = settings
+        self._listener = listener
+        self._fork = multiprocessing.get_context("fork")
+        self._parent_lives, self._held_by_parent = self._fork.Pipe(duplex=False)
+        self._running: dict[int, BaseProcess] = {}
+        self._started: dict[int, float] = {}
+        self._stopping = False
+
+    def run(self) -> None:
+        """Keep the workers running until SIGTERM or SIGINT, then stop them and wait for them."""
+        before = {each: signal.signal(each, self._stop) for each in _STOP_SIGNALS}
+        try:
+            for number in range(self._gateway.workers):
+                self._start(number)
+            while self._running:
+                wait([worker.sentinel for worker in self._running.values()])
+                for number, worker in list(self._running.items()):
+                    if not worker.is_alive():
+                        self._ended(number, worker)
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+    def _start(self, number: int) -> None:
+        worker = self._fork.Process(target=self._worker, args=(number,), name=f"gateway-{number}")
+        # A signal waits until the worker is known here, and there until it has its own handlers.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        try:
+            worker.start()
+            self._running[number] = worker
+            self._started[number] = time.monotonic()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+
+    def _ended(self, number: int, worker: BaseProcess) -> None:
+        del self._running[number]
+        worker.join()
+        if self._stopping:
+            return
+        _log.error("gateway worker %d ended with %s; starting another", number, worker.exitcode)
+        if time.monotonic() - self._started[number] < _RESTART_GAP:
+            time.sleep(_RESTART_GAP)
+        if not self._stopping:
+            self._start(number)
+
+    def _stop(self, *_: object) -> None:
+        self._stopping = True
+        for worker in list(self._running.values()):
+            worker.terminate()
+
+    def _worker(self, number: int) -> None:
+        os.setpgrp()  # Ctrl-C is the parent's: it tells the workers, once
+        for each in _STOP_SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+        self._held_by_parent.close()
+        threading.Thread(target=_stop_with, args=(self._parent_lives,), daemon=True).start()
+        self._gateway._work(self._app, self._settings, self._listener, upkeep=number == 0)
+
+
+def _stop_with(parent: Connection) -> None:
+    with contextlib.suppress(EOFError):
+        parent.recv_bytes()  # nothing is ever sent: it ends when the parent has
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(server: uvicorn.Server) -> Iterator[None]:
+    """Stop at a signal that comes before uvicorn's handlers are there, and outlive the one that it
+    raises again at its end."""
+
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    before = {each: signal.signal(each, stop) for each in _STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+@contextlib.contextmanager
+def _upkeep(store: Store | None) -> Iterator[None]:
+    """Call `store.maintain()` every minute in a thread of its own."""
+    ended = threading.Event()
+
+    def maintain(store: Store) -> None:
+        while not ended.is_set():
+            try:
+                store.maintain()
+            except BlacksmithError as error:
+                _log.warning("the store's upkeep was put off for a minute: %s", error)
+            except Exception:  # noqa: BLE001 - a gateway that takes events must not end of this
+                _log.exception("the store's upkeep has failed; it is tried again in a minute")
+            ended.wait(_UPKEEP)
+
+    if store is None:
+        yield
+        return
+    thread = threading.Thread(target=maintain, args=(store,), name="blacksmith-upkeep", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _raise_file_limit() -> None:
+    """Many systems allow 1,024 open files unless asked: too few for a thousand slow senders."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
