@@ -1,5 +1,41 @@
 """The log of events and jobs, on PostgreSQL and SQLite."""
 
+from __future__ import annotations
+
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from blacksmith_dagster.errors import SettingsError
 from blacksmith_dagster.store.interface import Store
 
-__all__ = ["Store"]
+__all__ = ["Store", "open_store"]
+
+
+def open_store(url: str, *, upgrade: bool = False) -> Store:
+    """The store at `url`: `sqlite:///path` or `postgresql://...`.
+
+    A SQLite file and its tables are made when missing. PostgreSQL's tables are checked, and made or
+    brought to this package's version if `upgrade`; several processes may do so at once.
+
+    Raises `SettingsError` for another URL, `SchemaOutdated`, `SequenceWentBack`, `Unavailable`, and
+    `ImportError` when PostgreSQL's driver is not installed.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise SettingsError(
+            "the store's URL cannot be read; write sqlite:///path/store.db or "
+            "postgresql://user:password@host:5432/database"
+        ) from None
+    backend = parsed.get_backend_name()
+    if backend == "sqlite":
+        from blacksmith_dagster.store.sqlite import SQLiteStore
+
+        return SQLiteStore(parsed)
+    if backend in ("postgresql", "postgres"):
+        from blacksmith_dagster.store.postgres import PostgresStore
+
+        return PostgresStore(parsed, upgrade=upgrade)
+    raise SettingsError(
+        f"{parsed.drivername!r} is no store; write sqlite:///path or postgresql://..."
+    )

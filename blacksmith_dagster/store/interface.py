@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
-from enum import StrEnum
+from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
@@ -21,18 +21,21 @@ if TYPE_CHECKING:
     from blacksmith_dagster.pipeline.application import Blacksmith
 
 
-class Lane(StrEnum):
-    """Which queue of a destination event: each lane has its own lock, fence and open load."""
+class Lane(Enum):
+    """Work of one kind on a destination event: each lane has its own lock, fence and open load.
+
+    The lock's key is `<lane>/<destination>/<event>`.
+    """
 
     LOAD = "load"
-    REPLAY = "replay"
+    DISCARD = "discard"
 
 
 # ------------------------------------------------------------------------------------- ingest
 
 
 class NewJob(msgspec.Struct, frozen=True):
-    """A job to be made with its event. `when_error` says that the flow's `when` raised, and what."""
+    """A job to be made with its event. `when_error`: the flow's `when` raised this."""
 
     destination: str
     when_error: str | None = None
@@ -359,18 +362,20 @@ class Store(Protocol):
         ...
 
     def next_due(self, destination: str) -> float | None:
-        """Seconds until the load lane has something to claim (0 if it has now), `None` if nothing."""
+        """Seconds until there is something to claim (0 if there is now), `None` if nothing waits."""
         ...
 
-    def retire(self, destination: str) -> int:
-        """Discard what waits for a destination event that is no longer declared; returns how much.
+    def condemn(
+        self, fence: Fence, why: str, limit: int, event_ids: Sequence[str] | None = None
+    ) -> Load | None:
+        """A load of waiting jobs that are to be discarded: `condemned` says why.
 
-        Raises `Unknown`; `UsageError` while its lane has an open load.
+        With `event_ids` those of them that are due again, now or later; without, the next of all
+        that waits. `None` if there is none (left).
+
+        Raises `Fenced`; `UsageError` if the lane's last load is still open, or if jobs that were
+        never claimed are to be condemned in another lane than `Lane.LOAD`.
         """
-        ...
-
-    def discard(self, destination: str, event_ids: Sequence[str], why: str) -> int:
-        """Discard jobs that are due again; returns how many were."""
         ...
 
     # -- questions
@@ -414,6 +419,11 @@ class Store(Protocol):
         ...
 
     # -- upkeep
+    def repair(self) -> str:
+        """After a restore or a promotion: move the sequence past all that it made, and begin a new
+        epoch, so that no new event gets the id of one that was lost. Returns the epoch."""
+        ...
+
     def maintain(self) -> None:
         """What must be done now and then (the gateway does it every minute): write a mark, move the
         counters on, make partitions ahead, forget keys older than 7 days."""
@@ -423,4 +433,6 @@ class Store(Protocol):
 class Confirm(Protocol):
     """Asks the supervisor, consistently, whether an acquisition is still the caller's."""
 
-    def __call__(self) -> bool: ...
+    def __call__(self) -> bool:
+        """`False` if it is lost."""
+        ...

@@ -1,0 +1,44 @@
+"""A database's errors, told as ours. What a driver says may hold values: its first line is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from blacksmith_dagster.errors import OutcomeUnknown, StoreError, Unavailable
+
+
+@contextmanager
+def told(label: str) -> Iterator[None]:
+    """Raise `Unavailable` when the database does not answer, `StoreError` when it refuses the data."""
+    try:
+        yield
+    except (OperationalError, InterfaceError, PoolTimeout) as error:
+        raise Unavailable(
+            f"the store {label} does not answer, and nothing was changed: {reason(error)}"
+        ) from None
+    except DBAPIError as error:
+        raise StoreError(f"the store {label} refused: {reason(error)}") from None
+
+
+@contextmanager
+def committing(label: str) -> Iterator[None]:
+    """Raise `OutcomeUnknown` when the connection breaks and the server has not said that it aborted."""
+    try:
+        yield
+    except DBAPIError as error:
+        if error.connection_invalidated and not getattr(error.orig, "sqlstate", None):
+            raise OutcomeUnknown(
+                f"the connection to the store {label} broke during a commit, which may have happened "
+                f"or not: {reason(error)}"
+            ) from None
+        raise
+
+
+def reason(error: Exception) -> str:
+    """The first line of what the driver said."""
+    said = str(getattr(error, "orig", None) or error).strip()
+    return said.splitlines()[0] if said else type(error).__name__

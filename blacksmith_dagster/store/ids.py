@@ -1,0 +1,41 @@
+"""Public ids of events: opaque, and never given twice, even after a restore."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+
+from blacksmith_dagster.errors import Unknown
+
+_ID = re.compile(r"evt_([0-9a-f]{8})([0-9a-f]{12})")
+
+
+class Epochs:
+    """Which epoch of the store each sequence number belongs to.
+
+    An id is derived from the epoch and the number, so that it needs no column and no index.
+
+    >>> epochs = Epochs([(0, "0badcafe")])
+    >>> epochs.id_of(42)
+    'evt_0badcafe00000000002a'
+    >>> epochs.seq_of("evt_0badcafe00000000002a")
+    42
+    """
+
+    def __init__(self, epochs: Sequence[tuple[int, str]]) -> None:
+        self._firsts = [first for first, _ in epochs]
+        self._names = [name for _, name in epochs]
+
+    def id_of(self, seq: int) -> str:
+        """The public id of the event with this sequence number."""
+        return f"evt_{self._names[bisect_right(self._firsts, seq) - 1]}{seq:012x}"
+
+    def seq_of(self, event_id: str) -> int:
+        """The sequence number of a public id. Raises `Unknown` if this store never gave it."""
+        match = _ID.fullmatch(event_id)
+        if match is None or self.id_of(seq := int(match[2], 16)) != event_id:
+            raise Unknown(
+                f"no event {event_id!r} in this store; `blacksmith events list` shows some"
+            )
+        return seq

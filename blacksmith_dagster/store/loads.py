@@ -1,0 +1,367 @@
+"""The statements by which loads are claimed and closed, within a transaction that holds the fence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import (
+    Connection,
+    Row,
+    Select,
+    bindparam,
+    exists,
+    false,
+    insert,
+    literal,
+    null,
+    select,
+    text,
+    union_all,
+    update,
+)
+
+from blacksmith_dagster.pipeline.batch import Said
+from blacksmith_dagster.store.interface import Deviation
+from blacksmith_dagster.store.sets import Portion, Waiting
+from blacksmith_dagster.store.tables import (
+    DISCARDED,
+    DONE,
+    EXECUTING,
+    FAILED,
+    UNKNOWN,
+    events,
+    jobs,
+    loads,
+    outcomes,
+    sets,
+)
+
+_MERGED = 1000  # sets that one load takes at most
+
+JOB_COLUMNS = (
+    events.c.seq,
+    events.c.kind,
+    events.c.payload,
+    events.c.received_at,
+    events.c.key,
+    events.c.context,
+    events.c.version,
+    events.c.sent_at,
+    events.c.parent,
+    jobs.c.when_error,
+)
+
+
+def last_of(conn: Connection, destination: int, lane: int) -> Row[Any] | None:
+    """A lane's last load, which is the lane's state."""
+    return conn.execute(_LAST, {"destination": destination, "lane": lane}).first()
+
+
+_LAST = (
+    select(loads.c.id, loads.c.state, loads.c.seq_to, loads.c.position, loads.c.claimed)
+    .where(loads.c.destination == bindparam("destination"), loads.c.lane == bindparam("lane"))
+    .order_by(loads.c.id.desc())
+    .limit(1)
+)
+
+
+def new_jobs(conn: Connection, destination: int, after: int, upto: int, limit: int) -> Any:
+    """The next jobs of the log, as rows of JOB_COLUMNS."""
+    given = {"destination": destination, "after": after, "upto": upto, "limit": limit}
+    return conn.execute(_NEW_JOBS, given).all()
+
+
+_job_of_event = jobs.c.seq == events.c.seq
+_NEW_JOBS = (
+    select(*JOB_COLUMNS)
+    .join_from(jobs, events, _job_of_event)
+    .where(
+        jobs.c.destination == bindparam("destination"),
+        jobs.c.seq > bindparam("after"),
+        jobs.c.seq <= bindparam("upto"),
+    )
+    .order_by(jobs.c.seq)
+    .limit(bindparam("limit"))
+)
+
+
+def jobs_of(conn: Connection, load: int, destination: int) -> Any:
+    """The jobs of a load that took sets, as rows of JOB_COLUMNS."""
+    return conn.execute(_JOBS_OF_SETS, {"load": load, "destination": destination}).all()
+
+
+_in_range = events.c.seq.between(sets.c.seq_from, sets.c.seq_to)
+_taken = (sets.c.load == bindparam("load"), jobs.c.destination == bindparam("destination"))
+_JOBS_OF_SETS = union_all(
+    select(*JOB_COLUMNS)
+    .select_from(sets)
+    .join(jobs, jobs.c.seq.between(sets.c.seq_from, sets.c.seq_to))
+    .join(events, _job_of_event)
+    .where(*_taken, sets.c.list.is_(None), _in_range),
+    select(*JOB_COLUMNS)
+    .select_from(sets)
+    .join(outcomes, outcomes.c.list == sets.c.list)
+    .join(events, events.c.seq == outcomes.c.seq)
+    .join(jobs, _job_of_event)
+    .where(*_taken, _in_range),
+).order_by(text("1"))
+
+
+def waiting(conn: Connection, destination: int, due_by: datetime | None) -> list[Waiting]:
+    """Sets that wait, the longest due first, locked: those due by a time, or all if it is `None`."""
+    found = _WAITING if due_by is None else _WAITING.where(sets.c.due_at <= due_by)
+    return [Waiting(*row) for row in conn.execute(found, {"destination": destination})]
+
+
+_WAITING = (
+    select(*(sets.c[name] for name in Waiting._fields))
+    .where(sets.c.destination == bindparam("destination"), sets.c.load.is_(None))
+    .order_by(sets.c.due_at, sets.c.id)
+    .limit(_MERGED)
+    .with_for_update()
+)
+
+
+def waiting_with(conn: Connection, destination: int, seq: int) -> Waiting | None:
+    """The set in which a job waits, locked; `None` if it does not wait."""
+    row = conn.execute(_WAITING_WITH, {"destination": destination, "seq": seq}).first()
+    return Waiting(*row) if row else None
+
+
+_WAITING_WITH = (
+    select(*(sets.c[name] for name in Waiting._fields))
+    .where(
+        sets.c.destination == bindparam("destination"),
+        sets.c.load.is_(None),
+        sets.c.seq_from <= bindparam("seq"),
+        sets.c.seq_to >= bindparam("seq"),
+        sets.c.list.is_(None)
+        | exists().where(outcomes.c.list == sets.c.list, outcomes.c.seq == bindparam("seq")),
+    )
+    .with_for_update()
+)
+
+
+def succeeded_since(conn: Connection, destination: int, load: int) -> bool:
+    """Whether a later load of the destination event was not refused as a whole."""
+    found = select(loads.c.id).where(
+        loads.c.destination == destination, loads.c.id > load, loads.c.state == DONE
+    )
+    return conn.execute(found.limit(1)).first() is not None
+
+
+def take(conn: Connection, chosen: Sequence[Waiting], load: int) -> None:
+    """Give whole sets to a load."""
+    ids = [each.id for each in chosen]
+    conn.execute(update(sets).where(sets.c.id.in_(ids)).values(load=load))
+
+
+def split(conn: Connection, whole: Waiting, part: Portion, destination: int, load: int) -> None:
+    """Give the first jobs of a set to a load; the rest goes on waiting."""
+    seqs = seqs_of(whole, destination).limit(1).offset(part.jobs - 1)
+    boundary = conn.execute(seqs).scalar_one()
+    carve(conn, whole, whole.seq_from, boundary, part.jobs, load, losses=part.losses)
+    conn.execute(
+        update(sets)
+        .where(sets.c.id == whole.id)
+        .values(
+            seq_from=boundary + 1,
+            jobs=whole.jobs - part.jobs,
+            losses=part.rest_losses,
+            raised_in=whole.raised_in if whole.alone else None,
+        )
+    )
+
+
+def carve(
+    conn: Connection,
+    whole: Waiting,
+    seq_from: int,
+    seq_to: int,
+    count: int,
+    load: int | None,
+    *,
+    losses: int,
+) -> int:
+    """Make a part of a set a set of its own; returns its id."""
+    columns = [sets.c[name] for name in ("destination", "list")]
+    kept = [sets.c[name] for name in ("attempts", "raised_in", "alone", "strikes", "due_at")]
+    part = {
+        "seq_from": literal(seq_from),
+        "seq_to": literal(seq_to),
+        "jobs": literal(count),
+        "losses": literal(losses),
+        "rest": literal(whole.id),
+        "load": null() if load is None else literal(load),
+    }
+    chosen = select(*columns, *part.values(), *kept).where(sets.c.id == whole.id)
+    names: list[Any] = [*columns, *part, *kept]
+    made = insert(sets).from_select(names, chosen).returning(sets.c.id)
+    return int(conn.execute(made).scalar_one())
+
+
+def extract(conn: Connection, whole: Waiting, seq: int, destination: int) -> Waiting:
+    """Make one job of a set a set of its own."""
+    if whole.jobs == 1:
+        return whole
+    seqs = list(conn.execute(seqs_of(whole, destination)).scalars())
+    before, after = seqs.index(seq), len(seqs) - seqs.index(seq) - 1
+    if after:
+        carve(conn, whole, seq + 1, whole.seq_to, after, None, losses=whole.losses)
+    if not before:
+        conn.execute(update(sets).where(sets.c.id == whole.id).values(seq_to=seq, jobs=1))
+        return whole._replace(seq_to=seq, jobs=1)
+    made = carve(conn, whole, seq, seq, 1, None, losses=whole.losses)
+    conn.execute(update(sets).where(sets.c.id == whole.id).values(seq_to=seq - 1, jobs=before))
+    return whole._replace(id=made, seq_from=seq, seq_to=seq, jobs=1)
+
+
+def seqs_of(whole: Waiting, destination: int) -> Select[Any]:
+    """The sequence numbers of a set's jobs, in order."""
+    if whole.list is None:
+        source, column = jobs.c.destination == destination, jobs.c.seq
+    else:
+        source, column = outcomes.c.list == whole.list, outcomes.c.seq
+    return (
+        select(column).where(source, column.between(whole.seq_from, whole.seq_to)).order_by(column)
+    )
+
+
+def open_load(conn: Connection, values: Mapping[str, Any]) -> int:
+    """Insert a load that is executing; returns its id."""
+    return int(conn.execute(_OPEN, values).scalar_one())
+
+
+_OPEN = insert(loads).values(state=EXECUTING).returning(loads.c.id)
+
+
+def close(
+    conn: Connection,
+    load: int,
+    state: int,
+    now: datetime,
+    error: str | None = None,
+    discarded: int = 0,
+) -> bool:
+    """Close an executing load; `False` if it is not executing any more."""
+    given = {"of": load, "to": state, "now": now, "why": error, "n": discarded}
+    return conn.execute(_CLOSE, given).rowcount == 1
+
+
+_CLOSE = (
+    update(loads)
+    .where(loads.c.id == bindparam("of"), loads.c.state == EXECUTING)
+    .values(
+        state=bindparam("to"),
+        finished_at=bindparam("now", type_=loads.c.finished_at.type),
+        error=bindparam("why"),
+        discarded=bindparam("n"),
+    )
+)
+
+
+def repeat(
+    conn: Connection,
+    load: int,
+    due_at: datetime,
+    *,
+    lost: int = 0,
+    raised: tuple[int, bool] | None = None,
+) -> None:
+    """Let the jobs of a load that was closed wait again.
+
+    `lost` is added to their losses; `raised` is the attempt that raised, and whether they run alone
+    from there on. A first load's jobs become a set; else each set that the load took waits again.
+    """
+    due = literal(due_at, sets.c.due_at.type)
+    attempts, alone = raised or (None, None)
+    for source, mine in ((loads, loads.c.id == load), (sets, sets.c.load == load)):
+        had = source.c if source is sets else _NeverRun
+        columns = {
+            "destination": source.c.destination,
+            "list": had.list,
+            "seq_from": source.c.seq_from,
+            "seq_to": source.c.seq_to,
+            "jobs": source.c.jobs,
+            "attempts": had.attempts if attempts is None else literal(attempts),
+            "losses": had.losses + lost if raised is None else literal(0),
+            "raised_in": had.raised_in if raised is None else literal(load),
+            "alone": had.alone if alone is None else literal(alone),
+            "strikes": had.strikes if raised is None else literal(0),
+            "due_at": due,
+        }
+        chosen = select(*columns.values()).where(mine, source.c.seq_to.is_not(None))
+        conn.execute(insert(sets).from_select(list(columns), chosen))
+
+
+class _NeverRun:
+    """What the columns of a set are for jobs of a first load."""
+
+    list = null()
+    attempts = literal(0)
+    losses = literal(0)
+    raised_in = null()
+    alone = false()
+    strikes = literal(0)
+
+
+def deviate(
+    conn: Connection,
+    load: int,
+    destination: int,
+    attempt: int,
+    deviations: Sequence[Deviation],
+    now: datetime,
+) -> None:
+    """Write down the jobs of a load that did not succeed; the failed ones wait again."""
+    lists: dict[float, int] = {}
+    failed = [each for each in deviations if each.said is Said.FAILED]
+    for delay in {each.delay or 0.0 for each in failed}:
+        due = [each.seq for each in failed if (each.delay or 0.0) == delay]
+        made = conn.execute(
+            _MAKE_LIST,
+            {
+                "destination": destination,
+                "seq_from": min(due),
+                "seq_to": max(due),
+                "jobs": len(due),
+                "attempts": attempt,
+                "due_at": now + timedelta(seconds=delay),
+            },
+        ).scalar_one()
+        conn.execute(update(sets).where(sets.c.id == made).values(list=made))
+        lists[delay] = made
+    conn.execute(
+        insert(outcomes),
+        [
+            {
+                "load": load,
+                "seq": each.seq,
+                "destination": destination,
+                "state": FAILED if each.said is Said.FAILED else DISCARDED,
+                "error": each.error,
+                "list": lists[each.delay or 0.0] if each.said is Said.FAILED else None,
+            }
+            for each in deviations
+        ],
+    )
+
+
+_MAKE_LIST = insert(sets).values(losses=0, alone=False, strikes=0).returning(sets.c.id)
+
+
+def strike(conn: Connection, load: int, failed: bool) -> None:
+    """Count a job that ran alone, in the set that it was taken from: failures in a row."""
+    rest = select(sets.c.rest).where(sets.c.load == load).scalar_subquery()
+    strikes = sets.c.strikes + 1 if failed else literal(0)
+    conn.execute(update(sets).where(sets.c.id == rest).values(strikes=strikes))
+
+
+def lose(conn: Connection, load: int, now: datetime, error: str) -> bool:
+    """Close a load that ended without a word; `False` if it is not executing any more."""
+    if not close(conn, load, UNKNOWN, now, error):
+        return False
+    repeat(conn, load, now, lost=1)
+    return True

@@ -1,0 +1,343 @@
+"""What can be asked of the store: counts, events, the history of a job. Reads alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime
+from typing import Any
+
+from sqlalchemy import (
+    Connection,
+    Row,
+    and_,
+    bindparam,
+    exists,
+    func,
+    literal,
+    null,
+    or_,
+    select,
+    union_all,
+)
+
+from blacksmith_dagster.errors import UsageError
+from blacksmith_dagster.store.interface import Counts, Transition, Window
+from blacksmith_dagster.store.loads import JOB_COLUMNS
+from blacksmith_dagster.store.tables import (
+    DISCARDED,
+    DONE,
+    EXECUTING,
+    FAILED,
+    RELEASED,
+    UNKNOWN,
+    counter,
+    destination_events,
+    event_totals,
+    events,
+    job_totals,
+    jobs,
+    loads,
+    marks,
+    outcomes,
+    sets,
+)
+
+# ---------------------------------------------------------------------------------------- counts
+
+
+def counts(conn: Connection, destination: int) -> Counts:
+    """The jobs of a destination event by state, all in one statement: one snapshot."""
+    row = conn.execute(_COUNTS, {"of": destination}).one()
+    awaiting = row.counted + row.uncounted - row.claimed
+    waiting = [each for each in (row.due, row.received) if each is not None]
+    return Counts(
+        awaiting=awaiting,
+        executing=row.executing,
+        retrying=row.retrying,
+        succeeded=row.claimed - row.executing_or_retrying - row.discarded,
+        discarded=row.discarded,
+        oldest_waiting=min(waiting, default=None),
+    )
+
+
+def next_due(conn: Connection, destination: int, now: datetime) -> float | None:
+    """Seconds until there is something to claim, 0 if there is now, `None` if nothing waits."""
+    row = conn.execute(_NEXT, {"of": destination}).one()
+    if row.received is not None:
+        return 0.0
+    return None if row.due is None else max(0.0, (row.due - now).total_seconds())
+
+
+_of: Any = bindparam("of")
+
+
+def _number(statement: Any) -> Any:
+    return func.coalesce(statement.scalar_subquery(), 0)
+
+
+_claimed = (
+    select(loads.c.claimed)
+    .where(loads.c.destination == _of, loads.c.lane == 0)
+    .order_by(loads.c.id.desc())
+    .limit(1)
+)
+_cursor = (
+    select(loads.c.position)
+    .where(loads.c.destination == _of, loads.c.lane == 0)
+    .order_by(loads.c.id.desc())
+    .limit(1)
+)
+_last_ids = [
+    select(loads.c.id)
+    .where(loads.c.destination == _of, loads.c.lane == lane)
+    .order_by(loads.c.id.desc())
+    .limit(1)
+    .scalar_subquery()
+    for lane in (0, 1)
+]
+_executing = _number(
+    select(func.sum(loads.c.jobs)).where(loads.c.id.in_(_last_ids), loads.c.state == EXECUTING)
+)
+_waits = and_(sets.c.destination == _of, sets.c.load.is_(None))
+_retrying = _number(select(func.sum(sets.c.jobs)).where(_waits))
+_due = select(func.min(sets.c.due_at)).where(_waits).scalar_subquery()
+# The log is ordered: the first job after the cursor has waited longest.
+_first_new = (
+    select(jobs.c.seq)
+    .where(jobs.c.destination == _of, jobs.c.seq > _number(_cursor))
+    .order_by(jobs.c.seq)
+    .limit(1)
+)
+_received = (
+    select(events.c.received_at)
+    .where(events.c.seq == _first_new.scalar_subquery())
+    .scalar_subquery()
+)
+_uncounted = select(func.count()).where(
+    jobs.c.destination == _of, jobs.c.seq > _number(select(counter.c.upto))
+)
+_discarded = select(func.sum(loads.c.discarded)).where(
+    loads.c.destination == _of, loads.c.discarded > 0
+)
+_COUNTS = select(
+    _number(select(job_totals.c.jobs).where(job_totals.c.destination == _of)).label("counted"),
+    _number(_uncounted).label("uncounted"),
+    _number(_claimed).label("claimed"),
+    _executing.label("executing"),
+    _retrying.label("retrying"),
+    (_executing + _retrying).label("executing_or_retrying"),
+    _number(_discarded).label("discarded"),
+    _due.label("due"),
+    _received.label("received"),
+)
+_NEXT = select(_due.label("due"), _received.label("received"))
+
+
+def day_counts(conn: Connection, since: date) -> Sequence[Row[Any]]:
+    """Totals per kind and day, as far as the counters have come."""
+    columns = event_totals.c
+    found = select(columns.kind, columns.day, columns.events).where(columns.day >= since)
+    return conn.execute(found.order_by(columns.day, columns.kind)).all()
+
+
+# ---------------------------------------------------------------------------------------- events
+
+
+def event(conn: Connection, seq: int) -> Row[Any] | None:
+    """One event."""
+    return conn.execute(select(events).where(events.c.seq == seq)).first()
+
+
+def newest(conn: Connection, kind: int | None, limit: int) -> Sequence[Row[Any]]:
+    """The newest events, of one kind or of all."""
+    found = select(events).order_by(events.c.seq.desc()).limit(limit)
+    return conn.execute(found if kind is None else found.where(events.c.kind == kind)).all()
+
+
+def destinations_of(conn: Connection, seqs: Sequence[int]) -> Mapping[int, Sequence[str]]:
+    """The paths of the destination events that have a job of each event."""
+    found = (
+        select(jobs.c.seq, destination_events.c.path)
+        .join(destination_events, destination_events.c.id == jobs.c.destination)
+        .where(jobs.c.seq.in_(seqs))
+        .order_by(destination_events.c.path)
+    )
+    made: dict[int, list[str]] = {}
+    for seq, path in conn.execute(found):
+        made.setdefault(seq, []).append(path)
+    return made
+
+
+def as_jobs(conn: Connection, seqs: Sequence[int]) -> Any:
+    """Events as rows of JOB_COLUMNS."""
+    columns = [null() if column is jobs.c.when_error else column for column in JOB_COLUMNS]
+    return conn.execute(select(*columns).where(events.c.seq.in_(seqs))).all()
+
+
+def window(conn: Connection, start: datetime, end: datetime, last: int) -> Window:
+    """The sequence numbers between the marks around two times."""
+    low = select(marks.c.low).where(marks.c.at <= start).order_by(marks.c.at.desc()).limit(1)
+    high = select(marks.c.high).where(marks.c.at >= end).order_by(marks.c.at).limit(1)
+    after, upto = conn.execute(low).scalar(), conn.execute(high).scalar()
+    return Window(after or 0, last if upto is None else upto)
+
+
+# ---------------------------------------------------------------------------------------- history
+
+
+# Every load that held the job: the first, whose range it is in, and those that took its sets.
+_first_load = (
+    select(loads.c.id)
+    .where(loads.c.destination == jobs.c.destination, loads.c.seq_to >= jobs.c.seq)
+    .order_by(loads.c.seq_to)
+    .limit(1)
+    .scalar_subquery()
+)
+_in_set = and_(
+    sets.c.destination == jobs.c.destination,
+    sets.c.seq_from <= jobs.c.seq,
+    sets.c.seq_to >= jobs.c.seq,
+    or_(
+        sets.c.list.is_(None),
+        exists().where(outcomes.c.list == sets.c.list, outcomes.c.seq == jobs.c.seq),
+    ),
+)
+_held = union_all(
+    select(jobs.c.destination, _first_load.label("load")).where(jobs.c.seq == bindparam("seq")),
+    select(jobs.c.destination, sets.c.load)
+    .select_from(jobs)
+    .join(sets, _in_set)
+    .where(jobs.c.seq == bindparam("seq"), sets.c.load.is_not(None)),
+).subquery()
+_HISTORY = (
+    select(
+        destination_events.c.path,
+        loads.c.id,
+        loads.c.state,
+        loads.c.attempt,
+        loads.c.started_at,
+        loads.c.finished_at,
+        loads.c.run,
+        loads.c.error,
+        outcomes.c.state.label("deviated"),
+        outcomes.c.error.label("deviation"),
+    )
+    .select_from(_held)
+    .join(destination_events, destination_events.c.id == _held.c.destination)
+    .outerjoin(loads, loads.c.id == _held.c.load)
+    .outerjoin(outcomes, and_(outcomes.c.load == loads.c.id, outcomes.c.seq == bindparam("seq")))
+    .order_by(destination_events.c.path, loads.c.id)
+)
+_WAITING = (
+    select(destination_events.c.path, sets.c.due_at)
+    .select_from(jobs)
+    .join(sets, _in_set)
+    .join(destination_events, destination_events.c.id == jobs.c.destination)
+    .where(jobs.c.seq == bindparam("seq"), sets.c.load.is_(None))
+)
+_STATES = {DONE: "succeeded", FAILED: "failed", UNKNOWN: "unknown", RELEASED: "awaiting"}
+
+
+def history(conn: Connection, seq: int, received_at: datetime) -> Sequence[Transition]:
+    """All transitions of the jobs of an event, in order of time."""
+    made: list[Transition] = []
+    due = dict(conn.execute(_WAITING, {"seq": seq}).tuples().all())
+    seen: set[str] = set()
+    for row in conn.execute(_HISTORY, {"seq": seq}):
+        if row.path not in seen:
+            seen.add(row.path)
+            made.append(Transition(row.path, "acknowledged", received_at, 0))
+            made.append(Transition(row.path, "awaiting", received_at, 0))
+        if row.id is None:
+            continue
+        of = {"attempt": row.attempt, "load": row.id, "run": row.run}
+        made.append(Transition(row.path, "executing", row.started_at, **of))
+        if row.state == EXECUTING:
+            continue
+        state, error = _STATES[row.state], row.error
+        if row.deviated is not None:
+            state = "discarded" if row.deviated == DISCARDED else "failed"
+            error = row.deviation
+        made.append(Transition(row.path, state, row.finished_at, error=error, **of))
+    last = {each.destination: at for at, each in enumerate(made)}
+    for path, due_at in due.items():
+        at = last[path]
+        made[at] = Transition(**{**_fields(made[at]), "due_at": due_at})
+    return sorted(made, key=lambda each: each.at)
+
+
+def _fields(of: Transition) -> dict[str, Any]:
+    return {name: getattr(of, name) for name in Transition.__struct_fields__}
+
+
+# ---------------------------------------------------------------------------------------- jobs
+
+
+def jobs_in(conn: Connection, state: str, destination: int, limit: int) -> Sequence[Row[Any]]:
+    """Jobs in a state, with seq, kind, received_at, attempts, error and due_at."""
+    if state not in _JOBS_IN:
+        raise UsageError(f"no state {state!r}; one of {', '.join(_JOBS_IN)}")
+    return conn.execute(_JOBS_IN[state], {"of": destination, "limit": limit}).all()
+
+
+def _listed(attempts: Any, error: Any, due_at: Any) -> Any:
+    return select(
+        events.c.seq,
+        events.c.kind,
+        events.c.received_at,
+        attempts.label("attempts"),
+        error.label("error"),
+        due_at.label("due_at"),
+    )
+
+
+_limit: Any = bindparam("limit")
+_in_waiting_range = and_(
+    events.c.seq.between(sets.c.seq_from, sets.c.seq_to),
+    exists().where(jobs.c.destination == _of, jobs.c.seq == events.c.seq),
+    or_(
+        sets.c.list.is_(None),
+        exists().where(outcomes.c.list == sets.c.list, outcomes.c.seq == events.c.seq),
+    ),
+)
+_why = (
+    select(outcomes.c.error)
+    .where(outcomes.c.list == sets.c.list, outcomes.c.seq == events.c.seq)
+    .scalar_subquery()
+)
+_raised = select(loads.c.error).where(loads.c.id == sets.c.raised_in).scalar_subquery()
+_JOBS_IN = {
+    "discarded": _listed(loads.c.attempt, outcomes.c.error, null())
+    .select_from(outcomes)
+    .join(events, events.c.seq == outcomes.c.seq)
+    .join(loads, loads.c.id == outcomes.c.load)
+    .where(outcomes.c.destination == _of, outcomes.c.state == DISCARDED)
+    .order_by(outcomes.c.seq)
+    .limit(_limit),
+    "retrying": _listed(sets.c.attempts, func.coalesce(_raised, _why), sets.c.due_at)
+    .select_from(sets)
+    .join(events, _in_waiting_range)
+    .where(_waits)
+    .order_by(sets.c.due_at, events.c.seq)
+    .limit(_limit),
+    "awaiting": _listed(literal(0), null(), null())
+    .select_from(jobs)
+    .join(events, events.c.seq == jobs.c.seq)
+    .where(jobs.c.destination == _of, jobs.c.seq > _number(_cursor))
+    .order_by(jobs.c.seq)
+    .limit(_limit),
+    "executing": _listed(loads.c.attempt, null(), null())
+    .select_from(loads)
+    .join(jobs, jobs.c.destination == loads.c.destination)
+    .join(events, events.c.seq == jobs.c.seq)
+    .where(
+        loads.c.id.in_(_last_ids),
+        loads.c.state == EXECUTING,
+        or_(
+            jobs.c.seq.between(loads.c.seq_from, loads.c.seq_to),
+            exists().where(sets.c.load == loads.c.id, _in_set),
+        ),
+    )
+    .order_by(jobs.c.seq)
+    .limit(_limit),
+}

@@ -1,0 +1,238 @@
+CREATE TABLE epochs (
+    first_seq BIGINT NOT NULL,
+    epoch TEXT NOT NULL,
+    began_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    PRIMARY KEY (first_seq)
+);
+
+CREATE TABLE kinds (
+    id SERIAL NOT NULL,
+    path TEXT NOT NULL,
+    PRIMARY KEY (id),
+    UNIQUE (path)
+);
+
+CREATE TABLE destination_events (
+    id SERIAL NOT NULL,
+    path TEXT NOT NULL,
+    PRIMARY KEY (id),
+    UNIQUE (path)
+);
+
+CREATE TABLE fences (
+    destination INTEGER NOT NULL,
+    lane SMALLINT NOT NULL,
+    token BIGINT NOT NULL,
+    holder TEXT NOT NULL,
+    PRIMARY KEY (destination, lane)
+);
+
+-- What has a number is not committed in its order: see watermark(). CACHE must stay 1.
+CREATE SEQUENCE event_seq CACHE 1;
+
+CREATE TABLE events (
+    seq BIGINT NOT NULL,
+    kind INTEGER NOT NULL,
+    received_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    payload TEXT NOT NULL,
+    key TEXT,
+    context TEXT,
+    version TEXT,
+    sent_at TIMESTAMP WITH TIME ZONE,
+    parent BIGINT,
+    PRIMARY KEY (seq)
+) PARTITION BY range (seq);
+
+CREATE TABLE jobs (
+    destination INTEGER NOT NULL,
+    seq BIGINT NOT NULL,
+    when_error TEXT,
+    PRIMARY KEY (destination, seq)
+) PARTITION BY range (seq);
+
+CREATE TABLE keys (
+    kind INTEGER NOT NULL,
+    key TEXT NOT NULL,
+    ordinal INTEGER NOT NULL,
+    digest BYTEA NOT NULL,
+    seq BIGINT,
+    received_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    PRIMARY KEY (kind, key, ordinal)
+);
+CREATE INDEX keys_received_at ON keys (received_at);
+
+CREATE TABLE loads (
+    id BIGSERIAL NOT NULL,
+    destination INTEGER NOT NULL,
+    lane SMALLINT NOT NULL,
+    state SMALLINT NOT NULL,
+    token BIGINT NOT NULL,
+    attempt SMALLINT NOT NULL,
+    seq_from BIGINT,
+    seq_to BIGINT,
+    jobs INTEGER NOT NULL,
+    discarded INTEGER DEFAULT '0' NOT NULL,
+    position BIGINT NOT NULL,
+    claimed BIGINT NOT NULL,
+    started_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    finished_at TIMESTAMP WITH TIME ZONE,
+    run TEXT,
+    error TEXT,
+    PRIMARY KEY (id)
+) WITH (fillfactor = 80);
+CREATE INDEX loads_discarded ON loads (destination) WHERE discarded > 0;
+CREATE INDEX loads_lane ON loads (destination, lane, id);
+CREATE INDEX loads_range ON loads (destination, seq_to) WHERE seq_to is not null;
+
+CREATE TABLE sets (
+    id BIGSERIAL NOT NULL,
+    destination INTEGER NOT NULL,
+    list BIGINT,
+    seq_from BIGINT NOT NULL,
+    seq_to BIGINT NOT NULL,
+    jobs INTEGER NOT NULL,
+    attempts SMALLINT NOT NULL,
+    losses SMALLINT NOT NULL,
+    raised_in BIGINT,
+    alone BOOLEAN NOT NULL,
+    strikes SMALLINT NOT NULL,
+    rest BIGINT,
+    due_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    load BIGINT,
+    PRIMARY KEY (id)
+);
+CREATE INDEX sets_due ON sets (destination, due_at) WHERE load is null;
+CREATE INDEX sets_load ON sets (load) WHERE load is not null;
+CREATE INDEX sets_range ON sets (destination, seq_to);
+
+CREATE TABLE outcomes (
+    load BIGINT NOT NULL,
+    seq BIGINT NOT NULL,
+    destination INTEGER NOT NULL,
+    state SMALLINT NOT NULL,
+    error TEXT NOT NULL,
+    list BIGINT,
+    PRIMARY KEY (load, seq)
+);
+CREATE INDEX outcomes_discarded ON outcomes (destination, seq) WHERE state = 6;
+CREATE INDEX outcomes_list ON outcomes (list, seq) WHERE list is not null;
+
+CREATE TABLE positions (
+    reader TEXT NOT NULL,
+    value TEXT NOT NULL,
+    PRIMARY KEY (reader)
+);
+
+CREATE TABLE quarantine (
+    id BIGSERIAL NOT NULL,
+    kind INTEGER NOT NULL,
+    received_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    headers TEXT NOT NULL,
+    body BYTEA NOT NULL,
+    error TEXT NOT NULL,
+    PRIMARY KEY (id)
+);
+
+CREATE TABLE marks (
+    at TIMESTAMP WITH TIME ZONE NOT NULL,
+    low BIGINT NOT NULL,
+    high BIGINT NOT NULL,
+    PRIMARY KEY (at)
+);
+
+CREATE TABLE counter (
+    upto BIGINT NOT NULL,
+    PRIMARY KEY (upto)
+);
+
+CREATE TABLE event_totals (
+    kind INTEGER NOT NULL,
+    day DATE NOT NULL,
+    events BIGINT NOT NULL,
+    PRIMARY KEY (kind, day)
+);
+
+CREATE TABLE job_totals (
+    destination INTEGER NOT NULL,
+    jobs BIGINT NOT NULL,
+    PRIMARY KEY (destination)
+);
+
+CREATE TABLE leases (
+    key TEXT NOT NULL,
+    id TEXT NOT NULL,
+    owner TEXT NOT NULL,
+    since TIMESTAMP WITH TIME ZONE NOT NULL,
+    expires_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    boot TEXT,
+    PRIMARY KEY (key)
+);
+
+-- The partitions of events and jobs from the sequence's present one to two ahead.
+CREATE FUNCTION make_partitions() RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    step CONSTANT bigint := 5000000;
+    now_at bigint := (SELECT last_value FROM event_seq) / step;
+    part text;
+BEGIN
+    PERFORM pg_advisory_xact_lock('events'::regclass::oid::bigint::bit(32)::int, 0);
+    FOR k IN now_at .. now_at + 2 LOOP
+        FOREACH part IN ARRAY ARRAY['events', 'jobs'] LOOP
+            CONTINUE WHEN to_regclass(format('%I', part || '_' || k)) IS NOT NULL;
+            -- Made first and attached then, so that the parent is locked for a moment only.
+            EXECUTE format('CREATE TABLE %I (LIKE %I INCLUDING ALL)', part || '_' || k, part);
+            EXECUTE format('ALTER TABLE %I ATTACH PARTITION %I FOR VALUES FROM (%s) TO (%s)',
+                           part, part || '_' || k, k * step, (k + 1) * step);
+        END LOOP;
+    END LOOP;
+END $$;
+
+-- One group commit. The arrays hold an item per event; job_event (1-based) and job_destination a pair
+-- per job. Before it takes its first number it holds a shared lock whose key is the sequence's
+-- value: all its numbers are above that.
+CREATE FUNCTION ingest(
+    kinds int[], payloads text[], event_keys text[], contexts text[], versions text[],
+    sent timestamptz[], parents bigint[], job_event int[], job_destination int[], job_error text[]
+) RETURNS bigint[] LANGUAGE plpgsql AS $$
+DECLARE
+    made bigint[];
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(
+        'event_seq'::regclass::oid::bigint::bit(32)::int, last_value::bit(32)::int) FROM event_seq;
+    WITH item AS MATERIALIZED (
+        SELECT nextval('event_seq') AS seq, n, kind, payload, event_key, context, version, sent_at, parent
+          FROM unnest(kinds, payloads, event_keys, contexts, versions, sent, parents)
+               WITH ORDINALITY AS t(kind, payload, event_key, context, version, sent_at, parent, n)),
+    event AS (
+        INSERT INTO events (seq, kind, received_at, payload, key, context, version, sent_at, parent)
+        SELECT seq, kind, clock_timestamp(), payload, event_key, context, version, sent_at, parent
+          FROM item),
+    job AS (
+        INSERT INTO jobs (destination, seq, when_error)
+        SELECT j.destination, item.seq, j.error
+          FROM unnest(job_event, job_destination, job_error) AS j(n, destination, error)
+          JOIN item ON item.n = j.n)
+    SELECT array_agg(seq ORDER BY n) INTO made FROM item;
+    RETURN made;
+END $$;
+
+-- All numbers up to this one are committed, or never will be. First the upper bound, then the lowest
+-- key that a running ingest holds; the caller reads with a new snapshot. Sequence numbers commit out
+-- of order, and a reader that goes by their order alone skips events for ever.
+CREATE FUNCTION watermark() RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    high bigint;
+    back bigint;
+BEGIN
+    SELECT last_value INTO high FROM event_seq;
+    -- Keys are the low 32 bits of a value at or below `high`: their distance from it tells the value.
+    SELECT max((high - objid::bigint) & 4294967295) INTO back
+      FROM pg_locks
+     WHERE locktype = 'advisory' AND objsubid = 2 AND classid = 'event_seq'::regclass::oid
+       AND database = (SELECT oid FROM pg_database WHERE datname = current_database());
+    RETURN high - coalesce(back, 0);
+END $$;
+
+-- The first number is spent here: a sequence that was never called does not say so by its value.
+SELECT nextval('event_seq');
+SELECT make_partitions();

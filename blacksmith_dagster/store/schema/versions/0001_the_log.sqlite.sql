@@ -1,0 +1,162 @@
+CREATE TABLE epochs (
+    first_seq BIGINT NOT NULL,
+    epoch TEXT NOT NULL,
+    began_at BIGINT NOT NULL,
+    PRIMARY KEY (first_seq)
+);
+
+CREATE TABLE kinds (
+    id INTEGER NOT NULL,
+    path TEXT NOT NULL,
+    PRIMARY KEY (id),
+    UNIQUE (path)
+);
+
+CREATE TABLE destination_events (
+    id INTEGER NOT NULL,
+    path TEXT NOT NULL,
+    PRIMARY KEY (id),
+    UNIQUE (path)
+);
+
+CREATE TABLE fences (
+    destination INTEGER NOT NULL,
+    lane SMALLINT NOT NULL,
+    token BIGINT NOT NULL,
+    holder TEXT NOT NULL,
+    PRIMARY KEY (destination, lane)
+);
+
+CREATE TABLE events (
+    seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    kind INTEGER NOT NULL,
+    received_at BIGINT NOT NULL,
+    payload TEXT NOT NULL,
+    "key" TEXT,
+    context TEXT,
+    version TEXT,
+    sent_at BIGINT,
+    parent BIGINT
+);
+
+CREATE TABLE jobs (
+    destination INTEGER NOT NULL,
+    seq BIGINT NOT NULL,
+    when_error TEXT,
+    PRIMARY KEY (destination, seq)
+) WITHOUT ROWID;
+
+CREATE TABLE keys (
+    kind INTEGER NOT NULL,
+    "key" TEXT NOT NULL,
+    ordinal INTEGER NOT NULL,
+    digest BLOB NOT NULL,
+    seq BIGINT,
+    received_at BIGINT NOT NULL,
+    PRIMARY KEY (kind, "key", ordinal)
+) WITHOUT ROWID;
+CREATE INDEX keys_received_at ON keys (received_at);
+
+CREATE TABLE loads (
+    id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    destination INTEGER NOT NULL,
+    lane SMALLINT NOT NULL,
+    state SMALLINT NOT NULL,
+    token BIGINT NOT NULL,
+    attempt SMALLINT NOT NULL,
+    seq_from BIGINT,
+    seq_to BIGINT,
+    jobs INTEGER NOT NULL,
+    discarded INTEGER DEFAULT '0' NOT NULL,
+    position BIGINT NOT NULL,
+    claimed BIGINT NOT NULL,
+    started_at BIGINT NOT NULL,
+    finished_at BIGINT,
+    run TEXT,
+    error TEXT
+);
+CREATE INDEX loads_discarded ON loads (destination) WHERE discarded > 0;
+CREATE INDEX loads_lane ON loads (destination, lane, id);
+CREATE INDEX loads_range ON loads (destination, seq_to) WHERE seq_to is not null;
+
+CREATE TABLE sets (
+    id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    destination INTEGER NOT NULL,
+    list BIGINT,
+    seq_from BIGINT NOT NULL,
+    seq_to BIGINT NOT NULL,
+    jobs INTEGER NOT NULL,
+    attempts SMALLINT NOT NULL,
+    losses SMALLINT NOT NULL,
+    raised_in BIGINT,
+    alone BOOLEAN NOT NULL,
+    strikes SMALLINT NOT NULL,
+    rest BIGINT,
+    due_at BIGINT NOT NULL,
+    load BIGINT
+);
+CREATE INDEX sets_due ON sets (destination, due_at) WHERE load is null;
+CREATE INDEX sets_load ON sets (load) WHERE load is not null;
+CREATE INDEX sets_range ON sets (destination, seq_to);
+
+CREATE TABLE outcomes (
+    load BIGINT NOT NULL,
+    seq BIGINT NOT NULL,
+    destination INTEGER NOT NULL,
+    state SMALLINT NOT NULL,
+    error TEXT NOT NULL,
+    list BIGINT,
+    PRIMARY KEY (load, seq)
+) WITHOUT ROWID;
+CREATE INDEX outcomes_discarded ON outcomes (destination, seq) WHERE state = 6;
+CREATE INDEX outcomes_list ON outcomes (list, seq) WHERE list is not null;
+
+CREATE TABLE positions (
+    reader TEXT NOT NULL,
+    value TEXT NOT NULL,
+    PRIMARY KEY (reader)
+);
+
+CREATE TABLE quarantine (
+    id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    kind INTEGER NOT NULL,
+    received_at BIGINT NOT NULL,
+    headers TEXT NOT NULL,
+    body BLOB NOT NULL,
+    error TEXT NOT NULL
+);
+
+CREATE TABLE marks (
+    at BIGINT NOT NULL,
+    low BIGINT NOT NULL,
+    high BIGINT NOT NULL,
+    PRIMARY KEY (at)
+) WITHOUT ROWID;
+
+CREATE TABLE counter (
+    upto BIGINT NOT NULL,
+    PRIMARY KEY (upto)
+);
+
+CREATE TABLE event_totals (
+    kind INTEGER NOT NULL,
+    day DATE NOT NULL,
+    events BIGINT NOT NULL,
+    PRIMARY KEY (kind, day)
+);
+
+CREATE TABLE job_totals (
+    destination INTEGER NOT NULL,
+    jobs BIGINT NOT NULL,
+    PRIMARY KEY (destination)
+);
+
+CREATE TABLE leases (
+    "key" TEXT NOT NULL,
+    id TEXT NOT NULL,
+    owner TEXT NOT NULL,
+    since BIGINT NOT NULL,
+    expires_at FLOAT NOT NULL,
+    boot TEXT,
+    PRIMARY KEY ("key")
+);

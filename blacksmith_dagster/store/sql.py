@@ -1,0 +1,575 @@
+"""The store on a SQL database: everything that is the same for PostgreSQL and SQLite.
+
+Each adapter adds how it connects, takes its turn to write, ingests, and reads the watermark.
+"""
+
+from __future__ import annotations
+
+import secrets
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import date, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from sqlalchemy import ColumnElement, Connection, Engine, select, update
+
+from blacksmith_dagster.errors import (
+    Fenced,
+    KeyReused,
+    SequenceWentBack,
+    Unknown,
+    UsageError,
+)
+from blacksmith_dagster.pipeline.batch import Said
+from blacksmith_dagster.store import keys, loads, questions, tables, upkeep
+from blacksmith_dagster.store.ids import Epochs
+from blacksmith_dagster.store.interface import (
+    Confirm,
+    Counts,
+    DayCount,
+    Fence,
+    JobRow,
+    JobState,
+    Lane,
+    Load,
+    NewEvent,
+    Orphan,
+    Position,
+    Quarantined,
+    Raw,
+    StoredEvent,
+    Transition,
+    Verdict,
+    Window,
+)
+from blacksmith_dagster.store.sets import Waiting, is_plain, portion
+from blacksmith_dagster.store.tables import DONE, EXECUTING, FAILED, RELEASED
+
+if TYPE_CHECKING:
+    from blacksmith_dagster.pipeline.application import Blacksmith
+
+LANES = {Lane.LOAD: 0, Lane.DISCARD: 1}
+
+
+class SQLStore(ABC):
+    """A `Store` on SQLAlchemy; see the protocol for what each method promises."""
+
+    def __init__(self, engine: Engine, label: str) -> None:
+        self.engine = engine
+        self.label = label
+        self._kinds: dict[str, int] = {}
+        self._kind_paths: dict[int, str] = {}
+        self._destinations: dict[str, int] = {}
+        self._read_names()
+
+    # -- what differs
+    @abstractmethod
+    def writing(self) -> Any:
+        """A transaction that may write, as a context manager that gives its `Connection`."""
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A transaction that only reads."""
+        with self.engine.connect() as conn:
+            yield conn
+
+    @abstractmethod
+    def _clock(self) -> ColumnElement[datetime]:
+        """The database's clock, as an expression."""
+
+    def _now(self, conn: Connection) -> datetime:
+        now: datetime = conn.execute(select(self._clock())).scalar_one()
+        return now
+
+    @abstractmethod
+    def _watermark(self, conn: Connection) -> int:
+        """All events up to this sequence number are committed, or never will be."""
+
+    @abstractmethod
+    def _sequence(self, conn: Connection) -> int:
+        """The last value that was given to an event."""
+
+    @abstractmethod
+    def _set_sequence(self, conn: Connection, seq: int) -> None:
+        """Let the next event get `seq + 1`."""
+
+    @abstractmethod
+    def _append(self, conn: Connection, new: Sequence[NewEvent]) -> list[int]:
+        """Write events and their jobs; returns their sequence numbers."""
+
+    def _jobs(self, rows: Sequence[Any]) -> list[JobRow]:
+        """Rows of `loads.JOB_COLUMNS` as jobs."""
+        id_of, kinds = self._epochs.id_of, self._kind_paths
+        return [
+            JobRow(
+                seq,
+                id_of(seq),
+                kinds[kind],
+                payload,
+                received_at,
+                key,
+                context,
+                version,
+                sent_at,
+                None if parent is None else id_of(parent),
+                when_error,
+            )
+            for (
+                seq,
+                kind,
+                payload,
+                received_at,
+                key,
+                context,
+                version,
+                sent_at,
+                parent,
+                when_error,
+            ) in rows
+        ]
+
+    # -- names
+    def _read_names(self) -> None:
+        with self.reading() as conn:
+            kinds, events = tables.kinds.c, tables.destination_events.c
+            self._kinds = dict(conn.execute(select(kinds.path, kinds.id)).tuples().all())
+            self._kind_paths = {number: path for path, number in self._kinds.items()}
+            self._destinations = dict(conn.execute(select(events.path, events.id)).tuples().all())
+            epochs = select(tables.epochs.c.first_seq, tables.epochs.c.epoch)
+            self._epochs = Epochs(
+                [(row.first_seq, row.epoch) for row in conn.execute(epochs.order_by("first_seq"))]
+            )
+
+    def register(self, app: Blacksmith) -> None:
+        received = {path for path in app.receivers if path not in app.source_events}
+        with self.writing() as conn:
+            upkeep.know(conn, tables.kinds, [*app.source_events, *sorted(received)])
+            for event in app.destination_events.values():
+                if event.renamed_from:
+                    upkeep.rename(
+                        conn, f"{event.destination.name}/{event.renamed_from}", event.path
+                    )
+            upkeep.know(conn, tables.destination_events, list(app.destination_events))
+            upkeep.fence(conn, LANES.values())
+        self._read_names()
+
+    def _destination(self, path: str) -> int:
+        if path not in self._destinations:
+            self._read_names()
+        if path not in self._destinations:
+            raise Unknown(
+                f"this store has no destination event {path!r}; it has "
+                f"{', '.join(sorted(self._destinations)) or 'none yet'}"
+            )
+        return self._destinations[path]
+
+    def _kind(self, path: str) -> int:
+        if path not in self._kinds:
+            self._read_names()
+        if path not in self._kinds:
+            raise Unknown(f"this store has no event {path!r}; call register(app) first")
+        return self._kinds[path]
+
+    # -- ingest
+    def ingest(
+        self, requests: Sequence[Sequence[NewEvent]], *, position: Position | None = None
+    ) -> list[list[str] | KeyReused]:
+        with self.writing() as conn:
+            if position is not None:
+                keys.move(conn, position)
+            admitted = keys.admit(conn, requests, self._kind, self._now(conn))
+            seqs = self._append(conn, admitted.new) if admitted.new else []
+            keys.settle(conn, admitted, seqs, self._kind)
+        return admitted.answers(seqs, self._epochs.id_of)
+
+    def position(self, reader: str) -> str | None:
+        with self.reading() as conn:
+            found = select(tables.positions.c.value).where(tables.positions.c.reader == reader)
+            return conn.execute(found).scalar()
+
+    def quarantine(self, raw: Raw) -> str:
+        with self.writing() as conn:
+            values = {
+                "kind": self._kind(raw.kind),
+                "received_at": self._now(conn),
+                "headers": msgspec.json.encode(raw.headers).decode(),
+                "body": raw.body,
+                "error": raw.error,
+            }
+            added = tables.quarantine.insert().returning(tables.quarantine.c.id)
+            return f"qua_{conn.execute(added, values).scalar_one()}"
+
+    def quarantined(self, limit: int = 100) -> Sequence[Quarantined]:
+        with self.reading() as conn:
+            found = select(tables.quarantine).order_by(tables.quarantine.c.id).limit(limit)
+            return [
+                Quarantined(
+                    f"qua_{row.id}",
+                    row.received_at,
+                    Raw(
+                        self._kind_paths[row.kind],
+                        row.body,
+                        msgspec.json.decode(row.headers),
+                        row.error,
+                    ),
+                )
+                for row in conn.execute(found)
+            ]
+
+    # -- loads
+    def take_over(self, destination: str, lane: Lane, holder: str, confirm: Confirm) -> Fence:
+        of, number = self._destination(destination), LANES[lane]
+        fences = tables.fences
+        mine = (fences.c.destination == of) & (fences.c.lane == number)
+        while True:
+            with self.reading() as conn:
+                token = conn.execute(select(fences.c.token).where(mine)).scalar_one()
+            if not confirm():
+                raise Fenced(f"{destination}: the lock was lost before it could be used")
+            with self.writing() as conn:
+                moved = update(fences).where(mine, fences.c.token == token)
+                if conn.execute(moved.values(token=token + 1, holder=holder)).rowcount == 1:
+                    last = loads.last_of(conn, of, number)
+                    if last is not None and last.state == EXECUTING:
+                        loads.lose(conn, last.id, self._now(conn), "its loader was lost")
+                    return Fence(destination, lane, token + 1, holder)
+
+    def _hold(self, conn: Connection, fence: Fence) -> tuple[int, datetime]:
+        """Lock the lane for this transaction, without writing; the destination event's id, and now."""
+        of = self._destination(fence.destination)
+        fences = tables.fences
+        held = select(fences.c.token, fences.c.holder, self._clock().label("now")).where(
+            fences.c.destination == of, fences.c.lane == LANES[fence.lane]
+        )
+        row = conn.execute(held.with_for_update(key_share=True)).one()
+        if (row.token, row.holder) != (fence.token, fence.holder):
+            raise Fenced(
+                f"{fence.destination}: {row.holder} has taken over; stop, and acquire the lock anew"
+            )
+        return of, row.now
+
+    def _idle_lane(self, conn: Connection, fence: Fence, of: int) -> Any:
+        """The lane's last load, which must be closed."""
+        last = loads.last_of(conn, of, LANES[fence.lane])
+        if last is not None and last.state == EXECUTING:
+            raise UsageError(
+                f"{fence.destination}: load {last.id} is still open; record, release or abandon it "
+                "before the next claim"
+            )
+        return last
+
+    def claim(
+        self, fence: Fence, limit: int, max_attempts: int, run: str | None = None
+    ) -> Load | None:
+        with self.writing() as conn:
+            of, now = self._hold(conn, fence)
+            upto = self._watermark(conn)
+            last = self._idle_lane(conn, fence, of)
+            claim = _Claim(self, conn, fence, of, now, last, limit, run)
+            if last is not None and last.seq_to is None:
+                return claim.new(upto) or claim.due(max_attempts)
+            return claim.due(max_attempts) or claim.new(upto)
+
+    def condemn(
+        self, fence: Fence, why: str, limit: int, event_ids: Sequence[str] | None = None
+    ) -> Load | None:
+        with self.writing() as conn:
+            of, now = self._hold(conn, fence)
+            upto = self._watermark(conn)
+            last = self._idle_lane(conn, fence, of)
+            claim = _Claim(self, conn, fence, of, now, last, limit, None)
+            if event_ids is not None:
+                seqs = [self._epochs.seq_of(each) for each in event_ids]
+                return claim.condemn_listed(seqs, why)
+            if fence.lane is not Lane.LOAD:
+                raise UsageError("only the load lane can condemn all that waits")
+            return claim.condemn_next(upto, why)
+
+    def record(self, load: Load, verdict: Verdict) -> None:
+        discarded = sum(each.said is Said.DISCARDED for each in verdict.deviations)
+        state = DONE if verdict.raised is None else FAILED
+        with self.writing() as conn:
+            of, now = self._hold(conn, load.fence)
+            if not loads.close(conn, load.id, state, now, verdict.raised, discarded):
+                raise Fenced(f"{load.fence.destination}: load {load.id} is no longer open")
+            if verdict.raised is not None:
+                due = now + timedelta(seconds=verdict.delay)
+                loads.repeat(conn, load.id, due, raised=(load.attempt, verdict.alone))
+            elif verdict.deviations:
+                loads.deviate(conn, load.id, of, load.attempt, verdict.deviations, now)
+            if load.alone and load.condemned is None:
+                loads.strike(conn, load.id, failed=bool(verdict.deviations))
+            if verdict.outcomes:
+                self._append(conn, verdict.outcomes)
+
+    def release(self, load: Load) -> None:
+        with self.writing() as conn:
+            _, now = self._hold(conn, load.fence)
+            if not loads.close(conn, load.id, RELEASED, now):
+                raise Fenced(f"{load.fence.destination}: load {load.id} is no longer open")
+            loads.repeat(conn, load.id, now)
+
+    def abandon(self, load: Load, error: str) -> None:
+        with self.writing() as conn:
+            _, now = self._hold(conn, load.fence)
+            if not loads.lose(conn, load.id, now, error):
+                raise Fenced(f"{load.fence.destination}: load {load.id} is no longer open")
+
+    def next_due(self, destination: str) -> float | None:
+        with self.reading() as conn:
+            return questions.next_due(conn, self._destination(destination), self._now(conn))
+
+    # -- questions
+    def counts(self, destination: str) -> Counts:
+        with self.reading() as conn:
+            return questions.counts(conn, self._destination(destination))
+
+    def day_counts(self, since: date) -> Sequence[DayCount]:
+        with self.reading() as conn:
+            return [
+                DayCount(self._kind_paths[kind], day, events)
+                for kind, day, events in questions.day_counts(conn, since)
+            ]
+
+    def event(self, event_id: str) -> StoredEvent:
+        seq = self._epochs.seq_of(event_id)
+        with self.reading() as conn:
+            row = questions.event(conn, seq)
+            if row is None:
+                raise Unknown(f"event {event_id} is not in this store; it may have been purged")
+            return self._stored(row, questions.destinations_of(conn, [seq]))
+
+    def events(self, kind: str | None = None, limit: int = 100) -> Sequence[StoredEvent]:
+        with self.reading() as conn:
+            found = questions.newest(conn, None if kind is None else self._kind(kind), limit)
+            destinations = questions.destinations_of(conn, [row.seq for row in found])
+            return [self._stored(row, destinations) for row in found]
+
+    def _stored(self, row: Any, destinations: Mapping[int, Sequence[str]]) -> StoredEvent:
+        return StoredEvent(
+            self._epochs.id_of(row.seq),
+            row.seq,
+            self._kind_paths[row.kind],
+            row.payload,
+            row.received_at,
+            row.key,
+            row.context,
+            row.version,
+            row.sent_at,
+            None if row.parent is None else self._epochs.id_of(row.parent),
+            destinations.get(row.seq, ()),
+        )
+
+    def history(self, event_id: str) -> Sequence[Transition]:
+        event = self.event(event_id)
+        with self.reading() as conn:
+            return questions.history(conn, event.seq, event.received_at)
+
+    def jobs(
+        self, state: str, destination: str | None = None, limit: int = 100
+    ) -> Sequence[JobState]:
+        wanted = list(self._destinations) if destination is None else [destination]
+        found: list[JobState] = []
+        with self.reading() as conn:
+            for path in wanted:
+                rows = questions.jobs_in(conn, state, self._destination(path), limit - len(found))
+                found += [
+                    JobState(
+                        path,
+                        self._epochs.id_of(row.seq),
+                        self._kind_paths[row.kind],
+                        state,
+                        row.received_at,
+                        row.attempts,
+                        row.error,
+                        row.due_at,
+                    )
+                    for row in rows
+                ]
+        return found
+
+    def originals(self, event_ids: Sequence[str]) -> Mapping[str, JobRow]:
+        seqs = [self._epochs.seq_of(each) for each in event_ids]
+        with self.reading() as conn:
+            rows = self._jobs(questions.as_jobs(conn, seqs))
+        return {row.id: row for row in rows}
+
+    def orphans(self, app: Blacksmith) -> Sequence[Orphan]:
+        self._read_names()
+        undeclared = sorted(self._destinations.keys() - app.destination_events.keys())
+        waiting = [Orphan(path, self.counts(path).pending) for path in undeclared]
+        return [orphan for orphan in waiting if orphan.pending]
+
+    def window(self, start: datetime, end: datetime) -> Window:
+        with self.reading() as conn:
+            return questions.window(conn, start, end, self._sequence(conn))
+
+    # -- upkeep
+    def ready(self) -> None:
+        with self.reading() as conn:
+            given, last = upkeep.highest(conn), self._sequence(conn)
+        if last < given:
+            raise SequenceWentBack(
+                f"{self.label}: its sequence stands at {last}, but {given} was given already; was it "
+                "restored or promoted? Run `blacksmith store repair`: it moves the sequence past "
+                "what was given and begins a new epoch of ids"
+            )
+
+    def repair(self) -> str:
+        epoch = secrets.token_hex(4)
+        with self.writing() as conn:
+            last = max(upkeep.highest(conn), self._sequence(conn))
+            self._set_sequence(conn, last + 1)
+            conn.execute(
+                tables.epochs.insert(),
+                {"first_seq": last + 2, "epoch": epoch, "began_at": self._now(conn)},
+            )
+        self._read_names()
+        return epoch
+
+    def maintain(self) -> None:
+        with self.writing() as conn:
+            high = self._sequence(conn)
+            upkeep.mark(conn, self._now(conn), self._watermark(conn), high)
+            upkeep.forget_keys(conn, self._now(conn))
+        while self._count():
+            pass
+
+    def _count(self) -> bool:
+        """Move the counters on by a stretch of the log; `False` when there is no more."""
+        with self.writing() as conn:
+            return upkeep.count(conn, self._watermark(conn))
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+class _Claim:
+    """The ways in which a lane's next load is chosen, within one transaction."""
+
+    def __init__(
+        self,
+        store: SQLStore,
+        conn: Connection,
+        fence: Fence,
+        of: int,
+        now: datetime,
+        last: Any,
+        limit: int,
+        run: str | None,
+    ) -> None:
+        self.store, self.conn, self.fence, self.of, self.now = store, conn, fence, of, now
+        self.position: int = last.position if last else 0
+        self.claimed: int = last.claimed if last else 0
+        self.limit, self.run = limit, run
+
+    def new(self, upto: int, condemned: str | None = None) -> Load | None:
+        """The next jobs of the log that were never claimed."""
+        found = loads.new_jobs(self.conn, self.of, self.position, upto, self.limit)
+        if not found:
+            return None
+        rows = self.store._jobs(found)
+        load = self._open(1, rows[-1].seq, len(rows), seq_from=self.position + 1)
+        return self._load(load, rows, attempt=1, fresh=True, condemned=condemned)
+
+    def due(self, max_attempts: int) -> Load | None:
+        """The set that is longest due, or what its state allows of it; plain lists together."""
+        waiting = loads.waiting(self.conn, self.of, self.now)
+        if not waiting:
+            return None
+        chosen = _together(waiting, self.limit)
+        first = chosen[0]
+        attempt = min(first.attempts + 1, max_attempts)
+        if len(chosen) > 1:
+            return self._whole(chosen, attempt)
+        since = first.raised_in
+        recovered = since is not None and loads.succeeded_since(self.conn, self.of, since)
+        part = portion(first, self.limit, recovered)
+        if part.jobs == first.jobs:
+            return self._whole(chosen, attempt, part.losses, part.condemned)
+        load = self._open(attempt, None, part.jobs)
+        loads.split(self.conn, first, part, self.of, load)
+        return self._taken(load, first, attempt, part.losses, part.condemned)
+
+    def condemn_next(self, upto: int, why: str) -> Load | None:
+        """The next of all that waits, due or not."""
+        waiting = loads.waiting(self.conn, self.of, None)
+        if waiting:
+            return self._whole(waiting[:1], waiting[0].attempts, condemned=why)
+        return self.new(upto, condemned=why)
+
+    def condemn_listed(self, seqs: Sequence[int], why: str) -> Load | None:
+        """Those of the jobs that wait to run again."""
+        chosen = []
+        for seq in seqs[: self.limit]:
+            whole = loads.waiting_with(self.conn, self.of, seq)
+            if whole is not None:
+                chosen.append(loads.extract(self.conn, whole, seq, self.of))
+        return self._whole(chosen, chosen[0].attempts, condemned=why) if chosen else None
+
+    def _whole(
+        self,
+        chosen: Sequence[Waiting],
+        attempt: int,
+        losses: int = 0,
+        condemned: str | None = None,
+    ) -> Load:
+        load = self._open(attempt, None, sum(each.jobs for each in chosen))
+        loads.take(self.conn, chosen, load)
+        return self._taken(load, chosen[0], attempt, losses, condemned)
+
+    def _taken(
+        self, load: int, first: Waiting, attempt: int, losses: int, condemned: str | None
+    ) -> Load:
+        rows = self.store._jobs(loads.jobs_of(self.conn, load, self.of))
+        return self._load(
+            load,
+            rows,
+            attempt,
+            losses=losses,
+            alone=first.alone,
+            strikes=first.strikes,
+            condemned=condemned,
+        )
+
+    def _open(
+        self, attempt: int, seq_to: int | None, jobs: int, seq_from: int | None = None
+    ) -> int:
+        fresh = seq_to is not None
+        return loads.open_load(
+            self.conn,
+            {
+                "destination": self.of,
+                "lane": LANES[self.fence.lane],
+                "token": self.fence.token,
+                "attempt": attempt,
+                "seq_from": seq_from,
+                "seq_to": seq_to,
+                "jobs": jobs,
+                "position": seq_to if fresh else self.position,
+                "claimed": self.claimed + (jobs if fresh else 0),
+                "started_at": self.now,
+                "run": self.run,
+            },
+        )
+
+    def _load(
+        self, load: int, rows: Sequence[JobRow], attempt: int, *, fresh: bool = False, **state: Any
+    ) -> Load:
+        return Load(load, self.fence, rows, str(self.of), attempt, fresh, **state)
+
+
+def _together(waiting: Sequence[Waiting], limit: int) -> Sequence[Waiting]:
+    """The sets that the next load takes: the first, with others like it if all are plain lists."""
+    first = waiting[0]
+    if not is_plain(first) or first.list is None:
+        return [first]
+    chosen, total = [first], first.jobs
+    for each in waiting[1:]:
+        alike = is_plain(each) and each.list is not None and each.attempts == first.attempts
+        if alike and total + each.jobs <= limit:
+            chosen.append(each)
+            total += each.jobs
+    return chosen

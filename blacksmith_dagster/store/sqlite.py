@@ -1,0 +1,170 @@
+"""The store in one SQLite file: to start with, and for one machine."""
+
+from __future__ import annotations
+
+import fcntl
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Engine, create_engine, event, literal
+from sqlalchemy.engine import URL
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from blacksmith_dagster.errors import SettingsError
+from blacksmith_dagster.store import schema
+from blacksmith_dagster.store.faults import told
+from blacksmith_dagster.store.interface import NewEvent
+from blacksmith_dagster.store.sql import SQLStore
+from blacksmith_dagster.store.tables import Instant, to_micros
+
+_NETWORK = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "fuse.sshfs"}
+)
+_BUSY_SECONDS = 30
+
+
+class SQLiteStore(SQLStore):
+    """A file, shared by the processes of one machine.
+
+    SQLite lets one connection write at a time, and those that wait poll: a busy gateway starves
+    a loader for seconds. So each write first takes its turn by a lock on a file beside the database.
+
+    Raises `SettingsError` for a file on a network file system, whose locks cannot be trusted.
+    """
+
+    def __init__(self, url: URL) -> None:
+        if not url.database or url.database == ":memory:":
+            raise SettingsError(
+                "sqlite: a store is shared by processes and needs a file: sqlite:///path/store.db"
+            )
+        path = Path(url.database).absolute()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _refuse_network(path.parent)
+        self._turn = threading.Lock()
+        self._turn_file = path.with_name(path.name + "-turn").open("wb")
+        engine = _engine(path)
+        label = f"sqlite:///{path}"
+        with told(label), self._my_turn():
+            schema.upgrade(engine)
+        super().__init__(engine, label)
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A transaction that may write, once it is this one's turn."""
+        with told(self.label), self._my_turn(), self.engine.connect() as conn:
+            conn.exec_driver_sql("BEGIN IMMEDIATE")
+            yield conn
+            conn.commit()
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A transaction that only reads: all its statements see one state."""
+        with told(self.label), self.engine.connect() as conn:
+            conn.exec_driver_sql("BEGIN")
+            yield conn
+
+    @contextmanager
+    def _my_turn(self) -> Iterator[None]:
+        with self._turn:
+            fcntl.flock(self._turn_file, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.flock(self._turn_file, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Close all connections, and the turn file."""
+        super().close()
+        self._turn_file.close()
+
+    def _clock(self) -> ColumnElement[datetime]:
+        return literal(datetime.now(UTC), Instant())
+
+    def _watermark(self, conn: Connection) -> int:
+        # One transaction writes at a time: what has a number is committed.
+        return self._sequence(conn)
+
+    def _sequence(self, conn: Connection) -> int:
+        return int(conn.exec_driver_sql(_SEQUENCE).scalar() or 0)
+
+    def _set_sequence(self, conn: Connection, seq: int) -> None:
+        conn.exec_driver_sql("DELETE FROM sqlite_sequence WHERE name = 'events'")
+        conn.exec_driver_sql("INSERT INTO sqlite_sequence VALUES ('events', ?)", (seq,))
+
+    def _append(self, conn: Connection, new: Sequence[NewEvent]) -> list[int]:
+        first = self._sequence(conn) + 1
+        now = to_micros(datetime.now(UTC))
+        conn.exec_driver_sql(
+            _EVENT,
+            [
+                (
+                    seq,
+                    self._kind(each.kind),
+                    now,
+                    each.payload,
+                    each.key,
+                    each.context,
+                    each.version,
+                    None if each.sent_at is None else to_micros(each.sent_at),
+                    None if each.parent is None else self._epochs.seq_of(each.parent),
+                )
+                for seq, each in enumerate(new, first)
+            ],
+        )
+        made = [
+            (self._destination(job.destination), seq, job.when_error)
+            for seq, each in enumerate(new, first)
+            for job in each.jobs
+        ]
+        if made:
+            conn.exec_driver_sql(_JOB, made)
+        return list(range(first, first + len(new)))
+
+
+_SEQUENCE = "SELECT seq FROM sqlite_sequence WHERE name = 'events'"
+_EVENT = (
+    "INSERT INTO events (seq, kind, received_at, payload, key, context, version, sent_at, parent)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_JOB = "INSERT INTO jobs (destination, seq, when_error) VALUES (?, ?, ?)"
+
+
+def _engine(path: Path) -> Engine:
+    engine = create_engine(
+        URL.create("sqlite", database=str(path)),
+        connect_args={
+            "timeout": _BUSY_SECONDS,
+            "isolation_level": None,
+            "check_same_thread": False,
+        },
+        hide_parameters=True,
+    )
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, _: ConnectionPoolEntry) -> None:
+        # FULL: a commit that was answered survives a power cut, in WAL mode too.
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+
+    return engine
+
+
+def _refuse_network(folder: Path) -> None:
+    mounts = Path("/proc/self/mounts")
+    if not mounts.exists():
+        return
+    resolved, best, kind = folder.resolve(), Path("/"), ""
+    for line in mounts.read_text().splitlines():
+        _, point, found, *_ = line.split(" ")
+        at = Path(point.encode().decode("unicode_escape"))
+        if resolved.is_relative_to(at) and len(at.parts) >= len(best.parts):
+            best, kind = at, found
+    if kind in _NETWORK:
+        raise SettingsError(
+            f"{folder} is on a network file system ({kind}), where SQLite's locks cannot be trusted; "
+            "choose a local folder, or PostgreSQL by BLACKSMITH_STORE_URL=postgresql://..."
+        )

@@ -1,0 +1,315 @@
+"""The store's tables, as the newest version of its schema has them.
+
+`events` and `jobs` are the log: written by ingest alone, never updated. Whatever runs together is a
+set: the range of the log that a first load covers, or a row of `sets`. `loads` has a row per run of
+a set; `outcomes` a row per job that did not succeed in it.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Date,
+    DateTime,
+    Dialect,
+    Float,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    TypeDecorator,
+    text,
+)
+from sqlalchemy.types import TypeEngine
+
+EXECUTING, DONE, FAILED, UNKNOWN, RELEASED, DISCARDED = 1, 2, 3, 4, 5, 6
+"""States: of a load the first five (of a done one each job succeeded unless it has an outcome), of
+an outcome FAILED and DISCARDED."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def to_micros(at: datetime) -> int:
+    """A time as microseconds since 1970, the form in which SQLite keeps it."""
+    return (at - _EPOCH) // _MICROSECOND
+
+
+def from_micros(micros: int) -> datetime:
+    """The time that `to_micros` wrote."""
+    return _EPOCH + timedelta(microseconds=micros)
+
+
+class Instant(TypeDecorator[datetime]):
+    """A time with its zone: `timestamptz` in PostgreSQL, microseconds since 1970 in SQLite."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Choose the column's type."""
+        return dialect.type_descriptor(BigInteger() if dialect.name == "sqlite" else self.impl)
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
+        """Write a time."""
+        return to_micros(value) if value is not None and dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        """Read a time."""
+        if value is None:
+            return None
+        read: datetime = from_micros(value) if dialect.name == "sqlite" else value.astimezone(UTC)
+        return read
+
+
+metadata = MetaData()
+
+# SQLite makes a rowid only of INTEGER.
+_Id = BigInteger().with_variant(Integer(), "sqlite")
+
+
+def _at(name: str, *, nullable: bool = False) -> Column[datetime]:
+    return Column(name, Instant(), nullable=nullable)
+
+
+def _required(name: str, kind: Any, **options: Any) -> Column[Any]:
+    return Column(name, kind, nullable=False, **options)
+
+
+# Each restore or promotion begins a new epoch: it is part of the public ids given from there on.
+epochs = Table(
+    "epochs",
+    metadata,
+    Column("first_seq", BigInteger, primary_key=True, autoincrement=False),
+    _required("epoch", Text),
+    _at("began_at"),
+)
+
+kinds = Table(
+    "kinds", metadata, Column("id", Integer, primary_key=True), _required("path", Text, unique=True)
+)
+
+destination_events = Table(
+    "destination_events",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    _required("path", Text, unique=True),
+)
+
+fences = Table(
+    "fences",
+    metadata,
+    Column("destination", Integer, primary_key=True, autoincrement=False),
+    Column("lane", SmallInteger, primary_key=True, autoincrement=False),
+    _required("token", BigInteger),
+    _required("holder", Text),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("seq", _Id, primary_key=True),
+    _required("kind", Integer),
+    _at("received_at"),
+    _required("payload", Text),
+    Column("key", Text),
+    Column("context", Text),
+    Column("version", Text),
+    _at("sent_at", nullable=True),
+    Column("parent", BigInteger),
+    sqlite_autoincrement=True,
+    postgresql_partition_by="range (seq)",
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("destination", Integer, primary_key=True, autoincrement=False),
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("when_error", Text),
+    sqlite_with_rowid=False,
+    postgresql_partition_by="range (seq)",
+)
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("kind", Integer, primary_key=True, autoincrement=False),
+    Column("key", Text, primary_key=True),
+    Column("ordinal", Integer, primary_key=True, autoincrement=False),
+    _required("digest", LargeBinary),
+    Column("seq", BigInteger),
+    _at("received_at"),
+    Index("keys_received_at", "received_at"),
+    sqlite_with_rowid=False,
+)
+
+# A lane has one open load at most, and its last load is its state: where its cursor stands
+# (`position`), how many jobs were claimed for the first time (`claimed`), whether one is open.
+# seq_from and seq_to are set for first attempts alone. What changes has no index, so that updates
+# stay in their page (HOT).
+loads = Table(
+    "loads",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    _required("destination", Integer),
+    _required("lane", SmallInteger),
+    _required("state", SmallInteger),
+    _required("token", BigInteger),
+    _required("attempt", SmallInteger),
+    Column("seq_from", BigInteger),
+    Column("seq_to", BigInteger),
+    _required("jobs", Integer),
+    _required("discarded", Integer, server_default="0"),
+    _required("position", BigInteger),
+    _required("claimed", BigInteger),
+    _at("started_at"),
+    _at("finished_at", nullable=True),
+    Column("run", Text),
+    Column("error", Text),
+    Index("loads_lane", "destination", "lane", "id"),
+    Index(
+        "loads_range",
+        "destination",
+        "seq_to",
+        postgresql_where=text("seq_to is not null"),
+        sqlite_where=text("seq_to is not null"),
+    ),
+    Index(
+        "loads_discarded",
+        "destination",
+        postgresql_where=text("discarded > 0"),
+        sqlite_where=text("discarded > 0"),
+    ),
+    sqlite_autoincrement=True,
+)
+
+# What must run again: the jobs of the log from seq_from to seq_to, or, with a `list`, those among
+# them that have an outcome in it. `load` is the load that took it, NULL while it waits.
+sets = Table(
+    "sets",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    _required("destination", Integer),
+    Column("list", BigInteger),
+    _required("seq_from", BigInteger),
+    _required("seq_to", BigInteger),
+    _required("jobs", Integer),
+    _required("attempts", SmallInteger),
+    _required("losses", SmallInteger),
+    Column("raised_in", BigInteger),
+    _required("alone", Boolean),
+    _required("strikes", SmallInteger),
+    Column("rest", BigInteger),
+    _at("due_at"),
+    Column("load", BigInteger),
+    Index(
+        "sets_due",
+        "destination",
+        "due_at",
+        postgresql_where=text("load is null"),
+        sqlite_where=text("load is null"),
+    ),
+    Index(
+        "sets_load",
+        "load",
+        postgresql_where=text("load is not null"),
+        sqlite_where=text("load is not null"),
+    ),
+    Index("sets_range", "destination", "seq_to"),
+    sqlite_autoincrement=True,
+)
+
+outcomes = Table(
+    "outcomes",
+    metadata,
+    Column("load", BigInteger, primary_key=True, autoincrement=False),
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    _required("destination", Integer),
+    _required("state", SmallInteger),
+    _required("error", Text),
+    Column("list", BigInteger),
+    Index(
+        "outcomes_list",
+        "list",
+        "seq",
+        postgresql_where=text("list is not null"),
+        sqlite_where=text("list is not null"),
+    ),
+    Index(
+        "outcomes_discarded",
+        "destination",
+        "seq",
+        postgresql_where=text(f"state = {DISCARDED}"),
+        sqlite_where=text(f"state = {DISCARDED}"),
+    ),
+    sqlite_with_rowid=False,
+)
+
+positions = Table(
+    "positions", metadata, Column("reader", Text, primary_key=True), _required("value", Text)
+)
+
+quarantine = Table(
+    "quarantine",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    _required("kind", Integer),
+    _at("received_at"),
+    _required("headers", Text),
+    _required("body", LargeBinary),
+    _required("error", Text),
+    sqlite_autoincrement=True,
+)
+
+# Marks turn a time into a sequence number: whatever is at or below `low` had been committed at that
+# time, whatever is above `high` had not begun.
+marks = Table(
+    "marks",
+    metadata,
+    Column("at", Instant(), primary_key=True),
+    _required("low", BigInteger),
+    _required("high", BigInteger),
+    sqlite_with_rowid=False,
+)
+
+# The counters follow the log: all up to `upto` is in the totals.
+counter = Table(
+    "counter", metadata, Column("upto", BigInteger, primary_key=True, autoincrement=False)
+)
+
+event_totals = Table(
+    "event_totals",
+    metadata,
+    Column("kind", Integer, primary_key=True, autoincrement=False),
+    Column("day", Date, primary_key=True),
+    _required("events", BigInteger),
+)
+
+job_totals = Table(
+    "job_totals",
+    metadata,
+    Column("destination", Integer, primary_key=True, autoincrement=False),
+    _required("jobs", BigInteger),
+)
+
+# The supervisor's locks. `expires_at` is the database's clock; in SQLite, which has none, it is
+# seconds of the host's monotonic clock, good for the boot that `boot` names.
+leases = Table(
+    "leases",
+    metadata,
+    Column("key", Text, primary_key=True),
+    _required("id", Text),
+    _required("owner", Text),
+    _at("since"),
+    _required("expires_at", Instant().with_variant(Float(), "sqlite")),
+    Column("boot", Text),
+)

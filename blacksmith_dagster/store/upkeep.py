@@ -1,0 +1,130 @@
+"""What keeps a store in order: names, marks, counters, old keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Date,
+    Table,
+    cast,
+    delete,
+    func,
+    select,
+    type_coerce,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+
+from blacksmith_dagster.store.tables import (
+    counter,
+    destination_events,
+    epochs,
+    event_totals,
+    events,
+    fences,
+    job_totals,
+    jobs,
+    keys,
+    loads,
+    marks,
+)
+
+KEYS_KEPT = timedelta(days=7)
+_STRETCH = 200_000  # events that are counted in one transaction, so that writers never wait long
+
+
+def upsert(conn: Connection, table: Table) -> Any:
+    """An INSERT that can say what to do on a conflict, for the connection's database."""
+    return (postgresql.insert if conn.dialect.name == "postgresql" else sqlite.insert)(table)
+
+
+def know(conn: Connection, table: Table, paths: Iterable[str]) -> None:
+    """Give an id to each path that has none."""
+    known = set(conn.execute(select(table.c.path)).scalars())
+    for path in sorted(set(paths) - known):
+        conn.execute(upsert(conn, table).on_conflict_do_nothing(), {"path": path})
+
+
+def rename(conn: Connection, old: str, new: str) -> None:
+    """Let a destination event keep its id under a new path, unless the new path is known."""
+    taken = select(destination_events.c.id).where(destination_events.c.path == new)
+    if conn.execute(taken).first() is None:
+        named = update(destination_events).where(destination_events.c.path == old)
+        conn.execute(named.values(path=new))
+
+
+def fence(conn: Connection, lanes: Iterable[int]) -> None:
+    """Make sure that each lane of each destination event has its fence."""
+    known = set(conn.execute(select(fences.c.destination, fences.c.lane)).tuples())
+    for destination in conn.execute(select(destination_events.c.id)).scalars():
+        for lane in lanes:
+            if (destination, lane) not in known:
+                values = {"destination": destination, "lane": lane, "token": 0, "holder": ""}
+                conn.execute(upsert(conn, fences).on_conflict_do_nothing(), values)
+
+
+def highest(conn: Connection) -> int:
+    """The highest sequence number that anything in the store bears."""
+    bearers = (
+        func.max(events.c.seq),
+        func.max(loads.c.seq_to),
+        func.max(counter.c.upto),
+        func.max(epochs.c.first_seq - 1),
+    )
+    return max(conn.execute(select(bearer)).scalar() or 0 for bearer in bearers)
+
+
+def mark(conn: Connection, now: datetime, low: int, high: int) -> None:
+    """Write a mark, unless one was written within the last half minute."""
+    last = conn.execute(select(func.max(marks.c.at))).scalar()
+    if last is None or now - last > timedelta(seconds=30):
+        values = {"at": now, "low": low, "high": high}
+        conn.execute(upsert(conn, marks).on_conflict_do_nothing(), values)
+
+
+def forget_keys(conn: Connection, now: datetime) -> None:
+    """Delete keys that are older than they are kept."""
+    conn.execute(delete(keys).where(keys.c.received_at < now - KEYS_KEPT))
+
+
+def count(conn: Connection, watermark: int) -> bool:
+    """Add a stretch of the log to the totals; `False` if there was none, or another does it now."""
+    row = conn.execute(select(counter.c.upto).with_for_update(skip_locked=True)).first()
+    if row is None or row.upto >= watermark:
+        return False
+    after, upto = row.upto, min(watermark, row.upto + _STRETCH)
+    day = _day(conn)
+    of_events = (
+        select(events.c.kind, day, func.count())
+        .where(events.c.seq > after, events.c.seq <= upto)
+        .group_by(events.c.kind, day)
+    )
+    for kind, on, number in conn.execute(of_events).all():
+        _add(conn, event_totals, {"kind": kind, "day": on}, "events", number)
+    of_jobs = (
+        select(jobs.c.destination, func.count())
+        .where(jobs.c.seq > after, jobs.c.seq <= upto)
+        .group_by(jobs.c.destination)
+    )
+    for destination, number in conn.execute(of_jobs).all():
+        _add(conn, job_totals, {"destination": destination}, "jobs", number)
+    conn.execute(update(counter).values(upto=upto))
+    return bool(upto < watermark)
+
+
+def _day(conn: Connection) -> Any:
+    if conn.dialect.name == "sqlite":
+        seconds = type_coerce(events.c.received_at, BigInteger) // 1_000_000
+        return func.date(seconds, "unixepoch", type_=Date)
+    return cast(func.timezone("UTC", events.c.received_at), Date)
+
+
+def _add(conn: Connection, table: Table, of: dict[str, Any], column: str, number: int) -> None:
+    added = upsert(conn, table).values({**of, column: number})
+    total = table.c[column] + added.excluded[column]
+    conn.execute(added.on_conflict_do_update(index_elements=list(of), set_={column: total}))
