@@ -1,0 +1,121 @@
+"""`testing.run`: a pipeline's jobs, with nothing else running."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from blacksmith_dagster import (
+    HTTP,
+    Batch,
+    Blacksmith,
+    Destination,
+    Event,
+    Flow,
+    Reject,
+    Reply,
+    Request,
+    Source,
+)
+from blacksmith_dagster.errors import Refused, UsageError
+from blacksmith_dagster.testing import run
+
+
+class Flight(msgspec.Struct):
+    id: str
+    delay: int = 0
+
+
+airport = Source("airport")
+
+
+@airport.event(HTTP("/airport/departures"))
+def departed(request: Request) -> Event[Flight] | Reply:
+    if "challenge" in request.query:
+        return Reply(200, request.query["challenge"])
+    flight = request.json(Flight)
+    if not flight.id:
+        raise Reject("no id")
+    return Event(flight, key=flight.id, context={"agent": request.headers.get("user-agent")})
+
+
+cancelled = airport.accept("cancelled", model=Flight)
+lake = Destination("lake")
+
+
+@lake.event(receives=[departed, Flow(cancelled, transform=lambda event: event.data.id)])
+def everything(batch: Batch[Any]) -> None: ...
+
+
+@lake.event(receives=Flow(departed, when=lambda event: 100 // event.data.delay < 1))
+def late(batch: Batch[Any]) -> None: ...
+
+
+@lake.event(receives=everything.discarded)
+def undeliverable(batch: Batch[Any]) -> None: ...
+
+
+app = Blacksmith(sources=[airport], destinations=[lake], since="2026-01-01")
+
+
+def test_events_are_extracted_asked_for_and_transformed() -> None:
+    request = Request.of({"id": "UA1", "delay": 200}, headers={"User-Agent": "tower"})
+    jobs = run(
+        app,
+        [
+            (departed, request),
+            (cancelled, {"id": "AA2"}),
+            (departed, Event(Flight("DL3", 5), version="v2")),
+            (departed, Request(b"", query={"challenge": "x"})),
+        ],
+    )
+    assert [job.data for job in jobs["lake/everything"]] == [
+        Flight("UA1", 200),
+        "AA2",
+        Flight("DL3", 5),
+    ]
+    assert [job.event.id for job in jobs["lake/late"]] == ["evt_1"]
+    assert jobs["lake/undeliverable"] == []
+    (job,) = jobs["lake/late"]
+    assert (job.event.key, job.event.context, job.attempt) == ("UA1", {"agent": "tower"}, 1)
+    assert job.key != job.event.id
+    assert job.event.received_at is not None
+
+
+def test_data_goes_through_json_as_it_does_in_the_store() -> None:
+    (job,) = run(app, [(departed, Event({"id": "UA1", "delay": 3}))])["lake/everything"]
+    assert job.data == Flight("UA1", 3)
+
+
+def test_an_array_is_an_event_an_item() -> None:
+    jobs = run(app, [(cancelled, [{"id": "a"}, {"id": "b"}])])
+    assert [job.data for job in jobs["lake/everything"]] == ["a", "b"]
+
+
+def test_what_the_pipeline_raises_is_raised() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run(app, [(departed, {"id": "UA1", "delay": 0})])
+    with pytest.raises(Reject, match="no id"):
+        run(app, [(departed, {"id": ""})])
+    with pytest.raises(Refused, match="does not fit"):
+        run(app, [(cancelled, {"id": 1})])
+
+
+def test_a_source_event_of_another_application_is_refused() -> None:
+    with pytest.raises(UsageError, match="add its source"):
+        run(app, [(Source("site").accept("clicked"), {})])
+
+
+def test_a_function_is_tested_by_calling_it() -> None:
+    loaded: list[Any] = []
+
+    pond = Destination("pond")
+
+    @pond.event(receives=cancelled)
+    def fish(batch: Batch[Flight]) -> None:
+        loaded.extend(job.data.id for job in batch)
+
+    small = Blacksmith(sources=[airport], destinations=[pond], since="2026-01-01")
+    jobs = run(small, [(cancelled, {"id": "AA2"})])["pond/fish"]
+    fish(Batch("pond/fish", jobs))
+    assert loaded == ["AA2"]

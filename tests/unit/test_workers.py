@@ -1,0 +1,139 @@
+"""The threads in which destinations' functions run."""
+
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import wait
+from typing import Any
+
+import pytest
+
+from blacksmith_dagster import Batch, Destination, Source
+from blacksmith_dagster.scheduler.workers import Workers
+
+departed = Source("airport").accept("departed")
+EMPTY: Batch[Any] = Batch("lake/rows", [])
+
+
+@pytest.fixture
+def workers() -> Iterator[Workers]:
+    workers = Workers()
+    yield workers
+    workers.close()
+
+
+def test_a_connection_is_opened_once_and_used_and_closed_in_one_thread(workers: Workers) -> None:
+    told: list[tuple[str, int]] = []
+
+    def open_lake() -> Iterator[sqlite3.Connection]:
+        connection = sqlite3.connect(":memory:")  # sqlite3 refuses another thread by itself
+        told.append(("opened", threading.get_ident()))
+        yield connection
+        connection.close()
+        told.append(("closed", threading.get_ident()))
+
+    lake = Destination("lake", connect=open_lake)
+
+    @lake.event(receives=departed)
+    def rows(batch: Batch[Any], connection: sqlite3.Connection) -> None:
+        connection.execute("select 1")
+        told.append(("rows", threading.get_ident()))
+
+    @lake.event(receives=departed)
+    def more(batch: Batch[Any], connection: sqlite3.Connection) -> None:
+        connection.execute("select 1")
+        told.append(("more", threading.get_ident()))
+
+    assert told == []  # nothing is opened before it is needed
+    for event in (rows, more, rows):
+        assert workers.call(event, EMPTY).exception(10) is None
+    workers.close()
+    assert [what for what, _ in told] == ["opened", "rows", "more", "rows", "closed"]
+    assert len({thread for _, thread in told}) == 1
+
+
+def test_what_connect_returned_is_closed_by_its_close(workers: Workers) -> None:
+    class Service:
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
+    service = Service()
+    lake = Destination("lake", connect=lambda: service)
+
+    @lake.event(receives=departed)
+    def rows(batch: Batch[Any], connection: Service) -> None:
+        assert connection is service
+
+    assert workers.call(rows, EMPTY).exception(10) is None
+    assert not service.closed
+    workers.close()
+    assert service.closed
+
+
+def test_what_is_raised_is_handed_back_and_the_next_call_works(workers: Workers) -> None:
+    raising: list[BaseException] = [SystemExit(1), ValueError("no")]
+    opened = 0
+
+    def connect() -> object:
+        nonlocal opened
+        opened += 1
+        if opened == 1:
+            raise ConnectionError("refused")
+        return object()
+
+    lake = Destination("lake", connect=connect)
+
+    @lake.event(receives=departed)
+    def rows(batch: Batch[Any], connection: object) -> None:
+        if raising:
+            raise raising.pop()
+
+    errors = [workers.call(rows, EMPTY).exception(10) for _ in range(4)]
+    assert [type(error) for error in errors] == [
+        ConnectionError,
+        ValueError,
+        SystemExit,
+        type(None),
+    ]
+    assert opened == 2
+
+
+def test_destinations_do_not_wait_for_each_other(workers: Workers) -> None:
+    together = threading.Barrier(2, timeout=10)
+    calls = []
+    for name in ("lake", "pond"):
+        destination = Destination(name)
+
+        @destination.event(receives=departed)
+        def rows(batch: Batch[Any]) -> None:
+            together.wait()
+
+        calls.append(workers.call(rows, EMPTY))
+    wait(calls, timeout=10)
+    assert [call.exception(0) for call in calls] == [None, None]
+
+
+def test_connections_are_closed_at_the_processs_end() -> None:
+    program = """
+from blacksmith_dagster import Batch, Destination, Source
+from blacksmith_dagster.scheduler.workers import Workers
+
+def connect():
+    yield None
+    print("closed", flush=True)
+
+lake = Destination("lake", connect=connect)
+
+@lake.event(receives=Source("airport").accept("departed"))
+def rows(batch, connection): ...
+
+Workers().call(rows, Batch("lake/rows", [])).result(10)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert ended.stdout == "closed\n"
