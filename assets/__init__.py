@@ -1,0 +1,1 @@
+"""The example's sources, destinations and pandas assets."""

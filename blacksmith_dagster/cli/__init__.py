@@ -1,0 +1,34 @@
+"""The `blacksmith` command."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from blacksmith_dagster.cli.answers import destinations, events, jobs, quarantine, status
+from blacksmith_dagster.cli.processes import dev, gateway, store
+from blacksmith_dagster.errors import BlacksmithError
+
+__all__ = ["main"]
+
+
+class _Commands(click.Group):
+    """Commands whose known errors end with one line and exit code 1, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BlacksmithError as error:
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise click.ClickException(said) from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="blacksmith-dagster")
+def main() -> None:
+    """Receive events, keep every one of them, deliver each to every destination that wants it."""
+
+
+for _command in (dev, gateway, status, events, jobs, destinations, quarantine, store):
+    main.add_command(_command)

@@ -1,0 +1,6 @@
+"""`python -m blacksmith_dagster.cli`: the `blacksmith` command of this very interpreter."""
+
+from blacksmith_dagster.cli import main
+
+if __name__ == "__main__":
+    main(prog_name="blacksmith")

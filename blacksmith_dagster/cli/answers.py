@@ -1,0 +1,224 @@
+"""The commands that answer what became of events and jobs, and those that settle jobs by hand."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import click
+import msgspec
+
+from blacksmith_dagster.cli.opening import app_option, json_option, limit_option, opened
+from blacksmith_dagster.cli.tables import age, as_json, moment, table
+from blacksmith_dagster.errors import Unknown, UsageError
+from blacksmith_dagster.settings import load_application
+from blacksmith_dagster.store.interface import Counts, Orphan, Store, StoredEvent, Transition
+from blacksmith_dagster.supervisor import Supervisor, open_supervisor
+
+_QUARANTINE_SHOWN = 1000
+
+
+class _Row(msgspec.Struct, frozen=True):
+    """A destination event in `status`: `counts` is `None` before a process has registered it."""
+
+    destination: str
+    counts: Counts | None
+    held_by: str | None
+
+
+class _Status(msgspec.Struct, frozen=True):
+    store: str
+    destinations: Sequence[_Row]
+    orphans: Sequence[Orphan]
+    quarantined: int
+
+
+@click.command()
+@app_option
+@json_option
+def status(app: str | None, json: bool) -> None:
+    """Show how many jobs of each destination event are in each state, and who is loading it."""
+    application = load_application(app)
+    with opened() as store:
+        supervisor = open_supervisor(os.environ.get("BLACKSMITH_SUPERVISOR_URL"), store)
+        try:
+            found = _Status(
+                store.label,
+                [_row(store, supervisor, path) for path in application.destination_events],
+                store.orphans(application),
+                len(store.quarantined(_QUARANTINE_SHOWN)),
+            )
+        finally:
+            supervisor.close()
+    click.echo(as_json(found) if json else _status_text(found))
+
+
+def _row(store: Store, supervisor: Supervisor, path: str) -> _Row:
+    try:
+        counts = store.counts(path)
+    except Unknown:
+        counts = None
+    return _Row(path, counts, supervisor.status(f"load/{path}").owner)
+
+
+def _status_text(found: _Status) -> str:
+    now = datetime.now(UTC)
+    states = ("awaiting", "executing", "retrying", "succeeded", "discarded")
+    rows = [
+        [
+            row.destination,
+            *(getattr(row.counts, state, None) for state in states),
+            age(row.counts.oldest_waiting, now) if row.counts else "",
+            row.held_by,
+        ]
+        for row in found.destinations
+    ]
+    parts = [table(["destination event", *states, "oldest waiting", "loaded by"], rows)]
+    if found.orphans:
+        mend = "give it a new name with renamed_from=, or `blacksmith destinations retire` it"
+        parts.append(f"No longer declared ({mend}):")
+        parts.append(table(["destination event", "jobs waiting"], found.orphans))
+    if found.quarantined:
+        more = "+" if found.quarantined == _QUARANTINE_SHOWN else ""
+        parts.append(f"In quarantine: {found.quarantined}{more} (`blacksmith quarantine list`)")
+    return "\n\n".join(parts)
+
+
+@click.group()
+def events() -> None:
+    """Events as they were kept."""
+
+
+@events.command("show")
+@click.argument("event_id", metavar="ID")
+@json_option
+def show_event(event_id: str, json: bool) -> None:
+    """Tell what happened to an event: its jobs, every transition of each, and its run."""
+    with opened() as store:
+        event, history = store.event(event_id), store.history(event_id)
+    if json:
+        click.echo(as_json({"event": event, "history": history}))
+        return
+    by_job: dict[str, list[Transition]] = {path: [] for path in event.destinations}
+    for transition in history:
+        by_job.setdefault(transition.destination, []).append(transition)
+    click.echo("\n\n".join([_event_text(event), *(_job_text(*job) for job in by_job.items())]))
+    if not by_job:
+        click.echo("\nNo destination event wanted it: it has no job.")
+
+
+def _event_text(event: StoredEvent) -> str:
+    told = {
+        "event": event.id,
+        "kind": event.kind,
+        "received": moment(event.received_at),
+        "sent": moment(event.sent_at),
+        "key": event.key,
+        "version": event.version,
+        "parent": event.parent,
+        "context": event.context,
+        "data": event.payload,
+    }
+    return "\n".join(f"{name:<10}{value}" for name, value in told.items() if value)
+
+
+def _job_text(destination: str, history: Sequence[Transition]) -> str:
+    rows = [
+        [each.at, each.state, each.attempt, each.load, each.run, each.due_at, each.error]
+        for each in history
+    ]
+    head = ["at (UTC)", "state", "attempt", "load", "run", "due again", "error"]
+    return f"job of {destination}\n{table(head, rows)}"
+
+
+@events.command("list")
+@click.option("--kind", metavar="SOURCE/EVENT", help="Only this kind.")
+@limit_option
+@json_option
+def list_events(kind: str | None, limit: int, json: bool) -> None:
+    """List the newest events, newest first."""
+    with opened() as store:
+        found = store.events(kind, limit)
+    if json:
+        click.echo(as_json(found))
+        return
+    rows = [[each.id, each.kind, each.received_at, ", ".join(each.destinations)] for each in found]
+    click.echo(table(["event", "kind", "received (UTC)", "jobs for"], rows))
+
+
+@click.group()
+def jobs() -> None:
+    """Jobs: one event to be loaded by one destination event."""
+
+
+@jobs.command("list")
+@click.option(
+    "--state",
+    type=click.Choice(["discarded", "retrying", "executing", "awaiting"]),
+    default="discarded",
+    show_default=True,
+)
+@click.option("--destination", metavar="DESTINATION/EVENT", help="Only those of this one.")
+@limit_option
+@json_option
+def list_jobs(state: str, destination: str | None, limit: int, json: bool) -> None:
+    """List the jobs in a state."""
+    with opened() as store:
+        found = store.jobs(state, destination, limit)
+    if json:
+        click.echo(as_json(found))
+        return
+    rows = [
+        [each.destination, each.event_id, each.kind, each.attempts, each.due_at, each.error]
+        for each in found
+    ]
+    head = ["destination event", "event", "kind", "attempts", "due again", "error"]
+    click.echo(table(head, rows))
+
+
+@jobs.command("discard")
+@click.argument("destination", metavar="DESTINATION/EVENT")
+@click.argument("event_ids", metavar="ID...", nargs=-1, required=True)
+@click.option("--why", required=True, help="The reason, kept in the jobs' history.")
+def discard_jobs(destination: str, event_ids: tuple[str, ...], why: str) -> None:
+    """Discard jobs that are due again: they are not tried any more."""
+    with opened() as store:
+        discarded = store.discard(destination, event_ids, why)
+    click.echo(f"{discarded} of {len(event_ids)} discarded")
+
+
+@click.group()
+def destinations() -> None:
+    """Destination events."""
+
+
+@destinations.command("retire")
+@click.argument("destination", metavar="DESTINATION/EVENT")
+@app_option
+def retire_destination(destination: str, app: str | None) -> None:
+    """Discard what waits for a destination event that is no longer declared."""
+    if destination in load_application(app).destination_events:
+        raise UsageError(f"{destination} is still declared; remove it from the application first")
+    with opened() as store:
+        discarded = store.retire(destination)
+    click.echo(f"{destination} is retired; {discarded} waiting jobs were discarded")
+
+
+@click.group()
+def quarantine() -> None:
+    """Requests that an extract function could not take."""
+
+
+@quarantine.command("list")
+@limit_option
+@json_option
+def list_quarantine(limit: int, json: bool) -> None:
+    """List the oldest requests in quarantine."""
+    with opened() as store:
+        found = store.quarantined(limit)
+    if json:
+        click.echo(as_json(found))
+        return
+    rows = [[each.id, each.raw.kind, each.received_at, each.raw.error] for each in found]
+    click.echo(table(["request", "kind", "received (UTC)", "error"], rows))

@@ -1,0 +1,39 @@
+"""What the commands open, and the options that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from blacksmith_dagster.settings import Settings
+from blacksmith_dagster.store import Store, open_store
+
+app_option: Callable[[Any], Any] = click.option(
+    "--app",
+    metavar="MODULE:NAME",
+    help="The application. By default the one that pyproject.toml names in [tool.blacksmith].",
+)
+json_option: Callable[[Any], Any] = click.option(
+    "--json", "json", is_flag=True, help="Answer in JSON, for scripts."
+)
+limit_option: Callable[[Any], Any] = click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="How many to show at most.",
+)
+
+
+@contextmanager
+def opened(settings: Settings | None = None) -> Iterator[Store]:
+    """The store of this process's settings, named on standard error; closed at the end."""
+    store = open_store((settings or Settings.read()).store_url)
+    try:
+        click.echo(f"store: {store.label}", err=True)
+        yield store
+    finally:
+        store.close()

@@ -1,0 +1,144 @@
+"""The commands that run a deployment."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from blacksmith_dagster.cli.opening import app_option
+from blacksmith_dagster.settings import Settings, find_project, load_application
+from blacksmith_dagster.store import open_store
+
+_STOP_SECONDS = 30
+
+
+@click.command()
+@app_option
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8420, show_default=True)
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--tls-cert", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--tls-key", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def gateway(
+    app: str | None,
+    host: str,
+    port: int,
+    workers: int,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+) -> None:
+    """Receive events over HTTP and keep them, until Ctrl-C or SIGTERM.
+
+    An application that brings a gateway of its own runs that one; the options are this package's.
+    """
+    from blacksmith_dagster.gateway import StandardGateway
+
+    application = load_application(app)
+    chosen = application.gateway or StandardGateway(
+        host=host, port=port, workers=workers, tls_certificate=tls_cert, tls_key=tls_key
+    )
+    chosen.serve(application, Settings.read())
+
+
+@click.command()
+@app_option
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=8420,
+    show_default=True,
+    help="The gateway's port.",
+)
+@click.option(
+    "--ui-port",
+    type=click.IntRange(1, 65535),
+    default=3000,
+    show_default=True,
+    help="The port of Dagster's UI.",
+)
+def dev(app: str | None, port: int, ui_port: int) -> None:
+    """Run the gateway and `dagster dev` together, until Ctrl-C.
+
+    DAGSTER_HOME is BLACKSMITH_HOME unless it is set. Both listen on 127.0.0.1.
+    """
+    load_application(app)  # a wrong declaration is told here, once
+    settings, project = Settings.read(), find_project()
+    settings.home.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "BLACKSMITH_HOME": str(settings.home)}
+    environment.setdefault("DAGSTER_HOME", str(settings.home))
+    gateway_command = [sys.executable, "-m", "blacksmith_dagster.cli", "gateway", f"--port={port}"]
+    gateway_command += [f"--app={app}"] if app else []
+    dagster_command = [sys.executable, "-m", "dagster", "dev", f"--port={ui_port}"]
+    click.echo(f"gateway: http://127.0.0.1:{port}   Dagster: http://127.0.0.1:{ui_port}", err=True)
+    _run_together(
+        {"gateway": gateway_command, "dagster dev": dagster_command}, project, environment
+    )
+
+
+def _run_together(
+    commands: dict[str, Sequence[str]], folder: Path, environment: dict[str, str]
+) -> None:
+    """Run the commands until Ctrl-C, SIGTERM, SIGHUP or the end of one; then stop them all.
+
+    Each has a process group of its own, so that Ctrl-C reaches it once, from here, and that
+    nothing it has started outlives it.
+    """
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, signal.default_int_handler)
+    children: dict[str, subprocess.Popen[bytes]] = {}
+    ended: dict[str, int] = {}
+    try:
+        for name, command in commands.items():
+            children[name] = subprocess.Popen(command, cwd=folder, env=environment, process_group=0)
+        while not ended:
+            time.sleep(0.2)
+            ended = {
+                name: child.returncode
+                for name, child in children.items()
+                if child.poll() is not None
+            }
+    except KeyboardInterrupt:
+        click.echo("stopping", err=True)
+    finally:
+        _stop(list(children.values()))
+    if ended:
+        told = ", ".join(f"{name} ended with exit code {code}" for name, code in ended.items())
+        raise click.ClickException(f"{told}; its last lines above say why")
+
+
+def _stop(children: Sequence[subprocess.Popen[bytes]]) -> None:
+    for child in children:
+        if child.poll() is None:
+            child.send_signal(signal.SIGINT)
+    deadline = time.monotonic() + _STOP_SECONDS
+    for child in children:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(max(deadline - time.monotonic(), 0))
+    for child in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+@click.group()
+def store() -> None:
+    """The store itself."""
+
+
+@store.command()
+def upgrade() -> None:
+    """Bring the store's tables to this version of the package."""
+    opened = open_store(Settings.read().store_url, upgrade=True)
+    try:
+        click.echo(f"store: {opened.label}", err=True)
+        click.echo("the tables are up to date")
+    finally:
+        opened.close()

