@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar, overload
+from typing import Any, Generic, Protocol, TypeVar, overload
 
 from blacksmith_dagster.errors import DeclarationError
 from blacksmith_dagster.pipeline import schedule as _schedule
 from blacksmith_dagster.pipeline.batch import Batch
-from blacksmith_dagster.pipeline.flow import Flow, Outcome, Receivable
+from blacksmith_dagster.pipeline.flow import Flow, Outcome, Receivable, Receives
 from blacksmith_dagster.pipeline.rules import (
     checked_name,
     checked_owners,
@@ -25,8 +25,6 @@ C_co = TypeVar("C_co", covariant=True)
 
 DEFAULT_BATCH = 1000
 DEFAULT_TIMEOUT = "5m"
-
-Receives: TypeAlias = Receivable[T] | Flow[T]
 
 
 class DestinationEvent(Generic[T]):
@@ -229,8 +227,8 @@ class Destination(Generic[C]):
 
         Raises `DeclarationError`.
         """
-        received = [receives] if isinstance(receives, (Receivable, Flow)) else list(receives)
-        flows = [Flow(each) if isinstance(each, Receivable) else each for each in received]
+        received = receives if isinstance(receives, Sequence) else [receives]
+        flows = [_flow(f"destination {self.name!r}", each) for each in received]
 
         def declare(function: Callable[..., None]) -> DestinationEvent[Any]:
             event: DestinationEvent[Any] = DestinationEvent(
@@ -258,6 +256,17 @@ class Destination(Generic[C]):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
+
+
+def _flow(where: str, received: Receives[Any]) -> Flow[Any]:
+    if isinstance(received, Receivable):
+        return Flow(received)
+    if isinstance(received, Flow):
+        return received
+    raise DeclarationError(
+        f"{where} receives {received!r}; name an event of a source, a Flow, or an outcome such as "
+        "`flights.discarded`"
+    )
 
 
 def _checked_flows(path: str, flows: Sequence[Flow[Any]]) -> Sequence[Flow[Any]]:

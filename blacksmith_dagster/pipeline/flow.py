@@ -8,10 +8,15 @@ from typing import Any, Generic, TypeVar, overload
 from blacksmith_dagster.pipeline.event import Event
 
 T = TypeVar("T")
-R = TypeVar("R")
+T_co = TypeVar("T_co", covariant=True)
+R_co = TypeVar("R_co", covariant=True)
 
 
-class Receivable(Generic[T]):
+class Receives(Generic[T_co]):
+    """What `receives=` takes: an event, an outcome, or a `Flow` that starts at one."""
+
+
+class Receivable(Receives[T_co]):
     """Whatever a destination event can receive: a source event, or an outcome.
 
     `path` names it in the store, in Dagster and on the command line: `airport/departed`,
@@ -26,7 +31,7 @@ class Receivable(Generic[T]):
         return f"<{type(self).__name__} {self.path}>"
 
 
-class Outcome(Receivable[T]):
+class Outcome(Receivable[T_co]):
     """What became of a destination event's jobs, received like an event.
 
     An outcome's job has the data that the original was given, and `job.cause`.
@@ -38,7 +43,7 @@ class Outcome(Receivable[T]):
         self.name = name
 
 
-class Flow(Generic[R]):
+class Flow(Receives[R_co]):
     """An event on its way to a destination event.
 
     - `when(event)`: does this event make a job? Asked when the event is stored. If it raises, the
@@ -54,7 +59,7 @@ class Flow(Generic[R]):
 
     @overload
     def __init__(
-        self, on: Receivable[R], *, when: Callable[[Event[R]], bool] | None = None
+        self, on: Receivable[R_co], *, when: Callable[[Event[R_co]], bool] | None = None
     ) -> None: ...
     @overload
     def __init__(
@@ -62,7 +67,7 @@ class Flow(Generic[R]):
         on: Receivable[T],
         *,
         when: Callable[[Event[T]], bool] | None = None,
-        transform: Callable[[Event[T]], R],
+        transform: Callable[[Event[T]], R_co],
     ) -> None: ...
     def __init__(
         self,

@@ -17,12 +17,13 @@ from blacksmith_dagster.pipeline.rules import checked_name, checked_owners, chec
 from blacksmith_dagster.pipeline.trigger import HTTP, Reply, Trigger
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 In = TypeVar("In")
 In_contra = TypeVar("In_contra", contravariant=True)
 Out = TypeVar("Out")
 
 
-class SourceEvent(Receivable[T], Generic[T, In_contra, Out]):
+class SourceEvent(Receivable[T_co], Generic[T_co, In_contra, Out]):
     """A kind of event of a source, made by `Source.event` or `Source.accept`.
 
     It stays callable: `departed(Request.of({...}))` runs the extract function. Its properties are
