@@ -1,6 +1,6 @@
 """Load jobs: one per destination, and one per destination event with an interval of its own."""
 
-from __future__ import annotations
+# Dagster reads the annotation of `context` as it stands: no `from __future__ import annotations`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass

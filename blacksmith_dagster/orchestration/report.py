@@ -1,6 +1,6 @@
 """The report sensor: what was received per day, and what the checks find, told to Dagster."""
 
-from __future__ import annotations
+# Dagster reads the annotation of `context` as it stands: no `from __future__ import annotations`.
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -49,7 +49,7 @@ class Cursor(msgspec.Struct, frozen=True):
     checks: Mapping[str, tuple[bool, float]] = {}
 
     @classmethod
-    def read(cls, text: str | None, first: date) -> Cursor:
+    def read(cls, text: str | None, first: date) -> "Cursor":
         """The cursor in `text`; from the day `first` on, if there is none."""
         return cls(first) if text is None else msgspec.json.decode(text, type=cls)
 

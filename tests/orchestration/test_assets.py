@@ -1,0 +1,102 @@
+"""How an application's events appear as assets."""
+
+from datetime import timedelta
+
+from dagster import AssetKey, AssetSpec, Definitions, asset
+
+from blacksmith_dagster.orchestration import (
+    BlacksmithTranslator,
+    EventData,
+    asset_key,
+    build_definitions,
+)
+from tests.orchestration.pipeline import TODAY, Pipeline
+
+NOWHERE = "sqlite:////nowhere/store.db"  # definitions open no store
+
+
+def specs(definitions: Definitions) -> dict[str, AssetSpec]:
+    return {spec.key.to_user_string(): spec for spec in definitions.resolve_all_asset_specs()}
+
+
+def test_lineage_goes_from_source_to_destination_to_the_receiver_of_its_outcome() -> None:
+    found = specs(Pipeline(NOWHERE).definitions)
+    lineage = {
+        key: [dep.asset_key.to_user_string() for dep in spec.deps] for key, spec in found.items()
+    }
+    assert lineage == {
+        "airport/departed": [],
+        "lake/flights": ["airport/departed"],
+        "lake/movements": ["airport/departed"],
+        "lake/undeliverable": ["lake/flights"],
+        "blacksmith": [],
+    }
+
+
+def test_an_asset_shows_what_was_declared() -> None:
+    found = specs(Pipeline(NOWHERE).definitions)
+    source, destination = found["airport/departed"], found["lake/flights"]
+    assert source.group_name == "airport"
+    assert list(source.owners) == ["team:flights"]
+    assert source.tags["tier"] == "1"
+    assert source.kinds == {"blacksmith", "http"}
+    assert source.description == "A flight has left."
+    assert source.metadata["received_at"] == "POST /v1/airport/departed"
+    assert destination.group_name == "lake"
+    assert list(destination.owners) == ["data@example.com"]
+    assert destination.kinds == {"blacksmith", "python"}
+    assert destination.description == "Each flight,\n\nas it came."
+    assert destination.metadata["interval"] == "@every 10m"
+
+
+def test_partitions_are_the_utc_days_from_since_to_today() -> None:
+    pipeline = Pipeline(NOWHERE)
+    for spec in specs(pipeline.definitions).values():
+        if spec.key != AssetKey("blacksmith"):
+            assert spec.partitions_def
+            days = spec.partitions_def.get_partition_keys()
+            assert days[0] == (TODAY - timedelta(days=30)).isoformat()
+            assert days[-1] == TODAY.isoformat()
+
+
+def test_an_asset_downstream_depends_on_the_key_of_an_event() -> None:
+    pipeline = Pipeline(NOWHERE)
+
+    @asset(deps=[asset_key(pipeline.flights)])
+    def delays() -> None: ...
+
+    merged = Definitions.merge(pipeline.definitions, Definitions(assets=[delays]))
+    Definitions.validate_loadable(merged)
+    assert specs(merged)["delays"].deps[0].asset_key == AssetKey(["lake", "flights"])
+
+
+def test_a_translator_changes_a_key_in_the_lineage_as_well() -> None:
+    class Prefixed(BlacksmithTranslator):
+        def get_asset_spec(self, data: EventData) -> AssetSpec:
+            spec = super().get_asset_spec(data)
+            return spec.replace_attributes(key=spec.key.with_prefix("raw"))
+
+    pipeline = Pipeline(NOWHERE)
+    definitions = build_definitions(pipeline.app, translator=Prefixed(), resource=pipeline.resource)
+    Definitions.validate_loadable(definitions)
+    found = specs(definitions)
+    assert found["raw/lake/undeliverable"].deps[0].asset_key == AssetKey(["raw", "lake", "flights"])
+
+
+def test_an_event_with_an_interval_of_its_own_has_a_job_of_its_own() -> None:
+    definitions = Pipeline(NOWHERE).definitions
+    ops = {
+        name: sorted(definitions.resolve_job_def(name).graph.node_dict)
+        for name in ("load_lake", "load_lake__movements")
+    }
+    assert ops == {
+        "load_lake": ["lake__flights", "lake__undeliverable"],
+        "load_lake__movements": ["lake__movements"],
+    }
+    assert [schedule.name for schedule in definitions.schedules or ()] == [
+        "load_lake__movements_schedule"
+    ]
+    assert [sensor.name for sensor in definitions.sensors or ()] == [
+        "blacksmith_report",
+        "load_lake_sensor",
+    ]

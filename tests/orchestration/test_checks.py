@@ -1,0 +1,124 @@
+"""What the checks find."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+from dagster import (
+    AssetCheckKey,
+    AssetKey,
+    AssetSelection,
+    DagsterInstance,
+    Definitions,
+    define_asset_job,
+)
+
+from blacksmith_dagster import Blacksmith, Schedule
+from blacksmith_dagster.orchestration.checks import (
+    gateway_answer,
+    late_after,
+    no_orphans,
+    of_destination,
+)
+from blacksmith_dagster.store.interface import Counts
+from tests.orchestration.pipeline import TODAY, Pipeline
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+KEY = AssetKey(["lake", "flights"])
+
+
+def overdue(schedule: Schedule, waiting: timedelta | None) -> bool:
+    oldest = None if waiting is None else NOW - waiting
+    counts = Counts(int(waiting is not None), 0, 0, 5, 0, oldest)
+    _, finding = of_destination(KEY, schedule, counts, NOW)
+    return not finding.passed
+
+
+def test_a_job_is_overdue_when_it_has_waited_for_more_than_an_interval() -> None:
+    hourly = Schedule("@every 1h")
+    assert not overdue(hourly, None)
+    assert not overdue(hourly, timedelta(minutes=64))  # five minutes for the load itself
+    assert overdue(hourly, timedelta(minutes=66))
+    every_ten = Schedule("@every 10s")
+    assert not overdue(every_ten, timedelta(seconds=19))
+    assert overdue(every_ten, timedelta(seconds=21))
+
+
+def test_a_realtime_job_is_overdue_after_ten_seconds() -> None:
+    realtime = Schedule("@every 1h", realtime=True)
+    assert not overdue(realtime, timedelta(seconds=9))
+    assert overdue(realtime, timedelta(seconds=11))
+
+
+def test_a_job_of_a_cron_is_overdue_after_the_tick_that_follows_it() -> None:
+    assert late_after(Schedule("0 3 * * *"), NOW) == datetime(2026, 3, 2, 3, 5, tzinfo=UTC)
+
+
+@contextmanager
+def health(status: int) -> Iterator[str]:
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status if self.path == "/_health" else 404)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_gateway_that_is_ready_is_reachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    with health(200) as address:
+        monkeypatch.setenv("BLACKSMITH_GATEWAY_URL", f"http://reader:canary@{address}/")
+        assert gateway_answer() == (True, f"http://{address}/_health answers 200")
+    with health(503) as address:
+        monkeypatch.setenv("BLACKSMITH_GATEWAY_URL", f"http://{address}")
+        assert gateway_answer() == (False, f"http://{address}/_health answers 503")
+
+
+def test_a_gateway_that_is_gone_is_not_reachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BLACKSMITH_GATEWAY_URL", "http://127.0.0.1:1")
+    passed, said = gateway_answer()
+    assert not passed
+    assert said.startswith("http://127.0.0.1:1 does not answer (ConnectError): start `blacksmith")
+
+
+def test_jobs_of_a_destination_event_that_is_gone_are_orphans(store_url: str) -> None:
+    pipeline = Pipeline(store_url)
+    pipeline.receive(2, to=["lake/flights", "lake/movements"])
+    store = pipeline.open()
+    try:
+        store.maintain()
+        assert no_orphans(store.orphans(pipeline.app)).passed
+        smaller = Blacksmith(sources=[pipeline.airport], destinations=[], since=TODAY)
+        finding = no_orphans(store.orphans(smaller))
+    finally:
+        store.close()
+    assert not finding.passed
+    assert finding.metadata == {"lake/flights": 2, "lake/movements": 2}
+
+
+def test_checks_can_be_run_by_hand(
+    instance: DagsterInstance, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BLACKSMITH_GATEWAY_URL", "http://127.0.0.1:1")
+    pipeline = Pipeline(f"sqlite:///{tmp_path}/store.db")
+    pipeline.open().close()
+    one = AssetCheckKey(AssetKey("blacksmith"), "no_orphans")
+    jobs = [
+        define_asset_job("all_checks", AssetSelection.all_asset_checks()),
+        define_asset_job("one_check", AssetSelection.checks(one)),
+    ]
+    definitions = Definitions.merge(pipeline.definitions, Definitions(jobs=jobs))
+    all_checks = definitions.resolve_job_def("all_checks").execute_in_process(instance=instance)
+    assert len(all_checks.get_asset_check_evaluations()) == 8
+    one_check = definitions.resolve_job_def("one_check").execute_in_process(instance=instance)
+    assert [each.asset_check_key for each in one_check.get_asset_check_evaluations()] == [one]

@@ -1,0 +1,200 @@
+"""A load job: what it loads, and what it tells Dagster."""
+
+import threading
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from dagster import (
+    AssetCheckSeverity,
+    AssetKey,
+    DagsterEventType,
+    DagsterInstance,
+    ExecuteInProcessResult,
+)
+
+from blacksmith_dagster import Batch
+from blacksmith_dagster.errors import Fenced, Timeout, Unavailable
+from blacksmith_dagster.scheduler import StandardScheduler, Summary
+from blacksmith_dagster.supervisor import open_supervisor
+from tests.orchestration.pipeline import TODAY, Pipeline
+
+FLIGHTS = AssetKey(["lake", "flights"])
+
+
+def told(
+    instance: DagsterInstance, result: ExecuteInProcessResult, op: str = "lake__flights"
+) -> dict[str, dict[str, Any]]:
+    """What each partition was told of a load, by day, as it is kept in the run's log."""
+    entries = instance.all_logs(result.run_id, of_type=DagsterEventType.ASSET_MATERIALIZATION)
+    events = [entry.dagster_event for entry in entries if entry.dagster_event]
+    found = [
+        event.step_materialization_data.materialization for event in events if event.step_key == op
+    ]
+    assert len({each.partition for each in found}) == len(found)
+    return {
+        each.partition or "": {name: value.value for name, value in each.metadata.items()}
+        for each in found
+    }
+
+
+def checks(result: ExecuteInProcessResult, op: str = "lake__flights") -> dict[str, Any]:
+    return {
+        each.check_name: each
+        for each in result.get_asset_check_evaluations()
+        if each.asset_key == AssetKey(op.split("__"))
+    }
+
+
+def test_each_day_is_told_once_with_its_counts(store_url: str, instance: DagsterInstance) -> None:
+    pipeline = Pipeline(store_url, batch=4)
+    days = [TODAY - timedelta(days=2), TODAY - timedelta(days=1), TODAY]
+    ids = [
+        each
+        for count, day in zip((3, 5, 7), days, strict=True)
+        for each in pipeline.receive(count, day)
+    ]
+    result = pipeline.run(instance)
+    assert pipeline.loaded["flights"] == ids
+    by_day = told(instance, result)
+    assert {day: each["events_loaded"] for day, each in by_day.items()} == {
+        day.isoformat(): count for day, count in zip(days, (3, 5, 7), strict=True)
+    }
+    assert by_day[TODAY.isoformat()]["loads"] == 2  # of the four loads
+    assert by_day[TODAY.isoformat()]["events_failed"] == 0
+    assert instance.get_materialized_partitions(FLIGHTS) == {day.isoformat() for day in days}
+
+
+def test_a_discarded_job_fails_the_check_and_not_the_run(
+    store_url: str, instance: DagsterInstance
+) -> None:
+    def judge(batch: Batch[Any]) -> None:
+        batch.discard(batch[0], "no such airport")
+
+    pipeline = Pipeline(store_url, judge=judge)
+    ids = pipeline.receive(3)
+    result = pipeline.run(instance)
+    assert result.success
+    day = told(instance, result)[TODAY.isoformat()]
+    assert (day["events_loaded"], day["events_discarded"]) == (2, 1)
+    assert day["first_error"] == "no such airport"
+    check = checks(result)["no_discarded"]
+    assert not check.passed
+    assert check.severity is AssetCheckSeverity.WARN
+    assert check.metadata["jobs_discarded"].value == 1
+    assert checks(result)["nothing_overdue"].passed
+    # The receiver of the outcome is an op of the same run.
+    assert pipeline.loaded["undeliverable"] == [ids[0]]
+    assert checks(result, "lake__undeliverable")["no_discarded"].passed
+
+
+def test_a_failed_job_is_told_and_waits(store_url: str, instance: DagsterInstance) -> None:
+    def judge(batch: Batch[Any]) -> None:
+        batch.fail(batch[0], "not now")
+
+    pipeline = Pipeline(store_url, judge=judge)
+    pipeline.receive(2)
+    result = pipeline.run(instance)
+    day = told(instance, result)[TODAY.isoformat()]
+    assert (day["events_loaded"], day["events_failed"]) == (1, 1)
+    assert checks(result)["nothing_overdue"].metadata["jobs_retrying"].value == 1
+
+
+def test_a_held_lock_ends_the_run_well_and_says_who_holds_it(
+    store_url: str, instance: DagsterInstance
+) -> None:
+    pipeline = Pipeline(store_url)
+    pipeline.receive(1)
+    store = pipeline.open()
+    supervisor = open_supervisor(None, store)
+    try:
+        with supervisor.acquire("load/lake/flights", "run-of-another") as lease:
+            assert lease
+            result = pipeline.run(instance)
+    finally:
+        supervisor.close()
+        store.close()
+    assert result.success
+    assert pipeline.loaded["flights"] == []
+    (output,) = [
+        event.step_output_data
+        for event in result.all_node_events
+        if event.event_type is DagsterEventType.STEP_OUTPUT and event.step_key == "lake__flights"
+    ]
+    assert output.metadata["skipped"].value == "held by run-of-another"
+    assert told(instance, result) == {}
+
+
+def test_a_run_of_many_loads_writes_few_rows(instance: DagsterInstance, tmp_path: Any) -> None:
+    pipeline = Pipeline(f"sqlite:///{tmp_path}/store.db", batch=10)
+    pipeline.receive(3000)
+    result = pipeline.run(instance)
+    assert told(instance, result)[TODAY.isoformat()]["loads"] == 300
+    assert len(instance.all_logs(result.run_id)) < 100
+
+
+def test_the_history_names_the_dagster_run(store_url: str, instance: DagsterInstance) -> None:
+    pipeline = Pipeline(store_url)
+    (kept,) = pipeline.receive(1)
+    result = pipeline.run(instance)
+    store = pipeline.open()
+    try:
+        assert store.history(kept)[-1].run == result.run_id
+    finally:
+        store.close()
+
+
+class Broken(StandardScheduler):
+    """Loads, then raises each of its errors once."""
+
+    def __init__(self, *errors: Exception) -> None:
+        super().__init__()
+        self.errors = list(errors)
+        self.calls: list[str] = []
+
+    def load(self, app: Any, event: Any, **given: Any) -> Summary:
+        self.calls.append(event.path)
+        if given["stop"].is_set():
+            return Summary(stopped=True)
+        summary = super().load(app, event, **given)
+        if self.errors:
+            raise self.errors.pop(0)
+        return summary
+
+
+def test_what_was_loaded_before_an_error_is_told(store_url: str, instance: DagsterInstance) -> None:
+    pipeline = Pipeline(store_url, scheduler=Broken(Fenced("another has taken over")))
+    pipeline.receive(4)
+    result = pipeline.run(instance, raise_on_error=False)
+    assert not result.success
+    assert told(instance, result)[TODAY.isoformat()]["events_loaded"] == 4
+
+
+def test_a_service_that_does_not_answer_is_asked_again(
+    instance: DagsterInstance, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blacksmith_dagster.orchestration.loads._RETRY_SECONDS", 0.1)
+    scheduler = Broken(Unavailable("the store does not answer"))
+    pipeline = Pipeline(f"sqlite:///{tmp_path}/store.db", scheduler=scheduler)
+    pipeline.receive(1)
+    assert pipeline.run(instance).success
+    assert scheduler.calls == ["lake/flights", "lake/undeliverable", "lake/flights"]
+
+
+def test_nothing_more_is_loaded_beside_a_call_that_hangs(
+    instance: DagsterInstance, tmp_path: Any
+) -> None:
+    released = threading.Event()
+    pipeline = Pipeline(
+        f"sqlite:///{tmp_path}/store.db", judge=lambda _: bool(released.wait(60)), timeout="200ms"
+    )
+    pipeline.receive(1)
+    pipeline.receive(1, to=["lake/undeliverable"])
+    try:
+        result = pipeline.run(instance, raise_on_error=False)
+    finally:
+        released.set()
+    assert not result.success
+    (failure,) = [event for event in result.all_node_events if event.is_step_failure]
+    assert Timeout.__name__ in failure.step_failure_data.error.to_string()
+    assert pipeline.loaded["undeliverable"] == []

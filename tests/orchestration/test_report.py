@@ -1,0 +1,160 @@
+"""The report sensor: totals per day, and what the checks find."""
+
+from collections.abc import Sequence
+from datetime import date, timedelta
+from typing import Any
+
+import pytest
+from dagster import (
+    AssetCheckEvaluation,
+    AssetKey,
+    AssetMaterialization,
+    DagsterInstance,
+    build_sensor_context,
+)
+
+from blacksmith_dagster import Batch
+from blacksmith_dagster.orchestration.checks import Finding
+from blacksmith_dagster.orchestration.report import Cursor, news, to_repeat
+from blacksmith_dagster.store.interface import DayCount
+from tests.orchestration.pipeline import TODAY, Pipeline
+
+DEPARTED = AssetKey(["airport", "departed"])
+
+
+class Tick:
+    def __init__(self, pipeline: Pipeline, instance: DagsterInstance, cursor: str | None) -> None:
+        sensor = next(
+            each for each in pipeline.definitions.sensors or () if each.name == "blacksmith_report"
+        )
+        resources = {"blacksmith": pipeline.resource}
+        with build_sensor_context(instance, cursor, resources=resources) as context:
+            data = sensor.evaluate_tick(context)  # type: ignore[union-attr]
+        self.events = data.asset_events
+        self.cursor = data.cursor
+        self.skipped = data.skip_message
+
+    @property
+    def totals(self) -> dict[str | None, Any]:
+        return {
+            each.partition: each.metadata["dagster/partition_row_count"].value
+            for each in self.events
+            if isinstance(each, AssetMaterialization) and each.asset_key == DEPARTED
+        }
+
+    @property
+    def checks(self) -> dict[str, bool]:
+        return {
+            f"{each.asset_key.to_user_string()} {each.check_name}": each.passed
+            for each in self.events
+            if isinstance(each, AssetCheckEvaluation)
+        }
+
+
+def test_totals_are_reported_per_day_and_only_when_they_change(
+    store_url: str, instance: DagsterInstance
+) -> None:
+    pipeline = Pipeline(store_url)
+    yesterday = TODAY - timedelta(days=1)
+    pipeline.receive(3, yesterday)
+    pipeline.receive(2)
+    first = Tick(pipeline, instance, None)
+    assert first.totals == {yesterday.isoformat(): 3, TODAY.isoformat(): 2}
+    assert Tick(pipeline, instance, first.cursor).events == []
+    assert Tick(pipeline, instance, first.cursor).skipped == "nothing has changed"
+    pipeline.receive(4)
+    third = Tick(pipeline, instance, first.cursor)
+    assert third.totals == {TODAY.isoformat(): 6}
+
+
+def test_a_tick_that_is_repeated_reports_the_same(
+    store_url: str, instance: DagsterInstance
+) -> None:
+    # Dagster writes the events before it keeps the cursor: after a crash in between, the tick comes
+    # again. Totals bear that, differences would not.
+    pipeline = Pipeline(store_url)
+    pipeline.receive(5)
+    first, again = Tick(pipeline, instance, None), Tick(pipeline, instance, None)
+    assert first.totals == again.totals == {TODAY.isoformat(): 5}
+    for each in [*first.events, *again.events]:
+        instance.report_runless_asset_event(each)
+    assert instance.get_materialized_partitions(DEPARTED) == {TODAY.isoformat()}
+
+
+def test_outcomes_and_what_is_not_declared_are_not_reported(
+    instance: DagsterInstance, tmp_path: Any
+) -> None:
+    def judge(batch: Batch[Any]) -> None:
+        batch.discard(batch[0], "no such airport")
+
+    pipeline = Pipeline(f"sqlite:///{tmp_path}/store.db", judge=judge)
+    pipeline.receive(1)
+    pipeline.run(instance)
+    keys = {
+        each.asset_key
+        for each in Tick(pipeline, instance, None).events
+        if isinstance(each, AssetMaterialization)
+    }
+    assert keys == {DEPARTED}
+
+
+def test_a_check_is_told_again_only_when_it_changes(
+    instance: DagsterInstance, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BLACKSMITH_GATEWAY_URL", "http://127.0.0.1:1")
+
+    def judge(batch: Batch[Any]) -> None:
+        batch.discard(batch[0], "no such airport")
+
+    pipeline = Pipeline(f"sqlite:///{tmp_path}/store.db", judge=judge)
+    first = Tick(pipeline, instance, None)
+    assert first.checks == {
+        "lake/flights no_discarded": True,
+        "lake/flights nothing_overdue": True,
+        "lake/movements no_discarded": True,
+        "lake/movements nothing_overdue": True,
+        "lake/undeliverable no_discarded": True,
+        "lake/undeliverable nothing_overdue": True,
+        "airport/departed gateway_reachable": False,
+        "blacksmith no_orphans": True,
+    }
+    pipeline.receive(1)
+    pipeline.run(instance)
+    assert Tick(pipeline, instance, first.cursor).checks == {"lake/flights no_discarded": False}
+
+
+def count(day: date, events: int, kind: str = "airport/departed") -> DayCount:
+    return DayCount(kind, day, events)
+
+
+def told(cursor: Cursor, counted: Sequence[DayCount]) -> tuple[list[DayCount], Cursor]:
+    found, after = news(cursor, [each for each in counted if each.day >= cursor.since], TODAY)
+    return list(found), after
+
+
+def test_a_long_past_is_told_in_portions_oldest_first() -> None:
+    counted = [count(TODAY - timedelta(days=ago), ago + 1) for ago in range(500)]
+    cursor = Cursor(TODAY - timedelta(days=499))
+    seen: list[DayCount] = []
+    for portion in (200, 200, 100, 0):
+        found, cursor = told(cursor, counted)
+        assert len(found) == portion
+        seen += found
+    assert seen == counted[::-1]
+
+
+def test_the_cursor_forgets_days_that_are_over() -> None:
+    counted = [count(TODAY - timedelta(days=ago), 1) for ago in range(100)]
+    _, cursor = told(Cursor(TODAY - timedelta(days=99)), counted)
+    assert len(cursor.totals) == 8
+    assert Cursor.read(cursor.write(), TODAY) == cursor
+    late = [*counted[8:], count(TODAY - timedelta(days=7), 2), *counted[:7]]
+    assert told(cursor, late)[0] == [count(TODAY - timedelta(days=7), 2)]
+
+
+def test_a_finding_is_repeated_after_an_hour() -> None:
+    finding = Finding(DEPARTED, "gateway_reachable", True, "it answers")
+    first, cursor = to_repeat(Cursor(TODAY), [finding], now=1000.0)
+    assert first == [finding]
+    assert to_repeat(cursor, [finding], now=4599.0)[0] == []
+    assert to_repeat(cursor, [finding], now=4600.0)[0] == [finding]

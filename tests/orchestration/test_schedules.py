@@ -1,0 +1,169 @@
+"""What launches a load job, and when it does not."""
+
+import time
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from dagster import (
+    DagsterInstance,
+    DagsterRun,
+    DagsterRunStatus,
+    RunsFilter,
+    ScheduleDefinition,
+    SensorDefinition,
+    build_schedule_context,
+    build_sensor_context,
+)
+from dagster._core.remote_origin import (
+    RegisteredCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
+
+from blacksmith_dagster import Batch
+from blacksmith_dagster.orchestration import schedules
+from blacksmith_dagster.orchestration.schedules import look_seconds, too_early, why_not
+from blacksmith_dagster.supervisor import open_supervisor
+from tests.orchestration.pipeline import Pipeline
+
+ORIGIN = RemoteJobOrigin(
+    RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "__repository__"), "load_lake"
+)
+
+
+class Tick:
+    """What a sensor or a schedule has answered."""
+
+    def __init__(self, data: Any) -> None:
+        self.launched = len(data.run_requests)
+        self.skipped = data.skip_message
+        self.cursor = getattr(data, "cursor", None)
+        assert all(request.run_key is None for request in data.run_requests)
+
+
+def look(pipeline: Pipeline, instance: DagsterInstance, cursor: str | None = None) -> Tick:
+    """A tick of the sensor of `load_lake`."""
+    (sensor,) = [
+        each for each in pipeline.definitions.sensors or () if each.name == "load_lake_sensor"
+    ]
+    assert isinstance(sensor, SensorDefinition)
+    resources = {"blacksmith": pipeline.resource}
+    with build_sensor_context(instance, cursor, resources=resources) as context:
+        return Tick(sensor.evaluate_tick(context))
+
+
+def tick(pipeline: Pipeline, instance: DagsterInstance) -> Tick:
+    """A tick of the schedule of `load_lake__movements`."""
+    (schedule,) = pipeline.definitions.schedules or ()
+    assert isinstance(schedule, ScheduleDefinition)
+    resources = {"blacksmith": pipeline.resource}
+    with build_schedule_context(instance, resources=resources) as context:
+        return Tick(schedule.evaluate_tick(context))
+
+
+def test_a_look_launches_when_something_is_due(store_url: str, instance: DagsterInstance) -> None:
+    pipeline = Pipeline(store_url)
+    assert look(pipeline, instance).skipped == "nothing waits for lake/flights, lake/undeliverable"
+    pipeline.receive(1)
+    before = time.time()
+    answer = look(pipeline, instance)
+    assert answer.launched == 1
+    assert before <= float(answer.cursor) <= time.time()
+
+
+def test_a_schedule_launches_when_something_is_due(
+    store_url: str, instance: DagsterInstance
+) -> None:
+    pipeline = Pipeline(store_url)
+    assert tick(pipeline, instance).skipped == "nothing waits for lake/movements"
+    pipeline.receive(1, to=["lake/movements"])
+    assert tick(pipeline, instance).launched == 1
+
+
+def test_the_interval_is_kept_and_a_retry_waits_for_its_time(
+    store_url: str, instance: DagsterInstance
+) -> None:
+    def judge(batch: Batch[Any]) -> None:
+        batch.fail(batch[0], "not now")
+
+    pipeline = Pipeline(store_url, judge=judge)
+    pipeline.receive(1)
+    pipeline.run(instance)
+    early = look(pipeline, instance, str(time.time() - 60)).skipped
+    assert early == "the next load is in 0:09:00"
+    skipped = look(pipeline, instance).skipped
+    said, _, left = skipped.rpartition(" in ")
+    assert said == "nothing is due: lake/flights is the next,"
+    assert left in ("0:10:00", "0:09:59", "0:09:58")
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        DagsterRunStatus.QUEUED,
+        DagsterRunStatus.NOT_STARTED,
+        DagsterRunStatus.STARTING,
+        DagsterRunStatus.STARTED,
+        DagsterRunStatus.CANCELING,
+    ],
+)
+def test_two_runs_of_a_job_are_never_active(
+    status: DagsterRunStatus, instance: DagsterInstance, tmp_path: Any
+) -> None:
+    pipeline = Pipeline(f"sqlite:///{tmp_path}/store.db")
+    pipeline.receive(1, to=["lake/flights", "lake/movements"])
+    run = instance.add_run(
+        DagsterRun(job_name="load_lake", status=status, remote_job_origin=ORIGIN)
+    )
+    answer = look(pipeline, instance)
+    assert answer.launched == 0
+    assert run.run_id in answer.skipped
+    assert tick(pipeline, instance).launched == 1  # another job is not hindered
+
+
+def test_a_finished_run_does_not_hinder_the_next(instance: DagsterInstance, tmp_path: Any) -> None:
+    pipeline = Pipeline(f"sqlite:///{tmp_path}/store.db")
+    pipeline.receive(1)
+    for status in (DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED):
+        instance.add_run(DagsterRun(job_name="load_lake", status=status))
+    assert look(pipeline, instance).launched == 1
+
+
+def test_a_run_whose_process_is_gone_is_failed_and_replaced(
+    store_url: str, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedules, "_YOUNG", dict.fromkeys((True, False), timedelta(0)))
+    monkeypatch.setattr(schedules, "_MOMENT_SECONDS", 0.1)
+    pipeline = Pipeline(store_url)
+    pipeline.receive(1)
+    run = instance.add_run(DagsterRun(job_name="load_lake", status=DagsterRunStatus.STARTED))
+    store = pipeline.open()
+    supervisor = open_supervisor(None, store)
+    try:
+        with supervisor.acquire("load/lake/undeliverable", run.run_id) as lease:
+            assert lease
+            assert look(pipeline, instance).skipped == f"run {run.run_id} is still loading"
+    finally:
+        supervisor.close()
+        store.close()
+    assert look(pipeline, instance).launched == 1
+    (found,) = instance.get_runs(RunsFilter(run_ids=[run.run_id]))
+    assert found.status is DagsterRunStatus.FAILURE
+
+
+def test_the_soonest_decides() -> None:
+    assert why_not({"a/b": None, "c/d": 3.0}) is None
+    assert why_not({"a/b": 90.0, "c/d": 60.4}) == "nothing is due: c/d is the next, in 0:01:00"
+
+
+def test_an_interval_starts_with_the_launch() -> None:
+    minute = timedelta(minutes=1)
+    assert too_early(None, minute, 0.0) is None
+    assert too_early("100.0", minute, 159.9) is not None
+    assert too_early("100.0", minute, 160.0) is None
+
+
+def test_short_intervals_are_looked_at_as_often_as_dagster_can() -> None:
+    assert look_seconds(timedelta(seconds=5)) == 5
+    assert look_seconds(timedelta(hours=1)) == 30
