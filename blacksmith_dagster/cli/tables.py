@@ -24,7 +24,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
     A state's cell bears its colour; `click.echo` drops colours where there is no terminal.
 
-    >>> print(table(["state", "jobs"], [["awaiting", 7], ["due", 12]]))
+    >>> print(click.unstyle(table(["state", "jobs"], [["awaiting", 7], ["due", 12]])))
     state     jobs
     awaiting     7
     due         12

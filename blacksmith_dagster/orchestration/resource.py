@@ -35,8 +35,8 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
       `EnvVar("WAREHOUSE_STORE")`, never in clear.
 
     >>> from dagster import EnvVar
-    >>> BlacksmithResource(store_url=EnvVar("EVENTS_STORE_URL")).store_url
-    EnvVar('EVENTS_STORE_URL')
+    >>> BlacksmithResource(store_url=EnvVar("EVENTS_STORE_URL")).store_url  # the name, no value yet
+    'EVENTS_STORE_URL'
 
     An op or an asset of your own may load as well:
 
