@@ -37,7 +37,7 @@ from blacksmith_dagster.gateway.problem import (
     unavailable,
 )
 from blacksmith_dagster.gateway.quarantine import raw_of
-from blacksmith_dagster.gateway.writer import Writer
+from blacksmith_dagster.gateway.writer import STORE_IS_DOWN, Writer
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.source import SourceEvent
 from blacksmith_dagster.pipeline.trigger import HTTP, Reply, Request
@@ -187,7 +187,7 @@ class Door:
             return {"ids": kept}
         if isinstance(kept, Refused):
             return refusal(kept)
-        if isinstance(kept, BlacksmithError):
+        if isinstance(kept, STORE_IS_DOWN):
             return unavailable(kept)
         return await self._quarantine(request, kept)
 

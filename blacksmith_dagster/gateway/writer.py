@@ -10,11 +10,14 @@ from collections.abc import Sequence
 from queue import SimpleQueue
 from typing import TypeAlias
 
-from blacksmith_dagster.errors import BlacksmithError, Busy
+from blacksmith_dagster.errors import Busy, SchemaOutdated, SequenceWentBack, Unavailable
 from blacksmith_dagster.store.interface import NewEvent, Store
 
 Kept: TypeAlias = list[str] | Exception
 _Waiting: TypeAlias = tuple[list[NewEvent], asyncio.Future[Kept]]
+
+# What has nothing to do with the data: no request fares better alone.
+STORE_IS_DOWN = (Unavailable, SchemaOutdated, SequenceWentBack)
 
 _log = logging.getLogger(__name__)
 
@@ -73,14 +76,13 @@ class Writer:
             return []
         try:
             return self._store.ingest(requests)
-        except BlacksmithError as error:
-            # The store does not answer, or refuses to write at all. In particular a commit whose
-            # outcome is unknown is never tried again here: only the sender's key makes that safe.
+        except STORE_IS_DOWN as error:
+            # In particular a commit whose outcome is unknown is never tried again here: only the
+            # sender's key makes that safe.
             _log.error("%d requests were not kept: %s", len(requests), error)
             return [error] * len(requests)
-        except Exception as error:  # noqa: BLE001 - the database refused the data of one of them
+        except Exception as error:  # noqa: BLE001 - the database refuses the data of one of them
             if len(requests) == 1:
-                _log.error("a request was refused by the store", exc_info=error)
                 return [error]
             return [self._commit([each])[0] for each in requests]
 

@@ -1,0 +1,81 @@
+"""A pipeline whose source events take requests in every way there is."""
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from blacksmith_dagster import (
+    HTTP,
+    Batch,
+    Bearer,
+    Blacksmith,
+    Destination,
+    Event,
+    Flow,
+    Limits,
+    Reject,
+    Reply,
+    Request,
+    Secret,
+    Source,
+)
+
+SLOW_SECONDS = 3.0
+
+door = Source("door")
+accepted = door.accept("accepted")
+slow = door.accept("slow", limits=Limits(body_seconds=SLOW_SECONDS))
+
+locked = Source("locked", auth=Bearer(Secret("CLOSED_TOKEN")))
+secret = locked.accept("secret")
+
+
+@door.event(HTTP("/door/parsed"))
+def parsed(request: Request) -> Event[Any]:
+    """The JSON value itself."""
+    return Event(request.json(), context={"agent": request.headers.get("user-agent")})
+
+
+@door.event(HTTP("/door/keyed"))
+def keyed(request: Request) -> Iterator[Event[Any]]:
+    """An event with the key that its data has."""
+    data = request.json()
+    yield Event(data, key=data["key"])
+
+
+@door.event(HTTP("/door/form"))
+def form(request: Request) -> Event[dict[str, str]]:
+    """An HTML form, and the query."""
+    return Event({**request.form(), **request.query})
+
+
+@door.event(HTTP("/door/odd"))
+def odd(request: Request) -> Event[Any] | Reply:
+    """Whatever a function can do but take an event."""
+    asked = request.json()
+    if asked == "reject":
+        raise Reject("no such airport: \ud800\0\r\nX-Evil: 1")
+    if asked == "reply":
+        return Reply(201, "hello", "text/x-greeting")
+    if asked == "modules":
+        return Reply(200, str("dagster" in sys.modules))
+    if asked == "evil reply":
+        return Reply(200, "", "text/plain\r\nX-Evil: 1")
+    raise RuntimeError("a bug in the extract function")
+
+
+lake = Destination("lake")
+
+
+@lake.event(
+    receives=[
+        Flow(accepted, when=lambda event: event.data["wanted"]),
+        Flow(parsed, when=lambda event: event.data["wanted"]),
+        keyed,
+    ]
+)
+def waters(batch: Batch[Any]) -> None:
+    """Loads nothing: no loader runs beside these tests."""
+
+
+blacksmith = Blacksmith(sources=[door, locked], destinations=[lake], since="2026-01-01")

@@ -1,0 +1,156 @@
+"""Real processes of this package, started as its users start them."""
+
+import contextlib
+import os
+import signal
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+import httpx
+import psutil
+
+from tests.services import free_port, kill_tree
+
+ROOT_FOLDER = Path(__file__).parents[2]
+GATEWAY_PIPELINE = "tests.acceptance.gateway_pipeline:blacksmith"
+
+
+def until(condition: Callable[[], object], seconds: float = 20.0, what: str = "") -> None:
+    """Return once `condition` holds; fail if it does not within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what or condition}"
+        time.sleep(0.02)
+
+
+class BlacksmithProcess:
+    """A `blacksmith` command under way. What it prints is kept in `log`."""
+
+    def __init__(
+        self, arguments: Sequence[str], store_url: str, env: Mapping[str, str] | None = None
+    ) -> None:
+        self._command = [sys.executable, "-W", "error", "-m", "blacksmith_dagster.cli", *arguments]
+        self._home = Path(tempfile.mkdtemp(prefix="blacksmith-home-"))
+        self._env = {
+            **os.environ,
+            "BLACKSMITH_HOME": str(self._home),
+            "BLACKSMITH_STORE_URL": store_url,
+            "PYTHONUNBUFFERED": "1",
+            **(env or {}),
+        }
+        self._log = self._home / "log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log(self) -> str:
+        """Everything that it has printed since it was first started."""
+        return self._log.read_text() if self._log.exists() else ""
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        assert self.process is not None, "not started"
+        return self.process.pid
+
+    def start(self) -> None:
+        """Start the process; returns at once."""
+        assert self.process is None, "already started"
+        with self._log.open("ab") as out:
+            self.process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                env=self._env,
+                cwd=ROOT_FOLDER,
+            )
+
+    def stop(self, seconds: float = 30.0) -> int:
+        """SIGTERM; returns the exit code."""
+        assert self.process is not None, "not started"
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(seconds)
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL to it and all that descend from it."""
+        if self.process is not None:
+            kill_tree(self.process)
+            self.process = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+
+class GatewayProcess(BlacksmithProcess):
+    """A running `blacksmith gateway`, which answers once it is started."""
+
+    def __init__(
+        self,
+        store_url: str,
+        app: str = GATEWAY_PIPELINE,
+        *,
+        workers: int = 1,
+        certificate: Path | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self.port = free_port()
+        self.url = f"{'https' if certificate else 'http'}://127.0.0.1:{self.port}"
+        self.verify: ssl.SSLContext | bool = True
+        arguments = ["gateway", f"--app={app}", f"--port={self.port}", f"--workers={workers}"]
+        if certificate is not None:
+            arguments.append(f"--tls-cert={certificate}")
+            self.verify = ssl.create_default_context(cafile=str(certificate))
+        super().__init__(arguments, store_url, {"CLOSED_TOKEN": "a-token", **(env or {})})
+
+    def start(self) -> None:
+        """Start it, and return when it is ready."""
+        super().start()
+        until(self.ready, 30, f"the gateway is ready:\n{self.log}")
+
+    def ready(self) -> bool:
+        """Whether it can take events; fails if it has ended."""
+        assert self.process is not None
+        assert self.process.poll() is None, f"the gateway has ended:\n{self.log}"
+        with contextlib.suppress(httpx.TransportError):
+            return self.client_get("/_health").status_code == 200
+        return False
+
+    def client_get(self, path: str) -> httpx.Response:
+        """GET by a connection of its own."""
+        return httpx.get(self.url + path, verify=self.verify, timeout=10, trust_env=False)
+
+    def client(self) -> httpx.Client:
+        """An HTTP client of this gateway."""
+        return httpx.Client(base_url=self.url, verify=self.verify, timeout=30, trust_env=False)
+
+    def workers(self) -> list[psutil.Process]:
+        """The processes that it has started."""
+        return psutil.Process(self.pid).children()
+
+
+@contextlib.contextmanager
+def peak_memory(process: GatewayProcess) -> Iterator[Callable[[], int]]:
+    """By how many bytes the process's memory has been higher, at its peak, than at the beginning."""
+    Path(f"/proc/{process.pid}/clear_refs").write_text("5")
+    before = psutil.Process(process.pid).memory_info().rss
+    yield lambda: _peak(process.pid) - before
+
+
+def _peak(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no VmHWM")

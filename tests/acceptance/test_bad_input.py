@@ -1,0 +1,431 @@
+"""Whatever is sent: a clear 4xx or a lossless event, flat memory, nothing else stored, and the next
+request is served in time."""
+
+import gzip
+import json
+import random
+import resource
+import socket
+import time
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import httpx
+import pytest
+
+from blacksmith_dagster.store import Store, open_store
+from tests.acceptance.gateway_pipeline import SLOW_SECONDS
+from tests.acceptance.processes import GatewayProcess, peak_memory
+
+MIB = 1024 * 1024
+ACCEPTED = "/v1/door/accepted"
+PARSED = "/door/parsed"
+# Eight times the largest request: it is read, unpacked, cut into events and decoded.
+FLAT = 64 * MIB
+
+
+class Attacked:
+    """A gateway under attack, with the payloads that it is right to keep of it."""
+
+    def __init__(self, process: GatewayProcess, store: Store) -> None:
+        self.process = process
+        self.store = store
+        self.right: list[str] = []
+
+    def stored(self) -> list[str]:
+        return [event.payload for event in self.store.events(limit=1_000_000)]
+
+    def post(
+        self, path: str, body: bytes | Iterator[bytes], **headers: str
+    ) -> tuple[int, dict[str, object]]:
+        """The status and the document that answer a body."""
+        sent = {"content-type": "application/json"}
+        sent |= {name.replace("_", "-"): value for name, value in headers.items()}
+        with self.process.client() as client:
+            answer = client.post(path, content=body, headers=sent)
+        return answer.status_code, self.document(answer)
+
+    def refused(self, status: int, path: str, body: bytes | Iterator[bytes], **headers: str) -> str:
+        """Assert that the body is refused so; the reason given."""
+        answered, document = self.post(path, body, **headers)
+        assert answered == status, document
+        return str(document["detail"])
+
+    def kept(self, path: str, body: bytes, payload: str | None = None, **headers: str) -> None:
+        """Assert that the body is taken as one event, whose payload is the body unless given."""
+        status, document = self.post(path, body, **headers)
+        assert status == 202, document
+        (event_id,) = document["ids"]  # type: ignore[misc]
+        self.right.append(body.decode() if payload is None else payload)
+        assert self.store.event(event_id).payload == self.right[-1]
+
+    @staticmethod
+    def document(answer: httpx.Response) -> dict[str, object]:
+        """The answer's document; an error's must be one of RFC 9457."""
+        found: dict[str, object] = answer.json()
+        if answer.status_code >= 400:
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert found["status"] == answer.status_code
+            assert {"type", "title", "detail"} < found.keys()
+        return found
+
+    def raw(self, request: bytes, timeout: float = 10.0) -> bytes:
+        """What answers these very bytes until the gateway closes or falls silent."""
+        with socket.create_connection(("127.0.0.1", self.process.port), timeout) as connection:
+            connection.sendall(request)
+            connection.settimeout(timeout)
+            return _until_silent(connection)
+
+
+def _until_silent(connection: socket.socket) -> bytes:
+    answer = b""
+    try:
+        while chunk := connection.recv(65536):
+            answer += chunk
+            connection.settimeout(0.5)
+    except (TimeoutError, ConnectionResetError):
+        pass
+    return answer
+
+
+def _head(path: str, *headers: str, method: str = "POST") -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", "Host: x", "Content-Type: application/json", *headers]
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def gateway(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[GatewayProcess, Store]]:
+    """One gateway for all of these tests: each finds it as the one before has left it."""
+    if request.param == "postgres":
+        url = request.getfixturevalue("postgres").create_database()
+    else:
+        url = f"sqlite:///{tmp_path_factory.mktemp('store')}/store.db"
+    with GatewayProcess(url) as process, closing(open_store(url)) as store:
+        # Whatever it needs to read and decode its largest request it takes once.
+        with process.client() as client:
+            client.post(ACCEPTED, json=["x" * (MIB - 9)] * 7).raise_for_status()
+        yield process, store
+
+
+@pytest.fixture
+def attacked(gateway: tuple[GatewayProcess, Store]) -> Iterator[Attacked]:
+    process, store = gateway
+    attack = Attacked(process, store)
+    before = attack.stored()
+    with peak_memory(process) as risen:
+        yield attack
+        began = time.monotonic()
+        attack.kept(ACCEPTED, b'{"wanted": "the next one"}')
+        assert time.monotonic() - began < 2
+        assert risen() < FLAT
+    assert sorted(attack.stored()) == sorted(before + attack.right)
+    assert not store.quarantined()
+
+
+@pytest.mark.parametrize("path", [ACCEPTED, PARSED])
+def test_not_json(attacked: Attacked, path: str) -> None:
+    status = 400 if path == ACCEPTED else 422
+    for body in (
+        b"",
+        b"{",
+        b"nonsense",
+        b"{'a': 1}",
+        b'{"a": 1} x',
+        b'{"a": 01}',
+        b"\xef\xbb\xbf{}",
+    ):
+        attacked.refused(status, path, body)
+    for body in (b"[1, 2", b'[{"a": 1},]', b"[1 2]"):
+        assert "not JSON" in attacked.refused(400, path, body)
+    attacked.refused(415, ACCEPTED, b"a,b\n1,2\n", content_type="text/csv")
+    assert "event 2" in attacked.refused(
+        400, ACCEPTED, b'{"a": 1}\n{"a"\n', content_type="application/x-ndjson"
+    )
+
+
+@pytest.mark.parametrize("path", [ACCEPTED, PARSED])
+def test_invalid_utf8(attacked: Attacked, path: str) -> None:
+    status = 400 if path == ACCEPTED else 422
+    bodies = [
+        b'{"a": "\xff"}',
+        b'{"\xc3": 1}',
+        b'"\xed\xa0\x80"',
+        b'"\xc0\x80"',
+        b'"\xf5\x80\x80\x80"',
+    ]
+    for body in [*bodies, '{"a": 1}'.encode("utf-16")]:
+        attacked.refused(status, path, body)
+    for body in bodies:
+        attacked.refused(status, path, b'["fine", ' + body + b"]")
+
+
+@pytest.mark.parametrize("path", [ACCEPTED, PARSED])
+def test_nul_in_string(attacked: Attacked, path: str) -> None:
+    status = 400 if path == ACCEPTED else 422
+    attacked.refused(status, path, b'{"a": "\x00"}')
+    attacked.refused(status, path, b"\x00")
+    # Written as JSON wants it, it is a character like others.
+    attacked.kept(path, b'{"wanted":1,"a\\u0000":"\\u0000"}')
+    assert "NUL" in attacked.refused(422, "/door/keyed", b'{"key": "a\\u0000b"}')
+
+
+@pytest.mark.parametrize("path", [ACCEPTED, PARSED])
+def test_lone_surrogate(attacked: Attacked, path: str) -> None:
+    status = 400 if path == ACCEPTED else 422
+    for text in (rb'"\ud800"', rb'"\udc00x"', rb'"\ud800\ud800"', rb'{"\ud834": 1}'):
+        attacked.refused(status, path, text)
+    attacked.kept(
+        path,
+        rb'{"wanted":1,"a":"\ud83d\ude00"}',
+        None if path == ACCEPTED else '{"wanted":1,"a":"😀"}',
+    )
+
+
+@pytest.mark.parametrize("path", [ACCEPTED, PARSED])
+def test_nan_and_infinity(attacked: Attacked, path: str) -> None:
+    status = 400 if path == ACCEPTED else 422
+    for text in (b"NaN", b'{"a": Infinity}', b'{"a": -Infinity}', b'{"a": nan}'):
+        attacked.refused(status, path, text)
+    attacked.refused(400, path, b"[1, NaN]")
+    attacked.refused(422, path, b'{"a": 1e999}')
+
+
+@pytest.mark.parametrize("path", [ACCEPTED, PARSED])
+def test_deep_nesting(attacked: Attacked, path: str) -> None:
+    for body in (
+        b"[" * 200_000,
+        b"[" * 200_000 + b"]" * 200_000,
+        b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+        b'{"a":' * 65 + b"1" + b"}" * 65,
+        b"[" * 8 * MIB,
+    ):
+        attacked.refused(422, path, body)
+    deepest = b'{"wanted":' * 64 + b"1" + b"}" * 64
+    attacked.kept(path, deepest)
+    attacked.kept(path, b'{"wanted":"' + b"[{" * 1000 + b'"}')
+
+
+@pytest.mark.parametrize("path", [ACCEPTED, PARSED])
+def test_million_keys(attacked: Attacked, path: str) -> None:
+    def keys(count: int, text: str = '"{}":1') -> bytes:
+        return ('{"wanted":1' + "".join("," + text.format(n) for n in range(count)) + "}").encode()
+
+    attacked.refused(413, path, keys(1_000_000))
+    attacked.refused(413, path, keys(600_000))
+    attacked.refused(422, path, keys(80_000))
+    attacked.refused(422, path, keys(80_000, '"same":1'))
+    attacked.kept(path, keys(9_999))
+    assert "at most" in attacked.refused(413, path, b"[" + b"1," * 1_000_000 + b"1]")
+    assert "at most" in attacked.refused(
+        413, path, b"1\n" * 1_000_000, content_type="application/x-ndjson"
+    )
+
+
+@pytest.mark.parametrize("path", [ACCEPTED, PARSED])
+def test_huge_integers(attacked: Attacked, path: str) -> None:
+    huge = b'{"wanted":%s,"a":-%s}' % (b"9" * 400, b"8" * 4000)
+    attacked.kept(path, huge)
+    attacked.refused(422, path, b'{"wanted":%s}' % (b"9" * 5000))
+
+
+def test_duplicate_keys(attacked: Attacked) -> None:
+    twice = b'{"wanted":1,"wanted":0,"wanted":1}'
+    attacked.kept(ACCEPTED, twice)
+    attacked.kept(PARSED, twice, json.dumps(json.loads(twice), separators=(",", ":")))
+
+
+def test_lying_content_length(attacked: Attacked) -> None:
+    slow = "/v1/door/slow"
+    # More than comes: the rest is waited for, but not for ever.
+    answer = attacked.raw(_head(slow, "Content-Length: 100") + b'{"wanted": 1}', SLOW_SECONDS + 5)
+    assert answer.startswith(b"HTTP/1.1 408 "), answer
+    assert b'"title":"Request timeout"' in answer
+    # The sender is gone before it has come.
+    with socket.create_connection(("127.0.0.1", attacked.process.port)) as connection:
+        connection.sendall(_head(ACCEPTED, "Content-Length: 13") + b'{"wanted": 1')
+    # Less than comes: what is left over is no request.
+    answer = attacked.raw(_head(ACCEPTED, "Content-Length: 5") + b'{"wanted": 1}')
+    assert answer.startswith(b"HTTP/1.1 400 "), answer
+    # More than is taken: refused before anything has come.
+    answer = attacked.raw(_head(ACCEPTED, "Content-Length: 99999999999"))
+    assert answer.startswith(b"HTTP/1.1 413 "), answer
+    for lie in (
+        ("Content-Length: -1",),
+        ("Content-Length: 1x",),
+        ("Content-Length: 99999999999999999999999999",),
+        ("Content-Length: 13", "Content-Length: 14"),
+        ("Content-Length: 13", "Transfer-Encoding: chunked"),
+    ):
+        answer = attacked.raw(_head(ACCEPTED, *lie) + b'{"wanted": 1}')
+        assert answer.startswith(b"HTTP/1.1 4"), (lie, answer)
+
+
+def test_body_over_limit(attacked: Attacked) -> None:
+    def endless() -> Iterator[bytes]:
+        for _ in range(9):
+            yield b" " * MIB
+
+    attacked.refused(413, ACCEPTED, b'"' + b"x" * (8 * MIB) + b'"')
+    attacked.refused(413, ACCEPTED, endless())
+    attacked.refused(413, ACCEPTED, b'"' + b"x" * MIB + b'"')
+    assert "over the limit of 1048576" in attacked.refused(
+        413, PARSED, b'[1, "' + b"x" * MIB + b'"]'
+    )
+
+
+def test_gzip_bomb(attacked: Attacked) -> None:
+    deflater = zlib.compressobj(9, wbits=-15)
+    mebibyte = deflater.compress(bytes(MIB)) + deflater.flush(zlib.Z_FULL_FLUSH)
+    # A full flush forgets what was before: the block may be repeated.
+    two_gibibytes = mebibyte * 2048
+    assert len(two_gibibytes) < 8 * MIB
+    attacked.refused(413, ACCEPTED, two_gibibytes, content_encoding="deflate")
+    member = gzip.compress(bytes(8 * MIB))
+    attacked.refused(413, ACCEPTED, member * 512, content_encoding="gzip")
+    attacked.refused(400, ACCEPTED, gzip.compress(b"") * 200_000, content_encoding="gzip")
+    attacked.refused(400, ACCEPTED, b'{"wanted": 1}', content_encoding="gzip")
+    attacked.refused(400, ACCEPTED, gzip.compress(b'{"wanted": 1}')[:-4], content_encoding="gzip")
+    attacked.refused(415, ACCEPTED, b'{"wanted": 1}', content_encoding="br")
+    body = b'{"wanted": 1}'
+    attacked.kept(ACCEPTED, gzip.compress(body), body.decode(), content_encoding="gzip")
+    attacked.kept(PARSED, zlib.compress(body), '{"wanted":1}', content_encoding="deflate")
+
+
+def test_unknown_route(attacked: Attacked) -> None:
+    for path in (
+        "/",
+        "/v1/door",
+        "/v1/door/accepted/",
+        "/v1/nobody/knows",
+        "/_health/x",
+        "/door/../x",
+    ):
+        attacked.refused(404, path, b"{}")
+    attacked.refused(404, "/" + "x" * 10_000, b"{}")
+
+
+def test_wrong_method(attacked: Attacked) -> None:
+    with attacked.process.client() as client:
+        for method in ("GET", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"):
+            answer = client.request(method, ACCEPTED)
+            assert answer.status_code == 405
+            assert answer.headers["allow"] == "POST"
+            Attacked.document(answer)
+        assert client.head(ACCEPTED).status_code == 405
+        assert client.post("/_health").status_code == 405
+    assert attacked.raw(_head(ACCEPTED, method="NONSENSE")).startswith(b"HTTP/1.1 400 ")
+
+
+def test_wrong_token(attacked: Attacked) -> None:
+    path = "/v1/locked/secret"
+    attacked.refused(401, path, b"{}")
+    for token in (
+        "Bearer wrong",
+        "Bearer a-token2",
+        "Bearer",
+        "a-token",
+        "Basic a-token",
+        "Bearer \xe9",
+    ):
+        head = _head(
+            path, f"Authorization: {token}", "Content-Length: 1000000", "Connection: close"
+        )
+        answer = attacked.raw(head)  # and the body is not waited for
+        assert answer.startswith(b"HTTP/1.1 401 "), answer
+        assert b"www-authenticate: Bearer\r\n" in answer
+        assert b"a-token" not in answer
+    attacked.kept(path, b'{"n": 1}', authorization="Bearer a-token")
+    attacked.kept(path, b'{"n": 2}', authorization="bearer a-token")
+    assert "a-token" not in attacked.process.log
+
+
+def test_thousand_slow_bodies(attacked: Attacked) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2000:
+        pytest.skip(f"this user may open {hard} files at most")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2000), hard))
+    connections = []
+    try:
+        for _ in range(1000):
+            connection = socket.create_connection(("127.0.0.1", attacked.process.port), 10)
+            connections.append(connection)
+            connection.sendall(_head("/v1/door/slow", "Content-Length: 1000") + b'{"wanted"')
+        for number in range(20):
+            began = time.monotonic()
+            attacked.kept(ACCEPTED, b'{"wanted": %d}' % number)
+            assert time.monotonic() - began < 2
+        for connection in connections:
+            connection.settimeout(SLOW_SECONDS + 10)
+            assert connection.recv(4096).startswith(b"HTTP/1.1 408 ")
+    finally:
+        for connection in connections:
+            connection.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_header_injection(attacked: Attacked) -> None:
+    body = b'{"wanted": 1}'
+    for header in (
+        "X-A: a\0b",
+        "X-A: a\rX-B: b",
+        "X A: b",
+        "X-A\r\n : b",
+        "Idempotency-Key: a\x01b",
+        "Idempotency-Key: \xe9",
+        "Idempotency-Key:",
+        "Idempotency-Key: " + "x" * 513,
+    ):
+        answer = attacked.raw(
+            _head(ACCEPTED, header, f"Content-Length: {len(body)}", "Connection: close") + body
+        )
+        assert answer.startswith(b"HTTP/1.1 4"), (header, answer)
+    for path in ("/%0d%0aX-Evil:%201", "/v1/door/accepted%00", "/a%0aX-Evil: 1"):
+        answer = attacked.raw(_head(path.replace(" ", "%20"), "Content-Length: 0"))
+        assert answer.startswith(b"HTTP/1.1 404 "), answer
+        assert b"\nX-Evil" not in answer
+    with attacked.process.client() as client:
+        answer_ = client.post("/door/odd", json="reject")
+    assert answer_.status_code == 422
+    assert "x-evil" not in answer_.headers
+
+
+def test_names_that_look_like_sql(attacked: Attacked) -> None:
+    for name in ("'; DROP TABLE events; --", '" OR 1=1', "%s", ":x", "{0}", "$1", "\\"):
+        attacked.refused(404, "/v1/door/" + name.replace("%", "%25").replace("?", "%3F"), b"{}")
+        wanted = json.dumps({"wanted": 1, "key": name, name: name}, separators=(",", ":"))
+        attacked.kept(ACCEPTED, wanted.encode(), idempotency_key=name)
+        attacked.kept("/door/keyed", wanted.encode())
+        again = attacked.post(ACCEPTED, wanted.encode(), idempotency_key=name)
+        assert again[0] == 202
+        attacked.refused(422, ACCEPTED, b'{"wanted": 2}', idempotency_key=name)
+
+
+def test_noise(attacked: Attacked) -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    noise = random.Random(seed)
+    request = _head(ACCEPTED, "Content-Length: 13") + b'{"wanted": 1}'
+
+    def spoiled(_: int) -> bytes:
+        broken = bytearray(request)
+        for _ in range(noise.randint(1, 8)):
+            broken[noise.randrange(len(broken) - 13)] = noise.randrange(256)
+        return bytes(broken)
+
+    requests = [spoiled(n) for n in range(100)]
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda each: attacked.raw(each, 1), requests))
+    assert not [answer for answer in answers if answer.startswith(b"HTTP/1.1 5")]
+    # A request that still makes sense is rightly kept.
+    attacked.right += ['{"wanted": 1}'] * sum(a.count(b"HTTP/1.1 202") for a in answers)
+
+
+def test_log_is_quiet_about_what_was_sent(
+    gateway: tuple[GatewayProcess, Store], tmp_path: Path
+) -> None:
+    assert "Traceback" not in gateway[0].log
