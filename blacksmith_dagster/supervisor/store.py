@@ -17,6 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.store.tables import leases
+from blacksmith_dagster.supervisor.deadline import Deadline
 from blacksmith_dagster.supervisor.interface import LockStatus
 
 _log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ class StoreSupervisor:
     def _take(self, key: str, owner: str) -> StoreLease | None:
         """One statement: nobody can come between looking and taking."""
         sent, clock = time.monotonic(), self._clock(self._ttl)
-        lease = StoreLease(self, key, secrets.token_hex(16), sent + self._ttl)
+        lease = StoreLease(self, key, secrets.token_hex(16), Deadline(sent + self._ttl))
         row = {
             "id": lease.id,
             "owner": owner,
@@ -105,12 +106,11 @@ class StoreSupervisor:
             with self._lock:
                 held = list(self._held)
             for lease in held:
-                if lease.lost.is_set() or time.monotonic() < lease.deadline - self._ttl * 2 / 3:
-                    continue
-                try:
-                    self._renew(lease)
-                except Unavailable as error:  # tried again at the next round, until it is lost
-                    _log.warning("the lock %s could not be renewed: %s", lease.key, error)
+                if 0 < lease.lost.left <= self._ttl * 2 / 3:
+                    try:
+                        self._renew(lease)
+                    except Unavailable as error:  # tried again in the next round, until it is lost
+                        _log.warning("the lock %s could not be renewed: %s", lease.key, error)
 
     def _renew(self, lease: StoreLease) -> None:
         sent, clock = time.monotonic(), self._clock(self._ttl)
@@ -118,9 +118,9 @@ class StoreSupervisor:
         with self._store.writing() as connection:
             renewed = connection.execute(renew).rowcount == 1
         if renewed:
-            lease.deadline = sent + self._ttl
+            lease.lost.move(sent + self._ttl)
         else:
-            lease.lose()
+            lease.lost.set()
 
     def _confirm(self, lease: StoreLease) -> bool:
         own = select(leases.c.key).where(*_of(lease), self._clock(self._ttl).valid)
@@ -138,26 +138,13 @@ class StoreSupervisor:
 
 
 class StoreLease:
-    """A lock held in the store. `deadline` is of `time.monotonic()`."""
+    """A lock held in the store; see `Lease`."""
 
-    def __init__(self, supervisor: StoreSupervisor, key: str, id: str, deadline: float) -> None:
+    def __init__(self, supervisor: StoreSupervisor, key: str, id: str, lost: Deadline) -> None:
         self._supervisor = supervisor
-        self._lost = threading.Event()
         self.key = key
         self.id = id
-        self.deadline = deadline
-
-    @property
-    def lost(self) -> threading.Event:
-        """See `Lease.lost`."""
-        # By the clock too: after a pause, whoever asks may run before the thread that renews.
-        if time.monotonic() >= self.deadline:
-            self._lost.set()
-        return self._lost
-
-    def lose(self) -> None:
-        """Say that the lock is another's."""
-        self._lost.set()
+        self.lost = lost
 
     def confirm(self) -> bool:
         """See `Lease.confirm`."""

@@ -1,0 +1,54 @@
+"""A pipeline of one source event, for tests that load."""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+
+from blacksmith_dagster import Batch, Blacksmith, Destination, DestinationEvent, Schedule, Source
+from blacksmith_dagster.store.interface import NewEvent, NewJob, Store
+
+SOON = Schedule("@every 1h", max_retries=2, backoff="400ms")
+
+airport = Source("airport")
+departed = airport.accept("departed")
+
+
+def pipeline(
+    function: Callable[..., None], *others: Destination[Any], **options: Any
+) -> tuple[Blacksmith, DestinationEvent[Any]]:
+    """An application whose destination event `warehouse/flights` is this function."""
+    connect = options.pop("connect", None)
+    options.setdefault("schedule", SOON)
+    warehouse: Destination[Any] = Destination("warehouse", connect=connect)
+    flights = warehouse.event(receives=departed, name="flights", **options)(function)
+    app = Blacksmith(sources=[airport], destinations=[warehouse, *others], since="2026-01-01")
+    return app, flights
+
+
+def ingest(store: Store, data: Iterable[Any], destination: str = "warehouse/flights") -> list[str]:
+    """An event with one job for each item of data; returns their ids."""
+    events = [
+        NewEvent(departed.path, msgspec.json.encode(each).decode(), [NewJob(destination)])
+        for each in data
+    ]
+    ids: list[str] = []
+    for start in range(0, len(events), 1000):
+        (made,) = store.ingest([events[start : start + 1000]])
+        assert isinstance(made, list)
+        ids += made
+    return ids
+
+
+def until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
+    """Wait until a condition holds; returns what it gave."""
+    give_up = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < give_up, f"waited {seconds} s in vain"
+        time.sleep(0.01)
+    return found
+
+
+def numbers(batch: Batch[Any]) -> list[int]:
+    return [job.data["n"] for job in batch]

@@ -1,0 +1,309 @@
+"""Loading a destination event, on every store."""
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from blacksmith_dagster import Batch, Blacksmith, Destination, DestinationEvent, Schedule
+from blacksmith_dagster.errors import Fenced, Timeout
+from blacksmith_dagster.scheduler import LoadReport, StandardScheduler, Summary, Tally
+from blacksmith_dagster.store import Store, open_store
+from blacksmith_dagster.store.interface import Lane
+from blacksmith_dagster.supervisor import Supervisor, open_supervisor
+from tests.contract.loading import SOON, departed, ingest, numbers, pipeline, until
+
+KEY = "load/warehouse/flights"
+
+
+class Loading:
+    """A store with its locks, and a scheduler to load with."""
+
+    def __init__(self, url: str) -> None:
+        self.store: Store = open_store(url, upgrade=True)
+        self.supervisor: Supervisor = open_supervisor(None, self.store)
+        self.scheduler = StandardScheduler()
+
+    def load(self, app: Blacksmith, event: DestinationEvent[Any], **options: Any) -> Summary:
+        with_store: dict[str, Any] = {"store": self.store, "supervisor": self.supervisor}
+        return self.scheduler.load(app, event, **(with_store | options))
+
+    def close(self) -> None:
+        self.scheduler.close()
+        self.supervisor.close()
+        self.store.close()
+
+
+@pytest.fixture
+def loading(store_url: str) -> Iterator[Loading]:
+    loading = Loading(store_url)
+    yield loading
+    loading.close()
+
+
+def due(loading: Loading) -> None:
+    """Wait until a failed job's retry is due."""
+    until(lambda: loading.store.next_due("warehouse/flights") == 0)
+
+
+def test_everything_due_is_loaded_in_order_and_told(loading: Loading) -> None:
+    loaded: list[list[int]] = []
+    app, flights = pipeline(lambda batch: loaded.append(numbers(batch)), batch=2)
+    loading.store.register(app)
+    ids = ingest(loading.store, [{"n": n} for n in range(5)])
+    told: list[LoadReport] = []
+    summary = loading.load(app, flights, run="run 7", report=told.append)
+    assert loaded == [[0, 1], [2, 3], [4]]
+    assert summary == Summary(3, Tally(succeeded=5))
+    assert [sum(each.days.values(), start=Tally()) for each in told] == [
+        Tally(succeeded=2),
+        Tally(succeeded=2),
+        Tally(succeeded=1),
+    ]
+    counts = loading.store.counts(flights.path)
+    assert (counts.succeeded, counts.pending) == (5, 0)
+    history = loading.store.history(ids[0])
+    assert [each.state for each in history][-1] == "succeeded"
+    assert {each.run for each in history if each.load is not None} == {"run 7"}
+    assert loading.load(app, flights) == Summary()
+
+
+def test_a_failed_job_is_tried_again_until_it_is_discarded(loading: Loading) -> None:
+    attempts: list[tuple[int, int]] = []
+
+    def load(batch: Batch[Any]) -> None:
+        for job in batch:
+            attempts.append((job.data["n"], job.attempt))
+            if job.data["n"] == 1:
+                batch.fail(job, "no such airport")
+
+    app, flights = pipeline(load)
+    loading.store.register(app)
+    ingest(loading.store, [{"n": 0}, {"n": 1}])
+    assert loading.load(app, flights).tally == Tally(succeeded=1, failed=1)
+    due(loading)
+    assert loading.load(app, flights).tally == Tally(failed=1)
+    due(loading)
+    assert loading.load(app, flights).tally == Tally(discarded=1)
+    assert attempts == [(0, 1), (1, 1), (1, 2), (1, 3)]
+    (job,) = loading.store.jobs("discarded", flights.path)
+    assert (job.error, job.attempts) == ("no such airport", 3)
+
+
+def test_a_job_keeps_its_key_from_attempt_to_attempt(loading: Loading) -> None:
+    keys: list[str] = []
+
+    def load(batch: Batch[Any]) -> None:
+        keys.extend(job.key for job in batch)
+        if len(keys) < 3:
+            raise ConnectionError("refused")
+
+    app, flights = pipeline(load)
+    loading.store.register(app)
+    ingest(loading.store, [{"n": 0}])
+    for _ in range(3):
+        due(loading)
+        loading.load(app, flights)
+    assert len(keys) == 3
+    assert len(set(keys)) == 1
+
+
+def test_an_outage_fails_all_and_costs_no_job_its_life(loading: Loading) -> None:
+    down = True
+    loaded: list[int] = []
+
+    def load(batch: Batch[Any]) -> None:
+        if down:
+            raise ConnectionError("refused")
+        loaded.extend(numbers(batch))
+
+    app, flights = pipeline(load)
+    loading.store.register(app)
+    ingest(loading.store, [{"n": n} for n in range(20)])
+    summary = loading.load(app, flights)
+    assert (summary.loads, summary.tally) == (1, Tally(failed=20))
+    down = False
+    due(loading)
+    loading.load(app, flights)
+    assert loaded == list(range(20))
+
+
+def test_a_connection_that_cannot_be_opened_fails_the_load(loading: Loading) -> None:
+    def connect() -> None:
+        raise ConnectionError("refused")
+
+    app, flights = pipeline(lambda batch, connection: None, connect=connect)
+    loading.store.register(app)
+    ingest(loading.store, [{"n": 0}])
+    told: list[LoadReport] = []
+    assert loading.load(app, flights, report=told.append).tally == Tally(failed=1)
+    assert told[0].error == "ConnectionError: refused"
+
+
+def test_a_load_that_finds_the_lock_held_ends_well(loading: Loading) -> None:
+    app, flights = pipeline(lambda batch: None)
+    loading.store.register(app)
+    ingest(loading.store, [{"n": 0}])
+    lease = loading.supervisor.acquire(KEY, "run 7")
+    assert lease is not None
+    with lease:
+        assert loading.load(app, flights) == Summary(skipped="held by run 7")
+    assert loading.load(app, flights).tally == Tally(succeeded=1)
+    assert not loading.supervisor.status(KEY).held
+
+
+def test_who_is_asked_to_stop_finishes_the_load_under_way(loading: Loading) -> None:
+    stop = threading.Event()
+    app, flights = pipeline(lambda batch: stop.set(), batch=1)
+    loading.store.register(app)
+    ingest(loading.store, [{"n": n} for n in range(3)])
+    summary = loading.load(app, flights, stop=stop)
+    assert summary == Summary(1, Tally(succeeded=1), stopped=True)
+    assert loading.store.counts(flights.path).awaiting == 2
+    assert not loading.supervisor.status(KEY).held
+    assert loading.load(app, flights).tally == Tally(succeeded=2)
+
+
+def test_what_was_claimed_and_not_begun_is_given_back(loading: Loading) -> None:
+    stop = threading.Event()
+
+    class Stopping:
+        """The store, and a stop that comes while it claims."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(loading.store, name)
+
+        def claim(self, *given: Any) -> Any:
+            load = loading.store.claim(*given)
+            stop.set()
+            return load
+
+    loaded: list[tuple[int, int]] = []
+    app, flights = pipeline(
+        lambda batch: loaded.extend((job.data["n"], job.attempt) for job in batch)
+    )
+    loading.store.register(app)
+    ingest(loading.store, [{"n": 0}])
+    summary = loading.load(app, flights, stop=stop, store=Stopping())
+    assert summary == Summary(stopped=True)
+    assert loaded == []
+    assert loading.load(app, flights).tally == Tally(succeeded=1)
+    assert loaded == [(0, 1)]
+
+
+def test_a_load_past_its_time_out_counts_for_nothing(loading: Loading) -> None:
+    calls: list[list[int]] = []
+
+    def load(batch: Batch[Any]) -> None:
+        calls.append(numbers(batch))
+        if len(calls) == 1:
+            time.sleep(0.5)
+
+    app, flights = pipeline(load, timeout="200ms")
+    loading.store.register(app)
+    (first,) = ingest(loading.store, [{"n": 0}])
+    summary = loading.load(app, flights)
+    while not summary.loads:  # the jobs of an abandoned load may be due at once, or a little later
+        summary = loading.load(app, flights)
+    assert calls == [[0], [0]]
+    states = [each.state for each in loading.store.history(first)]
+    assert states[-4:] == ["executing", "unknown", "executing", "succeeded"]
+
+
+def test_a_call_that_does_not_return_ends_the_load(loading: Loading) -> None:
+    release = threading.Event()
+    app, flights = pipeline(lambda batch: print(release.wait(30)), timeout="200ms")
+    loading.store.register(app)
+    ingest(loading.store, [{"n": 0}])
+    try:
+        with pytest.raises(Timeout, match=r"past its time-out of 0\.2 s.*end this process"):
+            loading.load(app, flights)
+        counts = loading.store.counts(flights.path)
+        assert (counts.retrying, counts.executing) == (1, 0)
+        assert not loading.supervisor.status(KEY).held
+    finally:
+        release.set()
+
+
+def test_who_was_taken_over_stops(loading: Loading) -> None:
+    taken = False
+
+    def load(batch: Batch[Any]) -> None:
+        nonlocal taken
+        taken = True
+        loading.store.take_over(flights.path, Lane.LOAD, "another", lambda: True)
+
+    app, flights = pipeline(load)
+    loading.store.register(app)
+    ingest(loading.store, [{"n": 0}])
+    with pytest.raises(Fenced):
+        loading.load(app, flights)
+    assert taken
+    assert loading.store.counts(flights.path).succeeded == 0
+
+
+def test_who_has_lost_the_lock_records_and_claims_no_more(loading: Loading) -> None:
+    held: list[Any] = []
+
+    class Remembering:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(loading.supervisor, name)
+
+        def acquire(self, key: str, owner: str) -> Any:
+            held.append(loading.supervisor.acquire(key, owner))
+            return held[-1]
+
+    app, flights = pipeline(lambda batch: held[-1].lost.set(), batch=1)
+    loading.store.register(app)
+    ingest(loading.store, [{"n": 0}, {"n": 1}])
+    with pytest.raises(Fenced, match="could not be renewed"):
+        loading.load(app, flights, supervisor=Remembering())
+    counts = loading.store.counts(flights.path)
+    assert (counts.succeeded, counts.awaiting) == (1, 1)
+
+
+def test_received_outcomes_are_loaded_with_their_cause(loading: Loading) -> None:
+    told: list[tuple[Any, str, str | None, int]] = []
+    mail = Destination("mail", schedule=SOON)
+
+    def load(batch: Batch[Any]) -> None:
+        for job in batch:
+            if job.data["n"] % 2:
+                batch.discard(job, "odd")
+
+    warehouse: Destination[None] = Destination("warehouse")
+    flights = warehouse.event(receives=departed, name="flights")(load)
+
+    @mail.event(receives=flights.discarded)
+    def undeliverable(batch: Batch[Any]) -> None:
+        for job in batch:
+            assert job.cause is not None
+            told.append((job.data, job.cause.outcome, job.cause.error, job.cause.attempts))
+
+    app = Blacksmith(sources=[departed.source], destinations=[warehouse, mail], since="2026-01-01")
+    loading.store.register(app)
+    ingest(loading.store, [{"n": n} for n in range(4)])
+    loading.load(app, flights)
+    loading.load(app, undeliverable)
+    assert told == [({"n": n}, "discarded", "odd", 1) for n in (1, 3)]
+
+
+def test_poison_among_many_is_found_without_discarding_the_others(loading: Loading) -> None:
+    loaded: set[int] = set()
+
+    def load(batch: Batch[Any]) -> None:
+        if 13 in numbers(batch):
+            raise ValueError("unlucky")
+        loaded.update(numbers(batch))
+
+    app, flights = pipeline(load, schedule=Schedule("@every 1h", max_retries=1, backoff="1ms"))
+    loading.store.register(app)
+    ingest(loading.store, [{"n": n} for n in range(20)])
+    while loading.store.counts(flights.path).pending:
+        due(loading)
+        loading.load(app, flights)
+    assert loaded == set(range(20)) - {13}
+    (job,) = loading.store.jobs("discarded", flights.path)
+    assert job.error == "ValueError: unlucky"
