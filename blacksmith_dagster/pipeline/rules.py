@@ -9,8 +9,11 @@ from datetime import timedelta
 from blacksmith_dagster.errors import DeclarationError
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-_OWNER = re.compile(r"team:[A-Za-z0-9_]+|[^@\s]+@[^@\s]+\.[^@\s]+")
+_OWNER = re.compile(
+    r"team:[A-Za-z0-9_]+|[A-Za-z0-9_][A-Za-z0-9._%+-]*@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}"
+)
 _TAG = re.compile(r"[A-Za-z0-9_.-]{1,63}(/[A-Za-z0-9_.-]{1,63})?")
+_TAG_VALUE = re.compile(r"[A-Za-z0-9_.-]{0,63}")
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -47,10 +50,11 @@ def checked_tags(where: str, tags: Mapping[str, str] | None) -> dict[str, str] |
     if tags is None:
         return None
     for key, value in tags.items():
-        if not _TAG.fullmatch(key) or not isinstance(value, str) or len(value) > 63:
+        taken = isinstance(value, str) and _TAG_VALUE.fullmatch(value)
+        if not taken or not _TAG.fullmatch(key):
             raise DeclarationError(
-                f"{where}: tag {key!r}={value!r}: a key is letters, digits and _.- (63 at most, with "
-                "one '/' at most), a value a text of 63 characters at most"
+                f"{where}: tag {key!r}={value!r}: key and value are letters, digits and _.- (63 at "
+                "most; in a key also one '/' between two such)"
             )
     return dict(tags)
 

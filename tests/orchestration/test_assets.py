@@ -1,9 +1,13 @@
 """How an application's events appear as assets."""
 
 from datetime import timedelta
+from string import ascii_letters, ascii_lowercase, digits
 
 from dagster import AssetKey, AssetSpec, Definitions, asset
+from hypothesis import given
+from hypothesis.strategies import from_regex, just, text
 
+from blacksmith_dagster import Blacksmith, DeclarationError, Destination, Source
 from blacksmith_dagster.orchestration import (
     BlacksmithTranslator,
     EventData,
@@ -81,6 +85,27 @@ def test_a_translator_changes_a_key_in_the_lineage_as_well() -> None:
     Definitions.validate_loadable(definitions)
     found = specs(definitions)
     assert found["raw/lake/undeliverable"].deps[0].asset_key == AssetKey(["raw", "lake", "flights"])
+
+
+@given(
+    name=just("airport") | text(ascii_lowercase + digits + "_", min_size=1, max_size=20),
+    owner=just("team:flights")
+    | from_regex(r"(team:)?[a-zA-Z0-9_.%+@-]{1,12}", fullmatch=True)
+    | from_regex(r"[a-z.]{1,8}@[a-z.-]{1,8}[.][a-z]{1,9}", fullmatch=True),
+    key=just("tier") | text(ascii_letters + digits + "_.-/ é", max_size=70),
+    value=just("1") | text(ascii_letters + digits + "_.-/: é", max_size=70),
+)
+def test_dagster_takes_whatever_can_be_declared(
+    name: str, owner: str, key: str, value: str
+) -> None:
+    try:
+        departed = Source(name, owners=[owner], tags={key: value}).accept(name)
+        lake = Destination(name + "_lake", owners=[owner], tags={key: value})
+        lake.event(receives=departed, name=name)(lambda batch: None)
+    except DeclarationError:
+        return
+    app = Blacksmith(sources=[departed.source], destinations=[lake], since=TODAY)
+    assert len(specs(build_definitions(app))) == 3
 
 
 def test_an_event_with_an_interval_of_its_own_has_a_job_of_its_own() -> None:
