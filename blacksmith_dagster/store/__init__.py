@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy.engine import make_url
+from importlib.util import find_spec
+
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from blacksmith_dagster.errors import SettingsError
@@ -11,11 +13,12 @@ from blacksmith_dagster.store.interface import Store
 __all__ = ["Store", "open_store"]
 
 
-def open_store(url: str, *, upgrade: bool = False) -> Store:
+def open_store(url: str, *, upgrade: bool = False, repair: bool = False) -> Store:
     """The store at `url`: `sqlite:///path` or `postgresql://...`.
 
     A SQLite file and its tables are made when missing. PostgreSQL's tables are checked, and made or
-    brought to this package's version if `upgrade`; several processes may do so at once.
+    brought to this package's version if `upgrade`; several processes may do so at once. A store that
+    was restored or promoted is refused, unless `repair` (see `Store.repair`).
 
     Raises `SettingsError` for another URL, `SchemaOutdated`, `SequenceWentBack`, `Unavailable`, and
     `ImportError` when PostgreSQL's driver is not installed.
@@ -27,15 +30,29 @@ def open_store(url: str, *, upgrade: bool = False) -> Store:
             "the store's URL cannot be read; write sqlite:///path/store.db or "
             "postgresql://user:password@host:5432/database"
         ) from None
-    backend = parsed.get_backend_name()
+    store = _adapter(parsed, upgrade)
+    try:
+        if repair:
+            store.repair()
+        store.ready()
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
+def _adapter(url: URL, upgrade: bool) -> Store:
+    backend = url.get_backend_name()
     if backend == "sqlite":
         from blacksmith_dagster.store.sqlite import SQLiteStore
 
-        return SQLiteStore(parsed)
+        return SQLiteStore(url)
     if backend in ("postgresql", "postgres"):
+        if find_spec("psycopg") is None:
+            raise ImportError(
+                "PostgreSQL needs its driver; run `pip install 'blacksmith-dagster[postgres]'`"
+            )
         from blacksmith_dagster.store.postgres import PostgresStore
 
-        return PostgresStore(parsed, upgrade=upgrade)
-    raise SettingsError(
-        f"{parsed.drivername!r} is no store; write sqlite:///path or postgresql://..."
-    )
+        return PostgresStore(url, upgrade=upgrade)
+    raise SettingsError(f"{url.drivername!r} is no store; write sqlite:///path or postgresql://...")

@@ -177,12 +177,12 @@ _GIVE_BACK = delete(keys).where(*_this)
 def move(conn: Connection, position: Position) -> None:
     """Move a reader's position on. Raises `PositionMoved` if it is not where the reader left it."""
     if position.before is None:
-        values = {"reader": position.reader, "value": position.after}
-        done = conn.execute(upsert(conn, positions).on_conflict_do_nothing(), values)
+        moved = upsert(conn, positions).values(reader=position.reader, value=position.after)
+        moved = moved.on_conflict_do_nothing()
     else:
         mine = (positions.c.reader == position.reader, positions.c.value == position.before)
-        done = conn.execute(update(positions).where(*mine).values(value=position.after))
-    if done.rowcount != 1:
+        moved = update(positions).where(*mine).values(value=position.after)
+    if conn.execute(moved.returning(positions.c.reader)).first() is None:
         raise PositionMoved(
             f"{position.reader} is no longer at {position.before!r}: another process has read on; "
             "read the position again and go on from there"

@@ -36,12 +36,15 @@ class PostgresStore(SQLStore):
     def __init__(self, url: URL, *, upgrade: bool = False) -> None:
         engine = _engine(url)
         label = f"postgresql://{url.host or ''}:{url.port or 5432}/{url.database or ''}"
-        with told(label):
-            if upgrade:
-                _upgrade(engine)
-            schema.check(engine, label)
+        try:
+            with told(label):
+                if upgrade:
+                    _upgrade(engine)
+                schema.check(engine, label)
             super().__init__(engine, label)
-        self.ready()
+        except BaseException:
+            engine.dispose()
+            raise
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:

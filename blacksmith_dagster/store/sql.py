@@ -408,6 +408,7 @@ class SQLStore(ABC):
 
     # -- upkeep
     def ready(self) -> None:
+        self._read_names()  # another process may have begun a new epoch
         with self.reading() as conn:
             given, last = upkeep.highest(conn), self._sequence(conn)
         if last < given:

@@ -1,0 +1,66 @@
+"""The application that the store's tests keep events for, and how they make them."""
+
+from collections.abc import Sequence
+
+from blacksmith_dagster import Batch, Blacksmith, Destination, Source
+from blacksmith_dagster.store import Store
+from blacksmith_dagster.store.interface import Fence, Lane, Load, NewEvent, NewJob
+
+FLIGHTS, SEATS = "warehouse/flights", "warehouse/seats"
+
+airport = Source("airport")
+departed = airport.accept("departed")
+warehouse = Destination("warehouse")
+
+
+@warehouse.event(receives=departed)
+def flights(batch: Batch[object]) -> None:
+    """Departures."""
+
+
+@warehouse.event(receives=departed)
+def seats(batch: Batch[object]) -> None:
+    """Seats."""
+
+
+@warehouse.event(receives=flights.discarded)
+def undeliverable(batch: Batch[object]) -> None:
+    """What flights discarded."""
+
+
+app = Blacksmith(sources=[airport], destinations=[warehouse], since="2026-01-01")
+
+
+def new_event(
+    number: int = 0, *, to: Sequence[str] = (FLIGHTS,), key: str | None = None
+) -> NewEvent:
+    """An event numbered by its data, with a job for each destination event."""
+    payload = f'{{"n":{number}}}'
+    jobs = [NewJob(path) for path in to]
+    return NewEvent(departed.path, payload, jobs, key=key, digest=payload.encode() if key else None)
+
+
+def keep(store: Store, count: int, *, to: Sequence[str] = (FLIGHTS,), start: int = 0) -> list[str]:
+    """Keep so many events in one commit; their ids."""
+    [ids] = store.ingest([[new_event(start + n, to=to) for n in range(count)]])
+    assert isinstance(ids, list)
+    return ids
+
+
+def take_over(
+    store: Store, holder: str = "loader", lane: Lane = Lane.LOAD, to: str = FLIGHTS
+) -> Fence:
+    """Take over a lane, with a lock that is said to be held."""
+    return store.take_over(to, lane, holder, lambda: True)
+
+
+def claimed(store: Store, fence: Fence, limit: int = 1000, max_attempts: int = 3) -> Load:
+    """The next load, which must be there."""
+    load = store.claim(fence, limit, max_attempts)
+    assert load is not None
+    return load
+
+
+def ids_of(load: Load) -> list[str]:
+    """The events whose jobs a load holds."""
+    return [row.id for row in load.rows]

@@ -1,0 +1,421 @@
+"""What every store promises of loads: claims, fences, lanes, retries, losses, halving, fairness."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from blacksmith_dagster.errors import Fenced, Unknown, UsageError
+from blacksmith_dagster.pipeline.batch import Said
+from blacksmith_dagster.store import Store
+from blacksmith_dagster.store.interface import (
+    Deviation,
+    Fence,
+    Lane,
+    Load,
+    NewEvent,
+    NewJob,
+    Verdict,
+)
+from tests.contract.pipeline import FLIGHTS, SEATS, claimed, ids_of, keep, take_over
+
+RAISED = Verdict(raised="down")
+
+
+def failed(load: Load, *numbers: int, delay: float = 0.0) -> Verdict:
+    """The jobs of a load with these places have failed, the others succeeded."""
+    return Verdict([Deviation(load.rows[n].seq, Said.FAILED, f"bad {n}", delay) for n in numbers])
+
+
+def drain(store: Store, fence: Fence, max_attempts: int = 3) -> list[list[str]]:
+    """Load all that is due, successfully; the ids of each load."""
+    loaded = []
+    while load := store.claim(fence, 1000, max_attempts):
+        loaded.append(ids_of(load))
+        store.record(load, Verdict())
+    return loaded
+
+
+# ------------------------------------------------------------------------------------ first loads
+
+
+def test_jobs_are_loaded_once_in_the_order_of_the_log(store: Store) -> None:
+    ids = keep(store, 25)
+    keep(store, 5, to=(SEATS,))
+    assert drain(store, take_over(store)) == [ids]
+    fence = take_over(store)
+    assert store.claim(fence, 10, 3) is None
+    more = keep(store, 12, to=(SEATS, FLIGHTS))
+    first, second = claimed(store, fence, limit=10), None
+    store.record(first, Verdict())
+    second = claimed(store, fence, limit=10)
+    assert ids_of(first) + ids_of(second) == more
+    assert first.fresh
+    assert first.attempt == 1
+
+
+def test_a_claim_says_what_a_job_needs(store: Store) -> None:
+    event = NewEvent(
+        "airport/departed",
+        '{"n":1}',
+        [NewJob(FLIGHTS, when_error="ValueError: no")],
+        context="{}",
+        version="v",
+        key="k",
+        digest=b"d",
+    )
+    [[kept]] = store.ingest([[event]])
+    load = claimed(store, take_over(store))
+    [row] = load.rows
+    assert (row.id, row.kind, row.payload) == (kept, "airport/departed", '{"n":1}')
+    assert (row.key, row.context, row.version) == ("k", "{}", "v")
+    assert row.when_error == "ValueError: no"
+    assert row.received_at == store.event(kept).received_at
+
+
+def test_a_lane_has_one_open_load(store: Store) -> None:
+    keep(store, 2)
+    fence = take_over(store)
+    load = claimed(store, fence, limit=1)
+    with pytest.raises(UsageError, match=f"load {load.id} is still open"):
+        store.claim(fence, 1, 3)
+    store.record(load, Verdict())
+    claimed(store, fence)
+
+
+def test_a_released_load_counts_nothing(store: Store) -> None:
+    ids = keep(store, 3)
+    fence = take_over(store)
+    load = claimed(store, fence)
+    store.release(load)
+    again = claimed(store, fence)
+    assert ids_of(again) == ids
+    assert (again.attempt, again.losses) == (1, 0)
+    with pytest.raises(Fenced):
+        store.record(load, Verdict())
+    store.record(again, Verdict())
+    assert store.counts(FLIGHTS).succeeded == 3
+
+
+# ------------------------------------------------------------------------------------ fences
+
+
+def test_a_stale_loader_is_fenced(store: Store) -> None:
+    keep(store, 2)
+    stale = take_over(store, "one")
+    load = claimed(store, stale, limit=1)
+    fresh = take_over(store, "two")
+    for late in (
+        lambda: store.claim(stale, 1, 3),
+        lambda: store.record(load, Verdict()),
+        lambda: store.release(load),
+        lambda: store.abandon(load, "late"),
+        lambda: store.condemn(stale, "late", 1),
+    ):
+        with pytest.raises(Fenced, match="two has taken over"):
+            late()
+    assert store.counts(FLIGHTS).succeeded == 0
+    assert len(drain(store, fresh)) == 2
+
+
+def test_a_stale_process_cannot_evict_the_holder(store: Store) -> None:
+    """It lost its lock between reading the fence and moving it: its take-over is refused."""
+    take_over(store, "stale")
+    holder: list[Fence] = []
+
+    def lost_meanwhile() -> bool:
+        if not holder:
+            holder.append(take_over(store, "rightful"))
+            return True
+        return False
+
+    with pytest.raises(Fenced, match="lock was lost"):
+        store.take_over(FLIGHTS, Lane.LOAD, "stale", lost_meanwhile)
+    keep(store, 1)
+    assert drain(store, holder[0])
+
+
+def test_lanes_do_not_disturb_each_other(store: Store) -> None:
+    keep(store, 2)
+    loading = take_over(store, "loader")
+    load = claimed(store, loading)
+    take_over(store, "operator", Lane.DISCARD)
+    take_over(store, "other", to=SEATS)
+    store.record(load, Verdict())
+    assert store.counts(FLIGHTS).succeeded == 2
+
+
+def test_an_unknown_destination_event_is_told(store: Store) -> None:
+    with pytest.raises(Unknown, match="warehouse/flights"):
+        take_over(store, to="warehouse/gates")
+
+
+# ------------------------------------------------------------------------------------ retries
+
+
+def test_a_failed_job_is_tried_again_without_the_others(store: Store) -> None:
+    ids = keep(store, 5)
+    fence = take_over(store)
+    load = claimed(store, fence)
+    store.record(load, failed(load, 1, 3))
+    again = claimed(store, fence)
+    assert ids_of(again) == [ids[1], ids[3]]
+    assert (again.attempt, again.fresh) == (2, False)
+    store.record(again, failed(again, 1))
+    last = claimed(store, fence)
+    assert ids_of(last) == [ids[3]]
+    assert last.attempt == 3
+
+
+def test_a_retry_waits_until_it_is_due(store: Store) -> None:
+    keep(store, 3)
+    fence = take_over(store)
+    load = claimed(store, fence)
+    store.record(load, failed(load, 0, 1, delay=3600.0))
+    assert store.claim(fence, 10, 3) is None
+    assert store.counts(FLIGHTS).retrying == 2
+
+
+def test_jobs_of_one_load_can_be_due_at_different_times(store: Store) -> None:
+    ids = keep(store, 3)
+    fence = take_over(store)
+    load = claimed(store, fence)
+    now, later = failed(load, 0, 2), failed(load, 1, delay=3600.0)
+    store.record(load, Verdict([*now.deviations, *later.deviations]))
+    assert ids_of(claimed(store, fence)) == [ids[0], ids[2]]
+
+
+def test_retries_of_many_loads_are_taken_together(store: Store) -> None:
+    ids = keep(store, 6)
+    fence = take_over(store)
+    for _ in range(3):
+        load = store.claim(fence, 2, 3)
+        assert load is not None
+        store.record(load, failed(load, 0, delay=0.3))
+    while any(job.due_at > datetime.now(UTC) for job in store.jobs("retrying") if job.due_at):
+        pass
+    again = claimed(store, fence)
+    assert ids_of(again) == [ids[0], ids[2], ids[4]]
+    store.record(again, Verdict())
+    assert store.counts(FLIGHTS).succeeded == 6
+
+
+def test_a_smaller_batch_splits_a_set(store: Store) -> None:
+    ids = keep(store, 5)
+    fence = take_over(store)
+    store.record(claimed(store, fence), RAISED)
+    parts = []
+    while load := store.claim(fence, 2, 3):
+        parts.append(ids_of(load))
+        store.record(load, Verdict())
+    assert parts == [ids[:2], ids[2:4], ids[4:]]
+
+
+def test_a_discarded_job_never_runs_again(store: Store) -> None:
+    keep(store, 3)
+    fence = take_over(store)
+    load = claimed(store, fence)
+    store.record(load, Verdict([Deviation(load.rows[0].seq, Said.DISCARDED, "never")]))
+    assert store.claim(fence, 10, 3) is None
+    assert store.counts(FLIGHTS).discarded == 1
+
+
+# ------------------------------------------------------------------------------------ whole batches
+
+
+def test_an_outage_does_not_halve_the_set(store: Store) -> None:
+    """Nothing has succeeded since it raised: the destination is down, not the batch bad."""
+    ids = keep(store, 8)
+    fence = take_over(store)
+    for attempt in (1, 2, 3):
+        load = claimed(store, fence, max_attempts=9)
+        assert (ids_of(load), load.attempt) == (ids, attempt)
+        store.record(load, RAISED)
+
+
+def test_a_set_that_raised_is_halved_once_others_succeed(store: Store) -> None:
+    ids = keep(store, 4)
+    fence = take_over(store)
+    store.record(claimed(store, fence), RAISED)
+    retries = []
+    while store.counts(FLIGHTS).retrying:
+        load = claimed(store, fence, max_attempts=9)
+        if load.fresh:
+            store.record(load, Verdict())
+            continue
+        retries.append(ids_of(load))
+        poisoned = ids[2] in retries[-1]
+        store.record(load, RAISED if poisoned and len(load.rows) > 1 else Verdict())
+        keep(store, 1)
+    assert retries == [ids, ids[:2], ids[2:], [ids[2]], [ids[3]]]
+
+
+def test_the_last_attempt_is_taken_alone(store: Store) -> None:
+    ids = keep(store, 4)
+    fence = take_over(store)
+    store.record(claimed(store, fence), Verdict(raised="down", alone=True))
+    seen = []
+    while load := store.claim(fence, 1000, 2):
+        seen.append((ids_of(load), load.attempt, load.alone))
+        bad = load.rows[0].id == ids[1]
+        gone = [Deviation(load.rows[0].seq, Said.DISCARDED, "poison")] if bad else []
+        store.record(load, Verdict(gone))
+    assert seen == [([each], 2, True) for each in ids]
+    counts = store.counts(FLIGHTS)
+    assert (counts.succeeded, counts.discarded) == (3, 1)
+
+
+def test_ten_failures_in_a_row_alone_condemn_the_rest(store: Store) -> None:
+    keep(store, 15)
+    fence = take_over(store)
+    store.record(claimed(store, fence), Verdict(raised="down", alone=True))
+    alone = 0
+    while load := store.claim(fence, 1000, 2):
+        gone = [Deviation(row.seq, Said.DISCARDED, "down") for row in load.rows]
+        store.record(load, Verdict(gone))
+        if load.condemned is None:
+            alone += 1
+        else:
+            assert "10 jobs of its set failed alone" in load.condemned
+            assert len(load.rows) == 5
+    assert alone == 10
+    assert store.counts(FLIGHTS).discarded == 15
+
+
+# ------------------------------------------------------------------------------------ losses
+
+
+def test_a_lost_load_is_due_again_at_once_and_counts_no_attempt(store: Store) -> None:
+    ids = keep(store, 3)
+    claimed(store, take_over(store, "one"))
+    again = claimed(store, take_over(store, "two"))
+    assert ids_of(again) == ids
+    assert (again.attempt, again.losses) == (1, 1)
+
+
+def test_an_abandoned_load_rejects_its_late_result(store: Store) -> None:
+    keep(store, 3)
+    fence = take_over(store)
+    load = claimed(store, fence)
+    store.abandon(load, "ran past its time-out")
+    with pytest.raises(Fenced, match="no longer open"):
+        store.record(load, Verdict())
+    assert claimed(store, fence).losses == 1
+
+
+def test_what_kills_its_loader_is_found_and_condemned(store: Store) -> None:
+    """Halved after three losses, and again at each more; the killer is condemned, nobody else."""
+    ids = keep(store, 100)
+    killer = ids[37]
+    lost = 0
+    condemned: list[str] = []
+    for _ in range(60):
+        fence = take_over(store)
+        while load := store.claim(fence, 1000, 3):
+            if load.condemned is not None:
+                condemned += ids_of(load)
+                gone = [Deviation(row.seq, Said.DISCARDED, load.condemned) for row in load.rows]
+                store.record(load, Verdict(gone))
+            elif killer in ids_of(load):
+                lost += 1
+                break
+            else:
+                store.record(load, Verdict())
+        else:
+            break
+    assert condemned == [killer]
+    assert store.counts(FLIGHTS).succeeded == 99
+    assert lost <= 3 + 7 + 3, "three for the batch, one for each halving, three for the job"
+
+
+def test_losses_do_not_use_up_attempts(store: Store) -> None:
+    keep(store, 1)
+    fence = take_over(store)
+    store.record(claimed(store, fence), RAISED)
+    claimed(store, fence)
+    load = claimed(store, take_over(store))
+    assert (load.attempt, load.losses) == (2, 1)
+
+
+# ------------------------------------------------------------------------------------ fairness
+
+
+def test_new_jobs_are_not_starved_by_retries(store: Store) -> None:
+    """With twenty sets due at once, every second claim takes what is new."""
+    fence = take_over(store)
+    for _ in range(20):
+        keep(store, 2)
+        store.record(claimed(store, fence), Verdict(raised="down", delay=0.5))
+    while store.next_due(FLIGHTS) != 0:
+        pass
+    keep(store, 6)
+    kinds = []
+    for _ in range(12):
+        load = claimed(store, fence, limit=2)
+        kinds.append("new" if load.fresh else "due")
+        store.record(load, Verdict())
+    assert kinds[:6] in (["due", "new"] * 3, ["new", "due"] * 3)
+
+
+# ------------------------------------------------------------------------------------ outcomes
+
+
+def test_received_outcomes_are_kept_in_the_transaction_that_decides_them(store: Store) -> None:
+    [event] = keep(store, 1)
+    fence = take_over(store)
+    load = claimed(store, fence)
+    outcome = NewEvent(
+        "warehouse/flights.discarded",
+        '{"error":"x"}',
+        [NewJob("warehouse/undeliverable")],
+        parent=event,
+    )
+    verdict = Verdict([Deviation(load.rows[0].seq, Said.DISCARDED, "x")], outcomes=[outcome])
+    take_over(store, "another")
+    with pytest.raises(Fenced):
+        store.record(load, verdict)
+    assert store.counts("warehouse/undeliverable").awaiting == 0
+    fence = take_over(store)
+    load = claimed(store, fence)
+    store.record(load, verdict)
+    received = claimed(store, take_over(store, to="warehouse/undeliverable"))
+    [row] = received.rows
+    assert (row.parent, row.payload) == (event, '{"error":"x"}')
+    assert store.originals([event])[event].payload == '{"n":0}'
+
+
+# ------------------------------------------------------------------------------------ condemning
+
+
+def test_chosen_jobs_are_condemned_out_of_their_set(store: Store) -> None:
+    ids = keep(store, 5)
+    fence = take_over(store)
+    store.record(claimed(store, fence), Verdict(raised="down", delay=0.0))
+    operator = take_over(store, "operator", Lane.DISCARD)
+    load = store.condemn(operator, "not wanted", 10, [ids[1], ids[4], ids[1]])
+    assert load is not None
+    assert (ids_of(load), load.condemned) == ([ids[1], ids[4]], "not wanted")
+    store.record(
+        load, Verdict([Deviation(row.seq, Said.DISCARDED, "not wanted") for row in load.rows])
+    )
+    assert store.condemn(operator, "again", 10, ids[1:2]) is None
+    assert [each for part in drain(store, fence) for each in part] == [ids[0], ids[2], ids[3]]
+    states = [each.state for each in store.history(ids[4])]
+    assert states == ["acknowledged", "awaiting", "executing", "failed", "executing", "discarded"]
+
+
+def test_a_list_is_condemned_as_a_range_is(store: Store) -> None:
+    ids = keep(store, 6)
+    fence = take_over(store)
+    load = claimed(store, fence)
+    store.record(load, failed(load, 1, 3, 5, delay=3600.0))
+    operator = take_over(store, "operator", Lane.DISCARD)
+    gone = store.condemn(operator, "not wanted", 10, [ids[3], ids[2]])
+    assert gone is not None
+    assert ids_of(gone) == [ids[3]]
+    assert store.counts(FLIGHTS).retrying == 2
+
+
+def test_only_the_load_lane_condemns_all_that_waits(store: Store) -> None:
+    keep(store, 1)
+    with pytest.raises(UsageError, match="load lane"):
+        store.condemn(take_over(store, lane=Lane.DISCARD), "all", 10)

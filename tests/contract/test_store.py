@@ -1,0 +1,504 @@
+"""What every store promises: the log, its order, keys, positions, quarantine, counts, history."""
+
+import random
+import threading
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from blacksmith_dagster import Batch, Blacksmith, Destination, Source
+from blacksmith_dagster.errors import (
+    KeyReused,
+    PositionMoved,
+    SchemaOutdated,
+    SequenceWentBack,
+    SettingsError,
+    Unavailable,
+    Unknown,
+)
+from blacksmith_dagster.pipeline.batch import Said
+from blacksmith_dagster.store import Store, open_store
+from blacksmith_dagster.store.interface import Deviation, NewEvent, Position, Raw, Verdict
+from tests.contract.pipeline import (
+    FLIGHTS,
+    SEATS,
+    app,
+    claimed,
+    departed,
+    ids_of,
+    keep,
+    new_event,
+    take_over,
+)
+
+# ------------------------------------------------------------------------------------ ingest
+
+
+def test_an_event_is_kept_to_the_letter(store: Store) -> None:
+    payload = '{ "n" : 1.0, "big":123456789012345678901234567890, "s":"\\u0000 \\ud83d\\ude00 é" }'
+    sent = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+    [[parent]] = store.ingest([[new_event()]])
+    event = NewEvent(
+        departed.path,
+        payload,
+        key="k",
+        digest=b"d",
+        context='{"ip":"::1"}',
+        version="2026-01-01",
+        sent_at=sent,
+        parent=parent,
+    )
+    before = datetime.now(UTC) - timedelta(seconds=5)
+    [[kept]] = store.ingest([[event]])
+    found = store.event(kept)
+    assert (found.payload, found.kind, found.key) == (payload, departed.path, "k")
+    assert (found.context, found.version) == ('{"ip":"::1"}', "2026-01-01")
+    assert (found.sent_at, found.parent) == (sent, parent)
+    assert before < found.received_at < datetime.now(UTC) + timedelta(seconds=5)
+
+
+def test_ids_are_in_the_order_of_the_request(store: Store) -> None:
+    ids = keep(store, 5)
+    assert [store.event(each).payload for each in ids] == [f'{{"n":{n}}}' for n in range(5)]
+    assert [each.id for each in store.events(limit=3)] == ids[:-4:-1]
+
+
+def test_an_id_of_another_store_is_unknown(store: Store) -> None:
+    [mine] = keep(store, 1)
+    for wrong in ("evt_0000000000000000000f", "no id", mine[:-1], mine[:-1] + "9"):
+        with pytest.raises(Unknown, match=r"in this store"):
+            store.event(wrong)
+
+
+def test_an_event_that_was_never_registered_is_refused(store: Store) -> None:
+    with pytest.raises(Unknown, match="register"):
+        store.ingest([[NewEvent("airport/landed", "{}")]])
+    assert not store.events()
+
+
+def test_one_key_is_one_event(store: Store) -> None:
+    first, again, other = store.ingest(
+        [[new_event(1, key="a")], [new_event(1, key="a")], [new_event(2, key="b")]]
+    )
+    later = store.ingest([[new_event(1, key="a"), new_event(3)]])[0]
+    assert first == again != other
+    assert isinstance(later, list)
+    assert later[0] == first[0]
+    assert len(store.events()) == 3
+    assert store.counts(FLIGHTS).awaiting == 3
+
+
+def test_a_key_with_another_body_is_refused_and_leaves_nothing(store: Store) -> None:
+    store.ingest([[new_event(1, key="a")]])
+    refused, kept, reused = store.ingest(
+        [
+            [new_event(9, key="fresh"), new_event(2, key="a")],
+            [new_event(3, key="c")],
+            [new_event(4, key="c")],
+        ]
+    )
+    assert isinstance(refused, KeyReused)
+    assert isinstance(reused, KeyReused)
+    assert isinstance(kept, list)
+    assert {each.payload for each in store.events()} == {'{"n":1}', '{"n":3}'}
+    # The refused request's own key was given back.
+    assert isinstance(store.ingest([[new_event(10, key="fresh")]])[0], list)
+
+
+def test_a_key_belongs_to_its_kind_and_place(store: Store) -> None:
+    outcome = "warehouse/flights.discarded"
+    store.ingest([[new_event(1, key="a")]])
+    [ids] = store.ingest(
+        [
+            [
+                NewEvent(outcome, "{}", key="a", digest=b"x"),
+                NewEvent(departed.path, "{}", key="a", ordinal=1, digest=b"y"),
+            ]
+        ]
+    )
+    assert isinstance(ids, list)
+    assert len(store.events()) == 3
+
+
+def test_a_position_is_committed_with_its_events(store: Store) -> None:
+    assert store.position("landing") is None
+    store.ingest([[new_event(1)]], position=Position("landing", None, "10"))
+    store.ingest([[new_event(2)]], position=Position("landing", "10", "20"))
+    for before in (None, "10"):
+        with pytest.raises(PositionMoved, match="landing"):
+            store.ingest([[new_event(3)]], position=Position("landing", before, "30"))
+    assert store.position("landing") == "20"
+    assert len(store.events()) == 2
+
+
+def test_a_raw_request_waits_in_quarantine(store: Store) -> None:
+    raw = Raw(departed.path, b"\xff\x00{", {"content-type": "text/plain"}, "ValueError: no")
+    kept = store.quarantine(raw)
+    [found] = store.quarantined()
+    assert (found.id, found.raw) == (kept, raw)
+
+
+def test_out_of_order_commits_lose_nothing(store: Store) -> None:
+    """Many writers, and a loader that follows them: each event is claimed once."""
+    writers, commits, seed = 6, 30, random.randrange(2**32)
+    print(f"seed {seed}")
+    kept: list[str] = []
+    running = threading.Event()
+
+    def write(number: int) -> None:
+        chance = random.Random(seed + number)
+        for _ in range(commits):
+            kept.extend(keep(store, chance.randint(1, 20)))
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(writers)]
+    for thread in threads:
+        thread.start()
+    threading.Thread(target=lambda: ([t.join() for t in threads], running.set())).start()
+    fence = take_over(store)
+    loaded: list[str] = []
+    while True:
+        done = running.is_set()
+        load = store.claim(fence, 50, 3)
+        if load is not None:
+            loaded += ids_of(load)
+            store.record(load, Verdict())
+        elif done:
+            break
+    assert sorted(loaded) == sorted(kept)
+    assert len(set(loaded)) == len(loaded)
+
+
+def test_concurrent_keys_do_not_deadlock(store: Store) -> None:
+    """Commits that bring the same keys in every order: each key makes one event."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    answers: list[list[str] | KeyReused] = []
+    failures: list[Exception] = []
+
+    def write(number: int) -> None:
+        chance = random.Random(seed + number)
+        for _ in range(20):
+            requests = [[new_event(n, key=f"k{n}")] for n in range(30)]
+            chance.shuffle(requests)
+            try:
+                answers.extend(store.ingest(requests))
+            except Exception as error:  # noqa: BLE001 - told by the assertion below
+                failures.append(error)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert len(store.events(limit=1000)) == 30
+    assert len({tuple(each) for each in answers if isinstance(each, list)}) == 30
+
+
+# ------------------------------------------------------------------------------------ starting
+
+
+def test_two_starts_at_once_are_safe(store_url: str) -> None:
+    failures: list[Exception] = []
+
+    def start() -> None:
+        try:
+            opened = open_store(store_url, upgrade=True)
+            opened.register(app)
+            opened.close()
+        except Exception as error:  # noqa: BLE001 - told by the assertion below
+            failures.append(error)
+
+    threads = [threading.Thread(target=start) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    store = open_store(store_url)
+    store.register(app)
+    keep(store, 1)
+    store.close()
+
+
+def test_postgres_wants_its_schema_to_be_upgraded_on_purpose(postgres_url: str) -> None:
+    with pytest.raises(SchemaOutdated, match="blacksmith store upgrade"):
+        open_store(postgres_url)
+
+
+@pytest.mark.parametrize(
+    ("url", "rule"),
+    [
+        ("mysql://root@localhost/x", "no store"),
+        ("sqlite://", "needs a file"),
+        ("nonsense", "cannot be read"),
+    ],
+)
+def test_a_wrong_url_is_told(url: str, rule: str) -> None:
+    with pytest.raises(SettingsError, match=rule):
+        open_store(url)
+
+
+def test_an_unreachable_database_is_told_without_its_password() -> None:
+    with pytest.raises(Unavailable) as told:
+        open_store("postgresql://user:hunter2@127.0.0.1:9/none")
+    assert "hunter2" not in str(told.value)
+    assert "127.0.0.1:9" in str(told.value)
+
+
+def test_sequence_that_went_back_is_refused(store: Store, store_url: str) -> None:
+    ids = keep(store, 10)
+    _set_sequence(store_url, 3)
+    with pytest.raises(SequenceWentBack, match="blacksmith store repair"):
+        store.ready()
+    with pytest.raises(SequenceWentBack):
+        open_store(store_url)
+    open_store(store_url, repair=True).close()
+    store.ready()
+    store.register(app)
+    [new] = keep(store, 1)
+    assert new not in ids
+    assert new[:12] != ids[0][:12], "a new epoch gives other ids"
+    assert [store.event(each).payload for each in ids] == [f'{{"n":{n}}}' for n in range(10)]
+
+
+def test_a_loads_number_that_the_sequence_has_not_reached_is_refused(
+    store: Store, store_url: str
+) -> None:
+    """A restore that kept the loads and lost the newest events."""
+    keep(store, 10)
+    fence = take_over(store)
+    store.record(claimed(store, fence), Verdict())
+    _execute(store_url, "DELETE FROM jobs", "DELETE FROM events")
+    _set_sequence(store_url, 3)
+    with pytest.raises(SequenceWentBack):
+        store.ready()
+
+
+def test_two_stores_in_one_database(postgres_url: str) -> None:
+    """An ingest that hangs in one schema does not hold back the loader of the other."""
+    _execute(postgres_url, "CREATE SCHEMA one", "CREATE SCHEMA two")
+    one, two = (
+        open_store(f"{postgres_url}?options=-csearch_path%3D{schema}", upgrade=True)
+        for schema in ("one", "two")
+    )
+    for each in (one, two):
+        each.register(app)
+    keep(one, 3)
+    engine = create_engine(f"postgresql+psycopg{postgres_url.removeprefix('postgresql')}")
+    with engine.begin() as conn:
+        conn.execute(text("SET search_path = one"))
+        conn.execute(text("SELECT ingest('{1}','{x}',null,null,null,null,null,'{}','{}',null)"))
+        ids = keep(two, 3)
+        assert ids_of(claimed(two, take_over(two))) == ids
+        keep(one, 3)
+        assert len(claimed(one, take_over(one)).rows) == 3, "those before the one that hangs"
+    engine.dispose()
+    one.close()
+    two.close()
+
+
+# ------------------------------------------------------------------------------------ questions
+
+
+def test_counts_follow_every_state(store: Store) -> None:
+    keep(store, 10)
+    fence = take_over(store)
+    load = claimed(store, fence, limit=4)
+    assert _states(store) == (6, 4, 0, 0, 0)
+    failed = Deviation(load.rows[0].seq, Said.FAILED, "later", 3600.0)
+    discarded = Deviation(load.rows[1].seq, Said.DISCARDED, "never")
+    store.record(load, Verdict([failed, discarded]))
+    assert _states(store) == (6, 0, 1, 2, 1)
+    store.maintain()
+    assert _states(store) == (6, 0, 1, 2, 1), "as counted as when they were not counted yet"
+    keep(store, 2)
+    store.record(claimed(store, fence), Verdict(raised="down", delay=3600.0))
+    assert _states(store) == (0, 0, 9, 2, 1)
+    assert store.counts(SEATS).pending == 0
+
+
+def test_the_oldest_waiting_job_is_told(store: Store) -> None:
+    assert store.counts(FLIGHTS).oldest_waiting is None
+    [event] = keep(store, 1)
+    assert store.counts(FLIGHTS).oldest_waiting == store.event(event).received_at
+    store.record(claimed(store, take_over(store)), Verdict(raised="down", delay=3600.0))
+    due = store.counts(FLIGHTS).oldest_waiting
+    assert due is not None
+    assert due > datetime.now(UTC) + timedelta(minutes=55)
+
+
+def test_next_due(store: Store) -> None:
+    assert store.next_due(FLIGHTS) is None
+    keep(store, 1)
+    assert store.next_due(FLIGHTS) == 0
+    fence = take_over(store)
+    store.record(claimed(store, fence), Verdict(raised="down", delay=600.0))
+    due = store.next_due(FLIGHTS)
+    assert due is not None
+    assert 500 < due <= 600
+
+
+def test_totals_per_day_are_counted_once(store: Store) -> None:
+    today = datetime.now(UTC).date()
+    keep(store, 3)
+    store.maintain()
+    keep(store, 4)
+    store.maintain()
+    store.maintain()
+    assert [tuple(each) for each in store.day_counts(today)] == [(departed.path, today, 7)]
+    assert not store.day_counts(today + timedelta(days=1))
+
+
+def test_a_window_holds_what_was_received_in_it(store: Store) -> None:
+    keep(store, 3)
+    start = datetime.now(UTC) - timedelta(seconds=10)
+    store.maintain()
+    ids = keep(store, 3)
+    window = store.window(start, datetime.now(UTC))
+    seqs = [store.event(each).seq for each in ids]
+    assert all(window.after < seq <= window.upto for seq in seqs)
+    # After the mark the first three are known to be older.
+    later = store.window(datetime.now(UTC), datetime.now(UTC) + timedelta(hours=1))
+    assert later.after == seqs[0] - 1
+
+
+def test_the_history_of_a_job_is_whole(store: Store) -> None:
+    """Failed alone, then with its set, then lost, then loaded: each with its load and run."""
+    [event, _] = keep(store, 2)
+    fence = take_over(store)
+    load = store.claim(fence, 10, 5, run="run-1")
+    assert load is not None
+    store.record(load, Verdict([Deviation(load.rows[0].seq, Said.FAILED, "no gate", 0.0)]))
+    load = store.claim(fence, 10, 5, run="run-2")
+    assert load is not None
+    store.record(load, Verdict(raised="down", delay=0.0))
+    store.claim(fence, 10, 5, run="run-3")
+    fence = take_over(store, "another")
+    load = store.claim(fence, 10, 5, run="run-4")
+    assert load is not None
+    waiting = store.history(event)
+    store.record(load, Verdict())
+    history = store.history(event)
+    assert [(each.state, each.attempt, each.run, each.error) for each in history] == [
+        ("acknowledged", 0, None, None),
+        ("awaiting", 0, None, None),
+        ("executing", 1, "run-1", None),
+        ("failed", 1, "run-1", "no gate"),
+        ("executing", 2, "run-2", None),
+        ("failed", 2, "run-2", "down"),
+        ("executing", 3, "run-3", None),
+        ("unknown", 3, "run-3", "its loader was lost"),
+        ("executing", 3, "run-4", None),
+        ("succeeded", 3, "run-4", None),
+    ]
+    assert waiting == history[:-1]
+    assert all(one.at <= two.at for one, two in pairwise(history))
+
+
+def test_a_failed_job_tells_when_it_is_due_again(store: Store) -> None:
+    [event] = keep(store, 1)
+    store.record(claimed(store, take_over(store)), Verdict(raised="down", delay=600.0))
+    last = store.history(event)[-1]
+    assert last.state == "failed"
+    assert last.due_at is not None
+    assert abs((last.due_at - last.at).total_seconds() - 600) < 1
+    [job] = store.jobs("retrying")
+    assert (job.event_id, job.attempts, job.error, job.due_at) == (event, 1, "down", last.due_at)
+
+
+def test_jobs_are_listed_by_state(store: Store) -> None:
+    ids = keep(store, 6)
+    fence = take_over(store)
+    load = claimed(store, fence, limit=3)
+    store.record(
+        load,
+        Verdict(
+            [
+                Deviation(load.rows[0].seq, Said.DISCARDED, "never"),
+                Deviation(load.rows[1].seq, Said.FAILED, "later", 3600.0),
+            ]
+        ),
+    )
+    claimed(store, fence, limit=2)
+    listed = {
+        state: [(job.event_id, job.error) for job in store.jobs(state, FLIGHTS)]
+        for state in ("discarded", "retrying", "executing", "awaiting")
+    }
+    assert listed == {
+        "discarded": [(ids[0], "never")],
+        "retrying": [(ids[1], "later")],
+        "executing": [(ids[3], None), (ids[4], None)],
+        "awaiting": [(ids[5], None)],
+    }
+    assert len(store.jobs("awaiting", limit=0)) == 0
+
+
+# ------------------------------------------------------------------------------------ renaming
+
+
+def test_a_renamed_destination_event_keeps_its_jobs(store: Store) -> None:
+    ids = keep(store, 2)
+    renamed = Destination("warehouse")
+
+    @renamed.event(receives=departed, renamed_from="flights")
+    def departures(batch: Batch[object]) -> None:
+        """Departures."""
+
+    source = Source("airport")
+    source._add(departed)
+    new = Blacksmith(sources=[source], destinations=[renamed], since="2026-01-01")
+    store.register(new)
+    store.register(new)
+    assert ids_of(claimed(store, take_over(store, to="warehouse/departures"))) == ids
+    with pytest.raises(Unknown, match="warehouse/departures"):
+        store.counts(FLIGHTS)
+
+
+def test_what_is_no_longer_declared_waits_as_an_orphan_until_it_is_retired(store: Store) -> None:
+    keep(store, 3, to=(SEATS,))
+    fence = take_over(store, to=SEATS)
+    load = claimed(store, fence, limit=1)
+    store.record(load, Verdict(raised="down", delay=3600.0))
+    less = Blacksmith(sources=[], destinations=[], since="2026-01-01")
+    assert [tuple(each) for each in store.orphans(less)] == [(SEATS, 3)]
+    assert store.orphans(app) == []
+    fence = take_over(store, to=SEATS)
+    discarded = 0
+    while load := store.condemn(fence, "retired", 2):
+        assert load.condemned == "retired"
+        store.record(
+            load, Verdict([Deviation(row.seq, Said.DISCARDED, "retired") for row in load.rows])
+        )
+        discarded += len(load.rows)
+    assert discarded == 3
+    assert store.orphans(less) == []
+    assert store.counts(SEATS).discarded == 3
+
+
+def _states(store: Store) -> tuple[int, int, int, int, int]:
+    counts = store.counts(FLIGHTS)
+    return (
+        counts.awaiting,
+        counts.executing,
+        counts.retrying,
+        counts.succeeded,
+        counts.discarded,
+    )
+
+
+def _execute(store_url: str, *statements: str) -> None:
+    engine = create_engine(store_url.replace("postgresql://", "postgresql+psycopg://"))
+    with engine.begin() as conn:
+        for statement in statements:
+            conn.execute(text(statement))
+    engine.dispose()
+
+
+def _set_sequence(store_url: str, seq: int) -> None:
+    if store_url.startswith("sqlite"):
+        _execute(store_url, f"UPDATE sqlite_sequence SET seq = {seq} WHERE name = 'events'")
+    else:
+        _execute(store_url, f"SELECT setval('event_seq', {seq})")
