@@ -68,6 +68,12 @@ def keys_of(flights: pandas.DataFrame) -> set[Key]:
     return set(zip(flights.carrier, flights.flight.astype(int), times, strict=True))
 
 
+def late_keys(flights: pandas.DataFrame) -> set[tuple[str, datetime]]:
+    """What tells each alert from the others: of the flights that left more than two hours late."""
+    delayed = flights[flights.dep_delay > LATE_MINUTES]
+    return {(f"{carrier}{flight}", hour) for carrier, flight, hour in keys_of(delayed)}
+
+
 # ---------------------------------------------------------------------------------- what receives
 
 
@@ -296,14 +302,12 @@ def watch_loading(running: Deployment, flights: int, late: int, deadline: float)
 
 def judge(running: Deployment, flights: pandas.DataFrame, accepted: int) -> list[str]:
     """What differs from the data set; nothing if all is well."""
-    delayed = flights[flights.dep_delay > LATE_MINUTES]
-    late = {(f"{carrier}{flight}", hour) for carrier, flight, hour in keys_of(delayed)}
     runs = running.successful_runs()
     missed = []
     if accepted != len(flights):
         missed.append(f"accepted {accepted} events instead of {len(flights)}")
     missed += _compare("flights in the warehouse", running.warehouse.keys(), keys_of(flights))
-    missed += _compare("alerts", running.receiver.keys(), late)
+    missed += _compare("alerts", running.receiver.keys(), late_keys(flights))
     missed += [
         f"Dagster's history has no successful run of {job}" for job in LOADS if job not in runs
     ]

@@ -1,0 +1,94 @@
+"""The example's application with a gateway and a scheduler of a user's own, a few lines each."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import msgspec
+
+from assets.flights import airport, alerts, departed, desk, warehouse
+from blacksmith_dagster import Batch, Blacksmith, DestinationEvent, Event, Job, Request
+from blacksmith_dagster.gateway import take
+from blacksmith_dagster.scheduler import LoadReport, Summary, Tally
+from blacksmith_dagster.settings import Settings
+from blacksmith_dagster.store import Store, open_store
+from blacksmith_dagster.store.interface import Lane, Verdict
+from blacksmith_dagster.supervisor import Supervisor
+
+
+class PlainGateway:
+    """Receives with Python's own HTTP server, one request at a time."""
+
+    def serve(self, app: Blacksmith, settings: Settings) -> None:
+        store = open_store(settings.store_url, upgrade=True)
+        store.register(app)
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                [ids] = take(app, store, departed, [Request(body, headers)])
+                answer = msgspec.json.encode({"ids": ids})
+                self.send_response(202)
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.end_headers()
+
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            HTTPServer(("127.0.0.1", int(os.environ["PLAIN_PORT"])), Handler).serve_forever()
+        except KeyboardInterrupt:
+            store.close()
+
+
+class PlainScheduler:
+    """Loads without retries of its own, time-outs or outcomes: whatever raises ends the run."""
+
+    def load(
+        self,
+        app: Blacksmith,
+        event: DestinationEvent[Any],
+        *,
+        store: Store,
+        supervisor: Supervisor,
+        run: str | None = None,
+        stop: threading.Event | None = None,
+        report: Callable[[LoadReport], None] | None = None,
+    ) -> Summary:
+        lease = supervisor.acquire(f"load/{event.path}", "plain")
+        if lease is None:
+            return Summary(skipped="held by another")
+        summary, connection = Summary(), event.destination.connect()
+        with lease:
+            fence = store.take_over(event.path, Lane.LOAD, lease.id, lease.confirm)
+            opened = next(connection)
+            while load := store.claim(fence, event.batch, event.schedule.max_attempts, run):
+                jobs = []
+                for row in load.rows:
+                    data = msgspec.json.decode(row.payload, type=event.flows[row.kind].on.model)
+                    kept = Event(data, id=row.id, received_at=row.received_at)
+                    jobs.append(Job(data, kept, f"{row.id}-{load.job_key}", load.attempt))
+                event(Batch(event.path, jobs), opened)
+                store.record(load, Verdict())
+                day = load.rows[0].received_at.date()
+                if report:
+                    report(LoadReport(load.id, {day: Tally(len(jobs))}, 0.0, load.attempt))
+                summary = Summary(summary.loads + 1, summary.tally + Tally(len(jobs)))
+            connection.close()
+        return summary
+
+
+blacksmith = Blacksmith(
+    sources=[airport],
+    destinations=[warehouse, alerts, desk],
+    since="2026-01-01",
+    gateway=PlainGateway(),
+    scheduler=PlainScheduler(),
+)
