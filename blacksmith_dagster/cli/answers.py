@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import click
 import msgspec
 
-from blacksmith_dagster.cli.opening import app_option, json_option, limit_option, opened
+from blacksmith_dagster.cli.opening import (
+    app_option,
+    json_option,
+    limit_option,
+    locks_of,
+    opened,
+)
 from blacksmith_dagster.cli.tables import age, as_json, moment, table
 from blacksmith_dagster.errors import Unknown, UsageError
+from blacksmith_dagster.scheduler.discard import discard, retire
 from blacksmith_dagster.settings import load_application
 from blacksmith_dagster.store.interface import Counts, Orphan, Store, StoredEvent, Transition
-from blacksmith_dagster.supervisor import Supervisor, open_supervisor
+from blacksmith_dagster.supervisor import Supervisor
 
 _QUARANTINE_SHOWN = 1000
 
@@ -40,17 +46,13 @@ class _Status(msgspec.Struct, frozen=True):
 def status(app: str | None, json: bool) -> None:
     """Show how many jobs of each destination event are in each state, and who is loading it."""
     application = load_application(app)
-    with opened() as store:
-        supervisor = open_supervisor(os.environ.get("BLACKSMITH_SUPERVISOR_URL"), store)
-        try:
-            found = _Status(
-                store.label,
-                [_row(store, supervisor, path) for path in application.destination_events],
-                store.orphans(application),
-                len(store.quarantined(_QUARANTINE_SHOWN)),
-            )
-        finally:
-            supervisor.close()
+    with opened() as store, locks_of(store) as supervisor:
+        found = _Status(
+            store.label,
+            [_row(store, supervisor, path) for path in application.destination_events],
+            store.orphans(application),
+            len(store.quarantined(_QUARANTINE_SHOWN)),
+        )
     click.echo(as_json(found) if json else _status_text(found))
 
 
@@ -181,10 +183,19 @@ def list_jobs(state: str, destination: str | None, limit: int, json: bool) -> No
 @click.argument("destination", metavar="DESTINATION/EVENT")
 @click.argument("event_ids", metavar="ID...", nargs=-1, required=True)
 @click.option("--why", required=True, help="The reason, kept in the jobs' history.")
-def discard_jobs(destination: str, event_ids: tuple[str, ...], why: str) -> None:
+@app_option
+def discard_jobs(destination: str, event_ids: tuple[str, ...], why: str, app: str | None) -> None:
     """Discard jobs that are due again: they are not tried any more."""
-    with opened() as store:
-        discarded = store.discard(destination, event_ids, why)
+    application = load_application(app)
+    event = application.destination_events.get(destination)
+    if event is None:
+        raise UsageError(
+            f"the application has no destination event {destination}; it has "
+            f"{', '.join(application.destination_events) or 'none'}"
+        )
+    with opened() as store, locks_of(store) as supervisor:
+        store.register(application)
+        discarded = discard(application, event, event_ids, why, store=store, supervisor=supervisor)
     click.echo(f"{discarded} of {len(event_ids)} discarded")
 
 
@@ -200,8 +211,9 @@ def retire_destination(destination: str, app: str | None) -> None:
     """Discard what waits for a destination event that is no longer declared."""
     if destination in load_application(app).destination_events:
         raise UsageError(f"{destination} is still declared; remove it from the application first")
-    with opened() as store:
-        discarded = store.retire(destination)
+    with opened() as store, locks_of(store) as supervisor:
+        why = "the destination event was retired"
+        discarded = retire(destination, why, store=store, supervisor=supervisor)
     click.echo(f"{destination} is retired; {discarded} waiting jobs were discarded")
 
 

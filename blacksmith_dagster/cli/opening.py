@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import click
 
 from blacksmith_dagster.settings import Settings
 from blacksmith_dagster.store import Store, open_store
+from blacksmith_dagster.supervisor import Supervisor, open_supervisor
 
 app_option: Callable[[Any], Any] = click.option(
     "--app",
@@ -29,11 +31,15 @@ limit_option: Callable[[Any], Any] = click.option(
 
 
 @contextmanager
-def opened(settings: Settings | None = None) -> Iterator[Store]:
+def opened() -> Iterator[Store]:
     """The store of this process's settings, named on standard error; closed at the end."""
-    store = open_store((settings or Settings.read()).store_url)
-    try:
+    with closing(open_store(Settings.read().store_url)) as store:
         click.echo(f"store: {store.label}", err=True)
         yield store
-    finally:
-        store.close()
+
+
+@contextmanager
+def locks_of(store: Store) -> Iterator[Supervisor]:
+    """The supervisor of this process's settings; closed at the end."""
+    with closing(open_supervisor(os.environ.get("BLACKSMITH_SUPERVISOR_URL"), store)) as locks:
+        yield locks

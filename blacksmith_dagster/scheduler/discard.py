@@ -1,0 +1,86 @@
+"""Discarding by hand: jobs that are due again, or all that waits for a destination event."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from blacksmith_dagster.errors import UsageError, clean
+from blacksmith_dagster.pipeline.application import Blacksmith
+from blacksmith_dagster.pipeline.batch import Said
+from blacksmith_dagster.pipeline.destination import DestinationEvent
+from blacksmith_dagster.scheduler.decode import Decoder
+from blacksmith_dagster.scheduler.outcomes import outcomes
+from blacksmith_dagster.scheduler.verdict import Decision
+from blacksmith_dagster.store.interface import Deviation, Fence, Lane, Load, Store, Verdict
+from blacksmith_dagster.supervisor.interface import Supervisor
+
+_AT_ONCE = 1000
+_WAIT = 10.0  # seconds
+
+
+def discard(
+    app: Blacksmith,
+    event: DestinationEvent[Any],
+    event_ids: Sequence[str],
+    why: str,
+    *,
+    store: Store,
+    supervisor: Supervisor,
+) -> int:
+    """Discard the jobs of these events that are due again, now or later; returns how many were.
+
+    Loads go on beside it. Whoever receives `event.discarded` is given them.
+
+    Raises `UsageError` if another process is at it, `Unknown` for an id that no event has,
+    `Unavailable`.
+    """
+    ids, decoder, discarded = list(dict.fromkeys(event_ids)), Decoder(app, event), 0
+    with _fenced(event.path, Lane.DISCARD, store, supervisor) as fence:
+        for start in range(0, len(ids), _AT_ONCE):
+            part = ids[start : start + _AT_ONCE]
+            while (load := store.condemn(fence, clean(why), _AT_ONCE, part)) is not None:
+                decoded = decoder.decode(load, decoder.originals(load.rows, store.originals))
+                verdict = _all_discarded(load)
+                now = datetime.now(UTC)
+                made = outcomes(app, event, load, decoded, Decision(verdict), now)
+                store.record(load, msgspec.structs.replace(verdict, outcomes=made))
+                discarded += len(load.rows)
+    return discarded
+
+
+def retire(destination: str, why: str, *, store: Store, supervisor: Supervisor) -> int:
+    """Discard all that waits for a destination event that the application no longer has.
+
+    `destination` is its path, `warehouse/flights`. Returns how many jobs were discarded.
+
+    Raises `UsageError` while another process loads it, `Unknown` if the store has never had it,
+    `Unavailable`.
+    """
+    discarded = 0
+    with _fenced(destination, Lane.LOAD, store, supervisor) as fence:
+        while (load := store.condemn(fence, clean(why), _AT_ONCE)) is not None:
+            store.record(load, _all_discarded(load))
+            discarded += len(load.rows)
+    return discarded
+
+
+@contextmanager
+def _fenced(destination: str, lane: Lane, store: Store, supervisor: Supervisor) -> Iterator[Fence]:
+    key = f"{lane.value}/{destination}"
+    lease = supervisor.acquire(key, f"{socket.gethostname()}:{os.getpid()}", wait=_WAIT)
+    if lease is None:
+        owner = supervisor.status(key).owner or "another process"
+        raise UsageError(f"{key} is held by {owner}; wait until it has ended, and try again")
+    with lease:
+        yield store.take_over(destination, lane, lease.id, lease.confirm)
+
+
+def _all_discarded(load: Load) -> Verdict:
+    return Verdict([Deviation(row.seq, Said.DISCARDED, load.condemned or "") for row in load.rows])
