@@ -22,6 +22,10 @@ class _Commands(click.Group):
         except BlacksmithError as error:
             said = " ".join(str(error).split()) or type(error).__name__
             raise click.ClickException(said) from error
+        except ImportError as error:
+            if error.name is not None:  # a module is missing: the traceback says where
+                raise
+            raise click.ClickException(str(error)) from error  # an extra is missing
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

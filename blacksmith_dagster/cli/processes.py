@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 
 import click
@@ -120,10 +120,10 @@ def _stop(children: Sequence[subprocess.Popen[bytes]]) -> None:
             child.send_signal(signal.SIGINT)
     deadline = time.monotonic() + _STOP_SECONDS
     for child in children:
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        with suppress(subprocess.TimeoutExpired):
             child.wait(max(deadline - time.monotonic(), 0))
     for child in children:
-        with contextlib.suppress(ProcessLookupError):
+        with suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
 
@@ -136,9 +136,16 @@ def store() -> None:
 @store.command()
 def upgrade() -> None:
     """Bring the store's tables to this version of the package."""
-    opened = open_store(Settings.read().store_url, upgrade=True)
-    try:
-        click.echo(f"store: {opened.label}", err=True)
-        click.echo("the tables are up to date")
-    finally:
-        opened.close()
+    with closing(open_store(Settings.read().store_url, upgrade=True)) as opened:
+        click.echo(f"{opened.label}: the tables are up to date")
+
+
+@store.command()
+def repair() -> None:
+    """After a restore or a promotion: let the store take events again.
+
+    Its sequence is moved past all that it made, and a new epoch begins, so that no new event gets
+    the id of one that was lost.
+    """
+    with closing(open_store(Settings.read().store_url, repair=True)) as opened:
+        click.echo(f"{opened.label}: events can be taken again")
