@@ -1,0 +1,52 @@
+"""Which events of a commit are new, given the keys that were there before."""
+
+from blacksmith_dagster.errors import KeyReused
+from blacksmith_dagster.store.interface import NewEvent
+from blacksmith_dagster.store.keys import Known, resolve
+
+
+def event(key: str | None, body: str = "x", ordinal: int = 0) -> NewEvent:
+    digest = body.encode() if key else None
+    return NewEvent("airport/departed", body, key=key, ordinal=ordinal, digest=digest)
+
+
+def test_events_without_a_key_are_all_new() -> None:
+    admitted = resolve([[event(None), event(None)], [event(None)]], {})
+    assert admitted.slots == [[0, 1], [2]]
+    assert len(admitted.new) == 3
+
+
+def test_a_known_key_is_the_event_it_was() -> None:
+    known = {("airport/departed", "a", 0): Known(seq=42, digest=b"x")}
+    admitted = resolve([[event("a"), event("b")]], known)
+    assert admitted.answers([50], str) == [["42", "50"]]
+    assert admitted.claimed == {("airport/departed", "b", 0): 0}
+
+
+def test_the_first_of_two_in_one_commit_wins() -> None:
+    admitted = resolve([[event("a")], [event("a")], [event("a", "y")]], {})
+    assert admitted.slots[:2] == [[0], [0]]
+    assert isinstance(admitted.slots[2], KeyReused)
+    assert len(admitted.new) == 1
+
+
+def test_a_refused_request_leaves_nothing_and_its_keys_are_free() -> None:
+    known = {("airport/departed", "a", 0): Known(seq=1, digest=b"other")}
+    refused, kept = [event("b"), event("a")], [event("b", "z")]
+    admitted = resolve([refused, kept], known)
+    assert isinstance(admitted.slots[0], KeyReused)
+    assert [each.payload for each in admitted.new] == ["z"]
+    assert admitted.unused == []
+    alone = resolve([refused], known)
+    assert alone.unused == [("airport/departed", "b", 0)]
+
+
+def test_a_key_twice_in_one_request_with_two_bodies_is_refused() -> None:
+    admitted = resolve([[event("a", "x"), event("a", "y")]], {})
+    assert isinstance(admitted.slots[0], KeyReused)
+    assert not admitted.new
+
+
+def test_a_request_key_counts_with_the_place_in_the_request() -> None:
+    admitted = resolve([[event("r", ordinal=0), event("r", ordinal=1)]], {})
+    assert admitted.slots == [[0, 1]]

@@ -1,0 +1,87 @@
+"""How much of a set that is due runs in its next load."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blacksmith_dagster.store.sets import Portion, Waiting, is_plain, portion
+
+PLAIN = Waiting(
+    id=1,
+    list=None,
+    seq_from=1,
+    seq_to=100,
+    jobs=100,
+    attempts=1,
+    losses=0,
+    raised_in=None,
+    alone=False,
+    strikes=0,
+)
+
+
+def test_a_plain_set_runs_whole() -> None:
+    assert portion(PLAIN, 1000, others_succeeded=True) == Portion(100, 0, 0)
+
+
+def test_a_batch_smaller_than_the_set_splits_it() -> None:
+    assert portion(PLAIN, 30, others_succeeded=False).jobs == 30
+
+
+def test_a_set_that_raised_runs_whole_while_nothing_succeeds() -> None:
+    raised = PLAIN._replace(raised_in=7)
+    assert portion(raised, 1000, others_succeeded=False).jobs == 100
+    assert portion(raised, 1000, others_succeeded=True).jobs == 50
+
+
+def test_a_set_lost_three_times_is_halved_and_halved_again_at_one_more_loss() -> None:
+    assert portion(PLAIN._replace(losses=2), 1000, others_succeeded=False).jobs == 100
+    lost = portion(PLAIN._replace(losses=3), 1000, others_succeeded=False)
+    assert lost == Portion(50, losses=2, rest_losses=2)
+
+
+def test_a_job_that_halving_leaves_alone_has_three_losses_of_its_own() -> None:
+    three = PLAIN._replace(jobs=3, losses=3)
+    assert portion(three, 1000, others_succeeded=False) == Portion(2, losses=2, rest_losses=0)
+    assert portion(PLAIN._replace(jobs=1, losses=2), 1, others_succeeded=False).condemned is None
+    single = portion(PLAIN._replace(jobs=1, losses=3), 1, others_succeeded=False)
+    assert single.condemned == "its load ended without a word 3 times"
+
+
+def test_jobs_run_alone_until_ten_failed_in_a_row() -> None:
+    alone = PLAIN._replace(alone=True, raised_in=7)
+    assert portion(alone._replace(strikes=9), 1000, others_succeeded=True).jobs == 1
+    rest = portion(alone._replace(strikes=10), 1000, others_succeeded=True)
+    assert (rest.jobs, rest.condemned) == (
+        100,
+        "10 jobs of its set failed alone, one after the other",
+    )
+
+
+@given(
+    st.builds(
+        Waiting,
+        id=st.just(1),
+        list=st.none() | st.just(1),
+        seq_from=st.just(1),
+        seq_to=st.just(10),
+        jobs=st.integers(1, 2000),
+        attempts=st.integers(0, 72),
+        losses=st.integers(0, 9),
+        raised_in=st.none() | st.just(3),
+        alone=st.booleans(),
+        strikes=st.integers(0, 12),
+    ),
+    st.integers(1, 2000),
+    st.booleans(),
+)
+def test_some_jobs_are_always_taken_and_a_batch_is_never_condemned_for_its_losses(
+    waiting: Waiting, limit: int, others_succeeded: bool
+) -> None:
+    taken = portion(waiting, limit, others_succeeded)
+    assert 1 <= taken.jobs <= min(limit, waiting.jobs)
+    assert taken.losses <= waiting.losses
+    if taken.condemned and waiting.jobs > 1:
+        assert waiting.alone
+        assert waiting.strikes >= 10
+    if is_plain(waiting):
+        assert taken == Portion(min(limit, waiting.jobs), 0, 0)
