@@ -182,7 +182,9 @@ def gateway_answer() -> tuple[bool, str]:
     """
     url = os.environ.get(GATEWAY_URL) or _DEFAULT_GATEWAY
     try:
-        status = httpx.get(f"{url.rstrip('/')}/_health", timeout=_GATEWAY_SECONDS).status_code
+        status = httpx.get(
+            f"{url.rstrip('/')}/_health", timeout=_GATEWAY_SECONDS, trust_env=False
+        ).status_code
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return False, (
             f"{_shown(url)} does not answer ({type(error).__name__}): start `blacksmith gateway`, "

@@ -1,0 +1,225 @@
+"""Dagster's own processes, on a home of the test's own."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
+
+from blacksmith_dagster.store import Store, open_store
+from blacksmith_dagster.store.interface import NewEvent, NewJob
+from tests.acceptance.dagster_pipeline import INTERVAL, RECORD, SECONDS, blacksmith
+from tests.acceptance.processes import ROOT_FOLDER, until
+from tests.services import free_port, kill_tree
+
+FLIGHTS = "lake/flights"
+
+
+class Deployment:
+    """The pipeline of `dagster_pipeline` on a store, a DAGSTER_HOME and a record of what it loaded."""
+
+    def __init__(
+        self,
+        store_url: str,
+        *,
+        interval: str = "@every 5s",
+        seconds: float = 0.2,
+        dagster_yaml: str = "",
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self.home = Path(tempfile.mkdtemp(prefix="blacksmith-dagster-"))
+        self.record = self.home / "record"
+        self.record.touch()
+        (self.home / "dagster.yaml").write_text("telemetry: {enabled: false}\n" + dagster_yaml)
+        self.env = {
+            **os.environ,
+            "DAGSTER_HOME": str(self.home),
+            "BLACKSMITH_HOME": str(self.home),
+            "BLACKSMITH_STORE_URL": store_url,
+            "BLACKSMITH_GATEWAY_URL": "http://127.0.0.1:1",
+            RECORD: str(self.record),
+            INTERVAL: interval,
+            SECONDS: str(seconds),
+            **(env or {}),
+        }
+        self.store: Store = open_store(store_url, upgrade=True)
+        self.store.register(blacksmith)
+        self.wanted: set[str] = set()
+        self._processes: list[DagsterProcess] = []
+
+    def close(self) -> None:
+        """Kill whatever is left, and close the store."""
+        for process in self._processes:
+            process.kill()
+        for pid in {line["pid"] for line in self.lines()}:
+            kill_if_left(pid)
+        self.store.close()
+
+    def receive(self, number: int) -> None:
+        """Keep events, each with a job."""
+        new = NewEvent("airport/departed", "{}", [NewJob(FLIGHTS)])
+        (ids,) = self.store.ingest([[new] * number])
+        assert isinstance(ids, list)
+        self.wanted |= set(ids)
+
+    def daemon(self) -> DagsterProcess:
+        """A started `dagster-daemon run`, with the code server that it starts."""
+        return self._start(["dagster._daemon", "run"])
+
+    def dev(self) -> DagsterProcess:
+        """A started `dagster dev`; its UI answers."""
+        port = free_port()
+        process = self._start(["dagster", "dev", "--port", str(port)])
+        process.url = f"http://127.0.0.1:{port}"
+        until(process.answers, 60, "the UI answers")
+        return process
+
+    def _start(self, arguments: Sequence[str]) -> DagsterProcess:
+        module = ["--module-name", "tests.acceptance.dagster_pipeline"]
+        where = ["--working-directory", str(ROOT_FOLDER)]
+        process = DagsterProcess([*arguments, *module, *where], self.env, self.home)
+        self._processes.append(process)
+        return process
+
+    # -- what happened
+    @contextmanager
+    def instance(self) -> Iterator[DagsterInstance]:
+        """Dagster's own storage."""
+        with DagsterInstance.from_config(str(self.home)) as instance:
+            yield instance
+
+    def runs(self) -> list[DagsterRun]:
+        """All runs of the load job, oldest first."""
+        with self.instance() as instance:
+            return [run for run in reversed(instance.get_runs()) if run.job_name == "load_lake"]
+
+    def status(self, run_id: str) -> DagsterRunStatus:
+        """The present status of a run."""
+        with self.instance() as instance:
+            run = instance.get_run_by_id(run_id)
+            assert run
+            return run.status
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What the destination has noted, oldest first."""
+        return [json.loads(line) for line in self.record.read_text().splitlines()]
+
+    def began(self) -> bool:
+        """Whether a batch has begun."""
+        return bool(self.lines())
+
+    def pending(self) -> int:
+        """How many jobs wait or are being loaded."""
+        self.store.maintain()
+        return self.store.counts(FLIGHTS).pending
+
+    def judge(self) -> None:
+        """The oracle: wanted = succeeded, all of it recorded by the destination, nothing else; and no
+        two batches were loaded at the same time."""
+        states = {each: self.store.history(each)[-1].state for each in self.wanted}
+        assert set(states.values()) == {"succeeded"}
+        ended = [line for line in self.lines() if line["what"] == "end"]
+        assert {each for line in ended for each in line["ids"]} == self.wanted
+        assert {each for line in self.lines() for each in line["ids"]} <= self.wanted
+        assert overlapping(self.lines()) == []
+
+
+def overlapping(lines: Sequence[Mapping[str, Any]]) -> list[tuple[Any, Any]]:
+    """Pairs of batches that two processes loaded at the same time.
+
+    A batch without an end ended when its process was killed, before the next of another began or
+    never: it counts as the instant of its beginning.
+    """
+    spans: list[tuple[float, float, int]] = []
+    open_at: dict[int, float] = {}
+    for line in lines:
+        if line["what"] == "begin":
+            open_at[line["pid"]] = line["at"]
+        else:
+            spans.append((open_at.pop(line["pid"]), line["at"], line["pid"]))
+    spans += [(at, at, pid) for pid, at in open_at.items()]
+    spans.sort()
+    return [
+        (one, other)
+        for one, other in itertools.pairwise(spans)
+        if other[0] < one[1] and one[2] != other[2]
+    ]
+
+
+def kill_if_left(pid: int) -> None:
+    """SIGKILL to a process that a test has left behind, if it still runs."""
+    try:
+        process = psutil.Process(pid)
+        if any(RECORD in part for part in process.environ()):
+            process.kill()
+    except psutil.Error:
+        return
+
+
+class DagsterProcess:
+    """A process of Dagster's, with the children that it starts. What it prints is in its log."""
+
+    def __init__(self, arguments: Sequence[str], env: Mapping[str, str], home: Path) -> None:
+        self.url = ""
+        self._log = home / f"log-{len(list(home.glob('log-*')))}"
+        with self._log.open("wb") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                env=dict(env),
+                cwd=ROOT_FOLDER,
+            )
+
+    @property
+    def log(self) -> str:
+        """Everything that it and its children have printed."""
+        return self._log.read_text()
+
+    def kill(self) -> None:
+        """SIGKILL to it and all that descend from it."""
+        if self.process.poll() is None:
+            kill_tree(self.process)
+
+    def kill_all_but(self, pid: int) -> None:
+        """SIGKILL to it and all that descend from it, except one: an orphan from now on."""
+        parent = psutil.Process(self.process.pid)
+        parent.suspend()
+        for child in parent.children(recursive=True):
+            if child.pid != pid:
+                child.kill()
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def answers(self) -> bool:
+        """Whether the UI answers; fails if the process has ended."""
+        assert self.process.poll() is None, f"it has ended:\n{self.log}"
+        try:
+            return httpx.get(f"{self.url}/server_info", timeout=5, trust_env=False).is_success
+        except httpx.TransportError:
+            return False
+
+    def graphql(self, query: str, **variables: Any) -> Any:
+        """Ask the UI's own API."""
+        answer = httpx.post(
+            f"{self.url}/graphql",
+            json={"query": query, "variables": variables},
+            timeout=60,
+            trust_env=False,
+        )
+        body = answer.raise_for_status().json()
+        assert not body.get("errors"), body
+        return body["data"]

@@ -1,0 +1,84 @@
+"""Dagster is terminated, killed and doubled while it loads."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from dagster import DagsterRunStatus
+
+from tests.acceptance.dagster_processes import Deployment
+from tests.acceptance.processes import until
+
+pytestmark = pytest.mark.timeout(300)
+
+TERMINATE = """
+mutation Terminate($run: String!) {
+  terminateRun(runId: $run) { __typename ... on PythonError { message } }
+}
+"""
+
+
+@pytest.fixture
+def deploy(store_url: str) -> Iterator[Callable[..., Deployment]]:
+    made: list[Deployment] = []
+
+    def deployment(**options: Any) -> Deployment:
+        made.append(Deployment(store_url, **options))
+        return made[-1]
+
+    yield deployment
+    for each in made:
+        each.close()
+
+
+def test_run_terminated_from_ui(deploy: Callable[..., Deployment]) -> None:
+    lake = deploy(interval="@every 1h", seconds=2.0)
+    lake.receive(300)
+    dagster = lake.dev()
+    until(lake.began, 90, "a batch begins")
+    (run,) = lake.runs()
+    answer = dagster.graphql(TERMINATE, run=run.run_id)
+    assert answer["terminateRun"]["__typename"] == "TerminateRunSuccess"
+    until(lambda: lake.status(run.run_id) is DagsterRunStatus.CANCELED, 30, "the run is canceled")
+    began, ended = (
+        [line["ids"] for line in lake.lines() if line["what"] == what] for what in ("begin", "end")
+    )
+    assert began == ended  # the batch under way was finished
+    loaded = {each for ids in ended for each in ids}
+    assert 0 < len(loaded) < 300
+    states = {each: lake.store.history(each)[-1].state for each in lake.wanted}
+    assert {each for each, state in states.items() if state == "succeeded"} == loaded
+    assert set(states.values()) == {"succeeded", "awaiting"}
+
+
+@pytest.mark.parametrize("orphaned", [False, True], ids=["with_its_run", "but_not_its_run"])
+def test_daemon_killed(deploy: Callable[..., Deployment], orphaned: bool) -> None:
+    lake = deploy(seconds=0.5)
+    lake.receive(200)
+    first = lake.daemon()
+    until(lake.began, 90, "a batch begins")
+    (run,) = lake.runs()
+    if orphaned:
+        first.kill_all_but(lake.lines()[0]["pid"])
+    else:
+        first.kill()
+    lake.receive(20)
+    lake.daemon()
+    until(lambda: lake.pending() == 0, 60, "everything is loaded")
+    lake.judge()
+    expected = DagsterRunStatus.SUCCESS if orphaned else DagsterRunStatus.FAILURE
+    until(lambda: lake.status(run.run_id) is expected, 30, f"the first run is {expected}")
+
+
+def test_two_daemons(deploy: Callable[..., Deployment]) -> None:
+    lake = deploy(seconds=0.05)
+    lake.receive(50)
+    daemons = [lake.daemon(), lake.daemon()]
+    for _ in range(6):
+        until(lambda: lake.pending() == 0, 90, "everything is loaded")
+        lake.receive(50)
+    until(lambda: lake.pending() == 0, 60, "everything is loaded")
+    lake.judge()
+    assert all(daemon.process.poll() is None for daemon in daemons)
+    until(lambda: all(run.is_finished for run in lake.runs()), 60, "all runs have ended")
+    assert {run.status for run in lake.runs()} == {DagsterRunStatus.SUCCESS}
