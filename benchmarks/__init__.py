@@ -1,0 +1,1 @@
+"""The numbers of docs/benchmarks.md, each measured beside its limit: `python -m benchmarks --help`."""

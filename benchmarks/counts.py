@@ -1,0 +1,51 @@
+"""Counts by state per destination event, in a store of ten million jobs."""
+
+import time
+from collections.abc import Iterator
+from contextlib import closing
+
+from benchmarks.measure import Effort, Figure, alternate, at_most, shown
+from benchmarks.pipeline import each, half, requests
+from benchmarks.stores import BATCH, BOTH, fill, opened, postgres
+
+JOBS = 10_000_000
+UNCOUNTED = 1_000_000
+"""Jobs that come between two calls of `maintain`, which are a minute apart."""
+
+
+def counts(effort: Effort) -> Iterator[Figure]:
+    """Milliseconds for all destination events, after upkeep and just before the next."""
+    events, late = effort.of(JOBS * 2 // 3), effort.of(UNCOUNTED * 2 // 3)
+    for databases in BOTH:
+        with databases() as made:
+            url = made.create()
+            fill(url, events, payload="{}", discarded=2)
+            with closing(opened(url)) as store:
+                started = time.perf_counter()
+                store.maintain()
+                rate = events / (time.perf_counter() - started)
+                found = store.counts(each.path)
+                assert found.succeeded + found.discarded == events, found
+
+                def milliseconds(store=store) -> float:
+                    started = time.perf_counter()
+                    for path in (each.path, half.path):
+                        store.counts(path)
+                    return (time.perf_counter() - started) * 1000
+
+                fresh = alternate(effort.rounds, milliseconds)[0]
+                new = requests(BATCH)
+                for _ in range(late // BATCH):
+                    store.ingest(new)
+                behind = alternate(effort.rounds, milliseconds)[0]
+            what = f"counts by state of both destination events, {events * 3 // 2:,} jobs"
+            for when, figures in (
+                ("", fresh),
+                (f", {late * 3 // 2:,} of them not counted yet", behind),
+            ):
+                told = f"{what}{when}; {made.name}"
+                if databases is postgres:
+                    yield at_most(told, figures, 50, "ms")
+                else:
+                    yield Figure(told, shown(figures, "ms"))
+            yield Figure(f"counters follow the log; {made.name}", shown([rate], "events/s"))

@@ -1,0 +1,108 @@
+"""Jobs out of the store, through the scheduler, beside what reading and decoding them takes."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+
+from benchmarks.measure import Effort, Figure, alternate, beside
+from benchmarks.pipeline import app, each, payload, requests
+from benchmarks.reading import read_jobs
+from benchmarks.stores import BATCH, BOTH, Databases, fill, opened, postgres
+from blacksmith_dagster.scheduler import StandardScheduler
+from blacksmith_dagster.scheduler.decode import Decoder
+from blacksmith_dagster.store.interface import Lane, Verdict
+from blacksmith_dagster.store.sql import SQLStore
+from blacksmith_dagster.supervisor import open_supervisor
+
+HISTORIES = (0, 1_000_000, 5_000_000)
+
+
+def drain(effort: Effort) -> Iterator[Figure]:
+    """The scheduler's rate beside that of SELECT and msgspec."""
+    count = effort.of(200_000)
+    for databases in BOTH:
+        with databases() as made, closing(opened(made.create())) as store:
+            _check_same_jobs(store)
+
+            def load(made: Databases = made, store: SQLStore = store) -> float:
+                _receive(made, store, count)
+                return _load(store, count)
+
+            def select(made: Databases = made, store: SQLStore = store) -> float:
+                _receive(made, store, count)
+                rate = _select(store, count)
+                _load(store, count)
+                return rate
+
+            rates, limits = alternate(effort.rounds, load, select)
+            bound = 0.75 if databases is postgres else None
+            yield beside(f"drain, batches of {BATCH}; {made.name}", rates, limits, "jobs/s", bound)
+
+
+def history(effort: Effort) -> Iterator[Figure]:
+    """The scheduler's rate with a long history beside that with none."""
+    count = effort.of(200_000)
+    for databases in BOTH:
+        with databases() as made:
+            measures = [_after(made, effort.of(n) if n else 0, count) for n in HISTORIES]
+            rates = alternate(effort.rounds, *measures)
+            for events, rate in zip(HISTORIES[1:], rates[1:], strict=True):
+                what = f"drain after {effort.of(events):,} drained events, beside after none"
+                bound = 0.85 if databases is postgres else None
+                yield beside(f"{what}; {made.name}", rate, rates[0], "jobs/s", bound)
+
+
+def _after(made: Databases, drained: int, count: int) -> Callable[[], float]:
+    filled = made.create()
+    if drained:
+        fill(filled, drained, payload=payload(0))
+
+    def load() -> float:
+        url = filled if drained else made.create()
+        with closing(opened(url)) as store:
+            _receive(made, store, count)
+            rate = _load(store, count)
+        if not drained:
+            made.drop(url)
+        return rate
+
+    return load
+
+
+def _receive(made: Databases, store: SQLStore, count: int) -> None:
+    new = requests(BATCH)
+    for _ in range(count // BATCH):
+        store.ingest(new)
+    made.settle()
+
+
+def _load(store: SQLStore, count: int) -> float:
+    """Jobs per second, from taking the lock to giving it back."""
+    with closing(open_supervisor(None, store)) as supervisor, closing(StandardScheduler()) as loads:
+        started = time.perf_counter()
+        summary = loads.load(app, each, store=store, supervisor=supervisor)
+        seconds = time.perf_counter() - started
+    assert summary.tally.succeeded == count, summary
+    return count / seconds
+
+
+def _select(store: SQLStore, count: int) -> float:
+    """Jobs per second that are read and decoded, and nothing else."""
+    with closing(read_jobs(store)) as batches:
+        started = time.perf_counter()
+        read = sum(len(batch) for batch in batches)
+        seconds = time.perf_counter() - started
+    assert read == count, read
+    return count / seconds
+
+
+def _check_same_jobs(store: SQLStore) -> None:
+    """The limit makes the very jobs that the scheduler hands to a destination."""
+    store.ingest(requests(BATCH))
+    fence = store.take_over(each.path, Lane.LOAD, "check", lambda: True)
+    with closing(read_jobs(store)) as batches:
+        read = next(batches)
+    load = store.claim(fence, BATCH, max_attempts=1)
+    assert load is not None
+    assert Decoder(app, each).decode(load, {}).jobs == read
+    store.record(load, Verdict())

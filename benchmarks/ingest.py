@@ -1,0 +1,146 @@
+"""Events into the store, in commits of several sizes, beside the same rows copied into bare tables."""
+
+import multiprocessing
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from multiprocessing.synchronize import Barrier
+from typing import TypeAlias
+
+import psycopg
+
+from benchmarks.measure import Effort, Figure, alternate, beside
+from benchmarks.pipeline import requests
+from benchmarks.stores import BOTH, Databases, opened, postgres
+from blacksmith_dagster.store.interface import NewEvent
+
+COLUMNS = "seq, kind, received_at, payload, key, context, version, sent_at, parent"
+SHAPES = [(1, 1000, 0.40), (1, 200, None), (1, 50, None), (4, 200, None), (4, 50, None)]
+
+Commit: TypeAlias = Callable[[], None]
+Prepare: TypeAlias = Callable[[str, int], Commit]
+Row: TypeAlias = tuple[object, ...]
+
+
+def ingest(effort: Effort) -> Iterator[Figure]:
+    """The store's rate beside that of COPY (on SQLite, of INSERT)."""
+    for databases in BOTH:
+        with databases() as made:
+            for writers, commit, bound in SHAPES:
+                needed = bound if databases is postgres else None
+                yield _beside_bare(made, effort, writers, commit, needed)
+
+
+def _beside_bare(
+    made: Databases, effort: Effort, writers: int, commit: int, bound: float | None
+) -> Figure:
+    url = made.create()
+    _make_bare_tables(url)
+
+    def rate(prepare: Prepare) -> float:
+        made.settle()
+        return _rate(prepare, url, writers, commit, effort.of(200_000))
+
+    stored, bare = alternate(
+        effort.rounds, lambda: rate(_into_store), lambda: rate(_into_bare_tables)
+    )
+    made.drop(url)
+    what = f"ingest, {writers} writer{'s' if writers > 1 else ''}, commits of {commit}"
+    return beside(f"{what}; {made.name}", stored, bare, "events/s", bound)
+
+
+def _rate(prepare: Prepare, url: str, writers: int, commit: int, events: int) -> float:
+    """Events per second that processes, each with a connection of its own, commit together."""
+    spawn = multiprocessing.get_context("spawn")
+    together = spawn.Barrier(writers + 1)
+    each = events // writers // commit
+    processes = [
+        spawn.Process(target=_write, args=(prepare, url, commit, each, together), daemon=True)
+        for _ in range(writers)
+    ]
+    for process in processes:
+        process.start()
+    together.wait(timeout=60)
+    started = time.perf_counter()
+    together.wait(timeout=600)
+    seconds = time.perf_counter() - started
+    for process in processes:
+        process.join()
+    return each * commit * writers / seconds
+
+
+def _write(prepare: Prepare, url: str, commit: int, times: int, together: Barrier) -> None:
+    write = prepare(url, commit)
+    write()  # the first finds statements unprepared, and caches empty
+    together.wait()
+    for _ in range(times):
+        write()
+    together.wait()
+
+
+def _into_store(url: str, commit: int) -> Commit:
+    store, new = opened(url), requests(commit)
+
+    def write() -> None:
+        store.ingest(new)
+
+    return write
+
+
+def _into_bare_tables(url: str, commit: int) -> Commit:
+    """The limit: rows that are ready to be sent, no index, no numbering."""
+    rows = _rows([event for request in requests(commit) for event in request])
+    return (_insert if url.startswith("sqlite") else _copy)(url, *rows)
+
+
+def _rows(new: list[NewEvent]) -> tuple[list[Row], list[Row]]:
+    now = datetime.now(UTC).isoformat()
+    events = [(seq, 1, now, each.payload, *[None] * 5) for seq, each in enumerate(new)]
+    jobs = [(n, seq, None) for seq, each in enumerate(new) for n, _ in enumerate(each.jobs)]
+    return events, jobs
+
+
+def _copy(url: str, events: list[Row], jobs: list[Row]) -> Commit:
+    conn = psycopg.connect(url)
+    ready = [
+        (f"COPY bare_events ({COLUMNS}) FROM STDIN", _copy_text(events)),
+        ("COPY bare_jobs FROM STDIN", _copy_text(jobs)),
+    ]
+
+    def write() -> None:
+        with conn.cursor() as cursor:
+            for statement, block in ready:
+                with cursor.copy(statement) as copy:
+                    copy.write(block)
+        conn.commit()
+
+    return write
+
+
+def _copy_text(rows: list[Row]) -> bytes:
+    lines = ("\t".join("\\N" if v is None else str(v) for v in row) for row in rows)
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _insert(url: str, events: list[Row], jobs: list[Row]) -> Commit:
+    conn = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None, timeout=60)
+    conn.execute("PRAGMA synchronous = FULL")
+
+    def write() -> None:
+        conn.execute("BEGIN IMMEDIATE")
+        conn.executemany("INSERT INTO bare_events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", events)
+        conn.executemany("INSERT INTO bare_jobs VALUES (?, ?, ?)", jobs)
+        conn.execute("COMMIT")
+
+    return write
+
+
+def _make_bare_tables(url: str) -> None:
+    """The store's columns without its indexes."""
+    with closing(opened(url)) as store, store.writing() as conn:
+        for table in ("events", "jobs"):
+            made = f"CREATE TABLE bare_{table} "
+            like = f"(LIKE {table})" if conn.dialect.name == "postgresql" else ""
+            conn.exec_driver_sql(made + (like or f"AS SELECT * FROM {table} WHERE 0"))

@@ -1,0 +1,53 @@
+"""The limit of the drain: the jobs that wait, read by the driver itself and decoded, batch by batch."""
+
+import sqlite3
+from collections.abc import Generator
+from contextlib import closing
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+import psycopg
+
+from benchmarks.pipeline import each
+from benchmarks.stores import BATCH
+from blacksmith_dagster import Event, Job
+from blacksmith_dagster.store.sql import SQLStore
+from blacksmith_dagster.store.tables import from_micros
+
+_CURSOR = "SELECT coalesce(max(position), 0) FROM loads WHERE destination = {of}"
+_NEXT = (
+    "SELECT events.seq, received_at, payload, key, context, version, sent_at, parent"
+    " FROM jobs JOIN events ON events.seq = jobs.seq"
+    f" WHERE destination = {{of}} AND jobs.seq > {{after}} ORDER BY jobs.seq LIMIT {BATCH}"
+)
+
+
+def read_jobs(store: SQLStore) -> Generator[list[Job[Any]]]:
+    """The jobs that wait for `sink/each`, as the scheduler would make them."""
+    of = store._destination(each.path)
+    epoch, suffix = store._epochs._names[-1], f"-{of}"
+    decode, nothing = msgspec.json.Decoder().decode, MappingProxyType({})
+    sqlite = store.engine.dialect.name == "sqlite"
+    with closing(_connect(store)) as conn:
+        cursor = conn.cursor() if sqlite else conn.cursor(binary=True)
+        (after,) = cursor.execute(_CURSOR.format(of=of)).fetchone()
+        statement = _NEXT.format(of=of, after="?" if sqlite else "%s")
+        while rows := cursor.execute(statement, (after,)).fetchall():
+            after = rows[-1][0]
+            batch = []
+            for seq, received_at, payload, key, _, version, sent_at, parent in rows:
+                at = from_micros(received_at) if sqlite else received_at
+                id_ = f"evt_{epoch}{seq:012x}"
+                data = decode(payload)
+                event = Event(data, key, sent_at, nothing, version, id_, at, parent)
+                batch.append(Job(data, event, id_ + suffix, 1))
+            yield batch
+
+
+def _connect(store: SQLStore) -> Any:
+    url = store.engine.url
+    if url.get_backend_name() == "sqlite":
+        return sqlite3.connect(url.database or "")
+    plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
+    return psycopg.connect(plain, autocommit=True)
