@@ -1,0 +1,303 @@
+"""What PostgreSQL and SQLite do each in their own way: open, read a table's columns, write rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, date, datetime, time
+from math import isfinite
+from typing import Any, Protocol
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.sql import quoted_name
+from sqlalchemy.types import UserDefinedType
+
+from blacksmith_dagster.destinations.rows import Row
+from blacksmith_dagster.errors import SettingsError
+
+CONNECT_SECONDS = 10
+BUSY_SECONDS = 30
+
+
+class Writer(Protocol):
+    """Writes rows into one table, whose `columns` those are that can be written."""
+
+    columns: frozenset[str]
+
+    def write(self, connection: sa.Connection, rows: Sequence[Row]) -> None:
+        """Insert or upsert rows that all have the same columns, and no two the same key."""
+        ...
+
+
+def open_engine(where: str, url: str) -> sa.Engine:
+    """An engine for the database at `url`; it does not connect yet.
+
+    Raises `SettingsError` for another database than PostgreSQL and SQLite or a URL that cannot be
+    read, `ImportError` when the driver is not installed. No message shows the URL.
+    """
+    try:
+        parsed = sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError):
+        raise SettingsError(
+            f"{where}: its url cannot be read; write postgresql://user:password@host:5432/database "
+            "or sqlite:////path/to/file.db, with special characters percent-encoded"
+        ) from None
+    backend = parsed.drivername.partition("+")[0]
+    if backend in ("postgresql", "postgres"):
+        # A plain postgresql:// means psycopg2 to SQLAlchemy 2.0; ours is psycopg 3.
+        psycopg = parsed.set(drivername="postgresql+psycopg")
+        # Poolers in transaction mode lose prepared statements.
+        options = {"connect_timeout": CONNECT_SECONDS, "prepare_threshold": None}
+        try:
+            return sa.create_engine(
+                psycopg, hide_parameters=True, pool_pre_ping=True, connect_args=options
+            )
+        except ModuleNotFoundError as error:
+            raise ImportError(
+                f"{where} writes to PostgreSQL, which needs psycopg: "
+                "pip install 'blacksmith-dagster[postgres]'"
+            ) from error
+    if backend == "sqlite":
+        engine = sa.create_engine(
+            parsed.set(drivername="sqlite"),
+            hide_parameters=True,
+            connect_args={"timeout": BUSY_SECONDS},
+        )
+        # Python's driver begins a transaction too late for savepoints: SQLAlchemy begins it instead,
+        # and at once for writing, so that it waits for another writer rather than fail.
+        sa.event.listen(engine, "connect", _leave_transactions_alone)
+        sa.event.listen(engine, "begin", _begin_immediate)
+        return engine
+    raise SettingsError(
+        f"{where}: SQLDestination writes to PostgreSQL and SQLite, not to {backend!r}; declare a "
+        "Destination with connect= and a function of your own"
+    )
+
+
+def bound_transaction(connection: sa.Connection, seconds: float) -> None:
+    """See that the transaction does not outlive the load, and that each row answers for itself."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(_BOUND, {"limit": str(int(seconds * 1000))})
+        # A deferred constraint would fail at the commit, and all rows with it.
+        connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
+
+
+def open_writer(
+    connection: sa.Connection, table: sa.TableClause, key: Sequence[str], newest: str | None
+) -> Writer:
+    """A writer for `table` as it now is in the database; without columns if there is none."""
+    if connection.dialect.name == "postgresql":
+        return PostgreSQL(connection, table, key, newest)
+    return SQLite(connection, table, key, newest)
+
+
+def fault_of_the_data(error: Exception) -> str | None:
+    """What is wrong with the rows, if that is why writing them failed; else `None`."""
+    if isinstance(error, sa.exc.DBAPIError):
+        state = getattr(error.orig, "sqlstate", None)
+        if state is None:
+            of_data = isinstance(error, (sa.exc.DataError, sa.exc.IntegrityError))
+        else:
+            of_data = state[:2] in _STATES_OF_DATA
+        return said_by(error) if of_data else None
+    # An integer over 64 bits for SQLite, half a surrogate pair, a text where a time is kept.
+    return str(error)
+
+
+def said_by(error: sa.exc.DBAPIError) -> str:
+    """The database's own words, without the statement and, on PostgreSQL, without the whole row."""
+    diagnosis = getattr(error.orig, "diag", None)
+    said = diagnosis and diagnosis.message_primary
+    return said or next(iter(str(error.orig).splitlines()), type(error.orig).__name__)
+
+
+class PostgreSQL:
+    """One statement with one bound value, the rows as JSON.
+
+    PostgreSQL itself reads each value as its column's type, as it reads a literal: the text
+    '2013-01-01T10:00:00Z' is a time where the column is one. It needs no temporary table, as COPY
+    does, whose making is a write to the catalog.
+    """
+
+    def __init__(
+        self,
+        connection: sa.Connection,
+        table: sa.TableClause,
+        key: Sequence[str],
+        newest: str | None,
+    ) -> None:
+        quoted = connection.dialect.identifier_preparer.format_table(table)
+        found = connection.execute(_COLUMNS, {"table": quoted})
+        self._types = {name: _As(kind) for name, kind in found}
+        self.columns = frozenset(self._types)
+        self._upsert = _Upsert(table.name, table.schema, self.columns, key, newest)
+        self._statements: dict[frozenset[str], sa.Executable] = {}
+
+    def write(self, connection: sa.Connection, rows: Sequence[Row]) -> None:
+        names = frozenset(rows[0].values)
+        if names not in self._statements:
+            self._statements[names] = self._statement(sorted(names))
+        encoded = msgspec.json.encode([_as_json(row.values) for row in rows]).decode()
+        connection.execute(self._statements[names], {"rows": encoded})
+
+    def _statement(self, names: Sequence[str]) -> sa.Executable:
+        text = sa.bindparam("rows", type_=sa.Text)
+        given = (
+            sa.func.json_to_recordset(sa.cast(text, postgresql.JSON))
+            .table_valued(
+                *(sa.column(quoted_name(name, True), self._types[name]) for name in names)
+            )
+            .render_derived(name="given", with_types=True)
+        )
+        rows = sa.select(*(given.c[name] for name in names))
+        insert = postgresql.insert(self._upsert.table).from_select(list(names), rows)
+        return self._upsert.on_conflict(insert, names)
+
+
+class SQLite:
+    """One prepared statement, run for each row."""
+
+    def __init__(
+        self,
+        connection: sa.Connection,
+        table: sa.TableClause,
+        key: Sequence[str],
+        newest: str | None,
+    ) -> None:
+        try:
+            found = sa.inspect(connection).get_columns(table.name, table.schema)
+        except sa.exc.NoSuchTableError:
+            found = []
+        written = [column for column in found if "computed" not in column]
+        self.columns = frozenset(column["name"] for column in written)
+        self._keep = {column["name"]: _keeper(column["type"]) for column in written}
+        self._upsert = _Upsert(table.name, table.schema, self.columns, key, newest)
+        self._statements: dict[frozenset[str], sa.Executable] = {}
+
+    def write(self, connection: sa.Connection, rows: Sequence[Row]) -> None:
+        names = frozenset(rows[0].values)
+        if names not in self._statements:
+            insert = sqlite.insert(self._upsert.table)
+            self._statements[names] = self._upsert.on_conflict(insert, names)
+        keep = self._keep
+        connection.execute(
+            self._statements[names],
+            [{name: keep[name](value) for name, value in row.values.items()} for row in rows],
+        )
+
+
+class _Upsert:
+    """`ON CONFLICT`, which both databases write alike."""
+
+    def __init__(
+        self,
+        name: str,
+        schema: str | None,
+        columns: frozenset[str],
+        key: Sequence[str],
+        newest: str | None,
+    ) -> None:
+        # Quoted always: SQLAlchemy does not know each database's every keyword.
+        quoted: list[sa.ColumnClause[Any]] = [
+            sa.column(quoted_name(column, True)) for column in sorted(columns)
+        ]
+        self.table = sa.table(quoted_name(name, True), *quoted, schema=schema)
+        self._key = key
+        self._newest = newest
+
+    def on_conflict(
+        self, insert: postgresql.Insert | sqlite.Insert, names: Sequence[str] | frozenset[str]
+    ) -> sa.Executable:
+        if not self._key:
+            return insert
+        replaced = {name: insert.excluded[name] for name in names if name not in self._key}
+        if not replaced:
+            return insert.on_conflict_do_nothing(
+                index_elements=[self.table.c[name] for name in self._key]
+            )
+        newer = None
+        if self._newest is not None:
+            kept = self.table.c[self._newest]
+            newer = sa.or_(kept.is_(None), insert.excluded[self._newest] >= kept)
+        return insert.on_conflict_do_update(
+            index_elements=[self.table.c[name] for name in self._key], set_=replaced, where=newer
+        )
+
+
+class _As(UserDefinedType[Any]):
+    """A type as PostgreSQL writes it, whatever extension it comes from.
+
+    A time without a zone is read as one with a zone, and cast: else its offset would be ignored,
+    and two hours of difference be lost.
+    """
+
+    cache_ok = True
+
+    def __init__(self, spec: str) -> None:
+        self.spec = spec
+
+    def get_col_spec(self, **_: Any) -> str:
+        if self.spec.startswith("timestamp"):
+            return self.spec.replace("without time zone", "with time zone")
+        return self.spec
+
+
+def _as_json(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same, with what JSON lacks in the words that PostgreSQL reads."""
+    lacking = {
+        name: f"\\x{value.hex()}" if type(value) is bytes else str(value)
+        for name, value in values.items()
+        if type(value) is bytes or (type(value) is float and not isfinite(value))
+    }
+    return {**values, **lacking} if lacking else values
+
+
+def _keeper(column: sa.types.TypeEngine[Any]) -> Callable[[Any], Any]:
+    """How a column of this type keeps a value in SQLite, which has neither times nor JSON."""
+    if isinstance(column, sa.JSON):
+        return lambda value: None if value is None else msgspec.json.encode(value).decode()
+    for kind, python in ((sa.DateTime, datetime), (sa.Date, date), (sa.Time, time)):
+        if isinstance(column, kind):
+            return lambda value: _plain(
+                msgspec.convert(value, python) if isinstance(value, str) else value
+            )
+    return _plain
+
+
+def _plain(value: Any) -> Any:
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if isinstance(value, datetime):
+        utc = value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value
+        return utc.isoformat(" ", "microseconds")  # as SQLAlchemy and pandas write it
+    if isinstance(value, (date, time)):
+        return value.isoformat()
+    return msgspec.json.encode(value).decode() if isinstance(value, (dict, list)) else str(value)
+
+
+def _leave_transactions_alone(connection: Any, _: object) -> None:
+    connection.isolation_level = None
+
+
+def _begin_immediate(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+_PLAIN = frozenset({type(None), str, int, float, bool, bytes})
+
+# Data, integrity, check option, limits of a value, raised by a trigger. "Cardinality" (21) is two
+# keys in one statement that only the database knows for equal: apart they can be written.
+_STATES_OF_DATA = frozenset({"21", "22", "23", "44", "54", "P0"})
+
+_COLUMNS = sa.text(
+    "SELECT attname, format_type(atttypid, atttypmod) FROM pg_catalog.pg_attribute "
+    "WHERE attrelid = to_regclass(CAST(:table AS text)) "
+    "AND attnum > 0 AND NOT attisdropped AND attgenerated = ''"
+)
+# A time without a zone is taken as UTC. A process that is paused in a transaction loses it.
+_BOUND = sa.text(
+    "SELECT set_config('TimeZone', 'UTC', true), set_config('statement_timeout', :limit, true), "
+    "set_config('idle_in_transaction_session_timeout', :limit, true)"
+)

@@ -1,0 +1,374 @@
+"""HTTP endpoints as destination events."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import time
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, TypeVar
+
+import httpx
+import msgspec
+
+from blacksmith_dagster.destinations.answers import excerpt, may_be_a_part, redacted, verdict
+from blacksmith_dagster.errors import DeclarationError, SettingsError
+from blacksmith_dagster.pipeline.batch import Batch, Said, Verdict
+from blacksmith_dagster.pipeline.destination import Destination, DestinationEvent
+from blacksmith_dagster.pipeline.event import Job
+from blacksmith_dagster.pipeline.flow import Receives
+from blacksmith_dagster.pipeline.rules import duration
+from blacksmith_dagster.pipeline.schedule import Schedule
+from blacksmith_dagster.pipeline.secret import Secret
+
+T = TypeVar("T")
+
+_READ = 65_536  # bytes of an answer's body; the connection of a longer one is closed
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
+_HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
+_PATH = re.compile(r"(/[A-Za-z0-9._~%-]+)*/?")
+
+
+class HTTPDestination(Destination[httpx.Client]):
+    """An HTTP service.
+
+    - `url`: `https://host/path`, or a `Secret` that holds one (a webhook's URL is often its only
+      password). It is never printed; a user and a password in it are sent as basic authentication.
+    - `headers`: sent with each request; a value may be a `Secret`.
+
+    `post` sends jobs; a function of your own, declared with `event`, is handed the `httpx.Client`
+    with this base URL and these headers.
+
+    >>> departed = Source("airport").accept("departed")
+    >>> alerts = HTTPDestination("alerts", url=Secret("ALERTS_URL"))
+    >>> alerts.post("late", receives=departed)
+    <DestinationEvent alerts/late>
+
+    Raises `DeclarationError`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        url: Secret | str,
+        headers: Mapping[str, Secret | str] | None = None,
+        schedule: Schedule | None = None,
+        timeout: str | None = None,
+        batch: int | None = None,
+        owners: Sequence[str] = (),
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(
+            name,
+            connect=self._connect,
+            schedule=schedule,
+            timeout=timeout,
+            batch=batch,
+            owners=owners,
+            tags=tags,
+        )
+        self._endpoint = _Endpoint(f"destination {name!r}", url, dict(headers or {}))
+        if isinstance(url, str):
+            self._endpoint.base()
+        for header in self._endpoint.headers:
+            if not _HEADER_NAME.fullmatch(header):
+                raise DeclarationError(
+                    f"destination {name!r}: {header!r} cannot name a header; use letters, digits and -"
+                )
+
+    def post(
+        self,
+        name: str,
+        *,
+        receives: Receives[T] | Sequence[Receives[T]],
+        path: str = "",
+        body: Callable[[Job[T]], Any] | None = None,
+        batched: bool = False,
+        concurrency: int = 1,
+        request_timeout: str = "10s",
+        schedule: Schedule | None = None,
+        timeout: str | None = None,
+        batch: int | None = None,
+        owners: Sequence[str] | None = None,
+        tags: Mapping[str, str] | None = None,
+        renamed_from: str | None = None,
+    ) -> DestinationEvent[T]:
+        """Send each job as JSON in a POST request.
+
+        An answer of 2xx has loaded it. 4xx discards it; 408, 425, 429, 5xx, a redirect, no answer
+        and a broken connection fail it, and it is tried again, after the answer's `Retry-After` if
+        it has one (a day at most). The job's key is sent as `Idempotency-Key`.
+
+        - `path`: appended to the destination's URL.
+        - `body(job)`: what is sent, anything that msgspec writes as JSON; the job's data if `None`.
+          If it raises, the job fails alone.
+        - `batched`: send a batch in one request, as a JSON array, with a key made of its jobs' keys.
+          Refused with 400, 409, 413 or 422 it is sent in halves, until the job at fault is alone.
+        - `concurrency`: how many requests are under way at once, from 1 to 256.
+        - `request_timeout`: how long to wait for a connection, and then for the answer. A load holds
+          no more jobs than can all be answered that late within its `timeout`.
+
+        The remaining arguments are those of `Destination.event`.
+
+        >>> departed = Source("airport").accept("departed")
+        >>> alerts = HTTPDestination("alerts", url="https://alerts.example")
+        >>> late = alerts.post("late", receives=departed, path="/late", concurrency=16)
+        >>> late.batch
+        448
+
+        Raises `DeclarationError`.
+        """
+        where = f"{self.name}/{name}"
+        if not _PATH.fullmatch(path):
+            raise DeclarationError(f"{where}: path={path!r}: write '/late', without a query")
+        if not 1 <= concurrency <= 256 or (batched and concurrency > 1):
+            raise DeclarationError(
+                f"{where}: concurrency={concurrency}: a number from 1 to 256; leave it out with "
+                "batched=True, where a batch is one request"
+            )
+        patience = duration(f"{where}: request_timeout", request_timeout).total_seconds()
+        whole = duration(f"{where}: timeout", timeout) if timeout else self.timeout
+        # The last request may need it twice: for the connection, and for the answer.
+        sending = whole.total_seconds() - 2 * patience
+        if sending < patience:
+            raise DeclarationError(
+                f"{where}: request_timeout={request_timeout!r}: a third of the load's timeout at most"
+            )
+        jobs = self.batch if batch is None else batch
+        post = _Post(self._endpoint, path, body or _data, concurrency, patience, sending)
+
+        def load(batch: Batch[T], client: httpx.Client) -> None:
+            (post.together if batched else post.each)(batch, client)
+
+        event: DestinationEvent[T] = self.event(
+            receives=receives,
+            name=name,
+            schedule=schedule,
+            timeout=timeout,
+            batch=jobs if batched else min(jobs, int(sending / patience) * concurrency),
+            owners=owners,
+            tags=tags,
+            renamed_from=renamed_from,
+        )(load)
+        return event
+
+    def _connect(self) -> Iterator[httpx.Client]:
+        hide = _Hide(self._endpoint)
+        logger = logging.getLogger("httpx")  # it logs each request with its URL
+        logger.addFilter(hide)
+        try:
+            with httpx.Client(
+                base_url=self._endpoint.base(),
+                headers={"Accept-Encoding": "identity", **self._endpoint.header_values()},
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+                follow_redirects=False,
+            ) as client:
+                yield client
+        finally:
+            logger.removeFilter(hide)
+
+
+@dataclass(frozen=True)
+class _Endpoint:
+    """Where to send, with what headers, and which texts of that are nobody's business."""
+
+    where: str
+    url: Secret | str
+    headers: Mapping[str, Secret | str]
+
+    def base(self) -> httpx.URL:
+        try:
+            url = httpx.URL(_revealed(self.url))
+        except httpx.InvalidURL:
+            url = httpx.URL()
+        if url.scheme in ("http", "https") and url.host:
+            return url
+        if isinstance(self.url, Secret):
+            raise SettingsError(
+                f"{self.where}: {self.url.name} holds no address; set it to https://…"
+            )
+        raise DeclarationError(f"{self.where}: its url is no address; write https://…")
+
+    def target(self, path: str) -> httpx.URL:
+        base = self.base()
+        return base.copy_with(path=base.path.rstrip("/") + path) if path else base
+
+    def header_values(self) -> dict[str, str]:
+        values = {name: _revealed(value) for name, value in self.headers.items()}
+        for name, value in values.items():
+            if not _HEADER_VALUE.fullmatch(value):
+                raise SettingsError(
+                    f"{self.where}: the value of header {name!r} has a character that no header may "
+                    "have; look for a line break at its end"
+                )
+        return values
+
+    def hidden(self) -> set[str]:
+        url = self.base()
+        login = f"{url.username}:{url.password}"
+        texts = {
+            url.userinfo.decode(),
+            url.password,
+            b64encode(login.encode()).decode() if login != ":" else "",
+            url.query.decode(),
+        }
+        if isinstance(self.url, Secret) and url.path != "/":
+            texts |= {url.path, url.raw_path.decode()}
+        for value in self.headers.values():
+            if isinstance(value, Secret):
+                texts |= {value.reveal(), value.reveal().rpartition(" ")[2]}
+        return texts - {""}
+
+
+class _Hide(logging.Filter):
+    """Keeps what an endpoint hides out of a log."""
+
+    def __init__(self, endpoint: _Endpoint) -> None:
+        super().__init__()
+        self._hidden = endpoint.hidden()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = redacted(record.getMessage(), self._hidden), None
+        return True
+
+
+@dataclass(frozen=True)
+class _Post:
+    """How jobs are sent: each waits `patience` seconds, none is begun after `sending` seconds."""
+
+    endpoint: _Endpoint
+    path: str
+    body: Callable[[Job[Any]], Any]
+    concurrency: int
+    patience: float
+    sending: float
+
+    def each(self, batch: Batch[Any], client: httpx.Client) -> None:
+        """A request for each job."""
+        send = self._sender(client)
+        jobs, contents = self._contents(batch)
+        pool = ThreadPoolExecutor(min(self.concurrency, len(jobs) or 1))
+        try:
+            answers = pool.map(send, contents, [job.key for job in jobs])
+            for job, (_, said) in zip(jobs, answers, strict=True):
+                _say(batch, [job], said)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def together(self, batch: Batch[Any], client: httpx.Client) -> None:
+        """A request for the batch; for halves of it if it is refused for what is in it."""
+        send = self._sender(client)
+        jobs, contents = self._contents(batch)
+        waiting = [(jobs, contents)] if jobs else []
+        while waiting:
+            jobs, contents = waiting.pop()
+            keys = "\n".join(job.key for job in jobs)
+            array = b"[" + b",".join(contents) + b"]"
+            status, said = send(array, hashlib.sha256(keys.encode()).hexdigest())
+            if len(jobs) > 1 and may_be_a_part(status):
+                half = len(jobs) // 2
+                waiting += [(jobs[half:], contents[half:]), (jobs[:half], contents[:half])]
+            else:
+                _say(batch, jobs, said)
+
+    def _contents(self, batch: Batch[Any]) -> tuple[list[Job[Any]], list[bytes]]:
+        """The jobs that have a body, and their bodies; the others have failed."""
+        jobs: list[Job[Any]] = []
+        contents: list[bytes] = []
+        for job in batch:
+            try:
+                contents.append(msgspec.json.encode(self.body(job)))
+                jobs.append(job)
+            except Exception as error:  # noqa: BLE001 — the user's function: whatever it raises
+                batch.fail(job, f"its body cannot be made: {type(error).__name__}: {error}")
+        return jobs, contents
+
+    def _sender(self, client: httpx.Client) -> Callable[[bytes, str], tuple[int, Verdict]]:
+        return partial(
+            _send,
+            client,
+            self.endpoint.target(self.path),
+            self.endpoint.hidden(),
+            self.patience,
+            time.monotonic() + self.sending,
+        )
+
+
+def _send(
+    client: httpx.Client,
+    url: httpx.URL,
+    hidden: Iterable[str],
+    patience: float,
+    latest: float,
+    content: bytes,
+    key: str,
+) -> tuple[int, Verdict]:
+    """The answer's status, 0 if there is none, and what it means for what was sent."""
+    if time.monotonic() > latest:
+        return 0, _failed("not sent: the requests before it took the load's whole time")
+    headers = {
+        "Content-Type": client.headers.get("Content-Type", "application/json"),
+        "Idempotency-Key": key,
+    }
+    request = client.build_request("POST", url, content=content, headers=headers, timeout=patience)
+    try:
+        response = client.send(request, stream=True)
+        try:
+            body = _beginning(response, time.monotonic() + patience)
+        finally:
+            response.close()
+    except httpx.TimeoutException as error:
+        return 0, _failed(f"no answer within {patience:g} s ({type(error).__name__})")
+    except httpx.NetworkError as error:
+        return 0, _failed(f"the connection failed: {redacted(str(error), hidden)}")
+    except httpx.TransportError as error:
+        # Its text may hold a header's value.
+        return 0, _failed(f"the connection failed ({type(error).__name__})")
+    said = verdict(
+        response.status_code,
+        response.headers.get("Retry-After"),
+        excerpt(body, hidden),
+        datetime.now(UTC),
+    )
+    return response.status_code, said
+
+
+def _beginning(response: httpx.Response, latest: float) -> bytes:
+    """The body, or as much of it as is worth waiting for: the status has decided already."""
+    read = bytearray()
+    with suppress(httpx.TransportError):
+        for part in response.iter_raw():
+            read += part
+            if len(read) > _READ or time.monotonic() > latest:
+                break
+    return bytes(read)
+
+
+def _say(batch: Batch[Any], jobs: Iterable[Job[Any]], said: Verdict) -> None:
+    for job in jobs:
+        if said.said is Said.SUCCEEDED:
+            batch.succeed(job)
+        elif said.said is Said.DISCARDED:
+            batch.discard(job, said.why)
+        else:
+            batch.fail(job, said.why, retry_after=said.retry_after)
+
+
+def _failed(why: str) -> Verdict:
+    return Verdict(Said.FAILED, why)
+
+
+def _data(job: Job[Any]) -> Any:
+    return job.data
+
+
+def _revealed(value: Secret | str) -> str:
+    return value.reveal() if isinstance(value, Secret) else value

@@ -1,0 +1,92 @@
+"""From jobs to the rows of a table. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence, Set
+from datetime import date, datetime, time
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+
+from blacksmith_dagster.pipeline.event import Job
+
+_KEPT = (bytes, datetime, date, time, Decimal)
+
+
+class Row(msgspec.Struct, frozen=True):
+    """A job and the values of its row, by column."""
+
+    job: Job[Any]
+    values: Mapping[str, Any]
+
+
+def fitted(
+    jobs: Iterable[Job[Any]], columns: Set[str], table: str, needed: Sequence[str]
+) -> tuple[list[Row], list[tuple[Job[Any], str]]]:
+    """The jobs whose data fits a table with these columns, as rows, and the others with the reason.
+
+    `needed` are the columns that must have a value: those of the key, and `newest`.
+    """
+    rows: list[Row] = []
+    misfits: list[tuple[Job[Any], str]] = []
+    for job in jobs:
+        try:
+            rows.append(Row(job, _values(job.data, columns, table, needed)))
+        except ValueError as error:
+            misfits.append((job, str(error)))
+    return rows, misfits
+
+
+def _values(data: Any, columns: Set[str], table: str, needed: Sequence[str]) -> Mapping[str, Any]:
+    try:
+        values = msgspec.to_builtins(data, builtin_types=_KEPT)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"its data cannot be written: {error}") from error
+    if not isinstance(values, dict) or not values:
+        raise ValueError(
+            f"its data is {_called(values)}, not an object with fields; give the flow a transform "
+            "that makes one"
+        )
+    if not values.keys() <= columns:
+        names = sorted(map(repr, values.keys() - columns))
+        unknown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        raise ValueError(
+            f"table {table!r} has no column {unknown}; add it to the table, or give the flow a "
+            "transform that leaves it out"
+        )
+    for name in needed:
+        value = values.get(name)
+        if value is None or isinstance(value, (dict, list)):
+            raise ValueError(
+                f"its field {name!r} is {_called(value)}, and a row is known by it; give the flow a "
+                "transform that fills it"
+            )
+    return values
+
+
+def statements(rows: Sequence[Row], key: Sequence[str]) -> list[list[Row]]:
+    """The rows in groups, each for one statement, to be run in the order given.
+
+    The rows of a group have the same columns, and no two the same key; of two rows with the same
+    key the earlier comes in an earlier group. So the outcome is that of writing row by row.
+    """
+    seen: Counter[tuple[Any, ...]] = Counter()
+    groups: dict[tuple[int, frozenset[str]], list[Row]] = {}
+    for row in rows:
+        turn = 0
+        if key:
+            its_key = tuple([row.values[name] for name in key])
+            turn = seen[its_key]
+            seen[its_key] = turn + 1
+        groups.setdefault((turn, frozenset(row.values)), []).append(row)
+    return [group for _, group in sorted(groups.items(), key=lambda item: item[0][0])]
+
+
+def _called(value: Any) -> str:
+    if value is None:
+        return "missing or null"
+    if isinstance(value, dict):
+        return "an object" if value else "empty"
+    return "a list" if isinstance(value, list) else f"a {type(value).__name__}"
