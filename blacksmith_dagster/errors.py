@@ -15,7 +15,7 @@
     │   ├── Unprocessable         422
     │   │   └── KeyReused         the same idempotency key with another body
     │   └── Busy                  429: the queue is full
-    ├── Unavailable               the store, the supervisor or a broker does not answer
+    ├── Unavailable               the store, the supervisor, a broker or a destination does not answer
     │   └── OutcomeUnknown        the connection broke during a commit
     ├── Timeout                   a load has not returned in time
     ├── StoreError
