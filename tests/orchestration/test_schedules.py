@@ -64,6 +64,7 @@ def tick(pipeline: Pipeline, instance: DagsterInstance) -> Tick:
 
 def test_a_look_launches_when_something_is_due(store_url: str, instance: DagsterInstance) -> None:
     pipeline = Pipeline(store_url)
+    pipeline.open().close()
     assert look(pipeline, instance).skipped == "nothing waits for lake/flights, lake/undeliverable"
     pipeline.receive(1)
     before = time.time()
@@ -76,6 +77,7 @@ def test_a_schedule_launches_when_something_is_due(
     store_url: str, instance: DagsterInstance
 ) -> None:
     pipeline = Pipeline(store_url)
+    pipeline.open().close()
     assert tick(pipeline, instance).skipped == "nothing waits for lake/movements"
     pipeline.receive(1, to=["lake/movements"])
     assert tick(pipeline, instance).launched == 1
