@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any, assert_type
 
 import msgspec
+import sqlalchemy
 
 from blacksmith_dagster import (
     HTTP,
@@ -24,6 +25,7 @@ from blacksmith_dagster import (
     Secret,
     Source,
 )
+from blacksmith_dagster.destinations import HTTPDestination, SQLDestination
 
 
 class Flight(msgspec.Struct):
@@ -90,6 +92,37 @@ def open_lake_simply() -> sqlite3.Connection:
     return sqlite3.connect(":memory:")
 
 
+warehouse = SQLDestination(
+    "warehouse", url=Secret("WAREHOUSE_URL"), schedule=Schedule("@every 10m")
+)
+flights = warehouse.table("flights", receives=departed, key=["id"], newest="time_hour")
+changes = warehouse.table("changes", receives=[departed, Flow(cancelled, transform=to_row)])
+
+
+@warehouse.event(receives=cancelled)
+def counted(batch: Batch[Cancellation], engine: sqlalchemy.Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(sqlalchemy.text("SELECT 1"))
+
+
+def message(job: Job[Flight]) -> dict[str, str]:
+    return {"text": f"{job.data.id} is {job.data.dep_delay} minutes late"}
+
+
+alerts = HTTPDestination(
+    "alerts",
+    url=Secret("ALERTS_URL"),
+    headers={"Authorization": Secret("ALERTS_TOKEN"), "X-From": "airport"},
+    schedule=Schedule(realtime=True),
+)
+late = alerts.post(
+    "late",
+    receives=Flow(departed, when=lambda e: e.data.dep_delay > 120),
+    body=message,
+    concurrency=16,
+)
+all_of_it = alerts.post("all_of_it", receives=[departed, cancelled], batched=True)
+
 lake = Destination("lake", connect=open_lake, batch=50_000, timeout="10m")
 pond = Destination("pond", connect=open_lake_simply)
 logbook = Destination("logbook", schedule=Schedule("@every 10m"))
@@ -111,12 +144,15 @@ def rows(batch: Batch[Row], connection: sqlite3.Connection) -> None:
             batch.discard(job, "nothing to say")
 
 
-@logbook.event(receives=[movements.discarded, rows.failed, anything])
+@logbook.event(receives=[movements.discarded, flights.failed, late.succeeded, anything])
 def undeliverable(batch: Batch[Any]) -> None:
     print(len(batch))
 
 
 assert_type(rows.discarded, Outcome[Row])
+assert_type(late.discarded, Outcome[Flight])
 assert_type(movements.succeeded, Outcome[Flight | Cancellation])
 
-blacksmith = Blacksmith(sources=[airport], destinations=[lake, pond, logbook], since="2026-01-01")
+blacksmith = Blacksmith(
+    sources=[airport], destinations=[warehouse, alerts, lake, pond, logbook], since="2026-01-01"
+)
