@@ -1,0 +1,127 @@
+"""Clients that know what they were promised: the ledger of every 2xx."""
+
+import contextlib
+import http.client
+import itertools
+import json
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from blacksmith_dagster.store import Store
+from tests.acceptance.processes import GatewayProcess
+
+CONNECTION_ERRORS = (OSError, http.client.HTTPException)
+
+
+@dataclass
+class Ledger:
+    """What the senders were told, by the number that each event carries."""
+
+    accepted: dict[int, str] = field(default_factory=dict)
+    errors: Counter[str] = field(default_factory=Counter)
+    unsure: set[int] = field(default_factory=set)
+
+    def check(self, store: Store) -> None:
+        """Assert that each accepted event is in the store once, under the id that was answered, and
+        that nothing else is there but what a sender was left unsure about."""
+        kept = store.events(limit=1_000_000)
+        numbers = Counter(json.loads(event.payload)["n"] for event in kept)
+        ids = {event.id: json.loads(event.payload)["n"] for event in kept}
+        assert len(ids) == len(kept)
+        lost = {n for n, event_id in self.accepted.items() if ids.get(event_id) != n}
+        assert not lost, f"{len(lost)} accepted events are not in the store: {sorted(lost)[:9]}"
+        assert [n for n, times in numbers.items() if times > 1] == []
+        assert numbers.keys() - self.accepted.keys() <= self.unsure
+
+
+class Sender:
+    """One client: sends an event after another, as fast as they are answered.
+
+    With `retry` it sends each with an Idempotency-Key, again and again until it is accepted, as a
+    client should that must lose nothing.
+    """
+
+    def __init__(
+        self, gateway: GatewayProcess, ledger: Ledger, numbers: Iterator[int], *, retry: bool
+    ) -> None:
+        self._gateway = gateway
+        self._ledger = ledger
+        self._numbers = numbers
+        self._retry = retry
+        self._connection: http.client.HTTPConnection | None = None
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        for number in self._numbers:
+            accepted = self._send(number)
+            while not accepted and self._retry:
+                self._ending.wait(0.02)
+                accepted = self._send(number)
+            if self._ending.is_set():
+                return
+
+    def _send(self, number: int) -> bool:
+        headers = {"Content-Type": "application/json"}
+        if self._retry:
+            headers["Idempotency-Key"] = f"key-{number}"
+        body = b'{"wanted": true, "n": %d}' % number
+        try:
+            if self._connection is None:
+                self._connection = http.client.HTTPConnection(
+                    "127.0.0.1", self._gateway.port, timeout=30
+                )
+            self._connection.request("POST", "/v1/door/accepted", body, headers)
+            answer = self._connection.getresponse()
+            document = json.loads(answer.read())
+        except CONNECTION_ERRORS as error:
+            self._ledger.errors[type(error).__name__] += 1
+            self._ledger.unsure.add(number)
+            self._close()
+            return False
+        if answer.status == 202:
+            (self._ledger.accepted[number],) = document["ids"]
+            return True
+        self._ledger.errors[f"{answer.status} {document['type']}"] += 1
+        if document["type"] == "urn:blacksmith:outcome-unknown":
+            self._ledger.unsure.add(number)
+        return False
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def end(self, *, at_once: bool = False) -> None:
+        """End after the event under way, which a retrying sender gets accepted first."""
+        self._retry = self._retry and not at_once
+        self._ending.set()
+
+    def join(self) -> None:
+        """Wait for the end."""
+        self._thread.join(60)
+        assert not self._thread.is_alive(), "an event is not accepted for ever"
+        self._close()
+
+
+@contextlib.contextmanager
+def load_on(gateway: GatewayProcess, senders: int = 8) -> Iterator[Ledger]:
+    """Senders on the gateway, every second of which retries, until the block ends."""
+    ledger = Ledger()
+    # A number for each event: next() of a count is atomic.
+    numbers = itertools.count()
+    running = [Sender(gateway, ledger, numbers, retry=n % 2 == 0) for n in range(senders)]
+    try:
+        yield ledger
+    except BaseException:
+        for sender in running:
+            sender.end(at_once=True)
+        raise
+    for sender in running:
+        sender.end()
+    for sender in running:
+        sender.join()
+    print(f"{len(ledger.accepted)} accepted, {dict(ledger.errors)}")

@@ -1,0 +1,131 @@
+"""The writer groups what has gathered, and answers each request with its own fate."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import pytest
+
+from blacksmith_dagster.errors import Busy, KeyReused, OutcomeUnknown, StoreError, Unavailable
+from blacksmith_dagster.gateway.writer import Writer
+from blacksmith_dagster.store.interface import NewEvent, Store
+
+Answers = Callable[[Sequence[Sequence[NewEvent]]], list[Any]]
+
+
+class Scripted:
+    """A store that answers as it is told, and waits to be let."""
+
+    def __init__(self, answers: Answers) -> None:
+        self.commits: list[int] = []
+        self.asked = threading.Event()
+        self.may_commit = threading.Event()
+        self.may_commit.set()
+        self._answers = answers
+
+    def ingest(self, requests: Sequence[Sequence[NewEvent]]) -> list[Any]:
+        self.commits.append(len(requests))
+        self.asked.set()
+        assert self.may_commit.wait(10)
+        return self._answers(requests)
+
+
+def ids(requests: Sequence[Sequence[NewEvent]]) -> list[Any]:
+    return [[event.payload for event in request] for request in requests]
+
+
+def events(*payloads: str) -> list[NewEvent]:
+    return [NewEvent("a/b", payload) for payload in payloads]
+
+
+async def gathered(store: Scripted, writer: Writer, requests: list[list[NewEvent]]) -> list[Any]:
+    """Submit a request, and while its commit is under way the others."""
+    store.may_commit.clear()
+    first, *others = requests
+    futures = [writer.submit(first)]
+    assert await asyncio.to_thread(store.asked.wait, 10)
+    futures += [writer.submit(each) for each in others]
+    store.may_commit.set()
+    return await asyncio.gather(*futures)
+
+
+def run(answers: Answers, requests: list[list[NewEvent]]) -> tuple[list[Any], list[int]]:
+    store = Scripted(answers)
+
+    async def main() -> list[Any]:
+        writer = Writer(cast(Store, store), 100)
+        answered = await gathered(store, writer, requests)
+        await writer.stop()
+        return answered
+
+    return asyncio.run(main()), store.commits
+
+
+def test_what_gathers_during_a_commit_makes_the_next_one() -> None:
+    answered, commits = run(ids, [events(str(n), f"{n}'") for n in range(6)])
+    assert answered == [[str(n), f"{n}'"] for n in range(6)]
+    assert commits == [1, 5]
+
+
+def test_data_that_the_database_refuses_fails_alone() -> None:
+    def refuse(requests: Sequence[Sequence[NewEvent]]) -> list[Any]:
+        if any(event.payload == "bad" for request in requests for event in request):
+            raise StoreError("refused")
+        return ids(requests)
+
+    answered, commits = run(refuse, [events("1"), events("2"), events("bad"), events("3")])
+    assert (answered[:2], answered[3]) == ([["1"], ["2"]], ["3"])
+    assert isinstance(answered[2], StoreError)
+    assert commits == [1, 3, 1, 1, 1]
+
+
+@pytest.mark.parametrize("error", [Unavailable("down"), OutcomeUnknown("who knows")])
+def test_commit_that_may_have_happened_is_never_tried_again(error: Exception) -> None:
+    def fail(requests: Sequence[Sequence[NewEvent]]) -> list[Any]:
+        if len(requests) > 1:
+            raise error
+        return ids(requests)
+
+    answered, commits = run(fail, [events("1"), events("2"), events("3")])
+    assert answered == [["1"], error, error]
+    assert commits == [1, 2]
+
+
+def test_reused_key_answers_its_request_alone() -> None:
+    reused = KeyReused("again")
+    answered, _ = run(
+        lambda requests: [reused if r[0].payload == "2" else [r[0].payload] for r in requests],
+        [events("1"), events("2"), events("3")],
+    )
+    assert answered == [["1"], reused, ["3"]]
+
+
+def test_full_queue_refuses_but_never_the_first() -> None:
+    store = Scripted(ids)
+
+    async def main() -> None:
+        writer = Writer(cast(Store, store), 3)
+        store.may_commit.clear()
+        large = writer.submit(events("1", "2", "3", "4"))
+        with pytest.raises(Busy):
+            writer.submit(events("5"))
+        store.may_commit.set()
+        assert len(cast(list[str], await large)) == 4
+        assert await writer.submit(events("5")) == ["5"]
+        await writer.stop()
+
+    asyncio.run(main())
+
+
+def test_stop_commits_what_was_submitted() -> None:
+    store = Scripted(ids)
+
+    async def main() -> list[Any]:
+        writer = Writer(cast(Store, store), 100)
+        futures = [writer.submit(events(str(n))) for n in range(50)]
+        await writer.stop()
+        return await asyncio.gather(*futures)
+
+    assert asyncio.run(main()) == [[str(n)] for n in range(50)]
+    assert sum(store.commits) == 50
