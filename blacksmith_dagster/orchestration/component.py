@@ -1,6 +1,6 @@
 """An application as a component: for projects that are made and scaffolded by `dg`."""
 
-from __future__ import annotations
+# Dagster reads the component's fields as they stand: no `from __future__ import annotations`.
 
 from dataclasses import dataclass
 from typing import Any

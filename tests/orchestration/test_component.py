@@ -1,0 +1,43 @@
+"""The application as a component, and the package as Dagster knows it."""
+
+from importlib.metadata import entry_points
+
+import pytest
+import yaml
+from dagster import DagsterLibraryRegistry
+from dagster.components.testing import create_defs_folder_sandbox
+
+from blacksmith_dagster.orchestration import BlacksmithComponent
+
+# Dagster's own.
+pytestmark = pytest.mark.filterwarnings("ignore:`parse_obj_as` is deprecated")
+
+COMPONENT = "blacksmith_dagster.orchestration.BlacksmithComponent"
+
+
+def test_a_component_has_the_definitions_of_its_application() -> None:
+    with create_defs_folder_sandbox() as sandbox:
+        sandbox.scaffold_component(
+            component_cls=BlacksmithComponent,
+            defs_path="events",
+            defs_yaml_contents={
+                "type": COMPONENT,
+                "attributes": {"app": "tests.acceptance.dagster_pipeline:blacksmith"},
+            },
+        )
+        with sandbox.build_all_defs() as definitions:
+            assert definitions.resolve_job_def("load_lake")
+
+
+def test_a_scaffolded_component_says_what_to_fill_in() -> None:
+    with create_defs_folder_sandbox() as sandbox:
+        folder = sandbox.scaffold_component(component_cls=BlacksmithComponent, defs_path="events")
+        written = yaml.safe_load((folder / "defs.yaml").read_text())
+        assert written["type"].endswith(".BlacksmithComponent")
+        assert written["attributes"] == {"app": "my_package.application:blacksmith"}
+
+
+def test_dg_and_dagster_know_the_package() -> None:
+    found = entry_points(group="dagster_dg_cli.registry_modules", name="blacksmith_dagster")
+    assert [each.value for each in found] == ["blacksmith_dagster.orchestration"]
+    assert "blacksmith-dagster" in DagsterLibraryRegistry.get()
