@@ -10,7 +10,10 @@ from dagster.components.testing import create_defs_folder_sandbox
 from blacksmith_dagster.orchestration import BlacksmithComponent
 
 # Dagster's own.
-pytestmark = pytest.mark.filterwarnings("ignore:`parse_obj_as` is deprecated")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`parse_obj_as` is deprecated"),
+    pytest.mark.filterwarnings("ignore:.* is currently in beta"),
+]
 
 COMPONENT = "blacksmith_dagster.orchestration.BlacksmithComponent"
 
