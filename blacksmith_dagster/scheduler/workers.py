@@ -18,6 +18,7 @@ from blacksmith_dagster.pipeline.destination import Destination, DestinationEven
 _log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT = 10.0
+"""Seconds that closing a connection may take."""
 
 
 class Workers:
@@ -54,6 +55,7 @@ class _Worker:
         self._destination = destination
         self._connection: tuple[Any, ...] | None = None
         self._finish: Callable[[], None] = lambda: None
+        self._last: Future[None] | None = None
         self._tasks: queue.SimpleQueue[tuple[Callable[[], None], Future[None]] | None]
         self._tasks = queue.SimpleQueue()
         # A daemon: a call that never returns must not keep the process from ending.
@@ -63,7 +65,7 @@ class _Worker:
         self._thread.start()
 
     def submit(self, task: Callable[[], None]) -> Future[None]:
-        future: Future[None] = Future()
+        self._last = future = Future[None]()
         self._tasks.put((task, future))
         return future
 
@@ -75,7 +77,8 @@ class _Worker:
 
     def close(self) -> None:
         self._tasks.put(None)
-        self._thread.join(CLOSE_TIMEOUT)
+        if self._last is None or self._last.done():
+            self._thread.join(CLOSE_TIMEOUT)
 
     def _work(self) -> None:
         while (item := self._tasks.get()) is not None:

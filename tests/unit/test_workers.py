@@ -4,6 +4,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import wait
 from typing import Any
@@ -115,6 +116,24 @@ def test_destinations_do_not_wait_for_each_other(workers: Workers) -> None:
         calls.append(workers.call(rows, EMPTY))
     wait(calls, timeout=10)
     assert [call.exception(0) for call in calls] == [None, None]
+
+
+def test_a_call_that_does_not_return_keeps_nobody_from_closing(workers: Workers) -> None:
+    begun, release = threading.Event(), threading.Event()
+    lake = Destination("lake")
+
+    @lake.event(receives=departed)
+    def rows(batch: Batch[Any]) -> None:
+        begun.set()
+        release.wait(30)
+
+    call = workers.call(rows, EMPTY)
+    assert begun.wait(10)
+    before = time.monotonic()
+    workers.close()
+    assert time.monotonic() - before < 1
+    release.set()
+    assert call.exception(10) is None
 
 
 def test_connections_are_closed_at_the_processs_end() -> None:

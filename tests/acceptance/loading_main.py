@@ -1,0 +1,60 @@
+"""A process that loads again and again, as a scheduler would have it.
+
+It imports little: it is started often.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+from blacksmith_dagster.errors import Fenced, Timeout, Unavailable
+from blacksmith_dagster.scheduler import StandardScheduler
+from blacksmith_dagster.store import open_store
+from blacksmith_dagster.store.sql import SQLStore
+from blacksmith_dagster.supervisor import StoreSupervisor
+from tests.acceptance.loading_pipeline import blacksmith
+
+TTL = 2.0
+TIMED_OUT = 75
+
+
+def main(paths: Sequence[str]) -> int:
+    """Load until SIGTERM. Says what happens in a line each."""
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    store = open_store(os.environ["BLACKSMITH_STORE_URL"])
+    assert isinstance(store, SQLStore)
+    supervisor = StoreSupervisor(store, ttl=TTL)
+    scheduler = StandardScheduler()
+    run = f"process {os.getpid()}"
+    print("ready")
+    while not stop.is_set():
+        for path in paths:
+            event = blacksmith.destination_events[path]
+            try:
+                summary = scheduler.load(
+                    blacksmith, event, store=store, supervisor=supervisor, run=run, stop=stop
+                )
+            except Fenced as error:
+                print("fenced:", error)
+            except Timeout as error:
+                print("timed out:", error)
+                return TIMED_OUT
+            except Unavailable as error:
+                print("unavailable:", error)
+                time.sleep(0.2)
+            else:
+                if summary.loads:
+                    print(summary)
+        stop.wait(0.02)
+    scheduler.close()
+    supervisor.close()
+    store.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

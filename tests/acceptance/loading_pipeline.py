@@ -1,0 +1,150 @@
+"""A pipeline whose destination does what each job's data says, and records what it has loaded.
+
+Data: `{"n": 1}` is loaded; `{"n": 1, "do": ...}` raises, fails, discards, hangs, kills the process or
+waits (while a file is there) first, and only for the first `times` calls if that is given.
+"""
+
+import os
+import signal
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from blacksmith_dagster import Batch, Blacksmith, Destination, Flow, Job, Schedule, Source
+
+RECORDING = "BLACKSMITH_TEST_RECORDING"  # the folder that the recording is in
+FLIGHTS, ALERTS, TOLD = "warehouse/flights", "alerts/late", "mail/told"
+
+_TABLES = """
+create table if not exists calls (path text, id text, pid integer, at real);
+create table if not exists loaded (path text, id text, pid integer, at real, what text);
+"""
+
+
+class Recording:
+    """What the destinations have seen and loaded, in a SQLite file of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._connection = sqlite3.connect(folder / "recording.db", timeout=30)
+        self._connection.executescript(_TABLES)
+
+    @classmethod
+    def open(cls) -> Iterator["Recording"]:
+        """As a destination's `connect`."""
+        recording = cls(Path(os.environ[RECORDING]))
+        yield recording
+        recording.close()
+
+    def close(self) -> None:
+        self._connection.close()
+
+    @property
+    def hold(self) -> Path:
+        """While this file is there, jobs with `"do": "wait"` wait."""
+        return self.folder / "hold"
+
+    def call(self, path: str, jobs: list[Job[Any]]) -> None:
+        now = time.time()
+        self._insert("calls", [(path, job.event.id, os.getpid(), now) for job in jobs])
+
+    def load(self, path: str, jobs: list[Job[Any]], what: str = "") -> None:
+        now = time.time()
+        self._insert("loaded", [(path, job.event.id, os.getpid(), now, what) for job in jobs])
+
+    def _insert(self, table: str, rows: list[tuple[Any, ...]]) -> None:
+        marks = ", ".join("?" * len(rows[0])) if rows else ""
+        with self._connection:
+            self._connection.executemany(f"insert into {table} values ({marks})", rows)
+
+    def calls(self, event_id: str, path: str = FLIGHTS) -> int:
+        """How often a job was handed to its destination."""
+        question = "select count(*) from calls where path = ? and id = ?"
+        found: int = self._connection.execute(question, (path, event_id)).fetchone()[0]
+        return found
+
+    def loaded(self, path: str = FLIGHTS) -> list[str]:
+        """The ids of what was loaded, in the order of loading; those loaded twice are there twice."""
+        question = "select id from loaded where path = ? order by rowid"
+        return [row[0] for row in self._connection.execute(question, (path,))]
+
+    def times(self, path: str = FLIGHTS) -> dict[str, float]:
+        """When each id was loaded first, as seconds since 1970."""
+        question = "select id, min(at) from loaded where path = ? group by id"
+        return dict(self._connection.execute(question, (path,)).fetchall())
+
+    def pids(self, path: str = FLIGHTS) -> dict[str, list[int]]:
+        """Which processes loaded each id."""
+        found: dict[str, list[int]] = {}
+        question = "select id, pid from loaded where path = ? order by rowid"
+        for event_id, pid in self._connection.execute(question, (path,)):
+            found.setdefault(event_id, []).append(pid)
+        return found
+
+
+airport = Source("airport")
+departed = airport.accept("departed")
+
+SOON = Schedule("@every 5s", max_retries=3, backoff="100ms")
+
+warehouse = Destination(
+    "warehouse", connect=Recording.open, schedule=SOON, batch=1000, timeout="1s"
+)
+alerts = Destination("alerts", connect=Recording.open, schedule=SOON)
+mail = Destination("mail", connect=Recording.open, schedule=SOON)
+
+
+@warehouse.event(receives=departed)
+def flights(batch: Batch[Any], recording: Recording) -> None:
+    """Does what each job says."""
+    recording.call(batch.path, list(batch))
+    loaded: list[Job[Any]] = []
+    for job in batch:
+        match _now(job, recording):
+            case "raise":
+                raise ValueError(f"job {job.data['n']} cannot be loaded")
+            case "fail":
+                batch.fail(job, f"job {job.data['n']} is not ready")
+            case "discard":
+                batch.discard(job, f"job {job.data['n']} is wrong")
+            case "hang":
+                time.sleep(3600)
+            case "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "wait":
+                while recording.hold.exists():
+                    time.sleep(0.01)
+                loaded.append(job)
+            case _:
+                loaded.append(job)
+    recording.load(batch.path, loaded)
+
+
+def _now(job: Job[Any], recording: Recording) -> str:
+    do: str = job.data.get("do", "load")
+    times = job.data.get("times")
+    assert job.event.id is not None
+    if do == "load" or (times is not None and recording.calls(job.event.id) > times):
+        return "load"
+    return do
+
+
+@alerts.event(receives=Flow(departed, when=lambda event: event.data.get("late", False)))
+def late(batch: Batch[Any], recording: Recording) -> None:
+    """Loads whatever it is given."""
+    recording.load(batch.path, list(batch))
+
+
+@mail.event(receives=[flights.failed, flights.discarded])
+def told(batch: Batch[Any], recording: Recording) -> None:
+    """Records what became of flights."""
+    for job in batch:
+        assert job.cause is not None
+        recording.load(batch.path, [job], job.cause.outcome)
+
+
+blacksmith = Blacksmith(
+    sources=[airport], destinations=[warehouse, alerts, mail], since="2026-01-01"
+)

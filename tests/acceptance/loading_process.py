@@ -1,0 +1,121 @@
+"""How tests handle a process that loads."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Self
+
+from blacksmith_dagster.store import Store, open_store
+from blacksmith_dagster.store.sql import SQLStore
+from tests.acceptance.loading_main import TIMED_OUT
+from tests.acceptance.loading_pipeline import FLIGHTS, RECORDING, blacksmith
+from tests.acceptance.processes import ROOT_FOLDER, until
+
+_MAIN = "tests.acceptance.loading_main"
+
+
+class LoaderProcess:
+    """A process that loads what is due of some destination events, until it is stopped."""
+
+    def __init__(self, store_url: str, folder: Path, *paths: str) -> None:
+        self._command = [sys.executable, "-W", "error", "-m", _MAIN, *(paths or (FLIGHTS,))]
+        self._env = {
+            **os.environ,
+            "BLACKSMITH_STORE_URL": store_url,
+            RECORDING: str(folder),
+            "PYTHONUNBUFFERED": "1",
+        }
+        self._log = folder / f"loader-{id(self)}.log"
+        self.process = self._start()
+        self.starts = 1
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        with self._log.open("ab") as out:
+            return subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                env=self._env,
+                cwd=ROOT_FOLDER,
+            )
+
+    @property
+    def log(self) -> str:
+        """Everything that it has printed since it was first started."""
+        return self._log.read_text()
+
+    def start_again_if_ended(self) -> None:
+        """As a scheduler does at its next tick. Fails for an end that the faults do not explain."""
+        if (code := self.process.poll()) is not None:
+            assert code in (-signal.SIGKILL, TIMED_OUT), f"ended with {code}:\n{self.log}"
+            self.process = self._start()
+            self.starts += 1
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+        self.process.wait()
+
+    def pause(self, store: Store) -> None:
+        """SIGSTOP, though never within a write: that would keep SQLite's turn from all others."""
+        while True:
+            self.process.send_signal(signal.SIGSTOP)
+            probe = threading.Thread(target=_write, args=(store,), daemon=True)
+            probe.start()
+            probe.join(1.0)
+            if not probe.is_alive():
+                return
+            self.go_on()
+            probe.join()
+
+    def go_on(self) -> None:
+        """SIGCONT."""
+        self.process.send_signal(signal.SIGCONT)
+
+    def stop(self) -> int:
+        """SIGTERM; returns the exit code."""
+        self.process.terminate()
+        return self.process.wait(30)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+
+def _write(store: Store) -> None:
+    assert isinstance(store, SQLStore)
+    with store.writing():
+        pass
+
+
+def keep_running(loaders: Sequence[LoaderProcess], store: Store, paths: Sequence[str]) -> None:
+    """Start the loaders again whenever they end, until nothing is pending."""
+
+    def settled() -> bool:
+        for loader in loaders:
+            loader.start_again_if_ended()
+        return all(store.counts(path).pending == 0 for path in paths)
+
+    try:
+        until(settled, 120)
+    except AssertionError as error:
+        raise AssertionError("\n\n".join(each.log[-3000:] for each in loaders)) from error
+
+
+@contextlib.contextmanager
+def opened(store_url: str) -> Iterator[Store]:
+    """The store, with the pipeline registered."""
+    store = open_store(store_url, upgrade=True)
+    try:
+        store.register(blacksmith)
+        yield store
+    finally:
+        store.close()

@@ -1,0 +1,464 @@
+"""Faults of destinations and of loaders, for real, and what is left of the jobs."""
+
+import contextlib
+import random
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from blacksmith_dagster import (
+    Batch,
+    Blacksmith,
+    Destination,
+    DestinationEvent,
+    Event,
+    Flow,
+    Request,
+    Schedule,
+    Source,
+)
+from blacksmith_dagster.errors import Fenced
+from blacksmith_dagster.gateway.extract import Extractor
+from blacksmith_dagster.pipeline.source import SourceEvent
+from blacksmith_dagster.scheduler import StandardScheduler, Tally
+from blacksmith_dagster.store import Store, open_store
+from blacksmith_dagster.store.interface import Lane, Verdict
+from blacksmith_dagster.store.sql import SQLStore
+from blacksmith_dagster.supervisor import StoreSupervisor
+from tests.acceptance.loading_pipeline import ALERTS, FLIGHTS, TOLD, Recording, blacksmith, departed
+from tests.acceptance.loading_process import LoaderProcess, keep_running, opened
+from tests.acceptance.oracle import judge
+from tests.acceptance.processes import GatewayProcess, until
+from tests.services.postgres import PostgresServer
+
+AT_ONCE = Schedule("@every 5s", max_retries=3, backoff="1ms")
+
+
+def accept(
+    store: Store,
+    data: Sequence[Any],
+    app: Blacksmith = blacksmith,
+    event: SourceEvent[Any, Any, Any] = departed,
+) -> list[str]:
+    """Keep an event for each item of data, as the gateway does; returns their ids."""
+    request = Request(msgspec.json.encode(data), {"content-type": "application/json"})
+    events = Extractor(app, event)(request)
+    assert isinstance(events, list)
+    (ids,) = store.ingest([events])
+    assert isinstance(ids, list)
+    return ids
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
+    with opened(store_url) as store:
+        yield store
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Iterator[Recording]:
+    with contextlib.closing(Recording(tmp_path)) as recording:
+        yield recording
+
+
+class Pipeline:
+    """One flow from `site/seen` to `lake/kept`, loaded in this process."""
+
+    def __init__(
+        self,
+        store: Store,
+        function: Callable[[Batch[Any]], None] = lambda batch: None,
+        *,
+        schedule: Schedule = AT_ONCE,
+        batch: int = 1000,
+        **flow: Any,
+    ) -> None:
+        self.store = store
+        self.loaded: set[str] = set()
+        self.site = Source("site")
+        self.seen = self.site.accept("seen")
+        lake = Destination("lake", schedule=schedule, batch=batch)
+
+        def kept(batch: Batch[Any]) -> None:
+            function(batch)
+            said = batch.verdicts
+            self.loaded |= {str(job.event.id) for job in batch if job.key not in said}
+
+        self.kept: DestinationEvent[Any] = lake.event(receives=Flow(self.seen, **flow))(kept)
+        self.app = Blacksmith(sources=[self.site], destinations=[lake], since="2026-01-01")
+        store.register(self.app)
+        assert isinstance(store, SQLStore)
+        self._supervisor = StoreSupervisor(store)
+
+    def accept(self, data: Sequence[Any]) -> list[str]:
+        return accept(self.store, data, self.app, self.seen)
+
+    def load(self) -> Tally:
+        scheduler = StandardScheduler()
+        try:
+            loaded = scheduler.load(
+                self.app, self.kept, store=self.store, supervisor=self._supervisor
+            )
+        finally:
+            scheduler.close()
+        return loaded.tally
+
+    def settle(self) -> None:
+        """Load until nothing is pending; 60 s at most."""
+
+        def settled() -> bool:
+            self.load()
+            return self.store.counts("lake/kept").pending == 0
+
+        until(settled, 60, "nothing is pending")
+
+    def history(self, event_id: str) -> list[tuple[str, str | None]]:
+        return [(each.state, each.error) for each in self.store.history(event_id)]
+
+
+def test_when_that_raises_keeps_the_job(store: Store) -> None:
+    def when(event: Event[Any]) -> bool:
+        return bool(10 // event.data["n"] > by.get("least", 0) // by.get("divisor", 0))
+
+    by: dict[str, int] = {}
+    later = Schedule("@every 5s", max_retries=3, backoff="2s")
+    pipeline = Pipeline(store, when=when, schedule=later)
+    ids = pipeline.accept([{"n": 1}, {"n": 5}])
+    assert pipeline.load() == Tally(failed=2)  # nothing was dropped, and nothing loaded
+    judge(store, "lake/kept", ids, pipeline.loaded)
+    by |= {"least": 3, "divisor": 1}  # the bug is mended: the first is wanted, the second is not
+    pipeline.settle()
+    found = judge(store, "lake/kept", ids, pipeline.loaded)
+    assert pipeline.loaded == found.succeeded == {ids[0]}
+    errors = [error for state, error in pipeline.history(ids[1]) if error]
+    assert "ZeroDivisionError" in errors[0]
+    assert errors[-1] == "the flow's when no longer wants this event"
+
+
+def test_transform_that_raises_fails_its_job(store: Store) -> None:
+    def transform(event: Event[Any]) -> float:
+        return float(100 / event.data["n"])
+
+    pipeline = Pipeline(store, transform=transform)
+    ids = pipeline.accept([{"n": n} for n in range(100)])
+    pipeline.settle()
+    found = judge(store, "lake/kept", ids, pipeline.loaded)
+    assert found.discarded == {ids[0]}
+    assert pipeline.loaded == set(ids[1:])
+    failures = [
+        error for state, error in pipeline.history(ids[0]) if state != "executing" and error
+    ]
+    assert failures == ["ZeroDivisionError: division by zero"] * 4
+
+
+@pytest.mark.parametrize("others", [True, False], ids=["others_succeed", "nothing_else_comes"])
+def test_poison_among_thousand(store: Store, others: bool) -> None:
+    def load(batch: Batch[Any]) -> None:
+        if any(job.data["n"] == 500 for job in batch):
+            raise ValueError("poison")
+
+    schedule = Schedule("@every 5s", max_retries=12 if others else 3, backoff="1ms")
+    pipeline = Pipeline(store, load, schedule=schedule)
+    ids = pipeline.accept([{"n": n} for n in range(1000)])
+    late: list[str] = []
+    while store.counts("lake/kept").pending:
+        if others and len(late) < 12:
+            late += pipeline.accept([{"n": -1}])
+        pipeline.load()
+        until(lambda: store.next_due("lake/kept") in (0, None), 30)
+    found = judge(store, "lake/kept", ids + late, pipeline.loaded)
+    assert found.discarded == {ids[500]}
+    assert len(pipeline.loaded & set(ids)) == 999
+
+
+def test_new_jobs_are_not_starved_by_retries(store: Store) -> None:
+    handed: list[list[int]] = []
+    failing = True
+
+    def load(batch: Batch[Any]) -> None:
+        handed.append([job.data["n"] for job in batch])
+        for job in batch:
+            if failing and job.data["n"] < 1000:
+                batch.fail(job, "not yet", retry_after=0.0)
+
+    schedule = Schedule("@every 5s", max_retries=10_000)
+    pipeline = Pipeline(store, load, schedule=schedule, batch=5)
+    ids = pipeline.accept([{"n": n} for n in range(100)])
+    stop, news = threading.Event(), [1000]
+
+    def tell(_: object) -> None:
+        nonlocal failing
+        if len(handed) == 60:  # twenty sets fail, over and over, and are due at once
+            ids.extend(pipeline.accept([{"n": 1000}]))
+            news.append(len(handed))
+        if len(handed) >= 70:
+            failing = False
+
+    assert isinstance(store, SQLStore)
+    scheduler = StandardScheduler()
+    with contextlib.closing(StoreSupervisor(store)) as supervisor:
+        scheduler.load(
+            pipeline.app, pipeline.kept, store=store, supervisor=supervisor, stop=stop, report=tell
+        )
+    scheduler.close()
+    turn = next(turn for turn, jobs in enumerate(handed) if 1000 in jobs)
+    assert turn - news[1] <= 1, "every second claim takes new jobs"
+    assert judge(store, "lake/kept", ids, pipeline.loaded).succeeded == set(ids)
+
+
+def test_hundred_thousand_retries_due_at_once(store: Store) -> None:
+    due = time.monotonic() + 20
+
+    def load(batch: Batch[Any]) -> None:
+        if (left := due - time.monotonic()) > 0:
+            for job in batch:
+                batch.fail(job, "not yet", retry_after=left)
+
+    pipeline = Pipeline(store, load, batch=10_000)
+    ids: list[str] = []
+    for start in range(0, 100_000, 10_000):
+        ids += pipeline.accept([{"n": start + n} for n in range(10_000)])
+    assert pipeline.load() == Tally(failed=100_000)
+    time.sleep(max(due - time.monotonic(), 0))
+    new = pipeline.accept([{"n": -1}])
+    before = time.monotonic()
+    pipeline.settle()
+    took = time.monotonic() - before
+    found = judge(store, "lake/kept", ids + new, pipeline.loaded, histories=5)
+    assert found.succeeded == set(ids + new)
+    assert took < 30, f"{took:.1f} s for 100,000 retries"
+
+
+def test_stale_process_cannot_evict_the_holder(store: Store) -> None:
+    """One is paused between being told that it holds the lock and using it."""
+    pipeline = Pipeline(store)
+    ids = pipeline.accept([{"n": 1}])
+    assert isinstance(store, SQLStore)
+    with (
+        contextlib.closing(StoreSupervisor(store, ttl=0.3)) as stale,
+        contextlib.closing(StoreSupervisor(store)) as other,
+    ):
+        lease = stale.acquire("load/lake/kept", "stale")
+        assert lease is not None
+        stale._closing.set()  # paused: it renews no more
+        asked: list[bool] = []
+
+        def confirm() -> bool:
+            asked.append(lease.confirm())
+            if len(asked) == 1:
+                theirs = other.acquire("load/lake/kept", "holder", wait=30)
+                assert theirs is not None
+                fences.append(store.take_over("lake/kept", Lane.LOAD, theirs.id, theirs.confirm))
+                load = store.claim(fences[0], 10, 3)
+                assert load is not None
+                loads.append(load)
+            return asked[-1]
+
+        fences: list[Any] = []
+        loads: list[Any] = []
+        with pytest.raises(Fenced):
+            store.take_over("lake/kept", Lane.LOAD, lease.id, confirm)
+        assert asked == [True, False]
+        store.record(loads[0], Verdict())  # the holder's record counts
+    assert store.counts("lake/kept").succeeded == len(ids)
+
+
+def test_loader_killed_in_load(store: Store, store_url: str, recording: Recording) -> None:
+    ids = accept(store, [{"n": n, "do": "hang", "times": 1} for n in range(10)])
+    with (
+        LoaderProcess(store_url, recording.folder) as killed,
+        LoaderProcess(store_url, recording.folder) as other,
+    ):
+        until(lambda: recording.calls(ids[-1]) == 1, 30, killed.log)
+        at_work = _pid_of_call(recording, ids[0])
+        first, second = (killed, other) if killed.process.pid == at_work else (other, killed)
+        first.kill()
+        until(lambda: store.counts(FLIGHTS).pending == 0, 60, second.log)
+    found = judge(store, FLIGHTS, ids, recording.loaded())
+    assert found.succeeded == set(ids)
+    states = [each.state for each in store.history(ids[0]) if each.destination == FLIGHTS]
+    assert states[-4:] == ["executing", "unknown", "executing", "succeeded"]
+    assert recording.pids()[ids[0]] == [second.process.pid]
+
+
+def _pid_of_call(recording: Recording, event_id: str) -> int:
+    with contextlib.closing(sqlite3.connect(recording.folder / "recording.db")) as connection:
+        found: int = connection.execute(
+            "select pid from calls where id = ?", (event_id,)
+        ).fetchone()[0]
+    return found
+
+
+def test_stale_loader_is_fenced(store: Store, store_url: str, recording: Recording) -> None:
+    recording.hold.touch()
+    ids = accept(store, [{"n": n, "do": "wait"} for n in range(10)])
+    with LoaderProcess(store_url, recording.folder) as stale:
+        until(lambda: recording.calls(ids[-1]) == 1, 30, stale.log)
+        stale.pause(store)  # in the middle of a load, for longer than its lock lives
+        recording.hold.unlink()
+        with LoaderProcess(store_url, recording.folder) as other:
+            until(lambda: store.counts(FLIGHTS).pending == 0, 60, other.log)
+            after = [store.history(each) for each in ids]
+            stale.go_on()
+            until(lambda: "fenced:" in stale.log, 30, stale.log)
+            assert "fenced" not in other.log
+            # It has loaded what it had been given, and its word counts for nothing.
+            until(lambda: len(recording.loaded()) == 20, 30)
+            assert [store.history(each) for each in ids] == after
+            more = accept(store, [{"n": 1}])
+            until(lambda: store.counts(FLIGHTS).succeeded == 11, 30)
+    assert judge(store, FLIGHTS, ids + more, recording.loaded()).succeeded == {*ids, *more}
+
+
+def test_destination_hangs_past_timeout(store: Store, store_url: str, recording: Recording) -> None:
+    jobs = [{"n": n, "late": True} for n in range(3)]
+    ids = accept(store, [*jobs, {"n": 3, "late": True, "do": "hang"}])
+    with (
+        LoaderProcess(store_url, recording.folder, FLIGHTS) as flights,
+        LoaderProcess(store_url, recording.folder, ALERTS) as alerts,
+    ):
+        # One slow destination slows no other.
+        until(lambda: store.counts(ALERTS).pending == 0, 10, alerts.log)
+        keep_running([flights, alerts], store, [FLIGHTS, ALERTS])
+        assert "timed out: warehouse/flights: the load ran past its time-out" in flights.log
+        assert alerts.starts == 1
+    found = judge(store, FLIGHTS, ids, recording.loaded())
+    assert found.discarded == {ids[-1]}
+    assert judge(store, ALERTS, ids, recording.loaded(ALERTS)).succeeded == set(ids)
+
+
+def test_job_that_kills_its_process(store: Store, store_url: str, recording: Recording) -> None:
+    jobs: list[dict[str, Any]] = [{"n": n} for n in range(8)]
+    jobs[5]["do"] = "kill"
+    ids = accept(store, jobs)
+    with LoaderProcess(store_url, recording.folder) as loader:
+        keep_running([loader], store, [FLIGHTS])
+        deaths = loader.starts - 1
+    found = judge(store, FLIGHTS, ids, recording.loaded())
+    assert found.discarded == {ids[5]}
+    # Three losses, one at each halving but the last, and its own three losses.
+    assert deaths <= 9
+    (job,) = store.jobs("discarded", FLIGHTS)
+    assert job.error is not None
+    assert "without a word" in job.error
+
+
+def test_received_outcomes_exactly_once(store: Store, store_url: str, recording: Recording) -> None:
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    dice = random.Random(seed)
+    ids: list[str] = []
+    with LoaderProcess(store_url, recording.folder, FLIGHTS, TOLD) as loader:
+        for _ in range(6):
+            do = ("load", "fail", "discard")
+            ids += accept(store, [{"n": n, "do": dice.choice(do)} for n in range(50)])
+            time.sleep(dice.uniform(0.0, 0.6))  # the moment of the kill is the experiment
+            loader.kill()
+            loader.start_again_if_ended()
+        keep_running([loader], store, [FLIGHTS, TOLD])
+
+    ends: dict[str, list[str]] = {}
+    for event_id in ids:
+        own = [each for each in store.history(event_id) if each.destination == FLIGHTS]
+        ends[event_id] = [each.state for each in own]
+    told = _outcomes_by_parent(store)
+    for event_id, states in ends.items():
+        last_failed = states[-1] == "discarded" and "failed" in states
+        failed = states.count("failed") + last_failed
+        assert told.get(event_id, []).count("failed") == failed, (event_id, states, told)
+        assert told.get(event_id, []).count("discarded") == states.count("discarded")
+    found = judge(store, FLIGHTS, ids, recording.loaded())
+    assert found.pending == set()
+    outcomes = [each.id for each in _outcomes(store)]
+    judge(store, TOLD, outcomes, recording.loaded(TOLD))
+
+
+def _outcomes(store: Store) -> list[Any]:
+    return [
+        event
+        for kind in ("failed", "discarded")
+        for event in store.events(f"{FLIGHTS}.{kind}", 100_000)
+    ]
+
+
+def _outcomes_by_parent(store: Store) -> dict[str, list[str]]:
+    told: dict[str, list[str]] = {}
+    for event in _outcomes(store):
+        assert event.parent is not None
+        told.setdefault(event.parent, []).append(event.kind.rpartition(".")[2])
+    return told
+
+
+def test_sqlite_gateway_and_loader_share_turns(tmp_path: Path, recording: Recording) -> None:
+    url = f"sqlite:///{tmp_path}/store.db"
+    accepted: dict[str, float] = {}
+    over = threading.Event()
+
+    def send(gateway: GatewayProcess) -> None:
+        with gateway.client() as client:
+            while not over.is_set():
+                answer = client.post("/v1/airport/departed", json={"n": 1})
+                assert answer.status_code == 202, answer.text
+                accepted[answer.json()["ids"][0]] = time.time()
+
+    app = "tests.acceptance.loading_pipeline:blacksmith"
+    with (
+        GatewayProcess(url, app) as gateway,
+        LoaderProcess(url, recording.folder) as loader,
+        opened(url) as store,
+    ):
+        senders = [threading.Thread(target=send, args=(gateway,)) for _ in range(8)]
+        for each in senders:
+            each.start()
+        time.sleep(6)  # under load for so long
+        over.set()
+        for each in senders:
+            each.join()
+        until(lambda: store.counts(FLIGHTS).pending == 0, 60, loader.log)
+        found = judge(store, FLIGHTS, accepted, recording.loaded())
+        assert found.succeeded == set(accepted)
+        loaded = recording.times()
+        waited = sorted(loaded[each] - at for each, at in accepted.items())
+        p99 = waited[len(waited) * 99 // 100]
+        print(f"{len(accepted)} events, p99 {p99:.3f} s until loaded")
+        assert len(accepted) > 300
+        assert p99 < 1.0, "the gateway's commits starve the loader"
+        assert loader.stop() == 0
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_postgres_restarted_under_load(
+    durable_postgres: PostgresServer, recording: Recording, mode: Any
+) -> None:
+    url = durable_postgres.create_database()
+    with opened(url) as store, LoaderProcess(url, recording.folder) as loader:
+        ids = accept(store, [{"n": n} for n in range(100)])
+        for seconds in (0.0, 1.0, 5.0):  # the last is longer than the lock lives
+            ids += _restart_in_a_load(durable_postgres, mode, seconds, store, recording)
+            ids += accept(store, [{"n": n} for n in range(100)])
+        keep_running([loader], store, [FLIGHTS])
+        assert loader.starts == 1
+    with contextlib.closing(open_store(url)) as store:
+        found = judge(store, FLIGHTS, ids, recording.loaded())
+        assert found.succeeded == set(ids)
+
+
+def _restart_in_a_load(
+    server: PostgresServer, mode: Any, seconds: float, store: Store, recording: Recording
+) -> list[str]:
+    before = len(recording.loaded())
+    recording.hold.touch()
+    ids = accept(store, [{"n": n, "do": "wait"} for n in range(10)])
+    until(lambda: recording.calls(ids[-1]) == 1, 30, "the load has begun")
+    server.stop(mode)
+    recording.hold.unlink()
+    until(lambda: len(recording.loaded()) >= before + 10, 30, "the load has ended")
+    time.sleep(seconds)  # it tries to record, in vain
+    server.start()
+    return ids
