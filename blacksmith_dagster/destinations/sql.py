@@ -139,7 +139,7 @@ class SQLDestination(Destination[sa.Engine]):
 
 
 class _Table:
-    """One table, and what is known of it: read once per process, and again after an error."""
+    """One table, and what is known of it: read once per engine, and again after an error."""
 
     def __init__(
         self,
@@ -157,7 +157,7 @@ class _Table:
         self._newest = newest
         self._needed = (*key, newest) if newest else key
         self._create = create
-        self._writer: Writer | None = None
+        self._known: tuple[sa.Engine, Writer] | None = None
 
     @property
     def description(self) -> str:
@@ -176,12 +176,12 @@ class _Table:
                     for start in range(0, len(group), _ROWS):
                         _write(writer, connection, group[start : start + _ROWS], batch)
         except sa.exc.DBAPIError as error:
-            self._writer = None
+            self._known = None
             raise self._refused(error) from error
 
     def _fitted(self, batch: Batch[Any], engine: sa.Engine) -> tuple[Writer, list[Row]]:
         """The rows that the table can hold; the jobs of the others have failed."""
-        known = self._writer
+        known = self._known[1] if self._known and self._known[0] is engine else None
         writer = known or self._read(engine)
         rows, misfits = fitted(batch, writer.columns, self._table.name, self._needed)
         if misfits and known:  # a column may have been added since
@@ -207,7 +207,7 @@ class _Table:
                 f"{self._path}: table {name!r} has no column {', '.join(sorted(missing))}, which key= "
                 "or newest= names; add it, or name another"
             )
-        self._writer = writer
+        self._known = engine, writer
         return writer
 
     def _refused(self, error: sa.exc.DBAPIError) -> BlacksmithError:

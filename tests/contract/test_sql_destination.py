@@ -292,6 +292,18 @@ def test_a_table_is_read_once_per_process(database: Database) -> None:
     assert sum("INSERT" in each for each in sent) == 1
 
 
+def test_a_declaration_may_be_opened_on_another_database(tmp_path: Path) -> None:
+    warehouse = SQLDestination("warehouse", url=Secret("WAREHOUSE_URL"))
+    table = sa.Table("flights", sa.MetaData(), sa.Column("id", sa.Text, primary_key=True))
+    flights = warehouse.table("flights", receives=departed, key=["id"], create=table)
+    for name in ("one", "two"):
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("WAREHOUSE_URL", f"sqlite:///{tmp_path}/{name}.db")
+            with _opened(warehouse) as database:
+                database.load(flights, {"id": name})
+                assert database.execute("SELECT id FROM flights") == [(name,)]
+
+
 def test_no_table_is_made_unless_told(database: Database) -> None:
     with pytest.raises(DeclarationError, match="no table 'flights'; create it, or declare it with"):
         database.load(database.table(), {"id": "a"})
