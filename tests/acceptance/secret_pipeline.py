@@ -1,0 +1,34 @@
+"""A pipeline with a secret in every place where one can be, and something that fails at each."""
+
+from typing import Any
+
+from blacksmith_dagster import HTTP, Bearer, Blacksmith, Event, Request, Schedule, Secret, Source
+from blacksmith_dagster.destinations import HTTPDestination, SQLDestination
+from blacksmith_dagster.orchestration import build_definitions
+
+TOKEN = "BLACKSMITH_TEST_TOKEN"
+WAREHOUSE = "BLACKSMITH_TEST_WAREHOUSE_URL"
+ALERTS = "BLACKSMITH_TEST_ALERTS_URL"
+ALERTS_KEY = "BLACKSMITH_TEST_ALERTS_KEY"
+
+SCHEDULE = Schedule("@every 1h", max_retries=0)
+
+vault = Source("vault", auth=Bearer(Secret(TOKEN)))
+
+
+@vault.event(HTTP("/vault/opened"))
+def opened(request: Request) -> Event[Any]:
+    """Some openings are misunderstood."""
+    return Event({"number": request.json()["number"]})
+
+
+warehouse = SQLDestination("warehouse", url=Secret(WAREHOUSE), schedule=SCHEDULE)
+warehouse.table("openings", receives=opened)
+
+alerts = HTTPDestination(
+    "alerts", url=Secret(ALERTS), headers={"X-Api-Key": Secret(ALERTS_KEY)}, schedule=SCHEDULE
+)
+alerts.post("openings", receives=opened)
+
+blacksmith = Blacksmith(sources=[vault], destinations=[warehouse, alerts], since="2026-01-01")
+defs = build_definitions(blacksmith)

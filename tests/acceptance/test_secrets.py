@@ -1,0 +1,160 @@
+"""A secret is used and never told: not by a log, an error, an answer or Dagster's storage."""
+
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from tests.acceptance.processes import ROOT_FOLDER, GatewayProcess
+from tests.acceptance.secret_pipeline import ALERTS, ALERTS_KEY, TOKEN, WAREHOUSE
+from tests.services import free_port
+
+PIPELINE = "tests.acceptance.secret_pipeline"
+CANARY = "cAnAry0f5e1d"
+
+
+class Echo(BaseHTTPRequestHandler):
+    """A service that refuses, and repeats all that it was told."""
+
+    received: list[str]
+
+    def do_POST(self) -> None:
+        told = f"{self.requestline}\n{self.headers}".encode()
+        self.received.append(told.decode())
+        self.send_response(400, f"no {self.path}")
+        self.send_header("Content-Length", str(len(told)))
+        self.end_headers()
+        self.wfile.write(told)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@contextmanager
+def echo() -> Iterator[tuple[str, list[str]]]:
+    received: list[str] = []
+    handler = type("Handler", (Echo,), {"received": received})
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield f"127.0.0.1:{server.server_port}", received
+        server.shutdown()
+        thread.join()
+
+
+def run(*command: str, env: Mapping[str, str]) -> str:
+    """Run a command of this interpreter's; returns whatever it printed, even if it failed."""
+    done = subprocess.run(
+        [sys.executable, "-m", *command],
+        env=dict(env),
+        cwd=ROOT_FOLDER,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=120,
+        check=False,
+    )
+    return done.stdout.decode()
+
+
+def kept(folder: Path) -> str:
+    """Everything in the files of a folder; of SQLite's, whatever can be selected."""
+    parts = []
+    for path in sorted(each for each in folder.rglob("*") if each.is_file()):
+        content = path.read_bytes()
+        parts.append(content.decode(errors="replace"))
+        if content.startswith(b"SQLite format 3"):
+            with closing(sqlite3.connect(path)) as database:
+                parts += list(database.iterdump())
+    return "\n".join(parts)
+
+
+@pytest.mark.timeout(300)
+def test_secrets_appear_nowhere(store_url: str, tmp_path: Path) -> None:
+    dagster_home = tmp_path / "dagster"
+    dagster_home.mkdir()
+    (dagster_home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    parts = urlsplit(store_url)
+    if parts.hostname:  # the server trusts everyone, and is told a password all the same
+        store_url = parts._replace(
+            netloc=f"{parts.username}:{CANARY}@{parts.hostname}:{parts.port}"
+        ).geturl()
+    said: dict[str, str] = {}
+    with echo() as (address, received):
+        env = {
+            **os.environ,
+            "BLACKSMITH_HOME": str(tmp_path),
+            "BLACKSMITH_STORE_URL": store_url,
+            "DAGSTER_HOME": str(dagster_home),
+            TOKEN: CANARY,
+            WAREHOUSE: f"postgresql://app:{CANARY}@127.0.0.1:{free_port()}/warehouse",
+            ALERTS: f"http://app:{CANARY}@{address}/hooks/{CANARY}",
+            ALERTS_KEY: CANARY,
+        }
+        with GatewayProcess(store_url, f"{PIPELINE}:blacksmith", env=env) as gateway:
+            answers = [
+                gateway.client_get("/_health"),
+                *(
+                    httpx.post(
+                        f"{gateway.url}/vault/opened",
+                        content=body,
+                        headers={"Authorization": f"{scheme} {CANARY}{more}"},
+                        trust_env=False,
+                    )
+                    for scheme, more in (("Bearer", ""), ("Bearer", "x"), ("Basic", ""))
+                    for body in (b'{"number": 1}', b"{}", b"not JSON")
+                ),
+            ]
+            gateway.stop()
+            said["the gateway's log"] = gateway.log
+        statuses = [answer.status_code for answer in answers]
+        assert statuses[:4] == [200, 202, 202, 422]  # the second 202 is in quarantine
+        assert set(statuses[4:]) == {401}
+        said["answers"] = "\n".join(f"{each.headers}\n{each.text}" for each in answers)
+
+        for job in ("load_alerts", "load_warehouse"):
+            execute = ("dagster", "job", "execute", "-m", PIPELINE, "-d", str(ROOT_FOLDER))
+            said[job] = run(*execute, "-j", job, env=env)
+            assert "STEP_START" in said[job]
+        assert len(received) == 1
+        assert CANARY in received[0]  # it was used
+
+        for command in (
+            "status",
+            "events list",
+            "jobs list --state discarded --json",
+            "quarantine list --json",
+        ):
+            blacksmith = ("blacksmith_dagster.cli", *command.split())
+            app = (f"--app={PIPELINE}:blacksmith",) if command == "status" else ()
+            said[command] = run(*blacksmith, *app, env=env)
+        assert "alerts/openings" in said["jobs list --state discarded --json"]
+        assert "vault/opened" in said["quarantine list --json"]
+
+        for port in (free_port(), "no-port"):
+            broken = {
+                **env,
+                "BLACKSMITH_STORE_URL": f"postgresql://app:{CANARY}@127.0.0.1:{port}/events",
+            }
+            gone = f"with the store at port {port}"
+            app = (f"--app={PIPELINE}:blacksmith",)
+            said[f"gateway {gone}"] = run("blacksmith_dagster.cli", "gateway", *app, env=broken)
+            said[f"status {gone}"] = run("blacksmith_dagster.cli", "status", *app, env=broken)
+            said[f"job {gone}"] = run(*execute, "-j", "load_alerts", env=broken)
+
+    said["Dagster's storage"] = kept(dagster_home)
+    assert "load_alerts" in said["Dagster's storage"]
+    told = {where: lines for where, text in said.items() if (lines := with_canary(text))}
+    assert told == {}
+
+
+def with_canary(text: str) -> list[str]:
+    return [line[:300] for line in text.splitlines() if CANARY in line]
