@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from blacksmith_dagster.errors import Unknown
 
@@ -29,7 +29,15 @@ class Epochs:
 
     def id_of(self, seq: int) -> str:
         """The public id of the event with this sequence number."""
-        return f"evt_{self._names[bisect_right(self._firsts, seq) - 1]}{seq:012x}"
+        return self.ids_of((seq,))[0]
+
+    def ids_of(self, seqs: Iterable[int]) -> list[str]:
+        """The public ids of several, in their order."""
+        newest, first = self._names[-1], self._firsts[-1]
+        return [f"evt_{newest if seq >= first else self._before(seq)}{seq:012x}" for seq in seqs]
+
+    def _before(self, seq: int) -> str:
+        return self._names[bisect_right(self._firsts, seq) - 1]
 
     def seq_of(self, event_id: str) -> int:
         """The sequence number of a public id. Raises `Unknown` if this store never gave it."""

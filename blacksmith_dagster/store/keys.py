@@ -58,7 +58,6 @@ def resolve(requests: Sequence[Sequence[NewEvent]], known: Mapping[Key, Known]) 
     new: list[NewEvent] = []
     slots: list[KeyReused | Sequence[int]] = []
     claimed: dict[Key, int] = {}
-    asked: set[Key] = set()
     for request in requests:
         fresh: dict[Key, int] = {}
         slot: list[int] = []
@@ -70,7 +69,6 @@ def resolve(requests: Sequence[Sequence[NewEvent]], known: Mapping[Key, Known]) 
                 new.append(event)
                 continue
             key = (event.kind, event.key, event.ordinal)
-            asked.add(key)
             before = known.get(key)
             index = claimed.get(key, fresh.get(key))
             digest = before.digest if before else None if index is None else new[index].digest
@@ -94,7 +92,13 @@ def resolve(requests: Sequence[Sequence[NewEvent]], known: Mapping[Key, Known]) 
             continue
         claimed |= fresh
         slots.append(slot)
-    unused = [key for key in asked if key not in known and key not in claimed]
+    asked = {
+        (event.kind, event.key, event.ordinal)
+        for request in requests
+        for event in request
+        if event.key is not None
+    }
+    unused = sorted(asked - known.keys() - claimed.keys())
     return Admission(new, slots, claimed, unused)
 
 
@@ -153,7 +157,7 @@ def settle(
         conn.execute(
             _POINT,
             [
-                {**_named(key, kind_id), "to": seqs[index]}
+                {**_named(key, kind_id), "to": seqs[index], "body": admitted.new[index].digest}
                 for key, index in sorted(admitted.claimed.items())
             ],
         )
@@ -170,7 +174,8 @@ _this = (
     keys.c.key == bindparam("named"),
     keys.c.ordinal == bindparam("at"),
 )
-_POINT = update(keys).where(*_this).values(seq=bindparam("to"))
+# The digest too: the row may have been inserted for a request that was then refused.
+_POINT = update(keys).where(*_this).values(seq=bindparam("to"), digest=bindparam("body"))
 _GIVE_BACK = delete(keys).where(*_this)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from sqlalchemy import (
     Connection,
-    Row,
     Select,
     bindparam,
     exists,
@@ -30,7 +29,6 @@ from blacksmith_dagster.store.tables import (
     DONE,
     EXECUTING,
     FAILED,
-    UNKNOWN,
     events,
     jobs,
     loads,
@@ -54,44 +52,12 @@ JOB_COLUMNS = (
 )
 
 
-def last_of(conn: Connection, destination: int, lane: int) -> Row[Any] | None:
-    """A lane's last load, which is the lane's state."""
-    return conn.execute(_LAST, {"destination": destination, "lane": lane}).first()
-
-
-_LAST = (
-    select(loads.c.id, loads.c.state, loads.c.seq_to, loads.c.position, loads.c.claimed)
-    .where(loads.c.destination == bindparam("destination"), loads.c.lane == bindparam("lane"))
-    .order_by(loads.c.id.desc())
-    .limit(1)
-)
-
-
-def new_jobs(conn: Connection, destination: int, after: int, upto: int, limit: int) -> Any:
-    """The next jobs of the log, as rows of JOB_COLUMNS."""
-    given = {"destination": destination, "after": after, "upto": upto, "limit": limit}
-    return conn.execute(_NEW_JOBS, given).all()
-
-
-_job_of_event = jobs.c.seq == events.c.seq
-_NEW_JOBS = (
-    select(*JOB_COLUMNS)
-    .join_from(jobs, events, _job_of_event)
-    .where(
-        jobs.c.destination == bindparam("destination"),
-        jobs.c.seq > bindparam("after"),
-        jobs.c.seq <= bindparam("upto"),
-    )
-    .order_by(jobs.c.seq)
-    .limit(bindparam("limit"))
-)
-
-
 def jobs_of(conn: Connection, load: int, destination: int) -> Any:
     """The jobs of a load that took sets, as rows of JOB_COLUMNS."""
     return conn.execute(_JOBS_OF_SETS, {"load": load, "destination": destination}).all()
 
 
+_job_of_event = jobs.c.seq == events.c.seq
 _in_range = events.c.seq.between(sets.c.seq_from, sets.c.seq_to)
 _taken = (sets.c.load == bindparam("load"), jobs.c.destination == bindparam("destination"))
 _JOBS_OF_SETS = union_all(
@@ -120,7 +86,8 @@ _WAITING = (
     .where(sets.c.destination == bindparam("destination"), sets.c.load.is_(None))
     .order_by(sets.c.due_at, sets.c.id)
     .limit(_MERGED)
-    .with_for_update()
+    # Skipped, not waited for: an operator may be taking jobs out of them.
+    .with_for_update(skip_locked=True)
 )
 
 
@@ -357,11 +324,3 @@ def strike(conn: Connection, load: int, failed: bool) -> None:
     rest = select(sets.c.rest).where(sets.c.load == load).scalar_subquery()
     strikes = sets.c.strikes + 1 if failed else literal(0)
     conn.execute(update(sets).where(sets.c.id == rest).values(strikes=strikes))
-
-
-def lose(conn: Connection, load: int, now: datetime, error: str) -> bool:
-    """Close a load that ended without a word; `False` if it is not executing any more."""
-    if not close(conn, load, UNKNOWN, now, error):
-        return False
-    repeat(conn, load, now, lost=1)
-    return True

@@ -199,7 +199,9 @@ _in_set = and_(
     sets.c.seq_to >= jobs.c.seq,
     or_(
         sets.c.list.is_(None),
-        exists().where(outcomes.c.list == sets.c.list, outcomes.c.seq == jobs.c.seq),
+        exists()
+        .where(outcomes.c.list == sets.c.list, outcomes.c.seq == jobs.c.seq)
+        .correlate(sets, jobs),
     ),
 )
 _held = union_all(

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from sqlalchemy import ColumnElement, Connection, Engine, select, update
@@ -45,12 +45,31 @@ from blacksmith_dagster.store.interface import (
     Window,
 )
 from blacksmith_dagster.store.sets import Waiting, is_plain, portion
-from blacksmith_dagster.store.tables import DONE, EXECUTING, FAILED, RELEASED
+from blacksmith_dagster.store.tables import DONE, FAILED, RELEASED, UNKNOWN
 
 if TYPE_CHECKING:
     from blacksmith_dagster.pipeline.application import Blacksmith
 
 LANES = {Lane.LOAD: 0, Lane.DISCARD: 1}
+
+
+class LaneState(NamedTuple):
+    """A lane as its fence and its last load tell: where its next claim begins.
+
+    `upto` is the watermark; `open` and `fresh` tell of the last load whether it is executing, and
+    whether it was a first one (so that the next claim takes what is due); `due` whether a set is.
+    """
+
+    token: int
+    holder: str
+    now: datetime
+    upto: int
+    last: int
+    open: bool
+    fresh: bool
+    position: int
+    claimed: int
+    due: bool
 
 
 class SQLStore(ABC):
@@ -99,35 +118,27 @@ class SQLStore(ABC):
     def _append(self, conn: Connection, new: Sequence[NewEvent]) -> list[int]:
         """Write events and their jobs; returns their sequence numbers."""
 
+    @abstractmethod
+    def _enter(self, conn: Connection, of: int, lane: int) -> LaneState:
+        """Lock a lane for this transaction, without writing, and read its state."""
+
+    @abstractmethod
+    def _new_jobs(
+        self, conn: Connection, of: int, after: int, upto: int, limit: int
+    ) -> list[JobRow]:
+        """The next jobs of the log."""
+
     def _jobs(self, rows: Sequence[Any]) -> list[JobRow]:
         """Rows of `loads.JOB_COLUMNS` as jobs."""
-        id_of, kinds = self._epochs.id_of, self._kind_paths
+        ids = self._epochs.ids_of(row[0] for row in rows)
+        kinds, id_of, new = self._kind_paths, self._epochs.id_of, tuple.__new__
         return [
-            JobRow(
-                seq,
-                id_of(seq),
-                kinds[kind],
-                payload,
-                received_at,
-                key,
-                context,
-                version,
-                sent_at,
-                None if parent is None else id_of(parent),
-                when_error,
+            # Past the constructor, which is slower by half: this is done for every job.
+            new(
+                JobRow,
+                (seq, id_, kinds[kind], *kept, None if parent is None else id_of(parent), why),
             )
-            for (
-                seq,
-                kind,
-                payload,
-                received_at,
-                key,
-                context,
-                version,
-                sent_at,
-                parent,
-                when_error,
-            ) in rows
+            for id_, (seq, kind, *kept, parent, why) in zip(ids, rows, strict=True)
         ]
 
     # -- names
@@ -231,74 +242,69 @@ class SQLStore(ABC):
             with self.writing() as conn:
                 moved = update(fences).where(mine, fences.c.token == token)
                 if conn.execute(moved.values(token=token + 1, holder=holder)).rowcount == 1:
-                    last = loads.last_of(conn, of, number)
-                    if last is not None and last.state == EXECUTING:
-                        loads.lose(conn, last.id, self._now(conn), "its loader was lost")
+                    state = self._enter(conn, of, number)
+                    if state.open:
+                        loads.close(conn, state.last, UNKNOWN, state.now, "its loader was lost")
+                        loads.repeat(conn, state.last, state.now, lost=1)
                     return Fence(destination, lane, token + 1, holder)
 
-    def _hold(self, conn: Connection, fence: Fence) -> tuple[int, datetime]:
-        """Lock the lane for this transaction, without writing; the destination event's id, and now."""
+    def _hold(self, conn: Connection, fence: Fence) -> tuple[int, LaneState]:
+        """Lock the lane, if it is still the fence's; the destination event's id, and the state."""
         of = self._destination(fence.destination)
-        fences = tables.fences
-        held = select(fences.c.token, fences.c.holder, self._clock().label("now")).where(
-            fences.c.destination == of, fences.c.lane == LANES[fence.lane]
-        )
-        row = conn.execute(held.with_for_update(key_share=True)).one()
-        if (row.token, row.holder) != (fence.token, fence.holder):
-            raise Fenced(
-                f"{fence.destination}: {row.holder} has taken over; stop, and acquire the lock anew"
-            )
-        return of, row.now
+        state = self._enter(conn, of, LANES[fence.lane])
+        if (state.token, state.holder) != (fence.token, fence.holder):
+            raise fenced(fence, state.holder)
+        return of, state
 
-    def _idle_lane(self, conn: Connection, fence: Fence, of: int) -> Any:
-        """The lane's last load, which must be closed."""
-        last = loads.last_of(conn, of, LANES[fence.lane])
-        if last is not None and last.state == EXECUTING:
+    def _claiming(self, conn: Connection, fence: Fence, limit: int, run: str | None) -> _Claim:
+        """A claim in the lane, whose last load must be closed."""
+        of, state = self._hold(conn, fence)
+        if state.open:
             raise UsageError(
-                f"{fence.destination}: load {last.id} is still open; record, release or abandon it "
-                "before the next claim"
+                f"{fence.destination}: load {state.last} is still open; record, release or abandon "
+                "it before the next claim"
             )
-        return last
+        return _Claim(self, conn, fence, of, state, limit, run)
+
+    def _close(self, conn: Connection, load: Load, state: int, **how: Any) -> LaneState:
+        """Close a load of the fence's, which must be open."""
+        _, held = self._hold(conn, load.fence)
+        if not loads.close(conn, load.id, state, held.now, **how):
+            raise no_longer_open(load)
+        return held
 
     def claim(
         self, fence: Fence, limit: int, max_attempts: int, run: str | None = None
     ) -> Load | None:
         with self.writing() as conn:
-            of, now = self._hold(conn, fence)
-            upto = self._watermark(conn)
-            last = self._idle_lane(conn, fence, of)
-            claim = _Claim(self, conn, fence, of, now, last, limit, run)
-            if last is not None and last.seq_to is None:
-                return claim.new(upto) or claim.due(max_attempts)
-            return claim.due(max_attempts) or claim.new(upto)
+            claim = self._claiming(conn, fence, limit, run)
+            if claim.state.fresh:
+                return claim.due(max_attempts) or claim.new()
+            return claim.new() or claim.due(max_attempts)
 
     def condemn(
         self, fence: Fence, why: str, limit: int, event_ids: Sequence[str] | None = None
     ) -> Load | None:
         with self.writing() as conn:
-            of, now = self._hold(conn, fence)
-            upto = self._watermark(conn)
-            last = self._idle_lane(conn, fence, of)
-            claim = _Claim(self, conn, fence, of, now, last, limit, None)
+            claim = self._claiming(conn, fence, limit, None)
             if event_ids is not None:
                 seqs = [self._epochs.seq_of(each) for each in event_ids]
                 return claim.condemn_listed(seqs, why)
             if fence.lane is not Lane.LOAD:
                 raise UsageError("only the load lane can condemn all that waits")
-            return claim.condemn_next(upto, why)
+            return claim.condemn_next(why)
 
     def record(self, load: Load, verdict: Verdict) -> None:
         discarded = sum(each.said is Said.DISCARDED for each in verdict.deviations)
         state = DONE if verdict.raised is None else FAILED
         with self.writing() as conn:
-            of, now = self._hold(conn, load.fence)
-            if not loads.close(conn, load.id, state, now, verdict.raised, discarded):
-                raise Fenced(f"{load.fence.destination}: load {load.id} is no longer open")
+            held = self._close(conn, load, state, error=verdict.raised, discarded=discarded)
             if verdict.raised is not None:
-                due = now + timedelta(seconds=verdict.delay)
+                due = held.now + timedelta(seconds=verdict.delay)
                 loads.repeat(conn, load.id, due, raised=(load.attempt, verdict.alone))
             elif verdict.deviations:
-                loads.deviate(conn, load.id, of, load.attempt, verdict.deviations, now)
+                of = self._destination(load.fence.destination)
+                loads.deviate(conn, load.id, of, load.attempt, verdict.deviations, held.now)
             if load.alone and load.condemned is None:
                 loads.strike(conn, load.id, failed=bool(verdict.deviations))
             if verdict.outcomes:
@@ -306,16 +312,13 @@ class SQLStore(ABC):
 
     def release(self, load: Load) -> None:
         with self.writing() as conn:
-            _, now = self._hold(conn, load.fence)
-            if not loads.close(conn, load.id, RELEASED, now):
-                raise Fenced(f"{load.fence.destination}: load {load.id} is no longer open")
-            loads.repeat(conn, load.id, now)
+            held = self._close(conn, load, RELEASED)
+            loads.repeat(conn, load.id, held.now)
 
     def abandon(self, load: Load, error: str) -> None:
         with self.writing() as conn:
-            _, now = self._hold(conn, load.fence)
-            if not loads.lose(conn, load.id, now, error):
-                raise Fenced(f"{load.fence.destination}: load {load.id} is no longer open")
+            held = self._close(conn, load, UNKNOWN, error=error)
+            loads.repeat(conn, load.id, held.now, lost=1)
 
     def next_due(self, destination: str) -> float | None:
         with self.reading() as conn:
@@ -456,28 +459,25 @@ class _Claim:
         conn: Connection,
         fence: Fence,
         of: int,
-        now: datetime,
-        last: Any,
+        state: LaneState,
         limit: int,
         run: str | None,
     ) -> None:
-        self.store, self.conn, self.fence, self.of, self.now = store, conn, fence, of, now
-        self.position: int = last.position if last else 0
-        self.claimed: int = last.claimed if last else 0
+        self.store, self.conn, self.fence, self.of, self.state = store, conn, fence, of, state
         self.limit, self.run = limit, run
 
-    def new(self, upto: int, condemned: str | None = None) -> Load | None:
+    def new(self, condemned: str | None = None) -> Load | None:
         """The next jobs of the log that were never claimed."""
-        found = loads.new_jobs(self.conn, self.of, self.position, upto, self.limit)
-        if not found:
+        state = self.state
+        rows = self.store._new_jobs(self.conn, self.of, state.position, state.upto, self.limit)
+        if not rows:
             return None
-        rows = self.store._jobs(found)
-        load = self._open(1, rows[-1].seq, len(rows), seq_from=self.position + 1)
+        load = self._open(1, rows[-1].seq, len(rows), seq_from=state.position + 1)
         return self._load(load, rows, attempt=1, fresh=True, condemned=condemned)
 
     def due(self, max_attempts: int) -> Load | None:
         """The set that is longest due, or what its state allows of it; plain lists together."""
-        waiting = loads.waiting(self.conn, self.of, self.now)
+        waiting = loads.waiting(self.conn, self.of, self.state.now) if self.state.due else []
         if not waiting:
             return None
         chosen = _together(waiting, self.limit)
@@ -494,12 +494,12 @@ class _Claim:
         loads.split(self.conn, first, part, self.of, load)
         return self._taken(load, first, attempt, part.losses, part.condemned)
 
-    def condemn_next(self, upto: int, why: str) -> Load | None:
+    def condemn_next(self, why: str) -> Load | None:
         """The next of all that waits, due or not."""
         waiting = loads.waiting(self.conn, self.of, None)
         if waiting:
             return self._whole(waiting[:1], waiting[0].attempts, condemned=why)
-        return self.new(upto, condemned=why)
+        return self.new(condemned=why)
 
     def condemn_listed(self, seqs: Sequence[int], why: str) -> Load | None:
         """Those of the jobs that wait to run again."""
@@ -549,9 +549,9 @@ class _Claim:
                 "seq_from": seq_from,
                 "seq_to": seq_to,
                 "jobs": jobs,
-                "position": seq_to if fresh else self.position,
-                "claimed": self.claimed + (jobs if fresh else 0),
-                "started_at": self.now,
+                "position": seq_to if fresh else self.state.position,
+                "claimed": self.state.claimed + (jobs if fresh else 0),
+                "started_at": self.state.now,
                 "run": self.run,
             },
         )
@@ -574,3 +574,13 @@ def _together(waiting: Sequence[Waiting], limit: int) -> Sequence[Waiting]:
             chosen.append(each)
             total += each.jobs
     return chosen
+
+
+def fenced(fence: Fence, holder: str) -> Fenced:
+    """The error of one who was taken over."""
+    return Fenced(f"{fence.destination}: {holder} has taken over; stop, and acquire the lock anew")
+
+
+def no_longer_open(load: Load) -> Fenced:
+    """The error of one whose load was closed meanwhile."""
+    return Fenced(f"{load.fence.destination}: load {load.id} is no longer open")

@@ -17,9 +17,9 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from blacksmith_dagster.errors import SettingsError
 from blacksmith_dagster.store import schema
 from blacksmith_dagster.store.faults import told
-from blacksmith_dagster.store.interface import NewEvent
-from blacksmith_dagster.store.sql import SQLStore
-from blacksmith_dagster.store.tables import Instant, to_micros
+from blacksmith_dagster.store.interface import JobRow, NewEvent
+from blacksmith_dagster.store.sql import LaneState, SQLStore
+from blacksmith_dagster.store.tables import Instant, from_micros, to_micros
 
 _NETWORK = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "fuse.sshfs"}
@@ -95,6 +95,36 @@ class SQLiteStore(SQLStore):
         conn.exec_driver_sql("DELETE FROM sqlite_sequence WHERE name = 'events'")
         conn.exec_driver_sql("INSERT INTO sqlite_sequence VALUES ('events', ?)", (seq,))
 
+    def _enter(self, conn: Connection, of: int, lane: int) -> LaneState:
+        now = to_micros(datetime.now(UTC))
+        row = conn.exec_driver_sql(_ENTER, {"of": of, "lane": lane, "now": now}).one()
+        token, holder, last, opened, fresh, position, claimed, due = row
+        return LaneState(
+            token,
+            holder,
+            from_micros(now),
+            self._watermark(conn),
+            last or 0,
+            bool(opened),
+            # A lane begins with what is due: there is nothing yet, and then it takes turns.
+            last is None or bool(fresh),
+            position or 0,
+            claimed or 0,
+            bool(due),
+        )
+
+    def _new_jobs(
+        self, conn: Connection, of: int, after: int, upto: int, limit: int
+    ) -> list[JobRow]:
+        rows = conn.exec_driver_sql(_NEW_JOBS, (of, after, upto, limit))
+        return self._jobs(
+            [
+                (*event, from_micros(at), *around, sent and from_micros(sent), parent, why)
+                for *event, at, key, context, version, sent, parent, why in rows
+                for around in ((key, context, version),)
+            ]
+        )
+
     def _append(self, conn: Connection, new: Sequence[NewEvent]) -> list[int]:
         first = self._sequence(conn) + 1
         now = to_micros(datetime.now(UTC))
@@ -125,6 +155,20 @@ class SQLiteStore(SQLStore):
         return list(range(first, first + len(new)))
 
 
+_ENTER = """
+SELECT f.token, f.holder, l.id, l.state = 1, l.seq_to IS NOT NULL, l.position, l.claimed,
+       EXISTS (SELECT 1 FROM sets s WHERE s.destination = :of AND s.load IS NULL AND s.due_at <= :now)
+  FROM fences f
+  LEFT JOIN loads l ON l.id = (
+       SELECT id FROM loads WHERE destination = :of AND lane = :lane ORDER BY id DESC LIMIT 1)
+ WHERE f.destination = :of AND f.lane = :lane
+"""
+_NEW_JOBS = """
+SELECT e.seq, e.kind, e.payload, e.received_at, e.key, e.context, e.version, e.sent_at, e.parent,
+       j.when_error
+  FROM jobs j JOIN events e ON e.seq = j.seq
+ WHERE j.destination = ? AND j.seq > ? AND j.seq <= ? ORDER BY j.seq LIMIT ?
+"""
 _SEQUENCE = "SELECT seq FROM sqlite_sequence WHERE name = 'events'"
 _EVENT = (
     "INSERT INTO events (seq, kind, received_at, payload, key, context, version, sent_at, parent)"

@@ -191,8 +191,7 @@ def test_retries_of_many_loads_are_taken_together(store: Store) -> None:
         load = store.claim(fence, 2, 3)
         assert load is not None
         store.record(load, failed(load, 0, delay=0.3))
-    while any(job.due_at > datetime.now(UTC) for job in store.jobs("retrying") if job.due_at):
-        pass
+    _wait_until_all_are_due(store)
     again = claimed(store, fence)
     assert ids_of(again) == [ids[0], ids[2], ids[4]]
     store.record(again, Verdict())
@@ -345,8 +344,7 @@ def test_new_jobs_are_not_starved_by_retries(store: Store) -> None:
     for _ in range(20):
         keep(store, 2)
         store.record(claimed(store, fence), Verdict(raised="down", delay=0.5))
-    while store.next_due(FLIGHTS) != 0:
-        pass
+    _wait_until_all_are_due(store)
     keep(store, 6)
     kinds = []
     for _ in range(12):
@@ -419,3 +417,8 @@ def test_only_the_load_lane_condemns_all_that_waits(store: Store) -> None:
     keep(store, 1)
     with pytest.raises(UsageError, match="load lane"):
         store.condemn(take_over(store, lane=Lane.DISCARD), "all", 10)
+
+
+def _wait_until_all_are_due(store: Store) -> None:
+    while any(job.due_at > datetime.now(UTC) for job in store.jobs("retrying") if job.due_at):
+        pass

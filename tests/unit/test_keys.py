@@ -37,8 +37,8 @@ def test_a_refused_request_leaves_nothing_and_its_keys_are_free() -> None:
     assert isinstance(admitted.slots[0], KeyReused)
     assert [each.payload for each in admitted.new] == ["z"]
     assert admitted.unused == []
-    alone = resolve([refused], known)
-    assert alone.unused == [("airport/departed", "b", 0)]
+    alone = resolve([[*refused, event("c")]], known)
+    assert alone.unused == [("airport/departed", "b", 0), ("airport/departed", "c", 0)]
 
 
 def test_a_key_twice_in_one_request_with_two_bodies_is_refused() -> None:

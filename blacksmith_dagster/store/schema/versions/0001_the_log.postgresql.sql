@@ -233,6 +233,28 @@ BEGIN
     RETURN high - coalesce(back, 0);
 END $$;
 
+-- Lock a lane for this transaction, without writing a new version of its row, and read its state. Each
+-- statement sees what was committed before it: the fence first, then the watermark, then the rest.
+CREATE FUNCTION enter_lane(
+    of int, in_lane int, OUT token bigint, OUT holder text, OUT now timestamptz, OUT upto bigint,
+    OUT last bigint, OUT open boolean, OUT fresh boolean, OUT at bigint, OUT claimed bigint,
+    OUT due boolean
+) LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE 'a claim needs READ COMMITTED';
+    END IF;
+    SELECT f.token, f.holder INTO token, holder
+      FROM fences f WHERE f.destination = of AND f.lane = in_lane FOR NO KEY UPDATE;
+    upto := watermark();
+    now := clock_timestamp();
+    SELECT l.id, l.state = 1, l.seq_to IS NOT NULL, l.position, l.claimed
+      INTO last, open, fresh, at, claimed
+      FROM loads l WHERE l.destination = of AND l.lane = in_lane ORDER BY l.id DESC LIMIT 1;
+    due := EXISTS (
+        SELECT FROM sets s WHERE s.destination = of AND s.load IS NULL AND s.due_at <= now);
+END $$;
+
 -- The first number is spent here: a sequence that was never called does not say so by its value.
 SELECT nextval('event_seq');
 SELECT make_partitions();

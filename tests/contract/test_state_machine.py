@@ -1,0 +1,276 @@
+"""Every operation of the store in every order, against a model that keeps a state per job."""
+
+from uuid import uuid4
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from blacksmith_dagster.errors import Fenced, KeyReused
+from blacksmith_dagster.pipeline.batch import Said
+from blacksmith_dagster.store import Store, open_store
+from blacksmith_dagster.store.interface import (
+    Deviation,
+    Fence,
+    Lane,
+    Load,
+    NewEvent,
+    NewJob,
+    Verdict,
+)
+from tests.contract.pipeline import FLIGHTS, app, departed, take_over
+
+ATTEMPTS = 3
+NEVER = 86_400.0  # a delay in seconds that no test outlives
+
+AWAITING, EXECUTING, RETRYING, SUCCEEDED, DISCARDED = (
+    "awaiting",
+    "executing",
+    "retrying",
+    "succeeded",
+    "discarded",
+)
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """The store, and beside it what the test knows of each job."""
+
+    store: Store
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = uuid4().hex
+        self.states: dict[str, str] = {}
+        self.keys: dict[str, tuple[str, bytes]] = {}
+        self.fence = take_over(self.store, "first")
+        self._settle_what_earlier_runs_left()
+        self.load: Load | None = None
+        self.stale: list[tuple[Fence, Load | None]] = []
+        self.holders = 0
+
+    @rule(
+        requests=st.lists(
+            st.lists(
+                st.tuples(st.sampled_from([None, "a", "b", "c"]), st.integers(0, 1)),
+                min_size=1,
+                max_size=4,
+            ),
+            min_size=1,
+            max_size=3,
+        )
+    )
+    def ingest(self, requests: list[list[tuple[str | None, int]]]) -> None:
+        """Several requests in one commit, with and without keys."""
+        built = [
+            [
+                NewEvent(
+                    departed.path,
+                    str(body),
+                    [NewJob(FLIGHTS)],
+                    key=key and f"{key} of {self.name}",
+                    digest=str(body).encode() if key else None,
+                )
+                for key, body in request
+            ]
+            for request in requests
+        ]
+        for request, answer in zip(built, self.store.ingest(built), strict=True):
+            if isinstance(answer, KeyReused):
+                assert self._conflicts(request)
+                continue
+            for event, given in zip(request, answer, strict=True):
+                if event.key is not None and event.key in self.keys:
+                    assert self.keys[event.key] == (given, event.digest)
+                    continue
+                assert given not in self.states
+                self.states[given] = AWAITING
+                if event.key is not None and event.digest is not None:
+                    self.keys[event.key] = (given, event.digest)
+
+    def _conflicts(self, request: list[NewEvent]) -> bool:
+        known = {key: digest for key, (_, digest) in self.keys.items()}
+        for event in request:
+            if event.key is None or event.digest is None:
+                continue
+            if known.setdefault(event.key, event.digest) != event.digest:
+                return True
+        return False
+
+    @precondition(lambda self: self.load is None)
+    @rule(limit=st.integers(1, 5))
+    def claim(self, limit: int) -> None:
+        """The next load: only jobs that wait, nothing if there are none."""
+        load = self.store.claim(self.fence, limit, ATTEMPTS)
+        if load is None:
+            assert not self._in(AWAITING)
+            return
+        assert 1 <= len(load.rows) <= limit
+        assert [row.seq for row in load.rows] == sorted({row.seq for row in load.rows})
+        assert 1 <= load.attempt <= ATTEMPTS
+        for row in load.rows:
+            assert self.states[row.id] == (AWAITING if load.fresh else RETRYING)
+            self.states[row.id] = EXECUTING
+        self.load = load
+
+    @precondition(lambda self: self.load is not None)
+    @rule(
+        said=st.lists(st.sampled_from(["", "failed", "later", "discarded"]), min_size=5, max_size=5)
+    )
+    def record(self, said: list[str]) -> None:
+        """Each job has its verdict."""
+        load = self._open()
+        deviations = []
+        for row, verdict in zip(load.rows, said, strict=False):
+            self.states[row.id] = SUCCEEDED
+            if verdict == "discarded":
+                deviations.append(Deviation(row.seq, Said.DISCARDED, "never"))
+                self.states[row.id] = DISCARDED
+            elif verdict:
+                delay = NEVER if verdict == "later" else 0.0
+                deviations.append(Deviation(row.seq, Said.FAILED, verdict, delay))
+                self.states[row.id] = RETRYING
+        self.store.record(load, Verdict(deviations))
+        self.load = None
+
+    @precondition(lambda self: self.load is not None)
+    @rule(alone=st.booleans())
+    def record_that_it_raised(self, alone: bool) -> None:
+        """All jobs fail together."""
+        load = self._open()
+        self.store.record(load, Verdict(raised="down", alone=alone and len(load.rows) > 1))
+        self._all(load, RETRYING)
+        self.load = None
+
+    @precondition(lambda self: self.load is not None)
+    @rule()
+    def abandon(self) -> None:
+        """It ran past its time-out."""
+        load = self._open()
+        self.store.abandon(load, "too late")
+        self._all(load, RETRYING)
+        self.stale.append((self.fence, load))
+        self.load = None
+
+    @precondition(lambda self: self.load is not None)
+    @rule()
+    def release(self) -> None:
+        """It was never started."""
+        load = self._open()
+        self.store.release(load)
+        self._all(load, RETRYING)
+        self.stale.append((self.fence, load))
+        self.load = None
+
+    @rule()
+    def take_over(self) -> None:
+        """Another process takes over, whether a load is open or not."""
+        self.stale.append((self.fence, self.load))
+        if self.load is not None:
+            self._all(self.load, RETRYING)
+        self.load = None
+        self.holders += 1
+        self.fence = take_over(self.store, f"holder {self.holders}")
+
+    @precondition(lambda self: self.stale)
+    @rule(data=st.data())
+    def come_back_late(self, data: st.DataObject) -> None:
+        """Whatever a fenced process still tries is refused and changes nothing."""
+        fence, load = data.draw(st.sampled_from(self.stale))
+        if load is not None:
+            with pytest.raises(Fenced):
+                self.store.record(load, Verdict())
+        if fence != self.fence:
+            with pytest.raises(Fenced):
+                self.store.claim(fence, 5, ATTEMPTS)
+
+    @rule(data=st.data())
+    def discard(self, data: st.DataObject) -> None:
+        """An operator discards jobs: those that wait for a retry go, the others stay."""
+        if not self.states:
+            return
+        chosen = data.draw(st.lists(st.sampled_from(sorted(self.states)), min_size=1, max_size=4))
+        fence = take_over(self.store, "operator", Lane.DISCARD)
+        load = self.store.condemn(fence, "not wanted", 10, chosen)
+        expected = {each for each in chosen if self.states[each] == RETRYING}
+        assert {row.id for row in load.rows} == expected if load else not expected
+        if load is None:
+            return
+        gone = [Deviation(row.seq, Said.DISCARDED, "not wanted") for row in load.rows]
+        self.store.record(load, Verdict(gone))
+        self._all(load, DISCARDED)
+
+    @rule()
+    def maintain(self) -> None:
+        """Upkeep changes no answer."""
+        self.store.maintain()
+
+    @invariant()
+    def counts_agree(self) -> None:
+        """Every job is in one state, and the store counts as the model does."""
+        counts = self.store.counts(FLIGHTS)
+        assert counts.awaiting == len(self._in(AWAITING))
+        assert counts.executing == len(self._in(EXECUTING))
+        assert counts.retrying == len(self._in(RETRYING))
+        assert counts.discarded - self.discarded_before == len(self._in(DISCARDED))
+        assert counts.succeeded - self.succeeded_before == len(self._in(SUCCEEDED))
+
+    @invariant()
+    def lists_and_histories_agree(self) -> None:
+        """The lists by state and the last transition of each job say the same."""
+        for state in (AWAITING, EXECUTING, RETRYING):
+            assert {job.event_id for job in self.store.jobs(state, FLIGHTS)} == self._in(state)
+        last = {AWAITING: {"awaiting"}, RETRYING: {"failed", "unknown", "awaiting"}}
+        for event, state in list(self.states.items())[-3:]:
+            history = self.store.history(event)
+            assert history[-1].state in last.get(state, {state}), history
+            assert (history[-1].due_at is not None) == (state == RETRYING)
+
+    def _in(self, state: str) -> set[str]:
+        return {event for event, each in self.states.items() if each == state}
+
+    def _open(self) -> Load:
+        assert self.load is not None
+        return self.load
+
+    def _all(self, load: Load, state: str) -> None:
+        for row in load.rows:
+            self.states[row.id] = state
+
+    def _settle_what_earlier_runs_left(self) -> None:
+        """Hypothesis runs many machines on one store: each begins with nothing that waits."""
+        while load := self.store.condemn(self.fence, "left over", 1000):
+            self.store.record(
+                load,
+                Verdict([Deviation(row.seq, Said.DISCARDED, "left over") for row in load.rows]),
+            )
+        counts = self.store.counts(FLIGHTS)
+        self.discarded_before, self.succeeded_before = counts.discarded, counts.succeeded
+
+
+@pytest.mark.timeout(300)
+def test_state_machine(store_url: str) -> None:
+    opened = open_store(store_url, upgrade=True)
+    opened.register(app)
+
+    class Machine(StoreMachine):
+        store = opened
+
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=10,
+            phases=[Phase.generate, Phase.shrink],
+            stateful_step_count=25,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            print_blob=True,
+        ),
+    )
+    opened.close()
