@@ -1,5 +1,6 @@
 """The limit of the drain: the jobs that wait, read by the driver itself and decoded, batch by batch."""
 
+import gc
 import sqlite3
 from collections.abc import Generator
 from contextlib import closing
@@ -23,8 +24,12 @@ _NEXT = (
 )
 
 
-def read_jobs(store: SQLStore) -> Generator[list[Job[Any]]]:
-    """The jobs that wait for `sink/each`, as the scheduler would make them."""
+def read_jobs(store: SQLStore, *, collect: bool = True) -> Generator[list[Job[Any]]]:
+    """The jobs that wait for `sink/each`, as the scheduler would make them.
+
+    Without `collect`, Python's garbage collector is paused while a batch is made: by default it looks
+    at each object several times over, which takes longer than making them.
+    """
     of = store._destination(each.path)
     epoch, suffix = store._epochs._names[-1], f"-{of}"
     decode, nothing = msgspec.json.Decoder().decode, MappingProxyType({})
@@ -36,12 +41,15 @@ def read_jobs(store: SQLStore) -> Generator[list[Job[Any]]]:
         while rows := cursor.execute(statement, (after,)).fetchall():
             after = rows[-1][0]
             batch = []
+            if not collect:
+                gc.disable()
             for seq, received_at, payload, key, _, version, sent_at, parent in rows:
                 at = from_micros(received_at) if sqlite else received_at
                 id_ = f"evt_{epoch}{seq:012x}"
                 data = decode(payload)
                 event = Event(data, key, sent_at, nothing, version, id_, at, parent)
                 batch.append(Job(data, event, id_ + suffix, 1))
+            gc.enable()
             yield batch
 
 
