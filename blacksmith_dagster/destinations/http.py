@@ -199,7 +199,9 @@ class _Endpoint:
 
     def target(self, path: str) -> httpx.URL:
         base = self.base()
-        return base.copy_with(path=base.path.rstrip("/") + path) if path else base
+        before, mark, query = base.raw_path.partition(b"?")
+        whole = before.rstrip(b"/") + path.encode() + mark + query
+        return base.copy_with(raw_path=whole) if path else base
 
     def header_values(self) -> dict[str, str]:
         values = {name: _revealed(value) for name, value in self.headers.items()}

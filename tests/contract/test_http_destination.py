@@ -145,6 +145,7 @@ def test_each_job_is_posted_with_its_key(server: Server) -> None:
         ("/v1?token=a%2Fb", "/late", "/v1/late?token=a%2Fb"),
         ("/v1?token=a", "", "/v1?token=a"),
         ("", "/a%20b/", "/a%20b/"),
+        ("/T%2F0/", "/late", "/T%2F0/late"),
     ],
 )
 def test_the_url_is_taken_as_it_is_written(server: Server, base: str, path: str, seen: str) -> None:
