@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import multiprocessing
 import os
@@ -124,12 +125,13 @@ class StandardGateway:
         import uvicorn
 
         from blacksmith_dagster.gateway.app import create_app
+        from blacksmith_dagster.gateway.protocol import GatewayProtocol
 
         with contextlib.closing(open_store(settings.store_url, upgrade=True)) as store:
             store.register(app)
             config = uvicorn.Config(
                 create_app(app, store, queue=self.queue),
-                http="httptools",
+                http=GatewayProtocol,
                 loop="uvloop",
                 ws="none",
                 lifespan="on",
@@ -145,6 +147,10 @@ class StandardGateway:
                 ssl_keyfile=self.tls_key,
             )
             server = uvicorn.Server(config)
+            # What is loaded by now stays: collections that walk it again and again would show as
+            # pauses of tens of milliseconds.
+            gc.collect()
+            gc.freeze()
             with _stopped_by_signals(server), _upkeep(store if upkeep else None):
                 server.run(sockets=[listener])
 

@@ -10,7 +10,13 @@ from collections.abc import Sequence
 from queue import SimpleQueue
 from typing import TypeAlias
 
-from blacksmith_dagster.errors import Busy, SchemaOutdated, SequenceWentBack, Unavailable
+from blacksmith_dagster.errors import (
+    Busy,
+    OutcomeUnknown,
+    SchemaOutdated,
+    SequenceWentBack,
+    Unavailable,
+)
 from blacksmith_dagster.store.interface import NewEvent, Store
 
 Kept: TypeAlias = list[str] | Exception
@@ -74,17 +80,22 @@ class Writer:
     def _commit(self, requests: Sequence[list[NewEvent]]) -> Sequence[Kept]:
         if not requests:
             return []
-        try:
-            return self._store.ingest(requests)
-        except STORE_IS_DOWN as error:
-            # In particular a commit whose outcome is unknown is never tried again here: only the
-            # sender's key makes that safe.
-            _log.error("%d requests were not kept: %s", len(requests), error)
-            return [error] * len(requests)
-        except Exception as error:  # noqa: BLE001 - the database refuses the data of one of them
-            if len(requests) == 1:
-                return [error]
-            return [self._commit([each])[0] for each in requests]
+        for once_more in (True, False):
+            try:
+                return self._store.ingest(requests)
+            except STORE_IS_DOWN as error:
+                # A connection that has died of idleness is found out by its next commit. But one
+                # whose outcome is unknown is never tried again here: only the sender's key makes
+                # that safe.
+                if once_more and not isinstance(error, OutcomeUnknown):
+                    continue
+                _log.error("%d requests were not kept: %s", len(requests), error)
+                return [error] * len(requests)
+            except Exception as error:  # noqa: BLE001 - the database refuses the data of one of them
+                if len(requests) == 1:
+                    return [error]
+                break
+        return [self._commit([each])[0] for each in requests]
 
     def _hand_back(self, batch: Sequence[_Waiting], results: Sequence[Kept]) -> None:
         for (events, future), result in zip(batch, results, strict=True):

@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from blacksmith_dagster.gateway.protocol import HEAD_SECONDS
 from blacksmith_dagster.store import Store, open_store
 from tests.acceptance.gateway_pipeline import SLOW_SECONDS
 from tests.acceptance.processes import GatewayProcess, peak_memory
@@ -366,6 +367,28 @@ def test_thousand_slow_bodies(attacked: Attacked) -> None:
         for connection in connections:
             connection.close()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_slow_heads(attacked: Attacked) -> None:
+    address = ("127.0.0.1", attacked.process.port)
+    connections = [socket.create_connection(address, 10) for _ in range(300)]
+    try:
+        for connection in connections[100:]:
+            connection.sendall(b"POST /v1/door/accepted HTTP/1.1\r\nHost:")
+        for connection in connections[200:]:  # a whole request first
+            connection.sendall(b" x\r\nContent-Length: 13\r\n\r\n" + b'{"wanted": 1}')
+            attacked.right.append('{"wanted": 1}')
+            answer = b""
+            while not answer.endswith(b"}"):
+                answer += connection.recv(4096)
+            assert answer.startswith(b"HTTP/1.1 202 ")
+            connection.sendall(b"POST /v1/")
+        for connection in connections:
+            connection.settimeout(HEAD_SECONDS + 10)
+            assert connection.recv(4096) == b""
+    finally:
+        for connection in connections:
+            connection.close()
 
 
 def test_header_injection(attacked: Attacked) -> None:

@@ -80,16 +80,32 @@ def test_data_that_the_database_refuses_fails_alone() -> None:
     assert commits == [1, 3, 1, 1, 1]
 
 
-@pytest.mark.parametrize("error", [Unavailable("down"), OutcomeUnknown("who knows")])
-def test_commit_that_may_have_happened_is_never_tried_again(error: Exception) -> None:
+def test_commit_that_may_have_happened_is_never_tried_again() -> None:
+    unknown = OutcomeUnknown("who knows")
+
     def fail(requests: Sequence[Sequence[NewEvent]]) -> list[Any]:
         if len(requests) > 1:
-            raise error
+            raise unknown
         return ids(requests)
 
     answered, commits = run(fail, [events("1"), events("2"), events("3")])
-    assert answered == [["1"], error, error]
+    assert answered == [["1"], unknown, unknown]
     assert commits == [1, 2]
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_commit_that_has_not_happened_is_tried_once_more(failures: int) -> None:
+    down = Unavailable("down")
+    left = [down] * failures
+
+    def fail(requests: Sequence[Sequence[NewEvent]]) -> list[Any]:
+        if left:
+            raise left.pop()
+        return ids(requests)
+
+    answered, commits = run(fail, [events("1")])
+    assert answered == ([["1"]] if failures == 1 else [down])
+    assert commits == [1, 1]
 
 
 def test_reused_key_answers_its_request_alone() -> None:
