@@ -358,7 +358,7 @@ def main() -> int:
     parser.add_argument("--once", action="store_true", help="end by itself, and judge")
     parser.add_argument("--all", action="store_true", help="the year's 336,776 flights")
     options = parser.parse_args()
-    for each in (signal.SIGTERM, signal.SIGHUP):
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # SIGINT may come ignored
         signal.signal(each, signal.default_int_handler)
     began = time.monotonic()
     home = Path(tempfile.mkdtemp(prefix="blacksmith-demo-"))

@@ -91,7 +91,8 @@ def _run_together(
     Each has a process group of its own, so that Ctrl-C reaches it once, from here, and that
     nothing it has started outlives it.
     """
-    for ending in (signal.SIGTERM, signal.SIGHUP):
+    # SIGINT too: a shell starts what runs in its background with SIGINT ignored.
+    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, signal.default_int_handler)
     children: dict[str, subprocess.Popen[bytes]] = {}
     ended: dict[str, int] = {}

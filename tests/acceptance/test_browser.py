@@ -1,0 +1,110 @@
+"""The real UI of `dagster dev` on the example deployment, in a browser.
+
+With BLACKSMITH_SCREENSHOTS=docs/images the screenshots of the documentation are made anew.
+"""
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+from scripts import demo
+
+pytestmark = pytest.mark.timeout(300)
+
+FLIGHTS = 5000
+SECONDS = 150
+BROWSER_OPTIONS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+TODAY = datetime.now(UTC).date().isoformat()
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[demo.Deployment]:
+    """The example deployment with real flights, loaded, and its pandas asset materialized."""
+    deadline = time.monotonic() + SECONDS
+    flights = demo.read_flights(whole_year=False)[:FLIGHTS]
+    late = int((flights.dep_delay > demo.LATE_MINUTES).sum())
+    with demo.deployment(tmp_path_factory.mktemp("home")) as deployed:
+        deployed.wait_for("gateway", lambda: demo.answers(f"{deployed.gateway}/_health"), deadline)
+        deployed.wait_for("Dagster", lambda: demo.answers(f"{deployed.ui}/server_info"), deadline)
+        assert demo.feed(deployed.gateway, demo.as_rows(flights), deadline) == FLIGHTS
+        demo.watch_loading(deployed, FLIGHTS, late, deadline)
+        deployed.wait_for(
+            "runs of the loads and of daily_delays",
+            lambda: {*demo.LOADS, "__ASSET_JOB"} <= deployed.successful_runs().keys(),
+            deadline,
+        )
+        assert demo.judge(deployed, flights, FLIGHTS) == []
+        # Dagster's invitation to its newsletter would lie over the first page.
+        httpx.post(f"{deployed.ui}/graphql", json={"query": "mutation { setNuxSeen }"}, timeout=30)
+        yield deployed
+
+
+@pytest.fixture
+def page(running: demo.Deployment, chromium: str) -> Iterator[Page]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=list(BROWSER_OPTIONS))
+        page = browser.new_page(base_url=running.ui, viewport={"width": 1400, "height": 760})
+        page.set_default_timeout(30_000)
+        yield page
+        browser.close()
+
+
+def shoot(page: Page, name: str) -> None:
+    if folder := os.environ.get("BLACKSMITH_SCREENSHOTS"):
+        page.wait_for_load_state("networkidle")
+        page.screenshot(path=Path(folder) / f"{name}.png")
+
+
+def test_lineage_from_source_event_to_pandas_asset(page: Page) -> None:
+    page.goto("/assets/daily_delays?view=lineage&lineageScope=upstream&lineageDepth=5")
+    graph = page.locator("svg foreignObject, [class*=AssetNode]")
+    for name in ("departed", "flights", "daily_delays"):
+        expect(graph.get_by_text(name, exact=True).first).to_be_visible()
+    expect(page.get_by_text("pandas", exact=True).first).to_be_visible()
+    shoot(page, "lineage")
+
+
+def test_run_with_its_loads(page: Page) -> None:
+    page.goto("/runs")
+    job = page.get_by_role("link", name="load_warehouse", exact=True)
+    run = page.locator("a[href^='/runs/']")
+    row = page.locator("div", has=job).filter(has=run).filter(has_text="Success").last
+    row.locator(run).first.click()
+    expect(page).to_have_url(re.compile(r"/runs/[0-9a-f-]{36}"))
+    expect(page.get_by_text("RUN_SUCCESS").first).to_be_visible()
+    page.get_by_placeholder("Filter…").fill("type:ASSET_MATERIALIZATION")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("events_loaded").first).to_be_visible()
+    shoot(page, "run")
+
+
+@pytest.mark.parametrize("asset", ["airport/departed", "warehouse/flights"])
+def test_partition_of_today_is_filled(page: Page, asset: str) -> None:
+    page.goto(f"/assets/{asset}?view=partitions&partition={TODAY}")
+    expect(page.get_by_text("Materialized (1)")).to_be_visible()
+    expect(
+        page.get_by_text("dagster/partition_row_count").or_(page.get_by_text("events_loaded")).first
+    ).to_be_visible()
+    if asset == "warehouse/flights":
+        shoot(page, "partitions")
+
+
+def test_plot_of_the_pandas_asset(page: Page) -> None:
+    page.goto("/assets/daily_delays?view=events")
+    expect(page.get_by_text("mean_delay_minutes").first).to_be_visible()
+    page.get_by_text("[Show Markdown]").first.click()
+    expect(page.get_by_alt_text("mean delay a day")).to_be_visible()
