@@ -15,14 +15,17 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from blacksmith_dagster.errors import KeyReused, Unavailable
 from blacksmith_dagster.store import schema
+from blacksmith_dagster.store.claims import LANES, LaneState
 from blacksmith_dagster.store.faults import committing, told
 from blacksmith_dagster.store.interface import JobRow, Load, NewEvent, Position, Verdict
-from blacksmith_dagster.store.sql import LANES, LaneState, SQLStore, fenced, no_longer_open
+from blacksmith_dagster.store.sql import SQLStore, fenced, no_longer_open
 from blacksmith_dagster.store.tables import Instant
 
 _CONNECT_SECONDS = 10
+# No parallel workers: to start them takes longer than any of these statements does.
 _SESSION = (
-    "SET timezone = 'UTC'; SET default_transaction_isolation = 'read committed';"
+    "SET timezone = 'UTC'; SET max_parallel_workers_per_gather = 0;"
+    " SET default_transaction_isolation = 'read committed';"
     " SET statement_timeout = '5min'; SET lock_timeout = '1min';"
     " SET idle_in_transaction_session_timeout = '1min'"
 )

@@ -17,6 +17,7 @@ from sqlalchemy import (
     null,
     or_,
     select,
+    tuple_,
     union_all,
 )
 
@@ -75,26 +76,26 @@ def _number(statement: Any) -> Any:
     return func.coalesce(statement.scalar_subquery(), 0)
 
 
-_claimed = (
-    select(loads.c.claimed)
-    .where(loads.c.destination == _of, loads.c.lane == 0)
-    .order_by(loads.c.id.desc())
-    .limit(1)
-)
-_cursor = (
-    select(loads.c.position)
-    .where(loads.c.destination == _of, loads.c.lane == 0)
-    .order_by(loads.c.id.desc())
-    .limit(1)
-)
-_last_ids = [
-    select(loads.c.id)
-    .where(loads.c.destination == _of, loads.c.lane == lane)
-    .order_by(loads.c.id.desc())
-    .limit(1)
-    .scalar_subquery()
-    for lane in (0, 1)
-]
+def _last(column: Any, lane: int) -> Any:
+    """A column of a lane's last load.
+
+    As a range of the index: by equalities, PostgreSQL's generic plan walks back through all loads.
+    """
+    of_lane = tuple_(loads.c.destination, loads.c.lane, loads.c.id)
+    return (
+        select(column)
+        .where(
+            of_lane >= tuple_(_of, literal(lane), literal(0)),
+            of_lane < tuple_(_of, literal(lane + 1), literal(0)),
+        )
+        .order_by(loads.c.destination.desc(), loads.c.lane.desc(), loads.c.id.desc())
+        .limit(1)
+    )
+
+
+_claimed = _last(loads.c.claimed, 0)
+_cursor = _last(loads.c.position, 0)
+_last_ids = [_last(loads.c.id, lane).scalar_subquery() for lane in (0, 1)]
 _executing = _number(
     select(func.sum(loads.c.jobs)).where(loads.c.id.in_(_last_ids), loads.c.state == EXECUTING)
 )

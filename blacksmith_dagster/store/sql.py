@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime, timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from sqlalchemy import ColumnElement, Connection, Engine, select, update
@@ -24,6 +24,7 @@ from blacksmith_dagster.errors import (
 )
 from blacksmith_dagster.pipeline.batch import Said
 from blacksmith_dagster.store import keys, loads, questions, tables, upkeep
+from blacksmith_dagster.store.claims import LANES, Claim, LaneState
 from blacksmith_dagster.store.ids import Epochs
 from blacksmith_dagster.store.interface import (
     Confirm,
@@ -44,32 +45,10 @@ from blacksmith_dagster.store.interface import (
     Verdict,
     Window,
 )
-from blacksmith_dagster.store.sets import Waiting, is_plain, portion
 from blacksmith_dagster.store.tables import DONE, FAILED, RELEASED, UNKNOWN
 
 if TYPE_CHECKING:
     from blacksmith_dagster.pipeline.application import Blacksmith
-
-LANES = {Lane.LOAD: 0, Lane.DISCARD: 1}
-
-
-class LaneState(NamedTuple):
-    """A lane as its fence and its last load tell: where its next claim begins.
-
-    `upto` is the watermark; `open` and `fresh` tell of the last load whether it is executing, and
-    whether it was a first one (so that the next claim takes what is due); `due` whether a set is.
-    """
-
-    token: int
-    holder: str
-    now: datetime
-    upto: int
-    last: int
-    open: bool
-    fresh: bool
-    position: int
-    claimed: int
-    due: bool
 
 
 class SQLStore(ABC):
@@ -256,7 +235,7 @@ class SQLStore(ABC):
             raise fenced(fence, state.holder)
         return of, state
 
-    def _claiming(self, conn: Connection, fence: Fence, limit: int, run: str | None) -> _Claim:
+    def _claiming(self, conn: Connection, fence: Fence, limit: int, run: str | None) -> Claim:
         """A claim in the lane, whose last load must be closed."""
         of, state = self._hold(conn, fence)
         if state.open:
@@ -264,7 +243,7 @@ class SQLStore(ABC):
                 f"{fence.destination}: load {state.last} is still open; record, release or abandon "
                 "it before the next claim"
             )
-        return _Claim(self, conn, fence, of, state, limit, run)
+        return Claim(self, conn, fence, of, state, limit, run)
 
     def _close(self, conn: Connection, load: Load, state: int, **how: Any) -> LaneState:
         """Close a load of the fence's, which must be open."""
@@ -448,132 +427,6 @@ class SQLStore(ABC):
 
     def close(self) -> None:
         self.engine.dispose()
-
-
-class _Claim:
-    """The ways in which a lane's next load is chosen, within one transaction."""
-
-    def __init__(
-        self,
-        store: SQLStore,
-        conn: Connection,
-        fence: Fence,
-        of: int,
-        state: LaneState,
-        limit: int,
-        run: str | None,
-    ) -> None:
-        self.store, self.conn, self.fence, self.of, self.state = store, conn, fence, of, state
-        self.limit, self.run = limit, run
-
-    def new(self, condemned: str | None = None) -> Load | None:
-        """The next jobs of the log that were never claimed."""
-        state = self.state
-        rows = self.store._new_jobs(self.conn, self.of, state.position, state.upto, self.limit)
-        if not rows:
-            return None
-        load = self._open(1, rows[-1].seq, len(rows), seq_from=state.position + 1)
-        return self._load(load, rows, attempt=1, fresh=True, condemned=condemned)
-
-    def due(self, max_attempts: int) -> Load | None:
-        """The set that is longest due, or what its state allows of it; plain lists together."""
-        waiting = loads.waiting(self.conn, self.of, self.state.now) if self.state.due else []
-        if not waiting:
-            return None
-        chosen = _together(waiting, self.limit)
-        first = chosen[0]
-        attempt = min(first.attempts + 1, max_attempts)
-        if len(chosen) > 1:
-            return self._whole(chosen, attempt)
-        since = first.raised_in
-        recovered = since is not None and loads.succeeded_since(self.conn, self.of, since)
-        part = portion(first, self.limit, recovered)
-        if part.jobs == first.jobs:
-            return self._whole(chosen, attempt, part.losses, part.condemned)
-        load = self._open(attempt, None, part.jobs)
-        loads.split(self.conn, first, part, self.of, load)
-        return self._taken(load, first, attempt, part.losses, part.condemned)
-
-    def condemn_next(self, why: str) -> Load | None:
-        """The next of all that waits, due or not."""
-        waiting = loads.waiting(self.conn, self.of, None)
-        if waiting:
-            return self._whole(waiting[:1], waiting[0].attempts, condemned=why)
-        return self.new(condemned=why)
-
-    def condemn_listed(self, seqs: Sequence[int], why: str) -> Load | None:
-        """Those of the jobs that wait to run again."""
-        chosen = []
-        for seq in seqs[: self.limit]:
-            whole = loads.waiting_with(self.conn, self.of, seq)
-            if whole is not None:
-                chosen.append(loads.extract(self.conn, whole, seq, self.of))
-        return self._whole(chosen, chosen[0].attempts, condemned=why) if chosen else None
-
-    def _whole(
-        self,
-        chosen: Sequence[Waiting],
-        attempt: int,
-        losses: int = 0,
-        condemned: str | None = None,
-    ) -> Load:
-        load = self._open(attempt, None, sum(each.jobs for each in chosen))
-        loads.take(self.conn, chosen, load)
-        return self._taken(load, chosen[0], attempt, losses, condemned)
-
-    def _taken(
-        self, load: int, first: Waiting, attempt: int, losses: int, condemned: str | None
-    ) -> Load:
-        rows = self.store._jobs(loads.jobs_of(self.conn, load, self.of))
-        return self._load(
-            load,
-            rows,
-            attempt,
-            losses=losses,
-            alone=first.alone,
-            strikes=first.strikes,
-            condemned=condemned,
-        )
-
-    def _open(
-        self, attempt: int, seq_to: int | None, jobs: int, seq_from: int | None = None
-    ) -> int:
-        fresh = seq_to is not None
-        return loads.open_load(
-            self.conn,
-            {
-                "destination": self.of,
-                "lane": LANES[self.fence.lane],
-                "token": self.fence.token,
-                "attempt": attempt,
-                "seq_from": seq_from,
-                "seq_to": seq_to,
-                "jobs": jobs,
-                "position": seq_to if fresh else self.state.position,
-                "claimed": self.state.claimed + (jobs if fresh else 0),
-                "started_at": self.state.now,
-                "run": self.run,
-            },
-        )
-
-    def _load(
-        self, load: int, rows: Sequence[JobRow], attempt: int, *, fresh: bool = False, **state: Any
-    ) -> Load:
-        return Load(load, self.fence, rows, str(self.of), attempt, fresh, **state)
-
-
-def _together(waiting: Sequence[Waiting], limit: int) -> Sequence[Waiting]:
-    """The sets that the next load takes: the first, with others like it if all are plain lists."""
-    first = waiting[0]
-    if not is_plain(first) or first.list is None:
-        return [first]
-    chosen, total = [first], first.jobs
-    for each in waiting[1:]:
-        alike = is_plain(each) and each.list is not None and each.attempts == first.attempts
-        if alike and total + each.jobs <= limit:
-            chosen.append(each)
-            total += each.jobs
-    return chosen
 
 
 def fenced(fence: Fence, holder: str) -> Fenced:

@@ -16,9 +16,10 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from blacksmith_dagster.errors import SettingsError
 from blacksmith_dagster.store import schema
+from blacksmith_dagster.store.claims import LaneState
 from blacksmith_dagster.store.faults import told
 from blacksmith_dagster.store.interface import JobRow, NewEvent
-from blacksmith_dagster.store.sql import LaneState, SQLStore
+from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.store.tables import Instant, from_micros, to_micros
 
 _NETWORK = frozenset(

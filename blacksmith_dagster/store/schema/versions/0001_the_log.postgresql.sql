@@ -250,7 +250,11 @@ BEGIN
     now := clock_timestamp();
     SELECT l.id, l.state = 1, l.seq_to IS NOT NULL, l.position, l.claimed
       INTO last, open, fresh, at, claimed
-      FROM loads l WHERE l.destination = of AND l.lane = in_lane ORDER BY l.id DESC LIMIT 1;
+      FROM loads l
+     -- As a range of loads_lane: by equalities, a generic plan walks back through all loads by id.
+     WHERE (l.destination, l.lane, l.id) >= (of, in_lane, 0)
+       AND (l.destination, l.lane, l.id) < (of, in_lane + 1, 0)
+     ORDER BY l.destination DESC, l.lane DESC, l.id DESC LIMIT 1;
     due := EXISTS (
         SELECT FROM sets s WHERE s.destination = of AND s.load IS NULL AND s.due_at <= now);
 END $$;

@@ -1,0 +1,164 @@
+"""How a lane's next load is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sqlalchemy import Connection
+
+from blacksmith_dagster.store import loads
+from blacksmith_dagster.store.interface import Fence, JobRow, Lane, Load
+from blacksmith_dagster.store.sets import Waiting, is_plain, portion
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from blacksmith_dagster.store.sql import SQLStore
+
+LANES = {Lane.LOAD: 0, Lane.DISCARD: 1}
+
+
+class LaneState(NamedTuple):
+    """A lane as its fence and its last load tell: where its next claim begins.
+
+    `upto` is the watermark; `open` and `fresh` tell of the last load whether it is executing, and
+    whether it was a first one (so that the next claim takes what is due); `due` whether a set is.
+    """
+
+    token: int
+    holder: str
+    now: datetime
+    upto: int
+    last: int
+    open: bool
+    fresh: bool
+    position: int
+    claimed: int
+    due: bool
+
+
+class Claim:
+    """The ways in which a lane's next load is chosen, within one transaction."""
+
+    def __init__(
+        self,
+        store: SQLStore,
+        conn: Connection,
+        fence: Fence,
+        of: int,
+        state: LaneState,
+        limit: int,
+        run: str | None,
+    ) -> None:
+        self.store, self.conn, self.fence, self.of, self.state = store, conn, fence, of, state
+        self.limit, self.run = limit, run
+
+    def new(self, condemned: str | None = None) -> Load | None:
+        """The next jobs of the log that were never claimed."""
+        state = self.state
+        rows = self.store._new_jobs(self.conn, self.of, state.position, state.upto, self.limit)
+        if not rows:
+            return None
+        load = self._open(1, rows[-1].seq, len(rows), seq_from=state.position + 1)
+        return self._load(load, rows, attempt=1, fresh=True, condemned=condemned)
+
+    def due(self, max_attempts: int) -> Load | None:
+        """The set that is longest due, or what its state allows of it; plain lists together."""
+        waiting = loads.waiting(self.conn, self.of, self.state.now) if self.state.due else []
+        if not waiting:
+            return None
+        chosen = _together(waiting, self.limit)
+        first = chosen[0]
+        attempt = min(first.attempts + 1, max_attempts)
+        if len(chosen) > 1:
+            return self._whole(chosen, attempt)
+        since = first.raised_in
+        recovered = since is not None and loads.succeeded_since(self.conn, self.of, since)
+        part = portion(first, self.limit, recovered)
+        if part.jobs == first.jobs:
+            return self._whole(chosen, attempt, part.losses, part.condemned)
+        load = self._open(attempt, None, part.jobs)
+        loads.split(self.conn, first, part, self.of, load)
+        return self._taken(load, first, attempt, part.losses, part.condemned)
+
+    def condemn_next(self, why: str) -> Load | None:
+        """The next of all that waits, due or not."""
+        waiting = loads.waiting(self.conn, self.of, None)
+        if waiting:
+            return self._whole(waiting[:1], waiting[0].attempts, condemned=why)
+        return self.new(condemned=why)
+
+    def condemn_listed(self, seqs: Sequence[int], why: str) -> Load | None:
+        """Those of the jobs that wait to run again."""
+        chosen = []
+        for seq in seqs[: self.limit]:
+            whole = loads.waiting_with(self.conn, self.of, seq)
+            if whole is not None:
+                chosen.append(loads.extract(self.conn, whole, seq, self.of))
+        return self._whole(chosen, chosen[0].attempts, condemned=why) if chosen else None
+
+    def _whole(
+        self,
+        chosen: Sequence[Waiting],
+        attempt: int,
+        losses: int = 0,
+        condemned: str | None = None,
+    ) -> Load:
+        load = self._open(attempt, None, sum(each.jobs for each in chosen))
+        loads.take(self.conn, chosen, load)
+        return self._taken(load, chosen[0], attempt, losses, condemned)
+
+    def _taken(
+        self, load: int, first: Waiting, attempt: int, losses: int, condemned: str | None
+    ) -> Load:
+        rows = self.store._jobs(loads.jobs_of(self.conn, load, self.of))
+        return self._load(
+            load,
+            rows,
+            attempt,
+            losses=losses,
+            alone=first.alone,
+            strikes=first.strikes,
+            condemned=condemned,
+        )
+
+    def _open(
+        self, attempt: int, seq_to: int | None, jobs: int, seq_from: int | None = None
+    ) -> int:
+        fresh = seq_to is not None
+        return loads.open_load(
+            self.conn,
+            {
+                "destination": self.of,
+                "lane": LANES[self.fence.lane],
+                "token": self.fence.token,
+                "attempt": attempt,
+                "seq_from": seq_from,
+                "seq_to": seq_to,
+                "jobs": jobs,
+                "position": seq_to if fresh else self.state.position,
+                "claimed": self.state.claimed + (jobs if fresh else 0),
+                "started_at": self.state.now,
+                "run": self.run,
+            },
+        )
+
+    def _load(
+        self, load: int, rows: Sequence[JobRow], attempt: int, *, fresh: bool = False, **state: Any
+    ) -> Load:
+        return Load(load, self.fence, rows, str(self.of), attempt, fresh, **state)
+
+
+def _together(waiting: Sequence[Waiting], limit: int) -> Sequence[Waiting]:
+    """The sets that the next load takes: the first, with others like it if all are plain lists."""
+    first = waiting[0]
+    if not is_plain(first) or first.list is None:
+        return [first]
+    chosen, total = [first], first.jobs
+    for each in waiting[1:]:
+        alike = is_plain(each) and each.list is not None and each.attempts == first.attempts
+        if alike and total + each.jobs <= limit:
+            chosen.append(each)
+            total += each.jobs
+    return chosen
