@@ -36,7 +36,7 @@ _UNDER_WAY = {DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING}
 
 # A run that is under way holds one of its locks but for moments; one that is not takes as long to
 # start as Dagster grants by default.
-_YOUNG = {True: timedelta(seconds=30), False: timedelta(seconds=180)}
+_YOUNG = {True: timedelta(seconds=15), False: timedelta(seconds=180)}
 _MOMENT_SECONDS = 5.0
 _LOOK_SECONDS = 30
 

@@ -76,8 +76,10 @@ class Deployment:
         self.wanted |= set(ids)
 
     def daemon(self) -> DagsterProcess:
-        """A started `dagster-daemon run`, with the code server that it starts."""
-        return self._start(["dagster._daemon", "run"])
+        """A running `dagster-daemon run`, with the code server that it starts."""
+        process = self._start(["dagster._daemon", "run"])
+        until(lambda: "configured with the following daemons" in process.log, 60, "a daemon runs")
+        return process
 
     def dev(self) -> DagsterProcess:
         """A started `dagster dev`; its UI answers."""
