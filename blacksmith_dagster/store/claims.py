@@ -22,20 +22,49 @@ LANES = {Lane.LOAD: 0, Lane.DISCARD: 1}
 class LaneState(NamedTuple):
     """A lane as its fence and its last load tell: where its next claim begins.
 
-    `upto` is the watermark; `open` and `fresh` tell of the last load whether it is executing, and
-    whether it was a first one (so that the next claim takes what is due); `due` whether a set is.
+    `open` and `fresh` tell of the last load whether it is executing, and whether it was a first one
+    (so that the next claim takes what is due). `next` is the last of the new jobs that a claim would
+    take, 0 if there are none; `due` whether a set is due.
     """
 
     token: int
     holder: str
     now: datetime
-    upto: int
     last: int
     open: bool
     fresh: bool
     position: int
     claimed: int
+    next: int
     due: bool
+
+    @classmethod
+    def read(
+        cls,
+        token: int,
+        holder: str,
+        now: datetime,
+        last: int | None,
+        opened: bool | None,
+        fresh: bool | None,
+        position: int | None,
+        claimed: int | None,
+        following: int | None,
+        due: bool,
+    ) -> LaneState:
+        """The state as the database has it: NULLs where the lane has had no load yet."""
+        return cls(
+            token,
+            holder,
+            now,
+            last or 0,
+            bool(opened),
+            last is None or bool(fresh),
+            position or 0,
+            claimed or 0,
+            following or 0,
+            bool(due),
+        )
 
 
 class Claim:
@@ -56,11 +85,11 @@ class Claim:
 
     def new(self, condemned: str | None = None) -> Load | None:
         """The next jobs of the log that were never claimed."""
-        state = self.state
-        rows = self.store._new_jobs(self.conn, self.of, state.position, state.upto, self.limit)
-        if not rows:
+        after, upto = self.state.position, self.state.next
+        if not upto:
             return None
-        load = self._open(1, rows[-1].seq, len(rows), seq_from=state.position + 1)
+        rows = self.store._jobs_between(self.conn, self.of, after, upto)
+        load = self._open(1, upto, len(rows), seq_from=after + 1)
         return self._load(load, rows, attempt=1, fresh=True, condemned=condemned)
 
     def due(self, max_attempts: int) -> Load | None:

@@ -78,29 +78,17 @@ class PostgresStore(SQLStore):
         conn.execute(text("SELECT setval('event_seq', :seq)"), {"seq": seq})
         conn.exec_driver_sql("SELECT make_partitions()")
 
-    def _enter(self, conn: Connection, of: int, lane: int) -> LaneState:
-        row = conn.exec_driver_sql("SELECT * FROM enter_lane(%s, %s)", (of, lane)).one()
-        token, holder, now, upto, last, opened, fresh, position, claimed, due = row
-        return LaneState(
-            token,
-            holder,
-            now,
-            upto,
-            last or 0,
-            bool(opened),
-            last is None or fresh,
-            position or 0,
-            claimed or 0,
-            due,
-        )
+    def _enter(self, conn: Connection, of: int, lane: int, wanted: int) -> LaneState:
+        row = conn.exec_driver_sql("SELECT * FROM enter_lane(%s, %s, %s)", (of, lane, wanted))
+        return LaneState.read(*row.one())
 
-    def _new_jobs(
-        self, conn: Connection, of: int, after: int, upto: int, limit: int
-    ) -> list[JobRow]:
+    def _jobs_between(self, conn: Connection, of: int, after: int, upto: int) -> list[JobRow]:
+        dense = upto - after <= _DENSE
+        given = (of, after, upto, after, upto) if dense else (of, after, upto)
         # By the driver: results in binary cost a quarter less, and no row is made twice.
         driver: Any = conn.connection.driver_connection
         with driver.cursor(binary=True) as cursor:
-            cursor.execute(_NEW_JOBS, (of, after, upto, limit))
+            cursor.execute(_DENSE_JOBS if dense else _SPARSE_JOBS, given)
             return self._jobs(cursor.fetchall())
 
     def ingest(
@@ -176,12 +164,16 @@ class _NoPartition(Unavailable):
 
 _ALL_SUCCEEDED = Verdict()
 _CHECK_VIOLATION = "23514"
-_NEW_JOBS = """
+# Where nearly each event of a range has a job, reading the range and merging takes half the time of
+# looking up each event.
+_DENSE = 5_000
+_SPARSE_JOBS = """
 SELECT e.seq, e.kind, e.payload, e.received_at, e.key, e.context, e.version, e.sent_at, e.parent,
        j.when_error
   FROM jobs j JOIN events e ON e.seq = j.seq
- WHERE j.destination = %s AND j.seq > %s AND j.seq <= %s ORDER BY j.seq LIMIT %s
+ WHERE j.destination = %s AND j.seq > %s AND j.seq <= %s ORDER BY j.seq
 """
+_DENSE_JOBS = _SPARSE_JOBS.replace("ORDER BY", "AND e.seq > %s AND e.seq <= %s ORDER BY")
 # From executing (1) to done (2). The fence's row is locked first: who takes over meanwhile is waited
 # for, and then seen.
 _CLOSE = """

@@ -98,14 +98,12 @@ class SQLStore(ABC):
         """Write events and their jobs; returns their sequence numbers."""
 
     @abstractmethod
-    def _enter(self, conn: Connection, of: int, lane: int) -> LaneState:
+    def _enter(self, conn: Connection, of: int, lane: int, wanted: int) -> LaneState:
         """Lock a lane for this transaction, without writing, and read its state."""
 
     @abstractmethod
-    def _new_jobs(
-        self, conn: Connection, of: int, after: int, upto: int, limit: int
-    ) -> list[JobRow]:
-        """The next jobs of the log."""
+    def _jobs_between(self, conn: Connection, of: int, after: int, upto: int) -> list[JobRow]:
+        """The jobs of a range of the log."""
 
     def _jobs(self, rows: Sequence[Any]) -> list[JobRow]:
         """Rows of `loads.JOB_COLUMNS` as jobs."""
@@ -221,23 +219,23 @@ class SQLStore(ABC):
             with self.writing() as conn:
                 moved = update(fences).where(mine, fences.c.token == token)
                 if conn.execute(moved.values(token=token + 1, holder=holder)).rowcount == 1:
-                    state = self._enter(conn, of, number)
+                    state = self._enter(conn, of, number, 0)
                     if state.open:
                         loads.close(conn, state.last, UNKNOWN, state.now, "its loader was lost")
                         loads.repeat(conn, state.last, state.now, lost=1)
                     return Fence(destination, lane, token + 1, holder)
 
-    def _hold(self, conn: Connection, fence: Fence) -> tuple[int, LaneState]:
+    def _hold(self, conn: Connection, fence: Fence, wanted: int = 0) -> tuple[int, LaneState]:
         """Lock the lane, if it is still the fence's; the destination event's id, and the state."""
         of = self._destination(fence.destination)
-        state = self._enter(conn, of, LANES[fence.lane])
+        state = self._enter(conn, of, LANES[fence.lane], wanted)
         if (state.token, state.holder) != (fence.token, fence.holder):
             raise fenced(fence, state.holder)
         return of, state
 
     def _claiming(self, conn: Connection, fence: Fence, limit: int, run: str | None) -> Claim:
         """A claim in the lane, whose last load must be closed."""
-        of, state = self._hold(conn, fence)
+        of, state = self._hold(conn, fence, limit)
         if state.open:
             raise UsageError(
                 f"{fence.destination}: load {state.last} is still open; record, release or abandon "

@@ -96,28 +96,14 @@ class SQLiteStore(SQLStore):
         conn.exec_driver_sql("DELETE FROM sqlite_sequence WHERE name = 'events'")
         conn.exec_driver_sql("INSERT INTO sqlite_sequence VALUES ('events', ?)", (seq,))
 
-    def _enter(self, conn: Connection, of: int, lane: int) -> LaneState:
-        now = to_micros(datetime.now(UTC))
-        row = conn.exec_driver_sql(_ENTER, {"of": of, "lane": lane, "now": now}).one()
-        token, holder, last, opened, fresh, position, claimed, due = row
-        return LaneState(
-            token,
-            holder,
-            from_micros(now),
-            self._watermark(conn),
-            last or 0,
-            bool(opened),
-            # A lane begins with what is due: there is nothing yet, and then it takes turns.
-            last is None or bool(fresh),
-            position or 0,
-            claimed or 0,
-            bool(due),
-        )
+    def _enter(self, conn: Connection, of: int, lane: int, wanted: int) -> LaneState:
+        now = datetime.now(UTC)
+        given = {"of": of, "lane": lane, "wanted": wanted, "now": to_micros(now)}
+        token, holder, *state = conn.exec_driver_sql(_ENTER, given).one()
+        return LaneState.read(token, holder, now, *state)
 
-    def _new_jobs(
-        self, conn: Connection, of: int, after: int, upto: int, limit: int
-    ) -> list[JobRow]:
-        rows = conn.exec_driver_sql(_NEW_JOBS, (of, after, upto, limit))
+    def _jobs_between(self, conn: Connection, of: int, after: int, upto: int) -> list[JobRow]:
+        rows = conn.exec_driver_sql(_JOBS_BETWEEN, (of, after, upto))
         return self._jobs(
             [
                 (*event, from_micros(at), *around, sent and from_micros(sent), parent, why)
@@ -158,17 +144,20 @@ class SQLiteStore(SQLStore):
 
 _ENTER = """
 SELECT f.token, f.holder, l.id, l.state = 1, l.seq_to IS NOT NULL, l.position, l.claimed,
+       (SELECT max(seq) FROM (
+           SELECT seq FROM jobs WHERE destination = :of AND seq > coalesce(l.position, 0)
+            ORDER BY seq LIMIT :wanted)),
        EXISTS (SELECT 1 FROM sets s WHERE s.destination = :of AND s.load IS NULL AND s.due_at <= :now)
   FROM fences f
   LEFT JOIN loads l ON l.id = (
        SELECT id FROM loads WHERE destination = :of AND lane = :lane ORDER BY id DESC LIMIT 1)
  WHERE f.destination = :of AND f.lane = :lane
 """
-_NEW_JOBS = """
+_JOBS_BETWEEN = """
 SELECT e.seq, e.kind, e.payload, e.received_at, e.key, e.context, e.version, e.sent_at, e.parent,
        j.when_error
   FROM jobs j JOIN events e ON e.seq = j.seq
- WHERE j.destination = ? AND j.seq > ? AND j.seq <= ? ORDER BY j.seq LIMIT ?
+ WHERE j.destination = ? AND j.seq > ? AND j.seq <= ? ORDER BY j.seq
 """
 _SEQUENCE = "SELECT seq FROM sqlite_sequence WHERE name = 'events'"
 _EVENT = (

@@ -235,11 +235,14 @@ END $$;
 
 -- Lock a lane for this transaction, without writing a new version of its row, and read its state. Each
 -- statement sees what was committed before it: the fence first, then the watermark, then the rest.
+-- `next` is the last of at most `wanted` new jobs, NULL if there is none.
 CREATE FUNCTION enter_lane(
-    of int, in_lane int, OUT token bigint, OUT holder text, OUT now timestamptz, OUT upto bigint,
+    of int, in_lane int, wanted int, OUT token bigint, OUT holder text, OUT now timestamptz,
     OUT last bigint, OUT open boolean, OUT fresh boolean, OUT at bigint, OUT claimed bigint,
-    OUT due boolean
+    OUT next bigint, OUT due boolean
 ) LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    upto bigint;
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         RAISE 'a claim needs READ COMMITTED';
@@ -255,6 +258,10 @@ BEGIN
      WHERE (l.destination, l.lane, l.id) >= (of, in_lane, 0)
        AND (l.destination, l.lane, l.id) < (of, in_lane + 1, 0)
      ORDER BY l.destination DESC, l.lane DESC, l.id DESC LIMIT 1;
+    SELECT max(n.seq) INTO next FROM (
+        SELECT j.seq FROM jobs j
+         WHERE j.destination = of AND j.seq > coalesce(at, 0) AND j.seq <= upto
+         ORDER BY j.seq LIMIT wanted) n;
     due := EXISTS (
         SELECT FROM sets s WHERE s.destination = of AND s.load IS NULL AND s.due_at <= now);
 END $$;
