@@ -74,6 +74,7 @@ def dev(app: str | None, port: int, ui_port: int) -> None:
     settings.home.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "BLACKSMITH_HOME": str(settings.home)}
     environment.setdefault("DAGSTER_HOME", str(settings.home))
+    environment.setdefault("BLACKSMITH_GATEWAY_URL", f"http://127.0.0.1:{port}")  # what checks ask
     gateway_command = [sys.executable, "-m", "blacksmith_dagster.cli", "gateway", f"--port={port}"]
     gateway_command += [f"--app={app}"] if app else []
     dagster_command = [sys.executable, "-m", "dagster", "dev", f"--port={ui_port}"]
