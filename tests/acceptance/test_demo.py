@@ -1,0 +1,80 @@
+"""`make demo`: it judges, and it leaves nothing running."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from scripts import demo
+
+FLIGHTS = demo.read_flights(whole_year=False)[:1000]
+
+
+@pytest.fixture
+def receiver() -> Iterator[demo.Receiver]:
+    receiver = demo.Receiver()
+    yield receiver
+    receiver.close()
+
+
+class Quiet(demo.Deployment):
+    """One in which nothing has happened."""
+
+    def successful_runs(self) -> dict[str, int]:
+        return {}
+
+
+def test_january_and_the_year_are_whole() -> None:
+    assert len(demo.read_flights(whole_year=False)) == 27_004
+    assert len(demo.keys_of(demo.read_flights(whole_year=True))) == 336_776
+
+
+def test_each_miss_is_told(receiver: demo.Receiver, tmp_path: Path) -> None:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    nothing = Quiet(tmp_path, "", "", receiver, demo.Warehouse(tmp_path / "none.db"), process)
+    late = len(demo.late_keys(FLIGHTS))
+    assert late > 0
+    assert demo.judge(nothing, FLIGHTS, accepted=999) == [
+        "accepted 999 events instead of 1000",
+        "flights in the warehouse: 1000 are missing, 0 are too many",
+        f"alerts: {late} are missing, 0 are too many",
+        "Dagster's history has no successful run of load_warehouse",
+        "Dagster's history has no successful run of load_alerts",
+    ]
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM], ids=str)
+def test_nothing_outlives_it(ending: signal.Signals, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with output.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "scripts/demo.py"], cwd=demo.PROJECT, stdout=out, stderr=out
+        )
+    started: set[psutil.Process] = set()
+    try:
+        deadline = time.monotonic() + 120
+        while "feeding" not in output.read_text():
+            assert process.poll() is None, output.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        started.update(psutil.Process(process.pid).children(recursive=True))
+        assert len(started) > 3  # `blacksmith dev`, the gateway, `dagster dev` and what it starts
+        process.send_signal(ending)
+        assert process.wait(60) == 0
+        _, left = psutil.wait_procs(started, timeout=10)
+        assert left == []
+    finally:
+        process.kill()
+        process.wait()
+        for each in started:
+            if each.is_running():
+                each.kill()
+    [home] = re.findall(r"home +(\S+)", output.read_text())
+    assert not Path(home).exists()

@@ -1,0 +1,95 @@
+"""The example's sensor on landed files."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from dagster import DagsterInstance, SkipReason, build_sensor_context
+
+from assets.application import blacksmith
+from blacksmith_dagster.errors import PositionMoved
+from blacksmith_dagster.orchestration import BlacksmithResource
+from blacksmith_dagster.store import Store, open_store
+from scripts import demo
+from sensors.landing import landing, take_file
+
+FLIGHTS = demo.as_rows(demo.read_flights(whole_year=False)[:3000])
+LINES = [msgspec.json.encode(row) + b"\n" for row in FLIGHTS]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, store_url: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("BLACKSMITH_HOME", str(tmp_path))
+    monkeypatch.setenv("BLACKSMITH_STORE_URL", store_url)
+    folder = tmp_path / "landing"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def store(folder: Path, store_url: str) -> Iterator[Store]:
+    with contextlib.closing(open_store(store_url, upgrade=True)) as store:
+        store.register(blacksmith)
+        yield store
+
+
+def tick() -> str:
+    with (
+        DagsterInstance.ephemeral() as instance,
+        build_sensor_context(
+            instance=instance, resources={"blacksmith": BlacksmithResource()}
+        ) as context,
+    ):
+        reason = landing(context)
+    assert isinstance(reason, SkipReason)
+    assert reason.skip_message is not None
+    return reason.skip_message
+
+
+def awaiting(store: Store) -> int:
+    return store.counts("warehouse/flights").awaiting
+
+
+def test_nothing_landed(store: Store, folder: Path) -> None:
+    assert tick() == f"nothing new in {folder}"
+
+
+def test_each_line_is_taken_once_as_the_file_grows(store: Store, folder: Path) -> None:
+    file = folder / "flights.ndjson"
+    file.write_bytes(b"".join(LINES[:1000]) + LINES[1000][:20])
+    assert tick() == "events taken: 1000 from flights.ndjson"  # the last line has no end yet
+    assert tick().startswith("nothing new")
+    file.write_bytes(b"".join(LINES))
+    assert tick() == "events taken: 2000 from flights.ndjson"
+    assert awaiting(store) == 3000
+
+
+def test_a_bad_line_is_quarantined_and_stops_nothing(store: Store, folder: Path) -> None:
+    (folder / "flights.ndjson").write_bytes(LINES[0] + b"{no json\n\n" + LINES[1])
+    assert tick() == "events taken: 2 from flights.ndjson"
+    [kept] = store.quarantined()
+    assert kept.raw.body == b"{no json"
+
+
+def test_a_reader_that_was_overtaken_takes_nothing(
+    store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = folder / "flights.ndjson"
+    file.write_bytes(b"".join(LINES[:10]))
+    ever = float("inf")
+    read, overtaken = store.position, False
+
+    def position_then_overtaken(reader: str) -> str | None:
+        nonlocal overtaken
+        found = read(reader)
+        if not overtaken:
+            overtaken = True
+            assert take_file(store, file, ever) == 10
+        return found
+
+    monkeypatch.setattr(store, "position", position_then_overtaken)
+    with pytest.raises(PositionMoved):
+        take_file(store, file, ever)
+    assert awaiting(store) == 10
