@@ -142,12 +142,16 @@ class Loader:
     def _record(self, load: Load, verdict: Verdict, lease: Lease, stop: threading.Event) -> None:
         """Record, again if the store does not answer: what is loaded need not be loaded twice."""
         give_up = time.monotonic() + RECORD_FOR
+        unknown: OutcomeUnknown | None = None
         while True:
             try:
                 return self._store.record(load, verdict)
-            except OutcomeUnknown:
-                raise
-            except Unavailable:
+            except Unavailable as error:
+                unknown = error if isinstance(error, OutcomeUnknown) else unknown
                 if lease.lost.is_set() or stop.is_set() or time.monotonic() > give_up:
                     raise
+            except Fenced:
+                if unknown is None:
+                    raise
+                raise unknown from None  # the load is closed: it may well be this record's doing
             stop.wait(_RECORD_AGAIN)

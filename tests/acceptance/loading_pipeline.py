@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from blacksmith_dagster import Batch, Blacksmith, Destination, Flow, Job, Schedule, Source
+from blacksmith_dagster import Batch, Blacksmith, Destination, Event, Flow, Job, Schedule, Source
 
 RECORDING = "BLACKSMITH_TEST_RECORDING"  # the folder that the recording is in
-FLIGHTS, ALERTS, TOLD = "warehouse/flights", "alerts/late", "mail/told"
+FLIGHTS, HURRIED = "warehouse/flights", "warehouse/hurried"
+ALERTS, TOLD = "alerts/late", "mail/told"
 
 _TABLES = """
 create table if not exists calls (path text, id text, pid integer, at real);
@@ -89,16 +90,28 @@ departed = airport.accept("departed")
 
 SOON = Schedule("@every 5s", max_retries=3, backoff="100ms")
 
-warehouse = Destination(
-    "warehouse", connect=Recording.open, schedule=SOON, batch=1000, timeout="1s"
-)
+warehouse = Destination("warehouse", connect=Recording.open, schedule=SOON)
 alerts = Destination("alerts", connect=Recording.open, schedule=SOON)
 mail = Destination("mail", connect=Recording.open, schedule=SOON)
 
 
-@warehouse.event(receives=departed)
+def hurries(event: Event[Any]) -> bool:
+    return bool(event.data.get("hurry"))
+
+
+@warehouse.event(receives=Flow(departed, when=lambda event: not hurries(event)))
 def flights(batch: Batch[Any], recording: Recording) -> None:
     """Does what each job says."""
+    do(batch, recording)
+
+
+@warehouse.event(receives=Flow(departed, when=hurries), timeout="1s")
+def hurried(batch: Batch[Any], recording: Recording) -> None:
+    """Does what each job says, within a second."""
+    do(batch, recording)
+
+
+def do(batch: Batch[Any], recording: Recording) -> None:
     recording.call(batch.path, list(batch))
     loaded: list[Job[Any]] = []
     for job in batch:

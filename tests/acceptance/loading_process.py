@@ -6,10 +6,11 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
+from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.sql import SQLStore
 from tests.acceptance.loading_main import TIMED_OUT
@@ -49,6 +50,13 @@ class LoaderProcess:
     def log(self) -> str:
         """Everything that it has printed since it was first started."""
         return self._log.read_text()
+
+    def until(self, condition: Callable[[], object], seconds: float = 60.0) -> None:
+        """Wait for a condition; fails with what the process has printed."""
+        try:
+            until(condition, seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.log[-5000:]}") from error
 
     def start_again_if_ended(self) -> None:
         """As a scheduler does at its next tick. Fails for an end that the faults do not explain."""
@@ -102,12 +110,12 @@ def keep_running(loaders: Sequence[LoaderProcess], store: Store, paths: Sequence
     def settled() -> bool:
         for loader in loaders:
             loader.start_again_if_ended()
-        return all(store.counts(path).pending == 0 for path in paths)
+        try:
+            return all(store.counts(path).pending == 0 for path in paths)
+        except Unavailable:  # it has been restarted
+            return False
 
-    try:
-        until(settled, 120)
-    except AssertionError as error:
-        raise AssertionError("\n\n".join(each.log[-3000:] for each in loaders)) from error
+    loaders[0].until(settled, 120)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import random
 import sqlite3
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from blacksmith_dagster import (
     Schedule,
     Source,
 )
-from blacksmith_dagster.errors import Fenced
+from blacksmith_dagster.errors import Fenced, Unavailable
 from blacksmith_dagster.gateway.extract import Extractor
 from blacksmith_dagster.pipeline.source import SourceEvent
 from blacksmith_dagster.scheduler import StandardScheduler, Tally
@@ -31,7 +32,15 @@ from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.interface import Lane, Verdict
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.supervisor import StoreSupervisor
-from tests.acceptance.loading_pipeline import ALERTS, FLIGHTS, TOLD, Recording, blacksmith, departed
+from tests.acceptance.loading_pipeline import (
+    ALERTS,
+    FLIGHTS,
+    HURRIED,
+    TOLD,
+    Recording,
+    blacksmith,
+    departed,
+)
 from tests.acceptance.loading_process import LoaderProcess, keep_running, opened
 from tests.acceptance.oracle import judge
 from tests.acceptance.processes import GatewayProcess, until
@@ -46,13 +55,22 @@ def accept(
     app: Blacksmith = blacksmith,
     event: SourceEvent[Any, Any, Any] = departed,
 ) -> list[str]:
-    """Keep an event for each item of data, as the gateway does; returns their ids."""
+    """Keep an event for each item of data, as the gateway does; returns their ids.
+
+    As a client would, it sends the same again, with its key, while the store does not answer.
+    """
     request = Request(msgspec.json.encode(data), {"content-type": "application/json"})
-    events = Extractor(app, event)(request)
+    events = Extractor(app, event)(request, key=uuid.uuid4().hex)
     assert isinstance(events, list)
-    (ids,) = store.ingest([events])
-    assert isinstance(ids, list)
-    return ids
+    give_up = time.monotonic() + 30
+    while True:
+        try:
+            (ids,) = store.ingest([events])
+        except Unavailable:
+            assert time.monotonic() < give_up
+            continue
+        assert isinstance(ids, list)
+        return ids
 
 
 @pytest.fixture
@@ -275,11 +293,11 @@ def test_loader_killed_in_load(store: Store, store_url: str, recording: Recordin
         LoaderProcess(store_url, recording.folder) as killed,
         LoaderProcess(store_url, recording.folder) as other,
     ):
-        until(lambda: recording.calls(ids[-1]) == 1, 30, killed.log)
+        killed.until(lambda: recording.calls(ids[-1]) == 1, 30)
         at_work = _pid_of_call(recording, ids[0])
         first, second = (killed, other) if killed.process.pid == at_work else (other, killed)
         first.kill()
-        until(lambda: store.counts(FLIGHTS).pending == 0, 60, second.log)
+        second.until(lambda: store.counts(FLIGHTS).pending == 0, 60)
     found = judge(store, FLIGHTS, ids, recording.loaded())
     assert found.succeeded == set(ids)
     states = [each.state for each in store.history(ids[0]) if each.destination == FLIGHTS]
@@ -299,14 +317,15 @@ def test_stale_loader_is_fenced(store: Store, store_url: str, recording: Recordi
     recording.hold.touch()
     ids = accept(store, [{"n": n, "do": "wait"} for n in range(10)])
     with LoaderProcess(store_url, recording.folder) as stale:
-        until(lambda: recording.calls(ids[-1]) == 1, 30, stale.log)
+        stale.until(lambda: recording.calls(ids[-1]) == 1, 30)
         stale.pause(store)  # in the middle of a load, for longer than its lock lives
         recording.hold.unlink()
         with LoaderProcess(store_url, recording.folder) as other:
-            until(lambda: store.counts(FLIGHTS).pending == 0, 60, other.log)
+            other.until(lambda: store.counts(FLIGHTS).pending == 0, 60)
             after = [store.history(each) for each in ids]
             stale.go_on()
-            until(lambda: "fenced:" in stale.log, 30, stale.log)
+            stale.until(lambda: "fenced:" in stale.log, 30)
+            assert "no longer" in stale.log or "taken over" in stale.log
             assert "fenced" not in other.log
             # It has loaded what it had been given, and its word counts for nothing.
             until(lambda: len(recording.loaded()) == 20, 30)
@@ -317,18 +336,18 @@ def test_stale_loader_is_fenced(store: Store, store_url: str, recording: Recordi
 
 
 def test_destination_hangs_past_timeout(store: Store, store_url: str, recording: Recording) -> None:
-    jobs = [{"n": n, "late": True} for n in range(3)]
-    ids = accept(store, [*jobs, {"n": 3, "late": True, "do": "hang"}])
+    jobs = [{"n": n, "hurry": True, "late": True} for n in range(3)]
+    ids = accept(store, [*jobs, {**jobs[0], "do": "hang"}])
     with (
-        LoaderProcess(store_url, recording.folder, FLIGHTS) as flights,
+        LoaderProcess(store_url, recording.folder, HURRIED) as hurried,
         LoaderProcess(store_url, recording.folder, ALERTS) as alerts,
     ):
         # One slow destination slows no other.
-        until(lambda: store.counts(ALERTS).pending == 0, 10, alerts.log)
-        keep_running([flights, alerts], store, [FLIGHTS, ALERTS])
-        assert "timed out: warehouse/flights: the load ran past its time-out" in flights.log
+        alerts.until(lambda: store.counts(ALERTS).pending == 0, 20)
+        keep_running([hurried, alerts], store, [HURRIED, ALERTS])
+        assert "timed out: warehouse/hurried: the load ran past its time-out" in hurried.log
         assert alerts.starts == 1
-    found = judge(store, FLIGHTS, ids, recording.loaded())
+    found = judge(store, HURRIED, ids, recording.loaded(HURRIED))
     assert found.discarded == {ids[-1]}
     assert judge(store, ALERTS, ids, recording.loaded(ALERTS)).succeeded == set(ids)
 
@@ -413,6 +432,7 @@ def test_sqlite_gateway_and_loader_share_turns(tmp_path: Path, recording: Record
         LoaderProcess(url, recording.folder) as loader,
         opened(url) as store,
     ):
+        loader.until(lambda: "ready" in loader.log)
         senders = [threading.Thread(target=send, args=(gateway,)) for _ in range(8)]
         for each in senders:
             each.start()
@@ -420,7 +440,7 @@ def test_sqlite_gateway_and_loader_share_turns(tmp_path: Path, recording: Record
         over.set()
         for each in senders:
             each.join()
-        until(lambda: store.counts(FLIGHTS).pending == 0, 60, loader.log)
+        loader.until(lambda: store.counts(FLIGHTS).pending == 0, 60)
         found = judge(store, FLIGHTS, accepted, recording.loaded())
         assert found.succeeded == set(accepted)
         loaded = recording.times()
@@ -440,7 +460,7 @@ def test_postgres_restarted_under_load(
     with opened(url) as store, LoaderProcess(url, recording.folder) as loader:
         ids = accept(store, [{"n": n} for n in range(100)])
         for seconds in (0.0, 1.0, 5.0):  # the last is longer than the lock lives
-            ids += _restart_in_a_load(durable_postgres, mode, seconds, store, recording)
+            ids += _restart_in_a_load(durable_postgres, mode, seconds, store, loader, recording)
             ids += accept(store, [{"n": n} for n in range(100)])
         keep_running([loader], store, [FLIGHTS])
         assert loader.starts == 1
@@ -450,15 +470,21 @@ def test_postgres_restarted_under_load(
 
 
 def _restart_in_a_load(
-    server: PostgresServer, mode: Any, seconds: float, store: Store, recording: Recording
+    server: PostgresServer,
+    mode: Any,
+    seconds: float,
+    store: Store,
+    loader: LoaderProcess,
+    recording: Recording,
 ) -> list[str]:
     before = len(recording.loaded())
     recording.hold.touch()
     ids = accept(store, [{"n": n, "do": "wait"} for n in range(10)])
-    until(lambda: recording.calls(ids[-1]) == 1, 30, "the load has begun")
+    loader.until(lambda: recording.calls(ids[-1]) == 1)
     server.stop(mode)
     recording.hold.unlink()
-    until(lambda: len(recording.loaded()) >= before + 10, 30, "the load has ended")
+    loader.until(lambda: len(recording.loaded()) >= before + 10)
     time.sleep(seconds)  # it tries to record, in vain
     server.start()
+    keep_running([loader], store, [FLIGHTS])
     return ids

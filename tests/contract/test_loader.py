@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from blacksmith_dagster import Batch, Blacksmith, Destination, DestinationEvent, Schedule
-from blacksmith_dagster.errors import Fenced, Timeout
+from blacksmith_dagster.errors import Fenced, OutcomeUnknown, Timeout, Unavailable
 from blacksmith_dagster.scheduler import LoadReport, StandardScheduler, Summary, Tally
 from blacksmith_dagster.store import Store, open_store
-from blacksmith_dagster.store.interface import Lane
+from blacksmith_dagster.store.interface import Lane, Load, Verdict
 from blacksmith_dagster.supervisor import Supervisor, open_supervisor
 from tests.contract.loading import SOON, departed, ingest, numbers, pipeline, until
 
@@ -262,6 +262,38 @@ def test_who_has_lost_the_lock_records_and_claims_no_more(loading: Loading) -> N
         loading.load(app, flights, supervisor=Remembering())
     counts = loading.store.counts(flights.path)
     assert (counts.succeeded, counts.awaiting) == (1, 1)
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_what_is_loaded_is_recorded_once_the_store_answers(
+    loading: Loading, committed: bool
+) -> None:
+    raised: list[Unavailable] = [OutcomeUnknown("broken"), Unavailable("starting up")]
+
+    class Restarting:
+        """The store, which breaks when a load is to be recorded, and answers a little later."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(loading.store, name)
+
+        def record(self, load: Load, verdict: Verdict) -> None:
+            if committed and len(raised) == 1:
+                loading.store.record(load, verdict)
+            if raised:
+                raise raised.pop()
+            loading.store.record(load, verdict)
+
+    loaded: list[int] = []
+    app, flights = pipeline(lambda batch: loaded.extend(numbers(batch)))
+    loading.store.register(app)
+    ingest(loading.store, [{"n": 0}])
+    if committed:  # nobody can know whether it was this record that closed the load
+        with pytest.raises(OutcomeUnknown):
+            loading.load(app, flights, store=Restarting())
+    else:
+        assert loading.load(app, flights, store=Restarting()).tally == Tally(succeeded=1)
+    assert loading.load(app, flights) == Summary()
+    assert loaded == [0]
 
 
 def test_received_outcomes_are_loaded_with_their_cause(loading: Loading) -> None:
