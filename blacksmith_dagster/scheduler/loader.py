@@ -95,7 +95,7 @@ class Loader:
         return Summary(summary.loads, summary.tally, stopped=True)
 
     def _load(self, load: Load, lease: Lease, stop: threading.Event) -> LoadReport | None:
-        """Run one load. `None` if it was abandoned: it took too long, and has returned since."""
+        """Run one load. `None` if it counts for nothing: it took too long, or could not begin."""
         decoded, batch = Decoded((), {}), Batch[Any](self._event.path, ())
         raised: BaseException | None = None
         started = time.monotonic()
@@ -108,7 +108,10 @@ class Loader:
                 try:
                     raised = call.exception(self._event.timeout.total_seconds())
                 except StillRunning:
-                    self._abandon(load, call)
+                    if call.cancel():  # another call to this destination has kept it waiting
+                        self._store.release(load)
+                    else:
+                        self._abandon(load, call)
                     return None
         seconds = time.monotonic() - started
         now = datetime.now(UTC)
@@ -128,8 +131,6 @@ class Loader:
         error = f"the load ran past its time-out of {limit:g} s"
         self._store.abandon(load, error)
         _log.warning("%s: load %d: %s", self._event.path, load.id, error)
-        if call.cancel():  # it waited for another call of this destination, and has not begun
-            return
         try:
             call.exception(GRACE)
         except StillRunning:

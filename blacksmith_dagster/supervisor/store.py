@@ -77,7 +77,7 @@ class StoreSupervisor:
         """See `Supervisor.close`."""
         self._closing.set()
         if self._renewals is not None:
-            self._renewals.join()
+            self._renewals.join(self._ttl)
         for lease in list(self._held):
             lease.release()
 

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -225,6 +226,36 @@ def test_a_call_that_does_not_return_ends_the_load(loading: Loading) -> None:
         assert not loading.supervisor.status(KEY).held
     finally:
         release.set()
+
+
+def test_a_load_that_waits_for_another_event_of_its_destination_loses_nothing(
+    loading: Loading,
+) -> None:
+    begun, release = threading.Event(), threading.Event()
+    warehouse = Destination("warehouse", schedule=SOON)
+
+    @warehouse.event(receives=departed)
+    def slow(batch: Batch[Any]) -> None:
+        begun.set()
+        assert release.wait(30)
+
+    @warehouse.event(receives=departed, timeout="50ms")
+    def quick(batch: Batch[Any]) -> None: ...
+
+    app = Blacksmith(sources=[departed.source], destinations=[warehouse], since="2026-01-01")
+    loading.store.register(app)
+    ingest(loading.store, [{"n": 0}], slow.path)
+    (waiting,) = ingest(loading.store, [{"n": 1}], quick.path)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(loading.load, app, slow)
+        assert begun.wait(10)
+        second = pool.submit(loading.load, app, quick)
+        until(lambda: len(loading.store.history(waiting)) > 6)
+        release.set()
+        assert first.result(30).tally == second.result(30).tally == Tally(succeeded=1)
+    states = {each.state for each in loading.store.history(waiting)}
+    assert "unknown" not in states
+    assert "succeeded" in states
 
 
 def test_who_was_taken_over_stops(loading: Loading) -> None:
