@@ -15,6 +15,7 @@ from dagster import (
     AssetExecutionContext,
     AssetKey,
     AssetMaterialization,
+    AssetObservation,
     DagsterExecutionInterruptedError,
     DagsterRunStatus,
     MetadataValue,
@@ -86,10 +87,13 @@ class Progress:
         return days
 
 
-def materialization(
+def told_of(
     key: AssetKey, day: date, told: Day, links: Mapping[str, MetadataValue[Any]]
-) -> AssetMaterialization:
-    """What became of one day's jobs, as an event of the partition."""
+) -> AssetMaterialization | AssetObservation:
+    """What became of one day's jobs, as an event of the partition.
+
+    Nothing is materialized where nothing was loaded: assets downstream would follow it.
+    """
     metadata: dict[str, Any] = {
         "events_loaded": told.tally.succeeded,
         "events_failed": told.tally.failed,
@@ -102,7 +106,8 @@ def materialization(
     }
     if told.error:
         metadata["first_error"] = told.error[:_ERROR_LENGTH]
-    return AssetMaterialization(key, partition=day.isoformat(), metadata=metadata)
+    kind = AssetMaterialization if told.tally.succeeded else AssetObservation
+    return kind(key, partition=day.isoformat(), metadata=metadata)
 
 
 def load(
@@ -126,7 +131,7 @@ def load(
 
     def tell() -> None:
         for day, told in progress.flush().items():
-            op.log_event(materialization(key, day, told, links))
+            op.log_event(told_of(key, day, told, links))
 
     def report(done: LoadReport) -> None:
         progress.add(done)

@@ -1,5 +1,7 @@
 """A load job: what it loads, and what it tells Dagster."""
 
+import os
+import signal
 import threading
 from datetime import timedelta
 from typing import Any
@@ -100,6 +102,25 @@ def test_a_failed_job_is_told_and_waits(store_url: str, instance: DagsterInstanc
     assert checks(result)["nothing_overdue"].metadata["jobs_retrying"].value == 1
 
 
+def test_a_day_of_which_nothing_was_loaded_is_observed_and_not_materialized(
+    store_url: str, instance: DagsterInstance
+) -> None:
+    def judge(batch: Batch[Any]) -> None:
+        raise RuntimeError("the lake is frozen")
+
+    pipeline = Pipeline(store_url, judge=judge)
+    pipeline.receive(2)
+    result = pipeline.run(instance)
+    assert result.success
+    assert told(instance, result) == {}
+    (record,) = instance.fetch_observations(FLIGHTS, limit=1).records
+    observed = record.asset_observation
+    assert observed is not None
+    assert observed.partition == TODAY.isoformat()
+    assert observed.metadata["events_failed"].value == 2
+    assert "the lake is frozen" in str(observed.metadata["first_error"].value)
+
+
 def test_a_held_lock_ends_the_run_well_and_says_who_holds_it(
     store_url: str, instance: DagsterInstance
 ) -> None:
@@ -116,13 +137,36 @@ def test_a_held_lock_ends_the_run_well_and_says_who_holds_it(
         store.close()
     assert result.success
     assert pipeline.loaded["flights"] == []
-    (output,) = [
-        event.step_output_data
-        for event in result.all_node_events
-        if event.event_type is DagsterEventType.STEP_OUTPUT and event.step_key == "lake__flights"
-    ]
-    assert output.metadata["skipped"].value == "held by run-of-another"
+    assert outputs(result)["lake__flights"]["skipped"] == "held by run-of-another"
     assert told(instance, result) == {}
+
+
+def outputs(result: ExecuteInProcessResult) -> dict[str, dict[str, Any]]:
+    """The metadata of each op's output."""
+    return {
+        event.step_key or "": {
+            name: value.value for name, value in event.step_output_data.metadata.items()
+        }
+        for event in result.all_node_events
+        if event.event_type is DagsterEventType.STEP_OUTPUT
+    }
+
+
+def test_a_signal_ends_the_run_after_the_batch_under_way(
+    store_url: str, instance: DagsterInstance
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    pipeline = Pipeline(store_url, batch=1, judge=lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    pipeline.receive(3)
+    pipeline.receive(1, to=["lake/undeliverable"])
+    result = pipeline.run(instance)
+    assert result.success
+    assert len(pipeline.loaded["flights"]) == 1
+    assert told(instance, result)[TODAY.isoformat()]["events_loaded"] == 1
+    assert pipeline.loaded["undeliverable"] == []  # an op that has not begun does not begin
+    for said in outputs(result).values():
+        assert said["stop_reason"] == "asked to stop before all that is due was loaded"
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_run_of_many_loads_writes_few_rows(instance: DagsterInstance, tmp_path: Any) -> None:
