@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ import httpx
 import msgspec
 import pytest
 from click.testing import CliRunner, Result
+from sqlalchemy.engine import make_url
 
 from blacksmith_dagster import Batch, Blacksmith, Destination, Request, Schedule, Source
 from blacksmith_dagster.cli import main
@@ -36,6 +39,7 @@ def thanks(batch: Batch[dict[str, int]]) -> None:
 
 
 blacksmith = Blacksmith(sources=[shop], destinations=[mail], since="2026-01-01")
+README = Path(__file__).parents[2] / "README.md"
 APP = "--app=tests.acceptance.test_cli:blacksmith"
 
 
@@ -87,13 +91,44 @@ def test_status_tells_orphans(ids: list[str]) -> None:
     assert ["mail/thanks", "1"] in map(words, result.stdout.splitlines())
 
 
-def test_store_is_named_without_credentials(ids: list[str], store_url: str) -> None:
-    said = run("events", "list").stderr
-    assert said.startswith("store: ")
-    assert (
-        httpx.URL(store_url).password not in said.split("://")[1]
-        or not httpx.URL(store_url).password
-    )
+def test_store_is_named_without_its_password(
+    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = make_url(postgres_url).set(password="canary")
+    monkeypatch.setenv("BLACKSMITH_HOME", str(tmp_path))
+    monkeypatch.setenv("BLACKSMITH_STORE_URL", url.render_as_string(hide_password=False))
+    run("store", "upgrade")
+    result = run("events", "list")
+    assert result.stderr.startswith(f"store: postgresql://{url.host}:{url.port}/")
+    assert "canary" not in result.output
+
+
+def test_store_that_does_not_answer_is_one_line_without_its_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BLACKSMITH_HOME", str(tmp_path))
+    url = f"postgresql://someone:canary@127.0.0.1:{free_port(0)}/nothing"
+    monkeypatch.setenv("BLACKSMITH_STORE_URL", url)
+    result = run("events", "list", code=1)
+    assert result.stderr.startswith("Error: ")
+    assert "canary" not in result.output
+
+
+def test_store_that_went_back_is_refused_until_repaired(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "store.db"
+    monkeypatch.setenv("BLACKSMITH_HOME", str(tmp_path))
+    monkeypatch.setenv("BLACKSMITH_STORE_URL", f"sqlite:///{path}")
+    with contextlib.closing(open_store(f"sqlite:///{path}")) as store:
+        store.register(blacksmith)
+        take(blacksmith, store, ordered, [Request.of([{"n": n} for n in range(3)])])
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("update sqlite_sequence set seq = 1 where name = 'events'")
+        database.commit()
+    assert "blacksmith store repair" in run("events", "list", code=1).stderr
+    assert "can be taken again" in run("store", "repair").stdout
+    assert len(run("events", "list").stdout.splitlines()) == 4
 
 
 def test_events_show_tells_every_transition_and_its_run(ids: list[str]) -> None:
@@ -172,20 +207,11 @@ def test_gateway_never_imports_dagster(tmp_path: Path) -> None:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A project of its own: a pipeline and what `dagster dev` opens."""
-    (tmp_path / "pyproject.toml").write_text('[tool.blacksmith]\napp = "pipeline:blacksmith"\n')
-    (tmp_path / "pipeline.py").write_text(
-        "from blacksmith_dagster import Blacksmith, Source\n"
-        "shop = Source('shop')\n"
-        "ordered = shop.accept('ordered')\n"
-        "blacksmith = Blacksmith(sources=[shop], destinations=[], since='2026-01-01')\n"
-    )
-    (tmp_path / "definitions.py").write_text(
-        "from pipeline import blacksmith\n"
-        "from blacksmith_dagster.orchestration import build_definitions\n"
-        "defs = build_definitions(blacksmith)\n"
-    )
-    (tmp_path / "workspace.yaml").write_text("load_from:\n  - python_file: definitions.py\n")
+    """The README's first pipeline: its blocks that are files."""
+    blocks = re.findall(r"^```\w+\n# (\S+)\n(.*?)^```$", README.read_text(), re.M | re.S)
+    assert {name for name, _ in blocks} == {"pipeline.py", "definitions.py", "pyproject.toml"}
+    for name, content in blocks:
+        (tmp_path / name).write_text(content)
     return tmp_path
 
 
@@ -212,6 +238,9 @@ def test_dev_runs_both_and_stops_both(project: Path) -> None:
             assert dev.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.2)
+        order = {"id": "1", "email": "ada@example.com", "total": 250}
+        assert httpx.post(f"http://127.0.0.1:{port}/shop/orders", json=order).status_code == 202
+        assert "load_mail" in jobs_of(ui_port)
         dev.send_signal(signal.SIGINT)
         assert dev.wait(60) == 0, (project / "dev.log").read_text()
     finally:
@@ -227,3 +256,13 @@ def answers(url: str) -> bool:
         return httpx.get(url, timeout=5).is_success
     except httpx.HTTPError:
         return False
+
+
+def jobs_of(ui_port: int) -> set[str]:
+    """The jobs that Dagster's UI knows."""
+    query = (
+        "{ repositoriesOrError { ... on RepositoryConnection { nodes { pipelines { name } } } } }"
+    )
+    answer = httpx.post(f"http://127.0.0.1:{ui_port}/graphql", json={"query": query}, timeout=30)
+    [repository] = answer.json()["data"]["repositoriesOrError"]["nodes"]
+    return {job["name"] for job in repository["pipelines"]}

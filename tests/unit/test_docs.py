@@ -1,12 +1,18 @@
-"""The Python blocks of the README and of docs/ run, each file's in order, in one namespace."""
+"""The Python blocks of the README and of docs/ run, each document's in order, in one namespace.
 
+A block that begins with a file's name is that module.
+"""
+
+import importlib
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[2]
+FILE = re.compile(r"# (\w+)\.py\n")
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 DOCUMENTS = {
     path.relative_to(PROJECT).as_posix(): BLOCK.findall(path.read_text())
@@ -19,10 +25,16 @@ def test_readme_has_a_pipeline() -> None:
 
 
 @pytest.mark.parametrize("document", [name for name, blocks in DOCUMENTS.items() if blocks])
-def test_python_blocks_run(document: str) -> None:
+def test_python_blocks_run(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
     namespace: dict[str, Any] = {"__name__": "documented"}
     for number, block in enumerate(DOCUMENTS[document], 1):
-        exec(compile(block, f"{document}, block {number}", "exec"), namespace)
+        if named := FILE.match(block):
+            (tmp_path / f"{named[1]}.py").write_text(block)
+            monkeypatch.delitem(sys.modules, named[1], raising=False)
+            namespace |= vars(importlib.import_module(named[1]))
+        else:
+            exec(compile(block, f"{document}, block {number}", "exec"), namespace)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
