@@ -6,14 +6,19 @@ from collections.abc import Callable, Iterator, Mapping
 
 from benchmarks.counts import counts
 from benchmarks.drain import drain, history
+from benchmarks.gateway import arrays, gateway
 from benchmarks.ingest import ingest
 from benchmarks.measure import QUICK, Effort, Figure, machine, table
+from benchmarks.sql_destination import sql_destination
 
 BENCHMARKS: Mapping[str, Callable[[Effort], Iterator[Figure]]] = {
     "ingest": ingest,
     "drain": drain,
     "history": history,
     "counts": counts,
+    "gateway": gateway,
+    "arrays": arrays,
+    "sql_destination": sql_destination,
 }
 
 

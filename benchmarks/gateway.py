@@ -1,0 +1,184 @@
+"""Events over HTTP, each answered after its commit, beside a server that keeps nothing."""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import msgspec
+from sqlalchemy import text
+
+from benchmarks.measure import Effort, Figure, alternate, at_least, at_most, beside
+from benchmarks.pipeline import payload
+from benchmarks.stores import Databases, opened, postgres
+from tests.acceptance.processes import ROOT_FOLDER, GatewayProcess, until
+from tests.services import free_port, kill_tree
+
+PATH = "/v1/bench/happened"
+CONNECTIONS = (64, 256)
+BOUNDS = {1: 0.50, 2: 0.40}
+"""Of the limit, by the number of workers."""
+ARRAY = 100
+
+# The server of the gateway, and what it is configured with.
+SERVER = [
+    "--http=blacksmith_dagster.gateway.protocol:GatewayProtocol",
+    "--loop=uvloop",
+    "--ws=none",
+    "--lifespan=on",
+    "--log-level=warning",
+    "--no-access-log",
+    "--no-proxy-headers",
+    "--no-server-header",
+    "--backlog=2048",
+    "--timeout-keep-alive=75",
+]
+
+
+def gateway(effort: Effort) -> Iterator[Figure]:
+    """Requests per second of one event each, and how long the slowest of a hundred takes."""
+    if shutil.which("wrk") is None:
+        yield _missing("gateway, one event a request")
+        return
+    with postgres() as made, _bodies([payload(n) for n in range(1000)]) as bodies:
+        for workers, bound in BOUNDS.items():
+            for connections in CONNECTIONS:
+                sender = Sender(bodies, connections, effort.seconds)
+                answers: list[Answers] = []
+                rates, limits = alternate(
+                    effort.rounds,
+                    _into_store(made, workers, sender, answers),
+                    _into_nothing(workers, sender),
+                )
+                what = (
+                    f"gateway, one event a request, {_workers(workers)}, {connections} connections"
+                )
+                yield beside(f"{what}; {made.name}", rates, limits, "requests/s", bound)
+                slowest = [answer.p99_ms for answer in answers]
+                yield at_most(f"{what}, 99th percentile; {made.name}", slowest, 40, "ms")
+
+
+def arrays(effort: Effort) -> Iterator[Figure]:
+    """Events per second in requests of a hundred."""
+    if shutil.which("wrk") is None:
+        yield _missing(f"gateway, arrays of {ARRAY}")
+        return
+    some = [
+        f"[{','.join(payload(n * ARRAY + place) for place in range(ARRAY))}]" for n in range(10)
+    ]
+    with postgres() as made, _bodies(some) as bodies:
+        sender = Sender(bodies, CONNECTIONS[0], effort.seconds, events=ARRAY)
+        for workers in BOUNDS:
+            (rates,) = alternate(effort.rounds, _into_store(made, workers, sender, []))
+            what = f"gateway, arrays of {ARRAY}, {_workers(workers)}, {CONNECTIONS[0]} connections"
+            yield at_least(f"{what}; {made.name}", rates, 60_000, "events/s")
+
+
+class Answers(msgspec.Struct):
+    """What post.lua prints."""
+
+    requests: int
+    seconds: float
+    failed: int
+    p50_ms: float
+    p99_ms: float
+
+
+@dataclass(frozen=True)
+class Sender:
+    """Posts the lines of a file, each of so many events, over as many connections at once."""
+
+    bodies: Path
+    connections: int
+    seconds: int
+    events: int = 1
+
+    def send(self, url: str) -> Answers:
+        """Post to a server that has just been warmed up."""
+        self._post(url, 1)
+        return self._post(url, self.seconds)
+
+    def _post(self, url: str, seconds: int) -> Answers:
+        script = Path(__file__).with_name("post.lua")
+        command = ["wrk", "-t1", f"-c{self.connections}", f"-d{seconds}s", "-s", script, url + PATH]
+        told = subprocess.run(
+            [*command, "--", self.bodies], check=True, capture_output=True, text=True
+        ).stdout
+        answers = msgspec.json.decode(told.splitlines()[-1], type=Answers)
+        if answers.failed or not answers.requests:
+            raise RuntimeError(f"requests have failed:\n{told}")
+        return answers
+
+
+def _into_store(
+    made: Databases, workers: int, sender: Sender, answers: list[Answers]
+) -> Callable[[], float]:
+    """Events per second that the gateway keeps in a new store."""
+
+    def rate() -> float:
+        url = made.create()
+        with GatewayProcess(url, "benchmarks.pipeline:app", workers=workers) as running:
+            made.settle()
+            answer = sender.send(running.url)
+        answers.append(answer)
+        with closing(opened(url)) as store, store.reading() as conn:
+            kept = conn.execute(text("SELECT count(*) FROM events")).scalar_one()
+        accepted = answer.requests * sender.events
+        assert kept >= accepted, f"{accepted} accepted, {kept} kept"
+        made.drop(url)
+        return accepted / answer.seconds
+
+    return rate
+
+
+def _into_nothing(workers: int, sender: Sender) -> Callable[[], float]:
+    """Events per second of the limit."""
+
+    def rate() -> float:
+        with _bare(workers) as url:
+            answer = sender.send(url)
+        return answer.requests * sender.events / answer.seconds
+
+    return rate
+
+
+@contextmanager
+def _bare(workers: int) -> Iterator[str]:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    where = ["benchmarks.bare:app", f"--port={port}", f"--workers={workers}"]
+    command = [sys.executable, "-m", "uvicorn", *where, *SERVER]
+    process = subprocess.Popen(command, cwd=ROOT_FOLDER)
+    try:
+        until(lambda: _answers(url), 30, "the server without a store answers")
+        yield url
+    finally:
+        kill_tree(process)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.post(url + PATH, json={}, trust_env=False).status_code == 202
+    except httpx.TransportError:
+        return False
+
+
+@contextmanager
+def _bodies(bodies: Sequence[str]) -> Iterator[Path]:
+    with tempfile.NamedTemporaryFile("w", prefix="blacksmith-bench-") as file:
+        file.writelines(f"{body}\n" for body in bodies)
+        file.flush()
+        yield Path(file.name)
+
+
+def _workers(count: int) -> str:
+    return f"{count} worker{'s' if count > 1 else ''}"
+
+
+def _missing(what: str) -> Figure:
+    return Figure(what, "not measured: there is no `wrk`; `apt-get install wrk` brings it")
