@@ -54,7 +54,7 @@ def test_run_terminated_from_ui(deploy: Callable[..., Deployment]) -> None:
 @pytest.mark.parametrize("orphaned", [False, True], ids=["with_its_run", "but_not_its_run"])
 def test_daemon_killed(deploy: Callable[..., Deployment], orphaned: bool) -> None:
     lake = deploy(seconds=0.5)
-    lake.receive(200)
+    lake.receive(100)
     first = lake.daemon()
     until(lake.began, 90, "a batch begins")
     (run,) = lake.runs()
@@ -74,7 +74,7 @@ def test_two_daemons(deploy: Callable[..., Deployment]) -> None:
     lake = deploy(seconds=0.05)
     lake.receive(50)
     daemons = [lake.daemon(), lake.daemon()]
-    for _ in range(6):
+    for _ in range(4):
         until(lambda: lake.pending() == 0, 90, "everything is loaded")
         lake.receive(50)
     until(lambda: lake.pending() == 0, 60, "everything is loaded")
