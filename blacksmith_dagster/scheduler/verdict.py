@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
@@ -14,6 +15,8 @@ from blacksmith_dagster.pipeline.schedule import Schedule
 from blacksmith_dagster.scheduler.decode import Decoded
 from blacksmith_dagster.scheduler.interface import LoadReport, Tally
 from blacksmith_dagster.store.interface import Deviation, Load, Verdict
+
+_LONGEST_DELAY = 366 * 86400.0
 
 
 class Decision(NamedTuple):
@@ -69,10 +72,21 @@ def decide(
             said = Said.DISCARDED
             exhausted.add(row.seq)
         if said is Said.FAILED:
-            deviations.append(Deviation(row.seq, said, error, gap if delay is None else delay))
+            deviations.append(Deviation(row.seq, said, error, _delay(delay, gap)))
         elif said is Said.DISCARDED:
             deviations.append(Deviation(row.seq, said, error))
     return Decision(Verdict(deviations), frozenset(exhausted))
+
+
+def _delay(asked: float | None, gap: float) -> float:
+    """Seconds until a failed job is due: what was asked for, if it makes sense, else the gap.
+
+    Rounded up to tenths, and to whole seconds from one on: what is due together runs together.
+    """
+    if asked is None or math.isnan(asked) or asked < 0:
+        return gap
+    asked = min(asked, _LONGEST_DELAY)
+    return float(math.ceil(asked)) if asked >= 1 else math.ceil(asked * 10) / 10
 
 
 def report(load: Load, verdict: Verdict, seconds: float) -> LoadReport:

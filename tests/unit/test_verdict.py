@@ -51,6 +51,24 @@ def test_each_job_that_was_named_has_its_own_end() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("asked", "given"),
+    [
+        (0.0, 0.0),
+        (0.31, 0.4),
+        (1.0, 1.0),
+        (1.01, 2.0),
+        (1e12, 366 * 86400.0),
+        (float("inf"), 366 * 86400.0),
+        (-1.0, GAP),
+        (float("nan"), GAP),
+    ],
+)
+def test_a_delay_is_taken_if_it_makes_sense_and_rounded_up(asked: float, given: float) -> None:
+    said = verdict(load([row(1), row(2)]), {1: Answer(Said.FAILED, "later", asked)})
+    assert said.deviations[0].delay == given
+
+
 def test_an_exception_fails_those_undecided() -> None:
     answers = {1: Answer(Said.SUCCEEDED), 2: Answer(Said.DISCARDED, "never")}
     assert verdict(load([row(1), row(2), row(3)]), answers, ERROR) == Verdict(
@@ -151,7 +169,7 @@ _SAID = st.one_of(
     st.none(),
     st.just(Answer(Said.SUCCEEDED)),
     st.just(Answer(Said.DISCARDED, "never")),
-    st.builds(Answer, st.just(Said.FAILED), st.just("later"), st.none() | st.floats(0, 9e4)),
+    st.builds(Answer, st.just(Said.FAILED), st.just("later"), st.none() | st.floats()),
 )
 
 
@@ -191,6 +209,7 @@ def test_every_job_ends_in_one_way_or_is_due_again(
             assert deviation is not None
         if deviation is not None and deviation.said is Said.FAILED:
             assert deviation.delay is not None
+            assert 0 <= deviation.delay <= 366 * 86400
         elif deviation is not None:
             assert deviation.said is Said.DISCARDED
             discards = answer is not None and answer.said is Said.DISCARDED
