@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import time
@@ -27,7 +28,7 @@ from blacksmith_dagster.errors import (
     Refused,
     Unavailable,
 )
-from blacksmith_dagster.gateway.body import Budget, read_body, unpack
+from blacksmith_dagster.gateway.body import Bodies, unpack
 from blacksmith_dagster.gateway.extract import Extractor
 from blacksmith_dagster.gateway.problem import (
     internal_problem,
@@ -59,9 +60,9 @@ def create_app(app: Blacksmith, store: Store, *, queue: int) -> Starlette:
     At most `queue` events wait for their commit; more are answered by 429. The store's application
     must be registered.
     """
-    budget = Budget(BODIES_AT_ONCE)
+    bodies = Bodies(BODIES_AT_ONCE)
     doors = [
-        Door(app, event, store, budget)
+        Door(app, event, store, bodies)
         for event in app.source_events.values()
         if isinstance(event.trigger, HTTP)
     ]
@@ -71,7 +72,9 @@ def create_app(app: Blacksmith, store: Store, *, queue: int) -> Starlette:
         writer = Writer(store, queue)
         for door in doors:
             door.writer = writer
+        watching = asyncio.create_task(bodies.watch())
         yield
+        watching.cancel()
         await writer.stop()
 
     routes = [Route(door.path, door, methods=[door.method]) for door in doors]
@@ -91,14 +94,14 @@ class Door:
     writer: Writer
 
     def __init__(
-        self, app: Blacksmith, event: SourceEvent[Any, Any, Any], store: Store, budget: Budget
+        self, app: Blacksmith, event: SourceEvent[Any, Any, Any], store: Store, bodies: Bodies
     ) -> None:
         trigger = cast(HTTP, event.trigger)
         self.path = trigger.path
         self.method = trigger.method
         self._event = event
         self._store = store
-        self._budget = budget
+        self._bodies = bodies
         self._extract = Extractor(app, event)
         self._request_bytes = cast(int, event.limits.request_bytes)
         self._body_seconds = cast(float, event.limits.body_seconds)
@@ -131,12 +134,8 @@ class Door:
                 "Authorization: Bearer <token>"
             )
         key = _idempotency_key(headers.get(b"idempotency-key"))
-        body = await read_body(
-            receive,
-            headers.get(b"content-length"),
-            self._request_bytes,
-            self._body_seconds,
-            self._budget,
+        body = await self._bodies.read(
+            receive, headers.get(b"content-length"), self._request_bytes, self._body_seconds
         )
         held = len(body)
         try:
@@ -145,11 +144,11 @@ class Door:
                 body = await run_in_threadpool(
                     unpack, body, encoding.decode("latin-1"), self._request_bytes
                 )
-                self._budget.take(len(body))
+                self._bodies.take(len(body))
                 held += len(body)
             return await self._keep(self._request(scope, headers, body), key)
         finally:
-            self._budget.give_back(held)
+            self._bodies.give_back(held)
 
     def _request(self, scope: Scope, headers: Mapping[bytes, bytes], body: bytes) -> Request:
         if self._event.function is None:  # nobody will look at more than this

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import zlib
+from typing import cast
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from blacksmith_dagster.errors import BadRequest, Busy, TooLarge, TooSlow, UnsupportedMedia
 
+_LOOK_SECONDS = 0.25
 _GZIP, _ZLIB, _BARE = 31, 15, -15  # zlib's names for its formats: RFC 1952, RFC 1950, RFC 1951
 _MEMBERS = 100  # gzip files may follow each other in one (RFC 1952, section 2.2)
 
 
-class Budget:
-    """The bytes of bodies that the gateway may hold at once, being read or waiting for a commit."""
+class Bodies:
+    """Reads the bodies of requests; knows how much they hold together, and which are late.
+
+    `capacity` is how many bytes may be held at once, being read or waiting for a commit.
+    """
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._held = 0
+        self._deadlines: dict[asyncio.Task[object], float] = {}
+        self._late: set[asyncio.Task[object]] = set()
 
     def take(self, size: int) -> None:
         """Hold `size` bytes more. Raises `Busy` unless they are the first."""
@@ -31,23 +39,23 @@ class Budget:
         """Hold `size` bytes less."""
         self._held -= size
 
+    async def read(
+        self, receive: Receive, declared: bytes | None, limit: int, seconds: float
+    ) -> bytes:
+        """A body; its bytes are held from now on.
 
-async def read_body(
-    receive: Receive, declared: bytes | None, limit: int, seconds: float, budget: Budget
-) -> bytes:
-    """The body, whose bytes are taken from the budget.
+        `declared` is the Content-Length: it is not believed, but a body that says itself that it is
+        too large need not be read.
 
-    `declared` is the Content-Length: it is not believed, but a body that says itself that it is too
-    large need not be read.
-
-    Raises `TooLarge`, `TooSlow`, `Busy`, and `ClientDisconnect`.
-    """
-    if declared is not None and int(declared) > limit:
-        raise TooLarge(_over(limit))
-    chunks: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout(seconds):
+        Raises `TooLarge`, `TooSlow`, `Busy`, and `ClientDisconnect`.
+        """
+        if declared is not None and int(declared) > limit:
+            raise TooLarge(_over(limit))
+        task = cast("asyncio.Task[object]", asyncio.current_task())
+        self._deadlines[task] = time.monotonic() + seconds
+        chunks: list[bytes] = []
+        size = 0
+        try:
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
@@ -55,19 +63,35 @@ async def read_body(
                 chunk: bytes = message.get("body", b"")
                 if size + len(chunk) > limit:
                     raise TooLarge(_over(limit))
-                budget.take(len(chunk))
+                self.take(len(chunk))
                 size += len(chunk)
                 chunks.append(chunk)
                 if not message.get("more_body", False):
                     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-    except TimeoutError as error:
-        budget.give_back(size)
-        raise TooSlow(
-            f"the body has not come within {seconds:g} seconds; send it at once"
-        ) from error
-    except BaseException:
-        budget.give_back(size)
-        raise
+        except BaseException as error:
+            self.give_back(size)
+            if task in self._late and isinstance(error, asyncio.CancelledError):
+                task.uncancel()
+                raise TooSlow(
+                    f"the body has not come within {seconds:g} seconds; send it at once"
+                ) from error
+            raise
+        finally:
+            del self._deadlines[task]
+            self._late.discard(task)
+
+    async def watch(self) -> None:
+        """End the reading of what is late, for ever.
+
+        It looks a few times a second: a timer for each request would cost a tenth of its time.
+        """
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            now = time.monotonic()
+            for task, deadline in list(self._deadlines.items()):
+                if deadline < now:
+                    self._late.add(task)
+                    task.cancel()
 
 
 def unpack(body: bytes, encoding: str, limit: int) -> bytes:

@@ -1,13 +1,16 @@
 """Bodies are unpacked within their limit, whatever they claim to be. No I/O."""
 
+import asyncio
 import gzip
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+from starlette.requests import ClientDisconnect
 
-from blacksmith_dagster.errors import BadRequest, Busy, TooLarge, UnsupportedMedia
-from blacksmith_dagster.gateway.body import Budget, unpack
+from blacksmith_dagster.errors import BadRequest, Busy, TooLarge, TooSlow, UnsupportedMedia
+from blacksmith_dagster.gateway.body import Bodies, unpack
 
 
 def bare(body: bytes) -> bytes:
@@ -55,11 +58,76 @@ def test_unknown_encoding_is_refused(encoding: str) -> None:
         unpack(b"", encoding, 10)
 
 
-def test_budget_refuses_more_than_it_has_unless_nothing_is_held() -> None:
-    budget = Budget(10)
-    budget.take(11)
+def test_no_more_is_held_than_there_is_room_for_unless_nothing_is() -> None:
+    bodies = Bodies(10)
+    bodies.take(11)
     with pytest.raises(Busy):
-        budget.take(1)
-    budget.give_back(11)
-    budget.take(5)
-    budget.take(5)
+        bodies.take(1)
+    bodies.give_back(11)
+    bodies.take(5)
+    bodies.take(5)
+
+
+def read(
+    messages: list[dict[str, Any]], *, declared: bytes | None = None, bodies: Bodies | None = None
+) -> bytes:
+    """The body that comes in these messages, within 10 bytes and a third of a second."""
+    left = list(messages)
+
+    async def receive() -> Any:
+        return left.pop(0) if left else await asyncio.Future()
+
+    async def main() -> bytes:
+        chosen = bodies or Bodies(1000)
+        watching = asyncio.create_task(chosen.watch())
+        try:
+            return await chosen.read(receive, declared, 10, 0.3)
+        finally:
+            watching.cancel()
+
+    return asyncio.run(main())
+
+
+def part(body: bytes, *, more: bool = False) -> dict[str, Any]:
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+def test_body_may_come_in_parts() -> None:
+    assert read([part(b"01234"), part(b"x")]) == b"01234"
+    assert read([part(b"01234", more=True), part(b""), part(b"x")]) == b"01234"
+    assert read([part(b"01234", more=True), part(b"56789")]) == b"0123456789"
+
+
+@pytest.mark.parametrize(
+    ("messages", "declared", "error"),
+    [
+        ([part(b"01234567890")], None, TooLarge),
+        ([part(b"0123456789", more=True), part(b"0")], None, TooLarge),
+        ([], b"11", TooLarge),
+        ([part(b"0123", more=True)], None, TooSlow),
+        ([], None, TooSlow),
+        ([part(b"0123", more=True), {"type": "http.disconnect"}], None, ClientDisconnect),
+    ],
+)
+def test_body_that_is_not_read_holds_nothing(
+    messages: list[dict[str, Any]], declared: bytes | None, error: type[Exception]
+) -> None:
+    bodies = Bodies(10)
+    with pytest.raises(error):
+        read(messages, declared=declared, bodies=bodies)
+    assert read([part(b"0123456789")], bodies=bodies) == b"0123456789"
+    with pytest.raises(Busy):
+        bodies.take(1)
+
+
+def test_other_cancellations_pass() -> None:
+    async def main() -> None:
+        bodies = Bodies(10)
+        receive: Any = lambda: asyncio.Future()  # noqa: E731
+        reading = asyncio.create_task(bodies.read(receive, None, 10, 60))
+        await asyncio.sleep(0)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+
+    asyncio.run(main())
