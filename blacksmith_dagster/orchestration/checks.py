@@ -128,7 +128,9 @@ def of_destination(
     )
     late_at = counts.oldest_waiting and late_after(schedule, counts.oldest_waiting)
     overdue = late_at is not None and late_at < now
-    waits = counts.oldest_waiting and (now - counts.oldest_waiting).total_seconds()
+    # A retry may be due in the future: it does not wait yet.
+    oldest = min(counts.oldest_waiting or now, now)
+    waits = (now - oldest).total_seconds()
     yield Finding(
         key,
         "nothing_overdue",
@@ -141,7 +143,7 @@ def of_destination(
             "jobs_awaiting": counts.awaiting,
             "jobs_retrying": counts.retrying,
             "jobs_executing": counts.executing,
-            "oldest_waiting_seconds": round(waits or 0.0, 1),
+            "oldest_waiting_seconds": round(waits, 1),
         },
     )
 
