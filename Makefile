@@ -20,7 +20,8 @@ format: .venv/dev.stamp
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
 
-bench: .venv/dev.stamp services
+bench: .venv/dev.stamp
+	scripts/services wrk
 	.venv/bin/python -m benchmarks $(ARGS)
 
 services:

@@ -5,8 +5,10 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 
 from benchmarks.counts import counts
+from benchmarks.dagster_run import dagster_run
 from benchmarks.drain import drain, history
 from benchmarks.gateway import arrays, gateway
+from benchmarks.idle import idle
 from benchmarks.ingest import ingest
 from benchmarks.measure import QUICK, Effort, Figure, machine, table
 from benchmarks.sql_destination import sql_destination
@@ -18,7 +20,9 @@ BENCHMARKS: Mapping[str, Callable[[Effort], Iterator[Figure]]] = {
     "counts": counts,
     "gateway": gateway,
     "arrays": arrays,
+    "dagster_run": dagster_run,
     "sql_destination": sql_destination,
+    "idle": idle,
 }
 
 

@@ -1,0 +1,94 @@
+"""A Dagster run that loads a million jobs, beside one that finds nothing to load."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from dagster import DagsterInstance
+
+from benchmarks.measure import Effort, Figure, alternate, at_most
+from benchmarks.pipeline import each, half, payload
+from benchmarks.stores import BATCH, Databases, fill, opened, postgres
+from tests.acceptance.processes import ROOT_FOLDER
+
+JOBS = 1_000_000
+COMMAND = ["-m", "dagster", "job", "execute", "-m", "benchmarks.definitions", "-j", "load_sink"]
+
+
+def dagster_run(effort: Effort) -> Iterator[Figure]:
+    """How long the run takes, how much memory it needs, how many rows it leaves in Dagster."""
+    events = effort.of(JOBS * 2 // 3)
+    loaded: list[Run] = []
+    empty: list[Run] = []
+    with postgres() as made:
+        alternate(effort.rounds, _measure(made, events, loaded), _measure(made, 0, empty))
+        what = f"Dagster run that loads {events * 3 // 2:,} jobs in batches of {BATCH}"
+        yield at_most(f"{what}; {made.name}", [run.seconds for run in loaded], 15, "s")
+    above = [(full.peak - idle.peak) / 1e6 for full, idle in zip(loaded, empty, strict=True)]
+    yield at_most(f"{what}: peak memory above an empty run's", above, 150, "MB")
+    yield at_most(f"{what}: rows in Dagster's event log", [run.rows for run in loaded], 99, "rows")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run took: `seconds` from its process's start to its end, `peak` memory in bytes, and
+    `rows` in Dagster's event log."""
+
+    seconds: float
+    peak: int
+    rows: int
+
+
+def _measure(made: Databases, events: int, runs: list[Run]) -> Callable[[], float]:
+    def seconds() -> float:
+        url = made.create()
+        if events:
+            fill(url, events, payload=payload(0), drained=False)
+        made.settle()
+        runs.append(_run(url))
+        with closing(opened(url)) as store:
+            store.maintain()
+            done = sum(store.counts(event.path).succeeded for event in (each, half))
+        assert done == events * 3 // 2, f"{done} jobs were loaded"
+        made.drop(url)
+        return runs[-1].seconds
+
+    return seconds
+
+
+def _run(store_url: str) -> Run:
+    """One run, in a process and a Dagster instance of its own."""
+    with tempfile.TemporaryDirectory(prefix="blacksmith-bench-") as home:
+        (Path(home) / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
+        log, peak = Path(home) / "log", 0
+        with log.open("wb") as out:
+            started = time.perf_counter()
+            process = subprocess.Popen(
+                [sys.executable, *COMMAND],
+                cwd=ROOT_FOLDER,
+                env={**os.environ, "DAGSTER_HOME": home, "BLACKSMITH_STORE_URL": store_url},
+                stdout=out,
+                stderr=out,
+            )
+            while process.poll() is None:
+                peak = max(peak, _peak(process.pid))
+                time.sleep(0.01)
+            seconds = time.perf_counter() - started
+        if process.returncode:
+            raise RuntimeError(f"the run has failed:\n{log.read_text()[-3000:]}")
+        with DagsterInstance.from_config(home) as instance:
+            (run,) = instance.get_runs()
+            return Run(seconds, peak, len(instance.all_logs(run.run_id)))
+
+
+def _peak(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0  # it has just ended
