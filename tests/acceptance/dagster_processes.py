@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,13 +33,14 @@ class Deployment:
     def __init__(
         self,
         store_url: str,
+        home: Path,
         *,
         interval: str = "@every 5s",
         seconds: float = 0.2,
         dagster_yaml: str = "",
         env: Mapping[str, str] | None = None,
     ) -> None:
-        self.home = Path(tempfile.mkdtemp(prefix="blacksmith-dagster-"))
+        self.home = home
         self.record = self.home / "record"
         self.record.touch()
         (self.home / "dagster.yaml").write_text("telemetry: {enabled: false}\n" + dagster_yaml)

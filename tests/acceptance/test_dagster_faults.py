@@ -1,6 +1,7 @@
 """Dagster is terminated, killed and doubled while it loads."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,11 +20,11 @@ mutation Terminate($run: String!) {
 
 
 @pytest.fixture
-def deploy(store_url: str) -> Iterator[Callable[..., Deployment]]:
+def deploy(store_url: str, tmp_path: Path) -> Iterator[Callable[..., Deployment]]:
     made: list[Deployment] = []
 
     def deployment(**options: Any) -> Deployment:
-        made.append(Deployment(store_url, **options))
+        made.append(Deployment(store_url, tmp_path, **options))
         return made[-1]
 
     yield deployment
