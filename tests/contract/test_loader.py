@@ -215,7 +215,11 @@ def test_a_load_past_its_time_out_counts_for_nothing(loading: Loading) -> None:
 
 def test_a_call_that_does_not_return_ends_the_load(loading: Loading) -> None:
     release = threading.Event()
-    app, flights = pipeline(lambda batch: print(release.wait(30)), timeout="200ms")
+
+    def load(batch: Batch[Any]) -> None:
+        release.wait(30)
+
+    app, flights = pipeline(load, timeout="200ms")
     loading.store.register(app)
     ingest(loading.store, [{"n": 0}])
     try:
