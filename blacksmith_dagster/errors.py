@@ -193,8 +193,23 @@ def describe(error: BaseException) -> str:
 
 
 def clean(text: str) -> str:
-    """`text` without what PostgreSQL or UTF-8 cannot hold (NUL, lone surrogates), 4000 characters
-    at most."""
+    """`text` as it may be kept and shown: without revealed secrets, without what PostgreSQL or
+    UTF-8 cannot hold (NUL, lone surrogates), 4000 characters at most."""
+    for secret in _hidden:
+        text = text.replace(secret, "***")
     if len(text) > _LONGEST:
         text = text[: _LONGEST - 2] + " …"
     return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
+
+
+def hide(secret: str) -> None:
+    """Let `clean` and `describe` cut this value out of whatever they are given.
+
+    Values shorter than 4 characters are left: they would be found in harmless texts.
+    """
+    if len(secret) >= _SHORTEST_SECRET:
+        _hidden.add(secret)
+
+
+_hidden: set[str] = set()
+_SHORTEST_SECRET = 4

@@ -72,7 +72,8 @@ def decide(
             said = Said.DISCARDED
             exhausted.add(row.seq)
         if said is Said.FAILED:
-            deviations.append(Deviation(row.seq, said, error, _delay(delay, gap)))
+            alone = undecided and several and load.attempt >= schedule.max_attempts - 1
+            deviations.append(Deviation(row.seq, said, error, _delay(delay, gap), alone))
         elif said is Said.DISCARDED:
             deviations.append(Deviation(row.seq, said, error))
     return Decision(Verdict(deviations), frozenset(exhausted))

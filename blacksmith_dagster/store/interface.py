@@ -143,12 +143,16 @@ class Load(msgspec.Struct, frozen=True):
 
 
 class Deviation(msgspec.Struct, frozen=True):
-    """A job of a load that did not succeed. `delay`: seconds until a failed one is due again."""
+    """A job of a load that did not succeed.
+
+    A failed one is due again after `delay` seconds, alone if `alone`.
+    """
 
     seq: int
     said: Said
     error: str
     delay: float | None = None
+    alone: bool = False
 
 
 class Verdict(msgspec.Struct, frozen=True):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sqlalchemy import Connection, bindparam, delete, select, tuple_, update
+from sqlalchemy import Connection, update
 
 from blacksmith_dagster.errors import KeyReused, PositionMoved
 from blacksmith_dagster.store.interface import NewEvent, Position
-from blacksmith_dagster.store.tables import keys, positions
+from blacksmith_dagster.store.tables import positions
 from blacksmith_dagster.store.upkeep import upsert
 
 Key = tuple[str, str, int]
@@ -92,91 +91,18 @@ def resolve(requests: Sequence[Sequence[NewEvent]], known: Mapping[Key, Known]) 
             continue
         claimed |= fresh
         slots.append(slot)
-    asked = {
-        (event.kind, event.key, event.ordinal)
-        for request in requests
-        for event in request
-        if event.key is not None
-    }
-    unused = sorted(asked - known.keys() - claimed.keys())
+    unused = sorted(digests_of(requests).keys() - known.keys() - claimed.keys())
     return Admission(new, slots, claimed, unused)
 
 
-def admit(
-    conn: Connection,
-    requests: Sequence[Sequence[NewEvent]],
-    kind_id: Callable[[str], int],
-    now: datetime,
-) -> Admission:
-    """Claim the keys of a commit, and decide which of its events are new.
-
-    The rows are inserted in sorted order, so that two commits wait for each other and never in a
-    circle.
-    """
-    digests = {
-        (event.kind, event.key, event.ordinal): event.digest
+def digests_of(requests: Sequence[Sequence[NewEvent]]) -> Mapping[Key, bytes]:
+    """The keys of a commit, each with the digest of the event that asks for it first. Pure."""
+    return {
+        (event.kind, event.key, event.ordinal): event.digest or b""
         for request in reversed(requests)
         for event in reversed(request)
         if event.key is not None
     }
-    if not digests:
-        return resolve(requests, {})
-    wanted = sorted(((kind_id(key[0]), key[1], key[2]), key) for key in digests)
-    inserted = conn.execute(
-        upsert(conn, keys)
-        .on_conflict_do_nothing()
-        .returning(keys.c.kind, keys.c.key, keys.c.ordinal),
-        [
-            {
-                "kind": row[0],
-                "key": row[1],
-                "ordinal": row[2],
-                "digest": digests[key],
-                "received_at": now,
-            }
-            for row, key in wanted
-        ],
-    )
-    there = dict(wanted)
-    for row in inserted:
-        there.pop((row.kind, row.key, row.ordinal))
-    known: dict[Key, Known] = {}
-    if there:
-        columns = tuple_(keys.c.kind, keys.c.key, keys.c.ordinal)
-        found = select(keys).where(columns.in_(list(there)))
-        for row in conn.execute(found):
-            known[there[row.kind, row.key, row.ordinal]] = Known(row.seq, row.digest)
-    return resolve(requests, known)
-
-
-def settle(
-    conn: Connection, admitted: Admission, seqs: Sequence[int], kind_id: Callable[[str], int]
-) -> None:
-    """Let the claimed keys point to their events, and give back those of refused requests."""
-    if admitted.claimed:
-        conn.execute(
-            _POINT,
-            [
-                {**_named(key, kind_id), "to": seqs[index], "body": admitted.new[index].digest}
-                for key, index in sorted(admitted.claimed.items())
-            ],
-        )
-    if admitted.unused:
-        conn.execute(_GIVE_BACK, [_named(key, kind_id) for key in admitted.unused])
-
-
-def _named(key: Key, kind_id: Callable[[str], int]) -> dict[str, Any]:
-    return {"of": kind_id(key[0]), "named": key[1], "at": key[2]}
-
-
-_this = (
-    keys.c.kind == bindparam("of"),
-    keys.c.key == bindparam("named"),
-    keys.c.ordinal == bindparam("at"),
-)
-# The digest too: the row may have been inserted for a request that was then refused.
-_POINT = update(keys).where(*_this).values(seq=bindparam("to"), digest=bindparam("body"))
-_GIVE_BACK = delete(keys).where(*_this)
 
 
 def move(conn: Connection, position: Position) -> None:

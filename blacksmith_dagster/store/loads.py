@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     Connection,
@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 
 from blacksmith_dagster.pipeline.batch import Said
-from blacksmith_dagster.store.interface import Deviation
+from blacksmith_dagster.store.interface import Deviation, Load
 from blacksmith_dagster.store.sets import Portion, Waiting
 from blacksmith_dagster.store.tables import (
     DISCARDED,
@@ -274,49 +274,63 @@ class _NeverRun:
     strikes = literal(0)
 
 
-def deviate(
-    conn: Connection,
-    load: int,
-    destination: int,
-    attempt: int,
-    deviations: Sequence[Deviation],
-    now: datetime,
-) -> None:
-    """Write down the jobs of a load that did not succeed; the failed ones wait again."""
-    lists: dict[float, int] = {}
-    failed = [each for each in deviations if each.said is Said.FAILED]
-    for delay in {each.delay or 0.0 for each in failed}:
-        due = [each.seq for each in failed if (each.delay or 0.0) == delay]
-        made = conn.execute(
-            _MAKE_LIST,
-            {
-                "destination": destination,
-                "seq_from": min(due),
-                "seq_to": max(due),
-                "jobs": len(due),
-                "attempts": attempt,
-                "due_at": now + timedelta(seconds=delay),
-            },
-        ).scalar_one()
+class Outcome(NamedTuple):
+    """A row of `outcomes`."""
+
+    load: int
+    seq: int
+    destination: int
+    state: int
+    error: str
+    list: int | None
+
+
+def make_lists(
+    conn: Connection, load: Load, destination: int, deviations: Sequence[Deviation], now: datetime
+) -> Mapping[tuple[float, bool], int]:
+    """Make a set, a list, of the failed jobs for each delay, and for those that run alone."""
+    due: dict[tuple[float, bool], list[int]] = {}
+    for each in deviations:
+        if each.said is Said.FAILED:
+            due.setdefault(_when(each), []).append(each.seq)
+    lists = {}
+    for (delay, alone), seqs in due.items():
+        values = {
+            "destination": destination,
+            "seq_from": min(seqs),
+            "seq_to": max(seqs),
+            "jobs": len(seqs),
+            "attempts": load.attempt,
+            "raised_in": load.id if alone else None,
+            "alone": alone,
+            "due_at": now + timedelta(seconds=delay),
+        }
+        made = conn.execute(_MAKE_LIST, values).scalar_one()
         conn.execute(update(sets).where(sets.c.id == made).values(list=made))
-        lists[delay] = made
-    conn.execute(
-        insert(outcomes),
-        [
-            {
-                "load": load,
-                "seq": each.seq,
-                "destination": destination,
-                "state": FAILED if each.said is Said.FAILED else DISCARDED,
-                "error": each.error,
-                "list": lists[each.delay or 0.0] if each.said is Said.FAILED else None,
-            }
-            for each in deviations
-        ],
-    )
+        lists[delay, alone] = made
+    return lists
 
 
-_MAKE_LIST = insert(sets).values(losses=0, alone=False, strikes=0).returning(sets.c.id)
+_MAKE_LIST = insert(sets).values(losses=0, strikes=0).returning(sets.c.id)
+
+
+def outcomes_of(
+    load: Load,
+    destination: int,
+    deviations: Sequence[Deviation],
+    lists: Mapping[tuple[float, bool], int],
+) -> list[Outcome]:
+    """What is to be written down of the jobs of a load that did not succeed."""
+    return [
+        Outcome(load.id, each.seq, destination, FAILED, each.error, lists[_when(each)])
+        if each.said is Said.FAILED
+        else Outcome(load.id, each.seq, destination, DISCARDED, each.error, None)
+        for each in deviations
+    ]
+
+
+def _when(failed: Deviation) -> tuple[float, bool]:
+    return failed.delay or 0.0, failed.alone
 
 
 def strike(conn: Connection, load: int, failed: bool) -> None:

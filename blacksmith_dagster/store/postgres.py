@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from itertools import islice
@@ -18,6 +18,7 @@ from blacksmith_dagster.store import schema
 from blacksmith_dagster.store.claims import LANES, LaneState
 from blacksmith_dagster.store.faults import committing, told
 from blacksmith_dagster.store.interface import JobRow, Load, NewEvent, Position, Verdict
+from blacksmith_dagster.store.loads import Outcome
 from blacksmith_dagster.store.sql import SQLStore, fenced, no_longer_open
 from blacksmith_dagster.store.tables import Instant
 
@@ -122,6 +123,23 @@ class PostgresStore(SQLStore):
         if closed is None:
             raise no_longer_open(load)
 
+    def _claim_keys(
+        self, conn: Connection, rows: Sequence[tuple[int, str, int, bytes]], now: datetime
+    ) -> Iterable[Any]:
+        columns = _columns(rows)
+        claimed = set(conn.exec_driver_sql(_CLAIM_KEYS, (now, *columns)).tuples())
+        there = [row[:3] for row in rows if row[:3] not in claimed]
+        return conn.exec_driver_sql(_KNOWN_KEYS, (*_columns(there),)) if there else ()
+
+    def _point_keys(
+        self, conn: Connection, rows: Sequence[tuple[int, str, int, int, bytes]]
+    ) -> None:
+        if rows:
+            conn.exec_driver_sql(_POINT_KEYS, (*_columns(rows),))
+
+    def _insert_outcomes(self, conn: Connection, rows: Sequence[Outcome]) -> None:
+        conn.exec_driver_sql(_OUTCOMES, (*_columns(rows),))
+
     def _append(self, conn: Connection, new: Sequence[NewEvent]) -> list[int]:
         made = [
             (number, self._destination(job.destination), job.when_error)
@@ -190,6 +208,33 @@ _INGEST = (
     "SELECT ingest(%b::int[], %b::text[], %b::text[], %b::text[], %b::text[], %b::timestamptz[],"
     " %b::bigint[], %b::int[], %b::int[], %b::text[])"
 )
+
+
+# Arrays: one statement for any number of rows, where parameters end at 65,535.
+_CLAIM_KEYS = """
+INSERT INTO keys (received_at, kind, key, ordinal, digest)
+SELECT %s, * FROM unnest(%b::int[], %b::text[], %b::int[], %b::bytea[])
+ON CONFLICT DO NOTHING RETURNING kind, key, ordinal
+"""
+_KNOWN_KEYS = """
+SELECT kind, key, ordinal, seq, digest
+  FROM unnest(%b::int[], %b::text[], %b::int[]) AS asked(kind, key, ordinal)
+  JOIN keys USING (kind, key, ordinal)
+"""
+_POINT_KEYS = """
+UPDATE keys SET seq = made.seq, digest = made.digest
+  FROM unnest(%b::int[], %b::text[], %b::int[], %b::bigint[], %b::bytea[])
+       AS made(kind, key, ordinal, seq, digest)
+ WHERE (keys.kind, keys.key, keys.ordinal) = (made.kind, made.key, made.ordinal)
+"""
+_OUTCOMES = """
+INSERT INTO outcomes (load, seq, destination, state, error, list)
+SELECT * FROM unnest(%b::bigint[], %b::bigint[], %b::int[], %b::smallint[], %b::text[], %b::bigint[])
+"""
+
+
+def _columns(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    return [list(column) for column in zip(*rows, strict=True)]
 
 
 def _column(values: list[Any]) -> list[Any] | None:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Engine, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, bindparam, delete, select, update
 
 from blacksmith_dagster.errors import (
     Fenced,
@@ -98,6 +98,29 @@ class SQLStore(ABC):
         """Write events and their jobs; returns their sequence numbers."""
 
     @abstractmethod
+    def _claim_keys(
+        self, conn: Connection, rows: Sequence[tuple[int, str, int, bytes]], now: datetime
+    ) -> Iterable[Any]:
+        """Write keys (kind, key, ordinal, digest) that are not there; those that were there, as
+        (kind, key, ordinal, seq, digest)."""
+
+    @abstractmethod
+    def _point_keys(
+        self, conn: Connection, rows: Sequence[tuple[int, str, int, int, bytes]]
+    ) -> None:
+        """Let keys (kind, key, ordinal) stand for an event (seq, digest)."""
+
+    def _drop_keys(self, conn: Connection, rows: Sequence[tuple[int, str, int]]) -> None:
+        """Give keys back."""
+        if rows:
+            named = [dict(zip(("of", "named", "at"), row, strict=True)) for row in rows]
+            conn.execute(_DROP_KEY, named)
+
+    @abstractmethod
+    def _insert_outcomes(self, conn: Connection, rows: Sequence[loads.Outcome]) -> None:
+        """Write down jobs that did not succeed."""
+
+    @abstractmethod
     def _enter(self, conn: Connection, of: int, lane: int, wanted: int) -> LaneState:
         """Lock a lane for this transaction, without writing, and read its state."""
 
@@ -167,10 +190,37 @@ class SQLStore(ABC):
         with self.writing() as conn:
             if position is not None:
                 keys.move(conn, position)
-            admitted = keys.admit(conn, requests, self._kind, self._now(conn))
+            admitted = keys.resolve(requests, self._known_keys(conn, keys.digests_of(requests)))
             seqs = self._append(conn, admitted.new) if admitted.new else []
-            keys.settle(conn, admitted, seqs, self._kind)
+            # The digest too: a row may have been written for a request that was then refused.
+            self._point_keys(
+                conn,
+                [
+                    (*self._key(key), seqs[index], admitted.new[index].digest or b"")
+                    for key, index in sorted(admitted.claimed.items())
+                ],
+            )
+            self._drop_keys(conn, [self._key(key) for key in admitted.unused])
         return admitted.answers(seqs, self._epochs.id_of)
+
+    def _known_keys(
+        self, conn: Connection, digests: Mapping[keys.Key, bytes]
+    ) -> Mapping[keys.Key, keys.Known]:
+        """Claim the keys of a commit; those that were there before, with what they stand for.
+
+        In sorted order, so that two commits wait for each other and never in a circle.
+        """
+        if not digests:
+            return {}
+        named = {self._key(key): key for key in digests}
+        rows = [(*row, digests[named[row]]) for row in sorted(named)]
+        return {
+            named[kind, key, ordinal]: keys.Known(seq, digest)
+            for kind, key, ordinal, seq, digest in self._claim_keys(conn, rows, self._now(conn))
+        }
+
+    def _key(self, key: keys.Key) -> tuple[int, str, int]:
+        return self._kind(key[0]), key[1], key[2]
 
     def position(self, reader: str) -> str | None:
         with self.reading() as conn:
@@ -281,7 +331,8 @@ class SQLStore(ABC):
                 loads.repeat(conn, load.id, due, raised=(load.attempt, verdict.alone))
             elif verdict.deviations:
                 of = self._destination(load.fence.destination)
-                loads.deviate(conn, load.id, of, load.attempt, verdict.deviations, held.now)
+                lists = loads.make_lists(conn, load, of, verdict.deviations, held.now)
+                self._insert_outcomes(conn, loads.outcomes_of(load, of, verdict.deviations, lists))
             if load.alone and load.condemned is None:
                 loads.strike(conn, load.id, failed=bool(verdict.deviations))
             if verdict.outcomes:
@@ -425,6 +476,13 @@ class SQLStore(ABC):
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+_DROP_KEY = delete(tables.keys).where(
+    tables.keys.c.kind == bindparam("of"),
+    tables.keys.c.key == bindparam("named"),
+    tables.keys.c.ordinal == bindparam("at"),
+)
 
 
 def fenced(fence: Fence, holder: str) -> Fenced:

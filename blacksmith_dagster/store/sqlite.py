@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from sqlalchemy import ColumnElement, Connection, Engine, create_engine, event, literal
 from sqlalchemy.engine import URL
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -19,6 +20,7 @@ from blacksmith_dagster.store import schema
 from blacksmith_dagster.store.claims import LaneState
 from blacksmith_dagster.store.faults import told
 from blacksmith_dagster.store.interface import JobRow, NewEvent
+from blacksmith_dagster.store.loads import Outcome
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.store.tables import Instant, from_micros, to_micros
 
@@ -112,6 +114,28 @@ class SQLiteStore(SQLStore):
             ]
         )
 
+    def _claim_keys(
+        self, conn: Connection, rows: Sequence[tuple[int, str, int, bytes]], now: datetime
+    ) -> Iterable[Any]:
+        asked = msgspec.json.encode([row[:3] for row in rows]).decode()
+        known = conn.exec_driver_sql(_KNOWN_KEYS, (asked,)).tuples().all()
+        there = {row[:3] for row in known}
+        at = to_micros(now)
+        new = [(at, *row) for row in rows if row[:3] not in there]
+        if new:
+            conn.exec_driver_sql(_CLAIM_KEY, new)
+        return known
+
+    def _point_keys(
+        self, conn: Connection, rows: Sequence[tuple[int, str, int, int, bytes]]
+    ) -> None:
+        if rows:
+            given = [(seq, digest, *key) for *key, seq, digest in rows]
+            conn.exec_driver_sql(_POINT_KEY, given)
+
+    def _insert_outcomes(self, conn: Connection, rows: Sequence[Outcome]) -> None:
+        conn.exec_driver_sql(_OUTCOME, [tuple(row) for row in rows])
+
     def _append(self, conn: Connection, new: Sequence[NewEvent]) -> list[int]:
         first = self._sequence(conn) + 1
         now = to_micros(datetime.now(UTC))
@@ -159,6 +183,17 @@ SELECT e.seq, e.kind, e.payload, e.received_at, e.key, e.context, e.version, e.s
   FROM jobs j JOIN events e ON e.seq = j.seq
  WHERE j.destination = ? AND j.seq > ? AND j.seq <= ? ORDER BY j.seq
 """
+_KNOWN_KEYS = """
+SELECT k.kind, k.key, k.ordinal, k.seq, k.digest
+  FROM json_each(?) AS asked
+ CROSS JOIN keys k ON k.kind = json_extract(asked.value, '$[0]')
+   AND k.key = json_extract(asked.value, '$[1]') AND k.ordinal = json_extract(asked.value, '$[2]')
+"""
+_CLAIM_KEY = "INSERT INTO keys (received_at, kind, key, ordinal, digest) VALUES (?, ?, ?, ?, ?)"
+_POINT_KEY = "UPDATE keys SET seq = ?, digest = ? WHERE kind = ? AND key = ? AND ordinal = ?"
+_OUTCOME = (
+    "INSERT INTO outcomes (load, seq, destination, state, error, list) VALUES (?, ?, ?, ?, ?, ?)"
+)
 _SEQUENCE = "SELECT seq FROM sqlite_sequence WHERE name = 'events'"
 _EVENT = (
     "INSERT INTO events (seq, kind, received_at, payload, key, context, version, sent_at, parent)"

@@ -12,11 +12,11 @@ __all__ = ["Lease", "LockStatus", "StoreSupervisor", "Supervisor", "open_supervi
 
 
 def open_supervisor(url: str | None, store: Store) -> Supervisor:
-    """The supervisor at `url`; the store's own locks if it is `None`.
+    """The supervisor at `url`; the store's own locks if it is `None` or empty.
 
     Raises `SettingsError` if there is none for such a URL.
     """
-    if url is not None:
+    if url:
         raise SettingsError(
             f"BLACKSMITH_SUPERVISOR_URL: no supervisor answers to {urlsplit(url).scheme or '?'}://; "
             "unset it, and the store keeps the locks"

@@ -263,6 +263,19 @@ def test_the_last_attempt_is_taken_alone(store: Store) -> None:
     assert (counts.succeeded, counts.discarded) == (3, 1)
 
 
+def test_jobs_that_were_not_decided_when_a_load_raised_run_alone(store: Store) -> None:
+    ids = keep(store, 4)
+    fence = take_over(store)
+    load = claimed(store, fence)
+    undecided = [Deviation(load.rows[n].seq, Said.FAILED, "down", 0.0, alone=True) for n in (1, 3)]
+    store.record(load, Verdict([Deviation(load.rows[0].seq, Said.DISCARDED, "no"), *undecided]))
+    seen = []
+    while load := store.claim(fence, 1000, 2):
+        seen.append((ids_of(load), load.attempt, load.alone))
+        store.record(load, Verdict())
+    assert seen == [([ids[1]], 2, True), ([ids[3]], 2, True)]
+
+
 def test_ten_failures_in_a_row_alone_condemn_the_rest(store: Store) -> None:
     keep(store, 15)
     fence = take_over(store)

@@ -122,6 +122,15 @@ def test_a_key_belongs_to_its_kind_and_place(store: Store) -> None:
     assert len(store.events()) == 3
 
 
+def test_a_request_may_have_more_keys_than_a_statement_has_parameters(store: Store) -> None:
+    events = [new_event(n, key=f"k{n}") for n in range(40_000)]
+    [first] = store.ingest([events])
+    assert isinstance(first, list)
+    assert len(set(first)) == 40_000
+    assert store.ingest([events]) == [first]
+    assert store.counts(FLIGHTS).awaiting == 40_000
+
+
 def test_a_position_is_committed_with_its_events(store: Store) -> None:
     assert store.position("landing") is None
     store.ingest([[new_event(1)]], position=Position("landing", None, "10"))
