@@ -99,13 +99,16 @@ class Sender:
     events: int = 1
 
     def send(self, url: str) -> Answers:
-        """Post to a server that has just been warmed up."""
-        self._post(url, 1)
-        return self._post(url, self.seconds)
+        """Post to a server that has just been warmed up.
 
-    def _post(self, url: str, seconds: int) -> Answers:
+        By few: what they still wait for at their end counts for the queue of those that follow.
+        """
+        self._post(url, 8, 1)
+        return self._post(url, self.connections, self.seconds)
+
+    def _post(self, url: str, connections: int, seconds: int) -> Answers:
         script = Path(__file__).with_name("post.lua")
-        command = ["wrk", "-t1", f"-c{self.connections}", f"-d{seconds}s", "-s", script, url + PATH]
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", script, url + PATH]
         told = subprocess.run(
             [*command, "--", self.bodies], check=True, capture_output=True, text=True
         ).stdout
