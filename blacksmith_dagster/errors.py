@@ -195,7 +195,7 @@ def describe(error: BaseException) -> str:
 def clean(text: str) -> str:
     """`text` as it may be kept and shown: without revealed secrets, without what PostgreSQL or
     UTF-8 cannot hold (NUL, lone surrogates), 4000 characters at most."""
-    for secret in _hidden:
+    for secret in _hidden:  # the longest first: one may be a part of another
         text = text.replace(secret, "***")
     if len(text) > _LONGEST:
         text = text[: _LONGEST - 2] + " …"
@@ -207,9 +207,12 @@ def hide(secret: str) -> None:
 
     Values shorter than 4 characters are left: they would be found in harmless texts.
     """
+    global _hidden
     if len(secret) >= _SHORTEST_SECRET:
-        _hidden.add(secret)
+        # As it is, and as a repr shows it. Replaced, not changed: other threads are reading it.
+        forms = {*_hidden, secret, repr(secret)[1:-1]}
+        _hidden = tuple(sorted(forms, key=len, reverse=True))
 
 
-_hidden: set[str] = set()
+_hidden: tuple[str, ...] = ()
 _SHORTEST_SECRET = 4

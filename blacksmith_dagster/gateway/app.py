@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, cast
 from urllib.parse import parse_qsl
 
@@ -15,11 +15,12 @@ import msgspec
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from blacksmith_dagster.errors import (
     BadRequest,
@@ -31,6 +32,7 @@ from blacksmith_dagster.errors import (
 from blacksmith_dagster.gateway.body import Bodies, unpack
 from blacksmith_dagster.gateway.extract import Extractor
 from blacksmith_dagster.gateway.problem import (
+    internal,
     internal_problem,
     problem,
     refusal,
@@ -54,7 +56,7 @@ _READY_WAIT = 5.0
 _log = logging.getLogger(__name__)
 
 
-def create_app(app: Blacksmith, store: Store, *, queue: int) -> Starlette:
+def create_app(app: Blacksmith, store: Store, *, queue: int) -> ASGIApp:
     """The ASGI application that receives the events of `app` and keeps them in `store`.
 
     At most `queue` events wait for their commit; more are answered by 429. The store's application
@@ -78,14 +80,29 @@ def create_app(app: Blacksmith, store: Store, *, queue: int) -> Starlette:
         await writer.stop()
 
     routes = [Route(door.path, door, methods=[door.method]) for door in doors]
-    served = Starlette(
+    others = Starlette(
         routes=[*routes, Route("/_health", Health(store).answer)],
-        middleware=list(app.middleware),
         exception_handlers={HTTPException: routing_problem, Exception: internal_problem},
         lifespan=lifespan,
     )
-    served.router.redirect_slashes = False
-    return served
+    others.router.redirect_slashes = False
+    served = _straight_to(doors, others)
+    for middleware, args, kwargs in reversed(app.middleware):
+        served = middleware(served, *args, **kwargs)
+    return ServerErrorMiddleware(served, internal_problem) if app.middleware else served
+
+
+def _straight_to(doors: Sequence[Door], others: ASGIApp) -> ASGIApp:
+    """Doors are found by one look-up: Starlette's router and the layers around it take a fifth of
+    the time that a small request needs."""
+    found: Mapping[tuple[str, str], ASGIApp] = {(door.method, door.path): door for door in doors}
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        is_http = scope["type"] == "http"
+        door = found.get((scope["method"], scope["path"]), others) if is_http else others
+        await door(scope, receive, send)
+
+    return serve
 
 
 class Door:
@@ -114,6 +131,9 @@ class Door:
             return
         except Refused as error:
             answer = refusal(error)
+        except Exception:  # noqa: BLE001 - a bug of ours: it is told, and the sender too
+            _log.exception("%s has failed at a request", self._event.path)
+            answer = internal()
         if isinstance(answer, Response):
             await answer(scope, receive, send)
             return

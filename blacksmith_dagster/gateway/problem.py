@@ -96,8 +96,13 @@ async def routing_problem(request: Request, error: Exception) -> Response:
     )
 
 
-async def internal_problem(request: Request, error: Exception) -> Response:  # noqa: ARG001
-    """The answer to a request that met a bug of ours, or of a middleware."""
+def internal() -> Response:
+    """The answer to a request that met a bug of ours."""
     return problem(
         500, "the gateway has failed at this request; nothing was kept, its log says why"
     )
+
+
+async def internal_problem(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    """The same, where Starlette asks for it: a middleware has failed."""
+    return internal()

@@ -36,7 +36,7 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _GRACE = 20  # seconds that requests under way have to end in
 _KEEP_ALIVE = 75  # seconds; longer than the 60 of most load balancers
 _BACKLOG = 2048
-_UPKEEP = 60.0  # seconds between two calls of Store.maintain
+_UPKEEP = 5.0  # seconds between two calls of Store.maintain: what is not counted yet counts slowly
 _RESTART_GAP = 1.0  # a worker that lived shorter is replaced after this many seconds
 
 _log = logging.getLogger(__name__)
@@ -255,7 +255,7 @@ def _stopped_by_signals(server: uvicorn.Server) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _upkeep(store: Store | None) -> Iterator[None]:
-    """Call `store.maintain()` every minute in a thread of its own."""
+    """Call `store.maintain()` every few seconds in a thread of its own."""
     ended = threading.Event()
 
     def maintain(store: Store) -> None:
@@ -263,9 +263,9 @@ def _upkeep(store: Store | None) -> Iterator[None]:
             try:
                 store.maintain()
             except BlacksmithError as error:
-                _log.warning("the store's upkeep was put off for a minute: %s", error)
+                _log.warning("the store's upkeep is put off: %s", error)
             except Exception:  # noqa: BLE001 - a gateway that takes events must not end of this
-                _log.exception("the store's upkeep has failed; it is tried again in a minute")
+                _log.exception("the store's upkeep has failed; it is tried again")
             ended.wait(_UPKEEP)
 
     if store is None:

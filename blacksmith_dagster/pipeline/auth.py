@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 from dataclasses import dataclass
 
+from blacksmith_dagster.errors import DeclarationError
 from blacksmith_dagster.pipeline.secret import Secret
 
 
@@ -14,9 +15,18 @@ class Bearer:
 
     >>> Bearer(Secret("AIRPORT_TOKEN"))
     Bearer(token=Secret('AIRPORT_TOKEN'))
+
+    Raises `DeclarationError` for a token that is no `Secret`.
     """
 
     token: Secret
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.token, Secret):
+            raise DeclarationError(
+                "Bearer(...) takes a Secret: put the token into an environment variable and write "
+                "Bearer(Secret('ITS_NAME')); what it was given is not repeated here"
+            )
 
     def allows(self, authorization: str | None) -> bool:
         """Whether the header's value carries the token; compared in constant time.

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar, overload
 
+from blacksmith_dagster.errors import DeclarationError
 from blacksmith_dagster.pipeline.event import Event
+from blacksmith_dagster.pipeline.rules import checked_function
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -55,6 +57,8 @@ class Flow(Receives[R_co]):
     >>> departed = Source("airport").accept("departed")
     >>> Flow(departed, when=lambda event: event.data["dep_delay"] > 120).on.path
     'airport/departed'
+
+    Raises `DeclarationError`.
     """
 
     @overload
@@ -76,6 +80,12 @@ class Flow(Receives[R_co]):
         when: Callable[[Event[Any]], bool] | None = None,
         transform: Callable[[Event[Any]], Any] | None = None,
     ) -> None:
+        if not isinstance(on, Receivable):
+            raise DeclarationError(
+                f"Flow({on!r}): a flow starts at an event of a source, or at an outcome such as "
+                "`flights.discarded`; name one"
+            )
+        where = f"Flow({on.path})"
         self.on = on
-        self.when = when
-        self.transform = transform
+        self.when = when and checked_function(f"{where}: when", when, "event")
+        self.transform = transform and checked_function(f"{where}: transform", transform, "event")

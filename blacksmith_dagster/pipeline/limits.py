@@ -32,8 +32,8 @@ class Limits:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is not None and value <= 0:
-                raise DeclarationError(f"Limits({field.name}={value}): a number above 0")
+            if value is not None and not (isinstance(value, int | float) and value > 0):
+                raise DeclarationError(f"Limits({field.name}={value!r}): write a number above 0, or leave it out to inherit it")
 
     def inherit(self, parent: Limits) -> Limits:
         """These limits, with the parent's value in each field that is `None`."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from typing import Any
 
 from blacksmith_dagster.errors import DeclarationError
 
@@ -17,6 +19,7 @@ _TAG_VALUE = re.compile(r"[A-Za-z0-9_.-]{0,63}")
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_LONGEST = timedelta(days=3650)
 
 
 def checked_name(what: str, name: str) -> str:
@@ -38,9 +41,10 @@ def checked_owners(where: str, owners: Sequence[str] | None) -> tuple[str, ...] 
     if owners is None:
         return None
     for owner in owners:
-        if not _OWNER.fullmatch(owner):
+        if not isinstance(owner, str) or not _OWNER.fullmatch(owner):
             raise DeclarationError(
-                f"{where}: owner {owner!r} is neither an e-mail address nor 'team:<name>'"
+                f"{where}: owner {owner!r} is neither an e-mail address nor 'team:<name>'; write "
+                "owners=['team:flights'], for example"
             )
     return tuple(owners)
 
@@ -51,10 +55,10 @@ def checked_tags(where: str, tags: Mapping[str, str] | None) -> dict[str, str] |
         return None
     for key, value in tags.items():
         taken = isinstance(value, str) and _TAG_VALUE.fullmatch(value)
-        if not taken or not _TAG.fullmatch(key):
+        if not taken or not isinstance(key, str) or not _TAG.fullmatch(key):
             raise DeclarationError(
-                f"{where}: tag {key!r}={value!r}: key and value are letters, digits and _.- (63 at "
-                "most; in a key also one '/' between two such)"
+                f"{where}: tag {key!r}={value!r}: write key and value with letters, digits and _.- "
+                "(63 at most; in a key also one '/' between two such)"
             )
     return dict(tags)
 
@@ -65,9 +69,47 @@ def duration(where: str, text: str) -> timedelta:
         raise DeclarationError(
             f"{where}: {text!r} is no duration; write numbers with ms, s, m, h or d: '90s', '1h30m'"
         )
-    found = timedelta(
-        seconds=sum(float(number) * _SECONDS[unit] for number, unit in _PART.findall(text))
-    )
-    if found <= timedelta(0):
-        raise DeclarationError(f"{where}: {text!r} must be longer than nothing")
+    seconds = sum(float(number) * _SECONDS[unit] for number, unit in _PART.findall(text))
+    found = timedelta(seconds=min(seconds, 2 * _LONGEST.total_seconds()))
+    if not timedelta(0) < found <= _LONGEST:
+        raise DeclarationError(
+            f"{where}: {text!r}: write a duration longer than nothing and {_LONGEST.days}d at most"
+        )
     return found
+
+
+def checked_function(where: str, function: Any, *given: str, may_yield: bool = False) -> Any:
+    """`function` if it can be called with the arguments `given`, and has done its work by then.
+
+    A coroutine function has not begun when it returns, nor has a generator function unless the
+    caller asks for what it yields (`may_yield`).
+    """
+    shown = f"({', '.join(given)})"
+    if not callable(function):
+        raise DeclarationError(f"{where}: {function!r} is no function; write one that takes {shown}")
+    # A class's instance may be called too.
+    bodies = (function, getattr(type(function), "__call__", None))  # noqa: B004
+    if any(map(inspect.iscoroutinefunction, bodies)) or any(
+        map(inspect.isasyncgenfunction, bodies)
+    ):
+        raise DeclarationError(
+            f"{where}: its function is asynchronous, and nobody would await it; write `def`, and "
+            "asyncio.run(...) in it if you must"
+        )
+    if not may_yield and any(map(inspect.isgeneratorfunction, bodies)):
+        raise DeclarationError(
+            f"{where}: its function yields, and nobody would ask for what it yields; return instead"
+        )
+    try:
+        # The function that is called, not one that it wraps.
+        signature = inspect.signature(function, follow_wrapped=False)
+    except ValueError:
+        return function  # one written in C may not tell
+    try:
+        signature.bind(*given)
+    except TypeError as error:
+        raise DeclarationError(
+            f"{where}: its function is called with {shown}, but it takes {signature}; change its "
+            "parameters"
+        ) from error
+    return function

@@ -5,14 +5,16 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import dataclass, fields
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
-from croniter import croniter
+from croniter import CroniterError, croniter
 
 from blacksmith_dagster.errors import DeclarationError
 from blacksmith_dagster.pipeline.rules import duration
 
 _EVERY = "@every "
+_DEFAULT_INTERVAL = "@every 1h"
+_SOME_DAY = datetime(2026, 1, 1, tzinfo=UTC)
 _NICKNAMES = frozenset(
     {"@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly", "@annually"}
 )
@@ -52,9 +54,10 @@ class Schedule:
             _check_interval(self.interval)
         if self.backoff is not None:
             duration("Schedule(backoff=)", self.backoff)
-        if self.max_retries is not None and not 0 <= self.max_retries <= 10_000:
+        retries = self.max_retries
+        if retries is not None and not (isinstance(retries, int) and 0 <= retries <= 10_000):
             raise DeclarationError(
-                f"Schedule(max_retries={self.max_retries}): a number from 0 (no retry) to 10000"
+                f"Schedule(max_retries={retries!r}): write a number from 0 (no retry) to 10000"
             )
 
     def inherit(self, parent: Schedule) -> Schedule:
@@ -69,9 +72,10 @@ class Schedule:
     @property
     def every(self) -> timedelta | None:
         """The interval's length, or `None` if it is a cron expression."""
-        if self.interval is None or not self.interval.startswith(_EVERY):
+        interval = self.interval or _DEFAULT_INTERVAL
+        if not interval.startswith(_EVERY):
             return None
-        return duration("Schedule", self.interval.removeprefix(_EVERY))
+        return duration("Schedule", interval.removeprefix(_EVERY))
 
     @property
     def max_attempts(self) -> int:
@@ -85,31 +89,41 @@ class Schedule:
         """
         gap = self.every
         if gap is None:
-            ticks = croniter(self.interval or DEFAULT.interval, now)
-            following: datetime = ticks.get_next(datetime)
+            following: datetime = croniter(self.interval, now.astimezone(UTC)).get_next(datetime)
             gap = max(following - now, timedelta(seconds=1))
         if self.backoff is None:
             return gap
-        first = duration("Schedule(backoff=)", self.backoff)
-        doubled = first * 2.0 ** min(attempt - 1, 32) * random.uniform(0.5, 1.0)
-        return min(doubled, gap)
+        first = duration("Schedule(backoff=)", self.backoff).total_seconds()
+        doubled = first * 2.0 ** min(attempt - 1, 64) * random.uniform(0.5, 1.0)
+        return timedelta(seconds=min(doubled, gap.total_seconds()))
 
 
 def _check_interval(interval: str) -> None:
-    if interval.startswith(_EVERY):
+    if isinstance(interval, str) and interval.startswith(_EVERY):
         if duration("Schedule", interval.removeprefix(_EVERY)) < timedelta(seconds=5):
             raise DeclarationError(
                 f"Schedule({interval!r}): Dagster looks every 5 seconds at best; write '@every 5s' or "
                 "longer, or Schedule(realtime=True)"
             )
         return
-    five_fields = len(interval.split()) == 5 and _CRON.fullmatch(_NAMED.sub("0", interval))
-    if interval in _NICKNAMES or (five_fields and croniter.is_valid(interval)):
+    if isinstance(interval, str) and (interval in _NICKNAMES or _is_cron(interval)):
         return
     raise DeclarationError(
         f"Schedule({interval!r}): write '@every <duration>', a nickname such as '@daily', or a cron "
-        "expression of five fields: minute, hour, day of month, month, day of week"
+        "expression of five fields that comes about: minute, hour, day of month, month, day of week"
     )
 
 
-DEFAULT = Schedule("@every 1h", realtime=False, max_retries=72)
+def _is_cron(text: str) -> bool:
+    if len(text.split()) != 5 or not _CRON.fullmatch(_NAMED.sub("0", text)):
+        return False
+    try:
+        croniter(text, _SOME_DAY).get_next(datetime)  # raises for the 31st of April
+        (_, _, days, months, _), *_ = croniter.expand(text)
+    except CroniterError:
+        return False
+    # Dagster refuses these even with a day of the week, which would come about.
+    return months != [2] or days not in ([30], [31])
+
+
+DEFAULT = Schedule(_DEFAULT_INTERVAL, realtime=False, max_retries=72)

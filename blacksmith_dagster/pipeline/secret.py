@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 
-from blacksmith_dagster.errors import MissingSecret, hide
+from blacksmith_dagster.errors import DeclarationError, MissingSecret, hide
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +22,18 @@ class Secret:
 
     >>> Secret("WAREHOUSE_URL")
     Secret('WAREHOUSE_URL')
+
+    Raises `DeclarationError` if `name` cannot be a variable's.
     """
 
     name: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not _VARIABLE.fullmatch(self.name):
+            raise DeclarationError(
+                "Secret(...) is given the name of an environment variable, letters, digits and "
+                "underscores, never the secret itself; what it was given is not repeated here"
+            )
 
     def reveal(self) -> str:
         """The secret's value.

@@ -15,7 +15,7 @@ from blacksmith_dagster.errors import DeclarationError, Reject
 In = TypeVar("In")
 T = TypeVar("T")
 
-_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+_PATH = re.compile(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)+")
 _METHODS = frozenset({"POST", "PUT", "PATCH"})
 
 
@@ -102,12 +102,12 @@ class HTTP(Trigger[Request]):
     method: str = "POST"
 
     def __post_init__(self) -> None:
-        if not _PATH.fullmatch(self.path) or self.path.startswith("/_"):
+        if not isinstance(self.path, str) or not _PATH.fullmatch(self.path) or self.path.startswith("/_"):
             raise DeclarationError(
-                f"HTTP({self.path!r}): a path is '/' and letters, digits or ._~- between slashes, "
-                "as in '/airport/departures'; those that start with '/_' are the gateway's own"
+                f"HTTP({self.path!r}): write a path of letters, digits and ._~- between slashes, as in "
+                "'/airport/departures'; clients remove '.' and '..', and '/_...' is the gateway's own"
             )
         if self.method not in _METHODS:
             raise DeclarationError(
-                f"HTTP({self.path!r}, method={self.method!r}): one of {', '.join(sorted(_METHODS))}"
+                f"HTTP({self.path!r}, method={self.method!r}): write one of {', '.join(sorted(_METHODS))}"
             )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -37,19 +35,6 @@ class Decoded(NamedTuple):
 
     jobs: Sequence[Job[Any]]
     refused: Mapping[int, Refused]
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """While a batch is made its objects only grow in number: walking them again and again would
-    find nothing, and cost more than making them."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 class Decoder:
@@ -92,10 +77,6 @@ class Decoder:
         A job whose data cannot be made (its kind is no longer received, it does not fit the model,
         `transform` or `when` raises) fails alone.
         """
-        with _collector_paused():
-            return self._decode(load, originals)
-
-    def _decode(self, load: Load, originals: Mapping[str, JobRow]) -> Decoded:
         jobs: list[Job[Any]] = []
         refused: dict[int, Refused] = {}
         attempt, suffix = load.attempt, f"-{load.job_key}"

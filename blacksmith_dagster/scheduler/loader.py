@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as StillRunning
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -80,9 +82,10 @@ class Loader:
                     f"the lock {lease.key} could not be renewed, and another process may hold it; "
                     "nothing more is claimed here, and the next run goes on"
                 )
-            load = self._store.claim(
-                fence, self._event.batch, self._event.schedule.max_attempts, self._run
-            )
+            with _collector_paused():
+                load = self._store.claim(
+                    fence, self._event.batch, self._event.schedule.max_attempts, self._run
+                )
             if load is None:
                 return summary
             if stop.is_set():
@@ -101,7 +104,8 @@ class Loader:
         started = time.monotonic()
         if load.condemned is None:
             originals = self._decoder.originals(load.rows, self._store.originals)
-            decoded = self._decoder.decode(load, originals)
+            with _collector_paused():
+                decoded = self._decoder.decode(load, originals)
             batch = Batch(self._event.path, decoded.jobs)
             if decoded.jobs:
                 call = self._workers.call(self._event, batch)
@@ -156,3 +160,16 @@ class Loader:
                     raise
                 raise unknown from None  # the load is closed: it may well be this record's doing
             stop.wait(_RECORD_AGAIN)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """While a batch is made its objects only grow in number: walking them again and again would
+    find nothing, and cost more than making them."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -429,8 +429,8 @@ class Store(Protocol):
         ...
 
     def maintain(self) -> None:
-        """What must be done now and then (the gateway does it every minute): write a mark, move the
-        counters on, make partitions ahead, forget keys older than 7 days."""
+        """What must be done now and then (the gateway does it every few seconds): write a mark a
+        minute, move the counters on, make partitions ahead, forget keys older than 7 days."""
         ...
 
 

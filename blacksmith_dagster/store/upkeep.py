@@ -35,6 +35,7 @@ from blacksmith_dagster.store.tables import (
 )
 
 KEYS_KEPT = timedelta(days=7)
+MARK_GAP = timedelta(minutes=1)
 _STRETCH = 200_000  # events that are counted in one transaction, so that writers never wait long
 
 
@@ -80,9 +81,9 @@ def highest(conn: Connection) -> int:
 
 
 def mark(conn: Connection, now: datetime, low: int, high: int) -> None:
-    """Write a mark, unless one was written within the last half minute."""
+    """Write a mark, unless one was written within the last minute."""
     last = conn.execute(select(func.max(marks.c.at))).scalar()
-    if last is None or now - last > timedelta(seconds=30):
+    if last is None or now - last > MARK_GAP:
         values = {"at": now, "low": low, "high": high}
         conn.execute(upsert(conn, marks).on_conflict_do_nothing(), values)
 
