@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 import tomllib
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from pathlib import Path
 
 from blacksmith_dagster.errors import SettingsError
 from blacksmith_dagster.pipeline.application import Blacksmith
+
+_APPLICATION = re.compile(r"\w+(\.\w+)*:\w+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,31 +64,52 @@ def find_project(start: Path | None = None) -> Path:
 def load_application(app: str | None = None) -> Blacksmith:
     """The application that `app` names as `package.module:attribute`, or that pyproject.toml does.
 
-    Raises `SettingsError` if it is not there.
+    Modules are looked for in the current folder if `app` is given, else beside pyproject.toml.
+
+    Raises `SettingsError` if it is not there, and whatever its module raises.
     """
-    project = None if app else find_project()
-    named = app or (_table(project) or {}).get("app")
-    if not isinstance(named, str) or ":" not in named:
+    named: object = app
+    folder, where = Path.cwd(), "the application"
+    if app is None:
+        folder = find_project()
+        named = (_table(folder) or {}).get("app")
+        where = f"app in [tool.blacksmith] of {folder / 'pyproject.toml'}"
+    if not isinstance(named, str) or not _APPLICATION.fullmatch(named):
+        given = "is missing" if named is None else f"is {named!r}"
         raise SettingsError(
-            f"[tool.blacksmith] app = {named!r}: write 'package.module:name', for example "
+            f"{where} {given}; write 'package.module:name', for example "
             "'assets.application:blacksmith'"
         )
-    folder = str(project or Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
     module, _, attribute = named.partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise SettingsError(f"the application {named!r} cannot be found: {error}") from error
+        imported = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # its module is there; what that imports is not
+        raise SettingsError(
+            f"{where} is {named!r}, and there is no module {error.name!r} in {folder}; correct the "
+            "name, or run this where the module is"
+        ) from error
+    found = getattr(imported, attribute, None)
     if not isinstance(found, Blacksmith):
-        raise SettingsError(f"{named!r} is a {type(found).__name__}, not a Blacksmith application")
+        kind = "nothing" if found is None else f"a {type(found).__name__}"
+        raise SettingsError(
+            f"{where} is {named!r}, and {attribute!r} in {imported.__file__} is {kind}; name the "
+            "Blacksmith(...) itself"
+        )
     return found
 
 
-def _table(folder: Path | None) -> dict[str, object] | None:
-    if folder is None or not (folder / "pyproject.toml").is_file():
+def _table(folder: Path) -> dict[str, object] | None:
+    path = folder / "pyproject.toml"
+    if not path.is_file():
         return None
-    read = tomllib.loads((folder / "pyproject.toml").read_text())
-    table = read.get("tool", {}).get("blacksmith")
+    try:
+        read = tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not TOML, or not UTF-8
+        raise SettingsError(f"{path} cannot be read: {error}; mend it") from error
+    tool = read.get("tool")
+    table = tool.get("blacksmith") if isinstance(tool, dict) else None
     return table if isinstance(table, dict) else None
