@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import date
+from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
 from blacksmith_dagster.errors import DeclarationError
@@ -44,8 +44,10 @@ class Blacksmith:
         gateway: Gateway | None = None,
         scheduler: Scheduler | None = None,
     ) -> None:
-        self.sources: Mapping[str, Source] = _by_name("source", sources)
-        self.destinations: Mapping[str, Destination[Any]] = _by_name("destination", destinations)
+        self.sources: Mapping[str, Source] = _by_name("source", Source, sources)
+        self.destinations: Mapping[str, Destination[Any]] = _by_name(
+            "destination", Destination, destinations
+        )
         self.since = _day(since)
         self.middleware = tuple(middleware)
         self.gateway = gateway
@@ -60,6 +62,7 @@ class Blacksmith:
         }
         self.receivers = self._receivers()
         self._check_paths()
+        self._check_renamed()
 
     def _receivers(self) -> Mapping[str, Sequence[tuple[DestinationEvent[Any], Flow[Any]]]]:
         """Which destination events receive an event or an outcome, by its path."""
@@ -69,10 +72,15 @@ class Blacksmith:
         receivers: dict[str, list[tuple[DestinationEvent[Any], Flow[Any]]]] = {}
         for event in self.destination_events.values():
             for path, flow in event.flows.items():
-                if known.get(path) is not flow.on:
+                if path not in known:
                     raise DeclarationError(
                         f"{event.path} receives {path}, which this application does not have; add "
                         f"{path.partition('/')[0]!r} to its sources or destinations"
+                    )
+                if known[path] is not flow.on:
+                    raise DeclarationError(
+                        f"{event.path} receives another {path} than the application's; declare "
+                        f"{path.partition('/')[0]!r} once, and receive the events of that one"
                     )
                 receivers.setdefault(path, []).append((event, flow))
         return receivers
@@ -95,10 +103,28 @@ class Blacksmith:
                     )
                 served[door] = event.path
 
+    def _check_renamed(self) -> None:
+        renamed: dict[str, str] = {}
+        for event in self.destination_events.values():
+            if event.renamed_from is None:
+                continue
+            old = f"{event.destination.name}/{event.renamed_from}"
+            if old in self.destination_events or old in renamed:
+                other = "it is still declared" if old in self.destination_events else renamed[old]
+                raise DeclarationError(
+                    f"{event.path}: renamed_from={event.renamed_from!r} takes over the jobs of {old}, "
+                    f"but {other}; a name that is gone can be taken over by one event"
+                )
+            renamed[old] = f"{event.path} has taken it over"
 
-def _by_name(what: str, named: Sequence[Any]) -> dict[str, Any]:
+
+def _by_name(what: str, kind: type[Any], named: Sequence[Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for each in named:
+        if not isinstance(each, kind):
+            raise DeclarationError(
+                f"{what}s=: {each!r} is no {kind.__name__}; name the {what} itself"
+            )
         if each.name in found:
             raise DeclarationError(f"two {what}s are named {each.name!r}; rename one")
         found[each.name] = each
@@ -107,6 +133,9 @@ def _by_name(what: str, named: Sequence[Any]) -> dict[str, Any]:
 
 def _day(since: str | date) -> date:
     try:
-        return date.fromisoformat(since) if isinstance(since, str) else since
-    except ValueError as error:
-        raise DeclarationError(f"since={since!r}: write a day as '2026-01-31'") from error
+        day = date.fromisoformat(since) if isinstance(since, str) else since
+    except ValueError:
+        day = None
+    if not isinstance(day, date) or isinstance(day, datetime):
+        raise DeclarationError(f"since={since!r}: write a day, in UTC, as '2026-01-31'")
+    return day

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Any, Generic, Protocol, TypeVar, overload
 
 from blacksmith_dagster.errors import DeclarationError
@@ -12,6 +12,7 @@ from blacksmith_dagster.pipeline import schedule as _schedule
 from blacksmith_dagster.pipeline.batch import Batch
 from blacksmith_dagster.pipeline.flow import Flow, Outcome, Receivable, Receives
 from blacksmith_dagster.pipeline.rules import (
+    checked_function,
     checked_name,
     checked_owners,
     checked_tags,
@@ -54,14 +55,20 @@ class DestinationEvent(Generic[T]):
         self.name = checked_name(where, name)
         self.path = f"{destination.name}/{name}"
         self.function = function
-        self.flows = {flow.on.path: flow for flow in _checked_flows(self.path, flows)}
+        self.flows: Mapping[str, Flow[Any]] = MappingProxyType(
+            {flow.on.path: flow for flow in _checked_flows(self.path, flows)}
+        )
         self.own_schedule = schedule is not None and schedule.interval is not None
         self.schedule = (schedule or Schedule()).inherit(destination.schedule)
-        self.timeout = _timeout(self.path, timeout) if timeout else destination.timeout
+        self.timeout = destination.timeout if timeout is None else _timeout(self.path, timeout)
         self.batch = _batch(self.path, batch) if batch is not None else destination.batch
-        self.owners = destination.owners if owners is None else checked_owners(where, owners) or ()
-        self.tags = destination.tags if tags is None else checked_tags(where, tags) or {}
-        self.renamed_from = renamed_from and checked_name(where, renamed_from)
+        self.owners = (
+            destination.owners if owners is None else checked_owners(self.path, owners) or ()
+        )
+        self.tags = destination.tags if tags is None else checked_tags(self.path, tags) or {}
+        self.renamed_from = renamed_from
+        if renamed_from is not None:
+            checked_name(f"{self.path}: renamed_from", renamed_from)
         self.description = function.__doc__
         model = _common_model(self.flows.values())
         self.succeeded: Outcome[T] = Outcome(self.path, "succeeded", model)
@@ -165,9 +172,9 @@ class Destination(Generic[C]):
     ) -> None:
         where = f"destination {name!r}"
         self.name = checked_name("destination", name)
-        self.connect = connect
+        self.connect = connect and checked_function(f"{where}: connect", connect, may_yield=True)
         self.schedule = (schedule or Schedule()).inherit(_schedule.DEFAULT)
-        self.timeout = _timeout(where, timeout or DEFAULT_TIMEOUT)
+        self.timeout = _timeout(where, DEFAULT_TIMEOUT if timeout is None else timeout)
         self.batch = _batch(where, DEFAULT_BATCH if batch is None else batch)
         self.owners = checked_owners(where, owners) or ()
         self.tags = checked_tags(where, tags) or {}
@@ -227,14 +234,18 @@ class Destination(Generic[C]):
 
         Raises `DeclarationError`.
         """
-        received = receives if isinstance(receives, Sequence) else [receives]
+        received: Any = receives
+        if isinstance(receives, str) or not isinstance(receives, Sequence):
+            received = [receives]
         flows = [_flow(f"destination {self.name!r}", each) for each in received]
+        given = ("batch",) if self.connect is None else ("batch", "connection")
 
         def declare(function: Callable[..., None]) -> DestinationEvent[Any]:
+            named = getattr(function, "__name__", "") if name is None else name
             event: DestinationEvent[Any] = DestinationEvent(
                 self,
-                name or function.__name__,
-                function,
+                named,
+                checked_function(f"{self.name}/{named}", function, *given),
                 flows,
                 schedule,
                 timeout,
@@ -243,7 +254,6 @@ class Destination(Generic[C]):
                 tags,
                 renamed_from,
             )
-            _check_parameters(event, wanted=1 if self.connect is None else 2)
             if event.name in self._events:
                 raise DeclarationError(
                     f"destination {self.name!r} has two events named {event.name!r}; "
@@ -282,17 +292,6 @@ def _checked_flows(path: str, flows: Sequence[Flow[Any]]) -> Sequence[Flow[Any]]
     return flows
 
 
-def _check_parameters(event: DestinationEvent[Any], wanted: int) -> None:
-    signature = inspect.signature(event.function)
-    try:
-        signature.bind(*range(wanted))
-    except TypeError as error:
-        shown = "(batch)" if wanted == 1 else "(batch, connection)"
-        raise DeclarationError(
-            f"{event.path}: its function is called with {shown}, but it takes {signature}"
-        ) from error
-
-
 def _common_model(flows: Any) -> Any:
     """What an outcome's data is decoded into: known only if all flows bring the same type."""
     models = [Any if flow.transform else flow.on.model for flow in flows]
@@ -304,6 +303,6 @@ def _timeout(where: str, text: str) -> timedelta:
 
 
 def _batch(where: str, jobs: int) -> int:
-    if not 1 <= jobs <= 1_000_000:
-        raise DeclarationError(f"{where}: batch={jobs}: a number of jobs from 1 to 1000000")
+    if not (isinstance(jobs, int) and 1 <= jobs <= 1_000_000):
+        raise DeclarationError(f"{where}: batch={jobs!r}: write a number of jobs from 1 to 1000000")
     return jobs

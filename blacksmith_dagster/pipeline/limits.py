@@ -33,7 +33,9 @@ class Limits:
         for field in fields(self):
             value = getattr(self, field.name)
             if value is not None and not (isinstance(value, int | float) and value > 0):
-                raise DeclarationError(f"Limits({field.name}={value!r}): write a number above 0, or leave it out to inherit it")
+                raise DeclarationError(
+                    f"Limits({field.name}={value!r}): a number above 0; leave it out to inherit it"
+                )
 
     def inherit(self, parent: Limits) -> Limits:
         """These limits, with the parent's value in each field that is `None`."""

@@ -86,15 +86,17 @@ def checked_function(where: str, function: Any, *given: str, may_yield: bool = F
     """
     shown = f"({', '.join(given)})"
     if not callable(function):
-        raise DeclarationError(f"{where}: {function!r} is no function; write one that takes {shown}")
+        raise DeclarationError(
+            f"{where}: {function!r} is no function; write one that takes {shown}"
+        )
     # A class's instance may be called too.
     bodies = (function, getattr(type(function), "__call__", None))  # noqa: B004
     if any(map(inspect.iscoroutinefunction, bodies)) or any(
         map(inspect.isasyncgenfunction, bodies)
     ):
         raise DeclarationError(
-            f"{where}: its function is asynchronous, and nobody would await it; write `def`, and "
-            "asyncio.run(...) in it if you must"
+            f"{where}: its function is asynchronous, and nobody would await it; write `def` "
+            "without `async`"
         )
     if not may_yield and any(map(inspect.isgeneratorfunction, bodies)):
         raise DeclarationError(

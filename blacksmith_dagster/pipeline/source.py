@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import UnionType
 from typing import Any, Generic, Protocol, TypeVar, overload
+
+from msgspec import inspect
 
 from blacksmith_dagster.errors import DeclarationError
 from blacksmith_dagster.pipeline import limits as _limits
@@ -13,7 +14,12 @@ from blacksmith_dagster.pipeline.auth import Bearer
 from blacksmith_dagster.pipeline.event import Event
 from blacksmith_dagster.pipeline.flow import Receivable
 from blacksmith_dagster.pipeline.limits import Limits
-from blacksmith_dagster.pipeline.rules import checked_name, checked_owners, checked_tags
+from blacksmith_dagster.pipeline.rules import (
+    checked_function,
+    checked_name,
+    checked_owners,
+    checked_tags,
+)
 from blacksmith_dagster.pipeline.trigger import HTTP, Reply, Trigger
 
 T = TypeVar("T")
@@ -21,6 +27,9 @@ T_co = TypeVar("T_co", covariant=True)
 In = TypeVar("In")
 In_contra = TypeVar("In_contra", contravariant=True)
 Out = TypeVar("Out")
+
+# What an annotation raises that names what is not there, or is written wrongly.
+_NOT_THERE = (NameError, AttributeError, SyntaxError, TypeError, ValueError)
 
 
 class SourceEvent(Receivable[T_co], Generic[T_co, In_contra, Out]):
@@ -44,7 +53,7 @@ class SourceEvent(Receivable[T_co], Generic[T_co, In_contra, Out]):
         description: str | None,
     ) -> None:
         path = f"{source.name}/{checked_name(f'source {source.name!r}: event', name)}"
-        super().__init__(path, model)
+        super().__init__(path, _checked_model(path, model))
         self.source = source
         self.name = name
         self.trigger = trigger
@@ -142,14 +151,21 @@ class Source:
 
         Raises `DeclarationError`.
         """
+        if not isinstance(on, Trigger):
+            raise DeclarationError(
+                f"source {self.name!r}: an event is extracted on a trigger, and {on!r} is none; write "
+                "@source.event(HTTP('/airport/departures')), for example"
+            )
 
         def declare(function: Callable[[Any], Any]) -> SourceEvent[Any, Any, Any]:
+            named = getattr(function, "__name__", "") if name is None else name
+            where = f"{self.name}/{named}"
             event: SourceEvent[Any, Any, Any] = SourceEvent(
                 self,
-                name or function.__name__,
+                named,
                 on,
-                function,
-                _returned_model(function),
+                checked_function(where, function, "request", may_yield=True),
+                _returned_model(where, function),
                 auth,
                 limits,
                 owners,
@@ -224,25 +240,40 @@ class Source:
         return f"<{type(self).__name__} {self.name}>"
 
 
-def _returned_model(function: Callable[..., Any]) -> Any:
+def _returned_model(where: str, function: Callable[..., Any]) -> Any:
     """The T of the `Event[T]` that `function` is annotated to return; `Any` if it is not."""
+    if not hasattr(function, "__annotations__"):
+        return Any
     try:
         returned = typing.get_type_hints(function).get("return", Any)
-    except NameError as error:
+    except _NOT_THERE as error:
         raise DeclarationError(
-            f"{function.__qualname__}: its annotations name {error.name!r}, which is not known at "
-            "import; define or import it at the top of the module"
+            f"{where}: its function's annotations cannot be read at import: {error}; define or "
+            "import what they name at the top of the module"
         ) from error
-    return _model_of(returned)
+    models = _models_of(returned)
+    # Any of several types: of two Structs, msgspec asks for their tags.
+    return Any if not models or Any in models else typing.Union[tuple(models)]  # noqa: UP007
 
 
-def _model_of(returned: Any) -> Any:
-    origin, arguments = typing.get_origin(returned), typing.get_args(returned)
-    if origin is Event:
-        return arguments[0]
-    if origin in (typing.Union, UnionType) or (arguments and origin is not None):
-        for argument in arguments:
-            model = _model_of(argument)
-            if model is not Any:
-                return model
-    return Any
+def _models_of(returned: Any) -> list[Any]:
+    """The T of every `Event[T]` in an annotation, such as `Iterator[Event[T]] | Reply`."""
+    if returned is Event:
+        return [Any]
+    arguments = typing.get_args(returned)
+    if typing.get_origin(returned) is Event:
+        return [arguments[0]]
+    return [model for argument in arguments for model in _models_of(argument)]
+
+
+def _checked_model(path: str, model: Any) -> Any:
+    why = "msgspec knows no way from JSON to it"
+    try:
+        if model is object or not isinstance(inspect.type_info(model), inspect.CustomType):
+            return model
+    except _NOT_THERE as error:
+        why = str(error)
+    raise DeclarationError(
+        f"{path}: its data cannot be decoded into {model!r}: {why}; give a msgspec.Struct, a "
+        "dataclass, a TypedDict or another type that msgspec decodes"
+    )

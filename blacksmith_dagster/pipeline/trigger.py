@@ -102,12 +102,17 @@ class HTTP(Trigger[Request]):
     method: str = "POST"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.path, str) or not _PATH.fullmatch(self.path) or self.path.startswith("/_"):
+        if (
+            not isinstance(self.path, str)
+            or not _PATH.fullmatch(self.path)
+            or self.path.startswith("/_")
+        ):
             raise DeclarationError(
                 f"HTTP({self.path!r}): write a path of letters, digits and ._~- between slashes, as in "
                 "'/airport/departures'; clients remove '.' and '..', and '/_...' is the gateway's own"
             )
         if self.method not in _METHODS:
             raise DeclarationError(
-                f"HTTP({self.path!r}, method={self.method!r}): write one of {', '.join(sorted(_METHODS))}"
+                f"HTTP({self.path!r}, method={self.method!r}): write "
+                f"one of {', '.join(sorted(_METHODS))}"
             )
