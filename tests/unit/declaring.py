@@ -1,0 +1,31 @@
+"""What is declared wrongly in the tests of declaring, and what tells that it is refused."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from blacksmith_dagster import (
+    Batch,
+    DeclarationError,
+    Destination,
+    Source,
+)
+
+
+def refused(
+    declare: Callable[..., Any], *arguments: Any, says: str, mend: str, **named: Any
+) -> None:
+    """Declaring it is refused, and the error says what is wrong and what to do."""
+    with pytest.raises(DeclarationError) as told:
+        declare(*arguments, **named)
+    assert says in str(told.value)
+    assert mend in str(told.value)
+
+
+def load(batch: Batch[Any]) -> None: ...
+
+
+def pair() -> tuple[Source, Any, Destination[None]]:
+    source = Source("airport")
+    return source, source.accept("departed"), Destination("lake")

@@ -1,0 +1,452 @@
+"""A wrong declaration fails where it is written, with the rule and the mend."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from datetime import UTC, date, datetime
+from functools import partial
+from typing import Any
+
+import pytest
+from dagster import AssetSpec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blacksmith_dagster import (
+    HTTP,
+    Bearer,
+    Blacksmith,
+    DeclarationError,
+    Destination,
+    Event,
+    Flow,
+    Limits,
+    Outcome,
+    Request,
+    Schedule,
+    Secret,
+    Source,
+)
+from blacksmith_dagster.pipeline.rules import duration
+from tests.unit.declaring import load, pair, refused
+
+
+def application(*parts: Source | Destination[Any], since: Any = "2026-01-01") -> Blacksmith:
+    return Blacksmith(
+        sources=[each for each in parts if isinstance(each, Source)],
+        destinations=[each for each in parts if isinstance(each, Destination)],
+        since=since,
+    )
+
+
+# ------------------------------------------------------------------------------------- names
+WRONG_NAMES = [
+    "",
+    "Airport",
+    "air-port",
+    "air port",
+    "1st",
+    "_hidden",
+    "air__port",
+    "flughäfen",
+    "air.port",
+    "air/port",
+    "airport\n",
+    "a;drop table events",
+    None,
+    7,
+]
+
+
+@pytest.mark.parametrize("name", WRONG_NAMES)
+def test_a_wrong_name_is_refused(name: Any) -> None:
+    source, departed, lake = pair()
+    places: list[Callable[[], Any]] = [
+        lambda: Source(name),
+        lambda: Destination(name),
+        lambda: source.accept(name),
+        lambda: event_named(source, name),
+        lambda: lake.event(receives=departed, name="flights", renamed_from=name)(load),
+        lambda: lake.event(receives=departed, name=name)(load),
+    ]
+    if name is None:  # which leaves them out
+        places = places[:3]
+    for place in places:
+        refused(place, says=repr(name), mend="lower-case letters, digits and single underscores")
+
+
+def event_named(source: Source, name: str) -> Any:
+    @source.event(HTTP("/named"), name=name)
+    def function(request: Request) -> Event[Any]:
+        return Event(request.json())
+
+    return function
+
+
+@pytest.mark.parametrize("name", ["a", "airport", "a1_b2", "t_", "drop_table"])
+def test_a_right_name_is_taken(name: str) -> None:
+    lake = Destination(name)
+    lake.event(receives=Source(name).accept(name), name="other", renamed_from=name)(load)
+    assert list(lake.events) == ["other"]
+
+
+def test_a_lambda_needs_a_name() -> None:
+    _, departed, lake = pair()
+    refused(lake.event(receives=departed), lambda batch: None, says="'<lambda>'", mend="rename it")
+    refused(lake.event(receives=departed), partial(load), says="event ''", mend="rename it")
+    lake.event(receives=departed, name="flights")(lambda batch: None)
+    lake.event(receives=departed, name="others")(partial(load))
+
+
+def test_two_of_one_name_are_refused() -> None:
+    source, departed, lake = pair()
+    lake.event(receives=departed)(load)
+    event = lake.event(receives=departed)
+    refused(event, load, says="destination 'lake' has two events named 'load'", mend="rename one")
+    refused(
+        source.accept,
+        "departed",
+        says="source 'airport' has two events named 'departed'",
+        mend="rename one",
+    )
+    refused(
+        application,
+        source,
+        Source("airport"),
+        says="two sources are named 'airport'",
+        mend="rename",
+    )
+    refused(
+        application,
+        source,
+        lake,
+        Destination("lake"),
+        says="two destinations are named 'lake'",
+        mend="rename one",
+    )
+    assert lake.events["load"].function is load  # what was declared first stays
+
+
+def test_a_source_and_a_destination_event_cannot_share_a_path() -> None:
+    hub_in, hub_out = Source("hub"), Destination("hub")
+    hub_out.event(receives=hub_in.accept("flights"), name="flights")(load)
+    refused(application, hub_in, hub_out, says="hub/flights", mend="rename one")
+    hub_in, hub_out = Source("hub"), Destination("hub")
+    hub_out.event(receives=hub_in.accept("flights"), name="loaded")(load)
+    application(hub_in, hub_out)
+
+
+def test_a_new_name_is_taken_from_one_that_is_gone() -> None:
+    def declare(**renamed: str) -> None:
+        source, departed, lake = pair()
+        for name, old in renamed.items():
+            lake.event(receives=departed, name=name, renamed_from=old or None)(load)
+        application(source, lake)
+
+    refused(partial(declare, new="new"), says="lake/new", mend="a name that is gone")
+    refused(partial(declare, new="old", old=""), says="still declared", mend="a name that is gone")
+    refused(partial(declare, old="", new="old"), says="still declared", mend="a name that is gone")
+    refused(
+        partial(declare, new="old", newer="old"),
+        says="lake/new has taken it over",
+        mend="by one event",
+    )
+    declare(new="old", newer="older")
+
+
+# ------------------------------------------------------------------------------------- receiving
+def test_receiving_nothing_is_refused() -> None:
+    lake = Destination("lake")
+    refused(lake.event(receives=[]), load, says="lake/load receives nothing", mend="name an event")
+
+
+def test_receiving_twice_is_refused() -> None:
+    _, departed, lake = pair()
+    both = [departed, Flow(departed, when=lambda event: True)]
+    event = lake.event(receives=both)
+    refused(event, load, says="receives airport/departed twice", mend="join the two flows")
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_receiving_a_destination_event_is_refused(wrapped: bool) -> None:
+    _, departed, lake = pair()
+    flights: Any = lake.event(receives=departed)(load)
+    refused(
+        lambda: lake.event(receives=Flow(flights) if wrapped else flights),
+        says="lake/load",
+        mend="an outcome such as `flights.discarded`",
+    )
+    lake.event(receives=[flights.succeeded, flights.failed, flights.discarded], name="told")(load)
+
+
+@pytest.mark.parametrize("received", ["airport/departed", None, 7, {1}, load])
+def test_receiving_what_is_no_event_is_refused(received: Any) -> None:
+    lake = Destination("lake")
+    declare = partial(lake.event, receives=received)
+    refused(declare, says="destination 'lake' receives", mend="name an event of a source")
+    refused(partial(Flow, received), says=repr(received), mend="name one")
+
+
+def test_receiving_what_the_application_does_not_have_is_refused() -> None:
+    source, departed, lake = pair()
+    flights = lake.event(receives=departed, name="flights")(load)
+    told = Destination("told")
+    told.event(receives=flights.discarded)(load)
+    missing = "which this application does not have"
+    refused(
+        application,
+        lake,
+        says=f"lake/flights receives airport/departed, {missing}",
+        mend="add 'air",
+    )
+    refused(
+        application,
+        source,
+        told,
+        says=f"told/load receives lake/flights.discarded, {missing}",
+        mend="add 'lake' to its sources or destinations",
+    )
+    application(source, lake, told)
+
+
+def test_receiving_the_event_of_a_second_source_of_that_name_is_refused() -> None:
+    _, departed, lake = pair()
+    lake.event(receives=departed)(load)
+    again, _, _ = pair()
+    refused(
+        application, again, lake, says="another airport/departed", mend="declare 'airport' once"
+    )
+
+
+def test_outcomes_cannot_go_in_circles() -> None:
+    """An outcome exists after its event, whose flows are fixed by then; one made by hand, or put
+    where another was, is not the application's."""
+    source, departed, lake = pair()
+    received: list[Any] = [departed]
+    flights = lake.event(receives=received, name="flights")(load)
+    told = lake.event(receives=flights.discarded, name="told")(load)
+    received.append(told.discarded)
+    assert list(flights.flows) == [departed.path]
+    flows: Any = flights.flows
+    with pytest.raises(TypeError):
+        flows[told.discarded.path] = Flow(told.discarded)
+    application(source, lake)
+
+    source, departed, lake = pair()
+    by_hand: Outcome[Any] = Outcome("lake/flights", "discarded", Any)
+    lake.event(receives=[departed, by_hand], name="flights")(load)
+    refused(application, source, lake, says="another lake/flights.discarded", mend="of that one")
+
+    source, departed, lake = pair()
+    flow = Flow(departed)
+    lake.event(receives=flow, name="flights")(load)
+    flow.on = lake.event(receives=departed, name="told")(load).discarded
+    refused(application, source, lake, says="another airport/departed", mend="declare")
+
+
+# ------------------------------------------------------------------------------------- doors
+def test_two_doors_on_one_path_are_refused() -> None:
+    source = Source("airport")
+    source.accept("departed", on=HTTP("/flights"))
+    source.accept("arrived", on=HTTP("/flights", method="PUT"))
+    application(source)
+    source.accept("cancelled", on=HTTP("/flights"))
+    refused(
+        application,
+        source,
+        says="airport/departed and airport/cancelled are both sent to POST /flights",
+        mend="another path",
+    )
+    by_default, chosen = Source("airport"), Source("other")
+    by_default.accept("departed")
+    chosen.accept("departed", on=HTTP("/v1/airport/departed"))
+    refused(application, by_default, chosen, says="POST /v1/airport/departed", mend="another path")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "/",
+        "flights",
+        "/flights/",
+        "//flights",
+        "/flights?all=1",
+        "/flights#top",
+        "/{flight}",
+        "/flights/..",
+        "/./flights",
+        "/a/../b",
+        "/%2e",
+        "/flüge",
+        "/a b",
+        "/flights\n",
+        "/_health",
+        "/_",
+        "http://localhost/flights",
+        None,
+    ],
+)
+def test_a_wrong_path_is_refused(path: Any) -> None:
+    refused(HTTP, path, says=f"HTTP({path!r})", mend="'/airport/departures'")
+
+
+@pytest.mark.parametrize("path", ["/f", "/v1.0/a-b_c~d", "/...", "/.well-known", "/a/_b"])
+def test_a_right_path_is_taken(path: str) -> None:
+    assert HTTP(path).path == path
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE", "post", "", None])
+def test_a_wrong_method_is_refused(method: Any) -> None:
+    refused(HTTP, "/flights", method, says=f"method={method!r}", mend="one of PATCH, POST, PUT")
+
+
+def test_an_event_needs_a_trigger() -> None:
+    source: Any = Source("airport")
+
+    def departed(request: Request) -> Event[Any]:
+        return Event(request.json())
+
+    for on in ("/airport/departures", departed, HTTP, None):
+        refused(source.event, on, says=repr(on), mend="@source.event(HTTP('/airport/departures'))")
+    assert source.events == {}
+
+
+# ------------------------------------------------------------------------------------- numbers
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Limits)])
+@pytest.mark.parametrize("value", [0, -1, float("nan"), "64"])
+def test_limits_are_above_nothing(field: str, value: Any) -> None:
+    limits: Any = Limits
+    refused(partial(limits, **{field: value}), says=f"{field}={value!r}", mend="a number above 0")
+
+
+@pytest.mark.parametrize("jobs", [0, -1, 1_000_001, 2.5, "all"])
+def test_a_batch_is_a_number_of_jobs(jobs: Any) -> None:
+    _, departed, lake = pair()
+    says, mend = f"batch={jobs!r}", "from 1 to 1000000"
+    refused(partial(Destination, "lake", batch=jobs), says=says, mend=mend)
+    refused(lake.event(receives=departed, batch=jobs), load, says=f"lake/load: {says}", mend=mend)
+
+
+WRONG_DURATIONS = ["", "5", "five minutes", "5 m", "-5m", "5m ", "1e3s", "5M", "0s", "0.0001ms"]
+WRONG_DURATIONS += ["3651d", "9" * 400 + "d", None, 300]
+
+
+@pytest.mark.parametrize("text", WRONG_DURATIONS)
+def test_a_wrong_duration_is_refused(text: Any) -> None:
+    refused(duration, "timeout", text, says=f"timeout: {text!r}", mend="write")
+    if text is not None:  # which inherits
+        _, departed, lake = pair()
+        refused(partial(Destination, "lake", timeout=text), says="timeout", mend="write")
+        event = lake.event(receives=departed, timeout=text)
+        refused(event, load, says="lake/load: timeout", mend="write")
+        refused(partial(Schedule, backoff=text), says="backoff", mend="write")
+        refused(partial(Schedule, f"@every {text}"), says="Schedule", mend="write")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("1h30m", 5400), ("250ms", 0.25), ("1.5h", 5400), ("3650d", 315360000)],
+)
+def test_a_right_duration_is_taken(text: str, seconds: float) -> None:
+    assert duration("timeout", text).total_seconds() == seconds
+
+
+@pytest.mark.parametrize("retries", [-1, 10_001, 2.5, "3"])
+def test_max_retries_is_a_number(retries: Any) -> None:
+    refused(
+        partial(Schedule, max_retries=retries), says=f"max_retries={retries!r}", mend="from 0 (no"
+    )
+
+
+# ------------------------------------------------------------------------------------- the rest
+@pytest.mark.parametrize(
+    "owner", ["", "flights", "team:", "team:a b", "a@b", "@example.com", "a@b.c", 7, "team:x\n"]
+)
+def test_a_wrong_owner_is_refused(owner: Any) -> None:
+    source, departed, lake = pair()
+    for declare, where in (
+        (partial(Source, "site", owners=[owner]), "source 'site'"),
+        (partial(Destination, "lake", owners=[owner]), "destination 'lake'"),
+        (partial(source.accept, "late", owners=[owner]), "airport/late"),
+        (partial(lake.event(receives=departed, owners=[owner]), load), "lake/load"),
+    ):
+        refused(declare, says=f"{where}: owner {owner!r}", mend="write owners=['team:flights']")
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [{"": "x"}, {"a b": "x"}, {"a/b/c": "x"}, {"k": "a b"}, {"k": 1}, {"k": "x" * 64}, {1: "x"}],
+)
+def test_wrong_tags_are_refused(tags: Any) -> None:
+    source, departed, lake = pair()
+    for declare, where in (
+        (partial(Source, "site", tags=tags), "source 'site'"),
+        (partial(Destination, "lake", tags=tags), "destination 'lake'"),
+        (partial(source.accept, "late", tags=tags), "airport/late"),
+        (partial(lake.event(receives=departed, tags=tags), load), "lake/load"),
+    ):
+        refused(declare, says=f"{where}: tag", mend="write key and value with letters")
+
+
+@given(
+    st.one_of(
+        st.from_regex(re.compile(r"team:\w{1,9}", re.ASCII), fullmatch=True),
+        st.emails(),
+        st.text(max_size=12),
+    )
+)
+def test_dagster_takes_the_owners_that_are_taken(owner: str) -> None:
+    try:
+        owners = Source("airport", owners=[owner]).owners
+    except DeclarationError:
+        return
+    assert AssetSpec("airport", owners=owners).owners == (owner,)
+
+
+_words = st.text("aZ0_.-/ é", max_size=9)
+
+
+@given(_words, _words)
+def test_dagster_takes_the_tags_that_are_taken(key: str, value: str) -> None:
+    try:
+        tags = Source("airport", tags={key: value}).tags
+    except DeclarationError:
+        return
+    assert AssetSpec("airport", tags=tags).tags == {key: value}
+
+
+@pytest.mark.parametrize(
+    "since",
+    ["", "yesterday", "2026-13-01", "01/01/2026", None, 20260101, datetime(2026, 1, 1, tzinfo=UTC)],
+)
+def test_since_is_a_day(since: Any) -> None:
+    refused(partial(application, since=since), says=f"since={since!r}", mend="as '2026-01-31'")
+
+
+def test_since_may_be_a_date() -> None:
+    day = date(2026, 1, 1)
+    assert application(since=day).since == application(since="2026-01-01").since == day
+
+
+def test_an_application_is_made_of_sources_and_destinations() -> None:
+    source, departed, lake = pair()
+    make: Any = partial(Blacksmith, since="2026-01-01")
+    for sources, destinations, says in (
+        ([lake], [], "sources=: <Destination lake> is no Source"),
+        ([departed], [], "sources=: <SourceEvent airport/departed> is no Source"),
+        ([source], [source], "destinations=: <Source airport> is no Destination"),
+    ):
+        declare = partial(make, sources=sources, destinations=destinations)
+        refused(declare, says=says, mend="itself")
+
+
+def test_a_secret_is_named_not_written() -> None:
+    bearer: Any = Bearer
+    for written in ("postgresql://app:hunter2@db/events", "s3cr3t!", "", "9lives", None):
+        with pytest.raises(DeclarationError, match="the name of an environment variable") as told:
+            Secret(written)  # type: ignore[arg-type]
+        assert not written or written not in str(told.value)
+        with pytest.raises(DeclarationError, match="takes a Secret") as told:
+            bearer(written)
+        assert not written or written not in str(told.value)
