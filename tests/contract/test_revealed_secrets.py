@@ -1,0 +1,114 @@
+"""What users' code says with a secret in it is kept without it."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+import pytest
+
+from blacksmith_dagster import (
+    Batch,
+    Blacksmith,
+    Cause,
+    Destination,
+    Event,
+    Flow,
+    Schedule,
+    Secret,
+)
+from blacksmith_dagster.scheduler import LoadReport, StandardScheduler
+from blacksmith_dagster.store import Store, open_store
+from blacksmith_dagster.supervisor import open_supervisor
+from tests.contract.loading import airport, departed, ingest, until
+
+VARIABLE = "BLACKSMITH_TEST_WAREHOUSE_URL"
+CANARY = "cAnAry5d0c91"
+PASSWORD = Secret(VARIABLE)
+SOON = Schedule("@every 1h", max_retries=1, backoff="400ms")
+
+
+def trip(*_: object) -> NoReturn:
+    raise ConnectionError(f"cannot log in as app:{PASSWORD.reveal()}")
+
+
+def failing(batch: Batch[Any]) -> None:
+    for job in batch:
+        batch.fail(job, f"{PASSWORD.reveal()} was refused")
+
+
+def discarding(batch: Batch[Any]) -> None:
+    for job in batch:
+        batch.discard(job, f"{PASSWORD.reveal()} was refused")
+
+
+def nothing(batch: Batch[Any]) -> None: ...
+
+
+def transformed(event: Event[Any]) -> Any:
+    return trip(event)
+
+
+@pytest.fixture
+def store(store_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    monkeypatch.setenv(VARIABLE, CANARY)
+    with closing(open_store(store_url, upgrade=True)) as store:
+        yield store
+
+
+def test_an_error_that_holds_a_secret_is_kept_without_it(
+    store: Store, store_url: str, tmp_path: Path
+) -> None:
+    lake: Destination[Any] = Destination("lake", schedule=SOON)
+    raising = lake.event(receives=departed, name="raising")(trip)
+    for name, function in (("failing", failing), ("discarding", discarding)):
+        lake.event(receives=departed, name=name)(function)
+    lake.event(receives=Flow(departed, transform=transformed), name="transforming")(nothing)
+    connecting: Destination[Any] = Destination("house", connect=trip, schedule=SOON)
+    connecting.event(receives=departed, name="flights")(lambda batch, connection: None)
+    causes: list[Cause | None] = []
+    told: Destination[Any] = Destination("told")
+
+    @told.event(receives=[raising.failed, raising.discarded])
+    def outcomes(batch: Batch[Any]) -> None:
+        causes.extend(job.cause for job in batch)
+
+    app = Blacksmith(sources=[airport], destinations=[lake, connecting, told], since="2026-01-01")
+    store.register(app)
+    reports: list[LoadReport] = []
+    shown: list[Any] = [reports, causes]
+    retrying = discarded = 0
+    with closing(open_supervisor(None, store)) as locks, closing(StandardScheduler()) as scheduler:
+
+        def load(path: str) -> None:
+            until(lambda: store.next_due(path) == 0)
+            event = app.destination_events[path]
+            scheduler.load(app, event, store=store, supervisor=locks, report=reports.append)
+
+        for path in app.destination_events:
+            if path == outcomes.path:
+                continue
+            (id_,) = ingest(store, [{"n": 1}], path)
+            load(path)
+            shown.append(kept := store.jobs("retrying", path))
+            retrying += len(kept)
+            if kept:
+                load(path)
+            shown.append(kept := store.jobs("discarded", path))
+            discarded += len(kept)
+            shown += [store.event(id_), store.history(id_)]
+        load(outcomes.path)
+    assert (retrying, discarded) == (4, 5)
+    assert [cause and cause.outcome for cause in causes] == ["failed", "failed", "discarded"]
+    text = msgspec.json.encode(shown).decode()
+    assert text.count("cannot log in as app:***") >= 8
+    assert "*** was refused" in text
+    assert CANARY not in text
+    if store_url.startswith("sqlite"):
+        with closing(sqlite3.connect(tmp_path / "store.db")) as database:
+            rows = "\n".join(database.iterdump())
+        assert "cannot log in as app:***" in rows
+        assert CANARY not in rows
+        assert not [path for path in tmp_path.iterdir() if CANARY.encode() in path.read_bytes()]

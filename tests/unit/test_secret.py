@@ -1,0 +1,156 @@
+"""A secret is read when it is needed, and shown nowhere."""
+
+import copy
+import dataclasses
+import pickle
+import random
+import threading
+from typing import Any
+
+import msgspec
+import pytest
+
+from blacksmith_dagster import Bearer, Destination, Secret, Source, errors
+from blacksmith_dagster.destinations import HTTPDestination, SQLDestination
+from blacksmith_dagster.errors import MissingSecret, SettingsError, clean, describe
+
+VARIABLE = "BLACKSMITH_TEST_SECRET"
+VALUE = "hunter2-cAnAry"
+
+
+@pytest.fixture(autouse=True)
+def secret(monkeypatch: pytest.MonkeyPatch) -> Secret:
+    """A secret that nobody has revealed yet, in a process that has revealed none."""
+    monkeypatch.setattr(errors, "_hidden", ())
+    monkeypatch.setenv(VARIABLE, VALUE)
+    return Secret(VARIABLE)
+
+
+def test_it_is_read_when_it_is_revealed(secret: Secret, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert secret.reveal() == VALUE
+    monkeypatch.setenv(VARIABLE, "rotated")
+    assert secret.reveal() == "rotated"
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_a_missing_secret_is_named(
+    secret: Secret, value: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if value is None:
+        monkeypatch.delenv(VARIABLE)
+    else:
+        monkeypatch.setenv(VARIABLE, value)
+    with pytest.raises(MissingSecret) as told:
+        secret.reveal()
+    assert isinstance(told.value, SettingsError)
+    assert told.value.name == VARIABLE
+    assert VARIABLE in str(told.value)
+    assert "set it to the secret's value" in str(told.value)
+
+
+def test_a_declaration_needs_no_secret(secret: Secret, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE)
+    departed = Source("airport", auth=Bearer(secret)).accept("departed")
+    SQLDestination("warehouse", url=secret).table("flights", receives=departed)
+    HTTPDestination("alerts", url=secret, headers={"X-Key": secret}).post("all", receives=departed)
+
+
+def test_it_is_shown_nowhere(secret: Secret) -> None:
+    secret.reveal()
+    bearer = Bearer(secret)
+    bearer.allows(f"Bearer {VALUE}")
+    declared: list[Any] = [
+        Source("airport", auth=bearer),
+        SQLDestination("warehouse", url=secret),
+        HTTPDestination("alerts", url=secret, headers={"X-Key": secret}),
+        Destination("lake", connect=secret.reveal),
+    ]
+    shown = [
+        *(f"{each} {each!r} {vars(each)}" for each in declared),
+        f"{secret} {secret!r} {secret!s} {[secret]} {bearer}",
+        str(dataclasses.asdict(secret)),
+        str(dataclasses.asdict(bearer)),
+        msgspec.json.encode([secret, bearer]).decode(),
+        str(msgspec.to_builtins(bearer)),
+        pickle.dumps([secret, bearer]).decode("latin-1"),
+        repr(copy.deepcopy(bearer)),
+    ]
+    for text in shown:
+        assert VALUE not in text
+    assert f"{secret}" == f"Secret({VARIABLE!r})"
+
+
+def test_a_revealed_secret_is_cut_out_of_errors(secret: Secret) -> None:
+    url = f"postgresql://app:{VALUE}@db/events"
+    assert VALUE in clean(url)  # nobody has revealed it: it is no secret that we know
+    secret.reveal()
+    assert clean(url) == "postgresql://app:***@db/events"
+    assert describe(ConnectionError(f"no answer from {url}")) == (
+        "ConnectionError: no answer from postgresql://app:***@db/events"
+    )
+    assert VALUE not in describe(KeyError(VALUE))
+    assert VALUE not in clean("x" * 3995 + VALUE)  # where the text is cut
+    assert VALUE[:3] not in clean("x" * 3995 + VALUE)
+
+
+def test_a_secret_in_a_repr_is_found_too(secret: Secret, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = "-----BEGIN KEY-----\nMII\\c'\"AnAry\n-----END KEY-----\n"
+    monkeypatch.setenv(VARIABLE, key)
+    secret.reveal()
+    for error in (ValueError(key), KeyError(key), ValueError({"key": key}), ValueError([key, 1])):
+        assert "***" in describe(error)
+        assert "AnAry" not in describe(error)
+
+
+def test_a_secret_that_is_a_part_of_another_leaves_nothing_of_it(
+    secret: Secret, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = f"postgresql://app:{VALUE}@warehouse.internal/flights"
+    monkeypatch.setenv("BLACKSMITH_TEST_WAREHOUSE", whole)
+    secret.reveal()
+    Secret("BLACKSMITH_TEST_WAREHOUSE").reveal()
+    assert clean(f"no answer from {whole} for {VALUE}") == "no answer from *** for ***"
+
+
+def test_a_short_secret_cuts_no_harmless_text(
+    secret: Secret, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, "abc")
+    secret.reveal()
+    assert clean("abcdef") == "abcdef"
+
+
+def test_errors_are_cleaned_while_secrets_are_revealed() -> None:
+    """The one happens in the threads of loads, the other at their beginnings."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    chosen = random.Random(seed)
+    ended = threading.Event()
+    failed: list[RuntimeError] = []
+
+    def cleaning() -> None:
+        try:
+            while not ended.is_set():
+                clean("a harmless text")
+        except RuntimeError as error:  # a set that has changed while it was gone through
+            failed.append(error)
+
+    threads = [threading.Thread(target=cleaning) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(300):
+        errors.hide(f"{chosen.getrandbits(64):x}")
+    ended.set()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert len(errors._hidden) == 300
+
+
+def test_a_bearer_token_is_compared_as_it_was_sent(secret: Secret) -> None:
+    bearer = Bearer(secret)
+    for header in (f"Bearer {VALUE}", f"bearer {VALUE}", f"BEARER  {VALUE} "):
+        assert bearer.allows(header)
+    for wrong in (None, "", VALUE, "Bearer", "Bearer ", f"Basic {VALUE}", f"Bearer {VALUE}x"):
+        assert not bearer.allows(wrong)
+    assert not bearer.allows(f"Bearer {VALUE[:-1]}é")
