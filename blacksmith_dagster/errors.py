@@ -30,6 +30,8 @@ Each message says what to do next.
 
 from __future__ import annotations
 
+import traceback
+
 
 class BlacksmithError(Exception):
     """The root of the tree: catch it to catch whatever this package raises on purpose."""
@@ -195,15 +197,25 @@ def describe(error: BaseException) -> str:
 def clean(text: str) -> str:
     """`text` as it may be kept and shown: without revealed secrets, without what PostgreSQL or
     UTF-8 cannot hold (NUL, lone surrogates), 4000 characters at most."""
-    for secret in _hidden:  # the longest first: one may be a part of another
-        text = text.replace(secret, "***")
+    text = _without_secrets(text)
     if len(text) > _LONGEST:
         text = text[: _LONGEST - 2] + " …"
     return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
 
 
+def traced(error: BaseException) -> str:
+    """An error of a user's code with its traceback, as a log may hold it: without revealed secrets."""
+    return _without_secrets("".join(traceback.format_exception(error)))
+
+
+def _without_secrets(text: str) -> str:
+    for secret in _hidden:  # the longest first: one may be a part of another
+        text = text.replace(secret, "***")
+    return text
+
+
 def hide(secret: str) -> None:
-    """Let `clean` and `describe` cut this value out of whatever they are given.
+    """Let `clean`, `describe` and `traced` cut this value out of whatever they are given.
 
     Values shorter than 4 characters are left: they would be found in harmless texts.
     """

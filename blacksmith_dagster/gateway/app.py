@@ -28,6 +28,7 @@ from blacksmith_dagster.errors import (
     NotAllowed,
     Refused,
     Unavailable,
+    traced,
 )
 from blacksmith_dagster.gateway.body import Bodies, unpack
 from blacksmith_dagster.gateway.extract import Extractor
@@ -211,7 +212,7 @@ class Door:
         return await self._quarantine(request, kept)
 
     async def _quarantine(self, request: Request, error: Exception) -> Response | dict[str, Any]:
-        _log.error("%s could not take a request", self._event.path, exc_info=error)
+        _log.error("%s could not take a request\n%s", self._event.path, traced(error))
         try:
             quarantined = await run_in_threadpool(
                 self._store.quarantine, raw_of(self._event.path, request, error)

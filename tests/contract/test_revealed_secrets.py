@@ -8,8 +8,10 @@ from typing import Any, NoReturn
 
 import msgspec
 import pytest
+from starlette.testclient import TestClient
 
 from blacksmith_dagster import (
+    HTTP,
     Batch,
     Blacksmith,
     Cause,
@@ -18,7 +20,9 @@ from blacksmith_dagster import (
     Flow,
     Schedule,
     Secret,
+    Source,
 )
+from blacksmith_dagster.gateway.app import create_app
 from blacksmith_dagster.scheduler import LoadReport, StandardScheduler
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.supervisor import open_supervisor
@@ -112,3 +116,21 @@ def test_an_error_that_holds_a_secret_is_kept_without_it(
         assert "cannot log in as app:***" in rows
         assert CANARY not in rows
         assert not [path for path in tmp_path.iterdir() if CANARY.encode() in path.read_bytes()]
+
+
+def test_a_request_that_trips_a_function_is_logged_and_kept_without_secrets(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    vault = Source("vault")
+    vault.event(HTTP("/vault/opened"), name="opened")(trip)
+    app = Blacksmith(sources=[vault], destinations=[], since="2026-01-01")
+    store.register(app)
+    with TestClient(create_app(app, store, queue=10)) as client:
+        answer = client.post("/vault/opened", json={"n": 1})
+    assert answer.status_code == 202
+    [kept] = store.quarantined(1)
+    assert answer.json() == {"ids": [], "quarantined": kept.id}
+    assert kept.raw.error == "ConnectionError: cannot log in as app:***"
+    assert "in trip\n" in caplog.text  # with its traceback
+    assert "ConnectionError: cannot log in as app:***" in caplog.text
+    assert CANARY not in caplog.text

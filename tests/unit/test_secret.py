@@ -12,7 +12,7 @@ import pytest
 
 from blacksmith_dagster import Bearer, Destination, Secret, Source, errors
 from blacksmith_dagster.destinations import HTTPDestination, SQLDestination
-from blacksmith_dagster.errors import MissingSecret, SettingsError, clean, describe
+from blacksmith_dagster.errors import MissingSecret, SettingsError, clean, describe, traced
 
 VARIABLE = "BLACKSMITH_TEST_SECRET"
 VALUE = "hunter2-cAnAry"
@@ -91,6 +91,20 @@ def test_a_revealed_secret_is_cut_out_of_errors(secret: Secret) -> None:
     assert VALUE not in describe(KeyError(VALUE))
     assert VALUE not in clean("x" * 3995 + VALUE)  # where the text is cut
     assert VALUE[:3] not in clean("x" * 3995 + VALUE)
+
+
+def test_a_revealed_secret_is_cut_out_of_tracebacks(secret: Secret) -> None:
+    value = secret.reveal()
+    try:
+        try:
+            raise KeyError(value)
+        except KeyError as error:
+            raise ConnectionError(f"no answer for {value}") from error
+    except ConnectionError as error:
+        trace = traced(error)
+    assert VALUE not in trace
+    assert "KeyError: '***'" in trace
+    assert trace.endswith("ConnectionError: no answer for ***\n")
 
 
 def test_a_secret_in_a_repr_is_found_too(secret: Secret, monkeypatch: pytest.MonkeyPatch) -> None:
