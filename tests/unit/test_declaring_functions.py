@@ -1,7 +1,7 @@
 """Functions, and the types that they name, are held against what they are called with."""
 
 from collections.abc import Iterator
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import msgspec
@@ -70,6 +70,21 @@ def test_a_function_takes_what_it_is_given(
         else:
             refused(declare, function, says=f"called with {shown}", mend="change its parameters")
             assert destination.events == {}
+
+
+def test_a_decorated_function_is_asked_what_it_takes_not_what_it_wraps() -> None:
+    _, departed, lake = pair()
+
+    def timed(function: Any) -> Any:
+        @wraps(function)
+        def wrapper(batch: Any) -> None:
+            function(batch, "a connection of its own")
+
+        return wrapper
+
+    lake.event(receives=departed)(timed(two))
+    declare: Any = Destination("house", connect=dict).event(receives=departed)
+    refused(declare, timed(two), says="house/two", mend="change its parameters")
 
 
 def test_an_extract_function_takes_a_request() -> None:

@@ -126,10 +126,12 @@ def test_a_projects_file_that_cannot_be_read_is_named(project: Path, content: by
         Settings.read(project)
 
 
-def test_a_projects_file_is_utf_8(project: Path) -> None:
-    text = '[project]\nname = "flughäfen"\n[tool.blacksmith]\napp = "place.application:pipeline"\n'
+def test_a_projects_file_is_utf_8(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = '[tool.blacksmith]\napp = "flughäfen:pipeline"\n'
     (project / "pyproject.toml").write_bytes(text.encode())
-    assert find_project(project) == project
+    monkeypatch.chdir(project)
+    with pytest.raises(SettingsError, match="no module 'flughäfen'"):
+        load_application()
 
 
 # ------------------------------------------------------------------------------ the application
