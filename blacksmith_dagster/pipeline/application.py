@@ -31,7 +31,8 @@ class Blacksmith:
     ['airport']
 
     Raises `DeclarationError` if two things bear one name, a path is served twice, or a destination
-    event receives what no source or destination of the application has.
+    event receives what no source or destination of the application has, or is renamed from one that
+    is still declared.
     """
 
     def __init__(
