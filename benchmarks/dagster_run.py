@@ -87,7 +87,8 @@ def _run(store_url: str) -> Run:
             raise RuntimeError(f"the run has failed:\n{log.read_text()[-3000:]}")
         with DagsterInstance.from_config(home) as instance:
             (record,) = instance.get_run_records()
-            assert record.start_time and record.end_time
+            assert record.start_time is not None
+            assert record.end_time is not None
             run_seconds = record.end_time - record.start_time
             rows = len(instance.all_logs(record.dagster_run.run_id))
             return Run(run_seconds, seconds, peak, rows)
