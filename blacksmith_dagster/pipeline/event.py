@@ -10,12 +10,11 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 T_co = TypeVar("T_co", covariant=True)
-E_co = TypeVar("E_co", covariant=True)
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-class Event(msgspec.Struct, Generic[T_co], frozen=True, kw_only=False):
+class Event(msgspec.Struct, Generic[T_co], frozen=True):
     """One thing that happened.
 
     An extract function returns it with what it knows; the store adds `id` and `received_at`.
