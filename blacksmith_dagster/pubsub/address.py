@@ -1,0 +1,131 @@
+"""The URL of a broker, taken apart."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from blacksmith_dagster.errors import SettingsError
+
+PORTS: Mapping[str, int] = {"kafka": 9092, "nats": 4222, "amqp": 5672, "amqps": 5671}
+"""The brokers' schemes, with their usual ports."""
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
+_OPTIONS: Mapping[str, frozenset[str]] = {
+    "kafka": frozenset({"topic", "subscription", "tls", "ca", "sasl"}),
+    "nats": frozenset({"topic", "subscription", "tls", "ca"}),
+    "amqp": frozenset({"topic", "subscription", "ca"}),
+    "amqps": frozenset({"topic", "subscription", "ca"}),
+    "postgres": frozenset({"topic"}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a broker is, and the names that are used there.
+
+    - `topic`: what wake-ups are sent under, `subscription`: what its subscribers are called.
+    - `username`, `password`: `None` if the URL has none; a NATS token is a username alone.
+    - `tls`: whether the connection is encrypted, `ca`: a PEM file of the authority to trust, the
+      system's if `None`.
+    - `sasl`: Kafka's mechanism, used when there is a username.
+    """
+
+    scheme: str
+    hosts: Sequence[tuple[str, int]]
+    path: str = ""
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    topic: str = "blacksmith"
+    subscription: str = "blacksmith"
+    tls: bool = False
+    ca: str | None = None
+    sasl: str = "PLAIN"
+
+    @property
+    def servers(self) -> str:
+        """The hosts with their ports, as `host:port,host:port`."""
+        return ",".join(
+            f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.hosts
+        )
+
+    @property
+    def label(self) -> str:
+        """The URL without credentials.
+
+        >>> read("nats://user:secret@broker/?topic=orders").label
+        'nats://broker:4222, topic orders'
+        """
+        where = f"{self.scheme}://{self.servers}{self.path}" if self.hosts else self.scheme
+        return f"{where}, topic {self.topic}"
+
+
+def read(url: str) -> Address:
+    """Take a broker's URL apart: `kafka://`, `nats://`, `amqp://`, `amqps://`, or `postgres`.
+
+    Several servers are separated by commas. After a `?` may come `topic` and `subscription`
+    (default `blacksmith`), `tls=true` (with amqp it is the scheme that says so), `ca` (a PEM file)
+    and, of Kafka, `sasl` (PLAIN, SCRAM-SHA-256, SCRAM-SHA-512).
+
+    Raises `SettingsError`, in which no credentials are shown.
+
+    >>> read("kafka://one,two:9093?topic=orders").servers
+    'one:9092,two:9093'
+    """
+    parts = urlsplit(url)
+    is_postgres = (parts.scheme, parts.netloc, parts.path) == ("", "", "postgres")
+    scheme = "postgres" if is_postgres else parts.scheme
+    if scheme not in PORTS and not is_postgres:
+        raise _wrong(f"no broker answers to {scheme or '?'}://")
+    login, _, servers = parts.netloc.rpartition("@")
+    username, _, password = login.partition(":")
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    if unknown := sorted(options.keys() - _OPTIONS[scheme]):
+        raise _wrong(
+            f"{scheme}:// has no option {', '.join(unknown)}; it has {', '.join(sorted(_OPTIONS[scheme]))}"
+        )
+    for name in ("topic", "subscription"):
+        if not _NAME.fullmatch(options.get(name, "blacksmith")):
+            raise _wrong(f"{name}= is up to 100 letters, digits, '_' and '-'")
+    tls = options.get("tls", "false")
+    if tls not in ("true", "false"):
+        raise _wrong("tls= is true or false")
+    ca = options.get("ca")
+    if ca is not None and not Path(ca).is_file():
+        raise _wrong(f"ca={ca}: there is no such file")
+    sasl = options.get("sasl", "PLAIN")
+    if sasl not in ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"):
+        raise _wrong("sasl= is PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512")
+    return Address(
+        scheme,
+        [] if is_postgres else [_host(each, scheme) for each in servers.split(",")],
+        "" if is_postgres else parts.path.rstrip("/"),
+        unquote(username) or None,
+        unquote(password) or None,
+        options.get("topic", "blacksmith"),
+        options.get("subscription", "blacksmith"),
+        tls == "true" or scheme == "amqps",
+        ca,
+        sasl,
+    )
+
+
+def _host(server: str, scheme: str) -> tuple[str, int]:
+    try:
+        parts = urlsplit(f"//{server}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if not host:
+        raise _wrong(f"a host or a port is missing or wrong; write {scheme}://host:{PORTS[scheme]}")
+    return host, port or PORTS[scheme]
+
+
+def _wrong(why: str) -> SettingsError:
+    return SettingsError(
+        f"BLACKSMITH_PUBSUB_URL: {why}. Write kafka://host:9092, nats://host:4222, "
+        "amqp://host:5672 or postgres, or unset it, and the schedules serve"
+    )
