@@ -83,9 +83,10 @@ def read(url: str) -> Address:
     login, _, servers = parts.netloc.rpartition("@")
     username, _, password = login.partition(":")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
-    if unknown := sorted(options.keys() - _OPTIONS[scheme]):
+    known = _OPTIONS[scheme]
+    if unknown := sorted(options.keys() - known):
         raise _wrong(
-            f"{scheme}:// has no option {', '.join(unknown)}; it has {', '.join(sorted(_OPTIONS[scheme]))}"
+            f"{scheme} has no option {', '.join(unknown)}; it has {', '.join(sorted(known))}"
         )
     for name in ("topic", "subscription"):
         if not _NAME.fullmatch(options.get(name, "blacksmith")):
