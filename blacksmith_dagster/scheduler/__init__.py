@@ -1,6 +1,15 @@
-"""From the store to a destination: claim, load, record, retry."""
+"""From the store to a destination: claim, load, record, retry; by schedule or at once."""
 
 from blacksmith_dagster.scheduler.interface import LoadReport, Scheduler, Summary, Tally
+from blacksmith_dagster.scheduler.realtime import Realtime, realtime_events
 from blacksmith_dagster.scheduler.standard import StandardScheduler
 
-__all__ = ["LoadReport", "Scheduler", "StandardScheduler", "Summary", "Tally"]
+__all__ = [
+    "LoadReport",
+    "Realtime",
+    "Scheduler",
+    "StandardScheduler",
+    "Summary",
+    "Tally",
+    "realtime_events",
+]

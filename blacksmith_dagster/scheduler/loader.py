@@ -6,12 +6,12 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as StillRunning
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from blacksmith_dagster.errors import Fenced, OutcomeUnknown, Timeout, Unavailable
 from blacksmith_dagster.pipeline.application import Blacksmith
@@ -37,12 +37,16 @@ RECORD_FOR = 60.0
 
 _RECORD_AGAIN = 0.5
 
+Announce: TypeAlias = Callable[[Iterable[str]], None]
+"""Tells that the destination events of these paths have new jobs."""
+
 
 class Loader:
     """Loads what is due of one destination event.
 
     It works for whoever holds the lock (`lease`) and the right to claim (`fence`); plain Python, it
-    knows nothing of who calls it. `run` names the caller's run in the history.
+    knows nothing of who calls it. `run` names the caller's run in the history; `announce` is told
+    of the destination events that have new jobs by a load's outcomes.
     """
 
     def __init__(
@@ -53,12 +57,14 @@ class Loader:
         store: Store,
         workers: Workers,
         run: str | None = None,
+        announce: Announce = lambda _: None,
     ) -> None:
         self._app = app
         self._event = event
         self._store = store
         self._workers = workers
         self._run = run
+        self._announce = announce
         self._decoder = Decoder(app, event)
 
     def drain(
@@ -127,6 +133,8 @@ class Loader:
                 verdict.deviations, verdict.raised, verdict.delay, verdict.alone, made
             )
         self._record(load, verdict, lease, stop)
+        if made:
+            self._announce(job.destination for outcome in made for job in outcome.jobs)
         return report(load, verdict, seconds)
 
     def _abandon(self, load: Load, call: Future[None]) -> None:

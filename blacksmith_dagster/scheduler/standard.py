@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import DestinationEvent
 from blacksmith_dagster.scheduler.interface import LoadReport, Summary
-from blacksmith_dagster.scheduler.loader import Loader
+from blacksmith_dagster.scheduler.loader import Announce, Loader
 from blacksmith_dagster.scheduler.workers import Workers
 from blacksmith_dagster.store.interface import Lane, Store
 
@@ -23,14 +23,16 @@ class StandardScheduler:
     """Loads a destination event under its lock, `load/<destination>/<event>`.
 
     Destinations' connections are opened at their first load, and kept for the next until `close` or
-    the process's end.
+    the process's end. `announce` is told of the destination events that have new jobs by the loads'
+    outcomes.
 
     >>> StandardScheduler().load(app, flights, store=store, supervisor=supervisor)  # doctest: +SKIP
     Summary(loads=3, tally=Tally(succeeded=2641, failed=0, discarded=0), skipped=None, stopped=False)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, announce: Announce = lambda _: None) -> None:
         self._workers = Workers()
+        self._announce = announce
 
     def load(
         self,
@@ -50,7 +52,14 @@ class StandardScheduler:
             return Summary(skipped=f"held by {supervisor.status(key).owner or 'another process'}")
         with lease:
             fence = store.take_over(event.path, Lane.LOAD, lease.id, lease.confirm)
-            loader = Loader(app, event, store=store, workers=self._workers, run=run)
+            loader = Loader(
+                app,
+                event,
+                store=store,
+                workers=self._workers,
+                run=run,
+                announce=self._announce,
+            )
             return loader.drain(fence, lease, stop or threading.Event(), report or (lambda _: None))
 
     def close(self) -> None:

@@ -365,8 +365,9 @@ class Store(Protocol):
         """
         ...
 
-    def next_due(self, destination: str) -> float | None:
-        """Seconds until there is something to claim (0 if there is now), `None` if nothing waits."""
+    def next_due(self, *destinations: str) -> float | None:
+        """Seconds until one of these has something to claim (0 if it has now), `None` if nothing
+        waits."""
         ...
 
     def condemn(

@@ -7,6 +7,7 @@ from datetime import date, datetime
 from typing import Any
 
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     Row,
     and_,
@@ -61,12 +62,18 @@ def counts(conn: Connection, destination: int) -> Counts:
     )
 
 
-def next_due(conn: Connection, destination: int, now: datetime) -> float | None:
-    """Seconds until there is something to claim, 0 if there is now, `None` if nothing waits."""
-    row = conn.execute(_NEXT, {"of": destination}).one()
-    if row.received is not None:
-        return 0.0
-    return None if row.due is None else max(0.0, (row.due - now).total_seconds())
+def next_due(
+    conn: Connection, destinations: Sequence[int], clock: ColumnElement[datetime]
+) -> float | None:
+    """Seconds until one has something to claim, 0 if it has now, `None` if nothing waits."""
+    found = _NEXT.add_columns(clock.label("now"))
+    rows = conn.execute(found, {"asked": destinations}).all()
+    waits = [
+        0.0 if row.new is not None else max(0.0, (row.due - row.now).total_seconds())
+        for row in rows
+        if row.new is not None or row.due is not None
+    ]
+    return min(waits, default=None)
 
 
 _of: Any = bindparam("of")
@@ -76,7 +83,7 @@ def _number(statement: Any) -> Any:
     return func.coalesce(statement.scalar_subquery(), 0)
 
 
-def _last(column: Any, lane: int) -> Any:
+def _last(column: Any, lane: int, of: Any = _of) -> Any:
     """A column of a lane's last load.
 
     As a range of the index: by equalities, PostgreSQL's generic plan walks back through all loads.
@@ -85,12 +92,27 @@ def _last(column: Any, lane: int) -> Any:
     return (
         select(column)
         .where(
-            of_lane >= tuple_(_of, literal(lane), literal(0)),
-            of_lane < tuple_(_of, literal(lane + 1), literal(0)),
+            of_lane >= tuple_(of, literal(lane), literal(0)),
+            of_lane < tuple_(of, literal(lane + 1), literal(0)),
         )
+        .correlate(destination_events)
         .order_by(loads.c.destination.desc(), loads.c.lane.desc(), loads.c.id.desc())
         .limit(1)
     )
+
+
+def _due_of(of: Any) -> Any:
+    """When the first of the waiting sets is due."""
+    waits = and_(sets.c.destination == of, sets.c.load.is_(None))
+    found = select(func.min(sets.c.due_at)).where(waits)
+    return found.correlate(destination_events).scalar_subquery()
+
+
+def _first_new_of(of: Any) -> Any:
+    """The first job after the cursor. The log is ordered: it has waited longest."""
+    cursor = _number(_last(loads.c.position, 0, of))
+    found = select(jobs.c.seq).where(jobs.c.destination == of, jobs.c.seq > cursor)
+    return found.correlate(destination_events).order_by(jobs.c.seq).limit(1).scalar_subquery()
 
 
 _claimed = _last(loads.c.claimed, 0)
@@ -101,19 +123,7 @@ _executing = _number(
 )
 _waits = and_(sets.c.destination == _of, sets.c.load.is_(None))
 _retrying = _number(select(func.sum(sets.c.jobs)).where(_waits))
-_due = select(func.min(sets.c.due_at)).where(_waits).scalar_subquery()
-# The log is ordered: the first job after the cursor has waited longest.
-_first_new = (
-    select(jobs.c.seq)
-    .where(jobs.c.destination == _of, jobs.c.seq > _number(_cursor))
-    .order_by(jobs.c.seq)
-    .limit(1)
-)
-_received = (
-    select(events.c.received_at)
-    .where(events.c.seq == _first_new.scalar_subquery())
-    .scalar_subquery()
-)
+_received = select(events.c.received_at).where(events.c.seq == _first_new_of(_of)).scalar_subquery()
 _uncounted = select(func.count()).where(
     jobs.c.destination == _of, jobs.c.seq > _number(select(counter.c.upto))
 )
@@ -128,10 +138,13 @@ _COUNTS = select(
     _retrying.label("retrying"),
     (_executing + _retrying).label("executing_or_retrying"),
     _number(_discarded).label("discarded"),
-    _due.label("due"),
+    _due_of(_of).label("due"),
     _received.label("received"),
 )
-_NEXT = select(_due.label("due"), _received.label("received"))
+_NEXT = select(
+    _due_of(destination_events.c.id).label("due"),
+    _first_new_of(destination_events.c.id).label("new"),
+).where(destination_events.c.id.in_(bindparam("asked", expanding=True)))
 
 
 def day_counts(conn: Connection, since: date) -> Sequence[Row[Any]]:

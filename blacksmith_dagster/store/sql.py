@@ -348,9 +348,10 @@ class SQLStore(ABC):
             held = self._close(conn, load, UNKNOWN, error=error)
             loads.repeat(conn, load.id, held.now, lost=1)
 
-    def next_due(self, destination: str) -> float | None:
+    def next_due(self, *destinations: str) -> float | None:
+        asked = [self._destination(each) for each in destinations]
         with self.reading() as conn:
-            return questions.next_due(conn, self._destination(destination), self._now(conn))
+            return questions.next_due(conn, asked, self._clock())
 
     # -- questions
     def counts(self, destination: str) -> Counts:

@@ -6,6 +6,7 @@ import logging
 import secrets
 import threading
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -30,8 +31,8 @@ class StoreSupervisor:
     """Locks in the store's table `leases`, by the database's clock.
 
     A lock that is not renewed for `ttl` seconds is free again; one thread renews all that are held,
-    at a third of that. SQLite has no clock of its own: there it is the host's monotonic one, which
-    all its processes share, and a reboot frees the locks.
+    together, at a third of that. SQLite has no clock of its own: there it is the host's monotonic
+    one, which all its processes share, and a reboot frees the locks.
 
     >>> supervisor = StoreSupervisor(store)  # doctest: +SKIP
     >>> with supervisor.acquire("load/warehouse/flights", "me") as lease:  # doctest: +SKIP
@@ -104,23 +105,26 @@ class StoreSupervisor:
     def _keep_renewing(self) -> None:
         while not self._closing.wait(self._ttl / 15):
             with self._lock:
-                held = list(self._held)
-            for lease in held:
-                if 0 < lease.lost.left <= self._ttl * 2 / 3:
-                    try:
-                        self._renew(lease)
-                    except Unavailable as error:  # tried again in the next round, until it is lost
-                        _log.warning("the lock %s could not be renewed: %s", lease.key, error)
+                held = [lease for lease in self._held if lease.lost.left > 0]
+            if any(lease.lost.left <= self._ttl * 2 / 3 for lease in held):
+                try:
+                    self._renew(held)
+                except Unavailable as error:  # tried again in the next round, until they are lost
+                    keys = ", ".join(lease.key for lease in held)
+                    _log.warning("the locks %s could not be renewed: %s", keys, error)
 
-    def _renew(self, lease: StoreLease) -> None:
+    def _renew(self, held: Sequence[StoreLease]) -> None:
+        """One statement, however many are held."""
         sent, clock = time.monotonic(), self._clock(self._ttl)
-        renew = update(leases).where(*_of(lease)).values(expires_at=clock.expiry)
+        renew = update(leases).where(leases.c.id.in_([lease.id for lease in held]))
         with self._store.writing() as connection:
-            renewed = connection.execute(renew).rowcount == 1
-        if renewed:
-            lease.lost.move(sent + self._ttl)
-        else:
-            lease.lost.set()
+            moved = renew.values(expires_at=clock.expiry).returning(leases.c.id)
+            renewed = set(connection.execute(moved).scalars())
+        for lease in held:
+            if lease.id in renewed:
+                lease.lost.move(sent + self._ttl)
+            else:
+                lease.lost.set()
 
     def _confirm(self, lease: StoreLease) -> bool:
         own = select(leases.c.key).where(*_of(lease), self._clock(self._ttl).valid)

@@ -1,0 +1,101 @@
+"""Publishing wake-ups beside the work of whoever commits jobs."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable
+
+from blacksmith_dagster.errors import Unavailable
+from blacksmith_dagster.pipeline.application import Blacksmith
+from blacksmith_dagster.pubsub.interface import PubSub
+
+_log = logging.getLogger(__name__)
+
+AGAIN = 1.0
+"""Seconds between two attempts while the broker does not answer."""
+
+_CLOSE = 3.0
+
+
+class Announcer:
+    """Publishes, from a thread of its own, that realtime destination events have new jobs.
+
+    What is announced while a message is on its way goes with the next one. While the broker does not
+    answer, all that was announced is kept, a name once, and sent when it answers again; loaders find
+    the jobs by their own looking meanwhile.
+
+    `unpublished` counts the wake-ups that could not be sent at their time.
+    """
+
+    def __init__(self, app: Blacksmith, pubsub: PubSub) -> None:
+        self._realtime = frozenset(
+            path for path, event in app.destination_events.items() if event.schedule.realtime
+        )
+        self._label = pubsub.label
+        self._publisher = pubsub.publisher()
+        self._pending: set[str] = set()
+        self._lock = threading.Lock()
+        self._told = threading.Event()
+        self._closing = threading.Event()
+        self.unpublished = 0
+        self._thread = threading.Thread(target=self._run, name="blacksmith-announcer", daemon=True)
+        self._thread.start()
+
+    def announce(self, paths: Iterable[str]) -> None:
+        """Have it told that these destination events have new jobs; blocks for nothing.
+
+        Those that are not realtime are left out.
+        """
+        told = self._realtime.intersection(paths)
+        if told:
+            with self._lock:
+                self._pending |= told
+            self._told.set()
+
+    def close(self) -> None:
+        """Send what was announced, for a few seconds at most, and disconnect."""
+        self._closing.set()
+        self._told.set()
+        self._thread.join(_CLOSE)
+
+    def _run(self) -> None:
+        answers = True
+        while not self._closing.is_set():
+            self._told.wait()
+            answers = self._publish(answers)
+            if not answers:
+                self._closing.wait(AGAIN)
+        if answers:
+            self._publish(answers)
+        self._publisher.close()
+
+    def _publish(self, answered: bool) -> bool:
+        """Send what is pending; whether the broker answers."""
+        self._told.clear()
+        with self._lock:
+            pending, self._pending = self._pending, set()
+        if not pending:
+            return answered
+        try:
+            self._publisher.publish(pending)
+        except Exception as error:  # noqa: BLE001 - nothing that fails here may stop the wake-ups
+            self.unpublished += len(pending)
+            if answered:
+                traced = None if isinstance(error, Unavailable) else error
+                _log.warning(
+                    "wake-ups cannot be published; loaders look by themselves: %s",
+                    error,
+                    exc_info=traced,
+                )
+            with self._lock:
+                self._pending |= pending
+            self._told.set()
+            return False
+        if not answered:
+            _log.warning(
+                "%s takes wake-ups again; %d could not be published at their time",
+                self._label,
+                self.unpublished,
+            )
+        return True
