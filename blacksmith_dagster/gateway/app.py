@@ -45,6 +45,7 @@ from blacksmith_dagster.gateway.writer import STORE_IS_DOWN, Writer
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.source import SourceEvent
 from blacksmith_dagster.pipeline.trigger import HTTP, Reply, Request
+from blacksmith_dagster.pubsub.announcer import Announcer
 from blacksmith_dagster.store.interface import Store
 
 BODIES_AT_ONCE = 256 * 1024 * 1024
@@ -57,11 +58,13 @@ _READY_WAIT = 5.0
 _log = logging.getLogger(__name__)
 
 
-def create_app(app: Blacksmith, store: Store, *, queue: int) -> ASGIApp:
+def create_app(
+    app: Blacksmith, store: Store, *, queue: int, announcer: Announcer | None = None
+) -> ASGIApp:
     """The ASGI application that receives the events of `app` and keeps them in `store`.
 
     At most `queue` events wait for their commit; more are answered by 429. The store's application
-    must be registered.
+    must be registered. `announcer` tells of new jobs.
     """
     bodies = Bodies(BODIES_AT_ONCE)
     doors = [
@@ -72,7 +75,7 @@ def create_app(app: Blacksmith, store: Store, *, queue: int) -> ASGIApp:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        writer = Writer(store, queue)
+        writer = Writer(store, queue, announcer.announce if announcer else None)
         for door in doors:
             door.writer = writer
         watching = asyncio.create_task(bodies.watch())
@@ -82,7 +85,7 @@ def create_app(app: Blacksmith, store: Store, *, queue: int) -> ASGIApp:
 
     routes = [Route(door.path, door, methods=[door.method]) for door in doors]
     others = Starlette(
-        routes=[*routes, Route("/_health", Health(store).answer)],
+        routes=[*routes, Route("/_health", Health(store, announcer).answer)],
         exception_handlers={HTTPException: routing_problem, Exception: internal_problem},
         lifespan=lifespan,
     )
@@ -224,10 +227,15 @@ class Door:
 
 
 class Health:
-    """Says whether the gateway lives, and whether its store can take events."""
+    """Says whether the gateway lives, and whether its store can take events.
 
-    def __init__(self, store: Store) -> None:
+    A broker that does not answer makes it no less ready; how many wake-ups could not be published at
+    their time is told.
+    """
+
+    def __init__(self, store: Store, announcer: Announcer | None) -> None:
         self._store = store
+        self._announcer = announcer
         self._asking = anyio.Lock()
         self._asked = -_READY_FOR
         self._why: str | None = None
@@ -238,9 +246,11 @@ class Health:
             if time.monotonic() - self._asked >= _READY_FOR:
                 self._why = await self._ask()
                 self._asked = time.monotonic()
+        state: dict[str, Any] = {"live": True, "ready": self._why is None}
+        if self._announcer is not None:
+            state["wake_ups_unpublished"] = self._announcer.unpublished
         if self._why is None:
-            return Response(b'{"live":true,"ready":true}', media_type="application/json")
-        state = {"live": True, "ready": False}
+            return Response(msgspec.json.encode(state), media_type="application/json")
         return problem(503, self._why, headers={"Retry-After": "1"}, members=state)
 
     async def _ask(self) -> str | None:

@@ -24,6 +24,8 @@ import click
 
 from blacksmith_dagster.errors import BlacksmithError, DeclarationError, SettingsError
 from blacksmith_dagster.pipeline.application import Blacksmith
+from blacksmith_dagster.pubsub import open_pubsub
+from blacksmith_dagster.pubsub.announcer import Announcer
 from blacksmith_dagster.settings import Settings
 from blacksmith_dagster.store import open_store
 
@@ -80,11 +82,13 @@ class StandardGateway:
             if event.auth is not None:
                 event.auth.token.reveal()  # a missing token is told now, not to a sender
         with self._listen() as listener:
+            pubsub = open_pubsub(settings.pubsub_url, settings.store_url)
             # The schema is brought up to date once, before anyone is let in, and before the fork.
             with contextlib.closing(open_store(settings.store_url, upgrade=True)) as store:
                 store.register(app)
                 label = store.label
-            click.echo(f"blacksmith gateway: {self._url(listener)}, store {label}")
+            told = f", wake-ups through {pubsub.label}" if pubsub else ""
+            click.echo(f"blacksmith gateway: {self._url(listener)}, store {label}{told}")
             if self.workers == 1:
                 self._work(app, settings, listener, upkeep=True)
             else:
@@ -129,8 +133,10 @@ class StandardGateway:
 
         with contextlib.closing(open_store(settings.store_url, upgrade=True)) as store:
             store.register(app)
+            pubsub = open_pubsub(settings.pubsub_url, settings.store_url)
+            announcer = Announcer(app, pubsub) if pubsub else None
             config = uvicorn.Config(
-                create_app(app, store, queue=self.queue),
+                create_app(app, store, queue=self.queue, announcer=announcer),
                 http=GatewayProtocol,
                 loop="uvloop",
                 ws="none",
@@ -153,6 +159,8 @@ class StandardGateway:
             gc.freeze()
             with _stopped_by_signals(server), _upkeep(store if upkeep else None):
                 server.run(sockets=[listener])
+            if announcer:
+                announcer.close()
 
 
 class _Workers:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from queue import SimpleQueue
 from typing import TypeAlias
 
@@ -19,6 +19,7 @@ from blacksmith_dagster.errors import (
 )
 from blacksmith_dagster.store.interface import NewEvent, Store
 
+Announce: TypeAlias = Callable[[Iterable[str]], None]
 Kept: TypeAlias = list[str] | Exception
 _Waiting: TypeAlias = tuple[list[NewEvent], asyncio.Future[Kept]]
 
@@ -32,12 +33,14 @@ class Writer:
     """Adaptive group commit: no timer, a lone request waits for nothing.
 
     While one commit is under way the requests that come gather, and make the next one. `capacity`
-    is how many events may wait.
+    is how many events may wait. After a commit `announce` is told of the destination events that have
+    new jobs.
     """
 
-    def __init__(self, store: Store, capacity: int) -> None:
+    def __init__(self, store: Store, capacity: int, announce: Announce | None = None) -> None:
         self._store = store
         self._capacity = capacity
+        self._announce = announce
         self._waiting = 0  # touched by the loop's thread alone
         self._queue: SimpleQueue[_Waiting | None] = SimpleQueue()
         self._loop = asyncio.get_running_loop()
@@ -73,6 +76,14 @@ class Writer:
             going_on = gathered[-1] is not None
             batch = [each for each in gathered if each is not None]
             results = self._commit([events for events, _ in batch])
+            if self._announce is not None:
+                self._announce(
+                    job.destination
+                    for (events, _), kept in zip(batch, results, strict=True)
+                    if isinstance(kept, list)
+                    for event in events
+                    for job in event.jobs
+                )
             # The loop is closed if the process was told twice to stop: nobody waits any more.
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._hand_back, batch, results)
