@@ -17,6 +17,8 @@ BENCHMARKS: Mapping[str, str] = {
     "dagster_run": "dagster_run",
     "sql_destination": "sql_destination",
     "idle": "idle",
+    "realtime": "realtime",
+    "sustained": "realtime",
 }
 """The module of each: imported when it is measured, as processes that one starts import this one."""
 

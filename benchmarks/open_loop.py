@@ -1,0 +1,74 @@
+"""A sender that keeps to its times, whatever the answers do: `python -m benchmarks.open_loop`.
+
+Latency from the time when a request was to be sent, not from when it was: a server that stalls is
+charged for all that had to wait meanwhile.
+"""
+
+import asyncio
+import sys
+import time
+from collections.abc import Sequence
+
+from benchmarks.pipeline import payload
+
+CONNECTIONS = 64
+
+
+class _Connection(asyncio.Protocol):
+    """An HTTP/1.1 connection with one request under way at most."""
+
+    def __init__(self, idle: "asyncio.Queue[_Connection]") -> None:
+        self._idle = idle
+        self._received = b""
+        self.answered: list[bytes] = []
+        self.transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        self._idle.put_nowait(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        if self._received.endswith(b"}"):  # an answer's body is a JSON object
+            self.answered.append(self._received[9:12])
+            self._received = b""
+            self._idle.put_nowait(self)
+
+
+async def send(host: str, port: int, path: str, rate: float, seconds: float) -> Sequence[bytes]:
+    """Post `rate` events a second for `seconds`; the status codes of the answers."""
+    loop = asyncio.get_running_loop()
+    idle: asyncio.Queue[_Connection] = asyncio.Queue()
+    connections = [
+        (await loop.create_connection(lambda: _Connection(idle), host, port))[1]
+        for _ in range(CONNECTIONS)
+    ]
+    head = f"POST {path} HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n"
+    rest = payload(0)[1:]
+    began = time.monotonic() + 0.1
+    for number in range(int(rate * seconds)):
+        due = began + number / rate
+        await asyncio.sleep(max(0.0, due - time.monotonic()))
+        connection = await idle.get()
+        body = f'{{"due": {due:.6f}, {rest}'
+        request = f"{head}content-length: {len(body)}\r\n\r\n{body}"
+        connection.transport.write(request.encode())
+    for _ in range(CONNECTIONS):
+        await asyncio.wait_for(idle.get(), 30)
+    for connection in connections:
+        connection.transport.close()
+    return [status for connection in connections for status in connection.answered]
+
+
+def main() -> int:
+    """Arguments: host, port, path, rate, seconds. 1 if an event was not accepted."""
+    host, port, path, rate, seconds = sys.argv[1:]
+    statuses = asyncio.run(send(host, int(port), path, float(rate), float(seconds)))
+    refused = [status for status in statuses if status != b"202"]
+    print(f"{len(statuses)} sent, {len(refused)} refused")
+    return 1 if refused else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
