@@ -1,0 +1,422 @@
+"""What every broker of wake-ups does: the suite that each adapter runs, on real servers."""
+
+import contextlib
+import itertools
+import logging
+import os
+import socket
+import statistics
+import threading
+import time
+import traceback
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeAlias
+
+import psutil
+import pytest
+
+from blacksmith_dagster.errors import Unavailable
+from blacksmith_dagster.pubsub import Publisher, PubSub, Subscriber, open_pubsub
+from tests.services.broker import Broker
+
+SOON = 20.0  # what heals by itself has healed by then
+A_FEW_SECONDS = 8.0
+
+FLIGHTS, DELAYS, LATE = "warehouse/flights", "warehouse/delays", "alerts/late"
+
+_topics = itertools.count(1)
+
+Open: TypeAlias = Callable[..., PubSub]
+
+
+@pytest.fixture(params=["rabbitmq", "nats"])
+def broker(request: pytest.FixtureRequest) -> Broker:
+    """Each broker in turn; it runs."""
+    server: Broker = request.getfixturevalue(request.param)
+    return server
+
+
+@pytest.fixture
+def topic() -> str:
+    return f"test-{os.getpid()}-{next(_topics)}"
+
+
+@pytest.fixture
+def opened() -> Iterator[contextlib.ExitStack]:
+    """What is closed at the end of the test."""
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def pubsub(broker: Broker, topic: str) -> PubSub:
+    return opening(broker.urls(topic))
+
+
+@pytest.fixture
+def publisher(pubsub: PubSub, opened: contextlib.ExitStack) -> Publisher:
+    return opened.enter_context(contextlib.closing(pubsub.publisher()))
+
+
+@pytest.fixture
+def subscribe(pubsub: PubSub, opened: contextlib.ExitStack) -> Callable[[str], Subscriber]:
+    """Makes subscribers that hear from now on."""
+
+    def subscribe(destination: str) -> Subscriber:
+        subscriber = opened.enter_context(contextlib.closing(pubsub.subscriber(destination)))
+        assert not subscriber.wait(SOON)
+        return subscriber
+
+    return subscribe
+
+
+Subscribe: TypeAlias = Callable[[str], Subscriber]
+
+
+def opening(urls: tuple[str, str]) -> PubSub:
+    opened = open_pubsub(*urls)
+    assert opened is not None
+    return opened
+
+
+def heard(subscriber: Subscriber, wanted: Collection[str]) -> set[str]:
+    """What a subscriber hears until it has heard all that is wanted, and a moment longer."""
+    got: set[str] = set()
+    deadline = time.monotonic() + SOON
+    while not got.issuperset(wanted) and time.monotonic() < deadline:
+        got.update(subscriber.wait(deadline - time.monotonic()))
+    got.update(subscriber.wait(0.2))
+    return got
+
+
+def goes_on(publisher: Publisher, subscriber: Subscriber) -> None:
+    """Both find their way back by themselves: what is published is heard again."""
+    got: set[str] = set()
+    deadline = time.monotonic() + SOON
+    while FLIGHTS not in got:
+        assert time.monotonic() < deadline, "nothing was heard"
+        with contextlib.suppress(Unavailable):
+            publisher.publish([FLIGHTS])
+        try:
+            got.update(subscriber.wait(0.5))
+        except Unavailable:
+            time.sleep(0.1)  # as whoever waits would: it is raised at once when nobody listens
+    heard(subscriber, ())
+    # From here on nothing is lost and nothing fails.
+    publisher.publish([DELAYS])
+    assert DELAYS in heard(subscriber, [DELAYS])
+
+
+def waiting_until_told(subscriber: Subscriber) -> None:
+    """Wait until it fails; the first wait may still hear what came before."""
+    for _ in range(3):
+        subscriber.wait(A_FEW_SECONDS)
+
+
+@contextlib.contextmanager
+def down(broker: Broker, how: str) -> Iterator[None]:
+    """An outage of the broker."""
+    getattr(broker, how)()
+    try:
+        yield
+    finally:
+        broker.start()
+
+
+@contextlib.contextmanager
+def frozen(broker: Broker) -> Iterator[None]:
+    """A broker that keeps its connections and does nothing."""
+    assert broker.process is not None
+    parent = psutil.Process(broker.process.pid)
+    processes = [parent, *parent.children(recursive=True)]
+    try:
+        for each in processes:
+            each.suspend()
+        yield
+    finally:
+        for each in processes:
+            each.resume()
+
+
+def test_heard_by_the_subscriber_of_the_destination_and_no_other(
+    publisher: Publisher, subscribe: Subscribe
+) -> None:
+    warehouse, alerts = subscribe("warehouse"), subscribe("alerts")
+    publisher.publish([FLIGHTS])
+    assert heard(warehouse, [FLIGHTS]) == {FLIGHTS}
+    assert not alerts.wait(0.2)
+
+
+def test_heard_by_every_subscriber(publisher: Publisher, subscribe: Subscribe) -> None:
+    subscribers = [subscribe("warehouse") for _ in range(3)]
+    publisher.publish([FLIGHTS])
+    # The first one takes its time: it takes nothing away from the others.
+    for each in reversed(subscribers):
+        assert heard(each, [FLIGHTS]) == {FLIGHTS}
+
+
+def test_several_destinations_and_events_at_once(
+    publisher: Publisher, subscribe: Subscribe
+) -> None:
+    warehouse, alerts = subscribe("warehouse"), subscribe("alerts")
+    publisher.publish([FLIGHTS, LATE, DELAYS])
+    assert heard(warehouse, [FLIGHTS, DELAYS]) == {FLIGHTS, DELAYS}
+    assert heard(alerts, [LATE]) == {LATE}
+
+
+def test_names_that_resemble_each_other_are_told_apart(
+    publisher: Publisher, subscribe: Subscribe
+) -> None:
+    warehouse, other = subscribe("warehouse"), subscribe("warehouse_2")
+    publisher.publish(["warehouse_2/flights"])
+    assert heard(other, ["warehouse_2/flights"]) == {"warehouse_2/flights"}
+    assert not warehouse.wait(0.2)
+
+
+def test_topics_are_apart(
+    broker: Broker, topic: str, subscribe: Subscribe, opened: contextlib.ExitStack
+) -> None:
+    ours = subscribe("warehouse")
+    elsewhere = opening(broker.urls(f"{topic}-other")).publisher()
+    opened.enter_context(contextlib.closing(elsewhere))
+    elsewhere.publish([FLIGHTS])
+    assert not ours.wait(0.3)
+
+
+def test_what_came_between_two_waits_is_heard(publisher: Publisher, subscribe: Subscribe) -> None:
+    subscriber = subscribe("warehouse")
+    publisher.publish([FLIGHTS])
+    publisher.publish([DELAYS])
+    assert heard(subscriber, [FLIGHTS, DELAYS]) == {FLIGHTS, DELAYS}
+
+
+def test_nothing_old_is_heard(publisher: Publisher, subscribe: Subscribe) -> None:
+    subscribe("warehouse")
+    publisher.publish([FLIGHTS])
+    assert not subscribe("warehouse").wait(0.3)
+
+
+def test_nobody_needs_to_listen(publisher: Publisher, subscribe: Subscribe) -> None:
+    for _ in range(3):
+        publisher.publish([FLIGHTS, LATE])
+    subscriber = subscribe("warehouse")
+    publisher.publish([DELAYS])
+    assert heard(subscriber, [DELAYS]) == {DELAYS}
+
+
+def test_a_publisher_sends_nothing_for_nothing(publisher: Publisher, subscribe: Subscribe) -> None:
+    subscriber = subscribe("warehouse")
+    publisher.publish([])
+    assert not subscriber.wait(0.2)
+
+
+def test_wait_ends_after_its_timeout(subscribe: Subscribe) -> None:
+    subscriber = subscribe("warehouse")
+    for timeout in (0.5, 0.0):
+        began = time.monotonic()
+        assert not subscriber.wait(timeout)
+        assert timeout - 0.02 <= time.monotonic() - began < timeout + 0.5
+
+
+def test_wait_ends_with_the_first_message(publisher: Publisher, subscribe: Subscribe) -> None:
+    subscriber = subscribe("warehouse")
+    took = []
+    with ThreadPoolExecutor(1) as pool:
+        for _ in range(40):
+            waiting = pool.submit(lambda: (subscriber.wait(SOON), time.perf_counter()))
+            time.sleep(0.005)  # it waits by now
+            sent = time.perf_counter()
+            publisher.publish([FLIGHTS])
+            got, at = waiting.result()
+            assert set(got) == {FLIGHTS}
+            took.append(at - sent)
+    # Far above what it takes, and far below what looking from time to time would make of it.
+    assert statistics.median(took) < 0.025
+
+
+def test_close_ends_a_wait(pubsub: PubSub, subscribe: Subscribe) -> None:
+    subscriber = subscribe("warehouse")
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(subscriber.wait, 60.0)
+        time.sleep(0.1)  # it waits by now
+        began = time.monotonic()
+        subscriber.close()
+        assert not waiting.result(timeout=SOON)
+        assert time.monotonic() - began < 2
+    subscriber.close()  # once more changes nothing
+
+
+def test_an_idle_subscriber_costs_next_to_nothing(
+    publisher: Publisher, subscribe: Subscribe
+) -> None:
+    publisher.publish([LATE])
+    subscriber = subscribe("warehouse")
+    subscriber.wait(0.5)
+    began = time.process_time()
+    subscriber.wait(3.0)
+    # A tenth of what was seen would do on a quiet machine; polling costs far more than this.
+    assert time.process_time() - began < 0.03
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_an_outage_is_told_and_survived(
+    broker: Broker,
+    publisher: Publisher,
+    subscribe: Subscribe,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    how: str,
+) -> None:
+    caplog.set_level(logging.WARNING)
+    subscriber = subscribe("warehouse")
+    publisher.publish([FLIGHTS])
+    with down(broker, how):
+        for _ in range(3):
+            began = time.monotonic()
+            with pytest.raises(Unavailable):
+                publisher.publish([FLIGHTS])
+            assert time.monotonic() - began < A_FEW_SECONDS
+        with pytest.raises(Unavailable):
+            waiting_until_told(subscriber)
+    goes_on(publisher, subscriber)
+    # What is to be logged of an outage is said by whoever publishes: the client's library is quiet.
+    assert [record.name for record in caplog.records] == []
+    assert capfd.readouterr().err == ""
+
+
+def test_a_wait_under_way_lives_through_a_restart(
+    broker: Broker, publisher: Publisher, subscribe: Subscribe
+) -> None:
+    subscriber = subscribe("warehouse")
+    publisher.publish([LATE])
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(subscriber.wait, 3 * SOON)
+        with down(broker, "kill"):
+            pass
+        # It ends because it has connected anew, or fails because it could not: it never just waits.
+        with contextlib.suppress(Unavailable):
+            assert not waiting.result(timeout=SOON)
+    goes_on(publisher, subscriber)
+
+
+def test_topic_deleted(
+    broker: Broker, topic: str, publisher: Publisher, subscribe: Subscribe
+) -> None:
+    subscriber = subscribe("warehouse")
+    publisher.publish([FLIGHTS])
+    assert heard(subscriber, [FLIGHTS]) == {FLIGHTS}
+    broker.delete(topic)
+    goes_on(publisher, subscriber)
+
+
+def test_a_connection_that_was_cut_while_idle_fails_no_publish(
+    broker: Broker, publisher: Publisher, subscribe: Subscribe
+) -> None:
+    subscriber = subscribe("warehouse")
+    publisher.publish([FLIGHTS])
+    broker.cut()
+    publisher.publish([FLIGHTS])
+    goes_on(publisher, subscriber)
+
+
+def test_a_broker_that_hangs_is_told_and_waited_for_by_nobody(
+    broker: Broker, publisher: Publisher, subscribe: Subscribe
+) -> None:
+    subscriber = subscribe("warehouse")
+    publisher.publish([FLIGHTS])
+    with frozen(broker):
+        began = time.monotonic()
+        with pytest.raises(Unavailable):
+            publisher.publish([FLIGHTS])
+        assert time.monotonic() - began < A_FEW_SECONDS
+        began = time.monotonic()
+        publisher.close()
+        subscriber.close()
+        assert time.monotonic() - began < 2
+
+
+@contextlib.contextmanager
+def listener(*, silent: bool) -> Iterator[int]:
+    """A port of the loopback where connections are taken and nothing is said, or nobody listens."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        if silent:
+            s.listen(50)
+        yield s.getsockname()[1]
+
+
+@pytest.mark.parametrize("silent", [True, False], ids=["silent", "closed"])
+def test_what_does_not_answer_is_told_within_seconds(
+    broker: Broker, topic: str, opened: contextlib.ExitStack, silent: bool
+) -> None:
+    with listener(silent=silent) as port:
+        pubsub = opening(broker.urls(topic, port=port))
+        publisher, subscriber = pubsub.publisher(), pubsub.subscriber("warehouse")
+        opened.enter_context(contextlib.closing(publisher))
+        opened.enter_context(contextlib.closing(subscriber))
+        began = time.monotonic()
+        with pytest.raises(Unavailable, match=str(port)):
+            publisher.publish([FLIGHTS])
+        assert time.monotonic() - began < A_FEW_SECONDS
+        began = time.monotonic()
+        with pytest.raises(Unavailable, match=str(port)):
+            subscriber.wait(30)
+        assert time.monotonic() - began < A_FEW_SECONDS
+
+
+def test_wrong_credentials_fail_clearly(
+    broker: Broker, topic: str, opened: contextlib.ExitStack, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    pubsub = opening(broker.urls(topic, password="open-sesame"))
+    publisher, subscriber = pubsub.publisher(), pubsub.subscriber("warehouse")
+    opened.enter_context(contextlib.closing(publisher))
+    opened.enter_context(contextlib.closing(subscriber))
+    with pytest.raises(Unavailable, match=r"refused.*BLACKSMITH_PUBSUB_URL") as told:
+        publisher.publish([FLIGHTS])
+    with pytest.raises(Unavailable, match=r"refused.*BLACKSMITH_PUBSUB_URL") as told_too:
+        subscriber.wait(A_FEW_SECONDS)
+    shown = [*traceback.format_exception(told.value), *traceback.format_exception(told_too.value)]
+    assert "open-sesame" not in "".join([*shown, pubsub.label, repr(pubsub), caplog.text])
+
+
+@pytest.mark.parametrize("body", [b"", b"\xff\x00", b"{}", b"[1]", b'{"a": ["flights"]}'])
+def test_a_message_that_cannot_be_read_is_ignored(
+    broker: Broker, topic: str, publisher: Publisher, subscribe: Subscribe, body: bytes
+) -> None:
+    subscriber = subscribe("warehouse")
+    broker.send(topic, "warehouse", body)
+    publisher.publish([FLIGHTS])
+    assert heard(subscriber, [FLIGHTS]) == {FLIGHTS}
+
+
+def test_closing_before_connecting_and_twice(pubsub: PubSub) -> None:
+    publisher, subscriber = pubsub.publisher(), pubsub.subscriber("warehouse")
+    for _ in range(2):
+        publisher.close()
+        subscriber.close()
+
+
+def test_nothing_is_left_of_a_connection(
+    pubsub: PubSub, publisher: Publisher, subscribe: Subscribe
+) -> None:
+    def have() -> tuple[int, int]:
+        return threading.active_count(), len([*Path("/proc/self/fd").iterdir()])
+
+    def once() -> None:
+        publisher, subscriber = pubsub.publisher(), pubsub.subscriber("warehouse")
+        publisher.publish([FLIGHTS])
+        subscriber.wait(SOON)
+        publisher.close()
+        subscriber.close()
+
+    once()
+    before = have()
+    for _ in range(3):
+        once()
+    deadline = time.monotonic() + 5  # some libraries end their threads in their own time
+    while have() != before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert have() == before

@@ -1,0 +1,160 @@
+"""RabbitMQ: a node of the test session's own, with TLS on a second port."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+from tests.services import Unavailable, free_port, kill_tree, private_folder, start, unprivileged
+from tests.services.tls import make_certificate
+
+_SERVICE = "RabbitMQ"
+
+
+class RabbitMQServer:
+    """A node that the test starts, stops and kills; its user is guest, its password too."""
+
+    def __init__(self) -> None:
+        self._sbin = _binaries()
+        self.port, self.tls_port = free_port(), free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+        self._folder = private_folder("rabbitmq")
+        self.certificate, key = make_certificate(self._folder)
+        (self._folder / "rabbitmq.conf").write_text(
+            f"listeners.tcp.1 = 127.0.0.1:{self.port}\n"
+            f"listeners.ssl.1 = 127.0.0.1:{self.tls_port}\n"
+            f"ssl_options.certfile = {self.certificate}\n"
+            f"ssl_options.keyfile = {key}\n"
+            "disk_free_limit.absolute = 1MB\n"
+        )
+        (self._folder / "env.conf").touch()
+        (self._folder / "plugins").write_text("[].")
+        epmd_port = free_port()
+        self._environment = {
+            "HOME": str(self._folder),
+            "PATH": os.environ["PATH"],
+            "LC_ALL": "C.UTF-8",
+            "ERL_EPMD_PORT": str(epmd_port),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODENAME": f"blacksmith_{self.port}@localhost",
+            "RABBITMQ_DIST_PORT": str(free_port()),
+            "RABBITMQ_MNESIA_BASE": str(self._folder / "data"),
+            "RABBITMQ_LOG_BASE": str(self._folder / "log"),
+            "RABBITMQ_PID_FILE": str(self._folder / "pid"),
+            "RABBITMQ_CONF_ENV_FILE": str(self._folder / "env.conf"),
+            "RABBITMQ_CONFIG_FILE": str(self._folder / "rabbitmq.conf"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self._folder / "plugins"),
+            # One scheduler that never spins: the node shares two cores with the tests.
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1 +sbwt none"
+            " -kernel inet_dist_use_interface {127,0,0,1}",
+        }
+        # A node would start it as a daemon, which outlives us.
+        self._epmd = start(
+            ["epmd", "-port", str(epmd_port), "-address", "127.0.0.1"],
+            folder=self._folder,
+            env=self._environment,
+            log=self._folder / "epmd.log",
+        )
+
+    def start(self) -> None:
+        """Start the node and wait until it takes connections."""
+        assert self.process is None, "already started"
+        log = self._folder / "output"
+        self.process = start(
+            [self._sbin / "rabbitmq-server"],
+            folder=self._folder,
+            env=self._environment,
+            log=log,
+        )
+        deadline = time.monotonic() + 60
+        while not self._ready():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                raise RuntimeError(f"{_SERVICE} did not start:\n{log.read_text()[-3000:]}")
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        """Stop the node in order and wait for its end."""
+        if self.process is not None:
+            os.kill(int((self._folder / "pid").read_text()), signal.SIGTERM)
+            try:
+                self.process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                kill_tree(self.process)
+            self.process = None
+
+    def kill(self) -> None:
+        """SIGKILL to the node and all its children."""
+        if self.process is not None:
+            kill_tree(self.process)
+            self.process = None
+
+    def close(self) -> None:
+        """End the node and remove its data."""
+        self.kill()
+        kill_tree(self._epmd)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def urls(
+        self, topic: str, *, port: int | None = None, password: str | None = None
+    ) -> tuple[str, str]:
+        login = f"guest:{password}@" if password else ""
+        return f"amqp://{login}127.0.0.1:{port or self.port}?topic={topic}", "sqlite://"
+
+    def send(self, topic: str, destination: str, body: bytes) -> None:
+        with self._connection() as connection:
+            connection.channel().basic_publish(topic, destination, body)
+
+    def delete(self, topic: str) -> None:
+        listed = self._control("list_bindings", "--silent", "source_name", "destination_name")
+        bindings = [line.split("\t") for line in listed.splitlines()]
+        with self._connection() as connection:
+            channel = connection.channel()
+            for exchange, queue in bindings:
+                if exchange == topic:
+                    channel.queue_delete(queue)
+            channel.exchange_delete(topic)
+
+    def cut(self) -> None:
+        self._control("close_all_connections", "idle")
+
+    def queues(self) -> dict[str, int]:
+        """The names of all queues, each with the number of messages that it holds."""
+        listed = self._control("list_queues", "--silent", "name", "messages")
+        return {name: int(n) for name, n in (line.split("\t") for line in listed.splitlines())}
+
+    def _control(self, *arguments: str) -> str:
+        return subprocess.run(
+            unprivileged([self._sbin / "rabbitmqctl", *arguments]),
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=self._environment,
+            cwd=self._folder,
+        ).stdout
+
+    def _connection(self):  # type: ignore[no-untyped-def] # pika has no types
+        import pika
+
+        return pika.BlockingConnection(pika.ConnectionParameters("127.0.0.1", self.port))
+
+    def _ready(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=2) as s:
+                s.sendall(b"AMQP\0\0\x09\x01")
+                return s.recv(1) == b"\x01"
+        except OSError:
+            return False
+
+
+def _binaries() -> Path:
+    # The one on PATH is Debian's wrapper, which switches to the package's user.
+    places = sorted(Path("/usr/lib/rabbitmq/lib").glob("rabbitmq_server-*/sbin"))
+    if not places or shutil.which("epmd") is None:
+        raise Unavailable(_SERVICE, "no server; `apt-get install rabbitmq-server` brings one")
+    if shutil.which("openssl") is None:
+        raise Unavailable(_SERVICE, "no certificate; `apt-get install openssl` brings its maker")
+    return places[-1]
