@@ -96,7 +96,9 @@ def message(job: Job[Flight]) -> dict[str, Any]:
     }
 
 
-alerts = HTTPDestination("alerts", url=Secret("ALERTS_URL"), schedule=Schedule("@every 10s"))
+alerts = HTTPDestination(
+    "alerts", url=Secret("ALERTS_URL"), schedule=Schedule("@every 10s", realtime=True)
+)
 late = alerts.post("late", receives=Flow(departed, when=is_late), body=message, concurrency=16)
 
 desk = Destination("desk", schedule=Schedule("@every 1m"))
