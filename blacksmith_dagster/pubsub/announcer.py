@@ -25,7 +25,7 @@ class Announcer:
     answer, all that was announced is kept, a name once, and sent when it answers again; loaders find
     the jobs by their own looking meanwhile.
 
-    `unpublished` counts the wake-ups that could not be sent at their time.
+    `unpublished` counts the wake-ups that could not be sent at their time, each once.
     """
 
     def __init__(self, app: Blacksmith, pubsub: PubSub) -> None:
@@ -35,6 +35,7 @@ class Announcer:
         self._label = pubsub.label
         self._publisher = pubsub.publisher()
         self._pending: set[str] = set()
+        self._late: set[str] = set()  # could not be sent yet; touched by the thread alone
         self._lock = threading.Lock()
         self._told = threading.Event()
         self._closing = threading.Event()
@@ -75,10 +76,10 @@ class Announcer:
         self._told.clear()
         with self._lock:
             pending, self._pending = self._pending, set()
-        if not pending:
+        if not (pending or self._late):
             return answered
         try:
-            self._publisher.publish(pending)
+            self._publisher.publish(pending | self._late)
         except Exception as error:  # noqa: BLE001 - nothing that fails here may stop the wake-ups
             self.unpublished += len(pending)
             if answered:
@@ -88,10 +89,10 @@ class Announcer:
                     error,
                     exc_info=traced,
                 )
-            with self._lock:
-                self._pending |= pending
+            self._late |= pending
             self._told.set()
             return False
+        self._late.clear()
         if not answered:
             _log.warning(
                 "%s takes wake-ups again; %d could not be published at their time",

@@ -1,0 +1,214 @@
+"""Wake-ups are published beside whoever commits: coalesced, kept during an outage, never waited for."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+import pytest
+
+from blacksmith_dagster import Batch, Blacksmith, Destination, Schedule, Source
+from blacksmith_dagster.errors import Unavailable
+from blacksmith_dagster.pubsub import Subscriber, announcer
+from blacksmith_dagster.pubsub.announcer import Announcer
+
+shop = Source("shop")
+ordered = shop.accept("ordered")
+mail = Destination("mail", schedule=Schedule(realtime=True))
+lake = Destination("lake", schedule=Schedule(realtime=True))
+THANKS, BILLS, LATER, ROWS = "mail/thanks", "mail/bills", "mail/later", "lake/rows"
+
+
+@mail.event(receives=ordered)
+def thanks(batch: Batch[Any]) -> None:
+    """Realtime."""
+
+
+@mail.event(receives=ordered)
+def bills(batch: Batch[Any]) -> None:
+    """Realtime."""
+
+
+@mail.event(receives=ordered, schedule=Schedule(realtime=False))
+def later(batch: Batch[Any]) -> None:
+    """Left to the schedule."""
+
+
+@lake.event(receives=ordered)
+def rows(batch: Batch[Any]) -> None:
+    """Realtime."""
+
+
+app = Blacksmith(sources=[shop], destinations=[mail, lake], since="2026-01-01")
+
+
+class Broker:
+    """A broker in this process: it takes messages, fails, or lets its publisher wait, as it is told."""
+
+    label = "a broker of the test's"
+
+    def __init__(self) -> None:
+        self.published: list[set[str]] = []
+        self.tries = 0
+        self.error: Exception | None = None
+        self.open = threading.Event()
+        self.open.set()
+        self.asked = threading.Event()
+        self.closed = False
+
+    def publisher(self) -> "Broker":
+        return self
+
+    def subscriber(self, destination: str) -> Subscriber:
+        raise NotImplementedError
+
+    def publish(self, paths: Collection[str]) -> None:
+        self.asked.set()
+        assert self.open.wait(10)
+        self.tries += 1
+        if self.error is not None:
+            raise self.error
+        self.published.append(set(paths))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def broker() -> Broker:
+    return Broker()
+
+
+@pytest.fixture
+def announcing(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Announcer]:
+    monkeypatch.setattr(announcer, "AGAIN", 0.01)
+    announcing = Announcer(app, broker)
+    yield announcing
+    broker.open.set()
+    announcing.close()
+
+
+def until(condition: Callable[[], object]) -> None:
+    give_up = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < give_up, "waited in vain"
+        time.sleep(0.001)
+
+
+def test_told_at_once(broker: Broker, announcing: Announcer) -> None:
+    announcing.announce([THANKS])
+    until(lambda: broker.published == [{THANKS}])
+    announcing.announce([THANKS, ROWS])
+    until(lambda: broker.published == [{THANKS}, {THANKS, ROWS}])
+    assert announcing.unpublished == 0
+
+
+def test_only_realtime_events_are_told_of(broker: Broker, announcing: Announcer) -> None:
+    announcing.announce([LATER, "elsewhere/unknown"])
+    announcing.announce([])
+    announcing.announce([LATER, BILLS])
+    until(lambda: broker.published)
+    announcing.close()
+    assert broker.published == [{BILLS}]
+
+
+def test_what_comes_while_a_message_is_on_its_way_goes_with_the_next(
+    broker: Broker, announcing: Announcer
+) -> None:
+    broker.open.clear()
+    announcing.announce([THANKS])
+    until(broker.asked.is_set)
+    began = time.monotonic()
+    for _ in range(1000):
+        announcing.announce([THANKS])
+        announcing.announce([BILLS, ROWS])
+    assert time.monotonic() - began < 1  # whoever commits waits for no broker
+    broker.open.set()
+    until(lambda: len(broker.published) == 2)
+    announcing.close()
+    assert broker.published == [{THANKS}, {THANKS, BILLS, ROWS}]
+
+
+@pytest.mark.parametrize(
+    "error", [Unavailable("the broker is away"), RuntimeError("a bug")], ids=["outage", "bug"]
+)
+def test_an_outage_is_told_once_and_what_was_announced_is_sent_after_it(
+    broker: Broker,
+    announcing: Announcer,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    caplog.set_level(logging.INFO)
+    broker.error = error
+    announcing.announce([THANKS])
+    until(lambda: broker.tries >= 3)
+    assert announcing.unpublished == 1  # it is late once, however often it was tried
+    announcing.announce([THANKS, BILLS])
+    until(lambda: announcing.unpublished == 3)
+    (warning,) = caplog.records
+    assert warning.levelno == logging.WARNING
+    assert str(error) in warning.message
+    assert (warning.exc_info is not None) == isinstance(error, RuntimeError)
+    broker.error = None
+    until(lambda: broker.published)
+    assert broker.published == [{THANKS, BILLS}]
+    until(lambda: len(caplog.records) == 2)
+    assert broker.label in caplog.messages[1]
+    assert "3 could not be published at their time" in caplog.messages[1]
+    announcing.announce([ROWS])
+    until(lambda: broker.published == [{THANKS, BILLS}, {ROWS}])
+    assert announcing.unpublished == 3
+
+
+def test_each_outage_is_told(
+    broker: Broker, announcing: Announcer, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker.error = Unavailable("away")
+    announcing.announce([THANKS])
+    until(lambda: caplog.records)
+    broker.error = None
+    until(lambda: len(broker.published) == 1)
+    broker.error = Unavailable("away again")
+    announcing.announce([THANKS])
+    until(lambda: "away again" in caplog.text)
+    broker.error = None
+    until(lambda: len(caplog.records) == 4)
+
+
+def test_close_sends_what_was_announced(broker: Broker, announcing: Announcer) -> None:
+    broker.open.clear()
+    announcing.announce([THANKS])
+    until(broker.asked.is_set)
+    announcing.announce([ROWS])
+    closing = threading.Thread(target=announcing.close)
+    closing.start()
+    broker.open.set()
+    closing.join(10)
+    assert broker.published == [{THANKS}, {ROWS}]
+    assert broker.closed
+
+
+def test_close_does_not_wait_for_a_broker_that_is_away(
+    broker: Broker, announcing: Announcer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(announcer, "AGAIN", 60.0)
+    broker.error = Unavailable("away")
+    announcing.announce([THANKS])
+    until(lambda: broker.tries)
+    began = time.monotonic()
+    announcing.close()
+    assert time.monotonic() - began < 1
+    assert broker.closed
+
+
+def test_close_does_not_wait_for_a_broker_that_hangs(
+    broker: Broker, announcing: Announcer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(announcer, "_CLOSE", 0.1)
+    broker.open.clear()
+    announcing.announce([THANKS])
+    until(broker.asked.is_set)
+    began = time.monotonic()
+    announcing.close()
+    assert 0.1 <= time.monotonic() - began < 2
