@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -71,13 +72,16 @@ class Realtime:
         self._store = store
         self._subscriber = subscriber
         self._stopping = threading.Event()
-        self._down = True
+        self._broker_answers: bool | None = None  # None until it was asked
+        self._store_answers = True
+        self._failure: BaseException | None = None
         self._keepers = {
             event.path: _Keeper(
                 app, event, store, supervisor, owner, run, report, announce, self._stopping
             )
             for event in realtime_events(destination)
         }
+        self._name = destination.name
         self._listener = threading.Thread(
             target=self._listen, name=f"listen-{destination.name}", daemon=True
         )
@@ -98,6 +102,7 @@ class Realtime:
         self.wake(self._keepers)
         for keeper in self._keepers.values():
             keeper.join()
+        self._listener.join(_AGAIN)
 
     def wake(self, paths: Iterable[str]) -> None:
         """Let destination events look for jobs now; those of others are left out."""
@@ -108,7 +113,8 @@ class Realtime:
     @property
     def failure(self) -> BaseException | None:
         """Why an event is loaded no more, if one is not."""
-        return next((each.failure for each in self._keepers.values() if each.failure), None)
+        found = (each.failure for each in self._keepers.values() if each.failure)
+        return next(found, self._failure)
 
     @property
     def holds_locks(self) -> bool:
@@ -121,34 +127,42 @@ class Realtime:
         return min(each.idle for each in self._keepers.values())
 
     def _listen(self) -> None:
-        sweep_at = time.monotonic()
-        while not self._stopping.is_set():
-            left = sweep_at - time.monotonic()
-            if left > 0 and not self._hear(left):
-                continue
-            sweep_at = time.monotonic() + self._sweep()
-
-    def _hear(self, timeout: float) -> bool:
-        """Wait for wake-ups; `True` if it is time to sweep: the broker answers again, or does not."""
         try:
-            self.wake(self._subscriber.wait(timeout))
+            sweep_at = time.monotonic()
+            while not self._stopping.is_set():
+                left = sweep_at - time.monotonic()
+                if left <= 0 or self._hears_nothing(left):
+                    sweep_at = time.monotonic() + self._sweep()
+        except BaseException as error:  # noqa: BLE001 - told by `failure`
+            self._failure = error
+            _log.error("%s: nothing is woken any more by this process: %s", self._name, error)
+
+    def _hears_nothing(self, timeout: float) -> bool:
+        """Wait for wake-ups; `True` if it is time to sweep, for none has come, or some may be missed:
+        a subscriber returns without any when it has connected anew."""
+        try:
+            heard = self._subscriber.wait(timeout)
         except Unavailable as error:
-            if not self._down:
+            if self._broker_answers is not False:
                 _log.warning("no wake-ups are heard; the store is looked into instead: %s", error)
-            self._down = True
+            self._broker_answers = False
             self._stopping.wait(min(timeout, SWEEP_ALONE))
             return True
-        answers_again, self._down = self._down, False
-        return answers_again
+        self._broker_answers = True
+        self.wake(heard)
+        return not heard
 
     def _sweep(self) -> float:
         """Wake all if something is due; seconds until the next sweep."""
-        rest = SWEEP_ALONE if self._down else SWEEP
+        rest = SWEEP if self._broker_answers else SWEEP_ALONE
         try:
             due = self._store.next_due(*self._keepers)
         except Unavailable as error:
-            _log.warning("the store does not answer, and is asked again: %s", error)
-            return rest
+            if self._store_answers:
+                _log.warning("the store does not answer, and is asked again: %s", error)
+            self._store_answers = False
+            return SWEEP_ALONE
+        self._store_answers = True
         if due == 0:
             self.wake(self._keepers)
         return min(rest, due or rest)
@@ -180,6 +194,7 @@ class _Keeper(threading.Thread):
         self._loader = Loader(
             app, event, store=store, workers=self._workers, run=run, announce=announce
         )
+        self._answered = True
         self._loading = False
         self._loaded_at = time.monotonic()
         self.woken = threading.Event()
@@ -208,25 +223,42 @@ class _Keeper(threading.Thread):
             if lease is not None:
                 with lease:
                     self._load_when_woken(lease)
+            self._answered = True
         except Fenced as error:
             _log.warning("%s", error)
         except Unavailable as error:
-            _log.warning("%s is loaded later: %s", self._event.path, error)
+            if self._answered:
+                _log.warning("%s is loaded later: %s", self._event.path, error)
+            self._answered = False
             self._stopping.wait(_AGAIN)
 
     def _load_when_woken(self, lease: Lease) -> None:
         fence = self._store.take_over(self._event.path, Lane.LOAD, lease.id, lease.confirm)
-        self.holds_lock = True
+        self.holds_lock = self._answered = True
+        retry_at = math.inf
         try:
             while not self._stopping.is_set():
                 self.woken.clear()
                 self._loading = True
-                self._loader.drain(fence, lease, self._stopping, self._tell)
+                done = self._loader.drain(fence, lease, self._stopping, self._tell)
                 self._loading = False
-                while not self.woken.wait(SWEEP) and not lease.lost.is_set():
-                    pass
+                if done.tally.failed or time.monotonic() >= retry_at:
+                    retry_at = self._next_retry()
+                self._wait(lease, retry_at)
         finally:
             self._loading = self.holds_lock = False
+
+    def _next_retry(self) -> float:
+        """When a failed job is due again, on the monotonic clock. The sweep may look too late."""
+        due = self._store.next_due(self._event.path)
+        # 0: it cannot be claimed now, or has become due this moment.
+        return math.inf if due is None else time.monotonic() + (due or _AGAIN)
+
+    def _wait(self, lease: Lease, retry_at: float) -> None:
+        """Until woken, until the time for a retry, or until the lock is lost."""
+        while not lease.lost.is_set() and (left := retry_at - time.monotonic()) > 0:
+            if self.woken.wait(min(left, SWEEP)):
+                break
 
     def _tell(self, done: LoadReport) -> None:
         self._loaded_at = time.monotonic()
