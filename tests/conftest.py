@@ -12,7 +12,10 @@ import hypothesis
 import pytest
 
 from tests.services import Unavailable
+from tests.services.nats import NATSServer
 from tests.services.postgres import Postgres, PostgresServer
+from tests.services.postgres_broker import PostgresBroker
+from tests.services.rabbitmq import RabbitMQServer
 
 T = TypeVar("T")
 CI = os.environ.get("CI") == "true"
@@ -94,6 +97,39 @@ def postgres_url(postgres: Postgres) -> Iterator[str]:
 def durable_postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL of the test's own, with fsync, which it may stop, kill and restart."""
     server = PostgresServer(durable=True)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> Iterator[RabbitMQServer]:
+    """The session's RabbitMQ; a test that stops it starts it again."""
+    server = RabbitMQServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def nats() -> Iterator[NATSServer]:
+    """The session's NATS; a test that stops it starts it again."""
+    server = NATSServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def postgres_broker() -> Iterator[PostgresBroker]:
+    """A PostgreSQL for wake-ups alone; a test that stops it starts it again."""
+    server = PostgresBroker()
     try:
         server.start()
         yield server

@@ -14,24 +14,31 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeAlias
 
-import psutil
 import pytest
 
 from blacksmith_dagster.errors import Unavailable
-from blacksmith_dagster.pubsub import Publisher, PubSub, Subscriber, open_pubsub
+from blacksmith_dagster.pubsub import Publisher, PubSub, Subscriber
+from tests.contract.wakeups import (
+    DELAYS,
+    FLIGHTS,
+    LATE,
+    SOON,
+    down,
+    frozen,
+    goes_on,
+    heard,
+    opening,
+)
 from tests.services.broker import Broker
 
-SOON = 20.0  # what heals by itself has healed by then
 A_FEW_SECONDS = 8.0
-
-FLIGHTS, DELAYS, LATE = "warehouse/flights", "warehouse/delays", "alerts/late"
 
 _topics = itertools.count(1)
 
-Open: TypeAlias = Callable[..., PubSub]
+Subscribe: TypeAlias = Callable[[str], Subscriber]
 
 
-@pytest.fixture(params=["rabbitmq", "nats"])
+@pytest.fixture(params=["rabbitmq", "nats", "postgres_broker"])
 def broker(request: pytest.FixtureRequest) -> Broker:
     """Each broker in turn; it runs."""
     server: Broker = request.getfixturevalue(request.param)
@@ -61,7 +68,7 @@ def publisher(pubsub: PubSub, opened: contextlib.ExitStack) -> Publisher:
 
 
 @pytest.fixture
-def subscribe(pubsub: PubSub, opened: contextlib.ExitStack) -> Callable[[str], Subscriber]:
+def subscribe(pubsub: PubSub, opened: contextlib.ExitStack) -> Subscribe:
     """Makes subscribers that hear from now on."""
 
     def subscribe(destination: str) -> Subscriber:
@@ -70,74 +77,6 @@ def subscribe(pubsub: PubSub, opened: contextlib.ExitStack) -> Callable[[str], S
         return subscriber
 
     return subscribe
-
-
-Subscribe: TypeAlias = Callable[[str], Subscriber]
-
-
-def opening(urls: tuple[str, str]) -> PubSub:
-    opened = open_pubsub(*urls)
-    assert opened is not None
-    return opened
-
-
-def heard(subscriber: Subscriber, wanted: Collection[str]) -> set[str]:
-    """What a subscriber hears until it has heard all that is wanted, and a moment longer."""
-    got: set[str] = set()
-    deadline = time.monotonic() + SOON
-    while not got.issuperset(wanted) and time.monotonic() < deadline:
-        got.update(subscriber.wait(deadline - time.monotonic()))
-    got.update(subscriber.wait(0.2))
-    return got
-
-
-def goes_on(publisher: Publisher, subscriber: Subscriber) -> None:
-    """Both find their way back by themselves: what is published is heard again."""
-    got: set[str] = set()
-    deadline = time.monotonic() + SOON
-    while FLIGHTS not in got:
-        assert time.monotonic() < deadline, "nothing was heard"
-        with contextlib.suppress(Unavailable):
-            publisher.publish([FLIGHTS])
-        try:
-            got.update(subscriber.wait(0.5))
-        except Unavailable:
-            time.sleep(0.1)  # as whoever waits would: it is raised at once when nobody listens
-    heard(subscriber, ())
-    # From here on nothing is lost and nothing fails.
-    publisher.publish([DELAYS])
-    assert DELAYS in heard(subscriber, [DELAYS])
-
-
-def waiting_until_told(subscriber: Subscriber) -> None:
-    """Wait until it fails; the first wait may still hear what came before."""
-    for _ in range(3):
-        subscriber.wait(A_FEW_SECONDS)
-
-
-@contextlib.contextmanager
-def down(broker: Broker, how: str) -> Iterator[None]:
-    """An outage of the broker."""
-    getattr(broker, how)()
-    try:
-        yield
-    finally:
-        broker.start()
-
-
-@contextlib.contextmanager
-def frozen(broker: Broker) -> Iterator[None]:
-    """A broker that keeps its connections and does nothing."""
-    assert broker.process is not None
-    parent = psutil.Process(broker.process.pid)
-    processes = [parent, *parent.children(recursive=True)]
-    try:
-        for each in processes:
-            each.suspend()
-        yield
-    finally:
-        for each in processes:
-            each.resume()
 
 
 def test_heard_by_the_subscriber_of_the_destination_and_no_other(
@@ -258,6 +197,12 @@ def test_an_idle_subscriber_costs_next_to_nothing(
     subscriber.wait(3.0)
     # A tenth of what was seen would do on a quiet machine; polling costs far more than this.
     assert time.process_time() - began < 0.03
+
+
+def waiting_until_told(subscriber: Subscriber) -> None:
+    """Wait until it fails; the first wait may still hear what came before."""
+    for _ in range(3):
+        subscriber.wait(A_FEW_SECONDS)
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])

@@ -52,8 +52,8 @@ class PostgresServer(Postgres):
         self._bin = _binaries()
         self._durable = durable
         self._port = free_port()
-        self._folder = private_folder("postgres")
-        self._process: subprocess.Popen[bytes] | None = None
+        self.folder = private_folder("postgres")
+        self.process: subprocess.Popen[bytes] | None = None
         super().__init__(f"postgresql://postgres@127.0.0.1:{self._port}/postgres")
         try:
             self._initialize()
@@ -63,45 +63,45 @@ class PostgresServer(Postgres):
 
     def start(self) -> None:
         """Start the server and wait until it answers."""
-        assert self._process is None, "already started"
+        assert self.process is None, "already started"
         options: dict[str, str | int | Path] = {
             "listen_addresses": "127.0.0.1",
             "port": self._port,
-            "unix_socket_directories": self._folder,
+            "unix_socket_directories": self.folder,
             "shared_buffers": "64MB",
         }
         if not self._durable:
             options |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
         settings = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
-        log = self._folder / "log"
-        self._process = start(
-            [self._bin / "postgres", "-D", self._folder / "data", *settings],
-            folder=self._folder,
+        log = self.folder / "log"
+        self.process = start(
+            [self._bin / "postgres", "-D", self.folder / "data", *settings],
+            folder=self.folder,
             env=self._environment(),
             log=log,
         )
         deadline = time.monotonic() + 60  # a restart after a kill replays the log first
         while not self._ready():
-            if self._process.poll() is not None or time.monotonic() > deadline:
+            if self.process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
                 raise RuntimeError(f"{_SERVICE} did not start:\n{log.read_text()[-3000:]}")
             time.sleep(0.05)
 
     def stop(self, mode: Literal["smart", "fast", "immediate"] = "fast") -> None:
         """Stop the server and wait for its end: `immediate` as in a crash, with no checkpoint."""
-        if self._process is not None:
-            self._process.send_signal(_STOP[mode])
+        if self.process is not None:
+            self.process.send_signal(_STOP[mode])
             try:
-                self._process.wait(timeout=30)
+                self.process.wait(timeout=30)
             except subprocess.TimeoutExpired:
-                kill_tree(self._process)
-            self._process = None
+                kill_tree(self.process)
+            self.process = None
 
     def kill(self) -> None:
         """SIGKILL to the server and all its children at once."""
-        if self._process is not None:
-            kill_tree(self._process)
-            self._process = None
+        if self.process is not None:
+            kill_tree(self.process)
+            self.process = None
 
     def restart(self, mode: Literal["smart", "fast", "immediate"] = "fast") -> None:
         """Stop the server if it runs, and start it at the same URL."""
@@ -111,17 +111,17 @@ class PostgresServer(Postgres):
     def close(self) -> None:
         """End the server and remove its data."""
         self.kill()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _initialize(self) -> None:
         options = ["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8"]
         subprocess.run(
-            unprivileged([self._bin / "initdb", "-D", self._folder / "data", *options]),
+            unprivileged([self._bin / "initdb", "-D", self.folder / "data", *options]),
             check=True,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             env=self._environment(),
-            cwd=self._folder,
+            cwd=self.folder,
         )
 
     def _ready(self) -> bool:
@@ -134,7 +134,7 @@ class PostgresServer(Postgres):
         return True
 
     def _environment(self) -> dict[str, str]:
-        return {"HOME": str(self._folder), "LC_ALL": "C.UTF-8", "PATH": os.environ["PATH"]}
+        return {"HOME": str(self.folder), "LC_ALL": "C.UTF-8", "PATH": os.environ["PATH"]}
 
 
 def _database(url: str) -> str:

@@ -1,0 +1,229 @@
+"""Wake-ups through the store's own database: PostgreSQL's LISTEN and NOTIFY."""
+
+from __future__ import annotations
+
+import logging
+import select
+import socket
+import threading
+from collections.abc import Collection, Mapping
+from time import monotonic
+from typing import Any
+
+import msgspec
+import psycopg
+from psycopg.pq import ExecStatus
+from psycopg.sql import SQL, Identifier
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from blacksmith_dagster.errors import SettingsError, Unavailable
+from blacksmith_dagster.pubsub.interface import Publisher, Subscriber
+from blacksmith_dagster.store.faults import reason
+
+_logger = logging.getLogger(__name__)
+
+_ANSWER_SECONDS = 2.0
+_CONNECTION = {
+    "autocommit": True,
+    "connect_timeout": 3,
+    # A peer that has gone without a word is found out within 15 s, and within 5 s while data waits.
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 1,
+    "tcp_user_timeout": 5000,
+}
+_NOTIFY = b"SELECT pg_notify($1, path) FROM json_array_elements_text($2) AS path"
+_LONGEST_CHANNEL = 63
+
+
+class PostgresPubSub:
+    """Wake-ups through the database of the store, on the channel named as the topic.
+
+    Nothing is kept: who does not listen hears nothing. Each subscriber has a session of its own, and
+    so can't listen through a pooler that lends sessions out by transaction (pgbouncer's
+    `pool_mode=transaction`): give the store a URL that goes around it, or pools by session.
+
+    Raises `SettingsError` if the URL cannot be read or the topic is longer than 63 characters.
+
+    >>> PostgresPubSub("postgresql://me:secret@db/blacksmith", "orders").label
+    'postgresql://db:5432/blacksmith, topic orders'
+    """
+
+    def __init__(self, store_url: str, topic: str) -> None:
+        if len(topic) > _LONGEST_CHANNEL:
+            raise SettingsError(
+                f"BLACKSMITH_PUBSUB_URL: postgres takes a topic= of up to {_LONGEST_CHANNEL} "
+                "characters; shorten it"
+            )
+        try:
+            url = make_url(store_url)
+        except ArgumentError:
+            raise SettingsError(
+                "the store's URL cannot be read; write postgresql://user:password@host:5432/database"
+            ) from None
+        self._database = _Database(url, topic)
+
+    @property
+    def label(self) -> str:
+        return self._database.label
+
+    def __repr__(self) -> str:
+        return f"PostgresPubSub({self.label})"
+
+    def publisher(self) -> Publisher:
+        return _Publisher(self._database)
+
+    def subscriber(self, destination: str) -> Subscriber:
+        return _Subscriber(self._database, destination)
+
+
+class _Database:
+    """Where to connect to, and how that goes wrong."""
+
+    def __init__(self, url: URL, topic: str) -> None:
+        self.topic = topic
+        where = f"{url.host or ''}:{url.port or 5432}/{url.database or ''}"
+        self.label = f"postgresql://{where}, topic {topic}"
+        # As the store connects.
+        dialect = url.set(drivername="postgresql+psycopg").get_dialect()()
+        self._options: Mapping[str, Any] = dialect.create_connect_args(url)[1]
+
+    def connect(self) -> psycopg.Connection:
+        return psycopg.connect(**{**self._options, **_CONNECTION})
+
+    def unavailable(self, error: Exception) -> Unavailable:
+        said = reason(error)
+        if "authentication failed" in said or "no password" in said:
+            return Unavailable(
+                f"{self.label} refused the user or the password; mend BLACKSMITH_STORE_URL, which "
+                "BLACKSMITH_PUBSUB_URL=postgres uses"
+            )
+        return Unavailable(f"{self.label} does not answer: {said}")
+
+
+class _Publisher:
+    def __init__(self, database: _Database) -> None:
+        self._database = database
+        self._connection: psycopg.Connection | None = None
+
+    def publish(self, paths: Collection[str]) -> None:
+        told = [self._database.topic.encode(), msgspec.json.encode(sorted(paths))]
+        if self._connection is not None:
+            try:
+                return _execute(self._connection, _NOTIFY, told)
+            except (psycopg.Error, OSError) as error:  # it may have died while nobody used it
+                _logger.debug("notifying anew, after: %s", reason(error))
+                self.close()
+        try:
+            self._connection = self._database.connect()
+            _execute(self._connection, _NOTIFY, told)
+        except (psycopg.Error, OSError) as error:
+            self.close()
+            raise self._database.unavailable(error) from None
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+
+class _Subscriber:
+    def __init__(self, database: _Database, destination: str) -> None:
+        self._database = database
+        self._prefix = f"{destination}/"
+        self._connection: psycopg.Connection | None = None
+        self._used = threading.Lock()
+        self._closed = False
+        self._waker, self._woken = socket.socketpair()
+
+    def wait(self, timeout: float) -> Collection[str]:
+        with self._used:
+            heard = self._wait(monotonic() + timeout)
+        if self._closed:
+            self._end()
+        return heard
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._waker.send(b".")
+            self._end()
+
+    def _end(self) -> None:
+        """Disconnect, unless a `wait` is under way: that then does it."""
+        if self._used.acquire(blocking=False):
+            self._disconnect()
+            self._waker.close()
+            self._woken.close()
+            self._used.release()
+
+    def _wait(self, deadline: float) -> Collection[str]:
+        if self._closed:
+            return ()
+        try:
+            if self._connection is not None:
+                return self._heard(self._connection, deadline)
+        except psycopg.Error as error:
+            _logger.debug("%s: listening anew, after: %s", self._database.label, reason(error))
+            self._disconnect()
+        try:
+            self._connection = self._database.connect()
+            listen = SQL("LISTEN {}").format(Identifier(self._database.topic))
+            _execute(self._connection, listen.as_bytes(self._connection))
+        except (psycopg.Error, OSError) as error:
+            self._disconnect()
+            if self._closed:
+                return ()
+            raise self._database.unavailable(error) from None
+        return ()
+
+    def _heard(self, connection: psycopg.Connection, deadline: float) -> Collection[str]:
+        driver = connection.pgconn
+        heard: set[str] = set()
+        while True:
+            driver.consume_input()
+            while notification := driver.notifies():
+                path = notification.extra.decode(errors="replace")
+                if path.startswith(self._prefix):
+                    heard.add(path)
+            left = deadline - monotonic()
+            if heard or left <= 0 or self._closed:
+                return heard
+            _ready([driver.socket, self._woken.fileno()], left)
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+
+def _execute(
+    connection: psycopg.Connection, statement: bytes, parameters: list[bytes] | None = None
+) -> None:
+    """Run a statement, by the driver's own parts: as a whole it waits for a hanging server for ever.
+
+    Raises `psycopg.Error` and `TimeoutError`; the connection is of no more use then.
+    """
+    driver = connection.pgconn
+    driver.send_query_params(statement, parameters)
+    deadline = monotonic() + _ANSWER_SECONDS
+    while True:
+        while (unsent := driver.flush()) or driver.is_busy():
+            left = deadline - monotonic()
+            if left < 0 or not _ready([driver.socket], left, writable=bool(unsent)):
+                raise TimeoutError(f"not within {_ANSWER_SECONDS:g} seconds")
+            driver.consume_input()
+        result = driver.get_result()
+        if result is None:
+            return
+        if result.status not in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
+            raise psycopg.OperationalError(result.error_message.decode(errors="replace"))
+
+
+def _ready(files: list[int], seconds: float, *, writable: bool = False) -> bool:
+    """Wait for one of the files. Not by `select`, which takes no file numbers past 1,023."""
+    poll = select.poll()
+    for each in files:
+        poll.register(each, select.POLLIN | (select.POLLOUT if writable else 0))
+    return bool(poll.poll(seconds * 1000))

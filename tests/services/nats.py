@@ -1,0 +1,158 @@
+"""NATS with JetStream: a server of the test session's own, with a user and a password."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from tests.services import Unavailable, free_port, kill_tree, private_folder, start
+
+_SERVICE = "NATS"
+_USER = "blacksmith"
+_PASSWORD = "knows/@all"
+
+
+class NATSServer:
+    """A server that the test starts, stops and kills; its streams are kept in a folder."""
+
+    def __init__(self, *, tls: tuple[Path, Path] | None = None) -> None:
+        """`tls` are a certificate and its key, both PEM files."""
+        self._bin = _binary()
+        self._port = free_port()
+        self._monitor = free_port()
+        self._folder = private_folder("nats")
+        self._tls = ""
+        if tls is not None:
+            certificate, key = (shutil.copy(each, self._folder) for each in tls)
+            shutil.chown(key, self._folder.owner())
+            self._tls = f"tls {{ cert_file: {certificate}, key_file: {key} }}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the server and wait until it serves."""
+        assert self.process is None, "already started"
+        self._configure(_PASSWORD)
+        log = self._folder / "log"
+        self.process = start(
+            [self._bin, "-c", self._folder / "nats.conf"],
+            folder=self._folder,
+            env={"HOME": str(self._folder), "PATH": os.environ["PATH"]},
+            log=log,
+        )
+        deadline = time.monotonic() + 30
+        while self._ask("healthz?js-enabled-only=true") is None:
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                raise RuntimeError(f"{_SERVICE} did not start:\n{log.read_text()[-3000:]}")
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """Stop the server as an operator does, and wait for its end."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                kill_tree(self.process)
+            self.process = None
+
+    def kill(self) -> None:
+        """SIGKILL to the server."""
+        if self.process is not None:
+            kill_tree(self.process)
+            self.process = None
+
+    def close(self) -> None:
+        """End the server and remove its data."""
+        self.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def urls(
+        self, topic: str, *, port: int | None = None, password: str | None = None
+    ) -> tuple[str, str]:
+        """The URL for `open_pubsub`, and that of a store, which NATS asks nothing of."""
+        shown = (password or _PASSWORD).replace("/", "%2F").replace("@", "%40")
+        return f"nats://{_USER}:{shown}@127.0.0.1:{port or self._port}?topic={topic}", "sqlite://"
+
+    def send(self, topic: str, destination: str, body: bytes) -> None:
+        """Send a message to the subscribers of a destination, whatever its body."""
+
+        async def send(client: Any) -> None:
+            await client.publish(f"{topic}.{destination}", body)
+            await client.flush()
+
+        self._connected(send)
+
+    def delete(self, topic: str) -> None:
+        """Delete the topic's stream, and with it its consumers."""
+
+        async def delete(client: Any) -> None:
+            assert await client.jetstream().delete_stream(topic)
+
+        self._connected(delete)
+
+    def cut(self) -> None:
+        """End the connections of all clients: their password is changed, and changed back."""
+        self._reload("another")
+        while self._connections():
+            time.sleep(0.01)
+        self._reload(_PASSWORD)
+
+    def _connected(self, use: Any) -> None:
+        import nats
+
+        async def run() -> None:
+            client = await nats.connect(
+                f"nats://127.0.0.1:{self._port}", user=_USER, password=_PASSWORD
+            )
+            try:
+                await use(client)
+            finally:
+                await client.close()
+
+        asyncio.run(run())
+
+    def _reload(self, password: str) -> None:
+        assert self.process is not None, "not started"
+        before = self._configured_at()
+        self._configure(password)
+        self.process.send_signal(signal.SIGHUP)
+        while self._configured_at() == before:
+            time.sleep(0.01)
+
+    def _configure(self, password: str) -> None:
+        (self._folder / "nats.conf").write_text(
+            f"listen: 127.0.0.1:{self._port}\n"
+            f"http: 127.0.0.1:{self._monitor}\n"
+            f"jetstream {{ store_dir: {self._folder} }}\n"
+            f'authorization {{ user: {_USER}, password: "{password}" }}\n{self._tls}\n'
+        )
+
+    def _configured_at(self) -> str:
+        return str((self._ask("varz") or {})["config_load_time"])
+
+    def _connections(self) -> int:
+        return int((self._ask("connz") or {})["num_connections"])
+
+    def _ask(self, what: str) -> dict[str, Any] | None:
+        try:
+            with urlopen(f"http://127.0.0.1:{self._monitor}/{what}", timeout=5) as answer:
+                answered: dict[str, Any] = json.load(answer)
+                return answered
+        except (URLError, OSError):
+            return None
+
+
+def _binary() -> Path:
+    # Debian keeps it in /usr/sbin, which is not in everybody's PATH.
+    found = shutil.which("nats-server", path=f"/usr/sbin:{os.environ['PATH']}")
+    if found is None:
+        raise Unavailable(_SERVICE, "no server found; `apt-get install nats-server` brings one")
+    return Path(found)
