@@ -1,11 +1,19 @@
-"""The store that the contract is held against: on SQLite and on PostgreSQL."""
+"""What the contracts are held against: a store on SQLite and on PostgreSQL, a broker of wake-ups."""
 
+import contextlib
+import itertools
+import os
 from collections.abc import Iterator
 
 import pytest
 
+from blacksmith_dagster.pubsub import Publisher, PubSub, Subscriber
 from blacksmith_dagster.store import Store, open_store
 from tests.contract import pipeline
+from tests.contract.wakeups import SOON, Subscribe, opening
+from tests.services.broker import Broker
+
+_topics = itertools.count(1)
 
 
 @pytest.fixture
@@ -15,3 +23,40 @@ def store(store_url: str) -> Iterator[Store]:
     opened.register(pipeline.app)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def topic() -> str:
+    """A topic of the test's own."""
+    return f"test-{os.getpid()}-{next(_topics)}"
+
+
+@pytest.fixture
+def opened() -> Iterator[contextlib.ExitStack]:
+    """What is closed at the end of the test."""
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def pubsub(broker: Broker, topic: str) -> PubSub:
+    """The broker that the module's fixture `broker` is, as an application opens it."""
+    return opening(broker.urls(topic))
+
+
+@pytest.fixture
+def publisher(pubsub: PubSub, opened: contextlib.ExitStack) -> Publisher:
+    """A publisher to the topic."""
+    return opened.enter_context(contextlib.closing(pubsub.publisher()))
+
+
+@pytest.fixture
+def subscribe(pubsub: PubSub, opened: contextlib.ExitStack) -> Subscribe:
+    """Makes subscribers to the topic that hear from now on."""
+
+    def subscribe(destination: str) -> Subscriber:
+        subscriber = opened.enter_context(contextlib.closing(pubsub.subscriber(destination)))
+        assert not subscriber.wait(SOON)
+        return subscriber
+
+    return subscribe

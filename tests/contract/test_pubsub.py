@@ -1,18 +1,15 @@
 """What every broker of wake-ups does: the suite that each adapter runs, on real servers."""
 
 import contextlib
-import itertools
 import logging
-import os
 import socket
 import statistics
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeAlias
 
 import pytest
 
@@ -23,6 +20,7 @@ from tests.contract.wakeups import (
     FLIGHTS,
     LATE,
     SOON,
+    Subscribe,
     down,
     frozen,
     goes_on,
@@ -33,50 +31,12 @@ from tests.services.broker import Broker
 
 A_FEW_SECONDS = 8.0
 
-_topics = itertools.count(1)
-
-Subscribe: TypeAlias = Callable[[str], Subscriber]
-
 
 @pytest.fixture(params=["rabbitmq", "nats", "postgres_broker"])
 def broker(request: pytest.FixtureRequest) -> Broker:
     """Each broker in turn; it runs."""
     server: Broker = request.getfixturevalue(request.param)
     return server
-
-
-@pytest.fixture
-def topic() -> str:
-    return f"test-{os.getpid()}-{next(_topics)}"
-
-
-@pytest.fixture
-def opened() -> Iterator[contextlib.ExitStack]:
-    """What is closed at the end of the test."""
-    with contextlib.ExitStack() as stack:
-        yield stack
-
-
-@pytest.fixture
-def pubsub(broker: Broker, topic: str) -> PubSub:
-    return opening(broker.urls(topic))
-
-
-@pytest.fixture
-def publisher(pubsub: PubSub, opened: contextlib.ExitStack) -> Publisher:
-    return opened.enter_context(contextlib.closing(pubsub.publisher()))
-
-
-@pytest.fixture
-def subscribe(pubsub: PubSub, opened: contextlib.ExitStack) -> Subscribe:
-    """Makes subscribers that hear from now on."""
-
-    def subscribe(destination: str) -> Subscriber:
-        subscriber = opened.enter_context(contextlib.closing(pubsub.subscriber(destination)))
-        assert not subscriber.wait(SOON)
-        return subscriber
-
-    return subscribe
 
 
 def test_heard_by_the_subscriber_of_the_destination_and_no_other(

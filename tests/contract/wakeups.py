@@ -1,0 +1,87 @@
+"""Publishing and hearing wake-ups, and what befalls the broker meanwhile."""
+
+import contextlib
+import time
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+import psutil
+
+from blacksmith_dagster.errors import Unavailable
+from blacksmith_dagster.pubsub import Publisher, PubSub, Subscriber, open_pubsub
+from tests.services.broker import Broker
+
+SOON = 20.0  # what heals by itself has healed by then
+
+FLIGHTS, DELAYS, LATE = "warehouse/flights", "warehouse/delays", "alerts/late"
+
+Subscribe: TypeAlias = Callable[[str], Subscriber]
+"""Makes a subscriber to a destination that hears from now on."""
+
+
+def opening(urls: tuple[str, str]) -> PubSub:
+    opened = open_pubsub(*urls)
+    assert opened is not None
+    return opened
+
+
+def heard(subscriber: Subscriber, wanted: Collection[str]) -> set[str]:
+    """What a subscriber hears until it has heard all that is wanted, and a moment longer."""
+    got: set[str] = set()
+    deadline = time.monotonic() + SOON
+    while not got.issuperset(wanted) and time.monotonic() < deadline:
+        got.update(subscriber.wait(deadline - time.monotonic()))
+    got.update(subscriber.wait(0.2))
+    return got
+
+
+def goes_on(publisher: Publisher, subscriber: Subscriber) -> None:
+    """Both find their way back by themselves: what is published is heard again."""
+    got: set[str] = set()
+    deadline = time.monotonic() + SOON
+    while FLIGHTS not in got:
+        assert time.monotonic() < deadline, "nothing was heard"
+        with contextlib.suppress(Unavailable):
+            publisher.publish([FLIGHTS])
+        try:
+            got.update(subscriber.wait(0.5))
+        except Unavailable:
+            time.sleep(0.1)  # as whoever waits would: it is raised at once when nobody listens
+    heard(subscriber, ())
+    # From here on nothing is lost and nothing fails.
+    publisher.publish([DELAYS])
+    assert DELAYS in heard(subscriber, [DELAYS])
+
+
+@contextlib.contextmanager
+def down(broker: Broker, how: str) -> Iterator[None]:
+    """An outage of the broker."""
+    getattr(broker, how)()
+    try:
+        yield
+    finally:
+        broker.start()
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Whether a thread of a process that is to stop still runs: each stops in its own time."""
+    states = [each.read_text() for each in Path(f"/proc/{process.pid}/task").glob("*/stat")]
+    return any(state.rpartition(")")[2].split()[0] not in "TZ" for state in states)
+
+
+@contextlib.contextmanager
+def frozen(broker: Broker) -> Iterator[None]:
+    """A broker that keeps its connections and does nothing."""
+    assert broker.process is not None
+    parent = psutil.Process(broker.process.pid)
+    processes = [parent, *parent.children(recursive=True)]
+    try:
+        for each in processes:
+            each.suspend()
+        while any(map(_runs, processes)):
+            time.sleep(0.001)
+        yield
+    finally:
+        for each in processes:
+            each.resume()
