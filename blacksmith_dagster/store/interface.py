@@ -370,6 +370,11 @@ class Store(Protocol):
         waits."""
         ...
 
+    def since_load(self, *destinations: str) -> float | None:
+        """Seconds since a load of one of these ended (or began, if it is under way), by the
+        database's clock; `None` if there has been none."""
+        ...
+
     def condemn(
         self, fence: Fence, why: str, limit: int, event_ids: Sequence[str] | None = None
     ) -> Load | None:

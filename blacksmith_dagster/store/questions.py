@@ -76,6 +76,18 @@ def next_due(
     return min(waits, default=None)
 
 
+def since_load(
+    conn: Connection, destinations: Sequence[int], clock: ColumnElement[datetime]
+) -> float | None:
+    """Seconds since a load of one of these ended or began, `None` if there has been none."""
+    found = _LOADED.add_columns(clock.label("now"))
+    rows = conn.execute(found, {"asked": destinations}).all()
+    return min(
+        (max(0.0, (row.now - row.loaded).total_seconds()) for row in rows if row.loaded),
+        default=None,
+    )
+
+
 _of: Any = bindparam("of")
 
 
@@ -141,10 +153,16 @@ _COUNTS = select(
     _due_of(_of).label("due"),
     _received.label("received"),
 )
+_asked = destination_events.c.id.in_(bindparam("asked", expanding=True))
 _NEXT = select(
     _due_of(destination_events.c.id).label("due"),
     _first_new_of(destination_events.c.id).label("new"),
-).where(destination_events.c.id.in_(bindparam("asked", expanding=True)))
+).where(_asked)
+_LOADED = select(
+    _last(func.coalesce(loads.c.finished_at, loads.c.started_at), 0, destination_events.c.id)
+    .scalar_subquery()
+    .label("loaded"),
+).where(_asked)
 
 
 def day_counts(conn: Connection, since: date) -> Sequence[Row[Any]]:

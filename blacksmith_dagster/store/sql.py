@@ -353,6 +353,11 @@ class SQLStore(ABC):
         with self.reading() as conn:
             return questions.next_due(conn, asked, self._clock())
 
+    def since_load(self, *destinations: str) -> float | None:
+        asked = [self._destination(each) for each in destinations]
+        with self.reading() as conn:
+            return questions.since_load(conn, asked, self._clock())
+
     # -- questions
     def counts(self, destination: str) -> Counts:
         with self.reading() as conn:

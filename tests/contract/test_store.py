@@ -25,6 +25,7 @@ from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.interface import Deviation, NewEvent, Position, Raw, Verdict
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.store.tables import metadata
+from tests.contract.loading import until
 from tests.contract.pipeline import (
     FLIGHTS,
     SEATS,
@@ -395,6 +396,21 @@ def test_next_due(store: Store) -> None:
     due = store.next_due(FLIGHTS)
     assert due is not None
     assert 500 < due <= 600
+
+
+def test_since_load(store: Store) -> None:
+    assert store.since_load(FLIGHTS, SEATS) is None
+    keep(store, 1)
+    fence = take_over(store)
+    assert store.since_load(FLIGHTS, SEATS) is None  # a lock is no load
+    load = claimed(store, fence)
+    until(lambda: (store.since_load(FLIGHTS) or 0) > 0.2)  # from when it began
+    store.record(load, Verdict())
+    ended = store.since_load(FLIGHTS, SEATS)
+    assert ended is not None
+    assert 0 <= ended < 0.2
+    assert store.since_load(SEATS) is None
+    until(lambda: (store.since_load(SEATS, FLIGHTS) or 0) > 0.2)
 
 
 def test_totals_per_day_are_counted_once(store: Store) -> None:
