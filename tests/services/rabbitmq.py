@@ -8,6 +8,8 @@ import subprocess
 import time
 from pathlib import Path
 
+import pika
+
 from tests.services import Unavailable, free_port, kill_tree, private_folder, start, unprivileged
 from tests.services.tls import make_certificate
 
@@ -105,13 +107,13 @@ class RabbitMQServer:
         return f"amqp://{login}127.0.0.1:{port or self.port}?topic={topic}", "sqlite://"
 
     def send(self, topic: str, destination: str, body: bytes) -> None:
-        with self._connection() as connection:
+        with self.connection() as connection:
             connection.channel().basic_publish(topic, destination, body)
 
     def delete(self, topic: str) -> None:
-        listed = self._control("list_bindings", "--silent", "source_name", "destination_name")
+        listed = self.control("list_bindings", "--silent", "source_name", "destination_name")
         bindings = [line.split("\t") for line in listed.splitlines()]
-        with self._connection() as connection:
+        with self.connection() as connection:
             channel = connection.channel()
             for exchange, queue in bindings:
                 if exchange == topic:
@@ -119,14 +121,15 @@ class RabbitMQServer:
             channel.exchange_delete(topic)
 
     def cut(self) -> None:
-        self._control("close_all_connections", "idle")
+        self.control("close_all_connections", "idle")
 
     def queues(self) -> dict[str, int]:
         """The names of all queues, each with the number of messages that it holds."""
-        listed = self._control("list_queues", "--silent", "name", "messages")
+        listed = self.control("list_queues", "--silent", "name", "messages")
         return {name: int(n) for name, n in (line.split("\t") for line in listed.splitlines())}
 
-    def _control(self, *arguments: str) -> str:
+    def control(self, *arguments: str) -> str:
+        """What `rabbitmqctl` answers."""
         return subprocess.run(
             unprivileged([self._sbin / "rabbitmqctl", *arguments]),
             check=True,
@@ -136,9 +139,8 @@ class RabbitMQServer:
             cwd=self._folder,
         ).stdout
 
-    def _connection(self):  # type: ignore[no-untyped-def] # pika has no types
-        import pika
-
+    def connection(self) -> pika.BlockingConnection:
+        """A connection of the tests' own."""
         return pika.BlockingConnection(pika.ConnectionParameters("127.0.0.1", self.port))
 
     def _ready(self) -> bool:

@@ -1,0 +1,178 @@
+"""What is RabbitMQ's own: its queues, its rights, TLS, and how it ends a connection."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+import blacksmith_dagster.pubsub.rabbitmq as adapter
+from blacksmith_dagster.errors import Unavailable
+from blacksmith_dagster.pubsub import Publisher, PubSub
+from tests.contract.wakeups import DELAYS, FLIGHTS, SOON, Subscribe, goes_on, heard, opening
+from tests.services import free_port
+from tests.services.rabbitmq import RabbitMQServer
+
+
+@pytest.fixture
+def broker(rabbitmq: RabbitMQServer) -> RabbitMQServer:
+    return rabbitmq
+
+
+@pytest.fixture
+def user(broker: RabbitMQServer, topic: str) -> Iterator[str]:
+    """A user whose password is his name, without any rights."""
+    broker.control("add_user", topic, topic)
+    yield topic
+    broker.control("delete_user", topic)
+
+
+def at(url: str) -> PubSub:
+    return opening((url, "sqlite://"))
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SOON
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def refusal(pubsub: PubSub) -> str:
+    """What a publisher is told; a subscriber is told the same."""
+    publisher, subscriber = pubsub.publisher(), pubsub.subscriber("warehouse")
+    with contextlib.closing(publisher), contextlib.closing(subscriber):
+        with pytest.raises(Unavailable) as told:
+            publisher.publish([FLIGHTS])
+        with pytest.raises(Unavailable) as told_too:
+            subscriber.wait(SOON)
+    assert str(told.value) == str(told_too.value)
+    return str(told.value)
+
+
+def works(pubsub: PubSub) -> bool:
+    publisher, subscriber = pubsub.publisher(), pubsub.subscriber("warehouse")
+    with contextlib.closing(publisher), contextlib.closing(subscriber):
+        assert not subscriber.wait(SOON)
+        publisher.publish([FLIGHTS])
+        return heard(subscriber, [FLIGHTS]) == {FLIGHTS}
+
+
+def test_little_piles_up_for_who_does_not_listen(
+    broker: RabbitMQServer, publisher: Publisher, subscribe: Subscribe
+) -> None:
+    before = broker.queues()
+    publisher.publish([FLIGHTS])
+    assert broker.queues() == before  # nobody listens: there is no queue
+    subscriber = subscribe("warehouse")
+    (name,) = broker.queues().keys() - before.keys()
+    assert name.startswith("blacksmith.warehouse.")
+    for _ in range(500):
+        publisher.publish([FLIGHTS])
+    publisher.publish([DELAYS])
+    # As many on their way as are kept, and what comes late drives out what came early.
+    until(lambda: broker.queues()[name] == 2 * adapter._KEPT_MESSAGES)
+    assert heard(subscriber, [FLIGHTS, DELAYS]) == {FLIGHTS, DELAYS}
+    until(lambda: broker.queues()[name] == 0)
+
+
+def test_a_queue_goes_after_its_subscriber(
+    broker: RabbitMQServer, subscribe: Subscribe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = broker.queues()
+    monkeypatch.setattr(adapter, "_KEPT_SECONDS", 1)
+    subscriber = subscribe("warehouse")
+    assert not subscriber.wait(2.5)
+    assert broker.queues() != before  # someone listens
+    subscriber.close()
+    until(lambda: broker.queues() == before)
+
+
+def test_exchange_deleted(
+    broker: RabbitMQServer, topic: str, publisher: Publisher, subscribe: Subscribe
+) -> None:
+    subscriber = subscribe("warehouse")
+    publisher.publish([FLIGHTS])
+    with broker.connection() as connection:
+        connection.channel().exchange_delete(topic)
+    goes_on(publisher, subscriber)
+
+
+def test_a_publisher_that_sent_no_heartbeat_is_cut_off_and_does_not_fail(
+    broker: RabbitMQServer,
+    pubsub: PubSub,
+    subscribe: Subscribe,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    subscriber = subscribe("warehouse")
+    monkeypatch.setattr(adapter, "_PUBLISHER_HEARTBEAT", 1)
+    with contextlib.closing(pubsub.publisher()) as publisher:
+        publisher.publish([FLIGHTS])
+        until(lambda: "\t1\n" not in broker.control("list_connections", "-q", "pid", "timeout"))
+        publisher.publish([DELAYS])
+    assert heard(subscriber, [FLIGHTS, DELAYS]) == {FLIGHTS, DELAYS}
+
+
+def test_a_subscriber_that_was_busy_past_its_heartbeats_hears_what_came(
+    broker: RabbitMQServer,
+    publisher: Publisher,
+    subscribe: Subscribe,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(adapter, "_SUBSCRIBER_HEARTBEAT", 1)
+    subscriber = subscribe("warehouse")
+    until(lambda: "\t1\n" not in broker.control("list_connections", "-q", "pid", "timeout"))
+    publisher.publish([FLIGHTS])
+    assert heard(subscriber, [FLIGHTS]) == {FLIGHTS}
+
+
+def test_a_broker_short_of_memory_takes_nothing_and_says_so(
+    broker: RabbitMQServer, publisher: Publisher, subscribe: Subscribe
+) -> None:
+    subscriber = subscribe("warehouse")
+    publisher.publish([FLIGHTS])
+    broker.control("set_vm_memory_high_watermark", "absolute", "1MB")
+    try:
+        with pytest.raises(Unavailable, match="within 3 seconds"):
+            publisher.publish([FLIGHTS])
+    finally:
+        broker.control("set_vm_memory_high_watermark", "0.4")
+    goes_on(publisher, subscriber)
+
+
+def test_tls(broker: RabbitMQServer, topic: str) -> None:
+    secure = f"amqps://localhost:{broker.tls_port}?topic={topic}"
+    assert works(at(f"{secure}&ca={broker.certificate}"))
+    assert "certificate verify failed" in refusal(at(secure))
+    assert "certificate" in refusal(at(f"{secure}&ca={__file__}"))  # no certificate is in it
+    plain = refusal(at(f"amqp://localhost:{broker.tls_port}?topic={topic}"))
+    assert "amqps://" in plain
+
+
+def test_the_first_server_that_takes_us_serves(broker: RabbitMQServer, topic: str) -> None:
+    assert works(at(f"amqp://127.0.0.1:{free_port()},127.0.0.1:{broker.port}?topic={topic}"))
+
+
+def test_virtual_hosts(broker: RabbitMQServer, topic: str, user: str) -> None:
+    host = f"amqp://{user}:{user}@127.0.0.1:{broker.port}/{topic}%2Fa"
+    assert "virtual host" in refusal(at(host))  # there is none
+    broker.control("add_vhost", f"{topic}/a")
+    try:
+        assert "virtual host" in refusal(at(host))  # and now without rights
+        broker.control("set_permissions", "-p", f"{topic}/a", user, ".*", ".*", ".*")
+        assert works(at(host))
+    finally:
+        broker.control("delete_vhost", f"{topic}/a")
+
+
+def test_rights_that_are_missing_are_told(broker: RabbitMQServer, topic: str, user: str) -> None:
+    broker.control("set_permissions", user, "^other", ".*", ".*")
+    told = refusal(at(f"amqp://{user}:{user}@127.0.0.1:{broker.port}?topic={topic}"))
+    assert "configure, write and read" in told
+
+
+def test_an_exchange_of_another_kind_is_told(broker: RabbitMQServer, topic: str) -> None:
+    with broker.connection() as connection:
+        connection.channel().exchange_declare(topic, "fanout")
+        assert "'fanout'" in refusal(opening(broker.urls(topic)))
+        connection.channel().exchange_delete(topic)
