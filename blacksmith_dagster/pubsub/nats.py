@@ -17,7 +17,12 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StorageType
-from nats.js.errors import NoStreamResponseError, NotFoundError, ServiceUnavailableError
+from nats.js.errors import (
+    APIError,
+    NoStreamResponseError,
+    NotFoundError,
+    ServiceUnavailableError,
+)
 
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pubsub.address import Address
@@ -228,6 +233,7 @@ class _Link:
         """
 
         async def in_time() -> _T:
+            self._said = None
             async with asyncio.timeout(_CALL_SECONDS):
                 return await work()
 
@@ -320,17 +326,23 @@ class _Link:
             raise ConnectionResetError("the server ended the connection")
 
     def _told(self, error: Exception) -> str:
-        said = str(error).strip().partition("\n")[0]
+        where = self._address.label
+        # A request that is not allowed has no answer: what is wrong was said beside it.
+        why = self._said if isinstance(error, TimeoutError) and self._said else error
+        said = str(why).strip().partition("\n")[0]
         if "authorization" in said.lower() or "authentication" in said.lower():
             return (
-                f"{self._address.label} refused the credentials; mend the user, the password or the "
-                "token in BLACKSMITH_PUBSUB_URL"
+                f"{where} refused the credentials; mend the user, the password or the token in "
+                "BLACKSMITH_PUBSUB_URL"
             )
         if isinstance(error, ServiceUnavailableError):
-            return f"{self._address.label} has no JetStream; start nats-server with -js"
-        if isinstance(error, TimeoutError):
-            said = f"not within {_CALL_SECONDS:g} seconds"
-        return f"{self._address.label} does not answer: {said or type(error).__name__}"
+            return f"{where} has no JetStream; start nats-server with -js"
+        if isinstance(error, APIError):
+            return (
+                f"{where} refused: {error.description}; see to the stream of that name, or choose "
+                "another by topic= in BLACKSMITH_PUBSUB_URL"
+            )
+        return f"{where} does not answer: {said or f'not within {_CALL_SECONDS:g} seconds'}"
 
 
 class _Client(Client):

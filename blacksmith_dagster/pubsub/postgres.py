@@ -138,11 +138,12 @@ class _Subscriber:
         self._waker, self._woken = socket.socketpair()
 
     def wait(self, timeout: float) -> Collection[str]:
-        with self._used:
-            heard = self._wait(monotonic() + timeout)
-        if self._closed:
-            self._end()
-        return heard
+        try:
+            with self._used:
+                return self._wait(monotonic() + timeout)
+        finally:
+            if self._closed:
+                self._end()
 
     def close(self) -> None:
         if not self._closed:

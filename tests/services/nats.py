@@ -7,23 +7,30 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.error import URLError
 from urllib.request import urlopen
 
 from tests.services import Unavailable, free_port, kill_tree, private_folder, start
 
+T = TypeVar("T")
+
 _SERVICE = "NATS"
 _USER = "blacksmith"
 _PASSWORD = "knows/@all"
+_LOGIN = f'user: {_USER}, password: "{{}}"'
 
 
 class NATSServer:
     """A server that the test starts, stops and kills; its streams are kept in a folder."""
 
     def __init__(self, *, tls: tuple[Path, Path] | None = None) -> None:
-        """`tls` are a certificate and its key, both PEM files."""
+        """`tls` are a certificate and its key, PEM files that everybody may read.
+
+        What else is set below counts from the next `start` on.
+        """
         self._bin = _binary()
         self._port = free_port()
         self._monitor = free_port()
@@ -31,14 +38,15 @@ class NATSServer:
         self._tls = ""
         if tls is not None:
             certificate, key = (shutil.copy(each, self._folder) for each in tls)
-            shutil.chown(key, self._folder.owner())
             self._tls = f"tls {{ cert_file: {certificate}, key_file: {key} }}"
+        self.authorization = _LOGIN.format(_PASSWORD)
+        self.jetstream = True
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start the server and wait until it serves."""
         assert self.process is None, "already started"
-        self._configure(_PASSWORD)
+        self._configure()
         log = self._folder / "log"
         self.process = start(
             [self._bin, "-c", self._folder / "nats.conf"],
@@ -47,7 +55,8 @@ class NATSServer:
             log=log,
         )
         deadline = time.monotonic() + 30
-        while self._ask("healthz?js-enabled-only=true") is None:
+        health = f"healthz?js-enabled-only={str(self.jetstream).lower()}"
+        while self._ask(health) is None:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
                 raise RuntimeError(f"{_SERVICE} did not start:\n{log.read_text()[-3000:]}")
@@ -83,56 +92,48 @@ class NATSServer:
 
     def send(self, topic: str, destination: str, body: bytes) -> None:
         """Send a message to the subscribers of a destination, whatever its body."""
-
-        async def send(client: Any) -> None:
-            await client.publish(f"{topic}.{destination}", body)
-            await client.flush()
-
-        self._connected(send)
+        self.using(lambda client: client.jetstream().publish(f"{topic}.{destination}", body))
 
     def delete(self, topic: str) -> None:
         """Delete the topic's stream, and with it its consumers."""
+        self.using(lambda client: client.jetstream().delete_stream(topic))
 
-        async def delete(client: Any) -> None:
-            assert await client.jetstream().delete_stream(topic)
-
-        self._connected(delete)
-
-    def cut(self) -> None:
-        """End the connections of all clients: their password is changed, and changed back."""
-        self._reload("another")
-        while self._connections():
-            time.sleep(0.01)
-        self._reload(_PASSWORD)
-
-    def _connected(self, use: Any) -> None:
+    def using(self, use: Callable[[Any], Awaitable[T]]) -> T:
+        """What is answered to a client of nats-py that has logged in."""
         import nats
 
-        async def run() -> None:
-            client = await nats.connect(
-                f"nats://127.0.0.1:{self._port}", user=_USER, password=_PASSWORD
-            )
+        async def run() -> T:
+            where = f"nats://127.0.0.1:{self._port}"
+            client = await nats.connect(where, user=_USER, password=_PASSWORD)
             try:
-                await use(client)
+                return await use(client)
             finally:
                 await client.close()
 
-        asyncio.run(run())
+        return asyncio.run(run())
 
-    def _reload(self, password: str) -> None:
+    def cut(self) -> None:
+        """End the connections of all clients: their password is changed, and changed back."""
+        self._reload(_LOGIN.format("another"))
+        while self._connections():
+            time.sleep(0.01)
+        self._reload(_LOGIN.format(_PASSWORD))
+
+    def _reload(self, authorization: str) -> None:
         assert self.process is not None, "not started"
         before = self._configured_at()
-        self._configure(password)
+        self.authorization = authorization
+        self._configure()
         self.process.send_signal(signal.SIGHUP)
         while self._configured_at() == before:
             time.sleep(0.01)
 
-    def _configure(self, password: str) -> None:
+    def _configure(self) -> None:
+        jetstream = f"jetstream {{ store_dir: {self._folder} }}" if self.jetstream else ""
         (self._folder / "nats.conf").write_text(
             f"listen: 127.0.0.1:{self._port}\n"
             f"http: 127.0.0.1:{self._monitor}\n"
-            f"jetstream {{ store_dir: {self._folder} }}\n"
-            f'authorization {{ user: {_USER}, password: "{password}" }}\n{self._tls}\n'
+            f"authorization {{ {self.authorization} }}\n{jetstream}\n{self._tls}\n"
         )
 
     def _configured_at(self) -> str:

@@ -1,0 +1,61 @@
+"""What holds of PostgreSQL's wake-ups alone."""
+
+import contextlib
+import socket
+
+import pytest
+
+from blacksmith_dagster.errors import SettingsError
+from blacksmith_dagster.pubsub import open_pubsub
+from blacksmith_dagster.pubsub.postgres import PostgresPubSub
+from tests.contract.wakeups import FLIGHTS, opening
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql+psycopg://{}", "postgres://{}?application_name=woken&connect_timeout=99"]
+)
+def test_every_url_of_a_store_serves(postgres_url: str, url: str) -> None:
+    pubsub = opening(("postgres", url.format(postgres_url.removeprefix("postgresql://"))))
+    with (
+        contextlib.closing(pubsub.publisher()) as publisher,
+        contextlib.closing(pubsub.subscriber("warehouse")) as subscriber,
+    ):
+        assert not subscriber.wait(10)
+        publisher.publish([FLIGHTS])
+        assert set(subscriber.wait(10)) == {FLIGHTS}
+
+
+def test_a_store_that_is_not_postgresql_is_refused() -> None:
+    with pytest.raises(SettingsError, match="the store is not PostgreSQL"):
+        open_pubsub("postgres", "sqlite:///store.db")
+
+
+def test_a_topic_is_no_longer_than_a_channel() -> None:
+    PostgresPubSub("postgresql://db/blacksmith", "t" * 63)
+    with pytest.raises(SettingsError, match="63 characters; shorten it"):
+        PostgresPubSub("postgresql://db/blacksmith", "t" * 64)
+
+
+def test_the_password_is_not_shown() -> None:
+    pubsub = PostgresPubSub("postgresql://me:open-sesame@db/blacksmith", "orders")
+    assert "sesame" not in f"{pubsub!r} {pubsub.label}"
+    with pytest.raises(SettingsError) as refused:
+        PostgresPubSub("me:open-sesame@db", "orders")
+    assert "sesame" not in str(refused.value)
+
+
+def test_a_peer_that_has_gone_without_a_word_is_found_out(postgres_url: str) -> None:
+    pubsub = PostgresPubSub(postgres_url, "orders")
+    with contextlib.closing(pubsub.subscriber("warehouse")) as subscriber:
+        subscriber.wait(10)
+        connected = socket.socket(fileno=subscriber._connection.fileno())
+        try:
+            seconds = [
+                connected.getsockopt(socket.IPPROTO_TCP, option)
+                for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+            ]
+            assert connected.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert seconds[0] + seconds[1] * seconds[2] <= 20
+            assert connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 5000
+        finally:
+            connected.detach()

@@ -1,0 +1,146 @@
+"""What holds of NATS alone."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blacksmith_dagster.errors import Unavailable
+from tests.contract.wakeups import FLIGHTS, opening
+from tests.services.nats import NATSServer
+from tests.services.tls import make_certificate
+
+TOPIC = "alone"
+
+
+@pytest.fixture
+def server() -> Iterator[NATSServer]:
+    server = NATSServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+def goes_through(url: str) -> bool:
+    """Whether what is published is heard."""
+    pubsub = opening((url, "sqlite://"))
+    with (
+        contextlib.closing(pubsub.publisher()) as publisher,
+        contextlib.closing(pubsub.subscriber("warehouse")) as subscriber,
+    ):
+        assert not subscriber.wait(10)
+        publisher.publish([FLIGHTS])
+        return set(subscriber.wait(10)) == {FLIGHTS}
+
+
+def failing(url: str, why: str) -> str:
+    """What is said when a publish fails."""
+    with (
+        contextlib.closing(opening((url, "sqlite://")).publisher()) as publisher,
+        pytest.raises(Unavailable, match=why) as told,
+    ):
+        publisher.publish([FLIGHTS])
+    return str(told.value)
+
+
+def test_tls_with_an_authority_of_ones_own(tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path)
+    server = NATSServer(tls=(certificate, key))
+    try:
+        server.start()
+        url, _ = server.urls(TOPIC)
+        assert goes_through(f"{url}&tls=true&ca={certificate}")
+        failing(f"{url}&tls=true", "certificate")
+    finally:
+        server.close()
+
+
+def test_a_server_without_tls_is_told_no_credentials() -> None:
+    told = b""
+
+    async def serve() -> None:
+        done = asyncio.Event()
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal told
+            writer.write(b'INFO {"auth_required": true, "max_payload": 1048576}\r\n')
+            told += await reader.read()
+            writer.close()
+            done.set()
+
+        async with await asyncio.start_server(answer, "127.0.0.1") as server:
+            port = server.sockets[0].getsockname()[1]
+            url = f"nats://me:open-sesame@127.0.0.1:{port}?tls=true"
+            await asyncio.to_thread(failing, url, "secure connection")
+            await asyncio.wait_for(done.wait(), 10)
+
+    asyncio.run(serve())
+    assert told == b""
+
+
+def test_a_token_is_a_username_alone(server: NATSServer) -> None:
+    server.stop()
+    server.authorization = "token: knows-all"
+    server.start()
+    address = server.urls(TOPIC)[0].rpartition("@")[2]
+    assert goes_through(f"nats://knows-all@{address}")
+    assert "sesame" not in failing(f"nats://open-sesame@{address}", "refused")
+
+
+def test_what_is_not_allowed_is_told(server: NATSServer) -> None:
+    server.stop()
+    login = server.authorization.replace(",", "\n")
+    server.authorization = f"users: [{{ {login}\n permissions: {{ publish: {{ deny: '>' }} }} }}]"
+    server.start()
+    failing(server.urls(TOPIC)[0], "permissions violation")
+
+
+def test_the_next_server_is_tried(server: NATSServer) -> None:
+    url, _ = server.urls(TOPIC)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        dead = f"127.0.0.1:{nobody.getsockname()[1]}"
+        assert goes_through(url.replace("@", f"@{dead},"))
+
+
+def test_what_nobody_hears_does_not_pile_up(nats: NATSServer) -> None:
+    with contextlib.closing(opening(nats.urls(TOPIC)).publisher()) as publisher:
+        for _ in range(300):
+            publisher.publish([FLIGHTS, "alerts/late"])
+    stream = nats.using(lambda client: client.jetstream().stream_info(TOPIC))
+    assert stream.state.messages == 200
+    assert stream.config.max_age == 60
+    nats.delete(TOPIC)
+
+
+def test_a_stream_that_is_there_is_used_as_it_is(nats: NATSServer) -> None:
+    def make(subject: str) -> Callable[[Any], Awaitable[Any]]:
+        return lambda client: client.jetstream().add_stream(name=TOPIC, subjects=[subject])
+
+    nats.using(make(f"{TOPIC}.>"))
+    assert goes_through(nats.urls(TOPIC)[0])
+    nats.delete(TOPIC)
+    nats.using(make("something.else"))
+    failing(nats.urls(TOPIC)[0], "already in use")
+    nats.delete(TOPIC)
+
+
+def test_a_server_without_jetstream_is_told(server: NATSServer) -> None:
+    server.stop()
+    server.jetstream = False
+    server.start()
+    pubsub = opening(server.urls(TOPIC))
+    with (
+        contextlib.closing(pubsub.publisher()) as publisher,
+        contextlib.closing(pubsub.subscriber("warehouse")) as subscriber,
+    ):
+        with pytest.raises(Unavailable, match="start nats-server with -js"):
+            publisher.publish([FLIGHTS])
+        with pytest.raises(Unavailable, match="start nats-server with -js"):
+            subscriber.wait(1)
