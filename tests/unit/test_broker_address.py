@@ -1,0 +1,97 @@
+"""A broker's URL says where it is and what it is called there; a wrong one says how to mend it."""
+
+from pathlib import Path
+
+import pytest
+
+from blacksmith_dagster.errors import SettingsError
+from blacksmith_dagster.pubsub import open_pubsub
+from blacksmith_dagster.pubsub.address import read
+
+STORE = "postgresql://user:hidden@127.0.0.1/events"
+
+
+@pytest.mark.parametrize(
+    ("url", "servers"),
+    [
+        ("kafka://one", "one:9092"),
+        ("kafka://one:1,two,[::1]:3", "one:1,two:9092,[::1]:3"),
+        ("nats://broker/", "broker:4222"),
+        ("amqp://broker", "broker:5672"),
+        ("amqps://broker", "broker:5671"),
+        ("postgres", ""),
+    ],
+)
+def test_servers_have_their_usual_ports(url: str, servers: str) -> None:
+    assert read(url).servers == servers
+
+
+def test_names_are_blacksmith_unless_given() -> None:
+    given = read("nats://broker?topic=orders&subscription=night")
+    assert (given.topic, given.subscription) == ("orders", "night")
+    default = read("nats://broker")
+    assert (default.topic, default.subscription) == ("blacksmith", "blacksmith")
+
+
+def test_credentials_are_read_and_shown_nowhere() -> None:
+    address = read("amqp://night%40shift:se%2Fcret@broker/vhost")
+    assert (address.username, address.password) == ("night@shift", "se/cret")
+    assert "se/cret" not in repr(address)
+    assert address.label == "amqp://broker:5672/vhost, topic blacksmith"
+
+
+def test_encryption_is_asked_for(tmp_path: Path) -> None:
+    authority = tmp_path / "ca.pem"
+    authority.touch()
+    assert not read("kafka://broker").tls
+    assert read(f"kafka://broker?tls=true&ca={authority}").ca == str(authority)
+    assert read("amqps://broker").tls
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("redis://user:hidden@broker", "no broker answers to redis://"),
+        ("broker:9092", "no broker answers to broker://"),
+        ("nats://user:hidden@", "a host or a port is missing or wrong"),
+        ("nats://user:hidden@broker:port", "write nats://host:4222"),
+        ("kafka://user:hidden@one,,two", "a host or a port is missing"),
+        ("nats://broker?sasl=PLAIN", "nats has no option sasl"),
+        ("amqp://broker?tls=true", "amqp has no option tls; it has ca, subscription, topic"),
+        ("nats://broker?topic=a.b", "topic= is up to 100 letters"),
+        ("kafka://broker?tls=yes", "tls= is true or false"),
+        ("kafka://broker?sasl=GSSAPI", "sasl= is PLAIN"),
+        ("kafka://broker?ca=/no/such.pem", "ca=/no/such.pem: there is no such file"),
+        ("postgres?subscription=x", "postgres has no option subscription"),
+    ],
+)
+def test_a_wrong_url_is_refused_with_the_mend(url: str, told: str) -> None:
+    with pytest.raises(SettingsError, match="BLACKSMITH_PUBSUB_URL") as refused:
+        read(url)
+    assert told in str(refused.value)
+    assert "hidden" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", [None, ""])
+def test_without_a_url_there_is_no_broker(url: str | None) -> None:
+    assert open_pubsub(url, STORE) is None
+
+
+def test_postgres_is_the_store() -> None:
+    pubsub = open_pubsub("postgres", STORE)
+    assert pubsub is not None
+    assert "hidden" not in pubsub.label
+    with pytest.raises(SettingsError, match="the store is not PostgreSQL"):
+        open_pubsub("postgres", "sqlite:///store.db")
+
+
+@pytest.mark.parametrize(
+    ("url", "extra"),
+    [("kafka://broker", "kafka"), ("nats://broker", "nats"), ("amqps://broker", "rabbitmq")],
+)
+def test_a_missing_client_names_its_extra(
+    url: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blacksmith_dagster.pubsub.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=rf"blacksmith-dagster\[{extra}\]"):
+        open_pubsub(url, STORE)
