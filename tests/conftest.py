@@ -12,6 +12,7 @@ import hypothesis
 import pytest
 
 from tests.services import Unavailable
+from tests.services.kafka import KafkaServer
 from tests.services.nats import NATSServer
 from tests.services.postgres import Postgres, PostgresServer
 from tests.services.postgres_broker import PostgresBroker
@@ -119,6 +120,17 @@ def rabbitmq() -> Iterator[RabbitMQServer]:
 def nats() -> Iterator[NATSServer]:
     """The session's NATS; a test that stops it starts it again."""
     server = NATSServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[KafkaServer]:
+    """The session's Kafka; a test that stops it starts it again."""
+    server = KafkaServer()
     try:
         server.start()
         yield server

@@ -32,7 +32,7 @@ from tests.services.broker import Broker
 A_FEW_SECONDS = 8.0
 
 
-@pytest.fixture(params=["rabbitmq", "nats", "postgres_broker"])
+@pytest.fixture(params=["rabbitmq", "nats", "kafka", "postgres_broker"])
 def broker(request: pytest.FixtureRequest) -> Broker:
     """Each broker in turn; it runs."""
     server: Broker = request.getfixturevalue(request.param)

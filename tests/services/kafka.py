@@ -1,0 +1,223 @@
+"""Kafka: a broker of the test session's own, with a user and a password, and TLS on a second port."""
+
+import base64
+import os
+import shutil
+import signal
+import subprocess
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.services import Unavailable, free_port, kill_tree, private_folder, start, unprivileged
+from tests.services.tls import make_certificate
+
+_SERVICE = "Kafka"
+_USER = "blacksmith"
+_PASSWORD = "knows-all"
+_IDLE = 2.0
+
+
+class KafkaServer:
+    """A broker that the test starts, stops and kills; its topics are kept in a folder.
+
+    It makes no topics by itself, and ends connections that were idle for two seconds.
+    """
+
+    def __init__(self) -> None:
+        self._java, jars = _java(), _jars()
+        self._port, self._tls_port, self._controller = free_port(), free_port(), free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+        self._folder = private_folder("kafka")
+        try:
+            shutil.copytree(jars, self._folder / "lib")  # ours may be where others cannot read
+            self.certificate, key = make_certificate(self._folder)
+            pem = self._folder / "server.pem"
+            pem.write_text(key.read_text() + self.certificate.read_text())
+            self._configure(pem)
+            cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+            subprocess.run(
+                unprivileged(
+                    [
+                        *self._command("kafka.tools.StorageTool"),
+                        *("format", "-t", cluster, "-c", self._folder / "server.properties"),
+                    ]
+                ),
+                check=True,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env=self._environment(),
+                cwd=self._folder,
+            )
+        except BaseException:
+            self.close()
+            raise
+
+    def start(self) -> None:
+        """Start the broker and wait until it serves."""
+        assert self.process is None, "already started"
+        log = self._folder / "log"
+        self.process = start(
+            [*self._command("kafka.Kafka"), self._folder / "server.properties"],
+            folder=self._folder,
+            env=self._environment(),
+            log=log,
+        )
+        deadline = time.monotonic() + 60
+        while not self._ready():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                raise RuntimeError(f"{_SERVICE} did not start:\n{log.read_text()[-3000:]}")
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        """Stop the broker as an operator does, and wait for its end."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                kill_tree(self.process)
+            self.process = None
+
+    def kill(self) -> None:
+        """SIGKILL to the broker."""
+        if self.process is not None:
+            kill_tree(self.process)
+            self.process = None
+
+    def close(self) -> None:
+        """End the broker and remove its data."""
+        self.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def urls(
+        self, topic: str, *, port: int | None = None, password: str | None = None
+    ) -> tuple[str, str]:
+        """The URL for `open_pubsub`, and that of a store, which Kafka asks nothing of."""
+        login = f"{_USER}:{password or _PASSWORD}"
+        return f"kafka://{login}@127.0.0.1:{port or self._port}?topic={topic}", "sqlite://"
+
+    def tls_url(self, topic: str, *, trusted: bool = True) -> str:
+        """The URL of the port that speaks TLS; `trusted` names the authority of its certificate."""
+        ca = f"&ca={self.certificate}" if trusted else ""
+        return f"kafka://{_USER}:{_PASSWORD}@127.0.0.1:{self._tls_port}?topic={topic}&tls=true{ca}"
+
+    def send(self, topic: str, destination: str, body: bytes) -> None:
+        """Send a message to the subscribers of a destination, whatever its body."""
+        from confluent_kafka import Producer
+
+        producer = Producer(self._settings())
+        producer.produce(topic, body, destination, 0)
+        assert producer.flush(10) == 0
+
+    def delete(self, topic: str) -> None:
+        """Delete the topic."""
+        admin = self._admin()  # kept: its end would end what it is asked to do
+        admin.delete_topics([topic])[topic].result(10)
+
+    def cut(self) -> None:
+        """Let the broker end the connections of all clients that do nothing but wait to be used."""
+        before = self._connections()
+        time.sleep(_IDLE + 1)  # it looks for them once in a while, which nothing tells of
+        assert before - self._connections(), "nothing was idle"
+
+    def _connections(self) -> set[int]:
+        """The clients' ports."""
+        assert self.process is not None, "not started"
+        found = psutil.Process(self.process.pid).net_connections("tcp")
+        return {
+            each.raddr.port
+            for each in found
+            if each.status == psutil.CONN_ESTABLISHED and each.laddr.port == self._port
+        }
+
+    def _ready(self) -> bool:
+        from confluent_kafka import KafkaException
+
+        try:
+            return bool(self._admin().list_topics(timeout=1).brokers)
+        except KafkaException:
+            return False
+
+    def _admin(self) -> Any:
+        from confluent_kafka.admin import AdminClient
+
+        return AdminClient(self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "bootstrap.servers": f"127.0.0.1:{self._port}",
+            "security.protocol": "SASL_PLAINTEXT",
+            "sasl.mechanism": "PLAIN",
+            "sasl.username": _USER,
+            "sasl.password": _PASSWORD,
+            "log_level": 0,
+        }
+
+    def _command(self, main: str) -> list[str | Path]:
+        # What starts soon matters, not what is fast after an hour: two cores serve all the tests.
+        options = ["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+        quiet = "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"
+        return [self._java, *options, quiet, "-cp", f"{self._folder}/lib/*", main]
+
+    def _configure(self, pem: Path) -> None:
+        plain, tls = "listener.name.sasl_plaintext", "listener.name.sasl_ssl"
+        login = (
+            "org.apache.kafka.common.security.plain.PlainLoginModule required "
+            f'user_{_USER}="{_PASSWORD}";'
+        )
+        clients = f"SASL_PLAINTEXT://127.0.0.1:{self._port},SASL_SSL://127.0.0.1:{self._tls_port}"
+        settings = {
+            "process.roles": "broker,controller",
+            "node.id": 1,
+            "controller.quorum.voters": f"1@127.0.0.1:{self._controller}",
+            "controller.listener.names": "CONTROLLER",
+            "listeners": f"{clients},CONTROLLER://127.0.0.1:{self._controller}",
+            "advertised.listeners": clients,
+            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,"
+            "SASL_PLAINTEXT:SASL_PLAINTEXT,SASL_SSL:SASL_SSL",
+            "inter.broker.listener.name": "SASL_PLAINTEXT",
+            "sasl.mechanism.inter.broker.protocol": "PLAIN",
+            "sasl.enabled.mechanisms": "PLAIN",
+            f"{plain}.plain.sasl.jaas.config": f"{login[:-1]} username={_USER} password={_PASSWORD};",
+            f"{tls}.plain.sasl.jaas.config": login,
+            "ssl.keystore.type": "PEM",
+            "ssl.keystore.location": pem,
+            "log.dirs": self._folder / "data",
+            "auto.create.topics.enable": "false",
+            "connections.max.idle.ms": int(1000 * _IDLE),
+            "connection.failed.authentication.delay.ms": 0,
+            # After a kill it is only taken back when its controller has missed it for so long.
+            "broker.session.timeout.ms": 2000,
+            "broker.heartbeat.interval.ms": 500,
+            "offsets.topic.num.partitions": 1,
+            "offsets.topic.replication.factor": 1,
+            "num.network.threads": 1,
+            "num.io.threads": 2,
+        }
+        (self._folder / "server.properties").write_text(
+            "".join(f"{name}={value}\n" for name, value in settings.items())
+        )
+
+    def _environment(self) -> dict[str, str]:
+        return {"HOME": str(self._folder), "LC_ALL": "C.UTF-8", "PATH": os.environ["PATH"]}
+
+
+def _java() -> str:
+    found = shutil.which("java")
+    if found is None:
+        raise Unavailable(
+            _SERVICE, "no Java found; `apt-get install default-jre-headless` brings one"
+        )
+    return found
+
+
+def _jars() -> Path:
+    jars = Path(__file__).parents[2] / ".cache" / "kafka" / "lib"
+    if not jars.is_dir():
+        raise Unavailable(_SERVICE, "no jars found; `scripts/services` brings them, by Maven")
+    return jars
