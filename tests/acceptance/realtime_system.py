@@ -1,0 +1,302 @@
+"""A gateway and a worker with a broker between them, and the faults that are put in there."""
+
+import contextlib
+import itertools
+import random
+import socket
+import statistics
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from blacksmith_dagster.errors import Unavailable
+from blacksmith_dagster.pubsub import open_pubsub
+from blacksmith_dagster.store import open_store
+from tests.acceptance.ledger import Ledger, Sender
+from tests.acceptance.oracle import judge
+from tests.acceptance.processes import BlacksmithProcess, GatewayProcess, until
+from tests.acceptance.realtime_pipeline import EACH, ODD, RECORD, blacksmith, loaded
+
+APP = "tests.acceptance.realtime_pipeline:blacksmith"
+RATE = 50.0
+NORMAL = 0.1  # seconds from sending to loading, the median
+HEALED = 20.0
+
+
+@dataclass(frozen=True)
+class Wakes:
+    """A broker, which tests stop, start and ask things of, and a store: with postgres it is one
+    server."""
+
+    name: str
+    server: Any
+    store_url: str
+
+    @property
+    def store_goes_with_it(self) -> bool:
+        return self.name == "postgres"
+
+    def url(self, topic: str, **changed: Any) -> str:
+        """For `BLACKSMITH_PUBSUB_URL`: with this topic, and another port or password if it is given."""
+        if self.name == "postgres":
+            return f"postgres?topic={topic}"
+        url: str = self.server.urls(topic, **changed)[0]
+        return url
+
+
+@dataclass
+class Sending:
+    """What one client has sent, by number: when, and how long it took to be accepted."""
+
+    ledger: Ledger = field(default_factory=Ledger)
+    sent: dict[int, float] = field(default_factory=dict)
+    took: dict[int, float] = field(default_factory=dict)
+
+    def numbers(self, rate: float) -> Iterator[int]:
+        """The numbers of further events, so many a second."""
+        due = time.monotonic()
+        for number in itertools.count(len(self.sent)):
+            time.sleep(max(0.0, due - time.monotonic()))
+            began = self.sent[number] = time.monotonic()
+            due = max(due, began - 1) + 1 / rate
+            yield number
+            self.took[number] = time.monotonic() - began
+
+    def count(self) -> int:
+        return len(self.ledger.accepted)
+
+
+class System:
+    """A gateway and a worker on one store, woken through the topics that they are given."""
+
+    def __init__(
+        self,
+        wakes: Wakes,
+        folder: Path,
+        url: str,
+        worker_url: str | None = None,
+        *,
+        store_url: str | None = None,
+    ) -> None:
+        """`url` is where the gateway tells, and the worker hears unless it has another. `store_url` is
+        another way to the store."""
+        self.wakes = wakes
+        self.topic = url.partition("topic=")[2]
+        self.sending = Sending()
+        self._file = folder / "record"
+        store = store_url or wakes.store_url
+        self.gateway = GatewayProcess(store, APP, env={"BLACKSMITH_PUBSUB_URL": url})
+        self.worker = BlacksmithProcess(
+            ["worker", f"--app={APP}"],
+            store,
+            {"BLACKSMITH_PUBSUB_URL": worker_url or url, RECORD: str(self._file)},
+        )
+
+    def __enter__(self) -> Self:
+        self.gateway.start()
+        self.worker.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.gateway.kill()
+        self.worker.kill()
+
+    @contextlib.contextmanager
+    def load(self, rate: float = RATE) -> Iterator[Sending]:
+        """A client that sends at a constant rate until the block ends, and has each event accepted."""
+        numbers = self.sending.numbers(rate)
+        sender = Sender(self.gateway, self.sending.ledger, numbers, retry=True)
+        try:
+            yield self.sending
+        except BaseException:
+            print(f"gateway:\n{self.gateway.log}\nworker:\n{self.worker.log}")
+            sender.end(at_once=True)
+            raise
+        sender.end()
+        sender.join()
+
+    def more(self, events: int, seconds: float = 30.0) -> None:
+        """Return when so many more events are accepted."""
+        wanted = self.sending.count() + events
+        until(lambda: self.sending.count() >= wanted, seconds, f"{events} more events")
+
+    def latencies(self) -> dict[int, float]:
+        """Seconds from sending each event until it was loaded first, by number, in order."""
+        first: dict[str, float] = {}
+        for each in loaded(self._file):
+            if each.path == EACH:
+                first.setdefault(each.id, each.at)
+        accepted = sorted(dict(self.sending.ledger.accepted).items())
+        sent = self.sending.sent
+        return {n: first[made] - sent[n] for n, made in accepted if made in first}
+
+    def back_to_normal(self, events: int = 20) -> None:
+        """Return when the events that are sent from now on are loaded at once."""
+
+        def normal() -> bool:
+            late = [seconds for n, seconds in self.latencies().items() if n > before]
+            return len(late) >= events and statistics.median(late[-events:]) < NORMAL
+
+        before = max(self.sending.sent, default=0)
+        until(normal, HEALED, "latency is back to normal")
+
+    def settle(self) -> None:
+        """Return when everything that was accepted is loaded."""
+        with contextlib.closing(open_store(self.wakes.store_url)) as store:
+            store.register(blacksmith)
+            until(lambda: not any(store.counts(path).pending for path in (EACH, ODD)), HEALED)
+
+    def judge(self) -> None:
+        """Hold all against the client's ledger; nothing may be pending."""
+        ledger = self.sending.ledger
+        ids = {EACH: set(ledger.accepted.values())}
+        ids[ODD] = {made for n, made in ledger.accepted.items() if n % 2 == 1}
+        assert ids[ODD], "nothing was sent"
+        with contextlib.closing(open_store(self.wakes.store_url)) as store:
+            store.register(blacksmith)
+            ledger.check(store)
+            for path, wanted in ids.items():
+                recorded = {each.id for each in loaded(self._file) if each.path == path}
+                found = judge(store, path, wanted, recorded)
+                assert (found.pending, found.discarded) == (set(), set())
+        late = sorted(self.latencies().values())
+        assert late[0] > 0
+        print(f"{len(late)} loaded, median {late[len(late) // 2]:.3f} s, latest {late[-1]:.3f} s")
+
+    def times_loaded(self) -> Collection[int]:
+        """How often the jobs were loaded."""
+        times: dict[tuple[str, str], int] = {}
+        for each in loaded(self._file):
+            times[each.path, each.id] = times.get((each.path, each.id), 0) + 1
+        return set(times.values())
+
+    def latest(self) -> float:
+        """The longest that an accepted event waited until it was loaded, in seconds."""
+        took = self.sending.took
+        return max(late - took.get(n, 0.0) for n, late in self.latencies().items())
+
+    def unpublished(self) -> int:
+        """What the gateway's health tells of wake-ups, which make it no less ready."""
+        answer = self.gateway.client_get("/_health")
+        assert answer.status_code == 200, answer.text
+        told: int = answer.json()["wake_ups_unpublished"]
+        return told
+
+    def told(self) -> tuple[int, int, int]:
+        """How often the logs tell that wake-ups are not published, that they are again, and that
+        none are heard."""
+        gateway, worker = self.gateway.log, self.worker.log
+        return (
+            gateway.count("wake-ups cannot be published"),
+            gateway.count("takes wake-ups again"),
+            worker.count("no wake-ups are heard"),
+        )
+
+
+class Relay:
+    """Hears what is told under one topic, and tells it under another: as it is, or as it is told to."""
+
+    def __init__(self, wakes: Wakes, heard: str, told: str) -> None:
+        hears = open_pubsub(wakes.url(heard), wakes.store_url)
+        tells = open_pubsub(wakes.url(told), wakes.store_url)
+        assert hears is not None
+        assert tells is not None
+        self._subscriber, self._publisher = hears.subscriber("sink"), tells.publisher()
+        self.fault: Callable[[list[str]], None] | None = None
+        self.messages = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def tell(self, *paths: str) -> None:
+        self._publisher.publish(paths)
+
+    def lose(self, messages: list[str]) -> None:
+        """Lose all."""
+
+    def double_and_reorder(self, messages: list[str]) -> None:
+        """Gather for a moment; then each message twice, in any order."""
+        gathered = list(messages)
+        give_up = time.monotonic() + 0.05
+        while (left := give_up - time.monotonic()) > 0:
+            gathered += self._subscriber.wait(left)
+        gathered *= 2
+        random.shuffle(gathered)
+        for each in gathered:
+            self.tell(each)
+
+    def delay(self, messages: list[str]) -> None:
+        """Hold everything up: what comes meanwhile waits too."""
+        self._ended.wait(0.7)
+        self.tell(*messages)
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            with contextlib.suppress(Unavailable):
+                if messages := sorted(self._subscriber.wait(0.2)):
+                    self.messages += 1
+                    if self.fault is None:
+                        self.tell(*messages)
+                    else:
+                        self.fault(messages)
+
+    def __enter__(self) -> Self:
+        self._subscriber.wait(HEALED)  # it listens from now on
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join(30)
+        self._subscriber.close()
+        self._publisher.close()
+
+
+class Proxy:
+    """A TCP proxy on the loopback that forwards as it is told to.
+
+    `delay`: seconds before anything is forwarded, or `None`, and nothing is. `refuse`: a connection
+    over which one of these texts is sent is cut.
+    """
+
+    def __init__(self, port: int, *refuse: bytes) -> None:
+        self._target = port
+        self._refuse = refuse
+        self.delay: float | None = 0.0
+        self._open: set[socket.socket] = set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(("127.0.0.1", self._target))
+                self._open |= {client, server}
+                for source, sink in ((client, server), (server, client)):
+                    threading.Thread(target=self._forward, args=(source, sink), daemon=True).start()
+
+    def _forward(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if any(text in data for text in self._refuse):
+                    break
+                while self.delay is None:
+                    time.sleep(0.05)
+                time.sleep(self.delay)
+                sink.sendall(data)
+        for each in (source, sink):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+        self.delay = 0.0
+        for each in self._open:
+            each.close()

@@ -1,0 +1,191 @@
+"""Brokers are killed, emptied and slowed; messages are lost, doubled and late: latency changes, and
+nothing else."""
+
+import contextlib
+import itertools
+import os
+import random
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from blacksmith_dagster.scheduler.realtime import SWEEP, SWEEP_ALONE
+from tests.acceptance.processes import until
+from tests.acceptance.realtime_system import Proxy, Relay, System, Wakes
+from tests.services.postgres import Postgres, PostgresServer
+
+MARGIN = 2.5  # a machine of two cores, busy with the test's own servers
+
+_topics = itertools.count(1)
+
+
+BROKERS = ["kafka", "nats", "rabbitmq"]
+each_broker = pytest.mark.parametrize("broker", [*BROKERS, "postgres"], indirect=True)
+
+
+@pytest.fixture
+def broker(request: pytest.FixtureRequest) -> Wakes:
+    """A broker, running, and a store; with postgres it is one server."""
+    if request.param == "postgres":
+        server: PostgresServer = request.getfixturevalue("durable_postgres")
+        return Wakes(request.param, server, server.create_database())
+    return Wakes(
+        request.param,
+        request.getfixturevalue(request.param),
+        request.getfixturevalue("postgres_url"),
+    )
+
+
+@pytest.fixture
+def system(broker: Wakes, tmp_path: Path) -> System:
+    """A gateway and a worker that meet at the broker; they are not started yet."""
+    return System(broker, tmp_path, broker.url(new_topic()))
+
+
+@pytest.fixture(scope="module", params=[*BROKERS, "postgres"])
+def relayed(
+    request: pytest.FixtureRequest, postgres: Postgres, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[System, Relay]]:
+    """A gateway and a worker, and between them a relay for messages. They live through all faults."""
+    is_postgres = request.param == "postgres"
+    server = postgres if is_postgres else request.getfixturevalue(request.param)
+    broker = Wakes(request.param, server, postgres.create_database())
+    heard, told = new_topic(), new_topic()
+    folder = tmp_path_factory.mktemp("relayed")
+    with (
+        Relay(broker, heard, told) as relay,
+        System(broker, folder, broker.url(heard), broker.url(told)) as system,
+    ):
+        yield system, relay
+    postgres.drop_database(broker.store_url)
+
+
+def new_topic() -> str:
+    return f"faults-{os.getpid()}-{next(_topics)}"
+
+
+@each_broker
+def test_broker_killed_and_restarted_under_load(broker: Wakes, system: System) -> None:
+    with system:
+        with system.load():
+            system.back_to_normal()
+            broker.server.kill()
+            try:
+                if broker.store_goes_with_it:
+                    until(lambda: system.sending.ledger.errors, 10, "requests are refused")
+                    time.sleep(1.5)  # an outage that all have noticed
+                else:
+                    system.more(100)
+                    until(lambda: system.unpublished() > 0, 10, "the gateway tells of it")
+            finally:
+                broker.server.start()
+            system.back_to_normal()
+        system.settle()
+        # Nothing had to be done, and nothing but one outage is told.
+        outages, ends, unheard = system.told()
+        assert outages == ends <= 1, system.gateway.log
+        assert outages == 1 or broker.store_goes_with_it, "nothing was accepted, to be told of"
+        assert unheard <= 1, system.worker.log
+        system.unpublished()
+    assert system.latest() < SWEEP + MARGIN
+    system.judge()
+
+
+@each_broker
+def test_broker_down_for_the_whole_run(broker: Wakes, system: System, tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        if broker.store_goes_with_it:
+            # The store answers; whoever listens or notifies is cut off.
+            parts = urlsplit(broker.store_url)
+            proxy = stack.enter_context(Proxy(parts.port or 0, b"LISTEN ", b"pg_notify"))
+            where = f"{parts.username}@127.0.0.1:{proxy.port}"
+            through = parts._replace(netloc=where).geturl()
+            system = System(broker, tmp_path, broker.url(new_topic()), store_url=through)
+        else:
+            broker.server.kill()
+            stack.callback(broker.server.start)
+        with system:
+            with system.load():
+                system.more(100)
+            system.settle()
+            assert not system.sending.ledger.errors
+            assert system.unpublished() > 0
+            assert system.told() == (1, 0, 1), system.gateway.log + system.worker.log
+        late = list(system.latencies().values())[50:]  # the worker was starting with the first
+        assert max(late) < SWEEP_ALONE + MARGIN
+        system.judge()
+
+
+def test_messages_lost(relayed: tuple[System, Relay]) -> None:
+    system, relay = relayed
+    with system.load():
+        system.back_to_normal()
+        relay.fault = relay.lose
+        lost = relay.messages
+        system.more(100)
+        until(lambda: relay.messages > lost, 10, "messages are lost")
+    system.settle()
+    assert system.latest() < SWEEP + MARGIN
+    relay.fault = None
+    with system.load():
+        system.back_to_normal()
+    system.settle()
+    assert system.told() == (0, 0, 0)
+    system.judge()
+
+
+def test_messages_doubled_and_reordered(relayed: tuple[System, Relay]) -> None:
+    seed = random.randrange(1_000_000)
+    print(f"seed {seed}")
+    random.seed(seed)
+    system, relay = relayed
+    with system.load():
+        system.back_to_normal()
+        relay.fault = relay.double_and_reorder
+        doubled = relay.messages
+        system.more(150)
+        until(lambda: relay.messages > doubled + 10, 10, "messages are doubled")
+        assert statistics.median(list(system.latencies().values())[-50:]) < 0.3
+        relay.fault = None
+        system.back_to_normal()
+    system.settle()
+    assert system.times_loaded() == {1}
+    assert system.told() == (0, 0, 0)
+    system.judge()
+
+
+def test_messages_delayed(relayed: tuple[System, Relay]) -> None:
+    system, relay = relayed
+    with system.load():
+        system.back_to_normal()
+        relay.fault = relay.delay
+        delayed = relay.messages
+        system.more(100)
+        until(lambda: relay.messages > delayed + 1, 10, "messages are delayed")
+        assert max(list(system.latencies().values())[-50:]) > 0.3  # the fault is one
+        relay.fault = None
+        system.back_to_normal()
+    system.settle()
+    assert system.latest() < SWEEP + MARGIN
+    assert system.times_loaded() == {1}
+    assert system.told() == (0, 0, 0)
+    system.judge()
+
+
+@pytest.mark.parametrize("broker", BROKERS, indirect=True)
+def test_topic_or_queue_deleted(broker: Wakes, system: System) -> None:
+    with system:
+        with system.load():
+            for _ in range(2):
+                system.back_to_normal()
+                broker.server.delete(system.topic)
+                system.more(50)
+            system.back_to_normal()
+        system.settle()
+    assert system.latest() < SWEEP + MARGIN
+    assert max(system.told()) <= 2, system.gateway.log + system.worker.log
+    system.judge()
