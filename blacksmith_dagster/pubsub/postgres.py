@@ -147,8 +147,8 @@ class _Subscriber:
 
     def close(self) -> None:
         if not self._closed:
+            self._waker.send(b".")  # first: a wait that sees it is closed may close this
             self._closed = True
-            self._waker.send(b".")
             self._end()
 
     def _end(self) -> None:
