@@ -214,6 +214,7 @@ class _Link:
         self._address = address
         self._lost = lost
         self._client: Client | None = None
+        self._work: asyncio.Task[Any] | None = None
         self._said: Exception | None = None
         self._lock = threading.Lock()  # between `call` and `close`
         self._closed = False
@@ -233,7 +234,7 @@ class _Link:
         """
 
         async def in_time() -> _T:
-            self._said = None
+            self._work, self._said = asyncio.current_task(), None
             async with asyncio.timeout(_CALL_SECONDS):
                 return await work()
 
@@ -269,6 +270,9 @@ class _Link:
 
     async def _live(self) -> None:
         await self._stop.wait()
+        while self._work is not None and not self._work.done():
+            self._work.cancel()  # again: nats-py swallows one here and there
+            await asyncio.wait([self._work], timeout=_CLOSE_SECONDS)
         await self.disconnect()
 
     async def connect(self) -> Client:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import random
 import socket
 import statistics
 import threading
@@ -145,6 +146,26 @@ def test_close_ends_a_wait(pubsub: PubSub, subscribe: Subscribe) -> None:
         assert not waiting.result(timeout=SOON)
         assert time.monotonic() - began < 2
     subscriber.close()  # once more changes nothing
+
+
+def test_close_at_any_moment_ends_a_wait(pubsub: PubSub) -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    moments = random.Random(seed)
+    with ThreadPoolExecutor(1) as pool:
+        for _ in range(10):
+            subscriber = pubsub.subscriber("warehouse")
+            closing = threading.Event()
+
+            def wait(subscriber: Subscriber = subscriber, end: threading.Event = closing) -> None:
+                while not end.is_set():
+                    subscriber.wait(0.002)
+
+            waiting = pool.submit(wait)
+            time.sleep(moments.uniform(0, 0.04))  # it connects, or has done so and waits
+            closing.set()
+            subscriber.close()
+            waiting.result(timeout=SOON)
 
 
 def test_an_idle_subscriber_costs_next_to_nothing(
