@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -55,13 +56,13 @@ _PRODUCER: dict[str, Any] = {
     "message.timeout.ms": int(1000 * _ANSWER_SECONDS),
     "topic.metadata.propagation.max.ms": int(1000 * _REQUEST_SECONDS),
 }
-_NOT_YET = {
+_AFTER = re.compile(r" \(after \d+ms in state \w+\)$")
+_NO_TOPIC = {
     KafkaError.UNKNOWN_TOPIC_OR_PART,
-    KafkaError.LEADER_NOT_AVAILABLE,
-    KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError._UNKNOWN_PARTITION,
     KafkaError._UNKNOWN_TOPIC,
 }
+_NO_LEADER = {KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION}
 _DENIED = {
     KafkaError.TOPIC_AUTHORIZATION_FAILED,
     KafkaError.GROUP_AUTHORIZATION_FAILED,
@@ -78,8 +79,8 @@ class KafkaPubSub:
     offsets, and so nobody waits for a member that has died. `<subscription>.<destination>` is the
     group that a subscriber gives as its own.
 
-    The user needs the rights to describe, read and write the topic, to create it or an
-    administrator who has, and to describe the groups.
+    The user needs the rights to read and write the topic, to create it unless it is there, and to
+    describe the groups.
 
     >>> from blacksmith_dagster.pubsub.address import read
     >>> KafkaPubSub(read("kafka://user:secret@one,two:9093/?topic=orders")).label
@@ -191,15 +192,18 @@ class _Subscriber:
             consumer.close()
 
     def _wait(self, deadline: float) -> Collection[str]:
-        if self._consumer is not None:
-            heard = self._listen(self._consumer, deadline)
-            if heard is not None:
-                return heard
-            self._disconnect()
         try:
+            if self._consumer is not None:
+                heard = self._listen(self._consumer, deadline)
+                if heard is not None:
+                    return heard
+                self._disconnect()
             if not self._closed:
                 self._connect()
-        except Unavailable:
+        except KafkaException as error:
+            self._disconnect()
+            raise self._trouble.told(error.args[0]) from None
+        except BaseException:
             self._disconnect()
             raise
         return ()
@@ -211,9 +215,13 @@ class _Subscriber:
             left = deadline - monotonic()
             first = consumer.poll(min(max(left, 0.0), _LOOK_SECONDS))
             messages = [] if first is None else [first, *consumer.consume(_BATCH, 0)]
-            if self._trouble.is_lost or any(message.error() for message in messages):
+            if self._trouble.is_lost:
                 return None
             for message in messages:
+                if (error := message.error()) is not None:
+                    if error.code() in _NO_TOPIC:
+                        return None
+                    raise self._trouble.told(error)
                 if message.key() == self._key:
                     heard.update(decode(self._destination, message.value() or b""))
             if left <= 0:
@@ -221,7 +229,7 @@ class _Subscriber:
         return heard
 
     def _connect(self) -> None:
-        _make_topic(self._address)
+        denied = _make_topic(self._address)
         self._trouble = _Trouble(self._address)
         self._consumer = consumer = Consumer(
             _settings(self._address)
@@ -232,9 +240,11 @@ class _Subscriber:
             }
         )
         # "The end" would be looked for later, when something may have been sent already.
-        consumer.assign([TopicPartition(self._address.topic, _PARTITION, self._end(consumer))])
+        consumer.assign(
+            [TopicPartition(self._address.topic, _PARTITION, self._end(consumer, denied))]
+        )
 
-    def _end(self, consumer: Consumer) -> int:
+    def _end(self, consumer: Consumer, denied: KafkaError | None) -> int:
         partition = TopicPartition(self._address.topic, _PARTITION)
         deadline = monotonic() + _ANSWER_SECONDS
         while True:
@@ -244,8 +254,10 @@ class _Subscriber:
                 return int(end)
             except KafkaException as error:
                 failed: KafkaError = error.args[0]
-                # A topic that was just made is known to all brokers in a moment.
-                if failed.code() not in _NOT_YET or monotonic() > deadline:
+                if denied and failed.code() in _NO_TOPIC:
+                    raise self._trouble.told(denied) from None
+                # What was just made, all brokers know in a moment.
+                if failed.code() not in _NO_TOPIC | _NO_LEADER or monotonic() > deadline:
                     raise self._trouble.told(failed) from None
             consumer.poll(0.02)
 
@@ -274,8 +286,9 @@ class _Trouble:
             self._why = error
 
     def told(self, error: KafkaError | None = None) -> Unavailable:
-        """The error to raise: for this reason, or for what was noted."""
-        why = self._why or error
+        """The error to raise: for this reason, if it is a server's answer, or for what was noted."""
+        is_answer = error is not None and error.code() > 0  # the client's own codes are below
+        why = error if is_answer else self._why or error
         label = self._address.label
         if why is None:
             return Unavailable(
@@ -288,20 +301,27 @@ class _Trouble:
             )
         if why.code() in _DENIED:
             return Unavailable(
-                f"{label} refused the user a right; it must describe, read and write the topic, and "
-                f"describe the groups {self._address.subscription}.*"
+                f"{label} refused the user a right ({why.name()}); it must read and write the "
+                f"topic, and describe the groups {self._address.subscription}.*"
             )
-        is_answer = why.code() > 0  # the client's own codes are below
-        return Unavailable(f"{label} {'answered' if is_answer else 'does not answer'}: {why.str()}")
+        said = _AFTER.sub("", why.str())
+        return Unavailable(f"{label} {'answered' if why.code() > 0 else 'does not answer'}: {said}")
 
 
-def _make_topic(address: Address) -> None:
-    """Make the topic if it is missing. Raises `Unavailable`, at once when no server can be reached."""
+def _make_topic(address: Address) -> KafkaError | None:
+    """Make the topic if it is missing; returns why the user may not, who then needs it to be there.
+
+    Raises `Unavailable`, at once when no server can be reached.
+    """
     trouble = _Trouble(address)
-    admin = AdminClient(_settings(address) | {"error_cb": trouble.note})
-    topic = NewTopic(
-        address.topic, 1, -1, config=dict(_TOPIC)
-    )  # -1: as many copies as is usual there
+    try:
+        admin = AdminClient(_settings(address) | {"error_cb": trouble.note})
+    except KafkaException as error:  # the only setting that is looked at so early
+        raise Unavailable(
+            f"{address.label}: the file of ca= is unusable: {error.args[0].str()}"
+        ) from None
+    copies = -1  # as many as is usual there
+    topic = NewTopic(address.topic, 1, copies, config=dict(_TOPIC))
     made = admin.create_topics([topic], request_timeout=_CONNECT_SECONDS)[address.topic]
     deadline = monotonic() + _CONNECT_SECONDS
     while not (made.done() or trouble.is_lost or monotonic() > deadline):
@@ -309,11 +329,12 @@ def _make_topic(address: Address) -> None:
     if not made.done():
         raise trouble.told()
     failed = made.exception()
-    if isinstance(failed, KafkaException):
-        error: KafkaError = failed.args[0]
-        # Who may not make topics uses the one that is there.
-        if error.code() not in {KafkaError.TOPIC_ALREADY_EXISTS, *_DENIED}:
-            raise trouble.told(error)
+    if not isinstance(failed, KafkaException):
+        return None
+    why: KafkaError = failed.args[0]
+    if why.code() not in {KafkaError.TOPIC_ALREADY_EXISTS, *_DENIED}:
+        raise trouble.told(why)
+    return why if why.code() in _DENIED else None
 
 
 def _settings(address: Address) -> dict[str, Any]:

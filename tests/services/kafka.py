@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import time
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,11 @@ from tests.services import Unavailable, free_port, kill_tree, private_folder, st
 from tests.services.tls import make_certificate
 
 _SERVICE = "Kafka"
-_USER = "blacksmith"
-_PASSWORD = "knows-all"
+USER = "blacksmith"
+PASSWORD = "knows-all"
+GUEST, GUESTS_PASSWORD = "guest", "sees-nothing"
+"""Another user, who has no rights but those that a test gives."""
+
 _IDLE = 2.0
 
 
@@ -25,11 +27,12 @@ class KafkaServer:
     """A broker that the test starts, stops and kills; its topics are kept in a folder.
 
     It makes no topics by itself, and ends connections that were idle for two seconds.
+    `port` is where clients connect, `tls_port` where they do so by TLS.
     """
 
     def __init__(self) -> None:
         self._java, jars = _java(), _jars()
-        self._port, self._tls_port, self._controller = free_port(), free_port(), free_port()
+        self.port, self.tls_port, self._controller = free_port(), free_port(), free_port()
         self.process: subprocess.Popen[bytes] | None = None
         self._folder = private_folder("kafka")
         try:
@@ -38,7 +41,7 @@ class KafkaServer:
             pem = self._folder / "server.pem"
             pem.write_text(key.read_text() + self.certificate.read_text())
             self._configure(pem)
-            cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+            cluster = base64.urlsafe_b64encode(b"blacksmith-tests").decode().rstrip("=")
             subprocess.run(
                 unprivileged(
                     [
@@ -98,13 +101,8 @@ class KafkaServer:
         self, topic: str, *, port: int | None = None, password: str | None = None
     ) -> tuple[str, str]:
         """The URL for `open_pubsub`, and that of a store, which Kafka asks nothing of."""
-        login = f"{_USER}:{password or _PASSWORD}"
-        return f"kafka://{login}@127.0.0.1:{port or self._port}?topic={topic}", "sqlite://"
-
-    def tls_url(self, topic: str, *, trusted: bool = True) -> str:
-        """The URL of the port that speaks TLS; `trusted` names the authority of its certificate."""
-        ca = f"&ca={self.certificate}" if trusted else ""
-        return f"kafka://{_USER}:{_PASSWORD}@127.0.0.1:{self._tls_port}?topic={topic}&tls=true{ca}"
+        login = f"{USER}:{password or PASSWORD}"
+        return f"kafka://{login}@127.0.0.1:{port or self.port}?topic={topic}", "sqlite://"
 
     def send(self, topic: str, destination: str, body: bytes) -> None:
         """Send a message to the subscribers of a destination, whatever its body."""
@@ -116,7 +114,7 @@ class KafkaServer:
 
     def delete(self, topic: str) -> None:
         """Delete the topic."""
-        admin = self._admin()  # kept: its end would end what it is asked to do
+        admin = self.admin()  # kept: its end would end what it is asked to do
         admin.delete_topics([topic])[topic].result(10)
 
     def cut(self) -> None:
@@ -125,6 +123,12 @@ class KafkaServer:
         time.sleep(_IDLE + 1)  # it looks for them once in a while, which nothing tells of
         assert before - self._connections(), "nothing was idle"
 
+    def admin(self) -> Any:
+        """A client that may do everything."""
+        from confluent_kafka.admin import AdminClient
+
+        return AdminClient(self._settings())
+
     def _connections(self) -> set[int]:
         """The clients' ports."""
         assert self.process is not None, "not started"
@@ -132,29 +136,24 @@ class KafkaServer:
         return {
             each.raddr.port
             for each in found
-            if each.status == psutil.CONN_ESTABLISHED and each.laddr.port == self._port
+            if each.status == psutil.CONN_ESTABLISHED and each.laddr.port == self.port
         }
 
     def _ready(self) -> bool:
         from confluent_kafka import KafkaException
 
         try:
-            return bool(self._admin().list_topics(timeout=1).brokers)
+            return bool(self.admin().list_topics(timeout=1).brokers)
         except KafkaException:
             return False
 
-    def _admin(self) -> Any:
-        from confluent_kafka.admin import AdminClient
-
-        return AdminClient(self._settings())
-
     def _settings(self) -> dict[str, Any]:
         return {
-            "bootstrap.servers": f"127.0.0.1:{self._port}",
+            "bootstrap.servers": f"127.0.0.1:{self.port}",
             "security.protocol": "SASL_PLAINTEXT",
             "sasl.mechanism": "PLAIN",
-            "sasl.username": _USER,
-            "sasl.password": _PASSWORD,
+            "sasl.username": USER,
+            "sasl.password": PASSWORD,
             "log_level": 0,
         }
 
@@ -168,9 +167,9 @@ class KafkaServer:
         plain, tls = "listener.name.sasl_plaintext", "listener.name.sasl_ssl"
         login = (
             "org.apache.kafka.common.security.plain.PlainLoginModule required "
-            f'user_{_USER}="{_PASSWORD}";'
+            f'user_{USER}="{PASSWORD}" user_{GUEST}="{GUESTS_PASSWORD}";'
         )
-        clients = f"SASL_PLAINTEXT://127.0.0.1:{self._port},SASL_SSL://127.0.0.1:{self._tls_port}"
+        clients = f"SASL_PLAINTEXT://127.0.0.1:{self.port},SASL_SSL://127.0.0.1:{self.tls_port}"
         settings = {
             "process.roles": "broker,controller",
             "node.id": 1,
@@ -182,9 +181,14 @@ class KafkaServer:
             "SASL_PLAINTEXT:SASL_PLAINTEXT,SASL_SSL:SASL_SSL",
             "inter.broker.listener.name": "SASL_PLAINTEXT",
             "sasl.mechanism.inter.broker.protocol": "PLAIN",
-            "sasl.enabled.mechanisms": "PLAIN",
-            f"{plain}.plain.sasl.jaas.config": f"{login[:-1]} username={_USER} password={_PASSWORD};",
+            f"{plain}.sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-256",
+            f"{tls}.sasl.enabled.mechanisms": "PLAIN",
+            f"{plain}.plain.sasl.jaas.config": f"{login[:-1]} username={USER} password={PASSWORD};",
             f"{tls}.plain.sasl.jaas.config": login,
+            f"{plain}.scram-sha-256.sasl.jaas.config": "org.apache.kafka.common.security.scram."
+            "ScramLoginModule required;",
+            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "super.users": f"User:{USER};User:ANONYMOUS",  # the controller has no name
             "ssl.keystore.type": "PEM",
             "ssl.keystore.location": pem,
             "log.dirs": self._folder / "data",

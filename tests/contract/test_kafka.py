@@ -1,0 +1,184 @@
+"""What holds of Kafka alone: its topic, several partitions and servers, rights, SCRAM, TLS."""
+
+import contextlib
+import time
+from collections.abc import Callable
+
+import pytest
+from confluent_kafka.admin import (
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
+    ConfigResource,
+    NewPartitions,
+    NewTopic,
+    ResourcePatternType,
+    ResourceType,
+    ScramCredentialInfo,
+    ScramMechanism,
+    UserScramCredentialUpsertion,
+)
+
+from blacksmith_dagster.errors import Unavailable
+from blacksmith_dagster.pubsub import Publisher, PubSub, Subscriber
+from tests.contract.wakeups import DELAYS, FLIGHTS, LATE, SOON, Subscribe, goes_on, heard, opening
+from tests.services import free_port
+from tests.services.kafka import GUEST, GUESTS_PASSWORD, PASSWORD, USER, KafkaServer
+
+
+@pytest.fixture
+def broker(kafka: KafkaServer) -> KafkaServer:
+    return kafka
+
+
+def at(where: str, topic: str, login: str = f"{USER}:{PASSWORD}", options: str = "") -> PubSub:
+    return opening((f"kafka://{login}@{where}?topic={topic}{options}", "sqlite://"))
+
+
+def works(pubsub: PubSub) -> bool:
+    publisher, subscriber = pubsub.publisher(), pubsub.subscriber("warehouse")
+    with contextlib.closing(publisher), contextlib.closing(subscriber):
+        assert not subscriber.wait(SOON)
+        publisher.publish([FLIGHTS])
+        return heard(subscriber, [FLIGHTS]) == {FLIGHTS}
+
+
+def publishes(pubsub: PubSub) -> bool:
+    with contextlib.closing(pubsub.publisher()) as publisher:
+        try:
+            publisher.publish([FLIGHTS])
+        except Unavailable:
+            return False
+        return True
+
+
+def wait_until_told(subscriber: Subscriber) -> None:
+    for _ in range(3):
+        subscriber.wait(SOON)
+
+
+def refusal(pubsub: PubSub) -> str:
+    """What a publisher is told; a subscriber is told the same."""
+    publisher, subscriber = pubsub.publisher(), pubsub.subscriber("warehouse")
+    with contextlib.closing(publisher), contextlib.closing(subscriber):
+        with pytest.raises(Unavailable) as told:
+            publisher.publish([FLIGHTS])
+        with pytest.raises(Unavailable) as told_too:
+            subscriber.wait(SOON)
+    assert str(told.value) == str(told_too.value)
+    return str(told.value)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SOON
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def make_topic(broker: KafkaServer, topic: str, partitions: int) -> None:
+    admin = broker.admin()
+    admin.create_topics([NewTopic(topic, partitions)])[topic].result(10)
+
+
+def allow(broker: KafkaServer, kind: ResourceType, name: str, *operations: AclOperation) -> None:
+    admin = broker.admin()
+    wanted = [
+        AclBinding(
+            kind,
+            name,
+            ResourcePatternType.PREFIXED,
+            f"User:{GUEST}",
+            "*",
+            each,
+            AclPermissionType.ALLOW,
+        )
+        for each in operations
+    ]
+    for made in admin.create_acls(wanted).values():
+        made.result(10)
+
+
+def test_what_nobody_hears_is_gone_after_an_hour(
+    broker: KafkaServer, topic: str, publisher: Publisher
+) -> None:
+    publisher.publish([FLIGHTS])
+    admin = broker.admin()
+    resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
+    (told,) = admin.describe_configs([resource]).values()
+    config = told.result(10)
+    assert config["cleanup.policy"].value == "delete"
+    assert int(config["retention.ms"].value) + int(config["segment.ms"].value) <= 75 * 60_000
+
+
+def test_a_topic_with_several_partitions(
+    broker: KafkaServer, topic: str, pubsub: PubSub, subscribe: Subscribe
+) -> None:
+    make_topic(broker, topic, 5)
+    warehouse, alerts = subscribe("warehouse"), subscribe("alerts")
+    with contextlib.closing(pubsub.publisher()) as publisher:
+        publisher.publish([FLIGHTS, LATE])
+        assert heard(warehouse, [FLIGHTS]) == {FLIGHTS}
+        assert heard(alerts, [LATE]) == {LATE}
+        admin = broker.admin()
+        admin.create_partitions([NewPartitions(topic, 9)])[topic].result(10)
+        publisher.publish([DELAYS])
+        assert heard(warehouse, [DELAYS]) == {DELAYS}
+
+
+def test_a_topic_made_anew_behind_our_back_is_heard(
+    broker: KafkaServer, topic: str, publisher: Publisher, subscribe: Subscribe
+) -> None:
+    subscriber = subscribe("warehouse")
+    for _ in range(20):  # its end is far behind that of the next one
+        publisher.publish([FLIGHTS])
+    broker.delete(topic)
+    make_topic(broker, topic, 1)
+    goes_on(publisher, subscriber)
+
+
+def test_a_server_that_is_down_beside_one_that_serves(broker: KafkaServer, topic: str) -> None:
+    for down in (f"127.0.0.1:{free_port()}", "no-such-host.invalid"):
+        assert works(at(f"{down},127.0.0.1:{broker.port}", topic))
+
+
+def test_who_may_not_make_topics_uses_the_one_that_is_there(
+    broker: KafkaServer, topic: str
+) -> None:
+    pubsub = at(f"127.0.0.1:{broker.port}", topic, f"{GUEST}:{GUESTS_PASSWORD}")
+    assert "TOPIC_AUTHORIZATION_FAILED" in refusal(pubsub)
+    make_topic(broker, topic, 1)
+    assert "TOPIC_AUTHORIZATION_FAILED" in refusal(pubsub)
+    allow(broker, ResourceType.TOPIC, topic, AclOperation.READ, AclOperation.WRITE)
+    until(lambda: publishes(pubsub))
+    with (
+        contextlib.closing(pubsub.subscriber("warehouse")) as subscriber,
+        pytest.raises(Unavailable, match="GROUP_AUTHORIZATION_FAILED"),
+    ):
+        wait_until_told(subscriber)
+    allow(broker, ResourceType.GROUP, "blacksmith.", AclOperation.DESCRIBE)
+    until(lambda: works(pubsub))
+
+
+def test_scram(broker: KafkaServer, topic: str) -> None:
+    admin = broker.admin()
+    how = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_256, 4096)
+    wanted = UserScramCredentialUpsertion(USER, how, b"another/one")
+    admin.alter_user_scram_credentials([wanted])[USER].result(10)
+    where, scram = f"127.0.0.1:{broker.port}", "&sasl=SCRAM-SHA-256"
+    assert works(at(where, topic, f"{USER}:another%2Fone", scram))
+    assert "refused the credentials" in refusal(at(where, topic, options=scram))
+    assert "sasl=" in refusal(at(where, topic, options="&sasl=SCRAM-SHA-512"))
+
+
+def test_tls(broker: KafkaServer, topic: str) -> None:
+    where = f"127.0.0.1:{broker.tls_port}"
+    assert works(at(where, topic, options=f"&tls=true&ca={broker.certificate}"))
+    assert "certificate verify failed" in refusal(at(where, topic, options="&tls=true"))
+    assert "ca= is unusable" in refusal(at(where, topic, options=f"&tls=true&ca={__file__}"))
+    assert "tls=true" in refusal(at(where, topic))
+
+
+def test_a_server_that_wants_a_user(broker: KafkaServer, topic: str) -> None:
+    anonymous = opening((f"kafka://127.0.0.1:{broker.port}?topic={topic}", "sqlite://"))
+    assert "a user in BLACKSMITH_PUBSUB_URL" in refusal(anonymous)
