@@ -76,9 +76,14 @@ class BlacksmithProcess:
         assert self.process is not None, "not started"
         self.process.send_signal(signal.SIGTERM)
         try:
-            return self.process.wait(seconds)
+            return self.wait(seconds)
         finally:
             self.kill()
+
+    def wait(self, seconds: float = 30.0) -> int:
+        """Wait for its end; returns the exit code."""
+        assert self.process is not None, "not started"
+        return self.process.wait(seconds)
 
     def kill(self) -> None:
         """SIGKILL to it and all that descend from it."""

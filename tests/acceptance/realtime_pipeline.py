@@ -1,9 +1,11 @@
 """A pipeline whose realtime destination notes when it was given what.
 
-An event's data is what the senders of `ledger` send: a number.
+An event's data is what the senders of `ledger` send: a number. With `"waits": true` its load lasts
+while the record's folder has a file `hold`; with `"hangs": true` it is given to `stuck`, too.
 """
 
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +13,7 @@ from typing import Any, NamedTuple
 from blacksmith_dagster import Batch, Blacksmith, Destination, Flow, Schedule, Source
 
 RECORD = "BLACKSMITH_TEST_RECORD"
-EACH, ODD = "sink/each", "sink/odd"
+EACH, ODD, STUCK = "sink/each", "sink/odd", "sink/stuck"
 
 door = Source("door")
 accepted = door.accept("accepted")
@@ -46,7 +48,11 @@ def loaded(file: Path) -> list[Loaded]:
 
 @sink.event(receives=accepted)
 def each(batch: Batch[Any]) -> None:
-    """Notes every event."""
+    """Notes every event, when its load is about to end."""
+    hold = Path(os.environ[RECORD]).parent / "hold"
+    while hold.exists() and any(job.data.get("waits") for job in batch):
+        hold.with_name("waiting").touch()
+        time.sleep(0.01)
     record(batch)
 
 
@@ -54,6 +60,13 @@ def each(batch: Batch[Any]) -> None:
 def odd(batch: Batch[Any]) -> None:
     """Notes every second event."""
     record(batch)
+
+
+@sink.event(receives=Flow(accepted, when=lambda event: "hangs" in event.data), timeout="500ms")
+def stuck(batch: Batch[Any]) -> None:
+    """Never returns."""
+    record(batch)
+    threading.Event().wait()
 
 
 blacksmith = Blacksmith(sources=[door], destinations=[sink], since="2026-01-01")

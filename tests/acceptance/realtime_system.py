@@ -178,13 +178,6 @@ class System:
         took = self.sending.took
         return max(late - took.get(n, 0.0) for n, late in self.latencies().items())
 
-    def unpublished(self) -> int:
-        """What the gateway's health tells of wake-ups, which make it no less ready."""
-        answer = self.gateway.client_get("/_health")
-        assert answer.status_code == 200, answer.text
-        told: int = answer.json()["wake_ups_unpublished"]
-        return told
-
     def told(self) -> tuple[int, int, int]:
         """How often the logs tell that wake-ups are not published, that they are again, and that
         none are heard."""
@@ -194,6 +187,14 @@ class System:
             gateway.count("takes wake-ups again"),
             worker.count("no wake-ups are heard"),
         )
+
+
+def unpublished(gateway: GatewayProcess) -> int:
+    """What the gateway's health tells of wake-ups, which make it no less ready."""
+    answer = gateway.client_get("/_health")
+    assert answer.status_code == 200, answer.text
+    told: int = answer.json()["wake_ups_unpublished"]
+    return told
 
 
 class Relay:

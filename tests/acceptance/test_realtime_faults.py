@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import os
 import random
+import re
 import statistics
 import time
 from collections.abc import Iterator
@@ -14,11 +15,27 @@ from urllib.parse import urlsplit
 import pytest
 
 from blacksmith_dagster.scheduler.realtime import SWEEP, SWEEP_ALONE
-from tests.acceptance.processes import until
-from tests.acceptance.realtime_system import Proxy, Relay, System, Wakes
+from blacksmith_dagster.store import open_store
+from tests.acceptance.ledger import Sender
+from tests.acceptance.processes import BlacksmithProcess, GatewayProcess, until
+from tests.acceptance.realtime_pipeline import blacksmith
+from tests.acceptance.realtime_system import (
+    APP,
+    Proxy,
+    Relay,
+    Sending,
+    System,
+    Wakes,
+    unpublished,
+)
+from tests.contract.wakeups import frozen
 from tests.services.postgres import Postgres, PostgresServer
+from tests.services.postgres_broker import PostgresBroker
 
 MARGIN = 2.5  # a machine of two cores, busy with the test's own servers
+
+SLOW = 0.3  # seconds for whatever goes to a slow broker or comes from it
+WRONG = "open-sesame"
 
 _topics = itertools.count(1)
 
@@ -80,7 +97,7 @@ def test_broker_killed_and_restarted_under_load(broker: Wakes, system: System) -
                     time.sleep(1.5)  # an outage that all have noticed
                 else:
                     system.more(100)
-                    until(lambda: system.unpublished() > 0, 10, "the gateway tells of it")
+                    until(lambda: unpublished(system.gateway) > 0, 10, "the gateway tells of it")
             finally:
                 broker.server.start()
             system.back_to_normal()
@@ -90,7 +107,7 @@ def test_broker_killed_and_restarted_under_load(broker: Wakes, system: System) -
         assert outages == ends <= 1, system.gateway.log
         assert outages == 1 or broker.store_goes_with_it, "nothing was accepted, to be told of"
         assert unheard <= 1, system.worker.log
-        system.unpublished()
+        unpublished(system.gateway)
     assert system.latest() < SWEEP + MARGIN
     system.judge()
 
@@ -113,7 +130,7 @@ def test_broker_down_for_the_whole_run(broker: Wakes, system: System, tmp_path: 
                 system.more(100)
             system.settle()
             assert not system.sending.ledger.errors
-            assert system.unpublished() > 0
+            assert unpublished(system.gateway) > 0
             assert system.told() == (1, 0, 1), system.gateway.log + system.worker.log
         late = list(system.latencies().values())[50:]  # the worker was starting with the first
         assert max(late) < SWEEP_ALONE + MARGIN
@@ -189,3 +206,76 @@ def test_topic_or_queue_deleted(broker: Wakes, system: System) -> None:
     assert system.latest() < SWEEP + MARGIN
     assert max(system.told()) <= 2, system.gateway.log + system.worker.log
     system.judge()
+
+
+@pytest.mark.parametrize("broker", BROKERS, indirect=True)
+def test_wrong_credentials_fail_clearly(broker: Wakes, tmp_path: Path) -> None:
+    url = broker.url(new_topic(), password=WRONG)
+    with System(broker, tmp_path, url) as system:
+        with system.load():
+            system.more(50)
+        system.settle()
+        assert not system.sending.ledger.errors
+        until(lambda: system.told() == (1, 0, 1), 20, "both have told of it once")
+        assert unpublished(system.gateway) > 0
+        health = system.gateway.client_get("/_health").text
+        for log in (system.gateway.log, system.worker.log):
+            assert re.search(r"refused.*mend.*BLACKSMITH_PUBSUB_URL", log), log
+            assert log.count("refused") == 1, log
+    assert WRONG not in health + system.gateway.log + system.worker.log
+    late = list(system.latencies().values())[-20:]
+    assert max(late) < SWEEP_ALONE + MARGIN
+    system.judge()
+
+
+@pytest.mark.parametrize("command", ["gateway", "worker"])
+def test_wrong_credentials_of_the_store_fail_clearly(
+    postgres_broker: PostgresBroker, command: str
+) -> None:
+    url, store_url = postgres_broker.urls(new_topic(), password=WRONG)
+    env = {"BLACKSMITH_PUBSUB_URL": url}
+    with BlacksmithProcess([command, f"--app={APP}"], store_url, env) as process:
+        assert process.wait() == 1
+    assert "password authentication failed" in process.log
+    assert "Traceback" not in process.log
+    assert WRONG not in process.log
+
+
+@pytest.mark.parametrize("broker", BROKERS, indirect=True)
+def test_slow_broker_never_slows_a_request(broker: Wakes) -> None:
+    sending, topic = Sending(), new_topic()
+
+    def requests(gateway: GatewayProcess) -> float:
+        """Seconds that all but one in a hundred of some requests stayed below."""
+        before = len(sending.took)
+        sender = Sender(gateway, sending.ledger, sending.numbers(100.0), retry=True)
+        until(lambda: len(sending.took) >= before + 120, 60)
+        sender.end()
+        sender.join()
+        assert not sending.ledger.errors
+        return sorted(list(sending.took.values())[before:])[-2]
+
+    def gateway(**changed: int) -> GatewayProcess:
+        env = {"BLACKSMITH_PUBSUB_URL": broker.url(topic, **changed)}
+        return GatewayProcess(broker.store_url, APP, env=env)
+
+    took: dict[str, float] = {}
+    with gateway() as direct:
+        took["none"] = requests(direct)
+        assert unpublished(direct) == 0
+        with frozen(broker.server):
+            took["frozen"] = requests(direct)
+            until(lambda: unpublished(direct), 20, "the broker does not answer")
+    with Proxy(urlsplit(broker.url(topic)).port or 0) as proxy:
+        proxy.delay = SLOW
+        with gateway(port=proxy.port) as slowed:
+            took["slow"] = requests(slowed)
+        proxy.delay = None
+        with gateway(port=proxy.port) as stalled:
+            took["stalled"] = requests(stalled)
+            until(lambda: unpublished(stalled), 20, "the broker does not answer")
+    print(took)
+    assert max(took.values()) < max(3 * took["none"], SLOW / 2), took
+    with contextlib.closing(open_store(broker.store_url)) as store:
+        store.register(blacksmith)
+        sending.ledger.check(store)

@@ -1,0 +1,206 @@
+"""`blacksmith worker`: one loads, another stands by, and each ends as it should."""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from click.testing import CliRunner
+from dagster import AssetKey, DagsterInstance
+
+from blacksmith_dagster import Request
+from blacksmith_dagster.cli import main
+from blacksmith_dagster.gateway import take
+from blacksmith_dagster.pubsub import Publisher, open_pubsub
+from blacksmith_dagster.store import Store, open_store
+from tests.acceptance.processes import BlacksmithProcess, until
+from tests.acceptance.realtime_pipeline import (
+    EACH,
+    ODD,
+    RECORD,
+    STUCK,
+    Loaded,
+    accepted,
+    blacksmith,
+    loaded,
+)
+from tests.acceptance.realtime_system import APP
+
+LEASE = 15.0  # seconds until the lock of a worker that was killed is another's
+
+
+class Bench:
+    """A store that takes events and wakes whoever listens, and the workers on it."""
+
+    def __init__(self, store_url: str, folder: Path) -> None:
+        self.folder = folder
+        self.hold = folder / "hold"
+        self.store: Store = open_store(store_url, upgrade=True)
+        self.store.register(blacksmith)
+        pubsub = open_pubsub("postgres", store_url)
+        assert pubsub is not None
+        self._publisher: Publisher = pubsub.publisher()
+        self._url = store_url
+        self._workers: list[BlacksmithProcess] = []
+
+    def worker(self, *arguments: str, **env: str) -> BlacksmithProcess:
+        """A worker that is ready."""
+        env = {"BLACKSMITH_PUBSUB_URL": "postgres", RECORD: str(self.folder / "record"), **env}
+        worker = BlacksmithProcess(["worker", f"--app={APP}", *arguments], self._url, env)
+        self._workers.append(worker)
+        worker.start()
+        until(lambda: "blacksmith worker: " in worker.log, 30, worker.log)
+        return worker
+
+    def send(self, *data: dict[str, Any]) -> list[str]:
+        """Have events committed, and tell of them; returns their ids."""
+        [ids] = take(blacksmith, self.store, accepted, [Request.of(list(data))])
+        self._publisher.publish([EACH, ODD, STUCK])
+        return ids
+
+    def loaded(self, path: str = EACH) -> list[Loaded]:
+        return [each for each in loaded(self.folder / "record") if each.path == path]
+
+    def has(self, ids: list[str]) -> Callable[[], bool]:
+        return lambda: {each.id for each in self.loaded()} >= set(ids)
+
+    def close(self) -> None:
+        self.hold.unlink(missing_ok=True)
+        for worker in self._workers:
+            worker.kill()
+        self._publisher.close()
+        self.store.close()
+
+
+@pytest.fixture
+def bench(postgres_url: str, tmp_path: Path) -> Iterator[Bench]:
+    with contextlib.closing(Bench(postgres_url, tmp_path)) as bench:
+        yield bench
+
+
+def test_one_loads_and_another_takes_over_when_it_is_killed(bench: Bench) -> None:
+    first, second = bench.worker(), bench.worker()
+    until(bench.has(bench.send({"n": 0}, {"n": 1})))
+    for n in range(2, 6):
+        until(bench.has(bench.send({"n": n})))
+    (pid,) = {each.pid for each in bench.loaded()}
+    holder, other = (first, second) if pid == first.pid else (second, first)
+    os.kill(holder.pid, signal.SIGKILL)
+    killed = time.monotonic()
+    ids = bench.send({"n": 6}, {"n": 7})
+    until(bench.has(ids), LEASE + 10)
+    by = {each.pid for each in bench.loaded() if each.id in ids}
+    assert by == {other.pid}
+    assert time.monotonic() - killed > 1, "it did not wait for the lock"
+    began = time.monotonic()
+    until(bench.has(bench.send({"n": 8})))
+    assert time.monotonic() - began < 1  # it is woken as the first was
+    assert len(bench.loaded()) == 9
+    assert bench.store.counts(EACH).succeeded == 9
+
+
+def test_a_worker_that_is_stopped_hands_over_at_once(bench: Bench) -> None:
+    first = bench.worker()
+    until(bench.has(bench.send({"n": 0})))
+    second = bench.worker()
+    assert first.stop() == 0
+    ids = bench.send({"n": 2})
+    until(bench.has(ids), 5)
+    assert bench.loaded()[-1].pid == second.pid
+    assert second.stop() == 0
+    for worker in (first, second):
+        assert "Traceback" not in worker.log
+        assert len(worker.log.splitlines()) == 1, worker.log
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_lets_it_finish_its_batch(bench: Bench, by: signal.Signals) -> None:
+    bench.hold.touch()
+    worker = bench.worker()
+    (begun,) = bench.send({"n": 0, "waits": True})
+    until(lambda: bench.store.counts(EACH).executing == 1)
+    until((bench.folder / "waiting").exists)
+    os.kill(worker.pid, by)
+    (later,) = bench.send({"n": 2})
+    with pytest.raises(psutil.TimeoutExpired):
+        psutil.Process(worker.pid).wait(0.5)
+    bench.hold.unlink()
+    assert worker.wait() == 0
+    assert [each.id for each in bench.loaded()] == [begun]
+    assert bench.store.history(begun)[-1].state == "succeeded"
+    assert bench.store.history(later)[-1].state == "awaiting"
+    assert "Traceback" not in worker.log
+
+
+def test_a_load_that_hangs_ends_the_process(bench: Bench) -> None:
+    worker = bench.worker()
+    (hanging,) = bench.send({"n": 0, "hangs": True})
+    until(lambda: bench.loaded(STUCK))
+    assert worker.wait(10) == 1
+    assert "Traceback" not in worker.log
+    (said,) = [line for line in worker.log.splitlines() if line.startswith("Error: ")]
+    assert f"{STUCK}: the load ran past its time-out of 0.5 s" in said
+    assert "end this process" in said
+    assert [each.id for each in bench.loaded()] == [hanging]  # the other event was loaded
+    states = {each.destination: each.state for each in bench.store.history(hanging)}
+    assert states[STUCK] == "unknown"
+
+
+def test_materializations_are_reported_to_dagster_home(
+    bench: Bench, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    home = tmp_path_factory.mktemp("dagster")
+    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    worker = bench.worker(DAGSTER_HOME=str(home))
+    until(bench.has(bench.send({"n": 0}, {"n": 1})))
+    until(bench.has(bench.send({"n": 2})))
+    until(lambda: bench.loaded(ODD))
+    assert worker.stop() == 0
+    today = datetime.now(UTC).date().isoformat()
+    with DagsterInstance.from_config(str(home)) as instance:
+        for name, count in (("each", 3), ("odd", 1)):
+            told = instance.fetch_materializations(AssetKey(["sink", name]), limit=10).records
+            assert {each.partition_key for each in told} == {today}
+            made = [each.asset_materialization for each in told if each.asset_materialization]
+            assert sum(int(str(each.metadata["events_loaded"].value)) for each in made) == count
+    assert "reported to DAGSTER_HOME" in worker.log
+    assert "Traceback" not in worker.log
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str, pubsub: str) -> str:
+    """What a worker says that does not even start."""
+    monkeypatch.setenv("BLACKSMITH_PUBSUB_URL", pubsub)
+    result = CliRunner().invoke(main, ["worker", *arguments])
+    assert result.exit_code == 1, result.output
+    (line,) = result.output.splitlines()
+    return line
+
+
+def test_without_a_pubsub_it_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = run(monkeypatch, f"--app={APP}", pubsub="")
+    assert "set BLACKSMITH_PUBSUB_URL" in said
+
+
+def test_a_destination_that_is_none_is_told(
+    monkeypatch: pytest.MonkeyPatch, postgres_url: str
+) -> None:
+    monkeypatch.setenv("BLACKSMITH_STORE_URL", postgres_url)
+    said = run(monkeypatch, f"--app={APP}", "sink", "sinc", pubsub="postgres")
+    assert "'sinc' is no destination with realtime events" in said
+    assert "has sink" in said
+
+
+def test_an_application_without_realtime_events_is_told(
+    monkeypatch: pytest.MonkeyPatch, postgres_url: str
+) -> None:
+    monkeypatch.setenv("BLACKSMITH_STORE_URL", postgres_url)
+    app = "tests.acceptance.loading_pipeline:blacksmith"
+    said = run(monkeypatch, f"--app={app}", pubsub="postgres")
+    assert "no destination event is realtime" in said
+    assert "schedule=Schedule(realtime=True)" in said
