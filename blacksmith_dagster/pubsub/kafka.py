@@ -148,11 +148,13 @@ class _Publisher:
                 producer.produce(
                     self._address.topic, body, destination, _PARTITION, on_delivery=confirm
                 )
+            deadline = monotonic() + _ANSWER_SECONDS
+            while left and not self._trouble.is_lost and (wait := deadline - monotonic()) > 0:
+                producer.poll(min(wait, _LOOK_SECONDS))
         except KafkaException as error:
             raise self._trouble.told(error.args[0]) from None
-        deadline = monotonic() + _ANSWER_SECONDS
-        while left and not self._trouble.is_lost and (wait := deadline - monotonic()) > 0:
-            producer.poll(min(wait, _LOOK_SECONDS))
+        finally:
+            del producer  # as below: who keeps the error keeps no client
         if left or self._trouble.is_lost:
             raise self._trouble.told()
 
@@ -322,11 +324,15 @@ def _make_topic(address: Address) -> KafkaError | None:
         ) from None
     copies = -1  # as many as is usual there
     topic = NewTopic(address.topic, 1, copies, config=dict(_TOPIC))
-    made = admin.create_topics([topic], request_timeout=_CONNECT_SECONDS)[address.topic]
-    deadline = monotonic() + _CONNECT_SECONDS
-    while not (made.done() or trouble.is_lost or monotonic() > deadline):
-        admin.poll(0.01)
-    if not made.done():
+    try:
+        made = admin.create_topics([topic], request_timeout=_CONNECT_SECONDS)[address.topic]
+        deadline = monotonic() + _CONNECT_SECONDS
+        while not (made.done() or trouble.is_lost or monotonic() > deadline):
+            admin.poll(0.01)
+        is_answered = made.done()
+    finally:
+        del admin  # in the traceback of an error that is kept it would live on, and keep trying
+    if not is_answered:
         raise trouble.told()
     failed = made.exception()
     if not isinstance(failed, KafkaException):

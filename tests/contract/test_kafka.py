@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from confluent_kafka.admin import (
@@ -158,6 +159,22 @@ def test_who_may_not_make_topics_uses_the_one_that_is_there(
         wait_until_told(subscriber)
     allow(broker, ResourceType.GROUP, "blacksmith.", AclOperation.DESCRIBE)
     until(lambda: works(pubsub))
+
+
+def test_who_keeps_an_error_keeps_no_client(broker: KafkaServer, topic: str) -> None:
+    def threads() -> int:
+        return len([*Path("/proc/self/task").iterdir()])
+
+    where, before, kept = f"127.0.0.1:{broker.port}", threads(), []
+    for login in (f"{USER}:open-sesame", f"{GUEST}:{GUESTS_PASSWORD}"):
+        pubsub = at(where, topic, login)
+        publisher, subscriber = pubsub.publisher(), pubsub.subscriber("warehouse")
+        with contextlib.closing(publisher), pytest.raises(Unavailable) as told:
+            publisher.publish([FLIGHTS])
+        with contextlib.closing(subscriber), pytest.raises(Unavailable) as told_too:
+            subscriber.wait(SOON)
+        kept += [told, told_too]
+    until(lambda: threads() <= before)
 
 
 def test_scram(broker: KafkaServer, topic: str) -> None:
