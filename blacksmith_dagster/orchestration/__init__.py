@@ -7,6 +7,7 @@ from dagster_shared.libraries import DagsterLibraryRegistry
 from blacksmith_dagster.orchestration.assets import BlacksmithTranslator, EventData, asset_key
 from blacksmith_dagster.orchestration.component import BlacksmithComponent
 from blacksmith_dagster.orchestration.definitions import build_definitions
+from blacksmith_dagster.orchestration.realtime import WarmRuns
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "BlacksmithResource",
     "BlacksmithTranslator",
     "EventData",
+    "WarmRuns",
     "asset_key",
     "build_definitions",
 ]

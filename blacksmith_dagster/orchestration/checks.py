@@ -39,7 +39,7 @@ _GRACE = timedelta(minutes=5)
 
 _DESCRIPTIONS = {
     "no_discarded": "No job has been discarded.",
-    "nothing_overdue": "No job is due for more than an interval (10 seconds if realtime).",
+    "nothing_overdue": "No job is due for more than an interval (10 seconds if loaded in realtime).",
     "gateway_reachable": "The gateway answers that it can take events.",
     "no_orphans": "No job waits for a destination event that is no longer declared.",
 }
@@ -96,14 +96,16 @@ def check_specs(app: Blacksmith, keys: Mapping[str, AssetKey]) -> Sequence[Asset
     return [AssetCheckSpec(name, asset=key, description=_DESCRIPTIONS[name]) for key, name in named]
 
 
-def find(app: Blacksmith, keys: Mapping[str, AssetKey], store: Store) -> Iterator[Finding]:
-    """Evaluate every check.
+def find(
+    app: Blacksmith, keys: Mapping[str, AssetKey], store: Store, woken: bool
+) -> Iterator[Finding]:
+    """Evaluate every check. `woken`: whether realtime events are loaded at once.
 
     Raises `Unavailable` when the store does not answer.
     """
     now = datetime.now(UTC)
     for path, event in app.destination_events.items():
-        yield from of_destination(keys[path], event.schedule, store.counts(path), now)
+        yield from of_destination(keys[path], event.schedule, store.counts(path), now, woken)
     over_http = _over_http(app)
     if over_http:
         passed, said = gateway_answer()
@@ -113,9 +115,12 @@ def find(app: Blacksmith, keys: Mapping[str, AssetKey], store: Store) -> Iterato
 
 
 def of_destination(
-    key: AssetKey, schedule: Schedule, counts: Counts, now: datetime
+    key: AssetKey, schedule: Schedule, counts: Counts, now: datetime, woken: bool
 ) -> Iterator[Finding]:
-    """The two checks of a destination event, from its counts."""
+    """The two checks of a destination event, from its counts.
+
+    `woken`: whether realtime events are loaded at once; without a broker the schedule serves them.
+    """
     yield Finding(
         key,
         "no_discarded",
@@ -126,7 +131,7 @@ def of_destination(
         "names them and why",
         metadata={"jobs_discarded": counts.discarded},
     )
-    late_at = counts.oldest_waiting and late_after(schedule, counts.oldest_waiting)
+    late_at = counts.oldest_waiting and late_after(schedule, counts.oldest_waiting, woken)
     overdue = late_at is not None and late_at < now
     # A retry may be due in the future: it does not wait yet.
     oldest = min(counts.oldest_waiting or now, now)
@@ -148,13 +153,13 @@ def of_destination(
     )
 
 
-def late_after(schedule: Schedule, due: datetime) -> datetime:
+def late_after(schedule: Schedule, due: datetime, woken: bool) -> datetime:
     """When a job that was received or due at `due` should have been loaded.
 
-    >>> late_after(Schedule("@every 1m"), datetime(2026, 1, 1, tzinfo=UTC)).minute
+    >>> late_after(Schedule("@every 1m"), datetime(2026, 1, 1, tzinfo=UTC), woken=True).minute
     2
     """
-    if schedule.realtime:
+    if schedule.realtime and woken:
         return due + _REALTIME
     if schedule.every is not None:
         return due + schedule.every + min(schedule.every, _GRACE)

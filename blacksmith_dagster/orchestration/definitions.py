@@ -13,10 +13,13 @@ from blacksmith_dagster.orchestration.assets import (
     store_spec,
 )
 from blacksmith_dagster.orchestration.jobs import build_job, load_jobs
+from blacksmith_dagster.orchestration.realtime import WarmRuns, build_realtime_job
+from blacksmith_dagster.orchestration.realtime_sensor import build_realtime_sensor
 from blacksmith_dagster.orchestration.report import build_checks, build_report_sensor
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
 from blacksmith_dagster.orchestration.schedules import build_trigger
 from blacksmith_dagster.pipeline.application import Blacksmith
+from blacksmith_dagster.scheduler import realtime_events
 
 
 def build_definitions(
@@ -24,12 +27,14 @@ def build_definitions(
     *,
     translator: BlacksmithTranslator | None = None,
     resource: BlacksmithResource | None = None,
+    warm: WarmRuns | None = None,
 ) -> Definitions:
     """Dagster's definitions of an application: assets, load jobs, what launches them, and checks.
 
     - `translator`: changes the assets' specs; `BlacksmithTranslator()` if `None`.
     - `resource`: opens the store; by default the one that `BLACKSMITH_STORE_URL` names. Its key is
       `blacksmith`.
+    - `warm`: how long the runs that load realtime events stay; `WarmRuns()` if `None`.
 
     Merge them with your own:
 
@@ -47,14 +52,21 @@ def build_definitions(
     keys: Mapping[str, AssetKey] = {path: spec.key for path, spec in specs.items()}
     jobs = {each.name: build_job(app, each, translator) for each in load_jobs(app)}
     triggers = [build_trigger(app, each, jobs[each.name]) for each in load_jobs(app)]
+    warm = warm or WarmRuns()
+    realtime = [each for each in app.destinations.values() if realtime_events(each)]
+    realtime_jobs = [build_realtime_job(app, each, keys, warm) for each in realtime]
     return Definitions(
         assets=[*specs.values(), store_spec()],
         asset_checks=[build_checks(app, keys)],
-        jobs=list(jobs.values()),
+        jobs=[*jobs.values(), *realtime_jobs],
         schedules=[each for each in triggers if isinstance(each, ScheduleDefinition)],
         sensors=[
             build_report_sensor(app, keys),
             *(each for each in triggers if isinstance(each, SensorDefinition)),
+            *(
+                build_realtime_sensor(app, each, target, warm)
+                for each, target in zip(realtime, realtime_jobs, strict=True)
+            ),
         ],
         resources={"blacksmith": resource or BlacksmithResource()},
     )

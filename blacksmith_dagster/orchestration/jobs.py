@@ -34,9 +34,9 @@ class LoadJob:
     schedule: Schedule
 
     @property
-    def locks(self) -> Sequence[str]:
-        """The keys of the locks that its run holds, one after another."""
-        return [f"load/{event.path}" for event in self.events]
+    def realtime(self) -> Sequence[DestinationEvent[Any]]:
+        """Those that are loaded at once where there is a broker; the job stands behind."""
+        return [event for event in self.events if event.schedule.realtime]
 
 
 def load_jobs(app: Blacksmith) -> Sequence[LoadJob]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -24,7 +22,8 @@ from dagster import (
 )
 
 from blacksmith_dagster.errors import Timeout, Unavailable
-from blacksmith_dagster.orchestration.checks import of_destination
+from blacksmith_dagster.orchestration.checks import Finding, of_destination
+from blacksmith_dagster.orchestration.signals import on_stop
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import DestinationEvent
 from blacksmith_dagster.scheduler import LoadReport, Scheduler, Summary, Tally
@@ -34,7 +33,6 @@ from blacksmith_dagster.supervisor import Supervisor
 # A job that is due this soon is waited for: the clocks of Dagster and the database differ a little.
 DUE_SOON = 5.0
 
-_FLUSH_SECONDS = 30.0
 _RETRIES = 3
 _RETRY_SECONDS = 5.0
 _ERROR_LENGTH = 500
@@ -62,29 +60,36 @@ class Day(msgspec.Struct, frozen=True):
 
 
 class Progress:
-    """What has been loaded since the last flush: one `Day` per UTC day, however many loads."""
+    """What has been loaded since the last flush: one `Day` per UTC day, however many loads.
 
-    def __init__(self) -> None:
+    It is to be flushed every `seconds`. Safe to share between threads.
+    """
+
+    def __init__(self, seconds: float = 30.0) -> None:
+        self._seconds = seconds
         self._days: dict[date, Day] = {}
         self._since = time.monotonic()
+        self._lock = threading.Lock()
 
     @property
     def is_due(self) -> bool:
         """Whether it is time to flush."""
-        return time.monotonic() - self._since >= _FLUSH_SECONDS
+        return time.monotonic() - self._since >= self._seconds
 
     def add(self, report: LoadReport) -> None:
         """Count a load."""
-        for day, tally in report.days.items():
-            told = Day(tally, 1, report.load, report.load, report.seconds, report.error)
-            before = self._days.get(day)
-            self._days[day] = told if before is None else before + told
+        with self._lock:
+            for day, tally in report.days.items():
+                told = Day(tally, 1, report.load, report.load, report.seconds, report.error)
+                before = self._days.get(day)
+                self._days[day] = told if before is None else before + told
 
     def flush(self) -> Mapping[date, Day]:
         """What has been counted, in the order of days; begins anew."""
-        days, self._days = dict(sorted(self._days.items())), {}
-        self._since = time.monotonic()
-        return days
+        with self._lock:
+            days, self._days = self._days, {}
+            self._since = time.monotonic()
+        return dict(sorted(days.items()))
 
 
 def told_of(
@@ -120,14 +125,16 @@ def load(
     store: Store,
     supervisor: Supervisor,
     stop: threading.Event,
+    woken: bool,
 ) -> Summary:
     """Load all that is due of a destination event, and tell the run.
 
     The op is tried again a few times when the store or the supervisor does not answer. When the run
-    is terminated, the batch under way is finished and recorded first.
+    is terminated, the batch under way is finished and recorded first. `woken`: whether realtime
+    events are loaded at once.
     """
     op = context.op_execution_context if isinstance(context, AssetExecutionContext) else context
-    progress, links = Progress(), _links(op)
+    progress, links = Progress(), links_of(op)
 
     def tell() -> None:
         for day, told in progress.flush().items():
@@ -138,7 +145,7 @@ def load(
         if progress.is_due:
             tell()
 
-    with _stopped_by_signals(stop):
+    with on_stop(stop.set):
         try:
             _wait_if_soon(store, event, stop)
             summary = scheduler.load(
@@ -162,15 +169,28 @@ def load(
             raise RetryRequested(_RETRIES, _RETRY_SECONDS) from error
         finally:
             tell()
-        # Its declared type leaves out check evaluations, which it takes.
-        log_event: Callable[[Any], None] = op.log_event
-        for finding in of_destination(key, event.schedule, counts, datetime.now(UTC)):
-            log_event(finding.evaluation())
-        _conclude(op, event, summary)
+        evaluate(op, of_destination(key, event.schedule, counts, datetime.now(UTC), woken))
+        if summary.skipped:
+            op.log.info(f"{event.path}: skipped: {summary.skipped}")
+        why = "asked to stop before all that is due was loaded" if summary.stopped else None
+        conclude(op, summary, why)
     return summary
 
 
-def _conclude(op: OpExecutionContext, event: DestinationEvent[Any], summary: Summary) -> None:
+def evaluate(op: OpExecutionContext, findings: Iterable[Finding]) -> None:
+    """Tell the run what checks have found."""
+    # Its declared type leaves out check evaluations, which it takes.
+    log_event: Callable[[Any], None] = op.log_event
+    for finding in findings:
+        log_event(finding.evaluation())
+
+
+def conclude(op: OpExecutionContext, summary: Summary, stop_reason: str | None) -> None:
+    """Tell the run what was loaded, and why it has ended if not by itself.
+
+    Raises `DagsterExecutionInterruptedError` when it was stopped by a termination: then Dagster
+    marks it as canceled.
+    """
     said: dict[str, Any] = {
         "events_loaded": summary.tally.succeeded,
         "events_failed": summary.tally.failed,
@@ -179,9 +199,8 @@ def _conclude(op: OpExecutionContext, event: DestinationEvent[Any], summary: Sum
     }
     if summary.skipped:
         said["skipped"] = summary.skipped
-        op.log.info(f"{event.path}: skipped: {summary.skipped}")
-    if summary.stopped:
-        said["stop_reason"] = "asked to stop before all that is due was loaded"
+    if stop_reason:
+        said["stop_reason"] = stop_reason
     op.add_output_metadata(said)
     if summary.stopped:
         # Dagster marks the run by what its op does: read it again, to tell a termination by a user
@@ -197,23 +216,9 @@ def _wait_if_soon(store: Store, event: DestinationEvent[Any], stop: threading.Ev
         stop.wait(due)
 
 
-def _links(op: OpExecutionContext) -> Mapping[str, MetadataValue[Any]]:
+def links_of(op: OpExecutionContext) -> Mapping[str, MetadataValue[Any]]:
+    """Where a materialization came from: its job, if that is in a code location."""
     origin = op.run.remote_job_origin
     if origin is None:
         return {}
     return {"job": MetadataValue.job(op.job_name, origin.location_name)}
-
-
-@contextmanager
-def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
-    """SIGINT and SIGTERM set `stop` instead of interrupting a batch; Dagster's handlers come back."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may handle signals
-        return
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {each: signal.signal(each, lambda *_: stop.set()) for each in signals}
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)

@@ -110,7 +110,9 @@ def build_report_sensor(app: Blacksmith, keys: Mapping[str, AssetKey]) -> Sensor
             each for each in store.day_counts(cursor.since) if each.kind in app.source_events
         ]
         totals, cursor = news(cursor, counted, datetime.now(UTC).date())
-        findings, cursor = to_repeat(cursor, find(app, keys, store), time.time())
+        findings, cursor = to_repeat(
+            cursor, find(app, keys, store, blacksmith.pubsub is not None), time.time()
+        )
         events: list[AssetMaterialization | AssetCheckEvaluation] = [
             _materialization(keys[each.kind], each) for each in totals
         ]
@@ -133,7 +135,7 @@ def build_checks(app: Blacksmith, keys: Mapping[str, AssetKey]) -> AssetChecksDe
     def checks(
         context: AssetCheckExecutionContext, blacksmith: BlacksmithResource
     ) -> Iterator[AssetCheckResult]:
-        for finding in find(app, keys, blacksmith.store(app)):
+        for finding in find(app, keys, blacksmith.store(app), blacksmith.pubsub is not None):
             if finding.check_key in context.selected_asset_check_keys:
                 yield finding.result()
 

@@ -1,4 +1,4 @@
-"""The resource: the store and the supervisor, open for the length of a run or a tick."""
+"""The resource: the store, the supervisor and the broker, open for the length of a run or a tick."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from blacksmith_dagster.orchestration.assets import BlacksmithTranslator, EventD
 from blacksmith_dagster.orchestration.loads import load
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import DestinationEvent
+from blacksmith_dagster.pubsub import PubSub, open_pubsub
+from blacksmith_dagster.pubsub.announcer import Announcer
 from blacksmith_dagster.scheduler import Scheduler, StandardScheduler, Summary
 from blacksmith_dagster.settings import Settings
 from blacksmith_dagster.store import Store, open_store
@@ -29,6 +31,8 @@ from blacksmith_dagster.supervisor import Supervisor, open_supervisor
 
 class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
     """The store and the supervisor, opened for each run and each tick and closed after it.
+
+    They are those of this process's environment, and so is the broker of wake-ups.
 
     - `store_url`: of the store; `BLACKSMITH_STORE_URL`, else SQLite in `BLACKSMITH_HOME`, if `None`.
       Dagster shows a resource's configuration: give a URL that holds a password as
@@ -51,7 +55,8 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
 
     _store: Store | None = PrivateAttr(default=None)
     _supervisor: Supervisor | None = PrivateAttr(default=None)
-    _standard: StandardScheduler = PrivateAttr(default_factory=StandardScheduler)
+    _standard: StandardScheduler | None = PrivateAttr(default=None)
+    _announcer: Announcer | None = PrivateAttr(default=None)
     _registered: set[int] = PrivateAttr(default_factory=set)
     _stop: threading.Event = PrivateAttr(default_factory=threading.Event)
 
@@ -72,11 +77,14 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
             try:
                 yield self
             finally:
-                self._standard.close()
+                if self._standard:
+                    self._standard.close()
+                if self._announcer:
+                    self._announcer.close()
                 self._supervisor.close()
         finally:
             self._store.close()
-            self._store = self._supervisor = None
+            self._store = self._supervisor = self._standard = self._announcer = None
 
     def store(self, app: Blacksmith) -> Store:
         """The open store, in which the application is registered.
@@ -97,6 +105,24 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
             raise UsageError("the supervisor is open only in an op, a sensor or a schedule")
         return self._supervisor
 
+    @property
+    def pubsub(self) -> PubSub | None:
+        """The broker that `BLACKSMITH_PUBSUB_URL` names; `None` if it names none, and the schedules
+        serve realtime events too.
+
+        Raises `SettingsError`, and `ImportError` when the broker's client is not installed.
+        """
+        url = os.environ.get("BLACKSMITH_PUBSUB_URL")
+        return open_pubsub(url, self.store_url or Settings.read().store_url) if url else None
+
+    def announcer(self, app: Blacksmith) -> Announcer | None:
+        """What tells, until the run or the tick ends, that realtime events have new jobs; `None`
+        without a broker."""
+        pubsub = self.pubsub
+        if self._announcer is None and pubsub is not None:
+            self._announcer = Announcer(app, pubsub)
+        return self._announcer
+
     def load(
         self,
         context: OpExecutionContext | AssetExecutionContext,
@@ -115,6 +141,11 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
         not returned in time, `RetryRequested` (Dagster's) when a service does not answer.
         """
         key = (translator or BlacksmithTranslator()).get_asset_spec(EventData(app, event)).key
+        if self._standard is None:
+            announcer = self.announcer(app)
+            self._standard = (
+                StandardScheduler(announcer.announce) if announcer else StandardScheduler()
+            )
         scheduler: Scheduler = app.scheduler or self._standard
         return load(
             context,
@@ -125,4 +156,5 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
             store=self.store(app),
             supervisor=self.supervisor,
             stop=self._stop,
+            woken=self.pubsub is not None,
         )

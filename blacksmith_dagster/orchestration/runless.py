@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from typing import Any
 
 from dagster import DagsterInstance
@@ -29,13 +28,11 @@ class RunlessReporter:
     def __init__(self, app: Blacksmith) -> None:
         self._instance = DagsterInstance.get()
         self._events = app.destination_events
-        self._progress = {path: Progress() for path in self._events}
-        self._lock = threading.Lock()
+        self._progress = {path: Progress(60.0) for path in self._events}
 
     def add(self, event: DestinationEvent[Any], done: LoadReport) -> None:
         """Count a load. May be called from any thread."""
-        with self._lock:
-            self._progress[event.path].add(done)
+        self._progress[event.path].add(done)
 
     def tell_if_due(self) -> None:
         """Tell what was counted for a minute."""
@@ -48,9 +45,7 @@ class RunlessReporter:
 
     def _tell(self, paths: list[str]) -> None:
         for path in paths:
-            with self._lock:
-                days = self._progress[path].flush()
-            for day, told in days.items():
+            for day, told in self._progress[path].flush().items():
                 event = told_of(asset_key(self._events[path]), day, told, {})
                 try:
                     self._instance.report_runless_asset_event(event)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 
 from dagster import (
     DagsterInstance,
@@ -30,9 +31,9 @@ from blacksmith_dagster.orchestration.resource import BlacksmithResource
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.supervisor import Supervisor
 
-_FINAL = {DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED}
-_ACTIVE = [status for status in DagsterRunStatus if status not in _FINAL]
-_UNDER_WAY = {DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING}
+FINAL = {DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED}
+ACTIVE = [status for status in DagsterRunStatus if status not in FINAL]
+UNDER_WAY = {DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING}
 
 # A run that is under way holds one of its locks but for moments; one that is not takes as long to
 # start as Dagster grants by default.
@@ -41,11 +42,13 @@ _MOMENT_SECONDS = 5.0
 _LOOK_SECONDS = 30
 
 
-def why_not(due: Mapping[str, float | None]) -> str | None:
+def why_not(
+    due: Mapping[str, float | None], kept: Mapping[str, str] = MappingProxyType({})
+) -> str | None:
     """Why a load job need not run now, or `None` if it must.
 
     `due` says of each destination event in how many seconds something is due (`None`: nothing
-    waits).
+    waits); `kept` by whom those are loaded at once that are.
 
     >>> why_not({"lake/movements": 0.0}), why_not({"lake/movements": None})
     (None, 'nothing waits for lake/movements')
@@ -53,7 +56,10 @@ def why_not(due: Mapping[str, float | None]) -> str | None:
     waits = {path: seconds for path, seconds in due.items() if seconds is not None}
     if not waits:
         return f"nothing waits for {', '.join(due)}"
-    path, seconds = min(waits.items(), key=lambda each: each[1])
+    left = {path: seconds for path, seconds in waits.items() if path not in kept}
+    if not left:
+        return ", ".join(f"{path} is loaded by {kept[path]}" for path in waits)
+    path, seconds = min(left.items(), key=lambda each: each[1])
     if seconds <= DUE_SOON:
         return None
     return f"nothing is due: {path} is the next, in {timedelta(seconds=round(seconds))}"
@@ -137,9 +143,16 @@ def _build_sensor(
 def _why_not_now(
     app: Blacksmith, load_job: LoadJob, instance: DagsterInstance, blacksmith: BlacksmithResource
 ) -> str | None:
-    store = blacksmith.store(app)
-    reason = why_not({event.path: store.next_due(event.path) for event in load_job.events})
-    return reason or _already_active(load_job, instance, blacksmith.supervisor)
+    store, supervisor = blacksmith.store(app), blacksmith.supervisor
+    due = {event.path: store.next_due(event.path) for event in load_job.events}
+    reason = why_not(due) or _already_active(load_job, instance, supervisor)
+    return reason or why_not(due, _kept(load_job, supervisor))
+
+
+def _kept(load_job: LoadJob, supervisor: Supervisor) -> Mapping[str, str]:
+    """By whom realtime events are loaded: a warm run or a worker."""
+    found = {event.path: supervisor.status(f"load/{event.path}") for event in load_job.realtime}
+    return {path: held.owner or "another process" for path, held in found.items() if held.held}
 
 
 def _already_active(
@@ -151,30 +164,39 @@ def _already_active(
     'started' for ever, and would forbid every further one. The lock is the truth.
     """
     runs = instance.get_run_records(
-        RunsFilter(job_name=load_job.name, statuses=_ACTIVE), ascending=True
+        RunsFilter(job_name=load_job.name, statuses=ACTIVE), ascending=True
     )
     for record in runs:
         run = record.dagster_run
         if run.status is DagsterRunStatus.QUEUED:
             return f"run {run.run_id} is queued"
         age = datetime.now(UTC) - record.update_timestamp
-        under_way = run.status in _UNDER_WAY
-        if age < _YOUNG[under_way] or (under_way and _is_held(load_job, supervisor)):
+        under_way = run.status in UNDER_WAY
+        if age < _YOUNG[under_way] or (under_way and _is_held(load_job, supervisor, run.run_id)):
             return f"run {run.run_id} is still loading"
-        again = instance.get_run_by_id(run.run_id)
-        if again and again.status in _ACTIVE:
-            instance.report_run_failed(
-                again, "The process of this run is gone: it holds none of its locks."
-            )
+        fail_gone(instance, run.run_id)
     return None
 
 
-def _is_held(load_job: LoadJob, supervisor: Supervisor) -> bool:
-    """Whether any of the job's locks is held; asked for a while, as a run changes from one to the
-    next."""
+def fail_gone(instance: DagsterInstance, run_id: str) -> None:
+    """Mark a run whose process is gone as failed, unless it has ended meanwhile."""
+    run = instance.get_run_by_id(run_id)
+    if run and run.status in ACTIVE:
+        instance.report_run_failed(
+            run, "The process of this run is gone: it holds none of its locks."
+        )
+
+
+def _is_held(load_job: LoadJob, supervisor: Supervisor, run_id: str) -> bool:
+    """Whether a run holds any of the job's locks; asked for a while, as it changes from one to the
+    next. The lock of a realtime event may be that of a warm run."""
+    realtime = {event.path for event in load_job.realtime}
     ends = time.monotonic() + _MOMENT_SECONDS
-    while not any(supervisor.status(key).held for key in load_job.locks):
+    while True:
+        for event in load_job.events:
+            status = supervisor.status(f"load/{event.path}")
+            if status.held and (event.path not in realtime or status.owner == run_id):
+                return True
         if time.monotonic() > ends:
             return False
         time.sleep(0.5)
-    return True

@@ -31,10 +31,10 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 KEY = AssetKey(["lake", "flights"])
 
 
-def overdue(schedule: Schedule, waiting: timedelta | None) -> bool:
+def overdue(schedule: Schedule, waiting: timedelta | None, woken: bool = True) -> bool:
     oldest = None if waiting is None else NOW - waiting
     counts = Counts(int(waiting is not None), 0, 0, 5, 0, oldest)
-    _, finding = of_destination(KEY, schedule, counts, NOW)
+    _, finding = of_destination(KEY, schedule, counts, NOW, woken)
     return not finding.passed
 
 
@@ -54,8 +54,14 @@ def test_a_realtime_job_is_overdue_after_ten_seconds() -> None:
     assert overdue(realtime, timedelta(seconds=11))
 
 
+def test_without_a_broker_a_realtime_job_is_overdue_as_its_schedule_says() -> None:
+    realtime = Schedule("@every 1h", realtime=True)
+    assert not overdue(realtime, timedelta(minutes=64), woken=False)
+    assert overdue(realtime, timedelta(minutes=66), woken=False)
+
+
 def test_a_job_of_a_cron_is_overdue_after_the_tick_that_follows_it() -> None:
-    assert late_after(Schedule("0 3 * * *"), NOW) == datetime(2026, 3, 2, 3, 5, tzinfo=UTC)
+    assert late_after(Schedule("0 3 * * *"), NOW, woken=True) == datetime(2026, 3, 2, 3, 5, tzinfo=UTC)
 
 
 @contextmanager

@@ -1,0 +1,398 @@
+"""A warm run: when it ends, what it tells Dagster, and when the sensor launches one."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from dagster import (
+    AssetKey,
+    DagsterInstance,
+    DagsterRun,
+    DagsterRunStatus,
+    RunRecord,
+    RunsFilter,
+    SensorDefinition,
+    build_sensor_context,
+)
+
+from blacksmith_dagster import Batch, Blacksmith, Destination, Schedule, Source
+from blacksmith_dagster.errors import DeclarationError, SettingsError, Timeout
+from blacksmith_dagster.orchestration import (
+    BlacksmithResource,
+    WarmRuns,
+    build_definitions,
+    realtime_sensor,
+    schedules,
+)
+from blacksmith_dagster.orchestration.realtime import ENDING_TAG, Seen, ending
+from blacksmith_dagster.orchestration.realtime_sensor import (
+    Run,
+    could_lock,
+    is_gone,
+    why_idle,
+    why_no_launch,
+    why_pause,
+)
+from blacksmith_dagster.store import open_store
+from blacksmith_dagster.store.interface import NewEvent, NewJob
+from blacksmith_dagster.supervisor import open_supervisor
+
+WARM = WarmRuns(idle="10m", age="15m", notice="60s")
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+QUEUED, STARTING, STARTED, CANCELING, FAILURE = (
+    DagsterRunStatus.QUEUED,
+    DagsterRunStatus.STARTING,
+    DagsterRunStatus.STARTED,
+    DagsterRunStatus.CANCELING,
+    DagsterRunStatus.FAILURE,
+)
+
+
+# ------------------------------------------------------------------------------ when a run ends
+
+
+@pytest.mark.parametrize(
+    ("seen", "why", "notice"),
+    [
+        (Seen(age=0), None, 0),
+        (Seen(age=839, idle=599), None, 0),
+        (Seen(age=600, idle=600), "idle for 10m", 0),
+        (Seen(age=840), "15m old, and another goes on", 60),
+        (Seen(age=870), "15m old, and another goes on", 30),
+        (Seen(age=1000), "15m old, and another goes on", 0),
+        (Seen(age=700, idle=600, lockless=10), None, 0),  # it waits for an older one's locks
+        (Seen(age=100, lockless=89), None, 0),
+        (Seen(age=100, lockless=90), "it has held none of its locks for 90 s", 0),
+        (Seen(age=5, failure="it hangs"), "it hangs", 60),
+        (Seen(age=5, failure="it hangs", lockless=0.5), "it hangs", 0),  # nothing is loaded by it
+        (Seen(age=870, idle=700, failure="it hangs", stopped=True), "asked to stop", 0),
+    ],
+)
+def test_why_and_when_a_run_ends(seen: Seen, why: str | None, notice: float) -> None:
+    found = ending(seen, WARM)
+    assert (found and found.why, found.notice if found else 0) == (why, notice)
+
+
+def test_a_run_cannot_end_before_it_has_announced_it() -> None:
+    with pytest.raises(DeclarationError, match="write a longer age="):
+        WarmRuns(age="1m", notice="1m")
+    with pytest.raises(DeclarationError, match="'soon' is no duration"):
+        WarmRuns(idle="soon")
+
+
+# ------------------------------------------------------------------------------ the sensor decides
+
+
+@pytest.mark.parametrize(
+    ("run", "owners", "could"),
+    [
+        ("b", ["b", "b"], False),
+        ("b", ["b", None], False),
+        ("b", [None, None], True),
+        ("b", ["c", None], True),  # a younger one holds what it has lost
+        ("b", ["a", None], False),  # it follows an older one
+        ("b", ["a load", "a load"], False),  # the schedule's run, or a worker
+        ("c", ["b", "a"], False),
+    ],
+)
+def test_a_run_without_locks_that_it_could_have(
+    run: str, owners: list[str | None], could: bool
+) -> None:
+    assert could_lock(run, ["a", "b", "c"], owners) is could
+
+
+@pytest.mark.parametrize(
+    ("run", "gone"),
+    [
+        (Run("a", STARTED, age=600), False),
+        (Run("a", STARTED, age=600, lockless=14), False),
+        (Run("a", STARTED, age=600, lockless=15), True),
+        (Run("a", CANCELING, age=1, lockless=15), True),
+        (Run("a", STARTING, age=179), False),
+        (Run("a", STARTING, age=180), True),
+        (Run("a", QUEUED, age=10_000), False),
+    ],
+)
+def test_a_run_whose_process_is_gone(run: Run, gone: bool) -> None:
+    assert is_gone(run) is gone
+
+
+@pytest.mark.parametrize(
+    ("runs", "why"),
+    [
+        ([], None),
+        ([Run("a", QUEUED, 1)], "run a is queued"),
+        ([Run("a", STARTING, 1)], "run a is starting"),
+        ([Run("a", STARTED, 1)], "run a loads"),
+        ([Run("a", STARTED, 1, ending=True)], None),
+        ([Run("a", STARTED, 1, ending=True), Run("b", QUEUED, 1)], "run b is queued"),
+        ([Run("a", STARTED, 1, ending=True), Run("b", STARTED, 1)], "run b follows run a"),
+        (
+            [Run("a", STARTED, 1, ending=True), Run("b", STARTED, 1, ending=True)],
+            "run b follows run a",
+        ),
+    ],
+)
+def test_one_run_and_two_while_one_takes_over(runs: list[Run], why: str | None) -> None:
+    assert why_no_launch(runs) == why
+
+
+@pytest.mark.parametrize(
+    ("due", "since_load", "owner", "why"),
+    [
+        (None, None, None, "nothing waits for lake/flights"),
+        (0.0, None, None, None),
+        (4.0, None, None, None),  # it is due by the time that the run has started
+        (90.0, None, None, "nothing is due: lake/flights is the next, in 0:01:30"),
+        (None, 599.0, None, None),
+        (None, 600.0, None, "nothing waits for lake/flights"),
+        (0.0, 1.0, "host:42", "lake/flights is loaded by host:42"),
+    ],
+)
+def test_a_run_is_launched_for_what_is_due_or_was_loaded_lately(
+    due: float | None, since_load: float | None, owner: str | None, why: str | None
+) -> None:
+    path = "lake/flights"
+    assert why_idle({path: due}, since_load, {path: owner}, WARM) == why
+
+
+@pytest.mark.parametrize(
+    ("status", "lived", "ago", "why"),
+    [
+        (FAILURE, 5, 10, "run r has failed soon after its start; another is launched in 20 s"),
+        (FAILURE, 5, 30, None),
+        (FAILURE, 60, 10, None),
+        (DagsterRunStatus.CANCELED, 5, 10, None),
+    ],
+)
+def test_what_fails_at_its_start_is_not_tried_in_a_circle(
+    status: DagsterRunStatus, lived: int, ago: int, why: str | None
+) -> None:
+    ended = NOW - timedelta(seconds=ago)
+    run = DagsterRun(job_name="realtime_lake", run_id="r", status=status)
+    assert why_pause(RunRecord(1, run, ended - timedelta(seconds=lived), ended), NOW) == why
+    assert why_pause(None, NOW) is None
+
+
+# ------------------------------------------------------------------------------ with a store
+
+
+class Alerts:
+    """Destination `alerts` with the realtime events `late` and `stuck`, whose runs are short."""
+
+    def __init__(self, store_url: str) -> None:
+        self.resource = BlacksmithResource(store_url=store_url)
+        self.store = open_store(store_url, upgrade=True)
+        self.loaded: list[str] = []
+        self.on_load: Any = lambda: None
+        airport = Source("airport")
+        departed = airport.accept("departed")
+        alerts = Destination("alerts", schedule=Schedule("@every 1h", realtime=True))
+
+        @alerts.event(receives=departed)
+        def late(batch: Batch[Any]) -> None:
+            self.on_load()
+            self.loaded += [job.event.id or "" for job in batch]
+
+        @alerts.event(receives=departed, timeout="100ms")
+        def stuck(batch: Batch[Any]) -> None:
+            threading.Event().wait()
+
+        self.app = Blacksmith(sources=[airport], destinations=[alerts], since="2026-01-01")
+        warm = WarmRuns(idle="1s", notice="1s")
+        self.definitions = build_definitions(self.app, resource=self.resource, warm=warm)
+        self.cursors: dict[str, str | None] = {}
+        self.store.register(self.app)
+
+    def receive(self, *events: str) -> str:
+        new = NewEvent("airport/departed", "{}", [NewJob(f"alerts/{each}") for each in events])
+        [[event_id]] = self.store.ingest([[new]])  # type: ignore[misc]
+        return event_id
+
+    def run(self, instance: DagsterInstance) -> Any:
+        """A warm run in this process."""
+        job = self.definitions.resolve_job_def("realtime_alerts")
+        return job.execute_in_process(instance=instance)
+
+    def look(self, instance: DagsterInstance, name: str = "realtime_alerts_sensor") -> Any:
+        """A tick of a sensor; its cursor is kept for the next."""
+        (sensor,) = [each for each in self.definitions.sensors or () if each.name == name]
+        assert isinstance(sensor, SensorDefinition)
+        resources = {"blacksmith": self.resource}
+        with build_sensor_context(instance, self.cursors.get(name), resources=resources) as context:
+            found = sensor.evaluate_tick(context)
+        self.cursors[name] = found.cursor
+        return found
+
+
+@pytest.fixture
+def alerts(store_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Alerts]:
+    # No broker is needed to run: what it does not tell is found by looking into the store.
+    monkeypatch.setenv("BLACKSMITH_PUBSUB_URL", "nats://127.0.0.1:1")
+    made = Alerts(store_url)
+    try:
+        yield made
+    finally:
+        made.store.close()
+
+
+def outputs(result: Any) -> dict[str, Any]:
+    (found,) = [each for each in result.all_events if each.is_successful_output]
+    return {name: value.value for name, value in found.step_output_data.metadata.items()}
+
+
+def test_a_warm_run_loads_tells_and_ends_when_idle(
+    alerts: Alerts, instance: DagsterInstance
+) -> None:
+    ids = [alerts.receive("late") for _ in range(3)]
+    result = alerts.run(instance)
+    assert alerts.loaded == ids
+    said = outputs(result)
+    assert said["stop_reason"] == "idle for 1s"
+    assert (said["events_loaded"], said["events_failed"]) == (3, 0)
+    today = datetime.now(UTC).date().isoformat()
+    assert instance.get_materialized_partitions(AssetKey(["alerts", "late"])) == {today}
+    checked = {
+        (each.asset_key.path[-1], each.check_name): each.passed
+        for each in result.get_asset_check_evaluations()
+    }
+    assert checked == {
+        (event, name): True
+        for event in ("late", "stuck")
+        for name in ("no_discarded", "nothing_overdue")
+    }
+    (run,) = {each.run for each in alerts.store.history(ids[0]) if each.load}
+    assert run == result.run_id
+
+
+def test_a_warm_run_announces_its_end_and_fails_when_a_load_hangs(
+    alerts: Alerts, instance: DagsterInstance
+) -> None:
+    alerts.receive("stuck")
+    with pytest.raises(Timeout, match="alerts/stuck"):
+        alerts.run(instance)
+    (run,) = instance.get_runs()
+    assert run.status is FAILURE
+    assert ENDING_TAG in run.tags
+
+
+def test_sigterm_ends_a_warm_run_well(alerts: Alerts, instance: DagsterInstance) -> None:
+    def terminate() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    alerts.on_load = terminate
+    ids = [alerts.receive("late")]
+    result = alerts.run(instance)
+    assert alerts.loaded == ids
+    assert outputs(result)["stop_reason"] == "asked to stop"
+
+
+def test_a_warm_run_without_a_broker_says_what_to_set(
+    alerts: Alerts, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("BLACKSMITH_PUBSUB_URL")
+    with pytest.raises(SettingsError, match="set it to kafka://"):
+        alerts.run(instance)
+
+
+def test_without_a_broker_the_schedules_serve(
+    alerts: Alerts, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("BLACKSMITH_PUBSUB_URL")
+    alerts.receive("late")
+    said = alerts.look(instance).skip_message
+    assert said == "the schedules serve; set BLACKSMITH_PUBSUB_URL to load at once"
+    assert alerts.look(instance, "load_alerts_sensor").run_requests
+
+
+def test_two_daemons_ask_for_the_same_run(alerts: Alerts, instance: DagsterInstance) -> None:
+    assert alerts.look(instance).skip_message == "nothing waits for alerts/late, alerts/stuck"
+    alerts.receive("late")
+    keys = [alerts.look(instance).run_requests[0].run_key for _ in range(2)]
+    assert keys == ["after-none"] * 2
+    run = instance.add_run(DagsterRun(job_name="realtime_alerts", status=DagsterRunStatus.SUCCESS))
+    assert alerts.look(instance).run_requests[0].run_key == f"after-{run.run_id}"
+
+
+def test_a_run_that_has_announced_its_end_is_followed(
+    alerts: Alerts, instance: DagsterInstance
+) -> None:
+    run = instance.add_run(DagsterRun(job_name="realtime_alerts", status=STARTED))
+    with _locked(alerts, run.run_id):
+        assert alerts.look(instance).skip_message == f"run {run.run_id} loads"
+        instance.add_run_tags(run.run_id, {ENDING_TAG: "true"})
+        assert len(alerts.look(instance).run_requests) == 1
+        instance.add_run(DagsterRun(job_name="realtime_alerts", status=STARTING))
+        assert "is starting" in alerts.look(instance).skip_message
+
+
+def test_a_run_whose_process_is_gone_is_failed_and_followed(
+    alerts: Alerts, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(realtime_sensor, "_GONE_SECONDS", 0.3)
+    monkeypatch.setattr(realtime_sensor, "_PAUSE", timedelta(0))
+    alerts.receive("late")
+    run = instance.add_run(DagsterRun(job_name="realtime_alerts", status=STARTED))
+    with _locked(alerts, run.run_id):
+        assert alerts.look(instance).skip_message == f"run {run.run_id} loads"
+    lost = time.monotonic()
+    while not alerts.look(instance).run_requests:
+        assert time.monotonic() < lost + 10
+    assert time.monotonic() > lost + 0.3
+    (found,) = instance.get_runs(RunsFilter(run_ids=[run.run_id]))
+    assert found.status is FAILURE
+
+
+def test_the_locks_of_a_run_that_was_killed_are_free_soon(
+    alerts: Alerts, instance: DagsterInstance
+) -> None:
+    alerts.receive("late")
+    with _locked(alerts, "host:42"):
+        assert "is loaded by host:42" in alerts.look(instance).skip_message
+    run = instance.add_run(DagsterRun(job_name="realtime_alerts", status=FAILURE))
+    with _locked(alerts, run.run_id):
+        # The next one is launched meanwhile, though not at once if it fails in a circle.
+        assert "failed soon after its start" in alerts.look(instance).skip_message
+        canceled = DagsterRun(job_name="realtime_alerts", status=DagsterRunStatus.CANCELED)
+        instance.add_run(canceled)
+        assert alerts.look(instance).run_requests[0].run_key == f"after-{canceled.run_id}"
+
+
+def test_what_a_warm_run_loads_is_left_to_it_by_the_schedule(
+    alerts: Alerts, instance: DagsterInstance
+) -> None:
+    alerts.receive("late")
+    with _locked(alerts, "a run"):
+        said = alerts.look(instance, "load_alerts_sensor").skip_message
+        assert said == "alerts/late is loaded by a run"
+    assert alerts.look(instance, "load_alerts_sensor").run_requests
+
+
+def test_a_load_run_that_is_gone_is_not_taken_for_the_warm_run(
+    alerts: Alerts, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedules, "_YOUNG", dict.fromkeys((True, False), timedelta(0)))
+    monkeypatch.setattr(schedules, "_MOMENT_SECONDS", 0.1)
+    alerts.receive("stuck")
+    gone = instance.add_run(DagsterRun(job_name="load_alerts", status=STARTED))
+    with _locked(alerts, "a warm run", "late"):
+        assert alerts.look(instance, "load_alerts_sensor").run_requests
+    (found,) = instance.get_runs(RunsFilter(run_ids=[gone.run_id]))
+    assert found.status is FAILURE
+
+
+@contextmanager
+def _locked(alerts: Alerts, owner: str, *events: str) -> Iterator[None]:
+    supervisor = open_supervisor(None, alerts.store)
+    try:
+        for event in events or ("late", "stuck"):
+            assert supervisor.acquire(f"load/alerts/{event}", owner)
+        yield
+    finally:
+        supervisor.close()
