@@ -208,29 +208,42 @@ class _Keeper(threading.Thread):
     def run(self) -> None:
         try:
             while not self._stopping.is_set():
-                self._try()
+                self._keep()
         except BaseException as error:  # noqa: BLE001 - told by `failure`; the others go on
             self.failure = error
             _log.error("%s is loaded no more by this process: %s", self._event.path, error)
         finally:
             self._workers.close()
 
-    def _try(self) -> None:
+    def _keep(self) -> None:
+        """Load while the lock can be held; returns if it is another's or was lost."""
         try:
             lease = self._supervisor.acquire(
                 f"load/{self._event.path}", self._owner, wait=_TRY_LOCK
             )
-            if lease is not None:
-                with lease:
-                    self._load_when_woken(lease)
-            self._answered = True
-        except Fenced as error:
-            _log.warning("%s", error)
         except Unavailable as error:
-            if self._answered:
-                _log.warning("%s is loaded later: %s", self._event.path, error)
-            self._answered = False
-            self._stopping.wait(_AGAIN)
+            self._rest(error)
+            return
+        self._answered = True
+        if lease is None:
+            return
+        with lease:
+            while not (self._stopping.is_set() or lease.lost.is_set()):
+                try:
+                    self._load_when_woken(lease)
+                except Unavailable as error:
+                    # The lock outlasts a short outage; given up, it could not be released, and would
+                    # have to run out.
+                    self._rest(error)
+                except Fenced as error:
+                    _log.warning("%s", error)
+                    return
+
+    def _rest(self, error: Unavailable) -> None:
+        if self._answered:
+            _log.warning("%s is loaded later: %s", self._event.path, error)
+        self._answered = False
+        self._stopping.wait(_AGAIN)
 
     def _load_when_woken(self, lease: Lease) -> None:
         fence = self._store.take_over(self._event.path, Lane.LOAD, lease.id, lease.confirm)

@@ -197,7 +197,7 @@ def test_a_message_wakes_at_once(warm: Warm) -> None:
         until(loaded.has(n))
         took.append(loaded.at[n][0] - began)
     assert sorted(took)[10] < 0.1
-    assert [path for path, _ in warm.reports] == [FLIGHTS] * 20
+    until(lambda: [path for path, _ in warm.reports] == [FLIGHTS] * 20)
     # Messages of nothing, of what is loaded already or of what is not here harm nothing.
     for paths in ((), (FLIGHTS,), (FLIGHTS, FLIGHTS, "elsewhere/unknown")):
         warm.messages.say(*paths)
@@ -349,6 +349,7 @@ def test_a_store_that_is_away_is_told_once_and_waited_for(
     store = Away(warm.store)
     loop = warm.start(app_of(flights=loaded), store)
     until(lambda: loop.holds_locks)
+    since = warm.supervisor.status(LOCK).since
     for outage in (1, 2):
         ingest(warm.store, [{"n": 10 * outage}])
         until(loaded.has(10 * outage))
@@ -363,6 +364,7 @@ def test_a_store_that_is_away_is_told_once_and_waited_for(
         told = [each for each in caplog.messages if "the store is away" in each]
         assert len(told) <= 2 * outage  # whoever sweeps and whoever loads, once an outage
         assert sum(FLIGHTS in each for each in told) == outage
+        assert warm.supervisor.status(LOCK).since == since  # nobody has to wait for it to run out
 
 
 @pytest.mark.usefixtures("no_sweep")
