@@ -21,7 +21,7 @@ from tests.acceptance.processes import BlacksmithProcess, GatewayProcess, until
 from tests.acceptance.realtime_pipeline import EACH, ODD, RECORD, blacksmith, loaded
 
 APP = "tests.acceptance.realtime_pipeline:blacksmith"
-RATE = 50.0
+RATE = 50.0  # events a second
 NORMAL = 0.1  # seconds from sending to loading, the median
 HEALED = 20.0
 
@@ -98,6 +98,7 @@ class System:
     def __enter__(self) -> Self:
         self.gateway.start()
         self.worker.start()
+        until(lambda: "blacksmith worker: " in self.worker.log, 30, "the worker is ready")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -105,12 +106,12 @@ class System:
         self.worker.kill()
 
     @contextlib.contextmanager
-    def load(self, rate: float = RATE) -> Iterator[Sending]:
+    def load(self) -> Iterator[None]:
         """A client that sends at a constant rate until the block ends, and has each event accepted."""
-        numbers = self.sending.numbers(rate)
+        numbers = self.sending.numbers(RATE)
         sender = Sender(self.gateway, self.sending.ledger, numbers, retry=True)
         try:
-            yield self.sending
+            yield
         except BaseException:
             print(f"gateway:\n{self.gateway.log}\nworker:\n{self.worker.log}")
             sender.end(at_once=True)

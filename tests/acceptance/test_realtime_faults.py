@@ -7,7 +7,6 @@ import os
 import random
 import re
 import statistics
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -94,7 +93,7 @@ def test_broker_killed_and_restarted_under_load(broker: Wakes, system: System) -
             try:
                 if broker.store_goes_with_it:
                     until(lambda: system.sending.ledger.errors, 10, "requests are refused")
-                    time.sleep(1.5)  # an outage that all have noticed
+                    until(lambda: system.told()[2], 10, "the worker has noticed")
                 else:
                     system.more(100)
                     until(lambda: unpublished(system.gateway) > 0, 10, "the gateway tells of it")
@@ -132,8 +131,7 @@ def test_broker_down_for_the_whole_run(broker: Wakes, system: System, tmp_path: 
             assert not system.sending.ledger.errors
             assert unpublished(system.gateway) > 0
             assert system.told() == (1, 0, 1), system.gateway.log + system.worker.log
-        late = list(system.latencies().values())[50:]  # the worker was starting with the first
-        assert max(late) < SWEEP_ALONE + MARGIN
+        assert system.latest() < SWEEP_ALONE + MARGIN
         system.judge()
 
 
@@ -223,8 +221,7 @@ def test_wrong_credentials_fail_clearly(broker: Wakes, tmp_path: Path) -> None:
             assert re.search(r"refused.*mend.*BLACKSMITH_PUBSUB_URL", log), log
             assert log.count("refused") == 1, log
     assert WRONG not in health + system.gateway.log + system.worker.log
-    late = list(system.latencies().values())[-20:]
-    assert max(late) < SWEEP_ALONE + MARGIN
+    assert system.latest() < SWEEP_ALONE + MARGIN
     system.judge()
 
 
@@ -275,7 +272,8 @@ def test_slow_broker_never_slows_a_request(broker: Wakes) -> None:
             took["stalled"] = requests(stalled)
             until(lambda: unpublished(stalled), 20, "the broker does not answer")
     print(took)
-    assert max(took.values()) < max(3 * took["none"], SLOW / 2), took
+    # A request that waited for the broker would take twice that at least, there and back.
+    assert max(took.values()) < max(3 * took["none"], SLOW), took
     with contextlib.closing(open_store(broker.store_url)) as store:
         store.register(blacksmith)
         sending.ledger.check(store)
