@@ -87,7 +87,8 @@ class Seen(NamedTuple):
     """A warm run as it stands. Times are in seconds.
 
     - `idle`: since its last load, `lockless`: since it last held a lock of its events.
-    - `stopped`: whether it was asked to end; `failure`: why an event is loaded no more.
+    - `stopped`: whether it was asked to end; `failure`: why an event is loaded no more, `over`:
+      whether none is.
     """
 
     age: float
@@ -95,6 +96,7 @@ class Seen(NamedTuple):
     lockless: float = 0.0
     stopped: bool = False
     failure: str | None = None
+    over: bool = False
 
 
 class Ending(NamedTuple):
@@ -115,7 +117,7 @@ def ending(seen: Seen, warm: WarmRuns) -> Ending | None:
     if seen.stopped:
         return Ending("asked to stop")
     if seen.failure:
-        return Ending(seen.failure, 0.0 if seen.lockless else warm.notice_seconds)
+        return Ending(seen.failure, 0.0 if seen.over else warm.notice_seconds)
     patience = warm.notice_seconds + _PATIENCE_SECONDS
     if seen.lockless >= patience:
         return Ending(f"it has held none of its locks for {patience:g} s")
@@ -265,6 +267,7 @@ def _watch(
             now - held,
             stop.is_set(),
             None if failure is None else str(failure),
+            loop.is_over,
         )
         found = ending(seen, warm)
         # The first reason stays, unless there is one to end at once.

@@ -91,17 +91,22 @@ def why_no_launch(runs: Sequence[Run]) -> str | None:
     return f"run {last.id} loads"
 
 
-def why_pause(newest: RunRecord | None, now: datetime) -> str | None:
-    """Why to wait with another run, or `None`: what fails at its start is not tried in a circle."""
-    if newest is None or newest.dagster_run.status is not DagsterRunStatus.FAILURE:
+def why_pause(newest: Sequence[RunRecord], now: datetime) -> str | None:
+    """Why to wait with another run after the `newest` two, or `None`: what fails at its start is not
+    tried in a circle."""
+    short = [
+        run.dagster_run.status is DagsterRunStatus.FAILURE
+        and run.update_timestamp - run.create_timestamp < _PAUSE
+        for run in newest
+    ]
+    if short != [True, True]:
         return None
-    failed = newest.update_timestamp
-    left = failed + _PAUSE - now
-    if failed - newest.create_timestamp > _PAUSE or left <= timedelta(0):
+    left = (newest[0].update_timestamp + _PAUSE - now).total_seconds()
+    if left <= 0:
         return None
     return (
-        f"run {newest.dagster_run.run_id} has failed soon after its start; another is launched in "
-        f"{left.total_seconds():.0f} s"
+        f"run {newest[0].dagster_run.run_id} has failed soon after its start, as the one before; "
+        f"another is launched in {left:.0f} s"
     )
 
 
@@ -158,11 +163,12 @@ def _look(
     warm: WarmRuns,
 ) -> SensorResult:
     store, now = blacksmith.store(app), datetime.now(UTC)
+    # First: two daemons that decide the same at once name the same run here, and make one.
+    newest = context.instance.get_run_records(RunsFilter(job_name=name), limit=2)
     owners = {path: _owner(blacksmith.supervisor, path) for path in paths}
     runs, cursor = _active(
         context.instance, name, owners.values(), _Cursor.read(context.cursor), now
     )
-    newest = next(iter(context.instance.get_run_records(RunsFilter(job_name=name), limit=1)), None)
     reason = why_no_launch(runs) or why_pause(newest, now)
     if not runs and not reason:
         due = {path: store.next_due(path) for path in paths}
@@ -170,8 +176,7 @@ def _look(
         reason = why_idle(due, store.since_load(*paths), alive, warm)
     if reason:
         return SensorResult(skip_reason=reason, cursor=cursor.write())
-    # Two daemons that decide the same at once make one run: both come after the same one.
-    key = f"after-{newest.dagster_run.run_id if newest else 'none'}"
+    key = f"after-{newest[0].dagster_run.run_id if newest else 'none'}"
     return SensorResult(run_requests=[RunRequest(run_key=key)], cursor=cursor.write())
 
 

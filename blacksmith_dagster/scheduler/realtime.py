@@ -117,6 +117,12 @@ class Realtime:
         return next(found, self._failure)
 
     @property
+    def is_over(self) -> bool:
+        """Whether none of its events is loaded by it any more; asked after the start."""
+        loading = any(each.is_alive() for each in self._keepers.values())
+        return not (loading and self._listener.is_alive())
+
+    @property
     def holds_locks(self) -> bool:
         """Whether it holds the lock of any of its events."""
         return any(each.holds_lock for each in self._keepers.values())

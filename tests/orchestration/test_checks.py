@@ -61,7 +61,9 @@ def test_without_a_broker_a_realtime_job_is_overdue_as_its_schedule_says() -> No
 
 
 def test_a_job_of_a_cron_is_overdue_after_the_tick_that_follows_it() -> None:
-    assert late_after(Schedule("0 3 * * *"), NOW, woken=True) == datetime(2026, 3, 2, 3, 5, tzinfo=UTC)
+    assert late_after(Schedule("0 3 * * *"), NOW, woken=True) == datetime(
+        2026, 3, 2, 3, 5, tzinfo=UTC
+    )
 
 
 @contextmanager

@@ -70,7 +70,12 @@ QUEUED, STARTING, STARTED, CANCELING, FAILURE = (
         (Seen(age=100, lockless=89), None, 0),
         (Seen(age=100, lockless=90), "it has held none of its locks for 90 s", 0),
         (Seen(age=5, failure="it hangs"), "it hangs", 60),
-        (Seen(age=5, failure="it hangs", lockless=0.5), "it hangs", 0),  # nothing is loaded by it
+        (
+            Seen(age=5, failure="it hangs", lockless=50),
+            "it hangs",
+            60,
+        ),  # others wait for their locks
+        (Seen(age=5, failure="it hangs", over=True), "it hangs", 0),
         (Seen(age=870, idle=700, failure="it hangs", stopped=True), "asked to stop", 0),
     ],
 )
@@ -163,21 +168,39 @@ def test_a_run_is_launched_for_what_is_due_or_was_loaded_lately(
 
 
 @pytest.mark.parametrize(
-    ("status", "lived", "ago", "why"),
+    ("lived", "ago", "why"),
     [
-        (FAILURE, 5, 10, "run r has failed soon after its start; another is launched in 20 s"),
-        (FAILURE, 5, 30, None),
-        (FAILURE, 60, 10, None),
-        (DagsterRunStatus.CANCELED, 5, 10, None),
+        (
+            [5, 5],
+            10,
+            "run new has failed soon after its start, as the one before; another is launched in 20 s",
+        ),
+        ([5, 5], 30, None),
+        ([5, 60], 10, None),
+        ([60, 5], 10, None),
+        ([5], 10, None),
+        ([], 10, None),
     ],
 )
 def test_what_fails_at_its_start_is_not_tried_in_a_circle(
-    status: DagsterRunStatus, lived: int, ago: int, why: str | None
+    lived: list[int], ago: int, why: str | None
 ) -> None:
     ended = NOW - timedelta(seconds=ago)
-    run = DagsterRun(job_name="realtime_lake", run_id="r", status=status)
-    assert why_pause(RunRecord(1, run, ended - timedelta(seconds=lived), ended), NOW) == why
-    assert why_pause(None, NOW) is None
+    records = [
+        RunRecord(
+            1,
+            DagsterRun("realtime_lake", name, status=FAILURE),
+            ended - timedelta(seconds=seconds),
+            ended,
+        )
+        for name, seconds in zip(["new", "old"], lived, strict=False)
+    ]
+    assert why_pause(records, NOW) == why
+    records = [
+        record._replace(dagster_run=DagsterRun("realtime_lake", status=DagsterRunStatus.CANCELED))
+        for record in records
+    ]
+    assert why_pause(records, NOW) is None
 
 
 # ------------------------------------------------------------------------------ with a store
@@ -336,7 +359,6 @@ def test_a_run_whose_process_is_gone_is_failed_and_followed(
     alerts: Alerts, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(realtime_sensor, "_GONE_SECONDS", 0.3)
-    monkeypatch.setattr(realtime_sensor, "_PAUSE", timedelta(0))
     alerts.receive("late")
     run = instance.add_run(DagsterRun(job_name="realtime_alerts", status=STARTED))
     with _locked(alerts, run.run_id):
@@ -357,11 +379,8 @@ def test_the_locks_of_a_run_that_was_killed_are_free_soon(
         assert "is loaded by host:42" in alerts.look(instance).skip_message
     run = instance.add_run(DagsterRun(job_name="realtime_alerts", status=FAILURE))
     with _locked(alerts, run.run_id):
-        # The next one is launched meanwhile, though not at once if it fails in a circle.
-        assert "failed soon after its start" in alerts.look(instance).skip_message
-        canceled = DagsterRun(job_name="realtime_alerts", status=DagsterRunStatus.CANCELED)
-        instance.add_run(canceled)
-        assert alerts.look(instance).run_requests[0].run_key == f"after-{canceled.run_id}"
+        # The next one is launched meanwhile.
+        assert alerts.look(instance).run_requests[0].run_key == f"after-{run.run_id}"
 
 
 def test_what_a_warm_run_loads_is_left_to_it_by_the_schedule(
