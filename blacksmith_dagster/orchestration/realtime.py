@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from dagster import AssetKey, JobDefinition, OpExecutionContext, in_process_executor, job, op
 
-from blacksmith_dagster.errors import DeclarationError, SettingsError, Unavailable
+from blacksmith_dagster.errors import DeclarationError, SettingsError, Unavailable, describe
 from blacksmith_dagster.orchestration.checks import of_destination
 from blacksmith_dagster.orchestration.loads import (
     Progress,
@@ -266,7 +266,7 @@ def _watch(
             loop.idle,
             now - held,
             stop.is_set(),
-            None if failure is None else str(failure),
+            None if failure is None else describe(failure),
             loop.is_over,
         )
         found = ending(seen, warm)

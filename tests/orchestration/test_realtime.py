@@ -39,9 +39,11 @@ from blacksmith_dagster.orchestration.realtime_sensor import (
     why_no_launch,
     why_pause,
 )
+from blacksmith_dagster.pubsub import open_pubsub
 from blacksmith_dagster.store import open_store
 from blacksmith_dagster.store.interface import NewEvent, NewJob
 from blacksmith_dagster.supervisor import open_supervisor
+from tests.orchestration.pipeline import Pipeline
 
 WARM = WarmRuns(idle="10m", age="15m", notice="60s")
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -270,6 +272,18 @@ def outputs(result: Any) -> dict[str, Any]:
     return {name: value.value for name, value in found.step_output_data.metadata.items()}
 
 
+def test_the_job_is_tagged_for_limits_and_ends_at_the_latest(alerts: Alerts) -> None:
+    job = alerts.definitions.resolve_job_def("realtime_alerts")
+    assert job.tags["blacksmith/realtime"] == "alerts"
+    # 15 m of age, 1 s of notice, 5 m for the last batch, 1 m to end
+    assert job.tags["dagster/max_runtime"] == "1261"
+
+
+def test_without_realtime_events_there_is_no_warm_run(store_url: str) -> None:
+    names = [each.name for each in Pipeline(store_url).definitions.sensors or ()]
+    assert names == ["blacksmith_report", "load_lake_sensor"]
+
+
 def test_a_warm_run_loads_tells_and_ends_when_idle(
     alerts: Alerts, instance: DagsterInstance
 ) -> None:
@@ -381,6 +395,32 @@ def test_the_locks_of_a_run_that_was_killed_are_free_soon(
     with _locked(alerts, run.run_id):
         # The next one is launched meanwhile.
         assert alerts.look(instance).run_requests[0].run_key == f"after-{run.run_id}"
+
+
+def test_a_scheduled_load_wakes_who_receives_its_outcomes(
+    postgres_url: str, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BLACKSMITH_PUBSUB_URL", "postgres")
+    pipeline = Pipeline(
+        postgres_url, judge=lambda batch: batch.discard(batch[0], "no such airport")
+    )
+
+    @pipeline.lake.event(receives=pipeline.flights.discarded, schedule=Schedule(realtime=True))
+    def alerts(batch: Batch[Any]) -> None: ...
+
+    pipeline.app = Blacksmith(
+        sources=[pipeline.airport], destinations=[pipeline.lake], since="2026-01-01"
+    )
+    pipeline.receive(1)
+    pubsub = open_pubsub("postgres", postgres_url)
+    assert pubsub
+    subscriber = pubsub.subscriber("lake")
+    try:
+        assert not subscriber.wait(10)  # it is connected
+        pipeline.run(instance)
+        assert list(subscriber.wait(10)) == ["lake/alerts"]
+    finally:
+        subscriber.close()
 
 
 def test_what_a_warm_run_loads_is_left_to_it_by_the_schedule(
