@@ -10,18 +10,27 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from blacksmith_dagster.errors import OutcomeUnknown, StoreError, Unavailable
 
+_AWAY = frozenset({"25006", "25P03", "25P04"})
+
 
 @contextmanager
 def told(label: str) -> Iterator[None]:
     """Raise `Unavailable` when the database does not answer, `StoreError` when it refuses the data."""
     try:
         yield
-    except (OperationalError, InterfaceError, PoolTimeout) as error:
-        raise Unavailable(
-            f"the store {label} does not answer, and nothing was changed: {reason(error)}"
-        ) from None
-    except DBAPIError as error:
+    except (DBAPIError, PoolTimeout) as error:
+        if _is_away(error):
+            raise Unavailable(
+                f"the store {label} does not answer, and nothing was changed: {reason(error)}"
+            ) from None
         raise StoreError(f"the store {label} refused: {reason(error)}") from None
+
+
+def _is_away(error: DBAPIError | PoolTimeout) -> bool:
+    if isinstance(error, OperationalError | InterfaceError | PoolTimeout):
+        return True
+    # What psycopg calls internal errors: a standby that only reads, a pause that was too long.
+    return error.connection_invalidated or getattr(error.orig, "sqlstate", None) in _AWAY
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import random
 import threading
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
@@ -13,6 +14,7 @@ from sqlalchemy import create_engine, text
 from blacksmith_dagster import Batch, Blacksmith, Destination, Source
 from blacksmith_dagster.errors import (
     KeyReused,
+    OutcomeUnknown,
     PositionMoved,
     SchemaOutdated,
     SequenceWentBack,
@@ -303,6 +305,47 @@ def test_an_unreachable_database_is_told_without_its_password() -> None:
         open_store("postgresql://user:hunter2@127.0.0.1:9/none")
     assert "hunter2" not in str(told.value)
     assert "127.0.0.1:9" in str(told.value)
+
+
+def test_a_standby_that_only_reads_does_not_answer(postgres_url: str) -> None:
+    with closing(open_store(postgres_url, upgrade=True)) as store:
+        assert isinstance(store, SQLStore)
+        store.register(app)
+        with store.writing() as conn:
+            database = conn.exec_driver_sql("SELECT current_database()").scalar_one()
+            conn.exec_driver_sql(
+                f'ALTER DATABASE "{database}" SET default_transaction_read_only = on'
+            )
+        keyed = new_event(key="k")
+        store.engine.dispose()  # its next connections are read-only, as after a failover
+        for ingest in (lambda: store.ingest([[new_event()]]), lambda: store.ingest([[keyed]])):
+            with pytest.raises(Unavailable, match="read-only") as told:
+                ingest()
+            assert not isinstance(told.value, OutcomeUnknown)
+
+
+def test_a_transaction_that_the_server_timed_out_is_no_refusal(postgres_url: str) -> None:
+    with closing(open_store(postgres_url, upgrade=True)) as store:
+        assert isinstance(store, SQLStore)
+
+        def paused() -> None:
+            with store.writing() as conn:
+                pid = conn.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+                conn.exec_driver_sql("SET idle_in_transaction_session_timeout = '50ms'")
+                with store.reading() as other:
+                    until(
+                        lambda: (
+                            other.exec_driver_sql(
+                                f"SELECT count(*) FROM pg_stat_activity WHERE pid = {pid}"
+                            ).scalar_one()
+                            == 0
+                        )
+                    )
+                conn.exec_driver_sql("SELECT 1")
+
+        with pytest.raises(Unavailable, match="idle-in-transaction"):
+            paused()
+        assert store.ingest([]) == []
 
 
 def test_sequence_that_went_back_is_refused(store: Store, store_url: str) -> None:
