@@ -77,12 +77,14 @@ class Batch(Generic[T]):
         """This job is loaded, even if the function raises later."""
         self._decide(job, Verdict(Said.SUCCEEDED))
 
-    def fail(self, job: Job[T], why: str, *, retry_after: float | None = None) -> None:
+    def fail(self, job: Job[T], why: str, *, retry_after: float | timedelta | None = None) -> None:
         """This job is not loaded. It is tried again, until its attempts are used up.
 
-        `retry_after` is in seconds; without it the schedule's gap is taken.
+        `retry_after` is in seconds, or a `timedelta`; without it the schedule's gap is taken.
+
+        Raises `UsageError` for a `retry_after` that is neither.
         """
-        self._decide(job, Verdict(Said.FAILED, _text(why), retry_after))
+        self._decide(job, Verdict(Said.FAILED, _text(why), self._seconds(retry_after)))
 
     def discard(self, job: Job[T], why: str) -> None:
         """This job can never be loaded: it is not tried again."""
@@ -101,6 +103,22 @@ class Batch(Generic[T]):
             msgspec.to_builtins(job.data, builtin_types=_KEPT_BY_PANDAS) for job in self._jobs
         ]
         return pandas.DataFrame(rows)
+
+    def _seconds(self, asked: Any) -> float | None:
+        if asked is None:
+            return None
+        if isinstance(asked, timedelta):
+            return asked.total_seconds()
+        try:
+            # Any library's number will do. A header's text would too, until one holds a date.
+            if not isinstance(asked, str | bytes):
+                return float(asked)
+        except (TypeError, ValueError, OverflowError):
+            pass
+        raise UsageError(
+            f"{self.path}: retry_after={asked!r:.40} is not taken; give seconds as a number, "
+            "or a timedelta"
+        )
 
     def _decide(self, job: Job[T], verdict: Verdict) -> None:
         if self._keys is None:

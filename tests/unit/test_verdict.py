@@ -1,12 +1,15 @@
 """How a load ends."""
 
 from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from blacksmith_dagster import Batch, Schedule
+from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.pipeline.batch import Said
 from blacksmith_dagster.pipeline.batch import Verdict as Answer
 from blacksmith_dagster.scheduler.decode import Decoded, Refused
@@ -67,6 +70,19 @@ def test_each_job_that_was_named_has_its_own_end() -> None:
 def test_a_delay_is_taken_if_it_makes_sense_and_rounded_up(asked: float, given: float) -> None:
     said = verdict(load([row(1), row(2)]), {1: Answer(Said.FAILED, "later", asked)})
     assert said.deviations[0].delay == given
+
+
+def test_a_delay_is_said_in_seconds_or_as_a_timedelta_and_else_refused() -> None:
+    batch = Batch("warehouse/flights", decode(load([row(1)])).jobs)
+    wrong: list[Any] = ["120", b"120", object(), 10**400]
+    for retry_after in wrong:
+        with pytest.raises(UsageError, match=r"seconds.*or a timedelta"):
+            batch.fail(batch[0], "busy", retry_after=retry_after)
+    assert not batch.verdicts
+    for good in (timedelta(minutes=2), 120, Decimal(120)):
+        batch.fail(batch[0], "busy", retry_after=cast(Any, good))
+        decision = decide(load([row(1)]), NO_JOBS, batch.verdicts, None, SCHEDULE, NOW)
+        assert decision.verdict.deviations[0].delay == 120.0
 
 
 def test_an_exception_fails_those_undecided() -> None:
