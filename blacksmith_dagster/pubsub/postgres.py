@@ -14,11 +14,11 @@ import msgspec
 import psycopg
 from psycopg.pq import ExecStatus
 from psycopg.sql import SQL, Identifier
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.engine import URL
 
 from blacksmith_dagster.errors import SettingsError, Unavailable
 from blacksmith_dagster.pubsub.interface import Publisher, Subscriber
+from blacksmith_dagster.store import read_url
 from blacksmith_dagster.store.faults import reason
 
 _logger = logging.getLogger(__name__)
@@ -56,13 +56,7 @@ class PostgresPubSub:
                 f"BLACKSMITH_PUBSUB_URL: postgres takes a topic= of up to {_LONGEST_CHANNEL} "
                 "characters; shorten it"
             )
-        try:
-            url = make_url(store_url)
-        except ArgumentError:
-            raise SettingsError(
-                "the store's URL cannot be read; write postgresql://user:password@host:5432/database"
-            ) from None
-        self._database = _Database(url, topic)
+        self._database = _Database(read_url(store_url), topic)
 
     @property
     def label(self) -> str:

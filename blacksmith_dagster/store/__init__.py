@@ -10,7 +10,7 @@ from sqlalchemy.exc import ArgumentError
 from blacksmith_dagster.errors import SettingsError
 from blacksmith_dagster.store.interface import Store
 
-__all__ = ["Store", "open_store"]
+__all__ = ["Store", "open_store", "read_url"]
 
 
 def open_store(url: str, *, upgrade: bool = False, repair: bool = False) -> Store:
@@ -23,14 +23,7 @@ def open_store(url: str, *, upgrade: bool = False, repair: bool = False) -> Stor
     Raises `SettingsError` for another URL, `SchemaOutdated`, `SequenceWentBack`, `Unavailable`, and
     `ImportError` when PostgreSQL's driver is not installed.
     """
-    try:
-        parsed = make_url(url)
-    except ArgumentError:
-        raise SettingsError(
-            "the store's URL cannot be read; write sqlite:///path/store.db or "
-            "postgresql://user:password@host:5432/database"
-        ) from None
-    store = _adapter(parsed, upgrade)
+    store = _adapter(read_url(url), upgrade)
     try:
         if repair:
             store.repair()
@@ -39,6 +32,24 @@ def open_store(url: str, *, upgrade: bool = False, repair: bool = False) -> Stor
         store.close()
         raise
     return store
+
+
+def read_url(url: str) -> URL:
+    """Take a store's URL apart. Raises `SettingsError`, in which no password is shown."""
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        raise SettingsError(
+            "the store's URL cannot be read; write sqlite:///path/store.db or "
+            "postgresql://user:password@host:5432/database, with what is special in the password "
+            "percent-encoded (@ as %40, : as %3A, / as %2F)"
+        ) from None
+    # Else what follows the first @ is taken for the host, which is no secret.
+    if parsed.get_backend_name() != "sqlite" and url.count("@") > 1:
+        raise SettingsError(
+            "the store's URL has more than one @; percent-encode those in the password, as %40"
+        )
+    return parsed
 
 
 def _adapter(url: URL, upgrade: bool) -> Store:

@@ -39,9 +39,14 @@ def test_a_topic_is_no_longer_than_a_channel() -> None:
 def test_the_password_is_not_shown() -> None:
     pubsub = PostgresPubSub("postgresql://me:open-sesame@db/blacksmith", "orders")
     assert "sesame" not in f"{pubsub!r} {pubsub.label}"
-    with pytest.raises(SettingsError) as refused:
-        PostgresPubSub("me:open-sesame@db", "orders")
-    assert "sesame" not in str(refused.value)
+    for url in (
+        "me:open-sesame@db",
+        "postgresql://me:open@sesame@db",
+        "postgresql://me:o@pen:sesame@db",
+    ):
+        with pytest.raises(SettingsError) as refused:
+            PostgresPubSub(url, "orders")
+        assert "sesame" not in str(refused.value)
 
 
 def test_a_peer_that_has_gone_without_a_word_is_found_out(postgres_url: str) -> None:

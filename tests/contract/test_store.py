@@ -2,6 +2,7 @@
 
 import random
 import threading
+import traceback
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -298,6 +299,17 @@ def test_closing_a_load_stays_in_its_page(postgres_url: str) -> None:
 def test_a_wrong_url_is_told(url: str, rule: str) -> None:
     with pytest.raises(SettingsError, match=rule):
         open_store(url)
+
+
+@pytest.mark.parametrize(
+    "login", ["me:s3cr@hunter2", "me:s3cr@hunter2:5432", "me:p@x:hunter2", "me:p@x/hunter2"]
+)
+def test_a_password_that_is_not_encoded_is_refused_and_not_shown(login: str) -> None:
+    with pytest.raises(SettingsError, match="percent-encode") as told:
+        open_store(f"postgresql://{login}@127.0.0.1:9/none")
+    assert "hunter2" not in "".join(traceback.format_exception(told.value))
+    with pytest.raises(Unavailable, match=r"127\.0\.0\.1:9"):
+        open_store("postgresql://me:p%40x@127.0.0.1:9/none")
 
 
 def test_an_unreachable_database_is_told_without_its_password() -> None:
