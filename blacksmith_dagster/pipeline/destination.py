@@ -104,7 +104,8 @@ class Destination(Generic[C]):
 
     - `connect`: opens what a load needs, once per process. What it returns is handed to the
       functions and closed at the process's end by its `close()`; a generator function that yields
-      once closes after the `yield` instead.
+      once closes after the `yield` instead. After a function that raised it is closed too, for it
+      may have broken: the next load opens another.
     - `schedule`: see `Schedule`.
     - `timeout`: of one load (5 minutes): past it the load is `unknown` and its late results count
       for nothing.

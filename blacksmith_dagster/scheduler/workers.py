@@ -25,7 +25,8 @@ class Workers:
     """One thread per destination, and in it the one connection that `connect` opened.
 
     The connection is opened by the first call, used and closed in the same thread: many drivers
-    (`sqlite3` is one) allow no other. It is closed by `close`, at the latest at the process's end.
+    (`sqlite3` is one) allow no other. It is closed by `close`, at the latest at the process's end,
+    and after a call that raised: it may have broken, and the next call opens another.
     """
 
     def __init__(self) -> None:
@@ -89,12 +90,17 @@ class _Worker:
                 task()
             except BaseException as error:  # noqa: BLE001 - sys.exit() in users' code is a failure too
                 future.set_exception(error)
+                self._disconnect()
             else:
                 future.set_result(None)
             del item, task, future  # or the last batch lives until the next
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        finish, self._finish, self._connection = self._finish, lambda: None, None
         try:
-            self._finish()
-        except Exception as error:  # noqa: BLE001 - users' code; nothing depends on it any more
+            finish()
+        except BaseException as error:  # noqa: BLE001 - users' code; nothing depends on it any more
             _log.warning(
                 "the connection of destination %s was not closed: %s",
                 self._destination.name,

@@ -100,7 +100,44 @@ def test_what_is_raised_is_handed_back_and_the_next_call_works(workers: Workers)
         SystemExit,
         type(None),
     ]
-    assert opened == 2
+    assert opened == 4
+
+
+def test_after_an_error_the_connection_is_closed_and_the_next_call_opens_another(
+    workers: Workers, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may be what has broken: in a process that runs for weeks nothing else would mend it."""
+
+    class Service:
+        broken = closed = False
+
+        def close(self) -> None:
+            self.closed = True
+            if self.broken:
+                raise ConnectionError("closed by the other side")
+
+    opened: list[Service] = []
+
+    def connect() -> Service:
+        opened.append(Service())
+        return opened[-1]
+
+    lake = Destination("lake", connect=connect)
+
+    @lake.event(receives=departed)
+    def rows(batch: Batch[Any], connection: Service) -> None:
+        assert not connection.closed
+        if connection.broken:
+            raise ConnectionError("reset by peer")
+
+    assert workers.call(rows, EMPTY).exception(10) is None
+    opened[0].broken = True
+    assert str(workers.call(rows, EMPTY).exception(10)) == "reset by peer"
+    assert workers.call(rows, EMPTY).exception(10) is None
+    assert [service.closed for service in opened] == [True, False]
+    assert "connection of destination lake was not closed: ConnectionError" in caplog.text
+    workers.close()
+    assert [service.closed for service in opened] == [True, True]
 
 
 def test_destinations_do_not_wait_for_each_other(workers: Workers) -> None:
