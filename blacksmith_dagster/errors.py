@@ -30,6 +30,7 @@ Each message says what to do next.
 
 from __future__ import annotations
 
+import threading
 import traceback
 
 
@@ -222,9 +223,11 @@ def hide(secret: str) -> None:
     global _hidden
     if len(secret) >= _SHORTEST_SECRET:
         # As it is, and as a repr shows it. Replaced, not changed: other threads are reading it.
-        forms = {*_hidden, secret, repr(secret)[1:-1]}
-        _hidden = tuple(sorted(forms, key=len, reverse=True))
+        with _hiding:
+            forms = {*_hidden, secret, repr(secret)[1:-1]}
+            _hidden = tuple(sorted(forms, key=len, reverse=True))
 
 
 _hidden: tuple[str, ...] = ()
+_hiding = threading.Lock()
 _SHORTEST_SECRET = 4

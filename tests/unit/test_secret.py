@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import pickle
 import random
+import sys
 import threading
 from typing import Any
 
@@ -159,6 +160,28 @@ def test_errors_are_cleaned_while_secrets_are_revealed() -> None:
         thread.join()
     assert failed == []
     assert len(errors._hidden) == 300
+
+
+def test_no_secret_is_lost_when_several_are_revealed_at_once() -> None:
+    """Each destination reveals its own in a thread of its own."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    start = threading.Barrier(4)
+
+    def revealing(name: int) -> None:
+        start.wait()
+        for number in range(100):
+            errors.hide(f"secret-{name}-{number}")
+
+    threads = [threading.Thread(target=revealing, args=(name,)) for name in range(4)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(errors._hidden) == 400
 
 
 def test_a_bearer_token_is_compared_as_it_was_sent(secret: Secret) -> None:
