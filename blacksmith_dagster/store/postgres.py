@@ -30,6 +30,9 @@ _SESSION = (
     " SET statement_timeout = '5min'; SET lock_timeout = '1min';"
     " SET idle_in_transaction_session_timeout = '1min'"
 )
+_PATIENT = (
+    "SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0"
+)
 
 
 class PostgresStore(SQLStore):
@@ -266,8 +269,10 @@ def _engine(url: URL) -> Engine:
 
 
 def _upgrade(engine: Engine) -> None:
-    """Upgrade the schema, one process at a time."""
-    with engine.connect() as lock:
-        lock.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('blacksmith store upgrade'))")
-        schema.upgrade(engine)
-        lock.rollback()
+    """Upgrade the schema, one process at a time, for as long as it takes."""
+    with engine.connect() as conn:
+        conn.detach()  # closed at the end, and with it the lock is given back
+        conn.exec_driver_sql(_PATIENT)
+        conn.exec_driver_sql("SELECT pg_advisory_lock(hashtext('blacksmith store upgrade'))")
+        conn.commit()
+        schema.upgrade(conn)

@@ -51,8 +51,8 @@ class SQLiteStore(SQLStore):
         self._turn_file = path.with_name(path.name + "-turn").open("wb")
         engine = _engine(path)
         label = f"sqlite:///{path}"
-        with told(label), self._my_turn():
-            schema.upgrade(engine)
+        with told(label), self._my_turn(), engine.connect() as conn:
+            schema.upgrade(conn)
         super().__init__(engine, label)
 
     @contextmanager

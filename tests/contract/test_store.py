@@ -1,8 +1,11 @@
 """What every store promises: the log, its order, keys, positions, quarantine, counts, history."""
 
 import random
+import re
 import threading
+import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -10,7 +13,7 @@ from itertools import pairwise
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import create_engine, text
+from sqlalchemy import Connection, create_engine, text
 
 from blacksmith_dagster import Batch, Blacksmith, Destination, Source
 from blacksmith_dagster.errors import (
@@ -24,7 +27,7 @@ from blacksmith_dagster.errors import (
     Unknown,
 )
 from blacksmith_dagster.pipeline.batch import Said
-from blacksmith_dagster.store import Store, open_store
+from blacksmith_dagster.store import Store, open_store, postgres, schema
 from blacksmith_dagster.store.interface import Deviation, NewEvent, Position, Raw, Verdict
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.store.tables import metadata
@@ -238,6 +241,33 @@ def test_two_starts_at_once_are_safe(store_url: str) -> None:
     store.register(app)
     keep(store, 1)
     store.close()
+
+
+def test_an_upgrade_takes_the_time_it_needs(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time-outs that keep a session of the store short end neither it nor who waits for it."""
+    short = re.sub(r"'\d+min'", "'200ms'", postgres._SESSION)
+    assert short.count("200ms") == 3
+    monkeypatch.setattr(postgres, "_SESSION", short)
+    upgrade, under_way, most = schema.upgrade, 0, 0
+
+    def slow(conn: Connection) -> None:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        time.sleep(0.4)
+        conn.exec_driver_sql("SELECT pg_sleep(0.4)")
+        conn.rollback()
+        upgrade(conn)
+        under_way -= 1
+
+    monkeypatch.setattr(schema, "upgrade", slow)
+    with ThreadPoolExecutor() as threads:
+        starts = [threads.submit(open_store, postgres_url, upgrade=True) for _ in range(2)]
+        for each in starts:
+            each.result().close()
+    assert most == 1
 
 
 def test_postgres_wants_its_schema_to_be_upgraded_on_purpose(postgres_url: str) -> None:

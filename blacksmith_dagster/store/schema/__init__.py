@@ -8,7 +8,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from blacksmith_dagster.errors import SchemaOutdated
 
@@ -16,9 +16,9 @@ from blacksmith_dagster.errors import SchemaOutdated
 VERSION_TABLE = "blacksmith_version"
 
 
-def upgrade(engine: Engine) -> None:
+def upgrade(conn: Connection) -> None:
     """Bring the schema to this package's version. The caller sees to it that it runs once at a time."""
-    with engine.begin() as conn:
+    with conn.begin():
         config = _config()
         config.attributes["connection"] = conn
         command.upgrade(config, "head")
