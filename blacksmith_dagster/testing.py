@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
-from blacksmith_dagster.errors import UsageError
+from blacksmith_dagster.errors import KeyReused, UsageError
 from blacksmith_dagster.gateway.extract import Extractor
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.event import Event, Job
 from blacksmith_dagster.pipeline.source import SourceEvent
 from blacksmith_dagster.pipeline.trigger import Reply, Request
+from blacksmith_dagster.store.interface import NewEvent, NewJob
+from blacksmith_dagster.store.keys import resolve
 
 
 def run(
@@ -24,8 +26,9 @@ def run(
     `events` are pairs of a source event and what is sent to it: a `Request`, data (sent as a JSON
     body), or an `Event` as the extract function would return it. Everything happens as it does
     between the gateway and a destination: extract, limits, `when`, the way through JSON into the
-    model, `transform`. Ids are `evt_1`, `evt_2`, ...; destinations are not called, so outcomes make
-    no jobs. To test a destination's function, call it with a `Batch` of these jobs.
+    model, `transform`. A key that comes again is the same event. Ids are `evt_1`, `evt_2`, ...;
+    destinations are not called, so outcomes make no jobs. To test a destination's function, call it
+    with a `Batch` of these jobs.
 
     Raises whatever the pipeline's own functions raise, `Refused` for a request that the gateway would
     not take, and `UsageError` for a source event that is not the application's.
@@ -40,32 +43,56 @@ def run(
     >>> [job.data for job in jobs["lake/late"]]
     [{'delay': 200}]
     """
+    requests = [_extracted(app, source_event, given) for source_event, given in events]
+    admission = resolve(requests, {})
+    for slot in admission.slots:
+        if isinstance(slot, KeyReused):
+            raise slot
     jobs: dict[str, list[Job[Any]]] = {path: [] for path in app.destination_events}
-    kept = (each for source_event, given in events for each in _kept(app, source_event, given))
-    for number, (kind, event) in enumerate(kept, 1):
-        event = msgspec.structs.replace(event, id=f"evt_{number}", received_at=datetime.now(UTC))
-        for destination, flow in app.receivers.get(kind, ()):
-            if flow.when is None or flow.when(event):
-                data = event.data if flow.transform is None else flow.transform(event)
-                jobs[destination.path].append(Job(data, event, f"{event.id}-1", attempt=1))
+    for number, new in enumerate(admission.new, 1):
+        event = _kept(app, new, number)
+        for wanted in new.jobs:
+            flow = app.destination_events[wanted.destination].flows[new.kind]
+            data = event.data if flow.transform is None else flow.transform(event)
+            jobs[wanted.destination].append(Job(data, event, f"{event.id}-1", attempt=1))
     return jobs
 
 
-def _kept(
+class _Extractor(Extractor):
+    """Lets out what `when` raises; the gateway keeps it, for the job to fail with."""
+
+    def returned(self, event: Event[Any]) -> NewEvent:
+        if self.event.function is None:  # nobody returns: it comes out of the body
+            data = msgspec.json.decode(msgspec.json.encode(event.data), type=self.event.model)
+            event = msgspec.structs.replace(event, data=data)
+        return self._made(event, None, None, 1)
+
+    def _jobs(self, event: Event[Any]) -> Sequence[NewJob]:
+        return [job for job, when in self._flows if when is None or when(event)]
+
+
+def _extracted(
     app: Blacksmith, source_event: SourceEvent[Any, Any, Any], given: Any
-) -> Iterator[tuple[str, Event[Any]]]:
-    path, model = source_event.path, source_event.model
+) -> Sequence[NewEvent]:
+    path = source_event.path
     if app.source_events.get(path) is not source_event:
         raise UsageError(f"{path} is not of this application; add its source to sources=")
+    extractor = _Extractor(app, source_event)
     if isinstance(given, Event):
-        data = msgspec.json.decode(msgspec.json.encode(given.data), type=model)
-        yield path, msgspec.structs.replace(given, data=data)
-        return
+        return [extractor.returned(given)]
     request = given if isinstance(given, Request) else Request.of(given)
-    made = Extractor(app, source_event)(request)
-    if isinstance(made, Reply):
-        return
-    for new in made:
-        context = {} if new.context is None else msgspec.json.decode(new.context)
-        data = msgspec.json.decode(new.payload, type=model)
-        yield path, Event(data, new.key, new.sent_at, context, new.version, parent=new.parent)
+    made = extractor(request, request.headers.get("idempotency-key"))
+    return [] if isinstance(made, Reply) else made
+
+
+def _kept(app: Blacksmith, new: NewEvent, number: int) -> Event[Any]:
+    return Event(
+        msgspec.json.decode(new.payload, type=app.source_events[new.kind].model),
+        new.key,
+        new.sent_at,
+        {} if new.context is None else msgspec.json.decode(new.context),
+        new.version,
+        f"evt_{number}",
+        datetime.now(UTC),
+        new.parent,
+    )

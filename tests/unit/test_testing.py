@@ -17,7 +17,7 @@ from blacksmith_dagster import (
     Request,
     Source,
 )
-from blacksmith_dagster.errors import Refused, UsageError
+from blacksmith_dagster.errors import KeyReused, Refused, UsageError
 from blacksmith_dagster.testing import run
 
 
@@ -83,8 +83,43 @@ def test_events_are_extracted_asked_for_and_transformed() -> None:
 
 
 def test_data_goes_through_json_as_it_does_in_the_store() -> None:
-    (job,) = run(app, [(departed, Event({"id": "UA1", "delay": 3}))])["lake/everything"]
-    assert job.data == Flight("UA1", 3)
+    sent = [(cancelled, Event({"id": "UA1"})), (cancelled, {"id": "UA2"})]
+    jobs = run(app, sent)["lake/everything"]
+    assert [job.event.data for job in jobs] == [Flight("UA1"), Flight("UA2")]
+
+
+def test_when_is_asked_as_at_ingest_with_what_the_function_returned() -> None:
+    asked: list[Event[Any]] = []
+    site = Source("site")
+
+    @site.event(HTTP("/clicked"))
+    def clicked(request: Request) -> Event[Flight]:
+        return Event(request.json(), key="k")  # a dict, until it is read again
+
+    def when(event: Event[Any]) -> bool:
+        asked.append(event)
+        return bool(event.data["delay"] > 1)
+
+    pond = Destination("pond")
+
+    @pond.event(receives=Flow(clicked, when=when))
+    def fish(batch: Batch[Any]) -> None: ...
+
+    small = Blacksmith(sources=[site], destinations=[pond], since="2026-01-01")
+    data = {"id": "UA1", "delay": 3}
+    for given in (data, Event(data, key="k")):
+        (job,) = run(small, [(clicked, given)])["pond/fish"]
+        assert job.data == Flight("UA1", 3)
+    assert asked == [Event(data, key="k")] * 2  # once each, with no id and no received_at yet
+
+
+def test_a_repeated_key_is_the_same_event() -> None:
+    again = Request.of([{"id": "a"}, {"id": "b"}], headers={"Idempotency-Key": "once"})
+    jobs = run(app, [(departed, {"id": "UA1", "delay": 3})] * 2 + [(cancelled, again)] * 2)
+    assert [job.event.id for job in jobs["lake/everything"]] == ["evt_1", "evt_2", "evt_3"]
+    other = (departed, {"id": "UA1", "delay": 4})
+    with pytest.raises(KeyReused, match="another body"):
+        run(app, [(departed, {"id": "UA1", "delay": 3}), other])
 
 
 def test_an_array_is_an_event_an_item() -> None:
