@@ -32,9 +32,10 @@ from blacksmith_dagster.supervisor import Supervisor
 
 # A job that is due this soon is waited for: the clocks of Dagster and the database differ a little.
 DUE_SOON = 5.0
+# An op that is to be tried again waits so long, and holds no lock meanwhile.
+RETRY_SECONDS = 5.0
 
 _RETRIES = 3
-_RETRY_SECONDS = 5.0
 _ERROR_LENGTH = 500
 
 
@@ -166,7 +167,7 @@ def load(
             raise
         except Unavailable as error:
             op.log.warning(f"{event.path}: {error}")
-            raise RetryRequested(_RETRIES, _RETRY_SECONDS) from error
+            raise RetryRequested(_RETRIES, RETRY_SECONDS) from error
         finally:
             tell()
         evaluate(op, of_destination(key, event.schedule, counts, datetime.now(UTC), woken))

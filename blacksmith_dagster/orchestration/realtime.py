@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from dagster import AssetKey, JobDefinition, OpExecutionContext, in_process_executor, job, op
+from dagster import (
+    AssetKey,
+    DagsterRunStatus,
+    JobDefinition,
+    OpExecutionContext,
+    RunsFilter,
+    in_process_executor,
+    job,
+    op,
+)
 
 from blacksmith_dagster.errors import DeclarationError, SettingsError, Unavailable, describe
 from blacksmith_dagster.orchestration.checks import of_destination
@@ -40,6 +49,8 @@ _FLUSH_SECONDS = 60.0
 _PATIENCE_SECONDS = 30.0
 # Ending takes its time: what is left is recorded, told and checked.
 _END_SECONDS = 60.0
+# So long after its start a run waits for locks, ready to go on.
+_READY_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +60,8 @@ class WarmRuns:
     - `idle`: it ends when nothing was loaded for so long; the next event is loaded when another
       has started.
     - `age`: it ends when it is so old, and another goes on: with new code, if there is some.
-    - `notice`: so long before that it announces its end, for the next to start meanwhile. Longer
-      than Dagster takes to launch a run.
+    - `notice`: so long before that it announces its end, for the next to start meanwhile. If the
+      next is late it is waited for, for `age` once more at most.
 
     >>> WarmRuns(age="1h").idle
     '10m'
@@ -100,9 +111,14 @@ class Seen(NamedTuple):
 
 
 class Ending(NamedTuple):
-    """Why a run ends, and how many seconds it goes on loading until then, for another to start."""
+    """Why a run ends.
+
+    At once, or, if it is to be `followed`, when another has started, and not before `notice` seconds
+    have passed.
+    """
 
     why: str
+    followed: bool = False
     notice: float = 0.0
 
 
@@ -110,14 +126,14 @@ def ending(seen: Seen, warm: WarmRuns) -> Ending | None:
     """Why a warm run must end, or `None` if it may stay.
 
     >>> ending(Seen(age=100, idle=601), WarmRuns())
-    Ending(why='idle for 10m', notice=0.0)
+    Ending(why='idle for 10m', followed=False, notice=0.0)
     >>> ending(Seen(age=850), WarmRuns())
-    Ending(why='15m old, and another goes on', notice=50.0)
+    Ending(why='15m old, and another goes on', followed=True, notice=50.0)
     """
     if seen.stopped:
         return Ending("asked to stop")
     if seen.failure:
-        return Ending(seen.failure, 0.0 if seen.over else warm.notice_seconds)
+        return Ending(seen.failure, not seen.over, 0.0 if seen.over else warm.notice_seconds)
     patience = warm.notice_seconds + _PATIENCE_SECONDS
     if seen.lockless >= patience:
         return Ending(f"it has held none of its locks for {patience:g} s")
@@ -125,7 +141,7 @@ def ending(seen: Seen, warm: WarmRuns) -> Ending | None:
         return Ending(f"idle for {warm.idle}")
     left = warm.age_seconds - seen.age
     if left <= warm.notice_seconds:
-        return Ending(f"{warm.age} old, and another goes on", max(left, 0.0))
+        return Ending(f"{warm.age} old, and another goes on", True, max(left, 0.0))
     return None
 
 
@@ -153,7 +169,7 @@ def build_realtime_job(
         _stay(context, blacksmith, app, destination, keys, warm)
 
     longest = max(event.timeout.total_seconds() for event in events)
-    backstop = warm.age_seconds + warm.notice_seconds + longest + _END_SECONDS
+    backstop = 2 * warm.age_seconds + warm.notice_seconds + longest + _END_SECONDS
 
     @job(
         name=job_name(destination),
@@ -250,12 +266,12 @@ def _watch(
     warm: WarmRuns,
     stop: threading.Event,
 ) -> str:
-    """Wait until the run must end, and for the time of its notice; returns why it ends."""
+    """Wait until the run is to end; returns why it does."""
     began = held = time.monotonic()
     chosen: Ending | None = None
     ends = float("inf")
-    while (now := time.monotonic()) < ends:
-        stop.wait(min(_LOOK_SECONDS, ends - now))
+    while True:
+        stop.wait(_LOOK_SECONDS)
         teller.tell(if_due=True)
         now = time.monotonic()
         if loop.holds_locks:
@@ -270,12 +286,13 @@ def _watch(
             loop.is_over,
         )
         found = ending(seen, warm)
-        # The first reason stays, unless there is one to end at once.
-        if found and (chosen is None or not found.notice):
+        if found and not found.followed:
+            return found.why
+        if found and chosen is None:
             chosen, ends = found, now + found.notice
-            if found.notice:
-                _announce(op, found)
-    return chosen.why if chosen else ""
+            _announce(op, found)
+        if chosen and now >= ends and (_is_followed(op) or now >= ends + warm.age_seconds):
+            return chosen.why
 
 
 def _announce(op: OpExecutionContext, found: Ending) -> None:
@@ -284,6 +301,18 @@ def _announce(op: OpExecutionContext, found: Ending) -> None:
     except Exception as error:  # noqa: BLE001 - Dagster's database; the next run starts after the end
         op.log.warning(f"the end of this run is not announced: {error}")
     op.log.info(f"this run ends in {found.notice:.0f} s: {found.why}")
+
+
+def _is_followed(op: OpExecutionContext) -> bool:
+    """Whether another warm run waits for the locks."""
+    under_way = RunsFilter(job_name=op.job_name, statuses=[DagsterRunStatus.STARTED])
+    return any(
+        record.dagster_run.run_id != op.run_id
+        and ENDING_TAG not in record.dagster_run.tags
+        and record.start_time is not None
+        and time.time() - record.start_time >= _READY_SECONDS
+        for record in op.instance.get_run_records(under_way)
+    )
 
 
 def _elsewhere(events: Sequence[DestinationEvent[Any]], supervisor: Supervisor, run_id: str) -> str:

@@ -26,7 +26,7 @@ from dagster import (
 )
 
 from blacksmith_dagster.orchestration.jobs import LoadJob
-from blacksmith_dagster.orchestration.loads import DUE_SOON
+from blacksmith_dagster.orchestration.loads import DUE_SOON, RETRY_SECONDS
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.supervisor import Supervisor
@@ -38,7 +38,7 @@ UNDER_WAY = {DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING}
 # A run that is under way holds one of its locks but for moments; one that is not takes as long to
 # start as Dagster grants by default.
 _YOUNG = {True: timedelta(seconds=15), False: timedelta(seconds=180)}
-_MOMENT_SECONDS = 5.0
+_MOMENT_SECONDS = RETRY_SECONDS + DUE_SOON + 5.0
 _LOOK_SECONDS = 30
 
 

@@ -274,9 +274,11 @@ class _Keeper(threading.Thread):
         return math.inf if due is None else time.monotonic() + (due or _AGAIN)
 
     def _wait(self, lease: Lease, retry_at: float) -> None:
-        """Until woken, until the time for a retry, or until the lock is lost."""
-        while not lease.lost.is_set() and (left := retry_at - time.monotonic()) > 0:
-            if self.woken.wait(min(left, SWEEP)):
+        """Until woken or stopped, until the time for a retry, or until the lock is lost."""
+        # The stop is asked for as well: the wake-up that tells of it may have been cleared unseen.
+        while not (self._stopping.is_set() or lease.lost.is_set()):
+            left = retry_at - time.monotonic()
+            if left <= 0 or self.woken.wait(min(left, SWEEP)):
                 break
 
     def _tell(self, done: LoadReport) -> None:

@@ -217,7 +217,7 @@ def test_what_was_loaded_before_an_error_is_told(store_url: str, instance: Dagst
 def test_a_service_that_does_not_answer_is_asked_again(
     instance: DagsterInstance, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("blacksmith_dagster.orchestration.loads._RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("blacksmith_dagster.orchestration.loads.RETRY_SECONDS", 0.1)
     scheduler = Broken(Unavailable("the store does not answer"))
     pipeline = Pipeline(f"sqlite:///{tmp_path}/store.db", scheduler=scheduler)
     pipeline.receive(1)

@@ -62,28 +62,30 @@ QUEUED, STARTING, STARTED, CANCELING, FAILURE = (
 @pytest.mark.parametrize(
     ("seen", "why", "notice"),
     [
-        (Seen(age=0), None, 0),
-        (Seen(age=839, idle=599), None, 0),
-        (Seen(age=600, idle=600), "idle for 10m", 0),
+        (Seen(age=0), None, None),
+        (Seen(age=839, idle=599), None, None),
+        (Seen(age=600, idle=600), "idle for 10m", None),
         (Seen(age=840), "15m old, and another goes on", 60),
         (Seen(age=870), "15m old, and another goes on", 30),
         (Seen(age=1000), "15m old, and another goes on", 0),
-        (Seen(age=700, idle=600, lockless=10), None, 0),  # it waits for an older one's locks
-        (Seen(age=100, lockless=89), None, 0),
-        (Seen(age=100, lockless=90), "it has held none of its locks for 90 s", 0),
+        (Seen(age=700, idle=600, lockless=10), None, None),  # it waits for an older one's locks
+        (Seen(age=100, lockless=89), None, None),
+        (Seen(age=100, lockless=90), "it has held none of its locks for 90 s", None),
         (Seen(age=5, failure="it hangs"), "it hangs", 60),
         (
             Seen(age=5, failure="it hangs", lockless=50),
             "it hangs",
             60,
         ),  # others wait for their locks
-        (Seen(age=5, failure="it hangs", over=True), "it hangs", 0),
-        (Seen(age=870, idle=700, failure="it hangs", stopped=True), "asked to stop", 0),
+        (Seen(age=5, failure="it hangs", over=True), "it hangs", None),
+        (Seen(age=870, idle=700, failure="it hangs", stopped=True), "asked to stop", None),
     ],
 )
-def test_why_and_when_a_run_ends(seen: Seen, why: str | None, notice: float) -> None:
+def test_why_and_when_a_run_ends(seen: Seen, why: str | None, notice: float | None) -> None:
+    """`notice` is `None` if it does not wait for another."""
     found = ending(seen, WARM)
-    assert (found and found.why, found.notice if found else 0) == (why, notice)
+    assert (found.why if found else None) == why
+    assert (found.notice if found and found.followed else None) == notice
 
 
 def test_a_run_cannot_end_before_it_has_announced_it() -> None:
@@ -275,8 +277,8 @@ def outputs(result: Any) -> dict[str, Any]:
 def test_the_job_is_tagged_for_limits_and_ends_at_the_latest(alerts: Alerts) -> None:
     job = alerts.definitions.resolve_job_def("realtime_alerts")
     assert job.tags["blacksmith/realtime"] == "alerts"
-    # 15 m of age, 1 s of notice, 5 m for the last batch, 1 m to end
-    assert job.tags["dagster/max_runtime"] == "1261"
+    # 15 m of age twice, 1 s of notice, 5 m for the last batch, 1 m to end
+    assert job.tags["dagster/max_runtime"] == "2161"
 
 
 def test_without_realtime_events_there_is_no_warm_run(store_url: str) -> None:
@@ -311,9 +313,13 @@ def test_a_warm_run_loads_tells_and_ends_when_idle(
 def test_a_warm_run_announces_its_end_and_fails_when_a_load_hangs(
     alerts: Alerts, instance: DagsterInstance
 ) -> None:
+    warm = WarmRuns(age="2s", notice="1s")
+    alerts.definitions = build_definitions(alerts.app, resource=alerts.resource, warm=warm)
     alerts.receive("stuck")
+    began = time.monotonic()
     with pytest.raises(Timeout, match="alerts/stuck"):
         alerts.run(instance)
+    assert time.monotonic() > began + 3  # nobody followed, and the other event was loaded meanwhile
     (run,) = instance.get_runs()
     assert run.status is FAILURE
     assert ENDING_TAG in run.tags

@@ -1,7 +1,9 @@
 """What launches a load job, and when it does not."""
 
+import contextlib
 import time
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +24,7 @@ from dagster._core.remote_origin import (
 )
 
 from blacksmith_dagster import Batch
-from blacksmith_dagster.orchestration import schedules
+from blacksmith_dagster.orchestration import loads, schedules
 from blacksmith_dagster.orchestration.schedules import look_seconds, too_early, why_not
 from blacksmith_dagster.supervisor import open_supervisor
 from tests.orchestration.pipeline import Pipeline
@@ -152,6 +154,33 @@ def test_a_run_whose_process_is_gone_is_failed_and_replaced(
     assert look(pipeline, instance).launched == 1
     (found,) = instance.get_runs(RunsFilter(run_ids=[run.run_id]))
     assert found.status is DagsterRunStatus.FAILURE
+
+
+def test_a_run_between_two_tries_of_an_op_is_not_gone(
+    store_url: str, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds no lock while it waits to try again, and then for what is due soon."""
+    monkeypatch.setattr(schedules, "_YOUNG", dict.fromkeys((True, False), timedelta(0)))
+    pipeline = Pipeline(store_url)
+    pipeline.receive(1)
+    run = instance.add_run(DagsterRun(job_name="load_lake", status=DagsterRunStatus.STARTED))
+    store = pipeline.open()
+    supervisor = open_supervisor(None, store)
+    leases = contextlib.ExitStack()
+    now = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        if now <= loads.RETRY_SECONDS + loads.DUE_SOON < now + seconds:
+            lease = supervisor.acquire("load/lake/flights", run.run_id)
+            assert lease
+            leases.enter_context(lease)
+        now += seconds
+
+    clock = SimpleNamespace(monotonic=lambda: now, sleep=sleep, time=time.time)
+    monkeypatch.setattr(schedules, "time", clock)
+    with contextlib.closing(store), contextlib.closing(supervisor), leases:
+        assert look(pipeline, instance).skipped == f"run {run.run_id} is still loading"
 
 
 def test_the_soonest_decides() -> None:
