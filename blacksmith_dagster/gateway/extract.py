@@ -114,7 +114,7 @@ class Extractor:
                     f"an event of {len(item)} bytes is over the limit of {self._event_bytes} of "
                     f"{self.event.path}; send less in one event"
                 )
-            if media is not Media.OTHER:
+            if media is not Media.OTHER or _looks_like_json(item):
                 self._check_shape(item)
         return items
 
@@ -245,6 +245,12 @@ def _media(content_type: str) -> Media:
     if essence in ("application/x-ndjson", "application/ndjson", "application/jsonl"):
         return Media.NDJSON
     return Media.OTHER
+
+
+def _looks_like_json(body: bytes) -> bool:
+    # curl sends JSON as a form unless it is told otherwise, and a function may read it as JSON.
+    bare = body.strip()
+    return bare.startswith((b"{", b"[")) and bare.endswith((b"}", b"]"))
 
 
 def check_key(key: str) -> str:

@@ -17,6 +17,7 @@ class Limits:
     - `request_bytes`: of the whole body, unpacked (8 MiB): 413.
     - `depth`: of nested arrays and objects (64): 422.
     - `keys`: in all objects of one event (10,000): 422.
+      Both are asked of each body that looks like JSON, whatever its content type says.
     - `body_seconds`: until the whole body must have come (30 s): 408.
 
     >>> Limits(event_bytes=64 * 1024).inherit(DEFAULT).depth
@@ -32,9 +33,12 @@ class Limits:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is not None and not (isinstance(value, int | float) and value > 0):
+            of_time = field.name == "body_seconds"
+            fits = isinstance(value, (int, float) if of_time else int) and value > 0
+            if value is not None and not fits:
+                number = "number" if of_time else "whole number"
                 raise DeclarationError(
-                    f"Limits({field.name}={value!r}): a number above 0; leave it out to inherit it"
+                    f"Limits({field.name}={value!r}): a {number} above 0; leave it out to inherit it"
                 )
 
     def inherit(self, parent: Limits) -> Limits:

@@ -317,7 +317,14 @@ def test_an_event_needs_a_trigger() -> None:
 @pytest.mark.parametrize("value", [0, -1, float("nan"), "64"])
 def test_limits_are_above_nothing(field: str, value: Any) -> None:
     limits: Any = Limits
-    refused(partial(limits, **{field: value}), says=f"{field}={value!r}", mend="a number above 0")
+    refused(partial(limits, **{field: value}), says=f"{field}={value!r}", mend="number above 0")
+
+
+@pytest.mark.parametrize("field", ["event_bytes", "request_bytes", "depth", "keys"])
+def test_limits_that_count_are_whole(field: str) -> None:
+    limits: Any = Limits
+    refused(partial(limits, **{field: 2.0}), says=f"{field}=2.0", mend="a whole number above 0")
+    assert Limits(body_seconds=0.5).body_seconds == 0.5
 
 
 @pytest.mark.parametrize("jobs", [0, -1, 1_000_001, 2.5, "all"])

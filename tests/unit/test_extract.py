@@ -251,6 +251,24 @@ def test_keys_are_limited_exactly_and_strings_do_not_count() -> None:
         extract(Request(b'{"a":1,"b":{"c":1,"d":1,"d":1}}'))
 
 
+@pytest.mark.parametrize("media", ["application/x-www-form-urlencoded", "text/plain"])
+def test_depth_and_keys_are_limited_for_json_of_another_content_type(media: str) -> None:
+    extract = calling(lambda request: Event(request.json()), limits=Limits(depth=2, keys=2))
+    headers = {"content-type": media}
+    assert payloads(extract(Request(b'{"a": [1]}', headers))) == ['{"a":[1]}']
+    for body in (b" [[[1]]]\n", b'{"a": [[1]]}'):
+        with pytest.raises(Unprocessable, match="deeper than 2"):
+            extract(Request(body, headers))
+    with pytest.raises(Unprocessable, match="more than 2 keys"):
+        extract(Request(b'{"a": 1, "b": 2, "c": 3}', headers))
+
+
+@pytest.mark.parametrize("body", [b"at: 10:00:00 [[[", b"[10:00:00] open [ and [ again: done"])
+def test_text_is_not_limited_as_json_is(body: bytes) -> None:
+    extract = calling(lambda request: Event(request.body.decode()), limits=Limits(depth=2, keys=2))
+    assert len(events(extract(Request(body, {"content-type": "text/plain"})))) == 1
+
+
 def test_many_tiny_items_are_refused_before_they_are_made() -> None:
     with pytest.raises(TooLarge, match="at most"):
         accepting()(Request(b"[" + b"1," * REQUEST_EVENTS + b"1]"))
