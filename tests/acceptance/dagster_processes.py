@@ -17,6 +17,7 @@ import httpx
 import psutil
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
 
+from blacksmith_dagster import Blacksmith
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.interface import NewEvent, NewJob
 from tests.acceptance.dagster_pipeline import INTERVAL, RECORD, SECONDS, blacksmith
@@ -29,6 +30,10 @@ FLIGHTS = "lake/flights"
 
 class Deployment:
     """The pipeline of `dagster_pipeline` on a store, a DAGSTER_HOME and a record of what it loaded."""
+
+    module = "tests.acceptance.dagster_pipeline"
+    app: Blacksmith = blacksmith
+    job = "load_lake"
 
     def __init__(
         self,
@@ -56,7 +61,7 @@ class Deployment:
             **(env or {}),
         }
         self.store: Store = open_store(store_url, upgrade=True)
-        self.store.register(blacksmith)
+        self.store.register(self.app)
         self.wanted: set[str] = set()
         self._processes: list[DagsterProcess] = []
 
@@ -90,7 +95,7 @@ class Deployment:
         return process
 
     def _start(self, arguments: Sequence[str]) -> DagsterProcess:
-        module = ["--module-name", "tests.acceptance.dagster_pipeline"]
+        module = ["--module-name", self.module]
         where = ["--working-directory", str(ROOT_FOLDER)]
         process = DagsterProcess([*arguments, *module, *where], self.env, self.home)
         self._processes.append(process)
@@ -104,9 +109,9 @@ class Deployment:
             yield instance
 
     def runs(self) -> list[DagsterRun]:
-        """All runs of the load job, oldest first."""
+        """All runs of the job, oldest first."""
         with self.instance() as instance:
-            return [run for run in reversed(instance.get_runs()) if run.job_name == "load_lake"]
+            return [run for run in reversed(instance.get_runs()) if run.job_name == self.job]
 
     def status(self, run_id: str) -> DagsterRunStatus:
         """The present status of a run."""

@@ -1,0 +1,207 @@
+"""Warm runs are killed, paused, doubled, terminated and followed by others, while events come."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dagster import DagsterRunStatus
+
+from tests.acceptance.processes import until
+from tests.acceptance.test_dagster_faults import TERMINATE
+from tests.acceptance.warm_processes import LATE, WarmDeployment, is_alive
+
+pytestmark = pytest.mark.timeout(300)
+
+# Launching a run takes many times as long, on a machine that does something else as well.
+NO_GAP = 3.0
+
+Deploy = Callable[..., WarmDeployment]
+
+
+@pytest.fixture
+def deploy(postgres_url: str, tmp_path: Path) -> Iterator[Deploy]:
+    made: list[WarmDeployment] = []
+
+    def deployment(**options: Any) -> WarmDeployment:
+        made.append(WarmDeployment(postgres_url, tmp_path, **options))
+        return made[-1]
+
+    yield deployment
+    for each in made:
+        each.close()
+
+
+def test_warm_run_killed(deploy: Deploy) -> None:
+    alerts = deploy(seconds=0.2)
+    alerts.daemon()
+    alerts.send()
+    first = alerts.warm()
+    with alerts.stream():
+        os.kill(first, signal.SIGKILL)
+        alerts.warm(2)
+    until(alerts.is_settled, 60, "latency is normal again")
+    alerts.judge()
+    assert alerts.overlaps() == []
+    until(lambda: alerts.status_of(1) is DagsterRunStatus.FAILURE, 30, "the killed run has failed")
+    assert alerts.status_of(2) is DagsterRunStatus.STARTED
+
+
+def test_warm_run_stopped_past_its_lease_and_resumed(deploy: Deploy) -> None:
+    alerts = deploy(seconds=1.0, age="50s", notice="10s")
+    alerts.daemon()
+    alerts.send()
+    first = alerts.warm()
+    torn = alerts.send()
+    until(lambda: torn in alerts.notes()[-1]["ids"], 20, "a batch begins")
+    os.kill(first, signal.SIGSTOP)  # in the middle of it
+    try:
+        alerts.warm(2)
+        until(lambda: alerts.pending() == 0, 60, "the next run has loaded the batch")
+    finally:
+        os.kill(first, signal.SIGCONT)
+    until(lambda: torn in alerts.notes("end")[-1]["ids"], 20, "the first run goes on")
+    with alerts.stream():
+        until(lambda: not is_alive(first), 60, "the first run has ended")
+    until(alerts.is_settled, 60, "latency is normal again")
+    alerts.judge()
+    states = [each.state for each in alerts.store.history(torn) if each.destination == LATE]
+    assert states == ["acknowledged", "awaiting", "executing", "unknown", "executing", "succeeded"]
+
+
+def test_dev_killed_while_its_run_lives_on(deploy: Deploy) -> None:
+    alerts = deploy(age="40s", notice="15s")
+    dagster = alerts.dev()
+    alerts.send()
+    first = alerts.warm()
+    since = time.monotonic()
+    with alerts.stream():
+        dagster.kill_all_but(first)
+        alerts.daemon()
+        alerts.warm(2)
+    assert max(alerts.latencies(since)) < NO_GAP
+    until(lambda: not is_alive(first), 30, "the orphan has ended")
+    until(lambda: alerts.status_of(1) is DagsterRunStatus.SUCCESS, 30, "and ended well")
+    until(alerts.is_settled, 60, "everything is loaded")
+    alerts.judge()
+    assert alerts.overlaps() == []
+
+
+def test_two_daemons_one_loader(deploy: Deploy) -> None:
+    alerts = deploy(seconds=0.05, age="20s", notice="15s")
+    daemons = [alerts.daemon(), alerts.daemon()]
+    most = 0
+    with alerts.stream(10.0):
+        deadline = time.monotonic() + 150
+        while len(alerts.pids()) < 2 and time.monotonic() < deadline:
+            most = max(most, len(alerts.active()))
+            time.sleep(0.2)
+    assert len(alerts.pids()) == 2
+    assert most == 2  # one loads, one follows
+    assert all(daemon.process.poll() is None for daemon in daemons)
+    until(alerts.is_settled, 60, "everything is loaded")
+    alerts.judge()
+    assert alerts.overlaps() == []
+    keys = [run.tags["dagster/run_key"] for run in alerts.runs()]
+    assert len(set(keys)) == len(keys)
+
+
+def test_one_event_hangs_the_others_flow(deploy: Deploy, tmp_path: Path) -> None:
+    mended = tmp_path / "mended"
+    alerts = deploy(notice="25s")
+    alerts.daemon()
+    alerts.send()
+    first = alerts.warm()
+    since = time.monotonic()
+    with alerts.stream():
+        hanging = alerts.send(hangs_until_there_is=str(mended))
+        alerts.warm(2)
+        until(lambda: not is_alive(first), 30, "the first run has ended")
+        after = time.monotonic()
+        mended.touch()
+        until(lambda: alerts.latencies(after, "stuck"), 90, "what hung loads again")
+    assert alerts.status_of(1) is DagsterRunStatus.FAILURE
+    assert max(alerts.latencies(since)) < NO_GAP
+    until(alerts.is_settled, 60, "everything is loaded")
+    alerts.judge()
+    loads = [each for each in alerts.notes(event="stuck") if hanging in each["ids"]]
+    assert len({each["pid"] for each in loads}) >= 2
+
+
+def test_terminated_in_the_middle_of_a_batch(deploy: Deploy) -> None:
+    alerts = deploy(seconds=2.0)
+    dagster = alerts.dev()
+    alerts.send()
+    alerts.warm()
+    (run,) = alerts.runs()
+    with alerts.stream(2.0):
+        until(lambda: len(alerts.notes()) > len(alerts.notes("end")), 20, "a batch begins")
+        answer = dagster.graphql(TERMINATE, run=run.run_id)
+        assert answer["terminateRun"]["__typename"] == "TerminateRunSuccess"
+        until(lambda: alerts.status(run.run_id) is DagsterRunStatus.CANCELED, 30, "it is canceled")
+        began, ended = (
+            [each["ids"] for each in alerts.notes(what) if each["pid"] == alerts.pids()[0]]
+            for what in ("begin", "end")
+        )
+        assert began == ended
+        alerts.warm(2)
+    until(lambda: alerts.pending() == 0, 60, "everything is loaded")
+    alerts.judge()
+    assert alerts.overlaps() == []
+    loads = [event for each in alerts.notes() for event in each["ids"]]
+    assert len(loads) == len(set(loads))  # nothing was cut off and loaded again
+
+
+def test_handover_leaves_no_gap(deploy: Deploy) -> None:
+    alerts = deploy(age="30s", notice="20s")
+    alerts.daemon()
+    alerts.send()
+    alerts.warm()
+    since = time.monotonic()
+    with alerts.stream(50.0):
+        alerts.warm(2)
+    latencies = alerts.latencies(since)
+    print(f"{len(latencies)} events through a handover, worst {max(latencies) * 1000:.0f} ms")
+    assert max(latencies) < NO_GAP
+    until(alerts.is_settled, 60, "everything is loaded")
+    alerts.judge()
+    assert alerts.overlaps() == []
+    with alerts.instance() as instance:
+        first = alerts.runs()[0]
+        assert first.status is DagsterRunStatus.SUCCESS
+        outputs = [
+            entry.dagster_event.step_output_data.metadata
+            for entry in instance.all_logs(first.run_id)
+            if entry.dagster_event and entry.dagster_event.is_successful_output
+        ]
+    assert outputs[0]["stop_reason"].value == "30s old, and another goes on"
+
+
+RELOAD = """
+mutation Reload {
+  reloadWorkspace { __typename ... on PythonError { message } }
+}
+"""
+
+
+def test_code_reload_during_a_warm_run(deploy: Deploy) -> None:
+    alerts = deploy(age="40s", notice="20s")
+    dagster = alerts.dev()
+    alerts.send()
+    first = alerts.warm()
+    since = time.monotonic()
+    with alerts.stream():
+        alerts.version.write_text("2")
+        answer = dagster.graphql(RELOAD)
+        assert answer["reloadWorkspace"]["__typename"] == "Workspace"
+        alerts.warm(2)
+    assert max(alerts.latencies(since)) < NO_GAP
+    versions = {each["pid"]: each["version"] for each in alerts.notes()}
+    assert [versions[pid] for pid in alerts.pids()] == ["1", "2"]
+    until(lambda: not is_alive(first), 30, "the run with the old code has ended")
+    assert alerts.status_of(1) is DagsterRunStatus.SUCCESS
+    until(alerts.is_settled, 60, "everything is loaded")
+    alerts.judge()

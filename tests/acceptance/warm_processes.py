@@ -1,0 +1,152 @@
+"""Warm runs in Dagster's own processes, fed by a gateway of its own."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+from dagster import DagsterRun, DagsterRunStatus
+
+from tests.acceptance.dagster_processes import Deployment, overlapping
+from tests.acceptance.oracle import judge
+from tests.acceptance.processes import GatewayProcess, until
+from tests.acceptance.warm_pipeline import SECONDS, VERSION, WARM, blacksmith
+
+LATE, STUCK = "alerts/late", "alerts/stuck"
+
+
+class WarmDeployment(Deployment):
+    """The pipeline of `warm_pipeline`, with a gateway; wake-ups go through the store's PostgreSQL."""
+
+    module = "tests.acceptance.warm_pipeline"
+    app = blacksmith
+    job = "realtime_alerts"
+
+    def __init__(
+        self,
+        store_url: str,
+        home: Path,
+        *,
+        seconds: float = 0.0,
+        idle: str = "10m",
+        age: str = "15m",
+        notice: str = "60s",
+    ) -> None:
+        self.version = home / "version"
+        self.version.write_text("1")
+        env = {
+            "BLACKSMITH_PUBSUB_URL": "postgres",
+            WARM: json.dumps({"idle": idle, "age": age, "notice": notice}),
+            SECONDS: str(seconds),
+            VERSION: str(self.version),
+        }
+        super().__init__(store_url, home, env=env)
+        self._gateway = GatewayProcess(store_url, f"{self.module}:blacksmith", env=env)
+        self._gateway.start()
+        self._client = self._gateway.client()
+
+    def close(self) -> None:
+        self._client.close()
+        self._gateway.kill()
+        super().close()
+
+    def send(self, **data: Any) -> str:
+        """Have the gateway accept an event; returns its id."""
+        body = {"sent": time.monotonic(), **data}
+        answer = self._client.post("/v1/airport/departed", json=body)
+        (made,) = answer.raise_for_status().json()["ids"]
+        self.wanted.add(made)
+        return str(made)
+
+    @contextmanager
+    def stream(self, rate: float = 20.0) -> Iterator[None]:
+        """Events at a constant rate, until the block ends."""
+        ending = threading.Event()
+
+        def run() -> None:
+            due = time.monotonic()
+            while not ending.is_set():
+                self.send()
+                due += 1 / rate
+                ending.wait(max(0.0, due - time.monotonic()))
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        try:
+            yield
+        finally:
+            ending.set()
+            thread.join(60)
+
+    # -- what happened
+    def notes(self, what: str = "begin", event: str = "late") -> list[dict[str, Any]]:
+        """The lines of a destination event, of when its batches began or ended."""
+        return [each for each in self.lines() if (each["what"], each["event"]) == (what, event)]
+
+    def pids(self) -> list[int]:
+        """The processes that have loaded, in the order in which they began."""
+        return list(dict.fromkeys(each["pid"] for each in self.notes()))
+
+    def warm(self, number: int = 1) -> int:
+        """Wait until a run, the first or a later one, has loaded something; its process."""
+        until(lambda: len(self.pids()) >= number, 90, f"warm run {number} loads")
+        return self.pids()[number - 1]
+
+    def latencies(self, since: float = 0.0, event: str = "late") -> list[float]:
+        """For each event sent after `since` (monotonic): seconds until its first load began."""
+        first: dict[str, float] = {}
+        for line in self.notes(event=event):
+            for each, sent in zip(line["ids"], line["sent"], strict=True):
+                if sent >= since:
+                    first.setdefault(each, line["at"] - sent)
+        return list(first.values())
+
+    def active(self) -> Sequence[DagsterRun]:
+        """The warm runs that have not ended."""
+        return [run for run in self.runs() if not run.is_finished]
+
+    def pending(self) -> int:
+        self.store.maintain()
+        return sum(self.store.counts(path).pending for path in (LATE, STUCK))
+
+    def is_settled(self) -> bool:
+        """Whether nothing waits, and the latest event was loaded within a second."""
+        if self.pending():
+            return False
+        sent = time.monotonic()
+        self.send()
+        until(lambda: self.latencies(sent) and self.pending() == 0, 30, "an event is loaded")
+        return max(self.latencies(sent)) < 1.0
+
+    def judge(self) -> None:
+        """The oracle, for both destination events: all that was accepted has succeeded."""
+        self.store.maintain()
+        for path in (LATE, STUCK):
+            ended = self.notes("end", path.split("/")[1])
+            recorded = {each for line in ended for each in line["ids"]}
+            found = judge(self.store, path, self.wanted, recorded)
+            assert found.succeeded == self.wanted
+
+    def overlaps(self) -> list[tuple[Any, Any]]:
+        """Batches of one destination event that two processes loaded at the same time."""
+        lines = self.lines()
+        return [
+            pair
+            for event in ("late", "stuck")
+            for pair in overlapping([each for each in lines if each["event"] == event])
+        ]
+
+    def status_of(self, number: int) -> DagsterRunStatus:
+        """The status of a warm run, by its number from the first on."""
+        return self.runs()[number - 1].status
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs: a zombie does not."""
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
