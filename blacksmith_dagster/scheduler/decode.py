@@ -79,7 +79,7 @@ class Decoder:
         """
         jobs: list[Job[Any]] = []
         refused: dict[int, Refused] = {}
-        attempt, suffix = load.attempt, f"-{load.job_key}"
+        attempt, suffix = load.attempt, load.key_of("")  # a call per load, not per job
         for row in load.rows:
             seq, id_, kind, payload, received_at, key, context, version, sent_at, parent, asked = (
                 row

@@ -46,7 +46,7 @@ def outcomes(
     for row, outcome, error in _decided(event, load, decision):
         if not received[outcome]:
             continue
-        jobs = _wanting(received[outcome], row, given.get(f"{row.id}-{load.job_key}"), error)
+        jobs = _wanting(received[outcome], row, given.get(load.key_of(row.id)), error)
         if jobs:
             cause = Cause(outcome.name, error, tried, load.id, now)
             payload = msgspec.json.encode(cause).decode()

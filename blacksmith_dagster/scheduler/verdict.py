@@ -63,7 +63,7 @@ def decide(
         delay: float | None = None
         if (refused := decoded.refused.get(row.seq)) is not None:
             said, error = refused
-        elif (answer := answers.get(f"{row.id}-{load.job_key}")) is not None:
+        elif (answer := answers.get(load.key_of(row.id))) is not None:
             said, error, delay = answer.said, clean(answer.why), answer.retry_after
         else:
             undecided = True

@@ -122,7 +122,7 @@ class JobRow(NamedTuple):
 class Load(msgspec.Struct, frozen=True):
     """One run of one set of jobs, claimed under a fence.
 
-    - `job_key`: a job's stable idempotency key is its event's id, '-' and this.
+    - `job_key`: what its jobs' stable idempotency keys end in, see `key_of`.
     - `attempt`: the number of this attempt for each of its jobs (1 is the first).
     - `losses`: how often this set's loads ended without a word.
     - `alone`: this job runs alone because its set raised until its last attempt; `strikes` is how
@@ -140,6 +140,10 @@ class Load(msgspec.Struct, frozen=True):
     alone: bool = False
     strikes: int = 0
     condemned: str | None = None
+
+    def key_of(self, event_id: str) -> str:
+        """The stable idempotency key of the job of this event."""
+        return f"{event_id}-{self.job_key}"
 
 
 class Deviation(msgspec.Struct, frozen=True):

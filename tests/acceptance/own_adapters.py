@@ -74,7 +74,7 @@ class PlainScheduler:
                 for row in load.rows:
                     data = msgspec.json.decode(row.payload, type=event.flows[row.kind].on.model)
                     kept = Event(data, id=row.id, received_at=row.received_at)
-                    jobs.append(Job(data, kept, f"{row.id}-{load.job_key}", load.attempt))
+                    jobs.append(Job(data, kept, load.key_of(row.id), load.attempt))
                 event(Batch(event.path, jobs), opened)
                 store.record(load, Verdict())
                 day = load.rows[0].received_at.date()
