@@ -10,12 +10,18 @@ import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from blacksmith_dagster.cli.opening import app_option
+from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.settings import Settings, find_project, load_application
 from blacksmith_dagster.store import open_store
+
+if TYPE_CHECKING:
+    from blacksmith_dagster.gateway.interface import Gateway
 
 _STOP_SECONDS = 30
 
@@ -37,11 +43,13 @@ def gateway(
 ) -> None:
     """Receive events over HTTP and keep them, until Ctrl-C or SIGTERM.
 
-    An application that brings a gateway of its own runs that one; the options are this package's.
+    An application that brings a gateway of its own runs that one, and takes no options here.
     """
     from blacksmith_dagster.gateway import StandardGateway
 
     application = load_application(app)
+    if application.gateway is not None:
+        _refuse_options("host", "port", "workers", "tls_cert", "tls_key")
     chosen = application.gateway or StandardGateway(
         host=host, port=port, workers=workers, tls_certificate=tls_cert, tls_key=tls_key
     )
@@ -67,21 +75,57 @@ def gateway(
 def dev(app: str | None, port: int, ui_port: int) -> None:
     """Run the gateway and `dagster dev` together, until Ctrl-C.
 
-    DAGSTER_HOME is BLACKSMITH_HOME unless it is set. Both listen on 127.0.0.1.
+    DAGSTER_HOME is BLACKSMITH_HOME unless it is set. Both listen on 127.0.0.1, unless the
+    application brings a gateway that listens elsewhere.
     """
-    load_application(app)  # a wrong declaration is told here, once
-    settings, project = Settings.read(), find_project()
+    application = load_application(app)  # a wrong declaration is told here, once
+    gateway_command = [sys.executable, "-m", "blacksmith_dagster.cli", "gateway"]
+    gateway_command += [f"--app={app}"] if app else []
+    url: str | None = f"http://127.0.0.1:{port}"
+    if application.gateway is None:
+        gateway_command.append(f"--port={port}")
+    else:
+        _refuse_options("port")
+        url = _url_of(application.gateway)
+    settings = Settings.read()
+    project = Path.cwd() if app else find_project()
     settings.home.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "BLACKSMITH_HOME": str(settings.home)}
     environment.setdefault("DAGSTER_HOME", str(settings.home))
-    environment.setdefault("BLACKSMITH_GATEWAY_URL", f"http://127.0.0.1:{port}")  # what checks ask
-    gateway_command = [sys.executable, "-m", "blacksmith_dagster.cli", "gateway", f"--port={port}"]
-    gateway_command += [f"--app={app}"] if app else []
+    if url is not None:
+        environment.setdefault("BLACKSMITH_GATEWAY_URL", url)  # what checks ask
     dagster_command = [sys.executable, "-m", "dagster", "dev", f"--port={ui_port}"]
-    click.echo(f"gateway: http://127.0.0.1:{port}   Dagster: http://127.0.0.1:{ui_port}", err=True)
+    where = url or "the application's own"
+    click.echo(f"gateway: {where}   Dagster: http://127.0.0.1:{ui_port}", err=True)
     _run_together(
         {"gateway": gateway_command, "dagster dev": dagster_command}, project, environment
     )
+
+
+def _refuse_options(*names: str) -> None:
+    context = click.get_current_context()
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in names
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+    ]
+    if given:
+        raise UsageError(
+            f"the application brings its own gateway, which {', '.join(given)} would not reach; "
+            "leave it out, or change it where the gateway is made: Blacksmith(gateway=...)"
+        )
+
+
+def _url_of(gateway: Gateway) -> str | None:
+    """Where a gateway can be reached from this machine, if that is known before it listens."""
+    from blacksmith_dagster.gateway import StandardGateway
+
+    if not isinstance(gateway, StandardGateway) or gateway.port == 0:
+        return None
+    local = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
+    host = local.get(gateway.host, gateway.host)
+    scheme = "https" if gateway.tls_certificate else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{gateway.port}"
 
 
 def _run_together(

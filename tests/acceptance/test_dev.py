@@ -1,17 +1,22 @@
 """How `blacksmith dev` runs two processes as one."""
 
+import itertools
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import psutil
 import pytest
+from click.testing import CliRunner, Result
 
-from blacksmith_dagster.cli import processes
+from blacksmith_dagster.cli import main, processes
+
+_modules = itertools.count(1)
 
 STUBBORN = (
     "import pathlib, signal, subprocess, sys, time;"
@@ -31,6 +36,85 @@ def handlers() -> Iterator[None]:
     yield
     for each, handler in before.items():
         signal.signal(each, handler)
+
+
+OWN = """
+from blacksmith_dagster import Blacksmith
+from blacksmith_dagster.gateway import StandardGateway
+app = Blacksmith(sources=[], destinations=[], since="2026-01-01", gateway={gateway})
+"""
+
+
+@dataclass
+class Dev:
+    """What `blacksmith dev` would run, and where."""
+
+    commands: dict[str, list[str]]
+    folder: Path
+    environment: dict[str, str]
+
+
+@pytest.fixture
+def dev(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Result, Dev]]:
+    """Runs `blacksmith dev` in an application with its own gateway, up to its two processes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    for name in ("BLACKSMITH_STORE_URL", "BLACKSMITH_GATEWAY_URL", "DAGSTER_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("BLACKSMITH_HOME", str(tmp_path / "home"))
+    ran: list[Dev] = []
+    monkeypatch.setattr(processes, "_run_together", lambda *given: ran.append(Dev(*given)))
+
+    def invoke(gateway: str, *options: str) -> tuple[Result, Dev]:
+        name = f"place_of_dev_{next(_modules)}"
+        (tmp_path / f"{name}.py").write_text(OWN.format(gateway=gateway))
+        result = CliRunner().invoke(main, ["dev", f"--app={name}:app", *options])
+        return result, ran.pop() if ran else Dev({}, tmp_path, {})
+
+    return invoke
+
+
+@pytest.mark.parametrize(
+    ("gateway", "url"),
+    [
+        ("None", "http://127.0.0.1:8420"),
+        ("StandardGateway(port=8555)", "http://127.0.0.1:8555"),
+        ("StandardGateway(host='::', tls_certificate='c.pem')", "https://[::1]:8420"),
+    ],
+)
+def test_the_gateways_url_is_that_of_the_one_that_runs(
+    gateway: str, url: str, dev: Callable[..., tuple[Result, Dev]]
+) -> None:
+    result, would = dev(gateway)
+    assert f"gateway: {url} " in result.output
+    assert would.environment["BLACKSMITH_GATEWAY_URL"] == url
+    assert ("--port=8420" in would.commands["gateway"]) == (gateway == "None")
+
+
+def test_the_url_of_a_gateway_of_another_kind_is_not_made_up(
+    dev: Callable[..., tuple[Result, Dev]],
+) -> None:
+    result, would = dev("type('Mine', (), {'serve': print})()")
+    assert "gateway: the application's own " in result.output
+    assert "BLACKSMITH_GATEWAY_URL" not in would.environment
+
+
+def test_an_application_that_is_named_needs_no_project(
+    dev: Callable[..., tuple[Result, Dev]], tmp_path: Path
+) -> None:
+    result, would = dev("None")
+    assert result.exit_code == 0
+    assert would.folder == tmp_path
+
+
+def test_an_option_that_would_not_count_is_refused(dev: Callable[..., tuple[Result, Dev]]) -> None:
+    result, would = dev("StandardGateway(port=8555)", "--port=8420")
+    assert result.exit_code != 0
+    assert "the application brings its own gateway, which --port would not reach" in result.output
+    assert not would.commands
+    name = max(Path.cwd().glob("place_of_dev_*.py")).stem
+    refused = CliRunner().invoke(main, ["gateway", f"--app={name}:app", "--tls-key", __file__])
+    assert "which --tls-key would not reach" in refused.output
 
 
 def test_one_that_ends_ends_the_other(tmp_path: Path) -> None:
