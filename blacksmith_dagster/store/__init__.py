@@ -14,7 +14,7 @@ __all__ = ["Store", "open_store", "read_url"]
 
 
 def open_store(url: str, *, upgrade: bool = False, repair: bool = False) -> Store:
-    """The store at `url`: `sqlite:///path` or `postgresql://...`.
+    """The store at `url`: `sqlite:////absolute/path` or `postgresql://...`.
 
     A SQLite file and its tables are made when missing. PostgreSQL's tables are checked, and made or
     brought to this package's version if `upgrade`; several processes may do so at once. A store that
@@ -40,7 +40,7 @@ def read_url(url: str) -> URL:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
         raise SettingsError(
-            "the store's URL cannot be read; write sqlite:///path/store.db or "
+            "the store's URL cannot be read; write sqlite:////path/store.db or "
             "postgresql://user:password@host:5432/database, with what is special in the password "
             "percent-encoded (@ as %40, : as %3A, / as %2F)"
         ) from None
@@ -66,4 +66,6 @@ def _adapter(url: URL, upgrade: bool) -> Store:
         from blacksmith_dagster.store.postgres import PostgresStore
 
         return PostgresStore(url, upgrade=upgrade)
-    raise SettingsError(f"{url.drivername!r} is no store; write sqlite:///path or postgresql://...")
+    raise SettingsError(
+        f"{url.drivername!r} is no store; write sqlite:////path or postgresql://..."
+    )

@@ -42,9 +42,14 @@ class SQLiteStore(SQLStore):
     def __init__(self, url: URL) -> None:
         if not url.database or url.database == ":memory:":
             raise SettingsError(
-                "sqlite: a store is shared by processes and needs a file: sqlite:///path/store.db"
+                "sqlite: a store is shared by processes and needs a file: sqlite:////path/store.db"
             )
-        path = Path(url.database).absolute()
+        path = Path(url.database)
+        if not path.is_absolute():
+            raise SettingsError(
+                f"sqlite:///{path} is another store in each folder that a command runs in; write "
+                f"sqlite:///{path.absolute()}"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         _refuse_network(path.parent)
         self._turn = threading.Lock()

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -329,6 +330,16 @@ def test_closing_a_load_stays_in_its_page(postgres_url: str) -> None:
 def test_a_wrong_url_is_told(url: str, rule: str) -> None:
     with pytest.raises(SettingsError, match=rule):
         open_store(url)
+
+
+def test_a_store_is_not_named_by_the_folder_that_one_is_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match=f"write sqlite:///{tmp_path}/data/store.db"):
+        open_store("sqlite:///data/store.db")
+    assert list(tmp_path.iterdir()) == []
+    open_store(f"sqlite:///{tmp_path}/data/store.db").close()
 
 
 @pytest.mark.parametrize(
