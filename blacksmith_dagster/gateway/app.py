@@ -260,7 +260,8 @@ class Health:
         except (Unavailable, TimeoutError):
             return "the store does not answer"
         except BlacksmithError as error:
-            return str(error)
+            _log.error("%s", error)
+            return "the store cannot take events; the gateway's log says why"
         return None
 
 

@@ -25,6 +25,8 @@ from blacksmith_dagster import (
 from blacksmith_dagster.gateway.app import create_app
 from blacksmith_dagster.scheduler import LoadReport, StandardScheduler
 from blacksmith_dagster.store import Store, open_store
+from blacksmith_dagster.store.interface import NewEvent
+from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.supervisor import open_supervisor
 from tests.contract.loading import airport, departed, ingest, until
 
@@ -134,3 +136,19 @@ def test_a_request_that_trips_a_function_is_logged_and_kept_without_secrets(
     assert "in trip\n" in caplog.text  # with its traceback
     assert "ConnectionError: cannot log in as app:***" in caplog.text
     assert CANARY not in caplog.text
+
+
+def test_a_stranger_is_not_told_where_the_store_is(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = Blacksmith(sources=[airport], destinations=[], since="2026-01-01")
+    store.register(app)
+    store.ingest([[NewEvent(departed.path, str(n)) for n in range(3)]])
+    assert isinstance(store, SQLStore)
+    with store.writing() as conn:
+        store._set_sequence(conn, 1)
+    with TestClient(create_app(app, store, queue=10)) as client:
+        answer = client.get("/_health")
+    assert answer.status_code == 503
+    assert answer.json()["detail"] == "the store cannot take events; the gateway's log says why"
+    assert "blacksmith store repair" in caplog.text
