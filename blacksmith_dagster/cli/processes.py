@@ -18,7 +18,7 @@ from click.core import ParameterSource
 from blacksmith_dagster.cli.opening import app_option
 from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.settings import Settings, find_project, load_application
-from blacksmith_dagster.store import open_store
+from blacksmith_dagster.store import make_home, open_store
 
 if TYPE_CHECKING:
     from blacksmith_dagster.gateway.interface import Gateway
@@ -89,7 +89,7 @@ def dev(app: str | None, port: int, ui_port: int) -> None:
         url = _url_of(application.gateway)
     settings = Settings.read()
     project = Path.cwd() if app else find_project()
-    settings.home.mkdir(parents=True, exist_ok=True)
+    make_home(settings.home)
     environment = {**os.environ, "BLACKSMITH_HOME": str(settings.home)}
     environment.setdefault("DAGSTER_HOME", str(settings.home))
     if url is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -10,7 +11,7 @@ from sqlalchemy.exc import ArgumentError
 from blacksmith_dagster.errors import SettingsError
 from blacksmith_dagster.store.interface import Store
 
-__all__ = ["Store", "open_store", "read_url"]
+__all__ = ["Store", "make_home", "open_store", "read_url"]
 
 
 def open_store(url: str, *, upgrade: bool = False, repair: bool = False) -> Store:
@@ -50,6 +51,13 @@ def read_url(url: str) -> URL:
             "the store's URL has more than one @; percent-encode those in the password, as %40"
         )
     return parsed
+
+
+def make_home(folder: Path) -> None:
+    """Make a folder for a store, which git ignores, unless it is there."""
+    if not folder.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".gitignore").write_text("*\n")
 
 
 def _adapter(url: URL, upgrade: bool) -> Store:

@@ -16,7 +16,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from blacksmith_dagster.errors import SettingsError
-from blacksmith_dagster.store import schema
+from blacksmith_dagster.store import make_home, schema
 from blacksmith_dagster.store.claims import LaneState
 from blacksmith_dagster.store.faults import told
 from blacksmith_dagster.store.interface import JobRow, NewEvent
@@ -50,7 +50,7 @@ class SQLiteStore(SQLStore):
                 f"sqlite:///{path} is another store in each folder that a command runs in; write "
                 f"sqlite:///{path.absolute()}"
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_home(path.parent)
         _refuse_network(path.parent)
         self._turn = threading.Lock()
         self._turn_file = path.with_name(path.name + "-turn").open("wb")

@@ -105,6 +105,7 @@ def test_an_application_that_is_named_needs_no_project(
     result, would = dev("None")
     assert result.exit_code == 0
     assert would.folder == tmp_path
+    assert (tmp_path / "home" / ".gitignore").read_text() == "*\n"
 
 
 def test_an_option_that_would_not_count_is_refused(dev: Callable[..., tuple[Result, Dev]]) -> None:

@@ -332,6 +332,13 @@ def test_a_wrong_url_is_told(url: str, rule: str) -> None:
         open_store(url)
 
 
+def test_git_ignores_a_folder_that_is_made_for_a_store(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "project" / ".blacksmith"):
+        open_store(f"sqlite:///{folder}/store.db").close()
+    assert (folder / ".gitignore").read_text() == "*\n"
+    assert [path.name for path in tmp_path.rglob(".gitignore")] == [".gitignore"]
+
+
 def test_a_store_is_not_named_by_the_folder_that_one_is_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
