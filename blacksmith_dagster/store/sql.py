@@ -156,12 +156,12 @@ class SQLStore(ABC):
     def register(self, app: Blacksmith) -> None:
         received = {path for path in app.receivers if path not in app.source_events}
         with self.writing() as conn:
-            upkeep.know(conn, tables.kinds, [*app.source_events, *sorted(received)])
             for event in app.destination_events.values():
                 if event.renamed_from:
                     upkeep.rename(
                         conn, f"{event.destination.name}/{event.renamed_from}", event.path
                     )
+            upkeep.know(conn, tables.kinds, [*app.source_events, *sorted(received)])
             upkeep.know(conn, tables.destination_events, list(app.destination_events))
             upkeep.fence(conn, LANES.values())
         self._read_names()

@@ -20,6 +20,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
+from blacksmith_dagster.pipeline.batch import Said
 from blacksmith_dagster.store.tables import (
     counter,
     destination_events,
@@ -30,6 +31,7 @@ from blacksmith_dagster.store.tables import (
     job_totals,
     jobs,
     keys,
+    kinds,
     loads,
     marks,
 )
@@ -52,11 +54,16 @@ def know(conn: Connection, table: Table, paths: Iterable[str]) -> None:
 
 
 def rename(conn: Connection, old: str, new: str) -> None:
-    """Let a destination event keep its id under a new path, unless the new path is known."""
-    taken = select(destination_events.c.id).where(destination_events.c.path == new)
+    """Let a destination event and its outcomes keep their ids under a new path, unless it is known."""
+    _rename(conn, destination_events, old, new)
+    for said in Said:
+        _rename(conn, kinds, f"{old}.{said.value}", f"{new}.{said.value}")
+
+
+def _rename(conn: Connection, table: Table, old: str, new: str) -> None:
+    taken = select(table.c.id).where(table.c.path == new)
     if conn.execute(taken).first() is None:
-        named = update(destination_events).where(destination_events.c.path == old)
-        conn.execute(named.values(path=new))
+        conn.execute(update(table).where(table.c.path == old).values(path=new))
 
 
 def fence(conn: Connection, lanes: Iterable[int]) -> None:

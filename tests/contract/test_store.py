@@ -29,7 +29,7 @@ from blacksmith_dagster.errors import (
 )
 from blacksmith_dagster.pipeline.batch import Said
 from blacksmith_dagster.store import Store, open_store, postgres, schema
-from blacksmith_dagster.store.interface import Deviation, NewEvent, Position, Raw, Verdict
+from blacksmith_dagster.store.interface import Deviation, NewEvent, NewJob, Position, Raw, Verdict
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.store.tables import metadata
 from tests.contract.loading import until
@@ -630,6 +630,31 @@ def test_a_renamed_destination_event_keeps_its_jobs(store: Store) -> None:
     assert ids_of(claimed(store, take_over(store, to="warehouse/departures"))) == ids
     with pytest.raises(Unknown, match="warehouse/departures"):
         store.counts(FLIGHTS)
+
+
+def test_the_outcomes_of_a_renamed_destination_event_are_still_received(store: Store) -> None:
+    undeliverable = "warehouse/undeliverable"
+    outcome = NewEvent(f"{FLIGHTS}.discarded", "1", [NewJob(undeliverable)])
+    store.ingest([[outcome]])
+    renamed = Destination("warehouse")
+
+    @renamed.event(receives=departed, renamed_from="flights")
+    def departures(batch: Batch[object]) -> None:
+        """Departures."""
+
+    @renamed.event(receives=departures.discarded, name="undeliverable")
+    def received(batch: Batch[object]) -> None:
+        """What departures discarded."""
+
+    source = Source("airport")
+    source._add(departed)
+    new = Blacksmith(sources=[source], destinations=[renamed], since="2026-01-01")
+    for _ in range(2):
+        store.register(new)
+        assert store.events(departures.discarded.path)
+    load = claimed(store, take_over(store, to=undeliverable))
+    assert [row.kind for row in load.rows] == [departures.discarded.path]
+    assert load.rows[0].kind in received.flows
 
 
 def test_what_is_no_longer_declared_waits_as_an_orphan_until_it_is_retired(store: Store) -> None:
