@@ -78,7 +78,7 @@ def _status_text(found: _Status) -> str:
     ]
     parts = [table(["destination event", *states, "oldest waiting", "loaded by"], rows)]
     if found.orphans:
-        mend = "give it a new name with renamed_from=, or `blacksmith destinations retire` it"
+        mend = "declare it again until they are loaded, or `blacksmith destinations retire` it"
         parts.append(f"No longer declared ({mend}):")
         parts.append(table(["destination event", "jobs waiting"], found.orphans))
     if found.quarantined:

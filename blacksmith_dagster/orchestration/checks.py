@@ -174,8 +174,8 @@ def no_orphans(orphans: Sequence[Orphan]) -> Finding:
         STORE_KEY,
         "no_orphans",
         not orphans,
-        f"jobs wait for {named}: declare it, give its new name renamed_from=, or run "
-        "`blacksmith destinations retire`"
+        f"jobs wait for {named}: declare it again until they are loaded, or run `blacksmith "
+        "destinations retire`; renamed_from= takes them over when a new name is first deployed"
         if orphans
         else "no job is orphaned",
         metadata={orphan.destination: orphan.pending for orphan in orphans},

@@ -632,6 +632,24 @@ def test_a_renamed_destination_event_keeps_its_jobs(store: Store) -> None:
         store.counts(FLIGHTS)
 
 
+def test_a_name_that_is_known_takes_over_no_jobs_which_are_orphans_then(store: Store) -> None:
+    """Another process may have learnt the new name's number, and keep jobs under it."""
+    [late] = keep(store, 1, to=(SEATS,))
+    keep(store, 1)
+    renamed = Destination("warehouse")
+
+    @renamed.event(receives=departed, name="seats", renamed_from="flights")
+    def seats(batch: Batch[object]) -> None:
+        """Seats, and once departures."""
+
+    source = Source("airport")
+    source._add(departed)
+    new = Blacksmith(sources=[source], destinations=[renamed], since="2026-01-01")
+    store.register(new)
+    assert ids_of(claimed(store, take_over(store, to=SEATS))) == [late]
+    assert [tuple(each) for each in store.orphans(new)] == [(FLIGHTS, 1)]
+
+
 def test_the_outcomes_of_a_renamed_destination_event_are_still_received(store: Store) -> None:
     undeliverable = "warehouse/undeliverable"
     outcome = NewEvent(f"{FLIGHTS}.discarded", "1", [NewJob(undeliverable)])

@@ -108,6 +108,7 @@ def test_jobs_of_a_destination_event_that_is_gone_are_orphans(store_url: str) ->
         assert no_orphans(store.orphans(pipeline.app)).passed
         smaller = Blacksmith(sources=[pipeline.airport], destinations=[], since=TODAY)
         finding = no_orphans(store.orphans(smaller))
+        assert "declare it again until they are loaded, or run" in finding.said
     finally:
         store.close()
     assert not finding.passed
