@@ -12,6 +12,7 @@ from blacksmith_dagster.supervisor.service import (
     SCHEDULER,
     Service,
     ServiceStatus,
+    here,
     registered,
     this_process,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "ServiceStatus",
     "StoreSupervisor",
     "Supervisor",
+    "here",
     "open_supervisor",
     "registered",
     "this_process",

@@ -103,7 +103,8 @@ class Supervisor(Protocol):
     def register(self, service: Service) -> None:
         """Make a service known, and keep it so until it is deregistered or this process ends.
 
-        Raises nothing: while the supervisor does not answer it is tried again in the background.
+        It returns at once and raises nothing: the service is registered in the background, within a
+        second or as soon as the supervisor answers.
         """
         ...
 

@@ -85,11 +85,10 @@ class Renewals:
             self._leases.discard(lease)
 
     def keep(self, service: Service) -> None:
-        """Announce a service now, and from now on."""
+        """Announce a service in a moment, and from then on."""
         with self._lock:
             self._services[service.id] = (service, 0.0)
             self._begin()
-        self._announce_or_log(service)
 
     def forget(self, service: Service) -> None:
         """Announce a service no more: once this returns no announcement is under way either."""

@@ -43,9 +43,9 @@ class StoreSupervisor:
     """Locks in the store's table `leases`, and services in `services`, by the database's clock.
 
     A lock that is not renewed for `ttl` seconds is free again, a service that does not say for twice
-    as long that it is there is forgotten; one thread does both for all of them, together. SQLite has no clock
-    of its own: there it is the host's monotonic one, which all its processes share, and a reboot
-    frees the locks.
+    as long that it is there is forgotten; one thread does both, and renews all locks together. SQLite
+    has no clock of its own: there it is the host's monotonic one, which all its processes share, and
+    a reboot frees the locks.
 
     >>> supervisor = StoreSupervisor(store)  # doctest: +SKIP
     >>> with supervisor.acquire("load/warehouse/flights", "me") as lease:  # doctest: +SKIP

@@ -234,17 +234,17 @@ def test_locks_are_those_that_are_held(connect: Connect) -> None:
 def test_a_registered_service_is_listed_until_it_is_deregistered(connect: Connect) -> None:
     ours, theirs = connect(), connect()
     with registered(ours, this_process(SCHEDULER, ["lake", "mail"])):
+        until(theirs.services, TTL)
         (found,) = theirs.services()
-        assert (found.name, found.passing, found.version) == (
-            SCHEDULER,
-            True,
-            version("blacksmith-dagster"),
-        )
+        told = (found.name, found.passing, found.version)
+        assert told == (SCHEDULER, True, version("blacksmith-dagster"))
         assert found.tags == ("lake", "mail")
         assert here() in found.id
         ours.register(Service(GATEWAY, "gateway-1", "10.0.0.7", 8420))
-        assert [each.name for each in theirs.services()] == [GATEWAY, SCHEDULER]
-        assert theirs.services()[0].address == "10.0.0.7:8420"
+        until(lambda: len(theirs.services()) == 2, TTL)
+        gateway, scheduler = theirs.services()
+        assert scheduler == found
+        assert (gateway.name, gateway.address) == (GATEWAY, "10.0.0.7:8420")
     assert [each.id for each in theirs.services()] == ["gateway-1"]
     ours.close()
     assert theirs.services() == []
@@ -253,6 +253,7 @@ def test_a_registered_service_is_listed_until_it_is_deregistered(connect: Connec
 def test_a_service_is_kept_for_longer_than_its_time_to_live(connect: Connect) -> None:
     ours, theirs = connect(), connect()
     ours.register(this_process(SCHEDULER))
+    until(theirs.services, TTL)
     until_later = time.monotonic() + 4 * TTL
     while time.monotonic() < until_later:
         assert [each.passing for each in theirs.services()] == [True]
@@ -262,6 +263,7 @@ def test_a_service_is_kept_for_longer_than_its_time_to_live(connect: Connect) ->
 def test_a_service_that_says_nothing_is_not_well(connect: Connect) -> None:
     ours, theirs = connect(), connect()
     ours.register(this_process(SCHEDULER))
+    until(lambda: any(each.passing for each in theirs.services()), TTL)
     assert isinstance(ours, StoreSupervisor | ConsulSupervisor)
     ours._renewals.stop()
     until(lambda: not any(each.passing for each in theirs.services()), 5 * TTL)
