@@ -41,6 +41,11 @@ class ConsulServer:
         """As BLACKSMITH_SUPERVISOR_URL takes it."""
         return f"consul://127.0.0.1:{self.port}"
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started, and neither stopped nor killed since."""
+        return self._process is not None
+
     def start(self) -> None:
         """Start the server and wait until it has a leader and takes writes."""
         self.launch()
