@@ -203,7 +203,7 @@ def supervisor_reachable(supervisor: Supervisor) -> Finding:
         STORE_KEY,
         name,
         True,
-        f"{supervisor.label} keeps {len(locks)} locks",
+        f"locks are kept by {supervisor.label}; held: {len(locks)}",
         AssetCheckSeverity.ERROR,
         {lock.key: lock.holder for lock in locks},
     )
