@@ -12,9 +12,9 @@ import hypothesis
 import pytest
 
 from tests.services import Unavailable
+from tests.services.consul import ConsulServer
 from tests.services.kafka import KafkaServer
 from tests.services.nats import NATSServer
-from tests.services.consul import ConsulServer
 from tests.services.postgres import Postgres, PostgresServer
 from tests.services.postgres_broker import PostgresBroker
 from tests.services.rabbitmq import RabbitMQServer

@@ -160,7 +160,7 @@ def _why_not_now(
 def _kept(load_job: LoadJob, supervisor: Supervisor) -> Mapping[str, str]:
     """By whom realtime events are loaded: a warm run or a worker."""
     found = {event.path: supervisor.status(f"load/{event.path}") for event in load_job.realtime}
-    return {path: held.holder for path, held in found.items() if held.held}
+    return {path: held.owner or "another process" for path, held in found.items() if held.held}
 
 
 def _already_active(
