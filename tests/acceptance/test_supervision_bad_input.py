@@ -22,6 +22,7 @@ from tests.acceptance.processes import ROOT_FOLDER, GatewayProcess, until
 from tests.acceptance.supervising import PIPELINE
 from tests.services import free_port
 from tests.services.consul import ConsulServer
+from tests.services.tls import make_certificate
 
 CANARY = str(uuid.uuid4())
 KEY = "load/warehouse/flights"
@@ -141,6 +142,27 @@ def test_a_token_that_may_is_not_refused(
         supervisor.register(this_process("blacksmith-scheduler"))
         until(lambda: [each.passing for each in supervisor.services()] == [True])
     assert not guarded.call("GET", "session/list")
+
+
+def test_an_agent_that_speaks_tls(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate = make_certificate(tmp_path)
+    server = ConsulServer(certificate=certificate)
+    url = f"consul://127.0.0.1:{server.https_port}?scheme=https"
+    with contextlib.closing(server):
+        server.start()
+        with contextlib.closing(open_supervisor(url, store)) as stranger:
+            for error in errors_of(stranger):
+                assert "does not answer (SSLError)" in str(error)
+        monkeypatch.setenv("CONSUL_CACERT", str(certificate[0]))
+        with contextlib.closing(open_supervisor(f"{url}&dc=dc1", store)) as supervisor:
+            lease = supervisor.acquire(KEY, "we")
+            assert lease
+            assert lease.confirm()
+        with contextlib.closing(open_supervisor(f"{url}&dc=elsewhere", store)) as supervisor:
+            for error in errors_of(supervisor):
+                assert "No path to datacenter" in str(error)
 
 
 def test_silent_agent(store: Store, silent: int, tmp_path: Path) -> None:

@@ -234,14 +234,14 @@ def test_locks_are_those_that_are_held(connect: Connect) -> None:
 def test_a_registered_service_is_listed_until_it_is_deregistered(connect: Connect) -> None:
     ours, theirs = connect(), connect()
     with registered(ours, this_process(SCHEDULER, ["lake", "mail"])):
-        until(theirs.services, TTL)
+        until(theirs.services)
         (found,) = theirs.services()
         told = (found.name, found.passing, found.version)
         assert told == (SCHEDULER, True, version("blacksmith-dagster"))
         assert found.tags == ("lake", "mail")
         assert here() in found.id
         ours.register(Service(GATEWAY, "gateway-1", "10.0.0.7", 8420))
-        until(lambda: len(theirs.services()) == 2, TTL)
+        until(lambda: len(theirs.services()) == 2)
         gateway, scheduler = theirs.services()
         assert scheduler == found
         assert (gateway.name, gateway.address) == (GATEWAY, "10.0.0.7:8420")
@@ -253,7 +253,7 @@ def test_a_registered_service_is_listed_until_it_is_deregistered(connect: Connec
 def test_a_service_is_kept_for_longer_than_its_time_to_live(connect: Connect) -> None:
     ours, theirs = connect(), connect()
     ours.register(this_process(SCHEDULER))
-    until(theirs.services, TTL)
+    until(theirs.services)
     until_later = time.monotonic() + 4 * TTL
     while time.monotonic() < until_later:
         assert [each.passing for each in theirs.services()] == [True]
@@ -263,7 +263,7 @@ def test_a_service_is_kept_for_longer_than_its_time_to_live(connect: Connect) ->
 def test_a_service_that_says_nothing_is_not_well(connect: Connect) -> None:
     ours, theirs = connect(), connect()
     ours.register(this_process(SCHEDULER))
-    until(lambda: any(each.passing for each in theirs.services()), TTL)
+    until(lambda: any(each.passing for each in theirs.services()))
     assert isinstance(ours, StoreSupervisor | ConsulSupervisor)
     ours._renewals.stop()
     until(lambda: not any(each.passing for each in theirs.services()), 5 * TTL)
@@ -282,3 +282,12 @@ def test_open_supervisor_knows_the_stores_own_and_consul(store_url: str) -> None
             assert supervisor.label == "consul://host:8500"
         with pytest.raises(SettingsError, match="zookeeper://"):
             open_supervisor("zookeeper://me:secret@host", store)
+
+
+def test_a_missing_client_names_its_extra(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blacksmith_dagster.supervisor.find_spec", lambda _: None)
+    with (
+        contextlib.closing(open_store(store_url, upgrade=True)) as store,
+        pytest.raises(ImportError, match=r"blacksmith-dagster\[consul\]"),
+    ):
+        open_supervisor("consul://host", store)

@@ -23,14 +23,21 @@ class ConsulServer:
 
     - `members`: of the cluster that it belongs to, itself among them; none for a single one.
     - `acl_token`: the management token, if only those with a token may do anything.
+    - `certificate`: a certificate and its key, if it is to speak TLS at `https_port`.
     """
 
     def __init__(
-        self, members: "Sequence[ConsulServer]" = (), *, acl_token: str | None = None
+        self,
+        members: "Sequence[ConsulServer]" = (),
+        *,
+        acl_token: str | None = None,
+        certificate: tuple[Path, Path] | None = None,
     ) -> None:
         self._binary = _binary()
         self._members = members
         self._acl_token = acl_token
+        self._certificate = certificate
+        self.https_port = free_port() if certificate else -1
         self._folder = private_folder("consul")
         self._process: subprocess.Popen[bytes] | None = None
         self.port, self.rpc_port, self.serf_port = free_port(), free_port(), free_port()
@@ -132,6 +139,8 @@ class ConsulServer:
             "default_policy": "deny",
             "tokens": {"master": self._acl_token, "agent": self._acl_token},
         }
+        cert, key = self._certificate or ("", "")
+        tls = {"cert_file": str(cert), "key_file": str(key)}
         return {
             "server": True,
             "node_name": self.name,
@@ -146,7 +155,7 @@ class ConsulServer:
                 "server": self.rpc_port,
                 "serf_lan": self.serf_port,
                 "serf_wan": -1,
-                "https": -1,
+                "https": self.https_port,
                 "dns": -1,
                 "grpc": -1,
             },
@@ -158,6 +167,7 @@ class ConsulServer:
             "skip_leave_on_interrupt": True,
             "log_level": "WARN",
             **({"acl": acl} if self._acl_token else {}),
+            **(tls if self._certificate else {}),
         }
 
 
