@@ -67,8 +67,8 @@ def _measure(
             f", lock-delay {LOCK_DELAY:g} s" if url.startswith("consul") else ""
         )
         yield at_most(f"from kill -9 to the next holder, {terms}; {what}", taken, take_over, "s")
-        spent = [_renewals(url, 20 * effort.scale) for _ in range(effort.rounds)]
-        yield at_most(f"renewals, of {LEASES} leases, each; {what}", spent, 0.1, "% of a core")
+        spent = _renewals(url, 120 * effort.scale)
+        yield at_most(f"renewals, of {LEASES} leases, each; {what}", [spent], 0.1, "% of a core")
 
 
 def _acquire(supervisor: Supervisor, number: int) -> float:
@@ -109,13 +109,13 @@ def _take_over(theirs: Supervisor, url: str) -> float:
 def _renewals(url: str, seconds: float) -> float:
     """Percent of a core for each lease, with the times to live that are the defaults."""
     ttl = 10.0 if url.startswith("consul:") else 15.0
-    slow = url.replace(f"ttl={TTL:g}", f"ttl={ttl:g}").replace(f"={LOCK_DELAY:g}", "=0")
-    with _holder(slow, ttl, LEASES) as process:
+    seconds = max(seconds, 2 * ttl)  # each is renewed some times
+    with _holder(url.removesuffix(OPTIONS), ttl, LEASES) as process:
         spent = _cpu(process.pid)
-        time.sleep(max(seconds, 2 * ttl))  # each is renewed some times
+        time.sleep(seconds)
         used = _cpu(process.pid) - spent
         process.communicate("\n")
-    return 100 * used / max(seconds, 2 * ttl) / LEASES
+    return 100 * used / seconds / LEASES
 
 
 def _cpu(pid: int) -> float:

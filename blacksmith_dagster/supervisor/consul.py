@@ -214,9 +214,9 @@ class ConsulSupervisor:
 
     def _register(self, service: Service) -> None:
         seconds = f"{self._ttl / 2:g}s"
-        forgotten = f"{max(_LEAST_DEREGISTRATION, 2 * self._ttl):g}s"
+        forgotten = f"{max(_LEAST_DEREGISTRATION, self._renewals.announced):g}s"
         if service.health is None:
-            check: dict[str, Any] = {"TTL": f"{2 * self._ttl:g}s"}
+            check: dict[str, Any] = {"TTL": f"{self._renewals.announced:g}s"}
         else:
             check = {
                 "HTTP": service.health,

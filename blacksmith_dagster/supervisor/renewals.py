@@ -52,9 +52,9 @@ class Renewals:
     - `ttl`: seconds for which a renewal holds.
     - `renew`: of each lease moves `lost` on, or sets it if the renewal was refused. It is given all
       that are held as soon as it is time for one.
-    - `announce`: makes a service known; called again every two thirds of `ttl`.
+    - `announce`: makes a service known, for `announced` seconds; called again at half of that.
 
-    What either raises is logged, and tried again.
+    What either raises is logged, once an outage for a service, and tried again.
     """
 
     def __init__(
@@ -70,8 +70,14 @@ class Renewals:
         self._leases: set[HeldLease] = set()
         self._services: dict[str, tuple[Service, float]] = {}  # by id; when it is next announced
         self._announcing = threading.Lock()
+        self._unknown: set[str] = set()  # the ids of services whose last announcement failed
         self._thread: threading.Thread | None = None
         self.closing = threading.Event()
+
+    @property
+    def announced(self) -> float:
+        """Seconds for which an announcement holds: longer than a lease, as nobody waits for it."""
+        return 4 * self._ttl
 
     def add(self, lease: HeldLease) -> None:
         """Renew a lease from now on."""
@@ -131,11 +137,17 @@ class Renewals:
         with self._announcing:
             if service.id not in self._services:
                 return
+            again = self.announced / 2
             try:
                 self._announce(service)
-            except BlacksmithError as error:
-                _log.warning("%s could not be registered: %s", service.id, error)
-            except Exception:  # noqa: BLE001 - as above
-                _log.exception("%s could not be registered", service.id)
+            except Exception as error:  # noqa: BLE001 - as above
+                again = self._ttl / 3
+                if service.id not in self._unknown:
+                    known = isinstance(error, BlacksmithError)
+                    told = "%s is not registered, and is tried again: %s"
+                    _log.warning(told, service.id, error, exc_info=None if known else error)
+                self._unknown.add(service.id)
+            else:
+                self._unknown.discard(service.id)
             with self._lock:
-                self._services[service.id] = (service, time.monotonic() + self._ttl * 2 / 3)
+                self._services[service.id] = (service, time.monotonic() + again)

@@ -42,10 +42,10 @@ POLL = 0.1
 class StoreSupervisor:
     """Locks in the store's table `leases`, and services in `services`, by the database's clock.
 
-    A lock that is not renewed for `ttl` seconds is free again, a service that does not say for twice
-    as long that it is there is forgotten; one thread does both, and renews all locks together. SQLite
-    has no clock of its own: there it is the host's monotonic one, which all its processes share, and
-    a reboot frees the locks.
+    A lock that is not renewed for `ttl` seconds is free again, a service that does not say for four
+    times as long that it is there is forgotten; one thread does both, and renews all locks together.
+    SQLite has no clock of its own: there it is the host's monotonic one, which all its processes
+    share, and a reboot frees the locks.
 
     >>> supervisor = StoreSupervisor(store)  # doctest: +SKIP
     >>> with supervisor.acquire("load/warehouse/flights", "me") as lease:  # doctest: +SKIP
@@ -96,7 +96,9 @@ class StoreSupervisor:
         self._renewals.forget(service)
         try:
             with self._store.writing() as connection:
-                connection.execute(delete(services).where(services.c.id == service.id))
+                # With those that have vanished: nobody else would remove them.
+                gone = ~self._dialect.clock(services, 0).valid
+                connection.execute(delete(services).where((services.c.id == service.id) | gone))
         except Unavailable as error:  # it is forgotten by itself
             _log.warning("%s could not be deregistered: %s", service.id, error)
 
@@ -166,8 +168,7 @@ class StoreSupervisor:
                 lease.lost.set()
 
     def _announce(self, service: Service) -> None:
-        """Write that it is there, and forget those that have not for too long."""
-        clock = self._dialect.clock(services, 2 * self._ttl)
+        clock = self._dialect.clock(services, self._renewals.announced)
         row = {
             "name": service.name,
             "address": service.address,
@@ -179,7 +180,6 @@ class StoreSupervisor:
         write: Any = self._dialect.insert(services).values(id=service.id, **row)
         with self._store.writing() as connection:
             connection.execute(write.on_conflict_do_update(index_elements=["id"], set_=row))
-            connection.execute(delete(services).where(~clock.valid))
 
     def _confirm(self, lease: HeldLease) -> bool:
         valid = self._dialect.clock(leases, 0).valid

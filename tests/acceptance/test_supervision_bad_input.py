@@ -113,7 +113,7 @@ def test_refused_token(
             assert "CONSUL_HTTP_TOKEN" in str(error)
             assert CANARY not in f"{error!r} {error.__cause__!r}"
         supervisor.register(this_process("blacksmith-scheduler"))
-        until(lambda: "could not be registered" in caplog.text)
+        until(lambda: "is not registered" in caplog.text)
         assert CANARY not in caplog.text
     ended = status(guarded.url, tmp_path)
     assert "refuses the token" in ended.stdout

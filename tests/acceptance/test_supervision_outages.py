@@ -136,8 +136,8 @@ def test_consul_down_for_a_minute(single: ConsulServer, postgres_url: str, tmp_p
         hosts.judge()
         assert all(host.loader.starts == 1 for host in hosts.hosts)
         # Consul has kept its data, and its agent knows the services again.
-        names = [each.name for each in hosts.supervisor.services()]
-        assert names == [GATEWAY] * 2 + [SCHEDULER] * 3
+        names = [GATEWAY] * 2 + [SCHEDULER] * 3
+        until(lambda: [each.name for each in hosts.supervisor.services()] == names)
 
 
 def _told(gateway: GatewayProcess) -> str:
