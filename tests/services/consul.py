@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -50,7 +49,7 @@ class ConsulServer:
 
     @property
     def is_running(self) -> bool:
-        """Whether it was started, and neither stopped nor killed since."""
+        """Whether it was started, and not killed since."""
         return self._process is not None
 
     def start(self) -> None:
@@ -69,16 +68,6 @@ class ConsulServer:
             log=self._folder / "log",
             drop=False,
         )
-
-    def stop(self) -> None:
-        """SIGTERM, and wait for its end."""
-        if self._process is not None:
-            self._process.send_signal(signal.SIGTERM)
-            try:
-                self._process.wait(10)
-            except subprocess.TimeoutExpired:
-                kill_tree(self._process)
-            self._process = None
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -191,11 +180,6 @@ class ConsulCluster:
             if all(other.leader_is(server) for other in self.servers):
                 return server
         raise RuntimeError("the servers do not agree on a leader")
-
-    def followers(self) -> list[ConsulServer]:
-        """Those that are not the leader."""
-        leader = self.leader()
-        return [server for server in self.servers if server is not leader]
 
     def close(self) -> None:
         """End all of them and remove their data."""

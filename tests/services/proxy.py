@@ -5,8 +5,6 @@ import socket
 import struct
 import threading
 import time
-from types import TracebackType
-from typing import Self
 
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close by a reset
 
@@ -53,17 +51,6 @@ class Link:
         self._whole.set()
         if self._listener is None:
             self._listen()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.cut()
 
     def _listen(self) -> None:
         listener = socket.create_server(("127.0.0.1", self.port), backlog=128)
