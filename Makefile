@@ -2,13 +2,18 @@
 # except the test services, which scripts/services gets from Debian where it may.
 PYTHON ?= python3
 
-.PHONY: demo test check format bench services clean
+.PHONY: demo test soak check format bench services clean
 
 demo: .venv/demo.stamp
 	.venv/bin/python scripts/demo.py $(ARGS)
 
 test: .venv/dev.stamp services
 	.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+# The random rounds of faults on many machines: a hundred of them, which takes half an hour or so.
+soak: .venv/dev.stamp services
+	BLACKSMITH_TEST_SOAK=true BLACKSMITH_TEST_ROUNDS=$(or $(ROUNDS),100) BLACKSMITH_TEST_SEED=$(SEED) \
+		.venv/bin/python -m pytest -s tests/acceptance/test_supervision_outages.py $(PYTEST_ARGS)
 
 check: .venv/dev.stamp
 	.venv/bin/ruff check

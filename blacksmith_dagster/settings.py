@@ -5,6 +5,7 @@
 - `BLACKSMITH_STORE_URL`: `postgresql://...` or `sqlite:///path`; by default SQLite in the home.
 - `BLACKSMITH_PUBSUB_URL`: `kafka://...`, `nats://...`, `amqp://...` or `postgres`; unset, the
   schedules serve realtime events too.
+- `BLACKSMITH_SUPERVISOR_URL`: `consul://host:8500`; unset, the store keeps the locks.
 """
 
 from __future__ import annotations
@@ -25,11 +26,15 @@ _APPLICATION = re.compile(r"\w+(\.\w+)*:\w+")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Where this process finds its home, its store and its broker. The URLs may hold passwords."""
+    """Where this process finds its home, its store, its broker and its supervisor.
+
+    The URLs may hold passwords.
+    """
 
     home: Path
     store_url: str
     pubsub_url: str | None = None
+    supervisor_url: str | None = None
 
     @classmethod
     def read(cls, project: Path | None = None) -> Settings:
@@ -43,7 +48,12 @@ class Settings:
             Path(given).expanduser().resolve() if given else find_project(project) / ".blacksmith"
         )
         url = os.environ.get("BLACKSMITH_STORE_URL") or f"sqlite:///{home / 'store.db'}"
-        return cls(home, url, os.environ.get("BLACKSMITH_PUBSUB_URL") or None)
+        return cls(
+            home,
+            url,
+            os.environ.get("BLACKSMITH_PUBSUB_URL") or None,
+            os.environ.get("BLACKSMITH_SUPERVISOR_URL") or None,
+        )
 
     def __repr__(self) -> str:
         return f"Settings(home={self.home})"

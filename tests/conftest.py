@@ -12,6 +12,7 @@ import hypothesis
 import pytest
 
 from tests.services import Unavailable
+from tests.services.consul import ConsulServer
 from tests.services.kafka import KafkaServer
 from tests.services.nats import NATSServer
 from tests.services.postgres import Postgres, PostgresServer
@@ -156,6 +157,24 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         url: str = request.getfixturevalue("postgres_url")
         return url
     return f"sqlite:///{tmp_path}/store.db"
+
+
+@pytest.fixture(scope="session")
+def consul() -> Iterator[ConsulServer]:
+    """The session's Consul, which is never stopped."""
+    server = ConsulServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def consul_url(consul: ConsulServer) -> Iterator[str]:
+    """Consul with no lock held and no service registered."""
+    yield consul.url
+    consul.clear()
 
 
 @pytest.fixture(scope="session")

@@ -16,25 +16,38 @@ from blacksmith_dagster.cli.opening import (
     opened,
 )
 from blacksmith_dagster.cli.tables import age, as_json, moment, table
-from blacksmith_dagster.errors import Unknown, UsageError
+from blacksmith_dagster.errors import SettingsError, Unavailable, Unknown, UsageError
 from blacksmith_dagster.scheduler.discard import discard, retire
 from blacksmith_dagster.settings import load_application
 from blacksmith_dagster.store.interface import Counts, Orphan, Store, StoredEvent, Transition
-from blacksmith_dagster.supervisor import Supervisor
+from blacksmith_dagster.supervisor import LockStatus, ServiceStatus, Supervisor
 
 _QUARANTINE_SHOWN = 1000
 
 
 class _Row(msgspec.Struct, frozen=True):
-    """A destination event in `status`: `counts` is `None` before a process has registered it."""
+    """A destination event in `status`: `counts` is `None` before a process has registered it.
+
+    `lag` is how many jobs have neither succeeded nor been discarded.
+    """
 
     destination: str
     counts: Counts | None
-    held_by: str | None
+    lag: int | None
+
+
+class _Supervision(msgspec.Struct, frozen=True):
+    """What the supervisor knows, or why it is not known."""
+
+    supervisor: str
+    services: Sequence[ServiceStatus] = ()
+    locks: Sequence[LockStatus] = ()
+    error: str | None = None
 
 
 class _Status(msgspec.Struct, frozen=True):
     store: str
+    supervision: _Supervision
     destinations: Sequence[_Row]
     orphans: Sequence[Orphan]
     quarantined: int
@@ -44,39 +57,50 @@ class _Status(msgspec.Struct, frozen=True):
 @app_option
 @json_option
 def status(app: str | None, json: bool) -> None:
-    """Show how many jobs of each destination event are in each state, and who is loading it."""
+    """Show which services run, who holds which lock, and how far each destination event is."""
     application = load_application(app)
     with opened() as store, locks_of(store) as supervisor:
         found = _Status(
             store.label,
-            [_row(store, supervisor, path) for path in application.destination_events],
+            _supervision(supervisor),
+            [_row(store, path) for path in application.destination_events],
             store.orphans(application),
             len(store.quarantined(_QUARANTINE_SHOWN)),
         )
     click.echo(as_json(found) if json else _status_text(found))
 
 
-def _row(store: Store, supervisor: Supervisor, path: str) -> _Row:
+def _supervision(supervisor: Supervisor) -> _Supervision:
+    try:
+        return _Supervision(supervisor.label, supervisor.services(), supervisor.locks())
+    except (Unavailable, SettingsError) as error:
+        return _Supervision(supervisor.label, error=str(error))
+
+
+def _row(store: Store, path: str) -> _Row:
     try:
         counts = store.counts(path)
     except Unknown:
         counts = None
-    return _Row(path, counts, supervisor.status(f"load/{path}").owner)
+    return _Row(path, counts, counts.pending if counts else None)
 
 
 def _status_text(found: _Status) -> str:
     now = datetime.now(UTC)
+    holders = {lock.key: lock.owner for lock in found.supervision.locks}
     states = ("awaiting", "executing", "retrying", "succeeded", "discarded")
     rows = [
         [
             row.destination,
             *(getattr(row.counts, state, None) for state in states),
+            row.lag,
             age(row.counts.oldest_waiting, now) if row.counts else "",
-            row.held_by,
+            holders.get(f"load/{row.destination}"),
         ]
         for row in found.destinations
     ]
-    parts = [table(["destination event", *states, "oldest waiting", "loaded by"], rows)]
+    head = ["destination event", *states, "lag", "oldest waiting", "loaded by"]
+    parts = [*_supervision_text(found.supervision, now), table(head, rows)]
     if found.orphans:
         mend = "declare it again until they are loaded, or `blacksmith destinations retire` it"
         parts.append(f"No longer declared ({mend}):")
@@ -85,6 +109,28 @@ def _status_text(found: _Status) -> str:
         more = "+" if found.quarantined == _QUARANTINE_SHOWN else ""
         parts.append(f"In quarantine: {found.quarantined}{more} (`blacksmith quarantine list`)")
     return "\n\n".join(parts)
+
+
+def _supervision_text(found: _Supervision, now: datetime) -> list[str]:
+    if found.error:
+        return [f"Services and locks are not known: {found.error}"]
+    parts = []
+    if found.services:
+        rows: list[list[object]] = [
+            [
+                each.name,
+                each.address,
+                "passing" if each.passing else "critical",
+                each.version,
+                ", ".join(each.tags),
+            ]
+            for each in found.services
+        ]
+        parts.append(table(["service", "address", "state", "version", "serves"], rows))
+    if found.locks:
+        rows = [[each.key, each.owner, each.address, age(each.since, now)] for each in found.locks]
+        parts.append(table(["lock", "held by", "at", "for"], rows))
+    return parts
 
 
 @click.group()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
@@ -41,5 +40,5 @@ def opened() -> Iterator[Store]:
 @contextmanager
 def locks_of(store: Store) -> Iterator[Supervisor]:
     """The supervisor of this process's settings; closed at the end."""
-    with closing(open_supervisor(os.environ.get("BLACKSMITH_SUPERVISOR_URL"), store)) as locks:
+    with closing(open_supervisor(Settings.read().supervisor_url, store)) as locks:
         yield locks

@@ -16,6 +16,8 @@ _COLOURS = {
     "retrying": "yellow",
     "unknown": "yellow",
     "discarded": "red",
+    "passing": "green",
+    "critical": "red",
 }
 
 

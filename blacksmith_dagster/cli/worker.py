@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from queue import Empty, SimpleQueue
@@ -21,6 +20,7 @@ from blacksmith_dagster.pubsub.announcer import Announcer
 from blacksmith_dagster.scheduler import Realtime, realtime_events
 from blacksmith_dagster.settings import Settings, load_application
 from blacksmith_dagster.store import open_store
+from blacksmith_dagster.supervisor import SCHEDULER, here, registered, this_process
 
 if TYPE_CHECKING:
     from blacksmith_dagster.orchestration.runless import RunlessReporter
@@ -49,11 +49,12 @@ def worker(app: str | None, destinations: tuple[str, ...]) -> None:
     told: SimpleQueue[int] = SimpleQueue()
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, lambda number, _: told.put(number))
-    owner = f"{socket.gethostname()}:{os.getpid()}"
     with ExitStack() as opened:
         store = opened.enter_context(closing(open_store(settings.store_url)))
         store.register(application)
         locks = opened.enter_context(locks_of(store))
+        service = this_process(SCHEDULER, [each.name for each in chosen])
+        opened.enter_context(registered(locks, service))
         announcer = opened.enter_context(closing(Announcer(application, pubsub)))
         reporter = _reporter(application)
         if reporter:
@@ -66,7 +67,7 @@ def worker(app: str | None, destinations: tuple[str, ...]) -> None:
                 store=store,
                 supervisor=locks,
                 subscriber=pubsub.subscriber(destination.name),
-                owner=owner,
+                owner=here(),
                 report=reporter.add if reporter else lambda *_: None,
                 announce=announcer.announce,
             )

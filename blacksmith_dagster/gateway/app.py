@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, cast
 from urllib.parse import parse_qsl
 
@@ -47,6 +47,7 @@ from blacksmith_dagster.pipeline.source import SourceEvent
 from blacksmith_dagster.pipeline.trigger import HTTP, Reply, Request
 from blacksmith_dagster.pubsub.announcer import Announcer
 from blacksmith_dagster.store.interface import Store
+from blacksmith_dagster.supervisor import Supervisor
 
 BODIES_AT_ONCE = 256 * 1024 * 1024
 
@@ -54,17 +55,24 @@ BODIES_AT_ONCE = 256 * 1024 * 1024
 _LARGE = 128 * 1024
 _READY_FOR = 1.0  # seconds for which an answer of `/_health` holds: strangers may ask it too
 _READY_WAIT = 5.0
+_SUPERVISOR_WAIT = 1.0  # its silence must not make the gateway look dead
 
 _log = logging.getLogger(__name__)
 
 
 def create_app(
-    app: Blacksmith, store: Store, *, queue: int, announcer: Announcer | None = None
+    app: Blacksmith,
+    store: Store,
+    *,
+    queue: int,
+    announcer: Announcer | None = None,
+    supervisor: Supervisor | None = None,
 ) -> ASGIApp:
     """The ASGI application that receives the events of `app` and keeps them in `store`.
 
     At most `queue` events wait for their commit; more are answered by 429. The store's application
-    must be registered. `announcer` tells of new jobs.
+    must be registered. `announcer` tells of new jobs; `supervisor`, if it is another service than
+    the store, is asked by `/_health`.
     """
     bodies = Bodies(BODIES_AT_ONCE)
     doors = [
@@ -85,7 +93,7 @@ def create_app(
 
     routes = [Route(door.path, door, methods=[door.method]) for door in doors]
     others = Starlette(
-        routes=[*routes, Route("/_health", Health(store, announcer).answer)],
+        routes=[*routes, Route("/_health", Health(store, announcer, supervisor).answer)],
         exception_handlers={HTTPException: routing_problem, Exception: internal_problem},
         lifespan=lifespan,
     )
@@ -229,40 +237,70 @@ class Door:
 class Health:
     """Says whether the gateway lives, and whether its store can take events.
 
-    A broker that does not answer makes it no less ready; how many wake-ups could not be published at
-    their time is told.
+    Neither a broker nor a supervisor that does not answer makes it less ready: how many wake-ups
+    could not be published at their time is told, and whether the supervisor can be reached.
     """
 
-    def __init__(self, store: Store, announcer: Announcer | None) -> None:
+    def __init__(
+        self, store: Store, announcer: Announcer | None, supervisor: Supervisor | None
+    ) -> None:
         self._store = store
         self._announcer = announcer
+        self._supervisor = supervisor
         self._asking = anyio.Lock()
         self._asked = -_READY_FOR
         self._why: str | None = None
+        self._unsupervised: str | None = None
 
     async def answer(self, request: HTTPRequest) -> Response:  # noqa: ARG002
         """200 if events can be taken now, else 503 and why not."""
         async with self._asking:
             if time.monotonic() - self._asked >= _READY_FOR:
-                self._why = await self._ask()
+                await self._ask_both()
                 self._asked = time.monotonic()
         state: dict[str, Any] = {"live": True, "ready": self._why is None}
         if self._announcer is not None:
             state["wake_ups_unpublished"] = self._announcer.unpublished
+        if self._supervisor is not None:
+            state["supervisor"] = self._unsupervised or "reachable"
         if self._why is None:
             return Response(msgspec.json.encode(state), media_type="application/json")
         return problem(503, self._why, headers={"Retry-After": "1"}, members=state)
 
-    async def _ask(self) -> str | None:
-        try:
-            with anyio.fail_after(_READY_WAIT):
-                await anyio.to_thread.run_sync(self._store.ready, abandon_on_cancel=True)
-        except (Unavailable, TimeoutError):
-            return "the store does not answer"
-        except BlacksmithError as error:
-            _log.error("%s", error)
-            return "the store cannot take events; the gateway's log says why"
-        return None
+    async def _ask_both(self) -> None:
+        async with anyio.create_task_group() as both:
+            both.start_soon(self._ask_store)
+            if self._supervisor is not None:
+                both.start_soon(self._ask_supervisor, self._supervisor)
+
+    async def _ask_store(self) -> None:
+        self._why = await _ask(
+            self._store.ready,
+            _READY_WAIT,
+            "the store does not answer",
+            "the store cannot take events; the gateway's log says why",
+        )
+
+    async def _ask_supervisor(self, supervisor: Supervisor) -> None:
+        self._unsupervised = await _ask(
+            supervisor.ready,
+            _SUPERVISOR_WAIT,
+            "the supervisor does not answer",
+            "the supervisor refuses this process; the gateway's log says why",
+        )
+
+
+async def _ask(ready: Callable[[], None], seconds: float, silent: str, refused: str) -> str | None:
+    """Why something is not ready, as strangers may know it; the log has more."""
+    try:
+        with anyio.fail_after(seconds):
+            await anyio.to_thread.run_sync(ready, abandon_on_cancel=True)
+    except (Unavailable, TimeoutError):
+        return silent
+    except BlacksmithError as error:
+        _log.error("%s", error)
+        return refused
+    return None
 
 
 def _idempotency_key(raw: bytes | None) -> str | None:

@@ -28,6 +28,8 @@ from blacksmith_dagster.pubsub import open_pubsub
 from blacksmith_dagster.pubsub.announcer import Announcer
 from blacksmith_dagster.settings import Settings
 from blacksmith_dagster.store import open_store
+from blacksmith_dagster.supervisor import GATEWAY, Service, open_supervisor, registered
+from blacksmith_dagster.supervisor.service import package_version
 
 if TYPE_CHECKING:
     import uvicorn
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from blacksmith_dagster.store.interface import Store
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_EVERYWHERE = ("", "0.0.0.0", "::")
 _GRACE = 20  # seconds that requests under way have to end in
 _KEEP_ALIVE = 75  # seconds; longer than the 60 of most load balancers
 _BACKLOG = 2048
@@ -83,11 +86,13 @@ class StandardGateway:
                 event.auth.token.reveal()  # a missing token is told now, not to a sender
         with self._listen() as listener:
             pubsub = open_pubsub(settings.pubsub_url, settings.store_url)
+            told = f", wake-ups through {pubsub.label}" if pubsub else ""
             # The schema is brought up to date once, before anyone is let in, and before the fork.
             with contextlib.closing(open_store(settings.store_url, upgrade=True)) as store:
                 store.register(app)
-                label = store.label
-            told = f", wake-ups through {pubsub.label}" if pubsub else ""
+                label, supervisor = store.label, open_supervisor(settings.supervisor_url, store)
+                supervisor.close()
+                told += f", supervisor {supervisor.label}" if settings.supervisor_url else ""
             click.echo(f"blacksmith gateway: {self._url(listener)}, store {label}{told}")
             if self.workers == 1:
                 self._work(app, settings, listener, upkeep=True)
@@ -117,10 +122,23 @@ class StandardGateway:
                 "give PEM files that this process may read"
             ) from error
 
-    def _url(self, listener: socket.socket) -> str:
-        scheme = "https" if self.tls_certificate else "http"
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{scheme}://{host}:{listener.getsockname()[1]}"
+    def _url(self, listener: socket.socket, host: str | None = None) -> str:
+        scheme, host = "https" if self.tls_certificate else "http", host or self.host
+        shown = f"[{host}]" if ":" in host else host
+        return f"{scheme}://{shown}:{listener.getsockname()[1]}"
+
+    def _service(self, app: Blacksmith, listener: socket.socket) -> Service:
+        name, port = socket.gethostname(), listener.getsockname()[1]
+        host = name if self.host in _EVERYWHERE else self.host
+        return Service(
+            GATEWAY,
+            f"{GATEWAY}:{name}:{port}",
+            host,
+            port,
+            f"{self._url(listener, host)}/_health",
+            package_version(),
+            list(app.sources),
+        )
 
     def _work(
         self, app: Blacksmith, settings: Settings, listener: socket.socket, *, upkeep: bool
@@ -131,12 +149,24 @@ class StandardGateway:
         from blacksmith_dagster.gateway.app import create_app
         from blacksmith_dagster.gateway.protocol import GatewayProtocol
 
-        with contextlib.closing(open_store(settings.store_url, upgrade=True)) as store:
+        with contextlib.ExitStack() as opened:
+            store = opened.enter_context(
+                contextlib.closing(open_store(settings.store_url, upgrade=True))
+            )
             store.register(app)
+            supervisor = opened.enter_context(
+                contextlib.closing(open_supervisor(settings.supervisor_url, store))
+            )
             pubsub = open_pubsub(settings.pubsub_url, settings.store_url)
             announcer = Announcer(app, pubsub) if pubsub else None
             config = uvicorn.Config(
-                create_app(app, store, queue=self.queue, announcer=announcer),
+                create_app(
+                    app,
+                    store,
+                    queue=self.queue,
+                    announcer=announcer,
+                    supervisor=supervisor if settings.supervisor_url else None,
+                ),
                 http=GatewayProtocol,
                 loop="uvloop",
                 ws="none",
@@ -157,6 +187,8 @@ class StandardGateway:
             # pauses of tens of milliseconds.
             gc.collect()
             gc.freeze()
+            if upkeep:  # one process of a gateway is the gateway, to whom it matters
+                opened.enter_context(registered(supervisor, self._service(app, listener)))
             with _stopped_by_signals(server), _upkeep(store if upkeep else None):
                 server.run(sockets=[listener])
             if announcer:

@@ -1,7 +1,8 @@
-"""What is checked: is anything discarded, overdue or orphaned, and does the gateway answer?
+"""What is checked: is anything discarded, overdue or orphaned, do gateway and supervisor answer?
 
 A check is evaluated by each load for its own destination event, by the report sensor for all, and
-by hand in the UI. What it finds is a value; only `find` asks the store and the gateway.
+by hand in the UI. What it finds is a value; only `find` asks the store, the
+supervisor and the gateway.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from dagster import (
     AssetKey,
 )
 
+from blacksmith_dagster.errors import SettingsError, Unavailable
 from blacksmith_dagster.orchestration.assets import STORE_KEY
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.schedule import DEFAULT, Schedule
 from blacksmith_dagster.pipeline.trigger import HTTP
 from blacksmith_dagster.store.interface import Counts, Orphan, Store
+from blacksmith_dagster.supervisor import Supervisor
 
 GATEWAY_URL = "BLACKSMITH_GATEWAY_URL"
 _DEFAULT_GATEWAY = "http://127.0.0.1:8420"
@@ -41,6 +44,7 @@ _DESCRIPTIONS = {
     "no_discarded": "No job has been discarded.",
     "nothing_overdue": "No job is due for more than an interval (10 seconds if loaded in realtime).",
     "gateway_reachable": "The gateway answers that it can take events.",
+    "supervisor_reachable": "Locks can be had; the metadata name the holder of each.",
     "no_orphans": "No job waits for a destination event that is no longer declared.",
 }
 
@@ -92,12 +96,16 @@ def check_specs(app: Blacksmith, keys: Mapping[str, AssetKey]) -> Sequence[Asset
         for name in ("no_discarded", "nothing_overdue")
     ]
     named += [(keys[path], "gateway_reachable") for path in _over_http(app)]
-    named.append((STORE_KEY, "no_orphans"))
+    named += [(STORE_KEY, "supervisor_reachable"), (STORE_KEY, "no_orphans")]
     return [AssetCheckSpec(name, asset=key, description=_DESCRIPTIONS[name]) for key, name in named]
 
 
 def find(
-    app: Blacksmith, keys: Mapping[str, AssetKey], store: Store, woken: bool
+    app: Blacksmith,
+    keys: Mapping[str, AssetKey],
+    store: Store,
+    supervisor: Supervisor,
+    woken: bool,
 ) -> Iterator[Finding]:
     """Evaluate every check. `woken`: whether realtime events are loaded at once.
 
@@ -111,6 +119,7 @@ def find(
         passed, said = gateway_answer()
         for path in over_http:
             yield Finding(keys[path], "gateway_reachable", passed, said, AssetCheckSeverity.ERROR)
+    yield supervisor_reachable(supervisor)
     yield no_orphans(store.orphans(app))
 
 
@@ -179,6 +188,24 @@ def no_orphans(orphans: Sequence[Orphan]) -> Finding:
         if orphans
         else "no job is orphaned",
         metadata={orphan.destination: orphan.pending for orphan in orphans},
+    )
+
+
+def supervisor_reachable(supervisor: Supervisor) -> Finding:
+    """Whether locks can be had, and who holds which."""
+    name = "supervisor_reachable"
+    try:
+        locks = supervisor.locks()
+    except (Unavailable, SettingsError) as error:
+        said = f"{error} Nothing is loaded meanwhile."
+        return Finding(STORE_KEY, name, False, said, AssetCheckSeverity.ERROR)
+    return Finding(
+        STORE_KEY,
+        name,
+        True,
+        f"locks are kept by {supervisor.label}; held: {len(locks)}",
+        AssetCheckSeverity.ERROR,
+        {lock.key: lock.holder for lock in locks},
     )
 
 

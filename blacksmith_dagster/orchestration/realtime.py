@@ -36,7 +36,7 @@ from blacksmith_dagster.pipeline.destination import Destination, DestinationEven
 from blacksmith_dagster.pipeline.rules import duration
 from blacksmith_dagster.scheduler import LoadReport, Realtime, Summary, Tally, realtime_events
 from blacksmith_dagster.store import Store
-from blacksmith_dagster.supervisor import Supervisor
+from blacksmith_dagster.supervisor import SCHEDULER, Supervisor, registered, this_process
 
 # `dagster.yaml` may limit the runs of each value to two: one that loads, one that follows it.
 REALTIME_TAG = "blacksmith/realtime"
@@ -212,7 +212,8 @@ def _stay(
         report=teller.add,
         announce=announcer.announce,
     )
-    with on_stop(stop.set):
+    service = this_process(SCHEDULER, [destination.name])
+    with on_stop(stop.set), registered(blacksmith.supervisor, service):
         loop.start()
         try:
             why = _watch(op, loop, teller, warm, stop)

@@ -111,7 +111,9 @@ def build_report_sensor(app: Blacksmith, keys: Mapping[str, AssetKey]) -> Sensor
         ]
         totals, cursor = news(cursor, counted, datetime.now(UTC).date())
         findings, cursor = to_repeat(
-            cursor, find(app, keys, store, blacksmith.pubsub is not None), time.time()
+            cursor,
+            find(app, keys, store, blacksmith.supervisor, blacksmith.pubsub is not None),
+            time.time(),
         )
         events: list[AssetMaterialization | AssetCheckEvaluation] = [
             _materialization(keys[each.kind], each) for each in totals
@@ -135,7 +137,8 @@ def build_checks(app: Blacksmith, keys: Mapping[str, AssetKey]) -> AssetChecksDe
     def checks(
         context: AssetCheckExecutionContext, blacksmith: BlacksmithResource
     ) -> Iterator[AssetCheckResult]:
-        for finding in find(app, keys, blacksmith.store(app), blacksmith.pubsub is not None):
+        woken = blacksmith.pubsub is not None
+        for finding in find(app, keys, blacksmith.store(app), blacksmith.supervisor, woken):
             if finding.check_key in context.selected_asset_check_keys:
                 yield finding.result()
 

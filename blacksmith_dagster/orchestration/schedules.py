@@ -25,6 +25,7 @@ from dagster import (
     sensor,
 )
 
+from blacksmith_dagster.errors import SettingsError, Unavailable
 from blacksmith_dagster.orchestration.jobs import LoadJob
 from blacksmith_dagster.orchestration.loads import DUE_SOON, RETRY_SECONDS
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
@@ -145,8 +146,15 @@ def _why_not_now(
 ) -> str | None:
     store, supervisor = blacksmith.store(app), blacksmith.supervisor
     due = {event.path: store.next_due(event.path) for event in load_job.events}
-    reason = why_not(due) or _already_active(load_job, instance, supervisor)
-    return reason or why_not(due, _kept(load_job, supervisor))
+    reason = why_not(due)
+    if reason:
+        return reason
+    try:
+        supervisor.ready()
+        reason = _already_active(load_job, instance, supervisor)
+        return reason or why_not(due, _kept(load_job, supervisor))
+    except (Unavailable, SettingsError) as error:
+        return f"nothing is loaded without a lock: {error}"
 
 
 def _kept(load_job: LoadJob, supervisor: Supervisor) -> Mapping[str, str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -19,7 +17,7 @@ from blacksmith_dagster.scheduler.decode import Decoder
 from blacksmith_dagster.scheduler.outcomes import outcomes
 from blacksmith_dagster.scheduler.verdict import Decision
 from blacksmith_dagster.store.interface import Deviation, Fence, Lane, Load, Store, Verdict
-from blacksmith_dagster.supervisor.interface import Supervisor
+from blacksmith_dagster.supervisor import Supervisor, here
 
 _AT_ONCE = 1000
 _WAIT = 10.0  # seconds
@@ -74,10 +72,10 @@ def retire(destination: str, why: str, *, store: Store, supervisor: Supervisor) 
 @contextmanager
 def _fenced(destination: str, lane: Lane, store: Store, supervisor: Supervisor) -> Iterator[Fence]:
     key = f"{lane.value}/{destination}"
-    lease = supervisor.acquire(key, f"{socket.gethostname()}:{os.getpid()}", wait=_WAIT)
+    lease = supervisor.acquire(key, here(), wait=_WAIT)
     if lease is None:
-        owner = supervisor.status(key).owner or "another process"
-        raise UsageError(f"{key} is held by {owner}; wait until it has ended, and try again")
+        holder = supervisor.status(key).holder
+        raise UsageError(f"{key} is held by {holder}; wait until it has ended, and try again")
     with lease:
         yield store.take_over(destination, lane, lease.id, lease.confirm)
 

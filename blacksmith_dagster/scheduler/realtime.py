@@ -31,6 +31,7 @@ SWEEP_ALONE = 1.0
 
 _TRY_LOCK = 2.0
 _AGAIN = 1.0
+_GIVE_BACK = 15.0  # seconds without the store: what a lock in the store lives
 
 Report = Callable[[DestinationEvent[Any], LoadReport], None]
 
@@ -201,6 +202,7 @@ class _Keeper(threading.Thread):
             app, event, store=store, workers=self._workers, run=run, announce=announce
         )
         self._answered = True
+        self._away_at = math.inf  # since when something has not answered
         self._loading = False
         self._loaded_at = time.monotonic()
         self.woken = threading.Event()
@@ -239,14 +241,20 @@ class _Keeper(threading.Thread):
                     self._load_when_woken(lease)
                 except Unavailable as error:
                     # The lock outlasts a short outage; given up, it could not be released, and would
-                    # have to run out.
+                    # have to run out. But if it is kept elsewhere than in the store, another host may
+                    # well reach what this one cannot.
                     self._rest(error)
+                    if time.monotonic() - self._away_at > _GIVE_BACK:
+                        break
                 except Fenced as error:
                     _log.warning("%s", error)
                     return
+        if not self._answered:
+            self._stopping.wait(_TRY_LOCK)  # for another to take it
 
     def _rest(self, error: Unavailable) -> None:
         if self._answered:
+            self._away_at = time.monotonic()
             _log.warning("%s is loaded later: %s", self._event.path, error)
         self._answered = False
         self._stopping.wait(_AGAIN)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -14,6 +12,7 @@ from blacksmith_dagster.scheduler.interface import LoadReport, Summary
 from blacksmith_dagster.scheduler.loader import Announce, Loader
 from blacksmith_dagster.scheduler.workers import Workers
 from blacksmith_dagster.store.interface import Lane, Store
+from blacksmith_dagster.supervisor import here
 
 if TYPE_CHECKING:
     from blacksmith_dagster.supervisor.interface import Supervisor
@@ -47,9 +46,9 @@ class StandardScheduler:
     ) -> Summary:
         """See `Scheduler.load`."""
         key = f"load/{event.path}"
-        lease = supervisor.acquire(key, run or f"{socket.gethostname()}:{os.getpid()}")
+        lease = supervisor.acquire(key, run or here())
         if lease is None:
-            return Summary(skipped=f"held by {supervisor.status(key).owner or 'another process'}")
+            return Summary(skipped=f"held by {supervisor.status(key).holder}")
         with lease:
             fence = store.take_over(event.path, Lane.LOAD, lease.id, lease.confirm)
             loader = Loader(

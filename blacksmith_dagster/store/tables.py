@@ -312,4 +312,18 @@ leases = Table(
     _at("since"),
     _required("expires_at", Instant().with_variant(Float(), "sqlite")),
     Column("boot", Text),
+    Column("address", Text),
+)
+
+# Processes that serve, by the same clock. `tags` are separated by spaces.
+services = Table(
+    "services",
+    metadata,
+    Column("id", Text, primary_key=True),
+    _required("name", Text),
+    _required("address", Text),
+    _required("version", Text),
+    _required("tags", Text),
+    _required("expires_at", Instant().with_variant(Float(), "sqlite")),
+    Column("boot", Text),
 )

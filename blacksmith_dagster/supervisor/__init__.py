@@ -1,26 +1,61 @@
-"""Locks, so that one instance at a time loads."""
+"""Locks, so that one instance at a time loads, and the services that are there."""
 
+from importlib.util import find_spec
 from urllib.parse import urlsplit
 
 from blacksmith_dagster.errors import SettingsError
 from blacksmith_dagster.store import Store
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.supervisor.interface import Lease, LockStatus, Supervisor
+from blacksmith_dagster.supervisor.service import (
+    GATEWAY,
+    SCHEDULER,
+    Service,
+    ServiceStatus,
+    here,
+    registered,
+    this_process,
+)
 from blacksmith_dagster.supervisor.store import StoreSupervisor
 
-__all__ = ["Lease", "LockStatus", "StoreSupervisor", "Supervisor", "open_supervisor"]
+__all__ = [
+    "GATEWAY",
+    "SCHEDULER",
+    "Lease",
+    "LockStatus",
+    "Service",
+    "ServiceStatus",
+    "StoreSupervisor",
+    "Supervisor",
+    "here",
+    "open_supervisor",
+    "registered",
+    "this_process",
+]
 
 
 def open_supervisor(url: str | None, store: Store) -> Supervisor:
-    """The supervisor at `url`; the store's own locks if it is `None` or empty.
+    """The supervisor at `url`: `consul://host:8500`; the store's own locks if it is `None` or empty.
 
-    Raises `SettingsError` if there is none for such a URL.
+    Nothing is connected to yet. See `supervisor.address.read` for what the URL may say.
+
+    Raises `SettingsError` for another URL, and `ImportError` when Consul's client is not installed.
     """
     if url:
-        raise SettingsError(
-            f"BLACKSMITH_SUPERVISOR_URL: no supervisor answers to {urlsplit(url).scheme or '?'}://; "
-            "unset it, and the store keeps the locks"
-        )
+        scheme = urlsplit(url).scheme
+        if scheme != "consul":
+            raise SettingsError(
+                f"BLACKSMITH_SUPERVISOR_URL: no supervisor answers to {scheme or '?'}://; write "
+                "consul://host:8500, or unset it, and the store keeps the locks"
+            )
+        if find_spec("consul") is None:
+            raise ImportError(
+                "Consul needs its client; run `pip install 'blacksmith-dagster[consul]'`"
+            )
+        from blacksmith_dagster.supervisor.address import read
+        from blacksmith_dagster.supervisor.consul import ConsulSupervisor
+
+        return ConsulSupervisor(read(url))
     if not isinstance(store, SQLStore):
         raise SettingsError(
             f"{type(store).__name__} keeps no locks; pass a supervisor to whoever loads"

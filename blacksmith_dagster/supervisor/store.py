@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import logging
 import secrets
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, DateTime, and_, delete, func, literal, select, update
+from sqlalchemy import (
+    ColumnElement,
+    DateTime,
+    Table,
+    and_,
+    delete,
+    func,
+    literal,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.store.sql import SQLStore
-from blacksmith_dagster.store.tables import leases
+from blacksmith_dagster.store.tables import leases, services
 from blacksmith_dagster.supervisor.deadline import Deadline
 from blacksmith_dagster.supervisor.interface import LockStatus
+from blacksmith_dagster.supervisor.renewals import HeldLease, Renewals
+from blacksmith_dagster.supervisor.service import Service, ServiceStatus, here
 
 _log = logging.getLogger(__name__)
 
@@ -28,11 +40,12 @@ POLL = 0.1
 
 
 class StoreSupervisor:
-    """Locks in the store's table `leases`, by the database's clock.
+    """Locks in the store's table `leases`, and services in `services`, by the database's clock.
 
-    A lock that is not renewed for `ttl` seconds is free again; one thread renews all that are held,
-    together, at a third of that. SQLite has no clock of its own: there it is the host's monotonic
-    one, which all its processes share, and a reboot frees the locks.
+    A lock that is not renewed for `ttl` seconds is free again, a service that does not say for four
+    times as long that it is there is forgotten; one thread does both, and renews all locks together.
+    SQLite has no clock of its own: there it is the host's monotonic one, which all its processes
+    share, and a reboot frees the locks.
 
     >>> supervisor = StoreSupervisor(store)  # doctest: +SKIP
     >>> with supervisor.acquire("load/warehouse/flights", "me") as lease:  # doctest: +SKIP
@@ -42,80 +55,108 @@ class StoreSupervisor:
 
     def __init__(self, store: SQLStore, ttl: float = 15.0) -> None:
         self._store = store
-        self._clock = _postgresql if store.engine.dialect.name == "postgresql" else _sqlite
+        self._dialect = _POSTGRESQL if store.engine.dialect.name == "postgresql" else _SQLITE
         self._ttl = ttl
-        self._held: set[StoreLease] = set()
-        self._lock = threading.Lock()
-        self._closing = threading.Event()
-        self._renewals: threading.Thread | None = None
+        self._renewals = Renewals(ttl, self._renew, self._announce)
 
-    def acquire(self, key: str, owner: str, *, wait: float = 0.0) -> StoreLease | None:
+    @property
+    def label(self) -> str:
+        """See `Supervisor.label`."""
+        return self._store.label
+
+    def ready(self) -> None:
+        """See `Supervisor.ready`."""
+        self.status("ready")
+
+    def acquire(self, key: str, owner: str, *, wait: float = 0.0) -> HeldLease | None:
         """See `Supervisor.acquire`."""
         give_up = time.monotonic() + wait
         while (lease := self._take(key, owner)) is None:
             left = give_up - time.monotonic()
-            if left <= 0 or self._closing.wait(min(POLL, left)):
+            if left <= 0 or self._renewals.closing.wait(min(POLL, left)):
                 return None
-        with self._lock:
-            self._held.add(lease)
-            if self._renewals is None:
-                self._renewals = threading.Thread(
-                    target=self._keep_renewing, name="renew-locks", daemon=True
-                )
-                self._renewals.start()
+        self._renewals.add(lease)
         return lease
 
     def status(self, key: str) -> LockStatus:
         """See `Supervisor.status`."""
-        held = select(leases.c.owner, leases.c.since).where(
-            leases.c.key == key, self._clock(self._ttl).valid
-        )
+        found = self._held(leases.c.key == key)
+        return found[0] if found else LockStatus(key, False)
+
+    def locks(self) -> Sequence[LockStatus]:
+        """See `Supervisor.locks`."""
+        return self._held(true())
+
+    def register(self, service: Service) -> None:
+        """See `Supervisor.register`."""
+        self._renewals.keep(service)
+
+    def deregister(self, service: Service) -> None:
+        """See `Supervisor.deregister`."""
+        self._renewals.forget(service)
+        try:
+            with self._store.writing() as connection:
+                # With those that have vanished: nobody else would remove them.
+                gone = ~self._dialect.clock(services, 0).valid
+                connection.execute(delete(services).where((services.c.id == service.id) | gone))
+        except Unavailable as error:  # it is forgotten by itself
+            _log.warning("%s could not be deregistered: %s", service.id, error)
+
+    def services(self) -> Sequence[ServiceStatus]:
+        """See `Supervisor.services`."""
+        valid = self._dialect.clock(services, 0).valid
         with self._store.reading() as connection:
-            row = connection.execute(held).first()
-        return LockStatus(key, False) if row is None else LockStatus(key, True, row[0], row[1])
+            rows = connection.execute(
+                select(services).where(valid).order_by(services.c.name, services.c.id)
+            )
+            return [
+                ServiceStatus(
+                    row.name, row.id, row.address, True, row.version, tuple(row.tags.split())
+                )
+                for row in rows
+            ]
 
     def close(self) -> None:
         """See `Supervisor.close`."""
-        self._closing.set()
-        if self._renewals is not None:
-            self._renewals.join(self._ttl)
-        for lease in list(self._held):
+        held, registered = self._renewals.stop()
+        for lease in held:
             lease.release()
+        for service in registered:
+            self.deregister(service)
 
-    def _take(self, key: str, owner: str) -> StoreLease | None:
+    def _held(self, which: ColumnElement[bool]) -> Sequence[LockStatus]:
+        valid = self._dialect.clock(leases, 0).valid
+        found = select(leases.c.key, leases.c.owner, leases.c.address, leases.c.since)
+        with self._store.reading() as connection:
+            rows = connection.execute(found.where(which, valid).order_by(leases.c.key))
+            return [LockStatus(row.key, True, row.owner, row.address, row.since) for row in rows]
+
+    def _take(self, key: str, owner: str) -> HeldLease | None:
         """One statement: nobody can come between looking and taking."""
-        sent, clock = time.monotonic(), self._clock(self._ttl)
-        lease = StoreLease(self, key, secrets.token_hex(16), Deadline(sent + self._ttl))
+        sent, clock = time.monotonic(), self._dialect.clock(leases, self._ttl)
+        made, lost = secrets.token_hex(16), Deadline(sent + self._ttl)
         row = {
-            "id": lease.id,
+            "id": made,
             "owner": owner,
+            "address": here(),
             "since": clock.now,
             "expires_at": clock.expiry,
             "boot": clock.boot,
         }
         take: Any = (
-            clock.insert(leases)
+            self._dialect.insert(leases)
             .values(key=key, **row)
             .on_conflict_do_update(index_elements=["key"], set_=row, where=~clock.valid)
             .returning(leases.c.id)
         )
         with self._store.writing() as connection:
-            return None if connection.execute(take).first() is None else lease
+            if connection.execute(take).first() is None:
+                return None
+        return HeldLease(key, made, lost, self._confirm, self._release)
 
-    def _keep_renewing(self) -> None:
-        while not self._closing.wait(self._ttl / 15):
-            with self._lock:
-                held = [lease for lease in self._held if lease.lost.left > 0]
-            if any(lease.lost.left <= self._ttl * 2 / 3 for lease in held):
-                try:
-                    self._renew(held)
-                except Unavailable as error:  # tried again in the next round, until they are lost
-                    keys = ", ".join(lease.key for lease in held)
-                    _log.warning("the locks %s could not be renewed: %s", keys, error)
-
-    def _renew(self, held: Sequence[StoreLease]) -> None:
+    def _renew(self, held: Sequence[HeldLease]) -> None:
         """One statement, however many are held."""
-        sent, clock = time.monotonic(), self._clock(self._ttl)
+        sent, clock = time.monotonic(), self._dialect.clock(leases, self._ttl)
         renew = update(leases).where(leases.c.id.in_([lease.id for lease in held]))
         with self._store.writing() as connection:
             moved = renew.values(expires_at=clock.expiry).returning(leases.c.id)
@@ -126,14 +167,28 @@ class StoreSupervisor:
             else:
                 lease.lost.set()
 
-    def _confirm(self, lease: StoreLease) -> bool:
-        own = select(leases.c.key).where(*_of(lease), self._clock(self._ttl).valid)
-        with self._store.reading() as connection:
-            return connection.execute(own).first() is not None
+    def _announce(self, service: Service) -> None:
+        clock = self._dialect.clock(services, self._renewals.announced)
+        row = {
+            "name": service.name,
+            "address": service.address,
+            "version": service.version,
+            "tags": " ".join(service.tags),
+            "expires_at": clock.expiry,
+            "boot": clock.boot,
+        }
+        write: Any = self._dialect.insert(services).values(id=service.id, **row)
+        with self._store.writing() as connection:
+            connection.execute(write.on_conflict_do_update(index_elements=["id"], set_=row))
 
-    def _release(self, lease: StoreLease) -> None:
-        with self._lock:
-            self._held.discard(lease)
+    def _confirm(self, lease: HeldLease) -> bool:
+        valid = self._dialect.clock(leases, 0).valid
+        with self._store.reading() as connection:
+            own = connection.execute(select(leases.c.key).where(*_of(lease), valid))
+            return own.first() is not None
+
+    def _release(self, lease: HeldLease) -> None:
+        self._renewals.remove(lease)
         try:
             with self._store.writing() as connection:
                 connection.execute(delete(leases).where(*_of(lease)))
@@ -141,51 +196,36 @@ class StoreSupervisor:
             _log.warning("the lock %s could not be released: %s", lease.key, error)
 
 
-class StoreLease:
-    """A lock held in the store; see `Lease`."""
-
-    def __init__(self, supervisor: StoreSupervisor, key: str, id: str, lost: Deadline) -> None:
-        self._supervisor = supervisor
-        self.key = key
-        self.id = id
-        self.lost = lost
-
-    def confirm(self) -> bool:
-        """See `Lease.confirm`."""
-        return self._supervisor._confirm(self)
-
-    def release(self) -> None:
-        """See `Lease.release`."""
-        self._supervisor._release(self)
-
-    def __enter__(self) -> StoreLease:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-
 class _Clock(NamedTuple):
-    """What the statements say of time: the present, when a lock taken now expires, and whether the
-    lock in the row is held. `insert` is the dialect's, which can update on a conflict."""
+    """What the statements say of time: the present, when what is written now expires, and whether
+    the row of the table is valid still."""
 
     now: Any
     expiry: Any
     valid: ColumnElement[bool]
     boot: str | None
-    insert: Any
 
 
-def _postgresql(ttl: float) -> _Clock:
+class _Dialect(NamedTuple):
+    """A database's clock, and its `insert`, which can update on a conflict."""
+
+    clock: Callable[[Table, float], _Clock]
+    insert: Callable[[Table], Any]
+
+
+def _postgresql(table: Table, ttl: float) -> _Clock:
     now = func.clock_timestamp(type_=DateTime(timezone=True))
-    expiry = now + literal(timedelta(seconds=ttl))
-    return _Clock(now, expiry, leases.c.expires_at > now, None, postgresql.insert)
+    return _Clock(now, now + literal(timedelta(seconds=ttl)), table.c.expires_at > now, None)
 
 
-def _sqlite(ttl: float) -> _Clock:
+def _sqlite(table: Table, ttl: float) -> _Clock:
     now, boot = time.monotonic(), _boot()
-    valid = and_(leases.c.boot == boot, leases.c.expires_at > now)
-    return _Clock(datetime.now(UTC), now + ttl, valid, boot, sqlite.insert)
+    valid = and_(table.c.boot == boot, table.c.expires_at > now)
+    return _Clock(datetime.now(UTC), now + ttl, valid, boot)
+
+
+_POSTGRESQL = _Dialect(_postgresql, postgresql.insert)
+_SQLITE = _Dialect(_sqlite, sqlite.insert)
 
 
 @cache
@@ -193,5 +233,5 @@ def _boot() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def _of(lease: StoreLease) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+def _of(lease: HeldLease) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
     return leases.c.key == lease.key, leases.c.id == lease.id

@@ -1,6 +1,7 @@
 """A process that loads again and again, as a scheduler would have it.
 
-It imports little: it is started often.
+It imports little: it is started often. BLACKSMITH_SUPERVISOR_URL names its supervisor; without, the
+store keeps the locks, for TTL seconds. BLACKSMITH_TEST_RECORD_FOR is how long it tries to record.
 """
 
 import os
@@ -11,11 +12,20 @@ import time
 from collections.abc import Sequence
 
 from blacksmith_dagster.errors import Fenced, Timeout, Unavailable
-from blacksmith_dagster.scheduler import StandardScheduler
+from blacksmith_dagster.scheduler import StandardScheduler, loader
 from blacksmith_dagster.store import open_store
 from blacksmith_dagster.store.sql import SQLStore
-from blacksmith_dagster.supervisor import StoreSupervisor
+from blacksmith_dagster.supervisor import (
+    SCHEDULER,
+    StoreSupervisor,
+    Supervisor,
+    open_supervisor,
+    this_process,
+)
 from tests.acceptance.loading_pipeline import blacksmith
+
+if "FAKETIME" in os.environ:  # libfaketime 0.9.10 breaks the real one: it fails with EINVAL
+    time.sleep = lambda seconds: threading.Event().wait(seconds) and None
 
 TTL = 2.0
 TIMED_OUT = 75
@@ -27,7 +37,11 @@ def main(paths: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     store = open_store(os.environ["BLACKSMITH_STORE_URL"])
     assert isinstance(store, SQLStore)
-    supervisor = StoreSupervisor(store, ttl=TTL)
+    supervisor: Supervisor = StoreSupervisor(store, ttl=TTL)
+    if url := os.environ.get("BLACKSMITH_SUPERVISOR_URL"):
+        supervisor = open_supervisor(url, store)
+    supervisor.register(this_process(SCHEDULER, paths))
+    loader.RECORD_FOR = float(os.environ.get("BLACKSMITH_TEST_RECORD_FOR", loader.RECORD_FOR))
     scheduler = StandardScheduler()
     run = f"process {os.getpid()}"
     print("ready")

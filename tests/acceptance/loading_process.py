@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -23,13 +23,16 @@ _MAIN = "tests.acceptance.loading_main"
 class LoaderProcess:
     """A process that loads what is due of some destination events, until it is stopped."""
 
-    def __init__(self, store_url: str, folder: Path, *paths: str) -> None:
+    def __init__(
+        self, store_url: str, folder: Path, *paths: str, env: Mapping[str, str] | None = None
+    ) -> None:
         self._command = [sys.executable, "-W", "error", "-m", _MAIN, *(paths or (FLIGHTS,))]
         self._env = {
             **os.environ,
             "BLACKSMITH_STORE_URL": store_url,
             RECORDING: str(folder),
             "PYTHONUNBUFFERED": "1",
+            **(env or {}),
         }
         self._log = folder / f"loader-{id(self)}.log"
         self.process = self._start()

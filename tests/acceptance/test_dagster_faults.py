@@ -1,6 +1,7 @@
 """Dagster is terminated, killed and doubled while it loads."""
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,18 @@ def test_daemon_killed(deploy: Callable[..., Deployment], orphaned: bool) -> Non
 
 
 def test_two_daemons(deploy: Callable[..., Deployment]) -> None:
-    lake = deploy(seconds=0.05)
+    _two_daemons(deploy(seconds=0.05))
+
+
+def test_two_daemons_with_locks_in_consul(
+    postgres_url: str, consul_url: str, tmp_path: Path
+) -> None:
+    environment = {"BLACKSMITH_SUPERVISOR_URL": consul_url}
+    with closing(Deployment(postgres_url, tmp_path, seconds=0.05, env=environment)) as lake:
+        _two_daemons(lake)
+
+
+def _two_daemons(lake: Deployment) -> None:
     lake.receive(50)
     daemons = [lake.daemon(), lake.daemon()]
     for _ in range(4):

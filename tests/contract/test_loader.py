@@ -13,7 +13,7 @@ from blacksmith_dagster.errors import Fenced, OutcomeUnknown, Timeout, Unavailab
 from blacksmith_dagster.scheduler import LoadReport, StandardScheduler, Summary, Tally
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.interface import Lane, Load, Verdict
-from blacksmith_dagster.supervisor import Supervisor, open_supervisor
+from blacksmith_dagster.supervisor import Supervisor, here, open_supervisor
 from tests.contract.loading import SOON, departed, ingest, numbers, pipeline, until
 
 KEY = "load/warehouse/flights"
@@ -150,7 +150,7 @@ def test_a_load_that_finds_the_lock_held_ends_well(loading: Loading) -> None:
     lease = loading.supervisor.acquire(KEY, "run 7")
     assert lease is not None
     with lease:
-        assert loading.load(app, flights) == Summary(skipped="held by run 7")
+        assert loading.load(app, flights) == Summary(skipped=f"held by run 7 at {here()}")
     assert loading.load(app, flights).tally == Tally(succeeded=1)
     assert not loading.supervisor.status(KEY).held
 

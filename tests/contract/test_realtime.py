@@ -367,6 +367,25 @@ def test_a_store_that_is_away_is_told_once_and_waited_for(
         assert warm.supervisor.status(LOCK).since == since  # nobody has to wait for it to run out
 
 
+def test_who_cannot_reach_the_store_gives_its_lock_to_another(
+    warm: Warm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(realtime, "_AGAIN", 0.1)
+    monkeypatch.setattr(realtime, "_GIVE_BACK", 0.5)
+    store = Away(warm.store)
+    loop = warm.start(app_of(flights=Loaded()), store)
+    until(lambda: loop.holds_locks)
+    assert warm.supervisor.acquire(LOCK, "the test", wait=1.0) is None
+    store.away = True
+    ingest(warm.store, [{"n": 1}])
+    warm.messages.say(FLIGHTS)
+    other = warm.supervisor.acquire(LOCK, "the test", wait=30)
+    assert other
+    other.release()
+    store.away = False
+    until(lambda: loop.holds_locks)
+
+
 @pytest.mark.usefixtures("no_sweep")
 def test_an_event_past_its_time_out_is_left_and_the_others_go_on(
     warm: Warm, caplog: pytest.LogCaptureFixture

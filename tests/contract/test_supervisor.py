@@ -7,14 +7,29 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from typing import TypeAlias
 
 import pytest
 
 from blacksmith_dagster.errors import SettingsError
 from blacksmith_dagster.store import open_store
-from blacksmith_dagster.store.sql import SQLStore
-from blacksmith_dagster.supervisor import Lease, StoreSupervisor, Supervisor, open_supervisor
+from blacksmith_dagster.supervisor import (
+    GATEWAY,
+    SCHEDULER,
+    Lease,
+    LockStatus,
+    Service,
+    StoreSupervisor,
+    Supervisor,
+    open_supervisor,
+    registered,
+    this_process,
+)
+from blacksmith_dagster.supervisor.consul import ConsulSupervisor
+from blacksmith_dagster.supervisor.service import here
+from tests.acceptance.processes import ROOT_FOLDER, until
+from tests.contract.supervising import connected
 
 KEY = "load/warehouse/flights"
 TTL = 1.0
@@ -22,41 +37,50 @@ TTL = 1.0
 Connect: TypeAlias = Callable[[], Supervisor]
 
 
+@pytest.fixture(params=["sqlite", "postgres", "consul"])
+def supervisor_url(request: pytest.FixtureRequest) -> str:
+    """The URL of an empty supervisor: a store's, or Consul's."""
+    if request.param == "consul":
+        return f"{request.getfixturevalue('consul_url')}?ttl={TTL}&lock_delay=0"
+    if request.param == "postgres":
+        url: str = request.getfixturevalue("postgres_url")
+        return url
+    return f"sqlite:///{request.getfixturevalue('tmp_path')}/store.db"
+
+
 @pytest.fixture
-def connect(store_url: str) -> Iterator[Connect]:
+def free_after(supervisor_url: str) -> float:
+    """Seconds within which the lock of a process that has vanished is another's."""
+    return 2 * TTL + 2 if supervisor_url.startswith("consul:") else TTL + 1
+
+
+@pytest.fixture
+def connect(supervisor_url: str) -> Iterator[Connect]:
     """Makes supervisors as several processes have them: each with connections of its own."""
     with contextlib.ExitStack() as opened:
-
-        def connect() -> Supervisor:
-            store = open_store(store_url, upgrade=True)
-            assert isinstance(store, SQLStore)
-            opened.callback(store.close)
-            supervisor = StoreSupervisor(store, ttl=TTL)
-            opened.callback(supervisor.close)
-            return supervisor
-
-        yield connect
+        yield lambda: opened.enter_context(connected(supervisor_url, TTL))
 
 
 # What a process does that only holds a lock: it says so, and later whether it has lost it.
 HOLDER = """
 import sys
-from blacksmith_dagster.store import open_store
-from blacksmith_dagster.supervisor import StoreSupervisor
+from tests.contract.supervising import connected
 
 url, ttl, key = sys.argv[1:]
-lease = StoreSupervisor(open_store(url), ttl=float(ttl)).acquire(key, "holder")
-print(lease.id, flush=True)
-sys.stdin.readline()
-print(lease.lost.is_set(), lease.confirm(), flush=True)
-lease.release()
+with connected(url, float(ttl)) as supervisor:
+    lease = supervisor.acquire(key, "holder")
+    print(lease.id, flush=True)
+    sys.stdin.readline()
+    print(lease.lost.is_set(), lease.confirm(), flush=True)
+    lease.release()
 """
 
 
 @contextlib.contextmanager
-def holder(store_url: str) -> Iterator["subprocess.Popen[str]"]:
+def holder(supervisor_url: str) -> Iterator["subprocess.Popen[str]"]:
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, store_url, str(TTL), KEY],
+        [sys.executable, "-c", HOLDER, supervisor_url, str(TTL), KEY],
+        cwd=ROOT_FOLDER,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -94,11 +118,12 @@ def test_one_of_many_that_ask_at_once_gets_it(connect: Connect) -> None:
 def test_status_says_who_holds_it(connect: Connect) -> None:
     ours, theirs = connect(), connect()
     before = ours.status(KEY)
-    assert (before.key, before.held, before.owner, before.since) == (KEY, False, None, None)
+    assert before == LockStatus(KEY, held=False)
     lease = ours.acquire(KEY, "run 7")
     assert lease is not None
     status = theirs.status(KEY)
-    assert (status.held, status.owner) == (True, "run 7")
+    assert (status.held, status.owner, status.address) == (True, "run 7", here())
+    assert status.holder == f"run 7 at {here()}"
     assert status.since is not None
     assert abs(status.since.timestamp() - time.time()) < 60
     lease.release()
@@ -155,21 +180,23 @@ def test_close_gives_back_what_is_held(connect: Connect) -> None:
 
 
 def test_the_lock_of_a_killed_process_is_free_after_its_time_to_live(
-    connect: Connect, store_url: str
+    connect: Connect, supervisor_url: str, free_after: float
 ) -> None:
     supervisor = connect()
-    with holder(store_url) as process:
+    with holder(supervisor_url) as process:
         assert supervisor.acquire(KEY, "we") is None
         process.kill()
         killed = time.monotonic()
         lease = supervisor.acquire(KEY, "we", wait=30)
         assert lease is not None
-        assert time.monotonic() - killed < TTL + 1
+        assert time.monotonic() - killed < free_after
 
 
-def test_a_process_that_was_paused_knows_that_it_has_lost(connect: Connect, store_url: str) -> None:
+def test_a_process_that_was_paused_knows_that_it_has_lost(
+    connect: Connect, supervisor_url: str
+) -> None:
     supervisor = connect()
-    with holder(store_url) as process:
+    with holder(supervisor_url) as process:
         lease = _acquire_from_paused(supervisor, process)
         out, _ = process.communicate("\n", timeout=30)
         assert out.split() == ["True", "False"]
@@ -191,10 +218,76 @@ def _acquire_from_paused(supervisor: Supervisor, process: "subprocess.Popen[str]
     return lease
 
 
-def test_open_supervisor_knows_the_stores_own(store_url: str) -> None:
-    store = open_store(store_url, upgrade=True)
-    with contextlib.closing(open_supervisor(None, store)) as supervisor:
-        assert isinstance(supervisor, StoreSupervisor)
-    with pytest.raises(SettingsError, match="zookeeper://"):
-        open_supervisor("zookeeper://me:secret@host", store)
-    store.close()
+def test_locks_are_those_that_are_held(connect: Connect) -> None:
+    ours, theirs = connect(), connect()
+    assert theirs.locks() == []
+    other = ours.acquire("load/warehouse/alerts", "we")
+    lease = ours.acquire(KEY, "we")
+    assert lease
+    assert other
+    assert [lock.key for lock in theirs.locks()] == [other.key, lease.key]
+    assert theirs.locks()[1] == theirs.status(KEY)
+    lease.release()
+    assert [lock.key for lock in theirs.locks()] == [other.key]
+
+
+def test_a_registered_service_is_listed_until_it_is_deregistered(connect: Connect) -> None:
+    ours, theirs = connect(), connect()
+    with registered(ours, this_process(SCHEDULER, ["lake", "mail"])):
+        until(theirs.services)
+        (found,) = theirs.services()
+        told = (found.name, found.passing, found.version)
+        assert told == (SCHEDULER, True, version("blacksmith-dagster"))
+        assert found.tags == ("lake", "mail")
+        assert here() in found.id
+        ours.register(Service(GATEWAY, "gateway-1", "10.0.0.7", 8420))
+        until(lambda: len(theirs.services()) == 2)
+        gateway, scheduler = theirs.services()
+        assert scheduler == found
+        assert (gateway.name, gateway.address) == (GATEWAY, "10.0.0.7:8420")
+    assert [each.id for each in theirs.services()] == ["gateway-1"]
+    ours.close()
+    assert theirs.services() == []
+
+
+def test_a_service_is_kept_for_longer_than_its_time_to_live(connect: Connect) -> None:
+    ours, theirs = connect(), connect()
+    ours.register(this_process(SCHEDULER))
+    until(theirs.services)
+    until_later = time.monotonic() + 6 * TTL
+    while time.monotonic() < until_later:
+        assert [each.passing for each in theirs.services()] == [True]
+        time.sleep(TTL / 2)
+
+
+def test_a_service_that_says_nothing_is_not_well(connect: Connect) -> None:
+    ours, theirs = connect(), connect()
+    ours.register(this_process(SCHEDULER))
+    until(lambda: any(each.passing for each in theirs.services()))
+    assert isinstance(ours, StoreSupervisor | ConsulSupervisor)
+    ours._renewals.stop()
+    until(lambda: not any(each.passing for each in theirs.services()))
+
+
+def test_ready_says_nothing_while_locks_can_be_had(connect: Connect) -> None:
+    assert connect().ready() is None
+
+
+def test_open_supervisor_knows_the_stores_own_and_consul(store_url: str) -> None:
+    with contextlib.closing(open_store(store_url, upgrade=True)) as store:
+        with contextlib.closing(open_supervisor(None, store)) as supervisor:
+            assert isinstance(supervisor, StoreSupervisor)
+            assert supervisor.label == store.label
+        with contextlib.closing(open_supervisor("consul://:secret@host", store)) as supervisor:
+            assert supervisor.label == "consul://host:8500"
+        with pytest.raises(SettingsError, match="zookeeper://"):
+            open_supervisor("zookeeper://me:secret@host", store)
+
+
+def test_a_missing_client_names_its_extra(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blacksmith_dagster.supervisor.find_spec", lambda _: None)
+    with (
+        contextlib.closing(open_store(store_url, upgrade=True)) as store,
+        pytest.raises(ImportError, match=r"blacksmith-dagster\[consul\]"),
+    ):
+        open_supervisor("consul://host", store)

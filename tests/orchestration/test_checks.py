@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
@@ -23,8 +23,10 @@ from blacksmith_dagster.orchestration.checks import (
     late_after,
     no_orphans,
     of_destination,
+    supervisor_reachable,
 )
 from blacksmith_dagster.store.interface import Counts
+from blacksmith_dagster.supervisor import here, open_supervisor
 from tests.orchestration.pipeline import TODAY, Pipeline
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -99,6 +101,26 @@ def test_a_gateway_that_is_gone_is_not_reachable(monkeypatch: pytest.MonkeyPatch
     assert said.startswith("http://127.0.0.1:1 does not answer (ConnectError): start `blacksmith")
 
 
+def test_the_supervisor_is_reachable_and_names_the_holders(store_url: str) -> None:
+    store = Pipeline(store_url).open()
+    with closing(store), closing(open_supervisor(None, store)) as supervisor:
+        assert supervisor_reachable(supervisor).passed
+        assert supervisor.acquire("load/lake/flights", "run 7")
+        finding = supervisor_reachable(supervisor)
+    assert finding.metadata == {"load/lake/flights": f"run 7 at {here()}"}
+    assert finding.said.endswith("held: 1")
+
+
+def test_a_supervisor_that_does_not_answer_is_told(store_url: str) -> None:
+    store = Pipeline(store_url).open()
+    url = "consul://:canary@127.0.0.1:1"
+    with closing(store), closing(open_supervisor(url, store)) as supervisor:
+        finding = supervisor_reachable(supervisor)
+    assert not finding.passed
+    assert finding.said.startswith("consul://127.0.0.1:1 does not answer")
+    assert "canary" not in finding.said
+
+
 def test_jobs_of_a_destination_event_that_is_gone_are_orphans(store_url: str) -> None:
     pipeline = Pipeline(store_url)
     pipeline.receive(2, to=["lake/flights", "lake/movements"])
@@ -128,6 +150,6 @@ def test_checks_can_be_run_by_hand(
     ]
     definitions = Definitions.merge(pipeline.definitions, Definitions(jobs=jobs))
     all_checks = definitions.resolve_job_def("all_checks").execute_in_process(instance=instance)
-    assert len(all_checks.get_asset_check_evaluations()) == 8
+    assert len(all_checks.get_asset_check_evaluations()) == 9
     one_check = definitions.resolve_job_def("one_check").execute_in_process(instance=instance)
     assert [each.asset_check_key for each in one_check.get_asset_check_evaluations()] == [one]

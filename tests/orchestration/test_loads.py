@@ -18,7 +18,7 @@ from dagster import (
 from blacksmith_dagster import Batch
 from blacksmith_dagster.errors import Fenced, Timeout, Unavailable
 from blacksmith_dagster.scheduler import StandardScheduler, Summary
-from blacksmith_dagster.supervisor import open_supervisor
+from blacksmith_dagster.supervisor import here, open_supervisor
 from tests.orchestration.pipeline import TODAY, Pipeline
 
 FLIGHTS = AssetKey(["lake", "flights"])
@@ -137,7 +137,7 @@ def test_a_held_lock_ends_the_run_well_and_says_who_holds_it(
         store.close()
     assert result.success
     assert pipeline.loaded["flights"] == []
-    assert outputs(result)["lake__flights"]["skipped"] == "held by run-of-another"
+    assert outputs(result)["lake__flights"]["skipped"] == f"held by run-of-another at {here()}"
     assert told(instance, result) == {}
 
 

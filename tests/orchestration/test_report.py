@@ -116,6 +116,7 @@ def test_a_check_is_told_again_only_when_it_changes(
         "lake/undeliverable no_discarded": True,
         "lake/undeliverable nothing_overdue": True,
         "airport/departed gateway_reachable": False,
+        "blacksmith supervisor_reachable": True,
         "blacksmith no_orphans": True,
     }
     pipeline.receive(1)

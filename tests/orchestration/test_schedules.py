@@ -183,6 +183,17 @@ def test_a_run_between_two_tries_of_an_op_is_not_gone(
         assert look(pipeline, instance).skipped == f"run {run.run_id} is still loading"
 
 
+def test_nothing_is_launched_while_no_lock_can_be_had(
+    instance: DagsterInstance, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BLACKSMITH_SUPERVISOR_URL", "consul://127.0.0.1:1")
+    pipeline = Pipeline(f"sqlite:///{tmp_path}/store.db")
+    pipeline.receive(1, to=["lake/flights", "lake/movements"])
+    for answer in (look(pipeline, instance), tick(pipeline, instance)):
+        assert answer.launched == 0
+        assert answer.skipped.startswith("nothing is loaded without a lock: consul://127.0.0.1:1")
+
+
 def test_the_soonest_decides() -> None:
     assert why_not({"a/b": None, "c/d": 3.0}) is None
     assert why_not({"a/b": 90.0, "c/d": 60.4}) == "nothing is due: c/d is the next, in 0:01:00"

@@ -63,23 +63,31 @@ def private_folder(prefix: str) -> Path:
     return folder
 
 
-def unprivileged(command: Sequence[str | Path]) -> list[str]:
+def unprivileged(command: Sequence[str | Path], *, drop: bool = ROOT) -> list[str]:
     """The command line that runs `command` as nobody when we are root, as ourselves otherwise.
 
     The child gets SIGINT when the thread that started it ends, so that no service outlives us.
     """
-    who = ["--reuid=nobody", "--regid=nogroup", "--clear-groups"] if ROOT else []
+    who = ["--reuid=nobody", "--regid=nogroup", "--clear-groups"] if drop else []
     return ["setpriv", "--pdeathsig", "INT", *who, "--", *map(str, command)]
 
 
 def start(
-    command: Sequence[str | Path], *, folder: Path, env: Mapping[str, str], log: Path
+    command: Sequence[str | Path],
+    *,
+    folder: Path,
+    env: Mapping[str, str],
+    log: Path,
+    drop: bool = ROOT,
 ) -> subprocess.Popen[bytes]:
-    """Start a service as a child in `folder`; what it prints is appended to `log`."""
+    """Start a service as a child in `folder`; what it prints is appended to `log`.
+
+    Without `drop` it stays root if we are: nobody may not be let into the folder of its program.
+    """
     with log.open("ab") as out:
         return _starter.submit(
             subprocess.Popen,
-            unprivileged(command),
+            unprivileged(command, drop=drop),
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,

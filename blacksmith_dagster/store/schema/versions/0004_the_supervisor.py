@@ -1,0 +1,24 @@
+"""Who serves, and where the holder of a lock is."""
+
+import sqlalchemy as sa
+from alembic import op
+
+from blacksmith_dagster.store.tables import Instant
+
+revision = "0004"
+down_revision = "0001"
+
+
+def upgrade() -> None:
+    """Add the address of locks, and the services."""
+    op.add_column("leases", sa.Column("address", sa.Text))
+    op.create_table(
+        "services",
+        sa.Column("id", sa.Text, primary_key=True),
+        sa.Column("name", sa.Text, nullable=False),
+        sa.Column("address", sa.Text, nullable=False),
+        sa.Column("version", sa.Text, nullable=False),
+        sa.Column("tags", sa.Text, nullable=False),
+        sa.Column("expires_at", Instant().with_variant(sa.Float(), "sqlite"), nullable=False),
+        sa.Column("boot", sa.Text),
+    )

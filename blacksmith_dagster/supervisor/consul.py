@@ -1,0 +1,319 @@
+"""Locks and services kept by Consul."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import consul
+import requests
+from consul.callback import CB
+
+from blacksmith_dagster.errors import BlacksmithError, SettingsError, Unavailable, clean, hide
+from blacksmith_dagster.supervisor.address import Address
+from blacksmith_dagster.supervisor.deadline import Deadline
+from blacksmith_dagster.supervisor.interface import LockStatus
+from blacksmith_dagster.supervisor.renewals import HeldLease, Renewals
+from blacksmith_dagster.supervisor.service import GATEWAY, SCHEDULER, Service, ServiceStatus, here
+
+_log = logging.getLogger(__name__)
+
+PREFIX = "blacksmith/"
+"""What the keys of all locks begin with, in Consul."""
+
+_LONGEST_CALL = 5.0  # seconds
+_LONGEST_LOOK = 1.0  # seconds of a blocking query: `close` waits for its end
+_POLL = 0.1  # seconds between two tries of a lock that nobody holds and Consul does not give yet
+_LONGEST_WORD = 200  # characters of an answer that is no good
+_LEAST_DEREGISTRATION = 60.0  # seconds; Consul takes no less
+
+
+class ConsulSupervisor:
+    """Locks as keys under `blacksmith/` in Consul, each with a session of its own.
+
+    The session ends by its time to live alone, not by the failure of its agent's node: so its holder
+    always knows before others may take the lock. A third of the time to live is what any call may
+    take, 5 seconds at most.
+
+    >>> supervisor = ConsulSupervisor(read("consul://127.0.0.1:8500"))  # doctest: +SKIP
+    >>> with supervisor.acquire("load/warehouse/flights", "me") as lease:  # doctest: +SKIP
+    ...     lease.confirm()
+    True
+    """
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._ttl = address.ttl
+        if address.token:
+            hide(address.token)
+        self._client = consul.Consul(
+            address.host,
+            address.port,
+            scheme=address.scheme,
+            dc=address.dc,
+            verify=address.verify,
+            cert=address.certificate,
+            connections_timeout=min(self._ttl / 3, _LONGEST_CALL),
+        )
+        self._client.token = address.token  # the URL's goes before the environment's
+        session = self._client.http.session
+        session.trust_env = False  # neither a proxy nor .netrc is meant for it
+        session.max_redirects = 0  # the token would go along
+        if address.namespace:
+            session.headers["X-Consul-Namespace"] = address.namespace
+        self._renewals = Renewals(self._ttl, self._renew, self._announce)
+
+    @property
+    def label(self) -> str:
+        """See `Supervisor.label`."""
+        return self._address.label
+
+    def ready(self) -> None:
+        """See `Supervisor.ready`."""
+        self._look("ready")
+
+    # -- locks
+    def acquire(self, key: str, owner: str, *, wait: float = 0.0) -> HeldLease | None:
+        """See `Supervisor.acquire`."""
+        give_up = time.monotonic() + wait
+        lease: HeldLease | None = None
+        taken, seen = False, _Seen()
+        try:
+            while True:
+                left = give_up - time.monotonic()
+                seen = self._look(key, seen.version if seen.session else None, left)
+                if seen.session is None:
+                    if lease is not None and lease.lost.is_set():
+                        self._release(lease)
+                        lease = None
+                    lease = lease or self._open_session(key)
+                    taken = self._take(lease, owner)
+                    if taken:
+                        return lease
+                left = give_up - time.monotonic()
+                patience = 0.0 if seen.session else min(_POLL, max(left, 0.0))
+                if left <= 0 or self._renewals.closing.wait(patience):
+                    return None
+        finally:
+            if lease is not None and not taken:
+                self._release(lease)
+
+    def status(self, key: str) -> LockStatus:
+        """See `Supervisor.status`."""
+        seen = self._look(key)
+        return LockStatus(key, False) if seen.session is None else _status(key, seen.value)
+
+    def locks(self) -> Sequence[LockStatus]:
+        """See `Supervisor.locks`."""
+        with self._telling():
+            _, entries = self._client.kv.get(PREFIX, recurse=True)
+        return [
+            _status(entry["Key"].removeprefix(PREFIX), entry["Value"])
+            for entry in entries or ()
+            if "Session" in entry
+        ]
+
+    def _look(self, key: str, version: str | None = None, wait: float = 0.0) -> _Seen:
+        """The lock as it is; or, once it is another version or `wait` seconds are over."""
+        patience = f"{max(min(wait, _LONGEST_LOOK), 0.001) * 1000:.0f}ms"
+        with self._telling():
+            version, entry = self._client.kv.get(PREFIX + key, index=version, wait=patience)
+        if entry is None:
+            return _Seen(version)
+        return _Seen(version, entry.get("Session"), entry["Value"])
+
+    def _open_session(self, key: str) -> HeldLease:
+        # Not by session.create: it refuses a time to live below 10 s, which the server may allow.
+        sent = time.monotonic()
+        session = {
+            "Name": PREFIX + key,
+            "TTL": f"{self._ttl:g}s",
+            "LockDelay": f"{self._address.lock_delay:g}s",
+            "Checks": [],
+            "NodeChecks": [],
+            "Behavior": "release",
+        }
+        made: str = self._put(CB.json(is_id=True), "/v1/session/create", session)
+        lost = Deadline(sent + self._ttl)
+        lease = HeldLease(key, made, lost, self._confirm, self._release)
+        self._renewals.add(lease)
+        return lease
+
+    def _take(self, lease: HeldLease, owner: str) -> bool:
+        about = {"owner": owner, "address": here(), "since": datetime.now(UTC).isoformat()}
+        with self._telling():
+            return bool(
+                self._client.kv.put(PREFIX + lease.key, json.dumps(about), acquire=lease.id)
+            )
+
+    def _renew(self, held: Sequence[HeldLease]) -> None:
+        for lease in held:
+            sent = time.monotonic()
+            try:
+                with self._telling():
+                    self._client.session.renew(lease.id)
+            except _NotFound:
+                lease.lost.set()
+            else:
+                lease.lost.move(sent + self._ttl)
+
+    def _confirm(self, lease: HeldLease) -> bool:
+        with self._telling():
+            _, entry = self._client.kv.get(PREFIX + lease.key, consistency="consistent")
+        return entry is not None and entry.get("Session") == lease.id
+
+    def _release(self, lease: HeldLease) -> None:
+        self._renewals.remove(lease)
+        try:
+            with self._telling():
+                # The key first: a session that is destroyed with its keys starts their lock-delay.
+                self._client.kv.put(PREFIX + lease.key, None, release=lease.id)
+                self._client.session.destroy(lease.id)
+        except BlacksmithError as error:  # it runs out by itself
+            _log.warning("the lock %s could not be released: %s", lease.key, error)
+
+    # -- services
+    def register(self, service: Service) -> None:
+        """See `Supervisor.register`."""
+        self._renewals.keep(service)
+
+    def deregister(self, service: Service) -> None:
+        """See `Supervisor.deregister`."""
+        self._renewals.forget(service)
+        try:
+            with self._telling():
+                self._client.agent.service.deregister(service.id)
+        except BlacksmithError as error:  # Consul forgets it by itself
+            _log.warning("%s could not be deregistered: %s", service.id, error)
+
+    def services(self) -> Sequence[ServiceStatus]:
+        """See `Supervisor.services`."""
+        found: list[ServiceStatus] = []
+        with self._telling():
+            _, names = self._client.catalog.services()
+            for name in sorted(names):
+                if name.startswith("blacksmith-"):
+                    _, entries = self._client.health.service(name)
+                    found += sorted(map(_service, entries), key=lambda each: each.id)
+        return found
+
+    def _announce(self, service: Service) -> None:
+        """Register it unless the agent knows it; the agent may have been started anew."""
+        with self._telling():
+            known = self._client.agent.services()
+        if service.id not in known:
+            self._register(service)
+        if service.health is None:
+            with self._telling():
+                self._client.agent.check.ttl_pass(f"service:{service.id}")
+
+    def _register(self, service: Service) -> None:
+        seconds = f"{self._ttl / 2:g}s"
+        forgotten = f"{max(_LEAST_DEREGISTRATION, self._renewals.announced):g}s"
+        if service.health is None:
+            check: dict[str, Any] = {"TTL": f"{self._renewals.announced:g}s"}
+        else:
+            check = {
+                "HTTP": service.health,
+                "Interval": seconds,
+                "Timeout": seconds,
+                "TLSSkipVerify": True,  # its certificate is not for the address that the agent asks
+            }
+        with self._telling():
+            self._client.agent.service.register(
+                service.name,
+                service.id,
+                service.host,
+                service.port,
+                list(service.tags),
+                {**check, "DeregisterCriticalServiceAfter": forgotten, "Status": "passing"},
+                meta={"version": service.version},
+            )
+
+    def close(self) -> None:
+        """See `Supervisor.close`."""
+        held, registered = self._renewals.stop()
+        for lease in held:
+            lease.release()
+        for service in registered:
+            self.deregister(service)
+        self._client.http.session.close()
+
+    # -- calls
+    def _put(self, answer: Callable[[Any], Any], path: str, body: Mapping[str, Any]) -> Any:
+        params = [("dc", self._client.dc)] if self._client.dc else []
+        with self._telling():
+            return self._client.http.put(
+                answer,
+                path,
+                params=params,
+                headers=self._client.prepare_headers(),
+                data=json.dumps(body),
+            )
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Turn the client's errors into ours, each of which says what to do, none the token."""
+        try:
+            yield
+        except requests.RequestException as error:
+            raise Unavailable(
+                f"{self.label} does not answer ({type(error).__name__}); is an agent of Consul there, "
+                "and does BLACKSMITH_SUPERVISOR_URL name it? It is tried again"
+            ) from error
+        except consul.NotFound as error:
+            raise _NotFound(f"{self.label} knows no such session any more") from error
+        except (consul.ACLPermissionDenied, consul.ACLDisabled) as error:
+            raise SettingsError(
+                f"{self.label} refuses {'the token' if self._client.token else 'a call without token'}"
+                f" ({_said(error)}); give CONSUL_HTTP_TOKEN one that may write the keys "
+                f"under {PREFIX}, sessions, and the services {GATEWAY} and {SCHEDULER}"
+            ) from error
+        except consul.ConsulException as error:
+            raise Unavailable(
+                f"{self.label} cannot do it now ({_said(error)}); it is tried again"
+            ) from error
+
+
+def _said(error: Exception) -> str:
+    return " ".join(clean(str(error)).split())[:_LONGEST_WORD]
+
+
+class _NotFound(Unavailable):
+    """There is no such session any more."""
+
+
+class _Seen(NamedTuple):
+    """A key as it was found: its version, the session that holds it, its value."""
+
+    version: str | None = None
+    session: str | None = None
+    value: bytes | None = None
+
+
+def _status(key: str, value: bytes | None) -> LockStatus:
+    """What the holder has written; whatever else is there was written by hand."""
+    try:
+        about = json.loads(value or b"")
+        since = datetime.fromisoformat(about["since"])
+        return LockStatus(key, True, str(about["owner"]), str(about["address"]), since)
+    except (ValueError, KeyError, TypeError):
+        return LockStatus(key, True)
+
+
+def _service(entry: Mapping[str, Any]) -> ServiceStatus:
+    told = entry["Service"]
+    host = told["Address"] or entry["Node"]["Address"]
+    return ServiceStatus(
+        told["Service"],
+        told["ID"],
+        Service(told["Service"], told["ID"], host, told["Port"] or None).address,
+        all(check["Status"] == "passing" for check in entry["Checks"]),
+        (told["Meta"] or {}).get("version", ""),
+        tuple(told["Tags"] or ()),
+    )

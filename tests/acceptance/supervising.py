@@ -1,0 +1,292 @@
+"""Several hosts that load the same destination event, and what is asked of them at the end.
+
+A host is a process with links of its own to the store and to Consul, which a test cuts, silences and
+slows. All run on the loopback.
+"""
+
+import contextlib
+import itertools
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import httpx
+import msgspec
+from sqlalchemy import select
+
+from blacksmith_dagster import Request
+from blacksmith_dagster.errors import BlacksmithError, Unavailable
+from blacksmith_dagster.gateway.extract import Extractor
+from blacksmith_dagster.store import open_store
+from blacksmith_dagster.store.claims import LANES
+from blacksmith_dagster.store.interface import Lane
+from blacksmith_dagster.store.sql import SQLStore
+from blacksmith_dagster.store.tables import loads
+from blacksmith_dagster.supervisor import LockStatus, StoreSupervisor, Supervisor
+from blacksmith_dagster.supervisor.address import read
+from blacksmith_dagster.supervisor.consul import ConsulSupervisor
+from tests.acceptance.loading_main import TTL
+from tests.acceptance.loading_pipeline import FLIGHTS, Recording, blacksmith, departed
+from tests.acceptance.loading_process import LoaderProcess
+from tests.acceptance.oracle import Found, judge
+from tests.acceptance.processes import GatewayProcess, until
+from tests.services.consul import ConsulServer
+from tests.services.proxy import Link
+
+KEY = f"load/{FLIGHTS}"
+LOCK_DELAY = 0.5
+OPTIONS = f"?ttl={TTL:g}&lock_delay={LOCK_DELAY:g}"
+PIPELINE = "tests.acceptance.loading_pipeline:blacksmith"
+
+
+class Host:
+    """A host that loads. `consul` is its agent; without one the store keeps the locks."""
+
+    def __init__(
+        self,
+        store_url: str,
+        folder: Path,
+        consul: ConsulServer | None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        port = urlsplit(store_url).port
+        assert port
+        self.to_store = Link(port)
+        self.to_consul = Link(consul.port) if consul else None
+        settings = {"BLACKSMITH_TEST_RECORD_FOR": "3", **(env or {})}
+        if self.to_consul:
+            url = f"consul://127.0.0.1:{self.to_consul.port}{OPTIONS}"
+            settings["BLACKSMITH_SUPERVISOR_URL"] = url
+        there = store_url.replace(f":{port}/", f":{self.to_store.port}/")
+        self.loader = LoaderProcess(there, folder, env=settings)
+
+    @property
+    def pid(self) -> int:
+        return self.loader.process.pid
+
+    def is_at(self, address: str | None) -> bool:
+        """Whether this is the process that an address names."""
+        return address is not None and address.endswith(f":{self.pid}")
+
+    def consul_link(self) -> Link:
+        assert self.to_consul
+        return self.to_consul
+
+    def links(self) -> list[Link]:
+        return [self.to_store] + ([self.to_consul] if self.to_consul else [])
+
+    def run_on(self) -> None:
+        """Undo whatever was done to it: mend its links, resume it, start it again if it was killed."""
+        for link in self.links():
+            link.mend()
+        if self.loader.process.poll() is None:
+            self.loader.go_on()
+        self.loader.start_again_if_ended()
+
+    def close(self) -> None:
+        self.loader.kill()
+        for link in self.links():
+            link.cut()
+
+
+class Hosts:
+    """The hosts, the store that they share, and the ids of what was accepted."""
+
+    def __init__(
+        self, store_url: str, folder: Path, consuls: Sequence[ConsulServer] = (), number: int = 3
+    ) -> None:
+        self.store_url, self.folder, self.consuls = store_url, folder, consuls
+        store = open_store(store_url, upgrade=True)
+        assert isinstance(store, SQLStore)
+        self.store = store
+        self.store.register(blacksmith)
+        self.recording = Recording(folder)
+        self.accepted: list[str] = []
+        self.supervisor = self._connect()
+        self.hosts: list[Host] = []
+        for _ in range(number):
+            self.add()
+
+    def add(self, env: Mapping[str, str] | None = None) -> Host:
+        """Start another host; its agent is the next of the servers."""
+        consul = self.consuls[len(self.hosts) % len(self.consuls)] if self.consuls else None
+        self.hosts.append(Host(self.store_url, self.folder, consul, env))
+        return self.hosts[-1]
+
+    def _connect(self) -> Supervisor:
+        """The test's own eye, past all links."""
+        if self.consuls:
+            return ConsulSupervisor(read(self.consuls[0].url + OPTIONS, {}))
+        return StoreSupervisor(self.store, ttl=TTL)
+
+    @property
+    def take_over_seconds(self) -> float:
+        """Within which the lock of a holder that has vanished is another's."""
+        return 2 * TTL + LOCK_DELAY + 2 if self.consuls else TTL + 2
+
+    # -- what comes in
+    def accept(self, number: int, **data: Any) -> list[str]:
+        """Keep events, each of which has a job; returns their ids."""
+        body = msgspec.json.encode([{"n": n, **data} for n in range(number)])
+        request = Request(body, {"content-type": "application/json"})
+        events = Extractor(blacksmith, departed)(request, None)
+        assert isinstance(events, list)
+        (ids,) = self.store.ingest([events])
+        assert isinstance(ids, list)
+        self.accepted += ids
+        return ids
+
+    # -- who holds the lock
+    def status(self) -> LockStatus:
+        """As the supervisor has it; not held while it does not answer."""
+        try:
+            return self.supervisor.status(KEY)
+        except BlacksmithError:
+            return LockStatus(KEY, held=False)
+
+    def holder(self, but: Host | None = None) -> Host:
+        """Wait until one of the hosts holds the lock, another than `but`."""
+        found: list[Host] = []
+
+        def holds() -> bool:
+            address = self.status().address
+            found[:] = [each for each in self.hosts if each is not but and each.is_at(address)]
+            return bool(found)
+
+        self.until(holds, 60)
+        return found[0]
+
+    def caught_in_a_load(self) -> Host:
+        """The host that is in the middle of a load, which goes on once `let_go` is called."""
+        self.recording.hold.touch()
+        (held, *_) = self.accept(5, do="wait")
+        self.until(lambda: self.recording.calls(held) > 0, 30)
+        return self.holder()
+
+    def let_go(self) -> None:
+        """Let the load that was caught go on."""
+        self.recording.hold.unlink()
+
+    def until(self, condition: Any, seconds: float = 60.0) -> None:
+        """Wait for a condition; fails with what the hosts have printed."""
+        try:
+            until(condition, seconds)
+        except AssertionError as error:
+            logs = "\n--\n".join(each.loader.log[-2500:] for each in self.hosts)
+            raise AssertionError(f"{error}\n{self.status()}\n{logs}") from error
+
+    def pending(self) -> int:
+        """How many jobs wait or are being loaded."""
+        try:
+            return self.store.counts(FLIGHTS).pending
+        except Unavailable:
+            return -1
+
+    def settle(self, seconds: float = 60.0) -> None:
+        """Wait until nothing is pending."""
+        self.until(lambda: self.pending() == 0, seconds)
+
+    # -- the end
+    def judge(self) -> Found:
+        """The oracle, and: never two holders whose writes both count."""
+        self.settle()
+        found = judge(self.store, FLIGHTS, self.accepted, self.recording.loaded(), histories=20)
+        assert found.succeeded == set(self.accepted)
+        one_at_a_time(self.store)
+        return found
+
+    def close(self) -> None:
+        self.recording.hold.unlink(missing_ok=True)
+        for host in self.hosts:
+            host.close()
+        with contextlib.suppress(Unavailable):
+            self.supervisor.close()
+        self.recording.close()
+        self.store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def one_at_a_time(store: SQLStore, path: str = FLIGHTS) -> None:
+    """Each load that counts ended before the next began, and fences only rise: no two holders have
+    written into the same time."""
+    mine = (loads.c.destination == store._destination(path), loads.c.lane == LANES[Lane.LOAD])
+    columns = (loads.c.id, loads.c.token, loads.c.started_at, loads.c.finished_at)
+    with store.reading() as connection:
+        rows = connection.execute(select(*columns).where(*mine).order_by(loads.c.id)).all()
+    assert rows, "nothing was loaded"
+    for earlier, later in itertools.pairwise(rows):
+        assert earlier.token <= later.token, (earlier, later)
+        assert earlier.finished_at is not None, (earlier, later)
+        assert earlier.finished_at <= later.started_at, (earlier, later)
+
+
+class Senders:
+    """A client of each gateway, which sends one event after another and keeps the ids of the 2xx.
+
+    It sends each again, with its key, to whichever gateway answers, until it is accepted.
+    """
+
+    def __init__(self, gateways: Sequence[GatewayProcess], gap: float = 0.02) -> None:
+        self.accepted: list[str] = []
+        self._gateways = gateways
+        self._gap = gap
+        self._ending = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._send, args=(number,), daemon=True)
+            for number in range(len(gateways))
+        ]
+        for each in self._threads:
+            each.start()
+
+    def _send(self, sender: int) -> None:
+        for number in itertools.count():
+            self.accepted += self._until_accepted(f"{sender}-{number}", number, sender)
+            if self._ending.wait(self._gap):
+                return
+
+    def _until_accepted(self, key: str, number: int, first: int) -> list[str]:
+        for turn in itertools.count(first):
+            gateway = self._gateways[turn % len(self._gateways)]
+            with contextlib.suppress(httpx.TransportError):
+                answer = httpx.post(
+                    f"{gateway.url}/v1/airport/departed",
+                    json={"n": number},
+                    headers={"Idempotency-Key": key},
+                    timeout=10,
+                    trust_env=False,
+                )
+                if answer.status_code == 202:
+                    ids: list[str] = answer.json()["ids"]
+                    return ids
+            time.sleep(0.05)
+        raise AssertionError
+
+    def stop(self) -> list[str]:
+        """End once the events under way are accepted; returns the ids of all."""
+        self._ending.set()
+        for each in self._threads:
+            each.join(60)
+            assert not each.is_alive(), "an event is not accepted for ever"
+        return self.accepted
+
+
+@contextlib.contextmanager
+def gateways(store_url: str, *supervisor_urls: str) -> Iterator[list[GatewayProcess]]:
+    """A gateway per URL of a supervisor, all behind the one store."""
+    with contextlib.ExitStack() as opened:
+        yield [
+            opened.enter_context(
+                GatewayProcess(
+                    store_url, PIPELINE, env={"BLACKSMITH_SUPERVISOR_URL": url} if url else None
+                )
+            )
+            for url in supervisor_urls
+        ]

@@ -1,0 +1,248 @@
+"""Three hosts want the same lock, and the one that has it fails: killed, paused, cut off, wrong.
+
+Each with the locks in the store and in Consul. At the end the oracle judges, and never have the
+writes of two holders counted at the same time.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from blacksmith_dagster.errors import Fenced
+from blacksmith_dagster.store.interface import Lane, Verdict
+from blacksmith_dagster.supervisor.address import read
+from blacksmith_dagster.supervisor.consul import ConsulSupervisor
+from tests.acceptance.loading_main import TTL
+from tests.acceptance.loading_pipeline import FLIGHTS
+from tests.acceptance.supervising import KEY, LOCK_DELAY, Host, Hosts
+from tests.services import Unavailable
+from tests.services.consul import ConsulServer
+
+FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
+
+
+@pytest.fixture(params=["store", "consul"])
+def hosts(request: pytest.FixtureRequest, postgres_url: str, tmp_path: Path) -> Iterator[Hosts]:
+    """Three hosts, with the locks in the store or in the session's Consul."""
+    consuls: list[ConsulServer] = []
+    if request.param == "consul":
+        request.getfixturevalue("consul_url")
+        consuls = [request.getfixturevalue("consul")]
+    with Hosts(postgres_url, tmp_path, consuls) as hosts:
+        yield hosts
+
+
+@pytest.fixture
+def on_consul(
+    consul: ConsulServer, consul_url: str, postgres_url: str, tmp_path: Path
+) -> Iterator[Hosts]:
+    """Three hosts, with the locks in the session's Consul."""
+    with Hosts(postgres_url, tmp_path, [consul]) as hosts:
+        yield hosts
+
+
+def take_over(hosts: Hosts, gone: Host) -> float:
+    """Seconds until another holds the lock."""
+    since = time.monotonic()
+    hosts.holder(but=gone)
+    return time.monotonic() - since
+
+
+def test_holder_killed(hosts: Hosts) -> None:
+    killed = hosts.caught_in_a_load()
+    killed.loader.kill()
+    hosts.let_go()
+    assert take_over(hosts, killed) < hosts.take_over_seconds
+    hosts.accept(5)
+    hosts.judge()
+    states = [each.state for each in hosts.store.history(hosts.accepted[0])]
+    assert states[-4:] == ["executing", "unknown", "executing", "succeeded"]
+
+
+def test_holder_stopped_past_ttl_then_resumed(hosts: Hosts) -> None:
+    stale = hosts.caught_in_a_load()
+    stale.loader.pause(hosts.store)
+    hosts.let_go()
+    assert take_over(hosts, stale) < hosts.take_over_seconds
+    hosts.settle()
+    before = [hosts.store.history(each) for each in hosts.accepted]
+    stale.loader.go_on()
+    hosts.until(lambda: "fenced:" in stale.loader.log)
+    # It has loaded what it had been given, and its word counts for nothing.
+    hosts.until(lambda: len(hosts.recording.loaded()) == 2 * len(hosts.accepted))
+    assert [hosts.store.history(each) for each in hosts.accepted] == before
+    hosts.accept(5)
+    hosts.judge()
+
+
+@pytest.mark.parametrize("how", ["silent", "cut"])
+def test_holder_cut_off_from_consul_not_from_store(on_consul: Hosts, how: str) -> None:
+    hosts, lost = on_consul, on_consul.caught_in_a_load()
+    if how == "silent":
+        lost.consul_link().silence()
+    else:
+        lost.consul_link().cut()
+    assert take_over(hosts, lost) < hosts.take_over_seconds
+    hosts.let_go()
+    hosts.until(lambda: "fenced:" in lost.loader.log)
+    # Without a lock it begins nothing, while the others load on.
+    ids = hosts.accept(20)
+    hosts.settle()
+    loaded_by = hosts.recording.pids()
+    assert not any(lost.pid in loaded_by[each] for each in ids)
+    lost.consul_link().mend()
+    _holds_again(hosts, lost)
+    hosts.judge()
+
+
+def test_holder_cut_off_from_store_not_from_consul(on_consul: Hosts) -> None:
+    hosts, lost = on_consul, on_consul.caught_in_a_load()
+    lost.to_store.cut()
+    hosts.let_go()
+    # It tries to record for as long as it may (3 s here), and then gives the lock back.
+    assert take_over(hosts, lost) < 3 + hosts.take_over_seconds
+    hosts.settle()
+    hosts.until(lambda: "unavailable:" in lost.loader.log)
+    lost.to_store.mend()
+    _holds_again(hosts, lost)
+    hosts.judge()
+
+
+def _holds_again(hosts: Hosts, host: Host) -> None:
+    """It goes on by itself: once the others are gone it loads what comes."""
+    for other in hosts.hosts:
+        if other is not host:
+            assert other.loader.stop() == 0
+    ids = hosts.accept(3)
+    hosts.settle()
+    assert {host.pid} == {pid for each in ids for pid in hosts.recording.pids()[each]}
+
+
+def test_session_expired_by_hand(on_consul: Hosts, consul: ConsulServer) -> None:
+    hosts, lost = on_consul, on_consul.caught_in_a_load()
+    (entry,) = consul.call("GET", f"kv/blacksmith/{KEY}")
+    consul.call("PUT", f"session/destroy/{entry['Session']}")
+    assert take_over(hosts, lost) < TTL + LOCK_DELAY + 1
+    hosts.let_go()
+    hosts.until(lambda: "fenced:" in lost.loader.log)
+    hosts.accept(5)
+    hosts.judge()
+
+
+def test_slow_renewals(hosts: Hosts) -> None:
+    slow = hosts.caught_in_a_load()
+    slow.to_store.delay = TTL / 40  # a renewal takes some round trips, each of twice that
+    if slow.to_consul:
+        slow.to_consul.delay = TTL / 16
+    since = hosts.status().since
+    until_later = time.monotonic() + 3 * TTL
+    while time.monotonic() < until_later:
+        status = hosts.status()
+        assert slow.is_at(status.address)
+        assert status.since == since
+        time.sleep(0.1)
+    for link in slow.links():
+        link.delay = TTL  # no renewal comes in time
+    assert take_over(hosts, slow) < hosts.take_over_seconds + TTL
+    hosts.let_go()
+    for link in slow.links():
+        link.mend()
+    hosts.until(lambda: "fenced:" in slow.loader.log)
+    hosts.accept(5)
+    hosts.judge()
+
+
+def test_clock_wrong_by_ten_minutes(hosts: Hosts) -> None:
+    if FAKETIME is None:
+        raise Unavailable("libfaketime", "not found; `apt-get install libfaketime` brings it")
+    for host in hosts.hosts:
+        host.loader.kill()
+    right = len(hosts.hosts)
+    # The wall clock alone: the monotonic one counts the same seconds on every host.
+    for shift in ("+10m", "-10m"):
+        preload = {"LD_PRELOAD": str(FAKETIME), "FAKETIME": shift}
+        hosts.add({**preload, "FAKETIME_DONT_FAKE_MONOTONIC": "1"})
+    wrong = hosts.hosts[right:]
+    killed = hosts.caught_in_a_load()
+    assert killed in wrong
+    since = time.monotonic()
+    while time.monotonic() < since + 2 * TTL:
+        assert killed.is_at(hosts.status().address)
+        time.sleep(0.1)
+    killed.loader.kill()
+    hosts.let_go()
+    assert take_over(hosts, killed) < hosts.take_over_seconds
+    hosts.judge()
+    shifts = {round((at - time.time()) / 600) for at in hosts.recording.times().values()}
+    assert shifts <= {1, -1}, "the hosts' clocks were not wrong"
+
+
+def test_release_by_a_stale_holder(hosts: Hosts) -> None:
+    for host in hosts.hosts:
+        host.loader.kill()
+    stale, rightful = hosts.supervisor, hosts._connect()
+    with contextlib.closing(rightful):
+        old = stale.acquire(KEY, "stale", wait=30)
+        assert old
+        _renew_no_more(stale)
+        new = rightful.acquire(KEY, "rightful", wait=30)
+        assert new
+        assert old.lost.is_set()
+        old.release()
+        assert new.confirm()
+        assert hosts.status().owner == "rightful"
+        assert rightful.acquire(KEY, "another") is None
+
+
+def test_stale_holder_cannot_fence_out_the_rightful_one(hosts: Hosts) -> None:
+    """One is paused between being told that it holds the lock and using it."""
+    for host in hosts.hosts:
+        host.loader.kill()
+    stale, rightful = hosts.supervisor, hosts._connect()
+    with contextlib.closing(rightful):
+        old = stale.acquire(KEY, "stale", wait=30)
+        assert old
+        fence = hosts.store.take_over(FLIGHTS, Lane.LOAD, old.id, old.confirm)
+        _renew_no_more(stale)
+        ids = hosts.accept(5)
+        new = rightful.acquire(KEY, "rightful", wait=30)
+        assert new
+        held = hosts.store.take_over(FLIGHTS, Lane.LOAD, new.id, new.confirm)
+        load = hosts.store.claim(held, 10, 3)
+        assert load
+        with pytest.raises(Fenced):
+            hosts.store.take_over(FLIGHTS, Lane.LOAD, old.id, old.confirm)
+        with pytest.raises(Fenced):
+            hosts.store.claim(fence, 10, 3)
+        hosts.store.record(load, Verdict())  # the rightful one's record counts
+    assert hosts.store.counts(FLIGHTS).succeeded == len(ids)
+
+
+def _renew_no_more(supervisor: object) -> None:
+    """As a process that is paused: what it holds runs out."""
+    supervisor._renewals.stop()  # type: ignore[attr-defined]
+
+
+def test_lock_delay_respected(consul: ConsulServer, consul_url: str) -> None:
+    url = f"{consul_url}?ttl=2&lock_delay=1.5"
+    with (
+        contextlib.closing(ConsulSupervisor(read(url, {}))) as ours,
+        contextlib.closing(ConsulSupervisor(read(url, {}))) as theirs,
+    ):
+        lease = ours.acquire(KEY, "we")
+        assert lease
+        consul.call("PUT", f"session/destroy/{lease.id}")
+        destroyed = time.monotonic()
+        assert not theirs.status(KEY).held
+        other = theirs.acquire(KEY, "they", wait=30)
+        assert other
+        assert 1.5 <= time.monotonic() - destroyed < 2.5
+        # Given back cleanly it is free at once.
+        other.release()
+        released = time.monotonic()
+        again = ours.acquire(KEY, "we", wait=30)
+        assert again
+        assert time.monotonic() - released < 0.5

@@ -1,0 +1,25 @@
+"""Supervisors as several processes have them: each with connections of its own."""
+
+import contextlib
+from collections.abc import Iterator
+
+from blacksmith_dagster.store import open_store
+from blacksmith_dagster.store.sql import SQLStore
+from blacksmith_dagster.supervisor import StoreSupervisor, Supervisor
+from blacksmith_dagster.supervisor.address import read
+from blacksmith_dagster.supervisor.consul import ConsulSupervisor
+
+
+@contextlib.contextmanager
+def connected(url: str, ttl: float) -> Iterator[Supervisor]:
+    """The supervisor at `url`: a store's own, or Consul, whose URL says the time to live itself."""
+    with contextlib.ExitStack() as opened:
+        supervisor: Supervisor
+        if url.startswith("consul:"):
+            supervisor = ConsulSupervisor(read(url, {}))
+        else:
+            store = opened.enter_context(contextlib.closing(open_store(url, upgrade=True)))
+            assert isinstance(store, SQLStore)
+            supervisor = StoreSupervisor(store, ttl=ttl)
+        opened.enter_context(contextlib.closing(supervisor))
+        yield supervisor

@@ -1,0 +1,206 @@
+"""Consul: an agent of the test's own, or a cluster of three servers on the loopback."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.services import Unavailable, free_port, kill_tree, private_folder, start
+
+_SERVICE = "Consul"
+_BROUGHT = Path(__file__).parents[2] / ".cache/consul/consul"
+
+
+class ConsulServer:
+    """A server that the test starts, stops and kills; it keeps its data while it is down.
+
+    - `members`: of the cluster that it belongs to, itself among them; none for a single one.
+    - `acl_token`: the management token, if only those with a token may do anything.
+    - `certificate`: a certificate and its key, if it is to speak TLS at `https_port`.
+    """
+
+    def __init__(
+        self,
+        members: "Sequence[ConsulServer]" = (),
+        *,
+        acl_token: str | None = None,
+        certificate: tuple[Path, Path] | None = None,
+    ) -> None:
+        self._binary = _binary()
+        self._members = members
+        self._acl_token = acl_token
+        self._certificate = certificate
+        self.https_port = free_port() if certificate else -1
+        self._folder = private_folder("consul")
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port, self.rpc_port, self.serf_port = free_port(), free_port(), free_port()
+        self.name = f"server-{self.port}"
+
+    @property
+    def url(self) -> str:
+        """As BLACKSMITH_SUPERVISOR_URL takes it."""
+        return f"consul://127.0.0.1:{self.port}"
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started, and not killed since."""
+        return self._process is not None
+
+    def start(self) -> None:
+        """Start the server and wait until it has a leader and takes writes."""
+        self.launch()
+        until_ready([self])
+
+    def launch(self) -> None:
+        """Start the server; a cluster's has a leader once most of them run."""
+        assert self._process is None, "already started"
+        (self._folder / "config.json").write_text(json.dumps(self._configuration()))
+        self._process = start(
+            [self._binary, "agent", "-config-file", self._folder / "config.json"],
+            folder=self._folder,
+            env={"HOME": str(self._folder), "PATH": os.environ["PATH"]},
+            log=self._folder / "log",
+            drop=False,
+        )
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self._process is not None:
+            kill_tree(self._process)
+            self._process = None
+
+    def close(self) -> None:
+        """End the server and remove its data."""
+        self.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def call(self, method: str, path: str, body: Any = None, token: str | None = None) -> Any:
+        """One call of the HTTP API, past all of our own code; with the management token if any."""
+        token = token or self._acl_token
+        answer = httpx.request(
+            method,
+            f"http://127.0.0.1:{self.port}/v1/{path}",
+            json=body,
+            headers={"X-Consul-Token": token} if token else {},
+            timeout=10,
+            trust_env=False,
+        )
+        return answer.raise_for_status().json() if answer.content else None
+
+    def clear(self) -> None:
+        """Forget every session, key and service."""
+        for session in self.call("GET", "session/list"):
+            self.call("PUT", f"session/destroy/{session['ID']}")
+        self.call("DELETE", "kv/?recurse=true")
+        for service in self.call("GET", "agent/services"):
+            self.call("PUT", f"agent/service/deregister/{service}")
+
+    def ready(self) -> bool:
+        """Whether it has a leader, and takes writes."""
+        if self._process is None or self._process.poll() is not None:
+            raise RuntimeError(f"{_SERVICE} has ended:\n{self.log[-3000:]}")
+        try:
+            return bool(self.call("GET", "status/leader")) and bool(
+                self.call("PUT", f"kv/ready/{self.name}", 1)
+            )
+        except httpx.HTTPError:
+            return False
+
+    def leader_is(self, other: "ConsulServer") -> bool:
+        """Whether this one takes another for the leader."""
+        return bool(self.call("GET", "status/leader") == f"127.0.0.1:{other.rpc_port}")
+
+    @property
+    def log(self) -> str:
+        """Everything that it has printed."""
+        return (self._folder / "log").read_text()
+
+    def _configuration(self) -> dict[str, Any]:
+        peers = [f"127.0.0.1:{each.serf_port}" for each in self._members if each is not self]
+        acl = {
+            "enabled": True,
+            "default_policy": "deny",
+            "tokens": {"master": self._acl_token, "agent": self._acl_token},
+        }
+        cert, key = self._certificate or ("", "")
+        tls = {"cert_file": str(cert), "key_file": str(key)}
+        return {
+            "server": True,
+            "node_name": self.name,
+            "data_dir": str(self._folder / "data"),
+            "bootstrap_expect": max(len(self._members), 1),
+            "retry_join": peers,
+            "retry_interval": "1s",
+            "bind_addr": "127.0.0.1",
+            "client_addr": "127.0.0.1",
+            "ports": {
+                "http": self.port,
+                "server": self.rpc_port,
+                "serf_lan": self.serf_port,
+                "serf_wan": -1,
+                "https": self.https_port,
+                "dns": -1,
+                "grpc": -1,
+            },
+            "performance": {"raft_multiplier": 1},
+            "session_ttl_min": "1s",
+            "connect": {"enabled": False},
+            "disable_update_check": True,
+            "leave_on_terminate": False,
+            "skip_leave_on_interrupt": True,
+            "log_level": "WARN",
+            **({"acl": acl} if self._acl_token else {}),
+            **(tls if self._certificate else {}),
+        }
+
+
+class ConsulCluster:
+    """Three servers, each an agent that may be asked."""
+
+    def __init__(self) -> None:
+        self.servers: list[ConsulServer] = []
+        for _ in range(3):
+            self.servers.append(ConsulServer(self.servers))
+
+    def start(self) -> None:
+        """Start them, and wait until each has a leader and takes writes."""
+        for server in self.servers:
+            server.launch()
+        until_ready(self.servers)
+
+    def leader(self) -> ConsulServer:
+        """The one that the others take for their leader."""
+        for server in self.servers:
+            if all(other.leader_is(server) for other in self.servers):
+                return server
+        raise RuntimeError("the servers do not agree on a leader")
+
+    def close(self) -> None:
+        """End all of them and remove their data."""
+        for server in self.servers:
+            server.close()
+
+
+def until_ready(servers: Sequence[ConsulServer]) -> None:
+    """Return once each of the servers has a leader and takes writes."""
+    deadline = time.monotonic() + 60
+    while not all(server.ready() for server in servers):
+        if time.monotonic() > deadline:
+            logs = "\n".join(server.log[-2000:] for server in servers)
+            raise RuntimeError(f"{_SERVICE} did not start:\n{logs}")
+        time.sleep(0.05)
+
+
+def _binary() -> Path:
+    found = os.environ.get("CONSUL_BIN") or (_BROUGHT if _BROUGHT.is_file() else None)
+    if found is None:
+        found = shutil.which("consul")
+    if found is None:
+        raise Unavailable(_SERVICE, "no server found; `scripts/get-consul` brings one")
+    return Path(found).resolve()
