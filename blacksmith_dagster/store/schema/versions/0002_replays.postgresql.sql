@@ -7,7 +7,7 @@ DROP FUNCTION ingest(int[], text[], text[], text[], text[], timestamptz[], bigin
 CREATE FUNCTION ingest(
     kinds int[], payloads text[], event_keys text[], contexts text[], versions text[],
     sent timestamptz[], parents bigint[], job_event int[], job_destination int[], job_error text[],
-    received timestamptz
+    received timestamptz DEFAULT NULL
 ) RETURNS bigint[] LANGUAGE plpgsql AS $$
 DECLARE
     made bigint[];

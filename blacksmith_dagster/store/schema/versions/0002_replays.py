@@ -1,6 +1,7 @@
 """Replays: a lane of their own for sets, lists of jobs, edited data, times told by who imports."""
 
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
@@ -67,5 +68,5 @@ def _primary_key(*names: str) -> "list[sa.Column[int]]":
     ]
 
 
-def _column(name: str, kind: type, **options: str) -> "sa.Column[int]":
+def _column(name: str, kind: Any, **options: Any) -> "sa.Column[Any]":
     return sa.Column(name, kind, nullable=False, **options)

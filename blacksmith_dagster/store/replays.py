@@ -1,0 +1,362 @@
+"""Replays: which events of a window have a job, and in what state, and the sets made of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Container, Iterator, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    and_,
+    bindparam,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    union_all,
+    update,
+)
+
+from blacksmith_dagster.errors import Fenced
+from blacksmith_dagster.store.interface import (
+    Chosen,
+    Replay,
+    ReplayMode,
+    ReplayRequest,
+    Window,
+)
+from blacksmith_dagster.store.loads import JOB_COLUMNS, members
+from blacksmith_dagster.store.tables import (
+    DISCARDED,
+    DONE,
+    EXECUTING,
+    RETAKEN,
+    edits,
+    events,
+    jobs,
+    loads,
+    outcomes,
+    replays,
+    set_jobs,
+    sets,
+)
+from blacksmith_dagster.store.upkeep import upsert
+
+LOADING, REPLAYING = 0, 2
+"""The numbers of two lanes."""
+
+_SPAN = 20_000  # sequence numbers that are looked through at once
+_AT_ONCE = 1_000  # values in one IN
+_LOOKED_AT = 20  # loads that tell the pace
+
+
+T = TypeVar("T")
+
+
+class SetJob(NamedTuple):
+    """A row of `set_jobs`."""
+
+    destination: int
+    seq: int
+    list: int
+    made: bool
+    when_error: str | None
+
+
+# ------------------------------------------------------------------------------------- the replay
+
+
+def begin(
+    conn: Connection,
+    destination: int,
+    request: ReplayRequest,
+    window: Window,
+    now: datetime,
+    run: str | None,
+) -> int:
+    """The replay that was asked for with these words and has not ended, or a new one; its id."""
+    asked = msgspec.json.encode(request).decode()
+    same = (replays.c.destination == destination, replays.c.request == asked)
+    found = select(replays.c.id).where(*same, replays.c.ended_at.is_(None))
+    begun = conn.execute(found.order_by(replays.c.id.desc())).scalar()
+    if begun is None:
+        values = {
+            "destination": destination,
+            "request": asked,
+            "after": window.after,
+            "upto": window.upto,
+            "planned": window.after,
+            "jobs": 0,
+            "made": 0,
+            "began_at": now,
+        }
+        begun = conn.execute(insert(replays).returning(replays.c.id), values).scalar_one()
+    conn.execute(update(replays).where(replays.c.id == begun).values(run=run))
+    left = (
+        sets.c.destination == destination,
+        sets.c.lane == REPLAYING,
+        sets.c.load.is_(None),
+        sets.c.replay != begun,
+    )
+    conn.execute(update(sets).where(*left).values(lane=LOADING))
+    return int(begun)
+
+
+_still_waiting = (
+    sets.c.destination == replays.c.destination,
+    sets.c.lane == REPLAYING,
+    sets.c.load.is_(None),
+    sets.c.replay == replays.c.id,
+)
+_waiting = select(func.coalesce(func.sum(sets.c.jobs), 0)).where(*_still_waiting).scalar_subquery()
+
+
+def find(
+    conn: Connection, destination: int, limit: int, replay: int | None = None
+) -> list[Row[Any]]:
+    """The rows of replays, the newest first, each with how many of its jobs are `waiting`."""
+    found = select(replays, _waiting.label("waiting")).where(replays.c.destination == destination)
+    if replay is not None:
+        found = found.where(replays.c.id == replay)
+    return list(conn.execute(found.order_by(replays.c.id.desc()).limit(limit)))
+
+
+def told(row: Row[Any], path: str) -> Replay:
+    """A row as what it tells."""
+    return Replay(
+        row.id,
+        path,
+        msgspec.json.decode(row.request, type=ReplayRequest),
+        row.after,
+        row.upto,
+        row.planned,
+        row.jobs,
+        row.made,
+        row.waiting,
+        row.began_at,
+        row.ended_at,
+        row.run,
+    )
+
+
+def end(conn: Connection, replay: Replay, now: datetime) -> bool:
+    """Note its end, unless jobs of it wait."""
+    ended = (
+        update(replays)
+        .where(replays.c.id == replay.id, ~exists().where(*_still_waiting))
+        .values(ended_at=now)
+    )
+    return conn.execute(ended).rowcount == 1
+
+
+# ------------------------------------------------------------------------------------- candidates
+
+
+def pending(conn: Connection, destination: int, window: Window) -> tuple[int, set[int]]:
+    """Where the load lane stands, and which jobs before that wait to run again, or are running.
+
+    It is read before the candidates: what is not pending now will not be, unless a replay has it so.
+    """
+    lanes = [_last_load(conn, destination, lane) for lane in (0, 1, 2)]
+    opened = [each for each in lanes if each and each.state == EXECUTING]
+    seq_of = bindparam("after") < sets.c.seq_to
+    mine = (sets.c.destination == destination, seq_of, sets.c.seq_from <= window.upto)
+    given = {"after": window.after}
+    held: ColumnElement[bool] = sets.c.load.is_(None)
+    if opened:
+        held = or_(held, sets.c.load.in_([each.id for each in opened]))
+    busy = set(conn.execute(union_all(*members(_seq, *mine, held)), given).scalars())
+    for each in opened:
+        if each.seq_to is not None:
+            first = select(jobs.c.seq).where(
+                jobs.c.destination == destination, jobs.c.seq.between(each.seq_from, each.seq_to)
+            )
+            busy |= set(conn.execute(first).scalars())
+    return (lanes[0].position if lanes[0] else 0), busy
+
+
+def _seq(seq: Any, _: Any) -> Sequence[Any]:
+    return [seq]
+
+
+def _last_load(conn: Connection, destination: int, lane: int) -> Row[Any] | None:
+    columns = (loads.c.id, loads.c.state, loads.c.position, loads.c.seq_from, loads.c.seq_to)
+    mine = (loads.c.destination == destination, loads.c.lane == lane)
+    last = select(func.max(loads.c.id)).where(*mine).scalar_subquery()
+    return conn.execute(select(*columns).where(loads.c.id == last)).first()
+
+
+def candidates(
+    conn: Connection,
+    destination: int,
+    request: ReplayRequest,
+    kinds: Sequence[int],
+    window: Window,
+) -> tuple[Sequence[Any], int]:
+    """Rows of JOB_COLUMNS, whether there is a job of the log or a made one, and the error by which
+    it was discarded; and up to which number they were looked for."""
+    discarded = outcomes.alias("discarded")
+    made = exists().where(
+        set_jobs.c.destination == destination, set_jobs.c.seq == events.c.seq, set_jobs.c.made
+    )
+    is_discarded = (
+        (discarded.c.destination == destination)
+        & (discarded.c.seq == events.c.seq)
+        & (discarded.c.state == DISCARDED)
+    )
+    of_log = (jobs.c.destination == destination) & (jobs.c.seq == events.c.seq)
+    modes = set(request.modes)
+    # By what is discarded, which is indexed; else by the log.
+    only_failed = modes == {ReplayMode.FAILED} or request.error is not None
+    columns = [*JOB_COLUMNS, jobs.c.seq.is_not(None), made, discarded.c.error]
+    upto = window.upto if only_failed else min(window.upto, window.after + _SPAN)
+    found = select(*columns)
+    if only_failed:
+        found = (
+            found.select_from(
+                discarded.join(events, events.c.seq == discarded.c.seq).outerjoin(jobs, of_log)
+            )
+            .where(
+                discarded.c.destination == destination,
+                discarded.c.state == DISCARDED,
+                discarded.c.seq > window.after,
+                discarded.c.seq <= upto,
+            )
+            .limit(_SPAN)
+        )
+    else:
+        found = found.select_from(
+            events.outerjoin(jobs, of_log).outerjoin(discarded, is_discarded)
+        ).where(events.c.seq > window.after, events.c.seq <= upto)
+        chosen = {
+            ReplayMode.MISSING: and_(jobs.c.seq.is_(None), ~made),
+            ReplayMode.FAILED: discarded.c.seq.is_not(None),
+        }
+        if ReplayMode.ALL not in modes:
+            found = found.where(or_(*(chosen[mode] for mode in modes)))
+    found = found.where(
+        events.c.kind.in_(kinds),
+        events.c.received_at >= request.start,
+        events.c.received_at < request.end,
+    )
+    if request.version is not None:
+        found = found.where(events.c.version == request.version)
+    if request.error is not None:
+        found = found.where(discarded.c.error.contains(request.error, autoescape=True))
+    rows = conn.execute(found.order_by(events.c.seq)).all()
+    if only_failed and len(rows) == _SPAN:
+        upto = rows[-1].seq
+    return rows, upto
+
+
+def state(
+    seq: int, of_log: bool, made: bool, error: str | None, position: int, busy: Container[int]
+) -> str:
+    """The state of an event's job, as `Candidate` names it. Pure.
+
+    `of_log`: it was made at ingest; `made`: by a replay; `error`: it was discarded; `position`: where
+    the load lane stands; `busy`: what of the jobs before that is pending.
+    """
+    if not (of_log or made):
+        return "missing"
+    if (of_log and seq > position) or seq in busy:
+        return "pending"
+    return "succeeded" if error is None else "discarded"
+
+
+def pace(conn: Connection, destination: int) -> float | None:
+    """Jobs a second in the last loads."""
+    last = (
+        select(loads.c.jobs, loads.c.started_at, loads.c.finished_at)
+        .where(loads.c.destination == destination, loads.c.state == DONE)
+        .order_by(loads.c.id.desc())
+        .limit(_LOOKED_AT)
+    )
+    rows = conn.execute(last).all()
+    took = sum((row.finished_at - row.started_at).total_seconds() for row in rows)
+    return sum(row.jobs for row in rows) / took if took > 0 else None
+
+
+# ------------------------------------------------------------------------------------- planning
+
+
+def plan(
+    conn: Connection,
+    destination: int,
+    replay: Replay,
+    upto: int,
+    chosen: Sequence[Chosen],
+    batch: int,
+    now: datetime,
+) -> list[SetJob]:
+    """Make sets of the chosen jobs, whose rows the caller inserts; raises `Fenced` if the replay has
+    been planned on by another."""
+    made = sum(each.state == "missing" for each in chosen)
+    moved = (
+        update(replays)
+        .where(replays.c.id == replay.id, replays.c.planned == replay.planned)
+        .values(planned=upto, jobs=replays.c.jobs + len(chosen), made=replays.c.made + made)
+    )
+    if conn.execute(moved).rowcount != 1:
+        raise Fenced(f"{replay.destination}: replay {replay.id} was planned on by another process")
+    _retake(conn, destination, [each.seq for each in chosen if each.state == "discarded"])
+    edited = [each for each in chosen if each.payload is not None]
+    for each in edited:
+        edit = {"destination": destination, "seq": each.seq, "payload": each.payload}
+        added = upsert(conn, edits).values(edit)
+        added = added.on_conflict_do_update(
+            index_elements=["destination", "seq"], set_={"payload": each.payload}
+        )
+        conn.execute(added)
+    rows = []
+    for part in _parts(chosen, batch):
+        values: dict[str, Any] = {
+            "destination": destination,
+            "lane": REPLAYING,
+            "replay": replay.id,
+            "job_key": f"{destination}-{replay.id}" if replay.request.new_key else None,
+            "seq_from": part[0].seq,
+            "seq_to": part[-1].seq,
+            "jobs": len(part),
+            "due_at": now,
+        }
+        of = conn.execute(_MAKE, values).scalar_one()
+        conn.execute(update(sets).where(sets.c.id == of).values(list=of))
+        rows += [
+            SetJob(destination, each.seq, of, each.state == "missing", each.when_error)
+            for each in part
+        ]
+    return rows
+
+
+_MAKE = insert(sets).values(attempts=0, losses=0, alone=False, strikes=0).returning(sets.c.id)
+
+
+def _retake(conn: Connection, destination: int, seqs: Sequence[int]) -> None:
+    """Discarded jobs are to be run again: they no longer count as discarded."""
+    fewer: Counter[int] = Counter()
+    for part in _parts(seqs, _AT_ONCE):
+        retaken = (
+            update(outcomes)
+            .where(
+                outcomes.c.destination == destination,
+                outcomes.c.state == DISCARDED,
+                outcomes.c.seq.in_(part),
+            )
+            .values(state=RETAKEN)
+            .returning(outcomes.c.load)
+        )
+        fewer.update(conn.execute(retaken).scalars())
+    for load, number in fewer.items():
+        less = loads.c.discarded - number
+        conn.execute(update(loads).where(loads.c.id == load).values(discarded=less))
+
+
+def _parts(of: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (of[start : start + size] for start in range(0, len(of), size))
