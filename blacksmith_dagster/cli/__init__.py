@@ -8,6 +8,7 @@ import click
 
 from blacksmith_dagster.cli.answers import destinations, events, jobs, quarantine, status
 from blacksmith_dagster.cli.processes import dev, gateway, store
+from blacksmith_dagster.cli.purge import purge
 from blacksmith_dagster.errors import BlacksmithError
 
 __all__ = ["main"]
@@ -34,5 +35,5 @@ def main() -> None:
     """Receive events, keep every one of them, deliver each to every destination that wants it."""
 
 
-for _command in (dev, gateway, status, events, jobs, destinations, quarantine, store):
+for _command in (dev, gateway, status, events, jobs, destinations, quarantine, purge, store):
     main.add_command(_command)

@@ -1,0 +1,398 @@
+"""Removing events that are past their time, with all that is told of them.
+
+First the floors are moved, so that no replay begins below them; then what is still needed is looked
+for, in one snapshot. From there on it only becomes less: what is below the floors gets no new jobs.
+So the rest is deleted in small transactions, and a purge that was killed is completed by the next.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    or_,
+    select,
+    true,
+    update,
+)
+
+from blacksmith_dagster.pipeline.retention import Retention
+from blacksmith_dagster.store.claims import LANES
+from blacksmith_dagster.store.interface import (
+    NO_CONTEXT,
+    Archive,
+    ArchivedEvent,
+    ArchivedJob,
+    Purgeable,
+    PurgeStep,
+)
+from blacksmith_dagster.store.partitions import Partition
+from blacksmith_dagster.store.retention import Held, bounds, held, last_load, past
+from blacksmith_dagster.store.tables import (
+    DISCARDED,
+    edits,
+    event_totals,
+    events,
+    job_totals,
+    jobs,
+    kinds,
+    loads,
+    outcomes,
+    set_jobs,
+    sets,
+)
+from blacksmith_dagster.store.upkeep import upsert
+
+if TYPE_CHECKING:
+    from blacksmith_dagster.store.sql import SQLStore
+
+T = TypeVar("T")
+
+_PAGE = 50_000  # events that are looked for at once, and archived together
+_AT_ONCE = 2_000  # rows that are deleted in one transaction: others wait to write
+
+
+class Purge:
+    """One purge of a store: what is past its time, and what of it is still needed."""
+
+    def __init__(self, store: SQLStore, retention: Mapping[str, Retention]) -> None:
+        store.maintain()  # what has not been counted is not purged
+        store._read_names()
+        known = store._kinds
+        of = {known[path]: kept for path, kept in retention.items() if path in known}
+        with store.reading() as conn:
+            self._bounds = bounds(conn, of, store._now(conn))
+        self._store = store
+        self._destinations = sorted(store._destinations.values())
+        self._start = min((each.swept for each in self._bounds), default=0)
+        self._top = max((each.upto for each in self._bounds), default=0)
+        self._held = Held()
+
+    def look(self) -> Sequence[Purgeable]:
+        """What would go. Changes nothing."""
+        if not self._bounds:
+            return []
+        self._hold()
+        old: Counter[int] = Counter()
+        going: Counter[int] = Counter()
+        with self._store.reading() as conn:
+            for after in range(self._start, self._top, _PAGE):
+                page = events.c.seq.between(after + 1, min(after + _PAGE, self._top))
+                old += _per_kind(conn, page, past(self._bounds))
+                going += _per_kind(conn, page, past(self._bounds, self._held.windows))
+            for part in _slices(self._held.seqs):
+                going -= _per_kind(
+                    conn, events.c.seq.in_(part), past(self._bounds, self._held.windows)
+                )
+        return [
+            Purgeable(
+                self._store._kind_paths[each.kind],
+                each.before,
+                going[each.kind],
+                old[each.kind] - going[each.kind],
+            )
+            for each in self._bounds
+        ]
+
+    def run(self, archive: Archive | None) -> Iterator[PurgeStep]:
+        """Remove what is past its time, step by step."""
+        if self._store.partitions is not None:
+            # What a purge that was killed has left.
+            yield PurgeStep(postponed=self._store.partitions.drop_marked())
+        if not self._bounds:
+            return
+        self._move_floors()
+        self._hold()
+        for partition in self._whole():
+            if archive is not None:
+                for page in self._pages(partition.first - 1, partition.last):
+                    yield PurgeStep(file=archive.write(self._read(page)))
+            yield PurgeStep(partitions=1, postponed=self._drop(partition))
+        for page in self._pages(self._start, self._top):
+            if archive is not None:
+                yield PurgeStep(file=archive.write(self._read(page)))
+            for part in _slices(page):
+                self._delete(part)
+                yield PurgeStep(events=len(part))
+        yield from self._sweep()
+        self._move_swept()
+
+    # -- the floors
+    def _move_floors(self) -> None:
+        with self._store.writing() as conn:
+            for each in self._bounds:
+                mine = (kinds.c.id == each.kind, kinds.c.purged_upto < each.upto)
+                floor = {"purged_upto": each.upto, "purged_before": each.before}
+                conn.execute(update(kinds).where(*mine).values(floor))
+
+    def _move_swept(self) -> None:
+        """Let the next purge begin where this one has left something."""
+        with self._store.writing() as conn:
+            left: dict[int, int] = {}
+            for part in reversed(list(_slices(self._held.seqs))):
+                first = select(events.c.kind, func.min(events.c.seq)).where(events.c.seq.in_(part))
+                left |= dict(conn.execute(first.group_by(events.c.kind)).tuples().all())
+            for each in self._bounds:
+                firsts = [window.after + 1 for window in self._held.windows]
+                firsts.append(left.get(each.kind, each.upto + 1))
+                upto = min(each.upto, min(firsts) - 1)
+                mine = (kinds.c.id == each.kind, kinds.c.swept_upto < upto)
+                conn.execute(update(kinds).where(*mine).values(swept_upto=upto))
+
+    # -- what stays, and what goes
+    def _hold(self) -> None:
+        # No name of a source or of its event has a dot.
+        outcome_kinds = [kind for path, kind in self._store._kinds.items() if "." in path]
+        with self._store.snapshot() as conn:
+            self._held = held(conn, self._bounds, self._destinations, outcome_kinds)
+
+    def _whole(self) -> Iterator[Partition]:
+        """The partitions that hold nothing but what is to go."""
+        if self._store.partitions is None:
+            return
+        with self._store.reading() as conn:
+            received = set(conn.execute(select(event_totals.c.kind).distinct()).scalars())
+            partitions = self._store.partitions.listed(conn)
+        for partition in partitions:
+            first, last = partition.first, partition.last
+            if last > self._top or self._held.any_between(first, last):
+                continue
+            past_all = {each.kind for each in self._bounds if max(each.upto, each.swept) >= last}
+            others = (events.c.seq.between(first, last), events.c.kind.in_(received - past_all))
+            with self._store.reading() as conn:
+                if conn.execute(select(events.c.seq).where(*others).limit(1)).first() is None:
+                    yield partition
+
+    def _pages(self, after: int, upto: int) -> Iterator[Sequence[int]]:
+        """The events that are to go, in order: their sequence numbers."""
+        old = past(self._bounds, self._held.windows)
+        while True:
+            found = select(events.c.seq).where(events.c.seq > after, events.c.seq <= upto, old)
+            with self._store.reading() as conn:
+                seqs = conn.execute(found.order_by(events.c.seq).limit(_PAGE)).scalars().all()
+            if not seqs:
+                return
+            after = seqs[-1]
+            stay = set(self._held.between(seqs[0], seqs[-1]))
+            if page := [seq for seq in seqs if seq not in stay]:
+                yield page
+
+    def _going(self, part: Sequence[int]) -> ColumnElement[bool]:
+        """Whether an event is one of these, which are all that go from the first to the last."""
+        first, last = part[0], part[-1]
+        old = past(self._bounds, self._held.windows)
+        stay = self._held.between(first, last)
+        return and_(events.c.seq.between(first, last), old, events.c.seq.not_in(stay))
+
+    def _read(self, page: Sequence[int]) -> Sequence[ArchivedEvent]:
+        """Events and what became of their jobs, for the archive."""
+        of = {number: path for path, number in self._store._destinations.items()}
+        id_of, kind_paths = self._store._epochs.id_of, self._store._kind_paths
+        first, last = page[0], page[-1]
+        with self._store.reading() as conn:
+            found = conn.execute(select(events).where(self._going(page)).order_by(events.c.seq))
+            rows = found.all()
+            gone = select(outcomes.c.seq, outcomes.c.destination, outcomes.c.error).where(
+                *self._between(outcomes, first, last), outcomes.c.state == DISCARDED
+            )
+            why = {(seq, number): error for seq, number, error in conn.execute(gone)}
+            made: dict[int, list[ArchivedJob]] = {}
+            for number in self._destinations:
+                for seq in self._jobs_between(conn, number, first, last):
+                    error = why.get((seq, number))
+                    state = "succeeded" if error is None else "discarded"
+                    made.setdefault(seq, []).append(ArchivedJob(of[number], state, error))
+        return [
+            ArchivedEvent(
+                id_of(row.seq),
+                kind_paths[row.kind],
+                row.received_at,
+                _raw(row.payload),
+                row.key,
+                NO_CONTEXT if row.context is None else _raw(row.context),
+                row.version,
+                row.sent_at,
+                None if row.parent is None else id_of(row.parent),
+                made.get(row.seq, ()),
+            )
+            for row in rows
+        ]
+
+    def _jobs_between(self, conn: Connection, of: int, first: int, last: int) -> Sequence[int]:
+        """The events of which a destination event has a job, be it one that a replay has made."""
+        kept = select(jobs.c.seq).where(jobs.c.destination == of, jobs.c.seq.between(first, last))
+        made = select(set_jobs.c.seq).where(
+            set_jobs.c.destination == of, set_jobs.c.seq.between(first, last)
+        )
+        return conn.execute(kept.union(made)).scalars().all()
+
+    # -- removing
+    def _drop(self, partition: Partition) -> Sequence[str]:
+        """Drop a partition; returns the tables that a reader keeps from being dropped."""
+        assert self._store.partitions is not None
+        with self._store.writing() as conn:
+            self._forget(conn, partition.first, partition.last)
+            self._store.partitions.mark(conn, partition)
+        return self._store.partitions.drop_marked()
+
+    def _delete(self, part: Sequence[int]) -> None:
+        """Delete events and their jobs."""
+        first, last = part[0], part[-1]
+        with self._store.writing() as conn:
+            conn.execute(delete(events).where(self._going(part)))
+            conn.execute(delete(jobs).where(*self._between(jobs, first, last), _alone(jobs)))
+            self._forget(conn, first, last, alone=True)
+
+    def _forget(self, conn: Connection, first: int, last: int, *, alone: bool = False) -> None:
+        """Delete what is told of jobs by event; of those alone whose event is gone, if `alone`.
+
+        Those that were discarded are in the totals from then on.
+        """
+        for table in (set_jobs, edits):
+            where = self._between(table, first, last)
+            conn.execute(delete(table).where(*where, _alone(table) if alone else true()))
+        gone = delete(outcomes).where(
+            *self._between(outcomes, first, last),
+            outcomes.c.state == DISCARDED,
+            _alone(outcomes) if alone else true(),
+        )
+        rows = conn.execute(gone.returning(outcomes.c.load, outcomes.c.destination)).all()
+        if rows:
+            per_load = Counter(row.load for row in rows)
+            conn.execute(_LESS, [{"of": load, "n": n} for load, n in per_load.items()])
+        for destination, n in Counter(row.destination for row in rows).items():
+            values = {"destination": destination, "jobs": 0, "purged_discarded": n}
+            added = upsert(conn, job_totals).values(values)
+            total = job_totals.c.purged_discarded + n
+            mine = [job_totals.c.destination]
+            conn.execute(
+                added.on_conflict_do_update(index_elements=mine, set_={"purged_discarded": total})
+            )
+
+    def _between(self, table: Any, first: int, last: int) -> Sequence[ColumnElement[bool]]:
+        """Which rows of a table of jobs are of these events."""
+        return table.c.destination.in_(self._destinations), table.c.seq.between(first, last)
+
+    # -- what nothing needs any more
+    def _sweep(self) -> Iterator[PurgeStep]:
+        """Delete the sets and the loads that have no job left.
+
+        A lane's last load stays: it is the lane's state.
+        """
+        for of in self._destinations:
+            with self._store.reading() as conn:
+                last = [conn.execute(last_load(of, lane)).first() for lane in LANES.values()]
+                given = {
+                    "of": of,
+                    "start": self._start,
+                    "top": self._top,
+                    "last": [each.id for each in last if each],
+                }
+                empty = _empty_sets(conn, given)
+            for part in _slices(empty):
+                with self._store.writing() as conn:
+                    conn.execute(delete(sets).where(sets.c.id.in_([each.id for each in part])))
+                    taken = exists().where(sets.c.load == loads.c.id)
+                    _delete_loads(conn, {each.load for each in part}, ~taken)
+                yield PurgeStep()
+            with self._store.reading() as conn:
+                ids = conn.execute(_EMPTY_LOADS, given).scalars().all()
+            for some in _slices(ids):
+                with self._store.writing() as conn:
+                    _delete_loads(conn, some)
+                yield PurgeStep()
+
+
+def _empty_sets(conn: Connection, given: Mapping[str, Any]) -> Sequence[Row[Any]]:
+    """Sets without a job. The one that a list began with tells when it did: it goes with the last."""
+    empty = conn.execute(_EMPTY_SETS, given).all()
+    per_list = Counter(each.list for each in empty if each.list is not None)
+    if not per_list:
+        return empty
+    of_lists = select(sets.c.list, func.count()).where(sets.c.destination == given["of"])
+    there = dict(conn.execute(of_lists.group_by(sets.c.list)).tuples().all())
+    return [
+        each for each in empty if each.id != each.list or per_list[each.list] == there[each.list]
+    ]
+
+
+def _delete_loads(conn: Connection, ids: Iterable[int], *where: ColumnElement[bool]) -> None:
+    gone = delete(loads).where(loads.c.id.in_(ids), loads.c.discarded == 0, *where)
+    found = conn.execute(gone.returning(loads.c.id)).scalars().all()
+    conn.execute(delete(outcomes).where(outcomes.c.load.in_(found)))
+
+
+def _per_kind(conn: Connection, *where: ColumnElement[bool]) -> Counter[int]:
+    found = select(events.c.kind, func.count()).where(*where).group_by(events.c.kind)
+    return Counter(dict(conn.execute(found).tuples().all()))
+
+
+def _alone(table: Any) -> ColumnElement[bool]:
+    """Whether a job's event is gone."""
+    return ~exists().where(events.c.seq == table.c.seq)
+
+
+def _slices(rows: Sequence[T]) -> Iterator[Sequence[T]]:
+    for start in range(0, len(rows), _AT_ONCE):
+        yield rows[start : start + _AT_ONCE]
+
+
+def _raw(text: str) -> msgspec.Raw:
+    """JSON as it was kept, though in one line."""
+    lines = "\n" in text or "\r" in text
+    return msgspec.Raw(msgspec.json.format(text, indent=-1) if lines else text)
+
+
+_LESS = (
+    update(loads)
+    .where(loads.c.id == bindparam("of"))
+    .values(discarded=loads.c.discarded - bindparam("n"))
+)
+_of: Any = bindparam("of")
+_last: Any = bindparam("last", expanding=True)
+_in_set = (sets.c.seq_from, sets.c.seq_to)
+_left_in_set = or_(
+    and_(
+        sets.c.list.is_(None),
+        exists().where(jobs.c.destination == sets.c.destination, jobs.c.seq.between(*_in_set)),
+    ),
+    exists().where(
+        outcomes.c.list == sets.c.list,
+        outcomes.c.seq.between(*_in_set),
+        events.c.seq == outcomes.c.seq,
+    ),
+    exists().where(
+        set_jobs.c.destination == sets.c.destination,
+        set_jobs.c.seq.between(*_in_set),
+        set_jobs.c.list == sets.c.list,
+    ),
+)
+_EMPTY_SETS = select(sets.c.id, sets.c.load, sets.c.list).where(
+    sets.c.destination == _of,
+    sets.c.seq_to > bindparam("start"),
+    sets.c.seq_to <= bindparam("top"),
+    sets.c.load.is_not(None),
+    sets.c.load.not_in(_last),
+    ~_left_in_set,
+)
+_EMPTY_LOADS = select(loads.c.id).where(
+    loads.c.destination == _of,
+    loads.c.seq_to > bindparam("start"),
+    loads.c.seq_to <= bindparam("top"),
+    loads.c.id.not_in(_last),
+    ~exists().where(
+        jobs.c.destination == loads.c.destination,
+        jobs.c.seq.between(loads.c.seq_from, loads.c.seq_to),
+    ),
+)
