@@ -548,12 +548,15 @@ class Store(Protocol):
         ...
 
     # -- replays
-    def begin_replay(self, fence: Fence, request: ReplayRequest, run: str | None) -> Replay:
+    def begin_replay(
+        self, fence: Fence, request: ReplayRequest, kinds: Sequence[str], run: str | None
+    ) -> Replay:
         """Begin a replay, or go on with the one that was asked for with the same words and not ended.
 
-        What other replays have left waiting is given to the load lane.
+        What other replays have left waiting is given to the load lane. `kinds` are the events that
+        it is asked to go through.
 
-        Raises `Fenced`.
+        Raises `Fenced`; `Purged` if some of them have been purged.
         """
         ...
 

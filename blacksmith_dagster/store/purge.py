@@ -72,7 +72,8 @@ class Purge:
         known = store._kinds
         of = {known[path]: kept for path, kept in retention.items() if path in known}
         with store.reading() as conn:
-            self._bounds = bounds(conn, of, store._now(conn))
+            self._now = store._now(conn)
+            self._bounds = bounds(conn, of, self._now)
         self._store = store
         self._destinations = sorted(store._destinations.values())
         self._start = min((each.swept for each in self._bounds), default=0)
@@ -155,7 +156,7 @@ class Purge:
         # No name of a source or of its event has a dot.
         outcome_kinds = [kind for path, kind in self._store._kinds.items() if "." in path]
         with self._store.snapshot() as conn:
-            self._held = held(conn, self._bounds, self._destinations, outcome_kinds)
+            self._held = held(conn, self._bounds, self._destinations, outcome_kinds, self._now)
 
     def _whole(self) -> Iterator[Partition]:
         """The partitions that hold nothing but what is to go."""

@@ -32,6 +32,7 @@ from blacksmith_dagster.store.interface import (
     Window,
 )
 from blacksmith_dagster.store.loads import JOB_COLUMNS, members
+from blacksmith_dagster.store.retention import is_held, refuse_purged
 from blacksmith_dagster.store.tables import (
     DISCARDED,
     DONE,
@@ -76,15 +77,23 @@ def begin(
     conn: Connection,
     destination: int,
     request: ReplayRequest,
+    kinds: Sequence[int],
     window: Window,
     now: datetime,
     run: str | None,
 ) -> int:
-    """The replay that was asked for with these words and has not ended, or a new one; its id."""
+    """The replay that was asked for with these words and has not ended, or a new one; its id.
+
+    Raises `Purged` if events of these kinds are gone that it has yet to come to.
+    """
     asked = msgspec.json.encode(request).decode()
     same = (replays.c.destination == destination, replays.c.request == asked)
-    found = select(replays.c.id).where(*same, replays.c.ended_at.is_(None))
-    begun = conn.execute(found.order_by(replays.c.id.desc())).scalar()
+    found = select(replays.c.id, replays.c.planned, replays.c.began_at)
+    found = found.where(*same, replays.c.ended_at.is_(None)).order_by(replays.c.id.desc())
+    row = conn.execute(found).first()
+    if row is None or not is_held(conn, destination, row.began_at, now):
+        refuse_purged(conn, kinds, window.after if row is None else row.planned)
+    begun = None if row is None else row.id
     if begun is None:
         values = {
             "destination": destination,

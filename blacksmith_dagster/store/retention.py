@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -12,7 +12,6 @@ from sqlalchemy import (
     Connection,
     and_,
     bindparam,
-    func,
     literal,
     or_,
     select,
@@ -41,6 +40,7 @@ from blacksmith_dagster.store.tables import (
 )
 
 _CHUNK = 10_000  # sequence numbers that one statement names
+_REPLAY_HELD = timedelta(days=7)  # for which what a replay has yet to come to is kept for it
 
 
 class Bound(NamedTuple):
@@ -87,19 +87,19 @@ def past(bounds: Sequence[Bound], windows: Sequence[Window] = ()) -> ColumnEleme
     return and_(old, *(~events.c.seq.between(each.after + 1, each.upto) for each in windows))
 
 
-def refuse_purged(conn: Connection, of: Sequence[int], start: datetime) -> None:
-    """Raise `Purged` if events of these kinds that were received from `start` on may be gone.
+def refuse_purged(conn: Connection, of: Sequence[int], after: int) -> None:
+    """Raise `Purged` if events of these kinds with higher numbers than `after` may be gone.
 
     Their floors stay where they are until the transaction ends: what it makes of events above them,
     a purge finds.
     """
-    floors = select(kinds.c.path, kinds.c.purged_before).where(kinds.c.id.in_(of))
-    locked = floors.order_by(kinds.c.id).with_for_update(read=True)
-    gone = {path: before for path, before in conn.execute(locked) if before and before > start}
+    floors = select(kinds.c.path, kinds.c.purged_before, kinds.c.purged_upto)
+    locked = floors.where(kinds.c.id.in_(of)).order_by(kinds.c.id).with_for_update(read=True)
+    gone = {path: before for path, before, upto in conn.execute(locked) if upto > after}
     if gone:
         raise Purged(
-            f"events received from {start.isoformat()} on have been purged: {shown(gone)}; begin "
-            f"with {max(gone.values()).isoformat()}"
+            f"events of this time have been purged: {shown(gone)}; begin with "
+            f"{max(gone.values()).isoformat()}"
         )
 
 
@@ -135,11 +135,18 @@ class Held(NamedTuple):
         return windows or bool(self.between(first, last))
 
 
+def is_held(conn: Connection, destination: int, began_at: datetime, now: datetime) -> bool:
+    """Whether a replay that has not ended is still waited for: it began, or was at work, lately."""
+    last = conn.execute(last_load(destination, LANES[Lane.REPLAY])).first()
+    return max(began_at, last.started_at if last else began_at) > now - _REPLAY_HELD
+
+
 def held(
     conn: Connection,
     bounds: Sequence[Bound],
     destinations: Sequence[int],
     outcome_kinds: Sequence[int],
+    now: datetime,
 ) -> Held:
     """The events up to the highest bound that must stay.
 
@@ -166,7 +173,14 @@ def held(
         found.update(conn.execute(lately, given).scalars())
         if outcome_kinds:
             parents.update(conn.execute(_PARENTS_OF_PENDING, given).scalars())
-        windows += [Window(*each) for each in conn.execute(_REPLAYED, given)]
+        windows += [
+            Window(each.planned, each.upto)
+            for each in conn.execute(_REPLAYED, given)
+            if is_held(conn, of, each.began_at, now)
+        ]
+    for window in windows:
+        given = {**window._asdict(), "kinds": outcome_kinds}
+        parents.update(conn.execute(_PARENTS_OF_WINDOW, given).scalars())
     parents |= _parents(conn, found, outcome_kinds)
     while fresh := parents - found:
         found |= fresh
@@ -188,7 +202,8 @@ def last_load(of: int, lane: int) -> Any:
     As a range of the index: by equalities, PostgreSQL walks back through all loads.
     """
     key = tuple_(loads.c.destination, loads.c.lane, loads.c.id)
-    found = select(loads.c.id, loads.c.state, loads.c.position).where(
+    columns = (loads.c.id, loads.c.state, loads.c.position, loads.c.started_at)
+    found = select(*columns).where(
         key >= tuple_(literal(of), literal(lane), literal(0)),
         key < tuple_(literal(of), literal(lane + 1), literal(0)),
     )
@@ -218,10 +233,11 @@ _PARENTS_OF_PENDING = (
 _PARENTS = select(events.c.parent).where(
     _of_outcome, events.c.seq.in_(bindparam("seqs", expanding=True))
 )
-# One that was begun and is not gone on with is given up when another is begun.
-_REPLAYED = select(replays.c.planned, replays.c.upto).where(
-    replays.c.id
-    == select(func.max(replays.c.id)).where(replays.c.destination == _of).scalar_subquery(),
+_PARENTS_OF_WINDOW = select(events.c.parent).where(
+    _of_outcome, events.c.seq > bindparam("after"), events.c.seq <= _upto
+)
+_REPLAYED = select(replays.c.planned, replays.c.upto, replays.c.began_at).where(
+    replays.c.destination == _of,
     replays.c.ended_at.is_(None),
     replays.c.planned < replays.c.upto,
     replays.c.planned < _upto,

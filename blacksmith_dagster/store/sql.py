@@ -400,13 +400,16 @@ class SQLStore(ABC):
             return questions.next_due(conn, self._destination(destination), self._now(conn))
 
     # -- replays
-    def begin_replay(self, fence: Fence, request: ReplayRequest, run: str | None) -> Replay:
+    def begin_replay(
+        self, fence: Fence, request: ReplayRequest, kinds: Sequence[str], run: str | None
+    ) -> Replay:
+        asked = [self._kind(kind) for kind in kinds]
         window = self.window(request.start, request.end)
         with self.writing() as conn:
             of, held = self._hold(conn, fence)
             upto = max(min(window.upto, self._watermark(conn)), window.after)
             window = Window(window.after, upto)
-            begun = replays.begin(conn, of, request, window, held.now, run)
+            begun = replays.begin(conn, of, request, asked, window, held.now, run)
             return self._replay(conn, fence.destination, begun)
 
     def _replay(self, conn: Connection, path: str, replay: int) -> Replay:
@@ -552,8 +555,9 @@ class SQLStore(ABC):
         return Purge(self, retention).run(archive)
 
     def check_kept(self, kinds: Sequence[str], start: datetime) -> None:
+        window = self.window(start, start)
         with self.reading() as conn:
-            refuse_purged(conn, [self._kind(each) for each in kinds], start)
+            refuse_purged(conn, [self._kind(each) for each in kinds], window.after)
 
     # -- upkeep
     def ready(self) -> None:

@@ -62,7 +62,7 @@ def plan(
     store: Store, fence: Fence, request: ReplayRequest, batch: int = 100, **changed: str
 ) -> Replay:
     """Begin a replay, and plan all that is not pending."""
-    replay = store.begin_replay(fence, request, "run")
+    replay = store.begin_replay(fence, request, [departed.path], "run")
     found = candidates(store, request, fence.destination)
     chosen = [
         Chosen(each.row.seq, each.state, payload=changed.get(each.row.id))
@@ -217,20 +217,20 @@ def test_what_a_killed_replay_had_begun_stays_in_its_lane(store: Store) -> None:
     fence = replaying(store, holder="next")
     with pytest.raises(Fenced):
         store.claim(killed, 100, 3)
-    replay = store.begin_replay(fence, MISSING, "next run")
+    replay = store.begin_replay(fence, MISSING, [departed.path], "next run")
     assert (replay.run, replay.waiting, replay.planned) == ("next run", 3, replay.upto)
     assert not store.end_replay(fence, replay)
     [load] = drain(store, fence)
     assert (ids_of(load), load.losses) == (ids, 1)
     assert store.end_replay(fence, replay)
-    assert store.begin_replay(fence, MISSING, None).id != replay.id  # that one has ended
+    assert store.begin_replay(fence, MISSING, [departed.path], None).id != replay.id  # that one has ended
 
 
 def test_another_replay_leaves_what_waits_to_the_load_lane(store: Store) -> None:
     ids = keep(store, 3, to=())
     fence = replaying(store)
     cancelled = plan(store, fence, MISSING)
-    other = store.begin_replay(fence, ALL, "other")
+    other = store.begin_replay(fence, ALL, [departed.path], "other")
     assert store.claim(fence, 100, 3) is None
     load = claimed(store, take_over(store))
     assert ids_of(load) == ids
@@ -303,7 +303,7 @@ def test_filters_by_time_version_and_error(store: Store) -> None:
 def test_a_plan_of_a_fenced_replay_changes_nothing(store: Store) -> None:
     keep(store, 2, to=())
     stale = replaying(store)
-    replay = store.begin_replay(stale, MISSING, None)
+    replay = store.begin_replay(stale, MISSING, [departed.path], None)
     fence = replaying(store, holder="next")
     seqs = [each.row.seq for each in candidates(store, MISSING)]
     chosen = [Chosen(seq, "missing") for seq in seqs]
