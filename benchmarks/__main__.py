@@ -12,6 +12,7 @@ BENCHMARKS: Mapping[str, str] = {
     "drain": "drain",
     "history": "drain",
     "counts": "counts",
+    "purge": "purge",
     "gateway": "gateway",
     "arrays": "gateway",
     "dagster_run": "dagster_run",

@@ -3,8 +3,6 @@
 - `BLACKSMITH_HOME`: where the default store lives; `.blacksmith/` beside the pyproject.toml that
   names the application, so never the folder a command happens to run in.
 - `BLACKSMITH_STORE_URL`: `postgresql://...` or `sqlite:///path`; by default SQLite in the home.
-- `BLACKSMITH_ARCHIVE_URL`: a folder, or a URL that fsspec knows, to which events are written before
-  they are purged; nowhere by default.
 """
 
 from __future__ import annotations
@@ -27,11 +25,10 @@ _APPLICATION = re.compile(r"\w+(\.\w+)*:\w+")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Where this process finds its home and its store. The URLs may hold a password."""
+    """Where this process finds its home and its store. `store_url` may hold a password."""
 
     home: Path
     store_url: str
-    archive_url: str | None = None
 
     @classmethod
     def read(cls, project: Path | None = None) -> Settings:
@@ -45,7 +42,7 @@ class Settings:
             Path(given).expanduser().resolve() if given else find_project(project) / ".blacksmith"
         )
         url = os.environ.get("BLACKSMITH_STORE_URL") or f"sqlite:///{home / 'store.db'}"
-        return cls(home, url, os.environ.get("BLACKSMITH_ARCHIVE_URL") or None)
+        return cls(home, url)
 
     def __repr__(self) -> str:
         return f"Settings(home={self.home})"

@@ -13,8 +13,7 @@ from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.pipeline.retention import retention_of
 from blacksmith_dagster.scheduler.purge import PurgeReport
 from blacksmith_dagster.scheduler.purge import purge as purge_store
-from blacksmith_dagster.settings import Settings, load_application
-from blacksmith_dagster.store.interface import Archive
+from blacksmith_dagster.settings import load_application
 
 
 @click.command()
@@ -48,17 +47,9 @@ def purge(app: str | None, dry_run: bool, archive: str | None, json: bool) -> No
             store=store,
             supervisor=supervisor,
             owner=f"{socket.gethostname()}:{os.getpid()}",
-            archive=_archive(archive or Settings.read().archive_url),
+            archive=archive,
         )
     click.echo(as_json(report) if json else _text(report))
-
-
-def _archive(url: str | None) -> Archive | None:
-    if url is None:
-        return None
-    from blacksmith_dagster.store.archive import FolderArchive  # fsspec takes its time to import
-
-    return FolderArchive(url)
 
 
 def _text(report: PurgeReport) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 
@@ -12,7 +13,10 @@ from blacksmith_dagster.pipeline.retention import retention_of
 from blacksmith_dagster.store.interface import Archive, Store
 from blacksmith_dagster.supervisor.interface import Supervisor
 
-LOCK = "purge"
+ARCHIVE_URL = "BLACKSMITH_ARCHIVE_URL"
+"""The environment variable that says where events are archived, for those who are not told."""
+
+_LOCK = "purge"
 _PAUSE = 0.01  # seconds after each transaction: others have their turn to write
 
 
@@ -41,22 +45,28 @@ def purge(
     store: Store,
     supervisor: Supervisor,
     owner: str,
-    archive: Archive | None = None,
+    archive: str | None = None,
 ) -> PurgeReport:
     """Remove the events that are past their `keep` and that nothing needs any more.
 
-    `owner` names the caller to others; with an `archive`, events are written to it before they go.
+    - `owner`: names the caller to others.
+    - `archive`: the folder, or the URL that fsspec knows, to which events are written before they go;
+      the one of `BLACKSMITH_ARCHIVE_URL` if `None`, none if that is not set.
 
-    Raises `Unavailable`.
+    Raises `SettingsError` for a URL that cannot be used, `Unavailable`.
+
+    >>> purge(app, store=store, supervisor=locks, owner="me")  # doctest: +SKIP
+    PurgeReport(events=2641, partitions=1, files=(), postponed=(), skipped=None, stopped=False)
     """
-    lease = supervisor.acquire(LOCK, owner)
+    kept = _opened(archive or os.environ.get(ARCHIVE_URL))
+    lease = supervisor.acquire(_LOCK, owner)
     if lease is None:
-        return PurgeReport(skipped=f"held by {supervisor.status(LOCK).owner or 'another process'}")
+        return PurgeReport(skipped=f"held by {supervisor.status(_LOCK).owner or 'another process'}")
     events, partitions = 0, 0
     files: list[str] = []
     postponed: Sequence[str] = ()
     with lease:
-        for step in store.purge(retention_of(app), archive):
+        for step in store.purge(retention_of(app), kept):
             events += step.events
             partitions += step.partitions
             files += [step.file] if step.file else []
@@ -65,3 +75,11 @@ def purge(
                 return PurgeReport(events, partitions, files, postponed, stopped=True)
             time.sleep(_PAUSE)
     return PurgeReport(events, partitions, files, postponed)
+
+
+def _opened(url: str | None) -> Archive | None:
+    if not url:
+        return None
+    from blacksmith_dagster.store.archive import FolderArchive  # fsspec takes its time to import
+
+    return FolderArchive(url)
