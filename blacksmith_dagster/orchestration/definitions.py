@@ -12,7 +12,9 @@ from blacksmith_dagster.orchestration.assets import (
     EventData,
     store_spec,
 )
+from blacksmith_dagster.orchestration.backfills import build_backfill, build_replay
 from blacksmith_dagster.orchestration.jobs import build_job, load_jobs
+from blacksmith_dagster.orchestration.purge import build_purge
 from blacksmith_dagster.orchestration.report import build_checks, build_report_sensor
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
 from blacksmith_dagster.orchestration.schedules import build_trigger
@@ -47,11 +49,21 @@ def build_definitions(
     keys: Mapping[str, AssetKey] = {path: spec.key for path, spec in specs.items()}
     jobs = {each.name: build_job(app, each, translator) for each in load_jobs(app)}
     triggers = [build_trigger(app, each, jobs[each.name]) for each in load_jobs(app)]
+    events = app.destination_events
+    replays = {
+        path: build_replay(app, event, specs[path], translator) for path, event in events.items()
+    }
+    backfills = [build_backfill(app, event, specs[path]) for path, event in events.items()]
+    purges = build_purge(app)
     return Definitions(
-        assets=[*specs.values(), store_spec()],
+        assets=[*(replays.get(path, spec) for path, spec in specs.items()), store_spec()],
         asset_checks=[build_checks(app, keys)],
-        jobs=list(jobs.values()),
-        schedules=[each for each in triggers if isinstance(each, ScheduleDefinition)],
+        jobs=[*jobs.values(), *([purges.job] if purges else [])],
+        schedules=[
+            *(each for each in triggers if isinstance(each, ScheduleDefinition)),
+            *(each for each in backfills if each is not None),
+            *([purges] if purges else []),
+        ],
         sensors=[
             build_report_sensor(app, keys),
             *(each for each in triggers if isinstance(each, SensorDefinition)),

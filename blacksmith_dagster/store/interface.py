@@ -586,6 +586,10 @@ class Store(Protocol):
         """The replays of a destination event, the newest first."""
         ...
 
+    def unsettled(self, destination: str, limit: int = 100) -> Sequence[JobState]:
+        """Jobs of its last replay that are 'discarded', or 'retrying'."""
+        ...
+
     def pace(self, destination: str) -> float | None:
         """Jobs a second in its last loads, `None` if there were none."""
         ...

@@ -14,11 +14,14 @@ from sqlalchemy import (
     Row,
     and_,
     bindparam,
+    cast,
     exists,
     func,
     insert,
+    null,
     or_,
     select,
+    text,
     union_all,
     update,
 )
@@ -290,6 +293,49 @@ def pace(conn: Connection, destination: int) -> float | None:
     rows = conn.execute(last).all()
     took = sum((row.finished_at - row.started_at).total_seconds() for row in rows)
     return sum(row.jobs for row in rows) / took if took > 0 else None
+
+
+def unsettled(conn: Connection, destination: int, limit: int) -> Sequence[Row[Any]]:
+    """Jobs of the last replay that wait for a retry, or are discarded (without `due_at`)."""
+    last = conn.execute(
+        select(func.max(replays.c.id)).where(replays.c.destination == destination)
+    ).scalar()
+    if last is None:
+        return []
+    failure = outcomes.alias("failure")
+    error = (
+        select(failure.c.error)
+        .where(failure.c.list == sets.c.list, failure.c.seq == events.c.seq)
+        .scalar_subquery()
+    )
+    raised = select(loads.c.error).where(loads.c.id == sets.c.raised_in).scalar_subquery()
+    columns = (events.c.seq, events.c.kind, events.c.received_at)
+    waits = members(
+        lambda *_: [
+            *columns,
+            sets.c.attempts.label("attempts"),
+            func.coalesce(error, raised).label("error"),
+            sets.c.due_at.label("due_at"),
+        ],
+        sets.c.destination == destination,
+        sets.c.replay == last,
+        sets.c.load.is_(None),
+    )
+    listed = exists().where(
+        set_jobs.c.destination == destination,
+        set_jobs.c.seq == outcomes.c.seq,
+        set_jobs.c.list.in_(select(sets.c.id).where(sets.c.replay == last)),
+    )
+    gone = (
+        select(*columns, loads.c.attempt, outcomes.c.error, cast(null(), sets.c.due_at.type))
+        .select_from(
+            outcomes.join(events, events.c.seq == outcomes.c.seq).join(
+                loads, loads.c.id == outcomes.c.load
+            )
+        )
+        .where(outcomes.c.destination == destination, outcomes.c.state == DISCARDED, listed)
+    )
+    return conn.execute(union_all(*waits, gone).order_by(text("1")).limit(limit)).all()
 
 
 # ------------------------------------------------------------------------------------- planning

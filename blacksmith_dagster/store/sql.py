@@ -454,6 +454,24 @@ class SQLStore(ABC):
             rows = replays.find(conn, self._destination(destination), limit)
         return [replays.told(row, destination) for row in rows]
 
+    def unsettled(self, destination: str, limit: int = 100) -> Sequence[JobState]:
+        of = self._destination(destination)
+        with self.reading() as conn:
+            rows = replays.unsettled(conn, of, limit)
+        return [
+            JobState(
+                destination,
+                self._epochs.id_of(row.seq),
+                self._kind_paths[row.kind],
+                "discarded" if row.due_at is None else "retrying",
+                row.received_at,
+                row.attempts,
+                row.error,
+                row.due_at,
+            )
+            for row in rows
+        ]
+
     def pace(self, destination: str) -> float | None:
         with self.reading() as conn:
             return replays.pace(conn, self._destination(destination))

@@ -239,6 +239,12 @@ sets = Table(
         sqlite_where=text("load is not null"),
     ),
     Index("sets_range", "destination", "seq_to"),
+    Index(
+        "sets_replay",
+        "replay",
+        postgresql_where=text("replay is not null"),
+        sqlite_where=text("replay is not null"),
+    ),
     sqlite_autoincrement=True,
 )
 

@@ -26,6 +26,10 @@ def upgrade() -> None:
         postgresql_where=waits,
         sqlite_where=waits,
     )
+    replayed = sa.text("replay is not null")
+    op.create_index(
+        "sets_replay", "sets", ["replay"], postgresql_where=replayed, sqlite_where=replayed
+    )
     op.create_table(
         "set_jobs",
         *_primary_key("destination", "seq", "list"),
