@@ -9,6 +9,7 @@ import click
 from blacksmith_dagster.cli.answers import destinations, events, jobs, quarantine, status
 from blacksmith_dagster.cli.processes import dev, gateway, store
 from blacksmith_dagster.cli.purge import purge
+from blacksmith_dagster.cli.replay import export_jobs, replay
 from blacksmith_dagster.errors import BlacksmithError
 
 __all__ = ["main"]
@@ -35,5 +36,17 @@ def main() -> None:
     """Receive events, keep every one of them, deliver each to every destination that wants it."""
 
 
-for _command in (dev, gateway, status, events, jobs, destinations, quarantine, purge, store):
+jobs.add_command(export_jobs)
+for _command in (
+    dev,
+    gateway,
+    status,
+    events,
+    jobs,
+    destinations,
+    quarantine,
+    replay,
+    purge,
+    store,
+):
     main.add_command(_command)
