@@ -49,12 +49,12 @@ def purge(app: str | None, dry_run: bool, archive: str | None, json: bool) -> No
             owner=f"{socket.gethostname()}:{os.getpid()}",
             archive=archive,
         )
+    if report.skipped:
+        raise UsageError(f"another purge is at it: {report.skipped}; it does the same")
     click.echo(as_json(report) if json else _text(report))
 
 
 def _text(report: PurgeReport) -> str:
-    if report.skipped:
-        return f"skipped: {report.skipped}"
     lines = [f"{report.events} events deleted, {report.partitions} partitions dropped"]
     if report.files:
         lines.append(f"archived in {len(report.files)} files, the last {report.files[-1]}")

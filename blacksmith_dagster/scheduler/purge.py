@@ -17,6 +17,7 @@ ARCHIVE_URL = "BLACKSMITH_ARCHIVE_URL"
 """The environment variable that says where events are archived, for those who are not told."""
 
 _LOCK = "purge"
+_WAIT = 20.0  # seconds: who was killed holds the lock for 15
 _PAUSE = 0.01  # seconds after each transaction: others have their turn to write
 
 
@@ -59,7 +60,7 @@ def purge(
     PurgeReport(events=2641, partitions=1, files=(), postponed=(), skipped=None, stopped=False)
     """
     kept = _opened(archive or os.environ.get(ARCHIVE_URL))
-    lease = supervisor.acquire(_LOCK, owner)
+    lease = supervisor.acquire(_LOCK, owner, wait=_WAIT)
     if lease is None:
         return PurgeReport(skipped=f"held by {supervisor.status(_LOCK).owner or 'another process'}")
     events, partitions = 0, 0

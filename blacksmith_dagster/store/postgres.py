@@ -26,9 +26,9 @@ from blacksmith_dagster.store.sql import SQLStore, fenced, no_longer_open
 from blacksmith_dagster.store.tables import Instant
 
 _CONNECT_SECONDS = 10
-# No parallel workers: to start them takes longer than any of these statements does.
+# No parallel workers, and no JIT: to start them takes longer than any of these statements does.
 _SESSION = (
-    "SET timezone = 'UTC'; SET max_parallel_workers_per_gather = 0;"
+    "SET timezone = 'UTC'; SET max_parallel_workers_per_gather = 0; SET jit = off;"
     " SET default_transaction_isolation = 'read committed';"
     " SET statement_timeout = '5min'; SET lock_timeout = '1min';"
     " SET idle_in_transaction_session_timeout = '1min'"

@@ -8,7 +8,7 @@ So the rest is deleted in small transactions, and a purge that was killed is com
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -23,7 +23,7 @@ from sqlalchemy import (
     func,
     or_,
     select,
-    true,
+    union,
     update,
 )
 
@@ -60,7 +60,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _PAGE = 50_000  # events that are looked for at once, and archived together
-_AT_ONCE = 2_000  # rows that are deleted in one transaction: others wait to write
+_AT_ONCE = 1_000  # events that are deleted in one transaction: others wait to write
+_AT_LAST = 5_000  # sets, or loads, that are
 
 
 class Purge:
@@ -92,7 +93,7 @@ class Purge:
                 page = events.c.seq.between(after + 1, min(after + _PAGE, self._top))
                 old += _per_kind(conn, page, past(self._bounds))
                 going += _per_kind(conn, page, past(self._bounds, self._held.windows))
-            for part in _slices(self._held.seqs):
+            for part in _slices(self._held.seqs, _AT_LAST):
                 going -= _per_kind(
                     conn, events.c.seq.in_(part), past(self._bounds, self._held.windows)
                 )
@@ -123,7 +124,7 @@ class Purge:
         for page in self._pages(self._start, self._top):
             if archive is not None:
                 yield PurgeStep(file=archive.write(self._read(page)))
-            for part in _slices(page):
+            for part in _slices(page, _AT_ONCE):
                 self._delete(part)
                 yield PurgeStep(events=len(part))
         yield from self._sweep()
@@ -141,7 +142,7 @@ class Purge:
         """Let the next purge begin where this one has left something."""
         with self._store.writing() as conn:
             left: dict[int, int] = {}
-            for part in reversed(list(_slices(self._held.seqs))):
+            for part in reversed(list(_slices(self._held.seqs, _AT_LAST))):
                 first = select(events.c.kind, func.min(events.c.seq)).where(events.c.seq.in_(part))
                 left |= dict(conn.execute(first.group_by(events.c.kind)).tuples().all())
             for each in self._bounds:
@@ -189,85 +190,79 @@ class Purge:
             if page := [seq for seq in seqs if seq not in stay]:
                 yield page
 
-    def _going(self, part: Sequence[int]) -> ColumnElement[bool]:
-        """Whether an event is one of these, which are all that go from the first to the last."""
-        first, last = part[0], part[-1]
-        old = past(self._bounds, self._held.windows)
-        stay = self._held.between(first, last)
-        return and_(events.c.seq.between(first, last), old, events.c.seq.not_in(stay))
-
     def _read(self, page: Sequence[int]) -> Sequence[ArchivedEvent]:
         """Events and what became of their jobs, for the archive."""
-        of = {number: path for path, number in self._store._destinations.items()}
         id_of, kind_paths = self._store._epochs.id_of, self._store._kind_paths
-        first, last = page[0], page[-1]
+        found = []
         with self._store.reading() as conn:
-            found = conn.execute(select(events).where(self._going(page)).order_by(events.c.seq))
-            rows = found.all()
-            gone = select(outcomes.c.seq, outcomes.c.destination, outcomes.c.error).where(
-                *self._between(outcomes, first, last), outcomes.c.state == DISCARDED
-            )
-            why = {(seq, number): error for seq, number, error in conn.execute(gone)}
-            made: dict[int, list[ArchivedJob]] = {}
-            for number in self._destinations:
-                for seq in self._jobs_between(conn, number, first, last):
-                    error = why.get((seq, number))
-                    state = "succeeded" if error is None else "discarded"
-                    made.setdefault(seq, []).append(ArchivedJob(of[number], state, error))
-        return [
-            ArchivedEvent(
-                id_of(row.seq),
-                kind_paths[row.kind],
-                row.received_at,
-                _raw(row.payload),
-                row.key,
-                NO_CONTEXT if row.context is None else _raw(row.context),
-                row.version,
-                row.sent_at,
-                None if row.parent is None else id_of(row.parent),
-                made.get(row.seq, ()),
-            )
-            for row in rows
-        ]
+            for part in _slices(page, _AT_LAST):
+                made = self._jobs_of(conn, part)
+                rows = select(events).where(events.c.seq.in_(part)).order_by(events.c.seq)
+                found += [
+                    ArchivedEvent(
+                        id_of(row.seq),
+                        kind_paths[row.kind],
+                        row.received_at,
+                        _raw(row.payload),
+                        row.key,
+                        NO_CONTEXT if row.context is None else _raw(row.context),
+                        row.version,
+                        row.sent_at,
+                        None if row.parent is None else id_of(row.parent),
+                        made.get(row.seq, ()),
+                    )
+                    for row in conn.execute(rows)
+                ]
+        return found
 
-    def _jobs_between(self, conn: Connection, of: int, first: int, last: int) -> Sequence[int]:
-        """The events of which a destination event has a job, be it one that a replay has made."""
-        kept = select(jobs.c.seq).where(jobs.c.destination == of, jobs.c.seq.between(first, last))
-        made = select(set_jobs.c.seq).where(
-            set_jobs.c.destination == of, set_jobs.c.seq.between(first, last)
+    def _jobs_of(
+        self, conn: Connection, part: Sequence[int]
+    ) -> Mapping[int, Sequence[ArchivedJob]]:
+        """What became of the jobs of events, be they ones that a replay has made."""
+        paths = {number: path for path, number in self._store._destinations.items()}
+        why = (
+            select(outcomes.c.destination, outcomes.c.seq, outcomes.c.error)
+            .where(*self._of(outcomes, outcomes.c.seq.in_(part)), outcomes.c.state == DISCARDED)
+            .subquery()
         )
-        return conn.execute(kept.union(made)).scalars().all()
+        has = union(
+            *(
+                select(table.c.destination, table.c.seq).where(
+                    *self._of(table, table.c.seq.in_(part))
+                )
+                for table in (jobs, set_jobs)
+            )
+        ).subquery()
+        same = and_(why.c.destination == has.c.destination, why.c.seq == has.c.seq)
+        found: dict[int, list[ArchivedJob]] = {}
+        rows = select(has, why.c.error).select_from(has.outerjoin(why, same))
+        for destination, seq, error in conn.execute(rows.order_by(has.c.destination)):
+            state = "succeeded" if error is None else "discarded"
+            found.setdefault(seq, []).append(ArchivedJob(paths[destination], state, error))
+        return found
 
     # -- removing
     def _drop(self, partition: Partition) -> Sequence[str]:
         """Drop a partition; returns the tables that a reader keeps from being dropped."""
         assert self._store.partitions is not None
         with self._store.writing() as conn:
-            self._forget(conn, partition.first, partition.last)
+            self._forget(conn, lambda seq: seq.between(partition.first, partition.last))
             self._store.partitions.mark(conn, partition)
         return self._store.partitions.drop_marked()
 
     def _delete(self, part: Sequence[int]) -> None:
         """Delete events and their jobs."""
-        first, last = part[0], part[-1]
         with self._store.writing() as conn:
-            conn.execute(delete(events).where(self._going(part)))
-            conn.execute(delete(jobs).where(*self._between(jobs, first, last), _alone(jobs)))
-            self._forget(conn, first, last, alone=True)
+            conn.execute(delete(events).where(events.c.seq.in_(part)))
+            conn.execute(delete(jobs).where(*self._of(jobs, jobs.c.seq.in_(part))))
+            self._forget(conn, lambda seq: seq.in_(part))
 
-    def _forget(self, conn: Connection, first: int, last: int, *, alone: bool = False) -> None:
-        """Delete what is told of jobs by event; of those alone whose event is gone, if `alone`.
-
-        Those that were discarded are in the totals from then on.
-        """
+    def _forget(self, conn: Connection, which: Callable[[Any], ColumnElement[bool]]) -> None:
+        """Delete what is told of jobs by event. The discarded are in the totals from then on."""
         for table in (set_jobs, edits):
-            where = self._between(table, first, last)
-            conn.execute(delete(table).where(*where, _alone(table) if alone else true()))
-        gone = delete(outcomes).where(
-            *self._between(outcomes, first, last),
-            outcomes.c.state == DISCARDED,
-            _alone(outcomes) if alone else true(),
-        )
+            conn.execute(delete(table).where(*self._of(table, which(table.c.seq))))
+        mine = (*self._of(outcomes, which(outcomes.c.seq)), outcomes.c.state == DISCARDED)
+        gone = delete(outcomes).where(*mine)
         rows = conn.execute(gone.returning(outcomes.c.load, outcomes.c.destination)).all()
         if rows:
             per_load = Counter(row.load for row in rows)
@@ -275,15 +270,13 @@ class Purge:
         for destination, n in Counter(row.destination for row in rows).items():
             values = {"destination": destination, "jobs": 0, "purged_discarded": n}
             added = upsert(conn, job_totals).values(values)
-            total = job_totals.c.purged_discarded + n
-            mine = [job_totals.c.destination]
-            conn.execute(
-                added.on_conflict_do_update(index_elements=mine, set_={"purged_discarded": total})
-            )
+            more = {"purged_discarded": job_totals.c.purged_discarded + n}
+            added = added.on_conflict_do_update(index_elements=["destination"], set_=more)
+            conn.execute(added)
 
-    def _between(self, table: Any, first: int, last: int) -> Sequence[ColumnElement[bool]]:
-        """Which rows of a table of jobs are of these events."""
-        return table.c.destination.in_(self._destinations), table.c.seq.between(first, last)
+    def _of(self, table: Any, which: ColumnElement[bool]) -> Sequence[ColumnElement[bool]]:
+        """Rows of a table of jobs, by the whole of its key."""
+        return table.c.destination.in_(self._destinations), which
 
     # -- what nothing needs any more
     def _sweep(self) -> Iterator[PurgeStep]:
@@ -301,17 +294,20 @@ class Purge:
                     "last": [each.id for each in last if each],
                 }
                 empty = _empty_sets(conn, given)
-            for part in _slices(empty):
+            for part in _slices(empty, _AT_LAST):
                 with self._store.writing() as conn:
                     conn.execute(delete(sets).where(sets.c.id.in_([each.id for each in part])))
                     taken = exists().where(sets.c.load == loads.c.id)
-                    _delete_loads(conn, {each.load for each in part}, ~taken)
+                    ids = sorted({each.load for each in part})
+                    _delete_loads(conn, loads.c.id.in_(ids), ~taken)
                 yield PurgeStep()
             with self._store.reading() as conn:
-                ids = conn.execute(_EMPTY_LOADS, given).scalars().all()
-            for some in _slices(ids):
+                found = select(loads.c.id).where(*_empty_loads(given)).order_by(loads.c.id)
+                numbers = conn.execute(found).scalars().all()
+            for some in _slices(numbers, _AT_LAST):
                 with self._store.writing() as conn:
-                    _delete_loads(conn, some)
+                    some_of_them = loads.c.id.between(some[0], some[-1])
+                    _delete_loads(conn, some_of_them, *_empty_loads(given))
                 yield PurgeStep()
 
 
@@ -328,10 +324,22 @@ def _empty_sets(conn: Connection, given: Mapping[str, Any]) -> Sequence[Row[Any]
     ]
 
 
-def _delete_loads(conn: Connection, ids: Iterable[int], *where: ColumnElement[bool]) -> None:
-    gone = delete(loads).where(loads.c.id.in_(ids), loads.c.discarded == 0, *where)
-    found = conn.execute(gone.returning(loads.c.id)).scalars().all()
-    conn.execute(delete(outcomes).where(outcomes.c.load.in_(found)))
+def _delete_loads(conn: Connection, *where: ColumnElement[bool]) -> None:
+    gone = select(loads.c.id).where(loads.c.discarded == 0, *where)
+    conn.execute(delete(outcomes).where(outcomes.c.load.in_(gone)))
+    conn.execute(delete(loads).where(loads.c.discarded == 0, *where))
+
+
+def _empty_loads(given: Mapping[str, Any]) -> Sequence[ColumnElement[bool]]:
+    """First loads none of whose jobs is left."""
+    of_load = jobs.c.seq.between(loads.c.seq_from, loads.c.seq_to)
+    return (
+        loads.c.destination == given["of"],
+        loads.c.seq_to > given["start"],
+        loads.c.seq_to <= given["top"],
+        loads.c.id.not_in(given["last"]),
+        ~exists().where(jobs.c.destination == loads.c.destination, of_load),
+    )
 
 
 def _per_kind(conn: Connection, *where: ColumnElement[bool]) -> Counter[int]:
@@ -339,14 +347,8 @@ def _per_kind(conn: Connection, *where: ColumnElement[bool]) -> Counter[int]:
     return Counter(dict(conn.execute(found).tuples().all()))
 
 
-def _alone(table: Any) -> ColumnElement[bool]:
-    """Whether a job's event is gone."""
-    return ~exists().where(events.c.seq == table.c.seq)
-
-
-def _slices(rows: Sequence[T]) -> Iterator[Sequence[T]]:
-    for start in range(0, len(rows), _AT_ONCE):
-        yield rows[start : start + _AT_ONCE]
+def _slices(rows: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
 def _raw(text: str) -> msgspec.Raw:
@@ -386,14 +388,4 @@ _EMPTY_SETS = select(sets.c.id, sets.c.load, sets.c.list).where(
     sets.c.load.is_not(None),
     sets.c.load.not_in(_last),
     ~_left_in_set,
-)
-_EMPTY_LOADS = select(loads.c.id).where(
-    loads.c.destination == _of,
-    loads.c.seq_to > bindparam("start"),
-    loads.c.seq_to <= bindparam("top"),
-    loads.c.id.not_in(_last),
-    ~exists().where(
-        jobs.c.destination == loads.c.destination,
-        jobs.c.seq.between(loads.c.seq_from, loads.c.seq_to),
-    ),
 )

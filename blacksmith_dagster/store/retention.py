@@ -24,7 +24,6 @@ from blacksmith_dagster.errors import Purged
 from blacksmith_dagster.pipeline.retention import Retention
 from blacksmith_dagster.store.claims import LANES
 from blacksmith_dagster.store.interface import Lane, Window
-from blacksmith_dagster.store.loads import members
 from blacksmith_dagster.store.tables import (
     DISCARDED,
     EXECUTING,
@@ -36,6 +35,7 @@ from blacksmith_dagster.store.tables import (
     marks,
     outcomes,
     replays,
+    set_jobs,
     sets,
 )
 
@@ -112,8 +112,11 @@ def why_gone(conn: Connection, seq: int) -> str | None:
 
 def shown(gone: Mapping[str, datetime]) -> str:
     """From when on events of each kind are kept, for people."""
-    kept = ", ".join(f"{path} since {before.isoformat()}" for path, before in gone.items())
-    return f"the store keeps {kept}"
+    since = [
+        f"{', '.join(path for path, at in gone.items() if at == before)} since {before.isoformat()}"
+        for before in sorted(set(gone.values()))
+    ]
+    return f"the store keeps {'; '.join(since)}"
 
 
 # ------------------------------------------------------------------------------------- held
@@ -216,12 +219,21 @@ _open: Any = bindparam("open", expanding=True)
 _kinds: Any = bindparam("kinds", expanding=True)
 _upto: Any = bindparam("upto")
 _waits = and_(sets.c.destination == _of, or_(sets.c.load.is_(None), sets.c.load.in_(_open)))
+_in_set = (sets.c.seq_from, sets.c.seq_to)
 _pending = union_all(
     select(jobs.c.seq).where(jobs.c.destination == _of, jobs.c.seq > bindparam("after")),
     select(jobs.c.seq)
     .join(loads, jobs.c.seq.between(loads.c.seq_from, loads.c.seq_to))
     .where(jobs.c.destination == _of, loads.c.id.in_(_open)),
-    *members(lambda seq, _: [seq], _waits),
+    select(jobs.c.seq)
+    .join(sets, jobs.c.seq.between(*_in_set))
+    .where(jobs.c.destination == _of, _waits, sets.c.list.is_(None)),
+    select(outcomes.c.seq)
+    .join(sets, outcomes.c.list == sets.c.list)
+    .where(_waits, outcomes.c.seq.between(*_in_set)),
+    select(set_jobs.c.seq)
+    .join(sets, set_jobs.c.list == sets.c.list)
+    .where(set_jobs.c.destination == _of, _waits, set_jobs.c.seq.between(*_in_set)),
 ).subquery()
 _PENDING = select(_pending.c.seq).where(_pending.c.seq <= _upto)
 _of_outcome = and_(events.c.kind.in_(_kinds), events.c.parent.is_not(None))

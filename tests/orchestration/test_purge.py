@@ -9,6 +9,7 @@ from dagster import DagsterInstance, DefaultScheduleStatus, ExecuteInProcessResu
 
 from blacksmith_dagster import Blacksmith, Source
 from blacksmith_dagster.orchestration import BlacksmithResource, build_definitions
+from blacksmith_dagster.scheduler import purge as purging
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.interface import NewEvent
 from blacksmith_dagster.store.sql import SQLStore
@@ -67,8 +68,9 @@ def test_a_run_purges_and_tells_what_has_gone(
 
 
 def test_a_run_beside_another_purge_is_skipped(
-    store: Store, store_url: str, instance: DagsterInstance
+    store: Store, store_url: str, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(purging, "_WAIT", 0.1)
     supervisor = open_supervisor(None, store)
     try:
         with supervisor.acquire("purge", "another run") as lease:
