@@ -27,7 +27,7 @@ from dagster import (
 )
 from pydantic import Field
 
-from blacksmith_dagster.errors import Unavailable
+from blacksmith_dagster.errors import Fenced, Unavailable
 from blacksmith_dagster.orchestration.checks import MOST_NAMED, of_destination, replay_settled
 from blacksmith_dagster.orchestration.loads import (
     Day,
@@ -128,7 +128,7 @@ def replay_partitions(
                 rate=config.rate,
                 report=report,
             )
-        except Unavailable as error:
+        except (Unavailable, Fenced) as error:  # the lock is acquired anew
             context.log.warning(f"{event.path}: {error}")
             raise RetryRequested(_RETRIES, _RETRY_SECONDS) from error
         if summary.stopped:

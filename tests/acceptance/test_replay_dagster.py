@@ -1,0 +1,134 @@
+"""Backfills in the real Dagster: launched in its UI, terminated there, and with their daemon killed."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime, time, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dagster import AssetKey, DagsterRunStatus
+from playwright.sync_api import Page, expect, sync_playwright
+
+from tests.acceptance.dagster_processes import FLIGHTS, DagsterProcess, Deployment
+from tests.acceptance.processes import until
+from tests.acceptance.test_browser import BROWSER_OPTIONS
+from tests.acceptance.test_dagster_faults import TERMINATE
+
+pytestmark = pytest.mark.timeout(300)
+
+TODAY = datetime.now(UTC).date()
+DAYS = [(TODAY - timedelta(days=n)).isoformat() for n in (3, 2, 1)]
+ASSET_JOB = "__ASSET_JOB"
+LAUNCH = """
+mutation Launch($params: LaunchBackfillParams!) {
+  launchPartitionBackfill(backfillParams: $params) {
+    __typename
+    ... on LaunchBackfillSuccess { backfillId }
+    ... on PythonError { message }
+  }
+}
+"""
+
+
+@pytest.fixture
+def deploy(store_url: str, tmp_path: Path) -> Iterator[Callable[..., Deployment]]:
+    made: list[Deployment] = []
+
+    def deployment(numbers: Sequence[int], **options: Any) -> Deployment:
+        """So many events of each of the three days, without a job."""
+        lake = Deployment(store_url, tmp_path, interval="@every 1h", **options)
+        made.append(lake)
+        for number, day in zip(numbers, DAYS, strict=True):
+            noon = datetime.combine(datetime.fromisoformat(day), time(12), UTC)
+            lake.receive(number, received_at=noon, with_jobs=False)
+        return lake
+
+    yield deployment
+    for each in made:
+        each.close()
+
+
+def launch(dagster: DagsterProcess) -> None:
+    """A backfill of the three days, as the UI launches it."""
+    params = {"assetSelection": [{"path": FLIGHTS.split("/")}], "partitionNames": DAYS}
+    answer = dagster.graphql(LAUNCH, params=params)["launchPartitionBackfill"]
+    assert answer["__typename"] == "LaunchBackfillSuccess", answer
+
+
+def materialized(lake: Deployment) -> set[str]:
+    with lake.instance() as instance:
+        return set(instance.get_materialized_partitions(AssetKey(FLIGHTS.split("/"))))
+
+
+def test_cancelled_from_the_ui(deploy: Callable[..., Deployment]) -> None:
+    lake = deploy((60, 0, 60), seconds=0.3)
+    dagster = lake.dev()
+    launch(dagster)
+    until(lake.began, 90, "a batch begins")
+    (run,) = lake.runs_of(ASSET_JOB)
+    answer = dagster.graphql(TERMINATE, run=run.run_id)
+    assert answer["terminateRun"]["__typename"] == "TerminateRunSuccess"
+    until(lambda: lake.status(run.run_id) is DagsterRunStatus.CANCELED, 30, "the run is canceled")
+    began, ended = (
+        [line["ids"] for line in lake.lines() if line["what"] == what] for what in ("begin", "end")
+    )
+    assert began == ended  # the batch under way was finished
+    assert 0 < len(ended) < 12
+    assert materialized(lake) == set()
+    launch(dagster)
+    until(lambda: materialized(lake) == set(DAYS), 90, "the next launch goes on")
+    lake.judge()
+    loaded = [each for line in lake.lines() if line["what"] == "end" for each in line["ids"]]
+    assert len(loaded) == len(set(loaded)) == 120
+    (replayed,) = lake.store.replays(FLIGHTS)
+    assert (replayed.jobs, replayed.made, replayed.waiting) == (120, 120, 0)
+
+
+def test_daemon_killed_in_a_backfill(deploy: Callable[..., Deployment]) -> None:
+    lake = deploy((40, 40, 40), seconds=0.2)
+    dagster = lake.dev()
+    launch(dagster)
+    until(lake.began, 90, "a batch begins")
+    dagster.kill()  # with the run, and all that it has started
+    dagster = lake.dev()
+    launch(dagster)
+    until(lambda: materialized(lake) == set(DAYS), 120, "the next launch goes on")
+    lake.judge()
+    (replayed,) = lake.store.replays(FLIGHTS)
+    assert (replayed.jobs, replayed.waiting) == (120, 0)
+
+
+@pytest.fixture
+def page(chromium: str) -> Iterator[Page]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=list(BROWSER_OPTIONS))
+        page = browser.new_page(viewport={"width": 1400, "height": 900})
+        page.set_default_timeout(30_000)
+        yield page
+        browser.close()
+
+
+def test_a_backfill_launched_in_the_browser(deploy: Callable[..., Deployment], page: Page) -> None:
+    lake = deploy((20, 30, 10), seconds=0.05)
+    dagster = lake.dev()
+    dagster.graphql("mutation { setNuxSeen }")  # an invitation would lie over the page
+    page.goto(f"{dagster.url}/assets/{FLIGHTS}?view=partitions")
+    page.get_by_role("button", name=re.compile("^Materialize")).first.click()
+    dialog = page.get_by_role("dialog")
+    dialog.wait_for()
+    page.screenshot(path="/tmp/rp/dialog.png")
+    days = dialog.get_by_role("textbox").first
+    days.fill(f"[{DAYS[0]}...{DAYS[-1]}]")
+    days.press("Enter")
+    page.screenshot(path="/tmp/rp/dialog2.png")
+    dialog.get_by_role("button", name=re.compile("^Launch")).last.click()
+    until(lambda: materialized(lake) == set(DAYS), 120, "the days turn")
+    for day, number in zip(DAYS, (20, 30, 10), strict=True):
+        page.goto(f"{dagster.url}/assets/{FLIGHTS}?view=partitions&partition={day}")
+        expect(page.get_by_text("Materialized (3)")).to_be_visible()
+        row = page.get_by_role("row").filter(has_text="events_loaded").first
+        expect(row).to_contain_text(str(number))
+    (run,) = lake.runs_of(ASSET_JOB)
+    assert run.status is DagsterRunStatus.SUCCESS
+    lake.judge()
