@@ -1,6 +1,5 @@
 """Backfills in the real Dagster: launched in its UI, terminated there, and with their daemon killed."""
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
@@ -20,15 +19,24 @@ pytestmark = pytest.mark.timeout(300)
 TODAY = datetime.now(UTC).date()
 DAYS = [(TODAY - timedelta(days=n)).isoformat() for n in (3, 2, 1)]
 ASSET_JOB = "__ASSET_JOB"
-LAUNCH = """
-mutation Launch($params: LaunchBackfillParams!) {
+BACKFILL = """
+mutation Backfill($params: LaunchBackfillParams!) {
   launchPartitionBackfill(backfillParams: $params) {
     __typename
-    ... on LaunchBackfillSuccess { backfillId }
     ... on PythonError { message }
   }
 }
 """
+LAUNCH = """
+mutation Launch($params: ExecutionParams!) {
+  launchPipelineExecution(executionParams: $params) {
+    __typename
+    ... on PythonError { message }
+  }
+}
+"""
+on_sqlite = pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+on_postgres = pytest.mark.parametrize("store_url", ["postgres"], indirect=True)
 
 
 @pytest.fixture
@@ -49,11 +57,34 @@ def deploy(store_url: str, tmp_path: Path) -> Iterator[Callable[..., Deployment]
         each.close()
 
 
-def launch(dagster: DagsterProcess) -> None:
-    """A backfill of the three days, as the UI launches it."""
+def backfill(dagster: DagsterProcess) -> None:
+    """A backfill of the three days, which the daemon makes a run of."""
     params = {"assetSelection": [{"path": FLIGHTS.split("/")}], "partitionNames": DAYS}
-    answer = dagster.graphql(LAUNCH, params=params)["launchPartitionBackfill"]
+    answer = dagster.graphql(BACKFILL, params=params)["launchPartitionBackfill"]
     assert answer["__typename"] == "LaunchBackfillSuccess", answer
+
+
+def launch(dagster: DagsterProcess) -> None:
+    """A run of the three days, at once."""
+    tags = {"start": DAYS[0], "end": DAYS[-1]}
+    params = {
+        "selector": {
+            "repositoryLocationName": "tests.acceptance.dagster_pipeline",
+            "repositoryName": "__repository__",
+            "pipelineName": ASSET_JOB,
+            "assetSelection": [{"path": FLIGHTS.split("/")}],
+            "assetCheckSelection": [],
+        },
+        "mode": "default",
+        "executionMetadata": {
+            "tags": [
+                {"key": f"dagster/asset_partition_range_{name}", "value": day}
+                for name, day in tags.items()
+            ]
+        },
+    }
+    answer = dagster.graphql(LAUNCH, params=params)["launchPipelineExecution"]
+    assert answer["__typename"] == "LaunchRunSuccess", answer
 
 
 def materialized(lake: Deployment) -> set[str]:
@@ -61,6 +92,7 @@ def materialized(lake: Deployment) -> set[str]:
         return set(instance.get_materialized_partitions(AssetKey(FLIGHTS.split("/"))))
 
 
+@on_sqlite
 def test_cancelled_from_the_ui(deploy: Callable[..., Deployment]) -> None:
     lake = deploy((60, 0, 60), seconds=0.3)
     dagster = lake.dev()
@@ -85,10 +117,11 @@ def test_cancelled_from_the_ui(deploy: Callable[..., Deployment]) -> None:
     assert (replayed.jobs, replayed.made, replayed.waiting) == (120, 120, 0)
 
 
+@on_postgres
 def test_daemon_killed_in_a_backfill(deploy: Callable[..., Deployment]) -> None:
     lake = deploy((40, 40, 40), seconds=0.2)
     dagster = lake.dev()
-    launch(dagster)
+    backfill(dagster)
     until(lake.began, 90, "a batch begins")
     dagster.kill()  # with the run, and all that it has started
     dagster = lake.dev()
@@ -109,20 +142,18 @@ def page(chromium: str) -> Iterator[Page]:
         browser.close()
 
 
+@on_sqlite
 def test_a_backfill_launched_in_the_browser(deploy: Callable[..., Deployment], page: Page) -> None:
     lake = deploy((20, 30, 10), seconds=0.05)
     dagster = lake.dev()
     dagster.graphql("mutation { setNuxSeen }")  # an invitation would lie over the page
     page.goto(f"{dagster.url}/assets/{FLIGHTS}?view=partitions")
-    page.get_by_role("button", name=re.compile("^Materialize")).first.click()
+    page.locator("button").filter(has_text="Materialize…").click()
     dialog = page.get_by_role("dialog")
-    dialog.wait_for()
-    page.screenshot(path="/tmp/rp/dialog.png")
-    days = dialog.get_by_role("textbox").first
+    days = dialog.locator("input[type=text]").first
     days.fill(f"[{DAYS[0]}...{DAYS[-1]}]")
     days.press("Enter")
-    page.screenshot(path="/tmp/rp/dialog2.png")
-    dialog.get_by_role("button", name=re.compile("^Launch")).last.click()
+    dialog.locator("button").filter(has_text="Launch backfill").click()
     until(lambda: materialized(lake) == set(DAYS), 120, "the days turn")
     for day, number in zip(DAYS, (20, 30, 10), strict=True):
         page.goto(f"{dagster.url}/assets/{FLIGHTS}?view=partitions&partition={day}")
