@@ -381,15 +381,19 @@ class PurgeStep(msgspec.Struct, frozen=True):
     postponed: Sequence[str] | None = None
 
 
+NOTHING = msgspec.Raw(b"null")
+
+
 class ArchivedJob(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What became of a job of an archived event: 'succeeded', or 'discarded' by an error."""
+    """What became of a job of an archived event: 'succeeded', or 'discarded' by an error.
+
+    `edited` is what it was given instead of the event's data, if a replay has changed it.
+    """
 
     destination: str
     state: str
     error: str | None = None
-
-
-NO_CONTEXT = msgspec.Raw(b"null")
+    edited: msgspec.Raw = NOTHING
 
 
 class ArchivedEvent(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -403,7 +407,7 @@ class ArchivedEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     received_at: datetime
     data: msgspec.Raw
     key: str | None = None
-    context: msgspec.Raw = NO_CONTEXT
+    context: msgspec.Raw = NOTHING
     version: str | None = None
     sent_at: datetime | None = None
     parent: str | None = None

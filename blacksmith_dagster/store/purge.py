@@ -30,7 +30,7 @@ from sqlalchemy import (
 from blacksmith_dagster.pipeline.retention import Retention
 from blacksmith_dagster.store.claims import LANES
 from blacksmith_dagster.store.interface import (
-    NO_CONTEXT,
+    NOTHING,
     Archive,
     ArchivedEvent,
     ArchivedJob,
@@ -205,7 +205,7 @@ class Purge:
                         row.received_at,
                         _raw(row.payload),
                         row.key,
-                        NO_CONTEXT if row.context is None else _raw(row.context),
+                        _raw(row.context),
                         row.version,
                         row.sent_at,
                         None if row.parent is None else id_of(row.parent),
@@ -233,12 +233,19 @@ class Purge:
                 for table in (jobs, set_jobs)
             )
         ).subquery()
-        same = and_(why.c.destination == has.c.destination, why.c.seq == has.c.seq)
+        of, seq_of = has.c.destination, has.c.seq
+        rows = (
+            select(of, seq_of, why.c.error, edits.c.payload)
+            .select_from(has)
+            .outerjoin(why, and_(why.c.destination == of, why.c.seq == seq_of))
+            .outerjoin(edits, and_(edits.c.destination == of, edits.c.seq == seq_of))
+            .order_by(of)
+        )
         found: dict[int, list[ArchivedJob]] = {}
-        rows = select(has, why.c.error).select_from(has.outerjoin(why, same))
-        for destination, seq, error in conn.execute(rows.order_by(has.c.destination)):
+        for destination, seq, error, edited in conn.execute(rows):
             state = "succeeded" if error is None else "discarded"
-            found.setdefault(seq, []).append(ArchivedJob(paths[destination], state, error))
+            job = ArchivedJob(paths[destination], state, error, _raw(edited))
+            found.setdefault(seq, []).append(job)
         return found
 
     # -- removing
@@ -351,8 +358,10 @@ def _slices(rows: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
-def _raw(text: str) -> msgspec.Raw:
+def _raw(text: str | None) -> msgspec.Raw:
     """JSON as it was kept, though in one line."""
+    if text is None:
+        return NOTHING
     lines = "\n" in text or "\r" in text
     return msgspec.Raw(msgspec.json.format(text, indent=-1) if lines else text)
 

@@ -188,7 +188,7 @@ def held(
     while fresh := parents - found:
         found |= fresh
         parents = _parents(conn, fresh, outcome_kinds)
-    return Held(sorted(found), windows)
+    return Held(sorted(seq for seq in found if seq <= upto), windows)
 
 
 def _parents(conn: Connection, seqs: set[int], outcome_kinds: Sequence[int]) -> set[int]:
@@ -238,9 +238,7 @@ _pending = union_all(
 _PENDING = select(_pending.c.seq).where(_pending.c.seq <= _upto)
 _of_outcome = and_(events.c.kind.in_(_kinds), events.c.parent.is_not(None))
 _PARENTS_OF_PENDING = (
-    select(events.c.parent)
-    .join(_pending, _pending.c.seq == events.c.seq)
-    .where(_of_outcome, events.c.parent <= _upto)
+    select(events.c.parent).join(_pending, _pending.c.seq == events.c.seq).where(_of_outcome)
 )
 _PARENTS = select(events.c.parent).where(
     _of_outcome, events.c.seq.in_(bindparam("seqs", expanding=True))
@@ -276,7 +274,7 @@ def _discarded_lately(bounds: Sequence[Bound]) -> Any:
         .where(
             outcomes.c.destination == _of,
             outcomes.c.state == DISCARDED,
-            outcomes.c.seq <= _upto,
+            or_(outcomes.c.seq <= _upto, events.c.kind.in_(_kinds)),
             lately,
         )
     )

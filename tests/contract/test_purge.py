@@ -238,6 +238,7 @@ def test_a_job_that_waits_for_one_destination_event_keeps_the_event(store: Store
 def test_parents_stay_while_an_outcome_waits(store: Store) -> None:
     """Also those that an outcome of an outcome came of, and that are all settled."""
     ids = keep(store, 3)
+    mark(store)
     load = claimed(store, take_over(store))
     told = NewEvent(OUTCOME, "{}", [NewJob(SEATS)], parent=ids[1])
     discarded = [Deviation(load.rows[1].seq, Said.DISCARDED, "no")]
@@ -247,15 +248,30 @@ def test_parents_stay_while_an_outcome_waits(store: Store) -> None:
     [outcome] = ids_of(of_outcome)
     again = NewEvent(OUTCOME, "{}", [NewJob(UNDELIVERABLE)], parent=outcome)
     store.record(of_outcome, Verdict(outcomes=[again]))
+    assert purged(store) == 2, "of those before the mark; the outcomes came after it"
     young = keep(store, 1)
     mark(store)
-    assert purged(store) == 2
+    assert purged(store) == 0
     assert gone(store, ids) == [True, False, True]
     assert not any(gone(store, [outcome, *young]))
     assert set(store.originals([outcome, ids[1]])) == {outcome, ids[1]}
     load_all(store, take_over(store, to=UNDELIVERABLE))
     assert purged(store) == 3
     assert gone(store, [*ids, outcome]) == [True] * 4
+
+
+def test_the_parent_of_an_outcome_whose_job_was_discarded_lately_stays(store: Store) -> None:
+    """Its data is the parent's: it may be mended, and loaded again."""
+    ids = keep(store, 2)
+    load_all(store, take_over(store))
+    mark(store)
+    store.ingest([[NewEvent(OUTCOME, "{}", [NewJob(SEATS)], parent=ids[0])]])
+    load = claimed(store, take_over(store, to=SEATS))
+    store.record(load, Verdict([Deviation(load.rows[0].seq, Said.DISCARDED, "no")]))
+    assert purged(store, kept(NOTHING, DAY)) == 1
+    assert gone(store, ids) == [False, True]
+    assert purged(store) == 1
+    assert gone(store, ids) == [True, True]
 
 
 def test_discarded_jobs_stay_longer(store: Store) -> None:
