@@ -1,15 +1,14 @@
 """What is past its time goes, what is needed stays, and every answer stays right."""
 
-import gzip
 import itertools
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
+from collections.abc import Callable
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import msgspec
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import update
 
 from blacksmith_dagster.errors import Purged, SequenceWentBack, SettingsError, Unavailable, Unknown
 from blacksmith_dagster.pipeline.batch import Said
@@ -36,63 +35,22 @@ from tests.contract.pipeline import (
     new_event,
     take_over,
 )
+from tests.contract.purging import (
+    DAY,
+    NOTHING,
+    NOW,
+    OUTCOME,
+    UNDELIVERABLE,
+    gone,
+    kept,
+    load_all,
+    mark,
+    purged,
+    read,
+    rows,
+)
 
-OUTCOME, UNDELIVERABLE = "warehouse/flights.discarded", "warehouse/undeliverable"
-NOTHING, DAY = timedelta(0), timedelta(days=1)
 LATER = 86_400.0  # a delay in seconds that no test outlives
-
-
-def kept(
-    events: timedelta | None, discarded: timedelta | None = NOTHING
-) -> Mapping[str, Retention]:
-    """Both kinds of the application are kept for so long."""
-    return dict.fromkeys((departed.path, OUTCOME), Retention(events, discarded))
-
-
-NOW = kept(NOTHING)
-
-
-def mark(store: Store, ago: timedelta = NOTHING) -> None:
-    """All that is in the store was received so long ago, or before."""
-    assert isinstance(store, SQLStore)
-    with store.writing() as conn:
-        low, high = store._watermark(conn), store._sequence(conn)
-        values = {"at": store._now(conn) - ago, "low": low, "high": high}
-        conn.execute(tables.marks.insert(), values)
-
-
-def purged(store: Store, retention: Mapping[str, Retention] = NOW) -> int:
-    """Purge; returns how many events were deleted one by one."""
-    return sum(step.events for step in store.purge(retention))
-
-
-def load_all(store: Store, fence: Fence) -> None:
-    """Load until nothing is due."""
-    while load := store.claim(fence, 1000, 3):
-        store.record(load, Verdict())
-
-
-def gone(store: Store, ids: Sequence[str]) -> list[bool]:
-    """Which of these events have been purged."""
-    found = []
-    for each in ids:
-        try:
-            store.event(each)
-        except Purged:
-            found.append(True)
-        else:
-            found.append(False)
-    return found
-
-
-def rows(store: Store) -> dict[str, int]:
-    """How many rows each table of the log has."""
-    assert isinstance(store, SQLStore)
-    with store.reading() as conn:
-        return {
-            each.name: conn.execute(select(func.count()).select_from(each)).scalar_one()
-            for each in (tables.events, tables.jobs, tables.loads, tables.sets, tables.outcomes)
-        }
 
 
 # ------------------------------------------------------------------------------------ what goes
@@ -397,16 +355,6 @@ def test_two_purges_at_once_do_each_others_work(
 
 
 # ------------------------------------------------------------------------------------ archive
-
-
-def read(folder: Path) -> list[ArchivedEvent]:
-    """The events of an archive, in the order of its files' names."""
-    found: list[ArchivedEvent] = []
-    for path in sorted(folder.iterdir()):
-        assert path.name.endswith(".jsonl.gz")
-        with gzip.open(path, "rb") as lines:
-            found += [msgspec.json.decode(line, type=ArchivedEvent) for line in lines]
-    return found
 
 
 def test_an_archive_holds_what_went_to_the_letter(store: Store, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from tests.contract.pipeline import (
     new_event,
     take_over,
 )
-from tests.contract.test_purge import NOW, OUTCOME, gone, kept, mark, rows
+from tests.contract.purging import NOW, OUTCOME, gone, kept, mark, rows
 
 OLD = 6  # events that are in the first partition
 

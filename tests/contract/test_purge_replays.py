@@ -22,7 +22,7 @@ from blacksmith_dagster.store.interface import (
 )
 from blacksmith_dagster.store.sql import SQLStore
 from tests.contract.pipeline import FLIGHTS, SEATS, claimed, departed, keep, take_over
-from tests.contract.test_purge import DAY, NOW, OUTCOME, gone, kept, load_all, mark, purged, read
+from tests.contract.purging import DAY, NOW, OUTCOME, gone, kept, load_all, mark, purged, read
 from tests.contract.test_replays import ALL, MISSING, drain, plan, replaying
 
 

@@ -223,7 +223,9 @@ def test_what_a_killed_replay_had_begun_stays_in_its_lane(store: Store) -> None:
     [load] = drain(store, fence)
     assert (ids_of(load), load.losses) == (ids, 1)
     assert store.end_replay(fence, replay)
-    assert store.begin_replay(fence, MISSING, [departed.path], None).id != replay.id  # that one has ended
+    assert (
+        store.begin_replay(fence, MISSING, [departed.path], None).id != replay.id
+    )  # that one has ended
 
 
 def test_another_replay_leaves_what_waits_to_the_load_lane(store: Store) -> None:

@@ -13,7 +13,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from blacksmith_dagster.errors import Fenced, KeyReused
+from blacksmith_dagster.errors import Fenced, KeyReused, Purged
 from blacksmith_dagster.pipeline.batch import Said
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.interface import (
@@ -26,6 +26,7 @@ from blacksmith_dagster.store.interface import (
     Verdict,
 )
 from tests.contract.pipeline import FLIGHTS, app, departed, take_over
+from tests.contract.purging import mark, purged
 
 ATTEMPTS = 3
 NEVER = 86_400.0  # a delay in seconds that no test outlives
@@ -205,6 +206,19 @@ class StoreMachine(RuleBasedStateMachine):
         gone = [Deviation(row.seq, Said.DISCARDED, "not wanted") for row in load.rows]
         self.store.record(load, Verdict(gone))
         self._all(load, DISCARDED)
+
+    @rule()
+    def purge(self) -> None:
+        """What is settled goes, and is counted as before; what is pending stays."""
+        mark(self.store)
+        assert purged(self.store) >= len(self._in(SUCCEEDED) | self._in(DISCARDED))
+        for event in self._in(SUCCEEDED) | self._in(DISCARDED):
+            with pytest.raises(Purged):
+                self.store.event(event)
+        self.succeeded_before += len(self._in(SUCCEEDED))
+        self.discarded_before = 0
+        pending = (AWAITING, EXECUTING, RETRYING)
+        self.states = {event: each for event, each in self.states.items() if each in pending}
 
     @rule()
     def maintain(self) -> None:
