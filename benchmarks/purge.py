@@ -1,11 +1,16 @@
 """Events that nothing needs any more: how long until they are gone, and what ingest feels of it."""
 
+import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from datetime import timedelta
 from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
 
 from benchmarks.measure import Effort, Figure, at_most, beside, shown
 from benchmarks.pipeline import app, happened, payload, requests
@@ -25,8 +30,13 @@ def purge(effort: Effort) -> Iterator[Figure]:
     """Seconds for a partition, events a second for rows, and the commits beside."""
     with postgres() as made:
         count = effort.of(WHOLE)
-        seconds = [_dropped(made, count) for _ in range(ROUNDS)]
-        yield at_most(f"purge {count:,} drained events, a partition; {made.name}", seconds, 2, "s")
+        seconds, limits = zip(*(_dropped(made, count) for _ in range(ROUNDS)), strict=True)
+        what = f"purge {count:,} drained events, a partition; {made.name}"
+        yield replace(
+            at_most(what, seconds, 2, "s"),
+            limit=shown(limits, "s"),
+            ratio=f"{median(seconds) / median(limits):.2f}",
+        )
     for databases in BOTH:
         with databases() as made:
             count = effort.of(ROWS)
@@ -43,14 +53,16 @@ def purge(effort: Effort) -> Iterator[Figure]:
             )
 
 
-def _dropped(made: Databases, count: int) -> float:
-    """Seconds to purge a partition of drained events."""
+def _dropped(made: Databases, count: int) -> tuple[float, float]:
+    """Seconds to purge a partition of drained events, and to remove files of its size."""
     url = made.create()
     fill(url, count, payload=payload(0))
     with closing(opened(url)) as store:
         with store.writing() as conn:
             store._set_sequence(conn, max(store._sequence(conn), STEP))
         _ready(store)
+        with store.reading() as conn:
+            size = conn.exec_driver_sql(_SIZE).scalar_one()
         made.settle()
         started = time.perf_counter()
         dropped = sum(step.partitions for step in store.purge(AT_ONCE))
@@ -58,7 +70,26 @@ def _dropped(made: Databases, count: int) -> float:
         assert dropped == 1
         assert not store.events()
     made.drop(url)
-    return seconds
+    return seconds, _removed(int(size))
+
+
+_SIZE = "SELECT pg_total_relation_size('events_0') + pg_total_relation_size('jobs_0')"
+_SEGMENT = 1024**3  # of the files of a table
+
+
+def _removed(size: int) -> float:
+    """Seconds to remove files of this size in all."""
+    with TemporaryDirectory(prefix="blacksmith-bench-") as folder:
+        paths = [Path(folder) / str(n) for n in range(0, size, _SEGMENT)]
+        for path in paths:
+            with path.open("wb") as file:
+                for _ in range(_SEGMENT // 2**20):
+                    file.write(bytes(2**20))
+                os.fsync(file.fileno())
+        started = time.perf_counter()
+        for path in paths:
+            path.unlink()
+        return (time.perf_counter() - started) * size / (len(paths) * _SEGMENT)
 
 
 def _deleted(made: Databases, count: int) -> tuple[float, float, float]:
