@@ -13,7 +13,14 @@ from blacksmith_dagster.pipeline.destination import DestinationEvent
 from blacksmith_dagster.pipeline.event import Event
 from blacksmith_dagster.scheduler.decode import Decoder
 from blacksmith_dagster.settings import load_function
-from blacksmith_dagster.store.interface import Candidate, Chosen, JobRow, ReplayMode, ReplayRequest
+from blacksmith_dagster.store.interface import (
+    Candidate,
+    Chosen,
+    JobRow,
+    ReplayMode,
+    ReplayRequest,
+    Store,
+)
 
 Originals = Mapping[str, JobRow]
 
@@ -47,6 +54,7 @@ class Chooser:
         self._app = app
         self._event = event
         self._request = request
+        self._modes = frozenset(request.modes)
         self._decoder = Decoder(app, event)
         self._when: Callable[[Event[Any]], Any] | None = _function(request.when)
         self._edit: Callable[[Event[Any]], Any] | None = _function(request.edit)
@@ -54,31 +62,28 @@ class Chooser:
             flow.when is None for flow in event.flows.values()
         )
 
-    def choose(
-        self,
-        candidates: Sequence[Candidate],
-        fetch: Callable[[Sequence[str]], Originals],
-    ) -> list[Chosen]:
-        """The jobs to be run. `fetch` gets the events that outcomes came of.
+    def choose(self, candidates: Sequence[Candidate], store: Store) -> list[Chosen]:
+        """The jobs to be run. The store is asked for the events only if something is asked of them.
 
         Raises `UsageError` if the request's own function raises: nothing is left out by a bug.
         """
         wanted = [each for each in candidates if self.is_asked_for(each)]
         if self._plain:
-            return [Chosen(row.seq, state) for row, state, _ in wanted]
-        originals = self._decoder.originals((each.row for each in wanted), fetch)
-        chosen = (self._chosen(each, originals) for each in wanted)
+            return [Chosen(each.seq, each.state) for each in wanted]
+        rows = store.kept(self._event.path, [each.seq for each in wanted])
+        originals = self._decoder.originals(rows, store.originals)
+        state_of = {each.seq: each.state for each in wanted}
+        chosen = (self._chosen(row, state_of[row.seq], originals) for row in rows)
         return [each for each in chosen if each is not None]
 
     def is_asked_for(self, candidate: Candidate) -> bool:
         """Whether the request's modes and its error mean this job."""
-        if not _MODES[candidate.state] & set(self._request.modes):
+        if self._modes.isdisjoint(_MODES[candidate.state]):
             return False
         error = self._request.error
         return error is None or error in (candidate.error or "")
 
-    def _chosen(self, candidate: Candidate, originals: Originals) -> Chosen | None:
-        row, state, _ = candidate
+    def _chosen(self, row: JobRow, state: str, originals: Originals) -> Chosen | None:
         flow = self._event.flows[row.kind]
         raised: str | None = None
         payload: str | None = None

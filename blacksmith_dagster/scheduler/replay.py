@@ -140,7 +140,7 @@ def replay(
             if at.planned < at.upto:
                 window = Window(at.planned, at.upto)
                 stretch = store.stretch(event.path, request, chooser.kinds, window)
-                chosen = chooser.choose(stretch.candidates, store.originals)
+                chosen = chooser.choose(stretch.candidates, store)
                 course.replay = store.plan(fence, at, stretch.upto, chosen, event.batch)
             elif store.end_replay(fence, at):
                 return ReplaySummary(begun.id, loads, tally)
@@ -165,12 +165,12 @@ def forecast(
     while window.after < window.upto:
         stretch = store.stretch(event.path, every, chooser.kinds, window)
         window = Window(stretch.upto, window.upto)
-        wanted = {each.seq for each in missing.choose(stretch.candidates, store.originals)}
-        for row, state, _ in stretch.candidates:
-            if state != "missing" or row.seq in wanted:
-                day = row.received_at.astimezone(UTC).date()
-                days.setdefault(day, Counter())[state] += 1
-        chosen = {each.seq for each in chooser.choose(stretch.candidates, store.originals)}
+        wanted = {each.seq for each in missing.choose(stretch.candidates, store)}
+        for each in stretch.candidates:
+            if each.state != "missing" or each.seq in wanted:
+                day = each.received_at.astimezone(UTC).date()
+                days.setdefault(day, Counter())[each.state] += 1
+        chosen = {each.seq for each in chooser.choose(stretch.candidates, store)}
         jobs += len(chosen)
         sample += _sampled(stretch.candidates, chosen, _SAMPLE - len(sample))
     pace = store.pace(event.path)
@@ -178,8 +178,8 @@ def forecast(
 
 
 def _sampled(candidates: Sequence[Candidate], chosen: set[int], number: int) -> list[Sample]:
-    picked = [each for each in candidates if each.row.seq in chosen] if number else []
-    return [Sample(row.id, row.kind, state, error) for row, state, error in picked[:number]]
+    picked = [each for each in candidates if each.seq in chosen] if number else []
+    return [Sample(each.id, each.kind, each.state, each.error) for each in picked[:number]]
 
 
 def _acquire(

@@ -237,7 +237,10 @@ class Candidate(NamedTuple):
     """An event of a replay's window, and the `state` of its job: 'missing' (it has none), 'succeeded',
     'discarded' (`error` says why) or 'pending'."""
 
-    row: JobRow
+    seq: int
+    id: str
+    kind: str
+    received_at: datetime
     state: str
     error: str | None
 
@@ -568,6 +571,10 @@ class Store(Protocol):
         self, destination: str, request: ReplayRequest, kinds: Sequence[str], window: Window
     ) -> Stretch:
         """The first of a window's events that a request's modes and filters choose."""
+        ...
+
+    def kept(self, destination: str, seqs: Sequence[int]) -> Sequence[JobRow]:
+        """Events by their sequence numbers, in order, in the form of a job of a destination event."""
         ...
 
     def plan(

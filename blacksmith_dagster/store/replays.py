@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 
@@ -12,6 +12,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Row,
+    Select,
     and_,
     bindparam,
     cast,
@@ -170,7 +171,7 @@ def end(conn: Connection, replay: Replay, now: datetime) -> bool:
 # ------------------------------------------------------------------------------------- candidates
 
 
-def pending(conn: Connection, destination: int, window: Window) -> tuple[int, set[int]]:
+def _pending(conn: Connection, destination: int, window: Window) -> tuple[int, set[int]]:
     """Where the load lane stands, and which jobs before that wait to run again, or are running.
 
     It is read before the candidates: what is not pending now will not be, unless a replay has it so.
@@ -204,82 +205,112 @@ def _last_load(conn: Connection, destination: int, lane: int) -> Row[Any] | None
     return conn.execute(select(*columns).where(loads.c.id == last)).first()
 
 
-def candidates(
+class Found(NamedTuple):
+    """An event of a window, as `Candidate` has it."""
+
+    seq: int
+    kind: int
+    received_at: datetime
+    state: str
+    error: str | None
+
+
+def stretch(
     conn: Connection,
     destination: int,
     request: ReplayRequest,
     kinds: Sequence[int],
     window: Window,
-) -> tuple[Sequence[Any], int]:
-    """Rows of JOB_COLUMNS, whether there is a job of the log or a made one, and the error by which
-    it was discarded; and up to which number they were looked for."""
-    discarded = outcomes.alias("discarded")
-    made = exists().where(
-        set_jobs.c.destination == destination, set_jobs.c.seq == events.c.seq, set_jobs.c.made
+) -> tuple[list[Found], int]:
+    """The first events of a window that a request's modes and filters choose, and up to which number
+    they were looked for."""
+    # What is discarded is indexed; else the log is gone through.
+    if set(request.modes) == {ReplayMode.FAILED} or request.error is not None:
+        return _discarded(conn, destination, request, kinds, window)
+    part = Window(window.after, min(window.upto, window.after + _SPAN))
+    return list(_of_log(conn, destination, request, kinds, part)), part.upto
+
+
+def _discarded(
+    conn: Connection,
+    destination: int,
+    request: ReplayRequest,
+    kinds: Sequence[int],
+    window: Window,
+) -> tuple[list[Found], int]:
+    """What is discarded is not pending: the transaction that takes it up again says so."""
+    found = select(outcomes.c.seq, outcomes.c.error).where(
+        *_is_discarded(destination), outcomes.c.seq > window.after, outcomes.c.seq <= window.upto
     )
-    is_discarded = (
-        (discarded.c.destination == destination)
-        & (discarded.c.seq == events.c.seq)
-        & (discarded.c.state == DISCARDED)
+    if request.error is not None:
+        found = found.where(outcomes.c.error.contains(request.error, autoescape=True))
+    errors = dict(conn.execute(found.order_by(outcomes.c.seq).limit(_AT_ONCE)).tuples().all())
+    upto = max(errors) if len(errors) == _AT_ONCE else window.upto
+    kept = _of_window(request, kinds).where(events.c.seq.in_(errors)).order_by(events.c.seq)
+    return [
+        Found(seq, kind, received_at, "discarded", errors[seq])
+        for seq, kind, received_at in conn.execute(kept).tuples()
+    ], upto
+
+
+def _of_log(
+    conn: Connection,
+    destination: int,
+    request: ReplayRequest,
+    kinds: Sequence[int],
+    window: Window,
+) -> Iterator[Found]:
+    """Ranges are read one by one and put together here: joined, each event would be looked up in
+    each."""
+    position, busy = _pending(conn, destination, window)
+
+    def between(column: Any) -> Any:
+        return and_(column > window.after, column <= window.upto)
+
+    log = select(jobs.c.seq).where(jobs.c.destination == destination, between(jobs.c.seq))
+    later = select(set_jobs.c.seq).where(
+        set_jobs.c.destination == destination, between(set_jobs.c.seq), set_jobs.c.made
     )
-    of_log = (jobs.c.destination == destination) & (jobs.c.seq == events.c.seq)
+    of_log, made = set(conn.execute(log).scalars()), set(conn.execute(later).scalars())
+    discarded = select(outcomes.c.seq, outcomes.c.error).where(
+        *_is_discarded(destination), between(outcomes.c.seq)
+    )
+    errors = dict(conn.execute(discarded).tuples().all())
     modes = set(request.modes)
-    # By what is discarded, which is indexed; else by the log.
-    only_failed = modes == {ReplayMode.FAILED} or request.error is not None
-    columns = [*JOB_COLUMNS, jobs.c.seq.is_not(None), made, discarded.c.error]
-    upto = window.upto if only_failed else min(window.upto, window.after + _SPAN)
-    found = select(*columns)
-    if only_failed:
-        found = (
-            found.select_from(
-                discarded.join(events, events.c.seq == discarded.c.seq).outerjoin(jobs, of_log)
-            )
-            .where(
-                discarded.c.destination == destination,
-                discarded.c.state == DISCARDED,
-                discarded.c.seq > window.after,
-                discarded.c.seq <= upto,
-            )
-            .limit(_SPAN)
-        )
-    else:
-        found = found.select_from(
-            events.outerjoin(jobs, of_log).outerjoin(discarded, is_discarded)
-        ).where(events.c.seq > window.after, events.c.seq <= upto)
-        chosen = {
-            ReplayMode.MISSING: and_(jobs.c.seq.is_(None), ~made),
-            ReplayMode.FAILED: discarded.c.seq.is_not(None),
-        }
-        if ReplayMode.ALL not in modes:
-            found = found.where(or_(*(chosen[mode] for mode in modes)))
-    found = found.where(
+    wanted = {"missing"} if ReplayMode.MISSING in modes else set()
+    wanted |= {"discarded"} if ReplayMode.FAILED in modes else set()
+    kept = _of_window(request, kinds).where(between(events.c.seq)).order_by(events.c.seq)
+    for seq, kind, received_at in conn.execute(kept).tuples():
+        if (seq in of_log and seq > position) or seq in busy:
+            state = "pending"
+        elif seq in errors:
+            state = "discarded"
+        else:
+            state = "succeeded" if seq in of_log or seq in made else "missing"
+        if ReplayMode.ALL in modes or state in wanted:
+            yield Found(seq, kind, received_at, state, errors.get(seq))
+
+
+def _is_discarded(destination: int) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return outcomes.c.destination == destination, outcomes.c.state == DISCARDED
+
+
+def _of_window(request: ReplayRequest, kinds: Sequence[int]) -> Select[Any]:
+    kept = select(events.c.seq, events.c.kind, events.c.received_at).where(
         events.c.kind.in_(kinds),
         events.c.received_at >= request.start,
         events.c.received_at < request.end,
     )
-    if request.version is not None:
-        found = found.where(events.c.version == request.version)
-    if request.error is not None:
-        found = found.where(discarded.c.error.contains(request.error, autoescape=True))
-    rows = conn.execute(found.order_by(events.c.seq)).all()
-    if only_failed and len(rows) == _SPAN:
-        upto = rows[-1].seq
-    return rows, upto
+    return kept if request.version is None else kept.where(events.c.version == request.version)
 
 
-def state(
-    seq: int, of_log: bool, made: bool, error: str | None, position: int, busy: Container[int]
-) -> str:
-    """The state of an event's job, as `Candidate` names it. Pure.
-
-    `of_log`: it was made at ingest; `made`: by a replay; `error`: it was discarded; `position`: where
-    the load lane stands; `busy`: what of the jobs before that is pending.
-    """
-    if not (of_log or made):
-        return "missing"
-    if (of_log and seq > position) or seq in busy:
-        return "pending"
-    return "succeeded" if error is None else "discarded"
+def rows_of(conn: Connection, destination: int, seqs: Sequence[int]) -> Iterator[Any]:
+    """Events as rows of JOB_COLUMNS."""
+    of_log = and_(jobs.c.destination == destination, jobs.c.seq == events.c.seq)
+    every = select(*JOB_COLUMNS).select_from(events.outerjoin(jobs, of_log))
+    for part in _parts(seqs, _AT_ONCE):
+        some = events.c.seq.between(part[0], part[-1]), events.c.seq.in_(part)
+        yield from conn.execute(every.where(*some).order_by(events.c.seq))
 
 
 def pace(conn: Connection, destination: int) -> float | None:

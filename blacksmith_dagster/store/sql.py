@@ -422,17 +422,19 @@ class SQLStore(ABC):
         of = self._destination(destination)
         asked = [self._kind(kind) for kind in kinds]
         with self.reading() as conn:
-            position, busy = replays.pending(conn, of, window)
-            rows, upto = replays.candidates(conn, of, request, asked, window)
-        told = self._jobs([each[:-3] for each in rows])
+            found, upto = replays.stretch(conn, of, request, asked, window)
+        ids, paths = self._epochs.ids_of(each.seq for each in found), self._kind_paths
         return Stretch(
             [
-                Candidate(row, replays.state(row.seq, *had, error, position, busy), error)
-                for row, (*_, of_log, made, error) in zip(told, rows, strict=True)
-                for had in ((of_log, made),)
+                Candidate(seq, id_, paths[kind], received_at, state, error)
+                for id_, (seq, kind, received_at, state, error) in zip(ids, found, strict=True)
             ],
             upto,
         )
+
+    def kept(self, destination: str, seqs: Sequence[int]) -> Sequence[JobRow]:
+        with self.reading() as conn:
+            return self._jobs(list(replays.rows_of(conn, self._destination(destination), seqs)))
 
     def plan(
         self, fence: Fence, replay: Replay, upto: int, chosen: Sequence[Chosen], batch: int

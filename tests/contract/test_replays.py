@@ -55,7 +55,7 @@ def candidates(store: Store, request: ReplayRequest, to: str = FLIGHTS) -> Seque
 
 
 def states(store: Store, request: ReplayRequest, to: str = FLIGHTS) -> dict[str, str]:
-    return {each.row.id: each.state for each in candidates(store, request, to)}
+    return {each.id: each.state for each in candidates(store, request, to)}
 
 
 def plan(
@@ -65,7 +65,7 @@ def plan(
     replay = store.begin_replay(fence, request, [departed.path], "run")
     found = candidates(store, request, fence.destination)
     chosen = [
-        Chosen(each.row.seq, each.state, payload=changed.get(each.row.id))
+        Chosen(each.seq, each.state, payload=changed.get(each.id))
         for each in found
         if each.state != "pending"
     ]
@@ -307,7 +307,7 @@ def test_a_plan_of_a_fenced_replay_changes_nothing(store: Store) -> None:
     stale = replaying(store)
     replay = store.begin_replay(stale, MISSING, [departed.path], None)
     fence = replaying(store, holder="next")
-    seqs = [each.row.seq for each in candidates(store, MISSING)]
+    seqs = [each.seq for each in candidates(store, MISSING)]
     chosen = [Chosen(seq, "missing") for seq in seqs]
     with pytest.raises(Fenced):
         store.plan(stale, replay, replay.upto, chosen, 10)

@@ -157,9 +157,6 @@ def test_a_scheduled_backfill_replays_the_last_days(days: int, first: str) -> No
     assert isinstance(schedule, ScheduleDefinition)
     assert (schedule.cron_schedule, schedule.execution_timezone) == ("0 3 * * *", "UTC")
     assert schedule.default_status is DefaultScheduleStatus.RUNNING
-    context = build_schedule_context(
-        scheduled_execution_time=at, repository_def=found.get_repository_def()
-    )
     (request,) = schedule.evaluate_tick(schedule_context(found)).run_requests
     assert {key: request.tags[key] for key in (START, END)} == {START: first, END: NAMED[-1]}
 
@@ -167,9 +164,6 @@ def test_a_scheduled_backfill_replays_the_last_days(days: int, first: str) -> No
 def test_a_scheduled_backfill_waits_for_the_first_day_to_pass() -> None:
     found = with_backfill("@daily", since=TODAY)
     schedule = found.resolve_schedule_def("backfill_lake__flights_schedule")
-    context = build_schedule_context(
-        scheduled_execution_time=at, repository_def=found.get_repository_def()
-    )
     data = schedule.evaluate_tick(schedule_context(found))
     assert not data.run_requests
     assert "has not passed" in (data.skip_message or "")
