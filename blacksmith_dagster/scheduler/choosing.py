@@ -54,7 +54,8 @@ class Chooser:
         self._app = app
         self._event = event
         self._request = request
-        self._modes = frozenset(request.modes)
+        modes = set(request.modes)
+        self._states = {state for state, meant_by in _MODES.items() if meant_by & modes}
         self._decoder = Decoder(app, event)
         self._when: Callable[[Event[Any]], Any] | None = _function(request.when)
         self._edit: Callable[[Event[Any]], Any] | None = _function(request.edit)
@@ -78,10 +79,9 @@ class Chooser:
 
     def is_asked_for(self, candidate: Candidate) -> bool:
         """Whether the request's modes and its error mean this job."""
-        if self._modes.isdisjoint(_MODES[candidate.state]):
+        if candidate.state not in self._states:
             return False
-        error = self._request.error
-        return error is None or error in (candidate.error or "")
+        return self._request.error is None or self._request.error in (candidate.error or "")
 
     def _chosen(self, row: JobRow, state: str, originals: Originals) -> Chosen | None:
         flow = self._event.flows[row.kind]
