@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from sqlalchemy import Connection
+from sqlalchemy import ColumnElement, Connection
 from sqlalchemy.exc import OperationalError
 
 if TYPE_CHECKING:
@@ -28,6 +28,10 @@ class Partition(NamedTuple):
     first: int
     last: int
 
+    def holds(self, seq: ColumnElement[int]) -> ColumnElement[bool]:
+        """Whether a sequence number is in it."""
+        return seq.between(self.first, self.last)
+
 
 class Partitions:
     """The partitions of a store."""
@@ -36,9 +40,16 @@ class Partitions:
         self._store = store
 
     def listed(self, conn: Connection) -> Sequence[Partition]:
-        """Those that there are, the oldest first."""
-        numbers = conn.exec_driver_sql(_LISTED).scalars()
-        return [Partition(n, n * STEP, (n + 1) * STEP - 1) for n in numbers]
+        """Those that are not marked, the oldest first."""
+        return [of for of, marked in self._attached(conn) if not marked]
+
+    def marked(self, conn: Connection) -> Sequence[Partition]:
+        """Those that are marked, and whose events could not be detached yet."""
+        return [of for of, marked in self._attached(conn) if marked]
+
+    def _attached(self, conn: Connection) -> Sequence[tuple[Partition, bool]]:
+        rows = conn.exec_driver_sql(_ATTACHED, (_MARK,))
+        return [(Partition(n, n * STEP, (n + 1) * STEP - 1), marked) for n, marked in rows]
 
     def mark(self, conn: Connection, partition: Partition) -> None:
         """Decide that a partition is dropped."""
@@ -76,8 +87,9 @@ def _patience(conn: Connection) -> Iterator[None]:
         conn.exec_driver_sql(f"SET lock_timeout = '{before}'")
 
 
-_LISTED = """
-SELECT substring(c.relname from '^events_(\\d+)$')::bigint AS number
+_ATTACHED = """
+SELECT substring(c.relname from '^events_(\\d+)$')::bigint,
+       coalesce(obj_description(c.oid, 'pg_class') = %s, false)
   FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
  WHERE i.inhparent = 'events'::regclass AND NOT i.inhdetachpending ORDER BY 1
 """

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import msgspec
 from sqlalchemy import (
     ColumnElement,
     Connection,
@@ -23,21 +22,19 @@ from sqlalchemy import (
     func,
     or_,
     select,
-    union,
     update,
 )
 
 from blacksmith_dagster.pipeline.retention import Retention
+from blacksmith_dagster.store.archived import archived
 from blacksmith_dagster.store.claims import LANES
 from blacksmith_dagster.store.interface import (
-    NOTHING,
     Archive,
-    ArchivedEvent,
-    ArchivedJob,
     Purgeable,
     PurgeStep,
+    Window,
 )
-from blacksmith_dagster.store.partitions import Partition
+from blacksmith_dagster.store.partitions import Partition, Partitions
 from blacksmith_dagster.store.retention import Held, bounds, held, last_load, past
 from blacksmith_dagster.store.tables import (
     DISCARDED,
@@ -59,7 +56,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_PAGE = 50_000  # events that are looked for at once, and archived together
+_SPAN = 1_000_000  # sequence numbers that are looked through at once
+_PAGE = 50_000  # events that are archived together
 _AT_ONCE = 1_000  # events that are deleted in one transaction: others wait to write
 _AT_LAST = 5_000  # sets, or loads, that are
 
@@ -109,21 +107,19 @@ class Purge:
 
     def run(self, archive: Archive | None) -> Iterator[PurgeStep]:
         """Remove what is past its time, step by step."""
-        if self._store.partitions is not None:
+        partitions = self._store.partitions
+        if partitions is not None:
             # What a purge that was killed has left.
-            yield PurgeStep(postponed=self._store.partitions.drop_marked())
+            yield PurgeStep(postponed=partitions.drop_marked())
         if not self._bounds:
             return
         self._move_floors()
         self._hold()
-        for partition in self._whole():
-            if archive is not None:
-                for page in self._pages(partition.first - 1, partition.last):
-                    yield PurgeStep(file=archive.write(self._read(page)))
-            yield PurgeStep(partitions=1, postponed=self._drop(partition))
+        if partitions is not None:
+            yield from self._drop(partitions, archive)
         for page in self._pages(self._start, self._top):
             if archive is not None:
-                yield PurgeStep(file=archive.write(self._read(page)))
+                yield PurgeStep(file=archive.write(archived(self._store, page)))
             for part in _slices(page, _AT_ONCE):
                 self._delete(part)
                 yield PurgeStep(events=len(part))
@@ -159,103 +155,48 @@ class Purge:
         with self._store.snapshot() as conn:
             self._held = held(conn, self._bounds, self._destinations, outcome_kinds, self._now)
 
-    def _whole(self) -> Iterator[Partition]:
-        """The partitions that hold nothing but what is to go."""
-        if self._store.partitions is None:
-            return
+    def _is_whole(self, partition: Partition) -> bool:
+        """Whether a partition holds nothing but what is to go."""
+        first, last = partition.first, partition.last
+        if last > self._top or self._held.any_between(first, last):
+            return False
+        past_all = [each.kind for each in self._bounds if max(each.upto, each.swept) >= last]
         with self._store.reading() as conn:
-            received = set(conn.execute(select(event_totals.c.kind).distinct()).scalars())
-            partitions = self._store.partitions.listed(conn)
-        for partition in partitions:
-            first, last = partition.first, partition.last
-            if last > self._top or self._held.any_between(first, last):
-                continue
-            past_all = {each.kind for each in self._bounds if max(each.upto, each.swept) >= last}
-            others = (events.c.seq.between(first, last), events.c.kind.in_(received - past_all))
-            with self._store.reading() as conn:
-                if conn.execute(select(events.c.seq).where(*others).limit(1)).first() is None:
-                    yield partition
+            received = conn.execute(select(event_totals.c.kind).distinct()).scalars()
+            others = set(received) - set(past_all)
+            of_others = (events.c.seq.between(first, last), events.c.kind.in_(others))
+            return conn.execute(select(events.c.seq).where(*of_others).limit(1)).first() is None
 
     def _pages(self, after: int, upto: int) -> Iterator[Sequence[int]]:
         """The events that are to go, in order: their sequence numbers."""
         old = past(self._bounds, self._held.windows)
-        while True:
-            found = select(events.c.seq).where(events.c.seq > after, events.c.seq <= upto, old)
+        while after < upto:
+            end = min(after + _SPAN, upto)
+            found = select(events.c.seq).where(events.c.seq > after, events.c.seq <= end, old)
             with self._store.reading() as conn:
                 seqs = conn.execute(found.order_by(events.c.seq).limit(_PAGE)).scalars().all()
-            if not seqs:
-                return
-            after = seqs[-1]
-            stay = set(self._held.between(seqs[0], seqs[-1]))
+            after = seqs[-1] if len(seqs) == _PAGE else end
+            stay = set(self._held.between(seqs[0], seqs[-1])) if seqs else ()
             if page := [seq for seq in seqs if seq not in stay]:
                 yield page
 
-    def _read(self, page: Sequence[int]) -> Sequence[ArchivedEvent]:
-        """Events and what became of their jobs, for the archive."""
-        id_of, kind_paths = self._store._epochs.id_of, self._store._kind_paths
-        found = []
-        with self._store.reading() as conn:
-            for part in _slices(page, _AT_LAST):
-                made = self._jobs_of(conn, part)
-                rows = select(events).where(events.c.seq.in_(part)).order_by(events.c.seq)
-                found += [
-                    ArchivedEvent(
-                        id_of(row.seq),
-                        kind_paths[row.kind],
-                        row.received_at,
-                        _raw(row.payload),
-                        row.key,
-                        _raw(row.context),
-                        row.version,
-                        row.sent_at,
-                        None if row.parent is None else id_of(row.parent),
-                        made.get(row.seq, ()),
-                    )
-                    for row in conn.execute(rows)
-                ]
-        return found
-
-    def _jobs_of(
-        self, conn: Connection, part: Sequence[int]
-    ) -> Mapping[int, Sequence[ArchivedJob]]:
-        """What became of the jobs of events, be they ones that a replay has made."""
-        paths = {number: path for path, number in self._store._destinations.items()}
-        why = (
-            select(outcomes.c.destination, outcomes.c.seq, outcomes.c.error)
-            .where(*self._of(outcomes, outcomes.c.seq.in_(part)), outcomes.c.state == DISCARDED)
-            .subquery()
-        )
-        has = union(
-            *(
-                select(table.c.destination, table.c.seq).where(
-                    *self._of(table, table.c.seq.in_(part))
-                )
-                for table in (jobs, set_jobs)
-            )
-        ).subquery()
-        of, seq_of = has.c.destination, has.c.seq
-        rows = (
-            select(of, seq_of, why.c.error, edits.c.payload)
-            .select_from(has)
-            .outerjoin(why, and_(why.c.destination == of, why.c.seq == seq_of))
-            .outerjoin(edits, and_(edits.c.destination == of, edits.c.seq == seq_of))
-            .order_by(of)
-        )
-        found: dict[int, list[ArchivedJob]] = {}
-        for destination, seq, error, edited in conn.execute(rows):
-            state = "succeeded" if error is None else "discarded"
-            job = ArchivedJob(paths[destination], state, error, _raw(edited))
-            found.setdefault(seq, []).append(job)
-        return found
-
     # -- removing
-    def _drop(self, partition: Partition) -> Sequence[str]:
-        """Drop a partition; returns the tables that a reader keeps from being dropped."""
-        assert self._store.partitions is not None
-        with self._store.writing() as conn:
-            self._forget(conn, lambda seq: seq.between(partition.first, partition.last))
-            self._store.partitions.mark(conn, partition)
-        return self._store.partitions.drop_marked()
+    def _drop(self, partitions: Partitions, archive: Archive | None) -> Iterator[PurgeStep]:
+        """Drop the partitions that hold nothing but what is to go."""
+        with self._store.reading() as conn:
+            listed = partitions.listed(conn)
+        for partition in filter(self._is_whole, listed):
+            if archive is not None:
+                for page in self._pages(partition.first - 1, partition.last):
+                    yield PurgeStep(file=archive.write(archived(self._store, page)))
+            with self._store.writing() as conn:
+                self._forget(conn, partition.holds)
+                partitions.mark(conn, partition)
+            yield PurgeStep(partitions=1, postponed=partitions.drop_marked())
+        with self._store.reading() as conn:
+            left = [Window(each.first - 1, each.last) for each in partitions.marked(conn)]
+        # They have lost their jobs already, and go as a whole.
+        self._held = Held(self._held.seqs, [*self._held.windows, *left])
 
     def _delete(self, part: Sequence[int]) -> None:
         """Delete events and their jobs."""
@@ -356,14 +297,6 @@ def _per_kind(conn: Connection, *where: ColumnElement[bool]) -> Counter[int]:
 
 def _slices(rows: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     return (rows[start : start + size] for start in range(0, len(rows), size))
-
-
-def _raw(text: str | None) -> msgspec.Raw:
-    """JSON as it was kept, though in one line."""
-    if text is None:
-        return NOTHING
-    lines = "\n" in text or "\r" in text
-    return msgspec.Raw(msgspec.json.format(text, indent=-1) if lines else text)
 
 
 _LESS = (

@@ -24,7 +24,7 @@ from tests.contract.pipeline import (
     new_event,
     take_over,
 )
-from tests.contract.purging import NOW, OUTCOME, gone, kept, mark, rows
+from tests.contract.purging import NOW, OUTCOME, gone, kept, load_all, mark, rows
 
 OLD = 6  # events that are in the first partition
 
@@ -143,6 +143,27 @@ def test_a_purge_that_was_killed_before_the_drop_is_completed(
     assert all(gone(store, old))
     counts = store.counts(FLIGHTS)
     assert (counts.succeeded, counts.discarded, counts.pending) == (OLD - 1, 0, 0)
+
+
+def test_events_that_cannot_be_detached_are_left_to_the_next_purge(
+    store: Store, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their jobs have gone already: they are not taken for others that have none."""
+    monkeypatch.setattr(partitions, "_WAIT", "200ms")
+    old = keep(store, OLD)
+    load_all(store, take_over(store))
+    keep(store, 3, to=())
+    mark(store)
+    keep(store, 1, to=())
+    with psycopg.connect(postgres_url) as another:
+        another.execute("LOCK TABLE events IN SHARE UPDATE EXCLUSIVE MODE")
+        *_, step = (each for each in store.purge(NOW) if each.postponed is not None)
+        assert step.postponed == ["events_0"]
+        assert total(store.purge(NOW)) == (0, 0)
+        assert gone(store, old) == [False] * OLD
+    assert total(store.purge(NOW)) == (0, 0)
+    assert all(gone(store, old))
+    assert tables(store) == LATER
 
 
 def test_a_table_of_another_is_not_dropped(store: Store, postgres_url: str) -> None:
