@@ -172,7 +172,7 @@ def test_purge_during_loads_and_replays(store: Store, store_url: str, recording:
     purge = BlacksmithProcess(["purge", APP], store_url)
     with LoaderProcess(store_url, recording.folder, FLIGHTS, TOLD) as loader:
         beside = Beside(store, random.Random(seed + 1))
-        ends = time.monotonic() + 12
+        ends = time.monotonic() + 8
         purges = 0
         while time.monotonic() < ends or not (purges and beside.replayed and beside.refused):
             assert time.monotonic() < ends + 60, (purges, beside.replayed, beside.refused)
@@ -211,7 +211,7 @@ def test_purge_killed_and_resumed(store: Store, store_url: str, tmp_path: Path) 
     """By SIGKILL, as soon as it has removed something: nothing goes that is not archived."""
     new = NewEvent(departed.path, "{}", [NewJob(FLIGHTS)])
     ids: set[str] = set()
-    for _ in range(60):
+    for _ in range(30):
         [made] = store.ingest([[new] * 1000])
         assert isinstance(made, list)
         ids |= set(made)

@@ -155,8 +155,9 @@ def test_events_that_cannot_be_detached_are_left_to_the_next_purge(
     keep(store, 3, to=())
     mark(store)
     keep(store, 1, to=())
+    store.maintain()  # it makes partitions, which waits for such a lock
     with psycopg.connect(postgres_url) as another:
-        another.execute("LOCK TABLE events IN SHARE UPDATE EXCLUSIVE MODE")
+        another.execute("LOCK TABLE ONLY events IN SHARE UPDATE EXCLUSIVE MODE")
         *_, step = (each for each in store.purge(NOW) if each.postponed is not None)
         assert step.postponed == ["events_0"]
         assert total(store.purge(NOW)) == (0, 0)
