@@ -107,8 +107,8 @@ def replay(
     `report` is called after each recorded load, in this thread. Another replay of this destination
     event is waited for; `wait` seconds at most if it overlaps with this one.
 
-    Raises `UsageError` if that still runs, or if a function of the request raises; what
-    `Scheduler.load` raises.
+    Raises `UsageError` if that still runs, or if a function of the request raises; `Purged` if events
+    of the window have been purged; what `Scheduler.load` raises.
 
     >>> replay(app, flights, ReplayRequest(start, end), store=store, supervisor=locks)  # doctest: +SKIP
     ReplaySummary(replay=1, loads=3, tally=Tally(succeeded=2641, failed=0, discarded=0), stopped=False)
@@ -153,7 +153,7 @@ def forecast(
 ) -> Forecast:
     """What a replay would do: it goes through the window, and changes nothing.
 
-    Raises `UsageError`, `Unavailable`.
+    Raises `UsageError`, `Purged`, `Unavailable`.
     """
     chooser = Chooser(app, event, request)
     store.check_kept(chooser.kinds, request.start)
