@@ -262,6 +262,10 @@ def test_purged_window_is_refused(store: Store) -> None:
     [since] = re.findall(r"keeps airport/departed.* since (\S+)", said)
     kept = datetime.fromisoformat(since)
     assert before < kept < datetime.now(UTC) - timedelta(seconds=1)
+    for dry_run in ([], ["--dry-run"]):
+        window = ("--from", before.isoformat(), "--to", datetime.now(UTC).isoformat())
+        refused = command("replay", FLIGHTS, APP, *window, *dry_run, code=1)
+        assert f"begin with {since}" in refused.stderr
     assert isinstance(store, SQLStore)
     gone = ReplayRequest(before, datetime.now(UTC))
     there = ReplayRequest(kept, datetime.now(UTC))
