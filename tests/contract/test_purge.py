@@ -183,6 +183,14 @@ def test_what_is_pending_stays(store: Store, pend: Callable[[Store, Fence], None
     assert rows(store)["loads"] <= 2
 
 
+def test_what_goes_is_found_among_many_that_stay(store: Store) -> None:
+    first, waiting, last = keep(store, 1, to=()), keep(store, 5), keep(store, 1, to=())
+    mark(store)
+    assert purged(store) == 2
+    assert gone(store, [*first, *waiting, *last]) == [True, *[False] * 5, True]
+    assert {each.event_id for each in store.jobs("awaiting", FLIGHTS)} == set(waiting)
+
+
 def test_a_job_that_waits_for_one_destination_event_keeps_the_event(store: Store) -> None:
     ids = keep(store, 3, to=[FLIGHTS, SEATS])
     load_all(store, take_over(store))
