@@ -164,15 +164,15 @@ def test_new_destination_while_events_flow(
 ) -> None:
     """It is filled from history while new events arrive, before and after the gateway knows it."""
     history = keep(store, ['{"n": 1}'] * 3000)
-    with Flowing(store) as flowing, LoaderProcess(store_url, recording.folder) as loader:
-        loader.until(lambda: len(flowing.ids) > 50)
-        flowing.to = (FLIGHTS,)  # the gateway was started anew
-        made = len(flowing.ids)
-        loader.until(lambda: len(flowing.ids) > made + 50)
-        with replaying(store_url, recording) as process:
-            ended(process)
-        loader.until(lambda: len(flowing.ids) > made + 200)
     with LoaderProcess(store_url, recording.folder) as loader:
+        with Flowing(store) as flowing:
+            loader.until(lambda: len(flowing.ids) > 50)
+            flowing.to = (FLIGHTS,)  # the gateway was started anew
+            made = len(flowing.ids)
+            loader.until(lambda: len(flowing.ids) > made + 50)
+            with replaying(store_url, recording) as process:
+                ended(process)
+            loader.until(lambda: len(flowing.ids) > made + 200)
         loader.until(lambda: store.counts(FLIGHTS).pending == 0)
     ids = history + flowing.ids
     found = judge(store, FLIGHTS, ids, recording.loaded())
