@@ -5,7 +5,7 @@ PYTHON ?= python3
 .PHONY: demo test soak check format bench services clean
 
 demo: .venv/demo.stamp
-	.venv/bin/python scripts/demo.py $(ARGS)
+	.venv/bin/python -m scripts.demo $(ARGS)
 
 test: .venv/dev.stamp services
 	.venv/bin/python -m pytest $(PYTEST_ARGS)

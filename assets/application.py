@@ -1,10 +1,11 @@
 """The application: what the gateway serves and Dagster loads."""
 
+from assets.cancellations import reports
 from assets.flights import airport, alerts, desk, warehouse
 from blacksmith_dagster import Blacksmith
 
 blacksmith = Blacksmith(
     sources=[airport],
-    destinations=[warehouse, alerts, desk],
+    destinations=[warehouse, alerts, desk, reports],
     since="2026-01-01",
 )

@@ -22,6 +22,7 @@
     │   ├── SchemaOutdated        run `blacksmith store upgrade`
     │   ├── SequenceWentBack      the store was restored or promoted
     │   ├── Unknown               no such event, job or load
+    │   │   └── Purged            there was, but it was older than it is kept
     │   └── PositionMoved         another process has read on from this position
     └── Fenced                    another process has taken over; stop
 
@@ -169,6 +170,13 @@ class SequenceWentBack(StoreError):
 
 class Unknown(StoreError):
     """There is no such event, job or load in this store."""
+
+
+class Purged(Unknown):
+    """What is asked for was older than it is kept, and has been purged.
+
+    The message says from when on events are kept.
+    """
 
 
 class PositionMoved(StoreError):

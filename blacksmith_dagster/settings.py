@@ -15,8 +15,10 @@ import os
 import re
 import sys
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from blacksmith_dagster.errors import SettingsError
 from blacksmith_dagster.pipeline.application import Blacksmith
@@ -113,6 +115,29 @@ def load_application(app: str | None = None) -> Blacksmith:
             "Blacksmith(...) itself"
         )
     return found
+
+
+def load_function(name: str) -> Callable[..., Any]:
+    """The function that `name` names as `package.module:function`, in the application's folder too.
+
+    Raises `SettingsError` if it is not there, and whatever its module raises.
+    """
+    module, _, attribute = name.partition(":")
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        found = getattr(importlib.import_module(module), attribute, None) if attribute else None
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise
+        found = None
+    if not callable(found):
+        raise SettingsError(
+            f"there is no function {name!r}; write 'package.module:function', and run this where the "
+            "module is"
+        )
+    return cast("Callable[..., Any]", found)
 
 
 def _table(folder: Path) -> dict[str, object] | None:

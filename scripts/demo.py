@@ -35,6 +35,8 @@ import httpx
 import pandas
 from tqdm import tqdm
 
+from scripts import history
+
 PROJECT = Path(__file__).resolve().parent.parent
 SECONDS = 280  # stopping what was started takes its time too: five minutes in all
 LATE_MINUTES = 120
@@ -71,6 +73,11 @@ def keys_of(flights: pandas.DataFrame) -> set[Key]:
     """What tells each flight from the others."""
     times = pandas.to_datetime(flights.time_hour, utc=True).dt.to_pydatetime()
     return set(zip(flights.carrier, flights.flight.astype(int), times, strict=True))
+
+
+def cancelled_keys(flights: pandas.DataFrame) -> set[Key]:
+    """What tells each cancelled flight from the others."""
+    return keys_of(flights[flights.dep_time.isna()])
 
 
 def late_keys(flights: pandas.DataFrame) -> set[tuple[str, datetime]]:
@@ -129,6 +136,11 @@ class Warehouse:
     def keys(self) -> set[Key]:
         """The flights that it holds."""
         rows = self._read("select carrier, flight, time_hour from flights")
+        return {(carrier, flight, _time(hour)) for carrier, flight, hour in rows}
+
+    def cancelled(self) -> set[Key]:
+        """The flights in its second table, which is declared after the first of them came."""
+        rows = self._read("select carrier, flight, time_hour from cancellations")
         return {(carrier, flight, _time(hour)) for carrier, flight, hour in rows}
 
     def _read(self, query: str) -> list[Any]:
@@ -206,6 +218,13 @@ def broker(home: Path) -> Iterator[str]:
     finally:
         server.terminate()
         server.wait()
+
+
+def store_url(home: Path) -> str:
+    """The URL of the store: SQLite, unless that is to be the broker too."""
+    if os.environ.get("BLACKSMITH_PUBSUB_URL") == "postgres":
+        return os.environ["BLACKSMITH_STORE_URL"]
+    return f"sqlite:///{home / 'store.db'}"
 
 
 @contextlib.contextmanager
@@ -380,6 +399,10 @@ def run(home: Path, *, once: bool, whole_year: bool) -> None:
     deadline = time.monotonic() + SECONDS
     flights = read_flights(whole_year=whole_year)
     late = int((flights.dep_delay > LATE_MINUTES).sum())
+    rows = as_rows(flights)
+    january = flights.day.where(flights.month == 1, history.DAYS + 1)
+    new = history.import_history(store_url(home), rows, january)
+    imported = len(rows) - len(new)
     # Dagster binds its port late: of two demos that begin together, both would find 3000 free. Who
     # looks at it wants the usual ports; what is judged must not depend on them.
     with (
@@ -391,14 +414,27 @@ def run(home: Path, *, once: bool, whole_year: bool) -> None:
         print(f"gateway  {running.gateway}/airport/departures")
         running.wait_for("Dagster", lambda: answers(f"{running.ui}/server_info"), deadline)
         print(f"Dagster  {running.ui}")
-        accepted = feed(running.gateway, as_rows(flights), deadline)
+        backfill = history.launch_backfill(running.ui)
+        accepted = imported + feed(running.gateway, new, deadline)
         watch_loading(running, len(flights), late, deadline)
+        running.wait_for(
+            "backfill of the second table",
+            lambda: history.has_ended_well(running.ui, backfill),
+            deadline,
+        )
+        cancelled = cancelled_keys(flights)
+        running.wait_for(
+            "complete second table", lambda: cancelled <= running.warehouse.cancelled(), deadline
+        )
         running.wait_for("run of each load", lambda: not not_loaded_by(running.runs()), deadline)
         missed = judge(running, flights, accepted)
+        missed += _compare("cancellations", running.warehouse.cancelled(), cancelled)
         runs = {job: sum(statuses.values()) for job, statuses in running.runs().items()}
         print(
-            f"accepted {accepted:,} of {len(flights):,} flights; "
+            f"accepted {accepted:,} of {len(flights):,} flights, {imported:,} of them imported as "
+            f"{history.DAYS} days of history; "
             f"in the warehouse {running.warehouse.count():,}; "
+            f"cancellations {len(running.warehouse.cancelled()):,}, those of history by a backfill; "
             f"alerts {len(running.receiver.keys()):,} of {late:,}; "
             f"runs {', '.join(f'{job} {count}' for job, count in sorted(runs.items()))}"
         )

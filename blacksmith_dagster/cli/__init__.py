@@ -8,6 +8,8 @@ import click
 
 from blacksmith_dagster.cli.answers import destinations, events, jobs, quarantine, status
 from blacksmith_dagster.cli.processes import dev, gateway, store
+from blacksmith_dagster.cli.purge import purge
+from blacksmith_dagster.cli.replay import export_jobs, replay
 from blacksmith_dagster.cli.worker import worker
 from blacksmith_dagster.errors import BlacksmithError
 
@@ -35,5 +37,18 @@ def main() -> None:
     """Receive events, keep every one of them, deliver each to every destination that wants it."""
 
 
-for _command in (dev, gateway, worker, status, events, jobs, destinations, quarantine, store):
+jobs.add_command(export_jobs)
+for _command in (
+    dev,
+    gateway,
+    worker,
+    status,
+    events,
+    jobs,
+    destinations,
+    quarantine,
+    replay,
+    purge,
+    store,
+):
     main.add_command(_command)

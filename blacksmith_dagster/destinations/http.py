@@ -100,6 +100,8 @@ class HTTPDestination(Destination[httpx.Client]):
         owners: Sequence[str] | None = None,
         tags: Mapping[str, str] | None = None,
         renamed_from: str | None = None,
+        backfill: str | None = None,
+        backfill_days: int = 1,
     ) -> DestinationEvent[T]:
         """Send each job as JSON in a POST request.
 
@@ -157,6 +159,8 @@ class HTTPDestination(Destination[httpx.Client]):
             owners=owners,
             tags=tags,
             renamed_from=renamed_from,
+            backfill=backfill,
+            backfill_days=backfill_days,
         )(load)
         return event
 

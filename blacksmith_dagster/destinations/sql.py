@@ -79,6 +79,8 @@ class SQLDestination(Destination[sa.Engine]):
         owners: Sequence[str] | None = None,
         tags: Mapping[str, str] | None = None,
         renamed_from: str | None = None,
+        backfill: str | None = None,
+        backfill_days: int = 1,
     ) -> DestinationEvent[T]:
         """Load each job into a row of the table `name`: its data's fields are the columns.
 
@@ -126,6 +128,8 @@ class SQLDestination(Destination[sa.Engine]):
             owners=owners,
             tags=tags,
             renamed_from=renamed_from,
+            backfill=backfill,
+            backfill_days=backfill_days,
         )(load)
         return event
 

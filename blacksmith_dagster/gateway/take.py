@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from blacksmith_dagster.gateway.extract import Extractor
@@ -19,8 +20,11 @@ def take(
     event: SourceEvent[Any, Any, Any],
     requests: Sequence[Request],
     position: Position | None = None,
+    received_at: datetime | None = None,
 ) -> list[list[str]]:
     """Keep the events of `requests` to a source event in one commit, `position` with them.
+
+    `received_at` is for history that is imported from elsewhere; see `Store.ingest`.
 
     Returns the ids of each request's events. There is no sender who could be answered: a request
     that would be refused, or that makes the function raise, goes to quarantine and has no ids here;
@@ -38,7 +42,7 @@ def take(
             store.quarantine(raw_of(event.path, request, error))
             found = []
         extracted.append([] if isinstance(found, Reply) else found)
-    kept = store.ingest(extracted, position=position)
+    kept = store.ingest(extracted, position=position, received_at=received_at)
     ids: list[list[str]] = []
     for request, each in zip(requests, kept, strict=True):
         if isinstance(each, Exception):

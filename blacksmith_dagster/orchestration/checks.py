@@ -8,6 +8,7 @@ supervisor and the gateway.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -23,6 +24,7 @@ from dagster import (
     AssetCheckSeverity,
     AssetCheckSpec,
     AssetKey,
+    MetadataValue,
 )
 
 from blacksmith_dagster.errors import SettingsError, Unavailable
@@ -30,7 +32,7 @@ from blacksmith_dagster.orchestration.assets import STORE_KEY
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.schedule import DEFAULT, Schedule
 from blacksmith_dagster.pipeline.trigger import HTTP
-from blacksmith_dagster.store.interface import Counts, Orphan, Store
+from blacksmith_dagster.store.interface import Counts, JobState, Orphan, Store
 from blacksmith_dagster.supervisor import Supervisor
 
 GATEWAY_URL = "BLACKSMITH_GATEWAY_URL"
@@ -40,11 +42,17 @@ _REALTIME = timedelta(seconds=10)
 # A load takes its time between the moment when it is due and its first job.
 _GRACE = timedelta(minutes=5)
 
+MOST_NAMED = 1000
+"""Jobs of a replay that are looked at."""
+
+_NAMED = 10
+_ERROR_LENGTH = 200
 _DESCRIPTIONS = {
     "no_discarded": "No job has been discarded.",
     "nothing_overdue": "No job is due for more than an interval (10 seconds if loaded in realtime).",
     "gateway_reachable": "The gateway answers that it can take events.",
     "supervisor_reachable": "Locks can be had; the metadata name the holder of each.",
+    "replay_settled": "Each job of the last replay has succeeded.",
     "no_orphans": "No job waits for a destination event that is no longer declared.",
 }
 
@@ -93,7 +101,7 @@ def check_specs(app: Blacksmith, keys: Mapping[str, AssetKey]) -> Sequence[Asset
     named = [
         (keys[path], name)
         for path in app.destination_events
-        for name in ("no_discarded", "nothing_overdue")
+        for name in ("no_discarded", "nothing_overdue", "replay_settled")
     ]
     named += [(keys[path], "gateway_reachable") for path in _over_http(app)]
     named += [(STORE_KEY, "supervisor_reachable"), (STORE_KEY, "no_orphans")]
@@ -114,6 +122,7 @@ def find(
     now = datetime.now(UTC)
     for path, event in app.destination_events.items():
         yield from of_destination(keys[path], event.schedule, store.counts(path), now, woken)
+        yield replay_settled(keys[path], store.unsettled(path, MOST_NAMED))
     over_http = _over_http(app)
     if over_http:
         passed, said = gateway_answer()
@@ -159,6 +168,32 @@ def of_destination(
             "jobs_executing": counts.executing,
             "oldest_waiting_seconds": round(waits, 1),
         },
+    )
+
+
+def replay_settled(key: AssetKey, unsettled: Sequence[JobState]) -> Finding:
+    """Whether all jobs of the last replay have succeeded: `unsettled` are those that have not, or the
+    first `MOST_NAMED` of them."""
+    days = Counter((job.received_at.astimezone(UTC).date(), job.state) for job in unsettled)
+    told: dict[str, dict[str, int]] = {}
+    for (day, state), jobs in sorted(days.items()):
+        told.setdefault(day.isoformat(), {})[state] = jobs
+    more = "+" if len(unsettled) == MOST_NAMED else ""
+    named = [f"{job.event_id}: {(job.error or '')[:_ERROR_LENGTH]}" for job in unsettled[:_NAMED]]
+    return Finding(
+        key,
+        "replay_settled",
+        not unsettled,
+        f"{len(unsettled)}{more} jobs of the last replay are retried or discarded, on "
+        f"{', '.join(told)}"
+        if unsettled
+        else "nothing that was replayed waits or is discarded",
+        metadata={
+            "days": MetadataValue.json(told),
+            "jobs": MetadataValue.json(named),
+        }
+        if unsettled
+        else {},
     )
 
 

@@ -12,7 +12,9 @@ from blacksmith_dagster.orchestration.assets import (
     EventData,
     store_spec,
 )
+from blacksmith_dagster.orchestration.backfills import build_backfill, build_replay
 from blacksmith_dagster.orchestration.jobs import build_job, load_jobs
+from blacksmith_dagster.orchestration.purge import build_purge
 from blacksmith_dagster.orchestration.realtime import WarmRuns, build_realtime_job
 from blacksmith_dagster.orchestration.realtime_sensor import build_realtime_sensor
 from blacksmith_dagster.orchestration.report import build_checks, build_report_sensor
@@ -55,11 +57,21 @@ def build_definitions(
     warm = warm or WarmRuns()
     realtime = [each for each in app.destinations.values() if realtime_events(each)]
     realtime_jobs = [build_realtime_job(app, each, keys, warm) for each in realtime]
+    events = app.destination_events
+    replays = {
+        path: build_replay(app, event, specs[path], translator) for path, event in events.items()
+    }
+    backfills = [build_backfill(app, event, specs[path]) for path, event in events.items()]
+    purges = build_purge(app)
     return Definitions(
-        assets=[*specs.values(), store_spec()],
+        assets=[*(replays.get(path, spec) for path, spec in specs.items()), store_spec()],
         asset_checks=[build_checks(app, keys)],
-        jobs=[*jobs.values(), *realtime_jobs],
-        schedules=[each for each in triggers if isinstance(each, ScheduleDefinition)],
+        jobs=[*jobs.values(), *realtime_jobs, *([purges.job] if purges else [])],
+        schedules=[
+            *(each for each in triggers if isinstance(each, ScheduleDefinition)),
+            *(each for each in backfills if each is not None),
+            *([purges] if purges else []),
+        ],
         sensors=[
             build_report_sensor(app, keys),
             *(each for each in triggers if isinstance(each, SensorDefinition)),

@@ -19,11 +19,13 @@ from pydantic import PrivateAttr
 from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.orchestration.assets import BlacksmithTranslator, EventData
 from blacksmith_dagster.orchestration.loads import load
+from blacksmith_dagster.orchestration.replays import ReplayConfig, replay_partitions
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import DestinationEvent
 from blacksmith_dagster.pubsub import PubSub, open_pubsub
 from blacksmith_dagster.pubsub.announcer import Announcer
 from blacksmith_dagster.scheduler import Scheduler, StandardScheduler, Summary
+from blacksmith_dagster.scheduler.replay import Forecast, ReplaySummary
 from blacksmith_dagster.settings import Settings
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.supervisor import Supervisor, open_supervisor
@@ -153,6 +155,35 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
             event,
             key,
             scheduler=scheduler,
+            store=self.store(app),
+            supervisor=self.supervisor,
+            stop=self._stop,
+            woken=self.pubsub is not None,
+        )
+
+    def replay(
+        self,
+        context: AssetExecutionContext,
+        app: Blacksmith,
+        event: DestinationEvent[Any],
+        config: ReplayConfig,
+        *,
+        translator: BlacksmithTranslator | None = None,
+    ) -> ReplaySummary | Forecast:
+        """Load the days that the run of `context` materializes again, as `config` has it.
+
+        Each day is materialized at the end, with counts; then the event's checks are evaluated. A
+        replay that was stopped or killed is gone on with by the next launch of the same days.
+
+        Raises `UsageError` while another run replays some of these days, and what `load` raises.
+        """
+        key = (translator or BlacksmithTranslator()).get_asset_spec(EventData(app, event)).key
+        return replay_partitions(
+            context,
+            app,
+            event,
+            key,
+            config,
             store=self.store(app),
             supervisor=self.supervisor,
             stop=self._stop,

@@ -18,7 +18,7 @@ from blacksmith_dagster.pipeline.rules import (
     checked_tags,
     duration,
 )
-from blacksmith_dagster.pipeline.schedule import Schedule
+from blacksmith_dagster.pipeline.schedule import Schedule, checked_cron
 
 T = TypeVar("T")
 C = TypeVar("C")
@@ -49,6 +49,8 @@ class DestinationEvent(Generic[T]):
         owners: Sequence[str] | None,
         tags: Mapping[str, str] | None,
         renamed_from: str | None,
+        backfill: str | None,
+        backfill_days: int,
     ) -> None:
         where = f"destination {destination.name!r}: event"
         self.destination = destination
@@ -69,6 +71,8 @@ class DestinationEvent(Generic[T]):
         self.renamed_from = renamed_from
         if renamed_from is not None:
             checked_name(f"{self.path}: renamed_from", renamed_from)
+        self.backfill = None if backfill is None else checked_cron(self.path, backfill)
+        self.backfill_days = _backfill_days(self.path, backfill_days)
         self.description = function.__doc__
         model = _common_model(self.flows.values())
         self.succeeded: Outcome[T] = Outcome(self.path, "succeeded", model)
@@ -198,6 +202,8 @@ class Destination(Generic[C]):
         owners: Sequence[str] | None = None,
         tags: Mapping[str, str] | None = None,
         renamed_from: str | None = None,
+        backfill: str | None = None,
+        backfill_days: int = 1,
     ) -> _LoadUnconnected: ...
     @overload
     def event(
@@ -211,6 +217,8 @@ class Destination(Generic[C]):
         owners: Sequence[str] | None = None,
         tags: Mapping[str, str] | None = None,
         renamed_from: str | None = None,
+        backfill: str | None = None,
+        backfill_days: int = 1,
     ) -> _Load[C]: ...
     def event(
         self,
@@ -223,12 +231,16 @@ class Destination(Generic[C]):
         owners: Sequence[str] | None = None,
         tags: Mapping[str, str] | None = None,
         renamed_from: str | None = None,
+        backfill: str | None = None,
+        backfill_days: int = 1,
     ) -> Any:
         """Make a destination event of a function that loads a batch.
 
         - `receives`: the events, flows and outcomes whose jobs it loads.
         - `name`: the function's, unless given.
         - `renamed_from`: the event's earlier name, so that its waiting jobs and its history stay.
+        - `backfill`: a cron expression, in UTC: then the last `backfill_days` days (the day before
+          alone, by default) are replayed: what has no job or was discarded is loaded again.
 
         The function is called as `function(batch)`, or `function(batch, connection)` if the
         destination has a `connect`.
@@ -254,6 +266,8 @@ class Destination(Generic[C]):
                 owners,
                 tags,
                 renamed_from,
+                backfill,
+                backfill_days,
             )
             if event.name in self._events:
                 raise DeclarationError(
@@ -301,6 +315,14 @@ def _common_model(flows: Any) -> Any:
 
 def _timeout(where: str, text: str) -> timedelta:
     return duration(f"{where}: timeout", text)
+
+
+def _backfill_days(where: str, days: int) -> int:
+    if not (isinstance(days, int) and 1 <= days <= 366):
+        raise DeclarationError(
+            f"{where}: backfill_days={days!r}: write a number of days from 1 to 366"
+        )
+    return days
 
 
 def _batch(where: str, jobs: int) -> int:

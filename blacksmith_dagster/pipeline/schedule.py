@@ -114,6 +114,16 @@ def _check_interval(interval: str) -> None:
     )
 
 
+def checked_cron(where: str, text: str) -> str:
+    """A cron expression or a nickname. Raises `DeclarationError` if Dagster would not take it."""
+    if isinstance(text, str) and (text in _NICKNAMES or _is_cron(text)):
+        return text
+    raise DeclarationError(
+        f"{where}: backfill={text!r}: write a cron expression of five fields that comes about, such as "
+        "'0 3 * * *', or a nickname such as '@daily'"
+    )
+
+
 def _is_cron(text: str) -> bool:
     if len(text.split()) != 5 or not _CRON.fullmatch(_NAMED.sub("0", text)):
         return False

@@ -14,6 +14,7 @@ from blacksmith_dagster.pipeline.auth import Bearer
 from blacksmith_dagster.pipeline.event import Event
 from blacksmith_dagster.pipeline.flow import Receivable
 from blacksmith_dagster.pipeline.limits import Limits
+from blacksmith_dagster.pipeline.retention import checked_keep
 from blacksmith_dagster.pipeline.rules import (
     checked_function,
     checked_name,
@@ -48,6 +49,8 @@ class SourceEvent(Receivable[T_co], Generic[T_co, In_contra, Out]):
         model: Any,
         auth: Bearer | None,
         limits: Limits | None,
+        keep: str | None,
+        keep_discarded: str | None,
         owners: Sequence[str] | None,
         tags: Mapping[str, str] | None,
         description: str | None,
@@ -60,6 +63,9 @@ class SourceEvent(Receivable[T_co], Generic[T_co, In_contra, Out]):
         self.function = function
         self.auth = auth or source.auth
         self.limits = (limits or Limits()).inherit(source.limits)
+        self.keep = checked_keep(f"{path}: keep", keep) or source.keep
+        discarded = checked_keep(f"{path}: keep_discarded", keep_discarded)
+        self.keep_discarded = discarded or source.keep_discarded
         self.owners = source.owners if owners is None else checked_owners(path, owners) or ()
         self.tags = source.tags if tags is None else checked_tags(path, tags) or {}
         self.description = description
@@ -97,6 +103,10 @@ class Source:
 
     - `auth`: who may send to it; nobody is asked by default (the gateway listens on loopback).
     - `limits`: of a request.
+    - `keep`: how long an event is kept from when it was received ('30d'), at least as long as a job
+      of it waits; 'forever', the default, if nothing says otherwise.
+    - `keep_discarded`: how long it is kept from when a job of it was discarded; as long as `keep`,
+      by default. `blacksmith purge` removes what is past its time.
     - `owners` (e-mail addresses or `team:name`) and `tags`: shown in Dagster.
 
     Each event inherits them and may give its own.
@@ -115,6 +125,8 @@ class Source:
         *,
         auth: Bearer | None = None,
         limits: Limits | None = None,
+        keep: str | None = None,
+        keep_discarded: str | None = None,
         owners: Sequence[str] = (),
         tags: Mapping[str, str] | None = None,
     ) -> None:
@@ -122,6 +134,8 @@ class Source:
         where = f"source {name!r}"
         self.auth = auth
         self.limits = (limits or Limits()).inherit(_limits.DEFAULT)
+        self.keep = checked_keep(f"{where}: keep", keep)
+        self.keep_discarded = checked_keep(f"{where}: keep_discarded", keep_discarded)
         self.owners = checked_owners(where, owners) or ()
         self.tags = checked_tags(where, tags) or {}
         self._events: dict[str, SourceEvent[Any, Any, Any]] = {}
@@ -138,6 +152,8 @@ class Source:
         name: str | None = None,
         auth: Bearer | None = None,
         limits: Limits | None = None,
+        keep: str | None = None,
+        keep_discarded: str | None = None,
         owners: Sequence[str] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> _Extract[In]:
@@ -168,6 +184,8 @@ class Source:
                 _returned_model(where, function),
                 auth,
                 limits,
+                keep,
+                keep_discarded,
                 owners,
                 tags,
                 function.__doc__,
@@ -185,6 +203,8 @@ class Source:
         on: HTTP | None = None,
         auth: Bearer | None = None,
         limits: Limits | None = None,
+        keep: str | None = None,
+        keep_discarded: str | None = None,
         owners: Sequence[str] | None = None,
         tags: Mapping[str, str] | None = None,
         description: str | None = None,
@@ -197,6 +217,8 @@ class Source:
         on: HTTP | None = None,
         auth: Bearer | None = None,
         limits: Limits | None = None,
+        keep: str | None = None,
+        keep_discarded: str | None = None,
         owners: Sequence[str] | None = None,
         tags: Mapping[str, str] | None = None,
         description: str | None = None,
@@ -209,6 +231,8 @@ class Source:
         on: HTTP | None = None,
         auth: Bearer | None = None,
         limits: Limits | None = None,
+        keep: str | None = None,
+        keep_discarded: str | None = None,
         owners: Sequence[str] | None = None,
         tags: Mapping[str, str] | None = None,
         description: str | None = None,
@@ -225,7 +249,20 @@ class Source:
         """
         trigger = on or HTTP(f"/v1/{self.name}/{checked_name('event', name)}")
         return self._add(
-            SourceEvent(self, name, trigger, None, model, auth, limits, owners, tags, description)
+            SourceEvent(
+                self,
+                name,
+                trigger,
+                None,
+                model,
+                auth,
+                limits,
+                keep,
+                keep_discarded,
+                owners,
+                tags,
+                description,
+            )
         )
 
     def _add(self, event: SourceEvent[Any, Any, Any]) -> SourceEvent[Any, Any, Any]:

@@ -103,6 +103,10 @@ class Decoder:
                 refused[seq] = Refused(Said.FAILED, describe(error))
         return Decoded(jobs, refused)
 
+    def event(self, row: JobRow, originals: Mapping[str, JobRow]) -> Event[Any]:
+        """The event of a row, as a flow's `when` is asked about it."""
+        return self._kept(row, originals)[0]
+
     def _job(
         self, row: JobRow, attempt: int, suffix: str, originals: Mapping[str, JobRow]
     ) -> Job[Any] | Refused:

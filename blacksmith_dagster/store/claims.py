@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from blacksmith_dagster.store.sql import SQLStore
 
-LANES = {Lane.LOAD: 0, Lane.DISCARD: 1}
+LANES = {Lane.LOAD: 0, Lane.DISCARD: 1, Lane.REPLAY: 2}
 
 
 class LaneState(NamedTuple):
@@ -94,7 +94,10 @@ class Claim:
 
     def due(self, max_attempts: int) -> Load | None:
         """The set that is longest due, or what its state allows of it; plain lists together."""
-        waiting = loads.waiting(self.conn, self.of, self.state.now) if self.state.due else []
+        if not self.state.due:
+            return None
+        lane = LANES[self.fence.lane]
+        waiting = loads.waiting(self.conn, self.of, due_by=self.state.now, lane=lane)
         if not waiting:
             return None
         chosen = _together(waiting, self.limit)
@@ -109,11 +112,11 @@ class Claim:
             return self._whole(chosen, attempt, part.losses, part.condemned)
         load = self._open(attempt, None, part.jobs)
         loads.split(self.conn, first, part, self.of, load)
-        return self._taken(load, first, attempt, part.losses, part.condemned)
+        return self._taken(load, chosen, attempt, part.losses, part.condemned)
 
     def condemn_next(self, why: str) -> Load | None:
         """The next of all that waits, due or not."""
-        waiting = loads.waiting(self.conn, self.of, None)
+        waiting = loads.waiting(self.conn, self.of)
         if waiting:
             return self._whole(waiting[:1], waiting[0].attempts, condemned=why)
         return self.new(condemned=why)
@@ -136,16 +139,23 @@ class Claim:
     ) -> Load:
         load = self._open(attempt, None, sum(each.jobs for each in chosen))
         loads.take(self.conn, chosen, load)
-        return self._taken(load, chosen[0], attempt, losses, condemned)
+        return self._taken(load, chosen, attempt, losses, condemned)
 
     def _taken(
-        self, load: int, first: Waiting, attempt: int, losses: int, condemned: str | None
+        self,
+        load: int,
+        chosen: Sequence[Waiting],
+        attempt: int,
+        losses: int,
+        condemned: str | None,
     ) -> Load:
-        rows = self.store._jobs(loads.jobs_of(self.conn, load, self.of))
+        first = chosen[0]
         return self._load(
             load,
-            rows,
+            self.store._jobs_of_sets(self.conn, self.of, load, chosen),
             attempt,
+            job_key=first.job_key,
+            replay=first.replay,
             losses=losses,
             alone=first.alone,
             strikes=first.strikes,
@@ -174,9 +184,16 @@ class Claim:
         )
 
     def _load(
-        self, load: int, rows: Sequence[JobRow], attempt: int, *, fresh: bool = False, **state: Any
+        self,
+        load: int,
+        rows: Sequence[JobRow],
+        attempt: int,
+        *,
+        fresh: bool = False,
+        job_key: str | None = None,
+        **state: Any,
     ) -> Load:
-        return Load(load, self.fence, rows, str(self.of), attempt, fresh, **state)
+        return Load(load, self.fence, rows, job_key or str(self.of), attempt, fresh, **state)
 
 
 def _together(waiting: Sequence[Waiting], limit: int) -> Sequence[Waiting]:
@@ -187,6 +204,7 @@ def _together(waiting: Sequence[Waiting], limit: int) -> Sequence[Waiting]:
     chosen, total = [first], first.jobs
     for each in waiting[1:]:
         alike = is_plain(each) and each.list is not None and each.attempts == first.attempts
+        alike = alike and (each.replay, each.job_key) == (first.replay, first.job_key)
         if alike and total + each.jobs <= limit:
             chosen.append(each)
             total += each.jobs

@@ -7,7 +7,7 @@ A *set* is jobs that run together: a range of the log, or a list. A *load* is on
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, datetime
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -19,6 +19,7 @@ from blacksmith_dagster.pipeline.batch import Said
 
 if TYPE_CHECKING:
     from blacksmith_dagster.pipeline.application import Blacksmith
+    from blacksmith_dagster.pipeline.retention import Retention
 
 
 class Lane(Enum):
@@ -29,6 +30,7 @@ class Lane(Enum):
 
     LOAD = "load"
     DISCARD = "discard"
+    REPLAY = "replay"
 
 
 # ------------------------------------------------------------------------------------- ingest
@@ -128,6 +130,7 @@ class Load(msgspec.Struct, frozen=True):
     - `alone`: this job runs alone because its set raised until its last attempt; `strikes` is how
       many of the set's jobs have failed so in a row.
     - `condemned`: why its jobs are to be discarded without being run, if they are.
+    - `replay`: the id of the replay that its jobs came of, if they did.
     """
 
     id: int
@@ -140,6 +143,7 @@ class Load(msgspec.Struct, frozen=True):
     alone: bool = False
     strikes: int = 0
     condemned: str | None = None
+    replay: int | None = None
 
     def key_of(self, event_id: str) -> str:
         """The stable idempotency key of the job of this event."""
@@ -172,6 +176,94 @@ class Verdict(msgspec.Struct, frozen=True):
     delay: float = 0.0
     alone: bool = False
     outcomes: Sequence[NewEvent] = ()
+
+
+# ------------------------------------------------------------------------------------- replays
+
+
+class ReplayMode(Enum):
+    """Which of a window's events a replay loads.
+
+    MISSING: those that the flows want and that have no job. FAILED: those whose job is discarded.
+    ALL: all that the flows want. What is pending or executing is on its way, and left alone.
+    """
+
+    MISSING = "missing"
+    FAILED = "failed"
+    ALL = "all"
+
+
+class ReplayRequest(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is to be loaded again: it is also the name by which a replay is gone on with.
+
+    - `start`, `end`: the events received from the one until before the other.
+    - `kinds`: of these events alone; of all that the destination event receives if empty.
+    - `version`: of events of this version alone.
+    - `error`: of jobs that were discarded by an error which holds this text alone.
+    - `when`, `edit`: the names, `module:function`, of what chooses events and changes their data.
+    - `new_key`: the jobs get new idempotency keys; those that they had before if not.
+    """
+
+    start: datetime
+    end: datetime
+    modes: tuple[ReplayMode, ...] = (ReplayMode.MISSING, ReplayMode.FAILED)
+    kinds: tuple[str, ...] = ()
+    version: str | None = None
+    error: str | None = None
+    when: str | None = None
+    edit: str | None = None
+    new_key: bool = False
+
+
+class Replay(msgspec.Struct, frozen=True):
+    """A replay, and how far it has come.
+
+    It goes through the log from `after` to `upto`, and up to `planned` it has put `jobs` jobs into
+    sets, `made` of them new ones; `waiting` of them have not been run. `run` is the last that worked
+    on it, `ended_at` when all were run once.
+    """
+
+    id: int
+    destination: str
+    request: ReplayRequest
+    after: int
+    upto: int
+    planned: int
+    jobs: int
+    made: int
+    waiting: int
+    began_at: datetime
+    ended_at: datetime | None
+    run: str | None
+
+
+class Candidate(NamedTuple):
+    """An event of a replay's window, and the `state` of its job: 'missing' (it has none), 'succeeded',
+    'discarded' (`error` says why) or 'pending'."""
+
+    seq: int
+    id: str
+    kind: str
+    received_at: datetime
+    state: str
+    error: str | None
+
+
+class Stretch(NamedTuple):
+    """The next candidates of a window, up to the sequence number `upto`."""
+
+    candidates: Sequence[Candidate]
+    upto: int
+
+
+class Chosen(NamedTuple):
+    """A job that a replay runs: `state` as its candidate had it, `when_error` if the flow's `when`
+    raised, `payload` if the event's data was edited."""
+
+    seq: int
+    state: str
+    when_error: str | None = None
+    payload: str | None = None
 
 
 # ------------------------------------------------------------------------------------- questions
@@ -226,7 +318,7 @@ class Transition(msgspec.Struct, frozen=True):
 
     `state` is 'acknowledged', 'awaiting', 'executing', 'succeeded', 'failed', 'discarded' or
     'unknown'. `run` is the Dagster run that the load belonged to; `due_at` when a failed or unknown
-    job runs again.
+    job runs again; `replay` the replay that has it run again.
     """
 
     destination: str
@@ -237,6 +329,7 @@ class Transition(msgspec.Struct, frozen=True):
     run: str | None = None
     error: str | None = None
     due_at: datetime | None = None
+    replay: int | None = None
 
 
 class JobState(msgspec.Struct, frozen=True):
@@ -264,6 +357,81 @@ class Window(NamedTuple):
 
     after: int
     upto: int
+
+
+# ------------------------------------------------------------------------------------- purge
+
+
+class Purgeable(NamedTuple):
+    """What of a kind is past its time: all of it was received before `before`.
+
+    `events` of it would go; `held` stay, because a job, an outcome or a replay needs them.
+    """
+
+    kind: str
+    before: datetime
+    events: int
+    held: int
+
+
+class PurgeStep(msgspec.Struct, frozen=True):
+    """What a purge has done since its last step.
+
+    `events` were deleted, `partitions` dropped whole (PostgreSQL's, of 5,000,000 sequence numbers
+    each). `file` was archived. `postponed` are the tables that a reader keeps from being dropped, if
+    it was tried in this step: their events are gone from the log, and the next purge drops them.
+    """
+
+    events: int = 0
+    partitions: int = 0
+    file: str | None = None
+    postponed: Sequence[str] | None = None
+
+
+NOTHING = msgspec.Raw(b"null")
+
+
+class ArchivedJob(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What became of a job of an archived event: 'succeeded', or 'discarded' by an error.
+
+    `edited` is what it was given instead of the event's data, if a replay has changed it.
+    """
+
+    destination: str
+    state: str
+    error: str | None = None
+    edited: msgspec.Raw = NOTHING
+
+
+class ArchivedEvent(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An event that is about to be purged, as an archive keeps it.
+
+    `data` and `context` are JSON as it was kept, though without line breaks.
+    """
+
+    id: str
+    kind: str
+    received_at: datetime
+    data: msgspec.Raw
+    key: str | None = None
+    context: msgspec.Raw = NOTHING
+    version: str | None = None
+    sent_at: datetime | None = None
+    parent: str | None = None
+    jobs: Sequence[ArchivedJob] = ()
+
+
+class Archive(Protocol):
+    """Where events go before they are purged."""
+
+    def write(self, events: Sequence[ArchivedEvent]) -> str:
+        """Keep events, in order of their sequence numbers; returns where, once they are safe.
+
+        The same events may come again, after a purge was killed.
+
+        Raises `Unavailable`.
+        """
+        ...
 
 
 # ------------------------------------------------------------------------------------- the store
@@ -305,6 +473,7 @@ class Store(Protocol):
         requests: Sequence[Sequence[NewEvent]],
         *,
         position: Position | None = None,
+        received_at: datetime | None = None,
     ) -> list[list[str] | KeyReused]:
         """Keep the events of several requests with their jobs, in one commit.
 
@@ -312,6 +481,9 @@ class Store(Protocol):
         the first one's id and makes no job. A request with a reused key is answered by the error,
         as a value, and leaves nothing; the others are kept. With a `position`, it is committed with
         the events; `PositionMoved` is raised if the reader is elsewhere.
+
+        `received_at` is for history that is imported from elsewhere: when it was received there.
+        It is imported in that order, before the store receives events of its own; else `UsageError`.
         """
         ...
 
@@ -392,6 +564,57 @@ class Store(Protocol):
         """
         ...
 
+    # -- replays
+    def begin_replay(
+        self, fence: Fence, request: ReplayRequest, kinds: Sequence[str], run: str | None
+    ) -> Replay:
+        """Begin a replay, or go on with the one that was asked for with the same words and not ended.
+
+        What other replays have left waiting is given to the load lane. `kinds` are the events that
+        it is asked to go through.
+
+        Raises `Fenced`; `Purged` if some of them have been purged.
+        """
+        ...
+
+    def stretch(
+        self, destination: str, request: ReplayRequest, kinds: Sequence[str], window: Window
+    ) -> Stretch:
+        """The first of a window's events that a request's modes and filters choose."""
+        ...
+
+    def kept(self, destination: str, seqs: Sequence[int]) -> Sequence[JobRow]:
+        """Events by their sequence numbers, in order, in the form of a job of a destination event."""
+        ...
+
+    def plan(
+        self, fence: Fence, replay: Replay, upto: int, chosen: Sequence[Chosen], batch: int
+    ) -> Replay:
+        """Put jobs into sets of `batch` jobs, to be claimed in the replay lane, and move on to `upto`.
+
+        Raises `Fenced`.
+        """
+        ...
+
+    def end_replay(self, fence: Fence, replay: Replay) -> bool:
+        """Note that a replay has ended; `False` if some of its jobs still wait to be run.
+
+        Raises `Fenced`.
+        """
+        ...
+
+    def replays(self, destination: str, limit: int = 100) -> Sequence[Replay]:
+        """The replays of a destination event, the newest first."""
+        ...
+
+    def unsettled(self, destination: str, limit: int = 100) -> Sequence[JobState]:
+        """Jobs of its last replay that are 'discarded', or 'retrying'."""
+        ...
+
+    def pace(self, destination: str) -> float | None:
+        """Jobs a second in its last loads, `None` if there were none."""
+        ...
+
     # -- questions
     def counts(self, destination: str) -> Counts:
         """How many of its jobs are in each state. Raises `Unknown`."""
@@ -402,7 +625,7 @@ class Store(Protocol):
         ...
 
     def event(self, event_id: str) -> StoredEvent:
-        """Raises `Unknown`."""
+        """Raises `Unknown`; `Purged` if it was received before the oldest that is kept."""
         ...
 
     def events(self, kind: str | None = None, limit: int = 100) -> Sequence[StoredEvent]:
@@ -410,7 +633,10 @@ class Store(Protocol):
         ...
 
     def history(self, event_id: str) -> Sequence[Transition]:
-        """Every transition of every job of an event, in order of time. Raises `Unknown`."""
+        """Every transition of every job of an event, in order of time.
+
+        Raises `Unknown`, `Purged`.
+        """
         ...
 
     def jobs(
@@ -430,6 +656,29 @@ class Store(Protocol):
 
     def window(self, start: datetime, end: datetime) -> Window:
         """The sequence numbers among which all events received from `start` to `end` are."""
+        ...
+
+    # -- purge
+    def purgeable(self, retention: Mapping[str, Retention]) -> Sequence[Purgeable]:
+        """What is past its time, for each kind that is not kept forever. Changes nothing."""
+        ...
+
+    def purge(
+        self, retention: Mapping[str, Retention], archive: Archive | None = None
+    ) -> Iterator[PurgeStep]:
+        """Remove what is past its time and not needed, with its jobs, their loads and outcomes.
+
+        Each step is committed when it is told, and may be the last that is asked for: the next
+        purge goes on. What a step deletes was archived before, if there is an archive. Ingest and
+        loads go on beside it; two purges at once do each other's work.
+        """
+        ...
+
+    def check_kept(self, kinds: Sequence[str], start: datetime) -> None:
+        """Return if no event of these kinds that was received from `start` on has been purged.
+
+        Raises `Purged`, which says from when on they are kept.
+        """
         ...
 
     # -- upkeep

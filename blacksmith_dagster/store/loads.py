@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
     Connection,
     Select,
+    and_,
     bindparam,
     exists,
     false,
+    func,
     insert,
     literal,
     null,
@@ -29,10 +31,12 @@ from blacksmith_dagster.store.tables import (
     DONE,
     EXECUTING,
     FAILED,
+    edits,
     events,
     jobs,
     loads,
     outcomes,
+    set_jobs,
     sets,
 )
 
@@ -57,27 +61,71 @@ def jobs_of(conn: Connection, load: int, destination: int) -> Any:
     return conn.execute(_JOBS_OF_SETS, {"load": load, "destination": destination}).all()
 
 
-_job_of_event = jobs.c.seq == events.c.seq
-_in_range = events.c.seq.between(sets.c.seq_from, sets.c.seq_to)
-_taken = (sets.c.load == bindparam("load"), jobs.c.destination == bindparam("destination"))
+def members(of: Callable[[Any, Any], Sequence[Any]], *which: Any) -> list[Select[Any]]:
+    """The jobs of the sets that `which` says, a row of `of(seq, when_error)` each, as the parts of a
+    union.
+
+    A job is in a set by the range of the log, by its outcome, or because a replay listed it; one
+    that a replay made has what `when` raised beside the list that it was made in.
+    """
+    made = set_jobs.alias("made")
+    is_made = and_(
+        made.c.destination == sets.c.destination, made.c.seq == outcomes.c.seq, made.c.made
+    )
+    of_log = and_(jobs.c.destination == sets.c.destination, jobs.c.seq == outcomes.c.seq)
+    why = func.coalesce(jobs.c.when_error, made.c.when_error)
+    in_list = and_(
+        set_jobs.c.destination == sets.c.destination,
+        set_jobs.c.list == sets.c.list,
+        set_jobs.c.seq.between(sets.c.seq_from, sets.c.seq_to),
+    )
+    in_range = and_(
+        jobs.c.destination == sets.c.destination,
+        jobs.c.seq.between(sets.c.seq_from, sets.c.seq_to),
+    )
+    return [
+        select(*of(jobs.c.seq, jobs.c.when_error))
+        .select_from(sets.join(jobs, in_range).join(events, events.c.seq == jobs.c.seq))
+        .where(*which, sets.c.list.is_(None)),
+        select(*of(outcomes.c.seq, why))
+        .select_from(
+            sets.join(outcomes, outcomes.c.list == sets.c.list)
+            .join(events, events.c.seq == outcomes.c.seq)
+            .outerjoin(jobs, of_log)
+            .outerjoin(made, is_made)
+        )
+        .where(*which, outcomes.c.seq.between(sets.c.seq_from, sets.c.seq_to)),
+        select(*of(set_jobs.c.seq, set_jobs.c.when_error))
+        .select_from(sets.join(set_jobs, in_list).join(events, events.c.seq == set_jobs.c.seq))
+        .where(*which),
+    ]
+
+
+def _job(seq: Any, when_error: Any) -> Sequence[Any]:
+    edited = (
+        select(edits.c.payload)
+        .where(edits.c.destination == sets.c.destination, edits.c.seq == seq)
+        .scalar_subquery()
+    )
+    columns: dict[Any, Any] = {
+        events.c.payload: func.coalesce(edited, events.c.payload),
+        jobs.c.when_error: when_error,
+    }
+    return [columns.get(column, column) for column in JOB_COLUMNS]
+
+
 _JOBS_OF_SETS = union_all(
-    select(*JOB_COLUMNS)
-    .select_from(sets)
-    .join(jobs, jobs.c.seq.between(sets.c.seq_from, sets.c.seq_to))
-    .join(events, _job_of_event)
-    .where(*_taken, sets.c.list.is_(None), _in_range),
-    select(*JOB_COLUMNS)
-    .select_from(sets)
-    .join(outcomes, outcomes.c.list == sets.c.list)
-    .join(events, events.c.seq == outcomes.c.seq)
-    .join(jobs, _job_of_event)
-    .where(*_taken, _in_range),
+    *members(_job, sets.c.load == bindparam("load"), sets.c.destination == bindparam("destination"))
 ).order_by(text("1"))
 
 
-def waiting(conn: Connection, destination: int, due_by: datetime | None) -> list[Waiting]:
-    """Sets that wait, the longest due first, locked: those due by a time, or all if it is `None`."""
-    found = _WAITING if due_by is None else _WAITING.where(sets.c.due_at <= due_by)
+def waiting(
+    conn: Connection, destination: int, *, due_by: datetime | None = None, lane: int | None = None
+) -> list[Waiting]:
+    """Sets that wait, the longest due first, locked: those of a lane that are due by a time, or all."""
+    found = _WAITING
+    if lane is not None:
+        found = found.where(sets.c.lane == lane, sets.c.due_at <= due_by)
     return [Waiting(*row) for row in conn.execute(found, {"destination": destination})]
 
 
@@ -105,7 +153,12 @@ _WAITING_WITH = (
         sets.c.seq_from <= bindparam("seq"),
         sets.c.seq_to >= bindparam("seq"),
         sets.c.list.is_(None)
-        | exists().where(outcomes.c.list == sets.c.list, outcomes.c.seq == bindparam("seq")),
+        | exists().where(outcomes.c.list == sets.c.list, outcomes.c.seq == bindparam("seq"))
+        | exists().where(
+            set_jobs.c.destination == sets.c.destination,
+            set_jobs.c.seq == bindparam("seq"),
+            set_jobs.c.list == sets.c.list,
+        ),
     )
     .with_for_update()
 )
@@ -153,7 +206,7 @@ def carve(
     losses: int,
 ) -> int:
     """Make a part of a set a set of its own; returns its id."""
-    columns = [sets.c[name] for name in ("destination", "list")]
+    columns = [sets.c[name] for name in ("destination", "lane", "replay", "job_key", "list")]
     kept = [sets.c[name] for name in ("attempts", "raised_in", "alone", "strikes", "due_at")]
     part = {
         "seq_from": literal(seq_from),
@@ -187,13 +240,17 @@ def extract(conn: Connection, whole: Waiting, seq: int, destination: int) -> Wai
 
 def seqs_of(whole: Waiting, destination: int) -> Select[Any]:
     """The sequence numbers of a set's jobs, in order."""
+    between = (whole.seq_from, whole.seq_to)
     if whole.list is None:
-        source, column = jobs.c.destination == destination, jobs.c.seq
-    else:
-        source, column = outcomes.c.list == whole.list, outcomes.c.seq
-    return (
-        select(column).where(source, column.between(whole.seq_from, whole.seq_to)).order_by(column)
-    )
+        mine = jobs.c.destination == destination
+        return select(jobs.c.seq).where(mine, jobs.c.seq.between(*between)).order_by(jobs.c.seq)
+    of_outcomes = outcomes.c.list == whole.list
+    of_replay = (set_jobs.c.destination == destination, set_jobs.c.list == whole.list)
+    listed = union_all(
+        select(outcomes.c.seq).where(of_outcomes, outcomes.c.seq.between(*between)),
+        select(set_jobs.c.seq).where(*of_replay, set_jobs.c.seq.between(*between)),
+    ).subquery()
+    return select(listed.c.seq).order_by(listed.c.seq)
 
 
 def open_load(conn: Connection, values: Mapping[str, Any]) -> int:
@@ -240,7 +297,8 @@ def repeat(
     """Let the jobs of a load that was closed wait again.
 
     `lost` is added to their losses; `raised` is the attempt that raised, and whether they run alone
-    from there on. A first load's jobs become a set; else each set that the load took waits again.
+    from there on. A first load's jobs become a set; else each set that the load took waits again:
+    after an attempt in the load lane, whoever's it was, else where it was.
     """
     due = literal(due_at, sets.c.due_at.type)
     attempts, alone = raised or (None, None)
@@ -248,6 +306,9 @@ def repeat(
         had = source.c if source is sets else _NeverRun
         columns = {
             "destination": source.c.destination,
+            "lane": had.lane if raised is None else literal(0),
+            "replay": had.replay,
+            "job_key": had.job_key,
             "list": had.list,
             "seq_from": source.c.seq_from,
             "seq_to": source.c.seq_to,
@@ -266,6 +327,9 @@ def repeat(
 class _NeverRun:
     """What the columns of a set are for jobs of a first load."""
 
+    lane = literal(0)
+    replay = null()
+    job_key = null()
     list = null()
     attempts = literal(0)
     losses = literal(0)
@@ -304,6 +368,8 @@ def make_lists(
             "raised_in": load.id if alone else None,
             "alone": alone,
             "due_at": now + timedelta(seconds=delay),
+            "replay": load.replay,
+            "job_key": None if load.job_key == str(destination) else load.job_key,
         }
         made = conn.execute(_MAKE_LIST, values).scalar_one()
         conn.execute(update(sets).where(sets.c.id == made).values(list=made))

@@ -19,13 +19,16 @@ from blacksmith_dagster.store.claims import LANES, LaneState
 from blacksmith_dagster.store.faults import committing, told
 from blacksmith_dagster.store.interface import JobRow, Load, NewEvent, Position, Verdict
 from blacksmith_dagster.store.loads import Outcome
+from blacksmith_dagster.store.partitions import Partitions
+from blacksmith_dagster.store.replays import SetJob
+from blacksmith_dagster.store.sets import Waiting
 from blacksmith_dagster.store.sql import SQLStore, fenced, no_longer_open
 from blacksmith_dagster.store.tables import Instant
 
 _CONNECT_SECONDS = 10
-# No parallel workers: to start them takes longer than any of these statements does.
+# No parallel workers, and no JIT: to start them takes longer than any of these statements does.
 _SESSION = (
-    "SET timezone = 'UTC'; SET max_parallel_workers_per_gather = 0;"
+    "SET timezone = 'UTC'; SET max_parallel_workers_per_gather = 0; SET jit = off;"
     " SET default_transaction_isolation = 'read committed';"
     " SET statement_timeout = '5min'; SET lock_timeout = '1min';"
     " SET idle_in_transaction_session_timeout = '1min'"
@@ -51,6 +54,7 @@ class PostgresStore(SQLStore):
                     _upgrade(engine)
                 schema.check(engine, label)
             super().__init__(engine, label)
+            self.partitions = Partitions(self)
         except BaseException:
             engine.dispose()
             raise
@@ -68,6 +72,12 @@ class PostgresStore(SQLStore):
         """A connection whose statements are each a transaction that only reads."""
         with told(self.label), self.engine.connect() as conn:
             yield conn.execution_options(isolation_level="AUTOCOMMIT")
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """A transaction that only reads, and all whose statements see one state."""
+        with told(self.label), self.engine.connect() as conn:
+            yield conn.execution_options(isolation_level="REPEATABLE READ")
 
     def _clock(self) -> ColumnElement[datetime]:
         return func.clock_timestamp(type_=Instant())
@@ -96,20 +106,25 @@ class PostgresStore(SQLStore):
             return self._jobs(cursor.fetchall())
 
     def ingest(
-        self, requests: Sequence[Sequence[NewEvent]], *, position: Position | None = None
+        self,
+        requests: Sequence[Sequence[NewEvent]],
+        *,
+        position: Position | None = None,
+        received_at: datetime | None = None,
     ) -> list[list[str] | KeyReused]:
         """Without keys and position, one statement is the whole transaction."""
         new = [event for request in requests for event in request]
-        plain = new and position is None and all(event.key is None for event in new)
+        plain = new and position is None and received_at is None
+        plain = plain and all(each.key is None for each in new)
         try:
             if not plain:
-                return super().ingest(requests, position=position)
+                return super().ingest(requests, position=position, received_at=received_at)
             with self.reading() as conn, committing(self.label):
                 ids = iter(self._epochs.ids_of(self._append(conn, new)))
             return [list(islice(ids, len(request))) for request in requests]
         except _NoPartition:
             self._make_partitions()
-            return self.ingest(requests, position=position)
+            return self.ingest(requests, position=position, received_at=received_at)
 
     def record(self, load: Load, verdict: Verdict) -> None:
         """A load that all went well for is closed by one statement, the whole transaction."""
@@ -143,7 +158,26 @@ class PostgresStore(SQLStore):
     def _insert_outcomes(self, conn: Connection, rows: Sequence[Outcome]) -> None:
         conn.exec_driver_sql(_OUTCOMES, (*_columns(rows),))
 
-    def _append(self, conn: Connection, new: Sequence[NewEvent]) -> list[int]:
+    def _insert_set_jobs(self, conn: Connection, rows: Sequence[SetJob]) -> None:
+        destination = rows[0].destination
+        _, *columns = _columns(rows)
+        conn.exec_driver_sql(_SET_JOBS, (destination, *columns))
+
+    def _jobs_of_sets(
+        self, conn: Connection, of: int, load: int, chosen: Sequence[Waiting]
+    ) -> list[JobRow]:
+        """What a replay has listed is read by the driver, as a range, if it lies dense."""
+        first, last = min(each.seq_from for each in chosen), max(each.seq_to for each in chosen)
+        if any(each.replay is None or each.attempts for each in chosen) or last - first > _DENSE:
+            return super()._jobs_of_sets(conn, of, load, chosen)
+        driver: Any = conn.connection.driver_connection
+        with driver.cursor(binary=True) as cursor:
+            cursor.execute(_LISTED_JOBS, (load, of, first, last, first, last))
+            return self._jobs(cursor.fetchall())
+
+    def _append(
+        self, conn: Connection, new: Sequence[NewEvent], received_at: datetime | None = None
+    ) -> list[int]:
         made = [
             (number, self._destination(job.destination), job.when_error)
             for number, each in enumerate(new, 1)
@@ -160,6 +194,7 @@ class PostgresStore(SQLStore):
             [number for number, _, _ in made],
             [destination for _, destination, _ in made],
             _column([error for _, _, error in made]),
+            received_at,
         )
         try:
             seqs: list[int] = conn.exec_driver_sql(_INGEST, given).scalar_one()
@@ -195,6 +230,21 @@ SELECT e.seq, e.kind, e.payload, e.received_at, e.key, e.context, e.version, e.s
  WHERE j.destination = %s AND j.seq > %s AND j.seq <= %s ORDER BY j.seq
 """
 _DENSE_JOBS = _SPARSE_JOBS.replace("ORDER BY", "AND e.seq > %s AND e.seq <= %s ORDER BY")
+_LISTED_JOBS = """
+SELECT e.seq, e.kind, coalesce(c.payload, e.payload), e.received_at, e.key, e.context, e.version,
+       e.sent_at, e.parent, r.when_error
+  FROM sets s
+  JOIN set_jobs r ON r.destination = s.destination AND r.list = s.list
+                 AND r.seq BETWEEN s.seq_from AND s.seq_to
+  JOIN events e ON e.seq = r.seq
+  LEFT JOIN edits c ON c.destination = r.destination AND c.seq = r.seq
+ WHERE s.load = %s AND r.destination = %s AND r.seq BETWEEN %s AND %s AND e.seq BETWEEN %s AND %s
+ ORDER BY e.seq
+"""
+_SET_JOBS = """
+INSERT INTO set_jobs (destination, seq, list, made, when_error)
+SELECT %s, * FROM unnest(%b::bigint[], %b::bigint[], %b::bool[], %b::text[])
+"""
 # From executing (1) to done (2). The fence's row is locked first: who takes over meanwhile is waited
 # for, and then seen.
 _CLOSE = """
@@ -209,7 +259,7 @@ SELECT token, holder, (SELECT id FROM closed) FROM held
 """
 _INGEST = (
     "SELECT ingest(%b::int[], %b::text[], %b::text[], %b::text[], %b::text[], %b::timestamptz[],"
-    " %b::bigint[], %b::int[], %b::int[], %b::text[])"
+    " %b::bigint[], %b::int[], %b::int[], %b::text[], %s::timestamptz)"
 )
 
 

@@ -10,21 +10,26 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Row,
+    Text,
     and_,
     bindparam,
+    cast,
     exists,
+    false,
     func,
     literal,
     null,
     or_,
     select,
+    text,
+    true,
     tuple_,
     union_all,
 )
 
 from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.store.interface import Counts, Transition, Window
-from blacksmith_dagster.store.loads import JOB_COLUMNS
+from blacksmith_dagster.store.loads import JOB_COLUMNS, members
 from blacksmith_dagster.store.tables import (
     DISCARDED,
     DONE,
@@ -41,6 +46,8 @@ from blacksmith_dagster.store.tables import (
     loads,
     marks,
     outcomes,
+    replays,
+    set_jobs,
     sets,
 )
 
@@ -56,7 +63,7 @@ def counts(conn: Connection, destination: int) -> Counts:
         awaiting=awaiting,
         executing=row.executing,
         retrying=row.retrying,
-        succeeded=row.claimed - row.executing_or_retrying - row.discarded,
+        succeeded=row.claimed + row.made - row.executing_or_retrying - row.ever_discarded,
         discarded=row.discarded,
         oldest_waiting=min(waiting, default=None),
     )
@@ -65,7 +72,7 @@ def counts(conn: Connection, destination: int) -> Counts:
 def next_due(
     conn: Connection, destinations: Sequence[int], clock: ColumnElement[datetime]
 ) -> float | None:
-    """Seconds until one has something to claim, 0 if it has now, `None` if nothing waits."""
+    """Seconds until the load lane of one can claim, 0 if it can now, `None` if nothing waits."""
     found = _NEXT.add_columns(clock.label("now"))
     rows = conn.execute(found, {"asked": destinations}).all()
     waits = [
@@ -113,9 +120,9 @@ def _last(column: Any, lane: int, of: Any = _of) -> Any:
     )
 
 
-def _due_of(of: Any) -> Any:
+def _due_of(of: Any, *also: Any) -> Any:
     """When the first of the waiting sets is due."""
-    waits = and_(sets.c.destination == of, sets.c.load.is_(None))
+    waits = and_(sets.c.destination == of, sets.c.load.is_(None), *also)
     found = select(func.min(sets.c.due_at)).where(waits)
     return found.correlate(destination_events).scalar_subquery()
 
@@ -129,33 +136,37 @@ def _first_new_of(of: Any) -> Any:
 
 _claimed = _last(loads.c.claimed, 0)
 _cursor = _last(loads.c.position, 0)
-_last_ids = [_last(loads.c.id, lane).scalar_subquery() for lane in (0, 1)]
+_last_ids = [_last(loads.c.id, lane).scalar_subquery() for lane in (0, 1, 2)]
 _executing = _number(
     select(func.sum(loads.c.jobs)).where(loads.c.id.in_(_last_ids), loads.c.state == EXECUTING)
 )
 _waits = and_(sets.c.destination == _of, sets.c.load.is_(None))
 _retrying = _number(select(func.sum(sets.c.jobs)).where(_waits))
 _received = select(events.c.received_at).where(events.c.seq == _first_new_of(_of)).scalar_subquery()
+_made = _number(select(func.sum(replays.c.made)).where(replays.c.destination == _of))
 _uncounted = select(func.count()).where(
     jobs.c.destination == _of, jobs.c.seq > _number(select(counter.c.upto))
 )
 _discarded = select(func.sum(loads.c.discarded)).where(
     loads.c.destination == _of, loads.c.discarded > 0
 )
+_purged_discarded = select(job_totals.c.purged_discarded).where(job_totals.c.destination == _of)
 _COUNTS = select(
     _number(select(job_totals.c.jobs).where(job_totals.c.destination == _of)).label("counted"),
     _number(_uncounted).label("uncounted"),
     _number(_claimed).label("claimed"),
+    _made.label("made"),
     _executing.label("executing"),
     _retrying.label("retrying"),
     (_executing + _retrying).label("executing_or_retrying"),
     _number(_discarded).label("discarded"),
+    (_number(_discarded) + _number(_purged_discarded)).label("ever_discarded"),
     _due_of(_of).label("due"),
     _received.label("received"),
 )
 _asked = destination_events.c.id.in_(bindparam("asked", expanding=True))
 _NEXT = select(
-    _due_of(destination_events.c.id).label("due"),
+    _due_of(destination_events.c.id, sets.c.lane == 0).label("due"),
     _first_new_of(destination_events.c.id).label("new"),
 ).where(_asked)
 _LOADED = select(
@@ -188,10 +199,18 @@ def newest(conn: Connection, kind: int | None, limit: int) -> Sequence[Row[Any]]
 
 def destinations_of(conn: Connection, seqs: Sequence[int]) -> Mapping[int, Sequence[str]]:
     """The paths of the destination events that have a job of each event."""
+    ids = select(destination_events.c.id)
+    made_later = select(set_jobs.c.seq, set_jobs.c.destination).where(
+        # As many look-ups as there are destination events: rows are in their order first.
+        set_jobs.c.destination.in_(ids),
+        set_jobs.c.seq.in_(seqs),
+        set_jobs.c.made,
+    )
+    of_log = select(jobs.c.seq, jobs.c.destination).where(jobs.c.seq.in_(seqs))
+    has = union_all(of_log, made_later).subquery()
     found = (
-        select(jobs.c.seq, destination_events.c.path)
-        .join(destination_events, destination_events.c.id == jobs.c.destination)
-        .where(jobs.c.seq.in_(seqs))
+        select(has.c.seq, destination_events.c.path)
+        .join(destination_events, destination_events.c.id == has.c.destination)
         .order_by(destination_events.c.path)
     )
     made: dict[int, list[str]] = {}
@@ -217,31 +236,48 @@ def window(conn: Connection, start: datetime, end: datetime, last: int) -> Windo
 # ---------------------------------------------------------------------------------------- history
 
 
+_seq: Any = bindparam("seq")
+_ids = select(destination_events.c.id)  # the first column of the key of `set_jobs`
+_listed = and_(set_jobs.c.destination.in_(_ids), set_jobs.c.seq == _seq)
+# The destination events that have a job of the event; `made` by a replay, if it is not of the log.
+_has = union_all(
+    select(jobs.c.destination, false().label("made")).where(jobs.c.seq == _seq),
+    select(set_jobs.c.destination, true()).where(_listed, set_jobs.c.made),
+).subquery()
 # Every load that held the job: the first, whose range it is in, and those that took its sets.
 _first_load = (
     select(loads.c.id)
-    .where(loads.c.destination == jobs.c.destination, loads.c.seq_to >= jobs.c.seq)
+    .where(loads.c.destination == _has.c.destination, loads.c.seq_to >= _seq)
     .order_by(loads.c.seq_to)
     .limit(1)
     .scalar_subquery()
 )
 _in_set = and_(
-    sets.c.destination == jobs.c.destination,
-    sets.c.seq_from <= jobs.c.seq,
-    sets.c.seq_to >= jobs.c.seq,
+    sets.c.destination == _has.c.destination,
+    sets.c.seq_from <= _seq,
+    sets.c.seq_to >= _seq,
     or_(
-        sets.c.list.is_(None),
+        and_(sets.c.list.is_(None), ~_has.c.made),
         exists()
-        .where(outcomes.c.list == sets.c.list, outcomes.c.seq == jobs.c.seq)
-        .correlate(sets, jobs),
+        .where(outcomes.c.list == sets.c.list, outcomes.c.seq == _seq)
+        .correlate(sets, _has),
+        exists()
+        .where(
+            set_jobs.c.destination == sets.c.destination,
+            set_jobs.c.seq == _seq,
+            set_jobs.c.list == sets.c.list,
+        )
+        .correlate(sets, _has),
     ),
 )
 _held = union_all(
-    select(jobs.c.destination, _first_load.label("load")).where(jobs.c.seq == bindparam("seq")),
-    select(jobs.c.destination, sets.c.load)
-    .select_from(jobs)
+    select(_has.c.destination, _first_load.label("load"), null().label("replay")).where(
+        ~_has.c.made
+    ),
+    select(_has.c.destination, sets.c.load, sets.c.replay)
+    .select_from(_has)
     .join(sets, _in_set)
-    .where(jobs.c.seq == bindparam("seq"), sets.c.load.is_not(None)),
+    .where(sets.c.load.is_not(None)),
 ).subquery()
 _HISTORY = (
     select(
@@ -255,19 +291,29 @@ _HISTORY = (
         loads.c.error,
         outcomes.c.state.label("deviated"),
         outcomes.c.error.label("deviation"),
+        _held.c.replay,
     )
     .select_from(_held)
     .join(destination_events, destination_events.c.id == _held.c.destination)
     .outerjoin(loads, loads.c.id == _held.c.load)
-    .outerjoin(outcomes, and_(outcomes.c.load == loads.c.id, outcomes.c.seq == bindparam("seq")))
+    .outerjoin(outcomes, and_(outcomes.c.load == loads.c.id, outcomes.c.seq == _seq))
     .order_by(destination_events.c.path, loads.c.id)
 )
+_path = destination_events.c.path
 _WAITING = (
-    select(destination_events.c.path, sets.c.due_at)
-    .select_from(jobs)
+    select(_path, sets.c.due_at)
+    .select_from(_has)
     .join(sets, _in_set)
-    .join(destination_events, destination_events.c.id == jobs.c.destination)
-    .where(jobs.c.seq == bindparam("seq"), sets.c.load.is_(None))
+    .join(destination_events, destination_events.c.id == _has.c.destination)
+    .where(sets.c.load.is_(None))
+)
+# The first set of a replay's list bears the list's number, and the time when it was planned.
+_REPLAYED = (
+    select(_path, sets.c.due_at, sets.c.replay, set_jobs.c.made)
+    .select_from(set_jobs)
+    .join(sets, sets.c.id == set_jobs.c.list)
+    .join(destination_events, destination_events.c.id == set_jobs.c.destination)
+    .where(_listed)
 )
 _STATES = {DONE: "succeeded", FAILED: "failed", UNKNOWN: "unknown", RELEASED: "awaiting"}
 
@@ -275,8 +321,14 @@ _STATES = {DONE: "succeeded", FAILED: "failed", UNKNOWN: "unknown", RELEASED: "a
 def history(conn: Connection, seq: int, received_at: datetime) -> Sequence[Transition]:
     """All transitions of the jobs of an event, in order of time."""
     made: list[Transition] = []
+    new = []
+    for path, at, replay, was_made in conn.execute(_REPLAYED, {"seq": seq}):
+        if was_made:
+            new.append(path)
+            made.append(Transition(path, "acknowledged", at, 0, replay=replay))
+        made.append(Transition(path, "awaiting", at, 0, replay=replay))
     due = dict(conn.execute(_WAITING, {"seq": seq}).tuples().all())
-    seen: set[str] = set()
+    seen: set[str] = set(new)
     for row in conn.execute(_HISTORY, {"seq": seq}):
         if row.path not in seen:
             seen.add(row.path)
@@ -284,20 +336,21 @@ def history(conn: Connection, seq: int, received_at: datetime) -> Sequence[Trans
             made.append(Transition(row.path, "awaiting", received_at, 0))
         if row.id is None:
             continue
-        of = {"attempt": row.attempt, "load": row.id, "run": row.run}
+        of = {"attempt": row.attempt, "load": row.id, "run": row.run, "replay": row.replay}
         made.append(Transition(row.path, "executing", row.started_at, **of))
         if row.state == EXECUTING:
             continue
         state, error = _STATES[row.state], row.error
         if row.deviated is not None:
-            state = "discarded" if row.deviated == DISCARDED else "failed"
+            state = "failed" if row.deviated == FAILED else "discarded"
             error = row.deviation
         made.append(Transition(row.path, state, row.finished_at, error=error, **of))
+    made.sort(key=lambda each: each.at)
     last = {each.destination: at for at, each in enumerate(made)}
     for path, due_at in due.items():
         at = last[path]
         made[at] = Transition(**{**_fields(made[at]), "due_at": due_at})
-    return sorted(made, key=lambda each: each.at)
+    return made
 
 
 def _fields(of: Transition) -> dict[str, Any]:
@@ -314,11 +367,12 @@ def jobs_in(conn: Connection, state: str, destination: int, limit: int) -> Seque
     return conn.execute(_JOBS_IN[state], {"of": destination, "limit": limit}).all()
 
 
-def _listed(attempts: Any, error: Any, due_at: Any) -> Any:
+_EVENT = (events.c.seq, events.c.kind, events.c.received_at)
+
+
+def _listing(attempts: Any, error: Any, due_at: Any) -> Any:
     return select(
-        events.c.seq,
-        events.c.kind,
-        events.c.received_at,
+        *_EVENT,
         attempts.label("attempts"),
         error.label("error"),
         due_at.label("due_at"),
@@ -326,52 +380,53 @@ def _listed(attempts: Any, error: Any, due_at: Any) -> Any:
 
 
 _limit: Any = bindparam("limit")
-_in_waiting_range = and_(
-    events.c.seq.between(sets.c.seq_from, sets.c.seq_to),
-    exists().where(jobs.c.destination == _of, jobs.c.seq == events.c.seq),
-    or_(
-        sets.c.list.is_(None),
-        exists().where(outcomes.c.list == sets.c.list, outcomes.c.seq == events.c.seq),
-    ),
-)
-_why = (
-    select(outcomes.c.error)
-    .where(outcomes.c.list == sets.c.list, outcomes.c.seq == events.c.seq)
+_failure = outcomes.alias("failure")
+_listed_error = (
+    select(_failure.c.error)
+    .where(_failure.c.list == sets.c.list, _failure.c.seq == events.c.seq)
     .scalar_subquery()
 )
 _raised = select(loads.c.error).where(loads.c.id == sets.c.raised_in).scalar_subquery()
+_retry_error = func.coalesce(_raised, _listed_error)
+_is_open = (loads.c.id.in_(_last_ids), loads.c.state == EXECUTING)
+_attempt_of_load = (
+    select(loads.c.attempt).where(loads.c.id == sets.c.load).scalar_subquery().label("attempts")
+)
+_no_error = cast(null(), Text).label("error")
+_not_due = cast(null(), sets.c.due_at.type).label("due_at")
 _JOBS_IN = {
-    "discarded": _listed(loads.c.attempt, outcomes.c.error, null())
+    "discarded": _listing(loads.c.attempt, outcomes.c.error, null())
     .select_from(outcomes)
     .join(events, events.c.seq == outcomes.c.seq)
     .join(loads, loads.c.id == outcomes.c.load)
     .where(outcomes.c.destination == _of, outcomes.c.state == DISCARDED)
     .order_by(outcomes.c.seq)
     .limit(_limit),
-    "retrying": _listed(sets.c.attempts, func.coalesce(_raised, _why), sets.c.due_at)
-    .select_from(sets)
-    .join(events, _in_waiting_range)
-    .where(_waits)
-    .order_by(sets.c.due_at, events.c.seq)
+    "retrying": union_all(
+        *members(
+            lambda *_: [*_EVENT, sets.c.attempts, _retry_error.label("error"), sets.c.due_at],
+            _waits,
+        )
+    )
+    .order_by(text("6, 1"))
     .limit(_limit),
-    "awaiting": _listed(literal(0), null(), null())
+    "awaiting": _listing(literal(0), null(), null())
     .select_from(jobs)
     .join(events, events.c.seq == jobs.c.seq)
     .where(jobs.c.destination == _of, jobs.c.seq > _number(_cursor))
     .order_by(jobs.c.seq)
     .limit(_limit),
-    "executing": _listed(loads.c.attempt, null(), null())
-    .select_from(loads)
-    .join(jobs, jobs.c.destination == loads.c.destination)
-    .join(events, events.c.seq == jobs.c.seq)
-    .where(
-        loads.c.id.in_(_last_ids),
-        loads.c.state == EXECUTING,
-        or_(
-            jobs.c.seq.between(loads.c.seq_from, loads.c.seq_to),
-            exists().where(sets.c.load == loads.c.id, _in_set),
+    "executing": union_all(
+        select(*_EVENT, loads.c.attempt.label("attempts"), _no_error, _not_due)
+        .select_from(loads)
+        .join(jobs, jobs.c.destination == loads.c.destination)
+        .join(events, events.c.seq == jobs.c.seq)
+        .where(*_is_open, jobs.c.seq.between(loads.c.seq_from, loads.c.seq_to)),
+        *members(
+            lambda *_: [*_EVENT, _attempt_of_load, _no_error, _not_due],
+            sets.c.load.in_(select(loads.c.id).where(*_is_open)),
         ),
     )
-    .order_by(jobs.c.seq)
+    .order_by(text("1"))
     .limit(_limit),
 }

@@ -22,6 +22,8 @@ class Waiting(NamedTuple):
     raised_in: int | None
     alone: bool
     strikes: int
+    replay: int | None = None
+    job_key: str | None = None
 
 
 class Portion(NamedTuple):

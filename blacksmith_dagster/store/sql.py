@@ -18,15 +18,19 @@ from sqlalchemy import ColumnElement, Connection, Engine, bindparam, delete, sel
 from blacksmith_dagster.errors import (
     Fenced,
     KeyReused,
+    Purged,
     SequenceWentBack,
     Unknown,
     UsageError,
 )
 from blacksmith_dagster.pipeline.batch import Said
-from blacksmith_dagster.store import keys, loads, questions, tables, upkeep
+from blacksmith_dagster.store import keys, loads, questions, replays, tables, upkeep
 from blacksmith_dagster.store.claims import LANES, Claim, LaneState
 from blacksmith_dagster.store.ids import Epochs
 from blacksmith_dagster.store.interface import (
+    Archive,
+    Candidate,
+    Chosen,
     Confirm,
     Counts,
     DayCount,
@@ -38,21 +42,34 @@ from blacksmith_dagster.store.interface import (
     NewEvent,
     Orphan,
     Position,
+    Purgeable,
+    PurgeStep,
     Quarantined,
     Raw,
+    Replay,
+    ReplayRequest,
     StoredEvent,
+    Stretch,
     Transition,
     Verdict,
     Window,
 )
+from blacksmith_dagster.store.purge import Purge
+from blacksmith_dagster.store.retention import refuse_purged, why_gone
+from blacksmith_dagster.store.sets import Waiting
 from blacksmith_dagster.store.tables import DONE, FAILED, RELEASED, UNKNOWN
 
 if TYPE_CHECKING:
     from blacksmith_dagster.pipeline.application import Blacksmith
+    from blacksmith_dagster.pipeline.retention import Retention
+    from blacksmith_dagster.store.partitions import Partitions
 
 
 class SQLStore(ABC):
     """A `Store` on SQLAlchemy; see the protocol for what each method promises."""
+
+    partitions: Partitions | None = None
+    """Those of the log, where the database has any."""
 
     def __init__(self, engine: Engine, label: str) -> None:
         self.engine = engine
@@ -71,6 +88,12 @@ class SQLStore(ABC):
     def reading(self) -> Iterator[Connection]:
         """A transaction that only reads."""
         with self.engine.connect() as conn:
+            yield conn
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """A transaction that only reads, and all whose statements see one state."""
+        with self.reading() as conn:
             yield conn
 
     @abstractmethod
@@ -94,7 +117,9 @@ class SQLStore(ABC):
         """Let the next event get `seq + 1`."""
 
     @abstractmethod
-    def _append(self, conn: Connection, new: Sequence[NewEvent]) -> list[int]:
+    def _append(
+        self, conn: Connection, new: Sequence[NewEvent], received_at: datetime | None = None
+    ) -> list[int]:
         """Write events and their jobs; returns their sequence numbers."""
 
     @abstractmethod
@@ -127,6 +152,20 @@ class SQLStore(ABC):
     @abstractmethod
     def _jobs_between(self, conn: Connection, of: int, after: int, upto: int) -> list[JobRow]:
         """The jobs of a range of the log."""
+
+    def _jobs_of_sets(
+        self,
+        conn: Connection,
+        of: int,
+        load: int,
+        chosen: Sequence[Waiting],  # noqa: ARG002 - tells an adapter how it is read best
+    ) -> list[JobRow]:
+        """The jobs of a load that took sets."""
+        return self._jobs(loads.jobs_of(conn, load, of))
+
+    @abstractmethod
+    def _insert_set_jobs(self, conn: Connection, rows: Sequence[replays.SetJob]) -> None:
+        """Write down which jobs are in the lists of a replay."""
 
     def _jobs(self, rows: Sequence[Any]) -> list[JobRow]:
         """Rows of `loads.JOB_COLUMNS` as jobs."""
@@ -185,13 +224,21 @@ class SQLStore(ABC):
 
     # -- ingest
     def ingest(
-        self, requests: Sequence[Sequence[NewEvent]], *, position: Position | None = None
+        self,
+        requests: Sequence[Sequence[NewEvent]],
+        *,
+        position: Position | None = None,
+        received_at: datetime | None = None,
     ) -> list[list[str] | KeyReused]:
         with self.writing() as conn:
+            if received_at is not None:
+                upkeep.begin_import(conn, received_at, self._watermark(conn))
             if position is not None:
                 keys.move(conn, position)
             admitted = keys.resolve(requests, self._known_keys(conn, keys.digests_of(requests)))
-            seqs = self._append(conn, admitted.new) if admitted.new else []
+            seqs = self._append(conn, admitted.new, received_at) if admitted.new else []
+            if received_at is not None and seqs:
+                upkeep.end_import(conn, received_at, max(seqs))
             # The digest too: a row may have been written for a request that was then refused.
             self._point_keys(
                 conn,
@@ -358,6 +405,85 @@ class SQLStore(ABC):
         with self.reading() as conn:
             return questions.since_load(conn, asked, self._clock())
 
+    # -- replays
+    def begin_replay(
+        self, fence: Fence, request: ReplayRequest, kinds: Sequence[str], run: str | None
+    ) -> Replay:
+        asked = [self._kind(kind) for kind in kinds]
+        window = self.window(request.start, request.end)
+        with self.writing() as conn:
+            of, held = self._hold(conn, fence)
+            upto = max(min(window.upto, self._watermark(conn)), window.after)
+            window = Window(window.after, upto)
+            begun = replays.begin(conn, of, request, asked, window, held.now, run)
+            return self._replay(conn, fence.destination, begun)
+
+    def _replay(self, conn: Connection, path: str, replay: int) -> Replay:
+        [row] = replays.find(conn, self._destination(path), 1, replay)
+        return replays.told(row, path)
+
+    def stretch(
+        self, destination: str, request: ReplayRequest, kinds: Sequence[str], window: Window
+    ) -> Stretch:
+        of = self._destination(destination)
+        asked = [self._kind(kind) for kind in kinds]
+        with self.reading() as conn:
+            found, upto = replays.stretch(conn, of, request, asked, window)
+        ids, paths = self._epochs.ids_of(each.seq for each in found), self._kind_paths
+        return Stretch(
+            [
+                Candidate(seq, id_, paths[kind], received_at, state, error)
+                for id_, (seq, kind, received_at, state, error) in zip(ids, found, strict=True)
+            ],
+            upto,
+        )
+
+    def kept(self, destination: str, seqs: Sequence[int]) -> Sequence[JobRow]:
+        with self.reading() as conn:
+            return self._jobs(list(replays.rows_of(conn, self._destination(destination), seqs)))
+
+    def plan(
+        self, fence: Fence, replay: Replay, upto: int, chosen: Sequence[Chosen], batch: int
+    ) -> Replay:
+        with self.writing() as conn:
+            of, held = self._hold(conn, fence)
+            rows = replays.plan(conn, of, replay, upto, chosen, batch, held.now)
+            if rows:
+                self._insert_set_jobs(conn, rows)
+            return self._replay(conn, fence.destination, replay.id)
+
+    def end_replay(self, fence: Fence, replay: Replay) -> bool:
+        with self.writing() as conn:
+            _, held = self._hold(conn, fence)
+            return replays.end(conn, replay, held.now)
+
+    def replays(self, destination: str, limit: int = 100) -> Sequence[Replay]:
+        with self.reading() as conn:
+            rows = replays.find(conn, self._destination(destination), limit)
+        return [replays.told(row, destination) for row in rows]
+
+    def unsettled(self, destination: str, limit: int = 100) -> Sequence[JobState]:
+        of = self._destination(destination)
+        with self.reading() as conn:
+            rows = replays.unsettled(conn, of, limit)
+        return [
+            JobState(
+                destination,
+                self._epochs.id_of(row.seq),
+                self._kind_paths[row.kind],
+                "discarded" if row.due_at is None else "retrying",
+                row.received_at,
+                row.attempts,
+                row.error,
+                row.due_at,
+            )
+            for row in rows
+        ]
+
+    def pace(self, destination: str) -> float | None:
+        with self.reading() as conn:
+            return replays.pace(conn, self._destination(destination))
+
     # -- questions
     def counts(self, destination: str) -> Counts:
         with self.reading() as conn:
@@ -375,7 +501,9 @@ class SQLStore(ABC):
         with self.reading() as conn:
             row = questions.event(conn, seq)
             if row is None:
-                raise Unknown(f"event {event_id} is not in this store; it may have been purged")
+                if (why := why_gone(conn, seq)) is not None:
+                    raise Purged(f"event {event_id} has been purged: {why}")
+                raise Unknown(f"event {event_id} is not in this store")
             return self._stored(row, questions.destinations_of(conn, [seq]))
 
     def events(self, kind: str | None = None, limit: int = 100) -> Sequence[StoredEvent]:
@@ -443,6 +571,20 @@ class SQLStore(ABC):
         with self.reading() as conn:
             return questions.window(conn, start, end, self._sequence(conn))
 
+    # -- purge
+    def purgeable(self, retention: Mapping[str, Retention]) -> Sequence[Purgeable]:
+        return Purge(self, retention).look()
+
+    def purge(
+        self, retention: Mapping[str, Retention], archive: Archive | None = None
+    ) -> Iterator[PurgeStep]:
+        return Purge(self, retention).run(archive)
+
+    def check_kept(self, kinds: Sequence[str], start: datetime) -> None:
+        window = self.window(start, start)
+        with self.reading() as conn:
+            refuse_purged(conn, [self._kind(each) for each in kinds], window.after)
+
     # -- upkeep
     def ready(self) -> None:
         self._read_names()  # another process may have begun a new epoch
@@ -469,9 +611,10 @@ class SQLStore(ABC):
 
     def maintain(self) -> None:
         with self.writing() as conn:
-            high = self._sequence(conn)
-            upkeep.mark(conn, self._now(conn), self._watermark(conn), high)
-            upkeep.forget_keys(conn, self._now(conn))
+            # In this order: what is up to `low` was received before `now`, what is above `high` after.
+            low, now = self._watermark(conn), self._now(conn)
+            upkeep.mark(conn, now, low, self._sequence(conn))
+            upkeep.forget_keys(conn, now)
         while self._count():
             pass
 

@@ -21,6 +21,7 @@ from blacksmith_dagster.store.claims import LaneState
 from blacksmith_dagster.store.faults import told
 from blacksmith_dagster.store.interface import JobRow, NewEvent
 from blacksmith_dagster.store.loads import Outcome
+from blacksmith_dagster.store.replays import SetJob
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.store.tables import Instant, from_micros, to_micros
 
@@ -141,9 +142,14 @@ class SQLiteStore(SQLStore):
     def _insert_outcomes(self, conn: Connection, rows: Sequence[Outcome]) -> None:
         conn.exec_driver_sql(_OUTCOME, [tuple(row) for row in rows])
 
-    def _append(self, conn: Connection, new: Sequence[NewEvent]) -> list[int]:
+    def _insert_set_jobs(self, conn: Connection, rows: Sequence[SetJob]) -> None:
+        conn.exec_driver_sql(_SET_JOB, [tuple(row) for row in rows])
+
+    def _append(
+        self, conn: Connection, new: Sequence[NewEvent], received_at: datetime | None = None
+    ) -> list[int]:
         first = self._sequence(conn) + 1
-        now = to_micros(datetime.now(UTC))
+        now = to_micros(received_at or datetime.now(UTC))
         conn.exec_driver_sql(
             _EVENT,
             [
@@ -174,9 +180,10 @@ class SQLiteStore(SQLStore):
 _ENTER = """
 SELECT f.token, f.holder, l.id, l.state = 1, l.seq_to IS NOT NULL, l.position, l.claimed,
        (SELECT max(seq) FROM (
-           SELECT seq FROM jobs WHERE destination = :of AND seq > coalesce(l.position, 0)
-            ORDER BY seq LIMIT :wanted)),
-       EXISTS (SELECT 1 FROM sets s WHERE s.destination = :of AND s.load IS NULL AND s.due_at <= :now)
+           SELECT seq FROM jobs WHERE :lane = 0 AND destination = :of
+              AND seq > coalesce(l.position, 0) ORDER BY seq LIMIT :wanted)),
+       EXISTS (SELECT 1 FROM sets s WHERE s.destination = :of AND s.lane = :lane AND s.load IS NULL
+                  AND s.due_at <= :now)
   FROM fences f
   LEFT JOIN loads l ON l.id = (
        SELECT id FROM loads WHERE destination = :of AND lane = :lane ORDER BY id DESC LIMIT 1)
@@ -199,6 +206,7 @@ _POINT_KEY = "UPDATE keys SET seq = ?, digest = ? WHERE kind = ? AND key = ? AND
 _OUTCOME = (
     "INSERT INTO outcomes (load, seq, destination, state, error, list) VALUES (?, ?, ?, ?, ?, ?)"
 )
+_SET_JOB = "INSERT INTO set_jobs (destination, seq, list, made, when_error) VALUES (?, ?, ?, ?, ?)"
 _SEQUENCE = "SELECT seq FROM sqlite_sequence WHERE name = 'events'"
 _EVENT = (
     "INSERT INTO events (seq, kind, received_at, payload, key, context, version, sent_at, parent)"

@@ -30,9 +30,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
-EXECUTING, DONE, FAILED, UNKNOWN, RELEASED, DISCARDED = 1, 2, 3, 4, 5, 6
+EXECUTING, DONE, FAILED, UNKNOWN, RELEASED, DISCARDED, RETAKEN = 1, 2, 3, 4, 5, 6, 7
 """States: of a load the first five (of a done one each job succeeded unless it has an outcome), of
-an outcome FAILED and DISCARDED."""
+an outcome FAILED, DISCARDED, and RETAKEN (it was discarded, and a replay has taken it up again)."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -93,8 +93,16 @@ epochs = Table(
     _at("began_at"),
 )
 
+# What is purged of a kind: events up to `purged_upto`, all received before `purged_before`, are gone
+# unless a job needed them. Up to `swept_upto` there is none left.
 kinds = Table(
-    "kinds", metadata, Column("id", Integer, primary_key=True), _required("path", Text, unique=True)
+    "kinds",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    _required("path", Text, unique=True),
+    _required("purged_upto", BigInteger, server_default="0"),
+    _at("purged_before", nullable=True),
+    _required("swept_upto", BigInteger, server_default="0"),
 )
 
 destination_events = Table(
@@ -193,12 +201,17 @@ loads = Table(
 )
 
 # What must run again: the jobs of the log from seq_from to seq_to, or, with a `list`, those among
-# them that have an outcome in it. `load` is the load that took it, NULL while it waits.
+# them that have an outcome or a row of `set_jobs` in it. `load` is the load that took it, NULL while
+# it waits. `lane` may claim it; `replay` is the replay that it came of, `job_key` the end of its
+# jobs' idempotency keys if it is a new one.
 sets = Table(
     "sets",
     metadata,
     Column("id", _Id, primary_key=True),
     _required("destination", Integer),
+    _required("lane", SmallInteger, server_default="0"),
+    Column("replay", BigInteger),
+    Column("job_key", Text),
     Column("list", BigInteger),
     _required("seq_from", BigInteger),
     _required("seq_to", BigInteger),
@@ -214,6 +227,7 @@ sets = Table(
     Index(
         "sets_due",
         "destination",
+        "lane",
         "due_at",
         postgresql_where=text("load is null"),
         sqlite_where=text("load is null"),
@@ -225,6 +239,12 @@ sets = Table(
         sqlite_where=text("load is not null"),
     ),
     Index("sets_range", "destination", "seq_to"),
+    Index(
+        "sets_replay",
+        "replay",
+        postgresql_where=text("replay is not null"),
+        sqlite_where=text("replay is not null"),
+    ),
     sqlite_autoincrement=True,
 )
 
@@ -252,6 +272,49 @@ outcomes = Table(
         sqlite_where=text(f"state = {DISCARDED}"),
     ),
     sqlite_with_rowid=False,
+)
+
+# Jobs in the lists that replays have made. A job that was `made` has no row in `jobs`: it is above
+# or below the place where the load lane stands, and must not be claimed by it.
+set_jobs = Table(
+    "set_jobs",
+    metadata,
+    Column("destination", Integer, primary_key=True, autoincrement=False),
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("list", BigInteger, primary_key=True, autoincrement=False),
+    _required("made", Boolean),
+    Column("when_error", Text),
+    sqlite_with_rowid=False,
+)
+
+# Data that jobs of a destination event are given instead of their event's.
+edits = Table(
+    "edits",
+    metadata,
+    Column("destination", Integer, primary_key=True, autoincrement=False),
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    _required("payload", Text),
+    sqlite_with_rowid=False,
+)
+
+# A replay goes through the log from `after` to `upto`, and has come to `planned`: up to there it has
+# put `jobs` jobs into sets, of which it had to make `made`.
+replays = Table(
+    "replays",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    _required("destination", Integer),
+    _required("request", Text),
+    _required("after", BigInteger),
+    _required("upto", BigInteger),
+    _required("planned", BigInteger),
+    _required("jobs", BigInteger),
+    _required("made", BigInteger),
+    _at("began_at"),
+    _at("ended_at", nullable=True),
+    Column("run", Text),
+    Index("replays_destination", "destination"),
+    sqlite_autoincrement=True,
 )
 
 positions = Table(
@@ -299,6 +362,8 @@ job_totals = Table(
     metadata,
     Column("destination", Integer, primary_key=True, autoincrement=False),
     _required("jobs", BigInteger),
+    # Discarded jobs that were purged: no load tells of them any more.
+    _required("purged_discarded", BigInteger, server_default="0"),
 )
 
 # The supervisor's locks. `expires_at` is the database's clock; in SQLite, which has none, it is

@@ -20,6 +20,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
+from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.pipeline.batch import Said
 from blacksmith_dagster.store.tables import (
     counter,
@@ -83,6 +84,7 @@ def highest(conn: Connection) -> int:
         func.max(loads.c.seq_to),
         func.max(counter.c.upto),
         func.max(epochs.c.first_seq - 1),
+        func.max(kinds.c.purged_upto),
     )
     return max(conn.execute(select(bearer)).scalar() or 0 for bearer in bearers)
 
@@ -93,6 +95,23 @@ def mark(conn: Connection, now: datetime, low: int, high: int) -> None:
     if last is None or now - last > MARK_GAP:
         values = {"at": now, "low": low, "high": high}
         conn.execute(upsert(conn, marks).on_conflict_do_nothing(), values)
+
+
+def begin_import(conn: Connection, at: datetime, low: int) -> None:
+    """Write the mark of history that was received at a time; refuse it if newer is there already."""
+    newest = conn.execute(select(func.max(marks.c.at))).scalar()
+    if newest is not None and at < newest:
+        raise UsageError(
+            f"history of {at:%Y-%m-%d %H:%M} cannot be imported: the store has received events at "
+            f"{newest:%Y-%m-%d %H:%M}; import in the order of time, before the gateway is started"
+        )
+    values = {"at": at, "low": low, "high": low}
+    conn.execute(upsert(conn, marks).on_conflict_do_nothing(), values)
+
+
+def end_import(conn: Connection, at: datetime, high: int) -> None:
+    """Let the mark hold what was imported."""
+    conn.execute(update(marks).where(marks.c.at == at).values(high=high))
 
 
 def forget_keys(conn: Connection, now: datetime) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,12 @@ class Deployment:
             kill_if_left(pid)
         self.store.close()
 
-    def receive(self, number: int) -> None:
-        """Keep events, each with a job."""
-        new = NewEvent("airport/departed", "{}", [NewJob(FLIGHTS)])
-        (ids,) = self.store.ingest([[new] * number])
+    def receive(
+        self, number: int, *, received_at: datetime | None = None, with_jobs: bool = True
+    ) -> None:
+        """Keep events, each with a job unless that is left to a replay."""
+        new = NewEvent("airport/departed", "{}", [NewJob(FLIGHTS)] if with_jobs else ())
+        (ids,) = self.store.ingest([[new] * number], received_at=received_at)
         assert isinstance(ids, list)
         self.wanted |= set(ids)
 
@@ -109,9 +112,13 @@ class Deployment:
             yield instance
 
     def runs(self) -> list[DagsterRun]:
-        """All runs of the job, oldest first."""
+        """All runs of the deployment's job, oldest first."""
+        return self.runs_of(self.job)
+
+    def runs_of(self, job: str) -> list[DagsterRun]:
+        """All runs of a job, oldest first."""
         with self.instance() as instance:
-            return [run for run in reversed(instance.get_runs()) if run.job_name == self.job]
+            return [run for run in reversed(instance.get_runs()) if run.job_name == job]
 
     def status(self, run_id: str) -> DagsterRunStatus:
         """The present status of a run."""

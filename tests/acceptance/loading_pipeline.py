@@ -85,7 +85,7 @@ class Recording:
         return found
 
 
-airport = Source("airport")
+airport = Source("airport", keep="500ms", keep_discarded="1s")  # for those that purge
 departed = airport.accept("departed")
 
 SOON = Schedule("@every 5s", max_retries=3, backoff="100ms")

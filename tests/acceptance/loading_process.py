@@ -24,9 +24,14 @@ class LoaderProcess:
     """A process that loads what is due of some destination events, until it is stopped."""
 
     def __init__(
-        self, store_url: str, folder: Path, *paths: str, env: Mapping[str, str] | None = None
+        self,
+        store_url: str,
+        folder: Path,
+        *arguments: str,
+        main: str = _MAIN,
+        env: Mapping[str, str] | None = None,
     ) -> None:
-        self._command = [sys.executable, "-W", "error", "-m", _MAIN, *(paths or (FLIGHTS,))]
+        self._command = [sys.executable, "-W", "error", "-m", main, *(arguments or (FLIGHTS,))]
         self._env = {
             **os.environ,
             "BLACKSMITH_STORE_URL": store_url,

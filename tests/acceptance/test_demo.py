@@ -56,7 +56,7 @@ def test_nothing_outlives_it(ending: signal.Signals, tmp_path: Path) -> None:
     output = tmp_path / "out"
     with output.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, "scripts/demo.py"], cwd=demo.PROJECT, stdout=out, stderr=out
+            [sys.executable, "-m", "scripts.demo"], cwd=demo.PROJECT, stdout=out, stderr=out
         )
     started: set[psutil.Process] = set()
     try:

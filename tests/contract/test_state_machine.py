@@ -1,5 +1,6 @@
 """Every operation of the store in every order, against a model that keeps a state per job."""
 
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
@@ -13,19 +14,24 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from blacksmith_dagster.errors import Fenced, KeyReused
+from blacksmith_dagster.errors import Fenced, KeyReused, Purged
 from blacksmith_dagster.pipeline.batch import Said
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.interface import (
+    Chosen,
     Deviation,
     Fence,
     Lane,
     Load,
     NewEvent,
     NewJob,
+    ReplayMode,
+    ReplayRequest,
     Verdict,
+    Window,
 )
 from tests.contract.pipeline import FLIGHTS, app, departed, take_over
+from tests.contract.purging import mark, purged
 
 ATTEMPTS = 3
 NEVER = 86_400.0  # a delay in seconds that no test outlives
@@ -54,6 +60,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.load: Load | None = None
         self.stale: list[tuple[Fence, Load | None]] = []
         self.holders = 0
+        self.since = datetime.now(UTC)
+        self.before: set[str] = set()
 
     @rule(
         requests=st.lists(
@@ -125,7 +133,10 @@ class StoreMachine(RuleBasedStateMachine):
     )
     def record(self, said: list[str]) -> None:
         """Each job has its verdict."""
-        load = self._open()
+        self._record(self._open(), said)
+        self.load = None
+
+    def _record(self, load: Load, said: list[str]) -> None:
         deviations = []
         for row, verdict in zip(load.rows, said, strict=False):
             self.states[row.id] = SUCCEEDED
@@ -137,7 +148,6 @@ class StoreMachine(RuleBasedStateMachine):
                 deviations.append(Deviation(row.seq, Said.FAILED, verdict, delay))
                 self.states[row.id] = RETRYING
         self.store.record(load, Verdict(deviations))
-        self.load = None
 
     @precondition(lambda self: self.load is not None)
     @rule(alone=st.booleans())
@@ -205,6 +215,53 @@ class StoreMachine(RuleBasedStateMachine):
         gone = [Deviation(row.seq, Said.DISCARDED, "not wanted") for row in load.rows]
         self.store.record(load, Verdict(gone))
         self._all(load, DISCARDED)
+
+    @rule(
+        mode=st.sampled_from(list(ReplayMode)),
+        batch=st.integers(1, 4),
+        said=st.lists(st.sampled_from(["", "failed", "discarded"]), min_size=5, max_size=5),
+    )
+    def replay(self, mode: ReplayMode, batch: int, said: list[str]) -> None:
+        """What is settled is run again, each job once; what is pending stays as it is."""
+        fence = take_over(self.store, "replay", Lane.REPLAY)
+        request = ReplayRequest(self.since, datetime.now(UTC) + timedelta(days=1), (mode,))
+        replay = self.store.begin_replay(fence, request, [departed.path], None)
+        chosen: list[Chosen] = []
+        while replay.planned < replay.upto:
+            window = Window(replay.planned, replay.upto)
+            stretch = self.store.stretch(FLIGHTS, request, [departed.path], window)
+            for each in stretch.candidates:
+                state = self.states[each.id]
+                pending = state in (AWAITING, EXECUTING, RETRYING)
+                assert each.state == ("pending" if pending else state)
+            part = [Chosen(each.seq, each.state) for each in stretch.candidates]
+            part = [each for each in part if each.state != "pending"]
+            replay = self.store.plan(fence, replay, stretch.upto, part, batch)
+            chosen += part
+        wanted = {ReplayMode.MISSING: (), ReplayMode.FAILED: (DISCARDED,)}
+        states = wanted.get(mode, (DISCARDED, SUCCEEDED))
+        expected = {each for state in states for each in self._in(state)} - self.before
+        assert len(chosen) == len(expected)
+        ran: set[str] = set()
+        while load := self.store.claim(fence, 5, ATTEMPTS):
+            ran |= {row.id for row in load.rows}
+            self._record(load, said)
+        assert ran == expected
+        assert self.store.end_replay(fence, replay)
+
+    @rule()
+    def purge(self) -> None:
+        """What is settled goes, and is counted as before; what is pending stays."""
+        mark(self.store)
+        assert purged(self.store) >= len(self._in(SUCCEEDED) | self._in(DISCARDED))
+        for event in self._in(SUCCEEDED) | self._in(DISCARDED):
+            with pytest.raises(Purged):
+                self.store.event(event)
+        self.succeeded_before += len(self._in(SUCCEEDED))
+        self.discarded_before = 0
+        pending = (AWAITING, EXECUTING, RETRYING)
+        self.states = {event: each for event, each in self.states.items() if each in pending}
+        self.since, self.before = datetime.now(UTC), set(self.states)
 
     @rule()
     def maintain(self) -> None:

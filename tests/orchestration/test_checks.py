@@ -150,6 +150,6 @@ def test_checks_can_be_run_by_hand(
     ]
     definitions = Definitions.merge(pipeline.definitions, Definitions(jobs=jobs))
     all_checks = definitions.resolve_job_def("all_checks").execute_in_process(instance=instance)
-    assert len(all_checks.get_asset_check_evaluations()) == 9
+    assert len(all_checks.get_asset_check_evaluations()) == 12
     one_check = definitions.resolve_job_def("one_check").execute_in_process(instance=instance)
     assert [each.asset_check_key for each in one_check.get_asset_check_evaluations()] == [one]

@@ -111,10 +111,13 @@ def test_a_check_is_told_again_only_when_it_changes(
     assert first.checks == {
         "lake/flights no_discarded": True,
         "lake/flights nothing_overdue": True,
+        "lake/flights replay_settled": True,
         "lake/movements no_discarded": True,
         "lake/movements nothing_overdue": True,
+        "lake/movements replay_settled": True,
         "lake/undeliverable no_discarded": True,
         "lake/undeliverable nothing_overdue": True,
+        "lake/undeliverable replay_settled": True,
         "airport/departed gateway_reachable": False,
         "blacksmith supervisor_reachable": True,
         "blacksmith no_orphans": True,

@@ -125,6 +125,8 @@ def test_every_limit_is_tested() -> None:
     ("field", "default", "of", "own"),
     [
         ("auth", None, Bearer(Secret("SITE")), Bearer(Secret("CLICKED"))),
+        ("keep", None, "30d", "forever"),
+        ("keep_discarded", None, "90d", "forever"),
         ("owners", (), ("team:site",), ("a@b.org",)),
         ("tags", {}, {"tier": "1"}, {"kind": "raw"}),
     ],

@@ -1,0 +1,170 @@
+"""A replay as Dagster sees it: a run that loads a range of days again.
+
+What it loads is told as one materialization a day at its end, and the check `replay_settled` names
+what has not succeeded.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from datetime import UTC, date, datetime
+from typing import Any
+
+import msgspec
+from dagster import (
+    AssetExecutionContext,
+    AssetKey,
+    AssetMaterialization,
+    AssetObservation,
+    Config,
+    Failure,
+    MetadataValue,
+    RetryRequested,
+)
+from pydantic import Field
+
+from blacksmith_dagster.errors import Fenced, Unavailable
+from blacksmith_dagster.orchestration.checks import MOST_NAMED, of_destination, replay_settled
+from blacksmith_dagster.orchestration.loads import (
+    Day,
+    Progress,
+    evaluate,
+    interrupt_if_terminated,
+    links_of,
+    told_of,
+)
+from blacksmith_dagster.orchestration.signals import on_stop
+from blacksmith_dagster.pipeline.application import Blacksmith
+from blacksmith_dagster.pipeline.destination import DestinationEvent
+from blacksmith_dagster.scheduler import LoadReport, Tally
+from blacksmith_dagster.scheduler.replay import Forecast, ReplaySummary, forecast, replay
+from blacksmith_dagster.scheduler.replay import Progress as Course
+from blacksmith_dagster.store.interface import ReplayMode, ReplayRequest, Store
+from blacksmith_dagster.supervisor import Supervisor
+
+_TELL_SECONDS = 30.0
+_RETRIES = 10
+_RETRY_SECONDS = 5.0
+_NOTHING = Day(Tally(), 0, 0, 0, 0.0, None)
+
+
+class ReplayConfig(Config):
+    """What of the days is loaded again, and how; see `ReplayRequest`."""
+
+    modes: list[str] = Field(
+        default=["missing", "failed"],
+        description="missing: events that the flows want and that have no job; failed: discarded "
+        "jobs; all: whatever is not pending.",
+    )
+    events: list[str] = Field(default=[], description="Only these, as source/event.")
+    version: str | None = Field(default=None, description="Only events of this version.")
+    error: str | None = Field(
+        default=None, description="Only jobs discarded by an error that holds this text."
+    )
+    when: str | None = Field(
+        default=None, description="Only events for which this package.module:function is true."
+    )
+    edit: str | None = Field(
+        default=None, description="The package.module:function that makes the events' new data."
+    )
+    new_key: bool = Field(default=False, description="Give the jobs new idempotency keys.")
+    rate: float | None = Field(default=None, description="Jobs a second, at most.", gt=0)
+    dry_run: bool = Field(default=False, description="Tell what would be loaded, load nothing.")
+
+    def request(self, start: datetime, end: datetime) -> ReplayRequest:
+        """The request for a window. Raises `ValueError` for a mode that there is not."""
+        return ReplayRequest(
+            start,
+            end,
+            tuple(ReplayMode(mode) for mode in self.modes),
+            tuple(self.events),
+            self.version,
+            self.error,
+            self.when,
+            self.edit,
+            self.new_key,
+        )
+
+
+def replay_partitions(
+    context: AssetExecutionContext,
+    app: Blacksmith,
+    event: DestinationEvent[Any],
+    key: AssetKey,
+    config: ReplayConfig,
+    *,
+    store: Store,
+    supervisor: Supervisor,
+    stop: threading.Event,
+    woken: bool,
+) -> ReplaySummary | Forecast:
+    """Replay the run's days, and tell the run. See `BlacksmithResource.replay`."""
+    op = context.op_execution_context
+    window = context.partition_time_window
+    request = config.request(window.start, window.end)
+    if config.dry_run:
+        found = forecast(app, event, request, store=store)
+        context.log_event(AssetObservation(key, metadata=_described(found)))
+        return found
+    progress, told_at = Progress(), time.monotonic()
+
+    def report(done: LoadReport, course: Course) -> None:
+        nonlocal told_at
+        progress.add(done)
+        if time.monotonic() - told_at >= _TELL_SECONDS:
+            told_at = time.monotonic()
+            context.log.info(_course(event, course))
+
+    with on_stop(stop.set):
+        try:
+            summary = replay(
+                app,
+                event,
+                request,
+                store=store,
+                supervisor=supervisor,
+                run=context.run.run_id,
+                stop=stop,
+                rate=config.rate,
+                report=report,
+            )
+        except (Unavailable, Fenced) as error:  # the lock is acquired anew
+            context.log.warning(f"{event.path}: {error}")
+            raise RetryRequested(_RETRIES, _RETRY_SECONDS) from error
+        if summary.stopped:
+            context.log.info(
+                f"{event.path}: stopped after {summary.loads} loads; the next launch goes on"
+            )
+            interrupt_if_terminated(op)
+            raise Failure(f"{event.path}: the replay was stopped; launch it again to go on")
+        days, links = progress.flush(), links_of(op)
+        for partition in context.partition_keys:
+            told = days.get(date.fromisoformat(partition), _NOTHING)
+            context.log_event(
+                AssetMaterialization(
+                    key,
+                    partition=partition,
+                    metadata=told_of(key, date.fromisoformat(partition), told, links).metadata,
+                )
+            )
+        counts, now = store.counts(event.path), datetime.now(UTC)
+        evaluate(op, [replay_settled(key, store.unsettled(event.path, MOST_NAMED))])
+        evaluate(op, of_destination(key, event.schedule, counts, now, woken))
+    return summary
+
+
+def _course(event: DestinationEvent[Any], course: Course) -> str:
+    left = "" if course.seconds_left is None else f", about {course.seconds_left:.0f} s left"
+    return f"{event.path}: {course.done} jobs done, {course.left} left, {course.rate:.0f} a second{left}"
+
+
+def _described(found: Forecast) -> Mapping[str, Any]:
+    days = {day.isoformat(): dict(states) for day, states in found.days.items()}
+    return {
+        "would_be_loaded": found.jobs,
+        "about_seconds": -1.0 if found.seconds is None else round(found.seconds, 1),
+        "days": MetadataValue.json(days),
+        "sample": MetadataValue.json([msgspec.to_builtins(each) for each in found.sample]),
+    }

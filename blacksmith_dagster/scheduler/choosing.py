@@ -1,0 +1,133 @@
+"""Which events of a window a replay runs, asked of the flows as they are today, and of the request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from blacksmith_dagster.errors import UsageError, describe
+from blacksmith_dagster.pipeline.application import Blacksmith
+from blacksmith_dagster.pipeline.destination import DestinationEvent
+from blacksmith_dagster.pipeline.event import Event
+from blacksmith_dagster.scheduler.decode import Decoder
+from blacksmith_dagster.settings import load_function
+from blacksmith_dagster.store.interface import (
+    Candidate,
+    Chosen,
+    JobRow,
+    ReplayMode,
+    ReplayRequest,
+    Store,
+)
+
+Originals = Mapping[str, JobRow]
+
+_MODES = {
+    "missing": {ReplayMode.MISSING, ReplayMode.ALL},
+    "discarded": {ReplayMode.FAILED, ReplayMode.ALL},
+    "succeeded": {ReplayMode.ALL},
+    "pending": set[ReplayMode](),
+}
+
+
+class Chooser:
+    """Chooses among the candidates of one replay.
+
+    - `kinds`: the events that it goes through.
+
+    Raises `UsageError` for a kind that the destination event does not receive, and `SettingsError`
+    for a function that is not there.
+    """
+
+    def __init__(
+        self, app: Blacksmith, event: DestinationEvent[Any], request: ReplayRequest
+    ) -> None:
+        strangers = [kind for kind in request.kinds if kind not in event.flows]
+        if strangers:
+            raise UsageError(
+                f"{event.path} does not receive {', '.join(strangers)}; it receives "
+                f"{', '.join(event.flows)}"
+            )
+        self.kinds: Sequence[str] = request.kinds or tuple(event.flows)
+        self._app = app
+        self._event = event
+        self._request = request
+        modes = set(request.modes)
+        self._states = {state for state, meant_by in _MODES.items() if meant_by & modes}
+        self._decoder = Decoder(app, event)
+        self._when: Callable[[Event[Any]], Any] | None = _function(request.when)
+        self._edit: Callable[[Event[Any]], Any] | None = _function(request.edit)
+        self._plain = self._when is self._edit is None and all(
+            flow.when is None for flow in event.flows.values()
+        )
+
+    def choose(self, candidates: Sequence[Candidate], store: Store) -> list[Chosen]:
+        """The jobs to be run. The store is asked for the events only if something is asked of them.
+
+        Raises `UsageError` if the request's own function raises: nothing is left out by a bug.
+        """
+        wanted = [each for each in candidates if self.is_asked_for(each)]
+        if self._plain:
+            return [Chosen(each.seq, each.state) for each in wanted]
+        rows = store.kept(self._event.path, [each.seq for each in wanted])
+        originals = self._decoder.originals(rows, store.originals)
+        state_of = {each.seq: each.state for each in wanted}
+        chosen = (self._chosen(row, state_of[row.seq], originals) for row in rows)
+        return [each for each in chosen if each is not None]
+
+    def is_asked_for(self, candidate: Candidate) -> bool:
+        """Whether the request's modes and its error mean this job."""
+        if candidate.state not in self._states:
+            return False
+        return self._request.error is None or self._request.error in (candidate.error or "")
+
+    def _chosen(self, row: JobRow, state: str, originals: Originals) -> Chosen | None:
+        flow = self._event.flows[row.kind]
+        raised: str | None = None
+        payload: str | None = None
+        try:
+            event = self._decoder.event(row, originals)
+            # A job that has been made is wanted, unless that was for want of an answer.
+            asked = flow.when is not None and (state == "missing" or row.when_error is not None)
+            if asked and flow.when is not None and not flow.when(event):
+                return None
+        except Exception as error:  # noqa: BLE001 - users' code; the job fails with it, alone
+            raised = describe(error)
+        else:
+            if self._when is not None and not self._asked(self._when, event):
+                return None
+            if self._edit is not None:
+                payload = self._edited(self._edit, event, row)
+        return Chosen(row.seq, state, raised, payload)
+
+    def _edited(self, edit: Callable[[Event[Any]], Any], event: Event[Any], row: JobRow) -> str:
+        source_event = self._app.source_events.get(row.kind)
+        if source_event is None:
+            raise UsageError(
+                f"{row.kind} is an outcome and has no data of its own to edit; edit the jobs of "
+                f"{row.kind.rpartition('.')[0]}"
+            )
+        try:
+            payload = msgspec.json.encode(self._asked(edit, event))
+            msgspec.json.decode(payload, type=source_event.model)
+        except (TypeError, ValueError, msgspec.MsgspecError) as error:
+            raise UsageError(
+                f"{self._request.edit}: what it made of event {row.id} does not fit {row.kind}: "
+                f"{describe(error)}; nothing more is replayed until it does"
+            ) from error
+        return payload.decode()
+
+    def _asked(self, function: Callable[[Event[Any]], Any], event: Event[Any]) -> Any:
+        try:
+            return function(event)
+        except Exception as error:
+            raise UsageError(
+                f"{getattr(function, '__name__', function)} raised for event {event.id}: "
+                f"{describe(error)}; mend it, and launch the replay again: it goes on from here"
+            ) from error
+
+
+def _function(name: str | None) -> Callable[[Event[Any]], Any] | None:
+    return None if name is None else load_function(name)

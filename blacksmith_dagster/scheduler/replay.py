@@ -1,0 +1,275 @@
+"""Loading a window of the log again: planned stretch by stretch, loaded by the same `Loader`."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from datetime import UTC, date
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from blacksmith_dagster.errors import UsageError
+from blacksmith_dagster.pipeline.application import Blacksmith
+from blacksmith_dagster.pipeline.destination import DestinationEvent
+from blacksmith_dagster.scheduler.choosing import Chooser
+from blacksmith_dagster.scheduler.interface import LoadReport, Tally
+from blacksmith_dagster.scheduler.loader import Loader
+from blacksmith_dagster.scheduler.workers import Workers
+from blacksmith_dagster.store.interface import (
+    Candidate,
+    Lane,
+    Replay,
+    ReplayMode,
+    ReplayRequest,
+    Store,
+    Window,
+)
+
+if TYPE_CHECKING:
+    from blacksmith_dagster.supervisor.interface import Lease, Supervisor
+
+WAIT = 20.0
+"""Seconds for which an overlapping replay is waited for: one that was killed holds its lock for 15."""
+
+_LOOK = 0.05  # seconds between two looks at what the load lane has to do
+_LIVE_FIRST = 5.0  # seconds that a replay waits for it at most
+_SAMPLE = 5
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """How far a replay has come: jobs that were run, and that are left as far as is known.
+
+    `rate` is in jobs a second, `seconds_left` `None` until that is known.
+    """
+
+    done: int
+    left: int
+    rate: float
+    seconds_left: float | None
+
+
+class ReplaySummary(msgspec.Struct, frozen=True):
+    """What a call of `replay` did. `stopped`: it was asked to; the next call goes on."""
+
+    replay: int
+    loads: int = 0
+    tally: Tally = Tally()
+    stopped: bool = False
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """One event that a replay would load."""
+
+    event_id: str
+    kind: str
+    state: str
+    error: str | None
+
+
+class Forecast(msgspec.Struct, frozen=True):
+    """What a replay would do.
+
+    - `days`: how many events per UTC day have a job in each state ('missing', 'discarded',
+      'succeeded', 'pending').
+    - `jobs`: how many it would run; `seconds`: about how long that takes, by the last loads.
+    """
+
+    days: Mapping[date, Mapping[str, int]]
+    jobs: int
+    seconds: float | None
+    sample: Sequence[Sample]
+
+
+def replay(
+    app: Blacksmith,
+    event: DestinationEvent[Any],
+    request: ReplayRequest,
+    *,
+    store: Store,
+    supervisor: Supervisor,
+    run: str | None = None,
+    stop: threading.Event | None = None,
+    rate: float | None = None,
+    report: Callable[[LoadReport, Progress], None] | None = None,
+    wait: float = WAIT,
+) -> ReplaySummary:
+    """Load what the request asks for, until all of it was run once or `stop` is set.
+
+    It goes on with a replay that was asked for with the same words and has not ended. What fails is
+    tried again by the scheduled loads. `rate` limits it, in jobs a second; whenever a load of new
+    jobs is under way and has something to claim, that goes first. `run` names the caller's run;
+    `report` is called after each recorded load, in this thread. Another replay of this destination
+    event is waited for; `wait` seconds at most if it overlaps with this one.
+
+    Raises `UsageError` if that still runs, or if a function of the request raises; `Purged` if events
+    of the window have been purged; what `Scheduler.load` raises.
+
+    >>> replay(app, flights, ReplayRequest(start, end), store=store, supervisor=locks)  # doctest: +SKIP
+    ReplaySummary(replay=1, loads=3, tally=Tally(succeeded=2641, failed=0, discarded=0), stopped=False)
+    """
+    stop = stop or threading.Event()
+    chooser = Chooser(app, event, request)
+    owner = run or f"{socket.gethostname()}:{os.getpid()}"
+    lease = _acquire(event.path, request, owner, store, supervisor, stop, wait)
+    if lease is None:
+        return ReplaySummary(0, stopped=True)
+    with lease, closing(Workers()) as workers:
+        fence = store.take_over(event.path, Lane.REPLAY, lease.id, lease.confirm)
+        begun = store.begin_replay(fence, request, chooser.kinds, owner)
+        loader = Loader(app, event, store=store, workers=workers, run=run)
+        course = _Course(begun, rate, stop, report or (lambda *_: None))
+        live = _LiveFirst(event.path, store, supervisor, stop)
+        loads, tally = 0, Tally()
+
+        def tell(done: LoadReport) -> None:
+            course.tell(done)
+            live.give_way()
+
+        while True:
+            drained = loader.drain(fence, lease, stop, tell)
+            loads, tally = loads + drained.loads, tally + drained.tally
+            if drained.stopped or stop.is_set():
+                return ReplaySummary(begun.id, loads, tally, stopped=True)
+            at = course.replay
+            if at.planned < at.upto:
+                window = Window(at.planned, at.upto)
+                stretch = store.stretch(event.path, request, chooser.kinds, window)
+                chosen = chooser.choose(stretch.candidates, store)
+                course.replay = store.plan(fence, at, stretch.upto, chosen, event.batch)
+            elif store.end_replay(fence, at):
+                return ReplaySummary(begun.id, loads, tally)
+            else:
+                stop.wait(_LOOK)  # an operator is taking jobs out of what is left
+
+
+def forecast(
+    app: Blacksmith, event: DestinationEvent[Any], request: ReplayRequest, *, store: Store
+) -> Forecast:
+    """What a replay would do: it goes through the window, and changes nothing.
+
+    Raises `UsageError`, `Purged`, `Unavailable`.
+    """
+    chooser = Chooser(app, event, request)
+    store.check_kept(chooser.kinds, request.start)
+    every = msgspec.structs.replace(request, modes=(ReplayMode.ALL,), error=None)
+    missing = Chooser(app, event, ReplayRequest(request.start, request.end, kinds=request.kinds))
+    window = store.window(request.start, request.end)
+    days: dict[date, Counter[str]] = {}
+    jobs, sample = 0, list[Sample]()
+    while window.after < window.upto:
+        stretch = store.stretch(event.path, every, chooser.kinds, window)
+        window = Window(stretch.upto, window.upto)
+        wanted = {each.seq for each in missing.choose(stretch.candidates, store)}
+        for each in stretch.candidates:
+            if each.state != "missing" or each.seq in wanted:
+                day = each.received_at.astimezone(UTC).date()
+                days.setdefault(day, Counter())[each.state] += 1
+        chosen = {each.seq for each in chooser.choose(stretch.candidates, store)}
+        jobs += len(chosen)
+        sample += _sampled(stretch.candidates, chosen, _SAMPLE - len(sample))
+    pace = store.pace(event.path)
+    return Forecast(dict(sorted(days.items())), jobs, jobs / pace if pace else None, sample)
+
+
+def _sampled(candidates: Sequence[Candidate], chosen: set[int], number: int) -> list[Sample]:
+    picked = [each for each in candidates if each.seq in chosen] if number else []
+    return [Sample(each.id, each.kind, each.state, each.error) for each in picked[:number]]
+
+
+def _acquire(
+    path: str,
+    request: ReplayRequest,
+    owner: str,
+    store: Store,
+    supervisor: Supervisor,
+    stop: threading.Event,
+    wait: float,
+) -> Lease | None:
+    """The lock, or `None` if it was asked to stop. Raises `UsageError` for one that overlaps."""
+    key, give_up = f"replay/{path}", time.monotonic() + wait
+    while not stop.is_set():
+        lease = supervisor.acquire(key, owner, wait=min(wait, 1.0))
+        if lease is not None:
+            return lease
+        holder = supervisor.status(key).owner
+        running = [
+            each for each in store.replays(path) if each.ended_at is None and each.run == holder
+        ]
+        overlapping = [each for each in running if _overlap(each.request, request)]
+        if overlapping and time.monotonic() > give_up:
+            theirs = overlapping[0].request
+            raise UsageError(
+                f"{path}: run {holder} is replaying {theirs.start:%Y-%m-%d %H:%M} to "
+                f"{theirs.end:%Y-%m-%d %H:%M} already; wait until it has ended, or terminate it"
+            )
+        stop.wait(_LOOK)
+    return None
+
+
+def _overlap(one: ReplayRequest, other: ReplayRequest) -> bool:
+    return one.start < other.end and other.start < one.end
+
+
+class _Course:
+    """Where a replay is, how fast it is, and when its next load may begin."""
+
+    def __init__(
+        self,
+        replay: Replay,
+        rate: float | None,
+        stop: threading.Event,
+        report: Callable[[LoadReport, Progress], None],
+    ) -> None:
+        self.replay = replay
+        self._rate = rate
+        self._stop = stop
+        self._report = report
+        self._before = replay.jobs - replay.waiting
+        self._done = 0
+        self._began = self._next = time.monotonic()
+
+    def tell(self, done: LoadReport) -> None:
+        """Report a load, then wait as long as the rate has it."""
+        ran = sum(each.succeeded + each.failed + each.discarded for each in done.days.values())
+        self._done += ran
+        now = time.monotonic()
+        at = self.replay
+        unplanned, planned = at.upto - at.planned, at.planned - at.after
+        left = max(at.jobs - self._before - self._done, 0)
+        left += round(unplanned * at.jobs / planned) if planned else 0
+        speed = self._done / (now - self._began) if now > self._began else 0.0
+        told = Progress(self._before + self._done, left, speed, left / speed if speed else None)
+        self._report(done, told)
+        if self._rate is not None:
+            self._next = max(self._next, now - 1.0) + ran / self._rate
+            self._stop.wait(max(self._next - time.monotonic(), 0.0))
+
+
+class _LiveFirst:
+    """Lets loads of new jobs go first, where one is under way."""
+
+    def __init__(
+        self, path: str, store: Store, supervisor: Supervisor, stop: threading.Event
+    ) -> None:
+        self._path, self._store, self._supervisor, self._stop = path, store, supervisor, stop
+        self._looked = 0.0
+
+    def give_way(self) -> None:
+        """Wait while the load lane has something to claim, and someone who does."""
+        now = time.monotonic()
+        if now - self._looked < _LOOK:
+            return
+        while (
+            time.monotonic() - now < _LIVE_FIRST
+            and self._store.next_due(self._path) == 0
+            and self._supervisor.status(f"load/{self._path}").held
+            and not self._stop.wait(_LOOK / 5)
+        ):
+            pass
+        self._looked = time.monotonic()

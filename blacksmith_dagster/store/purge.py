@@ -1,0 +1,345 @@
+"""Removing events that are past their time, with all that is told of them.
+
+First the floors are moved, so that no replay begins below them; then what is still needed is looked
+for, in one snapshot. From there on it only becomes less: what is below the floors gets no new jobs.
+So the rest is deleted in small transactions, and a purge that was killed is completed by the next.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    or_,
+    select,
+    update,
+)
+
+from blacksmith_dagster.pipeline.retention import Retention
+from blacksmith_dagster.store.archived import archived
+from blacksmith_dagster.store.claims import LANES
+from blacksmith_dagster.store.interface import (
+    Archive,
+    Purgeable,
+    PurgeStep,
+    Window,
+)
+from blacksmith_dagster.store.partitions import Partition, Partitions
+from blacksmith_dagster.store.retention import Held, bounds, held, last_load, past
+from blacksmith_dagster.store.tables import (
+    DISCARDED,
+    edits,
+    event_totals,
+    events,
+    job_totals,
+    jobs,
+    kinds,
+    loads,
+    outcomes,
+    set_jobs,
+    sets,
+)
+from blacksmith_dagster.store.upkeep import upsert
+
+if TYPE_CHECKING:
+    from blacksmith_dagster.store.sql import SQLStore
+
+T = TypeVar("T")
+
+_SPAN = 1_000_000  # sequence numbers that are looked through at once
+_PAGE = 50_000  # events that are archived together
+_AT_ONCE = 1_000  # events that are deleted in one transaction: others wait to write
+_AT_LAST = 5_000  # sets, or loads, that are
+
+
+class Purge:
+    """One purge of a store: what is past its time, and what of it is still needed."""
+
+    def __init__(self, store: SQLStore, retention: Mapping[str, Retention]) -> None:
+        store.maintain()  # what has not been counted is not purged
+        store._read_names()
+        known = store._kinds
+        of = {known[path]: kept for path, kept in retention.items() if path in known}
+        with store.reading() as conn:
+            self._now = store._now(conn)
+            self._bounds = bounds(conn, of, self._now)
+        self._store = store
+        self._destinations = sorted(store._destinations.values())
+        self._start = min((each.swept for each in self._bounds), default=0)
+        self._top = max((each.upto for each in self._bounds), default=0)
+        self._held = Held()
+
+    def look(self) -> Sequence[Purgeable]:
+        """What would go. Changes nothing."""
+        if not self._bounds:
+            return []
+        self._hold()
+        old: Counter[int] = Counter()
+        going: Counter[int] = Counter()
+        with self._store.reading() as conn:
+            for after in range(self._start, self._top, _PAGE):
+                page = events.c.seq.between(after + 1, min(after + _PAGE, self._top))
+                old += _per_kind(conn, page, past(self._bounds))
+                going += _per_kind(conn, page, past(self._bounds, self._held.windows))
+            for part in _slices(self._held.seqs, _AT_LAST):
+                going -= _per_kind(
+                    conn, events.c.seq.in_(part), past(self._bounds, self._held.windows)
+                )
+        return [
+            Purgeable(
+                self._store._kind_paths[each.kind],
+                each.before,
+                going[each.kind],
+                old[each.kind] - going[each.kind],
+            )
+            for each in self._bounds
+        ]
+
+    def run(self, archive: Archive | None) -> Iterator[PurgeStep]:
+        """Remove what is past its time, step by step."""
+        partitions = self._store.partitions
+        if partitions is not None:
+            # What a purge that was killed has left.
+            yield PurgeStep(postponed=partitions.drop_marked())
+        if not self._bounds:
+            return
+        self._move_floors()
+        self._hold()
+        if partitions is not None:
+            yield from self._drop(partitions, archive)
+        for page in self._pages(self._start, self._top):
+            if archive is not None:
+                yield PurgeStep(file=archive.write(archived(self._store, page)))
+            for part in _slices(page, _AT_ONCE):
+                self._delete(part)
+                yield PurgeStep(events=len(part))
+        yield from self._sweep()
+        self._move_swept()
+
+    # -- the floors
+    def _move_floors(self) -> None:
+        with self._store.writing() as conn:
+            for each in self._bounds:
+                mine = (kinds.c.id == each.kind, kinds.c.purged_upto < each.upto)
+                floor = {"purged_upto": each.upto, "purged_before": each.before}
+                conn.execute(update(kinds).where(*mine).values(floor))
+
+    def _move_swept(self) -> None:
+        """Let the next purge begin where this one has left something."""
+        with self._store.writing() as conn:
+            left: dict[int, int] = {}
+            for part in reversed(list(_slices(self._held.seqs, _AT_LAST))):
+                first = select(events.c.kind, func.min(events.c.seq)).where(events.c.seq.in_(part))
+                left |= dict(conn.execute(first.group_by(events.c.kind)).tuples().all())
+            for each in self._bounds:
+                firsts = [window.after + 1 for window in self._held.windows]
+                firsts.append(left.get(each.kind, each.upto + 1))
+                upto = min(each.upto, min(firsts) - 1)
+                mine = (kinds.c.id == each.kind, kinds.c.swept_upto < upto)
+                conn.execute(update(kinds).where(*mine).values(swept_upto=upto))
+
+    # -- what stays, and what goes
+    def _hold(self) -> None:
+        # No name of a source or of its event has a dot.
+        outcome_kinds = [kind for path, kind in self._store._kinds.items() if "." in path]
+        with self._store.snapshot() as conn:
+            self._held = held(conn, self._bounds, self._destinations, outcome_kinds, self._now)
+
+    def _is_whole(self, partition: Partition) -> bool:
+        """Whether a partition holds nothing but what is to go."""
+        first, last = partition.first, partition.last
+        if last > self._top or self._held.any_between(first, last):
+            return False
+        past_all = [each.kind for each in self._bounds if max(each.upto, each.swept) >= last]
+        with self._store.reading() as conn:
+            received = conn.execute(select(event_totals.c.kind).distinct()).scalars()
+            others = set(received) - set(past_all)
+            of_others = (events.c.seq.between(first, last), events.c.kind.in_(others))
+            return conn.execute(select(events.c.seq).where(*of_others).limit(1)).first() is None
+
+    def _pages(self, after: int, upto: int) -> Iterator[Sequence[int]]:
+        """The events that are to go, in order: their sequence numbers."""
+        old = past(self._bounds, self._held.windows)
+        while after < upto:
+            end = min(after + _SPAN, upto)
+            found = select(events.c.seq).where(events.c.seq > after, events.c.seq <= end, old)
+            with self._store.reading() as conn:
+                seqs = conn.execute(found.order_by(events.c.seq).limit(_PAGE)).scalars().all()
+            after = seqs[-1] if len(seqs) == _PAGE else end
+            stay = set(self._held.between(seqs[0], seqs[-1])) if seqs else ()
+            if page := [seq for seq in seqs if seq not in stay]:
+                yield page
+
+    # -- removing
+    def _drop(self, partitions: Partitions, archive: Archive | None) -> Iterator[PurgeStep]:
+        """Drop the partitions that hold nothing but what is to go."""
+        with self._store.reading() as conn:
+            listed = partitions.listed(conn)
+        for partition in filter(self._is_whole, listed):
+            if archive is not None:
+                for page in self._pages(partition.first - 1, partition.last):
+                    yield PurgeStep(file=archive.write(archived(self._store, page)))
+            with self._store.writing() as conn:
+                self._forget(conn, partition.holds)
+                partitions.mark(conn, partition)
+            yield PurgeStep(partitions=1, postponed=partitions.drop_marked())
+        with self._store.reading() as conn:
+            left = [Window(each.first - 1, each.last) for each in partitions.marked(conn)]
+        # They have lost their jobs already, and go as a whole.
+        self._held = Held(self._held.seqs, [*self._held.windows, *left])
+
+    def _delete(self, part: Sequence[int]) -> None:
+        """Delete events and their jobs."""
+        first, last = part[0], part[-1]
+        stay = self._held.between(first, last)
+        # By whichever list is the shorter: a long one takes longer than the rest.
+        going: ColumnElement[bool] = events.c.seq.in_(part)
+        if len(stay) < len(part):
+            going = and_(past(self._bounds, self._held.windows), events.c.seq.not_in(stay))
+
+        def alone(seq: ColumnElement[int]) -> ColumnElement[bool]:
+            return and_(seq.between(first, last), ~exists().where(events.c.seq == seq))
+
+        with self._store.writing() as conn:
+            conn.execute(delete(events).where(events.c.seq.between(first, last), going))
+            conn.execute(delete(jobs).where(*self._of(jobs, alone(jobs.c.seq))))
+            self._forget(conn, alone)
+
+    def _forget(
+        self, conn: Connection, which: Callable[[ColumnElement[int]], ColumnElement[bool]]
+    ) -> None:
+        """Delete what is told of jobs by event. The discarded are in the totals from then on."""
+        for table in (set_jobs, edits):
+            conn.execute(delete(table).where(*self._of(table, which(table.c.seq))))
+        mine = (*self._of(outcomes, which(outcomes.c.seq)), outcomes.c.state == DISCARDED)
+        gone = delete(outcomes).where(*mine)
+        rows = conn.execute(gone.returning(outcomes.c.load, outcomes.c.destination)).all()
+        if rows:
+            per_load = Counter(row.load for row in rows)
+            conn.execute(_LESS, [{"of": load, "n": n} for load, n in per_load.items()])
+        for destination, n in Counter(row.destination for row in rows).items():
+            values = {"destination": destination, "jobs": 0, "purged_discarded": n}
+            added = upsert(conn, job_totals).values(values)
+            more = {"purged_discarded": job_totals.c.purged_discarded + n}
+            added = added.on_conflict_do_update(index_elements=["destination"], set_=more)
+            conn.execute(added)
+
+    def _of(self, table: Any, which: ColumnElement[bool]) -> Sequence[ColumnElement[bool]]:
+        """Rows of a table of jobs, by the whole of its key."""
+        return table.c.destination.in_(self._destinations), which
+
+    # -- what nothing needs any more
+    def _sweep(self) -> Iterator[PurgeStep]:
+        """Delete the sets and the loads that have no job left.
+
+        A lane's last load stays: it is the lane's state.
+        """
+        for of in self._destinations:
+            with self._store.reading() as conn:
+                last = [conn.execute(last_load(of, lane)).first() for lane in LANES.values()]
+                given = {
+                    "of": of,
+                    "start": self._start,
+                    "top": self._top,
+                    "last": [each.id for each in last if each],
+                }
+                empty = _empty_sets(conn, given)
+            for part in _slices(empty, _AT_LAST):
+                with self._store.writing() as conn:
+                    conn.execute(delete(sets).where(sets.c.id.in_([each.id for each in part])))
+                    taken = exists().where(sets.c.load == loads.c.id)
+                    ids = sorted({each.load for each in part})
+                    _delete_loads(conn, loads.c.id.in_(ids), ~taken)
+                yield PurgeStep()
+            with self._store.reading() as conn:
+                found = select(loads.c.id).where(*_empty_loads(given)).order_by(loads.c.id)
+                numbers = conn.execute(found).scalars().all()
+            for some in _slices(numbers, _AT_LAST):
+                with self._store.writing() as conn:
+                    some_of_them = loads.c.id.between(some[0], some[-1])
+                    _delete_loads(conn, some_of_them, *_empty_loads(given))
+                yield PurgeStep()
+
+
+def _empty_sets(conn: Connection, given: Mapping[str, Any]) -> Sequence[Row[Any]]:
+    """Sets without a job. The one that a list began with tells when it did: it goes with the last."""
+    empty = conn.execute(_EMPTY_SETS, given).all()
+    per_list = Counter(each.list for each in empty if each.list is not None)
+    if not per_list:
+        return empty
+    of_lists = select(sets.c.list, func.count()).where(sets.c.destination == given["of"])
+    there = dict(conn.execute(of_lists.group_by(sets.c.list)).tuples().all())
+    return [
+        each for each in empty if each.id != each.list or per_list[each.list] == there[each.list]
+    ]
+
+
+def _delete_loads(conn: Connection, *where: ColumnElement[bool]) -> None:
+    gone = select(loads.c.id).where(loads.c.discarded == 0, *where)
+    conn.execute(delete(outcomes).where(outcomes.c.load.in_(gone)))
+    conn.execute(delete(loads).where(loads.c.discarded == 0, *where))
+
+
+def _empty_loads(given: Mapping[str, Any]) -> Sequence[ColumnElement[bool]]:
+    """First loads none of whose jobs is left."""
+    of_load = jobs.c.seq.between(loads.c.seq_from, loads.c.seq_to)
+    return (
+        loads.c.destination == given["of"],
+        loads.c.seq_to > given["start"],
+        loads.c.seq_to <= given["top"],
+        loads.c.id.not_in(given["last"]),
+        ~exists().where(jobs.c.destination == loads.c.destination, of_load),
+    )
+
+
+def _per_kind(conn: Connection, *where: ColumnElement[bool]) -> Counter[int]:
+    found = select(events.c.kind, func.count()).where(*where).group_by(events.c.kind)
+    return Counter(dict(conn.execute(found).tuples().all()))
+
+
+def _slices(rows: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+_LESS = (
+    update(loads)
+    .where(loads.c.id == bindparam("of"))
+    .values(discarded=loads.c.discarded - bindparam("n"))
+)
+_of: Any = bindparam("of")
+_last: Any = bindparam("last", expanding=True)
+_in_set = (sets.c.seq_from, sets.c.seq_to)
+_left_in_set = or_(
+    and_(
+        sets.c.list.is_(None),
+        exists().where(jobs.c.destination == sets.c.destination, jobs.c.seq.between(*_in_set)),
+    ),
+    exists().where(
+        outcomes.c.list == sets.c.list,
+        outcomes.c.seq.between(*_in_set),
+        events.c.seq == outcomes.c.seq,
+    ),
+    exists().where(
+        set_jobs.c.destination == sets.c.destination,
+        set_jobs.c.seq.between(*_in_set),
+        set_jobs.c.list == sets.c.list,
+    ),
+)
+_EMPTY_SETS = select(sets.c.id, sets.c.load, sets.c.list).where(
+    sets.c.destination == _of,
+    sets.c.seq_to > bindparam("start"),
+    sets.c.seq_to <= bindparam("top"),
+    sets.c.load.is_not(None),
+    sets.c.load.not_in(_last),
+    ~_left_in_set,
+)

@@ -1,0 +1,453 @@
+"""Replays: which events of a window have a job, and in what state, and the sets made of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    and_,
+    bindparam,
+    cast,
+    exists,
+    func,
+    insert,
+    null,
+    or_,
+    select,
+    text,
+    union_all,
+    update,
+)
+
+from blacksmith_dagster.errors import Fenced
+from blacksmith_dagster.store.interface import (
+    Chosen,
+    Replay,
+    ReplayMode,
+    ReplayRequest,
+    Window,
+)
+from blacksmith_dagster.store.loads import JOB_COLUMNS, members
+from blacksmith_dagster.store.retention import is_held, refuse_purged
+from blacksmith_dagster.store.tables import (
+    DISCARDED,
+    DONE,
+    EXECUTING,
+    RETAKEN,
+    edits,
+    events,
+    jobs,
+    loads,
+    outcomes,
+    replays,
+    set_jobs,
+    sets,
+)
+from blacksmith_dagster.store.upkeep import upsert
+
+LOADING, REPLAYING = 0, 2
+"""The numbers of two lanes."""
+
+_SPAN = 20_000  # sequence numbers that are looked through at once
+_AT_ONCE = 1_000  # values in one IN
+_DENSE = 4  # so many numbers for each that is wanted
+_LOOKED_AT = 20  # loads that tell the pace
+
+
+T = TypeVar("T")
+
+
+class SetJob(NamedTuple):
+    """A row of `set_jobs`."""
+
+    destination: int
+    seq: int
+    list: int
+    made: bool
+    when_error: str | None
+
+
+# ------------------------------------------------------------------------------------- the replay
+
+
+def begin(
+    conn: Connection,
+    destination: int,
+    request: ReplayRequest,
+    kinds: Sequence[int],
+    window: Window,
+    now: datetime,
+    run: str | None,
+) -> int:
+    """The replay that was asked for with these words and has not ended, or a new one; its id.
+
+    Raises `Purged` if events of these kinds are gone that it has yet to come to.
+    """
+    asked = msgspec.json.encode(request).decode()
+    same = (replays.c.destination == destination, replays.c.request == asked)
+    found = select(replays.c.id, replays.c.planned, replays.c.began_at)
+    found = found.where(*same, replays.c.ended_at.is_(None)).order_by(replays.c.id.desc())
+    row = conn.execute(found).first()
+    if row is None or not is_held(conn, destination, row.began_at, now):
+        refuse_purged(conn, kinds, window.after if row is None else row.planned)
+    begun = None if row is None else row.id
+    if begun is None:
+        values = {
+            "destination": destination,
+            "request": asked,
+            "after": window.after,
+            "upto": window.upto,
+            "planned": window.after,
+            "jobs": 0,
+            "made": 0,
+            "began_at": now,
+        }
+        begun = conn.execute(insert(replays).returning(replays.c.id), values).scalar_one()
+    conn.execute(update(replays).where(replays.c.id == begun).values(run=run))
+    left = (
+        sets.c.destination == destination,
+        sets.c.lane == REPLAYING,
+        sets.c.load.is_(None),
+        sets.c.replay != begun,
+    )
+    conn.execute(update(sets).where(*left).values(lane=LOADING))
+    return int(begun)
+
+
+_still_waiting = (
+    sets.c.destination == replays.c.destination,
+    sets.c.lane == REPLAYING,
+    sets.c.load.is_(None),
+    sets.c.replay == replays.c.id,
+)
+_waiting = select(func.coalesce(func.sum(sets.c.jobs), 0)).where(*_still_waiting).scalar_subquery()
+
+
+def find(
+    conn: Connection, destination: int, limit: int, replay: int | None = None
+) -> list[Row[Any]]:
+    """The rows of replays, the newest first, each with how many of its jobs are `waiting`."""
+    found = select(replays, _waiting.label("waiting")).where(replays.c.destination == destination)
+    if replay is not None:
+        found = found.where(replays.c.id == replay)
+    return list(conn.execute(found.order_by(replays.c.id.desc()).limit(limit)))
+
+
+def told(row: Row[Any], path: str) -> Replay:
+    """A row as what it tells."""
+    return Replay(
+        row.id,
+        path,
+        msgspec.json.decode(row.request, type=ReplayRequest),
+        row.after,
+        row.upto,
+        row.planned,
+        row.jobs,
+        row.made,
+        row.waiting,
+        row.began_at,
+        row.ended_at,
+        row.run,
+    )
+
+
+def end(conn: Connection, replay: Replay, now: datetime) -> bool:
+    """Note its end, unless jobs of it wait."""
+    ended = (
+        update(replays)
+        .where(replays.c.id == replay.id, ~exists().where(*_still_waiting))
+        .values(ended_at=now)
+    )
+    return conn.execute(ended).rowcount == 1
+
+
+# ------------------------------------------------------------------------------------- candidates
+
+
+def _pending(conn: Connection, destination: int, window: Window) -> tuple[int, set[int]]:
+    """Where the load lane stands, and which jobs before that wait to run again, or are running.
+
+    It is read before the candidates: what is not pending now will not be, unless a replay has it so.
+    """
+    lanes = [_last_load(conn, destination, lane) for lane in (0, 1, 2)]
+    opened = [each for each in lanes if each and each.state == EXECUTING]
+    seq_of = bindparam("after") < sets.c.seq_to
+    mine = (sets.c.destination == destination, seq_of, sets.c.seq_from <= window.upto)
+    given = {"after": window.after}
+    held: ColumnElement[bool] = sets.c.load.is_(None)
+    if opened:
+        held = or_(held, sets.c.load.in_([each.id for each in opened]))
+    busy = set(conn.execute(union_all(*members(_seq, *mine, held)), given).scalars())
+    for each in opened:
+        if each.seq_to is not None:
+            first = select(jobs.c.seq).where(
+                jobs.c.destination == destination, jobs.c.seq.between(each.seq_from, each.seq_to)
+            )
+            busy |= set(conn.execute(first).scalars())
+    return (lanes[0].position if lanes[0] else 0), busy
+
+
+def _seq(seq: Any, _: Any) -> Sequence[Any]:
+    return [seq]
+
+
+def _last_load(conn: Connection, destination: int, lane: int) -> Row[Any] | None:
+    columns = (loads.c.id, loads.c.state, loads.c.position, loads.c.seq_from, loads.c.seq_to)
+    mine = (loads.c.destination == destination, loads.c.lane == lane)
+    last = select(func.max(loads.c.id)).where(*mine).scalar_subquery()
+    return conn.execute(select(*columns).where(loads.c.id == last)).first()
+
+
+class Found(NamedTuple):
+    """An event of a window, as `Candidate` has it."""
+
+    seq: int
+    kind: int
+    received_at: datetime
+    state: str
+    error: str | None
+
+
+def stretch(
+    conn: Connection,
+    destination: int,
+    request: ReplayRequest,
+    kinds: Sequence[int],
+    window: Window,
+) -> tuple[list[Found], int]:
+    """The first events of a window that a request's modes and filters choose, and up to which number
+    they were looked for."""
+    # What is discarded is indexed; else the log is gone through.
+    if set(request.modes) == {ReplayMode.FAILED} or request.error is not None:
+        return _discarded(conn, destination, request, kinds, window)
+    part = Window(window.after, min(window.upto, window.after + _SPAN))
+    return list(_of_log(conn, destination, request, kinds, part)), part.upto
+
+
+def _discarded(
+    conn: Connection,
+    destination: int,
+    request: ReplayRequest,
+    kinds: Sequence[int],
+    window: Window,
+) -> tuple[list[Found], int]:
+    """What is discarded is not pending: the transaction that takes it up again says so."""
+    found = select(outcomes.c.seq, outcomes.c.error).where(
+        *_is_discarded(destination), outcomes.c.seq > window.after, outcomes.c.seq <= window.upto
+    )
+    if request.error is not None:
+        found = found.where(outcomes.c.error.contains(request.error, autoescape=True))
+    errors = dict(conn.execute(found.order_by(outcomes.c.seq).limit(_AT_ONCE)).tuples().all())
+    upto = max(errors) if len(errors) == _AT_ONCE else window.upto
+    kept = _of_window(request, kinds).where(events.c.seq.in_(errors)).order_by(events.c.seq)
+    return [
+        Found(seq, kind, received_at, "discarded", errors[seq])
+        for seq, kind, received_at in conn.execute(kept).tuples()
+    ], upto
+
+
+def _of_log(
+    conn: Connection,
+    destination: int,
+    request: ReplayRequest,
+    kinds: Sequence[int],
+    window: Window,
+) -> Iterator[Found]:
+    """Ranges are read one by one and put together here: joined, each event would be looked up in
+    each."""
+    position, busy = _pending(conn, destination, window)
+
+    def between(column: Any) -> Any:
+        return and_(column > window.after, column <= window.upto)
+
+    log = select(jobs.c.seq).where(jobs.c.destination == destination, between(jobs.c.seq))
+    later = select(set_jobs.c.seq).where(
+        set_jobs.c.destination == destination, between(set_jobs.c.seq), set_jobs.c.made
+    )
+    of_log, made = set(conn.execute(log).scalars()), set(conn.execute(later).scalars())
+    discarded = select(outcomes.c.seq, outcomes.c.error).where(
+        *_is_discarded(destination), between(outcomes.c.seq)
+    )
+    errors = dict(conn.execute(discarded).tuples().all())
+    modes = set(request.modes)
+    wanted = {"missing"} if ReplayMode.MISSING in modes else set()
+    wanted |= {"discarded"} if ReplayMode.FAILED in modes else set()
+    kept = _of_window(request, kinds).where(between(events.c.seq)).order_by(events.c.seq)
+    for seq, kind, received_at in conn.execute(kept).tuples():
+        if (seq in of_log and seq > position) or seq in busy:
+            state = "pending"
+        elif seq in errors:
+            state = "discarded"
+        else:
+            state = "succeeded" if seq in of_log or seq in made else "missing"
+        if ReplayMode.ALL in modes or state in wanted:
+            yield Found(seq, kind, received_at, state, errors.get(seq))
+
+
+def _is_discarded(destination: int) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return outcomes.c.destination == destination, outcomes.c.state == DISCARDED
+
+
+def _of_window(request: ReplayRequest, kinds: Sequence[int]) -> Select[Any]:
+    kept = select(events.c.seq, events.c.kind, events.c.received_at).where(
+        events.c.kind.in_(kinds),
+        events.c.received_at >= request.start,
+        events.c.received_at < request.end,
+    )
+    return kept if request.version is None else kept.where(events.c.version == request.version)
+
+
+def rows_of(conn: Connection, destination: int, seqs: Sequence[int]) -> Iterator[Any]:
+    """Events as rows of JOB_COLUMNS."""
+    of_log = and_(jobs.c.destination == destination, jobs.c.seq == events.c.seq)
+    every = select(*JOB_COLUMNS).select_from(events.outerjoin(jobs, of_log))
+    for part in _parts(seqs, _AT_ONCE):
+        wanted, span = set(part), part[-1] - part[0]
+        # A list of numbers costs more than to read some too many.
+        dense = span < _DENSE * len(part)
+        some = events.c.seq.between(part[0], part[-1]) if dense else events.c.seq.in_(part)
+        rows = conn.execute(every.where(some).order_by(events.c.seq))
+        yield from (row for row in rows if row.seq in wanted)
+
+
+def pace(conn: Connection, destination: int) -> float | None:
+    """Jobs a second in the last loads."""
+    last = (
+        select(loads.c.jobs, loads.c.started_at, loads.c.finished_at)
+        .where(loads.c.destination == destination, loads.c.state == DONE)
+        .order_by(loads.c.id.desc())
+        .limit(_LOOKED_AT)
+    )
+    rows = conn.execute(last).all()
+    took = sum((row.finished_at - row.started_at).total_seconds() for row in rows)
+    return sum(row.jobs for row in rows) / took if took > 0 else None
+
+
+def unsettled(conn: Connection, destination: int, limit: int) -> Sequence[Row[Any]]:
+    """Jobs of the last replay that wait for a retry, or are discarded (without `due_at`)."""
+    last = conn.execute(
+        select(func.max(replays.c.id)).where(replays.c.destination == destination)
+    ).scalar()
+    if last is None:
+        return []
+    failure = outcomes.alias("failure")
+    error = (
+        select(failure.c.error)
+        .where(failure.c.list == sets.c.list, failure.c.seq == events.c.seq)
+        .scalar_subquery()
+    )
+    raised = select(loads.c.error).where(loads.c.id == sets.c.raised_in).scalar_subquery()
+    columns = (events.c.seq, events.c.kind, events.c.received_at)
+    waits = members(
+        lambda *_: [
+            *columns,
+            sets.c.attempts.label("attempts"),
+            func.coalesce(error, raised).label("error"),
+            sets.c.due_at.label("due_at"),
+        ],
+        sets.c.destination == destination,
+        sets.c.replay == last,
+        sets.c.load.is_(None),
+    )
+    listed = exists().where(
+        set_jobs.c.destination == destination,
+        set_jobs.c.seq == outcomes.c.seq,
+        set_jobs.c.list.in_(select(sets.c.id).where(sets.c.replay == last)),
+    )
+    gone = (
+        select(*columns, loads.c.attempt, outcomes.c.error, cast(null(), sets.c.due_at.type))
+        .select_from(
+            outcomes.join(events, events.c.seq == outcomes.c.seq).join(
+                loads, loads.c.id == outcomes.c.load
+            )
+        )
+        .where(outcomes.c.destination == destination, outcomes.c.state == DISCARDED, listed)
+    )
+    return conn.execute(union_all(*waits, gone).order_by(text("1")).limit(limit)).all()
+
+
+# ------------------------------------------------------------------------------------- planning
+
+
+def plan(
+    conn: Connection,
+    destination: int,
+    replay: Replay,
+    upto: int,
+    chosen: Sequence[Chosen],
+    batch: int,
+    now: datetime,
+) -> list[SetJob]:
+    """Make sets of the chosen jobs, whose rows the caller inserts; raises `Fenced` if the replay has
+    been planned on by another."""
+    made = sum(each.state == "missing" for each in chosen)
+    moved = (
+        update(replays)
+        .where(replays.c.id == replay.id, replays.c.planned == replay.planned)
+        .values(planned=upto, jobs=replays.c.jobs + len(chosen), made=replays.c.made + made)
+    )
+    if conn.execute(moved).rowcount != 1:
+        raise Fenced(f"{replay.destination}: replay {replay.id} was planned on by another process")
+    _retake(conn, destination, [each.seq for each in chosen if each.state == "discarded"])
+    edited = [each for each in chosen if each.payload is not None]
+    for each in edited:
+        edit = {"destination": destination, "seq": each.seq, "payload": each.payload}
+        added = upsert(conn, edits).values(edit)
+        added = added.on_conflict_do_update(
+            index_elements=["destination", "seq"], set_={"payload": each.payload}
+        )
+        conn.execute(added)
+    rows = []
+    for part in _parts(chosen, batch):
+        values: dict[str, Any] = {
+            "destination": destination,
+            "lane": REPLAYING,
+            "replay": replay.id,
+            "job_key": f"{destination}-{replay.id}" if replay.request.new_key else None,
+            "seq_from": part[0].seq,
+            "seq_to": part[-1].seq,
+            "jobs": len(part),
+            "due_at": now,
+        }
+        of = conn.execute(_MAKE, values).scalar_one()
+        conn.execute(update(sets).where(sets.c.id == of).values(list=of))
+        rows += [
+            SetJob(destination, each.seq, of, each.state == "missing", each.when_error)
+            for each in part
+        ]
+    return rows
+
+
+_MAKE = insert(sets).values(attempts=0, losses=0, alone=False, strikes=0).returning(sets.c.id)
+
+
+def _retake(conn: Connection, destination: int, seqs: Sequence[int]) -> None:
+    """Discarded jobs are to be run again: they no longer count as discarded."""
+    fewer: Counter[int] = Counter()
+    for part in _parts(seqs, _AT_ONCE):
+        retaken = (
+            update(outcomes)
+            .where(
+                outcomes.c.destination == destination,
+                outcomes.c.state == DISCARDED,
+                outcomes.c.seq.in_(part),
+            )
+            .values(state=RETAKEN)
+            .returning(outcomes.c.load)
+        )
+        fewer.update(conn.execute(retaken).scalars())
+    for load, number in fewer.items():
+        less = loads.c.discarded - number
+        conn.execute(update(loads).where(loads.c.id == load).values(discarded=less))
+
+
+def _parts(of: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (of[start : start + size] for start in range(0, len(of), size))

@@ -1,0 +1,280 @@
+"""Which events are past their time, and which of those are still needed. Reads alone."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    bindparam,
+    literal,
+    or_,
+    select,
+    true,
+    tuple_,
+    union_all,
+)
+
+from blacksmith_dagster.errors import Purged
+from blacksmith_dagster.pipeline.retention import Retention
+from blacksmith_dagster.store.claims import LANES
+from blacksmith_dagster.store.interface import Lane, Window
+from blacksmith_dagster.store.tables import (
+    DISCARDED,
+    EXECUTING,
+    counter,
+    events,
+    jobs,
+    kinds,
+    loads,
+    marks,
+    outcomes,
+    replays,
+    set_jobs,
+    sets,
+)
+
+_CHUNK = 10_000  # sequence numbers that one statement names
+_REPLAY_HELD = timedelta(days=7)  # for which what a replay has yet to come to is kept for it
+
+
+class Bound(NamedTuple):
+    """How far the events of a kind are past their time.
+
+    All up to `upto` were received before `before`; none is left up to `swept`. A job that was
+    discarded after `discarded_before` holds its event back, any discarded one if that is `None`.
+    """
+
+    kind: int
+    upto: int
+    before: datetime
+    swept: int
+    discarded_before: datetime | None
+
+
+def bounds(conn: Connection, retention: Mapping[int, Retention], now: datetime) -> list[Bound]:
+    """How far each kind is past its time, by the marks; kinds that are kept forever have no bound.
+
+    What the counters have not come to stays: they would never count it.
+    """
+    counted = conn.execute(select(counter.c.upto)).scalar_one()
+    swept = dict(conn.execute(select(kinds.c.id, kinds.c.swept_upto)).tuples().all())
+    found = []
+    for kind, kept in sorted(retention.items()):
+        if kept.events is None:
+            continue
+        old = select(marks.c.at, marks.c.low).where(marks.c.at <= now - kept.events)
+        mark = conn.execute(old.order_by(marks.c.at.desc()).limit(1)).first()
+        if mark is not None and min(mark.low, counted) > swept[kind]:
+            since = None if kept.discarded is None else now - kept.discarded
+            found.append(Bound(kind, min(mark.low, counted), mark.at, swept[kind], since))
+    return found
+
+
+def past(bounds: Sequence[Bound], windows: Sequence[Window] = ()) -> ColumnElement[bool]:
+    """Whether an event is past its time, and in none of these windows."""
+    old = or_(
+        *(
+            and_(events.c.kind == each.kind, events.c.seq > each.swept, events.c.seq <= each.upto)
+            for each in bounds
+        )
+    )
+    return and_(old, *(~events.c.seq.between(each.after + 1, each.upto) for each in windows))
+
+
+def refuse_purged(conn: Connection, of: Sequence[int], after: int) -> None:
+    """Raise `Purged` if events of these kinds with higher numbers than `after` may be gone.
+
+    Their floors stay where they are until the transaction ends: what it makes of events above them,
+    a purge finds.
+    """
+    floors = select(kinds.c.path, kinds.c.purged_before, kinds.c.purged_upto)
+    locked = floors.where(kinds.c.id.in_(of)).order_by(kinds.c.id).with_for_update(read=True)
+    gone = {path: before for path, before, upto in conn.execute(locked) if upto > after}
+    if gone:
+        raise Purged(
+            f"events of this time have been purged: {shown(gone)}; begin with "
+            f"{max(gone.values()).isoformat()}"
+        )
+
+
+def why_gone(conn: Connection, seq: int) -> str | None:
+    """Why an event that is not there may have been purged, `None` if it was not."""
+    floors = select(kinds.c.path, kinds.c.purged_before).where(kinds.c.purged_upto >= seq)
+    gone = dict(conn.execute(floors.order_by(kinds.c.id)).tuples().all())
+    return shown(gone) if gone else None
+
+
+def shown(gone: Mapping[str, datetime]) -> str:
+    """From when on events of each kind are kept, for people."""
+    since = [
+        f"{', '.join(path for path, at in gone.items() if at == before)} since {before.isoformat()}"
+        for before in sorted(set(gone.values()))
+    ]
+    return f"the store keeps {'; '.join(since)}"
+
+
+# ------------------------------------------------------------------------------------- held
+
+
+class Held(NamedTuple):
+    """Events that must stay: `seqs`, in order, and those in `windows`."""
+
+    seqs: Sequence[int] = ()
+    windows: Sequence[Window] = ()
+
+    def between(self, first: int, last: int) -> Sequence[int]:
+        """Those of `seqs` from `first` to `last`."""
+        return self.seqs[bisect_left(self.seqs, first) : bisect_right(self.seqs, last)]
+
+    def any_between(self, first: int, last: int) -> bool:
+        """Whether an event from `first` to `last` must stay."""
+        windows = any(each.after < last and first <= each.upto for each in self.windows)
+        return windows or bool(self.between(first, last))
+
+
+def is_held(conn: Connection, destination: int, began_at: datetime, now: datetime) -> bool:
+    """Whether a replay that has not ended is still waited for: it began, or was at work, lately."""
+    last = conn.execute(last_load(destination, LANES[Lane.REPLAY])).first()
+    return max(began_at, last.started_at if last else began_at) > now - _REPLAY_HELD
+
+
+def held(
+    conn: Connection,
+    bounds: Sequence[Bound],
+    destinations: Sequence[int],
+    outcome_kinds: Sequence[int],
+    now: datetime,
+) -> Held:
+    """The events up to the highest bound that must stay.
+
+    Those of which a job waits or executes, those of which a job was discarded too lately, what
+    outcomes among them came of, and what a replay has yet to come to. To be asked in one snapshot: a
+    job is pending in many ways, and goes from one to the next.
+    """
+    upto = max(each.upto for each in bounds)
+    lately = _discarded_lately(bounds)
+    windows = []
+    found: set[int] = set()
+    parents: set[int] = set()
+    for of in destinations:
+        last = {lane: conn.execute(last_load(of, lane)).first() for lane in LANES.values()}
+        first = last[LANES[Lane.LOAD]]
+        given = {
+            "of": of,
+            "upto": upto,
+            "kinds": outcome_kinds,
+            "after": first.position if first else 0,
+            "open": [each.id for each in last.values() if each and each.state == EXECUTING],
+        }
+        found.update(conn.execute(_PENDING, given).scalars())
+        found.update(conn.execute(lately, given).scalars())
+        if outcome_kinds:
+            parents.update(conn.execute(_PARENTS_OF_PENDING, given).scalars())
+        windows += [
+            Window(each.planned, each.upto)
+            for each in conn.execute(_REPLAYED, given)
+            if is_held(conn, of, each.began_at, now)
+        ]
+    for window in windows:
+        given = {**window._asdict(), "kinds": outcome_kinds}
+        parents.update(conn.execute(_PARENTS_OF_WINDOW, given).scalars())
+    parents |= _parents(conn, found, outcome_kinds)
+    while fresh := parents - found:
+        found |= fresh
+        parents = _parents(conn, fresh, outcome_kinds)
+    return Held(sorted(seq for seq in found if seq <= upto), windows)
+
+
+def _parents(conn: Connection, seqs: set[int], outcome_kinds: Sequence[int]) -> set[int]:
+    listed, found = sorted(seqs), set[int]()
+    for start in range(0, len(listed), _CHUNK):
+        given = {"seqs": listed[start : start + _CHUNK], "kinds": outcome_kinds}
+        found.update(conn.execute(_PARENTS, given).scalars())
+    return found
+
+
+def last_load(of: int, lane: int) -> Any:
+    """A lane's last load.
+
+    As a range of the index: by equalities, PostgreSQL walks back through all loads.
+    """
+    key = tuple_(loads.c.destination, loads.c.lane, loads.c.id)
+    columns = (loads.c.id, loads.c.state, loads.c.position, loads.c.started_at)
+    found = select(*columns).where(
+        key >= tuple_(literal(of), literal(lane), literal(0)),
+        key < tuple_(literal(of), literal(lane + 1), literal(0)),
+    )
+    newest = (loads.c.destination.desc(), loads.c.lane.desc(), loads.c.id.desc())
+    return found.order_by(*newest).limit(1)
+
+
+_of: Any = bindparam("of")
+_open: Any = bindparam("open", expanding=True)
+_kinds: Any = bindparam("kinds", expanding=True)
+_upto: Any = bindparam("upto")
+_waits = and_(sets.c.destination == _of, or_(sets.c.load.is_(None), sets.c.load.in_(_open)))
+_in_set = (sets.c.seq_from, sets.c.seq_to)
+_pending = union_all(
+    select(jobs.c.seq).where(jobs.c.destination == _of, jobs.c.seq > bindparam("after")),
+    select(jobs.c.seq)
+    .join(loads, jobs.c.seq.between(loads.c.seq_from, loads.c.seq_to))
+    .where(jobs.c.destination == _of, loads.c.id.in_(_open)),
+    select(jobs.c.seq)
+    .join(sets, jobs.c.seq.between(*_in_set))
+    .where(jobs.c.destination == _of, _waits, sets.c.list.is_(None)),
+    select(outcomes.c.seq)
+    .join(sets, outcomes.c.list == sets.c.list)
+    .where(_waits, outcomes.c.seq.between(*_in_set)),
+    select(set_jobs.c.seq)
+    .join(sets, set_jobs.c.list == sets.c.list)
+    .where(set_jobs.c.destination == _of, _waits, set_jobs.c.seq.between(*_in_set)),
+).subquery()
+_PENDING = select(_pending.c.seq).where(_pending.c.seq <= _upto)
+_of_outcome = and_(events.c.kind.in_(_kinds), events.c.parent.is_not(None))
+_PARENTS_OF_PENDING = (
+    select(events.c.parent).join(_pending, _pending.c.seq == events.c.seq).where(_of_outcome)
+)
+_PARENTS = select(events.c.parent).where(
+    _of_outcome, events.c.seq.in_(bindparam("seqs", expanding=True))
+)
+_PARENTS_OF_WINDOW = select(events.c.parent).where(
+    _of_outcome, events.c.seq > bindparam("after"), events.c.seq <= _upto
+)
+_REPLAYED = select(replays.c.planned, replays.c.upto, replays.c.began_at).where(
+    replays.c.destination == _of,
+    replays.c.ended_at.is_(None),
+    replays.c.planned < replays.c.upto,
+    replays.c.planned < _upto,
+)
+
+
+def _discarded_lately(bounds: Sequence[Bound]) -> Any:
+    """The events of which a job was discarded too lately."""
+    lately = or_(
+        *(
+            and_(
+                events.c.kind == each.kind,
+                true()
+                if each.discarded_before is None
+                else loads.c.finished_at > each.discarded_before,
+            )
+            for each in bounds
+        )
+    )
+    return (
+        select(outcomes.c.seq)
+        .join(events, events.c.seq == outcomes.c.seq)
+        .join(loads, loads.c.id == outcomes.c.load)
+        .where(
+            outcomes.c.destination == _of,
+            outcomes.c.state == DISCARDED,
+            or_(outcomes.c.seq <= _upto, events.c.kind.in_(_kinds)),
+            lately,
+        )
+    )

@@ -1,0 +1,70 @@
+DROP FUNCTION ingest(int[], text[], text[], text[], text[], timestamptz[], bigint[], int[], int[],
+                     text[]);
+
+-- One group commit. The arrays hold an item per event; job_event (1-based) and job_destination a pair
+-- per job. Before it takes its first number it holds a shared lock whose key is the sequence's
+-- value: all its numbers are above that. `received` is when the events were received, now if NULL.
+CREATE FUNCTION ingest(
+    kinds int[], payloads text[], event_keys text[], contexts text[], versions text[],
+    sent timestamptz[], parents bigint[], job_event int[], job_destination int[], job_error text[],
+    received timestamptz DEFAULT NULL
+) RETURNS bigint[] LANGUAGE plpgsql AS $$
+DECLARE
+    made bigint[];
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(
+        'event_seq'::regclass::oid::bigint::bit(32)::int, last_value::bit(32)::int) FROM event_seq;
+    WITH item AS MATERIALIZED (
+        SELECT nextval('event_seq') AS seq, n, kind, payload, event_key, context, version, sent_at, parent
+          FROM unnest(kinds, payloads, event_keys, contexts, versions, sent, parents)
+               WITH ORDINALITY AS t(kind, payload, event_key, context, version, sent_at, parent, n)),
+    event AS (
+        INSERT INTO events (seq, kind, received_at, payload, key, context, version, sent_at, parent)
+        SELECT seq, kind, coalesce(received, clock_timestamp()), payload, event_key, context, version,
+               sent_at, parent
+          FROM item),
+    job AS (
+        INSERT INTO jobs (destination, seq, when_error)
+        SELECT j.destination, item.seq, j.error
+          FROM unnest(job_event, job_destination, job_error) AS j(n, destination, error)
+          JOIN item ON item.n = j.n)
+    SELECT array_agg(seq ORDER BY n) INTO made FROM item;
+    RETURN made;
+END $$;
+
+-- Lock a lane for this transaction, without writing a new version of its row, and read its state. Each
+-- statement sees what was committed before it: the fence first, then the watermark, then the rest.
+-- `next` is the last of at most `wanted` new jobs, NULL if there is none, or in a lane
+-- without new jobs.
+CREATE OR REPLACE FUNCTION enter_lane(
+    of int, in_lane int, wanted int, OUT token bigint, OUT holder text, OUT now timestamptz,
+    OUT last bigint, OUT open boolean, OUT fresh boolean, OUT at bigint, OUT claimed bigint,
+    OUT next bigint, OUT due boolean
+) LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    upto bigint;
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE 'a claim needs READ COMMITTED';
+    END IF;
+    SELECT f.token, f.holder INTO token, holder
+      FROM fences f WHERE f.destination = of AND f.lane = in_lane FOR NO KEY UPDATE;
+    upto := watermark();
+    now := clock_timestamp();
+    SELECT l.id, l.state = 1, l.seq_to IS NOT NULL, l.position, l.claimed
+      INTO last, open, fresh, at, claimed
+      FROM loads l
+     -- As a range of loads_lane: by equalities, a generic plan walks back through all loads by id.
+     WHERE (l.destination, l.lane, l.id) >= (of, in_lane, 0)
+       AND (l.destination, l.lane, l.id) < (of, in_lane + 1, 0)
+     ORDER BY l.destination DESC, l.lane DESC, l.id DESC LIMIT 1;
+    IF in_lane = 0 THEN
+        SELECT max(n.seq) INTO next FROM (
+            SELECT j.seq FROM jobs j
+             WHERE j.destination = of AND j.seq > coalesce(at, 0) AND j.seq <= upto
+             ORDER BY j.seq LIMIT wanted) n;
+    END IF;
+    due := EXISTS (
+        SELECT FROM sets s WHERE s.destination = of AND s.lane = in_lane AND s.load IS NULL
+                             AND s.due_at <= now);
+END $$;

@@ -1,0 +1,76 @@
+"""Replays: a lane of their own for sets, lists of jobs, edited data, times told by who imports."""
+
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import op
+
+from blacksmith_dagster.store.tables import Instant
+
+revision = "0002"
+down_revision = "0001"
+
+
+def upgrade() -> None:
+    """Make the tables, and let sets know their lane."""
+    op.add_column("sets", _column("lane", sa.SmallInteger, server_default="0"))
+    op.add_column("sets", sa.Column("replay", sa.BigInteger))
+    op.add_column("sets", sa.Column("job_key", sa.Text))
+    waits = sa.text("load is null")
+    op.drop_index("sets_due", "sets")
+    op.create_index(
+        "sets_due",
+        "sets",
+        ["destination", "lane", "due_at"],
+        postgresql_where=waits,
+        sqlite_where=waits,
+    )
+    replayed = sa.text("replay is not null")
+    op.create_index(
+        "sets_replay", "sets", ["replay"], postgresql_where=replayed, sqlite_where=replayed
+    )
+    op.create_table(
+        "set_jobs",
+        *_primary_key("destination", "seq", "list"),
+        _column("made", sa.Boolean),
+        sa.Column("when_error", sa.Text),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "edits",
+        *_primary_key("destination", "seq"),
+        _column("payload", sa.Text),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "replays",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True),
+        _column("destination", sa.Integer),
+        _column("request", sa.Text),
+        *(_column(name, sa.BigInteger) for name in ("after", "upto", "planned", "jobs", "made")),
+        sa.Column("began_at", Instant(), nullable=False),
+        sa.Column("ended_at", Instant()),
+        sa.Column("run", sa.Text),
+        sqlite_autoincrement=True,
+    )
+    op.create_index("replays_destination", "replays", ["destination"])
+    if op.get_bind().dialect.name == "postgresql":
+        script = Path(__file__).with_suffix(".postgresql.sql").read_text()
+        op.get_bind().connection.cursor().execute(script)
+
+
+def _primary_key(*names: str) -> "list[sa.Column[int]]":
+    return [
+        sa.Column(
+            name,
+            sa.Integer if name == "destination" else sa.BigInteger,
+            primary_key=True,
+            autoincrement=False,
+        )
+        for name in names
+    ]
+
+
+def _column(name: str, kind: Any, **options: Any) -> "sa.Column[Any]":
+    return sa.Column(name, kind, nullable=False, **options)

@@ -1,0 +1,90 @@
+"""The demo's history: flights of days past, and a table that is declared after them.
+
+They are imported with the times when they were received; the table is filled by a backfill of those
+days, launched as Dagster's UI does.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from datetime import UTC, datetime, time, timedelta
+from typing import Any
+
+import httpx
+import msgspec
+import pandas
+
+from assets.flights import airport, alerts, departed, desk, warehouse
+from blacksmith_dagster import Blacksmith, Request
+from blacksmith_dagster.gateway.take import take
+from blacksmith_dagster.store import open_store
+
+DAYS = 3
+TABLE = "reports/cancellations"
+
+_BACKFILL = """
+mutation Backfill($params: LaunchBackfillParams!) {
+  launchPartitionBackfill(backfillParams: $params) {
+    __typename
+    ... on LaunchBackfillSuccess { backfillId }
+    ... on PythonError { message }
+  }
+}
+"""
+_STATUS = """
+query Status($id: String!) {
+  partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill { status } }
+}
+"""
+
+
+def partitions() -> list[str]:
+    """The days that the history was received on: the last ones before today."""
+    today = datetime.now(UTC).date()
+    return [(today - timedelta(days=n)).isoformat() for n in range(DAYS, 0, -1)]
+
+
+def import_history(
+    store_url: str, rows: list[dict[str, Any]], days: pandas.Series[int]
+) -> list[dict[str, Any]]:
+    """Import the flights of the first days, before the table is declared; returns the others.
+
+    `days` tells the day of the month of each row.
+    """
+    before = Blacksmith(
+        sources=[airport], destinations=[warehouse, alerts, desk], since=partitions()[0]
+    )
+    numbered = list(zip(days, rows, strict=True))
+    with closing(open_store(store_url, upgrade=True)) as store:
+        store.register(before)
+        for number, partition in enumerate(partitions(), 1):
+            body = msgspec.json.encode([row for day, row in numbered if day == number])
+            request = Request(body, {"content-type": "application/json"})
+            noon = datetime.combine(datetime.fromisoformat(partition), time(12), UTC)
+            take(before, store, departed, [request], received_at=noon)
+    return [row for day, row in numbered if day > DAYS]
+
+
+def launch_backfill(ui: str) -> str:
+    """Launch the backfill of the table; returns its id."""
+    params = {"assetSelection": [{"path": TABLE.split("/")}], "partitionNames": partitions()}
+    answer = _asked(ui, _BACKFILL, params=params)["launchPartitionBackfill"]
+    if "backfillId" not in answer:
+        raise RuntimeError(f"Dagster did not launch the backfill: {answer}")
+    return str(answer["backfillId"])
+
+
+def has_ended_well(ui: str, backfill: str) -> bool:
+    """Whether the backfill has materialized all its days. Raises `RuntimeError` if it has failed."""
+    status = _asked(ui, _STATUS, id=backfill)["partitionBackfillOrError"]["status"]
+    if "FAIL" in status or "CANCEL" in status:
+        raise RuntimeError(f"the backfill of {TABLE} ended as {status}")
+    return bool(status == "COMPLETED_SUCCESS")
+
+
+def _asked(ui: str, query: str, **variables: Any) -> Any:
+    answer = httpx.post(f"{ui}/graphql", json={"query": query, "variables": variables}, timeout=60)
+    body = answer.raise_for_status().json()
+    if body.get("errors"):
+        raise RuntimeError(f"Dagster's API answered {body['errors']}")
+    return body["data"]

@@ -1,0 +1,57 @@
+"""A process that replays a window once, as a Dagster run does: tried again when the store is away."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from datetime import datetime
+
+from blacksmith_dagster.errors import Fenced, Unavailable
+from blacksmith_dagster.scheduler.replay import replay
+from blacksmith_dagster.store import open_store
+from blacksmith_dagster.store.interface import ReplayMode, ReplayRequest
+from blacksmith_dagster.store.sql import SQLStore
+from blacksmith_dagster.supervisor import StoreSupervisor
+from tests.acceptance.loading_main import TTL
+from tests.acceptance.loading_pipeline import blacksmith
+
+
+def main(path: str, start: str, end: str, *modes: str) -> int:
+    """Replay until all has been run once, or until SIGTERM."""
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    request = ReplayRequest(
+        datetime.fromisoformat(start),
+        datetime.fromisoformat(end),
+        tuple(ReplayMode(mode) for mode in modes),
+    )
+    store = open_store(os.environ["BLACKSMITH_STORE_URL"])
+    assert isinstance(store, SQLStore)
+    supervisor = StoreSupervisor(store, ttl=TTL)
+    print("ready")
+    while True:
+        try:
+            summary = replay(
+                blacksmith,
+                blacksmith.destination_events[path],
+                request,
+                store=store,
+                supervisor=supervisor,
+                run=f"process {os.getpid()}",
+                stop=stop,
+                wait=10,
+            )
+        except (Unavailable, Fenced) as error:
+            print(type(error).__name__, error)
+            time.sleep(0.2)
+        else:
+            break
+    print(summary)
+    supervisor.close()
+    store.close()
+    return 1 if summary.stopped else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

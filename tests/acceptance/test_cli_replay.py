@@ -1,0 +1,119 @@
+"""`blacksmith replay` and `blacksmith jobs export`: what they print, what they do."""
+
+import contextlib
+from pathlib import Path
+
+import msgspec
+import pytest
+from click.testing import CliRunner, Result
+
+from blacksmith_dagster import Batch, Blacksmith, Destination, Event, Request, Schedule, Source
+from blacksmith_dagster.cli import main
+from blacksmith_dagster.gateway import take
+from blacksmith_dagster.scheduler import StandardScheduler
+from blacksmith_dagster.store import open_store
+from blacksmith_dagster.supervisor import open_supervisor
+
+shop = Source("shop")
+ordered = shop.accept("ordered")
+mail = Destination("mail", schedule=Schedule("@every 1h"))
+
+
+@mail.event(receives=ordered)
+def thanks(batch: Batch[dict[str, int]]) -> None:
+    for job in batch:
+        if job.data["n"] < 2:
+            batch.discard(job, f"no address {job.data['n']}")
+
+
+@mail.event(receives=ordered)
+def news(batch: Batch[dict[str, int]]) -> None: ...
+
+
+before = Blacksmith(sources=[shop], destinations=[], since="2026-01-01")
+blacksmith = Blacksmith(sources=[shop], destinations=[mail], since="2026-01-01")
+HERE = "tests.acceptance.test_cli_replay"
+THANKS = ("replay", "mail/thanks", "--from", "2026-01-01", f"--app={HERE}:blacksmith")
+
+
+def mended(event: Event[dict[str, int]]) -> dict[str, int]:
+    return {"n": event.data["n"] + 10}
+
+
+@pytest.fixture
+def ids(store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Three events: two were discarded by `mail/thanks`, and one has no job at all."""
+    monkeypatch.setenv("BLACKSMITH_HOME", str(tmp_path))
+    monkeypatch.setenv("BLACKSMITH_STORE_URL", store_url)
+    with contextlib.closing(open_store(store_url, upgrade=True)) as store:
+        store.register(blacksmith)
+        [ids] = take(blacksmith, store, ordered, [Request.of([{"n": 0}, {"n": 1}])])
+        [more] = take(before, store, ordered, [Request.of([{"n": 2}])])
+        with contextlib.closing(open_supervisor(None, store)) as supervisor:
+            for event in (thanks, news):
+                StandardScheduler().load(blacksmith, event, store=store, supervisor=supervisor)
+    assert isinstance(ids, list)
+    assert isinstance(more, list)
+    return ids + more
+
+
+def run(*arguments: str, code: int = 0) -> Result:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result
+
+
+def test_a_dry_run_tells_what_would_be_loaded(ids: list[str]) -> None:
+    told = run(*THANKS, "--dry-run").stdout
+    assert "3 jobs would be run" in told
+    assert "no address 1" in told
+    found = msgspec.json.decode(run(*THANKS, "--dry-run", "--mode=failed", "--json").stdout)
+    assert found["jobs"] == 2
+    assert list(found["days"].values()) == [{"missing": 1, "discarded": 2}]
+    assert [each["event_id"] for each in found["sample"]] == ids[:2]
+
+
+def test_discarded_jobs_are_exported_edited_and_loaded_again(
+    ids: list[str], tmp_path: Path
+) -> None:
+    lines = run("jobs", "export", "mail/thanks").stdout.splitlines()
+    rows = [msgspec.json.decode(line) for line in lines]
+    assert [(row["event_id"], row["data"], row["error"]) for row in rows] == [
+        (ids[0], {"n": 0}, "no address 0"),
+        (ids[1], {"n": 1}, "no address 1"),
+    ]
+    table = tmp_path / "jobs.csv"
+    run("jobs", "export", "mail/thanks", "--format=csv", f"--output={table}")
+    head, *written = table.read_text().splitlines()
+    assert head.split(",")[-1] == "data.n"
+    assert [line.split(",")[-1] for line in written] == ["0", "1"]
+
+    told = run(*THANKS, "--mode=failed", "--edit", f"{HERE}:mended", "--error", "address 1").stdout
+    assert told.startswith("1 succeeded")
+    assert run(*THANKS, "--mode=failed").stdout.endswith("1 discarded\n")
+    assert run("jobs", "export", "mail/thanks").stdout.count("\n") == 1
+
+
+def test_a_new_destination_event_is_filled(ids: list[str]) -> None:
+    told = run("replay", "mail/news", "--from=2026-01-01T00:00Z", f"--app={HERE}:blacksmith")
+    assert told.stdout.startswith("1 succeeded")
+    history = run("events", "show", ids[2], "--json").stdout
+    assert [each["state"] for each in msgspec.json.decode(history)["history"]][-1] == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("replay", "mail/nothing", "--from=2026-01-01"), "no destination event mail/nothing"),
+        ((*THANKS, "--event=shop/paid"), "does not receive shop/paid"),
+        ((*THANKS, "--when=nowhere"), "there is no function 'nowhere'"),
+    ],
+)
+def test_what_cannot_be_replayed(ids: list[str], arguments: tuple[str, ...], told: str) -> None:
+    options = arguments if arguments[:2] == THANKS[:2] else (*arguments, THANKS[-1])
+    assert told in run(*options, code=1).output
+
+
+def test_a_wrong_moment(ids: list[str]) -> None:
+    assert "write 2026-01-31" in run("replay", "mail/thanks", "--from=yesterday", code=2).output

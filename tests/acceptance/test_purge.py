@@ -1,0 +1,332 @@
+"""Purges beside everything else, killed and resumed, and what is told of what has gone."""
+
+import contextlib
+import gzip
+import random
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import msgspec
+import pytest
+from click.testing import CliRunner, Result
+from sqlalchemy import delete, select
+
+from blacksmith_dagster.cli import main
+from blacksmith_dagster.errors import Purged
+from blacksmith_dagster.pipeline.retention import retention_of
+from blacksmith_dagster.scheduler import purge as purging
+from blacksmith_dagster.scheduler.replay import forecast, replay
+from blacksmith_dagster.store import Store
+from blacksmith_dagster.store.interface import (
+    ArchivedEvent,
+    Lane,
+    NewEvent,
+    NewJob,
+    ReplayMode,
+    ReplayRequest,
+    Verdict,
+)
+from blacksmith_dagster.store.sql import SQLStore
+from blacksmith_dagster.store.tables import events, leases, marks
+from blacksmith_dagster.supervisor import StoreSupervisor
+from tests.acceptance.loading_pipeline import (
+    FLIGHTS,
+    HURRIED,
+    RECORDING,
+    TOLD,
+    Recording,
+    blacksmith,
+    departed,
+)
+from tests.acceptance.loading_process import LoaderProcess, keep_running, opened
+from tests.acceptance.processes import BlacksmithProcess, until
+from tests.acceptance.test_loader_faults import accept
+
+APP = "--app=tests.acceptance.loading_pipeline:blacksmith"
+FLIGHTS_EVENT = blacksmith.destination_events[FLIGHTS]
+ALL = (ReplayMode.ALL,)
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
+    with opened(store_url) as store:
+        yield store
+
+
+@pytest.fixture
+def recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recording]:
+    monkeypatch.setenv(RECORDING, str(tmp_path))
+    with contextlib.closing(Recording(tmp_path)) as recording:
+        yield recording
+
+
+@pytest.fixture
+def settings(store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BLACKSMITH_HOME", str(tmp_path))
+    monkeypatch.setenv("BLACKSMITH_STORE_URL", store_url)
+
+
+def mark(store: Store) -> None:
+    """Note the time, which the gateway does once a minute."""
+    assert isinstance(store, SQLStore)
+    with store.writing() as conn:
+        low, now = store._watermark(conn), store._now(conn)
+        conn.execute(marks.insert(), {"at": now, "low": low, "high": store._sequence(conn)})
+
+
+def grow_old(store: Store) -> None:
+    """Let all that is in the store be past its time."""
+    mark(store)
+    time.sleep(1.1)  # `keep_discarded`, the longer of the two
+
+
+def unlock(store: Store) -> None:
+    """Let the lock of a purge that was killed be free now, not in 15 seconds."""
+    assert isinstance(store, SQLStore)
+    with store.writing() as conn:
+        conn.execute(delete(leases).where(leases.c.key == "purge"))
+
+
+def command(*arguments: str, code: int = 0) -> Result:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result
+
+
+def left(store: Store) -> set[str]:
+    """The ids of the events that there are."""
+    assert isinstance(store, SQLStore)
+    with store.reading() as conn:
+        return set(store._epochs.ids_of(conn.execute(select(events.c.seq)).scalars()))
+
+
+# ------------------------------------------------------------------------------------ faults
+
+
+class Beside:
+    """What goes on beside purges, each in a thread of its own, until `end`."""
+
+    def __init__(self, store: Store, chance: random.Random) -> None:
+        self._store = store
+        self._chance = chance
+        self._over = threading.Event()
+        self.accepted: dict[str, str] = {}  # what each event's job is told to do, by id
+        self.replayed = self.refused = 0
+        self.failures: list[Exception] = []
+        self._threads = [
+            threading.Thread(target=self._repeat, args=(what, pause))
+            for what, pause in ((self._send, 0.05), (self._mark, 0.1), (self._replay, 0.1))
+        ]
+        for each in self._threads:
+            each.start()
+
+    def _repeat(self, what: Callable[[], None], pause: float) -> None:
+        while not self._over.wait(pause):
+            try:
+                what()
+            except Exception as error:  # noqa: BLE001 - told by the test
+                self.failures.append(error)
+                return
+
+    def _send(self) -> None:
+        todo = self._chance.choices(["load", "fail", "discard"], [90, 5, 5], k=20)
+        data = [{"n": n, "do": do, "times": 1} for n, do in enumerate(todo)]
+        data = [{"n": 0, "do": "discard"} if each["do"] == "discard" else each for each in data]
+        ids = accept(self._store, data)
+        self.accepted |= dict(zip(ids, todo, strict=True))
+
+    def _mark(self) -> None:
+        mark(self._store)
+
+    def _replay(self) -> None:
+        """Half of the windows begin before what may have been purged."""
+        assert isinstance(self._store, SQLStore)
+        now = datetime.now(UTC)
+        ago = self._chance.choice([0.3, 5.0])
+        request = ReplayRequest(now - timedelta(seconds=ago), now, ALL)
+        with contextlib.closing(StoreSupervisor(self._store)) as supervisor:
+            try:
+                replay(blacksmith, FLIGHTS_EVENT, request, store=self._store, supervisor=supervisor)
+                self.replayed += 1
+            except Purged:
+                self.refused += 1
+
+    def end(self) -> None:
+        self._over.set()
+        for each in self._threads:
+            each.join()
+        assert not self.failures
+
+
+def test_purge_during_loads_and_replays(store: Store, store_url: str, recording: Recording) -> None:
+    """Purges and a loader are killed all the time: what goes was settled, and all is counted once."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    purge = BlacksmithProcess(["purge", APP], store_url)
+    with LoaderProcess(store_url, recording.folder, FLIGHTS, TOLD) as loader:
+        beside = Beside(store, random.Random(seed + 1))
+        ends = time.monotonic() + 8
+        purges = 0
+        while time.monotonic() < ends or not (purges and beside.replayed and beside.refused):
+            assert time.monotonic() < ends + 60, (purges, beside.replayed, beside.refused)
+            purge.start()
+            assert purge.process is not None
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                purge.process.wait(chance.uniform(0.8, 4.0))
+            purges += purge.process.poll() == 0
+            purge.kill()
+            unlock(store)
+            if chance.random() < 0.3:
+                loader.kill()
+                loader.start_again_if_ended()
+        beside.end()
+        keep_running([loader], store, [FLIGHTS, TOLD])
+    accepted, there = beside.accepted, left(store)
+    discarded = {event for event, do in accepted.items() if do == "discard"}
+    loaded = set(recording.loaded())
+    print(f"{len(accepted)} events, {len(accepted.keys() - there)} gone, {beside.replayed} replays")
+    assert loaded == accepted.keys() - discarded
+    assert 0 < len(accepted.keys() - there) < len(accepted)
+    assert len(recording.loaded(TOLD)) >= len(discarded), "a parent has gone before its outcome"
+    for event in sorted(there & accepted.keys())[:50]:
+        end = [each for each in store.history(event) if each.destination == FLIGHTS][-1]
+        assert end.state == ("discarded" if event in discarded else "succeeded")
+    grow_old(store)
+    list(store.purge(retention_of(blacksmith)))
+    assert not left(store)
+    counts = store.counts(FLIGHTS)
+    assert (counts.pending, counts.discarded) == (0, 0)
+    assert counts.succeeded == len(accepted) - len(discarded)
+    store.ready()
+
+
+def test_purge_killed_and_resumed(store: Store, store_url: str, tmp_path: Path) -> None:
+    """By SIGKILL, as soon as it has removed something: nothing goes that is not archived."""
+    new = NewEvent(departed.path, "{}", [NewJob(FLIGHTS)])
+    ids: set[str] = set()
+    for _ in range(30):
+        [made] = store.ingest([[new] * 1000])
+        assert isinstance(made, list)
+        ids |= set(made)
+    fence = store.take_over(FLIGHTS, Lane.LOAD, "loader", lambda: True)
+    while load := store.claim(fence, 5000, 3):
+        store.record(load, Verdict())
+    grow_old(store)
+    folder = tmp_path / "archive"
+    process = BlacksmithProcess(["purge", APP, f"--archive={folder}"], store_url)
+    with process:
+        until(lambda: len(left(store)) < len(ids), 60, process.log)
+        process.kill()
+    some = left(store)
+    assert 0 < len(some) < len(ids), "it was killed in the midst of it"
+    assert some | archived(folder) == ids
+    unlock(store)
+    with process:
+        assert process.process is not None
+        assert process.process.wait(60) == 0, process.log
+    assert not left(store)
+    assert archived(folder) == ids
+    assert store.counts(FLIGHTS).succeeded == len(ids)
+
+
+def archived(folder: Path) -> set[str]:
+    """The ids of the events in an archive."""
+    found: set[str] = set()
+    for path in folder.glob("*.jsonl.gz"):
+        with gzip.open(path, "rb") as lines:
+            found |= {msgspec.json.decode(line, type=ArchivedEvent).id for line in lines}
+    return found
+
+
+# ------------------------------------------------------------------------------------ refusals
+
+
+@pytest.mark.usefixtures("settings")
+def test_purged_window_is_refused(store: Store) -> None:
+    """With the oldest date kept, by whatever asks for it."""
+    before = datetime.now(UTC)
+    [event] = accept(store, [{"n": 1, "hurry": True}])
+    fence = store.take_over(HURRIED, Lane.LOAD, "loader", lambda: True)
+    while load := store.claim(fence, 10, 3):
+        store.record(load, Verdict())
+    grow_old(store)
+    command("purge", APP)
+    said = command("events", "show", event, code=1).stderr
+    [since] = re.findall(r"keeps airport/departed.* since (\S+)", said)
+    kept = datetime.fromisoformat(since)
+    assert before < kept < datetime.now(UTC) - timedelta(seconds=1)
+    for dry_run in ([], ["--dry-run"]):
+        window = ("--from", before.isoformat(), "--to", datetime.now(UTC).isoformat())
+        refused = command("replay", FLIGHTS, APP, *window, *dry_run, code=1)
+        assert f"begin with {since}" in refused.stderr
+    assert isinstance(store, SQLStore)
+    gone = ReplayRequest(before, datetime.now(UTC))
+    there = ReplayRequest(kept, datetime.now(UTC))
+    with contextlib.closing(StoreSupervisor(store)) as supervisor:
+        locks = {"store": store, "supervisor": supervisor}
+        for ask in (
+            lambda: replay(blacksmith, FLIGHTS_EVENT, gone, **locks),
+            lambda: forecast(blacksmith, FLIGHTS_EVENT, gone, store=store),
+        ):
+            with pytest.raises(Purged, match=f"begin with {re.escape(since)}"):
+                ask()
+        assert replay(blacksmith, FLIGHTS_EVENT, there, **locks).loads == 0
+    assert forecast(blacksmith, FLIGHTS_EVENT, there, store=store).jobs == 0
+    assert store.replays(FLIGHTS)[0].request == there, "the one that was refused has not begun"
+
+
+# ------------------------------------------------------------------------------------ the command
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_dry_run_tells_what_would_go_and_changes_nothing(store: Store, tmp_path: Path) -> None:
+    ids = accept(store, [{"n": n, "hurry": False} for n in range(3)])
+    fence = store.take_over(FLIGHTS, Lane.LOAD, "loader", lambda: True)
+    load = store.claim(fence, 2, 3)
+    assert load
+    store.record(load, Verdict())
+    grow_old(store)
+    head, row, *rest = command("purge", APP, "--dry-run").stdout.splitlines()
+    assert head.split("  ")[0] == "event"
+    assert (row.split()[0], row.split()[-2:], rest[-1:]) == (
+        "airport/departed",
+        ["2", "1"],
+        rest[-1:],
+    )
+    [found] = [
+        each
+        for each in msgspec.json.decode(command("purge", APP, "--dry-run", "--json").stdout)
+        if each[0] == "airport/departed"
+    ]
+    assert found[2:] == [2, 1]
+    assert left(store) == set(ids)
+    said = command("purge", APP, f"--archive={tmp_path}/archive").stdout.splitlines()
+    assert said[0] == "2 events deleted, 0 partitions dropped"
+    assert said[1].startswith(f"archived in 1 files, the last {tmp_path}/archive/{ids[0]}")
+    assert left(store) == {ids[2]}
+    answer = msgspec.json.decode(command("purge", APP, "--json").stdout)
+    assert (answer["events"], answer["skipped"], answer["stopped"]) == (0, None, False)
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_purge_beside_another_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(purging, "_WAIT", 0.1)
+    assert isinstance(store, SQLStore)
+    with contextlib.closing(StoreSupervisor(store)) as supervisor:
+        lease = supervisor.acquire("purge", "another")
+        assert lease
+        with lease:
+            assert "held by another" in command("purge", APP, code=1).stderr
+
+
+@pytest.mark.usefixtures("settings", "store")
+def test_a_purge_where_all_is_kept_forever_says_how_to_have_one() -> None:
+    result = command("purge", "--app=tests.acceptance.test_cli:blacksmith", code=1)
+    assert "keep='30d'" in result.stderr

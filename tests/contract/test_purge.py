@@ -1,0 +1,452 @@
+"""What is past its time goes, what is needed stays, and every answer stays right."""
+
+import itertools
+import threading
+from collections.abc import Callable
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import msgspec
+import pytest
+from sqlalchemy import update
+
+from blacksmith_dagster.errors import Purged, SequenceWentBack, SettingsError, Unavailable, Unknown
+from blacksmith_dagster.pipeline.batch import Said
+from blacksmith_dagster.pipeline.retention import Retention
+from blacksmith_dagster.store import Store, purge, tables
+from blacksmith_dagster.store.archive import FolderArchive
+from blacksmith_dagster.store.interface import (
+    ArchivedEvent,
+    ArchivedJob,
+    Deviation,
+    Fence,
+    NewEvent,
+    NewJob,
+    Verdict,
+)
+from blacksmith_dagster.store.sql import SQLStore
+from tests.contract.pipeline import (
+    FLIGHTS,
+    SEATS,
+    claimed,
+    departed,
+    ids_of,
+    keep,
+    new_event,
+    take_over,
+)
+from tests.contract.purging import (
+    DAY,
+    NOTHING,
+    NOW,
+    OUTCOME,
+    UNDELIVERABLE,
+    gone,
+    kept,
+    load_all,
+    mark,
+    purged,
+    read,
+    rows,
+)
+
+LATER = 86_400.0  # a delay in seconds that no test outlives
+
+
+# ------------------------------------------------------------------------------------ what goes
+
+
+def test_what_is_past_its_time_goes_with_its_jobs_and_their_loads(store: Store) -> None:
+    old = keep(store, 7)
+    fence = take_over(store)
+    while load := store.claim(fence, 2, 3):
+        store.record(load, Verdict())
+    mark(store, 31 * DAY)
+    young = keep(store, 3)
+    load_all(store, fence)
+    counts, totals = store.counts(FLIGHTS), store.day_counts(date(2026, 1, 1))
+    assert purged(store, kept(30 * DAY)) == 7
+    assert all(gone(store, old))
+    assert not any(gone(store, young))
+    assert [each.id for each in store.events()] == young[::-1]
+    assert rows(store) == {"events": 3, "jobs": 3, "loads": 1, "sets": 0, "outcomes": 0}
+    assert store.counts(FLIGHTS) == counts
+    assert counts.succeeded == 10
+    store.maintain()
+    found = store.day_counts(date(2026, 1, 1))
+    assert sum(each.events for each in found) == 10 >= sum(each.events for each in totals)
+    assert [each.state for each in store.history(young[0])][-1] == "succeeded"
+
+
+def test_what_has_no_keep_stays(store: Store) -> None:
+    ids = keep(store, 3)
+    load_all(store, take_over(store))
+    mark(store, 1000 * DAY)
+    for retention in (kept(None), {}, {"airport/unheard_of": Retention(NOTHING, NOTHING)}):
+        assert purged(store, retention) == 0
+        assert store.purgeable(retention) == []
+    assert not any(gone(store, ids))
+    store.check_kept([departed.path], datetime(2020, 1, 1, tzinfo=UTC))
+
+
+def test_an_event_without_a_job_goes(store: Store) -> None:
+    ids = keep(store, 3, to=())
+    mark(store)
+    assert purged(store) == 3
+    assert all(gone(store, ids))
+
+
+def test_nothing_goes_before_a_mark_tells_its_age(store: Store) -> None:
+    keep(store, 3, to=())
+    mark(store, 29 * DAY)
+    assert purged(store, kept(30 * DAY)) == 0
+    assert purged(store, kept(29 * DAY)) == 3
+
+
+def test_one_kind_may_go_before_another(store: Store) -> None:
+    [parent] = keep(store, 1)
+    [outcomes] = store.ingest([[NewEvent(OUTCOME, "{}", parent=parent)] * 3])
+    ids = keep(store, 3, to=())
+    assert isinstance(outcomes, list)
+    load_all(store, take_over(store))
+    mark(store)
+    assert purged(store, {departed.path: Retention(NOTHING, NOTHING)}) == 4
+    assert all(gone(store, [parent, *ids]))
+    assert not any(gone(store, outcomes))
+    assert purged(store) == 3
+    assert all(gone(store, outcomes))
+
+
+# ------------------------------------------------------------------------------------ what stays
+
+
+def _awaiting(store: Store, fence: Fence) -> None: ...
+
+
+def _executing(store: Store, fence: Fence) -> None:
+    claimed(store, fence)
+
+
+def _failed(store: Store, fence: Fence) -> None:
+    load = claimed(store, fence)
+    store.record(load, Verdict([Deviation(row.seq, Said.FAILED, "no", LATER) for row in load.rows]))
+
+
+def _raised(store: Store, fence: Fence) -> None:
+    store.record(claimed(store, fence), Verdict(raised="down", delay=LATER))
+
+
+def _lost(store: Store, fence: Fence) -> None:
+    claimed(store, fence)
+    take_over(store, "another")
+
+
+def _executing_again(store: Store, fence: Fence) -> None:
+    store.record(claimed(store, fence), Verdict(raised="down"))
+    claimed(store, fence)
+
+
+def _executing_a_list_again(store: Store, fence: Fence) -> None:
+    load = claimed(store, fence)
+    store.record(load, Verdict([Deviation(row.seq, Said.FAILED, "no", 0.0) for row in load.rows]))
+    claimed(store, fence)
+
+
+@pytest.mark.parametrize(
+    "pend",
+    [_awaiting, _executing, _failed, _raised, _lost, _executing_again, _executing_a_list_again],
+)
+def test_what_is_pending_stays(store: Store, pend: Callable[[Store, Fence], None]) -> None:
+    settled = keep(store, 5)
+    fence = take_over(store)
+    load_all(store, fence)
+    pending = keep(store, 4)
+    also = keep(store, 3, to=())
+    mark(store)
+    pend(store, fence)
+    before = [store.history(each) for each in pending]
+    counts = store.counts(FLIGHTS)
+    assert next(each[2:] for each in store.purgeable(NOW)) == (8, 4)
+    assert purged(store) == 8
+    assert all(gone(store, [*settled, *also]))
+    assert not any(gone(store, pending))
+    assert store.counts(FLIGHTS) == counts
+    assert [store.history(each) for each in pending] == before
+    assert purged(store) == 0
+    # Once they are settled they go too.
+    fence = take_over(store, "the last")
+    while load := store.condemn(fence, "not wanted", 100):
+        store.record(load, Verdict())
+    assert purged(store) == 4
+    assert all(gone(store, pending))
+    assert rows(store)["events"] == rows(store)["jobs"] == rows(store)["outcomes"] == 0
+    assert rows(store)["loads"] <= 2
+
+
+def test_what_goes_is_found_among_many_that_stay(store: Store) -> None:
+    first, waiting, last = keep(store, 1, to=()), keep(store, 5), keep(store, 1, to=())
+    mark(store)
+    assert purged(store) == 2
+    assert gone(store, [*first, *waiting, *last]) == [True, *[False] * 5, True]
+    assert {each.event_id for each in store.jobs("awaiting", FLIGHTS)} == set(waiting)
+
+
+def test_a_job_that_waits_for_one_destination_event_keeps_the_event(store: Store) -> None:
+    ids = keep(store, 3, to=[FLIGHTS, SEATS])
+    load_all(store, take_over(store))
+    mark(store)
+    assert purged(store) == 0
+    load_all(store, take_over(store, to=SEATS))
+    assert purged(store) == 3
+    assert all(gone(store, ids))
+
+
+def test_parents_stay_while_an_outcome_waits(store: Store) -> None:
+    """Also those that an outcome of an outcome came of, and that are all settled."""
+    ids = keep(store, 3)
+    mark(store)
+    load = claimed(store, take_over(store))
+    told = NewEvent(OUTCOME, "{}", [NewJob(SEATS)], parent=ids[1])
+    discarded = [Deviation(load.rows[1].seq, Said.DISCARDED, "no")]
+    store.record(load, Verdict(discarded, outcomes=[told]))
+    fence = take_over(store, to=SEATS)
+    of_outcome = claimed(store, fence)
+    [outcome] = ids_of(of_outcome)
+    again = NewEvent(OUTCOME, "{}", [NewJob(UNDELIVERABLE)], parent=outcome)
+    store.record(of_outcome, Verdict(outcomes=[again]))
+    assert purged(store) == 2, "of those before the mark; the outcomes came after it"
+    young = keep(store, 1)
+    mark(store)
+    assert purged(store) == 0
+    assert gone(store, ids) == [True, False, True]
+    assert not any(gone(store, [outcome, *young]))
+    assert set(store.originals([outcome, ids[1]])) == {outcome, ids[1]}
+    load_all(store, take_over(store, to=UNDELIVERABLE))
+    assert purged(store) == 3
+    assert gone(store, [*ids, outcome]) == [True] * 4
+
+
+def test_the_parent_of_an_outcome_whose_job_was_discarded_lately_stays(store: Store) -> None:
+    """Its data is the parent's: it may be mended, and loaded again."""
+    ids = keep(store, 2)
+    load_all(store, take_over(store))
+    mark(store)
+    store.ingest([[NewEvent(OUTCOME, "{}", [NewJob(SEATS)], parent=ids[0])]])
+    load = claimed(store, take_over(store, to=SEATS))
+    store.record(load, Verdict([Deviation(load.rows[0].seq, Said.DISCARDED, "no")]))
+    assert purged(store, kept(NOTHING, DAY)) == 1
+    assert gone(store, ids) == [False, True]
+    assert purged(store) == 1
+    assert gone(store, ids) == [True, True]
+
+
+def test_discarded_jobs_stay_longer(store: Store) -> None:
+    ids = keep(store, 4)
+    load = claimed(store, take_over(store))
+    discarded = [Deviation(row.seq, Said.DISCARDED, "no") for row in load.rows[:2]]
+    store.record(load, Verdict(discarded))
+    mark(store)
+    assert purged(store, kept(NOTHING, DAY)) == 2
+    assert purged(store, kept(NOTHING, None)) == 0
+    assert gone(store, ids) == [False, False, True, True]
+    assert {each.event_id for each in store.jobs("discarded", FLIGHTS)} == set(ids[:2])
+    assert [each.state for each in store.history(ids[0])][-1] == "discarded"
+    counts = store.counts(FLIGHTS)
+    assert (counts.succeeded, counts.discarded) == (2, 2)
+    assert purged(store) == 2
+    assert all(gone(store, ids))
+    assert store.jobs("discarded", FLIGHTS) == []
+    counts = store.counts(FLIGHTS)
+    assert (counts.succeeded, counts.discarded, counts.pending) == (2, 0, 0)
+
+
+# ------------------------------------------------------------------------------------ what is told
+
+
+def test_a_question_about_a_purged_event_says_from_when_on_events_are_kept(store: Store) -> None:
+    [event] = keep(store, 1, to=())
+    mark(store, DAY)
+    purged(store, kept(DAY))
+    day = (datetime.now(UTC) - DAY).date().isoformat()
+    for ask in (store.event, store.history):
+        with pytest.raises(Purged, match=rf"{event} has been purged.*departed.* since {day}"):
+            ask(event)
+    for unknown in (f"{event[:12]}{99:012x}", "nonsense"):
+        with pytest.raises(Unknown) as told:
+            store.event(unknown)
+        assert not isinstance(told.value, Purged)
+
+
+def test_a_purged_window_is_told(store: Store) -> None:
+    keep(store, 1, to=())
+    mark(store, 2 * DAY)
+    now = datetime.now(UTC)
+    store.check_kept([departed.path], now - 9 * DAY)
+    purged(store, kept(DAY))
+    store.check_kept([departed.path], now - DAY)
+    day = (now - 2 * DAY).date().isoformat()
+    with pytest.raises(Purged, match=rf"{departed.path}.* since {day}.*begin with {day}"):
+        store.check_kept([departed.path, OUTCOME], now - 3 * DAY)
+
+
+def test_the_sequence_is_held_against_what_was_purged(store: Store) -> None:
+    ids = keep(store, 5, to=())
+    mark(store)
+    purged(store)
+    store.ready()
+    assert isinstance(store, SQLStore)
+    with store.writing() as conn:
+        conn.execute(update(tables.counter).values(upto=0))
+        store._set_sequence(conn, 2)
+    with pytest.raises(SequenceWentBack):
+        store.ready()
+    store.repair()
+    assert not set(keep(store, 1)) & set(ids)
+
+
+# ------------------------------------------------------------------------------------ going on
+
+
+def test_a_purge_that_ends_early_is_gone_on_with(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After every step: the answers stay right, and the next purge removes the rest."""
+    monkeypatch.setattr(purge, "_AT_ONCE", 2)
+    monkeypatch.setattr(purge, "_PAGE", 5)
+    ids = keep(store, 12)
+    fence = take_over(store)
+    for said in (Said.DISCARDED, Said.FAILED, Said.DISCARDED):
+        load = claimed(store, fence, 4)
+        store.record(load, Verdict([Deviation(load.rows[0].seq, said, "no", LATER)]))
+    waiting = {each.event_id for each in store.jobs("retrying", FLIGHTS)}
+    mark(store)
+    for most in itertools.count(1):
+        taken = list(itertools.islice(store.purge(NOW), most))
+        counts = store.counts(FLIGHTS)
+        assert (counts.succeeded, counts.retrying) == (9, 1)
+        assert counts.discarded == len(store.jobs("discarded", FLIGHTS))
+        assert {each.event_id for each in store.jobs("retrying", FLIGHTS)} == waiting
+        for event in store.events():
+            assert store.history(event.id)[-1].state in ("succeeded", "failed", "discarded")
+        if len(taken) < most:
+            break
+    assert [each.id for each in store.events()] == list(waiting)
+    assert gone(store, ids).count(True) == 11
+    assert rows(store)["loads"] == 2, "that of what waits, and the last"
+
+
+def test_two_purges_at_once_do_each_others_work(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(purge, "_AT_ONCE", 3)
+    keep(store, 40)
+    load = claimed(store, take_over(store))
+    store.record(load, Verdict([Deviation(row.seq, Said.DISCARDED, "no") for row in load.rows]))
+    mark(store)
+    failures: list[Exception] = []
+
+    def run() -> None:
+        try:
+            purged(store)
+        except Exception as error:  # noqa: BLE001 - told by the assertion below
+            failures.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert rows(store) == {"events": 0, "jobs": 0, "loads": 1, "sets": 0, "outcomes": 0}
+    counts = store.counts(FLIGHTS)
+    assert (counts.succeeded, counts.discarded, counts.pending) == (0, 0, 0)
+
+
+# ------------------------------------------------------------------------------------ archive
+
+
+def test_an_archive_holds_what_went_to_the_letter(store: Store, tmp_path: Path) -> None:
+    sent = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+    payload = '{"n":1.0, "big":123456789012345678901234567890, "s":"\\u0000 é"}'
+    pretty = '{\r\n  "a": [1,\n 2]\n}'
+    [[parent]] = store.ingest([[new_event(to=())]])
+    jobs = [NewJob(FLIGHTS), NewJob(SEATS)]
+    [[full, lines]] = store.ingest(
+        [
+            [
+                NewEvent(
+                    departed.path,
+                    payload,
+                    jobs,
+                    key="k",
+                    digest=b"d",
+                    context='{"ip":"::1"}',
+                    version="2",
+                    sent_at=sent,
+                    parent=parent,
+                ),
+                NewEvent(departed.path, pretty),
+            ]
+        ]
+    )
+    load_all(store, take_over(store))
+    load = claimed(store, take_over(store, to=SEATS))
+    store.record(load, Verdict([Deviation(load.rows[0].seq, Said.DISCARDED, "no seat")]))
+    received = [store.event(each).received_at for each in (parent, full, lines)]
+    mark(store)
+    folder = tmp_path / "new" / "archive"
+    files = [step.file for step in store.purge(NOW, FolderArchive(str(folder))) if step.file]
+    assert files == [str(folder / f"{parent}-{lines}.jsonl.gz")]
+    first, second, third = read(folder)
+    assert first == ArchivedEvent(parent, departed.path, received[0], msgspec.Raw(b'{"n":0}'))
+    assert second == ArchivedEvent(
+        full,
+        departed.path,
+        received[1],
+        msgspec.Raw(payload.encode()),
+        "k",
+        msgspec.Raw(b'{"ip":"::1"}'),
+        "2",
+        sent,
+        parent,
+        [ArchivedJob(FLIGHTS, "succeeded"), ArchivedJob(SEATS, "discarded", "no seat")],
+    )
+    assert bytes(third.data) == b'{"a":[1,2]}'
+
+
+def test_whatever_goes_is_in_the_archive_even_if_purges_are_killed(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(purge, "_AT_ONCE", 2)
+    monkeypatch.setattr(purge, "_PAGE", 5)
+    folder = tmp_path / "archive"
+    folder.mkdir()
+    ids = keep(store, 23)
+    load_all(store, take_over(store))
+    mark(store)
+    for most in itertools.count(1):
+        taken = list(itertools.islice(store.purge(NOW, FolderArchive(str(folder))), most))
+        archived = {each.id for each in read(folder)}
+        left = {each.id for each in store.events()}
+        assert archived | left == set(ids)
+        if len(taken) < most:
+            break
+    assert archived == set(ids)
+
+
+def test_what_cannot_be_archived_is_not_purged(store: Store, tmp_path: Path) -> None:
+    ids = keep(store, 3, to=())
+    mark(store)
+    (tmp_path / "file").touch()
+    with pytest.raises(Unavailable, match="what is not archived is not purged"):
+        list(store.purge(NOW, FolderArchive(str(tmp_path / "file"))))
+    assert not any(gone(store, ids))
+    list(store.purge(NOW, FolderArchive("memory://archive")))
+    assert all(gone(store, ids))
+
+
+@pytest.mark.parametrize("url", ["nonsense://user:hunter2@host/folder", "s3://bucket/folder"])
+def test_a_wrong_archive_is_told_without_its_password(url: str) -> None:
+    with pytest.raises(SettingsError) as told:
+        FolderArchive(url)
+    assert "hunter2" not in str(told.value)

@@ -1,0 +1,209 @@
+"""Partitions of the log that nothing needs are dropped whole."""
+
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+
+import psycopg
+import pytest
+
+from blacksmith_dagster.pipeline.batch import Said
+from blacksmith_dagster.pipeline.retention import Retention
+from blacksmith_dagster.store import open_store, partitions
+from blacksmith_dagster.store.interface import Deviation, NewEvent, PurgeStep, Store, Verdict
+from blacksmith_dagster.store.partitions import STEP, Partitions
+from blacksmith_dagster.store.sql import SQLStore
+from tests.contract.pipeline import (
+    FLIGHTS,
+    SEATS,
+    app,
+    claimed,
+    departed,
+    keep,
+    new_event,
+    take_over,
+)
+from tests.contract.purging import NOW, OUTCOME, gone, kept, load_all, mark, rows
+
+OLD = 6  # events that are in the first partition
+
+
+@pytest.fixture
+def store(postgres_url: str) -> Iterator[Store]:
+    """A store whose first partition is past, but for a load that holds jobs of the second too."""
+    opened = open_store(postgres_url, upgrade=True)
+    assert isinstance(opened, SQLStore)
+    opened.register(app)
+    with opened.writing() as conn:
+        opened._set_sequence(conn, STEP - 1 - OLD)
+    yield opened
+    opened.close()
+
+
+def tables(store: Store) -> list[str]:
+    """The partitions that there are, attached or not."""
+    assert isinstance(store, SQLStore)
+    found = r"SELECT relname FROM pg_class WHERE relkind = 'r' AND relname ~ '^(events|jobs)_\d+$'"
+    with store.reading() as conn:
+        return sorted(conn.exec_driver_sql(found).scalars())
+
+
+ALL = [f"{table}_{n}" for table in ("events", "jobs") for n in (0, 1, 2, 3)]
+LATER = [each for each in ALL if not each.endswith("_0")]
+
+
+def total(steps: Iterator[PurgeStep]) -> tuple[int, int]:
+    """How many events were deleted one by one, and how many partitions dropped."""
+    taken = list(steps)
+    return sum(step.events for step in taken), sum(step.partitions for step in taken)
+
+
+def test_a_partition_that_nothing_needs_is_dropped(store: Store) -> None:
+    old = keep(store, OLD, to=[FLIGHTS, SEATS])
+    young = keep(store, 3, to=[FLIGHTS, SEATS])
+    for path in (FLIGHTS, SEATS):
+        fence = take_over(store, to=path)
+        while load := store.claim(fence, 4, 3):
+            store.record(load, Verdict())
+    mark(store)
+    later = keep(store, 2, to=())
+    counts = store.counts(FLIGHTS)
+    store.maintain()
+    assert tables(store) == ALL
+    assert total(store.purge(NOW)) == (3, 1)
+    assert tables(store) == LATER
+    assert all(gone(store, [*old, *young]))
+    assert not any(gone(store, later))
+    assert rows(store) == {"events": 2, "jobs": 0, "loads": 2, "sets": 0, "outcomes": 0}
+    assert store.counts(FLIGHTS) == counts
+    store.ready()
+    store.maintain()
+    assert tables(store) == LATER, "what was dropped is not made again"
+
+
+def test_a_partition_with_an_event_that_is_needed_stays(store: Store) -> None:
+    old = keep(store, OLD)
+    young = keep(store, 3, to=())
+    fence = take_over(store)
+    load = claimed(store, fence)
+    later = Deviation(load.rows[2].seq, Said.FAILED, "later", 86_400.0)
+    discarded = Deviation(load.rows[3].seq, Said.DISCARDED, "no")
+    store.record(load, Verdict([later, discarded]))
+    mark(store)
+    keep(store, 1, to=())
+    assert total(store.purge(kept(timedelta(0), None))) == (OLD - 2 + len(young), 0)
+    assert tables(store) == ALL
+    assert gone(store, old) == [True, True, False, False, True, True]
+    again = take_over(store, "another")
+    waits = store.condemn(again, "no", 10)
+    assert waits
+    store.record(waits, Verdict())
+    assert total(store.purge(kept(timedelta(0), None))) == (1, 0)
+    assert total(store.purge(NOW)) == (0, 1)
+    assert tables(store) == LATER
+
+
+def test_a_partition_with_an_event_of_a_kind_that_is_kept_stays(store: Store) -> None:
+    old = keep(store, OLD - 1, to=())
+    [[outcome]] = store.ingest([[NewEvent(OUTCOME, "{}")]])
+    keep(store, 3, to=())
+    mark(store)
+    keep(store, 1, to=())
+    alone = {departed.path: Retention(timedelta(0), timedelta(0))}
+    assert total(store.purge(alone)) == (OLD - 1 + 3, 0)
+    assert tables(store) == ALL
+    assert gone(store, [*old, outcome]) == [True] * (OLD - 1) + [False]
+    assert total(store.purge(NOW)) == (0, 1)
+    assert tables(store) == LATER
+
+
+def test_a_purge_that_was_killed_before_the_drop_is_completed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = keep(store, OLD)
+    keep(store, 3, to=())
+    load = claimed(store, take_over(store))
+    store.record(load, Verdict([Deviation(load.rows[0].seq, Said.DISCARDED, "no")]))
+    mark(store)
+    keep(store, 1, to=())
+
+    def killed(_: Partitions) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patched:
+        steps = store.purge(NOW)
+        next(steps)
+        patched.setattr(Partitions, "drop_marked", killed)
+        with pytest.raises(SystemExit):
+            next(steps)
+    assert tables(store) == ALL
+    assert total(store.purge(NOW)) == (3, 0)
+    assert tables(store) == LATER
+    assert all(gone(store, old))
+    counts = store.counts(FLIGHTS)
+    assert (counts.succeeded, counts.discarded, counts.pending) == (OLD - 1, 0, 0)
+
+
+def test_events_that_cannot_be_detached_are_left_to_the_next_purge(
+    store: Store, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their jobs have gone already: they are not taken for others that have none."""
+    monkeypatch.setattr(partitions, "_WAIT", "200ms")
+    old = keep(store, OLD)
+    load_all(store, take_over(store))
+    keep(store, 3, to=())
+    mark(store)
+    keep(store, 1, to=())
+    store.maintain()  # it makes partitions, which waits for such a lock
+    with psycopg.connect(postgres_url) as another:
+        another.execute("LOCK TABLE ONLY events IN SHARE UPDATE EXCLUSIVE MODE")
+        *_, step = (each for each in store.purge(NOW) if each.postponed is not None)
+        assert step.postponed == ["events_0"]
+        assert total(store.purge(NOW)) == (0, 0)
+        assert gone(store, old) == [False] * OLD
+    assert total(store.purge(NOW)) == (0, 0)
+    assert all(gone(store, old))
+    assert tables(store) == LATER
+
+
+def test_a_table_of_another_is_not_dropped(store: Store, postgres_url: str) -> None:
+    """Whatever it is called: the store drops what it has marked."""
+    with psycopg.connect(postgres_url) as other:
+        other.execute("CREATE TABLE events_2026 (n int)")
+        other.execute("CREATE TABLE jobs_7 (n int)")
+    keep(store, OLD + 1, to=())
+    mark(store)
+    keep(store, 1, to=())
+    assert total(store.purge(NOW)) == (1, 1)
+    assert set(tables(store)) == {*LATER, "events_2026", "jobs_7"}
+
+
+def test_a_reader_postpones_a_drop_and_ingest_goes_on(
+    store: Store, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partitions, "_WAIT", "500ms")
+    keep(store, OLD + 1, to=())
+    mark(store)
+    keep(store, 1, to=())
+    slowest, over = 0.0, threading.Event()
+
+    def ingest() -> None:
+        nonlocal slowest
+        while not over.is_set():
+            started = time.monotonic()
+            store.ingest([[new_event(to=())]])
+            slowest = max(slowest, time.monotonic() - started)
+
+    with psycopg.connect(postgres_url) as reader:
+        reader.execute("SELECT count(*) FROM events, jobs")
+        beside = threading.Thread(target=ingest)
+        beside.start()
+        *_, step = (each for each in store.purge(NOW) if each.postponed is not None)
+        over.set()
+        beside.join()
+    assert step.postponed == ["jobs_0", "events_0"]
+    print(f"slowest ingest {slowest:.3f} s")
+    assert slowest < 0.4, "a commit has waited for the reader"
+    assert total(store.purge(NOW)) == (0, 0)
+    assert tables(store) == LATER

@@ -1,0 +1,165 @@
+"""What a replay needs stays, what has gone is not replayed, and what replays have left goes too."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import msgspec
+import pytest
+from sqlalchemy import func, select, update
+
+from blacksmith_dagster.errors import Purged
+from blacksmith_dagster.pipeline.batch import Said
+from blacksmith_dagster.store import Store, tables
+from blacksmith_dagster.store.archive import FolderArchive
+from blacksmith_dagster.store.interface import (
+    ArchivedJob,
+    Chosen,
+    Deviation,
+    NewEvent,
+    NewJob,
+    Replay,
+    Verdict,
+)
+from blacksmith_dagster.store.sql import SQLStore
+from tests.contract.pipeline import FLIGHTS, SEATS, claimed, departed, keep, take_over
+from tests.contract.purging import DAY, NOW, OUTCOME, gone, kept, load_all, mark, purged, read
+from tests.contract.test_replays import ALL, MISSING, drain, plan, replaying
+
+
+def begin(store: Store, to: str = FLIGHTS) -> Replay:
+    """A replay that has planned nothing yet."""
+    return store.begin_replay(replaying(store, to), MISSING, [departed.path], "run")
+
+
+def begun(store: Store, ago: timedelta) -> None:
+    """Let all replays, and their loads, have begun so long ago."""
+    assert isinstance(store, SQLStore)
+    with store.writing() as conn:
+        at = store._now(conn) - ago
+        conn.execute(update(tables.replays).values(began_at=at))
+        conn.execute(update(tables.loads).values(started_at=at))
+
+
+def test_what_a_replay_has_yet_to_come_to_stays(store: Store) -> None:
+    ids = keep(store, 6, to=())
+    fence = replaying(store)
+    replay = store.begin_replay(fence, MISSING, [departed.path], "run")
+    mark(store)
+    assert [each[2:] for each in store.purgeable(NOW)][:1] == [(0, 6)]
+    assert purged(store) == 0
+    seqs = [store.event(each).seq for each in ids]
+    half = [Chosen(seq, "missing") for seq in seqs[:2]]
+    replay = store.plan(fence, replay, seqs[2], half, 10)
+    # The third was not chosen: it has been come to, and goes.
+    assert purged(store) == 1
+    assert gone(store, ids) == [False, False, True, False, False, False]
+    drain(store, fence)
+    assert purged(store) == 2
+    rest = [Chosen(seq, "missing") for seq in seqs[3:]]
+    replay = store.plan(fence, replay, replay.upto, rest, 10)
+    assert purged(store) == 0, "they wait in a set"
+    drain(store, fence)
+    assert store.end_replay(fence, replay)
+    counts = store.counts(FLIGHTS)
+    assert purged(store) == 3
+    assert all(gone(store, ids))
+    assert store.counts(FLIGHTS) == counts
+    assert counts.succeeded == 5
+
+
+def test_what_replays_have_left_goes_with_the_events(store: Store, tmp_path: Path) -> None:
+    ids = keep(store, 5)
+    load = claimed(store, take_over(store))
+    store.record(load, Verdict([Deviation(load.rows[0].seq, Said.DISCARDED, "no")]))
+    fence = replaying(store)
+    replay = plan(store, fence, ALL, 2, **{ids[1]: '{"n":"edited"}'})
+    again = claimed(store, fence)
+    store.record(again, Verdict([Deviation(again.rows[1].seq, Said.DISCARDED, "never")]))
+    drain(store, fence)
+    assert store.end_replay(fence, replay)
+    keep(store, 1)
+    load_all(store, take_over(store, "another"))
+    mark(store)
+    counts = store.counts(FLIGHTS)
+    assert (counts.succeeded, counts.discarded) == (5, 1)
+    list(store.purge(NOW, FolderArchive(str(tmp_path / "archive"))))
+    edited = msgspec.Raw(b'{"n":"edited"}')
+    archived = read(tmp_path / "archive")
+    assert [each.jobs for each in archived[:3]] == [
+        [ArchivedJob(FLIGHTS, "succeeded")],
+        [ArchivedJob(FLIGHTS, "discarded", "never", edited)],
+        [ArchivedJob(FLIGHTS, "succeeded")],
+    ]
+    counts = store.counts(FLIGHTS)
+    assert (counts.succeeded, counts.discarded, counts.pending) == (5, 0, 0)
+    assert isinstance(store, SQLStore)
+    with store.reading() as conn:
+        for table in (tables.set_jobs, tables.edits, tables.outcomes):
+            assert conn.execute(select(func.count()).select_from(table)).scalar_one() == 0
+        assert conn.execute(select(func.count()).select_from(tables.loads)).scalar_one() == 2
+
+
+def test_the_history_of_what_stays_of_a_replays_list_stays(store: Store) -> None:
+    """Also if it was split, and the part that the list began with has gone."""
+    ids = keep(store, 4, to=())
+    fence = replaying(store)
+    plan(store, fence, MISSING)
+    for _ in range(3):
+        claimed(store, fence)
+        fence = replaying(store)
+    halves = [claimed(store, fence)]
+    lost = Verdict([Deviation(row.seq, Said.DISCARDED, "no") for row in halves[0].rows])
+    store.record(halves[0], lost)
+    while load := store.claim(fence, 100, 3):
+        halves.append(load)
+        store.record(load, Verdict())
+    assert len(halves) > 1
+    mark(store)
+    before = [store.history(each) for each in ids]
+    assert purged(store, kept(timedelta(0), DAY)) == 4 - len(halves[0].rows)
+    there = [not each for each in gone(store, ids)]
+    assert any(there)
+    assert [store.history(each) for each, stays in zip(ids, there, strict=True) if stays] == [
+        history for history, stays in zip(before, there, strict=True) if stays
+    ]
+
+
+def test_what_the_outcomes_of_a_replays_window_came_of_stays(store: Store) -> None:
+    ids = keep(store, 2)
+    load_all(store, take_over(store))
+    mark(store)
+    store.ingest([[NewEvent(OUTCOME, "{}", [NewJob(SEATS)], parent=ids[0])]])
+    load_all(store, take_over(store, to=SEATS))
+    fence = replaying(store, SEATS)
+    store.begin_replay(fence, ALL, [OUTCOME], "run")
+    assert purged(store) == 0, "all is in the window"
+    with pytest.raises(Purged):
+        begin(store)
+    begun(store, 8 * DAY)
+    assert purged(store) == 2
+
+
+def test_a_window_below_the_floor_is_not_begun(store: Store) -> None:
+    keep(store, 2, to=())
+    mark(store)
+    assert purged(store) == 2
+    with pytest.raises(Purged, match=rf"{departed.path}.* since .*; begin with"):
+        begin(store)
+    assert store.replays(FLIGHTS) == []
+    now = datetime.now(UTC)
+    later = msgspec.structs.replace(MISSING, start=now, end=now + DAY)
+    store.begin_replay(replaying(store), later, [departed.path], "run")
+
+
+def test_a_replay_that_was_left_for_a_week_holds_nothing(store: Store) -> None:
+    ids = keep(store, 3, to=())
+    begin(store)
+    mark(store)
+    begun(store, 6 * DAY)
+    assert purged(store) == 0
+    assert begin(store).id == store.replays(FLIGHTS)[0].id, "it is gone on with"
+    begun(store, 8 * DAY)
+    assert purged(store) == 3
+    assert all(gone(store, ids))
+    with pytest.raises(Purged):
+        begin(store)

@@ -1,0 +1,291 @@
+"""Replaying a window of a destination event, on every store."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from blacksmith_dagster import Batch, Blacksmith, Destination, DestinationEvent, Event, Flow
+from blacksmith_dagster.errors import SettingsError, UsageError
+from blacksmith_dagster.scheduler import StandardScheduler, Tally
+from blacksmith_dagster.scheduler.replay import Progress, ReplaySummary, forecast, replay
+from blacksmith_dagster.store import Store, open_store
+from blacksmith_dagster.store.interface import NewEvent, ReplayMode, ReplayRequest
+from blacksmith_dagster.supervisor import Supervisor, open_supervisor
+from tests.contract.loading import SOON, airport, departed, ingest, numbers, pipeline, until
+
+NOW = datetime.now(UTC)
+EVER = {"start": NOW - timedelta(days=1), "end": NOW + timedelta(days=1)}
+HERE = "tests.contract.test_replaying"
+
+
+def is_even(event: Event[Any]) -> bool:
+    return bool(event.data["n"] % 2 == 0)
+
+
+def mended(event: Event[Any]) -> Any:
+    return event.data | {"mended": True}
+
+
+def refuses_two(event: Event[Any]) -> bool:
+    if event.data["n"] == 2:
+        raise ValueError("two")
+    return True
+
+
+class Replaying:
+    def __init__(self, url: str) -> None:
+        self.store: Store = open_store(url, upgrade=True)
+        self.supervisor: Supervisor = open_supervisor(None, self.store)
+
+    def replay(
+        self, app: Blacksmith, event: DestinationEvent[Any], *, stop: Any = None, **asked: Any
+    ) -> ReplaySummary:
+        how = {key: asked.pop(key) for key in ("rate", "report", "run", "wait") if key in asked}
+        services: dict[str, Any] = {"store": self.store, "supervisor": self.supervisor}
+        request = ReplayRequest(**{**EVER, **asked})
+        return replay(app, event, request, stop=stop, **services, **how)
+
+    def load(self, app: Blacksmith, event: DestinationEvent[Any]) -> None:
+        with closing(StandardScheduler()) as scheduler:
+            scheduler.load(app, event, store=self.store, supervisor=self.supervisor)
+
+    def keep(self, *data: Any) -> list[str]:
+        """Events without a job."""
+        new = [NewEvent(departed.path, f'{{"n":{n}}}') for n in data]
+        (made,) = self.store.ingest([new])
+        assert isinstance(made, list)
+        return made
+
+    def close(self) -> None:
+        self.supervisor.close()
+        self.store.close()
+
+
+@pytest.fixture
+def replaying(store_url: str) -> Iterator[Replaying]:
+    made = Replaying(store_url)
+    yield made
+    made.close()
+
+
+def test_a_new_destination_event_is_filled_from_history(replaying: Replaying) -> None:
+    loaded: list[list[int]] = []
+    app, flights = pipeline(lambda batch: loaded.append(numbers(batch)), batch=4)
+    replaying.store.register(app)
+    ids = replaying.keep(*range(10))
+    told: list[Progress] = []
+    summary = replaying.replay(app, flights, run="run 7", report=lambda _, at: told.append(at))
+    assert loaded == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert (summary.tally, summary.loads, summary.stopped) == (Tally(succeeded=10), 3, False)
+    assert [(each.done, each.left) for each in told] == [(4, 6), (8, 2), (10, 0)]
+    assert {each.run for each in replaying.store.history(ids[0]) if each.load} == {"run 7"}
+    again = replaying.replay(app, flights)
+    assert (again.loads, again.replay > summary.replay) == (0, True)
+
+
+def test_the_flows_of_today_are_asked(replaying: Replaying) -> None:
+    loaded: list[int] = []
+    warehouse = Destination("warehouse", schedule=SOON)
+
+    @warehouse.event(receives=Flow(departed, when=is_even, transform=lambda event: event.data["n"]))
+    def flights(batch: Batch[int]) -> None:
+        loaded.extend(job.data for job in batch)
+
+    app = Blacksmith(sources=[airport], destinations=[warehouse], since="2026-01-01")
+    replaying.store.register(app)
+    replaying.keep(*range(6))
+    found = forecast(app, flights, ReplayRequest(**EVER), store=replaying.store)
+    assert found.jobs == 3
+    replaying.replay(app, flights)
+    assert loaded == [0, 2, 4]
+
+
+def test_a_when_that_raises_makes_a_job_that_fails(replaying: Replaying) -> None:
+    warehouse = Destination("warehouse", schedule=SOON)
+
+    @warehouse.event(receives=Flow(departed, when=refuses_two))
+    def flights(batch: Batch[int]) -> None: ...
+
+    app = Blacksmith(sources=[airport], destinations=[warehouse], since="2026-01-01")
+    replaying.store.register(app)
+    replaying.keep(*range(4))
+    assert replaying.replay(app, flights).tally == Tally(succeeded=3, failed=1)
+    [job] = replaying.store.jobs("retrying", flights.path)
+    assert job.error == "ValueError: two"
+
+
+def test_discarded_jobs_are_edited_and_loaded_again(replaying: Replaying) -> None:
+    loaded: list[Any] = []
+
+    def load(batch: Batch[Any]) -> None:
+        for job in batch:
+            if "mended" in job.data:
+                loaded.append(job.data)
+            else:
+                batch.discard(job, f"bad {job.data['n']}")
+
+    app, flights = pipeline(load)
+    replaying.store.register(app)
+    ingest(replaying.store, [{"n": n} for n in range(3)])
+    replaying.load(app, flights)
+    assert replaying.store.counts(flights.path).discarded == 3
+    asked: dict[str, Any] = {"modes": (ReplayMode.FAILED,), "edit": f"{HERE}:mended"}
+    assert replaying.replay(app, flights, error="bad 1", **asked).tally == Tally(succeeded=1)
+    assert replaying.replay(app, flights, when=f"{HERE}:is_even", **asked).tally.succeeded == 2
+    assert sorted(each["n"] for each in loaded) == [0, 1, 2]
+    counts = replaying.store.counts(flights.path)
+    assert (counts.succeeded, counts.discarded, counts.pending) == (3, 0, 0)
+
+
+def test_a_function_of_the_request_that_raises_stops_the_replay(replaying: Replaying) -> None:
+    app, flights = pipeline(lambda batch: None)
+    replaying.store.register(app)
+    ids = replaying.keep(*range(4))
+    with pytest.raises(UsageError, match=ids[2]):
+        replaying.replay(app, flights, when=f"{HERE}:refuses_two")
+    assert replaying.store.counts(flights.path).pending == 0
+    for wrong in ("nowhere:x", f"{HERE}:nothing", HERE):
+        with pytest.raises(SettingsError, match="no function"):
+            replaying.replay(app, flights, when=wrong)
+    with pytest.raises(UsageError, match="does not receive"):
+        replaying.replay(app, flights, kinds=("airport/other",))
+
+
+def test_it_goes_on_where_it_stopped(replaying: Replaying) -> None:
+    loaded: list[int] = []
+    stop = threading.Event()
+
+    def load(batch: Batch[Any]) -> None:
+        loaded.extend(numbers(batch))
+        if len(loaded) == 4:
+            stop.set()
+
+    app, flights = pipeline(load, batch=2)
+    replaying.store.register(app)
+    replaying.keep(*range(10))
+    first = replaying.replay(app, flights, stop=stop)
+    assert (first.stopped, loaded) == (True, [0, 1, 2, 3])
+    second = replaying.replay(app, flights)
+    assert (second.replay, second.tally) == (first.replay, Tally(succeeded=6))
+    assert loaded == list(range(10))
+
+
+def test_a_rate_limits_it(replaying: Replaying) -> None:
+    app, flights = pipeline(lambda batch: None, batch=10)
+    replaying.store.register(app)
+    replaying.keep(*range(40))
+    began = time.monotonic()
+    replaying.replay(app, flights, rate=50)
+    assert 0.5 < time.monotonic() - began < 5
+
+
+def test_a_dry_run_changes_nothing(replaying: Replaying) -> None:
+    def load(batch: Batch[Any]) -> None:
+        for job in batch:
+            if job.data["n"] == 1:
+                batch.discard(job, "bad")
+
+    app, flights = pipeline(load)
+    replaying.store.register(app)
+    ids = ingest(replaying.store, [{"n": n} for n in range(3)])
+    replaying.load(app, flights)
+    missing = replaying.keep(3, 4, 5, 6, 7, 8)
+    found = forecast(app, flights, ReplayRequest(**EVER), store=replaying.store)
+    (counts,) = found.days.values()
+    assert counts == {"succeeded": 2, "discarded": 1, "missing": 6}
+    assert found.jobs == 7
+    assert (found.seconds or 0) > 0
+    assert [(each.event_id, each.state, each.error) for each in found.sample] == [
+        (ids[1], "discarded", "bad"),
+        *((each, "missing", None) for each in missing[:4]),
+    ]
+    assert replaying.store.replays(flights.path) == []
+
+
+def test_overlapping_replays_refused(replaying: Replaying) -> None:
+    """A second replay of the same window while one runs is refused, naming the run; one of another
+    window waits for its turn."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def load(batch: Batch[Any]) -> None:
+        begun.set()
+        assert go_on.wait(30)
+
+    app, flights = pipeline(load)
+    replaying.store.register(app)
+    replaying.keep(1)
+    running = threading.Thread(
+        target=lambda: replaying.replay(app, flights, run="run 7"), daemon=True
+    )
+    running.start()
+    assert begun.wait(30)
+    with pytest.raises(UsageError, match="run 7 is replaying"):
+        replaying.replay(app, flights, run="run 8", wait=0.2)
+    done = threading.Event()
+
+    def elsewhere() -> None:
+        past = {"start": NOW - timedelta(days=3), "end": NOW - timedelta(days=2)}
+        replaying.replay(app, flights, run="run 9", wait=0.2, **past)
+        done.set()
+
+    other = threading.Thread(target=elsewhere, daemon=True)
+    other.start()
+    assert not done.wait(0.6)
+    go_on.set()
+    assert done.wait(30)
+    running.join(30)
+    other.join(30)
+
+
+def test_transform_raises_for_one_event(replaying: Replaying) -> None:
+    loaded: list[int] = []
+    warehouse = Destination("warehouse", schedule=SOON)
+
+    def transform(event: Event[Any]) -> int:
+        return int(10 / (event.data["n"] - 2))
+
+    @warehouse.event(receives=Flow(departed, transform=transform))
+    def flights(batch: Batch[int]) -> None:
+        loaded.extend(job.event.data["n"] for job in batch)
+
+    app = Blacksmith(sources=[airport], destinations=[warehouse], since="2026-01-01")
+    replaying.store.register(app)
+    ids = replaying.keep(*range(5))
+    assert replaying.replay(app, flights).tally == Tally(succeeded=4, failed=1)
+
+    def settled() -> bool:
+        replaying.load(app, flights)
+        return replaying.store.counts(flights.path).pending == 0
+
+    until(settled)
+    assert sorted(loaded) == [0, 1, 3, 4]
+    [job] = replaying.store.jobs("discarded", flights.path)
+    assert (job.event_id, job.error) == (ids[2], "ZeroDivisionError: division by zero")
+
+
+def test_new_events_flow_beside_a_replay(replaying: Replaying) -> None:
+    """The load lane loads what is new while a replay waits within its batch."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def load(batch: Batch[Any]) -> None:
+        if numbers(batch) == [1]:
+            begun.set()
+            assert go_on.wait(30)
+
+    app, flights = pipeline(load)
+    replaying.store.register(app)
+    replaying.keep(1)
+    running = threading.Thread(target=lambda: replaying.replay(app, flights), daemon=True)
+    running.start()
+    assert begun.wait(30)
+    ingest(replaying.store, [{"n": 2}])
+    replaying.load(app, flights)
+    assert replaying.store.counts(flights.path).succeeded == 1
+    go_on.set()
+    running.join(30)
+    assert replaying.store.counts(flights.path).succeeded == 2

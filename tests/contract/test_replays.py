@@ -1,0 +1,342 @@
+"""What every store promises of replays: their own lane, windows, modes, histories, what they leave."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from blacksmith_dagster.errors import Fenced, UsageError
+from blacksmith_dagster.pipeline.batch import Said
+from blacksmith_dagster.store import Store
+from blacksmith_dagster.store.interface import (
+    Candidate,
+    Chosen,
+    Deviation,
+    Fence,
+    Lane,
+    Load,
+    Replay,
+    ReplayMode,
+    ReplayRequest,
+    Verdict,
+    Window,
+)
+from tests.contract.pipeline import (
+    FLIGHTS,
+    SEATS,
+    claimed,
+    departed,
+    ids_of,
+    keep,
+    new_event,
+    take_over,
+)
+
+NOW = datetime.now(UTC)
+EVER = {"start": NOW - timedelta(days=1), "end": NOW + timedelta(days=1)}
+ALL = ReplayRequest(**EVER, modes=(ReplayMode.ALL,))
+MISSING = ReplayRequest(**EVER, modes=(ReplayMode.MISSING,))
+FAILED = ReplayRequest(**EVER, modes=(ReplayMode.FAILED,))
+
+
+def replaying(store: Store, to: str = FLIGHTS, holder: str = "replay") -> Fence:
+    return take_over(store, holder, Lane.REPLAY, to)
+
+
+def candidates(store: Store, request: ReplayRequest, to: str = FLIGHTS) -> Sequence[Candidate]:
+    """All of the window's."""
+    window = store.window(request.start, request.end)
+    found: list[Candidate] = []
+    while window.after < window.upto:
+        stretch = store.stretch(to, request, [departed.path], window)
+        found += stretch.candidates
+        window = Window(stretch.upto, window.upto)
+    return found
+
+
+def states(store: Store, request: ReplayRequest, to: str = FLIGHTS) -> dict[str, str]:
+    return {each.id: each.state for each in candidates(store, request, to)}
+
+
+def plan(
+    store: Store, fence: Fence, request: ReplayRequest, batch: int = 100, **changed: str
+) -> Replay:
+    """Begin a replay, and plan all that is not pending."""
+    replay = store.begin_replay(fence, request, [departed.path], "run")
+    found = candidates(store, request, fence.destination)
+    chosen = [
+        Chosen(each.seq, each.state, payload=changed.get(each.id))
+        for each in found
+        if each.state != "pending"
+    ]
+    return store.plan(fence, replay, replay.upto, chosen, batch)
+
+
+def drain(store: Store, fence: Fence, verdict: Verdict | None = None) -> list[Load]:
+    loaded = []
+    while load := store.claim(fence, 100, 3, "run"):
+        loaded.append(load)
+        store.record(load, verdict or Verdict())
+    return loaded
+
+
+def discard(store: Store, fence: Fence) -> list[str]:
+    """Load all that is due, and discard it."""
+    load = claimed(store, fence)
+    gone = [Deviation(row.seq, Said.DISCARDED, f"bad {row.payload}") for row in load.rows]
+    store.record(load, Verdict(gone))
+    return ids_of(load)
+
+
+def test_missing_jobs_are_made_and_never_move_the_load_lane(store: Store) -> None:
+    old = keep(store, 5, to=())
+    new = keep(store, 3, to=(SEATS,), start=5)
+    fence = replaying(store, SEATS)
+    assert states(store, MISSING, SEATS) == dict.fromkeys(old, "missing")
+    replay = plan(store, fence, MISSING, batch=2)
+    assert (replay.jobs, replay.made, replay.waiting) == (5, 5, 5)
+    counts = store.counts(SEATS)
+    assert (counts.awaiting, counts.retrying) == (3, 5)
+    loads = drain(store, fence)
+    assert [ids_of(load) for load in loads] == [old]  # small sets run together
+    assert [row.payload for row in loads[0].rows] == [f'{{"n":{n}}}' for n in range(5)]
+    assert store.end_replay(fence, replay)
+    assert store.counts(SEATS).succeeded == 5
+    assert store.event(old[0]).destinations == [SEATS]
+    # The load lane is where it was: it loads what awaits, in the order of the log, and that alone.
+    loading = take_over(store, "loader", to=SEATS)
+    assert ids_of(claimed(store, loading)) == new
+    assert states(store, MISSING, SEATS) == {}
+
+
+def test_the_counts_are_right_after_upkeep(store: Store) -> None:
+    keep(store, 4, to=())
+    fence = replaying(store)
+    plan(store, fence, MISSING)
+    store.maintain()
+    counts = store.counts(FLIGHTS)
+    assert (counts.awaiting, counts.retrying, counts.succeeded) == (0, 4, 0)
+    drain(store, fence)
+    store.maintain()
+    counts = store.counts(FLIGHTS)
+    assert (counts.pending, counts.succeeded, counts.discarded) == (0, 4, 0)
+
+
+def test_what_is_pending_or_executing_is_left_alone(store: Store) -> None:
+    loading = take_over(store)
+    done = keep(store, 2)
+    store.record(claimed(store, loading), Verdict())
+    waits = keep(store, 1)
+    load = claimed(store, loading)
+    store.record(load, Verdict([Deviation(load.rows[0].seq, Said.FAILED, "later", 3600.0)]))
+    runs = keep(store, 2)
+    load = claimed(store, loading)
+    awaits = keep(store, 2)
+    expected = dict.fromkeys(done, "succeeded") | dict.fromkeys(waits + runs + awaits, "pending")
+    assert states(store, ALL) == expected
+    fence = replaying(store)
+    plan(store, fence, ALL)
+    [replayed] = drain(store, fence)
+    assert ids_of(replayed) == done
+    store.record(load, Verdict())  # the loader was not disturbed
+    assert store.counts(FLIGHTS).succeeded == 4
+
+
+def test_discarded_jobs_are_taken_up_again(store: Store) -> None:
+    ids = keep(store, 3)
+    discard(store, take_over(store))
+    assert states(store, FAILED) == dict.fromkeys(ids, "discarded")
+    assert {each.error for each in candidates(store, FAILED)} == {
+        f'bad {{"n":{n}}}' for n in range(3)
+    }
+    fence = replaying(store)
+    plan(store, fence, FAILED)
+    counts = store.counts(FLIGHTS)
+    assert (counts.discarded, counts.retrying) == (0, 3)
+    assert store.jobs("discarded", FLIGHTS) == []
+    assert {job.event_id for job in store.jobs("retrying", FLIGHTS)} == set(ids)
+    [load] = drain(store, fence)
+    assert (ids_of(load), load.attempt) == (ids, 1)
+    counts = store.counts(FLIGHTS)
+    assert (counts.discarded, counts.succeeded) == (0, 3)
+    assert [each.state for each in store.history(ids[0])] == [
+        "acknowledged", "awaiting", "executing", "discarded", "awaiting", "executing", "succeeded",
+    ]  # fmt: skip
+
+
+def test_the_history_shows_the_replay(store: Store) -> None:
+    [missing] = keep(store, 1, to=())
+    fence = replaying(store)
+    replay = plan(store, fence, MISSING)
+    *_, last = store.history(missing)
+    assert (last.state, last.replay, last.due_at is None) == ("awaiting", replay.id, False)
+    load = claimed(store, fence)
+    assert store.history(missing)[-1].state == "executing"
+    assert [job.event_id for job in store.jobs("executing", FLIGHTS)] == [missing]
+    store.record(load, Verdict())
+    history = store.history(missing)
+    assert [(each.state, each.replay, each.run) for each in history] == [
+        ("acknowledged", replay.id, None),
+        ("awaiting", replay.id, None),
+        ("executing", replay.id, None),
+        ("succeeded", replay.id, None),
+    ]
+
+
+def test_failed_jobs_are_retried_by_the_load_lane(store: Store) -> None:
+    ids = keep(store, 2, to=())
+    fence = replaying(store)
+    replay = plan(store, fence, MISSING)
+    load = claimed(store, fence)
+    store.record(load, Verdict([Deviation(load.rows[1].seq, Said.FAILED, "not ready", 0.0)]))
+    assert store.claim(fence, 100, 3) is None
+    assert store.end_replay(fence, replay)
+    assert store.next_due(FLIGHTS) == 0
+    again = claimed(store, take_over(store))
+    assert (ids_of(again), again.attempt, again.replay) == ([ids[1]], 2, replay.id)
+    assert again.job_key == load.job_key
+    assert store.history(ids[1])[-1].state == "executing"
+
+
+def test_what_raised_as_a_whole_is_retried_by_the_load_lane(store: Store) -> None:
+    ids = keep(store, 3, to=())
+    fence = replaying(store)
+    plan(store, fence, MISSING)
+    store.record(claimed(store, fence), Verdict(raised="down"))
+    assert store.claim(fence, 100, 3) is None
+    again = claimed(store, take_over(store))
+    assert (ids_of(again), again.attempt) == (ids, 2)
+
+
+def test_what_a_killed_replay_had_begun_stays_in_its_lane(store: Store) -> None:
+    ids = keep(store, 3, to=())
+    killed = replaying(store)
+    plan(store, killed, MISSING)
+    claimed(store, killed)
+    assert store.claim(take_over(store), 100, 3) is None
+    fence = replaying(store, holder="next")
+    with pytest.raises(Fenced):
+        store.claim(killed, 100, 3)
+    replay = store.begin_replay(fence, MISSING, [departed.path], "next run")
+    assert (replay.run, replay.waiting, replay.planned) == ("next run", 3, replay.upto)
+    assert not store.end_replay(fence, replay)
+    [load] = drain(store, fence)
+    assert (ids_of(load), load.losses) == (ids, 1)
+    assert store.end_replay(fence, replay)
+    assert (
+        store.begin_replay(fence, MISSING, [departed.path], None).id != replay.id
+    )  # that one has ended
+
+
+def test_another_replay_leaves_what_waits_to_the_load_lane(store: Store) -> None:
+    ids = keep(store, 3, to=())
+    fence = replaying(store)
+    cancelled = plan(store, fence, MISSING)
+    other = store.begin_replay(fence, ALL, [departed.path], "other")
+    assert store.claim(fence, 100, 3) is None
+    load = claimed(store, take_over(store))
+    assert ids_of(load) == ids
+    assert {each.id for each in store.replays(FLIGHTS)} == {cancelled.id, other.id}
+
+
+def test_a_replay_keeps_the_keys_unless_new_ones_are_asked_for(store: Store) -> None:
+    keep(store, 2)
+    first = claimed(store, loading := take_over(store))
+    store.record(first, Verdict())
+    fence = replaying(store)
+    plan(store, fence, ALL)
+    [again] = drain(store, fence)
+    assert again.job_key == first.job_key
+    replay = plan(store, fence, ReplayRequest(**EVER, modes=(ReplayMode.ALL,), new_key=True))
+    load = claimed(store, fence)
+    assert load.job_key == f"{first.job_key}-{replay.id}"
+    store.record(load, Verdict([Deviation(load.rows[0].seq, Said.FAILED, "no", 0.0)]))
+    assert claimed(store, loading).job_key == load.job_key
+
+
+def test_an_edited_job_keeps_its_new_data(store: Store) -> None:
+    one, _ = keep(store, 2)
+    discard(store, loading := take_over(store))
+    fence = replaying(store)
+    plan(store, fence, FAILED, **{one: '{"n":"mended"}'})
+    load = claimed(store, fence)
+    assert [row.payload for row in load.rows] == ['{"n":"mended"}', '{"n":1}']
+    store.record(load, Verdict([Deviation(load.rows[0].seq, Said.FAILED, "no", 0.0)]))
+    assert claimed(store, loading).rows[0].payload == '{"n":"mended"}'
+    assert store.event(one).payload == '{"n":0}'
+
+
+def test_a_batch_splits_what_was_planned(store: Store) -> None:
+    ids = keep(store, 10, to=())
+    fence = replaying(store)
+    plan(store, fence, MISSING, batch=10)
+    parts = []
+    while load := store.claim(fence, 4, 3):
+        parts.append(ids_of(load))
+        store.record(load, Verdict())
+    assert parts == [ids[:4], ids[4:8], ids[8:]]
+
+
+def test_discarding_by_hand_reaches_what_a_replay_has_planned(store: Store) -> None:
+    ids = keep(store, 3, to=())
+    fence = replaying(store)
+    replay = plan(store, fence, MISSING)
+    by_hand = take_over(store, "operator", Lane.DISCARD)
+    load = store.condemn(by_hand, "not wanted", 10, [ids[1]])
+    assert load is not None
+    assert ids_of(load) == [ids[1]]
+    store.record(load, Verdict([Deviation(load.rows[0].seq, Said.DISCARDED, "not wanted")]))
+    assert sorted(each for load in drain(store, fence) for each in ids_of(load)) == [ids[0], ids[2]]
+    assert store.end_replay(fence, replay)
+    counts = store.counts(FLIGHTS)
+    assert (counts.succeeded, counts.discarded, counts.pending) == (2, 1, 0)
+
+
+def test_filters_by_time_version_and_error(store: Store) -> None:
+    keep(store, 2)
+    discard(store, take_over(store))
+    assert len(states(store, ReplayRequest(**EVER, error='{"n":1}'))) == 1
+    assert states(store, ReplayRequest(**EVER, error="%")) == {}
+    assert states(store, ReplayRequest(**EVER, version="2")) == {}
+    past = ReplayRequest(NOW - timedelta(days=9), NOW - timedelta(days=1), (ReplayMode.ALL,))
+    assert states(store, past) == {}
+
+
+def test_a_plan_of_a_fenced_replay_changes_nothing(store: Store) -> None:
+    keep(store, 2, to=())
+    stale = replaying(store)
+    replay = store.begin_replay(stale, MISSING, [departed.path], None)
+    fence = replaying(store, holder="next")
+    seqs = [each.seq for each in candidates(store, MISSING)]
+    chosen = [Chosen(seq, "missing") for seq in seqs]
+    with pytest.raises(Fenced):
+        store.plan(stale, replay, replay.upto, chosen, 10)
+    store.plan(fence, replay, replay.upto, chosen, 10)
+    with pytest.raises(Fenced, match="planned on"):
+        store.plan(fence, replay, replay.upto, chosen, 10)
+    assert store.counts(FLIGHTS).pending == 2
+
+
+def test_history_is_imported_with_the_time_when_it_was_received(store: Store) -> None:
+    days = [datetime(2026, 1, day, 12, tzinfo=UTC) for day in (1, 2, 2, 3)]
+    ids = []
+    for at in days:
+        [made] = store.ingest([[new_event(at.day), new_event(at.day)]], received_at=at)
+        ids.append(made)
+    recent = keep(store, 1)
+    assert store.event(ids[0][0]).received_at == days[0]
+    second = ReplayRequest(days[1].replace(hour=0), days[3].replace(hour=0), (ReplayMode.ALL,))
+    assert sorted(states(store, second)) == sorted([*ids[1], *ids[2]])
+    window = store.window(second.start, second.end)
+    assert window.upto - window.after <= 8
+    assert set(recent) <= set(states(store, ALL))
+    store.maintain()
+    with pytest.raises(UsageError, match="in the order of time"):
+        store.ingest([[new_event()]], received_at=days[0])
+
+
+def test_the_pace_of_the_last_loads(store: Store) -> None:
+    assert store.pace(FLIGHTS) is None
+    keep(store, 10)
+    store.record(claimed(store, take_over(store)), Verdict())
+    assert (store.pace(FLIGHTS) or 0) > 0

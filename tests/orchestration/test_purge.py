@@ -1,0 +1,92 @@
+"""The job that purges, and the schedule that is there only if something is ever to go."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from dagster import DagsterInstance, DefaultScheduleStatus, ExecuteInProcessResult
+
+from blacksmith_dagster import Blacksmith, Source
+from blacksmith_dagster.orchestration import BlacksmithResource, build_definitions
+from blacksmith_dagster.scheduler import purge as purging
+from blacksmith_dagster.store import Store, open_store
+from blacksmith_dagster.store.interface import NewEvent
+from blacksmith_dagster.store.sql import SQLStore
+from blacksmith_dagster.store.tables import marks
+from blacksmith_dagster.supervisor import open_supervisor
+
+SITE = Source("site", keep="30d")
+SEEN = SITE.accept("seen")
+APP = Blacksmith(sources=[SITE], destinations=[], since="2026-01-01")
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
+    """A store with three events that are older than they are kept, and one that is not."""
+    opened = open_store(store_url, upgrade=True)
+    assert isinstance(opened, SQLStore)
+    opened.register(APP)
+    opened.ingest([[NewEvent(SEEN.path, "{}")] * 3])
+    with opened.writing() as conn:
+        at, last = opened._now(conn) - timedelta(days=31), opened._sequence(conn)
+        conn.execute(marks.insert(), {"at": at, "low": last, "high": last})
+    opened.ingest([[NewEvent(SEEN.path, "{}")]])
+    yield opened
+    opened.close()
+
+
+def run(store_url: str, instance: DagsterInstance) -> ExecuteInProcessResult:
+    definitions = build_definitions(APP, resource=BlacksmithResource(store_url=store_url))
+    job = definitions.resolve_job_def("blacksmith_purge")
+    return job.execute_in_process(instance=instance)
+
+
+def metadata(result: ExecuteInProcessResult) -> dict[str, object]:
+    (output,) = [event for event in result.all_events if event.event_type_value == "STEP_OUTPUT"]
+    found = output.step_output_data.metadata
+    return {name: value.value for name, value in found.items()}
+
+
+def test_a_run_purges_and_tells_what_has_gone(
+    store: Store,
+    store_url: str,
+    instance: DagsterInstance,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BLACKSMITH_ARCHIVE_URL", str(tmp_path / "archive"))
+    assert metadata(run(store_url, instance)) == {
+        "events_deleted": 3,
+        "partitions_dropped": 0,
+        "files_archived": 1,
+        "tables_postponed": 0,
+    }
+    assert len(store.events()) == 1
+    assert len(list((tmp_path / "archive").iterdir())) == 1
+    assert metadata(run(store_url, instance))["events_deleted"] == 0
+
+
+def test_a_run_beside_another_purge_is_skipped(
+    store: Store, store_url: str, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(purging, "_WAIT", 0.1)
+    supervisor = open_supervisor(None, store)
+    try:
+        with supervisor.acquire("purge", "another run") as lease:
+            assert lease
+            assert metadata(run(store_url, instance))["skipped"] == "held by another run"
+    finally:
+        supervisor.close()
+    assert len(store.events()) == 4
+
+
+def test_the_schedule_is_there_only_if_something_is_ever_to_go() -> None:
+    (schedule,) = build_definitions(APP).schedules or ()
+    assert schedule.name == "blacksmith_purge_schedule"
+    assert schedule.default_status is DefaultScheduleStatus.RUNNING
+    forever = Source("site", keep_discarded="30d")
+    forever.accept("seen", keep="forever")
+    app = Blacksmith(sources=[forever], destinations=[], since="2026-01-01")
+    assert not build_definitions(app).schedules
+    assert not build_definitions(app).jobs

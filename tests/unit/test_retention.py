@@ -1,0 +1,66 @@
+"""How long the events of each kind are kept, as it is declared."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from blacksmith_dagster import Batch, Blacksmith, DeclarationError, Destination, Source
+from blacksmith_dagster.pipeline.retention import Retention, retention_of
+
+WEEK, MONTH, QUARTER = timedelta(days=7), timedelta(days=30), timedelta(days=90)
+
+
+def load(batch: Batch[Any]) -> None: ...
+
+
+def kept(source: Source) -> Retention:
+    """How long its event `seen` is kept."""
+    app = Blacksmith(sources=[source], destinations=[], since="2026-01-01")
+    return retention_of(app)[f"{source.name}/seen"]
+
+
+@pytest.mark.parametrize(
+    ("of", "own", "events", "discarded"),
+    [
+        ({}, {}, None, None),
+        ({"keep": "30d"}, {}, MONTH, MONTH),
+        ({"keep": "30d", "keep_discarded": "90d"}, {}, MONTH, QUARTER),
+        ({"keep": "30d"}, {"keep": "7d"}, WEEK, WEEK),
+        ({"keep": "30d", "keep_discarded": "90d"}, {"keep": "7d"}, WEEK, QUARTER),
+        ({"keep": "30d"}, {"keep_discarded": "forever"}, MONTH, None),
+        ({"keep": "30d"}, {"keep": "forever"}, None, None),
+    ],
+)
+def test_discarded_jobs_are_kept_as_long_as_events_unless_it_is_said(
+    of: dict[str, str],
+    own: dict[str, str],
+    events: timedelta | None,
+    discarded: timedelta | None,
+) -> None:
+    source = Source("site", **of)  # type: ignore[arg-type]
+    source.accept("seen", **own)  # type: ignore[call-overload]
+    assert kept(source) == Retention(events, discarded)
+
+
+def test_an_outcome_is_kept_as_long_as_what_it_may_have_come_of() -> None:
+    site = Source("site")
+    short, long = site.accept("short", keep="7d"), site.accept("long", keep="30d")
+    lake = Destination("lake")
+    both = lake.event(receives=[short, long], name="both")(load)
+    one = lake.event(receives=short, name="one")(load)
+    second = lake.event(receives=[one.failed, both.discarded], name="second")(load)
+    endless = lake.event(receives=[short, site.accept("kept")], name="endless")(load)
+    found = retention_of(Blacksmith(sources=[site], destinations=[lake], since="2026-01-01"))
+    assert found[one.failed.path].events == WEEK
+    assert found[both.discarded.path].events == MONTH
+    assert found[second.succeeded.path].events == MONTH
+    assert found[endless.failed.path] == Retention(None, None)
+
+
+@pytest.mark.parametrize("wrong", ["30", "a month", "", "0s", 30])
+def test_what_is_no_duration_is_refused(wrong: Any) -> None:
+    with pytest.raises(DeclarationError, match="keep"):
+        Source("site", keep=wrong)
+    with pytest.raises(DeclarationError, match="site/seen: keep_discarded"):
+        Source("site").accept("seen", keep_discarded=wrong)
