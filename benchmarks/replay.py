@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from multiprocessing import get_context
@@ -193,10 +192,8 @@ def _latency(made: Databases, effort: Effort, *, replaying: bool) -> float:
         closing(opened(url)) as store,
         closing(open_supervisor(None, store)) as supervisor,
         closing(Workers()) as workers,
-        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as others,
     ):
-        _without_jobs(made, store, 300_000 if replaying else 1000)
-        others.submit(time.time).result()
+        _without_jobs(made, store, 200_000 if replaying else 1000)
         lease = supervisor.acquire(f"load/{each.path}", "live")
         assert lease is not None
         fence = store.take_over(each.path, Lane.LOAD, lease.id, lease.confirm)
@@ -209,20 +206,23 @@ def _latency(made: Databases, effort: Effort, *, replaying: bool) -> float:
 
         loading = threading.Thread(target=load)
         loading.start()
-        done = others.submit(_replay_all, url) if replaying else None
+        other = get_context("spawn").Process(target=_replay_all, args=(url,))
         if replaying:
-            time.sleep(1.0)  # it has begun
+            other.start()
+            while not any(found.jobs for found in store.replays(each.path)):
+                time.sleep(0.05)
         ends = time.time() + seconds
         while time.time() < ends:
             sent = time.time()
             event = NewEvent(happened.path, f'{{"n": {sent!r}}}', [NewJob(each.path)])
             store.ingest([[event]])
             time.sleep(0.02)
-        assert done is None or not done.done(), "the replay has ended before the measure"
+        assert not replaying or other.is_alive(), "the replay has ended before the measure"
         stop.set()
         loading.join()
-        if done is not None:
-            done.result()
+        if replaying:
+            other.kill()
+            other.join()
     made.drop(url)
     took = sorted((arrived - sent) * 1000 for sent, arrived in _arrived)
     return took[len(took) * 99 // 100]

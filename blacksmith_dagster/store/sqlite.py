@@ -22,6 +22,7 @@ from blacksmith_dagster.store.faults import told
 from blacksmith_dagster.store.interface import JobRow, NewEvent
 from blacksmith_dagster.store.loads import Outcome
 from blacksmith_dagster.store.replays import SetJob
+from blacksmith_dagster.store.sets import Waiting
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.store.tables import Instant, from_micros, to_micros
 
@@ -111,7 +112,17 @@ class SQLiteStore(SQLStore):
         return LaneState.read(token, holder, now, *state)
 
     def _jobs_between(self, conn: Connection, of: int, after: int, upto: int) -> list[JobRow]:
-        rows = conn.exec_driver_sql(_JOBS_BETWEEN, (of, after, upto))
+        return self._read(conn.exec_driver_sql(_JOBS_BETWEEN, (of, after, upto)))
+
+    def _jobs_of_sets(
+        self, conn: Connection, of: int, load: int, chosen: Sequence[Waiting]
+    ) -> list[JobRow]:
+        """What a replay has listed is read by the driver."""
+        if any(each.replay is None or each.attempts for each in chosen):
+            return super()._jobs_of_sets(conn, of, load, chosen)
+        return self._read(conn.exec_driver_sql(_LISTED_JOBS, (load,)))
+
+    def _read(self, rows: Iterable[Any]) -> list[JobRow]:
         return self._jobs(
             [
                 (*event, from_micros(at), *around, sent and from_micros(sent), parent, why)
@@ -194,6 +205,16 @@ SELECT e.seq, e.kind, e.payload, e.received_at, e.key, e.context, e.version, e.s
        j.when_error
   FROM jobs j JOIN events e ON e.seq = j.seq
  WHERE j.destination = ? AND j.seq > ? AND j.seq <= ? ORDER BY j.seq
+"""
+_LISTED_JOBS = """
+SELECT e.seq, e.kind, coalesce(c.payload, e.payload), e.received_at, e.key, e.context, e.version,
+       e.sent_at, e.parent, r.when_error
+  FROM sets s
+ CROSS JOIN set_jobs r ON r.destination = s.destination AND r.list = s.list
+                      AND r.seq BETWEEN s.seq_from AND s.seq_to
+ CROSS JOIN events e ON e.seq = r.seq
+  LEFT JOIN edits c ON c.destination = r.destination AND c.seq = r.seq
+ WHERE s.load = ? ORDER BY e.seq
 """
 _KNOWN_KEYS = """
 SELECT k.kind, k.key, k.ordinal, k.seq, k.digest

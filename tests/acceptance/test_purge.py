@@ -175,11 +175,12 @@ def test_purge_during_loads_and_replays(store: Store, store_url: str, recording:
         ends = time.monotonic() + 8
         purges = 0
         while time.monotonic() < ends or not (purges and beside.replayed and beside.refused):
+            assert not beside.failures
             assert time.monotonic() < ends + 60, (purges, beside.replayed, beside.refused)
             purge.start()
             assert purge.process is not None
             with contextlib.suppress(subprocess.TimeoutExpired):
-                purge.process.wait(chance.uniform(0.8, 4.0))
+                purge.process.wait(chance.uniform(0.8, 6.0))
             purges += purge.process.poll() == 0
             purge.kill()
             unlock(store)
