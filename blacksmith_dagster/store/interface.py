@@ -327,6 +327,10 @@ class Store(Protocol):
         """The oldest requests in quarantine."""
         ...
 
+    def quarantine_size(self) -> int:
+        """How many requests are in quarantine; reads none of them."""
+        ...
+
     # -- loads
     def take_over(self, destination: str, lane: Lane, holder: str, confirm: Confirm) -> Fence:
         """Become the one whose claims and records count in this lane.

@@ -13,7 +13,7 @@ from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Engine, bindparam, delete, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, bindparam, delete, func, select, update
 
 from blacksmith_dagster.errors import (
     Fenced,
@@ -255,6 +255,11 @@ class SQLStore(ABC):
                 )
                 for row in conn.execute(found)
             ]
+
+    def quarantine_size(self) -> int:
+        with self.reading() as conn:
+            number = select(func.count()).select_from(tables.quarantine)
+            return int(conn.execute(number).scalar_one())
 
     # -- loads
     def take_over(self, destination: str, lane: Lane, holder: str, confirm: Confirm) -> Fence:
