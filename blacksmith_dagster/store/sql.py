@@ -158,9 +158,10 @@ class SQLStore(ABC):
         with self.writing() as conn:
             for event in app.destination_events.values():
                 if event.renamed_from:
-                    upkeep.rename(
-                        conn, f"{event.destination.name}/{event.renamed_from}", event.path
-                    )
+                    old = f"{event.destination.name}/{event.renamed_from}"
+                    upkeep.rename(conn, tables.destination_events, old, event.path)
+                    for outcome in event.outcomes:
+                        upkeep.rename(conn, tables.kinds, f"{old}.{outcome.name}", outcome.path)
             upkeep.know(conn, tables.kinds, [*app.source_events, *sorted(received)])
             upkeep.know(conn, tables.destination_events, list(app.destination_events))
             upkeep.fence(conn, LANES.values())
@@ -180,7 +181,10 @@ class SQLStore(ABC):
         if path not in self._kinds:
             self._read_names()
         if path not in self._kinds:
-            raise Unknown(f"this store has no event {path!r}; call register(app) first")
+            raise Unknown(
+                f"this store has no event {path!r}; it has "
+                f"{', '.join(sorted(self._kinds)) or 'none yet'}; register(app) adds an application's"
+            )
         return self._kinds[path]
 
     # -- ingest
