@@ -5,6 +5,7 @@
 - `BLACKSMITH_STORE_URL`: `postgresql://...` or `sqlite:///path`; by default SQLite in the home.
 - `BLACKSMITH_PUBSUB_URL`: `kafka://...`, `nats://...`, `amqp://...` or `postgres`; unset, the
   schedules serve realtime events too.
+- `BLACKSMITH_WANDERER_URL`: where migrations are tracked, a store's URL; by default the store.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Settings:
     home: Path
     store_url: str
     pubsub_url: str | None = None
+    wanderer_url: str | None = None
 
     @classmethod
     def read(cls, project: Path | None = None) -> Settings:
@@ -43,7 +45,8 @@ class Settings:
             Path(given).expanduser().resolve() if given else find_project(project) / ".blacksmith"
         )
         url = os.environ.get("BLACKSMITH_STORE_URL") or f"sqlite:///{home / 'store.db'}"
-        return cls(home, url, os.environ.get("BLACKSMITH_PUBSUB_URL") or None)
+        pubsub = os.environ.get("BLACKSMITH_PUBSUB_URL") or None
+        return cls(home, url, pubsub, os.environ.get("BLACKSMITH_WANDERER_URL") or None)
 
     def __repr__(self) -> str:
         return f"Settings(home={self.home})"

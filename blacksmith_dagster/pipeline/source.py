@@ -14,6 +14,13 @@ from blacksmith_dagster.pipeline.auth import Bearer
 from blacksmith_dagster.pipeline.event import Event
 from blacksmith_dagster.pipeline.flow import Receivable
 from blacksmith_dagster.pipeline.limits import Limits
+from blacksmith_dagster.pipeline.migration import (
+    Direction,
+    Migration,
+    Migrations,
+    checked_migrations,
+    run_function,
+)
 from blacksmith_dagster.pipeline.rules import (
     checked_function,
     checked_name,
@@ -51,6 +58,7 @@ class SourceEvent(Receivable[T_co], Generic[T_co, In_contra, Out]):
         owners: Sequence[str] | None,
         tags: Mapping[str, str] | None,
         description: str | None,
+        migrations: Migrations | None,
     ) -> None:
         path = f"{source.name}/{checked_name(f'source {source.name!r}: event', name)}"
         super().__init__(path, _checked_model(path, model))
@@ -63,6 +71,7 @@ class SourceEvent(Receivable[T_co], Generic[T_co, In_contra, Out]):
         self.owners = source.owners if owners is None else checked_owners(path, owners) or ()
         self.tags = source.tags if tags is None else checked_tags(path, tags) or {}
         self.description = description
+        self.migrations = checked_migrations(path, migrations)
 
     def __call__(self, given: In_contra) -> Out:
         if self.function is None:
@@ -98,8 +107,9 @@ class Source:
     - `auth`: who may send to it; nobody is asked by default (the gateway listens on loopback).
     - `limits`: of a request.
     - `owners` (e-mail addresses or `team:name`) and `tags`: shown in Dagster.
+    - `migrations`: of the source's own schema; see `migrate`. Each event may have some beside them.
 
-    Each event inherits them and may give its own.
+    Each event inherits the others and may give its own.
 
     >>> airport = Source("airport", owners=["team:flights"])
     >>> @airport.event(HTTP("/airport/departures"))
@@ -117,6 +127,7 @@ class Source:
         limits: Limits | None = None,
         owners: Sequence[str] = (),
         tags: Mapping[str, str] | None = None,
+        migrations: Migrations | None = None,
     ) -> None:
         self.name = checked_name("source", name)
         where = f"source {name!r}"
@@ -124,6 +135,7 @@ class Source:
         self.limits = (limits or Limits()).inherit(_limits.DEFAULT)
         self.owners = checked_owners(where, owners) or ()
         self.tags = checked_tags(where, tags) or {}
+        self.migrations = checked_migrations(where, migrations)
         self._events: dict[str, SourceEvent[Any, Any, Any]] = {}
 
     @property
@@ -140,6 +152,7 @@ class Source:
         limits: Limits | None = None,
         owners: Sequence[str] | None = None,
         tags: Mapping[str, str] | None = None,
+        migrations: Migrations | None = None,
     ) -> _Extract[In]:
         """Make a source event of a function that turns what the trigger hands over into events.
 
@@ -171,6 +184,7 @@ class Source:
                 owners,
                 tags,
                 function.__doc__,
+                migrations,
             )
             return self._add(event)
 
@@ -188,6 +202,7 @@ class Source:
         owners: Sequence[str] | None = None,
         tags: Mapping[str, str] | None = None,
         description: str | None = None,
+        migrations: Migrations | None = None,
     ) -> SourceEvent[T, Any, Any]: ...
     @overload
     def accept(
@@ -200,6 +215,7 @@ class Source:
         owners: Sequence[str] | None = None,
         tags: Mapping[str, str] | None = None,
         description: str | None = None,
+        migrations: Migrations | None = None,
     ) -> SourceEvent[Any, Any, Any]: ...
     def accept(
         self,
@@ -212,6 +228,7 @@ class Source:
         owners: Sequence[str] | None = None,
         tags: Mapping[str, str] | None = None,
         description: str | None = None,
+        migrations: Migrations | None = None,
     ) -> SourceEvent[Any, Any, Any]:
         """A source event without a function: a JSON body is kept as it is, to the byte.
 
@@ -225,8 +242,28 @@ class Source:
         """
         trigger = on or HTTP(f"/v1/{self.name}/{checked_name('event', name)}")
         return self._add(
-            SourceEvent(self, name, trigger, None, model, auth, limits, owners, tags, description)
+            SourceEvent(
+                self,
+                name,
+                trigger,
+                None,
+                model,
+                auth,
+                limits,
+                owners,
+                tags,
+                description,
+                migrations,
+            )
         )
+
+    def migrate(self, migration: Migration, direction: Direction) -> None:
+        """Run a migration of this source or of one of its events; override it to run SQL.
+
+        As it stands it calls the migration's function, without arguments. What it raises is kept as
+        the reason of the failure.
+        """
+        run_function(f"source {self.name!r}", migration, direction)
 
     def _add(self, event: SourceEvent[Any, Any, Any]) -> SourceEvent[Any, Any, Any]:
         if event.name in self._events:
