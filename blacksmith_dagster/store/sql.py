@@ -23,7 +23,7 @@ from blacksmith_dagster.errors import (
     UsageError,
 )
 from blacksmith_dagster.pipeline.batch import Said
-from blacksmith_dagster.store import keys, loads, questions, tables, upkeep
+from blacksmith_dagster.store import gates, keys, loads, questions, tables, upkeep
 from blacksmith_dagster.store.claims import LANES, Claim, LaneState
 from blacksmith_dagster.store.ids import Epochs
 from blacksmith_dagster.store.interface import (
@@ -310,10 +310,16 @@ class SQLStore(ABC):
         return held
 
     def claim(
-        self, fence: Fence, limit: int, max_attempts: int, run: str | None = None
+        self,
+        fence: Fence,
+        limit: int,
+        max_attempts: int,
+        run: str | None = None,
+        version: int | None = None,
     ) -> Load | None:
         with self.writing() as conn:
             claim = self._claiming(conn, fence, limit, run)
+            gates.check(conn, fence.destination, version)
             if claim.state.fresh:
                 return claim.due(max_attempts) or claim.new()
             return claim.new() or claim.due(max_attempts)
