@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -80,7 +80,9 @@ def chosen_scopes(app: Blacksmith, asked: Sequence[str]) -> Sequence[str]:
     return chosen or known
 
 
-def declared(app: Blacksmith, scopes: Sequence[str] | None = None) -> Mapping[str, list[Migration]]:
+def declared(
+    app: Blacksmith, scopes: Collection[str] | None = None
+) -> Mapping[str, list[Migration]]:
     """The migrations of the scopes (all if `None`), oldest first.
 
     Raises `MigrationError` for a folder or a file that breaks a rule.

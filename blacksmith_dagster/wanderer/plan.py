@@ -120,7 +120,13 @@ def plan_rollback(
     known = _by_version(tracked)
     _refuse_interrupted(known.values())
     there = {(scope, each.version): each for scope, all_ in declared.items() for each in all_}
-    applied = [each for each in known.values() if each.state in APPLIED and each.version > version]
+    applied = [
+        each
+        for each in known.values()
+        if each.state in APPLIED
+        and each.version > version
+        and (not request.scopes or each.scope in declared)
+    ]
     applied.sort(key=lambda each: (each.version, each.scope), reverse=True)
     gone = [str(each) for each in applied if (each.scope, each.version) not in there]
     if gone:
