@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from blacksmith_dagster.cli.answers import destinations, events, jobs, quarantine, status
+from blacksmith_dagster.cli.migrations import migrations
 from blacksmith_dagster.cli.processes import dev, gateway, store
 from blacksmith_dagster.cli.worker import worker
 from blacksmith_dagster.errors import BlacksmithError
@@ -35,5 +36,16 @@ def main() -> None:
     """Receive events, keep every one of them, deliver each to every destination that wants it."""
 
 
-for _command in (dev, gateway, worker, status, events, jobs, destinations, quarantine, store):
+for _command in (
+    dev,
+    gateway,
+    worker,
+    status,
+    events,
+    jobs,
+    destinations,
+    migrations,
+    quarantine,
+    store,
+):
     main.add_command(_command)

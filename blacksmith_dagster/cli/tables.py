@@ -16,6 +16,12 @@ _COLOURS = {
     "retrying": "yellow",
     "unknown": "yellow",
     "discarded": "red",
+    "succeeded(up)": "green",
+    "executing(up)": "cyan",
+    "executing(down)": "cyan",
+    "failed(up)": "red",
+    "failed(down)": "red",
+    "interrupted": "red",
 }
 
 

@@ -147,6 +147,29 @@ def _found(scope: str, given: Path) -> Path:
     return folder
 
 
+def new_files(app: Blacksmith, scope: str, name: str, now: datetime) -> Sequence[Path]:
+    """Make the files of a migration of this moment, up and down, in the folder of a scope.
+
+    Raises `MigrationError` if the scope's migrations are in no folder, `DeclarationError` for a name
+    that breaks the rule.
+    """
+    [scope] = chosen_scopes(app, [scope])
+    given = scopes_of(adapters(app)[target_of(scope)])[scope]
+    if not isinstance(given, Path):
+        raise MigrationError(
+            f"{scope} has no folder of migrations; give it one, as in "
+            f"migrations='migrations/{target_of(scope).partition('/')[2]}'"
+        )
+    folder = project_folder() / given
+    made = Migration(int(f"{now:%Y%m%d%H%M%S}"), name, up=folder, down=folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{made.version}.{name}.{way}.sql" for way in ("up", "down")]
+    for path in paths:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(f"-- {name}: {path.suffixes[-2][1:]}\n")
+    return paths
+
+
 def project_folder() -> Path:
     """What a relative folder is relative to: the folder of the pyproject.toml that names the
     application, or the current one."""
