@@ -1,7 +1,8 @@
-"""What is checked: is anything discarded, overdue or orphaned, and does the gateway answer?
+"""What is checked: is anything discarded, overdue, orphaned or not migrated, does the gateway answer?
 
 A check is evaluated by each load for its own destination event, by the report sensor for all, and
-by hand in the UI. What it finds is a value; only `find` asks the store and the gateway.
+by hand in the UI. What it finds is a value; only `find` asks the store, the wanderer
+and the gateway.
 """
 
 from __future__ import annotations
@@ -24,11 +25,15 @@ from dagster import (
     AssetKey,
 )
 
+from blacksmith_dagster.errors import MigrationError
 from blacksmith_dagster.orchestration.assets import STORE_KEY
 from blacksmith_dagster.pipeline.application import Blacksmith
+from blacksmith_dagster.pipeline.destination import Destination
 from blacksmith_dagster.pipeline.schedule import DEFAULT, Schedule
+from blacksmith_dagster.pipeline.source import Source
 from blacksmith_dagster.pipeline.trigger import HTTP
 from blacksmith_dagster.store.interface import Counts, Orphan, Store
+from blacksmith_dagster.wanderer import Wanderer
 
 GATEWAY_URL = "BLACKSMITH_GATEWAY_URL"
 _DEFAULT_GATEWAY = "http://127.0.0.1:8420"
@@ -42,6 +47,7 @@ _DESCRIPTIONS = {
     "nothing_overdue": "No job is due for more than an interval (10 seconds if loaded in realtime).",
     "gateway_reachable": "The gateway answers that it can take events.",
     "no_orphans": "No job waits for a destination event that is no longer declared.",
+    "migrations_up_to_date": "Every migration of the destination and its events has run.",
 }
 
 
@@ -92,12 +98,18 @@ def check_specs(app: Blacksmith, keys: Mapping[str, AssetKey]) -> Sequence[Asset
         for name in ("no_discarded", "nothing_overdue")
     ]
     named += [(keys[path], "gateway_reachable") for path in _over_http(app)]
+    named += [
+        (keys[event.path], "migrations_up_to_date")
+        for destination in app.destinations.values()
+        if has_migrations(destination)
+        for event in destination.events.values()
+    ]
     named.append((STORE_KEY, "no_orphans"))
     return [AssetCheckSpec(name, asset=key, description=_DESCRIPTIONS[name]) for key, name in named]
 
 
 def find(
-    app: Blacksmith, keys: Mapping[str, AssetKey], store: Store, woken: bool
+    app: Blacksmith, keys: Mapping[str, AssetKey], store: Store, wanderer: Wanderer, *, woken: bool
 ) -> Iterator[Finding]:
     """Evaluate every check. `woken`: whether realtime events are loaded at once.
 
@@ -112,6 +124,7 @@ def find(
         for path in over_http:
             yield Finding(keys[path], "gateway_reachable", passed, said, AssetCheckSeverity.ERROR)
     yield no_orphans(store.orphans(app))
+    yield from migrations_up_to_date(app, keys, wanderer)
 
 
 def of_destination(
@@ -180,6 +193,35 @@ def no_orphans(orphans: Sequence[Orphan]) -> Finding:
         else "no job is orphaned",
         metadata={orphan.destination: orphan.pending for orphan in orphans},
     )
+
+
+def has_migrations(target: Source | Destination[Any]) -> bool:
+    """Whether a source or a destination, or one of its events, declares migrations."""
+    return any(each.migrations for each in (target, *target.events.values()))
+
+
+def migrations_up_to_date(
+    app: Blacksmith, keys: Mapping[str, AssetKey], wanderer: Wanderer
+) -> Iterator[Finding]:
+    """Whether each destination that has migrations is up to date; shown on each of its events, whose
+    jobs wait while it is not."""
+    for destination in app.destinations.values():
+        if not has_migrations(destination):
+            continue
+        try:
+            behind = wanderer.behind(destination.name)
+        except MigrationError as error:  # a file that cannot be read, for example
+            behind = str(error)
+        for event in destination.events.values():
+            yield Finding(
+                keys[event.path],
+                "migrations_up_to_date",
+                behind is None,
+                behind or "every migration has run",
+                AssetCheckSeverity.ERROR
+                if destination.wait_for_migrations
+                else AssetCheckSeverity.WARN,
+            )
 
 
 def gateway_answer() -> tuple[bool, str]:

@@ -13,6 +13,7 @@ from blacksmith_dagster.orchestration.assets import (
     store_spec,
 )
 from blacksmith_dagster.orchestration.jobs import build_job, load_jobs
+from blacksmith_dagster.orchestration.migrations import build_migration_jobs
 from blacksmith_dagster.orchestration.realtime import WarmRuns, build_realtime_job
 from blacksmith_dagster.orchestration.realtime_sensor import build_realtime_sensor
 from blacksmith_dagster.orchestration.report import build_checks, build_report_sensor
@@ -29,7 +30,7 @@ def build_definitions(
     resource: BlacksmithResource | None = None,
     warm: WarmRuns | None = None,
 ) -> Definitions:
-    """Dagster's definitions of an application: assets, load jobs, what launches them, and checks.
+    """Dagster's definitions of an application: assets, jobs, what launches them, and checks.
 
     - `translator`: changes the assets' specs; `BlacksmithTranslator()` if `None`.
     - `resource`: opens the store; by default the one that `BLACKSMITH_STORE_URL` names. Its key is
@@ -58,7 +59,7 @@ def build_definitions(
     return Definitions(
         assets=[*specs.values(), store_spec()],
         asset_checks=[build_checks(app, keys)],
-        jobs=[*jobs.values(), *realtime_jobs],
+        jobs=[*jobs.values(), *realtime_jobs, *build_migration_jobs(app, keys)],
         schedules=[each for each in triggers if isinstance(each, ScheduleDefinition)],
         sensors=[
             build_report_sensor(app, keys),

@@ -110,9 +110,9 @@ def build_report_sensor(app: Blacksmith, keys: Mapping[str, AssetKey]) -> Sensor
             each for each in store.day_counts(cursor.since) if each.kind in app.source_events
         ]
         totals, cursor = news(cursor, counted, datetime.now(UTC).date())
-        findings, cursor = to_repeat(
-            cursor, find(app, keys, store, blacksmith.pubsub is not None), time.time()
-        )
+        with blacksmith.wanderer(app) as wanderer:
+            found = list(find(app, keys, store, wanderer, woken=blacksmith.pubsub is not None))
+        findings, cursor = to_repeat(cursor, found, time.time())
         events: list[AssetMaterialization | AssetCheckEvaluation] = [
             _materialization(keys[each.kind], each) for each in totals
         ]
@@ -135,9 +135,11 @@ def build_checks(app: Blacksmith, keys: Mapping[str, AssetKey]) -> AssetChecksDe
     def checks(
         context: AssetCheckExecutionContext, blacksmith: BlacksmithResource
     ) -> Iterator[AssetCheckResult]:
-        for finding in find(app, keys, blacksmith.store(app), blacksmith.pubsub is not None):
-            if finding.check_key in context.selected_asset_check_keys:
-                yield finding.result()
+        woken = blacksmith.pubsub is not None
+        with blacksmith.wanderer(app) as wanderer:
+            for finding in find(app, keys, blacksmith.store(app), wanderer, woken=woken):
+                if finding.check_key in context.selected_asset_check_keys:
+                    yield finding.result()
 
     return checks
 
