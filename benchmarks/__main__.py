@@ -17,6 +17,7 @@ BENCHMARKS: Mapping[str, str] = {
     "dagster_run": "dagster_run",
     "sql_destination": "sql_destination",
     "idle": "idle",
+    "migrations": "migrations",
     "realtime": "realtime",
     "sustained": "realtime",
 }

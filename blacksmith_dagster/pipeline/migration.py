@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from blacksmith_dagster.errors import DeclarationError, MigrationError
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
+_YEAR_1000 = 1000_00_00  # so that it has 14 digits
 _NO_TRANSACTION = re.compile(r"^\s*--\s*blacksmith:\s*no transaction\s*$", re.MULTILINE)
 
 
@@ -120,14 +121,21 @@ folder is beside the pyproject.toml that names the application, else in the curr
 
 def is_version(number: Any) -> bool:
     """Whether `number` is a time as YYYYMMDDHHMMSS."""
-    text = str(number)
-    if not isinstance(number, int) or len(text) != 14:
+    if not isinstance(number, int):
         return False
+    day, time = divmod(number, 1_000_000)
     try:
-        datetime.strptime(text, "%Y%m%d%H%M%S")  # noqa: DTZ007 - only whether it is one
+        datetime(  # noqa: DTZ001 - only whether it is one
+            day // 10_000,
+            day // 100 % 100,
+            day % 100,
+            time // 10_000,
+            time // 100 % 100,
+            time % 100,
+        )
     except ValueError:
         return False
-    return True
+    return day >= _YEAR_1000
 
 
 def without_comments(sql: str) -> str:

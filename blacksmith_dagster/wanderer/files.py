@@ -181,20 +181,20 @@ def project_folder() -> Path:
 
 def _in_folder(folder: Path) -> Iterable[Migration]:
     steps: dict[tuple[int, str], dict[str, Path]] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() != ".sql" or path.name.startswith("."):
+    for name in sorted(path.name for path in folder.iterdir()):
+        if not name.lower().endswith(".sql") or name.startswith("."):
             continue
-        match = _FILE.fullmatch(path.name)
+        match, path = _FILE.fullmatch(name), folder / name
         if match is None or not is_version(int(match[1])):
             raise MigrationError(
                 f"{path}: no migration is named so; name it YYYYMMDDHHMMSS.name.up.sql or .down.sql, "
                 "as in 20260131120000.add_gate.up.sql"
             )
         steps.setdefault((int(match[1]), match[2]), {})[match[3]] = path
-    for (version, name), found in steps.items():
+    for (version, title), found in steps.items():
         if "up" not in found:
             raise MigrationError(
-                f"{found['down']}: there is no {version}.{name}.up.sql beside it; write it, or remove "
+                f"{found['down']}: there is no {version}.{title}.up.sql beside it; write it, or remove "
                 "this one"
             )
-        yield Migration(version, name, found["up"], found.get("down"))
+        yield Migration(version, title, found["up"], found.get("down"))
