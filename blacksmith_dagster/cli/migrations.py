@@ -101,13 +101,14 @@ def rollback(
     """Roll back what is newer than a version, newest to oldest, after asking."""
     request = Request(scopes, to, discard=discard)
     plan = Request(scopes, to, discard=discard, dry_run=True)
-    with _wanderer(app) as wanderer:
-        if dry_run or not yes:
+    if dry_run or not yes:
+        with _wanderer(app) as wanderer:
             planned = wanderer.rollback(plan)
-            _tell(planned, dry_run=True, sql=dry_run)
-            if dry_run or not planned.planned:
-                return
-            click.confirm("Roll these back?", abort=True)
+        _tell(planned, dry_run=True, sql=dry_run)
+        if dry_run or not planned.planned:
+            return
+        click.confirm("Roll these back?", abort=True)  # where Ctrl-C is a no
+    with _wanderer(app) as wanderer:
         _tell(wanderer.rollback(request), dry_run=False)
 
 
@@ -147,7 +148,7 @@ def status(app: str | None, scopes: tuple[str, ...], json: bool) -> None:
     help="What you have found in the target: the migration's effect is there, or it is not.",
 )
 def repair(app: str | None, scope: str, version: int, applied: bool | None) -> None:
-    """Record what happened in truth to a migration that was interrupted, or has failed."""
+    """Record what is true of a migration that was interrupted, has failed, or was done by hand."""
     if applied is None:
         raise MigrationError("look into the target, then say --applied or --not-applied")
     with _wanderer(app) as wanderer:
@@ -159,8 +160,13 @@ def repair(app: str | None, scope: str, version: int, applied: bool | None) -> N
 def _wanderer(app: str | None) -> Iterator[Wanderer]:
     """The wanderer of this process's settings, which SIGINT and SIGTERM stop."""
     application, stop = load_application(app), threading.Event()
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {each: signal.signal(each, lambda *_: stop.set()) for each in signals}
+
+    def handle(*_: object) -> None:
+        # In a thread of its own: the handler runs amid whatever the main thread is doing, and would
+        # wait for ever for the event's lock if that holds it.
+        threading.Thread(target=stop.set, daemon=True).start()
+
+    before = {each: signal.signal(each, handle) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         with (
             opened() as store,
