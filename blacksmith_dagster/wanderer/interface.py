@@ -109,7 +109,8 @@ class Wanderer(Protocol):
         ...
 
     def repair(self, scope: str, version: int, *, applied: bool) -> Done:
-        """Record what happened in truth to a migration that was interrupted or failed."""
+        """Record what is true of a migration that was interrupted, has failed, or was acknowledged and
+        done by hand: whether its effect is there."""
         ...
 
     def status(self, scopes: Sequence[str] = ()) -> Sequence[Status]:

@@ -50,7 +50,7 @@ _STOPPED = "asked to stop: the rest was not run; run again, and it goes on"
 _EXECUTING = {Direction.UP: State.EXECUTING_UP, Direction.DOWN: State.EXECUTING_DOWN}
 _SUCCEEDED = {Direction.UP: State.SUCCEEDED_UP, Direction.DOWN: State.SUCCEEDED_DOWN}
 _FAILED = {Direction.UP: State.FAILED_UP, Direction.DOWN: State.FAILED_DOWN}
-_REPAIRABLE = {State.INTERRUPTED, State.FAILED_UP, State.FAILED_DOWN}
+_REPAIRABLE = {State.ACKNOWLEDGED, State.INTERRUPTED, State.FAILED_UP, State.FAILED_DOWN}
 _Plan = Callable[[Declared, Sequence[Tracked], Request], list[Planned]]
 
 
@@ -144,8 +144,8 @@ class StandardWanderer:
             if not tracked or tracked[0].state not in _REPAIRABLE:
                 stands = tracked[0].state.value if tracked else "unknown"
                 raise MigrationError(
-                    f"{version} of {scope} is {stands}; only what was interrupted or has failed is "
-                    "repaired"
+                    f"{version} of {scope} is {stands}; only what is acknowledged, was interrupted or "
+                    "has failed is repaired"
                 )
             migration = next((each for each in found[scope] if each.version == version), None)
             if migration is None:

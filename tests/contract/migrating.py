@@ -11,7 +11,7 @@ from blacksmith_dagster.destinations import SQLDestination
 from blacksmith_dagster.destinations.dialects import open_engine
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.sql import SQLStore
-from blacksmith_dagster.supervisor import StoreSupervisor, Supervisor
+from blacksmith_dagster.supervisor import StoreSupervisor, Supervisor, open_supervisor
 from blacksmith_dagster.wanderer import StandardWanderer
 
 ONE, TWO, THREE, FOUR, FIVE = (20260100000000 + day * 1_000_000 for day in range(1, 6))
@@ -56,10 +56,17 @@ def tables(url: str) -> set[str]:
 
 
 class Runs:
-    """Makes stores, supervisors and wanderers, each with connections of its own."""
+    """Makes stores, supervisors and wanderers, each with connections of its own.
 
-    def __init__(self, store_url: str, opened: contextlib.ExitStack) -> None:
+    `supervisor_url` is what `open_supervisor` takes; without, the store's own locks, which are soon
+    free again.
+    """
+
+    def __init__(
+        self, store_url: str, opened: contextlib.ExitStack, supervisor_url: str | None
+    ) -> None:
         self.store_url = store_url
+        self.supervisor_url = supervisor_url
         self._opened = opened
 
     def store(self, app: Blacksmith | None = None) -> SQLStore:
@@ -72,7 +79,12 @@ class Runs:
         return store
 
     def supervisor(self, store: SQLStore) -> Supervisor:
-        return self._opened.enter_context(contextlib.closing(StoreSupervisor(store, ttl=TTL)))
+        made: Supervisor = (
+            open_supervisor(self.supervisor_url, store)
+            if self.supervisor_url
+            else StoreSupervisor(store, ttl=TTL)
+        )
+        return self._opened.enter_context(contextlib.closing(made))
 
     def wanderer(self, app: Blacksmith, **options: Any) -> StandardWanderer:
         store = self.store(app)
@@ -86,6 +98,6 @@ class Runs:
 
 
 @contextlib.contextmanager
-def runs(store_url: str) -> Iterator[Runs]:
+def runs(store_url: str, supervisor_url: str | None = None) -> Iterator[Runs]:
     with contextlib.ExitStack() as opened:
-        yield Runs(store_url, opened)
+        yield Runs(store_url, opened, supervisor_url)

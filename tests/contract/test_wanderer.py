@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from blacksmith_dagster import Batch, Blacksmith, Destination, Direction, Migration
+from blacksmith_dagster import Batch, Blacksmith, Destination, Direction, Migration, Schedule
 from blacksmith_dagster.destinations import SQLDestination
 from blacksmith_dagster.destinations.dialects import open_engine
 from blacksmith_dagster.errors import CodeOutdated, Fenced, MigrationError, NotMigrated, TargetHeld
-from blacksmith_dagster.scheduler import StandardScheduler, Summary
+from blacksmith_dagster.scheduler import Realtime, StandardScheduler, Summary
 from blacksmith_dagster.store import gates
 from blacksmith_dagster.store.interface import Lane, Verdict
 from blacksmith_dagster.store.sql import SQLStore
@@ -422,7 +422,9 @@ def test_another_destination_is_loaded_meanwhile(wandering: Runs, target_url: st
 
 def lake(*migrations: Migration, load: Callable[..., None]) -> Blacksmith:
     """An application whose destination `warehouse` is a function that loads one job at a time."""
-    destination = Destination("warehouse", migrations=migrations, batch=1)
+    destination = Destination(
+        "warehouse", migrations=migrations, batch=1, schedule=Schedule(realtime=True)
+    )
     destination.event(receives=departed, name="flights")(load)
     return application(destination)
 
@@ -532,6 +534,63 @@ def test_the_load_of_a_loader_that_is_gone_is_fenced_out(wandering: Runs, target
     with pytest.raises(Fenced):
         store.record(claimed, Verdict())
     assert store.counts(FLIGHTS).retrying == 1
+
+
+class Silent:
+    """A broker of which nothing is ever heard."""
+
+    def __init__(self) -> None:
+        self._closed = threading.Event()
+
+    def wait(self, timeout: float) -> set[str]:
+        self._closed.wait(timeout)
+        return set()
+
+    def close(self) -> None:
+        self._closed.set()
+
+
+def test_a_realtime_loop_of_older_code_ends_and_newer_code_waits(wandering: Runs) -> None:
+    """The older one ends with the reason, the newer one loads once the migration has run."""
+    loaded: list[str] = []
+    old = lake(load=lambda batch: loaded.append("old"))
+    new = lake(
+        Migration(ONE, "go", up=lambda: None, down=lambda: None),
+        load=lambda batch: loaded.append("new"),
+    )
+    store = wandering.store(old)
+
+    def realtime(app: Blacksmith) -> Realtime:
+        loop = Realtime(
+            app,
+            app.destinations["warehouse"],
+            store=store,
+            supervisor=wandering.supervisor(store),
+            subscriber=Silent(),
+            owner="a test",
+            report=lambda *_: None,
+            announce=lambda _: None,
+        )
+        loop.start()
+        return loop
+
+    warm = realtime(old)
+    until(lambda: warm.holds_locks)
+    wanderer = wandering.wanderer(new)
+    wanderer.ack(Request())
+    wanderer.run(Request())
+    ingest(store, [{"n": 1}])
+    until(lambda: warm.failure)
+    assert isinstance(warm.failure, CodeOutdated)
+    warm.stop()
+    wanderer.rollback(Request(version=0))
+    following = realtime(new)
+    until(lambda: following.holds_locks)
+    assert store.counts(FLIGHTS).awaiting == 1
+    wanderer.run(Request())
+    until(lambda: store.counts(FLIGHTS).succeeded == 1)
+    following.stop()
+    assert loaded == ["new"]
 
 
 def test_concurrent_index_does_not_deadlock(wandering: Runs, store_url: str) -> None:
