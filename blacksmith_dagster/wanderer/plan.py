@@ -42,10 +42,9 @@ APPLIED = frozenset({State.SUCCEEDED_UP, State.FAILED_DOWN})
 PENDING = frozenset({State.ACKNOWLEDGED, State.FAILED_UP, State.SUCCEEDED_DOWN})
 """The migration runs next time."""
 
-UNCLEAR = frozenset({State.EXECUTING_UP, State.EXECUTING_DOWN, State.INTERRUPTED})
-"""Only somebody who looks can tell whether the effect is there."""
-
-_BEHIND = UNCLEAR | {State.ACKNOWLEDGED, State.FAILED_UP, State.FAILED_DOWN}
+# Whether the effect is there cannot be told from what is tracked.
+_UNCLEAR = frozenset({State.EXECUTING_UP, State.EXECUTING_DOWN, State.INTERRUPTED})
+_BEHIND = _UNCLEAR | {State.ACKNOWLEDGED, State.FAILED_UP, State.FAILED_DOWN}
 
 Declared = Mapping[str, Sequence[Migration]]
 """Migrations by scope, oldest first."""
@@ -57,7 +56,7 @@ def plan_ack(declared: Declared, tracked: Iterable[Tracked], request: Request) -
     Raises `MigrationError`.
     """
     known = _by_version(tracked)
-    _refuse_interrupted(known.values())
+    _refuse_unclear(known.values())
     planned = []
     for scope, migration in _oldest_first(declared, request.version):
         found = known.get((scope, migration.version))
@@ -79,7 +78,7 @@ def plan_run(declared: Declared, tracked: Iterable[Tracked], request: Request) -
     the same target that has run (unless `request.out_of_order`).
     """
     known = _by_version(tracked)
-    _refuse_interrupted(known.values())
+    _refuse_unclear(known.values())
     _refuse_changed(declared, known)
     newest: dict[str, Tracked] = {}
     for found in known.values():
@@ -118,7 +117,7 @@ def plan_rollback(
             "everything"
         )
     known = _by_version(tracked)
-    _refuse_interrupted(known.values())
+    _refuse_unclear(known.values())
     there = {(scope, each.version): each for scope, all_ in declared.items() for each in all_}
     applied = [
         each
@@ -157,8 +156,8 @@ def behind(declared: Iterable[Tracked]) -> str | None:
     first = min(stuck, key=lambda each: (each.state is State.ACKNOWLEDGED, each.version))
     if first.state is State.ACKNOWLEDGED:
         return f"{first} has not run; run `blacksmith migrations run`"
-    if first.state in UNCLEAR:
-        return f"{first} {_INTERRUPTED}"
+    if first.state in _UNCLEAR:
+        return f"{first} {_unclear(first)}"
     again = (
         "run" if first.state is State.FAILED_UP else f"rollback --to VERSION (< {first.version})"
     )
@@ -180,10 +179,17 @@ def settled_version(declared: Declared, tracked: Iterable[Tracked]) -> int:
     )
 
 
-_INTERRUPTED = (
-    "was interrupted: look into the target whether it is there, and tell by `blacksmith migrations "
-    "repair SCOPE VERSION --applied` or `--not-applied`"
-)
+def _unclear(tracked: Tracked) -> str:
+    if tracked.state is State.INTERRUPTED:
+        return (
+            "was interrupted: look into the target whether it is there, and tell by `blacksmith "
+            "migrations repair SCOPE VERSION --applied` or `--not-applied`"
+        )
+    by = f"run {tracked.run}" if tracked.run else tracked.who
+    return (
+        f"is {tracked.state.value} by {by}; wait until that has ended. If it has died, `blacksmith "
+        "migrations run` tells how it was left"
+    )
 
 
 def _by_version(tracked: Iterable[Tracked]) -> dict[tuple[str, int], Tracked]:
@@ -200,10 +206,10 @@ def _oldest_first(declared: Declared, upto: int | None) -> list[tuple[str, Migra
     return sorted(found, key=lambda pair: (pair[1].version, pair[0]))
 
 
-def _refuse_interrupted(tracked: Iterable[Tracked]) -> None:
+def _refuse_unclear(tracked: Iterable[Tracked]) -> None:
     for each in tracked:
-        if each.state in UNCLEAR:
-            raise MigrationError(f"{each} {_INTERRUPTED}")
+        if each.state in _UNCLEAR:
+            raise MigrationError(f"{each} {_unclear(each)}")
 
 
 def _refuse_changed(declared: Declared, known: Mapping[tuple[str, int], Tracked]) -> None:

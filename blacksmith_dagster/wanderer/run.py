@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from sqlalchemy import URL, Connection
 
-from blacksmith_dagster.errors import Fenced, MigrationError, TargetHeld, describe
+from blacksmith_dagster.errors import Fenced, MigrationError, TargetHeld, Unavailable, describe
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import Destination
 from blacksmith_dagster.pipeline.migration import Direction, Migration
@@ -46,6 +46,10 @@ __all__ = ["StandardWanderer", "open_tracking"]
 LOOK = 0.05
 """Seconds between two looks at the loads that a migration waits for."""
 
+RECORD_FOR = 60.0
+"""Seconds for which the end of a migration is recorded again while the database does not answer."""
+
+_RECORD_AGAIN = 0.5
 _STOPPED = "asked to stop: the rest was not run; run again, and it goes on"
 _EXECUTING = {Direction.UP: State.EXECUTING_UP, Direction.DOWN: State.EXECUTING_DOWN}
 _SUCCEEDED = {Direction.UP: State.SUCCEEDED_UP, Direction.DOWN: State.SUCCEEDED_DOWN}
@@ -113,7 +117,6 @@ class StandardWanderer:
         self._elsewhere = tracked_in.engine.url != self._store.engine.url
         self._tracking = Tracking(tracked_in if self._elsewhere else self._store, owner, run)
         self._supervisor = supervisor
-        self._owner = owner
         self._who = f"run {run}" if run else owner
         self._stop = stop or threading.Event()
         self._report = report
@@ -307,11 +310,24 @@ class StandardWanderer:
             ):
                 return None  # the connection broke after the commit
             error = describe(raised)
-            track.record(fence, scope, migration, _FAILED[direction], error=error)
+            self._keep(held, scope, migration, _FAILED[direction], error)
             return error
         if recorder is None:
-            track.record(fence, scope, migration, succeeded)
+            self._keep(held, scope, migration, succeeded)
         return None
+
+    def _keep(
+        self, held: _Held, scope: str, migration: Migration, state: State, error: str | None = None
+    ) -> None:
+        """Record how a migration ended, again if the database does not answer: nobody else knows."""
+        give_up = time.monotonic() + RECORD_FOR
+        while True:
+            try:
+                return self._tracking.record(held.tracked, scope, migration, state, error=error)
+            except Unavailable:
+                if held.lease.lost.is_set() or time.monotonic() > give_up:
+                    raise
+            time.sleep(_RECORD_AGAIN)
 
     def _recorder(self, planned: Planned) -> Recording | None:
         """The adapter, if it can commit this migration together with its record."""

@@ -80,7 +80,7 @@ def main(store_url: str, target_url: str) -> Report:
     """Run all that has not run."""
     stay_between()
     app = application(target_url, alone=os.environ[POINT] == "alone")
-    with runs(store_url) as made:
+    with runs(store_url, os.environ.get("BLACKSMITH_SUPERVISOR_URL")) as made:
         return made.wanderer(app).run(Request())
 
 

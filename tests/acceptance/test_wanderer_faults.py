@@ -36,10 +36,13 @@ def wandering(store_url: str) -> Iterator[Runs]:
 def kill_at(point: str, wandering: Runs, target_url: str, folder: Path) -> None:
     """Start a process that migrates, and kill it at a point."""
     marker = folder / "paused"
+    environment = {**os.environ, POINT: point, PAUSED: str(marker)}
+    if wandering.supervisor_url:
+        environment["BLACKSMITH_SUPERVISOR_URL"] = wandering.supervisor_url
     process = subprocess.Popen(
         [sys.executable, "-W", "error", "-m", _MAIN, wandering.store_url, target_url],
         cwd=ROOT_FOLDER,
-        env={**os.environ, POINT: point, PAUSED: str(marker)},
+        env=environment,
         stdin=subprocess.DEVNULL,
     )
     try:

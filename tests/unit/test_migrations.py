@@ -304,13 +304,21 @@ def test_what_has_not_run_can_be_discarded() -> None:
     ]
 
 
-@pytest.mark.parametrize("state", [State.INTERRUPTED, State.EXECUTING_UP, State.EXECUTING_DOWN])
-def test_what_was_interrupted_must_be_repaired_first(state: State) -> None:
+@pytest.mark.parametrize(
+    ("state", "mend"),
+    [
+        (State.INTERRUPTED, "repair SCOPE VERSION"),
+        (State.EXECUTING_UP, "by run abc; wait"),
+        (State.EXECUTING_DOWN, "by run abc; wait"),
+    ],
+)
+def test_nothing_is_planned_on_what_is_unclear(state: State, mend: str) -> None:
     found: Declared = {LAKE: sql(ONE, TWO)}
-    known = [tracked(found[LAKE][0], state)]
+    known = [tracked(found[LAKE][0], state)._replace(run="abc")]
     for plan in (plan_run, plan_rollback, plan_ack):
-        with pytest.raises(MigrationError, match="repair"):
+        with pytest.raises(MigrationError, match=mend):
             plan(found, known, Request(version=TWO))
+    assert mend in (behind(known) or "")
 
 
 def test_what_keeps_a_destination_from_being_loaded() -> None:
