@@ -27,8 +27,8 @@ def target_url(request: pytest.FixtureRequest, store_url: str, tmp_path: Path) -
 
 
 @pytest.fixture
-def wandering(store_url: str) -> Iterator[Runs]:
-    with runs(store_url) as made:
+def wandering(store_url: str, locks_url: str | None) -> Iterator[Runs]:
+    with runs(store_url, locks_url) as made:
         made.store()  # its tables are there before the processes start
         yield made
 

@@ -44,8 +44,8 @@ SCOPE, FLIGHTS = "destination:warehouse", "warehouse/flights"
 
 
 @pytest.fixture
-def wandering(store_url: str) -> Iterator[Runs]:
-    with runs(store_url) as made:
+def wandering(store_url: str, locks_url: str | None) -> Iterator[Runs]:
+    with runs(store_url, locks_url) as made:
         yield made
 
 
