@@ -1,8 +1,7 @@
 """What is checked: is anything discarded, overdue, orphaned or not migrated, does the gateway answer?
 
 A check is evaluated by each load for its own destination event, by the report sensor for all, and
-by hand in the UI. What it finds is a value; only `find` asks the store, the wanderer
-and the gateway.
+by hand in the UI. What it finds is a value; only `find` asks the store, the gateway and the wanderer.
 """
 
 from __future__ import annotations

@@ -204,11 +204,16 @@ def conclude(op: OpExecutionContext, summary: Summary, stop_reason: str | None) 
         said["stop_reason"] = stop_reason
     op.add_output_metadata(said)
     if summary.stopped:
-        # Dagster marks the run by what its op does: read it again, to tell a termination by a user
-        # from a signal to the process.
-        run = op.instance.get_run_by_id(op.run_id)
-        if run and run.status in (DagsterRunStatus.CANCELING, DagsterRunStatus.CANCELED):
-            raise DagsterExecutionInterruptedError
+        raise_if_terminated(op)
+
+
+def raise_if_terminated(op: OpExecutionContext) -> None:
+    """Raise `DagsterExecutionInterruptedError` if the run was terminated by a user: Dagster marks it
+    as canceled then. After a mere signal to the process, return."""
+    # Dagster marks the run by what its op does; whether a user asked is known only by reading it again.
+    run = op.instance.get_run_by_id(op.run_id)
+    if run and run.status in (DagsterRunStatus.CANCELING, DagsterRunStatus.CANCELED):
+        raise DagsterExecutionInterruptedError
 
 
 def _wait_if_soon(store: Store, event: DestinationEvent[Any], stop: threading.Event) -> None:

@@ -9,8 +9,6 @@ from typing import Any
 from dagster import (
     AssetKey,
     Config,
-    DagsterExecutionInterruptedError,
-    DagsterRunStatus,
     Failure,
     JobDefinition,
     MetadataValue,
@@ -27,7 +25,8 @@ from dagster import (
 from pydantic import Field
 
 from blacksmith_dagster.errors import BlacksmithError, clean
-from blacksmith_dagster.orchestration.checks import Finding, has_migrations, migrations_up_to_date
+from blacksmith_dagster.orchestration.checks import has_migrations, migrations_up_to_date
+from blacksmith_dagster.orchestration.loads import evaluate, raise_if_terminated
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
 from blacksmith_dagster.orchestration.signals import on_stop
 from blacksmith_dagster.pipeline.application import Blacksmith
@@ -125,8 +124,14 @@ def build_migration_jobs(app: Blacksmith, keys: Mapping[str, AssetKey]) -> Seque
 
 
 def _build_job(name: str, migrate: OpDefinition) -> JobDefinition:
-    # In the run's own process: a termination is a signal to it, which the op handles.
-    @job(name=name, description=migrate.description, executor_def=in_process_executor)
+    # In the run's own process: a termination is a signal to it, which the op handles. An instance
+    # that retries failed runs must leave these alone: a person looks at what has failed.
+    @job(
+        name=name,
+        description=migrate.description,
+        executor_def=in_process_executor,
+        tags={"dagster/max_retries": "0"},
+    )
     def migrates() -> None:
         migrate()
 
@@ -162,7 +167,7 @@ def _migrate(
                 )
         except BlacksmithError as error:
             raise Failure(clean(str(error)), allow_retries=False) from error
-        _evaluate(op, findings)
+        evaluate(op, findings)
         _conclude(op, report, metadata_of(report, config.dry_run), stop)
 
 
@@ -174,12 +179,8 @@ def _conclude(
         return
     failed = next((done for done in report.done if done.error), None)
     if stop.is_set() and failed is None:
-        # Dagster marks the run by what its op does: read it again, to tell a termination by a user
-        # from a signal to the process.
-        run = op.instance.get_run_by_id(op.run_id)
-        if run and run.status in (DagsterRunStatus.CANCELING, DagsterRunStatus.CANCELED):
-            op.log.info(report.error)
-            raise DagsterExecutionInterruptedError
+        op.log.info(report.error)
+        raise_if_terminated(op)
     raise Failure(_line(failed) if failed else report.error, said, allow_retries=False)
 
 
@@ -216,7 +217,6 @@ def table_of(report: Report, otherwise: str) -> TableMetadataValue:
             TableRecord(
                 {
                     "scope": action.scope,
-                    # As text: the UI would write a number with separators.
                     "version": str(action.version),
                     "name": action.name,
                     "action": action.what,
@@ -235,10 +235,3 @@ def _line(done: Done) -> str:
         f"{action.scope} {action.version} {action.name}: {done.state.value}, {done.seconds:.1f} s"
     )
     return f"{told}: {done.error}" if done.error else told
-
-
-def _evaluate(op: OpExecutionContext, findings: Sequence[Finding]) -> None:
-    # Its declared type leaves out check evaluations, which it takes.
-    log_event: Callable[[Any], None] = op.log_event
-    for finding in findings:
-        log_event(finding.evaluation())

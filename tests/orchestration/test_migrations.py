@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from dagster import (
     DagsterInstance,
     DagsterInvalidConfigError,
     ExecuteInProcessResult,
+    JobDefinition,
     TableMetadataValue,
 )
 
 from blacksmith_dagster import Batch, Blacksmith, Destination, Migration, Secret, Source
 from blacksmith_dagster.orchestration import BlacksmithResource, build_definitions
 from blacksmith_dagster.store import open_store
+from blacksmith_dagster.store.interface import NewEvent, NewJob
 from blacksmith_dagster.supervisor import open_supervisor
 from tests.orchestration.pipeline import Pipeline
 
@@ -64,6 +67,17 @@ class Migrated:
             version, f"change_{version % 100_000_000}", lambda: step("up"), lambda: step("down")
         )
 
+    def receive(self) -> None:
+        """Keep an event with a job for `users`."""
+        with closing(open_store(self._store_url)) as store:
+            store.register(self.app)
+            store.ingest([[NewEvent("crm/signed_up", "{}", [NewJob("lake/users")])]])
+
+    def load(self, instance: DagsterInstance) -> Mapping[str, Any]:
+        """What the load of the destination has told, by name."""
+        result = self._job("load_lake").execute_in_process(instance=instance)
+        return {name: value.value for name, value in told(result).items()}
+
     def run(
         self,
         instance: DagsterInstance,
@@ -72,14 +86,15 @@ class Migrated:
         raise_on_error: bool = True,
         **config: Any,
     ) -> ExecuteInProcessResult:
-        definitions = build_definitions(
-            self.app, resource=BlacksmithResource(store_url=self._store_url)
-        )
-        return definitions.resolve_job_def(job).execute_in_process(
+        return self._job(job).execute_in_process(
             instance=instance,
             run_config={"ops": {OPS[job]: {"config": config}}},
             raise_on_error=raise_on_error,
         )
+
+    def _job(self, name: str) -> JobDefinition:
+        resource = BlacksmithResource(store_url=self._store_url)
+        return build_definitions(self.app, resource=resource).resolve_job_def(name)
 
     def fails(self, instance: DagsterInstance, job: str, **config: Any) -> Mapping[str, Any]:
         """The metadata of a run that must fail, with its reason as `description`."""
@@ -321,6 +336,20 @@ def test_a_failed_run_evaluates_the_check(one_store: str, instance: DagsterInsta
     [(passed, said)] = checks(instance, result)
     assert not passed
     assert str(FIRST) in said
+
+
+def test_a_load_says_which_migration_its_jobs_wait_for(
+    one_store: str, instance: DagsterInstance
+) -> None:
+    migrated = Migrated(one_store)
+    migrated.receive()
+    waiting = migrated.load(instance)
+    assert waiting["events_loaded"] == 0
+    assert f"migration {FIFTH} has not run" in waiting["skipped"]
+    migrated.run(instance, "wanderer_run")
+    loaded = migrated.load(instance)
+    assert loaded["events_loaded"] == 1
+    assert "skipped" not in loaded
 
 
 def test_an_error_with_a_secret_in_it_is_told_without(
