@@ -5,7 +5,7 @@ from alembic import op
 
 from blacksmith_dagster.store.tables import Instant
 
-revision = "0004"
+revision = "0005"
 down_revision = "0001"
 
 _ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
