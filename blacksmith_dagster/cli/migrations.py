@@ -171,7 +171,7 @@ def _wanderer(app: str | None) -> Iterator[Wanderer]:
         with (
             opened() as store,
             locks_of(store) as locks,
-            open_tracking(Settings.read(), store) as tracking,
+            open_tracking(Settings.read().wanderer_url, store) as tracking,
         ):
             yield StandardWanderer(
                 application,

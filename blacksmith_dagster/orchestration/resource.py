@@ -34,7 +34,8 @@ from blacksmith_dagster.wanderer import Done, StandardWanderer, Wanderer, open_t
 class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
     """The store and the supervisor, opened for each run and each tick and closed after it.
 
-    They are those of this process's environment, and so is the broker of wake-ups.
+    They are those of this process's environment, and so are the broker of wake-ups and the database
+    that tracks migrations.
 
     - `store_url`: of the store; `BLACKSMITH_STORE_URL`, else SQLite in `BLACKSMITH_HOME`, if `None`.
       Dagster shows a resource's configuration: give a URL that holds a password as
@@ -138,10 +139,11 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
 
         Migrations are tracked where `BLACKSMITH_WANDERER_URL` says, by default in the store.
 
-        Raises `UsageError` outside of a run or a tick, `SettingsError`, `Unavailable`.
+        Raises `UsageError` outside of a run or a tick, `SettingsError`, `SchemaOutdated`,
+        `Unavailable`.
         """
         store = self.store(app)
-        with open_tracking(Settings.read(), store) as tracking:
+        with open_tracking(os.environ.get("BLACKSMITH_WANDERER_URL"), store) as tracking:
             yield StandardWanderer(
                 app,
                 store=store,

@@ -11,7 +11,6 @@ from sqlalchemy import Connection, func, insert, select
 
 from blacksmith_dagster.errors import SettingsError
 from blacksmith_dagster.pipeline.migration import Migration
-from blacksmith_dagster.settings import Settings
 from blacksmith_dagster.store import Store, gates, open_store, upkeep
 from blacksmith_dagster.store.gates import TargetFence
 from blacksmith_dagster.store.interface import Confirm
@@ -36,15 +35,15 @@ class Transition(NamedTuple):
 
 
 @contextmanager
-def open_tracking(settings: Settings, store: Store) -> Iterator[Store]:
-    """Where migrations are tracked: the store, unless `BLACKSMITH_WANDERER_URL` names another.
+def open_tracking(url: str | None, store: Store) -> Iterator[Store]:
+    """Where migrations are tracked: in the database at `url`, in the store if it is `None` or empty.
 
     Its tables are made if they are missing. Raises what `open_store` raises.
     """
-    if settings.wanderer_url is None:
+    if not url:
         yield store
         return
-    tracking = open_store(settings.wanderer_url, upgrade=True)
+    tracking = open_store(url, upgrade=True)
     try:
         yield tracking
     finally:

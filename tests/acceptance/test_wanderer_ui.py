@@ -100,7 +100,7 @@ class Wandering:
 
     def ended(self, run_id: str) -> DagsterRunStatus:
         """How a run has ended, once it has."""
-        until(lambda: self.run(run_id).is_finished, 60, "the run has ended")
+        until(lambda: self.run(run_id).is_finished, 90, "the run has ended")
         return self.run(run_id).status
 
     def states_of_lake(self) -> list[State | None]:

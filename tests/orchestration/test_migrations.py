@@ -352,6 +352,20 @@ def test_a_load_says_which_migration_its_jobs_wait_for(
     assert "skipped" not in loaded
 
 
+def test_they_are_tracked_where_the_environment_says(
+    one_store: str, instance: DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nothing names a home: the resource's store_url is enough.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("BLACKSMITH_HOME", raising=False)
+    migrated = Migrated(one_store)
+    monkeypatch.setenv("BLACKSMITH_WANDERER_URL", f"sqlite:///{tmp_path}/wanderer.db")
+    migrated.run(instance, "wanderer_run")
+    assert rows(told(migrated.run(instance, "wanderer_run", dry_run=True))) == []
+    monkeypatch.delenv("BLACKSMITH_WANDERER_URL")
+    assert len(rows(told(migrated.run(instance, "wanderer_run", dry_run=True)))) == 5
+
+
 def test_an_error_with_a_secret_in_it_is_told_without(
     one_store: str, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
