@@ -350,6 +350,6 @@ def test_ten_thousand_migrations_are_planned_within_half_a_second() -> None:
     ]
     found: Declared = {LAKE: sql(*versions)}
     known = [tracked(each, State.SUCCEEDED_UP) for each in found[LAKE][:9_000]]
-    began = time.perf_counter()
+    began = time.process_time()
     assert len(plan_run(found, known, Request())) == 1_000
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 0.5
