@@ -21,9 +21,11 @@ from dagster import (
 
 from blacksmith_dagster import Batch, Blacksmith, Destination, Migration, Secret, Source
 from blacksmith_dagster.orchestration import BlacksmithResource, build_definitions
+from blacksmith_dagster.orchestration.migrations import metadata_of
 from blacksmith_dagster.store import open_store
 from blacksmith_dagster.store.interface import NewEvent, NewJob
 from blacksmith_dagster.supervisor import open_supervisor
+from blacksmith_dagster.wanderer import Action, Report
 from tests.orchestration.pipeline import Pipeline
 
 FIRST, SECOND, THIRD, FOURTH, FIFTH = (20260101120000 + day * 1_000_000 for day in range(5))
@@ -234,6 +236,24 @@ def test_a_dry_run_tells_the_plan_and_does_nothing(
     ]
     assert migrated.ran == []
     assert rows(told(migrated.run(instance, "wanderer_run", dry_run=True))) == planned
+
+
+def test_a_dry_run_tells_the_sql() -> None:
+    up = Action("up", "destination:lake", FIRST, "make", "CREATE TABLE users (id TEXT);\n")
+    noted = Action("acknowledge", "destination:lake", SECOND, "noted")
+    sql = metadata_of(Report([up, noted]), dry_run=True)["sql"]
+    assert sql.value == (
+        f"```sql\n-- destination:lake {FIRST} make (up)\nCREATE TABLE users (id TEXT);\n```"
+    )
+    assert "sql" not in metadata_of(Report([up]), dry_run=False)
+
+
+def test_the_table_of_very_many_is_cut_and_their_number_is_told() -> None:
+    planned = [
+        Action("acknowledge", "destination:lake", version, "step") for version in range(3000)
+    ]
+    said = metadata_of(Report(planned), dry_run=True)
+    assert (len(said["migrations"].records), said["migrations_planned"]) == (1000, 3000)
 
 
 def test_a_late_lower_version_runs_when_it_is_asked_for(
