@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 from dagster import (
+    AssetCheckEvaluation,
     AssetCheckKey,
+    AssetCheckSeverity,
     AssetKey,
     DagsterEventType,
     DagsterInstance,
@@ -17,6 +19,7 @@ from dagster import (
     ExecuteInProcessResult,
     JobDefinition,
     TableMetadataValue,
+    build_sensor_context,
 )
 
 from blacksmith_dagster import Batch, Blacksmith, Destination, Migration, Secret, Source
@@ -344,6 +347,33 @@ def test_the_check_says_which_migration_has_not_run(
     [(passed, said)] = checks(instance, migrated.run(instance, "wanderer_rollback", version=THIRD))
     assert not passed
     assert str(FIFTH) in said
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["its_jobs_wait", "its_jobs_do_not"])
+def test_the_report_says_what_is_wrong_with_migrations_that_cannot_be_read(
+    one_store: str, instance: DagsterInstance, tmp_path: Path, waits: bool
+) -> None:
+    crm = Source("crm")
+    lake = Destination("lake", migrations=tmp_path / "nowhere", wait_for_migrations=waits)
+    lake.event(receives=crm.accept("signed_up"), name="users")(lambda batch: None)
+    app = Blacksmith(sources=[crm], destinations=[lake], since="2026-01-01")
+    open_store(one_store, upgrade=True).close()
+    resource = BlacksmithResource(store_url=one_store)
+    [report] = [
+        each
+        for each in build_definitions(app, resource=resource).sensors or ()
+        if each.name == "blacksmith_report"
+    ]
+    with build_sensor_context(instance, resources={"blacksmith": resource}) as context:
+        told = report.evaluate_tick(context).asset_events  # type: ignore[union-attr]
+    [check] = [
+        each
+        for each in told
+        if isinstance(each, AssetCheckEvaluation) and each.check_name == "migrations_up_to_date"
+    ]
+    assert not check.passed
+    assert str(tmp_path / "nowhere") in (check.description or "")
+    assert check.severity is (AssetCheckSeverity.ERROR if waits else AssetCheckSeverity.WARN)
 
 
 def test_a_failed_run_evaluates_the_check(one_store: str, instance: DagsterInstance) -> None:
