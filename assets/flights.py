@@ -4,7 +4,6 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-import sqlalchemy as sa
 
 from blacksmith_dagster import (
     HTTP,
@@ -53,31 +52,16 @@ def departed(request: Request) -> Event[Flight]:
 
 
 warehouse = SQLDestination(
-    "warehouse", url=Secret("WAREHOUSE_URL"), schedule=Schedule("@every 10s")
+    "warehouse",
+    url=Secret("WAREHOUSE_URL"),
+    schedule=Schedule("@every 10s"),
+    migrations="migrations/warehouse",
 )
 flights = warehouse.table(
     "flights",
     receives=departed,
     key=["carrier", "flight", "time_hour"],
     newest="time_hour",
-    create=sa.Table(
-        "flights",
-        sa.MetaData(),
-        sa.Column("carrier", sa.Text, primary_key=True),
-        sa.Column("flight", sa.Integer, primary_key=True),
-        sa.Column("time_hour", sa.DateTime(timezone=True), primary_key=True),
-        sa.Column("origin", sa.Text),
-        sa.Column("dest", sa.Text),
-        sa.Column("distance", sa.Integer),
-        sa.Column("sched_dep_time", sa.Integer),
-        sa.Column("sched_arr_time", sa.Integer),
-        sa.Column("tailnum", sa.Text),
-        sa.Column("dep_time", sa.Integer),
-        sa.Column("arr_time", sa.Integer),
-        sa.Column("dep_delay", sa.Float),
-        sa.Column("arr_delay", sa.Float),
-        sa.Column("air_time", sa.Float),
-    ),
 )
 
 

@@ -22,6 +22,7 @@ BENCHMARKS: Mapping[str, str] = {
     "sql_destination": "sql_destination",
     "idle": "idle",
     "supervisor": "supervisor",
+    "migrations": "migrations",
     "realtime": "realtime",
     "sustained": "realtime",
 }

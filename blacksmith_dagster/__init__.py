@@ -8,6 +8,7 @@ from blacksmith_dagster.pipeline.destination import Destination, DestinationEven
 from blacksmith_dagster.pipeline.event import Cause, Event, Job
 from blacksmith_dagster.pipeline.flow import Flow, Outcome
 from blacksmith_dagster.pipeline.limits import Limits
+from blacksmith_dagster.pipeline.migration import Direction, Migration
 from blacksmith_dagster.pipeline.schedule import Schedule
 from blacksmith_dagster.pipeline.secret import Secret
 from blacksmith_dagster.pipeline.source import Source, SourceEvent
@@ -23,10 +24,12 @@ __all__ = [
     "DeclarationError",
     "Destination",
     "DestinationEvent",
+    "Direction",
     "Event",
     "Flow",
     "Job",
     "Limits",
+    "Migration",
     "Outcome",
     "Reject",
     "Reply",

@@ -18,6 +18,10 @@
     ├── Unavailable               the store, the supervisor, a broker or a destination does not answer
     │   └── OutcomeUnknown        the connection broke during a commit
     ├── Timeout                   a load has not returned in time
+    ├── MigrationError            a migration's file, or a plan, breaks a rule; nothing was run
+    │   └── TargetHeld            another run is migrating this target
+    ├── NotMigrated               a destination is behind, or being migrated: its jobs wait
+    ├── CodeOutdated              a destination is of a newer version than this code
     ├── StoreError
     │   ├── SchemaOutdated        run `blacksmith store upgrade`
     │   ├── SequenceWentBack      the store was restored or promoted
@@ -150,6 +154,28 @@ class Timeout(BlacksmithError):
 
     The load is recorded as unknown, its jobs are due again. End this process: Python cannot stop
     the function's thread.
+    """
+
+
+class MigrationError(BlacksmithError):
+    """Migrations cannot be run as asked: the message names them, or the file, and the mend.
+
+    Nothing was run by the call that raised this.
+    """
+
+
+class TargetHeld(MigrationError):
+    """Another run is migrating the same source or destination."""
+
+
+class NotMigrated(BlacksmithError):
+    """A destination is being migrated, or a migration of it has not run: its jobs wait."""
+
+
+class CodeOutdated(BlacksmithError):
+    """A destination has been migrated beyond what this code declares.
+
+    Nothing more is loaded by it: start the newer code in its place.
     """
 
 

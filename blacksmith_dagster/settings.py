@@ -6,6 +6,7 @@
 - `BLACKSMITH_PUBSUB_URL`: `kafka://...`, `nats://...`, `amqp://...` or `postgres`; unset, the
   schedules serve realtime events too.
 - `BLACKSMITH_SUPERVISOR_URL`: `consul://host:8500`; unset, the store keeps the locks.
+- `BLACKSMITH_WANDERER_URL`: where migrations are tracked, a store's URL; by default the store.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Settings:
     store_url: str
     pubsub_url: str | None = None
     supervisor_url: str | None = None
+    wanderer_url: str | None = None
 
     @classmethod
     def read(cls, project: Path | None = None) -> Settings:
@@ -55,6 +57,7 @@ class Settings:
             url,
             os.environ.get("BLACKSMITH_PUBSUB_URL") or None,
             os.environ.get("BLACKSMITH_SUPERVISOR_URL") or None,
+            os.environ.get("BLACKSMITH_WANDERER_URL") or None,
         )
 
     def __repr__(self) -> str:

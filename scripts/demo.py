@@ -1,7 +1,8 @@
 """The whole system with real flights: a gateway, Dagster, a warehouse and alerts, on SQLite.
 
-Flights go to the warehouse by schedule, alerts at once: through a NATS server of the demo's own, or
-the broker at BLACKSMITH_PUBSUB_URL (with `postgres`, the store is the one at BLACKSMITH_STORE_URL).
+A Dagster job makes the warehouse's tables. Flights go there by schedule, alerts at once: through a
+NATS server of the demo's own, or the broker at BLACKSMITH_PUBSUB_URL (with `postgres`, the store is
+the one at BLACKSMITH_STORE_URL).
 
 `make demo` runs until Ctrl-C. `--once` ends by itself: with exit code 0 only if every flight was
 accepted and loaded, every late one alerted, and Dagster's history has the runs that did it.
@@ -41,6 +42,9 @@ PROJECT = Path(__file__).resolve().parent.parent
 SECONDS = 280  # stopping what was started takes its time too: five minutes in all
 LATE_MINUTES = 120
 FLIGHTS_A_REQUEST = 500
+MIGRATES = "wanderer_run"
+"""The job that makes the warehouse's tables."""
+
 LOADS = {"load_warehouse": {"SUCCESS"}, "realtime_alerts": {"STARTED", "SUCCESS"}}
 """The jobs that load, and how a run of each stands that has done so."""
 
@@ -124,7 +128,7 @@ class Receiver:
 
 
 class Warehouse:
-    """Reads the warehouse's table, which does not exist before its first load."""
+    """Reads the warehouse's table, which does not exist before its migrations have run."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -188,14 +192,42 @@ class Deployment:
                 raise Missed(f"no {what} in time")
             time.sleep(0.3)
 
+    def graphql(self, query: str, **variables: Any) -> Any:
+        """Ask the UI's own API."""
+        asked = {"query": query, "variables": variables}
+        answer = httpx.post(f"{self.ui}/graphql", json=asked, timeout=30).raise_for_status().json()
+        if answer.get("errors"):
+            raise Missed(f"Dagster answered {answer['errors']}")
+        return answer["data"]
+
+    def launch(self, job: str) -> None:
+        """Launch a job, as its page in the UI does."""
+        [repository] = self.graphql(_REPOSITORIES)["repositoriesOrError"]["nodes"]
+        job_of = {
+            "jobName": job,
+            "repositoryName": repository["name"],
+            "repositoryLocationName": repository["location"]["name"],
+        }
+        launched = self.graphql(_LAUNCH, job=job_of)["launchRun"]
+        if launched["__typename"] != "LaunchRunSuccess":
+            raise Missed(f"{job} was not launched: {launched}")
+
     def runs(self) -> dict[str, Counter[str]]:
         """How many runs of each job Dagster's history has, by status."""
-        query = "{ runsOrError { ... on Runs { results { jobName status } } } }"
-        answer = httpx.post(f"{self.ui}/graphql", json={"query": query}, timeout=30)
+        answer = self.graphql("{ runsOrError { ... on Runs { results { jobName status } } } }")
         runs: dict[str, Counter[str]] = {}
-        for run in answer.raise_for_status().json()["data"]["runsOrError"]["results"]:
+        for run in answer["runsOrError"]["results"]:
             runs.setdefault(run["jobName"], Counter())[run["status"]] += 1
         return runs
+
+
+_REPOSITORIES = """{ repositoriesOrError { ... on RepositoryConnection {
+    nodes { name location { name } } } } }"""
+_LAUNCH = """mutation Launch($job: JobOrPipelineSelector!) {
+    launchRun(executionParams: {selector: $job}) {
+        __typename
+        ... on PythonError { message }
+        ... on RunConfigValidationInvalid { errors { message } } } }"""
 
 
 def not_loaded_by(runs: Mapping[str, Counter[str]]) -> list[str]:
@@ -414,8 +446,14 @@ def run(home: Path, *, once: bool, whole_year: bool) -> None:
         print(f"gateway  {running.gateway}/airport/departures")
         running.wait_for("Dagster", lambda: answers(f"{running.ui}/server_info"), deadline)
         print(f"Dagster  {running.ui}")
-        backfill = history.launch_backfill(running.ui)
+        running.launch(MIGRATES)
         accepted = imported + feed(running.gateway, new, deadline)
+        running.wait_for(
+            f"successful run of {MIGRATES}",
+            lambda: running.runs().get(MIGRATES, Counter())["SUCCESS"] == 1,
+            deadline,
+        )
+        backfill = history.launch_backfill(running.ui)
         watch_loading(running, len(flights), late, deadline)
         running.wait_for(
             "backfill of the second table",

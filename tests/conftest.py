@@ -159,6 +159,12 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/store.db"
 
 
+@pytest.fixture(params=["store"])
+def locks_url(request: pytest.FixtureRequest) -> str | None:
+    """The URL of the supervisor that a test of locks runs on; `None` for the store's own."""
+    return None
+
+
 @pytest.fixture(scope="session")
 def consul() -> Iterator[ConsulServer]:
     """The session's Consul, which is never stopped."""

@@ -22,8 +22,6 @@ from blacksmith_dagster.settings import load_application
 from blacksmith_dagster.store.interface import Counts, Orphan, Store, StoredEvent, Transition
 from blacksmith_dagster.supervisor import LockStatus, ServiceStatus, Supervisor
 
-_QUARANTINE_SHOWN = 1000
-
 
 class _Row(msgspec.Struct, frozen=True):
     """A destination event in `status`: `counts` is `None` before a process has registered it.
@@ -65,7 +63,7 @@ def status(app: str | None, json: bool) -> None:
             _supervision(supervisor),
             [_row(store, path) for path in application.destination_events],
             store.orphans(application),
-            len(store.quarantined(_QUARANTINE_SHOWN)),
+            store.quarantine_size(),
         )
     click.echo(as_json(found) if json else _status_text(found))
 
@@ -106,8 +104,7 @@ def _status_text(found: _Status) -> str:
         parts.append(f"No longer declared ({mend}):")
         parts.append(table(["destination event", "jobs waiting"], found.orphans))
     if found.quarantined:
-        more = "+" if found.quarantined == _QUARANTINE_SHOWN else ""
-        parts.append(f"In quarantine: {found.quarantined}{more} (`blacksmith quarantine list`)")
+        parts.append(f"In quarantine: {found.quarantined} (`blacksmith quarantine list`)")
     return "\n\n".join(parts)
 
 

@@ -18,6 +18,12 @@ _COLOURS = {
     "discarded": "red",
     "passing": "green",
     "critical": "red",
+    "succeeded(up)": "green",
+    "executing(up)": "cyan",
+    "executing(down)": "cyan",
+    "failed(up)": "red",
+    "failed(down)": "red",
+    "interrupted": "red",
 }
 
 

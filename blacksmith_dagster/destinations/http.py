@@ -24,6 +24,7 @@ from blacksmith_dagster.pipeline.batch import Batch, Said, Verdict
 from blacksmith_dagster.pipeline.destination import Destination, DestinationEvent
 from blacksmith_dagster.pipeline.event import Job
 from blacksmith_dagster.pipeline.flow import Receives
+from blacksmith_dagster.pipeline.migration import Migrations
 from blacksmith_dagster.pipeline.rules import duration
 from blacksmith_dagster.pipeline.schedule import Schedule
 from blacksmith_dagster.pipeline.secret import Secret
@@ -65,6 +66,8 @@ class HTTPDestination(Destination[httpx.Client]):
         batch: int | None = None,
         owners: Sequence[str] = (),
         tags: Mapping[str, str] | None = None,
+        migrations: Migrations | None = None,
+        wait_for_migrations: bool = True,
     ) -> None:
         super().__init__(
             name,
@@ -74,6 +77,8 @@ class HTTPDestination(Destination[httpx.Client]):
             batch=batch,
             owners=owners,
             tags=tags,
+            migrations=migrations,
+            wait_for_migrations=wait_for_migrations,
         )
         self._endpoint = _Endpoint(f"destination {name!r}", url, dict(headers or {}))
         if isinstance(url, str):
@@ -102,6 +107,7 @@ class HTTPDestination(Destination[httpx.Client]):
         renamed_from: str | None = None,
         backfill: str | None = None,
         backfill_days: int = 1,
+        migrations: Migrations | None = None,
     ) -> DestinationEvent[T]:
         """Send each job as JSON in a POST request.
 
@@ -161,6 +167,7 @@ class HTTPDestination(Destination[httpx.Client]):
             renamed_from=renamed_from,
             backfill=backfill,
             backfill_days=backfill_days,
+            migrations=migrations,
         )(load)
         return event
 

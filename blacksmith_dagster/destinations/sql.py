@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -16,10 +18,17 @@ from blacksmith_dagster.destinations.dialects import (
     said_by,
 )
 from blacksmith_dagster.destinations.rows import Row, fitted, statements
-from blacksmith_dagster.errors import BlacksmithError, DeclarationError, Unavailable
+from blacksmith_dagster.destinations.statements import of_postgresql, of_sqlite
+from blacksmith_dagster.errors import (
+    BlacksmithError,
+    DeclarationError,
+    MigrationError,
+    Unavailable,
+)
 from blacksmith_dagster.pipeline.batch import Batch
 from blacksmith_dagster.pipeline.destination import Destination, DestinationEvent
 from blacksmith_dagster.pipeline.flow import Receives
+from blacksmith_dagster.pipeline.migration import Direction, Migration, Migrations
 from blacksmith_dagster.pipeline.schedule import Schedule
 from blacksmith_dagster.pipeline.secret import Secret
 
@@ -53,6 +62,8 @@ class SQLDestination(Destination[sa.Engine]):
         batch: int | None = None,
         owners: Sequence[str] = (),
         tags: Mapping[str, str] | None = None,
+        migrations: Migrations | None = None,
+        wait_for_migrations: bool = True,
     ) -> None:
         super().__init__(
             name,
@@ -62,6 +73,8 @@ class SQLDestination(Destination[sa.Engine]):
             batch=batch,
             owners=owners,
             tags=tags,
+            migrations=migrations,
+            wait_for_migrations=wait_for_migrations,
         )
         self.url = url
 
@@ -81,6 +94,7 @@ class SQLDestination(Destination[sa.Engine]):
         renamed_from: str | None = None,
         backfill: str | None = None,
         backfill_days: int = 1,
+        migrations: Migrations | None = None,
     ) -> DestinationEvent[T]:
         """Load each job into a row of the table `name`: its data's fields are the columns.
 
@@ -130,8 +144,44 @@ class SQLDestination(Destination[sa.Engine]):
             renamed_from=renamed_from,
             backfill=backfill,
             backfill_days=backfill_days,
+            migrations=migrations,
         )(load)
         return event
+
+    def migrate(self, migration: Migration, direction: Direction) -> None:
+        """Run a migration of the destination or of one of its events in one transaction.
+
+        A function is called with the SQLAlchemy connection. SQL with a line
+        `-- blacksmith: no transaction` is run statement by statement, outside of any (as
+        `CREATE INDEX CONCURRENTLY` must be).
+
+        Raises `MigrationError` if the SQL ends the transaction itself, and what the database raises.
+        """
+        self.migrate_and_record(migration, direction, lambda _: None)
+
+    def migrate_and_record(
+        self,
+        migration: Migration,
+        direction: Direction,
+        record: Callable[[sa.Connection], None],
+    ) -> None:
+        """As `migrate`; `record` is called within the transaction, before it is committed."""
+        step = migration.step(direction)
+        with contextmanager(self._connect)() as engine:
+            if not migration.in_transaction(direction):
+                _run_alone(engine, migration.sql(direction))
+                return
+            with engine.begin() as connection:
+                if callable(step):
+                    step(connection)
+                else:
+                    _run_script(connection, migration, direction)
+                record(connection)
+
+    def is_at(self, url: sa.URL) -> bool:
+        """Whether its database is the one at `url`. Raises `MissingSecret`, `SettingsError`."""
+        with contextmanager(self._connect)() as engine:
+            return _place(engine.url) == _place(url)
 
     def _connect(self) -> Iterator[sa.Engine]:
         url = self.url.reveal() if isinstance(self.url, Secret) else self.url
@@ -140,6 +190,49 @@ class SQLDestination(Destination[sa.Engine]):
             yield engine
         finally:
             engine.dispose()
+
+
+def _run_script(connection: sa.Connection, migration: Migration, direction: Direction) -> None:
+    """Run SQL in the connection's transaction, by the driver: no ':' or '%' is a parameter to it."""
+    script = migration.sql(direction)
+    driver: Any = connection.connection.driver_connection
+    if connection.dialect.name == "postgresql":
+        driver.execute(script)  # the server takes it apart
+        within = driver.info.transaction_status != _IDLE
+    else:
+        for statement in of_sqlite(script):
+            driver.execute(statement)
+        within = driver.in_transaction
+    if not within:
+        raise MigrationError(
+            f"{migration}: its SQL has ended the transaction in which it runs; remove COMMIT and "
+            "ROLLBACK, or write a line `-- blacksmith: no transaction`"
+        )
+
+
+def _run_alone(engine: sa.Engine, script: str) -> None:
+    """Run SQL statement by statement, outside of any transaction."""
+    pooled = engine.raw_connection()
+    try:
+        driver: Any = pooled.driver_connection
+        postgresql = engine.dialect.name == "postgresql"
+        if postgresql:
+            driver.autocommit = True
+        for statement in of_postgresql(script) if postgresql else of_sqlite(script):
+            driver.execute(statement)
+    finally:
+        pooled.invalidate()  # it may have been left in any state
+        pooled.close()
+
+
+_IDLE = 0
+
+
+def _place(url: sa.URL) -> tuple[object, ...]:
+    """Where a database is, and which schema of it."""
+    if url.get_backend_name() == "sqlite":
+        return ("sqlite", Path(url.database or "").absolute())
+    return (url.get_backend_name(), url.host, url.port or 5432, url.database, url.query)
 
 
 class _Table:

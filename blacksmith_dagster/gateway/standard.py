@@ -72,6 +72,10 @@ class StandardGateway:
             raise DeclarationError(
                 f"StandardGateway(workers={self.workers}, queue={self.queue}): numbers above 0"
             )
+        if self.tls_key is not None and self.tls_certificate is None:
+            raise DeclarationError(
+                "StandardGateway(tls_key=...) is the key of a certificate; give tls_certificate too"
+            )
 
     def serve(self, app: Blacksmith, settings: Settings) -> None:
         """Receive until SIGTERM or SIGINT; what was accepted is committed before it returns.
@@ -83,7 +87,7 @@ class StandardGateway:
         self._check_tls()
         for event in app.source_events.values():
             if event.auth is not None:
-                event.auth.token.reveal()  # a missing token is told now, not to a sender
+                event.auth.check()  # a token that cannot be is told now, not to a sender
         with self._listen() as listener:
             pubsub = open_pubsub(settings.pubsub_url, settings.store_url)
             told = f", wake-ups through {pubsub.label}" if pubsub else ""

@@ -1,8 +1,8 @@
-"""What is checked: is anything discarded, overdue or orphaned, do gateway and supervisor answer?
+"""What is checked: is anything discarded, overdue, orphaned or not migrated; who answers?
 
 A check is evaluated by each load for its own destination event, by the report sensor for all, and
-by hand in the UI. What it finds is a value; only `find` asks the store, the
-supervisor and the gateway.
+by hand in the UI. What it finds is a value; only `find` asks the store, the supervisor, the gateway
+and the wanderer.
 """
 
 from __future__ import annotations
@@ -27,13 +27,16 @@ from dagster import (
     MetadataValue,
 )
 
-from blacksmith_dagster.errors import SettingsError, Unavailable
+from blacksmith_dagster.errors import MigrationError, SettingsError, Unavailable
 from blacksmith_dagster.orchestration.assets import STORE_KEY
 from blacksmith_dagster.pipeline.application import Blacksmith
+from blacksmith_dagster.pipeline.destination import Destination
 from blacksmith_dagster.pipeline.schedule import DEFAULT, Schedule
+from blacksmith_dagster.pipeline.source import Source
 from blacksmith_dagster.pipeline.trigger import HTTP
 from blacksmith_dagster.store.interface import Counts, JobState, Orphan, Store
 from blacksmith_dagster.supervisor import Supervisor
+from blacksmith_dagster.wanderer import Wanderer
 
 GATEWAY_URL = "BLACKSMITH_GATEWAY_URL"
 _DEFAULT_GATEWAY = "http://127.0.0.1:8420"
@@ -54,6 +57,7 @@ _DESCRIPTIONS = {
     "supervisor_reachable": "Locks can be had; the metadata name the holder of each.",
     "replay_settled": "Each job of the last replay has succeeded.",
     "no_orphans": "No job waits for a destination event that is no longer declared.",
+    "migrations_up_to_date": "Every migration of the destination and its events has run.",
 }
 
 
@@ -104,6 +108,12 @@ def check_specs(app: Blacksmith, keys: Mapping[str, AssetKey]) -> Sequence[Asset
         for name in ("no_discarded", "nothing_overdue", "replay_settled")
     ]
     named += [(keys[path], "gateway_reachable") for path in _over_http(app)]
+    named += [
+        (keys[event.path], "migrations_up_to_date")
+        for destination in app.destinations.values()
+        if has_migrations(destination)
+        for event in destination.events.values()
+    ]
     named += [(STORE_KEY, "supervisor_reachable"), (STORE_KEY, "no_orphans")]
     return [AssetCheckSpec(name, asset=key, description=_DESCRIPTIONS[name]) for key, name in named]
 
@@ -113,6 +123,8 @@ def find(
     keys: Mapping[str, AssetKey],
     store: Store,
     supervisor: Supervisor,
+    wanderer: Wanderer,
+    *,
     woken: bool,
 ) -> Iterator[Finding]:
     """Evaluate every check. `woken`: whether realtime events are loaded at once.
@@ -130,6 +142,7 @@ def find(
             yield Finding(keys[path], "gateway_reachable", passed, said, AssetCheckSeverity.ERROR)
     yield supervisor_reachable(supervisor)
     yield no_orphans(store.orphans(app))
+    yield from migrations_up_to_date(app, keys, wanderer)
 
 
 def of_destination(
@@ -242,6 +255,35 @@ def supervisor_reachable(supervisor: Supervisor) -> Finding:
         AssetCheckSeverity.ERROR,
         {lock.key: lock.holder for lock in locks},
     )
+
+
+def has_migrations(target: Source | Destination[Any]) -> bool:
+    """Whether a source or a destination, or one of its events, declares migrations."""
+    return any(each.migrations for each in (target, *target.events.values()))
+
+
+def migrations_up_to_date(
+    app: Blacksmith, keys: Mapping[str, AssetKey], wanderer: Wanderer
+) -> Iterator[Finding]:
+    """Whether each destination that has migrations is up to date; shown on each of its events, whose
+    jobs wait while it is not."""
+    for destination in app.destinations.values():
+        if not has_migrations(destination):
+            continue
+        try:
+            behind = wanderer.behind(destination.name)
+        except MigrationError as error:  # a file that cannot be read, for example
+            behind = str(error)
+        for event in destination.events.values():
+            yield Finding(
+                keys[event.path],
+                "migrations_up_to_date",
+                behind is None,
+                behind or "every migration has run",
+                AssetCheckSeverity.ERROR
+                if destination.wait_for_migrations
+                else AssetCheckSeverity.WARN,
+            )
 
 
 def gateway_answer() -> tuple[bool, str]:

@@ -14,6 +14,7 @@ from blacksmith_dagster.orchestration.assets import (
 )
 from blacksmith_dagster.orchestration.backfills import build_backfill, build_replay
 from blacksmith_dagster.orchestration.jobs import build_job, load_jobs
+from blacksmith_dagster.orchestration.migrations import build_migration_jobs
 from blacksmith_dagster.orchestration.purge import build_purge
 from blacksmith_dagster.orchestration.realtime import WarmRuns, build_realtime_job
 from blacksmith_dagster.orchestration.realtime_sensor import build_realtime_sensor
@@ -31,7 +32,7 @@ def build_definitions(
     resource: BlacksmithResource | None = None,
     warm: WarmRuns | None = None,
 ) -> Definitions:
-    """Dagster's definitions of an application: assets, load jobs, what launches them, and checks.
+    """Dagster's definitions of an application: assets, jobs, what launches them, and checks.
 
     - `translator`: changes the assets' specs; `BlacksmithTranslator()` if `None`.
     - `resource`: opens the store; by default the one that `BLACKSMITH_STORE_URL` names. Its key is
@@ -66,7 +67,12 @@ def build_definitions(
     return Definitions(
         assets=[*(replays.get(path, spec) for path, spec in specs.items()), store_spec()],
         asset_checks=[build_checks(app, keys)],
-        jobs=[*jobs.values(), *realtime_jobs, *([purges.job] if purges else [])],
+        jobs=[
+            *jobs.values(),
+            *realtime_jobs,
+            *build_migration_jobs(app, keys),
+            *([purges.job] if purges else []),
+        ],
         schedules=[
             *(each for each in triggers if isinstance(each, ScheduleDefinition)),
             *(each for each in backfills if each is not None),

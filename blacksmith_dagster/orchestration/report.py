@@ -110,11 +110,10 @@ def build_report_sensor(app: Blacksmith, keys: Mapping[str, AssetKey]) -> Sensor
             each for each in store.day_counts(cursor.since) if each.kind in app.source_events
         ]
         totals, cursor = news(cursor, counted, datetime.now(UTC).date())
-        findings, cursor = to_repeat(
-            cursor,
-            find(app, keys, store, blacksmith.supervisor, blacksmith.pubsub is not None),
-            time.time(),
-        )
+        woken = blacksmith.pubsub is not None
+        with blacksmith.wanderer(app) as wanderer:
+            found = list(find(app, keys, store, blacksmith.supervisor, wanderer, woken=woken))
+        findings, cursor = to_repeat(cursor, found, time.time())
         events: list[AssetMaterialization | AssetCheckEvaluation] = [
             _materialization(keys[each.kind], each) for each in totals
         ]
@@ -138,9 +137,11 @@ def build_checks(app: Blacksmith, keys: Mapping[str, AssetKey]) -> AssetChecksDe
         context: AssetCheckExecutionContext, blacksmith: BlacksmithResource
     ) -> Iterator[AssetCheckResult]:
         woken = blacksmith.pubsub is not None
-        for finding in find(app, keys, blacksmith.store(app), blacksmith.supervisor, woken):
-            if finding.check_key in context.selected_asset_check_keys:
-                yield finding.result()
+        store, supervisor = blacksmith.store(app), blacksmith.supervisor
+        with blacksmith.wanderer(app) as wanderer:
+            for finding in find(app, keys, store, supervisor, wanderer, woken=woken):
+                if finding.check_key in context.selected_asset_check_keys:
+                    yield finding.result()
 
     return checks
 

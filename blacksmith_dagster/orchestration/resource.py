@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,12 +30,14 @@ from blacksmith_dagster.scheduler.replay import Forecast, ReplaySummary
 from blacksmith_dagster.settings import Settings
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.supervisor import Supervisor, open_supervisor
+from blacksmith_dagster.wanderer import Done, StandardWanderer, Wanderer, open_tracking
 
 
 class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
     """The store and the supervisor, opened for each run and each tick and closed after it.
 
-    They are those of this process's environment, and so is the broker of wake-ups.
+    They are those of this process's environment, and so are the broker of wake-ups and the database
+    that tracks migrations.
 
     - `store_url`: of the store; `BLACKSMITH_STORE_URL`, else SQLite in `BLACKSMITH_HOME`, if `None`.
       Dagster shows a resource's configuration: give a URL that holds a password as
@@ -124,6 +127,35 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
         if self._announcer is None and pubsub is not None:
             self._announcer = Announcer(app, pubsub)
         return self._announcer
+
+    @contextmanager
+    def wanderer(
+        self,
+        app: Blacksmith,
+        *,
+        run: str | None = None,
+        stop: threading.Event | None = None,
+        report: Callable[[Done], None] = lambda _: None,
+    ) -> Iterator[Wanderer]:
+        """What migrates the application's sources and destinations; see `StandardWanderer`.
+
+        Migrations are tracked where `BLACKSMITH_WANDERER_URL` says, by default in the store.
+
+        Raises `UsageError` outside of a run or a tick, `SettingsError`, `SchemaOutdated`,
+        `Unavailable`.
+        """
+        store = self.store(app)
+        with open_tracking(os.environ.get("BLACKSMITH_WANDERER_URL"), store) as tracking:
+            yield StandardWanderer(
+                app,
+                store=store,
+                supervisor=self.supervisor,
+                tracking=tracking,
+                owner=run or f"{socket.gethostname()}:{os.getpid()}",
+                run=run,
+                stop=stop,
+                report=report,
+            )
 
     def load(
         self,

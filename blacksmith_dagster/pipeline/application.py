@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -121,6 +121,8 @@ class Blacksmith:
 
 def _by_name(what: str, kind: type[Any], named: Sequence[Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
+    if isinstance(named, str) or not isinstance(named, Collection):
+        raise DeclarationError(f"{what}s={named!r}: it is no list; write {what}s=[...]")
     for each in named:
         if not isinstance(each, kind):
             raise DeclarationError(

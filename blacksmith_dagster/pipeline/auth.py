@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 from dataclasses import dataclass
 
-from blacksmith_dagster.errors import DeclarationError
+from blacksmith_dagster.errors import DeclarationError, SettingsError
 from blacksmith_dagster.pipeline.secret import Secret
 
 
@@ -26,6 +26,15 @@ class Bearer:
             raise DeclarationError(
                 "Bearer(...) takes a Secret: put the token into an environment variable and write "
                 "Bearer(Secret('ITS_NAME')); what it was given is not repeated here"
+            )
+
+    def check(self) -> None:
+        """Raises `SettingsError` for a token that no header can carry, `MissingSecret` for none."""
+        token = self.token.reveal()
+        if token != token.strip() or not token.isprintable():
+            raise SettingsError(
+                f"the token in {self.token.name} begins or ends with a space or a line break, or has "
+                "a control character, and no Authorization header matches it; set it without"
             )
 
     def allows(self, authorization: str | None) -> bool:

@@ -11,6 +11,13 @@ from blacksmith_dagster.errors import DeclarationError
 from blacksmith_dagster.pipeline import schedule as _schedule
 from blacksmith_dagster.pipeline.batch import Batch
 from blacksmith_dagster.pipeline.flow import Flow, Outcome, Receivable, Receives
+from blacksmith_dagster.pipeline.migration import (
+    Direction,
+    Migration,
+    Migrations,
+    checked_migrations,
+    run_function,
+)
 from blacksmith_dagster.pipeline.rules import (
     checked_function,
     checked_name,
@@ -51,6 +58,7 @@ class DestinationEvent(Generic[T]):
         renamed_from: str | None,
         backfill: str | None,
         backfill_days: int,
+        migrations: Migrations | None,
     ) -> None:
         where = f"destination {destination.name!r}: event"
         self.destination = destination
@@ -68,6 +76,7 @@ class DestinationEvent(Generic[T]):
             destination.owners if owners is None else checked_owners(self.path, owners) or ()
         )
         self.tags = destination.tags if tags is None else checked_tags(self.path, tags) or {}
+        self.migrations = checked_migrations(self.path, migrations)
         self.renamed_from = renamed_from
         if renamed_from is not None:
             checked_name(f"{self.path}: renamed_from", renamed_from)
@@ -115,8 +124,12 @@ class Destination(Generic[C]):
       for nothing.
     - `batch`: how many jobs a load holds at most (1000).
     - `owners` (e-mail addresses or `team:name`) and `tags`: shown in Dagster.
+    - `migrations`: of the destination's own schema; see `migrate`. Each event may have some beside
+      them.
+    - `wait_for_migrations`: while a migration has not run, or has failed, the jobs of all its events
+      wait (`True`).
 
-    Each event inherits them and may give its own.
+    Each event inherits the others and may give its own.
 
     >>> from blacksmith_dagster import Source
     >>> departed = Source("airport").accept("departed")
@@ -139,6 +152,8 @@ class Destination(Generic[C]):
         batch: int | None = None,
         owners: Sequence[str] = (),
         tags: Mapping[str, str] | None = None,
+        migrations: Migrations | None = None,
+        wait_for_migrations: bool = True,
     ) -> None: ...
     @overload
     def __init__(
@@ -151,6 +166,8 @@ class Destination(Generic[C]):
         batch: int | None = None,
         owners: Sequence[str] = (),
         tags: Mapping[str, str] | None = None,
+        migrations: Migrations | None = None,
+        wait_for_migrations: bool = True,
     ) -> None: ...
     @overload
     def __init__(
@@ -163,6 +180,8 @@ class Destination(Generic[C]):
         batch: int | None = None,
         owners: Sequence[str] = (),
         tags: Mapping[str, str] | None = None,
+        migrations: Migrations | None = None,
+        wait_for_migrations: bool = True,
     ) -> None: ...
     def __init__(
         self,
@@ -174,6 +193,8 @@ class Destination(Generic[C]):
         batch: int | None = None,
         owners: Sequence[str] = (),
         tags: Mapping[str, str] | None = None,
+        migrations: Migrations | None = None,
+        wait_for_migrations: bool = True,
     ) -> None:
         where = f"destination {name!r}"
         self.name = checked_name("destination", name)
@@ -183,6 +204,8 @@ class Destination(Generic[C]):
         self.batch = _batch(where, DEFAULT_BATCH if batch is None else batch)
         self.owners = checked_owners(where, owners) or ()
         self.tags = checked_tags(where, tags) or {}
+        self.migrations = checked_migrations(where, migrations)
+        self.wait_for_migrations = wait_for_migrations
         self._events: dict[str, DestinationEvent[Any]] = {}
 
     @property
@@ -204,6 +227,7 @@ class Destination(Generic[C]):
         renamed_from: str | None = None,
         backfill: str | None = None,
         backfill_days: int = 1,
+        migrations: Migrations | None = None,
     ) -> _LoadUnconnected: ...
     @overload
     def event(
@@ -219,6 +243,7 @@ class Destination(Generic[C]):
         renamed_from: str | None = None,
         backfill: str | None = None,
         backfill_days: int = 1,
+        migrations: Migrations | None = None,
     ) -> _Load[C]: ...
     def event(
         self,
@@ -233,6 +258,7 @@ class Destination(Generic[C]):
         renamed_from: str | None = None,
         backfill: str | None = None,
         backfill_days: int = 1,
+        migrations: Migrations | None = None,
     ) -> Any:
         """Make a destination event of a function that loads a batch.
 
@@ -241,6 +267,7 @@ class Destination(Generic[C]):
         - `renamed_from`: the event's earlier name, so that its waiting jobs and its history stay.
         - `backfill`: a cron expression, in UTC: then the last `backfill_days` days (the day before
           alone, by default) are replayed: what has no job or was discarded is loaded again.
+        - `migrations`: the event's own, run as its destination runs them.
 
         The function is called as `function(batch)`, or `function(batch, connection)` if the
         destination has a `connect`.
@@ -268,6 +295,7 @@ class Destination(Generic[C]):
                 renamed_from,
                 backfill,
                 backfill_days,
+                migrations,
             )
             if event.name in self._events:
                 raise DeclarationError(
@@ -278,6 +306,14 @@ class Destination(Generic[C]):
             return event
 
         return declare
+
+    def migrate(self, migration: Migration, direction: Direction) -> None:
+        """Run a migration of this destination or of one of its events; override it to run SQL.
+
+        As it stands it calls the migration's function, without arguments. What it raises is kept as
+        the reason of the failure.
+        """
+        run_function(f"destination {self.name!r}", migration, direction)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"

@@ -14,6 +14,13 @@ from blacksmith_dagster.pipeline.auth import Bearer
 from blacksmith_dagster.pipeline.event import Event
 from blacksmith_dagster.pipeline.flow import Receivable
 from blacksmith_dagster.pipeline.limits import Limits
+from blacksmith_dagster.pipeline.migration import (
+    Direction,
+    Migration,
+    Migrations,
+    checked_migrations,
+    run_function,
+)
 from blacksmith_dagster.pipeline.retention import checked_keep
 from blacksmith_dagster.pipeline.rules import (
     checked_function,
@@ -54,6 +61,7 @@ class SourceEvent(Receivable[T_co], Generic[T_co, In_contra, Out]):
         owners: Sequence[str] | None,
         tags: Mapping[str, str] | None,
         description: str | None,
+        migrations: Migrations | None,
     ) -> None:
         path = f"{source.name}/{checked_name(f'source {source.name!r}: event', name)}"
         super().__init__(path, _checked_model(path, model))
@@ -69,6 +77,7 @@ class SourceEvent(Receivable[T_co], Generic[T_co, In_contra, Out]):
         self.owners = source.owners if owners is None else checked_owners(path, owners) or ()
         self.tags = source.tags if tags is None else checked_tags(path, tags) or {}
         self.description = description
+        self.migrations = checked_migrations(path, migrations)
 
     def __call__(self, given: In_contra) -> Out:
         if self.function is None:
@@ -108,8 +117,9 @@ class Source:
     - `keep_discarded`: how long it is kept from when a job of it was discarded; as long as `keep`,
       by default. `blacksmith purge` removes what is past its time.
     - `owners` (e-mail addresses or `team:name`) and `tags`: shown in Dagster.
+    - `migrations`: of the source's own schema; see `migrate`. Each event may have some beside them.
 
-    Each event inherits them and may give its own.
+    Each event inherits the others and may give its own.
 
     >>> airport = Source("airport", owners=["team:flights"])
     >>> @airport.event(HTTP("/airport/departures"))
@@ -129,6 +139,7 @@ class Source:
         keep_discarded: str | None = None,
         owners: Sequence[str] = (),
         tags: Mapping[str, str] | None = None,
+        migrations: Migrations | None = None,
     ) -> None:
         self.name = checked_name("source", name)
         where = f"source {name!r}"
@@ -138,6 +149,7 @@ class Source:
         self.keep_discarded = checked_keep(f"{where}: keep_discarded", keep_discarded)
         self.owners = checked_owners(where, owners) or ()
         self.tags = checked_tags(where, tags) or {}
+        self.migrations = checked_migrations(where, migrations)
         self._events: dict[str, SourceEvent[Any, Any, Any]] = {}
 
     @property
@@ -156,6 +168,7 @@ class Source:
         keep_discarded: str | None = None,
         owners: Sequence[str] | None = None,
         tags: Mapping[str, str] | None = None,
+        migrations: Migrations | None = None,
     ) -> _Extract[In]:
         """Make a source event of a function that turns what the trigger hands over into events.
 
@@ -189,6 +202,7 @@ class Source:
                 owners,
                 tags,
                 function.__doc__,
+                migrations,
             )
             return self._add(event)
 
@@ -208,6 +222,7 @@ class Source:
         owners: Sequence[str] | None = None,
         tags: Mapping[str, str] | None = None,
         description: str | None = None,
+        migrations: Migrations | None = None,
     ) -> SourceEvent[T, Any, Any]: ...
     @overload
     def accept(
@@ -222,6 +237,7 @@ class Source:
         owners: Sequence[str] | None = None,
         tags: Mapping[str, str] | None = None,
         description: str | None = None,
+        migrations: Migrations | None = None,
     ) -> SourceEvent[Any, Any, Any]: ...
     def accept(
         self,
@@ -236,6 +252,7 @@ class Source:
         owners: Sequence[str] | None = None,
         tags: Mapping[str, str] | None = None,
         description: str | None = None,
+        migrations: Migrations | None = None,
     ) -> SourceEvent[Any, Any, Any]:
         """A source event without a function: a JSON body is kept as it is, to the byte.
 
@@ -262,8 +279,17 @@ class Source:
                 owners,
                 tags,
                 description,
+                migrations,
             )
         )
+
+    def migrate(self, migration: Migration, direction: Direction) -> None:
+        """Run a migration of this source or of one of its events; override it to run SQL.
+
+        As it stands it calls the migration's function, without arguments. What it raises is kept as
+        the reason of the failure.
+        """
+        run_function(f"source {self.name!r}", migration, direction)
 
     def _add(self, event: SourceEvent[Any, Any, Any]) -> SourceEvent[Any, Any, Any]:
         if event.name in self._events:

@@ -47,7 +47,8 @@ class LoadReport(msgspec.Struct, frozen=True):
 class Summary(msgspec.Struct, frozen=True):
     """What a call of `Scheduler.load` did.
 
-    `skipped` says why nothing was done (the lock is held by another, for example), `None` if it was;
+    `skipped` says why nothing (more) was done: the lock is held by another, or the destination waits
+    for a migration. It is `None` if all that was due was loaded;
     `stopped` is true when it was asked to stop before everything due was loaded.
     """
 
@@ -76,7 +77,8 @@ class Scheduler(Protocol):
         `run` names the Dagster run in the history; `report` is called after each recorded load, in
         the caller's thread.
 
-        Raises `Fenced` when another took over, `Timeout` when a load ran past its time-out and its
+        Raises `Fenced` when another took over, `CodeOutdated` when the destination was migrated beyond
+        this code, `Timeout` when a load ran past its time-out and its
         function has not returned (end the process), `Unavailable` when the store or the supervisor
         does not answer.
         """

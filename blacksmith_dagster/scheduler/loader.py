@@ -13,7 +13,13 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from blacksmith_dagster.errors import Fenced, OutcomeUnknown, Timeout, Unavailable
+from blacksmith_dagster.errors import (
+    Fenced,
+    NotMigrated,
+    OutcomeUnknown,
+    Timeout,
+    Unavailable,
+)
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.batch import Batch
 from blacksmith_dagster.pipeline.destination import DestinationEvent
@@ -23,6 +29,7 @@ from blacksmith_dagster.scheduler.outcomes import outcomes
 from blacksmith_dagster.scheduler.verdict import decide, report
 from blacksmith_dagster.scheduler.workers import Workers
 from blacksmith_dagster.store.interface import Fence, Load, Store, Verdict
+from blacksmith_dagster.wanderer.files import version_of
 
 if TYPE_CHECKING:
     from blacksmith_dagster.supervisor.interface import Lease
@@ -47,6 +54,8 @@ class Loader:
     It works for whoever holds the lock (`lease`) and the right to claim (`fence`); plain Python, it
     knows nothing of who calls it. `run` names the caller's run in the history; `announce` is told
     of the destination events that have new jobs by a load's outcomes.
+
+    Raises `MigrationError` if the destination's migrations cannot be read.
     """
 
     def __init__(
@@ -66,6 +75,9 @@ class Loader:
         self._run = run
         self._announce = announce
         self._decoder = Decoder(app, event)
+        self._version = (
+            version_of(event.destination) if event.destination.wait_for_migrations else None
+        )
 
     def drain(
         self,
@@ -76,10 +88,12 @@ class Loader:
     ) -> Summary:
         """Load until nothing is due, or until `stop` is set; the load under way is finished.
 
-        `tell` is called after each recorded load, in this thread.
+        `tell` is called after each recorded load, in this thread. The summary says `skipped` if the
+        destination waits for a migration.
 
-        Raises `Fenced` when another took over or may have (the lease is lost), `Timeout` when a load
-        ran past its time-out and its function has not returned, `Unavailable`.
+        Raises `Fenced` when another took over or may have (the lease is lost), `CodeOutdated` when the
+        destination was migrated beyond this code, `Timeout` when a load ran past its time-out and its
+        function has not returned, `Unavailable`.
         """
         summary = Summary()
         while not stop.is_set():
@@ -88,10 +102,17 @@ class Loader:
                     f"the lock {lease.key} could not be renewed, and another process may hold it; "
                     "nothing more is claimed here, and the next run goes on"
                 )
-            with _collector_paused():
-                load = self._store.claim(
-                    fence, self._event.batch, self._event.schedule.max_attempts, self._run
-                )
+            try:
+                with _collector_paused():
+                    load = self._store.claim(
+                        fence,
+                        self._event.batch,
+                        self._event.schedule.max_attempts,
+                        self._run,
+                        self._version,
+                    )
+            except NotMigrated as error:
+                return Summary(summary.loads, summary.tally, skipped=str(error))
             if load is None:
                 return summary
             if stop.is_set():

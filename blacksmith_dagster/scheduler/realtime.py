@@ -203,6 +203,7 @@ class _Keeper(threading.Thread):
         )
         self._answered = True
         self._away_at = math.inf  # since when something has not answered
+        self._skipped: str | None = None
         self._loading = False
         self._loaded_at = time.monotonic()
         self.woken = threading.Event()
@@ -269,6 +270,9 @@ class _Keeper(threading.Thread):
                 self._loading = True
                 done = self._loader.drain(fence, lease, self._stopping, self._tell)
                 self._loading = False
+                if done.skipped and done.skipped != self._skipped:
+                    _log.warning("%s", done.skipped)
+                self._skipped = done.skipped
                 if done.tally.failed or time.monotonic() >= retry_at:
                     retry_at = self._next_retry()
                 self._wait(lease, retry_at)

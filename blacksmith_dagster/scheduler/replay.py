@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from blacksmith_dagster.errors import UsageError
+from blacksmith_dagster.errors import NotMigrated, UsageError
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import DestinationEvent
 from blacksmith_dagster.scheduler.choosing import Chooser
@@ -108,7 +108,8 @@ def replay(
     event is waited for; `wait` seconds at most if it overlaps with this one.
 
     Raises `UsageError` if that still runs, or if a function of the request raises; `Purged` if events
-    of the window have been purged; what `Scheduler.load` raises.
+    of the window have been purged; `NotMigrated` if the destination waits for a migration; what
+    `Scheduler.load` raises.
 
     >>> replay(app, flights, ReplayRequest(start, end), store=store, supervisor=locks)  # doctest: +SKIP
     ReplaySummary(replay=1, loads=3, tally=Tally(succeeded=2641, failed=0, discarded=0), stopped=False)
@@ -134,6 +135,8 @@ def replay(
         while True:
             drained = loader.drain(fence, lease, stop, tell)
             loads, tally = loads + drained.loads, tally + drained.tally
+            if drained.skipped:
+                raise NotMigrated(drained.skipped)
             if drained.stopped or stop.is_set():
                 return ReplaySummary(begun.id, loads, tally, stopped=True)
             at = course.replay

@@ -499,6 +499,10 @@ class Store(Protocol):
         """The oldest requests in quarantine."""
         ...
 
+    def quarantine_size(self) -> int:
+        """How many requests are in quarantine; reads none of them."""
+        ...
+
     # -- loads
     def take_over(self, destination: str, lane: Lane, holder: str, confirm: Confirm) -> Fence:
         """Become the one whose claims and records count in this lane.
@@ -512,14 +516,21 @@ class Store(Protocol):
         ...
 
     def claim(
-        self, fence: Fence, limit: int, max_attempts: int, run: str | None = None
+        self,
+        fence: Fence,
+        limit: int,
+        max_attempts: int,
+        run: str | None = None,
+        version: int | None = None,
     ) -> Load | None:
         """The next load of at most `limit` jobs, committed as executing; `None` if nothing is due.
 
         What is due again goes first, except that while new jobs wait every second claim takes them.
-        A lane has one open load at a time.
+        A lane has one open load at a time. `version` is that of its destination's schema, as the
+        caller's code declares it; with `None` no migration is waited for but one under way.
 
-        Raises `Fenced`; `UsageError` if the lane's last load is still open.
+        Raises `Fenced`; `NotMigrated` and `CodeOutdated` if the destination is not of that version, or
+        is being migrated; `UsageError` if the lane's last load is still open.
         """
         ...
 

@@ -13,7 +13,7 @@ from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Engine, bindparam, delete, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, bindparam, delete, func, select, update
 
 from blacksmith_dagster.errors import (
     Fenced,
@@ -24,7 +24,7 @@ from blacksmith_dagster.errors import (
     UsageError,
 )
 from blacksmith_dagster.pipeline.batch import Said
-from blacksmith_dagster.store import keys, loads, questions, replays, tables, upkeep
+from blacksmith_dagster.store import gates, keys, loads, questions, replays, tables, upkeep
 from blacksmith_dagster.store.claims import LANES, Claim, LaneState
 from blacksmith_dagster.store.ids import Epochs
 from blacksmith_dagster.store.interface import (
@@ -197,9 +197,10 @@ class SQLStore(ABC):
         with self.writing() as conn:
             for event in app.destination_events.values():
                 if event.renamed_from:
-                    upkeep.rename(
-                        conn, f"{event.destination.name}/{event.renamed_from}", event.path
-                    )
+                    old = f"{event.destination.name}/{event.renamed_from}"
+                    upkeep.rename(conn, tables.destination_events, old, event.path)
+                    for outcome in event.outcomes:
+                        upkeep.rename(conn, tables.kinds, f"{old}.{outcome.name}", outcome.path)
             upkeep.know(conn, tables.kinds, [*app.source_events, *sorted(received)])
             upkeep.know(conn, tables.destination_events, list(app.destination_events))
             upkeep.fence(conn, LANES.values())
@@ -219,7 +220,10 @@ class SQLStore(ABC):
         if path not in self._kinds:
             self._read_names()
         if path not in self._kinds:
-            raise Unknown(f"this store has no event {path!r}; call register(app) first")
+            raise Unknown(
+                f"this store has no event {path!r}; it has "
+                f"{', '.join(sorted(self._kinds)) or 'none yet'}; register(app) adds an application's"
+            )
         return self._kinds[path]
 
     # -- ingest
@@ -303,6 +307,11 @@ class SQLStore(ABC):
                 for row in conn.execute(found)
             ]
 
+    def quarantine_size(self) -> int:
+        with self.reading() as conn:
+            number = select(func.count()).select_from(tables.quarantine)
+            return int(conn.execute(number).scalar_one())
+
     # -- loads
     def take_over(self, destination: str, lane: Lane, holder: str, confirm: Confirm) -> Fence:
         of, number = self._destination(destination), LANES[lane]
@@ -348,10 +357,16 @@ class SQLStore(ABC):
         return held
 
     def claim(
-        self, fence: Fence, limit: int, max_attempts: int, run: str | None = None
+        self,
+        fence: Fence,
+        limit: int,
+        max_attempts: int,
+        run: str | None = None,
+        version: int | None = None,
     ) -> Load | None:
         with self.writing() as conn:
             claim = self._claiming(conn, fence, limit, run)
+            gates.check(conn, fence.destination, version)
             if claim.state.fresh:
                 return claim.due(max_attempts) or claim.new()
             return claim.new() or claim.due(max_attempts)

@@ -26,6 +26,7 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    UniqueConstraint,
     text,
 )
 from sqlalchemy.types import TypeEngine
@@ -391,4 +392,48 @@ services = Table(
     _required("tags", Text),
     _required("expires_at", Instant().with_variant(Float(), "sqlite")),
     Column("boot", Text),
+)
+
+# ------------------------------------------------------------------------------------- migrations
+
+# A row per source and destination that has been migrated, `destination/warehouse`. Its fence guards
+# what is tracked of its migrations. Claims read the rest: the `version` of its schema, who is migrating
+# it now (`shut`), and which migration must run first (`behind`).
+gates = Table(
+    "gates",
+    metadata,
+    Column("target", Text, primary_key=True),
+    _required("token", BigInteger),
+    _required("holder", Text),
+    _required("version", BigInteger, server_default="0"),
+    Column("shut", Text),
+    Column("behind", Text),
+)
+
+# `state` is the last transition's. `atomic`: it last ran in one transaction with its record.
+migrations = Table(
+    "migrations",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    _required("scope", Text),
+    _required("version", BigInteger),
+    _required("name", Text),
+    Column("checksum", Text),
+    _required("state", Text),
+    _required("atomic", Boolean),
+    UniqueConstraint("scope", "version"),
+)
+
+migration_transitions = Table(
+    "migration_transitions",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    _required("migration", BigInteger),
+    _required("state", Text),
+    _required("token", BigInteger),
+    _at("at"),
+    _required("who", Text),
+    Column("run", Text),
+    Column("error", Text),
+    Index("migration_transitions_migration", "migration", "id"),
 )

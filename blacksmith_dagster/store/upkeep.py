@@ -21,7 +21,6 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from blacksmith_dagster.errors import UsageError
-from blacksmith_dagster.pipeline.batch import Said
 from blacksmith_dagster.store.tables import (
     counter,
     destination_events,
@@ -54,14 +53,8 @@ def know(conn: Connection, table: Table, paths: Iterable[str]) -> None:
         conn.execute(upsert(conn, table).on_conflict_do_nothing(), {"path": path})
 
 
-def rename(conn: Connection, old: str, new: str) -> None:
-    """Let a destination event and its outcomes keep their ids under a new path, unless it is known."""
-    _rename(conn, destination_events, old, new)
-    for said in Said:
-        _rename(conn, kinds, f"{old}.{said.value}", f"{new}.{said.value}")
-
-
-def _rename(conn: Connection, table: Table, old: str, new: str) -> None:
+def rename(conn: Connection, table: Table, old: str, new: str) -> None:
+    """Let what bears a path keep its id under a new one, unless the new one is known."""
     taken = select(table.c.id).where(table.c.path == new)
     if conn.execute(taken).first() is None:
         conn.execute(update(table).where(table.c.path == old).values(path=new))

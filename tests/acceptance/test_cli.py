@@ -17,7 +17,16 @@ import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy.engine import make_url
 
-from blacksmith_dagster import Batch, Blacksmith, Destination, Request, Schedule, Source
+from blacksmith_dagster import (
+    Batch,
+    Bearer,
+    Blacksmith,
+    Destination,
+    Request,
+    Schedule,
+    Secret,
+    Source,
+)
 from blacksmith_dagster.cli import main
 from blacksmith_dagster.gateway import take
 from blacksmith_dagster.scheduler import StandardScheduler
@@ -40,6 +49,13 @@ def thanks(batch: Batch[dict[str, int]]) -> None:
 
 
 blacksmith = Blacksmith(sources=[shop], destinations=[mail], since="2026-01-01")
+closed = Blacksmith(
+    sources=[
+        Source("till", auth=Bearer(Secret("BLACKSMITH_TEST_SHOP_TOKEN"))).accept("paid").source
+    ],
+    destinations=[],
+    since="2026-01-01",
+)
 README = Path(__file__).parents[2] / "README.md"
 APP = "--app=tests.acceptance.test_cli:blacksmith"
 
@@ -90,6 +106,29 @@ def test_status_tells_orphans(ids: list[str]) -> None:
     result = run("status", "--app=tests.acceptance.own_adapters:blacksmith")
     assert "No longer declared" in result.stdout
     assert ["mail/thanks", "1"] in map(words, result.stdout.splitlines())
+
+
+def test_a_kind_that_is_not_there_is_told_with_those_that_are(ids: list[str]) -> None:
+    result = run("events", "list", "--kind=shop/nope", code=1)
+    assert "no event 'shop/nope'; it has shop/ordered" in result.stderr
+
+
+def test_gateway_refuses_a_key_without_its_certificate(ids: list[str], tmp_path: Path) -> None:
+    (tmp_path / "key.pem").touch()
+    result = run("gateway", APP, f"--tls-key={tmp_path / 'key.pem'}", code=1)
+    assert "give tls_certificate too" in result.stderr
+
+
+@pytest.mark.parametrize("token", ["hunter2\n", " hunter2", "hunter\x072"])
+def test_gateway_refuses_a_token_that_no_header_can_hold(
+    token: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BLACKSMITH_HOME", str(tmp_path))
+    monkeypatch.setenv("BLACKSMITH_TEST_SHOP_TOKEN", token)
+    result = run("gateway", "--app=tests.acceptance.test_cli:closed", code=1)
+    assert "BLACKSMITH_TEST_SHOP_TOKEN" in result.stderr
+    assert "set it without" in result.stderr
+    assert "hunter" not in result.output
 
 
 def test_store_is_named_without_its_password(

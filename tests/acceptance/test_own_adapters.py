@@ -50,7 +50,7 @@ def test_main_path_with_own_gateway_and_scheduler(
 
     definitions = build_definitions(blacksmith)
     with DagsterInstance.ephemeral() as instance:
-        for job in ("load_warehouse", "load_alerts"):
+        for job in ("wanderer_run", "load_warehouse", "load_alerts"):
             assert definitions.resolve_job_def(job).execute_in_process(instance=instance).success
 
     assert demo.Warehouse(tmp_path / "warehouse.db").keys() == demo.keys_of(flights)

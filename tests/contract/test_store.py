@@ -156,8 +156,10 @@ def test_a_position_is_committed_with_its_events(store: Store) -> None:
 
 def test_a_raw_request_waits_in_quarantine(store: Store) -> None:
     raw = Raw(departed.path, b"\xff\x00{", {"content-type": "text/plain"}, "ValueError: no")
+    assert store.quarantine_size() == 0
     kept = store.quarantine(raw)
     [found] = store.quarantined()
+    assert store.quarantine_size() == 1
     assert (found.id, found.raw) == (kept, raw)
 
 

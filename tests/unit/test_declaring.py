@@ -27,6 +27,7 @@ from blacksmith_dagster import (
     Secret,
     Source,
 )
+from blacksmith_dagster.gateway import StandardGateway
 from blacksmith_dagster.pipeline.rules import duration
 from tests.unit.declaring import load, pair, refused
 
@@ -457,3 +458,18 @@ def test_a_secret_is_named_not_written() -> None:
         with pytest.raises(DeclarationError, match="takes a Secret") as told:
             bearer(written)
         assert not written or written not in str(told.value)
+
+
+@pytest.mark.parametrize("wrap", [lambda part: part, iter, "{}".format])
+def test_an_applications_parts_are_lists(wrap: Callable[[Any], Any]) -> None:
+    source, _, lake = pair()
+    given: Any = wrap(source) if wrap is not iter else iter([source])
+    refused(
+        partial(Blacksmith, sources=given, destinations=[lake], since="2026-01-01"),
+        says=f"sources={given!r}",
+        mend="write sources=[...]",
+    )
+
+
+def test_a_gateways_key_belongs_to_a_certificate() -> None:
+    refused(partial(StandardGateway, tls_key="key.pem"), says="tls_key", mend="tls_certificate")

@@ -1,0 +1,79 @@
+"""A script of SQL as its statements, as `psql` and SQLite's shell take it apart."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterator
+
+_TOKEN = re.compile(
+    r"""--[^\n]*
+      | /\*
+      | [eE]'(?:[^'\\]|\\.|'')*'
+      | '[^']*'
+      | "[^"]*"
+      | \$(?P<tag>(?:[^\W\d]\w*)?)\$.*?\$(?P=tag)\$
+      | (?P<word>[^\W\d][\w$]*)
+      | [;()]""",
+    re.VERBOSE | re.DOTALL,
+)
+_COMMENT = re.compile(r"/\*|\*/")
+
+
+def of_postgresql(script: str) -> Iterator[str]:
+    """Its statements, without the semicolon at their end.
+
+    A semicolon ends none within quotes, dollar quotes, comments, parentheses and `BEGIN ATOMIC`.
+
+    >>> list(of_postgresql("SELECT ';'; SELECT $a$;$a$ -- ;"))
+    ["SELECT ';'", 'SELECT $a$;$a$ -- ;']
+    """
+    start = position = inside = body = 0
+    before, empty = "", True
+    while token := _TOKEN.search(script, position):
+        # Signs that are no token, `$1` for example, are a part of the statement too.
+        empty = empty and not script[position : token.start()].strip()
+        position = token.end()
+        word = (token["word"] or "").upper()
+        if token[0] == "/*":
+            position = _after_comment(script, position)
+        elif token[0].startswith("--"):
+            pass
+        elif token[0] != ";":
+            empty = False
+            inside += (token[0] == "(") - (token[0] == ")")
+            if word == "ATOMIC" and before == "BEGIN":
+                body = 1
+            elif body:
+                body += (word in ("BEGIN", "CASE")) - (word == "END")
+            before = word
+        elif inside <= 0 and not body:
+            if not empty:
+                yield script[start : token.start()].strip()
+            start, inside, before, empty = position, 0, "", True
+    if not empty or script[position:].strip():
+        yield script[start:].strip()
+
+
+def of_sqlite(script: str) -> Iterator[str]:
+    """Its statements, each with its semicolon; a trigger's body is a part of its own.
+
+    >>> list(of_sqlite("SELECT ';'; SELECT 1"))
+    ["SELECT ';';", 'SELECT 1']
+    """
+    start = 0
+    for end in (match.end() for match in re.finditer(";", script)):
+        if sqlite3.complete_statement(script[start:end]):
+            yield script[start:end].strip()
+            start = end
+    if script[start:].strip():
+        yield script[start:].strip()
+
+
+def _after_comment(script: str, position: int) -> int:
+    """Where a comment ends that was begun before `position`: one may hold others."""
+    depth = 1
+    while depth and (sign := _COMMENT.search(script, position)):
+        depth += 1 if sign[0] == "/*" else -1
+        position = sign.end()
+    return len(script) if depth else position

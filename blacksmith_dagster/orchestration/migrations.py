@@ -1,0 +1,237 @@
+"""The wanderer's jobs: migrations acknowledged, run and rolled back in Dagster."""
+
+# Dagster reads the annotations of ops as they stand: no `from __future__ import annotations`.
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dagster import (
+    AssetKey,
+    Config,
+    Failure,
+    JobDefinition,
+    MetadataValue,
+    OpDefinition,
+    OpExecutionContext,
+    TableColumn,
+    TableMetadataValue,
+    TableRecord,
+    TableSchema,
+    in_process_executor,
+    job,
+    op,
+)
+from pydantic import Field
+
+from blacksmith_dagster.errors import BlacksmithError, clean
+from blacksmith_dagster.orchestration.checks import has_migrations, migrations_up_to_date
+from blacksmith_dagster.orchestration.loads import evaluate, interrupt_if_terminated
+from blacksmith_dagster.orchestration.resource import BlacksmithResource
+from blacksmith_dagster.orchestration.signals import on_stop
+from blacksmith_dagster.pipeline.application import Blacksmith
+from blacksmith_dagster.wanderer import Done, Report, Request, Wanderer
+
+# A run writes them as one event, and the UI shows them at once.
+_MOST_ROWS = 1000
+
+_COLUMNS = TableSchema(
+    [
+        TableColumn("scope"),
+        TableColumn("version"),
+        TableColumn("name"),
+        TableColumn("action"),
+        TableColumn("state"),
+        TableColumn("seconds", "float"),
+        TableColumn("error"),
+    ]
+)
+
+
+class _Asked(Config):
+    scopes: list[str] = Field(
+        default=[],
+        description="Of what: 'source:crm', 'source/event:crm/user', 'destination:warehouse', "
+        "'destination/event:warehouse/flights', or in short 's:', 's/e:', 'd:', 'd/e:'. "
+        "All if empty.",
+    )
+    dry_run: bool = Field(default=False, description="Only show what would be done.")
+
+
+class AckConfig(_Asked):
+    """What `wanderer_ack` is asked for."""
+
+    version: int | None = Field(
+        default=None, description="Up to this one, as YYYYMMDDHHMMSS; all if not given."
+    )
+    discard: bool = Field(default=False, description="Discard them instead: they never run.")
+
+
+class UpConfig(_Asked):
+    """What `wanderer_run` is asked for."""
+
+    version: int | None = Field(
+        default=None, description="Up to this one, as YYYYMMDDHHMMSS; all if not given."
+    )
+    out_of_order: bool = Field(
+        default=False, description="Also run what is older than a migration that has run."
+    )
+
+
+class RollbackConfig(_Asked):
+    """What `wanderer_rollback` is asked for."""
+
+    version: int = Field(
+        description="Down to this one, as YYYYMMDDHHMMSS, which stays; 0 for everything."
+    )
+    discard: bool = Field(
+        default=False, description="Discard what was rolled back: it never runs again."
+    )
+
+
+def build_migration_jobs(app: Blacksmith, keys: Mapping[str, AssetKey]) -> Sequence[JobDefinition]:
+    """`wanderer_ack`, `wanderer_run` and `wanderer_rollback`; none where nothing has migrations.
+
+    `keys` are the assets' by the events' paths.
+    """
+    sources, destinations = app.sources.values(), app.destinations.values()
+    if not (any(map(has_migrations, sources)) or any(map(has_migrations, destinations))):
+        return []
+
+    @op(description="Acknowledges migrations that are new: they run with the next run.")
+    def ack_migrations(
+        context: OpExecutionContext, config: AckConfig, blacksmith: BlacksmithResource
+    ) -> None:
+        _migrate(context, app, keys, blacksmith, config, lambda each, asked: each.ack(asked))
+
+    @op(description="Runs migrations, oldest to newest.")
+    def run_migrations(
+        context: OpExecutionContext, config: UpConfig, blacksmith: BlacksmithResource
+    ) -> None:
+        _migrate(context, app, keys, blacksmith, config, lambda each, asked: each.run(asked))
+
+    @op(description="Rolls migrations back, newest to oldest.")
+    def rollback_migrations(
+        context: OpExecutionContext, config: RollbackConfig, blacksmith: BlacksmithResource
+    ) -> None:
+        _migrate(context, app, keys, blacksmith, config, lambda each, asked: each.rollback(asked))
+
+    return [
+        _build_job("wanderer_ack", ack_migrations),
+        _build_job("wanderer_run", run_migrations),
+        _build_job("wanderer_rollback", rollback_migrations),
+    ]
+
+
+def _build_job(name: str, migrate: OpDefinition) -> JobDefinition:
+    # In the run's own process: a termination is a signal to it, which the op handles. An instance
+    # that retries failed runs must leave these alone: a person looks at what has failed.
+    @job(
+        name=name,
+        description=migrate.description,
+        executor_def=in_process_executor,
+        tags={"dagster/max_retries": "0"},
+    )
+    def migrates() -> None:
+        migrate()
+
+    return migrates
+
+
+def _migrate(
+    op: OpExecutionContext,
+    app: Blacksmith,
+    keys: Mapping[str, AssetKey],
+    blacksmith: BlacksmithResource,
+    config: _Asked,
+    call: Callable[[Wanderer, Request], Report],
+) -> None:
+    """Do what is asked, tell the run what was done, and evaluate the checks.
+
+    The migration under way is finished when the run is terminated.
+
+    Raises `Failure` (Dagster's) when not all of it was done.
+    """
+    stop = threading.Event()
+
+    def tell(done: Done) -> None:
+        if done.action.what in ("up", "down"):
+            op.log.info(_line(done))
+
+    with on_stop(stop.set):
+        try:
+            with blacksmith.wanderer(app, run=op.run_id, stop=stop, report=tell) as wanderer:
+                report = call(wanderer, Request(**config.model_dump()))
+                findings = (
+                    [] if config.dry_run else list(migrations_up_to_date(app, keys, wanderer))
+                )
+        except BlacksmithError as error:
+            raise Failure(clean(str(error)), allow_retries=False) from error
+        evaluate(op, findings)
+        _conclude(op, report, metadata_of(report, config.dry_run), stop)
+
+
+def _conclude(
+    op: OpExecutionContext, report: Report, said: Mapping[str, Any], stop: threading.Event
+) -> None:
+    if report.error is None:
+        op.add_output_metadata(said)
+        return
+    failed = next((done for done in report.done if done.error), None)
+    if stop.is_set() and failed is None:
+        op.log.info(report.error)
+        interrupt_if_terminated(op)
+    raise Failure(_line(failed) if failed else report.error, said, allow_retries=False)
+
+
+def metadata_of(report: Report, dry_run: bool) -> Mapping[str, Any]:
+    """What a run tells of migrations: a table of them, and how many were done.
+
+    The plan of a dry run is told with its SQL.
+    """
+    said: dict[str, Any] = {
+        "migrations": table_of(report, "planned" if dry_run else "not done"),
+        "migrations_planned": len(report.planned),
+        "migrations_done": sum(done.error is None for done in report.done),
+    }
+    texts = [
+        f"-- {action.scope} {action.version} {action.name} ({action.what})\n{action.sql.strip()}"
+        for action in report.planned[:_MOST_ROWS]
+        if action.sql is not None
+    ]
+    if dry_run and texts:
+        said["sql"] = MetadataValue.md("```sql\n" + "\n\n".join(texts) + "\n```")
+    return said
+
+
+def table_of(report: Report, otherwise: str) -> TableMetadataValue:
+    """A row for each action that was planned, with how it ended, or the word `otherwise`.
+
+    The first 1000: the history of all is in the wanderer's own tables.
+    """
+    ended = {done.action: done for done in report.done}
+    rows = []
+    for action in report.planned[:_MOST_ROWS]:
+        done = ended.get(action)
+        rows.append(
+            TableRecord(
+                {
+                    "scope": action.scope,
+                    "version": str(action.version),
+                    "name": action.name,
+                    "action": action.what,
+                    "state": done.state.value if done else otherwise,
+                    "seconds": round(done.seconds, 3) if done else None,
+                    "error": done.error if done else None,
+                }
+            )
+        )
+    return MetadataValue.table(rows, _COLUMNS)
+
+
+def _line(done: Done) -> str:
+    action = done.action
+    told = (
+        f"{action.scope} {action.version} {action.name}: {done.state.value}, {done.seconds:.1f} s"
+    )
+    return f"{told}: {done.error}" if done.error else told

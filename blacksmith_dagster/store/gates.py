@@ -1,0 +1,143 @@
+"""The gates between loads and migrations: which version a destination is of, and who migrates it.
+
+A claim holds its lane's fence when it reads the gate. Whoever shuts a gate keeps all claims out for that
+moment: each is either seen by it, as an open load, or sees the gate shut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+from sqlalchemy import Connection, bindparam, select, update
+
+from blacksmith_dagster.errors import CodeOutdated, Fenced, NotMigrated
+from blacksmith_dagster.store import upkeep
+from blacksmith_dagster.store.claims import LANES
+from blacksmith_dagster.store.interface import Confirm, Lane
+from blacksmith_dagster.store.tables import EXECUTING, destination_events, fences, gates, loads
+
+if TYPE_CHECKING:
+    from blacksmith_dagster.store.sql import SQLStore
+
+_LANE_OF = {number: lane for lane, number in LANES.items()}
+
+
+class TargetFence(msgspec.Struct, frozen=True):
+    """The right to migrate a target, `destination/warehouse`, until another takes over."""
+
+    target: str
+    token: int
+    holder: str
+
+
+def check(conn: Connection, destination_event: str, version: int | None) -> None:
+    """Return if a destination event may be loaded by code that declares its destination's `version`.
+
+    With `None` only a migration under way keeps it out. The lane must be held already.
+
+    Raises `NotMigrated`, `CodeOutdated`.
+    """
+    destination = destination_event.partition("/")[0]
+    row = conn.execute(_GATE, {"of": f"destination/{destination}"}).first()
+    found, shut, behind = row or (0, None, None)
+    if version is not None and found > version:
+        raise CodeOutdated(
+            f"destination {destination!r} was migrated to {found}, and this code knows it up to "
+            f"{version or 'no version'}; start the newer code in its place. The jobs wait"
+        )
+    if shut:
+        raise NotMigrated(
+            f"destination {destination!r} is being migrated by {shut}, and its jobs wait; if that has "
+            "died, run `blacksmith migrations run`"
+        )
+    if version is None:
+        return
+    if behind:
+        raise NotMigrated(f"the jobs of destination {destination!r} wait: {behind}")
+    if found < version:
+        raise NotMigrated(
+            f"the jobs of destination {destination!r} wait: its migration {version} has not run; run "
+            "`blacksmith migrations run`"
+        )
+
+
+_GATE = select(gates.c.version, gates.c.shut, gates.c.behind).where(
+    gates.c.target == bindparam("of")
+)
+
+
+def take_over(store: SQLStore, target: str, holder: str, confirm: Confirm) -> TargetFence:
+    """Become the one whose migrations of a target count.
+
+    As `Store.take_over`: the fence moves on only if nobody else's has meanwhile.
+
+    Raises `Fenced` if `confirm()` says no.
+    """
+    new = {"target": target, "token": 0, "holder": ""}
+    mine = gates.c.target == target
+    while True:
+        with store.writing() as conn:
+            conn.execute(upkeep.upsert(conn, gates).on_conflict_do_nothing(), new)
+            token = conn.execute(select(gates.c.token).where(mine)).scalar_one()
+        if not confirm():
+            raise Fenced(f"{target}: the lock was lost before it could be used")
+        with store.writing() as conn:
+            moved = update(gates).where(mine, gates.c.token == token)
+            if conn.execute(moved.values(token=token + 1, holder=holder)).rowcount == 1:
+                return TargetFence(target, token + 1, holder)
+
+
+def hold(conn: Connection, fence: TargetFence) -> None:
+    """Lock a target's row, if it is still the fence's. Raises `Fenced`."""
+    found = select(gates.c.token, gates.c.holder).where(gates.c.target == fence.target)
+    row = conn.execute(found.with_for_update()).first()
+    if row is None or tuple(row) != (fence.token, fence.holder):
+        raise Fenced(
+            f"{fence.target}: another run has taken over its migrations; stop, and look at "
+            "`blacksmith migrations status`"
+        )
+
+
+def shut(store: SQLStore, fence: TargetFence, by: str) -> None:
+    """Let nothing more be claimed of a destination. Raises `Fenced`."""
+    with store.writing() as conn:
+        if conn.dialect.name == "postgresql":
+            # It waits for the claims under way, and others wait for it: also those of a destination
+            # event that was made known a moment ago.
+            conn.exec_driver_sql("LOCK TABLE fences IN EXCLUSIVE MODE")
+        hold(conn, fence)
+        conn.execute(update(gates).where(gates.c.target == fence.target).values(shut=by))
+
+
+def settle(store: SQLStore, fence: TargetFence, version: int, behind: str | None) -> None:
+    """Open a gate: its target is of `version`, and `behind` says what must run first.
+
+    Raises `Fenced`.
+    """
+    with store.writing() as conn:
+        hold(conn, fence)
+        settled = update(gates).where(gates.c.target == fence.target)
+        conn.execute(settled.values(version=version, shut=None, behind=behind))
+
+
+def open_loads(store: SQLStore, destination: str) -> Sequence[tuple[str, Lane]]:
+    """The lanes of a destination's events that have an open load."""
+    state = (
+        select(loads.c.state)
+        .where(loads.c.destination == fences.c.destination, loads.c.lane == fences.c.lane)
+        .order_by(loads.c.id.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    found = (
+        select(destination_events.c.path, fences.c.lane)
+        .join(fences, fences.c.destination == destination_events.c.id)
+        .where(
+            destination_events.c.path.startswith(f"{destination}/", autoescape=True),
+            state == EXECUTING,
+        )
+    )
+    with store.reading() as conn:
+        return [(path, _LANE_OF[lane]) for path, lane in conn.execute(found)]

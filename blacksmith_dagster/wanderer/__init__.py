@@ -1,0 +1,24 @@
+"""Migrations of every source, destination and event: planned, guarded, tracked."""
+
+from blacksmith_dagster.wanderer.interface import (
+    Action,
+    Done,
+    Report,
+    Request,
+    State,
+    Status,
+    Wanderer,
+)
+from blacksmith_dagster.wanderer.run import StandardWanderer, open_tracking
+
+__all__ = [
+    "Action",
+    "Done",
+    "Report",
+    "Request",
+    "StandardWanderer",
+    "State",
+    "Status",
+    "Wanderer",
+    "open_tracking",
+]

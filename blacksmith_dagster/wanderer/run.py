@@ -1,0 +1,421 @@
+"""Running migrations under their targets' locks, with the destinations' gates shut."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from sqlalchemy import URL, Connection
+
+from blacksmith_dagster.errors import Fenced, MigrationError, TargetHeld, Unavailable, describe
+from blacksmith_dagster.pipeline.application import Blacksmith
+from blacksmith_dagster.pipeline.destination import Destination
+from blacksmith_dagster.pipeline.migration import Direction, Migration
+from blacksmith_dagster.pipeline.source import Source
+from blacksmith_dagster.store import Store, gates
+from blacksmith_dagster.store.gates import TargetFence
+from blacksmith_dagster.supervisor.interface import Lease, Supervisor
+from blacksmith_dagster.wanderer.files import (
+    adapters,
+    canonical,
+    chosen_scopes,
+    declared,
+    scopes_of,
+    target_of,
+)
+from blacksmith_dagster.wanderer.interface import Action, Done, Report, Request, State, Status
+from blacksmith_dagster.wanderer.plan import (
+    APPLIED,
+    PENDING,
+    Declared,
+    Planned,
+    Tracked,
+    behind,
+    plan_ack,
+    plan_rollback,
+    plan_run,
+    settled_version,
+)
+from blacksmith_dagster.wanderer.tracking import Tracking, open_tracking, sql_store
+
+__all__ = ["StandardWanderer", "open_tracking"]
+
+LOOK = 0.05
+"""Seconds between two looks at the loads that a migration waits for."""
+
+RECORD_FOR = 60.0
+"""Seconds for which the end of a migration is recorded again while the database does not answer."""
+
+_RECORD_AGAIN = 0.5
+_STOPPED = "asked to stop: the rest was not run; run again, and it goes on"
+_EXECUTING = {Direction.UP: State.EXECUTING_UP, Direction.DOWN: State.EXECUTING_DOWN}
+_SUCCEEDED = {Direction.UP: State.SUCCEEDED_UP, Direction.DOWN: State.SUCCEEDED_DOWN}
+_FAILED = {Direction.UP: State.FAILED_UP, Direction.DOWN: State.FAILED_DOWN}
+_REPAIRABLE = {State.ACKNOWLEDGED, State.INTERRUPTED, State.FAILED_UP, State.FAILED_DOWN}
+_Plan = Callable[[Declared, Sequence[Tracked], Request], list[Planned]]
+
+
+@runtime_checkable
+class Recording(Protocol):
+    """A source or destination that can commit a migration together with what is recorded of it."""
+
+    def is_at(self, url: URL) -> bool:
+        """Whether its database is the one at `url`."""
+        ...
+
+    def migrate_and_record(
+        self, migration: Migration, direction: Direction, record: Callable[[Connection], None]
+    ) -> None:
+        """Run a migration, and call `record` before its transaction is committed."""
+        ...
+
+
+class _Held(NamedTuple):
+    """A target that this run has: its lock, and its fence in each database."""
+
+    lease: Lease
+    tracked: TargetFence
+    gate: TargetFence
+
+
+class StandardWanderer:
+    """The wanderer that we ship; see `Wanderer`.
+
+    - `tracking`: the store that tracks migrations; `store` itself if `None`.
+    - `owner`, `run`: who does it, for people and for the history; `run` is the Dagster run's id.
+    - `stop`: once set, the migration under way is finished, and no other begun.
+    - `report`: called after each action that was done.
+
+    Raises `SettingsError` if a store is none in which migrations can be tracked.
+
+    >>> wanderer = StandardWanderer(  # doctest: +SKIP
+    ...     app, store=store, supervisor=supervisor, owner="deploy"
+    ... )
+    >>> wanderer.run(Request()).done[0].state  # doctest: +SKIP
+    <State.SUCCEEDED_UP: 'succeeded(up)'>
+    """
+
+    def __init__(
+        self,
+        app: Blacksmith,
+        *,
+        store: Store,
+        supervisor: Supervisor,
+        tracking: Store | None = None,
+        owner: str,
+        run: str | None = None,
+        stop: threading.Event | None = None,
+        report: Callable[[Done], None] = lambda _: None,
+    ) -> None:
+        self._adapters = adapters(app)
+        self._app = app
+        self._store = sql_store(store)
+        tracked_in = sql_store(store if tracking is None else tracking)
+        self._elsewhere = tracked_in.engine.url != self._store.engine.url
+        self._tracking = Tracking(tracked_in if self._elsewhere else self._store, owner, run)
+        self._supervisor = supervisor
+        self._who = f"run {run}" if run else owner
+        self._stop = stop or threading.Event()
+        self._report = report
+
+    def ack(self, request: Request) -> Report:
+        """See `Wanderer.ack`."""
+        return self._carry_out(plan_ack, request)
+
+    def run(self, request: Request) -> Report:
+        """See `Wanderer.run`."""
+        return self._carry_out(plan_run, request)
+
+    def rollback(self, request: Request) -> Report:
+        """See `Wanderer.rollback`."""
+        return self._carry_out(plan_rollback, request)
+
+    def repair(self, scope: str, version: int, *, applied: bool) -> Done:
+        """See `Wanderer.repair`."""
+        [scope] = chosen_scopes(self._app, [scope])
+        target = target_of(scope)
+        found = declared(self._app, scopes_of(self._adapters[target]))
+        with self._held([target]) as held:
+            tracked = [
+                each
+                for each in self._tracking.tracked([target])
+                if (each.scope, each.version) == (scope, version)
+            ]
+            if not tracked or tracked[0].state not in _REPAIRABLE:
+                stands = tracked[0].state.value if tracked else "unknown"
+                raise MigrationError(
+                    f"{version} of {scope} is {stands}; only what is acknowledged, was interrupted or "
+                    "has failed is repaired"
+                )
+            migration = next((each for each in found[scope] if each.version == version), None)
+            if migration is None:
+                raise MigrationError(
+                    f"the code has no {version} of {scope}; restore what it was declared with, and "
+                    "repair it then"
+                )
+            state = State.SUCCEEDED_UP if applied else self._unapplied(tracked[0])
+            self._tracking.record(held[target].tracked, scope, migration, state)
+            self._settle(held, found)
+        done = Done(Action("repair", scope, version, migration.name), state)
+        self._report(done)
+        return done
+
+    def _unapplied(self, tracked: Tracked) -> State:
+        """How a migration stands whose effect is not there: it has been rolled back if it ever was."""
+        history = self._tracking.history(tracked.scope, tracked.version)
+        ever = any(each.state in APPLIED for each in history)
+        return State.SUCCEEDED_DOWN if ever else State.ACKNOWLEDGED
+
+    def status(self, scopes: Sequence[str] = ()) -> Sequence[Status]:
+        """See `Wanderer.status`."""
+        found = declared(self._app, chosen_scopes(self._app, scopes))
+        wanted = set(map(canonical, scopes))
+        there = {
+            (each.version, each.scope): each
+            for each in self._tracking.tracked(self._adapters)
+            if not wanted or each.scope in wanted
+        }
+        all_ = {(each.version, scope): each.name for scope in found for each in found[scope]}
+        names = {key: each.name for key, each in there.items()} | all_
+        return [
+            Status(
+                scope,
+                version,
+                names[version, scope],
+                known and known.state,
+                (version, scope) in all_,
+                known and known.at,
+                known and known.who,
+                known and known.run,
+                known and known.error,
+            )
+            for version, scope in sorted(names)
+            for known in (there.get((version, scope)),)
+        ]
+
+    def behind(self, destination: str) -> str | None:
+        """See `Wanderer.behind`."""
+        target = f"destination/{destination}"
+        found = declared(self._app, scopes_of(self._adapters[target]))
+        tracked = self._tracking.tracked([target])
+        if why := behind(_counting(found, tracked)):
+            return why
+        known = {(each.scope, each.version): each for each in tracked}
+        for scope, migrations in found.items():
+            for each in migrations:
+                known_as = known.get((scope, each.version))
+                if known_as is None or known_as.state in PENDING:
+                    return f"{each} of {scope} has not run; run `blacksmith migrations run`"
+        return None
+
+    # -- carrying out
+    def _carry_out(self, plan: _Plan, request: Request) -> Report:
+        chosen = chosen_scopes(self._app, request.scopes)
+        targets = {target_of(scope) for scope in chosen}
+        found = declared(
+            self._app, [scope for each in targets for scope in scopes_of(self._adapters[each])]
+        )
+        asked = {scope: found[scope] for scope in chosen}
+        tracked = self._tracking.tracked(targets)
+        if request.dry_run:
+            return Report([each.action for each in plan(asked, tracked, request)])
+        used = {target_of(scope) for scope, migrations in found.items() if migrations}
+        used |= {target_of(each.scope) for each in tracked}
+        with self._held(sorted(used)) as held:
+            tracked = self._tracking.tracked(used)
+            try:
+                planned = plan(asked, tracked, request)
+                recorders = [self._recorder(each) for each in planned]
+            except MigrationError:
+                self._settle(held, found)  # a run that died has left its gates shut
+                raise
+            known = {(each.scope, each.version) for each in tracked}
+            done: list[Done] = []
+            error = self._shut(held, planned)
+            for each, recorder in zip(planned, recorders, strict=True):
+                if error is None and self._stop.is_set():
+                    error = _STOPPED
+                if error is not None:
+                    break
+                new = (each.action.scope, each.action.version) not in known
+                one = held[target_of(each.action.scope)]
+                done.append(self._perform(one, each, recorder, request, new=new))
+                self._report(done[-1])
+                error = done[-1].error
+            self._settle(held, found)
+        return Report([each.action for each in planned], done, error)
+
+    def _perform(
+        self,
+        held: _Held,
+        planned: Planned,
+        recorder: Recording | None,
+        request: Request,
+        *,
+        new: bool,
+    ) -> Done:
+        """Do one action, and record it. The target's gate is shut if it runs something."""
+        action, migration = planned
+        if held.lease.lost.is_set():
+            raise Fenced(
+                f"the lock {held.lease.key} could not be renewed, and another run may hold it; "
+                "nothing more is run here: run again"
+            )
+        if action.what in ("acknowledge", "discard"):
+            state = State.ACKNOWLEDGED if action.what == "acknowledge" else State.DISCARDED
+            self._tracking.record(held.tracked, action.scope, migration, state)
+            return Done(action, state)
+        direction = Direction(action.what)
+        if new:
+            self._tracking.record(held.tracked, action.scope, migration, State.ACKNOWLEDGED)
+        began = time.monotonic()
+        error = self._migrate(held, action.scope, migration, direction, recorder)
+        seconds = time.monotonic() - began
+        if error is not None:
+            return Done(action, _FAILED[direction], seconds, error)
+        if request.discard and direction is Direction.DOWN:
+            self._tracking.record(held.tracked, action.scope, migration, State.DISCARDED)
+            return Done(action, State.DISCARDED, seconds)
+        return Done(action, _SUCCEEDED[direction], seconds)
+
+    def _migrate(
+        self,
+        held: _Held,
+        scope: str,
+        migration: Migration,
+        direction: Direction,
+        recorder: Recording | None,
+    ) -> str | None:
+        """Run a migration with its transitions; the error if it failed."""
+        track, fence = self._tracking, held.tracked
+        executing, succeeded = _EXECUTING[direction], _SUCCEEDED[direction]
+        track.record(fence, scope, migration, executing, atomic=recorder is not None)
+        try:
+            if recorder is not None:
+                recorder.migrate_and_record(
+                    migration,
+                    direction,
+                    lambda conn: track.write(conn, fence, scope, migration, succeeded),
+                )
+            else:
+                self._adapters[target_of(scope)].migrate(migration, direction)
+        except Fenced:
+            raise
+        except Exception as raised:  # noqa: BLE001 - it is the migration's
+            if recorder is not None and track.history(scope, migration.version)[-1].state is (
+                succeeded
+            ):
+                return None  # the connection broke after the commit
+            error = describe(raised)
+            self._keep(held, scope, migration, _FAILED[direction], error)
+            return error
+        if recorder is None:
+            self._keep(held, scope, migration, succeeded)
+        return None
+
+    def _keep(
+        self, held: _Held, scope: str, migration: Migration, state: State, error: str | None = None
+    ) -> None:
+        """Record how a migration ended, again if the database does not answer: nobody else knows."""
+        give_up = time.monotonic() + RECORD_FOR
+        while True:
+            try:
+                return self._tracking.record(held.tracked, scope, migration, state, error=error)
+            except Unavailable:
+                if held.lease.lost.is_set() or time.monotonic() > give_up:
+                    raise
+            time.sleep(_RECORD_AGAIN)
+
+    def _recorder(self, planned: Planned) -> Recording | None:
+        """The adapter, if it can commit this migration together with its record."""
+        action, migration = planned
+        adapter = self._adapters[target_of(action.scope)]
+        if action.what not in ("up", "down") or not isinstance(adapter, Recording):
+            return None
+        # Whoever overrides `migrate` alone means it to be called.
+        owner = next(each for each in type(adapter).__mro__ if "migrate" in vars(each))
+        if "migrate_and_record" not in vars(owner):
+            return None
+        within = migration.in_transaction(Direction(action.what))
+        return adapter if within and adapter.is_at(self._tracking.store.engine.url) else None
+
+    # -- locks, fences and gates
+    @contextmanager
+    def _held(self, targets: Iterable[str]) -> Iterator[Mapping[str, _Held]]:
+        """The locks and fences of some targets, taken in sorted order: two runs never cross.
+
+        Raises `TargetHeld`, `Fenced`.
+        """
+        held: dict[str, _Held] = {}
+        with ExitStack() as leases:
+            locks = {}
+            for target in targets:
+                key = f"migrate/{target}"
+                lease = self._supervisor.acquire(key, self._who)
+                if lease is None:
+                    owner = self._supervisor.status(key).owner or "another run"
+                    raise TargetHeld(
+                        f"{target} is being migrated by {owner}; wait until that has ended, and run "
+                        "again"
+                    )
+                locks[target] = leases.enter_context(lease)
+            for target, lease in locks.items():
+                tracked = self._tracking.take_over(target, lease.id, lease.confirm)
+                gate = tracked
+                if self._elsewhere:
+                    gate = gates.take_over(self._store, target, lease.id, lease.confirm)
+                held[target] = _Held(lease, tracked, gate)
+            yield held
+
+    def _shut(self, held: Mapping[str, _Held], planned: Sequence[Planned]) -> str | None:
+        """Shut the gates of the destinations in which something runs, and wait for their open loads;
+        the error if it is asked to stop meanwhile."""
+        ran = {
+            target_of(each.action.scope) for each in planned if each.action.what in ("up", "down")
+        }
+        chosen = [each for each in sorted(ran) if isinstance(self._adapters[each], Destination)]
+        for target in chosen:
+            gates.shut(self._store, held[target].gate, self._who)
+        for target in chosen:
+            adapter: Any = self._adapters[target]
+            patience = max(
+                (event.timeout.total_seconds() for event in adapter.events.values()), default=0.0
+            )
+            give_up = time.monotonic() + patience
+            while open_loads := gates.open_loads(self._store, adapter.name):
+                if self._stop.is_set():
+                    return _STOPPED
+                lease = held[target].lease
+                for path, lane in open_loads:
+                    # Whoever has lost the lock loads no more, or is told so by the fence.
+                    loads = self._supervisor.status(f"{lane.value}/{path}").held
+                    if not loads or time.monotonic() >= give_up:
+                        self._store.take_over(path, lane, lease.id, lease.confirm)
+                self._stop.wait(LOOK)
+        return None
+
+    def _settle(self, held: Mapping[str, _Held], found: Declared) -> None:
+        """Open the gates: each destination is of the version that its migrations tell."""
+        tracked = self._tracking.tracked(held)
+        for target, one in held.items():
+            if isinstance(self._adapters[target], Source):
+                continue
+            own = {scope: all_ for scope, all_ in found.items() if target_of(scope) == target}
+            known = [each for each in tracked if target_of(each.scope) == target]
+            why = behind(_counting(own, known))
+            gates.settle(self._store, one.gate, settled_version(own, known), why)
+
+
+def _counting(found: Declared, tracked: Iterable[Tracked]) -> Sequence[Tracked]:
+    """Those that can keep a target from being loaded: what the code has no more does not, if it has
+    left no trace."""
+    there = {(scope, each.version) for scope, all_ in found.items() for each in all_}
+    traceless = {State.ACKNOWLEDGED, State.FAILED_UP}
+    return [
+        each
+        for each in tracked
+        if (each.scope, each.version) in there or each.state not in traceless
+    ]

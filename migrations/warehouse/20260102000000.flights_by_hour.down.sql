@@ -1,0 +1,1 @@
+DROP INDEX flights_time_hour;

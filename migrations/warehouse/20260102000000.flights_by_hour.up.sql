@@ -1,0 +1,1 @@
+CREATE INDEX flights_time_hour ON flights (time_hour);

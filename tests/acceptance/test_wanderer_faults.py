@@ -1,0 +1,145 @@
+"""Processes that migrate are killed, and what they leave is rolled back or told, never 'succeeded'."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from blacksmith_dagster.errors import MigrationError, TargetHeld
+from blacksmith_dagster.wanderer import Report, Request, StandardWanderer, State
+from blacksmith_dagster.wanderer.tracking import Tracking
+from tests.acceptance.migrating_main import PAUSED, POINT, application
+from tests.acceptance.processes import ROOT_FOLDER, until
+from tests.contract.loading import ingest
+from tests.contract.migrating import ONE, Runs, runs, tables
+from tests.contract.test_wanderer import SCOPE, load
+
+_MAIN = "tests.acceptance.migrating_main"
+
+
+@pytest.fixture(params=["together", "apart"])
+def target_url(request: pytest.FixtureRequest, store_url: str, tmp_path: Path) -> str:
+    """The URL of the database that is migrated: the tracking one, or another."""
+    return store_url if request.param == "together" else f"sqlite:///{tmp_path}/warehouse.db"
+
+
+@pytest.fixture
+def wandering(store_url: str, locks_url: str | None) -> Iterator[Runs]:
+    with runs(store_url, locks_url) as made:
+        made.store()  # its tables are there before the processes start
+        yield made
+
+
+def kill_at(point: str, wandering: Runs, target_url: str, folder: Path) -> None:
+    """Start a process that migrates, and kill it at a point."""
+    marker = folder / "paused"
+    environment = {**os.environ, POINT: point, PAUSED: str(marker)}
+    if wandering.supervisor_url:
+        environment["BLACKSMITH_SUPERVISOR_URL"] = wandering.supervisor_url
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", "-m", _MAIN, wandering.store_url, target_url],
+        cwd=ROOT_FOLDER,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+    )
+    try:
+        until(lambda: marker.exists() or process.poll() is not None, 60, f"paused {point}")
+        assert process.poll() is None, "ended before it was killed"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def run_again(wanderer: StandardWanderer) -> Report:
+    """Run once the lock of the one that was killed has run out."""
+    ended: list[Report] = []
+
+    def runs_through() -> bool:
+        try:
+            ended.append(wanderer.run(Request()))
+        except TargetHeld:
+            return False
+        return True
+
+    until(runs_through, 20)
+    return ended[0]
+
+
+def history(wandering: Runs) -> list[State]:
+    return [each.state for each in Tracking(wandering.store(), "", None).history(SCOPE, ONE)]
+
+
+def test_killed_before_a_migration(wandering: Runs, target_url: str, tmp_path: Path) -> None:
+    """The gate that it had shut is open again after the next run."""
+    kill_at("before", wandering, target_url, tmp_path)
+    app = application(target_url, alone=False)
+    wanderer = wandering.wanderer(app)
+    ingest(wandering.store(), [{"n": 1}])
+    assert "being migrated" in (load(wandering, app).skipped or "")
+    assert history(wandering) == [State.ACKNOWLEDGED]
+    assert tables(target_url) == set()
+
+    assert run_again(wanderer).error is None
+
+    assert tables(target_url) == {"t1", "t2"}
+    assert load(wandering, app).tally.succeeded == 1
+
+
+def test_killed_in_a_transactional_migration(
+    wandering: Runs, target_url: str, tmp_path: Path
+) -> None:
+    """The database has rolled it back. Where it tracks its migrations itself, the next run goes on;
+    elsewhere nobody can tell that it was not committed, and somebody must look."""
+    kill_at("within", wandering, target_url, tmp_path)
+    wanderer = wandering.wanderer(application(target_url, alone=False))
+    until(lambda: tables(target_url) == set(), 10)
+    if target_url == wandering.store_url:
+        assert run_again(wanderer).error is None
+        assert history(wandering)[1:3] == [State.EXECUTING_UP, State.FAILED_UP]
+    else:
+        with pytest.raises(MigrationError, match=f"{ONE} step of {SCOPE} was interrupted"):
+            run_again(wanderer)
+        assert history(wandering)[1:] == [State.EXECUTING_UP, State.INTERRUPTED]
+        wanderer.repair("d:warehouse", ONE, applied=False)
+        assert wanderer.run(Request()).error is None
+    assert tables(target_url) == {"t1", "t2"}
+
+
+def test_killed_in_a_nontransactional_migration(
+    wandering: Runs, target_url: str, tmp_path: Path
+) -> None:
+    """Half of it is there: it was interrupted, and never has succeeded."""
+    kill_at("alone", wandering, target_url, tmp_path)
+    app = application(target_url, alone=True)
+    wanderer = wandering.wanderer(app)
+    assert tables(target_url) == {"t1"}
+
+    with pytest.raises(MigrationError, match="was interrupted: look into the target"):
+        run_again(wanderer)
+
+    assert history(wandering) == [State.ACKNOWLEDGED, State.EXECUTING_UP, State.INTERRUPTED]
+    assert "repair" in (load(wandering, app).skipped or "")
+
+
+def test_killed_after_the_effect_before_the_record(
+    wandering: Runs, target_url: str, tmp_path: Path
+) -> None:
+    """Together they are one commit: there is no moment between them. Apart, it was interrupted."""
+    if target_url == wandering.store_url:
+        kill_at("within", wandering, target_url, tmp_path)
+        until(lambda: tables(target_url) == set(), 10)
+        assert State.SUCCEEDED_UP not in history(wandering)
+        return
+    kill_at("after", wandering, target_url, tmp_path)
+    wanderer = wandering.wanderer(application(target_url, alone=False))
+    assert tables(target_url) == {"t1", "t2"}
+
+    with pytest.raises(MigrationError, match="was interrupted"):
+        run_again(wanderer)
+
+    wanderer.repair("d:warehouse", ONE, applied=True)
+    assert wanderer.run(Request()).planned == []
+    assert history(wandering)[2:] == [State.INTERRUPTED, State.SUCCEEDED_UP]

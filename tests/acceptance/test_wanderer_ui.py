@@ -1,0 +1,210 @@
+"""The wanderer's jobs in the real UI of `dagster dev`."""
+
+import os
+import re
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
+from playwright.sync_api import Page, expect, sync_playwright
+
+from blacksmith_dagster import Blacksmith
+from blacksmith_dagster.store import open_store
+from blacksmith_dagster.supervisor import open_supervisor
+from blacksmith_dagster.wanderer import StandardWanderer, State
+from tests.acceptance.dagster_processes import DagsterProcess
+from tests.acceptance.processes import ROOT_FOLDER, until
+from tests.acceptance.test_browser import BROWSER_OPTIONS, shoot
+from tests.acceptance.test_dagster_faults import TERMINATE
+from tests.acceptance.wanderer_pipeline import FOLDER, SLOW, WAREHOUSE, airport, lake
+from tests.services import free_port
+
+pytestmark = pytest.mark.timeout(300)
+
+MODULE = "tests.acceptance.wanderer_pipeline"
+CREATED, GATED = 20260101120000, 20260102120000
+FILES = {
+    f"{CREATED}.create_flights.up.sql": "CREATE TABLE flights (id TEXT PRIMARY KEY);",
+    f"{CREATED}.create_flights.down.sql": "DROP TABLE flights;",
+    f"{GATED}.add_gate.up.sql": "ALTER TABLE flights ADD COLUMN gate TEXT;",
+    f"{GATED}.add_gate.down.sql": "ALTER TABLE flights DROP COLUMN gate;",
+}
+LAUNCH = """
+mutation Launch($selector: JobOrPipelineSelector!, $config: RunConfigData) {
+  launchRun(executionParams: {selector: $selector, runConfigData: $config}) {
+    __typename
+    ... on LaunchRunSuccess { run { runId } }
+    ... on PythonError { message }
+  }
+}
+"""
+
+
+class Wandering:
+    """A running `dagster dev` on `wanderer_pipeline`, with a store and a warehouse of its own."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.store_url = f"sqlite:///{home / 'store.db'}"
+        self.warehouse = home / "warehouse.db"
+        folder = home / "migrations" / "warehouse"
+        folder.mkdir(parents=True)
+        for name, sql in FILES.items():
+            (folder / name).write_text(sql)
+        (home / "dagster.yaml").write_text("telemetry: {enabled: false}\nnux: {enabled: false}\n")
+        open_store(self.store_url, upgrade=True).close()
+        env = {
+            **os.environ,
+            "DAGSTER_HOME": str(home),
+            "BLACKSMITH_HOME": str(home),
+            "BLACKSMITH_STORE_URL": self.store_url,
+            "BLACKSMITH_GATEWAY_URL": "http://127.0.0.1:1",
+            FOLDER: str(home),
+            WAREHOUSE: f"sqlite:///{self.warehouse}",
+        }
+        port = free_port()
+        arguments = ["dagster", "dev", "--port", str(port), "--module-name", MODULE]
+        arguments += ["--working-directory", str(ROOT_FOLDER)]
+        self.dagster = DagsterProcess(arguments, env, home)
+        self.dagster.url = f"http://127.0.0.1:{port}"
+        until(self.dagster.answers, 60, "the UI answers")
+
+    def columns(self) -> list[str]:
+        """The columns of the warehouse's table."""
+        with closing(sqlite3.connect(self.warehouse)) as database:
+            return [row[1] for row in database.execute("PRAGMA table_info(flights)")]
+
+    def launch(self, job: str, op: str, scopes: Sequence[str]) -> str:
+        """Launch a run by the UI's own API; its id."""
+        answer = self.dagster.graphql(
+            LAUNCH,
+            selector={
+                "jobName": job,
+                "repositoryName": "__repository__",
+                "repositoryLocationName": MODULE,
+            },
+            config={"ops": {op: {"config": {"scopes": scopes}}}},
+        )
+        assert answer["launchRun"]["__typename"] == "LaunchRunSuccess", answer
+        run: str = answer["launchRun"]["run"]["runId"]
+        return run
+
+    def run(self, run_id: str) -> DagsterRun:
+        with DagsterInstance.from_config(str(self.home)) as instance:
+            run = instance.get_run_by_id(run_id)
+            assert run
+            return run
+
+    def ended(self, run_id: str) -> DagsterRunStatus:
+        """How a run has ended, once it has."""
+        until(lambda: self.run(run_id).is_finished, 90, "the run has ended")
+        return self.run(run_id).status
+
+    def states_of_lake(self) -> list[State | None]:
+        """The states of its migrations, oldest first."""
+        app = Blacksmith(sources=[airport], destinations=[lake], since="2026-01-01")
+        with (
+            closing(open_store(self.store_url)) as store,
+            closing(open_supervisor(None, store)) as supervisor,
+        ):
+            wanderer = StandardWanderer(app, store=store, supervisor=supervisor, owner="the test")
+            return [each.state for each in wanderer.status()]
+
+
+@pytest.fixture(scope="module")
+def wandering(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wandering]:
+    running = Wandering(tmp_path_factory.mktemp("home"))
+    yield running
+    running.dagster.kill()
+
+
+@pytest.fixture
+def page(wandering: Wandering, chromium: str) -> Iterator[Page]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=list(BROWSER_OPTIONS))
+        url = wandering.dagster.url
+        page = browser.new_page(base_url=url, viewport={"width": 1400, "height": 760})
+        page.set_default_timeout(30_000)
+        yield page
+        browser.close()
+
+
+def launch_by_hand(page: Page, job: str, config: str) -> None:
+    """Write the configuration in the launchpad, and launch."""
+    page.goto(f"/locations/{MODULE}/jobs/{job}")
+    page.get_by_role("tab", name="Launchpad").click()
+    editor = page.locator(".CodeMirror").first
+    editor.click()
+    page.keyboard.press("ControlOrMeta+A")
+    page.keyboard.insert_text(config)
+    page.get_by_role("button", name="Launch Run").click()
+    expect(page).to_have_url(re.compile(r"/runs/[0-9a-f-]{36}"))
+
+
+def see_table(page: Page, rows: Sequence[Sequence[str]]) -> None:
+    """Look into the run's log for the table of migrations, with these cells in its rows."""
+    expect(page.get_by_text("RUN_SUCCESS").first).to_be_visible(timeout=60_000)
+    page.get_by_placeholder("Filter…").fill("type:STEP_OUTPUT")
+    page.keyboard.press("Enter")
+    table = page.get_by_role("table").filter(has_text="scope").last
+    body = table.locator("tbody tr")
+    expect(body).to_have_count(len(rows))
+    for number, row in enumerate(rows):
+        cells = body.nth(number).locator("td")
+        assert cells.all_inner_texts()[: len(row)] == list(row)
+
+
+def test_launched_with_config_it_shows_what_was_done_in_a_table(
+    wandering: Wandering, page: Page
+) -> None:
+    config = "ops:\n  run_migrations:\n    config:\n      scopes: ['d:warehouse']\n"
+    launch_by_hand(page, "wanderer_run", config + f"      version: {CREATED}\n")
+    see_table(page, [["destination:warehouse", str(CREATED), "create_flights", "up"]])
+    assert wandering.columns() == ["id"]
+    launch_by_hand(page, "wanderer_run", config)
+    see_table(page, [["destination:warehouse", str(GATED), "add_gate", "up", "succeeded(up)"]])
+    assert wandering.columns() == ["id", "gate"]
+    shoot(page, "migrations")
+    page.goto("/assets/warehouse/flights?view=checks")
+    expect(page.get_by_text("migrations_up_to_date").first).to_be_visible()
+    expect(page.get_by_text("every migration has run").first).to_be_visible()
+
+
+def test_rolled_back_from_the_launchpad(wandering: Wandering, page: Page) -> None:
+    run = wandering.launch("wanderer_run", "run_migrations", ["d:warehouse"])
+    assert wandering.ended(run) is DagsterRunStatus.SUCCESS
+    config = "ops:\n  rollback_migrations:\n    config:\n      scopes: ['d:warehouse']\n"
+    launch_by_hand(page, "wanderer_rollback", config + "      version: 0\n")
+    where, state = "destination:warehouse", "succeeded(down)"
+    see_table(
+        page,
+        [
+            [where, str(GATED), "add_gate", "down", state],
+            [where, str(CREATED), "create_flights", "down", state],
+        ],
+    )
+    assert wandering.columns() == []
+
+
+def test_a_second_run_fails_at_once_and_a_terminated_one_finishes_its_migration(
+    wandering: Wandering, page: Page
+) -> None:
+    first = wandering.launch("wanderer_run", "run_migrations", ["d:lake"])
+    noted = wandering.home / "lake"
+    until(noted.exists, 60, "the first migration has begun")
+
+    second = wandering.launch("wanderer_run", "run_migrations", ["d:lake"])
+    assert wandering.ended(second) is DagsterRunStatus.FAILURE
+    page.goto(f"/runs/{second}")
+    expect(page.get_by_text(re.compile(first)).first).to_be_visible()  # the holder is named
+
+    answer = wandering.dagster.graphql(TERMINATE, run=first)
+    assert answer["terminateRun"]["__typename"] == "TerminateRunSuccess"
+    until(lambda: wandering.run(first).status is DagsterRunStatus.CANCELING, 20, "it is canceling")
+    (wandering.home / "go").touch()
+    assert wandering.ended(first) is DagsterRunStatus.CANCELED
+    assert noted.read_text().split() == [str(SLOW[0])]
+    assert wandering.states_of_lake() == [State.SUCCEEDED_UP, None]

@@ -1,0 +1,54 @@
+"""What the tests of the wanderer's jobs run: a warehouse with files of SQL, and a lake whose
+migrations wait for a file of the test's.
+
+They are told by environment variables where the files are.
+"""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from blacksmith_dagster import Batch, Blacksmith, Destination, Migration, Secret, Source
+from blacksmith_dagster.destinations import SQLDestination
+from blacksmith_dagster.orchestration import build_definitions
+
+FOLDER = "BLACKSMITH_TEST_FOLDER"
+WAREHOUSE = "WAREHOUSE_URL"
+SLOW = (20260101120000, 20260102120000)
+
+folder = Path(os.environ.get(FOLDER, "nowhere"))
+
+
+def wait(began: str, until: str) -> None:
+    """Note in `lake` that a migration has begun, and wait for the file that lets it go on."""
+    with (folder / "lake").open("a") as lake:
+        lake.write(f"{began}\n")
+    deadline = time.monotonic() + 60
+    while not (folder / until).exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no file {until}")
+        time.sleep(0.05)
+
+
+airport = Source("airport")
+departed = airport.accept("departed")
+warehouse = SQLDestination(
+    "warehouse", url=Secret(WAREHOUSE), migrations=folder / "migrations" / "warehouse"
+)
+flights = warehouse.table("flights", receives=departed, key=["id"])
+lake = Destination(
+    "lake",
+    migrations=[
+        Migration(version, "slow", up=lambda version=version: wait(str(version), "go"))
+        for version in SLOW
+    ],
+)
+
+
+@lake.event(receives=departed)
+def movements(batch: Batch[Any]) -> None: ...
+
+
+blacksmith = Blacksmith(sources=[airport], destinations=[warehouse, lake], since="2026-01-01")
+defs = build_definitions(blacksmith)

@@ -1,0 +1,103 @@
+"""Pipelines with migrations, and wanderers as several runs have them."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from blacksmith_dagster import Batch, Blacksmith, Destination, Migration, Source
+from blacksmith_dagster.destinations import SQLDestination
+from blacksmith_dagster.destinations.dialects import open_engine
+from blacksmith_dagster.store import Store, open_store
+from blacksmith_dagster.store.sql import SQLStore
+from blacksmith_dagster.supervisor import StoreSupervisor, Supervisor, open_supervisor
+from blacksmith_dagster.wanderer import StandardWanderer
+
+ONE, TWO, THREE, FOUR, FIVE = (20260100000000 + day * 1_000_000 for day in range(1, 6))
+TTL = 2.0
+
+airport = Source("airport")
+departed = airport.accept("departed")
+
+
+def migration(version: int, up: Any = None, down: Any = None) -> Migration:
+    """Makes the table `t<day>`, unless told otherwise."""
+    table = f"t{version // 1_000_000 % 100}"
+    return Migration(
+        version, table, up or f"CREATE TABLE {table} (n INTEGER);", down or f"DROP TABLE {table};"
+    )
+
+
+def warehouse(
+    url: str, migrations: Sequence[Migration], name: str = "warehouse", **options: Any
+) -> SQLDestination:
+    """A destination at `url`, whose event `flights` loads nowhere."""
+    destination = SQLDestination(name, url=url, migrations=migrations, **options)
+
+    @destination.event(receives=departed, name="flights")
+    def load(batch: Batch[Any], engine: sa.Engine) -> None:
+        """Takes all."""
+
+    return destination
+
+
+def application(*destinations: Destination[Any]) -> Blacksmith:
+    return Blacksmith(sources=[airport], destinations=destinations, since="2026-01-01")
+
+
+def tables(url: str) -> set[str]:
+    """The tables `t...` of a database."""
+    engine = open_engine("test", url)
+    try:
+        return {each for each in sa.inspect(engine).get_table_names() if each[0] == "t"}
+    finally:
+        engine.dispose()
+
+
+class Runs:
+    """Makes stores, supervisors and wanderers, each with connections of its own.
+
+    `supervisor_url` is what `open_supervisor` takes; without, the store's own locks, which are soon
+    free again.
+    """
+
+    def __init__(
+        self, store_url: str, opened: contextlib.ExitStack, supervisor_url: str | None
+    ) -> None:
+        self.store_url = store_url
+        self.supervisor_url = supervisor_url
+        self._opened = opened
+
+    def store(self, app: Blacksmith | None = None) -> SQLStore:
+        store: Store = self._opened.enter_context(
+            contextlib.closing(open_store(self.store_url, upgrade=True))
+        )
+        assert isinstance(store, SQLStore)
+        if app:
+            store.register(app)
+        return store
+
+    def supervisor(self, store: SQLStore) -> Supervisor:
+        made: Supervisor = (
+            open_supervisor(self.supervisor_url, store)
+            if self.supervisor_url
+            else StoreSupervisor(store, ttl=TTL)
+        )
+        return self._opened.enter_context(contextlib.closing(made))
+
+    def wanderer(self, app: Blacksmith, **options: Any) -> StandardWanderer:
+        store = self.store(app)
+        return StandardWanderer(
+            app,
+            store=store,
+            supervisor=options.pop("supervisor", None) or self.supervisor(store),
+            owner=options.pop("owner", "a test"),
+            **options,
+        )
+
+
+@contextlib.contextmanager
+def runs(store_url: str, supervisor_url: str | None = None) -> Iterator[Runs]:
+    with contextlib.ExitStack() as opened:
+        yield Runs(store_url, opened, supervisor_url)

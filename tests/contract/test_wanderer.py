@@ -1,0 +1,651 @@
+"""Migrations are run in order, one run at a time on each target, and tracked as they went.
+
+Each on PostgreSQL and SQLite, where the migrated database is the tracking one, and where it is not.
+"""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from blacksmith_dagster import Batch, Blacksmith, Destination, Direction, Migration, Schedule
+from blacksmith_dagster.destinations import SQLDestination
+from blacksmith_dagster.destinations.dialects import open_engine
+from blacksmith_dagster.errors import CodeOutdated, Fenced, MigrationError, NotMigrated, TargetHeld
+from blacksmith_dagster.scheduler import Realtime, StandardScheduler, Summary
+from blacksmith_dagster.store import gates
+from blacksmith_dagster.store.interface import Lane, Verdict
+from blacksmith_dagster.store.sql import SQLStore
+from blacksmith_dagster.wanderer import Request, State, Wanderer
+from blacksmith_dagster.wanderer.tracking import Tracking
+from tests.contract.loading import ingest, until
+from tests.contract.migrating import (
+    FIVE,
+    FOUR,
+    ONE,
+    THREE,
+    TWO,
+    Runs,
+    application,
+    departed,
+    migration,
+    runs,
+    tables,
+    warehouse,
+)
+
+SCOPE, FLIGHTS = "destination:warehouse", "warehouse/flights"
+
+
+@pytest.fixture
+def wandering(store_url: str, locks_url: str | None) -> Iterator[Runs]:
+    with runs(store_url, locks_url) as made:
+        yield made
+
+
+@pytest.fixture(params=["together", "apart"])
+def target_url(request: pytest.FixtureRequest, store_url: str, tmp_path: Path) -> str:
+    """The URL of the database that is migrated: the tracking one, or another."""
+    if request.param == "together":
+        return store_url
+    return f"sqlite:///{tmp_path}/warehouse.db"
+
+
+def states(wanderer: Wanderer) -> list[State | None]:
+    return [each.state for each in wanderer.status()]
+
+
+def load(wandering: Runs, app: Blacksmith) -> Summary:
+    """A scheduled load of the flights."""
+    store, scheduler = wandering.store(), StandardScheduler()
+    try:
+        return scheduler.load(
+            app,
+            app.destination_events[FLIGHTS],
+            store=store,
+            supervisor=wandering.supervisor(store),
+        )
+    finally:
+        scheduler.close()
+
+
+def failing(version: int) -> Migration:
+    return migration(version, up=f"CREATE TABLE t{version // 1_000_000 % 100} (n INT); SELECT no;")
+
+
+# ------------------------------------------------------------------------------------- up and down
+
+
+def test_migrations_run_up_and_are_rolled_back(wandering: Runs, target_url: str) -> None:
+    app = application(warehouse(target_url, [migration(ONE), migration(TWO), migration(THREE)]))
+    wanderer = wandering.wanderer(app)
+    assert states(wanderer) == [None, None, None]
+
+    report = wanderer.run(Request(version=TWO))
+
+    assert [(each.action.version, each.state) for each in report.done] == [
+        (ONE, State.SUCCEEDED_UP),
+        (TWO, State.SUCCEEDED_UP),
+    ]
+    assert tables(target_url) == {"t1", "t2"}
+    assert wanderer.run(Request()).error is None
+    assert wanderer.run(Request()).planned == []
+    report = wanderer.rollback(Request(version=ONE))
+    assert [each.action.version for each in report.done] == [THREE, TWO]
+    assert tables(target_url) == {"t1"}
+    assert states(wanderer) == [State.SUCCEEDED_UP, State.SUCCEEDED_DOWN, State.SUCCEEDED_DOWN]
+    assert wanderer.run(Request()).error is None
+    assert tables(target_url) == {"t1", "t2", "t3"}
+
+
+def test_every_transition_is_kept_with_who_and_run(wandering: Runs, target_url: str) -> None:
+    app = application(warehouse(target_url, [migration(ONE)]))
+    wanderer = wandering.wanderer(app, owner="deploy", run="abc")
+
+    wanderer.run(Request())
+    wanderer.rollback(Request(version=0, discard=True))
+
+    history = Tracking(wandering.store(), "", None).history(SCOPE, ONE)
+    assert [each.state.value for each in history] == [
+        "acknowledged",
+        "executing(up)",
+        "succeeded(up)",
+        "executing(down)",
+        "succeeded(down)",
+        "discarded",
+    ]
+    assert {(each.who, each.run) for each in history} == {("deploy", "abc")}
+    assert wanderer.run(Request()).planned == []
+
+
+def test_a_dry_run_shows_the_plan_and_the_sql_and_does_nothing(
+    wandering: Runs, target_url: str
+) -> None:
+    wanderer = wandering.wanderer(application(warehouse(target_url, [migration(ONE)])))
+    report = wanderer.run(Request(dry_run=True))
+    assert [(each.what, each.sql) for each in report.planned] == [
+        ("up", "CREATE TABLE t1 (n INTEGER);")
+    ]
+    assert report.done == ()
+    assert states(wanderer) == [None]
+    assert tables(target_url) == set()
+
+
+def test_events_migrations_run_by_their_destination(wandering: Runs, target_url: str) -> None:
+    destination = SQLDestination("warehouse", url=target_url, migrations=[migration(TWO)])
+    destination.event(receives=departed, name="flights", migrations=[migration(ONE)])(
+        lambda batch, connection: None
+    )
+    wanderer = wandering.wanderer(application(destination))
+    done = wanderer.run(Request(scopes=["d/e:warehouse/flights"])).done
+    assert [each.action.scope for each in done] == ["destination/event:warehouse/flights"]
+    assert tables(target_url) == {"t1"}
+    wanderer.run(Request())
+    assert tables(target_url) == {"t1", "t2"}
+
+
+def test_a_function_is_given_the_connection_of_its_transaction(
+    wandering: Runs, target_url: str
+) -> None:
+    def up(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("CREATE TABLE t1 (n INT)")
+        raise OSError("the disk")
+
+    wanderer = wandering.wanderer(application(warehouse(target_url, [migration(ONE, up=up)])))
+    assert wanderer.run(Request()).error == "OSError: the disk"
+    assert tables(target_url) == set()
+
+
+def test_sql_that_ends_its_transaction_fails(wandering: Runs, target_url: str) -> None:
+    app = application(
+        warehouse(target_url, [migration(ONE, up="CREATE TABLE t1 (n INT); COMMIT;")])
+    )
+    assert "remove COMMIT" in (wandering.wanderer(app).run(Request()).error or "")
+
+
+def test_sql_without_a_transaction_runs_statement_by_statement(
+    wandering: Runs, target_url: str
+) -> None:
+    up = (
+        "-- blacksmith: no transaction\nCREATE TABLE t1 (n INT);\nCREATE TABLE t2 (n INT); SELECT x"
+    )
+    wanderer = wandering.wanderer(application(warehouse(target_url, [migration(ONE, up=up)])))
+    assert wanderer.run(Request()).error is not None
+    assert tables(target_url) == {"t1", "t2"}
+    assert states(wanderer) == [State.FAILED_UP]
+
+
+def test_whoever_overrides_migrate_has_it_called(wandering: Runs, store_url: str) -> None:
+    ran = []
+
+    class Own(SQLDestination):
+        def migrate(self, migration: Migration, direction: Direction) -> None:
+            ran.append((migration.version, direction))
+
+    app = application(Own("warehouse", url=store_url, migrations=[migration(ONE)]))
+    assert wandering.wanderer(app).run(Request()).error is None
+    assert ran == [(ONE, Direction.UP)]
+
+
+def test_migrations_are_tracked_elsewhere(wandering: Runs, target_url: str, tmp_path: Path) -> None:
+    """In another store, with the fences that guard it; the gates are where the loads are."""
+    app = application(warehouse(target_url, [migration(ONE)]))
+    with runs(f"sqlite:///{tmp_path}/wanderer.db") as other:
+        tracking = other.store()
+        wanderer = wandering.wanderer(app, tracking=tracking)
+        assert wanderer.run(Request()).error is None
+        assert states(wanderer) == [State.SUCCEEDED_UP]
+        assert len(Tracking(tracking, "", None).history(SCOPE, ONE)) == 3
+        assert Tracking(wandering.store(), "", None).history(SCOPE, ONE) == []
+        done = load(wandering, app)
+    assert done.skipped is None
+
+
+# ------------------------------------------------------------------------------------- failures
+
+
+def test_third_of_five_fails(wandering: Runs, target_url: str) -> None:
+    """Two stay, the rest do not run, and the next run goes on."""
+    versions = [ONE, TWO, THREE, FOUR, FIVE]
+    broken = [failing(each) if each == THREE else migration(each) for each in versions]
+    wanderer = wandering.wanderer(application(warehouse(target_url, broken)))
+
+    report = wanderer.run(Request())
+
+    assert "no" in (report.error or "")
+    assert tables(target_url) == {"t1", "t2"}
+    assert states(wanderer)[:3] == [State.SUCCEEDED_UP, State.SUCCEEDED_UP, State.FAILED_UP]
+    said = wanderer.behind("warehouse") or ""
+    assert f"{THREE} t3 of {SCOPE} failed(up)" in said
+    assert "blacksmith migrations run" in said
+    mended = wandering.wanderer(
+        application(warehouse(target_url, [migration(each) for each in versions]))
+    )
+    assert [each.action.version for each in mended.run(Request()).done] == [THREE, FOUR, FIVE]
+    assert tables(target_url) == {"t1", "t2", "t3", "t4", "t5"}
+    assert mended.behind("warehouse") is None
+
+
+def test_down_fails(wandering: Runs, target_url: str) -> None:
+    """What was rolled back before it stays so, it and the rest are still there."""
+    broken = migration(TWO, down="DROP TABLE t2; SELECT no;")
+    app = application(warehouse(target_url, [migration(ONE), broken, migration(THREE)]))
+    wanderer = wandering.wanderer(app)
+    wanderer.run(Request())
+
+    assert wanderer.rollback(Request(version=0)).error is not None
+
+    assert tables(target_url) == {"t1", "t2"}
+    assert states(wanderer) == [State.SUCCEEDED_UP, State.FAILED_DOWN, State.SUCCEEDED_DOWN]
+    assert "rollback" in (wanderer.behind("warehouse") or "")
+    mended = wandering.wanderer(
+        application(warehouse(target_url, [migration(each) for each in (ONE, TWO, THREE)]))
+    )
+    assert mended.rollback(Request(version=0)).error is None
+    assert tables(target_url) == set()
+
+
+def test_a_run_that_is_stopped_finishes_the_migration_under_way(
+    wandering: Runs, target_url: str
+) -> None:
+    stop = threading.Event()
+
+    def up(connection: sa.Connection) -> None:
+        stop.set()
+        connection.exec_driver_sql("CREATE TABLE t1 (n INT)")
+
+    app = application(warehouse(target_url, [migration(ONE, up=up), migration(TWO)]))
+    report = wandering.wanderer(app, stop=stop).run(Request())
+    assert [each.action.version for each in report.done] == [ONE]
+    assert "asked to stop" in (report.error or "")
+    assert tables(target_url) == {"t1"}
+
+
+# ------------------------------------------------------------------------------------- one at a time
+
+
+def test_a_second_run_on_a_target_in_use_fails_at_once_and_names_the_holder(
+    wandering: Runs,
+) -> None:
+    under_way, finish = threading.Event(), threading.Event()
+
+    def up() -> None:
+        under_way.set()
+        finish.wait(30)
+
+    app = lake(Migration(ONE, "go", up=up), load=lambda batch: None)
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(wandering.wanderer(app, run="abc").run, Request())
+        assert under_way.wait(30)
+        try:
+            with pytest.raises(TargetHeld, match="warehouse is being migrated by run abc"):
+                wandering.wanderer(app).run(Request())
+        finally:
+            finish.set()
+        assert first.result(30).error is None
+
+
+def test_two_runs_race_for_one_target(wandering: Runs, target_url: str) -> None:
+    """Whoever comes first migrates; the others are told so, or find nothing to do."""
+    app = application(warehouse(target_url, [migration(each) for each in (ONE, TWO, THREE)]))
+    racers = [wandering.wanderer(app, run=f"run {number}") for number in range(4)]
+    start, ended = threading.Barrier(len(racers)), []
+
+    def race(number: int) -> None:
+        start.wait()
+        try:
+            ended.append(racers[number].run(Request()))
+        except TargetHeld as error:
+            ended.append(error)
+
+    threads = [threading.Thread(target=race, args=(number,)) for number in range(len(racers))]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(60)
+
+    assert len(ended) == len(racers)
+    reports = [each for each in ended if not isinstance(each, TargetHeld)]
+    assert sorted(len(each.done) for each in reports) == [0] * (len(reports) - 1) + [3]
+    assert all(each.error is None for each in reports)
+    assert tables(target_url) == {"t1", "t2", "t3"}
+    assert len(Tracking(wandering.store(), "", None).history(SCOPE, ONE)) == 3
+
+
+def test_two_runs_cross_over_two_targets(wandering: Runs, target_url: str) -> None:
+    """Asked for in opposite orders they never wait for each other in a circle."""
+    one = warehouse(target_url, [migration(ONE)], name="one")
+    two = warehouse(target_url, [migration(TWO)], name="two")
+    app = application(one, two)
+    requests = [Request(scopes=["d:one", "d:two"]), Request(scopes=["d:two", "d:one"])]
+    for _ in range(3):
+        ended: list[object] = []
+
+        def cross(request: Request, into: list[object] = ended) -> None:
+            try:
+                into.append(wandering.wanderer(app).run(request))
+            except TargetHeld as error:
+                into.append(error)
+
+        threads = [threading.Thread(target=cross, args=(each,)) for each in requests]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join(60)
+        assert len(ended) == 2
+        assert any(not isinstance(each, TargetHeld) for each in ended)
+        assert tables(target_url) == {"t1", "t2"}
+        wandering.wanderer(app).rollback(Request(version=0))
+
+
+def test_one_that_was_taken_over_records_nothing_more(wandering: Runs, target_url: str) -> None:
+    """Paused past its lock's time to live, it finds its record refused, whatever it believes."""
+    app = application(warehouse(target_url, [migration(ONE)]))
+    store = wandering.store(app)
+    tracking = Tracking(store, "a test", None)
+    fence = tracking.take_over("destination/warehouse", "first", lambda: True)
+    tracking.record(fence, SCOPE, migration(ONE), State.EXECUTING_UP)
+
+    tracking.take_over("destination/warehouse", "second", lambda: True)
+
+    with pytest.raises(Fenced, match="another run has taken over"):
+        tracking.record(fence, SCOPE, migration(ONE), State.SUCCEEDED_UP)
+    with pytest.raises(Fenced):
+        gates.settle(store, fence, ONE, None)
+    assert tracking.history(SCOPE, ONE)[-1].state is State.INTERRUPTED
+
+
+# ------------------------------------------------------------------------------------- loads
+
+
+def test_loads_wait_and_resume(wandering: Runs, target_url: str) -> None:
+    app = application(warehouse(target_url, [migration(ONE)]))
+    store, wanderer = wandering.store(app), wandering.wanderer(app)
+    ingest(store, [{"n": 1}])
+    assert f"migration {ONE} has not run" in (load(wandering, app).skipped or "")
+
+    wanderer.ack(Request())
+
+    said = load(wandering, app).skipped or ""
+    assert f"{ONE} t1 of {SCOPE} has not run; run `blacksmith migrations run`" in said
+    assert store.counts(FLIGHTS).awaiting == 1
+    wanderer.run(Request())
+    assert load(wandering, app).tally.succeeded == 1
+
+
+def test_a_destination_may_be_told_not_to_wait(wandering: Runs, target_url: str) -> None:
+    """But for a migration under way it waits all the same."""
+    app = application(warehouse(target_url, [migration(ONE)], wait_for_migrations=False))
+    store = wandering.store(app)
+    ingest(store, [{"n": 1}])
+    fence = gates.take_over(store, "destination/warehouse", "a migration", lambda: True)
+
+    gates.shut(store, fence, "run abc")
+    assert "being migrated by run abc" in (load(wandering, app).skipped or "")
+
+    gates.settle(store, fence, 0, "a migration has failed")
+    assert load(wandering, app).tally.succeeded == 1
+
+
+def test_older_code_ends_and_newer_code_waits(wandering: Runs, target_url: str) -> None:
+    new = application(warehouse(target_url, [migration(ONE), migration(TWO)]))
+    old = application(warehouse(target_url, [migration(ONE)]))
+    wanderer = wandering.wanderer(new)
+    ingest(wandering.store(), [{"n": 1}])
+    wanderer.run(Request())
+    with pytest.raises(
+        CodeOutdated, match=f"migrated to {TWO}, and this code knows it up to {ONE}"
+    ):
+        load(wandering, old)
+
+    wanderer.rollback(Request(version=ONE))
+
+    assert f"migration {TWO} has not run" in (load(wandering, new).skipped or "")
+    assert load(wandering, old).tally.succeeded == 1
+
+
+def test_another_destination_is_loaded_meanwhile(wandering: Runs, target_url: str) -> None:
+    other = warehouse(target_url, [], name="other")
+    app = application(warehouse(target_url, [migration(ONE)]), other)
+    store = wandering.store(app)
+    wandering.wanderer(app).ack(Request())
+    ingest(store, [{"n": 1}], "other/flights")
+    fence = store.take_over("other/flights", Lane.LOAD, "loader", lambda: True)
+    assert store.claim(fence, 10, 3, version=0) is not None
+
+
+def lake(*migrations: Migration, load: Callable[..., None]) -> Blacksmith:
+    """An application whose destination `warehouse` is a function that loads one job at a time."""
+    destination = Destination(
+        "warehouse", migrations=migrations, batch=1, schedule=Schedule(realtime=True)
+    )
+    destination.event(receives=departed, name="flights")(load)
+    return application(destination)
+
+
+def test_an_open_load_is_waited_for(wandering: Runs) -> None:
+    """And nothing is claimed after it."""
+    loading, finish = threading.Event(), threading.Event()
+    order: list[str] = []
+
+    def slowly(batch: Batch[object]) -> None:
+        loading.set()
+        finish.wait(30)
+        order.append("loaded")
+
+    old = lake(load=slowly)
+    new = lake(Migration(ONE, "go", up=lambda: order.append("migrated")), load=lambda batch: None)
+    store = wandering.store(old)
+    ingest(store, [{"n": 1}, {"n": 2}])
+    with ThreadPoolExecutor() as threads:
+        loads = threads.submit(load, wandering, old)
+        assert loading.wait(30)
+        runs_up = threads.submit(wandering.wanderer(new).run, Request())
+        until(lambda: is_shut(store))
+        assert order == []
+        finish.set()
+        assert runs_up.result(30).error is None
+        error = loads.exception(30)
+    assert order == ["loaded", "migrated"]
+    # It has claimed while the gate was shut, or after the migration: neither gives it a job.
+    assert isinstance(error, CodeOutdated) if error else loads.result().skipped
+    assert store.counts(FLIGHTS).awaiting == 1
+    assert load(wandering, new).tally.succeeded == 1
+
+
+def is_shut(store: SQLStore) -> bool:
+    with store.reading() as conn:
+        try:
+            gates.check(conn, FLIGHTS, None)
+        except NotMigrated:
+            return True
+    return False
+
+
+def test_migration_under_load(wandering: Runs) -> None:
+    """Nothing is lost, and nothing is loaded between the old and the new schema."""
+    schema, between, loaded = [0], threading.Event(), Counter[int]()
+
+    def up() -> None:
+        between.set()
+        time.sleep(0.3)  # the time in which no load may run
+        schema[0] += 1
+        between.clear()
+
+    def load_as(version: int) -> Callable[..., None]:
+        def load(batch: Batch[Any]) -> None:
+            assert not between.is_set(), "loaded between two schemas"
+            assert schema[0] == version, "loaded into another schema than the code's"
+            loaded.update(job.data["n"] for job in batch)
+
+        return load
+
+    versions = [ONE, TWO, THREE]
+    steps = [Migration(each, "step", up=up) for each in versions]
+    apps = [lake(*steps[:count], load=load_as(count)) for count in range(len(steps) + 1)]
+    store = wandering.store(apps[0])
+    stop, outdated = threading.Event(), []
+    sent = 0
+
+    def keep_loading(app: Blacksmith) -> None:
+        while not stop.is_set():
+            try:
+                load(wandering, app)
+            except CodeOutdated as error:
+                outdated.append(error)
+                return
+            except Fenced:
+                pass
+            time.sleep(0.01)
+
+    with ThreadPoolExecutor() as threads:
+        try:
+            loaders = [threads.submit(keep_loading, each) for each in apps]
+            for app in apps[1:]:
+                ingest(store, ({"n": number} for number in range(sent, sent + 40)))
+                sent += 40
+                assert wandering.wanderer(app).run(Request()).error is None
+            until(lambda: store.counts(FLIGHTS).pending == 0)
+        finally:
+            stop.set()
+        for each in loaders:
+            each.result(30)
+    assert len(outdated) == len(versions)
+    assert store.counts(FLIGHTS).succeeded == sent
+    assert loaded.keys() == set(range(sent))
+
+
+def test_the_load_of_a_loader_that_is_gone_is_fenced_out(wandering: Runs, target_url: str) -> None:
+    app = application(warehouse(target_url, [migration(ONE)]))
+    store = wandering.store(app)
+    ingest(store, [{"n": 1}])
+    fence = store.take_over(FLIGHTS, Lane.LOAD, "a loader without a lock", lambda: True)
+    claimed = store.claim(fence, 10, 3)
+    assert claimed is not None
+
+    assert wandering.wanderer(app).run(Request()).error is None
+
+    with pytest.raises(Fenced):
+        store.record(claimed, Verdict())
+    assert store.counts(FLIGHTS).retrying == 1
+
+
+class Silent:
+    """A broker of which nothing is ever heard."""
+
+    def __init__(self) -> None:
+        self._closed = threading.Event()
+
+    def wait(self, timeout: float) -> set[str]:
+        self._closed.wait(timeout)
+        return set()
+
+    def close(self) -> None:
+        self._closed.set()
+
+
+def test_a_realtime_loop_of_older_code_ends_and_newer_code_waits(wandering: Runs) -> None:
+    """The older one ends with the reason, the newer one loads once the migration has run."""
+    loaded: list[str] = []
+    old = lake(load=lambda batch: loaded.append("old"))
+    new = lake(
+        Migration(ONE, "go", up=lambda: None, down=lambda: None),
+        load=lambda batch: loaded.append("new"),
+    )
+    store = wandering.store(old)
+
+    def realtime(app: Blacksmith) -> Realtime:
+        loop = Realtime(
+            app,
+            app.destinations["warehouse"],
+            store=store,
+            supervisor=wandering.supervisor(store),
+            subscriber=Silent(),
+            owner="a test",
+            report=lambda *_: None,
+            announce=lambda _: None,
+        )
+        loop.start()
+        return loop
+
+    warm = realtime(old)
+    until(lambda: warm.holds_locks)
+    wanderer = wandering.wanderer(new)
+    wanderer.ack(Request())
+    wanderer.run(Request())
+    ingest(store, [{"n": 1}])
+    until(lambda: warm.failure)
+    assert isinstance(warm.failure, CodeOutdated)
+    warm.stop()
+    wanderer.rollback(Request(version=0))
+    following = realtime(new)
+    until(lambda: following.holds_locks)
+    assert store.counts(FLIGHTS).awaiting == 1
+    wanderer.run(Request())
+    until(lambda: store.counts(FLIGHTS).succeeded == 1)
+    following.stop()
+    assert loaded == ["new"]
+
+
+def test_concurrent_index_does_not_deadlock(wandering: Runs, store_url: str) -> None:
+    """It waits for every transaction of its database, the store's among them: none waits for it."""
+    concurrently = "CONCURRENTLY" if store_url.startswith("postgres") else ""
+    index = (
+        "-- blacksmith: no transaction\n"
+        f"DROP INDEX {concurrently} IF EXISTS t1_n; CREATE INDEX {concurrently} t1_n ON t1 (n);"
+    )
+    app = application(warehouse(store_url, [migration(ONE), migration(TWO, up=index)]))
+    store = wandering.store(app)
+    stop, failures = threading.Event(), []
+
+    def stay_busy() -> None:
+        try:
+            while not stop.is_set():
+                ingest(store, [{"n": 1}])
+        except Exception as error:  # noqa: BLE001 - told below
+            failures.append(error)
+
+    busy = threading.Thread(target=stay_busy)
+    busy.start()
+    try:
+        assert wandering.wanderer(app).run(Request()).error is None
+    finally:
+        stop.set()
+        busy.join(30)
+    assert not failures
+    engine = open_engine("test", store_url)
+    assert [each["name"] for each in sa.inspect(engine).get_indexes("t1")] == ["t1_n"]
+    engine.dispose()
+
+
+# ------------------------------------------------------------------------------------- by hand
+
+
+@pytest.mark.parametrize("applied", [True, False])
+def test_repair_records_what_happened(wandering: Runs, target_url: str, applied: bool) -> None:
+    app = application(warehouse(target_url, [migration(ONE), migration(TWO)]))
+    tracking = Tracking(wandering.store(app), "a run that died", None)
+    fence = tracking.take_over("destination/warehouse", "first", lambda: True)
+    tracking.record(fence, SCOPE, migration(ONE), State.EXECUTING_UP)
+    wanderer = wandering.wanderer(app)
+    with pytest.raises(MigrationError, match=f"{ONE} t1 of {SCOPE} was interrupted.*repair"):
+        wanderer.run(Request())
+    assert "was interrupted" in (wanderer.behind("warehouse") or "")
+    with pytest.raises(MigrationError, match="unknown"):
+        wanderer.repair("d:warehouse", TWO, applied=True)
+
+    assert wanderer.repair("d:warehouse", ONE, applied=applied).action.version == ONE
+
+    done = wanderer.run(Request()).done
+    assert [each.action.version for each in done] == ([TWO] if applied else [ONE, TWO])
+    history = [each.state for each in tracking.history(SCOPE, ONE)]
+    assert history[1] is State.INTERRUPTED
+    assert history[2] is (State.SUCCEEDED_UP if applied else State.ACKNOWLEDGED)
+    with pytest.raises(MigrationError, match=r"is succeeded\(up\)"):
+        wanderer.repair("d:warehouse", ONE, applied=True)

@@ -1,0 +1,355 @@
+"""Which migrations an application has, and what is to be done with them."""
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from blacksmith_dagster import (
+    Blacksmith,
+    DeclarationError,
+    Destination,
+    Direction,
+    Migration,
+    Source,
+)
+from blacksmith_dagster.errors import MigrationError
+from blacksmith_dagster.wanderer.files import canonical, chosen_scopes, declared, version_of
+from blacksmith_dagster.wanderer.interface import Request, State
+from blacksmith_dagster.wanderer.plan import (
+    Declared,
+    Tracked,
+    behind,
+    plan_ack,
+    plan_rollback,
+    plan_run,
+    settled_version,
+)
+
+LAKE, ROWS = "destination:lake", "destination/event:lake/rows"
+ONE, TWO, THREE = 20260101000000, 20260102000000, 20260103000000
+
+
+def application(
+    *, lake: Path | Sequence[Migration] | None = None, rows: Sequence[Migration] | None = None
+) -> Blacksmith:
+    airport = Source("airport")
+    departed = airport.accept("departed")
+    destination = Destination("lake", migrations=lake)
+    destination.event(receives=departed, name="rows", migrations=rows)(lambda batch: None)
+    return Blacksmith(sources=[airport], destinations=[destination], since="2026-01-01")
+
+
+def folder(path: Path, **files: str | bytes) -> Path:
+    """A folder of migrations; `v1_up` is the file of version ONE."""
+    for name, content in files.items():
+        version, direction = name.split("_")
+        number = {"v1": ONE, "v2": TWO, "v3": THREE}[version]
+        data = content if isinstance(content, bytes) else content.encode()
+        (path / f"{number}.step.{direction}.sql").write_bytes(data)
+    return path
+
+
+def sql(*versions: int, down: bool = True) -> list[Migration]:
+    return [
+        Migration(version, "step", up=f"SELECT {version};", down="SELECT 0;" if down else None)
+        for version in versions
+    ]
+
+
+def tracked(
+    migration: Migration, state: State, scope: str = LAKE, error: str | None = None
+) -> Tracked:
+    return Tracked(scope, migration.version, migration.name, migration.checksum, state, error=error)
+
+
+def refused(app: Blacksmith) -> str:
+    with pytest.raises(MigrationError) as raised:
+        plan_run(declared(app), [], Request())
+    return str(raised.value)
+
+
+# ------------------------------------------------------------------------------------- declaring
+
+
+def test_a_folder_holds_a_migration_per_pair_of_files(tmp_path: Path) -> None:
+    lake = folder(tmp_path, v2_up="SELECT 2;", v2_down="SELECT 0;", v1_up="SELECT 1;")
+    (tmp_path / "README.md").write_text("what these are")
+
+    found = declared(application(lake=lake))[LAKE]
+
+    assert [(each.version, each.down is not None) for each in found] == [(ONE, False), (TWO, True)]
+    assert found[1].sql(Direction.UP) == "SELECT 2;"
+
+
+def test_a_relative_folder_is_beside_the_pyproject_that_names_the_application(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pyproject.toml").write_text("[tool.blacksmith]\napp = 'a:b'\n")
+    (tmp_path / "migrations").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    folder(tmp_path / "migrations", v1_up="SELECT 1;")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(declared(application(lake=Path("migrations")))[LAKE]) == 1
+
+
+def test_a_scope_has_a_short_form() -> None:
+    assert canonical("s:crm") == "source:crm"
+    assert canonical("s/e:crm/user") == "source/event:crm/user"
+    assert canonical("d:lake") == LAKE
+    assert canonical("d/e:lake/rows") == ROWS
+    assert canonical(ROWS) == ROWS
+
+
+def test_scopes_are_those_asked_for_or_all() -> None:
+    app = application()
+    assert chosen_scopes(app, ["d/e:lake/rows"]) == [ROWS]
+    assert chosen_scopes(app, []) == ["source:airport", "source/event:airport/departed", LAKE, ROWS]
+
+
+def test_a_destinations_version_is_the_newest_of_it_and_its_events() -> None:
+    app = application(lake=sql(ONE), rows=sql(TWO))
+    assert version_of(app.destinations["lake"]) == TWO
+    assert version_of(application().destinations["lake"]) == 0
+
+
+def test_an_adapter_runs_its_migrations_and_its_events(tmp_path: Path) -> None:
+    ran = []
+    lake = Destination("lake")
+    lake.migrate(Migration(ONE, "go", up=lambda: ran.append("up")), Direction.UP)
+    assert ran == ["up"]
+    with pytest.raises(DeclarationError, match="override"):
+        lake.migrate(*sql(ONE), Direction.UP)
+    with pytest.raises(MigrationError, match="no down"):
+        lake.migrate(Migration(ONE, "go", up=lambda: None), Direction.DOWN)
+
+
+@pytest.mark.parametrize("given", [7, ["20260101000000.a.up.sql"], ""])
+def test_migrations_of_another_kind_are_refused(given: object) -> None:
+    with pytest.raises(DeclarationError, match=r"destination 'lake'.*migrations="):
+        Destination("lake", migrations=given)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("version", [0, 2026, 20261301000000, "20260101000000"])
+def test_a_version_that_is_no_time_is_refused(version: object) -> None:
+    with pytest.raises(DeclarationError, match=r"YYYYMMDDHHMMSS|as in"):
+        Migration(version, "a", up="SELECT 1")  # type: ignore[arg-type]
+
+
+def test_a_name_with_other_signs_is_refused() -> None:
+    with pytest.raises(DeclarationError, match="letters, digits"):
+        Migration(ONE, "a b", up="SELECT 1")
+
+
+# ------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["step.up.sql", "20260101.step.up.sql", "20261341000000.step.up.sql", "20260101000000.up.sql"],
+)
+def test_bad_file_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("SELECT 1;")
+    said = refused(application(lake=tmp_path))
+    assert str(tmp_path / name) in said
+    assert "name it YYYYMMDDHHMMSS" in said
+
+
+def test_two_files_of_one_version(tmp_path: Path) -> None:
+    (tmp_path / f"{ONE}.this.up.sql").write_text("SELECT 1;")
+    (tmp_path / f"{ONE}.that.up.sql").write_text("SELECT 1;")
+    said = refused(application(lake=tmp_path))
+    assert str(tmp_path) in said
+    assert "that and this" in said
+
+
+def test_up_without_down(tmp_path: Path) -> None:
+    """It runs up; to roll it back is refused before anything is."""
+    app = application(lake=folder(tmp_path, v1_up="SELECT 1;", v2_up="SELECT 2;", v2_down="--\n;"))
+    found = declared(app)
+    known = [tracked(each, State.SUCCEEDED_UP) for each in found[LAKE]]
+    assert len(plan_run(found, [], Request())) == 2
+    with pytest.raises(MigrationError, match=rf"{ONE} step of {LAKE}; write the \.down\.sql"):
+        plan_rollback(found, known, Request(version=0))
+
+
+def test_down_without_up(tmp_path: Path) -> None:
+    said = refused(application(lake=folder(tmp_path, v1_down="SELECT 1;")))
+    assert f"{ONE}.step.down.sql" in said
+    assert "write it, or remove" in said
+
+
+@pytest.mark.parametrize("content", ["", "  \n", "-- nothing\n/* at\nall */ ;;"])
+def test_empty_sql(tmp_path: Path, content: str) -> None:
+    said = refused(application(lake=folder(tmp_path, v1_up=content)))
+    assert str(tmp_path / f"{ONE}.step.up.sql") in said
+    assert "holds no statement" in said
+
+
+def test_not_utf8(tmp_path: Path) -> None:
+    said = refused(application(lake=folder(tmp_path, v1_up=b"SELECT '\xe9';")))
+    assert str(tmp_path / f"{ONE}.step.up.sql") in said
+    assert "byte 8" in said
+
+
+def test_version_in_the_future(tmp_path: Path) -> None:
+    version = f"{datetime.now(UTC) + timedelta(days=2):%Y%m%d%H%M%S}"
+    (tmp_path / f"{version}.soon.up.sql").write_text("SELECT 1;")
+    said = refused(application(lake=tmp_path))
+    assert str(tmp_path) in said
+    assert f"{version} soon is from the future" in said
+
+
+def test_unknown_scope() -> None:
+    with pytest.raises(MigrationError, match=r"no scope 'destination:sea'; it has source:airport"):
+        chosen_scopes(application(), ["d:sea"])
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    said = refused(application(lake=tmp_path / "no"))
+    assert str(tmp_path / "no") in said
+    assert "make it, or correct migrations=" in said
+
+
+def test_changed_after_run(tmp_path: Path) -> None:
+    app = application(lake=folder(tmp_path, v1_up="SELECT 1;"))
+    known = [tracked(*declared(app)[LAKE], State.SUCCEEDED_UP)]
+    assert plan_run(declared(app), known, Request()) == []
+
+    folder(tmp_path, v1_up="SELECT 2;")
+
+    with pytest.raises(MigrationError, match=r"step\.up\.sql was changed after it ran"):
+        plan_run(declared(app), known, Request())
+
+
+def test_late_lower_version() -> None:
+    found: Declared = {LAKE: sql(ONE, TWO), ROWS: sql(THREE)}
+    known = [tracked(found[LAKE][0], State.SUCCEEDED_UP), tracked(*sql(THREE), State.SUCCEEDED_UP)]
+    known = [known[0], known[1]._replace(scope=ROWS)]
+    with pytest.raises(MigrationError, match=rf"{TWO} step of {LAKE} \(after {THREE} step\)"):
+        plan_run(found, known, Request())
+    planned = plan_run(found, known, Request(out_of_order=True))
+    assert [each.action.version for each in planned] == [TWO]
+
+
+# ------------------------------------------------------------------------------------- planning
+
+
+def test_a_run_goes_from_the_oldest_to_the_newest_across_scopes() -> None:
+    found: Declared = {ROWS: sql(TWO), LAKE: sql(ONE, THREE)}
+    planned = plan_run(found, [], Request())
+    assert [(each.action.scope, each.action.version) for each in planned] == [
+        (LAKE, ONE),
+        (ROWS, TWO),
+        (LAKE, THREE),
+    ]
+    assert {each.action.what for each in planned} == {"up"}
+    assert planned[0].action.sql == f"SELECT {ONE};"
+
+
+def test_a_run_goes_up_to_a_version_and_leaves_what_is_done_or_discarded() -> None:
+    found: Declared = {LAKE: sql(ONE, TWO, THREE)}
+    known = [
+        tracked(found[LAKE][0], State.SUCCEEDED_UP),
+        tracked(found[LAKE][1], State.DISCARDED),
+    ]
+    assert plan_run(found, known, Request(version=TWO)) == []
+    assert [each.action.version for each in plan_run(found, known, Request())] == [THREE]
+
+
+@pytest.mark.parametrize("state", [State.ACKNOWLEDGED, State.FAILED_UP, State.SUCCEEDED_DOWN])
+def test_what_has_not_run_runs_next_time(state: State) -> None:
+    found: Declared = {LAKE: sql(ONE)}
+    assert len(plan_run(found, [tracked(*found[LAKE], state)], Request())) == 1
+
+
+def test_a_rollback_goes_from_the_newest_down_to_a_version_that_stays() -> None:
+    found: Declared = {LAKE: sql(ONE, THREE), ROWS: sql(TWO)}
+    known = [tracked(each, State.SUCCEEDED_UP) for each in found[LAKE]]
+    known += [tracked(*found[ROWS], State.FAILED_DOWN, scope=ROWS)]
+    planned = plan_rollback(found, known, Request(version=ONE))
+    assert [(each.action.what, each.action.version) for each in planned] == [
+        ("down", THREE),
+        ("down", TWO),
+    ]
+    with pytest.raises(MigrationError, match="which version"):
+        plan_rollback(found, known, Request())
+
+
+def test_what_the_code_has_no_more_cannot_be_rolled_back() -> None:
+    known = [tracked(*sql(ONE), State.SUCCEEDED_UP)]
+    with pytest.raises(MigrationError, match=f"has no more: {ONE} step of {LAKE}"):
+        plan_rollback({LAKE: []}, known, Request(version=0))
+
+
+def test_what_is_new_is_acknowledged_once() -> None:
+    found: Declared = {LAKE: sql(ONE, TWO)}
+    known = [tracked(found[LAKE][0], State.SUCCEEDED_UP)]
+    planned = plan_ack(found, known, Request())
+    assert [(each.action.what, each.action.version) for each in planned] == [("acknowledge", TWO)]
+
+
+def test_what_has_not_run_can_be_discarded() -> None:
+    found: Declared = {LAKE: sql(ONE, TWO, THREE)}
+    known = [
+        tracked(found[LAKE][0], State.SUCCEEDED_UP),
+        tracked(found[LAKE][1], State.FAILED_UP),
+    ]
+    planned = plan_ack(found, known, Request(discard=True))
+    assert [(each.action.what, each.action.version) for each in planned] == [
+        ("discard", TWO),
+        ("discard", THREE),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("state", "mend"),
+    [
+        (State.INTERRUPTED, "repair SCOPE VERSION"),
+        (State.EXECUTING_UP, "by run abc; wait"),
+        (State.EXECUTING_DOWN, "by run abc; wait"),
+    ],
+)
+def test_nothing_is_planned_on_what_is_unclear(state: State, mend: str) -> None:
+    found: Declared = {LAKE: sql(ONE, TWO)}
+    known = [tracked(found[LAKE][0], state)._replace(run="abc")]
+    for plan in (plan_run, plan_rollback, plan_ack):
+        with pytest.raises(MigrationError, match=mend):
+            plan(found, known, Request(version=TWO))
+    assert mend in (behind(known) or "")
+
+
+def test_what_keeps_a_destination_from_being_loaded() -> None:
+    one, two = sql(ONE, TWO)
+    assert behind([tracked(one, State.SUCCEEDED_UP), tracked(two, State.SUCCEEDED_DOWN)]) is None
+    said = behind([tracked(one, State.SUCCEEDED_UP), tracked(two, State.ACKNOWLEDGED)])
+    assert said is not None
+    assert said.startswith(f"{TWO} step of {LAKE} has not run; run")
+    failed = behind(
+        [tracked(one, State.ACKNOWLEDGED), tracked(two, State.FAILED_UP, error="no table")]
+    )
+    assert failed is not None
+    assert failed.startswith(f"{TWO} step of {LAKE} failed(up): no table; mend it")
+
+
+def test_the_version_of_a_target_is_that_of_what_ran_or_shall_never_run() -> None:
+    found: Declared = {LAKE: sql(ONE, TWO, THREE)}
+    one, two, three = found[LAKE]
+    known = [tracked(one, State.SUCCEEDED_UP), tracked(two, State.DISCARDED)]
+    assert settled_version(found, known) == TWO
+    assert settled_version({LAKE: [one]}, known) == ONE
+    assert settled_version(found, [*known, tracked(three, State.SUCCEEDED_DOWN)]) == TWO
+
+
+def test_ten_thousand_migrations_are_planned_within_half_a_second() -> None:
+    start = datetime(2020, 1, 1, tzinfo=UTC)
+    versions = [
+        int(f"{start + timedelta(minutes=number):%Y%m%d%H%M%S}") for number in range(10_000)
+    ]
+    found: Declared = {LAKE: sql(*versions)}
+    known = [tracked(each, State.SUCCEEDED_UP) for each in found[LAKE][:9_000]]
+    began = time.process_time()
+    assert len(plan_run(found, known, Request())) == 1_000
+    assert time.process_time() - began < 0.5
