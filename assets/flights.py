@@ -59,7 +59,6 @@ flights = warehouse.table(
     "flights",
     receives=departed,
     key=["carrier", "flight", "time_hour"],
-    newest="time_hour",
     create=sa.Table(
         "flights",
         sa.MetaData(),
