@@ -61,7 +61,6 @@ flights = warehouse.table(
     "flights",
     receives=departed,
     key=["carrier", "flight", "time_hour"],
-    newest="time_hour",
 )
 
 

@@ -103,7 +103,8 @@ class SQLDestination(Destination[sa.Engine]):
 
         - `key`: columns with a unique index. A row whose key is there already replaces the fields
           it has; without `key` each job is inserted, again if it is loaded again.
-        - `newest`: a column. A row is replaced only by one in which it is at least as great.
+        - `newest`: a column that is none of the key's. A row is replaced only by one in which it is
+          at least as great.
         - `create`: makes this table if it is missing; its name and schema then count, not `name`.
 
         The remaining arguments are those of `Destination.event`. A load raises `Unavailable` when
@@ -126,6 +127,11 @@ class SQLDestination(Destination[sa.Engine]):
             raise DeclarationError(
                 f"{self.name}/{name}: newest={newest!r} decides which of two rows with the same key "
                 "stays; give the key too"
+            )
+        if newest is not None and newest in key:
+            raise DeclarationError(
+                f"{self.name}/{name}: newest={newest!r} is of the key, and so the same in the two rows "
+                "that it should decide between; name a column that tells the newer from the older"
             )
         table = _Table(f"{self.name}/{name}", name, tuple(key), newest, create)
 

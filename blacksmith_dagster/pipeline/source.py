@@ -178,6 +178,10 @@ class Source:
         kept data is decoded into for `when`, `transform` and the destinations. It is named after the
         function unless `name` is given.
 
+        The gateway calls it on its event loop for a body of 128 KiB at most: a look-up that waits, in
+        a database for example, makes all senders wait. For larger bodies it is called in threads, at
+        the same time as on the loop, so that what it shares must be thread-safe.
+
         Raises `DeclarationError`.
         """
         if not isinstance(on, Trigger):

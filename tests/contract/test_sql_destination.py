@@ -673,6 +673,8 @@ def test_wrong_declarations() -> None:
         warehouse.table("flights", receives=departed, key="id")
     with pytest.raises(DeclarationError, match="give the key too"):
         warehouse.table("flights", receives=departed, newest="seen")
+    with pytest.raises(DeclarationError, match=r"newest='seen' is of the key.*name a column that"):
+        warehouse.table("flights", receives=departed, key=["id", "seen"], newest="seen")
 
 
 def _load_into(database: Database, event: DestinationEvent[Any], seen: list[BaseException]) -> None:
