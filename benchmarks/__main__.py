@@ -19,6 +19,9 @@ BENCHMARKS: Mapping[str, str] = {
     "idle": "idle",
     "realtime": "realtime",
     "sustained": "realtime",
+    "cold": "realtime_dagster",
+    "warm": "realtime_dagster",
+    "naive": "realtime_dagster",
 }
 """The module of each: imported when it is measured, as processes that one starts import this one."""
 
