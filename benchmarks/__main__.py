@@ -25,6 +25,9 @@ BENCHMARKS: Mapping[str, str] = {
     "migrations": "migrations",
     "realtime": "realtime",
     "sustained": "realtime",
+    "cold": "realtime_dagster",
+    "warm": "realtime_dagster",
+    "naive": "realtime_dagster",
 }
 """The module of each: imported when it is measured, as processes that one starts import this one."""
 

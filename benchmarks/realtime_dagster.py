@@ -1,0 +1,176 @@
+"""Warm runs in a default `dagster dev`: how soon the first is there, and what one costs."""
+
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import psycopg
+
+from benchmarks.measure import Effort, Figure, at_most, shown
+from benchmarks.naive_definitions import CALLED, EVENTS
+from tests.acceptance.processes import ROOT_FOLDER, until
+from tests.acceptance.warm_processes import WarmDeployment, is_alive
+from tests.services import free_port, kill_tree
+from tests.services.postgres import PostgresServer
+
+COLD = 20
+IDLE_SECONDS = 60.0
+BUSY_SECONDS = 300.0
+NAIVE = 20
+# A warm run's life by default, which the rows of a shorter one are extrapolated to.
+_RUNS_AN_HOUR = 4
+_MATERIALIZATIONS_A_RUN = 16  # one a minute for 15 minutes, and one at the end
+
+
+@contextmanager
+def _alerts(**warm: str) -> Iterator[tuple[PostgresServer, WarmDeployment]]:
+    """A gateway and two realtime events on a PostgreSQL of its own, woken through it."""
+    server = PostgresServer(durable=True)
+    try:
+        server.start()
+        with tempfile.TemporaryDirectory(prefix="blacksmith-bench-") as home:
+            alerts = WarmDeployment(server.create_database(), Path(home), **warm)
+            try:
+                yield server, alerts
+            finally:
+                alerts.close()
+    finally:
+        server.close()
+
+
+def cold(effort: Effort) -> Iterator[Figure]:
+    """From an event's request to its load, while no run is alive, at any moment of Dagster's clock."""
+    found = []
+    with _alerts(idle="2s") as (_, alerts):
+        alerts.dev()
+        for number in range(1, max(3, round(COLD * effort.scale)) + 1):
+            until(lambda: not alerts.active() and _was_idle(alerts), 120, "no run is alive")
+            time.sleep(random.uniform(0, 5))
+            sent = time.monotonic()
+            alerts.send()
+            until(lambda since=sent: alerts.latencies(since), 120, "the event is loaded")
+            found += alerts.latencies(sent)
+            print(f"  cold {number}: {found[-1]:.1f} s", file=sys.stderr)
+    what = f"cold, no run alive: request to load, worst of {len(found)}; default dagster dev"
+    yield at_most(what, [max(found)], 15, "s")
+    yield Figure("the same, all of them", shown(found, "s"))
+
+
+def _was_idle(alerts: WarmDeployment) -> bool:
+    """Whether the sensor has nothing to launch a run for."""
+    since = alerts.store.since_load("alerts/late", "alerts/stuck")
+    return since is None or since > 2
+
+
+def warm(effort: Effort) -> Iterator[Figure]:
+    """What a warm run costs: a core and the store while idle, rows in Dagster while busy."""
+    busy = BUSY_SECONDS * effort.scale
+    with _alerts(age=f"{60 + IDLE_SECONDS + busy:.0f}s", notice="20s") as (server, alerts):
+        alerts.dev()
+        alerts.send()
+        process = psutil.Process(alerts.warm())
+        time.sleep(5)  # what the start has left to do
+        percent, statements = _idle(server, process)
+        what = f"idle warm run, its process over {IDLE_SECONDS:.0f} s"
+        yield at_most(what, [percent], 1, "% of a core")
+        label = "the same: statements in the store, leases included, without BEGIN and COMMIT"
+        yield at_most(label, [statements], 0.5, "/s")
+        with alerts.stream(20.0):
+            until(lambda: not is_alive(process.pid), IDLE_SECONDS + busy + 120, "the run has ended")
+        yield from _rows(alerts, busy)
+
+
+def _idle(server: PostgresServer, process: psutil.Process) -> tuple[float, float]:
+    """Percent of a core, and statements a second by PostgreSQL's own log, of one process."""
+    _log_statements(server, "all")
+    before, began = sum(process.cpu_times()[:2]), time.monotonic()
+    time.sleep(IDLE_SECONDS)
+    seconds = time.monotonic() - began
+    percent = 100 * (sum(process.cpu_times()[:2]) - before) / seconds
+    ports = {str(each.laddr.port) for each in process.net_connections() if each.laddr}
+    _log_statements(server, "none")
+    found = _STATEMENT.findall((server.folder / "log").read_text())
+    counted = Counter(verb for port, verb in found if port in ports)
+    print(f"  idle: {dict(counted)}", file=sys.stderr)
+    work = sum(times for verb, times in counted.items() if verb not in _TRANSACTION)
+    return percent, work / seconds
+
+
+_STATEMENT = re.compile(
+    r"^from=\S+\((\d+)\) LOG:  (?:statement|execute [^:]+): +(\w+)", re.MULTILINE
+)
+# Each is a transaction of one statement, which these surround.
+_TRANSACTION = {"BEGIN", "COMMIT", "ROLLBACK"}
+
+
+def _log_statements(server: PostgresServer, which: str) -> None:
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        connection.execute("ALTER SYSTEM SET log_line_prefix = 'from=%r '")
+        connection.execute(f"ALTER SYSTEM SET log_statement = '{which}'")
+        connection.execute("SELECT pg_reload_conf()")
+    time.sleep(1)
+
+
+def _rows(alerts: WarmDeployment, busy: float) -> Iterator[Figure]:
+    """What an hour of warm runs leaves in Dagster, from one run: as if the destination had one event
+    alone, which all that is told of the run counts for."""
+    run = alerts.runs()[0]
+    with alerts.instance() as instance:
+        told = [each.message for each in instance.all_logs(run.run_id)]
+    own = [message for message in told if "stuck" not in message]
+    minutes = sum(message.startswith("Materialized") for message in own)
+    hourly = _RUNS_AN_HOUR * (_MATERIALIZATIONS_A_RUN + len(own) - minutes)
+    what = f"rows in Dagster's event log of a warm run, busy for {busy:.0f} s"
+    yield Figure(what, f"{minutes} materializations, {len(own) - minutes} others")
+    what = (
+        "a destination event's rows an hour: 4 runs, each with 16 materializations and the others"
+    )
+    yield at_most(what, [hourly], 249, "rows")
+
+
+def naive(effort: Effort) -> Iterator[Figure]:
+    """The same default `dagster dev`, and a sensor that launches a run for each event, one a second."""
+    events = max(5, round(NAIVE * effort.scale))
+    with tempfile.TemporaryDirectory(prefix="blacksmith-bench-") as folder:
+        home = Path(folder)
+        sent, called, log = home / "sent", home / "called", home / "log"
+        sent.touch()
+        called.touch()
+        (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+        arguments = ["dev", "-m", "benchmarks.naive_definitions", "--port", str(free_port())]
+        environment = {"DAGSTER_HOME": folder, EVENTS: str(sent), CALLED: str(called)}
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "dagster", *arguments],
+                cwd=ROOT_FOLDER,
+                env={**os.environ, **environment},
+                stdout=out,
+                stderr=out,
+            )
+        try:
+            until(
+                lambda: "Checking for new runs for sensor: each" in log.read_text(), 120, "a look"
+            )
+            began = time.monotonic()
+            for _ in range(events):
+                with sent.open("a") as file:
+                    file.write(f"{time.monotonic()}\n")
+                time.sleep(1)
+            until(lambda: len(called.read_text().splitlines()) == events, 600, "all are delivered")
+            seconds = time.monotonic() - began
+        finally:
+            kill_tree(process)
+        found = [json.loads(line) for line in called.read_text().splitlines()]
+    what = f"a run per event, {events} events, one a second: event to op"
+    yield Figure(what, shown(found, "s"))
+    yield Figure("the same: runs a second", shown([events / seconds], "/s"))
