@@ -246,12 +246,12 @@ class _Keeper(threading.Thread):
                     # well reach what this one cannot.
                     self._rest(error)
                     if time.monotonic() - self._away_at > _GIVE_BACK:
-                        break
+                        lease.release()
+                        self._stopping.wait(_TRY_LOCK)  # for another to take it
+                        return
                 except Fenced as error:
                     _log.warning("%s", error)
                     return
-        if not self._answered:
-            self._stopping.wait(_TRY_LOCK)  # for another to take it
 
     def _rest(self, error: Unavailable) -> None:
         if self._answered:

@@ -271,7 +271,7 @@ def test_stale_process_cannot_evict_the_holder(store: Store) -> None:
     ):
         lease = stale.acquire("load/lake/kept", "stale")
         assert lease is not None
-        stale._closing.set()  # paused: it renews no more
+        stale._renewals.stop()  # paused: it renews no more
         asked: list[bool] = []
 
         def confirm() -> bool:
