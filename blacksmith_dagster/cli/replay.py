@@ -149,9 +149,12 @@ def _event(application: Blacksmith, path: str) -> DestinationEvent[Any]:
 @contextmanager
 def _stopped_by_signals() -> Iterator[threading.Event]:
     stop = threading.Event()
-    before = {
-        each: signal.signal(each, lambda *_: stop.set()) for each in (signal.SIGINT, signal.SIGTERM)
-    }
+
+    def handle(*_: object) -> None:
+        # In a thread of its own: the main one may hold the event's lock.
+        threading.Thread(target=stop.set, daemon=True).start()
+
+    before = {each: signal.signal(each, handle) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:

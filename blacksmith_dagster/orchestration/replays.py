@@ -129,6 +129,7 @@ def replay_partitions(
                 stop=stop,
                 rate=config.rate,
                 report=report,
+                announce=announcer.announce if announcer else lambda _: None,
             )
         except (Unavailable, Fenced) as error:  # the lock is acquired anew
             context.log.warning(f"{event.path}: {error}")
