@@ -38,6 +38,7 @@ from blacksmith_dagster.orchestration.loads import (
 from blacksmith_dagster.orchestration.signals import on_stop
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import DestinationEvent
+from blacksmith_dagster.pubsub.announcer import Announcer
 from blacksmith_dagster.scheduler import LoadReport, Tally
 from blacksmith_dagster.scheduler.replay import Forecast, ReplaySummary, forecast, replay
 from blacksmith_dagster.scheduler.replay import Progress as Course
@@ -98,7 +99,7 @@ def replay_partitions(
     store: Store,
     supervisor: Supervisor,
     stop: threading.Event,
-    woken: bool,
+    announcer: Announcer | None,
 ) -> ReplaySummary | Forecast:
     """Replay the run's days, and tell the run. See `BlacksmithResource.replay`."""
     op = context.op_execution_context
@@ -150,7 +151,7 @@ def replay_partitions(
                     metadata=told_of(key, date.fromisoformat(partition), told, links).metadata,
                 )
             )
-        counts, now = store.counts(event.path), datetime.now(UTC)
+        counts, now, woken = store.counts(event.path), datetime.now(UTC), announcer is not None
         evaluate(op, [replay_settled(key, store.unsettled(event.path, MOST_NAMED))])
         evaluate(op, of_destination(key, event.schedule, counts, now, woken))
     return summary

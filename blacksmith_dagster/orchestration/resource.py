@@ -219,5 +219,5 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
             store=self.store(app),
             supervisor=self.supervisor,
             stop=self._stop,
-            woken=self.pubsub is not None,
+            announcer=self.announcer(app),
         )
