@@ -159,10 +159,12 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/store.db"
 
 
-@pytest.fixture(params=["store"])
+@pytest.fixture(params=["store", "consul"])
 def locks_url(request: pytest.FixtureRequest) -> str | None:
     """The URL of the supervisor that a test of locks runs on; `None` for the store's own."""
-    return None
+    if request.param == "store":
+        return None
+    return f"{request.getfixturevalue('consul_url')}?ttl=2&lock_delay=0"
 
 
 @pytest.fixture(scope="session")
