@@ -10,6 +10,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Row,
+    Select,
     Text,
     and_,
     bindparam,
@@ -51,6 +52,8 @@ from blacksmith_dagster.store.tables import (
     sets,
 )
 
+_AT_ONCE = 10_000  # values in one statement, which takes 65,535 at most
+
 # ---------------------------------------------------------------------------------------- counts
 
 
@@ -63,7 +66,8 @@ def counts(conn: Connection, destination: int) -> Counts:
         awaiting=awaiting,
         executing=row.executing,
         retrying=row.retrying,
-        succeeded=row.claimed + row.made - row.executing_or_retrying - row.ever_discarded,
+        # PostgreSQL sums up bigints to a decimal number.
+        succeeded=int(row.claimed + row.made - row.executing_or_retrying - row.ever_discarded),
         discarded=row.discarded,
         oldest_waiting=min(waiting, default=None),
     )
@@ -199,6 +203,14 @@ def newest(conn: Connection, kind: int | None, limit: int) -> Sequence[Row[Any]]
 
 def destinations_of(conn: Connection, seqs: Sequence[int]) -> Mapping[int, Sequence[str]]:
     """The paths of the destination events that have a job of each event."""
+    made: dict[int, list[str]] = {}
+    for start in range(0, len(seqs), _AT_ONCE):
+        for seq, path in conn.execute(_destinations_of(seqs[start : start + _AT_ONCE])):
+            made.setdefault(seq, []).append(path)
+    return made
+
+
+def _destinations_of(seqs: Sequence[int]) -> Select[Any]:
     ids = select(destination_events.c.id)
     made_later = select(set_jobs.c.seq, set_jobs.c.destination).where(
         # As many look-ups as there are destination events: rows are in their order first.
@@ -208,21 +220,21 @@ def destinations_of(conn: Connection, seqs: Sequence[int]) -> Mapping[int, Seque
     )
     of_log = select(jobs.c.seq, jobs.c.destination).where(jobs.c.seq.in_(seqs))
     has = union_all(of_log, made_later).subquery()
-    found = (
+    return (
         select(has.c.seq, destination_events.c.path)
         .join(destination_events, destination_events.c.id == has.c.destination)
         .order_by(destination_events.c.path)
     )
-    made: dict[int, list[str]] = {}
-    for seq, path in conn.execute(found):
-        made.setdefault(seq, []).append(path)
-    return made
 
 
 def as_jobs(conn: Connection, seqs: Sequence[int]) -> Any:
     """Events as rows of JOB_COLUMNS."""
     columns = [null() if column is jobs.c.when_error else column for column in JOB_COLUMNS]
-    return conn.execute(select(*columns).where(events.c.seq.in_(seqs))).all()
+    rows: list[Any] = []
+    for start in range(0, len(seqs), _AT_ONCE):
+        some = events.c.seq.in_(seqs[start : start + _AT_ONCE])
+        rows += conn.execute(select(*columns).where(some)).all()
+    return rows
 
 
 def window(conn: Connection, start: datetime, end: datetime, last: int) -> Window:
