@@ -305,14 +305,15 @@ def _announce(op: OpExecutionContext, found: Ending) -> None:
 
 
 def _is_followed(op: OpExecutionContext) -> bool:
-    """Whether another warm run waits for the locks."""
+    """Whether a later warm run waits for the locks; it may have announced its own end already."""
     under_way = RunsFilter(job_name=op.job_name, statuses=[DagsterRunStatus.STARTED])
+    own = op.instance.get_run_record_by_id(op.run_id)
     return any(
-        record.dagster_run.run_id != op.run_id
-        and ENDING_TAG not in record.dagster_run.tags
-        and record.start_time is not None
-        and time.time() - record.start_time >= _READY_SECONDS
-        for record in op.instance.get_run_records(under_way)
+        own is not None
+        and each.create_timestamp > own.create_timestamp
+        and each.start_time is not None
+        and time.time() - each.start_time >= _READY_SECONDS
+        for each in op.instance.get_run_records(under_way)
     )
 
 
