@@ -128,8 +128,9 @@ class Deployment:
             return run.status
 
     def lines(self) -> list[dict[str, Any]]:
-        """What the destination has noted, oldest first."""
-        return [json.loads(line) for line in self.record.read_text().splitlines()]
+        """What the destination has noted, oldest first; not the line that it is writing."""
+        lines = self.record.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def began(self) -> bool:
         """Whether a batch has begun."""
