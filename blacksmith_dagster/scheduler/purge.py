@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 
 import msgspec
@@ -62,7 +61,7 @@ def purge(
     kept = _opened(archive or os.environ.get(ARCHIVE_URL))
     lease = supervisor.acquire(_LOCK, owner, wait=_WAIT)
     if lease is None:
-        return PurgeReport(skipped=f"held by {supervisor.status(_LOCK).owner or 'another process'}")
+        return PurgeReport(skipped=f"held by {supervisor.status(_LOCK).holder}")
     events, partitions = 0, 0
     files: list[str] = []
     postponed: Sequence[str] = ()
@@ -72,9 +71,8 @@ def purge(
             partitions += step.partitions
             files += [step.file] if step.file else []
             postponed = postponed if step.postponed is None else step.postponed
-            if lease.lost.is_set():
+            if lease.lost.wait(_PAUSE):
                 return PurgeReport(events, partitions, files, postponed, stopped=True)
-            time.sleep(_PAUSE)
     return PurgeReport(events, partitions, files, postponed)
 
 
