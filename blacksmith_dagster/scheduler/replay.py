@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import threading
 import time
 from collections import Counter
@@ -30,6 +28,7 @@ from blacksmith_dagster.store.interface import (
     Store,
     Window,
 )
+from blacksmith_dagster.supervisor import here
 
 if TYPE_CHECKING:
     from blacksmith_dagster.supervisor.interface import Lease, Supervisor
@@ -118,7 +117,7 @@ def replay(
     """
     stop = stop or threading.Event()
     chooser = Chooser(app, event, request)
-    owner = run or f"{socket.gethostname()}:{os.getpid()}"
+    owner = run or here()
     lease = _acquire(event.path, request, owner, store, supervisor, stop, wait)
     if lease is None:
         return ReplaySummary(0, stopped=True)
