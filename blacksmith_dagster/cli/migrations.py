@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import sys
 import threading
@@ -18,6 +17,7 @@ from blacksmith_dagster.cli.opening import app_option, json_option, locks_of, op
 from blacksmith_dagster.cli.tables import as_json, table
 from blacksmith_dagster.errors import MigrationError
 from blacksmith_dagster.settings import Settings, load_application
+from blacksmith_dagster.signals import on_stop
 from blacksmith_dagster.wanderer import (
     Done,
     Report,
@@ -160,31 +160,21 @@ def repair(app: str | None, scope: str, version: int, applied: bool | None) -> N
 def _wanderer(app: str | None) -> Iterator[Wanderer]:
     """The wanderer of this process's settings, which SIGINT and SIGTERM stop."""
     application, stop = load_application(app), threading.Event()
-
-    def handle(*_: object) -> None:
-        # In a thread of its own: the handler runs amid whatever the main thread is doing, and would
-        # wait for ever for the event's lock if that holds it.
-        threading.Thread(target=stop.set, daemon=True).start()
-
-    before = {each: signal.signal(each, handle) for each in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with (
-            opened() as store,
-            locks_of(store) as locks,
-            open_tracking(Settings.read().wanderer_url, store) as tracking,
-        ):
-            yield StandardWanderer(
-                application,
-                store=store,
-                supervisor=locks,
-                tracking=tracking,
-                owner=f"{os.environ.get('USER', 'someone')}@{socket.gethostname()}:{os.getpid()}",
-                stop=stop,
-                report=lambda done: click.echo(_line(done), err=True),
-            )
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+    with (
+        on_stop(stop.set),
+        opened() as store,
+        locks_of(store) as locks,
+        open_tracking(Settings.read().wanderer_url, store) as tracking,
+    ):
+        yield StandardWanderer(
+            application,
+            store=store,
+            supervisor=locks,
+            tracking=tracking,
+            owner=f"{os.environ.get('USER', 'someone')}@{socket.gethostname()}:{os.getpid()}",
+            stop=stop,
+            report=lambda done: click.echo(_line(done), err=True),
+        )
 
 
 def _line(done: Done) -> str:

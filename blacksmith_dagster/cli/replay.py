@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from datetime import time as time_of_day
 from pathlib import Path
@@ -25,6 +22,7 @@ from blacksmith_dagster.scheduler import LoadReport
 from blacksmith_dagster.scheduler.replay import Forecast, Progress, ReplaySummary, forecast
 from blacksmith_dagster.scheduler.replay import replay as replay_window
 from blacksmith_dagster.settings import load_application
+from blacksmith_dagster.signals import on_stop
 from blacksmith_dagster.store.interface import JobRow, ReplayMode, ReplayRequest
 
 _TELL_SECONDS = 2.0
@@ -115,7 +113,8 @@ def replay(
             found = forecast(application, event, request, store=store)
             click.echo(as_json(found) if json else _forecast_text(found))
             return
-        with _stopped_by_signals() as stop:
+        stop = threading.Event()
+        with on_stop(stop.set):
             summary = replay_window(
                 application,
                 event,
@@ -144,22 +143,6 @@ def _event(application: Blacksmith, path: str) -> DestinationEvent[Any]:
             f"{', '.join(application.destination_events) or 'none'}"
         )
     return event
-
-
-@contextmanager
-def _stopped_by_signals() -> Iterator[threading.Event]:
-    stop = threading.Event()
-
-    def handle(*_: object) -> None:
-        # In a thread of its own: the main one may hold the event's lock.
-        threading.Thread(target=stop.set, daemon=True).start()
-
-    before = {each: signal.signal(each, handle) for each in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 def _told() -> Any:

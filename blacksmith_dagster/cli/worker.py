@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
+import threading
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,6 +18,7 @@ from blacksmith_dagster.pubsub import open_pubsub
 from blacksmith_dagster.pubsub.announcer import Announcer
 from blacksmith_dagster.scheduler import Realtime, realtime_events
 from blacksmith_dagster.settings import Settings, load_application
+from blacksmith_dagster.signals import on_stop
 from blacksmith_dagster.store import open_store
 from blacksmith_dagster.supervisor import SCHEDULER, here, registered, this_process
 
@@ -46,10 +46,9 @@ def worker(app: str | None, destinations: tuple[str, ...]) -> None:
             "nats://host:4222, amqp://host:5672 or postgres"
         )
     chosen = _chosen(application, destinations)
-    told: SimpleQueue[int] = SimpleQueue()
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, lambda number, _: told.put(number))
+    stop = threading.Event()
     with ExitStack() as opened:
+        opened.enter_context(on_stop(stop.set))
         store = opened.enter_context(closing(open_store(settings.store_url)))
         store.register(application)
         locks = opened.enter_context(locks_of(store))
@@ -80,7 +79,7 @@ def worker(app: str | None, destinations: tuple[str, ...]) -> None:
             f"{'reported to' if reporter else 'not reported, as there is no'} DAGSTER_HOME"
         )
         failure = None
-        while failure is None and not _signalled(told):
+        while failure is None and not stop.wait(_LOOK):
             if reporter:
                 reporter.tell_if_due()
             failure = next((loop.failure for loop in loops if loop.failure), None)
@@ -107,15 +106,6 @@ def _chosen(app: Blacksmith, names: Sequence[str]) -> list[Destination[Any]]:
             "schedule=Schedule(realtime=True)"
         )
     return [realtime[name] for name in dict.fromkeys(names or realtime)]
-
-
-def _signalled(told: SimpleQueue[int]) -> bool:
-    """Wait a moment for a signal. Waiting on a queue: a handler may put where its thread waits."""
-    try:
-        told.get(timeout=_LOOK)
-    except Empty:
-        return False
-    return True
 
 
 def _reporter(app: Blacksmith) -> RunlessReporter | None:

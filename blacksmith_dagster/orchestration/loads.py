@@ -23,10 +23,10 @@ from dagster import (
 
 from blacksmith_dagster.errors import Timeout, Unavailable
 from blacksmith_dagster.orchestration.checks import Finding, of_destination
-from blacksmith_dagster.orchestration.signals import on_stop
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import DestinationEvent
 from blacksmith_dagster.scheduler import LoadReport, Scheduler, Summary, Tally
+from blacksmith_dagster.signals import on_stop
 from blacksmith_dagster.store.interface import Store
 from blacksmith_dagster.supervisor import Supervisor
 

@@ -28,8 +28,8 @@ from blacksmith_dagster.errors import BlacksmithError, clean
 from blacksmith_dagster.orchestration.checks import has_migrations, migrations_up_to_date
 from blacksmith_dagster.orchestration.loads import evaluate, interrupt_if_terminated
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
-from blacksmith_dagster.orchestration.signals import on_stop
 from blacksmith_dagster.pipeline.application import Blacksmith
+from blacksmith_dagster.signals import on_stop
 from blacksmith_dagster.wanderer import Done, Report, Request, Wanderer
 
 # A run writes them as one event, and the UI shows them at once.

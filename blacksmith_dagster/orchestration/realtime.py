@@ -30,11 +30,11 @@ from blacksmith_dagster.orchestration.loads import (
     told_of,
 )
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
-from blacksmith_dagster.orchestration.signals import on_stop
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import Destination, DestinationEvent
 from blacksmith_dagster.pipeline.rules import duration
 from blacksmith_dagster.scheduler import LoadReport, Realtime, Summary, Tally, realtime_events
+from blacksmith_dagster.signals import on_stop
 from blacksmith_dagster.store import Store
 from blacksmith_dagster.supervisor import SCHEDULER, Supervisor, registered, this_process
 

@@ -35,13 +35,13 @@ from blacksmith_dagster.orchestration.loads import (
     links_of,
     told_of,
 )
-from blacksmith_dagster.orchestration.signals import on_stop
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import DestinationEvent
 from blacksmith_dagster.pubsub.announcer import Announcer
 from blacksmith_dagster.scheduler import LoadReport, Tally
 from blacksmith_dagster.scheduler.replay import Forecast, ReplaySummary, forecast, replay
 from blacksmith_dagster.scheduler.replay import Progress as Course
+from blacksmith_dagster.signals import on_stop
 from blacksmith_dagster.store.interface import ReplayMode, ReplayRequest, Store
 from blacksmith_dagster.supervisor import Supervisor
 

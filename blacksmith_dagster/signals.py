@@ -1,4 +1,4 @@
-"""Signals that ask a run to end, as a call instead of an interruption."""
+"""Signals that ask a process to end, as a call instead of an interruption."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def on_stop(callback: Callable[[], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM call `callback`, and interrupt nothing; Dagster's handlers come back.
+    """SIGINT and SIGTERM call `callback`, and interrupt nothing; the handlers before come back.
 
     It is called in a thread of its own: a handler runs amid whatever the main thread is doing, and
     would wait for ever for a lock that this one holds, that of a `threading.Event` for example.
