@@ -71,10 +71,13 @@ class StoreSupervisor:
     def acquire(self, key: str, owner: str, *, wait: float = 0.0) -> HeldLease | None:
         """See `Supervisor.acquire`."""
         give_up = time.monotonic() + wait
-        while (lease := self._take(key, owner)) is None:
+        lease = self._take(key, owner)
+        while lease is None:
             left = give_up - time.monotonic()
             if left <= 0 or self._renewals.closing.wait(min(POLL, left)):
                 return None
+            if not self.status(key).held:  # to look is no write, and many may wait
+                lease = self._take(key, owner)
         self._renewals.add(lease)
         return lease
 
