@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from blacksmith_dagster.cli.tables import as_json, table
 from blacksmith_dagster.errors import MigrationError
 from blacksmith_dagster.settings import Settings, load_application
 from blacksmith_dagster.signals import on_stop
+from blacksmith_dagster.supervisor import here
 from blacksmith_dagster.wanderer import (
     Done,
     Report,
@@ -171,7 +171,7 @@ def _wanderer(app: str | None) -> Iterator[Wanderer]:
             store=store,
             supervisor=locks,
             tracking=tracking,
-            owner=f"{os.environ.get('USER', 'someone')}@{socket.gethostname()}:{os.getpid()}",
+            owner=f"{os.environ.get('USER', 'someone')}@{here()}",
             stop=stop,
             report=lambda done: click.echo(_line(done), err=True),
         )

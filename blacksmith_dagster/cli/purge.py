@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-
 import click
 
 from blacksmith_dagster.cli.opening import app_option, json_option, locks_of, opened
@@ -14,6 +11,7 @@ from blacksmith_dagster.pipeline.retention import retention_of
 from blacksmith_dagster.scheduler.purge import PurgeReport
 from blacksmith_dagster.scheduler.purge import purge as purge_store
 from blacksmith_dagster.settings import load_application
+from blacksmith_dagster.supervisor import here
 
 
 @click.command()
@@ -46,7 +44,7 @@ def purge(app: str | None, dry_run: bool, archive: str | None, json: bool) -> No
             application,
             store=store,
             supervisor=supervisor,
-            owner=f"{socket.gethostname()}:{os.getpid()}",
+            owner=here(),
             archive=archive,
         )
     if report.skipped:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +28,7 @@ from blacksmith_dagster.scheduler import Scheduler, StandardScheduler, Summary
 from blacksmith_dagster.scheduler.replay import Forecast, ReplaySummary
 from blacksmith_dagster.settings import Settings
 from blacksmith_dagster.store import Store, open_store
-from blacksmith_dagster.supervisor import Supervisor, open_supervisor
+from blacksmith_dagster.supervisor import Supervisor, here, open_supervisor
 from blacksmith_dagster.wanderer import Done, StandardWanderer, Wanderer, open_tracking
 
 
@@ -151,7 +150,7 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
                 store=store,
                 supervisor=self.supervisor,
                 tracking=tracking,
-                owner=run or f"{socket.gethostname()}:{os.getpid()}",
+                owner=run or here(),
                 run=run,
                 stop=stop,
                 report=report,
