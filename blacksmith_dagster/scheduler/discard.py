@@ -17,6 +17,7 @@ from blacksmith_dagster.scheduler.decode import Decoder
 from blacksmith_dagster.scheduler.outcomes import outcomes
 from blacksmith_dagster.scheduler.verdict import Decision
 from blacksmith_dagster.store.interface import Deviation, Fence, Lane, Load, Store, Verdict
+from blacksmith_dagster.store.parts import parts
 from blacksmith_dagster.supervisor import Supervisor, here
 
 _AT_ONCE = 1000
@@ -41,8 +42,7 @@ def discard(
     """
     ids, decoder, discarded = list(dict.fromkeys(event_ids)), Decoder(app, event), 0
     with _fenced(event.path, Lane.DISCARD, store, supervisor) as fence:
-        for start in range(0, len(ids), _AT_ONCE):
-            part = ids[start : start + _AT_ONCE]
+        for part in parts(ids, _AT_ONCE):
             while (load := store.condemn(fence, clean(why), _AT_ONCE, part)) is not None:
                 decoded = decoder.decode(load, decoder.originals(load.rows, store.originals))
                 verdict = _all_discarded(load)

@@ -9,6 +9,7 @@ import msgspec
 from sqlalchemy import Connection, and_, select, union
 
 from blacksmith_dagster.store.interface import NOTHING, ArchivedEvent, ArchivedJob
+from blacksmith_dagster.store.parts import parts
 from blacksmith_dagster.store.tables import DISCARDED, edits, events, jobs, outcomes, set_jobs
 
 if TYPE_CHECKING:
@@ -22,8 +23,7 @@ def archived(store: SQLStore, page: Sequence[int]) -> Sequence[ArchivedEvent]:
     id_of, kind_paths = store._epochs.id_of, store._kind_paths
     found = []
     with store.reading() as conn:
-        for start in range(0, len(page), _AT_ONCE):
-            part = page[start : start + _AT_ONCE]
+        for part in parts(page, _AT_ONCE):
             made = _jobs_of(store, conn, part)
             rows = select(events).where(events.c.seq.in_(part)).order_by(events.c.seq)
             found += [

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     ColumnElement,
@@ -35,6 +35,7 @@ from blacksmith_dagster.store.interface import (
     Window,
 )
 from blacksmith_dagster.store.partitions import Partition, Partitions
+from blacksmith_dagster.store.parts import parts
 from blacksmith_dagster.store.retention import Held, bounds, held, last_load, past
 from blacksmith_dagster.store.tables import (
     DISCARDED,
@@ -53,8 +54,6 @@ from blacksmith_dagster.store.upkeep import upsert
 
 if TYPE_CHECKING:
     from blacksmith_dagster.store.sql import SQLStore
-
-T = TypeVar("T")
 
 _SPAN = 1_000_000  # sequence numbers that are looked through at once
 _PAGE = 50_000  # events that are archived together
@@ -91,7 +90,7 @@ class Purge:
                 page = events.c.seq.between(after + 1, min(after + _PAGE, self._top))
                 old += _per_kind(conn, page, past(self._bounds))
                 going += _per_kind(conn, page, past(self._bounds, self._held.windows))
-            for part in _slices(self._held.seqs, _AT_LAST):
+            for part in parts(self._held.seqs, _AT_LAST):
                 going -= _per_kind(
                     conn, events.c.seq.in_(part), past(self._bounds, self._held.windows)
                 )
@@ -120,7 +119,7 @@ class Purge:
         for page in self._pages(self._start, self._top):
             if archive is not None:
                 yield PurgeStep(file=archive.write(archived(self._store, page)))
-            for part in _slices(page, _AT_ONCE):
+            for part in parts(page, _AT_ONCE):
                 self._delete(part)
                 yield PurgeStep(events=len(part))
         yield from self._sweep()
@@ -138,7 +137,7 @@ class Purge:
         """Let the next purge begin where this one has left something."""
         with self._store.writing() as conn:
             left: dict[int, int] = {}
-            for part in reversed(list(_slices(self._held.seqs, _AT_LAST))):
+            for part in reversed(list(parts(self._held.seqs, _AT_LAST))):
                 first = select(events.c.kind, func.min(events.c.seq)).where(events.c.seq.in_(part))
                 left |= dict(conn.execute(first.group_by(events.c.kind)).tuples().all())
             for each in self._bounds:
@@ -254,7 +253,7 @@ class Purge:
                     "last": [each.id for each in last if each],
                 }
                 empty = _empty_sets(conn, given)
-            for part in _slices(empty, _AT_LAST):
+            for part in parts(empty, _AT_LAST):
                 with self._store.writing() as conn:
                     conn.execute(delete(sets).where(sets.c.id.in_([each.id for each in part])))
                     taken = exists().where(sets.c.load == loads.c.id)
@@ -264,7 +263,7 @@ class Purge:
             with self._store.reading() as conn:
                 found = select(loads.c.id).where(*_empty_loads(given)).order_by(loads.c.id)
                 numbers = conn.execute(found).scalars().all()
-            for some in _slices(numbers, _AT_LAST):
+            for some in parts(numbers, _AT_LAST):
                 with self._store.writing() as conn:
                     some_of_them = loads.c.id.between(some[0], some[-1])
                     _delete_loads(conn, some_of_them, *_empty_loads(given))
@@ -305,10 +304,6 @@ def _empty_loads(given: Mapping[str, Any]) -> Sequence[ColumnElement[bool]]:
 def _per_kind(conn: Connection, *where: ColumnElement[bool]) -> Counter[int]:
     found = select(events.c.kind, func.count()).where(*where).group_by(events.c.kind)
     return Counter(dict(conn.execute(found).tuples().all()))
-
-
-def _slices(rows: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
 _LESS = (

@@ -31,6 +31,7 @@ from sqlalchemy import (
 from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.store.interface import Counts, Transition, Window
 from blacksmith_dagster.store.loads import JOB_COLUMNS, members
+from blacksmith_dagster.store.parts import parts
 from blacksmith_dagster.store.tables import (
     DISCARDED,
     DONE,
@@ -204,8 +205,8 @@ def newest(conn: Connection, kind: int | None, limit: int) -> Sequence[Row[Any]]
 def destinations_of(conn: Connection, seqs: Sequence[int]) -> Mapping[int, Sequence[str]]:
     """The paths of the destination events that have a job of each event."""
     made: dict[int, list[str]] = {}
-    for start in range(0, len(seqs), _AT_ONCE):
-        for seq, path in conn.execute(_destinations_of(seqs[start : start + _AT_ONCE])):
+    for part in parts(seqs, _AT_ONCE):
+        for seq, path in conn.execute(_destinations_of(part)):
             made.setdefault(seq, []).append(path)
     return made
 
@@ -231,9 +232,8 @@ def as_jobs(conn: Connection, seqs: Sequence[int]) -> Any:
     """Events as rows of JOB_COLUMNS."""
     columns = [null() if column is jobs.c.when_error else column for column in JOB_COLUMNS]
     rows: list[Any] = []
-    for start in range(0, len(seqs), _AT_ONCE):
-        some = events.c.seq.in_(seqs[start : start + _AT_ONCE])
-        rows += conn.execute(select(*columns).where(some)).all()
+    for part in parts(seqs, _AT_ONCE):
+        rows += conn.execute(select(*columns).where(events.c.seq.in_(part))).all()
     return rows
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import msgspec
 from sqlalchemy import (
@@ -36,6 +36,7 @@ from blacksmith_dagster.store.interface import (
     Window,
 )
 from blacksmith_dagster.store.loads import JOB_COLUMNS, members
+from blacksmith_dagster.store.parts import parts
 from blacksmith_dagster.store.retention import is_held, refuse_purged
 from blacksmith_dagster.store.tables import (
     DISCARDED,
@@ -60,9 +61,6 @@ _SPAN = 20_000  # sequence numbers that are looked through at once
 _AT_ONCE = 1_000  # values in one IN
 _DENSE = 4  # so many numbers for each that is wanted
 _LOOKED_AT = 20  # loads that tell the pace
-
-
-T = TypeVar("T")
 
 
 class SetJob(NamedTuple):
@@ -309,7 +307,7 @@ def rows_of(conn: Connection, destination: int, seqs: Sequence[int]) -> Iterator
     """Events as rows of JOB_COLUMNS."""
     of_log = and_(jobs.c.destination == destination, jobs.c.seq == events.c.seq)
     every = select(*JOB_COLUMNS).select_from(events.outerjoin(jobs, of_log))
-    for part in _parts(seqs, _AT_ONCE):
+    for part in parts(seqs, _AT_ONCE):
         wanted, span = set(part), part[-1] - part[0]
         # A list of numbers costs more than to read some too many.
         dense = span < _DENSE * len(part)
@@ -406,7 +404,7 @@ def plan(
         )
         conn.execute(added)
     rows = []
-    for part in _parts(chosen, batch):
+    for part in parts(chosen, batch):
         values: dict[str, Any] = {
             "destination": destination,
             "lane": REPLAYING,
@@ -432,7 +430,7 @@ _MAKE = insert(sets).values(attempts=0, losses=0, alone=False, strikes=0).return
 def _retake(conn: Connection, destination: int, seqs: Sequence[int]) -> None:
     """Discarded jobs are to be run again: they no longer count as discarded."""
     fewer: Counter[int] = Counter()
-    for part in _parts(seqs, _AT_ONCE):
+    for part in parts(seqs, _AT_ONCE):
         retaken = (
             update(outcomes)
             .where(
@@ -447,7 +445,3 @@ def _retake(conn: Connection, destination: int, seqs: Sequence[int]) -> None:
     for load, number in fewer.items():
         less = loads.c.discarded - number
         conn.execute(update(loads).where(loads.c.id == load).values(discarded=less))
-
-
-def _parts(of: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    return (of[start : start + size] for start in range(0, len(of), size))

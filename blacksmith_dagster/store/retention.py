@@ -24,6 +24,7 @@ from blacksmith_dagster.errors import Purged
 from blacksmith_dagster.pipeline.retention import Retention
 from blacksmith_dagster.store.claims import LANES
 from blacksmith_dagster.store.interface import Lane, Window
+from blacksmith_dagster.store.parts import parts
 from blacksmith_dagster.store.tables import (
     DISCARDED,
     EXECUTING,
@@ -192,9 +193,9 @@ def held(
 
 
 def _parents(conn: Connection, seqs: set[int], outcome_kinds: Sequence[int]) -> set[int]:
-    listed, found = sorted(seqs), set[int]()
-    for start in range(0, len(listed), _CHUNK):
-        given = {"seqs": listed[start : start + _CHUNK], "kinds": outcome_kinds}
+    found = set[int]()
+    for part in parts(sorted(seqs), _CHUNK):
+        given = {"seqs": part, "kinds": outcome_kinds}
         found.update(conn.execute(_PARENTS, given).scalars())
     return found
 
