@@ -10,6 +10,7 @@ import msgspec
 
 from blacksmith_dagster.cli.opening import (
     app_option,
+    event_of,
     json_option,
     limit_option,
     locks_of,
@@ -230,12 +231,7 @@ def list_jobs(state: str, destination: str | None, limit: int, json: bool) -> No
 def discard_jobs(destination: str, event_ids: tuple[str, ...], why: str, app: str | None) -> None:
     """Discard jobs that are due again: they are not tried any more."""
     application = load_application(app)
-    event = application.destination_events.get(destination)
-    if event is None:
-        raise UsageError(
-            f"the application has no destination event {destination}; it has "
-            f"{', '.join(application.destination_events) or 'none'}"
-        )
+    event = event_of(application, destination)
     with opened() as store, locks_of(store) as supervisor:
         store.register(application)
         discarded = discard(application, event, event_ids, why, store=store, supervisor=supervisor)

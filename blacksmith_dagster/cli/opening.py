@@ -1,4 +1,4 @@
-"""What the commands open, and the options that they share."""
+"""What the commands open and look up, and the options that they share."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Any
 
 import click
 
+from blacksmith_dagster.errors import UsageError
+from blacksmith_dagster.pipeline.application import Blacksmith
+from blacksmith_dagster.pipeline.destination import DestinationEvent
 from blacksmith_dagster.settings import Settings
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.supervisor import Supervisor, open_supervisor
@@ -42,3 +45,14 @@ def locks_of(store: Store) -> Iterator[Supervisor]:
     """The supervisor of this process's settings; closed at the end."""
     with closing(open_supervisor(Settings.read().supervisor_url, store)) as locks:
         yield locks
+
+
+def event_of(application: Blacksmith, path: str) -> DestinationEvent[Any]:
+    """The destination event at `path`. Raises `UsageError` if there is none."""
+    event = application.destination_events.get(path)
+    if event is None:
+        raise UsageError(
+            f"the application has no destination event {path}; it has "
+            f"{', '.join(application.destination_events) or 'none'}"
+        )
+    return event

@@ -13,11 +13,8 @@ from typing import Any
 import click
 import msgspec
 
-from blacksmith_dagster.cli.opening import app_option, json_option, locks_of, opened
+from blacksmith_dagster.cli.opening import app_option, event_of, json_option, locks_of, opened
 from blacksmith_dagster.cli.tables import as_json, table
-from blacksmith_dagster.errors import UsageError
-from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.destination import DestinationEvent
 from blacksmith_dagster.scheduler import LoadReport
 from blacksmith_dagster.scheduler.replay import Forecast, Progress, ReplaySummary, forecast
 from blacksmith_dagster.scheduler.replay import replay as replay_window
@@ -95,7 +92,7 @@ def replay(
     Ctrl-C stops it after the batch under way; the same command goes on from there.
     """
     application = load_application(app)
-    event = _event(application, destination)
+    event = event_of(application, destination)
     request = ReplayRequest(
         start,
         end or _tomorrow(),
@@ -133,16 +130,6 @@ def replay(
 def _tomorrow() -> datetime:
     """Whole days, so that the same command, given again today, is the same replay."""
     return datetime.combine(datetime.now(UTC).date() + timedelta(days=1), time_of_day(), UTC)
-
-
-def _event(application: Blacksmith, path: str) -> DestinationEvent[Any]:
-    event = application.destination_events.get(path)
-    if event is None:
-        raise UsageError(
-            f"the application has no destination event {path}; it has "
-            f"{', '.join(application.destination_events) or 'none'}"
-        )
-    return event
 
 
 def _told() -> Any:
