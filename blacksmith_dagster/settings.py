@@ -19,12 +19,13 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 from blacksmith_dagster.errors import SettingsError
 from blacksmith_dagster.pipeline.application import Blacksmith
 
-_APPLICATION = re.compile(r"\w+(\.\w+)*:\w+")
+_NAMED = re.compile(r"\w+(\.\w+)*:\w+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,24 +93,14 @@ def load_application(app: str | None = None) -> Blacksmith:
         folder = find_project()
         named = (_table(folder) or {}).get("app")
         where = f"app in [tool.blacksmith] of {folder / 'pyproject.toml'}"
-    if not isinstance(named, str) or not _APPLICATION.fullmatch(named):
+    if not isinstance(named, str) or not _NAMED.fullmatch(named):
         given = "is missing" if named is None else f"is {named!r}"
         raise SettingsError(
             f"{where} {given}; write 'package.module:name', for example "
             "'assets.application:blacksmith'"
         )
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
     module, _, attribute = named.partition(":")
-    try:
-        imported = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # its module is there; what that imports is not
-        raise SettingsError(
-            f"{where} is {named!r}, and there is no module {error.name!r} in {folder}; correct the "
-            "name, or run this where the module is"
-        ) from error
+    imported = _imported(module, folder, f"{where} is {named!r}, and")
     found = getattr(imported, attribute, None)
     if not isinstance(found, Blacksmith):
         kind = "nothing" if found is None else f"a {type(found).__name__}"
@@ -125,22 +116,32 @@ def load_function(name: str) -> Callable[..., Any]:
 
     Raises `SettingsError` if it is not there, and whatever its module raises.
     """
-    module, _, attribute = name.partition(":")
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        found = getattr(importlib.import_module(module), attribute, None) if attribute else None
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise
-        found = None
+    found = None
+    if _NAMED.fullmatch(name):
+        module, _, attribute = name.partition(":")
+        imported = _imported(module, Path.cwd(), f"there is no function {name!r}:")
+        found = getattr(imported, attribute, None)
     if not callable(found):
         raise SettingsError(
             f"there is no function {name!r}; write 'package.module:function', and run this where the "
             "module is"
         )
     return cast("Callable[..., Any]", found)
+
+
+def _imported(module: str, folder: Path, told: str) -> ModuleType:
+    """A module, looked for in `folder` first; `told` begins what is said if it is not there."""
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # its module is there; what that imports is not
+        raise SettingsError(
+            f"{told} there is no module {error.name!r} in {folder}; correct the name, or run this "
+            "where the module is"
+        ) from error
 
 
 def _table(folder: Path) -> dict[str, object] | None:

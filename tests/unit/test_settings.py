@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from blacksmith_dagster.errors import BlacksmithError, DeclarationError, SettingsError
-from blacksmith_dagster.settings import Settings, find_project, load_application
+from blacksmith_dagster.settings import Settings, find_project, load_application, load_function
 
 APPLICATION = """
 from blacksmith_dagster import Blacksmith, Source
@@ -212,3 +212,24 @@ def test_what_the_applications_module_raises_is_not_hidden(
             load_application(f"place.{name}:pipeline")
         assert not isinstance(told.value, SettingsError)
     assert issubclass(DeclarationError, BlacksmithError)
+
+
+# ------------------------------------------------------------------------------ a function
+def test_a_function_that_is_given_is_looked_for_here(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "place_functions.py").write_text("def mend(event): return event\n")
+    monkeypatch.chdir(project)
+    assert load_function("place_functions:mend")(7) == 7
+    with pytest.raises(SettingsError, match=f"no module 'placeless' in {project}; correct"):
+        load_function("placeless:mend")
+
+
+@pytest.mark.parametrize("name", [*WRONG, "place:nothing"])
+def test_a_function_is_named_by_module_and_name(
+    name: str, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
+    with pytest.raises(SettingsError, match=r"write 'package\.module:function'") as told:
+        load_function(name)
+    assert f"there is no function {name!r};" in str(told.value)
