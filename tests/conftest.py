@@ -79,12 +79,9 @@ def postgres() -> Iterator[Postgres]:
     if url := os.environ.get("BLACKSMITH_TEST_POSTGRES_URL"):
         yield Postgres(url)
         return
-    server = PostgresServer(durable=False)
-    try:
+    with contextlib.closing(PostgresServer(durable=False)) as server:
         server.start()
         yield server
-    finally:
-        server.close()
 
 
 @pytest.fixture
@@ -98,56 +95,41 @@ def postgres_url(postgres: Postgres) -> Iterator[str]:
 @pytest.fixture
 def durable_postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL of the test's own, with fsync, which it may stop, kill and restart."""
-    server = PostgresServer(durable=True)
-    try:
+    with contextlib.closing(PostgresServer(durable=True)) as server:
         server.start()
         yield server
-    finally:
-        server.close()
 
 
 @pytest.fixture(scope="session")
 def rabbitmq() -> Iterator[RabbitMQServer]:
     """The session's RabbitMQ; a test that stops it starts it again."""
-    server = RabbitMQServer()
-    try:
+    with contextlib.closing(RabbitMQServer()) as server:
         server.start()
         yield server
-    finally:
-        server.close()
 
 
 @pytest.fixture(scope="session")
 def nats() -> Iterator[NATSServer]:
     """The session's NATS; a test that stops it starts it again."""
-    server = NATSServer()
-    try:
+    with contextlib.closing(NATSServer()) as server:
         server.start()
         yield server
-    finally:
-        server.close()
 
 
 @pytest.fixture(scope="session")
 def kafka() -> Iterator[KafkaServer]:
     """The session's Kafka; a test that stops it starts it again."""
-    server = KafkaServer()
-    try:
+    with contextlib.closing(KafkaServer()) as server:
         server.start()
         yield server
-    finally:
-        server.close()
 
 
 @pytest.fixture(scope="session")
 def postgres_broker() -> Iterator[PostgresBroker]:
     """A PostgreSQL for wake-ups alone; a test that stops it starts it again."""
-    server = PostgresBroker()
-    try:
+    with contextlib.closing(PostgresBroker()) as server:
         server.start()
         yield server
-    finally:
-        server.close()
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -170,12 +152,9 @@ def locks_url(request: pytest.FixtureRequest) -> str | None:
 @pytest.fixture(scope="session")
 def consul() -> Iterator[ConsulServer]:
     """The session's Consul, which is never stopped."""
-    server = ConsulServer()
-    try:
+    with contextlib.closing(ConsulServer()) as server:
         server.start()
         yield server
-    finally:
-        server.close()
 
 
 @pytest.fixture
