@@ -19,6 +19,7 @@ from sqlalchemy import (
     null,
     select,
     text,
+    tuple_,
     union_all,
     update,
 )
@@ -162,6 +163,23 @@ _WAITING_WITH = (
     )
     .with_for_update()
 )
+
+
+def last_load(of: Any, lane: int, *columns: Any) -> Select[Any]:
+    """These columns of a lane's last load; `of` is the destination event's id.
+
+    As a range of the index: by equalities, PostgreSQL's generic plan walks back through all loads.
+    """
+    key = tuple_(loads.c.destination, loads.c.lane, loads.c.id)
+    return (
+        select(*columns)
+        .where(
+            key >= tuple_(of, literal(lane), literal(0)),
+            key < tuple_(of, literal(lane + 1), literal(0)),
+        )
+        .order_by(loads.c.destination.desc(), loads.c.lane.desc(), loads.c.id.desc())
+        .limit(1)
+    )
 
 
 def succeeded_since(conn: Connection, destination: int, load: int) -> bool:

@@ -34,9 +34,10 @@ from blacksmith_dagster.store.interface import (
     PurgeStep,
     Window,
 )
+from blacksmith_dagster.store.loads import last_load
 from blacksmith_dagster.store.partitions import Partition, Partitions
 from blacksmith_dagster.store.parts import parts
-from blacksmith_dagster.store.retention import Held, bounds, held, last_load, past
+from blacksmith_dagster.store.retention import Held, bounds, held, past
 from blacksmith_dagster.store.tables import (
     DISCARDED,
     edits,
@@ -245,12 +246,15 @@ class Purge:
         """
         for of in self._destinations:
             with self._store.reading() as conn:
-                last = [conn.execute(last_load(of, lane)).first() for lane in LANES.values()]
+                last = [
+                    conn.execute(last_load(of, lane, loads.c.id)).scalar()
+                    for lane in LANES.values()
+                ]
                 given = {
                     "of": of,
                     "start": self._start,
                     "top": self._top,
-                    "last": [each.id for each in last if each],
+                    "last": [load for load in last if load],
                 }
                 empty = _empty_sets(conn, given)
             for part in parts(empty, _AT_LAST):

@@ -24,13 +24,12 @@ from sqlalchemy import (
     select,
     text,
     true,
-    tuple_,
     union_all,
 )
 
 from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.store.interface import Counts, Transition, Window
-from blacksmith_dagster.store.loads import JOB_COLUMNS, members
+from blacksmith_dagster.store.loads import JOB_COLUMNS, last_load, members
 from blacksmith_dagster.store.parts import parts
 from blacksmith_dagster.store.tables import (
     DISCARDED,
@@ -108,21 +107,7 @@ def _number(statement: Any) -> Any:
 
 
 def _last(column: Any, lane: int, of: Any = _of) -> Any:
-    """A column of a lane's last load.
-
-    As a range of the index: by equalities, PostgreSQL's generic plan walks back through all loads.
-    """
-    of_lane = tuple_(loads.c.destination, loads.c.lane, loads.c.id)
-    return (
-        select(column)
-        .where(
-            of_lane >= tuple_(of, literal(lane), literal(0)),
-            of_lane < tuple_(of, literal(lane + 1), literal(0)),
-        )
-        .correlate(destination_events)
-        .order_by(loads.c.destination.desc(), loads.c.lane.desc(), loads.c.id.desc())
-        .limit(1)
-    )
+    return last_load(of, lane, column).correlate(destination_events)
 
 
 def _due_of(of: Any, *also: Any) -> Any:

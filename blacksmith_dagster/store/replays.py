@@ -28,14 +28,16 @@ from sqlalchemy import (
 )
 
 from blacksmith_dagster.errors import Fenced
+from blacksmith_dagster.store.claims import LANES
 from blacksmith_dagster.store.interface import (
     Chosen,
+    Lane,
     Replay,
     ReplayMode,
     ReplayRequest,
     Window,
 )
-from blacksmith_dagster.store.loads import JOB_COLUMNS, members
+from blacksmith_dagster.store.loads import JOB_COLUMNS, last_load, members
 from blacksmith_dagster.store.parts import parts
 from blacksmith_dagster.store.retention import is_held, refuse_purged
 from blacksmith_dagster.store.tables import (
@@ -53,9 +55,6 @@ from blacksmith_dagster.store.tables import (
     sets,
 )
 from blacksmith_dagster.store.upkeep import upsert
-
-LOADING, REPLAYING = 0, 2
-"""The numbers of two lanes."""
 
 _SPAN = 20_000  # sequence numbers that are looked through at once
 _AT_ONCE = 1_000  # values in one IN
@@ -112,17 +111,17 @@ def begin(
     conn.execute(update(replays).where(replays.c.id == begun).values(run=run))
     left = (
         sets.c.destination == destination,
-        sets.c.lane == REPLAYING,
+        sets.c.lane == LANES[Lane.REPLAY],
         sets.c.load.is_(None),
         sets.c.replay != begun,
     )
-    conn.execute(update(sets).where(*left).values(lane=LOADING))
+    conn.execute(update(sets).where(*left).values(lane=LANES[Lane.LOAD]))
     return int(begun)
 
 
 _still_waiting = (
     sets.c.destination == replays.c.destination,
-    sets.c.lane == REPLAYING,
+    sets.c.lane == LANES[Lane.REPLAY],
     sets.c.load.is_(None),
     sets.c.replay == replays.c.id,
 )
@@ -175,8 +174,13 @@ def _pending(conn: Connection, destination: int, window: Window) -> tuple[int, s
 
     It is read before the candidates: what is not pending now will not be, unless a replay has it so.
     """
-    lanes = [_last_load(conn, destination, lane) for lane in (0, 1, 2)]
-    opened = [each for each in lanes if each and each.state == EXECUTING]
+    columns = (loads.c.id, loads.c.state, loads.c.position, loads.c.seq_from, loads.c.seq_to)
+    last = {
+        lane: conn.execute(last_load(destination, number, *columns)).first()
+        for lane, number in LANES.items()
+    }
+    first = last[Lane.LOAD]
+    opened = [each for each in last.values() if each and each.state == EXECUTING]
     seq_of = bindparam("after") < sets.c.seq_to
     mine = (sets.c.destination == destination, seq_of, sets.c.seq_from <= window.upto)
     given = {"after": window.after}
@@ -186,22 +190,15 @@ def _pending(conn: Connection, destination: int, window: Window) -> tuple[int, s
     busy = set(conn.execute(union_all(*members(_seq, *mine, held)), given).scalars())
     for each in opened:
         if each.seq_to is not None:
-            first = select(jobs.c.seq).where(
+            new = select(jobs.c.seq).where(
                 jobs.c.destination == destination, jobs.c.seq.between(each.seq_from, each.seq_to)
             )
-            busy |= set(conn.execute(first).scalars())
-    return (lanes[0].position if lanes[0] else 0), busy
+            busy |= set(conn.execute(new).scalars())
+    return (first.position if first else 0), busy
 
 
 def _seq(seq: Any, _: Any) -> Sequence[Any]:
     return [seq]
-
-
-def _last_load(conn: Connection, destination: int, lane: int) -> Row[Any] | None:
-    columns = (loads.c.id, loads.c.state, loads.c.position, loads.c.seq_from, loads.c.seq_to)
-    mine = (loads.c.destination == destination, loads.c.lane == lane)
-    last = select(func.max(loads.c.id)).where(*mine).scalar_subquery()
-    return conn.execute(select(*columns).where(loads.c.id == last)).first()
 
 
 class Found(NamedTuple):
@@ -407,7 +404,7 @@ def plan(
     for part in parts(chosen, batch):
         values: dict[str, Any] = {
             "destination": destination,
-            "lane": REPLAYING,
+            "lane": LANES[Lane.REPLAY],
             "replay": replay.id,
             "job_key": f"{destination}-{replay.id}" if replay.request.new_key else None,
             "seq_from": part[0].seq,

@@ -12,11 +12,9 @@ from sqlalchemy import (
     Connection,
     and_,
     bindparam,
-    literal,
     or_,
     select,
     true,
-    tuple_,
     union_all,
 )
 
@@ -24,6 +22,7 @@ from blacksmith_dagster.errors import Purged
 from blacksmith_dagster.pipeline.retention import Retention
 from blacksmith_dagster.store.claims import LANES
 from blacksmith_dagster.store.interface import Lane, Window
+from blacksmith_dagster.store.loads import last_load
 from blacksmith_dagster.store.parts import parts
 from blacksmith_dagster.store.tables import (
     DISCARDED,
@@ -141,8 +140,8 @@ class Held(NamedTuple):
 
 def is_held(conn: Connection, destination: int, began_at: datetime, now: datetime) -> bool:
     """Whether a replay that has not ended is still waited for: it began, or was at work, lately."""
-    last = conn.execute(last_load(destination, LANES[Lane.REPLAY])).first()
-    return max(began_at, last.started_at if last else began_at) > now - _REPLAY_HELD
+    last = conn.execute(last_load(destination, LANES[Lane.REPLAY], loads.c.started_at)).scalar()
+    return max(began_at, last or began_at) > now - _REPLAY_HELD
 
 
 def held(
@@ -164,7 +163,10 @@ def held(
     found: set[int] = set()
     parents: set[int] = set()
     for of in destinations:
-        last = {lane: conn.execute(last_load(of, lane)).first() for lane in LANES.values()}
+        columns = (loads.c.id, loads.c.state, loads.c.position)
+        last = {
+            lane: conn.execute(last_load(of, lane, *columns)).first() for lane in LANES.values()
+        }
         first = last[LANES[Lane.LOAD]]
         given = {
             "of": of,
@@ -198,21 +200,6 @@ def _parents(conn: Connection, seqs: set[int], outcome_kinds: Sequence[int]) -> 
         given = {"seqs": part, "kinds": outcome_kinds}
         found.update(conn.execute(_PARENTS, given).scalars())
     return found
-
-
-def last_load(of: int, lane: int) -> Any:
-    """A lane's last load.
-
-    As a range of the index: by equalities, PostgreSQL walks back through all loads.
-    """
-    key = tuple_(loads.c.destination, loads.c.lane, loads.c.id)
-    columns = (loads.c.id, loads.c.state, loads.c.position, loads.c.started_at)
-    found = select(*columns).where(
-        key >= tuple_(literal(of), literal(lane), literal(0)),
-        key < tuple_(literal(of), literal(lane + 1), literal(0)),
-    )
-    newest = (loads.c.destination.desc(), loads.c.lane.desc(), loads.c.id.desc())
-    return found.order_by(*newest).limit(1)
 
 
 _of: Any = bindparam("of")
