@@ -9,7 +9,8 @@ from blacksmith_dagster.wanderer.interface import (
     Status,
     Wanderer,
 )
-from blacksmith_dagster.wanderer.run import StandardWanderer, open_tracking
+from blacksmith_dagster.wanderer.run import StandardWanderer
+from blacksmith_dagster.wanderer.tracking import open_tracking
 
 __all__ = [
     "Action",

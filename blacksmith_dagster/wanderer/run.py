@@ -39,9 +39,7 @@ from blacksmith_dagster.wanderer.plan import (
     plan_run,
     settled_version,
 )
-from blacksmith_dagster.wanderer.tracking import Tracking, open_tracking, sql_store
-
-__all__ = ["StandardWanderer", "open_tracking"]
+from blacksmith_dagster.wanderer.tracking import Tracking, sql_store
 
 LOOK = 0.05
 """Seconds between two looks at the loads that a migration waits for."""
