@@ -26,7 +26,8 @@ _KINDS = {
 # A version is the writer's local time, which may be ahead of this machine's by the width of a day.
 _AHEAD = timedelta(days=1)
 
-Declared: TypeAlias = "Path | tuple[Migration, ...]"
+Given: TypeAlias = "Path | tuple[Migration, ...]"
+"""What a scope was declared with: a folder, or the migrations themselves."""
 
 
 def canonical(scope: str) -> str:
@@ -49,10 +50,10 @@ def target_of(scope: str) -> str:
     return f"{kind.partition('/')[0]}/{name.partition('/')[0]}"
 
 
-def scopes_of(adapter: Source | Destination[Any]) -> Mapping[str, Declared]:
+def scopes_of(adapter: Source | Destination[Any]) -> Mapping[str, Given]:
     """What a source or destination, and each of its events, have as migrations, by scope."""
     kind = "source" if isinstance(adapter, Source) else "destination"
-    found: dict[str, Declared] = {f"{kind}:{adapter.name}": adapter.migrations}
+    found: dict[str, Given] = {f"{kind}:{adapter.name}": adapter.migrations}
     events: Iterable[Any] = adapter.events.values()
     return found | {f"{kind}/event:{event.path}": event.migrations for event in events}
 
@@ -112,7 +113,7 @@ def version_of(destination: Destination[Any]) -> int:
     )
 
 
-def read(scope: str, given: Declared, now: datetime) -> list[Migration]:
+def read(scope: str, given: Given, now: datetime) -> list[Migration]:
     """A scope's migrations, oldest first, held against the rules. The files' contents are not read.
 
     Raises `MigrationError`.
