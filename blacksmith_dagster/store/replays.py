@@ -392,14 +392,16 @@ def plan(
     if conn.execute(moved).rowcount != 1:
         raise Fenced(f"{replay.destination}: replay {replay.id} was planned on by another process")
     _retake(conn, destination, [each.seq for each in chosen if each.state == "discarded"])
-    edited = [each for each in chosen if each.payload is not None]
-    for each in edited:
-        edit = {"destination": destination, "seq": each.seq, "payload": each.payload}
-        added = upsert(conn, edits).values(edit)
-        added = added.on_conflict_do_update(
-            index_elements=["destination", "seq"], set_={"payload": each.payload}
-        )
-        conn.execute(added)
+    edited = [
+        {"destination": destination, "seq": each.seq, "payload": each.payload}
+        for each in chosen
+        if each.payload is not None
+    ]
+    if edited:
+        added = upsert(conn, edits)
+        new = {"payload": added.excluded.payload}
+        key = ["destination", "seq"]
+        conn.execute(added.on_conflict_do_update(index_elements=key, set_=new), edited)
     rows = []
     for part in parts(chosen, batch):
         values: dict[str, Any] = {

@@ -262,7 +262,12 @@ def test_an_edited_job_keeps_its_new_data(store: Store) -> None:
     load = claimed(store, fence)
     assert [row.payload for row in load.rows] == ['{"n":"mended"}', '{"n":1}']
     store.record(load, Verdict([Deviation(load.rows[0].seq, Said.FAILED, "no", 0.0)]))
-    assert claimed(store, loading).rows[0].payload == '{"n":"mended"}'
+    again = claimed(store, loading)
+    assert again.rows[0].payload == '{"n":"mended"}'
+    store.record(again, Verdict([Deviation(again.rows[0].seq, Said.DISCARDED, "no")]))
+    anew = ReplayRequest(**EVER, modes=(ReplayMode.FAILED,), new_key=True)
+    plan(store, fence, anew, **{one: '{"n":"mended twice"}'})
+    assert claimed(store, fence).rows[0].payload == '{"n":"mended twice"}'
     assert store.event(one).payload == '{"n":0}'
 
 
