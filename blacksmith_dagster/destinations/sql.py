@@ -203,8 +203,10 @@ def _run_script(connection: sa.Connection, migration: Migration, direction: Dire
     script = migration.sql(direction)
     driver: Any = connection.connection.driver_connection
     if connection.dialect.name == "postgresql":
+        from psycopg.pq import TransactionStatus
+
         driver.execute(script)  # the server takes it apart
-        within = driver.info.transaction_status != _IDLE
+        within = driver.info.transaction_status != TransactionStatus.IDLE
     else:
         for statement in of_sqlite(script):
             driver.execute(statement)
@@ -229,9 +231,6 @@ def _run_alone(engine: sa.Engine, script: str) -> None:
     finally:
         pooled.invalidate()  # it may have been left in any state
         pooled.close()
-
-
-_IDLE = 0
 
 
 def _place(url: sa.URL) -> tuple[object, ...]:
