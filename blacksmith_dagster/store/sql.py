@@ -482,16 +482,7 @@ class SQLStore(ABC):
         with self.reading() as conn:
             rows = replays.unsettled(conn, of, limit)
         return [
-            JobState(
-                destination,
-                self._epochs.id_of(row.seq),
-                self._kind_paths[row.kind],
-                "discarded" if row.due_at is None else "retrying",
-                row.received_at,
-                row.attempts,
-                row.error,
-                row.due_at,
-            )
+            self._state(destination, "discarded" if row.due_at is None else "retrying", row)
             for row in rows
         ]
 
@@ -555,20 +546,20 @@ class SQLStore(ABC):
         with self.reading() as conn:
             for path in wanted:
                 rows = questions.jobs_in(conn, state, self._destination(path), limit - len(found))
-                found += [
-                    JobState(
-                        path,
-                        self._epochs.id_of(row.seq),
-                        self._kind_paths[row.kind],
-                        state,
-                        row.received_at,
-                        row.attempts,
-                        row.error,
-                        row.due_at,
-                    )
-                    for row in rows
-                ]
+                found += [self._state(path, state, row) for row in rows]
         return found
+
+    def _state(self, destination: str, state: str, row: Any) -> JobState:
+        return JobState(
+            destination,
+            self._epochs.id_of(row.seq),
+            self._kind_paths[row.kind],
+            state,
+            row.received_at,
+            row.attempts,
+            row.error,
+            row.due_at,
+        )
 
     def originals(self, event_ids: Sequence[str]) -> Mapping[str, JobRow]:
         seqs = [self._epochs.seq_of(each) for each in event_ids]
