@@ -1,8 +1,8 @@
 """What is checked: is anything discarded, overdue, orphaned or not migrated; who answers?
 
 A check is evaluated by each load for its own destination event, by the report sensor for all, and
-by hand in the UI. What it finds is a value; only `find` asks the store, the supervisor, the gateway
-and the wanderer.
+by hand in the UI. What it finds is a value; only `find` asks the store, the supervisor and the
+gateway, and `migrations_up_to_date` the wanderer.
 """
 
 from __future__ import annotations
@@ -123,11 +123,10 @@ def find(
     keys: Mapping[str, AssetKey],
     store: Store,
     supervisor: Supervisor,
-    wanderer: Wanderer,
     *,
     woken: bool,
 ) -> Iterator[Finding]:
-    """Evaluate every check. `woken`: whether realtime events are loaded at once.
+    """Evaluate every check but those of migrations. `woken`: whether realtime events are loaded at once.
 
     Raises `Unavailable` when the store does not answer.
     """
@@ -142,7 +141,6 @@ def find(
             yield Finding(keys[path], "gateway_reachable", passed, said, AssetCheckSeverity.ERROR)
     yield supervisor_reachable(supervisor)
     yield no_orphans(store.orphans(app))
-    yield from migrations_up_to_date(app, keys, wanderer)
 
 
 def of_destination(

@@ -23,7 +23,13 @@ from dagster import (
     sensor,
 )
 
-from blacksmith_dagster.orchestration.checks import Finding, check_specs, find
+from blacksmith_dagster.orchestration.checks import (
+    Finding,
+    check_specs,
+    find,
+    has_migrations,
+    migrations_up_to_date,
+)
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.store.interface import DayCount
@@ -110,10 +116,7 @@ def build_report_sensor(app: Blacksmith, keys: Mapping[str, AssetKey]) -> Sensor
             each for each in store.day_counts(cursor.since) if each.kind in app.source_events
         ]
         totals, cursor = news(cursor, counted, datetime.now(UTC).date())
-        woken = blacksmith.pubsub is not None
-        with blacksmith.wanderer(app) as wanderer:
-            found = list(find(app, keys, store, blacksmith.supervisor, wanderer, woken=woken))
-        findings, cursor = to_repeat(cursor, found, time.time())
+        findings, cursor = to_repeat(cursor, _findings(app, keys, blacksmith), time.time())
         events: list[AssetMaterialization | AssetCheckEvaluation] = [
             _materialization(keys[each.kind], each) for each in totals
         ]
@@ -136,14 +139,22 @@ def build_checks(app: Blacksmith, keys: Mapping[str, AssetKey]) -> AssetChecksDe
     def checks(
         context: AssetCheckExecutionContext, blacksmith: BlacksmithResource
     ) -> Iterator[AssetCheckResult]:
-        woken = blacksmith.pubsub is not None
-        store, supervisor = blacksmith.store(app), blacksmith.supervisor
-        with blacksmith.wanderer(app) as wanderer:
-            for finding in find(app, keys, store, supervisor, wanderer, woken=woken):
-                if finding.check_key in context.selected_asset_check_keys:
-                    yield finding.result()
+        for finding in _findings(app, keys, blacksmith):
+            if finding.check_key in context.selected_asset_check_keys:
+                yield finding.result()
 
     return checks
+
+
+def _findings(
+    app: Blacksmith, keys: Mapping[str, AssetKey], blacksmith: BlacksmithResource
+) -> Iterator[Finding]:
+    store, woken = blacksmith.store(app), blacksmith.pubsub is not None
+    yield from find(app, keys, store, blacksmith.supervisor, woken=woken)
+    # Where migrations are tracked elsewhere, that is another database to be opened at each tick.
+    if any(map(has_migrations, app.destinations.values())):
+        with blacksmith.wanderer(app) as wanderer:
+            yield from migrations_up_to_date(app, keys, wanderer)
 
 
 def _materialization(key: AssetKey, count: DayCount) -> AssetMaterialization:

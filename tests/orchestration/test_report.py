@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import date, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -162,3 +163,14 @@ def test_a_finding_is_repeated_after_an_hour() -> None:
     assert first == [finding]
     assert to_repeat(cursor, [finding], now=4599.0)[0] == []
     assert to_repeat(cursor, [finding], now=4600.0)[0] == [finding]
+
+
+def test_where_nothing_has_migrations_no_tick_opens_what_tracks_them(
+    store_url: str, instance: DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracking = tmp_path / "wanderer.db"
+    monkeypatch.setenv("BLACKSMITH_WANDERER_URL", f"sqlite:///{tracking}")
+    pipeline = Pipeline(store_url)
+    pipeline.receive(1)
+    assert Tick(pipeline, instance, None).checks
+    assert not tracking.exists()
