@@ -275,10 +275,9 @@ def deployment(home: Path, pubsub: str, ports: tuple[int, int] = (0, 0)) -> Iter
         "DAGSTER_DISABLE_TELEMETRY": "1",
         "WAREHOUSE_URL": f"sqlite:///{home / 'warehouse.db'}",
         "ALERTS_URL": receiver.url,
+        "BLACKSMITH_STORE_URL": store_url(home),
         "BLACKSMITH_PUBSUB_URL": pubsub,
     }
-    if pubsub != "postgres":
-        environment.pop("BLACKSMITH_STORE_URL", None)
     command = [sys.executable, "-m", "blacksmith_dagster.cli", "dev"]
     command += [f"--port={port}", f"--ui-port={ui_port}"]
     with (home / "dev.log").open("wb") as log:
@@ -370,23 +369,21 @@ def _send(
     return ids
 
 
-def see_an_alert_come(running: Deployment, deadline: float) -> tuple[float, float]:
-    """Send one more flight, very late; seconds until its alert has come, and until it is loaded."""
+def see_an_alert_come(running: Deployment, number: int, deadline: float) -> float:
+    """Send a flight of this number that is very late; seconds until its alert has come."""
     hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
     flight = {
-        "carrier": "BD", "flight": 1, "time_hour": hour.isoformat(), "origin": "JFK", "dest": "LAX",
+        "carrier": "BD", "flight": number, "time_hour": hour.isoformat(), "origin": "JFK", "dest": "LAX",
         "distance": 2475, "sched_dep_time": 900, "sched_arr_time": 1215, "dep_delay": 240,
     }  # fmt: skip
-    key, loaded = ("BD1", hour), running.warehouse.count() + 1
+    key = (f"BD{number}", hour)
     httpx.post(f"{running.gateway}/airport/departures", json=flight).raise_for_status()
     sent = time.monotonic()
     while not {key} <= running.receiver.keys():
         if time.monotonic() > deadline:
             raise Missed("no alert for the last flight in time")
         time.sleep(0.001)
-    alerted = time.monotonic() - sent
-    running.wait_for("flight", lambda: running.warehouse.count() == loaded, deadline)
-    return alerted, time.monotonic() - sent
+    return time.monotonic() - sent
 
 
 def watch_loading(running: Deployment, flights: int, late: int, deadline: float) -> None:
@@ -478,10 +475,12 @@ def run(home: Path, *, once: bool, whole_year: bool) -> None:
         )
         if missed:
             raise Missed("; ".join(missed))
-        alerted, loaded = see_an_alert_come(running, deadline)
+        loaded, sent = running.warehouse.count() + 1, time.monotonic()
+        alerted = see_an_alert_come(running, 1, deadline)
+        running.wait_for("flight", lambda: running.warehouse.count() == loaded, deadline)
         print(
             f"one more flight, four hours late: its alert came {alerted * 1000:.0f} ms after it was "
-            f"accepted, the warehouse had it {loaded:.0f} s after, by its schedule"
+            f"accepted, the warehouse had it {time.monotonic() - sent:.0f} s after, by its schedule"
         )
         if not once:
             print(f"look around at {running.ui}; Ctrl-C ends the demo")

@@ -79,3 +79,27 @@ def test_nothing_outlives_it(ending: signal.Signals, tmp_path: Path) -> None:
                 each.kill()
     [home] = re.findall(r"home +(\S+)", output.read_text())
     assert not Path(home).exists()
+
+
+@pytest.mark.parametrize("chosen", ["kafka", "rabbitmq", "postgres"])
+def test_alerts_come_at_once_through_the_broker_that_one_variable_names(
+    chosen: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """NATS is what the demo itself starts."""
+    if chosen == "postgres":  # is the store as well
+        monkeypatch.setenv("BLACKSMITH_STORE_URL", request.getfixturevalue("postgres_url"))
+        monkeypatch.setenv("BLACKSMITH_PUBSUB_URL", "postgres")
+    else:
+        url, _ = request.getfixturevalue(chosen).urls("demo")
+        monkeypatch.setenv("BLACKSMITH_PUBSUB_URL", url)
+    deadline = time.monotonic() + 120
+    with demo.broker(tmp_path) as pubsub, demo.deployment(tmp_path, pubsub) as running:
+        running.wait_for("gateway", lambda: demo.answers(f"{running.gateway}/_health"), deadline)
+        running.wait_for("Dagster", lambda: demo.answers(f"{running.ui}/server_info"), deadline)
+        demo.see_an_alert_come(running, 0, deadline)  # by whichever run comes first
+        running.wait_for(
+            "warm run", lambda: "STARTED" in running.runs().get("realtime_alerts", {}), deadline
+        )
+        seconds = [demo.see_an_alert_come(running, number, deadline) for number in range(1, 10)]
+    # Found by the sweep alone, every 5 seconds, most would take longer.
+    assert sorted(seconds)[4] < 1
