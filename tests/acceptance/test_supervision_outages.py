@@ -326,5 +326,5 @@ class Faults:
 
 def test_service_vanishes_and_is_deregistered(vanished: Callable[[], Any]) -> None:
     """At the end of the module: Consul takes a minute at least, which the other tests have used."""
-    assert not any(each.passing for each in vanished())
+    until(lambda: not any(each.passing for each in vanished()), 20, "nothing is passing")
     until(lambda: vanished() == [], 120, "Consul has deregistered it")
