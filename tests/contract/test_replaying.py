@@ -14,7 +14,14 @@ from blacksmith_dagster.errors import SettingsError, UsageError
 from blacksmith_dagster.scheduler import StandardScheduler, Tally
 from blacksmith_dagster.scheduler.replay import Progress, ReplaySummary, forecast, replay
 from blacksmith_dagster.store import Store, open_store
-from blacksmith_dagster.store.interface import NewEvent, ReplayMode, ReplayRequest
+from blacksmith_dagster.store.interface import (
+    Fence,
+    Lane,
+    NewEvent,
+    ReplayMode,
+    ReplayRequest,
+    Verdict,
+)
 from blacksmith_dagster.supervisor import Supervisor, open_supervisor
 from tests.contract.loading import SOON, airport, departed, ingest, numbers, pipeline, until
 
@@ -60,6 +67,14 @@ class Replaying:
         (made,) = self.store.ingest([new])
         assert isinstance(made, list)
         return made
+
+    def load_elsewhere(self, event: DestinationEvent[Any]) -> Fence:
+        """The right to load what is new, as another process has it, and a job that it can claim."""
+        lease = self.supervisor.acquire(f"load/{event.path}", "another process")
+        assert lease
+        fence = self.store.take_over(event.path, Lane.LOAD, lease.id, lease.confirm)
+        ingest(self.store, [{"n": 99}])
+        return fence
 
     def close(self) -> None:
         self.supervisor.close()
@@ -182,6 +197,74 @@ def test_a_rate_limits_it(replaying: Replaying) -> None:
     began = time.monotonic()
     replaying.replay(app, flights, rate=50)
     assert 0.5 < time.monotonic() - began < 5
+
+
+def test_progress_tells_the_rate_and_the_seconds_left(replaying: Replaying) -> None:
+    """Of what this call has run: what ran before it was stopped counts as done alone."""
+    app, flights = pipeline(lambda batch: None, batch=10)
+    replaying.store.register(app)
+    replaying.keep(*range(40))
+    stop = threading.Event()
+    replaying.replay(app, flights, stop=stop, report=lambda *_: stop.set())
+    told: list[tuple[Progress, float]] = []
+    began = time.monotonic()
+
+    def report(_: object, at: Progress) -> None:
+        told.append((at, time.monotonic() - began))
+
+    replaying.replay(app, flights, rate=50, report=report)
+    assert [(at.done, at.left) for at, _ in told] == [(20, 20), (30, 10), (40, 0)]
+    for number, (at, elapsed) in enumerate(told):
+        assert 0.19 * number <= (at.done - 10) / at.rate <= elapsed  # ten jobs each 0.2 s
+        assert at.seconds_left == pytest.approx(at.left / at.rate)
+
+
+def test_live_loads_go_first(replaying: Replaying, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While whoever loads what is new has something to claim, a replay's next load does not begin."""
+    monkeypatch.setattr(f"{replay.__module__}._LIVE_FIRST", 120.0)
+    first, second = threading.Event(), threading.Event()
+    app, flights = pipeline(lambda _: (second if first.is_set() else first).set(), batch=1)
+    replaying.store.register(app)
+    replaying.keep(1, 2)
+    fence = replaying.load_elsewhere(flights)
+    running = threading.Thread(target=lambda: replaying.replay(app, flights), daemon=True)
+    running.start()
+    assert first.wait(30)
+    assert not second.wait(0.7)
+    load = replaying.store.claim(fence, 10, 3)
+    assert load
+    assert second.wait(30)
+    running.join(30)
+    replaying.store.record(load, Verdict())
+    assert replaying.store.counts(flights.path).succeeded == 3
+
+
+def test_a_replay_waits_for_live_loads_so_long_at_most(
+    replaying: Replaying, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{replay.__module__}._LIVE_FIRST", 0.5)
+    times: list[float] = []
+    app, flights = pipeline(lambda _: times.append(time.monotonic()), batch=1)
+    replaying.store.register(app)
+    replaying.keep(1, 2)
+    replaying.load_elsewhere(flights)  # and it never claims
+    assert replaying.replay(app, flights).tally == Tally(succeeded=2)
+    first, second = times
+    assert second - first >= 0.5
+    assert replaying.store.counts(flights.path).pending == 1
+
+
+def test_a_replay_does_not_wait_where_nobody_loads_what_is_new(
+    replaying: Replaying, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{replay.__module__}._LIVE_FIRST", 120.0)
+    app, flights = pipeline(lambda batch: None, batch=1)
+    replaying.store.register(app)
+    replaying.keep(1, 2)
+    ingest(replaying.store, [{"n": 99}])
+    began = time.monotonic()
+    assert replaying.replay(app, flights).tally == Tally(succeeded=2)
+    assert time.monotonic() - began < 60
 
 
 def test_a_dry_run_changes_nothing(replaying: Replaying) -> None:
