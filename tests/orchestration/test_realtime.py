@@ -27,6 +27,7 @@ from blacksmith_dagster.orchestration import (
     BlacksmithResource,
     WarmRuns,
     build_definitions,
+    realtime,
     realtime_sensor,
     schedules,
 )
@@ -308,6 +309,36 @@ def test_a_warm_run_loads_tells_and_ends_when_idle(
     }
     (run,) = {each.run for each in alerts.store.history(ids[0]) if each.load}
     assert run == result.run_id
+
+
+def test_a_warm_run_materializes_while_it_stays(
+    alerts: Alerts, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at its end alone: the second event comes when the first has been told."""
+    monkeypatch.setattr(realtime, "_FLUSH_SECONDS", 0.1)
+    warm = WarmRuns(idle="5s", notice="1s")
+    alerts.definitions = build_definitions(alerts.app, resource=alerts.resource, warm=warm)
+
+    def told() -> list[Any]:
+        records = instance.fetch_materializations(AssetKey(["alerts", "late"]), limit=10).records
+        return [each.asset_materialization for each in reversed(records)]
+
+    def send_another() -> None:
+        deadline = time.monotonic() + 60
+        while not told() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        ids.append(alerts.receive("late"))
+
+    ids = [alerts.receive("late")]
+    sender = threading.Thread(target=send_another, daemon=True)
+    sender.start()
+    result = alerts.run(instance)
+    sender.join(60)
+    assert alerts.loaded == ids
+    assert [each.metadata["events_loaded"].value for each in told()] == [1, 1]
+    first, second = (each.metadata["last_load"].value for each in told())
+    assert first < second
+    assert outputs(result)["events_loaded"] == 2
 
 
 def test_a_warm_run_announces_its_end_and_fails_when_a_load_hangs(
