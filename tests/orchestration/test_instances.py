@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 import pytest
 from dagster import AssetKey, DagsterInstance, RunsFilter
 
+from blacksmith_dagster.orchestration.jobs import LOAD_TAG
+from blacksmith_dagster.orchestration.realtime import REALTIME_TAG
 from tests.orchestration.pipeline import TODAY, Pipeline
 
 EXAMPLE = (Path(__file__).parents[2] / "dagster.yaml.example").read_text()
@@ -44,7 +46,12 @@ def test_the_example_settings_are_taken(home: Path) -> None:
     (home / "dagster.yaml").write_text(EXAMPLE)
     with DagsterInstance.from_config(str(home)) as instance:
         assert instance.run_monitoring_enabled
-        assert instance.get_settings("concurrency")["runs"]["tag_concurrency_limits"]
+        limits = instance.get_settings("concurrency")["runs"]["tag_concurrency_limits"]
+    each_value = {"applyLimitPerUniqueValue": True}
+    assert limits == [
+        {"key": LOAD_TAG, "value": each_value, "limit": 1},
+        {"key": REALTIME_TAG, "value": each_value, "limit": 2},
+    ]
 
 
 def test_everything_is_told_to_dagster_on_postgresql(
