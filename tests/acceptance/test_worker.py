@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from dagster import AssetKey, DagsterInstance
 
-from blacksmith_dagster import Request
+from blacksmith_dagster import Batch, Blacksmith, Destination, Request, Schedule
 from blacksmith_dagster.cli import main
 from blacksmith_dagster.gateway import take
 from blacksmith_dagster.pubsub import Publisher, open_pubsub
@@ -28,9 +28,24 @@ from tests.acceptance.realtime_pipeline import (
     Loaded,
     accepted,
     blacksmith,
+    door,
     loaded,
+    record,
+    sink,
 )
 from tests.acceptance.realtime_system import APP
+
+alerts = Destination("alerts", schedule=Schedule("@every 1h", realtime=True))
+ALERTS = "alerts/late"
+
+
+@alerts.event(receives=accepted)
+def late(batch: Batch[Any]) -> None:
+    """Notes every event, too."""
+    record(batch)
+
+
+two = Blacksmith(sources=[door], destinations=[sink, alerts], since="2026-01-01")
 
 LEASE = 15.0  # seconds until the lock of a worker that was killed is another's
 
@@ -49,19 +64,19 @@ class Bench:
         self._url = store_url
         self._workers: list[BlacksmithProcess] = []
 
-    def worker(self, *arguments: str, **env: str) -> BlacksmithProcess:
+    def worker(self, *arguments: str, app: str = APP, **env: str) -> BlacksmithProcess:
         """A worker that is ready."""
         env = {"BLACKSMITH_PUBSUB_URL": "postgres", RECORD: str(self.folder / "record"), **env}
-        worker = BlacksmithProcess(["worker", f"--app={APP}", *arguments], self._url, env)
+        worker = BlacksmithProcess(["worker", f"--app={app}", *arguments], self._url, env)
         self._workers.append(worker)
         worker.start()
         until(lambda: "blacksmith worker: " in worker.log, 30, worker.log)
         return worker
 
-    def send(self, *data: dict[str, Any]) -> list[str]:
+    def send(self, *data: dict[str, Any], app: Blacksmith = blacksmith) -> list[str]:
         """Have events committed, and tell of them; returns their ids."""
-        [ids] = take(blacksmith, self.store, accepted, [Request.of(list(data))])
-        self._publisher.publish([EACH, ODD, STUCK])
+        [ids] = take(app, self.store, accepted, [Request.of(list(data))])
+        self._publisher.publish([EACH, ODD, STUCK, ALERTS])
         return ids
 
     def loaded(self, path: str = EACH) -> list[Loaded]:
@@ -171,6 +186,18 @@ def test_materializations_are_reported_to_dagster_home(
             assert sum(int(str(each.metadata["events_loaded"].value)) for each in made) == count
     assert "reported to DAGSTER_HOME" in worker.log
     assert "Traceback" not in worker.log
+
+
+def test_a_destination_that_is_named_is_loaded_alone(bench: Bench) -> None:
+    bench.store.register(two)
+    worker = bench.worker("alerts", app=f"{__name__}:two")
+    assert f"blacksmith worker: {ALERTS}, store" in worker.log
+    ids = bench.send({"n": 0}, {"n": 1}, app=two)
+    until(lambda: [each.id for each in bench.loaded(ALERTS)] == ids)
+    everything = bench.worker(app=f"{__name__}:two")
+    until(bench.has(ids))
+    assert {each.pid for each in bench.loaded(ALERTS)} == {worker.pid}
+    assert {each.pid for each in bench.loaded(EACH)} == {everything.pid}
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str, pubsub: str) -> str:
