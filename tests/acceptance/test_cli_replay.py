@@ -1,6 +1,7 @@
 """`blacksmith replay` and `blacksmith jobs export`: what they print, what they do."""
 
 import contextlib
+import time
 from pathlib import Path
 
 import msgspec
@@ -12,6 +13,7 @@ from blacksmith_dagster.cli import main
 from blacksmith_dagster.gateway import take
 from blacksmith_dagster.scheduler import StandardScheduler
 from blacksmith_dagster.store import open_store
+from blacksmith_dagster.store.interface import NewEvent
 from blacksmith_dagster.supervisor import open_supervisor
 
 shop = Source("shop")
@@ -26,14 +28,20 @@ def thanks(batch: Batch[dict[str, int]]) -> None:
             batch.discard(job, f"no address {job.data['n']}")
 
 
+keys: dict[str, list[str]] = {}  # of each event's jobs that `news` was given
+
+
 @mail.event(receives=ordered)
-def news(batch: Batch[dict[str, int]]) -> None: ...
+def news(batch: Batch[dict[str, int]]) -> None:
+    for job in batch:
+        keys.setdefault(job.event.id or "", []).append(job.key)
 
 
 before = Blacksmith(sources=[shop], destinations=[], since="2026-01-01")
 blacksmith = Blacksmith(sources=[shop], destinations=[mail], since="2026-01-01")
 HERE = "tests.acceptance.test_cli_replay"
 THANKS = ("replay", "mail/thanks", "--from", "2026-01-01", f"--app={HERE}:blacksmith")
+NEWS = ("replay", "mail/news", *THANKS[2:])
 
 
 def mended(event: Event[dict[str, int]]) -> dict[str, int]:
@@ -100,6 +108,34 @@ def test_a_new_destination_event_is_filled(ids: list[str]) -> None:
     assert told.stdout.startswith("1 succeeded")
     history = run("events", "show", ids[2], "--json").stdout
     assert [each["state"] for each in msgspec.json.decode(history)["history"]][-1] == "succeeded"
+
+
+def test_a_job_keeps_its_key_unless_a_new_one_is_asked_for(ids: list[str]) -> None:
+    run(*NEWS, "--mode=all")
+    run(*NEWS, "--mode=all", "--new-key")
+    for event_id in ids[:2]:
+        first, again, new = keys[event_id]
+        assert first == again
+        assert new not in (first, "")
+    assert len({key for event_id in ids for key in keys[event_id]}) == 6
+
+
+def test_a_rate_is_kept(ids: list[str]) -> None:
+    began = time.monotonic()
+    assert run(*NEWS, "--mode=all", "--rate=1.5").stdout.startswith("3 succeeded")
+    assert time.monotonic() - began >= 2  # seconds, for three jobs
+    assert "--rate" in run(*NEWS, "--rate=0", code=2).output
+
+
+def test_events_of_one_version_alone(ids: list[str], store_url: str) -> None:
+    with contextlib.closing(open_store(store_url)) as store:
+        store.register(blacksmith)
+        new = [NewEvent(ordered.path, '{"n":4}', version=each) for each in ("1", "2", "2")]
+        [made] = store.ingest([new])
+    assert isinstance(made, list)
+    assert run(*NEWS, "--version=2").stdout.startswith("2 succeeded")
+    assert [event_id in keys for event_id in made] == [False, True, True]
+    assert ids[2] not in keys
 
 
 @pytest.mark.parametrize(
