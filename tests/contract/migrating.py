@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -30,7 +31,7 @@ def migration(version: int, up: Any = None, down: Any = None) -> Migration:
 
 
 def warehouse(
-    url: str, migrations: Sequence[Migration], name: str = "warehouse", **options: Any
+    url: str, migrations: Path | Sequence[Migration], name: str = "warehouse", **options: Any
 ) -> SQLDestination:
     """A destination at `url`, whose event `flights` loads nowhere."""
     destination = SQLDestination(name, url=url, migrations=migrations, **options)

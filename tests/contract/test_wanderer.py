@@ -267,6 +267,56 @@ def test_a_run_that_is_stopped_finishes_the_migration_under_way(
     assert tables(target_url) == {"t1"}
 
 
+def written(folder: Path, version: int, up: str | None = None) -> Path:
+    """The file of a migration that makes the table `t<day>`, unless told otherwise."""
+    step = migration(version, up)
+    path = folder / f"{version}.{step.name}.up.sql"
+    path.write_text(step.sql(Direction.UP))
+    return path
+
+
+def test_changed_after_run(wandering: Runs, store_url: str, tmp_path: Path) -> None:
+    """What is tracked of its SQL tells; nothing runs until what ran is restored."""
+    file = written(tmp_path, ONE)
+    wanderer = wandering.wanderer(application(warehouse(store_url, tmp_path)))
+    assert wanderer.run(Request()).error is None
+    written(tmp_path, ONE, up="CREATE TABLE t1 (n INTEGER, gate TEXT);")
+    written(tmp_path, TWO)
+
+    with pytest.raises(MigrationError) as refused:
+        wanderer.run(Request())
+
+    said = str(refused.value)
+    assert said.startswith(f"{file} was changed after it ran ({ONE} t1 of {SCOPE})")
+    assert said.endswith("restore what ran, and write the change as a new migration")
+    assert tables(store_url) == {"t1"}
+    assert states(wanderer) == [State.SUCCEEDED_UP, None]
+    written(tmp_path, ONE)
+    done = wanderer.run(Request()).done
+    assert [each.action.version for each in done] == [TWO]
+
+
+def test_late_lower_version(wandering: Runs, store_url: str, tmp_path: Path) -> None:
+    """It is refused with what ran before it, and runs when that is asked for."""
+    written(tmp_path, ONE)
+    written(tmp_path, THREE)
+    wanderer = wandering.wanderer(application(warehouse(store_url, tmp_path)))
+    assert wanderer.run(Request()).error is None
+    written(tmp_path, TWO)
+
+    with pytest.raises(MigrationError) as refused:
+        wanderer.run(Request())
+
+    said = str(refused.value)
+    assert f"{TWO} t2 of {SCOPE} (after {THREE} t3)" in said
+    assert "give them a newer version, or run them so with --out-of-order" in said
+    assert tables(store_url) == {"t1", "t3"}
+    assert states(wanderer) == [State.SUCCEEDED_UP, None, State.SUCCEEDED_UP]
+    done = wanderer.run(Request(out_of_order=True)).done
+    assert [each.action.version for each in done] == [TWO]
+    assert states(wanderer) == [State.SUCCEEDED_UP] * 3
+
+
 # ------------------------------------------------------------------------------------- one at a time
 
 
