@@ -14,10 +14,20 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from blacksmith_dagster import Batch, Blacksmith, Destination, Direction, Migration, Schedule
+from blacksmith_dagster import (
+    Batch,
+    Blacksmith,
+    Destination,
+    Direction,
+    Migration,
+    Schedule,
+    Source,
+)
 from blacksmith_dagster.destinations import SQLDestination
 from blacksmith_dagster.destinations.dialects import open_engine
 from blacksmith_dagster.errors import CodeOutdated, Fenced, MigrationError, NotMigrated, TargetHeld
+from blacksmith_dagster.gateway import take
+from blacksmith_dagster.pipeline import trigger
 from blacksmith_dagster.scheduler import Realtime, StandardScheduler, Summary
 from blacksmith_dagster.store import gates
 from blacksmith_dagster.store.interface import Lane, Verdict
@@ -339,6 +349,49 @@ def test_a_second_run_on_a_target_in_use_fails_at_once_and_names_the_holder(
         finally:
             finish.set()
         assert first.result(30).error is None
+
+
+def test_a_sources_events_are_accepted_while_it_is_behind_and_while_it_is_migrated(
+    wandering: Runs,
+) -> None:
+    """And loaded: a source has a lock and no gate. Its own `migrate` runs its events' too."""
+    under_way, finish = threading.Event(), threading.Event()
+    ran: list[int] = []
+
+    class Own(Source):
+        def migrate(self, migration: Migration, direction: Direction) -> None:
+            under_way.set()
+            assert finish.wait(30)
+            ran.append(migration.version)
+
+    crm = Own("crm", migrations=[migration(ONE)])
+    signed_up = crm.accept("signed_up", migrations=[migration(TWO)])
+    lake = Destination("warehouse")
+    lake.event(receives=signed_up, name="flights")(lambda batch: None)
+    app = Blacksmith(sources=[crm], destinations=[lake], since="2026-01-01")
+    store, wanderer = wandering.store(app), wandering.wanderer(app, run="abc")
+
+    def accepted_and_loaded() -> bool:
+        [ids] = take(app, store, signed_up, [trigger.Request.of({"n": 1})])
+        return len(ids) == 1 and load(wandering, app).tally.succeeded == 1
+
+    wanderer.ack(Request())
+    assert states(wanderer) == [State.ACKNOWLEDGED] * 2
+    assert accepted_and_loaded()
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(wanderer.run, Request())
+        try:
+            assert under_way.wait(30)
+            assert states(wanderer) == [State.EXECUTING_UP, State.ACKNOWLEDGED]
+            assert accepted_and_loaded()
+            assert wandering.supervisor(store).status("migrate/source/crm").owner == "run abc"
+            with pytest.raises(TargetHeld, match="source/crm is being migrated by run abc; wait"):
+                wandering.wanderer(app).run(Request(scopes=["s/e:crm/signed_up"]))
+        finally:
+            finish.set()
+        assert first.result(30).error is None
+    assert ran == [ONE, TWO]
+    assert states(wanderer) == [State.SUCCEEDED_UP] * 2
 
 
 def test_two_runs_race_for_one_target(wandering: Runs, target_url: str) -> None:
