@@ -65,9 +65,9 @@ def tracked(
     return Tracked(scope, migration.version, migration.name, migration.checksum, state, error=error)
 
 
-def refused(app: Blacksmith) -> str:
+def refused(app: Blacksmith, known: Sequence[Tracked] = ()) -> str:
     with pytest.raises(MigrationError) as raised:
-        plan_run(declared(app), [], Request())
+        plan_run(declared(app), known, Request())
     return str(raised.value)
 
 
@@ -162,7 +162,7 @@ def test_two_files_of_one_version(tmp_path: Path) -> None:
     (tmp_path / f"{ONE}.that.up.sql").write_text("SELECT 1;")
     said = refused(application(lake=tmp_path))
     assert str(tmp_path) in said
-    assert "that and this" in said
+    assert "that and this; give one of them another version" in said
 
 
 def test_up_without_down(tmp_path: Path) -> None:
@@ -185,13 +185,13 @@ def test_down_without_up(tmp_path: Path) -> None:
 def test_empty_sql(tmp_path: Path, content: str) -> None:
     said = refused(application(lake=folder(tmp_path, v1_up=content)))
     assert str(tmp_path / f"{ONE}.step.up.sql") in said
-    assert "holds no statement" in said
+    assert "holds no statement; write the migration's up, or `SELECT 1;`" in said
 
 
 def test_not_utf8(tmp_path: Path) -> None:
     said = refused(application(lake=folder(tmp_path, v1_up=b"SELECT '\xe9';")))
     assert str(tmp_path / f"{ONE}.step.up.sql") in said
-    assert "byte 8" in said
+    assert "(byte 8); save it as UTF-8" in said
 
 
 def test_version_in_the_future(tmp_path: Path) -> None:
@@ -200,6 +200,7 @@ def test_version_in_the_future(tmp_path: Path) -> None:
     said = refused(application(lake=tmp_path))
     assert str(tmp_path) in said
     assert f"{version} soon is from the future" in said
+    assert "`blacksmith migrations new` makes one" in said
 
 
 def test_unknown_scope() -> None:
@@ -220,8 +221,9 @@ def test_changed_after_run(tmp_path: Path) -> None:
 
     folder(tmp_path, v1_up="SELECT 2;")
 
-    with pytest.raises(MigrationError, match=r"step\.up\.sql was changed after it ran"):
-        plan_run(declared(app), known, Request())
+    said = refused(app, known)
+    assert f"{tmp_path / f'{ONE}.step.up.sql'} was changed after it ran" in said
+    assert "restore what ran, and write the change as a new migration" in said
 
 
 def test_late_lower_version() -> None:
