@@ -129,6 +129,39 @@ def test_what_has_failed_is_repaired(target: str, tmp_path: Path) -> None:
     assert stands() == ["succeeded(up)", "succeeded(up)"]
 
 
+def test_what_is_found_not_to_be_there_runs_again(target: str, tmp_path: Path) -> None:
+    file = tmp_path / "migrations" / f"{ONE}.t1.up.sql"
+    file.write_text("SELECT nowhere;")
+    run("run", code=1)
+    assert "acknowledged" in run("repair", "d:warehouse", str(ONE), "--not-applied").stdout
+    assert stands() == ["acknowledged", None]
+    file.write_text("CREATE TABLE t1 (n INTEGER);")
+    run("run")
+    assert tables(target) == {"t1", "t2"}
+    assert stands() == ["succeeded(up)", "succeeded(up)"]
+
+
+def test_what_is_discarded_never_runs(target: str) -> None:
+    assert "discarded" in run("ack", "--discard", "--to", str(ONE)).stdout
+    assert stands() == ["discarded", None]
+    assert "t2" in run("run").stdout
+    assert tables(target) == {"t2"}
+    assert stands() == ["discarded", "succeeded(up)"]
+
+
+def test_what_is_late_runs_out_of_order(target: str, tmp_path: Path) -> None:
+    run("run")
+    late = ONE + 1
+    (tmp_path / "migrations" / f"{late}.t3.up.sql").write_text("CREATE TABLE t3 (n INTEGER);")
+    said = run("run", code=1).stderr
+    assert f"{late} t3 of destination:warehouse (after {TWO} t2)" in said
+    assert "--out-of-order" in said
+    assert tables(target) == {"t1", "t2"}
+    run("run", "--out-of-order")
+    assert tables(target) == {"t1", "t2", "t3"}
+    assert stands() == ["succeeded(up)"] * 3
+
+
 def test_they_are_tracked_where_the_wanderers_url_says(
     target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
