@@ -122,8 +122,7 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
     def announcer(self, app: Blacksmith) -> Announcer | None:
         """What tells, until the run or the tick ends, that realtime events have new jobs; `None`
         without a broker."""
-        pubsub = self.pubsub
-        if self._announcer is None and pubsub is not None:
+        if self._announcer is None and (pubsub := self.pubsub):
             self._announcer = Announcer(app, pubsub)
         return self._announcer
 
@@ -174,8 +173,8 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
         not returned in time, `RetryRequested` (Dagster's) when a service does not answer.
         """
         key = (translator or BlacksmithTranslator()).get_asset_spec(EventData(app, event)).key
+        announcer = self.announcer(app)
         if self._standard is None:
-            announcer = self.announcer(app)
             self._standard = (
                 StandardScheduler(announcer.announce) if announcer else StandardScheduler()
             )
@@ -189,7 +188,7 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
             store=self.store(app),
             supervisor=self.supervisor,
             stop=self._stop,
-            woken=self.pubsub is not None,
+            woken=announcer is not None,
         )
 
     def replay(
