@@ -384,7 +384,9 @@ _listed_error = (
     .scalar_subquery()
 )
 _raised = select(loads.c.error).where(loads.c.id == sets.c.raised_in).scalar_subquery()
-_retry_error = func.coalesce(_raised, _listed_error)
+RETRY_ERROR = func.coalesce(_raised, _listed_error).label("error")
+"""Why a job waits to run again: what its set has raised since, or else its own failure."""
+
 _is_open = (loads.c.id.in_(_last_ids), loads.c.state == EXECUTING)
 _attempt_of_load = (
     select(loads.c.attempt).where(loads.c.id == sets.c.load).scalar_subquery().label("attempts")
@@ -401,7 +403,7 @@ _JOBS_IN = {
     .limit(_limit),
     "retrying": union_all(
         *members(
-            lambda *_: [*_EVENT, sets.c.attempts, _retry_error.label("error"), sets.c.due_at],
+            lambda *_: [*_EVENT, sets.c.attempts, RETRY_ERROR, sets.c.due_at],
             _waits,
         )
     )

@@ -39,6 +39,7 @@ from blacksmith_dagster.store.interface import (
 )
 from blacksmith_dagster.store.loads import JOB_COLUMNS, last_load, members
 from blacksmith_dagster.store.parts import parts
+from blacksmith_dagster.store.questions import RETRY_ERROR
 from blacksmith_dagster.store.retention import is_held, refuse_purged
 from blacksmith_dagster.store.tables import (
     DISCARDED,
@@ -333,19 +334,12 @@ def unsettled(conn: Connection, destination: int, limit: int) -> Sequence[Row[An
     ).scalar()
     if last is None:
         return []
-    failure = outcomes.alias("failure")
-    error = (
-        select(failure.c.error)
-        .where(failure.c.list == sets.c.list, failure.c.seq == events.c.seq)
-        .scalar_subquery()
-    )
-    raised = select(loads.c.error).where(loads.c.id == sets.c.raised_in).scalar_subquery()
     columns = (events.c.seq, events.c.kind, events.c.received_at)
     waits = members(
         lambda *_: [
             *columns,
             sets.c.attempts.label("attempts"),
-            func.coalesce(error, raised).label("error"),
+            RETRY_ERROR,
             sets.c.due_at.label("due_at"),
         ],
         sets.c.destination == destination,

@@ -271,6 +271,17 @@ def test_an_edited_job_keeps_its_new_data(store: Store) -> None:
     assert store.event(one).payload == '{"n":0}'
 
 
+def test_what_a_replay_has_left_is_told_by_its_last_error(store: Store) -> None:
+    keep(store, 1, to=())
+    fence = replaying(store)
+    plan(store, fence, MISSING)
+    load = claimed(store, fence)
+    store.record(load, Verdict([Deviation(load.rows[0].seq, Said.FAILED, "first", 0.0)]))
+    store.record(claimed(store, take_over(store)), Verdict(raised="second"))
+    assert [each.error for each in store.unsettled(FLIGHTS)] == ["second"]
+    assert [each.error for each in store.jobs("retrying")] == ["second"]
+
+
 def test_a_batch_splits_what_was_planned(store: Store) -> None:
     ids = keep(store, 10, to=())
     fence = replaying(store)
