@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import NamedTuple
 
 from blacksmith_dagster.errors import MigrationError
@@ -220,7 +221,7 @@ def _refuse_changed(declared: Declared, known: Mapping[tuple[str, int], Tracked]
                 continue
             if migration.checksum != found.checksum:
                 raise MigrationError(
-                    f"{migration.up if not callable(migration.up) else migration} was changed after "
+                    f"{migration.up if isinstance(migration.up, Path) else migration} was changed after "
                     f"it ran ({found}); restore what ran, and write the change as a new migration"
                 )
 
