@@ -17,7 +17,8 @@ from blacksmith_dagster.supervisor.address import read
 from blacksmith_dagster.supervisor.consul import ConsulSupervisor
 from tests.acceptance.loading_main import TTL
 from tests.acceptance.loading_pipeline import FLIGHTS
-from tests.acceptance.supervising import KEY, LOCK_DELAY, Host, Hosts
+from tests.acceptance.oracle import judge
+from tests.acceptance.supervising import KEY, LOCK_DELAY, Host, Hosts, one_at_a_time
 from tests.services import Unavailable
 from tests.services.consul import ConsulServer
 
@@ -195,6 +196,9 @@ def test_release_by_a_stale_holder(hosts: Hosts) -> None:
         assert new.confirm()
         assert hosts.status().owner == "rightful"
         assert rightful.acquire(KEY, "another") is None
+    hosts.hosts[0].run_on()
+    hosts.accept(5)
+    hosts.judge()
 
 
 def test_stale_holder_cannot_fence_out_the_rightful_one(hosts: Hosts) -> None:
@@ -218,7 +222,9 @@ def test_stale_holder_cannot_fence_out_the_rightful_one(hosts: Hosts) -> None:
         with pytest.raises(Fenced):
             hosts.store.claim(fence, 10, 3)
         hosts.store.record(load, Verdict())  # the rightful one's record counts
-    assert hosts.store.counts(FLIGHTS).succeeded == len(ids)
+    found = judge(hosts.store, FLIGHTS, ids, [row.id for row in load.rows])
+    assert found.succeeded == set(ids)
+    one_at_a_time(hosts.store)
 
 
 def _renew_no_more(supervisor: object) -> None:
@@ -226,7 +232,9 @@ def _renew_no_more(supervisor: object) -> None:
     supervisor._renewals.stop()  # type: ignore[attr-defined]
 
 
-def test_lock_delay_respected(consul: ConsulServer, consul_url: str) -> None:
+def test_lock_delay_respected(
+    consul: ConsulServer, consul_url: str, postgres_url: str, tmp_path: Path
+) -> None:
     url = f"{consul_url}?ttl=2&lock_delay=1.5"
     with (
         contextlib.closing(ConsulSupervisor(read(url, {}))) as ours,
@@ -246,3 +254,6 @@ def test_lock_delay_respected(consul: ConsulServer, consul_url: str) -> None:
         again = ours.acquire(KEY, "we", wait=30)
         assert again
         assert time.monotonic() - released < 0.5
+    with Hosts(postgres_url, tmp_path, [consul], 1) as hosts:
+        hosts.accept(5)
+        hosts.judge()
