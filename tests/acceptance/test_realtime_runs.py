@@ -148,7 +148,7 @@ def test_terminated_in_the_middle_of_a_batch(deploy: Deploy) -> None:
         )
         assert began == ended
         alerts.warm(2)
-    until(lambda: alerts.pending() == 0, 60, "everything is loaded")
+    until(alerts.is_settled, 60, "latency is normal again")
     alerts.judge()
     assert alerts.overlaps() == []
     loads = [event for each in alerts.notes() for event in each["ids"]]
