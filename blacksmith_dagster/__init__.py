@@ -2,25 +2,31 @@
 
 from blacksmith_dagster.errors import BlacksmithError, DeclarationError, Reject
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.auth import Bearer
+from blacksmith_dagster.pipeline.auth import Auth, Bearer
 from blacksmith_dagster.pipeline.batch import Batch
+from blacksmith_dagster.pipeline.cdc import CDC, Listener
+from blacksmith_dagster.pipeline.cron import Cron, Poll
 from blacksmith_dagster.pipeline.destination import Destination, DestinationEvent
-from blacksmith_dagster.pipeline.event import Cause, Event, Job
+from blacksmith_dagster.pipeline.event import Cause, Event, Job, Occurrence
 from blacksmith_dagster.pipeline.flow import Flow, Outcome
 from blacksmith_dagster.pipeline.limits import Limits
 from blacksmith_dagster.pipeline.migration import Direction, Migration
 from blacksmith_dagster.pipeline.schedule import Schedule
 from blacksmith_dagster.pipeline.secret import Secret
 from blacksmith_dagster.pipeline.source import Source, SourceEvent
+from blacksmith_dagster.pipeline.subscription import Message, Subscription
 from blacksmith_dagster.pipeline.trigger import HTTP, Reply, Request
 
 __all__ = [
+    "CDC",
     "HTTP",
+    "Auth",
     "Batch",
     "Bearer",
     "Blacksmith",
     "BlacksmithError",
     "Cause",
+    "Cron",
     "DeclarationError",
     "Destination",
     "DestinationEvent",
@@ -29,8 +35,12 @@ __all__ = [
     "Flow",
     "Job",
     "Limits",
+    "Listener",
+    "Message",
     "Migration",
+    "Occurrence",
     "Outcome",
+    "Poll",
     "Reject",
     "Reply",
     "Request",
@@ -38,4 +48,5 @@ __all__ = [
     "Secret",
     "Source",
     "SourceEvent",
+    "Subscription",
 ]

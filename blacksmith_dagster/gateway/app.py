@@ -25,7 +25,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from blacksmith_dagster.errors import (
     BadRequest,
     BlacksmithError,
-    NotAllowed,
     Refused,
     Unavailable,
     traced,
@@ -160,11 +159,8 @@ class Door:
     async def _answer(self, scope: Scope, receive: Receive) -> Response | dict[str, Any]:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         auth = self._event.auth
-        if auth is not None and not auth.allows(_text(headers.get(b"authorization"))):
-            raise NotAllowed(
-                f"{self._event.path} takes requests with its token alone; send it as "
-                "Authorization: Bearer <token>"
-            )
+        if auth is not None:
+            auth.admit(headers)
         key = _idempotency_key(headers.get(b"idempotency-key"))
         body = await self._bodies.read(
             receive, headers.get(b"content-length"), self._request_bytes, self._body_seconds
@@ -178,6 +174,8 @@ class Door:
                 )
                 self._bodies.take(len(body))
                 held += len(body)
+            if auth is not None:
+                key = auth.verify(headers, body) if key is None else key
             return await self._keep(self._request(scope, headers, body), key)
         finally:
             self._bodies.give_back(held)
@@ -312,10 +310,6 @@ def _idempotency_key(raw: bytes | None) -> str | None:
             "Idempotency-Key is one to 512 printable ASCII characters; send such a one"
         )
     return key
-
-
-def _text(raw: bytes | None) -> str | None:
-    return None if raw is None else raw.decode("latin-1")
 
 
 def _reply(reply: Reply) -> Response:

@@ -3,10 +3,35 @@
 from __future__ import annotations
 
 import hmac
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
-from blacksmith_dagster.errors import DeclarationError, SettingsError
+from blacksmith_dagster.errors import DeclarationError, NotAllowed, SettingsError
 from blacksmith_dagster.pipeline.secret import Secret
+
+
+class Auth(Protocol):
+    """Who may send: it is asked before a request's body is read, and once more when it has come."""
+
+    def check(self) -> None:
+        """Read the secrets, at the gateway's start. Raises `SettingsError`, `MissingSecret`."""
+        ...
+
+    def admit(self, headers: Mapping[bytes, bytes]) -> None:
+        """Return if the headers alone (names in lower case) do not forbid the request.
+
+        Raises `NotAllowed`.
+        """
+        ...
+
+    def verify(self, headers: Mapping[bytes, bytes], body: bytes) -> str | None:
+        """Return if the sender has proved who they are; with the idempotency key that the proof
+        holds, if it does and the request has none of its own.
+
+        Raises `NotAllowed`.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +62,14 @@ class Bearer:
                 "a control character, and no Authorization header matches it; set it without"
             )
 
-    def allows(self, authorization: str | None) -> bool:
-        """Whether the header's value carries the token; compared in constant time.
-
-        Raises `MissingSecret` when the token's environment variable is not set.
-        """
-        scheme, _, given = (authorization or "").partition(" ")
+    def admit(self, headers: Mapping[bytes, bytes]) -> None:
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
         expected = self.token.reveal().encode()
-        return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), expected)
+        if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), expected):
+            raise NotAllowed(
+                "this source takes requests with its token alone; send it as "
+                "Authorization: Bearer <token>"
+            )
+
+    def verify(self, headers: Mapping[bytes, bytes], body: bytes) -> str | None:  # noqa: ARG002
+        return None

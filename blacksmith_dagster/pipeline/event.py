@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
@@ -28,6 +28,9 @@ class Event(msgspec.Struct, Generic[T_co], frozen=True):
     - `version`: of the source's API.
     - `id`, `received_at`: the store's; `None` until the event is kept.
     - `parent`: the id of the event that this one came of.
+    - `children`: events of other kinds of the same source that came with it, made by
+      `SourceEvent.of`. They are kept with it, make their own jobs, and have it as their parent. A
+      kept event has none here.
 
     >>> Event({"flight": 1545}, key="UA1545").key
     'UA1545'
@@ -41,6 +44,14 @@ class Event(msgspec.Struct, Generic[T_co], frozen=True):
     id: str | None = None
     received_at: datetime | None = None
     parent: str | None = None
+    children: Sequence[Occurrence] = ()
+
+
+class Occurrence(msgspec.Struct, frozen=True):
+    """An event, and the path of the source event that it is one of; made by `SourceEvent.of`."""
+
+    kind: str
+    event: Event[Any]
 
 
 class Cause(msgspec.Struct, frozen=True):

@@ -51,7 +51,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.interval is not None:
-            _check_interval(self.interval)
+            checked_interval("Schedule", self.interval)
         if self.backoff is not None:
             duration("Schedule(backoff=)", self.backoff)
         retries = self.max_retries
@@ -72,10 +72,7 @@ class Schedule:
     @property
     def every(self) -> timedelta | None:
         """The interval's length, or `None` if it is a cron expression."""
-        interval = self.interval or _DEFAULT_INTERVAL
-        if not interval.startswith(_EVERY):
-            return None
-        return duration("Schedule", interval.removeprefix(_EVERY))
+        return every(self.interval or _DEFAULT_INTERVAL)
 
     @property
     def max_attempts(self) -> int:
@@ -98,18 +95,26 @@ class Schedule:
         return timedelta(seconds=min(doubled, gap.total_seconds()))
 
 
-def _check_interval(interval: str) -> None:
+def every(interval: str) -> timedelta | None:
+    """The length of an `@every` interval, or `None` if it is a cron expression."""
+    if not interval.startswith(_EVERY):
+        return None
+    return duration("interval", interval.removeprefix(_EVERY))
+
+
+def checked_interval(where: str, interval: str) -> str:
+    """`@every <duration>`, a nickname or a cron expression. Raises `DeclarationError` for another."""
     if isinstance(interval, str) and interval.startswith(_EVERY):
-        if duration("Schedule", interval.removeprefix(_EVERY)) < timedelta(seconds=5):
+        if duration(where, interval.removeprefix(_EVERY)) < timedelta(seconds=5):
             raise DeclarationError(
-                f"Schedule({interval!r}): Dagster looks every 5 seconds at best; write '@every 5s' or "
-                "longer, or Schedule(realtime=True)"
+                f"{where}({interval!r}): Dagster looks every 5 seconds at best; write '@every 5s' or "
+                "longer" + (", or Schedule(realtime=True)" if where == "Schedule" else "")
             )
-        return
+        return interval
     if isinstance(interval, str) and (interval in _NICKNAMES or _is_cron(interval)):
-        return
+        return interval
     raise DeclarationError(
-        f"Schedule({interval!r}): write '@every <duration>', a nickname such as '@daily', or a cron "
+        f"{where}({interval!r}): write '@every <duration>', a nickname such as '@daily', or a cron "
         "expression of five fields that comes about: minute, hour, day of month, month, day of week"
     )
 

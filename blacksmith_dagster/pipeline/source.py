@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Generic, Protocol, TypeVar, overload
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any, Generic, Protocol, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
 from msgspec import inspect
 
 from blacksmith_dagster.errors import DeclarationError
+from blacksmith_dagster.pipeline import cron as _cron
 from blacksmith_dagster.pipeline import limits as _limits
-from blacksmith_dagster.pipeline.auth import Bearer
-from blacksmith_dagster.pipeline.event import Event
+from blacksmith_dagster.pipeline.auth import Auth
+from blacksmith_dagster.pipeline.cdc import CDC
+from blacksmith_dagster.pipeline.cron import Cron
+from blacksmith_dagster.pipeline.event import Event, Occurrence
 from blacksmith_dagster.pipeline.flow import Receivable
 from blacksmith_dagster.pipeline.limits import Limits
 from blacksmith_dagster.pipeline.migration import (
@@ -28,7 +33,9 @@ from blacksmith_dagster.pipeline.rules import (
     checked_owners,
     checked_tags,
 )
-from blacksmith_dagster.pipeline.trigger import HTTP, Reply, Trigger
+from blacksmith_dagster.pipeline.subscription import Subscription
+from blacksmith_dagster.pipeline.trigger import HTTP, Child, Reply, Request, Trigger
+from blacksmith_dagster.pipeline.versions import ANY, checked_versions
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -36,8 +43,39 @@ In = TypeVar("In")
 In_contra = TypeVar("In_contra", contravariant=True)
 Out = TypeVar("Out")
 
+_HANDED: Mapping[type, str] = {Cron: "poll", Subscription: "message", CDC: "listener"}
+
+DoorAnswer: TypeAlias = Occurrence | Iterable[Occurrence] | Reply
+"""What the function of a door returns."""
+
 # What an annotation raises that names what is not there, or is written wrongly.
 _NOT_THERE = (NameError, AttributeError, SyntaxError, TypeError, ValueError)
+
+
+class Properties(TypedDict, total=False):
+    """What a source and each of its events may be given; an event inherits what it is not given.
+
+    - `auth`: who may send to it; nobody is asked by default (the gateway listens on loopback).
+    - `limits`: of a request.
+    - `keep`: how long an event is kept from when it was received ('30d'), at least as long as a job
+      of it waits; 'forever', the default, if nothing says otherwise.
+    - `keep_discarded`: how long it is kept from when a job of it was discarded; as long as `keep`,
+      by default. `blacksmith purge` removes what is past its time.
+    - `versions`: of the source's API, each with the day from which it is deprecated, or `None`.
+    - `default_version`: what an event is of that names no version.
+    - `owners` (e-mail addresses or `team:name`) and `tags`: shown in Dagster.
+    - `migrations`: of the source's own schema; an event has its own beside them, and inherits none.
+    """
+
+    auth: Auth | None
+    limits: Limits | None
+    keep: str | None
+    keep_discarded: str | None
+    versions: Mapping[str, date | None] | None
+    default_version: str | None
+    owners: Sequence[str] | None
+    tags: Mapping[str, str] | None
+    migrations: Migrations | None
 
 
 class SourceEvent(Receivable[T_co], Generic[T_co, In_contra, Out]):
@@ -54,30 +92,28 @@ class SourceEvent(Receivable[T_co], Generic[T_co, In_contra, Out]):
         trigger: Trigger[Any],
         function: Callable[[In_contra], Out] | None,
         model: Any,
-        auth: Bearer | None,
-        limits: Limits | None,
-        keep: str | None,
-        keep_discarded: str | None,
-        owners: Sequence[str] | None,
-        tags: Mapping[str, str] | None,
         description: str | None,
-        migrations: Migrations | None,
+        **own: Unpack[Properties],
     ) -> None:
         path = f"{source.name}/{checked_name(f'source {source.name!r}: event', name)}"
         super().__init__(path, _checked_model(path, model))
         self.source = source
         self.name = name
-        self.trigger = trigger
+        self.trigger = trigger.inherit(source.cron) if isinstance(trigger, Cron) else trigger
         self.function = function
-        self.auth = auth or source.auth
-        self.limits = (limits or Limits()).inherit(source.limits)
-        self.keep = checked_keep(f"{path}: keep", keep) or source.keep
-        discarded = checked_keep(f"{path}: keep_discarded", keep_discarded)
+        self.auth = own.get("auth") or source.auth
+        self.limits = (own.get("limits") or Limits()).inherit(source.limits)
+        self.keep = checked_keep(f"{path}: keep", own.get("keep")) or source.keep
+        discarded = checked_keep(f"{path}: keep_discarded", own.get("keep_discarded"))
         self.keep_discarded = discarded or source.keep_discarded
-        self.owners = source.owners if owners is None else checked_owners(path, owners) or ()
-        self.tags = source.tags if tags is None else checked_tags(path, tags) or {}
+        versions = checked_versions(path, own.get("versions"), own.get("default_version"))
+        self.versions = versions or source.versions
+        owners = checked_owners(path, own.get("owners"))
+        self.owners = source.owners if owners is None else owners
+        tags = checked_tags(path, own.get("tags"))
+        self.tags = source.tags if tags is None else tags
         self.description = description
-        self.migrations = checked_migrations(path, migrations)
+        self.migrations = checked_migrations(path, own.get("migrations"))
 
     def __call__(self, given: In_contra) -> Out:
         if self.function is None:
@@ -85,6 +121,27 @@ class SourceEvent(Receivable[T_co], Generic[T_co, In_contra, Out]):
                 f"{self.path} takes the body as it is; it has no function to call"
             )
         return self.function(given)
+
+    def of(
+        self,
+        data: T_co,  # type: ignore[misc]
+        *,
+        key: str | None = None,
+        sent_at: datetime | None = None,
+        context: Mapping[str, Any] | None = None,
+        version: str | None = None,
+        children: Sequence[Occurrence] = (),
+    ) -> Occurrence:
+        """An event of this kind, where several kinds may come: the child of another event, or what a
+        door of the source returns. The arguments are those of `Event`.
+
+        >>> shop = Source("shop")
+        >>> line = shop.child("line")
+        >>> line.of({"sku": "A1"}).kind
+        'shop/line'
+        """
+        event = Event(data, key, sent_at, context or {}, version, children=children)
+        return Occurrence(self.path, event)
 
 
 class _Extract(Protocol[In]):
@@ -107,19 +164,29 @@ class _Extract(Protocol[In]):
     ) -> SourceEvent[T, In, Iterable[Event[T]] | Reply]: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Door:
+    """An HTTP path of a source where events of several kinds arrive, made by `Source.door`.
+
+    `answer` is what a request is answered with whose events are kept; by default 202 with their ids.
+    """
+
+    source: Source
+    on: HTTP
+    function: Callable[[Request], Any]
+    answer: Reply | None = None
+
+    @property
+    def path(self) -> str:
+        """What its requests are kept under in quarantine: the source's name."""
+        return self.source.name
+
+
 class Source:
     """Where events come from: a site, an application, a partner.
 
-    - `auth`: who may send to it; nobody is asked by default (the gateway listens on loopback).
-    - `limits`: of a request.
-    - `keep`: how long an event is kept from when it was received ('30d'), at least as long as a job
-      of it waits; 'forever', the default, if nothing says otherwise.
-    - `keep_discarded`: how long it is kept from when a job of it was discarded; as long as `keep`,
-      by default. `blacksmith purge` removes what is past its time.
-    - `owners` (e-mail addresses or `team:name`) and `tags`: shown in Dagster.
-    - `migrations`: of the source's own schema; see `migrate`. Each event may have some beside them.
-
-    Each event inherits the others and may give its own.
+    - `cron`: what its `Cron` events inherit; `@every 1h` if nothing says otherwise.
+    - the rest are `Properties`, which each event inherits, and may give its own.
 
     >>> airport = Source("airport", owners=["team:flights"])
     >>> @airport.event(HTTP("/airport/departures"))
@@ -127,56 +194,47 @@ class Source:
     ...     return Event(request.json())
     >>> departed.path, departed.owners
     ('airport/departed', ('team:flights',))
+
+    Raises `DeclarationError`.
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        auth: Bearer | None = None,
-        limits: Limits | None = None,
-        keep: str | None = None,
-        keep_discarded: str | None = None,
-        owners: Sequence[str] = (),
-        tags: Mapping[str, str] | None = None,
-        migrations: Migrations | None = None,
-    ) -> None:
+    def __init__(self, name: str, *, cron: Cron | None = None, **given: Unpack[Properties]) -> None:
         self.name = checked_name("source", name)
         where = f"source {name!r}"
-        self.auth = auth
-        self.limits = (limits or Limits()).inherit(_limits.DEFAULT)
-        self.keep = checked_keep(f"{where}: keep", keep)
-        self.keep_discarded = checked_keep(f"{where}: keep_discarded", keep_discarded)
-        self.owners = checked_owners(where, owners) or ()
-        self.tags = checked_tags(where, tags) or {}
-        self.migrations = checked_migrations(where, migrations)
+        self.cron = (cron or Cron()).inherit(_cron.DEFAULT)
+        self.auth = given.get("auth")
+        self.limits = (given.get("limits") or Limits()).inherit(_limits.DEFAULT)
+        self.keep = checked_keep(f"{where}: keep", given.get("keep"))
+        self.keep_discarded = checked_keep(f"{where}: keep_discarded", given.get("keep_discarded"))
+        versions = checked_versions(where, given.get("versions"), given.get("default_version"))
+        self.versions = versions or ANY
+        self.owners = checked_owners(where, given.get("owners")) or ()
+        self.tags = checked_tags(where, given.get("tags")) or {}
+        self.migrations = checked_migrations(where, given.get("migrations"))
         self._events: dict[str, SourceEvent[Any, Any, Any]] = {}
+        self._doors: list[Door] = []
 
     @property
     def events(self) -> Mapping[str, SourceEvent[Any, Any, Any]]:
         """The source's events, by name."""
         return self._events
 
+    @property
+    def doors(self) -> Sequence[Door]:
+        """Its paths where events of several kinds arrive."""
+        return self._doors
+
     def event(
-        self,
-        on: Trigger[In],
-        *,
-        name: str | None = None,
-        auth: Bearer | None = None,
-        limits: Limits | None = None,
-        keep: str | None = None,
-        keep_discarded: str | None = None,
-        owners: Sequence[str] | None = None,
-        tags: Mapping[str, str] | None = None,
-        migrations: Migrations | None = None,
+        self, on: Trigger[In], *, name: str | None = None, **own: Unpack[Properties]
     ) -> _Extract[In]:
         """Make a source event of a function that turns what the trigger hands over into events.
 
-        The function is called once per item of a JSON array or of NDJSON, and returns an `Event`,
-        several, or a `Reply`. `raise Reject(why)` refuses the request (422); any other exception
-        keeps the raw request in quarantine. Its return annotation, `Event[Flight]`, says what the
-        kept data is decoded into for `when`, `transform` and the destinations. It is named after the
-        function unless `name` is given.
+        The function returns an `Event` or several; an HTTP request may also be answered with a
+        `Reply`. It is called once per item of a JSON array or of NDJSON, and once per message.
+        `raise Reject(why)` refuses the request (422); any other exception keeps it in quarantine. A
+        message that is refused goes to quarantine too. The function's return annotation,
+        `Event[Flight]`, says what the kept data is decoded into for `when`, `transform` and the
+        destinations. The event is named after the function unless `name` is given.
 
         The gateway calls it on its event loop for a body of 128 KiB at most: a look-up that waits, in
         a database for example, makes all senders wait. For larger bodies it is called in threads, at
@@ -193,22 +251,10 @@ class Source:
         def declare(function: Callable[[Any], Any]) -> SourceEvent[Any, Any, Any]:
             named = getattr(function, "__name__", "") if name is None else name
             where = f"{self.name}/{named}"
-            event: SourceEvent[Any, Any, Any] = SourceEvent(
-                self,
-                named,
-                on,
-                checked_function(where, function, "request", may_yield=True),
-                _returned_model(where, function),
-                auth,
-                limits,
-                keep,
-                keep_discarded,
-                owners,
-                tags,
-                function.__doc__,
-                migrations,
-            )
-            return self._add(event)
+            handed = _HANDED.get(type(on), "request")
+            checked = checked_function(where, function, handed, may_yield=True)
+            model = _returned_model(where, function)
+            return self._add(SourceEvent(self, named, on, checked, model, function.__doc__, **own))
 
         return typing.cast("_Extract[In]", declare)
 
@@ -218,45 +264,27 @@ class Source:
         name: str,
         *,
         model: type[T],
-        on: HTTP | None = None,
-        auth: Bearer | None = None,
-        limits: Limits | None = None,
-        keep: str | None = None,
-        keep_discarded: str | None = None,
-        owners: Sequence[str] | None = None,
-        tags: Mapping[str, str] | None = None,
+        on: HTTP | Subscription | None = None,
         description: str | None = None,
-        migrations: Migrations | None = None,
+        **own: Unpack[Properties],
     ) -> SourceEvent[T, Any, Any]: ...
     @overload
     def accept(
         self,
         name: str,
         *,
-        on: HTTP | None = None,
-        auth: Bearer | None = None,
-        limits: Limits | None = None,
-        keep: str | None = None,
-        keep_discarded: str | None = None,
-        owners: Sequence[str] | None = None,
-        tags: Mapping[str, str] | None = None,
+        on: HTTP | Subscription | None = None,
         description: str | None = None,
-        migrations: Migrations | None = None,
+        **own: Unpack[Properties],
     ) -> SourceEvent[Any, Any, Any]: ...
     def accept(
         self,
         name: str,
         *,
         model: Any = Any,
-        on: HTTP | None = None,
-        auth: Bearer | None = None,
-        limits: Limits | None = None,
-        keep: str | None = None,
-        keep_discarded: str | None = None,
-        owners: Sequence[str] | None = None,
-        tags: Mapping[str, str] | None = None,
+        on: HTTP | Subscription | None = None,
         description: str | None = None,
-        migrations: Migrations | None = None,
+        **own: Unpack[Properties],
     ) -> SourceEvent[Any, Any, Any]:
         """A source event without a function: a JSON body is kept as it is, to the byte.
 
@@ -269,23 +297,74 @@ class Source:
         Raises `DeclarationError`.
         """
         trigger = on or HTTP(f"/v1/{self.name}/{checked_name('event', name)}")
-        return self._add(
-            SourceEvent(
-                self,
-                name,
-                trigger,
-                None,
-                model,
-                auth,
-                limits,
-                keep,
-                keep_discarded,
-                owners,
-                tags,
-                description,
-                migrations,
+        return self._add(SourceEvent(self, name, trigger, None, model, description, **own))
+
+    @overload
+    def child(
+        self,
+        name: str,
+        *,
+        model: type[T],
+        description: str | None = None,
+        **own: Unpack[Properties],
+    ) -> SourceEvent[T, Any, Any]: ...
+    @overload
+    def child(
+        self, name: str, *, description: str | None = None, **own: Unpack[Properties]
+    ) -> SourceEvent[Any, Any, Any]: ...
+    def child(
+        self,
+        name: str,
+        *,
+        model: Any = Any,
+        description: str | None = None,
+        **own: Unpack[Properties],
+    ) -> SourceEvent[Any, Any, Any]:
+        """A source event that comes with others alone: as the child of an event, or through a door.
+
+        >>> shop = Source("shop")
+        >>> line = shop.child("line")
+        >>> @shop.event(HTTP("/orders"))
+        ... def ordered(request: Request) -> Event[dict]:
+        ...     order = request.json()
+        ...     return Event(order, children=[line.of(each) for each in order["lines"]])
+
+        Raises `DeclarationError`.
+        """
+        return self._add(SourceEvent(self, name, Child(), None, model, description, **own))
+
+    def door(
+        self, on: HTTP, *, answer: Reply | None = None
+    ) -> Callable[[Callable[[Request], DoorAnswer]], Callable[[Request], DoorAnswer]]:
+        """A path where events of several kinds arrive: its function says of which each is.
+
+        The function is called once per request, whatever its body holds, and returns occurrences of
+        this source's events (`SourceEvent.of`), or a `Reply`. It may refuse, or fail, as that of an
+        event. The source's own properties hold at the door.
+
+        >>> shop = Source("shop")
+        >>> opened, closed = shop.child("opened"), shop.child("closed")
+        >>> @shop.door(HTTP("/shop"))
+        ... def arrived(request: Request) -> list[Occurrence]:
+        ...     return [(opened if each["open"] else closed).of(each) for each in request.json()]
+        >>> [each.kind for each in arrived(Request.of([{"open": True}, {"open": False}]))]
+        ['shop/opened', 'shop/closed']
+
+        Raises `DeclarationError`.
+        """
+        if not isinstance(on, HTTP):
+            raise DeclarationError(
+                f"source {self.name!r}: a door is served over HTTP, and {on!r} is not; write "
+                "@source.door(HTTP('/shop'))"
             )
-        )
+
+        def declare(function: Callable[[Request], DoorAnswer]) -> Callable[[Request], DoorAnswer]:
+            where = f"source {self.name!r}: door {on.path}"
+            checked_function(where, function, "request", may_yield=True)
+            self._doors.append(Door(self, on, function, answer))
+            return function
+
+        return declare
 
     def migrate(self, migration: Migration, direction: Direction) -> None:
         """Run a migration of this source or of one of its events; override it to run SQL.

@@ -23,6 +23,14 @@ class Trigger(Generic[In]):
     """The base of all triggers; `In` is what the extract function is handed."""
 
 
+def decoded(body: bytes, type: Any) -> Any:
+    """A body of JSON decoded into `type`. Raises `Reject` with the place of the fault."""
+    try:
+        return msgspec.json.decode(body, type=type)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Reject(f"the body does not fit: {error}") from error
+
+
 class Request(msgspec.Struct, frozen=True):
     """An HTTP request, or one item of it if its body is a JSON array or NDJSON.
 
@@ -60,10 +68,7 @@ class Request(msgspec.Struct, frozen=True):
 
         Raises `Reject` (422) with the place of the fault when it does not fit.
         """
-        try:
-            return msgspec.json.decode(self.body, type=type)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise Reject(f"the body does not fit: {error}") from error
+        return decoded(self.body, type)
 
     def form(self) -> dict[str, str]:
         """The body of an HTML form (`application/x-www-form-urlencoded`), decoded.
@@ -116,3 +121,8 @@ class HTTP(Trigger[Request]):
                 f"HTTP({self.path!r}, method={self.method!r}): write "
                 f"one of {', '.join(sorted(_METHODS))}"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class Child(Trigger[Any]):
+    """No trigger of its own: the event comes with others; see `Source.child`."""

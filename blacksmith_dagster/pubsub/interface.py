@@ -1,12 +1,19 @@
-"""Wake-ups: hints that a destination event has new jobs. The store is the truth.
+"""Brokers: wake-ups, and the messages that are events.
 
-A message that is lost, late or doubled changes when a job is loaded, nothing else.
+A wake-up is a hint that a destination event has new jobs: one that is lost, late or doubled changes
+when a job is loaded, nothing else. A message of a subscription is an event: the store knows how far
+it was read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Protocol
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple, Protocol, TypeAlias
+
+from blacksmith_dagster.pipeline.subscription import Message
+from blacksmith_dagster.store.interface import Position
+
+Positions: TypeAlias = Callable[[str], str | None]
 
 
 class Publisher(Protocol):
@@ -50,8 +57,51 @@ class Subscriber(Protocol):
         ...
 
 
+class Received(NamedTuple):
+    """A message, and how reading it moves the reader on; `None` if the message's id alone makes it
+    once."""
+
+    message: Message
+    position: Position | None
+
+
+class Consumer(Protocol):
+    """Reads the messages of a subscription. Used by one thread, except for `close`.
+
+    One consumer of a subscription reads at a time: its user holds a lock. Where the broker numbers
+    its messages, reading begins behind the positions that the store has, not where the broker
+    believes it to be.
+    """
+
+    def receive(self, limit: int, timeout: float) -> Sequence[Received]:
+        """The next messages, `limit` at most, in the order of the broker.
+
+        Waits for the first of them, for `timeout` seconds at most. Connects when first called, and
+        anew after a failure, and then begins behind what is committed.
+
+        Raises `Unavailable` when the broker does not answer or refuses; the next call tries again.
+        Raises `SettingsError` for a subscription that can't be read in this way.
+        """
+        ...
+
+    def acknowledge(self) -> None:
+        """Tell the broker that all that was received is committed.
+
+        What can't be told now is told later or when reading begins anew: it may come again.
+        """
+        ...
+
+    def lag(self) -> int | None:
+        """How many messages wait at the broker, as far as it is known; asks it at most."""
+        ...
+
+    def close(self) -> None:
+        """Disconnect; waits for no broker. A `receive` under way returns soon, with nothing."""
+        ...
+
+
 class PubSub(Protocol):
-    """A broker of wake-ups. Making a publisher or a subscriber connects to nothing yet."""
+    """A broker. Making a publisher, a subscriber or a consumer connects to nothing yet."""
 
     @property
     def label(self) -> str:
@@ -64,4 +114,14 @@ class PubSub(Protocol):
 
     def subscriber(self, destination: str) -> Subscriber:
         """A subscriber, with a connection of its own, to what is told of a destination."""
+        ...
+
+    def consumer(self, topic: str, subscription: str, position: Positions) -> Consumer:
+        """A consumer, with a connection of its own, of the messages of `topic` as `subscription`.
+
+        `position` is the store's: where a reader is. The readers' names begin with the broker's
+        scheme and hold `subscription` and what the broker numbers by.
+
+        Raises `SettingsError` if this broker has no messages to subscribe to.
+        """
         ...

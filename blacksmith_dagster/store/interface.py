@@ -50,7 +50,8 @@ class NewEvent(msgspec.Struct, frozen=True):
     - `context`: JSON text, or `None`.
     - `key`, `ordinal`: together they make the event once within its kind.
     - `digest`: of what the key stands for; the same key with another digest is `KeyReused`.
-    - `parent`: the public id of the event that it came of.
+    - `parent`: the public id of the event that it came of; or, if that is kept with it, its place
+      in the same request, 0 for the first.
     """
 
     kind: str
@@ -62,7 +63,7 @@ class NewEvent(msgspec.Struct, frozen=True):
     context: str | None = None
     version: str | None = None
     sent_at: datetime | None = None
-    parent: str | None = None
+    parent: str | int | None = None
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -77,20 +78,46 @@ class Position(msgspec.Struct, frozen=True):
 
 
 class Raw(msgspec.Struct, frozen=True):
-    """A raw request that an extract function could not take."""
+    """A request or a message that could not be taken.
+
+    - `kind`: the source event that it came to, or the source whose door it came to.
+    - `key`: makes it once within its kind: kept again with the same key, it is the same.
+    """
 
     kind: str
     body: bytes
     headers: Mapping[str, str]
     error: str
+    key: str | None = None
 
 
 class Quarantined(msgspec.Struct, frozen=True):
-    """A raw request in quarantine, with its id (`qua_...`) and the time when it came."""
+    """What is in quarantine: its id (`qua_...`), the time when it came, how many bytes it has."""
 
     id: str
+    kind: str
     received_at: datetime
-    raw: Raw
+    error: str
+    size: int
+
+
+class Listening(msgspec.Struct, frozen=True):
+    """How a listener stands: who reads a subscription, or waits for a database's changes.
+
+    - `path`: the source event's; `owner`: who listens, for people.
+    - `lag`: how many `unit`s ('messages', 'bytes') are there that were not read; `None` if nobody
+      knows.
+    - `read_at`: when it last committed something; `error`: why it can't read, if it can't.
+    - `at`: when this was noted, by the database's clock; `None` in what is to be noted.
+    """
+
+    path: str
+    owner: str
+    lag: int | None = None
+    unit: str = "messages"
+    read_at: datetime | None = None
+    error: str | None = None
+    at: datetime | None = None
 
 
 # ------------------------------------------------------------------------------------- loads
@@ -470,17 +497,25 @@ class Store(Protocol):
     # -- ingest
     def ingest(
         self,
-        requests: Sequence[Sequence[NewEvent]],
+        requests: Sequence[Sequence[NewEvent] | Raw],
         *,
-        position: Position | None = None,
+        positions: Sequence[Position] = (),
+        released: Sequence[str] = (),
         received_at: datetime | None = None,
     ) -> list[list[str] | KeyReused]:
         """Keep the events of several requests with their jobs, in one commit.
 
         Returns for each request the ids of its events, in order; an event whose key is known gets
         the first one's id and makes no job. A request with a reused key is answered by the error,
-        as a value, and leaves nothing; the others are kept. With a `position`, it is committed with
-        the events; `PositionMoved` is raised if the reader is elsewhere.
+        as a value, and leaves nothing; the others are kept. A request that is `Raw` is kept in
+        quarantine, and answered by its id there.
+
+        `positions` of different readers are committed with the events, and what is `released` leaves
+        quarantine with them. With either, a reused key leaves nothing of any request: none is kept,
+        and the answers of the others are empty.
+
+        Raises `PositionMoved` if a reader is elsewhere, `Unknown` if something released is not in
+        quarantine any more.
 
         `received_at` is for history that is imported from elsewhere: when it was received there.
         It is imported in that order, before the store receives events of its own; else `UsageError`.
@@ -495,12 +530,29 @@ class Store(Protocol):
         """Keep a raw request; returns its id."""
         ...
 
-    def quarantined(self, limit: int = 100) -> Sequence[Quarantined]:
-        """The oldest requests in quarantine."""
+    def quarantined(self, kind: str | None = None, limit: int = 100) -> Sequence[Quarantined]:
+        """What is in quarantine, the oldest first."""
         ...
 
-    def quarantine_size(self) -> int:
-        """How many requests are in quarantine; reads none of them."""
+    def in_quarantine(self, quarantine_id: str) -> Raw:
+        """A request in quarantine, whole. Raises `Unknown`."""
+        ...
+
+    def drop_quarantined(self, ids: Sequence[str]) -> None:
+        """Remove requests from quarantine for good. Raises `Unknown`, and then removes none."""
+        ...
+
+    def quarantine_sizes(self) -> Mapping[str, int]:
+        """How many requests are in quarantine, by kind; reads none of them."""
+        ...
+
+    # -- listeners
+    def note_listener(self, listener: Listening) -> None:
+        """Keep how a listener stands, in place of what was kept of it before."""
+        ...
+
+    def listeners(self) -> Sequence[Listening]:
+        """How each listener stood when it was noted last."""
         ...
 
     # -- loads
