@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -13,8 +13,9 @@ from blacksmith_dagster.gateway.extract import Extractor
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.event import Event, Job
 from blacksmith_dagster.pipeline.source import SourceEvent
+from blacksmith_dagster.pipeline.subscription import Message, Subscription
 from blacksmith_dagster.pipeline.trigger import Reply, Request
-from blacksmith_dagster.store.interface import NewEvent, NewJob
+from blacksmith_dagster.store.interface import NewEvent
 from blacksmith_dagster.store.keys import resolve
 
 
@@ -23,8 +24,8 @@ def run(
 ) -> Mapping[str, list[Job[Any]]]:
     """The jobs that each destination event would be handed, by its path, in the events' order.
 
-    `events` are pairs of a source event and what is sent to it: a `Request`, data (sent as a JSON
-    body), or an `Event` as the extract function would return it. Everything happens as it does
+    `events` are pairs of a source event and what is sent to it: a `Request` or a `Message`, data (sent
+    as a JSON body), or an `Event` as the extract function would return it. Everything happens as it does
     between the gateway and a destination: extract, limits, `when`, the way through JSON into the
     model, `transform`. A key that comes again is the same event. Ids are `evt_1`, `evt_2`, ...;
     destinations are not called, so outcomes make no jobs. To test a destination's function, call it
@@ -45,30 +46,27 @@ def run(
     """
     requests = [_extracted(app, source_event, given) for source_event, given in events]
     admission = resolve(requests, {})
-    for slot in admission.slots:
+    parents: dict[int, str | None] = {}
+    for request, slot in zip(requests, admission.slots, strict=True):
         if isinstance(slot, KeyReused):
             raise slot
+        for new, index in zip(request, slot, strict=True):
+            at = new.parent
+            parents[index] = _id(slot[at]) if isinstance(at, int) else at
     jobs: dict[str, list[Job[Any]]] = {path: [] for path in app.destination_events}
-    for number, new in enumerate(admission.new, 1):
-        event = _kept(app, new, number)
+    for index, new in enumerate(admission.new):
+        event = _kept(app, new, _id(index), parents[index])
         for wanted in new.jobs:
             flow = app.destination_events[wanted.destination].flows[new.kind]
+            if wanted.when_error is not None and flow.when is not None:
+                flow.when(event)  # the gateway keeps what it raises, for the job to fail with
             data = event.data if flow.transform is None else flow.transform(event)
             jobs[wanted.destination].append(Job(data, event, f"{event.id}-1", attempt=1))
     return jobs
 
 
-class _Extractor(Extractor):
-    """Lets out what `when` raises; the gateway keeps it, for the job to fail with."""
-
-    def returned(self, event: Event[Any]) -> NewEvent:
-        if self.event.function is None:  # nobody returns: it comes out of the body
-            data = msgspec.json.decode(msgspec.json.encode(event.data), type=self.event.model)
-            event = msgspec.structs.replace(event, data=data)
-        return self._made(event, None, None, 1)
-
-    def _jobs(self, event: Event[Any]) -> Sequence[NewJob]:
-        return [job for job, when in self._flows if when is None or when(event)]
+def _id(index: int) -> str:
+    return f"evt_{index + 1}"
 
 
 def _extracted(
@@ -77,22 +75,28 @@ def _extracted(
     path = source_event.path
     if app.source_events.get(path) is not source_event:
         raise UsageError(f"{path} is not of this application; add its source to sources=")
-    extractor = _Extractor(app, source_event)
+    extractor = Extractor(app, source_event)
     if isinstance(given, Event):
-        return [extractor.returned(given)]
+        if source_event.function is None:  # nobody returns: it comes out of the body
+            data = msgspec.json.decode(msgspec.json.encode(given.data), type=source_event.model)
+            given = msgspec.structs.replace(given, data=data)
+        return extractor.events(given)
+    if isinstance(source_event.trigger, Subscription):
+        given = given if isinstance(given, Message) else Message.of(given)
+        return cast("list[NewEvent]", extractor(given, given.id))
     request = given if isinstance(given, Request) else Request.of(given)
     made = extractor(request, request.headers.get("idempotency-key"))
     return [] if isinstance(made, Reply) else made
 
 
-def _kept(app: Blacksmith, new: NewEvent, number: int) -> Event[Any]:
+def _kept(app: Blacksmith, new: NewEvent, event_id: str, parent: str | None) -> Event[Any]:
     return Event(
         msgspec.json.decode(new.payload, type=app.source_events[new.kind].model),
         new.key,
         new.sent_at,
         {} if new.context is None else msgspec.json.decode(new.context),
         new.version,
-        f"evt_{number}",
+        event_id,
         datetime.now(UTC),
-        new.parent,
+        parent,
     )

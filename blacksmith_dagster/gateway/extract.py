@@ -1,4 +1,4 @@
-"""From a request to the events that are to be kept of it. Pure: nothing is read, nothing written."""
+"""From a request or a message to the events that are to be kept of it: pure."""
 
 from __future__ import annotations
 
@@ -20,10 +20,14 @@ from blacksmith_dagster.errors import (
     describe,
 )
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.event import Event
-from blacksmith_dagster.pipeline.source import SourceEvent
+from blacksmith_dagster.pipeline.event import Event, Occurrence
+from blacksmith_dagster.pipeline.source import Door, SourceEvent
+from blacksmith_dagster.pipeline.subscription import Message
 from blacksmith_dagster.pipeline.trigger import Reply, Request
 from blacksmith_dagster.store.interface import NewEvent, NewJob
+
+VERSION_HEADER = "api-version"
+"""Of a request or a message: the version of its events that name none themselves."""
 
 KEY_CHARACTERS = 512
 REQUEST_EVENTS = 100_000
@@ -41,7 +45,8 @@ _raw_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 class Extractor:
-    """Turns the requests that come to one source event into events with their jobs.
+    """Turns the requests or messages that come to one source event, or through one door, into events
+    with their jobs.
 
     >>> from blacksmith_dagster import Blacksmith, Request, Source
     >>> airport = Source("airport")
@@ -51,47 +56,62 @@ class Extractor:
     ['{"n": 1}', '2']
     """
 
-    def __init__(self, app: Blacksmith, event: SourceEvent[Any, Any, Any]) -> None:
+    def __init__(self, app: Blacksmith, event: SourceEvent[Any, Any, Any] | Door) -> None:
         self.event = event
         self._function: Callable[[Any], Any] | None = event.function
         self._event_bytes = cast(int, event.limits.event_bytes)
         self._depth = cast(int, event.limits.depth)
         self._keys = cast(int, event.limits.keys)
-        self._decode = msgspec.json.Decoder(event.model).decode
-        self._flows = [
-            (NewJob(destination.path), flow.when)
-            for destination, flow in app.receivers.get(event.path, ())
-        ]
-        self._all_jobs = tuple(job for job, _ in self._flows)
-        self._asks = any(when is not None for _, when in self._flows)
+        model = event.model if isinstance(event, SourceEvent) else Any
+        self._kinds = {each.path: _Kind(app, each) for each in event.source.events.values()}
+        # What a function returns by itself: events of this kind, or occurrences of any.
+        self._kind = self._kinds.get(event.path)
+        self._decode = msgspec.json.Decoder(model).decode
 
-    def __call__(self, request: Request, key: str | None = None) -> list[NewEvent] | Reply:
-        """The events of a request, or the reply that its function gave; all or nothing.
+    def __call__(
+        self, request: Request | Message, key: str | None = None
+    ) -> list[NewEvent] | Reply:
+        """The events of a request or a message, or the reply that its function gave to a request; all
+        or nothing.
 
-        `key` is the request's `Idempotency-Key`: it stands for the whole body, and counts for the
-        events that have no key of their own.
+        `key` is the request's `Idempotency-Key`, or the message's id: it stands for the whole body,
+        and counts for the events that have no key of their own.
 
-        Raises `Refused` for a request that must not be taken; whatever else the source event's
-        function raises.
+        Raises `Refused` for what must not be taken; whatever else the source event's function raises.
         """
         digest = None
         if key is not None:
             digest = _digest(request.body)
             check_key(key)
-        items = self._items(request)
+        version = request.headers.get(VERSION_HEADER)
+        made = _Made(key, digest, version)
+        if isinstance(request, Message) or self._kind is None:
+            items: Sequence[bytes] = (request.body,)
+            self._check_size(request.body)
+            if _looks_like_json(request.body):
+                self._check_shape(request.body)
+        else:
+            items = self._items(request)
         if self._function is None:
-            return [self._accepted(item, key, digest, place) for place, item in enumerate(items, 1)]
-        made: list[NewEvent] = []
+            for item in items:
+                self._accept(made, item)
+            return made.events
         for item in items:
             one = request if item is request.body else msgspec.structs.replace(request, body=item)
             returned = self._function(one)
-            if isinstance(returned, Reply):
+            if isinstance(returned, Reply) and isinstance(request, Request):
                 return _checked_reply(self.event.path, returned)
-            for event in self._events(returned):
-                if len(made) == REQUEST_EVENTS:
-                    raise TooLarge(_TOO_MANY)
-                made.append(self._made(event, key, digest, len(made) + 1))
-        return made
+            self._add(made, returned)
+        return made.events
+
+    def events(self, returned: Any) -> list[NewEvent]:
+        """The events of what a function has returned that was handed neither: a poll or a listener.
+
+        Raises `Refused` for one that can't be kept, and `TypeError` for what is none.
+        """
+        made = _Made()
+        self._add(made, returned)
+        return made.events
 
     def _items(self, request: Request) -> Sequence[bytes]:
         media = _media(request.headers.get("content-type", ""))
@@ -109,11 +129,7 @@ class Extractor:
                 "application/x-ndjson for a line an event"
             )
         for item in items:
-            if len(item) > self._event_bytes:
-                raise TooLarge(
-                    f"an event of {len(item)} bytes is over the limit of {self._event_bytes} of "
-                    f"{self.event.path}; send less in one event"
-                )
+            self._check_size(item)
             if media is not Media.OTHER or _looks_like_json(item):
                 self._check_shape(item)
         return items
@@ -133,6 +149,13 @@ class Extractor:
             raise Unprocessable(self._too_deep) from error
         except msgspec.DecodeError as error:
             raise BadRequest(f"the body is not JSON: {error}") from error
+
+    def _check_size(self, item: bytes) -> None:
+        if len(item) > self._event_bytes:
+            raise TooLarge(
+                f"an event of {len(item)} bytes is over the limit of {self._event_bytes} of "
+                f"{self.event.path}; send less in one event"
+            )
 
     def _check_shape(self, item: bytes) -> None:
         # Brackets and colons inside of strings are counted too: nearly every document is below the
@@ -158,67 +181,146 @@ class Extractor:
             "or its brackets do not match"
         )
 
-    def _events(self, returned: Any) -> Iterator[Event[Any]]:
-        if isinstance(returned, Event):
+    def _accept(self, made: _Made, item: bytes) -> None:
+        kind, place = cast(_Kind, self._kind), len(made.events) + 1
+        try:
+            payload = item.decode()
+            data = self._decode(item)
+        except msgspec.ValidationError as error:
+            raise Unprocessable(f"event {place} does not fit {kind.path}: {error}") from error
+        except _UNDECODABLE as error:
+            raise BadRequest(f"event {place} is not JSON: {error}") from error
+        made.events.append(
+            NewEvent(
+                kind.path,
+                payload,
+                kind.jobs(Event(data)) if kind.asks else kind.all_jobs,
+                made.key,
+                place if made.key is not None else 0,
+                made.digest,
+                None,
+                kind.version(made.version),
+            )
+        )
+
+    def _add(self, made: _Made, returned: Any) -> None:
+        """Add what a function has returned: events, or occurrences at a door."""
+        wanted = Occurrence if self._kind is None else Event
+        for each in self._several(returned, wanted):
+            if isinstance(each, Occurrence):
+                self._add_event(made, self._kind_of(each.kind), each.event)
+            else:
+                self._add_event(made, cast(_Kind, self._kind), each)
+
+    def _several(self, returned: Any, wanted: type[Any]) -> Iterator[Any]:
+        if isinstance(returned, wanted):
             yield returned
             return
         if isinstance(returned, Iterable) and not isinstance(returned, str | bytes | Mapping):
             for each in returned:
-                if not isinstance(each, Event):
+                if not isinstance(each, wanted):
                     break
                 yield each
             else:
                 return
             returned = each
+        must = "an Event, several Events, or a Reply"
+        if self._kind is None:
+            must = "what SourceEvent.of makes, several of it, or a Reply"
         raise TypeError(
-            f"{self.event.path} gave a {type(returned).__name__}; it must return an Event, several "
-            "Events, or a Reply"
+            f"{self.event.path} gave a {type(returned).__name__}; it must return {must}"
         )
 
-    def _accepted(self, item: bytes, key: str | None, digest: bytes | None, place: int) -> NewEvent:
-        try:
-            payload = item.decode()
-            data = self._decode(item)
-        except msgspec.ValidationError as error:
-            raise Unprocessable(f"event {place} does not fit {self.event.path}: {error}") from error
-        except _UNDECODABLE as error:
-            raise BadRequest(f"event {place} is not JSON: {error}") from error
-        return NewEvent(
-            self.event.path,
-            payload,
-            self._jobs(Event(data)) if self._asks else self._all_jobs,
-            key,
-            place if key is not None else 0,
-            digest,
-        )
+    def _kind_of(self, path: str) -> _Kind:
+        kind = self._kinds.get(path)
+        if kind is None:
+            raise ValueError(
+                f"{self.event.path} gave an event of {path}, which its source does not have; it has "
+                f"{', '.join(self._kinds)}"
+            )
+        return kind
 
-    def _made(
-        self, event: Event[Any], key: str | None, digest: bytes | None, place: int
-    ) -> NewEvent:
+    def _add_event(
+        self,
+        made: _Made,
+        kind: _Kind,
+        event: Event[Any],
+        parent: str | int | None = None,
+        family: tuple[str, int] | None = None,
+    ) -> None:
+        """Add an event, then its children.
+
+        `family` is the key of the nearest ancestor that has one of its own, and the place of that
+        one: children that have no key are made once with it.
+        """
+        index = len(made.events)
+        if index == REQUEST_EVENTS:
+            raise TooLarge(_TOO_MANY)
         try:
             payload = _encode(event.data)
             context = _encode(event.context).decode() if event.context else None
         except _UNENCODABLE as error:
             raise Unprocessable(
-                f"event {place} of {self.event.path} cannot be written as JSON: {error}"
+                f"event {index + 1} of {kind.path} cannot be written as JSON: {error}"
             ) from error
+        # Places begin at 1, so that an event's own key never meets an equal one of a request.
+        key, digest, place = made.key, made.digest, index + 1
         if event.key is not None:
-            # Places begin at 1, so that an event's own key never meets an equal one of a request.
             key, digest, place = check_key(event.key), _digest(payload), 0
-        return NewEvent(
-            self.event.path,
-            payload.decode(),
-            self._jobs(event) if self._asks else self._all_jobs,
-            key,
-            place if key is not None else 0,
-            digest,
-            context,
-            _checked_text("version", event.version),
-            _in_utc(event.sent_at),
-            _checked_text("parent", event.parent),
+            family = (f"{kind.path}:{event.key}", index)
+        elif family is not None:
+            key, digest, place = family[0], _digest(payload), index - family[1]
+        made.events.append(
+            NewEvent(
+                kind.path,
+                payload.decode(),
+                kind.jobs(event) if kind.asks else kind.all_jobs,
+                key,
+                place if key is not None else 0,
+                digest,
+                context,
+                kind.version(_checked_text("version", event.version) or made.version),
+                _in_utc(event.sent_at),
+                _checked_text("parent", event.parent) if parent is None else parent,
+            )
         )
+        for child in event.children:
+            self._add_event(made, self._kind_of(child.kind), child.event, index, family)
 
-    def _jobs(self, event: Event[Any]) -> Sequence[NewJob]:
+
+class _Made:
+    """The events that one request has made so far; its key with the body's digest, its version."""
+
+    __slots__ = ("digest", "events", "key", "version")
+
+    def __init__(
+        self, key: str | None = None, digest: bytes | None = None, version: str | None = None
+    ) -> None:
+        self.events: list[NewEvent] = []
+        self.key = key
+        self.digest = digest
+        self.version = version
+
+
+class _Kind:
+    """What is known of a source event before any event of it has come."""
+
+    def __init__(self, app: Blacksmith, event: SourceEvent[Any, Any, Any]) -> None:
+        self.path = event.path
+        self._versions = event.versions
+        self._flows = [
+            (NewJob(destination.path), flow.when)
+            for destination, flow in app.receivers.get(event.path, ())
+        ]
+        self.all_jobs = tuple(job for job, _ in self._flows)
+        self.asks = any(when is not None for _, when in self._flows)
+
+    def version(self, given: str | None) -> str | None:
+        """The version of an event. Raises `Unprocessable` for an unknown one."""
+        return self._versions.of(self.path, given)
+
+    def jobs(self, event: Event[Any]) -> Sequence[NewJob]:
+        """The jobs that its flows want of it."""
         made = []
         for job, when in self._flows:
             try:

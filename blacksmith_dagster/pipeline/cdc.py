@@ -20,6 +20,7 @@ class Listener:
       first.
     - `committed`: the newest cursor that is safe in the store: what came up to it may be forgotten
       at its origin.
+    - `lag`: set it to tell how many bytes, or whatever `unit` says, wait at the origin.
 
     >>> listener = Listener(cursor=7)
     >>> listener.committed, listener.stopping, listener.wait(0)
@@ -29,6 +30,8 @@ class Listener:
     def __init__(self, cursor: Any = None, stop: Flag | None = None) -> None:
         self.cursor = cursor
         self.committed = cursor
+        self.lag: int | None = None
+        self.unit = "bytes"
         self._stop = stop or Flag()
 
     @property

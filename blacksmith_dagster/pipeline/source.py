@@ -181,6 +181,16 @@ class Door:
         """What its requests are kept under in quarantine: the source's name."""
         return self.source.name
 
+    @property
+    def auth(self) -> Auth | None:
+        """The source's."""
+        return self.source.auth
+
+    @property
+    def limits(self) -> Limits:
+        """The source's."""
+        return self.source.limits
+
 
 class Source:
     """Where events come from: a site, an application, a partner.

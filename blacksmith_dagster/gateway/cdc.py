@@ -1,0 +1,159 @@
+"""From what a listener's generator yields to committed events."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Generator, Iterable
+from queue import Empty, Queue
+from typing import Any, NamedTuple
+
+import msgspec
+
+from blacksmith_dagster.errors import KeyReused, UsageError
+from blacksmith_dagster.gateway.extract import Extractor
+from blacksmith_dagster.gateway.take import destinations_of
+from blacksmith_dagster.gateway.writer import Announce
+from blacksmith_dagster.pipeline.application import Blacksmith
+from blacksmith_dagster.pipeline.cdc import Listener
+from blacksmith_dagster.pipeline.event import Event
+from blacksmith_dagster.pipeline.source import SourceEvent
+from blacksmith_dagster.store.interface import NewEvent, Position, Raw, Store
+
+EVENTS = 2_000
+"""How many events are committed at once, at most."""
+
+_WAITING = 10_000  # events that were yielded and wait for their commit; more are not asked for
+_GRACE = 10.0  # seconds that a generator has to return in when it is asked to
+
+
+class _Yielded(NamedTuple):
+    event: Event[Any]
+    cursor: str
+
+
+class _Ended(NamedTuple):
+    error: BaseException | None
+
+
+class Changes:
+    """Runs the generator of one CDC event in a thread, and keeps what it yields.
+
+    While one commit is under way the generator goes on, and what it yields makes the next one.
+    """
+
+    def __init__(
+        self,
+        app: Blacksmith,
+        event: SourceEvent[Any, Any, Any],
+        store: Store,
+        announce: Announce,
+    ) -> None:
+        self._path = event.path
+        self._store = store
+        self._announce = announce
+        self._extractor = Extractor(app, event)
+        self._cursor = store.position(self._reader)
+        self._stop = threading.Event()
+        cursor = None if self._cursor is None else msgspec.json.decode(self._cursor)
+        self._listener = Listener(cursor, self._stop)
+        self._yielded: Queue[_Yielded | _Ended] = Queue(_WAITING)
+        self._thread = threading.Thread(
+            target=self._run, args=[event.function], name=f"cdc-{event.path}", daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def _reader(self) -> str:
+        return f"cdc/{self._path}"
+
+    def read(self, timeout: float) -> int:
+        """Keep what was yielded; returns how many events, none after `timeout` seconds.
+
+        Raises what the generator has raised, `PositionMoved`, and what the store raises.
+        """
+        gathered, ended = self._gather(timeout)
+        if gathered:
+            self._keep(gathered)
+        if ended is not None:
+            if ended.error is not None:
+                raise ended.error
+            if not self._stop.is_set():
+                raise UsageError(
+                    f"{self._path}: its generator has returned, and a listener goes on until "
+                    "`listener.stopping`; wait for more with `listener.wait(seconds)`"
+                )
+        return len(gathered)
+
+    def finish(self) -> None:
+        """Have the generator return, and keep what it has yielded."""
+        self._stop.set()
+        while self._thread.is_alive() or not self._yielded.empty():
+            if not self.read(_GRACE) and self._thread.is_alive():
+                return  # it was asked, and stays: what it yields from now on is read again
+
+    def close(self) -> None:
+        """Have the generator return; what it yields is not kept any more."""
+        self._stop.set()
+        while self._thread.is_alive():
+            try:
+                self._yielded.get(timeout=_GRACE)
+            except Empty:
+                return
+
+    def lag(self) -> tuple[int | None, str]:
+        """How much waits at the origin, as the generator says, and in what unit."""
+        return self._listener.lag, self._listener.unit
+
+    def _run(self, function: Callable[[Listener], Any]) -> None:
+        error: BaseException | None = None
+        try:
+            with contextlib.closing(_generator(function(self._listener))) as events:
+                for event in events:
+                    cursor = msgspec.json.encode(self._listener.cursor).decode()
+                    self._yielded.put(_Yielded(event, cursor))
+                    if self._stop.is_set():
+                        break
+        except BaseException as raised:  # noqa: BLE001 - raised again by `read`
+            error = raised
+        self._yielded.put(_Ended(error))
+
+    def _gather(self, timeout: float) -> tuple[list[_Yielded], _Ended | None]:
+        gathered: list[_Yielded] = []
+        try:
+            each = self._yielded.get(timeout=timeout)
+            while isinstance(each, _Yielded):
+                gathered.append(each)
+                if len(gathered) == EVENTS:
+                    return gathered, None
+                each = self._yielded.get_nowait()
+        except Empty:
+            return gathered, None
+        return gathered, each
+
+    def _keep(self, gathered: list[_Yielded]) -> None:
+        taken: list[list[NewEvent] | Raw] = [
+            list(self._extractor.events(each.event)) for each in gathered
+        ]
+        cursor = gathered[-1].cursor
+        moves = self._cursor is not None or cursor != "null"
+        positions = [Position(self._reader, self._cursor, cursor)] if moves else []
+        kept = self._store.ingest(taken, positions=positions)
+        reused = {place: each for place, each in enumerate(kept) if isinstance(each, KeyReused)}
+        if reused:
+            for place, error in reused.items():
+                taken[place] = _raw_of(self._path, gathered[place].event, error)
+            again = taken if positions else [taken[place] for place in reused]
+            self._store.ingest(again, positions=positions)
+        if moves:
+            self._cursor = cursor
+        self._listener.committed = msgspec.json.decode(cursor)
+        self._announce(destinations_of(taken))
+
+
+def _generator(returned: Iterable[Event[Any]]) -> Generator[Event[Any], None, None]:
+    yield from returned
+
+
+def _raw_of(path: str, event: Event[Any], error: KeyReused) -> Raw:
+    return Raw(path, msgspec.json.encode(event.data), {}, str(error))

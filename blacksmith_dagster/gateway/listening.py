@@ -1,0 +1,214 @@
+"""Listening: messages and changes are kept together with how far they were read."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from blacksmith_dagster.errors import BlacksmithError, PositionMoved, Unavailable, describe
+from blacksmith_dagster.gateway.cdc import Changes
+from blacksmith_dagster.gateway.messages import Messages
+from blacksmith_dagster.gateway.writer import Announce
+from blacksmith_dagster.pipeline.application import Blacksmith
+from blacksmith_dagster.pipeline.cdc import CDC
+from blacksmith_dagster.pipeline.source import Source, SourceEvent
+from blacksmith_dagster.pipeline.subscription import Subscription
+from blacksmith_dagster.settings import Settings
+from blacksmith_dagster.store.interface import Listening, Store
+
+if TYPE_CHECKING:
+    from blacksmith_dagster.supervisor.interface import Supervisor
+
+_log = logging.getLogger(__name__)
+
+NOTE = 5.0
+"""Seconds between two notes of how a listener stands."""
+
+_TRY_LOCK = 2.0
+_FIRST_REST = 0.5
+_LONGEST_REST = 30.0
+
+Report = Callable[[SourceEvent[Any, Any, Any], int], None]
+
+
+def listened_events(source: Source) -> list[SourceEvent[Any, Any, Any]]:
+    """The events of a source that someone must listen for: subscriptions and CDC."""
+    return [
+        event for event in source.events.values() if isinstance(event.trigger, Subscription | CDC)
+    ]
+
+
+class Listeners:
+    """Listens for the events of one source until it is stopped, for each in a thread of its own.
+
+    A thread waits for the lock `listen/<source>/<event>`, and then reads on from where the store
+    says that it was read. How it stands is noted in the store every few seconds.
+
+    - `owner`: names the holder of the locks, for people.
+    - `announce`: is told of the destination events that have new jobs.
+    - `report(event, number)` is called after each commit, in the event's thread, with the number of
+      events and of what went to quarantine.
+
+    What does not answer (store, supervisor, broker, database), or raises, is tried again, a little
+    later each time. A thread that meets a bug ends and leaves its error in `failure`; the others go on.
+    """
+
+    def __init__(
+        self,
+        app: Blacksmith,
+        source: Source,
+        *,
+        store: Store,
+        supervisor: Supervisor,
+        settings: Settings,
+        owner: str,
+        announce: Announce = lambda _: None,
+        report: Report = lambda *_: None,
+    ) -> None:
+        self._stopping = threading.Event()
+        self._keepers = [
+            _Keeper(
+                app, event, store, supervisor, settings, owner, announce, report, self._stopping
+            )
+            for event in listened_events(source)
+        ]
+
+    def start(self) -> None:
+        """Begin to listen."""
+        for keeper in self._keepers:
+            keeper.start()
+
+    def stop(self) -> None:
+        """Commit what was read, and release the locks."""
+        self._stopping.set()
+        for keeper in self._keepers:
+            keeper.join()
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why an event is listened for no more, if one is not."""
+        return next((each.failure for each in self._keepers if each.failure), None)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it listens for none of its events any more; asked after the start."""
+        return not any(each.is_alive() for each in self._keepers)
+
+    @property
+    def holds_locks(self) -> bool:
+        """Whether it holds the lock of any of its events."""
+        return any(each.holds_lock for each in self._keepers)
+
+
+class _Keeper(threading.Thread):
+    """Keeps listening for one source event."""
+
+    def __init__(
+        self,
+        app: Blacksmith,
+        event: SourceEvent[Any, Any, Any],
+        store: Store,
+        supervisor: Supervisor,
+        settings: Settings,
+        owner: str,
+        announce: Announce,
+        report: Report,
+        stopping: threading.Event,
+    ) -> None:
+        super().__init__(name=f"listen-{event.path}", daemon=True)
+        self._app = app
+        self._event = event
+        self._store = store
+        self._supervisor = supervisor
+        self._settings = settings
+        self._owner = owner
+        self._announce = announce
+        self._report = report
+        self._stopping = stopping
+        self._read_at: datetime | None = None
+        self._noted_at = -NOTE
+        self._began = 0.0
+        self._rest = _FIRST_REST
+        self._told: str | None = None
+        self.holds_lock = False
+        self.failure: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                self._keep()
+        except BaseException as error:  # noqa: BLE001 - told by `failure`; the others go on
+            self.failure = error
+            _log.exception("%s is listened for no more by this process", self._event.path)
+
+    def _keep(self) -> None:
+        """Listen while the lock can be held; returns if it is another's or was lost."""
+        try:
+            key = f"listen/{self._event.path}"
+            lease = self._supervisor.acquire(key, self._owner, wait=_TRY_LOCK)
+        except Unavailable as error:
+            self._tell(error)
+            self._stopping.wait(_TRY_LOCK)
+            return
+        if lease is None:
+            return
+        with lease:
+            self.holds_lock = True
+            try:
+                while not (self._stopping.is_set() or lease.lost.is_set()):
+                    self._listen(lease.lost)
+            finally:
+                self.holds_lock = False
+
+    def _listen(self, lost: threading.Event) -> None:
+        """Read until stopped, until the lock is lost, or until something does not answer."""
+        self._began = time.monotonic()
+        try:
+            with contextlib.closing(self._open()) as reader:
+                while not (self._stopping.is_set() or lost.is_set()):
+                    self._read(reader)
+                if not lost.is_set():
+                    reader.finish()
+        except PositionMoved as error:
+            _log.warning("%s", error)  # and read on from where the other has come
+        except Exception as error:  # noqa: BLE001 - what a user's generator raises, too
+            self._note(None, "messages", self._tell(error))
+            self._stopping.wait(self._rest)
+            self._rest = min(2 * self._rest, _LONGEST_REST)
+
+    def _open(self) -> Messages | Changes:
+        if isinstance(self._event.trigger, CDC):
+            return Changes(self._app, self._event, self._store, self._announce)
+        return Messages(self._app, self._event, self._store, self._settings, self._announce)
+
+    def _read(self, reader: Messages | Changes) -> None:
+        number = reader.read(timeout=1.0)
+        if number:
+            self._read_at = datetime.now(UTC)
+            self._report(self._event, number)
+        if number or time.monotonic() - self._began > _LONGEST_REST:
+            self._rest, self._told = _FIRST_REST, None
+        if time.monotonic() - self._noted_at >= NOTE:
+            self._note(*reader.lag())
+
+    def _tell(self, error: Exception) -> str:
+        """Log why nothing can be read, once; returns it."""
+        known = isinstance(error, BlacksmithError)
+        why = str(error) if known else describe(error)
+        if why != self._told:
+            _log.warning("%s is read later: %s", self._event.path, why, exc_info=not known)
+        self._told = why
+        return why
+
+    def _note(self, lag: int | None, unit: str, error: str | None = None) -> None:
+        self._noted_at = time.monotonic()
+        noted = Listening(self._event.path, self._owner, lag, unit, self._read_at, error)
+        try:
+            self._store.note_listener(noted)
+        except Unavailable as silent:
+            _log.debug("%s: how it stands is noted later: %s", self._event.path, silent)

@@ -1,0 +1,126 @@
+"""From a broker's messages to committed events."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from blacksmith_dagster.errors import BlacksmithError, SettingsError
+from blacksmith_dagster.gateway.extract import Extractor
+from blacksmith_dagster.gateway.quarantine import raw_of
+from blacksmith_dagster.gateway.take import destinations_of, extracted, keep
+from blacksmith_dagster.gateway.writer import Announce
+from blacksmith_dagster.pipeline.application import Blacksmith
+from blacksmith_dagster.pipeline.source import SourceEvent
+from blacksmith_dagster.pipeline.subscription import Subscription
+from blacksmith_dagster.pubsub import PubSub, open_pubsub
+from blacksmith_dagster.pubsub.interface import Received
+from blacksmith_dagster.settings import Settings
+from blacksmith_dagster.store.interface import NewEvent, Position, Raw, Store
+
+MESSAGES = 2_000
+"""How many messages are committed at once, at most."""
+
+
+class Messages:
+    """Reads the messages of one subscription, and keeps their events.
+
+    Raises `SettingsError` when no broker is configured, and `ImportError` without its client.
+    """
+
+    def __init__(
+        self,
+        app: Blacksmith,
+        event: SourceEvent[Any, Any, Any],
+        store: Store,
+        settings: Settings,
+        announce: Announce,
+    ) -> None:
+        trigger = cast(Subscription, event.trigger)
+        self._path = event.path
+        self._store = store
+        self._announce = announce
+        self._extractor = Extractor(app, event)
+        name = trigger.subscription or f"blacksmith_{event.path.replace('/', '_')}"
+        broker = broker_of(event, settings)
+        self._consumer = broker.consumer(trigger.topic, name, store.position)
+
+    def read(self, timeout: float) -> int:
+        """Keep the next messages; returns how many there were, none after `timeout` seconds.
+
+        Raises `PositionMoved` if another has read on, and what the broker and the store raise.
+        """
+        received = self._consumer.receive(MESSAGES, timeout)
+        if received:
+            self._keep(received)
+            self._consumer.acknowledge()
+        return len(received)
+
+    def finish(self) -> None:
+        """Nothing is left: what was received is committed."""
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._consumer.close()
+
+    def lag(self) -> tuple[int | None, str]:
+        """How many messages wait at the broker."""
+        return self._consumer.lag(), "messages"
+
+    def _keep(self, received: Sequence[Received]) -> None:
+        taken = [extracted(self._extractor, each.message) for each in received]
+        try:
+            self._commit(received, taken)
+        except BlacksmithError:
+            raise
+        except Exception:  # noqa: BLE001 - the database refuses the data of one of them
+            for each, events in zip(received, taken, strict=True):
+                self._keep_alone(each, events)
+        self._announce(destinations_of(taken))
+
+    def _keep_alone(self, received: Received, taken: list[NewEvent] | Raw) -> None:
+        try:
+            self._commit([received], [taken])
+        except BlacksmithError:
+            raise
+        except Exception as error:  # noqa: BLE001 - it is this one: it must not hold up the topic
+            self._commit([received], [raw_of(self._path, received.message, error)])
+
+    def _commit(self, received: Sequence[Received], taken: list[list[NewEvent] | Raw]) -> None:
+        messages = [each.message for each in received]
+        keep(self._store, self._path, messages, taken, positions_of(received))
+
+
+def positions_of(received: Sequence[Received]) -> Sequence[Position]:
+    """How reading these messages moves each reader on.
+
+    >>> from blacksmith_dagster import Message
+    >>> one, two = Position("orders/0", "6", "7"), Position("orders/0", "7", "8")
+    >>> positions_of([Received(Message(b""), one), Received(Message(b""), two)])
+    [Position(reader='orders/0', before='6', after='8')]
+    """
+    moved: dict[str, Position] = {}
+    for _, position in received:
+        if position is not None:
+            first = moved.get(position.reader, position)
+            moved[position.reader] = Position(position.reader, first.before, position.after)
+    return list(moved.values())
+
+
+def broker_of(event: SourceEvent[Any, Any, Any], settings: Settings) -> PubSub:
+    """The broker that a subscription is read from: its own, or the one that is configured.
+
+    Raises `SettingsError`, `MissingSecret`, and `ImportError` without its client.
+    """
+    own = cast(Subscription, event.trigger).url
+    if own is not None:
+        found = open_pubsub(own.reveal(), settings.store_url, variable=own.name)
+    else:
+        found = open_pubsub(settings.pubsub_url, settings.store_url)
+    if found is None:
+        raise SettingsError(
+            f"{event.path} subscribes to a broker, and none is configured: set BLACKSMITH_PUBSUB_URL "
+            "to kafka://host:9092, nats://host:4222 or amqp://host:5672, or give the subscription a "
+            "url= of its own"
+        )
+    return found
