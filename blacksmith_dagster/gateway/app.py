@@ -1,4 +1,4 @@
-"""The gateway's HTTP application: a door per source event, and `/_health`."""
+"""The gateway's HTTP application: an endpoint per source event or door, and `/_health`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from blacksmith_dagster.gateway.problem import (
 from blacksmith_dagster.gateway.quarantine import raw_of
 from blacksmith_dagster.gateway.writer import STORE_IS_DOWN, Writer
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.source import SourceEvent
+from blacksmith_dagster.pipeline.source import Door, SourceEvent
 from blacksmith_dagster.pipeline.trigger import HTTP, Reply, Request
 from blacksmith_dagster.pubsub.announcer import Announcer
 from blacksmith_dagster.store.interface import Store
@@ -75,9 +75,12 @@ def create_app(
     """
     bodies = Bodies(BODIES_AT_ONCE)
     doors = [
-        Door(app, event, store, bodies)
-        for event in app.source_events.values()
-        if isinstance(event.trigger, HTTP)
+        *(
+            Endpoint(app, event, event.trigger, store, bodies)
+            for event in app.source_events.values()
+            if isinstance(event.trigger, HTTP)
+        ),
+        *(Endpoint(app, door, door.on, store, bodies) for door in app.doors),
     ]
 
     @contextlib.asynccontextmanager
@@ -103,7 +106,7 @@ def create_app(
     return ServerErrorMiddleware(served, internal_problem) if app.middleware else served
 
 
-def _straight_to(doors: Sequence[Door], others: ASGIApp) -> ASGIApp:
+def _straight_to(doors: Sequence[Endpoint], others: ASGIApp) -> ASGIApp:
     """Doors are found by one look-up: Starlette's router and the layers around it take a fifth of
     the time that a small request needs."""
     found: Mapping[tuple[str, str], ASGIApp] = {(door.method, door.path): door for door in doors}
@@ -116,18 +119,23 @@ def _straight_to(doors: Sequence[Door], others: ASGIApp) -> ASGIApp:
     return serve
 
 
-class Door:
-    """Receives the requests to one source event: an ASGI application."""
+class Endpoint:
+    """Receives the requests to one source event, or through one door: an ASGI application."""
 
     writer: Writer
 
     def __init__(
-        self, app: Blacksmith, event: SourceEvent[Any, Any, Any], store: Store, bodies: Bodies
+        self,
+        app: Blacksmith,
+        event: SourceEvent[Any, Any, Any] | Door,
+        on: HTTP,
+        store: Store,
+        bodies: Bodies,
     ) -> None:
-        trigger = cast(HTTP, event.trigger)
-        self.path = trigger.path
-        self.method = trigger.method
+        self.path = on.path
+        self.method = on.method
         self._event = event
+        self._kept = event.answer if isinstance(event, Door) else None
         self._store = store
         self._bodies = bodies
         self._extract = Extractor(app, event)
@@ -209,11 +217,9 @@ class Door:
             return await self._quarantine(request, error)
         if isinstance(extracted, Reply):
             return _reply(extracted)
-        if not extracted:
-            return {"ids": []}
-        kept = await self.writer.submit(extracted)
+        kept = await self.writer.submit(extracted) if extracted else []
         if isinstance(kept, list):
-            return {"ids": kept}
+            return {"ids": kept} if self._kept is None else _reply(self._kept)
         if isinstance(kept, Refused):
             return refusal(kept)
         if isinstance(kept, STORE_IS_DOWN):
@@ -229,6 +235,8 @@ class Door:
         except Exception as failed:  # noqa: BLE001 - whatever it is, the request is not kept
             _log.error("its request could not be quarantined", exc_info=failed)
             return unavailable(failed)
+        if self._kept is not None:
+            return _reply(self._kept)
         return {"ids": [], "quarantined": quarantined}
 
 

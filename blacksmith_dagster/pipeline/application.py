@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from blacksmith_dagster.errors import DeclarationError
 from blacksmith_dagster.pipeline.destination import Destination, DestinationEvent
 from blacksmith_dagster.pipeline.flow import Flow
-from blacksmith_dagster.pipeline.source import Source, SourceEvent
+from blacksmith_dagster.pipeline.source import Door, Source, SourceEvent
 from blacksmith_dagster.pipeline.trigger import HTTP
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class Blacksmith:
         self.source_events: Mapping[str, SourceEvent[Any, Any, Any]] = {
             event.path: event for source in sources for event in source.events.values()
         }
+        self.doors: Sequence[Door] = [door for source in sources for door in source.doors]
         self.destination_events: Mapping[str, DestinationEvent[Any]] = {
             event.path: event
             for destination in destinations
@@ -94,15 +95,16 @@ class Blacksmith:
                 "and Dagster's assets are named by it; rename one"
             )
         served: dict[tuple[str, str], str] = {}
-        for event in self.source_events.values():
-            if isinstance(event.trigger, HTTP):
-                door = (event.trigger.method, event.trigger.path)
-                if door in served:
+        on = [(each.path, each.trigger) for each in self.source_events.values()]
+        for path, trigger in [*on, *((door.path, door.on) for door in self.doors)]:
+            if isinstance(trigger, HTTP):
+                at = (trigger.method, trigger.path)
+                if at in served:
                     raise DeclarationError(
-                        f"{served[door]} and {event.path} are both sent to {' '.join(door)}; "
+                        f"{served[at]} and {path} are both sent to {' '.join(at)}; "
                         "give one of them another path"
                     )
-                served[door] = event.path
+                served[at] = path
 
     def _check_renamed(self) -> None:
         renamed: dict[str, str] = {}
