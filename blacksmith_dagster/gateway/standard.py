@@ -85,9 +85,9 @@ class StandardGateway:
         """
         _raise_file_limit()
         self._check_tls()
-        for event in app.source_events.values():
-            if event.auth is not None:
-                event.auth.check()  # a token that cannot be is told now, not to a sender
+        for each in (*app.source_events.values(), *app.doors):
+            if each.auth is not None:
+                each.auth.check()  # a token that cannot be is told now, not to a sender
         with self._listen() as listener:
             pubsub = open_pubsub(settings.pubsub_url, settings.store_url)
             told = f", wake-ups through {pubsub.label}" if pubsub else ""
