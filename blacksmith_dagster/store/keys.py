@@ -27,14 +27,27 @@ class Admission(NamedTuple):
     """What becomes of the requests of one commit.
 
     `new` are the events to append. `slots` has for each request its `KeyReused`, or for each of its
-    events an index into `new` (0 and up) or `~seq` of the event that it repeats. `claimed` are the
-    keys written for the events of `new`, by index; `unused` those written and not needed.
+    events an index into `new` (0 and up) or `~seq` of the event that it repeats. `parents` are those
+    of the children among `new`, by the child's index: a parent's seq, or `~index` of one in `new`.
+    `claimed` are the keys written for the events of `new`, by index; `unused` those written and not
+    needed.
     """
 
     new: Sequence[NewEvent]
     slots: Sequence[KeyReused | Sequence[int]]
+    parents: Mapping[int, int]
     claimed: Mapping[Key, int]
     unused: Sequence[Key]
+
+    @property
+    def refused(self) -> bool:
+        """Whether some request has reused a key."""
+        return any(isinstance(slot, KeyReused) for slot in self.slots)
+
+    @property
+    def refusals(self) -> list[list[str] | KeyReused]:
+        """The answers if nothing is kept, as some request has reused a key."""
+        return [slot if isinstance(slot, KeyReused) else [] for slot in self.slots]
 
     def answers(
         self, seqs: Sequence[int], id_of: Callable[[int], str]
@@ -56,43 +69,47 @@ def resolve(requests: Sequence[Sequence[NewEvent]], known: Mapping[Key, Known]) 
     """
     new: list[NewEvent] = []
     slots: list[KeyReused | Sequence[int]] = []
+    parents: dict[int, int] = {}
     claimed: dict[Key, int] = {}
     for request in requests:
         fresh: dict[Key, int] = {}
+        children: dict[int, int] = {}
         slot: list[int] = []
         refused: KeyReused | None = None
         start = len(new)
         for event in request:
-            if event.key is None:
-                slot.append(len(new))
+            index: int | None = None
+            if event.key is not None:
+                key = (event.kind, event.key, event.ordinal)
+                before = known.get(key)
+                index = claimed.get(key, fresh.get(key))
+                digest = before.digest if before else None if index is None else new[index].digest
+                if digest is not None and digest != event.digest:
+                    refused = KeyReused(
+                        f"the key {event.key!r} came before with another body; send the same body "
+                        "again, or give the new event a key of its own"
+                    )
+                    break
+                if before is not None:
+                    slot.append(~before.seq)
+                    continue
+                if index is None:
+                    fresh[key] = len(new)
+            if index is None:
+                index = len(new)
                 new.append(event)
-                continue
-            key = (event.kind, event.key, event.ordinal)
-            before = known.get(key)
-            index = claimed.get(key, fresh.get(key))
-            digest = before.digest if before else None if index is None else new[index].digest
-            if digest is not None and digest != event.digest:
-                refused = KeyReused(
-                    f"the key {event.key!r} came before with another body; send the same body again, "
-                    "or give the new event a key of its own"
-                )
-                break
-            if before is not None:
-                slot.append(~before.seq)
-            elif index is not None:
-                slot.append(index)
-            else:
-                fresh[key] = len(new)
-                slot.append(len(new))
-                new.append(event)
+                if isinstance(event.parent, int):
+                    children[index] = ~slot[event.parent]
+            slot.append(index)
         if refused is not None:
             del new[start:]
             slots.append(refused)
             continue
         claimed |= fresh
+        parents |= children
         slots.append(slot)
     unused = sorted(digests_of(requests).keys() - known.keys() - claimed.keys())
-    return Admission(new, slots, claimed, unused)
+    return Admission(new, slots, parents, claimed, unused)
 
 
 def digests_of(requests: Sequence[Sequence[NewEvent]]) -> Mapping[Key, bytes]:
@@ -105,16 +122,18 @@ def digests_of(requests: Sequence[Sequence[NewEvent]]) -> Mapping[Key, bytes]:
     }
 
 
-def move(conn: Connection, position: Position) -> None:
-    """Move a reader's position on. Raises `PositionMoved` if it is not where the reader left it."""
-    if position.before is None:
-        moved = upsert(conn, positions).values(reader=position.reader, value=position.after)
-        moved = moved.on_conflict_do_nothing()
-    else:
-        mine = (positions.c.reader == position.reader, positions.c.value == position.before)
-        moved = update(positions).where(*mine).values(value=position.after)
-    if conn.execute(moved.returning(positions.c.reader)).first() is None:
-        raise PositionMoved(
-            f"{position.reader} is no longer at {position.before!r}: another process has read on; "
-            "read the position again and go on from there"
-        )
+def move(conn: Connection, moves: Sequence[Position]) -> None:
+    """Move readers' positions on. Raises `PositionMoved` if one is not where the reader left it."""
+    # Sorted, so that two commits wait for each other and never in a circle.
+    for reader, before, after in sorted((each.reader, each.before, each.after) for each in moves):
+        if before is None:
+            moved = upsert(conn, positions).values(reader=reader, value=after)
+            moved = moved.on_conflict_do_nothing()
+        else:
+            mine = (positions.c.reader == reader, positions.c.value == before)
+            moved = update(positions).where(*mine).values(value=after)
+        if conn.execute(moved.returning(positions.c.reader)).first() is None:
+            raise PositionMoved(
+                f"{reader} is no longer at {before!r}: another process has read on; read the position "
+                "again and go on from there"
+            )

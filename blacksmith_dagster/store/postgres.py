@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from itertools import islice
-from typing import Any
+from typing import Any, TypeGuard
 
 from sqlalchemy import ColumnElement, Connection, Engine, create_engine, event, func, text
 from sqlalchemy.engine import URL
@@ -17,7 +17,7 @@ from blacksmith_dagster.errors import KeyReused, Unavailable
 from blacksmith_dagster.store import schema
 from blacksmith_dagster.store.claims import LANES, LaneState
 from blacksmith_dagster.store.faults import committing, told
-from blacksmith_dagster.store.interface import JobRow, Load, NewEvent, Position, Verdict
+from blacksmith_dagster.store.interface import JobRow, Load, NewEvent, Position, Raw, Verdict
 from blacksmith_dagster.store.loads import Outcome
 from blacksmith_dagster.store.partitions import Partitions
 from blacksmith_dagster.store.replays import SetJob
@@ -107,24 +107,28 @@ class PostgresStore(SQLStore):
 
     def ingest(
         self,
-        requests: Sequence[Sequence[NewEvent]],
+        requests: Sequence[Sequence[NewEvent] | Raw],
         *,
-        position: Position | None = None,
+        positions: Sequence[Position] = (),
+        released: Sequence[str] = (),
         received_at: datetime | None = None,
     ) -> list[list[str] | KeyReused]:
-        """Without keys and position, one statement is the whole transaction."""
-        new = [event for request in requests for event in request]
-        plain = new and position is None and received_at is None
-        plain = plain and all(each.key is None for each in new)
+        """Of events that need only be appended, one statement is the whole transaction."""
+        alone = not (positions or released or received_at)
         try:
-            if not plain:
-                return super().ingest(requests, position=position, received_at=received_at)
-            with self.reading() as conn, committing(self.label):
-                ids = iter(self._epochs.ids_of(self._append(conn, new)))
-            return [list(islice(ids, len(request))) for request in requests]
+            if alone and _need_only_be_appended(requests):
+                new = [event for request in requests for event in request]
+                with self.reading() as conn, committing(self.label):
+                    ids = iter(self._epochs.ids_of(self._append(conn, new, {})))
+                return [list(islice(ids, len(request))) for request in requests]
+            return super().ingest(
+                requests, positions=positions, released=released, received_at=received_at
+            )
         except _NoPartition:
             self._make_partitions()
-            return self.ingest(requests, position=position, received_at=received_at)
+            return self.ingest(
+                requests, positions=positions, released=released, received_at=received_at
+            )
 
     def record(self, load: Load, verdict: Verdict) -> None:
         """A load that all went well for is closed by one statement, the whole transaction."""
@@ -176,7 +180,11 @@ class PostgresStore(SQLStore):
             return self._jobs(cursor.fetchall())
 
     def _append(
-        self, conn: Connection, new: Sequence[NewEvent], received_at: datetime | None = None
+        self,
+        conn: Connection,
+        new: Sequence[NewEvent],
+        parents: Mapping[int, int],
+        received_at: datetime | None = None,
     ) -> list[int]:
         made = [
             (number, self._destination(job.destination), job.when_error)
@@ -190,7 +198,7 @@ class PostgresStore(SQLStore):
             _column([each.context for each in new]),
             _column([each.version for each in new]),
             _column([each.sent_at for each in new]),
-            _column([each.parent and self._epochs.seq_of(each.parent) for each in new]),
+            _column(self._parents(new, parents)),
             [number for number, _, _ in made],
             [destination for _, destination, _ in made],
             _column([error for _, _, error in made]),
@@ -212,6 +220,18 @@ class PostgresStore(SQLStore):
         """Also make partitions ahead."""
         self._make_partitions()
         super().maintain()
+
+
+def _need_only_be_appended(
+    requests: Sequence[Sequence[NewEvent] | Raw],
+) -> TypeGuard[Sequence[Sequence[NewEvent]]]:
+    """Whether there are events, and neither raw requests nor keys nor children with their parents."""
+    for request in requests:
+        if isinstance(request, Raw):
+            return False
+        if any(each.key is not None or isinstance(each.parent, int) for each in request):
+            return False
+    return any(requests)
 
 
 class _NoPartition(Unavailable):

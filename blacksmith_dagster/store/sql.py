@@ -13,7 +13,7 @@ from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Engine, bindparam, delete, func, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, bindparam, delete, select, update
 
 from blacksmith_dagster.errors import (
     Fenced,
@@ -24,7 +24,17 @@ from blacksmith_dagster.errors import (
     UsageError,
 )
 from blacksmith_dagster.pipeline.batch import Said
-from blacksmith_dagster.store import gates, keys, loads, questions, replays, tables, upkeep
+from blacksmith_dagster.store import (
+    gates,
+    keys,
+    listeners,
+    loads,
+    quarantine,
+    questions,
+    replays,
+    tables,
+    upkeep,
+)
 from blacksmith_dagster.store.claims import LANES, Claim, LaneState
 from blacksmith_dagster.store.ids import Epochs
 from blacksmith_dagster.store.interface import (
@@ -38,6 +48,7 @@ from blacksmith_dagster.store.interface import (
     JobRow,
     JobState,
     Lane,
+    Listening,
     Load,
     NewEvent,
     Orphan,
@@ -118,9 +129,22 @@ class SQLStore(ABC):
 
     @abstractmethod
     def _append(
-        self, conn: Connection, new: Sequence[NewEvent], received_at: datetime | None = None
+        self,
+        conn: Connection,
+        new: Sequence[NewEvent],
+        parents: Mapping[int, int],
+        received_at: datetime | None = None,
     ) -> list[int]:
-        """Write events and their jobs; returns their sequence numbers."""
+        """Write events and their jobs; returns their sequence numbers. `parents` as in `Admission`."""
+
+    def _parents(self, new: Sequence[NewEvent], parents: Mapping[int, int]) -> list[int | None]:
+        """The parent of each event: its sequence number, or `~index` of one in `new`."""
+        return [
+            parents.get(index)
+            if each.parent is None or isinstance(each.parent, int)
+            else self._epochs.seq_of(each.parent)
+            for index, each in enumerate(new)
+        ]
 
     @abstractmethod
     def _claim_keys(
@@ -194,6 +218,7 @@ class SQLStore(ABC):
 
     def register(self, app: Blacksmith) -> None:
         received = {path for path in app.receivers if path not in app.source_events}
+        doors = {door.path for source in app.sources.values() for door in source.doors}
         with self.writing() as conn:
             for event in app.destination_events.values():
                 if event.renamed_from:
@@ -201,7 +226,7 @@ class SQLStore(ABC):
                     upkeep.rename(conn, tables.destination_events, old, event.path)
                     for outcome in event.outcomes:
                         upkeep.rename(conn, tables.kinds, f"{old}.{outcome.name}", outcome.path)
-            upkeep.know(conn, tables.kinds, [*app.source_events, *sorted(received)])
+            upkeep.know(conn, tables.kinds, [*app.source_events, *received, *doors])
             upkeep.know(conn, tables.destination_events, list(app.destination_events))
             upkeep.fence(conn, LANES.values())
         self._read_names()
@@ -229,29 +254,46 @@ class SQLStore(ABC):
     # -- ingest
     def ingest(
         self,
-        requests: Sequence[Sequence[NewEvent]],
+        requests: Sequence[Sequence[NewEvent] | Raw],
         *,
-        position: Position | None = None,
+        positions: Sequence[Position] = (),
+        released: Sequence[str] = (),
         received_at: datetime | None = None,
     ) -> list[list[str] | KeyReused]:
+        asked = [each for each in requests if not isinstance(each, Raw)]
+        raws = [each for each in requests if isinstance(each, Raw)]
         with self.writing() as conn:
             if received_at is not None:
                 upkeep.begin_import(conn, received_at, self._watermark(conn))
-            if position is not None:
-                keys.move(conn, position)
-            admitted = keys.resolve(requests, self._known_keys(conn, keys.digests_of(requests)))
-            seqs = self._append(conn, admitted.new, received_at) if admitted.new else []
-            if received_at is not None and seqs:
-                upkeep.end_import(conn, received_at, max(seqs))
-            # The digest too: a row may have been written for a request that was then refused.
-            self._point_keys(
-                conn,
-                [
-                    (*self._key(key), seqs[index], admitted.new[index].digest or b"")
-                    for key, index in sorted(admitted.claimed.items())
-                ],
-            )
-            self._drop_keys(conn, [self._key(key) for key in admitted.unused])
+            keys.move(conn, positions)
+            quarantine.drop(conn, released)
+            waiting = [[each] for each in self._quarantine(conn, raws)]
+            admitted = keys.resolve(asked, self._known_keys(conn, keys.digests_of(asked)))
+            if admitted.refused and (positions or released):
+                conn.rollback()
+                kept, waiting = admitted.refusals, [[] for _ in raws]
+            else:
+                kept = self._keep(conn, admitted, received_at)
+        answers, quarantined = iter(kept), iter(waiting)
+        return [next(quarantined if isinstance(each, Raw) else answers) for each in requests]
+
+    def _keep(
+        self, conn: Connection, admitted: keys.Admission, received_at: datetime | None
+    ) -> list[list[str] | KeyReused]:
+        """Append what was admitted, and let its keys stand for it; returns the requests' answers."""
+        new = admitted.new
+        seqs = self._append(conn, new, admitted.parents, received_at) if new else []
+        if received_at is not None and seqs:
+            upkeep.end_import(conn, received_at, max(seqs))
+        # The digest too: a row may have been written for a request that was then refused.
+        self._point_keys(
+            conn,
+            [
+                (*self._key(key), seqs[index], new[index].digest or b"")
+                for key, index in sorted(admitted.claimed.items())
+            ],
+        )
+        self._drop_keys(conn, [self._key(key) for key in admitted.unused])
         return admitted.answers(seqs, self._epochs.id_of)
 
     def _known_keys(
@@ -280,37 +322,47 @@ class SQLStore(ABC):
 
     def quarantine(self, raw: Raw) -> str:
         with self.writing() as conn:
-            values = {
-                "kind": self._kind(raw.kind),
-                "received_at": self._now(conn),
-                "headers": msgspec.json.encode(raw.headers).decode(),
-                "body": raw.body,
-                "error": raw.error,
-            }
-            added = tables.quarantine.insert().returning(tables.quarantine.c.id)
-            return f"qua_{conn.execute(added, values).scalar_one()}"
+            return self._quarantine(conn, [raw])[0]
 
-    def quarantined(self, limit: int = 100) -> Sequence[Quarantined]:
-        with self.reading() as conn:
-            found = select(tables.quarantine).order_by(tables.quarantine.c.id).limit(limit)
-            return [
-                Quarantined(
-                    f"qua_{row.id}",
-                    row.received_at,
-                    Raw(
-                        self._kind_paths[row.kind],
-                        row.body,
-                        msgspec.json.decode(row.headers),
-                        row.error,
-                    ),
-                )
-                for row in conn.execute(found)
-            ]
+    def _quarantine(self, conn: Connection, raws: Sequence[Raw]) -> list[str]:
+        """Keep raw requests; returns their ids, in order."""
+        if not raws:
+            return []
+        now, kinds = self._now(conn), [self._kind(each.kind) for each in raws]
+        # In order of their keys, so that two commits wait for each other and never in a circle.
+        in_order = sorted(range(len(raws)), key=lambda n: (kinds[n], raws[n].key or ""))
+        numbers = {n: quarantine.keep(conn, kinds[n], raws[n], now) for n in in_order}
+        return [quarantine.id_of(numbers[n]) for n in range(len(raws))]
 
-    def quarantine_size(self) -> int:
+    def quarantined(self, kind: str | None = None, limit: int = 100) -> Sequence[Quarantined]:
         with self.reading() as conn:
-            number = select(func.count()).select_from(tables.quarantine)
-            return int(conn.execute(number).scalar_one())
+            rows = quarantine.oldest(conn, None if kind is None else self._kind(kind), limit)
+        return [
+            Quarantined(quarantine.id_of(row.id), row.path, row.received_at, row.error, row.size)
+            for row in rows
+        ]
+
+    def in_quarantine(self, quarantine_id: str) -> Raw:
+        with self.reading() as conn:
+            row = quarantine.find(conn, quarantine_id)
+        return Raw(row.path, row.body, msgspec.json.decode(row.headers), row.error, row.key)
+
+    def drop_quarantined(self, ids: Sequence[str]) -> None:
+        with self.writing() as conn:
+            quarantine.drop(conn, ids)
+
+    def quarantine_sizes(self) -> Mapping[str, int]:
+        with self.reading() as conn:
+            return quarantine.sizes(conn)
+
+    # -- listeners
+    def note_listener(self, listener: Listening) -> None:
+        with self.writing() as conn:
+            listeners.note(conn, listener, self._now(conn))
+
+    def listeners(self) -> Sequence[Listening]:
+        with self.reading() as conn:
+            return listeners.noted(conn)
 
     # -- loads
     def take_over(self, destination: str, lane: Lane, holder: str, confirm: Confirm) -> Fence:
@@ -398,7 +450,7 @@ class SQLStore(ABC):
             if load.alone and load.condemned is None:
                 loads.strike(conn, load.id, failed=bool(verdict.deviations))
             if verdict.outcomes:
-                self._append(conn, verdict.outcomes)
+                self._append(conn, verdict.outcomes, {})
 
     def release(self, load: Load) -> None:
         with self.writing() as conn:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,11 @@ class SQLiteStore(SQLStore):
         conn.exec_driver_sql(_SET_JOB, [tuple(row) for row in rows])
 
     def _append(
-        self, conn: Connection, new: Sequence[NewEvent], received_at: datetime | None = None
+        self,
+        conn: Connection,
+        new: Sequence[NewEvent],
+        parents: Mapping[int, int],
+        received_at: datetime | None = None,
     ) -> list[int]:
         first = self._sequence(conn) + 1
         now = to_micros(received_at or datetime.now(UTC))
@@ -173,9 +178,9 @@ class SQLiteStore(SQLStore):
                     each.context,
                     each.version,
                     None if each.sent_at is None else to_micros(each.sent_at),
-                    None if each.parent is None else self._epochs.seq_of(each.parent),
+                    parent if parent is None or parent > 0 else first + ~parent,
                 )
-                for seq, each in enumerate(new, first)
+                for seq, each, parent in zip(count(first), new, self._parents(new, parents))
             ],
         )
         made = [

@@ -331,7 +331,22 @@ quarantine = Table(
     _required("headers", Text),
     _required("body", LargeBinary),
     _required("error", Text),
+    Column("key", Text),
+    Index("quarantine_key", "kind", "key", unique=True),
     sqlite_autoincrement=True,
+)
+
+# Who reads a subscription or a database's changes, and how far behind it is.
+listeners = Table(
+    "listeners",
+    metadata,
+    Column("path", Text, primary_key=True),
+    _required("owner", Text),
+    Column("lag", BigInteger),
+    _required("unit", Text),
+    _at("read_at", nullable=True),
+    Column("error", Text),
+    _at("at"),
 )
 
 # Marks turn a time into a sequence number: whatever is at or below `low` had been committed at that

@@ -1,4 +1,4 @@
-"""What every store promises: the log, its order, keys, positions, quarantine, counts, history."""
+"""What every store promises: the log, its order, keys, counts, history."""
 
 import random
 import re
@@ -20,7 +20,6 @@ from blacksmith_dagster import Batch, Blacksmith, Destination, Source
 from blacksmith_dagster.errors import (
     KeyReused,
     OutcomeUnknown,
-    PositionMoved,
     SchemaOutdated,
     SequenceWentBack,
     SettingsError,
@@ -29,7 +28,7 @@ from blacksmith_dagster.errors import (
 )
 from blacksmith_dagster.pipeline.batch import Said
 from blacksmith_dagster.store import Store, open_store, postgres, schema
-from blacksmith_dagster.store.interface import Deviation, NewEvent, NewJob, Position, Raw, Verdict
+from blacksmith_dagster.store.interface import Deviation, NewEvent, NewJob, Verdict
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.store.tables import metadata
 from tests.contract.loading import until
@@ -141,26 +140,6 @@ def test_a_request_may_have_more_keys_than_a_statement_has_parameters(store: Sto
     assert len(set(first)) == 40_000
     assert store.ingest([events]) == [first]
     assert store.counts(FLIGHTS).awaiting == 40_000
-
-
-def test_a_position_is_committed_with_its_events(store: Store) -> None:
-    assert store.position("landing") is None
-    store.ingest([[new_event(1)]], position=Position("landing", None, "10"))
-    store.ingest([[new_event(2)]], position=Position("landing", "10", "20"))
-    for before in (None, "10"):
-        with pytest.raises(PositionMoved, match="landing"):
-            store.ingest([[new_event(3)]], position=Position("landing", before, "30"))
-    assert store.position("landing") == "20"
-    assert len(store.events()) == 2
-
-
-def test_a_raw_request_waits_in_quarantine(store: Store) -> None:
-    raw = Raw(departed.path, b"\xff\x00{", {"content-type": "text/plain"}, "ValueError: no")
-    assert store.quarantine_size() == 0
-    kept = store.quarantine(raw)
-    [found] = store.quarantined()
-    assert store.quarantine_size() == 1
-    assert (found.id, found.raw) == (kept, raw)
 
 
 def test_out_of_order_commits_lose_nothing(store: Store) -> None:

@@ -1,0 +1,102 @@
+"""Raw requests and messages that wait to be taken again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, delete, func, select
+
+from blacksmith_dagster.errors import Unknown
+from blacksmith_dagster.store.interface import Raw
+from blacksmith_dagster.store.parts import parts
+from blacksmith_dagster.store.tables import kinds, quarantine
+from blacksmith_dagster.store.upkeep import upsert
+
+_ID = re.compile(r"qua_([1-9][0-9]{0,17})")
+_NAMED = 1000  # in one statement
+
+
+def id_of(number: int) -> str:
+    """The public id of a request in quarantine."""
+    return f"qua_{number}"
+
+
+def number_of(quarantine_id: str) -> int:
+    """The number that a public id stands for. Raises `Unknown` if it can be none's."""
+    match = _ID.fullmatch(quarantine_id)
+    if match is None:
+        raise _gone(quarantine_id)
+    return int(match[1])
+
+
+def keep(conn: Connection, kind: int, raw: Raw, now: datetime) -> int:
+    """Keep a raw request; returns its number, which is the first one's if its key is known."""
+    added = upsert(conn, quarantine).values(
+        kind=kind,
+        received_at=now,
+        headers=msgspec.json.encode(raw.headers).decode(),
+        body=raw.body,
+        error=raw.error,
+        key=raw.key,
+    )
+    if raw.key is not None:
+        # An update that changes nothing, as only what was written is returned.
+        same = {"key": added.excluded.key}
+        added = added.on_conflict_do_update(index_elements=["kind", "key"], set_=same)
+    number: int = conn.execute(added.returning(quarantine.c.id)).scalar_one()
+    return number
+
+
+def drop(conn: Connection, ids: Sequence[str]) -> None:
+    """Remove requests. Raises `Unknown` if one is not there."""
+    there: set[int] = set()
+    # Locked in order, so that two who drop the same wait for each other and never in a circle.
+    for some in parts(sorted({number_of(each) for each in ids}), _NAMED):
+        named = quarantine.c.id.in_(some)
+        locked = select(quarantine.c.id).where(named).order_by(quarantine.c.id).with_for_update()
+        there.update(conn.execute(locked).scalars())
+        conn.execute(delete(quarantine).where(named))
+    for each in ids:
+        if number_of(each) not in there:
+            raise _gone(each)
+
+
+def find(conn: Connection, quarantine_id: str) -> Any:
+    """The row of a request, whole, with its kind's path. Raises `Unknown`."""
+    number = number_of(quarantine_id)
+    row = conn.execute(
+        select(quarantine, kinds.c.path)
+        .join(kinds, kinds.c.id == quarantine.c.kind)
+        .where(quarantine.c.id == number)
+    ).first()
+    if row is None:
+        raise _gone(quarantine_id)
+    return row
+
+
+def oldest(conn: Connection, kind: int | None, limit: int) -> Sequence[Any]:
+    """Rows of the oldest requests, with the size of their bodies, which are not read."""
+    size = func.length(quarantine.c.body).label("size")
+    of = (quarantine.c.id, kinds.c.path, quarantine.c.received_at, quarantine.c.error, size)
+    found = select(*of).join(kinds, kinds.c.id == quarantine.c.kind)
+    if kind is not None:
+        found = found.where(quarantine.c.kind == kind)
+    return conn.execute(found.order_by(quarantine.c.id).limit(limit)).all()
+
+
+def sizes(conn: Connection) -> dict[str, int]:
+    """How many requests there are, by their kind's path."""
+    number = func.count().label("requests")
+    per_kind = select(quarantine.c.kind, number).group_by(quarantine.c.kind).subquery()
+    found = select(kinds.c.path, per_kind.c.requests).join(per_kind, per_kind.c.kind == kinds.c.id)
+    return dict(conn.execute(found.order_by(kinds.c.path)).tuples().all())
+
+
+def _gone(quarantine_id: str) -> Unknown:
+    return Unknown(
+        f"no request {quarantine_id!r} in quarantine; `blacksmith quarantine list` shows what is there"
+    )
