@@ -1,0 +1,255 @@
+"""Events of several kinds from one request: children, doors, versions; and messages. No I/O."""
+
+from datetime import date
+from typing import Any
+
+import pytest
+
+from blacksmith_dagster import (
+    HTTP,
+    Batch,
+    Blacksmith,
+    Destination,
+    Event,
+    Message,
+    Reject,
+    Reply,
+    Request,
+    Source,
+    Subscription,
+)
+from blacksmith_dagster.errors import BadRequest, Refused, TooLarge, Unprocessable
+from blacksmith_dagster.gateway.extract import Extractor
+from blacksmith_dagster.pipeline.limits import Limits
+from blacksmith_dagster.store.interface import NewEvent, NewJob
+from blacksmith_dagster.testing import run
+
+
+def load(batch: Batch) -> None:
+    pass
+
+
+def a_shop(*, key: str | None = None, **properties: Any) -> tuple[Blacksmith, Any, Any, Any]:
+    """A source whose orders have lines, which have taxes; a destination receives the lines."""
+    shop = Source("shop", **properties)
+    tax = shop.child("tax")
+    line = shop.child("line")
+
+    def ordered(request: Request) -> Event[dict]:
+        order = request.json()
+        lines = [
+            line.of(each, children=[tax.of(rate) for rate in each.get("taxes", ())])
+            for each in order.get("lines", ())
+        ]
+        return Event(order, key=key, children=lines)
+
+    order = shop.event(HTTP("/orders"))(ordered)
+    lake = Destination("lake")
+    lake.event(receives=line, name="lines")(load)
+    app = Blacksmith(sources=[shop], destinations=[lake], since="2026-01-01")
+    return app, order, line, tax
+
+
+ORDER = {"lines": [{"n": 1, "taxes": [7, 19]}, {"n": 2}]}
+
+
+def made(app: Blacksmith, event: Any, request: Request, key: str | None = None) -> list[NewEvent]:
+    found = Extractor(app, event)(request, key)
+    assert not isinstance(found, Reply)
+    return found
+
+
+def test_children_follow_their_parent_and_make_their_own_jobs() -> None:
+    app, order, _, _ = a_shop()
+    found = made(app, order, Request.of(ORDER))
+    assert [(each.kind, each.parent) for each in found] == [
+        ("shop/ordered", None),
+        ("shop/line", 0),
+        ("shop/tax", 1),
+        ("shop/tax", 1),
+        ("shop/line", 0),
+    ]
+    assert [each.jobs for each in found if each.kind == "shop/line"] == [
+        (NewJob("lake/lines"),)
+    ] * 2
+
+
+def test_children_are_made_once_with_a_parent_that_has_a_key() -> None:
+    app, order, _, _ = a_shop(key="7")
+    found = made(app, order, Request.of(ORDER), "the request's")
+    assert [(each.key, each.ordinal) for each in found] == [
+        ("7", 0),
+        ("shop/ordered:7", 1),
+        ("shop/ordered:7", 2),
+        ("shop/ordered:7", 3),
+        ("shop/ordered:7", 4),
+    ]
+    assert len({each.digest for each in found}) == 5
+
+
+def test_children_of_events_without_a_key_count_by_the_requests() -> None:
+    app, order, _, _ = a_shop()
+    found = made(app, order, Request.of([ORDER, {}]), "k")
+    assert [(each.key, each.ordinal) for each in found] == [("k", place) for place in range(1, 7)]
+
+
+def test_two_parents_with_one_key_and_children_of_one_kind_do_not_meet() -> None:
+    shop = Source("shop")
+    line = shop.child("line")
+    kinds = [
+        shop.event(HTTP(f"/{name}"), name=name)(
+            lambda request: Event(1, key="7", children=[line.of(request.json())])
+        )
+        for name in ("ordered", "returned")
+    ]
+    app = Blacksmith(sources=[shop], destinations=[], since="2026-01-01")
+    keys = [made(app, kind, Request.of(1))[1].key for kind in kinds]
+    assert len(set(keys)) == 2
+
+
+def test_a_child_of_another_source_is_told() -> None:
+    other = Source("other").child("line")
+    shop = Source("shop")
+    ordered = shop.event(HTTP("/orders"), name="ordered")(
+        lambda request: Event(1, children=[other.of(2)])
+    )
+    app = Blacksmith(sources=[shop], destinations=[], since="2026-01-01")
+    with pytest.raises(
+        ValueError, match=r"other/line, which its source does not have.*shop/ordered"
+    ):
+        Extractor(app, ordered)(Request.of(1))
+
+
+def test_the_jobs_of_children_are_tested_like_others() -> None:
+    app, order, _, _ = a_shop()
+    jobs = run(app, [(order, {"lines": [{"n": 1}, {"n": 2}]})])["lake/lines"]
+    assert [(job.data["n"], job.event.parent) for job in jobs] == [(1, "evt_1"), (2, "evt_1")]
+
+
+# -- doors
+
+
+def a_door(function: Any, **properties: Any) -> Extractor:
+    shop = Source("shop", **properties)
+    for name in ("opened", "closed"):
+        shop.child(name)
+    shop.door(HTTP("/shop"))(function)
+    return Extractor(Blacksmith(sources=[shop], destinations=[], since="2026-01-01"), shop.doors[0])
+
+
+def by_state(request: Request) -> Any:
+    shop = Source("shop")
+    kinds = {True: shop.child("opened"), False: shop.child("closed")}
+    return [kinds[each["open"]].of(each) for each in request.json()]
+
+
+def test_a_doors_function_is_handed_the_whole_body_and_says_what_each_is() -> None:
+    found = a_door(by_state)(Request.of([{"open": True}, {"open": False}]), "k")
+    assert isinstance(found, list)
+    assert [(each.kind, each.ordinal) for each in found] == [("shop/opened", 1), ("shop/closed", 2)]
+
+
+def test_a_door_may_answer_at_once() -> None:
+    assert a_door(lambda request: Reply(200, "hello"))(Request.of(1)) == Reply(200, "hello")
+
+
+def test_what_a_door_must_return_is_told() -> None:
+    with pytest.raises(TypeError, match=r"gave a Event; it must return what SourceEvent\.of makes"):
+        a_door(lambda request: Event(1))(Request.of(1))
+
+
+@pytest.mark.parametrize(
+    ("limits", "body", "refused"),
+    [
+        (Limits(event_bytes=10), b'{"much": "too much"}', TooLarge),
+        (Limits(depth=2), b"[[[1]]]", Unprocessable),
+        (Limits(keys=1), b'{"a": 1, "b": 2}', Unprocessable),
+    ],
+)
+def test_the_sources_limits_hold_at_its_doors(
+    limits: Limits, body: bytes, refused: type[Refused]
+) -> None:
+    with pytest.raises(refused):
+        a_door(lambda request: [], limits=limits)(Request(body))
+
+
+# -- versions
+
+VERSIONS = {"2": None, "1": date(2026, 1, 1)}
+
+
+def versions_of(request: Request, **properties: Any) -> list[str | None]:
+    app, order, _, _ = a_shop(**properties)
+    return [each.version for each in made(app, order, request)]
+
+
+def test_an_event_without_a_version_is_of_the_default_one() -> None:
+    assert versions_of(Request.of(ORDER), versions=VERSIONS, default_version="2") == ["2"] * 5
+    assert versions_of(Request.of({}), versions=VERSIONS) == [None]
+
+
+def test_the_header_names_the_version_of_all_that_name_none() -> None:
+    request = Request.of(ORDER, {"Api-Version": "1"})
+    assert versions_of(request, versions=VERSIONS, default_version="2") == ["1"] * 5
+    assert versions_of(request) == ["1"] * 5
+
+
+def test_an_unknown_version_is_refused() -> None:
+    with pytest.raises(Unprocessable, match=r"shop/ordered has no version '3'; send one of 2, 1"):
+        versions_of(Request.of(ORDER, {"Api-Version": "3"}), versions=VERSIONS)
+
+
+def test_a_version_is_deprecated_from_its_day_on() -> None:
+    versions = Source("shop", versions=VERSIONS, default_version="2").versions
+    assert versions.deprecated_since("1", date(2025, 12, 31)) is None
+    assert versions.deprecated_since("1", date(2026, 1, 1)) == date(2026, 1, 1)
+    assert versions.deprecated_since("2", date(2030, 1, 1)) is None
+    assert versions.deprecated_since(None, date(2030, 1, 1)) is None
+
+
+# -- messages
+
+
+def a_subscription(function: Any = None, **properties: Any) -> Extractor:
+    shop = Source("shop", **properties)
+    if function is None:
+        event: Any = shop.accept("ordered", on=Subscription("orders"))
+    else:
+        event = shop.event(Subscription("orders"), name="ordered")(function)
+    return Extractor(Blacksmith(sources=[shop], destinations=[], since="2026-01-01"), event)
+
+
+def test_a_message_is_one_item_whatever_it_holds() -> None:
+    found = a_subscription()(Message(b"[1, 2]"))
+    assert isinstance(found, list)
+    assert [each.payload for each in found] == ["[1, 2]"]
+
+
+def test_a_message_is_handed_over_as_it_came() -> None:
+    handed = []
+    message = Message(b"\x00\xff", {"a": "b"}, "orders", "k", "m1")
+    a_subscription(lambda given: handed.append(given) or Event(1))(message, message.id)
+    assert handed == [message]
+
+
+def test_the_id_of_a_message_makes_its_events_once() -> None:
+    extractor = a_subscription(lambda message: [Event(1), Event(2)])
+    found = extractor(Message(b"x"), "m1")
+    assert isinstance(found, list)
+    assert [(each.key, each.ordinal) for each in found] == [("m1", 1), ("m1", 2)]
+
+
+@pytest.mark.parametrize(
+    ("function", "body", "error"),
+    [
+        (None, b"\xff", BadRequest),
+        (None, b"{", BadRequest),
+        (lambda message: Event(message.json(int)), b'"one"', Reject),
+        (lambda message: Reply(200), b"1", TypeError),
+    ],
+)
+def test_a_message_that_cannot_be_taken_says_why(
+    function: Any, body: bytes, error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        a_subscription(function)(Message(body))
