@@ -7,8 +7,10 @@
     ├── UsageError                an object is used in a way it does not allow
     ├── Refused                   an event is not taken; nothing was stored
     │   ├── Reject                an extract function says no (422)
+    │   │   └── Misfit            the data does not fit the event's model (422)
     │   ├── BadRequest            400
-    │   ├── NotAllowed            401
+    │   ├── NotAllowed            401: the sender has not proved who they are
+    │   ├── Forbidden             403: not from this network
     │   ├── TooSlow               408
     │   ├── TooLarge              413
     │   ├── UnsupportedMedia      415
@@ -84,10 +86,24 @@ class BadRequest(Refused):
 
 
 class NotAllowed(Refused):
-    """The bearer token is missing or wrong."""
+    """The sender has not proved who they are: a token or a signature is missing, wrong or old.
+
+    `challenge` says how they can, as WWW-Authenticate does (RFC 9110, section 11.6.1).
+    """
 
     status = 401
     title = "Not authorized"
+
+    def __init__(self, message: str, challenge: str = "Bearer") -> None:
+        super().__init__(message)
+        self.challenge = challenge
+
+
+class Forbidden(Refused):
+    """The sender's network is none that is let in."""
+
+    status = 403
+    title = "Forbidden"
 
 
 class TooSlow(Refused):
@@ -122,6 +138,12 @@ class Reject(Unprocessable):
     """Raised by an extract function to refuse a request with 422 and the reason given."""
 
     title = "Rejected by the source"
+
+
+class Misfit(Reject):
+    """The data can be read, and does not fit the model of its event: the message says where."""
+
+    title = "Does not fit the model"
 
 
 class KeyReused(Unprocessable):
@@ -255,7 +277,7 @@ def hide(secret: str) -> None:
     Values shorter than 4 characters are left: they would be found in harmless texts.
     """
     global _hidden
-    if len(secret) >= _SHORTEST_SECRET:
+    if len(secret) >= _SHORTEST_SECRET and secret not in _hidden:
         # As it is, and as a repr shows it. Replaced, not changed: other threads are reading it.
         with _hiding:
             forms = {*_hidden, secret, repr(secret)[1:-1]}

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from blacksmith_dagster.cli.answers import destinations, events, jobs, quarantine, status
+from blacksmith_dagster.cli.keys import keys
 from blacksmith_dagster.cli.migrations import migrations
 from blacksmith_dagster.cli.processes import dev, gateway, store
 from blacksmith_dagster.cli.purge import purge
@@ -47,6 +48,7 @@ for _command in (
     events,
     jobs,
     destinations,
+    keys,
     migrations,
     quarantine,
     replay,

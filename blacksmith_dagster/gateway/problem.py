@@ -55,7 +55,7 @@ def refusal(error: Refused) -> Response:
     if isinstance(error, Busy):
         headers["Retry-After"] = str(error.retry_after)
     elif isinstance(error, NotAllowed):
-        headers["WWW-Authenticate"] = "Bearer"
+        headers["WWW-Authenticate"] = error.challenge
     elif isinstance(error, TooSlow):
         headers["Connection"] = "close"
     elif isinstance(error, UnsupportedMedia):

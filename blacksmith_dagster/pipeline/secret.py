@@ -35,13 +35,20 @@ class Secret:
                 "underscores, never the secret itself; what it was given is not repeated here"
             )
 
+    def read(self) -> str | None:
+        """The secret's value, or `None` when the environment variable is not set or empty.
+
+        Unlike a revealed one it is not cut out of errors: for what is compared and let go.
+        """
+        return os.environ.get(self.name) or None
+
     def reveal(self) -> str:
         """The secret's value.
 
         Raises `MissingSecret` when the environment variable is not set or empty.
         """
-        value = os.environ.get(self.name)
-        if not value:
+        value = self.read()
+        if value is None:
             raise MissingSecret(self.name)
         hide(value)
         return value

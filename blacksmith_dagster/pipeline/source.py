@@ -6,7 +6,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
-from typing import Any, Generic, Protocol, TypeAlias, TypedDict, TypeVar, Unpack, overload
+from typing import Any, Generic, Literal, Protocol, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
 from msgspec import inspect
 
@@ -15,6 +15,7 @@ from blacksmith_dagster.pipeline import cron as _cron
 from blacksmith_dagster.pipeline import limits as _limits
 from blacksmith_dagster.pipeline.auth import Auth
 from blacksmith_dagster.pipeline.cdc import CDC
+from blacksmith_dagster.pipeline.cors import CORS
 from blacksmith_dagster.pipeline.cron import Cron
 from blacksmith_dagster.pipeline.event import Event, Occurrence
 from blacksmith_dagster.pipeline.flow import Receivable
@@ -26,6 +27,7 @@ from blacksmith_dagster.pipeline.migration import (
     checked_migrations,
     run_function,
 )
+from blacksmith_dagster.pipeline.networks import Network, checked_networks
 from blacksmith_dagster.pipeline.retention import checked_keep
 from blacksmith_dagster.pipeline.rules import (
     checked_function,
@@ -56,7 +58,12 @@ class Properties(TypedDict, total=False):
     """What a source and each of its events may be given; an event inherits what it is not given.
 
     - `auth`: who may send to it; nobody is asked by default (the gateway listens on loopback).
+    - `networks`: from where: '192.0.2.0/24', '2001:db8::/32', or an address; from everywhere by
+      default. Behind a proxy the gateway is told its address: `StandardGateway(trusted_proxies=)`.
+    - `cors`: the sites whose pages may send to it; none by default.
     - `limits`: of a request.
+    - `invalid`: what becomes of data that does not fit its event's model: 'refuse' answers 422 and
+      where the fault is, the default; 'quarantine' takes the request and keeps it in quarantine.
     - `keep`: how long an event is kept from when it was received ('30d'), at least as long as a job
       of it waits; 'forever', the default, if nothing says otherwise.
     - `keep_discarded`: how long it is kept from when a job of it was discarded; as long as `keep`,
@@ -68,7 +75,10 @@ class Properties(TypedDict, total=False):
     """
 
     auth: Auth | None
+    networks: Sequence[str] | None
+    cors: CORS | None
     limits: Limits | None
+    invalid: Literal["refuse", "quarantine"] | None
     keep: str | None
     keep_discarded: str | None
     versions: Mapping[str, date | None] | None
@@ -102,6 +112,10 @@ class SourceEvent(Receivable[T_co], Generic[T_co, In_contra, Out]):
         self.trigger = trigger.inherit(source.cron) if isinstance(trigger, Cron) else trigger
         self.function = function
         self.auth = own.get("auth") or source.auth
+        networks = checked_networks(f"{path}: networks", own.get("networks"))
+        self.networks = networks or source.networks
+        self.cors = _checked_cors(path, own.get("cors")) or source.cors
+        self.invalid = _checked_invalid(path, own.get("invalid")) or source.invalid
         self.limits = (own.get("limits") or Limits()).inherit(source.limits)
         self.keep = checked_keep(f"{path}: keep", own.get("keep")) or source.keep
         discarded = checked_keep(f"{path}: keep_discarded", own.get("keep_discarded"))
@@ -187,6 +201,21 @@ class Door:
         return self.source.auth
 
     @property
+    def networks(self) -> tuple[Network, ...] | None:
+        """The source's."""
+        return self.source.networks
+
+    @property
+    def cors(self) -> CORS | None:
+        """The source's."""
+        return self.source.cors
+
+    @property
+    def invalid(self) -> Literal["refuse", "quarantine"]:
+        """The source's."""
+        return self.source.invalid
+
+    @property
     def limits(self) -> Limits:
         """The source's."""
         return self.source.limits
@@ -213,6 +242,9 @@ class Source:
         where = f"source {name!r}"
         self.cron = (cron or Cron()).inherit(_cron.DEFAULT)
         self.auth = given.get("auth")
+        self.networks = checked_networks(f"{where}: networks", given.get("networks"))
+        self.cors = _checked_cors(where, given.get("cors"))
+        self.invalid = _checked_invalid(where, given.get("invalid")) or "refuse"
         self.limits = (given.get("limits") or Limits()).inherit(_limits.DEFAULT)
         self.keep = checked_keep(f"{where}: keep", given.get("keep"))
         self.keep_discarded = checked_keep(f"{where}: keep_discarded", given.get("keep_discarded"))
@@ -394,6 +426,22 @@ class Source:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
+
+
+def _checked_cors(where: str, cors: CORS | None) -> CORS | None:
+    if cors is not None and not isinstance(cors, CORS):
+        raise DeclarationError(
+            f"{where}: cors={cors!r}: write CORS(origins=['https://shop.example'])"
+        )
+    return cors
+
+
+def _checked_invalid(
+    where: str, invalid: Literal["refuse", "quarantine"] | None
+) -> Literal["refuse", "quarantine"] | None:
+    if invalid not in (None, "refuse", "quarantine"):
+        raise DeclarationError(f"{where}: invalid={invalid!r}: write 'refuse' or 'quarantine'")
+    return invalid
 
 
 def _returned_model(where: str, function: Callable[..., Any]) -> Any:
