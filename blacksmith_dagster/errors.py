@@ -19,6 +19,7 @@
     │   └── Busy                  429: the queue is full
     ├── Unavailable               the store, the supervisor, a broker or a destination does not answer
     │   └── OutcomeUnknown        the connection broke during a commit
+    ├── ChangesLost               a database's changes are gone before they were read
     ├── Timeout                   a load has not returned in time
     ├── MigrationError            a migration's file, or a plan, breaks a rule; nothing was run
     │   └── TargetHeld            another run is migrating this target
@@ -168,6 +169,14 @@ class OutcomeUnknown(Unavailable):
     """The connection to the database broke while a commit was under way: it may have happened or not.
 
     Send the same request again with the same `Idempotency-Key`: it makes one event at most.
+    """
+
+
+class ChangesLost(BlacksmithError):
+    """Changes of a database can't be read any more, though not all were kept.
+
+    The message says from where on they are missing. Nothing more is read until it is said how to
+    begin anew: a gap is never passed over in silence.
     """
 
 

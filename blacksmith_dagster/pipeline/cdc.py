@@ -14,7 +14,8 @@ class Listener:
 
     The generator sets `cursor` and then yields the event that it belongs to: what it was set to
     when an event is yielded is committed with this event. It looks at `stopping`, or waits by
-    `wait`, every few seconds at least, and returns when asked to.
+    `wait`, every few seconds at least, and returns when asked to. It yields an empty list to keep a
+    cursor that no event belongs to.
 
     - `cursor`: any JSON value: how far the listener had come when it was last committed; `None` at
       first.
