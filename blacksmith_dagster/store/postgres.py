@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from itertools import islice
-from typing import Any, TypeGuard
+from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, create_engine, event, func, text
 from sqlalchemy.engine import URL
@@ -113,17 +113,19 @@ class PostgresStore(SQLStore):
         released: Sequence[str] = (),
         received_at: datetime | None = None,
     ) -> list[list[str] | KeyReused]:
-        """Of events that need only be appended, one statement is the whole transaction."""
-        alone = not (positions or released or received_at)
+        """Of events without keys and parents, one statement is the whole transaction."""
+        asked = [each for each in requests if not isinstance(each, Raw)]
+        new = [event for request in asked for event in request]
+        plain = len(asked) == len(requests) and not (positions or released or received_at)
+        plain = plain and all(each.key is None and each.parent is None for each in new)
         try:
-            if alone and _need_only_be_appended(requests):
-                new = [event for request in requests for event in request]
-                with self.reading() as conn, committing(self.label):
-                    ids = iter(self._epochs.ids_of(self._append(conn, new, {})))
-                return [list(islice(ids, len(request))) for request in requests]
-            return super().ingest(
-                requests, positions=positions, released=released, received_at=received_at
-            )
+            if not plain or not new:
+                return super().ingest(
+                    requests, positions=positions, released=released, received_at=received_at
+                )
+            with self.reading() as conn, committing(self.label):
+                ids = iter(self._epochs.ids_of(self._append(conn, new, {})))
+            return [list(islice(ids, len(request))) for request in asked]
         except _NoPartition:
             self._make_partitions()
             return self.ingest(
@@ -220,18 +222,6 @@ class PostgresStore(SQLStore):
         """Also make partitions ahead."""
         self._make_partitions()
         super().maintain()
-
-
-def _need_only_be_appended(
-    requests: Sequence[Sequence[NewEvent] | Raw],
-) -> TypeGuard[Sequence[Sequence[NewEvent]]]:
-    """Whether there are events, and neither raw requests nor keys nor children with their parents."""
-    for request in requests:
-        if isinstance(request, Raw):
-            return False
-        if any(each.key is not None or isinstance(each.parent, int) for each in request):
-            return False
-    return any(requests)
 
 
 class _NoPartition(Unavailable):

@@ -140,8 +140,10 @@ class SQLStore(ABC):
     def _parents(self, new: Sequence[NewEvent], parents: Mapping[int, int]) -> list[int | None]:
         """The parent of each event: its sequence number, or `~index` of one in `new`."""
         return [
-            parents.get(index)
-            if each.parent is None or isinstance(each.parent, int)
+            None
+            if each.parent is None
+            else parents[index]
+            if isinstance(each.parent, int)
             else self._epochs.seq_of(each.parent)
             for index, each in enumerate(new)
         ]
@@ -260,8 +262,8 @@ class SQLStore(ABC):
         released: Sequence[str] = (),
         received_at: datetime | None = None,
     ) -> list[list[str] | KeyReused]:
-        asked = [each for each in requests if not isinstance(each, Raw)]
         raws = [each for each in requests if isinstance(each, Raw)]
+        asked = [each for each in requests if not isinstance(each, Raw)]
         with self.writing() as conn:
             if received_at is not None:
                 upkeep.begin_import(conn, received_at, self._watermark(conn))
@@ -274,6 +276,8 @@ class SQLStore(ABC):
                 kept, waiting = admitted.refusals, [[] for _ in raws]
             else:
                 kept = self._keep(conn, admitted, received_at)
+        if not raws:
+            return kept
         answers, quarantined = iter(kept), iter(waiting)
         return [next(quarantined if isinstance(each, Raw) else answers) for each in requests]
 
