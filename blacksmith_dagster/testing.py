@@ -12,6 +12,7 @@ from blacksmith_dagster.errors import KeyReused, UsageError
 from blacksmith_dagster.gateway.extract import Extractor
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.event import Event, Job
+from blacksmith_dagster.pipeline.model import decoder, encode
 from blacksmith_dagster.pipeline.source import SourceEvent
 from blacksmith_dagster.pipeline.subscription import Message, Subscription
 from blacksmith_dagster.pipeline.trigger import Reply, Request
@@ -78,7 +79,7 @@ def _extracted(
     extractor = Extractor(app, source_event)
     if isinstance(given, Event):
         if source_event.function is None:  # nobody returns: it comes out of the body
-            data = msgspec.json.decode(msgspec.json.encode(given.data), type=source_event.model)
+            data = decoder(source_event.model)(encode(given.data))
             given = msgspec.structs.replace(given, data=data)
         return extractor.events(given)
     if isinstance(source_event.trigger, Subscription):
@@ -91,7 +92,7 @@ def _extracted(
 
 def _kept(app: Blacksmith, new: NewEvent, event_id: str, parent: str | None) -> Event[Any]:
     return Event(
-        msgspec.json.decode(new.payload, type=app.source_events[new.kind].model),
+        decoder(app.source_events[new.kind].model, kept=True)(new.payload),
         new.key,
         new.sent_at,
         {} if new.context is None else msgspec.json.decode(new.context),

@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 import httpx
-import msgspec
 
 from blacksmith_dagster.destinations.answers import excerpt, may_be_a_part, redacted, verdict
 from blacksmith_dagster.errors import DeclarationError, SettingsError
@@ -25,6 +24,7 @@ from blacksmith_dagster.pipeline.destination import Destination, DestinationEven
 from blacksmith_dagster.pipeline.event import Job
 from blacksmith_dagster.pipeline.flow import Receives
 from blacksmith_dagster.pipeline.migration import Migrations
+from blacksmith_dagster.pipeline.model import encode
 from blacksmith_dagster.pipeline.rules import duration
 from blacksmith_dagster.pipeline.schedule import Schedule
 from blacksmith_dagster.pipeline.secret import Secret
@@ -298,7 +298,7 @@ class _Post:
         contents: list[bytes] = []
         for job in batch:
             try:
-                contents.append(msgspec.json.encode(self.body(job)))
+                contents.append(encode(self.body(job)))
                 jobs.append(job)
             except Exception as error:  # noqa: BLE001 — the user's function: whatever it raises
                 batch.fail(job, f"its body cannot be made: {type(error).__name__}: {error}")

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from blacksmith_dagster.pipeline.event import Job
+from blacksmith_dagster.pipeline.model import to_builtins
 
 _KEPT = (bytes, datetime, date, time, Decimal)
 
@@ -41,7 +42,7 @@ def fitted(
 
 def _values(data: Any, columns: Set[str], table: str, needed: Sequence[str]) -> Mapping[str, Any]:
     try:
-        values = msgspec.to_builtins(data, builtin_types=_KEPT)
+        values = to_builtins(data, _KEPT)
     except (TypeError, ValueError) as error:
         raise ValueError(f"its data cannot be written: {error}") from error
     if not isinstance(values, dict) or not values:

@@ -11,9 +11,11 @@ from hashlib import blake2b
 from typing import Any, cast
 
 import msgspec
+from msgspec import structs
 
 from blacksmith_dagster.errors import (
     BadRequest,
+    Misfit,
     TooLarge,
     Unprocessable,
     UnsupportedMedia,
@@ -21,6 +23,7 @@ from blacksmith_dagster.errors import (
 )
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.event import Event, Occurrence
+from blacksmith_dagster.pipeline.model import decoder, encode, is_plain
 from blacksmith_dagster.pipeline.source import Door, SourceEvent
 from blacksmith_dagster.pipeline.subscription import Message
 from blacksmith_dagster.pipeline.trigger import Reply, Request
@@ -40,7 +43,6 @@ _NO_BRACKET_OR_COMMA = bytes(set(range(256)) - set(b"[]{},"))
 _UNENCODABLE = (TypeError, ValueError, OverflowError, RecursionError)
 _UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
-_encode = msgspec.json.Encoder().encode
 _raw_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
@@ -62,20 +64,22 @@ class Extractor:
         self._event_bytes = cast(int, event.limits.event_bytes)
         self._depth = cast(int, event.limits.depth)
         self._keys = cast(int, event.limits.keys)
-        model = event.model if isinstance(event, SourceEvent) else Any
         self._kinds = {each.path: _Kind(app, each) for each in event.source.events.values()}
         # What a function returns by itself: events of this kind, or occurrences of any.
         self._kind = self._kinds.get(event.path)
-        self._decode = msgspec.json.Decoder(model).decode
 
     def __call__(
-        self, request: Request | Message, key: str | None = None
+        self,
+        request: Request | Message,
+        key: str | None = None,
+        misfits: list[tuple[bytes, Misfit]] | None = None,
     ) -> list[NewEvent] | Reply:
         """The events of a request or a message, or the reply that its function gave to a request; all
         or nothing.
 
         `key` is the request's `Idempotency-Key`, or the message's id: it stands for the whole body,
-        and counts for the events that have no key of their own.
+        and counts for the events that have no key of their own. Items that do not fit their model are
+        added to `misfits`, each with its fault, and the others are taken, if it is given.
 
         Raises `Refused` for what must not be taken; whatever else the source event's function raises.
         """
@@ -92,16 +96,23 @@ class Extractor:
                 self._check_shape(request.body)
         else:
             items = self._items(request)
-        if self._function is None:
-            for item in items:
-                self._accept(made, item)
-            return made.events
         for item in items:
-            one = request if item is request.body else msgspec.structs.replace(request, body=item)
-            returned = self._function(one)
-            if isinstance(returned, Reply) and isinstance(request, Request):
-                return _checked_reply(self.event.path, returned)
-            self._add(made, returned)
+            before = len(made.events)
+            try:
+                if self._function is None:
+                    self._accept(made, item)
+                    continue
+                one = request if item is request.body else structs.replace(request, body=item)
+                returned = self._function(one)
+                if isinstance(returned, Reply) and isinstance(request, Request):
+                    return _checked_reply(self.event.path, returned)
+                self._add(made, returned)
+            except Misfit as error:
+                if misfits is None:
+                    raise
+                misfits.append((item, error))
+                del made.events[before:]
+                made.left_out += 1
         return made.events
 
     def events(self, returned: Any) -> list[NewEvent]:
@@ -182,12 +193,12 @@ class Extractor:
         )
 
     def _accept(self, made: _Made, item: bytes) -> None:
-        kind, place = cast(_Kind, self._kind), len(made.events) + 1
+        kind, place = cast(_Kind, self._kind), made.place
         try:
             payload = item.decode()
-            data = self._decode(item)
+            data = kind.decode(item)
         except msgspec.ValidationError as error:
-            raise Unprocessable(f"event {place} does not fit {kind.path}: {error}") from error
+            raise Misfit(f"event {place} does not fit {kind.path}: {error}") from error
         except _UNDECODABLE as error:
             raise BadRequest(f"event {place} is not JSON: {error}") from error
         made.events.append(
@@ -253,18 +264,23 @@ class Extractor:
         `family` is the key of the nearest ancestor that has one of its own, and the place of that
         one: children that have no key are made once with it.
         """
-        index = len(made.events)
+        index, place = len(made.events), made.place
         if index == REQUEST_EVENTS:
             raise TooLarge(_TOO_MANY)
         try:
-            payload = _encode(event.data)
-            context = _encode(event.context).decode() if event.context else None
+            payload = encode(event.data)
+            context = encode(event.context).decode() if event.context else None
         except _UNENCODABLE as error:
             raise Unprocessable(
-                f"event {index + 1} of {kind.path} cannot be written as JSON: {error}"
+                f"event {place} of {kind.path} cannot be written as JSON: {error}"
             ) from error
+        try:
+            if kind.checks and is_plain(event.data):
+                kind.decode(payload)
+        except msgspec.ValidationError as error:
+            raise Misfit(f"event {place} does not fit {kind.path}: {error}") from error
         # Places begin at 1, so that an event's own key never meets an equal one of a request.
-        key, digest, place = made.key, made.digest, index + 1
+        key, digest = made.key, made.digest
         if event.key is not None:
             key, digest, place = check_key(event.key), _digest(payload), 0
             family = (f"{kind.path}:{event.key}", index)
@@ -289,17 +305,27 @@ class Extractor:
 
 
 class _Made:
-    """The events that one request has made so far; its key with the body's digest, its version."""
+    """The events that one request has made so far; its key with the body's digest, its version.
 
-    __slots__ = ("digest", "events", "key", "version")
+    `left_out` is how many items do not fit: they keep their places, so that the others have the same
+    ones once they do.
+    """
+
+    __slots__ = ("digest", "events", "key", "left_out", "version")
 
     def __init__(
         self, key: str | None = None, digest: bytes | None = None, version: str | None = None
     ) -> None:
         self.events: list[NewEvent] = []
+        self.left_out = 0
         self.key = key
         self.digest = digest
         self.version = version
+
+    @property
+    def place(self) -> int:
+        """That of the next event, from 1."""
+        return len(self.events) + self.left_out + 1
 
 
 class _Kind:
@@ -308,6 +334,9 @@ class _Kind:
     def __init__(self, app: Blacksmith, event: SourceEvent[Any, Any, Any]) -> None:
         self.path = event.path
         self._versions = event.versions
+        self.decode = decoder(event.model)
+        # A function that is annotated has made its data itself; others hand on what has come.
+        self.checks = event.function is None and event.model is not Any
         self._flows = [
             (NewJob(destination.path), flow.when)
             for destination, flow in app.receivers.get(event.path, ())

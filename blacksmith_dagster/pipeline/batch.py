@@ -12,6 +12,7 @@ import msgspec
 
 from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.pipeline.event import Job
+from blacksmith_dagster.pipeline.model import to_builtins
 
 if TYPE_CHECKING:
     import pandas
@@ -99,9 +100,7 @@ class Batch(Generic[T]):
         """The jobs' data as a pandas DataFrame: a row a job, in the batch's order."""
         import pandas
 
-        rows: Any = [
-            msgspec.to_builtins(job.data, builtin_types=_KEPT_BY_PANDAS) for job in self._jobs
-        ]
+        rows: Any = [to_builtins(job.data, _KEPT_BY_PANDAS) for job in self._jobs]
         return pandas.DataFrame(rows)
 
     def _seconds(self, asked: Any) -> float | None:

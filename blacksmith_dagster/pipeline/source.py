@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any, Generic, Literal, Protocol, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
-from msgspec import inspect
-
 from blacksmith_dagster.errors import DeclarationError
 from blacksmith_dagster.pipeline import cron as _cron
 from blacksmith_dagster.pipeline import limits as _limits
@@ -27,6 +25,7 @@ from blacksmith_dagster.pipeline.migration import (
     checked_migrations,
     run_function,
 )
+from blacksmith_dagster.pipeline.model import JSONSchema, checked_model
 from blacksmith_dagster.pipeline.networks import Network, checked_networks
 from blacksmith_dagster.pipeline.retention import checked_keep
 from blacksmith_dagster.pipeline.rules import (
@@ -106,7 +105,7 @@ class SourceEvent(Receivable[T_co], Generic[T_co, In_contra, Out]):
         **own: Unpack[Properties],
     ) -> None:
         path = f"{source.name}/{checked_name(f'source {source.name!r}: event', name)}"
-        super().__init__(path, _checked_model(path, model))
+        super().__init__(path, checked_model(path, model))
         self.source = source
         self.name = name
         self.trigger = trigger.inherit(source.cron) if isinstance(trigger, Cron) else trigger
@@ -315,6 +314,16 @@ class Source:
         self,
         name: str,
         *,
+        model: JSONSchema,
+        on: HTTP | Subscription | None = None,
+        description: str | None = None,
+        **own: Unpack[Properties],
+    ) -> SourceEvent[Any, Any, Any]: ...
+    @overload
+    def accept(
+        self,
+        name: str,
+        *,
         on: HTTP | Subscription | None = None,
         description: str | None = None,
         **own: Unpack[Properties],
@@ -331,7 +340,8 @@ class Source:
         """A source event without a function: a JSON body is kept as it is, to the byte.
 
         It is sent to `/v1/<source>/<name>` unless `on` says otherwise. A body that does not fit
-        `model` (any type that msgspec decodes into) is refused with 422.
+        `model` (a type that msgspec decodes into, a model of pydantic, or a `JSONSchema`) is refused
+        with 422, or kept in quarantine; see `invalid` of `Properties`.
 
         >>> Source("airport").accept("cancelled").trigger
         HTTP(path='/v1/airport/cancelled', method='POST')
@@ -350,6 +360,15 @@ class Source:
         description: str | None = None,
         **own: Unpack[Properties],
     ) -> SourceEvent[T, Any, Any]: ...
+    @overload
+    def child(
+        self,
+        name: str,
+        *,
+        model: JSONSchema,
+        description: str | None = None,
+        **own: Unpack[Properties],
+    ) -> SourceEvent[Any, Any, Any]: ...
     @overload
     def child(
         self, name: str, *, description: str | None = None, **own: Unpack[Properties]
@@ -468,16 +487,3 @@ def _models_of(returned: Any) -> list[Any]:
     if typing.get_origin(returned) is Event:
         return [arguments[0]]
     return [model for argument in arguments for model in _models_of(argument)]
-
-
-def _checked_model(path: str, model: Any) -> Any:
-    why = "msgspec knows no way from JSON to it"
-    try:
-        if model is object or not isinstance(inspect.type_info(model), inspect.CustomType):
-            return model
-    except _NOT_THERE as error:
-        why = str(error)
-    raise DeclarationError(
-        f"{path}: its data cannot be decoded into {model!r}: {why}; give a msgspec.Struct, a "
-        "dataclass, a TypedDict or another type that msgspec decodes"
-    )

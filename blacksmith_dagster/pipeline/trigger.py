@@ -10,7 +10,8 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from blacksmith_dagster.errors import DeclarationError, Reject
+from blacksmith_dagster.errors import DeclarationError, Misfit, Reject
+from blacksmith_dagster.pipeline import model
 
 In = TypeVar("In")
 T = TypeVar("T")
@@ -24,9 +25,14 @@ class Trigger(Generic[In]):
 
 
 def decoded(body: bytes, type: Any) -> Any:
-    """A body of JSON decoded into `type`. Raises `Reject` with the place of the fault."""
+    """A body of JSON decoded into `type`.
+
+    Raises `Misfit` with the place of the fault, and `Reject` for what is not JSON.
+    """
     try:
-        return msgspec.json.decode(body, type=type)
+        return model.decoded(body, type)
+    except msgspec.ValidationError as error:
+        raise Misfit(f"the body does not fit: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Reject(f"the body does not fit: {error}") from error
 
@@ -63,10 +69,11 @@ class Request(msgspec.Struct, frozen=True):
     @overload
     def json(self, type: type[T]) -> T: ...
     def json(self, type: Any = Any) -> Any:
-        """The body decoded as JSON, into `type` if one is given (by msgspec: Structs, dataclasses,
-        TypedDicts, ...).
+        """The body decoded as JSON, into `type` if one is given: a type that msgspec decodes
+        (Structs, dataclasses, TypedDicts, ...), or a model of pydantic.
 
-        Raises `Reject` (422) with the place of the fault when it does not fit.
+        Raises `Reject` (422) with the place of the fault when it does not fit; see `invalid` of
+        `Properties`.
         """
         return decoded(self.body, type)
 

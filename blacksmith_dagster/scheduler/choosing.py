@@ -11,6 +11,7 @@ from blacksmith_dagster.errors import UsageError, describe
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import DestinationEvent
 from blacksmith_dagster.pipeline.event import Event
+from blacksmith_dagster.pipeline.model import decoder, encode
 from blacksmith_dagster.scheduler.decode import Decoder
 from blacksmith_dagster.settings import load_function
 from blacksmith_dagster.store.interface import (
@@ -110,8 +111,8 @@ class Chooser:
                 f"{row.kind.rpartition('.')[0]}"
             )
         try:
-            payload = msgspec.json.encode(self._asked(edit, event))
-            msgspec.json.decode(payload, type=source_event.model)
+            payload = encode(self._asked(edit, event))
+            decoder(source_event.model)(payload)
         except (TypeError, ValueError, msgspec.MsgspecError) as error:
             raise UsageError(
                 f"{self._request.edit}: what it made of event {row.id} does not fit {row.kind}: "

@@ -14,6 +14,7 @@ from blacksmith_dagster.pipeline.batch import Said
 from blacksmith_dagster.pipeline.destination import DestinationEvent
 from blacksmith_dagster.pipeline.event import Cause, Event, Job
 from blacksmith_dagster.pipeline.flow import Flow
+from blacksmith_dagster.pipeline.model import decoder
 from blacksmith_dagster.store.interface import JobRow, Load
 
 _CONTEXT = msgspec.json.Decoder(dict[str, Any])
@@ -38,7 +39,7 @@ class Decoded(NamedTuple):
 
 
 class Decoder:
-    """Makes the jobs of one destination event. Keeps a msgspec decoder per kind of event."""
+    """Makes the jobs of one destination event. Keeps a decoder per kind of event."""
 
     def __init__(self, app: Blacksmith, event: DestinationEvent[Any]) -> None:
         self._event = event
@@ -48,7 +49,7 @@ class Decoder:
             for outcome in each.outcomes
         }
         self._data = {
-            path: msgspec.json.Decoder(source_event.model).decode
+            path: decoder(source_event.model, kept=True)
             for path, source_event in app.source_events.items()
         }
         self._plain = {
