@@ -1,0 +1,227 @@
+"""What an event's data must look like, and its way into JSON and out of it."""
+
+from __future__ import annotations
+
+import sys
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+
+import msgspec
+from msgspec import inspect
+
+from blacksmith_dagster.errors import DeclarationError
+
+if TYPE_CHECKING:
+    import pydantic
+
+Decode: TypeAlias = Callable[[bytes | str], Any]
+
+_UNKNOWN = "objects of type {} cannot be written as JSON"
+_PLAIN = frozenset({type(None), bool, int, float, str, list, dict})
+# What an annotation raises that names what is not there, or is written wrongly.
+_NOT_THERE = (NameError, AttributeError, SyntaxError, TypeError, ValueError)
+
+_is_json = msgspec.json.Decoder(msgspec.Raw).decode
+_any = msgspec.json.Decoder().decode
+
+
+class JSONSchema:
+    """A JSON Schema that data must fit; the data itself stays as it is, dicts and lists.
+
+    It is given as a dict, or as the path of a file. Of the draft that its `$schema` names, else
+    2020-12. Whatever it refers to is in it: nothing is fetched.
+
+    >>> order = JSONSchema({"type": "object", "required": ["id"]})
+    >>> order.decode(b'{"id": 7}')
+    {'id': 7}
+
+    Raises `DeclarationError` for what is no JSON Schema, and `ImportError` without the extra
+    `jsonschema`.
+    """
+
+    def __init__(self, schema: Mapping[str, Any] | Path) -> None:
+        try:
+            import jsonschema_rs
+        except ImportError as error:
+            raise ImportError(
+                "a JSON Schema is checked by jsonschema-rs; "
+                "pip install 'blacksmith-dagster[jsonschema]'"
+            ) from error
+        where = f"JSONSchema({schema})" if isinstance(schema, Path) else "JSONSchema(...)"
+        self.schema: dict[str, Any] = _read(where, schema)
+        try:
+            validator = jsonschema_rs.validator_for(
+                self.schema, mask="the value", retriever=_fetch_nothing
+            )
+        except ValueError as error:
+            raise DeclarationError(
+                f"{where} is no JSON Schema: {str(error).partition(chr(10))[0]}"
+            ) from error
+        self._is_valid = validator.is_valid
+        self._faults = validator.iter_errors
+
+    def decode(self, body: bytes | str) -> Any:
+        """The data of a body of JSON.
+
+        Raises `msgspec.ValidationError` with the place of what does not fit, and
+        `msgspec.DecodeError` for what is not JSON.
+        """
+        data = _any(body)
+        if not self._is_valid(data):
+            faults = [(fault.message, fault.instance_path) for fault in self._faults(data)]
+            _misfit(faults)
+        return data
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.schema.get('title', '')}>"
+
+
+def decoder(model: Any, *, kept: bool = False) -> Decode:
+    """What decodes JSON into `model`: a type that msgspec or pydantic knows, or a `JSONSchema`.
+
+    It raises `msgspec.ValidationError` with the place of what does not fit, and another
+    `msgspec.DecodeError`, or `UnicodeDecodeError`, for what is not JSON. What was `kept` once is not
+    held against a schema again.
+    """
+    if isinstance(model, JSONSchema):
+        return _any if kept else model.decode
+    if _has_pydantic(model):
+        return _Pydantic(model).decode
+    decode: Decode = msgspec.json.Decoder(model).decode
+    return decode
+
+
+def decoded(body: bytes | str, model: Any) -> Any:
+    """A body decoded into `model`, once; see `decoder`."""
+    if _has_pydantic(model):
+        return _of_pydantic(model).decode(body)
+    return msgspec.json.decode(body, type=model)
+
+
+def encode(data: Any) -> bytes:
+    """Data as JSON: whatever msgspec can write, and pydantic's models within it.
+
+    Raises `TypeError`, `ValueError`, `OverflowError` or `RecursionError` for what cannot be written.
+    """
+    return _encode(data)
+
+
+def to_builtins(data: Any, kept: Sequence[type]) -> Any:
+    """Data as dicts, lists, numbers and texts; values of the types `kept` stay as they are."""
+    return msgspec.to_builtins(data, builtin_types=kept, enc_hook=_dumped)
+
+
+def is_plain(data: Any) -> bool:
+    """Whether data is what JSON itself knows, no object of a model."""
+    return type(data) in _PLAIN
+
+
+def checked_model(path: str, model: Any) -> Any:
+    """`model` if data can be decoded into it. Raises `DeclarationError`."""
+    if isinstance(model, JSONSchema):
+        return model
+    why = "msgspec knows no way from JSON to it"
+    try:
+        if _has_pydantic(model):
+            _Pydantic(model)
+            return model
+        if model is object or not isinstance(inspect.type_info(model), inspect.CustomType):
+            return model
+    except _NOT_THERE as error:
+        why = str(error)
+    raise DeclarationError(
+        f"{path}: its data cannot be decoded into {model!r}: {why}; give a msgspec.Struct, a "
+        "dataclass, a TypedDict or another type that msgspec decodes, a pydantic.BaseModel, or a "
+        "JSONSchema"
+    )
+
+
+def json_schema(model: Any) -> dict[str, Any]:
+    """The JSON Schema of `model`; of one that cannot be told by one, that of everything."""
+    if isinstance(model, JSONSchema):
+        return model.schema
+    try:
+        if _has_pydantic(model):
+            return _of_pydantic(model).json_schema()
+        return msgspec.json.schema(model)
+    except (TypeError, ValueError):  # of its own types alone, msgspec says so too
+        return {}
+
+
+class _Pydantic:
+    """A pydantic model, or a type made of some; an adapter is expensive to make."""
+
+    def __init__(self, model: Any) -> None:
+        from pydantic import TypeAdapter, ValidationError
+
+        self._adapter: pydantic.TypeAdapter[Any] = TypeAdapter(model)
+        self._invalid = ValidationError
+
+    def decode(self, body: bytes | str) -> Any:
+        _is_json(body)  # pydantic takes NaN too, which JSON does not know
+        try:
+            return self._adapter.validate_json(body)
+        except self._invalid as error:
+            faults = error.errors(include_url=False, include_context=False, include_input=False)
+            if faults[0]["type"] == "json_invalid":
+                raise msgspec.DecodeError(faults[0]["msg"]) from error
+            _misfit([(fault["msg"], fault["loc"]) for fault in faults])
+
+    def json_schema(self) -> dict[str, Any]:
+        return self._adapter.json_schema()
+
+
+_of_pydantic = lru_cache(maxsize=256)(_Pydantic)
+
+
+def _has_pydantic(model: Any) -> bool:
+    # Whoever has a model of pydantic has imported it.
+    pydantic = sys.modules.get("pydantic")
+    if pydantic is None:
+        return False
+    if isinstance(model, type) and issubclass(model, pydantic.BaseModel):
+        return True
+    return any(map(_has_pydantic, typing.get_args(model)))
+
+
+def _dumped(value: Any) -> Any:
+    if _has_pydantic(type(value)):
+        return value.model_dump(by_alias=True)
+    raise TypeError(_UNKNOWN.format(type(value).__qualname__))
+
+
+def _written(value: Any) -> Any:
+    if _has_pydantic(type(value)):
+        return msgspec.Raw(value.model_dump_json(by_alias=True).encode())
+    raise TypeError(_UNKNOWN.format(type(value).__qualname__))
+
+
+_encode = msgspec.json.Encoder(enc_hook=_written).encode
+
+
+def _misfit(faults: Sequence[tuple[str, Sequence[Any]]]) -> NoReturn:
+    """Raise for the first fault as msgspec does, whoever has found it."""
+    message, place = faults[0]
+    path = "".join(f"[{each}]" if isinstance(each, int) else f".{each}" for each in place)
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    raise msgspec.ValidationError(f"{message} - at `${path}`{more}")
+
+
+def _read(where: str, schema: Any) -> dict[str, Any]:
+    if isinstance(schema, Path):
+        try:
+            schema = _any(schema.read_bytes())
+        except (OSError, msgspec.DecodeError) as error:
+            raise DeclarationError(
+                f"{where} cannot be read: {error}; give a file of JSON"
+            ) from error
+    if not isinstance(schema, Mapping):
+        raise DeclarationError(f"{where}: a JSON Schema is a dict, or the path of a file with one")
+    return dict(schema)
+
+
+def _fetch_nothing(uri: str) -> NoReturn:
+    raise ValueError(f"{uri} is not in the schema; put it into its $defs, nothing is fetched")
