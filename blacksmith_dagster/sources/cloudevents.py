@@ -1,0 +1,124 @@
+"""CloudEvents 1.0 over HTTP, in its three content modes."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from blacksmith_dagster.errors import BadRequest, Misfit, UnsupportedMedia
+from blacksmith_dagster.pipeline.event import Occurrence
+from blacksmith_dagster.pipeline.source import DoorAnswer
+from blacksmith_dagster.pipeline.trigger import Request, decoded
+from blacksmith_dagster.sources.typed import TypedSource, moment, text
+
+_PREFIX = "ce-"
+_ESCAPED = re.compile(r"\\(.)")
+
+
+class CloudEventsSource(TypedSource):
+    """Events as CloudEvents 1.0 has them over HTTP: binary, structured, and in batches of JSON.
+
+    A CloudEvent's `type` is the type, its `source` and `id` together are the key, `time` is `sent_at`.
+    The event's data is the CloudEvent's, its context all attributes and extensions. Data that is not
+    JSON is kept as a text if its type is one (`text/...`, XML), else in base64, with
+    `"datacontentencoding": "base64"` in the context.
+
+    Nobody proves who they are unless `auth` asks for it.
+
+    >>> orders = CloudEventsSource("orders", auth=Bearer(Secret("ORDERS_TOKEN")))
+    >>> placed = orders.on("com.example.order.placed", name="placed")
+    >>> placed.path
+    'orders/placed'
+
+    Raises `DeclarationError`.
+    """
+
+    def _receive(self, request: Request) -> DoorAnswer:
+        """One CloudEvent, or a batch of them."""
+        media = _essence(request.headers.get("content-type", ""))
+        if media == "application/cloudevents+json":
+            return self._structured(request.json(), "$")
+        if media == "application/cloudevents-batch+json":
+            batch = request.json(list)
+            return [self._structured(each, f"$[{place}]") for place, each in enumerate(batch)]
+        if media.startswith("application/cloudevents"):
+            raise UnsupportedMedia(
+                f"CloudEvents as {media} are not taken; send JSON, or the binary content mode"
+            )
+        if f"{_PREFIX}specversion" not in request.headers:
+            raise BadRequest(
+                "this is no CloudEvent: its Content-Type is neither application/cloudevents+json nor "
+                "application/cloudevents-batch+json, and it has no header ce-specversion"
+            )
+        return self._binary(request)
+
+    def _binary(self, request: Request) -> Occurrence:
+        attributes: dict[str, Any] = {
+            name.removeprefix(_PREFIX): _unquoted(name, value)
+            for name, value in request.headers.items()
+            if name.startswith(_PREFIX)
+        }
+        media = request.headers.get("content-type")
+        if media is not None:
+            attributes["datacontenttype"] = media
+        return self._occurrence(attributes, _data(attributes, request.body), "$")
+
+    def _structured(self, event: Any, at: str) -> Occurrence:
+        if not isinstance(event, dict):
+            raise Misfit(f"the body does not fit: an object is needed - at `{at}`")
+        data, binary = event.pop("data", None), event.pop("data_base64", None)
+        if binary is not None:
+            if data is not None:
+                raise Misfit(f"a CloudEvent has data or data_base64, not both - at `{at}`")
+            try:
+                data = _data(event, base64.b64decode(binary, validate=True))
+            except (ValueError, TypeError) as error:
+                raise Misfit(f"this is no base64 - at `{at}.data_base64`") from error
+        return self._occurrence(event, data, at)
+
+    def _occurrence(self, attributes: Mapping[str, Any], data: Any, at: str) -> Occurrence:
+        if text(attributes, "specversion", at) != "1.0":
+            raise Misfit(f"CloudEvents 1.0 are taken, no others - at `{at}.specversion`")
+        source, id_ = text(attributes, "source", at), text(attributes, "id", at)
+        return self._kind(text(attributes, "type", at)).of(
+            data,
+            key=f"{source} {id_}",
+            sent_at=moment(attributes.get("time"), f"{at}.time"),
+            context=attributes,
+        )
+
+
+def _data(attributes: dict[str, Any], body: bytes) -> Any:
+    """Data as JSON can have it; the attributes say so if that is base64."""
+    if not body:
+        return None
+    media = _essence(attributes.get("datacontenttype") or "application/json")
+    if media.endswith(("/json", "+json")):
+        return decoded(body, Any)
+    if media.startswith("text/") or media.endswith(("/xml", "+xml")):
+        try:
+            return body.decode()
+        except UnicodeDecodeError as error:
+            raise BadRequest(f"the data is {media} and not in UTF-8; send it so") from error
+    attributes["datacontentencoding"] = "base64"
+    return base64.b64encode(body).decode()
+
+
+def _essence(media: Any) -> str:
+    return str(media).partition(";")[0].strip().lower()
+
+
+def _unquoted(name: str, value: str) -> str:
+    """An attribute as it was before it became a header (HTTP binding, section 3.1.3.2)."""
+    value = value.strip()
+    if len(value) > 1 and value[0] == value[-1] == '"':
+        value = _ESCAPED.sub(r"\1", value[1:-1])
+    try:
+        return unquote_to_bytes(value.encode("latin-1")).decode()
+    except UnicodeDecodeError as error:
+        raise BadRequest(
+            f"the header {name} is not UTF-8 once its percent signs are decoded"
+        ) from error

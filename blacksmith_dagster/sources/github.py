@@ -1,0 +1,53 @@
+"""GitHub's webhooks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Unpack
+
+from blacksmith_dagster.errors import Reject
+from blacksmith_dagster.pipeline.secret import Secret
+from blacksmith_dagster.pipeline.signatures import GitHubSignature
+from blacksmith_dagster.pipeline.source import DoorAnswer, Properties
+from blacksmith_dagster.pipeline.trigger import Reply, Request, decoded
+from blacksmith_dagster.sources.typed import TypedSource, header, several
+
+_FORM = "application/x-www-form-urlencoded"
+
+
+class GitHubSource(TypedSource):
+    """The webhooks of GitHub's repositories, organizations and apps.
+
+    - `secret`: that of the webhook; several while one is replaced by another.
+
+    `X-GitHub-Event` is the type, `X-GitHub-Delivery` the key. The event's data is the payload, its
+    context `{"event": ...}`. A `ping` that is not declared is answered, and nothing is kept.
+
+    >>> github = GitHubSource("github", secret=Secret("GITHUB_SECRET"))
+    >>> pushed = github.on("push")
+    >>> pushed.path, github.doors[0].on.path
+    ('github/push', '/v1/github')
+
+    Raises `DeclarationError`.
+    """
+
+    def __init__(
+        self, name: str, *, secret: Secret | Sequence[Secret], **given: Unpack[Properties]
+    ) -> None:
+        super().__init__(name, signature=GitHubSignature(*several(secret)), **given)
+
+    def _receive(self, request: Request) -> DoorAnswer:
+        """A delivery of a GitHub webhook."""
+        event = header(request, "X-GitHub-Event")
+        delivery = header(request, "X-GitHub-Delivery")
+        if event == "ping" and event not in self._types:
+            return Reply(200, "pong")
+        kind = self._kind(event)
+        if request.headers.get("content-type", "").startswith(_FORM):
+            payload = request.form().get("payload")
+            if payload is None:
+                raise Reject("the form has no payload")
+            data = decoded(payload.encode(), dict)
+        else:
+            data = request.json(dict)
+        return kind.of(data, key=delivery, context={"event": event})

@@ -1,0 +1,58 @@
+"""Slack's Events API."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Unpack
+
+from blacksmith_dagster.errors import Misfit
+from blacksmith_dagster.pipeline.secret import Secret
+from blacksmith_dagster.pipeline.signatures import SlackSignature
+from blacksmith_dagster.pipeline.source import DoorAnswer, Properties
+from blacksmith_dagster.pipeline.trigger import Reply, Request
+from blacksmith_dagster.sources.typed import TypedSource, moment, several, text
+
+
+class SlackSource(TypedSource):
+    """The events of a Slack app.
+
+    - `secret`: the app's signing secret; several while one is replaced by another.
+
+    The handshake (`url_verification`) is answered. Of an `event_callback` the type is that of its
+    `event`, which is the event's data; the rest is its context, `event_id` the key, which Slack's
+    retries bear too, and `event_time` is `sent_at`. Whatever else Slack sends, such as
+    `app_rate_limited`, has no data. All is answered 200.
+
+    >>> slack = SlackSource("slack", secret=Secret("SLACK_SIGNING_SECRET"))
+    >>> mentioned = slack.on("app_mention")
+    >>> mentioned.path
+    'slack/app_mention'
+
+    Raises `DeclarationError`.
+    """
+
+    def __init__(
+        self, name: str, *, secret: Secret | Sequence[Secret], **given: Unpack[Properties]
+    ) -> None:
+        super().__init__(
+            name, signature=SlackSignature(*several(secret)), answer=Reply(200), **given
+        )
+
+    def _receive(self, request: Request) -> DoorAnswer:
+        """A request of Slack's Events API."""
+        body = request.json(dict)
+        outer = text(body, "type")
+        if outer == "url_verification":
+            return Reply(200, text(body, "challenge"))
+        body.pop("token", None)  # a password of Slack's own, which the signature has replaced
+        if outer != "event_callback":
+            return self._kind(outer).of(None, context=body)
+        event: Any = body.pop("event", None)
+        if not isinstance(event, dict):
+            raise Misfit("the body does not fit: an object is needed - at `$.event`")
+        return self._kind(text(event, "type", "$.event")).of(
+            event,
+            key=text(body, "event_id"),
+            sent_at=moment(body.get("event_time"), "$.event_time"),
+            context=body,
+        )

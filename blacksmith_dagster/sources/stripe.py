@@ -1,0 +1,48 @@
+"""Stripe's webhooks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Unpack
+
+from blacksmith_dagster.pipeline.secret import Secret
+from blacksmith_dagster.pipeline.signatures import StripeSignature
+from blacksmith_dagster.pipeline.source import DoorAnswer, Properties
+from blacksmith_dagster.pipeline.trigger import Request
+from blacksmith_dagster.sources.typed import TypedSource, moment, several, text
+
+
+class StripeSource(TypedSource):
+    """The events of a Stripe account.
+
+    - `secret`: that of the webhook endpoint; several while one is replaced by another.
+
+    Stripe's id of the event is the key, `created` is `sent_at`, `api_version` the version. The
+    event's data is Stripe's `data` (`object`, and `previous_attributes` of an update), its context is
+    the rest. A thin event has no data: what it is about is in the context, as `related_object`.
+
+    >>> stripe = StripeSource("stripe", secret=Secret("STRIPE_SECRET"))
+    >>> paid = stripe.on("invoice.paid")
+    >>> paid.path
+    'stripe/invoice_paid'
+
+    Raises `DeclarationError`.
+    """
+
+    def __init__(
+        self, name: str, *, secret: Secret | Sequence[Secret], **given: Unpack[Properties]
+    ) -> None:
+        super().__init__(name, signature=StripeSignature(*several(secret)), **given)
+
+    def _receive(self, request: Request) -> DoorAnswer:
+        """An event of Stripe."""
+        event = request.json(dict)
+        kind = self._kind(text(event, "type"))
+        version = None if event.get("api_version") is None else text(event, "api_version")
+        return kind.of(
+            event.pop("data", None),
+            key=text(event, "id"),
+            sent_at=moment(event.get("created"), "$.created"),
+            version=version,
+            context=event,
+        )
