@@ -1,0 +1,6 @@
+"""PostgreSQL as a source, by its replication protocol and by LISTEN."""
+
+from blacksmith_dagster.sources.postgres.change import Change, Notification
+from blacksmith_dagster.sources.postgres.source import PostgresSource
+
+__all__ = ["Change", "Notification", "PostgresSource"]
