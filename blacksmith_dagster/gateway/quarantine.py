@@ -1,12 +1,16 @@
-"""How a request or a message is kept that could not be taken."""
+"""How a request, a message or an event is kept that could not be taken."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from hashlib import blake2b
+from typing import Any
 from urllib.parse import urlencode
 
+import msgspec
+
 from blacksmith_dagster.errors import describe
+from blacksmith_dagster.pipeline.event import Event
 from blacksmith_dagster.pipeline.subscription import Message
 from blacksmith_dagster.pipeline.trigger import Request
 from blacksmith_dagster.store.interface import Raw
@@ -16,26 +20,26 @@ _SECRET_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization"})
 _BODY_HEADERS = frozenset({"content-length", "content-encoding", "transfer-encoding"})
 
 
-def raw_of(kind: str, request: Request | Message, error: Exception) -> Raw:
-    """A request or a message as it is kept in quarantine: without its credentials.
+def raw_of(kind: str, came: Request | Message | Event[Any], error: Exception) -> Raw:
+    """A request, a message or an event as it is kept in quarantine: without its credentials.
 
     What is no header is kept under names that begin with a colon, as HTTP/2 does: `:method` and
     `:path` of a request, with its query; `:topic`, `:key`, `:id`, `:sent-at` and `:place` of a message.
+    Of an event, which has come without a body, its data is kept.
     """
+    if isinstance(came, Event):
+        return _of_event(kind, came, error)
     kept = {
         name: value
-        for name, value in request.headers.items()
+        for name, value in came.headers.items()
         if name.lower() not in _SECRET_HEADERS and name.lower() not in _BODY_HEADERS
     }
-    key = key_of(request)
-    if isinstance(request, Message):
-        kept |= _of_message(request)
+    if isinstance(came, Message):
+        kept |= _of_message(came)
     else:
-        query = f"?{urlencode(request.query)}" if request.query else ""
-        kept |= {":method": request.method, ":path": f"{request.path}{query}"}
-    if key is not None:  # of two bodies with one key both are kept
-        key = f"{key}:{blake2b(request.body, digest_size=16).hexdigest()}"
-    return Raw(kind, request.body, kept, describe(error), key)
+        query = f"?{urlencode(came.query)}" if came.query else ""
+        kept |= {":method": came.method, ":path": f"{came.path}{query}"}
+    return Raw(kind, came.body, kept, describe(error), _once(key_of(came), came.body))
 
 
 def key_of(request: Request | Message) -> str | None:
@@ -54,3 +58,22 @@ def _of_message(message: Message) -> Mapping[str, str]:
         ":place": message.place,
     }
     return {name: value for name, value in found.items() if value}
+
+
+def _of_event(kind: str, event: Event[Any], error: Exception) -> Raw:
+    try:
+        body = msgspec.json.encode(event.data)
+    except Exception:  # noqa: BLE001 - it may be what the event is refused for
+        body = repr(event.data).encode(errors="backslashreplace")
+    key = event.key if isinstance(event.key, str) else None
+    return Raw(kind, body, {}, describe(error), _once(key, body))
+
+
+def _once(key: str | None, body: bytes) -> str | None:
+    """What makes it once in quarantine: of two bodies with one key both are kept.
+
+    The key may be what it is refused for: too long, or with what no database keeps.
+    """
+    if key is None:
+        return None
+    return blake2b(key.encode("utf-8", "surrogatepass") + b"\0" + body, digest_size=16).hexdigest()

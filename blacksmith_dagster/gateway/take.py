@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from blacksmith_dagster.errors import KeyReused
+from blacksmith_dagster.errors import KeyReused, Refused
 from blacksmith_dagster.gateway.extract import Extractor
 from blacksmith_dagster.gateway.quarantine import key_of, raw_of
 from blacksmith_dagster.pipeline.application import Blacksmith
+from blacksmith_dagster.pipeline.event import Event
 from blacksmith_dagster.pipeline.source import SourceEvent
 from blacksmith_dagster.pipeline.subscription import Message
 from blacksmith_dagster.pipeline.trigger import Reply, Request
@@ -51,30 +52,39 @@ def extracted(extractor: Extractor, request: Request | Message) -> list[NewEvent
     return [] if isinstance(found, Reply) else found
 
 
+def events_of(extractor: Extractor, event: Event[Any]) -> list[NewEvent] | Raw:
+    """An event that was polled or listened for, with its children; or how it is kept in quarantine
+    if it can't be taken: it must not hold up those that come after it."""
+    try:
+        return extractor.events(event)
+    except Refused as error:
+        return raw_of(extractor.event.path, event, error)
+
+
 def keep(
     store: Store,
     path: str,
-    requests: Sequence[Request | Message],
+    requests: Sequence[Request | Message | Event[Any]],
     taken: list[list[NewEvent] | Raw],
     positions: Sequence[Position] = (),
     received_at: datetime | None = None,
 ) -> list[list[str]]:
-    """Commit what was `taken` of `requests`; a request with a reused key goes to quarantine, and
-    `taken` has it so then.
+    """Commit what was `taken` of `requests`; one with a reused key goes to quarantine, and `taken` has
+    it so then.
 
     Raises `PositionMoved`, and what the store raises.
     """
     kept = store.ingest(taken, positions=positions, received_at=received_at)
-    reused = {place: each for place, each in enumerate(kept) if isinstance(each, KeyReused)}
-    for place, error in reused.items():
-        taken[place] = raw_of(path, requests[place], error)
-    if reused and positions:  # nothing was kept, as the positions go with all of it
-        kept = store.ingest(taken, positions=positions, received_at=received_at)
-    elif reused:
-        again = store.ingest([taken[place] for place in reused])
-        for place, ids in zip(reused, again, strict=True):
-            kept[place] = ids
-    return [[] if isinstance(each, KeyReused) else each for each in kept]
+    while reused := {place: each for place, each in enumerate(kept) if isinstance(each, KeyReused)}:
+        for place, error in reused.items():
+            taken[place] = raw_of(path, requests[place], error)
+        if positions:  # nothing was kept, as the positions go with all of it
+            kept = store.ingest(taken, positions=positions, received_at=received_at)
+        else:
+            again = store.ingest([taken[place] for place in reused])
+            for place, ids in zip(reused, again, strict=True):
+                kept[place] = ids
+    return [each for each in kept if not isinstance(each, KeyReused)]
 
 
 def destinations_of(taken: Iterable[list[NewEvent] | Raw]) -> set[str]:
