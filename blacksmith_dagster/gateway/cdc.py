@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Generator, Iterable
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
 from queue import Empty, Queue
 from typing import Any, NamedTuple
 
 import msgspec
 
-from blacksmith_dagster.errors import KeyReused, UsageError
+from blacksmith_dagster.errors import KeyReused, Refused, UsageError, describe
 from blacksmith_dagster.gateway.extract import Extractor
 from blacksmith_dagster.gateway.take import destinations_of
 from blacksmith_dagster.gateway.writer import Announce
@@ -28,7 +29,7 @@ _GRACE = 10.0  # seconds that a generator has to return in when it is asked to
 
 
 class _Yielded(NamedTuple):
-    event: Event[Any]
+    event: Event[Any] | Iterable[Event[Any]]
     cursor: str
 
 
@@ -39,7 +40,8 @@ class _Ended(NamedTuple):
 class Changes:
     """Runs the generator of one CDC event in a thread, and keeps what it yields.
 
-    While one commit is under way the generator goes on, and what it yields makes the next one.
+    While one commit is under way the generator goes on, and what it yields makes the next one. An event
+    that cannot be kept goes to quarantine with its error.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Changes:
         cursor = None if self._cursor is None else msgspec.json.decode(self._cursor)
         self._listener = Listener(cursor, self._stop)
         self._yielded: Queue[_Yielded | _Ended] = Queue(_WAITING)
+        self._over = False
         self._thread = threading.Thread(
             target=self._run, args=[event.function], name=f"cdc-{event.path}", daemon=True
         )
@@ -73,9 +76,9 @@ class Changes:
         Raises what the generator has raised, `PositionMoved`, and what the store raises.
         """
         gathered, ended = self._gather(timeout)
-        if gathered:
-            self._keep(gathered)
+        number = self._keep(gathered) if gathered else 0
         if ended is not None:
+            self._over = True
             if ended.error is not None:
                 raise ended.error
             if not self._stop.is_set():
@@ -83,23 +86,21 @@ class Changes:
                     f"{self._path}: its generator has returned, and a listener goes on until "
                     "`listener.stopping`; wait for more with `listener.wait(seconds)`"
                 )
-        return len(gathered)
+        return number
 
     def finish(self) -> None:
         """Have the generator return, and keep what it has yielded."""
         self._stop.set()
-        while self._thread.is_alive() or not self._yielded.empty():
-            if not self.read(_GRACE) and self._thread.is_alive():
-                return  # it was asked, and stays: what it yields from now on is read again
+        ends = time.monotonic() + _GRACE
+        while not self._over and time.monotonic() < ends:
+            self.read(1.0)  # if it stays all the same, what it yields later is read again
 
     def close(self) -> None:
         """Have the generator return; what it yields is not kept any more."""
         self._stop.set()
-        while self._thread.is_alive():
-            try:
-                self._yielded.get(timeout=_GRACE)
-            except Empty:
-                return
+        with contextlib.suppress(Empty):  # it does not return, and is left behind
+            while not self._over:
+                self._over = isinstance(self._yielded.get(timeout=_GRACE), _Ended)
 
     def lag(self) -> tuple[int | None, str]:
         """How much waits at the origin, as the generator says, and in what unit."""
@@ -131,29 +132,47 @@ class Changes:
             return gathered, None
         return gathered, each
 
-    def _keep(self, gathered: list[_Yielded]) -> None:
-        taken: list[list[NewEvent] | Raw] = [
-            list(self._extractor.events(each.event)) for each in gathered
-        ]
+    def _keep(self, gathered: list[_Yielded]) -> int:
+        taken = [self._taken(each.event) for each in gathered]
         cursor = gathered[-1].cursor
         moves = self._cursor is not None or cursor != "null"
         positions = [Position(self._reader, self._cursor, cursor)] if moves else []
-        kept = self._store.ingest(taken, positions=positions)
-        reused = {place: each for place, each in enumerate(kept) if isinstance(each, KeyReused)}
-        if reused:
-            for place, error in reused.items():
-                taken[place] = _raw_of(self._path, gathered[place].event, error)
-            again = taken if positions else [taken[place] for place in reused]
-            self._store.ingest(again, positions=positions)
+        self._commit(gathered, taken, positions)
         if moves:
             self._cursor = cursor
         self._listener.committed = msgspec.json.decode(cursor)
         self._announce(destinations_of(taken))
+        return sum(1 if isinstance(each, Raw) else len(each) for each in taken)
+
+    def _taken(self, event: Event[Any] | Iterable[Event[Any]]) -> list[NewEvent] | Raw:
+        try:
+            return self._extractor.events(event)
+        except Refused as error:  # it must not hold up those behind it
+            return _raw_of(self._path, event, error)
+
+    def _commit(
+        self,
+        gathered: list[_Yielded],
+        taken: list[list[NewEvent] | Raw],
+        positions: Sequence[Position],
+    ) -> None:
+        kept = self._store.ingest(taken, positions=positions)
+        while reused := {at: each for at, each in enumerate(kept) if isinstance(each, KeyReused)}:
+            for place, error in reused.items():
+                taken[place] = _raw_of(self._path, gathered[place].event, error)
+            # With a position all of it goes together, and nothing was kept.
+            again = taken if positions else [taken[place] for place in reused]
+            kept = self._store.ingest(again, positions=positions)
 
 
 def _generator(returned: Iterable[Event[Any]]) -> Generator[Event[Any], None, None]:
     yield from returned
 
 
-def _raw_of(path: str, event: Event[Any], error: KeyReused) -> Raw:
-    return Raw(path, msgspec.json.encode(event.data), {}, str(error))
+def _raw_of(path: str, event: Event[Any] | Iterable[Event[Any]], error: Exception) -> Raw:
+    data = event.data if isinstance(event, Event) else event
+    try:
+        body = msgspec.json.encode(data)
+    except Exception:  # noqa: BLE001 - it may be what it is refused for
+        body = repr(data).encode(errors="backslashreplace")
+    return Raw(path, body, {}, describe(error))

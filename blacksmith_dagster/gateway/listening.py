@@ -6,11 +6,18 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from blacksmith_dagster.errors import BlacksmithError, PositionMoved, Unavailable, describe
+from blacksmith_dagster.errors import (
+    BlacksmithError,
+    PositionMoved,
+    Unavailable,
+    clean,
+    describe,
+    traced,
+)
 from blacksmith_dagster.gateway.cdc import Changes
 from blacksmith_dagster.gateway.messages import Messages
 from blacksmith_dagster.gateway.writer import Announce
@@ -18,7 +25,7 @@ from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.cdc import CDC
 from blacksmith_dagster.pipeline.source import Source, SourceEvent
 from blacksmith_dagster.pipeline.subscription import Subscription
-from blacksmith_dagster.settings import Settings
+from blacksmith_dagster.pubsub import PubSub
 from blacksmith_dagster.store.interface import Listening, Store
 
 if TYPE_CHECKING:
@@ -49,13 +56,15 @@ class Listeners:
     A thread waits for the lock `listen/<source>/<event>`, and then reads on from where the store
     says that it was read. How it stands is noted in the store every few seconds.
 
+    - `pubsub`: the broker of subscriptions that have none of their own, `None` if there is none.
     - `owner`: names the holder of the locks, for people.
     - `announce`: is told of the destination events that have new jobs.
     - `report(event, number)` is called after each commit, in the event's thread, with the number of
       events and of what went to quarantine.
 
     What does not answer (store, supervisor, broker, database), or raises, is tried again, a little
-    later each time. A thread that meets a bug ends and leaves its error in `failure`; the others go on.
+    later each time; after a minute the lock is given back, as another host may reach what this one
+    cannot. A thread that meets a bug ends and leaves its error in `failure`; the others go on.
     """
 
     def __init__(
@@ -65,16 +74,14 @@ class Listeners:
         *,
         store: Store,
         supervisor: Supervisor,
-        settings: Settings,
+        pubsub: PubSub | None,
         owner: str,
         announce: Announce = lambda _: None,
         report: Report = lambda *_: None,
     ) -> None:
         self._stopping = threading.Event()
         self._keepers = [
-            _Keeper(
-                app, event, store, supervisor, settings, owner, announce, report, self._stopping
-            )
+            _Keeper(app, event, store, supervisor, pubsub, owner, announce, report, self._stopping)
             for event in listened_events(source)
         ]
 
@@ -104,6 +111,11 @@ class Listeners:
         """Whether it holds the lock of any of its events."""
         return any(each.holds_lock for each in self._keepers)
 
+    @property
+    def noted(self) -> Sequence[Listening]:
+        """How it has noted last that its events stand, of those that it has listened for."""
+        return [each.noted for each in self._keepers if each.noted]
+
 
 class _Keeper(threading.Thread):
     """Keeps listening for one source event."""
@@ -114,7 +126,7 @@ class _Keeper(threading.Thread):
         event: SourceEvent[Any, Any, Any],
         store: Store,
         supervisor: Supervisor,
-        settings: Settings,
+        pubsub: PubSub | None,
         owner: str,
         announce: Announce,
         report: Report,
@@ -125,7 +137,7 @@ class _Keeper(threading.Thread):
         self._event = event
         self._store = store
         self._supervisor = supervisor
-        self._settings = settings
+        self._pubsub = pubsub
         self._owner = owner
         self._announce = announce
         self._report = report
@@ -135,6 +147,8 @@ class _Keeper(threading.Thread):
         self._began = 0.0
         self._rest = _FIRST_REST
         self._told: str | None = None
+        self._unit = "messages"
+        self.noted: Listening | None = None
         self.holds_lock = False
         self.failure: BaseException | None = None
 
@@ -144,7 +158,8 @@ class _Keeper(threading.Thread):
                 self._keep()
         except BaseException as error:  # noqa: BLE001 - told by `failure`; the others go on
             self.failure = error
-            _log.exception("%s is listened for no more by this process", self._event.path)
+            path = self._event.path
+            _log.error("%s is listened for no more by this process: %s", path, traced(error))
 
     def _keep(self) -> None:
         """Listen while the lock can be held; returns if it is another's or was lost."""
@@ -162,8 +177,12 @@ class _Keeper(threading.Thread):
             try:
                 while not (self._stopping.is_set() or lease.lost.is_set()):
                     self._listen(lease.lost)
+                    if self._rest == _LONGEST_REST:
+                        break
             finally:
                 self.holds_lock = False
+        if self._rest == _LONGEST_REST:
+            self._stopping.wait(_TRY_LOCK)  # for another to take it
 
     def _listen(self, lost: threading.Event) -> None:
         """Read until stopped, until the lock is lost, or until something does not answer."""
@@ -176,15 +195,16 @@ class _Keeper(threading.Thread):
                     reader.finish()
         except PositionMoved as error:
             _log.warning("%s", error)  # and read on from where the other has come
+            self._stopping.wait(_FIRST_REST)
         except Exception as error:  # noqa: BLE001 - what a user's generator raises, too
-            self._note(None, "messages", self._tell(error))
+            self._note(None, self._unit, self._tell(error))
             self._stopping.wait(self._rest)
             self._rest = min(2 * self._rest, _LONGEST_REST)
 
     def _open(self) -> Messages | Changes:
         if isinstance(self._event.trigger, CDC):
             return Changes(self._app, self._event, self._store, self._announce)
-        return Messages(self._app, self._event, self._store, self._settings, self._announce)
+        return Messages(self._app, self._event, self._store, self._pubsub, self._announce)
 
     def _read(self, reader: Messages | Changes) -> None:
         number = reader.read(timeout=1.0)
@@ -199,16 +219,17 @@ class _Keeper(threading.Thread):
     def _tell(self, error: Exception) -> str:
         """Log why nothing can be read, once; returns it."""
         known = isinstance(error, BlacksmithError)
-        why = str(error) if known else describe(error)
+        why = clean(str(error)) if known else describe(error)
         if why != self._told:
-            _log.warning("%s is read later: %s", self._event.path, why, exc_info=not known)
+            _log.warning("%s is read later: %s", self._event.path, why if known else traced(error))
         self._told = why
         return why
 
     def _note(self, lag: int | None, unit: str, error: str | None = None) -> None:
         self._noted_at = time.monotonic()
-        noted = Listening(self._event.path, self._owner, lag, unit, self._read_at, error)
+        self._unit = unit
+        self.noted = Listening(self._event.path, self._owner, lag, unit, self._read_at, error)
         try:
-            self._store.note_listener(noted)
+            self._store.note_listener(self.noted)
         except Unavailable as silent:
             _log.debug("%s: how it stands is noted later: %s", self._event.path, silent)

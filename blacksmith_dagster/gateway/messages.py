@@ -15,7 +15,6 @@ from blacksmith_dagster.pipeline.source import SourceEvent
 from blacksmith_dagster.pipeline.subscription import Subscription
 from blacksmith_dagster.pubsub import PubSub, open_pubsub
 from blacksmith_dagster.pubsub.interface import Received
-from blacksmith_dagster.settings import Settings
 from blacksmith_dagster.store.interface import NewEvent, Position, Raw, Store
 
 MESSAGES = 2_000
@@ -33,7 +32,7 @@ class Messages:
         app: Blacksmith,
         event: SourceEvent[Any, Any, Any],
         store: Store,
-        settings: Settings,
+        pubsub: PubSub | None,
         announce: Announce,
     ) -> None:
         trigger = cast(Subscription, event.trigger)
@@ -42,8 +41,7 @@ class Messages:
         self._announce = announce
         self._extractor = Extractor(app, event)
         name = trigger.subscription or f"blacksmith_{event.path.replace('/', '_')}"
-        broker = broker_of(event, settings)
-        self._consumer = broker.consumer(trigger.topic, name, store.position)
+        self._consumer = broker_of(event, pubsub).consumer(trigger.topic, name, store.position)
 
     def read(self, timeout: float) -> int:
         """Keep the next messages; returns how many there were, none after `timeout` seconds.
@@ -107,20 +105,18 @@ def positions_of(received: Sequence[Received]) -> Sequence[Position]:
     return list(moved.values())
 
 
-def broker_of(event: SourceEvent[Any, Any, Any], settings: Settings) -> PubSub:
-    """The broker that a subscription is read from: its own, or the one that is configured.
+def broker_of(event: SourceEvent[Any, Any, Any], pubsub: PubSub | None) -> PubSub:
+    """The broker that a subscription is read from: its own, or `pubsub`, the one that is configured.
 
-    Raises `SettingsError`, `MissingSecret`, and `ImportError` without its client.
+    Raises `SettingsError` if there is none, `MissingSecret`, and `ImportError` without its client.
     """
     own = cast(Subscription, event.trigger).url
     if own is not None:
-        found = open_pubsub(own.reveal(), settings.store_url, variable=own.name)
-    else:
-        found = open_pubsub(settings.pubsub_url, settings.store_url)
-    if found is None:
+        pubsub = open_pubsub(own.reveal(), "", variable=own.name)
+    if pubsub is None:
         raise SettingsError(
             f"{event.path} subscribes to a broker, and none is configured: set BLACKSMITH_PUBSUB_URL "
             "to kafka://host:9092, nats://host:4222 or amqp://host:5672, or give the subscription a "
             "url= of its own"
         )
-    return found
+    return pubsub
