@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 import click
@@ -20,7 +20,14 @@ from blacksmith_dagster.cli.tables import age, as_json, moment, table
 from blacksmith_dagster.errors import SettingsError, Unavailable, Unknown, UsageError
 from blacksmith_dagster.scheduler.discard import discard, retire
 from blacksmith_dagster.settings import load_application
-from blacksmith_dagster.store.interface import Counts, Orphan, Store, StoredEvent, Transition
+from blacksmith_dagster.store.interface import (
+    Counts,
+    Listening,
+    Orphan,
+    Store,
+    StoredEvent,
+    Transition,
+)
 from blacksmith_dagster.supervisor import LockStatus, ServiceStatus, Supervisor
 
 
@@ -49,14 +56,16 @@ class _Status(msgspec.Struct, frozen=True):
     supervision: _Supervision
     destinations: Sequence[_Row]
     orphans: Sequence[Orphan]
-    quarantined: int
+    listeners: Sequence[Listening]
+    quarantined: Mapping[str, int]
 
 
 @click.command()
 @app_option
 @json_option
 def status(app: str | None, json: bool) -> None:
-    """Show which services run, who holds which lock, and how far each destination event is."""
+    """Show which services run, who holds which lock, how far each destination event and each listener
+    is, and what is in quarantine."""
     application = load_application(app)
     with opened() as store, locks_of(store) as supervisor:
         found = _Status(
@@ -64,7 +73,8 @@ def status(app: str | None, json: bool) -> None:
             _supervision(supervisor),
             [_row(store, path) for path in application.destination_events],
             store.orphans(application),
-            store.quarantine_size(),
+            store.listeners(),
+            store.quarantine_sizes(),
         )
     click.echo(as_json(found) if json else _status_text(found))
 
@@ -100,13 +110,31 @@ def _status_text(found: _Status) -> str:
     ]
     head = ["destination event", *states, "lag", "oldest waiting", "loaded by"]
     parts = [*_supervision_text(found.supervision, now), table(head, rows)]
+    if found.listeners:
+        parts.append(_listeners_text(found.listeners, now))
     if found.orphans:
         mend = "declare it again until they are loaded, or `blacksmith destinations retire` it"
         parts.append(f"No longer declared ({mend}):")
         parts.append(table(["destination event", "jobs waiting"], found.orphans))
     if found.quarantined:
-        parts.append(f"In quarantine: {found.quarantined} (`blacksmith quarantine list`)")
+        each = ", ".join(f"{number} of {kind}" for kind, number in found.quarantined.items())
+        parts.append(f"In quarantine: {each} (`blacksmith quarantine list`)")
     return "\n\n".join(parts)
+
+
+def _listeners_text(listeners: Sequence[Listening], now: datetime) -> str:
+    rows = [
+        [
+            each.path,
+            each.owner,
+            "not known" if each.lag is None else f"{each.lag} {each.unit}",
+            each.read_at,
+            age(each.at, now),
+            each.error,
+        ]
+        for each in listeners
+    ]
+    return table(["listener", "owner", "lag", "read (UTC)", "noted ago", "error"], rows)
 
 
 def _supervision_text(found: _Supervision, now: datetime) -> list[str]:
@@ -254,33 +282,3 @@ def retire_destination(destination: str, app: str | None) -> None:
         why = "the destination event was retired"
         discarded = retire(destination, why, store=store, supervisor=supervisor)
     click.echo(f"{destination} is retired; {discarded} waiting jobs were discarded")
-
-
-@click.group()
-def quarantine() -> None:
-    """Requests that an extract function could not take."""
-
-
-@quarantine.command("list")
-@limit_option
-@json_option
-def list_quarantine(limit: int, json: bool) -> None:
-    """List the oldest requests in quarantine; in JSON with the body, in base64."""
-    with opened() as store:
-        found = store.quarantined(limit)
-    if json:
-        # Without headers and query: senders put credentials there that we don't know to be such.
-        told = [
-            {
-                "id": each.id,
-                "kind": each.raw.kind,
-                "received_at": each.received_at,
-                "error": each.raw.error,
-                "body": each.raw.body,
-            }
-            for each in found
-        ]
-        click.echo(as_json(told))
-        return
-    rows = [[each.id, each.raw.kind, each.received_at, each.raw.error] for each in found]
-    click.echo(table(["request", "kind", "received (UTC)", "error"], rows))

@@ -1,6 +1,5 @@
 """The `blacksmith` command: what it prints, what it ends with."""
 
-import base64
 import contextlib
 import os
 import re
@@ -226,26 +225,6 @@ def test_retire_discards_what_waits(ids: list[str]) -> None:
     run("destinations", "retire", "mail/thanks", other)
     assert "No longer declared" not in run("status", other).stdout
     assert len(msgspec.json.decode(run("jobs", "list", "--json").stdout)) == 2
-
-
-def test_quarantine_list(ids: list[str], store_url: str) -> None:
-    with contextlib.closing(open_store(store_url)) as store:
-        take(blacksmith, store, ordered, [Request(b"{not json")])
-    assert "shop/ordered" in run("quarantine", "list").stdout
-    assert "In quarantine: 1" in run("status", APP).stdout
-
-
-def test_quarantine_list_shows_no_header_and_no_query(ids: list[str], store_url: str) -> None:
-    headers, query = {"x-shop-key": "cAnAry1"}, {"token": "cAnAry2"}
-    with contextlib.closing(open_store(store_url)) as store:
-        take(blacksmith, store, ordered, [Request(b"{not json", headers, query)])
-        [kept] = store.quarantined(1)
-        assert list(kept.raw.headers.values()) == ["cAnAry1", "/?token=cAnAry2"]
-    [shown] = msgspec.json.decode(run("quarantine", "list", "--json").stdout)
-    assert base64.b64decode(shown["body"]) == b"{not json"
-    assert (shown["id"], shown["kind"]) == (kept.id, "shop/ordered")
-    for options in ((), ("--json",)):
-        assert "cAnAry" not in run("quarantine", "list", *options).stdout
 
 
 def test_gateway_never_imports_dagster(tmp_path: Path) -> None:

@@ -176,13 +176,13 @@ def test_extract_that_raises_is_quarantined(gateway: GatewayProcess, store: Stor
         assert answer.status_code == 202
         assert answer.json()["ids"] == []
         (kept,) = store.quarantined()
-        assert answer.json() == {"ids": [], "quarantined": kept.id}
-        assert kept.raw.kind == "door/odd"
-        assert kept.raw.body == b'[ "raise" ]'
-        assert kept.raw.error == "RuntimeError: a bug in the extract function"
-        assert kept.raw.headers["x-kept"] == "yes"
-        assert kept.raw.headers[":path"] == "/door/odd?from=here"
-        assert "canary" not in repr(kept)
+        assert answer.json() == {"ids": [], "quarantined": [kept.id]}
+        raw = store.in_quarantine(kept.id)
+        assert (raw.kind, raw.body) == ("door/odd", b'[ "raise" ]')
+        assert raw.error == "RuntimeError: a bug in the extract function"
+        assert raw.headers["x-kept"] == "yes"
+        assert raw.headers[":path"] == "/door/odd?from=here"
+        assert "canary" not in repr(raw)
         assert "canary" not in gateway.log
         # A reject, or a reply, is none.
         assert client.post("/door/odd", json="reject").status_code == 422

@@ -43,7 +43,7 @@ def test_line_that_cannot_be_taken_goes_to_quarantine(store: Store) -> None:
     lines = [Request(b"{"), Request(b'{"wanted": 1}'), Request(b"[1, 2]")]
     ids = take(blacksmith, store, accepted, lines)
     assert [len(each) for each in ids] == [0, 1, 2]
-    assert [each.raw.error.partition(":")[0] for each in store.quarantined()] == [
+    assert [each.error.partition(":")[0] for each in store.quarantined()] == [
         "Reject",
         "RuntimeError",
         "BadRequest",
@@ -55,5 +55,5 @@ def test_key_that_came_before_with_other_data_goes_to_quarantine(store: Store) -
     lines = [Request(b'{"key": "k", "n": 1}'), Request(b'{"key": "k", "n": 2}')]
     assert take(blacksmith, store, keyed, lines) == [[first], []]
     (kept,) = store.quarantined()
-    assert kept.raw.error.startswith("KeyReused")
-    assert kept.raw.body == b'{"key": "k", "n": 2}'
+    assert kept.error.startswith("KeyReused")
+    assert store.in_quarantine(kept.id).body == b'{"key": "k", "n": 2}'

@@ -130,9 +130,9 @@ def test_a_request_that_trips_a_function_is_logged_and_kept_without_secrets(
     with TestClient(create_app(app, store, queue=10)) as client:
         answer = client.post("/vault/opened", json={"n": 1})
     assert answer.status_code == 202
-    [kept] = store.quarantined(1)
-    assert answer.json() == {"ids": [], "quarantined": kept.id}
-    assert kept.raw.error == "ConnectionError: cannot log in as app:***"
+    [kept] = store.quarantined()
+    assert answer.json() == {"ids": [], "quarantined": [kept.id]}
+    assert kept.error == "ConnectionError: cannot log in as app:***"
     assert "in trip\n" in caplog.text  # with its traceback
     assert "ConnectionError: cannot log in as app:***" in caplog.text
     assert CANARY not in caplog.text

@@ -1,0 +1,183 @@
+"""The commands that look at what could not be taken, take it again, or drop it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+
+import click
+import msgspec
+
+from blacksmith_dagster.cli.opening import app_option, json_option, limit_option, opened
+from blacksmith_dagster.cli.tables import as_json, table
+from blacksmith_dagster.errors import BlacksmithError, SchemaOutdated, Unavailable, clean, describe
+from blacksmith_dagster.gateway.retake import retake
+from blacksmith_dagster.gateway.writer import Announce
+from blacksmith_dagster.pipeline.application import Blacksmith
+from blacksmith_dagster.pubsub import open_pubsub
+from blacksmith_dagster.pubsub.announcer import Announcer
+from blacksmith_dagster.settings import Settings, load_application
+from blacksmith_dagster.store import Store
+
+_ERROR = 100  # characters of it in a list
+_HEX = 32  # bytes a line
+# Headers and parts of a query whose value is not shown: senders put credentials into more of them than
+# those that are never kept.
+_SECRET = re.compile(
+    r"auth|cookie|credential|key|passw|secret|session|signature|token", re.IGNORECASE
+)
+_NO_SECRET = frozenset({":key", "idempotency-key"})
+
+_event_option: Callable[[Any], Any] = click.option(
+    "--event",
+    metavar="SOURCE/EVENT",
+    help="Only what came to this one, or through a source's doors.",
+)
+
+
+@click.group()
+def quarantine() -> None:
+    """Requests and messages that could not be taken."""
+
+
+@quarantine.command("list")
+@_event_option
+@limit_option
+@json_option
+def list_quarantine(event: str | None, limit: int, json: bool) -> None:
+    """List the oldest in quarantine."""
+    with opened() as store:
+        found = store.quarantined(event, limit)
+    if json:
+        click.echo(as_json(found))
+        return
+    rows = [[each.id, each.received_at, each.kind, each.size, _short(each.error)] for each in found]
+    click.echo(table(["id", "received (UTC)", "event", "bytes", "error"], rows))
+
+
+@quarantine.command()
+@click.argument("quarantine_id", metavar="ID")
+@click.option("--body", is_flag=True, help="Write the body alone, byte for byte.")
+@json_option
+def show(quarantine_id: str, body: bool, json: bool) -> None:
+    """Show one whole: its error, its headers, its body as text, or in hex if it is none.
+
+    Values of headers and of a query that may be credentials are left out.
+    """
+    with opened() as store:
+        raw = store.in_quarantine(quarantine_id)
+    if body:
+        click.echo(raw.body, nl=False)
+        return
+    headers = _without_secrets(raw.headers)
+    if json:
+        told = msgspec.structs.asdict(raw) | {"id": quarantine_id, "headers": headers}
+        click.echo(as_json(told))
+        return
+    lines = [f"{quarantine_id} of {raw.kind}", *_text(raw.error).splitlines(), ""]
+    lines += [f"{name}: {_text(value)}" for name, value in headers.items()]
+    click.echo("\n".join([*lines, "", _body_text(raw.body)]))
+
+
+@quarantine.command()
+@click.argument("ids", metavar="[ID]...", nargs=-1)
+@_event_option
+@click.option("--all", "everything", is_flag=True, help="All that is in quarantine.")
+@app_option
+def retry(ids: tuple[str, ...], event: str | None, everything: bool, app: str | None) -> None:
+    """Take requests and messages again, with the application's present functions.
+
+    What is taken leaves quarantine in the commit of its events; what fails stays, and is told with its
+    error. Exit code 1 if some failed.
+    """
+    if [bool(ids), event is not None, everything].count(True) != 1:
+        raise click.UsageError("name the IDs, or give --event or --all")
+    application = load_application(app)
+    with opened() as store, _announcing(application) as announce:
+        store.register(application)
+        if not ids:
+            there = sum(store.quarantine_sizes().values())
+            ids = tuple(each.id for each in store.quarantined(event, there))
+        failed = [each for each in ids if not _retried(application, store, each, announce)]
+    click.echo(f"{len(ids) - len(failed)} of {len(ids)} taken")
+    if failed:
+        sys.exit(1)
+
+
+@quarantine.command()
+@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def drop(ids: tuple[str, ...], yes: bool) -> None:
+    """Remove requests and messages for good, after asking: nobody else has kept them."""
+    with opened() as store:
+        if not yes:
+            click.confirm(f"Drop {', '.join(ids)} for good?", abort=True)
+        store.drop_quarantined(ids)
+    click.echo(f"{len(ids)} dropped")
+
+
+@contextmanager
+def _announcing(application: Blacksmith) -> Iterator[Announce | None]:
+    """Wakes loaders through the broker, if one is configured."""
+    settings = Settings.read()
+    pubsub = open_pubsub(settings.pubsub_url, settings.store_url)
+    if pubsub is None:
+        yield None
+        return
+    with closing(Announcer(application, pubsub)) as announcer:
+        yield announcer.announce
+
+
+def _retried(app: Blacksmith, store: Store, quarantine_id: str, announce: Announce | None) -> bool:
+    try:
+        made = retake(app, store, quarantine_id, announce)
+    except (Unavailable, SchemaOutdated):
+        raise
+    except Exception as error:  # noqa: BLE001 - the user's code, or what it was given
+        why = clean(str(error)) if isinstance(error, BlacksmithError) else describe(error)
+        click.echo(f"{quarantine_id} stays: {_line(why)}")
+        return False
+    click.echo(f"{quarantine_id} taken: {', '.join(made) or 'it makes no event'}")
+    return True
+
+
+def _without_secrets(headers: Mapping[str, str]) -> Mapping[str, str]:
+    shown = {name: _masked(name, value) for name, value in headers.items()}
+    path, asks, query = headers.get(":path", "").partition("?")
+    if asks:
+        pairs = parse_qsl(query, keep_blank_values=True)
+        masked = [(name, _masked(name, value)) for name, value in pairs]
+        shown[":path"] = f"{path}?{urlencode(masked, safe='*')}"
+    return shown
+
+
+def _masked(name: str, value: str) -> str:
+    return "***" if _SECRET.search(name) and name not in _NO_SECRET else value
+
+
+def _short(error: str) -> str:
+    line = _line(error)
+    return line if len(line) <= _ERROR else f"{line[: _ERROR - 1]}…"
+
+
+def _line(text: str) -> str:
+    return " ".join(_text(text).split())
+
+
+def _body_text(body: bytes) -> str:
+    try:
+        return _text(body.decode())
+    except UnicodeDecodeError:
+        lines: Sequence[bytes] = [body[at : at + _HEX] for at in range(0, len(body), _HEX)]
+        return "\n".join(line.hex(" ") for line in lines)
+
+
+def _text(text: str) -> str:
+    """A stranger's text as it may be written to a terminal: without what would control it."""
+    return "".join(
+        each if each.isprintable() or each in "\n\t" else ascii(each)[1:-1] for each in text
+    )

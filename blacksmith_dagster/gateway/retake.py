@@ -1,0 +1,106 @@
+"""Taking again what is in quarantine, with the functions that the application has now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+from urllib.parse import parse_qsl
+
+from blacksmith_dagster.errors import KeyReused, UsageError
+from blacksmith_dagster.gateway.extract import Extractor
+from blacksmith_dagster.gateway.quarantine import key_of
+from blacksmith_dagster.gateway.take import destinations_of
+from blacksmith_dagster.gateway.writer import Announce
+from blacksmith_dagster.pipeline.application import Blacksmith
+from blacksmith_dagster.pipeline.source import Door, SourceEvent
+from blacksmith_dagster.pipeline.subscription import Message, Subscription
+from blacksmith_dagster.pipeline.trigger import HTTP, Reply, Request
+from blacksmith_dagster.store.interface import Raw, Store
+
+
+def retake(
+    app: Blacksmith, store: Store, quarantine_id: str, announce: Announce | None = None
+) -> list[str]:
+    """Take a request or a message that is in quarantine once more; returns the ids of its events.
+
+    It leaves quarantine in the commit that keeps its events. A key that it came with counts as it
+    did then: if its sender has sent it again meanwhile, these are the ids of that. A function that
+    answers with a `Reply` now makes no event of it. `announce` is told of the destination events
+    that have new jobs.
+
+    Raises what the function raises, and `Refused` (`KeyReused` too): then it stays where it is.
+    `UsageError` if the application has nothing that could take it, `Unknown` if it is not in
+    quarantine, and what the store raises.
+    """
+    raw = store.in_quarantine(quarantine_id)
+    event = _taker(app, quarantine_id, raw)
+    given = _message(raw) if _subscribes(event) else _request(raw)
+    made = Extractor(app, event)(given, key_of(given))
+    events = [] if isinstance(made, Reply) else made
+    [kept] = store.ingest([events], released=[quarantine_id])
+    if isinstance(kept, KeyReused):
+        raise kept
+    if announce is not None:
+        announce(destinations_of([events]))
+    return kept
+
+
+def _subscribes(event: SourceEvent[Any, Any, Any] | Door) -> bool:
+    return isinstance(event, SourceEvent) and isinstance(event.trigger, Subscription)
+
+
+def _taker(app: Blacksmith, quarantine_id: str, raw: Raw) -> SourceEvent[Any, Any, Any] | Door:
+    """The source event or the door that a request came to, as the application has it now."""
+    mend = f"declare it again, or `blacksmith quarantine drop {quarantine_id}`"
+    event = app.source_events.get(raw.kind)
+    if event is not None:
+        if isinstance(event.trigger, HTTP | Subscription):
+            return event
+        raise UsageError(
+            f"{quarantine_id} is of {raw.kind}, which takes neither requests nor messages: nothing "
+            f"can take it again; {mend}"
+        )
+    source = app.sources.get(raw.kind)
+    if source is None:
+        raise UsageError(
+            f"{quarantine_id} came to {raw.kind}, which the application does not have; {mend}"
+        )
+    request = _request(raw)
+    for door in source.doors:
+        if (door.on.method, door.on.path) == (request.method, request.path):
+            return door
+    raise UsageError(
+        f"{quarantine_id} came to {request.method} {request.path}, where source {raw.kind!r} has no "
+        f"door; {mend}"
+    )
+
+
+def _request(raw: Raw) -> Request:
+    """The request that was kept by `raw_of`."""
+    path, _, query = raw.headers.get(":path", "/").partition("?")
+    return Request(
+        raw.body,
+        _headers(raw),
+        dict(parse_qsl(query, keep_blank_values=True)),
+        raw.headers.get(":method", "POST"),
+        path,
+    )
+
+
+def _message(raw: Raw) -> Message:
+    """The message that was kept by `raw_of`."""
+    sent_at = raw.headers.get(":sent-at")
+    return Message(
+        raw.body,
+        _headers(raw),
+        raw.headers.get(":topic", ""),
+        raw.headers.get(":key"),
+        raw.headers.get(":id"),
+        None if sent_at is None else datetime.fromisoformat(sent_at),
+        raw.headers.get(":place", ""),
+    )
+
+
+def _headers(raw: Raw) -> Mapping[str, str]:
+    return {name: value for name, value in raw.headers.items() if not name.startswith(":")}
