@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
+from typing import TypeAlias
 
 from dagster import (
     DagsterInstance,
@@ -42,6 +43,9 @@ _YOUNG = {True: timedelta(seconds=15), False: timedelta(seconds=180)}
 _MOMENT_SECONDS = RETRY_SECONDS + DUE_SOON + 5.0
 _LOOK_SECONDS = 30
 
+Holds: TypeAlias = Callable[[str], bool]
+"""Whether the run of this id holds any of its locks now."""
+
 
 def why_not(
     due: Mapping[str, float | None], kept: Mapping[str, str] = MappingProxyType({})
@@ -67,13 +71,13 @@ def why_not(
 
 
 def too_early(cursor: str | None, interval: timedelta, now: float) -> str | None:
-    """Why an interval forbids a load now, or `None`. `cursor` holds the time of the last launch.
+    """Why an interval forbids a run now, or `None`. `cursor` holds the time of the last launch.
 
     >>> too_early("1000.0", timedelta(seconds=60), 1015.0)
-    'the next load is in 0:00:45'
+    'the next run is in 0:00:45'
     """
     left = float(cursor) + interval.total_seconds() - now if cursor else 0.0
-    return f"the next load is in {timedelta(seconds=round(left))}" if left > 0 else None
+    return f"the next run is in {timedelta(seconds=round(left))}" if left > 0 else None
 
 
 def look_seconds(interval: timedelta) -> int:
@@ -151,7 +155,7 @@ def _why_not_now(
         return reason
     try:
         supervisor.ready()
-        reason = _already_active(load_job, instance, supervisor)
+        reason = already_active(instance, load_job.name, _holds(load_job, supervisor))
         return reason or why_not(due, _kept(load_job, supervisor))
     except (Unavailable, SettingsError) as error:
         return f"nothing is loaded without a lock: {error}"
@@ -163,25 +167,22 @@ def _kept(load_job: LoadJob, supervisor: Supervisor) -> Mapping[str, str]:
     return {path: held.owner or "another process" for path, held in found.items() if held.held}
 
 
-def _already_active(
-    load_job: LoadJob, instance: DagsterInstance, supervisor: Supervisor
-) -> str | None:
-    """The run that is active, in words. Runs whose process is gone are marked as failed.
+def already_active(instance: DagsterInstance, job: str, holds: Holds) -> str | None:
+    """The run of a job that is active, in words. Runs whose process is gone are marked as failed.
 
     Dagster's default launcher doesn't notice when the machine goes down with its runs: they stay
-    'started' for ever, and would forbid every further one. The lock is the truth.
+    'started' for ever, and would forbid every further one. The lock is the truth: `holds` says
+    whether a run has one of its locks now.
     """
-    runs = instance.get_run_records(
-        RunsFilter(job_name=load_job.name, statuses=ACTIVE), ascending=True
-    )
+    runs = instance.get_run_records(RunsFilter(job_name=job, statuses=ACTIVE), ascending=True)
     for record in runs:
         run = record.dagster_run
         if run.status is DagsterRunStatus.QUEUED:
             return f"run {run.run_id} is queued"
         age = datetime.now(UTC) - record.update_timestamp
         under_way = run.status in UNDER_WAY
-        if age < _YOUNG[under_way] or (under_way and _is_held(load_job, supervisor, run.run_id)):
-            return f"run {run.run_id} is still loading"
+        if age < _YOUNG[under_way] or (under_way and _is_alive(run.run_id, holds)):
+            return f"run {run.run_id} is still under way"
         fail_gone(instance, run.run_id)
     return None
 
@@ -195,16 +196,26 @@ def fail_gone(instance: DagsterInstance, run_id: str) -> None:
         )
 
 
-def _is_held(load_job: LoadJob, supervisor: Supervisor, run_id: str) -> bool:
-    """Whether a run holds any of the job's locks; asked for a while, as it changes from one to the
-    next. The lock of a realtime event may be that of a warm run."""
-    realtime = {event.path for event in load_job.realtime}
+def _is_alive(run_id: str, holds: Holds) -> bool:
+    """Whether a run holds any of its locks; asked for a while, as it changes from one to the next,
+    and holds none while it waits to try again."""
     ends = time.monotonic() + _MOMENT_SECONDS
-    while True:
+    while not holds(run_id):
+        if time.monotonic() > ends:
+            return False
+        time.sleep(0.5)
+    return True
+
+
+def _holds(load_job: LoadJob, supervisor: Supervisor) -> Holds:
+    """Whether a run holds any of a load job's locks. That of a realtime event may be a warm run's."""
+    realtime = {event.path for event in load_job.realtime}
+
+    def holds(run_id: str) -> bool:
         for event in load_job.events:
             status = supervisor.status(f"load/{event.path}")
             if status.held and (event.path not in realtime or status.owner == run_id):
                 return True
-        if time.monotonic() > ends:
-            return False
-        time.sleep(0.5)
+        return False
+
+    return holds

@@ -95,7 +95,7 @@ def test_the_interval_is_kept_and_a_retry_waits_for_its_time(
     pipeline.receive(1)
     pipeline.run(instance)
     early = look(pipeline, instance, str(time.time() - 60)).skipped
-    assert early == "the next load is in 0:09:00"
+    assert early == "the next run is in 0:09:00"
     skipped = look(pipeline, instance).skipped
     said, _, left = skipped.rpartition(" in ")
     assert said == "nothing is due: lake/flights is the next,"
@@ -147,7 +147,7 @@ def test_a_run_whose_process_is_gone_is_failed_and_replaced(
     try:
         with supervisor.acquire("load/lake/undeliverable", run.run_id) as lease:
             assert lease
-            assert look(pipeline, instance).skipped == f"run {run.run_id} is still loading"
+            assert look(pipeline, instance).skipped == f"run {run.run_id} is still under way"
     finally:
         supervisor.close()
         store.close()
@@ -180,7 +180,7 @@ def test_a_run_between_two_tries_of_an_op_is_not_gone(
     clock = SimpleNamespace(monotonic=lambda: now, sleep=sleep, time=time.time)
     monkeypatch.setattr(schedules, "time", clock)
     with contextlib.closing(store), contextlib.closing(supervisor), leases:
-        assert look(pipeline, instance).skipped == f"run {run.run_id} is still loading"
+        assert look(pipeline, instance).skipped == f"run {run.run_id} is still under way"
 
 
 def test_nothing_is_launched_while_no_lock_can_be_had(
