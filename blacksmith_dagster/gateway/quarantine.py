@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Any
 from urllib.parse import urlencode
@@ -23,8 +24,9 @@ _BODY_HEADERS = frozenset({"content-length", "content-encoding", "transfer-encod
 def raw_of(kind: str, came: Request | Message | Event[Any], error: Exception) -> Raw:
     """A request, a message or an event as it is kept in quarantine: without its credentials.
 
-    What is no header is kept under names that begin with a colon, as HTTP/2 does: `:method` and
-    `:path` of a request, with its query; `:topic`, `:key`, `:id`, `:sent-at` and `:place` of a message.
+    What is no header is kept under names that begin with a colon, as HTTP/2 does: `:method`,
+    `:path`, with its query, and `:received-at` of a request; `:topic`, `:key`, `:id`, `:sent-at` and
+    `:place` of a message.
     Of an event, which has come without a body, its data is kept.
     """
     if isinstance(came, Event):
@@ -38,7 +40,12 @@ def raw_of(kind: str, came: Request | Message | Event[Any], error: Exception) ->
         kept |= _of_message(came)
     else:
         query = f"?{urlencode(came.query)}" if came.query else ""
-        kept |= {":method": came.method, ":path": f"{came.path}{query}"}
+        received_at = came.received_at or datetime.now(UTC)
+        kept |= {
+            ":method": came.method,
+            ":path": f"{came.path}{query}",
+            ":received-at": received_at.isoformat(),
+        }
     return Raw(kind, came.body, kept, describe(error), _once(key_of(came), came.body))
 
 

@@ -85,21 +85,26 @@ def _request(raw: Raw) -> Request:
         dict(parse_qsl(query, keep_blank_values=True)),
         raw.headers.get(":method", "POST"),
         path,
+        _time(raw, ":received-at"),
     )
 
 
 def _message(raw: Raw) -> Message:
     """The message that was kept by `raw_of`."""
-    sent_at = raw.headers.get(":sent-at")
     return Message(
         raw.body,
         _headers(raw),
         raw.headers.get(":topic", ""),
         raw.headers.get(":key"),
         raw.headers.get(":id"),
-        None if sent_at is None else datetime.fromisoformat(sent_at),
+        _time(raw, ":sent-at"),
         raw.headers.get(":place", ""),
     )
+
+
+def _time(raw: Raw, name: str) -> datetime | None:
+    time = raw.headers.get(name)
+    return None if time is None else datetime.fromisoformat(time)
 
 
 def _headers(raw: Raw) -> Mapping[str, str]:

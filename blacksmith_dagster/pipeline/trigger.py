@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Generic, TypeVar, overload
 from urllib.parse import parse_qsl
 
@@ -43,6 +44,7 @@ class Request(msgspec.Struct, frozen=True):
     - `body`: the item's bytes, as they came.
     - `headers`: names in lower case.
     - `query`: of a name that occurs twice, the last value.
+    - `received_at`: when it came, if it is taken again from quarantine; else `None`, as it comes now.
     """
 
     body: bytes
@@ -50,6 +52,7 @@ class Request(msgspec.Struct, frozen=True):
     query: Mapping[str, str] = {}
     method: str = "POST"
     path: str = "/"
+    received_at: datetime | None = None
 
     @classmethod
     def of(cls, data: Any, headers: Mapping[str, str] | None = None) -> Request:

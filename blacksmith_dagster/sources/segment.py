@@ -63,7 +63,7 @@ class SegmentSource(Source):
         path: str = "/v1",
         **given: Unpack[Properties],
     ) -> None:
-        key = _SegmentKey(WriteKey(*several(write_key)))
+        key = _SegmentKey(*several(write_key))
         super().__init__(name, **proved_by(key, name, given))
         self.track: SourceEvent[_Message, Any, Any] = self.child("track")
         self.identify: SourceEvent[_Message, Any, Any] = self.child("identify")
@@ -82,7 +82,7 @@ class SegmentSource(Source):
             message = request.json(dict)
             if message.setdefault("type", kind) != kind:
                 raise _misfit(f"a message of the type {kind!r} is needed", "$.type")
-            return self._occurrence(message, "$", _now(), None, {})
+            return self._occurrence(message, "$", _received(request), None, {})
 
         return one
 
@@ -92,7 +92,7 @@ class SegmentSource(Source):
         messages = body.get("batch")
         if not isinstance(messages, list):
             raise _misfit("an array is needed", "$.batch")
-        received, sent = _now(), moment(body.get("sentAt"), "$.sentAt")
+        received, sent = _received(request), moment(body.get("sentAt"), "$.sentAt")
         shared = _object(body, "context", "$")
         return [
             self._occurrence(message, f"$.batch[{place}]", received, sent, shared)
@@ -180,5 +180,5 @@ def _misfit(why: str, at: str) -> Misfit:
     return Misfit(f"the body does not fit: {why} - at `{at}`")
 
 
-def _now() -> datetime:
-    return datetime.now(UTC)
+def _received(request: Request) -> datetime:
+    return request.received_at or datetime.now(UTC)
