@@ -1,0 +1,275 @@
+"""What a webhook of GitHub, Stripe, Slack or Standard Webhooks becomes, or why it is refused."""
+
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlencode
+
+import msgspec
+import pytest
+
+from blacksmith_dagster import Reply, Request, Secret
+from blacksmith_dagster.errors import Misfit, Reject
+from blacksmith_dagster.pipeline.event import Event, Occurrence
+from blacksmith_dagster.sources import (
+    GitHubSource,
+    SlackSource,
+    StandardWebhooksSource,
+    StripeSource,
+)
+
+SECRET = Secret("HOOK_SECRET")
+NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
+NOON_SECONDS = int(NOON.timestamp())
+
+
+def receive(source: Any, body: Any, headers: dict[str, str] | None = None) -> Any:
+    return source.doors[0].function(Request.of(body, headers))
+
+
+def kept(source: Any, body: Any, headers: dict[str, str] | None = None) -> Event[Any]:
+    found = receive(source, body, headers)
+    assert isinstance(found, Occurrence)
+    return found.event
+
+
+# ------------------------------------------------------------------------------------ GitHub
+
+
+@pytest.fixture
+def github() -> GitHubSource:
+    source = GitHubSource("github", secret=SECRET)
+    source.on("push")
+    return source
+
+
+PUSH = {"X-GitHub-Event": "push", "X-GitHub-Delivery": "72d3162e"}
+
+
+def test_github_delivery(github: GitHubSource) -> None:
+    event = kept(github, {"ref": "refs/heads/main"}, PUSH)
+    assert event.data == {"ref": "refs/heads/main"}
+    assert (event.key, event.context) == ("72d3162e", {"event": "push"})
+
+
+def test_github_payload_in_a_form(github: GitHubSource) -> None:
+    """What GitHub sends unless the webhook says application/json."""
+    headers = {
+        "content-type": "application/x-www-form-urlencoded",
+        "x-github-event": "push",
+        "x-github-delivery": "d",
+    }
+    function = github.doors[0].function
+    body = urlencode({"payload": '{"ref": "für & =main"}'}).encode()
+    assert function(Request(body, headers)).event.data == {"ref": "für & =main"}
+    with pytest.raises(Reject, match="the form has no payload"):
+        function(Request(b"other=1", headers))
+    with pytest.raises(Reject, match="does not fit"):
+        function(Request(b"payload=not json", headers))
+
+
+def test_github_ping_is_answered_unless_it_is_declared(github: GitHubSource) -> None:
+    ping = PUSH | {"X-GitHub-Event": "ping"}
+    assert receive(github, {"zen": "Design for failure."}, ping) == Reply(200, "pong")
+    github.on("*", name="other")
+    assert receive(github, {}, ping) == Reply(200, "pong")
+    github.on("ping")
+    assert receive(github, {}, ping).kind == "github/ping"
+
+
+@pytest.mark.parametrize("body", [[], "push", None, 1])
+def test_github_payload_is_an_object(github: GitHubSource, body: Any) -> None:
+    with pytest.raises(Misfit, match="Expected `object`"):
+        receive(github, body, PUSH)
+
+
+# ------------------------------------------------------------------------------------ Stripe
+
+
+@pytest.fixture
+def stripe() -> StripeSource:
+    source = StripeSource("stripe", secret=SECRET)
+    source.on("invoice.paid")
+    source.on("v1.billing.meter.error_report_triggered", name="meter_error")
+    return source
+
+
+def stripe_event(**changed: Any) -> dict[str, Any]:
+    whole = {
+        "id": "evt_1",
+        "object": "event",
+        "api_version": "2026-01-28.basil",
+        "created": NOON_SECONDS,
+        "data": {"object": {"id": "in_1", "amount_paid": 1900}},
+        "livemode": False,
+        "type": "invoice.paid",
+    } | changed
+    return {name: value for name, value in whole.items() if value is not msgspec.UNSET}
+
+
+def test_stripe_event(stripe: StripeSource) -> None:
+    found = receive(stripe, stripe_event())
+    event = found.event
+    assert found.kind == "stripe/invoice_paid"
+    assert event.data == {"object": {"id": "in_1", "amount_paid": 1900}}
+    assert (event.key, event.sent_at, event.version) == ("evt_1", NOON, "2026-01-28.basil")
+    assert event.context == stripe_event(data=msgspec.UNSET)
+
+
+def test_stripe_event_without_a_version(stripe: StripeSource) -> None:
+    assert kept(stripe, stripe_event(api_version=None)).version is None
+    assert kept(stripe, stripe_event(api_version=msgspec.UNSET)).version is None
+
+
+def test_stripe_thin_event(stripe: StripeSource) -> None:
+    thin = {
+        "id": "evt_test_65",
+        "object": "v2.core.event",
+        "type": "v1.billing.meter.error_report_triggered",
+        "created": "2026-01-31T12:00:00.000Z",
+        "related_object": {"id": "mtr_1", "type": "billing.meter"},
+    }
+    event = kept(stripe, thin)
+    assert (event.data, event.sent_at, event.context) == (None, NOON, thin)
+
+
+@pytest.mark.parametrize(
+    ("changed", "at"),
+    [
+        ({"type": msgspec.UNSET}, "$.type"),
+        ({"type": 7}, "$.type"),
+        ({"id": ""}, "$.id"),
+        ({"created": "yesterday"}, "$.created"),
+        ({"created": 10**20}, "$.created"),
+        ({"created": [1]}, "$.created"),
+        ({"api_version": 3}, "$.api_version"),
+    ],
+)
+def test_stripe_event_that_is_none(stripe: StripeSource, changed: Any, at: str) -> None:
+    with pytest.raises(Misfit) as refused:
+        receive(stripe, stripe_event(**changed))
+    assert f"at `{at}`" in str(refused.value)
+
+
+# ------------------------------------------------------------------------------------- Slack
+
+
+@pytest.fixture
+def slack() -> SlackSource:
+    source = SlackSource("slack", secret=SECRET)
+    source.on("app_mention")
+    return source
+
+
+def slack_callback(**changed: Any) -> dict[str, Any]:
+    whole = {
+        "token": "a-password",
+        "team_id": "T1",
+        "api_app_id": "A1",
+        "event": {"type": "app_mention", "user": "U1", "text": "hello"},
+        "type": "event_callback",
+        "event_id": "Ev1",
+        "event_time": NOON_SECONDS,
+    } | changed
+    return {name: value for name, value in whole.items() if value is not msgspec.UNSET}
+
+
+def test_slack_handshake_is_answered(slack: SlackSource) -> None:
+    body = {"token": "t", "challenge": "3eZbrw1aB", "type": "url_verification"}
+    assert receive(slack, body) == Reply(200, "3eZbrw1aB")
+    with pytest.raises(Misfit, match=r"\$.challenge"):
+        receive(slack, {"type": "url_verification"})
+
+
+def test_slack_callback(slack: SlackSource) -> None:
+    event = kept(slack, slack_callback())
+    assert event.data == {"type": "app_mention", "user": "U1", "text": "hello"}
+    assert (event.key, event.sent_at) == ("Ev1", NOON)
+    assert event.context == {
+        "team_id": "T1",
+        "api_app_id": "A1",
+        "type": "event_callback",
+        "event_id": "Ev1",
+        "event_time": NOON_SECONDS,
+    }
+
+
+def test_slack_is_answered_200(slack: SlackSource) -> None:
+    assert slack.doors[0].answer == Reply(200)
+
+
+def test_slack_notice_that_is_no_callback(slack: SlackSource) -> None:
+    notice = {"token": "t", "type": "app_rate_limited", "minute_rate_limited": 1518467820}
+    with pytest.raises(Reject, match="'app_rate_limited'; it takes app_mention"):
+        receive(slack, notice)
+    slack.on("app_rate_limited")
+    event = kept(slack, notice)
+    assert event.data is None
+    assert event.context == {"type": "app_rate_limited", "minute_rate_limited": 1518467820}
+
+
+@pytest.mark.parametrize(
+    ("changed", "at"),
+    [
+        ({"type": msgspec.UNSET}, "$.type"),
+        ({"event": msgspec.UNSET}, "$.event"),
+        ({"event": "app_mention"}, "$.event"),
+        ({"event": {}}, "$.event.type"),
+        ({"event_id": None}, "$.event_id"),
+        ({"event_time": {}}, "$.event_time"),
+    ],
+)
+def test_slack_callback_that_is_none(slack: SlackSource, changed: Any, at: str) -> None:
+    with pytest.raises(Misfit) as refused:
+        receive(slack, slack_callback(**changed))
+    assert f"at `{at}`" in str(refused.value)
+
+
+# ------------------------------------------------------------------------- Standard Webhooks
+
+
+@pytest.fixture
+def hooks() -> StandardWebhooksSource:
+    source = StandardWebhooksSource("billing", secret=SECRET)
+    source.on("user.created")
+    return source
+
+
+SIGNED = {"webhook-id": "msg_1", "webhook-timestamp": str(NOON_SECONDS + 60)}
+
+
+def test_standard_webhook(hooks: StandardWebhooksSource) -> None:
+    body = {"type": "user.created", "timestamp": "2026-01-31T12:00:00Z", "data": {"id": 7}}
+    event = kept(hooks, body | {"environment": "live"}, SIGNED)
+    assert (event.data, event.key, event.sent_at) == ({"id": 7}, "msg_1", NOON)
+    del body["data"]
+    assert event.context == body | {"environment": "live"}
+
+
+@pytest.mark.parametrize("timestamp", [{}, {"timestamp": None}, {"timestamp": 1769860800123}])
+def test_standard_webhook_whose_body_has_no_time(
+    hooks: StandardWebhooksSource, timestamp: Any
+) -> None:
+    event = kept(hooks, {"type": "user.created", "data": None} | timestamp, SIGNED)
+    assert event.data is None
+    assert event.sent_at == datetime(2026, 1, 31, 12, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("body", "at"),
+    [
+        ({"data": 1}, "$.type"),
+        ({"type": "user.created"}, "$.data"),
+        ({"type": "user.created", "data": 1, "timestamp": "noon"}, "$.timestamp"),
+    ],
+)
+def test_standard_webhook_that_is_none(hooks: StandardWebhooksSource, body: Any, at: str) -> None:
+    with pytest.raises(Misfit) as refused:
+        receive(hooks, body, SIGNED)
+    assert f"at `{at}`" in str(refused.value)
+
+
+def test_time_without_a_zone_is_utc(hooks: StandardWebhooksSource) -> None:
+    body = {"type": "user.created", "data": 1, "timestamp": "2026-01-31t12:00:00"}
+    assert kept(hooks, body, SIGNED).sent_at == NOON
+    zulu = body | {"timestamp": "2026-01-31t12:00:00z"}
+    assert kept(hooks, zulu, SIGNED).sent_at == NOON
