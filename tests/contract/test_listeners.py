@@ -1,0 +1,28 @@
+"""What every store promises of how listeners stand."""
+
+from datetime import UTC, datetime
+
+from msgspec.structs import replace
+
+from blacksmith_dagster.store import Store
+from blacksmith_dagster.store.interface import Listening
+
+
+def test_a_listener_stands_as_it_was_noted_last(store: Store) -> None:
+    assert store.listeners() == []
+    at = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+    store.note_listener(Listening("shop/ordered", "a@1", 12, "messages", at))
+    store.note_listener(Listening("bank/changed", "b@2", None, "bytes", None, "the slot is gone"))
+    newest = Listening("shop/ordered", "c@3", 2**40, "bytes", None, "no broker")
+    store.note_listener(newest)
+    changed, ordered = store.listeners()
+    assert replace(ordered, at=None) == newest
+    assert replace(changed, at=None) == Listening(
+        "bank/changed", "b@2", None, "bytes", None, "the slot is gone"
+    )
+    assert changed.at is not None
+    assert ordered.at is not None
+    assert changed.at <= ordered.at
+    assert abs((datetime.now(UTC) - ordered.at).total_seconds()) < 60
+    store.note_listener(replace(newest, error=None, read_at=at))
+    assert [(each.error, each.read_at) for each in store.listeners()][1] == (None, at)

@@ -1,0 +1,122 @@
+"""Where readers are: moved on in the commit that keeps what was read, or not at all."""
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from blacksmith_dagster.errors import KeyReused, PositionMoved, Unknown
+from blacksmith_dagster.store import Store
+from blacksmith_dagster.store.interface import NewEvent, Position, Raw
+from tests.contract.pipeline import departed, new_event
+
+RAW = Raw(departed.path, b"{", {}, "BadRequest: no JSON")
+
+
+def test_a_position_is_committed_with_its_events(store: Store) -> None:
+    assert store.position("landing") is None
+    store.ingest([[new_event(1)]], positions=[Position("landing", None, "10")])
+    store.ingest([[new_event(2)]], positions=[Position("landing", "10", "20")])
+    for before in (None, "10"):
+        with pytest.raises(PositionMoved, match="landing"):
+            store.ingest([[new_event(3)]], positions=[Position("landing", before, "30")])
+    assert store.position("landing") == "20"
+    assert len(store.events()) == 2
+
+
+def test_several_readers_move_together(store: Store) -> None:
+    store.ingest([], positions=[Position("orders/1", None, "7")])
+    store.ingest(
+        [[new_event()]],
+        positions=[
+            Position("orders/2", None, "1"),
+            Position("orders/0", None, "1"),
+            Position("orders/1", "7", "9"),
+        ],
+    )
+    assert [store.position(f"orders/{n}") for n in range(3)] == ["1", "9", "1"]
+
+
+def test_if_one_reader_was_moved_by_another_nothing_is_kept(store: Store) -> None:
+    released = store.quarantine(RAW)
+    store.ingest([], positions=[Position("orders/0", None, "1"), Position("orders/1", None, "1")])
+    with pytest.raises(PositionMoved, match=r"orders/1 is no longer at '0'"):
+        store.ingest(
+            [[new_event(1, key="a")], RAW],
+            positions=[Position("orders/0", "1", "2"), Position("orders/1", "0", "2")],
+            released=[released],
+        )
+    assert [store.position(f"orders/{n}") for n in range(2)] == ["1", "1"]
+    assert not store.events()
+    assert [each.id for each in store.quarantined()] == [released]
+    # The key was given back: with other data it makes an event.
+    assert isinstance(store.ingest([[new_event(2, key="a")]])[0], list)
+
+
+def test_a_reused_key_leaves_nothing_of_what_was_read_with_it(store: Store) -> None:
+    [[first]] = store.ingest([[new_event(1, key="a")]])
+    position = Position("orders/0", None, "4")
+    answers = store.ingest(
+        [[new_event(2)], [new_event(3, key="a")], RAW, [new_event(4, key="b")]],
+        positions=[position],
+    )
+    assert isinstance(answers[1], KeyReused)
+    assert [answers[n] for n in (0, 2, 3)] == [[], [], []]
+    assert store.position("orders/0") is None
+    assert [each.id for each in store.events()] == [first]
+    assert not store.quarantined()
+    # What is left goes on from the same place.
+    again = store.ingest([[new_event(2)], RAW, [new_event(5, key="b")]], positions=[position])
+    assert [len(each) for each in again if isinstance(each, list)] == [1, 1, 1]
+    assert len(store.events()) == 3
+
+
+def test_without_positions_a_reused_key_leaves_the_others(store: Store) -> None:
+    store.ingest([[new_event(1, key="a")]])
+    reused, raw, kept = store.ingest([[new_event(2, key="a")], RAW, [new_event(3, key="b")]])
+    assert isinstance(reused, KeyReused)
+    assert raw == [each.id for each in store.quarantined()]
+    assert isinstance(kept, list)
+    assert kept[0] in {each.id for each in store.events()}
+
+
+def test_a_reader_moves_for_what_was_taken_before(store: Store) -> None:
+    """A message that came twice: its event is there, and the reader goes past it."""
+    [[first]] = store.ingest([[new_event(1, key="a")]])
+    position = Position("orders/0", None, "1")
+    assert store.ingest([[new_event(1, key="a")]], positions=[position]) == [[first]]
+    assert store.position("orders/0") == "1"
+
+
+def test_an_event_that_nobody_knows_moves_no_reader(store: Store) -> None:
+    with pytest.raises(Unknown):
+        store.ingest([[NewEvent("no/kind", "{}")]], positions=[Position("orders/0", None, "1")])
+    assert store.position("orders/0") is None
+
+
+def test_readers_that_are_moved_in_every_order_do_not_deadlock(store: Store) -> None:
+    """Many processes that believe to be the readers: each step is made once."""
+    steps, seed = 15, random.randrange(2**32)
+    print(f"seed {seed}")
+    readers = [f"orders/{n}" for n in range(8)]
+
+    def read_on(number: int) -> int:
+        """Move all readers to the end, in steps; how many steps were this process's own."""
+        chance, made = random.Random(seed + number), 0
+        while (before := store.position(readers[0])) != str(steps):
+            after = str(int(before or 0) + 1)
+            positions = [Position(reader, before, after) for reader in readers]
+            chance.shuffle(positions)
+            try:
+                store.ingest([[new_event(int(after))]], positions=positions)
+                made += 1
+            except PositionMoved:
+                continue
+        return made
+
+    with ThreadPoolExecutor(6) as threads:
+        made = list(threads.map(read_on, range(6)))
+    assert sum(made) == steps
+    assert sorted(each.payload for each in store.events()) == sorted(
+        f'{{"n":{n}}}' for n in range(1, steps + 1)
+    )

@@ -1,0 +1,191 @@
+"""What every store promises of requests and messages that could not be taken."""
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import UTC, datetime
+
+import pytest
+from alembic import command
+from msgspec.structs import replace
+from sqlalchemy import create_engine
+
+from blacksmith_dagster import HTTP, Blacksmith, Reply, Request, Source
+from blacksmith_dagster.errors import KeyReused, Unknown
+from blacksmith_dagster.store import Store, open_store, schema
+from blacksmith_dagster.store.interface import NewEvent, Raw
+from blacksmith_dagster.store.tables import kinds, quarantine
+from tests.contract.pipeline import FLIGHTS, departed, new_event
+
+RAW = Raw(departed.path, b"\xff\x00{", {"content-type": "text/plain"}, "ValueError: no")
+
+
+def test_a_raw_request_waits_in_quarantine(store: Store) -> None:
+    assert store.quarantine_sizes() == {}
+    kept = store.quarantine(RAW)
+    [found] = store.quarantined()
+    assert (found.id, found.kind, found.error, found.size) == (kept, RAW.kind, RAW.error, 3)
+    assert abs((datetime.now(UTC) - found.received_at).total_seconds()) < 60
+    assert store.in_quarantine(kept) == RAW
+    assert store.quarantine_sizes() == {departed.path: 1}
+
+
+def test_raw_requests_are_kept_among_the_others(store: Store) -> None:
+    one, two = replace(RAW, body=b"1"), replace(RAW, body=b"2")
+    first, raw, [], second, other = store.ingest([[new_event(1)], one, [], [new_event(2)], two])
+    assert [each.id for each in store.quarantined()] == [*raw, *other]
+    assert [store.in_quarantine(each).body for each in (*raw, *other)] == [b"1", b"2"]
+    assert [store.event(each).payload for each in (*first, *second)] == ['{"n":1}', '{"n":2}']
+
+
+def test_nothing_is_in_quarantine_of_a_commit_that_failed(store: Store) -> None:
+    with pytest.raises(Unknown):
+        store.ingest([RAW, [NewEvent("no/kind", "{}")]])
+    with pytest.raises(Unknown, match="register"):
+        store.ingest([[new_event()], replace(RAW, kind="no/kind")])
+    assert not store.quarantined()
+    assert not store.events()
+
+
+def test_what_is_kept_again_with_its_key_is_the_same(store: Store) -> None:
+    keyed = replace(RAW, key="orders/0@7")
+    first = store.quarantine(keyed)
+    again = replace(keyed, error="another error")
+    assert store.quarantine(again) == first
+    assert store.ingest([again, [new_event()], again])[::2] == [[first], [first]]
+    assert store.in_quarantine(first) == keyed
+    others = [
+        store.quarantine(replace(keyed, key="orders/0@8")),
+        store.quarantine(replace(keyed, kind=f"{FLIGHTS}.discarded")),
+        store.quarantine(RAW),
+        store.quarantine(RAW),
+    ]
+    assert len({first, *others}) == 5
+
+
+def test_what_is_kept_by_many_at_once_with_its_key_is_kept_once(store: Store) -> None:
+    """Commits that bring the same in every order: none waits for another in a circle."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+
+    def write(number: int) -> dict[str | None, str]:
+        chance = random.Random(seed + number)
+        found: dict[str | None, str] = {}
+        for _ in range(10):
+            raws = [replace(RAW, key=f"k{n}") for n in range(20)]
+            chance.shuffle(raws)
+            for raw, answer in zip(raws, store.ingest(raws), strict=True):
+                assert isinstance(answer, list)
+                found[raw.key] = answer[0]
+        return found
+
+    with ThreadPoolExecutor(6) as threads:
+        found = list(threads.map(write, range(6)))
+    assert all(each == found[0] for each in found)
+    assert len(store.quarantined()) == 20
+
+
+def test_the_oldest_are_listed_first_and_by_kind(store: Store) -> None:
+    other = f"{FLIGHTS}.discarded"
+    ids = [store.quarantine(replace(RAW, kind=kind)) for kind in (RAW.kind, other, RAW.kind)]
+    assert [each.id for each in store.quarantined()] == ids
+    assert [each.id for each in store.quarantined(limit=2)] == ids[:2]
+    assert [each.id for each in store.quarantined(RAW.kind)] == ids[::2]
+    assert [each.id for each in store.quarantined(other)] == ids[1:2]
+    assert store.quarantine_sizes() == {RAW.kind: 2, other: 1}
+    with pytest.raises(Unknown, match=departed.path):
+        store.quarantined("no/kind")
+
+
+def test_what_is_released_leaves_with_the_events(store: Store) -> None:
+    released, stays = store.quarantine(RAW), store.quarantine(RAW)
+    [[kept]] = store.ingest([[new_event(1)]], released=[released])
+    assert store.event(kept).payload == '{"n":1}'
+    assert [each.id for each in store.quarantined()] == [stays]
+    for gone in (released, "qua_0", "qua_x", "evt_1"):
+        with pytest.raises(Unknown, match="quarantine list"):
+            store.in_quarantine(gone)
+        with pytest.raises(Unknown, match=gone):
+            store.ingest([[new_event(2)]], released=[stays, gone])
+    assert len(store.events()) == 1
+    assert [each.id for each in store.quarantined()] == [stays]
+
+
+def test_with_a_reused_key_nothing_is_released(store: Store) -> None:
+    store.ingest([[new_event(1, key="a")]])
+    waits = store.quarantine(RAW)
+    refused, other = store.ingest([[new_event(2, key="a")], [new_event(3)]], released=[waits])
+    assert isinstance(refused, KeyReused)
+    assert other == []
+    assert store.in_quarantine(waits) == RAW
+    assert len(store.events()) == 1
+
+
+def test_of_two_who_release_the_same_one_keeps_its_events(store: Store) -> None:
+    ids = [store.quarantine(RAW) for _ in range(20)]
+
+    def release(number: int) -> int:
+        kept = 0
+        for each in ids if number % 2 else reversed(ids):
+            try:
+                store.ingest([[new_event()]], released=[each])
+            except Unknown:
+                continue
+            kept += 1
+        return kept
+
+    with ThreadPoolExecutor(4) as threads:
+        assert sum(threads.map(release, range(4))) == 20
+    assert len(store.events()) == 20
+    assert not store.quarantined()
+
+
+def test_what_is_dropped_is_gone(store: Store) -> None:
+    ids = [store.quarantine(RAW) for _ in range(2500)]
+    with pytest.raises(Unknown, match="qua_9999"):
+        store.drop_quarantined([*ids, "qua_9999"])
+    assert store.quarantine_sizes() == {RAW.kind: 2500}
+    store.drop_quarantined([*ids[:-1], ids[0]])
+    assert [each.id for each in store.quarantined()] == ids[-1:]
+    store.drop_quarantined([])
+
+
+def test_an_id_is_never_given_twice(store: Store) -> None:
+    first = store.quarantine(RAW)
+    store.drop_quarantined([first])
+    assert store.quarantine(RAW) != first
+
+
+def test_requests_through_a_door_are_kept_under_its_source(store: Store) -> None:
+    shop = Source("shop")
+
+    @shop.door(HTTP("/shop"))
+    def arrived(request: Request) -> Reply:
+        return Reply()
+
+    with pytest.raises(Unknown, match="register"):
+        store.quarantine(replace(RAW, kind="shop"))
+    store.register(Blacksmith(sources=[shop], destinations=[], since="2026-01-01"))
+    store.quarantine(replace(RAW, kind="shop"))
+    assert store.quarantine_sizes() == {"shop": 1}
+
+
+def test_what_was_in_quarantine_before_an_upgrade_stays_there(store_url: str) -> None:
+    engine = create_engine(store_url.replace("postgresql://", "postgresql+psycopg://"))
+    with engine.begin() as conn:
+        config = schema._config()
+        config.attributes["connection"] = conn
+        command.upgrade(config, "0005")
+    at = datetime(2026, 1, 2, tzinfo=UTC)
+    row = {"kind": 1, "received_at": at, "headers": '{"a":"b"}', "body": b"\xff", "error": "no"}
+    with engine.begin() as conn:
+        conn.execute(kinds.insert(), {"id": 1, "path": "airport/departed"})
+        conn.execute(quarantine.insert().inline(), [row, row])
+    engine.dispose()
+    with closing(open_store(store_url, upgrade=True)) as store:
+        [first, second] = store.quarantined()
+        assert (first.kind, first.received_at, first.size) == ("airport/departed", at, 1)
+        raw = Raw("airport/departed", b"\xff", {"a": "b"}, "no")
+        assert store.in_quarantine(second.id) == raw
+        store.ingest([replace(raw, key="k")], released=[first.id])
+        assert store.quarantine_sizes() == {"airport/departed": 2}
