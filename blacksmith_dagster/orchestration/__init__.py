@@ -7,8 +7,8 @@ from dagster_shared.libraries import DagsterLibraryRegistry
 from blacksmith_dagster.orchestration.assets import BlacksmithTranslator, EventData, asset_key
 from blacksmith_dagster.orchestration.component import BlacksmithComponent
 from blacksmith_dagster.orchestration.definitions import build_definitions
-from blacksmith_dagster.orchestration.realtime import WarmRuns
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
+from blacksmith_dagster.orchestration.warm import WarmRuns
 
 __all__ = [
     "BlacksmithComponent",

@@ -8,7 +8,6 @@ import pytest
 from dagster import AssetKey, DagsterInstance, RunsFilter
 
 from blacksmith_dagster.orchestration.jobs import LOAD_TAG
-from blacksmith_dagster.orchestration.realtime import REALTIME_TAG
 from tests.orchestration.pipeline import TODAY, Pipeline
 
 EXAMPLE = (Path(__file__).parents[2] / "dagster.yaml.example").read_text()
@@ -50,7 +49,7 @@ def test_the_example_settings_are_taken(home: Path) -> None:
     each_value = {"applyLimitPerUniqueValue": True}
     assert limits == [
         {"key": LOAD_TAG, "value": each_value, "limit": 1},
-        {"key": REALTIME_TAG, "value": each_value, "limit": 2},
+        {"key": "blacksmith/realtime", "value": each_value, "limit": 2},
     ]
 
 

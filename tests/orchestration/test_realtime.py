@@ -28,15 +28,15 @@ from blacksmith_dagster.orchestration import (
     WarmRuns,
     build_definitions,
     realtime,
-    realtime_sensor,
     schedules,
+    warm_sensor,
 )
-from blacksmith_dagster.orchestration.realtime import ENDING_TAG, Seen, ending
-from blacksmith_dagster.orchestration.realtime_sensor import (
+from blacksmith_dagster.orchestration.realtime_sensor import why_idle
+from blacksmith_dagster.orchestration.warm import ENDING_TAG, Seen, ending
+from blacksmith_dagster.orchestration.warm_sensor import (
     Run,
     could_lock,
     is_gone,
-    why_idle,
     why_no_launch,
     why_pause,
 )
@@ -139,7 +139,7 @@ def test_a_run_whose_process_is_gone(run: Run, gone: bool) -> None:
         ([], None),
         ([Run("a", QUEUED, 1)], "run a is queued"),
         ([Run("a", STARTING, 1)], "run a is starting"),
-        ([Run("a", STARTED, 1)], "run a loads"),
+        ([Run("a", STARTED, 1)], "run a is under way"),
         ([Run("a", STARTED, 1, ending=True)], None),
         ([Run("a", STARTED, 1, ending=True), Run("b", QUEUED, 1)], "run b is queued"),
         ([Run("a", STARTED, 1, ending=True), Run("b", STARTED, 1)], "run b follows run a"),
@@ -399,7 +399,7 @@ def test_a_run_that_has_announced_its_end_is_followed(
 ) -> None:
     run = instance.add_run(DagsterRun(job_name="realtime_alerts", status=STARTED))
     with _locked(alerts, run.run_id):
-        assert alerts.look(instance).skip_message == f"run {run.run_id} loads"
+        assert alerts.look(instance).skip_message == f"run {run.run_id} is under way"
         instance.add_run_tags(run.run_id, {ENDING_TAG: "true"})
         assert len(alerts.look(instance).run_requests) == 1
         instance.add_run(DagsterRun(job_name="realtime_alerts", status=STARTING))
@@ -409,11 +409,11 @@ def test_a_run_that_has_announced_its_end_is_followed(
 def test_a_run_whose_process_is_gone_is_failed_and_followed(
     alerts: Alerts, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(realtime_sensor, "_GONE_SECONDS", 0.3)
+    monkeypatch.setattr(warm_sensor, "_GONE_SECONDS", 0.3)
     alerts.receive("late")
     run = instance.add_run(DagsterRun(job_name="realtime_alerts", status=STARTED))
     with _locked(alerts, run.run_id):
-        assert alerts.look(instance).skip_message == f"run {run.run_id} loads"
+        assert alerts.look(instance).skip_message == f"run {run.run_id} is under way"
     lost = time.monotonic()
     while not alerts.look(instance).run_requests:
         assert time.monotonic() < lost + 10
