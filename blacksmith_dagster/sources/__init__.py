@@ -1,0 +1,21 @@
+"""Ready-made sources. They use nothing that yours could not."""
+
+from blacksmith_dagster.sources.cloudevents import CloudEventsSource
+from blacksmith_dagster.sources.github import GitHubSource
+from blacksmith_dagster.sources.postgres import Change, Notification, PostgresSource
+from blacksmith_dagster.sources.segment import SegmentSource
+from blacksmith_dagster.sources.slack import SlackSource
+from blacksmith_dagster.sources.stripe import StripeSource
+from blacksmith_dagster.sources.webhooks import StandardWebhooksSource
+
+__all__ = [
+    "Change",
+    "CloudEventsSource",
+    "GitHubSource",
+    "Notification",
+    "PostgresSource",
+    "SegmentSource",
+    "SlackSource",
+    "StandardWebhooksSource",
+    "StripeSource",
+]
