@@ -13,14 +13,20 @@ from blacksmith_dagster.orchestration.assets import (
     store_spec,
 )
 from blacksmith_dagster.orchestration.backfills import build_backfill, build_replay
+from blacksmith_dagster.orchestration.cron import (
+    build_poll_job,
+    build_poll_trigger,
+    cron_events,
+)
 from blacksmith_dagster.orchestration.jobs import build_job, load_jobs
 from blacksmith_dagster.orchestration.migrations import build_migration_jobs
 from blacksmith_dagster.orchestration.purge import build_purge
-from blacksmith_dagster.orchestration.realtime import WarmRuns, build_realtime_job
+from blacksmith_dagster.orchestration.realtime import build_realtime_job
 from blacksmith_dagster.orchestration.realtime_sensor import build_realtime_sensor
 from blacksmith_dagster.orchestration.report import build_checks, build_report_sensor
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
 from blacksmith_dagster.orchestration.schedules import build_trigger
+from blacksmith_dagster.orchestration.warm import WarmRuns
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.scheduler import realtime_events
 
@@ -54,7 +60,11 @@ def build_definitions(
     specs = _specs(app, translator)
     keys: Mapping[str, AssetKey] = {path: spec.key for path, spec in specs.items()}
     jobs = {each.name: build_job(app, each, translator) for each in load_jobs(app)}
-    triggers = [build_trigger(app, each, jobs[each.name]) for each in load_jobs(app)]
+    polls = {each: build_poll_job(app, each, keys[each.path]) for each in cron_events(app)}
+    triggers = [
+        *(build_trigger(app, each, jobs[each.name]) for each in load_jobs(app)),
+        *(build_poll_trigger(event, target) for event, target in polls.items()),
+    ]
     warm = warm or WarmRuns()
     realtime = [each for each in app.destinations.values() if realtime_events(each)]
     realtime_jobs = [build_realtime_job(app, each, keys, warm) for each in realtime]
@@ -69,6 +79,7 @@ def build_definitions(
         asset_checks=[build_checks(app, keys)],
         jobs=[
             *jobs.values(),
+            *polls.values(),
             *realtime_jobs,
             *build_migration_jobs(app, keys),
             *([purges.job] if purges else []),
