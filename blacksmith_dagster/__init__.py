@@ -2,23 +2,33 @@
 
 from blacksmith_dagster.errors import BlacksmithError, DeclarationError, Reject
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.auth import Auth, Bearer
+from blacksmith_dagster.pipeline.auth import Auth, Bearer, WriteKey
 from blacksmith_dagster.pipeline.batch import Batch
 from blacksmith_dagster.pipeline.cdc import CDC, Listener
+from blacksmith_dagster.pipeline.cors import CORS
 from blacksmith_dagster.pipeline.cron import Cron, Poll
 from blacksmith_dagster.pipeline.destination import Destination, DestinationEvent
 from blacksmith_dagster.pipeline.event import Cause, Event, Job, Occurrence
 from blacksmith_dagster.pipeline.flow import Flow, Outcome
 from blacksmith_dagster.pipeline.limits import Limits
 from blacksmith_dagster.pipeline.migration import Direction, Migration
+from blacksmith_dagster.pipeline.model import JSONSchema
 from blacksmith_dagster.pipeline.schedule import Schedule
 from blacksmith_dagster.pipeline.secret import Secret
+from blacksmith_dagster.pipeline.signatures import (
+    GitHubSignature,
+    HMACSignature,
+    SlackSignature,
+    StandardWebhooksSignature,
+    StripeSignature,
+)
 from blacksmith_dagster.pipeline.source import Source, SourceEvent
 from blacksmith_dagster.pipeline.subscription import Message, Subscription
 from blacksmith_dagster.pipeline.trigger import HTTP, Reply, Request
 
 __all__ = [
     "CDC",
+    "CORS",
     "HTTP",
     "Auth",
     "Batch",
@@ -33,6 +43,9 @@ __all__ = [
     "Direction",
     "Event",
     "Flow",
+    "GitHubSignature",
+    "HMACSignature",
+    "JSONSchema",
     "Job",
     "Limits",
     "Listener",
@@ -46,7 +59,11 @@ __all__ = [
     "Request",
     "Schedule",
     "Secret",
+    "SlackSignature",
     "Source",
     "SourceEvent",
+    "StandardWebhooksSignature",
+    "StripeSignature",
     "Subscription",
+    "WriteKey",
 ]

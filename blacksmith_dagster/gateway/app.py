@@ -1,4 +1,5 @@
-"""The gateway's HTTP application: an endpoint per source event or door, and `/_health`."""
+"""The gateway's HTTP application: an endpoint per source event or door, `/_health` and
+`/_openapi.json`."""
 
 from __future__ import annotations
 
@@ -12,9 +13,11 @@ from urllib.parse import parse_qsl
 
 import anyio
 import msgspec
+from msgspec import structs
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HTTPRequest
@@ -25,12 +28,15 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from blacksmith_dagster.errors import (
     BadRequest,
     BlacksmithError,
+    Forbidden,
     Refused,
     Unavailable,
     traced,
 )
 from blacksmith_dagster.gateway.body import Bodies, unpack
-from blacksmith_dagster.gateway.extract import Extractor
+from blacksmith_dagster.gateway.deprecation import Deprecations
+from blacksmith_dagster.gateway.extract import KEY_CHARACTERS, VERSION_HEADER, Extractor, Sifted
+from blacksmith_dagster.gateway.openapi import described
 from blacksmith_dagster.gateway.problem import (
     internal,
     internal_problem,
@@ -42,16 +48,18 @@ from blacksmith_dagster.gateway.problem import (
 from blacksmith_dagster.gateway.quarantine import raw_of
 from blacksmith_dagster.gateway.writer import STORE_IS_DOWN, Writer
 from blacksmith_dagster.pipeline.application import Blacksmith
+from blacksmith_dagster.pipeline.networks import is_within
 from blacksmith_dagster.pipeline.source import Door, SourceEvent
 from blacksmith_dagster.pipeline.trigger import HTTP, Reply, Request
 from blacksmith_dagster.pubsub.announcer import Announcer
-from blacksmith_dagster.store.interface import Store
+from blacksmith_dagster.store.interface import Raw, Store
 from blacksmith_dagster.supervisor import Supervisor
 
 BODIES_AT_ONCE = 256 * 1024 * 1024
 
 # Bodies above this are taken apart in a thread, so that the small requests beside them go on.
 _LARGE = 128 * 1024
+_LOOKED_AT = ((b"content-type", "content-type"), (VERSION_HEADER.encode(), VERSION_HEADER))
 _READY_FOR = 1.0  # seconds for which an answer of `/_health` holds: strangers may ask it too
 _READY_WAIT = 5.0
 _SUPERVISOR_WAIT = 1.0  # its silence must not make the gateway look dead
@@ -74,13 +82,14 @@ def create_app(
     the store, is asked by `/_health`.
     """
     bodies = Bodies(BODIES_AT_ONCE)
+    deprecations = Deprecations(app.source_events.values())
     doors = [
         *(
-            Endpoint(app, event, event.trigger, store, bodies)
+            Endpoint(app, event, event.trigger, store, bodies, deprecations)
             for event in app.source_events.values()
             if isinstance(event.trigger, HTTP)
         ),
-        *(Endpoint(app, door, door.on, store, bodies) for door in app.doors),
+        *(Endpoint(app, door, door.on, store, bodies, deprecations) for door in app.doors),
     ]
 
     @contextlib.asynccontextmanager
@@ -93,9 +102,18 @@ def create_app(
         watching.cancel()
         await writer.stop()
 
-    routes = [Route(door.path, door, methods=[door.method]) for door in doors]
+    description = msgspec.json.encode(described(app))
+
+    async def tell(_: HTTPRequest) -> Response:
+        return Response(description, media_type="application/json")
+
+    routes = [
+        *(Route(door.path, door, methods=[door.method]) for door in doors),
+        Route("/_health", Health(store, announcer, supervisor).answer),
+        Route("/_openapi.json", tell),
+    ]
     others = Starlette(
-        routes=[*routes, Route("/_health", Health(store, announcer, supervisor).answer)],
+        routes=routes,
         exception_handlers={HTTPException: routing_problem, Exception: internal_problem},
         lifespan=lifespan,
     )
@@ -109,14 +127,25 @@ def create_app(
 def _straight_to(doors: Sequence[Endpoint], others: ASGIApp) -> ASGIApp:
     """Doors are found by one look-up: Starlette's router and the layers around it take a fifth of
     the time that a small request needs."""
-    found: Mapping[tuple[str, str], ASGIApp] = {(door.method, door.path): door for door in doors}
+    found = {(door.method, door.path): door.behind_cors() for door in doors}
+    asked = {path for (_, path), door in found.items() if isinstance(door, CORSMiddleware)}
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        is_http = scope["type"] == "http"
-        door = found.get((scope["method"], scope["path"]), others) if is_http else others
-        await door(scope, receive, send)
+        served = others
+        if scope["type"] == "http":
+            method, path = scope["method"], scope["path"]
+            if method == "OPTIONS" and path in asked:  # a browser asks for another method
+                method = _asked_for(scope)
+            served = found.get((method, path), others)
+        await served(scope, receive, send)
 
     return serve
+
+
+def _asked_for(scope: Scope) -> str:
+    headers = dict(scope["headers"])
+    wanted: bytes = headers.get(b"access-control-request-method", b"OPTIONS")
+    return wanted.decode("latin-1") if b"origin" in headers else "OPTIONS"
 
 
 class Endpoint:
@@ -131,6 +160,7 @@ class Endpoint:
         on: HTTP,
         store: Store,
         bodies: Bodies,
+        deprecations: Deprecations,
     ) -> None:
         self.path = on.path
         self.method = on.method
@@ -139,8 +169,24 @@ class Endpoint:
         self._store = store
         self._bodies = bodies
         self._extract = Extractor(app, event)
+        self._sifts = event.invalid == "quarantine"
+        self._deprecations = deprecations
         self._request_bytes = cast(int, event.limits.request_bytes)
         self._body_seconds = cast(float, event.limits.body_seconds)
+
+    def behind_cors(self) -> ASGIApp:
+        """The endpoint as it is served: to pages of other sites too, if it is declared so."""
+        cors = self._event.cors
+        if cors is None:
+            return self
+        return CORSMiddleware(
+            self,
+            allow_origins=cors.origins,
+            allow_methods=[self.method],
+            allow_headers=["*"],
+            expose_headers=["Deprecation", "Retry-After"],
+            max_age=cors.max_age,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -165,6 +211,7 @@ class Endpoint:
         await send({"type": "http.response.body", "body": content})
 
     async def _answer(self, scope: Scope, receive: Receive) -> Response | dict[str, Any]:
+        self._check_network(scope)
         headers: dict[bytes, bytes] = dict(scope["headers"])
         auth = self._event.auth
         if auth is not None:
@@ -183,19 +230,38 @@ class Endpoint:
                 self._bodies.take(len(body))
                 held += len(body)
             if auth is not None:
-                key = auth.verify(headers, body) if key is None else key
-            return await self._keep(self._request(scope, headers, body), key)
+                # What is proved counts before what anyone could have added to a signed request.
+                key = auth.verify(headers, body) or key
+            return await self._keep(self._request(scope, headers, body, key), key)
         finally:
             self._bodies.give_back(held)
 
-    def _request(self, scope: Scope, headers: Mapping[bytes, bytes], body: bytes) -> Request:
-        if self._event.function is None:  # nobody will look at more than this
-            media = headers.get(b"content-type")
-            return Request(body, {} if media is None else {"content-type": media.decode("latin-1")})
+    def _check_network(self, scope: Scope) -> None:
+        networks = self._event.networks
+        if networks is not None:
+            host = scope["client"][0] if scope["client"] else ""
+            if not is_within(networks, host):
+                raise Forbidden(
+                    f"requests from {host or 'here'} are not taken by this source; send from a "
+                    "network that is"
+                )
+
+    def _request(
+        self, scope: Scope, headers: Mapping[bytes, bytes], body: bytes, key: str | None
+    ) -> Request:
+        if self._event.function is None and not self._sifts:  # nobody will look at more than this
+            few = {
+                name: headers[raw].decode("latin-1") for raw, name in _LOOKED_AT if raw in headers
+            }
+            return Request(body, few)
         named: dict[str, str] = {}
         for raw_name, raw_value in scope["headers"]:
             name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
             named[name] = f"{named[name]}, {value}" if name in named else value
+        if key is not None:  # the one that counts: the request may be taken again, from quarantine
+            named["idempotency-key"] = key
+        if self._event.auth is not None:  # it has been looked at, and is for nobody else
+            named.pop("authorization", None)
         query = scope["query_string"]
         return Request(
             body,
@@ -206,25 +272,36 @@ class Endpoint:
         )
 
     async def _keep(self, request: Request, key: str | None) -> Response | dict[str, Any]:
+        sifted: list[Sifted] | None = [] if self._sifts else None
         try:
             if len(request.body) > _LARGE:
-                extracted = await run_in_threadpool(self._extract, request, key)
+                extracted = await run_in_threadpool(self._extract, request, key, sifted)
             else:
-                extracted = self._extract(request, key)
+                extracted = self._extract(request, key, sifted)
         except Refused:
             raise
         except Exception as error:  # noqa: BLE001 - the user's code
             return await self._quarantine(request, error)
         if isinstance(extracted, Reply):
             return _reply(extracted)
-        kept = await self.writer.submit(extracted) if extracted else []
+        raws = [self._raw_of(request, key, each) for each in sifted or ()]
+        kept = await self.writer.submit(extracted, raws) if extracted or raws else []
         if isinstance(kept, list):
-            return {"ids": kept} if self._kept is None else _reply(self._kept)
+            answer = self._accepted(kept[: len(extracted)], kept[len(extracted) :])
+            deprecation = self._deprecations.header(extracted)
+            return answer if deprecation is None else _with(answer, "Deprecation", deprecation)
         if isinstance(kept, Refused):
             return refusal(kept)
         if isinstance(kept, STORE_IS_DOWN):
             return unavailable(kept)
         return await self._quarantine(request, kept)
+
+    def _raw_of(self, request: Request, key: str | None, sifted: Sifted) -> Raw:
+        headers = request.headers
+        if key is not None:  # it will be taken again without the others
+            headers = {**headers, "idempotency-key": f"{sifted.place}.{key}"[:KEY_CHARACTERS]}
+        one = structs.replace(request, body=sifted.body, headers=headers)
+        return raw_of(self._event.path, one, sifted.error)
 
     async def _quarantine(self, request: Request, error: Exception) -> Response | dict[str, Any]:
         _log.error("%s could not take a request\n%s", self._event.path, traced(error))
@@ -235,9 +312,12 @@ class Endpoint:
         except Exception as failed:  # noqa: BLE001 - whatever it is, the request is not kept
             _log.error("its request could not be quarantined", exc_info=failed)
             return unavailable(failed)
+        return self._accepted([], [quarantined])
+
+    def _accepted(self, ids: list[str], quarantined: list[str]) -> Response | dict[str, Any]:
         if self._kept is not None:
             return _reply(self._kept)
-        return {"ids": [], "quarantined": quarantined}
+        return {"ids": ids, "quarantined": quarantined} if quarantined else {"ids": ids}
 
 
 class Health:
@@ -318,6 +398,13 @@ def _idempotency_key(raw: bytes | None) -> str | None:
             "Idempotency-Key is one to 512 printable ASCII characters; send such a one"
         )
     return key
+
+
+def _with(answer: Response | dict[str, Any], name: str, value: str) -> Response:
+    if not isinstance(answer, Response):
+        answer = Response(msgspec.json.encode(answer), 202, media_type="application/json")
+    answer.headers[name] = value
+    return answer
 
 
 def _reply(reply: Reply) -> Response:

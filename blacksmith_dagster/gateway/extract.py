@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from enum import Enum
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 from msgspec import structs
@@ -72,14 +72,14 @@ class Extractor:
         self,
         request: Request | Message,
         key: str | None = None,
-        misfits: list[tuple[bytes, Misfit]] | None = None,
+        sifted: list[Sifted] | None = None,
     ) -> list[NewEvent] | Reply:
         """The events of a request or a message, or the reply that its function gave to a request; all
         or nothing.
 
         `key` is the request's `Idempotency-Key`, or the message's id: it stands for the whole body,
         and counts for the events that have no key of their own. Items that do not fit their model are
-        added to `misfits`, each with its fault, and the others are taken, if it is given.
+        added to `sifted`, and the others are taken, if it is given.
 
         Raises `Refused` for what must not be taken; whatever else the source event's function raises.
         """
@@ -108,10 +108,10 @@ class Extractor:
                     return _checked_reply(self.event.path, returned)
                 self._add(made, returned)
             except Misfit as error:
-                if misfits is None:
+                if sifted is None:
                     raise
-                misfits.append((item, error))
                 del made.events[before:]
+                sifted.append(Sifted(made.place, item, error))
                 made.left_out += 1
         return made.events
 
@@ -302,6 +302,14 @@ class Extractor:
         )
         for child in event.children:
             self._add_event(made, self._kind_of(child.kind), child.event, index, family)
+
+
+class Sifted(NamedTuple):
+    """An item that does not fit its model: its place among the request's events, from 1."""
+
+    place: int
+    body: bytes
+    error: Misfit
 
 
 class _Made:

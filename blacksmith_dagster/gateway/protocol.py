@@ -1,4 +1,4 @@
-"""What uvicorn's HTTP protocol lacks: a time-out for heads, and one write for an answer."""
+"""What uvicorn's HTTP protocol lacks: a time-out and a limit for heads, and one write for an answer."""
 
 from __future__ import annotations
 
@@ -8,16 +8,31 @@ from typing import cast
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_SECONDS = 10.0
+HEAD_BYTES = 64 * 1024
+
+_TOO_LARGE = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
+    b"content-type: application/problem+json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%s"
+)
+_WHY = (
+    b'{"type":"about:blank","title":"Request Header Fields Too Large","status":431,'
+    b'"detail":"the request line and the headers are over the limit of %d bytes; send fewer"}'
+    % HEAD_BYTES
+)
 
 
 class GatewayProtocol(HttpToolsProtocol):
-    """uvicorn's protocol; it closes a connection whose next request line and headers stay out.
+    """uvicorn's protocol; it closes a connection whose next request line and headers stay out, or
+    have no end.
 
-    uvicorn itself waits for ever: senders that open connections and say little would fill the
-    gateway. Between two requests its own keep-alive limit holds.
+    uvicorn itself waits for ever, and for any number of headers: senders that open connections and
+    say little, or too much, would fill the gateway. Between two requests its own keep-alive limit
+    holds. What follows the last chunk of a body, trailers, is held to the same limit.
     """
 
     _in_head = False
+    _too_large = False
+    _unparsed = 0  # bytes that have come since the parser last told of something whole
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -27,8 +42,11 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Nearly every head comes whole, and needs no timer."""
+        self._unparsed += len(data)
         super().data_received(data)
-        if self._in_head:
+        if self._too_large or self._unparsed > HEAD_BYTES:
+            self._refuse_head()
+        elif self._in_head:
             if self._deadline is None:
                 self._wait_for_head()
         elif self._deadline is not None:
@@ -49,7 +67,31 @@ class GatewayProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head is there."""
         self._in_head = False
-        super().on_headers_complete()
+        # It may have come whole, with all that is read at once.
+        self._too_large = self._unparsed > HEAD_BYTES and self._head_bytes() > HEAD_BYTES
+        self._unparsed = 0
+        if not self._too_large:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body is there."""
+        self._unparsed = 0
+        if not self._too_large:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is there."""
+        self._unparsed = 0
+        if not self._too_large:
+            super().on_message_complete()
+
+    def _head_bytes(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+
+    def _refuse_head(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.write(_TOO_LARGE % (len(_WHY), _WHY))
+            self.transport.close()
 
     def _wait_for_head(self) -> None:
         self._deadline = self.loop.call_later(HEAD_SECONDS, self.transport.close)

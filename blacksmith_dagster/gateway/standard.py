@@ -13,7 +13,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -24,6 +24,7 @@ import click
 
 from blacksmith_dagster.errors import BlacksmithError, DeclarationError, SettingsError
 from blacksmith_dagster.pipeline.application import Blacksmith
+from blacksmith_dagster.pipeline.networks import checked_networks
 from blacksmith_dagster.pubsub import open_pubsub
 from blacksmith_dagster.pubsub.announcer import Announcer
 from blacksmith_dagster.settings import Settings
@@ -55,6 +56,8 @@ class StandardGateway:
     - `workers`: processes that serve the same port, each with its own store connection.
     - `tls_certificate`, `tls_key`: PEM files; the certificate's may hold the key too.
     - `queue`: how many events may wait for their commit in each worker; more are answered by 429.
+    - `trusted_proxies`: addresses or networks of the proxies before it. What those say of the client,
+      in X-Forwarded-For and X-Forwarded-Proto, is believed; of nobody else, by default.
 
     >>> StandardGateway(port=8080).host
     '127.0.0.1'
@@ -66,12 +69,15 @@ class StandardGateway:
     tls_certificate: str | Path | None = None
     tls_key: str | Path | None = None
     queue: int = 10_000
+    trusted_proxies: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.workers < 1 or self.queue < 1:
             raise DeclarationError(
                 f"StandardGateway(workers={self.workers}, queue={self.queue}): numbers above 0"
             )
+        if self.trusted_proxies:
+            checked_networks("StandardGateway(trusted_proxies=...)", self.trusted_proxies)
         if self.tls_key is not None and self.tls_certificate is None:
             raise DeclarationError(
                 "StandardGateway(tls_key=...) is the key of a certificate; give tls_certificate too"
@@ -85,9 +91,10 @@ class StandardGateway:
         """
         _raise_file_limit()
         self._check_tls()
-        for each in (*app.source_events.values(), *app.doors):
-            if each.auth is not None:
-                each.auth.check()  # a token that cannot be is told now, not to a sender
+        events, doors = app.source_events.values(), app.doors
+        for auth in [*(event.auth for event in events), *(door.auth for door in doors)]:
+            if auth is not None:
+                auth.check()  # a token that cannot be is told now, not to a sender
         with self._listen() as listener:
             pubsub = open_pubsub(settings.pubsub_url, settings.store_url)
             told = f", wake-ups through {pubsub.label}" if pubsub else ""
@@ -178,7 +185,8 @@ class StandardGateway:
                 log_config=None,
                 log_level="warning",
                 access_log=False,
-                proxy_headers=False,
+                proxy_headers=bool(self.trusted_proxies),
+                forwarded_allow_ips=list(self.trusted_proxies),
                 server_header=False,
                 backlog=_BACKLOG,
                 timeout_keep_alive=_KEEP_ALIVE,

@@ -17,11 +17,12 @@ from blacksmith_dagster.errors import (
     SequenceWentBack,
     Unavailable,
 )
-from blacksmith_dagster.store.interface import NewEvent, Store
+from blacksmith_dagster.store.interface import NewEvent, Raw, Store
 
 Announce: TypeAlias = Callable[[Iterable[str]], None]
 Kept: TypeAlias = list[str] | Exception
-_Waiting: TypeAlias = tuple[list[NewEvent], asyncio.Future[Kept]]
+_Part: TypeAlias = list[NewEvent] | Raw
+_Waiting: TypeAlias = tuple[list[NewEvent], Sequence[Raw], asyncio.Future[Kept]]
 
 # What has nothing to do with the data: no request fares better alone.
 STORE_IS_DOWN = (Unavailable, SchemaOutdated, SequenceWentBack)
@@ -47,11 +48,12 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="blacksmith-writer", daemon=True)
         self._thread.start()
 
-    def submit(self, events: list[NewEvent]) -> asyncio.Future[Kept]:
-        """Have the events of a request committed.
+    def submit(self, events: list[NewEvent], raws: Sequence[Raw] = ()) -> asyncio.Future[Kept]:
+        """Have the events of a request committed, and what of it goes to quarantine.
 
-        The future brings their ids, or, as a value, why they were not kept: one error may answer
-        hundreds of requests, and raising one object hundreds of times would grow its traceback.
+        The future brings their ids, then those in quarantine; or, as a value, why not all of it was
+        kept: one error may answer hundreds of requests, and raising one object hundreds of times
+        would grow its traceback.
 
         Raises `Busy`.
         """
@@ -59,7 +61,7 @@ class Writer:
             raise Busy(f"{self._waiting} events wait to be stored; send this again in a second")
         self._waiting += len(events)
         future: asyncio.Future[Kept] = self._loop.create_future()
-        self._queue.put((events, future))
+        self._queue.put((events, raws, future))
         return future
 
     async def stop(self) -> None:
@@ -75,11 +77,11 @@ class Writer:
             gathered.extend(queue.get() for _ in range(queue.qsize()))
             going_on = gathered[-1] is not None
             batch = [each for each in gathered if each is not None]
-            results = self._commit([events for events, _ in batch])
+            results = self._committed(batch)
             if self._announce is not None:
                 self._announce(
                     job.destination
-                    for (events, _), kept in zip(batch, results, strict=True)
+                    for (events, _, _), kept in zip(batch, results, strict=True)
                     if isinstance(kept, list)
                     for event in events
                     for job in event.jobs
@@ -88,7 +90,16 @@ class Writer:
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._hand_back, batch, results)
 
-    def _commit(self, requests: Sequence[list[NewEvent]]) -> Sequence[Kept]:
+    def _committed(self, batch: Sequence[_Waiting]) -> Sequence[Kept]:
+        if not any(raws for _, raws, _ in batch):
+            return self._commit([events for events, _, _ in batch])
+        parts: list[_Part] = []
+        for events, raws, _ in batch:
+            parts += [events, *raws]
+        kept = iter(self._commit(parts))
+        return [_joined([next(kept) for _ in range(1 + len(raws))]) for _, raws, _ in batch]
+
+    def _commit(self, requests: Sequence[_Part]) -> Sequence[Kept]:
         if not requests:
             return []
         for once_more in (True, False):
@@ -109,7 +120,17 @@ class Writer:
         return [self._commit([each])[0] for each in requests]
 
     def _hand_back(self, batch: Sequence[_Waiting], results: Sequence[Kept]) -> None:
-        for (events, future), result in zip(batch, results, strict=True):
+        for (events, _, future), result in zip(batch, results, strict=True):
             self._waiting -= len(events)
             if not future.done():
                 future.set_result(result)
+
+
+def _joined(parts: Sequence[Kept]) -> Kept:
+    """The ids of all parts of a request, or the first reason why one was not kept."""
+    ids: list[str] = []
+    for kept in parts:
+        if isinstance(kept, Exception):
+            return kept
+        ids += kept
+    return ids

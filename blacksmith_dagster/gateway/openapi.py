@@ -1,0 +1,196 @@
+"""The gateway's endpoints as an OpenAPI 3.1 description: pure."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from blacksmith_dagster.pipeline.application import Blacksmith
+from blacksmith_dagster.pipeline.auth import Auth, Bearer, WriteKey
+from blacksmith_dagster.pipeline.model import json_schema
+from blacksmith_dagster.pipeline.signatures import (
+    HMACSignature,
+    StandardWebhooksSignature,
+    StripeSignature,
+)
+from blacksmith_dagster.pipeline.source import Door, SourceEvent
+from blacksmith_dagster.pipeline.trigger import HTTP, Reply
+
+_PROBLEM = "application/problem+json"
+_REFUSALS = {
+    "400": "The request cannot be read.",
+    "408": "The body has not come in time.",
+    "413": "The body, or an event in it, is over its limit.",
+    "415": "The body is of a type, or packed in a way, that is not taken.",
+    "422": "The content is refused: it breaks a limit, does not fit the model, or its key was used.",
+    "429": "Too many events wait to be stored; send it again.",
+    "503": "The store takes no events now; send it again, with the same key.",
+}
+_SCHEMAS: Mapping[str, Any] = {
+    "Kept": {
+        "type": "object",
+        "description": "What is kept: the ids of the events, and of what went to quarantine.",
+        "properties": {
+            "ids": {"type": "array", "items": {"type": "string"}},
+            "quarantined": {"type": "array", "items": {"type": "string"}},
+        },
+        "required": ["ids"],
+    },
+    "Problem": {
+        "type": "object",
+        "description": "RFC 9457.",
+        "properties": {
+            "type": {"type": "string"},
+            "title": {"type": "string"},
+            "status": {"type": "integer"},
+            "detail": {"type": "string"},
+        },
+        "required": ["type", "title", "status", "detail"],
+    },
+}
+_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "Makes the request once, however often it is sent within 7 days.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 512},
+}
+
+
+def described(app: Blacksmith) -> dict[str, Any]:
+    """The description of all endpoints of an application.
+
+    >>> from blacksmith_dagster import Blacksmith, Source
+    >>> sources = [Source("airport").accept("departed").source]
+    >>> described(Blacksmith(sources=sources, destinations=[], since="2026-01-01"))["openapi"]
+    '3.1.0'
+    """
+    paths: dict[str, dict[str, Any]] = {}
+    schemas: dict[str, Any] = dict(_SCHEMAS)
+    security: dict[str, Any] = {}
+    for event, on in _endpoints(app):
+        operation: dict[str, Any] = {
+            "operationId": f"{on.method.lower()} {on.path}",
+            "tags": [event.source.name],
+            "parameters": [*_parameters(event)],
+            "requestBody": {"required": True, "content": _content(event, schemas)},
+            "responses": _responses(event),
+        }
+        told = event.description if isinstance(event, SourceEvent) else event.function.__doc__
+        if told:
+            operation["description"] = inspect.cleandoc(told)
+        if event.auth is not None:
+            name = f"{event.source.name}.{type(event.auth).__name__}"
+            if security.setdefault(name, _scheme(event.auth)) != _scheme(event.auth):
+                name = f"{event.path.replace('/', '.')}.{type(event.auth).__name__}"
+                security[name] = _scheme(event.auth)
+            operation["security"] = [{name: []}]
+        paths.setdefault(on.path, {})[on.method.lower()] = operation
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Blacksmith gateway", "version": "1"},
+        "paths": paths,
+        "components": {"schemas": schemas, "securitySchemes": security},
+    }
+
+
+def _endpoints(app: Blacksmith) -> Iterator[tuple[SourceEvent[Any, Any, Any] | Door, HTTP]]:
+    for event in app.source_events.values():
+        if isinstance(event.trigger, HTTP):
+            yield event, event.trigger
+    for door in app.doors:
+        yield door, door.on
+
+
+def _parameters(event: SourceEvent[Any, Any, Any] | Door) -> Iterator[Mapping[str, Any]]:
+    yield _KEY
+    events = [event] if isinstance(event, SourceEvent) else event.source.events.values()
+    known = sorted({version for each in events for version in each.versions.known})
+    if known:
+        yield {
+            "name": "Api-Version",
+            "in": "header",
+            "description": "The version of those events that name none themselves.",
+            "schema": {"type": "string", "enum": known},
+        }
+
+
+def _content(
+    event: SourceEvent[Any, Any, Any] | Door, schemas: dict[str, Any]
+) -> Mapping[str, Any]:
+    """A body that no function reads is JSON that fits the model; of others only a function knows."""
+    if isinstance(event, Door) or event.function is not None:
+        return {"application/json": {"schema": {}}, "*/*": {"schema": {}}}
+    one: dict[str, Any] = {}
+    schema = json_schema(event.model)
+    if schema:
+        name = event.path.replace("/", ".")
+        one = {"$ref": f"#/components/schemas/{name}"}
+        schemas[name] = _moved(schema, f"#/components/schemas/{name}")
+    several = {"type": "array", "items": one}
+    # An array is always several events, whatever the model says.
+    single = {"allOf": [one, {"not": {"type": "array"}}]}
+    return {
+        "application/json": {"schema": {"anyOf": [single, several]}},
+        "application/x-ndjson": {"schema": {"type": "string"}},
+    }
+
+
+def _responses(event: SourceEvent[Any, Any, Any] | Door) -> Mapping[str, Any]:
+    problem = {_PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    answers = {
+        "202": {
+            "description": "Kept.",
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Kept"}}},
+        }
+    }
+    refusals = dict(_REFUSALS)
+    if event.auth is not None:
+        refusals["401"] = "The sender has not proved who they are."
+    if event.networks is not None:
+        refusals["403"] = "Requests from this network are not taken."
+    if isinstance(event, Door) and event.answer is not None:
+        answers = {str(event.answer.status): _replied(event.answer)}
+    answers |= {
+        status: {"description": why, "content": problem} for status, why in refusals.items()
+    }
+    if event.function is not None:
+        answers["default"] = {"description": "Whatever else the source's function replies."}
+    return dict(sorted(answers.items()))
+
+
+def _replied(reply: Reply) -> dict[str, Any]:
+    media = reply.content_type.partition(";")[0]
+    answer: dict[str, Any] = {"description": "Kept."}
+    return {**answer, "content": {media: {"schema": {}}}} if reply.body else answer
+
+
+def _scheme(auth: Auth) -> dict[str, Any]:
+    if isinstance(auth, Bearer):
+        return {"type": "http", "scheme": "bearer"}
+    if isinstance(auth, WriteKey):
+        return {"type": "http", "scheme": "basic", "description": "The key is the user's name."}
+    header = "Authorization"
+    if isinstance(auth, (HMACSignature, StripeSignature, StandardWebhooksSignature)):
+        header = auth.header
+    told = inspect.getdoc(type(auth)) or ""
+    return {
+        "type": "apiKey",
+        "in": "header",
+        "name": header,
+        "description": told.partition("\n")[0] or type(auth).__name__,
+    }
+
+
+def _moved(schema: Any, to: str) -> Any:
+    """A schema as it is written where it is a part of a document: its references lead into it."""
+    if isinstance(schema, Mapping):
+        if "$id" in schema:  # a document of its own
+            return schema
+        return {
+            key: f"{to}{value[1:]}"
+            if key == "$ref" and isinstance(value, str) and value.startswith("#")
+            else _moved(value, to)
+            for key, value in schema.items()
+        }
+    return [_moved(each, to) for each in schema] if isinstance(schema, list) else schema
