@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from dagster import AssetKey, AssetSpec, Definitions, ScheduleDefinition, SensorDefinition
 
+from blacksmith_dagster.gateway.listening import listened_events
 from blacksmith_dagster.orchestration.assets import (
     AnyEvent,
     BlacksmithTranslator,
@@ -19,6 +20,7 @@ from blacksmith_dagster.orchestration.cron import (
     cron_events,
 )
 from blacksmith_dagster.orchestration.jobs import build_job, load_jobs
+from blacksmith_dagster.orchestration.listen import build_listen_job, build_listen_sensor
 from blacksmith_dagster.orchestration.migrations import build_migration_jobs
 from blacksmith_dagster.orchestration.purge import build_purge
 from blacksmith_dagster.orchestration.realtime import build_realtime_job
@@ -43,7 +45,7 @@ def build_definitions(
     - `translator`: changes the assets' specs; `BlacksmithTranslator()` if `None`.
     - `resource`: opens the store; by default the one that `BLACKSMITH_STORE_URL` names. Its key is
       `blacksmith`.
-    - `warm`: how long the runs that load realtime events stay; `WarmRuns()` if `None`.
+    - `warm`: how long the runs stay that load realtime events, or listen; `WarmRuns()` if `None`.
 
     Merge them with your own:
 
@@ -68,6 +70,8 @@ def build_definitions(
     warm = warm or WarmRuns()
     realtime = [each for each in app.destinations.values() if realtime_events(each)]
     realtime_jobs = [build_realtime_job(app, each, keys, warm) for each in realtime]
+    listened = [each for each in app.sources.values() if listened_events(each)]
+    listen_jobs = [build_listen_job(app, each, keys, warm) for each in listened]
     events = app.destination_events
     replays = {
         path: build_replay(app, event, specs[path], translator) for path, event in events.items()
@@ -81,6 +85,7 @@ def build_definitions(
             *jobs.values(),
             *polls.values(),
             *realtime_jobs,
+            *listen_jobs,
             *build_migration_jobs(app, keys),
             *([purges.job] if purges else []),
         ],
@@ -96,6 +101,7 @@ def build_definitions(
                 build_realtime_sensor(app, each, target, warm)
                 for each, target in zip(realtime, realtime_jobs, strict=True)
             ),
+            *map(build_listen_sensor, listened, listen_jobs),
         ],
         resources={"blacksmith": resource or BlacksmithResource()},
     )

@@ -1,0 +1,182 @@
+"""The warm run that listens for a source's messages and changes, and what keeps it alive."""
+
+# Dagster reads the annotation of `context` as it stands: no `from __future__ import annotations`.
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dagster import (
+    AssetKey,
+    AssetObservation,
+    DefaultSensorStatus,
+    JobDefinition,
+    MetadataValue,
+    OpExecutionContext,
+    SensorDefinition,
+    SensorEvaluationContext,
+    SensorResult,
+    SkipReason,
+    sensor,
+)
+
+from blacksmith_dagster.gateway.listening import Listeners, listened_events
+from blacksmith_dagster.orchestration.loads import interrupt_if_terminated, links_of
+from blacksmith_dagster.orchestration.resource import BlacksmithResource
+from blacksmith_dagster.orchestration.warm import WarmRuns, build_warm_job, elsewhere, watch
+from blacksmith_dagster.orchestration.warm_sensor import LOOK_SECONDS, Owners, look
+from blacksmith_dagster.pipeline.application import Blacksmith
+from blacksmith_dagster.pipeline.source import Source, SourceEvent
+from blacksmith_dagster.pipeline.subscription import Subscription
+from blacksmith_dagster.signals import on_stop
+from blacksmith_dagster.store.interface import Listening
+from blacksmith_dagster.supervisor import SCHEDULER, registered, this_process
+
+_FLUSH_SECONDS = 60.0
+
+
+def build_listen_job(
+    app: Blacksmith, source: Source, keys: Mapping[str, AssetKey], warm: WarmRuns
+) -> JobDefinition:
+    """The job `listen_<source>`; `keys` are the assets' by the events' paths."""
+    paths = ", ".join(event.path for event in listened_events(source))
+
+    def stay(op: OpExecutionContext, blacksmith: BlacksmithResource) -> None:
+        _listen(op, blacksmith, app, source, keys, warm)
+
+    return build_warm_job("listen", source.name, f"Listens for {paths}.", stay, warm)
+
+
+def build_listen_sensor(source: Source, target: JobDefinition) -> SensorDefinition:
+    """The sensor `listen_<source>_sensor`."""
+    events = listened_events(source)
+    locks = {event.path: f"listen/{event.path}" for event in events}
+
+    @sensor(
+        name=f"{target.name}_sensor",
+        job=target,
+        description=f"Keeps a run of {target.name} alive, always.",
+        minimum_interval_seconds=LOOK_SECONDS,
+        default_status=DefaultSensorStatus.RUNNING,
+    )
+    def looked(
+        context: SensorEvaluationContext, blacksmith: BlacksmithResource
+    ) -> SensorResult | SkipReason:
+        if blacksmith.pubsub is None and all(map(_needs_broker, events)):
+            return SkipReason(
+                f"no broker is configured for {', '.join(locks)}: set BLACKSMITH_PUBSUB_URL to "
+                "kafka://host:9092, nats://host:4222 or amqp://host:5672, or give Subscription(url=)"
+            )
+        return look(context, blacksmith.supervisor, target.name, locks, why_no_run)
+
+    return looked
+
+
+def why_no_run(owners: Owners) -> str | None:
+    """Why no run is needed where none is active: another process listens for all; else `None`.
+
+    >>> why_no_run({"shop/ordered": "host:42"}), why_no_run({"shop/ordered": None})
+    ('shop/ordered is listened for by host:42', None)
+    """
+    if not all(owners.values()):
+        return None
+    return ", ".join(f"{path} is listened for by {owner}" for path, owner in owners.items())
+
+
+def _needs_broker(event: SourceEvent[Any, Any, Any]) -> bool:
+    return isinstance(event.trigger, Subscription) and event.trigger.url is None
+
+
+def _listen(
+    op: OpExecutionContext,
+    blacksmith: BlacksmithResource,
+    app: Blacksmith,
+    source: Source,
+    keys: Mapping[str, AssetKey],
+    warm: WarmRuns,
+) -> None:
+    announcer, stop = blacksmith.announcer(app), threading.Event()
+    teller = _Teller(op, keys)
+    loop = Listeners(
+        app,
+        source,
+        store=blacksmith.store(app),
+        supervisor=blacksmith.supervisor,
+        pubsub=blacksmith.pubsub,
+        owner=op.run_id,
+        announce=announcer.announce if announcer else lambda _: None,
+        report=teller.add,
+    )
+    service = this_process(SCHEDULER, [source.name])
+    with on_stop(stop.set), registered(blacksmith.supervisor, service):
+        loop.start()
+        try:
+            why = watch(op, loop, warm, stop, lambda: teller.tell_if_due(loop.noted))
+            locks = [f"listen/{event.path}" for event in listened_events(source)]
+            why += elsewhere(blacksmith.supervisor, locks, op.run_id)
+        finally:
+            loop.stop()
+            teller.tell(loop.noted)
+        op.log.info(f"this run ends: {why}")
+        received = MetadataValue.json(dict(teller.told))
+        total = teller.told.total()
+        op.add_output_metadata({"events_received": total, "by_event": received, "stop_reason": why})
+        if stop.is_set():
+            interrupt_if_terminated(op)
+    if loop.failure is not None:
+        raise loop.failure
+
+
+class _Teller:
+    """Counts events, in whatever thread, and tells the run of them in its own: Dagster asks for it."""
+
+    def __init__(self, op: OpExecutionContext, keys: Mapping[str, AssetKey]) -> None:
+        self._op = op
+        self._keys = keys
+        self._links = links_of(op)
+        self._lock = threading.Lock()
+        self._received: Counter[str] = Counter()
+        self._told_at = time.monotonic()
+        self.told: Counter[str] = Counter()
+
+    def add(self, event: SourceEvent[Any, Any, Any], number: int) -> None:
+        """Count events that were received."""
+        with self._lock:
+            self._received[event.path] += number
+
+    def tell_if_due(self, noted: Sequence[Listening]) -> None:
+        """Tell, if nothing was told for a minute."""
+        if time.monotonic() - self._told_at >= _FLUSH_SECONDS:
+            self.tell(noted)
+
+    def tell(self, noted: Sequence[Listening]) -> None:
+        """Tell what was received since it was told last, and how the listeners stand; nothing of one
+        that waits in vain."""
+        with self._lock:
+            received, self._received = self._received, Counter()
+        self._told_at = time.monotonic()
+        self.told += received
+        for each in noted:
+            number = received[each.path]
+            if number or each.lag or each.error:
+                metadata = {**observed(number, each), **self._links}
+                self._op.log_event(AssetObservation(self._keys[each.path], metadata=metadata))
+
+
+def observed(number: int, standing: Listening) -> dict[str, Any]:
+    """What an observation of a source event tells: how many events were received since the last,
+    and how its listener stands.
+
+    >>> observed(7, Listening("shop/ordered", "run 1", lag=0))
+    {'events_received': 7, 'lag': 0, 'lag_unit': 'messages', 'held_by': 'run 1'}
+    """
+    told = {
+        "events_received": number,
+        "lag": standing.lag,
+        "lag_unit": standing.unit,
+        "held_by": standing.owner,
+        "error": standing.error,
+    }
+    return {name: value for name, value in told.items() if value is not None}
