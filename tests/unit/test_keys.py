@@ -1,5 +1,7 @@
 """Which events of a commit are new, given the keys that were there before."""
 
+from msgspec.structs import replace
+
 from blacksmith_dagster.errors import KeyReused
 from blacksmith_dagster.store.interface import NewEvent
 from blacksmith_dagster.store.keys import Known, resolve
@@ -50,3 +52,18 @@ def test_a_key_twice_in_one_request_with_two_bodies_is_refused() -> None:
 def test_a_request_key_counts_with_the_place_in_the_request() -> None:
     admitted = resolve([[event("r", ordinal=0), event("r", ordinal=1)]], {})
     assert admitted.slots == [[0, 1]]
+
+
+def test_a_child_points_to_the_number_or_the_place_of_its_parent() -> None:
+    known = {("airport/departed", "a", 0): Known(seq=42, digest=b"x")}
+    family = [event("a"), replace(event(None), parent=0), replace(event(None), parent=1)]
+    admitted = resolve([[event(None)], family], known)
+    assert admitted.slots == [[0], [~42, 1, 2]]
+    assert admitted.parents == {1: 42, 2: ~1}
+
+
+def test_a_refused_family_leaves_no_parents() -> None:
+    family = [event("a"), replace(event(None), parent=0), event("a", "y")]
+    admitted = resolve([family, [event(None), event(None)]], {})
+    assert admitted.refused
+    assert admitted.parents == {}

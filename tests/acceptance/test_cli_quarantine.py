@@ -1,0 +1,391 @@
+"""`blacksmith quarantine` and what `blacksmith status` tells of listeners."""
+
+import base64
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import pytest
+from click.testing import CliRunner, Result
+
+from blacksmith_dagster import (
+    HTTP,
+    Batch,
+    Blacksmith,
+    Destination,
+    Event,
+    Message,
+    Occurrence,
+    Reject,
+    Reply,
+    Request,
+    Schedule,
+    Source,
+    Subscription,
+)
+from blacksmith_dagster.cli import main
+from blacksmith_dagster.gateway import take
+from blacksmith_dagster.gateway.quarantine import raw_of
+from blacksmith_dagster.pubsub import open_pubsub
+from blacksmith_dagster.store import Store, open_store
+from blacksmith_dagster.store.interface import Listening, Raw
+
+BUG = RuntimeError("a bug")
+mended = False  # whether the extract functions have been mended
+
+shop = Source("shop")
+line = shop.child("line")
+
+
+@shop.event(HTTP("/shop/orders"))
+def ordered(request: Request) -> Event[dict[str, object]] | Reply:
+    if not mended:
+        raise BUG
+    order = request.json()
+    if order == "ping":
+        return Reply(200, "pong")
+    if order == "refused":
+        raise Reject("no order")
+    seen = {"query": request.query, "agent": request.headers.get("user-agent")}
+    return Event(order, context=seen, children=[line.of(each) for each in order.get("lines", ())])
+
+
+@shop.event(Subscription("parcels"))
+def sent(message: Message) -> Event[dict[str, object]]:
+    if not mended:
+        raise BUG
+    told = {"topic": message.topic, "key": message.key, "place": message.place}
+    return Event(message.json(), sent_at=message.sent_at, context=told)
+
+
+@shop.door(HTTP("/shop/door", method="PUT"))
+def arrived(request: Request) -> Occurrence:
+    return line.of({"sku": request.json()["sku"]})
+
+
+@shop.door(HTTP("/shop/door"))
+def posted(request: Request) -> Reply:
+    return Reply()
+
+
+mail = Destination("mail", schedule=Schedule("@every 1h"))
+
+
+@mail.event(receives=[ordered, sent, line])
+def thanks(batch: Batch[object]) -> None: ...
+
+
+alerts = Destination("alerts", schedule=Schedule(realtime=True))
+
+
+@alerts.event(receives=sent)
+def parcel(batch: Batch[object]) -> None: ...
+
+
+blacksmith = Blacksmith(sources=[shop], destinations=[mail, alerts], since="2026-01-01")
+less = Blacksmith(sources=[Source("shop")], destinations=[], since="2026-01-01")
+APP = "--app=tests.acceptance.test_cli_quarantine:blacksmith"
+LESS = "--app=tests.acceptance.test_cli_quarantine:less"
+
+
+@pytest.fixture
+def store(store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """The commands' store."""
+    monkeypatch.setenv("BLACKSMITH_HOME", str(tmp_path))
+    monkeypatch.setenv("BLACKSMITH_STORE_URL", store_url)
+    with contextlib.closing(open_store(store_url, upgrade=True)) as opened:
+        opened.register(blacksmith)
+        yield opened
+
+
+@pytest.fixture
+def mend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The extract functions are right from the beginning of the test's commands."""
+    monkeypatch.setattr(sys.modules[__name__], "mended", True)
+
+
+def run(*arguments: str, code: int = 0, given: str | None = None) -> Result:
+    result = CliRunner().invoke(main, ["quarantine", *arguments], input=given)
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result
+
+
+def failed(store: Store, *came: Request | Message) -> list[str]:
+    """Requests to `ordered` and messages to `sent` that met the bug; their ids in quarantine."""
+    paths = [sent.path if isinstance(each, Message) else ordered.path for each in came]
+    raws = [raw_of(path, each, BUG) for path, each in zip(paths, came, strict=True)]
+    return [store.quarantine(raw) for raw in raws]
+
+
+def kept(store: Store) -> list[str]:
+    """The events' data, the newest first."""
+    return [each.payload for each in store.events()]
+
+
+# ---------------------------------------------------------------------------------- list, show
+
+
+def test_list_shows_the_oldest_without_bodies_and_headers(store: Store) -> None:
+    secret = Request(b"cAnAry1", {"x-shop-key": "cAnAry2"}, {"token": "cAnAry3"})
+    order, message = failed(store, secret, Message(b"{}"))
+    rows = [each.split() for each in run("list").stdout.splitlines()[1:]]
+    assert [(row[0], row[3], row[4]) for row in rows] == [
+        (order, "shop/ordered", "7"),
+        (message, "shop/sent", "2"),
+    ]
+    assert "RuntimeError: a bug" in run("list", "--limit=1").stdout
+    [listed] = msgspec.json.decode(run("list", "--event=shop/sent", "--json").stdout)
+    assert (listed["id"], listed["size"]) == (message, 2)
+    for options in ((), ("--json",)):
+        assert "cAnAry" not in run("list", *options).stdout
+    assert "it has" in run("list", "--event=shop/nope", code=1).stderr
+
+
+def test_list_cuts_a_long_error_that_show_shows_whole(store: Store) -> None:
+    long = "no such airport: " + "x" * 500 + "\nEND"
+    kept = store.quarantine(Raw(ordered.path, b"{}", {}, long))
+    assert "END" not in run("list").stdout
+    assert max(map(len, run("list").stdout.splitlines())) < 200
+    assert "END" in run("show", kept).stdout.splitlines()
+
+
+def test_show_shows_a_request_without_what_may_be_a_credential(store: Store) -> None:
+    headers = {"user-agent": "till/1", "x-shop-key": "cAnAry1", "idempotency-key": "order-7"}
+    query = {"from": "till", "api_token": "cAnAry2"}
+    [order] = failed(store, Request(b'{"caf\xc3\xa9": 1}', headers, query, path="/shop/orders"))
+    shown = run("show", order).stdout
+    assert shown.startswith(f"{order} of shop/ordered\nRuntimeError: a bug\n")
+    for told in (
+        "user-agent: till/1",
+        "idempotency-key: order-7",
+        "x-shop-key: ***",
+        ":method: POST",
+        ":path: /shop/orders?from=till&api_token=***",
+        '{"café": 1}',
+    ):
+        assert told in shown.splitlines()
+    told = msgspec.json.decode(run("show", order, "--json").stdout)
+    assert base64.b64decode(told["body"]).decode() == '{"café": 1}'
+    assert "cAnAry" not in shown + run("show", order, "--json").stdout
+
+
+def test_show_tells_where_a_message_came_from(store: Store) -> None:
+    message = Message(b"{}", topic="parcels", key="k7", id="m7", place="parcels/3@1545")
+    shown = run("show", *failed(store, message)).stdout
+    assert ":place: parcels/3@1545" in shown
+    assert ":key: k7" in shown
+
+
+def test_show_writes_what_is_no_text_in_hex(store: Store) -> None:
+    body = b"\xff\xfe" + bytes(40)
+    assert "ff fe 00 00" in run("show", *failed(store, Request(body))).stdout
+
+
+def test_show_sends_nothing_to_the_terminal_that_would_control_it(store: Store) -> None:
+    [order] = failed(store, Request(b"\x1b]0;evil\x07", {"x-evil": "\x1b[2J"}))
+    shown = run("show", order).stdout
+    assert "\\x1b]0;evil\\x07" in shown
+    assert "\x1b" not in shown + run("list").stdout
+
+
+def test_show_writes_the_body_byte_for_byte(store: Store) -> None:
+    body = bytes(range(256))
+    [order] = failed(store, Request(body))
+    command = [
+        sys.executable,
+        "-m",
+        "blacksmith_dagster.cli",
+        "quarantine",
+        "show",
+        order,
+        "--body",
+    ]
+    assert subprocess.run(command, capture_output=True, check=True, timeout=60).stdout == body
+
+
+def test_what_is_not_there_is_one_line_and_exit_code_1(store: Store) -> None:
+    for arguments in (("show", "qua_7"), ("drop", "qua_7", "--yes")):
+        assert "no request 'qua_7' in quarantine" in run(*arguments, code=1).stderr
+
+
+# ---------------------------------------------------------------------------------- retry
+
+
+@pytest.mark.usefixtures("mend")
+def test_retry_takes_a_request_as_it_came(store: Store) -> None:
+    came = Request(
+        b'{"id": 7, "lines": [{"sku": "A1"}]}',
+        {"content-type": "application/json", "user-agent": "till/1"},
+        {"from": "till"},
+        path="/shop/orders",
+    )
+    [order] = failed(store, came)
+    said = run("retry", order, APP).stdout
+    child, parent = store.events()
+    assert said.splitlines() == [f"{order} taken: {parent.id}, {child.id}", "1 of 1 taken"]
+    assert (parent.kind, child.kind, child.parent) == ("shop/ordered", "shop/line", parent.id)
+    assert parent.context == '{"query":{"from":"till"},"agent":"till/1"}'
+    assert parent.destinations == ["mail/thanks"]
+    assert not store.quarantined()
+
+
+@pytest.mark.usefixtures("mend")
+def test_retry_takes_a_message_as_it_came(store: Store) -> None:
+    at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    message = Message(b'{"n": 1}', {}, "parcels", "k7", "m7", at, "parcels/3@1545")
+    run("retry", *failed(store, message), APP)
+    [event] = store.events()
+    assert event.context == '{"topic":"parcels","key":"k7","place":"parcels/3@1545"}'
+    assert event.sent_at == at
+
+
+@pytest.mark.usefixtures("mend")
+def test_retry_counts_the_key_that_a_request_came_with(store: Store) -> None:
+    came = Request(b'{"id": 7}', {"idempotency-key": "order-7"})
+    [order] = failed(store, came)
+    # Its sender has sent it again, after the mend.
+    [[first]] = take(blacksmith, store, ordered, [came])
+    assert f"{order} taken: {first}" in run("retry", order, APP).stdout
+    other = Request(b'{"id": 8}', {"idempotency-key": "order-7"})
+    [reused] = failed(store, other)
+    said = run("retry", reused, APP, code=1).stdout
+    assert f"{reused} stays: the key 'order-7' came before with another body" in said
+    assert kept(store) == ['{"id":7}']
+    assert [each.id for each in store.quarantined()] == [reused]
+
+
+@pytest.mark.usefixtures("mend")
+def test_retry_wakes_who_loads_at_once(
+    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BLACKSMITH_HOME", str(tmp_path))
+    monkeypatch.setenv("BLACKSMITH_STORE_URL", postgres_url)
+    monkeypatch.setenv("BLACKSMITH_PUBSUB_URL", "postgres")
+    pubsub = open_pubsub("postgres", postgres_url)
+    assert pubsub is not None
+    with (
+        contextlib.closing(open_store(postgres_url, upgrade=True)) as store,
+        contextlib.closing(pubsub.subscriber("alerts")) as subscriber,
+    ):
+        store.register(blacksmith)
+        assert not subscriber.wait(0.1)
+        run("retry", *failed(store, Message(b"{}")), APP)
+        assert set(subscriber.wait(30)) == {"alerts/parcel"}
+
+
+def test_retry_tells_what_fails_again_and_leaves_it(store: Store) -> None:
+    ids = failed(store, Request(b"1"), Request(b"2"))
+    said = run("retry", "--all", APP, code=1).stdout
+    assert said.splitlines() == [
+        *(f"{each} stays: RuntimeError: a bug" for each in ids),
+        "0 of 2 taken",
+    ]
+    assert [each.id for each in store.quarantined()] == ids
+    assert not store.events()
+
+
+@pytest.mark.usefixtures("mend")
+def test_retry_goes_on_past_what_fails(store: Store) -> None:
+    bad, refused, good = failed(store, *(Request(each) for each in (b"{", b'"refused"', b"{}")))
+    said = run("retry", "--all", APP, code=1).stdout
+    assert f"{bad} stays: the body" in said
+    assert f"{refused} stays: no order" in said
+    assert "1 of 3 taken" in said
+    assert kept(store) == ["{}"]
+    assert good not in {each.id for each in store.quarantined()}
+
+
+@pytest.mark.usefixtures("mend")
+def test_retry_of_one_event_leaves_the_others(store: Store) -> None:
+    order, message = failed(store, Request(b"{}"), Message(b"{}"))
+    assert "1 of 1 taken" in run("retry", "--event=shop/sent", APP).stdout
+    assert [each.id for each in store.quarantined()] == [order]
+    assert message not in run("list").stdout
+
+
+@pytest.mark.usefixtures("mend")
+def test_a_request_that_is_answered_with_a_reply_makes_no_event(store: Store) -> None:
+    [ping] = failed(store, Request(b'"ping"'))
+    assert f"{ping} taken: it makes no event" in run("retry", ping, APP).stdout
+    assert not store.quarantined()
+    assert not store.events()
+
+
+def test_retry_of_what_came_through_a_door_calls_the_function_of_its_path(store: Store) -> None:
+    came = Request(b'{"sku": "A1"}', {}, {"from": "till"}, "PUT", "/shop/door")
+    kept = store.quarantine(raw_of("shop", came, BUG))
+    assert "1 of 1 taken" in run("retry", kept, APP).stdout
+    [event] = store.events()
+    assert (event.kind, event.payload) == ("shop/line", '{"sku":"A1"}')
+
+
+def test_retry_of_what_the_application_does_not_have_any_more_says_so(store: Store) -> None:
+    [order] = failed(store, Request(b"{}"))
+    door = store.quarantine(raw_of("shop", Request(b"{}", path="/shop/old"), BUG))
+    child = store.quarantine(raw_of("shop/line", Request(b"{}"), BUG))
+    drop = "declare it again, or `blacksmith quarantine drop"
+    for each, app, why in (
+        (order, LESS, "came to shop/ordered, which the application does not have"),
+        (door, APP, "came to POST /shop/old, where source 'shop' has no door"),
+        (child, APP, "is of shop/line, which takes neither requests nor messages"),
+    ):
+        said = run("retry", each, app, code=1).stdout
+        assert why in said
+        assert f"{drop} {each}`" in said
+    assert len(store.quarantined()) == 3
+
+
+def test_retry_wants_to_know_what(store: Store) -> None:
+    for arguments in ((), ("qua_1", "--all"), ("--all", "--event=shop/sent")):
+        assert "name the IDs" in run("retry", *arguments, APP, code=2).stderr
+    assert run("retry", "--all", APP).stdout == "0 of 0 taken\n"
+
+
+# ---------------------------------------------------------------------------------- drop
+
+
+def test_drop_asks(store: Store) -> None:
+    ids = failed(store, Request(b"1"), Request(b"2"), Request(b"3"))
+    run("drop", ids[0], code=1, given="n\n")
+    assert len(store.quarantined()) == 3
+    assert "Drop qua_1 for good?" in run("drop", ids[0], given="y\n").stdout
+    assert "2 dropped" in run("drop", *ids[1:], "--yes").stdout
+    assert not store.quarantined()
+
+
+# ---------------------------------------------------------------------------------- status
+
+
+def status(*options: str) -> str:
+    result = CliRunner().invoke(main, ["status", APP, *options])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_status_tells_what_is_in_quarantine(store: Store) -> None:
+    assert "quarantine" not in status()
+    failed(store, Request(b"1"), Request(b"2"), Message(b"3"))
+    told = "In quarantine: 2 of shop/ordered, 1 of shop/sent (`blacksmith quarantine list`)"
+    assert told in status().splitlines()
+    answer = msgspec.json.decode(status("--json"))
+    assert answer["quarantined"] == {"shop/ordered": 2, "shop/sent": 1}
+
+
+def test_status_tells_how_each_listener_stands(store: Store) -> None:
+    assert "listener" not in status()
+    at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    store.note_listener(Listening("shop/sent", "worker@a", 12, "messages", at))
+    store.note_listener(Listening("shop/changed", "run-7", error="the slot is gone"))
+    lines = status().splitlines()
+    [changed] = [each for each in lines if each.startswith("shop/changed")]
+    [sent] = [each for each in lines if each.startswith("shop/sent")]
+    assert changed.split()[1:4] == ["run-7", "not", "known"]
+    assert changed.endswith("the slot is gone")
+    assert sent.split()[1:6] == ["worker@a", "12", "messages", "2026-01-02", "03:04:05"]
+    answer = msgspec.json.decode(status("--json"))
+    assert answer["listeners"][1]["lag"] == 12
