@@ -45,12 +45,14 @@ class PostgresServer(Postgres):
     """A server that the test starts, stops and kills.
 
     With `durable` it keeps PostgreSQL's own settings for fsync and commits, as a test that kills it
-    needs; without, it is as fast as it can be and loses everything in a crash.
+    needs; without, it is as fast as it can be and loses everything in a crash. `wal_level` is
+    'logical' so that changes can be read from it.
     """
 
-    def __init__(self, *, durable: bool) -> None:
+    def __init__(self, *, durable: bool, wal_level: str = "logical") -> None:
         self._bin = _binaries()
         self._durable = durable
+        self._wal_level = wal_level
         self._port = free_port()
         self.folder = private_folder("postgres")
         self.process: subprocess.Popen[bytes] | None = None
@@ -69,6 +71,7 @@ class PostgresServer(Postgres):
             "port": self._port,
             "unix_socket_directories": self.folder,
             "shared_buffers": "64MB",
+            "wal_level": self._wal_level,
         }
         if not self._durable:
             options |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}

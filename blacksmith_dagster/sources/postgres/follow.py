@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from struct import Struct
-from time import monotonic
+from time import monotonic, time
 from typing import Any, cast
 
 from psycopg.sql import SQL, Identifier, Literal
@@ -29,6 +29,7 @@ _DATA, _KEEPALIVE = b"wk"
 _DATA_HEADER = 25
 _KEPT_ALIVE = Struct("!xqqB").unpack_from
 _REPORT = Struct("!cqqqqB").pack
+_EPOCH = 946_684_800  # of PostgreSQL: the year 2000, in Unix time
 
 
 def cursor_at(slot: str, lsn: str, change: int = 0) -> dict[str, Any]:
@@ -153,5 +154,6 @@ class _Progress:
         self._listener.lag = max(0, self.reached - self._safe)
         if now or self._asked or self._safe > self._told or since >= _PING_SECONDS:
             ping = since >= _PING_SECONDS
-            self._session.send(_REPORT(b"r", self.reached, self._safe, self._safe, 0, ping))
+            at = int((time() - _EPOCH) * 1_000_000)
+            self._session.send(_REPORT(b"r", self.reached, self._safe, self._safe, at, ping))
             self._told, self._asked, self._told_at = self._safe, False, monotonic()

@@ -136,7 +136,10 @@ class Session:
         self._poll = select.poll()
         self._poll.register(self._driver.socket, select.POLLIN)
         try:
-            for name, value in SETTINGS.items():
+            settings = dict(SETTINGS)
+            if self.connection.info.parameter_status("server_encoding") == "SQL_ASCII":
+                settings["client_encoding"] = "SQL_ASCII"  # what is in there may be no UTF-8
+            for name, value in settings.items():
                 self.execute(SQL("SET {} = {}").format(SQL(name), Literal(value)))
         except BaseException:
             self.close()
@@ -224,8 +227,11 @@ class Session:
 
 def _server_error(result: PGresult) -> ServerError:
     state = result.error_field(DiagnosticField.SQLSTATE) or b""
-    said = result.error_field(DiagnosticField.MESSAGE_PRIMARY) or b"it gave no reason"
-    return ServerError(state.decode(), said.decode("utf-8", "replace"))
+    fields = (DiagnosticField.MESSAGE_PRIMARY, DiagnosticField.MESSAGE_DETAIL)
+    said = [
+        part.decode("utf-8", "replace") for each in fields if (part := result.error_field(each))
+    ]
+    return ServerError(state.decode(), "; ".join(each.rstrip(".") for each in said))
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,140 @@
+"""Someone who listens to a database by hand, and keeps what comes with its cursor as a store does."""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+import psycopg
+
+from blacksmith_dagster import Event, Listener, SourceEvent
+from blacksmith_dagster.errors import Unavailable
+from blacksmith_dagster.sources import Change
+
+Changes = SourceEvent[Change, Listener, Iterable[Event[Change]]]
+
+ANSWERS_SOON = "?options=-c%20wal_sender_timeout%3D2s"
+"""Has the server ask every second where the listener is, not every half minute."""
+
+PATIENCE = 60.0
+
+
+class Ledger:
+    """What was kept: the data of events and their cursor, in one step, as they would be in a store.
+
+    - `held`: while it is set, what is yielded is taken and not kept.
+    - `stop_after`: stop without a word once so many events are kept; what was yielded is lost.
+    """
+
+    def __init__(self) -> None:
+        self.data: list[Any] = []
+        self.cursor: str = "null"
+        self.held = threading.Event()
+        self.stop_after: int | None = None
+        self.error: BaseException | None = None
+        self.listener = Listener()
+
+    @contextmanager
+    def listening(self, event: Changes, *, retried: bool = False) -> Iterator[None]:
+        """Listen for `event` in a thread; if `retried`, again whenever the database is away."""
+        stop = threading.Event()
+
+        def listen() -> None:
+            while True:
+                try:
+                    return self._take(event, stop)
+                except Unavailable as error:
+                    if not retried:
+                        self.error = error
+                        return None
+                    stop.wait(0.1)
+                except BaseException as error:  # noqa: BLE001 - raised by `wait`
+                    self.error = error
+                    return None
+
+        thread = threading.Thread(target=listen)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
+
+    def listen(self, event: Changes) -> BaseException | None:
+        """Listen until it ends by itself; returns the error that ended it."""
+        self.error = None
+        with self.listening(event):
+            self.wait(lambda: self.error is not None)
+        return self.error
+
+    def wait(self, condition: Callable[[], Any]) -> None:
+        """Wait for a condition, or for the error that ended the listening."""
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            if self.error is not None:
+                raise self.error
+            assert time.monotonic() < deadline, f"still waiting, {len(self.data)} were kept"
+            time.sleep(0.01)
+
+    def wait_for(self, number: int) -> Sequence[Any]:
+        """The first `number` events, once they are kept; no more may have come."""
+        self.wait(lambda: len(self.data) >= number)
+        assert len(self.data) == number, self.data[number:]
+        return self.data
+
+    def _take(self, event: Changes, stop: threading.Event) -> None:
+        listener = self.listener = Listener(msgspec.json.decode(self.cursor), stop)
+        pending: list[Any] = []
+        events = iter(event(listener))
+        try:
+            for each in events:
+                pending += [] if each == [] else [each.data]
+                cursor = msgspec.json.encode(listener.cursor).decode()
+                if self.held.is_set():
+                    continue
+                self.data += pending
+                self.cursor, pending = cursor, []
+                listener.committed = msgspec.json.decode(cursor)
+                if self.stop_after is not None and len(self.data) >= self.stop_after:
+                    return
+        finally:
+            events.close()  # type: ignore[attr-defined]
+
+
+def shown(changes: Iterable[Change]) -> list[tuple[str, str, Any, Any]]:
+    """What a test compares: operation, table, old, new."""
+    return [(each.operation, each.table, each.old, each.new) for each in changes]
+
+
+def run(url: str, *statements: str) -> None:
+    """Run statements, each in a transaction of its own."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        for each in statements:
+            connection.execute(each)
+
+
+def ask(url: str, query: str) -> Any:
+    """The first column of a query's only row."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        row = connection.execute(query).fetchone()
+        assert row is not None
+        return row[0]
+
+
+def confirmed(url: str) -> int:
+    """Up to where the database's only slot has forgotten, as a number."""
+    return int(ask(url, "SELECT confirmed_flush_lsn - '0/0' FROM pg_replication_slots"))
+
+
+def wait_until_free(url: str) -> None:
+    """Wait until nobody reads a slot of this database."""
+    deadline = time.monotonic() + PATIENCE
+    query = (
+        "SELECT count(*) FROM pg_replication_slots WHERE active AND database = current_database()"
+    )
+    while ask(url, query):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
