@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from queue import Empty, Queue
 from typing import Any, NamedTuple
 
@@ -60,7 +60,7 @@ class Changes:
         cursor = None if self._cursor is None else msgspec.json.decode(self._cursor)
         self._listener = Listener(cursor, self._stop)
         self._yielded: Queue[_Yielded | _Ended] = Queue(_WAITING)
-        self._over = False
+        self._ended: _Ended | None = None
         self._thread = threading.Thread(
             target=self._run, args=[event.function], name=f"cdc-{event.path}", daemon=True
         )
@@ -75,32 +75,27 @@ class Changes:
 
         Raises what the generator has raised, `PositionMoved`, and what the store raises.
         """
-        gathered, ended = self._gather(timeout)
-        number = self._keep(gathered) if gathered else 0
-        if ended is not None:
-            self._over = True
-            if ended.error is not None:
-                raise ended.error
-            if not self._stop.is_set():
-                raise UsageError(
-                    f"{self._path}: its generator has returned, and a listener goes on until "
-                    "`listener.stopping`; wait for more with `listener.wait(seconds)`"
-                )
-        return number
+        gathered = [] if self._ended else self._gather(timeout)
+        if not gathered:
+            self._raise_if_ended()
+            return 0
+        return self._keep(gathered)
 
-    def finish(self) -> None:
-        """Have the generator return, and keep what it has yielded."""
+    def finish(self) -> Iterator[int]:
+        """Have the generator return, and keep what it has yielded: how many events, by commits."""
         self._stop.set()
         ends = time.monotonic() + _GRACE
-        while not self._over and time.monotonic() < ends:
-            self.read(1.0)  # if it stays all the same, what it yields later is read again
+        while self._ended is None and time.monotonic() < ends:
+            yield self.read(1.0)  # if it stays all the same, what it yields later is read again
+        self._raise_if_ended()
 
     def close(self) -> None:
         """Have the generator return; what it yields is not kept any more."""
         self._stop.set()
         with contextlib.suppress(Empty):  # it does not return, and is left behind
-            while not self._over:
-                self._over = isinstance(self._yielded.get(timeout=_GRACE), _Ended)
+            while self._ended is None:
+                each = self._yielded.get(timeout=_GRACE)
+                self._ended = each if isinstance(each, _Ended) else None
 
     def lag(self) -> tuple[int | None, str]:
         """How much waits at the origin, as the generator says, and in what unit."""
@@ -119,18 +114,28 @@ class Changes:
             error = raised
         self._yielded.put(_Ended(error))
 
-    def _gather(self, timeout: float) -> tuple[list[_Yielded], _Ended | None]:
+    def _gather(self, timeout: float) -> list[_Yielded]:
         gathered: list[_Yielded] = []
-        try:
+        with contextlib.suppress(Empty):
             each = self._yielded.get(timeout=timeout)
             while isinstance(each, _Yielded):
                 gathered.append(each)
                 if len(gathered) == EVENTS:
-                    return gathered, None
+                    return gathered
                 each = self._yielded.get_nowait()
-        except Empty:
-            return gathered, None
-        return gathered, each
+            self._ended = each
+        return gathered
+
+    def _raise_if_ended(self) -> None:
+        if self._ended is None:
+            return
+        if self._ended.error is not None:
+            raise self._ended.error
+        if not self._stop.is_set():
+            raise UsageError(
+                f"{self._path}: its generator has returned, and a listener goes on until "
+                "`listener.stopping`; wait for more with `listener.wait(seconds)`"
+            )
 
     def _keep(self, gathered: list[_Yielded]) -> int:
         taken = [self._taken(each.event) for each in gathered]

@@ -191,8 +191,8 @@ class _Keeper(threading.Thread):
             with contextlib.closing(self._open()) as reader:
                 while not (self._stopping.is_set() or lost.is_set()):
                     self._read(reader)
-                if not lost.is_set():
-                    reader.finish()
+                for number in () if lost.is_set() else reader.finish():
+                    self._count(number)
         except PositionMoved as error:
             _log.warning("%s", error)  # and read on from where the other has come
             self._stopping.wait(_FIRST_REST)
@@ -208,13 +208,16 @@ class _Keeper(threading.Thread):
 
     def _read(self, reader: Messages | Changes) -> None:
         number = reader.read(timeout=1.0)
-        if number:
-            self._read_at = datetime.now(UTC)
-            self._report(self._event, number)
+        self._count(number)
         if number or time.monotonic() - self._began > _LONGEST_REST:
             self._rest, self._told = _FIRST_REST, None
         if time.monotonic() - self._noted_at >= NOTE:
             self._note(*reader.lag())
+
+    def _count(self, number: int) -> None:
+        if number:
+            self._read_at = datetime.now(UTC)
+            self._report(self._event, number)
 
     def _tell(self, error: Exception) -> str:
         """Log why nothing can be read, once; returns it."""

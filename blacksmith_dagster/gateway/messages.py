@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from blacksmith_dagster.errors import BlacksmithError, SettingsError
@@ -54,8 +54,9 @@ class Messages:
             self._consumer.acknowledge()
         return len(received)
 
-    def finish(self) -> None:
-        """Nothing is left: what was received is committed."""
+    def finish(self) -> Iterable[int]:
+        """Nothing is left to be kept: what was received is committed."""
+        return ()
 
     def close(self) -> None:
         """Disconnect."""
