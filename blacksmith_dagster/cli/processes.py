@@ -33,6 +33,13 @@ _STOP_SECONDS = 30
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--tls-cert", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--tls-key", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--trusted-proxy",
+    "trusted_proxies",
+    multiple=True,
+    metavar="NETWORK",
+    help="A proxy whose X-Forwarded-For is believed; may be given several times.",
+)
 def gateway(
     app: str | None,
     host: str,
@@ -40,6 +47,7 @@ def gateway(
     workers: int,
     tls_cert: Path | None,
     tls_key: Path | None,
+    trusted_proxies: tuple[str, ...],
 ) -> None:
     """Receive events over HTTP and keep them, until Ctrl-C or SIGTERM.
 
@@ -49,9 +57,14 @@ def gateway(
 
     application = load_application(app)
     if application.gateway is not None:
-        _refuse_options("host", "port", "workers", "tls_cert", "tls_key")
+        _refuse_options("host", "port", "workers", "tls_cert", "tls_key", "trusted_proxies")
     chosen = application.gateway or StandardGateway(
-        host=host, port=port, workers=workers, tls_certificate=tls_cert, tls_key=tls_key
+        host=host,
+        port=port,
+        workers=workers,
+        tls_certificate=tls_cert,
+        tls_key=tls_key,
+        trusted_proxies=trusted_proxies,
     )
     chosen.serve(application, Settings.read())
 

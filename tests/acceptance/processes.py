@@ -109,12 +109,14 @@ class GatewayProcess(BlacksmithProcess):
         *,
         workers: int = 1,
         certificate: Path | None = None,
+        trusted_proxies: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
     ) -> None:
         self.port = free_port()
         self.url = f"{'https' if certificate else 'http'}://127.0.0.1:{self.port}"
         self.verify: ssl.SSLContext | bool = True
         arguments = ["gateway", f"--app={app}", f"--port={self.port}", f"--workers={workers}"]
+        arguments += [f"--trusted-proxy={each}" for each in trusted_proxies]
         if certificate is not None:
             arguments.append(f"--tls-cert={certificate}")
             self.verify = ssl.create_default_context(cafile=str(certificate))

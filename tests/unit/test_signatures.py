@@ -32,9 +32,9 @@ BODY = b'{"id": "evt_1", "amount": 1200}'
 WINDOW = 300
 
 
-def standard_webhooks(secret: str, body: bytes, at: int) -> dict[str, str]:
-    signed = Webhook(secret).sign("msg_1", datetime.fromtimestamp(at, UTC), body.decode())
-    return {"webhook-id": "msg_1", "webhook-timestamp": str(at), "webhook-signature": signed}
+def standard_webhooks(secret: str, body: bytes, at: int, name: str = "msg_1") -> dict[str, str]:
+    signed = Webhook(secret).sign(name, datetime.fromtimestamp(at, UTC), body.decode())
+    return {"webhook-id": name, "webhook-timestamp": str(at), "webhook-signature": signed}
 
 
 def github(secret: str, body: bytes, at: int) -> dict[str, str]:
