@@ -92,7 +92,7 @@ class Extractor:
         if isinstance(request, Message) or self._kind is None:
             items: Sequence[bytes] = (request.body,)
             self._check_size(request.body)
-            if _looks_like_json(request.body):
+            if self._kind is not None and _looks_like_json(request.body):
                 self._check_shape(request.body)
         else:
             items = self._items(request)
@@ -163,9 +163,10 @@ class Extractor:
 
     def _check_size(self, item: bytes) -> None:
         if len(item) > self._event_bytes:
+            what = "an event" if self._kind is not None else "a request"
             raise TooLarge(
-                f"an event of {len(item)} bytes is over the limit of {self._event_bytes} of "
-                f"{self.event.path}; send less in one event"
+                f"{what} of {len(item)} bytes is over the limit of {self._event_bytes} of "
+                f"{self.event.path}; send less at once"
             )
 
     def _check_shape(self, item: bytes) -> None:
@@ -269,14 +270,18 @@ class Extractor:
             raise TooLarge(_TOO_MANY)
         try:
             payload = encode(event.data)
-            context = encode(event.context).decode() if event.context else None
+            context = encode(event.context) if event.context else None
         except _UNENCODABLE as error:
             raise Unprocessable(
                 f"event {place} of {kind.path} cannot be written as JSON: {error}"
             ) from error
+        if self._kind is None:  # its request has many events, and this is the shape of one
+            self._check_shape(payload)
+            self._check_shape(context or b"")
         try:
             if kind.checks and is_plain(event.data):
-                kind.decode(payload)
+                data = kind.decode(payload)
+                event = structs.replace(event, data=data) if kind.asks else event
         except msgspec.ValidationError as error:
             raise Misfit(f"event {place} does not fit {kind.path}: {error}") from error
         # Places begin at 1, so that an event's own key never meets an equal one of a request.
@@ -294,7 +299,7 @@ class Extractor:
                 key,
                 place if key is not None else 0,
                 digest,
-                context,
+                None if context is None else context.decode(),
                 kind.version(_checked_text("version", event.version) or made.version),
                 _in_utc(event.sent_at),
                 _checked_text("parent", event.parent) if parent is None else parent,

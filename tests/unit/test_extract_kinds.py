@@ -3,6 +3,7 @@
 from datetime import date
 from typing import Any
 
+import msgspec
 import pytest
 
 from blacksmith_dagster import (
@@ -11,6 +12,7 @@ from blacksmith_dagster import (
     Blacksmith,
     Destination,
     Event,
+    Flow,
     Message,
     Reject,
     Reply,
@@ -169,8 +171,51 @@ def test_what_a_door_must_return_is_told() -> None:
 def test_the_sources_limits_hold_at_its_doors(
     limits: Limits, body: bytes, refused: type[Refused]
 ) -> None:
+    def opened(request: Request) -> Any:
+        return Source("shop").child("opened").of(request.json())
+
     with pytest.raises(refused):
-        a_door(lambda request: [], limits=limits)(Request(body))
+        a_door(opened, limits=limits)(Request(body))
+
+
+def test_keys_and_depth_are_limited_of_each_event_at_a_door() -> None:
+    """A request of many events has many keys."""
+    door = a_door(by_state, limits=Limits(depth=1, keys=1))
+    assert len(door(Request.of([{"open": True}] * 100))) == 100
+    for wrong in ({"open": True, "more": 1}, {"open": [1]}):
+        with pytest.raises(Unprocessable):
+            door(Request.of([{"open": True}, wrong]))
+
+
+def test_context_is_limited_at_a_door_as_data_is() -> None:
+    def opened(request: Request) -> Any:
+        return Source("shop").child("opened").of(1, context=request.json())
+
+    with pytest.raises(Unprocessable, match="more than 1 keys"):
+        a_door(opened, limits=Limits(keys=1))(Request.of({"a": 1, "b": 2}))
+
+
+def test_when_is_asked_with_the_model_of_what_came_through_a_door() -> None:
+    class Order(msgspec.Struct):
+        total: int
+
+    shop = Source("shop")
+    placed = shop.child("placed", model=Order)
+
+    @shop.door(HTTP("/shop"))
+    def arrived(request: Request) -> Any:
+        return placed.of(request.json())
+
+    lake = Destination("lake")
+
+    lake.event(receives=Flow(placed, when=lambda event: event.data.total > 100), name="large")(load)
+    door = Extractor(
+        Blacksmith(sources=[shop], destinations=[lake], since="2026-01-01"), shop.doors[0]
+    )
+    for total, jobs in ((99, 0), (101, 1)):
+        [event] = door(Request.of({"total": total, "unknown": "is kept"}))
+        assert [job.when_error for job in event.jobs] == [None] * jobs
+        assert "unknown" in event.payload
 
 
 # -- versions
