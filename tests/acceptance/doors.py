@@ -1,0 +1,67 @@
+"""A gateway with the doors of all senders, and what is kept behind it."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import httpx
+import pytest
+
+from blacksmith_dagster.store import Store, open_store
+from blacksmith_dagster.store.interface import StoredEvent
+from tests.acceptance.processes import GatewayProcess
+
+SEGMENT_KEY, SEGMENT_KEY_OLD = "segment-write-key", "segment-write-key-of-last-year"
+GITHUB_SECRET, GITHUB_SECRET_OLD = "github-secret", "github-secret-of-last-year"
+STRIPE_SECRET = "whsec_stripe-secret"
+SLACK_SECRET = "slack-secret"
+HOOKS_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+
+class Doors:
+    """A running gateway with its store."""
+
+    def __init__(self, gateway: GatewayProcess, store: Store) -> None:
+        self.gateway = gateway
+        self.store = store
+        self._seen = 0
+
+    def post(
+        self, path: str, body: bytes | str, headers: Mapping[str, str] | None = None
+    ) -> httpx.Response:
+        with self.gateway.client() as client:
+            return client.post(path, content=body, headers=headers)
+
+    def new(self) -> Sequence[StoredEvent]:
+        """The events that were kept since this was last asked, in their order."""
+        found = [
+            event for event in reversed(self.store.events(limit=10_000)) if event.seq > self._seen
+        ]
+        self._seen = max((event.seq for event in found), default=self._seen)
+        return found
+
+
+@contextlib.contextmanager
+def opened(kind: str, request: pytest.FixtureRequest, folder: Path) -> Iterator[Doors]:
+    """The gateway on a new store on 'sqlite' or 'postgres'."""
+    url = f"sqlite:///{folder}/store.db"
+    if kind == "postgres":
+        url = request.getfixturevalue("postgres").create_database()
+    env = {
+        "SEGMENT_KEY": SEGMENT_KEY,
+        "SEGMENT_KEY_OLD": SEGMENT_KEY_OLD,
+        "GITHUB_SECRET": GITHUB_SECRET,
+        "GITHUB_SECRET_OLD": GITHUB_SECRET_OLD,
+        "STRIPE_SECRET": STRIPE_SECRET,
+        "SLACK_SECRET": SLACK_SECRET,
+        "HOOKS_SECRET": HOOKS_SECRET,
+    }
+    app = "tests.acceptance.doors_pipeline:blacksmith"
+    with (
+        GatewayProcess(url, app, env=env) as gateway,
+        contextlib.closing(open_store(url)) as store,
+    ):
+        yield Doors(gateway, store)
+        assert "Traceback" not in gateway.log
+        for secret in env.values():
+            assert secret not in gateway.log

@@ -1,0 +1,249 @@
+"""Segment's own library sends to the gateway as to Segment, and is content."""
+
+import base64
+import json
+import uuid
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+from segment.analytics.client import Client
+from segment.analytics.request import APIError
+from segment.analytics.request import post as post_batch
+
+from tests.acceptance.doors import SEGMENT_KEY, SEGMENT_KEY_OLD, Doors, opened
+from tests.acceptance.processes import until
+
+YESTERDAY = datetime(2026, 1, 31, 12, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def running(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Doors]:
+    with opened(request.param, request, tmp_path_factory.mktemp("doors")) as doors:
+        yield doors
+
+
+@pytest.fixture
+def doors(running: Doors, monkeypatch: pytest.MonkeyPatch) -> Doors:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    running.new()
+    return running
+
+
+class Library:
+    """Segment's library for Python, and what it says has gone wrong."""
+
+    def __init__(self, doors: Doors, write_key: str = SEGMENT_KEY, **options: Any) -> None:
+        self.errors: list[tuple[Exception, list[Any]]] = []
+        self.client = Client(
+            write_key,
+            host=doors.gateway.url,
+            on_error=lambda error, batch: self.errors.append((error, batch)),
+            upload_interval=0.05,
+            **options,
+        )
+
+    def close(self) -> None:
+        self.client.shutdown()
+
+
+def say_everything(client: Client) -> list[str]:
+    """Call each of the library's methods; returns the ids of the messages."""
+    said = [
+        client.identify("u-1", {"plan": "enterprise"}),
+        client.track("u-1", "Ordered", {"price": 18.99}, context={"ip": "192.0.2.1"}),
+        client.page("u-1", "shop", "Anvils", {"path": "/anvils"}),
+        client.screen("u-1", "shop", "Anvils"),
+        client.group("u-1", "g-1", {"seats": 12}),
+        client.alias("u-0", "u-1"),
+    ]
+    assert all(taken for taken, _ in said)
+    return [message["messageId"] for _, message in said]
+
+
+@pytest.mark.parametrize("gzip", [False, True])
+@pytest.mark.parametrize("sync_mode", [False, True])
+def test_each_call_is_an_event(doors: Doors, gzip: bool, sync_mode: bool) -> None:
+    began = datetime.now(UTC)
+    library = Library(doors, gzip=gzip, sync_mode=sync_mode)
+    ids = say_everything(library.client)
+    if not sync_mode:
+        library.close()
+    assert library.errors == []
+    events = doors.new()
+    names = ["identify", "track", "page", "screen", "group", "alias"]
+    assert [event.kind for event in events] == [f"segment/{name}" for name in names]
+    assert [event.key for event in events] == ids
+    for event, name in zip(events, names, strict=True):
+        data = json.loads(event.payload)
+        assert (data["type"], data["userId"]) == (name, "u-1")
+        assert data.keys().isdisjoint({"context", "writeKey", "sentAt"})
+        assert json.loads(event.context or "")["library"]["name"] == "analytics-python"
+        assert event.sent_at is not None
+        assert abs(event.sent_at - began) < timedelta(minutes=1)
+    track = events[1]
+    assert json.loads(track.payload)["properties"] == {"price": 18.99}
+    assert json.loads(track.context or "")["ip"] == "192.0.2.1"
+    # Each makes its own jobs.
+    assert [len(event.destinations) for event in events] == [1, 2, 1, 1, 1, 1]
+    assert set(track.destinations) == {"lake/everything", "lake/ordered"}
+
+
+def test_history_keeps_its_time(doors: Doors) -> None:
+    library = Library(doors)
+    library.client.track("u-1", "Ordered", timestamp=YESTERDAY)
+    library.close()
+    (event,) = doors.new()
+    assert library.errors == []
+    assert event.sent_at is not None
+    assert abs(event.sent_at - YESTERDAY) < timedelta(minutes=1)
+
+
+def test_same_message_twice_is_one_event(doors: Doors) -> None:
+    again = [{"type": "page", "userId": "u-1", "messageId": str(uuid.uuid4()), "n": 1}]
+    answers = [
+        post_batch(key, doors.gateway.url, batch=again) for key in (SEGMENT_KEY, SEGMENT_KEY_OLD)
+    ]
+    assert [(answer.status_code, answer.json()) for answer in answers] == [
+        (200, {"success": True}),
+        (200, {"success": True}),
+    ]
+    (event,) = doors.new()
+    assert event.key == again[0]["messageId"]
+    # The library's own retries send the message with another time and number.
+    with pytest.raises(APIError, match="key"):
+        post_batch(SEGMENT_KEY, doors.gateway.url, batch=[again[0] | {"n": 2}])
+    assert not doors.new()
+
+
+def test_gateway_killed_under_the_library(doors: Doors) -> None:
+    library = Library(doors, upload_size=5)
+    before = len(doors.store.events("segment/track"))
+    ids = []
+    with closing(library):
+        for number in range(60):
+            _, message = library.client.track("u-1", "Counted", {"n": number})
+            ids.append(message["messageId"])
+            if number == 30:
+                until(lambda: len(doors.store.events("segment/track")) > before)
+                doors.gateway.kill()
+            if number == 45:
+                doors.gateway.start()
+    assert library.errors == []
+    assert sorted(event.key or "" for event in doors.new()) == sorted(ids)
+
+
+def test_wrong_write_key(doors: Doors) -> None:
+    with pytest.raises(APIError) as refused:
+        post_batch("another", doors.gateway.url, batch=[])
+    assert refused.value.status == 401
+    library = Library(doors, "another")
+    library.client.track("u-1", "Ordered")
+    library.close()
+    ((error, batch),) = library.errors
+    assert isinstance(error, APIError)
+    assert error.status == 401
+    assert [message["event"] for message in batch] == ["Ordered"]
+    assert not doors.new()
+
+
+def sent(doors: Doors, path: str, body: Any, **headers: str) -> httpx.Response:
+    basic = base64.b64encode(f"{SEGMENT_KEY}:".encode()).decode()
+    content = body if isinstance(body, str) else json.dumps(body)
+    return doors.post(path, content, {"Authorization": f"Basic {basic}"} | headers)
+
+
+def test_pages_send_the_key_in_the_body(doors: Doors) -> None:
+    """As analytics.js does from a page: one letter, and text/plain, for which nobody is asked."""
+    message = {"anonymousId": "a-1", "event": "Ordered", "writeKey": SEGMENT_KEY}
+    plain = {"Content-Type": "text/plain"}
+    retried = [
+        message | {"messageId": "ajs-1", "sentAt": sent_at, "_metadata": {"retryCount": number}}
+        for number, sent_at in enumerate(["2026-01-31T12:00:00Z", "2026-01-31T12:00:09Z"], 1)
+    ]
+    for body in retried:
+        answer = doors.post("/v1/t", json.dumps(body), plain)
+        assert (answer.status_code, answer.json()) == (200, {"success": True})
+    batch = {"writeKey": SEGMENT_KEY, "batch": [{"type": "page", "anonymousId": "a-1"}]}
+    assert doors.post("/v1/b", json.dumps(batch), plain).status_code == 200
+    track, page = doors.new()
+    assert json.loads(track.payload) == {
+        "anonymousId": "a-1",
+        "event": "Ordered",
+        "messageId": "ajs-1",
+        "type": "track",
+    }
+    assert page.kind == "segment/page"
+    refused = doors.post("/v1/t", json.dumps(message | {"writeKey": "another"}), plain)
+    assert refused.status_code == 401
+    assert refused.headers["WWW-Authenticate"].startswith("Basic")
+
+
+def test_one_bad_event_in_a_batch(doors: Doors) -> None:
+    good = {"type": "track", "userId": "u-1", "event": "Ordered"}
+    batch = {"batch": [good, good, good | {"event": None}, good]}
+    answer = sent(doors, "/v1/batch", batch)
+    assert answer.status_code == 422
+    assert answer.json()["type"] == "urn:blacksmith:misfit"
+    assert "at `$.batch[2].event`" in answer.json()["detail"]
+    assert not doors.new()
+    before = len(doors.store.quarantined())
+    kept = sent(doors, "/lenient/v1/batch", batch)
+    assert (kept.status_code, kept.json()) == (200, {"success": True})
+    assert len(doors.store.quarantined()) == before + 1
+    assert not doors.new()
+
+
+def test_large_batches_are_taken(doors: Doors) -> None:
+    """The most that Segment takes, and more keys than an event may have."""
+    traits = {f"trait_{number}": number for number in range(300)}
+    batch = [{"type": "identify", "userId": f"u-{n}", "traits": traits} for n in range(100)]
+    assert len(json.dumps(batch)) > 500_000
+    answer = sent(doors, "/v1/batch", {"batch": batch})
+    assert answer.status_code == 200, answer.text
+    assert len(doors.new()) == 100
+    many = {f"trait_{number}": number for number in range(10_001)}
+    answer = sent(doors, "/v1/identify", {"userId": "u", "traits": many})
+    assert (answer.status_code, "keys" in answer.json()["detail"]) == (422, True)
+    large = {"userId": "u", "traits": {"note": "x" * 1024 * 1024}}
+    assert sent(doors, "/v1/identify", large).status_code == 413
+    assert not doors.new()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/v1/track", "", 422),
+        ("/v1/track", "{", 422),
+        ("/v1/track", "[]", 422),
+        ("/v1/track", '{"userId": "u"}', 422),
+        ("/v1/track", '{"event": "Ordered"}', 422),
+        ("/v1/track", '{"userId": "u", "event": "e", "type": "page"}', 422),
+        ("/v1/track", '{"userId": "u", "event": "e", "timestamp": "noon"}', 422),
+        ("/v1/track", '{"userId": "u", "event": "e", "messageId": ""}', 422),
+        ("/v1/track", '{"userId": "u", "event": "e", "messageId": "a\\u0000"}', 422),
+        ("/v1/track", '{"userId": "u", "event": "e", "context": {"a": "\\ud800"}}', 422),
+        ("/v1/batch", "{}", 422),
+        ("/v1/batch", '{"batch": [7]}', 422),
+        ("/v1/batch", '{"batch": [{"type": "metric", "userId": "u"}]}', 422),
+        ("/v1/batch", f'{{"batch": {"[" * 5000}', 422),
+        ("/v1/tracks", "{}", 404),
+    ],
+)
+def test_bad_requests_are_told_so(doors: Doors, path: str, body: str, status: int) -> None:
+    answer = sent(doors, path, body)
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["detail"]
+    assert not doors.new()
+
+
+def test_nothing_is_kept_of_an_empty_batch(doors: Doors) -> None:
+    answer = sent(doors, "/v1/batch", {"batch": []})
+    assert (answer.status_code, answer.json()) == (200, {"success": True})
+    assert not doors.new()
