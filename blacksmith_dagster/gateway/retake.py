@@ -52,15 +52,16 @@ def _subscribes(event: SourceEvent[Any, Any, Any] | Door) -> bool:
 
 def _taker(app: Blacksmith, quarantine_id: str, raw: Raw) -> SourceEvent[Any, Any, Any] | Door:
     """The source event or the door that a request came to, as the application has it now."""
-    mend = f"declare it again, or `blacksmith quarantine drop {quarantine_id}`"
+    drop = f"`blacksmith quarantine drop {quarantine_id}`"
     event = app.source_events.get(raw.kind)
     if event is not None:
         if isinstance(event.trigger, HTTP | Subscription):
             return event
         raise UsageError(
-            f"{quarantine_id} is of {raw.kind}, which takes neither requests nor messages: nothing "
-            f"can take it again; {mend}"
+            f"{quarantine_id} came to {raw.kind}, whose function is handed neither requests nor "
+            f"messages, so it cannot be handed this again; see what is in it, then {drop}"
         )
+    mend = f"declare it again, or {drop}"
     source = app.sources.get(raw.kind)
     if source is None:
         raise UsageError(

@@ -2,6 +2,8 @@
 
 import base64
 import contextlib
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -328,15 +330,18 @@ def test_retry_of_what_the_application_does_not_have_any_more_says_so(store: Sto
     [order] = failed(store, Request(b"{}"))
     door = store.quarantine(raw_of("shop", Request(b"{}", path="/shop/old"), BUG))
     child = store.quarantine(raw_of("shop/line", Request(b"{}"), BUG))
-    drop = "declare it again, or `blacksmith quarantine drop"
     for each, app, why in (
-        (order, LESS, "came to shop/ordered, which the application does not have"),
-        (door, APP, "came to POST /shop/old, where source 'shop' has no door"),
-        (child, APP, "is of shop/line, which takes neither requests nor messages"),
+        (
+            order,
+            LESS,
+            "came to shop/ordered, which the application does not have; declare it again",
+        ),
+        (door, APP, "came to POST /shop/old, where source 'shop' has no door; declare it again"),
+        (child, APP, "came to shop/line, whose function is handed neither requests nor messages"),
     ):
         said = run("retry", each, app, code=1).stdout
         assert why in said
-        assert f"{drop} {each}`" in said
+        assert f"`blacksmith quarantine drop {each}`" in said
     assert len(store.quarantined()) == 3
 
 
@@ -355,6 +360,37 @@ def test_drop_asks(store: Store) -> None:
     assert len(store.quarantined()) == 3
     assert "Drop qua_1 for good?" in run("drop", ids[0], given="y\n").stdout
     assert "2 dropped" in run("drop", *ids[1:], "--yes").stdout
+    assert not store.quarantined()
+
+
+# ---------------------------------------------------------------------------------- docs
+
+
+def test_the_documented_commands_do_what_they_say(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/quarantine.md: its pipeline, and each of its commands in their order."""
+    page = (Path(__file__).parents[2] / "docs" / "quarantine.md").read_text()
+    [pipeline] = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    [commands] = re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "documented_orders.py").write_text(pipeline)
+    app = '[tool.blacksmith]\napp = "documented_orders:application"\n'
+    (tmp_path / "pyproject.toml").write_text(app)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    error = KeyError("id")
+    for body in (b'{"total": 5}', b'{"total": 6}'):
+        store.quarantine(raw_of("shop/ordered", Request(body, path="/shop/orders"), error))
+    said = [
+        run(*shlex.split(line, comments=True)[2:], given="y\n").stdout
+        for line in commands.splitlines()
+    ]
+    assert [line.split()[0] for line in said[0].splitlines()[1:]] == ["qua_1", "qua_2"]
+    assert "KeyError: 'id'" in said[1]
+    assert '{"total": 5}' in said[1]
+    assert "1 of 1 taken" in said[2]
+    assert "1 dropped" in said[3]
+    assert kept(store) == ['{"total":5}']
     assert not store.quarantined()
 
 

@@ -132,12 +132,14 @@ def test_secrets_appear_nowhere(store_url: str, tmp_path: Path) -> None:
             "events list",
             "jobs list --state discarded --json",
             "quarantine list --json",
+            "quarantine show qua_1",
         ):
             blacksmith = ("blacksmith_dagster.cli", *command.split())
             app = (f"--app={PIPELINE}:blacksmith",) if command == "status" else ()
             said[command] = run(*blacksmith, *app, env=env)
         assert "alerts/openings" in said["jobs list --state discarded --json"]
         assert "vault/opened" in said["quarantine list --json"]
+        assert "KeyError" in said["quarantine show qua_1"]
 
         for port in (free_port(), "no-port"):
             broken = {
