@@ -180,9 +180,9 @@ def test_the_sources_limits_hold_at_its_doors(
 
 def test_keys_and_depth_are_limited_of_each_event_at_a_door() -> None:
     """A request of many events has many keys."""
-    door = a_door(by_state, limits=Limits(depth=1, keys=1))
+    door = a_door(by_state, limits=Limits(depth=1, keys=2))
     assert len(door(Request.of([{"open": True}] * 100))) == 100
-    for wrong in ({"open": True, "more": 1}, {"open": [1]}):
+    for wrong in ({"open": True, "a": 1, "b": 2}, {"open": True, "a": [1]}):
         with pytest.raises(Unprocessable):
             door(Request.of([{"open": True}, wrong]))
 
