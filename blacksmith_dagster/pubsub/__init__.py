@@ -1,4 +1,5 @@
-"""Wake-ups through a broker, so that realtime events are loaded as soon as they are committed."""
+"""Brokers: wake-ups, so that realtime events are loaded as soon as they are committed, and the
+messages that are events."""
 
 from __future__ import annotations
 
@@ -7,10 +8,10 @@ from importlib import import_module
 from importlib.util import find_spec
 
 from blacksmith_dagster.errors import SettingsError
-from blacksmith_dagster.pubsub.address import Address, read
-from blacksmith_dagster.pubsub.interface import Publisher, PubSub, Subscriber
+from blacksmith_dagster.pubsub.address import VARIABLE, Address, read
+from blacksmith_dagster.pubsub.interface import Consumer, Publisher, PubSub, Received, Subscriber
 
-__all__ = ["PubSub", "Publisher", "Subscriber", "open_pubsub"]
+__all__ = ["Consumer", "PubSub", "Publisher", "Received", "Subscriber", "open_pubsub"]
 
 # By scheme: the module of the adapter, what it imports, and the extra that brings that.
 _ADAPTERS = {
@@ -21,23 +22,24 @@ _ADAPTERS = {
 }
 
 
-def open_pubsub(url: str | None, store_url: str) -> PubSub | None:
+def open_pubsub(url: str | None, store_url: str, variable: str = VARIABLE) -> PubSub | None:
     """The broker at `url`, or `None` if it is `None` or empty: then the schedules serve.
 
     `kafka://host:9092,...`, `nats://host:4222`, `amqp://host:5672`, or `postgres`, which is the
-    store's own database at `store_url`. Nothing is connected to yet.
+    store's own database at `store_url`. Nothing is connected to yet. `variable` is where the URL came
+    from, which errors tell to mend.
 
     Raises `SettingsError` for another URL, and `ImportError` when the broker's client is not
     installed.
     """
     if not url:
         return None
-    address = read(url)
+    address = read(url, variable)
     if address.scheme == "postgres":
         if not store_url.startswith(("postgres:", "postgresql")):
             raise SettingsError(
-                "BLACKSMITH_PUBSUB_URL is postgres, and the store is not PostgreSQL: give the store "
-                "a postgresql:// URL, or choose another broker"
+                f"{variable} is postgres, and the store is not PostgreSQL: give the store a "
+                "postgresql:// URL, or choose another broker"
             )
         from blacksmith_dagster.pubsub.postgres import PostgresPubSub
 

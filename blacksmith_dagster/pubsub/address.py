@@ -13,6 +13,9 @@ from blacksmith_dagster.errors import SettingsError
 PORTS: Mapping[str, int] = {"kafka": 9092, "nats": 4222, "amqp": 5672, "amqps": 5671}
 """The brokers' schemes, with their usual ports."""
 
+VARIABLE = "BLACKSMITH_PUBSUB_URL"
+"""The environment variable that the URL is of, unless a subscription names another."""
+
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _OPTIONS: Mapping[str, frozenset[str]] = {
     "kafka": frozenset({"topic", "subscription", "tls", "ca", "sasl"}),
@@ -32,6 +35,7 @@ class Address:
     - `tls`: whether the connection is encrypted, `ca`: a PEM file of the authority to trust, the
       system's if `None`.
     - `sasl`: Kafka's mechanism, used when there is a username.
+    - `variable`: where the URL came from, which errors tell to mend.
     """
 
     scheme: str
@@ -44,6 +48,7 @@ class Address:
     tls: bool = False
     ca: str | None = None
     sasl: str = "PLAIN"
+    variable: str = VARIABLE
 
     @property
     def servers(self) -> str:
@@ -63,43 +68,54 @@ class Address:
         return f"{where}, topic {self.topic}"
 
 
-def read(url: str) -> Address:
+def read(url: str, variable: str = VARIABLE) -> Address:
     """Take a broker's URL apart: `kafka://`, `nats://`, `amqp://`, `amqps://`, or `postgres`.
 
     Several servers are separated by commas. After a `?` may come `topic` and `subscription`
     (default `blacksmith`), `tls=true` (with amqp it is the scheme that says so), `ca` (a PEM file)
     and, of Kafka, `sasl` (PLAIN, SCRAM-SHA-256, SCRAM-SHA-512).
 
-    Raises `SettingsError`, in which no credentials are shown.
+    Raises `SettingsError`, which names the `variable` that the URL is of and shows no credentials.
 
     >>> read("kafka://one,two:9093?topic=orders").servers
     'one:9092,two:9093'
     """
+    try:
+        return _read(url, variable)
+    except _Wrong as why:
+        otherwise = ", or unset it, and the schedules serve" if variable == VARIABLE else ""
+        raise SettingsError(
+            f"{variable}: {why}. Write kafka://host:9092, nats://host:4222, amqp://host:5672 or "
+            f"postgres{otherwise}"
+        ) from None
+
+
+def _read(url: str, variable: str) -> Address:
     parts = urlsplit(url)
     is_postgres = (parts.scheme, parts.netloc, parts.path) == ("", "", "postgres")
     scheme = "postgres" if is_postgres else parts.scheme
     if scheme not in PORTS and not is_postgres:
-        raise _wrong(f"no broker answers to {scheme or '?'}://")
+        raise _Wrong(f"no broker answers to {scheme or '?'}://")
     login, _, servers = parts.netloc.rpartition("@")
     username, _, password = login.partition(":")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     known = _OPTIONS[scheme]
     if unknown := sorted(options.keys() - known):
-        raise _wrong(
+        raise _Wrong(
             f"{scheme} has no option {', '.join(unknown)}; it has {', '.join(sorted(known))}"
         )
     for name in ("topic", "subscription"):
         if not _NAME.fullmatch(options.get(name, "blacksmith")):
-            raise _wrong(f"{name}= is up to 100 letters, digits, '_' and '-'")
+            raise _Wrong(f"{name}= is up to 100 letters, digits, '_' and '-'")
     tls = options.get("tls", "false")
     if tls not in ("true", "false"):
-        raise _wrong("tls= is true or false")
+        raise _Wrong("tls= is true or false")
     ca = options.get("ca")
     if ca is not None and not Path(ca).is_file():
-        raise _wrong(f"ca={ca}: there is no such file")
+        raise _Wrong(f"ca={ca}: there is no such file")
     sasl = options.get("sasl", "PLAIN")
     if sasl not in ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"):
-        raise _wrong("sasl= is PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512")
+        raise _Wrong("sasl= is PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512")
     return Address(
         scheme,
         [] if is_postgres else [_host(each, scheme) for each in servers.split(",")],
@@ -111,6 +127,7 @@ def read(url: str) -> Address:
         tls == "true" or scheme == "amqps",
         ca,
         sasl,
+        variable,
     )
 
 
@@ -121,12 +138,9 @@ def _host(server: str, scheme: str) -> tuple[str, int]:
     except ValueError:
         host, port = None, None
     if not host:
-        raise _wrong(f"a host or a port is missing or wrong; write {scheme}://host:{PORTS[scheme]}")
+        raise _Wrong(f"a host or a port is missing or wrong; write {scheme}://host:{PORTS[scheme]}")
     return host, port or PORTS[scheme]
 
 
-def _wrong(why: str) -> SettingsError:
-    return SettingsError(
-        f"BLACKSMITH_PUBSUB_URL: {why}. Write kafka://host:9092, nats://host:4222, "
-        "amqp://host:5672 or postgres, or unset it, and the schedules serve"
-    )
+class _Wrong(ValueError):
+    """What is wrong with a URL."""

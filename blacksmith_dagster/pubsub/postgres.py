@@ -17,7 +17,7 @@ from psycopg.sql import SQL, Identifier
 from sqlalchemy.engine import URL
 
 from blacksmith_dagster.errors import SettingsError, Unavailable
-from blacksmith_dagster.pubsub.interface import Publisher, Subscriber
+from blacksmith_dagster.pubsub.interface import Consumer, Positions, Publisher, Subscriber
 from blacksmith_dagster.store import read_url
 from blacksmith_dagster.store.faults import reason
 
@@ -70,6 +70,18 @@ class PostgresPubSub:
 
     def subscriber(self, destination: str) -> Subscriber:
         return _Subscriber(self._database, destination)
+
+    def consumer(
+        self,
+        topic: str,
+        subscription: str,  # noqa: ARG002
+        position: Positions,  # noqa: ARG002
+    ) -> Consumer:
+        raise SettingsError(
+            f"{self.label} has no messages to subscribe to: give the subscription of {topic!r} the URL "
+            "of a Kafka, NATS or RabbitMQ, by Subscription(url=Secret(...)) or BLACKSMITH_PUBSUB_URL; "
+            "what changes in a database, or is notified there, a PostgresSource takes"
+        )
 
 
 class _Database:

@@ -1,0 +1,40 @@
+"""NATS with JetStream: wake-ups, and the messages of streams."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from blacksmith_dagster.pubsub.address import Address
+from blacksmith_dagster.pubsub.interface import Consumer, Positions, Publisher, Subscriber
+from blacksmith_dagster.pubsub.nats.consumer import NATSConsumer
+from blacksmith_dagster.pubsub.nats.wakeups import NATSPublisher, NATSSubscriber
+
+
+@dataclass(frozen=True, slots=True)
+class NATSPubSub:
+    """Wake-ups through a JetStream stream named as the topic, with a subject per destination.
+
+    The stream is made when it is missing: `<topic>.*`, in memory, as a message serves those who
+    listen when it is sent and nobody after a restart; 100 of a destination at most, for a minute. One
+    that is there is used as it is. With `tls`, a server that offers none is told no credentials.
+
+    >>> from blacksmith_dagster.pubsub.address import read
+    >>> NATSPubSub(read("nats://user:secret@broker?topic=orders")).label
+    'nats://broker:4222, topic orders'
+    """
+
+    address: Address
+
+    @property
+    def label(self) -> str:
+        return self.address.label
+
+    def publisher(self) -> Publisher:
+        return NATSPublisher(self.address)
+
+    def subscriber(self, destination: str) -> Subscriber:
+        return NATSSubscriber(self.address, destination)
+
+    def consumer(self, topic: str, subscription: str, position: Positions) -> Consumer:
+        address = replace(self.address, topic=topic, subscription=subscription)
+        return NATSConsumer(address, position)

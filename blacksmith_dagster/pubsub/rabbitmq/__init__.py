@@ -1,0 +1,45 @@
+"""RabbitMQ: wake-ups, and the messages of queues."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from blacksmith_dagster.pubsub.address import Address
+from blacksmith_dagster.pubsub.interface import Consumer, Positions, Publisher, Subscriber
+from blacksmith_dagster.pubsub.rabbitmq.consumer import RabbitMQConsumer
+from blacksmith_dagster.pubsub.rabbitmq.wakeups import RabbitMQPublisher, RabbitMQSubscriber
+
+
+@dataclass(frozen=True, slots=True)
+class RabbitMQPubSub:
+    """Wake-ups through a durable topic exchange named as the topic; the routing key is a destination.
+
+    Each subscriber has a durable queue of its own, `<subscription>.<destination>.<random>`: it
+    outlives a restart of the broker, holds 100 messages at most, and goes a minute after its
+    subscriber. The user needs the rights to configure, write and read the exchange and the queues.
+
+    >>> from blacksmith_dagster.pubsub.address import read
+    >>> RabbitMQPubSub(read("amqp://user:secret@broker/production?topic=orders")).label
+    'amqp://broker:5672/production, topic orders'
+    """
+
+    address: Address
+
+    @property
+    def label(self) -> str:
+        return self.address.label
+
+    def publisher(self) -> Publisher:
+        return RabbitMQPublisher(self.address)
+
+    def subscriber(self, destination: str) -> Subscriber:
+        return RabbitMQSubscriber(self.address, destination)
+
+    def consumer(
+        self,
+        topic: str,
+        subscription: str,
+        position: Positions,  # noqa: ARG002 - it numbers no messages
+    ) -> Consumer:
+        address = replace(self.address, topic=topic, subscription=subscription)
+        return RabbitMQConsumer(address)

@@ -1,0 +1,189 @@
+"""The messages of a queue of RabbitMQ."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Sequence
+from time import monotonic
+from typing import Any
+
+from blacksmith_dagster.errors import SettingsError, Unavailable
+from blacksmith_dagster.pipeline.subscription import Message
+from blacksmith_dagster.pubsub.address import Address
+from blacksmith_dagster.pubsub.closing import InUse
+from blacksmith_dagster.pubsub.fields import moment, text
+from blacksmith_dagster.pubsub.interface import Received
+from blacksmith_dagster.pubsub.rabbitmq.link import Link, Lost
+
+_logger = logging.getLogger(__name__)
+
+# Who commits sends no heartbeats meanwhile. Whether the broker is there is asked while reading.
+_HEARTBEAT = 600
+_CHECK_SECONDS = 5.0
+_PREFETCH = 2000  # messages sent ahead of their acknowledgement
+_RIGHTS = "read the queue; and, where that is missing, configure and write it and read the exchange"
+_NOT_FOUND = 404
+
+
+class RabbitMQConsumer:
+    """A `Consumer` of a queue, which is made and bound unless it is there.
+
+    The broker numbers nothing: that a message is another than one that came before, its `message_id`
+    tells alone.
+    """
+
+    def __init__(self, address: Address) -> None:
+        exchange, slash, key = address.topic.partition("/")
+        self._exchange, self._key = (exchange, key) if slash else ("amq.topic", address.topic)
+        if not self._exchange:
+            raise SettingsError(
+                f"Subscription({address.topic!r}): no queue can be bound to the exchange without a "
+                "name; write '<exchange>/<binding key>', or a binding key on amq.topic"
+            )
+        self._address = address
+        self._link: Link | None = None
+        self._check_at = 0.0
+        self._arrived: deque[_Delivery] = deque()
+        self._to_settle: int | None = None  # the delivery tag of the last message handed out
+        self._knows_of_no_id = False
+        self._in_use = InUse(self._disconnect, self._wake)
+
+    def receive(self, limit: int, timeout: float) -> Sequence[Received]:
+        """See `Consumer`."""
+        deadline = monotonic() + timeout
+        with self._in_use:
+            try:
+                if self._link is not None:
+                    try:
+                        return self._read(self._link, limit, deadline)
+                    except Lost as why:
+                        _logger.debug("reading anew, after: %s", why)
+                        self._disconnect()
+                if self._in_use.is_closed:
+                    return ()
+                return self._read(self._connect(), limit, deadline)
+            except BaseException:
+                self._disconnect()
+                raise
+
+    def acknowledge(self) -> None:
+        """See `Consumer`."""
+        with self._in_use:
+            if self._link is not None and self._to_settle is not None:
+                try:
+                    self._link.tell(self._link.channel.basic_ack, self._to_settle, multiple=True)
+                    self._link.run(lambda: False, monotonic())  # what is to be sent is sent
+                except Unavailable as why:
+                    _logger.debug("not acknowledged: %s", why)
+                self._to_settle = None
+
+    def lag(self) -> int | None:
+        """See `Consumer`."""
+        with self._in_use:
+            if self._link is None:
+                return None
+            try:
+                return self._waiting(self._link) + len(self._arrived)
+            except Unavailable:
+                return None
+
+    def close(self) -> None:
+        """See `Consumer`."""
+        self._in_use.close()
+
+    def _wake(self) -> None:
+        if link := self._link:
+            link.wake()
+
+    def _disconnect(self) -> None:
+        link, self._link = self._link, None
+        self._arrived.clear()
+        self._to_settle = None
+        if link is not None:
+            link.close()
+
+    # -- reading
+
+    def _read(self, link: Link, limit: int, deadline: float) -> Sequence[Received]:
+        while True:
+            link.run(
+                lambda: bool(self._arrived) or self._in_use.is_closed,
+                min(deadline, self._check_at),
+            )
+            now = monotonic()
+            if self._in_use.is_closed:
+                return ()
+            if self._arrived or now >= deadline:
+                return [self._handed_out() for _ in range(min(limit, len(self._arrived)))]
+            if now >= self._check_at:
+                self._waiting(link)
+                self._check_at = monotonic() + _CHECK_SECONDS
+
+    def _handed_out(self) -> Received:
+        tag, routing_key, properties, body = self._arrived.popleft()
+        self._to_settle = tag
+        if not properties.message_id and not self._knows_of_no_id:
+            self._knows_of_no_id = True
+            _logger.warning(
+                "%s: messages of queue %s have no message_id: those that the broker sends again, "
+                "after a crash or a lost connection, become events again; have the sender set it",
+                *(self._address.label, self._address.subscription),
+            )
+        message = Message(
+            body,
+            {name: text(value) for name, value in (properties.headers or {}).items()},
+            routing_key,
+            id=properties.message_id or None,
+            sent_at=None if properties.timestamp is None else moment(properties.timestamp),
+            place=self._address.subscription,
+        )
+        return Received(message, None)
+
+    def _hear(self, _channel: Any, method: Any, properties: Any, body: bytes) -> None:
+        self._arrived.append((method.delivery_tag, method.routing_key, properties, body))
+
+    def _waiting(self, link: Link) -> int:
+        """How many messages the broker has not sent yet."""
+        queue = self._address.subscription
+        declared = link.ask(link.channel.queue_declare, queue, passive=True)
+        return int(declared.method.message_count)
+
+    # -- connecting
+
+    def _connect(self) -> Link:
+        self._link = link = self._linked()
+        try:
+            self._waiting(link)
+        except Lost as why:
+            if why.code != _NOT_FOUND:
+                raise
+            link.close()
+            self._link = link = self._linked()
+            self._make_queue(link)
+        link.ask(link.channel.basic_qos, prefetch_count=_PREFETCH)
+        link.ask(link.channel.basic_consume, self._address.subscription, self._hear)
+        self._check_at = monotonic() + _CHECK_SECONDS
+        return link
+
+    def _linked(self) -> Link:
+        return Link(self._address, _HEARTBEAT, _RIGHTS)
+
+    def _make_queue(self, link: Link) -> None:
+        channel, queue = link.channel, self._address.subscription
+        try:
+            link.ask(channel.exchange_declare, self._exchange, passive=True)
+        except Lost as why:
+            if why.code != _NOT_FOUND:
+                raise
+            raise Unavailable(
+                f"{self._address.label}: there is no exchange {self._exchange}; declare it, or mend "
+                f"the topic of the Subscription, or the virtual host in {self._address.variable}"
+            ) from None
+        # In one breath: a queue that is left without its binding would be used as it is.
+        link.tell(channel.queue_declare, queue, durable=True)
+        link.ask(channel.queue_bind, queue, self._exchange, self._key)
+
+
+_Delivery = tuple[int, str, Any, bytes]
+"""The delivery tag, the routing key, the properties and the body."""

@@ -1,0 +1,208 @@
+"""A connection to RabbitMQ."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from collections.abc import Callable, Mapping
+from time import monotonic
+from typing import Any
+from urllib.parse import unquote
+
+import pika
+import pika.exceptions
+from pika.adapters.select_connection import IOLoop
+from pika.adapters.utils import connection_workflow as workflow
+
+from blacksmith_dagster.errors import Unavailable
+from blacksmith_dagster.pubsub.address import Address
+
+_CONNECT_SECONDS = 3.0  # of all servers together
+_ANSWER_SECONDS = 3.0
+_CLOSE_SECONDS = 0.3
+_KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+
+# pika logs each failed attempt several times over, with tracebacks. What it knows is raised as well.
+if (_pika_logger := logging.getLogger("pika")).level == logging.NOTSET:
+    _pika_logger.setLevel(logging.CRITICAL)
+
+
+class Lost(Unavailable):
+    """The connection has ended, as it does when nobody used it for long: another may be had.
+
+    `code` is AMQP's, if the broker has given one.
+    """
+
+    def __init__(self, message: str, code: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Link:
+    """A connection with one channel, driven by whoever calls; every call ends in time.
+
+    `heartbeat` is in seconds, `rights` are those that the user needs.
+
+    pika's BlockingConnection knows no time-outs. This does what it does, on the same loop.
+    Raises `Unavailable`, and `Lost` when the broker has ended what was there.
+    """
+
+    def __init__(self, address: Address, heartbeat: int, rights: str) -> None:
+        self._address = address
+        self._rights = rights
+        self._loop = IOLoop()
+        self._loop.activate_poller()
+        self._connection: Any = None
+        self._end: BaseException | None = None  # why there is no connection or no channel any more
+        try:
+            self._connection = self._connect(heartbeat)
+            self._connection.add_on_close_callback(self._note_end)
+            opened: list[Any] = []
+            self.channel = self._connection.channel(on_open_callback=opened.append)
+            self.channel.add_on_close_callback(self._note_end)
+            self.channel.add_on_cancel_callback(self._note_cancellation)
+            self.wait_for(lambda: bool(opened))
+        except BaseException:
+            self.close()
+            raise
+
+    def declare_exchange(self) -> None:
+        """Make the topic's exchange if it is missing."""
+        self.ask(self.channel.exchange_declare, self._address.topic, "topic", durable=True)
+
+    def ask(self, method: Callable[..., object], *args: object, **kwargs: object) -> Any:
+        """Call a method of the channel and wait for the broker's answer, which is returned."""
+        answers: list[Any] = []
+        self.tell(method, *args, **kwargs, callback=answers.append)
+        self.wait_for(lambda: bool(answers))
+        return answers[0]
+
+    def tell(self, method: Callable[..., object], *args: object, **kwargs: object) -> None:
+        """Call a method of the channel that the broker does not answer."""
+        try:
+            method(*args, **kwargs)
+        except pika.exceptions.AMQPError as error:
+            raise self._lost(self._end or error) from None
+
+    def wait_for(self, done: Callable[[], bool]) -> None:
+        """Wait until the broker has answered."""
+        if not self.run(done, monotonic() + _ANSWER_SECONDS):
+            raise Unavailable(self._told(TimeoutError(f"not within {_ANSWER_SECONDS:g} seconds")))
+
+    def run(self, done: Callable[[], bool], deadline: float) -> bool:
+        """Read and write until `done`, or until the deadline; whether it is done."""
+        if self._turn(lambda: done() or self._end is not None, deadline):
+            if not done():
+                assert self._end is not None
+                raise self._lost(self._end)
+            return True
+        return False
+
+    def wake(self) -> None:
+        """Let `run` look again whether it is done. Any thread may call this."""
+        self._loop.add_callback_threadsafe(lambda: None)
+
+    def close(self) -> None:
+        """Disconnect: with a farewell, if the broker returns it at once."""
+        connection = self._connection
+        if connection is not None:
+            if connection.is_open:
+                connection.close()
+            if not self._turn(lambda: bool(connection.is_closed), monotonic() + _CLOSE_SECONDS):
+                connection._terminate_stream(pika.exceptions.StreamLostError("given up"))
+                self._turn(lambda: bool(connection.is_closed), monotonic() + _CLOSE_SECONDS)
+        self._loop.close()
+
+    def _connect(self, heartbeat: int) -> Any:
+        try:
+            servers = [
+                self._parameters(host, port, heartbeat) for host, port in self._address.hosts
+            ]
+        except OSError as error:
+            raise Unavailable(
+                f"{self._address.label}: the file of ca= is unusable: {error}"
+            ) from None
+        done: list[Any] = []
+        attempt = pika.SelectConnection.create_connection(
+            servers, on_done=done.append, custom_ioloop=self._loop
+        )
+        if not self.run(lambda: bool(done), monotonic() + _CONNECT_SECONDS + _CLOSE_SECONDS):
+            attempt.abort()
+            self.run(lambda: bool(done), monotonic() + _CLOSE_SECONDS)
+            raise Unavailable(self._told(workflow.AMQPConnectorStackTimeout()))
+        if isinstance(done[0], BaseException):
+            raise Unavailable(self._told(done[0]))
+        return done[0]
+
+    def _parameters(self, host: str, port: int, heartbeat: int) -> pika.ConnectionParameters:
+        address = self._address
+        optional: dict[str, Any] = {}
+        if address.username is not None:
+            optional["credentials"] = pika.PlainCredentials(
+                address.username, address.password or ""
+            )
+        if address.tls:
+            context = ssl.create_default_context(cafile=address.ca)
+            optional["ssl_options"] = pika.SSLOptions(context, host)
+        return pika.ConnectionParameters(
+            host=host,
+            port=port,
+            virtual_host=unquote(address.path.removeprefix("/")) or "/",
+            heartbeat=heartbeat,
+            socket_timeout=_CONNECT_SECONDS / len(address.hosts),
+            stack_timeout=_CONNECT_SECONDS / len(address.hosts),
+            tcp_options=_KEEPALIVE,
+            client_properties={"connection_name": address.subscription},
+            **optional,
+        )
+
+    def _turn(self, done: Callable[[], bool], deadline: float) -> bool:
+        late: list[bool] = []
+        timer = self._loop.call_later(max(0.0, deadline - monotonic()), lambda: late.append(True))
+        while not done() and not late:
+            self._loop.poll()
+            self._loop.process_timeouts()
+        self._loop.remove_timeout(timer)
+        return done()
+
+    def _note_end(self, _: Any, why: BaseException) -> None:
+        self._end = self._end or why
+
+    def _note_cancellation(self, _: Any) -> None:
+        self._end = self._end or pika.exceptions.ConsumerCancelled("the queue is gone")
+
+    def _lost(self, why: BaseException) -> Lost:
+        return Lost(self._told(why), getattr(why, "reply_code", None))
+
+    def _told(self, error: BaseException) -> str:
+        return f"{self._address.label} {self._explain(error)}"
+
+    def _explain(self, error: BaseException) -> str:
+        """What went wrong, beneath pika's own layers; at several servers: what tells most."""
+        failed = workflow.AMQPConnectionWorkflowFailed
+        causes = list(error.exceptions) if isinstance(error, failed) else [error]
+        for n, cause in enumerate(causes):
+            if isinstance(cause, workflow.AMQPConnectorPhaseErrorBase):
+                causes[n] = cause.exception
+        for cause in causes:
+            if type(cause) in _EXPLAINED:
+                return _EXPLAINED[type(cause)].format(self._address.variable)
+            if getattr(cause, "reply_code", None) == _ACCESS_REFUSED:
+                return f"refused the user a right; it must {self._rights}"
+        said = str(causes[-1])
+        return f"does not answer: {said or type(causes[-1]).__name__}"
+
+
+_CREDENTIALS = "refused the credentials; mend the user or password in {}"
+_EXPLAINED: Mapping[type[BaseException], str] = {
+    pika.exceptions.AuthenticationError: _CREDENTIALS,
+    pika.exceptions.ProbableAuthenticationError: _CREDENTIALS,
+    pika.exceptions.ProbableAccessDeniedError: (
+        "refused the virtual host; mend the path in {}, or let the user in"
+    ),
+    pika.exceptions.IncompatibleProtocolError: (
+        "does not speak AMQP 0-9-1 here; mend the port or amqps:// in {}"
+    ),
+    workflow.AMQPConnectorStackTimeout: f"does not answer within {_CONNECT_SECONDS:g} seconds",
+}
+_ACCESS_REFUSED = 403

@@ -1,0 +1,166 @@
+"""Wake-ups through RabbitMQ."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection, Mapping
+from time import monotonic
+from typing import Any
+
+import pika
+
+from blacksmith_dagster.errors import Unavailable
+from blacksmith_dagster.pubsub.address import Address
+from blacksmith_dagster.pubsub.closing import InUse
+from blacksmith_dagster.pubsub.messages import decode, encode
+from blacksmith_dagster.pubsub.rabbitmq.link import Link, Lost
+
+# The broker does not tell a subscriber that the exchange is gone: it is made anew this often.
+_BIND_SECONDS = 5.0
+# Who waits sends heartbeats. Who publishes cannot between two calls: its connection is kept alive by
+# TCP, and the broker ends it after two hours without a word.
+_SUBSCRIBER_HEARTBEAT = 60
+_PUBLISHER_HEARTBEAT = 3600
+# What waits for a subscriber in the broker: how many messages, and for how long once it has gone.
+_KEPT_MESSAGES = 100
+_KEPT_SECONDS = 60
+_RIGHTS = "configure, write and read topic and queues"
+
+
+class RabbitMQPublisher:
+    """A `Publisher`."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._link: Link | None = None
+        self._sent = 0
+        self._unconfirmed: set[int] = set()
+        self._is_refused = False
+
+    def publish(self, paths: Collection[str]) -> None:
+        messages = encode(paths)
+        try:
+            if self._link is not None:
+                try:
+                    return self._send(self._link, messages)
+                except Lost:  # it may have died while nobody used it
+                    self.close()
+            self._send(self._connect(), messages)
+        except Unavailable:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
+
+    def _connect(self) -> Link:
+        self._link = link = Link(self._address, _PUBLISHER_HEARTBEAT, _RIGHTS)
+        link.declare_exchange()
+        link.ask(link.channel.confirm_delivery, self._hear_confirmation)
+        self._sent, self._unconfirmed = 0, set()
+        return link
+
+    def _send(self, link: Link, messages: Mapping[str, bytes]) -> None:
+        self._is_refused = False
+        link.run(lambda: False, monotonic())  # is it still there?
+        for destination, body in messages.items():
+            # Not persistent: a hint is worth no write to the broker's disk.
+            link.tell(link.channel.basic_publish, self._address.topic, destination, body)
+            self._sent += 1
+            self._unconfirmed.add(self._sent)
+        link.wait_for(lambda: not self._unconfirmed)
+        if self._is_refused:
+            raise Unavailable(f"{self._address.label} takes no messages; its log says why")
+
+    def _hear_confirmation(self, frame: Any) -> None:
+        confirmed: int = frame.method.delivery_tag
+        if frame.method.multiple:
+            self._unconfirmed = {tag for tag in self._unconfirmed if tag > confirmed}
+        else:
+            self._unconfirmed.discard(confirmed)
+        self._is_refused |= isinstance(frame.method, pika.spec.Basic.Nack)
+
+
+class RabbitMQSubscriber:
+    """A `Subscriber`."""
+
+    def __init__(self, address: Address, destination: str) -> None:
+        self._address = address
+        self._destination = destination
+        self._queue = f"{address.subscription}.{destination}.{secrets.token_hex(6)}"
+        self._link: Link | None = None
+        self._bind_at = 0.0
+        self._heard: set[str] = set()
+        self._to_settle: int | None = None  # the delivery tag of the last message
+        self._in_use = InUse(self._disconnect, self._wake)
+
+    def wait(self, timeout: float) -> Collection[str]:
+        with self._in_use:
+            return self._wait(monotonic() + timeout)
+
+    def close(self) -> None:
+        self._in_use.close()
+
+    def _wake(self) -> None:
+        if link := self._link:
+            link.wake()
+
+    def _disconnect(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
+
+    def _wait(self, deadline: float) -> Collection[str]:
+        try:
+            if self._link is not None:
+                try:
+                    return self._listen(self._link, deadline)
+                except Lost:
+                    self._disconnect()
+            if not self._in_use.is_closed:
+                self._connect()
+            return ()
+        except Unavailable:
+            self._disconnect()
+            raise
+
+    def _listen(self, link: Link, deadline: float) -> Collection[str]:
+        while True:
+            link.run(
+                lambda: bool(self._heard) or self._in_use.is_closed, min(deadline, self._bind_at)
+            )
+            if self._to_settle is not None:
+                link.tell(link.channel.basic_ack, self._to_settle, multiple=True)
+                self._to_settle = None
+            now = monotonic()
+            if self._heard or self._in_use.is_closed or now >= deadline:
+                heard, self._heard = self._heard, set()
+                return heard
+            if now >= self._bind_at:
+                self._bind(link)
+
+    def _connect(self) -> None:
+        self._link = link = Link(self._address, _SUBSCRIBER_HEARTBEAT, _RIGHTS)
+        self._to_settle = None
+        arguments = {
+            "x-max-length": _KEPT_MESSAGES,
+            "x-overflow": "drop-head",
+            "x-expires": 1000 * _KEPT_SECONDS,
+        }
+        declare = link.channel.queue_declare
+        link.ask(declare, self._queue, durable=True, arguments=arguments)
+        self._bind(link)
+        # As many are sent ahead as are kept: what we do not get round to piles up nowhere.
+        link.ask(link.channel.basic_qos, prefetch_count=_KEPT_MESSAGES)
+        link.ask(link.channel.basic_consume, self._queue, self._hear)
+
+    def _bind(self, link: Link) -> None:
+        link.declare_exchange()
+        link.ask(link.channel.queue_bind, self._queue, self._address.topic, self._destination)
+        self._bind_at = monotonic() + _BIND_SECONDS
+
+    def _hear(self, _channel: Any, method: Any, _properties: Any, body: bytes) -> None:
+        self._heard.update(decode(self._destination, body))
+        self._to_settle = method.delivery_tag
