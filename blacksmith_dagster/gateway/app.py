@@ -107,8 +107,12 @@ def create_app(
     async def tell(_: HTTPRequest) -> Response:
         return Response(description, media_type="application/json")
 
+    methods: dict[str, list[str]] = {}
+    for door in doors:
+        methods.setdefault(door.path, []).append(door.method)
     routes = [
-        *(Route(door.path, door, methods=[door.method]) for door in doors),
+        # Requests by these methods never come here, but straight to their endpoint.
+        *(Route(door.path, door, methods=methods[door.path]) for door in doors),
         Route("/_health", Health(store, announcer, supervisor).answer),
         Route("/_openapi.json", tell),
     ]

@@ -73,7 +73,10 @@ def described(app: Blacksmith) -> dict[str, Any]:
             "operationId": f"{on.method.lower()} {on.path}",
             "tags": [event.source.name],
             "parameters": [*_parameters(event)],
-            "requestBody": {"required": True, "content": _content(event, schemas)},
+            "requestBody": {
+                "required": event.function is None,
+                "content": _content(event, schemas),
+            },
             "responses": _responses(event),
         }
         told = event.description if isinstance(event, SourceEvent) else event.function.__doc__
