@@ -18,6 +18,7 @@ BENCHMARKS: Mapping[str, str] = {
     "purge": "purge",
     "gateway": "gateway",
     "arrays": "gateway",
+    "doors": "doors",
     "dagster_run": "dagster_run",
     "sql_destination": "sql_destination",
     "idle": "idle",

@@ -4,7 +4,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +97,8 @@ class Sender:
     connections: int
     seconds: int
     events: int = 1
+    path: str = PATH
+    header: str = "Accept: */*"
 
     def send(self, url: str) -> Answers:
         """Post to a server that has just been warmed up.
@@ -108,7 +110,8 @@ class Sender:
 
     def _post(self, url: str, connections: int, seconds: int) -> Answers:
         script = Path(__file__).with_name("post.lua")
-        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", script, url + PATH]
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", script]
+        command += ["-H", self.header, url + self.path]
         told = subprocess.run(
             [*command, "--", self.bodies], check=True, capture_output=True, text=True
         ).stdout
@@ -119,13 +122,18 @@ class Sender:
 
 
 def _into_store(
-    made: Databases, workers: int, sender: Sender, answers: list[Answers]
+    made: Databases,
+    workers: int,
+    sender: Sender,
+    answers: list[Answers],
+    app: str = "benchmarks.pipeline:app",
+    env: Mapping[str, str] | None = None,
 ) -> Callable[[], float]:
     """Events per second that the gateway keeps in a new store."""
 
     def rate() -> float:
         url = made.create()
-        with GatewayProcess(url, "benchmarks.pipeline:app", workers=workers) as running:
+        with GatewayProcess(url, app, workers=workers, env=env) as running:
             made.settle()
             answer = sender.send(running.url)
         answers.append(answer)

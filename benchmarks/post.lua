@@ -1,17 +1,24 @@
 -- wrk -s post.lua URL -- FILE: posts the lines of FILE in turn, and prints what came of it as JSON.
+-- Twelve @ in a line become a number that is another one in each request, and in each run.
 
-local requests, last = {}, 0
+local MARK = string.rep("@", 12)
+local requests, marked, last = {}, nil, os.time() % 1e6 * 1e6
 
 function init(args)
-  local headers = { ["Content-Type"] = "application/json" }
+  wrk.headers["Content-Type"] = "application/json"
   for line in io.lines(args[1]) do
-    requests[#requests + 1] = wrk.format("POST", nil, headers, line)
+    requests[#requests + 1] = wrk.format("POST", nil, nil, line)
   end
+  marked = requests[1]:find(MARK, 1, true)
 end
 
 function request()
-  last = last % #requests + 1
-  return requests[last]
+  last = last + 1
+  local chosen = requests[last % #requests + 1]
+  if marked then
+    chosen = chosen:gsub(MARK, string.format("%012d", last))
+  end
+  return chosen
 end
 
 function done(summary, latency)

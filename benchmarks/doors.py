@@ -1,0 +1,44 @@
+"""Segment's door, beside a plain one that takes events of the same size."""
+
+import shutil
+from base64 import b64encode
+from collections.abc import Iterator
+
+from benchmarks.doors_pipeline import ENV, WRITE_KEY, message
+from benchmarks.gateway import ARRAY, CONNECTIONS, Sender, _bodies, _into_store, _missing
+from benchmarks.measure import Effort, Figure, alternate, beside
+from benchmarks.pipeline import payload
+from benchmarks.stores import postgres
+
+BOUND = 0.70
+BASIC = f"Authorization: Basic {b64encode(f'{WRITE_KEY}:'.encode()).decode()}"
+
+
+def doors(effort: Effort) -> Iterator[Figure]:
+    """Events per second in batches of a hundred, each with its key, beside arrays of a hundred."""
+    what = f"Segment's door, batches of {ARRAY}, 1 worker, {CONNECTIONS[0]} connections"
+    if shutil.which("wrk") is None:
+        yield _missing(what)
+        return
+    with (
+        postgres() as made,
+        _bodies([_batch(n) for n in range(10)]) as batches,
+        _bodies([_array(n) for n in range(10)]) as arrays,
+    ):
+        segment = Sender(batches, CONNECTIONS[0], effort.seconds, ARRAY, "/v1/batch", BASIC)
+        plain = Sender(arrays, CONNECTIONS[0], effort.seconds, ARRAY)
+        rates, limits = alternate(
+            effort.rounds,
+            _into_store(made, 1, segment, [], "benchmarks.doors_pipeline:app", ENV),
+            _into_store(made, 1, plain, []),
+        )
+        yield beside(f"{what}; {made.name}", rates, limits, "events/s", BOUND)
+
+
+def _batch(number: int) -> str:
+    messages = ", ".join(message(number * ARRAY + place) for place in range(ARRAY))
+    return f'{{"batch": [{messages}], "sentAt": "2026-01-31T12:00:01.000+00:00"}}'
+
+
+def _array(number: int) -> str:
+    return f"[{','.join(payload(number * ARRAY + place) for place in range(ARRAY))}]"

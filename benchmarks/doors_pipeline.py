@@ -1,0 +1,53 @@
+"""The application whose doors are measured: events of 636 bytes, and 1.5 jobs for each."""
+
+import json
+from typing import Any
+
+from benchmarks.pipeline import PAYLOAD_BYTES
+from blacksmith_dagster import Batch, Blacksmith, Destination, Event, Flow, Secret
+from blacksmith_dagster.sources import SegmentSource
+
+WRITE_KEY = "a-write-key"
+ENV = {"SEGMENT_KEY": WRITE_KEY}
+
+segment = SegmentSource("segment", write_key=Secret("SEGMENT_KEY"))
+sink = Destination("sink")
+
+
+def message(number: int) -> str:
+    """A message as Segment's libraries send it, of 636 bytes; see post.lua for its id."""
+    document = {
+        "type": "track",
+        "event": "Product Viewed",
+        "messageId": f"{number:08}-4c1b-4f4e-@@@@@@@@@@@@",
+        "anonymousId": "23adfd82-aa0f-45a7-a756-24f2a7a4c895",
+        "userId": "97980cfea0067",
+        "timestamp": "2026-01-31T12:00:00.000+00:00",
+        "integrations": {},
+        "context": {
+            "page": {"path": "/products/anvils", "title": "Anvils", "referrer": None},
+            "library": {"name": "analytics-python", "version": "2.3.5"},
+        },
+        "properties": {"n": number, "sku": "G-32", "price": 18.99, "tags": ["steel", "forged"]},
+    }
+    short = PAYLOAD_BYTES - len(json.dumps(document)) - len(', "note": ""')
+    document["properties"] |= {"note": "x" * short}
+    return json.dumps(document)
+
+
+@sink.event(receives=segment.track)
+def each(batch: Batch[Any]) -> None:
+    """Do nothing."""
+
+
+def is_even(event: Event[Any]) -> bool:
+    """Whether `sink/half` wants it."""
+    return event.data["properties"]["n"] % 2 == 0
+
+
+@sink.event(receives=Flow(segment.track, when=is_even))
+def half(batch: Batch[Any]) -> None:
+    """Do nothing."""
+
+
+app = Blacksmith(sources=[segment], destinations=[sink], since="2026-01-01")
