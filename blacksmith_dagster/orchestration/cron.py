@@ -106,7 +106,7 @@ def _poll(
     except Exception as error:  # noqa: BLE001 - the user's code; its run fails with it
         # Dagster shows errors as they are: this one is told without the secrets that it may hold.
         context.log.error(traced(error))
-        failed = Failure(describe(error), allow_retries=False)
+        failed = Failure(describe(error))
     retries = cast(int, _cron(event).max_retries)
     if context.retry_number >= retries:
         raise failed

@@ -1,0 +1,77 @@
+"""A source whose events are polled from an origin that the test fills."""
+
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+from dagster import DagsterInstance, Definitions, ExecuteInProcessResult
+
+from blacksmith_dagster import Batch, Blacksmith, Cron, Destination, Event, Poll, Source
+from blacksmith_dagster.orchestration import BlacksmithResource, build_definitions
+from blacksmith_dagster.orchestration.cron import DUE_TAG
+from blacksmith_dagster.store import Store, open_store
+from tests.orchestration.pipeline import TODAY
+
+Answer = Callable[[Poll], Any]
+
+
+class Polling:
+    """Source `tower` with `seen`; destination `lake` with `sightings`.
+
+    `origin` is read from the cursor on, a number, unless `answer` does something else.
+    """
+
+    def __init__(
+        self, store_url: str, cron: Cron | None = None, *, answer: Answer | None = None
+    ) -> None:
+        self.store_url = store_url
+        self.origin: list[int] = []
+        self.polls: list[Poll] = []
+        self.tower = Source("tower", cron=Cron(max_retries=1))
+        self.lake = Destination("lake")
+
+        @self.tower.event(cron or Cron())
+        def seen(poll: Poll) -> Iterator[Event[int]]:
+            """What the tower has seen."""
+            self.polls.append(Poll(poll.cursor, poll.at))
+            return (answer or self.news)(poll)
+
+        @self.lake.event(receives=seen)
+        def sightings(batch: Batch[Any]) -> None: ...
+
+        self.seen = seen
+        self.app = Blacksmith(
+            sources=[self.tower], destinations=[self.lake], since=TODAY - timedelta(days=30)
+        )
+
+    def news(self, poll: Poll) -> Iterator[Event[int]]:
+        """What the origin has beyond the cursor."""
+        for each in self.origin[poll.cursor or 0 :]:
+            yield Event(each)
+        poll.cursor = len(self.origin)
+
+    @property
+    def resource(self) -> BlacksmithResource:
+        return BlacksmithResource(store_url=self.store_url)
+
+    @property
+    def definitions(self) -> Definitions:
+        return build_definitions(self.app, resource=self.resource)
+
+    def open(self) -> Store:
+        store = open_store(self.store_url, upgrade=True)
+        store.register(self.app)
+        return store
+
+    def run(self, instance: DagsterInstance, at: datetime | None = None) -> ExecuteInProcessResult:
+        """Execute the poll job in this process."""
+        return self.definitions.resolve_job_def("poll_tower__seen").execute_in_process(
+            instance=instance,
+            raise_on_error=False,
+            tags={} if at is None else {DUE_TAG: at.isoformat()},
+        )
+
+
+def payloads(store: Store) -> list[str]:
+    """The data of the events that were kept, oldest first."""
+    return [each.payload for each in reversed(store.events("tower/seen", limit=10_000))]
