@@ -45,7 +45,8 @@ class Batch(Generic[T]):
     """The jobs of one load: a sequence of `Job`, oldest first.
 
     A function that returns has succeeded with every job that it did not name. `succeed`, `fail`
-    and `discard` decide one; an exception fails those undecided.
+    and `discard` decide one; an exception fails those undecided. `version` is the one of the
+    destination's API that the event is declared for, `None` if it has none.
 
     >>> from blacksmith_dagster import Event
     >>> job = Job({"n": 1}, Event({"n": 1}), "k", 1)
@@ -55,8 +56,9 @@ class Batch(Generic[T]):
     [1]
     """
 
-    def __init__(self, path: str, jobs: Sequence[Job[T]]) -> None:
+    def __init__(self, path: str, jobs: Sequence[Job[T]], version: str | None = None) -> None:
         self.path = path
+        self.version = version
         self._jobs = jobs
         self._verdicts: dict[str, Verdict] = {}
         self._keys: frozenset[str] | None = None

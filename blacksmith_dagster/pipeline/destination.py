@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import timedelta
+from datetime import UTC, date, datetime, timedelta
 from types import MappingProxyType
 from typing import Any, Generic, Protocol, TypeVar, overload
 
-from blacksmith_dagster.errors import DeclarationError
+from blacksmith_dagster.errors import DeclarationError, Unprocessable
 from blacksmith_dagster.pipeline import schedule as _schedule
 from blacksmith_dagster.pipeline.batch import Batch
 from blacksmith_dagster.pipeline.flow import Flow, Outcome, Receivable, Receives
@@ -26,6 +27,7 @@ from blacksmith_dagster.pipeline.rules import (
     duration,
 )
 from blacksmith_dagster.pipeline.schedule import Schedule, checked_cron
+from blacksmith_dagster.pipeline.versions import ANY, checked_versions
 
 T = TypeVar("T")
 C = TypeVar("C")
@@ -42,6 +44,9 @@ class DestinationEvent(Generic[T]):
     they were given, else its destination's, else the defaults. Its outcomes can be received like
     events: `succeeded` (a job each: it costs a row per job), `failed` (each failed attempt),
     `discarded`.
+
+    `version` is the one of its destination's API that it is written for, `deprecated` the day since
+    when that is going away; both may be `None`.
     """
 
     def __init__(
@@ -58,6 +63,7 @@ class DestinationEvent(Generic[T]):
         renamed_from: str | None,
         backfill: str | None,
         backfill_days: int,
+        version: str | None,
         migrations: Migrations | None,
     ) -> None:
         where = f"destination {destination.name!r}: event"
@@ -76,6 +82,9 @@ class DestinationEvent(Generic[T]):
             destination.owners if owners is None else checked_owners(self.path, owners) or ()
         )
         self.tags = destination.tags if tags is None else checked_tags(self.path, tags) or {}
+        self.version = version
+        today = datetime.now(UTC).date()
+        self.deprecated = destination.versions.deprecated_since(version, today)
         self.migrations = checked_migrations(self.path, migrations)
         self.renamed_from = renamed_from
         if renamed_from is not None:
@@ -124,6 +133,8 @@ class Destination(Generic[C]):
       for nothing.
     - `batch`: how many jobs a load holds at most (1000).
     - `owners` (e-mail addresses or `team:name`) and `tags`: shown in Dagster.
+    - `versions`: of the destination's API, each with the day from which it is deprecated, or `None`;
+      `default_version`: what an event is written for that names none.
     - `migrations`: of the destination's own schema; see `migrate`. Each event may have some beside
       them.
     - `wait_for_migrations`: while a migration has not run, or has failed, the jobs of all its events
@@ -152,6 +163,8 @@ class Destination(Generic[C]):
         batch: int | None = None,
         owners: Sequence[str] = (),
         tags: Mapping[str, str] | None = None,
+        versions: Mapping[str, date | None] | None = None,
+        default_version: str | None = None,
         migrations: Migrations | None = None,
         wait_for_migrations: bool = True,
     ) -> None: ...
@@ -166,6 +179,8 @@ class Destination(Generic[C]):
         batch: int | None = None,
         owners: Sequence[str] = (),
         tags: Mapping[str, str] | None = None,
+        versions: Mapping[str, date | None] | None = None,
+        default_version: str | None = None,
         migrations: Migrations | None = None,
         wait_for_migrations: bool = True,
     ) -> None: ...
@@ -180,6 +195,8 @@ class Destination(Generic[C]):
         batch: int | None = None,
         owners: Sequence[str] = (),
         tags: Mapping[str, str] | None = None,
+        versions: Mapping[str, date | None] | None = None,
+        default_version: str | None = None,
         migrations: Migrations | None = None,
         wait_for_migrations: bool = True,
     ) -> None: ...
@@ -193,6 +210,8 @@ class Destination(Generic[C]):
         batch: int | None = None,
         owners: Sequence[str] = (),
         tags: Mapping[str, str] | None = None,
+        versions: Mapping[str, date | None] | None = None,
+        default_version: str | None = None,
         migrations: Migrations | None = None,
         wait_for_migrations: bool = True,
     ) -> None:
@@ -204,6 +223,7 @@ class Destination(Generic[C]):
         self.batch = _batch(where, DEFAULT_BATCH if batch is None else batch)
         self.owners = checked_owners(where, owners) or ()
         self.tags = checked_tags(where, tags) or {}
+        self.versions = checked_versions(where, versions, default_version) or ANY
         self.migrations = checked_migrations(where, migrations)
         self.wait_for_migrations = wait_for_migrations
         self._events: dict[str, DestinationEvent[Any]] = {}
@@ -227,6 +247,7 @@ class Destination(Generic[C]):
         renamed_from: str | None = None,
         backfill: str | None = None,
         backfill_days: int = 1,
+        version: str | None = None,
         migrations: Migrations | None = None,
     ) -> _LoadUnconnected: ...
     @overload
@@ -243,6 +264,7 @@ class Destination(Generic[C]):
         renamed_from: str | None = None,
         backfill: str | None = None,
         backfill_days: int = 1,
+        version: str | None = None,
         migrations: Migrations | None = None,
     ) -> _Load[C]: ...
     def event(
@@ -258,6 +280,7 @@ class Destination(Generic[C]):
         renamed_from: str | None = None,
         backfill: str | None = None,
         backfill_days: int = 1,
+        version: str | None = None,
         migrations: Migrations | None = None,
     ) -> Any:
         """Make a destination event of a function that loads a batch.
@@ -267,6 +290,8 @@ class Destination(Generic[C]):
         - `renamed_from`: the event's earlier name, so that its waiting jobs and its history stay.
         - `backfill`: a cron expression, in UTC: then the last `backfill_days` days (the day before
           alone, by default) are replayed: what has no job or was discarded is loaded again.
+        - `version`: of the destination's API that the function is written for, shown in Dagster and
+          told to it as `batch.version`. A deprecated one warns (`DeprecationWarning`).
         - `migrations`: the event's own, run as its destination runs them.
 
         The function is called as `function(batch)`, or `function(batch, connection)` if the
@@ -295,8 +320,16 @@ class Destination(Generic[C]):
                 renamed_from,
                 backfill,
                 backfill_days,
+                self._version(f"{self.name}/{named}", version),
                 migrations,
             )
+            if event.deprecated is not None:
+                warnings.warn(
+                    f"{event.path} is written for version {event.version} of its destination, which "
+                    f"is deprecated since {event.deprecated}; move it to a later one",
+                    DeprecationWarning,
+                    stacklevel=2,
+                )
             if event.name in self._events:
                 raise DeclarationError(
                     f"destination {self.name!r} has two events named {event.name!r}; "
@@ -314,6 +347,15 @@ class Destination(Generic[C]):
         the reason of the failure.
         """
         run_function(f"destination {self.name!r}", migration, direction)
+
+    def _version(self, path: str, version: str | None) -> str | None:
+        try:
+            return self.versions.of(path, version)
+        except Unprocessable as error:
+            raise DeclarationError(
+                f"{path}: version={version!r} is none of its destination's; write one of "
+                f"{', '.join(self.versions.known)}"
+            ) from error
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"

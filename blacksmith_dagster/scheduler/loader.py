@@ -133,7 +133,7 @@ class Loader:
             originals = self._decoder.originals(load.rows, self._store.originals)
             with _collector_paused():
                 decoded = self._decoder.decode(load, originals)
-            batch = Batch(self._event.path, decoded.jobs)
+            batch = Batch(self._event.path, decoded.jobs, self._event.version)
             if decoded.jobs:
                 call = self._workers.call(self._event, batch)
                 try:

@@ -1,0 +1,43 @@
+"""The versions of a destination's API that its events are written for."""
+
+from datetime import date
+from typing import Any
+
+import pytest
+
+from blacksmith_dagster import Batch, DeclarationError, Destination, Source
+
+departed = Source("airport").accept("departed")
+
+
+def lake(**given: Any) -> Destination[None]:
+    versions = {"2021": None, "2020": date(2020, 12, 31), "2019": date(2999, 1, 1)}
+    return Destination("lake", **{"versions": versions, "default_version": "2021", **given})
+
+
+def loaded(batch: Batch[Any]) -> None:
+    """Loads nothing."""
+
+
+def test_an_event_is_written_for_a_version() -> None:
+    event = lake().event(receives=departed)(loaded)
+    assert (event.version, event.deprecated) == ("2021", None)
+    # It will be deprecated one day.
+    event = lake().event(receives=departed, version="2019")(loaded)
+    assert (event.version, event.deprecated) == ("2019", None)
+    event = Destination("lake").event(receives=departed)(loaded)
+    assert (event.version, event.deprecated) == (None, None)
+
+
+def test_unknown_version() -> None:
+    with pytest.raises(DeclarationError, match="write one of 2021, 2020, 2019"):
+        lake().event(receives=departed, version="1999")(loaded)
+    with pytest.raises(DeclarationError, match="is none of its versions"):
+        lake(default_version="1999")
+
+
+def test_deprecated_version_warns() -> None:
+    with pytest.warns(DeprecationWarning, match="lake/loaded .* since 2020-12-31") as told:
+        event = lake().event(receives=departed, version="2020")(loaded)
+    assert event.deprecated == date(2020, 12, 31)
+    assert told[0].filename == __file__
