@@ -1,0 +1,239 @@
+"""What data is decoded into and held against, by msgspec, by pydantic and by JSON Schema alike."""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pydantic
+import pytest
+
+from blacksmith_dagster import (
+    HTTP,
+    Batch,
+    Blacksmith,
+    DeclarationError,
+    Destination,
+    Event,
+    Flow,
+    JSONSchema,
+    Message,
+    Reject,
+    Request,
+    Source,
+    testing,
+)
+from blacksmith_dagster.destinations.rows import fitted
+from blacksmith_dagster.errors import Misfit
+from blacksmith_dagster.pipeline.model import checked_model, decoder, encode, json_schema
+
+
+class Leg(msgspec.Struct):
+    to: str
+    miles: int
+
+
+class Flight(msgspec.Struct):
+    id: str
+    legs: list[Leg] = []
+
+
+class PydanticLeg(pydantic.BaseModel):
+    to: str
+    miles: int
+
+
+class PydanticFlight(pydantic.BaseModel):
+    id: str
+    legs: list[PydanticLeg] = []
+    at: datetime | None = pydantic.Field(None, alias="departedAt")
+
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string"},
+        "legs": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"to": {"type": "string"}, "miles": {"type": "integer"}},
+                "required": ["to", "miles"],
+            },
+        },
+    },
+    "required": ["id"],
+}
+MODELS: dict[str, Any] = {
+    "msgspec": Flight,
+    "pydantic": PydanticFlight,
+    "jsonschema": JSONSchema(SCHEMA),
+}
+GOOD = b'{"id": "UA1545", "legs": [{"to": "IAH", "miles": 1400}]}'
+
+
+@pytest.fixture(params=MODELS)
+def model(request: pytest.FixtureRequest) -> Any:
+    return MODELS[request.param]
+
+
+def test_what_fits_is_decoded(model: Any) -> None:
+    data = decoder(model)(GOOD)
+    assert decoder(model)(encode(data)) == data
+    assert json.loads(encode(data))["legs"] == [{"to": "IAH", "miles": 1400}]
+    assert decoder(model)(GOOD.decode()) == data
+
+
+@pytest.mark.parametrize(
+    ("body", "place"),
+    [
+        (b'{"id": "UA1545", "legs": [{"to": "IAH", "miles": "many"}]}', "$.legs[0].miles"),
+        (b'{"id": "UA1545", "legs": [{"to": "IAH", "miles": 1}, {"to": 2}]}', "$.legs[1]"),
+        (b'{"id": null}', "$.id"),
+        (b'{"legs": []}', "$"),
+        (b"[]", "$"),
+    ],
+)
+def test_what_does_not_fit_is_told_with_its_place(model: Any, body: bytes, place: str) -> None:
+    with pytest.raises(msgspec.ValidationError) as told:
+        decoder(model)(body)
+    assert f"`{place}" in str(told.value) or place == "$"
+    assert "many" not in str(told.value)  # it may be a secret
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"nonsense",
+        b'{"id": NaN}',
+        b'{"id": "\\ud800"}',
+        b'{"id": 01}',
+        b'{"id": "1"} {}',
+    ],
+)
+def test_what_is_not_json_is_no_misfit(model: Any, body: bytes) -> None:
+    with pytest.raises((msgspec.DecodeError, UnicodeDecodeError)) as told:
+        decoder(model)(body)
+    assert not isinstance(told.value, msgspec.ValidationError)
+
+
+@pytest.mark.parametrize("handed", [Request, Message])
+def test_a_function_may_decode_its_body(handed: Callable[..., Any]) -> None:
+    for type_ in (Flight, PydanticFlight):
+        assert handed(GOOD).json(type_) == decoder(type_)(GOOD)
+        with pytest.raises(Misfit, match=r"\$\.id"):
+            handed(b'{"id": 7}').json(type_)
+        with pytest.raises(Reject) as told:
+            handed(b"{").json(type_)
+        assert not isinstance(told.value, Misfit)
+    assert handed(b"[%s]" % GOOD).json(list[PydanticFlight])[0].id == "UA1545"
+
+
+def test_pydantic_goes_all_the_way_to_a_destination() -> None:
+    """Extracted, kept, decoded for `when` and `transform`, and shown as rows and frames."""
+    airport = Source("airport")
+
+    @airport.event(HTTP("/departures"))
+    def departed(request: Request) -> Event[PydanticFlight]:
+        return Event(request.json(PydanticFlight))
+
+    @airport.event(HTTP("/several"))
+    def several(request: Request) -> Event[list[PydanticFlight] | None]:
+        return Event(request.json(list[PydanticFlight]))
+
+    lake = Destination("lake")
+
+    @lake.event(receives=[Flow(departed, when=lambda event: event.data.at is not None), several])
+    def flights(batch: Batch[Any]) -> None:
+        """Loads nothing."""
+
+    app = Blacksmith(sources=[airport], destinations=[lake], since="2026-01-01")
+    sent = {"id": "UA1545", "departedAt": "2026-01-31T12:00:00Z"}
+    given = [(departed, sent), (departed, {"id": "late"}), (several, Request(encode([sent])))]
+    given[2] = (several, Event([PydanticFlight.model_validate(sent)]))
+    one, list_of = testing.run(app, given)["lake/flights"]
+    noon = datetime(2026, 1, 31, 12, tzinfo=UTC)
+    assert one.data == PydanticFlight.model_validate(sent)
+    assert list_of.data == [one.data]
+    assert Batch("lake/flights", [one]).frame()["departedAt"].tolist() == [noon]
+    rows, misfits = fitted([one], frozenset({"id", "legs", "departedAt"}), "flights", ["id"])
+    assert not misfits
+    assert rows[0].values == {"id": "UA1545", "legs": [], "departedAt": noon}
+
+
+def test_a_json_schema_leaves_the_data_as_it_is() -> None:
+    airport = Source("airport")
+    departed = airport.accept("departed", model=JSONSchema(SCHEMA))
+    lake = Destination("lake")
+    lake.event(receives=departed, name="flights")(lambda batch: None)
+    app = Blacksmith(sources=[airport], destinations=[lake], since="2026-01-01")
+    (job,) = testing.run(app, [(departed, {"id": "1", "more": 1.50})])["lake/flights"]
+    assert job.data == {"id": "1", "more": 1.5}
+    with pytest.raises(Misfit, match=r"event 1 does not fit airport/departed"):
+        testing.run(app, [(departed, {"id": 1})])
+
+
+def test_what_was_kept_once_is_not_judged_again() -> None:
+    assert decoder(JSONSchema(SCHEMA), kept=True)(b'{"id": 1}') == {"id": 1}
+
+
+def test_a_json_schema_may_be_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "flight.json"
+    path.write_text(json.dumps(SCHEMA))
+    assert JSONSchema(path).decode(GOOD) == json.loads(GOOD)
+    path.write_text("{")
+    with pytest.raises(DeclarationError, match=r"flight\.json.* cannot be read"):
+        JSONSchema(path)
+    with pytest.raises(DeclarationError, match="cannot be read"):
+        JSONSchema(tmp_path / "nowhere.json")
+
+
+@pytest.mark.parametrize(
+    ("schema", "says"),
+    [
+        ({"type": "nonsense"}, "is no JSON Schema"),
+        ({"properties": {"id": {"$ref": "#/$defs/nowhere"}}}, "is no JSON Schema"),
+        ({"$ref": "http://127.0.0.1:9/schema"}, "nothing is fetched"),
+        ({"$ref": "file:///etc/hostname"}, "nothing is fetched"),
+        ({"pattern": "("}, "is no JSON Schema"),
+        (["type"], "is a dict"),
+        (None, "is a dict"),
+    ],
+)
+def test_a_json_schema_is_checked_when_it_is_declared(schema: Any, says: str) -> None:
+    with pytest.raises(DeclarationError, match=says.replace("$", r"\$")):
+        JSONSchema(schema)
+
+
+class Opaque:
+    pass
+
+
+class PydanticOpaque(pydantic.BaseModel):
+    model_config = {"arbitrary_types_allowed": True}
+    other: Opaque
+
+
+@pytest.mark.parametrize("model", [Opaque, {"type": "object"}, 7])
+def test_a_model_is_checked_when_it_is_declared(model: Any) -> None:
+    with pytest.raises(DeclarationError, match="cannot be decoded into") as told:
+        checked_model("airport/departed", model)
+    assert "a JSONSchema" in str(told.value)
+
+
+def test_what_cannot_be_written_is_told() -> None:
+    for data in (Opaque(), [Opaque()], PydanticOpaque(other=Opaque())):
+        with pytest.raises((TypeError, ValueError)):
+            encode(data)
+
+
+def test_a_model_has_a_json_schema() -> None:
+    for known in MODELS.values():
+        schema = json.dumps(json_schema(known))
+        assert "legs" in schema
+        assert "miles" in schema
+    assert json_schema(Any) == {}
