@@ -70,18 +70,18 @@ class Changes:
     def _reader(self) -> str:
         return f"cdc/{self._path}"
 
-    def read(self, timeout: float) -> int:
-        """Keep what was yielded; returns how many events, none after `timeout` seconds.
+    def read(self, timeout: float) -> int | None:
+        """Keep what was yielded; returns how many events, `None` if nothing was in `timeout` seconds.
 
         Raises what the generator has raised, `PositionMoved`, and what the store raises.
         """
         gathered = [] if self._ended else self._gather(timeout)
         if not gathered:
             self._raise_if_ended()
-            return 0
+            return None
         return self._keep(gathered)
 
-    def finish(self) -> Iterator[int]:
+    def finish(self) -> Iterator[int | None]:
         """Have the generator return, and keep what it has yielded: how many events, by commits."""
         self._stop.set()
         ends = time.monotonic() + _GRACE

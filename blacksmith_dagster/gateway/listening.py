@@ -143,8 +143,7 @@ class _Keeper(threading.Thread):
         self._report = report
         self._stopping = stopping
         self._read_at: datetime | None = None
-        self._noted_at = -NOTE
-        self._began = 0.0
+        self._noted_at = self._began = 0.0
         self._rest = _FIRST_REST
         self._told: str | None = None
         self._unit = "messages"
@@ -186,13 +185,17 @@ class _Keeper(threading.Thread):
 
     def _listen(self, lost: threading.Event) -> None:
         """Read until stopped, until the lock is lost, or until something does not answer."""
-        self._began = time.monotonic()
+        # Noted soon, though not before something may have been read.
+        self._began = self._noted_at = time.monotonic()
         try:
+            self._read_at = self._read_at or self._last_read()
             with contextlib.closing(self._open()) as reader:
                 while not (self._stopping.is_set() or lost.is_set()):
                     self._read(reader)
-                for number in () if lost.is_set() else reader.finish():
-                    self._count(number)
+                if not lost.is_set():
+                    for number in reader.finish():
+                        self._count(number)
+                    self._note(*reader.lag())
         except PositionMoved as error:
             _log.warning("%s", error)  # and read on from where the other has come
             self._stopping.wait(_FIRST_REST)
@@ -200,6 +203,11 @@ class _Keeper(threading.Thread):
             self._note(None, self._unit, self._tell(error))
             self._stopping.wait(self._rest)
             self._rest = min(2 * self._rest, _LONGEST_REST)
+
+    def _last_read(self) -> datetime | None:
+        """When whoever listened before has read last."""
+        noted = (each for each in self._store.listeners() if each.path == self._event.path)
+        return next((each.read_at for each in noted), None)
 
     def _open(self) -> Messages | Changes:
         if isinstance(self._event.trigger, CDC):
@@ -209,14 +217,15 @@ class _Keeper(threading.Thread):
     def _read(self, reader: Messages | Changes) -> None:
         number = reader.read(timeout=1.0)
         self._count(number)
-        if number or time.monotonic() - self._began > _LONGEST_REST:
+        if number is not None or time.monotonic() - self._began > _LONGEST_REST:
             self._rest, self._told = _FIRST_REST, None
         if time.monotonic() - self._noted_at >= NOTE:
             self._note(*reader.lag())
 
-    def _count(self, number: int) -> None:
-        if number:
+    def _count(self, number: int | None) -> None:
+        if number is not None:
             self._read_at = datetime.now(UTC)
+        if number:
             self._report(self._event, number)
 
     def _tell(self, error: Exception) -> str:

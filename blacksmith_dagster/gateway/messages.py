@@ -36,15 +36,15 @@ class Messages:
         announce: Announce,
     ) -> None:
         trigger = cast(Subscription, event.trigger)
+        name = subscription_of(event.path, trigger)
         self._path = event.path
         self._store = store
         self._announce = announce
         self._extractor = Extractor(app, event)
-        name = trigger.subscription or f"blacksmith_{event.path.replace('/', '_')}"
         self._consumer = broker_of(event, pubsub).consumer(trigger.topic, name, store.position)
 
-    def read(self, timeout: float) -> int:
-        """Keep the next messages; returns how many there were, none after `timeout` seconds.
+    def read(self, timeout: float) -> int | None:
+        """Keep the next messages; returns how many, `None` if none came in `timeout` seconds.
 
         Raises `PositionMoved` if another has read on, and what the broker and the store raise.
         """
@@ -52,7 +52,7 @@ class Messages:
         if received:
             self._keep(received)
             self._consumer.acknowledge()
-        return len(received)
+        return len(received) or None
 
     def finish(self) -> Iterable[int]:
         """Nothing is left to be kept: what was received is committed."""
@@ -104,6 +104,15 @@ def positions_of(received: Sequence[Received]) -> Sequence[Position]:
             first = moved.get(position.reader, position)
             moved[position.reader] = Position(position.reader, first.before, position.after)
     return list(moved.values())
+
+
+def subscription_of(path: str, trigger: Subscription) -> str:
+    """Whom the broker knows as the reader of a source event.
+
+    >>> subscription_of("shop/ordered", Subscription("orders"))
+    'blacksmith_shop_ordered'
+    """
+    return trigger.subscription or f"blacksmith_{path.replace('/', '_')}"
 
 
 def broker_of(event: SourceEvent[Any, Any, Any], pubsub: PubSub | None) -> PubSub:

@@ -10,11 +10,15 @@ from typing import Any, TypeAlias
 
 from dagster import AssetKey, AssetSpec, DailyPartitionsDefinition
 
+from blacksmith_dagster.gateway.messages import subscription_of
 from blacksmith_dagster.pipeline.application import Blacksmith
+from blacksmith_dagster.pipeline.cron import Cron
 from blacksmith_dagster.pipeline.destination import DestinationEvent
 from blacksmith_dagster.pipeline.flow import Outcome
 from blacksmith_dagster.pipeline.source import SourceEvent
+from blacksmith_dagster.pipeline.subscription import Subscription
 from blacksmith_dagster.pipeline.trigger import HTTP
+from blacksmith_dagster.pubsub.address import VARIABLE as PUBSUB_URL
 
 AnyEvent: TypeAlias = SourceEvent[Any, Any, Any] | DestinationEvent[Any]
 
@@ -93,6 +97,26 @@ def store_spec() -> AssetSpec:
     )
 
 
+def _of_trigger(event: SourceEvent[Any, Any, Any]) -> dict[str, Any]:
+    trigger = event.trigger
+    if isinstance(trigger, HTTP):
+        return {"received_at": _shown(trigger)}
+    if isinstance(trigger, Cron):
+        return {"interval": trigger.interval, "timezone": trigger.timezone}
+    if isinstance(trigger, Subscription):
+        return {
+            "topic": trigger.topic,
+            "subscription": subscription_of(event.path, trigger),
+            # Where its URL is, never the URL: that may hold a password.
+            "broker": trigger.url.name if trigger.url else PUBSUB_URL,
+        }
+    return {}
+
+
+def _shown(on: HTTP) -> str:
+    return f"{on.method} {on.path}"
+
+
 def _kind(event: AnyEvent) -> str:
     """An icon in the UI, where Dagster has one by that name: a `SnowflakeDestination`'s is snowflake."""
     if isinstance(event, SourceEvent):
@@ -103,10 +127,8 @@ def _kind(event: AnyEvent) -> str:
 
 def _metadata(event: AnyEvent) -> Mapping[str, Any]:
     if isinstance(event, SourceEvent):
-        trigger = event.trigger
-        return (
-            {"received_at": f"{trigger.method} {trigger.path}"} if isinstance(trigger, HTTP) else {}
-        )
+        doors = ", ".join(_shown(door.on) for door in event.source.doors)
+        return _of_trigger(event) | ({"doors": doors} if doors else {})
     schedule = event.schedule
     return {
         "interval": schedule.interval or "",

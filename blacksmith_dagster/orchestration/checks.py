@@ -1,4 +1,5 @@
-"""What is checked: is anything discarded, overdue, orphaned or not migrated; who answers?
+"""What is checked: is anything discarded, overdue, in quarantine, orphaned or not migrated; who answers
+or listens?
 
 A check is evaluated by each load for its own destination event, by the report sensor for all, and
 by hand in the UI. What it finds is a value; only `find` asks the store, the supervisor and the
@@ -28,13 +29,14 @@ from dagster import (
 )
 
 from blacksmith_dagster.errors import MigrationError, SettingsError, Unavailable
+from blacksmith_dagster.gateway.listening import listened_events
 from blacksmith_dagster.orchestration.assets import STORE_KEY
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import Destination
 from blacksmith_dagster.pipeline.schedule import DEFAULT, Schedule
-from blacksmith_dagster.pipeline.source import Source
+from blacksmith_dagster.pipeline.source import Source, SourceEvent
 from blacksmith_dagster.pipeline.trigger import HTTP
-from blacksmith_dagster.store.interface import Counts, JobState, Orphan, Store
+from blacksmith_dagster.store.interface import Counts, JobState, Listening, Orphan, Store
 from blacksmith_dagster.supervisor import Supervisor
 from blacksmith_dagster.wanderer import Wanderer
 
@@ -44,6 +46,9 @@ _GATEWAY_SECONDS = 2.0
 _REALTIME = timedelta(seconds=10)
 # A load takes its time between the moment when it is due and its first job.
 _GRACE = timedelta(minutes=5)
+# A listener is noted every few seconds.
+_SILENT = timedelta(seconds=60)
+_STUCK = timedelta(minutes=5)
 
 MOST_NAMED = 1000
 """Jobs of a replay that are looked at."""
@@ -53,6 +58,9 @@ _ERROR_LENGTH = 200
 _DESCRIPTIONS = {
     "no_discarded": "No job has been discarded.",
     "nothing_overdue": "No job is due for more than an interval (10 seconds if loaded in realtime).",
+    "nothing_in_quarantine": "No request or message waits in quarantine, at the event or at a door of "
+    "its source; `blacksmith quarantine` lists, shows, retries and drops them.",
+    "listening": "Someone reads its messages or changes, and keeps up with them.",
     "gateway_reachable": "The gateway answers that it can take events.",
     "supervisor_reachable": "Locks can be had; the metadata name the holder of each.",
     "replay_settled": "Each job of the last replay has succeeded.",
@@ -107,6 +115,8 @@ def check_specs(app: Blacksmith, keys: Mapping[str, AssetKey]) -> Sequence[Asset
         for path in app.destination_events
         for name in ("no_discarded", "nothing_overdue", "replay_settled")
     ]
+    named += [(keys[path], "nothing_in_quarantine") for path in app.source_events]
+    named += [(keys[event.path], "listening") for event in _listened(app)]
     named += [(keys[path], "gateway_reachable") for path in _over_http(app)]
     named += [
         (keys[event.path], "migrations_up_to_date")
@@ -134,6 +144,13 @@ def find(
     for path, event in app.destination_events.items():
         yield from of_destination(keys[path], event.schedule, store.counts(path), now, woken)
         yield replay_settled(keys[path], store.unsettled(path, MOST_NAMED))
+    sizes = store.quarantine_sizes()
+    for path, source_event in app.source_events.items():
+        at_doors = sizes.get(source_event.source.name, 0)
+        yield nothing_in_quarantine(keys[path], path, sizes.get(path, 0), at_doors)
+    standing = {each.path: each for each in store.listeners()}
+    for source_event in _listened(app):
+        yield listening(keys[source_event.path], source_event, standing.get(source_event.path), now)
     over_http = _over_http(app)
     if over_http:
         passed, said = gateway_answer()
@@ -179,6 +196,65 @@ def of_destination(
             "jobs_executing": counts.executing,
             "oldest_waiting_seconds": round(waits, 1),
         },
+    )
+
+
+def nothing_in_quarantine(key: AssetKey, path: str, own: int, at_doors: int) -> Finding:
+    """Whether requests or messages wait in quarantine: `own` of the event itself, `at_doors` that came
+    to a door of its source and may be of any of its events."""
+    source = path.partition("/")[0]
+    where = [(own, path), (at_doors, source)]
+    said = ", ".join(
+        f"{number} wait in quarantine: `blacksmith quarantine list --event {of}` names them and why, "
+        f"`blacksmith quarantine retry --event {of}` takes them again"
+        for number, of in where
+        if number
+    )
+    return Finding(
+        key,
+        "nothing_in_quarantine",
+        not said,
+        said or "nothing is in quarantine",
+        metadata={"in_quarantine": own}
+        | ({"in_quarantine_at_doors": at_doors} if at_doors else {}),
+    )
+
+
+def listening(
+    key: AssetKey,
+    event: SourceEvent[Any, Any, Any],
+    standing: Listening | None,
+    now: datetime,
+) -> Finding:
+    """Whether a subscription or a CDC event is read: `standing` is how its listener stood last."""
+    found = standing or Listening(event.path, "")
+    if standing is None or found.at is None or now - found.at > _SILENT:
+        since = f" since {found.at:%Y-%m-%d %H:%M:%S} UTC" if found.at else ""
+        why = (
+            f"nobody has listened{since}: is the sensor listen_{event.source.name}_sensor running, or a "
+            "`blacksmith worker`, and does it answer?"
+        )
+    elif found.error:
+        why = found.error
+    elif found.lag and (found.read_at is None or now - found.read_at > _STUCK):
+        why = f"{found.lag} {found.unit} wait, and nothing was read for 5 minutes"
+    else:
+        why = ""
+    told = {
+        "lag": found.lag,
+        "lag_unit": found.unit,
+        "held_by": found.owner,
+        "last_read_at": found.read_at and MetadataValue.timestamp(found.read_at),
+        "noted_at": found.at and MetadataValue.timestamp(found.at),
+        "error": found.error,
+    }
+    return Finding(
+        key,
+        "listening",
+        not why,
+        why or f"{found.owner} listens; {found.lag or 0} {found.unit} wait",
+        AssetCheckSeverity.ERROR,
+        {name: value for name, value in told.items() if value is not None} if standing else {},
     )
 
 
@@ -300,6 +376,10 @@ def gateway_answer() -> tuple[bool, str]:
             f"or set {GATEWAY_URL} where Dagster runs"
         )
     return status == httpx.codes.OK, f"{_shown(url)}/_health answers {status}"
+
+
+def _listened(app: Blacksmith) -> Sequence[SourceEvent[Any, Any, Any]]:
+    return [event for source in app.sources.values() for event in listened_events(source)]
 
 
 def _over_http(app: Blacksmith) -> Sequence[str]:

@@ -273,7 +273,7 @@ def test_one_listens_and_another_takes_over(shop: Shop) -> None:
     until(lambda: len(shop.kept) == 20)
     assert shop.kept == numbers(20)
     assert second.holds_locks
-    until(lambda: shop.noted.owner == "second")
+    until(lambda: shop.store.listeners() and shop.noted.owner == "second")
     assert first.is_over
     assert not second.is_over
 

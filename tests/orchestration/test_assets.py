@@ -7,7 +7,17 @@ from dagster import AssetKey, AssetSpec, Definitions, asset
 from hypothesis import given
 from hypothesis.strategies import from_regex, just, text
 
-from blacksmith_dagster import Blacksmith, DeclarationError, Destination, Source
+from blacksmith_dagster import (
+    CDC,
+    HTTP,
+    Blacksmith,
+    Cron,
+    DeclarationError,
+    Destination,
+    Secret,
+    Source,
+    Subscription,
+)
 from blacksmith_dagster.orchestration import (
     BlacksmithTranslator,
     EventData,
@@ -51,6 +61,46 @@ def test_an_asset_shows_what_was_declared() -> None:
     assert destination.kinds == {"blacksmith", "python"}
     assert destination.description == "Each flight,\n\nas it came."
     assert destination.metadata["interval"] == "@every 10m"
+
+
+def test_a_source_event_shows_how_it_comes() -> None:
+    shop = Source("shop", cron=Cron(timezone="Europe/Berlin"))
+    line = shop.child("line")
+    shop.door(HTTP("/shop"))(lambda request: line.of(request.json()))
+    shop.event(Cron("0 3 * * *"), name="polled")(lambda poll: None)
+    shop.accept("ordered", on=Subscription("orders", url=Secret("ORDERS_URL")))
+    shop.accept("paid", on=Subscription("payments.>", subscription="billing"))
+    shop.event(CDC(), name="changed")(lambda listener: iter(()))
+    app = Blacksmith(sources=[shop], destinations=[], since="2026-01-01")
+    specs = {
+        name: BlacksmithTranslator().get_asset_spec(EventData(app, event))
+        for name, event in shop.events.items()
+    }
+    shown = {name: dict(spec.metadata) for name, spec in specs.items()}
+    assert {each.pop("doors") for each in shown.values()} == {"POST /shop"}
+    assert shown == {
+        "line": {},
+        "polled": {"interval": "0 3 * * *", "timezone": "Europe/Berlin"},
+        "ordered": {
+            "topic": "orders",
+            "subscription": "blacksmith_shop_ordered",
+            "broker": "ORDERS_URL",
+        },
+        "paid": {
+            "topic": "payments.>",
+            "subscription": "billing",
+            "broker": "BLACKSMITH_PUBSUB_URL",
+        },
+        "changed": {},
+    }
+    kinds = {name: spec.kinds - {"blacksmith"} for name, spec in specs.items()}
+    assert kinds == {
+        "line": {"child"},
+        "polled": {"cron"},
+        "ordered": {"subscription"},
+        "paid": {"subscription"},
+        "changed": {"cdc"},
+    }
 
 
 def test_partitions_are_the_utc_days_from_since_to_today() -> None:

@@ -17,15 +17,20 @@ from dagster import (
     define_asset_job,
 )
 
-from blacksmith_dagster import Blacksmith, Schedule
+from blacksmith_dagster import HTTP, Blacksmith, Schedule, Source, Subscription
+from blacksmith_dagster.orchestration import asset_key
 from blacksmith_dagster.orchestration.checks import (
+    Finding,
+    find,
     gateway_answer,
     late_after,
+    listening,
     no_orphans,
     of_destination,
     supervisor_reachable,
 )
-from blacksmith_dagster.store.interface import Counts
+from blacksmith_dagster.store import open_store
+from blacksmith_dagster.store.interface import Counts, Listening, Raw
 from blacksmith_dagster.supervisor import here, open_supervisor
 from tests.orchestration.pipeline import TODAY, Pipeline
 
@@ -150,6 +155,95 @@ def test_checks_can_be_run_by_hand(
     ]
     definitions = Definitions.merge(pipeline.definitions, Definitions(jobs=jobs))
     all_checks = definitions.resolve_job_def("all_checks").execute_in_process(instance=instance)
-    assert len(all_checks.get_asset_check_evaluations()) == 12
+    assert len(all_checks.get_asset_check_evaluations()) == 13
     one_check = definitions.resolve_job_def("one_check").execute_in_process(instance=instance)
     assert [each.asset_check_key for each in one_check.get_asset_check_evaluations()] == [one]
+
+
+@pytest.mark.parametrize(
+    ("ago", "lag", "read", "error", "passed", "said"),
+    [
+        (5, 0, 5, None, True, "run 7 listens; 0 rows wait"),
+        (5, None, None, None, True, "run 7 listens; 0 rows wait"),
+        (59, 900, 299, None, True, "run 7 listens; 900 rows wait"),
+        (5, 0, 9000, None, True, "run 7 listens"),
+        (5, 900, 301, None, False, "900 rows wait, and nothing was read for 5 minutes"),
+        (5, 900, None, None, False, "900 rows wait, and nothing was read for 5 minutes"),
+        (
+            61,
+            0,
+            61,
+            None,
+            False,
+            "nobody has listened since 2026-03-01 11:58:59 UTC: is the sensor ",
+        ),
+        (5, 0, 5, "nats://broker does not answer", False, "nats://broker does not answer"),
+    ],
+)
+def test_a_listener_is_heard_of_and_keeps_up(
+    ago: int, lag: int | None, read: int | None, error: str | None, passed: bool, said: str
+) -> None:
+    """`ago`: seconds since it was noted, `read`: since it has read something."""
+    event = Source("shop").accept("ordered", on=Subscription("orders"))
+    standing = Listening(
+        event.path,
+        "run 7",
+        lag,
+        "rows",
+        None if read is None else NOW - timedelta(seconds=read),
+        error,
+        NOW - timedelta(seconds=ago),
+    )
+    finding = listening(asset_key(event), event, standing, NOW)
+    assert finding.passed is passed
+    assert finding.said.startswith(said)
+    assert finding.metadata.get("lag") == lag
+    assert finding.metadata["held_by"] == "run 7"
+
+
+def test_an_event_that_nobody_has_listened_for_yet_is_told() -> None:
+    event = Source("shop").accept("ordered", on=Subscription("orders"))
+    finding = listening(asset_key(event), event, None, NOW)
+    assert not finding.passed
+    assert finding.said == (
+        "nobody has listened: is the sensor listen_shop_sensor running, or a `blacksmith worker`, "
+        "and does it answer?"
+    )
+
+
+def test_what_is_in_quarantine_is_told_with_how_to_take_it_again(store_url: str) -> None:
+    """What came to a door may be of any event of its source: it counts at each of them."""
+    shop = Source("shop")
+    ordered, paid = shop.accept("ordered"), shop.accept("paid")
+    shop.door(HTTP("/shop"))(lambda request: ordered.of(request.json()))
+    app = Blacksmith(sources=[shop], destinations=[], since="2026-01-01")
+    keys = {event.path: asset_key(event) for event in (ordered, paid)}
+    store = open_store(store_url, upgrade=True)
+    with closing(store), closing(open_supervisor(None, store)) as supervisor:
+        store.register(app)
+
+        def found() -> dict[str, Finding]:
+            findings = find(app, keys, store, supervisor, woken=False)
+            return {
+                finding.key.path[-1]: finding
+                for finding in findings
+                if finding.name == "nothing_in_quarantine"
+            }
+
+        assert {name: finding.passed for name, finding in found().items()} == {
+            "ordered": True,
+            "paid": True,
+        }
+        for kind in ("shop/ordered", "shop/ordered", "shop"):
+            store.quarantine(Raw(kind, b"{", {}, "it is not JSON"))
+        told = found()
+    assert not told["ordered"].passed
+    assert told["ordered"].metadata == {"in_quarantine": 2, "in_quarantine_at_doors": 1}
+    assert "2 wait in quarantine: `blacksmith quarantine list --event shop/ordered`" in (
+        told["ordered"].said
+    )
+    assert not told["paid"].passed
+    assert told["paid"].said == (
+        "1 wait in quarantine: `blacksmith quarantine list --event shop` names them and why, "
+        "`blacksmith quarantine retry --event shop` takes them again"
+    )

@@ -119,6 +119,7 @@ def test_a_check_is_told_again_only_when_it_changes(
         "lake/undeliverable no_discarded": True,
         "lake/undeliverable nothing_overdue": True,
         "lake/undeliverable replay_settled": True,
+        "airport/departed nothing_in_quarantine": True,
         "airport/departed gateway_reachable": False,
         "blacksmith supervisor_reachable": True,
         "blacksmith no_orphans": True,
