@@ -158,25 +158,27 @@ class _Teller:
             received, self._received = self._received, Counter()
         self._told_at = time.monotonic()
         self.told += received
-        for each in noted:
-            number = received[each.path]
-            if number or each.lag or each.error:
-                metadata = {**observed(number, each), **self._links}
-                self._op.log_event(AssetObservation(self._keys[each.path], metadata=metadata))
+        standing = {each.path: each for each in noted}
+        for path in standing | received:
+            stands = standing.get(path)
+            if received[path] or (stands and (stands.lag or stands.error)):
+                metadata = {**observed(received[path], stands), **self._links}
+                self._op.log_event(AssetObservation(self._keys[path], metadata=metadata))
 
 
-def observed(number: int, standing: Listening) -> dict[str, Any]:
+def observed(number: int, standing: Listening | None) -> dict[str, Any]:
     """What an observation of a source event tells: how many events were received since the last,
-    and how its listener stands.
+    and how its listener stands, if that is known yet.
 
     >>> observed(7, Listening("shop/ordered", "run 1", lag=0))
     {'events_received': 7, 'lag': 0, 'lag_unit': 'messages', 'held_by': 'run 1'}
     """
-    told = {
-        "events_received": number,
-        "lag": standing.lag,
-        "lag_unit": standing.unit,
-        "held_by": standing.owner,
-        "error": standing.error,
-    }
+    told: dict[str, Any] = {"events_received": number}
+    if standing is not None:
+        told |= {
+            "lag": standing.lag,
+            "lag_unit": standing.unit,
+            "held_by": standing.owner,
+            "error": standing.error,
+        }
     return {name: value for name, value in told.items() if value is not None}
