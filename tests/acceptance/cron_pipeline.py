@@ -1,0 +1,79 @@
+"""A source that is polled: it reads a file from the cursor on, a line an event.
+
+Environment variables say which file that is, how often it is read, and where the process that runs
+kills itself, once: a file that is there names the place.
+"""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from blacksmith_dagster import Batch, Blacksmith, Cron, Destination, Event, Poll, Schedule, Source
+from blacksmith_dagster.errors import KeyReused
+from blacksmith_dagster.orchestration import BlacksmithResource, build_definitions
+from blacksmith_dagster.store import Store
+from blacksmith_dagster.store.interface import NewEvent, Raw
+
+ORIGIN = "BLACKSMITH_TEST_ORIGIN"
+RECORD = "BLACKSMITH_TEST_RECORD"
+KILL = "BLACKSMITH_TEST_KILL"
+INTERVAL = "BLACKSMITH_TEST_CRON"
+
+tower = Source("tower", cron=Cron(os.environ.get(INTERVAL)))
+lake = Destination("lake", schedule=Schedule("@every 5s"))
+
+
+def kill_at(place: str) -> None:
+    """SIGKILL to this process if it is to die here."""
+    flag = Path(os.environ.get(KILL, "none"))
+    if flag.is_file() and flag.read_text() == place:
+        flag.unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@tower.event(Cron())
+def seen(poll: Poll) -> Iterator[Event[str]]:
+    """A line of the file."""
+    lines = Path(os.environ[ORIGIN]).read_text().splitlines()
+    since = poll.cursor or 0
+    for number, line in enumerate(lines[since:], since):
+        yield Event(line)
+        if number == len(lines) // 2:
+            kill_at("in the function")
+    poll.cursor = len(lines)
+
+
+@lake.event(receives=seen)
+def sightings(batch: Batch[str]) -> None:
+    line = {"what": "loaded", "at": time.time(), "pid": os.getpid(), "ids": [], "data": []}
+    line["ids"] = [job.event.id for job in batch]
+    line["data"] = [job.data for job in batch]
+    with Path(os.environ[RECORD]).open("a") as record:
+        record.write(json.dumps(line) + "\n")
+
+
+class Mortal(BlacksmithResource):
+    """A resource whose store's commits may be the last thing that its process does."""
+
+    def store(self, app: Blacksmith) -> Store:
+        store = super().store(app)
+        commit = store.ingest
+
+        def ingest(
+            requests: Sequence[Sequence[NewEvent] | Raw], **options: Any
+        ) -> list[list[str] | KeyReused]:
+            kill_at("before the commit")
+            kept = commit(requests, **options)
+            kill_at("after the commit")
+            return kept
+
+        store.ingest = ingest  # type: ignore[method-assign]
+        return store
+
+
+blacksmith = Blacksmith(sources=[tower], destinations=[lake], since="2026-01-01")
+defs = build_definitions(blacksmith, resource=Mortal())
