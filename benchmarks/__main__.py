@@ -19,6 +19,7 @@ BENCHMARKS: Mapping[str, str] = {
     "gateway": "gateway",
     "arrays": "gateway",
     "doors": "doors",
+    "trust": "trust",
     "dagster_run": "dagster_run",
     "sql_destination": "sql_destination",
     "idle": "idle",

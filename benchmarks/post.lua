@@ -1,4 +1,5 @@
 -- wrk -s post.lua URL -- FILE: posts the lines of FILE in turn, and prints what came of it as JSON.
+-- A line may begin with a header of its own and a tab.
 -- Twelve @ in a line become a number that is another one in each request, and in each run.
 
 local MARK = string.rep("@", 12)
@@ -7,7 +8,11 @@ local requests, marked, last = {}, nil, os.time() % 1e6 * 1e6
 function init(args)
   wrk.headers["Content-Type"] = "application/json"
   for line in io.lines(args[1]) do
-    requests[#requests + 1] = wrk.format("POST", nil, nil, line)
+    local name, value, body = line:match("^([%w-]+): ([^\t]*)\t(.*)$")
+    if name then
+      wrk.headers[name] = value
+    end
+    requests[#requests + 1] = wrk.format("POST", nil, nil, body or line)
   end
   marked = requests[1]:find(MARK, 1, true)
 end
