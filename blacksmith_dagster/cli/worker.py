@@ -1,4 +1,4 @@
-"""The command that loads realtime events outside of Dagster's runs."""
+"""The command that loads realtime events, and listens, outside of Dagster's runs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,13 @@ import click
 
 from blacksmith_dagster.cli.opening import app_option, locks_of
 from blacksmith_dagster.errors import SettingsError, UsageError
+from blacksmith_dagster.gateway.listening import Listeners, listened_events
+from blacksmith_dagster.gateway.messages import broker_of
+from blacksmith_dagster.gateway.writer import Announce
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import Destination
+from blacksmith_dagster.pipeline.source import Source
+from blacksmith_dagster.pipeline.subscription import Subscription
 from blacksmith_dagster.pubsub import open_pubsub
 from blacksmith_dagster.pubsub.announcer import Announcer
 from blacksmith_dagster.scheduler import Realtime, realtime_events
@@ -30,54 +35,83 @@ _LOOK = 1.0
 
 @click.command()
 @app_option
-@click.argument("destinations", nargs=-1, metavar="[DESTINATION]...")
-def worker(app: str | None, destinations: tuple[str, ...]) -> None:
-    """Load realtime events at once, until Ctrl-C or SIGTERM: all of them, or DESTINATION's.
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+def worker(app: str | None, names: tuple[str, ...]) -> None:
+    """Load realtime events at once, and listen for messages and changes, until Ctrl-C or SIGTERM.
+
+    NAME is a destination with realtime events, or a source with subscriptions or CDC; without a name
+    it serves all of both.
 
     It does what the warm runs do, outside of Dagster's runs. With DAGSTER_HOME it reports the
-    materializations there. Where another worker or a run loads, it stands by. It ends with an error
-    when a load ran past its time-out: let a service manager start it again.
+    materializations of what it loads there. Where another worker or a run serves, it stands by. It
+    ends with an error when a load ran past its time-out: let a service manager start it again.
     """
     application, settings = load_application(app), Settings.read()
     pubsub = open_pubsub(settings.pubsub_url, settings.store_url)
-    if pubsub is None:
+    destinations, sources = _chosen(application, names)
+    if destinations and pubsub is None:
         raise SettingsError(
-            "a worker is woken through a broker: set BLACKSMITH_PUBSUB_URL to kafka://host:9092, "
-            "nats://host:4222, amqp://host:5672 or postgres"
+            "a worker that loads is woken through a broker: set BLACKSMITH_PUBSUB_URL to "
+            "kafka://host:9092, nats://host:4222, amqp://host:5672 or postgres, or name the sources "
+            "that it is to listen for alone"
         )
-    chosen = _chosen(application, destinations)
+    listened = [event for source in sources for event in listened_events(source)]
+    for event in listened:
+        if isinstance(event.trigger, Subscription):
+            broker_of(event, pubsub)  # raises what is to be mended before it begins
     stop = threading.Event()
     with ExitStack() as opened:
         opened.enter_context(on_stop(stop.set))
         store = opened.enter_context(closing(open_store(settings.store_url)))
         store.register(application)
         locks = opened.enter_context(locks_of(store))
-        service = this_process(SCHEDULER, [each.name for each in chosen])
+        served = [each.name for each in destinations] + [each.name for each in sources]
+        service = this_process(SCHEDULER, served)
         opened.enter_context(registered(locks, service))
-        announcer = opened.enter_context(closing(Announcer(application, pubsub)))
-        reporter = _reporter(application)
+        announce: Announce = lambda _: None  # noqa: E731
+        if pubsub is not None:
+            announce = opened.enter_context(closing(Announcer(application, pubsub))).announce
+        reporter = _reporter(application) if destinations else None
         if reporter:
             opened.enter_context(closing(reporter))
-        loops = []
-        for destination in chosen:
-            loop = Realtime(
+        loops: list[Realtime | Listeners] = [
+            Listeners(
                 application,
-                destination,
+                source,
                 store=store,
                 supervisor=locks,
-                subscriber=pubsub.subscriber(destination.name),
+                pubsub=pubsub,
                 owner=here(),
-                report=reporter.add if reporter else lambda *_: None,
-                announce=announcer.announce,
+                announce=announce,
             )
+            for source in sources
+        ]
+        if pubsub is not None:
+            loops += [
+                Realtime(
+                    application,
+                    destination,
+                    store=store,
+                    supervisor=locks,
+                    subscriber=pubsub.subscriber(destination.name),
+                    owner=here(),
+                    report=reporter.add if reporter else lambda *_: None,
+                    announce=announce,
+                )
+                for destination in destinations
+            ]
+        for loop in loops:
             loop.start()
             opened.callback(loop.stop)
-            loops.append(loop)
-        paths = ", ".join(each.path for one in chosen for each in realtime_events(one))
-        click.echo(
-            f"blacksmith worker: {paths}, store {store.label}, wake-ups through {pubsub.label}, "
-            f"{'reported to' if reporter else 'not reported, as there is no'} DAGSTER_HOME"
-        )
+        paths = [event.path for each in destinations for event in realtime_events(each)]
+        paths += [event.path for event in listened]
+        said = [*paths, f"store {store.label}"]
+        if pubsub is not None:
+            said.append(f"wake-ups through {pubsub.label}")
+        if destinations:
+            told = "reported to" if reporter else "not reported, as there is no"
+            said.append(f"{told} DAGSTER_HOME")
+        click.echo(f"blacksmith worker: {', '.join(said)}")
         failure = None
         while failure is None and not stop.wait(_LOOK):
             if reporter:
@@ -87,25 +121,30 @@ def worker(app: str | None, destinations: tuple[str, ...]) -> None:
         raise failure
 
 
-def _chosen(app: Blacksmith, names: Sequence[str]) -> list[Destination[Any]]:
-    """The destinations of these names, all if there are none, that have realtime events."""
-    realtime = {
-        name: destination
-        for name, destination in app.destinations.items()
-        if realtime_events(destination)
-    }
+def _chosen(
+    app: Blacksmith, names: Sequence[str]
+) -> tuple[Sequence[Destination[Any]], Sequence[Source]]:
+    """The destinations with realtime events and the sources that are listened for of these names, all
+    if there are none."""
+    realtime = {name: each for name, each in app.destinations.items() if realtime_events(each)}
+    listened = {name: each for name, each in app.sources.items() if listened_events(each)}
+    known = realtime | listened
     for name in names:
-        if name not in realtime:
+        if name not in known:
             raise UsageError(
-                f"{name!r} is no destination with realtime events; this application has "
-                f"{', '.join(realtime) or 'none'}: see Schedule(realtime=True)"
+                f"{name!r} is no destination with realtime events, nor a source with subscriptions or "
+                f"CDC; this application has {', '.join(known) or 'none'}"
             )
-    if not realtime:
+    if not known:
         raise UsageError(
-            "no destination event is realtime; give one, or its destination, "
-            "schedule=Schedule(realtime=True)"
+            "no destination event is realtime, and no source event a subscription or CDC; give a "
+            "destination, or one of its events, schedule=Schedule(realtime=True)"
         )
-    return [realtime[name] for name in dict.fromkeys(names or realtime)]
+    chosen = dict.fromkeys(names or known)
+    return (
+        [realtime[name] for name in chosen if name in realtime],
+        [listened[name] for name in chosen if name in listened],
+    )
 
 
 def _reporter(app: Blacksmith) -> RunlessReporter | None:

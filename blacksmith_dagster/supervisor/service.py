@@ -18,7 +18,7 @@ GATEWAY = "blacksmith-gateway"
 """The name of the services that receive events."""
 
 SCHEDULER = "blacksmith-scheduler"
-"""The name of the services that load for as long as they run."""
+"""The name of the services that load, or listen, for as long as they run."""
 
 
 class Service(msgspec.Struct, frozen=True):

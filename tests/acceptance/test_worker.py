@@ -14,7 +14,18 @@ import pytest
 from click.testing import CliRunner
 from dagster import AssetKey, DagsterInstance
 
-from blacksmith_dagster import Batch, Blacksmith, Destination, Request, Schedule
+from blacksmith_dagster import (
+    CDC,
+    Batch,
+    Blacksmith,
+    Destination,
+    Event,
+    Listener,
+    Request,
+    Schedule,
+    Source,
+    Subscription,
+)
 from blacksmith_dagster.cli import main
 from blacksmith_dagster.gateway import take
 from blacksmith_dagster.pubsub import Publisher, open_pubsub
@@ -231,3 +242,67 @@ def test_an_application_without_realtime_events_is_told(
     said = run(monkeypatch, f"--app={app}", pubsub="postgres")
     assert "no destination event is realtime" in said
     assert "schedule=Schedule(realtime=True)" in said
+
+
+# ------------------------------------------------------------------------------ listening
+
+counters = Source("counters")
+COUNTED = "counters/counted"
+
+
+@counters.event(CDC())
+def counted(listener: Listener) -> Iterator[Event[int]]:
+    """Counts, as long as the test's file says."""
+    while not listener.wait(0.01):
+        at, to = listener.cursor or 0, int(Path(os.environ[COUNT]).read_text())
+        for number in range(at + 1, to + 1):
+            listener.cursor = number
+            yield Event(number)
+
+
+COUNT = "BLACKSMITH_TEST_COUNT"
+both = Blacksmith(sources=[door, counters], destinations=[sink], since="2026-01-01")
+BOTH = f"{__name__}:both"
+
+
+def counts(bench: Bench) -> list[int]:
+    return [int(each.payload) for each in reversed(bench.store.events(COUNTED, 100_000))]
+
+
+def test_a_worker_of_sources_alone_needs_no_broker(bench: Bench) -> None:
+    bench.store.register(both)
+    count = bench.folder / "count"
+    count.write_text("100")
+    env = {"BLACKSMITH_PUBSUB_URL": "", COUNT: str(count)}
+    first, second = (bench.worker("counters", app=BOTH, **env) for _ in range(2))
+    until(lambda: counts(bench) == list(range(1, 101)))
+    assert "wake-ups" not in first.log
+    assert first.stop() == 0
+    count.write_text("200")
+    until(lambda: counts(bench) == list(range(1, 201)))
+    assert second.stop() == 0
+    assert len(first.log.splitlines()) == 1, first.log
+
+
+def test_a_worker_without_names_loads_and_listens(bench: Bench) -> None:
+    bench.store.register(both)
+    count = bench.folder / "count"
+    count.write_text("10")
+    worker = bench.worker(app=BOTH, **{COUNT: str(count)})
+    assert f"{STUCK}, {COUNTED}, store" in worker.log
+    until(lambda: len(counts(bench)) == 10)
+    until(bench.has(bench.send({"n": 0}, app=both)))
+    assert worker.stop() == 0
+
+
+def test_a_subscription_without_a_broker_is_told(
+    monkeypatch: pytest.MonkeyPatch, postgres_url: str
+) -> None:
+    monkeypatch.setenv("BLACKSMITH_STORE_URL", postgres_url)
+    said = run(monkeypatch, f"--app={__name__}:subscribing", "orders", pubsub="")
+    assert "orders/placed subscribes to a broker, and none is configured" in said
+
+
+orders = Source("orders")
+orders.accept("placed", on=Subscription("orders"))
+subscribing = Blacksmith(sources=[orders], destinations=[], since="2026-01-01")
