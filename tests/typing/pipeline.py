@@ -2,13 +2,15 @@
 
 import sqlite3
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, assert_type
 
 import msgspec
+import pydantic
 import sqlalchemy
 
 from blacksmith_dagster import (
+    CORS,
     HTTP,
     Batch,
     Bearer,
@@ -16,7 +18,9 @@ from blacksmith_dagster import (
     Destination,
     Event,
     Flow,
+    HMACSignature,
     Job,
+    JSONSchema,
     Outcome,
     Reject,
     Reply,
@@ -24,6 +28,8 @@ from blacksmith_dagster import (
     Schedule,
     Secret,
     Source,
+    SourceEvent,
+    StandardWebhooksSignature,
 )
 from blacksmith_dagster.destinations import HTTPDestination, SQLDestination
 
@@ -69,7 +75,33 @@ def moved(request: Request) -> Iterator[Event[Row]]:
         yield Event(row)
 
 
+class Boarding(pydantic.BaseModel):
+    id: str
+    gate: str
+
+
+@airport.event(HTTP("/airport/boarding"))
+def boarded(request: Request) -> Event[Boarding]:
+    return Event(request.json(Boarding))
+
+
 cancelled = airport.accept("cancelled", model=Cancellation)
+boarding = airport.accept("boarding", model=Boarding, invalid="quarantine")
+schemed = airport.accept("schemed", model=JSONSchema({"type": "object"}))
+bag = airport.child("bag", model=Boarding, networks=["192.0.2.0/24"])
+assert_type(boarding, SourceEvent[Boarding, Any, Any])
+assert_type(schemed, SourceEvent[Any, Any, Any])
+
+partner = Source(
+    "partner",
+    auth=StandardWebhooksSignature(Secret("PARTNER_SECRET"), Secret("PARTNER_SECRET_OLD")),
+    cors=CORS(origins=["https://partner.example"]),
+    versions={"2": None, "1": date(2026, 1, 1)},
+    default_version="2",
+)
+paid = partner.accept(
+    "paid", auth=HMACSignature(Secret("TILL"), header="X-Till", encoding="base64")
+)
 anything = airport.accept("anything")
 
 
@@ -154,5 +186,7 @@ assert_type(late.discarded, Outcome[Flight])
 assert_type(movements.succeeded, Outcome[Flight | Cancellation])
 
 blacksmith = Blacksmith(
-    sources=[airport], destinations=[warehouse, alerts, lake, pond, logbook], since="2026-01-01"
+    sources=[airport, partner],
+    destinations=[warehouse, alerts, lake, pond, logbook],
+    since="2026-01-01",
 )

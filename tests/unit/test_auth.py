@@ -4,8 +4,10 @@ import base64
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
-from blacksmith_dagster import Auth, Bearer, DeclarationError, Secret, Source, WriteKey
+from blacksmith_dagster import CORS, Auth, Bearer, DeclarationError, Secret, Source, WriteKey
+from blacksmith_dagster.cli import main
 from blacksmith_dagster.errors import MissingSecret, NotAllowed, SettingsError
 from blacksmith_dagster.pipeline.auth import hashed
 
@@ -85,6 +87,16 @@ def test_a_hash_stands_for_a_token_that_nobody_knows_here(monkeypatch: pytest.Mo
             bearer.check()
 
 
+def test_keys_new_makes_a_key_with_its_hash(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = [CliRunner().invoke(main, ["keys", "new"]).output.split() for _ in range(2)]
+    (_, key, _, hash_), (_, other, _, _) = said
+    assert key != other
+    monkeypatch.setenv(NEW, hash_)
+    Bearer(Secret(NEW)).check()
+    assert admitted(Bearer(Secret(NEW)), f"Bearer {key}")
+    assert not admitted(Bearer(Secret(NEW)), f"Bearer {other}")
+
+
 @pytest.mark.parametrize("value", [f"{TOKEN}\n", f" {TOKEN}", f"a\x07{TOKEN}"])
 def test_a_token_that_no_header_can_carry_is_told_at_the_start(
     value: str, monkeypatch: pytest.MonkeyPatch
@@ -102,6 +114,28 @@ def test_secrets_are_named(kind: Any) -> None:
         with pytest.raises(DeclarationError, match="takes a Secret") as told:
             kind(*given)
         assert TOKEN not in str(told.value)
+
+
+def test_cors_and_what_becomes_of_misfits_are_declared() -> None:
+    shop = CORS(origins=["https://shop.example", "http://127.0.0.1:8080", "http://[::1]:80"])
+    source = Source("web", cors=shop, invalid="quarantine")
+    inherits = source.accept("clicked")
+    assert (inherits.cors, inherits.invalid) == (shop, "quarantine")
+    own = source.accept("viewed", cors=CORS(["*"]), invalid="refuse")
+    assert (own.cors, own.invalid) == (CORS(["*"]), "refuse")
+    for origin in ("shop.example", "https://shop.example/", "https://Shop.example", "null", None):
+        with pytest.raises(DeclarationError, match="no origin"):
+            CORS([origin])  # type: ignore[list-item]
+    cors: Any = CORS
+    for wrong in ([], "https://shop.example", None):
+        with pytest.raises(DeclarationError, match="write a list"):
+            cors(wrong)
+    with pytest.raises(DeclarationError, match="whole number of seconds"):
+        cors(["*"], max_age=-1)
+    make: Any = Source
+    for given, says in (({"cors": "*"}, "CORS"), ({"invalid": "drop"}, "'refuse' or 'quarantine'")):
+        with pytest.raises(DeclarationError, match=says):
+            make("web", **given)
 
 
 def test_networks_are_declared() -> None:
