@@ -398,7 +398,7 @@ def test_table_altered(url: str, ledger: Ledger) -> None:
     ]
 
 
-def test_database_restarted_under_cdc(durable_postgres: PostgresServer) -> None:
+def test_changes_go_on_after_the_database_has_restarted(durable_postgres: PostgresServer) -> None:
     url, ledger = durable_postgres.create_database(), Ledger()
     run(url, CUSTOMERS)
     event = changes_of(url, "customers")

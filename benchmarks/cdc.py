@@ -1,0 +1,135 @@
+"""Row changes of a PostgreSQL table into a PostgreSQL store, beside the same stream without a store."""
+
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from itertools import islice
+from typing import Any
+
+import psycopg
+
+from benchmarks.measure import Effort, Figure, alternate, at_least, beside
+from benchmarks.stores import postgres
+from blacksmith_dagster import Batch, Blacksmith, Destination, Listener
+from blacksmith_dagster.gateway.cdc import Changes
+from blacksmith_dagster.sources import PostgresSource
+from blacksmith_dagster.store import open_store
+from tests.services.postgres import PostgresServer
+
+WANTED = 15_000
+ROWS = 100_000
+SLOT = "blacksmith_bench"
+
+TABLE = """CREATE TABLE orders (
+    id bigint PRIMARY KEY, customer int NOT NULL, state text NOT NULL, price numeric(10, 2),
+    paid boolean, placed_at timestamptz NOT NULL, items jsonb, note text
+)"""
+WRITE = """DO $$ BEGIN
+    FOR n IN 0..{rows} / 100 - 1 LOOP
+        INSERT INTO orders SELECT n * 100 + i, i, 'placed', 18.99, false, now(),
+            '[{{"sku": "G-32", "quantity": 2}}]', repeat('x', 400) FROM generate_series(1, 100) i;
+        COMMIT;
+    END LOOP;
+END $$"""
+
+
+def cdc(effort: Effort) -> Iterator[Figure]:
+    """Transactions of 100 rows, written before they are read. Database and store are two servers."""
+    rows = effort.of(ROWS)
+    with postgres() as stores, closing(PostgresServer(durable=True)) as server:
+        server.start()
+        url = server.create_database()
+        _run(url, TABLE, f"CREATE PUBLICATION {SLOT} FOR TABLE orders")
+
+        def rate(take: Callable[[int], None]) -> float:
+            _run(
+                url,
+                f"SELECT pg_drop_replication_slot('{SLOT}') FROM pg_replication_slots",
+                "TRUNCATE orders",
+                f"SELECT pg_create_logical_replication_slot('{SLOT}', 'pgoutput')",
+                WRITE.format(rows=rows),
+                "CHECKPOINT",
+            )
+            stores.settle()
+            started = time.perf_counter()
+            take(rows)
+            seconds = time.perf_counter() - started
+            _wait_until_free(url)
+            return rows / seconds
+
+        def into_store() -> float:
+            store_url = stores.create()
+            try:
+                return rate(lambda rows: _store(url, store_url, rows))
+            finally:
+                stores.drop(store_url)
+
+        stored, decoded, received = alternate(
+            effort.rounds,
+            into_store,
+            lambda: rate(lambda rows: _decode(url, rows)),
+            lambda: rate(lambda _: _receive(url)),
+        )
+    yield at_least(f"row changes into the store; {stores.name}", stored, WANTED, "changes/s")
+    yield beside("the same, beside decoding alone", stored, decoded, "changes/s")
+    yield beside("decoding, beside pg_recvlogical", decoded, received, "changes/s")
+
+
+def _pipeline(url: str) -> tuple[Blacksmith, Any]:
+    source = PostgresSource("bench", url=url)
+    changed = source.changes("changed", tables=["orders"], slot=SLOT)
+    sink = Destination("sink")
+
+    @sink.event(receives=changed)
+    def each(batch: Batch[Any]) -> None:
+        """Do nothing."""
+
+    return Blacksmith(sources=[source], destinations=[sink], since="2026-01-01"), changed
+
+
+def _store(url: str, store_url: str, rows: int) -> None:
+    app, changed = _pipeline(url)
+    with closing(open_store(store_url)) as store:
+        store.register(app)
+        with closing(Changes(app, changed, store, lambda _: None)) as changes:
+            kept = 0
+            while kept < rows:
+                kept += changes.read(1.0) or 0
+
+
+def _decode(url: str, rows: int) -> None:
+    _, changed = _pipeline(url)
+    with closing(changed(Listener())) as events:
+        next(events)  # the cursor of where the slot begins
+        for _ in islice(events, rows):
+            pass
+
+
+def _receive(url: str) -> None:
+    """The limit: PostgreSQL's own receiver, which writes down nothing."""
+    program = shutil.which("pg_recvlogical")
+    if program is None:
+        raise RuntimeError("pg_recvlogical is not there; apt-get install postgresql-client")
+    with psycopg.connect(url) as connection:
+        (end,) = connection.execute("SELECT pg_current_wal_flush_lsn()").fetchone()
+    options = {"proto_version": "1", "publication_names": SLOT}
+    subprocess.run(
+        [program, "-d", url, "--slot", SLOT, "--start", "--endpos", end, "-f", "/dev/null"]
+        + [part for name, value in options.items() for part in ("-o", f"{name}={value}")],
+        check=True,
+        timeout=600,
+    )
+
+
+def _run(url: str, *statements: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        for each in statements:
+            connection.execute(each)
+
+
+def _wait_until_free(url: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        while connection.execute("SELECT FROM pg_replication_slots WHERE active").rowcount:
+            time.sleep(0.01)
