@@ -6,12 +6,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, cast
 from urllib.parse import parse_qsl
 
-import anyio
 import msgspec
 from msgspec import structs
 from starlette.applications import Starlette
@@ -27,20 +25,18 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from blacksmith_dagster.errors import (
     BadRequest,
-    BlacksmithError,
     Forbidden,
     Refused,
-    Unavailable,
     traced,
 )
 from blacksmith_dagster.gateway.body import Bodies, unpack
 from blacksmith_dagster.gateway.deprecation import Deprecations
 from blacksmith_dagster.gateway.extract import KEY_CHARACTERS, VERSION_HEADER, Extractor, Sifted
+from blacksmith_dagster.gateway.health import Health
 from blacksmith_dagster.gateway.openapi import described
 from blacksmith_dagster.gateway.problem import (
     internal,
     internal_problem,
-    problem,
     refusal,
     routing_problem,
     unavailable,
@@ -60,9 +56,6 @@ BODIES_AT_ONCE = 256 * 1024 * 1024
 # Bodies above this are taken apart in a thread, so that the small requests beside them go on.
 _LARGE = 128 * 1024
 _LOOKED_AT = ((b"content-type", "content-type"), (VERSION_HEADER.encode(), VERSION_HEADER))
-_READY_FOR = 1.0  # seconds for which an answer of `/_health` holds: strangers may ask it too
-_READY_WAIT = 5.0
-_SUPERVISOR_WAIT = 1.0  # its silence must not make the gateway look dead
 
 _log = logging.getLogger(__name__)
 
@@ -234,8 +227,12 @@ class Endpoint:
                 self._bodies.take(len(body))
                 held += len(body)
             if auth is not None:
-                # What is proved counts before what anyone could have added to a signed request.
-                key = auth.verify(headers, body) or key
+                if len(body) > _LARGE:
+                    proved = await run_in_threadpool(auth.verify, headers, body)
+                else:
+                    proved = auth.verify(headers, body)
+                # It counts before what anyone could have added to a signed request.
+                key = proved or key
             return await self._keep(self._request(scope, headers, body, key), key)
         finally:
             self._bodies.give_back(held)
@@ -322,75 +319,6 @@ class Endpoint:
         if self._kept is not None:
             return _reply(self._kept)
         return {"ids": ids, "quarantined": quarantined} if quarantined else {"ids": ids}
-
-
-class Health:
-    """Says whether the gateway lives, and whether its store can take events.
-
-    Neither a broker nor a supervisor that does not answer makes it less ready: how many wake-ups
-    could not be published at their time is told, and whether the supervisor can be reached.
-    """
-
-    def __init__(
-        self, store: Store, announcer: Announcer | None, supervisor: Supervisor | None
-    ) -> None:
-        self._store = store
-        self._announcer = announcer
-        self._supervisor = supervisor
-        self._asking = anyio.Lock()
-        self._asked = -_READY_FOR
-        self._why: str | None = None
-        self._unsupervised: str | None = None
-
-    async def answer(self, request: HTTPRequest) -> Response:  # noqa: ARG002
-        """200 if events can be taken now, else 503 and why not."""
-        async with self._asking:
-            if time.monotonic() - self._asked >= _READY_FOR:
-                await self._ask_both()
-                self._asked = time.monotonic()
-        state: dict[str, Any] = {"live": True, "ready": self._why is None}
-        if self._announcer is not None:
-            state["wake_ups_unpublished"] = self._announcer.unpublished
-        if self._supervisor is not None:
-            state["supervisor"] = self._unsupervised or "reachable"
-        if self._why is None:
-            return Response(msgspec.json.encode(state), media_type="application/json")
-        return problem(503, self._why, headers={"Retry-After": "1"}, members=state)
-
-    async def _ask_both(self) -> None:
-        async with anyio.create_task_group() as both:
-            both.start_soon(self._ask_store)
-            if self._supervisor is not None:
-                both.start_soon(self._ask_supervisor, self._supervisor)
-
-    async def _ask_store(self) -> None:
-        self._why = await _ask(
-            self._store.ready,
-            _READY_WAIT,
-            "the store does not answer",
-            "the store cannot take events; the gateway's log says why",
-        )
-
-    async def _ask_supervisor(self, supervisor: Supervisor) -> None:
-        self._unsupervised = await _ask(
-            supervisor.ready,
-            _SUPERVISOR_WAIT,
-            "the supervisor does not answer",
-            "the supervisor refuses this process; the gateway's log says why",
-        )
-
-
-async def _ask(ready: Callable[[], None], seconds: float, silent: str, refused: str) -> str | None:
-    """Why something is not ready, as strangers may know it; the log has more."""
-    try:
-        with anyio.fail_after(seconds):
-            await anyio.to_thread.run_sync(ready, abandon_on_cancel=True)
-    except (Unavailable, TimeoutError):
-        return silent
-    except BlacksmithError as error:
-        _log.error("%s", error)
-        return refused
-    return None
 
 
 def _idempotency_key(raw: bytes | None) -> str | None:

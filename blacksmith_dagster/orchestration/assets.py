@@ -136,4 +136,6 @@ def _metadata(event: AnyEvent) -> Mapping[str, Any]:
         "max_retries": schedule.max_attempts - 1,
         "batch": event.batch,
         "timeout_seconds": event.timeout.total_seconds(),
+        **({"version": event.version} if event.version else {}),
+        **({"deprecated_since": event.deprecated.isoformat()} if event.deprecated else {}),
     }

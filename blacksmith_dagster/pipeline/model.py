@@ -155,10 +155,11 @@ class _Pydantic:
     """A pydantic model, or a type made of some; an adapter is expensive to make."""
 
     def __init__(self, model: Any) -> None:
-        from pydantic import TypeAdapter, ValidationError
+        from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
         self._adapter: pydantic.TypeAdapter[Any] = TypeAdapter(model)
         self._invalid = ValidationError
+        self._unknown = PydanticUserError
 
     def decode(self, body: bytes | str) -> Any:
         _is_json(body)  # pydantic takes NaN too, which JSON does not know
@@ -171,7 +172,10 @@ class _Pydantic:
             _misfit([(fault["msg"], fault["loc"]) for fault in faults])
 
     def json_schema(self) -> dict[str, Any]:
-        return self._adapter.json_schema()
+        try:
+            return self._adapter.json_schema()
+        except self._unknown as error:
+            raise ValueError(str(error)) from error
 
 
 _of_pydantic = lru_cache(maxsize=256)(_Pydantic)

@@ -1,8 +1,10 @@
 """How an application's events appear as assets."""
 
-from datetime import timedelta
+from datetime import date, timedelta
 from string import ascii_letters, ascii_lowercase, digits
+from typing import Any
 
+import pytest
 from dagster import AssetKey, AssetSpec, Definitions, asset
 from hypothesis import given
 from hypothesis.strategies import from_regex, just, text
@@ -10,6 +12,7 @@ from hypothesis.strategies import from_regex, just, text
 from blacksmith_dagster import (
     CDC,
     HTTP,
+    Batch,
     Blacksmith,
     Cron,
     DeclarationError,
@@ -61,6 +64,23 @@ def test_an_asset_shows_what_was_declared() -> None:
     assert destination.kinds == {"blacksmith", "python"}
     assert destination.description == "Each flight,\n\nas it came."
     assert destination.metadata["interval"] == "@every 10m"
+
+
+def test_a_destination_event_shows_its_version() -> None:
+    def loaded(batch: Batch[Any]) -> None:
+        """Loads nothing."""
+
+    departed = Source("airport").accept("departed")
+    lake = Destination("lake", versions={"2": None, "1": date(2020, 1, 1)}, default_version="2")
+    lake.event(receives=departed, name="new")(loaded)
+    with pytest.warns(DeprecationWarning, match="lake/old"):
+        lake.event(receives=departed, name="old", version="1")(loaded)
+    app = Blacksmith(sources=[departed.source], destinations=[lake], since="2026-01-01")
+    found = specs(build_definitions(app))
+    new, old = (found[key].metadata for key in ("lake/new", "lake/old"))
+    assert new["version"] == "2"
+    assert "deprecated_since" not in new
+    assert old["deprecated_since"] == "2020-01-01"
 
 
 def test_a_source_event_shows_how_it_comes() -> None:
