@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.processes import GATEWAY_PIPELINE, GatewayProcess
-from tests.acceptance.test_trust import PIPELINE, SECRETS, WHSEC
+from tests.acceptance.test_trust import PIPELINE, SECRETS, WHSEC, bearer, write_key
 from tests.acceptance.trust_pipeline import NEW, OLD, WHSEC_NEW, WHSEC_OLD
 
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
@@ -20,14 +20,27 @@ ENV = {
     OLD: SECRETS[1],
     WHSEC_NEW: WHSEC[0],
     WHSEC_OLD: WHSEC[1],
+    "SEGMENT_KEY": SECRETS[0],
+    "GITHUB_SECRET": SECRETS[0],
+    "STRIPE_SECRET": SECRETS[0],
+    "SLACK_SECRET": SECRETS[0],
+    "HOOKS_SECRET": WHSEC[0],
 }
 # A key may be used once, for one body, which no schema can say; and what does not fit is taken
 # where it is declared so, or where pydantic knows what is meant.
 NOT_PROMISED = "positive_data_acceptance,negative_data_rejection"
 
 
-@pytest.mark.parametrize("pipeline", [PIPELINE, GATEWAY_PIPELINE])
-def test_door_fuzz(pipeline: str, store_url: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("pipeline", "proof"),
+    [
+        (PIPELINE, bearer(SECRETS[0], b"", 0)),
+        (GATEWAY_PIPELINE, bearer(SECRETS[0], b"", 0)),
+        ("tests.acceptance.doors_pipeline:blacksmith", write_key(SECRETS[0], b"", 0)),
+    ],
+    ids=["trust", "gateway", "senders"],
+)
+def test_door_fuzz(pipeline: str, proof: dict[str, str], store_url: str, tmp_path: Path) -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     with GatewayProcess(store_url, pipeline, env=ENV) as gateway:
@@ -36,7 +49,7 @@ def test_door_fuzz(pipeline: str, store_url: str, tmp_path: Path) -> None:
                 SCHEMATHESIS,
                 "run",
                 f"{gateway.url}/_openapi.json",
-                f"--header=Authorization: Bearer {SECRETS[0]}",
+                f"--header=Authorization: {proof['Authorization']}",
                 "--phases=coverage,fuzzing",
                 "--max-examples=20",
                 f"--exclude-checks={NOT_PROMISED}",

@@ -1,6 +1,7 @@
 """Who is let in at the gateway's door, with what; and what is answered to the others."""
 
 import base64
+import gzip
 import json
 import socket
 import time
@@ -203,6 +204,19 @@ def test_body_changed_by_one_byte(signer: Sender, new_events: Callable[[], list[
     for changed in (BODY.replace(b"1200", b"1201"), BODY + b" ", BODY[:-1]):
         assert "not that of this body" in signer.refused(headers, changed)
     assert new_events() == []
+
+
+def test_a_large_or_packed_body_is_signed_as_it_is_unpacked(
+    signer: Sender, new_events: Callable[[], list[Any]]
+) -> None:
+    body = b'{"at": %d, "note": "%s"}' % (time.time_ns(), b"x" * 300_000)
+    headers = signer.signed(body=body)
+    assert signer.post(headers, body).status_code == 202
+    signer.refused(headers, body.replace(b"x", b"y", 1))
+    packed = {**headers, "Content-Encoding": "gzip"}
+    assert signer.post(packed, gzip.compress(body)).status_code == 202
+    signer.refused(packed, gzip.compress(body[:-1]))
+    assert {event.payload for event in new_events()} == {body.decode()}
 
 
 def test_rotation_needs_no_pause(store_url: str) -> None:
