@@ -5,21 +5,22 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from queue import Empty, Queue
 from typing import Any, NamedTuple
 
 import msgspec
 
-from blacksmith_dagster.errors import KeyReused, Refused, UsageError, describe
+from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.gateway.extract import Extractor
-from blacksmith_dagster.gateway.take import destinations_of
+from blacksmith_dagster.gateway.quarantine import Given
+from blacksmith_dagster.gateway.take import destinations_of, given_events, keep
 from blacksmith_dagster.gateway.writer import Announce
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.cdc import Listener
 from blacksmith_dagster.pipeline.event import Event
 from blacksmith_dagster.pipeline.source import SourceEvent
-from blacksmith_dagster.store.interface import NewEvent, Position, Raw, Store
+from blacksmith_dagster.store.interface import Position, Raw, Store
 
 EVENTS = 2_000
 """How many events are committed at once, at most."""
@@ -29,7 +30,7 @@ _GRACE = 10.0  # seconds that a generator has to return in when it is asked to
 
 
 class _Yielded(NamedTuple):
-    event: Event[Any] | Iterable[Event[Any]]
+    event: Given
     cursor: str
 
 
@@ -138,46 +139,18 @@ class Changes:
             )
 
     def _keep(self, gathered: list[_Yielded]) -> int:
-        taken = [self._taken(each.event) for each in gathered]
+        given = [each.event for each in gathered]
+        taken = [given_events(self._extractor, each) for each in given]
         cursor = gathered[-1].cursor
         moves = self._cursor is not None or cursor != "null"
         positions = [Position(self._reader, self._cursor, cursor)] if moves else []
-        self._commit(gathered, taken, positions)
+        keep(self._store, self._path, given, taken, positions)
         if moves:
             self._cursor = cursor
         self._listener.committed = msgspec.json.decode(cursor)
         self._announce(destinations_of(taken))
         return sum(1 if isinstance(each, Raw) else len(each) for each in taken)
 
-    def _taken(self, event: Event[Any] | Iterable[Event[Any]]) -> list[NewEvent] | Raw:
-        try:
-            return self._extractor.events(event)
-        except Refused as error:  # it must not hold up those behind it
-            return _raw_of(self._path, event, error)
-
-    def _commit(
-        self,
-        gathered: list[_Yielded],
-        taken: list[list[NewEvent] | Raw],
-        positions: Sequence[Position],
-    ) -> None:
-        kept = self._store.ingest(taken, positions=positions)
-        while reused := {at: each for at, each in enumerate(kept) if isinstance(each, KeyReused)}:
-            for place, error in reused.items():
-                taken[place] = _raw_of(self._path, gathered[place].event, error)
-            # With a position all of it goes together, and nothing was kept.
-            again = taken if positions else [taken[place] for place in reused]
-            kept = self._store.ingest(again, positions=positions)
-
 
 def _generator(returned: Iterable[Event[Any]]) -> Generator[Event[Any], None, None]:
     yield from returned
-
-
-def _raw_of(path: str, event: Event[Any] | Iterable[Event[Any]], error: Exception) -> Raw:
-    data = event.data if isinstance(event, Event) else event
-    try:
-        body = msgspec.json.encode(data)
-    except Exception:  # noqa: BLE001 - it may be what it is refused for
-        body = repr(data).encode(errors="backslashreplace")
-    return Raw(path, body, {}, describe(error))

@@ -11,7 +11,7 @@ import msgspec
 
 from blacksmith_dagster.errors import Fenced, TooLarge, UsageError
 from blacksmith_dagster.gateway.extract import REQUEST_EVENTS, Extractor
-from blacksmith_dagster.gateway.take import destinations_of, events_of, keep
+from blacksmith_dagster.gateway.take import destinations_of, given_events, keep
 from blacksmith_dagster.gateway.writer import Announce
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.cron import Poll
@@ -86,7 +86,7 @@ def _poll(
             "together; return fewer, with the cursor at the last of them: the next poll goes on there"
         )
     extractor = Extractor(app, event)
-    taken = [events_of(extractor, each) for each in events]
+    taken = [given_events(extractor, each) for each in events]
     after = _written(event.path, handed.cursor)
     moves = before is not None or handed.cursor is not None
     positions = [Position(reader, before, after)] if moves else []

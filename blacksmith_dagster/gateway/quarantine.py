@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import urlencode
 
 import msgspec
@@ -16,21 +16,24 @@ from blacksmith_dagster.pipeline.subscription import Message
 from blacksmith_dagster.pipeline.trigger import Request
 from blacksmith_dagster.store.interface import Raw
 
+Given: TypeAlias = Event[Any] | Iterable[Event[Any]]
+"""What a poll or a listener gives: an event, or several that go together."""
+
 # Never kept with a request in quarantine; nor what described the body as it was sent.
 _SECRET_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization"})
 _BODY_HEADERS = frozenset({"content-length", "content-encoding", "transfer-encoding"})
 
 
-def raw_of(kind: str, came: Request | Message | Event[Any], error: Exception) -> Raw:
+def raw_of(kind: str, came: Request | Message | Given, error: Exception) -> Raw:
     """A request, a message or an event as it is kept in quarantine: without its credentials.
 
     What is no header is kept under names that begin with a colon, as HTTP/2 does: `:method`,
     `:path`, with its query, and `:received-at` of a request; `:topic`, `:key`, `:id`, `:sent-at` and
     `:place` of a message.
-    Of an event, which has come without a body, its data is kept.
+    Of what was given as events, without a body, the data is kept.
     """
-    if isinstance(came, Event):
-        return _of_event(kind, came, error)
+    if not isinstance(came, Request | Message):
+        return _of_given(kind, came, error)
     kept = {
         name: value
         for name, value in came.headers.items()
@@ -67,12 +70,12 @@ def _of_message(message: Message) -> Mapping[str, str]:
     return {name: value for name, value in found.items() if value}
 
 
-def _of_event(kind: str, event: Event[Any], error: Exception) -> Raw:
+def _of_given(kind: str, given: Given, error: Exception) -> Raw:
+    data, key = (given.data, given.key) if isinstance(given, Event) else (given, None)
     try:
-        body = msgspec.json.encode(event.data)
-    except Exception:  # noqa: BLE001 - it may be what the event is refused for
-        body = repr(event.data).encode(errors="backslashreplace")
-    key = event.key if isinstance(event.key, str) else None
+        body = msgspec.json.encode(data)
+    except Exception:  # noqa: BLE001 - it may be what it is refused for
+        body = repr(data).encode(errors="backslashreplace")
     return Raw(kind, body, {}, describe(error), _once(key, body))
 
 

@@ -8,9 +8,8 @@ from typing import Any
 
 from blacksmith_dagster.errors import KeyReused, Refused
 from blacksmith_dagster.gateway.extract import Extractor
-from blacksmith_dagster.gateway.quarantine import key_of, raw_of
+from blacksmith_dagster.gateway.quarantine import Given, key_of, raw_of
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.event import Event
 from blacksmith_dagster.pipeline.source import SourceEvent
 from blacksmith_dagster.pipeline.subscription import Message
 from blacksmith_dagster.pipeline.trigger import Reply, Request
@@ -52,19 +51,19 @@ def extracted(extractor: Extractor, request: Request | Message) -> list[NewEvent
     return [] if isinstance(found, Reply) else found
 
 
-def events_of(extractor: Extractor, event: Event[Any]) -> list[NewEvent] | Raw:
-    """An event that was polled or listened for, with its children; or how it is kept in quarantine
-    if it can't be taken: it must not hold up those that come after it."""
+def given_events(extractor: Extractor, given: Given) -> list[NewEvent] | Raw:
+    """The events of what a poll or a listener has given; or how it is kept in quarantine if it can't
+    be taken: it must not hold up what comes after it."""
     try:
-        return extractor.events(event)
+        return extractor.events(given)
     except Refused as error:
-        return raw_of(extractor.event.path, event, error)
+        return raw_of(extractor.event.path, given, error)
 
 
 def keep(
     store: Store,
     path: str,
-    requests: Sequence[Request | Message | Event[Any]],
+    requests: Sequence[Request | Message | Given],
     taken: list[list[NewEvent] | Raw],
     positions: Sequence[Position] = (),
     received_at: datetime | None = None,
