@@ -1,0 +1,75 @@
+"""Polls by a real Dagster daemon, from the origin to a destination."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from dagster import AssetKey, DagsterRun
+
+from tests.acceptance import cron_pipeline
+from tests.acceptance.dagster_processes import Deployment
+from tests.acceptance.processes import until
+
+pytestmark = pytest.mark.timeout(300)
+
+
+class Polling(Deployment):
+    """The pipeline of `cron_pipeline`, polled every 15 seconds."""
+
+    module = cron_pipeline.__name__
+    app = cron_pipeline.blacksmith
+    job = "poll_tower__seen"
+
+    def see(self, first: int, last: int) -> None:
+        """Add lines to what is polled."""
+        with (self.home / "origin").open("a") as file:
+            file.writelines(f"{number}\n" for number in range(first, last + 1))
+
+    def has_loaded(self, last: int) -> Callable[[], bool]:
+        """Whether everything up to this number has reached the destination."""
+        wanted = {str(number) for number in range(1, last + 1)}
+        return lambda: {each for line in self.lines() for each in line["data"]} == wanted
+
+    def all_runs(self) -> list[DagsterRun]:
+        """The runs that poll, and those that load."""
+        return [*self.runs(), *self.runs_of("load_lake")]
+
+    def seen(self) -> list[int]:
+        """What was received, oldest first."""
+        events = self.store.events("tower/seen", limit=10_000)
+        return [int(json.loads(each.payload)) for each in reversed(events)]
+
+
+@pytest.fixture
+def tower(store_url: str, tmp_path: Path) -> Iterator[Polling]:
+    env = {
+        cron_pipeline.ORIGIN: str(tmp_path / "origin"),
+        cron_pipeline.KILL: str(tmp_path / "kill"),
+        cron_pipeline.INTERVAL: "@every 15s",
+    }
+    (tmp_path / "origin").touch()
+    with closing(Polling(store_url, tmp_path, env=env)) as polling:
+        yield polling
+
+
+def test_polled_events_reach_a_destination(tower: Polling) -> None:
+    tower.see(1, 10)
+    daemon = tower.daemon()
+    until(tower.has_loaded(10), 120, "what was there is loaded")
+    until(lambda: all(run.is_finished for run in tower.all_runs()), 60, "all runs have ended")
+    daemon.kill()
+    tower.see(11, 500)  # and the daemon is down
+    tower.daemon()
+    until(tower.has_loaded(500), 120, "what was missed is loaded")
+    assert tower.seen() == list(range(1, 501))  # nothing lost, nothing twice
+    with tower.instance() as instance:
+        key = AssetKey(["tower", "seen"])
+        observed = instance.fetch_observations(key, limit=10, ascending=True).records
+    told = {record.run_id: record.asset_observation for record in observed}
+    received = [
+        each.metadata["events_received"].value for each in told.values() if each is not None
+    ]
+    assert received == [10, 490]  # one run has brought all that was missed
+    assert told.keys() <= {run.run_id for run in tower.runs()}
