@@ -35,7 +35,6 @@ _STOP_SECONDS = 30
 @click.option("--tls-key", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "--trusted-proxy",
-    "trusted_proxies",
     multiple=True,
     metavar="NETWORK",
     help="A proxy whose X-Forwarded-For is believed; may be given several times.",
@@ -47,7 +46,7 @@ def gateway(
     workers: int,
     tls_cert: Path | None,
     tls_key: Path | None,
-    trusted_proxies: tuple[str, ...],
+    trusted_proxy: tuple[str, ...],
 ) -> None:
     """Receive events over HTTP and keep them, until Ctrl-C or SIGTERM.
 
@@ -57,14 +56,14 @@ def gateway(
 
     application = load_application(app)
     if application.gateway is not None:
-        _refuse_options("host", "port", "workers", "tls_cert", "tls_key", "trusted_proxies")
+        _refuse_options("host", "port", "workers", "tls_cert", "tls_key", "trusted_proxy")
     chosen = application.gateway or StandardGateway(
         host=host,
         port=port,
         workers=workers,
         tls_certificate=tls_cert,
         tls_key=tls_key,
-        trusted_proxies=trusted_proxies,
+        trusted_proxies=trusted_proxy,
     )
     chosen.serve(application, Settings.read())
 

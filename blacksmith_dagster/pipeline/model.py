@@ -199,7 +199,8 @@ def _dumped(value: Any) -> Any:
 
 def _written(value: Any) -> Any:
     if _has_pydantic(type(value)):
-        return msgspec.Raw(value.model_dump_json(by_alias=True).encode())
+        # What is written is read again: without what is computed from the rest.
+        return msgspec.Raw(value.model_dump_json(by_alias=True, round_trip=True).encode())
     raise TypeError(_UNKNOWN.format(type(value).__qualname__))
 
 

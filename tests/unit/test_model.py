@@ -165,6 +165,22 @@ def test_pydantic_goes_all_the_way_to_a_destination() -> None:
     assert rows[0].values == {"id": "UA1545", "legs": [], "departedAt": noon}
 
 
+class Priced(pydantic.BaseModel):
+    model_config = {"extra": "forbid"}
+    net: float = pydantic.Field(alias="netPrice")
+    options: pydantic.Json[Any] = None
+
+    @pydantic.computed_field  # type: ignore[prop-decorator]
+    @property
+    def gross(self) -> float:
+        return self.net * 1.2
+
+
+def test_what_pydantic_writes_it_reads_again() -> None:
+    priced = Priced.model_validate({"netPrice": 100.0, "options": '{"wrapped": true}'})
+    assert decoder(Priced)(encode(priced)) == priced
+
+
 def test_a_json_schema_leaves_the_data_as_it_is() -> None:
     airport = Source("airport")
     departed = airport.accept("departed", model=JSONSchema(SCHEMA))
