@@ -200,6 +200,9 @@ class KafkaServer:
             "broker.heartbeat.interval.ms": 500,
             "offsets.topic.num.partitions": 1,
             "offsets.topic.replication.factor": 1,
+            "transaction.state.log.num.partitions": 1,
+            "transaction.state.log.replication.factor": 1,
+            "transaction.state.log.min.isr": 1,
             "num.network.threads": 1,
             "num.io.threads": 2,
         }

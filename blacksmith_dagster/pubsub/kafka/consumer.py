@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from concurrent import futures
 from concurrent.futures import Future
 from dataclasses import dataclass
 from time import monotonic
@@ -30,6 +31,7 @@ from blacksmith_dagster.pubsub.interface import Positions, Received
 from blacksmith_dagster.pubsub.kafka.client import (
     ANSWER_SECONDS,
     CONSUMER,
+    DENIED,
     LOOK_SECONDS,
     NO_TOPIC,
     Trouble,
@@ -42,6 +44,7 @@ from blacksmith_dagster.store.interface import Position
 _logger = logging.getLogger(__name__)
 
 _TOPIC_SECONDS = 5.0  # between two looks whether the topic is the same and has the same partitions
+_CLOSE_SECONDS = 0.5
 _CONSUMER: dict[str, Any] = CONSUMER | {
     "isolation.level": "read_committed",
     # Where a partition ends, behind what its messages say: a transaction's end takes an offset too.
@@ -51,6 +54,7 @@ _CONSUMER: dict[str, Any] = CONSUMER | {
 }
 # The topic was removed, or messages were, or a leader has moved: to begin anew finds out which.
 _LOOK_AGAIN = NO_TOPIC | {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
+_REFUSALS = DENIED | {KafkaError.UNKNOWN_MEMBER_ID}
 
 
 class KafkaConsumer:
@@ -125,6 +129,7 @@ class KafkaConsumer:
         return Trouble(self._address, f"read the topic and the group {self._address.subscription}")
 
     def _disconnect(self) -> None:
+        self._finish_commits()
         consumer, self._consumer = self._consumer, None
         self._admin = self._look = self._commits = None
         if consumer is not None:
@@ -194,13 +199,22 @@ class KafkaConsumer:
             errors = [failed.args[0]]
         else:
             errors = [each.error for each in commits.result().topic_partitions or () if each.error]
-        for why in {each.str() for each in errors} - self._refusals:
+        for why in {each.str() for each in errors if each.code() in _REFUSALS} - self._refusals:
             self._refusals.add(why)
             _logger.warning(
-                "%s: the offsets of group %s can't be committed, and its lag is shown wrongly: %s; "
-                "reading goes on",
+                "%s: the offsets of group %s are not committed, and its lag is shown wrongly: %s; "
+                "let the user read the group, and nobody else be a member of it. Reading goes on",
                 *(self._address.label, self._address.subscription, why),
             )
+
+    def _finish_commits(self) -> None:
+        """Wait a moment for what is on its way: the end of its client would end it."""
+        deadline = monotonic() + _CLOSE_SECONDS
+        while not self._trouble.is_lost and (wait := deadline - monotonic()) > 0:
+            self._commit()
+            if self._commits is None:
+                return
+            futures.wait([self._commits], wait)
 
     # -- connecting
 
@@ -256,13 +270,13 @@ class KafkaConsumer:
             _logger.warning(
                 "%s: %d offsets of partition %d were deleted before they were read: it begins at %d "
                 "and was read up to %d; give the topic a longer retention, or read more often",
-                *(label, begin - start, partition, begin, start),
+                *(label, begin - start, partition, begin, start - 1),
             )
         else:
             _logger.warning(
                 "%s: partition %d was read up to %d and ends at %d: the broker has lost its end; it "
                 "is read again from its oldest message, at %d",
-                *(label, partition, start, end, begin),
+                *(label, partition, start - 1, end, begin),
             )
 
     def _look_at_topic(self) -> None:

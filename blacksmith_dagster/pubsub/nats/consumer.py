@@ -32,7 +32,7 @@ _logger = logging.getLogger(__name__)
 _CHECK_SECONDS = 2.0
 # How many messages are asked for at once, and how long the server remembers that they were. As many
 # again may wait here.
-_BATCH = 1000
+_BATCH = 2000
 _BATCH_BYTES = 32 << 20
 _ASKED_SECONDS = 30.0
 # What was received is not sent again while it is being committed.

@@ -21,7 +21,7 @@ _logger = logging.getLogger(__name__)
 # Who commits sends no heartbeats meanwhile. Whether the broker is there is asked while reading.
 _HEARTBEAT = 600
 _CHECK_SECONDS = 5.0
-_PREFETCH = 2000  # messages sent ahead of their acknowledgement
+_PREFETCH = 4000  # messages sent ahead of their acknowledgement: twice what is committed at once
 _RIGHTS = "read the queue; and, where that is missing, configure and write it and read the exchange"
 _NOT_FOUND = 404
 

@@ -1,0 +1,286 @@
+"""Feeds: what a broker's messages come from, and what a store would keep of them."""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import pika
+from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
+from confluent_kafka.admin import NewTopic, OffsetSpec
+
+from blacksmith_dagster.errors import Unavailable
+from blacksmith_dagster.pubsub import Consumer, PubSub, Received, open_pubsub
+from tests.contract.wakeups import SOON
+from tests.services.broker import Broker
+from tests.services.kafka import KafkaServer
+from tests.services.nats import NATSServer
+from tests.services.rabbitmq import RabbitMQServer
+
+VARIABLE = "ORDERS_URL"
+SENT_AT = 1_700_000_000
+
+
+class Kept:
+    """What a store keeps: events, each once by its id, and how far each reader was read."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+        self.positions: dict[str, str] = {}
+        self._ids: set[str] = set()
+
+    def keep(self, received: Sequence[Received]) -> None:
+        """Commit: a reader that is elsewhere is a fault of the consumer."""
+        for message, position in received:
+            if position is not None:
+                assert self.positions.get(position.reader) == position.before
+                self.positions[position.reader] = position.after
+            if message.id is None or message.id not in self._ids:
+                self.bodies.append(message.body)
+            if message.id is not None:
+                self._ids.add(message.id)
+
+
+class Feed(Protocol):
+    """A topic of a broker, and who sends to it."""
+
+    topic: str
+    """What a subscription names."""
+    subscription: str
+    """What it is called."""
+    server: Broker
+
+    def make(self) -> None:
+        """Make the topic, and whatever keeps its messages until they are read."""
+        ...
+
+    def send(
+        self,
+        *bodies: bytes,
+        headers: dict[str, Any] | None = None,
+        ids: Sequence[str] | None = None,
+    ) -> None:
+        """Send messages; returns once the broker has them. Their ids are their numbers if not given."""
+        ...
+
+    def left(self) -> int:
+        """How many messages the broker believes were not acknowledged, with nobody connected."""
+        ...
+
+    def missing(self) -> str:
+        """What a subscription names that is not there, and what `make` does not make."""
+        ...
+
+
+class KafkaFeed:
+    """A topic with one partition."""
+
+    def __init__(self, server: KafkaServer, name: str) -> None:
+        self.server = server
+        self.topic, self.subscription = name, f"{name}-night"
+        self.partitions = 1
+
+    def make(self) -> None:
+        admin = self.server.admin()
+
+        def made() -> bool:
+            topic = NewTopic(self.topic, self.partitions)
+            failed = admin.create_topics([topic])[self.topic].exception(10)
+            return failed is None or ("being deleted" in str(failed) and False)
+
+        until(made)
+        until(lambda: self.topic in admin.list_topics(timeout=10).topics)
+
+    def send(
+        self,
+        *bodies: bytes | None,
+        headers: dict[str, Any] | None = None,
+        ids: Sequence[str] | None = None,
+        key: bytes | None = b"key",
+        partition: int = 0,
+    ) -> None:
+        producer = Producer(self.server._settings())
+        for body in bodies:
+            producer.produce(
+                self.topic, body, key, partition, timestamp=1000 * SENT_AT, headers=headers
+            )
+            producer.poll(0)
+        assert producer.flush(10) == 0
+
+    def left(self) -> int:
+        admin = self.server.admin()
+        group = ConsumerGroupTopicPartitions(self.subscription)
+        told = admin.list_consumer_group_offsets([group])[self.subscription].result(10)
+        committed = {each.partition: each.offset for each in told.topic_partitions}
+        parts = [TopicPartition(self.topic, n) for n in range(self.partitions)]
+        ends = admin.list_offsets(dict.fromkeys(parts, OffsetSpec.latest()))
+        return sum(
+            end.result(10).offset - max(0, committed.get(part.partition, 0))
+            for part, end in ends.items()
+        )
+
+    def missing(self) -> str:
+        return self.topic
+
+
+class NATSFeed:
+    """A stream of the subjects below its name."""
+
+    def __init__(self, server: NATSServer, name: str, **config: Any) -> None:
+        self.server = server
+        self.stream = name
+        self.topic, self.subscription = f"{name}.>", f"{name}-night"
+        self._config = config
+
+    def make(self) -> None:
+        self.server.using(
+            lambda client: client.jetstream().add_stream(
+                name=self.stream, subjects=[self.topic], **self._config
+            )
+        )
+
+    def send(
+        self,
+        *bodies: bytes,
+        headers: dict[str, Any] | None = None,
+        ids: Sequence[str] | None = None,
+        below: str = "a",
+    ) -> None:
+        async def send(client: Any) -> None:
+            for number, body in enumerate(bodies):
+                named = {"Nats-Msg-Id": ids[number]} if ids else {}
+                await client.jetstream().publish(
+                    f"{self.stream}.{below}", body, headers=(headers or {}) | named
+                )
+
+        self.server.using(send)
+
+    def left(self) -> int:
+        async def left(client: Any) -> int:
+            told = await client.jetstream().consumer_info(self.stream, self.subscription)
+            return int(told.num_pending + told.num_ack_pending)
+
+        return self.server.using(left)
+
+    def missing(self) -> str:
+        return self.topic
+
+    def consumers(self) -> list[str]:
+        """The names of the stream's consumers."""
+        told = self.server.using(lambda client: client.jetstream().consumers_info(self.stream))
+        return [each.name for each in told]
+
+    def messages(self) -> int:
+        """How many messages the stream holds."""
+        told = self.server.using(lambda client: client.jetstream().stream_info(self.stream))
+        return int(told.state.messages)
+
+
+class RabbitMQFeed:
+    """A queue, bound to the topic's words on amq.topic."""
+
+    def __init__(self, server: RabbitMQServer, name: str) -> None:
+        self.server = server
+        self.topic, self.subscription = f"{name}.#", f"{name}-night"
+        self._name = name
+        self._sent = 0
+
+    def make(self) -> None:
+        with self.server.connection() as connection:
+            channel = connection.channel()
+            channel.queue_declare(self.subscription, durable=True)
+            channel.queue_bind(self.subscription, "amq.topic", self.topic)
+
+    def send(
+        self,
+        *bodies: bytes,
+        headers: dict[str, Any] | None = None,
+        ids: Sequence[str] | None = None,
+        exchange: str = "amq.topic",
+        with_ids: bool = True,
+    ) -> None:
+        with self.server.connection() as connection:
+            channel = connection.channel()
+            channel.confirm_delivery()
+            for number, body in enumerate(bodies):
+                self._sent += 1
+                named = ids[number] if ids else str(self._sent)
+                properties = pika.BasicProperties(
+                    message_id=named if with_ids else None,
+                    headers=headers,
+                    timestamp=SENT_AT,
+                    delivery_mode=pika.DeliveryMode.Persistent,
+                )
+                channel.basic_publish(exchange, f"{self._name}.a", body, properties)
+
+    def left(self) -> int:
+        with self.server.connection() as connection:
+            declared = connection.channel().queue_declare(self.subscription, passive=True)
+            return int(declared.method.message_count)
+
+    def missing(self) -> str:
+        return f"{self._name}/#"
+
+
+def opened(server: Broker, *, port: int | None = None, password: str | None = None) -> PubSub:
+    """The broker, by a URL that the variable `VARIABLE` holds."""
+    url, store_url = server.urls("wakeups", port=port, password=password)
+    pubsub = open_pubsub(url, store_url, VARIABLE)
+    assert pubsub is not None
+    return pubsub
+
+
+def numbered(n: int, begin: int = 0) -> list[bytes]:
+    return [str(number).encode() for number in range(begin, begin + n)]
+
+
+def received(consumer: Consumer, wanted: int, limit: int = 1000) -> list[Received]:
+    """As many messages as are wanted; fails when they do not come."""
+    got: list[Received] = []
+    deadline = time.monotonic() + SOON
+    while len(got) < wanted:
+        assert time.monotonic() < deadline, f"{len(got)} of {wanted} messages came"
+        got += consumer.receive(min(limit, wanted - len(got)), 1.0)
+    return got
+
+
+def bodies(got: Sequence[Received]) -> list[bytes]:
+    return [each.message.body for each in got]
+
+
+def goes_on(consumer: Consumer, kept: Kept, wanted: int) -> None:
+    """As its user does: what fails is tried again, and begins behind what is kept."""
+    deadline = time.monotonic() + 2 * SOON
+    while len(kept.bodies) < wanted:
+        assert time.monotonic() < deadline, f"{len(kept.bodies)} of {wanted} messages came"
+        try:
+            kept.keep(consumer.receive(1000, 1.0))
+            consumer.acknowledge()
+        except Unavailable:
+            time.sleep(0.1)  # as its user would: it is raised at once while nobody listens
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SOON
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def until_told(consumer: Consumer) -> None:
+    """Receive until that fails; what has come already may be received before."""
+    while True:
+        consumer.receive(10, 1.0)
+
+
+def main(url: str, topic: str, subscription: str, wanted: str) -> None:
+    """A process that receives messages, tells so, and then hangs with what it has received."""
+    pubsub = open_pubsub(url, "sqlite://", VARIABLE)
+    assert pubsub is not None
+    consumer = pubsub.consumer(topic, subscription, {}.get)
+    print(len(received(consumer, int(wanted))), flush=True)
+    time.sleep(600)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

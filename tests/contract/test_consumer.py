@@ -1,0 +1,429 @@
+"""What every broker's consumer does: the suite that each adapter runs, on real servers."""
+
+import contextlib
+import logging
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from blacksmith_dagster.errors import SettingsError, Unavailable
+from blacksmith_dagster.pubsub import Consumer, open_pubsub
+from tests.contract.consuming import (
+    SENT_AT,
+    VARIABLE,
+    Feed,
+    KafkaFeed,
+    Kept,
+    NATSFeed,
+    RabbitMQFeed,
+    bodies,
+    goes_on,
+    numbered,
+    opened,
+    received,
+    until,
+    until_told,
+)
+from tests.contract.test_pubsub import listener
+from tests.contract.wakeups import SOON, down, frozen
+
+A_FEW_SECONDS = 8.0
+PROJECT = Path(__file__).parents[2]
+
+Consume = Callable[[], Consumer]
+
+
+@pytest.fixture(params=["kafka", "nats", "rabbitmq"])
+def broker(request: pytest.FixtureRequest) -> str:
+    """Each broker in turn."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def unmade(request: pytest.FixtureRequest, broker: str, topic: str) -> Feed:
+    """A topic that is not there yet."""
+    feeds = {"kafka": KafkaFeed, "nats": NATSFeed, "rabbitmq": RabbitMQFeed}
+    feed: Feed = feeds[broker](request.getfixturevalue(broker), topic)
+    return feed
+
+
+@pytest.fixture
+def feed(unmade: Feed) -> Feed:
+    """A topic without messages."""
+    unmade.make()
+    return unmade
+
+
+@pytest.fixture
+def kept() -> Kept:
+    return Kept()
+
+
+@pytest.fixture
+def consume(unmade: Feed, kept: Kept) -> Iterator[Consume]:
+    """Makes consumers of the topic that go on from what is kept."""
+    with contextlib.ExitStack() as stack:
+
+        def consume() -> Consumer:
+            pubsub = opened(unmade.server)
+            consumer = pubsub.consumer(unmade.topic, unmade.subscription, kept.positions.get)
+            return stack.enter_context(contextlib.closing(consumer))
+
+        yield consume
+
+
+def test_messages_come_in_order_from_the_oldest(feed: Feed, consume: Consume) -> None:
+    feed.send(*numbered(300))
+    consumer = consume()
+    assert bodies(received(consumer, 300)) == numbered(300)
+    feed.send(*numbered(300, 300))
+    assert bodies(received(consumer, 300)) == numbered(300, 300)
+
+
+def test_no_more_come_than_the_limit(feed: Feed, consume: Consume) -> None:
+    feed.send(*numbered(10))
+    consumer = consume()
+    got: list[bytes] = []
+    while len(got) < 10:
+        some = consumer.receive(3, SOON)
+        assert 1 <= len(some) <= 3
+        got += bodies(some)
+    assert got == numbered(10)
+    assert bodies(consumer.receive(1, 0.1)) == []
+
+
+def test_receive_ends_after_its_timeout(feed: Feed, consume: Consume) -> None:
+    consumer = consume()
+    consumer.receive(10, 0.1)  # it connects
+    for timeout in (0.5, 0.0):
+        began = time.monotonic()
+        assert not consumer.receive(10, timeout)
+        assert timeout - 0.02 <= time.monotonic() - began < timeout + 0.5
+
+
+def test_receive_ends_with_the_first_message(feed: Feed, consume: Consume) -> None:
+    consumer = consume()
+    consumer.receive(10, 0.1)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(consumer.receive, 10, 60.0)
+        feed.send(b"first")
+        assert bodies(waiting.result(timeout=SOON)) == [b"first"]
+
+
+def test_reading_goes_on_behind_what_is_kept(feed: Feed, consume: Consume, kept: Kept) -> None:
+    feed.send(*numbered(20))
+    consumer = consume()
+    kept.keep(received(consumer, 7))
+    consumer.acknowledge()
+    received(consumer, 6)  # these are not kept
+    consumer.close()
+    kept.keep(received(consume(), 13))
+    assert kept.bodies == numbered(20)
+
+
+def test_killed_after_receive(feed: Feed, consume: Consume, kept: Kept) -> None:
+    feed.send(*numbered(20))
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "tests.contract.consuming"),
+            *(feed.server.urls("wakeups")[0], feed.topic, feed.subscription, "12"),
+        ],
+        stdout=subprocess.PIPE,
+        cwd=PROJECT,
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"12\n"
+        process.kill()
+    goes_on(consume(), kept, 20)
+    assert kept.bodies == numbered(20)
+
+
+def test_what_is_acknowledged_the_broker_forgets(feed: Feed, consume: Consume) -> None:
+    feed.send(*numbered(20))
+    consumer = consume()
+    received(consumer, 12)
+    consumer.acknowledge()
+    consumer.receive(1, 0.5)
+    consumer.close()
+    until(lambda: feed.left() == 8)
+
+
+def test_what_is_not_acknowledged_the_broker_keeps(feed: Feed, consume: Consume) -> None:
+    feed.send(*numbered(20))
+    consumer = consume()
+    received(consumer, 12)
+    consumer.close()
+    until(lambda: feed.left() == 20)
+
+
+def test_what_was_kept_and_not_acknowledged_is_known(
+    feed: Feed, consume: Consume, kept: Kept
+) -> None:
+    feed.send(*numbered(20))
+    for _ in range(3):  # each time it is killed between the commit and the acknowledgement
+        consumer = consume()
+        kept.keep(received(consumer, 5))
+        consumer.close()
+    consumer = consume()
+    goes_on(consumer, kept, 20)
+    assert kept.bodies == numbered(20)
+    until(lambda: not consumer.receive(10, 0.2) and consumer.lag() == 0)
+
+
+def test_acknowledging_before_anything_came_changes_nothing(feed: Feed, consume: Consume) -> None:
+    consumer = consume()
+    consumer.acknowledge()
+    consumer.receive(1, 0.1)
+    consumer.acknowledge()
+    feed.send(b"one")
+    assert bodies(received(consumer, 1)) == [b"one"]
+
+
+def test_bodies_are_bytes_whatever_they_hold(feed: Feed, consume: Consume) -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    big = random.Random(seed).randbytes(900_000)
+    sent = [b"", b"\0", b"\xff\xfe", bytes(range(256)), "ü\u2028".encode(), big]
+    feed.send(*sent)
+    assert bodies(received(consume(), len(sent))) == sent
+
+
+def test_headers_times_and_places(feed: Feed, consume: Consume) -> None:
+    feed.send(b"one", headers={"kind": "order", "place": "Köln"}, ids=["id-1"])
+    (got,) = received(consume(), 1)
+    headers = dict(got.message.headers)
+    assert (headers["kind"], headers["place"]) == ("order", "Köln")
+    assert got.message.sent_at is not None
+    assert datetime.fromtimestamp(SENT_AT, UTC) <= got.message.sent_at <= datetime.now(UTC)
+    assert got.message.place
+    assert got.message.topic.startswith(feed.topic.rstrip(".#>"))
+    assert got.message.id in ("id-1", None)
+    assert got.message.id or got.position
+
+
+def test_lag_is_what_was_not_received(feed: Feed, consume: Consume) -> None:
+    consumer = consume()
+    assert consumer.lag() is None
+    consumer.receive(1, 0.1)
+    assert consumer.lag() == 0
+    feed.send(*numbered(50))
+    received(consumer, 20)
+    until(lambda: consumer.lag() == 30)
+    received(consumer, 30)
+    until(lambda: not consumer.receive(1, 0.1) and consumer.lag() == 0)
+
+
+def test_a_topic_that_is_missing_is_told_and_used_once_it_is_there(
+    unmade: Feed, kept: Kept
+) -> None:
+    pubsub = opened(unmade.server)
+    with contextlib.closing(
+        pubsub.consumer(unmade.missing(), unmade.subscription, kept.positions.get)
+    ) as consumer:
+        for _ in range(2):
+            began = time.monotonic()
+            with pytest.raises(Unavailable, match=rf"(?s)there is no|no JetStream.*{VARIABLE}"):
+                consumer.receive(1, 60)
+            assert time.monotonic() - began < A_FEW_SECONDS
+        if unmade.missing() == unmade.topic:
+            unmade.make()
+            unmade.send(b"one")
+            goes_on(consumer, kept, 1)
+
+
+def test_wrong_credentials_fail_clearly(
+    feed: Feed, kept: Kept, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    pubsub = opened(feed.server, password="open-sesame")
+    with contextlib.closing(
+        pubsub.consumer(feed.topic, feed.subscription, kept.positions.get)
+    ) as consumer:
+        with pytest.raises(Unavailable, match=rf"refused.*{VARIABLE}") as told:
+            consumer.receive(1, 60)
+        assert consumer.lag() is None
+    shown = traceback.format_exception(told.value)
+    assert "open-sesame" not in "".join([*shown, repr(consumer), caplog.text])
+
+
+@pytest.mark.parametrize("silent", [True, False], ids=["silent", "closed"])
+def test_what_does_not_answer_is_told_within_seconds(feed: Feed, kept: Kept, silent: bool) -> None:
+    with listener(silent=silent) as port:
+        consumer = opened(feed.server, port=port).consumer(
+            feed.topic, feed.subscription, kept.positions.get
+        )
+        with contextlib.closing(consumer):
+            began = time.monotonic()
+            with pytest.raises(Unavailable, match=str(port)):
+                consumer.receive(1, 60)
+            assert time.monotonic() - began < A_FEW_SECONDS
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_broker_restarted(
+    feed: Feed,
+    consume: Consume,
+    kept: Kept,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    how: str,
+) -> None:
+    caplog.set_level(logging.WARNING)
+    feed.send(*numbered(20), ids=[f"before-{n}" for n in range(20)])
+    consumer = consume()
+    kept.keep(received(consumer, 10))
+    with down(feed.server, how):
+        began = time.monotonic()
+        with pytest.raises(Unavailable):
+            until_told(consumer)
+        assert time.monotonic() - began < A_FEW_SECONDS
+        consumer.acknowledge()
+        assert consumer.lag() is None
+    feed.send(*numbered(20, 20), ids=[f"after-{n}" for n in range(20)])
+    goes_on(consumer, kept, 40)
+    assert kept.bodies == numbered(40)
+    assert [record.name for record in caplog.records] == []
+    assert capfd.readouterr().err == ""
+
+
+def test_a_receive_under_way_lives_through_a_restart(
+    feed: Feed, consume: Consume, kept: Kept
+) -> None:
+    consumer = consume()
+    consumer.receive(1, 0.1)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(consumer.receive, 10, 3 * SOON)
+        with down(feed.server, "kill"):
+            pass
+        feed.send(*numbered(3))
+        # It goes on, or fails because it could not connect: it never just waits.
+        with contextlib.suppress(Unavailable):
+            kept.keep(waiting.result(timeout=SOON))
+    goes_on(consumer, kept, 3)
+    assert kept.bodies == numbered(3)
+
+
+def test_a_connection_that_was_cut_while_idle_loses_nothing(
+    feed: Feed, consume: Consume, kept: Kept
+) -> None:
+    feed.send(*numbered(10), ids=[f"before-{n}" for n in range(10)])
+    consumer = consume()
+    kept.keep(received(consumer, 10))
+    feed.server.cut()
+    feed.send(*numbered(10, 10), ids=[f"after-{n}" for n in range(10)])
+    goes_on(consumer, kept, 20)
+    assert kept.bodies == numbered(20)
+
+
+def test_a_broker_that_hangs_is_told_and_waited_for_by_nobody(feed: Feed, consume: Consume) -> None:
+    feed.send(*numbered(10))
+    consumer = consume()
+    received(consumer, 5)
+    with frozen(feed.server):
+        began = time.monotonic()
+        with pytest.raises(Unavailable):
+            until_told(consumer)
+        assert time.monotonic() - began < 2 * A_FEW_SECONDS
+        began = time.monotonic()
+        consumer.close()
+        assert time.monotonic() - began < 2
+
+
+def test_closing_while_a_broker_hangs_waits_for_nobody(feed: Feed, consume: Consume) -> None:
+    feed.send(*numbered(10))
+    consumer = consume()
+    received(consumer, 5)
+    with frozen(feed.server):
+        consumer.acknowledge()
+        began = time.monotonic()
+        consumer.close()
+        assert time.monotonic() - began < 2
+
+
+def test_close_ends_a_receive(feed: Feed, consume: Consume) -> None:
+    consumer = consume()
+    consumer.receive(1, 0.1)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(consumer.receive, 1, 60.0)
+        time.sleep(0.1)  # it waits by now
+        began = time.monotonic()
+        consumer.close()
+        assert not waiting.result(timeout=SOON)
+        assert time.monotonic() - began < 2
+    consumer.close()  # once more changes nothing
+    assert not consumer.receive(1, 0.0)
+    assert consumer.lag() is None
+    consumer.acknowledge()
+
+
+def test_close_at_any_moment_ends_a_receive(feed: Feed, consume: Consume) -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    moments = random.Random(seed)
+    feed.send(*numbered(100))
+    with ThreadPoolExecutor(1) as pool:
+        for _ in range(10):
+            consumer, closing = consume(), threading.Event()
+
+            def receive(consumer: Consumer = consumer, end: threading.Event = closing) -> None:
+                while not end.is_set():
+                    consumer.receive(10, 0.002)
+
+            waiting = pool.submit(receive)
+            time.sleep(moments.uniform(0, 0.04))  # it connects, or has done so and reads
+            closing.set()
+            consumer.close()
+            waiting.result(timeout=SOON)
+
+
+def test_closing_before_connecting(consume: Consume) -> None:
+    consumer = consume()
+    consumer.close()
+    assert not consumer.receive(1, 60)
+
+
+def test_nothing_is_left_of_a_connection(feed: Feed, consume: Consume) -> None:
+    def have() -> tuple[int, int]:
+        return threading.active_count(), len([*Path("/proc/self/fd").iterdir()])
+
+    def once() -> None:
+        consumer = consume()
+        received(consumer, 1)
+        consumer.close()
+
+    feed.send(*numbered(10))
+    once()
+    before = have()
+    for _ in range(3):
+        once()
+    until(lambda: have() == before)  # some libraries end their threads in their own time
+
+
+def test_an_idle_consumer_costs_next_to_nothing(feed: Feed, consume: Consume) -> None:
+    consumer = consume()
+    consumer.receive(1, 0.5)
+    began = time.process_time()
+    consumer.receive(1, 3.0)
+    # Polling costs far more than this.
+    assert time.process_time() - began < 0.06
+
+
+def test_a_database_has_no_messages() -> None:
+    pubsub = open_pubsub("postgres", "postgresql://me:open-sesame@db/blacksmith")
+    assert pubsub is not None
+    with pytest.raises(SettingsError, match=r"Kafka, NATS or RabbitMQ.*PostgresSource") as told:
+        pubsub.consumer("orders", "night", {}.get)
+    assert "open-sesame" not in str(told.value)
