@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from blacksmith_dagster.errors import Fenced, TooLarge, UsageError
+from blacksmith_dagster.errors import Fenced, PositionMoved, TooLarge, UsageError
 from blacksmith_dagster.gateway.extract import REQUEST_EVENTS, Extractor
 from blacksmith_dagster.gateway.take import destinations_of, given_events, keep
 from blacksmith_dagster.gateway.writer import Announce
@@ -95,7 +95,14 @@ def _poll(
             f"the lock of {event.path} was lost while its function ran, and another may poll by now; "
             "nothing was kept, and the next poll begins from the same cursor"
         )
-    kept = keep(store, event.path, events, taken, positions)
+    try:
+        kept = keep(store, event.path, events, taken, positions)
+    except PositionMoved:
+        # Its own message shows the cursor, which may be secret.
+        raise PositionMoved(
+            f"{event.path} was polled by another process meanwhile; nothing was kept, and the next poll "
+            "begins from the cursor that the other has left"
+        ) from None
     announce(destinations_of(taken))
     quarantined = sum(isinstance(each, Raw) for each in taken)
     return Polled(sum(map(len, kept)) - quarantined, quarantined)

@@ -40,8 +40,8 @@ class Cron(Trigger[Poll]):
 
     - `interval`: `@every <duration>` (5 s at least), a cron expression of five fields or a nickname
       (`@daily`).
-    - `timezone`: that a cron expression is meant in, by its IANA name. At a change of the clocks each
-      time of day comes once.
+    - `timezone`: that a cron expression is meant in, by its IANA name. At a change of the clocks a time
+      of day comes once all the same: one that is skipped comes right after, of two the later counts.
     - `max_retries`: how often a poll that raised is tried again, soon after; then the next is waited
       for. Nothing is lost by that, as the cursor stays where it was.
 
