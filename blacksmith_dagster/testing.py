@@ -11,6 +11,7 @@ import msgspec
 from blacksmith_dagster.errors import KeyReused, UsageError
 from blacksmith_dagster.gateway.extract import Extractor
 from blacksmith_dagster.pipeline.application import Blacksmith
+from blacksmith_dagster.pipeline.cron import Poll
 from blacksmith_dagster.pipeline.event import Event, Job
 from blacksmith_dagster.pipeline.model import decoder, encode
 from blacksmith_dagster.pipeline.source import SourceEvent
@@ -26,7 +27,7 @@ def run(
     """The jobs that each destination event would be handed, by its path, in the events' order.
 
     `events` are pairs of a source event and what is sent to it: a `Request` or a `Message`, data (sent
-    as a JSON body), or an `Event` as the extract function would return it. Everything happens as it does
+    as a JSON body), a `Poll`, or an `Event` as the extract function would return it. Everything happens as it does
     between the gateway and a destination: extract, limits, `when`, the way through JSON into the
     model, `transform`. A key that comes again is the same event. Ids are `evt_1`, `evt_2`, ...;
     destinations are not called, so outcomes make no jobs. To test a destination's function, call it
@@ -82,6 +83,8 @@ def _extracted(
             data = decoder(source_event.model)(encode(given.data))
             given = msgspec.structs.replace(given, data=data)
         return extractor.events(given)
+    if isinstance(given, Poll):
+        return extractor.events(source_event(given))
     if isinstance(source_event.trigger, Subscription):
         given = given if isinstance(given, Message) else Message.of(given)
         return cast("list[NewEvent]", extractor(given, given.id))

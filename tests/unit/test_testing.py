@@ -9,9 +9,11 @@ from blacksmith_dagster import (
     HTTP,
     Batch,
     Blacksmith,
+    Cron,
     Destination,
     Event,
     Flow,
+    Poll,
     Reject,
     Reply,
     Request,
@@ -154,3 +156,20 @@ def test_a_function_is_tested_by_calling_it() -> None:
     jobs = run(small, [(cancelled, {"id": "AA2"})])["pond/fish"]
     fish(Batch("pond/fish", jobs))
     assert loaded == ["AA2"]
+
+
+def test_a_poll_is_an_event_for_each_that_its_function_returns() -> None:
+    tower = Source("tower")
+
+    @tower.event(Cron())
+    def seen(poll: Poll) -> list[Event[Flight]]:
+        return [Event(Flight(id=str(each), delay=0)) for each in range(poll.cursor)]
+
+    pond = Destination("pond")
+
+    @pond.event(receives=seen)
+    def fish(batch: Batch[Flight]) -> None: ...
+
+    small = Blacksmith(sources=[tower], destinations=[pond], since="2026-01-01")
+    jobs = run(small, [(seen, Poll(cursor=2))])["pond/fish"]
+    assert [job.data.id for job in jobs] == ["0", "1"]
