@@ -27,9 +27,9 @@ def run(
     """The jobs that each destination event would be handed, by its path, in the events' order.
 
     `events` are pairs of a source event and what is sent to it: a `Request` or a `Message`, data (sent
-    as a JSON body), a `Poll`, or an `Event` as the extract function would return it. Everything happens as it does
-    between the gateway and a destination: extract, limits, `when`, the way through JSON into the
-    model, `transform`. A key that comes again is the same event. Ids are `evt_1`, `evt_2`, ...;
+    as a JSON body), a `Poll`, or an `Event` as the extract function would return it. Everything happens
+    as it does between the gateway and a destination: extract, limits, `when`, the way through JSON into
+    the model, `transform`. A key that comes again is the same event. Ids are `evt_1`, `evt_2`, ...;
     destinations are not called, so outcomes make no jobs. To test a destination's function, call it
     with a `Batch` of these jobs.
 
