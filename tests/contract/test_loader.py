@@ -71,6 +71,15 @@ def test_everything_due_is_loaded_in_order_and_told(loading: Loading) -> None:
     assert loading.load(app, flights) == Summary()
 
 
+def test_a_function_is_told_the_version_it_is_written_for(loading: Loading) -> None:
+    told: list[str | None] = []
+    app, flights = pipeline(lambda batch: told.append(batch.version), version="2020-10-01")
+    loading.store.register(app)
+    ingest(loading.store, [{"n": 1}])
+    loading.load(app, flights)
+    assert told == ["2020-10-01"]
+
+
 def test_a_failed_job_is_tried_again_until_it_is_discarded(loading: Loading) -> None:
     attempts: list[tuple[int, int]] = []
 
