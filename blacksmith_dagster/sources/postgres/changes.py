@@ -82,15 +82,18 @@ class Stream:
             # What is there belongs to a snapshot that was not finished, and can't be gone on with.
             if slot is not None:
                 drop_slot(session, self.slot)
-            begins = make_slot(session, label, self.slot, snapshot=True)
-            yield from self._read_tables(session, begins, listener)
+            lsn = make_slot(session, label, self.slot, snapshot=True)
+            yield from self._read_tables(session, lsn, listener)
             session.execute(SQL("COMMIT"))
-        elif anew:
-            made = slot.confirmed if slot else make_slot(session, label, self.slot, snapshot=False)
-            listener.cursor = cursor_at(self.slot, made)
-            yield NOTHING
-        elif place is not None and place.row is not None:
-            listener.cursor = cursor_at(self.slot, place.lsn)
+            return
+        if anew:
+            lsn = slot.confirmed if slot else make_slot(session, label, self.slot, snapshot=False)
+        elif place is not None and place.row is not None:  # the rest of a snapshot is not wanted
+            lsn = place.lsn
+        else:
+            return
+        listener.cursor = cursor_at(self.slot, lsn)
+        yield NOTHING
 
     def _read_tables(
         self, session: Session, lsn: str, listener: Listener

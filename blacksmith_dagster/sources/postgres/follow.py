@@ -45,7 +45,8 @@ def follow(session: Session, label: str, slot: str, listener: Listener) -> Itera
     """
     decode = Decoder().decode
     read, read_changes = number_of(listener.cursor["lsn"]), listener.cursor["change"]
-    progress = _Progress(session, label, slot, listener, read)
+    end = number_of(session.rows(SQL("IDENTIFY_SYSTEM"))[0][2] or "0/0")
+    progress = _Progress(session, label, slot, listener, read, end)
     transaction: Begin | None = None
     lsn, place, again = "", 0, 0
     session.execute(
@@ -102,17 +103,19 @@ def follow(session: Session, label: str, slot: str, listener: Listener) -> Itera
 class _Progress:
     """How far the log was read, and how much of it the server was told to be safe.
 
-    `reached`: what was committed before it has been yielded.
+    `reached`: what was committed before it has been yielded. `end`: where the log ended when the
+    reading began; the server tells later ends when it comes to them.
     """
 
     def __init__(
-        self, session: Session, label: str, slot: str, listener: Listener, read: int
+        self, session: Session, label: str, slot: str, listener: Listener, read: int, end: int
     ) -> None:
         self._session = session
         self._label = label
         self._slot = slot
         self._listener = listener
         self._safe = read
+        self._end = end
         self._told = 0
         self._asked = False
         self.reached = read
@@ -151,7 +154,7 @@ class _Progress:
         committed = self._listener.committed
         if committed is not None and committed["slot"] == self._slot:
             self._safe = max(self._safe, number_of(committed["lsn"]))
-        self._listener.lag = max(0, self.reached - self._safe)
+        self._listener.lag = max(0, max(self.reached, self._end) - self._safe)
         if now or self._asked or self._safe > self._told or since >= _PING_SECONDS:
             ping = since >= _PING_SECONDS
             at = int((time() - _EPOCH) * 1_000_000)

@@ -1,0 +1,138 @@
+"""Changes of a database under faults, with a real store: each that was committed is there once."""
+
+import contextlib
+import random
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import psycopg
+import pytest
+
+from blacksmith_dagster.sources import Change
+from blacksmith_dagster.store import Store, open_store
+from tests.acceptance.changing_main import URL, blacksmith, counted
+from tests.acceptance.loading_process import LoaderProcess
+from tests.services.postgres import PostgresServer
+
+
+class Writer(threading.Thread):
+    """Writes rows that are counted, some in the same transaction, until it is told to end.
+
+    `accepted`: how many there are, as far as it knows; a commit that was not answered may have been.
+    """
+
+    def __init__(self, url: str, randomly: random.Random) -> None:
+        super().__init__(daemon=True)
+        self._url = url
+        self._randomly = randomly
+        self._ending = threading.Event()
+        self.accepted = 0
+
+    def run(self) -> None:
+        while not self._ending.is_set():
+            with contextlib.suppress(psycopg.OperationalError), psycopg.connect(self._url) as conn:
+                self.accepted = _last(conn)
+                while not self._ending.is_set():
+                    number = self._randomly.choice([1, 1, 1, 10, 1_000])
+                    conn.execute(
+                        "INSERT INTO counted SELECT generate_series(%s::int, %s::int)",
+                        [self.accepted + 1, self.accepted + number],
+                    )
+                    conn.commit()
+                    self.accepted += number
+                    self._ending.wait(0.05)
+
+    def end(self) -> int:
+        """Returns how many rows there are."""
+        self._ending.set()
+        self.join()
+        with psycopg.connect(self._url) as conn:
+            return _last(conn)
+
+
+def _last(conn: psycopg.Connection) -> int:
+    row = conn.execute("SELECT coalesce(max(id), 0) FROM counted").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+@pytest.fixture
+def randomly() -> random.Random:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    return random.Random(seed)
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
+    with contextlib.closing(open_store(store_url, upgrade=True)) as opened:
+        opened.register(blacksmith)
+        yield opened
+
+
+def newest(store: Store) -> int:
+    """The row that came last; the mark at a snapshot's end may come after it."""
+    changes = [
+        msgspec.json.decode(each.payload, type=Change) for each in store.events(counted.path, 2)
+    ]
+    return max((each.new["id"] for each in changes if each.new is not None), default=0)
+
+
+def snapshot_is_whole(store: Store) -> bool:
+    """Whether changes are read by now."""
+    return '"change"' in (store.position(f"cdc/{counted.path}") or "")
+
+
+def numbers(store: Store) -> list[int]:
+    """The rows that the changes in the store are of, in the order in which they were kept.
+
+    Those of a snapshot that was broken off do not count: it was taken anew, at another place.
+    """
+    changes = [
+        msgspec.json.decode(each.payload, type=Change)
+        for each in reversed(store.events(counted.path, 1_000_000))
+    ]
+    whole = {each.lsn for each in changes if each.operation == "snapshot_completed"}
+    return [
+        each.new["id"]
+        for each in changes
+        if each.new is not None and (each.operation == "insert" or each.lsn in whole)
+    ]
+
+
+@pytest.mark.parametrize("killed", ["listener", "database", "both"])
+def test_database_restarted_under_cdc(
+    killed: str,
+    durable_postgres: PostgresServer,
+    store: Store,
+    store_url: str,
+    tmp_path: Path,
+    randomly: random.Random,
+) -> None:
+    url = durable_postgres.create_database()
+    with psycopg.connect(url) as conn:
+        conn.execute("CREATE TABLE counted (id int PRIMARY KEY)")
+        conn.execute("INSERT INTO counted SELECT generate_series(1, 100)")
+    writer = Writer(url, randomly)
+    env = {URL: url}
+    main = "tests.acceptance.changing_main"
+    with LoaderProcess(store_url, tmp_path, "", main=main, env=env) as process:
+        writer.start()
+        wanted = 0
+        for turn in range(3):
+            if turn:  # the first may break off the snapshot
+                process.until(lambda: snapshot_is_whole(store))
+            wanted = max(writer.accepted, wanted) + randomly.randint(1, 2_000)
+            process.until(lambda: newest(store) >= wanted)  # noqa: B023
+            if killed != "database":
+                process.kill()
+            if killed != "listener":
+                randomly.choice([durable_postgres.kill, durable_postgres.stop])()
+                durable_postgres.start()
+            process.start_again_if_ended()
+        last = writer.end()
+        process.until(lambda: newest(store) == last)
+        assert process.stop() == 0, process.log
+    assert numbers(store) == list(range(1, last + 1))
