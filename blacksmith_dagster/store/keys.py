@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from sqlalchemy import Connection, update
@@ -29,15 +29,13 @@ class Admission(NamedTuple):
     `new` are the events to append. `slots` has for each request its `KeyReused`, or for each of its
     events an index into `new` (0 and up) or `~seq` of the event that it repeats. `parents` are those
     of the children among `new`, by the child's index: a parent's seq, or `~index` of one in `new`.
-    `claimed` are the keys written for the events of `new`, by index; `unused` those written and not
-    needed.
+    `claimed` are the keys to be written for the events of `new`, by index.
     """
 
     new: Sequence[NewEvent]
     slots: Sequence[KeyReused | Sequence[int]]
     parents: Mapping[int, int]
     claimed: Mapping[Key, int]
-    unused: Sequence[Key]
 
     @property
     def refused(self) -> bool:
@@ -50,13 +48,13 @@ class Admission(NamedTuple):
         return [slot if isinstance(slot, KeyReused) else [] for slot in self.slots]
 
     def answers(
-        self, seqs: Sequence[int], id_of: Callable[[int], str]
+        self, ids: Sequence[str], id_of: Callable[[int], str]
     ) -> list[list[str] | KeyReused]:
-        """The public ids of each request's events, given the numbers of the new ones."""
+        """The public ids of each request's events, given those of the new ones."""
         return [
             slot
             if isinstance(slot, KeyReused)
-            else [id_of(~each if each < 0 else seqs[each]) for each in slot]
+            else [id_of(~each) if each < 0 else ids[each] for each in slot]
             for slot in self.slots
         ]
 
@@ -108,16 +106,15 @@ def resolve(requests: Sequence[Sequence[NewEvent]], known: Mapping[Key, Known]) 
         claimed |= fresh
         parents |= children
         slots.append(slot)
-    unused = sorted(digests_of(requests).keys() - known.keys() - claimed.keys())
-    return Admission(new, slots, parents, claimed, unused)
+    return Admission(new, slots, parents, claimed)
 
 
-def digests_of(requests: Sequence[Sequence[NewEvent]]) -> Mapping[Key, bytes]:
-    """The keys of a commit, each with the digest of the event that asks for it first. Pure."""
+def keys_of(requests: Iterable[Iterable[NewEvent]]) -> set[Key]:
+    """The keys of a commit. Pure."""
     return {
-        (event.kind, event.key, event.ordinal): event.digest or b""
-        for request in reversed(requests)
-        for event in reversed(request)
+        (event.kind, event.key, event.ordinal)
+        for request in requests
+        for event in request
         if event.key is not None
     }
 

@@ -13,7 +13,7 @@ from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Engine, bindparam, delete, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, select, update
 
 from blacksmith_dagster.errors import (
     Fenced,
@@ -149,23 +149,16 @@ class SQLStore(ABC):
         ]
 
     @abstractmethod
-    def _claim_keys(
-        self, conn: Connection, rows: Sequence[tuple[int, str, int, bytes]], now: datetime
+    def _look_up_keys(
+        self, conn: Connection, rows: Sequence[tuple[int, str, int]]
     ) -> Iterable[Any]:
-        """Write keys (kind, key, ordinal, digest) that are not there; those that were there, as
-        (kind, key, ordinal, seq, digest)."""
+        """Those of keys (kind, key, ordinal) that are there, as (kind, key, ordinal, seq, digest)."""
 
     @abstractmethod
-    def _point_keys(
+    def _write_keys(
         self, conn: Connection, rows: Sequence[tuple[int, str, int, int, bytes]]
     ) -> None:
-        """Let keys (kind, key, ordinal) stand for an event (seq, digest)."""
-
-    def _drop_keys(self, conn: Connection, rows: Sequence[tuple[int, str, int]]) -> None:
-        """Give keys back."""
-        if rows:
-            named = [dict(zip(("of", "named", "at"), row, strict=True)) for row in rows]
-            conn.execute(_DROP_KEY, named)
+        """Write new keys (kind, key, ordinal), each for an event (seq, digest)."""
 
     @abstractmethod
     def _insert_outcomes(self, conn: Connection, rows: Sequence[loads.Outcome]) -> None:
@@ -270,7 +263,7 @@ class SQLStore(ABC):
             keys.move(conn, positions)
             quarantine.drop(conn, released)
             waiting = [[each] for each in self._quarantine(conn, raws)]
-            admitted = keys.resolve(asked, self._known_keys(conn, keys.digests_of(asked)))
+            admitted = keys.resolve(asked, self._known_keys(conn, keys.keys_of(asked)))
             if admitted.refused and (positions or released):
                 conn.rollback()
                 kept, waiting = admitted.refusals, [[] for _ in raws]
@@ -284,36 +277,33 @@ class SQLStore(ABC):
     def _keep(
         self, conn: Connection, admitted: keys.Admission, received_at: datetime | None
     ) -> list[list[str] | KeyReused]:
-        """Append what was admitted, and let its keys stand for it; returns the requests' answers."""
+        """Append what was admitted, with its keys; returns the requests' answers.
+
+        The keys are written in sorted order, so that two commits wait for each other and never in a
+        circle.
+        """
         new = admitted.new
         seqs = self._append(conn, new, admitted.parents, received_at) if new else []
         if received_at is not None and seqs:
             upkeep.end_import(conn, received_at, max(seqs))
-        # The digest too: a row may have been written for a request that was then refused.
-        self._point_keys(
-            conn,
-            [
-                (*self._key(key), seqs[index], new[index].digest or b"")
-                for key, index in sorted(admitted.claimed.items())
-            ],
+        written = sorted(
+            (*self._key(key), seqs[index], new[index].digest or b"")
+            for key, index in admitted.claimed.items()
         )
-        self._drop_keys(conn, [self._key(key) for key in admitted.unused])
-        return admitted.answers(seqs, self._epochs.id_of)
+        if written:
+            self._write_keys(conn, written)
+        return admitted.answers(self._epochs.ids_of(seqs), self._epochs.id_of)
 
     def _known_keys(
-        self, conn: Connection, digests: Mapping[keys.Key, bytes]
+        self, conn: Connection, asked: Iterable[keys.Key]
     ) -> Mapping[keys.Key, keys.Known]:
-        """Claim the keys of a commit; those that were there before, with what they stand for.
-
-        In sorted order, so that two commits wait for each other and never in a circle.
-        """
-        if not digests:
+        """Those of the keys of a commit that are there, with what they stand for."""
+        named = {self._key(key): key for key in asked}
+        if not named:
             return {}
-        named = {self._key(key): key for key in digests}
-        rows = [(*row, digests[named[row]]) for row in sorted(named)]
         return {
             named[kind, key, ordinal]: keys.Known(seq, digest)
-            for kind, key, ordinal, seq, digest in self._claim_keys(conn, rows, self._now(conn))
+            for kind, key, ordinal, seq, digest in self._look_up_keys(conn, list(named))
         }
 
     def _key(self, key: keys.Key) -> tuple[int, str, int]:
@@ -687,13 +677,6 @@ class SQLStore(ABC):
 
     def close(self) -> None:
         self.engine.dispose()
-
-
-_DROP_KEY = delete(tables.keys).where(
-    tables.keys.c.kind == bindparam("of"),
-    tables.keys.c.key == bindparam("named"),
-    tables.keys.c.ordinal == bindparam("at"),
-)
 
 
 def fenced(fence: Fence, holder: str) -> Fenced:

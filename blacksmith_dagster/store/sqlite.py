@@ -132,24 +132,16 @@ class SQLiteStore(SQLStore):
             ]
         )
 
-    def _claim_keys(
-        self, conn: Connection, rows: Sequence[tuple[int, str, int, bytes]], now: datetime
+    def _look_up_keys(
+        self, conn: Connection, rows: Sequence[tuple[int, str, int]]
     ) -> Iterable[Any]:
-        asked = msgspec.json.encode([row[:3] for row in rows]).decode()
-        known = conn.exec_driver_sql(_KNOWN_KEYS, (asked,)).tuples().all()
-        there = {row[:3] for row in known}
-        at = to_micros(now)
-        new = [(at, *row) for row in rows if row[:3] not in there]
-        if new:
-            conn.exec_driver_sql(_CLAIM_KEY, new)
-        return known
+        return conn.exec_driver_sql(_KNOWN_KEYS, (msgspec.json.encode(rows).decode(),)).tuples()
 
-    def _point_keys(
+    def _write_keys(
         self, conn: Connection, rows: Sequence[tuple[int, str, int, int, bytes]]
     ) -> None:
-        if rows:
-            given = [(seq, digest, *key) for *key, seq, digest in rows]
-            conn.exec_driver_sql(_POINT_KEY, given)
+        at = to_micros(self._now(conn))
+        conn.exec_driver_sql(_WRITE_KEY, [(at, *row) for row in rows])
 
     def _insert_outcomes(self, conn: Connection, rows: Sequence[Outcome]) -> None:
         conn.exec_driver_sql(_OUTCOME, [tuple(row) for row in rows])
@@ -227,8 +219,9 @@ SELECT k.kind, k.key, k.ordinal, k.seq, k.digest
  CROSS JOIN keys k ON k.kind = json_extract(asked.value, '$[0]')
    AND k.key = json_extract(asked.value, '$[1]') AND k.ordinal = json_extract(asked.value, '$[2]')
 """
-_CLAIM_KEY = "INSERT INTO keys (received_at, kind, key, ordinal, digest) VALUES (?, ?, ?, ?, ?)"
-_POINT_KEY = "UPDATE keys SET seq = ?, digest = ? WHERE kind = ? AND key = ? AND ordinal = ?"
+_WRITE_KEY = (
+    "INSERT INTO keys (received_at, kind, key, ordinal, seq, digest) VALUES (?, ?, ?, ?, ?, ?)"
+)
 _OUTCOME = (
     "INSERT INTO outcomes (load, seq, destination, state, error, list) VALUES (?, ?, ?, ?, ?, ?)"
 )

@@ -199,6 +199,28 @@ def test_concurrent_keys_do_not_deadlock(store: Store) -> None:
     assert len({tuple(each) for each in answers if isinstance(each, list)}) == 30
 
 
+def test_commits_that_race_for_new_keys_make_each_event_once(store: Store) -> None:
+    """Who comes second to a key finds it taken while it commits, and answers with the first's id."""
+    rounds, writers = 20, 4
+    together = threading.Barrier(writers, timeout=60)
+    answers: list[list[list[str] | KeyReused]] = []
+
+    def write(number: int) -> None:
+        chance = random.Random(number)
+        for turn in range(rounds):
+            keys = list(range(20))
+            chance.shuffle(keys)
+            together.wait()
+            kept = store.ingest([[new_event(n, key=f"{turn}-{n}")] for n in keys])
+            answers.append([each for _, each in sorted(zip(keys, kept, strict=True))])
+
+    with ThreadPoolExecutor(writers) as pool:
+        list(pool.map(write, range(writers)))
+    assert len(answers) == rounds * writers
+    assert len({repr(each) for each in answers}) == rounds
+    assert len(store.events(limit=1000)) == rounds * 20
+
+
 # ------------------------------------------------------------------------------------ starting
 
 
