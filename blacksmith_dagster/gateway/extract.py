@@ -171,8 +171,9 @@ class Extractor:
 
     def _check_shape(self, item: bytes) -> None:
         # Brackets and colons inside of strings are counted too: nearly every document is below the
-        # limits even so, and need not be looked at closely.
-        if item.count(b"[") + item.count(b"{") <= self._depth and item.count(b":") <= self._keys:
+        # limits even so, and need not be looked at closely. A key takes four bytes at least: "":0
+        few = len(item) <= 4 * self._keys or item.count(b":") <= self._keys
+        if few and item.count(b"[") + item.count(b"{") <= self._depth:
             return
         bare = _without_strings(item)
         if bare.count(b":") > self._keys:
