@@ -1,6 +1,7 @@
 """What data is decoded into and held against, by msgspec, by pydantic and by JSON Schema alike."""
 
 import json
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -223,6 +224,12 @@ def test_a_json_schema_may_be_a_file(tmp_path: Path) -> None:
 def test_a_json_schema_is_checked_when_it_is_declared(schema: Any, says: str) -> None:
     with pytest.raises(DeclarationError, match=says.replace("$", r"\$")):
         JSONSchema(schema)
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jsonschema_rs", None)
+    with pytest.raises(ImportError, match=r"pip install 'blacksmith-dagster\[jsonschema\]'"):
+        JSONSchema(SCHEMA)
 
 
 class Opaque:
