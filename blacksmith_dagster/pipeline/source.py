@@ -162,7 +162,7 @@ class _Extract(Protocol[In]):
 
     @overload
     def __call__(self, function: Callable[[In], Event[T]], /) -> SourceEvent[T, In, Event[T]]: ...
-    # A function that only replies fits two of them, and the first is as good as the other.
+    # A function that only replies, or yields nothing, fits two: the first is as good as the other.
     @overload
     def __call__(  # type: ignore[overload-overlap]
         self, function: Callable[[In], Event[T] | Reply], /
@@ -172,9 +172,14 @@ class _Extract(Protocol[In]):
         self, function: Callable[[In], Iterable[Event[T]]], /
     ) -> SourceEvent[T, In, Iterable[Event[T]]]: ...
     @overload
-    def __call__(
+    def __call__(  # type: ignore[overload-overlap]
         self, function: Callable[[In], Iterable[Event[T]] | Reply], /
     ) -> SourceEvent[T, In, Iterable[Event[T]] | Reply]: ...
+    # A listener that keeps its cursor by an empty list.
+    @overload
+    def __call__(
+        self, function: Callable[[In], Iterable[Event[T] | Sequence[Event[T]]]], /
+    ) -> SourceEvent[T, In, Iterable[Event[T] | Sequence[Event[T]]]]: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ CHECKERS = {
         "--strict",
         "--config-file=",
         "tests/typing/pipeline.py",
+        "tests/typing/listening.py",
         "tests/typing/mistakes.py",
     ],
     "pyright": ["pyright", "--pythonpath", sys.executable, "--warnings"],
