@@ -2,10 +2,11 @@
 
 from assets.cancellations import reports
 from assets.flights import airport, alerts, desk, warehouse
+from assets.weather import station
 from blacksmith_dagster import Blacksmith
 
 blacksmith = Blacksmith(
-    sources=[airport],
+    sources=[airport, station],
     destinations=[warehouse, alerts, desk, reports],
     since="2026-01-01",
 )

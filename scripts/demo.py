@@ -147,6 +147,10 @@ class Warehouse:
         rows = self._read("select carrier, flight, time_hour from cancellations")
         return {(carrier, flight, _time(hour)) for carrier, flight, hour in rows}
 
+    def weather(self) -> int:
+        """How many hours of weather have been polled, and loaded."""
+        return next((row[0] for row in self._read("select count(*) from weather")), 0)
+
     def _read(self, query: str) -> list[Any]:
         if not self._path.exists():
             return []
@@ -461,6 +465,7 @@ def run(home: Path, *, once: bool, whole_year: bool) -> None:
         running.wait_for(
             "complete second table", lambda: cancelled <= running.warehouse.cancelled(), deadline
         )
+        running.wait_for("weather", lambda: running.warehouse.weather() > 0, deadline)
         running.wait_for("run of each load", lambda: not not_loaded_by(running.runs()), deadline)
         missed = judge(running, flights, accepted)
         missed += _compare("cancellations", running.warehouse.cancelled(), cancelled)
@@ -471,6 +476,7 @@ def run(home: Path, *, once: bool, whole_year: bool) -> None:
             f"in the warehouse {running.warehouse.count():,}; "
             f"cancellations {len(running.warehouse.cancelled()):,}, those of history by a backfill; "
             f"alerts {len(running.receiver.keys()):,} of {late:,}; "
+            f"hours of weather, polled, {running.warehouse.weather():,}; "
             f"runs {', '.join(f'{job} {count}' for job, count in sorted(runs.items()))}"
         )
         if missed:

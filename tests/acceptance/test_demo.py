@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from assets.weather import observed
+from blacksmith_dagster import Poll
 from scripts import demo
 
 FLIGHTS = demo.read_flights(whole_year=False)[:1000]
@@ -34,6 +36,15 @@ class Quiet(demo.Deployment):
 def test_january_and_the_year_are_whole() -> None:
     assert len(demo.read_flights(whole_year=False)) == 27_004
     assert len(demo.keys_of(demo.read_flights(whole_year=True))) == 336_776
+
+
+def test_each_poll_of_the_weather_brings_the_next_day() -> None:
+    poll = Poll()
+    polled = [list(observed(poll)) for _ in range(3)]
+    days = [{event.data.time_hour.date().isoformat() for event in events} for events in polled]
+    assert days == [{"2013-01-01"}, {"2013-01-02"}, {"2013-01-03"}]
+    assert {event.data.origin for events in polled for event in events} == {"EWR", "JFK", "LGA"}
+    assert list(observed(Poll(cursor="2013-12-31"))) == []
 
 
 def test_each_miss_is_told(receiver: demo.Receiver, tmp_path: Path) -> None:
