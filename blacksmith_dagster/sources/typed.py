@@ -10,6 +10,7 @@ from typing import Any, TypeVar, Unpack, overload
 
 from blacksmith_dagster.errors import BadRequest, DeclarationError, Misfit, Reject
 from blacksmith_dagster.pipeline.auth import Auth
+from blacksmith_dagster.pipeline.model import JSONSchema
 from blacksmith_dagster.pipeline.secret import Secret
 from blacksmith_dagster.pipeline.source import DoorAnswer, Properties, Source, SourceEvent
 from blacksmith_dagster.pipeline.trigger import HTTP, Reply, Request
@@ -51,6 +52,16 @@ class TypedSource(Source, ABC):
         description: str | None = None,
         **own: Unpack[Properties],
     ) -> SourceEvent[T, Any, Any]: ...
+    @overload
+    def on(
+        self,
+        type: str,
+        *,
+        name: str | None = None,
+        model: JSONSchema,
+        description: str | None = None,
+        **own: Unpack[Properties],
+    ) -> SourceEvent[Any, Any, Any]: ...
     @overload
     def on(
         self,

@@ -15,6 +15,7 @@ CHECKERS = {
         "--config-file=",
         "tests/typing/pipeline.py",
         "tests/typing/listening.py",
+        "tests/typing/senders.py",
         "tests/typing/mistakes.py",
     ],
     "pyright": ["pyright", "--pythonpath", sys.executable, "--warnings"],
