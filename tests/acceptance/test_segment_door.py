@@ -14,7 +14,11 @@ from segment.analytics.client import Client
 from segment.analytics.request import APIError
 from segment.analytics.request import post as post_batch
 
+from blacksmith_dagster import Request
+from blacksmith_dagster.gateway.quarantine import raw_of
+from blacksmith_dagster.gateway.retake import retake
 from tests.acceptance.doors import SEGMENT_KEY, SEGMENT_KEY_OLD, Doors, opened
+from tests.acceptance.doors_pipeline import blacksmith
 from tests.acceptance.processes import until
 
 YESTERDAY = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -197,6 +201,23 @@ def test_one_bad_event_in_a_batch(doors: Doors) -> None:
     assert (kept.status_code, kept.json()) == (200, {"success": True})
     assert len(doors.store.quarantined()) == before + 1
     assert not doors.new()
+
+
+def test_clock_is_set_right_by_the_time_of_arrival_when_a_request_is_taken_again(
+    doors: Doors,
+) -> None:
+    minute = timedelta(minutes=1)
+    message = {
+        "userId": "u-1",
+        "event": "Ordered",
+        "timestamp": YESTERDAY.isoformat(),
+        "sentAt": (YESTERDAY + minute).isoformat(),
+    }
+    came = Request(json.dumps(message).encode(), path="/v1/track", received_at=YESTERDAY)
+    waiting = doors.store.quarantine(raw_of("segment", came, RuntimeError("a bug, since mended")))
+    (kept,) = retake(blacksmith, doors.store, waiting)
+    (event,) = doors.new()
+    assert (event.id, event.sent_at) == (kept, YESTERDAY - minute)
 
 
 def test_large_batches_are_taken(doors: Doors) -> None:
