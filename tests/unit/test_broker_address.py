@@ -72,6 +72,14 @@ def test_a_wrong_url_is_refused_with_the_mend(url: str, told: str) -> None:
     assert "hidden" not in str(refused.value)
 
 
+def test_the_variable_of_a_subscription_is_named() -> None:
+    for url in ("nats://user:hidden@", "postgres"):
+        with pytest.raises(SettingsError, match="ORDERS_URL") as refused:
+            open_pubsub(url, "sqlite:///store.db", "ORDERS_URL")
+        assert "BLACKSMITH_PUBSUB_URL" not in str(refused.value)
+        assert "schedules" not in str(refused.value)
+
+
 @pytest.mark.parametrize("url", [None, ""])
 def test_without_a_url_there_is_no_broker(url: str | None) -> None:
     assert open_pubsub(url, STORE) is None

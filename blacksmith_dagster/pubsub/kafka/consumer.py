@@ -88,12 +88,13 @@ class KafkaConsumer:
             try:
                 if self._consumer is None and not self._in_use.is_closed:
                     self._connect()
-                return self._read(limit, deadline)
-            except _LookAgain as why:
-                _logger.debug("%s: reading anew: %s", self._address.label, why)
-                self._disconnect()
-                self._connect()
-                return ()
+                try:
+                    return self._read(limit, deadline)
+                except _LookAgain as why:
+                    _logger.debug("%s: reading anew: %s", self._address.label, why)
+                    self._disconnect()
+                    self._connect()
+                    return ()
             except KafkaException as error:
                 self._disconnect()
                 raise self._trouble.told(error.args[0]) from None
@@ -132,6 +133,8 @@ class KafkaConsumer:
         self._finish_commits()
         consumer, self._consumer = self._consumer, None
         self._admin = self._look = self._commits = None
+        self._partitions = {}
+        self._uncommitted = False
         if consumer is not None:
             consumer.close()
 

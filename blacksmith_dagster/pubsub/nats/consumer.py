@@ -8,8 +8,9 @@ import logging
 import re
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
+from datetime import datetime
 from time import monotonic
 
 import nats.errors
@@ -17,11 +18,12 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, RetentionPolicy, StreamInfo
-from nats.js.errors import APIError, NotFoundError
+from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
 
 from blacksmith_dagster.errors import SettingsError, Unavailable
 from blacksmith_dagster.pipeline.subscription import Message
 from blacksmith_dagster.pubsub.address import Address
+from blacksmith_dagster.pubsub.fields import moment
 from blacksmith_dagster.pubsub.interface import Positions, Received
 from blacksmith_dagster.pubsub.nats.link import Link, jetstream
 from blacksmith_dagster.store.interface import Position
@@ -125,11 +127,11 @@ class NATSConsumer:
 
     async def _find(self) -> StreamInfo:
         """The stream that has the subject."""
-        topic, variable = self._address.topic, self._address.variable
+        topic = self._address.topic
         await self._link.disconnect()
         client = await self._link.connect()
         server = jetstream(client)
-        try:
+        with self._refusals():
             name = await server.find_stream_name_by_subject(topic)
             if "*" in topic or ">" in topic:
                 asked = json.dumps({"subject": topic}).encode()
@@ -140,11 +142,6 @@ class NATSConsumer:
                         f"{', '.join(sorted(names))}; declare a Subscription for each"
                     )
             return await server.stream_info(name)
-        except NotFoundError:
-            raise Unavailable(
-                f"{self._address.label}: no JetStream stream has this subject; add one, or mend the "
-                f"topic of the Subscription, or the server in {variable}"
-            ) from None
 
     async def _begin(
         self, stream: StreamInfo, reader: str, stored: str | None, begin: int
@@ -153,15 +150,26 @@ class NATSConsumer:
         if client is None:
             raise ConnectionResetError("the server ended the connection")
         reading = _Reading(client, self._address, stream, reader, stored, begin, self._news)
-        try:
+        with self._refusals():
             await reading.make_consumer()
-        except APIError as error:
-            raise Unavailable(
-                f"{self._address.label} refused the consumer {self._address.subscription}: "
-                f"{error.description}"
-            ) from None
         await reading.listen()
         return reading
+
+    @contextlib.contextmanager
+    def _refusals(self) -> Iterator[None]:
+        label = self._address.label
+        try:
+            yield
+        except NotFoundError:
+            raise Unavailable(
+                f"{label}: no JetStream stream has this subject; add one, or mend the topic of the "
+                f"Subscription, or the server in {self._address.variable}"
+            ) from None
+        except ServiceUnavailableError:
+            raise
+        except APIError as error:
+            name = self._address.subscription
+            raise Unavailable(f"{label} refused the consumer {name}: {error.description}") from None
 
 
 class _Reading:
@@ -207,7 +215,7 @@ class _Reading:
         received: list[Received] = []
         while self._messages and len(received) < limit:
             message = self._messages.popleft()
-            sequence = int(message.metadata.sequence.stream)
+            sequence, sent_at = _placed(message.reply)
             self._unacknowledged.append(message)
             if sequence <= self._seen:  # sent again
                 continue
@@ -215,7 +223,8 @@ class _Reading:
             at, self._at = self._at, str(sequence)
             received.append(
                 Received(
-                    _message(message, self._stream, sequence), Position(self._reader, at, self._at)
+                    _message(message, self._stream, sequence, sent_at),
+                    Position(self._reader, at, self._at),
                 )
             )
         return received
@@ -341,13 +350,28 @@ def _begin(address: Address, stream: StreamInfo, stored: str | None) -> int:
     return begin
 
 
-def _message(message: Msg, stream: str, sequence: int) -> Message:
+def _placed(reply: str) -> tuple[int, datetime | None]:
+    """The number of a message in its stream, and when it came there: from where it is acknowledged.
+
+    nats-py reads it too, in five times the time.
+
+    >>> _placed("$JS.ACK.orders.night.1.17.3.1700000000000000000.0")
+    (17, datetime.datetime(2023, 11, 14, 22, 13, 20, tzinfo=datetime.timezone.utc))
+    >>> _placed("$JS.ACK.domain.account.orders.night.1.17.3.1700000000000000000.0.x")[0]
+    17
+    """
+    words = reply.split(".")
+    at = 5 if len(words) == 9 else 7
+    return int(words[at]), moment(int(words[at + 2]) / 1e9)
+
+
+def _message(message: Msg, stream: str, sequence: int, sent_at: datetime | None) -> Message:
     headers = message.headers or {}
     return Message(
         message.data,
         headers,
         message.subject,
         id=headers.get("Nats-Msg-Id") or None,
-        sent_at=message.metadata.timestamp,
+        sent_at=sent_at,
         place=f"{stream}@{sequence}",
     )

@@ -115,10 +115,18 @@ class RabbitMQConsumer:
             if self._in_use.is_closed:
                 return ()
             if self._arrived or now >= deadline:
+                self._take_in(link, limit)
                 return [self._handed_out() for _ in range(min(limit, len(self._arrived)))]
             if now >= self._check_at:
                 self._waiting(link)
                 self._check_at = monotonic() + _CHECK_SECONDS
+
+    def _take_in(self, link: Link, limit: int) -> None:
+        """Read what is there already: it came in parts, while its user was busy."""
+        number = 0
+        while number < len(self._arrived) < limit:
+            number = len(self._arrived)
+            link.run(lambda: len(self._arrived) >= limit, monotonic())
 
     def _handed_out(self) -> Received:
         tag, routing_key, properties, body = self._arrived.popleft()
