@@ -5,13 +5,14 @@ import random
 import threading
 from collections.abc import Iterator
 from contextlib import closing
-from typing import Any
 
+import psutil
 import psycopg
 import pytest
 
 from blacksmith_dagster.errors import ChangesLost, DeclarationError, SettingsError, Unavailable
 from blacksmith_dagster.sources import Change, PostgresSource
+from blacksmith_dagster.sources.postgres import follow
 from tests.contract.changing import (
     ANSWERS_SOON,
     Changes,
@@ -46,14 +47,6 @@ def changes_of(url: str, *tables: str, snapshot: bool = False, slot: str | None 
     name = slot or url.rpartition("/")[2]
     source = PostgresSource("crm", url=url + ANSWERS_SOON)
     return source.changes("changed", tables=tables, snapshot=snapshot, slot=name)
-
-
-def listening_from_now(ledger: Ledger, event: Changes) -> Any:
-    """Listen, once the slot is made: what is changed from then on is to come."""
-    context = ledger.listening(event)
-    context.__enter__()
-    ledger.wait(lambda: ledger.cursor != "null")
-    return context
 
 
 def test_rows_come_with_what_they_were_and_what_they_became(url: str, ledger: Ledger) -> None:
@@ -361,16 +354,21 @@ def test_slot_that_the_server_gave_up_is_told(durable_postgres: PostgresServer) 
     assert "max_slot_wal_keep_size" in str(error)
 
 
-def test_publication_dropped_is_told(url: str, ledger: Ledger) -> None:
+@pytest.mark.parametrize("when", ["at rest", "made anew"])
+def test_publication_dropped_is_told(url: str, ledger: Ledger, when: str) -> None:
     run(url, CUSTOMERS)
     event = changes_of(url, "customers", slot="blacksmith_published")
     with ledger.listening(event):
         ledger.wait(lambda: ledger.cursor != "null")
     wait_until_free(url)
-    run(url, "DROP PUBLICATION blacksmith_published")
+    run(url, "DROP PUBLICATION blacksmith_published", "INSERT INTO customers VALUES (1)")
+    if when == "made anew":  # and missing for a part of the log
+        run(url, "CREATE PUBLICATION blacksmith_published FOR TABLE customers")
     for _ in range(2):
         assert isinstance(error := ledger.listen(event), ChangesLost)
         assert "publication" in str(error)
+        assert "snapshot=True" in str(error)
+        wait_until_free(url)
 
 
 def test_table_altered(url: str, ledger: Ledger) -> None:
@@ -467,7 +465,9 @@ def test_database_shuts_down_beside_a_listener(durable_postgres: PostgresServer)
     assert isinstance(ledger.error, Unavailable)
 
 
-def test_silent_server_is_left_when_it_is_asked_to(durable_postgres: PostgresServer) -> None:
+def test_slot_that_waits_for_a_transaction_is_not_waited_for_at_a_stop(
+    durable_postgres: PostgresServer,
+) -> None:
     url, ledger = durable_postgres.create_database(), Ledger()
     run(url, CUSTOMERS)
     held = psycopg.connect(url)
@@ -477,6 +477,27 @@ def test_silent_server_is_left_when_it_is_asked_to(durable_postgres: PostgresSer
         ledger.wait(lambda: ask(url, waiting))
     assert ledger.error is None
     assert ledger.cursor == "null"
+
+
+def test_silent_server_is_told(
+    durable_postgres: PostgresServer, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "_PING_SECONDS", 0.5)
+    monkeypatch.setattr(follow, "_SILENT_SECONDS", 2.0)
+    url = durable_postgres.create_database()
+    run(url, CUSTOMERS)
+    with ledger.listening(changes_of(url, "customers")):
+        ledger.wait(lambda: ledger.cursor != "null")
+        server = psutil.Process(durable_postgres.process.pid)  # type: ignore[union-attr]
+        processes = [server, *server.children(recursive=True)]
+        for each in processes:
+            each.suspend()
+        try:
+            with pytest.raises(Unavailable, match="silent for 2 seconds"):
+                ledger.wait(lambda: False)
+        finally:
+            for each in processes:
+                each.resume()
 
 
 def test_partitions_come_as_their_table(url: str, ledger: Ledger) -> None:

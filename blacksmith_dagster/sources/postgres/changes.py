@@ -27,6 +27,7 @@ from blacksmith_dagster.sources.postgres.slot import (
     drop_slot,
     find_slot,
     find_tables,
+    lost_if_refused,
     make_slot,
     publish,
 )
@@ -57,7 +58,8 @@ class Stream:
         try:
             with database.told(), closing(Session(database, listener, replication=True)) as session:
                 yield from self._begin(session, database.label, listener)
-                yield from follow(session, database.label, self.slot, listener)
+                with lost_if_refused(database.label):
+                    yield from follow(session, database.label, self.slot, listener)
         except Stopped:
             return
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import select
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from time import monotonic
 from typing import Any
 
@@ -15,7 +15,7 @@ from psycopg.pq import DiagnosticField, ExecStatus
 from psycopg.pq.abc import PGresult
 from psycopg.sql import SQL, Composable, Literal
 
-from blacksmith_dagster.errors import ChangesLost, SettingsError, Unavailable
+from blacksmith_dagster.errors import SettingsError, Unavailable
 from blacksmith_dagster.pipeline.cdc import Listener
 from blacksmith_dagster.pipeline.secret import Secret
 from blacksmith_dagster.sources.postgres.values import SETTINGS
@@ -108,16 +108,7 @@ class Database:
                 f"{self.label}: {error}; if that is not a listener that has just ended, another "
                 "deployment reads this slot: give one of them another slot="
             )
-        if error.state in ("42704", "55000", "58P01"):
-            # The publication was missing for a part of the log, or the log itself is.
-            return ChangesLost(f"{self.label}: {error}; {MEND}")
         return Unavailable(f"{self.label} does not go on: {error}")
-
-
-MEND = (
-    "to begin anew, name another slot (slot='...'), with snapshot=True if the tables are to be read "
-    "again"
-)
 
 
 class Session:
@@ -217,7 +208,8 @@ class Session:
 
     def _wait(self, deadline: float | None) -> None:
         if self._listener.stopping or (deadline is not None and monotonic() > deadline):
-            self.connection.cancel_safe(timeout=2.0)
+            with suppress(psycopg.Error):
+                self.connection.cancel_safe(timeout=2.0)
             if self._listener.stopping:
                 raise Stopped
             raise TimeoutError("it has not answered in time")

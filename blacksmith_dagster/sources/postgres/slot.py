@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import msgspec
@@ -11,11 +12,18 @@ from psycopg.sql import SQL, Composable, Identifier, Literal
 
 from blacksmith_dagster.errors import ChangesLost, DeclarationError, SettingsError
 from blacksmith_dagster.sources.postgres.change import number_of
-from blacksmith_dagster.sources.postgres.session import MEND, ServerError, Session
+from blacksmith_dagster.sources.postgres.session import ServerError, Session
 
 _log = logging.getLogger(__name__)
 
 _OLDEST = 130_000
+_MEND = (
+    "to begin anew, name another slot (slot='...'), with snapshot=True if the tables are to be read "
+    "again"
+)
+# A slot or a publication that is missing, perhaps for a part of the log; a slot that was given up; a
+# log that is gone.
+_LOST_STATES = frozenset({"42704", "55000", "58P01"})
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -86,13 +94,13 @@ def find_slot(session: Session, label: str, name: str) -> Slot | None:
 
 def check_continuous(session: Session, label: str, place: Place, slot: Slot | None) -> None:
     """Raises `ChangesLost` if the slot has not kept all that was committed after `place`."""
-    missing = f"what was committed after {place.lsn} can't be read any more; {MEND}"
+    missing = f"what was committed after {place.lsn} can't be read any more; {_MEND}"
     if slot is None:
         raise ChangesLost(f"{label}: the replication slot {place.slot!r} is gone: {missing}")
     if slot.lost:
         raise ChangesLost(
-            f"{label}: the server has given up the replication slot {place.slot!r}, as it was more "
-            f"than max_slot_wal_keep_size behind: {missing}"
+            f"{label}: the server has given up the replication slot {place.slot!r}, as it was too "
+            f"far behind (max_slot_wal_keep_size): {missing}"
         )
     if number_of(slot.confirmed) > number_of(place.lsn):
         raise ChangesLost(
@@ -103,8 +111,19 @@ def check_continuous(session: Session, label: str, place: Place, slot: Slot | No
     if number_of(now) < number_of(place.lsn):
         raise ChangesLost(
             f"{label}: the server's log ends at {now}, before {place.lsn} to where it was read: it was "
-            f"restored to an earlier state, and may write other changes there; {MEND}"
+            f"restored to an earlier state, and may write other changes there; {_MEND}"
         )
+
+
+@contextmanager
+def lost_if_refused(label: str) -> Iterator[None]:
+    """Raise `ChangesLost` if the server can't go on with the slot that it streams from within."""
+    try:
+        yield
+    except ServerError as error:
+        if error.state not in _LOST_STATES:
+            raise
+        raise ChangesLost(f"{label}: {error}; {_MEND}") from None
 
 
 def find_tables(session: Session, publication: str) -> Sequence[Table]:
@@ -149,7 +168,7 @@ def publish(
     elif not create:
         raise ChangesLost(
             f"{label}: the publication {publication!r} is gone: what was committed since can't be read "
-            f"any more; {MEND}"
+            f"any more; {_MEND}"
         )
     for oid, table in wanted.items():
         _check_identity(session, label, oid, table)
