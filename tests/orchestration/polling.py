@@ -6,7 +6,7 @@ from typing import Any
 
 from dagster import DagsterInstance, Definitions, ExecuteInProcessResult
 
-from blacksmith_dagster import Batch, Blacksmith, Cron, Destination, Event, Poll, Source
+from blacksmith_dagster import Batch, Blacksmith, Cron, Destination, Event, Poll, Schedule, Source
 from blacksmith_dagster.orchestration import BlacksmithResource, build_definitions
 from blacksmith_dagster.orchestration.cron import DUE_TAG
 from blacksmith_dagster.store import Store, open_store
@@ -16,7 +16,8 @@ Answer = Callable[[Poll], Any]
 
 
 class Polling:
-    """Source `tower` with `seen`; destination `lake` with `sightings`.
+    """Source `tower` with `seen`; destination `lake` with `sightings` and, at once,
+    `alerts`.
 
     `origin` is read from the cursor on, a number, unless `answer` does something else.
     """
@@ -38,6 +39,9 @@ class Polling:
 
         @self.lake.event(receives=seen)
         def sightings(batch: Batch[Any]) -> None: ...
+
+        @self.lake.event(receives=seen, schedule=Schedule(realtime=True))
+        def alerts(batch: Batch[Any]) -> None: ...
 
         self.seen = seen
         self.app = Blacksmith(

@@ -30,6 +30,7 @@ from dagster._serdes import serialize_value
 from blacksmith_dagster import Blacksmith, Cron, Event, Poll, Secret
 from blacksmith_dagster.orchestration import cron, schedules
 from blacksmith_dagster.orchestration.cron import DUE_TAG
+from blacksmith_dagster.pubsub import open_pubsub
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.supervisor import open_supervisor
 from tests.orchestration import clockwork
@@ -174,6 +175,21 @@ def test_a_poll_beside_another_is_skipped_with_the_holders_name(
         assert told == {"events_received": 0, "events_quarantined": 0}
         assert polling.polls == []
         assert payloads(store) == []
+
+
+def test_a_poll_wakes_who_loads_at_once(
+    postgres_url: str, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BLACKSMITH_PUBSUB_URL", "postgres")
+    polling = Polling(postgres_url)
+    polling.open().close()
+    polling.origin += [1]
+    pubsub = open_pubsub("postgres", postgres_url)
+    assert pubsub
+    with contextlib.closing(pubsub.subscriber("lake")) as subscriber:
+        assert not subscriber.wait(10)  # it is connected
+        polling.run(instance)
+        assert list(subscriber.wait(10)) == ["lake/alerts"]
 
 
 def test_a_run_launched_by_hand_is_due_when_it_was_made(
