@@ -608,6 +608,11 @@ def test_missing_rights_are_told_without_the_password(url: str, ledger: Ledger) 
         with ledger.listening(changes_of(as_role, "customers")):
             ledger.wait(lambda: ledger.cursor != "null")
         wait_until_free(url)
+        run(url, "ALTER TABLE customers ENABLE ROW LEVEL SECURITY")
+        run(url, "ALTER TABLE customers FORCE ROW LEVEL SECURITY")
+        hidden = changes_of(as_role, "customers", slot=f"{role}_hidden", snapshot=True)
+        errors.append(ledger.listen(hidden))
+        wait_until_free(url)
     finally:
         run(url, f"DROP PUBLICATION IF EXISTS {url.rpartition('/')[2]}")
         run(url, f"REASSIGN OWNED BY {role} TO postgres", f"DROP OWNED BY {role}")
@@ -615,6 +620,7 @@ def test_missing_rights_are_told_without_the_password(url: str, ledger: Ledger) 
     assert all(isinstance(each, SettingsError) for each in errors)
     assert "REPLICATION" in str(errors[0])
     assert "CREATE PUBLICATION" in str(errors[1])
+    assert "row-level security" in str(errors[2])
     assert "hunter22" not in "".join(map(str, errors))
 
 

@@ -33,6 +33,13 @@ _CONNECTION = {
     "keepalives_count": 1,
     "tcp_user_timeout": 5000,
 }
+_OWN = {
+    # How long a snapshot takes is decided by who keeps it.
+    "statement_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    # Fail rather than leave out rows that would come as changes.
+    "row_security": "off",
+}
 _FINE = (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK, ExecStatus.COPY_BOTH)
 
 
@@ -127,7 +134,7 @@ class Session:
         self._poll = select.poll()
         self._poll.register(self._driver.socket, select.POLLIN)
         try:
-            settings = dict(SETTINGS)
+            settings = {**SETTINGS, **_OWN}
             if self.connection.info.parameter_status("server_encoding") == "SQL_ASCII":
                 settings["client_encoding"] = "SQL_ASCII"  # what is in there may be no UTF-8
             for name, value in settings.items():
