@@ -50,6 +50,7 @@ def test_the_example_settings_are_taken(home: Path) -> None:
     assert limits == [
         {"key": LOAD_TAG, "value": each_value, "limit": 1},
         {"key": "blacksmith/realtime", "value": each_value, "limit": 2},
+        {"key": "blacksmith/listen", "value": each_value, "limit": 2},
     ]
 
 

@@ -1,0 +1,87 @@
+"""A process that listens to the messages of a broker's topic until SIGTERM, or dies when it is told.
+
+It dies by SIGKILL, once, when the file at BLACKSMITH_TEST_DIES says 'read' (in the midst of what it
+has read, before its commit) or 'commit' (after it, before the broker is told).
+"""
+
+import os
+import signal
+import sys
+import threading
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+from blacksmith_dagster import Blacksmith, Event, Message, Secret, Source, Subscription
+from blacksmith_dagster.gateway.listening import Listeners
+from blacksmith_dagster.store import open_store
+from blacksmith_dagster.store.sql import SQLStore
+from blacksmith_dagster.supervisor import StoreSupervisor
+
+URL = "BLACKSMITH_TEST_ORDERS_URL"
+TOPIC = "BLACKSMITH_TEST_TOPIC"
+SUBSCRIPTION = "BLACKSMITH_TEST_SUBSCRIPTION"
+DIES = "BLACKSMITH_TEST_DIES"
+DIES_AT = b"150"
+TTL = 2.0  # seconds until another may listen after this one was killed
+KEY = "order-key"
+MENDED = "BLACKSMITH_TEST_MENDED"
+
+orders = Source("orders")
+
+
+@orders.event(
+    Subscription(os.environ.get(TOPIC, "orders"), os.environ.get(SUBSCRIPTION), url=Secret(URL))
+)
+def placed(message: Message) -> Event[str]:
+    """Keeps the body in hex, whatever it is; one that is poison is refused until that is mended."""
+    if message.body == DIES_AT:
+        die_if_told("read")
+    if message.body.startswith(b"poison") and MENDED not in os.environ:
+        raise ValueError("this is poison")
+    return Event(message.body.hex(), key=message.headers.get(KEY))
+
+
+blacksmith = Blacksmith(sources=[orders], destinations=[], since="2026-01-01")
+
+
+def die_if_told(when: str) -> None:
+    file = Path(os.environ.get(DIES, "/nowhere"))
+    with suppress(FileNotFoundError):
+        if file.read_text() == when:
+            file.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main() -> int:
+    """Listen; the store's schema must be there."""
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    with closing(open_store(os.environ["BLACKSMITH_STORE_URL"])) as store:
+        assert isinstance(store, SQLStore)
+        ingest = store.ingest
+
+        def ingest_and_die(*requests: Any, **options: Any) -> Any:
+            kept = ingest(*requests, **options)
+            die_if_told("commit")
+            return kept
+
+        store.ingest = ingest_and_die  # type: ignore[method-assign]
+        with closing(StoreSupervisor(store, ttl=TTL)) as supervisor:
+            listeners = Listeners(
+                blacksmith,
+                orders,
+                store=store,
+                supervisor=supervisor,
+                pubsub=None,
+                owner=f"process {os.getpid()}",
+            )
+            listeners.start()
+            print("ready")
+            stop.wait()
+            listeners.stop()
+            return 0 if listeners.failure is None else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,262 @@
+"""Messages under faults, with real brokers, a real store and real processes.
+
+The oracle: what was sent = events + what is in quarantine, each once.
+"""
+
+import contextlib
+import os
+import random
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from confluent_kafka import Consumer, KafkaException
+from confluent_kafka.admin import NewPartitions
+
+from blacksmith_dagster.gateway.retake import retake
+from blacksmith_dagster.store import Store, open_store
+from tests.acceptance.listening_main import (
+    DIES,
+    KEY,
+    MENDED,
+    SUBSCRIPTION,
+    TOPIC,
+    URL,
+    blacksmith,
+    placed,
+)
+from tests.acceptance.loading_process import LoaderProcess
+from tests.contract.consuming import Feed, KafkaFeed, NATSFeed, RabbitMQFeed, numbered
+from tests.services.kafka import KafkaServer
+
+FEEDS = {"kafka": KafkaFeed, "nats": NATSFeed, "rabbitmq": RabbitMQFeed}
+
+
+class Orders:
+    """A topic, a store, and the processes that listen to the one for the other."""
+
+    def __init__(self, feed: Feed, store_url: str, folder: Path) -> None:
+        self.feed = feed
+        self.folder = folder
+        self.sent: list[bytes] = []
+        self.store: Store = open_store(store_url, upgrade=True)
+        self.store.register(blacksmith)
+        self._url = store_url
+        self._processes: list[LoaderProcess] = []
+        self.feed.make()
+
+    def listen(self, dies: str | None = None) -> LoaderProcess:
+        """Start a process that listens, and perhaps one that will die."""
+        told = self.folder / "dies"
+        if dies:
+            told.write_text(dies)
+        env = {
+            URL: self.feed.server.urls("wakeups")[0],
+            TOPIC: self.feed.topic,
+            SUBSCRIPTION: self.feed.subscription,
+            DIES: str(told),
+        }
+        main = "tests.acceptance.listening_main"
+        process = LoaderProcess(self._url, self.folder, "", main=main, env=env)
+        self._processes.append(process)
+        return process
+
+    def send(self, *bodies: bytes) -> None:
+        ids = [f"{len(self.sent) + number}" for number in range(len(bodies))]
+        self.feed.send(*bodies, ids=ids)
+        self.sent += bodies
+
+    @property
+    def kept(self) -> list[bytes]:
+        """The bodies of what is kept."""
+        events = self.store.events(placed.path, 1_000_000)
+        return [bytes.fromhex(msgspec.json.decode(each.payload)) for each in reversed(events)]
+
+    @property
+    def quarantined(self) -> list[bytes]:
+        """The bodies of what is in quarantine."""
+        found = self.store.quarantined(placed.path, 1_000_000)
+        return [self.store.in_quarantine(each.id).body for each in found]
+
+    def left(self) -> int | None:
+        """How many messages the broker believes were not acknowledged, as soon as it can tell."""
+        with contextlib.suppress(KafkaException):  # its coordinator of groups has just begun
+            return self.feed.left()
+        return None
+
+    def judge(self, process: LoaderProcess, sent: list[bytes] | None = None) -> None:
+        """The oracle, once all is there, and nothing more comes."""
+        wanted = self.sent if sent is None else sent
+        process.until(lambda: process.log.count("ready") == process.starts)
+        process.until(lambda: len(self.kept) + len(self.quarantined) >= len(wanted))
+        assert process.stop() == 0, process.log
+        assert Counter(self.kept + self.quarantined) == Counter(wanted)
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.go_on()
+            process.kill()
+        self.store.close()
+
+
+@pytest.fixture(params=list(FEEDS))
+def feed(request: pytest.FixtureRequest) -> Feed:
+    server = request.getfixturevalue(request.param)
+    name = f"{request.node.originalname[5:]}-{os.getpid()}-{random.randrange(10**6)}"
+    made: Feed = FEEDS[request.param](server, name.replace("_", "-"))
+    return made
+
+
+@pytest.fixture
+def orders(feed: Feed, store_url: str, tmp_path: Path) -> Iterator[Orders]:
+    with contextlib.closing(Orders(feed, store_url, tmp_path)) as orders:
+        yield orders
+
+
+@pytest.fixture
+def orders_on_postgres(feed: Feed, postgres_url: str, tmp_path: Path) -> Iterator[Orders]:
+    with contextlib.closing(Orders(feed, postgres_url, tmp_path)) as orders:
+        yield orders
+
+
+@pytest.fixture
+def randomly() -> random.Random:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    return random.Random(seed)
+
+
+def test_listener_killed_after_read(orders: Orders) -> None:
+    orders.send(*numbered(300))
+    first = orders.listen(dies="read")
+    assert first.process.wait(60) == -signal.SIGKILL, first.log
+    assert len(orders.kept) <= 150
+    first.until(orders.left)
+    first.start_again_if_ended()
+    orders.send(b"behind what comes again")
+    orders.judge(first)
+    first.until(lambda: orders.left() == 0)
+
+
+def test_listener_killed_after_commit_before_ack(orders: Orders) -> None:
+    orders.send(*numbered(300))
+    first = orders.listen(dies="commit")
+    assert first.process.wait(60) == -signal.SIGKILL, first.log
+    assert orders.kept
+    first.until(lambda: orders.left() == 300)  # the broker has it that nothing was read
+    first.start_again_if_ended()
+    orders.send(b"behind what comes again")
+    orders.judge(first)
+    first.until(lambda: orders.left() == 0)
+
+
+def test_broker_restarted(orders_on_postgres: Orders, randomly: random.Random) -> None:
+    orders = orders_on_postgres
+    server = orders.feed.server
+    process = orders.listen()
+    for _ in range(2):
+        orders.send(*numbered(randomly.randint(100, 3000), len(orders.sent)))
+        until = randomly.randint(1, len(orders.sent))
+        process.until(lambda: len(orders.kept) >= until)  # noqa: B023
+        randomly.choice([server.kill, server.stop])()
+        server.start()
+    orders.send(*numbered(100, len(orders.sent)))
+    orders.judge(process)
+
+
+@pytest.mark.parametrize("feed", ["kafka"], indirect=True)
+def test_rebalance_under_load(
+    orders_on_postgres: Orders, kafka: KafkaServer, randomly: random.Random
+) -> None:
+    """Two listeners of one group, of which one is killed, paused or stopped again and again; a
+    stranger joins and leaves the group; the topic gets more partitions."""
+    orders = orders_on_postgres
+    feed = orders.feed
+    assert isinstance(feed, KafkaFeed)
+    admin = kafka.admin()
+    listening = [orders.listen(), orders.listen()]
+    ending = threading.Event()
+
+    def send() -> None:
+        while not ending.wait(0.02):
+            some = numbered(randomly.randint(1, 200), len(orders.sent))
+            feed.send(*some, partition=randomly.randrange(feed.partitions))
+            orders.sent += some
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        settings = kafka._settings() | {
+            "group.id": feed.subscription,
+            "auto.offset.reset": "latest",
+        }
+        for turn in range(6):
+            wanted = len(orders.sent) + 500
+            listening[0].until(lambda: len(orders.kept) >= wanted)  # noqa: B023
+            stranger = Consumer(settings)
+            stranger.subscribe([feed.topic])
+            stranger.poll(0.5)
+            one = listening[turn % 2]
+            fault = randomly.choice(["kill", "pause", "stop"])
+            print(f"turn {turn}: {fault}")
+            if fault == "pause":
+                one.pause(orders.store)
+                wanted = len(orders.sent) + 500
+                listening[0].until(lambda: len(orders.kept) >= wanted)  # noqa: B023
+                one.go_on()
+            else:
+                one.kill() if fault == "kill" else one.stop()
+                listening[turn % 2] = orders.listen()
+            stranger.close()
+            if turn == 2:
+                made = admin.create_partitions([NewPartitions(feed.topic, 3)])
+                made[feed.topic].result(10)
+                feed.partitions = 3
+    finally:
+        ending.set()
+        sender.join()
+    listening[0].until(lambda: len(orders.kept) >= len(orders.sent))
+    assert listening[1].stop() == 0, listening[1].log
+    orders.judge(listening[0])
+
+
+def test_same_message_hundred_times(orders_on_postgres: Orders) -> None:
+    """With a key that its function gives; the id that a sender gives, where there is one, does too."""
+    orders = orders_on_postgres
+    process = orders.listen()
+    for number in range(100):
+        ids = [f"id-{number}"]
+        orders.feed.send(b"again", headers={KEY: "one"}, ids=ids)
+    if not isinstance(orders.feed, KafkaFeed):  # it has no ids
+        for _ in range(100):
+            orders.feed.send(b"the same", ids=["the same"])
+        orders.sent += [b"the same"]
+    orders.send(b"last")
+    orders.judge(process, [*orders.sent, b"again"])
+
+
+def test_poison_message_is_quarantined(orders: Orders, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = orders.listen()
+    orders.send(*numbered(10), b"poison", *numbered(10, 10), b"poison too", *numbered(10, 20))
+    orders.judge(process)
+    assert len(orders.kept) == 30
+    assert sorted(orders.quarantined) == [b"poison", b"poison too"]
+    monkeypatch.setenv(MENDED, "yes")
+    for each in orders.store.quarantined(placed.path):
+        assert each.error == "ValueError: this is poison"
+        assert orders.store.in_quarantine(each.id).headers[":place"]
+        assert len(retake(blacksmith, orders.store, each.id)) == 1
+    assert orders.quarantined == []
+    assert Counter(orders.kept) == Counter(orders.sent)
+
+
+def test_binary_body(orders: Orders, randomly: random.Random) -> None:
+    process = orders.listen()
+    orders.send(b"", b"\0", b"\xff\xfe", bytes(range(256)), randomly.randbytes(100_000))
+    orders.send(b"poison\0\xff" + randomly.randbytes(1000))
+    orders.judge(process)
+    assert orders.quarantined == orders.sent[-1:]
