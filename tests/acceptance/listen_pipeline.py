@@ -1,0 +1,39 @@
+"""What the tests of listening runs run: a source whose log is a file that the test appends to."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from blacksmith_dagster import CDC, Blacksmith, Event, Listener, Source
+from blacksmith_dagster.orchestration import WarmRuns, build_definitions
+
+LOG = "BLACKSMITH_TEST_LOG"
+RECORD = "BLACKSMITH_TEST_RECORD"
+WARM = "BLACKSMITH_TEST_WARM"
+
+shop = Source("shop")
+
+
+@shop.event(CDC())
+def changed(listener: Listener) -> Iterator[Event[int]]:
+    """Lines of a file: notes in another when each was read, and by whom."""
+    at = listener.cursor or 0
+    while not listener.wait(0.05):
+        with Path(os.environ[LOG]).open() as log:
+            log.seek(at)
+            lines = log.readlines()
+        listener.lag = 17  # so that there is some to be shown
+        for line in lines:
+            if line.endswith("\n"):
+                at += len(line)
+                listener.cursor = at
+                note = {"at": time.monotonic(), "pid": os.getpid(), "sent": float(line)}
+                with Path(os.environ[RECORD]).open("a") as record:
+                    record.write(json.dumps(note) + "\n")
+                yield Event(float(line))
+
+
+blacksmith = Blacksmith(sources=[shop], destinations=[], since="2026-01-01")
+defs = build_definitions(blacksmith, warm=WarmRuns(**json.loads(os.environ.get(WARM, "{}"))))

@@ -1,0 +1,180 @@
+"""Listening runs in Dagster's own processes: launched, followed, killed, and shown in the UI."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dagster import AssetKey, DagsterRunStatus
+
+from tests.acceptance.dagster_processes import Deployment
+from tests.acceptance.listen_pipeline import LOG, WARM, blacksmith
+from tests.acceptance.processes import until
+from tests.acceptance.test_dagster_faults import TERMINATE
+
+pytestmark = pytest.mark.timeout(300)
+
+# Launching a run takes many times as long, on a machine that does something else as well.
+NO_GAP = 4.0
+CHANGED = "shop/changed"
+
+
+class Listening(Deployment):
+    """The pipeline of `listen_pipeline`, with the log that it reads."""
+
+    module = "tests.acceptance.listen_pipeline"
+    app = blacksmith
+    job = "listen_shop"
+
+    def __init__(self, store_url: str, home: Path, **warm: str) -> None:
+        self.log = home / "log"
+        self.log.touch()
+        env = {LOG: str(self.log), WARM: json.dumps(warm)}
+        super().__init__(store_url, home, env=env)
+        self.sent: list[float] = []
+
+    def send(self) -> None:
+        """Append a line: the time."""
+        with self.log.open("a") as log:
+            self.sent.append(time.monotonic())
+            log.write(f"{self.sent[-1]!r}\n")
+
+    @contextmanager
+    def stream(self, rate: float = 20.0) -> Iterator[None]:
+        """Lines at a constant rate, until the block ends."""
+        ending = threading.Event()
+
+        def run() -> None:
+            while not ending.wait(1 / rate):
+                self.send()
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        try:
+            yield
+        finally:
+            ending.set()
+            thread.join(60)
+
+    def pids(self) -> list[int]:
+        """The processes that have read, in the order in which they began."""
+        return list(dict.fromkeys(each["pid"] for each in self.lines()))
+
+    def reading(self, number: int = 1) -> int:
+        """Wait until a run, the first or a later one, has read something; its process."""
+        until(lambda: len(self.pids()) >= number, 90, f"run {number} reads")
+        return self.pids()[number - 1]
+
+    def judge(self) -> None:
+        """What was appended is kept, each once and in order."""
+
+        def kept() -> list[float]:
+            events = self.store.events(CHANGED, 1_000_000)
+            return [float(each.payload) for each in reversed(events)]
+
+        until(lambda: len(kept()) >= len(self.sent), 60, "all is kept")
+        assert kept() == self.sent
+
+
+@pytest.fixture
+def deploy(postgres_url: str, tmp_path: Path) -> Iterator[Callable[..., Listening]]:
+    made: list[Listening] = []
+
+    def deployment(**warm: str) -> Listening:
+        made.append(Listening(postgres_url, tmp_path, **warm))
+        return made[-1]
+
+    yield deployment
+    for each in made:
+        each.close()
+
+
+SHOWN = """
+query Shown($path: [String!]!) {
+  assetOrError(assetKey: {path: $path}) {
+    ... on Asset {
+      assetObservations(limit: 10) {
+        runId
+        metadataEntries { label ... on IntMetadataEntry { intValue }
+                          ... on TextMetadataEntry { text } }
+      }
+    }
+  }
+}
+"""
+
+
+def shown(dagster: Any) -> list[dict[str, Any]]:
+    """What the UI shows of the asset: the metadata of its observations, newest first."""
+    answer = dagster.graphql(SHOWN, path=CHANGED.split("/"))
+    return [
+        {
+            entry["label"]: entry.get("intValue", entry.get("text"))
+            for entry in each["metadataEntries"]
+        }
+        | {"run": each["runId"]}
+        for each in answer["assetOrError"]["assetObservations"]
+    ]
+
+
+def test_a_run_is_launched_and_handed_over_without_a_gap(
+    deploy: Callable[..., Listening],
+) -> None:
+    """And the UI shows what came, the lag, and who listened."""
+    shop = deploy(age="30s", notice="20s")
+    dagster = shop.dev()
+    shop.send()
+    shop.reading()
+    since = time.monotonic()
+    with shop.stream():
+        shop.reading(2)
+    shop.judge()
+    late = [each["at"] - each["sent"] for each in shop.lines() if each["sent"] > since]
+    print(f"{len(late)} events through a handover, the latest by {max(late) * 1000:.0f} ms")
+    assert max(late) < NO_GAP
+    first = shop.runs()[0]
+    until(lambda: shop.status(first.run_id) is DagsterRunStatus.SUCCESS, 30, "it ended well")
+    until(lambda: shown(dagster), 30, "the UI shows observations")
+    told = [each for each in shown(dagster) if each["run"] == first.run_id]
+    assert sum(each["events_received"] for each in told) > 0
+    assert {(each["lag"], each["lag_unit"], each["held_by"]) for each in told} == {
+        (17, "bytes", first.run_id)
+    }
+
+
+def test_a_killed_run_is_followed(deploy: Callable[..., Listening]) -> None:
+    shop = deploy()
+    shop.daemon()
+    shop.send()
+    first = shop.reading()
+    with shop.stream():
+        os.kill(first, signal.SIGKILL)
+        shop.reading(2)
+    shop.judge()
+    states = [run.status for run in shop.runs()]
+    assert states == [DagsterRunStatus.FAILURE, DagsterRunStatus.STARTED]
+
+
+def test_a_terminated_run_keeps_what_it_has_read(deploy: Callable[..., Listening]) -> None:
+    shop = deploy()
+    dagster = shop.dev()
+    shop.send()
+    shop.reading()
+    (run,) = shop.runs()
+    with shop.stream(100.0):
+        answer = dagster.graphql(TERMINATE, run=run.run_id)
+        assert answer["terminateRun"]["__typename"] == "TerminateRunSuccess"
+        until(lambda: shop.status(run.run_id) is DagsterRunStatus.CANCELED, 30, "it is canceled")
+        shop.reading(2)
+    shop.judge()
+    with shop.instance() as instance:
+        records = instance.fetch_observations(AssetKey(CHANGED.split("/")), limit=10).records
+    assert run.run_id in {each.run_id for each in records}
+    read = [each["sent"] for each in shop.lines()]
+    assert len(read) == len(set(read))  # nothing was read and thrown away
