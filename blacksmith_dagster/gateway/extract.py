@@ -278,7 +278,8 @@ class Extractor:
             ) from error
         if self._kind is None:  # its request has many events, and this is the shape of one
             self._check_shape(payload)
-            self._check_shape(context or b"")
+            if context is not None:
+                self._check_shape(context)
         try:
             if kind.checks and is_plain(event.data):
                 data = kind.decode(payload)
