@@ -34,8 +34,7 @@ from tests.contract.consuming import (
     until,
     until_told,
 )
-from tests.contract.test_pubsub import listener
-from tests.contract.wakeups import SOON, down, frozen
+from tests.contract.wakeups import SOON, down, frozen, listener
 
 A_FEW_SECONDS = 8.0
 PROJECT = Path(__file__).parents[2]
@@ -199,6 +198,19 @@ def test_bodies_are_bytes_whatever_they_hold(feed: Feed, consume: Consume) -> No
     sent = [b"", b"\0", b"\xff\xfe", bytes(range(256)), "ü\u2028".encode(), big]
     feed.send(*sent)
     assert bodies(received(consume(), len(sent))) == sent
+
+
+def test_large_messages_do_not_pile_up(feed: Feed, consume: Consume) -> None:
+    sent = [bytes([n]) * 900_000 for n in range(150)]  # 135 MB
+    feed.send(*sent)
+    consumer = consume()
+    got: list[bytes] = []
+    while len(got) < 150:
+        some = bodies(consumer.receive(1000, SOON))
+        assert 1 <= len(some) < 120
+        got += some
+        consumer.acknowledge()
+    assert got == sent
 
 
 def test_headers_times_and_places(feed: Feed, consume: Consume) -> None:

@@ -7,13 +7,10 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka.admin import (
-    AclBinding,
     AclOperation,
-    AclPermissionType,
     ConfigResource,
     NewPartitions,
     NewTopic,
-    ResourcePatternType,
     ResourceType,
     ScramCredentialInfo,
     ScramMechanism,
@@ -82,24 +79,6 @@ def make_topic(broker: KafkaServer, topic: str, partitions: int) -> None:
     admin.create_topics([NewTopic(topic, partitions)])[topic].result(10)
 
 
-def allow(broker: KafkaServer, kind: ResourceType, name: str, *operations: AclOperation) -> None:
-    admin = broker.admin()
-    wanted = [
-        AclBinding(
-            kind,
-            name,
-            ResourcePatternType.PREFIXED,
-            f"User:{GUEST}",
-            "*",
-            each,
-            AclPermissionType.ALLOW,
-        )
-        for each in operations
-    ]
-    for made in admin.create_acls(wanted).values():
-        made.result(10)
-
-
 def test_what_nobody_hears_is_gone_after_an_hour(
     broker: KafkaServer, topic: str, publisher: Publisher
 ) -> None:
@@ -150,14 +129,14 @@ def test_who_may_not_make_topics_uses_the_one_that_is_there(
     assert "TOPIC_AUTHORIZATION_FAILED" in refusal(pubsub)
     make_topic(broker, topic, 1)
     assert "TOPIC_AUTHORIZATION_FAILED" in refusal(pubsub)
-    allow(broker, ResourceType.TOPIC, topic, AclOperation.READ, AclOperation.WRITE)
+    broker.allow(ResourceType.TOPIC, topic, AclOperation.READ, AclOperation.WRITE)
     until(lambda: publishes(pubsub))
     with (
         contextlib.closing(pubsub.subscriber("warehouse")) as subscriber,
         pytest.raises(Unavailable, match="GROUP_AUTHORIZATION_FAILED"),
     ):
         wait_until_told(subscriber)
-    allow(broker, ResourceType.GROUP, "blacksmith.", AclOperation.DESCRIBE)
+    broker.allow(ResourceType.GROUP, "blacksmith.", AclOperation.DESCRIBE)
     until(lambda: works(pubsub))
 
 

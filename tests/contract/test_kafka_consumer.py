@@ -20,7 +20,6 @@ from tests.contract.consuming import (
     received,
     until,
 )
-from tests.contract.test_kafka import allow
 from tests.contract.wakeups import SOON
 from tests.services.kafka import GUEST, GUESTS_PASSWORD, KafkaServer
 
@@ -224,8 +223,8 @@ def test_rights_that_are_missing_are_told(feed: KafkaFeed, kept: Kept) -> None:
             return ""
 
     assert f"it must read the topic and the group {feed.subscription}" in told()
-    allow(feed.server, ResourceType.TOPIC, feed.topic, AclOperation.READ)
-    allow(feed.server, ResourceType.GROUP, feed.subscription, AclOperation.READ)
+    feed.server.allow(ResourceType.TOPIC, feed.topic, AclOperation.READ)
+    feed.server.allow(ResourceType.GROUP, feed.subscription, AclOperation.READ)
     until(lambda: not told())
     assert kept.bodies == [b"one"]
 

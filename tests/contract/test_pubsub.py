@@ -3,12 +3,10 @@
 import contextlib
 import logging
 import random
-import socket
 import statistics
 import threading
 import time
 import traceback
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from tests.contract.wakeups import (
     frozen,
     goes_on,
     heard,
+    listener,
     opening,
 )
 from tests.services.broker import Broker
@@ -261,16 +260,6 @@ def test_a_broker_that_hangs_is_told_and_waited_for_by_nobody(
         publisher.close()
         subscriber.close()
         assert time.monotonic() - began < 2
-
-
-@contextlib.contextmanager
-def listener(*, silent: bool) -> Iterator[int]:
-    """A port of the loopback where connections are taken and nothing is said, or nobody listens."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        if silent:
-            s.listen(50)
-        yield s.getsockname()[1]
 
 
 @pytest.mark.parametrize("silent", [True, False], ids=["silent", "closed"])

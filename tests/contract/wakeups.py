@@ -1,6 +1,7 @@
 """Publishing and hearing wake-ups, and what befalls the broker meanwhile."""
 
 import contextlib
+import socket
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -85,3 +86,13 @@ def frozen(broker: Broker) -> Iterator[None]:
     finally:
         for each in processes:
             each.resume()
+
+
+@contextlib.contextmanager
+def listener(*, silent: bool) -> Iterator[int]:
+    """A port of the loopback where connections are taken and nothing is said, or nobody listens."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        if silent:
+            s.listen(50)
+        yield s.getsockname()[1]

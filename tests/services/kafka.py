@@ -129,6 +129,19 @@ class KafkaServer:
 
         return AdminClient(self._settings())
 
+    def allow(self, kind: Any, name: str, *operations: Any) -> None:
+        """Give the guest rights on resources of a kind whose names begin so."""
+        from confluent_kafka.admin import AclBinding, AclPermissionType, ResourcePatternType
+
+        admin = self.admin()
+        prefixed, allowed = ResourcePatternType.PREFIXED, AclPermissionType.ALLOW
+        wanted = [
+            AclBinding(kind, name, prefixed, f"User:{GUEST}", "*", each, allowed)
+            for each in operations
+        ]
+        for made in admin.create_acls(wanted).values():
+            made.result(10)
+
     def _connections(self) -> set[int]:
         """The clients' ports."""
         assert self.process is not None, "not started"

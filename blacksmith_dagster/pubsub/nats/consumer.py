@@ -32,8 +32,8 @@ _logger = logging.getLogger(__name__)
 
 # Whether the server still has our consumer is asked this often: it does not tell.
 _CHECK_SECONDS = 2.0
-# How many messages are asked for at once, and how long the server remembers that they were. As many
-# again may wait here.
+# How many messages are asked for at once, and how long the server remembers that they were. Twice as
+# many, and as many bytes again, may wait here: what is taken leaves enough for the next time.
 _BATCH = 2000
 _BATCH_BYTES = 32 << 20
 _ASKED_SECONDS = 30.0
@@ -199,6 +199,7 @@ class _Reading:
         self._committed = begin - 1  # and those up to here are committed
         self._news = news
         self._messages: deque[Msg] = deque()
+        self._came = self._taken = 0  # bytes: each is written by one thread
         self._unacknowledged: list[Msg] = []
         self._inbox = client.new_inbox()
         self._asked = 0
@@ -208,13 +209,15 @@ class _Reading:
     @property
     def is_to_ask(self) -> bool:
         """Whether there is room for more messages than were asked for."""
-        return not self._asked and len(self._messages) < _BATCH
+        waiting = len(self._messages), self._came - self._taken
+        return not self._asked and waiting[0] < 2 * _BATCH and waiting[1] < _BATCH_BYTES
 
     def take(self, limit: int) -> Sequence[Received]:
         """What has come, `limit` at most."""
         received: list[Received] = []
         while self._messages and len(received) < limit:
             message = self._messages.popleft()
+            self._taken += len(message.data)
             sequence, sent_at = _placed(message.reply)
             self._unacknowledged.append(message)
             if sequence <= self._seen:  # sent again
@@ -289,6 +292,7 @@ class _Reading:
             self.is_lost = status not in _OVER and "MaxBytes" not in why
         else:
             self._messages.append(message)
+            self._came += len(message.data)
             self._asked -= 1
         if self.is_to_ask and not self.is_lost:
             await self.ask()

@@ -22,6 +22,7 @@ _logger = logging.getLogger(__name__)
 _HEARTBEAT = 600
 _CHECK_SECONDS = 5.0
 _PREFETCH = 4000  # messages sent ahead of their acknowledgement: twice what is committed at once
+_BYTES = 32 << 20  # and how many bytes of them are taken in at once, about
 _RIGHTS = "read the queue; and, where that is missing, configure and write it and read the exchange"
 _NOT_FOUND = 404
 
@@ -45,6 +46,7 @@ class RabbitMQConsumer:
         self._link: Link | None = None
         self._check_at = 0.0
         self._arrived: deque[_Delivery] = deque()
+        self._size = 0  # bytes that have arrived
         self._to_settle: int | None = None  # the delivery tag of the last message handed out
         self._knows_of_no_id = False
         self._in_use = InUse(self._disconnect, self._wake)
@@ -99,6 +101,7 @@ class RabbitMQConsumer:
     def _disconnect(self) -> None:
         link, self._link = self._link, None
         self._arrived.clear()
+        self._size = 0
         self._to_settle = None
         if link is not None:
             link.close()
@@ -124,12 +127,13 @@ class RabbitMQConsumer:
     def _take_in(self, link: Link, limit: int) -> None:
         """Read what is there already: it came in parts, while its user was busy."""
         number = 0
-        while number < len(self._arrived) < limit:
+        while number < len(self._arrived) < limit and self._size < _BYTES:
             number = len(self._arrived)
             link.run(lambda: len(self._arrived) >= limit, monotonic())
 
     def _handed_out(self) -> Received:
         tag, routing_key, properties, body = self._arrived.popleft()
+        self._size -= len(body)
         self._to_settle = tag
         if not properties.message_id and not self._knows_of_no_id:
             self._knows_of_no_id = True
@@ -149,6 +153,7 @@ class RabbitMQConsumer:
         return Received(message, None)
 
     def _hear(self, _channel: Any, method: Any, properties: Any, body: bytes) -> None:
+        self._size += len(body)
         self._arrived.append((method.delivery_tag, method.routing_key, properties, body))
 
     def _waiting(self, link: Link) -> int:
