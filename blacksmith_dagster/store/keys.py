@@ -131,6 +131,6 @@ def move(conn: Connection, moves: Sequence[Position]) -> None:
             moved = update(positions).where(*mine).values(value=after)
         if conn.execute(moved.returning(positions.c.reader)).first() is None:
             raise PositionMoved(
-                f"{reader} is no longer where it was read: another process has read on; read the position "
-                "again and go on from there"
+                f"{reader} is no longer where it was read: another process has read on; read the "
+                "position again and go on from there"
             )
