@@ -7,23 +7,19 @@ has read, before its commit) or 'commit' (after it, before the broker is told).
 import os
 import signal
 import sys
-import threading
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from blacksmith_dagster import Blacksmith, Event, Message, Secret, Source, Subscription
-from blacksmith_dagster.gateway.listening import Listeners
-from blacksmith_dagster.store import open_store
 from blacksmith_dagster.store.sql import SQLStore
-from blacksmith_dagster.supervisor import StoreSupervisor
+from tests.acceptance.listening import listen
 
 URL = "BLACKSMITH_TEST_ORDERS_URL"
 TOPIC = "BLACKSMITH_TEST_TOPIC"
 SUBSCRIPTION = "BLACKSMITH_TEST_SUBSCRIPTION"
 DIES = "BLACKSMITH_TEST_DIES"
 DIES_AT = b"150"
-TTL = 2.0  # seconds until another may listen after this one was killed
 KEY = "order-key"
 MENDED = "BLACKSMITH_TEST_MENDED"
 
@@ -53,35 +49,17 @@ def die_if_told(when: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main() -> int:
-    """Listen; the store's schema must be there."""
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    with closing(open_store(os.environ["BLACKSMITH_STORE_URL"])) as store:
-        assert isinstance(store, SQLStore)
-        ingest = store.ingest
+def dying(store: SQLStore) -> None:
+    """Let a commit be the last that this process does."""
+    ingest = store.ingest
 
-        def ingest_and_die(*requests: Any, **options: Any) -> Any:
-            kept = ingest(*requests, **options)
-            die_if_told("commit")
-            return kept
+    def ingest_and_die(*requests: Any, **options: Any) -> Any:
+        kept = ingest(*requests, **options)
+        die_if_told("commit")
+        return kept
 
-        store.ingest = ingest_and_die  # type: ignore[method-assign]
-        with closing(StoreSupervisor(store, ttl=TTL)) as supervisor:
-            listeners = Listeners(
-                blacksmith,
-                orders,
-                store=store,
-                supervisor=supervisor,
-                pubsub=None,
-                owner=f"process {os.getpid()}",
-            )
-            listeners.start()
-            print("ready")
-            stop.wait()
-            listeners.stop()
-            return 0 if listeners.failure is None else 1
+    store.ingest = ingest_and_die  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(listen(blacksmith, orders, dying))

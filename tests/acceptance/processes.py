@@ -7,6 +7,7 @@ import ssl
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,27 @@ def until(condition: Callable[[], object], seconds: float = 20.0, what: str = ""
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what or condition}"
         time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def repeated(action: Callable[[], object], rate: float) -> Iterator[None]:
+    """Do something so many times a second, in a thread, until the block ends."""
+    ending = threading.Event()
+
+    def run() -> None:
+        due = time.monotonic()
+        while not ending.is_set():
+            action()
+            due += 1 / rate
+            ending.wait(max(0.0, due - time.monotonic()))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        ending.set()
+        thread.join(60)
 
 
 class BlacksmithProcess:

@@ -3,10 +3,9 @@
 import json
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from dagster import AssetKey, DagsterRunStatus
 
 from tests.acceptance.dagster_processes import Deployment
 from tests.acceptance.listen_pipeline import LOG, WARM, blacksmith
-from tests.acceptance.processes import until
+from tests.acceptance.processes import repeated, until
 from tests.acceptance.test_dagster_faults import TERMINATE
 
 pytestmark = pytest.mark.timeout(300)
@@ -45,22 +44,9 @@ class Listening(Deployment):
             self.sent.append(time.monotonic())
             log.write(f"{self.sent[-1]!r}\n")
 
-    @contextmanager
-    def stream(self, rate: float = 20.0) -> Iterator[None]:
+    def stream(self, rate: float = 20.0) -> AbstractContextManager[None]:
         """Lines at a constant rate, until the block ends."""
-        ending = threading.Event()
-
-        def run() -> None:
-            while not ending.wait(1 / rate):
-                self.send()
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        try:
-            yield
-        finally:
-            ending.set()
-            thread.join(60)
+        return repeated(self.send, rate)
 
     def pids(self) -> list[int]:
         """The processes that have read, in the order in which they began."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from dagster import DagsterRun, DagsterRunStatus
 
 from tests.acceptance.dagster_processes import Deployment, overlapping
 from tests.acceptance.oracle import judge
-from tests.acceptance.processes import GatewayProcess, until
+from tests.acceptance.processes import GatewayProcess, repeated, until
 from tests.acceptance.warm_pipeline import SECONDS, VERSION, WARM, blacksmith
 
 LATE, STUCK = "alerts/late", "alerts/stuck"
@@ -64,25 +63,9 @@ class WarmDeployment(Deployment):
         self.wanted.add(made)
         return str(made)
 
-    @contextmanager
-    def stream(self, rate: float = 20.0) -> Iterator[None]:
+    def stream(self, rate: float = 20.0) -> AbstractContextManager[None]:
         """Events at a constant rate, until the block ends."""
-        ending = threading.Event()
-
-        def run() -> None:
-            due = time.monotonic()
-            while not ending.is_set():
-                self.send()
-                due += 1 / rate
-                ending.wait(max(0.0, due - time.monotonic()))
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        try:
-            yield
-        finally:
-            ending.set()
-            thread.join(60)
+        return repeated(self.send, rate)
 
     # -- what happened
     def notes(self, what: str = "begin", event: str = "late") -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from blacksmith_dagster import CDC, Blacksmith, Destination, Event, Listener, Schedule, Source
-from blacksmith_dagster.gateway import cdc
+from blacksmith_dagster.gateway import cdc, listening
 from blacksmith_dagster.gateway.listening import Listeners
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.interface import Listening, Position
@@ -280,6 +280,24 @@ def test_one_listens_and_another_takes_over(shop: Shop) -> None:
     assert not second.is_over
 
 
+def test_who_reads_nothing_for_long_lets_another_try(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another host may reach what this one cannot."""
+    monkeypatch.setattr(listening, "_FIRST_REST", 0.05)
+    monkeypatch.setattr(listening, "_LONGEST_REST", 0.2)
+
+    def cannot(listener: Listener) -> Iterator[Event[int]]:
+        raise ConnectionError("no route to the log")
+        yield Event(0)
+
+    shop.listen(cannot, "first")
+    until(lambda: shop.supervisor.status(LOCK).owner == "first")
+    second = shop.listen(Log(3), "second")
+    until(lambda: len(shop.kept) == 3)
+    assert second.holds_locks
+
+
 def test_who_finds_that_another_has_read_on_goes_on_from_there(shop: Shop) -> None:
     """As after a pause in which the lock was lost."""
     log = Log(3)
@@ -292,7 +310,7 @@ def test_who_finds_that_another_has_read_on_goes_on_from_there(shop: Shop) -> No
 
 
 def test_it_is_noted_how_a_listener_stands(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("blacksmith_dagster.gateway.listening.NOTE", 0.05)
+    monkeypatch.setattr(listening, "NOTE", 0.05)
 
     def changes(listener: Listener) -> Iterator[Event[int]]:
         listener.lag, listener.unit = 700, "rows"
