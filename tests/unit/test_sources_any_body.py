@@ -1,0 +1,106 @@
+"""Whatever is sent to a door that senders know, it is taken or refused: no body makes it fail."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blacksmith_dagster import Blacksmith, Reply, Request, Secret, Source
+from blacksmith_dagster.errors import Refused
+from blacksmith_dagster.gateway.extract import Extractor
+from blacksmith_dagster.sources import (
+    CloudEventsSource,
+    GitHubSource,
+    SegmentSource,
+    SlackSource,
+    StandardWebhooksSource,
+    StripeSource,
+)
+
+SECRET = Secret("DOOR_SECRET")
+SOURCES: list[Any] = [
+    GitHubSource("github", secret=SECRET),
+    StripeSource("stripe", secret=SECRET),
+    SlackSource("slack", secret=SECRET),
+    StandardWebhooksSource("hooks", secret=SECRET),
+    CloudEventsSource("orders"),
+]
+for source in SOURCES:
+    source.on("*", name="anything")
+ALL: list[Source] = [*SOURCES, SegmentSource("segment", write_key=SECRET)]
+APP = Blacksmith(sources=ALL, destinations=[], since="2026-01-01")
+DOORS = {door.on.path: Extractor(APP, door) for door in APP.doors}
+
+# What the doors look for, so that they find it, and not as they expect it.
+FIELDS = [
+    *("type", "id", "data", "created", "timestamp", "event", "event_id", "event_time", "challenge"),
+    *("specversion", "source", "time", "data_base64", "datacontenttype", "api_version"),
+    *("batch", "userId", "messageId", "context", "sentAt", "properties", "payload"),
+]
+TEXTS = st.sampled_from(
+    [
+        *("", "1.0", "track", "alias", "event_callback", "url_verification", "text/plain"),
+        *("2026-01-31T12:00:00Z", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59", "AA=="),
+    ]
+)
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | TEXTS
+BODIES = st.recursive(
+    LEAVES,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(FIELDS), inner, max_size=8)
+        | st.dictionaries(st.text(max_size=3), inner, max_size=2)
+    ),
+    max_leaves=20,
+)
+MEDIA = st.sampled_from(
+    [
+        "application/json",
+        "application/x-www-form-urlencoded",
+        "application/cloudevents+json",
+        "application/cloudevents-batch+json",
+        "application/octet-stream",
+        "",
+    ]
+)
+HEADERS: Mapping[str, str] = {
+    "x-github-event": "push",
+    "x-github-delivery": "d-1",
+    "webhook-id": "msg_1",
+    "webhook-timestamp": "1769860800",
+    "ce-specversion": "1.0",
+    "ce-type": "t",
+    "ce-source": "/s",
+    "ce-id": "%31",
+}
+
+
+def said(path: str, body: bytes, headers: Mapping[str, str]) -> Any:
+    """The events, the reply or the refusal; whatever else is raised fails the test."""
+    try:
+        return DOORS[path](Request(body, {**HEADERS, **headers}), "a-key")
+    except Refused as error:
+        return error
+
+
+@pytest.mark.parametrize("path", DOORS)
+@given(body=BODIES.map(msgspec.json.encode) | st.binary(max_size=60), media=MEDIA)
+def test_any_body_is_taken_or_refused(path: str, body: bytes, media: str) -> None:
+    found = said(path, body, {"content-type": media})
+    if isinstance(found, Refused):
+        assert 400 <= found.status < 500
+        assert str(found)
+    elif not isinstance(found, Reply):
+        for event in found:
+            msgspec.json.decode(event.payload.encode())
+
+
+@pytest.mark.parametrize("name", ["ce-subject", "ce-time", "ce-id", "ce-type", "content-type"])
+@given(value=st.text(st.characters(max_codepoint=255), max_size=40))
+def test_any_header_is_taken_or_refused(name: str, value: str) -> None:
+    """Servers read headers as Latin-1."""
+    found = said("/v1/orders", b"1", {name: value})
+    assert isinstance(found, list | Refused)
