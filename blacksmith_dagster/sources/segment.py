@@ -63,7 +63,7 @@ class SegmentSource(Source):
         path: str = "/v1",
         **given: Unpack[Properties],
     ) -> None:
-        key = _SegmentKey(*several(write_key))
+        key = SegmentKey(*several(write_key))
         super().__init__(name, **proved_by(key, name, given))
         self.track: SourceEvent[_Message, Any, Any] = self.child("track")
         self.identify: SourceEvent[_Message, Any, Any] = self.child("identify")
@@ -142,7 +142,7 @@ class SegmentSource(Source):
         )
 
 
-class _SegmentKey(WriteKey):
+class SegmentKey(WriteKey):
     """A key as Segment's libraries send it: in the header, or in the body where a page may not."""
 
     def admit(self, headers: Mapping[bytes, bytes]) -> None:
