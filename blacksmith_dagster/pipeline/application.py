@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from blacksmith_dagster.errors import DeclarationError
 from blacksmith_dagster.pipeline.destination import Destination, DestinationEvent
 from blacksmith_dagster.pipeline.flow import Flow
+from blacksmith_dagster.pipeline.secret import Secret
 from blacksmith_dagster.pipeline.source import Door, Source, SourceEvent
+from blacksmith_dagster.pipeline.subscription import Subscription
 from blacksmith_dagster.pipeline.trigger import HTTP
 
 if TYPE_CHECKING:
@@ -30,9 +32,9 @@ class Blacksmith:
     >>> list(app.sources)
     ['airport']
 
-    Raises `DeclarationError` if two things bear one name, a path is served twice, or a destination
-    event receives what no source or destination of the application has, or is renamed from one that
-    is still declared.
+    Raises `DeclarationError` if two things bear one name, a path is served or a subscription read
+    twice, or a destination event receives what no source or destination of the application has, or is
+    renamed from one that is still declared.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Blacksmith:
         }
         self.receivers = self._receivers()
         self._check_paths()
+        self._check_subscriptions()
         self._check_renamed()
 
     def _receivers(self) -> Mapping[str, Sequence[tuple[DestinationEvent[Any], Flow[Any]]]]:
@@ -105,6 +108,18 @@ class Blacksmith:
                         "give one of them another path"
                     )
                 served[at] = path
+
+    def _check_subscriptions(self) -> None:
+        named: dict[tuple[Secret | None, str], str] = {}
+        for path, event in self.source_events.items():
+            if isinstance(event.trigger, Subscription) and event.trigger.subscription is not None:
+                at = (event.trigger.url, event.trigger.subscription)
+                if at in named:
+                    raise DeclarationError(
+                        f"{named[at]} and {path} are both the subscription {at[1]!r}, and would take "
+                        "messages from each other; name one otherwise, or leave its name out"
+                    )
+                named[at] = path
 
     def _check_renamed(self) -> None:
         renamed: dict[str, str] = {}

@@ -109,3 +109,20 @@ def test_a_path_is_served_once() -> None:
         mend="another path",
     )
     assert arrived(Request.of(1)) == []
+
+
+def test_a_subscription_is_read_by_one_event() -> None:
+    shop = Source("shop")
+    shop.accept("ordered", on=Subscription("orders", "readers"))
+    shop.accept("paid", on=Subscription("payments", "readers", Secret("PAYMENTS_URL")))
+    shop.accept("shipped", on=Subscription("orders"))
+    Blacksmith(sources=[shop], destinations=[], since="2026-01-01")
+    shop.accept("returned", on=Subscription("returns", "readers"))
+    refused(
+        Blacksmith,
+        sources=[shop],
+        destinations=[],
+        since="2026-01-01",
+        says="shop/ordered and shop/returned are both the subscription 'readers'",
+        mend="name one otherwise",
+    )
