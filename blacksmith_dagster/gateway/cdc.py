@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from queue import Empty, Queue
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 import msgspec
@@ -60,7 +60,9 @@ class Changes:
         self._stop = threading.Event()
         cursor = None if self._cursor is None else msgspec.json.decode(self._cursor)
         self._listener = Listener(cursor, self._stop)
-        self._yielded: Queue[_Yielded | _Ended] = Queue(_WAITING)
+        # A bounded Queue takes ten times as long for each event.
+        self._yielded: SimpleQueue[_Yielded | _Ended] = SimpleQueue()
+        self._has_room = threading.Event()
         self._ended: _Ended | None = None
         self._thread = threading.Thread(
             target=self._run, args=[event.function], name=f"cdc-{event.path}", daemon=True
@@ -96,6 +98,7 @@ class Changes:
         with contextlib.suppress(Empty):  # it does not return, and is left behind
             while self._ended is None:
                 each = self._yielded.get(timeout=_GRACE)
+                self._has_room.set()
                 self._ended = each if isinstance(each, _Ended) else None
 
     def lag(self) -> tuple[int | None, str]:
@@ -109,11 +112,18 @@ class Changes:
                 for event in events:
                     cursor = msgspec.json.encode(self._listener.cursor).decode()
                     self._yielded.put(_Yielded(event, cursor))
+                    self._wait_for_room()
                     if self._stop.is_set():
                         break
         except BaseException as raised:  # noqa: BLE001 - raised again by `read`
             error = raised
         self._yielded.put(_Ended(error))
+
+    def _wait_for_room(self) -> None:
+        while self._yielded.qsize() >= _WAITING:
+            self._has_room.clear()
+            if self._yielded.qsize() >= _WAITING:  # it may have been taken before the clearing
+                self._has_room.wait()
 
     def _gather(self, timeout: float) -> list[_Yielded]:
         gathered: list[_Yielded] = []
@@ -122,9 +132,11 @@ class Changes:
             while isinstance(each, _Yielded):
                 gathered.append(each)
                 if len(gathered) == EVENTS:
-                    return gathered
+                    break
                 each = self._yielded.get_nowait()
-            self._ended = each
+            else:
+                self._ended = each
+        self._has_room.set()
         return gathered
 
     def _raise_if_ended(self) -> None:
