@@ -17,7 +17,7 @@ shop = Source("shop")
 
 
 @shop.event(CDC())
-def changed(listener: Listener) -> Iterator[Event[int]]:
+def changed(listener: Listener) -> Iterator[Event[float]]:
     """Lines of a file: notes in another when each was read, and by whom."""
     at = listener.cursor or 0
     while not listener.wait(0.05):

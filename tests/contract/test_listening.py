@@ -171,7 +171,7 @@ def test_a_generator_that_returns_is_told_what_it_should_do(shop: Shop) -> None:
 
 
 def test_what_was_yielded_when_it_is_stopped_is_kept(shop: Shop) -> None:
-    yielded = []
+    yielded: list[int] = []
     closed = threading.Event()
 
     def changes(listener: Listener) -> Iterator[Event[int]]:

@@ -17,6 +17,7 @@ from blacksmith_dagster import (
     Cron,
     DeclarationError,
     Destination,
+    Event,
     Secret,
     Source,
     Subscription,
@@ -87,7 +88,7 @@ def test_a_source_event_shows_how_it_comes() -> None:
     shop = Source("shop", cron=Cron(timezone="Europe/Berlin"))
     line = shop.child("line")
     shop.door(HTTP("/shop"))(lambda request: line.of(request.json()))
-    shop.event(Cron("0 3 * * *"), name="polled")(lambda poll: None)
+    shop.event(Cron("0 3 * * *"), name="polled")(lambda poll: Event(poll.at))
     shop.accept("ordered", on=Subscription("orders", url=Secret("ORDERS_URL")))
     shop.accept("paid", on=Subscription("payments.>", subscription="billing"))
     shop.event(CDC(), name="changed")(lambda listener: iter(()))
