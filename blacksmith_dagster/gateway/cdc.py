@@ -25,7 +25,7 @@ from blacksmith_dagster.store.interface import Position, Raw, Store
 EVENTS = 2_000
 """How many events are committed at once, at most."""
 
-_WAITING = 10_000  # events that were yielded and wait for their commit; more are not asked for
+_WAITING = 4_000  # events that were yielded and wait for their commit; more are not asked for
 _GRACE = 10.0  # seconds that a generator has to return in when it is asked to
 
 
