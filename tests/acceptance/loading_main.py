@@ -29,18 +29,23 @@ if "FAKETIME" in os.environ:  # libfaketime 0.9.10 breaks the real one: it fails
 
 TTL = 2.0
 TIMED_OUT = 75
+UNAVAILABLE = 69
 
 
 def main(paths: Sequence[str]) -> int:
     """Load until SIGTERM. Says what happens in a line each."""
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    store = open_store(os.environ["BLACKSMITH_STORE_URL"])
-    assert isinstance(store, SQLStore)
-    supervisor: Supervisor = StoreSupervisor(store, ttl=TTL)
-    if url := os.environ.get("BLACKSMITH_SUPERVISOR_URL"):
-        supervisor = open_supervisor(url, store)
-    supervisor.register(this_process(SCHEDULER, paths))
+    try:
+        store = open_store(os.environ["BLACKSMITH_STORE_URL"])
+        assert isinstance(store, SQLStore)
+        supervisor: Supervisor = StoreSupervisor(store, ttl=TTL)
+        if url := os.environ.get("BLACKSMITH_SUPERVISOR_URL"):
+            supervisor = open_supervisor(url, store)
+        supervisor.register(this_process(SCHEDULER, paths))
+    except Unavailable as error:
+        print("unavailable at the start:", error)
+        return UNAVAILABLE
     loader.RECORD_FOR = float(os.environ.get("BLACKSMITH_TEST_RECORD_FOR", loader.RECORD_FOR))
     scheduler = StandardScheduler()
     run = f"process {os.getpid()}"

@@ -13,7 +13,7 @@ from typing import Self
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.sql import SQLStore
-from tests.acceptance.loading_main import TIMED_OUT
+from tests.acceptance.loading_main import TIMED_OUT, UNAVAILABLE
 from tests.acceptance.loading_pipeline import FLIGHTS, RECORDING, blacksmith
 from tests.acceptance.processes import ROOT_FOLDER, until
 
@@ -69,7 +69,9 @@ class LoaderProcess:
     def start_again_if_ended(self) -> None:
         """As a scheduler does at its next tick. Fails for an end that the faults do not explain."""
         if (code := self.process.poll()) is not None:
-            assert code in (-signal.SIGKILL, TIMED_OUT), f"ended with {code}:\n{self.log}"
+            assert code in (-signal.SIGKILL, TIMED_OUT, UNAVAILABLE), (
+                f"ended with {code}:\n{self.log}"
+            )
             self.process = self._start()
             self.starts += 1
 
