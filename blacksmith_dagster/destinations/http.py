@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from functools import partial
 from typing import Any, TypeVar
 
@@ -66,6 +66,8 @@ class HTTPDestination(Destination[httpx.Client]):
         batch: int | None = None,
         owners: Sequence[str] = (),
         tags: Mapping[str, str] | None = None,
+        versions: Mapping[str, date | None] | None = None,
+        default_version: str | None = None,
         migrations: Migrations | None = None,
         wait_for_migrations: bool = True,
     ) -> None:
@@ -77,6 +79,8 @@ class HTTPDestination(Destination[httpx.Client]):
             batch=batch,
             owners=owners,
             tags=tags,
+            versions=versions,
+            default_version=default_version,
             migrations=migrations,
             wait_for_migrations=wait_for_migrations,
         )
@@ -107,6 +111,7 @@ class HTTPDestination(Destination[httpx.Client]):
         renamed_from: str | None = None,
         backfill: str | None = None,
         backfill_days: int = 1,
+        version: str | None = None,
         migrations: Migrations | None = None,
     ) -> DestinationEvent[T]:
         """Send each job as JSON in a POST request.
@@ -167,6 +172,7 @@ class HTTPDestination(Destination[httpx.Client]):
             renamed_from=renamed_from,
             backfill=backfill,
             backfill_days=backfill_days,
+            version=version,
             migrations=migrations,
         )(load)
         return event

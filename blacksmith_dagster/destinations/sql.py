@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,6 +63,8 @@ class SQLDestination(Destination[sa.Engine]):
         batch: int | None = None,
         owners: Sequence[str] = (),
         tags: Mapping[str, str] | None = None,
+        versions: Mapping[str, date | None] | None = None,
+        default_version: str | None = None,
         migrations: Migrations | None = None,
         wait_for_migrations: bool = True,
     ) -> None:
@@ -73,6 +76,8 @@ class SQLDestination(Destination[sa.Engine]):
             batch=batch,
             owners=owners,
             tags=tags,
+            versions=versions,
+            default_version=default_version,
             migrations=migrations,
             wait_for_migrations=wait_for_migrations,
         )
@@ -94,6 +99,7 @@ class SQLDestination(Destination[sa.Engine]):
         renamed_from: str | None = None,
         backfill: str | None = None,
         backfill_days: int = 1,
+        version: str | None = None,
         migrations: Migrations | None = None,
     ) -> DestinationEvent[T]:
         """Load each job into a row of the table `name`: its data's fields are the columns.
@@ -150,6 +156,7 @@ class SQLDestination(Destination[sa.Engine]):
             renamed_from=renamed_from,
             backfill=backfill,
             backfill_days=backfill_days,
+            version=version,
             migrations=migrations,
         )(load)
         return event

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from blacksmith_dagster import Batch, DeclarationError, Destination, Source
+from blacksmith_dagster.destinations import HTTPDestination, SQLDestination
 
 departed = Source("airport").accept("departed")
 
@@ -41,3 +42,14 @@ def test_deprecated_version_warns() -> None:
         event = lake().event(receives=departed, version="2020")(loaded)
     assert event.deprecated == date(2020, 12, 31)
     assert told[0].filename == __file__
+
+
+def test_ready_made_destinations_have_versions_too() -> None:
+    given: Any = {"versions": {"2021": None, "2020": None}, "default_version": "2021"}
+    alerts = HTTPDestination("alerts", url="https://alerts.example", **given)
+    assert alerts.post("late", receives=departed).version == "2021"
+    assert alerts.post("early", receives=departed, version="2020").version == "2020"
+    warehouse = SQLDestination("warehouse", url="sqlite://", **given)
+    assert warehouse.table("flights", receives=departed, version="2020").version == "2020"
+    with pytest.raises(DeclarationError, match="write one of 2021, 2020"):
+        warehouse.table("delays", receives=departed, version="1999")
