@@ -53,6 +53,14 @@ class _Signature(ABC):
     header: str
     algorithm = "sha256"
 
+    def __init__(self, *secrets: Secret, tolerance: str = TOLERANCE) -> None:
+        what = type(self).__name__
+        _set(
+            self,
+            secrets=checked_secrets(what, secrets),
+            tolerance=_checked_tolerance(what, tolerance),
+        )
+
     def check(self) -> None:
         """Raises `SettingsError` for a secret that cannot be one, `MissingSecret` for none."""
         for secret, value in in_use(self.secrets):
@@ -253,14 +261,6 @@ class StripeSignature(_Signature):
     tolerance: str
     header = "Stripe-Signature"
 
-    def __init__(self, *secrets: Secret, tolerance: str = TOLERANCE) -> None:
-        what = type(self).__name__
-        _set(
-            self,
-            secrets=checked_secrets(what, secrets),
-            tolerance=_checked_tolerance(what, tolerance),
-        )
-
     def _claim(self, headers: Mapping[bytes, bytes]) -> _Claim:
         parts = [
             part.strip().partition(b"=") for part in self._header(headers, self.header).split(b",")
@@ -291,14 +291,6 @@ class StandardWebhooksSignature(_Signature):
     secrets: tuple[Secret, ...]
     tolerance: str
     header = "webhook-signature"
-
-    def __init__(self, *secrets: Secret, tolerance: str = TOLERANCE) -> None:
-        what = type(self).__name__
-        _set(
-            self,
-            secrets=checked_secrets(what, secrets),
-            tolerance=_checked_tolerance(what, tolerance),
-        )
 
     def _claim(self, headers: Mapping[bytes, bytes]) -> _Claim:
         id_ = self._header(headers, "webhook-id")
