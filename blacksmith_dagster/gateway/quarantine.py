@@ -29,8 +29,7 @@ def raw_of(kind: str, came: Request | Message | Given, error: Exception) -> Raw:
 
     What is no header is kept under names that begin with a colon, as HTTP/2 does: `:method`,
     `:path`, with its query, and `:received-at` of a request; `:topic`, `:key`, `:id`, `:sent-at` and
-    `:place` of a message.
-    Of what was given as events, without a body, the data is kept.
+    `:place` of a message. Of what was given as events, without a body, the data is kept.
     """
     if not isinstance(came, Request | Message):
         return _of_given(kind, came, error)
