@@ -13,7 +13,7 @@ import psycopg
 from benchmarks.measure import Effort, Figure, alternate, at_least, beside
 from benchmarks.stores import postgres
 from blacksmith_dagster import Batch, Blacksmith, Destination, Listener
-from blacksmith_dagster.gateway.cdc import Changes
+from blacksmith_dagster.ingest.changes import Changes
 from blacksmith_dagster.sources import PostgresSource
 from blacksmith_dagster.store import open_store
 from tests.services.postgres import PostgresServer

@@ -9,7 +9,7 @@ from benchmarks.pipeline import app, each, payload, requests
 from benchmarks.reading import read_jobs
 from benchmarks.stores import BATCH, BOTH, Databases, fill, opened, postgres
 from blacksmith_dagster.scheduler import StandardScheduler
-from blacksmith_dagster.scheduler.decode import Decoder
+from blacksmith_dagster.scheduler.decoding import Decoder
 from blacksmith_dagster.store.interface import Lane, Verdict
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.supervisor import open_supervisor

@@ -16,9 +16,9 @@ from benchmarks.pipeline import app, each, half, happened, payload, source
 from benchmarks.stores import BATCH, BOTH, Databases, fill, opened, postgres
 from blacksmith_dagster import Batch, Blacksmith, Destination, DestinationEvent
 from blacksmith_dagster.scheduler.choosing import Chooser
+from blacksmith_dagster.scheduler.executor import Workers
 from blacksmith_dagster.scheduler.loader import Loader
 from blacksmith_dagster.scheduler.replay import replay as replay_window
-from blacksmith_dagster.scheduler.workers import Workers
 from blacksmith_dagster.store.interface import (
     Lane,
     NewEvent,

@@ -15,7 +15,7 @@ from benchmarks.measure import Effort, Figure, alternate, at_least, beside
 from benchmarks.pipeline import payload
 from benchmarks.stores import Databases, postgres
 from blacksmith_dagster import Batch, Blacksmith, Destination, Event, Message, Source, Subscription
-from blacksmith_dagster.gateway.messages import MESSAGES, Messages
+from blacksmith_dagster.ingest.subscription import MESSAGES, Messages
 from blacksmith_dagster.pubsub import PubSub, open_pubsub
 from blacksmith_dagster.store import open_store
 from tests.services.kafka import KafkaServer

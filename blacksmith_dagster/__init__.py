@@ -1,8 +1,8 @@
 """Receive events, keep every one of them, deliver each to every destination that wants it."""
 
 from blacksmith_dagster.errors import BlacksmithError, DeclarationError, Reject
+from blacksmith_dagster.pipeline.access import Auth, Bearer, WriteKey
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.auth import Auth, Bearer, WriteKey
 from blacksmith_dagster.pipeline.batch import Batch
 from blacksmith_dagster.pipeline.cdc import CDC, Listener
 from blacksmith_dagster.pipeline.cors import CORS
@@ -14,7 +14,6 @@ from blacksmith_dagster.pipeline.limits import Limits
 from blacksmith_dagster.pipeline.migration import Direction, Migration
 from blacksmith_dagster.pipeline.model import JSONSchema
 from blacksmith_dagster.pipeline.schedule import Schedule
-from blacksmith_dagster.pipeline.secret import Secret
 from blacksmith_dagster.pipeline.signatures import (
     GitHubSignature,
     HMACSignature,
@@ -24,7 +23,8 @@ from blacksmith_dagster.pipeline.signatures import (
 )
 from blacksmith_dagster.pipeline.source import Source, SourceEvent
 from blacksmith_dagster.pipeline.subscription import Message, Subscription
-from blacksmith_dagster.pipeline.trigger import HTTP, Reply, Request
+from blacksmith_dagster.pipeline.triggers import HTTP, Reply, Request
+from blacksmith_dagster.redaction import Secret
 
 __all__ = [
     "CDC",

@@ -9,14 +9,14 @@ from typing import Any, cast
 import msgspec
 
 from blacksmith_dagster.errors import KeyReused, UsageError
-from blacksmith_dagster.gateway.extract import Extractor
+from blacksmith_dagster.ingest.extract import Extractor
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.cron import Poll
 from blacksmith_dagster.pipeline.event import Event, Job
 from blacksmith_dagster.pipeline.model import decoder, encode
 from blacksmith_dagster.pipeline.source import SourceEvent
 from blacksmith_dagster.pipeline.subscription import Message, Subscription
-from blacksmith_dagster.pipeline.trigger import Reply, Request
+from blacksmith_dagster.pipeline.triggers import Reply, Request
 from blacksmith_dagster.store.interface import NewEvent
 from blacksmith_dagster.store.keys import resolve
 

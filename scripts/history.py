@@ -16,7 +16,7 @@ import pandas
 
 from assets.flights import airport, alerts, departed, desk, warehouse
 from blacksmith_dagster import Blacksmith, Request
-from blacksmith_dagster.gateway.take import take
+from blacksmith_dagster.ingest import ingest
 from blacksmith_dagster.store import open_store
 
 DAYS = 3
@@ -61,7 +61,7 @@ def import_history(
             body = msgspec.json.encode([row for day, row in numbered if day == number])
             request = Request(body, {"content-type": "application/json"})
             noon = datetime.combine(datetime.fromisoformat(partition), time(12), UTC)
-            take(before, store, departed, [request], received_at=noon)
+            ingest(before, store, departed, [request], received_at=noon)
     return [row for day, row in numbered if day > DAYS]
 
 

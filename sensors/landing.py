@@ -8,7 +8,7 @@ from dagster import DefaultSensorStatus, SkipReason, sensor
 from assets.application import blacksmith as application
 from assets.flights import departed
 from blacksmith_dagster import Request
-from blacksmith_dagster.gateway import take
+from blacksmith_dagster.ingest import ingest
 from blacksmith_dagster.orchestration import BlacksmithResource
 from blacksmith_dagster.settings import Settings
 from blacksmith_dagster.store import Store
@@ -51,6 +51,6 @@ def take_file(store: Store, path: Path, ends: float) -> int:
                 if line.strip()
             ]
             position = Position(reader, before, str(after))
-            kept = take(application, store, departed, requests, position)
+            kept = ingest(application, store, departed, requests, position)
             events += sum(map(len, kept))
     return events

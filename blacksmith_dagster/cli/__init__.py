@@ -6,13 +6,13 @@ from typing import Any
 
 import click
 
-from blacksmith_dagster.cli.answers import destinations, events, jobs, status
+from blacksmith_dagster.cli.inspect import destinations, events, jobs, status
 from blacksmith_dagster.cli.keys import keys
 from blacksmith_dagster.cli.migrations import migrations
-from blacksmith_dagster.cli.processes import dev, gateway, store
 from blacksmith_dagster.cli.purge import purge
 from blacksmith_dagster.cli.quarantine import quarantine
 from blacksmith_dagster.cli.replay import export_jobs, replay
+from blacksmith_dagster.cli.serve import dev, gateway, store
 from blacksmith_dagster.cli.worker import worker
 from blacksmith_dagster.errors import BlacksmithError
 

@@ -6,7 +6,7 @@ import secrets
 
 import click
 
-from blacksmith_dagster.pipeline.auth import hashed
+from blacksmith_dagster.pipeline.access import hashed
 
 
 @click.group()

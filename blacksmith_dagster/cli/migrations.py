@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from blacksmith_dagster.cli.opening import app_option, json_option, locks_of, opened
+from blacksmith_dagster.cli.common import app_option, json_option, locks_of, opened
 from blacksmith_dagster.cli.tables import as_json, table
 from blacksmith_dagster.errors import MigrationError
 from blacksmith_dagster.settings import Settings, load_application

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from blacksmith_dagster.cli.opening import app_option, json_option, locks_of, opened
+from blacksmith_dagster.cli.common import app_option, json_option, locks_of, opened
 from blacksmith_dagster.cli.tables import as_json, table
 from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.pipeline.retention import retention_of

@@ -12,14 +12,14 @@ from urllib.parse import parse_qsl, urlencode
 import click
 import msgspec
 
-from blacksmith_dagster.cli.opening import app_option, json_option, limit_option, opened
+from blacksmith_dagster.cli.common import app_option, json_option, limit_option, opened
 from blacksmith_dagster.cli.tables import as_json, table
 from blacksmith_dagster.errors import BlacksmithError, SchemaOutdated, Unavailable, clean, describe
-from blacksmith_dagster.gateway.retake import retake
-from blacksmith_dagster.gateway.writer import Announce
+from blacksmith_dagster.ingest.group_commit import Announce
+from blacksmith_dagster.ingest.retry import retake
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pubsub import open_pubsub
-from blacksmith_dagster.pubsub.announcer import Announcer
+from blacksmith_dagster.pubsub.notifier import Announcer
 from blacksmith_dagster.settings import Settings, load_application
 from blacksmith_dagster.store import Store
 

@@ -13,7 +13,7 @@ from typing import Any
 import click
 import msgspec
 
-from blacksmith_dagster.cli.opening import app_option, event_of, json_option, locks_of, opened
+from blacksmith_dagster.cli.common import app_option, event_of, json_option, locks_of, opened
 from blacksmith_dagster.cli.tables import as_json, table
 from blacksmith_dagster.scheduler import LoadReport
 from blacksmith_dagster.scheduler.replay import Forecast, Progress, ReplaySummary, forecast

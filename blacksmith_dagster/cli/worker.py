@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from blacksmith_dagster.cli.opening import app_option, locks_of
+from blacksmith_dagster.cli.common import app_option, locks_of
 from blacksmith_dagster.errors import SettingsError, UsageError
-from blacksmith_dagster.gateway.listening import Listeners, listened_events
-from blacksmith_dagster.gateway.messages import broker_of
-from blacksmith_dagster.gateway.writer import Announce
+from blacksmith_dagster.ingest.group_commit import Announce
+from blacksmith_dagster.ingest.listeners import Listeners, listened_events
+from blacksmith_dagster.ingest.subscription import broker_of
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import Destination
 from blacksmith_dagster.pipeline.source import Source
 from blacksmith_dagster.pipeline.subscription import Subscription
 from blacksmith_dagster.pubsub import open_pubsub
-from blacksmith_dagster.pubsub.announcer import Announcer
+from blacksmith_dagster.pubsub.notifier import Announcer
 from blacksmith_dagster.scheduler import Realtime, realtime_events
 from blacksmith_dagster.settings import Settings, load_application
 from blacksmith_dagster.signals import on_stop
@@ -28,7 +28,7 @@ from blacksmith_dagster.store import open_store
 from blacksmith_dagster.supervisor import SCHEDULER, here, registered, this_process
 
 if TYPE_CHECKING:
-    from blacksmith_dagster.orchestration.runless import RunlessReporter
+    from blacksmith_dagster.orchestration.reporter import RunlessReporter
 
 _LOOK = 1.0
 
@@ -151,6 +151,6 @@ def _reporter(app: Blacksmith) -> RunlessReporter | None:
     """Who tells Dagster, which is imported only if it is to be told."""
     if not os.environ.get("DAGSTER_HOME"):
         return None
-    from blacksmith_dagster.orchestration.runless import RunlessReporter
+    from blacksmith_dagster.orchestration.reporter import RunlessReporter
 
     return RunlessReporter(app)

@@ -25,9 +25,9 @@ from blacksmith_dagster.pipeline.event import Job
 from blacksmith_dagster.pipeline.flow import Receives
 from blacksmith_dagster.pipeline.migration import Migrations
 from blacksmith_dagster.pipeline.model import encode
-from blacksmith_dagster.pipeline.rules import duration
 from blacksmith_dagster.pipeline.schedule import Schedule
-from blacksmith_dagster.pipeline.secret import Secret
+from blacksmith_dagster.pipeline.validation import duration
+from blacksmith_dagster.redaction import Secret
 
 T = TypeVar("T")
 

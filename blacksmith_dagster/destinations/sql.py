@@ -31,7 +31,7 @@ from blacksmith_dagster.pipeline.destination import Destination, DestinationEven
 from blacksmith_dagster.pipeline.flow import Receives
 from blacksmith_dagster.pipeline.migration import Direction, Migration, Migrations
 from blacksmith_dagster.pipeline.schedule import Schedule
-from blacksmith_dagster.pipeline.secret import Secret
+from blacksmith_dagster.redaction import Secret
 
 T = TypeVar("T")
 

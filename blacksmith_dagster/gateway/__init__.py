@@ -1,7 +1,6 @@
-"""From a request to committed events."""
+"""The gateway: an HTTP server that turns requests into committed events."""
 
 from blacksmith_dagster.gateway.interface import Gateway
-from blacksmith_dagster.gateway.standard import StandardGateway
-from blacksmith_dagster.gateway.take import take
+from blacksmith_dagster.gateway.server import StandardGateway
 
-__all__ = ["Gateway", "StandardGateway", "take"]
+__all__ = ["Gateway", "StandardGateway"]

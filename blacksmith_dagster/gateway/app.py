@@ -31,23 +31,23 @@ from blacksmith_dagster.errors import (
 )
 from blacksmith_dagster.gateway.body import Bodies, unpack
 from blacksmith_dagster.gateway.deprecation import Deprecations
-from blacksmith_dagster.gateway.extract import KEY_CHARACTERS, VERSION_HEADER, Extractor, Sifted
 from blacksmith_dagster.gateway.health import Health
 from blacksmith_dagster.gateway.openapi import described
-from blacksmith_dagster.gateway.problem import (
+from blacksmith_dagster.gateway.responses import (
     internal,
     internal_problem,
     refusal,
     routing_problem,
     unavailable,
 )
-from blacksmith_dagster.gateway.quarantine import raw_of
-from blacksmith_dagster.gateway.writer import STORE_IS_DOWN, Writer
+from blacksmith_dagster.ingest.extract import KEY_CHARACTERS, VERSION_HEADER, Extractor, Sifted
+from blacksmith_dagster.ingest.group_commit import STORE_IS_DOWN, Writer
+from blacksmith_dagster.ingest.quarantine import raw_of
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.networks import is_within
 from blacksmith_dagster.pipeline.source import Door, SourceEvent
-from blacksmith_dagster.pipeline.trigger import HTTP, Reply, Request
-from blacksmith_dagster.pubsub.announcer import Announcer
+from blacksmith_dagster.pipeline.triggers import HTTP, Reply, Request
+from blacksmith_dagster.pubsub.notifier import Announcer
 from blacksmith_dagster.store.interface import Raw, Store
 from blacksmith_dagster.supervisor import Supervisor
 

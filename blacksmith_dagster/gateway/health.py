@@ -13,8 +13,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from blacksmith_dagster.errors import BlacksmithError, Unavailable
-from blacksmith_dagster.gateway.problem import problem
-from blacksmith_dagster.pubsub.announcer import Announcer
+from blacksmith_dagster.gateway.responses import problem
+from blacksmith_dagster.pubsub.notifier import Announcer
 from blacksmith_dagster.store.interface import Store
 from blacksmith_dagster.supervisor import Supervisor
 

@@ -6,8 +6,8 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from blacksmith_dagster.pipeline.access import Auth, Bearer, WriteKey
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.auth import Auth, Bearer, WriteKey
 from blacksmith_dagster.pipeline.model import json_schema
 from blacksmith_dagster.pipeline.signatures import (
     HMACSignature,
@@ -15,7 +15,7 @@ from blacksmith_dagster.pipeline.signatures import (
     StripeSignature,
 )
 from blacksmith_dagster.pipeline.source import Door, SourceEvent
-from blacksmith_dagster.pipeline.trigger import HTTP, Reply
+from blacksmith_dagster.pipeline.triggers import HTTP, Reply
 
 _PROBLEM = "application/problem+json"
 _REFUSALS = {

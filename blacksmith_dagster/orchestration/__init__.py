@@ -8,7 +8,7 @@ from blacksmith_dagster.orchestration.assets import BlacksmithTranslator, EventD
 from blacksmith_dagster.orchestration.component import BlacksmithComponent
 from blacksmith_dagster.orchestration.definitions import build_definitions
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
-from blacksmith_dagster.orchestration.warm import WarmRuns
+from blacksmith_dagster.orchestration.warm_runs import WarmRuns
 
 __all__ = [
     "BlacksmithComponent",

@@ -29,13 +29,13 @@ from dagster import (
 )
 
 from blacksmith_dagster.errors import MigrationError, SettingsError, Unavailable
-from blacksmith_dagster.gateway.listening import listened_events
+from blacksmith_dagster.ingest.listeners import listened_events
 from blacksmith_dagster.orchestration.assets import STORE_KEY
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import Destination
 from blacksmith_dagster.pipeline.schedule import DEFAULT, Schedule
 from blacksmith_dagster.pipeline.source import Source, SourceEvent
-from blacksmith_dagster.pipeline.trigger import HTTP
+from blacksmith_dagster.pipeline.triggers import HTTP
 from blacksmith_dagster.store.interface import Counts, JobState, Listening, Orphan, Store
 from blacksmith_dagster.supervisor import Supervisor
 from blacksmith_dagster.wanderer import Wanderer

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from dagster import AssetKey, AssetSpec, Definitions, ScheduleDefinition, SensorDefinition
 
-from blacksmith_dagster.gateway.listening import listened_events
+from blacksmith_dagster.ingest.listeners import listened_events
 from blacksmith_dagster.orchestration.assets import (
     AnyEvent,
     BlacksmithTranslator,
@@ -14,21 +14,21 @@ from blacksmith_dagster.orchestration.assets import (
     store_spec,
 )
 from blacksmith_dagster.orchestration.backfills import build_backfill, build_replay
-from blacksmith_dagster.orchestration.cron import (
+from blacksmith_dagster.orchestration.jobs import build_job, load_jobs
+from blacksmith_dagster.orchestration.listen import build_listen_job, build_listen_sensor
+from blacksmith_dagster.orchestration.load_schedules import build_trigger
+from blacksmith_dagster.orchestration.migrations import build_migration_jobs
+from blacksmith_dagster.orchestration.poll_schedules import (
     build_poll_job,
     build_poll_trigger,
     cron_events,
 )
-from blacksmith_dagster.orchestration.jobs import build_job, load_jobs
-from blacksmith_dagster.orchestration.listen import build_listen_job, build_listen_sensor
-from blacksmith_dagster.orchestration.migrations import build_migration_jobs
 from blacksmith_dagster.orchestration.purge import build_purge
 from blacksmith_dagster.orchestration.realtime import build_realtime_job
 from blacksmith_dagster.orchestration.realtime_sensor import build_realtime_sensor
 from blacksmith_dagster.orchestration.report import build_checks, build_report_sensor
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
-from blacksmith_dagster.orchestration.schedules import build_trigger
-from blacksmith_dagster.orchestration.warm import WarmRuns
+from blacksmith_dagster.orchestration.warm_runs import WarmRuns
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.scheduler import realtime_events
 

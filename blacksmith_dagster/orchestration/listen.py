@@ -22,10 +22,10 @@ from dagster import (
     sensor,
 )
 
-from blacksmith_dagster.gateway.listening import Listeners, listened_events
+from blacksmith_dagster.ingest.listeners import Listeners, listened_events
 from blacksmith_dagster.orchestration.loads import interrupt_if_terminated, links_of
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
-from blacksmith_dagster.orchestration.warm import WarmRuns, build_warm_job, elsewhere, watch
+from blacksmith_dagster.orchestration.warm_runs import WarmRuns, build_warm_job, elsewhere, watch
 from blacksmith_dagster.orchestration.warm_sensor import LOOK_SECONDS, Owners, look
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.source import Source, SourceEvent

@@ -19,7 +19,7 @@ from blacksmith_dagster.orchestration.loads import (
     told_of,
 )
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
-from blacksmith_dagster.orchestration.warm import WarmRuns, build_warm_job, elsewhere, watch
+from blacksmith_dagster.orchestration.warm_runs import WarmRuns, build_warm_job, elsewhere, watch
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import Destination, DestinationEvent
 from blacksmith_dagster.scheduler import LoadReport, Realtime, Summary, Tally, realtime_events

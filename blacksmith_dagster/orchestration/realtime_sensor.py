@@ -15,9 +15,9 @@ from dagster import (
     sensor,
 )
 
+from blacksmith_dagster.orchestration.load_schedules import why_not
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
-from blacksmith_dagster.orchestration.schedules import why_not
-from blacksmith_dagster.orchestration.warm import WarmRuns
+from blacksmith_dagster.orchestration.warm_runs import WarmRuns
 from blacksmith_dagster.orchestration.warm_sensor import LOOK_SECONDS, Owners, look
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import Destination

@@ -37,7 +37,7 @@ from blacksmith_dagster.orchestration.loads import (
 )
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import DestinationEvent
-from blacksmith_dagster.pubsub.announcer import Announcer
+from blacksmith_dagster.pubsub.notifier import Announcer
 from blacksmith_dagster.scheduler import LoadReport, Tally
 from blacksmith_dagster.scheduler.replay import Forecast, ReplaySummary, forecast, replay
 from blacksmith_dagster.scheduler.replay import Progress as Course

@@ -23,7 +23,7 @@ from blacksmith_dagster.orchestration.replays import ReplayConfig, replay_partit
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import DestinationEvent
 from blacksmith_dagster.pubsub import PubSub, open_pubsub
-from blacksmith_dagster.pubsub.announcer import Announcer
+from blacksmith_dagster.pubsub.notifier import Announcer
 from blacksmith_dagster.scheduler import Scheduler, StandardScheduler, Summary
 from blacksmith_dagster.scheduler.replay import Forecast, ReplaySummary
 from blacksmith_dagster.settings import Settings

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from blacksmith_dagster.errors import DeclarationError
 from blacksmith_dagster.pipeline.destination import Destination, DestinationEvent
 from blacksmith_dagster.pipeline.flow import Flow
-from blacksmith_dagster.pipeline.secret import Secret
 from blacksmith_dagster.pipeline.source import Door, Source, SourceEvent
 from blacksmith_dagster.pipeline.subscription import Subscription
-from blacksmith_dagster.pipeline.trigger import HTTP
+from blacksmith_dagster.pipeline.triggers import HTTP
+from blacksmith_dagster.redaction import Secret
 
 if TYPE_CHECKING:
     from starlette.middleware import Middleware

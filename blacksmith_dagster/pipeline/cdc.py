@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from threading import Event as Flag
 from typing import Any
 
-from blacksmith_dagster.pipeline.trigger import Trigger
+from blacksmith_dagster.pipeline.triggers import Trigger
 
 
 class Listener:

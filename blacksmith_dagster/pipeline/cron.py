@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from blacksmith_dagster.errors import DeclarationError
 from blacksmith_dagster.pipeline.schedule import checked_interval
-from blacksmith_dagster.pipeline.trigger import Trigger
+from blacksmith_dagster.pipeline.triggers import Trigger
 
 
 @dataclass(slots=True)

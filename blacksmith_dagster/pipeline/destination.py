@@ -19,14 +19,14 @@ from blacksmith_dagster.pipeline.migration import (
     checked_migrations,
     run_function,
 )
-from blacksmith_dagster.pipeline.rules import (
+from blacksmith_dagster.pipeline.schedule import Schedule, checked_cron
+from blacksmith_dagster.pipeline.validation import (
     checked_function,
     checked_name,
     checked_owners,
     checked_tags,
     duration,
 )
-from blacksmith_dagster.pipeline.schedule import Schedule, checked_cron
 from blacksmith_dagster.pipeline.versions import ANY, checked_versions
 
 T = TypeVar("T")

@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar, overload
 
 from blacksmith_dagster.errors import DeclarationError
 from blacksmith_dagster.pipeline.event import Event
-from blacksmith_dagster.pipeline.rules import checked_function
+from blacksmith_dagster.pipeline.validation import checked_function
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)

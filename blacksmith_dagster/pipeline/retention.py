@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from blacksmith_dagster.pipeline.rules import duration
+from blacksmith_dagster.pipeline.validation import duration
 
 if TYPE_CHECKING:
     from blacksmith_dagster.pipeline.application import Blacksmith

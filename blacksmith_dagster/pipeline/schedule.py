@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from croniter import CroniterError, croniter
 
 from blacksmith_dagster.errors import DeclarationError
-from blacksmith_dagster.pipeline.rules import duration
+from blacksmith_dagster.pipeline.validation import duration
 
 _EVERY = "@every "
 _DEFAULT_INTERVAL = "@every 1h"

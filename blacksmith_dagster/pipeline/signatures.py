@@ -16,9 +16,9 @@ from hashlib import sha256
 from typing import Any, NamedTuple, NoReturn
 
 from blacksmith_dagster.errors import DeclarationError, NotAllowed, SettingsError
-from blacksmith_dagster.pipeline.auth import checked_secrets, in_use
-from blacksmith_dagster.pipeline.rules import duration
-from blacksmith_dagster.pipeline.secret import Secret
+from blacksmith_dagster.pipeline.access import checked_secrets, in_use
+from blacksmith_dagster.pipeline.validation import duration
+from blacksmith_dagster.redaction import Secret
 
 TOLERANCE = "5m"
 

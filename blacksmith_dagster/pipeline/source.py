@@ -11,7 +11,7 @@ from typing import Any, Generic, Literal, Protocol, TypeAlias, TypedDict, TypeVa
 from blacksmith_dagster.errors import DeclarationError
 from blacksmith_dagster.pipeline import cron as _cron
 from blacksmith_dagster.pipeline import limits as _limits
-from blacksmith_dagster.pipeline.auth import Auth
+from blacksmith_dagster.pipeline.access import Auth
 from blacksmith_dagster.pipeline.cdc import CDC
 from blacksmith_dagster.pipeline.cors import CORS
 from blacksmith_dagster.pipeline.cron import Cron
@@ -28,14 +28,14 @@ from blacksmith_dagster.pipeline.migration import (
 from blacksmith_dagster.pipeline.model import JSONSchema, checked_model
 from blacksmith_dagster.pipeline.networks import Network, checked_networks
 from blacksmith_dagster.pipeline.retention import checked_keep
-from blacksmith_dagster.pipeline.rules import (
+from blacksmith_dagster.pipeline.subscription import Subscription
+from blacksmith_dagster.pipeline.triggers import HTTP, Child, Reply, Request, Trigger
+from blacksmith_dagster.pipeline.validation import (
     checked_function,
     checked_name,
     checked_owners,
     checked_tags,
 )
-from blacksmith_dagster.pipeline.subscription import Subscription
-from blacksmith_dagster.pipeline.trigger import HTTP, Child, Reply, Request, Trigger
 from blacksmith_dagster.pipeline.versions import ANY, checked_versions
 
 T = TypeVar("T")

@@ -11,8 +11,8 @@ from typing import Any, TypeVar, overload
 import msgspec
 
 from blacksmith_dagster.errors import DeclarationError
-from blacksmith_dagster.pipeline.secret import Secret
-from blacksmith_dagster.pipeline.trigger import Trigger, decoded
+from blacksmith_dagster.pipeline.triggers import Trigger, decoded
+from blacksmith_dagster.redaction import Secret
 
 T = TypeVar("T")
 

@@ -19,7 +19,7 @@ from sqlalchemy.engine import URL
 from blacksmith_dagster.errors import SettingsError, Unavailable
 from blacksmith_dagster.pubsub.interface import Consumer, Positions, Publisher, Subscriber
 from blacksmith_dagster.store import read_url
-from blacksmith_dagster.store.faults import reason
+from blacksmith_dagster.store.db_errors import reason
 
 _logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import DestinationEvent
 from blacksmith_dagster.pipeline.event import Event
 from blacksmith_dagster.pipeline.model import decoder, encode
-from blacksmith_dagster.scheduler.decode import Decoder
+from blacksmith_dagster.scheduler.decoding import Decoder
 from blacksmith_dagster.settings import load_function
 from blacksmith_dagster.store.interface import (
     Candidate,

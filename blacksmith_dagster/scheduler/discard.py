@@ -13,7 +13,7 @@ from blacksmith_dagster.errors import UsageError, clean
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.batch import Said
 from blacksmith_dagster.pipeline.destination import DestinationEvent
-from blacksmith_dagster.scheduler.decode import Decoder
+from blacksmith_dagster.scheduler.decoding import Decoder
 from blacksmith_dagster.scheduler.outcomes import outcomes
 from blacksmith_dagster.scheduler.verdict import Decision
 from blacksmith_dagster.store.interface import Deviation, Fence, Lane, Load, Store, Verdict

@@ -23,11 +23,11 @@ from blacksmith_dagster.errors import (
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.batch import Batch
 from blacksmith_dagster.pipeline.destination import DestinationEvent
-from blacksmith_dagster.scheduler.decode import Decoded, Decoder
+from blacksmith_dagster.scheduler.decoding import Decoded, Decoder
+from blacksmith_dagster.scheduler.executor import Workers
 from blacksmith_dagster.scheduler.interface import LoadReport, Summary
 from blacksmith_dagster.scheduler.outcomes import outcomes
 from blacksmith_dagster.scheduler.verdict import decide, report
-from blacksmith_dagster.scheduler.workers import Workers
 from blacksmith_dagster.store.interface import Fence, Load, Store, Verdict
 from blacksmith_dagster.wanderer.files import version_of
 

@@ -13,7 +13,7 @@ from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import DestinationEvent
 from blacksmith_dagster.pipeline.event import Cause, Event, Job
 from blacksmith_dagster.pipeline.flow import Flow, Outcome
-from blacksmith_dagster.scheduler.decode import Decoded
+from blacksmith_dagster.scheduler.decoding import Decoded
 from blacksmith_dagster.scheduler.verdict import Decision
 from blacksmith_dagster.store.interface import JobRow, Load, NewEvent, NewJob, Verdict
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from blacksmith_dagster.errors import Fenced, Unavailable
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import Destination, DestinationEvent
+from blacksmith_dagster.scheduler.executor import Workers
 from blacksmith_dagster.scheduler.interface import LoadReport
 from blacksmith_dagster.scheduler.loader import Announce, Loader
-from blacksmith_dagster.scheduler.workers import Workers
 from blacksmith_dagster.store.interface import Lane, Store
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from blacksmith_dagster.errors import NotMigrated, UsageError
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import DestinationEvent
 from blacksmith_dagster.scheduler.choosing import Chooser
+from blacksmith_dagster.scheduler.executor import Workers
 from blacksmith_dagster.scheduler.interface import LoadReport, Tally
 from blacksmith_dagster.scheduler.loader import Announce, Loader
-from blacksmith_dagster.scheduler.workers import Workers
 from blacksmith_dagster.store.interface import (
     Candidate,
     Lane,

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import DestinationEvent
+from blacksmith_dagster.scheduler.executor import Workers
 from blacksmith_dagster.scheduler.interface import LoadReport, Summary
 from blacksmith_dagster.scheduler.loader import Announce, Loader
-from blacksmith_dagster.scheduler.workers import Workers
 from blacksmith_dagster.store.interface import Lane, Store
 from blacksmith_dagster.supervisor import here
 

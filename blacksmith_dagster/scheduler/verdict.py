@@ -12,7 +12,7 @@ from blacksmith_dagster.errors import clean, describe
 from blacksmith_dagster.pipeline import batch
 from blacksmith_dagster.pipeline.batch import Said
 from blacksmith_dagster.pipeline.schedule import Schedule
-from blacksmith_dagster.scheduler.decode import Decoded
+from blacksmith_dagster.scheduler.decoding import Decoded
 from blacksmith_dagster.scheduler.interface import LoadReport, Tally
 from blacksmith_dagster.store.interface import Deviation, Load, Verdict
 

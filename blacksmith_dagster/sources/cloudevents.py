@@ -11,7 +11,7 @@ from urllib.parse import unquote_to_bytes
 from blacksmith_dagster.errors import BadRequest, Misfit, UnsupportedMedia
 from blacksmith_dagster.pipeline.event import Occurrence
 from blacksmith_dagster.pipeline.source import DoorAnswer
-from blacksmith_dagster.pipeline.trigger import Request, decoded
+from blacksmith_dagster.pipeline.triggers import Request, decoded
 from blacksmith_dagster.sources.typed import TypedSource, moment, text
 
 _PREFIX = "ce-"

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Unpack
 
 from blacksmith_dagster.errors import Reject
-from blacksmith_dagster.pipeline.secret import Secret
 from blacksmith_dagster.pipeline.signatures import GitHubSignature
 from blacksmith_dagster.pipeline.source import DoorAnswer, Properties
-from blacksmith_dagster.pipeline.trigger import Reply, Request, decoded
+from blacksmith_dagster.pipeline.triggers import Reply, Request, decoded
+from blacksmith_dagster.redaction import Secret
 from blacksmith_dagster.sources.typed import TypedSource, header, several
 
 _FORM = "application/x-www-form-urlencoded"

@@ -10,11 +10,11 @@ from typing import Any, TypeAlias, Unpack
 import msgspec
 
 from blacksmith_dagster.errors import Misfit
-from blacksmith_dagster.pipeline.auth import WriteKey
+from blacksmith_dagster.pipeline.access import WriteKey
 from blacksmith_dagster.pipeline.event import Occurrence
-from blacksmith_dagster.pipeline.secret import Secret
 from blacksmith_dagster.pipeline.source import DoorAnswer, Properties, Source, SourceEvent
-from blacksmith_dagster.pipeline.trigger import HTTP, Reply, Request
+from blacksmith_dagster.pipeline.triggers import HTTP, Reply, Request
+from blacksmith_dagster.redaction import Secret
 from blacksmith_dagster.sources.typed import moment, proved_by, several
 
 _Message: TypeAlias = dict[str, Any]

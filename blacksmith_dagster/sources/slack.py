@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any, Unpack
 
 from blacksmith_dagster.errors import Misfit
-from blacksmith_dagster.pipeline.secret import Secret
 from blacksmith_dagster.pipeline.signatures import SlackSignature
 from blacksmith_dagster.pipeline.source import DoorAnswer, Properties
-from blacksmith_dagster.pipeline.trigger import Reply, Request
+from blacksmith_dagster.pipeline.triggers import Reply, Request
+from blacksmith_dagster.redaction import Secret
 from blacksmith_dagster.sources.typed import TypedSource, moment, several, text
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Unpack
 
-from blacksmith_dagster.pipeline.secret import Secret
 from blacksmith_dagster.pipeline.signatures import StripeSignature
 from blacksmith_dagster.pipeline.source import DoorAnswer, Properties
-from blacksmith_dagster.pipeline.trigger import Request
+from blacksmith_dagster.pipeline.triggers import Request
+from blacksmith_dagster.redaction import Secret
 from blacksmith_dagster.sources.typed import TypedSource, moment, several, text
 
 

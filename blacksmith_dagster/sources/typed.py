@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar, Unpack, overload
 
 from blacksmith_dagster.errors import BadRequest, DeclarationError, Misfit, Reject
-from blacksmith_dagster.pipeline.auth import Auth
+from blacksmith_dagster.pipeline.access import Auth
 from blacksmith_dagster.pipeline.model import JSONSchema
-from blacksmith_dagster.pipeline.secret import Secret
 from blacksmith_dagster.pipeline.source import DoorAnswer, Properties, Source, SourceEvent
-from blacksmith_dagster.pipeline.trigger import HTTP, Reply, Request
+from blacksmith_dagster.pipeline.triggers import HTTP, Reply, Request
+from blacksmith_dagster.redaction import Secret
 
 T = TypeVar("T")
 

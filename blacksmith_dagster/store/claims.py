@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from blacksmith_dagster.store import loads
 from blacksmith_dagster.store.interface import Fence, JobRow, Lane, Load
-from blacksmith_dagster.store.sets import Waiting, is_plain, portion
+from blacksmith_dagster.store.job_groups import Waiting, is_plain, portion
 
 if TYPE_CHECKING:
     from datetime import datetime

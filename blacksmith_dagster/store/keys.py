@@ -9,8 +9,8 @@ from sqlalchemy import Connection, update
 
 from blacksmith_dagster.errors import KeyReused, PositionMoved
 from blacksmith_dagster.store.interface import NewEvent, Position
+from blacksmith_dagster.store.maintenance import upsert
 from blacksmith_dagster.store.tables import positions
-from blacksmith_dagster.store.upkeep import upsert
 
 Key = tuple[str, str, int]
 """Kind, key, ordinal in the request."""

@@ -9,8 +9,8 @@ import msgspec
 from sqlalchemy import Connection, select
 
 from blacksmith_dagster.store.interface import Listening
+from blacksmith_dagster.store.maintenance import upsert
 from blacksmith_dagster.store.tables import listeners
-from blacksmith_dagster.store.upkeep import upsert
 
 
 def note(conn: Connection, listener: Listening, now: datetime) -> None:

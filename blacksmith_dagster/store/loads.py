@@ -26,7 +26,7 @@ from sqlalchemy import (
 
 from blacksmith_dagster.pipeline.batch import Said
 from blacksmith_dagster.store.interface import Deviation, Load
-from blacksmith_dagster.store.sets import Portion, Waiting
+from blacksmith_dagster.store.job_groups import Portion, Waiting
 from blacksmith_dagster.store.tables import (
     DISCARDED,
     DONE,

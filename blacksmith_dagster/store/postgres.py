@@ -16,12 +16,12 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from blacksmith_dagster.errors import KeyReused, Unavailable
 from blacksmith_dagster.store import schema
 from blacksmith_dagster.store.claims import LANES, LaneState
-from blacksmith_dagster.store.faults import committing, told
+from blacksmith_dagster.store.db_errors import committing, told
 from blacksmith_dagster.store.interface import JobRow, Load, NewEvent, Position, Raw, Verdict
+from blacksmith_dagster.store.job_groups import Waiting
 from blacksmith_dagster.store.loads import Outcome
 from blacksmith_dagster.store.partitions import Partitions
 from blacksmith_dagster.store.replays import SetJob
-from blacksmith_dagster.store.sets import Waiting
 from blacksmith_dagster.store.sql import SQLStore, fenced, no_longer_open
 from blacksmith_dagster.store.tables import Instant
 

@@ -35,6 +35,7 @@ from blacksmith_dagster.store.interface import (
     Window,
 )
 from blacksmith_dagster.store.loads import last_load
+from blacksmith_dagster.store.maintenance import upsert
 from blacksmith_dagster.store.partitions import Partition, Partitions
 from blacksmith_dagster.store.parts import parts
 from blacksmith_dagster.store.retention import Held, bounds, held, past
@@ -51,7 +52,6 @@ from blacksmith_dagster.store.tables import (
     set_jobs,
     sets,
 )
-from blacksmith_dagster.store.upkeep import upsert
 
 if TYPE_CHECKING:
     from blacksmith_dagster.store.sql import SQLStore

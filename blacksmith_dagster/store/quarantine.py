@@ -12,9 +12,9 @@ from sqlalchemy import Connection, delete, func, select
 
 from blacksmith_dagster.errors import Unknown
 from blacksmith_dagster.store.interface import Raw
+from blacksmith_dagster.store.maintenance import upsert
 from blacksmith_dagster.store.parts import parts
 from blacksmith_dagster.store.tables import kinds, quarantine
-from blacksmith_dagster.store.upkeep import upsert
 
 _ID = re.compile(r"qua_([1-9][0-9]{0,17})")
 _NAMED = 1000  # in one statement

@@ -38,6 +38,7 @@ from blacksmith_dagster.store.interface import (
     Window,
 )
 from blacksmith_dagster.store.loads import JOB_COLUMNS, last_load, members
+from blacksmith_dagster.store.maintenance import upsert
 from blacksmith_dagster.store.parts import parts
 from blacksmith_dagster.store.questions import RETRY_ERROR
 from blacksmith_dagster.store.retention import is_held, refuse_purged
@@ -55,7 +56,6 @@ from blacksmith_dagster.store.tables import (
     set_jobs,
     sets,
 )
-from blacksmith_dagster.store.upkeep import upsert
 
 _SPAN = 20_000  # sequence numbers that are looked through at once
 _AT_ONCE = 1_000  # values in one IN

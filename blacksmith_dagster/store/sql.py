@@ -25,15 +25,15 @@ from blacksmith_dagster.errors import (
 )
 from blacksmith_dagster.pipeline.batch import Said
 from blacksmith_dagster.store import (
-    gates,
     keys,
     listeners,
     loads,
+    maintenance,
+    migration_barrier,
     quarantine,
     questions,
     replays,
     tables,
-    upkeep,
 )
 from blacksmith_dagster.store.claims import LANES, Claim, LaneState
 from blacksmith_dagster.store.ids import Epochs
@@ -65,9 +65,9 @@ from blacksmith_dagster.store.interface import (
     Verdict,
     Window,
 )
+from blacksmith_dagster.store.job_groups import Waiting
 from blacksmith_dagster.store.purge import Purge
 from blacksmith_dagster.store.retention import refuse_purged, why_gone
-from blacksmith_dagster.store.sets import Waiting
 from blacksmith_dagster.store.tables import DONE, FAILED, RELEASED, UNKNOWN
 
 if TYPE_CHECKING:
@@ -218,12 +218,14 @@ class SQLStore(ABC):
             for event in app.destination_events.values():
                 if event.renamed_from:
                     old = f"{event.destination.name}/{event.renamed_from}"
-                    upkeep.rename(conn, tables.destination_events, old, event.path)
+                    maintenance.rename(conn, tables.destination_events, old, event.path)
                     for outcome in event.outcomes:
-                        upkeep.rename(conn, tables.kinds, f"{old}.{outcome.name}", outcome.path)
-            upkeep.know(conn, tables.kinds, [*app.source_events, *received, *doors])
-            upkeep.know(conn, tables.destination_events, list(app.destination_events))
-            upkeep.fence(conn, LANES.values())
+                        maintenance.rename(
+                            conn, tables.kinds, f"{old}.{outcome.name}", outcome.path
+                        )
+            maintenance.know(conn, tables.kinds, [*app.source_events, *received, *doors])
+            maintenance.know(conn, tables.destination_events, list(app.destination_events))
+            maintenance.fence(conn, LANES.values())
         self._read_names()
 
     def _destination(self, path: str) -> int:
@@ -259,7 +261,7 @@ class SQLStore(ABC):
         asked = [each for each in requests if not isinstance(each, Raw)]
         with self.writing() as conn:
             if received_at is not None:
-                upkeep.begin_import(conn, received_at, self._watermark(conn))
+                maintenance.begin_import(conn, received_at, self._watermark(conn))
             keys.move(conn, positions)
             quarantine.drop(conn, released)
             waiting = [[each] for each in self._quarantine(conn, raws)]
@@ -285,7 +287,7 @@ class SQLStore(ABC):
         new = admitted.new
         seqs = self._append(conn, new, admitted.parents, received_at) if new else []
         if received_at is not None and seqs:
-            upkeep.end_import(conn, received_at, max(seqs))
+            maintenance.end_import(conn, received_at, max(seqs))
         written = sorted(
             (*self._key(key), seqs[index], new[index].digest or b"")
             for key, index in admitted.claimed.items()
@@ -412,7 +414,7 @@ class SQLStore(ABC):
     ) -> Load | None:
         with self.writing() as conn:
             claim = self._claiming(conn, fence, limit, run)
-            gates.check(conn, fence.destination, version)
+            migration_barrier.check(conn, fence.destination, version)
             if claim.state.fresh:
                 return claim.due(max_attempts) or claim.new()
             return claim.new() or claim.due(max_attempts)
@@ -641,7 +643,7 @@ class SQLStore(ABC):
     def ready(self) -> None:
         self._read_names()  # another process may have begun a new epoch
         with self.reading() as conn:
-            given, last = upkeep.highest(conn), self._sequence(conn)
+            given, last = maintenance.highest(conn), self._sequence(conn)
         if last < given:
             raise SequenceWentBack(
                 f"{self.label}: its sequence stands at {last}, but {given} was given already; was it "
@@ -652,7 +654,7 @@ class SQLStore(ABC):
     def repair(self) -> str:
         epoch = secrets.token_hex(4)
         with self.writing() as conn:
-            last = max(upkeep.highest(conn), self._sequence(conn))
+            last = max(maintenance.highest(conn), self._sequence(conn))
             self._set_sequence(conn, last + 1)
             conn.execute(
                 tables.epochs.insert(),
@@ -665,15 +667,15 @@ class SQLStore(ABC):
         with self.writing() as conn:
             # In this order: what is up to `low` was received before `now`, what is above `high` after.
             low, now = self._watermark(conn), self._now(conn)
-            upkeep.mark(conn, now, low, self._sequence(conn))
-            upkeep.forget_keys(conn, now)
+            maintenance.mark(conn, now, low, self._sequence(conn))
+            maintenance.forget_keys(conn, now)
         while self._count():
             pass
 
     def _count(self) -> bool:
         """Move the counters on by a stretch of the log; `False` when there is no more."""
         with self.writing() as conn:
-            return upkeep.count(conn, self._watermark(conn))
+            return maintenance.count(conn, self._watermark(conn))
 
     def close(self) -> None:
         self.engine.dispose()

@@ -19,11 +19,11 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from blacksmith_dagster.errors import SettingsError
 from blacksmith_dagster.store import make_home, schema
 from blacksmith_dagster.store.claims import LaneState
-from blacksmith_dagster.store.faults import told
+from blacksmith_dagster.store.db_errors import told
 from blacksmith_dagster.store.interface import JobRow, NewEvent
+from blacksmith_dagster.store.job_groups import Waiting
 from blacksmith_dagster.store.loads import Outcome
 from blacksmith_dagster.store.replays import SetJob
-from blacksmith_dagster.store.sets import Waiting
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.store.tables import Instant, from_micros, to_micros
 

@@ -15,8 +15,8 @@ from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import Destination
 from blacksmith_dagster.pipeline.migration import Direction, Migration
 from blacksmith_dagster.pipeline.source import Source
-from blacksmith_dagster.store import Store, gates
-from blacksmith_dagster.store.gates import TargetFence
+from blacksmith_dagster.store import Store, migration_barrier
+from blacksmith_dagster.store.migration_barrier import TargetFence
 from blacksmith_dagster.supervisor.interface import Lease, Supervisor
 from blacksmith_dagster.wanderer.files import (
     adapters,
@@ -364,7 +364,7 @@ class StandardWanderer:
                 tracked = self._tracking.take_over(target, lease.id, lease.confirm)
                 gate = tracked
                 if self._elsewhere:
-                    gate = gates.take_over(self._store, target, lease.id, lease.confirm)
+                    gate = migration_barrier.take_over(self._store, target, lease.id, lease.confirm)
                 held[target] = _Held(lease, tracked, gate)
             yield held
 
@@ -376,14 +376,14 @@ class StandardWanderer:
         }
         chosen = [each for each in sorted(ran) if isinstance(self._adapters[each], Destination)]
         for target in chosen:
-            gates.shut(self._store, held[target].gate, self._who)
+            migration_barrier.shut(self._store, held[target].gate, self._who)
         for target in chosen:
             adapter: Any = self._adapters[target]
             patience = max(
                 (event.timeout.total_seconds() for event in adapter.events.values()), default=0.0
             )
             give_up = time.monotonic() + patience
-            while open_loads := gates.open_loads(self._store, adapter.name):
+            while open_loads := migration_barrier.open_loads(self._store, adapter.name):
                 if self._stop.is_set():
                     return _STOPPED
                 lease = held[target].lease
@@ -404,7 +404,7 @@ class StandardWanderer:
             own = {scope: all_ for scope, all_ in found.items() if target_of(scope) == target}
             known = [each for each in tracked if target_of(each.scope) == target]
             why = behind(_counting(own, known))
-            gates.settle(self._store, one.gate, settled_version(own, known), why)
+            migration_barrier.settle(self._store, one.gate, settled_version(own, known), why)
 
 
 def _counting(found: Declared, tracked: Iterable[Tracked]) -> Sequence[Tracked]:

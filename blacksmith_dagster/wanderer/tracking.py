@@ -11,9 +11,9 @@ from sqlalchemy import Connection, func, insert, select
 
 from blacksmith_dagster.errors import SettingsError
 from blacksmith_dagster.pipeline.migration import Migration
-from blacksmith_dagster.store import Store, gates, open_store, upkeep
-from blacksmith_dagster.store.gates import TargetFence
+from blacksmith_dagster.store import Store, maintenance, migration_barrier, open_store
 from blacksmith_dagster.store.interface import Confirm
+from blacksmith_dagster.store.migration_barrier import TargetFence
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.store.tables import Instant, migration_transitions, migrations
 from blacksmith_dagster.wanderer.files import target_of
@@ -112,7 +112,7 @@ class Tracking:
 
         Raises `Fenced`.
         """
-        fence = gates.take_over(self.store, target, holder, confirm)
+        fence = migration_barrier.take_over(self.store, target, holder, confirm)
         with self.store.writing() as conn:
             executing = select(
                 migrations.c.id, migrations.c.scope, migrations.c.state, migrations.c.atomic
@@ -120,7 +120,7 @@ class Tracking:
             for number, scope, state, atomic in conn.execute(executing).all():
                 if target_of(scope) == target:
                     left = _ENDED[State(state)] if atomic else State.INTERRUPTED
-                    gates.hold(conn, fence)
+                    migration_barrier.hold(conn, fence)
                     changed = migrations.update().where(migrations.c.id == number)
                     conn.execute(changed.values(state=left.value))
                     self._add(conn, fence, number, left, _KILLED)
@@ -152,14 +152,14 @@ class Tracking:
         atomic: bool = False,
     ) -> None:
         """As `record`, in a transaction of the caller's, which may be of another engine."""
-        gates.hold(conn, fence)
+        migration_barrier.hold(conn, fence)
         values = {
             "name": migration.name,
             "checksum": migration.checksum,
             "state": state.value,
             "atomic": atomic,
         }
-        known: Any = upkeep.upsert(conn, migrations).values(
+        known: Any = maintenance.upsert(conn, migrations).values(
             scope=scope, version=migration.version, **values
         )
         known = known.on_conflict_do_update(index_elements=["scope", "version"], set_=values)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import closing
 
 from blacksmith_dagster import Blacksmith, Source
-from blacksmith_dagster.gateway.listening import Listeners
+from blacksmith_dagster.ingest.listeners import Listeners
 from blacksmith_dagster.store import open_store
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.supervisor import StoreSupervisor

@@ -11,7 +11,7 @@ import msgspec
 
 from assets.flights import airport, alerts, departed, desk, warehouse
 from blacksmith_dagster import Batch, Blacksmith, DestinationEvent, Event, Job, Request
-from blacksmith_dagster.gateway import take
+from blacksmith_dagster.ingest import ingest
 from blacksmith_dagster.scheduler import LoadReport, Summary, Tally
 from blacksmith_dagster.settings import Settings
 from blacksmith_dagster.store import Store, open_store
@@ -30,7 +30,7 @@ class PlainGateway:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 headers = {name.lower(): value for name, value in self.headers.items()}
-                [ids] = take(app, store, departed, [Request(body, headers)])
+                [ids] = ingest(app, store, departed, [Request(body, headers)])
                 answer = msgspec.json.encode({"ids": ids})
                 self.send_response(202)
                 self.send_header("Content-Length", str(len(answer)))

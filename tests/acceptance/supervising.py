@@ -19,7 +19,7 @@ from sqlalchemy import select
 
 from blacksmith_dagster import Request
 from blacksmith_dagster.errors import BlacksmithError, Unavailable
-from blacksmith_dagster.gateway.extract import Extractor
+from blacksmith_dagster.ingest.extract import Extractor
 from blacksmith_dagster.store import open_store
 from blacksmith_dagster.store.claims import LANES
 from blacksmith_dagster.store.interface import Lane

@@ -27,7 +27,7 @@ from blacksmith_dagster import (
     Source,
 )
 from blacksmith_dagster.cli import main
-from blacksmith_dagster.gateway import take
+from blacksmith_dagster.ingest import ingest
 from blacksmith_dagster.scheduler import StandardScheduler
 from blacksmith_dagster.store import open_store
 from blacksmith_dagster.supervisor import open_supervisor
@@ -67,7 +67,7 @@ def ids(store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list
     monkeypatch.setenv("BLACKSMITH_STORE_URL", store_url)
     with contextlib.closing(open_store(store_url, upgrade=True)) as store:
         store.register(blacksmith)
-        [ids] = take(blacksmith, store, ordered, [Request.of([{"n": n} for n in range(3)])])
+        [ids] = ingest(blacksmith, store, ordered, [Request.of([{"n": n} for n in range(3)])])
         with contextlib.closing(open_supervisor(None, store)) as supervisor:
             StandardScheduler().load(
                 blacksmith, thanks, store=store, supervisor=supervisor, run="run-1"
@@ -161,7 +161,7 @@ def test_store_that_went_back_is_refused_until_repaired(
     monkeypatch.setenv("BLACKSMITH_STORE_URL", f"sqlite:///{path}")
     with contextlib.closing(open_store(f"sqlite:///{path}")) as store:
         store.register(blacksmith)
-        take(blacksmith, store, ordered, [Request.of([{"n": n} for n in range(3)])])
+        ingest(blacksmith, store, ordered, [Request.of([{"n": n} for n in range(3)])])
     with contextlib.closing(sqlite3.connect(path)) as database:
         database.execute("update sqlite_sequence set seq = 1 where name = 'events'")
         database.commit()

@@ -30,8 +30,8 @@ from blacksmith_dagster import (
     Subscription,
 )
 from blacksmith_dagster.cli import main
-from blacksmith_dagster.gateway import take
-from blacksmith_dagster.gateway.quarantine import raw_of
+from blacksmith_dagster.ingest import ingest
+from blacksmith_dagster.ingest.quarantine import raw_of
 from blacksmith_dagster.pubsub import open_pubsub
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.interface import Listening, Raw
@@ -251,7 +251,7 @@ def test_retry_counts_the_key_that_a_request_came_with(store: Store) -> None:
     came = Request(b'{"id": 7}', {"idempotency-key": "order-7"})
     [order] = failed(store, came)
     # Its sender has sent it again, after the mend.
-    [[first]] = take(blacksmith, store, ordered, [came])
+    [[first]] = ingest(blacksmith, store, ordered, [came])
     assert f"{order} taken: {first}" in run("retry", order, APP).stdout
     other = Request(b'{"id": 8}', {"idempotency-key": "order-7"})
     [reused] = failed(store, other)

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from blacksmith_dagster import Batch, Blacksmith, Destination, Event, Request, Schedule, Source
 from blacksmith_dagster.cli import main
-from blacksmith_dagster.gateway import take
+from blacksmith_dagster.ingest import ingest
 from blacksmith_dagster.scheduler import StandardScheduler
 from blacksmith_dagster.store import open_store
 from blacksmith_dagster.store.interface import NewEvent
@@ -55,8 +55,8 @@ def ids(store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list
     monkeypatch.setenv("BLACKSMITH_STORE_URL", store_url)
     with contextlib.closing(open_store(store_url, upgrade=True)) as store:
         store.register(blacksmith)
-        [ids] = take(blacksmith, store, ordered, [Request.of([{"n": 0}, {"n": 1}])])
-        [more] = take(before, store, ordered, [Request.of([{"n": 2}])])
+        [ids] = ingest(blacksmith, store, ordered, [Request.of([{"n": 0}, {"n": 1}])])
+        [more] = ingest(before, store, ordered, [Request.of([{"n": 2}])])
         with contextlib.closing(open_supervisor(None, store)) as supervisor:
             for event in (thanks, news):
                 StandardScheduler().load(blacksmith, event, store=store, supervisor=supervisor)

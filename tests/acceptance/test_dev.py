@@ -14,7 +14,7 @@ import psutil
 import pytest
 from click.testing import CliRunner, Result
 
-from blacksmith_dagster.cli import main, processes
+from blacksmith_dagster.cli import main, serve
 
 _modules = itertools.count(1)
 
@@ -63,7 +63,7 @@ def dev(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("BLACKSMITH_HOME", str(tmp_path / "home"))
     ran: list[Dev] = []
-    monkeypatch.setattr(processes, "_run_together", lambda *given: ran.append(Dev(*given)))
+    monkeypatch.setattr(serve, "_run_together", lambda *given: ran.append(Dev(*given)))
 
     def invoke(gateway: str, *options: str) -> tuple[Result, Dev]:
         name = f"place_of_dev_{next(_modules)}"
@@ -121,14 +121,14 @@ def test_an_option_that_would_not_count_is_refused(dev: Callable[..., tuple[Resu
 def test_one_that_ends_ends_the_other(tmp_path: Path) -> None:
     commands = {"gateway": ["sh", "-c", "exit 3"], "dagster dev": ["sleep", "600"]}
     with pytest.raises(click.ClickException, match="gateway ended with exit code 3"):
-        processes._run_together(commands, tmp_path, dict(os.environ))
+        serve._run_together(commands, tmp_path, dict(os.environ))
     assert not [each for each in psutil.Process().children() if "sleep" in each.cmdline()]
 
 
 def test_one_that_ignores_the_signal_is_killed_with_its_children(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "_STOP_SECONDS", 0.5)
+    monkeypatch.setattr(serve, "_STOP_SECONDS", 0.5)
     pid = tmp_path / "pid"
     waits = f"while [ ! -s {pid} ]; do sleep 0.1; done"
     commands = {
@@ -136,7 +136,7 @@ def test_one_that_ignores_the_signal_is_killed_with_its_children(
         "gateway": ["sh", "-c", waits],
     }
     with pytest.raises(click.ClickException, match="gateway ended with exit code 0"):
-        processes._run_together(commands, tmp_path, dict(os.environ))
+        serve._run_together(commands, tmp_path, dict(os.environ))
     deadline = time.monotonic() + 10
     while psutil.pid_exists(int(pid.read_text())) and not _is_zombie(int(pid.read_text())):
         assert time.monotonic() < deadline

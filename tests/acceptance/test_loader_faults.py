@@ -25,7 +25,7 @@ from blacksmith_dagster import (
     Source,
 )
 from blacksmith_dagster.errors import Fenced, Unavailable
-from blacksmith_dagster.gateway.extract import Extractor
+from blacksmith_dagster.ingest.extract import Extractor
 from blacksmith_dagster.pipeline.source import SourceEvent
 from blacksmith_dagster.scheduler import StandardScheduler, Tally
 from blacksmith_dagster.store import Store, open_store

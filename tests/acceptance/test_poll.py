@@ -27,8 +27,8 @@ from blacksmith_dagster import (
     Source,
 )
 from blacksmith_dagster.errors import Fenced, PositionMoved, TooLarge, UsageError
-from blacksmith_dagster.gateway import poll as polls
-from blacksmith_dagster.gateway.poll import Polled, poll
+from blacksmith_dagster.ingest import poll as polls
+from blacksmith_dagster.ingest.poll import Polled, poll
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.interface import Position
 from blacksmith_dagster.store.sql import SQLStore

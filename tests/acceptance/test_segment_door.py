@@ -15,8 +15,8 @@ from segment.analytics.request import APIError
 from segment.analytics.request import post as post_batch
 
 from blacksmith_dagster import Request
-from blacksmith_dagster.gateway.quarantine import raw_of
-from blacksmith_dagster.gateway.retake import retake
+from blacksmith_dagster.ingest.quarantine import raw_of
+from blacksmith_dagster.ingest.retry import retake
 from tests.acceptance.doors import SEGMENT_KEY, SEGMENT_KEY_OLD, Doors, opened
 from tests.acceptance.doors_pipeline import blacksmith
 from tests.acceptance.processes import until

@@ -7,7 +7,7 @@ import pytest
 
 from blacksmith_dagster import Request
 from blacksmith_dagster.errors import PositionMoved
-from blacksmith_dagster.gateway import take
+from blacksmith_dagster.ingest import ingest
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.interface import Position
 from tests.acceptance.gateway_pipeline import accepted, blacksmith, keyed, odd
@@ -22,7 +22,7 @@ def store(store_url: str) -> Iterator[Store]:
 
 def test_position_is_committed_with_the_events(store: Store) -> None:
     lines = [Request(b'{"wanted": true}'), Request(b'{"wanted": false}')]
-    ids = take(blacksmith, store, accepted, lines, Position("landing", None, "2"))
+    ids = ingest(blacksmith, store, accepted, lines, Position("landing", None, "2"))
     assert [store.event(each).payload for (each,) in ids] == [
         '{"wanted": true}',
         '{"wanted": false}',
@@ -30,18 +30,18 @@ def test_position_is_committed_with_the_events(store: Store) -> None:
     assert [list(store.event(each).destinations) for (each,) in ids] == [["lake/waters"], []]
     assert store.position("landing") == "2"
     with pytest.raises(PositionMoved):
-        take(blacksmith, store, accepted, lines, Position("landing", None, "2"))
+        ingest(blacksmith, store, accepted, lines, Position("landing", None, "2"))
     assert len(store.events()) == 2
     # Lines that hold no event move it too.
-    assert take(blacksmith, store, accepted, [], Position("landing", "2", "3")) == []
+    assert ingest(blacksmith, store, accepted, [], Position("landing", "2", "3")) == []
     assert store.position("landing") == "3"
 
 
 def test_line_that_cannot_be_taken_goes_to_quarantine(store: Store) -> None:
     lines = [Request(b'"reject"'), Request(b'"reply"'), Request(b'"raise"')]
-    assert take(blacksmith, store, odd, lines) == [[], [], []]
+    assert ingest(blacksmith, store, odd, lines) == [[], [], []]
     lines = [Request(b"{"), Request(b'{"wanted": 1}'), Request(b"[1, 2]")]
-    ids = take(blacksmith, store, accepted, lines)
+    ids = ingest(blacksmith, store, accepted, lines)
     assert [len(each) for each in ids] == [0, 1, 2]
     assert [each.error.partition(":")[0] for each in store.quarantined()] == [
         "Reject",
@@ -51,9 +51,9 @@ def test_line_that_cannot_be_taken_goes_to_quarantine(store: Store) -> None:
 
 
 def test_key_that_came_before_with_other_data_goes_to_quarantine(store: Store) -> None:
-    ((first,),) = take(blacksmith, store, keyed, [Request(b'{"key": "k", "n": 1}')])
+    ((first,),) = ingest(blacksmith, store, keyed, [Request(b'{"key": "k", "n": 1}')])
     lines = [Request(b'{"key": "k", "n": 1}'), Request(b'{"key": "k", "n": 2}')]
-    assert take(blacksmith, store, keyed, lines) == [[first], []]
+    assert ingest(blacksmith, store, keyed, lines) == [[first], []]
     (kept,) = store.quarantined()
     assert kept.error.startswith("KeyReused")
     assert store.in_quarantine(kept.id).body == b'{"key": "k", "n": 2}'

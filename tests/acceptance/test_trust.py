@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from blacksmith_dagster.gateway.protocol import HEAD_BYTES
-from blacksmith_dagster.pipeline.auth import hashed
+from blacksmith_dagster.pipeline.access import hashed
 from blacksmith_dagster.store import Store, open_store
 from tests.acceptance.processes import GatewayProcess, peak_memory, until
 from tests.acceptance.trust_pipeline import MODELS, NEW, OLD, SHOP, WHSEC_NEW, WHSEC_OLD

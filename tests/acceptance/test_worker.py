@@ -27,7 +27,7 @@ from blacksmith_dagster import (
     Subscription,
 )
 from blacksmith_dagster.cli import main
-from blacksmith_dagster.gateway import take
+from blacksmith_dagster.ingest import ingest
 from blacksmith_dagster.pubsub import Publisher, open_pubsub
 from blacksmith_dagster.store import Store, open_store
 from tests.acceptance.processes import BlacksmithProcess, until
@@ -86,7 +86,7 @@ class Bench:
 
     def send(self, *data: dict[str, Any], app: Blacksmith = blacksmith) -> list[str]:
         """Have events committed, and tell of them; returns their ids."""
-        [ids] = take(app, self.store, accepted, [Request.of(list(data))])
+        [ids] = ingest(app, self.store, accepted, [Request.of(list(data))])
         self._publisher.publish([EACH, ODD, STUCK, ALERTS])
         return ids
 

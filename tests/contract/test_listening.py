@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from blacksmith_dagster import CDC, Blacksmith, Destination, Event, Listener, Schedule, Source
-from blacksmith_dagster.gateway import cdc, listening
-from blacksmith_dagster.gateway.listening import Listeners
+from blacksmith_dagster.ingest import changes as changes_module
+from blacksmith_dagster.ingest import listeners as listeners_module
+from blacksmith_dagster.ingest.listeners import Listeners
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.interface import Listening, Position
 from blacksmith_dagster.supervisor import Supervisor, open_supervisor
@@ -194,7 +195,7 @@ def test_what_was_yielded_when_it_is_stopped_is_kept(shop: Shop) -> None:
 def test_a_generator_that_does_not_stop_is_left_behind(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cdc, "_GRACE", 0.2)
+    monkeypatch.setattr(changes_module, "_GRACE", 0.2)
     hangs = threading.Event()
 
     def changes(listener: Listener) -> Iterator[Event[int]]:
@@ -284,8 +285,8 @@ def test_who_reads_nothing_for_long_lets_another_try(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another host may reach what this one cannot."""
-    monkeypatch.setattr(listening, "_FIRST_REST", 0.05)
-    monkeypatch.setattr(listening, "_LONGEST_REST", 0.2)
+    monkeypatch.setattr(listeners_module, "_FIRST_REST", 0.05)
+    monkeypatch.setattr(listeners_module, "_LONGEST_REST", 0.2)
 
     def cannot(listener: Listener) -> Iterator[Event[int]]:
         raise ConnectionError("no route to the log")
@@ -310,7 +311,7 @@ def test_who_finds_that_another_has_read_on_goes_on_from_there(shop: Shop) -> No
 
 
 def test_it_is_noted_how_a_listener_stands(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listening, "NOTE", 0.05)
+    monkeypatch.setattr(listeners_module, "NOTE", 0.05)
 
     def changes(listener: Listener) -> Iterator[Event[int]]:
         listener.lag, listener.unit = 700, "rows"

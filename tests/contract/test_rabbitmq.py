@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-import blacksmith_dagster.pubsub.rabbitmq.wakeups as adapter
+import blacksmith_dagster.pubsub.rabbitmq.notifications as adapter
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pubsub import Publisher, PubSub
 from tests.contract.wakeups import DELAYS, FLIGHTS, SOON, Subscribe, goes_on, heard, opening

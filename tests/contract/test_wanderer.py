@@ -26,10 +26,10 @@ from blacksmith_dagster import (
 from blacksmith_dagster.destinations import SQLDestination
 from blacksmith_dagster.destinations.dialects import open_engine
 from blacksmith_dagster.errors import CodeOutdated, Fenced, MigrationError, NotMigrated, TargetHeld
-from blacksmith_dagster.gateway import take
-from blacksmith_dagster.pipeline import trigger
+from blacksmith_dagster.ingest import ingest as ingest_requests
+from blacksmith_dagster.pipeline import triggers
 from blacksmith_dagster.scheduler import Realtime, StandardScheduler, Summary
-from blacksmith_dagster.store import gates
+from blacksmith_dagster.store import migration_barrier
 from blacksmith_dagster.store.interface import Lane, Verdict
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.wanderer import Request, State, Wanderer
@@ -372,7 +372,7 @@ def test_a_sources_events_are_accepted_while_it_is_behind_and_while_it_is_migrat
     store, wanderer = wandering.store(app), wandering.wanderer(app, run="abc")
 
     def accepted_and_loaded() -> bool:
-        [ids] = take(app, store, signed_up, [trigger.Request.of({"n": 1})])
+        [ids] = ingest_requests(app, store, signed_up, [triggers.Request.of({"n": 1})])
         return len(ids) == 1 and load(wandering, app).tally.succeeded == 1
 
     wanderer.ack(Request())
@@ -460,7 +460,7 @@ def test_one_that_was_taken_over_records_nothing_more(wandering: Runs, target_ur
     with pytest.raises(Fenced, match="another run has taken over"):
         tracking.record(fence, SCOPE, migration(ONE), State.SUCCEEDED_UP)
     with pytest.raises(Fenced):
-        gates.settle(store, fence, ONE, None)
+        migration_barrier.settle(store, fence, ONE, None)
     assert tracking.history(SCOPE, ONE)[-1].state is State.INTERRUPTED
 
 
@@ -487,12 +487,12 @@ def test_a_destination_may_be_told_not_to_wait(wandering: Runs, target_url: str)
     app = application(warehouse(target_url, [migration(ONE)], wait_for_migrations=False))
     store = wandering.store(app)
     ingest(store, [{"n": 1}])
-    fence = gates.take_over(store, "destination/warehouse", "a migration", lambda: True)
+    fence = migration_barrier.take_over(store, "destination/warehouse", "a migration", lambda: True)
 
-    gates.shut(store, fence, "run abc")
+    migration_barrier.shut(store, fence, "run abc")
     assert "being migrated by run abc" in (load(wandering, app).skipped or "")
 
-    gates.settle(store, fence, 0, "a migration has failed")
+    migration_barrier.settle(store, fence, 0, "a migration has failed")
     assert load(wandering, app).tally.succeeded == 1
 
 
@@ -565,7 +565,7 @@ def test_an_open_load_is_waited_for(wandering: Runs) -> None:
 def is_shut(store: SQLStore) -> bool:
     with store.reading() as conn:
         try:
-            gates.check(conn, FLIGHTS, None)
+            migration_barrier.check(conn, FLIGHTS, None)
         except NotMigrated:
             return True
     return False

@@ -25,7 +25,7 @@ from blacksmith_dagster.orchestration import (
     listen,
     warm,
 )
-from blacksmith_dagster.orchestration.warm import ENDING_TAG
+from blacksmith_dagster.orchestration.warm_runs import ENDING_TAG
 from blacksmith_dagster.store import open_store
 from blacksmith_dagster.supervisor import open_supervisor
 from tests.contract.loading import until
@@ -157,7 +157,7 @@ def test_lag_is_told_while_it_stays(
 ) -> None:
     """Not at its end alone; and the events are told once."""
     monkeypatch.setattr(listen, "_FLUSH_SECONDS", 0.5)
-    monkeypatch.setattr("blacksmith_dagster.gateway.listening.NOTE", 0.1)
+    monkeypatch.setattr("blacksmith_dagster.ingest.listeners.NOTE", 0.1)
     shop.lines = 5
     shop.run(instance)
     told = observations(instance)
@@ -238,7 +238,7 @@ def test_a_run_that_has_a_bug_fails(shop: Shop, instance: DagsterInstance) -> No
 
     shop.lines = 1
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("blacksmith_dagster.gateway.listening._Keeper._keep", report)
+        patch.setattr("blacksmith_dagster.ingest.listeners._Keeper._keep", report)
         with pytest.raises(SystemError, match="a bug"):
             shop.run(instance)
     (run,) = instance.get_runs()

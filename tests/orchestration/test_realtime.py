@@ -32,7 +32,7 @@ from blacksmith_dagster.orchestration import (
     warm_sensor,
 )
 from blacksmith_dagster.orchestration.realtime_sensor import why_idle
-from blacksmith_dagster.orchestration.warm import ENDING_TAG, Seen, ending
+from blacksmith_dagster.orchestration.warm_runs import ENDING_TAG, Seen, ending
 from blacksmith_dagster.orchestration.warm_sensor import (
     Run,
     could_lock,

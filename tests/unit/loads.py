@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from blacksmith_dagster import Batch, Blacksmith, Cause, Destination, Event, Flow, Schedule, Source
-from blacksmith_dagster.scheduler.decode import Decoded, Decoder
+from blacksmith_dagster.scheduler.decoding import Decoded, Decoder
 from blacksmith_dagster.store.interface import Fence, JobRow, Lane, Load
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)

@@ -10,8 +10,8 @@ import pytest
 
 from blacksmith_dagster import Batch, Blacksmith, Destination, Schedule, Source
 from blacksmith_dagster.errors import Unavailable
-from blacksmith_dagster.pubsub import Subscriber, announcer
-from blacksmith_dagster.pubsub.announcer import Announcer
+from blacksmith_dagster.pubsub import Subscriber, notifier
+from blacksmith_dagster.pubsub.notifier import Announcer
 
 shop = Source("shop")
 ordered = shop.accept("ordered")
@@ -82,7 +82,7 @@ def broker() -> Broker:
 
 @pytest.fixture
 def announcing(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Announcer]:
-    monkeypatch.setattr(announcer, "AGAIN", 0.01)
+    monkeypatch.setattr(notifier, "AGAIN", 0.01)
     announcing = Announcer(app, broker)
     yield announcing
     broker.open.set()
@@ -192,7 +192,7 @@ def test_close_sends_what_was_announced(broker: Broker, announcing: Announcer) -
 def test_close_does_not_wait_for_a_broker_that_is_away(
     broker: Broker, announcing: Announcer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(announcer, "AGAIN", 60.0)
+    monkeypatch.setattr(notifier, "AGAIN", 60.0)
     broker.error = Unavailable("away")
     announcing.announce([THANKS])
     until(lambda: broker.tries)
@@ -205,7 +205,7 @@ def test_close_does_not_wait_for_a_broker_that_is_away(
 def test_close_does_not_wait_for_a_broker_that_hangs(
     broker: Broker, announcing: Announcer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(announcer, "_CLOSE", 0.1)
+    monkeypatch.setattr(notifier, "_CLOSE", 0.1)
     broker.open.clear()
     announcing.announce([THANKS])
     until(broker.asked.is_set)

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from blacksmith_dagster import CORS, Auth, Bearer, DeclarationError, Secret, Source, WriteKey
 from blacksmith_dagster.cli import main
 from blacksmith_dagster.errors import MissingSecret, NotAllowed, SettingsError
-from blacksmith_dagster.pipeline.auth import hashed
+from blacksmith_dagster.pipeline.access import hashed
 
 NEW, OLD = "BLACKSMITH_TEST_NEW", "BLACKSMITH_TEST_OLD"
 TOKEN = "hunter2-cAnAry"

@@ -28,7 +28,7 @@ from blacksmith_dagster import (
     Source,
 )
 from blacksmith_dagster.gateway import StandardGateway
-from blacksmith_dagster.pipeline.rules import duration
+from blacksmith_dagster.pipeline.validation import duration
 from tests.unit.declaring import load, pair, refused
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from blacksmith_dagster import Batch, Blacksmith, Cause, Destination, Event, Flow, Job, Source
 from blacksmith_dagster.pipeline.batch import Said
-from blacksmith_dagster.scheduler.decode import Decoder
+from blacksmith_dagster.scheduler.decoding import Decoder
 from blacksmith_dagster.store.interface import JobRow
 from tests.unit.loads import (
     NOW,

@@ -23,7 +23,7 @@ from blacksmith_dagster import (
     Source,
 )
 from blacksmith_dagster.errors import BadRequest, Refused, TooLarge, Unprocessable, UnsupportedMedia
-from blacksmith_dagster.gateway.extract import REQUEST_EVENTS, Extractor
+from blacksmith_dagster.ingest.extract import REQUEST_EVENTS, Extractor
 from blacksmith_dagster.store.interface import NewEvent, NewJob
 
 

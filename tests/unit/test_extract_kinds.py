@@ -21,7 +21,7 @@ from blacksmith_dagster import (
     Subscription,
 )
 from blacksmith_dagster.errors import BadRequest, Refused, TooLarge, Unprocessable
-from blacksmith_dagster.gateway.extract import Extractor
+from blacksmith_dagster.ingest.extract import Extractor
 from blacksmith_dagster.pipeline.limits import Limits
 from blacksmith_dagster.store.interface import NewEvent, NewJob
 from blacksmith_dagster.testing import run

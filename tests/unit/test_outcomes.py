@@ -3,7 +3,7 @@
 import msgspec
 
 from blacksmith_dagster import Batch, Cause, Event
-from blacksmith_dagster.scheduler.decode import Decoded
+from blacksmith_dagster.scheduler.decoding import Decoded
 from blacksmith_dagster.scheduler.outcomes import outcomes
 from blacksmith_dagster.scheduler.verdict import decide
 from blacksmith_dagster.store.interface import Load, NewEvent, NewJob

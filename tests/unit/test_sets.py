@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blacksmith_dagster.store.sets import Portion, Waiting, is_plain, portion
+from blacksmith_dagster.store.job_groups import Portion, Waiting, is_plain, portion
 
 PLAIN = Waiting(
     id=1,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from blacksmith_dagster import Blacksmith, Reply, Request, Secret, Source
 from blacksmith_dagster.errors import Refused
-from blacksmith_dagster.gateway.extract import Extractor
+from blacksmith_dagster.ingest.extract import Extractor
 from blacksmith_dagster.sources import (
     CloudEventsSource,
     GitHubSource,

@@ -12,7 +12,7 @@ from blacksmith_dagster import Batch, Schedule
 from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.pipeline.batch import Said
 from blacksmith_dagster.pipeline.batch import Verdict as Answer
-from blacksmith_dagster.scheduler.decode import Decoded, Refused
+from blacksmith_dagster.scheduler.decoding import Decoded, Refused
 from blacksmith_dagster.scheduler.interface import Tally
 from blacksmith_dagster.scheduler.verdict import decide, report
 from blacksmith_dagster.store.interface import Deviation, Load, Verdict

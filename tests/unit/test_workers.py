@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from blacksmith_dagster import Batch, Destination, Source
-from blacksmith_dagster.scheduler.workers import Workers
+from blacksmith_dagster.scheduler.executor import Workers
 
 departed = Source("airport").accept("departed")
 EMPTY: Batch[Any] = Batch("lake/rows", [])
@@ -176,7 +176,7 @@ def test_a_call_that_does_not_return_keeps_nobody_from_closing(workers: Workers)
 def test_connections_are_closed_at_the_processs_end() -> None:
     program = """
 from blacksmith_dagster import Batch, Destination, Source
-from blacksmith_dagster.scheduler.workers import Workers
+from blacksmith_dagster.scheduler.executor import Workers
 
 def connect():
     yield None

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from blacksmith_dagster.errors import Busy, KeyReused, OutcomeUnknown, StoreError, Unavailable
-from blacksmith_dagster.gateway.writer import Writer
+from blacksmith_dagster.ingest.group_commit import Writer
 from blacksmith_dagster.store.interface import NewEvent, NewJob, Store
 
 Answers = Callable[[Sequence[Sequence[NewEvent]]], list[Any]]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from blacksmith_dagster.pubsub.address import Address
 from blacksmith_dagster.pubsub.interface import Consumer, Positions, Publisher, Subscriber
 from blacksmith_dagster.pubsub.kafka.consumer import KafkaConsumer
-from blacksmith_dagster.pubsub.kafka.wakeups import KafkaPublisher, KafkaSubscriber
+from blacksmith_dagster.pubsub.kafka.notifications import KafkaPublisher, KafkaSubscriber
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from blacksmith_dagster.pubsub.address import Address
 from blacksmith_dagster.pubsub.closing import InUse
 from blacksmith_dagster.pubsub.fields import moment, text
 from blacksmith_dagster.pubsub.interface import Positions, Received
-from blacksmith_dagster.pubsub.kafka.client import (
+from blacksmith_dagster.pubsub.kafka.connection import (
     ANSWER_SECONDS,
     CONSUMER,
     DENIED,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from blacksmith_dagster.pubsub.address import Address
 from blacksmith_dagster.pubsub.interface import Consumer, Positions, Publisher, Subscriber
 from blacksmith_dagster.pubsub.nats.consumer import NATSConsumer
-from blacksmith_dagster.pubsub.nats.wakeups import NATSPublisher, NATSSubscriber
+from blacksmith_dagster.pubsub.nats.notifications import NATSPublisher, NATSSubscriber
 
 
 @dataclass(frozen=True, slots=True)

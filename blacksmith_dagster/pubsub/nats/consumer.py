@@ -25,7 +25,7 @@ from blacksmith_dagster.pipeline.subscription import Message
 from blacksmith_dagster.pubsub.address import Address
 from blacksmith_dagster.pubsub.fields import moment
 from blacksmith_dagster.pubsub.interface import Positions, Received
-from blacksmith_dagster.pubsub.nats.link import Link, jetstream
+from blacksmith_dagster.pubsub.nats.connection import Link, jetstream
 from blacksmith_dagster.store.interface import Position
 
 _logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from blacksmith_dagster.pubsub.address import Address
 from blacksmith_dagster.pubsub.interface import Consumer, Positions, Publisher, Subscriber
 from blacksmith_dagster.pubsub.rabbitmq.consumer import RabbitMQConsumer
-from blacksmith_dagster.pubsub.rabbitmq.wakeups import RabbitMQPublisher, RabbitMQSubscriber
+from blacksmith_dagster.pubsub.rabbitmq.notifications import RabbitMQPublisher, RabbitMQSubscriber
 
 
 @dataclass(frozen=True, slots=True)

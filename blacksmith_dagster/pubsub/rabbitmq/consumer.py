@@ -14,7 +14,7 @@ from blacksmith_dagster.pubsub.address import Address
 from blacksmith_dagster.pubsub.closing import InUse
 from blacksmith_dagster.pubsub.fields import moment, text
 from blacksmith_dagster.pubsub.interface import Received
-from blacksmith_dagster.pubsub.rabbitmq.link import Link, Lost
+from blacksmith_dagster.pubsub.rabbitmq.connection import Link, Lost
 
 _logger = logging.getLogger(__name__)
 

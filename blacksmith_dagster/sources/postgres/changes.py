@@ -15,7 +15,7 @@ from psycopg.sql import SQL, Identifier
 from blacksmith_dagster.errors import DeclarationError
 from blacksmith_dagster.pipeline.cdc import Listener
 from blacksmith_dagster.pipeline.event import Event
-from blacksmith_dagster.pipeline.secret import Secret
+from blacksmith_dagster.redaction import Secret
 from blacksmith_dagster.sources.postgres.change import Change, Operation
 from blacksmith_dagster.sources.postgres.follow import NOTHING, cursor_at, follow
 from blacksmith_dagster.sources.postgres.session import Database, Session, Stopped

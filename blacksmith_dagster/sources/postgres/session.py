@@ -17,7 +17,7 @@ from psycopg.sql import SQL, Composable, Literal
 
 from blacksmith_dagster.errors import SettingsError, Unavailable
 from blacksmith_dagster.pipeline.cdc import Listener
-from blacksmith_dagster.pipeline.secret import Secret
+from blacksmith_dagster.redaction import Secret
 from blacksmith_dagster.sources.postgres.values import SETTINGS
 
 ANSWER_SECONDS = 30.0

@@ -10,8 +10,8 @@ from typing import Unpack
 from blacksmith_dagster.errors import DeclarationError
 from blacksmith_dagster.pipeline.cdc import CDC, Listener
 from blacksmith_dagster.pipeline.event import Event
-from blacksmith_dagster.pipeline.secret import Secret
 from blacksmith_dagster.pipeline.source import Properties, Source, SourceEvent
+from blacksmith_dagster.redaction import Secret
 from blacksmith_dagster.sources.postgres.change import Change, Notification
 
 _SLOT = re.compile(r"[a-z0-9_]{1,63}")

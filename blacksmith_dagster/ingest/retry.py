@@ -8,14 +8,14 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from blacksmith_dagster.errors import KeyReused, UsageError
-from blacksmith_dagster.gateway.extract import Extractor
-from blacksmith_dagster.gateway.quarantine import key_of
-from blacksmith_dagster.gateway.take import destinations_of
-from blacksmith_dagster.gateway.writer import Announce
+from blacksmith_dagster.ingest.extract import Extractor
+from blacksmith_dagster.ingest.group_commit import Announce
+from blacksmith_dagster.ingest.ingest import destinations_of
+from blacksmith_dagster.ingest.quarantine import key_of
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.source import Door, SourceEvent
 from blacksmith_dagster.pipeline.subscription import Message, Subscription
-from blacksmith_dagster.pipeline.trigger import HTTP, Reply, Request
+from blacksmith_dagster.pipeline.triggers import HTTP, Reply, Request
 from blacksmith_dagster.store.interface import Raw, Store
 
 

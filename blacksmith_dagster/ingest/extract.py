@@ -26,7 +26,7 @@ from blacksmith_dagster.pipeline.event import Event, Occurrence
 from blacksmith_dagster.pipeline.model import decoder, encode, is_plain
 from blacksmith_dagster.pipeline.source import Door, SourceEvent
 from blacksmith_dagster.pipeline.subscription import Message
-from blacksmith_dagster.pipeline.trigger import Reply, Request
+from blacksmith_dagster.pipeline.triggers import Reply, Request
 from blacksmith_dagster.store.interface import NewEvent, NewJob
 
 VERSION_HEADER = "api-version"

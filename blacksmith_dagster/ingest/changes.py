@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import msgspec
 
 from blacksmith_dagster.errors import UsageError
-from blacksmith_dagster.gateway.extract import Extractor
-from blacksmith_dagster.gateway.quarantine import Given
-from blacksmith_dagster.gateway.take import destinations_of, given_events, keep
-from blacksmith_dagster.gateway.writer import Announce
+from blacksmith_dagster.ingest.extract import Extractor
+from blacksmith_dagster.ingest.group_commit import Announce
+from blacksmith_dagster.ingest.ingest import destinations_of, given_events, keep
+from blacksmith_dagster.ingest.quarantine import Given
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.cdc import Listener
 from blacksmith_dagster.pipeline.event import Event

@@ -12,7 +12,7 @@ from confluent_kafka.cimpl import NewTopic
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pubsub.address import Address
 from blacksmith_dagster.pubsub.closing import InUse
-from blacksmith_dagster.pubsub.kafka.client import (
+from blacksmith_dagster.pubsub.kafka.connection import (
     ANSWER_SECONDS,
     CONSUMER,
     DENIED,

@@ -13,7 +13,7 @@ import msgspec
 from sqlalchemy import Connection, bindparam, select, update
 
 from blacksmith_dagster.errors import CodeOutdated, Fenced, NotMigrated
-from blacksmith_dagster.store import upkeep
+from blacksmith_dagster.store import maintenance
 from blacksmith_dagster.store.claims import LANES
 from blacksmith_dagster.store.interface import Confirm, Lane
 from blacksmith_dagster.store.tables import EXECUTING, destination_events, fences, gates, loads
@@ -79,7 +79,7 @@ def take_over(store: SQLStore, target: str, holder: str, confirm: Confirm) -> Ta
     mine = gates.c.target == target
     while True:
         with store.writing() as conn:
-            conn.execute(upkeep.upsert(conn, gates).on_conflict_do_nothing(), new)
+            conn.execute(maintenance.upsert(conn, gates).on_conflict_do_nothing(), new)
             token = conn.execute(select(gates.c.token).where(mine)).scalar_one()
         if not confirm():
             raise Fenced(f"{target}: the lock was lost before it could be used")

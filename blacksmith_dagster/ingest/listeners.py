@@ -18,9 +18,9 @@ from blacksmith_dagster.errors import (
     describe,
     traced,
 )
-from blacksmith_dagster.gateway.cdc import Changes
-from blacksmith_dagster.gateway.messages import Messages
-from blacksmith_dagster.gateway.writer import Announce
+from blacksmith_dagster.ingest.changes import Changes
+from blacksmith_dagster.ingest.group_commit import Announce
+from blacksmith_dagster.ingest.subscription import Messages
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.cdc import CDC
 from blacksmith_dagster.pipeline.source import Source, SourceEvent

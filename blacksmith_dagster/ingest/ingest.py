@@ -7,16 +7,16 @@ from datetime import datetime
 from typing import Any
 
 from blacksmith_dagster.errors import KeyReused, Refused
-from blacksmith_dagster.gateway.extract import Extractor
-from blacksmith_dagster.gateway.quarantine import Given, key_of, raw_of
+from blacksmith_dagster.ingest.extract import Extractor
+from blacksmith_dagster.ingest.quarantine import Given, key_of, raw_of
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.source import SourceEvent
 from blacksmith_dagster.pipeline.subscription import Message
-from blacksmith_dagster.pipeline.trigger import Reply, Request
+from blacksmith_dagster.pipeline.triggers import Reply, Request
 from blacksmith_dagster.store.interface import NewEvent, Position, Raw, Store
 
 
-def take(
+def ingest(
     app: Blacksmith,
     store: Store,
     event: SourceEvent[Any, Any, Any],

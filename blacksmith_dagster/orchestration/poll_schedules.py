@@ -34,10 +34,10 @@ from dagster import (
 )
 
 from blacksmith_dagster.errors import SettingsError, Unavailable, describe, traced
-from blacksmith_dagster.gateway.poll import Polled, poll
+from blacksmith_dagster.ingest.poll import Polled, poll
+from blacksmith_dagster.orchestration.load_schedules import already_active, look_seconds, too_early
 from blacksmith_dagster.orchestration.loads import links_of
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
-from blacksmith_dagster.orchestration.schedules import already_active, look_seconds, too_early
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.cron import Cron
 from blacksmith_dagster.pipeline.schedule import every

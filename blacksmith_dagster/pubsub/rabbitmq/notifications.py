@@ -13,7 +13,7 @@ from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pubsub.address import Address
 from blacksmith_dagster.pubsub.closing import InUse
 from blacksmith_dagster.pubsub.messages import decode, encode
-from blacksmith_dagster.pubsub.rabbitmq.link import Link, Lost
+from blacksmith_dagster.pubsub.rabbitmq.connection import Link, Lost
 
 # The broker does not tell a subscriber that the exchange is gone: it is made anew this often.
 _BIND_SECONDS = 5.0

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from blacksmith_dagster.cli.opening import app_option
+from blacksmith_dagster.cli.common import app_option
 from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.settings import Settings, find_project, load_application
 from blacksmith_dagster.store import make_home, open_store

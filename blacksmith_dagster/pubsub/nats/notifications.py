@@ -19,7 +19,7 @@ from nats.js.errors import NoStreamResponseError, NotFoundError
 
 from blacksmith_dagster.pubsub.address import Address
 from blacksmith_dagster.pubsub.messages import decode, encode
-from blacksmith_dagster.pubsub.nats.link import Link, jetstream
+from blacksmith_dagster.pubsub.nats.connection import Link, jetstream
 
 _logger = logging.getLogger(__name__)
 

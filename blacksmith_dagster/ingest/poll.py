@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from blacksmith_dagster.errors import Fenced, PositionMoved, TooLarge, UsageError
-from blacksmith_dagster.gateway.extract import REQUEST_EVENTS, Extractor
-from blacksmith_dagster.gateway.take import destinations_of, given_events, keep
-from blacksmith_dagster.gateway.writer import Announce
+from blacksmith_dagster.ingest.extract import REQUEST_EVENTS, Extractor
+from blacksmith_dagster.ingest.group_commit import Announce
+from blacksmith_dagster.ingest.ingest import destinations_of, given_events, keep
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.cron import Poll
 from blacksmith_dagster.pipeline.event import Event

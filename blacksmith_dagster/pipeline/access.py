@@ -12,7 +12,7 @@ from hashlib import sha256
 from typing import Protocol
 
 from blacksmith_dagster.errors import DeclarationError, MissingSecret, NotAllowed, SettingsError
-from blacksmith_dagster.pipeline.secret import Secret
+from blacksmith_dagster.redaction import Secret
 
 _HASHED = "sha256:"
 _HASH = re.compile(r"[0-9a-fA-F]{64}")

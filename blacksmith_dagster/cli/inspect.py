@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import click
 import msgspec
 
-from blacksmith_dagster.cli.opening import (
+from blacksmith_dagster.cli.common import (
     app_option,
     event_of,
     json_option,

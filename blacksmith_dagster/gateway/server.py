@@ -26,7 +26,7 @@ from blacksmith_dagster.errors import BlacksmithError, DeclarationError, Setting
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.networks import checked_networks
 from blacksmith_dagster.pubsub import open_pubsub
-from blacksmith_dagster.pubsub.announcer import Announcer
+from blacksmith_dagster.pubsub.notifier import Announcer
 from blacksmith_dagster.settings import Settings
 from blacksmith_dagster.store import open_store
 from blacksmith_dagster.supervisor import GATEWAY, Service, open_supervisor, registered

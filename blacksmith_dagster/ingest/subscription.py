@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from blacksmith_dagster.errors import BlacksmithError, SettingsError
-from blacksmith_dagster.gateway.extract import Extractor
-from blacksmith_dagster.gateway.quarantine import raw_of
-from blacksmith_dagster.gateway.take import destinations_of, extracted, keep
-from blacksmith_dagster.gateway.writer import Announce
+from blacksmith_dagster.ingest.extract import Extractor
+from blacksmith_dagster.ingest.group_commit import Announce
+from blacksmith_dagster.ingest.ingest import destinations_of, extracted, keep
+from blacksmith_dagster.ingest.quarantine import raw_of
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.source import SourceEvent
 from blacksmith_dagster.pipeline.subscription import Subscription
