@@ -126,7 +126,7 @@ def kafka() -> Iterator[KafkaServer]:
 
 @pytest.fixture(scope="session")
 def postgres_broker() -> Iterator[PostgresBroker]:
-    """A PostgreSQL for wake-ups alone; a test that stops it starts it again."""
+    """A PostgreSQL for notifications only; a test that stops it starts it again."""
     with contextlib.closing(PostgresBroker()) as server:
         server.start()
         yield server

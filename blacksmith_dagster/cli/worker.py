@@ -51,7 +51,7 @@ def worker(app: str | None, names: tuple[str, ...]) -> None:
     destinations, sources = _chosen(application, names)
     if destinations and pubsub is None:
         raise SettingsError(
-            "a worker that loads is woken through a broker: set BLACKSMITH_PUBSUB_URL to "
+            "a worker that loads is notified through a broker: set BLACKSMITH_PUBSUB_URL to "
             "kafka://host:9092, nats://host:4222, amqp://host:5672 or postgres, or name the sources "
             "that it is to listen for alone"
         )
@@ -107,7 +107,7 @@ def worker(app: str | None, names: tuple[str, ...]) -> None:
         paths += [event.path for event in listened]
         said = [*paths, f"store {store.label}"]
         if pubsub is not None:
-            said.append(f"wake-ups through {pubsub.label}")
+            said.append(f"notifications through {pubsub.label}")
         if destinations:
             told = "reported to" if reporter else "not reported, as there is no"
             said.append(f"{told} DAGSTER_HOME")

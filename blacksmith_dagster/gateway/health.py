@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 class Health:
     """Says whether the gateway lives, and whether its store can take events.
 
-    Neither a broker nor a supervisor that does not answer makes it less ready: how many wake-ups
+    Neither a broker nor a supervisor that does not answer makes it less ready: how many notifications
     could not be published at their time is told, and whether the supervisor can be reached.
     """
 
@@ -51,7 +51,7 @@ class Health:
                 self._asked = time.monotonic()
         state: dict[str, Any] = {"live": True, "ready": self._why is None}
         if self._announcer is not None:
-            state["wake_ups_unpublished"] = self._announcer.unpublished
+            state["notifications_unpublished"] = self._announcer.unpublished
         if self._supervisor is not None:
             state["supervisor"] = self._unsupervised or "reachable"
         if self._why is None:

@@ -100,8 +100,8 @@ class GatewayProtocol(HttpToolsProtocol):
 class _OneWrite:
     """A transport that joins what is written in one turn of the loop.
 
-    uvicorn writes an answer's head and its body apart, and each costs a system call and a wake-up
-    of the other side: a fifth of the time that a small request takes.
+    uvicorn writes an answer's head and its body apart, and each costs a system call and
+    wakes the other side: a fifth of the time that a small request takes.
     """
 
     __slots__ = (

@@ -97,7 +97,7 @@ class StandardGateway:
                 auth.check()  # a token that cannot be is told now, not to a sender
         with self._listen() as listener:
             pubsub = open_pubsub(settings.pubsub_url, settings.store_url)
-            told = f", wake-ups through {pubsub.label}" if pubsub else ""
+            told = f", notifications through {pubsub.label}" if pubsub else ""
             # The schema is brought up to date once, before anyone is let in, and before the fork.
             with contextlib.closing(open_store(settings.store_url, upgrade=True)) as store:
                 store.register(app)

@@ -35,7 +35,7 @@ from blacksmith_dagster.wanderer import Done, StandardWanderer, Wanderer, open_t
 class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
     """The store and the supervisor, opened for each run and each tick and closed after it.
 
-    They are those of this process's environment, and so are the broker of wake-ups and the database
+    They are those of this process's environment, and so are the broker of notifications and the database
     that tracks migrations.
 
     - `store_url`: of the store; `BLACKSMITH_STORE_URL`, else SQLite in `BLACKSMITH_HOME`, if `None`.

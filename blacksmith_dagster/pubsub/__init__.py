@@ -1,4 +1,4 @@
-"""Brokers: wake-ups, so that realtime events are loaded as soon as they are committed, and the
+"""Brokers: notifications, so that realtime events are loaded as soon as they are committed, and the
 messages that are events."""
 
 from __future__ import annotations

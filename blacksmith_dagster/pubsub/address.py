@@ -30,7 +30,7 @@ _OPTIONS: Mapping[str, frozenset[str]] = {
 class Address:
     """Where a broker is, and the names that are used there.
 
-    - `topic`: what wake-ups are sent under, `subscription`: what its subscribers are called.
+    - `topic`: what notifications are sent under, `subscription`: what its subscribers are called.
     - `username`, `password`: `None` if the URL has none; a NATS token is a username alone.
     - `tls`: whether the connection is encrypted, `ca`: a PEM file of the authority to trust, the
       system's if `None`.

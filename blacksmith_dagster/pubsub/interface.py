@@ -1,6 +1,6 @@
-"""Brokers: wake-ups, and the messages that are events.
+"""Brokers: notifications, and the messages that are events.
 
-A wake-up is a hint that a destination event has new jobs: one that is lost, late or doubled changes
+A notification is a hint that a destination event has new jobs: one that is lost, late or doubled changes
 when a job is loaded, nothing else. A message of a subscription is an event: the store knows how far
 it was read.
 """
@@ -37,7 +37,7 @@ class Publisher(Protocol):
 class Subscriber(Protocol):
     """Hears of the new jobs of one destination. Used by one thread, except for `close`.
 
-    Every subscriber of a destination hears every wake-up: one that is stopped or about to end takes
+    Every subscriber of a destination hears every notification: one that is stopped or about to end takes
     none away from the one that follows it.
     """
 
@@ -45,7 +45,7 @@ class Subscriber(Protocol):
         """The paths of the destination events told of since the last call.
 
         Waits for the first of them, for `timeout` seconds at most. Connects when first called, and
-        anew after a failure, and returns nothing as soon as it has: wake-ups from that moment on
+        anew after a failure, and returns nothing as soon as it has: notifications from that moment on
         will be heard, and whatever came before is to be looked for in the store.
 
         Raises `Unavailable` when the broker does not answer or refuses; the next call tries again.

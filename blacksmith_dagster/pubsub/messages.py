@@ -1,4 +1,4 @@
-"""What a wake-up says: the names of a destination's events, as a JSON array."""
+"""The wire format of a notification: the names of a destination's events, as a JSON array."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Publishing wake-ups beside the work of whoever commits jobs."""
+"""Publishing notifications beside the work of whoever commits jobs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Announcer:
     answer, all that was announced is kept, a name once, and sent when it answers again; loaders find
     the jobs by their own looking meanwhile.
 
-    `unpublished` counts the wake-ups that could not be sent at their time, each once.
+    `unpublished` counts the notifications that could not be sent at their time, each once.
     """
 
     def __init__(self, app: Blacksmith, pubsub: PubSub) -> None:
@@ -80,12 +80,12 @@ class Announcer:
             return answered
         try:
             self._publisher.publish(pending | self._late)
-        except Exception as error:  # noqa: BLE001 - nothing that fails here may stop the wake-ups
+        except Exception as error:  # noqa: BLE001 - nothing that fails here may stop the notifications
             self.unpublished += len(pending)
             if answered:
                 traced = None if isinstance(error, Unavailable) else error
                 _log.warning(
-                    "wake-ups cannot be published; loaders look by themselves: %s",
+                    "notifications cannot be published; loaders look by themselves: %s",
                     error,
                     exc_info=traced,
                 )
@@ -95,7 +95,7 @@ class Announcer:
         self._late.clear()
         if not answered:
             _log.warning(
-                "%s takes wake-ups again; %d could not be published at their time",
+                "%s takes notifications again; %d could not be published at their time",
                 self._label,
                 self.unpublished,
             )

@@ -1,4 +1,4 @@
-"""Wake-ups through the store's own database: PostgreSQL's LISTEN and NOTIFY."""
+"""Notifications through the store's own database: PostgreSQL's LISTEN and NOTIFY."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _LONGEST_CHANNEL = 63
 
 
 class PostgresPubSub:
-    """Wake-ups through the database of the store, on the channel named as the topic.
+    """Notifications through the database of the store, on the channel named as the topic.
 
     Nothing is kept: who does not listen hears nothing. Each subscriber has a session of its own, and
     so can't listen through a pooler that lends sessions out by transaction (pgbouncer's

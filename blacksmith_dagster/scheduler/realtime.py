@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 SWEEP = 5.0
-"""Seconds between two looks into the store for what no wake-up has told."""
+"""Seconds between two looks into the store for what no notification has reported."""
 
 SWEEP_ALONE = 1.0
 """The same while the broker does not answer."""
@@ -145,13 +145,15 @@ class Realtime:
             _log.error("%s: nothing is woken any more by this process: %s", self._name, error)
 
     def _hears_nothing(self, timeout: float) -> bool:
-        """Wait for wake-ups; `True` if it is time to sweep, for none has come, or some may be missed:
-        a subscriber returns without any when it has connected anew."""
+        """Wait for notifications; `True` if it is time to sweep: none has come, or some may be missed,
+        as a subscriber returns without any when it has connected again."""
         try:
             heard = self._subscriber.wait(timeout)
         except Unavailable as error:
             if self._broker_answers is not False:
-                _log.warning("no wake-ups are heard; the store is looked into instead: %s", error)
+                _log.warning(
+                    "no notifications are heard; the store is looked into instead: %s", error
+                )
             self._broker_answers = False
             self._stopping.wait(min(timeout, SWEEP_ALONE))
             return True
@@ -287,7 +289,7 @@ class _Keeper(threading.Thread):
 
     def _wait(self, lease: Lease, retry_at: float) -> None:
         """Until woken or stopped, until the time for a retry, or until the lock is lost."""
-        # The stop is asked for as well: the wake-up that tells of it may have been cleared unseen.
+        # The stop is asked for as well: the notification of it may have been cleared unseen.
         while not (self._stopping.is_set() or lease.lost.is_set()):
             left = retry_at - time.monotonic()
             if left <= 0 or self.woken.wait(min(left, SWEEP)):

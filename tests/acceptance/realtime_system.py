@@ -180,21 +180,21 @@ class System:
         return max(late - took.get(n, 0.0) for n, late in self.latencies().items())
 
     def told(self) -> tuple[int, int, int]:
-        """How often the logs tell that wake-ups are not published, that they are again, and that
+        """How often the logs tell that notifications are not published, that they are again, and that
         none are heard."""
         gateway, worker = self.gateway.log, self.worker.log
         return (
-            gateway.count("wake-ups cannot be published"),
-            gateway.count("takes wake-ups again"),
-            worker.count("no wake-ups are heard"),
+            gateway.count("notifications cannot be published"),
+            gateway.count("takes notifications again"),
+            worker.count("no notifications are heard"),
         )
 
 
 def unpublished(gateway: GatewayProcess) -> int:
-    """What the gateway's health tells of wake-ups, which make it no less ready."""
+    """What the gateway's health tells of notifications, which make it no less ready."""
     answer = gateway.client_get("/_health")
     assert answer.status_code == 200, answer.text
-    told: int = answer.json()["wake_ups_unpublished"]
+    told: int = answer.json()["notifications_unpublished"]
     return told
 
 

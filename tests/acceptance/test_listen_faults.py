@@ -58,7 +58,7 @@ class Orders:
         if dies:
             told.write_text(dies)
         env = {
-            URL: self.feed.server.urls("wakeups")[0],
+            URL: self.feed.server.urls("notifications")[0],
             TOPIC: self.feed.topic,
             SUBSCRIPTION: self.feed.subscription,
             DIES: str(told),

@@ -27,7 +27,7 @@ from tests.acceptance.realtime_system import (
     Wakes,
     unpublished,
 )
-from tests.contract.wakeups import frozen
+from tests.contract.notifying import frozen
 from tests.services.postgres import Postgres, PostgresServer
 from tests.services.postgres_broker import PostgresBroker
 

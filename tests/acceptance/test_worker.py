@@ -276,7 +276,7 @@ def test_a_worker_of_sources_alone_needs_no_broker(bench: Bench) -> None:
     env = {"BLACKSMITH_PUBSUB_URL": "", COUNT: str(count)}
     first, second = (bench.worker("counters", app=BOTH, **env) for _ in range(2))
     until(lambda: counts(bench) == list(range(1, 101)))
-    assert "wake-ups" not in first.log
+    assert "notifications" not in first.log
     assert first.stop() == 0
     count.write_text("200")
     until(lambda: counts(bench) == list(range(1, 201)))

@@ -21,7 +21,7 @@ LATE, STUCK = "alerts/late", "alerts/stuck"
 
 
 class WarmDeployment(Deployment):
-    """The pipeline of `warm_pipeline`, with a gateway; wake-ups go through the store's PostgreSQL."""
+    """The pipeline of `warm_pipeline`, with a gateway; notifications through the store's database."""
 
     module = "tests.acceptance.warm_pipeline"
     app = blacksmith

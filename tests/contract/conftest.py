@@ -1,4 +1,4 @@
-"""What the contracts are held against: a store on SQLite and on PostgreSQL, a broker of wake-ups."""
+"""What the contracts run against: a store on SQLite and on PostgreSQL, a broker of notifications."""
 
 import contextlib
 import itertools
@@ -10,7 +10,7 @@ import pytest
 from blacksmith_dagster.pubsub import Publisher, PubSub, Subscriber
 from blacksmith_dagster.store import Store, open_store
 from tests.contract import pipeline
-from tests.contract.wakeups import SOON, Subscribe, opening
+from tests.contract.notifying import SOON, Subscribe, opening
 from tests.services.broker import Broker
 
 _topics = itertools.count(1)

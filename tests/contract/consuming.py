@@ -11,7 +11,7 @@ from confluent_kafka.admin import NewTopic, OffsetSpec
 
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pubsub import Consumer, PubSub, Received, open_pubsub
-from tests.contract.wakeups import SOON
+from tests.contract.notifying import SOON
 from tests.services.broker import Broker
 from tests.services.kafka import KafkaServer
 from tests.services.nats import NATSServer
@@ -224,7 +224,7 @@ class RabbitMQFeed:
 
 def opened(server: Broker, *, port: int | None = None, password: str | None = None) -> PubSub:
     """The broker, by a URL that the variable `VARIABLE` holds."""
-    url, store_url = server.urls("wakeups", port=port, password=password)
+    url, store_url = server.urls("notifications", port=port, password=password)
     pubsub = open_pubsub(url, store_url, VARIABLE)
     assert pubsub is not None
     return pubsub

@@ -34,7 +34,7 @@ from tests.contract.consuming import (
     until,
     until_told,
 )
-from tests.contract.wakeups import SOON, down, frozen, listener
+from tests.contract.notifying import SOON, down, frozen, listener
 
 A_FEW_SECONDS = 8.0
 PROJECT = Path(__file__).parents[2]
@@ -136,7 +136,7 @@ def test_killed_after_receive(feed: Feed, consume: Consume, kept: Kept) -> None:
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "tests.contract.consuming"),
-            *(feed.server.urls("wakeups")[0], feed.topic, feed.subscription, "12"),
+            *(feed.server.urls("notifications")[0], feed.topic, feed.subscription, "12"),
         ],
         stdout=subprocess.PIPE,
         cwd=PROJECT,

@@ -19,7 +19,7 @@ from confluent_kafka.admin import (
 
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pubsub import Publisher, PubSub, Subscriber
-from tests.contract.wakeups import DELAYS, FLIGHTS, LATE, SOON, Subscribe, goes_on, heard, opening
+from tests.contract.notifying import DELAYS, FLIGHTS, LATE, SOON, Subscribe, goes_on, heard, opening
 from tests.services import free_port
 from tests.services.kafka import GUEST, GUESTS_PASSWORD, PASSWORD, USER, KafkaServer
 

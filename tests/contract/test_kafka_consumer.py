@@ -20,7 +20,7 @@ from tests.contract.consuming import (
     received,
     until,
 )
-from tests.contract.wakeups import SOON
+from tests.contract.notifying import SOON
 from tests.services.kafka import GUEST, GUESTS_PASSWORD, KafkaServer
 
 

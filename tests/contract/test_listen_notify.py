@@ -1,4 +1,4 @@
-"""What holds of PostgreSQL's wake-ups alone."""
+"""What holds of PostgreSQL's notifications alone."""
 
 import contextlib
 import socket
@@ -8,7 +8,7 @@ import pytest
 from blacksmith_dagster.errors import SettingsError
 from blacksmith_dagster.pubsub import open_pubsub
 from blacksmith_dagster.pubsub.postgres import PostgresPubSub
-from tests.contract.wakeups import FLIGHTS, opening
+from tests.contract.notifying import FLIGHTS, opening
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from blacksmith_dagster.errors import Unavailable
-from tests.contract.wakeups import FLIGHTS, opening
+from tests.contract.notifying import FLIGHTS, opening
 from tests.services.nats import NATSServer
 from tests.services.tls import make_certificate
 

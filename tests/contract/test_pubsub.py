@@ -1,4 +1,4 @@
-"""What every broker of wake-ups does: the suite that each adapter runs, on real servers."""
+"""What every broker of notifications does: the suite that each adapter runs, on real servers."""
 
 import contextlib
 import logging
@@ -14,7 +14,7 @@ import pytest
 
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pubsub import Publisher, PubSub, Subscriber
-from tests.contract.wakeups import (
+from tests.contract.notifying import (
     DELAYS,
     FLIGHTS,
     LATE,

@@ -9,7 +9,7 @@ import pytest
 import blacksmith_dagster.pubsub.rabbitmq.notifications as adapter
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pubsub import Publisher, PubSub
-from tests.contract.wakeups import DELAYS, FLIGHTS, SOON, Subscribe, goes_on, heard, opening
+from tests.contract.notifying import DELAYS, FLIGHTS, SOON, Subscribe, goes_on, heard, opening
 from tests.services import free_port
 from tests.services.rabbitmq import RabbitMQServer
 

@@ -1,4 +1,4 @@
-"""What the contract of wake-ups needs of a broker: each broker's module has it."""
+"""What the contract of notifications needs of a broker: each broker's module has it."""
 
 import subprocess
 from typing import Protocol

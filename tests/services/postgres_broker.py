@@ -1,4 +1,4 @@
-"""PostgreSQL as a broker of wake-ups: a server of the test session's own that asks for a password."""
+"""PostgreSQL as a broker of notifications: the test session's own server, which asks for a password."""
 
 from urllib.parse import urlsplit
 

@@ -1,4 +1,4 @@
-"""Wake-ups are published beside whoever commits: coalesced, kept during an outage, never waited for."""
+"""Notifications are published beside commits: coalesced, kept during an outage, never waited for."""
 
 import logging
 import threading

@@ -1,4 +1,4 @@
-"""Kafka: wake-ups, and the messages of topics."""
+"""Kafka: notifications, and the messages of topics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from blacksmith_dagster.pubsub.kafka.notifications import KafkaPublisher, KafkaS
 
 @dataclass(frozen=True, slots=True)
 class KafkaPubSub:
-    """Wake-ups through the first partition of a topic; a message's key is a destination.
+    """Notifications through the first partition of a topic; a message's key is a destination.
 
     The topic is made if it is missing: one partition, messages are kept for an hour. Subscribers read
     on from where the topic ends when they come, each by itself: no group assigns partitions or keeps

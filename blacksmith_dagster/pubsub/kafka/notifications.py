@@ -1,4 +1,4 @@
-"""Wake-ups through Kafka."""
+"""Notifications through Kafka."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from blacksmith_dagster.pubsub.kafka.connection import (
 from blacksmith_dagster.pubsub.messages import decode, encode
 
 _BATCH = 1000
-# The only partition that is used: a wake-up is a few bytes, and who watches one partition never
+# The only partition that is used: a notification is a few bytes, and who watches one partition never
 # misses that another was added.
 _PARTITION = 0
 _TOPIC = {

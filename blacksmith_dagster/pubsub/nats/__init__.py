@@ -1,4 +1,4 @@
-"""NATS with JetStream: wake-ups, and the messages of streams."""
+"""NATS with JetStream: notifications, and the messages of streams."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from blacksmith_dagster.pubsub.nats.notifications import NATSPublisher, NATSSubs
 
 @dataclass(frozen=True, slots=True)
 class NATSPubSub:
-    """Wake-ups through a JetStream stream named as the topic, with a subject per destination.
+    """Notifications through a JetStream stream named as the topic, with a subject per destination.
 
     The stream is made when it is missing: `<topic>.*`, in memory, as a message serves those who
     listen when it is sent and nobody after a restart; 100 of a destination at most, for a minute. One

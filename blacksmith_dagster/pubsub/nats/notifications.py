@@ -1,4 +1,4 @@
-"""Wake-ups through NATS with JetStream."""
+"""Notifications through NATS with JetStream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RabbitMQ: wake-ups, and the messages of queues."""
+"""RabbitMQ: notifications, and the messages of queues."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from blacksmith_dagster.pubsub.rabbitmq.notifications import RabbitMQPublisher, 
 
 @dataclass(frozen=True, slots=True)
 class RabbitMQPubSub:
-    """Wake-ups through a durable topic exchange named as the topic; the routing key is a destination.
+    """Notifications through a durable topic exchange named as the topic; a destination is a routing key.
 
     Each subscriber has a durable queue of its own, `<subscription>.<destination>.<random>`: it
     outlives a restart of the broker, holds 100 messages at most, and goes a minute after its

@@ -1,4 +1,4 @@
-"""Wake-ups through RabbitMQ."""
+"""Notifications through RabbitMQ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Publishing and hearing wake-ups, and what befalls the broker meanwhile."""
+"""Publishing and hearing notifications, and what befalls the broker meanwhile."""
 
 import contextlib
 import socket
