@@ -15,11 +15,10 @@ import msgspec
 from blacksmith_dagster.cli.common import app_option, json_option, limit_option, opened
 from blacksmith_dagster.cli.tables import as_json, table
 from blacksmith_dagster.errors import BlacksmithError, SchemaOutdated, Unavailable, clean, describe
-from blacksmith_dagster.ingest.group_commit import Announce
 from blacksmith_dagster.ingest.retry import retake
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pubsub import open_pubsub
-from blacksmith_dagster.pubsub.notifier import Announcer
+from blacksmith_dagster.pubsub.notifier import Notifier, Notify
 from blacksmith_dagster.settings import Settings, load_application
 from blacksmith_dagster.store import Store
 
@@ -97,12 +96,12 @@ def retry(ids: tuple[str, ...], event: str | None, everything: bool, app: str | 
     if [bool(ids), event is not None, everything].count(True) != 1:
         raise click.UsageError("name the IDs, or give --event or --all")
     application = load_application(app)
-    with opened() as store, _announcing(application) as announce:
+    with opened() as store, _notifying(application) as notify:
         store.register(application)
         if not ids:
             there = sum(store.quarantine_sizes().values())
             ids = tuple(each.id for each in store.quarantined(event, there))
-        failed = [each for each in ids if not _retried(application, store, each, announce)]
+        failed = [each for each in ids if not _retried(application, store, each, notify)]
     click.echo(f"{len(ids) - len(failed)} of {len(ids)} taken")
     if failed:
         sys.exit(1)
@@ -121,20 +120,20 @@ def drop(ids: tuple[str, ...], yes: bool) -> None:
 
 
 @contextmanager
-def _announcing(application: Blacksmith) -> Iterator[Announce | None]:
+def _notifying(application: Blacksmith) -> Iterator[Notify | None]:
     """Wakes loaders through the broker, if one is configured."""
     settings = Settings.read()
     pubsub = open_pubsub(settings.pubsub_url, settings.store_url)
     if pubsub is None:
         yield None
         return
-    with closing(Announcer(application, pubsub)) as announcer:
-        yield announcer.announce
+    with closing(Notifier(application, pubsub)) as notifier:
+        yield notifier.notify
 
 
-def _retried(app: Blacksmith, store: Store, quarantine_id: str, announce: Announce | None) -> bool:
+def _retried(app: Blacksmith, store: Store, quarantine_id: str, notify: Notify | None) -> bool:
     try:
-        made = retake(app, store, quarantine_id, announce)
+        made = retake(app, store, quarantine_id, notify)
     except (Unavailable, SchemaOutdated):
         raise
     except Exception as error:  # noqa: BLE001 - the user's code, or what it was given

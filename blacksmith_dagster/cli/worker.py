@@ -12,7 +12,6 @@ import click
 
 from blacksmith_dagster.cli.common import app_option, locks_of
 from blacksmith_dagster.errors import SettingsError, UsageError
-from blacksmith_dagster.ingest.group_commit import Announce
 from blacksmith_dagster.ingest.listeners import Listeners, listened_events
 from blacksmith_dagster.ingest.subscription import broker_of
 from blacksmith_dagster.pipeline.application import Blacksmith
@@ -20,7 +19,7 @@ from blacksmith_dagster.pipeline.destination import Destination
 from blacksmith_dagster.pipeline.source import Source
 from blacksmith_dagster.pipeline.subscription import Subscription
 from blacksmith_dagster.pubsub import open_pubsub
-from blacksmith_dagster.pubsub.notifier import Announcer
+from blacksmith_dagster.pubsub.notifier import Notifier, Notify
 from blacksmith_dagster.scheduler import Realtime, realtime_events
 from blacksmith_dagster.settings import Settings, load_application
 from blacksmith_dagster.signals import on_stop
@@ -68,9 +67,9 @@ def worker(app: str | None, names: tuple[str, ...]) -> None:
         served = [each.name for each in destinations] + [each.name for each in sources]
         service = this_process(SCHEDULER, served)
         opened.enter_context(registered(locks, service))
-        announce: Announce = lambda _: None  # noqa: E731
+        notify: Notify = lambda _: None  # noqa: E731
         if pubsub is not None:
-            announce = opened.enter_context(closing(Announcer(application, pubsub))).announce
+            notify = opened.enter_context(closing(Notifier(application, pubsub))).notify
         reporter = _reporter(application) if destinations else None
         if reporter:
             opened.enter_context(closing(reporter))
@@ -82,7 +81,7 @@ def worker(app: str | None, names: tuple[str, ...]) -> None:
                 supervisor=locks,
                 pubsub=pubsub,
                 owner=here(),
-                announce=announce,
+                notify=notify,
             )
             for source in sources
         ]
@@ -96,7 +95,7 @@ def worker(app: str | None, names: tuple[str, ...]) -> None:
                     subscriber=pubsub.subscriber(destination.name),
                     owner=here(),
                     report=reporter.add if reporter else lambda *_: None,
-                    announce=announce,
+                    notify=notify,
                 )
                 for destination in destinations
             ]

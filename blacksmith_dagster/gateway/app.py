@@ -47,7 +47,7 @@ from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.networks import is_within
 from blacksmith_dagster.pipeline.source import Door, SourceEvent
 from blacksmith_dagster.pipeline.triggers import HTTP, Reply, Request
-from blacksmith_dagster.pubsub.notifier import Announcer
+from blacksmith_dagster.pubsub.notifier import Notifier
 from blacksmith_dagster.store.interface import Raw, Store
 from blacksmith_dagster.supervisor import Supervisor
 
@@ -65,13 +65,13 @@ def create_app(
     store: Store,
     *,
     queue: int,
-    announcer: Announcer | None = None,
+    notifier: Notifier | None = None,
     supervisor: Supervisor | None = None,
 ) -> ASGIApp:
     """The ASGI application that receives the events of `app` and keeps them in `store`.
 
     At most `queue` events wait for their commit; more are answered by 429. The store's application
-    must be registered. `announcer` tells of new jobs; `supervisor`, if it is another service than
+    must be registered. `notifier` publishes new jobs; `supervisor`, if it is another service than
     the store, is asked by `/_health`.
     """
     bodies = Bodies(BODIES_AT_ONCE)
@@ -87,7 +87,7 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        writer = Writer(store, queue, announcer.announce if announcer else None)
+        writer = Writer(store, queue, notifier.notify if notifier else None)
         for door in doors:
             door.writer = writer
         watching = asyncio.create_task(bodies.watch())
@@ -106,7 +106,7 @@ def create_app(
     routes = [
         # Requests by these methods never come here, but straight to their endpoint.
         *(Route(door.path, door, methods=methods[door.path]) for door in doors),
-        Route("/_health", Health(store, announcer, supervisor).answer),
+        Route("/_health", Health(store, notifier, supervisor).answer),
         Route("/_openapi.json", tell),
     ]
     others = Starlette(

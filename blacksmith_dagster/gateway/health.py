@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from blacksmith_dagster.errors import BlacksmithError, Unavailable
 from blacksmith_dagster.gateway.responses import problem
-from blacksmith_dagster.pubsub.notifier import Announcer
+from blacksmith_dagster.pubsub.notifier import Notifier
 from blacksmith_dagster.store.interface import Store
 from blacksmith_dagster.supervisor import Supervisor
 
@@ -33,10 +33,10 @@ class Health:
     """
 
     def __init__(
-        self, store: Store, announcer: Announcer | None, supervisor: Supervisor | None
+        self, store: Store, notifier: Notifier | None, supervisor: Supervisor | None
     ) -> None:
         self._store = store
-        self._announcer = announcer
+        self._notifier = notifier
         self._supervisor = supervisor
         self._asking = anyio.Lock()
         self._asked = -_READY_FOR
@@ -50,8 +50,8 @@ class Health:
                 await self._ask_both()
                 self._asked = time.monotonic()
         state: dict[str, Any] = {"live": True, "ready": self._why is None}
-        if self._announcer is not None:
-            state["notifications_unpublished"] = self._announcer.unpublished
+        if self._notifier is not None:
+            state["notifications_unpublished"] = self._notifier.unpublished
         if self._supervisor is not None:
             state["supervisor"] = self._unsupervised or "reachable"
         if self._why is None:

@@ -26,7 +26,7 @@ from blacksmith_dagster.errors import BlacksmithError, DeclarationError, Setting
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.networks import checked_networks
 from blacksmith_dagster.pubsub import open_pubsub
-from blacksmith_dagster.pubsub.notifier import Announcer
+from blacksmith_dagster.pubsub.notifier import Notifier
 from blacksmith_dagster.settings import Settings
 from blacksmith_dagster.store import open_store
 from blacksmith_dagster.supervisor import GATEWAY, Service, open_supervisor, registered
@@ -169,13 +169,13 @@ class StandardGateway:
                 contextlib.closing(open_supervisor(settings.supervisor_url, store))
             )
             pubsub = open_pubsub(settings.pubsub_url, settings.store_url)
-            announcer = Announcer(app, pubsub) if pubsub else None
+            notifier = Notifier(app, pubsub) if pubsub else None
             config = uvicorn.Config(
                 create_app(
                     app,
                     store,
                     queue=self.queue,
-                    announcer=announcer,
+                    notifier=notifier,
                     supervisor=supervisor if settings.supervisor_url else None,
                 ),
                 http=GatewayProtocol,
@@ -203,8 +203,8 @@ class StandardGateway:
                 opened.enter_context(registered(supervisor, self._service(app, listener)))
             with _stopped_by_signals(server), _upkeep(store if upkeep else None):
                 server.run(sockets=[listener])
-            if announcer:
-                announcer.close()
+            if notifier:
+                notifier.close()
 
 
 class _Workers:

@@ -13,13 +13,13 @@ import msgspec
 
 from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.ingest.extract import Extractor
-from blacksmith_dagster.ingest.group_commit import Announce
 from blacksmith_dagster.ingest.ingest import destinations_of, given_events, keep
 from blacksmith_dagster.ingest.quarantine import Given
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.cdc import Listener
 from blacksmith_dagster.pipeline.event import Event
 from blacksmith_dagster.pipeline.source import SourceEvent
+from blacksmith_dagster.pubsub.notifier import Notify
 from blacksmith_dagster.store.interface import Position, Raw, Store
 
 EVENTS = 2_000
@@ -50,11 +50,11 @@ class Changes:
         app: Blacksmith,
         event: SourceEvent[Any, Any, Any],
         store: Store,
-        announce: Announce,
+        notify: Notify,
     ) -> None:
         self._path = event.path
         self._store = store
-        self._announce = announce
+        self._notify = notify
         self._extractor = Extractor(app, event)
         self._cursor = store.position(self._reader)
         self._stop = threading.Event()
@@ -160,7 +160,7 @@ class Changes:
         if moves:
             self._cursor = cursor
         self._listener.committed = msgspec.json.decode(cursor)
-        self._announce(destinations_of(taken))
+        self._notify(destinations_of(taken))
         return sum(1 if isinstance(each, Raw) else len(each) for each in taken)
 
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from queue import SimpleQueue
 from typing import TypeAlias
 
@@ -17,9 +17,9 @@ from blacksmith_dagster.errors import (
     SequenceWentBack,
     Unavailable,
 )
+from blacksmith_dagster.pubsub.notifier import Notify
 from blacksmith_dagster.store.interface import NewEvent, Raw, Store
 
-Announce: TypeAlias = Callable[[Iterable[str]], None]
 Kept: TypeAlias = list[str] | Exception
 _Part: TypeAlias = list[NewEvent] | Raw
 _Waiting: TypeAlias = tuple[list[NewEvent], Sequence[Raw], asyncio.Future[Kept]]
@@ -34,14 +34,14 @@ class Writer:
     """Adaptive group commit: no timer, a lone request waits for nothing.
 
     While one commit is under way the requests that come gather, and make the next one. `capacity`
-    is how many events may wait. After a commit `announce` is told of the destination events that have
+    is how many events may wait. After a commit `notify` is called with the destination events that have
     new jobs.
     """
 
-    def __init__(self, store: Store, capacity: int, announce: Announce | None = None) -> None:
+    def __init__(self, store: Store, capacity: int, notify: Notify | None = None) -> None:
         self._store = store
         self._capacity = capacity
-        self._announce = announce
+        self._notify = notify
         self._waiting = 0  # touched by the loop's thread alone
         self._queue: SimpleQueue[_Waiting | None] = SimpleQueue()
         self._loop = asyncio.get_running_loop()
@@ -78,8 +78,8 @@ class Writer:
             going_on = gathered[-1] is not None
             batch = [each for each in gathered if each is not None]
             results = self._committed(batch)
-            if self._announce is not None:
-                self._announce(
+            if self._notify is not None:
+                self._notify(
                     job.destination
                     for (events, _, _), kept in zip(batch, results, strict=True)
                     if isinstance(kept, list)

@@ -19,13 +19,13 @@ from blacksmith_dagster.errors import (
     traced,
 )
 from blacksmith_dagster.ingest.changes import Changes
-from blacksmith_dagster.ingest.group_commit import Announce
 from blacksmith_dagster.ingest.subscription import Messages
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.cdc import CDC
 from blacksmith_dagster.pipeline.source import Source, SourceEvent
 from blacksmith_dagster.pipeline.subscription import Subscription
 from blacksmith_dagster.pubsub import PubSub
+from blacksmith_dagster.pubsub.notifier import Notify
 from blacksmith_dagster.store.interface import Listening, Store
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Listeners:
 
     - `pubsub`: the broker of subscriptions that have none of their own, `None` if there is none.
     - `owner`: names the holder of the locks, for people.
-    - `announce`: is told of the destination events that have new jobs.
+    - `notify`: is called with the destination events that have new jobs.
     - `report(event, number)` is called after each commit, in the event's thread, with the number of
       events and of what went to quarantine.
 
@@ -76,12 +76,12 @@ class Listeners:
         supervisor: Supervisor,
         pubsub: PubSub | None,
         owner: str,
-        announce: Announce = lambda _: None,
+        notify: Notify = lambda _: None,
         report: Report = lambda *_: None,
     ) -> None:
         self._stopping = threading.Event()
         self._keepers = [
-            _Keeper(app, event, store, supervisor, pubsub, owner, announce, report, self._stopping)
+            _Keeper(app, event, store, supervisor, pubsub, owner, notify, report, self._stopping)
             for event in listened_events(source)
         ]
 
@@ -128,7 +128,7 @@ class _Keeper(threading.Thread):
         supervisor: Supervisor,
         pubsub: PubSub | None,
         owner: str,
-        announce: Announce,
+        notify: Notify,
         report: Report,
         stopping: threading.Event,
     ) -> None:
@@ -139,7 +139,7 @@ class _Keeper(threading.Thread):
         self._supervisor = supervisor
         self._pubsub = pubsub
         self._owner = owner
-        self._announce = announce
+        self._notify = notify
         self._report = report
         self._stopping = stopping
         self._read_at: datetime | None = None
@@ -211,8 +211,8 @@ class _Keeper(threading.Thread):
 
     def _open(self) -> Messages | Changes:
         if isinstance(self._event.trigger, CDC):
-            return Changes(self._app, self._event, self._store, self._announce)
-        return Messages(self._app, self._event, self._store, self._pubsub, self._announce)
+            return Changes(self._app, self._event, self._store, self._notify)
+        return Messages(self._app, self._event, self._store, self._pubsub, self._notify)
 
     def _read(self, reader: Messages | Changes) -> None:
         number = reader.read(timeout=1.0)

@@ -11,12 +11,12 @@ import msgspec
 
 from blacksmith_dagster.errors import Fenced, PositionMoved, TooLarge, UsageError
 from blacksmith_dagster.ingest.extract import REQUEST_EVENTS, Extractor
-from blacksmith_dagster.ingest.group_commit import Announce
 from blacksmith_dagster.ingest.ingest import destinations_of, given_events, keep
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.cron import Poll
 from blacksmith_dagster.pipeline.event import Event
 from blacksmith_dagster.pipeline.source import SourceEvent
+from blacksmith_dagster.pubsub.notifier import Notify
 from blacksmith_dagster.store.interface import Position, Raw, Store
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def poll(
     supervisor: Supervisor,
     at: datetime,
     owner: str,
-    announce: Announce = lambda _: None,
+    notify: Notify = lambda _: None,
 ) -> Polled:
     """Call the function of a `Cron` event, and keep what it returns together with its cursor.
 
@@ -54,7 +54,7 @@ def poll(
 
     - `at`: when this poll was due, in UTC; the function is told.
     - `owner`: names the holder of the lock, for people.
-    - `announce`: is told of the destination events that have new jobs.
+    - `notify`: is called with the destination events that have new jobs.
 
     Raises whatever the function raises; `TypeError` for what is no event; `UsageError` for a cursor
     that is no JSON; `TooLarge` for more than 100,000 events; `Fenced` when the lock was lost
@@ -65,7 +65,7 @@ def poll(
     if lease is None:
         return Polled(skipped=f"{event.path} is polled by {supervisor.status(key).holder}")
     with lease:
-        return _poll(app, event, store, at, lease, announce)
+        return _poll(app, event, store, at, lease, notify)
 
 
 def _poll(
@@ -74,7 +74,7 @@ def _poll(
     store: Store,
     at: datetime,
     lease: Lease,
-    announce: Announce,
+    notify: Notify,
 ) -> Polled:
     reader = f"cron/{event.path}"
     before = store.position(reader)
@@ -103,7 +103,7 @@ def _poll(
             f"{event.path} was polled by another process meanwhile; nothing was kept, and the next poll "
             "begins from the cursor that the other has left"
         ) from None
-    announce(destinations_of(taken))
+    notify(destinations_of(taken))
     quarantined = sum(isinstance(each, Raw) for each in taken)
     return Polled(sum(map(len, kept)) - quarantined, quarantined)
 

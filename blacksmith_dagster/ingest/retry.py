@@ -9,24 +9,24 @@ from urllib.parse import parse_qsl
 
 from blacksmith_dagster.errors import KeyReused, UsageError
 from blacksmith_dagster.ingest.extract import Extractor
-from blacksmith_dagster.ingest.group_commit import Announce
 from blacksmith_dagster.ingest.ingest import destinations_of
 from blacksmith_dagster.ingest.quarantine import key_of
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.source import Door, SourceEvent
 from blacksmith_dagster.pipeline.subscription import Message, Subscription
 from blacksmith_dagster.pipeline.triggers import HTTP, Reply, Request
+from blacksmith_dagster.pubsub.notifier import Notify
 from blacksmith_dagster.store.interface import Raw, Store
 
 
 def retake(
-    app: Blacksmith, store: Store, quarantine_id: str, announce: Announce | None = None
+    app: Blacksmith, store: Store, quarantine_id: str, notify: Notify | None = None
 ) -> list[str]:
     """Take a request or a message that is in quarantine once more; returns the ids of its events.
 
     It leaves quarantine in the commit that keeps its events. A key that it came with counts as it
     did then: if its sender has sent it again meanwhile, these are the ids of that. A function that
-    answers with a `Reply` now makes no event of it. `announce` is told of the destination events
+    answers with a `Reply` now makes no event of it. `notify` is called with the destination events
     that have new jobs.
 
     Raises what the function raises, and `Refused` (`KeyReused` too): then it stays where it is.
@@ -41,8 +41,8 @@ def retake(
     [kept] = store.ingest([events], released=[quarantine_id])
     if isinstance(kept, KeyReused):
         raise kept
-    if announce is not None:
-        announce(destinations_of([events]))
+    if notify is not None:
+        notify(destinations_of([events]))
     return kept
 
 

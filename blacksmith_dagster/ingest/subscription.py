@@ -7,7 +7,6 @@ from typing import Any, cast
 
 from blacksmith_dagster.errors import BlacksmithError, SettingsError
 from blacksmith_dagster.ingest.extract import Extractor
-from blacksmith_dagster.ingest.group_commit import Announce
 from blacksmith_dagster.ingest.ingest import destinations_of, extracted, keep
 from blacksmith_dagster.ingest.quarantine import raw_of
 from blacksmith_dagster.pipeline.application import Blacksmith
@@ -15,6 +14,7 @@ from blacksmith_dagster.pipeline.source import SourceEvent
 from blacksmith_dagster.pipeline.subscription import Subscription
 from blacksmith_dagster.pubsub import PubSub, open_pubsub
 from blacksmith_dagster.pubsub.interface import Received
+from blacksmith_dagster.pubsub.notifier import Notify
 from blacksmith_dagster.store.interface import NewEvent, Position, Raw, Store
 
 MESSAGES = 2_000
@@ -33,13 +33,13 @@ class Messages:
         event: SourceEvent[Any, Any, Any],
         store: Store,
         pubsub: PubSub | None,
-        announce: Announce,
+        notify: Notify,
     ) -> None:
         trigger = cast(Subscription, event.trigger)
         name = subscription_of(event.path, trigger)
         self._path = event.path
         self._store = store
-        self._announce = announce
+        self._notify = notify
         self._extractor = Extractor(app, event)
         self._consumer = broker_of(event, pubsub).consumer(trigger.topic, name, store.position)
 
@@ -75,7 +75,7 @@ class Messages:
         except Exception:  # noqa: BLE001 - the database refuses the data of one of them
             for each, events in zip(received, taken, strict=True):
                 self._keep_alone(each, events)
-        self._announce(destinations_of(taken))
+        self._notify(destinations_of(taken))
 
     def _keep_alone(self, received: Received, taken: list[NewEvent] | Raw) -> None:
         try:

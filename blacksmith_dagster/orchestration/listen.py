@@ -97,7 +97,7 @@ def _listen(
     keys: Mapping[str, AssetKey],
     warm: WarmRuns,
 ) -> None:
-    announcer, stop = blacksmith.announcer(app), threading.Event()
+    notifier, stop = blacksmith.notifier(app), threading.Event()
     teller = _Teller(op, keys)
     loop = Listeners(
         app,
@@ -106,7 +106,7 @@ def _listen(
         supervisor=blacksmith.supervisor,
         pubsub=blacksmith.pubsub,
         owner=op.run_id,
-        announce=announcer.announce if announcer else lambda _: None,
+        notify=notifier.notify if notifier else lambda _: None,
         report=teller.add,
     )
     service = this_process(SCHEDULER, [source.name])

@@ -92,7 +92,7 @@ def _poll(
     event: SourceEvent[Any, Any, Any],
     blacksmith: BlacksmithResource,
 ) -> Polled:
-    announcer = blacksmith.announcer(app)
+    notifier = blacksmith.notifier(app)
     try:
         return poll(
             app,
@@ -101,7 +101,7 @@ def _poll(
             supervisor=blacksmith.supervisor,
             at=_due_at(context),
             owner=context.run_id,
-            announce=announcer.announce if announcer else lambda _: None,
+            notify=notifier.notify if notifier else lambda _: None,
         )
     except Exception as error:  # noqa: BLE001 - the user's code; its run fails with it
         # Dagster shows errors as they are: this one is told without the secrets that it may hold.

@@ -61,8 +61,8 @@ def _load(
     keys: Mapping[str, AssetKey],
     warm: WarmRuns,
 ) -> None:
-    pubsub, announcer = blacksmith.pubsub, blacksmith.announcer(app)
-    if pubsub is None or announcer is None:
+    pubsub, notifier = blacksmith.pubsub, blacksmith.notifier(app)
+    if pubsub is None or notifier is None:
         raise SettingsError(
             "a warm run is woken through a broker, and BLACKSMITH_PUBSUB_URL is not set where it "
             "runs: set it to kafka://host:9092, nats://host:4222, amqp://host:5672 or postgres; "
@@ -80,7 +80,7 @@ def _load(
         owner=op.run_id,
         run=op.run_id,
         report=teller.add,
-        announce=announcer.announce,
+        notify=notifier.notify,
     )
     service = this_process(SCHEDULER, [destination.name])
     with on_stop(stop.set), registered(blacksmith.supervisor, service):

@@ -37,7 +37,7 @@ from blacksmith_dagster.orchestration.loads import (
 )
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import DestinationEvent
-from blacksmith_dagster.pubsub.notifier import Announcer
+from blacksmith_dagster.pubsub.notifier import Notifier
 from blacksmith_dagster.scheduler import LoadReport, Tally
 from blacksmith_dagster.scheduler.replay import Forecast, ReplaySummary, forecast, replay
 from blacksmith_dagster.scheduler.replay import Progress as Course
@@ -99,7 +99,7 @@ def replay_partitions(
     store: Store,
     supervisor: Supervisor,
     stop: threading.Event,
-    announcer: Announcer | None,
+    notifier: Notifier | None,
 ) -> ReplaySummary | Forecast:
     """Replay the run's days, and tell the run. See `BlacksmithResource.replay`."""
     op = context.op_execution_context
@@ -130,7 +130,7 @@ def replay_partitions(
                 stop=stop,
                 rate=config.rate,
                 report=report,
-                announce=announcer.announce if announcer else lambda _: None,
+                notify=notifier.notify if notifier else lambda _: None,
             )
         except (Unavailable, Fenced) as error:  # the lock is acquired anew
             context.log.warning(f"{event.path}: {error}")
@@ -151,7 +151,7 @@ def replay_partitions(
                     metadata=told_of(key, date.fromisoformat(partition), told, links).metadata,
                 )
             )
-        counts, now, woken = store.counts(event.path), datetime.now(UTC), announcer is not None
+        counts, now, woken = store.counts(event.path), datetime.now(UTC), notifier is not None
         evaluate(op, [replay_settled(key, store.unsettled(event.path, MOST_NAMED))])
         evaluate(op, of_destination(key, event.schedule, counts, now, woken))
     return summary

@@ -23,7 +23,7 @@ from blacksmith_dagster.orchestration.replays import ReplayConfig, replay_partit
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import DestinationEvent
 from blacksmith_dagster.pubsub import PubSub, open_pubsub
-from blacksmith_dagster.pubsub.notifier import Announcer
+from blacksmith_dagster.pubsub.notifier import Notifier
 from blacksmith_dagster.scheduler import Scheduler, StandardScheduler, Summary
 from blacksmith_dagster.scheduler.replay import Forecast, ReplaySummary
 from blacksmith_dagster.settings import Settings
@@ -60,7 +60,7 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
     _store: Store | None = PrivateAttr(default=None)
     _supervisor: Supervisor | None = PrivateAttr(default=None)
     _standard: StandardScheduler | None = PrivateAttr(default=None)
-    _announcer: Announcer | None = PrivateAttr(default=None)
+    _notifier: Notifier | None = PrivateAttr(default=None)
     _registered: set[int] = PrivateAttr(default_factory=set)
     _stop: threading.Event = PrivateAttr(default_factory=threading.Event)
 
@@ -83,12 +83,12 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
             finally:
                 if self._standard:
                     self._standard.close()
-                if self._announcer:
-                    self._announcer.close()
+                if self._notifier:
+                    self._notifier.close()
                 self._supervisor.close()
         finally:
             self._store.close()
-            self._store = self._supervisor = self._standard = self._announcer = None
+            self._store = self._supervisor = self._standard = self._notifier = None
 
     def store(self, app: Blacksmith) -> Store:
         """The open store, in which the application is registered.
@@ -119,12 +119,12 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
         url = os.environ.get("BLACKSMITH_PUBSUB_URL")
         return open_pubsub(url, self.store_url or Settings.read().store_url) if url else None
 
-    def announcer(self, app: Blacksmith) -> Announcer | None:
+    def notifier(self, app: Blacksmith) -> Notifier | None:
         """What tells, until the run or the tick ends, that realtime events have new jobs; `None`
         without a broker."""
-        if self._announcer is None and (pubsub := self.pubsub):
-            self._announcer = Announcer(app, pubsub)
-        return self._announcer
+        if self._notifier is None and (pubsub := self.pubsub):
+            self._notifier = Notifier(app, pubsub)
+        return self._notifier
 
     @contextmanager
     def wanderer(
@@ -173,11 +173,9 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
         not returned in time, `RetryRequested` (Dagster's) when a service does not answer.
         """
         key = (translator or BlacksmithTranslator()).get_asset_spec(EventData(app, event)).key
-        announcer = self.announcer(app)
+        notifier = self.notifier(app)
         if self._standard is None:
-            self._standard = (
-                StandardScheduler(announcer.announce) if announcer else StandardScheduler()
-            )
+            self._standard = StandardScheduler(notifier.notify) if notifier else StandardScheduler()
         scheduler: Scheduler = app.scheduler or self._standard
         return load(
             context,
@@ -188,7 +186,7 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
             store=self.store(app),
             supervisor=self.supervisor,
             stop=self._stop,
-            woken=announcer is not None,
+            woken=notifier is not None,
         )
 
     def replay(
@@ -217,5 +215,5 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
             store=self.store(app),
             supervisor=self.supervisor,
             stop=self._stop,
-            announcer=self.announcer(app),
+            notifier=self.notifier(app),
         )

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
 
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pubsub.interface import PubSub
+
+Notify: TypeAlias = Callable[[Iterable[str]], None]
+"""Called with the paths of destination events that have new jobs."""
 
 _log = logging.getLogger(__name__)
 
@@ -18,12 +22,12 @@ AGAIN = 1.0
 _CLOSE = 3.0
 
 
-class Announcer:
+class Notifier:
     """Publishes, from a thread of its own, that realtime destination events have new jobs.
 
-    What is announced while a message is on its way goes with the next one. While the broker does not
-    answer, all that was announced is kept, a name once, and sent when it answers again; loaders find
-    the jobs by their own looking meanwhile.
+    What is reported while a message is on its way goes with the next one. While the broker does not
+    answer, everything is kept, each name once, and sent when it answers again; meanwhile loaders find
+    the jobs by their sweeps.
 
     `unpublished` counts the notifications that could not be sent at their time, each once.
     """
@@ -35,35 +39,35 @@ class Announcer:
         self._label = pubsub.label
         self._publisher = pubsub.publisher()
         self._pending: set[str] = set()
-        self._late: set[str] = set()  # could not be sent yet; touched by the thread alone
+        self._late: set[str] = set()  # could not be sent yet; touched only by the thread
         self._lock = threading.Lock()
-        self._told = threading.Event()
+        self._wanted = threading.Event()
         self._closing = threading.Event()
         self.unpublished = 0
-        self._thread = threading.Thread(target=self._run, name="blacksmith-announcer", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="blacksmith-notifier", daemon=True)
         self._thread.start()
 
-    def announce(self, paths: Iterable[str]) -> None:
-        """Have it told that these destination events have new jobs; blocks for nothing.
+    def notify(self, paths: Iterable[str]) -> None:
+        """Publish soon that these destination events have new jobs; never blocks.
 
-        Those that are not realtime are left out.
+        Leaves out those that are not realtime.
         """
-        told = self._realtime.intersection(paths)
-        if told:
+        realtime = self._realtime.intersection(paths)
+        if realtime:
             with self._lock:
-                self._pending |= told
-            self._told.set()
+                self._pending |= realtime
+            self._wanted.set()
 
     def close(self) -> None:
-        """Send what was announced, for a few seconds at most, and disconnect."""
+        """Send what is pending, for a few seconds at most, and disconnect."""
         self._closing.set()
-        self._told.set()
+        self._wanted.set()
         self._thread.join(_CLOSE)
 
     def _run(self) -> None:
         answers = True
         while not self._closing.is_set():
-            self._told.wait()
+            self._wanted.wait()
             answers = self._publish(answers)
             if not answers:
                 self._closing.wait(AGAIN)
@@ -73,7 +77,7 @@ class Announcer:
 
     def _publish(self, answered: bool) -> bool:
         """Send what is pending; whether the broker answers."""
-        self._told.clear()
+        self._wanted.clear()
         with self._lock:
             pending, self._pending = self._pending, set()
         if not (pending or self._late):
@@ -90,7 +94,7 @@ class Announcer:
                     exc_info=traced,
                 )
             self._late |= pending
-            self._told.set()
+            self._wanted.set()
             return False
         self._late.clear()
         if not answered:

@@ -6,12 +6,12 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as StillRunning
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from blacksmith_dagster.errors import (
     Fenced,
@@ -23,6 +23,7 @@ from blacksmith_dagster.errors import (
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.batch import Batch
 from blacksmith_dagster.pipeline.destination import DestinationEvent
+from blacksmith_dagster.pubsub.notifier import Notify
 from blacksmith_dagster.scheduler.decoding import Decoded, Decoder
 from blacksmith_dagster.scheduler.executor import Workers
 from blacksmith_dagster.scheduler.interface import LoadReport, Summary
@@ -44,16 +45,13 @@ RECORD_FOR = 60.0
 
 _RECORD_AGAIN = 0.5
 
-Announce: TypeAlias = Callable[[Iterable[str]], None]
-"""Tells that the destination events of these paths have new jobs."""
-
 
 class Loader:
     """Loads what is due of one destination event.
 
     It works for whoever holds the lock (`lease`) and the right to claim (`fence`); plain Python, it
-    knows nothing of who calls it. `run` names the caller's run in the history; `announce` is told
-    of the destination events that have new jobs by a load's outcomes.
+    knows nothing of who calls it. `run` names the caller's run in the history; `notify` is called
+    with the destination events that have new jobs by a load's outcomes.
 
     Raises `MigrationError` if the destination's migrations cannot be read.
     """
@@ -66,14 +64,14 @@ class Loader:
         store: Store,
         workers: Workers,
         run: str | None = None,
-        announce: Announce = lambda _: None,
+        notify: Notify = lambda _: None,
     ) -> None:
         self._app = app
         self._event = event
         self._store = store
         self._workers = workers
         self._run = run
-        self._announce = announce
+        self._notify = notify
         self._decoder = Decoder(app, event)
         self._version = (
             version_of(event.destination) if event.destination.wait_for_migrations else None
@@ -155,7 +153,7 @@ class Loader:
             )
         self._record(load, verdict, lease, stop)
         if made:
-            self._announce(job.destination for outcome in made for job in outcome.jobs)
+            self._notify(job.destination for outcome in made for job in outcome.jobs)
         return report(load, verdict, seconds)
 
     def _abandon(self, load: Load, call: Future[None]) -> None:

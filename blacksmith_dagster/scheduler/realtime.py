@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from blacksmith_dagster.errors import Fenced, Unavailable
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import Destination, DestinationEvent
+from blacksmith_dagster.pubsub.notifier import Notify
 from blacksmith_dagster.scheduler.executor import Workers
 from blacksmith_dagster.scheduler.interface import LoadReport
-from blacksmith_dagster.scheduler.loader import Announce, Loader
+from blacksmith_dagster.scheduler.loader import Loader
 from blacksmith_dagster.store.interface import Lane, Store
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Realtime:
 
     - `owner`: names the holder of the locks, for people; `run` the Dagster run in the history.
     - `report(event, done)` is called after each load, in the event's thread.
-    - `announce`: tells of the jobs that a load's outcomes make.
+    - `notify`: is called with the destination events that get jobs by a load's outcomes.
 
     What does not answer (store, supervisor, broker) is waited for. A thread that cannot go on, for
     the load it waits for ran past its time-out (`Timeout`) or by a bug, ends and leaves its error in
@@ -67,7 +68,7 @@ class Realtime:
         subscriber: Subscriber,
         owner: str,
         report: Report,
-        announce: Announce,
+        notify: Notify,
         run: str | None = None,
     ) -> None:
         self._store = store
@@ -78,7 +79,7 @@ class Realtime:
         self._failure: BaseException | None = None
         self._keepers = {
             event.path: _Keeper(
-                app, event, store, supervisor, owner, run, report, announce, self._stopping
+                app, event, store, supervisor, owner, run, report, notify, self._stopping
             )
             for event in realtime_events(destination)
         }
@@ -189,7 +190,7 @@ class _Keeper(threading.Thread):
         owner: str,
         run: str | None,
         report: Report,
-        announce: Announce,
+        notify: Notify,
         stopping: threading.Event,
     ) -> None:
         super().__init__(name=f"keep-{event.path}", daemon=True)
@@ -201,7 +202,7 @@ class _Keeper(threading.Thread):
         self._stopping = stopping
         self._workers = Workers()
         self._loader = Loader(
-            app, event, store=store, workers=self._workers, run=run, announce=announce
+            app, event, store=store, workers=self._workers, run=run, notify=notify
         )
         self._answered = True
         self._away_at = math.inf  # since when something has not answered

@@ -15,10 +15,11 @@ import msgspec
 from blacksmith_dagster.errors import NotMigrated, UsageError
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import DestinationEvent
+from blacksmith_dagster.pubsub.notifier import Notify
 from blacksmith_dagster.scheduler.choosing import Chooser
 from blacksmith_dagster.scheduler.executor import Workers
 from blacksmith_dagster.scheduler.interface import LoadReport, Tally
-from blacksmith_dagster.scheduler.loader import Announce, Loader
+from blacksmith_dagster.scheduler.loader import Loader
 from blacksmith_dagster.store.interface import (
     Candidate,
     Lane,
@@ -96,7 +97,7 @@ def replay(
     stop: threading.Event | None = None,
     rate: float | None = None,
     report: Callable[[LoadReport, Progress], None] | None = None,
-    announce: Announce = lambda _: None,
+    notify: Notify = lambda _: None,
     wait: float = WAIT,
 ) -> ReplaySummary:
     """Load what the request asks for, until all of it was run once or `stop` is set.
@@ -104,7 +105,7 @@ def replay(
     It goes on with a replay that was asked for with the same words and has not ended. What fails is
     tried again by the scheduled loads. `rate` limits it, in jobs a second; whenever a load of new
     jobs is under way and has something to claim, that goes first. `run` names the caller's run;
-    `report` is called after each recorded load, in this thread, and `announce` is told of the
+    `report` is called after each recorded load, in this thread, and `notify` is called with the
     destination events that have new jobs by its outcomes. Another replay of this destination
     event is waited for; `wait` seconds at most if it overlaps with this one.
 
@@ -124,7 +125,7 @@ def replay(
     with lease, closing(Workers()) as workers:
         fence = store.take_over(event.path, Lane.REPLAY, lease.id, lease.confirm)
         begun = store.begin_replay(fence, request, chooser.kinds, owner)
-        loader = Loader(app, event, store=store, workers=workers, run=run, announce=announce)
+        loader = Loader(app, event, store=store, workers=workers, run=run, notify=notify)
         course = _Course(begun, rate, stop, report or (lambda *_: None))
         live = _LiveFirst(event.path, store, supervisor, stop)
         loads, tally = 0, Tally()

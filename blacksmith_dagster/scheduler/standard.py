@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import DestinationEvent
+from blacksmith_dagster.pubsub.notifier import Notify
 from blacksmith_dagster.scheduler.executor import Workers
 from blacksmith_dagster.scheduler.interface import LoadReport, Summary
-from blacksmith_dagster.scheduler.loader import Announce, Loader
+from blacksmith_dagster.scheduler.loader import Loader
 from blacksmith_dagster.store.interface import Lane, Store
 from blacksmith_dagster.supervisor import here
 
@@ -22,16 +23,16 @@ class StandardScheduler:
     """Loads a destination event under its lock, `load/<destination>/<event>`.
 
     Destinations' connections are opened at their first load, and kept for the next until `close` or
-    the process's end. `announce` is told of the destination events that have new jobs by the loads'
+    the process's end. `notify` is called with the destination events that have new jobs by the loads'
     outcomes.
 
     >>> StandardScheduler().load(app, flights, store=store, supervisor=supervisor)  # doctest: +SKIP
     Summary(loads=3, tally=Tally(succeeded=2641, failed=0, discarded=0), skipped=None, stopped=False)
     """
 
-    def __init__(self, announce: Announce = lambda _: None) -> None:
+    def __init__(self, notify: Notify = lambda _: None) -> None:
         self._workers = Workers()
-        self._announce = announce
+        self._notify = notify
 
     def load(
         self,
@@ -57,7 +58,7 @@ class StandardScheduler:
                 store=store,
                 workers=self._workers,
                 run=run,
-                announce=self._announce,
+                notify=self._notify,
             )
             return loader.drain(fence, lease, stop or threading.Event(), report or (lambda _: None))
 

@@ -50,7 +50,7 @@ class Tower:
         assert isinstance(self.store, SQLStore)
         self.supervisor: Supervisor = StoreSupervisor(self.store)
         self.answer: Callable[[Poll], Any] = lambda poll: []
-        self.announced: list[set[str]] = []
+        self.notified: list[set[str]] = []
         tower, lake = Source("tower"), Destination("lake")
         self.part = tower.child("part")
 
@@ -77,7 +77,7 @@ class Tower:
             supervisor=self.supervisor,
             at=AT,
             owner="the test",
-            announce=lambda paths: self.announced.append(set(paths)),
+            notify=lambda paths: self.notified.append(set(paths)),
         )
 
     def kept(self) -> list[str]:
@@ -254,7 +254,7 @@ def test_children_and_jobs_come_with_their_event(tower: Tower) -> None:
     assert parents[part.parent or ""] == "7"
     assert tower.store.counts("lake/everything").awaiting == 2
     assert tower.store.counts("lake/large").awaiting == 1
-    assert tower.announced == [{"lake/everything", "lake/large"}]
+    assert tower.notified == [{"lake/everything", "lake/large"}]
 
 
 def test_a_known_key_makes_no_second_event(tower: Tower) -> None:

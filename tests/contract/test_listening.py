@@ -29,7 +29,7 @@ class Shop:
     def __init__(self, url: str) -> None:
         self.store: Store = open_store(url, upgrade=True)
         self.supervisor: Supervisor = open_supervisor(None, self.store)
-        self.announced: set[str] = set()
+        self.notified: set[str] = set()
         self.reported = 0
         self._started: list[Listeners] = []
 
@@ -53,7 +53,7 @@ class Shop:
             supervisor=self.supervisor,
             pubsub=None,
             owner=owner,
-            announce=self.announced.update,
+            notify=self.notified.update,
             report=report,
         )
         listeners.start()
@@ -124,7 +124,7 @@ def test_what_is_yielded_is_kept_once_and_read_on_from_there(shop: Shop) -> None
     until(lambda: len(shop.kept) == 5003)
     assert shop.kept == numbers(5003)
     assert shop.store.position(READER) == "5003"
-    assert shop.announced == {"lake/changes"}
+    assert shop.notified == {"lake/changes"}
     until(lambda: shop.reported == 5003)
     until(lambda: log.committed[-1] == 5003)
     told = [each or 0 for each in log.committed]

@@ -91,7 +91,7 @@ class Warm:
         self.store: Store = open_store(url, upgrade=True)
         self.supervisor: Supervisor = open_supervisor(None, self.store)
         self.messages = Messages()
-        self.announced: list[str] = []
+        self.notified: list[str] = []
         self.reports: list[tuple[str, LoadReport]] = []
         self._loops: list[Realtime] = []
 
@@ -106,7 +106,7 @@ class Warm:
             subscriber=self.messages,
             owner="the test",
             report=lambda event, done: self.reports.append((event.path, done)),
-            announce=self.announced.extend,
+            notify=self.notified.extend,
         )
         self._loops.append(loop)
         loop.start()
@@ -465,7 +465,7 @@ def test_stop_finishes_the_batch_and_releases_the_locks(warm: Warm) -> None:
 
 
 @pytest.mark.usefixtures("no_sweep")
-def test_the_jobs_that_outcomes_make_are_announced(warm: Warm) -> None:
+def test_the_jobs_that_outcomes_make_are_published(warm: Warm) -> None:
     lost = Loaded()
     warehouse: Destination[Any] = Destination("warehouse", schedule=Schedule(realtime=True))
 
@@ -481,12 +481,12 @@ def test_the_jobs_that_outcomes_make_are_announced(warm: Warm) -> None:
     ingest(warm.store, [{"n": 0}])
     warm.messages.say(FLIGHTS)
     until(lambda: warm.reports)
-    assert warm.announced == []
+    assert warm.notified == []
     ingest(warm.store, [{"n": 1}])
     warm.messages.say(FLIGHTS)
-    until(lambda: warm.announced)
-    assert warm.announced == [LOST]
-    warm.messages.say(*warm.announced)
+    until(lambda: warm.notified)
+    assert warm.notified == [LOST]
+    warm.messages.say(*warm.notified)
     until(lost.has(1), AT_ONCE)
 
 

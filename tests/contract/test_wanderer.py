@@ -672,7 +672,7 @@ def test_a_realtime_loop_of_older_code_ends_and_newer_code_waits(wandering: Runs
             subscriber=Silent(),
             owner="a test",
             report=lambda *_: None,
-            announce=lambda _: None,
+            notify=lambda _: None,
         )
         loop.start()
         return loop

@@ -147,21 +147,21 @@ def test_stop_commits_what_was_submitted() -> None:
     assert sum(store.commits) == 50
 
 
-def test_what_is_committed_is_announced_and_nothing_else() -> None:
+def test_what_is_committed_is_published_and_nothing_else() -> None:
     def one_of_each(requests: Sequence[Sequence[NewEvent]]) -> list[Any]:
         return [["1"], KeyReused("again")] if len(requests) == 2 else [["0"]]
 
     def event(payload: str, *destinations: str) -> list[NewEvent]:
         return [NewEvent("a/b", payload, [NewJob(each) for each in destinations])]
 
-    announced: list[str] = []
+    notified: list[str] = []
     store = Scripted(one_of_each)
 
     async def main() -> None:
-        writer = Writer(cast(Store, store), 100, announced.extend)
+        writer = Writer(cast(Store, store), 100, notified.extend)
         requests = [event("0"), event("1", "lake/all", "pager/late"), event("2", "crm/people")]
         await gathered(store, writer, requests)
         await writer.stop()
 
     asyncio.run(main())
-    assert announced == ["lake/all", "pager/late"]
+    assert notified == ["lake/all", "pager/late"]

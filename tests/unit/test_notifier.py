@@ -10,8 +10,8 @@ import pytest
 
 from blacksmith_dagster import Batch, Blacksmith, Destination, Schedule, Source
 from blacksmith_dagster.errors import Unavailable
-from blacksmith_dagster.pubsub import Subscriber, notifier
-from blacksmith_dagster.pubsub.notifier import Announcer
+from blacksmith_dagster.pubsub import Subscriber
+from blacksmith_dagster.pubsub.notifier import Notifier
 
 shop = Source("shop")
 ordered = shop.accept("ordered")
@@ -81,12 +81,12 @@ def broker() -> Broker:
 
 
 @pytest.fixture
-def announcing(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Announcer]:
-    monkeypatch.setattr(notifier, "AGAIN", 0.01)
-    announcing = Announcer(app, broker)
-    yield announcing
+def notifier(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Notifier]:
+    monkeypatch.setattr("blacksmith_dagster.pubsub.notifier.AGAIN", 0.01)
+    notifier = Notifier(app, broker)
+    yield notifier
     broker.open.set()
-    announcing.close()
+    notifier.close()
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -96,56 +96,56 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.001)
 
 
-def test_told_at_once(broker: Broker, announcing: Announcer) -> None:
-    announcing.announce([THANKS])
+def test_published_at_once(broker: Broker, notifier: Notifier) -> None:
+    notifier.notify([THANKS])
     until(lambda: broker.published == [{THANKS}])
-    announcing.announce([THANKS, ROWS])
+    notifier.notify([THANKS, ROWS])
     until(lambda: broker.published == [{THANKS}, {THANKS, ROWS}])
-    assert announcing.unpublished == 0
+    assert notifier.unpublished == 0
 
 
-def test_only_realtime_events_are_told_of(broker: Broker, announcing: Announcer) -> None:
-    announcing.announce([LATER, "elsewhere/unknown"])
-    announcing.announce([])
-    announcing.announce([LATER, BILLS])
+def test_only_realtime_events_are_published(broker: Broker, notifier: Notifier) -> None:
+    notifier.notify([LATER, "elsewhere/unknown"])
+    notifier.notify([])
+    notifier.notify([LATER, BILLS])
     until(lambda: broker.published)
-    announcing.close()
+    notifier.close()
     assert broker.published == [{BILLS}]
 
 
 def test_what_comes_while_a_message_is_on_its_way_goes_with_the_next(
-    broker: Broker, announcing: Announcer
+    broker: Broker, notifier: Notifier
 ) -> None:
     broker.open.clear()
-    announcing.announce([THANKS])
+    notifier.notify([THANKS])
     until(broker.asked.is_set)
     began = time.monotonic()
     for _ in range(1000):
-        announcing.announce([THANKS])
-        announcing.announce([BILLS, ROWS])
+        notifier.notify([THANKS])
+        notifier.notify([BILLS, ROWS])
     assert time.monotonic() - began < 1  # whoever commits waits for no broker
     broker.open.set()
     until(lambda: len(broker.published) == 2)
-    announcing.close()
+    notifier.close()
     assert broker.published == [{THANKS}, {THANKS, BILLS, ROWS}]
 
 
 @pytest.mark.parametrize(
     "error", [Unavailable("the broker is away"), RuntimeError("a bug")], ids=["outage", "bug"]
 )
-def test_an_outage_is_told_once_and_what_was_announced_is_sent_after_it(
+def test_an_outage_is_logged_once_and_what_is_pending_is_sent_after_it(
     broker: Broker,
-    announcing: Announcer,
+    notifier: Notifier,
     caplog: pytest.LogCaptureFixture,
     error: Exception,
 ) -> None:
     caplog.set_level(logging.INFO)
     broker.error = error
-    announcing.announce([THANKS])
+    notifier.notify([THANKS])
     until(lambda: broker.tries >= 3)
-    assert announcing.unpublished == 1  # it is late once, however often it was tried
-    announcing.announce([THANKS, BILLS])
-    until(lambda: announcing.unpublished == 3)
+    assert notifier.unpublished == 1  # it is late once, however often it was tried
+    notifier.notify([THANKS, BILLS])
+    until(lambda: notifier.unpublished == 3)
     (warning,) = caplog.records
     assert warning.levelno == logging.WARNING
     assert str(error) in warning.message
@@ -156,32 +156,32 @@ def test_an_outage_is_told_once_and_what_was_announced_is_sent_after_it(
     until(lambda: len(caplog.records) == 2)
     assert broker.label in caplog.messages[1]
     assert "3 could not be published at their time" in caplog.messages[1]
-    announcing.announce([ROWS])
+    notifier.notify([ROWS])
     until(lambda: broker.published == [{THANKS, BILLS}, {ROWS}])
-    assert announcing.unpublished == 3
+    assert notifier.unpublished == 3
 
 
-def test_each_outage_is_told(
-    broker: Broker, announcing: Announcer, caplog: pytest.LogCaptureFixture
+def test_each_outage_is_logged(
+    broker: Broker, notifier: Notifier, caplog: pytest.LogCaptureFixture
 ) -> None:
     broker.error = Unavailable("away")
-    announcing.announce([THANKS])
+    notifier.notify([THANKS])
     until(lambda: caplog.records)
     broker.error = None
     until(lambda: len(broker.published) == 1)
     broker.error = Unavailable("away again")
-    announcing.announce([THANKS])
+    notifier.notify([THANKS])
     until(lambda: "away again" in caplog.text)
     broker.error = None
     until(lambda: len(caplog.records) == 4)
 
 
-def test_close_sends_what_was_announced(broker: Broker, announcing: Announcer) -> None:
+def test_close_sends_what_is_pending(broker: Broker, notifier: Notifier) -> None:
     broker.open.clear()
-    announcing.announce([THANKS])
+    notifier.notify([THANKS])
     until(broker.asked.is_set)
-    announcing.announce([ROWS])
-    closing = threading.Thread(target=announcing.close)
+    notifier.notify([ROWS])
+    closing = threading.Thread(target=notifier.close)
     closing.start()
     broker.open.set()
     closing.join(10)
@@ -190,25 +190,25 @@ def test_close_sends_what_was_announced(broker: Broker, announcing: Announcer) -
 
 
 def test_close_does_not_wait_for_a_broker_that_is_away(
-    broker: Broker, announcing: Announcer, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, notifier: Notifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(notifier, "AGAIN", 60.0)
+    monkeypatch.setattr("blacksmith_dagster.pubsub.notifier.AGAIN", 60.0)
     broker.error = Unavailable("away")
-    announcing.announce([THANKS])
+    notifier.notify([THANKS])
     until(lambda: broker.tries)
     began = time.monotonic()
-    announcing.close()
+    notifier.close()
     assert time.monotonic() - began < 1
     assert broker.closed
 
 
 def test_close_does_not_wait_for_a_broker_that_hangs(
-    broker: Broker, announcing: Announcer, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, notifier: Notifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(notifier, "_CLOSE", 0.1)
+    monkeypatch.setattr("blacksmith_dagster.pubsub.notifier._CLOSE", 0.1)
     broker.open.clear()
-    announcing.announce([THANKS])
+    notifier.notify([THANKS])
     until(broker.asked.is_set)
     began = time.monotonic()
-    announcing.close()
+    notifier.close()
     assert 0.1 <= time.monotonic() - began < 2
