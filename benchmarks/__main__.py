@@ -18,7 +18,7 @@ BENCHMARKS: Mapping[str, str] = {
     "purge": "purge",
     "gateway": "gateway",
     "arrays": "gateway",
-    "doors": "doors",
+    "webhooks": "webhooks",
     "trust": "trust",
     "cdc": "cdc",
     "dagster_run": "dagster_run",

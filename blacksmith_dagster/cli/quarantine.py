@@ -34,7 +34,7 @@ _NO_SECRET = frozenset({":key", "idempotency-key"})
 _event_option: Callable[[Any], Any] = click.option(
     "--event",
     metavar="SOURCE/EVENT",
-    help="Only what came to this one, or through a source's doors.",
+    help="Only what came to this one, or through a source's webhook endpoints.",
 )
 
 

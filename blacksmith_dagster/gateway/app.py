@@ -1,4 +1,4 @@
-"""The gateway's HTTP application: an endpoint per source event or door, `/_health` and
+"""The gateway's HTTP application: an endpoint per source event or webhook, `/_health` and
 `/_openapi.json`."""
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from blacksmith_dagster.ingest.group_commit import STORE_IS_DOWN, Writer
 from blacksmith_dagster.ingest.quarantine import raw_of
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.networks import is_within
-from blacksmith_dagster.pipeline.source import Door, SourceEvent
+from blacksmith_dagster.pipeline.source import SourceEvent, Webhook
 from blacksmith_dagster.pipeline.triggers import HTTP, Reply, Request
 from blacksmith_dagster.pubsub.notifier import Notifier
 from blacksmith_dagster.store.interface import Raw, Store
@@ -76,20 +76,23 @@ def create_app(
     """
     bodies = Bodies(BODIES_AT_ONCE)
     deprecations = Deprecations(app.source_events.values())
-    doors = [
+    endpoints = [
         *(
             Endpoint(app, event, event.trigger, store, bodies, deprecations)
             for event in app.source_events.values()
             if isinstance(event.trigger, HTTP)
         ),
-        *(Endpoint(app, door, door.on, store, bodies, deprecations) for door in app.doors),
+        *(
+            Endpoint(app, webhook, webhook.on, store, bodies, deprecations)
+            for webhook in app.webhooks
+        ),
     ]
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         writer = Writer(store, queue, notifier.notify if notifier else None)
-        for door in doors:
-            door.writer = writer
+        for endpoint in endpoints:
+            endpoint.writer = writer
         watching = asyncio.create_task(bodies.watch())
         yield
         watching.cancel()
@@ -101,11 +104,11 @@ def create_app(
         return Response(description, media_type="application/json")
 
     methods: dict[str, list[str]] = {}
-    for door in doors:
-        methods.setdefault(door.path, []).append(door.method)
+    for endpoint in endpoints:
+        methods.setdefault(endpoint.path, []).append(endpoint.method)
     routes = [
         # Requests by these methods never come here, but straight to their endpoint.
-        *(Route(door.path, door, methods=methods[door.path]) for door in doors),
+        *(Route(endpoint.path, endpoint, methods=methods[endpoint.path]) for endpoint in endpoints),
         Route("/_health", Health(store, notifier, supervisor).answer),
         Route("/_openapi.json", tell),
     ]
@@ -115,17 +118,17 @@ def create_app(
         lifespan=lifespan,
     )
     others.router.redirect_slashes = False
-    served = _straight_to(doors, others)
+    served = _straight_to(endpoints, others)
     for middleware, args, kwargs in reversed(app.middleware):
         served = middleware(served, *args, **kwargs)
     return ServerErrorMiddleware(served, internal_problem) if app.middleware else served
 
 
-def _straight_to(doors: Sequence[Endpoint], others: ASGIApp) -> ASGIApp:
-    """Doors are found by one look-up: Starlette's router and the layers around it take a fifth of
+def _straight_to(endpoints: Sequence[Endpoint], others: ASGIApp) -> ASGIApp:
+    """Endpoints are found by one look-up: Starlette's router and the layers around it take a fifth of
     the time that a small request needs."""
-    found = {(door.method, door.path): door.behind_cors() for door in doors}
-    asked = {path for (_, path), door in found.items() if isinstance(door, CORSMiddleware)}
+    found = {(endpoint.method, endpoint.path): endpoint.behind_cors() for endpoint in endpoints}
+    asked = {path for (_, path), endpoint in found.items() if isinstance(endpoint, CORSMiddleware)}
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         served = others
@@ -146,14 +149,14 @@ def _asked_for(scope: Scope) -> str:
 
 
 class Endpoint:
-    """Receives the requests to one source event, or through one door: an ASGI application."""
+    """Receives the requests to one source event, or to one webhook: an ASGI application."""
 
     writer: Writer
 
     def __init__(
         self,
         app: Blacksmith,
-        event: SourceEvent[Any, Any, Any] | Door,
+        event: SourceEvent[Any, Any, Any] | Webhook,
         on: HTTP,
         store: Store,
         bodies: Bodies,
@@ -162,7 +165,7 @@ class Endpoint:
         self.path = on.path
         self.method = on.method
         self._event = event
-        self._kept = event.answer if isinstance(event, Door) else None
+        self._kept = event.answer if isinstance(event, Webhook) else None
         self._store = store
         self._bodies = bodies
         self._extract = Extractor(app, event)

@@ -14,7 +14,7 @@ from blacksmith_dagster.pipeline.signatures import (
     StandardWebhooksSignature,
     StripeSignature,
 )
-from blacksmith_dagster.pipeline.source import Door, SourceEvent
+from blacksmith_dagster.pipeline.source import SourceEvent, Webhook
 from blacksmith_dagster.pipeline.triggers import HTTP, Reply
 
 _PROBLEM = "application/problem+json"
@@ -97,15 +97,15 @@ def described(app: Blacksmith) -> dict[str, Any]:
     }
 
 
-def _endpoints(app: Blacksmith) -> Iterator[tuple[SourceEvent[Any, Any, Any] | Door, HTTP]]:
+def _endpoints(app: Blacksmith) -> Iterator[tuple[SourceEvent[Any, Any, Any] | Webhook, HTTP]]:
     for event in app.source_events.values():
         if isinstance(event.trigger, HTTP):
             yield event, event.trigger
-    for door in app.doors:
-        yield door, door.on
+    for webhook in app.webhooks:
+        yield webhook, webhook.on
 
 
-def _parameters(event: SourceEvent[Any, Any, Any] | Door) -> Iterator[Mapping[str, Any]]:
+def _parameters(event: SourceEvent[Any, Any, Any] | Webhook) -> Iterator[Mapping[str, Any]]:
     yield _KEY
     events = [event] if isinstance(event, SourceEvent) else event.source.events.values()
     known = sorted({version for each in events for version in each.versions.known})
@@ -119,10 +119,10 @@ def _parameters(event: SourceEvent[Any, Any, Any] | Door) -> Iterator[Mapping[st
 
 
 def _content(
-    event: SourceEvent[Any, Any, Any] | Door, schemas: dict[str, Any]
+    event: SourceEvent[Any, Any, Any] | Webhook, schemas: dict[str, Any]
 ) -> Mapping[str, Any]:
     """A body that no function reads is JSON that fits the model; of others only a function knows."""
-    if isinstance(event, Door) or event.function is not None:
+    if isinstance(event, Webhook) or event.function is not None:
         return {"application/json": {"schema": {}}, "*/*": {"schema": {}}}
     one: dict[str, Any] = {}
     schema = json_schema(event.model)
@@ -139,7 +139,7 @@ def _content(
     }
 
 
-def _responses(event: SourceEvent[Any, Any, Any] | Door) -> Mapping[str, Any]:
+def _responses(event: SourceEvent[Any, Any, Any] | Webhook) -> Mapping[str, Any]:
     problem = {_PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     answers = {
         "202": {
@@ -152,7 +152,7 @@ def _responses(event: SourceEvent[Any, Any, Any] | Door) -> Mapping[str, Any]:
         refusals["401"] = "The sender has not proved who they are."
     if event.networks is not None:
         refusals["403"] = "Requests from this network are not taken."
-    if isinstance(event, Door) and event.answer is not None:
+    if isinstance(event, Webhook) and event.answer is not None:
         answers = {str(event.answer.status): _replied(event.answer)}
     answers |= {
         status: {"description": why, "content": problem} for status, why in refusals.items()

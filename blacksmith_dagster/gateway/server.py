@@ -91,8 +91,8 @@ class StandardGateway:
         """
         _raise_file_limit()
         self._check_tls()
-        events, doors = app.source_events.values(), app.doors
-        for auth in [*(event.auth for event in events), *(door.auth for door in doors)]:
+        events, webhooks = app.source_events.values(), app.webhooks
+        for auth in [*(event.auth for event in events), *(webhook.auth for webhook in webhooks)]:
             if auth is not None:
                 auth.check()  # a token that cannot be is told now, not to a sender
         with self._listen() as listener:

@@ -24,7 +24,7 @@ from blacksmith_dagster.errors import (
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.event import Event, Occurrence
 from blacksmith_dagster.pipeline.model import decoder, encode, is_plain
-from blacksmith_dagster.pipeline.source import Door, SourceEvent
+from blacksmith_dagster.pipeline.source import SourceEvent, Webhook
 from blacksmith_dagster.pipeline.subscription import Message
 from blacksmith_dagster.pipeline.triggers import Reply, Request
 from blacksmith_dagster.store.interface import NewEvent, NewJob
@@ -47,8 +47,8 @@ _raw_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 class Extractor:
-    """Turns the requests or messages that come to one source event, or through one door, into events
-    with their jobs.
+    """Turns the requests or messages that come to one source event or webhook into events with their
+    jobs.
 
     >>> from blacksmith_dagster import Blacksmith, Request, Source
     >>> airport = Source("airport")
@@ -58,7 +58,7 @@ class Extractor:
     ['{"n": 1}', '2']
     """
 
-    def __init__(self, app: Blacksmith, event: SourceEvent[Any, Any, Any] | Door) -> None:
+    def __init__(self, app: Blacksmith, event: SourceEvent[Any, Any, Any] | Webhook) -> None:
         self.event = event
         self._function: Callable[[Any], Any] | None = event.function
         self._event_bytes = cast(int, event.limits.event_bytes)
@@ -217,7 +217,7 @@ class Extractor:
         )
 
     def _add(self, made: _Made, returned: Any) -> None:
-        """Add what a function has returned: events, or occurrences at a door."""
+        """Add what a function has returned: events, or occurrences at a webhook."""
         wanted = Occurrence if self._kind is None else Event
         for each in self._several(returned, wanted):
             if isinstance(each, Occurrence):

@@ -12,7 +12,7 @@ from blacksmith_dagster.ingest.extract import Extractor
 from blacksmith_dagster.ingest.ingest import destinations_of
 from blacksmith_dagster.ingest.quarantine import key_of
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.source import Door, SourceEvent
+from blacksmith_dagster.pipeline.source import SourceEvent, Webhook
 from blacksmith_dagster.pipeline.subscription import Message, Subscription
 from blacksmith_dagster.pipeline.triggers import HTTP, Reply, Request
 from blacksmith_dagster.pubsub.notifier import Notify
@@ -46,12 +46,12 @@ def retake(
     return kept
 
 
-def _subscribes(event: SourceEvent[Any, Any, Any] | Door) -> bool:
+def _subscribes(event: SourceEvent[Any, Any, Any] | Webhook) -> bool:
     return isinstance(event, SourceEvent) and isinstance(event.trigger, Subscription)
 
 
-def _taker(app: Blacksmith, quarantine_id: str, raw: Raw) -> SourceEvent[Any, Any, Any] | Door:
-    """The source event or the door that a request came to, as the application has it now."""
+def _taker(app: Blacksmith, quarantine_id: str, raw: Raw) -> SourceEvent[Any, Any, Any] | Webhook:
+    """The source event or the webhook that a request came to, as the application has it now."""
     drop = f"`blacksmith quarantine drop {quarantine_id}`"
     event = app.source_events.get(raw.kind)
     if event is not None:
@@ -68,12 +68,12 @@ def _taker(app: Blacksmith, quarantine_id: str, raw: Raw) -> SourceEvent[Any, An
             f"{quarantine_id} came to {raw.kind}, which the application does not have; {mend}"
         )
     request = _request(raw)
-    for door in source.doors:
-        if (door.on.method, door.on.path) == (request.method, request.path):
-            return door
+    for webhook in source.webhooks:
+        if (webhook.on.method, webhook.on.path) == (request.method, request.path):
+            return webhook
     raise UsageError(
         f"{quarantine_id} came to {request.method} {request.path}, where source {raw.kind!r} has no "
-        f"door; {mend}"
+        f"webhook; {mend}"
     )
 
 

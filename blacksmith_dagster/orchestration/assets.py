@@ -127,8 +127,8 @@ def _kind(event: AnyEvent) -> str:
 
 def _metadata(event: AnyEvent) -> Mapping[str, Any]:
     if isinstance(event, SourceEvent):
-        doors = ", ".join(_shown(door.on) for door in event.source.doors)
-        return _of_trigger(event) | ({"doors": doors} if doors else {})
+        webhooks = ", ".join(_shown(webhook.on) for webhook in event.source.webhooks)
+        return _of_trigger(event) | ({"webhooks": webhooks} if webhooks else {})
     schedule = event.schedule
     return {
         "interval": schedule.interval or "",

@@ -58,8 +58,8 @@ _ERROR_LENGTH = 200
 _DESCRIPTIONS = {
     "no_discarded": "No job has been discarded.",
     "nothing_overdue": "No job is due for more than an interval (10 seconds if loaded in realtime).",
-    "nothing_in_quarantine": "No request or message waits in quarantine, at the event or at a door of "
-    "its source; `blacksmith quarantine` lists, shows, retries and drops them.",
+    "nothing_in_quarantine": "No request or message waits in quarantine, at the event or at a webhook "
+    "of its source; `blacksmith quarantine` lists, shows, retries and drops them.",
     "listening": "Someone reads its messages or changes, and keeps up with them.",
     "gateway_reachable": "The gateway answers that it can take events.",
     "supervisor_reachable": "Locks can be had; the metadata name the holder of each.",
@@ -146,8 +146,8 @@ def find(
         yield replay_settled(keys[path], store.unsettled(path, MOST_NAMED))
     sizes = store.quarantine_sizes()
     for path, source_event in app.source_events.items():
-        at_doors = sizes.get(source_event.source.name, 0)
-        yield nothing_in_quarantine(keys[path], path, sizes.get(path, 0), at_doors)
+        at_webhooks = sizes.get(source_event.source.name, 0)
+        yield nothing_in_quarantine(keys[path], path, sizes.get(path, 0), at_webhooks)
     standing = {each.path: each for each in store.listeners()}
     for source_event in _listened(app):
         yield listening(keys[source_event.path], source_event, standing.get(source_event.path), now)
@@ -199,11 +199,11 @@ def of_destination(
     )
 
 
-def nothing_in_quarantine(key: AssetKey, path: str, own: int, at_doors: int) -> Finding:
-    """Whether requests or messages wait in quarantine: `own` of the event itself, `at_doors` that came
-    to a door of its source and may be of any of its events."""
+def nothing_in_quarantine(key: AssetKey, path: str, own: int, at_webhooks: int) -> Finding:
+    """Whether requests or messages wait in quarantine: `own` of the event itself, `at_webhooks` that
+    came to a webhook of its source and may be of any of its events."""
     source = path.partition("/")[0]
-    where = [(own, path), (at_doors, source)]
+    where = [(own, path), (at_webhooks, source)]
     said = ", ".join(
         f"{number} wait in quarantine: `blacksmith quarantine list --event {of}` names them and why, "
         f"`blacksmith quarantine retry --event {of}` takes them again"
@@ -216,7 +216,7 @@ def nothing_in_quarantine(key: AssetKey, path: str, own: int, at_doors: int) -> 
         not said,
         said or "nothing is in quarantine",
         metadata={"in_quarantine": own}
-        | ({"in_quarantine_at_doors": at_doors} if at_doors else {}),
+        | ({"in_quarantine_at_webhooks": at_webhooks} if at_webhooks else {}),
     )
 
 

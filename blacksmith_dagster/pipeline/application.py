@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from blacksmith_dagster.errors import DeclarationError
 from blacksmith_dagster.pipeline.destination import Destination, DestinationEvent
 from blacksmith_dagster.pipeline.flow import Flow
-from blacksmith_dagster.pipeline.source import Door, Source, SourceEvent
+from blacksmith_dagster.pipeline.source import Source, SourceEvent, Webhook
 from blacksmith_dagster.pipeline.subscription import Subscription
 from blacksmith_dagster.pipeline.triggers import HTTP
 from blacksmith_dagster.redaction import Secret
@@ -58,7 +58,9 @@ class Blacksmith:
         self.source_events: Mapping[str, SourceEvent[Any, Any, Any]] = {
             event.path: event for source in sources for event in source.events.values()
         }
-        self.doors: Sequence[Door] = [door for source in sources for door in source.doors]
+        self.webhooks: Sequence[Webhook] = [
+            webhook for source in sources for webhook in source.webhooks
+        ]
         self.destination_events: Mapping[str, DestinationEvent[Any]] = {
             event.path: event
             for destination in destinations
@@ -99,7 +101,7 @@ class Blacksmith:
             )
         served: dict[tuple[str, str], str] = {}
         on = [(each.path, each.trigger) for each in self.source_events.values()]
-        for path, trigger in [*on, *((door.path, door.on) for door in self.doors)]:
+        for path, trigger in [*on, *((webhook.path, webhook.on) for webhook in self.webhooks)]:
             if isinstance(trigger, HTTP):
                 at = (trigger.method, trigger.path)
                 if at in served:

@@ -13,7 +13,7 @@ class Limits:
 
     The event's field is taken, else the source's, else the default.
 
-    - `event_bytes`: of one event, or of a request to a door (1 MiB): 413.
+    - `event_bytes`: of one event, or of a request to a webhook (1 MiB): 413.
     - `request_bytes`: of the whole body, unpacked (8 MiB): 413.
     - `depth`: of nested arrays and objects (64): 422.
     - `keys`: in all objects of one event (10,000): 422.

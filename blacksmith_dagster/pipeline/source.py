@@ -46,8 +46,8 @@ Out = TypeVar("Out")
 
 _HANDED: Mapping[type, str] = {Cron: "poll", Subscription: "message", CDC: "listener"}
 
-DoorAnswer: TypeAlias = Occurrence | Iterable[Occurrence] | Reply
-"""What the function of a door returns."""
+WebhookResult: TypeAlias = Occurrence | Iterable[Occurrence] | Reply
+"""What the function of a webhook returns."""
 
 # What an annotation raises that names what is not there, or is written wrongly.
 _NOT_THERE = (NameError, AttributeError, SyntaxError, TypeError, ValueError)
@@ -146,7 +146,7 @@ class SourceEvent(Receivable[T_co], Generic[T_co, In_contra, Out]):
         children: Sequence[Occurrence] = (),
     ) -> Occurrence:
         """An event of this kind, where several kinds may come: the child of another event, or what a
-        door of the source returns. The arguments are those of `Event`.
+        webhook of the source returns. The arguments are those of `Event`.
 
         >>> shop = Source("shop")
         >>> line = shop.child("line")
@@ -183,8 +183,8 @@ class _Extract(Protocol[In]):
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
-    """An HTTP path of a source where events of several kinds arrive, made by `Source.door`.
+class Webhook:
+    """An HTTP path of a source where events of several kinds arrive, made by `Source.webhook`.
 
     `answer` is what a request is answered with whose events are kept; by default 202 with their ids.
     """
@@ -258,7 +258,7 @@ class Source:
         self.tags = checked_tags(where, given.get("tags")) or {}
         self.migrations = checked_migrations(where, given.get("migrations"))
         self._events: dict[str, SourceEvent[Any, Any, Any]] = {}
-        self._doors: list[Door] = []
+        self._webhooks: list[Webhook] = []
 
     @property
     def events(self) -> Mapping[str, SourceEvent[Any, Any, Any]]:
@@ -266,9 +266,9 @@ class Source:
         return self._events
 
     @property
-    def doors(self) -> Sequence[Door]:
+    def webhooks(self) -> Sequence[Webhook]:
         """Its paths where events of several kinds arrive."""
-        return self._doors
+        return self._webhooks
 
     def event(
         self, on: Trigger[In], *, name: str | None = None, **own: Unpack[Properties]
@@ -386,7 +386,7 @@ class Source:
         description: str | None = None,
         **own: Unpack[Properties],
     ) -> SourceEvent[Any, Any, Any]:
-        """A source event that comes with others alone: as the child of an event, or through a door.
+        """A source event that comes with others alone: as the child of an event, or through a webhook.
 
         >>> shop = Source("shop")
         >>> line = shop.child("line")
@@ -399,18 +399,18 @@ class Source:
         """
         return self._add(SourceEvent(self, name, Child(), None, model, description, **own))
 
-    def door(
+    def webhook(
         self, on: HTTP, *, answer: Reply | None = None
-    ) -> Callable[[Callable[[Request], DoorAnswer]], Callable[[Request], DoorAnswer]]:
+    ) -> Callable[[Callable[[Request], WebhookResult]], Callable[[Request], WebhookResult]]:
         """A path where events of several kinds arrive: its function says of which each is.
 
         The function is called once per request, whatever its body holds, and returns occurrences of
         this source's events (`SourceEvent.of`), or a `Reply`. It may refuse, or fail, as that of an
-        event. The source's own properties hold at the door.
+        event. The source's own properties hold at it.
 
         >>> shop = Source("shop")
         >>> opened, closed = shop.child("opened"), shop.child("closed")
-        >>> @shop.door(HTTP("/shop"))
+        >>> @shop.webhook(HTTP("/shop"))
         ... def arrived(request: Request) -> list[Occurrence]:
         ...     return [(opened if each["open"] else closed).of(each) for each in request.json()]
         >>> [each.kind for each in arrived(Request.of([{"open": True}, {"open": False}]))]
@@ -420,14 +420,16 @@ class Source:
         """
         if not isinstance(on, HTTP):
             raise DeclarationError(
-                f"source {self.name!r}: a door is served over HTTP, and {on!r} is not; write "
-                "@source.door(HTTP('/shop'))"
+                f"source {self.name!r}: a webhook is served over HTTP, and {on!r} is not; write "
+                "@source.webhook(HTTP('/shop'))"
             )
 
-        def declare(function: Callable[[Request], DoorAnswer]) -> Callable[[Request], DoorAnswer]:
-            where = f"source {self.name!r}: door {on.path}"
+        def declare(
+            function: Callable[[Request], WebhookResult],
+        ) -> Callable[[Request], WebhookResult]:
+            where = f"source {self.name!r}: webhook {on.path}"
             checked_function(where, function, "request", may_yield=True)
-            self._doors.append(Door(self, on, function, answer))
+            self._webhooks.append(Webhook(self, on, function, answer))
             return function
 
         return declare

@@ -5,8 +5,8 @@ from blacksmith_dagster.sources.github import GitHubSource
 from blacksmith_dagster.sources.postgres import Change, Notification, PostgresSource
 from blacksmith_dagster.sources.segment import SegmentSource
 from blacksmith_dagster.sources.slack import SlackSource
+from blacksmith_dagster.sources.standard_webhooks import StandardWebhooksSource
 from blacksmith_dagster.sources.stripe import StripeSource
-from blacksmith_dagster.sources.webhooks import StandardWebhooksSource
 
 __all__ = [
     "Change",

@@ -10,7 +10,7 @@ from urllib.parse import unquote_to_bytes
 
 from blacksmith_dagster.errors import BadRequest, Misfit, UnsupportedMedia
 from blacksmith_dagster.pipeline.event import Occurrence
-from blacksmith_dagster.pipeline.source import DoorAnswer
+from blacksmith_dagster.pipeline.source import WebhookResult
 from blacksmith_dagster.pipeline.triggers import Request, decoded
 from blacksmith_dagster.sources.typed import TypedSource, moment, text
 
@@ -36,7 +36,7 @@ class CloudEventsSource(TypedSource):
     Raises `DeclarationError`.
     """
 
-    def _receive(self, request: Request) -> DoorAnswer:
+    def _receive(self, request: Request) -> WebhookResult:
         """One CloudEvent, or a batch of them."""
         media = _essence(request.headers.get("content-type", ""))
         if media == "application/cloudevents+json":

@@ -7,7 +7,7 @@ from typing import Unpack
 
 from blacksmith_dagster.errors import Reject
 from blacksmith_dagster.pipeline.signatures import GitHubSignature
-from blacksmith_dagster.pipeline.source import DoorAnswer, Properties
+from blacksmith_dagster.pipeline.source import Properties, WebhookResult
 from blacksmith_dagster.pipeline.triggers import Reply, Request, decoded
 from blacksmith_dagster.redaction import Secret
 from blacksmith_dagster.sources.typed import TypedSource, header, several
@@ -25,7 +25,7 @@ class GitHubSource(TypedSource):
 
     >>> github = GitHubSource("github", secret=Secret("GITHUB_SECRET"))
     >>> pushed = github.on("push")
-    >>> pushed.path, github.doors[0].on.path
+    >>> pushed.path, github.webhooks[0].on.path
     ('github/push', '/v1/github')
 
     Raises `DeclarationError`.
@@ -36,7 +36,7 @@ class GitHubSource(TypedSource):
     ) -> None:
         super().__init__(name, signature=GitHubSignature(*several(secret)), **given)
 
-    def _receive(self, request: Request) -> DoorAnswer:
+    def _receive(self, request: Request) -> WebhookResult:
         """A delivery of a GitHub webhook."""
         event = header(request, "X-GitHub-Event")
         delivery = header(request, "X-GitHub-Delivery")

@@ -12,7 +12,7 @@ import msgspec
 from blacksmith_dagster.errors import Misfit
 from blacksmith_dagster.pipeline.access import WriteKey
 from blacksmith_dagster.pipeline.event import Occurrence
-from blacksmith_dagster.pipeline.source import DoorAnswer, Properties, Source, SourceEvent
+from blacksmith_dagster.pipeline.source import Properties, Source, SourceEvent, WebhookResult
 from blacksmith_dagster.pipeline.triggers import HTTP, Reply, Request
 from blacksmith_dagster.redaction import Secret
 from blacksmith_dagster.sources.typed import moment, proved_by, several
@@ -74,9 +74,9 @@ class SegmentSource(Source):
         readers = {kind: self._reader(kind) for kind in _NEEDS} | {"batch": self._batch}
         for named, read in readers.items():
             for at in (named, named[0]):
-                self.door(HTTP(f"{path}/{at}"), answer=_SUCCESS)(read)
+                self.webhook(HTTP(f"{path}/{at}"), answer=_SUCCESS)(read)
 
-    def _reader(self, kind: str) -> Callable[[Request], DoorAnswer]:
+    def _reader(self, kind: str) -> Callable[[Request], WebhookResult]:
         def one(request: Request) -> Occurrence:
             """A message of Segment's HTTP tracking API."""
             message = request.json(dict)

@@ -7,7 +7,7 @@ from typing import Any, Unpack
 
 from blacksmith_dagster.errors import Misfit
 from blacksmith_dagster.pipeline.signatures import SlackSignature
-from blacksmith_dagster.pipeline.source import DoorAnswer, Properties
+from blacksmith_dagster.pipeline.source import Properties, WebhookResult
 from blacksmith_dagster.pipeline.triggers import Reply, Request
 from blacksmith_dagster.redaction import Secret
 from blacksmith_dagster.sources.typed import TypedSource, moment, several, text
@@ -38,7 +38,7 @@ class SlackSource(TypedSource):
             name, signature=SlackSignature(*several(secret)), answer=Reply(200), **given
         )
 
-    def _receive(self, request: Request) -> DoorAnswer:
+    def _receive(self, request: Request) -> WebhookResult:
         """A request of Slack's Events API."""
         body = request.json(dict)
         outer = text(body, "type")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Unpack
 
 from blacksmith_dagster.pipeline.signatures import StripeSignature
-from blacksmith_dagster.pipeline.source import DoorAnswer, Properties
+from blacksmith_dagster.pipeline.source import Properties, WebhookResult
 from blacksmith_dagster.pipeline.triggers import Request
 from blacksmith_dagster.redaction import Secret
 from blacksmith_dagster.sources.typed import TypedSource, moment, several, text
@@ -34,7 +34,7 @@ class StripeSource(TypedSource):
     ) -> None:
         super().__init__(name, signature=StripeSignature(*several(secret)), **given)
 
-    def _receive(self, request: Request) -> DoorAnswer:
+    def _receive(self, request: Request) -> WebhookResult:
         """An event of Stripe."""
         event = request.json(dict)
         kind = self._kind(text(event, "type"))

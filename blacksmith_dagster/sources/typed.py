@@ -11,7 +11,7 @@ from typing import Any, TypeVar, Unpack, overload
 from blacksmith_dagster.errors import BadRequest, DeclarationError, Misfit, Reject
 from blacksmith_dagster.pipeline.access import Auth
 from blacksmith_dagster.pipeline.model import JSONSchema
-from blacksmith_dagster.pipeline.source import DoorAnswer, Properties, Source, SourceEvent
+from blacksmith_dagster.pipeline.source import Properties, Source, SourceEvent, WebhookResult
 from blacksmith_dagster.pipeline.triggers import HTTP, Reply, Request
 from blacksmith_dagster.redaction import Secret
 
@@ -40,7 +40,7 @@ class TypedSource(Source, ABC):
     ) -> None:
         super().__init__(name, **proved_by(signature, name, given))
         self._types: dict[str, SourceEvent[Any, Any, Any]] = {}
-        self.door(HTTP(f"/v1/{self.name}"), answer=answer)(self._receive)
+        self.webhook(HTTP(f"/v1/{self.name}"), answer=answer)(self._receive)
 
     @overload
     def on(
@@ -104,7 +104,7 @@ class TypedSource(Source, ABC):
         return event
 
     @abstractmethod
-    def _receive(self, request: Request) -> DoorAnswer:
+    def _receive(self, request: Request) -> WebhookResult:
         """What a request holds. Raises `Refused`."""
 
     def _kind(self, type: str) -> SourceEvent[Any, Any, Any]:

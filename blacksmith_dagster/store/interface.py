@@ -80,7 +80,7 @@ class Position(msgspec.Struct, frozen=True):
 class Raw(msgspec.Struct, frozen=True):
     """A request or a message that could not be taken.
 
-    - `kind`: the source event that it came to, or the source whose door it came to.
+    - `kind`: the source event that it came to, or the source whose webhook it came to.
     - `key`: makes it once within its kind: kept again with the same key, it is the same.
     """
 

@@ -213,7 +213,7 @@ class SQLStore(ABC):
 
     def register(self, app: Blacksmith) -> None:
         received = {path for path in app.receivers if path not in app.source_events}
-        doors = {door.path for source in app.sources.values() for door in source.doors}
+        webhooks = {webhook.path for source in app.sources.values() for webhook in source.webhooks}
         with self.writing() as conn:
             for event in app.destination_events.values():
                 if event.renamed_from:
@@ -223,7 +223,7 @@ class SQLStore(ABC):
                         maintenance.rename(
                             conn, tables.kinds, f"{old}.{outcome.name}", outcome.path
                         )
-            maintenance.know(conn, tables.kinds, [*app.source_events, *received, *doors])
+            maintenance.know(conn, tables.kinds, [*app.source_events, *received, *webhooks])
             maintenance.know(conn, tables.destination_events, list(app.destination_events))
             maintenance.fence(conn, LANES.values())
         self._read_names()

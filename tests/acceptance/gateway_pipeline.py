@@ -22,34 +22,34 @@ from blacksmith_dagster import (
 
 SLOW_SECONDS = 3.0
 
-door = Source("door")
-accepted = door.accept("accepted")
-slow = door.accept("slow", limits=Limits(body_seconds=SLOW_SECONDS))
+inbox = Source("inbox")
+accepted = inbox.accept("accepted")
+slow = inbox.accept("slow", limits=Limits(body_seconds=SLOW_SECONDS))
 
 locked = Source("locked", auth=Bearer(Secret("CLOSED_TOKEN")))
 secret = locked.accept("secret")
 
 
-@door.event(HTTP("/door/parsed"))
+@inbox.event(HTTP("/inbox/parsed"))
 def parsed(request: Request) -> Event[Any]:
     """The JSON value itself."""
     return Event(request.json(), context={"agent": request.headers.get("user-agent")})
 
 
-@door.event(HTTP("/door/keyed"))
+@inbox.event(HTTP("/inbox/keyed"))
 def keyed(request: Request) -> Iterator[Event[Any]]:
     """An event with the key that its data has."""
     data = request.json()
     yield Event(data, key=data["key"])
 
 
-@door.event(HTTP("/door/form"))
+@inbox.event(HTTP("/inbox/form"))
 def form(request: Request) -> Event[dict[str, str]]:
     """An HTML form, and the query."""
     return Event({**request.form(), **request.query})
 
 
-@door.event(HTTP("/door/odd"))
+@inbox.event(HTTP("/inbox/odd"))
 def odd(request: Request) -> Event[Any] | Reply:
     """Whatever a function can do but take an event."""
     asked = request.json()
@@ -78,4 +78,4 @@ def waters(batch: Batch[Any]) -> None:
     """Loads nothing: no loader runs beside these tests."""
 
 
-blacksmith = Blacksmith(sources=[door, locked], destinations=[lake], since="2026-01-01")
+blacksmith = Blacksmith(sources=[inbox, locked], destinations=[lake], since="2026-01-01")

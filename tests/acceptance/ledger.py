@@ -74,7 +74,7 @@ class Sender:
                 self._connection = http.client.HTTPConnection(
                     "127.0.0.1", self._gateway.port, timeout=30
                 )
-            self._connection.request("POST", "/v1/door/accepted", body, headers)
+            self._connection.request("POST", "/v1/inbox/accepted", body, headers)
             answer = self._connection.getresponse()
             document = json.loads(answer.read())
         except CONNECTION_ERRORS as error:

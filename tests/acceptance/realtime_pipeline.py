@@ -15,8 +15,8 @@ from blacksmith_dagster import Batch, Blacksmith, Destination, Flow, Schedule, S
 RECORD = "BLACKSMITH_TEST_RECORD"
 EACH, ODD, STUCK = "sink/each", "sink/odd", "sink/stuck"
 
-door = Source("door")
-accepted = door.accept("accepted")
+inbox = Source("inbox")
+accepted = inbox.accept("accepted")
 
 sink = Destination("sink", schedule=Schedule("@every 1h", realtime=True))
 
@@ -69,4 +69,4 @@ def stuck(batch: Batch[Any]) -> None:
     threading.Event().wait()
 
 
-blacksmith = Blacksmith(sources=[door], destinations=[sink], since="2026-01-01")
+blacksmith = Blacksmith(sources=[inbox], destinations=[sink], since="2026-01-01")

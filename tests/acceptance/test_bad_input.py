@@ -22,8 +22,8 @@ from tests.acceptance.gateway_pipeline import SLOW_SECONDS
 from tests.acceptance.processes import GatewayProcess, peak_memory
 
 MIB = 1024 * 1024
-ACCEPTED = "/v1/door/accepted"
-PARSED = "/door/parsed"
+ACCEPTED = "/v1/inbox/accepted"
+PARSED = "/inbox/parsed"
 # Eight times the largest request: it is read, unpacked, cut into events and decoded.
 FLAT = 64 * MIB
 
@@ -172,7 +172,7 @@ def test_nul_in_string(attacked: Attacked, path: str) -> None:
     attacked.refused(status, path, b"\x00")
     # Written as JSON wants it, it is a character like others.
     attacked.kept(path, b'{"wanted":1,"a\\u0000":"\\u0000"}')
-    assert "NUL" in attacked.refused(422, "/door/keyed", b'{"key": "a\\u0000b"}')
+    assert "NUL" in attacked.refused(422, "/inbox/keyed", b'{"key": "a\\u0000b"}')
 
 
 @pytest.mark.parametrize("path", [ACCEPTED, PARSED])
@@ -241,7 +241,7 @@ def test_duplicate_keys(attacked: Attacked) -> None:
 
 
 def test_lying_content_length(attacked: Attacked) -> None:
-    slow = "/v1/door/slow"
+    slow = "/v1/inbox/slow"
     # More than comes: the rest is waited for, but not for ever.
     answer = attacked.raw(_head(slow, "Content-Length: 100") + b'{"wanted": 1}', SLOW_SECONDS + 5)
     assert answer.startswith(b"HTTP/1.1 408 "), answer
@@ -300,11 +300,11 @@ def test_gzip_bomb(attacked: Attacked) -> None:
 def test_unknown_route(attacked: Attacked) -> None:
     for path in (
         "/",
-        "/v1/door",
-        "/v1/door/accepted/",
+        "/v1/inbox",
+        "/v1/inbox/accepted/",
         "/v1/nobody/knows",
         "/_health/x",
-        "/door/../x",
+        "/inbox/../x",
     ):
         attacked.refused(404, path, b"{}")
     attacked.refused(404, "/" + "x" * 10_000, b"{}")
@@ -355,7 +355,7 @@ def test_thousand_slow_bodies(attacked: Attacked) -> None:
         for _ in range(1000):
             connection = socket.create_connection(("127.0.0.1", attacked.process.port), 10)
             connections.append(connection)
-            connection.sendall(_head("/v1/door/slow", "Content-Length: 1000") + b'{"wanted"')
+            connection.sendall(_head("/v1/inbox/slow", "Content-Length: 1000") + b'{"wanted"')
         for number in range(20):
             began = time.monotonic()
             attacked.kept(ACCEPTED, b'{"wanted": %d}' % number)
@@ -374,7 +374,7 @@ def test_slow_heads(attacked: Attacked) -> None:
     connections = [socket.create_connection(address, 10) for _ in range(300)]
     try:
         for connection in connections[100:]:
-            connection.sendall(b"POST /v1/door/accepted HTTP/1.1\r\nHost:")
+            connection.sendall(b"POST /v1/inbox/accepted HTTP/1.1\r\nHost:")
         for connection in connections[200:]:  # a whole request first
             connection.sendall(b" x\r\nContent-Length: 13\r\n\r\n" + b'{"wanted": 1}')
             attacked.right.append('{"wanted": 1}')
@@ -407,22 +407,22 @@ def test_header_injection(attacked: Attacked) -> None:
             _head(ACCEPTED, header, f"Content-Length: {len(body)}", "Connection: close") + body
         )
         assert answer.startswith(b"HTTP/1.1 4"), (header, answer)
-    for path in ("/%0d%0aX-Evil:%201", "/v1/door/accepted%00", "/a%0aX-Evil: 1"):
+    for path in ("/%0d%0aX-Evil:%201", "/v1/inbox/accepted%00", "/a%0aX-Evil: 1"):
         answer = attacked.raw(_head(path.replace(" ", "%20"), "Content-Length: 0"))
         assert answer.startswith(b"HTTP/1.1 404 "), answer
         assert b"\nX-Evil" not in answer
     with attacked.process.client() as client:
-        answer_ = client.post("/door/odd", json="reject")
+        answer_ = client.post("/inbox/odd", json="reject")
     assert answer_.status_code == 422
     assert "x-evil" not in answer_.headers
 
 
 def test_names_that_look_like_sql(attacked: Attacked) -> None:
     for name in ("'; DROP TABLE events; --", '" OR 1=1', "%s", ":x", "{0}", "$1", "\\"):
-        attacked.refused(404, "/v1/door/" + name.replace("%", "%25").replace("?", "%3F"), b"{}")
+        attacked.refused(404, "/v1/inbox/" + name.replace("%", "%25").replace("?", "%3F"), b"{}")
         wanted = json.dumps({"wanted": 1, "key": name, name: name}, separators=(",", ":"))
         attacked.kept(ACCEPTED, wanted.encode(), idempotency_key=name)
-        attacked.kept("/door/keyed", wanted.encode())
+        attacked.kept("/inbox/keyed", wanted.encode())
         again = attacked.post(ACCEPTED, wanted.encode(), idempotency_key=name)
         assert again[0] == 202
         attacked.refused(422, ACCEPTED, b'{"wanted": 2}', idempotency_key=name)

@@ -64,12 +64,12 @@ def sent(message: Message) -> Event[dict[str, object]]:
     return Event(message.json(), sent_at=message.sent_at, context=told)
 
 
-@shop.door(HTTP("/shop/door", method="PUT"))
+@shop.webhook(HTTP("/shop/hook", method="PUT"))
 def arrived(request: Request) -> Occurrence:
     return line.of({"sku": request.json()["sku"]})
 
 
-@shop.door(HTTP("/shop/door"))
+@shop.webhook(HTTP("/shop/hook"))
 def posted(request: Request) -> Reply:
     return Reply()
 
@@ -318,8 +318,8 @@ def test_a_request_that_is_answered_with_a_reply_makes_no_event(store: Store) ->
     assert not store.events()
 
 
-def test_retry_of_what_came_through_a_door_calls_the_function_of_its_path(store: Store) -> None:
-    came = Request(b'{"sku": "A1"}', {}, {"from": "till"}, "PUT", "/shop/door")
+def test_retry_of_what_came_through_a_webhook_calls_the_function_of_its_path(store: Store) -> None:
+    came = Request(b'{"sku": "A1"}', {}, {"from": "till"}, "PUT", "/shop/hook")
     kept = store.quarantine(raw_of("shop", came, BUG))
     assert "1 of 1 taken" in run("retry", kept, APP).stdout
     [event] = store.events()
@@ -328,7 +328,7 @@ def test_retry_of_what_came_through_a_door_calls_the_function_of_its_path(store:
 
 def test_retry_of_what_the_application_does_not_have_any_more_says_so(store: Store) -> None:
     [order] = failed(store, Request(b"{}"))
-    door = store.quarantine(raw_of("shop", Request(b"{}", path="/shop/old"), BUG))
+    hook = store.quarantine(raw_of("shop", Request(b"{}", path="/shop/old"), BUG))
     child = store.quarantine(raw_of("shop/line", Request(b"{}"), BUG))
     for each, app, why in (
         (
@@ -336,7 +336,7 @@ def test_retry_of_what_the_application_does_not_have_any_more_says_so(store: Sto
             LESS,
             "came to shop/ordered, which the application does not have; declare it again",
         ),
-        (door, APP, "came to POST /shop/old, where source 'shop' has no door; declare it again"),
+        (hook, APP, "came to POST /shop/old, where source 'shop' has no webhook; declare it again"),
         (child, APP, "came to shop/line, whose function is handed neither requests nor messages"),
     ):
         said = run("retry", each, app, code=1).stdout

@@ -30,8 +30,8 @@ from tests.acceptance.processes import GatewayProcess, until
 from tests.services import ROOT
 from tests.services.postgres import Postgres, PostgresServer
 
-ACCEPTED = "/v1/door/accepted"
-KEYED = "/door/keyed"
+ACCEPTED = "/v1/inbox/accepted"
+KEYED = "/inbox/keyed"
 EVENT = b'{"wanted": true, "n": -1}'
 
 
@@ -76,7 +76,8 @@ def test_graceful_stop_under_load(gateway: GatewayProcess, store: Store) -> None
 def test_stop_waits_for_the_request_under_way(gateway: GatewayProcess, store: Store) -> None:
     with socket.create_connection(("127.0.0.1", gateway.port), 10) as connection:
         connection.sendall(
-            b"POST /v1/door/accepted HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(EVENT)
+            b"POST /v1/inbox/accepted HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+            % len(EVENT)
         )
         time.sleep(0.3)  # nothing tells that it has been read
         os.kill(gateway.pid, signal.SIGTERM)
@@ -107,7 +108,7 @@ def test_retry_after_lost_answer_makes_one_event(gateway: GatewayProcess, store:
         assert other.status_code == 422
         assert other.json()["type"] == "urn:blacksmith:key-reused"
         # A key is scoped to its source event.
-        elsewhere = client.post("/door/parsed", content=EVENT, headers={"Idempotency-Key": "k"})
+        elsewhere = client.post("/inbox/parsed", content=EVENT, headers={"Idempotency-Key": "k"})
         assert elsewhere.status_code == 202
     assert len(store.events()) == 3
 
@@ -172,22 +173,22 @@ def test_extract_that_raises_is_quarantined(gateway: GatewayProcess, store: Stor
         "X-Kept": "yes",
     }
     with gateway.client() as client:
-        answer = client.post("/door/odd?from=here", content=b'[ "raise" ]', headers=headers)
+        answer = client.post("/inbox/odd?from=here", content=b'[ "raise" ]', headers=headers)
         assert answer.status_code == 202
         assert answer.json()["ids"] == []
         (kept,) = store.quarantined()
         assert answer.json() == {"ids": [], "quarantined": [kept.id]}
         raw = store.in_quarantine(kept.id)
-        assert (raw.kind, raw.body) == ("door/odd", b'[ "raise" ]')
+        assert (raw.kind, raw.body) == ("inbox/odd", b'[ "raise" ]')
         assert raw.error == "RuntimeError: a bug in the extract function"
         assert raw.headers["x-kept"] == "yes"
-        assert raw.headers[":path"] == "/door/odd?from=here"
+        assert raw.headers[":path"] == "/inbox/odd?from=here"
         assert "canary" not in repr(raw)
         assert "canary" not in gateway.log
         # A reject, or a reply, is none.
-        assert client.post("/door/odd", json="reject").status_code == 422
-        assert client.post("/door/odd", json="reply").text == "hello"
-        assert client.post("/door/odd", json="evil reply").json()["quarantined"]
+        assert client.post("/inbox/odd", json="reject").status_code == 422
+        assert client.post("/inbox/odd", json="reply").text == "hello"
+        assert client.post("/inbox/odd", json="evil reply").json()["quarantined"]
     assert store.events() == []
     assert len(store.quarantined()) == 2
 
@@ -339,7 +340,7 @@ def test_commit_outcome_unknown(postgres: Postgres, postgres_url: str) -> None:
         assert (again.status_code, again.json()) == (202, {"ids": [event.id]})
         # Without a key it is one statement, which commits by itself.
         proxy.cut(at=b"SELECT ingest(")
-        answer = client.post("/door/parsed", content=b'{"n": -2, "wanted": true}')
+        answer = client.post("/inbox/parsed", content=b'{"n": -2, "wanted": true}')
         assert answer.status_code == 503
         assert answer.json()["type"] == "urn:blacksmith:outcome-unknown", gateway.log
         assert len(store.events()) == 2
@@ -471,7 +472,7 @@ def test_gateway_is_small(store_url: str) -> None:
     with GatewayProcess(store_url) as gateway:
         with gateway.client() as client:
             # Of the modules of the process that answers.
-            assert client.post("/door/odd", json="modules").text == "False"
+            assert client.post("/inbox/odd", json="modules").text == "False"
         process = psutil.Process(gateway.pid)
         time.sleep(1)
         before, began = process.cpu_times(), time.monotonic()

@@ -1,4 +1,4 @@
-"""The gateway describes its doors, and keeps to what it says, whatever it is sent."""
+"""The gateway describes its endpoints, and keeps to what it says, whatever it is sent."""
 
 import os
 import random
@@ -36,7 +36,7 @@ NOT_PROMISED = "positive_data_acceptance,negative_data_rejection"
     [
         (PIPELINE, bearer(SECRETS[0], b"", 0)),
         (GATEWAY_PIPELINE, bearer(SECRETS[0], b"", 0)),
-        ("tests.acceptance.doors_pipeline:blacksmith", write_key(SECRETS[0], b"", 0)),
+        ("tests.acceptance.webhooks_pipeline:blacksmith", write_key(SECRETS[0], b"", 0)),
     ],
     ids=["trust", "gateway", "senders"],
 )

@@ -1,4 +1,4 @@
-"""Who is let in at the gateway's door, with what; and what is answered to the others."""
+"""Who is let in by the gateway, with what; and what is answered to the others."""
 
 import base64
 import gzip
@@ -415,7 +415,7 @@ def test_one_bad_event_in_a_batch(
     assert "$.lines[1].count" in raw.error
 
 
-def test_a_door_holds_each_event_against_its_own_model(
+def test_a_webhook_holds_each_event_against_its_own_model(
     process: GatewayProcess, new_events: Callable[[], list[Any]]
 ) -> None:
     with process.client() as client:

@@ -39,7 +39,7 @@ from tests.acceptance.realtime_pipeline import (
     Loaded,
     accepted,
     blacksmith,
-    door,
+    inbox,
     loaded,
     record,
     sink,
@@ -56,7 +56,7 @@ def late(batch: Batch[Any]) -> None:
     record(batch)
 
 
-two = Blacksmith(sources=[door], destinations=[sink, alerts], since="2026-01-01")
+two = Blacksmith(sources=[inbox], destinations=[sink, alerts], since="2026-01-01")
 
 LEASE = 15.0  # seconds until the lock of a worker that was killed is another's
 
@@ -261,7 +261,7 @@ def counted(listener: Listener) -> Iterator[Event[int]]:
 
 
 COUNT = "BLACKSMITH_TEST_COUNT"
-both = Blacksmith(sources=[door, counters], destinations=[sink], since="2026-01-01")
+both = Blacksmith(sources=[inbox, counters], destinations=[sink], since="2026-01-01")
 BOTH = f"{__name__}:both"
 
 

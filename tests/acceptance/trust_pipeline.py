@@ -1,4 +1,4 @@
-"""A pipeline whose doors are held in every way there is."""
+"""A pipeline whose endpoints are protected in every way there is."""
 
 from datetime import date
 from typing import Any
@@ -122,7 +122,7 @@ def leniently_read(request: Request) -> Event[PydanticOrder]:
 line = orders.child("line", model=PydanticLine)
 
 
-@orders.door(HTTP("/orders/lines"))
+@orders.webhook(HTTP("/orders/lines"))
 def lines(request: Request) -> list[Occurrence]:
     """The lines of an order, as they come."""
     return [line.of(each) for each in request.json()["lines"]]

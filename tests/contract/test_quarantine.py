@@ -156,10 +156,10 @@ def test_an_id_is_never_given_twice(store: Store) -> None:
     assert store.quarantine(RAW) != first
 
 
-def test_requests_through_a_door_are_kept_under_its_source(store: Store) -> None:
+def test_requests_through_a_webhook_are_kept_under_its_source(store: Store) -> None:
     shop = Source("shop")
 
-    @shop.door(HTTP("/shop"))
+    @shop.webhook(HTTP("/shop"))
     def arrived(request: Request) -> Reply:
         return Reply()
 

@@ -87,7 +87,7 @@ def test_a_destination_event_shows_its_version() -> None:
 def test_a_source_event_shows_how_it_comes() -> None:
     shop = Source("shop", cron=Cron(timezone="Europe/Berlin"))
     line = shop.child("line")
-    shop.door(HTTP("/shop"))(lambda request: line.of(request.json()))
+    shop.webhook(HTTP("/shop"))(lambda request: line.of(request.json()))
     shop.event(Cron("0 3 * * *"), name="polled")(lambda poll: Event(poll.at))
     shop.accept("ordered", on=Subscription("orders", url=Secret("ORDERS_URL")))
     shop.accept("paid", on=Subscription("payments.>", subscription="billing"))
@@ -98,7 +98,7 @@ def test_a_source_event_shows_how_it_comes() -> None:
         for name, event in shop.events.items()
     }
     shown = {name: dict(spec.metadata) for name, spec in specs.items()}
-    assert {each.pop("doors") for each in shown.values()} == {"POST /shop"}
+    assert {each.pop("webhooks") for each in shown.values()} == {"POST /shop"}
     assert shown == {
         "line": {},
         "polled": {"interval": "0 3 * * *", "timezone": "Europe/Berlin"},

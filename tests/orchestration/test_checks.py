@@ -212,10 +212,10 @@ def test_an_event_that_nobody_has_listened_for_yet_is_told() -> None:
 
 
 def test_what_is_in_quarantine_is_told_with_how_to_take_it_again(store_url: str) -> None:
-    """What came to a door may be of any event of its source: it counts at each of them."""
+    """What came to a webhook may be of any event of its source: it counts at each of them."""
     shop = Source("shop")
     ordered, paid = shop.accept("ordered"), shop.accept("paid")
-    shop.door(HTTP("/shop"))(lambda request: ordered.of(request.json()))
+    shop.webhook(HTTP("/shop"))(lambda request: ordered.of(request.json()))
     app = Blacksmith(sources=[shop], destinations=[], since="2026-01-01")
     keys = {event.path: asset_key(event) for event in (ordered, paid)}
     store = open_store(store_url, upgrade=True)
@@ -238,7 +238,7 @@ def test_what_is_in_quarantine_is_told_with_how_to_take_it_again(store_url: str)
             store.quarantine(Raw(kind, b"{", {}, "it is not JSON"))
         told = found()
     assert not told["ordered"].passed
-    assert told["ordered"].metadata == {"in_quarantine": 2, "in_quarantine_at_doors": 1}
+    assert told["ordered"].metadata == {"in_quarantine": 2, "in_quarantine_at_webhooks": 1}
     assert "2 wait in quarantine: `blacksmith quarantine list --event shop/ordered`" in (
         told["ordered"].said
     )

@@ -245,8 +245,8 @@ def test_outcomes_cannot_go_in_circles() -> None:
     refused(application, source, lake, says="another airport/departed", mend="declare")
 
 
-# ------------------------------------------------------------------------------------- doors
-def test_two_doors_on_one_path_are_refused() -> None:
+# ---------------------------------------------------------------------------------- webhooks
+def test_two_webhooks_on_one_path_are_refused() -> None:
     source = Source("airport")
     source.accept("departed", on=HTTP("/flights"))
     source.accept("arrived", on=HTTP("/flights", method="PUT"))

@@ -1,4 +1,4 @@
-"""What a source refuses to be: subscriptions, versions, children and doors that are declared wrongly."""
+"""What a source refuses to be: wrongly declared subscriptions, versions, children and webhooks."""
 
 from datetime import UTC, date, datetime
 from typing import Any
@@ -85,10 +85,12 @@ def test_a_function_stays_callable_with_what_it_is_handed() -> None:
     assert Poll(cursor=9).cursor == 9
 
 
-def test_a_door_is_served_over_http() -> None:
+def test_a_webhook_is_served_over_http() -> None:
     wrong: Any = Subscription("orders")
-    refused(Source("shop").door, wrong, says="a door is served over HTTP", mend="HTTP('/shop')")
-    declare: Any = Source("shop").door(HTTP("/shop"))
+    refused(
+        Source("shop").webhook, wrong, says="a webhook is served over HTTP", mend="HTTP('/shop')"
+    )
+    declare: Any = Source("shop").webhook(HTTP("/shop"))
     refused(declare, lambda: None, says="called with (request)", mend="change its parameters")
 
 
@@ -96,7 +98,7 @@ def test_a_path_is_served_once() -> None:
     shop = Source("shop")
     shop.accept("ordered", on=HTTP("/shop"))
 
-    @shop.door(HTTP("/shop"))
+    @shop.webhook(HTTP("/shop"))
     def arrived(request: Request) -> list[Any]:
         return []
 

@@ -1,4 +1,4 @@
-"""Events of several kinds from one request: children, doors, versions; and messages. No I/O."""
+"""Events of several kinds from one request: children, webhooks, versions; and messages. No I/O."""
 
 from datetime import date
 from typing import Any
@@ -128,15 +128,17 @@ def test_the_jobs_of_children_are_tested_like_others() -> None:
     assert [(job.data["n"], job.event.parent) for job in jobs] == [(1, "evt_1"), (2, "evt_1")]
 
 
-# -- doors
+# -- webhooks
 
 
-def a_door(function: Any, **properties: Any) -> Extractor:
+def a_webhook(function: Any, **properties: Any) -> Extractor:
     shop = Source("shop", **properties)
     for name in ("opened", "closed"):
         shop.child(name)
-    shop.door(HTTP("/shop"))(function)
-    return Extractor(Blacksmith(sources=[shop], destinations=[], since="2026-01-01"), shop.doors[0])
+    shop.webhook(HTTP("/shop"))(function)
+    return Extractor(
+        Blacksmith(sources=[shop], destinations=[], since="2026-01-01"), shop.webhooks[0]
+    )
 
 
 def by_state(request: Request) -> Any:
@@ -145,19 +147,19 @@ def by_state(request: Request) -> Any:
     return [kinds[each["open"]].of(each) for each in request.json()]
 
 
-def test_a_doors_function_is_handed_the_whole_body_and_says_what_each_is() -> None:
-    found = a_door(by_state)(Request.of([{"open": True}, {"open": False}]), "k")
+def test_a_webhooks_function_is_handed_the_whole_body_and_says_what_each_is() -> None:
+    found = a_webhook(by_state)(Request.of([{"open": True}, {"open": False}]), "k")
     assert isinstance(found, list)
     assert [(each.kind, each.ordinal) for each in found] == [("shop/opened", 1), ("shop/closed", 2)]
 
 
-def test_a_door_may_answer_at_once() -> None:
-    assert a_door(lambda request: Reply(200, "hello"))(Request.of(1)) == Reply(200, "hello")
+def test_a_webhook_may_answer_at_once() -> None:
+    assert a_webhook(lambda request: Reply(200, "hello"))(Request.of(1)) == Reply(200, "hello")
 
 
-def test_what_a_door_must_return_is_told() -> None:
+def test_what_a_webhook_must_return_is_told() -> None:
     with pytest.raises(TypeError, match=r"gave a Event; it must return what SourceEvent\.of makes"):
-        a_door(lambda request: Event(1))(Request.of(1))
+        a_webhook(lambda request: Event(1))(Request.of(1))
 
 
 @pytest.mark.parametrize(
@@ -168,52 +170,52 @@ def test_what_a_door_must_return_is_told() -> None:
         (Limits(keys=1), b'{"a": 1, "b": 2}', Unprocessable),
     ],
 )
-def test_the_sources_limits_hold_at_its_doors(
+def test_the_sources_limits_hold_at_its_webhooks(
     limits: Limits, body: bytes, refused: type[Refused]
 ) -> None:
     def opened(request: Request) -> Any:
         return Source("shop").child("opened").of(request.json())
 
     with pytest.raises(refused):
-        a_door(opened, limits=limits)(Request(body))
+        a_webhook(opened, limits=limits)(Request(body))
 
 
-def test_keys_and_depth_are_limited_of_each_event_at_a_door() -> None:
+def test_keys_and_depth_are_limited_of_each_event_at_a_webhook() -> None:
     """A request of many events has many keys."""
-    door = a_door(by_state, limits=Limits(depth=1, keys=2))
-    assert len(door(Request.of([{"open": True}] * 100))) == 100
+    webhook = a_webhook(by_state, limits=Limits(depth=1, keys=2))
+    assert len(webhook(Request.of([{"open": True}] * 100))) == 100
     for wrong in ({"open": True, "a": 1, "b": 2}, {"open": True, "a": [1]}):
         with pytest.raises(Unprocessable):
-            door(Request.of([{"open": True}, wrong]))
+            webhook(Request.of([{"open": True}, wrong]))
 
 
-def test_context_is_limited_at_a_door_as_data_is() -> None:
+def test_context_is_limited_at_a_webhook_as_data_is() -> None:
     def opened(request: Request) -> Any:
         return Source("shop").child("opened").of(1, context=request.json())
 
     with pytest.raises(Unprocessable, match="more than 1 keys"):
-        a_door(opened, limits=Limits(keys=1))(Request.of({"a": 1, "b": 2}))
+        a_webhook(opened, limits=Limits(keys=1))(Request.of({"a": 1, "b": 2}))
 
 
-def test_when_is_asked_with_the_model_of_what_came_through_a_door() -> None:
+def test_when_is_asked_with_the_model_of_what_came_through_a_webhook() -> None:
     class Order(msgspec.Struct):
         total: int
 
     shop = Source("shop")
     placed = shop.child("placed", model=Order)
 
-    @shop.door(HTTP("/shop"))
+    @shop.webhook(HTTP("/shop"))
     def arrived(request: Request) -> Any:
         return placed.of(request.json())
 
     lake = Destination("lake")
 
     lake.event(receives=Flow(placed, when=lambda event: event.data.total > 100), name="large")(load)
-    door = Extractor(
-        Blacksmith(sources=[shop], destinations=[lake], since="2026-01-01"), shop.doors[0]
+    webhook = Extractor(
+        Blacksmith(sources=[shop], destinations=[lake], since="2026-01-01"), shop.webhooks[0]
     )
     for total, jobs in ((99, 0), (101, 1)):
-        [event] = door(Request.of({"total": total, "unknown": "is kept"}))
+        [event] = webhook(Request.of({"total": total, "unknown": "is kept"}))
         assert [job.when_error for job in event.jobs] == [None] * jobs
         assert "unknown" in event.payload
 

@@ -1,4 +1,4 @@
-"""Whatever is sent to a door that senders know, it is taken or refused: no body makes it fail."""
+"""Whatever is sent to a ready-made webhook endpoint, it is taken or refused: no body makes it fail."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +20,7 @@ from blacksmith_dagster.sources import (
     StripeSource,
 )
 
-SECRET = Secret("DOOR_SECRET")
+SECRET = Secret("WEBHOOK_SECRET")
 SOURCES: list[Any] = [
     GitHubSource("github", secret=SECRET),
     StripeSource("stripe", secret=SECRET),
@@ -32,9 +32,9 @@ for source in SOURCES:
     source.on("*", name="anything")
 ALL: list[Source] = [*SOURCES, SegmentSource("segment", write_key=SECRET)]
 APP = Blacksmith(sources=ALL, destinations=[], since="2026-01-01")
-DOORS = {door.on.path: Extractor(APP, door) for door in APP.doors}
+WEBHOOKS = {webhook.on.path: Extractor(APP, webhook) for webhook in APP.webhooks}
 
-# What the doors look for, so that they find it, and not as they expect it.
+# What the webhooks look for, so that they find it, and not as they expect it.
 FIELDS = [
     *("type", "id", "data", "created", "timestamp", "event", "event_id", "event_time", "challenge"),
     *("specversion", "source", "time", "data_base64", "datacontenttype", "api_version"),
@@ -81,12 +81,12 @@ HEADERS: Mapping[str, str] = {
 def said(path: str, body: bytes, headers: Mapping[str, str]) -> Any:
     """The events, the reply or the refusal; whatever else is raised fails the test."""
     try:
-        return DOORS[path](Request(body, {**HEADERS, **headers}), "a-key")
+        return WEBHOOKS[path](Request(body, {**HEADERS, **headers}), "a-key")
     except Refused as error:
         return error
 
 
-@pytest.mark.parametrize("path", DOORS)
+@pytest.mark.parametrize("path", WEBHOOKS)
 @given(body=BODIES.map(msgspec.json.encode) | st.binary(max_size=60), media=MEDIA)
 def test_any_body_is_taken_or_refused(path: str, body: bytes, media: str) -> None:
     found = said(path, body, {"content-type": media})

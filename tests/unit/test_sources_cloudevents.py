@@ -39,7 +39,7 @@ def cloud_event(**changed: Any) -> dict[str, Any]:
 
 
 def receive(source: CloudEventsSource, body: Any, media: str) -> Any:
-    function = source.doors[0].function
+    function = source.webhooks[0].function
     return function(Request(msgspec.json.encode(body), {"content-type": media}))
 
 
@@ -53,7 +53,7 @@ def binary(
         "ce-id": "A1",
     }
     content = {} if media is None else {"content-type": media}
-    return source.doors[0].function(Request(body, attributes | headers | content))
+    return source.webhooks[0].function(Request(body, attributes | headers | content))
 
 
 def test_structured(orders: CloudEventsSource) -> None:
@@ -187,7 +187,7 @@ def test_what_is_no_cloud_event_is_refused(
     says: str,
 ) -> None:
     with pytest.raises(error, match=says):
-        orders.doors[0].function(Request(body, headers))
+        orders.webhooks[0].function(Request(body, headers))
 
 
 @pytest.mark.parametrize(

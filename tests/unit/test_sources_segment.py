@@ -40,8 +40,8 @@ def message(kind: str = "track", **changed: Any) -> dict[str, Any]:
 
 
 def send(source: SegmentSource, path: str, body: Any) -> Any:
-    (door,) = [door for door in source.doors if door.on.path == path]
-    return door.function(msgspec.structs.replace(Request.of(body), received_at=ARRIVAL))
+    (webhook,) = [webhook for webhook in source.webhooks if webhook.on.path == path]
+    return webhook.function(msgspec.structs.replace(Request.of(body), received_at=ARRIVAL))
 
 
 def kept(source: SegmentSource, **changed: Any) -> Event[Any]:
@@ -50,12 +50,12 @@ def kept(source: SegmentSource, **changed: Any) -> Event[Any]:
 
 
 def test_paths_are_those_of_segments_libraries(shop: SegmentSource) -> None:
-    paths = [door.on.path for door in shop.doors]
+    paths = [webhook.on.path for webhook in shop.webhooks]
     assert sorted(paths) == sorted(
         f"/v1/{at}" for kind in [*KINDS, "batch"] for at in (kind, kind[0])
     )
     other = SegmentSource("other", write_key=Secret("OTHER"), path="/other/v1")
-    assert other.doors[0].on.path == "/other/v1/track"
+    assert other.webhooks[0].on.path == "/other/v1/track"
     with pytest.raises(DeclarationError, match="write a path"):
         SegmentSource("wrong", write_key=Secret("OTHER"), path="v1")
 
@@ -168,9 +168,9 @@ def test_call_of_another_kind_than_its_path_is_refused(shop: SegmentSource) -> N
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[]", b"7"])
 def test_body_that_is_no_object_is_refused(shop: SegmentSource, body: bytes) -> None:
-    for door in shop.doors:
+    for webhook in shop.webhooks:
         with pytest.raises(Reject, match="does not fit"):
-            door.function(Request(body))
+            webhook.function(Request(body))
 
 
 # ------------------------------------------------------------------------------ the write key
@@ -216,5 +216,5 @@ def test_wrong_write_key(shop: SegmentSource, headers: dict[bytes, bytes], body:
 def test_request_that_comes_now_is_measured_by_the_clock(shop: SegmentSource) -> None:
     fast = datetime.now(UTC) + timedelta(days=1)
     body = message(timestamp=fast.isoformat(), sentAt=fast.isoformat())
-    sent_at = shop.doors[0].function(Request.of(body)).event.sent_at
+    sent_at = shop.webhooks[0].function(Request.of(body)).event.sent_at
     assert abs(datetime.now(UTC) - sent_at) < timedelta(minutes=1)

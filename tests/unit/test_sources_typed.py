@@ -24,7 +24,7 @@ def delivery(type: str, data: Any = None, key: str = "d-1") -> Request:
 
 
 def receive(source: Any, request: Request) -> Any:
-    return source.doors[0].function(request)
+    return source.webhooks[0].function(request)
 
 
 @pytest.mark.parametrize(
@@ -99,9 +99,11 @@ def test_secrets_may_be_several_while_one_is_replaced(kind: Any) -> None:
 def test_properties_are_those_of_any_source() -> None:
     source = StripeSource("money", secret=NEW, owners=["team:money"], keep="30d")
     assert source.on("invoice.paid").owners == ("team:money",)
-    assert [(door.on.path, door.auth) for door in source.doors] == [("/v1/money", source.auth)]
+    assert [(webhook.on.path, webhook.auth) for webhook in source.webhooks] == [
+        ("/v1/money", source.auth)
+    ]
     events = CloudEventsSource("orders", auth=Bearer(NEW))
-    assert events.doors[0].auth == Bearer(NEW)
+    assert events.webhooks[0].auth == Bearer(NEW)
     with pytest.raises(DeclarationError, match="leave auth= out"):
         SegmentSource("shop", write_key=NEW, auth=Bearer(OLD))
 

@@ -23,7 +23,7 @@ NOON_SECONDS = int(NOON.timestamp())
 
 
 def receive(source: Any, body: Any, headers: dict[str, str] | None = None) -> Any:
-    return source.doors[0].function(Request.of(body, headers))
+    return source.webhooks[0].function(Request.of(body, headers))
 
 
 def kept(source: Any, body: Any, headers: dict[str, str] | None = None) -> Event[Any]:
@@ -58,7 +58,7 @@ def test_github_payload_in_a_form(github: GitHubSource) -> None:
         "x-github-event": "push",
         "x-github-delivery": "d",
     }
-    function = github.doors[0].function
+    function = github.webhooks[0].function
     body = urlencode({"payload": '{"ref": "für & =main"}'}).encode()
     assert function(Request(body, headers)).event.data == {"ref": "für & =main"}
     with pytest.raises(Reject, match="the form has no payload"):
@@ -194,7 +194,7 @@ def test_slack_callback(slack: SlackSource) -> None:
 
 
 def test_slack_is_answered_200(slack: SlackSource) -> None:
-    assert slack.doors[0].answer == Reply(200)
+    assert slack.webhooks[0].answer == Reply(200)
 
 
 def test_slack_notice_that_is_no_callback(slack: SlackSource) -> None:

@@ -17,16 +17,16 @@ from cloudevents.core.v1.event import CloudEvent
 from slack_sdk.signature import SignatureVerifier
 from standardwebhooks import Webhook
 
-from tests.acceptance.doors import (
+from tests.acceptance.github_examples import examples
+from tests.acceptance.webhooks import (
     GITHUB_SECRET,
     GITHUB_SECRET_OLD,
     HOOKS_SECRET,
     SLACK_SECRET,
     STRIPE_SECRET,
-    Doors,
+    Webhooks,
     opened,
 )
-from tests.acceptance.github_examples import examples
 
 Headers: TypeAlias = Mapping[str, str]
 
@@ -37,13 +37,13 @@ JSON = {"Content-Type": "application/json"}
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
 def running(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Doors]:
-    with opened(request.param, request, tmp_path_factory.mktemp("doors")) as doors:
-        yield doors
+) -> Iterator[Webhooks]:
+    with opened(request.param, request, tmp_path_factory.mktemp("webhooks")) as webhooks:
+        yield webhooks
 
 
 @pytest.fixture
-def doors(running: Doors) -> Doors:
+def webhooks(running: Webhooks) -> Webhooks:
     running.new()
     return running
 
@@ -86,15 +86,15 @@ def hooks_signed(
     }
 
 
-def repeated(doors: Doors, path: str, body: str, sign: Callable[[str], Headers]) -> Any:
+def repeated(webhooks: Webhooks, path: str, body: str, sign: Callable[[str], Headers]) -> Any:
     """What is kept of a request that is sent, and sent again with a new signature: one event."""
     headers = sign(body)
-    first = doors.post(path, body, headers)
-    (event,) = doors.new()
+    first = webhooks.post(path, body, headers)
+    (event,) = webhooks.new()
     for again in (headers, {**headers, **sign(body)}):
-        answer = doors.post(path, body, again)
+        answer = webhooks.post(path, body, again)
         assert (answer.status_code, answer.content) == (first.status_code, first.content)
-    assert not doors.new()
+    assert not webhooks.new()
     assert list(event.destinations) == ["lake/everything"]
     return first, event
 
@@ -109,9 +109,9 @@ def is_problem(answer: httpx.Response, status: int, says: str = "") -> bool:
 # ------------------------------------------------------------------------------------ GitHub
 
 
-def test_github_payloads_at_their_door(doors: Doors) -> None:
+def test_github_payloads_at_their_webhook(webhooks: Webhooks) -> None:
     recorded = list(examples())
-    with doors.gateway.client() as client:
+    with webhooks.gateway.client() as client:
         for number, (name, payload) in enumerate(recorded):
             body = json.dumps(payload)
             secret = GITHUB_SECRET_OLD if number % 2 else GITHUB_SECRET
@@ -122,7 +122,7 @@ def test_github_payloads_at_their_door(doors: Doors) -> None:
             else:
                 assert answer.status_code == 202, answer.text
     kept = [each for each in recorded if each[0] != "ping"]
-    events = doors.new()
+    events = webhooks.new()
     assert len(events) == len(kept)
     for event, (name, payload) in zip(events, kept, strict=True):
         assert event.kind == ("github/push" if name == "push" else "github/other")
@@ -130,14 +130,14 @@ def test_github_payloads_at_their_door(doors: Doors) -> None:
         assert json.loads(event.context or "") == {"event": name}
 
 
-def test_github_delivery_again_is_one_event(doors: Doors) -> None:
+def test_github_delivery_again_is_one_event(webhooks: Webhooks) -> None:
     body = json.dumps({"ref": "refs/heads/main"})
     delivery = str(uuid.uuid4())
 
     def sign(body: str) -> Headers:
         return github_signed(body, **{"X-GitHub-Delivery": delivery})
 
-    answer, event = repeated(doors, "/v1/github", body, sign)
+    answer, event = repeated(webhooks, "/v1/github", body, sign)
     assert (answer.status_code, answer.json()) == (202, {"ids": [event.id]})
     assert event.key == delivery
 
@@ -158,9 +158,9 @@ def invoice_paid(**changed: Any) -> str:
     return json.dumps(event | changed)
 
 
-def test_stripe_event_is_kept(doors: Doors) -> None:
+def test_stripe_event_is_kept(webhooks: Webhooks) -> None:
     body = invoice_paid()
-    answer, event = repeated(doors, "/v1/stripe", body, stripe_signed)
+    answer, event = repeated(webhooks, "/v1/stripe", body, stripe_signed)
     assert answer.status_code == 202
     assert event.kind == "stripe/invoice_paid"
     assert json.loads(event.payload)["object"]["amount_paid"] == 1900
@@ -169,26 +169,26 @@ def test_stripe_event_is_kept(doors: Doors) -> None:
     assert json.loads(event.context or "")["livemode"] is True
 
 
-def test_stripe_version_is_one_that_is_declared(doors: Doors) -> None:
+def test_stripe_version_is_one_that_is_declared(webhooks: Webhooks) -> None:
     body = invoice_paid(api_version="2019-01-01")
-    answer = doors.post("/v1/stripe", body, stripe_signed(body))
+    answer = webhooks.post("/v1/stripe", body, stripe_signed(body))
     assert is_problem(answer, 422, "no version '2019-01-01'")
-    assert not doors.new()
+    assert not webhooks.new()
 
 
 # ------------------------------------------------------------------------------------- Slack
 
 
-def test_slack_handshake_is_answered(doors: Doors) -> None:
+def test_slack_handshake_is_answered(webhooks: Webhooks) -> None:
     body = json.dumps({"type": "url_verification", "token": "t", "challenge": "3eZbrw1aB"})
-    answer = doors.post("/v1/slack", body, slack_signed(body))
+    answer = webhooks.post("/v1/slack", body, slack_signed(body))
     assert (answer.status_code, answer.text) == (200, "3eZbrw1aB")
     assert answer.headers["content-type"].startswith("text/plain")
-    assert is_problem(doors.post("/v1/slack", body, slack_signed(body, "another")), 401)
-    assert not doors.new()
+    assert is_problem(webhooks.post("/v1/slack", body, slack_signed(body, "another")), 401)
+    assert not webhooks.new()
 
 
-def test_slack_event_is_kept(doors: Doors) -> None:
+def test_slack_event_is_kept(webhooks: Webhooks) -> None:
     callback = {
         "type": "event_callback",
         "token": "a-canary",
@@ -203,7 +203,7 @@ def test_slack_event_is_kept(doors: Doors) -> None:
         retry = {"X-Slack-Retry-Num": str(next(tries)), "X-Slack-Retry-Reason": "http_timeout"}
         return {**slack_signed(body), **retry}
 
-    answer, event = repeated(doors, "/v1/slack", json.dumps(callback), sign)
+    answer, event = repeated(webhooks, "/v1/slack", json.dumps(callback), sign)
     assert (answer.status_code, answer.content) == (200, b"")
     assert json.loads(event.payload) == callback["event"]
     assert (event.key, event.sent_at) == (callback["event_id"], NOON)
@@ -213,10 +213,10 @@ def test_slack_event_is_kept(doors: Doors) -> None:
 # ------------------------------------------------------------------------- Standard Webhooks
 
 
-def test_standard_webhook_is_kept(doors: Doors) -> None:
+def test_standard_webhook_is_kept(webhooks: Webhooks) -> None:
     body = json.dumps({"type": "user.created", "timestamp": NOON.isoformat(), "data": {"id": 7}})
     key = f"msg_{uuid.uuid4()}"
-    answer, event = repeated(doors, "/v1/hooks", body, lambda body: hooks_signed(body, key=key))
+    answer, event = repeated(webhooks, "/v1/hooks", body, lambda body: hooks_signed(body, key=key))
     assert (answer.status_code, answer.json()) == (202, {"ids": [event.id]})
     assert (event.kind, event.payload) == ("hooks/user_created", '{"id":7}')
     assert (event.key, event.sent_at) == (key, NOON)
@@ -240,10 +240,10 @@ def order_placed(**changed: Any) -> CloudEvent:
 
 
 @pytest.mark.parametrize("mode", [to_binary_event, to_structured_event])
-def test_cloud_event_is_kept(doors: Doors, mode: Callable[[CloudEvent], Any]) -> None:
+def test_cloud_event_is_kept(webhooks: Webhooks, mode: Callable[[CloudEvent], Any]) -> None:
     sent = order_placed()
     message = mode(sent)
-    _, event = repeated(doors, "/v1/orders", message.body.decode(), lambda _: message.headers)
+    _, event = repeated(webhooks, "/v1/orders", message.body.decode(), lambda _: message.headers)
     assert event.kind == "orders/placed"
     assert json.loads(event.payload) == sent.get_data()
     assert (event.key, event.sent_at) == (f"{sent.get_source()} {sent.get_id()}", NOON)
@@ -253,7 +253,7 @@ def test_cloud_event_is_kept(doors: Doors, mode: Callable[[CloudEvent], Any]) ->
     assert context == {name: value for name, value in attributes.items() if name != "time"}
 
 
-def test_batch_of_cloud_events(doors: Doors) -> None:
+def test_batch_of_cloud_events(webhooks: Webhooks) -> None:
     sent = [
         order_placed(),
         order_placed(data={"id": 8, "total": 101}),
@@ -261,8 +261,8 @@ def test_batch_of_cloud_events(doors: Doors) -> None:
     ]
     body = b"[%s]" % b",".join(to_structured_event(each).body for each in sent)
     headers = {"Content-Type": "application/cloudevents-batch+json"}
-    first, again = (doors.post("/v1/orders", body, headers) for _ in range(2))
-    events = doors.new()
+    first, again = (webhooks.post("/v1/orders", body, headers) for _ in range(2))
+    events = webhooks.new()
     assert first.json() == again.json() == {"ids": [event.id for event in events]}
     # Each makes its own jobs; `when` is asked with the model.
     assert [(event.kind, set(event.destinations)) for event in events] == [
@@ -272,23 +272,23 @@ def test_batch_of_cloud_events(doors: Doors) -> None:
     ]
 
 
-def test_binary_data_of_cloud_events(doors: Doors) -> None:
+def test_binary_data_of_cloud_events(webhooks: Webhooks) -> None:
     data = bytes(range(256))
     sent = order_placed(type="blob", data=data, datacontenttype="application/octet-stream")
     for mode in (to_binary_event, to_structured_event):
         message = mode(sent)
-        assert doors.post("/v1/orders", message.body, message.headers).status_code == 202
-    (event,) = doors.new()  # one event, in whichever mode it comes
+        assert webhooks.post("/v1/orders", message.body, message.headers).status_code == 202
+    (event,) = webhooks.new()  # one event, in whichever mode it comes
     assert json.loads(event.context or "")["datacontentencoding"] == "base64"
 
 
-def test_one_bad_event_in_a_batch(doors: Doors) -> None:
+def test_one_bad_event_in_a_batch(webhooks: Webhooks) -> None:
     bad = order_placed(data={"total": 1})
     body = b"[%s]" % b",".join(to_structured_event(each).body for each in (order_placed(), bad))
     headers = {"Content-Type": "application/cloudevents-batch+json"}
-    answer = doors.post("/v1/orders", body, headers)
+    answer = webhooks.post("/v1/orders", body, headers)
     assert is_problem(answer, 422, "event 2 does not fit orders/placed")
-    assert not doors.new()
+    assert not webhooks.new()
 
 
 # --------------------------------------------------------------------------------- bad input
@@ -302,23 +302,23 @@ SIGNED: Mapping[str, tuple[str, Callable[..., Headers]]] = {
 
 
 @pytest.mark.parametrize("sender", SIGNED)
-def test_wrong_signature(doors: Doors, sender: str) -> None:
+def test_wrong_signature(webhooks: Webhooks, sender: str) -> None:
     body, sign = SIGNED[sender]
     right = sign(body)
     other = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSx" if sender == "hooks" else "another"
     path = f"/v1/{sender}"
-    assert is_problem(doors.post(path, body, sign(body, other)), 401)
-    assert is_problem(doors.post(path, f"{body} ", right), 401)
-    assert is_problem(doors.post(path, body, JSON), 401)
-    assert not doors.new()
+    assert is_problem(webhooks.post(path, body, sign(body, other)), 401)
+    assert is_problem(webhooks.post(path, f"{body} ", right), 401)
+    assert is_problem(webhooks.post(path, body, JSON), 401)
+    assert not webhooks.new()
 
 
 @pytest.mark.parametrize("sender", ["stripe", "slack", "hooks"])
-def test_old_signature(doors: Doors, sender: str) -> None:
+def test_old_signature(webhooks: Webhooks, sender: str) -> None:
     body, sign = SIGNED[sender]
-    answer = doors.post(f"/v1/{sender}", body, sign(body, age=301))
+    answer = webhooks.post(f"/v1/{sender}", body, sign(body, age=301))
     assert is_problem(answer, 401, "old, and 5m are tolerated")
-    assert not doors.new()
+    assert not webhooks.new()
 
 
 @pytest.mark.parametrize(
@@ -337,17 +337,17 @@ def test_old_signature(doors: Doors, sender: str) -> None:
     ],
 )
 def test_what_is_signed_and_wrong_is_told_so(
-    doors: Doors, sender: str, body: str, status: int, says: str
+    webhooks: Webhooks, sender: str, body: str, status: int, says: str
 ) -> None:
-    answer = doors.post(f"/v1/{sender}", body, SIGNED[sender][1](body))
+    answer = webhooks.post(f"/v1/{sender}", body, SIGNED[sender][1](body))
     assert is_problem(answer, status, says)
-    assert not doors.new()
+    assert not webhooks.new()
 
 
 @pytest.mark.parametrize("missing", ["X-GitHub-Event", "X-GitHub-Delivery"])
-def test_github_headers_are_needed(doors: Doors, missing: str) -> None:
+def test_github_headers_are_needed(webhooks: Webhooks, missing: str) -> None:
     headers = {name: value for name, value in github_signed("{}").items() if name != missing}
-    assert is_problem(doors.post("/v1/github", "{}", headers), 400, missing)
+    assert is_problem(webhooks.post("/v1/github", "{}", headers), 400, missing)
 
 
 @pytest.mark.parametrize(
@@ -361,7 +361,7 @@ def test_github_headers_are_needed(doors: Doors, missing: str) -> None:
     ],
 )
 def test_what_is_no_cloud_event_is_told_so(
-    doors: Doors, body: str, media: str, status: int, says: str
+    webhooks: Webhooks, body: str, media: str, status: int, says: str
 ) -> None:
-    assert is_problem(doors.post("/v1/orders", body, {"Content-Type": media}), status, says)
-    assert not doors.new()
+    assert is_problem(webhooks.post("/v1/orders", body, {"Content-Type": media}), status, says)
+    assert not webhooks.new()

@@ -7,7 +7,7 @@ from typing import Any, Unpack
 
 from blacksmith_dagster.errors import Misfit
 from blacksmith_dagster.pipeline.signatures import StandardWebhooksSignature
-from blacksmith_dagster.pipeline.source import DoorAnswer, Properties
+from blacksmith_dagster.pipeline.source import Properties, WebhookResult
 from blacksmith_dagster.pipeline.triggers import Request
 from blacksmith_dagster.redaction import Secret
 from blacksmith_dagster.sources.typed import TypedSource, header, moment, several, text
@@ -35,7 +35,7 @@ class StandardWebhooksSource(TypedSource):
     ) -> None:
         super().__init__(name, signature=StandardWebhooksSignature(*several(secret)), **given)
 
-    def _receive(self, request: Request) -> DoorAnswer:
+    def _receive(self, request: Request) -> WebhookResult:
         """A webhook as Standard Webhooks has it."""
         body: dict[str, Any] = request.json(dict)
         kind = self._kind(text(body, "type"))

@@ -1,4 +1,4 @@
-"""The application whose doors are measured: events of 636 bytes, and 1.5 jobs for each."""
+"""The application whose webhook endpoints are measured: events of 636 bytes, and 1.5 jobs for each."""
 
 import json
 from typing import Any

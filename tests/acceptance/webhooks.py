@@ -1,4 +1,4 @@
-"""A gateway with the doors of all senders, and what is kept behind it."""
+"""A gateway with a webhook endpoint for every ready-made source, and what is kept behind it."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ SLACK_SECRET = "slack-secret"
 HOOKS_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 
-class Doors:
+class Webhooks:
     """A running gateway with its store."""
 
     def __init__(self, gateway: GatewayProcess, store: Store) -> None:
@@ -42,7 +42,7 @@ class Doors:
 
 
 @contextlib.contextmanager
-def opened(kind: str, request: pytest.FixtureRequest, folder: Path) -> Iterator[Doors]:
+def opened(kind: str, request: pytest.FixtureRequest, folder: Path) -> Iterator[Webhooks]:
     """The gateway on a new store on 'sqlite' or 'postgres'."""
     url = f"sqlite:///{folder}/store.db"
     if kind == "postgres":
@@ -56,12 +56,12 @@ def opened(kind: str, request: pytest.FixtureRequest, folder: Path) -> Iterator[
         "SLACK_SECRET": SLACK_SECRET,
         "HOOKS_SECRET": HOOKS_SECRET,
     }
-    app = "tests.acceptance.doors_pipeline:blacksmith"
+    app = "tests.acceptance.webhooks_pipeline:blacksmith"
     with (
         GatewayProcess(url, app, env=env) as gateway,
         contextlib.closing(open_store(url)) as store,
     ):
-        yield Doors(gateway, store)
+        yield Webhooks(gateway, store)
         assert "Traceback" not in gateway.log
         for secret in env.values():
             assert secret not in gateway.log

@@ -1,4 +1,4 @@
-"""Segment's door, beside a plain one that takes events of the same size.
+"""Segment's endpoint, beside a plain one that takes events of the same size.
 
 What Segment's libraries send is made once by its key, which costs the store as much as the event. So
 it is measured beside arrays that are made once too, by an Idempotency-Key, and beside others.
@@ -9,20 +9,20 @@ from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import replace
 
-from benchmarks.doors_pipeline import ENV, WRITE_KEY, message
 from benchmarks.gateway import ARRAY, CONNECTIONS, Sender, _bodies, _into_store, _missing
 from benchmarks.measure import Effort, Figure, alternate, beside
 from benchmarks.pipeline import payload
 from benchmarks.stores import postgres
+from benchmarks.webhooks_pipeline import ENV, WRITE_KEY, message
 
 BOUND = 0.70
 KEY = "Idempotency-Key: request-@@@@@@@@@@@@"
 BASIC = f"Authorization: Basic {b64encode(f'{WRITE_KEY}:'.encode()).decode()}"
 
 
-def doors(effort: Effort) -> Iterator[Figure]:
+def webhooks(effort: Effort) -> Iterator[Figure]:
     """Events per second in batches of a hundred, beside arrays of a hundred."""
-    what = f"Segment's door, batches of {ARRAY}"
+    what = f"Segment's endpoint, batches of {ARRAY}"
     if shutil.which("wrk") is None:
         yield _missing(what)
         return
@@ -35,7 +35,7 @@ def doors(effort: Effort) -> Iterator[Figure]:
         plain = Sender(arrays, CONNECTIONS[0], effort.seconds, ARRAY)
         rates, keyed, keyless = alternate(
             effort.rounds,
-            _into_store(made, 1, segment, [], "benchmarks.doors_pipeline:app", ENV),
+            _into_store(made, 1, segment, [], "benchmarks.webhooks_pipeline:app", ENV),
             _into_store(made, 1, replace(plain, header=KEY), []),
             _into_store(made, 1, plain, []),
         )

@@ -1,4 +1,4 @@
-"""A pipeline with the doors of all senders that are known."""
+"""A pipeline with a webhook endpoint for every ready-made source."""
 
 from typing import Any
 

@@ -17,9 +17,9 @@ from segment.analytics.request import post as post_batch
 from blacksmith_dagster import Request
 from blacksmith_dagster.ingest.quarantine import raw_of
 from blacksmith_dagster.ingest.retry import retake
-from tests.acceptance.doors import SEGMENT_KEY, SEGMENT_KEY_OLD, Doors, opened
-from tests.acceptance.doors_pipeline import blacksmith
 from tests.acceptance.processes import until
+from tests.acceptance.webhooks import SEGMENT_KEY, SEGMENT_KEY_OLD, Webhooks, opened
+from tests.acceptance.webhooks_pipeline import blacksmith
 
 YESTERDAY = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
@@ -27,13 +27,13 @@ YESTERDAY = datetime(2026, 1, 31, 12, tzinfo=UTC)
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
 def running(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Doors]:
-    with opened(request.param, request, tmp_path_factory.mktemp("doors")) as doors:
-        yield doors
+) -> Iterator[Webhooks]:
+    with opened(request.param, request, tmp_path_factory.mktemp("webhooks")) as webhooks:
+        yield webhooks
 
 
 @pytest.fixture
-def doors(running: Doors, monkeypatch: pytest.MonkeyPatch) -> Doors:
+def webhooks(running: Webhooks, monkeypatch: pytest.MonkeyPatch) -> Webhooks:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     running.new()
     return running
@@ -42,11 +42,11 @@ def doors(running: Doors, monkeypatch: pytest.MonkeyPatch) -> Doors:
 class Library:
     """Segment's library for Python, and what it says has gone wrong."""
 
-    def __init__(self, doors: Doors, write_key: str = SEGMENT_KEY, **options: Any) -> None:
+    def __init__(self, webhooks: Webhooks, write_key: str = SEGMENT_KEY, **options: Any) -> None:
         self.errors: list[tuple[Exception, list[Any]]] = []
         self.client = Client(
             write_key,
-            host=doors.gateway.url,
+            host=webhooks.gateway.url,
             on_error=lambda error, batch: self.errors.append((error, batch)),
             upload_interval=0.05,
             **options,
@@ -72,14 +72,14 @@ def say_everything(client: Client) -> list[str]:
 
 @pytest.mark.parametrize("gzip", [False, True])
 @pytest.mark.parametrize("sync_mode", [False, True])
-def test_each_call_is_an_event(doors: Doors, gzip: bool, sync_mode: bool) -> None:
+def test_each_call_is_an_event(webhooks: Webhooks, gzip: bool, sync_mode: bool) -> None:
     began = datetime.now(UTC)
-    library = Library(doors, gzip=gzip, sync_mode=sync_mode)
+    library = Library(webhooks, gzip=gzip, sync_mode=sync_mode)
     ids = say_everything(library.client)
     if not sync_mode:
         library.close()
     assert library.errors == []
-    events = doors.new()
+    events = webhooks.new()
     names = ["identify", "track", "page", "screen", "group", "alias"]
     assert [event.kind for event in events] == [f"segment/{name}" for name in names]
     assert [event.key for event in events] == ids
@@ -98,71 +98,71 @@ def test_each_call_is_an_event(doors: Doors, gzip: bool, sync_mode: bool) -> Non
     assert set(track.destinations) == {"lake/everything", "lake/ordered"}
 
 
-def test_history_keeps_its_time(doors: Doors) -> None:
-    library = Library(doors)
+def test_history_keeps_its_time(webhooks: Webhooks) -> None:
+    library = Library(webhooks)
     library.client.track("u-1", "Ordered", timestamp=YESTERDAY)
     library.close()
-    (event,) = doors.new()
+    (event,) = webhooks.new()
     assert library.errors == []
     assert event.sent_at is not None
     assert abs(event.sent_at - YESTERDAY) < timedelta(minutes=1)
 
 
-def test_same_message_twice_is_one_event(doors: Doors) -> None:
+def test_same_message_twice_is_one_event(webhooks: Webhooks) -> None:
     again = [{"type": "page", "userId": "u-1", "messageId": str(uuid.uuid4()), "n": 1}]
     answers = [
-        post_batch(key, doors.gateway.url, batch=again) for key in (SEGMENT_KEY, SEGMENT_KEY_OLD)
+        post_batch(key, webhooks.gateway.url, batch=again) for key in (SEGMENT_KEY, SEGMENT_KEY_OLD)
     ]
     assert [(answer.status_code, answer.json()) for answer in answers] == [
         (200, {"success": True}),
         (200, {"success": True}),
     ]
-    (event,) = doors.new()
+    (event,) = webhooks.new()
     assert event.key == again[0]["messageId"]
     # The library's own retries send the message with another time and number.
     with pytest.raises(APIError, match="key"):
-        post_batch(SEGMENT_KEY, doors.gateway.url, batch=[again[0] | {"n": 2}])
-    assert not doors.new()
+        post_batch(SEGMENT_KEY, webhooks.gateway.url, batch=[again[0] | {"n": 2}])
+    assert not webhooks.new()
 
 
-def test_gateway_killed_under_the_library(doors: Doors) -> None:
-    library = Library(doors, upload_size=5)
-    before = len(doors.store.events("segment/track"))
+def test_gateway_killed_under_the_library(webhooks: Webhooks) -> None:
+    library = Library(webhooks, upload_size=5)
+    before = len(webhooks.store.events("segment/track"))
     ids = []
     with closing(library):
         for number in range(60):
             _, message = library.client.track("u-1", "Counted", {"n": number})
             ids.append(message["messageId"])
             if number == 30:
-                until(lambda: len(doors.store.events("segment/track")) > before)
-                doors.gateway.kill()
+                until(lambda: len(webhooks.store.events("segment/track")) > before)
+                webhooks.gateway.kill()
             if number == 45:
-                doors.gateway.start()
+                webhooks.gateway.start()
     assert library.errors == []
-    assert sorted(event.key or "" for event in doors.new()) == sorted(ids)
+    assert sorted(event.key or "" for event in webhooks.new()) == sorted(ids)
 
 
-def test_wrong_write_key(doors: Doors) -> None:
+def test_wrong_write_key(webhooks: Webhooks) -> None:
     with pytest.raises(APIError) as refused:
-        post_batch("another", doors.gateway.url, batch=[])
+        post_batch("another", webhooks.gateway.url, batch=[])
     assert refused.value.status == 401
-    library = Library(doors, "another")
+    library = Library(webhooks, "another")
     library.client.track("u-1", "Ordered")
     library.close()
     ((error, batch),) = library.errors
     assert isinstance(error, APIError)
     assert error.status == 401
     assert [message["event"] for message in batch] == ["Ordered"]
-    assert not doors.new()
+    assert not webhooks.new()
 
 
-def sent(doors: Doors, path: str, body: Any, **headers: str) -> httpx.Response:
+def sent(webhooks: Webhooks, path: str, body: Any, **headers: str) -> httpx.Response:
     basic = base64.b64encode(f"{SEGMENT_KEY}:".encode()).decode()
     content = body if isinstance(body, str) else json.dumps(body)
-    return doors.post(path, content, {"Authorization": f"Basic {basic}"} | headers)
+    return webhooks.post(path, content, {"Authorization": f"Basic {basic}"} | headers)
 
 
-def test_pages_send_the_key_in_the_body(doors: Doors) -> None:
+def test_pages_send_the_key_in_the_body(webhooks: Webhooks) -> None:
     """As analytics.js does from a page: one letter, and text/plain, for which nobody is asked."""
     message = {"anonymousId": "a-1", "event": "Ordered", "writeKey": SEGMENT_KEY}
     plain = {"Content-Type": "text/plain"}
@@ -171,11 +171,11 @@ def test_pages_send_the_key_in_the_body(doors: Doors) -> None:
         for number, sent_at in enumerate(["2026-01-31T12:00:00Z", "2026-01-31T12:00:09Z"], 1)
     ]
     for body in retried:
-        answer = doors.post("/v1/t", json.dumps(body), plain)
+        answer = webhooks.post("/v1/t", json.dumps(body), plain)
         assert (answer.status_code, answer.json()) == (200, {"success": True})
     batch = {"writeKey": SEGMENT_KEY, "batch": [{"type": "page", "anonymousId": "a-1"}]}
-    assert doors.post("/v1/b", json.dumps(batch), plain).status_code == 200
-    track, page = doors.new()
+    assert webhooks.post("/v1/b", json.dumps(batch), plain).status_code == 200
+    track, page = webhooks.new()
     assert json.loads(track.payload) == {
         "anonymousId": "a-1",
         "event": "Ordered",
@@ -183,28 +183,28 @@ def test_pages_send_the_key_in_the_body(doors: Doors) -> None:
         "type": "track",
     }
     assert page.kind == "segment/page"
-    refused = doors.post("/v1/t", json.dumps(message | {"writeKey": "another"}), plain)
+    refused = webhooks.post("/v1/t", json.dumps(message | {"writeKey": "another"}), plain)
     assert refused.status_code == 401
     assert refused.headers["WWW-Authenticate"].startswith("Basic")
 
 
-def test_one_bad_event_in_a_batch(doors: Doors) -> None:
+def test_one_bad_event_in_a_batch(webhooks: Webhooks) -> None:
     good = {"type": "track", "userId": "u-1", "event": "Ordered"}
     batch = {"batch": [good, good, good | {"event": None}, good]}
-    answer = sent(doors, "/v1/batch", batch)
+    answer = sent(webhooks, "/v1/batch", batch)
     assert answer.status_code == 422
     assert answer.json()["type"] == "urn:blacksmith:misfit"
     assert "at `$.batch[2].event`" in answer.json()["detail"]
-    assert not doors.new()
-    before = len(doors.store.quarantined())
-    kept = sent(doors, "/lenient/v1/batch", batch)
+    assert not webhooks.new()
+    before = len(webhooks.store.quarantined())
+    kept = sent(webhooks, "/lenient/v1/batch", batch)
     assert (kept.status_code, kept.json()) == (200, {"success": True})
-    assert len(doors.store.quarantined()) == before + 1
-    assert not doors.new()
+    assert len(webhooks.store.quarantined()) == before + 1
+    assert not webhooks.new()
 
 
 def test_clock_is_set_right_by_the_time_of_arrival_when_a_request_is_taken_again(
-    doors: Doors,
+    webhooks: Webhooks,
 ) -> None:
     minute = timedelta(minutes=1)
     message = {
@@ -214,26 +214,28 @@ def test_clock_is_set_right_by_the_time_of_arrival_when_a_request_is_taken_again
         "sentAt": (YESTERDAY + minute).isoformat(),
     }
     came = Request(json.dumps(message).encode(), path="/v1/track", received_at=YESTERDAY)
-    waiting = doors.store.quarantine(raw_of("segment", came, RuntimeError("a bug, since mended")))
-    (kept,) = retake(blacksmith, doors.store, waiting)
-    (event,) = doors.new()
+    waiting = webhooks.store.quarantine(
+        raw_of("segment", came, RuntimeError("a bug, since mended"))
+    )
+    (kept,) = retake(blacksmith, webhooks.store, waiting)
+    (event,) = webhooks.new()
     assert (event.id, event.sent_at) == (kept, YESTERDAY - minute)
 
 
-def test_large_batches_are_taken(doors: Doors) -> None:
+def test_large_batches_are_taken(webhooks: Webhooks) -> None:
     """The most that Segment takes, and more keys than an event may have."""
     traits = {f"trait_{number}": number for number in range(300)}
     batch = [{"type": "identify", "userId": f"u-{n}", "traits": traits} for n in range(100)]
     assert len(json.dumps(batch)) > 500_000
-    answer = sent(doors, "/v1/batch", {"batch": batch})
+    answer = sent(webhooks, "/v1/batch", {"batch": batch})
     assert answer.status_code == 200, answer.text
-    assert len(doors.new()) == 100
+    assert len(webhooks.new()) == 100
     many = {f"trait_{number}": number for number in range(10_001)}
-    answer = sent(doors, "/v1/identify", {"userId": "u", "traits": many})
+    answer = sent(webhooks, "/v1/identify", {"userId": "u", "traits": many})
     assert (answer.status_code, "keys" in answer.json()["detail"]) == (422, True)
     large = {"userId": "u", "traits": {"note": "x" * 1024 * 1024}}
-    assert sent(doors, "/v1/identify", large).status_code == 413
-    assert not doors.new()
+    assert sent(webhooks, "/v1/identify", large).status_code == 413
+    assert not webhooks.new()
 
 
 @pytest.mark.parametrize(
@@ -256,15 +258,15 @@ def test_large_batches_are_taken(doors: Doors) -> None:
         ("/v1/tracks", "{}", 404),
     ],
 )
-def test_bad_requests_are_told_so(doors: Doors, path: str, body: str, status: int) -> None:
-    answer = sent(doors, path, body)
+def test_bad_requests_are_told_so(webhooks: Webhooks, path: str, body: str, status: int) -> None:
+    answer = sent(webhooks, path, body)
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["detail"]
-    assert not doors.new()
+    assert not webhooks.new()
 
 
-def test_nothing_is_kept_of_an_empty_batch(doors: Doors) -> None:
-    answer = sent(doors, "/v1/batch", {"batch": []})
+def test_nothing_is_kept_of_an_empty_batch(webhooks: Webhooks) -> None:
+    answer = sent(webhooks, "/v1/batch", {"batch": []})
     assert (answer.status_code, answer.json()) == (200, {"success": True})
-    assert not doors.new()
+    assert not webhooks.new()
