@@ -8,7 +8,7 @@ from blacksmith_dagster.pipeline.cdc import CDC, Listener
 from blacksmith_dagster.pipeline.cors import CORS
 from blacksmith_dagster.pipeline.cron import Cron, Poll
 from blacksmith_dagster.pipeline.destination import Destination, DestinationEvent
-from blacksmith_dagster.pipeline.event import Cause, Event, Job, Occurrence
+from blacksmith_dagster.pipeline.event import Cause, Event, Job, TypedEvent
 from blacksmith_dagster.pipeline.flow import Flow, Outcome
 from blacksmith_dagster.pipeline.limits import Limits
 from blacksmith_dagster.pipeline.migration import Direction, Migration
@@ -51,7 +51,6 @@ __all__ = [
     "Listener",
     "Message",
     "Migration",
-    "Occurrence",
     "Outcome",
     "Poll",
     "Reject",
@@ -65,5 +64,6 @@ __all__ = [
     "StandardWebhooksSignature",
     "StripeSignature",
     "Subscription",
+    "TypedEvent",
     "WriteKey",
 ]

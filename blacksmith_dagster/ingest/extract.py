@@ -22,7 +22,7 @@ from blacksmith_dagster.errors import (
     describe,
 )
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.event import Event, Occurrence
+from blacksmith_dagster.pipeline.event import Event, TypedEvent
 from blacksmith_dagster.pipeline.model import decoder, encode, is_plain
 from blacksmith_dagster.pipeline.source import SourceEvent, Webhook
 from blacksmith_dagster.pipeline.subscription import Message
@@ -65,7 +65,7 @@ class Extractor:
         self._depth = cast(int, event.limits.depth)
         self._keys = cast(int, event.limits.keys)
         self._kinds = {each.path: _Kind(app, each) for each in event.source.events.values()}
-        # What a function returns by itself: events of this kind, or occurrences of any.
+        # What a function returns by itself: events of this kind, or typed events of any.
         self._kind = self._kinds.get(event.path)
 
     def __call__(
@@ -217,10 +217,10 @@ class Extractor:
         )
 
     def _add(self, made: _Made, returned: Any) -> None:
-        """Add what a function has returned: events, or occurrences at a webhook."""
-        wanted = Occurrence if self._kind is None else Event
+        """Add what a function has returned: events, or typed events at a webhook."""
+        wanted = TypedEvent if self._kind is None else Event
         for each in self._several(returned, wanted):
-            if isinstance(each, Occurrence):
+            if isinstance(each, TypedEvent):
                 self._add_event(made, self._kind_of(each.kind), each.event)
             else:
                 self._add_event(made, cast(_Kind, self._kind), each)

@@ -44,10 +44,10 @@ class Event(msgspec.Struct, Generic[T_co], frozen=True):
     id: str | None = None
     received_at: datetime | None = None
     parent: str | None = None
-    children: Sequence[Occurrence] = ()
+    children: Sequence[TypedEvent] = ()
 
 
-class Occurrence(msgspec.Struct, frozen=True):
+class TypedEvent(msgspec.Struct, frozen=True):
     """An event, and the path of the source event that it is one of; made by `SourceEvent.of`."""
 
     kind: str

@@ -15,7 +15,7 @@ from blacksmith_dagster.pipeline.access import Auth
 from blacksmith_dagster.pipeline.cdc import CDC
 from blacksmith_dagster.pipeline.cors import CORS
 from blacksmith_dagster.pipeline.cron import Cron
-from blacksmith_dagster.pipeline.event import Event, Occurrence
+from blacksmith_dagster.pipeline.event import Event, TypedEvent
 from blacksmith_dagster.pipeline.flow import Receivable
 from blacksmith_dagster.pipeline.limits import Limits
 from blacksmith_dagster.pipeline.migration import (
@@ -46,7 +46,7 @@ Out = TypeVar("Out")
 
 _HANDED: Mapping[type, str] = {Cron: "poll", Subscription: "message", CDC: "listener"}
 
-WebhookResult: TypeAlias = Occurrence | Iterable[Occurrence] | Reply
+WebhookResult: TypeAlias = TypedEvent | Iterable[TypedEvent] | Reply
 """What the function of a webhook returns."""
 
 # What an annotation raises that names what is not there, or is written wrongly.
@@ -143,8 +143,8 @@ class SourceEvent(Receivable[T_co], Generic[T_co, In_contra, Out]):
         sent_at: datetime | None = None,
         context: Mapping[str, Any] | None = None,
         version: str | None = None,
-        children: Sequence[Occurrence] = (),
-    ) -> Occurrence:
+        children: Sequence[TypedEvent] = (),
+    ) -> TypedEvent:
         """An event of this kind, where several kinds may come: the child of another event, or what a
         webhook of the source returns. The arguments are those of `Event`.
 
@@ -154,7 +154,7 @@ class SourceEvent(Receivable[T_co], Generic[T_co, In_contra, Out]):
         'shop/line'
         """
         event = Event(data, key, sent_at, context or {}, version, children=children)
-        return Occurrence(self.path, event)
+        return TypedEvent(self.path, event)
 
 
 class _Extract(Protocol[In]):
@@ -404,14 +404,14 @@ class Source:
     ) -> Callable[[Callable[[Request], WebhookResult]], Callable[[Request], WebhookResult]]:
         """A path where events of several kinds arrive: its function says of which each is.
 
-        The function is called once per request, whatever its body holds, and returns occurrences of
-        this source's events (`SourceEvent.of`), or a `Reply`. It may refuse, or fail, as that of an
+        The function is called once per request, whatever its body holds, and returns typed events of
+        this source (`SourceEvent.of`), or a `Reply`. It may refuse, or fail, as that of an
         event. The source's own properties hold at it.
 
         >>> shop = Source("shop")
         >>> opened, closed = shop.child("opened"), shop.child("closed")
         >>> @shop.webhook(HTTP("/shop"))
-        ... def arrived(request: Request) -> list[Occurrence]:
+        ... def arrived(request: Request) -> list[TypedEvent]:
         ...     return [(opened if each["open"] else closed).of(each) for each in request.json()]
         >>> [each.kind for each in arrived(Request.of([{"open": True}, {"open": False}]))]
         ['shop/opened', 'shop/closed']

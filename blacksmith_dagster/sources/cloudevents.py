@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from blacksmith_dagster.errors import BadRequest, Misfit, UnsupportedMedia
-from blacksmith_dagster.pipeline.event import Occurrence
+from blacksmith_dagster.pipeline.event import TypedEvent
 from blacksmith_dagster.pipeline.source import WebhookResult
 from blacksmith_dagster.pipeline.triggers import Request, decoded
 from blacksmith_dagster.sources.typed import TypedSource, moment, text
@@ -55,7 +55,7 @@ class CloudEventsSource(TypedSource):
             )
         return self._binary(request)
 
-    def _binary(self, request: Request) -> Occurrence:
+    def _binary(self, request: Request) -> TypedEvent:
         attributes: dict[str, Any] = {
             name.removeprefix(_PREFIX): _unquoted(name, value)
             for name, value in request.headers.items()
@@ -64,9 +64,9 @@ class CloudEventsSource(TypedSource):
         media = request.headers.get("content-type")
         if media is not None:
             attributes["datacontenttype"] = media
-        return self._occurrence(attributes, _data(attributes, request.body), "$")
+        return self._typed_event(attributes, _data(attributes, request.body), "$")
 
-    def _structured(self, event: Any, at: str) -> Occurrence:
+    def _structured(self, event: Any, at: str) -> TypedEvent:
         if not isinstance(event, dict):
             raise Misfit(f"the body does not fit: an object is needed - at `{at}`")
         data, binary = event.pop("data", None), event.pop("data_base64", None)
@@ -77,9 +77,9 @@ class CloudEventsSource(TypedSource):
                 data = _data(event, base64.b64decode(binary, validate=True))
             except (ValueError, TypeError) as error:
                 raise Misfit(f"this is no base64 - at `{at}.data_base64`") from error
-        return self._occurrence(event, data, at)
+        return self._typed_event(event, data, at)
 
-    def _occurrence(self, attributes: Mapping[str, Any], data: Any, at: str) -> Occurrence:
+    def _typed_event(self, attributes: Mapping[str, Any], data: Any, at: str) -> TypedEvent:
         if text(attributes, "specversion", at) != "1.0":
             raise Misfit(f"CloudEvents 1.0 are taken, no others - at `{at}.specversion`")
         source, id_ = text(attributes, "source", at), text(attributes, "id", at)

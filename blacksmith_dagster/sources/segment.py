@@ -11,7 +11,7 @@ import msgspec
 
 from blacksmith_dagster.errors import Misfit
 from blacksmith_dagster.pipeline.access import WriteKey
-from blacksmith_dagster.pipeline.event import Occurrence
+from blacksmith_dagster.pipeline.event import TypedEvent
 from blacksmith_dagster.pipeline.source import Properties, Source, SourceEvent, WebhookResult
 from blacksmith_dagster.pipeline.triggers import HTTP, Reply, Request
 from blacksmith_dagster.redaction import Secret
@@ -77,16 +77,16 @@ class SegmentSource(Source):
                 self.webhook(HTTP(f"{path}/{at}"), answer=_SUCCESS)(read)
 
     def _reader(self, kind: str) -> Callable[[Request], WebhookResult]:
-        def one(request: Request) -> Occurrence:
+        def one(request: Request) -> TypedEvent:
             """A message of Segment's HTTP tracking API."""
             message = request.json(dict)
             if message.setdefault("type", kind) != kind:
                 raise _misfit(f"a message of the type {kind!r} is needed", "$.type")
-            return self._occurrence(message, "$", _received(request), None, {})
+            return self._typed_event(message, "$", _received(request), None, {})
 
         return one
 
-    def _batch(self, request: Request) -> Sequence[Occurrence]:
+    def _batch(self, request: Request) -> Sequence[TypedEvent]:
         """Messages of Segment's HTTP tracking API."""
         body = request.json(dict)
         messages = body.get("batch")
@@ -95,18 +95,18 @@ class SegmentSource(Source):
         received, sent = _received(request), moment(body.get("sentAt"), "$.sentAt")
         shared = _object(body, "context", "$")
         return [
-            self._occurrence(message, f"$.batch[{place}]", received, sent, shared)
+            self._typed_event(message, f"$.batch[{place}]", received, sent, shared)
             for place, message in enumerate(messages)
         ]
 
-    def _occurrence(
+    def _typed_event(
         self,
         message: Any,
         at: str,
         received: datetime,
         sent: datetime | None,
         shared: Mapping[str, Any],
-    ) -> Occurrence:
+    ) -> TypedEvent:
         """The event of a message; `sent` and `shared` are said once for all of a batch."""
         if not isinstance(message, dict):
             raise _misfit("an object is needed", at)

@@ -21,13 +21,13 @@ from blacksmith_dagster import (
     Destination,
     Event,
     Message,
-    Occurrence,
     Reject,
     Reply,
     Request,
     Schedule,
     Source,
     Subscription,
+    TypedEvent,
 )
 from blacksmith_dagster.cli import main
 from blacksmith_dagster.ingest import ingest
@@ -65,7 +65,7 @@ def sent(message: Message) -> Event[dict[str, object]]:
 
 
 @shop.webhook(HTTP("/shop/hook", method="PUT"))
-def arrived(request: Request) -> Occurrence:
+def arrived(request: Request) -> TypedEvent:
     return line.of({"sku": request.json()["sku"]})
 
 

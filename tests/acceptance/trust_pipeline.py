@@ -15,13 +15,13 @@ from blacksmith_dagster import (
     GitHubSignature,
     HMACSignature,
     JSONSchema,
-    Occurrence,
     Request,
     Secret,
     SlackSignature,
     Source,
     StandardWebhooksSignature,
     StripeSignature,
+    TypedEvent,
     WriteKey,
 )
 
@@ -123,7 +123,7 @@ line = orders.child("line", model=PydanticLine)
 
 
 @orders.webhook(HTTP("/orders/lines"))
-def lines(request: Request) -> list[Occurrence]:
+def lines(request: Request) -> list[TypedEvent]:
     """The lines of an order, as they come."""
     return [line.of(each) for each in request.json()["lines"]]
 

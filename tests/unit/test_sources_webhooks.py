@@ -9,7 +9,7 @@ import pytest
 
 from blacksmith_dagster import Reply, Request, Secret
 from blacksmith_dagster.errors import Misfit, Reject
-from blacksmith_dagster.pipeline.event import Event, Occurrence
+from blacksmith_dagster.pipeline.event import Event, TypedEvent
 from blacksmith_dagster.sources import (
     GitHubSource,
     SlackSource,
@@ -28,7 +28,7 @@ def receive(source: Any, body: Any, headers: dict[str, str] | None = None) -> An
 
 def kept(source: Any, body: Any, headers: dict[str, str] | None = None) -> Event[Any]:
     found = receive(source, body, headers)
-    assert isinstance(found, Occurrence)
+    assert isinstance(found, TypedEvent)
     return found.event
 
 
