@@ -7,7 +7,7 @@
     ├── UsageError                an object is used in a way it does not allow
     ├── Refused                   an event is not taken; nothing was stored
     │   ├── Reject                an extract function says no (422)
-    │   │   └── Misfit            the data does not fit the event's model (422)
+    │   │   └── ValidationError   the data does not fit the event's model (422)
     │   ├── BadRequest            400
     │   ├── NotAllowed            401: the sender has not proved who they are
     │   ├── Forbidden             403: not from this network
@@ -141,7 +141,7 @@ class Reject(Unprocessable):
     title = "Rejected by the source"
 
 
-class Misfit(Reject):
+class ValidationError(Reject):
     """The data can be read, and does not fit the model of its event: the message says where."""
 
     title = "Does not fit the model"

@@ -31,13 +31,13 @@ def fitted(
     `needed` are the columns that must have a value: those of the key, and `newest`.
     """
     rows: list[Row] = []
-    misfits: list[tuple[Job[Any], str]] = []
+    invalid: list[tuple[Job[Any], str]] = []
     for job in jobs:
         try:
             rows.append(Row(job, _values(job.data, columns, table, needed)))
         except ValueError as error:
-            misfits.append((job, str(error)))
-    return rows, misfits
+            invalid.append((job, str(error)))
+    return rows, invalid
 
 
 def _values(data: Any, columns: Set[str], table: str, needed: Sequence[str]) -> Mapping[str, Any]:

@@ -292,11 +292,11 @@ class _Table:
         """The rows that the table can hold; the jobs of the others have failed."""
         known = self._known[1] if self._known and self._known[0] is engine else None
         writer = known or self._read(engine)
-        rows, misfits = fitted(batch, writer.columns, self._table.name, self._needed)
-        if misfits and known:  # a column may have been added since
+        rows, invalid = fitted(batch, writer.columns, self._table.name, self._needed)
+        if invalid and known:  # a column may have been added since
             writer = self._read(engine)
-            rows, misfits = fitted(batch, writer.columns, self._table.name, self._needed)
-        for job, why in misfits:
+            rows, invalid = fitted(batch, writer.columns, self._table.name, self._needed)
+        for job, why in invalid:
             batch.fail(job, why)
         return writer, rows
 

@@ -15,10 +15,10 @@ from msgspec import structs
 
 from blacksmith_dagster.errors import (
     BadRequest,
-    Misfit,
     TooLarge,
     Unprocessable,
     UnsupportedMedia,
+    ValidationError,
     describe,
 )
 from blacksmith_dagster.pipeline.application import Blacksmith
@@ -107,7 +107,7 @@ class Extractor:
                 if isinstance(returned, Reply) and isinstance(request, Request):
                     return _checked_reply(self.event.path, returned)
                 self._add(made, returned)
-            except Misfit as error:
+            except ValidationError as error:
                 if sifted is None:
                     raise
                 del made.events[before:]
@@ -200,7 +200,7 @@ class Extractor:
             payload = item.decode()
             data = kind.decode(item)
         except msgspec.ValidationError as error:
-            raise Misfit(f"event {place} does not fit {kind.path}: {error}") from error
+            raise ValidationError(f"event {place} does not fit {kind.path}: {error}") from error
         except _UNDECODABLE as error:
             raise BadRequest(f"event {place} is not JSON: {error}") from error
         made.events.append(
@@ -285,7 +285,7 @@ class Extractor:
                 data = kind.decode(payload)
                 event = structs.replace(event, data=data) if kind.asks else event
         except msgspec.ValidationError as error:
-            raise Misfit(f"event {place} does not fit {kind.path}: {error}") from error
+            raise ValidationError(f"event {place} does not fit {kind.path}: {error}") from error
         # Places begin at 1, so that an event's own key never meets an equal one of a request.
         key, digest = made.key, made.digest
         if event.key is not None:
@@ -316,7 +316,7 @@ class Sifted(NamedTuple):
 
     place: int
     body: bytes
-    error: Misfit
+    error: ValidationError
 
 
 class _Made:

@@ -72,7 +72,7 @@ class JSONSchema:
         data = _any(body)
         if not self._is_valid(data):
             faults = [(fault.message, fault.instance_path) for fault in self._faults(data)]
-            _misfit(faults)
+            _raise_invalid(faults)
         return data
 
     def __repr__(self) -> str:
@@ -169,7 +169,7 @@ class _Pydantic:
             faults = error.errors(include_url=False, include_context=False, include_input=False)
             if faults[0]["type"] == "json_invalid":
                 raise msgspec.DecodeError(faults[0]["msg"]) from error
-            _misfit([(fault["msg"], fault["loc"]) for fault in faults])
+            _raise_invalid([(fault["msg"], fault["loc"]) for fault in faults])
 
     def json_schema(self) -> dict[str, Any]:
         try:
@@ -207,7 +207,7 @@ def _written(value: Any) -> Any:
 _encode = msgspec.json.Encoder(enc_hook=_written).encode
 
 
-def _misfit(faults: Sequence[tuple[str, Sequence[Any]]]) -> NoReturn:
+def _raise_invalid(faults: Sequence[tuple[str, Sequence[Any]]]) -> NoReturn:
     """Raise for the first fault as msgspec does, whoever has found it."""
     message, place = faults[0]
     path = "".join(f"[{each}]" if isinstance(each, int) else f".{each}" for each in place)

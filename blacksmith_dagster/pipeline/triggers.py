@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from blacksmith_dagster.errors import DeclarationError, Misfit, Reject
+from blacksmith_dagster.errors import DeclarationError, Reject, ValidationError
 from blacksmith_dagster.pipeline import model
 
 In = TypeVar("In")
@@ -28,12 +28,12 @@ class Trigger(Generic[In]):
 def decoded(body: bytes, type: Any) -> Any:
     """A body of JSON decoded into `type`.
 
-    Raises `Misfit` with the place of the fault, and `Reject` for what is not JSON.
+    Raises `ValidationError` with the place of the fault, and `Reject` for what is not JSON.
     """
     try:
         return model.decoded(body, type)
     except msgspec.ValidationError as error:
-        raise Misfit(f"the body does not fit: {error}") from error
+        raise ValidationError(f"the body does not fit: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Reject(f"the body does not fit: {error}") from error
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from blacksmith_dagster.errors import BadRequest, Misfit, UnsupportedMedia
+from blacksmith_dagster.errors import BadRequest, UnsupportedMedia, ValidationError
 from blacksmith_dagster.pipeline.event import TypedEvent
 from blacksmith_dagster.pipeline.source import WebhookResult
 from blacksmith_dagster.pipeline.triggers import Request, decoded
@@ -68,20 +68,20 @@ class CloudEventsSource(TypedSource):
 
     def _structured(self, event: Any, at: str) -> TypedEvent:
         if not isinstance(event, dict):
-            raise Misfit(f"the body does not fit: an object is needed - at `{at}`")
+            raise ValidationError(f"the body does not fit: an object is needed - at `{at}`")
         data, binary = event.pop("data", None), event.pop("data_base64", None)
         if binary is not None:
             if data is not None:
-                raise Misfit(f"a CloudEvent has data or data_base64, not both - at `{at}`")
+                raise ValidationError(f"a CloudEvent has data or data_base64, not both - at `{at}`")
             try:
                 data = _data(event, base64.b64decode(binary, validate=True))
             except (ValueError, TypeError) as error:
-                raise Misfit(f"this is no base64 - at `{at}.data_base64`") from error
+                raise ValidationError(f"this is no base64 - at `{at}.data_base64`") from error
         return self._typed_event(event, data, at)
 
     def _typed_event(self, attributes: Mapping[str, Any], data: Any, at: str) -> TypedEvent:
         if text(attributes, "specversion", at) != "1.0":
-            raise Misfit(f"CloudEvents 1.0 are taken, no others - at `{at}.specversion`")
+            raise ValidationError(f"CloudEvents 1.0 are taken, no others - at `{at}.specversion`")
         source, id_ = text(attributes, "source", at), text(attributes, "id", at)
         return self._kind(text(attributes, "type", at)).of(
             data,

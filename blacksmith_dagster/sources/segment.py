@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, Unpack
 
 import msgspec
 
-from blacksmith_dagster.errors import Misfit
+from blacksmith_dagster.errors import ValidationError
 from blacksmith_dagster.pipeline.access import WriteKey
 from blacksmith_dagster.pipeline.event import TypedEvent
 from blacksmith_dagster.pipeline.source import Properties, Source, SourceEvent, WebhookResult
@@ -81,7 +81,7 @@ class SegmentSource(Source):
             """A message of Segment's HTTP tracking API."""
             message = request.json(dict)
             if message.setdefault("type", kind) != kind:
-                raise _misfit(f"a message of the type {kind!r} is needed", "$.type")
+                raise _invalid(f"a message of the type {kind!r} is needed", "$.type")
             return self._typed_event(message, "$", _received(request), None, {})
 
         return one
@@ -91,7 +91,7 @@ class SegmentSource(Source):
         body = request.json(dict)
         messages = body.get("batch")
         if not isinstance(messages, list):
-            raise _misfit("an array is needed", "$.batch")
+            raise _invalid("an array is needed", "$.batch")
         received, sent = _received(request), moment(body.get("sentAt"), "$.sentAt")
         shared = _object(body, "context", "$")
         return [
@@ -109,18 +109,18 @@ class SegmentSource(Source):
     ) -> TypedEvent:
         """The event of a message; `sent` and `shared` are said once for all of a batch."""
         if not isinstance(message, dict):
-            raise _misfit("an object is needed", at)
+            raise _invalid("an object is needed", at)
         kind = message.get("type")
         if not isinstance(kind, str) or kind not in _NEEDS:
-            raise _misfit(f"one of {', '.join(_NEEDS)} is needed", f"{at}.type")
+            raise _invalid(f"one of {', '.join(_NEEDS)} is needed", f"{at}.type")
         if not (message.get("userId") or message.get("anonymousId")):
-            raise _misfit("a userId or an anonymousId is needed", at)
+            raise _invalid("a userId or an anonymousId is needed", at)
         for field in _NEEDS[kind]:
             if not message.get(field):
-                raise _misfit(f"a call of {kind} needs it", f"{at}.{field}")
+                raise _invalid(f"a call of {kind} needs it", f"{at}.{field}")
         key = message.get("messageId")
         if key is not None and not isinstance(key, str):
-            raise _misfit("a text is needed", f"{at}.messageId")
+            raise _invalid("a text is needed", f"{at}.messageId")
         context = _object(message, "context", at)
         happened = moment(
             message.get("timestamp") or message.get("originalTimestamp"), f"{at}.timestamp"
@@ -131,7 +131,7 @@ class SegmentSource(Source):
             try:
                 happened = received - (sent - happened)
             except OverflowError as error:
-                raise _misfit("this is out of range beside sentAt", f"{at}.timestamp") from error
+                raise _invalid("this is out of range beside sentAt", f"{at}.timestamp") from error
         for field in _APART:
             message.pop(field, None)
         return self.events[kind].of(
@@ -172,12 +172,12 @@ def _object(body: Mapping[str, Any], field: str, at: str) -> Mapping[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise _misfit("an object is needed", f"{at}.{field}")
+        raise _invalid("an object is needed", f"{at}.{field}")
     return value
 
 
-def _misfit(why: str, at: str) -> Misfit:
-    return Misfit(f"the body does not fit: {why} - at `{at}`")
+def _invalid(why: str, at: str) -> ValidationError:
+    return ValidationError(f"the body does not fit: {why} - at `{at}`")
 
 
 def _received(request: Request) -> datetime:

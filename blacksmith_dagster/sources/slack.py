@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Unpack
 
-from blacksmith_dagster.errors import Misfit
+from blacksmith_dagster.errors import ValidationError
 from blacksmith_dagster.pipeline.signatures import SlackSignature
 from blacksmith_dagster.pipeline.source import Properties, WebhookResult
 from blacksmith_dagster.pipeline.triggers import Reply, Request
@@ -49,7 +49,7 @@ class SlackSource(TypedSource):
             return self._kind(outer).of(None, context=body)
         event: Any = body.pop("event", None)
         if not isinstance(event, dict):
-            raise Misfit("the body does not fit: an object is needed - at `$.event`")
+            raise ValidationError("the body does not fit: an object is needed - at `$.event`")
         return self._kind(text(event, "type", "$.event")).of(
             event,
             key=text(body, "event_id"),

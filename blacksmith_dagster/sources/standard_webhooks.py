@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Unpack
 
-from blacksmith_dagster.errors import Misfit
+from blacksmith_dagster.errors import ValidationError
 from blacksmith_dagster.pipeline.signatures import StandardWebhooksSignature
 from blacksmith_dagster.pipeline.source import Properties, WebhookResult
 from blacksmith_dagster.pipeline.triggers import Request
@@ -40,7 +40,7 @@ class StandardWebhooksSource(TypedSource):
         body: dict[str, Any] = request.json(dict)
         kind = self._kind(text(body, "type"))
         if "data" not in body:
-            raise Misfit("the body does not fit: a value is needed - at `$.data`")
+            raise ValidationError("the body does not fit: a value is needed - at `$.data`")
         sent: Any = body.get("timestamp")
         if not isinstance(sent, str):
             sent = int(header(request, "webhook-timestamp"))

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar, Unpack, overload
 
-from blacksmith_dagster.errors import BadRequest, DeclarationError, Misfit, Reject
+from blacksmith_dagster.errors import BadRequest, DeclarationError, Reject, ValidationError
 from blacksmith_dagster.pipeline.access import Auth
 from blacksmith_dagster.pipeline.model import JSONSchema
 from blacksmith_dagster.pipeline.source import Properties, Source, SourceEvent, WebhookResult
@@ -143,10 +143,10 @@ def header(request: Request, name: str) -> str:
 
 
 def text(body: Mapping[str, Any], field: str, at: str = "$") -> str:
-    """A field that has to be a text, and not an empty one. Raises `Misfit`."""
+    """A field that has to be a text, and not an empty one. Raises `ValidationError`."""
     value = body.get(field)
     if not isinstance(value, str) or not value:
-        raise Misfit(f"the body does not fit: a text is needed - at `{at}.{field}`")
+        raise ValidationError(f"the body does not fit: a text is needed - at `{at}.{field}`")
     return value
 
 
@@ -154,7 +154,7 @@ def moment(value: Any, at: str) -> datetime | None:
     """A time: seconds since 1970, or a text as ISO 8601 has it, of UTC if it names no zone; `None` if
     there is none.
 
-    Raises `Misfit`.
+    Raises `ValidationError`.
     """
     if value is None:
         return None
@@ -166,7 +166,7 @@ def moment(value: Any, at: str) -> datetime | None:
             return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
     except (ValueError, OverflowError, OSError):
         pass
-    raise Misfit(
+    raise ValidationError(
         "the body does not fit: a time is needed, as seconds since 1970 or as "
         f"'2026-01-31T12:00:00Z' - at `{at}`"
     )

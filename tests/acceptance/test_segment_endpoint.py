@@ -193,7 +193,7 @@ def test_one_bad_event_in_a_batch(webhooks: Webhooks) -> None:
     batch = {"batch": [good, good, good | {"event": None}, good]}
     answer = sent(webhooks, "/v1/batch", batch)
     assert answer.status_code == 422
-    assert answer.json()["type"] == "urn:blacksmith:misfit"
+    assert answer.json()["type"] == "urn:blacksmith:validation-error"
     assert "at `$.batch[2].event`" in answer.json()["detail"]
     assert not webhooks.new()
     before = len(webhooks.store.quarantined())

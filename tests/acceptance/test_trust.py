@@ -369,14 +369,14 @@ ENDPOINTS = [f"/v1/%s/{name}" for name in MODELS] + ["/%s/read"]
 
 
 @pytest.mark.parametrize("path", ENDPOINTS)
-def test_a_misfit_is_refused_with_its_place(
+def test_invalid_data_is_refused_with_its_place(
     process: GatewayProcess, path: str, new_events: Callable[[], list[Any]]
 ) -> None:
     with process.client() as client:
         assert client.post(path % "orders", json=GOOD).status_code == 202
         refused = client.post(path % "orders", json=BAD)
         assert refused.status_code == 422
-        assert refused.json()["type"] == "urn:blacksmith:misfit"
+        assert refused.json()["type"] == "urn:blacksmith:validation-error"
         assert "$.lines[1].count" in refused.json()["detail"]
         assert client.post(path % "orders", content=b"{").status_code in (400, 422)
         assert client.post(path % "orders", content=b'{"id": NaN}').status_code in (400, 422)

@@ -116,7 +116,7 @@ def test_secrets_are_named(kind: Any) -> None:
         assert TOKEN not in str(told.value)
 
 
-def test_cors_and_what_becomes_of_misfits_are_declared() -> None:
+def test_cors_and_what_becomes_of_invalid_data_are_declared() -> None:
     shop = CORS(origins=["https://shop.example", "http://127.0.0.1:8080", "http://[::1]:80"])
     source = Source("web", cors=shop, invalid="quarantine")
     inherits = source.accept("clicked")

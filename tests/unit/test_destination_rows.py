@@ -28,9 +28,9 @@ def job(data: Any, key: str = "k") -> Job[Any]:
 
 
 def why(data: Any) -> str:
-    rows, misfits = fitted([job(data)], {"id", "delay"}, "flights", ["id"])
+    rows, invalid = fitted([job(data)], {"id", "delay"}, "flights", ["id"])
     assert not rows
-    return misfits[0][1]
+    return invalid[0][1]
 
 
 @pytest.mark.parametrize(
@@ -45,8 +45,8 @@ def why(data: Any) -> str:
     ],
 )
 def test_dicts_structs_and_dataclasses_are_rows(data: Any, values: dict[str, Any]) -> None:
-    rows, misfits = fitted([job(data)], values.keys(), "flights", ["id"])
-    assert not misfits
+    rows, invalid = fitted([job(data)], values.keys(), "flights", ["id"])
+    assert not invalid
     assert rows[0].values == values
 
 
@@ -80,11 +80,11 @@ def test_what_cannot_be_a_row_says_why(data: Any, said: str) -> None:
     assert said in why(data)
 
 
-def test_a_misfit_leaves_the_others_alone() -> None:
+def test_an_invalid_row_leaves_the_others_alone() -> None:
     jobs = [job({"id": "a"}, "1"), job({"id": None}, "2"), job({"id": "c"}, "3")]
-    rows, misfits = fitted(jobs, {"id"}, "flights", ["id"])
+    rows, invalid = fitted(jobs, {"id"}, "flights", ["id"])
     assert [row.job.key for row in rows] == ["1", "3"]
-    assert [each.key for each, _ in misfits] == ["2"]
+    assert [each.key for each, _ in invalid] == ["2"]
 
 
 def test_rows_with_the_same_columns_are_one_statement() -> None:

@@ -27,7 +27,7 @@ from blacksmith_dagster import (
     testing,
 )
 from blacksmith_dagster.destinations.rows import fitted
-from blacksmith_dagster.errors import Misfit
+from blacksmith_dagster.errors import ValidationError
 from blacksmith_dagster.pipeline.model import checked_model, decoder, encode, json_schema
 
 
@@ -116,7 +116,7 @@ def test_what_does_not_fit_is_told_with_its_place(model: Any, body: bytes, place
         b'{"id": "1"} {}',
     ],
 )
-def test_what_is_not_json_is_no_misfit(model: Any, body: bytes) -> None:
+def test_what_is_not_json_is_not_a_validation_error(model: Any, body: bytes) -> None:
     with pytest.raises((msgspec.DecodeError, UnicodeDecodeError)) as told:
         decoder(model)(body)
     assert not isinstance(told.value, msgspec.ValidationError)
@@ -126,11 +126,11 @@ def test_what_is_not_json_is_no_misfit(model: Any, body: bytes) -> None:
 def test_a_function_may_decode_its_body(handed: Callable[..., Any]) -> None:
     for type_ in (Flight, PydanticFlight):
         assert handed(GOOD).json(type_) == decoder(type_)(GOOD)
-        with pytest.raises(Misfit, match=r"\$\.id"):
+        with pytest.raises(ValidationError, match=r"\$\.id"):
             handed(b'{"id": 7}').json(type_)
         with pytest.raises(Reject) as told:
             handed(b"{").json(type_)
-        assert not isinstance(told.value, Misfit)
+        assert not isinstance(told.value, ValidationError)
     assert handed(b"[%s]" % GOOD).json(list[PydanticFlight])[0].id == "UA1545"
 
 
@@ -161,8 +161,8 @@ def test_pydantic_goes_all_the_way_to_a_destination() -> None:
     assert one.data == PydanticFlight.model_validate(sent)
     assert list_of.data == [one.data]
     assert Batch("lake/flights", [one]).frame()["departedAt"].tolist() == [noon]
-    rows, misfits = fitted([one], frozenset({"id", "legs", "departedAt"}), "flights", ["id"])
-    assert not misfits
+    rows, invalid = fitted([one], frozenset({"id", "legs", "departedAt"}), "flights", ["id"])
+    assert not invalid
     assert rows[0].values == {"id": "UA1545", "legs": [], "departedAt": noon}
 
 
@@ -190,7 +190,7 @@ def test_a_json_schema_leaves_the_data_as_it_is() -> None:
     app = Blacksmith(sources=[airport], destinations=[lake], since="2026-01-01")
     (job,) = testing.run(app, [(departed, {"id": "1", "more": 1.50})])["lake/flights"]
     assert job.data == {"id": "1", "more": 1.5}
-    with pytest.raises(Misfit, match=r"event 1 does not fit airport/departed"):
+    with pytest.raises(ValidationError, match=r"event 1 does not fit airport/departed"):
         testing.run(app, [(departed, {"id": 1})])
 
 

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from blacksmith_dagster import Request
-from blacksmith_dagster.errors import BadRequest, Misfit, Refused, Reject, UnsupportedMedia
+from blacksmith_dagster.errors import BadRequest, Refused, Reject, UnsupportedMedia, ValidationError
 from blacksmith_dagster.sources import CloudEventsSource
 
 STRUCTURED = "application/cloudevents+json"
@@ -158,10 +158,10 @@ def test_event_without_data(orders: CloudEventsSource) -> None:
     ],
 )
 def test_attributes_are_checked(orders: CloudEventsSource, changed: Any, says: str) -> None:
-    with pytest.raises(Misfit) as refused:
+    with pytest.raises(ValidationError) as refused:
         receive(orders, cloud_event(**changed), STRUCTURED)
     assert says in str(refused.value)
-    with pytest.raises(Misfit) as refused:
+    with pytest.raises(ValidationError) as refused:
         receive(orders, [cloud_event(), cloud_event(**changed)], BATCH)
     assert says.replace("`$.", "`$[1].") in str(refused.value)
 
@@ -172,9 +172,9 @@ def test_attributes_are_checked(orders: CloudEventsSource, changed: Any, says: s
         (b"{}", {"content-type": "application/json"}, BadRequest, "this is no CloudEvent"),
         (b"", {}, BadRequest, "no header ce-specversion"),
         (b"<e/>", {"content-type": "application/cloudevents+xml"}, UnsupportedMedia, "send JSON"),
-        (b"[1]", {"content-type": BATCH}, Misfit, r"at `\$\[0\]`"),
-        (b"{}", {"content-type": BATCH}, Misfit, "Expected `array`"),
-        (b"[]", {"content-type": STRUCTURED}, Misfit, "an object is needed"),
+        (b"[1]", {"content-type": BATCH}, ValidationError, r"at `\$\[0\]`"),
+        (b"{}", {"content-type": BATCH}, ValidationError, "Expected `array`"),
+        (b"[]", {"content-type": STRUCTURED}, ValidationError, "an object is needed"),
         (b"{", {"content-type": STRUCTURED}, Reject, "does not fit"),
         (b"\xff", {"content-type": STRUCTURED}, Reject, "does not fit"),
     ],

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from blacksmith_dagster import Request, Secret
-from blacksmith_dagster.errors import DeclarationError, Misfit, NotAllowed, Reject
+from blacksmith_dagster.errors import DeclarationError, NotAllowed, Reject, ValidationError
 from blacksmith_dagster.pipeline.event import Event
 from blacksmith_dagster.sources import SegmentSource
 
@@ -140,7 +140,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("changed", "at"), WRONG)
 def test_one_bad_event_in_a_batch(shop: SegmentSource, changed: dict[str, Any], at: str) -> None:
     batch = [message(), message(**changed), message()]
-    with pytest.raises(Misfit) as refused:
+    with pytest.raises(ValidationError) as refused:
         send(shop, "/v1/batch", {"batch": batch})
     assert f"at `$.batch[1]{at}`" in str(refused.value)
 
@@ -156,13 +156,13 @@ def test_one_bad_event_in_a_batch(shop: SegmentSource, changed: dict[str, Any], 
     ],
 )
 def test_batch_that_is_none(shop: SegmentSource, body: Any, at: str) -> None:
-    with pytest.raises(Misfit) as refused:
+    with pytest.raises(ValidationError) as refused:
         send(shop, "/v1/batch", body)
     assert f"at `{at}`" in str(refused.value)
 
 
 def test_call_of_another_kind_than_its_path_is_refused(shop: SegmentSource) -> None:
-    with pytest.raises(Misfit, match=r"'track' is needed - at `\$.type`"):
+    with pytest.raises(ValidationError, match=r"'track' is needed - at `\$.type`"):
         send(shop, "/v1/track", message("page"))
 
 

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from blacksmith_dagster import Reply, Request, Secret
-from blacksmith_dagster.errors import Misfit, Reject
+from blacksmith_dagster.errors import Reject, ValidationError
 from blacksmith_dagster.pipeline.event import Event, TypedEvent
 from blacksmith_dagster.sources import (
     GitHubSource,
@@ -78,7 +78,7 @@ def test_github_ping_is_answered_unless_it_is_declared(github: GitHubSource) -> 
 
 @pytest.mark.parametrize("body", [[], "push", None, 1])
 def test_github_payload_is_an_object(github: GitHubSource, body: Any) -> None:
-    with pytest.raises(Misfit, match="Expected `object`"):
+    with pytest.raises(ValidationError, match="Expected `object`"):
         receive(github, body, PUSH)
 
 
@@ -145,7 +145,7 @@ def test_stripe_thin_event(stripe: StripeSource) -> None:
     ],
 )
 def test_stripe_event_that_is_none(stripe: StripeSource, changed: Any, at: str) -> None:
-    with pytest.raises(Misfit) as refused:
+    with pytest.raises(ValidationError) as refused:
         receive(stripe, stripe_event(**changed))
     assert f"at `{at}`" in str(refused.value)
 
@@ -176,7 +176,7 @@ def slack_callback(**changed: Any) -> dict[str, Any]:
 def test_slack_handshake_is_answered(slack: SlackSource) -> None:
     body = {"token": "t", "challenge": "3eZbrw1aB", "type": "url_verification"}
     assert receive(slack, body) == Reply(200, "3eZbrw1aB")
-    with pytest.raises(Misfit, match=r"\$.challenge"):
+    with pytest.raises(ValidationError, match=r"\$.challenge"):
         receive(slack, {"type": "url_verification"})
 
 
@@ -219,7 +219,7 @@ def test_slack_notice_that_is_no_callback(slack: SlackSource) -> None:
     ],
 )
 def test_slack_callback_that_is_none(slack: SlackSource, changed: Any, at: str) -> None:
-    with pytest.raises(Misfit) as refused:
+    with pytest.raises(ValidationError) as refused:
         receive(slack, slack_callback(**changed))
     assert f"at `{at}`" in str(refused.value)
 
@@ -263,7 +263,7 @@ def test_standard_webhook_whose_body_has_no_time(
     ],
 )
 def test_standard_webhook_that_is_none(hooks: StandardWebhooksSource, body: Any, at: str) -> None:
-    with pytest.raises(Misfit) as refused:
+    with pytest.raises(ValidationError) as refused:
         receive(hooks, body, SIGNED)
     assert f"at `{at}`" in str(refused.value)
 
