@@ -40,7 +40,7 @@ from blacksmith_dagster.gateway.responses import (
     routing_problem,
     unavailable,
 )
-from blacksmith_dagster.ingest.extract import KEY_CHARACTERS, VERSION_HEADER, Extractor, Sifted
+from blacksmith_dagster.ingest.extract import KEY_CHARACTERS, VERSION_HEADER, Extractor, InvalidItem
 from blacksmith_dagster.ingest.group_commit import STORE_IS_DOWN, Writer
 from blacksmith_dagster.ingest.quarantine import raw_of
 from blacksmith_dagster.pipeline.application import Blacksmith
@@ -169,7 +169,7 @@ class Endpoint:
         self._store = store
         self._bodies = bodies
         self._extract = Extractor(app, event)
-        self._sifts = event.invalid == "quarantine"
+        self._quarantines_invalid = event.invalid == "quarantine"
         self._deprecations = deprecations
         self._request_bytes = cast(int, event.limits.request_bytes)
         self._body_seconds = cast(float, event.limits.body_seconds)
@@ -253,7 +253,8 @@ class Endpoint:
     def _request(
         self, scope: Scope, headers: Mapping[bytes, bytes], body: bytes, key: str | None
     ) -> Request:
-        if self._event.function is None and not self._sifts:  # nobody will look at more than this
+        # No one reads more of the request than this.
+        if self._event.function is None and not self._quarantines_invalid:
             few = {
                 name: headers[raw].decode("latin-1") for raw, name in _LOOKED_AT if raw in headers
             }
@@ -276,19 +277,19 @@ class Endpoint:
         )
 
     async def _keep(self, request: Request, key: str | None) -> Response | dict[str, Any]:
-        sifted: list[Sifted] | None = [] if self._sifts else None
+        invalid: list[InvalidItem] | None = [] if self._quarantines_invalid else None
         try:
             if len(request.body) > _LARGE:
-                extracted = await run_in_threadpool(self._extract, request, key, sifted)
+                extracted = await run_in_threadpool(self._extract, request, key, invalid)
             else:
-                extracted = self._extract(request, key, sifted)
+                extracted = self._extract(request, key, invalid)
         except Refused:
             raise
         except Exception as error:  # noqa: BLE001 - the user's code
             return await self._quarantine(request, error)
         if isinstance(extracted, Reply):
             return _reply(extracted)
-        raws = [self._raw_of(request, key, each) for each in sifted or ()]
+        raws = [self._raw_of(request, key, item) for item in invalid or ()]
         kept = await self.writer.submit(extracted, raws) if extracted or raws else []
         if isinstance(kept, list):
             answer = self._accepted(kept[: len(extracted)], kept[len(extracted) :])
@@ -300,12 +301,12 @@ class Endpoint:
             return unavailable(kept)
         return await self._quarantine(request, kept)
 
-    def _raw_of(self, request: Request, key: str | None, sifted: Sifted) -> Raw:
+    def _raw_of(self, request: Request, key: str | None, item: InvalidItem) -> Raw:
         headers = request.headers
         if key is not None:  # it will be taken again without the others
-            headers = {**headers, "idempotency-key": f"{sifted.place}.{key}"[:KEY_CHARACTERS]}
-        one = structs.replace(request, body=sifted.body, headers=headers)
-        return raw_of(self._event.path, one, sifted.error)
+            headers = {**headers, "idempotency-key": f"{item.place}.{key}"[:KEY_CHARACTERS]}
+        one = structs.replace(request, body=item.body, headers=headers)
+        return raw_of(self._event.path, one, item.error)
 
     async def _quarantine(self, request: Request, error: Exception) -> Response | dict[str, Any]:
         _log.error("%s could not take a request\n%s", self._event.path, traced(error))

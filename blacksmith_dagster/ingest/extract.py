@@ -72,14 +72,14 @@ class Extractor:
         self,
         request: Request | Message,
         key: str | None = None,
-        sifted: list[Sifted] | None = None,
+        invalid: list[InvalidItem] | None = None,
     ) -> list[NewEvent] | Reply:
         """The events of a request or a message, or the reply that its function gave to a request; all
         or nothing.
 
         `key` is the request's `Idempotency-Key`, or the message's id: it stands for the whole body,
-        and counts for the events that have no key of their own. Items that do not fit their model are
-        added to `sifted`, and the others are taken, if it is given.
+        and counts for the events that have no key of their own. If `invalid` is given,
+        items that do not fit their model are added to it, and the others become events.
 
         Raises `Refused` for what must not be taken; whatever else the source event's function raises.
         """
@@ -108,10 +108,10 @@ class Extractor:
                     return _checked_reply(self.event.path, returned)
                 self._add(made, returned)
             except ValidationError as error:
-                if sifted is None:
+                if invalid is None:
                     raise
                 del made.events[before:]
-                sifted.append(Sifted(made.place, item, error))
+                invalid.append(InvalidItem(made.place, item, error))
                 made.left_out += 1
         return made.events
 
@@ -311,7 +311,7 @@ class Extractor:
             self._add_event(made, self._kind_of(child.kind), child.event, index, family)
 
 
-class Sifted(NamedTuple):
+class InvalidItem(NamedTuple):
     """An item that does not fit its model: its place among the request's events, from 1."""
 
     place: int

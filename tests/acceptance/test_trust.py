@@ -397,7 +397,7 @@ def test_one_bad_event_in_a_batch(
         refused = client.post(path % "orders", json=batch)
         assert refused.status_code == 422
         assert new_events() == []
-        # Sifted out, it alone waits in quarantine; sent again, nothing is kept twice.
+        # By itself it waits in quarantine; sent again, nothing is kept twice.
         before = {each.id for each in store.quarantined()}
         key = {"Idempotency-Key": f"batch of {path} {process.port} {time.time_ns()}"}
         answers = [client.post(path % "lenient", json=batch, headers=key) for _ in range(2)]
