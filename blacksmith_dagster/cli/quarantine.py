@@ -1,4 +1,4 @@
-"""The commands that look at what could not be taken, take it again, or drop it."""
+"""The commands that show what could not be ingested, retry it, or drop it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import msgspec
 from blacksmith_dagster.cli.common import app_option, json_option, limit_option, opened
 from blacksmith_dagster.cli.tables import as_json, table
 from blacksmith_dagster.errors import BlacksmithError, SchemaOutdated, Unavailable, clean, describe
-from blacksmith_dagster.ingest.retry import retake
+from blacksmith_dagster.ingest.retry import retry_quarantined
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pubsub import open_pubsub
 from blacksmith_dagster.pubsub.notifier import Notifier, Notify
@@ -133,7 +133,7 @@ def _notifying(application: Blacksmith) -> Iterator[Notify | None]:
 
 def _retried(app: Blacksmith, store: Store, quarantine_id: str, notify: Notify | None) -> bool:
     try:
-        made = retake(app, store, quarantine_id, notify)
+        made = retry_quarantined(app, store, quarantine_id, notify)
     except (Unavailable, SchemaOutdated):
         raise
     except Exception as error:  # noqa: BLE001 - the user's code, or what it was given

@@ -263,7 +263,7 @@ class Endpoint:
         for raw_name, raw_value in scope["headers"]:
             name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
             named[name] = f"{named[name]}, {value}" if name in named else value
-        if key is not None:  # the one that counts: the request may be taken again, from quarantine
+        if key is not None:  # the one that counts: a retry from quarantine uses it
             named["idempotency-key"] = key
         if self._event.auth is not None:  # it has been looked at, and is for nobody else
             named.pop("authorization", None)
@@ -303,7 +303,7 @@ class Endpoint:
 
     def _raw_of(self, request: Request, key: str | None, item: InvalidItem) -> Raw:
         headers = request.headers
-        if key is not None:  # it will be taken again without the others
+        if key is not None:  # it will be retried without the others
             headers = {**headers, "idempotency-key": f"{item.place}.{key}"[:KEY_CHARACTERS]}
         one = structs.replace(request, body=item.body, headers=headers)
         return raw_of(self._event.path, one, item.error)

@@ -1,4 +1,4 @@
-"""Taking again what is in quarantine, with the functions that the application has now."""
+"""Retrying what is in quarantine, with the functions that the application has now."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from blacksmith_dagster.pubsub.notifier import Notify
 from blacksmith_dagster.store.interface import Raw, Store
 
 
-def retake(
+def retry_quarantined(
     app: Blacksmith, store: Store, quarantine_id: str, notify: Notify | None = None
 ) -> list[str]:
-    """Take a request or a message that is in quarantine once more; returns the ids of its events.
+    """Ingest a request or a message from quarantine again; returns the ids of its events.
 
     It leaves quarantine in the commit that keeps its events. A key that it came with counts as it
     did then: if its sender has sent it again meanwhile, these are the ids of that. A function that
@@ -30,11 +30,11 @@ def retake(
     that have new jobs.
 
     Raises what the function raises, and `Refused` (`KeyReused` too): then it stays where it is.
-    `UsageError` if the application has nothing that could take it, `Unknown` if it is not in
+    `UsageError` if the application has nothing that receives it, `Unknown` if it is not in
     quarantine, and what the store raises.
     """
     raw = store.in_quarantine(quarantine_id)
-    event = _taker(app, quarantine_id, raw)
+    event = _receiver_of(app, quarantine_id, raw)
     given = _message(raw) if _subscribes(event) else _request(raw)
     made = Extractor(app, event)(given, key_of(given))
     events = [] if isinstance(made, Reply) else made
@@ -50,7 +50,9 @@ def _subscribes(event: SourceEvent[Any, Any, Any] | Webhook) -> bool:
     return isinstance(event, SourceEvent) and isinstance(event.trigger, Subscription)
 
 
-def _taker(app: Blacksmith, quarantine_id: str, raw: Raw) -> SourceEvent[Any, Any, Any] | Webhook:
+def _receiver_of(
+    app: Blacksmith, quarantine_id: str, raw: Raw
+) -> SourceEvent[Any, Any, Any] | Webhook:
     """The source event or the webhook that a request came to, as the application has it now."""
     drop = f"`blacksmith quarantine drop {quarantine_id}`"
     event = app.source_events.get(raw.kind)

@@ -44,7 +44,7 @@ class Request(msgspec.Struct, frozen=True):
     - `body`: the item's bytes, as they came.
     - `headers`: names in lower case.
     - `query`: of a name that occurs twice, the last value.
-    - `received_at`: when it came, if it is taken again from quarantine; else `None`, as it comes now.
+    - `received_at`: when it came, if it is retried from quarantine; else `None`: it comes now.
     """
 
     body: bytes

@@ -1,4 +1,4 @@
-"""Raw requests and messages that wait to be taken again."""
+"""Raw requests and messages that wait to be retried."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ import pytest
 from confluent_kafka import Consumer, KafkaException, Producer
 from confluent_kafka.admin import NewPartitions
 
-from blacksmith_dagster.ingest.retry import retake
+from blacksmith_dagster.ingest.retry import retry_quarantined
 from blacksmith_dagster.store import Store, open_store
 from tests.acceptance.listening_main import (
     DIES,
@@ -266,7 +266,7 @@ def test_poison_message_is_quarantined(orders: Orders, monkeypatch: pytest.Monke
     for each in orders.store.quarantined(placed.path):
         assert each.error == "ValueError: this is poison"
         assert orders.store.in_quarantine(each.id).headers[":place"]
-        assert len(retake(blacksmith, orders.store, each.id)) == 1
+        assert len(retry_quarantined(blacksmith, orders.store, each.id)) == 1
     assert orders.quarantined == []
     assert Counter(orders.kept) == Counter(orders.sent)
 

@@ -16,7 +16,7 @@ from segment.analytics.request import post as post_batch
 
 from blacksmith_dagster import Request
 from blacksmith_dagster.ingest.quarantine import raw_of
-from blacksmith_dagster.ingest.retry import retake
+from blacksmith_dagster.ingest.retry import retry_quarantined
 from tests.acceptance.processes import until
 from tests.acceptance.webhooks import SEGMENT_KEY, SEGMENT_KEY_OLD, Webhooks, opened
 from tests.acceptance.webhooks_pipeline import blacksmith
@@ -217,7 +217,7 @@ def test_clock_is_set_right_by_the_time_of_arrival_when_a_request_is_taken_again
     waiting = webhooks.store.quarantine(
         raw_of("segment", came, RuntimeError("a bug, since mended"))
     )
-    (kept,) = retake(blacksmith, webhooks.store, waiting)
+    (kept,) = retry_quarantined(blacksmith, webhooks.store, waiting)
     (event,) = webhooks.new()
     assert (event.id, event.sent_at) == (kept, YESTERDAY - minute)
 
