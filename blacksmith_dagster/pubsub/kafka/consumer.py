@@ -25,8 +25,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec, TopicDescription
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pipeline.subscription import Message
 from blacksmith_dagster.pubsub.address import Address
-from blacksmith_dagster.pubsub.closing import InUse
-from blacksmith_dagster.pubsub.fields import moment, text
+from blacksmith_dagster.pubsub.connection import ConnectionGuard
 from blacksmith_dagster.pubsub.interface import Positions, Received
 from blacksmith_dagster.pubsub.kafka.connection import (
     ANSWER_SECONDS,
@@ -39,6 +38,7 @@ from blacksmith_dagster.pubsub.kafka.connection import (
     settings,
     wait_for,
 )
+from blacksmith_dagster.pubsub.wire import header_text, unix_time
 from blacksmith_dagster.store.interface import Position
 
 _logger = logging.getLogger(__name__)
@@ -79,14 +79,14 @@ class KafkaConsumer:
         self._uncommitted = False
         self._commits: Future[ConsumerGroupTopicPartitions] | None = None
         self._refusals: set[str] = set()
-        self._in_use = InUse(self._disconnect)
+        self._guard = ConnectionGuard(self._disconnect)
 
     def receive(self, limit: int, timeout: float) -> Sequence[Received]:
         """See `Consumer`."""
         deadline = monotonic() + timeout
-        with self._in_use:
+        with self._guard:
             try:
-                if self._consumer is None and not self._in_use.is_closed:
+                if self._consumer is None and not self._guard.is_closed:
                     self._connect()
                 try:
                     return self._read(limit, deadline)
@@ -104,13 +104,13 @@ class KafkaConsumer:
 
     def acknowledge(self) -> None:
         """See `Consumer`."""
-        with self._in_use:
+        with self._guard:
             self._uncommitted = any(each.at is not None for each in self._partitions.values())
             self._commit()
 
     def lag(self) -> int | None:
         """See `Consumer`."""
-        with self._in_use:
+        with self._guard:
             consumer = self._consumer
             if consumer is None:
                 return None
@@ -124,7 +124,7 @@ class KafkaConsumer:
 
     def close(self) -> None:
         """See `Consumer`."""
-        self._in_use.close()
+        self._guard.close()
 
     def _new_trouble(self) -> Trouble:
         return Trouble(self._address, f"read the topic and the group {self._address.subscription}")
@@ -141,7 +141,7 @@ class KafkaConsumer:
     # -- reading
 
     def _read(self, limit: int, deadline: float) -> Sequence[Received]:
-        while (consumer := self._consumer) is not None and not self._in_use.is_closed:
+        while (consumer := self._consumer) is not None and not self._guard.is_closed:
             self._look_at_topic()
             self._commit()
             left = max(deadline - monotonic(), 0.0)
@@ -334,10 +334,10 @@ def _message(record: Any) -> Message:
     topic = record.topic()
     return Message(
         record.value() or b"",
-        {name: text(value) for name, value in record.headers() or ()},
+        {name: header_text(value) for name, value in record.headers() or ()},
         topic,
-        None if key is None else text(key),
-        sent_at=None if kind == TIMESTAMP_NOT_AVAILABLE else moment(milliseconds / 1000),
+        None if key is None else header_text(key),
+        sent_at=None if kind == TIMESTAMP_NOT_AVAILABLE else unix_time(milliseconds / 1000),
         place=f"{topic}/{record.partition()}@{record.offset()}",
     )
 

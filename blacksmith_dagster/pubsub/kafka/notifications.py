@@ -11,7 +11,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pubsub.address import Address
-from blacksmith_dagster.pubsub.closing import InUse
+from blacksmith_dagster.pubsub.connection import ConnectionGuard
 from blacksmith_dagster.pubsub.kafka.connection import (
     ANSWER_SECONDS,
     CONSUMER,
@@ -24,7 +24,7 @@ from blacksmith_dagster.pubsub.kafka.connection import (
     settings,
     wait_for,
 )
-from blacksmith_dagster.pubsub.messages import decode, encode
+from blacksmith_dagster.pubsub.wire import decode_notification, encode_notifications
 
 _BATCH = 1000
 # The only partition that is used: a notification is a few bytes, and who watches one partition never
@@ -55,7 +55,7 @@ class KafkaPublisher:
         self._trouble = _trouble(address)
 
     def publish(self, paths: Collection[str]) -> None:
-        messages = encode(paths)
+        messages = encode_notifications(paths)
         try:
             if self._producer is not None:
                 try:
@@ -116,14 +116,14 @@ class KafkaSubscriber:
         self._key = destination.encode()
         self._consumer: Consumer | None = None
         self._trouble = _trouble(address)
-        self._in_use = InUse(self._disconnect)
+        self._guard = ConnectionGuard(self._disconnect)
 
     def wait(self, timeout: float) -> Collection[str]:
-        with self._in_use:
+        with self._guard:
             return self._wait(monotonic() + timeout)
 
     def close(self) -> None:
-        self._in_use.close()
+        self._guard.close()
 
     def _disconnect(self) -> None:
         consumer, self._consumer = self._consumer, None
@@ -137,7 +137,7 @@ class KafkaSubscriber:
                 if heard is not None:
                     return heard
                 self._disconnect()
-            if not self._in_use.is_closed:
+            if not self._guard.is_closed:
                 self._connect()
         except KafkaException as error:
             self._disconnect()
@@ -150,7 +150,7 @@ class KafkaSubscriber:
     def _listen(self, consumer: Consumer, deadline: float) -> Collection[str] | None:
         """What is heard until the deadline; `None` when the broker or the topic is lost."""
         heard: set[str] = set()
-        while not (heard or self._in_use.is_closed):
+        while not (heard or self._guard.is_closed):
             left = deadline - monotonic()
             first = consumer.poll(min(max(left, 0.0), LOOK_SECONDS))
             messages = [] if first is None else [first, *consumer.consume(_BATCH, 0)]
@@ -162,7 +162,7 @@ class KafkaSubscriber:
                         return None
                     raise self._trouble.told(error)
                 if message.key() == self._key:
-                    heard.update(decode(self._destination, message.value() or b""))
+                    heard.update(decode_notification(self._destination, message.value() or b""))
             if left <= 0:
                 break
         return heard

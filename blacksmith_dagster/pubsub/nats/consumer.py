@@ -23,9 +23,9 @@ from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
 from blacksmith_dagster.errors import SettingsError, Unavailable
 from blacksmith_dagster.pipeline.subscription import Message
 from blacksmith_dagster.pubsub.address import Address
-from blacksmith_dagster.pubsub.fields import moment
 from blacksmith_dagster.pubsub.interface import Positions, Received
 from blacksmith_dagster.pubsub.nats.connection import Link, jetstream
+from blacksmith_dagster.pubsub.wire import unix_time
 from blacksmith_dagster.store.interface import Position
 
 _logger = logging.getLogger(__name__)
@@ -366,7 +366,7 @@ def _placed(reply: str) -> tuple[int, datetime | None]:
     """
     words = reply.split(".")
     at = 5 if len(words) == 9 else 7
-    return int(words[at]), moment(int(words[at + 2]) / 1e9)
+    return int(words[at]), unix_time(int(words[at + 2]) / 1e9)
 
 
 def _message(message: Msg, stream: str, sequence: int, sent_at: datetime | None) -> Message:

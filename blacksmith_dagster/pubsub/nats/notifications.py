@@ -18,8 +18,8 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StorageType
 from nats.js.errors import NoStreamResponseError, NotFoundError
 
 from blacksmith_dagster.pubsub.address import Address
-from blacksmith_dagster.pubsub.messages import decode, encode
 from blacksmith_dagster.pubsub.nats.connection import Link, jetstream
+from blacksmith_dagster.pubsub.wire import decode_notification, encode_notifications
 
 _logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class NATSPublisher:
         self._link = Link(address)
 
     def publish(self, paths: Collection[str]) -> None:
-        self._link.call(lambda: self._publish(encode(paths)))
+        self._link.call(lambda: self._publish(encode_notifications(paths)))
 
     def close(self) -> None:
         self._link.close()
@@ -113,7 +113,7 @@ class NATSSubscriber:
 
     async def _hear(self, message: Msg) -> None:
         with self._news:
-            self._heard.update(decode(self._destination, message.data))
+            self._heard.update(decode_notification(self._destination, message.data))
             self._news.notify()
 
     async def _listen(self) -> bool:

@@ -11,10 +11,10 @@ from typing import Any
 from blacksmith_dagster.errors import SettingsError, Unavailable
 from blacksmith_dagster.pipeline.subscription import Message
 from blacksmith_dagster.pubsub.address import Address
-from blacksmith_dagster.pubsub.closing import InUse
-from blacksmith_dagster.pubsub.fields import moment, text
+from blacksmith_dagster.pubsub.connection import ConnectionGuard
 from blacksmith_dagster.pubsub.interface import Received
 from blacksmith_dagster.pubsub.rabbitmq.connection import Link, Lost
+from blacksmith_dagster.pubsub.wire import header_text, unix_time
 
 _logger = logging.getLogger(__name__)
 
@@ -49,12 +49,12 @@ class RabbitMQConsumer:
         self._size = 0  # bytes that have arrived
         self._to_settle: int | None = None  # the delivery tag of the last message handed out
         self._knows_of_no_id = False
-        self._in_use = InUse(self._disconnect, self._wake)
+        self._guard = ConnectionGuard(self._disconnect, self._wake)
 
     def receive(self, limit: int, timeout: float) -> Sequence[Received]:
         """See `Consumer`."""
         deadline = monotonic() + timeout
-        with self._in_use:
+        with self._guard:
             try:
                 if self._link is not None:
                     try:
@@ -62,7 +62,7 @@ class RabbitMQConsumer:
                     except Lost as why:
                         _logger.debug("reading anew, after: %s", why)
                         self._disconnect()
-                if self._in_use.is_closed:
+                if self._guard.is_closed:
                     return ()
                 return self._read(self._connect(), limit, deadline)
             except BaseException:
@@ -71,7 +71,7 @@ class RabbitMQConsumer:
 
     def acknowledge(self) -> None:
         """See `Consumer`."""
-        with self._in_use:
+        with self._guard:
             if self._link is not None and self._to_settle is not None:
                 try:
                     self._link.tell(self._link.channel.basic_ack, self._to_settle, multiple=True)
@@ -82,7 +82,7 @@ class RabbitMQConsumer:
 
     def lag(self) -> int | None:
         """See `Consumer`."""
-        with self._in_use:
+        with self._guard:
             if self._link is None:
                 return None
             try:
@@ -92,7 +92,7 @@ class RabbitMQConsumer:
 
     def close(self) -> None:
         """See `Consumer`."""
-        self._in_use.close()
+        self._guard.close()
 
     def _wake(self) -> None:
         if link := self._link:
@@ -111,11 +111,11 @@ class RabbitMQConsumer:
     def _read(self, link: Link, limit: int, deadline: float) -> Sequence[Received]:
         while True:
             link.run(
-                lambda: bool(self._arrived) or self._in_use.is_closed,
+                lambda: bool(self._arrived) or self._guard.is_closed,
                 min(deadline, self._check_at),
             )
             now = monotonic()
-            if self._in_use.is_closed:
+            if self._guard.is_closed:
                 return ()
             if self._arrived or now >= deadline:
                 self._take_in(link, limit)
@@ -144,10 +144,10 @@ class RabbitMQConsumer:
             )
         message = Message(
             body,
-            {name: text(value) for name, value in (properties.headers or {}).items()},
+            {name: header_text(value) for name, value in (properties.headers or {}).items()},
             routing_key,
             id=properties.message_id or None,
-            sent_at=None if properties.timestamp is None else moment(properties.timestamp),
+            sent_at=None if properties.timestamp is None else unix_time(properties.timestamp),
             place=self._address.subscription,
         )
         return Received(message, None)

@@ -11,9 +11,9 @@ import pika
 
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pubsub.address import Address
-from blacksmith_dagster.pubsub.closing import InUse
-from blacksmith_dagster.pubsub.messages import decode, encode
+from blacksmith_dagster.pubsub.connection import ConnectionGuard
 from blacksmith_dagster.pubsub.rabbitmq.connection import Link, Lost
+from blacksmith_dagster.pubsub.wire import decode_notification, encode_notifications
 
 # The broker does not tell a subscriber that the exchange is gone: it is made anew this often.
 _BIND_SECONDS = 5.0
@@ -38,7 +38,7 @@ class RabbitMQPublisher:
         self._is_refused = False
 
     def publish(self, paths: Collection[str]) -> None:
-        messages = encode(paths)
+        messages = encode_notifications(paths)
         try:
             if self._link is not None:
                 try:
@@ -94,14 +94,14 @@ class RabbitMQSubscriber:
         self._bind_at = 0.0
         self._heard: set[str] = set()
         self._to_settle: int | None = None  # the delivery tag of the last message
-        self._in_use = InUse(self._disconnect, self._wake)
+        self._guard = ConnectionGuard(self._disconnect, self._wake)
 
     def wait(self, timeout: float) -> Collection[str]:
-        with self._in_use:
+        with self._guard:
             return self._wait(monotonic() + timeout)
 
     def close(self) -> None:
-        self._in_use.close()
+        self._guard.close()
 
     def _wake(self) -> None:
         if link := self._link:
@@ -119,7 +119,7 @@ class RabbitMQSubscriber:
                     return self._listen(self._link, deadline)
                 except Lost:
                     self._disconnect()
-            if not self._in_use.is_closed:
+            if not self._guard.is_closed:
                 self._connect()
             return ()
         except Unavailable:
@@ -129,13 +129,13 @@ class RabbitMQSubscriber:
     def _listen(self, link: Link, deadline: float) -> Collection[str]:
         while True:
             link.run(
-                lambda: bool(self._heard) or self._in_use.is_closed, min(deadline, self._bind_at)
+                lambda: bool(self._heard) or self._guard.is_closed, min(deadline, self._bind_at)
             )
             if self._to_settle is not None:
                 link.tell(link.channel.basic_ack, self._to_settle, multiple=True)
                 self._to_settle = None
             now = monotonic()
-            if self._heard or self._in_use.is_closed or now >= deadline:
+            if self._heard or self._guard.is_closed or now >= deadline:
                 heard, self._heard = self._heard, set()
                 return heard
             if now >= self._bind_at:
@@ -162,5 +162,5 @@ class RabbitMQSubscriber:
         self._bind_at = monotonic() + _BIND_SECONDS
 
     def _hear(self, _channel: Any, method: Any, _properties: Any, body: bytes) -> None:
-        self._heard.update(decode(self._destination, body))
+        self._heard.update(decode_notification(self._destination, body))
         self._to_settle = method.delivery_tag

@@ -1,4 +1,4 @@
-"""Who disconnects when one thread uses a connection and another closes it."""
+"""Closing a connection that another thread uses."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import threading
 from collections.abc import Callable
 
 
-class InUse:
-    """Held by whoever uses a connection, which `close` ends at once or leaves to them: `wake` is to
-    make them look whether it `is_closed`.
+class ConnectionGuard:
+    """Decides which thread disconnects when one uses a connection and another closes it.
 
-    Who cannot have the lock leaves the disconnecting to the other, who looks after letting go of it.
+    The user holds the guard. `close` disconnects at once if the connection is idle; otherwise it
+    calls `wake`, and the user sees that it `is_closed` and disconnects.
     """
 
     def __init__(
