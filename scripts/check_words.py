@@ -52,7 +52,9 @@ PROSE = {
     r"\bmend(s|ed|ing)?\b": "fix",
     r"\banew\b": "again",
     r"\bfor ever\b": "forever",
-    r"(?<!there )\b(is|are|was|were) no(ne)?\b(?! (longer|more|less|later|sooner)\b)": "is not a, has no",
+    r"(?<!there )\b(is|are|was|were) no(ne)?\b(?! (longer|more|less|later|sooner)\b)": (
+        "is not a, has no"
+    ),
     r"(^|[.:;] )Who (?![^.]*\?)": "name the subject",
     r"\b(of|by|for|that) who\b": "name the subject",
     r"\b(is|are|was|were|be|been) (told|taken|asked)\b": "an active verb",
@@ -100,7 +102,7 @@ def prose_findings(path: Path) -> Iterator[Finding]:
 
 
 def identifier_findings(path: Path) -> Iterator[Finding]:
-    """What is rejected in the names that a Python file binds: classes, functions, parameters, variables, attributes."""
+    """What is rejected in the names that a Python file binds, of classes, functions and variables."""
     for node in ast.walk(ast.parse(path.read_text())):
         for name in _bound_by(node):
             for part in _PART.findall(name):
