@@ -16,7 +16,7 @@ from benchmarks.pipeline import requests
 from benchmarks.stores import BOTH, Databases, opened, postgres
 from blacksmith_dagster.store.interface import NewEvent
 
-COLUMNS = "seq, kind, received_at, payload, key, context, version, sent_at, parent"
+COLUMNS = "seq, event_type, received_at, payload, key, context, version, sent_at, parent"
 SHAPES = [(1, 1000, 0.40), (1, 200, None), (1, 50, None), (4, 200, None), (4, 50, None)]
 
 Commit: TypeAlias = Callable[[], None]

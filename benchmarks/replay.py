@@ -158,10 +158,10 @@ def _made(made: Databases, count: int, event: DestinationEvent[Any]) -> float:
 def _plan(store: SQLStore, event: DestinationEvent[Any], request: ReplayRequest, run: str) -> None:
     chooser = Chooser(app, event, request)
     fence = store.take_over(event.path, Lane.REPLAY, run, lambda: True)
-    at = store.begin_replay(fence, request, chooser.kinds, run)
+    at = store.begin_replay(fence, request, chooser.event_types, run)
     while at.planned < at.upto:
         window = Window(at.planned, at.upto)
-        stretch = store.stretch(event.path, request, chooser.kinds, window)
+        stretch = store.stretch(event.path, request, chooser.event_types, window)
         chosen = chooser.choose(stretch.candidates, store)
         at = store.plan(fence, at, stretch.upto, chosen, event.batch)
 

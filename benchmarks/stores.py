@@ -119,7 +119,7 @@ def fill(url: str, events: int, *, payload: str, drained: bool = True, discarded
     """
     with closing(opened(url)) as store:
         with store.writing() as conn:
-            shared = {"at": datetime.now(UTC), "kind": store._kind(happened.path)}
+            shared = {"at": datetime.now(UTC), "event_type": store._event_type(happened.path)}
             conn.execute(_EVENTS, shared | {"last": events, "payload": payload})
             for event, every in ((each, 1), (half, 2)):
                 of = {"destination": store._destination(event.path), "every": every}
@@ -149,7 +149,8 @@ def _numbered(insert: str) -> TextClause:
 
 _AT = bindparam("at", type_=Instant())
 _EVENTS = _numbered(
-    "INSERT INTO events (seq, kind, received_at, payload) SELECT i, :kind, :at, :payload FROM n"
+    "INSERT INTO events (seq, event_type, received_at, payload) SELECT i, :event_type, :at, :payload "
+    "FROM n"
 ).bindparams(_AT)
 _JOBS = _numbered("INSERT INTO jobs (destination, seq) SELECT :destination, i * :every FROM n")
 _LOADS = _numbered(

@@ -59,7 +59,7 @@ def run(
     for index, new in enumerate(admission.new):
         event = _kept(app, new, _id(index), parents[index])
         for wanted in new.jobs:
-            flow = app.destination_events[wanted.destination].flows[new.kind]
+            flow = app.destination_events[wanted.destination].flows[new.event_type]
             if wanted.when_error is not None and flow.when is not None:
                 flow.when(event)  # the gateway keeps what it raises, for the job to fail with
             data = event.data if flow.transform is None else flow.transform(event)
@@ -95,7 +95,7 @@ def _extracted(
 
 def _kept(app: Blacksmith, new: NewEvent, event_id: str, parent: str | None) -> Event[Any]:
     return Event(
-        decoder(app.source_events[new.kind].model, kept=True)(new.payload),
+        decoder(app.source_events[new.event_type].model, kept=True)(new.payload),
         new.key,
         new.sent_at,
         {} if new.context is None else msgspec.json.decode(new.context),

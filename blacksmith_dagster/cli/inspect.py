@@ -117,7 +117,9 @@ def _status_text(found: _Status) -> str:
         parts.append(f"No longer declared ({mend}):")
         parts.append(table(["destination event", "jobs waiting"], found.orphans))
     if found.quarantined:
-        each = ", ".join(f"{number} of {kind}" for kind, number in found.quarantined.items())
+        each = ", ".join(
+            f"{number} of {event_type}" for event_type, number in found.quarantined.items()
+        )
         parts.append(f"In quarantine: {each} (`blacksmith quarantine list`)")
     return "\n\n".join(parts)
 
@@ -185,7 +187,7 @@ def show_event(event_id: str, json: bool) -> None:
 def _event_text(event: StoredEvent) -> str:
     told = {
         "event": event.id,
-        "kind": event.kind,
+        "type": event.event_type,
         "received": moment(event.received_at),
         "sent": moment(event.sent_at),
         "key": event.key,
@@ -207,18 +209,20 @@ def _job_text(destination: str, history: Sequence[Transition]) -> str:
 
 
 @events.command("list")
-@click.option("--kind", metavar="SOURCE/EVENT", help="Only this kind.")
+@click.option("--event-type", metavar="SOURCE/EVENT", help="Only events of this type.")
 @limit_option
 @json_option
-def list_events(kind: str | None, limit: int, json: bool) -> None:
+def list_events(event_type: str | None, limit: int, json: bool) -> None:
     """List the newest events, newest first."""
     with opened() as store:
-        found = store.events(kind, limit)
+        found = store.events(event_type, limit)
     if json:
         click.echo(as_json(found))
         return
-    rows = [[each.id, each.kind, each.received_at, ", ".join(each.destinations)] for each in found]
-    click.echo(table(["event", "kind", "received (UTC)", "jobs for"], rows))
+    rows = [
+        [each.id, each.event_type, each.received_at, ", ".join(each.destinations)] for each in found
+    ]
+    click.echo(table(["event", "event type", "received (UTC)", "jobs for"], rows))
 
 
 @click.group()
@@ -244,10 +248,10 @@ def list_jobs(state: str, destination: str | None, limit: int, json: bool) -> No
         click.echo(as_json(found))
         return
     rows = [
-        [each.destination, each.event_id, each.kind, each.attempts, each.due_at, each.error]
+        [each.destination, each.event_id, each.event_type, each.attempts, each.due_at, each.error]
         for each in found
     ]
-    head = ["destination event", "event", "kind", "attempts", "due again", "error"]
+    head = ["destination event", "event", "event type", "attempts", "due again", "error"]
     click.echo(table(head, rows))
 
 

@@ -54,7 +54,10 @@ def list_quarantine(event: str | None, limit: int, json: bool) -> None:
     if json:
         click.echo(as_json(found))
         return
-    rows = [[each.id, each.received_at, each.kind, each.size, _short(each.error)] for each in found]
+    rows = [
+        [each.id, each.received_at, each.event_type, each.size, _short(each.error)]
+        for each in found
+    ]
     click.echo(table(["id", "received (UTC)", "event", "bytes", "error"], rows))
 
 
@@ -77,7 +80,7 @@ def show(quarantine_id: str, body: bool, json: bool) -> None:
         told = msgspec.structs.asdict(raw) | {"id": quarantine_id, "headers": headers}
         click.echo(as_json(told))
         return
-    lines = [f"{quarantine_id} of {raw.kind}", *_text(raw.error).splitlines(), ""]
+    lines = [f"{quarantine_id} of {raw.event_type}", *_text(raw.error).splitlines(), ""]
     lines += [f"{name}: {_text(value)}" for name, value in headers.items()]
     click.echo("\n".join([*lines, "", _body_text(raw.body)]))
 

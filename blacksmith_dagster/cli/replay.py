@@ -61,7 +61,9 @@ class Moment(click.ParamType[datetime]):
     show_default=True,
     help="missing: events without a job; failed: discarded jobs; all: what is not pending.",
 )
-@click.option("--event", "kinds", multiple=True, metavar="SOURCE/EVENT", help="Only this one.")
+@click.option(
+    "--event", "event_types", multiple=True, metavar="SOURCE/EVENT", help="Only this one."
+)
 @click.option("--version", help="Only events of this version.")
 @click.option("--error", help="Only jobs discarded by an error that holds this text.")
 @click.option("--when", metavar="MODULE:FUNCTION", help="Only events for which this is true.")
@@ -76,7 +78,7 @@ def replay(
     start: datetime,
     end: datetime | None,
     modes: tuple[str, ...],
-    kinds: tuple[str, ...],
+    event_types: tuple[str, ...],
     version: str | None,
     error: str | None,
     when: str | None,
@@ -97,7 +99,7 @@ def replay(
         start,
         end or _tomorrow(),
         tuple(ReplayMode(mode) for mode in modes),
-        kinds,
+        event_types,
         version,
         error,
         when,
@@ -154,8 +156,8 @@ def _forecast_text(found: Forecast) -> str:
     about = "" if found.seconds is None else f", in about {found.seconds:.0f} s"
     parts = [table(["day (UTC)", *states], rows), f"{found.jobs} jobs would be run{about}"]
     if found.sample:
-        sample = [[each.event_id, each.kind, each.state, each.error] for each in found.sample]
-        parts.append(table(["event", "kind", "job", "error"], sample))
+        sample = [[each.event_id, each.event_type, each.state, each.error] for each in found.sample]
+        parts.append(table(["event", "event type", "job", "error"], sample))
     return "\n\n".join(parts)
 
 
@@ -190,7 +192,7 @@ def export_jobs(destination: str, form: str, output: Path | None) -> None:
     rows = [
         {
             "event_id": job.event_id,
-            "kind": job.kind,
+            "event_type": job.event_type,
             "received_at": job.received_at.isoformat(),
             "attempts": job.attempts,
             "error": job.error,

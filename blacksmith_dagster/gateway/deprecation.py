@@ -31,11 +31,11 @@ class Deprecations:
         today = datetime.now(UTC).date()
         found: list[date] = []
         for event in events:
-            versions = self._versions.get(event.kind)
+            versions = self._versions.get(event.event_type)
             since = versions and versions.deprecated_since(event.version, today)
             if since:
                 found.append(since)
-                self._tell(event.kind, str(event.version), since)
+                self._tell(event.event_type, str(event.version), since)
         if not found:
             return None
         return f"@{datetime.combine(min(found), time.min, UTC).timestamp():.0f}"

@@ -64,9 +64,9 @@ class Extractor:
         self._event_bytes = cast(int, event.limits.event_bytes)
         self._depth = cast(int, event.limits.depth)
         self._keys = cast(int, event.limits.keys)
-        self._kinds = {each.path: _Kind(app, each) for each in event.source.events.values()}
-        # What a function returns by itself: events of this kind, or typed events of any.
-        self._kind = self._kinds.get(event.path)
+        self._prepared = {each.path: _Prepared(app, each) for each in event.source.events.values()}
+        # What its own events are made with; `None` at a webhook, where each names its event type.
+        self._own = self._prepared.get(event.path)
 
     def __call__(
         self,
@@ -89,10 +89,10 @@ class Extractor:
             check_key(key)
         version = request.headers.get(VERSION_HEADER)
         made = _Made(key, digest, version)
-        if isinstance(request, Message) or self._kind is None:
+        if isinstance(request, Message) or self._own is None:
             items: Sequence[bytes] = (request.body,)
             self._check_size(request.body)
-            if self._kind is not None and _looks_like_json(request.body):
+            if self._own is not None and _looks_like_json(request.body):
                 self._check_shape(request.body)
         else:
             items = self._items(request)
@@ -163,7 +163,7 @@ class Extractor:
 
     def _check_size(self, item: bytes) -> None:
         if len(item) > self._event_bytes:
-            what = "an event" if self._kind is not None else "a request"
+            what = "an event" if self._own is not None else "a request"
             raise TooLarge(
                 f"{what} of {len(item)} bytes is over the limit of {self._event_bytes} of "
                 f"{self.event.path}; send less at once"
@@ -195,35 +195,35 @@ class Extractor:
         )
 
     def _accept(self, made: _Made, item: bytes) -> None:
-        kind, place = cast(_Kind, self._kind), made.place
+        prepared, place = cast(_Prepared, self._own), made.place
         try:
             payload = item.decode()
-            data = kind.decode(item)
+            data = prepared.decode(item)
         except msgspec.ValidationError as error:
-            raise ValidationError(f"event {place} does not fit {kind.path}: {error}") from error
+            raise ValidationError(f"event {place} does not fit {prepared.path}: {error}") from error
         except _UNDECODABLE as error:
             raise BadRequest(f"event {place} is not JSON: {error}") from error
         made.events.append(
             NewEvent(
-                kind.path,
+                prepared.path,
                 payload,
-                kind.jobs(Event(data)) if kind.asks else kind.all_jobs,
+                prepared.jobs(Event(data)) if prepared.asks else prepared.all_jobs,
                 made.key,
                 place if made.key is not None else 0,
                 made.digest,
                 None,
-                kind.version(made.version),
+                prepared.version(made.version),
             )
         )
 
     def _add(self, made: _Made, returned: Any) -> None:
         """Add what a function has returned: events, or typed events at a webhook."""
-        wanted = TypedEvent if self._kind is None else Event
+        wanted = TypedEvent if self._own is None else Event
         for each in self._several(returned, wanted):
             if isinstance(each, TypedEvent):
-                self._add_event(made, self._kind_of(each.kind), each.event)
+                self._add_event(made, self._prepared_of(each.event_type), each.event)
             else:
-                self._add_event(made, cast(_Kind, self._kind), each)
+                self._add_event(made, cast(_Prepared, self._own), each)
 
     def _several(self, returned: Any, wanted: type[Any]) -> Iterator[Any]:
         if isinstance(returned, wanted):
@@ -238,25 +238,25 @@ class Extractor:
                 return
             returned = each
         must = "an Event, several Events, or a Reply"
-        if self._kind is None:
+        if self._own is None:
             must = "what SourceEvent.of makes, several of it, or a Reply"
         raise TypeError(
             f"{self.event.path} gave a {type(returned).__name__}; it must return {must}"
         )
 
-    def _kind_of(self, path: str) -> _Kind:
-        kind = self._kinds.get(path)
-        if kind is None:
+    def _prepared_of(self, path: str) -> _Prepared:
+        prepared = self._prepared.get(path)
+        if prepared is None:
             raise ValueError(
                 f"{self.event.path} gave an event of {path}, which its source does not have; it has "
-                f"{', '.join(self._kinds)}"
+                f"{', '.join(self._prepared)}"
             )
-        return kind
+        return prepared
 
     def _add_event(
         self,
         made: _Made,
-        kind: _Kind,
+        prepared: _Prepared,
         event: Event[Any],
         parent: str | int | None = None,
         family: tuple[str, int] | None = None,
@@ -274,41 +274,41 @@ class Extractor:
             context = encode(event.context) if event.context else None
         except _UNENCODABLE as error:
             raise Unprocessable(
-                f"event {place} of {kind.path} cannot be written as JSON: {error}"
+                f"event {place} of {prepared.path} cannot be written as JSON: {error}"
             ) from error
-        if self._kind is None:  # its request has many events, and this is the shape of one
+        if self._own is None:  # its request has many events, and this is the shape of one
             self._check_shape(payload)
             if context is not None:
                 self._check_shape(context)
         try:
-            if kind.checks and is_plain(event.data):
-                data = kind.decode(payload)
-                event = structs.replace(event, data=data) if kind.asks else event
+            if prepared.checks and is_plain(event.data):
+                data = prepared.decode(payload)
+                event = structs.replace(event, data=data) if prepared.asks else event
         except msgspec.ValidationError as error:
-            raise ValidationError(f"event {place} does not fit {kind.path}: {error}") from error
+            raise ValidationError(f"event {place} does not fit {prepared.path}: {error}") from error
         # Places begin at 1, so that an event's own key never meets an equal one of a request.
         key, digest = made.key, made.digest
         if event.key is not None:
             key, digest, place = check_key(event.key), _digest(payload), 0
-            family = (f"{kind.path}:{event.key}", index)
+            family = (f"{prepared.path}:{event.key}", index)
         elif family is not None:
             key, digest, place = family[0], _digest(payload), index - family[1]
         made.events.append(
             NewEvent(
-                kind.path,
+                prepared.path,
                 payload.decode(),
-                kind.jobs(event) if kind.asks else kind.all_jobs,
+                prepared.jobs(event) if prepared.asks else prepared.all_jobs,
                 key,
                 place if key is not None else 0,
                 digest,
                 None if context is None else context.decode(),
-                kind.version(_checked_text("version", event.version) or made.version),
+                prepared.version(_checked_text("version", event.version) or made.version),
                 _in_utc(event.sent_at),
                 _checked_text("parent", event.parent) if parent is None else parent,
             )
         )
         for child in event.children:
-            self._add_event(made, self._kind_of(child.kind), child.event, index, family)
+            self._add_event(made, self._prepared_of(child.event_type), child.event, index, family)
 
 
 class InvalidItem(NamedTuple):
@@ -343,8 +343,8 @@ class _Made:
         return len(self.events) + self.left_out + 1
 
 
-class _Kind:
-    """What is known of a source event before any event of it has come."""
+class _Prepared:
+    """A source event, prepared before any event of it has come."""
 
     def __init__(self, app: Blacksmith, event: SourceEvent[Any, Any, Any]) -> None:
         self.path = event.path

@@ -24,7 +24,7 @@ _SECRET_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization"})
 _BODY_HEADERS = frozenset({"content-length", "content-encoding", "transfer-encoding"})
 
 
-def raw_of(kind: str, came: Request | Message | Given, error: Exception) -> Raw:
+def raw_of(event_type: str, came: Request | Message | Given, error: Exception) -> Raw:
     """A request, a message or an event as it is kept in quarantine: without its credentials.
 
     What is no header is kept under names that begin with a colon, as HTTP/2 does: `:method`,
@@ -32,7 +32,7 @@ def raw_of(kind: str, came: Request | Message | Given, error: Exception) -> Raw:
     `:place` of a message. Of what was given as events, without a body, the data is kept.
     """
     if not isinstance(came, Request | Message):
-        return _of_given(kind, came, error)
+        return _of_given(event_type, came, error)
     kept = {
         name: value
         for name, value in came.headers.items()
@@ -48,7 +48,7 @@ def raw_of(kind: str, came: Request | Message | Given, error: Exception) -> Raw:
             ":path": f"{came.path}{query}",
             ":received-at": received_at.isoformat(),
         }
-    return Raw(kind, came.body, kept, describe(error), _once(key_of(came), came.body))
+    return Raw(event_type, came.body, kept, describe(error), _once(key_of(came), came.body))
 
 
 def key_of(request: Request | Message) -> str | None:
@@ -69,13 +69,13 @@ def _of_message(message: Message) -> Mapping[str, str]:
     return {name: value for name, value in found.items() if value}
 
 
-def _of_given(kind: str, given: Given, error: Exception) -> Raw:
+def _of_given(event_type: str, given: Given, error: Exception) -> Raw:
     data, key = (given.data, given.key) if isinstance(given, Event) else (given, None)
     try:
         body = msgspec.json.encode(data)
     except Exception:  # noqa: BLE001 - it may be what it is refused for
         body = repr(data).encode(errors="backslashreplace")
-    return Raw(kind, body, {}, describe(error), _once(key, body))
+    return Raw(event_type, body, {}, describe(error), _once(key, body))
 
 
 def _once(key: str | None, body: bytes) -> str | None:

@@ -55,27 +55,27 @@ def _receiver_of(
 ) -> SourceEvent[Any, Any, Any] | Webhook:
     """The source event or the webhook that a request came to, as the application has it now."""
     drop = f"`blacksmith quarantine drop {quarantine_id}`"
-    event = app.source_events.get(raw.kind)
+    event = app.source_events.get(raw.event_type)
     if event is not None:
         if isinstance(event.trigger, HTTP | Subscription):
             return event
         raise UsageError(
-            f"{quarantine_id} came to {raw.kind}, whose function is handed neither requests nor "
+            f"{quarantine_id} came to {raw.event_type}, whose function is handed neither requests nor "
             f"messages, so it cannot be handed this again; see what is in it, then {drop}"
         )
     mend = f"declare it again, or {drop}"
-    source = app.sources.get(raw.kind)
+    source = app.sources.get(raw.event_type)
     if source is None:
         raise UsageError(
-            f"{quarantine_id} came to {raw.kind}, which the application does not have; {mend}"
+            f"{quarantine_id} came to {raw.event_type}, which the application does not have; {mend}"
         )
     request = _request(raw)
     for webhook in source.webhooks:
         if (webhook.on.method, webhook.on.path) == (request.method, request.path):
             return webhook
     raise UsageError(
-        f"{quarantine_id} came to {request.method} {request.path}, where source {raw.kind!r} has no "
-        f"webhook; {mend}"
+        f"{quarantine_id} came to {request.method} {request.path}, where source {raw.event_type!r} has "
+        f"no webhook; {mend}"
     )
 
 

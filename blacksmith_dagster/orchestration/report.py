@@ -73,7 +73,7 @@ def news(
     """
     changed = sorted(
         (each for each in counted if cursor.totals.get(_label(each)) != each.events),
-        key=lambda each: (each.day, each.kind),
+        key=lambda each: (each.day, each.event_type),
     )
     told, rest = changed[:_MOST], changed[_MOST:]
     since = max(cursor.since, min([today - _OPEN_DAYS, *(each.day for each in rest)]))
@@ -113,12 +113,12 @@ def build_report_sensor(app: Blacksmith, keys: Mapping[str, AssetKey]) -> Sensor
         store.maintain()  # the counts below follow the log only when asked to
         cursor = Cursor.read(context.cursor, app.since)
         counted = [
-            each for each in store.day_counts(cursor.since) if each.kind in app.source_events
+            each for each in store.day_counts(cursor.since) if each.event_type in app.source_events
         ]
         totals, cursor = news(cursor, counted, datetime.now(UTC).date())
         findings, cursor = to_repeat(cursor, _findings(app, keys, blacksmith), time.time())
         events: list[AssetMaterialization | AssetCheckEvaluation] = [
-            _materialization(keys[each.kind], each) for each in totals
+            _materialization(keys[each.event_type], each) for each in totals
         ]
         events += [finding.evaluation() for finding in findings]
         return SensorResult(
@@ -163,7 +163,7 @@ def _materialization(key: AssetKey, count: DayCount) -> AssetMaterialization:
 
 
 def _label(count: DayCount) -> str:
-    return f"{count.kind} {count.day.isoformat()}"
+    return f"{count.event_type} {count.day.isoformat()}"
 
 
 def _day(label: str) -> date:

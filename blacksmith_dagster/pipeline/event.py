@@ -28,7 +28,7 @@ class Event(msgspec.Struct, Generic[T_co], frozen=True):
     - `version`: of the source's API.
     - `id`, `received_at`: the store's; `None` until the event is kept.
     - `parent`: the id of the event that this one came of.
-    - `children`: events of other kinds of the same source that came with it, made by
+    - `children`: events of other types of the same source that came with it, made by
       `SourceEvent.of`. They are kept with it, make their own jobs, and have it as their parent. A
       kept event has none here.
 
@@ -50,7 +50,7 @@ class Event(msgspec.Struct, Generic[T_co], frozen=True):
 class TypedEvent(msgspec.Struct, frozen=True):
     """An event, and the path of the source event that it is one of; made by `SourceEvent.of`."""
 
-    kind: str
+    event_type: str
     event: Event[Any]
 
 

@@ -17,7 +17,7 @@ _FOREVER = "forever"
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How long events of one kind are kept; `None` is forever.
+    """How long events of one type are kept; `None` is forever.
 
     - `events`: from when an event was received. One that a job still waits for stays.
     - `discarded`: from when a job of it was discarded.
@@ -35,7 +35,7 @@ def checked_keep(where: str, keep: str | None) -> str | None:
 
 
 def retention_of(app: Blacksmith) -> Mapping[str, Retention]:
-    """How long the events of each kind are kept, by path.
+    """How long events of each type are kept, by path.
 
     Source events as they declare it. An outcome is kept as long as what it may have come of: as the
     events that its destination event receives, whichever stays longest.

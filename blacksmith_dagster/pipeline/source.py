@@ -145,12 +145,12 @@ class SourceEvent(Receivable[T_co], Generic[T_co, In_contra, Out]):
         version: str | None = None,
         children: Sequence[TypedEvent] = (),
     ) -> TypedEvent:
-        """An event of this kind, where several kinds may come: the child of another event, or what a
+        """An event of this type, where several types may come: the child of another event, or what a
         webhook of the source returns. The arguments are those of `Event`.
 
         >>> shop = Source("shop")
         >>> line = shop.child("line")
-        >>> line.of({"sku": "A1"}).kind
+        >>> line.of({"sku": "A1"}).event_type
         'shop/line'
         """
         event = Event(data, key, sent_at, context or {}, version, children=children)
@@ -184,7 +184,7 @@ class _Extract(Protocol[In]):
 
 @dataclass(frozen=True, slots=True)
 class Webhook:
-    """An HTTP path of a source where events of several kinds arrive, made by `Source.webhook`.
+    """An HTTP path of a source where events of several types arrive, made by `Source.webhook`.
 
     `answer` is what a request is answered with whose events are kept; by default 202 with their ids.
     """
@@ -267,7 +267,7 @@ class Source:
 
     @property
     def webhooks(self) -> Sequence[Webhook]:
-        """Its paths where events of several kinds arrive."""
+        """Its paths where events of several types arrive."""
         return self._webhooks
 
     def event(
@@ -402,7 +402,7 @@ class Source:
     def webhook(
         self, on: HTTP, *, answer: Reply | None = None
     ) -> Callable[[Callable[[Request], WebhookResult]], Callable[[Request], WebhookResult]]:
-        """A path where events of several kinds arrive: its function says of which each is.
+        """A path where events of several types arrive: its function says of which each is.
 
         The function is called once per request, whatever its body holds, and returns typed events of
         this source (`SourceEvent.of`), or a `Reply`. It may refuse, or fail, as that of an
@@ -413,7 +413,7 @@ class Source:
         >>> @shop.webhook(HTTP("/shop"))
         ... def arrived(request: Request) -> list[TypedEvent]:
         ...     return [(opened if each["open"] else closed).of(each) for each in request.json()]
-        >>> [each.kind for each in arrived(Request.of([{"open": True}, {"open": False}]))]
+        >>> [each.event_type for each in arrived(Request.of([{"open": True}, {"open": False}]))]
         ['shop/opened', 'shop/closed']
 
         Raises `DeclarationError`.

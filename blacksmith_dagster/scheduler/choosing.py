@@ -36,22 +36,24 @@ _MODES = {
 class Chooser:
     """Chooses among the candidates of one replay.
 
-    - `kinds`: the events that it goes through.
+    - `event_types`: the events that it goes through.
 
-    Raises `UsageError` for a kind that the destination event does not receive, and `SettingsError`
-    for a function that is not there.
+    Raises `UsageError` for an event type that the destination event does not receive, and
+    `SettingsError` for a function that is not there.
     """
 
     def __init__(
         self, app: Blacksmith, event: DestinationEvent[Any], request: ReplayRequest
     ) -> None:
-        strangers = [kind for kind in request.kinds if kind not in event.flows]
+        strangers = [
+            event_type for event_type in request.event_types if event_type not in event.flows
+        ]
         if strangers:
             raise UsageError(
                 f"{event.path} does not receive {', '.join(strangers)}; it receives "
                 f"{', '.join(event.flows)}"
             )
-        self.kinds: Sequence[str] = request.kinds or tuple(event.flows)
+        self.event_types: Sequence[str] = request.event_types or tuple(event.flows)
         self._app = app
         self._event = event
         self._request = request
@@ -85,7 +87,7 @@ class Chooser:
         return self._request.error is None or self._request.error in (candidate.error or "")
 
     def _chosen(self, row: JobRow, state: str, originals: Originals) -> Chosen | None:
-        flow = self._event.flows[row.kind]
+        flow = self._event.flows[row.event_type]
         raised: str | None = None
         payload: str | None = None
         try:
@@ -104,18 +106,18 @@ class Chooser:
         return Chosen(row.seq, state, raised, payload)
 
     def _edited(self, edit: Callable[[Event[Any]], Any], event: Event[Any], row: JobRow) -> str:
-        source_event = self._app.source_events.get(row.kind)
+        source_event = self._app.source_events.get(row.event_type)
         if source_event is None:
             raise UsageError(
-                f"{row.kind} is an outcome and has no data of its own to edit; edit the jobs of "
-                f"{row.kind.rpartition('.')[0]}"
+                f"{row.event_type} is an outcome and has no data of its own to edit; edit the jobs of "
+                f"{row.event_type.rpartition('.')[0]}"
             )
         try:
             payload = encode(self._asked(edit, event))
             decoder(source_event.model)(payload)
         except (TypeError, ValueError, msgspec.MsgspecError) as error:
             raise UsageError(
-                f"{self._request.edit}: what it made of event {row.id} does not fit {row.kind}: "
+                f"{self._request.edit}: what it made of event {row.id} does not fit {row.event_type}: "
                 f"{describe(error)}; nothing more is replayed until it does"
             ) from error
         return payload.decode()

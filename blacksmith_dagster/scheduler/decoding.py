@@ -39,7 +39,7 @@ class Decoded(NamedTuple):
 
 
 class Decoder:
-    """Makes the jobs of one destination event. Keeps a decoder per kind of event."""
+    """Makes the jobs of one destination event. Keeps a decoder per event type."""
 
     def __init__(self, app: Blacksmith, event: DestinationEvent[Any]) -> None:
         self._event = event
@@ -75,19 +75,31 @@ class Decoder:
     def decode(self, load: Load, originals: Mapping[str, JobRow]) -> Decoded:
         """The jobs of a load, in its order.
 
-        A job whose data cannot be made (its kind is no longer received, it does not fit the model,
+        A job whose data cannot be made (its event type is no longer received, it does not fit the model,
         `transform` or `when` raises) fails alone.
         """
         jobs: list[Job[Any]] = []
         refused: dict[int, Refused] = {}
         attempt, suffix = load.attempt, load.key_of("")  # a call per load, not per job
         for row in load.rows:
-            seq, id_, kind, payload, received_at, key, context, version, sent_at, parent, asked = (
-                row
-            )
+            (
+                seq,
+                id_,
+                event_type,
+                payload,
+                received_at,
+                key,
+                context,
+                version,
+                sent_at,
+                parent,
+                asked,
+            ) = row
             try:
-                if asked is None and kind in self._plain:  # almost all are, and each call counts
-                    read, transform = self._plain[kind]
+                if (
+                    asked is None and event_type in self._plain
+                ):  # almost all are, and each call counts
+                    read, transform = self._plain[event_type]
                     around = _NOTHING if context is None else _CONTEXT.decode(context)
                     event = Event(
                         read(payload), key, sent_at, around, version, id_, received_at, parent
@@ -111,10 +123,10 @@ class Decoder:
     def _job(
         self, row: JobRow, attempt: int, suffix: str, originals: Mapping[str, JobRow]
     ) -> Job[Any] | Refused:
-        flow = self._event.flows.get(row.kind)
+        flow = self._event.flows.get(row.event_type)
         if flow is None:
             raise StoreError(
-                f"{self._event.path} does not receive {row.kind} (any more); add it to its "
+                f"{self._event.path} does not receive {row.event_type} (any more); add it to its "
                 "receives=, or discard the job"
             )
         event, cause = self._kept(row, originals)
@@ -130,20 +142,20 @@ class Decoder:
         self, row: JobRow, originals: Mapping[str, JobRow]
     ) -> tuple[Event[Any], Cause | None]:
         """The event of a row; for an outcome, with the data that the original job was given."""
-        origin = self._origins.get(row.kind)
+        origin = self._origins.get(row.event_type)
         if origin is None:
             return self._event_of(row), None
         original = None if row.parent is None else originals.get(row.parent)
         if original is None:
             raise StoreError(
-                f"the event {row.parent}, whose {row.kind} this is, is not in the store (any more); "
-                "discard the job"
+                f"the event {row.parent}, whose {row.event_type} this is, is not in the store (any "
+                "more); discard the job"
             )
-        flow = origin.flows.get(original.kind)
+        flow = origin.flows.get(original.event_type)
         if flow is None:
             raise StoreError(
-                f"{origin.path} does not receive {original.kind} (any more), so that the data which "
-                "the original job was given cannot be made; discard the job"
+                f"{origin.path} does not receive {original.event_type} (any more), so that the data "
+                "which the original job was given cannot be made; discard the job"
             )
         before, _ = self._kept(original, originals)
         event = msgspec.structs.replace(
@@ -156,11 +168,11 @@ class Decoder:
         return event, _CAUSE.decode(row.payload)
 
     def _event_of(self, row: JobRow) -> Event[Any]:
-        read = self._data.get(row.kind)
+        read = self._data.get(row.event_type)
         if read is None:
             raise StoreError(
-                f"the application has no source event {row.kind} (any more); declare it, or discard "
-                "the job"
+                f"the application has no source event {row.event_type} (any more); declare it, or "
+                "discard the job"
             )
         return Event(
             read(row.payload),
@@ -174,7 +186,9 @@ class Decoder:
         )
 
     def _parents(self, rows: Iterable[JobRow]) -> set[str]:
-        return {row.parent for row in rows if row.parent is not None and row.kind in self._origins}
+        return {
+            row.parent for row in rows if row.parent is not None and row.event_type in self._origins
+        }
 
 
 def _given(flow: Flow[Any], event: Event[Any]) -> Any:

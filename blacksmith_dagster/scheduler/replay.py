@@ -67,7 +67,7 @@ class Sample(msgspec.Struct, frozen=True):
     """One event that a replay would load."""
 
     event_id: str
-    kind: str
+    event_type: str
     state: str
     error: str | None
 
@@ -124,7 +124,7 @@ def replay(
         return ReplaySummary(0, stopped=True)
     with lease, closing(Workers()) as workers:
         fence = store.take_over(event.path, Lane.REPLAY, lease.id, lease.confirm)
-        begun = store.begin_replay(fence, request, chooser.kinds, owner)
+        begun = store.begin_replay(fence, request, chooser.event_types, owner)
         loader = Loader(app, event, store=store, workers=workers, run=run, notify=notify)
         course = _Course(begun, rate, stop, report or (lambda *_: None))
         live = _LiveFirst(event.path, store, supervisor, stop)
@@ -144,7 +144,7 @@ def replay(
             at = course.replay
             if at.planned < at.upto:
                 window = Window(at.planned, at.upto)
-                stretch = store.stretch(event.path, request, chooser.kinds, window)
+                stretch = store.stretch(event.path, request, chooser.event_types, window)
                 chosen = chooser.choose(stretch.candidates, store)
                 course.replay = store.plan(fence, at, stretch.upto, chosen, event.batch)
             elif store.end_replay(fence, at):
@@ -161,14 +161,16 @@ def forecast(
     Raises `UsageError`, `Purged`, `Unavailable`.
     """
     chooser = Chooser(app, event, request)
-    store.check_kept(chooser.kinds, request.start)
+    store.check_kept(chooser.event_types, request.start)
     every = msgspec.structs.replace(request, modes=(ReplayMode.ALL,), error=None)
-    missing = Chooser(app, event, ReplayRequest(request.start, request.end, kinds=request.kinds))
+    missing = Chooser(
+        app, event, ReplayRequest(request.start, request.end, event_types=request.event_types)
+    )
     window = store.window(request.start, request.end)
     days: dict[date, Counter[str]] = {}
     jobs, sample = 0, list[Sample]()
     while window.after < window.upto:
-        stretch = store.stretch(event.path, every, chooser.kinds, window)
+        stretch = store.stretch(event.path, every, chooser.event_types, window)
         window = Window(stretch.upto, window.upto)
         wanted = {each.seq for each in missing.choose(stretch.candidates, store)}
         for each in stretch.candidates:
@@ -184,7 +186,7 @@ def forecast(
 
 def _sampled(candidates: Sequence[Candidate], chosen: set[int], number: int) -> list[Sample]:
     picked = [each for each in candidates if each.seq in chosen] if number else []
-    return [Sample(each.id, each.kind, each.state, each.error) for each in picked[:number]]
+    return [Sample(each.id, each.event_type, each.state, each.error) for each in picked[:number]]
 
 
 def _acquire(

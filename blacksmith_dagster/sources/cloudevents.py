@@ -83,7 +83,7 @@ class CloudEventsSource(TypedSource):
         if text(attributes, "specversion", at) != "1.0":
             raise ValidationError(f"CloudEvents 1.0 are taken, no others - at `{at}.specversion`")
         source, id_ = text(attributes, "source", at), text(attributes, "id", at)
-        return self._kind(text(attributes, "type", at)).of(
+        return self._source_event(text(attributes, "type", at)).of(
             data,
             key=f"{source} {id_}",
             sent_at=moment(attributes.get("time"), f"{at}.time"),

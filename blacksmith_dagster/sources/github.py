@@ -42,7 +42,7 @@ class GitHubSource(TypedSource):
         delivery = header(request, "X-GitHub-Delivery")
         if event == "ping" and event not in self._types:
             return Reply(200, "pong")
-        kind = self._kind(event)
+        source_event = self._source_event(event)
         if request.headers.get("content-type", "").startswith(_FORM):
             payload = request.form().get("payload")
             if payload is None:
@@ -50,4 +50,4 @@ class GitHubSource(TypedSource):
             data = decoded(payload.encode(), dict)
         else:
             data = request.json(dict)
-        return kind.of(data, key=delivery, context={"event": event})
+        return source_event.of(data, key=delivery, context={"event": event})

@@ -46,11 +46,11 @@ class SlackSource(TypedSource):
             return Reply(200, text(body, "challenge"))
         body.pop("token", None)  # a password of Slack's own, which the signature has replaced
         if outer != "event_callback":
-            return self._kind(outer).of(None, context=body)
+            return self._source_event(outer).of(None, context=body)
         event: Any = body.pop("event", None)
         if not isinstance(event, dict):
             raise ValidationError("the body does not fit: an object is needed - at `$.event`")
-        return self._kind(text(event, "type", "$.event")).of(
+        return self._source_event(text(event, "type", "$.event")).of(
             event,
             key=text(body, "event_id"),
             sent_at=moment(body.get("event_time"), "$.event_time"),

@@ -38,13 +38,13 @@ class StandardWebhooksSource(TypedSource):
     def _receive(self, request: Request) -> WebhookResult:
         """A webhook as Standard Webhooks has it."""
         body: dict[str, Any] = request.json(dict)
-        kind = self._kind(text(body, "type"))
+        source_event = self._source_event(text(body, "type"))
         if "data" not in body:
             raise ValidationError("the body does not fit: a value is needed - at `$.data`")
         sent: Any = body.get("timestamp")
         if not isinstance(sent, str):
             sent = int(header(request, "webhook-timestamp"))
-        return kind.of(
+        return source_event.of(
             body.pop("data"),
             key=header(request, "webhook-id"),
             sent_at=moment(sent, "$.timestamp"),

@@ -37,9 +37,9 @@ class StripeSource(TypedSource):
     def _receive(self, request: Request) -> WebhookResult:
         """An event of Stripe."""
         event = request.json(dict)
-        kind = self._kind(text(event, "type"))
+        source_event = self._source_event(text(event, "type"))
         version = None if event.get("api_version") is None else text(event, "api_version")
-        return kind.of(
+        return source_event.of(
             event.pop("data", None),
             key=text(event, "id"),
             sent_at=moment(event.get("created"), "$.created"),

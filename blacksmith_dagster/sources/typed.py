@@ -107,7 +107,7 @@ class TypedSource(Source, ABC):
     def _receive(self, request: Request) -> WebhookResult:
         """What a request holds. Raises `Refused`."""
 
-    def _kind(self, type: str) -> SourceEvent[Any, Any, Any]:
+    def _source_event(self, type: str) -> SourceEvent[Any, Any, Any]:
         found = self._types.get(type) or self._types.get(OTHERS)
         if found is None:
             raise Reject(

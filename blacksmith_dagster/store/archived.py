@@ -20,7 +20,7 @@ _AT_ONCE = 5_000  # events that one statement names
 
 def archived(store: SQLStore, page: Sequence[int]) -> Sequence[ArchivedEvent]:
     """Events and what became of their jobs, for the archive."""
-    id_of, kind_paths = store._epochs.id_of, store._kind_paths
+    id_of, event_type_paths = store._epochs.id_of, store._event_type_paths
     found = []
     with store.reading() as conn:
         for part in parts(page, _AT_ONCE):
@@ -29,7 +29,7 @@ def archived(store: SQLStore, page: Sequence[int]) -> Sequence[ArchivedEvent]:
             found += [
                 ArchivedEvent(
                     id_of(row.seq),
-                    kind_paths[row.kind],
+                    event_type_paths[row.event_type],
                     row.received_at,
                     _raw(row.payload),
                     row.key,

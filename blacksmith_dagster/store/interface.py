@@ -1,6 +1,6 @@
 """What the rest of the system asks of a store: the log of events and jobs.
 
-The words: a *kind* is what a receivable's path names (`airport/departed`,
+The words: an *event type* is the path of a source event or an outcome (`airport/departed`,
 `warehouse/flights.discarded`); `destination` is a destination event's path (`warehouse/flights`).
 A *set* is jobs that run together: a range of the log, or a list. A *load* is one run of one set.
 """
@@ -48,13 +48,13 @@ class NewEvent(msgspec.Struct, frozen=True):
 
     - `payload`: the data as JSON text, kept to the letter.
     - `context`: JSON text, or `None`.
-    - `key`, `ordinal`: together they make the event once within its kind.
+    - `key`, `ordinal`: together they make the event once within its event type.
     - `digest`: of what the key stands for; the same key with another digest is `KeyReused`.
     - `parent`: the public id of the event that it came of; or, if that is kept with it, its place
       in the same request, 0 for the first.
     """
 
-    kind: str
+    event_type: str
     payload: str
     jobs: Sequence[NewJob] = ()
     key: str | None = None
@@ -80,11 +80,11 @@ class Position(msgspec.Struct, frozen=True):
 class Raw(msgspec.Struct, frozen=True):
     """A request or a message that could not be taken.
 
-    - `kind`: the source event that it came to, or the source whose webhook it came to.
-    - `key`: makes it once within its kind: kept again with the same key, it is the same.
+    - `event_type`: the source event that it came to, or the source whose webhook it came to.
+    - `key`: makes it once within its event type: kept again with the same key, it is the same.
     """
 
-    kind: str
+    event_type: str
     body: bytes
     headers: Mapping[str, str]
     error: str
@@ -95,7 +95,7 @@ class Quarantined(msgspec.Struct, frozen=True):
     """What is in quarantine: its id (`qua_...`), the time when it came, how many bytes it has."""
 
     id: str
-    kind: str
+    event_type: str
     received_at: datetime
     error: str
     size: int
@@ -137,7 +137,7 @@ class JobRow(NamedTuple):
 
     seq: int
     id: str
-    kind: str
+    event_type: str
     payload: str
     received_at: datetime
     key: str | None
@@ -224,7 +224,7 @@ class ReplayRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     """What is to be loaded again: it is also the name by which a replay is gone on with.
 
     - `start`, `end`: the events received from the one until before the other.
-    - `kinds`: of these events alone; of all that the destination event receives if empty.
+    - `event_types`: of these events alone; of all that the destination event receives if empty.
     - `version`: of events of this version alone.
     - `error`: of jobs that were discarded by an error which holds this text alone.
     - `when`, `edit`: the names, `module:function`, of what chooses events and changes their data.
@@ -234,7 +234,7 @@ class ReplayRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     start: datetime
     end: datetime
     modes: tuple[ReplayMode, ...] = (ReplayMode.MISSING, ReplayMode.FAILED)
-    kinds: tuple[str, ...] = ()
+    event_types: tuple[str, ...] = ()
     version: str | None = None
     error: str | None = None
     when: str | None = None
@@ -270,7 +270,7 @@ class Candidate(NamedTuple):
 
     seq: int
     id: str
-    kind: str
+    event_type: str
     received_at: datetime
     state: str
     error: str | None
@@ -317,9 +317,9 @@ class Counts(msgspec.Struct, frozen=True):
 
 
 class DayCount(NamedTuple):
-    """How many events of a kind were received on a UTC day."""
+    """How many events of a type were received on a UTC day."""
 
-    kind: str
+    event_type: str
     day: date
     events: int
 
@@ -329,7 +329,7 @@ class StoredEvent(msgspec.Struct, frozen=True):
 
     id: str
     seq: int
-    kind: str
+    event_type: str
     payload: str
     received_at: datetime
     key: str | None
@@ -364,7 +364,7 @@ class JobState(msgspec.Struct, frozen=True):
 
     destination: str
     event_id: str
-    kind: str
+    event_type: str
     state: str
     received_at: datetime
     attempts: int
@@ -390,12 +390,12 @@ class Window(NamedTuple):
 
 
 class Purgeable(NamedTuple):
-    """What of a kind is past its time: all of it was received before `before`.
+    """What of an event type is past its time: all of it was received before `before`.
 
     `events` of it would go; `held` stay, because a job, an outcome or a replay needs them.
     """
 
-    kind: str
+    event_type: str
     before: datetime
     events: int
     held: int
@@ -437,7 +437,7 @@ class ArchivedEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     """
 
     id: str
-    kind: str
+    event_type: str
     received_at: datetime
     data: msgspec.Raw
     key: str | None = None
@@ -488,7 +488,7 @@ class Store(Protocol):
         ...
 
     def register(self, app: Blacksmith) -> None:
-        """Make the application's kinds and destination events known; rename what was renamed.
+        """Make the application's event types and destination events known; rename what was renamed.
 
         Called by every process at its start, and safe to be called by several at once.
         """
@@ -530,7 +530,7 @@ class Store(Protocol):
         """Keep a raw request; returns its id."""
         ...
 
-    def quarantined(self, kind: str | None = None, limit: int = 100) -> Sequence[Quarantined]:
+    def quarantined(self, event_type: str | None = None, limit: int = 100) -> Sequence[Quarantined]:
         """What is in quarantine, the oldest first."""
         ...
 
@@ -543,7 +543,7 @@ class Store(Protocol):
         ...
 
     def quarantine_sizes(self) -> Mapping[str, int]:
-        """How many requests are in quarantine, by kind; reads none of them."""
+        """How many requests are in quarantine, by event type; reads none of them."""
         ...
 
     # -- listeners
@@ -629,11 +629,11 @@ class Store(Protocol):
 
     # -- replays
     def begin_replay(
-        self, fence: Fence, request: ReplayRequest, kinds: Sequence[str], run: str | None
+        self, fence: Fence, request: ReplayRequest, event_types: Sequence[str], run: str | None
     ) -> Replay:
         """Begin a replay, or go on with the one that was asked for with the same words and not ended.
 
-        What other replays have left waiting is given to the load lane. `kinds` are the events that
+        What other replays have left waiting is given to the load lane. `event_types` are the events that
         it is asked to go through.
 
         Raises `Fenced`; `Purged` if some of them have been purged.
@@ -641,7 +641,7 @@ class Store(Protocol):
         ...
 
     def stretch(
-        self, destination: str, request: ReplayRequest, kinds: Sequence[str], window: Window
+        self, destination: str, request: ReplayRequest, event_types: Sequence[str], window: Window
     ) -> Stretch:
         """The first of a window's events that a request's modes and filters choose."""
         ...
@@ -684,14 +684,14 @@ class Store(Protocol):
         ...
 
     def day_counts(self, since: date) -> Sequence[DayCount]:
-        """Totals of the events received per kind and UTC day, from `since` on."""
+        """Totals of the events received per event type and UTC day, from `since` on."""
         ...
 
     def event(self, event_id: str) -> StoredEvent:
         """Raises `Unknown`; `Purged` if it was received before the oldest that is kept."""
         ...
 
-    def events(self, kind: str | None = None, limit: int = 100) -> Sequence[StoredEvent]:
+    def events(self, event_type: str | None = None, limit: int = 100) -> Sequence[StoredEvent]:
         """The newest events, newest first."""
         ...
 
@@ -723,7 +723,7 @@ class Store(Protocol):
 
     # -- purge
     def purgeable(self, retention: Mapping[str, Retention]) -> Sequence[Purgeable]:
-        """What is past its time, for each kind that is not kept forever. Changes nothing."""
+        """What is past its time, for each event type that is not kept forever. Changes nothing."""
         ...
 
     def purge(
@@ -737,8 +737,8 @@ class Store(Protocol):
         """
         ...
 
-    def check_kept(self, kinds: Sequence[str], start: datetime) -> None:
-        """Return if no event of these kinds that was received from `start` on has been purged.
+    def check_kept(self, event_types: Sequence[str], start: datetime) -> None:
+        """Return if no event of these types that was received from `start` on has been purged.
 
         Raises `Purged`, which says from when on they are kept.
         """

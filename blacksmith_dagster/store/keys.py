@@ -13,7 +13,7 @@ from blacksmith_dagster.store.maintenance import upsert
 from blacksmith_dagster.store.tables import positions
 
 Key = tuple[str, str, int]
-"""Kind, key, ordinal in the request."""
+"""Event type, key, ordinal in the request."""
 
 
 class Known(NamedTuple):
@@ -78,7 +78,7 @@ def resolve(requests: Sequence[Sequence[NewEvent]], known: Mapping[Key, Known]) 
         for event in request:
             index: int | None = None
             if event.key is not None:
-                key = (event.kind, event.key, event.ordinal)
+                key = (event.event_type, event.key, event.ordinal)
                 before = known.get(key)
                 index = claimed.get(key, fresh.get(key))
                 digest = before.digest if before else None if index is None else new[index].digest
@@ -112,7 +112,7 @@ def resolve(requests: Sequence[Sequence[NewEvent]], known: Mapping[Key, Known]) 
 def keys_of(requests: Iterable[Iterable[NewEvent]]) -> set[Key]:
     """The keys of a commit. Pure."""
     return {
-        (event.kind, event.key, event.ordinal)
+        (event.event_type, event.key, event.ordinal)
         for request in requests
         for event in request
         if event.key is not None

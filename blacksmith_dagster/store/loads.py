@@ -45,7 +45,7 @@ _MERGED = 1000  # sets that one load takes at most
 
 JOB_COLUMNS = (
     events.c.seq,
-    events.c.kind,
+    events.c.event_type,
     events.c.payload,
     events.c.received_at,
     events.c.key,

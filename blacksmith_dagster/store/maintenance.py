@@ -26,12 +26,12 @@ from blacksmith_dagster.store.tables import (
     destination_events,
     epochs,
     event_totals,
+    event_types,
     events,
     fences,
     job_totals,
     jobs,
     keys,
-    kinds,
     loads,
     marks,
 )
@@ -77,7 +77,7 @@ def highest(conn: Connection) -> int:
         func.max(loads.c.seq_to),
         func.max(counter.c.upto),
         func.max(epochs.c.first_seq - 1),
-        func.max(kinds.c.purged_upto),
+        func.max(event_types.c.purged_upto),
     )
     return max(conn.execute(select(bearer)).scalar() or 0 for bearer in bearers)
 
@@ -120,12 +120,12 @@ def count(conn: Connection, watermark: int) -> bool:
     after, upto = row.upto, min(watermark, row.upto + _STRETCH)
     day = _day(conn)
     of_events = (
-        select(events.c.kind, day, func.count())
+        select(events.c.event_type, day, func.count())
         .where(events.c.seq > after, events.c.seq <= upto)
-        .group_by(events.c.kind, day)
+        .group_by(events.c.event_type, day)
     )
-    for kind, on, number in conn.execute(of_events).all():
-        _add(conn, event_totals, {"kind": kind, "day": on}, "events", number)
+    for event_type, on, number in conn.execute(of_events).all():
+        _add(conn, event_totals, {"event_type": event_type, "day": on}, "events", number)
     of_jobs = (
         select(jobs.c.destination, func.count())
         .where(jobs.c.seq > after, jobs.c.seq <= upto)

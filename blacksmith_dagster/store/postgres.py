@@ -210,7 +210,7 @@ class PostgresStore(SQLStore):
             for job in each.jobs
         ]
         given = (
-            [self._kind(each.kind) for each in new],
+            [self._event_type(each.event_type) for each in new],
             [each.payload for each in new],
             _column([each.key for each in new]),
             _column([each.context for each in new]),
@@ -255,14 +255,14 @@ _UNIQUE_VIOLATION = "23505"
 # looking up each event.
 _DENSE = 5_000
 _SPARSE_JOBS = """
-SELECT e.seq, e.kind, e.payload, e.received_at, e.key, e.context, e.version, e.sent_at, e.parent,
+SELECT e.seq, e.event_type, e.payload, e.received_at, e.key, e.context, e.version, e.sent_at, e.parent,
        j.when_error
   FROM jobs j JOIN events e ON e.seq = j.seq
  WHERE j.destination = %s AND j.seq > %s AND j.seq <= %s ORDER BY j.seq
 """
 _DENSE_JOBS = _SPARSE_JOBS.replace("ORDER BY", "AND e.seq > %s AND e.seq <= %s ORDER BY")
 _LISTED_JOBS = """
-SELECT e.seq, e.kind, coalesce(c.payload, e.payload), e.received_at, e.key, e.context, e.version,
+SELECT e.seq, e.event_type, coalesce(c.payload, e.payload), e.received_at, e.key, e.context, e.version,
        e.sent_at, e.parent, r.when_error
   FROM sets s
   JOIN set_jobs r ON r.destination = s.destination AND r.list = s.list
@@ -296,17 +296,17 @@ _INGEST = (
 
 # Arrays: one statement for any number of rows, where parameters end at 65,535.
 _WRITE_KEYS = """
-INSERT INTO keys (received_at, kind, key, ordinal, seq, digest)
+INSERT INTO keys (received_at, event_type, key, ordinal, seq, digest)
 SELECT clock_timestamp(), * FROM unnest(%s::int[], %b::text[], %s::int[], %s::bigint[], %b::bytea[])
 """
 # LIMIT has each looked up by the index: to read all keys looks cheaper to the planner for longer than
 # it is.
 _KNOWN_KEYS = """
-SELECT asked.kind, asked.key, asked.ordinal, found.seq, found.digest
-  FROM unnest(%s::int[], %b::text[], %s::int[]) AS asked(kind, key, ordinal)
+SELECT asked.event_type, asked.key, asked.ordinal, found.seq, found.digest
+  FROM unnest(%s::int[], %b::text[], %s::int[]) AS asked(event_type, key, ordinal)
  CROSS JOIN LATERAL (
        SELECT seq, digest FROM keys
-        WHERE (kind, key, ordinal) = (asked.kind, asked.key, asked.ordinal) LIMIT 1) AS found
+        WHERE (event_type, key, ordinal) = (asked.event_type, asked.key, asked.ordinal) LIMIT 1) AS found
 """
 _OUTCOMES = """
 INSERT INTO outcomes (load, seq, destination, state, error, list)

@@ -43,10 +43,10 @@ from blacksmith_dagster.store.tables import (
     DISCARDED,
     edits,
     event_totals,
+    event_types,
     events,
     job_totals,
     jobs,
-    kinds,
     loads,
     outcomes,
     set_jobs,
@@ -68,7 +68,7 @@ class Purge:
     def __init__(self, store: SQLStore, retention: Mapping[str, Retention]) -> None:
         store.maintain()  # what has not been counted is not purged
         store._read_names()
-        known = store._kinds
+        known = store._event_types
         of = {known[path]: kept for path, kept in retention.items() if path in known}
         with store.reading() as conn:
             self._now = store._now(conn)
@@ -89,18 +89,18 @@ class Purge:
         with self._store.reading() as conn:
             for after in range(self._start, self._top, _PAGE):
                 page = events.c.seq.between(after + 1, min(after + _PAGE, self._top))
-                old += _per_kind(conn, page, past(self._bounds))
-                going += _per_kind(conn, page, past(self._bounds, self._held.windows))
+                old += _per_event_type(conn, page, past(self._bounds))
+                going += _per_event_type(conn, page, past(self._bounds, self._held.windows))
             for part in parts(self._held.seqs, _AT_LAST):
-                going -= _per_kind(
+                going -= _per_event_type(
                     conn, events.c.seq.in_(part), past(self._bounds, self._held.windows)
                 )
         return [
             Purgeable(
-                self._store._kind_paths[each.kind],
+                self._store._event_type_paths[each.event_type],
                 each.before,
-                going[each.kind],
-                old[each.kind] - going[each.kind],
+                going[each.event_type],
+                old[each.event_type] - going[each.event_type],
             )
             for each in self._bounds
         ]
@@ -130,41 +130,47 @@ class Purge:
     def _move_floors(self) -> None:
         with self._store.writing() as conn:
             for each in self._bounds:
-                mine = (kinds.c.id == each.kind, kinds.c.purged_upto < each.upto)
+                mine = (event_types.c.id == each.event_type, event_types.c.purged_upto < each.upto)
                 floor = {"purged_upto": each.upto, "purged_before": each.before}
-                conn.execute(update(kinds).where(*mine).values(floor))
+                conn.execute(update(event_types).where(*mine).values(floor))
 
     def _move_swept(self) -> None:
         """Let the next purge begin where this one has left something."""
         with self._store.writing() as conn:
             left: dict[int, int] = {}
             for part in reversed(list(parts(self._held.seqs, _AT_LAST))):
-                first = select(events.c.kind, func.min(events.c.seq)).where(events.c.seq.in_(part))
-                left |= dict(conn.execute(first.group_by(events.c.kind)).tuples().all())
+                first = select(events.c.event_type, func.min(events.c.seq)).where(
+                    events.c.seq.in_(part)
+                )
+                left |= dict(conn.execute(first.group_by(events.c.event_type)).tuples().all())
             for each in self._bounds:
                 firsts = [window.after + 1 for window in self._held.windows]
-                firsts.append(left.get(each.kind, each.upto + 1))
+                firsts.append(left.get(each.event_type, each.upto + 1))
                 upto = min(each.upto, min(firsts) - 1)
-                mine = (kinds.c.id == each.kind, kinds.c.swept_upto < upto)
-                conn.execute(update(kinds).where(*mine).values(swept_upto=upto))
+                mine = (event_types.c.id == each.event_type, event_types.c.swept_upto < upto)
+                conn.execute(update(event_types).where(*mine).values(swept_upto=upto))
 
     # -- what stays, and what goes
     def _hold(self) -> None:
         # No name of a source or of its event has a dot.
-        outcome_kinds = [kind for path, kind in self._store._kinds.items() if "." in path]
+        outcome_event_types = [
+            event_type for path, event_type in self._store._event_types.items() if "." in path
+        ]
         with self._store.snapshot() as conn:
-            self._held = held(conn, self._bounds, self._destinations, outcome_kinds, self._now)
+            self._held = held(
+                conn, self._bounds, self._destinations, outcome_event_types, self._now
+            )
 
     def _is_whole(self, partition: Partition) -> bool:
         """Whether a partition holds nothing but what is to go."""
         first, last = partition.first, partition.last
         if last > self._top or self._held.any_between(first, last):
             return False
-        past_all = [each.kind for each in self._bounds if max(each.upto, each.swept) >= last]
+        past_all = [each.event_type for each in self._bounds if max(each.upto, each.swept) >= last]
         with self._store.reading() as conn:
-            received = conn.execute(select(event_totals.c.kind).distinct()).scalars()
+            received = conn.execute(select(event_totals.c.event_type).distinct()).scalars()
             others = set(received) - set(past_all)
-            of_others = (events.c.seq.between(first, last), events.c.kind.in_(others))
+            of_others = (events.c.seq.between(first, last), events.c.event_type.in_(others))
             return conn.execute(select(events.c.seq).where(*of_others).limit(1)).first() is None
 
     def _pages(self, after: int, upto: int) -> Iterator[Sequence[int]]:
@@ -305,8 +311,8 @@ def _empty_loads(given: Mapping[str, Any]) -> Sequence[ColumnElement[bool]]:
     )
 
 
-def _per_kind(conn: Connection, *where: ColumnElement[bool]) -> Counter[int]:
-    found = select(events.c.kind, func.count()).where(*where).group_by(events.c.kind)
+def _per_event_type(conn: Connection, *where: ColumnElement[bool]) -> Counter[int]:
+    found = select(events.c.event_type, func.count()).where(*where).group_by(events.c.event_type)
     return Counter(dict(conn.execute(found).tuples().all()))
 
 

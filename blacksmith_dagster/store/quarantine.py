@@ -14,7 +14,7 @@ from blacksmith_dagster.errors import Unknown
 from blacksmith_dagster.store.interface import Raw
 from blacksmith_dagster.store.maintenance import upsert
 from blacksmith_dagster.store.parts import parts
-from blacksmith_dagster.store.tables import kinds, quarantine
+from blacksmith_dagster.store.tables import event_types, quarantine
 
 _ID = re.compile(r"qua_([1-9][0-9]{0,17})")
 _NAMED = 1000  # in one statement
@@ -33,10 +33,10 @@ def number_of(quarantine_id: str) -> int:
     return int(match[1])
 
 
-def keep(conn: Connection, kind: int, raw: Raw, now: datetime) -> int:
+def keep(conn: Connection, event_type: int, raw: Raw, now: datetime) -> int:
     """Keep a raw request; returns its number, which is the first one's if its key is known."""
     added = upsert(conn, quarantine).values(
-        kind=kind,
+        event_type=event_type,
         received_at=now,
         headers=msgspec.json.encode(raw.headers).decode(),
         body=raw.body,
@@ -46,7 +46,7 @@ def keep(conn: Connection, kind: int, raw: Raw, now: datetime) -> int:
     if raw.key is not None:
         # An update that changes nothing, as only what was written is returned.
         same = {"key": added.excluded.key}
-        added = added.on_conflict_do_update(index_elements=["kind", "key"], set_=same)
+        added = added.on_conflict_do_update(index_elements=["event_type", "key"], set_=same)
     number: int = conn.execute(added.returning(quarantine.c.id)).scalar_one()
     return number
 
@@ -66,11 +66,11 @@ def drop(conn: Connection, ids: Sequence[str]) -> None:
 
 
 def find(conn: Connection, quarantine_id: str) -> Any:
-    """The row of a request, whole, with its kind's path. Raises `Unknown`."""
+    """The row of a request, whole, with the path of its event type. Raises `Unknown`."""
     number = number_of(quarantine_id)
     row = conn.execute(
-        select(quarantine, kinds.c.path)
-        .join(kinds, kinds.c.id == quarantine.c.kind)
+        select(quarantine, event_types.c.path)
+        .join(event_types, event_types.c.id == quarantine.c.event_type)
         .where(quarantine.c.id == number)
     ).first()
     if row is None:
@@ -78,22 +78,26 @@ def find(conn: Connection, quarantine_id: str) -> Any:
     return row
 
 
-def oldest(conn: Connection, kind: int | None, limit: int) -> Sequence[Any]:
+def oldest(conn: Connection, event_type: int | None, limit: int) -> Sequence[Any]:
     """Rows of the oldest requests, with the size of their bodies, which are not read."""
     size = func.length(quarantine.c.body).label("size")
-    of = (quarantine.c.id, kinds.c.path, quarantine.c.received_at, quarantine.c.error, size)
-    found = select(*of).join(kinds, kinds.c.id == quarantine.c.kind)
-    if kind is not None:
-        found = found.where(quarantine.c.kind == kind)
+    of = (quarantine.c.id, event_types.c.path, quarantine.c.received_at, quarantine.c.error, size)
+    found = select(*of).join(event_types, event_types.c.id == quarantine.c.event_type)
+    if event_type is not None:
+        found = found.where(quarantine.c.event_type == event_type)
     return conn.execute(found.order_by(quarantine.c.id).limit(limit)).all()
 
 
 def sizes(conn: Connection) -> dict[str, int]:
-    """How many requests there are, by their kind's path."""
+    """How many requests there are, by the path of their event type."""
     number = func.count().label("requests")
-    per_kind = select(quarantine.c.kind, number).group_by(quarantine.c.kind).subquery()
-    found = select(kinds.c.path, per_kind.c.requests).join(per_kind, per_kind.c.kind == kinds.c.id)
-    return dict(conn.execute(found.order_by(kinds.c.path)).tuples().all())
+    per_event_type = (
+        select(quarantine.c.event_type, number).group_by(quarantine.c.event_type).subquery()
+    )
+    found = select(event_types.c.path, per_event_type.c.requests).join(
+        per_event_type, per_event_type.c.event_type == event_types.c.id
+    )
+    return dict(conn.execute(found.order_by(event_types.c.path)).tuples().all())
 
 
 def _gone(quarantine_id: str) -> Unknown:

@@ -167,10 +167,10 @@ _LOADED = select(
 
 
 def day_counts(conn: Connection, since: date) -> Sequence[Row[Any]]:
-    """Totals per kind and day, as far as the counters have come."""
+    """Totals per event type and day, as far as the counters have come."""
     columns = event_totals.c
-    found = select(columns.kind, columns.day, columns.events).where(columns.day >= since)
-    return conn.execute(found.order_by(columns.day, columns.kind)).all()
+    found = select(columns.event_type, columns.day, columns.events).where(columns.day >= since)
+    return conn.execute(found.order_by(columns.day, columns.event_type)).all()
 
 
 # ---------------------------------------------------------------------------------------- events
@@ -181,10 +181,12 @@ def event(conn: Connection, seq: int) -> Row[Any] | None:
     return conn.execute(select(events).where(events.c.seq == seq)).first()
 
 
-def newest(conn: Connection, kind: int | None, limit: int) -> Sequence[Row[Any]]:
-    """The newest events, of one kind or of all."""
+def newest(conn: Connection, event_type: int | None, limit: int) -> Sequence[Row[Any]]:
+    """The newest events, of one type or of all."""
     found = select(events).order_by(events.c.seq.desc()).limit(limit)
-    return conn.execute(found if kind is None else found.where(events.c.kind == kind)).all()
+    return conn.execute(
+        found if event_type is None else found.where(events.c.event_type == event_type)
+    ).all()
 
 
 def destinations_of(conn: Connection, seqs: Sequence[int]) -> Mapping[int, Sequence[str]]:
@@ -358,13 +360,13 @@ def _fields(of: Transition) -> dict[str, Any]:
 
 
 def jobs_in(conn: Connection, state: str, destination: int, limit: int) -> Sequence[Row[Any]]:
-    """Jobs in a state, with seq, kind, received_at, attempts, error and due_at."""
+    """Jobs in a state, with seq, event type, received_at, attempts, error and due_at."""
     if state not in _JOBS_IN:
         raise UsageError(f"no state {state!r}; one of {', '.join(_JOBS_IN)}")
     return conn.execute(_JOBS_IN[state], {"of": destination, "limit": limit}).all()
 
 
-_EVENT = (events.c.seq, events.c.kind, events.c.received_at)
+_EVENT = (events.c.seq, events.c.event_type, events.c.received_at)
 
 
 def _listing(attempts: Any, error: Any, due_at: Any) -> Any:

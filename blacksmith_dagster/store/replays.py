@@ -80,14 +80,14 @@ def begin(
     conn: Connection,
     destination: int,
     request: ReplayRequest,
-    kinds: Sequence[int],
+    event_types: Sequence[int],
     window: Window,
     now: datetime,
     run: str | None,
 ) -> int:
     """The replay that was asked for with these words and has not ended, or a new one; its id.
 
-    Raises `Purged` if events of these kinds are gone that it has yet to come to.
+    Raises `Purged` if events of these types are gone that it has yet to come to.
     """
     asked = msgspec.json.encode(request).decode()
     same = (replays.c.destination == destination, replays.c.request == asked)
@@ -95,7 +95,7 @@ def begin(
     found = found.where(*same, replays.c.ended_at.is_(None)).order_by(replays.c.id.desc())
     row = conn.execute(found).first()
     if row is None or not is_held(conn, destination, row.began_at, now):
-        refuse_purged(conn, kinds, window.after if row is None else row.planned)
+        refuse_purged(conn, event_types, window.after if row is None else row.planned)
     begun = None if row is None else row.id
     if begun is None:
         values = {
@@ -206,7 +206,7 @@ class Found(NamedTuple):
     """An event of a window, as `Candidate` has it."""
 
     seq: int
-    kind: int
+    event_type: int
     received_at: datetime
     state: str
     error: str | None
@@ -216,23 +216,23 @@ def stretch(
     conn: Connection,
     destination: int,
     request: ReplayRequest,
-    kinds: Sequence[int],
+    event_types: Sequence[int],
     window: Window,
 ) -> tuple[list[Found], int]:
     """The first events of a window that a request's modes and filters choose, and up to which number
     they were looked for."""
     # What is discarded is indexed; else the log is gone through.
     if set(request.modes) == {ReplayMode.FAILED} or request.error is not None:
-        return _discarded(conn, destination, request, kinds, window)
+        return _discarded(conn, destination, request, event_types, window)
     part = Window(window.after, min(window.upto, window.after + _SPAN))
-    return list(_of_log(conn, destination, request, kinds, part)), part.upto
+    return list(_of_log(conn, destination, request, event_types, part)), part.upto
 
 
 def _discarded(
     conn: Connection,
     destination: int,
     request: ReplayRequest,
-    kinds: Sequence[int],
+    event_types: Sequence[int],
     window: Window,
 ) -> tuple[list[Found], int]:
     """What is discarded is not pending: the transaction that takes it up again says so."""
@@ -243,10 +243,10 @@ def _discarded(
         found = found.where(outcomes.c.error.contains(request.error, autoescape=True))
     errors = dict(conn.execute(found.order_by(outcomes.c.seq).limit(_AT_ONCE)).tuples().all())
     upto = max(errors) if len(errors) == _AT_ONCE else window.upto
-    kept = _of_window(request, kinds).where(events.c.seq.in_(errors)).order_by(events.c.seq)
+    kept = _of_window(request, event_types).where(events.c.seq.in_(errors)).order_by(events.c.seq)
     return [
-        Found(seq, kind, received_at, "discarded", errors[seq])
-        for seq, kind, received_at in conn.execute(kept).tuples()
+        Found(seq, event_type, received_at, "discarded", errors[seq])
+        for seq, event_type, received_at in conn.execute(kept).tuples()
     ], upto
 
 
@@ -254,7 +254,7 @@ def _of_log(
     conn: Connection,
     destination: int,
     request: ReplayRequest,
-    kinds: Sequence[int],
+    event_types: Sequence[int],
     window: Window,
 ) -> Iterator[Found]:
     """Ranges are read one by one and put together here: joined, each event would be looked up in
@@ -276,8 +276,8 @@ def _of_log(
     modes = set(request.modes)
     wanted = {"missing"} if ReplayMode.MISSING in modes else set()
     wanted |= {"discarded"} if ReplayMode.FAILED in modes else set()
-    kept = _of_window(request, kinds).where(between(events.c.seq)).order_by(events.c.seq)
-    for seq, kind, received_at in conn.execute(kept).tuples():
+    kept = _of_window(request, event_types).where(between(events.c.seq)).order_by(events.c.seq)
+    for seq, event_type, received_at in conn.execute(kept).tuples():
         if (seq in of_log and seq > position) or seq in busy:
             state = "pending"
         elif seq in errors:
@@ -285,16 +285,16 @@ def _of_log(
         else:
             state = "succeeded" if seq in of_log or seq in made else "missing"
         if ReplayMode.ALL in modes or state in wanted:
-            yield Found(seq, kind, received_at, state, errors.get(seq))
+            yield Found(seq, event_type, received_at, state, errors.get(seq))
 
 
 def _is_discarded(destination: int) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
     return outcomes.c.destination == destination, outcomes.c.state == DISCARDED
 
 
-def _of_window(request: ReplayRequest, kinds: Sequence[int]) -> Select[Any]:
-    kept = select(events.c.seq, events.c.kind, events.c.received_at).where(
-        events.c.kind.in_(kinds),
+def _of_window(request: ReplayRequest, event_types: Sequence[int]) -> Select[Any]:
+    kept = select(events.c.seq, events.c.event_type, events.c.received_at).where(
+        events.c.event_type.in_(event_types),
         events.c.received_at >= request.start,
         events.c.received_at < request.end,
     )
@@ -334,7 +334,7 @@ def unsettled(conn: Connection, destination: int, limit: int) -> Sequence[Row[An
     ).scalar()
     if last is None:
         return []
-    columns = (events.c.seq, events.c.kind, events.c.received_at)
+    columns = (events.c.seq, events.c.event_type, events.c.received_at)
     waits = members(
         lambda *_: [
             *columns,

@@ -28,9 +28,9 @@ from blacksmith_dagster.store.tables import (
     DISCARDED,
     EXECUTING,
     counter,
+    event_types,
     events,
     jobs,
-    kinds,
     loads,
     marks,
     outcomes,
@@ -44,13 +44,13 @@ _REPLAY_HELD = timedelta(days=7)  # for which what a replay has yet to come to i
 
 
 class Bound(NamedTuple):
-    """How far the events of a kind are past their time.
+    """How far the events of a type are past their time.
 
     All up to `upto` were received before `before`; none is left up to `swept`. A job that was
     discarded after `discarded_before` holds its event back, any discarded one if that is `None`.
     """
 
-    kind: int
+    event_type: int
     upto: int
     before: datetime
     swept: int
@@ -58,21 +58,23 @@ class Bound(NamedTuple):
 
 
 def bounds(conn: Connection, retention: Mapping[int, Retention], now: datetime) -> list[Bound]:
-    """How far each kind is past its time, by the marks; kinds that are kept forever have no bound.
+    """How far each event type is past its time, by the marks; one that is kept forever has no bound.
 
     What the counters have not come to stays: they would never count it.
     """
     counted = conn.execute(select(counter.c.upto)).scalar_one()
-    swept = dict(conn.execute(select(kinds.c.id, kinds.c.swept_upto)).tuples().all())
+    swept = dict(conn.execute(select(event_types.c.id, event_types.c.swept_upto)).tuples().all())
     found = []
-    for kind, kept in sorted(retention.items()):
+    for event_type, kept in sorted(retention.items()):
         if kept.events is None:
             continue
         old = select(marks.c.at, marks.c.low).where(marks.c.at <= now - kept.events)
         mark = conn.execute(old.order_by(marks.c.at.desc()).limit(1)).first()
-        if mark is not None and min(mark.low, counted) > swept[kind]:
+        if mark is not None and min(mark.low, counted) > swept[event_type]:
             since = None if kept.discarded is None else now - kept.discarded
-            found.append(Bound(kind, min(mark.low, counted), mark.at, swept[kind], since))
+            found.append(
+                Bound(event_type, min(mark.low, counted), mark.at, swept[event_type], since)
+            )
     return found
 
 
@@ -80,7 +82,11 @@ def past(bounds: Sequence[Bound], windows: Sequence[Window] = ()) -> ColumnEleme
     """Whether an event is past its time, and in none of these windows."""
     old = or_(
         *(
-            and_(events.c.kind == each.kind, events.c.seq > each.swept, events.c.seq <= each.upto)
+            and_(
+                events.c.event_type == each.event_type,
+                events.c.seq > each.swept,
+                events.c.seq <= each.upto,
+            )
             for each in bounds
         )
     )
@@ -88,13 +94,15 @@ def past(bounds: Sequence[Bound], windows: Sequence[Window] = ()) -> ColumnEleme
 
 
 def refuse_purged(conn: Connection, of: Sequence[int], after: int) -> None:
-    """Raise `Purged` if events of these kinds with higher numbers than `after` may be gone.
+    """Raise `Purged` if events of these types with higher numbers than `after` may be gone.
 
     Their floors stay where they are until the transaction ends: what it makes of events above them,
     a purge finds.
     """
-    floors = select(kinds.c.path, kinds.c.purged_before, kinds.c.purged_upto)
-    locked = floors.where(kinds.c.id.in_(of)).order_by(kinds.c.id).with_for_update(read=True)
+    floors = select(event_types.c.path, event_types.c.purged_before, event_types.c.purged_upto)
+    locked = (
+        floors.where(event_types.c.id.in_(of)).order_by(event_types.c.id).with_for_update(read=True)
+    )
     gone = {path: before for path, before, upto in conn.execute(locked) if upto > after}
     if gone:
         raise Purged(
@@ -105,13 +113,15 @@ def refuse_purged(conn: Connection, of: Sequence[int], after: int) -> None:
 
 def why_gone(conn: Connection, seq: int) -> str | None:
     """Why an event that is not there may have been purged, `None` if it was not."""
-    floors = select(kinds.c.path, kinds.c.purged_before).where(kinds.c.purged_upto >= seq)
-    gone = dict(conn.execute(floors.order_by(kinds.c.id)).tuples().all())
+    floors = select(event_types.c.path, event_types.c.purged_before).where(
+        event_types.c.purged_upto >= seq
+    )
+    gone = dict(conn.execute(floors.order_by(event_types.c.id)).tuples().all())
     return shown(gone) if gone else None
 
 
 def shown(gone: Mapping[str, datetime]) -> str:
-    """From when on events of each kind are kept, for people."""
+    """From when on events of each type are kept, for people."""
     since = [
         f"{', '.join(path for path, at in gone.items() if at == before)} since {before.isoformat()}"
         for before in sorted(set(gone.values()))
@@ -148,7 +158,7 @@ def held(
     conn: Connection,
     bounds: Sequence[Bound],
     destinations: Sequence[int],
-    outcome_kinds: Sequence[int],
+    outcome_event_types: Sequence[int],
     now: datetime,
 ) -> Held:
     """The events up to the highest bound that must stay.
@@ -171,13 +181,13 @@ def held(
         given = {
             "of": of,
             "upto": upto,
-            "kinds": outcome_kinds,
+            "event_types": outcome_event_types,
             "after": first.position if first else 0,
             "open": [each.id for each in last.values() if each and each.state == EXECUTING],
         }
         found.update(conn.execute(_PENDING, given).scalars())
         found.update(conn.execute(lately, given).scalars())
-        if outcome_kinds:
+        if outcome_event_types:
             parents.update(conn.execute(_PARENTS_OF_PENDING, given).scalars())
         windows += [
             Window(each.planned, each.upto)
@@ -185,26 +195,26 @@ def held(
             if is_held(conn, of, each.began_at, now)
         ]
     for window in windows:
-        given = {**window._asdict(), "kinds": outcome_kinds}
+        given = {**window._asdict(), "event_types": outcome_event_types}
         parents.update(conn.execute(_PARENTS_OF_WINDOW, given).scalars())
-    parents |= _parents(conn, found, outcome_kinds)
+    parents |= _parents(conn, found, outcome_event_types)
     while fresh := parents - found:
         found |= fresh
-        parents = _parents(conn, fresh, outcome_kinds)
+        parents = _parents(conn, fresh, outcome_event_types)
     return Held(sorted(seq for seq in found if seq <= upto), windows)
 
 
-def _parents(conn: Connection, seqs: set[int], outcome_kinds: Sequence[int]) -> set[int]:
+def _parents(conn: Connection, seqs: set[int], outcome_event_types: Sequence[int]) -> set[int]:
     found = set[int]()
     for part in parts(sorted(seqs), _CHUNK):
-        given = {"seqs": part, "kinds": outcome_kinds}
+        given = {"seqs": part, "event_types": outcome_event_types}
         found.update(conn.execute(_PARENTS, given).scalars())
     return found
 
 
 _of: Any = bindparam("of")
 _open: Any = bindparam("open", expanding=True)
-_kinds: Any = bindparam("kinds", expanding=True)
+_event_types: Any = bindparam("event_types", expanding=True)
 _upto: Any = bindparam("upto")
 _waits = and_(sets.c.destination == _of, or_(sets.c.load.is_(None), sets.c.load.in_(_open)))
 _in_set = (sets.c.seq_from, sets.c.seq_to)
@@ -224,7 +234,7 @@ _pending = union_all(
     .where(set_jobs.c.destination == _of, _waits, set_jobs.c.seq.between(*_in_set)),
 ).subquery()
 _PENDING = select(_pending.c.seq).where(_pending.c.seq <= _upto)
-_of_outcome = and_(events.c.kind.in_(_kinds), events.c.parent.is_not(None))
+_of_outcome = and_(events.c.event_type.in_(_event_types), events.c.parent.is_not(None))
 _PARENTS_OF_PENDING = (
     select(events.c.parent).join(_pending, _pending.c.seq == events.c.seq).where(_of_outcome)
 )
@@ -247,7 +257,7 @@ def _discarded_lately(bounds: Sequence[Bound]) -> Any:
     lately = or_(
         *(
             and_(
-                events.c.kind == each.kind,
+                events.c.event_type == each.event_type,
                 true()
                 if each.discarded_before is None
                 else loads.c.finished_at > each.discarded_before,
@@ -262,7 +272,7 @@ def _discarded_lately(bounds: Sequence[Bound]) -> Any:
         .where(
             outcomes.c.destination == _of,
             outcomes.c.state == DISCARDED,
-            or_(outcomes.c.seq <= _upto, events.c.kind.in_(_kinds)),
+            or_(outcomes.c.seq <= _upto, events.c.event_type.in_(_event_types)),
             lately,
         )
     )

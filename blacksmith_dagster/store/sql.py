@@ -85,8 +85,8 @@ class SQLStore(ABC):
     def __init__(self, engine: Engine, label: str) -> None:
         self.engine = engine
         self.label = label
-        self._kinds: dict[str, int] = {}
-        self._kind_paths: dict[int, str] = {}
+        self._event_types: dict[str, int] = {}
+        self._event_type_paths: dict[int, str] = {}
         self._destinations: dict[str, int] = {}
         self._read_names()
 
@@ -152,13 +152,13 @@ class SQLStore(ABC):
     def _look_up_keys(
         self, conn: Connection, rows: Sequence[tuple[int, str, int]]
     ) -> Iterable[Any]:
-        """Those of keys (kind, key, ordinal) that are there, as (kind, key, ordinal, seq, digest)."""
+        """The keys (event type, key, ordinal) that exist, each followed by its seq and digest."""
 
     @abstractmethod
     def _write_keys(
         self, conn: Connection, rows: Sequence[tuple[int, str, int, int, bytes]]
     ) -> None:
-        """Write new keys (kind, key, ordinal), each for an event (seq, digest)."""
+        """Write new keys (event type, key, ordinal), each for an event (seq, digest)."""
 
     @abstractmethod
     def _insert_outcomes(self, conn: Connection, rows: Sequence[loads.Outcome]) -> None:
@@ -189,22 +189,31 @@ class SQLStore(ABC):
     def _jobs(self, rows: Sequence[Any]) -> list[JobRow]:
         """Rows of `loads.JOB_COLUMNS` as jobs."""
         ids = self._epochs.ids_of(row[0] for row in rows)
-        kinds, id_of, new = self._kind_paths, self._epochs.id_of, tuple.__new__
+        event_types, id_of, new = self._event_type_paths, self._epochs.id_of, tuple.__new__
         return [
             # Past the constructor, which is slower by half: this is done for every job.
             new(
                 JobRow,
-                (seq, id_, kinds[kind], *kept, None if parent is None else id_of(parent), why),
+                (
+                    seq,
+                    id_,
+                    event_types[event_type],
+                    *kept,
+                    None if parent is None else id_of(parent),
+                    why,
+                ),
             )
-            for id_, (seq, kind, *kept, parent, why) in zip(ids, rows, strict=True)
+            for id_, (seq, event_type, *kept, parent, why) in zip(ids, rows, strict=True)
         ]
 
     # -- names
     def _read_names(self) -> None:
         with self.reading() as conn:
-            kinds, events = tables.kinds.c, tables.destination_events.c
-            self._kinds = dict(conn.execute(select(kinds.path, kinds.id)).tuples().all())
-            self._kind_paths = {number: path for path, number in self._kinds.items()}
+            event_types, events = tables.event_types.c, tables.destination_events.c
+            self._event_types = dict(
+                conn.execute(select(event_types.path, event_types.id)).tuples().all()
+            )
+            self._event_type_paths = {number: path for path, number in self._event_types.items()}
             self._destinations = dict(conn.execute(select(events.path, events.id)).tuples().all())
             epochs = select(tables.epochs.c.first_seq, tables.epochs.c.epoch)
             self._epochs = Epochs(
@@ -221,9 +230,9 @@ class SQLStore(ABC):
                     maintenance.rename(conn, tables.destination_events, old, event.path)
                     for outcome in event.outcomes:
                         maintenance.rename(
-                            conn, tables.kinds, f"{old}.{outcome.name}", outcome.path
+                            conn, tables.event_types, f"{old}.{outcome.name}", outcome.path
                         )
-            maintenance.know(conn, tables.kinds, [*app.source_events, *received, *webhooks])
+            maintenance.know(conn, tables.event_types, [*app.source_events, *received, *webhooks])
             maintenance.know(conn, tables.destination_events, list(app.destination_events))
             maintenance.fence(conn, LANES.values())
         self._read_names()
@@ -238,15 +247,16 @@ class SQLStore(ABC):
             )
         return self._destinations[path]
 
-    def _kind(self, path: str) -> int:
-        if path not in self._kinds:
+    def _event_type(self, path: str) -> int:
+        if path not in self._event_types:
             self._read_names()
-        if path not in self._kinds:
+        if path not in self._event_types:
             raise Unknown(
                 f"this store has no event {path!r}; it has "
-                f"{', '.join(sorted(self._kinds)) or 'none yet'}; register(app) adds an application's"
+                f"{', '.join(sorted(self._event_types)) or 'none yet'}; register(app) adds an "
+                "application's"
             )
-        return self._kinds[path]
+        return self._event_types[path]
 
     # -- ingest
     def ingest(
@@ -304,12 +314,12 @@ class SQLStore(ABC):
         if not named:
             return {}
         return {
-            named[kind, key, ordinal]: keys.Known(seq, digest)
-            for kind, key, ordinal, seq, digest in self._look_up_keys(conn, list(named))
+            named[event_type, key, ordinal]: keys.Known(seq, digest)
+            for event_type, key, ordinal, seq, digest in self._look_up_keys(conn, list(named))
         }
 
     def _key(self, key: keys.Key) -> tuple[int, str, int]:
-        return self._kind(key[0]), key[1], key[2]
+        return self._event_type(key[0]), key[1], key[2]
 
     def position(self, reader: str) -> str | None:
         with self.reading() as conn:
@@ -324,15 +334,17 @@ class SQLStore(ABC):
         """Keep raw requests; returns their ids, in order."""
         if not raws:
             return []
-        now, kinds = self._now(conn), [self._kind(each.kind) for each in raws]
+        now, event_types = self._now(conn), [self._event_type(each.event_type) for each in raws]
         # In order of their keys, so that two commits wait for each other and never in a circle.
-        in_order = sorted(range(len(raws)), key=lambda n: (kinds[n], raws[n].key or ""))
-        numbers = {n: quarantine.keep(conn, kinds[n], raws[n], now) for n in in_order}
+        in_order = sorted(range(len(raws)), key=lambda n: (event_types[n], raws[n].key or ""))
+        numbers = {n: quarantine.keep(conn, event_types[n], raws[n], now) for n in in_order}
         return [quarantine.id_of(numbers[n]) for n in range(len(raws))]
 
-    def quarantined(self, kind: str | None = None, limit: int = 100) -> Sequence[Quarantined]:
+    def quarantined(self, event_type: str | None = None, limit: int = 100) -> Sequence[Quarantined]:
         with self.reading() as conn:
-            rows = quarantine.oldest(conn, None if kind is None else self._kind(kind), limit)
+            rows = quarantine.oldest(
+                conn, None if event_type is None else self._event_type(event_type), limit
+            )
         return [
             Quarantined(quarantine.id_of(row.id), row.path, row.received_at, row.error, row.size)
             for row in rows
@@ -470,9 +482,9 @@ class SQLStore(ABC):
 
     # -- replays
     def begin_replay(
-        self, fence: Fence, request: ReplayRequest, kinds: Sequence[str], run: str | None
+        self, fence: Fence, request: ReplayRequest, event_types: Sequence[str], run: str | None
     ) -> Replay:
-        asked = [self._kind(kind) for kind in kinds]
+        asked = [self._event_type(event_type) for event_type in event_types]
         window = self.window(request.start, request.end)
         with self.writing() as conn:
             of, held = self._hold(conn, fence)
@@ -486,17 +498,19 @@ class SQLStore(ABC):
         return replays.told(row, path)
 
     def stretch(
-        self, destination: str, request: ReplayRequest, kinds: Sequence[str], window: Window
+        self, destination: str, request: ReplayRequest, event_types: Sequence[str], window: Window
     ) -> Stretch:
         of = self._destination(destination)
-        asked = [self._kind(kind) for kind in kinds]
+        asked = [self._event_type(event_type) for event_type in event_types]
         with self.reading() as conn:
             found, upto = replays.stretch(conn, of, request, asked, window)
-        ids, paths = self._epochs.ids_of(each.seq for each in found), self._kind_paths
+        ids, paths = self._epochs.ids_of(each.seq for each in found), self._event_type_paths
         return Stretch(
             [
-                Candidate(seq, id_, paths[kind], received_at, state, error)
-                for id_, (seq, kind, received_at, state, error) in zip(ids, found, strict=True)
+                Candidate(seq, id_, paths[event_type], received_at, state, error)
+                for id_, (seq, event_type, received_at, state, error) in zip(
+                    ids, found, strict=True
+                )
             ],
             upto,
         )
@@ -546,8 +560,8 @@ class SQLStore(ABC):
     def day_counts(self, since: date) -> Sequence[DayCount]:
         with self.reading() as conn:
             return [
-                DayCount(self._kind_paths[kind], day, events)
-                for kind, day, events in questions.day_counts(conn, since)
+                DayCount(self._event_type_paths[event_type], day, events)
+                for event_type, day, events in questions.day_counts(conn, since)
             ]
 
     def event(self, event_id: str) -> StoredEvent:
@@ -560,9 +574,11 @@ class SQLStore(ABC):
                 raise Unknown(f"event {event_id} is not in this store")
             return self._stored(row, questions.destinations_of(conn, [seq]))
 
-    def events(self, kind: str | None = None, limit: int = 100) -> Sequence[StoredEvent]:
+    def events(self, event_type: str | None = None, limit: int = 100) -> Sequence[StoredEvent]:
         with self.reading() as conn:
-            found = questions.newest(conn, None if kind is None else self._kind(kind), limit)
+            found = questions.newest(
+                conn, None if event_type is None else self._event_type(event_type), limit
+            )
             destinations = questions.destinations_of(conn, [row.seq for row in found])
             return [self._stored(row, destinations) for row in found]
 
@@ -570,7 +586,7 @@ class SQLStore(ABC):
         return StoredEvent(
             self._epochs.id_of(row.seq),
             row.seq,
-            self._kind_paths[row.kind],
+            self._event_type_paths[row.event_type],
             row.payload,
             row.received_at,
             row.key,
@@ -601,7 +617,7 @@ class SQLStore(ABC):
         return JobState(
             destination,
             self._epochs.id_of(row.seq),
-            self._kind_paths[row.kind],
+            self._event_type_paths[row.event_type],
             state,
             row.received_at,
             row.attempts,
@@ -634,10 +650,10 @@ class SQLStore(ABC):
     ) -> Iterator[PurgeStep]:
         return Purge(self, retention).run(archive)
 
-    def check_kept(self, kinds: Sequence[str], start: datetime) -> None:
+    def check_kept(self, event_types: Sequence[str], start: datetime) -> None:
         window = self.window(start, start)
         with self.reading() as conn:
-            refuse_purged(conn, [self._kind(each) for each in kinds], window.after)
+            refuse_purged(conn, [self._event_type(each) for each in event_types], window.after)
 
     # -- upkeep
     def ready(self) -> None:

@@ -163,7 +163,7 @@ class SQLiteStore(SQLStore):
             [
                 (
                     seq,
-                    self._kind(each.kind),
+                    self._event_type(each.event_type),
                     now,
                     each.payload,
                     each.key,
@@ -198,13 +198,13 @@ SELECT f.token, f.holder, l.id, l.state = 1, l.seq_to IS NOT NULL, l.position, l
  WHERE f.destination = :of AND f.lane = :lane
 """
 _JOBS_BETWEEN = """
-SELECT e.seq, e.kind, e.payload, e.received_at, e.key, e.context, e.version, e.sent_at, e.parent,
+SELECT e.seq, e.event_type, e.payload, e.received_at, e.key, e.context, e.version, e.sent_at, e.parent,
        j.when_error
   FROM jobs j JOIN events e ON e.seq = j.seq
  WHERE j.destination = ? AND j.seq > ? AND j.seq <= ? ORDER BY j.seq
 """
 _LISTED_JOBS = """
-SELECT e.seq, e.kind, coalesce(c.payload, e.payload), e.received_at, e.key, e.context, e.version,
+SELECT e.seq, e.event_type, coalesce(c.payload, e.payload), e.received_at, e.key, e.context, e.version,
        e.sent_at, e.parent, r.when_error
   FROM sets s
  CROSS JOIN set_jobs r ON r.destination = s.destination AND r.list = s.list
@@ -214,13 +214,14 @@ SELECT e.seq, e.kind, coalesce(c.payload, e.payload), e.received_at, e.key, e.co
  WHERE s.load = ? ORDER BY e.seq
 """
 _KNOWN_KEYS = """
-SELECT k.kind, k.key, k.ordinal, k.seq, k.digest
+SELECT k.event_type, k.key, k.ordinal, k.seq, k.digest
   FROM json_each(?) AS asked
- CROSS JOIN keys k ON k.kind = json_extract(asked.value, '$[0]')
+ CROSS JOIN keys k ON k.event_type = json_extract(asked.value, '$[0]')
    AND k.key = json_extract(asked.value, '$[1]') AND k.ordinal = json_extract(asked.value, '$[2]')
 """
 _WRITE_KEY = (
-    "INSERT INTO keys (received_at, kind, key, ordinal, seq, digest) VALUES (?, ?, ?, ?, ?, ?)"
+    "INSERT INTO keys (received_at, event_type, key, ordinal, seq, digest) "
+    "VALUES (?, ?, ?, ?, ?, ?)"
 )
 _OUTCOME = (
     "INSERT INTO outcomes (load, seq, destination, state, error, list) VALUES (?, ?, ?, ?, ?, ?)"
@@ -228,7 +229,7 @@ _OUTCOME = (
 _SET_JOB = "INSERT INTO set_jobs (destination, seq, list, made, when_error) VALUES (?, ?, ?, ?, ?)"
 _SEQUENCE = "SELECT seq FROM sqlite_sequence WHERE name = 'events'"
 _EVENT = (
-    "INSERT INTO events (seq, kind, received_at, payload, key, context, version, sent_at, parent)"
+    "INSERT INTO events (seq, event_type, received_at, payload, key, context, version, sent_at, parent)"
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _JOB = "INSERT INTO jobs (destination, seq, when_error) VALUES (?, ?, ?)"
@@ -258,14 +259,14 @@ def _refuse_network(folder: Path) -> None:
     mounts = Path("/proc/self/mounts")
     if not mounts.exists():
         return
-    resolved, best, kind = folder.resolve(), Path("/"), ""
+    resolved, best, file_system = folder.resolve(), Path("/"), ""
     for line in mounts.read_text().splitlines():
         _, point, found, *_ = line.split(" ")
         at = Path(point.encode().decode("unicode_escape"))
         if resolved.is_relative_to(at) and len(at.parts) >= len(best.parts):
-            best, kind = at, found
-    if kind in _NETWORK:
+            best, file_system = at, found
+    if file_system in _NETWORK:
         raise SettingsError(
-            f"{folder} is on a network file system ({kind}), where SQLite's locks cannot be trusted; "
-            "choose a local folder, or PostgreSQL by BLACKSMITH_STORE_URL=postgresql://..."
+            f"{folder} is on a network file system ({file_system}), where SQLite's locks cannot be "
+            "trusted; choose a local folder, or PostgreSQL by BLACKSMITH_STORE_URL=postgresql://..."
         )

@@ -81,8 +81,8 @@ def _at(name: str, *, nullable: bool = False) -> Column[datetime]:
     return Column(name, Instant(), nullable=nullable)
 
 
-def _required(name: str, kind: Any, **options: Any) -> Column[Any]:
-    return Column(name, kind, nullable=False, **options)
+def _required(name: str, type_: Any, **options: Any) -> Column[Any]:
+    return Column(name, type_, nullable=False, **options)
 
 
 # Each restore or promotion begins a new epoch: it is part of the public ids given from there on.
@@ -94,10 +94,10 @@ epochs = Table(
     _at("began_at"),
 )
 
-# What is purged of a kind: events up to `purged_upto`, all received before `purged_before`, are gone
-# unless a job needed them. Up to `swept_upto` there is none left.
-kinds = Table(
-    "kinds",
+# What is purged of an event type: events up to `purged_upto`, all received before `purged_before`, are
+# gone unless a job needed them. Up to `swept_upto` there is none left.
+event_types = Table(
+    "event_types",
     metadata,
     Column("id", Integer, primary_key=True),
     _required("path", Text, unique=True),
@@ -126,7 +126,7 @@ events = Table(
     "events",
     metadata,
     Column("seq", _Id, primary_key=True),
-    _required("kind", Integer),
+    _required("event_type", Integer),
     _at("received_at"),
     _required("payload", Text),
     Column("key", Text),
@@ -151,7 +151,7 @@ jobs = Table(
 keys = Table(
     "keys",
     metadata,
-    Column("kind", Integer, primary_key=True, autoincrement=False),
+    Column("event_type", Integer, primary_key=True, autoincrement=False),
     Column("key", Text, primary_key=True),
     Column("ordinal", Integer, primary_key=True, autoincrement=False),
     _required("digest", LargeBinary),
@@ -326,13 +326,13 @@ quarantine = Table(
     "quarantine",
     metadata,
     Column("id", _Id, primary_key=True),
-    _required("kind", Integer),
+    _required("event_type", Integer),
     _at("received_at"),
     _required("headers", Text),
     _required("body", LargeBinary),
     _required("error", Text),
     Column("key", Text),
-    Index("quarantine_key", "kind", "key", unique=True),
+    Index("quarantine_key", "event_type", "key", unique=True),
     sqlite_autoincrement=True,
 )
 
@@ -368,7 +368,7 @@ counter = Table(
 event_totals = Table(
     "event_totals",
     metadata,
-    Column("kind", Integer, primary_key=True, autoincrement=False),
+    Column("event_type", Integer, primary_key=True, autoincrement=False),
     Column("day", Date, primary_key=True),
     _required("events", BigInteger),
 )

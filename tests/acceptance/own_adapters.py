@@ -72,7 +72,9 @@ class PlainScheduler:
             while load := store.claim(fence, event.batch, event.schedule.max_attempts, run):
                 jobs = []
                 for row in load.rows:
-                    data = msgspec.json.decode(row.payload, type=event.flows[row.kind].on.model)
+                    data = msgspec.json.decode(
+                        row.payload, type=event.flows[row.event_type].on.model
+                    )
                     kept = Event(data, id=row.id, received_at=row.received_at)
                     jobs.append(Job(data, kept, load.key_of(row.id), load.attempt))
                 event(Batch(event.path, jobs), opened)

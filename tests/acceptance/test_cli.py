@@ -107,8 +107,8 @@ def test_status_tells_orphans(ids: list[str]) -> None:
     assert ["mail/thanks", "1"] in map(words, result.stdout.splitlines())
 
 
-def test_a_kind_that_is_not_there_is_told_with_those_that_are(ids: list[str]) -> None:
-    result = run("events", "list", "--kind=shop/nope", code=1)
+def test_an_event_type_that_is_not_there_is_told_with_those_that_are(ids: list[str]) -> None:
+    result = run("events", "list", "--event-type=shop/nope", code=1)
     assert "no event 'shop/nope'; it has shop/ordered" in result.stderr
 
 

@@ -230,7 +230,11 @@ def test_retry_takes_a_request_as_it_came(store: Store) -> None:
     said = run("retry", order, APP).stdout
     child, parent = store.events()
     assert said.splitlines() == [f"{order} taken: {parent.id}, {child.id}", "1 of 1 taken"]
-    assert (parent.kind, child.kind, child.parent) == ("shop/ordered", "shop/line", parent.id)
+    assert (parent.event_type, child.event_type, child.parent) == (
+        "shop/ordered",
+        "shop/line",
+        parent.id,
+    )
     assert parent.context == '{"query":{"from":"till"},"agent":"till/1"}'
     assert parent.destinations == ["mail/thanks"]
     assert not store.quarantined()
@@ -323,7 +327,7 @@ def test_retry_of_what_came_through_a_webhook_calls_the_function_of_its_path(sto
     kept = store.quarantine(raw_of("shop", came, BUG))
     assert "1 of 1 taken" in run("retry", kept, APP).stdout
     [event] = store.events()
-    assert (event.kind, event.payload) == ("shop/line", '{"sku":"A1"}')
+    assert (event.event_type, event.payload) == ("shop/line", '{"sku":"A1"}')
 
 
 def test_retry_of_what_the_application_does_not_have_any_more_says_so(store: Store) -> None:

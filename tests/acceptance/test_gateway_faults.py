@@ -179,7 +179,7 @@ def test_extract_that_raises_is_quarantined(gateway: GatewayProcess, store: Stor
         (kept,) = store.quarantined()
         assert answer.json() == {"ids": [], "quarantined": [kept.id]}
         raw = store.in_quarantine(kept.id)
-        assert (raw.kind, raw.body) == ("inbox/odd", b'[ "raise" ]')
+        assert (raw.event_type, raw.body) == ("inbox/odd", b'[ "raise" ]')
         assert raw.error == "RuntimeError: a bug in the extract function"
         assert raw.headers["x-kept"] == "yes"
         assert raw.headers[":path"] == "/inbox/odd?from=here"

@@ -417,7 +417,7 @@ def _outcomes_by_parent(store: Store) -> dict[str, list[str]]:
     told: dict[str, list[str]] = {}
     for event in _outcomes(store):
         assert event.parent is not None
-        told.setdefault(event.parent, []).append(event.kind.rpartition(".")[2])
+        told.setdefault(event.parent, []).append(event.event_type.rpartition(".")[2])
     return told
 
 

@@ -81,7 +81,7 @@ def test_each_call_is_an_event(webhooks: Webhooks, gzip: bool, sync_mode: bool) 
     assert library.errors == []
     events = webhooks.new()
     names = ["identify", "track", "page", "screen", "group", "alias"]
-    assert [event.kind for event in events] == [f"segment/{name}" for name in names]
+    assert [event.event_type for event in events] == [f"segment/{name}" for name in names]
     assert [event.key for event in events] == ids
     for event, name in zip(events, names, strict=True):
         data = json.loads(event.payload)
@@ -182,7 +182,7 @@ def test_pages_send_the_key_in_the_body(webhooks: Webhooks) -> None:
         "messageId": "ajs-1",
         "type": "track",
     }
-    assert page.kind == "segment/page"
+    assert page.event_type == "segment/page"
     refused = webhooks.post("/v1/t", json.dumps(message | {"writeKey": "another"}), plain)
     assert refused.status_code == 401
     assert refused.headers["WWW-Authenticate"].startswith("Basic")

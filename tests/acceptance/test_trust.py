@@ -423,7 +423,7 @@ def test_a_webhook_holds_each_event_against_its_own_model(
         refused = client.post("/orders/lines", json=BAD)
         assert refused.status_code == 422
         assert "event 2 does not fit orders/line" in refused.json()["detail"]
-    assert [event.kind for event in new_events()] == ["orders/line"]
+    assert [event.event_type for event in new_events()] == ["orders/line"]
 
 
 def test_unknown_version(process: GatewayProcess, new_events: Callable[[], list[Any]]) -> None:

@@ -125,7 +125,7 @@ def test_github_payloads_at_their_webhook(webhooks: Webhooks) -> None:
     events = webhooks.new()
     assert len(events) == len(kept)
     for event, (name, payload) in zip(events, kept, strict=True):
-        assert event.kind == ("github/push" if name == "push" else "github/other")
+        assert event.event_type == ("github/push" if name == "push" else "github/other")
         assert json.loads(event.payload) == payload
         assert json.loads(event.context or "") == {"event": name}
 
@@ -162,7 +162,7 @@ def test_stripe_event_is_kept(webhooks: Webhooks) -> None:
     body = invoice_paid()
     answer, event = repeated(webhooks, "/v1/stripe", body, stripe_signed)
     assert answer.status_code == 202
-    assert event.kind == "stripe/invoice_paid"
+    assert event.event_type == "stripe/invoice_paid"
     assert json.loads(event.payload)["object"]["amount_paid"] == 1900
     assert (event.key, event.version) == (json.loads(body)["id"], "2026-01-28")
     assert event.sent_at == NOON
@@ -218,7 +218,7 @@ def test_standard_webhook_is_kept(webhooks: Webhooks) -> None:
     key = f"msg_{uuid.uuid4()}"
     answer, event = repeated(webhooks, "/v1/hooks", body, lambda body: hooks_signed(body, key=key))
     assert (answer.status_code, answer.json()) == (202, {"ids": [event.id]})
-    assert (event.kind, event.payload) == ("hooks/user_created", '{"id":7}')
+    assert (event.event_type, event.payload) == ("hooks/user_created", '{"id":7}')
     assert (event.key, event.sent_at) == (key, NOON)
 
 
@@ -244,7 +244,7 @@ def test_cloud_event_is_kept(webhooks: Webhooks, mode: Callable[[CloudEvent], An
     sent = order_placed()
     message = mode(sent)
     _, event = repeated(webhooks, "/v1/orders", message.body.decode(), lambda _: message.headers)
-    assert event.kind == "orders/placed"
+    assert event.event_type == "orders/placed"
     assert json.loads(event.payload) == sent.get_data()
     assert (event.key, event.sent_at) == (f"{sent.get_source()} {sent.get_id()}", NOON)
     context = json.loads(event.context)
@@ -265,7 +265,7 @@ def test_batch_of_cloud_events(webhooks: Webhooks) -> None:
     events = webhooks.new()
     assert first.json() == again.json() == {"ids": [event.id for event in events]}
     # Each makes its own jobs; `when` is asked with the model.
-    assert [(event.kind, set(event.destinations)) for event in events] == [
+    assert [(event.event_type, set(event.destinations)) for event in events] == [
         ("orders/placed", {"lake/everything"}),
         ("orders/placed", {"lake/everything", "lake/large"}),
         ("orders/anything", {"lake/everything"}),

@@ -22,7 +22,7 @@ NOTHING, DAY = timedelta(0), timedelta(days=1)
 def kept(
     events: timedelta | None, discarded: timedelta | None = NOTHING
 ) -> Mapping[str, Retention]:
-    """Both kinds of the application are kept for so long."""
+    """Both event types of the application are kept for so long."""
     return dict.fromkeys((departed.path, OUTCOME), Retention(events, discarded))
 
 

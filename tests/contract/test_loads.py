@@ -66,7 +66,7 @@ def test_a_claim_says_what_a_job_needs(store: Store) -> None:
     [[kept]] = store.ingest([[event]])
     load = claimed(store, take_over(store))
     [row] = load.rows
-    assert (row.id, row.kind, row.payload) == (kept, "airport/departed", '{"n":1}')
+    assert (row.id, row.event_type, row.payload) == (kept, "airport/departed", '{"n":1}')
     assert (row.key, row.context, row.version) == ("k", "{}", "v")
     assert row.when_error == "ValueError: no"
     assert row.received_at == store.event(kept).received_at

@@ -90,7 +90,7 @@ def test_a_reader_moves_for_what_was_taken_before(store: Store) -> None:
 
 def test_an_event_that_nobody_knows_moves_no_reader(store: Store) -> None:
     with pytest.raises(Unknown):
-        store.ingest([[NewEvent("no/kind", "{}")]], positions=[Position("orders/0", None, "1")])
+        store.ingest([[NewEvent("no/such", "{}")]], positions=[Position("orders/0", None, "1")])
     assert store.position("orders/0") is None
 
 

@@ -103,7 +103,7 @@ def test_nothing_goes_before_a_mark_tells_its_age(store: Store) -> None:
     assert purged(store, kept(29 * DAY)) == 3
 
 
-def test_one_kind_may_go_before_another(store: Store) -> None:
+def test_one_event_type_may_go_before_another(store: Store) -> None:
     [parent] = keep(store, 1)
     [outcomes] = store.ingest([[NewEvent(OUTCOME, "{}", parent=parent)] * 3])
     ids = keep(store, 3, to=())

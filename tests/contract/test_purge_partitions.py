@@ -104,7 +104,7 @@ def test_a_partition_with_an_event_that_is_needed_stays(store: Store) -> None:
     assert tables(store) == LATER
 
 
-def test_a_partition_with_an_event_of_a_kind_that_is_kept_stays(store: Store) -> None:
+def test_a_partition_with_an_event_of_a_type_that_is_kept_stays(store: Store) -> None:
     old = keep(store, OLD - 1, to=())
     [[outcome]] = store.ingest([[NewEvent(OUTCOME, "{}")]])
     keep(store, 3, to=())

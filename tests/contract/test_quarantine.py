@@ -14,7 +14,7 @@ from blacksmith_dagster import HTTP, Blacksmith, Reply, Request, Source
 from blacksmith_dagster.errors import KeyReused, Unknown
 from blacksmith_dagster.store import Store, open_store, schema
 from blacksmith_dagster.store.interface import NewEvent, Raw
-from blacksmith_dagster.store.tables import kinds, quarantine
+from blacksmith_dagster.store.tables import event_types, quarantine
 from tests.contract.pipeline import FLIGHTS, departed, new_event
 
 RAW = Raw(departed.path, b"\xff\x00{", {"content-type": "text/plain"}, "ValueError: no")
@@ -24,7 +24,12 @@ def test_a_raw_request_waits_in_quarantine(store: Store) -> None:
     assert store.quarantine_sizes() == {}
     kept = store.quarantine(RAW)
     [found] = store.quarantined()
-    assert (found.id, found.kind, found.error, found.size) == (kept, RAW.kind, RAW.error, 3)
+    assert (found.id, found.event_type, found.error, found.size) == (
+        kept,
+        RAW.event_type,
+        RAW.error,
+        3,
+    )
     assert abs((datetime.now(UTC) - found.received_at).total_seconds()) < 60
     assert store.in_quarantine(kept) == RAW
     assert store.quarantine_sizes() == {departed.path: 1}
@@ -40,9 +45,9 @@ def test_raw_requests_are_kept_among_the_others(store: Store) -> None:
 
 def test_nothing_is_in_quarantine_of_a_commit_that_failed(store: Store) -> None:
     with pytest.raises(Unknown):
-        store.ingest([RAW, [NewEvent("no/kind", "{}")]])
+        store.ingest([RAW, [NewEvent("no/such", "{}")]])
     with pytest.raises(Unknown, match="register"):
-        store.ingest([[new_event()], replace(RAW, kind="no/kind")])
+        store.ingest([[new_event()], replace(RAW, event_type="no/such")])
     assert not store.quarantined()
     assert not store.events()
 
@@ -56,7 +61,7 @@ def test_what_is_kept_again_with_its_key_is_the_same(store: Store) -> None:
     assert store.in_quarantine(first) == keyed
     others = [
         store.quarantine(replace(keyed, key="orders/0@8")),
-        store.quarantine(replace(keyed, kind=f"{FLIGHTS}.discarded")),
+        store.quarantine(replace(keyed, event_type=f"{FLIGHTS}.discarded")),
         store.quarantine(RAW),
         store.quarantine(RAW),
     ]
@@ -85,16 +90,19 @@ def test_what_is_kept_by_many_at_once_with_its_key_is_kept_once(store: Store) ->
     assert len(store.quarantined()) == 20
 
 
-def test_the_oldest_are_listed_first_and_by_kind(store: Store) -> None:
+def test_the_oldest_are_listed_first_and_by_event_type(store: Store) -> None:
     other = f"{FLIGHTS}.discarded"
-    ids = [store.quarantine(replace(RAW, kind=kind)) for kind in (RAW.kind, other, RAW.kind)]
+    ids = [
+        store.quarantine(replace(RAW, event_type=each))
+        for each in (RAW.event_type, other, RAW.event_type)
+    ]
     assert [each.id for each in store.quarantined()] == ids
     assert [each.id for each in store.quarantined(limit=2)] == ids[:2]
-    assert [each.id for each in store.quarantined(RAW.kind)] == ids[::2]
+    assert [each.id for each in store.quarantined(RAW.event_type)] == ids[::2]
     assert [each.id for each in store.quarantined(other)] == ids[1:2]
-    assert store.quarantine_sizes() == {RAW.kind: 2, other: 1}
+    assert store.quarantine_sizes() == {RAW.event_type: 2, other: 1}
     with pytest.raises(Unknown, match=departed.path):
-        store.quarantined("no/kind")
+        store.quarantined("no/such")
 
 
 def test_what_is_released_leaves_with_the_events(store: Store) -> None:
@@ -144,7 +152,7 @@ def test_what_is_dropped_is_gone(store: Store) -> None:
     ids = [store.quarantine(RAW) for _ in range(2500)]
     with pytest.raises(Unknown, match="qua_9999"):
         store.drop_quarantined([*ids, "qua_9999"])
-    assert store.quarantine_sizes() == {RAW.kind: 2500}
+    assert store.quarantine_sizes() == {RAW.event_type: 2500}
     store.drop_quarantined([*ids[:-1], ids[0]])
     assert [each.id for each in store.quarantined()] == ids[-1:]
     store.drop_quarantined([])
@@ -164,9 +172,9 @@ def test_requests_through_a_webhook_are_kept_under_its_source(store: Store) -> N
         return Reply()
 
     with pytest.raises(Unknown, match="register"):
-        store.quarantine(replace(RAW, kind="shop"))
+        store.quarantine(replace(RAW, event_type="shop"))
     store.register(Blacksmith(sources=[shop], destinations=[], since="2026-01-01"))
-    store.quarantine(replace(RAW, kind="shop"))
+    store.quarantine(replace(RAW, event_type="shop"))
     assert store.quarantine_sizes() == {"shop": 1}
 
 
@@ -177,14 +185,20 @@ def test_what_was_in_quarantine_before_an_upgrade_stays_there(store_url: str) ->
         config.attributes["connection"] = conn
         command.upgrade(config, "0005")
     at = datetime(2026, 1, 2, tzinfo=UTC)
-    row = {"kind": 1, "received_at": at, "headers": '{"a":"b"}', "body": b"\xff", "error": "no"}
+    row = {
+        "event_type": 1,
+        "received_at": at,
+        "headers": '{"a":"b"}',
+        "body": b"\xff",
+        "error": "no",
+    }
     with engine.begin() as conn:
-        conn.execute(kinds.insert(), {"id": 1, "path": "airport/departed"})
+        conn.execute(event_types.insert(), {"id": 1, "path": "airport/departed"})
         conn.execute(quarantine.insert().inline(), [row, row])
     engine.dispose()
     with closing(open_store(store_url, upgrade=True)) as store:
         [first, second] = store.quarantined()
-        assert (first.kind, first.received_at, first.size) == ("airport/departed", at, 1)
+        assert (first.event_type, first.received_at, first.size) == ("airport/departed", at, 1)
         raw = Raw("airport/departed", b"\xff", {"a": "b"}, "no")
         assert store.in_quarantine(second.id) == raw
         store.ingest([replace(raw, key="k")], released=[first.id])

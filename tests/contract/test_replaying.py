@@ -168,7 +168,7 @@ def test_a_function_of_the_request_that_raises_stops_the_replay(replaying: Repla
         with pytest.raises(SettingsError, match="no function"):
             replaying.replay(app, flights, when=wrong)
     with pytest.raises(UsageError, match="does not receive"):
-        replaying.replay(app, flights, kinds=("airport/other",))
+        replaying.replay(app, flights, event_types=("airport/other",))
 
 
 def test_it_goes_on_where_it_stopped(replaying: Replaying) -> None:

@@ -64,7 +64,7 @@ def test_an_event_is_kept_to_the_letter(store: Store) -> None:
     before = datetime.now(UTC) - timedelta(seconds=5)
     [[kept]] = store.ingest([[event]])
     found = store.event(kept)
-    assert (found.payload, found.kind, found.key) == (payload, departed.path, "k")
+    assert (found.payload, found.event_type, found.key) == (payload, departed.path, "k")
     assert (found.context, found.version) == ('{"ip":"::1"}', "2026-01-01")
     assert (found.sent_at, found.parent) == (sent, parent)
     assert before < found.received_at < datetime.now(UTC) + timedelta(seconds=5)
@@ -118,7 +118,7 @@ def test_a_key_with_another_body_is_refused_and_leaves_nothing(store: Store) -> 
     assert isinstance(store.ingest([[new_event(10, key="fresh")]])[0], list)
 
 
-def test_a_key_belongs_to_its_kind_and_place(store: Store) -> None:
+def test_a_key_belongs_to_its_event_type_and_place(store: Store) -> None:
     outcome = "warehouse/flights.discarded"
     store.ingest([[new_event(1, key="a")]])
     [ids] = store.ingest(
@@ -674,8 +674,8 @@ def test_the_outcomes_of_a_renamed_destination_event_are_still_received(store: S
         store.register(new)
         assert store.events(departures.discarded.path)
     load = claimed(store, take_over(store, to=undeliverable))
-    assert [row.kind for row in load.rows] == [departures.discarded.path]
-    assert load.rows[0].kind in received.flows
+    assert [row.event_type for row in load.rows] == [departures.discarded.path]
+    assert load.rows[0].event_type in received.flows
 
 
 def test_what_is_no_longer_declared_waits_as_an_orphan_until_it_is_retired(store: Store) -> None:

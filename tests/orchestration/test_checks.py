@@ -234,8 +234,8 @@ def test_what_is_in_quarantine_is_told_with_how_to_take_it_again(store_url: str)
             "ordered": True,
             "paid": True,
         }
-        for kind in ("shop/ordered", "shop/ordered", "shop"):
-            store.quarantine(Raw(kind, b"{", {}, "it is not JSON"))
+        for event_type in ("shop/ordered", "shop/ordered", "shop"):
+            store.quarantine(Raw(event_type, b"{", {}, "it is not JSON"))
         told = found()
     assert not told["ordered"].passed
     assert told["ordered"].metadata == {"in_quarantine": 2, "in_quarantine_at_webhooks": 1}

@@ -345,8 +345,8 @@ def clock_store(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
 
 def said(store: Store, app: Blacksmith) -> list[Any]:
     """The data of all events of an application, oldest first."""
-    (kind,) = app.source_events
-    return [json.loads(each.payload) for each in reversed(store.events(kind, limit=1000))]
+    (event_type,) = app.source_events
+    return [json.loads(each.payload) for each in reversed(store.events(event_type, limit=1000))]
 
 
 @of_its_own

@@ -129,8 +129,8 @@ def test_a_check_is_told_again_only_when_it_changes(
     assert Tick(pipeline, instance, first.cursor).checks == {"lake/flights no_discarded": False}
 
 
-def count(day: date, events: int, kind: str = "airport/departed") -> DayCount:
-    return DayCount(kind, day, events)
+def count(day: date, events: int, event_type: str = "airport/departed") -> DayCount:
+    return DayCount(event_type, day, events)
 
 
 def told(cursor: Cursor, counted: Sequence[DayCount]) -> tuple[list[DayCount], Cursor]:

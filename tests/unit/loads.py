@@ -60,7 +60,7 @@ def row(
     seq: int,
     payload: str | None = None,
     *,
-    kind: str = departed.path,
+    event_type: str = departed.path,
     parent: str | None = None,
     when_error: str | None = None,
     context: str | None = None,
@@ -70,7 +70,7 @@ def row(
     return JobRow(
         seq,
         f"evt_{seq}",
-        kind,
+        event_type,
         text,
         received_at,
         f"k{seq}",

@@ -31,13 +31,17 @@ def test_a_job_holds_the_event_as_it_was_kept() -> None:
 
 
 def test_transform_makes_the_data_and_leaves_the_event() -> None:
-    (job,) = decode(load([row(1, kind=cancelled.path)])).jobs
+    (job,) = decode(load([row(1, event_type=cancelled.path)])).jobs
     assert job.data == "F1"
     assert job.event.data == {"id": "f1", "delay": 1}
 
 
 def test_transform_that_raises_fails_its_job() -> None:
-    rows = [row(1, kind=cancelled.path), row(2, '{"no":"id"}', kind=cancelled.path), row(3)]
+    rows = [
+        row(1, event_type=cancelled.path),
+        row(2, '{"no":"id"}', event_type=cancelled.path),
+        row(3),
+    ]
     decoded = decode(load(rows))
     assert [job.key for job in decoded.jobs] == ["evt_1-2", "evt_3-2"]
     assert decoded.refused == {2: (Said.FAILED, "KeyError: 'id'")}
@@ -49,8 +53,8 @@ def test_data_that_does_not_fit_the_model_fails_its_job() -> None:
     assert "Expected `str`, got `int`" in decoded.refused[1].error
 
 
-def test_a_kind_that_is_no_longer_received_fails_with_the_mend() -> None:
-    decoded = decode(load([row(1, kind="airport/moved")]))
+def test_an_event_type_that_is_no_longer_received_fails_with_the_mend() -> None:
+    decoded = decode(load([row(1, event_type="airport/moved")]))
     assert decoded.refused[1].said is Said.FAILED
     assert "warehouse/flights does not receive airport/moved" in decoded.refused[1].error
 
@@ -74,10 +78,10 @@ def originals(event: Any, rows: Sequence[JobRow], kept: dict[str, JobRow]) -> di
 
 
 def test_an_outcomes_job_has_what_the_original_was_given_and_its_cause() -> None:
-    kept = {"evt_1": row(1, kind=cancelled.path), "evt_2": row(2)}
+    kept = {"evt_1": row(1, event_type=cancelled.path), "evt_2": row(2)}
     rows = [
-        row(5, caused(), kind=flights.discarded.path, parent="evt_1"),
-        row(6, caused("failed"), kind=flights.failed.path, parent="evt_2"),
+        row(5, caused(), event_type=flights.discarded.path, parent="evt_1"),
+        row(6, caused("failed"), event_type=flights.failed.path, parent="evt_2"),
     ]
     found = originals(told, rows, kept)
     assert found == kept
@@ -92,10 +96,10 @@ def test_an_outcomes_job_has_what_the_original_was_given_and_its_cause() -> None
 
 def test_an_outcome_of_an_outcome_is_followed_to_its_beginning() -> None:
     kept = {
-        "evt_1": row(1, kind=cancelled.path),
-        "evt_2": row(2, caused(), kind=flights.discarded.path, parent="evt_1"),
+        "evt_1": row(1, event_type=cancelled.path),
+        "evt_2": row(2, caused(), event_type=flights.discarded.path, parent="evt_1"),
     }
-    rows = [row(9, caused(), kind=told.discarded.path, parent="evt_2")]
+    rows = [row(9, caused(), event_type=told.discarded.path, parent="evt_2")]
     found = originals(told_of_telling, rows, kept)
     assert found == kept
     (job,) = Decoder(app, told_of_telling).decode(load(rows), found).jobs
@@ -103,7 +107,7 @@ def test_an_outcome_of_an_outcome_is_followed_to_its_beginning() -> None:
 
 
 def test_an_outcome_whose_event_is_gone_fails_with_the_mend() -> None:
-    rows = [row(5, caused(), kind=flights.discarded.path, parent="evt_1")]
+    rows = [row(5, caused(), event_type=flights.discarded.path, parent="evt_1")]
     found = originals(told, rows, {})
     assert found == {}
     decoded = Decoder(app, told).decode(load(rows), found)
@@ -127,7 +131,7 @@ def test_an_error_is_kept_in_a_form_that_every_database_takes() -> None:
     def clicks(batch: Batch[str]) -> None: ...
 
     site = Blacksmith(sources=[source], destinations=[lake], since="2026-01-01")
-    decoded = Decoder(site, clicks).decode(load([row(1, kind=clicked.path)]), {})
+    decoded = Decoder(site, clicks).decode(load([row(1, event_type=clicked.path)]), {})
     error = decoded.refused[1].error
     assert error.startswith("ValueError: nul \\0, surrogate \\ud800, and long")
     assert len(error.encode()) < 4100

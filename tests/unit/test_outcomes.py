@@ -46,7 +46,7 @@ def cause(event: NewEvent) -> Cause:
 
 
 def kinds(events: list[NewEvent]) -> list[tuple[str, str | None]]:
-    return [(event.kind.rpartition(".")[2], event.parent) for event in events]
+    return [(event.event_type.rpartition(".")[2], event.parent) for event in events]
 
 
 def test_each_jobs_end_is_an_event_whose_parent_is_the_jobs() -> None:
@@ -82,13 +82,13 @@ def test_when_is_asked_with_what_the_job_was_given() -> None:
 
 def test_when_that_raises_makes_the_job() -> None:
     # What the transform made is a str, and has no delay.
-    (event,) = made(load([row(1, kind=cancelled.path)]), discard={0: "never"})
+    (event,) = made(load([row(1, event_type=cancelled.path)]), discard={0: "never"})
     (job,) = event.jobs
     assert job.when_error == "AttributeError: 'str' object has no attribute 'delay'"
 
 
 def test_a_job_whose_data_cannot_be_made_is_told_of_too() -> None:
-    broken = row(1, '{"no":"id"}', kind=cancelled.path)
+    broken = row(1, '{"no":"id"}', event_type=cancelled.path)
     failed, discarded = made(load([broken], attempt=LAST))
     assert list(failed.jobs) == TOLD
     assert discarded.jobs[0].when_error == "when was not asked, for want of data: KeyError: 'id'"

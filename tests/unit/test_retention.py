@@ -1,4 +1,4 @@
-"""How long the events of each kind are kept, as it is declared."""
+"""How long events of each type are kept, as it is declared."""
 
 from datetime import timedelta
 from typing import Any

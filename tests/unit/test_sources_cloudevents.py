@@ -58,16 +58,16 @@ def binary(
 
 def test_structured(orders: CloudEventsSource) -> None:
     found = receive(orders, cloud_event(), f"{STRUCTURED}; charset=UTF-8")
-    assert found.kind == "orders/placed"
+    assert found.event_type == "orders/placed"
     assert (found.event.data, found.event.key) == ({"id": 7}, "/shop A1")
     assert found.event.sent_at == NOON
     assert found.event.context == cloud_event(data=msgspec.UNSET)
 
 
-def test_batch_of_several_kinds(orders: CloudEventsSource) -> None:
+def test_batch_of_several_types(orders: CloudEventsSource) -> None:
     both = [cloud_event(), cloud_event(id="A2", type="com.example.order.cancelled")]
     found = receive(orders, both, BATCH)
-    assert [(each.kind, each.event.key) for each in found] == [
+    assert [(each.event_type, each.event.key) for each in found] == [
         ("orders/placed", "/shop A1"),
         ("orders/cancelled", "/shop A2"),
     ]

@@ -65,7 +65,7 @@ def test_each_kind_is_an_event(shop: SegmentSource, kind: str) -> None:
     for path in (f"/v1/{kind}", f"/v1/{kind[0]}"):
         for body in (message(kind), message(kind, type=msgspec.UNSET)):
             found = send(shop, path, body)
-            assert found.kind == f"shop/{kind}" == getattr(shop, kind).path
+            assert found.event_type == f"shop/{kind}" == getattr(shop, kind).path
             assert found.event.data["type"] == kind
 
 
@@ -80,7 +80,7 @@ def test_batch_of_all_kinds(shop: SegmentSource) -> None:
     batch = [message(kind, messageId=f"m-{kind}") for kind in KINDS]
     for path in ("/v1/batch", "/v1/b"):
         found = send(shop, path, {"batch": batch, "writeKey": "a-write-key"})
-        assert [each.kind for each in found] == [f"shop/{kind}" for kind in KINDS]
+        assert [each.event_type for each in found] == [f"shop/{kind}" for kind in KINDS]
         assert [each.event.key for each in found] == [f"m-{kind}" for kind in KINDS]
     assert send(shop, "/v1/batch", {"batch": []}) == []
 

@@ -42,15 +42,15 @@ def test_events_are_named_after_their_types(type: str, name: str) -> None:
     event = source.on(type, description="Told.")
     assert (event.name, event.path, event.description) == (name, f"hub/{name}", "Told.")
     assert source.on("another", name="own").name == "own"
-    assert receive(source, delivery(type)).kind == event.path
+    assert receive(source, delivery(type)).event_type == event.path
 
 
 def test_what_is_not_named_goes_to_the_others() -> None:
     source = GitHubSource("hub", secret=OLD)
     source.on("push")
     source.on("*", name="other")
-    assert receive(source, delivery("push")).kind == "hub/push"
-    assert receive(source, delivery("star")).kind == "hub/other"
+    assert receive(source, delivery("push")).event_type == "hub/push"
+    assert receive(source, delivery("star")).event_type == "hub/other"
 
 
 def test_type_that_nobody_declared_is_refused_with_those_that_are() -> None:

@@ -73,7 +73,7 @@ def test_github_ping_is_answered_unless_it_is_declared(github: GitHubSource) -> 
     github.on("*", name="other")
     assert receive(github, {}, ping) == Reply(200, "pong")
     github.on("ping")
-    assert receive(github, {}, ping).kind == "github/ping"
+    assert receive(github, {}, ping).event_type == "github/ping"
 
 
 @pytest.mark.parametrize("body", [[], "push", None, 1])
@@ -109,7 +109,7 @@ def stripe_event(**changed: Any) -> dict[str, Any]:
 def test_stripe_event(stripe: StripeSource) -> None:
     found = receive(stripe, stripe_event())
     event = found.event
-    assert found.kind == "stripe/invoice_paid"
+    assert found.event_type == "stripe/invoice_paid"
     assert event.data == {"object": {"id": "in_1", "amount_paid": 1900}}
     assert (event.key, event.sent_at, event.version) == ("evt_1", NOON, "2026-01-28.basil")
     assert event.context == stripe_event(data=msgspec.UNSET)

@@ -5,7 +5,7 @@ CREATE TABLE epochs (
     PRIMARY KEY (first_seq)
 );
 
-CREATE TABLE kinds (
+CREATE TABLE event_types (
     id SERIAL NOT NULL,
     path TEXT NOT NULL,
     PRIMARY KEY (id),
@@ -32,7 +32,7 @@ CREATE SEQUENCE event_seq CACHE 1;
 
 CREATE TABLE events (
     seq BIGINT NOT NULL,
-    kind INTEGER NOT NULL,
+    event_type INTEGER NOT NULL,
     received_at TIMESTAMP WITH TIME ZONE NOT NULL,
     payload TEXT NOT NULL,
     key TEXT,
@@ -51,13 +51,13 @@ CREATE TABLE jobs (
 ) PARTITION BY range (seq);
 
 CREATE TABLE keys (
-    kind INTEGER NOT NULL,
+    event_type INTEGER NOT NULL,
     key TEXT NOT NULL,
     ordinal INTEGER NOT NULL,
     digest BYTEA NOT NULL,
     seq BIGINT,
     received_at TIMESTAMP WITH TIME ZONE NOT NULL,
-    PRIMARY KEY (kind, key, ordinal)
+    PRIMARY KEY (event_type, key, ordinal)
 );
 CREATE INDEX keys_received_at ON keys (received_at);
 
@@ -125,7 +125,7 @@ CREATE TABLE positions (
 
 CREATE TABLE quarantine (
     id BIGSERIAL NOT NULL,
-    kind INTEGER NOT NULL,
+    event_type INTEGER NOT NULL,
     received_at TIMESTAMP WITH TIME ZONE NOT NULL,
     headers TEXT NOT NULL,
     body BYTEA NOT NULL,
@@ -146,10 +146,10 @@ CREATE TABLE counter (
 );
 
 CREATE TABLE event_totals (
-    kind INTEGER NOT NULL,
+    event_type INTEGER NOT NULL,
     day DATE NOT NULL,
     events BIGINT NOT NULL,
-    PRIMARY KEY (kind, day)
+    PRIMARY KEY (event_type, day)
 );
 
 CREATE TABLE job_totals (
@@ -191,7 +191,7 @@ END $$;
 -- per job. Before it takes its first number it holds a shared lock whose key is the sequence's
 -- value: all its numbers are above that.
 CREATE FUNCTION ingest(
-    kinds int[], payloads text[], event_keys text[], contexts text[], versions text[],
+    event_types int[], payloads text[], event_keys text[], contexts text[], versions text[],
     sent timestamptz[], parents bigint[], job_event int[], job_destination int[], job_error text[]
 ) RETURNS bigint[] LANGUAGE plpgsql AS $$
 DECLARE
@@ -200,12 +200,12 @@ BEGIN
     PERFORM pg_advisory_xact_lock_shared(
         'event_seq'::regclass::oid::bigint::bit(32)::int, last_value::bit(32)::int) FROM event_seq;
     WITH item AS MATERIALIZED (
-        SELECT nextval('event_seq') AS seq, n, kind, payload, event_key, context, version, sent_at, parent
-          FROM unnest(kinds, payloads, event_keys, contexts, versions, sent, parents)
-               WITH ORDINALITY AS t(kind, payload, event_key, context, version, sent_at, parent, n)),
+        SELECT nextval('event_seq') AS seq, n, event_type, payload, event_key, context, version, sent_at, parent
+          FROM unnest(event_types, payloads, event_keys, contexts, versions, sent, parents)
+               WITH ORDINALITY AS t(event_type, payload, event_key, context, version, sent_at, parent, n)),
     event AS (
-        INSERT INTO events (seq, kind, received_at, payload, key, context, version, sent_at, parent)
-        SELECT seq, kind, clock_timestamp(), payload, event_key, context, version, sent_at, parent
+        INSERT INTO events (seq, event_type, received_at, payload, key, context, version, sent_at, parent)
+        SELECT seq, event_type, clock_timestamp(), payload, event_key, context, version, sent_at, parent
           FROM item),
     job AS (
         INSERT INTO jobs (destination, seq, when_error)

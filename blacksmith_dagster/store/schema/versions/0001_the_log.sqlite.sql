@@ -5,7 +5,7 @@ CREATE TABLE epochs (
     PRIMARY KEY (first_seq)
 );
 
-CREATE TABLE kinds (
+CREATE TABLE event_types (
     id INTEGER NOT NULL,
     path TEXT NOT NULL,
     PRIMARY KEY (id),
@@ -29,7 +29,7 @@ CREATE TABLE fences (
 
 CREATE TABLE events (
     seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-    kind INTEGER NOT NULL,
+    event_type INTEGER NOT NULL,
     received_at BIGINT NOT NULL,
     payload TEXT NOT NULL,
     "key" TEXT,
@@ -47,13 +47,13 @@ CREATE TABLE jobs (
 ) WITHOUT ROWID;
 
 CREATE TABLE keys (
-    kind INTEGER NOT NULL,
+    event_type INTEGER NOT NULL,
     "key" TEXT NOT NULL,
     ordinal INTEGER NOT NULL,
     digest BLOB NOT NULL,
     seq BIGINT,
     received_at BIGINT NOT NULL,
-    PRIMARY KEY (kind, "key", ordinal)
+    PRIMARY KEY (event_type, "key", ordinal)
 ) WITHOUT ROWID;
 CREATE INDEX keys_received_at ON keys (received_at);
 
@@ -119,7 +119,7 @@ CREATE TABLE positions (
 
 CREATE TABLE quarantine (
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-    kind INTEGER NOT NULL,
+    event_type INTEGER NOT NULL,
     received_at BIGINT NOT NULL,
     headers TEXT NOT NULL,
     body BLOB NOT NULL,
@@ -139,10 +139,10 @@ CREATE TABLE counter (
 );
 
 CREATE TABLE event_totals (
-    kind INTEGER NOT NULL,
+    event_type INTEGER NOT NULL,
     day DATE NOT NULL,
     events BIGINT NOT NULL,
-    PRIMARY KEY (kind, day)
+    PRIMARY KEY (event_type, day)
 );
 
 CREATE TABLE job_totals (

@@ -5,7 +5,7 @@ DROP FUNCTION ingest(int[], text[], text[], text[], text[], timestamptz[], bigin
 -- per job. Before it takes its first number it holds a shared lock whose key is the sequence's
 -- value: all its numbers are above that. `received` is when the events were received, now if NULL.
 CREATE FUNCTION ingest(
-    kinds int[], payloads text[], event_keys text[], contexts text[], versions text[],
+    event_types int[], payloads text[], event_keys text[], contexts text[], versions text[],
     sent timestamptz[], parents bigint[], job_event int[], job_destination int[], job_error text[],
     received timestamptz DEFAULT NULL
 ) RETURNS bigint[] LANGUAGE plpgsql AS $$
@@ -15,12 +15,12 @@ BEGIN
     PERFORM pg_advisory_xact_lock_shared(
         'event_seq'::regclass::oid::bigint::bit(32)::int, last_value::bit(32)::int) FROM event_seq;
     WITH item AS MATERIALIZED (
-        SELECT nextval('event_seq') AS seq, n, kind, payload, event_key, context, version, sent_at, parent
-          FROM unnest(kinds, payloads, event_keys, contexts, versions, sent, parents)
-               WITH ORDINALITY AS t(kind, payload, event_key, context, version, sent_at, parent, n)),
+        SELECT nextval('event_seq') AS seq, n, event_type, payload, event_key, context, version, sent_at, parent
+          FROM unnest(event_types, payloads, event_keys, contexts, versions, sent, parents)
+               WITH ORDINALITY AS t(event_type, payload, event_key, context, version, sent_at, parent, n)),
     event AS (
-        INSERT INTO events (seq, kind, received_at, payload, key, context, version, sent_at, parent)
-        SELECT seq, kind, coalesce(received, clock_timestamp()), payload, event_key, context, version,
+        INSERT INTO events (seq, event_type, received_at, payload, key, context, version, sent_at, parent)
+        SELECT seq, event_type, coalesce(received, clock_timestamp()), payload, event_key, context, version,
                sent_at, parent
           FROM item),
     job AS (

@@ -72,5 +72,5 @@ def _primary_key(*names: str) -> "list[sa.Column[int]]":
     ]
 
 
-def _column(name: str, kind: Any, **options: Any) -> "sa.Column[Any]":
-    return sa.Column(name, kind, nullable=False, **options)
+def _column(name: str, type_: Any, **options: Any) -> "sa.Column[Any]":
+    return sa.Column(name, type_, nullable=False, **options)

@@ -1,4 +1,4 @@
-"""How far each kind of event is purged, and how many discarded jobs were."""
+"""How far each event type is purged, and how many discarded jobs were."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -12,8 +12,8 @@ down_revision = "0002"
 def upgrade() -> None:
     """Add the columns."""
     for name in ("purged_upto", "swept_upto"):
-        op.add_column("kinds", _number(name))
-    op.add_column("kinds", sa.Column("purged_before", Instant()))
+        op.add_column("event_types", _number(name))
+    op.add_column("event_types", sa.Column("purged_before", Instant()))
     op.add_column("job_totals", _number("purged_discarded"))
 
 

@@ -14,7 +14,7 @@ down_revision = "0005"
 def upgrade() -> None:
     """Add the key of raw requests and the listeners, and let ingest know children."""
     op.add_column("quarantine", sa.Column("key", sa.Text))
-    op.create_index("quarantine_key", "quarantine", ["kind", "key"], unique=True)
+    op.create_index("quarantine_key", "quarantine", ["event_type", "key"], unique=True)
     op.create_table(
         "listeners",
         sa.Column("path", sa.Text, primary_key=True),

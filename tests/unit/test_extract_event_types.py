@@ -1,4 +1,4 @@
-"""Events of several kinds from one request: children, webhooks, versions; and messages. No I/O."""
+"""Events of several types from one request: children, webhooks, versions; and messages. No I/O."""
 
 from datetime import date
 from typing import Any
@@ -64,14 +64,14 @@ def made(app: Blacksmith, event: Any, request: Request, key: str | None = None) 
 def test_children_follow_their_parent_and_make_their_own_jobs() -> None:
     app, order, _, _ = a_shop()
     found = made(app, order, Request.of(ORDER))
-    assert [(each.kind, each.parent) for each in found] == [
+    assert [(each.event_type, each.parent) for each in found] == [
         ("shop/ordered", None),
         ("shop/line", 0),
         ("shop/tax", 1),
         ("shop/tax", 1),
         ("shop/line", 0),
     ]
-    assert [each.jobs for each in found if each.kind == "shop/line"] == [
+    assert [each.jobs for each in found if each.event_type == "shop/line"] == [
         (NewJob("lake/lines"),)
     ] * 2
 
@@ -95,17 +95,17 @@ def test_children_of_events_without_a_key_count_by_the_requests() -> None:
     assert [(each.key, each.ordinal) for each in found] == [("k", place) for place in range(1, 7)]
 
 
-def test_two_parents_with_one_key_and_children_of_one_kind_do_not_meet() -> None:
+def test_two_parents_with_one_key_and_children_of_one_type_do_not_meet() -> None:
     shop = Source("shop")
     line = shop.child("line")
-    kinds = [
+    source_events = [
         shop.event(HTTP(f"/{name}"), name=name)(
             lambda request: Event(1, key="7", children=[line.of(request.json())])
         )
         for name in ("ordered", "returned")
     ]
     app = Blacksmith(sources=[shop], destinations=[], since="2026-01-01")
-    keys = [made(app, kind, Request.of(1))[1].key for kind in kinds]
+    keys = [made(app, each, Request.of(1))[1].key for each in source_events]
     assert len(set(keys)) == 2
 
 
@@ -143,14 +143,17 @@ def a_webhook(function: Any, **properties: Any) -> Extractor:
 
 def by_state(request: Request) -> Any:
     shop = Source("shop")
-    kinds = {True: shop.child("opened"), False: shop.child("closed")}
-    return [kinds[each["open"]].of(each) for each in request.json()]
+    children = {True: shop.child("opened"), False: shop.child("closed")}
+    return [children[each["open"]].of(each) for each in request.json()]
 
 
 def test_a_webhooks_function_is_handed_the_whole_body_and_says_what_each_is() -> None:
     found = a_webhook(by_state)(Request.of([{"open": True}, {"open": False}]), "k")
     assert isinstance(found, list)
-    assert [(each.kind, each.ordinal) for each in found] == [("shop/opened", 1), ("shop/closed", 2)]
+    assert [(each.event_type, each.ordinal) for each in found] == [
+        ("shop/opened", 1),
+        ("shop/closed", 2),
+    ]
 
 
 def test_a_webhook_may_answer_at_once() -> None:
