@@ -16,7 +16,7 @@ from blacksmith_dagster.pubsub.address import Address
 
 ANSWER_SECONDS = 3.0
 REQUEST_SECONDS = 2.0  # less: a request on a connection that has died is sent once anew in time
-LOOK_SECONDS = 0.2  # between two looks whether a reader was closed or the broker is lost
+POLL_SECONDS = 0.2  # between two looks whether a reader was closed or the broker is lost
 _SETTINGS: dict[str, Any] = {
     # The library prints each failed attempt; what it knows is raised as well.
     "log_level": 0,
@@ -47,7 +47,7 @@ DENIED = {
 _AFTER = re.compile(r" \(after \d+ms in state \w+\)$")
 
 
-class Trouble:
+class ClientErrors:
     """What a client says of its connections, and the error made of it.
 
     `rights` are those that its user needs.
@@ -56,9 +56,9 @@ class Trouble:
     def __init__(self, address: Address, rights: str) -> None:
         self._address = address
         self._rights = rights
-        self.forget()
+        self.clear()
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Begin anew."""
         self.is_lost = False
         self._why: KafkaError | None = None
@@ -74,7 +74,7 @@ class Trouble:
         if self._why is None or error.code() != KafkaError._MSG_TIMED_OUT:
             self._why = error
 
-    def told(self, error: KafkaError | None = None) -> Unavailable:
+    def unavailable(self, error: KafkaError | None = None) -> Unavailable:
         """The error to raise: for this reason, if it is a server's answer, or for what was noted."""
         is_answer = error is not None and error.code() > 0  # the client's own codes are below
         why = error if is_answer else self._why or error
@@ -95,29 +95,29 @@ class Trouble:
         return Unavailable(f"{label} {'answered' if why.code() > 0 else 'does not answer'}: {said}")
 
 
-def admin_client(address: Address, trouble: Trouble) -> AdminClient:
+def admin_client(address: Address, errors: ClientErrors) -> AdminClient:
     """A client for questions about topics. Raises `Unavailable` for an unusable certificate."""
     try:
-        return AdminClient(settings(address) | {"error_cb": trouble.note})
+        return AdminClient(settings(address) | {"error_cb": errors.note})
     except KafkaException as error:  # the only setting that is looked at so early
         raise Unavailable(
             f"{address.label}: the file of ca= is unusable: {error.args[0].str()}"
         ) from None
 
 
-def wait_for(admin: AdminClient, asked: Sequence[Future[Any]], trouble: Trouble) -> None:
+def wait_for(admin: AdminClient, asked: Sequence[Future[Any]], errors: ClientErrors) -> None:
     """Wait until a server has answered all that was asked.
 
     Raises `Unavailable`, at once when no server can be reached.
     """
     deadline = monotonic() + ANSWER_SECONDS
     try:
-        while not (all(each.done() for each in asked) or trouble.is_lost or monotonic() > deadline):
+        while not (all(each.done() for each in asked) or errors.is_lost or monotonic() > deadline):
             admin.poll(0.01)
     finally:
         del admin  # in the traceback of an error that is kept it would live on, and keep trying
     if not all(each.done() for each in asked):
-        raise trouble.told()
+        raise errors.unavailable()
 
 
 def settings(address: Address) -> dict[str, Any]:

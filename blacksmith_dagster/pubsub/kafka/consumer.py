@@ -31,9 +31,9 @@ from blacksmith_dagster.pubsub.kafka.connection import (
     ANSWER_SECONDS,
     CONSUMER,
     DENIED,
-    LOOK_SECONDS,
     NO_TOPIC,
-    Trouble,
+    POLL_SECONDS,
+    ClientErrors,
     admin_client,
     settings,
     wait_for,
@@ -43,18 +43,18 @@ from blacksmith_dagster.store.interface import Position
 
 _logger = logging.getLogger(__name__)
 
-_TOPIC_SECONDS = 5.0  # between two looks whether the topic is the same and has the same partitions
+_CHECK_SECONDS = 5.0  # between two looks whether the topic is the same and has the same partitions
 _CLOSE_SECONDS = 0.5
 _CONSUMER: dict[str, Any] = CONSUMER | {
     "isolation.level": "read_committed",
     # Where a partition ends, behind what its messages say: a transaction's end takes an offset too.
     "enable.partition.eof": True,
-    # An offset that is not there is told, and looked into.
+    # An offset that is not there is reported, and looked into.
     "auto.offset.reset": "error",
 }
 # The topic was removed, or messages were, or a leader has moved: to begin anew finds out which.
-_LOOK_AGAIN = NO_TOPIC | {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
-_REFUSALS = DENIED | {KafkaError.UNKNOWN_MEMBER_ID}
+_RECONNECT_CODES = NO_TOPIC | {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
+_COMMIT_ERRORS = DENIED | {KafkaError.UNKNOWN_MEMBER_ID}
 
 
 class KafkaConsumer:
@@ -69,16 +69,16 @@ class KafkaConsumer:
     def __init__(self, address: Address, position: Positions) -> None:
         self._address = address
         self._position = position
-        self._trouble = self._new_trouble()
+        self._errors = self._new_errors()
         self._admin: AdminClient | None = None
         self._consumer: Consumer | None = None
         self._topic: object = None  # its id and how many partitions it has
-        self._look: Future[TopicDescription] | None = None
-        self._look_at = 0.0
-        self._partitions: dict[int, _Partition] = {}
+        self._description: Future[TopicDescription] | None = None
+        self._check_at = 0.0
+        self._partitions: dict[int, _AssignedPartition] = {}
         self._uncommitted = False
         self._commits: Future[ConsumerGroupTopicPartitions] | None = None
-        self._refusals: set[str] = set()
+        self._logged_errors: set[str] = set()
         self._guard = ConnectionGuard(self._disconnect)
 
     def receive(self, limit: int, timeout: float) -> Sequence[Received]:
@@ -90,14 +90,14 @@ class KafkaConsumer:
                     self._connect()
                 try:
                     return self._read(limit, deadline)
-                except _LookAgain as why:
+                except _ReconnectNeeded as why:
                     _logger.debug("%s: reading anew: %s", self._address.label, why)
                     self._disconnect()
                     self._connect()
                     return ()
             except KafkaException as error:
                 self._disconnect()
-                raise self._trouble.told(error.args[0]) from None
+                raise self._errors.unavailable(error.args[0]) from None
             except BaseException:
                 self._disconnect()
                 raise
@@ -126,13 +126,15 @@ class KafkaConsumer:
         """See `Consumer`."""
         self._guard.close()
 
-    def _new_trouble(self) -> Trouble:
-        return Trouble(self._address, f"read the topic and the group {self._address.subscription}")
+    def _new_errors(self) -> ClientErrors:
+        return ClientErrors(
+            self._address, f"read the topic and the group {self._address.subscription}"
+        )
 
     def _disconnect(self) -> None:
         self._finish_commits()
         consumer, self._consumer = self._consumer, None
-        self._admin = self._look = self._commits = None
+        self._admin = self._description = self._commits = None
         self._partitions = {}
         self._uncommitted = False
         if consumer is not None:
@@ -142,13 +144,13 @@ class KafkaConsumer:
 
     def _read(self, limit: int, deadline: float) -> Sequence[Received]:
         while (consumer := self._consumer) is not None and not self._guard.is_closed:
-            self._look_at_topic()
+            self._check_topic()
             self._commit()
             left = max(deadline - monotonic(), 0.0)
-            first = consumer.poll(min(left, LOOK_SECONDS))
+            first = consumer.poll(min(left, POLL_SECONDS))
             records = [] if first is None else [first, *consumer.consume(limit - 1, 0)]
-            if self._trouble.is_lost:
-                raise _LookAgain("no broker answers")
+            if self._errors.is_lost:
+                raise _ReconnectNeeded("no broker answers")
             received = self._received(records)
             if received or not left:
                 return received
@@ -159,8 +161,8 @@ class KafkaConsumer:
         for record in records:
             number, offset = record.partition(), record.offset()
             if (error := record.error()) is not None:
-                if error.code() in _LOOK_AGAIN:
-                    raise _LookAgain(error.str())
+                if error.code() in _RECONNECT_CODES:
+                    raise _ReconnectNeeded(error.str())
                 if error.code() != KafkaError._PARTITION_EOF:
                     raise KafkaException(error)
                 self._partitions[number].next = offset
@@ -190,9 +192,9 @@ class KafkaConsumer:
                 for number, partition in self._partitions.items()
                 if partition.at is not None
             ]
-            told = [ConsumerGroupTopicPartitions(group, offsets)]
+            commits = [ConsumerGroupTopicPartitions(group, offsets)]
             self._commits = self._admin.alter_consumer_group_offsets(
-                told, request_timeout=ANSWER_SECONDS
+                commits, request_timeout=ANSWER_SECONDS
             )[group]
 
     def _note_commit(self, commits: Future[ConsumerGroupTopicPartitions]) -> None:
@@ -202,8 +204,9 @@ class KafkaConsumer:
             errors = [failed.args[0]]
         else:
             errors = [each.error for each in commits.result().topic_partitions or () if each.error]
-        for why in {each.str() for each in errors if each.code() in _REFUSALS} - self._refusals:
-            self._refusals.add(why)
+        serious = {error.str() for error in errors if error.code() in _COMMIT_ERRORS}
+        for why in serious - self._logged_errors:
+            self._logged_errors.add(why)
             _logger.warning(
                 "%s: the offsets of group %s are not committed, and its lag is shown wrongly: %s; "
                 "let the user read the group, and nobody else be a member of it. Reading goes on",
@@ -213,7 +216,7 @@ class KafkaConsumer:
     def _finish_commits(self) -> None:
         """Wait a moment for what is on its way: the end of its client would end it."""
         deadline = monotonic() + _CLOSE_SECONDS
-        while not self._trouble.is_lost and (wait := deadline - monotonic()) > 0:
+        while not self._errors.is_lost and (wait := deadline - monotonic()) > 0:
             self._commit()
             if self._commits is None:
                 return
@@ -222,18 +225,18 @@ class KafkaConsumer:
     # -- connecting
 
     def _connect(self) -> None:
-        self._trouble = self._new_trouble()
-        self._admin = admin_client(self._address, self._trouble)
-        (topic,) = self._answers([self._describe()])
+        self._errors = self._new_errors()
+        self._admin = admin_client(self._address, self._errors)
+        (topic,) = self._results([self._describe()])
         self._topic = _identity(topic)
-        self._look_at = monotonic() + _TOPIC_SECONDS
-        self._partitions = self._placed(topic)
+        self._check_at = monotonic() + _CHECK_SECONDS
+        self._partitions = self._assigned(topic)
         self._consumer = Consumer(
             settings(self._address)
             | _CONSUMER
             | {
                 "group.id": self._address.subscription,
-                "error_cb": self._trouble.note,
+                "error_cb": self._errors.note,
             }
         )
         self._consumer.assign(
@@ -244,7 +247,7 @@ class KafkaConsumer:
         )
         self._uncommitted = any(each.at is not None for each in self._partitions.values())
 
-    def _placed(self, topic: TopicDescription) -> dict[int, _Partition]:
+    def _assigned(self, topic: TopicDescription) -> dict[int, _AssignedPartition]:
         """The partitions, each where the store says that its reader is."""
         where = [TopicPartition(topic.name, each.id) for each in topic.partitions]
         begins = self._offsets(where, OffsetSpec.earliest)
@@ -252,22 +255,27 @@ class KafkaConsumer:
         placed = {}
         for each, begin, end in zip(where, begins, ends, strict=True):
             reader = "/".join(
-                ("kafka", self._address.subscription, _written(topic.topic_id), str(each.partition))
+                (
+                    "kafka",
+                    self._address.subscription,
+                    _url_safe(topic.topic_id),
+                    str(each.partition),
+                )
             )
             at = self._position(reader)
             start = begin if at is None else int(at) + 1
             if not begin <= start <= end:
-                self._warn_of_loss(each.partition, start, begin, end)
+                self._warn_of_gap(each.partition, start, begin, end)
                 start = begin
-            placed[each.partition] = _Partition(reader, at, start, end)
+            placed[each.partition] = _AssignedPartition(reader, at, start, end)
         return placed
 
     def _offsets(self, where: Sequence[TopicPartition], which: Callable[[], Any]) -> list[int]:
         admin: Any = self._admin
         asked = admin.list_offsets(dict.fromkeys(where, which()), request_timeout=ANSWER_SECONDS)
-        return [told.offset for told in self._answers([asked[each] for each in where])]
+        return [offset.offset for offset in self._results([asked[each] for each in where])]
 
-    def _warn_of_loss(self, partition: int, start: int, begin: int, end: int) -> None:
+    def _warn_of_gap(self, partition: int, start: int, begin: int, end: int) -> None:
         label = self._address.label
         if start < begin:
             _logger.warning(
@@ -282,16 +290,16 @@ class KafkaConsumer:
                 *(label, partition, start - 1, end, begin),
             )
 
-    def _look_at_topic(self) -> None:
+    def _check_topic(self) -> None:
         """Every now and then: a topic that was made anew, or has more partitions, is begun anew."""
-        if self._look is None:
-            if monotonic() >= self._look_at:
-                self._look = self._describe()
-        elif self._look.done():
-            (told,), self._look = self._answers([self._look]), None
-            self._look_at = monotonic() + _TOPIC_SECONDS
-            if _identity(told) != self._topic:
-                raise _LookAgain("the topic is another")
+        if self._description is None:
+            if monotonic() >= self._check_at:
+                self._description = self._describe()
+        elif self._description.done():
+            (topic,), self._description = self._results([self._description]), None
+            self._check_at = monotonic() + _CHECK_SECONDS
+            if _identity(topic) != self._topic:
+                raise _ReconnectNeeded("the topic is another")
 
     def _describe(self) -> Future[TopicDescription]:
         assert self._admin is not None
@@ -300,9 +308,9 @@ class KafkaConsumer:
         future: Future[TopicDescription] = asked[self._address.topic]
         return future
 
-    def _answers(self, asked: Sequence[Future[Any]]) -> list[Any]:
+    def _results(self, asked: Sequence[Future[Any]]) -> list[Any]:
         assert self._admin is not None
-        wait_for(self._admin, asked, self._trouble)
+        wait_for(self._admin, asked, self._errors)
         try:
             return [each.result() for each in asked]
         except KafkaException as error:
@@ -315,7 +323,7 @@ class KafkaConsumer:
 
 
 @dataclass(slots=True)
-class _Partition:
+class _AssignedPartition:
     """`at` is the reader's position once all that was handed out is committed, `next` the offset
     that is read next, `end` the one behind the last that is known to be there."""
 
@@ -325,7 +333,7 @@ class _Partition:
     end: int
 
 
-class _LookAgain(Exception):
+class _ReconnectNeeded(Exception):
     """What is read may not be there any more, or be another."""
 
 
@@ -343,9 +351,9 @@ def _message(record: Any) -> Message:
 
 
 def _identity(topic: TopicDescription) -> object:
-    return _written(topic.topic_id), len(topic.partitions)
+    return _url_safe(topic.topic_id), len(topic.partitions)
 
 
-def _written(topic_id: Uuid) -> str:
+def _url_safe(topic_id: Uuid) -> str:
     """A topic's id as Kafka's own tools show it, in the alphabet of URLs."""
     return str(topic_id).translate(str.maketrans("+/", "-_"))

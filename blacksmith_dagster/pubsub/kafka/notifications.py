@@ -16,10 +16,10 @@ from blacksmith_dagster.pubsub.kafka.connection import (
     ANSWER_SECONDS,
     CONSUMER,
     DENIED,
-    LOOK_SECONDS,
     NO_TOPIC,
+    POLL_SECONDS,
     REQUEST_SECONDS,
-    Trouble,
+    ClientErrors,
     admin_client,
     settings,
     wait_for,
@@ -52,7 +52,7 @@ class KafkaPublisher:
     def __init__(self, address: Address) -> None:
         self._address = address
         self._producer: Producer | None = None
-        self._trouble = _trouble(address)
+        self._errors = _errors(address)
 
     def publish(self, paths: Collection[str]) -> None:
         messages = encode_notifications(paths)
@@ -74,21 +74,21 @@ class KafkaPublisher:
 
     def _connect(self) -> Producer:
         _make_topic(self._address)
-        self._trouble = _trouble(self._address)
+        self._errors = _errors(self._address)
         self._producer = Producer(
-            settings(self._address) | _PRODUCER | {"error_cb": self._trouble.note}
+            settings(self._address) | _PRODUCER | {"error_cb": self._errors.note}
         )
         return self._producer
 
     def _send(self, producer: Producer, messages: Mapping[str, bytes]) -> None:
         producer.poll(0)
-        self._trouble.forget()  # what was wrong while nobody published is over, or comes again
+        self._errors.clear()  # what was wrong while nobody published is over, or comes again
         left = {destination.encode() for destination in messages}
 
         def confirm(error: KafkaError | None, message: Message) -> None:
             if error is not None:
-                self._trouble.note(error)
-                self._trouble.is_lost = True
+                self._errors.note(error)
+                self._errors.is_lost = True
             left.discard(message.key())
 
         try:
@@ -97,14 +97,14 @@ class KafkaPublisher:
                     self._address.topic, body, destination, _PARTITION, on_delivery=confirm
                 )
             deadline = monotonic() + ANSWER_SECONDS
-            while left and not self._trouble.is_lost and (wait := deadline - monotonic()) > 0:
-                producer.poll(min(wait, LOOK_SECONDS))
+            while left and not self._errors.is_lost and (wait := deadline - monotonic()) > 0:
+                producer.poll(min(wait, POLL_SECONDS))
         except KafkaException as error:
-            raise self._trouble.told(error.args[0]) from None
+            raise self._errors.unavailable(error.args[0]) from None
         finally:
             del producer  # as below: who keeps the error keeps no client
-        if left or self._trouble.is_lost:
-            raise self._trouble.told()
+        if left or self._errors.is_lost:
+            raise self._errors.unavailable()
 
 
 class KafkaSubscriber:
@@ -115,7 +115,7 @@ class KafkaSubscriber:
         self._destination = destination
         self._key = destination.encode()
         self._consumer: Consumer | None = None
-        self._trouble = _trouble(address)
+        self._errors = _errors(address)
         self._guard = ConnectionGuard(self._disconnect)
 
     def wait(self, timeout: float) -> Collection[str]:
@@ -141,7 +141,7 @@ class KafkaSubscriber:
                 self._connect()
         except KafkaException as error:
             self._disconnect()
-            raise self._trouble.told(error.args[0]) from None
+            raise self._errors.unavailable(error.args[0]) from None
         except BaseException:
             self._disconnect()
             raise
@@ -152,15 +152,15 @@ class KafkaSubscriber:
         heard: set[str] = set()
         while not (heard or self._guard.is_closed):
             left = deadline - monotonic()
-            first = consumer.poll(min(max(left, 0.0), LOOK_SECONDS))
+            first = consumer.poll(min(max(left, 0.0), POLL_SECONDS))
             messages = [] if first is None else [first, *consumer.consume(_BATCH, 0)]
-            if self._trouble.is_lost:
+            if self._errors.is_lost:
                 return None
             for message in messages:
                 if (error := message.error()) is not None:
                     if error.code() in NO_TOPIC:
                         return None
-                    raise self._trouble.told(error)
+                    raise self._errors.unavailable(error)
                 if message.key() == self._key:
                     heard.update(decode_notification(self._destination, message.value() or b""))
             if left <= 0:
@@ -169,13 +169,13 @@ class KafkaSubscriber:
 
     def _connect(self) -> None:
         denied = _make_topic(self._address)
-        self._trouble = _trouble(self._address)
+        self._errors = _errors(self._address)
         self._consumer = consumer = Consumer(
             settings(self._address)
             | _CONSUMER
             | {
                 "group.id": f"{self._address.subscription}.{self._destination}",
-                "error_cb": self._trouble.note,
+                "error_cb": self._errors.note,
             }
         )
         # "The end" would be looked for later, when something may have been sent already.
@@ -194,10 +194,10 @@ class KafkaSubscriber:
             except KafkaException as error:
                 failed: KafkaError = error.args[0]
                 if denied and failed.code() in NO_TOPIC:
-                    raise self._trouble.told(denied) from None
+                    raise self._errors.unavailable(denied) from None
                 # What was just made, all brokers know in a moment.
                 if failed.code() not in NO_TOPIC | _NO_LEADER or monotonic() > deadline:
-                    raise self._trouble.told(failed) from None
+                    raise self._errors.unavailable(failed) from None
             consumer.poll(0.02)
 
 
@@ -206,13 +206,13 @@ def _make_topic(address: Address) -> KafkaError | None:
 
     Raises `Unavailable`, at once when no server can be reached.
     """
-    trouble = _trouble(address)
-    admin = admin_client(address, trouble)
+    errors = _errors(address)
+    admin = admin_client(address, errors)
     copies = -1  # as many as is usual there
     topic = NewTopic(address.topic, 1, copies, config=dict(_TOPIC))
     try:
         made = admin.create_topics([topic], request_timeout=ANSWER_SECONDS)[address.topic]
-        wait_for(admin, [made], trouble)
+        wait_for(admin, [made], errors)
     finally:
         del admin  # as in `wait_for`
     failed = made.exception()
@@ -220,10 +220,10 @@ def _make_topic(address: Address) -> KafkaError | None:
         return None
     why: KafkaError = failed.args[0]
     if why.code() not in {KafkaError.TOPIC_ALREADY_EXISTS, *DENIED}:
-        raise trouble.told(why)
+        raise errors.unavailable(why)
     return why if why.code() in DENIED else None
 
 
-def _trouble(address: Address) -> Trouble:
+def _errors(address: Address) -> ClientErrors:
     rights = f"read and write the topic, and describe the groups {address.subscription}.*"
-    return Trouble(address, rights)
+    return ClientErrors(address, rights)

@@ -34,7 +34,7 @@ def jetstream(client: Client) -> JetStreamContext:
     return client.jetstream(timeout=_ANSWER_SECONDS)
 
 
-class Link:
+class NATSConnection:
     """A connection to the first server that takes us, in an event loop in a thread of its own.
 
     That thread answers the server's pings, whatever the caller does. `lost` is called in it when
@@ -43,10 +43,10 @@ class Link:
 
     def __init__(self, address: Address, lost: Callable[[], None] = lambda: None) -> None:
         self._address = address
-        self._lost = lost
+        self._on_lost = lost
         self._client: Client | None = None
         self._work: asyncio.Task[Any] | None = None
-        self._said: Exception | None = None
+        self._last_error: Exception | None = None
         self._lock = threading.Lock()  # between `call` and `close`
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -61,11 +61,11 @@ class Link:
     def call(self, work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
         """What `work` returns, done in the loop.
 
-        Raises `Unavailable`, and `CancelledError` once the link is closed.
+        Raises `Unavailable`, and `CancelledError` once the connection is closed.
         """
 
         async def in_time() -> _T:
-            self._work, self._said = asyncio.current_task(), None
+            self._work, self._last_error = asyncio.current_task(), None
             async with asyncio.timeout(_CALL_SECONDS):
                 return await work()
 
@@ -76,7 +76,7 @@ class Link:
         try:
             return done.result()
         except (nats.errors.Error, OSError) as error:
-            raise Unavailable(self._told(error)) from None
+            raise Unavailable(self._explain(error)) from None
 
     def close(self) -> None:
         """Disconnect, and cancel what is called for."""
@@ -97,9 +97,9 @@ class Link:
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         with asyncio.Runner(loop_factory=lambda: loop) as runner:
-            runner.run(self._live())
+            runner.run(self._run_until_closed())
 
-    async def _live(self) -> None:
+    async def _run_until_closed(self) -> None:
         await self._stop.wait()
         while self._work is not None and not self._work.done():
             self._work.cancel()  # again: nats-py swallows one here and there
@@ -116,8 +116,8 @@ class Link:
                 self._client = client
                 return client
             except (nats.errors.Error, OSError) as why:
-                # That no server was found has its reason in what was said before.
-                error = self._said if isinstance(why, nats.errors.NoServersError) else why
+                # The error before NoServersError says why.
+                error = self._last_error if isinstance(why, nats.errors.NoServersError) else why
             finally:
                 if self._client is not client:
                     await _close(client)
@@ -133,18 +133,18 @@ class Link:
         address = self._address
         by_token = address.password is None
 
-        async def say(error: Exception) -> None:
+        async def note(error: Exception) -> None:
             _logger.debug("%s: %s", address.label, error)
-            self._said = error
+            self._last_error = error
 
         async def closed() -> None:
             if self._client is client:
-                self._lost()
+                self._on_lost()
 
         await client.connect(
             server,
             name=address.subscription,
-            error_cb=say,
+            error_cb=note,
             closed_cb=closed,
             allow_reconnect=False,  # who listens must know of the gap
             max_reconnect_attempts=1,
@@ -160,10 +160,10 @@ class Link:
         if not client.is_connected:  # nats-py takes an end of the stream for a welcome
             raise ConnectionResetError("the server ended the connection")
 
-    def _told(self, error: Exception) -> str:
+    def _explain(self, error: Exception) -> str:
         where = self._address.label
-        # A request that is not allowed has no answer: what is wrong was said beside it.
-        why = self._said if isinstance(error, TimeoutError) and self._said else error
+        # A request that is not allowed gets no answer: the server reports why beside it.
+        why = self._last_error if isinstance(error, TimeoutError) and self._last_error else error
         said = str(why).strip().partition("\n")[0]
         if "authorization" in said.lower() or "authentication" in said.lower():
             return (

@@ -24,7 +24,7 @@ from blacksmith_dagster.errors import SettingsError, Unavailable
 from blacksmith_dagster.pipeline.subscription import Message
 from blacksmith_dagster.pubsub.address import Address
 from blacksmith_dagster.pubsub.interface import Positions, Received
-from blacksmith_dagster.pubsub.nats.connection import Link, jetstream
+from blacksmith_dagster.pubsub.nats.connection import NATSConnection, jetstream
 from blacksmith_dagster.pubsub.wire import unix_time
 from blacksmith_dagster.store.interface import Position
 
@@ -36,11 +36,11 @@ _CHECK_SECONDS = 2.0
 # many, and as many bytes again, may wait here: what is taken leaves enough for the next time.
 _BATCH = 2000
 _BATCH_BYTES = 32 << 20
-_ASKED_SECONDS = 30.0
+_REQUEST_SECONDS = 30.0
 # What was received is not sent again while it is being committed.
 _ACK_SECONDS = 300.0
 _NAME = re.compile(r"[^.*>/\\]+")
-_OVER = ("404", "408")  # an answer to what was asked for: there is no more, or it took too long
+_DONE_STATUSES = ("404", "408")  # of a request: there is no more, or it took too long
 
 
 class NATSConsumer:
@@ -59,8 +59,8 @@ class NATSConsumer:
         self._address = address
         self._position = position
         self._news = threading.Event()
-        self._link = Link(address, self._news.set)
-        self._reading: _Reading | None = None
+        self._connection = NATSConnection(address, self._news.set)
+        self._consumer: _DurableConsumer | None = None
         self._check_at = 0.0
         self._closed = False
 
@@ -69,11 +69,11 @@ class NATSConsumer:
         deadline = monotonic() + timeout
         while not self._closed:
             try:
-                reading = self._attend()
+                consumer = self._ensure_consumer()
             except CancelledError:
                 break
             self._news.clear()
-            received = reading.take(limit)
+            received = consumer.take(limit)
             left = deadline - monotonic()
             if received or left <= 0:
                 return received
@@ -82,18 +82,18 @@ class NATSConsumer:
 
     def acknowledge(self) -> None:
         """See `Consumer`."""
-        if (reading := self._reading) is not None:
+        if (consumer := self._consumer) is not None:
             try:
-                self._link.call(reading.acknowledge)
+                self._connection.call(consumer.acknowledge)
             except (Unavailable, CancelledError) as error:
                 _logger.debug("%s: not acknowledged: %s", self._address.label, error)
 
     def lag(self) -> int | None:
         """See `Consumer`."""
-        if (reading := self._reading) is None:
+        if (consumer := self._consumer) is None:
             return None
         try:
-            return self._link.call(reading.lag)
+            return self._connection.call(consumer.lag)
         except (Unavailable, CancelledError):
             return None
 
@@ -101,62 +101,67 @@ class NATSConsumer:
         """See `Consumer`."""
         self._closed = True
         self._news.set()
-        self._link.close()
+        self._connection.close()
 
-    def _attend(self) -> _Reading:
-        """See to it that messages come, from behind what is committed."""
-        reading = self._reading
-        if reading is not None and self._link.client is not None and not reading.is_lost:
+    def _ensure_consumer(self) -> _DurableConsumer:
+        """The consumer, opened behind what is committed if there is none."""
+        consumer = self._consumer
+        if consumer is not None and self._connection.client is not None and not consumer.is_lost:
             if monotonic() >= self._check_at:
-                self._link.call(reading.check)
+                self._connection.call(consumer.check)
                 self._check_at = monotonic() + _CHECK_SECONDS
-            elif reading.is_to_ask:
-                self._link.call(reading.ask)
-            if not reading.is_lost:
-                return reading
-        self._reading = None
-        stream = self._link.call(self._find)
+            elif consumer.has_room:
+                self._connection.call(consumer.request_more)
+            if not consumer.is_lost:
+                return consumer
+        self._consumer = None
+        stream = self._connection.call(self._find)
         reader = _reader(self._address, stream)
-        stored = self._position(reader)  # not in the link's loop, which a database would hold up
-        begin = _begin(self._address, stream, stored)
-        self._reading = self._link.call(lambda: self._begin(stream, reader, stored, begin))
+        # Not in the connection's loop, which a database would hold up.
+        stored = self._position(reader)
+        begin = _first_sequence(self._address, stream, stored)
+        self._consumer = self._connection.call(
+            lambda: self._open_consumer(stream, reader, stored, begin)
+        )
         self._check_at = monotonic() + _CHECK_SECONDS
-        return self._reading
+        return self._consumer
 
-    # -- in the link's loop
+    # -- in the connection's loop
 
     async def _find(self) -> StreamInfo:
         """The stream that has the subject."""
         topic = self._address.topic
-        await self._link.disconnect()
-        client = await self._link.connect()
+        await self._connection.disconnect()
+        client = await self._connection.connect()
         server = jetstream(client)
-        with self._refusals():
+        with self._explained_errors():
             name = await server.find_stream_name_by_subject(topic)
             if "*" in topic or ">" in topic:
-                asked = json.dumps({"subject": topic}).encode()
-                told = await client.request("$JS.API.STREAM.NAMES", asked)
-                if len(names := json.loads(told.data)["streams"]) > 1:
+                query = json.dumps({"subject": topic}).encode()
+                answer = await client.request("$JS.API.STREAM.NAMES", query)
+                if len(names := json.loads(answer.data)["streams"]) > 1:
                     raise SettingsError(
                         f"{self._address.label}: the subject is in several streams: "
                         f"{', '.join(sorted(names))}; declare a Subscription for each"
                     )
             return await server.stream_info(name)
 
-    async def _begin(
+    async def _open_consumer(
         self, stream: StreamInfo, reader: str, stored: str | None, begin: int
-    ) -> _Reading:
-        client = self._link.client
+    ) -> _DurableConsumer:
+        client = self._connection.client
         if client is None:
             raise ConnectionResetError("the server ended the connection")
-        reading = _Reading(client, self._address, stream, reader, stored, begin, self._news)
-        with self._refusals():
-            await reading.make_consumer()
-        await reading.listen()
-        return reading
+        consumer = _DurableConsumer(
+            client, self._address, stream, reader, stored, begin, self._news
+        )
+        with self._explained_errors():
+            await consumer.make_consumer()
+        await consumer.listen()
+        return consumer
 
     @contextlib.contextmanager
-    def _refusals(self) -> Iterator[None]:
+    def _explained_errors(self) -> Iterator[None]:
         label = self._address.label
         try:
             yield
@@ -172,10 +177,10 @@ class NATSConsumer:
             raise Unavailable(f"{label} refused the consumer {name}: {error.description}") from None
 
 
-class _Reading:
+class _DurableConsumer:
     """A durable consumer and what it has sent: from when reading begins until it is lost.
 
-    All but `take` and the properties are called in the link's loop.
+    All but `take` and the properties are called in the connection's loop.
     """
 
     def __init__(
@@ -195,34 +200,34 @@ class _Reading:
         self._retention = stream.config.retention
         self._reader = reader
         self._at = stored
-        self._seen = begin - 1  # sequence numbers up to here were handed out
+        self._handed_out = begin - 1  # sequence numbers up to here were handed out
         self._committed = begin - 1  # and those up to here are committed
         self._news = news
         self._messages: deque[Msg] = deque()
-        self._came = self._taken = 0  # bytes: each is written by one thread
-        self._unacknowledged: list[Msg] = []
+        self._bytes_received = self._bytes_taken = 0  # bytes: each is written by one thread
+        self._to_acknowledge: list[Msg] = []
         self._inbox = client.new_inbox()
-        self._asked = 0
-        self._asked_until = 0.0
+        self._requested = 0
+        self._request_ends_at = 0.0
         self.is_lost = False
 
     @property
-    def is_to_ask(self) -> bool:
+    def has_room(self) -> bool:
         """Whether there is room for more messages than were asked for."""
-        waiting = len(self._messages), self._came - self._taken
-        return not self._asked and waiting[0] < 2 * _BATCH and waiting[1] < _BATCH_BYTES
+        waiting = len(self._messages), self._bytes_received - self._bytes_taken
+        return not self._requested and waiting[0] < 2 * _BATCH and waiting[1] < _BATCH_BYTES
 
     def take(self, limit: int) -> Sequence[Received]:
         """What has come, `limit` at most."""
         received: list[Received] = []
         while self._messages and len(received) < limit:
             message = self._messages.popleft()
-            self._taken += len(message.data)
-            sequence, sent_at = _placed(message.reply)
-            self._unacknowledged.append(message)
-            if sequence <= self._seen:  # sent again
+            self._bytes_taken += len(message.data)
+            sequence, sent_at = _sequence_and_time(message.reply)
+            self._to_acknowledge.append(message)
+            if sequence <= self._handed_out:  # sent again
                 continue
-            self._seen = sequence
+            self._handed_out = sequence
             at, self._at = self._at, str(sequence)
             received.append(
                 Received(
@@ -242,7 +247,7 @@ class _Reading:
             max_ack_pending=-1,
         )
         behind = config.evolve(
-            deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=self._seen + 1
+            deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=self._handed_out + 1
         )
         if self._retention == RetentionPolicy.WORK_QUEUE:
             # What is there was never acknowledged; nothing else may be asked for.
@@ -268,34 +273,34 @@ class _Reading:
         """Have messages sent here."""
         # Without the client's own limits, past which it drops messages: no more come than we ask for.
         await self._client.subscribe(
-            self._inbox, cb=self._hear, pending_msgs_limit=0, pending_bytes_limit=0
+            self._inbox, cb=self._on_message, pending_msgs_limit=0, pending_bytes_limit=0
         )
-        await self.ask()
+        await self.request_more()
 
-    async def ask(self) -> None:
+    async def request_more(self) -> None:
         """Ask for the next messages."""
-        self._asked = _BATCH
-        self._asked_until = monotonic() + _ASKED_SECONDS
+        self._requested = _BATCH
+        self._request_ends_at = monotonic() + _REQUEST_SECONDS
         wanted = {
             "batch": _BATCH,
             "max_bytes": max(_BATCH_BYTES, 2 * self._client.max_payload),
-            "expires": int(_ASKED_SECONDS * 1e9),
+            "expires": int(_REQUEST_SECONDS * 1e9),
         }
-        asked = f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._address.subscription}"
-        await self._client.publish(asked, json.dumps(wanted).encode(), self._inbox)
+        subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._address.subscription}"
+        await self._client.publish(subject, json.dumps(wanted).encode(), self._inbox)
 
-    async def _hear(self, message: Msg) -> None:
-        if message.subject == self._inbox:  # the server's own word
+    async def _on_message(self, message: Msg) -> None:
+        if message.subject == self._inbox:  # from the server itself
             headers = message.headers or {}
             status, why = headers.get("Status"), headers.get("Description", "")
-            self._asked = 0
-            self.is_lost = status not in _OVER and "MaxBytes" not in why
+            self._requested = 0
+            self.is_lost = status not in _DONE_STATUSES and "MaxBytes" not in why
         else:
             self._messages.append(message)
-            self._came += len(message.data)
-            self._asked -= 1
-        if self.is_to_ask and not self.is_lost:
-            await self.ask()
+            self._bytes_received += len(message.data)
+            self._requested -= 1
+        if self.has_room and not self.is_lost:
+            await self.request_more()
         self._news.set()
 
     async def check(self) -> None:
@@ -306,21 +311,21 @@ class _Reading:
             _logger.debug("%s: reading anew, after: %s", self._address.label, error)
             self.is_lost = True
             return
-        if self.is_to_ask or monotonic() > self._asked_until:
-            await self.ask()
-        if self._seen == self._committed:  # what was sent again, if anything
+        if self.has_room or monotonic() > self._request_ends_at:
+            await self.request_more()
+        if self._handed_out == self._committed:  # what was sent again, if anything
             await self.acknowledge()
 
     async def acknowledge(self) -> None:
         """Acknowledge all that was handed out."""
-        done, self._unacknowledged, self._committed = self._unacknowledged, [], self._seen
+        done, self._to_acknowledge, self._committed = self._to_acknowledge, [], self._handed_out
         for each in done[-1:] if self._retention == RetentionPolicy.LIMITS else done:
             await self._client.publish(each.reply, b"+ACK")
 
     async def lag(self) -> int:
         """How many messages were not handed out yet."""
-        told = await self._server.consumer_info(self._stream, self._address.subscription)
-        return (told.num_pending or 0) + len(self._messages)
+        answer = await self._server.consumer_info(self._stream, self._address.subscription)
+        return (answer.num_pending or 0) + len(self._messages)
 
 
 def _reader(address: Address, stream: StreamInfo) -> str:
@@ -332,7 +337,7 @@ def _reader(address: Address, stream: StreamInfo) -> str:
     return name
 
 
-def _begin(address: Address, stream: StreamInfo, stored: str | None) -> int:
+def _first_sequence(address: Address, stream: StreamInfo, stored: str | None) -> int:
     """The sequence number to read from."""
     if stored is None:
         return 1
@@ -354,14 +359,14 @@ def _begin(address: Address, stream: StreamInfo, stored: str | None) -> int:
     return begin
 
 
-def _placed(reply: str) -> tuple[int, datetime | None]:
+def _sequence_and_time(reply: str) -> tuple[int, datetime | None]:
     """The number of a message in its stream, and when it came there: from where it is acknowledged.
 
     nats-py reads it too, in five times the time.
 
-    >>> _placed("$JS.ACK.orders.night.1.17.3.1700000000000000000.0")
+    >>> _sequence_and_time("$JS.ACK.orders.night.1.17.3.1700000000000000000.0")
     (17, datetime.datetime(2023, 11, 14, 22, 13, 20, tzinfo=datetime.timezone.utc))
-    >>> _placed("$JS.ACK.domain.account.orders.night.1.17.3.1700000000000000000.0.x")[0]
+    >>> _sequence_and_time("$JS.ACK.domain.account.orders.night.1.17.3.1700000000000000000.0.x")[0]
     17
     """
     words = reply.split(".")

@@ -18,7 +18,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StorageType
 from nats.js.errors import NoStreamResponseError, NotFoundError
 
 from blacksmith_dagster.pubsub.address import Address
-from blacksmith_dagster.pubsub.nats.connection import Link, jetstream
+from blacksmith_dagster.pubsub.nats.connection import NATSConnection, jetstream
 from blacksmith_dagster.pubsub.wire import decode_notification, encode_notifications
 
 _logger = logging.getLogger(__name__)
@@ -36,22 +36,22 @@ class NATSPublisher:
 
     def __init__(self, address: Address) -> None:
         self._topic = address.topic
-        self._link = Link(address)
+        self._connection = NATSConnection(address)
 
     def publish(self, paths: Collection[str]) -> None:
-        self._link.call(lambda: self._publish(encode_notifications(paths)))
+        self._connection.call(lambda: self._publish(encode_notifications(paths)))
 
     def close(self) -> None:
-        self._link.close()
+        self._connection.close()
 
     async def _publish(self, messages: Mapping[str, bytes]) -> None:
-        if client := self._link.client:
+        if client := self._connection.client:
             try:
                 return await self._send(client, messages)
             except (nats.errors.Error, OSError) as error:  # it may have died while nobody used it
                 _logger.debug("sending anew, after: %s", error)
-                await self._link.disconnect()
-        return await self._send(await self._link.connect(), messages)
+                await self._connection.disconnect()
+        return await self._send(await self._connection.connect(), messages)
 
     async def _send(self, client: Client, messages: Mapping[str, bytes]) -> None:
         stream = jetstream(client)
@@ -74,59 +74,59 @@ class NATSSubscriber:
     def __init__(self, address: Address, destination: str) -> None:
         self._address = address
         self._destination = destination
-        self._link = Link(address, self._wake)
+        self._connection = NATSConnection(address, self._wake)
         self._subscription: JetStreamContext.PushSubscription | None = None
         self._check_at = 0.0
         self._closed = False
-        self._heard: set[str] = set()
+        self._paths: set[str] = set()
         self._news = threading.Condition()
 
     def wait(self, timeout: float) -> Collection[str]:
         deadline = monotonic() + timeout
         while not self._closed:
-            if self._link.client is None or monotonic() >= self._check_at:
+            if self._connection.client is None or monotonic() >= self._check_at:
                 try:
-                    is_anew = self._link.call(self._listen)
+                    is_new = self._connection.call(self._ensure_subscription)
                 except CancelledError:
                     break
                 self._check_at = monotonic() + _CHECK_SECONDS
-                if is_anew:
+                if is_new:
                     break
             with self._news:
-                self._news.wait_for(self._has_news, min(deadline, self._check_at) - monotonic())
-                heard, self._heard = self._heard, set()
-            if heard or monotonic() >= deadline:
-                return heard
+                self._news.wait_for(self._is_done, min(deadline, self._check_at) - monotonic())
+                paths, self._paths = self._paths, set()
+            if paths or monotonic() >= deadline:
+                return paths
         return ()
 
     def close(self) -> None:
         self._closed = True
         self._wake()
-        self._link.close()
+        self._connection.close()
 
-    def _has_news(self) -> bool:
-        return bool(self._heard) or self._closed or self._link.client is None
+    def _is_done(self) -> bool:
+        return bool(self._paths) or self._closed or self._connection.client is None
 
     def _wake(self) -> None:
         with self._news:
             self._news.notify()
 
-    async def _hear(self, message: Msg) -> None:
+    async def _on_message(self, message: Msg) -> None:
         with self._news:
-            self._heard.update(decode_notification(self._destination, message.data))
+            self._paths.update(decode_notification(self._destination, message.data))
             self._news.notify()
 
-    async def _listen(self) -> bool:
+    async def _ensure_subscription(self) -> bool:
         """See to it that the server has a consumer for us; whether it is a new one."""
-        if self._link.client and self._subscription:
+        if self._connection.client and self._subscription:
             try:
                 await self._subscription.consumer_info()
                 return False
             except (nats.errors.Error, OSError) as error:
                 _logger.debug("%s: listening anew, after: %s", self._address.label, error)
                 self._subscription = None
-                await self._link.disconnect()
-        stream = jetstream(self._link.client or await self._link.connect())
+                await self._connection.disconnect()
+        stream = jetstream(self._connection.client or await self._connection.connect())
         try:
             self._subscription = await self._consume(stream)
         except NotFoundError:
@@ -141,7 +141,7 @@ class NATSSubscriber:
         return stream.subscribe(
             f"{self._address.topic}.{self._destination}",
             stream=self._address.topic,
-            cb=self._hear,
+            cb=self._on_message,
             config=ConsumerConfig(
                 description=self._address.subscription,
                 deliver_policy=DeliverPolicy.NEW,

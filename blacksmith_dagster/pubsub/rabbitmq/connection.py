@@ -27,7 +27,7 @@ if (_pika_logger := logging.getLogger("pika")).level == logging.NOTSET:
     _pika_logger.setLevel(logging.CRITICAL)
 
 
-class Lost(Unavailable):
+class ConnectionLost(Unavailable):
     """The connection has ended, as it does when nobody used it for long: another may be had.
 
     `code` is AMQP's, if the broker has given one.
@@ -38,13 +38,13 @@ class Lost(Unavailable):
         self.code = code
 
 
-class Link:
+class RabbitMQConnection:
     """A connection with one channel, driven by whoever calls; every call ends in time.
 
     `heartbeat` is in seconds, `rights` are those that the user needs.
 
     pika's BlockingConnection knows no time-outs. This does what it does, on the same loop.
-    Raises `Unavailable`, and `Lost` when the broker has ended what was there.
+    Raises `Unavailable`, and `ConnectionLost` when the broker has ended what was there.
     """
 
     def __init__(self, address: Address, heartbeat: int, rights: str) -> None:
@@ -53,14 +53,14 @@ class Link:
         self._loop = IOLoop()
         self._loop.activate_poller()
         self._connection: Any = None
-        self._end: BaseException | None = None  # why there is no connection or no channel any more
+        self._close_reason: BaseException | None = None  # of the connection or the channel
         try:
             self._connection = self._connect(heartbeat)
-            self._connection.add_on_close_callback(self._note_end)
+            self._connection.add_on_close_callback(self._on_close)
             opened: list[Any] = []
             self.channel = self._connection.channel(on_open_callback=opened.append)
-            self.channel.add_on_close_callback(self._note_end)
-            self.channel.add_on_cancel_callback(self._note_cancellation)
+            self.channel.add_on_close_callback(self._on_close)
+            self.channel.add_on_cancel_callback(self._on_cancel)
             self.wait_for(lambda: bool(opened))
         except BaseException:
             self.close()
@@ -68,33 +68,35 @@ class Link:
 
     def declare_exchange(self) -> None:
         """Make the topic's exchange if it is missing."""
-        self.ask(self.channel.exchange_declare, self._address.topic, "topic", durable=True)
+        self.request(self.channel.exchange_declare, self._address.topic, "topic", durable=True)
 
-    def ask(self, method: Callable[..., object], *args: object, **kwargs: object) -> Any:
+    def request(self, method: Callable[..., object], *args: object, **kwargs: object) -> Any:
         """Call a method of the channel and wait for the broker's answer, which is returned."""
         answers: list[Any] = []
-        self.tell(method, *args, **kwargs, callback=answers.append)
+        self.send(method, *args, **kwargs, callback=answers.append)
         self.wait_for(lambda: bool(answers))
         return answers[0]
 
-    def tell(self, method: Callable[..., object], *args: object, **kwargs: object) -> None:
+    def send(self, method: Callable[..., object], *args: object, **kwargs: object) -> None:
         """Call a method of the channel that the broker does not answer."""
         try:
             method(*args, **kwargs)
         except pika.exceptions.AMQPError as error:
-            raise self._lost(self._end or error) from None
+            raise self._connection_lost(self._close_reason or error) from None
 
     def wait_for(self, done: Callable[[], bool]) -> None:
         """Wait until the broker has answered."""
         if not self.run(done, monotonic() + _ANSWER_SECONDS):
-            raise Unavailable(self._told(TimeoutError(f"not within {_ANSWER_SECONDS:g} seconds")))
+            raise Unavailable(
+                self._explain(TimeoutError(f"not within {_ANSWER_SECONDS:g} seconds"))
+            )
 
     def run(self, done: Callable[[], bool], deadline: float) -> bool:
         """Read and write until `done`, or until the deadline; whether it is done."""
-        if self._turn(lambda: done() or self._end is not None, deadline):
+        if self._run_loop(lambda: done() or self._close_reason is not None, deadline):
             if not done():
-                assert self._end is not None
-                raise self._lost(self._end)
+                assert self._close_reason is not None
+                raise self._connection_lost(self._close_reason)
             return True
         return False
 
@@ -108,9 +110,9 @@ class Link:
         if connection is not None:
             if connection.is_open:
                 connection.close()
-            if not self._turn(lambda: bool(connection.is_closed), monotonic() + _CLOSE_SECONDS):
+            if not self._run_loop(lambda: bool(connection.is_closed), monotonic() + _CLOSE_SECONDS):
                 connection._terminate_stream(pika.exceptions.StreamLostError("given up"))
-                self._turn(lambda: bool(connection.is_closed), monotonic() + _CLOSE_SECONDS)
+                self._run_loop(lambda: bool(connection.is_closed), monotonic() + _CLOSE_SECONDS)
         self._loop.close()
 
     def _connect(self, heartbeat: int) -> Any:
@@ -129,9 +131,9 @@ class Link:
         if not self.run(lambda: bool(done), monotonic() + _CONNECT_SECONDS + _CLOSE_SECONDS):
             attempt.abort()
             self.run(lambda: bool(done), monotonic() + _CLOSE_SECONDS)
-            raise Unavailable(self._told(workflow.AMQPConnectorStackTimeout()))
+            raise Unavailable(self._explain(workflow.AMQPConnectorStackTimeout()))
         if isinstance(done[0], BaseException):
-            raise Unavailable(self._told(done[0]))
+            raise Unavailable(self._explain(done[0]))
         return done[0]
 
     def _parameters(self, host: str, port: int, heartbeat: int) -> pika.ConnectionParameters:
@@ -156,7 +158,7 @@ class Link:
             **optional,
         )
 
-    def _turn(self, done: Callable[[], bool], deadline: float) -> bool:
+    def _run_loop(self, done: Callable[[], bool], deadline: float) -> bool:
         late: list[bool] = []
         timer = self._loop.call_later(max(0.0, deadline - monotonic()), lambda: late.append(True))
         while not done() and not late:
@@ -165,19 +167,21 @@ class Link:
         self._loop.remove_timeout(timer)
         return done()
 
-    def _note_end(self, _: Any, why: BaseException) -> None:
-        self._end = self._end or why
+    def _on_close(self, _: Any, why: BaseException) -> None:
+        self._close_reason = self._close_reason or why
 
-    def _note_cancellation(self, _: Any) -> None:
-        self._end = self._end or pika.exceptions.ConsumerCancelled("the queue is gone")
+    def _on_cancel(self, _: Any) -> None:
+        self._close_reason = self._close_reason or pika.exceptions.ConsumerCancelled(
+            "the queue is gone"
+        )
 
-    def _lost(self, why: BaseException) -> Lost:
-        return Lost(self._told(why), getattr(why, "reply_code", None))
-
-    def _told(self, error: BaseException) -> str:
-        return f"{self._address.label} {self._explain(error)}"
+    def _connection_lost(self, why: BaseException) -> ConnectionLost:
+        return ConnectionLost(self._explain(why), getattr(why, "reply_code", None))
 
     def _explain(self, error: BaseException) -> str:
+        return f"{self._address.label} {self._reason_of(error)}"
+
+    def _reason_of(self, error: BaseException) -> str:
         """What went wrong, beneath pika's own layers; at several servers: what tells most."""
         failed = workflow.AMQPConnectionWorkflowFailed
         causes = list(error.exceptions) if isinstance(error, failed) else [error]

@@ -13,7 +13,7 @@ from blacksmith_dagster.pipeline.subscription import Message
 from blacksmith_dagster.pubsub.address import Address
 from blacksmith_dagster.pubsub.connection import ConnectionGuard
 from blacksmith_dagster.pubsub.interface import Received
-from blacksmith_dagster.pubsub.rabbitmq.connection import Link, Lost
+from blacksmith_dagster.pubsub.rabbitmq.connection import ConnectionLost, RabbitMQConnection
 from blacksmith_dagster.pubsub.wire import header_text, unix_time
 
 _logger = logging.getLogger(__name__)
@@ -43,12 +43,12 @@ class RabbitMQConsumer:
                 "name; write '<exchange>/<binding key>', or a binding key on amq.topic"
             )
         self._address = address
-        self._link: Link | None = None
+        self._connection: RabbitMQConnection | None = None
         self._check_at = 0.0
         self._arrived: deque[_Delivery] = deque()
         self._size = 0  # bytes that have arrived
-        self._to_settle: int | None = None  # the delivery tag of the last message handed out
-        self._knows_of_no_id = False
+        self._tag_to_ack: int | None = None  # the delivery tag of the last message handed out
+        self._warned_of_no_id = False
         self._guard = ConnectionGuard(self._disconnect, self._wake)
 
     def receive(self, limit: int, timeout: float) -> Sequence[Received]:
@@ -56,10 +56,10 @@ class RabbitMQConsumer:
         deadline = monotonic() + timeout
         with self._guard:
             try:
-                if self._link is not None:
+                if self._connection is not None:
                     try:
-                        return self._read(self._link, limit, deadline)
-                    except Lost as why:
+                        return self._read(self._connection, limit, deadline)
+                    except ConnectionLost as why:
                         _logger.debug("reading anew, after: %s", why)
                         self._disconnect()
                 if self._guard.is_closed:
@@ -72,21 +72,23 @@ class RabbitMQConsumer:
     def acknowledge(self) -> None:
         """See `Consumer`."""
         with self._guard:
-            if self._link is not None and self._to_settle is not None:
+            if self._connection is not None and self._tag_to_ack is not None:
                 try:
-                    self._link.tell(self._link.channel.basic_ack, self._to_settle, multiple=True)
-                    self._link.run(lambda: False, monotonic())  # what is to be sent is sent
+                    self._connection.send(
+                        self._connection.channel.basic_ack, self._tag_to_ack, multiple=True
+                    )
+                    self._connection.run(lambda: False, monotonic())  # what is to be sent is sent
                 except Unavailable as why:
                     _logger.debug("not acknowledged: %s", why)
-                self._to_settle = None
+                self._tag_to_ack = None
 
     def lag(self) -> int | None:
         """See `Consumer`."""
         with self._guard:
-            if self._link is None:
+            if self._connection is None:
                 return None
             try:
-                return self._waiting(self._link) + len(self._arrived)
+                return self._queue_length(self._connection) + len(self._arrived)
             except Unavailable:
                 return None
 
@@ -95,22 +97,24 @@ class RabbitMQConsumer:
         self._guard.close()
 
     def _wake(self) -> None:
-        if link := self._link:
-            link.wake()
+        if connection := self._connection:
+            connection.wake()
 
     def _disconnect(self) -> None:
-        link, self._link = self._link, None
+        connection, self._connection = self._connection, None
         self._arrived.clear()
         self._size = 0
-        self._to_settle = None
-        if link is not None:
-            link.close()
+        self._tag_to_ack = None
+        if connection is not None:
+            connection.close()
 
     # -- reading
 
-    def _read(self, link: Link, limit: int, deadline: float) -> Sequence[Received]:
+    def _read(
+        self, connection: RabbitMQConnection, limit: int, deadline: float
+    ) -> Sequence[Received]:
         while True:
-            link.run(
+            connection.run(
                 lambda: bool(self._arrived) or self._guard.is_closed,
                 min(deadline, self._check_at),
             )
@@ -118,25 +122,25 @@ class RabbitMQConsumer:
             if self._guard.is_closed:
                 return ()
             if self._arrived or now >= deadline:
-                self._take_in(link, limit)
-                return [self._handed_out() for _ in range(min(limit, len(self._arrived)))]
+                self._read_ready(connection, limit)
+                return [self._next_received() for _ in range(min(limit, len(self._arrived)))]
             if now >= self._check_at:
-                self._waiting(link)
+                self._queue_length(connection)
                 self._check_at = monotonic() + _CHECK_SECONDS
 
-    def _take_in(self, link: Link, limit: int) -> None:
+    def _read_ready(self, connection: RabbitMQConnection, limit: int) -> None:
         """Read what is there already: it came in parts, while its user was busy."""
         number = 0
         while number < len(self._arrived) < limit and self._size < _BYTES:
             number = len(self._arrived)
-            link.run(lambda: len(self._arrived) >= limit, monotonic())
+            connection.run(lambda: len(self._arrived) >= limit, monotonic())
 
-    def _handed_out(self) -> Received:
+    def _next_received(self) -> Received:
         tag, routing_key, properties, body = self._arrived.popleft()
         self._size -= len(body)
-        self._to_settle = tag
-        if not properties.message_id and not self._knows_of_no_id:
-            self._knows_of_no_id = True
+        self._tag_to_ack = tag
+        if not properties.message_id and not self._warned_of_no_id:
+            self._warned_of_no_id = True
             _logger.warning(
                 "%s: messages of queue %s have no message_id: those that the broker sends again, "
                 "after a crash or a lost connection, become events again; have the sender set it",
@@ -152,41 +156,43 @@ class RabbitMQConsumer:
         )
         return Received(message, None)
 
-    def _hear(self, _channel: Any, method: Any, properties: Any, body: bytes) -> None:
+    def _on_message(self, _channel: Any, method: Any, properties: Any, body: bytes) -> None:
         self._size += len(body)
         self._arrived.append((method.delivery_tag, method.routing_key, properties, body))
 
-    def _waiting(self, link: Link) -> int:
+    def _queue_length(self, connection: RabbitMQConnection) -> int:
         """How many messages the broker has not sent yet."""
         queue = self._address.subscription
-        declared = link.ask(link.channel.queue_declare, queue, passive=True)
+        declared = connection.request(connection.channel.queue_declare, queue, passive=True)
         return int(declared.method.message_count)
 
     # -- connecting
 
-    def _connect(self) -> Link:
-        self._link = link = self._linked()
+    def _connect(self) -> RabbitMQConnection:
+        self._connection = connection = self._open_connection()
         try:
-            self._waiting(link)
-        except Lost as why:
+            self._queue_length(connection)
+        except ConnectionLost as why:
             if why.code != _NOT_FOUND:
                 raise
-            link.close()
-            self._link = link = self._linked()
-            self._make_queue(link)
-        link.ask(link.channel.basic_qos, prefetch_count=_PREFETCH)
-        link.ask(link.channel.basic_consume, self._address.subscription, self._hear)
+            connection.close()
+            self._connection = connection = self._open_connection()
+            self._make_queue(connection)
+        connection.request(connection.channel.basic_qos, prefetch_count=_PREFETCH)
+        connection.request(
+            connection.channel.basic_consume, self._address.subscription, self._on_message
+        )
         self._check_at = monotonic() + _CHECK_SECONDS
-        return link
+        return connection
 
-    def _linked(self) -> Link:
-        return Link(self._address, _HEARTBEAT, _RIGHTS)
+    def _open_connection(self) -> RabbitMQConnection:
+        return RabbitMQConnection(self._address, _HEARTBEAT, _RIGHTS)
 
-    def _make_queue(self, link: Link) -> None:
-        channel, queue = link.channel, self._address.subscription
+    def _make_queue(self, connection: RabbitMQConnection) -> None:
+        channel, queue = connection.channel, self._address.subscription
         try:
-            link.ask(channel.exchange_declare, self._exchange, passive=True)
-        except Lost as why:
+            connection.request(channel.exchange_declare, self._exchange, passive=True)
+        except ConnectionLost as why:
             if why.code != _NOT_FOUND:
                 raise
             raise Unavailable(
@@ -194,8 +200,8 @@ class RabbitMQConsumer:
                 f"the topic of the Subscription, or the virtual host in {self._address.variable}"
             ) from None
         # In one breath: a queue that is left without its binding would be used as it is.
-        link.tell(channel.queue_declare, queue, durable=True)
-        link.ask(channel.queue_bind, queue, self._exchange, self._key)
+        connection.send(channel.queue_declare, queue, durable=True)
+        connection.request(channel.queue_bind, queue, self._exchange, self._key)
 
 
 _Delivery = tuple[int, str, Any, bytes]

@@ -12,7 +12,7 @@ import pika
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pubsub.address import Address
 from blacksmith_dagster.pubsub.connection import ConnectionGuard
-from blacksmith_dagster.pubsub.rabbitmq.connection import Link, Lost
+from blacksmith_dagster.pubsub.rabbitmq.connection import ConnectionLost, RabbitMQConnection
 from blacksmith_dagster.pubsub.wire import decode_notification, encode_notifications
 
 # The broker does not tell a subscriber that the exchange is gone: it is made anew this often.
@@ -32,7 +32,7 @@ class RabbitMQPublisher:
 
     def __init__(self, address: Address) -> None:
         self._address = address
-        self._link: Link | None = None
+        self._connection: RabbitMQConnection | None = None
         self._sent = 0
         self._unconfirmed: set[int] = set()
         self._is_refused = False
@@ -40,10 +40,10 @@ class RabbitMQPublisher:
     def publish(self, paths: Collection[str]) -> None:
         messages = encode_notifications(paths)
         try:
-            if self._link is not None:
+            if self._connection is not None:
                 try:
-                    return self._send(self._link, messages)
-                except Lost:  # it may have died while nobody used it
+                    return self._send(self._connection, messages)
+                except ConnectionLost:  # it may have died while nobody used it
                     self.close()
             self._send(self._connect(), messages)
         except Unavailable:
@@ -51,30 +51,34 @@ class RabbitMQPublisher:
             raise
 
     def close(self) -> None:
-        link, self._link = self._link, None
-        if link is not None:
-            link.close()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
-    def _connect(self) -> Link:
-        self._link = link = Link(self._address, _PUBLISHER_HEARTBEAT, _RIGHTS)
-        link.declare_exchange()
-        link.ask(link.channel.confirm_delivery, self._hear_confirmation)
+    def _connect(self) -> RabbitMQConnection:
+        self._connection = connection = RabbitMQConnection(
+            self._address, _PUBLISHER_HEARTBEAT, _RIGHTS
+        )
+        connection.declare_exchange()
+        connection.request(connection.channel.confirm_delivery, self._on_confirmation)
         self._sent, self._unconfirmed = 0, set()
-        return link
+        return connection
 
-    def _send(self, link: Link, messages: Mapping[str, bytes]) -> None:
+    def _send(self, connection: RabbitMQConnection, messages: Mapping[str, bytes]) -> None:
         self._is_refused = False
-        link.run(lambda: False, monotonic())  # is it still there?
+        connection.run(lambda: False, monotonic())  # is it still there?
         for destination, body in messages.items():
             # Not persistent: a hint is worth no write to the broker's disk.
-            link.tell(link.channel.basic_publish, self._address.topic, destination, body)
+            connection.send(
+                connection.channel.basic_publish, self._address.topic, destination, body
+            )
             self._sent += 1
             self._unconfirmed.add(self._sent)
-        link.wait_for(lambda: not self._unconfirmed)
+        connection.wait_for(lambda: not self._unconfirmed)
         if self._is_refused:
             raise Unavailable(f"{self._address.label} takes no messages; its log says why")
 
-    def _hear_confirmation(self, frame: Any) -> None:
+    def _on_confirmation(self, frame: Any) -> None:
         confirmed: int = frame.method.delivery_tag
         if frame.method.multiple:
             self._unconfirmed = {tag for tag in self._unconfirmed if tag > confirmed}
@@ -90,10 +94,10 @@ class RabbitMQSubscriber:
         self._address = address
         self._destination = destination
         self._queue = f"{address.subscription}.{destination}.{secrets.token_hex(6)}"
-        self._link: Link | None = None
+        self._connection: RabbitMQConnection | None = None
         self._bind_at = 0.0
-        self._heard: set[str] = set()
-        self._to_settle: int | None = None  # the delivery tag of the last message
+        self._paths: set[str] = set()
+        self._tag_to_ack: int | None = None  # the delivery tag of the last message
         self._guard = ConnectionGuard(self._disconnect, self._wake)
 
     def wait(self, timeout: float) -> Collection[str]:
@@ -104,20 +108,20 @@ class RabbitMQSubscriber:
         self._guard.close()
 
     def _wake(self) -> None:
-        if link := self._link:
-            link.wake()
+        if connection := self._connection:
+            connection.wake()
 
     def _disconnect(self) -> None:
-        link, self._link = self._link, None
-        if link is not None:
-            link.close()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
     def _wait(self, deadline: float) -> Collection[str]:
         try:
-            if self._link is not None:
+            if self._connection is not None:
                 try:
-                    return self._listen(self._link, deadline)
-                except Lost:
+                    return self._listen(self._connection, deadline)
+                except ConnectionLost:
                     self._disconnect()
             if not self._guard.is_closed:
                 self._connect()
@@ -126,41 +130,45 @@ class RabbitMQSubscriber:
             self._disconnect()
             raise
 
-    def _listen(self, link: Link, deadline: float) -> Collection[str]:
+    def _listen(self, connection: RabbitMQConnection, deadline: float) -> Collection[str]:
         while True:
-            link.run(
-                lambda: bool(self._heard) or self._guard.is_closed, min(deadline, self._bind_at)
+            connection.run(
+                lambda: bool(self._paths) or self._guard.is_closed, min(deadline, self._bind_at)
             )
-            if self._to_settle is not None:
-                link.tell(link.channel.basic_ack, self._to_settle, multiple=True)
-                self._to_settle = None
+            if self._tag_to_ack is not None:
+                connection.send(connection.channel.basic_ack, self._tag_to_ack, multiple=True)
+                self._tag_to_ack = None
             now = monotonic()
-            if self._heard or self._guard.is_closed or now >= deadline:
-                heard, self._heard = self._heard, set()
-                return heard
+            if self._paths or self._guard.is_closed or now >= deadline:
+                paths, self._paths = self._paths, set()
+                return paths
             if now >= self._bind_at:
-                self._bind(link)
+                self._bind(connection)
 
     def _connect(self) -> None:
-        self._link = link = Link(self._address, _SUBSCRIBER_HEARTBEAT, _RIGHTS)
-        self._to_settle = None
+        self._connection = connection = RabbitMQConnection(
+            self._address, _SUBSCRIBER_HEARTBEAT, _RIGHTS
+        )
+        self._tag_to_ack = None
         arguments = {
             "x-max-length": _KEPT_MESSAGES,
             "x-overflow": "drop-head",
             "x-expires": 1000 * _KEPT_SECONDS,
         }
-        declare = link.channel.queue_declare
-        link.ask(declare, self._queue, durable=True, arguments=arguments)
-        self._bind(link)
+        declare = connection.channel.queue_declare
+        connection.request(declare, self._queue, durable=True, arguments=arguments)
+        self._bind(connection)
         # As many are sent ahead as are kept: what we do not get round to piles up nowhere.
-        link.ask(link.channel.basic_qos, prefetch_count=_KEPT_MESSAGES)
-        link.ask(link.channel.basic_consume, self._queue, self._hear)
+        connection.request(connection.channel.basic_qos, prefetch_count=_KEPT_MESSAGES)
+        connection.request(connection.channel.basic_consume, self._queue, self._on_message)
 
-    def _bind(self, link: Link) -> None:
-        link.declare_exchange()
-        link.ask(link.channel.queue_bind, self._queue, self._address.topic, self._destination)
+    def _bind(self, connection: RabbitMQConnection) -> None:
+        connection.declare_exchange()
+        connection.request(
+            connection.channel.queue_bind, self._queue, self._address.topic, self._destination
+        )
         self._bind_at = monotonic() + _BIND_SECONDS
 
-    def _hear(self, _channel: Any, method: Any, _properties: Any, body: bytes) -> None:
-        self._heard.update(decode_notification(self._destination, body))
-        self._to_settle = method.delivery_tag
+    def _on_message(self, _channel: Any, method: Any, _properties: Any, body: bytes) -> None:
+        self._paths.update(decode_notification(self._destination, body))
+        self._tag_to_ack = method.delivery_tag
