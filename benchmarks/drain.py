@@ -104,10 +104,10 @@ def _select(store: SQLStore, count: int, collect: bool) -> float:
 def _check_same_jobs(store: SQLStore) -> None:
     """The limit makes the very jobs that the scheduler hands to a destination."""
     store.ingest(requests(BATCH))
-    fence = store.take_over(each.path, Lane.LOAD, "check", lambda: True)
+    token = store.take_over(each.path, Lane.LOAD, "check", lambda: True)
     with closing(read_jobs(store)) as batches:
         read = next(batches)
-    load = store.claim(fence, BATCH, max_attempts=1)
+    load = store.claim(token, BATCH, max_attempts=1)
     assert load is not None
     assert Decoder(app, each).decode(load, {}).jobs == read
     store.record(load, Verdict())

@@ -157,13 +157,13 @@ def _made(made: Databases, count: int, event: DestinationEvent[Any]) -> float:
 
 def _plan(store: SQLStore, event: DestinationEvent[Any], request: ReplayRequest, run: str) -> None:
     chooser = Chooser(app, event, request)
-    fence = store.take_over(event.path, Lane.REPLAY, run, lambda: True)
-    at = store.begin_replay(fence, request, chooser.event_types, run)
+    token = store.take_over(event.path, Lane.REPLAY, run, lambda: True)
+    at = store.begin_replay(token, request, chooser.event_types, run)
     while at.planned < at.upto:
         window = Window(at.planned, at.upto)
         stretch = store.stretch(event.path, request, chooser.event_types, window)
         chosen = chooser.choose(stretch.candidates, store)
-        at = store.plan(fence, at, stretch.upto, chosen, event.batch)
+        at = store.plan(token, at, stretch.upto, chosen, event.batch)
 
 
 # ------------------------------------------------------------------------------------- live loads
@@ -196,13 +196,13 @@ def _latency(made: Databases, effort: Effort, *, replaying: bool) -> float:
         _without_jobs(made, store, 200_000 if replaying else 1000)
         lease = supervisor.acquire(f"load/{each.path}", "live")
         assert lease is not None
-        fence = store.take_over(each.path, Lane.LOAD, lease.id, lease.confirm)
+        token = store.take_over(each.path, Lane.LOAD, lease.id, lease.confirm)
         loader = Loader(_live_app, _note, store=store, workers=workers)
         stop = threading.Event()
 
         def load() -> None:
             while not stop.wait(0.002):
-                loader.drain(fence, lease, stop, lambda _: None)
+                loader.drain(token, lease, stop, lambda _: None)
 
         loading = threading.Thread(target=load)
         loading.start()

@@ -31,7 +31,7 @@
     │   ├── Unknown               no such event, job or load
     │   │   └── Purged            there was, but it was older than it is kept
     │   └── PositionMoved         another process has read on from this position
-    └── Fenced                    another process has taken over; stop
+    └── FencedOut                 another process has taken over; stop
 
 Each message says what to do next.
 """
@@ -240,7 +240,7 @@ class PositionMoved(StoreError):
     """A source's position is not where the caller read it: another process has read on from there."""
 
 
-class Fenced(BlacksmithError):
+class FencedOut(BlacksmithError):
     """Another process has taken over this lane. Whatever is under way here no longer counts: stop."""
 
 

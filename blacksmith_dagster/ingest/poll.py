@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from blacksmith_dagster.errors import Fenced, PositionMoved, TooLarge, UsageError
+from blacksmith_dagster.errors import FencedOut, PositionMoved, TooLarge, UsageError
 from blacksmith_dagster.ingest.extract import REQUEST_EVENTS, Extractor
 from blacksmith_dagster.ingest.ingest import destinations_of, given_events, keep
 from blacksmith_dagster.pipeline.application import Blacksmith
@@ -57,7 +57,7 @@ def poll(
     - `notify`: is called with the destination events that have new jobs.
 
     Raises whatever the function raises; `TypeError` for what is no event; `UsageError` for a cursor
-    that is no JSON; `TooLarge` for more than 100,000 events; `Fenced` when the lock was lost
+    that is no JSON; `TooLarge` for more than 100,000 events; `FencedOut` when the lock was lost
     meanwhile, `PositionMoved` when another has read on; `Unavailable`.
     """
     key = f"listen/{event.path}"
@@ -91,7 +91,7 @@ def _poll(
     moves = before is not None or handed.cursor is not None
     positions = [Position(reader, before, after)] if moves else []
     if lease.lost.is_set():
-        raise Fenced(
+        raise FencedOut(
             f"the lock of {event.path} was lost while its function ran, and another may poll by now; "
             "nothing was kept, and the next poll begins from the same cursor"
         )

@@ -25,7 +25,7 @@ from dagster import (
 )
 from pydantic import Field
 
-from blacksmith_dagster.errors import Fenced, Unavailable
+from blacksmith_dagster.errors import FencedOut, Unavailable
 from blacksmith_dagster.orchestration.checks import MOST_NAMED, of_destination, replay_settled
 from blacksmith_dagster.orchestration.loads import (
     Day,
@@ -132,7 +132,7 @@ def replay_partitions(
                 report=report,
                 notify=notifier.notify if notifier else lambda _: None,
             )
-        except (Unavailable, Fenced) as error:  # the lock is acquired anew
+        except (Unavailable, FencedOut) as error:  # the lock is acquired anew
             context.log.warning(f"{event.path}: {error}")
             raise RetryRequested(_RETRIES, _RETRY_SECONDS) from error
         if summary.stopped:

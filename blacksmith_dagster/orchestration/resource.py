@@ -169,7 +169,7 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
         the event's checks are evaluated. A lock that another holds is no error: the summary says
         `skipped`. When the run is terminated, the batch under way is finished first.
 
-        Raises `Fenced` when another process has taken over, `Timeout` when the event's function has
+        Raises `FencedOut` when another process has taken over, `Timeout` when the event's function has
         not returned in time, `RetryRequested` (Dagster's) when a service does not answer.
         """
         key = (translator or BlacksmithTranslator()).get_asset_spec(EventData(app, event)).key

@@ -16,7 +16,7 @@ from blacksmith_dagster.pipeline.destination import DestinationEvent
 from blacksmith_dagster.scheduler.decoding import Decoder
 from blacksmith_dagster.scheduler.outcomes import outcomes
 from blacksmith_dagster.scheduler.verdict import Decision
-from blacksmith_dagster.store.interface import Deviation, Fence, Lane, Load, Store, Verdict
+from blacksmith_dagster.store.interface import Deviation, FencingToken, Lane, Load, Store, Verdict
 from blacksmith_dagster.store.parts import parts
 from blacksmith_dagster.supervisor import Supervisor, here
 
@@ -41,9 +41,9 @@ def discard(
     `Unavailable`.
     """
     ids, decoder, discarded = list(dict.fromkeys(event_ids)), Decoder(app, event), 0
-    with _fenced(event.path, Lane.DISCARD, store, supervisor) as fence:
+    with _fencing_token(event.path, Lane.DISCARD, store, supervisor) as token:
         for part in parts(ids, _AT_ONCE):
-            while (load := store.condemn(fence, clean(why), _AT_ONCE, part)) is not None:
+            while (load := store.condemn(token, clean(why), _AT_ONCE, part)) is not None:
                 decoded = decoder.decode(load, decoder.originals(load.rows, store.originals))
                 verdict = _all_discarded(load)
                 now = datetime.now(UTC)
@@ -62,15 +62,17 @@ def retire(destination: str, why: str, *, store: Store, supervisor: Supervisor) 
     `Unavailable`.
     """
     discarded = 0
-    with _fenced(destination, Lane.LOAD, store, supervisor) as fence:
-        while (load := store.condemn(fence, clean(why), _AT_ONCE)) is not None:
+    with _fencing_token(destination, Lane.LOAD, store, supervisor) as token:
+        while (load := store.condemn(token, clean(why), _AT_ONCE)) is not None:
             store.record(load, _all_discarded(load))
             discarded += len(load.rows)
     return discarded
 
 
 @contextmanager
-def _fenced(destination: str, lane: Lane, store: Store, supervisor: Supervisor) -> Iterator[Fence]:
+def _fencing_token(
+    destination: str, lane: Lane, store: Store, supervisor: Supervisor
+) -> Iterator[FencingToken]:
     key = f"{lane.value}/{destination}"
     lease = supervisor.acquire(key, here(), wait=_WAIT)
     if lease is None:

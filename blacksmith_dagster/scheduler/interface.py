@@ -77,9 +77,8 @@ class Scheduler(Protocol):
         `run` names the Dagster run in the history; `report` is called after each recorded load, in
         the caller's thread.
 
-        Raises `Fenced` when another took over, `CodeOutdated` when the destination was migrated beyond
-        this code, `Timeout` when a load ran past its time-out and its
-        function has not returned (end the process), `Unavailable` when the store or the supervisor
-        does not answer.
+        Raises `FencedOut` when another took over, `CodeOutdated` when the destination was migrated
+        beyond this code, `Timeout` when a load ran past its time-out and its function has not returned
+        (end the process), `Unavailable` when the store or the supervisor does not answer.
         """
         ...

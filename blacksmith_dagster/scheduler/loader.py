@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from blacksmith_dagster.errors import (
-    Fenced,
+    FencedOut,
     NotMigrated,
     OutcomeUnknown,
     Timeout,
@@ -29,7 +29,7 @@ from blacksmith_dagster.scheduler.executor import Workers
 from blacksmith_dagster.scheduler.interface import LoadReport, Summary
 from blacksmith_dagster.scheduler.outcomes import outcomes
 from blacksmith_dagster.scheduler.verdict import decide, report
-from blacksmith_dagster.store.interface import Fence, Load, Store, Verdict
+from blacksmith_dagster.store.interface import FencingToken, Load, Store, Verdict
 from blacksmith_dagster.wanderer.files import version_of
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ _RECORD_AGAIN = 0.5
 class Loader:
     """Loads what is due of one destination event.
 
-    It works for whoever holds the lock (`lease`) and the right to claim (`fence`); plain Python, it
+    It works for whoever holds the lock (`lease`) and the right to claim (`token`); plain Python, it
     knows nothing of who calls it. `run` names the caller's run in the history; `notify` is called
     with the destination events that have new jobs by a load's outcomes.
 
@@ -79,7 +79,7 @@ class Loader:
 
     def drain(
         self,
-        fence: Fence,
+        token: FencingToken,
         lease: Lease,
         stop: threading.Event,
         tell: Callable[[LoadReport], None],
@@ -89,21 +89,21 @@ class Loader:
         `tell` is called after each recorded load, in this thread. The summary says `skipped` if the
         destination waits for a migration.
 
-        Raises `Fenced` when another took over or may have (the lease is lost), `CodeOutdated` when the
-        destination was migrated beyond this code, `Timeout` when a load ran past its time-out and its
-        function has not returned, `Unavailable`.
+        Raises `FencedOut` when another took over or may have (the lease is lost), `CodeOutdated` when
+        the destination was migrated beyond this code, `Timeout` when a load ran past its time-out and
+        its function has not returned, `Unavailable`.
         """
         summary = Summary()
         while not stop.is_set():
             if lease.lost.is_set():
-                raise Fenced(
+                raise FencedOut(
                     f"the lock {lease.key} could not be renewed, and another process may hold it; "
                     "nothing more is claimed here, and the next run goes on"
                 )
             try:
                 with _collector_paused():
                     load = self._store.claim(
-                        fence,
+                        token,
                         self._event.batch,
                         self._event.schedule.max_attempts,
                         self._run,
@@ -182,7 +182,7 @@ class Loader:
                 unknown = error if isinstance(error, OutcomeUnknown) else unknown
                 if lease.lost.is_set() or stop.is_set() or time.monotonic() > give_up:
                     raise
-            except Fenced:
+            except FencedOut:
                 if unknown is None:
                     raise
                 raise unknown from None  # the load is closed: it may well be this record's doing

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from blacksmith_dagster.errors import Fenced, Unavailable
+from blacksmith_dagster.errors import FencedOut, Unavailable
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import Destination, DestinationEvent
 from blacksmith_dagster.pubsub.notifier import Notify
@@ -252,7 +252,7 @@ class _Keeper(threading.Thread):
                         lease.release()
                         self._stopping.wait(_TRY_LOCK)  # for another to take it
                         return
-                except Fenced as error:
+                except FencedOut as error:
                     _log.warning("%s", error)
                     return
 
@@ -264,14 +264,14 @@ class _Keeper(threading.Thread):
         self._stopping.wait(_AGAIN)
 
     def _load_when_woken(self, lease: Lease) -> None:
-        fence = self._store.take_over(self._event.path, Lane.LOAD, lease.id, lease.confirm)
+        token = self._store.take_over(self._event.path, Lane.LOAD, lease.id, lease.confirm)
         self.holds_lock = self._answered = True
         retry_at = math.inf
         try:
             while not self._stopping.is_set():
                 self.woken.clear()
                 self._loading = True
-                done = self._loader.drain(fence, lease, self._stopping, self._tell)
+                done = self._loader.drain(token, lease, self._stopping, self._tell)
                 self._loading = False
                 if done.skipped and done.skipped != self._skipped:
                     _log.warning("%s", done.skipped)

@@ -123,8 +123,8 @@ def replay(
     if lease is None:
         return ReplaySummary(0, stopped=True)
     with lease, closing(Workers()) as workers:
-        fence = store.take_over(event.path, Lane.REPLAY, lease.id, lease.confirm)
-        begun = store.begin_replay(fence, request, chooser.event_types, owner)
+        token = store.take_over(event.path, Lane.REPLAY, lease.id, lease.confirm)
+        begun = store.begin_replay(token, request, chooser.event_types, owner)
         loader = Loader(app, event, store=store, workers=workers, run=run, notify=notify)
         course = _Course(begun, rate, stop, report or (lambda *_: None))
         live = _LiveFirst(event.path, store, supervisor, stop)
@@ -135,7 +135,7 @@ def replay(
             live.give_way()
 
         while True:
-            drained = loader.drain(fence, lease, stop, tell)
+            drained = loader.drain(token, lease, stop, tell)
             loads, tally = loads + drained.loads, tally + drained.tally
             if drained.skipped:
                 raise NotMigrated(drained.skipped)
@@ -146,8 +146,8 @@ def replay(
                 window = Window(at.planned, at.upto)
                 stretch = store.stretch(event.path, request, chooser.event_types, window)
                 chosen = chooser.choose(stretch.candidates, store)
-                course.replay = store.plan(fence, at, stretch.upto, chosen, event.batch)
-            elif store.end_replay(fence, at):
+                course.replay = store.plan(token, at, stretch.upto, chosen, event.batch)
+            elif store.end_replay(token, at):
                 return ReplaySummary(begun.id, loads, tally)
             else:
                 stop.wait(_LOOK)  # an operator is taking jobs out of what is left

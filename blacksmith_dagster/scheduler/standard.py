@@ -1,4 +1,4 @@
-"""The scheduler that we ship: the lock, the fence, and the loader between them."""
+"""The scheduler that we ship: the lock, the fencing token, and the loader between them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class StandardScheduler:
         if lease is None:
             return Summary(skipped=f"held by {supervisor.status(key).holder}")
         with lease:
-            fence = store.take_over(event.path, Lane.LOAD, lease.id, lease.confirm)
+            token = store.take_over(event.path, Lane.LOAD, lease.id, lease.confirm)
             loader = Loader(
                 app,
                 event,
@@ -60,7 +60,7 @@ class StandardScheduler:
                 run=run,
                 notify=self._notify,
             )
-            return loader.drain(fence, lease, stop or threading.Event(), report or (lambda _: None))
+            return loader.drain(token, lease, stop or threading.Event(), report or (lambda _: None))
 
     def close(self) -> None:
         """Close the destinations' connections."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import Connection
 
 from blacksmith_dagster.store import loads
-from blacksmith_dagster.store.interface import Fence, JobRow, Lane, Load
+from blacksmith_dagster.store.interface import FencingToken, JobRow, Lane, Load
 from blacksmith_dagster.store.job_groups import Waiting, is_plain, portion
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ LANES = {Lane.LOAD: 0, Lane.DISCARD: 1, Lane.REPLAY: 2}
 
 
 class LaneState(NamedTuple):
-    """A lane as its fence and its last load tell: where its next claim begins.
+    """A lane as its fencing token and its last load tell: where its next claim begins.
 
     `open` and `fresh` tell of the last load whether it is executing, and whether it was a first one
     (so that the next claim takes what is due). `next` is the last of the new jobs that a claim would
@@ -74,13 +74,13 @@ class Claim:
         self,
         store: SQLStore,
         conn: Connection,
-        fence: Fence,
+        token: FencingToken,
         of: int,
         state: LaneState,
         limit: int,
         run: str | None,
     ) -> None:
-        self.store, self.conn, self.fence, self.of, self.state = store, conn, fence, of, state
+        self.store, self.conn, self.token, self.of, self.state = store, conn, token, of, state
         self.limit, self.run = limit, run
 
     def new(self, condemned: str | None = None) -> Load | None:
@@ -96,7 +96,7 @@ class Claim:
         """The set that is longest due, or what its state allows of it; plain lists together."""
         if not self.state.due:
             return None
-        lane = LANES[self.fence.lane]
+        lane = LANES[self.token.lane]
         waiting = loads.waiting(self.conn, self.of, due_by=self.state.now, lane=lane)
         if not waiting:
             return None
@@ -170,8 +170,8 @@ class Claim:
             self.conn,
             {
                 "destination": self.of,
-                "lane": LANES[self.fence.lane],
-                "token": self.fence.token,
+                "lane": LANES[self.token.lane],
+                "token": self.token.number,
                 "attempt": attempt,
                 "seq_from": seq_from,
                 "seq_to": seq_to,
@@ -193,7 +193,7 @@ class Claim:
         job_key: str | None = None,
         **state: Any,
     ) -> Load:
-        return Load(load, self.fence, rows, job_key or str(self.of), attempt, fresh, **state)
+        return Load(load, self.token, rows, job_key or str(self.of), attempt, fresh, **state)
 
 
 def _together(waiting: Sequence[Waiting], limit: int) -> Sequence[Waiting]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Lane(Enum):
-    """Work of one kind on a destination event: each lane has its own lock, fence and open load.
+    """Work of one kind on a destination event: each lane has its own lock, fencing token and open load.
 
     The lock's key is `<lane>/<destination>/<event>`.
     """
@@ -123,12 +123,12 @@ class Listening(msgspec.Struct, frozen=True):
 # ------------------------------------------------------------------------------------- loads
 
 
-class Fence(msgspec.Struct, frozen=True):
+class FencingToken(msgspec.Struct, frozen=True):
     """The right to claim and record in one lane, until another takes over."""
 
     destination: str
     lane: Lane
-    token: int
+    number: int
     holder: str
 
 
@@ -149,7 +149,7 @@ class JobRow(NamedTuple):
 
 
 class Load(msgspec.Struct, frozen=True):
-    """One run of one set of jobs, claimed under a fence.
+    """One run of one set of jobs, claimed under a fencing token.
 
     - `job_key`: what its jobs' stable idempotency keys end in, see `key_of`.
     - `attempt`: the number of this attempt for each of its jobs (1 is the first).
@@ -161,7 +161,7 @@ class Load(msgspec.Struct, frozen=True):
     """
 
     id: int
-    fence: Fence
+    token: FencingToken
     rows: Sequence[JobRow]
     job_key: str
     attempt: int
@@ -556,20 +556,22 @@ class Store(Protocol):
         ...
 
     # -- loads
-    def take_over(self, destination: str, lane: Lane, holder: str, confirm: Confirm) -> Fence:
+    def take_over(
+        self, destination: str, lane: Lane, holder: str, confirm: Confirm
+    ) -> FencingToken:
         """Become the one whose claims and records count in this lane.
 
-        Reads the fence, asks `confirm()` whether the caller's lock is still its own, and moves the
-        fence on only if nobody else has meanwhile. An open load of the lane becomes `unknown`, and
+        Reads the fencing token, asks `confirm()` whether the caller's lock is still its own, and raises
+        the token only if nobody else has meanwhile. An open load of the lane becomes `unknown`, and
         its jobs are due again.
 
-        Raises `Fenced` if `confirm()` says no, `Unknown` if there is no such destination event.
+        Raises `FencedOut` if `confirm()` says no, `Unknown` if there is no such destination event.
         """
         ...
 
     def claim(
         self,
-        fence: Fence,
+        token: FencingToken,
         limit: int,
         max_attempts: int,
         run: str | None = None,
@@ -581,26 +583,26 @@ class Store(Protocol):
         A lane has one open load at a time. `version` is that of its destination's schema, as the
         caller's code declares it; with `None` no migration is waited for but one under way.
 
-        Raises `Fenced`; `NotMigrated` and `CodeOutdated` if the destination is not of that version, or
-        is being migrated; `UsageError` if the lane's last load is still open.
+        Raises `FencedOut`; `NotMigrated` and `CodeOutdated` if the destination is not of that version,
+        or is being migrated; `UsageError` if the lane's last load is still open.
         """
         ...
 
     def record(self, load: Load, verdict: Verdict) -> None:
         """Close a load: all of its jobs succeeded except what the verdict says.
 
-        Raises `Fenced`: another has taken over, or the load is no longer open.
+        Raises `FencedOut`: another has taken over, or the load is no longer open.
         """
         ...
 
     def release(self, load: Load) -> None:
-        """Give back a load that was claimed and not started: it counts nothing. Raises `Fenced`."""
+        """Give back a load that was claimed and not started: it counts nothing. Raises `FencedOut`."""
         ...
 
     def abandon(self, load: Load, error: str) -> None:
         """Close a load as `unknown` (it ran past its time-out): its jobs are due again.
 
-        A late `record` of it raises `Fenced`.
+        A late `record` of it raises `FencedOut`.
         """
         ...
 
@@ -615,28 +617,32 @@ class Store(Protocol):
         ...
 
     def condemn(
-        self, fence: Fence, why: str, limit: int, event_ids: Sequence[str] | None = None
+        self, token: FencingToken, why: str, limit: int, event_ids: Sequence[str] | None = None
     ) -> Load | None:
         """A load of waiting jobs that are to be discarded: `condemned` says why.
 
         With `event_ids` those of them that are due again, now or later; without, the next of all
         that waits. `None` if there is none (left).
 
-        Raises `Fenced`; `UsageError` if the lane's last load is still open, or if jobs that were
+        Raises `FencedOut`; `UsageError` if the lane's last load is still open, or if jobs that were
         never claimed are to be condemned in another lane than `Lane.LOAD`.
         """
         ...
 
     # -- replays
     def begin_replay(
-        self, fence: Fence, request: ReplayRequest, event_types: Sequence[str], run: str | None
+        self,
+        token: FencingToken,
+        request: ReplayRequest,
+        event_types: Sequence[str],
+        run: str | None,
     ) -> Replay:
         """Begin a replay, or go on with the one that was asked for with the same words and not ended.
 
         What other replays have left waiting is given to the load lane. `event_types` are the events that
         it is asked to go through.
 
-        Raises `Fenced`; `Purged` if some of them have been purged.
+        Raises `FencedOut`; `Purged` if some of them have been purged.
         """
         ...
 
@@ -651,18 +657,18 @@ class Store(Protocol):
         ...
 
     def plan(
-        self, fence: Fence, replay: Replay, upto: int, chosen: Sequence[Chosen], batch: int
+        self, token: FencingToken, replay: Replay, upto: int, chosen: Sequence[Chosen], batch: int
     ) -> Replay:
         """Put jobs into sets of `batch` jobs, to be claimed in the replay lane, and move on to `upto`.
 
-        Raises `Fenced`.
+        Raises `FencedOut`.
         """
         ...
 
-    def end_replay(self, fence: Fence, replay: Replay) -> bool:
+    def end_replay(self, token: FencingToken, replay: Replay) -> bool:
         """Note that a replay has ended; `False` if some of its jobs still wait to be run.
 
-        Raises `Fenced`.
+        Raises `FencedOut`.
         """
         ...
 

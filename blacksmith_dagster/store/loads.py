@@ -1,4 +1,5 @@
-"""The statements by which loads are claimed and closed, within a transaction that holds the fence."""
+"""The statements by which loads are claimed and closed, within a transaction that holds the fencing
+token."""
 
 from __future__ import annotations
 

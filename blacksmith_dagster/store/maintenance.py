@@ -28,7 +28,7 @@ from blacksmith_dagster.store.tables import (
     event_totals,
     event_types,
     events,
-    fences,
+    fencing_tokens,
     job_totals,
     jobs,
     keys,
@@ -60,14 +60,14 @@ def rename(conn: Connection, table: Table, old: str, new: str) -> None:
         conn.execute(update(table).where(table.c.path == old).values(path=new))
 
 
-def fence(conn: Connection, lanes: Iterable[int]) -> None:
-    """Make sure that each lane of each destination event has its fence."""
-    known = set(conn.execute(select(fences.c.destination, fences.c.lane)).tuples())
+def make_fencing_tokens(conn: Connection, lanes: Iterable[int]) -> None:
+    """Make sure that each lane of each destination event has its fencing token."""
+    known = set(conn.execute(select(fencing_tokens.c.destination, fencing_tokens.c.lane)).tuples())
     for destination in conn.execute(select(destination_events.c.id)).scalars():
         for lane in lanes:
             if (destination, lane) not in known:
                 values = {"destination": destination, "lane": lane, "token": 0, "holder": ""}
-                conn.execute(upsert(conn, fences).on_conflict_do_nothing(), values)
+                conn.execute(upsert(conn, fencing_tokens).on_conflict_do_nothing(), values)
 
 
 def highest(conn: Connection) -> int:

@@ -1,7 +1,7 @@
 """The gates between loads and migrations: which version a destination is of, and who migrates it.
 
-A claim holds its lane's fence when it reads the gate. Whoever shuts a gate keeps all claims out for that
-moment: each is either seen by it, as an open load, or sees the gate shut.
+A claim holds its lane's fencing token when it reads the gate. Whoever shuts a gate keeps all claims
+out for that moment: each is either seen by it, as an open load, or sees the gate shut.
 """
 
 from __future__ import annotations
@@ -12,11 +12,17 @@ from typing import TYPE_CHECKING
 import msgspec
 from sqlalchemy import Connection, bindparam, select, update
 
-from blacksmith_dagster.errors import CodeOutdated, Fenced, NotMigrated
+from blacksmith_dagster.errors import CodeOutdated, FencedOut, NotMigrated
 from blacksmith_dagster.store import maintenance
 from blacksmith_dagster.store.claims import LANES
 from blacksmith_dagster.store.interface import Confirm, Lane
-from blacksmith_dagster.store.tables import EXECUTING, destination_events, fences, gates, loads
+from blacksmith_dagster.store.tables import (
+    EXECUTING,
+    destination_events,
+    fencing_tokens,
+    gates,
+    loads,
+)
 
 if TYPE_CHECKING:
     from blacksmith_dagster.store.sql import SQLStore
@@ -24,11 +30,11 @@ if TYPE_CHECKING:
 _LANE_OF = {number: lane for lane, number in LANES.items()}
 
 
-class TargetFence(msgspec.Struct, frozen=True):
+class MigrationToken(msgspec.Struct, frozen=True):
     """The right to migrate a target, `destination/warehouse`, until another takes over."""
 
     target: str
-    token: int
+    number: int
     holder: str
 
 
@@ -68,57 +74,57 @@ _GATE = select(gates.c.version, gates.c.shut, gates.c.behind).where(
 )
 
 
-def take_over(store: SQLStore, target: str, holder: str, confirm: Confirm) -> TargetFence:
+def take_over(store: SQLStore, target: str, holder: str, confirm: Confirm) -> MigrationToken:
     """Become the one whose migrations of a target count.
 
-    As `Store.take_over`: the fence moves on only if nobody else's has meanwhile.
+    As `Store.take_over`: the token is raised only if nobody else has raised it meanwhile.
 
-    Raises `Fenced` if `confirm()` says no.
+    Raises `FencedOut` if `confirm()` says no.
     """
     new = {"target": target, "token": 0, "holder": ""}
     mine = gates.c.target == target
     while True:
         with store.writing() as conn:
             conn.execute(maintenance.upsert(conn, gates).on_conflict_do_nothing(), new)
-            token = conn.execute(select(gates.c.token).where(mine)).scalar_one()
+            latest = conn.execute(select(gates.c.token).where(mine)).scalar_one()
         if not confirm():
-            raise Fenced(f"{target}: the lock was lost before it could be used")
+            raise FencedOut(f"{target}: the lock was lost before it could be used")
         with store.writing() as conn:
-            moved = update(gates).where(mine, gates.c.token == token)
-            if conn.execute(moved.values(token=token + 1, holder=holder)).rowcount == 1:
-                return TargetFence(target, token + 1, holder)
+            raised = update(gates).where(mine, gates.c.token == latest)
+            if conn.execute(raised.values(token=latest + 1, holder=holder)).rowcount == 1:
+                return MigrationToken(target, latest + 1, holder)
 
 
-def hold(conn: Connection, fence: TargetFence) -> None:
-    """Lock a target's row, if it is still the fence's. Raises `Fenced`."""
-    found = select(gates.c.token, gates.c.holder).where(gates.c.target == fence.target)
+def hold(conn: Connection, token: MigrationToken) -> None:
+    """Lock a target's row, if the token is still its latest. Raises `FencedOut`."""
+    found = select(gates.c.token, gates.c.holder).where(gates.c.target == token.target)
     row = conn.execute(found.with_for_update()).first()
-    if row is None or tuple(row) != (fence.token, fence.holder):
-        raise Fenced(
-            f"{fence.target}: another run has taken over its migrations; stop, and look at "
+    if row is None or tuple(row) != (token.number, token.holder):
+        raise FencedOut(
+            f"{token.target}: another run has taken over its migrations; stop, and look at "
             "`blacksmith migrations status`"
         )
 
 
-def shut(store: SQLStore, fence: TargetFence, by: str) -> None:
-    """Let nothing more be claimed of a destination. Raises `Fenced`."""
+def shut(store: SQLStore, token: MigrationToken, by: str) -> None:
+    """Let nothing more be claimed of a destination. Raises `FencedOut`."""
     with store.writing() as conn:
         if conn.dialect.name == "postgresql":
             # It waits for the claims under way, and others wait for it: also those of a destination
             # event that was made known a moment ago.
-            conn.exec_driver_sql("LOCK TABLE fences IN EXCLUSIVE MODE")
-        hold(conn, fence)
-        conn.execute(update(gates).where(gates.c.target == fence.target).values(shut=by))
+            conn.exec_driver_sql("LOCK TABLE fencing_tokens IN EXCLUSIVE MODE")
+        hold(conn, token)
+        conn.execute(update(gates).where(gates.c.target == token.target).values(shut=by))
 
 
-def settle(store: SQLStore, fence: TargetFence, version: int, behind: str | None) -> None:
+def settle(store: SQLStore, token: MigrationToken, version: int, behind: str | None) -> None:
     """Open a gate: its target is of `version`, and `behind` says what must run first.
 
-    Raises `Fenced`.
+    Raises `FencedOut`.
     """
     with store.writing() as conn:
-        hold(conn, fence)
-        settled = update(gates).where(gates.c.target == fence.target)
+        hold(conn, token)
+        settled = update(gates).where(gates.c.target == token.target)
         conn.execute(settled.values(version=version, shut=None, behind=behind))
 
 
@@ -126,14 +132,17 @@ def open_loads(store: SQLStore, destination: str) -> Sequence[tuple[str, Lane]]:
     """The lanes of a destination's events that have an open load."""
     state = (
         select(loads.c.state)
-        .where(loads.c.destination == fences.c.destination, loads.c.lane == fences.c.lane)
+        .where(
+            loads.c.destination == fencing_tokens.c.destination,
+            loads.c.lane == fencing_tokens.c.lane,
+        )
         .order_by(loads.c.id.desc())
         .limit(1)
         .scalar_subquery()
     )
     found = (
-        select(destination_events.c.path, fences.c.lane)
-        .join(fences, fences.c.destination == destination_events.c.id)
+        select(destination_events.c.path, fencing_tokens.c.lane)
+        .join(fencing_tokens, fencing_tokens.c.destination == destination_events.c.id)
         .where(
             destination_events.c.path.startswith(f"{destination}/", autoescape=True),
             state == EXECUTING,

@@ -22,7 +22,7 @@ from blacksmith_dagster.store.job_groups import Waiting
 from blacksmith_dagster.store.loads import Outcome
 from blacksmith_dagster.store.partitions import Partitions
 from blacksmith_dagster.store.replays import SetJob
-from blacksmith_dagster.store.sql import SQLStore, fenced, no_longer_open
+from blacksmith_dagster.store.sql import SQLStore, fenced_out, no_longer_open
 from blacksmith_dagster.store.tables import Instant
 
 _CONNECT_SECONDS = 10
@@ -139,13 +139,13 @@ class PostgresStore(SQLStore):
         if load.alone or verdict != _ALL_SUCCEEDED:
             super().record(load, verdict)
             return
-        fence = load.fence
-        lane = (self._destination(fence.destination), LANES[fence.lane])
+        token = load.token
+        lane = (self._destination(token.destination), LANES[token.lane])
         with self.reading() as conn, committing(self.label):
-            given = (*lane, load.id, fence.token, fence.holder)
-            token, holder, closed = conn.exec_driver_sql(_CLOSE, given).one()
-        if (token, holder) != (fence.token, fence.holder):
-            raise fenced(fence, holder)
+            given = (*lane, load.id, token.number, token.holder)
+            number, holder, closed = conn.exec_driver_sql(_CLOSE, given).one()
+        if (number, holder) != (token.number, token.holder):
+            raise fenced_out(token, holder)
         if closed is None:
             raise no_longer_open(load)
 
@@ -276,11 +276,11 @@ _SET_JOBS = """
 INSERT INTO set_jobs (destination, seq, list, made, when_error)
 SELECT %s, * FROM unnest(%b::bigint[], %b::bigint[], %b::bool[], %b::text[])
 """
-# From executing (1) to done (2). The fence's row is locked first: who takes over meanwhile is waited
-# for, and then seen.
+# From executing (1) to done (2). The fencing token's row is locked first: who takes over meanwhile is
+# waited for, and then seen.
 _CLOSE = """
 WITH held AS MATERIALIZED (
-    SELECT token, holder FROM fences WHERE destination = %s AND lane = %s FOR NO KEY UPDATE),
+    SELECT token, holder FROM fencing_tokens WHERE destination = %s AND lane = %s FOR NO KEY UPDATE),
 closed AS (
     UPDATE loads SET state = 2, finished_at = clock_timestamp()
      WHERE id = %s AND state = 1

@@ -27,7 +27,7 @@ from sqlalchemy import (
     update,
 )
 
-from blacksmith_dagster.errors import Fenced
+from blacksmith_dagster.errors import FencedOut
 from blacksmith_dagster.store.claims import LANES
 from blacksmith_dagster.store.interface import (
     Chosen,
@@ -375,7 +375,7 @@ def plan(
     batch: int,
     now: datetime,
 ) -> list[SetJob]:
-    """Make sets of the chosen jobs, whose rows the caller inserts; raises `Fenced` if the replay has
+    """Make sets of the chosen jobs, whose rows the caller inserts; raises `FencedOut` if the replay has
     been planned on by another."""
     made = sum(each.state == "missing" for each in chosen)
     moved = (
@@ -384,7 +384,9 @@ def plan(
         .values(planned=upto, jobs=replays.c.jobs + len(chosen), made=replays.c.made + made)
     )
     if conn.execute(moved).rowcount != 1:
-        raise Fenced(f"{replay.destination}: replay {replay.id} was planned on by another process")
+        raise FencedOut(
+            f"{replay.destination}: replay {replay.id} was planned on by another process"
+        )
     _retake(conn, destination, [each.seq for each in chosen if each.state == "discarded"])
     edited = [
         {"destination": destination, "seq": each.seq, "payload": each.payload}

@@ -16,7 +16,7 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, Engine, select, update
 
 from blacksmith_dagster.errors import (
-    Fenced,
+    FencedOut,
     KeyReused,
     Purged,
     SequenceWentBack,
@@ -44,7 +44,7 @@ from blacksmith_dagster.store.interface import (
     Confirm,
     Counts,
     DayCount,
-    Fence,
+    FencingToken,
     JobRow,
     JobState,
     Lane,
@@ -234,7 +234,7 @@ class SQLStore(ABC):
                         )
             maintenance.know(conn, tables.event_types, [*app.source_events, *received, *webhooks])
             maintenance.know(conn, tables.destination_events, list(app.destination_events))
-            maintenance.fence(conn, LANES.values())
+            maintenance.make_fencing_tokens(conn, LANES.values())
         self._read_names()
 
     def _destination(self, path: str) -> int:
@@ -373,73 +373,79 @@ class SQLStore(ABC):
             return listeners.noted(conn)
 
     # -- loads
-    def take_over(self, destination: str, lane: Lane, holder: str, confirm: Confirm) -> Fence:
-        of, number = self._destination(destination), LANES[lane]
-        fences = tables.fences
-        mine = (fences.c.destination == of) & (fences.c.lane == number)
+    def take_over(
+        self, destination: str, lane: Lane, holder: str, confirm: Confirm
+    ) -> FencingToken:
+        of, lane_number = self._destination(destination), LANES[lane]
+        tokens = tables.fencing_tokens
+        mine = (tokens.c.destination == of) & (tokens.c.lane == lane_number)
         while True:
             with self.reading() as conn:
-                token = conn.execute(select(fences.c.token).where(mine)).scalar_one()
+                latest = conn.execute(select(tokens.c.token).where(mine)).scalar_one()
             if not confirm():
-                raise Fenced(f"{destination}: the lock was lost before it could be used")
+                raise FencedOut(f"{destination}: the lock was lost before it could be used")
             with self.writing() as conn:
-                moved = update(fences).where(mine, fences.c.token == token)
-                if conn.execute(moved.values(token=token + 1, holder=holder)).rowcount == 1:
-                    state = self._enter(conn, of, number, 0)
+                raised = update(tokens).where(mine, tokens.c.token == latest)
+                if conn.execute(raised.values(token=latest + 1, holder=holder)).rowcount == 1:
+                    state = self._enter(conn, of, lane_number, 0)
                     if state.open:
                         loads.close(conn, state.last, UNKNOWN, state.now, "its loader was lost")
                         loads.repeat(conn, state.last, state.now, lost=1)
-                    return Fence(destination, lane, token + 1, holder)
+                    return FencingToken(destination, lane, latest + 1, holder)
 
-    def _hold(self, conn: Connection, fence: Fence, wanted: int = 0) -> tuple[int, LaneState]:
-        """Lock the lane, if it is still the fence's; the destination event's id, and the state."""
-        of = self._destination(fence.destination)
-        state = self._enter(conn, of, LANES[fence.lane], wanted)
-        if (state.token, state.holder) != (fence.token, fence.holder):
-            raise fenced(fence, state.holder)
+    def _hold(
+        self, conn: Connection, token: FencingToken, wanted: int = 0
+    ) -> tuple[int, LaneState]:
+        """Lock the lane, if the token is still its latest; the destination event's id, and the state."""
+        of = self._destination(token.destination)
+        state = self._enter(conn, of, LANES[token.lane], wanted)
+        if (state.token, state.holder) != (token.number, token.holder):
+            raise fenced_out(token, state.holder)
         return of, state
 
-    def _claiming(self, conn: Connection, fence: Fence, limit: int, run: str | None) -> Claim:
+    def _claiming(
+        self, conn: Connection, token: FencingToken, limit: int, run: str | None
+    ) -> Claim:
         """A claim in the lane, whose last load must be closed."""
-        of, state = self._hold(conn, fence, limit)
+        of, state = self._hold(conn, token, limit)
         if state.open:
             raise UsageError(
-                f"{fence.destination}: load {state.last} is still open; record, release or abandon "
+                f"{token.destination}: load {state.last} is still open; record, release or abandon "
                 "it before the next claim"
             )
-        return Claim(self, conn, fence, of, state, limit, run)
+        return Claim(self, conn, token, of, state, limit, run)
 
     def _close(self, conn: Connection, load: Load, state: int, **how: Any) -> LaneState:
-        """Close a load of the fence's, which must be open."""
-        _, held = self._hold(conn, load.fence)
+        """Close a load, which must be open and the token's."""
+        _, held = self._hold(conn, load.token)
         if not loads.close(conn, load.id, state, held.now, **how):
             raise no_longer_open(load)
         return held
 
     def claim(
         self,
-        fence: Fence,
+        token: FencingToken,
         limit: int,
         max_attempts: int,
         run: str | None = None,
         version: int | None = None,
     ) -> Load | None:
         with self.writing() as conn:
-            claim = self._claiming(conn, fence, limit, run)
-            migration_barrier.check(conn, fence.destination, version)
+            claim = self._claiming(conn, token, limit, run)
+            migration_barrier.check(conn, token.destination, version)
             if claim.state.fresh:
                 return claim.due(max_attempts) or claim.new()
             return claim.new() or claim.due(max_attempts)
 
     def condemn(
-        self, fence: Fence, why: str, limit: int, event_ids: Sequence[str] | None = None
+        self, token: FencingToken, why: str, limit: int, event_ids: Sequence[str] | None = None
     ) -> Load | None:
         with self.writing() as conn:
-            claim = self._claiming(conn, fence, limit, None)
+            claim = self._claiming(conn, token, limit, None)
             if event_ids is not None:
                 seqs = [self._epochs.seq_of(each) for each in event_ids]
                 return claim.condemn_listed(seqs, why)
-            if fence.lane is not Lane.LOAD:
+            if token.lane is not Lane.LOAD:
                 raise UsageError("only the load lane can condemn all that waits")
             return claim.condemn_next(why)
 
@@ -452,7 +458,7 @@ class SQLStore(ABC):
                 due = held.now + timedelta(seconds=verdict.delay)
                 loads.repeat(conn, load.id, due, raised=(load.attempt, verdict.alone))
             elif verdict.deviations:
-                of = self._destination(load.fence.destination)
+                of = self._destination(load.token.destination)
                 lists = loads.make_lists(conn, load, of, verdict.deviations, held.now)
                 self._insert_outcomes(conn, loads.outcomes_of(load, of, verdict.deviations, lists))
             if load.alone and load.condemned is None:
@@ -482,16 +488,20 @@ class SQLStore(ABC):
 
     # -- replays
     def begin_replay(
-        self, fence: Fence, request: ReplayRequest, event_types: Sequence[str], run: str | None
+        self,
+        token: FencingToken,
+        request: ReplayRequest,
+        event_types: Sequence[str],
+        run: str | None,
     ) -> Replay:
         asked = [self._event_type(event_type) for event_type in event_types]
         window = self.window(request.start, request.end)
         with self.writing() as conn:
-            of, held = self._hold(conn, fence)
+            of, held = self._hold(conn, token)
             upto = max(min(window.upto, self._watermark(conn)), window.after)
             window = Window(window.after, upto)
             begun = replays.begin(conn, of, request, asked, window, held.now, run)
-            return self._replay(conn, fence.destination, begun)
+            return self._replay(conn, token.destination, begun)
 
     def _replay(self, conn: Connection, path: str, replay: int) -> Replay:
         [row] = replays.find(conn, self._destination(path), 1, replay)
@@ -520,18 +530,18 @@ class SQLStore(ABC):
             return self._jobs(list(replays.rows_of(conn, self._destination(destination), seqs)))
 
     def plan(
-        self, fence: Fence, replay: Replay, upto: int, chosen: Sequence[Chosen], batch: int
+        self, token: FencingToken, replay: Replay, upto: int, chosen: Sequence[Chosen], batch: int
     ) -> Replay:
         with self.writing() as conn:
-            of, held = self._hold(conn, fence)
+            of, held = self._hold(conn, token)
             rows = replays.plan(conn, of, replay, upto, chosen, batch, held.now)
             if rows:
                 self._insert_set_jobs(conn, rows)
-            return self._replay(conn, fence.destination, replay.id)
+            return self._replay(conn, token.destination, replay.id)
 
-    def end_replay(self, fence: Fence, replay: Replay) -> bool:
+    def end_replay(self, token: FencingToken, replay: Replay) -> bool:
         with self.writing() as conn:
-            _, held = self._hold(conn, fence)
+            _, held = self._hold(conn, token)
             return replays.end(conn, replay, held.now)
 
     def replays(self, destination: str, limit: int = 100) -> Sequence[Replay]:
@@ -697,11 +707,13 @@ class SQLStore(ABC):
         self.engine.dispose()
 
 
-def fenced(fence: Fence, holder: str) -> Fenced:
+def fenced_out(token: FencingToken, holder: str) -> FencedOut:
     """The error of one who was taken over."""
-    return Fenced(f"{fence.destination}: {holder} has taken over; stop, and acquire the lock anew")
+    return FencedOut(
+        f"{token.destination}: {holder} has taken over; stop, and acquire the lock anew"
+    )
 
 
-def no_longer_open(load: Load) -> Fenced:
+def no_longer_open(load: Load) -> FencedOut:
     """The error of one whose load was closed meanwhile."""
-    return Fenced(f"{load.fence.destination}: load {load.id} is no longer open")
+    return FencedOut(f"{load.token.destination}: load {load.id} is no longer open")

@@ -192,7 +192,7 @@ SELECT f.token, f.holder, l.id, l.state = 1, l.seq_to IS NOT NULL, l.position, l
               AND seq > coalesce(l.position, 0) ORDER BY seq LIMIT :wanted)),
        EXISTS (SELECT 1 FROM sets s WHERE s.destination = :of AND s.lane = :lane AND s.load IS NULL
                   AND s.due_at <= :now)
-  FROM fences f
+  FROM fencing_tokens f
   LEFT JOIN loads l ON l.id = (
        SELECT id FROM loads WHERE destination = :of AND lane = :lane ORDER BY id DESC LIMIT 1)
  WHERE f.destination = :of AND f.lane = :lane

@@ -113,8 +113,8 @@ destination_events = Table(
     _required("path", Text, unique=True),
 )
 
-fences = Table(
-    "fences",
+fencing_tokens = Table(
+    "fencing_tokens",
     metadata,
     Column("destination", Integer, primary_key=True, autoincrement=False),
     Column("lane", SmallInteger, primary_key=True, autoincrement=False),
@@ -411,9 +411,9 @@ services = Table(
 
 # ------------------------------------------------------------------------------------- migrations
 
-# A row per source and destination that has been migrated, `destination/warehouse`. Its fence guards
-# what is tracked of its migrations. Claims read the rest: the `version` of its schema, who is migrating
-# it now (`shut`), and which migration must run first (`behind`).
+# A row per source and destination that has been migrated, `destination/warehouse`. Its fencing token
+# guards what is tracked of its migrations. Claims read the rest: the `version` of its schema, who is
+# migrating it now (`shut`), and which migration must run first (`behind`).
 gates = Table(
     "gates",
     metadata,

@@ -47,7 +47,7 @@ class Lease(Protocol):
 
     @property
     def id(self) -> str:
-        """Unique to this acquisition: the holder that fences name."""
+        """Unique to this acquisition: the holder that fencing tokens name."""
         ...
 
     @property

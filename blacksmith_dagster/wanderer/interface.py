@@ -92,7 +92,7 @@ class Wanderer(Protocol):
     """Migrates the targets of an application, one run at a time on each.
 
     Each call may raise `MigrationError` (it says which files or migrations and what to do; nothing
-    was run), `TargetHeld` when another run has the target, `Fenced` when another has taken over, and
+    was run), `TargetHeld` when another run has the target, `FencedOut` when another has taken over, and
     `Unavailable`. A call that is asked to stop finishes the migration under way.
     """
 

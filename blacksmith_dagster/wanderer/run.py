@@ -10,13 +10,13 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from sqlalchemy import URL, Connection
 
-from blacksmith_dagster.errors import Fenced, MigrationError, TargetHeld, Unavailable, describe
+from blacksmith_dagster.errors import FencedOut, MigrationError, TargetHeld, Unavailable, describe
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import Destination
 from blacksmith_dagster.pipeline.migration import Direction, Migration
 from blacksmith_dagster.pipeline.source import Source
 from blacksmith_dagster.store import Store, migration_barrier
-from blacksmith_dagster.store.migration_barrier import TargetFence
+from blacksmith_dagster.store.migration_barrier import MigrationToken
 from blacksmith_dagster.supervisor.interface import Lease, Supervisor
 from blacksmith_dagster.wanderer.files import (
     adapters,
@@ -72,11 +72,11 @@ class Recording(Protocol):
 
 
 class _Held(NamedTuple):
-    """A target that this run has: its lock, and its fence in each database."""
+    """A target that this run has: its lock, and its fencing token in each database."""
 
     lease: Lease
-    tracked: TargetFence
-    gate: TargetFence
+    tracked: MigrationToken
+    gate: MigrationToken
 
 
 class StandardWanderer:
@@ -258,7 +258,7 @@ class StandardWanderer:
         """Do one action, and record it. The target's gate is shut if it runs something."""
         action, migration = planned
         if held.lease.lost.is_set():
-            raise Fenced(
+            raise FencedOut(
                 f"the lock {held.lease.key} could not be renewed, and another run may hold it; "
                 "nothing more is run here: run again"
             )
@@ -288,19 +288,19 @@ class StandardWanderer:
         recorder: Recording | None,
     ) -> str | None:
         """Run a migration with its transitions; the error if it failed."""
-        track, fence = self._tracking, held.tracked
+        track, token = self._tracking, held.tracked
         executing, succeeded = _EXECUTING[direction], _SUCCEEDED[direction]
-        track.record(fence, scope, migration, executing, atomic=recorder is not None)
+        track.record(token, scope, migration, executing, atomic=recorder is not None)
         try:
             if recorder is not None:
                 recorder.migrate_and_record(
                     migration,
                     direction,
-                    lambda conn: track.write(conn, fence, scope, migration, succeeded),
+                    lambda conn: track.write(conn, token, scope, migration, succeeded),
                 )
             else:
                 self._adapters[target_of(scope)].migrate(migration, direction)
-        except Fenced:
+        except FencedOut:
             raise
         except Exception as raised:  # noqa: BLE001 - it is the migration's
             if recorder is not None and track.history(scope, migration.version)[-1].state is (
@@ -340,12 +340,12 @@ class StandardWanderer:
         within = migration.in_transaction(Direction(action.what))
         return adapter if within and adapter.is_at(self._tracking.store.engine.url) else None
 
-    # -- locks, fences and gates
+    # -- locks, fencing tokens and gates
     @contextmanager
     def _held(self, targets: Iterable[str]) -> Iterator[Mapping[str, _Held]]:
-        """The locks and fences of some targets, taken in sorted order: two runs never cross.
+        """The locks and fencing tokens of some targets, taken in sorted order: two runs never cross.
 
-        Raises `TargetHeld`, `Fenced`.
+        Raises `TargetHeld`, `FencedOut`.
         """
         held: dict[str, _Held] = {}
         with ExitStack() as leases:
@@ -388,7 +388,7 @@ class StandardWanderer:
                     return _STOPPED
                 lease = held[target].lease
                 for path, lane in open_loads:
-                    # Whoever has lost the lock loads no more, or is told so by the fence.
+                    # Whoever has lost the lock loads no more, or is fenced out.
                     loads = self._supervisor.status(f"{lane.value}/{path}").held
                     if not loads or time.monotonic() >= give_up:
                         self._store.take_over(path, lane, lease.id, lease.confirm)

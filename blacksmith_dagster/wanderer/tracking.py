@@ -1,4 +1,4 @@
-"""What became of each migration, kept in a store's database under the target's fence."""
+"""What became of each migration, kept in a store's database under the target's fencing token."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from blacksmith_dagster.errors import SettingsError
 from blacksmith_dagster.pipeline.migration import Migration
 from blacksmith_dagster.store import Store, maintenance, migration_barrier, open_store
 from blacksmith_dagster.store.interface import Confirm
-from blacksmith_dagster.store.migration_barrier import TargetFence
+from blacksmith_dagster.store.migration_barrier import MigrationToken
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.store.tables import Instant, migration_transitions, migrations
 from blacksmith_dagster.wanderer.files import target_of
@@ -104,15 +104,15 @@ class Tracking:
         with self.store.reading() as conn:
             return [Transition(State(state), *told) for state, *told in conn.execute(found)]
 
-    def take_over(self, target: str, holder: str, confirm: Confirm) -> TargetFence:
+    def take_over(self, target: str, holder: str, confirm: Confirm) -> MigrationToken:
         """Become the one whose migrations of a target count.
 
         What is executing was left behind by a run that is no more: it has failed if it ran in one
         transaction with its record, else nobody knows, and it is interrupted.
 
-        Raises `Fenced`.
+        Raises `FencedOut`.
         """
-        fence = migration_barrier.take_over(self.store, target, holder, confirm)
+        token = migration_barrier.take_over(self.store, target, holder, confirm)
         with self.store.writing() as conn:
             executing = select(
                 migrations.c.id, migrations.c.scope, migrations.c.state, migrations.c.atomic
@@ -120,15 +120,15 @@ class Tracking:
             for number, scope, state, atomic in conn.execute(executing).all():
                 if target_of(scope) == target:
                     left = _ENDED[State(state)] if atomic else State.INTERRUPTED
-                    migration_barrier.hold(conn, fence)
+                    migration_barrier.hold(conn, token)
                     changed = migrations.update().where(migrations.c.id == number)
                     conn.execute(changed.values(state=left.value))
-                    self._add(conn, fence, number, left, _KILLED)
-        return fence
+                    self._add(conn, token, number, left, _KILLED)
+        return token
 
     def record(
         self,
-        fence: TargetFence,
+        token: MigrationToken,
         scope: str,
         migration: Migration,
         state: State,
@@ -136,14 +136,14 @@ class Tracking:
         error: str | None = None,
         atomic: bool = False,
     ) -> None:
-        """Keep a transition. Raises `Fenced`: another run has taken over."""
+        """Keep a transition. Raises `FencedOut`: another run has taken over."""
         with self.store.writing() as conn:
-            self.write(conn, fence, scope, migration, state, error=error, atomic=atomic)
+            self.write(conn, token, scope, migration, state, error=error, atomic=atomic)
 
     def write(
         self,
         conn: Connection,
-        fence: TargetFence,
+        token: MigrationToken,
         scope: str,
         migration: Migration,
         state: State,
@@ -152,7 +152,7 @@ class Tracking:
         atomic: bool = False,
     ) -> None:
         """As `record`, in a transaction of the caller's, which may be of another engine."""
-        migration_barrier.hold(conn, fence)
+        migration_barrier.hold(conn, token)
         values = {
             "name": migration.name,
             "checksum": migration.checksum,
@@ -164,15 +164,15 @@ class Tracking:
         )
         known = known.on_conflict_do_update(index_elements=["scope", "version"], set_=values)
         number = conn.execute(known.returning(migrations.c.id)).scalar_one()
-        self._add(conn, fence, number, state, error)
+        self._add(conn, token, number, state, error)
 
     def _add(
-        self, conn: Connection, fence: TargetFence, number: int, state: State, error: str | None
+        self, conn: Connection, token: MigrationToken, number: int, state: State, error: str | None
     ) -> None:
         values = {
             "migration": number,
             "state": state.value,
-            "token": fence.token,
+            "token": token.number,
             "at": _now(conn),
             "who": self._who,
             "run": self._run,

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from blacksmith_dagster.errors import Fenced, Timeout, Unavailable
+from blacksmith_dagster.errors import FencedOut, Timeout, Unavailable
 from blacksmith_dagster.scheduler import StandardScheduler, loader
 from blacksmith_dagster.store import open_store
 from blacksmith_dagster.store.sql import SQLStore
@@ -57,7 +57,7 @@ def main(paths: Sequence[str]) -> int:
                 summary = scheduler.load(
                     blacksmith, event, store=store, supervisor=supervisor, run=run, stop=stop
                 )
-            except Fenced as error:
+            except FencedOut as error:
                 print("fenced:", error)
             except Timeout as error:
                 print("timed out:", error)

@@ -58,10 +58,10 @@ def stay_between() -> None:
     record = Tracking.record
 
     def stay(
-        tracking: Tracking, fence: Any, scope: str, step: Migration, to: State, **told: Any
+        tracking: Tracking, token: Any, scope: str, step: Migration, to: State, **told: Any
     ) -> None:
         pause({State.EXECUTING_UP: "before", State.SUCCEEDED_UP: "after"}.get(to, ""))
-        record(tracking, fence, scope, step, to, **told)
+        record(tracking, token, scope, step, to, **told)
 
     Tracking.record = stay  # type: ignore[method-assign]
 

@@ -67,9 +67,9 @@ class PlainScheduler:
             return Summary(skipped="held by another")
         summary, connection = Summary(), event.destination.connect()
         with lease:
-            fence = store.take_over(event.path, Lane.LOAD, lease.id, lease.confirm)
+            token = store.take_over(event.path, Lane.LOAD, lease.id, lease.confirm)
             opened = next(connection)
-            while load := store.claim(fence, event.batch, event.schedule.max_attempts, run):
+            while load := store.claim(token, event.batch, event.schedule.max_attempts, run):
                 jobs = []
                 for row in load.rows:
                     data = msgspec.json.decode(

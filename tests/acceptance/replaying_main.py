@@ -7,7 +7,7 @@ import threading
 import time
 from datetime import datetime
 
-from blacksmith_dagster.errors import Fenced, Unavailable
+from blacksmith_dagster.errors import FencedOut, Unavailable
 from blacksmith_dagster.scheduler.replay import replay
 from blacksmith_dagster.store import open_store
 from blacksmith_dagster.store.interface import ReplayMode, ReplayRequest
@@ -42,7 +42,7 @@ def main(path: str, start: str, end: str, *modes: str) -> int:
                 stop=stop,
                 wait=10,
             )
-        except (Unavailable, Fenced) as error:
+        except (Unavailable, FencedOut) as error:
             print(type(error).__name__, error)
             time.sleep(0.2)
         else:

@@ -215,8 +215,8 @@ class Hosts:
 
 
 def one_at_a_time(store: SQLStore, path: str = FLIGHTS) -> None:
-    """Each load that counts ended before the next began, and fences only rise: no two holders have
-    written into the same time."""
+    """Each load that counts ended before the next began, and fencing tokens only rise: no two holders
+    have written into the same time."""
     mine = (loads.c.destination == store._destination(path), loads.c.lane == LANES[Lane.LOAD])
     columns = (loads.c.id, loads.c.token, loads.c.started_at, loads.c.finished_at)
     with store.reading() as connection:

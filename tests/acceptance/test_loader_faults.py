@@ -24,7 +24,7 @@ from blacksmith_dagster import (
     Schedule,
     Source,
 )
-from blacksmith_dagster.errors import Fenced, Unavailable
+from blacksmith_dagster.errors import FencedOut, Unavailable
 from blacksmith_dagster.ingest.extract import Extractor
 from blacksmith_dagster.pipeline.source import SourceEvent
 from blacksmith_dagster.scheduler import StandardScheduler, Tally
@@ -279,15 +279,15 @@ def test_stale_process_cannot_evict_the_holder(store: Store) -> None:
             if len(asked) == 1:
                 theirs = other.acquire("load/lake/kept", "holder", wait=30)
                 assert theirs is not None
-                fences.append(store.take_over("lake/kept", Lane.LOAD, theirs.id, theirs.confirm))
-                load = store.claim(fences[0], 10, 3)
+                tokens.append(store.take_over("lake/kept", Lane.LOAD, theirs.id, theirs.confirm))
+                load = store.claim(tokens[0], 10, 3)
                 assert load is not None
                 loads.append(load)
             return asked[-1]
 
-        fences: list[Any] = []
+        tokens: list[Any] = []
         loads: list[Any] = []
-        with pytest.raises(Fenced):
+        with pytest.raises(FencedOut):
             store.take_over("lake/kept", Lane.LOAD, lease.id, confirm)
         assert asked == [True, False]
         store.record(loads[0], Verdict())  # the holder's record counts

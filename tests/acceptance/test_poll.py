@@ -26,7 +26,7 @@ from blacksmith_dagster import (
     Reply,
     Source,
 )
-from blacksmith_dagster.errors import Fenced, PositionMoved, TooLarge, UsageError
+from blacksmith_dagster.errors import FencedOut, PositionMoved, TooLarge, UsageError
 from blacksmith_dagster.ingest import poll as polls
 from blacksmith_dagster.ingest.poll import Polled, poll
 from blacksmith_dagster.store import Store, open_store
@@ -308,7 +308,7 @@ def test_a_poll_that_has_lost_its_lock_keeps_nothing(
         return Event(1)
 
     monkeypatch.setattr(tower.supervisor, "acquire", remembered)
-    with pytest.raises(Fenced, match=r"^the lock of tower/seen was lost .*; nothing was kept"):
+    with pytest.raises(FencedOut, match=r"^the lock of tower/seen was lost .*; nothing was kept"):
         tower.poll(loses)
     assert tower.kept() == []
 

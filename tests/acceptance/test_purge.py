@@ -216,8 +216,8 @@ def test_purge_killed_and_resumed(store: Store, store_url: str, tmp_path: Path) 
         [made] = store.ingest([[new] * 1000])
         assert isinstance(made, list)
         ids |= set(made)
-    fence = store.take_over(FLIGHTS, Lane.LOAD, "loader", lambda: True)
-    while load := store.claim(fence, 5000, 3):
+    token = store.take_over(FLIGHTS, Lane.LOAD, "loader", lambda: True)
+    while load := store.claim(token, 5000, 3):
         store.record(load, Verdict())
     grow_old(store)
     folder = tmp_path / "archive"
@@ -254,8 +254,8 @@ def test_purged_window_is_refused(store: Store) -> None:
     """With the oldest date kept, by whatever asks for it."""
     before = datetime.now(UTC)
     [event] = accept(store, [{"n": 1, "hurry": True}])
-    fence = store.take_over(HURRIED, Lane.LOAD, "loader", lambda: True)
-    while load := store.claim(fence, 10, 3):
+    token = store.take_over(HURRIED, Lane.LOAD, "loader", lambda: True)
+    while load := store.claim(token, 10, 3):
         store.record(load, Verdict())
     grow_old(store)
     command("purge", APP)
@@ -289,8 +289,8 @@ def test_purged_window_is_refused(store: Store) -> None:
 @pytest.mark.usefixtures("settings")
 def test_a_dry_run_tells_what_would_go_and_changes_nothing(store: Store, tmp_path: Path) -> None:
     ids = accept(store, [{"n": n, "hurry": False} for n in range(3)])
-    fence = store.take_over(FLIGHTS, Lane.LOAD, "loader", lambda: True)
-    load = store.claim(fence, 2, 3)
+    token = store.take_over(FLIGHTS, Lane.LOAD, "loader", lambda: True)
+    load = store.claim(token, 2, 3)
     assert load
     store.record(load, Verdict())
     grow_old(store)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from blacksmith_dagster.errors import Fenced
+from blacksmith_dagster.errors import FencedOut
 from blacksmith_dagster.store.interface import Lane, Verdict
 from blacksmith_dagster.supervisor.address import read
 from blacksmith_dagster.supervisor.consul import ConsulSupervisor
@@ -209,7 +209,7 @@ def test_stale_holder_cannot_fence_out_the_rightful_one(hosts: Hosts) -> None:
     with contextlib.closing(rightful):
         old = stale.acquire(KEY, "stale", wait=30)
         assert old
-        fence = hosts.store.take_over(FLIGHTS, Lane.LOAD, old.id, old.confirm)
+        token = hosts.store.take_over(FLIGHTS, Lane.LOAD, old.id, old.confirm)
         _renew_no_more(stale)
         ids = hosts.accept(5)
         new = rightful.acquire(KEY, "rightful", wait=30)
@@ -217,10 +217,10 @@ def test_stale_holder_cannot_fence_out_the_rightful_one(hosts: Hosts) -> None:
         held = hosts.store.take_over(FLIGHTS, Lane.LOAD, new.id, new.confirm)
         load = hosts.store.claim(held, 10, 3)
         assert load
-        with pytest.raises(Fenced):
+        with pytest.raises(FencedOut):
             hosts.store.take_over(FLIGHTS, Lane.LOAD, old.id, old.confirm)
-        with pytest.raises(Fenced):
-            hosts.store.claim(fence, 10, 3)
+        with pytest.raises(FencedOut):
+            hosts.store.claim(token, 10, 3)
         hosts.store.record(load, Verdict())  # the rightful one's record counts
     found = judge(hosts.store, FLIGHTS, ids, [row.id for row in load.rows])
     assert found.succeeded == set(ids)

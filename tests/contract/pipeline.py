@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from blacksmith_dagster import Batch, Blacksmith, Destination, Source
 from blacksmith_dagster.store import Store
-from blacksmith_dagster.store.interface import Fence, Lane, Load, NewEvent, NewJob
+from blacksmith_dagster.store.interface import FencingToken, Lane, Load, NewEvent, NewJob
 
 FLIGHTS, SEATS = "warehouse/flights", "warehouse/seats"
 
@@ -49,14 +49,14 @@ def keep(store: Store, count: int, *, to: Sequence[str] = (FLIGHTS,), start: int
 
 def take_over(
     store: Store, holder: str = "loader", lane: Lane = Lane.LOAD, to: str = FLIGHTS
-) -> Fence:
+) -> FencingToken:
     """Take over a lane, with a lock that is said to be held."""
     return store.take_over(to, lane, holder, lambda: True)
 
 
-def claimed(store: Store, fence: Fence, limit: int = 1000, max_attempts: int = 3) -> Load:
+def claimed(store: Store, token: FencingToken, limit: int = 1000, max_attempts: int = 3) -> Load:
     """The next load, which must be there."""
-    load = store.claim(fence, limit, max_attempts)
+    load = store.claim(token, limit, max_attempts)
     assert load is not None
     return load
 

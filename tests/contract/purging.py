@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 from blacksmith_dagster.errors import Purged
 from blacksmith_dagster.pipeline.retention import Retention
 from blacksmith_dagster.store import Store, tables
-from blacksmith_dagster.store.interface import ArchivedEvent, Fence, Verdict
+from blacksmith_dagster.store.interface import ArchivedEvent, FencingToken, Verdict
 from blacksmith_dagster.store.sql import SQLStore
 from tests.contract.pipeline import departed
 
@@ -43,9 +43,9 @@ def purged(store: Store, retention: Mapping[str, Retention] = NOW) -> int:
     return sum(step.events for step in store.purge(retention))
 
 
-def load_all(store: Store, fence: Fence) -> None:
+def load_all(store: Store, token: FencingToken) -> None:
     """Load until nothing is due."""
-    while load := store.claim(fence, 1000, 3):
+    while load := store.claim(token, 1000, 3):
         store.record(load, Verdict())
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from blacksmith_dagster import Batch, Blacksmith, Destination, DestinationEvent, Schedule
-from blacksmith_dagster.errors import Fenced, OutcomeUnknown, Timeout, Unavailable
+from blacksmith_dagster.errors import FencedOut, OutcomeUnknown, Timeout, Unavailable
 from blacksmith_dagster.scheduler import LoadReport, StandardScheduler, Summary, Tally
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.interface import Lane, Load, Verdict
@@ -282,7 +282,7 @@ def test_who_was_taken_over_stops(loading: Loading) -> None:
     app, flights = pipeline(load)
     loading.store.register(app)
     ingest(loading.store, [{"n": 0}])
-    with pytest.raises(Fenced):
+    with pytest.raises(FencedOut):
         loading.load(app, flights)
     assert taken
     assert loading.store.counts(flights.path).succeeded == 0
@@ -302,7 +302,7 @@ def test_who_has_lost_the_lock_records_and_claims_no_more(loading: Loading) -> N
     app, flights = pipeline(lambda batch: held[-1].lost.set(), batch=1)
     loading.store.register(app)
     ingest(loading.store, [{"n": 0}, {"n": 1}])
-    with pytest.raises(Fenced, match="could not be renewed"):
+    with pytest.raises(FencedOut, match="could not be renewed"):
         loading.load(app, flights, supervisor=Remembering())
     counts = loading.store.counts(flights.path)
     assert (counts.succeeded, counts.awaiting) == (1, 1)

@@ -1,15 +1,16 @@
-"""What every store promises of loads: claims, fences, lanes, retries, losses, halving, fairness."""
+"""What every store promises of loads: claims, fencing tokens, lanes, retries, losses, halving,
+fairness."""
 
 from datetime import UTC, datetime
 
 import pytest
 
-from blacksmith_dagster.errors import Fenced, Unknown, UsageError
+from blacksmith_dagster.errors import FencedOut, Unknown, UsageError
 from blacksmith_dagster.pipeline.batch import Said
 from blacksmith_dagster.store import Store
 from blacksmith_dagster.store.interface import (
     Deviation,
-    Fence,
+    FencingToken,
     Lane,
     Load,
     NewEvent,
@@ -26,10 +27,10 @@ def failed(load: Load, *numbers: int, delay: float = 0.0) -> Verdict:
     return Verdict([Deviation(load.rows[n].seq, Said.FAILED, f"bad {n}", delay) for n in numbers])
 
 
-def drain(store: Store, fence: Fence, max_attempts: int = 3) -> list[list[str]]:
+def drain(store: Store, token: FencingToken, max_attempts: int = 3) -> list[list[str]]:
     """Load all that is due, successfully; the ids of each load."""
     loaded = []
-    while load := store.claim(fence, 1000, max_attempts):
+    while load := store.claim(token, 1000, max_attempts):
         loaded.append(ids_of(load))
         store.record(load, Verdict())
     return loaded
@@ -42,12 +43,12 @@ def test_jobs_are_loaded_once_in_the_order_of_the_log(store: Store) -> None:
     ids = keep(store, 25)
     keep(store, 5, to=(SEATS,))
     assert drain(store, take_over(store)) == [ids]
-    fence = take_over(store)
-    assert store.claim(fence, 10, 3) is None
+    token = take_over(store)
+    assert store.claim(token, 10, 3) is None
     more = keep(store, 12, to=(SEATS, FLIGHTS))
-    first, second = claimed(store, fence, limit=10), None
+    first, second = claimed(store, token, limit=10), None
     store.record(first, Verdict())
-    second = claimed(store, fence, limit=10)
+    second = claimed(store, token, limit=10)
     assert ids_of(first) + ids_of(second) == more
     assert first.fresh
     assert first.attempt == 1
@@ -74,29 +75,29 @@ def test_a_claim_says_what_a_job_needs(store: Store) -> None:
 
 def test_a_lane_has_one_open_load(store: Store) -> None:
     keep(store, 2)
-    fence = take_over(store)
-    load = claimed(store, fence, limit=1)
+    token = take_over(store)
+    load = claimed(store, token, limit=1)
     with pytest.raises(UsageError, match=f"load {load.id} is still open"):
-        store.claim(fence, 1, 3)
+        store.claim(token, 1, 3)
     store.record(load, Verdict())
-    claimed(store, fence)
+    claimed(store, token)
 
 
 def test_a_released_load_counts_nothing(store: Store) -> None:
     ids = keep(store, 3)
-    fence = take_over(store)
-    load = claimed(store, fence)
+    token = take_over(store)
+    load = claimed(store, token)
     store.release(load)
-    again = claimed(store, fence)
+    again = claimed(store, token)
     assert ids_of(again) == ids
     assert (again.attempt, again.losses) == (1, 0)
-    with pytest.raises(Fenced):
+    with pytest.raises(FencedOut):
         store.record(load, Verdict())
     store.record(again, Verdict())
     assert store.counts(FLIGHTS).succeeded == 3
 
 
-# ------------------------------------------------------------------------------------ fences
+# ------------------------------------------------------------------------------ fencing tokens
 
 
 def test_a_stale_loader_is_fenced(store: Store) -> None:
@@ -111,16 +112,16 @@ def test_a_stale_loader_is_fenced(store: Store) -> None:
         lambda: store.abandon(load, "late"),
         lambda: store.condemn(stale, "late", 1),
     ):
-        with pytest.raises(Fenced, match="two has taken over"):
+        with pytest.raises(FencedOut, match="two has taken over"):
             late()
     assert store.counts(FLIGHTS).succeeded == 0
     assert len(drain(store, fresh)) == 2
 
 
 def test_a_stale_process_cannot_evict_the_holder(store: Store) -> None:
-    """It lost its lock between reading the fence and moving it: its take-over is refused."""
+    """It lost its lock between reading the fencing token and raising it: its take-over is refused."""
     take_over(store, "stale")
-    holder: list[Fence] = []
+    holder: list[FencingToken] = []
 
     def lost_meanwhile() -> bool:
         if not holder:
@@ -128,7 +129,7 @@ def test_a_stale_process_cannot_evict_the_holder(store: Store) -> None:
             return True
         return False
 
-    with pytest.raises(Fenced, match="lock was lost"):
+    with pytest.raises(FencedOut, match="lock was lost"):
         store.take_over(FLIGHTS, Lane.LOAD, "stale", lost_meanwhile)
     keep(store, 1)
     assert drain(store, holder[0])
@@ -154,45 +155,45 @@ def test_an_unknown_destination_event_is_told(store: Store) -> None:
 
 def test_a_failed_job_is_tried_again_without_the_others(store: Store) -> None:
     ids = keep(store, 5)
-    fence = take_over(store)
-    load = claimed(store, fence)
+    token = take_over(store)
+    load = claimed(store, token)
     store.record(load, failed(load, 1, 3))
-    again = claimed(store, fence)
+    again = claimed(store, token)
     assert ids_of(again) == [ids[1], ids[3]]
     assert (again.attempt, again.fresh) == (2, False)
     store.record(again, failed(again, 1))
-    last = claimed(store, fence)
+    last = claimed(store, token)
     assert ids_of(last) == [ids[3]]
     assert last.attempt == 3
 
 
 def test_a_retry_waits_until_it_is_due(store: Store) -> None:
     keep(store, 3)
-    fence = take_over(store)
-    load = claimed(store, fence)
+    token = take_over(store)
+    load = claimed(store, token)
     store.record(load, failed(load, 0, 1, delay=3600.0))
-    assert store.claim(fence, 10, 3) is None
+    assert store.claim(token, 10, 3) is None
     assert store.counts(FLIGHTS).retrying == 2
 
 
 def test_jobs_of_one_load_can_be_due_at_different_times(store: Store) -> None:
     ids = keep(store, 3)
-    fence = take_over(store)
-    load = claimed(store, fence)
+    token = take_over(store)
+    load = claimed(store, token)
     now, later = failed(load, 0, 2), failed(load, 1, delay=3600.0)
     store.record(load, Verdict([*now.deviations, *later.deviations]))
-    assert ids_of(claimed(store, fence)) == [ids[0], ids[2]]
+    assert ids_of(claimed(store, token)) == [ids[0], ids[2]]
 
 
 def test_retries_of_many_loads_are_taken_together(store: Store) -> None:
     ids = keep(store, 6)
-    fence = take_over(store)
+    token = take_over(store)
     for _ in range(3):
-        load = store.claim(fence, 2, 3)
+        load = store.claim(token, 2, 3)
         assert load is not None
         store.record(load, failed(load, 0, delay=0.3))
     _wait_until_all_are_due(store)
-    again = claimed(store, fence)
+    again = claimed(store, token)
     assert ids_of(again) == [ids[0], ids[2], ids[4]]
     store.record(again, Verdict())
     assert store.counts(FLIGHTS).succeeded == 6
@@ -200,10 +201,10 @@ def test_retries_of_many_loads_are_taken_together(store: Store) -> None:
 
 def test_a_smaller_batch_splits_a_set(store: Store) -> None:
     ids = keep(store, 5)
-    fence = take_over(store)
-    store.record(claimed(store, fence), RAISED)
+    token = take_over(store)
+    store.record(claimed(store, token), RAISED)
     parts = []
-    while load := store.claim(fence, 2, 3):
+    while load := store.claim(token, 2, 3):
         parts.append(ids_of(load))
         store.record(load, Verdict())
     assert parts == [ids[:2], ids[2:4], ids[4:]]
@@ -211,10 +212,10 @@ def test_a_smaller_batch_splits_a_set(store: Store) -> None:
 
 def test_a_discarded_job_never_runs_again(store: Store) -> None:
     keep(store, 3)
-    fence = take_over(store)
-    load = claimed(store, fence)
+    token = take_over(store)
+    load = claimed(store, token)
     store.record(load, Verdict([Deviation(load.rows[0].seq, Said.DISCARDED, "never")]))
-    assert store.claim(fence, 10, 3) is None
+    assert store.claim(token, 10, 3) is None
     assert store.counts(FLIGHTS).discarded == 1
 
 
@@ -224,20 +225,20 @@ def test_a_discarded_job_never_runs_again(store: Store) -> None:
 def test_an_outage_does_not_halve_the_set(store: Store) -> None:
     """Nothing has succeeded since it raised: the destination is down, not the batch bad."""
     ids = keep(store, 8)
-    fence = take_over(store)
+    token = take_over(store)
     for attempt in (1, 2, 3):
-        load = claimed(store, fence, max_attempts=9)
+        load = claimed(store, token, max_attempts=9)
         assert (ids_of(load), load.attempt) == (ids, attempt)
         store.record(load, RAISED)
 
 
 def test_a_set_that_raised_is_halved_once_others_succeed(store: Store) -> None:
     ids = keep(store, 4)
-    fence = take_over(store)
-    store.record(claimed(store, fence), RAISED)
+    token = take_over(store)
+    store.record(claimed(store, token), RAISED)
     retries = []
     while store.counts(FLIGHTS).retrying:
-        load = claimed(store, fence, max_attempts=9)
+        load = claimed(store, token, max_attempts=9)
         if load.fresh:
             store.record(load, Verdict())
             continue
@@ -250,10 +251,10 @@ def test_a_set_that_raised_is_halved_once_others_succeed(store: Store) -> None:
 
 def test_the_last_attempt_is_taken_alone(store: Store) -> None:
     ids = keep(store, 4)
-    fence = take_over(store)
-    store.record(claimed(store, fence), Verdict(raised="down", alone=True))
+    token = take_over(store)
+    store.record(claimed(store, token), Verdict(raised="down", alone=True))
     seen = []
-    while load := store.claim(fence, 1000, 2):
+    while load := store.claim(token, 1000, 2):
         seen.append((ids_of(load), load.attempt, load.alone))
         bad = load.rows[0].id == ids[1]
         gone = [Deviation(load.rows[0].seq, Said.DISCARDED, "poison")] if bad else []
@@ -265,12 +266,12 @@ def test_the_last_attempt_is_taken_alone(store: Store) -> None:
 
 def test_jobs_that_were_not_decided_when_a_load_raised_run_alone(store: Store) -> None:
     ids = keep(store, 4)
-    fence = take_over(store)
-    load = claimed(store, fence)
+    token = take_over(store)
+    load = claimed(store, token)
     undecided = [Deviation(load.rows[n].seq, Said.FAILED, "down", 0.0, alone=True) for n in (1, 3)]
     store.record(load, Verdict([Deviation(load.rows[0].seq, Said.DISCARDED, "no"), *undecided]))
     seen = []
-    while load := store.claim(fence, 1000, 2):
+    while load := store.claim(token, 1000, 2):
         seen.append((ids_of(load), load.attempt, load.alone))
         store.record(load, Verdict())
     assert seen == [([ids[1]], 2, True), ([ids[3]], 2, True)]
@@ -278,10 +279,10 @@ def test_jobs_that_were_not_decided_when_a_load_raised_run_alone(store: Store) -
 
 def test_ten_failures_in_a_row_alone_condemn_the_rest(store: Store) -> None:
     keep(store, 15)
-    fence = take_over(store)
-    store.record(claimed(store, fence), Verdict(raised="down", alone=True))
+    token = take_over(store)
+    store.record(claimed(store, token), Verdict(raised="down", alone=True))
     alone = 0
-    while load := store.claim(fence, 1000, 2):
+    while load := store.claim(token, 1000, 2):
         gone = [Deviation(row.seq, Said.DISCARDED, "down") for row in load.rows]
         store.record(load, Verdict(gone))
         if load.condemned is None:
@@ -306,12 +307,12 @@ def test_a_lost_load_is_due_again_at_once_and_counts_no_attempt(store: Store) ->
 
 def test_an_abandoned_load_rejects_its_late_result(store: Store) -> None:
     keep(store, 3)
-    fence = take_over(store)
-    load = claimed(store, fence)
+    token = take_over(store)
+    load = claimed(store, token)
     store.abandon(load, "ran past its time-out")
-    with pytest.raises(Fenced, match="no longer open"):
+    with pytest.raises(FencedOut, match="no longer open"):
         store.record(load, Verdict())
-    assert claimed(store, fence).losses == 1
+    assert claimed(store, token).losses == 1
 
 
 def test_what_kills_its_loader_is_found_and_condemned(store: Store) -> None:
@@ -321,8 +322,8 @@ def test_what_kills_its_loader_is_found_and_condemned(store: Store) -> None:
     lost = 0
     condemned: list[str] = []
     for _ in range(60):
-        fence = take_over(store)
-        while load := store.claim(fence, 1000, 3):
+        token = take_over(store)
+        while load := store.claim(token, 1000, 3):
             if load.condemned is not None:
                 condemned += ids_of(load)
                 gone = [Deviation(row.seq, Said.DISCARDED, load.condemned) for row in load.rows]
@@ -341,9 +342,9 @@ def test_what_kills_its_loader_is_found_and_condemned(store: Store) -> None:
 
 def test_losses_do_not_use_up_attempts(store: Store) -> None:
     keep(store, 1)
-    fence = take_over(store)
-    store.record(claimed(store, fence), RAISED)
-    claimed(store, fence)
+    token = take_over(store)
+    store.record(claimed(store, token), RAISED)
+    claimed(store, token)
     load = claimed(store, take_over(store))
     assert (load.attempt, load.losses) == (2, 1)
 
@@ -353,15 +354,15 @@ def test_losses_do_not_use_up_attempts(store: Store) -> None:
 
 def test_new_jobs_are_not_starved_by_retries(store: Store) -> None:
     """With twenty sets due at once, every second claim takes what is new."""
-    fence = take_over(store)
+    token = take_over(store)
     for _ in range(20):
         keep(store, 2)
-        store.record(claimed(store, fence), Verdict(raised="down", delay=0.5))
+        store.record(claimed(store, token), Verdict(raised="down", delay=0.5))
     _wait_until_all_are_due(store)
     keep(store, 6)
     kinds = []
     for _ in range(12):
-        load = claimed(store, fence, limit=2)
+        load = claimed(store, token, limit=2)
         kinds.append("new" if load.fresh else "due")
         store.record(load, Verdict())
     assert kinds[:6] in (["due", "new"] * 3, ["new", "due"] * 3)
@@ -372,8 +373,8 @@ def test_new_jobs_are_not_starved_by_retries(store: Store) -> None:
 
 def test_received_outcomes_are_kept_in_the_transaction_that_decides_them(store: Store) -> None:
     [event] = keep(store, 1)
-    fence = take_over(store)
-    load = claimed(store, fence)
+    token = take_over(store)
+    load = claimed(store, token)
     outcome = NewEvent(
         "warehouse/flights.discarded",
         '{"error":"x"}',
@@ -382,11 +383,11 @@ def test_received_outcomes_are_kept_in_the_transaction_that_decides_them(store: 
     )
     verdict = Verdict([Deviation(load.rows[0].seq, Said.DISCARDED, "x")], outcomes=[outcome])
     take_over(store, "another")
-    with pytest.raises(Fenced):
+    with pytest.raises(FencedOut):
         store.record(load, verdict)
     assert store.counts("warehouse/undeliverable").awaiting == 0
-    fence = take_over(store)
-    load = claimed(store, fence)
+    token = take_over(store)
+    load = claimed(store, token)
     store.record(load, verdict)
     received = claimed(store, take_over(store, to="warehouse/undeliverable"))
     [row] = received.rows
@@ -399,8 +400,8 @@ def test_received_outcomes_are_kept_in_the_transaction_that_decides_them(store: 
 
 def test_chosen_jobs_are_condemned_out_of_their_set(store: Store) -> None:
     ids = keep(store, 5)
-    fence = take_over(store)
-    store.record(claimed(store, fence), Verdict(raised="down", delay=0.0))
+    token = take_over(store)
+    store.record(claimed(store, token), Verdict(raised="down", delay=0.0))
     operator = take_over(store, "operator", Lane.DISCARD)
     load = store.condemn(operator, "not wanted", 10, [ids[1], ids[4], ids[1]])
     assert load is not None
@@ -409,15 +410,15 @@ def test_chosen_jobs_are_condemned_out_of_their_set(store: Store) -> None:
         load, Verdict([Deviation(row.seq, Said.DISCARDED, "not wanted") for row in load.rows])
     )
     assert store.condemn(operator, "again", 10, ids[1:2]) is None
-    assert [each for part in drain(store, fence) for each in part] == [ids[0], ids[2], ids[3]]
+    assert [each for part in drain(store, token) for each in part] == [ids[0], ids[2], ids[3]]
     states = [each.state for each in store.history(ids[4])]
     assert states == ["acknowledged", "awaiting", "executing", "failed", "executing", "discarded"]
 
 
 def test_a_list_is_condemned_as_a_range_is(store: Store) -> None:
     ids = keep(store, 6)
-    fence = take_over(store)
-    load = claimed(store, fence)
+    token = take_over(store)
+    load = claimed(store, token)
     store.record(load, failed(load, 1, 3, 5, delay=3600.0))
     operator = take_over(store, "operator", Lane.DISCARD)
     gone = store.condemn(operator, "not wanted", 10, [ids[3], ids[2]])

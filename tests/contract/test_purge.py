@@ -19,7 +19,7 @@ from blacksmith_dagster.store.interface import (
     ArchivedEvent,
     ArchivedJob,
     Deviation,
-    Fence,
+    FencingToken,
     NewEvent,
     NewJob,
     Verdict,
@@ -58,12 +58,12 @@ LATER = 86_400.0  # a delay in seconds that no test outlives
 
 def test_what_is_past_its_time_goes_with_its_jobs_and_their_loads(store: Store) -> None:
     old = keep(store, 7)
-    fence = take_over(store)
-    while load := store.claim(fence, 2, 3):
+    token = take_over(store)
+    while load := store.claim(token, 2, 3):
         store.record(load, Verdict())
     mark(store, 31 * DAY)
     young = keep(store, 3)
-    load_all(store, fence)
+    load_all(store, token)
     counts, totals = store.counts(FLIGHTS), store.day_counts(date(2026, 1, 1))
     assert purged(store, kept(30 * DAY)) == 7
     assert all(gone(store, old))
@@ -120,50 +120,50 @@ def test_one_event_type_may_go_before_another(store: Store) -> None:
 # ------------------------------------------------------------------------------------ what stays
 
 
-def _awaiting(store: Store, fence: Fence) -> None: ...
+def _awaiting(store: Store, token: FencingToken) -> None: ...
 
 
-def _executing(store: Store, fence: Fence) -> None:
-    claimed(store, fence)
+def _executing(store: Store, token: FencingToken) -> None:
+    claimed(store, token)
 
 
-def _failed(store: Store, fence: Fence) -> None:
-    load = claimed(store, fence)
+def _failed(store: Store, token: FencingToken) -> None:
+    load = claimed(store, token)
     store.record(load, Verdict([Deviation(row.seq, Said.FAILED, "no", LATER) for row in load.rows]))
 
 
-def _raised(store: Store, fence: Fence) -> None:
-    store.record(claimed(store, fence), Verdict(raised="down", delay=LATER))
+def _raised(store: Store, token: FencingToken) -> None:
+    store.record(claimed(store, token), Verdict(raised="down", delay=LATER))
 
 
-def _lost(store: Store, fence: Fence) -> None:
-    claimed(store, fence)
+def _lost(store: Store, token: FencingToken) -> None:
+    claimed(store, token)
     take_over(store, "another")
 
 
-def _executing_again(store: Store, fence: Fence) -> None:
-    store.record(claimed(store, fence), Verdict(raised="down"))
-    claimed(store, fence)
+def _executing_again(store: Store, token: FencingToken) -> None:
+    store.record(claimed(store, token), Verdict(raised="down"))
+    claimed(store, token)
 
 
-def _executing_a_list_again(store: Store, fence: Fence) -> None:
-    load = claimed(store, fence)
+def _executing_a_list_again(store: Store, token: FencingToken) -> None:
+    load = claimed(store, token)
     store.record(load, Verdict([Deviation(row.seq, Said.FAILED, "no", 0.0) for row in load.rows]))
-    claimed(store, fence)
+    claimed(store, token)
 
 
 @pytest.mark.parametrize(
     "pend",
     [_awaiting, _executing, _failed, _raised, _lost, _executing_again, _executing_a_list_again],
 )
-def test_what_is_pending_stays(store: Store, pend: Callable[[Store, Fence], None]) -> None:
+def test_what_is_pending_stays(store: Store, pend: Callable[[Store, FencingToken], None]) -> None:
     settled = keep(store, 5)
-    fence = take_over(store)
-    load_all(store, fence)
+    token = take_over(store)
+    load_all(store, token)
     pending = keep(store, 4)
     also = keep(store, 3, to=())
     mark(store)
-    pend(store, fence)
+    pend(store, token)
     before = [store.history(each) for each in pending]
     counts = store.counts(FLIGHTS)
     assert next(each[2:] for each in store.purgeable(NOW)) == (8, 4)
@@ -174,8 +174,8 @@ def test_what_is_pending_stays(store: Store, pend: Callable[[Store, Fence], None
     assert [store.history(each) for each in pending] == before
     assert purged(store) == 0
     # Once they are settled they go too.
-    fence = take_over(store, "the last")
-    while load := store.condemn(fence, "not wanted", 100):
+    token = take_over(store, "the last")
+    while load := store.condemn(token, "not wanted", 100):
         store.record(load, Verdict())
     assert purged(store) == 4
     assert all(gone(store, pending))
@@ -209,8 +209,8 @@ def test_parents_stay_while_an_outcome_waits(store: Store) -> None:
     told = NewEvent(OUTCOME, "{}", [NewJob(SEATS)], parent=ids[1])
     discarded = [Deviation(load.rows[1].seq, Said.DISCARDED, "no")]
     store.record(load, Verdict(discarded, outcomes=[told]))
-    fence = take_over(store, to=SEATS)
-    of_outcome = claimed(store, fence)
+    token = take_over(store, to=SEATS)
+    of_outcome = claimed(store, token)
     [outcome] = ids_of(of_outcome)
     again = NewEvent(OUTCOME, "{}", [NewJob(UNDELIVERABLE)], parent=outcome)
     store.record(of_outcome, Verdict(outcomes=[again]))
@@ -314,9 +314,9 @@ def test_a_purge_that_ends_early_is_gone_on_with(
     monkeypatch.setattr(purge, "_AT_ONCE", 2)
     monkeypatch.setattr(purge, "_PAGE", 5)
     ids = keep(store, 12)
-    fence = take_over(store)
+    token = take_over(store)
     for said in (Said.DISCARDED, Said.FAILED, Said.DISCARDED):
-        load = claimed(store, fence, 4)
+        load = claimed(store, token, 4)
         store.record(load, Verdict([Deviation(load.rows[0].seq, said, "no", LATER)]))
     waiting = {each.event_id for each in store.jobs("retrying", FLIGHTS)}
     mark(store)

@@ -63,8 +63,8 @@ def test_a_partition_that_nothing_needs_is_dropped(store: Store) -> None:
     old = keep(store, OLD, to=[FLIGHTS, SEATS])
     young = keep(store, 3, to=[FLIGHTS, SEATS])
     for path in (FLIGHTS, SEATS):
-        fence = take_over(store, to=path)
-        while load := store.claim(fence, 4, 3):
+        token = take_over(store, to=path)
+        while load := store.claim(token, 4, 3):
             store.record(load, Verdict())
     mark(store)
     later = keep(store, 2, to=())
@@ -85,8 +85,8 @@ def test_a_partition_that_nothing_needs_is_dropped(store: Store) -> None:
 def test_a_partition_with_an_event_that_is_needed_stays(store: Store) -> None:
     old = keep(store, OLD)
     young = keep(store, 3, to=())
-    fence = take_over(store)
-    load = claimed(store, fence)
+    token = take_over(store)
+    load = claimed(store, token)
     later = Deviation(load.rows[2].seq, Said.FAILED, "later", 86_400.0)
     discarded = Deviation(load.rows[3].seq, Said.DISCARDED, "no")
     store.record(load, Verdict([later, discarded]))

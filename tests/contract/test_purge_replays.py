@@ -42,24 +42,24 @@ def begun(store: Store, ago: timedelta) -> None:
 
 def test_what_a_replay_has_yet_to_come_to_stays(store: Store) -> None:
     ids = keep(store, 6, to=())
-    fence = replaying(store)
-    replay = store.begin_replay(fence, MISSING, [departed.path], "run")
+    token = replaying(store)
+    replay = store.begin_replay(token, MISSING, [departed.path], "run")
     mark(store)
     assert [each[2:] for each in store.purgeable(NOW)][:1] == [(0, 6)]
     assert purged(store) == 0
     seqs = [store.event(each).seq for each in ids]
     half = [Chosen(seq, "missing") for seq in seqs[:2]]
-    replay = store.plan(fence, replay, seqs[2], half, 10)
+    replay = store.plan(token, replay, seqs[2], half, 10)
     # The third was not chosen: it has been come to, and goes.
     assert purged(store) == 1
     assert gone(store, ids) == [False, False, True, False, False, False]
-    drain(store, fence)
+    drain(store, token)
     assert purged(store) == 2
     rest = [Chosen(seq, "missing") for seq in seqs[3:]]
-    replay = store.plan(fence, replay, replay.upto, rest, 10)
+    replay = store.plan(token, replay, replay.upto, rest, 10)
     assert purged(store) == 0, "they wait in a set"
-    drain(store, fence)
-    assert store.end_replay(fence, replay)
+    drain(store, token)
+    assert store.end_replay(token, replay)
     counts = store.counts(FLIGHTS)
     assert purged(store) == 3
     assert all(gone(store, ids))
@@ -71,12 +71,12 @@ def test_what_replays_have_left_goes_with_the_events(store: Store, tmp_path: Pat
     ids = keep(store, 5)
     load = claimed(store, take_over(store))
     store.record(load, Verdict([Deviation(load.rows[0].seq, Said.DISCARDED, "no")]))
-    fence = replaying(store)
-    replay = plan(store, fence, ALL, 2, **{ids[1]: '{"n":"edited"}'})
-    again = claimed(store, fence)
+    token = replaying(store)
+    replay = plan(store, token, ALL, 2, **{ids[1]: '{"n":"edited"}'})
+    again = claimed(store, token)
     store.record(again, Verdict([Deviation(again.rows[1].seq, Said.DISCARDED, "never")]))
-    drain(store, fence)
-    assert store.end_replay(fence, replay)
+    drain(store, token)
+    assert store.end_replay(token, replay)
     keep(store, 1)
     load_all(store, take_over(store, "another"))
     mark(store)
@@ -102,15 +102,15 @@ def test_what_replays_have_left_goes_with_the_events(store: Store, tmp_path: Pat
 def test_the_history_of_what_stays_of_a_replays_list_stays(store: Store) -> None:
     """Also if it was split, and the part that the list began with has gone."""
     ids = keep(store, 4, to=())
-    fence = replaying(store)
-    plan(store, fence, MISSING)
+    token = replaying(store)
+    plan(store, token, MISSING)
     for _ in range(3):
-        claimed(store, fence)
-        fence = replaying(store)
-    halves = [claimed(store, fence)]
+        claimed(store, token)
+        token = replaying(store)
+    halves = [claimed(store, token)]
     lost = Verdict([Deviation(row.seq, Said.DISCARDED, "no") for row in halves[0].rows])
     store.record(halves[0], lost)
-    while load := store.claim(fence, 100, 3):
+    while load := store.claim(token, 100, 3):
         halves.append(load)
         store.record(load, Verdict())
     assert len(halves) > 1
@@ -130,8 +130,8 @@ def test_what_the_outcomes_of_a_replays_window_came_of_stays(store: Store) -> No
     mark(store)
     store.ingest([[NewEvent(OUTCOME, "{}", [NewJob(SEATS)], parent=ids[0])]])
     load_all(store, take_over(store, to=SEATS))
-    fence = replaying(store, SEATS)
-    store.begin_replay(fence, ALL, [OUTCOME], "run")
+    token = replaying(store, SEATS)
+    store.begin_replay(token, ALL, [OUTCOME], "run")
     assert purged(store) == 0, "all is in the window"
     with pytest.raises(Purged):
         begin(store)

@@ -15,7 +15,7 @@ from blacksmith_dagster.scheduler import StandardScheduler, Tally
 from blacksmith_dagster.scheduler.replay import Progress, ReplaySummary, forecast, replay
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.interface import (
-    Fence,
+    FencingToken,
     Lane,
     NewEvent,
     ReplayMode,
@@ -68,13 +68,13 @@ class Replaying:
         assert isinstance(made, list)
         return made
 
-    def load_elsewhere(self, event: DestinationEvent[Any]) -> Fence:
+    def load_elsewhere(self, event: DestinationEvent[Any]) -> FencingToken:
         """The right to load what is new, as another process has it, and a job that it can claim."""
         lease = self.supervisor.acquire(f"load/{event.path}", "another process")
         assert lease
-        fence = self.store.take_over(event.path, Lane.LOAD, lease.id, lease.confirm)
+        token = self.store.take_over(event.path, Lane.LOAD, lease.id, lease.confirm)
         ingest(self.store, [{"n": 99}])
-        return fence
+        return token
 
     def close(self) -> None:
         self.supervisor.close()
@@ -226,12 +226,12 @@ def test_live_loads_go_first(replaying: Replaying, monkeypatch: pytest.MonkeyPat
     app, flights = pipeline(lambda _: (second if first.is_set() else first).set(), batch=1)
     replaying.store.register(app)
     replaying.keep(1, 2)
-    fence = replaying.load_elsewhere(flights)
+    token = replaying.load_elsewhere(flights)
     running = threading.Thread(target=lambda: replaying.replay(app, flights), daemon=True)
     running.start()
     assert first.wait(30)
     assert not second.wait(0.7)
-    load = replaying.store.claim(fence, 10, 3)
+    load = replaying.store.claim(token, 10, 3)
     assert load
     assert second.wait(30)
     running.join(30)

@@ -5,14 +5,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from blacksmith_dagster.errors import Fenced, UsageError
+from blacksmith_dagster.errors import FencedOut, UsageError
 from blacksmith_dagster.pipeline.batch import Said
 from blacksmith_dagster.store import Store
 from blacksmith_dagster.store.interface import (
     Candidate,
     Chosen,
     Deviation,
-    Fence,
+    FencingToken,
     Lane,
     Load,
     Replay,
@@ -39,7 +39,7 @@ MISSING = ReplayRequest(**EVER, modes=(ReplayMode.MISSING,))
 FAILED = ReplayRequest(**EVER, modes=(ReplayMode.FAILED,))
 
 
-def replaying(store: Store, to: str = FLIGHTS, holder: str = "replay") -> Fence:
+def replaying(store: Store, to: str = FLIGHTS, holder: str = "replay") -> FencingToken:
     return take_over(store, holder, Lane.REPLAY, to)
 
 
@@ -59,30 +59,30 @@ def states(store: Store, request: ReplayRequest, to: str = FLIGHTS) -> dict[str,
 
 
 def plan(
-    store: Store, fence: Fence, request: ReplayRequest, batch: int = 100, **changed: str
+    store: Store, token: FencingToken, request: ReplayRequest, batch: int = 100, **changed: str
 ) -> Replay:
     """Begin a replay, and plan all that is not pending."""
-    replay = store.begin_replay(fence, request, [departed.path], "run")
-    found = candidates(store, request, fence.destination)
+    replay = store.begin_replay(token, request, [departed.path], "run")
+    found = candidates(store, request, token.destination)
     chosen = [
         Chosen(each.seq, each.state, payload=changed.get(each.id))
         for each in found
         if each.state != "pending"
     ]
-    return store.plan(fence, replay, replay.upto, chosen, batch)
+    return store.plan(token, replay, replay.upto, chosen, batch)
 
 
-def drain(store: Store, fence: Fence, verdict: Verdict | None = None) -> list[Load]:
+def drain(store: Store, token: FencingToken, verdict: Verdict | None = None) -> list[Load]:
     loaded = []
-    while load := store.claim(fence, 100, 3, "run"):
+    while load := store.claim(token, 100, 3, "run"):
         loaded.append(load)
         store.record(load, verdict or Verdict())
     return loaded
 
 
-def discard(store: Store, fence: Fence) -> list[str]:
+def discard(store: Store, token: FencingToken) -> list[str]:
     """Load all that is due, and discard it."""
-    load = claimed(store, fence)
+    load = claimed(store, token)
     gone = [Deviation(row.seq, Said.DISCARDED, f"bad {row.payload}") for row in load.rows]
     store.record(load, Verdict(gone))
     return ids_of(load)
@@ -91,16 +91,16 @@ def discard(store: Store, fence: Fence) -> list[str]:
 def test_missing_jobs_are_made_and_never_move_the_load_lane(store: Store) -> None:
     old = keep(store, 5, to=())
     new = keep(store, 3, to=(SEATS,), start=5)
-    fence = replaying(store, SEATS)
+    token = replaying(store, SEATS)
     assert states(store, MISSING, SEATS) == dict.fromkeys(old, "missing")
-    replay = plan(store, fence, MISSING, batch=2)
+    replay = plan(store, token, MISSING, batch=2)
     assert (replay.jobs, replay.made, replay.waiting) == (5, 5, 5)
     counts = store.counts(SEATS)
     assert (counts.awaiting, counts.retrying) == (3, 5)
-    loads = drain(store, fence)
+    loads = drain(store, token)
     assert [ids_of(load) for load in loads] == [old]  # small sets run together
     assert [row.payload for row in loads[0].rows] == [f'{{"n":{n}}}' for n in range(5)]
-    assert store.end_replay(fence, replay)
+    assert store.end_replay(token, replay)
     assert store.counts(SEATS).succeeded == 5
     assert store.event(old[0]).destinations == [SEATS]
     # The load lane is where it was: it loads what awaits, in the order of the log, and that alone.
@@ -111,12 +111,12 @@ def test_missing_jobs_are_made_and_never_move_the_load_lane(store: Store) -> Non
 
 def test_the_counts_are_right_after_upkeep(store: Store) -> None:
     keep(store, 4, to=())
-    fence = replaying(store)
-    plan(store, fence, MISSING)
+    token = replaying(store)
+    plan(store, token, MISSING)
     store.maintain()
     counts = store.counts(FLIGHTS)
     assert (counts.awaiting, counts.retrying, counts.succeeded) == (0, 4, 0)
-    drain(store, fence)
+    drain(store, token)
     store.maintain()
     counts = store.counts(FLIGHTS)
     assert (counts.pending, counts.succeeded, counts.discarded) == (0, 4, 0)
@@ -134,9 +134,9 @@ def test_what_is_pending_or_executing_is_left_alone(store: Store) -> None:
     awaits = keep(store, 2)
     expected = dict.fromkeys(done, "succeeded") | dict.fromkeys(waits + runs + awaits, "pending")
     assert states(store, ALL) == expected
-    fence = replaying(store)
-    plan(store, fence, ALL)
-    [replayed] = drain(store, fence)
+    token = replaying(store)
+    plan(store, token, ALL)
+    [replayed] = drain(store, token)
     assert ids_of(replayed) == done
     store.record(load, Verdict())  # the loader was not disturbed
     assert store.counts(FLIGHTS).succeeded == 4
@@ -149,13 +149,13 @@ def test_discarded_jobs_are_taken_up_again(store: Store) -> None:
     assert {each.error for each in candidates(store, FAILED)} == {
         f'bad {{"n":{n}}}' for n in range(3)
     }
-    fence = replaying(store)
-    plan(store, fence, FAILED)
+    token = replaying(store)
+    plan(store, token, FAILED)
     counts = store.counts(FLIGHTS)
     assert (counts.discarded, counts.retrying) == (0, 3)
     assert store.jobs("discarded", FLIGHTS) == []
     assert {job.event_id for job in store.jobs("retrying", FLIGHTS)} == set(ids)
-    [load] = drain(store, fence)
+    [load] = drain(store, token)
     assert (ids_of(load), load.attempt) == (ids, 1)
     counts = store.counts(FLIGHTS)
     assert (counts.discarded, counts.succeeded) == (0, 3)
@@ -166,11 +166,11 @@ def test_discarded_jobs_are_taken_up_again(store: Store) -> None:
 
 def test_the_history_shows_the_replay(store: Store) -> None:
     [missing] = keep(store, 1, to=())
-    fence = replaying(store)
-    replay = plan(store, fence, MISSING)
+    token = replaying(store)
+    replay = plan(store, token, MISSING)
     *_, last = store.history(missing)
     assert (last.state, last.replay, last.due_at is None) == ("awaiting", replay.id, False)
-    load = claimed(store, fence)
+    load = claimed(store, token)
     assert store.history(missing)[-1].state == "executing"
     assert [job.event_id for job in store.jobs("executing", FLIGHTS)] == [missing]
     store.record(load, Verdict())
@@ -185,12 +185,12 @@ def test_the_history_shows_the_replay(store: Store) -> None:
 
 def test_failed_jobs_are_retried_by_the_load_lane(store: Store) -> None:
     ids = keep(store, 2, to=())
-    fence = replaying(store)
-    replay = plan(store, fence, MISSING)
-    load = claimed(store, fence)
+    token = replaying(store)
+    replay = plan(store, token, MISSING)
+    load = claimed(store, token)
     store.record(load, Verdict([Deviation(load.rows[1].seq, Said.FAILED, "not ready", 0.0)]))
-    assert store.claim(fence, 100, 3) is None
-    assert store.end_replay(fence, replay)
+    assert store.claim(token, 100, 3) is None
+    assert store.end_replay(token, replay)
     assert store.next_due(FLIGHTS) == 0
     again = claimed(store, take_over(store))
     assert (ids_of(again), again.attempt, again.replay) == ([ids[1]], 2, replay.id)
@@ -200,10 +200,10 @@ def test_failed_jobs_are_retried_by_the_load_lane(store: Store) -> None:
 
 def test_what_raised_as_a_whole_is_retried_by_the_load_lane(store: Store) -> None:
     ids = keep(store, 3, to=())
-    fence = replaying(store)
-    plan(store, fence, MISSING)
-    store.record(claimed(store, fence), Verdict(raised="down"))
-    assert store.claim(fence, 100, 3) is None
+    token = replaying(store)
+    plan(store, token, MISSING)
+    store.record(claimed(store, token), Verdict(raised="down"))
+    assert store.claim(token, 100, 3) is None
     again = claimed(store, take_over(store))
     assert (ids_of(again), again.attempt) == (ids, 2)
 
@@ -214,26 +214,26 @@ def test_what_a_killed_replay_had_begun_stays_in_its_lane(store: Store) -> None:
     plan(store, killed, MISSING)
     claimed(store, killed)
     assert store.claim(take_over(store), 100, 3) is None
-    fence = replaying(store, holder="next")
-    with pytest.raises(Fenced):
+    token = replaying(store, holder="next")
+    with pytest.raises(FencedOut):
         store.claim(killed, 100, 3)
-    replay = store.begin_replay(fence, MISSING, [departed.path], "next run")
+    replay = store.begin_replay(token, MISSING, [departed.path], "next run")
     assert (replay.run, replay.waiting, replay.planned) == ("next run", 3, replay.upto)
-    assert not store.end_replay(fence, replay)
-    [load] = drain(store, fence)
+    assert not store.end_replay(token, replay)
+    [load] = drain(store, token)
     assert (ids_of(load), load.losses) == (ids, 1)
-    assert store.end_replay(fence, replay)
+    assert store.end_replay(token, replay)
     assert (
-        store.begin_replay(fence, MISSING, [departed.path], None).id != replay.id
+        store.begin_replay(token, MISSING, [departed.path], None).id != replay.id
     )  # that one has ended
 
 
 def test_another_replay_leaves_what_waits_to_the_load_lane(store: Store) -> None:
     ids = keep(store, 3, to=())
-    fence = replaying(store)
-    cancelled = plan(store, fence, MISSING)
-    other = store.begin_replay(fence, ALL, [departed.path], "other")
-    assert store.claim(fence, 100, 3) is None
+    token = replaying(store)
+    cancelled = plan(store, token, MISSING)
+    other = store.begin_replay(token, ALL, [departed.path], "other")
+    assert store.claim(token, 100, 3) is None
     load = claimed(store, take_over(store))
     assert ids_of(load) == ids
     assert {each.id for each in store.replays(FLIGHTS)} == {cancelled.id, other.id}
@@ -243,12 +243,12 @@ def test_a_replay_keeps_the_keys_unless_new_ones_are_asked_for(store: Store) -> 
     keep(store, 2)
     first = claimed(store, loading := take_over(store))
     store.record(first, Verdict())
-    fence = replaying(store)
-    plan(store, fence, ALL)
-    [again] = drain(store, fence)
+    token = replaying(store)
+    plan(store, token, ALL)
+    [again] = drain(store, token)
     assert again.job_key == first.job_key
-    replay = plan(store, fence, ReplayRequest(**EVER, modes=(ReplayMode.ALL,), new_key=True))
-    load = claimed(store, fence)
+    replay = plan(store, token, ReplayRequest(**EVER, modes=(ReplayMode.ALL,), new_key=True))
+    load = claimed(store, token)
     assert load.job_key == f"{first.job_key}-{replay.id}"
     store.record(load, Verdict([Deviation(load.rows[0].seq, Said.FAILED, "no", 0.0)]))
     assert claimed(store, loading).job_key == load.job_key
@@ -257,25 +257,25 @@ def test_a_replay_keeps_the_keys_unless_new_ones_are_asked_for(store: Store) -> 
 def test_an_edited_job_keeps_its_new_data(store: Store) -> None:
     one, _ = keep(store, 2)
     discard(store, loading := take_over(store))
-    fence = replaying(store)
-    plan(store, fence, FAILED, **{one: '{"n":"mended"}'})
-    load = claimed(store, fence)
+    token = replaying(store)
+    plan(store, token, FAILED, **{one: '{"n":"mended"}'})
+    load = claimed(store, token)
     assert [row.payload for row in load.rows] == ['{"n":"mended"}', '{"n":1}']
     store.record(load, Verdict([Deviation(load.rows[0].seq, Said.FAILED, "no", 0.0)]))
     again = claimed(store, loading)
     assert again.rows[0].payload == '{"n":"mended"}'
     store.record(again, Verdict([Deviation(again.rows[0].seq, Said.DISCARDED, "no")]))
     anew = ReplayRequest(**EVER, modes=(ReplayMode.FAILED,), new_key=True)
-    plan(store, fence, anew, **{one: '{"n":"mended twice"}'})
-    assert claimed(store, fence).rows[0].payload == '{"n":"mended twice"}'
+    plan(store, token, anew, **{one: '{"n":"mended twice"}'})
+    assert claimed(store, token).rows[0].payload == '{"n":"mended twice"}'
     assert store.event(one).payload == '{"n":0}'
 
 
 def test_what_a_replay_has_left_is_told_by_its_last_error(store: Store) -> None:
     keep(store, 1, to=())
-    fence = replaying(store)
-    plan(store, fence, MISSING)
-    load = claimed(store, fence)
+    token = replaying(store)
+    plan(store, token, MISSING)
+    load = claimed(store, token)
     store.record(load, Verdict([Deviation(load.rows[0].seq, Said.FAILED, "first", 0.0)]))
     store.record(claimed(store, take_over(store)), Verdict(raised="second"))
     assert [each.error for each in store.unsettled(FLIGHTS)] == ["second"]
@@ -284,10 +284,10 @@ def test_what_a_replay_has_left_is_told_by_its_last_error(store: Store) -> None:
 
 def test_a_batch_splits_what_was_planned(store: Store) -> None:
     ids = keep(store, 10, to=())
-    fence = replaying(store)
-    plan(store, fence, MISSING, batch=10)
+    token = replaying(store)
+    plan(store, token, MISSING, batch=10)
     parts = []
-    while load := store.claim(fence, 4, 3):
+    while load := store.claim(token, 4, 3):
         parts.append(ids_of(load))
         store.record(load, Verdict())
     assert parts == [ids[:4], ids[4:8], ids[8:]]
@@ -295,15 +295,15 @@ def test_a_batch_splits_what_was_planned(store: Store) -> None:
 
 def test_discarding_by_hand_reaches_what_a_replay_has_planned(store: Store) -> None:
     ids = keep(store, 3, to=())
-    fence = replaying(store)
-    replay = plan(store, fence, MISSING)
+    token = replaying(store)
+    replay = plan(store, token, MISSING)
     by_hand = take_over(store, "operator", Lane.DISCARD)
     load = store.condemn(by_hand, "not wanted", 10, [ids[1]])
     assert load is not None
     assert ids_of(load) == [ids[1]]
     store.record(load, Verdict([Deviation(load.rows[0].seq, Said.DISCARDED, "not wanted")]))
-    assert sorted(each for load in drain(store, fence) for each in ids_of(load)) == [ids[0], ids[2]]
-    assert store.end_replay(fence, replay)
+    assert sorted(each for load in drain(store, token) for each in ids_of(load)) == [ids[0], ids[2]]
+    assert store.end_replay(token, replay)
     counts = store.counts(FLIGHTS)
     assert (counts.succeeded, counts.discarded, counts.pending) == (2, 1, 0)
 
@@ -322,14 +322,14 @@ def test_a_plan_of_a_fenced_replay_changes_nothing(store: Store) -> None:
     keep(store, 2, to=())
     stale = replaying(store)
     replay = store.begin_replay(stale, MISSING, [departed.path], None)
-    fence = replaying(store, holder="next")
+    token = replaying(store, holder="next")
     seqs = [each.seq for each in candidates(store, MISSING)]
     chosen = [Chosen(seq, "missing") for seq in seqs]
-    with pytest.raises(Fenced):
+    with pytest.raises(FencedOut):
         store.plan(stale, replay, replay.upto, chosen, 10)
-    store.plan(fence, replay, replay.upto, chosen, 10)
-    with pytest.raises(Fenced, match="planned on"):
-        store.plan(fence, replay, replay.upto, chosen, 10)
+    store.plan(token, replay, replay.upto, chosen, 10)
+    with pytest.raises(FencedOut, match="planned on"):
+        store.plan(token, replay, replay.upto, chosen, 10)
     assert store.counts(FLIGHTS).pending == 2
 
 

@@ -14,13 +14,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from blacksmith_dagster.errors import Fenced, KeyReused, Purged
+from blacksmith_dagster.errors import FencedOut, KeyReused, Purged
 from blacksmith_dagster.pipeline.batch import Said
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.interface import (
     Chosen,
     Deviation,
-    Fence,
+    FencingToken,
     Lane,
     Load,
     NewEvent,
@@ -55,10 +55,10 @@ class StoreMachine(RuleBasedStateMachine):
         self.name = uuid4().hex
         self.states: dict[str, str] = {}
         self.keys: dict[str, tuple[str, bytes]] = {}
-        self.fence = take_over(self.store, "first")
+        self.token = take_over(self.store, "first")
         self._settle_what_earlier_runs_left()
         self.load: Load | None = None
-        self.stale: list[tuple[Fence, Load | None]] = []
+        self.stale: list[tuple[FencingToken, Load | None]] = []
         self.holders = 0
         self.since = datetime.now(UTC)
         self.before: set[str] = set()
@@ -115,7 +115,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(limit=st.integers(1, 5))
     def claim(self, limit: int) -> None:
         """The next load: only jobs that wait, nothing if there are none."""
-        load = self.store.claim(self.fence, limit, ATTEMPTS)
+        load = self.store.claim(self.token, limit, ATTEMPTS)
         if load is None:
             assert not self._in(AWAITING)
             return
@@ -165,7 +165,7 @@ class StoreMachine(RuleBasedStateMachine):
         load = self._open()
         self.store.abandon(load, "too late")
         self._all(load, RETRYING)
-        self.stale.append((self.fence, load))
+        self.stale.append((self.token, load))
         self.load = None
 
     @precondition(lambda self: self.load is not None)
@@ -175,30 +175,30 @@ class StoreMachine(RuleBasedStateMachine):
         load = self._open()
         self.store.release(load)
         self._all(load, RETRYING)
-        self.stale.append((self.fence, load))
+        self.stale.append((self.token, load))
         self.load = None
 
     @rule()
     def take_over(self) -> None:
         """Another process takes over, whether a load is open or not."""
-        self.stale.append((self.fence, self.load))
+        self.stale.append((self.token, self.load))
         if self.load is not None:
             self._all(self.load, RETRYING)
         self.load = None
         self.holders += 1
-        self.fence = take_over(self.store, f"holder {self.holders}")
+        self.token = take_over(self.store, f"holder {self.holders}")
 
     @precondition(lambda self: self.stale)
     @rule(data=st.data())
     def come_back_late(self, data: st.DataObject) -> None:
-        """Whatever a fenced process still tries is refused and changes nothing."""
-        fence, load = data.draw(st.sampled_from(self.stale))
+        """Whatever a fenced-out process still tries is refused and changes nothing."""
+        token, load = data.draw(st.sampled_from(self.stale))
         if load is not None:
-            with pytest.raises(Fenced):
+            with pytest.raises(FencedOut):
                 self.store.record(load, Verdict())
-        if fence != self.fence:
-            with pytest.raises(Fenced):
-                self.store.claim(fence, 5, ATTEMPTS)
+        if token != self.token:
+            with pytest.raises(FencedOut):
+                self.store.claim(token, 5, ATTEMPTS)
 
     @rule(data=st.data())
     def discard(self, data: st.DataObject) -> None:
@@ -206,8 +206,8 @@ class StoreMachine(RuleBasedStateMachine):
         if not self.states:
             return
         chosen = data.draw(st.lists(st.sampled_from(sorted(self.states)), min_size=1, max_size=4))
-        fence = take_over(self.store, "operator", Lane.DISCARD)
-        load = self.store.condemn(fence, "not wanted", 10, chosen)
+        token = take_over(self.store, "operator", Lane.DISCARD)
+        load = self.store.condemn(token, "not wanted", 10, chosen)
         expected = {each for each in chosen if self.states[each] == RETRYING}
         assert {row.id for row in load.rows} == expected if load else not expected
         if load is None:
@@ -223,9 +223,9 @@ class StoreMachine(RuleBasedStateMachine):
     )
     def replay(self, mode: ReplayMode, batch: int, said: list[str]) -> None:
         """What is settled is run again, each job once; what is pending stays as it is."""
-        fence = take_over(self.store, "replay", Lane.REPLAY)
+        token = take_over(self.store, "replay", Lane.REPLAY)
         request = ReplayRequest(self.since, datetime.now(UTC) + timedelta(days=1), (mode,))
-        replay = self.store.begin_replay(fence, request, [departed.path], None)
+        replay = self.store.begin_replay(token, request, [departed.path], None)
         chosen: list[Chosen] = []
         while replay.planned < replay.upto:
             window = Window(replay.planned, replay.upto)
@@ -236,18 +236,18 @@ class StoreMachine(RuleBasedStateMachine):
                 assert each.state == ("pending" if pending else state)
             part = [Chosen(each.seq, each.state) for each in stretch.candidates]
             part = [each for each in part if each.state != "pending"]
-            replay = self.store.plan(fence, replay, stretch.upto, part, batch)
+            replay = self.store.plan(token, replay, stretch.upto, part, batch)
             chosen += part
         wanted = {ReplayMode.MISSING: (), ReplayMode.FAILED: (DISCARDED,)}
         states = wanted.get(mode, (DISCARDED, SUCCEEDED))
         expected = {each for state in states for each in self._in(state)} - self.before
         assert len(chosen) == len(expected)
         ran: set[str] = set()
-        while load := self.store.claim(fence, 5, ATTEMPTS):
+        while load := self.store.claim(token, 5, ATTEMPTS):
             ran |= {row.id for row in load.rows}
             self._record(load, said)
         assert ran == expected
-        assert self.store.end_replay(fence, replay)
+        assert self.store.end_replay(token, replay)
 
     @rule()
     def purge(self) -> None:
@@ -302,7 +302,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _settle_what_earlier_runs_left(self) -> None:
         """Hypothesis runs many machines on one store: each begins with nothing that waits."""
-        while load := self.store.condemn(self.fence, "left over", 1000):
+        while load := self.store.condemn(self.token, "left over", 1000):
             self.store.record(
                 load,
                 Verdict([Deviation(row.seq, Said.DISCARDED, "left over") for row in load.rows]),

@@ -158,11 +158,11 @@ def test_out_of_order_commits_lose_nothing(store: Store) -> None:
     for thread in threads:
         thread.start()
     threading.Thread(target=lambda: ([t.join() for t in threads], running.set())).start()
-    fence = take_over(store)
+    token = take_over(store)
     loaded: list[str] = []
     while True:
         done = running.is_set()
-        load = store.claim(fence, 50, 3)
+        load = store.claim(token, 50, 3)
         if load is not None:
             loaded += ids_of(load)
             store.record(load, Verdict())
@@ -306,10 +306,10 @@ def test_closing_a_load_stays_in_its_page(postgres_url: str) -> None:
     """No index has what changes: history costs half of what it would (HOT updates)."""
     store = open_store(postgres_url, upgrade=True)
     store.register(app)
-    fence = take_over(store)
+    token = take_over(store)
     for _ in range(20):
         keep(store, 1)
-        store.record(claimed(store, fence), Verdict())
+        store.record(claimed(store, token), Verdict())
     store.close()
     engine = create_engine(postgres_url.replace("postgresql://", "postgresql+psycopg://"))
     updates = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'loads'"
@@ -432,8 +432,8 @@ def test_a_loads_number_that_the_sequence_has_not_reached_is_refused(
 ) -> None:
     """A restore that kept the loads and lost the newest events."""
     keep(store, 10)
-    fence = take_over(store)
-    store.record(claimed(store, fence), Verdict())
+    token = take_over(store)
+    store.record(claimed(store, token), Verdict())
     _execute(store_url, "DELETE FROM jobs", "DELETE FROM events")
     _set_sequence(store_url, 3)
     with pytest.raises(SequenceWentBack):
@@ -468,8 +468,8 @@ def test_two_stores_in_one_database(postgres_url: str) -> None:
 
 def test_counts_follow_every_state(store: Store) -> None:
     keep(store, 10)
-    fence = take_over(store)
-    load = claimed(store, fence, limit=4)
+    token = take_over(store)
+    load = claimed(store, token, limit=4)
     assert _states(store) == (6, 4, 0, 0, 0)
     failed = Deviation(load.rows[0].seq, Said.FAILED, "later", 3600.0)
     discarded = Deviation(load.rows[1].seq, Said.DISCARDED, "never")
@@ -478,7 +478,7 @@ def test_counts_follow_every_state(store: Store) -> None:
     store.maintain()
     assert _states(store) == (6, 0, 1, 2, 1), "as counted as when they were not counted yet"
     keep(store, 2)
-    store.record(claimed(store, fence), Verdict(raised="down", delay=3600.0))
+    store.record(claimed(store, token), Verdict(raised="down", delay=3600.0))
     assert _states(store) == (0, 0, 9, 2, 1)
     assert store.counts(SEATS).pending == 0
 
@@ -497,8 +497,8 @@ def test_next_due(store: Store) -> None:
     assert store.next_due(FLIGHTS) is None
     keep(store, 1)
     assert store.next_due(FLIGHTS) == 0
-    fence = take_over(store)
-    store.record(claimed(store, fence), Verdict(raised="down", delay=600.0))
+    token = take_over(store)
+    store.record(claimed(store, token), Verdict(raised="down", delay=600.0))
     due = store.next_due(FLIGHTS)
     assert due is not None
     assert 500 < due <= 600
@@ -507,9 +507,9 @@ def test_next_due(store: Store) -> None:
 def test_since_load(store: Store) -> None:
     assert store.since_load(FLIGHTS, SEATS) is None
     keep(store, 1)
-    fence = take_over(store)
+    token = take_over(store)
     assert store.since_load(FLIGHTS, SEATS) is None  # a lock is no load
-    load = claimed(store, fence)
+    load = claimed(store, token)
     until(lambda: (store.since_load(FLIGHTS) or 0) > 0.2)  # from when it began
     store.record(load, Verdict())
     ended = store.since_load(FLIGHTS, SEATS)
@@ -546,16 +546,16 @@ def test_a_window_holds_what_was_received_in_it(store: Store) -> None:
 def test_the_history_of_a_job_is_whole(store: Store) -> None:
     """Failed alone, then with its set, then lost, then loaded: each with its load and run."""
     [event, _] = keep(store, 2)
-    fence = take_over(store)
-    load = store.claim(fence, 10, 5, run="run-1")
+    token = take_over(store)
+    load = store.claim(token, 10, 5, run="run-1")
     assert load is not None
     store.record(load, Verdict([Deviation(load.rows[0].seq, Said.FAILED, "no gate", 0.0)]))
-    load = store.claim(fence, 10, 5, run="run-2")
+    load = store.claim(token, 10, 5, run="run-2")
     assert load is not None
     store.record(load, Verdict(raised="down", delay=0.0))
-    store.claim(fence, 10, 5, run="run-3")
-    fence = take_over(store, "another")
-    load = store.claim(fence, 10, 5, run="run-4")
+    store.claim(token, 10, 5, run="run-3")
+    token = take_over(store, "another")
+    load = store.claim(token, 10, 5, run="run-4")
     assert load is not None
     waiting = store.history(event)
     store.record(load, Verdict())
@@ -589,8 +589,8 @@ def test_a_failed_job_tells_when_it_is_due_again(store: Store) -> None:
 
 def test_jobs_are_listed_by_state(store: Store) -> None:
     ids = keep(store, 6)
-    fence = take_over(store)
-    load = claimed(store, fence, limit=3)
+    token = take_over(store)
+    load = claimed(store, token, limit=3)
     store.record(
         load,
         Verdict(
@@ -600,7 +600,7 @@ def test_jobs_are_listed_by_state(store: Store) -> None:
             ]
         ),
     )
-    claimed(store, fence, limit=2)
+    claimed(store, token, limit=2)
     listed = {
         state: [(job.event_id, job.error) for job in store.jobs(state, FLIGHTS)]
         for state in ("discarded", "retrying", "executing", "awaiting")
@@ -680,15 +680,15 @@ def test_the_outcomes_of_a_renamed_destination_event_are_still_received(store: S
 
 def test_what_is_no_longer_declared_waits_as_an_orphan_until_it_is_retired(store: Store) -> None:
     keep(store, 3, to=(SEATS,))
-    fence = take_over(store, to=SEATS)
-    load = claimed(store, fence, limit=1)
+    token = take_over(store, to=SEATS)
+    load = claimed(store, token, limit=1)
     store.record(load, Verdict(raised="down", delay=3600.0))
     less = Blacksmith(sources=[], destinations=[], since="2026-01-01")
     assert [tuple(each) for each in store.orphans(less)] == [(SEATS, 3)]
     assert store.orphans(app) == []
-    fence = take_over(store, to=SEATS)
+    token = take_over(store, to=SEATS)
     discarded = 0
-    while load := store.condemn(fence, "retired", 2):
+    while load := store.condemn(token, "retired", 2):
         assert load.condemned == "retired"
         store.record(
             load, Verdict([Deviation(row.seq, Said.DISCARDED, "retired") for row in load.rows])

@@ -25,7 +25,13 @@ from blacksmith_dagster import (
 )
 from blacksmith_dagster.destinations import SQLDestination
 from blacksmith_dagster.destinations.dialects import open_engine
-from blacksmith_dagster.errors import CodeOutdated, Fenced, MigrationError, NotMigrated, TargetHeld
+from blacksmith_dagster.errors import (
+    CodeOutdated,
+    FencedOut,
+    MigrationError,
+    NotMigrated,
+    TargetHeld,
+)
 from blacksmith_dagster.ingest import ingest as ingest_requests
 from blacksmith_dagster.pipeline import triggers
 from blacksmith_dagster.scheduler import Realtime, StandardScheduler, Summary
@@ -204,7 +210,7 @@ def test_whoever_overrides_migrate_has_it_called(wandering: Runs, store_url: str
 
 
 def test_migrations_are_tracked_elsewhere(wandering: Runs, target_url: str, tmp_path: Path) -> None:
-    """In another store, with the fences that guard it; the gates are where the loads are."""
+    """In another store, with the fencing tokens that guard it; the gates are where the loads are."""
     app = application(warehouse(target_url, [migration(ONE)]))
     with runs(f"sqlite:///{tmp_path}/wanderer.db") as other:
         tracking = other.store()
@@ -452,15 +458,15 @@ def test_one_that_was_taken_over_records_nothing_more(wandering: Runs, target_ur
     app = application(warehouse(target_url, [migration(ONE)]))
     store = wandering.store(app)
     tracking = Tracking(store, "a test", None)
-    fence = tracking.take_over("destination/warehouse", "first", lambda: True)
-    tracking.record(fence, SCOPE, migration(ONE), State.EXECUTING_UP)
+    token = tracking.take_over("destination/warehouse", "first", lambda: True)
+    tracking.record(token, SCOPE, migration(ONE), State.EXECUTING_UP)
 
     tracking.take_over("destination/warehouse", "second", lambda: True)
 
-    with pytest.raises(Fenced, match="another run has taken over"):
-        tracking.record(fence, SCOPE, migration(ONE), State.SUCCEEDED_UP)
-    with pytest.raises(Fenced):
-        migration_barrier.settle(store, fence, ONE, None)
+    with pytest.raises(FencedOut, match="another run has taken over"):
+        tracking.record(token, SCOPE, migration(ONE), State.SUCCEEDED_UP)
+    with pytest.raises(FencedOut):
+        migration_barrier.settle(store, token, ONE, None)
     assert tracking.history(SCOPE, ONE)[-1].state is State.INTERRUPTED
 
 
@@ -487,12 +493,12 @@ def test_a_destination_may_be_told_not_to_wait(wandering: Runs, target_url: str)
     app = application(warehouse(target_url, [migration(ONE)], wait_for_migrations=False))
     store = wandering.store(app)
     ingest(store, [{"n": 1}])
-    fence = migration_barrier.take_over(store, "destination/warehouse", "a migration", lambda: True)
+    token = migration_barrier.take_over(store, "destination/warehouse", "a migration", lambda: True)
 
-    migration_barrier.shut(store, fence, "run abc")
+    migration_barrier.shut(store, token, "run abc")
     assert "being migrated by run abc" in (load(wandering, app).skipped or "")
 
-    migration_barrier.settle(store, fence, 0, "a migration has failed")
+    migration_barrier.settle(store, token, 0, "a migration has failed")
     assert load(wandering, app).tally.succeeded == 1
 
 
@@ -519,8 +525,8 @@ def test_another_destination_is_loaded_meanwhile(wandering: Runs, target_url: st
     store = wandering.store(app)
     wandering.wanderer(app).ack(Request())
     ingest(store, [{"n": 1}], "other/flights")
-    fence = store.take_over("other/flights", Lane.LOAD, "loader", lambda: True)
-    assert store.claim(fence, 10, 3, version=0) is not None
+    token = store.take_over("other/flights", Lane.LOAD, "loader", lambda: True)
+    assert store.claim(token, 10, 3, version=0) is not None
 
 
 def lake(*migrations: Migration, load: Callable[..., None]) -> Blacksmith:
@@ -603,7 +609,7 @@ def test_migration_under_load(wandering: Runs) -> None:
             except CodeOutdated as error:
                 outdated.append(error)
                 return
-            except Fenced:
+            except FencedOut:
                 pass
             time.sleep(0.01)
 
@@ -628,13 +634,13 @@ def test_the_load_of_a_loader_that_is_gone_is_fenced_out(wandering: Runs, target
     app = application(warehouse(target_url, [migration(ONE)]))
     store = wandering.store(app)
     ingest(store, [{"n": 1}])
-    fence = store.take_over(FLIGHTS, Lane.LOAD, "a loader without a lock", lambda: True)
-    claimed = store.claim(fence, 10, 3)
+    token = store.take_over(FLIGHTS, Lane.LOAD, "a loader without a lock", lambda: True)
+    claimed = store.claim(token, 10, 3)
     assert claimed is not None
 
     assert wandering.wanderer(app).run(Request()).error is None
 
-    with pytest.raises(Fenced):
+    with pytest.raises(FencedOut):
         store.record(claimed, Verdict())
     assert store.counts(FLIGHTS).retrying == 1
 
@@ -734,8 +740,8 @@ def test_concurrent_index_does_not_deadlock(wandering: Runs, store_url: str) -> 
 def test_repair_records_what_happened(wandering: Runs, target_url: str, applied: bool) -> None:
     app = application(warehouse(target_url, [migration(ONE), migration(TWO)]))
     tracking = Tracking(wandering.store(app), "a run that died", None)
-    fence = tracking.take_over("destination/warehouse", "first", lambda: True)
-    tracking.record(fence, SCOPE, migration(ONE), State.EXECUTING_UP)
+    token = tracking.take_over("destination/warehouse", "first", lambda: True)
+    tracking.record(token, SCOPE, migration(ONE), State.EXECUTING_UP)
     wanderer = wandering.wanderer(app)
     with pytest.raises(MigrationError, match=f"{ONE} t1 of {SCOPE} was interrupted.*repair"):
         wanderer.run(Request())

@@ -16,7 +16,7 @@ from dagster import (
 )
 
 from blacksmith_dagster import Batch
-from blacksmith_dagster.errors import Fenced, Timeout, Unavailable
+from blacksmith_dagster.errors import FencedOut, Timeout, Unavailable
 from blacksmith_dagster.scheduler import StandardScheduler, Summary
 from blacksmith_dagster.supervisor import here, open_supervisor
 from tests.orchestration.pipeline import TODAY, Pipeline
@@ -207,7 +207,7 @@ class Broken(StandardScheduler):
 
 
 def test_what_was_loaded_before_an_error_is_told(store_url: str, instance: DagsterInstance) -> None:
-    pipeline = Pipeline(store_url, scheduler=Broken(Fenced("another has taken over")))
+    pipeline = Pipeline(store_url, scheduler=Broken(FencedOut("another has taken over")))
     pipeline.receive(4)
     result = pipeline.run(instance, raise_on_error=False)
     assert not result.success

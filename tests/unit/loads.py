@@ -8,7 +8,7 @@ import msgspec
 
 from blacksmith_dagster import Batch, Blacksmith, Cause, Destination, Event, Flow, Schedule, Source
 from blacksmith_dagster.scheduler.decoding import Decoded, Decoder
-from blacksmith_dagster.store.interface import Fence, JobRow, Lane, Load
+from blacksmith_dagster.store.interface import FencingToken, JobRow, Lane, Load
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SCHEDULE = Schedule("@every 10m", max_retries=3)
@@ -89,9 +89,9 @@ def caused(outcome: str = "discarded") -> str:
 def load(
     rows: Sequence[JobRow], *, attempt: int = 1, condemned: str | None = None, losses: int = 0
 ) -> Load:
-    fence = Fence(flights.path, Lane.LOAD, 1, "me")
+    token = FencingToken(flights.path, Lane.LOAD, 1, "me")
     return Load(
-        9, fence, rows, "2", attempt, fresh=attempt == 1, losses=losses, condemned=condemned
+        9, token, rows, "2", attempt, fresh=attempt == 1, losses=losses, condemned=condemned
     )
 
 

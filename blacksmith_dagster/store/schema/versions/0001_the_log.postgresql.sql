@@ -19,7 +19,7 @@ CREATE TABLE destination_events (
     UNIQUE (path)
 );
 
-CREATE TABLE fences (
+CREATE TABLE fencing_tokens (
     destination INTEGER NOT NULL,
     lane SMALLINT NOT NULL,
     token BIGINT NOT NULL,
@@ -234,7 +234,7 @@ BEGIN
 END $$;
 
 -- Lock a lane for this transaction, without writing a new version of its row, and read its state. Each
--- statement sees what was committed before it: the fence first, then the watermark, then the rest.
+-- statement sees what was committed before it: the fencing token first, then the watermark, then the rest.
 -- `next` is the last of at most `wanted` new jobs, NULL if there is none.
 CREATE FUNCTION enter_lane(
     of int, in_lane int, wanted int, OUT token bigint, OUT holder text, OUT now timestamptz,
@@ -248,7 +248,7 @@ BEGIN
         RAISE 'a claim needs READ COMMITTED';
     END IF;
     SELECT f.token, f.holder INTO token, holder
-      FROM fences f WHERE f.destination = of AND f.lane = in_lane FOR NO KEY UPDATE;
+      FROM fencing_tokens f WHERE f.destination = of AND f.lane = in_lane FOR NO KEY UPDATE;
     upto := watermark();
     now := clock_timestamp();
     SELECT l.id, l.state = 1, l.seq_to IS NOT NULL, l.position, l.claimed

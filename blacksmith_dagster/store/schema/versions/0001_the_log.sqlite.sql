@@ -19,7 +19,7 @@ CREATE TABLE destination_events (
     UNIQUE (path)
 );
 
-CREATE TABLE fences (
+CREATE TABLE fencing_tokens (
     destination INTEGER NOT NULL,
     lane SMALLINT NOT NULL,
     token BIGINT NOT NULL,

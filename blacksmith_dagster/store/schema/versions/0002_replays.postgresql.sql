@@ -33,7 +33,7 @@ BEGIN
 END $$;
 
 -- Lock a lane for this transaction, without writing a new version of its row, and read its state. Each
--- statement sees what was committed before it: the fence first, then the watermark, then the rest.
+-- statement sees what was committed before it: the fencing token first, then the watermark, then the rest.
 -- `next` is the last of at most `wanted` new jobs, NULL if there is none, or in a lane
 -- without new jobs.
 CREATE OR REPLACE FUNCTION enter_lane(
@@ -48,7 +48,7 @@ BEGIN
         RAISE 'a claim needs READ COMMITTED';
     END IF;
     SELECT f.token, f.holder INTO token, holder
-      FROM fences f WHERE f.destination = of AND f.lane = in_lane FOR NO KEY UPDATE;
+      FROM fencing_tokens f WHERE f.destination = of AND f.lane = in_lane FOR NO KEY UPDATE;
     upto := watermark();
     now := clock_timestamp();
     SELECT l.id, l.state = 1, l.seq_to IS NOT NULL, l.position, l.claimed
