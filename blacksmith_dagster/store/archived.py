@@ -10,7 +10,7 @@ from sqlalchemy import Connection, and_, select, union
 
 from blacksmith_dagster.store.interface import NOTHING, ArchivedEvent, ArchivedJob
 from blacksmith_dagster.store.parts import parts
-from blacksmith_dagster.store.tables import DISCARDED, edits, events, jobs, outcomes, set_jobs
+from blacksmith_dagster.store.tables import DISCARDED, edits, events, group_jobs, jobs, outcomes
 
 if TYPE_CHECKING:
     from blacksmith_dagster.store.sql import SQLStore
@@ -63,7 +63,7 @@ def _jobs_of(
             select(table.c.destination, table.c.seq).where(
                 table.c.destination.in_(paths), table.c.seq.in_(part)
             )
-            for table in (jobs, set_jobs)
+            for table in (jobs, group_jobs)
         )
     ).subquery()
     of, seq_of = has.c.destination, has.c.seq

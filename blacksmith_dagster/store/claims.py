@@ -24,7 +24,7 @@ class LaneState(NamedTuple):
 
     `open` and `fresh` tell of the last load whether it is executing, and whether it was a first one
     (so that the next claim takes what is due). `next` is the last of the new jobs that a claim would
-    take, 0 if there are none; `due` whether a set is due.
+    take, 0 if there are none; `due` whether a job group is due.
     """
 
     token: int
@@ -93,7 +93,7 @@ class Claim:
         return self._load(load, rows, attempt=1, fresh=True, condemned=condemned)
 
     def due(self, max_attempts: int) -> Load | None:
-        """The set that is longest due, or what its state allows of it; plain lists together."""
+        """The job group that is longest due, or what its state allows of it; plain lists together."""
         if not self.state.due:
             return None
         lane = LANES[self.token.lane]
@@ -152,7 +152,7 @@ class Claim:
         first = chosen[0]
         return self._load(
             load,
-            self.store._jobs_of_sets(self.conn, self.of, load, chosen),
+            self.store._jobs_of_groups(self.conn, self.of, load, chosen),
             attempt,
             job_key=first.job_key,
             replay=first.replay,
@@ -197,7 +197,7 @@ class Claim:
 
 
 def _together(waiting: Sequence[Waiting], limit: int) -> Sequence[Waiting]:
-    """The sets that the next load takes: the first, with others like it if all are plain lists."""
+    """The job groups that the next load takes: the first, with others like it if all are plain lists."""
     first = waiting[0]
     if not is_plain(first) or first.list is None:
         return [first]

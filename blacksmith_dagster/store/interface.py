@@ -2,7 +2,8 @@
 
 The words: an *event type* is the path of a source event or an outcome (`airport/departed`,
 `warehouse/flights.discarded`); `destination` is a destination event's path (`warehouse/flights`).
-A *set* is jobs that run together: a range of the log, or a list. A *load* is one run of one set.
+A *job group* is jobs that run together: a range of the log, or a list. A *load* is one run of one job
+group.
 """
 
 from __future__ import annotations
@@ -149,13 +150,13 @@ class JobRow(NamedTuple):
 
 
 class Load(msgspec.Struct, frozen=True):
-    """One run of one set of jobs, claimed under a fencing token.
+    """One run of one job group, claimed under a fencing token.
 
     - `job_key`: what its jobs' stable idempotency keys end in, see `key_of`.
     - `attempt`: the number of this attempt for each of its jobs (1 is the first).
-    - `losses`: how often this set's loads ended without a word.
-    - `alone`: this job runs alone because its set raised until its last attempt; `strikes` is how
-      many of the set's jobs have failed so in a row.
+    - `losses`: how often this job group's loads ended without a word.
+    - `alone`: this job runs alone because its job group raised until its last attempt; `strikes` is how
+      many of the group's jobs have failed so in a row.
     - `condemned`: why its jobs are to be discarded without being run, if they are.
     - `replay`: the id of the replay that its jobs came of, if they did.
     """
@@ -193,7 +194,7 @@ class Deviation(msgspec.Struct, frozen=True):
 class Verdict(msgspec.Struct, frozen=True):
     """How a load ended.
 
-    Either `raised` (all its jobs failed by one error, and the set is due again after `delay`
+    Either `raised` (all its jobs failed by one error, and the job group is due again after `delay`
     seconds, alone if `alone`), or each job succeeded except the `deviations`.
     `outcomes` are the events that someone receives of it; their `parent` is the job's event.
     """
@@ -246,8 +247,8 @@ class Replay(msgspec.Struct, frozen=True):
     """A replay, and how far it has come.
 
     It goes through the log from `after` to `upto`, and up to `planned` it has put `jobs` jobs into
-    sets, `made` of them new ones; `waiting` of them have not been run. `run` is the last that worked
-    on it, `ended_at` when all were run once.
+    job groups, `made` of them new ones; `waiting` of them have not been run. `run` is the last that
+    worked on it, `ended_at` when all were run once.
     """
 
     id: int
@@ -659,7 +660,8 @@ class Store(Protocol):
     def plan(
         self, token: FencingToken, replay: Replay, upto: int, chosen: Sequence[Chosen], batch: int
     ) -> Replay:
-        """Put jobs into sets of `batch` jobs, to be claimed in the replay lane, and move on to `upto`.
+        """Put jobs into job groups of `batch` jobs, to be claimed in the replay lane, and move on
+        to `upto`.
 
         Raises `FencedOut`.
         """

@@ -1,4 +1,4 @@
-"""How much of a set that is due runs in its next load. Pure."""
+"""How much of a job group that is due runs in its next load. Pure."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from typing import NamedTuple
 
 LOST_TOO_OFTEN = 3
 STRIKES = 10
-"""So many jobs of a set failing alone, one after the other, tell an outage from a poisonous job."""
+"""So many jobs of a job group failing alone, one after the other, tell an outage from a poisonous
+job.
+"""
 
 
 class Waiting(NamedTuple):
-    """A set that waits to run again; the columns of its row in `sets`."""
+    """A job group that waits to run again; the columns of its row in `job_groups`."""
 
     id: int
     list: int | None
@@ -27,7 +29,7 @@ class Waiting(NamedTuple):
 
 
 class Portion(NamedTuple):
-    """What of a set the next load takes: its first `jobs` jobs.
+    """What of a job group the next load takes: its first `jobs` jobs.
 
     `losses` and `rest_losses` are what the two parts count from there on; `condemned` is why the
     jobs are not to be run.
@@ -40,12 +42,12 @@ class Portion(NamedTuple):
 
 
 def is_plain(waiting: Waiting) -> bool:
-    """Whether nothing speaks against running this set together with others."""
+    """Whether nothing speaks against running this job group together with others."""
     return waiting.raised_in is None and not waiting.alone and waiting.losses == 0
 
 
 def portion(waiting: Waiting, limit: int, others_succeeded: bool) -> Portion:
-    """How the set runs next.
+    """How the job group runs next.
 
     - Lost three times (its loads ended without a word): halved; each half is halved again at one
       more loss, until the job that kills is alone. A single job gets its own three losses before it
@@ -61,7 +63,7 @@ def portion(waiting: Waiting, limit: int, others_succeeded: bool) -> Portion:
             return Portion(1, losses, losses, f"its load ended without a word {losses} times")
         return Portion(half, _after_halving(half), _after_halving(waiting.jobs - half))
     if waiting.alone and waiting.strikes >= STRIKES:
-        why = f"{waiting.strikes} jobs of its set failed alone, one after the other"
+        why = f"{waiting.strikes} jobs of its group failed alone, one after the other"
         return Portion(whole, losses, losses, why)
     if waiting.alone:
         return Portion(1, losses, losses)

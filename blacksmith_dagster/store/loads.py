@@ -35,14 +35,14 @@ from blacksmith_dagster.store.tables import (
     FAILED,
     edits,
     events,
+    group_jobs,
+    job_groups,
     jobs,
     loads,
     outcomes,
-    set_jobs,
-    sets,
 )
 
-_MERGED = 1000  # sets that one load takes at most
+_MERGED = 1000  # job groups that one load takes at most
 
 JOB_COLUMNS = (
     events.c.seq,
@@ -59,46 +59,48 @@ JOB_COLUMNS = (
 
 
 def jobs_of(conn: Connection, load: int, destination: int) -> Any:
-    """The jobs of a load that took sets, as rows of JOB_COLUMNS."""
-    return conn.execute(_JOBS_OF_SETS, {"load": load, "destination": destination}).all()
+    """The jobs of a load that took job groups, as rows of JOB_COLUMNS."""
+    return conn.execute(_JOBS_OF_GROUPS, {"load": load, "destination": destination}).all()
 
 
 def members(of: Callable[[Any, Any], Sequence[Any]], *which: Any) -> list[Select[Any]]:
-    """The jobs of the sets that `which` says, a row of `of(seq, when_error)` each, as the parts of a
-    union.
+    """The jobs of the job groups that `which` says, a row of `of(seq, when_error)` each, as the
+    parts of a union.
 
-    A job is in a set by the range of the log, by its outcome, or because a replay listed it; one
+    A job is in a job group by the range of the log, by its outcome, or because a replay listed it; one
     that a replay made has what `when` raised beside the list that it was made in.
     """
-    made = set_jobs.alias("made")
+    made = group_jobs.alias("made")
     is_made = and_(
-        made.c.destination == sets.c.destination, made.c.seq == outcomes.c.seq, made.c.made
+        made.c.destination == job_groups.c.destination, made.c.seq == outcomes.c.seq, made.c.made
     )
-    of_log = and_(jobs.c.destination == sets.c.destination, jobs.c.seq == outcomes.c.seq)
+    of_log = and_(jobs.c.destination == job_groups.c.destination, jobs.c.seq == outcomes.c.seq)
     why = func.coalesce(jobs.c.when_error, made.c.when_error)
     in_list = and_(
-        set_jobs.c.destination == sets.c.destination,
-        set_jobs.c.list == sets.c.list,
-        set_jobs.c.seq.between(sets.c.seq_from, sets.c.seq_to),
+        group_jobs.c.destination == job_groups.c.destination,
+        group_jobs.c.list == job_groups.c.list,
+        group_jobs.c.seq.between(job_groups.c.seq_from, job_groups.c.seq_to),
     )
     in_range = and_(
-        jobs.c.destination == sets.c.destination,
-        jobs.c.seq.between(sets.c.seq_from, sets.c.seq_to),
+        jobs.c.destination == job_groups.c.destination,
+        jobs.c.seq.between(job_groups.c.seq_from, job_groups.c.seq_to),
     )
     return [
         select(*of(jobs.c.seq, jobs.c.when_error))
-        .select_from(sets.join(jobs, in_range).join(events, events.c.seq == jobs.c.seq))
-        .where(*which, sets.c.list.is_(None)),
+        .select_from(job_groups.join(jobs, in_range).join(events, events.c.seq == jobs.c.seq))
+        .where(*which, job_groups.c.list.is_(None)),
         select(*of(outcomes.c.seq, why))
         .select_from(
-            sets.join(outcomes, outcomes.c.list == sets.c.list)
+            job_groups.join(outcomes, outcomes.c.list == job_groups.c.list)
             .join(events, events.c.seq == outcomes.c.seq)
             .outerjoin(jobs, of_log)
             .outerjoin(made, is_made)
         )
-        .where(*which, outcomes.c.seq.between(sets.c.seq_from, sets.c.seq_to)),
-        select(*of(set_jobs.c.seq, set_jobs.c.when_error))
-        .select_from(sets.join(set_jobs, in_list).join(events, events.c.seq == set_jobs.c.seq))
+        .where(*which, outcomes.c.seq.between(job_groups.c.seq_from, job_groups.c.seq_to)),
+        select(*of(group_jobs.c.seq, group_jobs.c.when_error))
+        .select_from(
+            job_groups.join(group_jobs, in_list).join(events, events.c.seq == group_jobs.c.seq)
+        )
         .where(*which),
     ]
 
@@ -106,7 +108,7 @@ def members(of: Callable[[Any, Any], Sequence[Any]], *which: Any) -> list[Select
 def _job(seq: Any, when_error: Any) -> Sequence[Any]:
     edited = (
         select(edits.c.payload)
-        .where(edits.c.destination == sets.c.destination, edits.c.seq == seq)
+        .where(edits.c.destination == job_groups.c.destination, edits.c.seq == seq)
         .scalar_subquery()
     )
     columns: dict[Any, Any] = {
@@ -116,25 +118,31 @@ def _job(seq: Any, when_error: Any) -> Sequence[Any]:
     return [columns.get(column, column) for column in JOB_COLUMNS]
 
 
-_JOBS_OF_SETS = union_all(
-    *members(_job, sets.c.load == bindparam("load"), sets.c.destination == bindparam("destination"))
+_JOBS_OF_GROUPS = union_all(
+    *members(
+        _job,
+        job_groups.c.load == bindparam("load"),
+        job_groups.c.destination == bindparam("destination"),
+    )
 ).order_by(text("1"))
 
 
 def waiting(
     conn: Connection, destination: int, *, due_by: datetime | None = None, lane: int | None = None
 ) -> list[Waiting]:
-    """Sets that wait, the longest due first, locked: those of a lane that are due by a time, or all."""
+    """Job groups that wait, the longest due first, locked: those of a lane that are due by a time,
+    or all.
+    """
     found = _WAITING
     if lane is not None:
-        found = found.where(sets.c.lane == lane, sets.c.due_at <= due_by)
+        found = found.where(job_groups.c.lane == lane, job_groups.c.due_at <= due_by)
     return [Waiting(*row) for row in conn.execute(found, {"destination": destination})]
 
 
 _WAITING = (
-    select(*(sets.c[name] for name in Waiting._fields))
-    .where(sets.c.destination == bindparam("destination"), sets.c.load.is_(None))
-    .order_by(sets.c.due_at, sets.c.id)
+    select(*(job_groups.c[name] for name in Waiting._fields))
+    .where(job_groups.c.destination == bindparam("destination"), job_groups.c.load.is_(None))
+    .order_by(job_groups.c.due_at, job_groups.c.id)
     .limit(_MERGED)
     # Skipped, not waited for: an operator may be taking jobs out of them.
     .with_for_update(skip_locked=True)
@@ -142,24 +150,24 @@ _WAITING = (
 
 
 def waiting_with(conn: Connection, destination: int, seq: int) -> Waiting | None:
-    """The set in which a job waits, locked; `None` if it does not wait."""
+    """The job group in which a job waits, locked; `None` if it does not wait."""
     row = conn.execute(_WAITING_WITH, {"destination": destination, "seq": seq}).first()
     return Waiting(*row) if row else None
 
 
 _WAITING_WITH = (
-    select(*(sets.c[name] for name in Waiting._fields))
+    select(*(job_groups.c[name] for name in Waiting._fields))
     .where(
-        sets.c.destination == bindparam("destination"),
-        sets.c.load.is_(None),
-        sets.c.seq_from <= bindparam("seq"),
-        sets.c.seq_to >= bindparam("seq"),
-        sets.c.list.is_(None)
-        | exists().where(outcomes.c.list == sets.c.list, outcomes.c.seq == bindparam("seq"))
+        job_groups.c.destination == bindparam("destination"),
+        job_groups.c.load.is_(None),
+        job_groups.c.seq_from <= bindparam("seq"),
+        job_groups.c.seq_to >= bindparam("seq"),
+        job_groups.c.list.is_(None)
+        | exists().where(outcomes.c.list == job_groups.c.list, outcomes.c.seq == bindparam("seq"))
         | exists().where(
-            set_jobs.c.destination == sets.c.destination,
-            set_jobs.c.seq == bindparam("seq"),
-            set_jobs.c.list == sets.c.list,
+            group_jobs.c.destination == job_groups.c.destination,
+            group_jobs.c.seq == bindparam("seq"),
+            group_jobs.c.list == job_groups.c.list,
         ),
     )
     .with_for_update()
@@ -192,19 +200,19 @@ def succeeded_since(conn: Connection, destination: int, load: int) -> bool:
 
 
 def take(conn: Connection, chosen: Sequence[Waiting], load: int) -> None:
-    """Give whole sets to a load."""
+    """Give whole job groups to a load."""
     ids = [each.id for each in chosen]
-    conn.execute(update(sets).where(sets.c.id.in_(ids)).values(load=load))
+    conn.execute(update(job_groups).where(job_groups.c.id.in_(ids)).values(load=load))
 
 
 def split(conn: Connection, whole: Waiting, part: Portion, destination: int, load: int) -> None:
-    """Give the first jobs of a set to a load; the rest goes on waiting."""
+    """Give the first jobs of a job group to a load; the rest goes on waiting."""
     seqs = seqs_of(whole, destination).limit(1).offset(part.jobs - 1)
     boundary = conn.execute(seqs).scalar_one()
     carve(conn, whole, whole.seq_from, boundary, part.jobs, load, losses=part.losses)
     conn.execute(
-        update(sets)
-        .where(sets.c.id == whole.id)
+        update(job_groups)
+        .where(job_groups.c.id == whole.id)
         .values(
             seq_from=boundary + 1,
             jobs=whole.jobs - part.jobs,
@@ -224,9 +232,9 @@ def carve(
     *,
     losses: int,
 ) -> int:
-    """Make a part of a set a set of its own; returns its id."""
-    columns = [sets.c[name] for name in ("destination", "lane", "replay", "job_key", "list")]
-    kept = [sets.c[name] for name in ("attempts", "raised_in", "alone", "strikes", "due_at")]
+    """Make a part of a job group a group of its own; returns its id."""
+    columns = [job_groups.c[name] for name in ("destination", "lane", "replay", "job_key", "list")]
+    kept = [job_groups.c[name] for name in ("attempts", "raised_in", "alone", "strikes", "due_at")]
     part = {
         "seq_from": literal(seq_from),
         "seq_to": literal(seq_to),
@@ -235,14 +243,14 @@ def carve(
         "rest": literal(whole.id),
         "load": null() if load is None else literal(load),
     }
-    chosen = select(*columns, *part.values(), *kept).where(sets.c.id == whole.id)
+    chosen = select(*columns, *part.values(), *kept).where(job_groups.c.id == whole.id)
     names: list[Any] = [*columns, *part, *kept]
-    made = insert(sets).from_select(names, chosen).returning(sets.c.id)
+    made = insert(job_groups).from_select(names, chosen).returning(job_groups.c.id)
     return int(conn.execute(made).scalar_one())
 
 
 def extract(conn: Connection, whole: Waiting, seq: int, destination: int) -> Waiting:
-    """Make one job of a set a set of its own."""
+    """Make one job of a job group a group of its own."""
     if whole.jobs == 1:
         return whole
     seqs = list(conn.execute(seqs_of(whole, destination)).scalars())
@@ -250,24 +258,28 @@ def extract(conn: Connection, whole: Waiting, seq: int, destination: int) -> Wai
     if after:
         carve(conn, whole, seq + 1, whole.seq_to, after, None, losses=whole.losses)
     if not before:
-        conn.execute(update(sets).where(sets.c.id == whole.id).values(seq_to=seq, jobs=1))
+        conn.execute(
+            update(job_groups).where(job_groups.c.id == whole.id).values(seq_to=seq, jobs=1)
+        )
         return whole._replace(seq_to=seq, jobs=1)
     made = carve(conn, whole, seq, seq, 1, None, losses=whole.losses)
-    conn.execute(update(sets).where(sets.c.id == whole.id).values(seq_to=seq - 1, jobs=before))
+    conn.execute(
+        update(job_groups).where(job_groups.c.id == whole.id).values(seq_to=seq - 1, jobs=before)
+    )
     return whole._replace(id=made, seq_from=seq, seq_to=seq, jobs=1)
 
 
 def seqs_of(whole: Waiting, destination: int) -> Select[Any]:
-    """The sequence numbers of a set's jobs, in order."""
+    """The sequence numbers of a job group's jobs, in order."""
     between = (whole.seq_from, whole.seq_to)
     if whole.list is None:
         mine = jobs.c.destination == destination
         return select(jobs.c.seq).where(mine, jobs.c.seq.between(*between)).order_by(jobs.c.seq)
     of_outcomes = outcomes.c.list == whole.list
-    of_replay = (set_jobs.c.destination == destination, set_jobs.c.list == whole.list)
+    of_replay = (group_jobs.c.destination == destination, group_jobs.c.list == whole.list)
     listed = union_all(
         select(outcomes.c.seq).where(of_outcomes, outcomes.c.seq.between(*between)),
-        select(set_jobs.c.seq).where(*of_replay, set_jobs.c.seq.between(*between)),
+        select(group_jobs.c.seq).where(*of_replay, group_jobs.c.seq.between(*between)),
     ).subquery()
     return select(listed.c.seq).order_by(listed.c.seq)
 
@@ -316,13 +328,13 @@ def repeat(
     """Let the jobs of a load that was closed wait again.
 
     `lost` is added to their losses; `raised` is the attempt that raised, and whether they run alone
-    from there on. A first load's jobs become a set; else each set that the load took waits again:
-    after an attempt in the load lane, whoever's it was, else where it was.
+    from there on. A first load's jobs become a job group; else each group that the load took waits
+    again: after an attempt in the load lane, whoever's it was, else where it was.
     """
-    due = literal(due_at, sets.c.due_at.type)
+    due = literal(due_at, job_groups.c.due_at.type)
     attempts, alone = raised or (None, None)
-    for source, mine in ((loads, loads.c.id == load), (sets, sets.c.load == load)):
-        had = source.c if source is sets else _NeverRun
+    for source, mine in ((loads, loads.c.id == load), (job_groups, job_groups.c.load == load)):
+        had = source.c if source is job_groups else _NeverRun
         columns = {
             "destination": source.c.destination,
             "lane": had.lane if raised is None else literal(0),
@@ -340,11 +352,11 @@ def repeat(
             "due_at": due,
         }
         chosen = select(*columns.values()).where(mine, source.c.seq_to.is_not(None))
-        conn.execute(insert(sets).from_select(list(columns), chosen))
+        conn.execute(insert(job_groups).from_select(list(columns), chosen))
 
 
 class _NeverRun:
-    """What the columns of a set are for jobs of a first load."""
+    """What the columns of a job group are for jobs of a first load."""
 
     lane = literal(0)
     replay = null()
@@ -371,7 +383,7 @@ class Outcome(NamedTuple):
 def make_lists(
     conn: Connection, load: Load, destination: int, deviations: Sequence[Deviation], now: datetime
 ) -> Mapping[tuple[float, bool], int]:
-    """Make a set, a list, of the failed jobs for each delay, and for those that run alone."""
+    """Make a job group, a list, of the failed jobs for each delay, and for those that run alone."""
     due: dict[tuple[float, bool], list[int]] = {}
     for each in deviations:
         if each.said is Said.FAILED:
@@ -391,12 +403,12 @@ def make_lists(
             "job_key": None if load.job_key == str(destination) else load.job_key,
         }
         made = conn.execute(_MAKE_LIST, values).scalar_one()
-        conn.execute(update(sets).where(sets.c.id == made).values(list=made))
+        conn.execute(update(job_groups).where(job_groups.c.id == made).values(list=made))
         lists[delay, alone] = made
     return lists
 
 
-_MAKE_LIST = insert(sets).values(losses=0, strikes=0).returning(sets.c.id)
+_MAKE_LIST = insert(job_groups).values(losses=0, strikes=0).returning(job_groups.c.id)
 
 
 def outcomes_of(
@@ -419,7 +431,7 @@ def _when(failed: Deviation) -> tuple[float, bool]:
 
 
 def strike(conn: Connection, load: int, failed: bool) -> None:
-    """Count a job that ran alone, in the set that it was taken from: failures in a row."""
-    rest = select(sets.c.rest).where(sets.c.load == load).scalar_subquery()
-    strikes = sets.c.strikes + 1 if failed else literal(0)
-    conn.execute(update(sets).where(sets.c.id == rest).values(strikes=strikes))
+    """Count a job that ran alone, in the group that it was taken from: failures in a row."""
+    rest = select(job_groups.c.rest).where(job_groups.c.load == load).scalar_subquery()
+    strikes = job_groups.c.strikes + 1 if failed else literal(0)
+    conn.execute(update(job_groups).where(job_groups.c.id == rest).values(strikes=strikes))

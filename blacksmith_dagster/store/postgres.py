@@ -21,7 +21,7 @@ from blacksmith_dagster.store.interface import JobRow, Load, NewEvent, Position,
 from blacksmith_dagster.store.job_groups import Waiting
 from blacksmith_dagster.store.loads import Outcome
 from blacksmith_dagster.store.partitions import Partitions
-from blacksmith_dagster.store.replays import SetJob
+from blacksmith_dagster.store.replays import GroupJob
 from blacksmith_dagster.store.sql import SQLStore, fenced_out, no_longer_open
 from blacksmith_dagster.store.tables import Instant
 
@@ -180,18 +180,18 @@ class PostgresStore(SQLStore):
     def _insert_outcomes(self, conn: Connection, rows: Sequence[Outcome]) -> None:
         conn.exec_driver_sql(_OUTCOMES, (*_columns(rows),))
 
-    def _insert_set_jobs(self, conn: Connection, rows: Sequence[SetJob]) -> None:
+    def _insert_group_jobs(self, conn: Connection, rows: Sequence[GroupJob]) -> None:
         destination = rows[0].destination
         _, *columns = _columns(rows)
-        conn.exec_driver_sql(_SET_JOBS, (destination, *columns))
+        conn.exec_driver_sql(_GROUP_JOBS, (destination, *columns))
 
-    def _jobs_of_sets(
+    def _jobs_of_groups(
         self, conn: Connection, of: int, load: int, chosen: Sequence[Waiting]
     ) -> list[JobRow]:
         """What a replay has listed is read by the driver, as a range, if it lies dense."""
         first, last = min(each.seq_from for each in chosen), max(each.seq_to for each in chosen)
         if any(each.replay is None or each.attempts for each in chosen) or last - first > _DENSE:
-            return super()._jobs_of_sets(conn, of, load, chosen)
+            return super()._jobs_of_groups(conn, of, load, chosen)
         driver: Any = conn.connection.driver_connection
         with driver.cursor(binary=True) as cursor:
             cursor.execute(_LISTED_JOBS, (load, of, first, last, first, last))
@@ -264,16 +264,16 @@ _DENSE_JOBS = _SPARSE_JOBS.replace("ORDER BY", "AND e.seq > %s AND e.seq <= %s O
 _LISTED_JOBS = """
 SELECT e.seq, e.event_type, coalesce(c.payload, e.payload), e.received_at, e.key, e.context, e.version,
        e.sent_at, e.parent, r.when_error
-  FROM sets s
-  JOIN set_jobs r ON r.destination = s.destination AND r.list = s.list
-                 AND r.seq BETWEEN s.seq_from AND s.seq_to
+  FROM job_groups g
+  JOIN group_jobs r ON r.destination = g.destination AND r.list = g.list
+                 AND r.seq BETWEEN g.seq_from AND g.seq_to
   JOIN events e ON e.seq = r.seq
   LEFT JOIN edits c ON c.destination = r.destination AND c.seq = r.seq
- WHERE s.load = %s AND r.destination = %s AND r.seq BETWEEN %s AND %s AND e.seq BETWEEN %s AND %s
+ WHERE g.load = %s AND r.destination = %s AND r.seq BETWEEN %s AND %s AND e.seq BETWEEN %s AND %s
  ORDER BY e.seq
 """
-_SET_JOBS = """
-INSERT INTO set_jobs (destination, seq, list, made, when_error)
+_GROUP_JOBS = """
+INSERT INTO group_jobs (destination, seq, list, made, when_error)
 SELECT %s, * FROM unnest(%b::bigint[], %b::bigint[], %b::bool[], %b::text[])
 """
 # From executing (1) to done (2). The fencing token's row is locked first: who takes over meanwhile is

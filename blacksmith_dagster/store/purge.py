@@ -45,12 +45,12 @@ from blacksmith_dagster.store.tables import (
     event_totals,
     event_types,
     events,
+    group_jobs,
+    job_groups,
     job_totals,
     jobs,
     loads,
     outcomes,
-    set_jobs,
-    sets,
 )
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 _SPAN = 1_000_000  # sequence numbers that are looked through at once
 _PAGE = 50_000  # events that are archived together
 _AT_ONCE = 1_000  # events that are deleted in one transaction: others wait to write
-_AT_LAST = 5_000  # sets, or loads, that are
+_AT_LAST = 5_000  # job groups, or loads, that are
 
 
 class Purge:
@@ -225,7 +225,7 @@ class Purge:
         self, conn: Connection, which: Callable[[ColumnElement[int]], ColumnElement[bool]]
     ) -> None:
         """Delete what is told of jobs by event. The discarded are in the totals from then on."""
-        for table in (set_jobs, edits):
+        for table in (group_jobs, edits):
             conn.execute(delete(table).where(*self._of(table, which(table.c.seq))))
         mine = (*self._of(outcomes, which(outcomes.c.seq)), outcomes.c.state == DISCARDED)
         gone = delete(outcomes).where(*mine)
@@ -246,7 +246,7 @@ class Purge:
 
     # -- what nothing needs any more
     def _sweep(self) -> Iterator[PurgeStep]:
-        """Delete the sets and the loads that have no job left.
+        """Delete the job groups and the loads that have no job left.
 
         A lane's last load stays: it is the lane's state.
         """
@@ -262,11 +262,13 @@ class Purge:
                     "top": self._top,
                     "last": [load for load in last if load],
                 }
-                empty = _empty_sets(conn, given)
+                empty = _empty_groups(conn, given)
             for part in parts(empty, _AT_LAST):
                 with self._store.writing() as conn:
-                    conn.execute(delete(sets).where(sets.c.id.in_([each.id for each in part])))
-                    taken = exists().where(sets.c.load == loads.c.id)
+                    conn.execute(
+                        delete(job_groups).where(job_groups.c.id.in_([each.id for each in part]))
+                    )
+                    taken = exists().where(job_groups.c.load == loads.c.id)
                     ids = sorted({each.load for each in part})
                     _delete_loads(conn, loads.c.id.in_(ids), ~taken)
                 yield PurgeStep()
@@ -280,14 +282,18 @@ class Purge:
                 yield PurgeStep()
 
 
-def _empty_sets(conn: Connection, given: Mapping[str, Any]) -> Sequence[Row[Any]]:
-    """Sets without a job. The one that a list began with tells when it did: it goes with the last."""
-    empty = conn.execute(_EMPTY_SETS, given).all()
+def _empty_groups(conn: Connection, given: Mapping[str, Any]) -> Sequence[Row[Any]]:
+    """Job groups without a job. The one that a list began with tells when it did: it goes with the
+    last.
+    """
+    empty = conn.execute(_EMPTY_GROUPS, given).all()
     per_list = Counter(each.list for each in empty if each.list is not None)
     if not per_list:
         return empty
-    of_lists = select(sets.c.list, func.count()).where(sets.c.destination == given["of"])
-    there = dict(conn.execute(of_lists.group_by(sets.c.list)).tuples().all())
+    of_lists = select(job_groups.c.list, func.count()).where(
+        job_groups.c.destination == given["of"]
+    )
+    there = dict(conn.execute(of_lists.group_by(job_groups.c.list)).tuples().all())
     return [
         each for each in empty if each.id != each.list or per_list[each.list] == there[each.list]
     ]
@@ -323,28 +329,30 @@ _LESS = (
 )
 _of: Any = bindparam("of")
 _last: Any = bindparam("last", expanding=True)
-_in_set = (sets.c.seq_from, sets.c.seq_to)
-_left_in_set = or_(
+_in_group = (job_groups.c.seq_from, job_groups.c.seq_to)
+_left_in_group = or_(
     and_(
-        sets.c.list.is_(None),
-        exists().where(jobs.c.destination == sets.c.destination, jobs.c.seq.between(*_in_set)),
+        job_groups.c.list.is_(None),
+        exists().where(
+            jobs.c.destination == job_groups.c.destination, jobs.c.seq.between(*_in_group)
+        ),
     ),
     exists().where(
-        outcomes.c.list == sets.c.list,
-        outcomes.c.seq.between(*_in_set),
+        outcomes.c.list == job_groups.c.list,
+        outcomes.c.seq.between(*_in_group),
         events.c.seq == outcomes.c.seq,
     ),
     exists().where(
-        set_jobs.c.destination == sets.c.destination,
-        set_jobs.c.seq.between(*_in_set),
-        set_jobs.c.list == sets.c.list,
+        group_jobs.c.destination == job_groups.c.destination,
+        group_jobs.c.seq.between(*_in_group),
+        group_jobs.c.list == job_groups.c.list,
     ),
 )
-_EMPTY_SETS = select(sets.c.id, sets.c.load, sets.c.list).where(
-    sets.c.destination == _of,
-    sets.c.seq_to > bindparam("start"),
-    sets.c.seq_to <= bindparam("top"),
-    sets.c.load.is_not(None),
-    sets.c.load.not_in(_last),
-    ~_left_in_set,
+_EMPTY_GROUPS = select(job_groups.c.id, job_groups.c.load, job_groups.c.list).where(
+    job_groups.c.destination == _of,
+    job_groups.c.seq_to > bindparam("start"),
+    job_groups.c.seq_to <= bindparam("top"),
+    job_groups.c.load.is_not(None),
+    job_groups.c.load.not_in(_last),
+    ~_left_in_group,
 )

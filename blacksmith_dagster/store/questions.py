@@ -42,14 +42,14 @@ from blacksmith_dagster.store.tables import (
     destination_events,
     event_totals,
     events,
+    group_jobs,
+    job_groups,
     job_totals,
     jobs,
     loads,
     marks,
     outcomes,
     replays,
-    set_jobs,
-    sets,
 )
 
 _AT_ONCE = 10_000  # values in one statement, which takes 65,535 at most
@@ -111,9 +111,9 @@ def _last(column: Any, lane: int, of: Any = _of) -> Any:
 
 
 def _due_of(of: Any, *also: Any) -> Any:
-    """When the first of the waiting sets is due."""
-    waits = and_(sets.c.destination == of, sets.c.load.is_(None), *also)
-    found = select(func.min(sets.c.due_at)).where(waits)
+    """When the first of the waiting job groups is due."""
+    waits = and_(job_groups.c.destination == of, job_groups.c.load.is_(None), *also)
+    found = select(func.min(job_groups.c.due_at)).where(waits)
     return found.correlate(destination_events).scalar_subquery()
 
 
@@ -130,8 +130,8 @@ _last_ids = [_last(loads.c.id, lane).scalar_subquery() for lane in (0, 1, 2)]
 _executing = _number(
     select(func.sum(loads.c.jobs)).where(loads.c.id.in_(_last_ids), loads.c.state == EXECUTING)
 )
-_waits = and_(sets.c.destination == _of, sets.c.load.is_(None))
-_retrying = _number(select(func.sum(sets.c.jobs)).where(_waits))
+_waits = and_(job_groups.c.destination == _of, job_groups.c.load.is_(None))
+_retrying = _number(select(func.sum(job_groups.c.jobs)).where(_waits))
 _received = select(events.c.received_at).where(events.c.seq == _first_new_of(_of)).scalar_subquery()
 _made = _number(select(func.sum(replays.c.made)).where(replays.c.destination == _of))
 _uncounted = select(func.count()).where(
@@ -156,7 +156,7 @@ _COUNTS = select(
 )
 _asked = destination_events.c.id.in_(bindparam("asked", expanding=True))
 _NEXT = select(
-    _due_of(destination_events.c.id, sets.c.lane == 0).label("due"),
+    _due_of(destination_events.c.id, job_groups.c.lane == 0).label("due"),
     _first_new_of(destination_events.c.id).label("new"),
 ).where(_asked)
 _LOADED = select(
@@ -200,11 +200,11 @@ def destinations_of(conn: Connection, seqs: Sequence[int]) -> Mapping[int, Seque
 
 def _destinations_of(seqs: Sequence[int]) -> Select[Any]:
     ids = select(destination_events.c.id)
-    made_later = select(set_jobs.c.seq, set_jobs.c.destination).where(
+    made_later = select(group_jobs.c.seq, group_jobs.c.destination).where(
         # As many look-ups as there are destination events: rows are in their order first.
-        set_jobs.c.destination.in_(ids),
-        set_jobs.c.seq.in_(seqs),
-        set_jobs.c.made,
+        group_jobs.c.destination.in_(ids),
+        group_jobs.c.seq.in_(seqs),
+        group_jobs.c.made,
     )
     of_log = select(jobs.c.seq, jobs.c.destination).where(jobs.c.seq.in_(seqs))
     has = union_all(of_log, made_later).subquery()
@@ -236,14 +236,14 @@ def window(conn: Connection, start: datetime, end: datetime, last: int) -> Windo
 
 
 _seq: Any = bindparam("seq")
-_ids = select(destination_events.c.id)  # the first column of the key of `set_jobs`
-_listed = and_(set_jobs.c.destination.in_(_ids), set_jobs.c.seq == _seq)
+_ids = select(destination_events.c.id)  # the first column of the key of `group_jobs`
+_listed = and_(group_jobs.c.destination.in_(_ids), group_jobs.c.seq == _seq)
 # The destination events that have a job of the event; `made` by a replay, if it is not of the log.
 _has = union_all(
     select(jobs.c.destination, false().label("made")).where(jobs.c.seq == _seq),
-    select(set_jobs.c.destination, true()).where(_listed, set_jobs.c.made),
+    select(group_jobs.c.destination, true()).where(_listed, group_jobs.c.made),
 ).subquery()
-# Every load that held the job: the first, whose range it is in, and those that took its sets.
+# Every load that held the job: the first, whose range it is in, and those that took its job groups.
 _first_load = (
     select(loads.c.id)
     .where(loads.c.destination == _has.c.destination, loads.c.seq_to >= _seq)
@@ -251,32 +251,32 @@ _first_load = (
     .limit(1)
     .scalar_subquery()
 )
-_in_set = and_(
-    sets.c.destination == _has.c.destination,
-    sets.c.seq_from <= _seq,
-    sets.c.seq_to >= _seq,
+_in_group = and_(
+    job_groups.c.destination == _has.c.destination,
+    job_groups.c.seq_from <= _seq,
+    job_groups.c.seq_to >= _seq,
     or_(
-        and_(sets.c.list.is_(None), ~_has.c.made),
+        and_(job_groups.c.list.is_(None), ~_has.c.made),
         exists()
-        .where(outcomes.c.list == sets.c.list, outcomes.c.seq == _seq)
-        .correlate(sets, _has),
+        .where(outcomes.c.list == job_groups.c.list, outcomes.c.seq == _seq)
+        .correlate(job_groups, _has),
         exists()
         .where(
-            set_jobs.c.destination == sets.c.destination,
-            set_jobs.c.seq == _seq,
-            set_jobs.c.list == sets.c.list,
+            group_jobs.c.destination == job_groups.c.destination,
+            group_jobs.c.seq == _seq,
+            group_jobs.c.list == job_groups.c.list,
         )
-        .correlate(sets, _has),
+        .correlate(job_groups, _has),
     ),
 )
 _held = union_all(
     select(_has.c.destination, _first_load.label("load"), null().label("replay")).where(
         ~_has.c.made
     ),
-    select(_has.c.destination, sets.c.load, sets.c.replay)
+    select(_has.c.destination, job_groups.c.load, job_groups.c.replay)
     .select_from(_has)
-    .join(sets, _in_set)
-    .where(sets.c.load.is_not(None)),
+    .join(job_groups, _in_group)
+    .where(job_groups.c.load.is_not(None)),
 ).subquery()
 _HISTORY = (
     select(
@@ -300,18 +300,18 @@ _HISTORY = (
 )
 _path = destination_events.c.path
 _WAITING = (
-    select(_path, sets.c.due_at)
+    select(_path, job_groups.c.due_at)
     .select_from(_has)
-    .join(sets, _in_set)
+    .join(job_groups, _in_group)
     .join(destination_events, destination_events.c.id == _has.c.destination)
-    .where(sets.c.load.is_(None))
+    .where(job_groups.c.load.is_(None))
 )
-# The first set of a replay's list bears the list's number, and the time when it was planned.
+# The first job group of a replay's list bears the list's number, and the time when it was planned.
 _REPLAYED = (
-    select(_path, sets.c.due_at, sets.c.replay, set_jobs.c.made)
-    .select_from(set_jobs)
-    .join(sets, sets.c.id == set_jobs.c.list)
-    .join(destination_events, destination_events.c.id == set_jobs.c.destination)
+    select(_path, job_groups.c.due_at, job_groups.c.replay, group_jobs.c.made)
+    .select_from(group_jobs)
+    .join(job_groups, job_groups.c.id == group_jobs.c.list)
+    .join(destination_events, destination_events.c.id == group_jobs.c.destination)
     .where(_listed)
 )
 _STATES = {DONE: "succeeded", FAILED: "failed", UNKNOWN: "unknown", RELEASED: "awaiting"}
@@ -382,19 +382,22 @@ _limit: Any = bindparam("limit")
 _failure = outcomes.alias("failure")
 _listed_error = (
     select(_failure.c.error)
-    .where(_failure.c.list == sets.c.list, _failure.c.seq == events.c.seq)
+    .where(_failure.c.list == job_groups.c.list, _failure.c.seq == events.c.seq)
     .scalar_subquery()
 )
-_raised = select(loads.c.error).where(loads.c.id == sets.c.raised_in).scalar_subquery()
+_raised = select(loads.c.error).where(loads.c.id == job_groups.c.raised_in).scalar_subquery()
 RETRY_ERROR = func.coalesce(_raised, _listed_error).label("error")
-"""Why a job waits to run again: what its set has raised since, or else its own failure."""
+"""Why a job waits to run again: what its job group has raised since, or else its own failure."""
 
 _is_open = (loads.c.id.in_(_last_ids), loads.c.state == EXECUTING)
 _attempt_of_load = (
-    select(loads.c.attempt).where(loads.c.id == sets.c.load).scalar_subquery().label("attempts")
+    select(loads.c.attempt)
+    .where(loads.c.id == job_groups.c.load)
+    .scalar_subquery()
+    .label("attempts")
 )
 _no_error = cast(null(), Text).label("error")
-_not_due = cast(null(), sets.c.due_at.type).label("due_at")
+_not_due = cast(null(), job_groups.c.due_at.type).label("due_at")
 _JOBS_IN = {
     "discarded": _listing(loads.c.attempt, outcomes.c.error, null())
     .select_from(outcomes)
@@ -405,7 +408,7 @@ _JOBS_IN = {
     .limit(_limit),
     "retrying": union_all(
         *members(
-            lambda *_: [*_EVENT, sets.c.attempts, RETRY_ERROR, sets.c.due_at],
+            lambda *_: [*_EVENT, job_groups.c.attempts, RETRY_ERROR, job_groups.c.due_at],
             _waits,
         )
     )
@@ -425,7 +428,7 @@ _JOBS_IN = {
         .where(*_is_open, jobs.c.seq.between(loads.c.seq_from, loads.c.seq_to)),
         *members(
             lambda *_: [*_EVENT, _attempt_of_load, _no_error, _not_due],
-            sets.c.load.in_(select(loads.c.id).where(*_is_open)),
+            job_groups.c.load.in_(select(loads.c.id).where(*_is_open)),
         ),
     )
     .order_by(text("1"))

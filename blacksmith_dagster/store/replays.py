@@ -1,4 +1,4 @@
-"""Replays: which events of a window have a job, and in what state, and the sets made of them."""
+"""Replays: which events of a window have a job, and in what state, and the job groups made of them."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ from blacksmith_dagster.store.tables import (
     RETAKEN,
     edits,
     events,
+    group_jobs,
+    job_groups,
     jobs,
     loads,
     outcomes,
     replays,
-    set_jobs,
-    sets,
 )
 
 _SPAN = 20_000  # sequence numbers that are looked through at once
@@ -63,8 +63,8 @@ _DENSE = 4  # so many numbers for each that is wanted
 _LOOKED_AT = 20  # loads that tell the pace
 
 
-class SetJob(NamedTuple):
-    """A row of `set_jobs`."""
+class GroupJob(NamedTuple):
+    """A row of `group_jobs`."""
 
     destination: int
     seq: int
@@ -111,22 +111,24 @@ def begin(
         begun = conn.execute(insert(replays).returning(replays.c.id), values).scalar_one()
     conn.execute(update(replays).where(replays.c.id == begun).values(run=run))
     left = (
-        sets.c.destination == destination,
-        sets.c.lane == LANES[Lane.REPLAY],
-        sets.c.load.is_(None),
-        sets.c.replay != begun,
+        job_groups.c.destination == destination,
+        job_groups.c.lane == LANES[Lane.REPLAY],
+        job_groups.c.load.is_(None),
+        job_groups.c.replay != begun,
     )
-    conn.execute(update(sets).where(*left).values(lane=LANES[Lane.LOAD]))
+    conn.execute(update(job_groups).where(*left).values(lane=LANES[Lane.LOAD]))
     return int(begun)
 
 
 _still_waiting = (
-    sets.c.destination == replays.c.destination,
-    sets.c.lane == LANES[Lane.REPLAY],
-    sets.c.load.is_(None),
-    sets.c.replay == replays.c.id,
+    job_groups.c.destination == replays.c.destination,
+    job_groups.c.lane == LANES[Lane.REPLAY],
+    job_groups.c.load.is_(None),
+    job_groups.c.replay == replays.c.id,
 )
-_waiting = select(func.coalesce(func.sum(sets.c.jobs), 0)).where(*_still_waiting).scalar_subquery()
+_waiting = (
+    select(func.coalesce(func.sum(job_groups.c.jobs), 0)).where(*_still_waiting).scalar_subquery()
+)
 
 
 def find(
@@ -182,12 +184,12 @@ def _pending(conn: Connection, destination: int, window: Window) -> tuple[int, s
     }
     first = last[Lane.LOAD]
     opened = [each for each in last.values() if each and each.state == EXECUTING]
-    seq_of = bindparam("after") < sets.c.seq_to
-    mine = (sets.c.destination == destination, seq_of, sets.c.seq_from <= window.upto)
+    seq_of = bindparam("after") < job_groups.c.seq_to
+    mine = (job_groups.c.destination == destination, seq_of, job_groups.c.seq_from <= window.upto)
     given = {"after": window.after}
-    held: ColumnElement[bool] = sets.c.load.is_(None)
+    held: ColumnElement[bool] = job_groups.c.load.is_(None)
     if opened:
-        held = or_(held, sets.c.load.in_([each.id for each in opened]))
+        held = or_(held, job_groups.c.load.in_([each.id for each in opened]))
     busy = set(conn.execute(union_all(*members(_seq, *mine, held)), given).scalars())
     for each in opened:
         if each.seq_to is not None:
@@ -265,8 +267,8 @@ def _of_log(
         return and_(column > window.after, column <= window.upto)
 
     log = select(jobs.c.seq).where(jobs.c.destination == destination, between(jobs.c.seq))
-    later = select(set_jobs.c.seq).where(
-        set_jobs.c.destination == destination, between(set_jobs.c.seq), set_jobs.c.made
+    later = select(group_jobs.c.seq).where(
+        group_jobs.c.destination == destination, between(group_jobs.c.seq), group_jobs.c.made
     )
     of_log, made = set(conn.execute(log).scalars()), set(conn.execute(later).scalars())
     discarded = select(outcomes.c.seq, outcomes.c.error).where(
@@ -338,21 +340,21 @@ def unsettled(conn: Connection, destination: int, limit: int) -> Sequence[Row[An
     waits = members(
         lambda *_: [
             *columns,
-            sets.c.attempts.label("attempts"),
+            job_groups.c.attempts.label("attempts"),
             RETRY_ERROR,
-            sets.c.due_at.label("due_at"),
+            job_groups.c.due_at.label("due_at"),
         ],
-        sets.c.destination == destination,
-        sets.c.replay == last,
-        sets.c.load.is_(None),
+        job_groups.c.destination == destination,
+        job_groups.c.replay == last,
+        job_groups.c.load.is_(None),
     )
     listed = exists().where(
-        set_jobs.c.destination == destination,
-        set_jobs.c.seq == outcomes.c.seq,
-        set_jobs.c.list.in_(select(sets.c.id).where(sets.c.replay == last)),
+        group_jobs.c.destination == destination,
+        group_jobs.c.seq == outcomes.c.seq,
+        group_jobs.c.list.in_(select(job_groups.c.id).where(job_groups.c.replay == last)),
     )
     gone = (
-        select(*columns, loads.c.attempt, outcomes.c.error, cast(null(), sets.c.due_at.type))
+        select(*columns, loads.c.attempt, outcomes.c.error, cast(null(), job_groups.c.due_at.type))
         .select_from(
             outcomes.join(events, events.c.seq == outcomes.c.seq).join(
                 loads, loads.c.id == outcomes.c.load
@@ -374,9 +376,10 @@ def plan(
     chosen: Sequence[Chosen],
     batch: int,
     now: datetime,
-) -> list[SetJob]:
-    """Make sets of the chosen jobs, whose rows the caller inserts; raises `FencedOut` if the replay has
-    been planned on by another."""
+) -> list[GroupJob]:
+    """Make job groups of the chosen jobs, whose rows the caller inserts; raises `FencedOut` if the
+    replay has been planned on by another.
+    """
     made = sum(each.state == "missing" for each in chosen)
     moved = (
         update(replays)
@@ -411,15 +414,19 @@ def plan(
             "due_at": now,
         }
         of = conn.execute(_MAKE, values).scalar_one()
-        conn.execute(update(sets).where(sets.c.id == of).values(list=of))
+        conn.execute(update(job_groups).where(job_groups.c.id == of).values(list=of))
         rows += [
-            SetJob(destination, each.seq, of, each.state == "missing", each.when_error)
+            GroupJob(destination, each.seq, of, each.state == "missing", each.when_error)
             for each in part
         ]
     return rows
 
 
-_MAKE = insert(sets).values(attempts=0, losses=0, alone=False, strikes=0).returning(sets.c.id)
+_MAKE = (
+    insert(job_groups)
+    .values(attempts=0, losses=0, alone=False, strikes=0)
+    .returning(job_groups.c.id)
+)
 
 
 def _retake(conn: Connection, destination: int, seqs: Sequence[int]) -> None:

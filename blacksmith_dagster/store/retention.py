@@ -30,13 +30,13 @@ from blacksmith_dagster.store.tables import (
     counter,
     event_types,
     events,
+    group_jobs,
+    job_groups,
     jobs,
     loads,
     marks,
     outcomes,
     replays,
-    set_jobs,
-    sets,
 )
 
 _CHUNK = 10_000  # sequence numbers that one statement names
@@ -216,22 +216,24 @@ _of: Any = bindparam("of")
 _open: Any = bindparam("open", expanding=True)
 _event_types: Any = bindparam("event_types", expanding=True)
 _upto: Any = bindparam("upto")
-_waits = and_(sets.c.destination == _of, or_(sets.c.load.is_(None), sets.c.load.in_(_open)))
-_in_set = (sets.c.seq_from, sets.c.seq_to)
+_waits = and_(
+    job_groups.c.destination == _of, or_(job_groups.c.load.is_(None), job_groups.c.load.in_(_open))
+)
+_in_group = (job_groups.c.seq_from, job_groups.c.seq_to)
 _pending = union_all(
     select(jobs.c.seq).where(jobs.c.destination == _of, jobs.c.seq > bindparam("after")),
     select(jobs.c.seq)
     .join(loads, jobs.c.seq.between(loads.c.seq_from, loads.c.seq_to))
     .where(jobs.c.destination == _of, loads.c.id.in_(_open)),
     select(jobs.c.seq)
-    .join(sets, jobs.c.seq.between(*_in_set))
-    .where(jobs.c.destination == _of, _waits, sets.c.list.is_(None)),
+    .join(job_groups, jobs.c.seq.between(*_in_group))
+    .where(jobs.c.destination == _of, _waits, job_groups.c.list.is_(None)),
     select(outcomes.c.seq)
-    .join(sets, outcomes.c.list == sets.c.list)
-    .where(_waits, outcomes.c.seq.between(*_in_set)),
-    select(set_jobs.c.seq)
-    .join(sets, set_jobs.c.list == sets.c.list)
-    .where(set_jobs.c.destination == _of, _waits, set_jobs.c.seq.between(*_in_set)),
+    .join(job_groups, outcomes.c.list == job_groups.c.list)
+    .where(_waits, outcomes.c.seq.between(*_in_group)),
+    select(group_jobs.c.seq)
+    .join(job_groups, group_jobs.c.list == job_groups.c.list)
+    .where(group_jobs.c.destination == _of, _waits, group_jobs.c.seq.between(*_in_group)),
 ).subquery()
 _PENDING = select(_pending.c.seq).where(_pending.c.seq <= _upto)
 _of_outcome = and_(events.c.event_type.in_(_event_types), events.c.parent.is_not(None))

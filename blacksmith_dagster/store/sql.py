@@ -172,18 +172,18 @@ class SQLStore(ABC):
     def _jobs_between(self, conn: Connection, of: int, after: int, upto: int) -> list[JobRow]:
         """The jobs of a range of the log."""
 
-    def _jobs_of_sets(
+    def _jobs_of_groups(
         self,
         conn: Connection,
         of: int,
         load: int,
         chosen: Sequence[Waiting],  # noqa: ARG002 - tells an adapter how it is read best
     ) -> list[JobRow]:
-        """The jobs of a load that took sets."""
+        """The jobs of a load that took job groups."""
         return self._jobs(loads.jobs_of(conn, load, of))
 
     @abstractmethod
-    def _insert_set_jobs(self, conn: Connection, rows: Sequence[replays.SetJob]) -> None:
+    def _insert_group_jobs(self, conn: Connection, rows: Sequence[replays.GroupJob]) -> None:
         """Write down which jobs are in the lists of a replay."""
 
     def _jobs(self, rows: Sequence[Any]) -> list[JobRow]:
@@ -536,7 +536,7 @@ class SQLStore(ABC):
             of, held = self._hold(conn, token)
             rows = replays.plan(conn, of, replay, upto, chosen, batch, held.now)
             if rows:
-                self._insert_set_jobs(conn, rows)
+                self._insert_group_jobs(conn, rows)
             return self._replay(conn, token.destination, replay.id)
 
     def end_replay(self, token: FencingToken, replay: Replay) -> bool:

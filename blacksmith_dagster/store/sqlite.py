@@ -23,7 +23,7 @@ from blacksmith_dagster.store.db_errors import told
 from blacksmith_dagster.store.interface import JobRow, NewEvent
 from blacksmith_dagster.store.job_groups import Waiting
 from blacksmith_dagster.store.loads import Outcome
-from blacksmith_dagster.store.replays import SetJob
+from blacksmith_dagster.store.replays import GroupJob
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.store.tables import Instant, from_micros, to_micros
 
@@ -115,12 +115,12 @@ class SQLiteStore(SQLStore):
     def _jobs_between(self, conn: Connection, of: int, after: int, upto: int) -> list[JobRow]:
         return self._read(conn.exec_driver_sql(_JOBS_BETWEEN, (of, after, upto)))
 
-    def _jobs_of_sets(
+    def _jobs_of_groups(
         self, conn: Connection, of: int, load: int, chosen: Sequence[Waiting]
     ) -> list[JobRow]:
         """What a replay has listed is read by the driver."""
         if any(each.replay is None or each.attempts for each in chosen):
-            return super()._jobs_of_sets(conn, of, load, chosen)
+            return super()._jobs_of_groups(conn, of, load, chosen)
         return self._read(conn.exec_driver_sql(_LISTED_JOBS, (load,)))
 
     def _read(self, rows: Iterable[Any]) -> list[JobRow]:
@@ -146,8 +146,8 @@ class SQLiteStore(SQLStore):
     def _insert_outcomes(self, conn: Connection, rows: Sequence[Outcome]) -> None:
         conn.exec_driver_sql(_OUTCOME, [tuple(row) for row in rows])
 
-    def _insert_set_jobs(self, conn: Connection, rows: Sequence[SetJob]) -> None:
-        conn.exec_driver_sql(_SET_JOB, [tuple(row) for row in rows])
+    def _insert_group_jobs(self, conn: Connection, rows: Sequence[GroupJob]) -> None:
+        conn.exec_driver_sql(_GROUP_JOB, [tuple(row) for row in rows])
 
     def _append(
         self,
@@ -190,8 +190,8 @@ SELECT f.token, f.holder, l.id, l.state = 1, l.seq_to IS NOT NULL, l.position, l
        (SELECT max(seq) FROM (
            SELECT seq FROM jobs WHERE :lane = 0 AND destination = :of
               AND seq > coalesce(l.position, 0) ORDER BY seq LIMIT :wanted)),
-       EXISTS (SELECT 1 FROM sets s WHERE s.destination = :of AND s.lane = :lane AND s.load IS NULL
-                  AND s.due_at <= :now)
+       EXISTS (SELECT 1 FROM job_groups g WHERE g.destination = :of AND g.lane = :lane AND g.load IS NULL
+                  AND g.due_at <= :now)
   FROM fencing_tokens f
   LEFT JOIN loads l ON l.id = (
        SELECT id FROM loads WHERE destination = :of AND lane = :lane ORDER BY id DESC LIMIT 1)
@@ -206,12 +206,12 @@ SELECT e.seq, e.event_type, e.payload, e.received_at, e.key, e.context, e.versio
 _LISTED_JOBS = """
 SELECT e.seq, e.event_type, coalesce(c.payload, e.payload), e.received_at, e.key, e.context, e.version,
        e.sent_at, e.parent, r.when_error
-  FROM sets s
- CROSS JOIN set_jobs r ON r.destination = s.destination AND r.list = s.list
-                      AND r.seq BETWEEN s.seq_from AND s.seq_to
+  FROM job_groups g
+ CROSS JOIN group_jobs r ON r.destination = g.destination AND r.list = g.list
+                      AND r.seq BETWEEN g.seq_from AND g.seq_to
  CROSS JOIN events e ON e.seq = r.seq
   LEFT JOIN edits c ON c.destination = r.destination AND c.seq = r.seq
- WHERE s.load = ? ORDER BY e.seq
+ WHERE g.load = ? ORDER BY e.seq
 """
 _KNOWN_KEYS = """
 SELECT k.event_type, k.key, k.ordinal, k.seq, k.digest
@@ -226,7 +226,9 @@ _WRITE_KEY = (
 _OUTCOME = (
     "INSERT INTO outcomes (load, seq, destination, state, error, list) VALUES (?, ?, ?, ?, ?, ?)"
 )
-_SET_JOB = "INSERT INTO set_jobs (destination, seq, list, made, when_error) VALUES (?, ?, ?, ?, ?)"
+_GROUP_JOB = (
+    "INSERT INTO group_jobs (destination, seq, list, made, when_error) VALUES (?, ?, ?, ?, ?)"
+)
 _SEQUENCE = "SELECT seq FROM sqlite_sequence WHERE name = 'events'"
 _EVENT = (
     "INSERT INTO events (seq, event_type, received_at, payload, key, context, version, sent_at, parent)"

@@ -1,8 +1,8 @@
 """The store's tables, as the newest version of its schema has them.
 
-`events` and `jobs` are the log: written by ingest alone, never updated. Whatever runs together is a
-set: the range of the log that a first load covers, or a row of `sets`. `loads` has a row per run of
-a set; `outcomes` a row per job that did not succeed in it.
+`events` and `jobs` are the log: written by ingest alone, never updated. Jobs that run together are a
+job group: the range of the log that a first load covers, or a row of `job_groups`. `loads` has a row
+per run of a job group, `outcomes` a row per job that did not succeed in it.
 """
 
 from __future__ import annotations
@@ -202,11 +202,11 @@ loads = Table(
 )
 
 # What must run again: the jobs of the log from seq_from to seq_to, or, with a `list`, those among
-# them that have an outcome or a row of `set_jobs` in it. `load` is the load that took it, NULL while
+# them that have an outcome or a row of `group_jobs` in it. `load` is the load that took it, NULL while
 # it waits. `lane` may claim it; `replay` is the replay that it came of, `job_key` the end of its
 # jobs' idempotency keys if it is a new one.
-sets = Table(
-    "sets",
+job_groups = Table(
+    "job_groups",
     metadata,
     Column("id", _Id, primary_key=True),
     _required("destination", Integer),
@@ -226,7 +226,7 @@ sets = Table(
     _at("due_at"),
     Column("load", BigInteger),
     Index(
-        "sets_due",
+        "job_groups_due",
         "destination",
         "lane",
         "due_at",
@@ -234,14 +234,14 @@ sets = Table(
         sqlite_where=text("load is null"),
     ),
     Index(
-        "sets_load",
+        "job_groups_load",
         "load",
         postgresql_where=text("load is not null"),
         sqlite_where=text("load is not null"),
     ),
-    Index("sets_range", "destination", "seq_to"),
+    Index("job_groups_range", "destination", "seq_to"),
     Index(
-        "sets_replay",
+        "job_groups_replay",
         "replay",
         postgresql_where=text("replay is not null"),
         sqlite_where=text("replay is not null"),
@@ -277,8 +277,8 @@ outcomes = Table(
 
 # Jobs in the lists that replays have made. A job that was `made` has no row in `jobs`: it is above
 # or below the place where the load lane stands, and must not be claimed by it.
-set_jobs = Table(
-    "set_jobs",
+group_jobs = Table(
+    "group_jobs",
     metadata,
     Column("destination", Integer, primary_key=True, autoincrement=False),
     Column("seq", BigInteger, primary_key=True, autoincrement=False),
@@ -299,7 +299,7 @@ edits = Table(
 )
 
 # A replay goes through the log from `after` to `upto`, and has come to `planned`: up to there it has
-# put `jobs` jobs into sets, of which it had to make `made`.
+# put `jobs` jobs into job groups, of which it had to make `made`.
 replays = Table(
     "replays",
     metadata,

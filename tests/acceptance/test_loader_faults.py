@@ -212,7 +212,7 @@ def test_new_jobs_are_not_starved_by_retries(store: Store) -> None:
 
     def tell(_: object) -> None:
         nonlocal failing
-        if len(handed) == 60:  # twenty sets fail, over and over, and are due at once
+        if len(handed) == 60:  # twenty job groups fail, over and over, and are due at once
             ids.extend(pipeline.accept([{"n": 1000}]))
             news.append(len(handed))
         if len(handed) >= 70:

@@ -68,7 +68,13 @@ def rows(store: Store) -> dict[str, int]:
     with store.reading() as conn:
         return {
             each.name: conn.execute(select(func.count()).select_from(each)).scalar_one()
-            for each in (tables.events, tables.jobs, tables.loads, tables.sets, tables.outcomes)
+            for each in (
+                tables.events,
+                tables.jobs,
+                tables.loads,
+                tables.job_groups,
+                tables.outcomes,
+            )
         }
 
 

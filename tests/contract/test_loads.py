@@ -199,7 +199,7 @@ def test_retries_of_many_loads_are_taken_together(store: Store) -> None:
     assert store.counts(FLIGHTS).succeeded == 6
 
 
-def test_a_smaller_batch_splits_a_set(store: Store) -> None:
+def test_a_smaller_batch_splits_a_job_group(store: Store) -> None:
     ids = keep(store, 5)
     token = take_over(store)
     store.record(claimed(store, token), RAISED)
@@ -222,7 +222,7 @@ def test_a_discarded_job_never_runs_again(store: Store) -> None:
 # ------------------------------------------------------------------------------------ whole batches
 
 
-def test_an_outage_does_not_halve_the_set(store: Store) -> None:
+def test_an_outage_does_not_halve_the_group(store: Store) -> None:
     """Nothing has succeeded since it raised: the destination is down, not the batch bad."""
     ids = keep(store, 8)
     token = take_over(store)
@@ -232,7 +232,7 @@ def test_an_outage_does_not_halve_the_set(store: Store) -> None:
         store.record(load, RAISED)
 
 
-def test_a_set_that_raised_is_halved_once_others_succeed(store: Store) -> None:
+def test_a_job_group_that_raised_is_halved_once_others_succeed(store: Store) -> None:
     ids = keep(store, 4)
     token = take_over(store)
     store.record(claimed(store, token), RAISED)
@@ -288,7 +288,7 @@ def test_ten_failures_in_a_row_alone_condemn_the_rest(store: Store) -> None:
         if load.condemned is None:
             alone += 1
         else:
-            assert "10 jobs of its set failed alone" in load.condemned
+            assert "10 jobs of its group failed alone" in load.condemned
             assert len(load.rows) == 5
     assert alone == 10
     assert store.counts(FLIGHTS).discarded == 15
@@ -353,7 +353,7 @@ def test_losses_do_not_use_up_attempts(store: Store) -> None:
 
 
 def test_new_jobs_are_not_starved_by_retries(store: Store) -> None:
-    """With twenty sets due at once, every second claim takes what is new."""
+    """With twenty job groups due at once, every second claim takes what is new."""
     token = take_over(store)
     for _ in range(20):
         keep(store, 2)
@@ -398,7 +398,7 @@ def test_received_outcomes_are_kept_in_the_transaction_that_decides_them(store: 
 # ------------------------------------------------------------------------------------ condemning
 
 
-def test_chosen_jobs_are_condemned_out_of_their_set(store: Store) -> None:
+def test_chosen_jobs_are_condemned_out_of_their_group(store: Store) -> None:
     ids = keep(store, 5)
     token = take_over(store)
     store.record(claimed(store, token), Verdict(raised="down", delay=0.0))

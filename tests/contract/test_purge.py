@@ -69,7 +69,7 @@ def test_what_is_past_its_time_goes_with_its_jobs_and_their_loads(store: Store) 
     assert all(gone(store, old))
     assert not any(gone(store, young))
     assert [each.id for each in store.events()] == young[::-1]
-    assert rows(store) == {"events": 3, "jobs": 3, "loads": 1, "sets": 0, "outcomes": 0}
+    assert rows(store) == {"events": 3, "jobs": 3, "loads": 1, "job_groups": 0, "outcomes": 0}
     assert store.counts(FLIGHTS) == counts
     assert counts.succeeded == 10
     store.maintain()
@@ -357,7 +357,7 @@ def test_two_purges_at_once_do_each_others_work(
     for thread in threads:
         thread.join()
     assert not failures
-    assert rows(store) == {"events": 0, "jobs": 0, "loads": 1, "sets": 0, "outcomes": 0}
+    assert rows(store) == {"events": 0, "jobs": 0, "loads": 1, "job_groups": 0, "outcomes": 0}
     counts = store.counts(FLIGHTS)
     assert (counts.succeeded, counts.discarded, counts.pending) == (0, 0, 0)
 

@@ -75,7 +75,7 @@ def test_a_partition_that_nothing_needs_is_dropped(store: Store) -> None:
     assert tables(store) == LATER
     assert all(gone(store, [*old, *young]))
     assert not any(gone(store, later))
-    assert rows(store) == {"events": 2, "jobs": 0, "loads": 2, "sets": 0, "outcomes": 0}
+    assert rows(store) == {"events": 2, "jobs": 0, "loads": 2, "job_groups": 0, "outcomes": 0}
     assert store.counts(FLIGHTS) == counts
     store.ready()
     store.maintain()

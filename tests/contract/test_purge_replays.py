@@ -57,7 +57,7 @@ def test_what_a_replay_has_yet_to_come_to_stays(store: Store) -> None:
     assert purged(store) == 2
     rest = [Chosen(seq, "missing") for seq in seqs[3:]]
     replay = store.plan(token, replay, replay.upto, rest, 10)
-    assert purged(store) == 0, "they wait in a set"
+    assert purged(store) == 0, "they wait in a job group"
     drain(store, token)
     assert store.end_replay(token, replay)
     counts = store.counts(FLIGHTS)
@@ -94,7 +94,7 @@ def test_what_replays_have_left_goes_with_the_events(store: Store, tmp_path: Pat
     assert (counts.succeeded, counts.discarded, counts.pending) == (5, 0, 0)
     assert isinstance(store, SQLStore)
     with store.reading() as conn:
-        for table in (tables.set_jobs, tables.edits, tables.outcomes):
+        for table in (tables.group_jobs, tables.edits, tables.outcomes):
             assert conn.execute(select(func.count()).select_from(table)).scalar_one() == 0
         assert conn.execute(select(func.count()).select_from(tables.loads)).scalar_one() == 2
 

@@ -98,7 +98,7 @@ def test_missing_jobs_are_made_and_never_move_the_load_lane(store: Store) -> Non
     counts = store.counts(SEATS)
     assert (counts.awaiting, counts.retrying) == (3, 5)
     loads = drain(store, token)
-    assert [ids_of(load) for load in loads] == [old]  # small sets run together
+    assert [ids_of(load) for load in loads] == [old]  # small job groups run together
     assert [row.payload for row in loads[0].rows] == [f'{{"n":{n}}}' for n in range(5)]
     assert store.end_replay(token, replay)
     assert store.counts(SEATS).succeeded == 5

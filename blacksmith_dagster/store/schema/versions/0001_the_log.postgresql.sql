@@ -84,7 +84,7 @@ CREATE INDEX loads_discarded ON loads (destination) WHERE discarded > 0;
 CREATE INDEX loads_lane ON loads (destination, lane, id);
 CREATE INDEX loads_range ON loads (destination, seq_to) WHERE seq_to is not null;
 
-CREATE TABLE sets (
+CREATE TABLE job_groups (
     id BIGSERIAL NOT NULL,
     destination INTEGER NOT NULL,
     list BIGINT,
@@ -101,9 +101,9 @@ CREATE TABLE sets (
     load BIGINT,
     PRIMARY KEY (id)
 );
-CREATE INDEX sets_due ON sets (destination, due_at) WHERE load is null;
-CREATE INDEX sets_load ON sets (load) WHERE load is not null;
-CREATE INDEX sets_range ON sets (destination, seq_to);
+CREATE INDEX job_groups_due ON job_groups (destination, due_at) WHERE load is null;
+CREATE INDEX job_groups_load ON job_groups (load) WHERE load is not null;
+CREATE INDEX job_groups_range ON job_groups (destination, seq_to);
 
 CREATE TABLE outcomes (
     load BIGINT NOT NULL,
@@ -263,7 +263,7 @@ BEGIN
          WHERE j.destination = of AND j.seq > coalesce(at, 0) AND j.seq <= upto
          ORDER BY j.seq LIMIT wanted) n;
     due := EXISTS (
-        SELECT FROM sets s WHERE s.destination = of AND s.load IS NULL AND s.due_at <= now);
+        SELECT FROM job_groups g WHERE g.destination = of AND g.load IS NULL AND g.due_at <= now);
 END $$;
 
 -- The first number is spent here: a sequence that was never called does not say so by its value.

@@ -79,7 +79,7 @@ CREATE INDEX loads_discarded ON loads (destination) WHERE discarded > 0;
 CREATE INDEX loads_lane ON loads (destination, lane, id);
 CREATE INDEX loads_range ON loads (destination, seq_to) WHERE seq_to is not null;
 
-CREATE TABLE sets (
+CREATE TABLE job_groups (
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     destination INTEGER NOT NULL,
     list BIGINT,
@@ -95,9 +95,9 @@ CREATE TABLE sets (
     due_at BIGINT NOT NULL,
     load BIGINT
 );
-CREATE INDEX sets_due ON sets (destination, due_at) WHERE load is null;
-CREATE INDEX sets_load ON sets (load) WHERE load is not null;
-CREATE INDEX sets_range ON sets (destination, seq_to);
+CREATE INDEX job_groups_due ON job_groups (destination, due_at) WHERE load is null;
+CREATE INDEX job_groups_load ON job_groups (load) WHERE load is not null;
+CREATE INDEX job_groups_range ON job_groups (destination, seq_to);
 
 CREATE TABLE outcomes (
     load BIGINT NOT NULL,

@@ -65,6 +65,6 @@ BEGIN
              ORDER BY j.seq LIMIT wanted) n;
     END IF;
     due := EXISTS (
-        SELECT FROM sets s WHERE s.destination = of AND s.lane = in_lane AND s.load IS NULL
-                             AND s.due_at <= now);
+        SELECT FROM job_groups g WHERE g.destination = of AND g.lane = in_lane AND g.load IS NULL
+                             AND g.due_at <= now);
 END $$;

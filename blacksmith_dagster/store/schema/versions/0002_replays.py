@@ -1,4 +1,4 @@
-"""Replays: a lane of their own for sets, lists of jobs, edited data, times told by who imports."""
+"""Replays: a lane of their own for job groups, lists of jobs, edited data, times told by who imports."""
 
 from pathlib import Path
 from typing import Any
@@ -13,25 +13,29 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Make the tables, and let sets know their lane."""
-    op.add_column("sets", _column("lane", sa.SmallInteger, server_default="0"))
-    op.add_column("sets", sa.Column("replay", sa.BigInteger))
-    op.add_column("sets", sa.Column("job_key", sa.Text))
+    """Make the tables, and let job groups know their lane."""
+    op.add_column("job_groups", _column("lane", sa.SmallInteger, server_default="0"))
+    op.add_column("job_groups", sa.Column("replay", sa.BigInteger))
+    op.add_column("job_groups", sa.Column("job_key", sa.Text))
     waits = sa.text("load is null")
-    op.drop_index("sets_due", "sets")
+    op.drop_index("job_groups_due", "job_groups")
     op.create_index(
-        "sets_due",
-        "sets",
+        "job_groups_due",
+        "job_groups",
         ["destination", "lane", "due_at"],
         postgresql_where=waits,
         sqlite_where=waits,
     )
     replayed = sa.text("replay is not null")
     op.create_index(
-        "sets_replay", "sets", ["replay"], postgresql_where=replayed, sqlite_where=replayed
+        "job_groups_replay",
+        "job_groups",
+        ["replay"],
+        postgresql_where=replayed,
+        sqlite_where=replayed,
     )
     op.create_table(
-        "set_jobs",
+        "group_jobs",
         *_primary_key("destination", "seq", "list"),
         _column("made", sa.Boolean),
         sa.Column("when_error", sa.Text),

@@ -1,4 +1,4 @@
-"""How much of a set that is due runs in its next load."""
+"""How much of a job group that is due runs in its next load."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,21 +19,21 @@ PLAIN = Waiting(
 )
 
 
-def test_a_plain_set_runs_whole() -> None:
+def test_a_plain_group_runs_whole() -> None:
     assert portion(PLAIN, 1000, others_succeeded=True) == Portion(100, 0, 0)
 
 
-def test_a_batch_smaller_than_the_set_splits_it() -> None:
+def test_a_batch_smaller_than_the_group_splits_it() -> None:
     assert portion(PLAIN, 30, others_succeeded=False).jobs == 30
 
 
-def test_a_set_that_raised_runs_whole_while_nothing_succeeds() -> None:
+def test_a_group_that_raised_runs_whole_while_nothing_succeeds() -> None:
     raised = PLAIN._replace(raised_in=7)
     assert portion(raised, 1000, others_succeeded=False).jobs == 100
     assert portion(raised, 1000, others_succeeded=True).jobs == 50
 
 
-def test_a_set_lost_three_times_is_halved_and_halved_again_at_one_more_loss() -> None:
+def test_a_group_lost_three_times_is_halved_and_halved_again_at_one_more_loss() -> None:
     assert portion(PLAIN._replace(losses=2), 1000, others_succeeded=False).jobs == 100
     lost = portion(PLAIN._replace(losses=3), 1000, others_succeeded=False)
     assert lost == Portion(50, losses=2, rest_losses=2)
@@ -53,7 +53,7 @@ def test_jobs_run_alone_until_ten_failed_in_a_row() -> None:
     rest = portion(alone._replace(strikes=10), 1000, others_succeeded=True)
     assert (rest.jobs, rest.condemned) == (
         100,
-        "10 jobs of its set failed alone, one after the other",
+        "10 jobs of its group failed alone, one after the other",
     )
 
 
