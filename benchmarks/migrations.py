@@ -68,7 +68,7 @@ def migrations(effort: Effort) -> Iterator[Figure]:
 
 
 class _Nowhere(Destination[None]):
-    """It takes SQL, and runs none."""
+    """It accepts SQL, and runs none."""
 
     def migrate(self, migration: object, direction: object) -> None: ...
 

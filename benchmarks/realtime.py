@@ -41,7 +41,7 @@ def realtime(effort: Effort) -> Iterator[Figure]:
 
 
 def sustained(effort: Effort) -> Iterator[Figure]:
-    """Requests per second that the gateway takes while all is loaded at once, and what waits."""
+    """Requests per second that the gateway accepts while all is loaded at once, and what waits."""
     with postgres() as made, _bodies([payload(n) for n in range(1000)]) as bodies:
         sender = Sender(bodies, 64, effort.seconds)
         alone, _ = _sustained(made, sender, worker=False)

@@ -141,7 +141,7 @@ def _to_kafka(server: KafkaServer, topic: str, messages: int) -> None:
             except BufferError:
                 producer.poll(0.1)
     if producer.flush(60):
-        raise RuntimeError("Kafka did not take all messages")
+        raise RuntimeError("Kafka did not accept all messages")
 
 
 def _to_nats(server: NATSServer, topic: str, messages: int) -> None:

@@ -1,4 +1,4 @@
-"""Segment's endpoint, beside a plain one that takes events of the same size.
+"""Segment's endpoint, beside a plain one that receives events of the same size.
 
 What Segment's libraries send is made once by its key, which costs the store as much as the event. So
 it is measured beside arrays that are made once too, by an Idempotency-Key, and beside others.

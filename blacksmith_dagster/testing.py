@@ -34,7 +34,7 @@ def run(
     with a `Batch` of these jobs.
 
     Raises whatever the pipeline's own functions raise, `Refused` for a request that the gateway would
-    not take, and `UsageError` for a source event that is not the application's.
+    reject, and `UsageError` for a source event that is not the application's.
 
     >>> from blacksmith_dagster import Flow
     >>> departed = Source("airport").accept("departed")

@@ -1,4 +1,4 @@
-"""Files of events that are dropped into a folder, taken as if they had come by HTTP."""
+"""Files of events that are dropped into a folder, ingested as if they had come by HTTP."""
 
 import time
 from pathlib import Path
@@ -20,19 +20,21 @@ TICK_SECONDS = 30  # Dagster gives a sensor 60
 
 @sensor(minimum_interval_seconds=10, default_status=DefaultSensorStatus.RUNNING)
 def landing(blacksmith: BlacksmithResource) -> SkipReason:
-    """Takes the departures in `landing/*.ndjson` under BLACKSMITH_HOME; it launches no run."""
+    """Ingests the departures in `landing/*.ndjson` under BLACKSMITH_HOME; it launches no run."""
     folder, store = Settings.read().home / "landing", blacksmith.store(application)
     ends = time.monotonic() + TICK_SECONDS
-    taken = {path.name: take_file(store, path, ends) for path in sorted(folder.glob("*.ndjson"))}
-    new = [f"{events} from {name}" for name, events in taken.items() if events]
-    return SkipReason(f"events taken: {', '.join(new)}" if new else f"nothing new in {folder}")
+    ingested = {
+        path.name: ingest_file(store, path, ends) for path in sorted(folder.glob("*.ndjson"))
+    }
+    new = [f"{events} from {name}" for name, events in ingested.items() if events]
+    return SkipReason(f"events ingested: {', '.join(new)}" if new else f"nothing new in {folder}")
 
 
-def take_file(store: Store, path: Path, ends: float) -> int:
-    """Take the lines that a file has beyond what was taken; how many events they made.
+def ingest_file(store: Store, path: Path, ends: float) -> int:
+    """Ingest the lines that a file has beyond what was ingested; how many events they made.
 
     How far it was read is committed with the events: after a crash at any moment, each line has
-    been taken once. A file may grow; a line is taken once it has its end.
+    been ingested once. A file may grow; a line is ingested once it has its end.
     """
     reader, events = f"landing/{path.name}", 0
     with path.open("rb") as file:

@@ -40,7 +40,7 @@ _event_option: Callable[[Any], Any] = click.option(
 
 @click.group()
 def quarantine() -> None:
-    """Requests and messages that could not be taken."""
+    """Requests and messages that could not be ingested."""
 
 
 @quarantine.command("list")
@@ -91,10 +91,10 @@ def show(quarantine_id: str, body: bool, json: bool) -> None:
 @click.option("--all", "everything", is_flag=True, help="All that is in quarantine.")
 @app_option
 def retry(ids: tuple[str, ...], event: str | None, everything: bool, app: str | None) -> None:
-    """Take requests and messages again, with the application's present functions.
+    """Retry requests and messages with the application's current functions.
 
-    What is taken leaves quarantine in the commit of its events; what fails stays, and is told with its
-    error. Exit code 1 if some failed.
+    What is ingested leaves quarantine in the commit of its events; what fails stays, and its error is
+    printed. Exit code 1 if some failed.
     """
     if [bool(ids), event is not None, everything].count(True) != 1:
         raise click.UsageError("name the IDs, or give --event or --all")
@@ -105,7 +105,7 @@ def retry(ids: tuple[str, ...], event: str | None, everything: bool, app: str | 
             there = sum(store.quarantine_sizes().values())
             ids = tuple(each.id for each in store.quarantined(event, there))
         failed = [each for each in ids if not _retried(application, store, each, notify)]
-    click.echo(f"{len(ids) - len(failed)} of {len(ids)} taken")
+    click.echo(f"{len(ids) - len(failed)} of {len(ids)} ingested")
     if failed:
         sys.exit(1)
 
@@ -143,7 +143,7 @@ def _retried(app: Blacksmith, store: Store, quarantine_id: str, notify: Notify |
         why = clean(str(error)) if isinstance(error, BlacksmithError) else describe(error)
         click.echo(f"{quarantine_id} stays: {_line(why)}")
         return False
-    click.echo(f"{quarantine_id} taken: {', '.join(made) or 'it makes no event'}")
+    click.echo(f"{quarantine_id} ingested: {', '.join(made) or 'it makes no event'}")
     return True
 
 

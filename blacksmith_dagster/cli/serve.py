@@ -200,10 +200,10 @@ def upgrade() -> None:
 
 @store.command()
 def repair() -> None:
-    """After a restore or a promotion: let the store take events again.
+    """After a restore or a promotion: let the store accept events again.
 
     Its sequence is moved past all that it made, and a new epoch begins, so that no new event gets
     the id of one that was lost.
     """
     with closing(open_store(Settings.read().store_url, repair=True)) as opened:
-        click.echo(f"{opened.label}: events can be taken again")
+        click.echo(f"{opened.label}: accepts events again")

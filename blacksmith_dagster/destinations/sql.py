@@ -329,7 +329,7 @@ class _Table:
             )
         if isinstance(error, (sa.exc.OperationalError, sa.exc.InterfaceError)):
             return Unavailable(
-                f"{self._path}: the database did not take the batch, whose jobs are tried again: {said}"
+                f"{self._path}: the database rejected the batch, whose jobs are tried again: {said}"
             )
         return DeclarationError(
             f"{self._path}: table {self._table.name!r} cannot be written as declared: {said}"

@@ -227,7 +227,7 @@ class Endpoint:
                 body = await run_in_threadpool(
                     unpack, body, encoding.decode("latin-1"), self._request_bytes
                 )
-                self._bodies.take(len(body))
+                self._bodies.reserve(len(body))
                 held += len(body)
             if auth is not None:
                 if len(body) > _LARGE:
@@ -238,7 +238,7 @@ class Endpoint:
                 key = proved or key
             return await self._keep(self._request(scope, headers, body, key), key)
         finally:
-            self._bodies.give_back(held)
+            self._bodies.release(held)
 
     def _check_network(self, scope: Scope) -> None:
         networks = self._event.networks
@@ -246,7 +246,7 @@ class Endpoint:
             host = scope["client"][0] if scope["client"] else ""
             if not is_within(networks, host):
                 raise Forbidden(
-                    f"requests from {host or 'here'} are not taken by this source; send from a "
+                    f"requests from {host or 'here'} are not accepted by this source; send from a "
                     "network that is"
                 )
 
@@ -309,7 +309,7 @@ class Endpoint:
         return raw_of(self._event.path, one, item.error)
 
     async def _quarantine(self, request: Request, error: Exception) -> Response | dict[str, Any]:
-        _log.error("%s could not take a request\n%s", self._event.path, traced(error))
+        _log.error("%s could not ingest a request\n%s", self._event.path, traced(error))
         try:
             quarantined = await run_in_threadpool(
                 self._store.quarantine, raw_of(self._event.path, request, error)

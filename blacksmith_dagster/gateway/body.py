@@ -29,20 +29,20 @@ class Bodies:
         self._deadlines: dict[asyncio.Task[object], float] = {}
         self._late: set[asyncio.Task[object]] = set()
 
-    def take(self, size: int) -> None:
-        """Hold `size` bytes more. Raises `Busy` unless they are the first."""
+    def reserve(self, size: int) -> None:
+        """Reserve `size` bytes. Raises `Busy` unless they are the first."""
         if self._held and self._held + size > self._capacity:
             raise Busy(f"{self._held} bytes of other requests are under way; try again in a second")
         self._held += size
 
-    def give_back(self, size: int) -> None:
-        """Hold `size` bytes less."""
+    def release(self, size: int) -> None:
+        """Release `size` bytes."""
         self._held -= size
 
     async def read(
         self, receive: Receive, declared: bytes | None, limit: int, seconds: float
     ) -> bytes:
-        """A body; its bytes are held from now on.
+        """A body; its bytes stay reserved until they are released.
 
         `declared` is the Content-Length: it is not believed, but a body that says itself that it is
         too large need not be read.
@@ -63,13 +63,13 @@ class Bodies:
                 chunk: bytes = message.get("body", b"")
                 if size + len(chunk) > limit:
                     raise TooLarge(_over(limit))
-                self.take(len(chunk))
+                self.reserve(len(chunk))
                 size += len(chunk)
                 chunks.append(chunk)
                 if not message.get("more_body", False):
                     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
         except BaseException as error:
-            self.give_back(size)
+            self.release(size)
             if task in self._late and isinstance(error, asyncio.CancelledError):
                 task.uncancel()
                 raise TooSlow(
@@ -109,7 +109,7 @@ def unpack(body: bytes, encoding: str, limit: int) -> bytes:
         formats = [_ZLIB, _BARE]
     else:
         raise UnsupportedMedia(
-            f"Content-Encoding {encoding!r} is not taken; send gzip, deflate, or neither"
+            f"Content-Encoding {encoding!r} is not supported; send gzip, deflate, or neither"
         )
     for wbits in formats:
         try:

@@ -1,4 +1,4 @@
-"""Whether the gateway can take events, as `/_health` tells."""
+"""Whether the gateway can accept events, as `/_health` reports."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 class Health:
-    """Says whether the gateway lives, and whether its store can take events.
+    """Says whether the gateway lives, and whether its store can accept events.
 
     Neither a broker nor a supervisor that does not answer makes it less ready: how many notifications
     could not be published at their time is told, and whether the supervisor can be reached.
@@ -44,7 +44,7 @@ class Health:
         self._unsupervised: str | None = None
 
     async def answer(self, request: Request) -> Response:  # noqa: ARG002
-        """200 if events can be taken now, else 503 and why not."""
+        """200 if events can be accepted now, else 503 and why not."""
         async with self._asking:
             if time.monotonic() - self._asked >= _READY_FOR:
                 await self._ask_both()
@@ -69,7 +69,7 @@ class Health:
             self._store.ready,
             _READY_WAIT,
             "the store does not answer",
-            "the store cannot take events; the gateway's log says why",
+            "the store cannot accept events; the gateway's log says why",
         )
 
     async def _ask_supervisor(self, supervisor: Supervisor) -> None:

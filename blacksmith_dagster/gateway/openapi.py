@@ -22,10 +22,10 @@ _REFUSALS = {
     "400": "The request cannot be read.",
     "408": "The body has not come in time.",
     "413": "The body, or an event in it, is over its limit.",
-    "415": "The body is of a type, or packed in a way, that is not taken.",
+    "415": "The body is of a type, or has an encoding, that is not supported.",
     "422": "The content is refused: it breaks a limit, does not fit the model, or its key was used.",
     "429": "Too many events wait to be stored; send it again.",
-    "503": "The store takes no events now; send it again, with the same key.",
+    "503": "The store accepts no events now; send it again, with the same key.",
 }
 _SCHEMAS: Mapping[str, Any] = {
     "Kept": {
@@ -151,7 +151,7 @@ def _responses(event: SourceEvent[Any, Any, Any] | Webhook) -> Mapping[str, Any]
     if event.auth is not None:
         refusals["401"] = "The sender has not proved who they are."
     if event.networks is not None:
-        refusals["403"] = "Requests from this network are not taken."
+        refusals["403"] = "Requests from this network are not accepted."
     if isinstance(event, Webhook) and event.answer is not None:
         answers = {str(event.answer.status): _replied(event.answer)}
     answers |= {

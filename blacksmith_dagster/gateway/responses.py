@@ -72,7 +72,7 @@ def unavailable(error: Exception) -> Response:
 
     What the database said stays in the log: it may tell more than a stranger should know.
     """
-    kind, detail = "unavailable", "the store takes no events now; nothing was kept, send it again"
+    kind, detail = "unavailable", "the store accepts no events now; nothing was kept, send it again"
     if isinstance(error, OutcomeUnknown):
         kind = "outcome-unknown"
         detail = (

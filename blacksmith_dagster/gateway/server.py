@@ -316,7 +316,7 @@ def _upkeep(store: Store | None) -> Iterator[None]:
                 store.maintain()
             except BlacksmithError as error:
                 _log.warning("the store's upkeep is put off: %s", error)
-            except Exception:  # noqa: BLE001 - a gateway that takes events must not end of this
+            except Exception:  # noqa: BLE001 - a gateway that receives events must survive this
                 _log.exception("the store's upkeep has failed; it is tried again")
             ended.wait(_UPKEEP)
 

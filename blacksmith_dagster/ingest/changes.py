@@ -13,8 +13,8 @@ import msgspec
 
 from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.ingest.extract import Extractor
-from blacksmith_dagster.ingest.ingest import destinations_of, given_events, keep
-from blacksmith_dagster.ingest.quarantine import Given
+from blacksmith_dagster.ingest.ingest import destinations_of, extract_group, keep
+from blacksmith_dagster.ingest.quarantine import EventGroup
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.cdc import Listener
 from blacksmith_dagster.pipeline.event import Event
@@ -30,7 +30,7 @@ _GRACE = 10.0  # seconds that a generator has to return in when it is asked to
 
 
 class _Yielded(NamedTuple):
-    event: Given
+    event: EventGroup
     cursor: str
 
 
@@ -122,7 +122,7 @@ class Changes:
     def _wait_for_room(self) -> None:
         while self._yielded.qsize() >= _WAITING:
             self._has_room.clear()
-            if self._yielded.qsize() >= _WAITING:  # it may have been taken before the clearing
+            if self._yielded.qsize() >= _WAITING:  # it may have been read before the clearing
                 self._has_room.wait()
 
     def _gather(self, timeout: float) -> list[_Yielded]:
@@ -151,17 +151,17 @@ class Changes:
             )
 
     def _keep(self, gathered: list[_Yielded]) -> int:
-        given = [each.event for each in gathered]
-        taken = [given_events(self._extractor, each) for each in given]
+        groups = [each.event for each in gathered]
+        extracted = [extract_group(self._extractor, group) for group in groups]
         cursor = gathered[-1].cursor
         moves = self._cursor is not None or cursor != "null"
         positions = [Position(self._reader, self._cursor, cursor)] if moves else []
-        keep(self._store, self._path, given, taken, positions)
+        keep(self._store, self._path, groups, extracted, positions)
         if moves:
             self._cursor = cursor
         self._listener.committed = msgspec.json.decode(cursor)
-        self._notify(destinations_of(taken))
-        return sum(1 if isinstance(each, Raw) else len(each) for each in taken)
+        self._notify(destinations_of(extracted))
+        return sum(1 if isinstance(each, Raw) else len(each) for each in extracted)
 
 
 def _generator(returned: Iterable[Event[Any]]) -> Generator[Event[Any], None, None]:

@@ -81,7 +81,7 @@ class Extractor:
         and counts for the events that have no key of their own. If `invalid` is given,
         items that do not fit their model are added to it, and the others become events.
 
-        Raises `Refused` for what must not be taken; whatever else the source event's function raises.
+        Raises `Refused` for what is rejected; whatever else the source event's function raises.
         """
         digest = None
         if key is not None:
@@ -136,7 +136,7 @@ class Extractor:
             items = self._split(body)
         elif media is Media.OTHER and self._function is None:
             raise UnsupportedMedia(
-                f"{self.event.path} takes JSON; send it with Content-Type: application/json, or "
+                f"{self.event.path} accepts JSON; send it with Content-Type: application/json, or "
                 "application/x-ndjson for a line an event"
             )
         for item in items:

@@ -8,7 +8,7 @@ from typing import Any
 
 from blacksmith_dagster.errors import KeyReused, Refused
 from blacksmith_dagster.ingest.extract import Extractor
-from blacksmith_dagster.ingest.quarantine import Given, key_of, raw_of
+from blacksmith_dagster.ingest.quarantine import EventGroup, key_of, raw_of
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.source import SourceEvent
 from blacksmith_dagster.pipeline.subscription import Message
@@ -36,13 +36,15 @@ def ingest(
     Raises `PositionMoved` if another process has read on from `position`, and what the store raises.
     """
     extractor = Extractor(app, event)
-    taken = [extracted(extractor, request) for request in requests]
+    extracted = [extract_request(extractor, request) for request in requests]
     positions = () if position is None else (position,)
-    ids = keep(store, event.path, requests, taken, positions, received_at)
-    return [[] if isinstance(each, Raw) else found for each, found in zip(taken, ids, strict=True)]
+    ids = keep(store, event.path, requests, extracted, positions, received_at)
+    return [
+        [] if isinstance(each, Raw) else found for each, found in zip(extracted, ids, strict=True)
+    ]
 
 
-def extracted(extractor: Extractor, request: Request | Message) -> list[NewEvent] | Raw:
+def extract_request(extractor: Extractor, request: Request | Message) -> list[NewEvent] | Raw:
     """The events of a request or a message, or how it is kept in quarantine."""
     try:
         found = extractor(request, key_of(request))
@@ -51,46 +53,46 @@ def extracted(extractor: Extractor, request: Request | Message) -> list[NewEvent
     return [] if isinstance(found, Reply) else found
 
 
-def given_events(extractor: Extractor, given: Given) -> list[NewEvent] | Raw:
-    """The events of what a poll or a listener has given; or how it is kept in quarantine if it can't
-    be taken: it must not hold up what comes after it."""
+def extract_group(extractor: Extractor, group: EventGroup) -> list[NewEvent] | Raw:
+    """The events of what a poll or a listener has yielded; or how it is kept in quarantine if it cannot
+    be ingested: it must not hold up what comes after it."""
     try:
-        return extractor.events(given)
+        return extractor.events(group)
     except Refused as error:
-        return raw_of(extractor.event.path, given, error)
+        return raw_of(extractor.event.path, group, error)
 
 
 def keep(
     store: Store,
     path: str,
-    requests: Sequence[Request | Message | Given],
-    taken: list[list[NewEvent] | Raw],
+    requests: Sequence[Request | Message | EventGroup],
+    extracted: list[list[NewEvent] | Raw],
     positions: Sequence[Position] = (),
     received_at: datetime | None = None,
 ) -> list[list[str]]:
-    """Commit what was `taken` of `requests`; one with a reused key goes to quarantine, and `taken` has
-    it so then.
+    """Commit what was `extracted` from `requests`. One with a reused key goes to quarantine; `extracted`
+    is changed to that.
 
     Raises `PositionMoved`, and what the store raises.
     """
-    kept = store.ingest(taken, positions=positions, received_at=received_at)
+    kept = store.ingest(extracted, positions=positions, received_at=received_at)
     while reused := {place: each for place, each in enumerate(kept) if isinstance(each, KeyReused)}:
         for place, error in reused.items():
-            taken[place] = raw_of(path, requests[place], error)
+            extracted[place] = raw_of(path, requests[place], error)
         if positions:  # nothing was kept, as the positions go with all of it
-            kept = store.ingest(taken, positions=positions, received_at=received_at)
+            kept = store.ingest(extracted, positions=positions, received_at=received_at)
         else:
-            again = store.ingest([taken[place] for place in reused])
+            again = store.ingest([extracted[place] for place in reused])
             for place, ids in zip(reused, again, strict=True):
                 kept[place] = ids
     return [each for each in kept if not isinstance(each, KeyReused)]
 
 
-def destinations_of(taken: Iterable[list[NewEvent] | Raw]) -> set[str]:
-    """The destination events that have jobs of what was taken."""
+def destinations_of(extracted: Iterable[list[NewEvent] | Raw]) -> set[str]:
+    """The destination events that have new jobs."""
     return {
         job.destination
-        for events in taken
+        for events in extracted
         if not isinstance(events, Raw)
         for event in events
         for job in event.jobs

@@ -11,7 +11,7 @@ import msgspec
 
 from blacksmith_dagster.errors import FencedOut, PositionMoved, TooLarge, UsageError
 from blacksmith_dagster.ingest.extract import REQUEST_EVENTS, Extractor
-from blacksmith_dagster.ingest.ingest import destinations_of, given_events, keep
+from blacksmith_dagster.ingest.ingest import destinations_of, extract_group, keep
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.cron import Poll
 from blacksmith_dagster.pipeline.event import Event
@@ -27,7 +27,7 @@ class Polled(msgspec.Struct, frozen=True):
     """What a poll has brought.
 
     - `events`: that were received, those with a known key and children included.
-    - `quarantined`: that could not be taken.
+    - `quarantined`: those that could not be ingested.
     - `skipped`: who polls this event now, if another does; then the function was not called.
     """
 
@@ -49,7 +49,7 @@ def poll(
     """Call the function of a `Cron` event, and keep what it returns together with its cursor.
 
     All of it goes in one commit, or none: a function that raises leaves the cursor as it was, and so
-    does a process that is killed. An event that cannot be taken goes to quarantine in that commit.
+    does a process that is killed. An event that cannot be ingested goes to quarantine in that commit.
     One poll of an event runs at a time, under the lock `listen/<source>/<event>`.
 
     - `at`: when this poll was due, in UTC; the function is told.
@@ -86,7 +86,7 @@ def _poll(
             "together; return fewer, with the cursor at the last of them: the next poll goes on there"
         )
     extractor = Extractor(app, event)
-    taken = [given_events(extractor, each) for each in events]
+    extracted = [extract_group(extractor, each) for each in events]
     after = _written(event.path, handed.cursor)
     moves = before is not None or handed.cursor is not None
     positions = [Position(reader, before, after)] if moves else []
@@ -96,15 +96,15 @@ def _poll(
             "nothing was kept, and the next poll begins from the same cursor"
         )
     try:
-        kept = keep(store, event.path, events, taken, positions)
+        kept = keep(store, event.path, events, extracted, positions)
     except PositionMoved:
         # Its own message shows the cursor, which may be secret.
         raise PositionMoved(
             f"{event.path} was polled by another process meanwhile; nothing was kept, and the next poll "
             "begins from the cursor that the other has left"
         ) from None
-    notify(destinations_of(taken))
-    quarantined = sum(isinstance(each, Raw) for each in taken)
+    notify(destinations_of(extracted))
+    quarantined = sum(isinstance(each, Raw) for each in extracted)
     return Polled(sum(map(len, kept)) - quarantined, quarantined)
 
 

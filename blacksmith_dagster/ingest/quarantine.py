@@ -1,4 +1,4 @@
-"""How a request, a message or an event is kept that could not be taken."""
+"""How a request, a message or an event that could not be ingested is kept."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from blacksmith_dagster.pipeline.subscription import Message
 from blacksmith_dagster.pipeline.triggers import Request
 from blacksmith_dagster.store.interface import Raw
 
-Given: TypeAlias = Event[Any] | Iterable[Event[Any]]
-"""What a poll or a listener gives: an event, or several that go together."""
+EventGroup: TypeAlias = Event[Any] | Iterable[Event[Any]]
+"""What a poll or a listener yields: an event, or several that are committed together."""
 
 # Never kept with a request in quarantine; nor what described the body as it was sent.
 _SECRET_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization"})
 _BODY_HEADERS = frozenset({"content-length", "content-encoding", "transfer-encoding"})
 
 
-def raw_of(event_type: str, came: Request | Message | Given, error: Exception) -> Raw:
+def raw_of(event_type: str, came: Request | Message | EventGroup, error: Exception) -> Raw:
     """A request, a message or an event as it is kept in quarantine: without its credentials.
 
     What is no header is kept under names that begin with a colon, as HTTP/2 does: `:method`,
     `:path`, with its query, and `:received-at` of a request; `:topic`, `:key`, `:id`, `:sent-at` and
-    `:place` of a message. Of what was given as events, without a body, the data is kept.
+    `:place` of a message. Events that came without a body are kept as their data.
     """
     if not isinstance(came, Request | Message):
-        return _of_given(event_type, came, error)
+        return _raw_of_group(event_type, came, error)
     kept = {
         name: value
         for name, value in came.headers.items()
@@ -69,8 +69,8 @@ def _of_message(message: Message) -> Mapping[str, str]:
     return {name: value for name, value in found.items() if value}
 
 
-def _of_given(event_type: str, given: Given, error: Exception) -> Raw:
-    data, key = (given.data, given.key) if isinstance(given, Event) else (given, None)
+def _raw_of_group(event_type: str, group: EventGroup, error: Exception) -> Raw:
+    data, key = (group.data, group.key) if isinstance(group, Event) else (group, None)
     try:
         body = msgspec.json.encode(data)
     except Exception:  # noqa: BLE001 - it may be what it is refused for

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from blacksmith_dagster.errors import BlacksmithError, SettingsError
 from blacksmith_dagster.ingest.extract import Extractor
-from blacksmith_dagster.ingest.ingest import destinations_of, extracted, keep
+from blacksmith_dagster.ingest.ingest import destinations_of, extract_request, keep
 from blacksmith_dagster.ingest.quarantine import raw_of
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.source import SourceEvent
@@ -67,27 +67,27 @@ class Messages:
         return self._consumer.lag(), "messages"
 
     def _keep(self, received: Sequence[Received]) -> None:
-        taken = [extracted(self._extractor, each.message) for each in received]
+        extracted = [extract_request(self._extractor, each.message) for each in received]
         try:
-            self._commit(received, taken)
+            self._commit(received, extracted)
         except BlacksmithError:
             raise
         except Exception:  # noqa: BLE001 - the database refuses the data of one of them
-            for each, events in zip(received, taken, strict=True):
+            for each, events in zip(received, extracted, strict=True):
                 self._keep_alone(each, events)
-        self._notify(destinations_of(taken))
+        self._notify(destinations_of(extracted))
 
-    def _keep_alone(self, received: Received, taken: list[NewEvent] | Raw) -> None:
+    def _keep_alone(self, received: Received, extracted: list[NewEvent] | Raw) -> None:
         try:
-            self._commit([received], [taken])
+            self._commit([received], [extracted])
         except BlacksmithError:
             raise
         except Exception as error:  # noqa: BLE001 - it is this one: it must not hold up the topic
             self._commit([received], [raw_of(self._path, received.message, error)])
 
-    def _commit(self, received: Sequence[Received], taken: list[list[NewEvent] | Raw]) -> None:
+    def _commit(self, received: Sequence[Received], extracted: list[list[NewEvent] | Raw]) -> None:
         messages = [each.message for each in received]
-        keep(self._store, self._path, messages, taken, positions_of(received))
+        keep(self._store, self._path, messages, extracted, positions_of(received))
 
 
 def positions_of(received: Sequence[Received]) -> Sequence[Position]:

@@ -61,7 +61,7 @@ _DESCRIPTIONS = {
     "nothing_in_quarantine": "No request or message waits in quarantine, at the event or at a webhook "
     "of its source; `blacksmith quarantine` lists, shows, retries and drops them.",
     "listening": "Someone reads its messages or changes, and keeps up with them.",
-    "gateway_reachable": "The gateway answers that it can take events.",
+    "gateway_reachable": "The gateway answers that it can accept events.",
     "supervisor_reachable": "Locks can be had; the metadata name the holder of each.",
     "replay_settled": "Each job of the last replay has succeeded.",
     "no_orphans": "No job waits for a destination event that is no longer declared.",
@@ -206,7 +206,7 @@ def nothing_in_quarantine(key: AssetKey, path: str, own: int, at_webhooks: int) 
     where = [(own, path), (at_webhooks, source)]
     said = ", ".join(
         f"{number} wait in quarantine: `blacksmith quarantine list --event {of}` names them and why, "
-        f"`blacksmith quarantine retry --event {of}` takes them again"
+        f"`blacksmith quarantine retry --event {of}` ingests them"
         for number, of in where
         if number
     )

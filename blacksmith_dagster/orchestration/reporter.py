@@ -20,7 +20,7 @@ class RunlessReporter:
     """Materializes the assets of destination events in the instance of `DAGSTER_HOME`.
 
     A materialization per destination event, UTC day and minute, with counts, under the event's
-    `asset_key`. What Dagster does not take is logged and not told again: the store has it.
+    `asset_key`. What Dagster does not accept is logged and not told again: the store has it.
 
     Raises what Dagster raises when it cannot open the instance.
     """

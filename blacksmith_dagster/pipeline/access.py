@@ -45,7 +45,7 @@ class Auth(Protocol):
 class Bearer:
     """A bearer token: `Authorization: Bearer <token>` (RFC 6750, section 2.1).
 
-    Each of the secrets is taken, so that a new token can be brought in while the old one is still
+    Each of the secrets is accepted, so that a new token can be brought in while the old one is still
     in use; those whose environment variable is not set are out of use, one must be set. A value may
     be `sha256:<hex>`, the hash of the token: then this machine does not know the token itself.
     `blacksmith keys new` makes both.
@@ -69,13 +69,13 @@ class Bearer:
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() != b"bearer":
             raise NotAllowed(
-                "this source takes requests with its token alone; send it as "
+                "this source accepts requests with its token only; send it as "
                 "Authorization: Bearer <token>",
                 "Bearer",
             )
         if not _is_one_of(self.secrets, given.strip()):
             raise NotAllowed(
-                "the bearer token is none that this source takes (any more); send a present one",
+                "the bearer token is not one that this source accepts (any more); send a current one",
                 'Bearer error="invalid_token"',
             )
 
@@ -114,7 +114,7 @@ class WriteKey:
                 pass
         if password or not _is_one_of(self.secrets, user):
             raise NotAllowed(
-                "this source takes requests with its write key alone; send it as the user name of "
+                "this source accepts requests with its write key only; send it as the user name of "
                 "basic authentication, with an empty password",
                 'Basic realm="write key"',
             )

@@ -117,7 +117,7 @@ class Batch(Generic[T]):
         except (TypeError, ValueError, OverflowError):
             pass
         raise UsageError(
-            f"{self.path}: retry_after={asked!r:.40} is not taken; give seconds as a number, "
+            f"{self.path}: retry_after={asked!r:.40} is not valid; give seconds as a number, "
             "or a timedelta"
         )
 

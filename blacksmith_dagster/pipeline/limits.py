@@ -1,4 +1,4 @@
-"""How much a source takes in one request."""
+"""How much a source accepts in one request."""
 
 from __future__ import annotations
 

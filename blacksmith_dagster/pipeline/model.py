@@ -162,7 +162,7 @@ class _Pydantic:
         self._unknown = PydanticUserError
 
     def decode(self, body: bytes | str) -> Any:
-        _is_json(body)  # pydantic takes NaN too, which JSON does not know
+        _is_json(body)  # pydantic accepts NaN too, which JSON does not know
         try:
             return self._adapter.validate_json(body)
         except self._invalid as error:

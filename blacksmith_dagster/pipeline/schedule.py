@@ -18,7 +18,7 @@ _SOME_DAY = datetime(2026, 1, 1, tzinfo=UTC)
 _NICKNAMES = frozenset(
     {"@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly", "@annually"}
 )
-# croniter takes more than Dagster does: hashed and random fields, for example.
+# croniter accepts more than Dagster does: hashed and random fields, for example.
 _NAMED = re.compile(
     "sun|mon|tue|wed|thu|fri|sat|jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec", re.IGNORECASE
 )
@@ -120,7 +120,7 @@ def checked_interval(where: str, interval: str) -> str:
 
 
 def checked_cron(where: str, text: str) -> str:
-    """A cron expression or a nickname. Raises `DeclarationError` if Dagster would not take it."""
+    """A cron expression or a nickname. Raises `DeclarationError` if Dagster would not accept it."""
     if isinstance(text, str) and (text in _NICKNAMES or _is_cron(text)):
         return text
     raise DeclarationError(

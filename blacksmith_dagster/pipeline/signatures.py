@@ -106,7 +106,9 @@ class _Signature(ABC):
     def _header(self, headers: Mapping[bytes, bytes], name: str) -> bytes:
         given = headers.get(name.lower().encode())
         if not given:
-            self._refuse(f"this source takes signed requests alone, and {name} is missing; send it")
+            self._refuse(
+                f"this source accepts signed requests only, and {name} is missing; send it"
+            )
         return given
 
     def _seconds(self, given: bytes, name: str) -> int:
@@ -335,7 +337,7 @@ def _checked_tolerance(what: str, tolerance: str) -> str:
     if duration(f"{what}: tolerance", tolerance) > _LONGEST:
         raise DeclarationError(
             f"{what}: tolerance={tolerance!r}: write {_LONGEST.days}d at most; what is older than the "
-            "keys that are kept would be taken again"
+            "keys that are kept would be accepted again"
         )
     return tolerance
 

@@ -62,7 +62,7 @@ class Properties(TypedDict, total=False):
     - `cors`: the sites whose pages may send to it; none by default.
     - `limits`: of a request.
     - `invalid`: what becomes of data that does not fit its event's model: 'refuse' answers 422 and
-      where the fault is, the default; 'quarantine' takes the request and keeps it in quarantine.
+      where the fault is, the default; 'quarantine' accepts the request and keeps the data in quarantine.
     - `keep`: how long an event is kept from when it was received ('30d'), at least as long as a job
       of it waits; 'forever', the default, if nothing says otherwise.
     - `keep_discarded`: how long it is kept from when a job of it was discarded; as long as `keep`,
@@ -131,7 +131,7 @@ class SourceEvent(Receivable[T_co], Generic[T_co, In_contra, Out]):
     def __call__(self, given: In_contra) -> Out:
         if self.function is None:
             raise DeclarationError(
-                f"{self.path} takes the body as it is; it has no function to call"
+                f"{self.path} accepts the body as it is; it has no function to call"
             )
         return self.function(given)
 

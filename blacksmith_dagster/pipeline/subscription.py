@@ -64,7 +64,7 @@ class Message(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Subscription(Trigger[Message]):
-    """Messages of a topic, each taken once, whatever is restarted.
+    """Messages of a topic, each ingested once, whatever is restarted.
 
     - `topic`: Kafka's topic; NATS' subject, which may have wildcards (`orders.>`); RabbitMQ's
       binding key on the exchange `amq.topic`, or `<exchange>/<binding key>`.

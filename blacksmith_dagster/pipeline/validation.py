@@ -50,12 +50,12 @@ def checked_owners(where: str, owners: Sequence[str] | None) -> tuple[str, ...] 
 
 
 def checked_tags(where: str, tags: Mapping[str, str] | None) -> dict[str, str] | None:
-    """`tags` if each key and value is one that Dagster takes."""
+    """`tags` if each key and value is one that Dagster accepts."""
     if tags is None:
         return None
     for key, value in tags.items():
-        taken = isinstance(value, str) and _TAG_VALUE.fullmatch(value)
-        if not taken or not isinstance(key, str) or not _TAG.fullmatch(key):
+        is_valid = isinstance(value, str) and _TAG_VALUE.fullmatch(value)
+        if not is_valid or not isinstance(key, str) or not _TAG.fullmatch(key):
             raise DeclarationError(
                 f"{where}: tag {key!r}={value!r}: write key and value with letters, digits and _.- "
                 "(63 at most; in a key also one '/' between two such)"

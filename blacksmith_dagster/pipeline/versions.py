@@ -11,11 +11,11 @@ from blacksmith_dagster.errors import DeclarationError, Unprocessable
 
 @dataclass(frozen=True, slots=True)
 class Versions:
-    """The versions that are taken, and from which day on each is deprecated (`None`: it is not).
+    """The versions that are accepted, and from which day on each is deprecated (`None`: it is not).
 
     - `default`: what an event without a version is of; `None` leaves it without.
 
-    With none `known`, every version is taken as it is.
+    With none `known`, every version is accepted as it is.
     """
 
     known: Mapping[str, date | None]

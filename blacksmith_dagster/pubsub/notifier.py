@@ -99,7 +99,7 @@ class Notifier:
         self._late.clear()
         if not answered:
             _log.warning(
-                "%s takes notifications again; %d could not be published at their time",
+                "%s accepts notifications again; %d could not be published at their time",
                 self._label,
                 self.unpublished,
             )

@@ -80,7 +80,7 @@ class PostgresPubSub:
         raise SettingsError(
             f"{self.label} has no messages to subscribe to: give the subscription of {topic!r} the URL "
             "of a Kafka, NATS or RabbitMQ, by Subscription(url=Secret(...)) or BLACKSMITH_PUBSUB_URL; "
-            "what changes in a database, or is notified there, a PostgresSource takes"
+            "what changes in a database, or is notified there, a PostgresSource reads"
         )
 
 

@@ -46,7 +46,7 @@ class CloudEventsSource(TypedSource):
             return [self._structured(each, f"$[{place}]") for place, each in enumerate(batch)]
         if media.startswith("application/cloudevents"):
             raise UnsupportedMedia(
-                f"CloudEvents as {media} are not taken; send JSON, or the binary content mode"
+                f"CloudEvents as {media} are not supported; send JSON, or the binary content mode"
             )
         if f"{_PREFIX}specversion" not in request.headers:
             raise BadRequest(
@@ -81,7 +81,7 @@ class CloudEventsSource(TypedSource):
 
     def _typed_event(self, attributes: Mapping[str, Any], data: Any, at: str) -> TypedEvent:
         if text(attributes, "specversion", at) != "1.0":
-            raise ValidationError(f"CloudEvents 1.0 are taken, no others - at `{at}.specversion`")
+            raise ValidationError(f"only CloudEvents 1.0 is supported - at `{at}.specversion`")
         source, id_ = text(attributes, "source", at), text(attributes, "id", at)
         return self._source_event(text(attributes, "type", at)).of(
             data,

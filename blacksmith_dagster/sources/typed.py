@@ -111,7 +111,7 @@ class TypedSource(Source, ABC):
         found = self._types.get(type) or self._types.get(OTHERS)
         if found is None:
             raise Reject(
-                f"{self.name} takes no events of the type {type!r}; it takes "
+                f"{self.name} accepts no events of the type {type!r}; it accepts "
                 f"{', '.join(self._types) or 'none at all'}"
             )
         return found
@@ -138,7 +138,7 @@ def header(request: Request, name: str) -> str:
     """A header that a sender always sends. Raises `BadRequest` without it."""
     value = request.headers.get(name.lower())
     if not value:
-        raise BadRequest(f"the header {name} is missing; this path takes that sender's requests")
+        raise BadRequest(f"the header {name} is missing; this path accepts that sender's requests")
     return value
 
 

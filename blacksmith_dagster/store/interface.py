@@ -79,7 +79,7 @@ class Position(msgspec.Struct, frozen=True):
 
 
 class Raw(msgspec.Struct, frozen=True):
-    """A request or a message that could not be taken.
+    """A request or a message that could not be ingested.
 
     - `event_type`: the source event that it came to, or the source whose webhook it came to.
     - `key`: makes it once within its event type: kept again with the same key, it is the same.
@@ -482,7 +482,7 @@ class Store(Protocol):
         ...
 
     def ready(self) -> None:
-        """Return if the store can take events now.
+        """Return if the store can accept events now.
 
         Raises `SchemaOutdated`, `SequenceWentBack` or `Unavailable`.
         """

@@ -135,7 +135,7 @@ def _seconds(options: Mapping[str, Any], name: str, default: float, *, least: fl
         return default
     read = _SECONDS.fullmatch(options[name])
     seconds = float(read[1]) if read else -1.0
-    if not least <= seconds <= 60:  # more is no lock-delay that Consul takes
+    if not least <= seconds <= 60:  # Consul accepts no longer lock-delay
         raise _wrong(f"{name}= is seconds, from {least:g} to 60, for example {name}={default:g}")
     return seconds
 

@@ -30,7 +30,7 @@ _LONGEST_CALL = 5.0  # seconds
 _LONGEST_LOOK = 1.0  # seconds of a blocking query: `close` waits for its end
 _POLL = 0.1  # seconds between two tries of a lock that nobody holds and Consul does not give yet
 _LONGEST_WORD = 200  # characters of an answer that is no good
-_LEAST_DEREGISTRATION = 60.0  # seconds; Consul takes no less
+_LEAST_DEREGISTRATION = 60.0  # seconds; Consul accepts no less
 
 
 class ConsulSupervisor:

@@ -150,7 +150,7 @@ class GatewayProcess(BlacksmithProcess):
         until(self.ready, 30, f"the gateway is ready:\n{self.log}")
 
     def ready(self) -> bool:
-        """Whether it can take events; fails if it has ended."""
+        """Whether it can accept events; fails if it has ended."""
         assert self.process is not None
         assert self.process.poll() is None, f"the gateway has ended:\n{self.log}"
         with contextlib.suppress(httpx.TransportError):

@@ -185,7 +185,7 @@ class System:
         gateway, worker = self.gateway.log, self.worker.log
         return (
             gateway.count("notifications cannot be published"),
-            gateway.count("takes notifications again"),
+            gateway.count("accepts notifications again"),
             worker.count("no notifications are heard"),
         )
 

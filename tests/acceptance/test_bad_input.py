@@ -56,7 +56,7 @@ class Attacked:
         return str(document["detail"])
 
     def kept(self, path: str, body: bytes, payload: str | None = None, **headers: str) -> None:
-        """Assert that the body is taken as one event, whose payload is the body unless given."""
+        """Assert that the body is ingested as one event, whose payload is the body unless given."""
         status, document = self.post(path, body, **headers)
         assert status == 202, document
         (event_id,) = document["ids"]  # type: ignore[misc]
@@ -252,7 +252,7 @@ def test_lying_content_length(attacked: Attacked) -> None:
     # Less than comes: what is left over is no request.
     answer = attacked.raw(_head(ACCEPTED, "Content-Length: 5") + b'{"wanted": 1}')
     assert answer.startswith(b"HTTP/1.1 400 "), answer
-    # More than is taken: refused before anything has come.
+    # More than is accepted: refused before anything has come.
     answer = attacked.raw(_head(ACCEPTED, "Content-Length: 99999999999"))
     assert answer.startswith(b"HTTP/1.1 413 "), answer
     for lie in (

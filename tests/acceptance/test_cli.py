@@ -166,7 +166,7 @@ def test_store_that_went_back_is_refused_until_repaired(
         database.execute("update sqlite_sequence set seq = 1 where name = 'events'")
         database.commit()
     assert "blacksmith store repair" in run("events", "list", code=1).stderr
-    assert "can be taken again" in run("store", "repair").stdout
+    assert "accepts events again" in run("store", "repair").stdout
     assert len(run("events", "list").stdout.splitlines()) == 4
 
 

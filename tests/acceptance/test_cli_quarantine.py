@@ -219,7 +219,7 @@ def test_what_is_not_there_is_one_line_and_exit_code_1(store: Store) -> None:
 
 
 @pytest.mark.usefixtures("mend")
-def test_retry_takes_a_request_as_it_came(store: Store) -> None:
+def test_retry_ingests_a_request_as_it_came(store: Store) -> None:
     came = Request(
         b'{"id": 7, "lines": [{"sku": "A1"}]}',
         {"content-type": "application/json", "user-agent": "till/1"},
@@ -229,7 +229,7 @@ def test_retry_takes_a_request_as_it_came(store: Store) -> None:
     [order] = failed(store, came)
     said = run("retry", order, APP).stdout
     child, parent = store.events()
-    assert said.splitlines() == [f"{order} taken: {parent.id}, {child.id}", "1 of 1 taken"]
+    assert said.splitlines() == [f"{order} ingested: {parent.id}, {child.id}", "1 of 1 ingested"]
     assert (parent.event_type, child.event_type, child.parent) == (
         "shop/ordered",
         "shop/line",
@@ -241,7 +241,7 @@ def test_retry_takes_a_request_as_it_came(store: Store) -> None:
 
 
 @pytest.mark.usefixtures("mend")
-def test_retry_takes_a_message_as_it_came(store: Store) -> None:
+def test_retry_ingests_a_message_as_it_came(store: Store) -> None:
     at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     message = Message(b'{"n": 1}', {}, "parcels", "k7", "m7", at, "parcels/3@1545")
     run("retry", *failed(store, message), APP)
@@ -256,7 +256,7 @@ def test_retry_counts_the_key_that_a_request_came_with(store: Store) -> None:
     [order] = failed(store, came)
     # Its sender has sent it again, after the mend.
     [[first]] = ingest(blacksmith, store, ordered, [came])
-    assert f"{order} taken: {first}" in run("retry", order, APP).stdout
+    assert f"{order} ingested: {first}" in run("retry", order, APP).stdout
     other = Request(b'{"id": 8}', {"idempotency-key": "order-7"})
     [reused] = failed(store, other)
     said = run("retry", reused, APP, code=1).stdout
@@ -289,7 +289,7 @@ def test_retry_tells_what_fails_again_and_leaves_it(store: Store) -> None:
     said = run("retry", "--all", APP, code=1).stdout
     assert said.splitlines() == [
         *(f"{each} stays: RuntimeError: a bug" for each in ids),
-        "0 of 2 taken",
+        "0 of 2 ingested",
     ]
     assert [each.id for each in store.quarantined()] == ids
     assert not store.events()
@@ -301,7 +301,7 @@ def test_retry_goes_on_past_what_fails(store: Store) -> None:
     said = run("retry", "--all", APP, code=1).stdout
     assert f"{bad} stays: the body" in said
     assert f"{refused} stays: no order" in said
-    assert "1 of 3 taken" in said
+    assert "1 of 3 ingested" in said
     assert kept(store) == ["{}"]
     assert good not in {each.id for each in store.quarantined()}
 
@@ -309,7 +309,7 @@ def test_retry_goes_on_past_what_fails(store: Store) -> None:
 @pytest.mark.usefixtures("mend")
 def test_retry_of_one_event_leaves_the_others(store: Store) -> None:
     order, message = failed(store, Request(b"{}"), Message(b"{}"))
-    assert "1 of 1 taken" in run("retry", "--event=shop/sent", APP).stdout
+    assert "1 of 1 ingested" in run("retry", "--event=shop/sent", APP).stdout
     assert [each.id for each in store.quarantined()] == [order]
     assert message not in run("list").stdout
 
@@ -317,7 +317,7 @@ def test_retry_of_one_event_leaves_the_others(store: Store) -> None:
 @pytest.mark.usefixtures("mend")
 def test_a_request_that_is_answered_with_a_reply_makes_no_event(store: Store) -> None:
     [ping] = failed(store, Request(b'"ping"'))
-    assert f"{ping} taken: it makes no event" in run("retry", ping, APP).stdout
+    assert f"{ping} ingested: it makes no event" in run("retry", ping, APP).stdout
     assert not store.quarantined()
     assert not store.events()
 
@@ -325,7 +325,7 @@ def test_a_request_that_is_answered_with_a_reply_makes_no_event(store: Store) ->
 def test_retry_of_what_came_through_a_webhook_calls_the_function_of_its_path(store: Store) -> None:
     came = Request(b'{"sku": "A1"}', {}, {"from": "till"}, "PUT", "/shop/hook")
     kept = store.quarantine(raw_of("shop", came, BUG))
-    assert "1 of 1 taken" in run("retry", kept, APP).stdout
+    assert "1 of 1 ingested" in run("retry", kept, APP).stdout
     [event] = store.events()
     assert (event.event_type, event.payload) == ("shop/line", '{"sku":"A1"}')
 
@@ -352,7 +352,7 @@ def test_retry_of_what_the_application_does_not_have_any_more_says_so(store: Sto
 def test_retry_wants_to_know_what(store: Store) -> None:
     for arguments in ((), ("qua_1", "--all"), ("--all", "--event=shop/sent")):
         assert "name the IDs" in run("retry", *arguments, APP, code=2).stderr
-    assert run("retry", "--all", APP).stdout == "0 of 0 taken\n"
+    assert run("retry", "--all", APP).stdout == "0 of 0 ingested\n"
 
 
 # ---------------------------------------------------------------------------------- drop
@@ -392,7 +392,7 @@ def test_the_documented_commands_do_what_they_say(
     assert [line.split()[0] for line in said[0].splitlines()[1:]] == ["qua_1", "qua_2"]
     assert "KeyError: 'id'" in said[1]
     assert '{"total": 5}' in said[1]
-    assert "1 of 1 taken" in said[2]
+    assert "1 of 1 ingested" in said[2]
     assert "1 dropped" in said[3]
     assert kept(store) == ['{"total":5}']
     assert not store.quarantined()

@@ -69,7 +69,7 @@ def test_graceful_stop_under_load(gateway: GatewayProcess, store: Store) -> None
         gateway.start()
     ledger.check(store)
     assert "Traceback" not in gateway.log
-    # Whoever was not answered was not taken: no request has failed within the gateway.
+    # Whoever was not answered was not accepted: no request has failed within the gateway.
     assert not [each for each in ledger.errors if each[0].isdigit()]
 
 
@@ -81,7 +81,7 @@ def test_stop_waits_for_the_request_under_way(gateway: GatewayProcess, store: St
         )
         time.sleep(0.3)  # nothing tells that it has been read
         os.kill(gateway.pid, signal.SIGTERM)
-        until(lambda: _refuses(gateway.port), what="no connection is taken any more")
+        until(lambda: _refuses(gateway.port), what="no connection is accepted any more")
         connection.sendall(EVENT)
         assert connection.recv(65536).startswith(b"HTTP/1.1 202 ")
     assert [event.payload for event in store.events()] == [EVENT.decode()]
@@ -138,12 +138,12 @@ def test_queue_full_gives_429(gateway: GatewayProcess, store: Store, store_url: 
             refused = [answer.result() for answer in answers if answer.done()]
             # What waits for nobody is still answered.
             assert gateway.client_get("/nowhere").status_code == 404
-        taken = [answer.result() for answer in answers if answer.result() not in refused]
+        accepted = [answer.result() for answer in answers if answer.result() not in refused]
     for answer in refused:
         assert answer.status_code == 429
         assert answer.headers["retry-after"] == "1"
         assert answer.json()["type"] == "urn:blacksmith:busy"
-    assert [answer.status_code for answer in taken] == [202]
+    assert [answer.status_code for answer in accepted] == [202]
     assert len(store.events(limit=100_000)) == 6_000
     assert send(0).status_code == 202
 

@@ -26,7 +26,7 @@ ENV = {
     "SLACK_SECRET": SECRETS[0],
     "HOOKS_SECRET": WHSEC[0],
 }
-# A key may be used once, for one body, which no schema can say; and what does not fit is taken
+# A key may be used once, for one body, which no schema can say; and what does not fit is accepted
 # where it is declared so, or where pydantic knows what is meant.
 NOT_PROMISED = "positive_data_acceptance,negative_data_rejection"
 

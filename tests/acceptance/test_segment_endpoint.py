@@ -66,7 +66,7 @@ def say_everything(client: Client) -> list[str]:
         client.group("u-1", "g-1", {"seats": 12}),
         client.alias("u-0", "u-1"),
     ]
-    assert all(taken for taken, _ in said)
+    assert all(accepted for accepted, _ in said)
     return [message["messageId"] for _, message in said]
 
 
@@ -203,7 +203,7 @@ def test_one_bad_event_in_a_batch(webhooks: Webhooks) -> None:
     assert not webhooks.new()
 
 
-def test_clock_is_set_right_by_the_time_of_arrival_when_a_request_is_taken_again(
+def test_clock_is_set_right_by_the_time_of_arrival_when_a_request_is_retried(
     webhooks: Webhooks,
 ) -> None:
     minute = timedelta(minutes=1)
@@ -222,8 +222,8 @@ def test_clock_is_set_right_by_the_time_of_arrival_when_a_request_is_taken_again
     assert (event.id, event.sent_at) == (kept, YESTERDAY - minute)
 
 
-def test_large_batches_are_taken(webhooks: Webhooks) -> None:
-    """The most that Segment takes, and more keys than an event may have."""
+def test_large_batches_are_accepted(webhooks: Webhooks) -> None:
+    """The most that Segment accepts, and more keys than an event may have."""
     traits = {f"trait_{number}": number for number in range(300)}
     batch = [{"type": "identify", "userId": f"u-{n}", "traits": traits} for n in range(100)]
     assert len(json.dumps(batch)) > 500_000

@@ -354,7 +354,7 @@ def test_huge_headers(process: GatewayProcess, new_events: Callable[[], list[Any
         assert risen() < 8 * MIB
     payloads = [event.payload for event in new_events()]
     assert payloads == ['{"other":1}'] * 10
-    # What other servers take is taken, and a body of any size is no head.
+    # What other servers accept is accepted, and a body of any size is no head.
     fits = {"X-One": "a" * (HEAD_BYTES - 1024)}
     with process.client() as client:
         assert client.post("/v1/plain/event", json={}, headers=fits).status_code == 202

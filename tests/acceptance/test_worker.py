@@ -62,7 +62,7 @@ LEASE = 15.0  # seconds until the lock of a worker that was killed is another's
 
 
 class Bench:
-    """A store that takes events and wakes whoever listens, and the workers on it."""
+    """A store that accepts events and wakes whoever listens, and the workers on it."""
 
     def __init__(self, store_url: str, folder: Path) -> None:
         self.folder = folder

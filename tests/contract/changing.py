@@ -24,7 +24,7 @@ PATIENCE = 60.0
 class Ledger:
     """What was kept: the data of events and their cursor, in one step, as they would be in a store.
 
-    - `held`: while it is set, what is yielded is taken and not kept.
+    - `held`: while it is set, what is yielded is read and not kept.
     - `stop_after`: stop without a word once so many events are kept; what was yielded is lost.
     """
 

@@ -90,7 +90,7 @@ def frozen(broker: Broker) -> Iterator[None]:
 
 @contextlib.contextmanager
 def listener(*, silent: bool) -> Iterator[int]:
-    """A port of the loopback where connections are taken and nothing is said, or nobody listens."""
+    """A port of the loopback where connections are accepted and nothing is said, or nobody listens."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         if silent:

@@ -90,7 +90,7 @@ def test_a_subject_in_several_streams_is_refused(
         consumer.receive(1, 10)
 
 
-def test_a_name_that_nats_does_not_take_is_refused(feed: NATSFeed) -> None:
+def test_a_name_that_nats_does_not_accept_is_refused(feed: NATSFeed) -> None:
     with pytest.raises(SettingsError, match=re.escape("'night.shift'")):
         opened(feed.server).consumer(feed.topic, "night.shift", {}.get)
 

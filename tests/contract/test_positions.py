@@ -80,7 +80,7 @@ def test_without_positions_a_reused_key_leaves_the_others(store: Store) -> None:
     assert kept[0] in {each.id for each in store.events()}
 
 
-def test_a_reader_moves_for_what_was_taken_before(store: Store) -> None:
+def test_a_reader_moves_for_what_was_ingested_before(store: Store) -> None:
     """A message that came twice: its event is there, and the reader goes past it."""
     [[first]] = store.ingest([[new_event(1, key="a")]])
     position = Position("orders/0", None, "1")

@@ -1,4 +1,4 @@
-"""What every store promises of requests and messages that could not be taken."""
+"""What every store promises of requests and messages that could not be ingested."""
 
 import random
 from concurrent.futures import ThreadPoolExecutor

@@ -126,7 +126,7 @@ def test_a_subscriber_that_was_busy_past_its_heartbeats_hears_what_came(
     assert heard(subscriber, [FLIGHTS]) == {FLIGHTS}
 
 
-def test_a_broker_short_of_memory_takes_nothing_and_says_so(
+def test_a_broker_short_of_memory_accepts_nothing_and_says_so(
     broker: RabbitMQServer, publisher: Publisher, subscribe: Subscribe
 ) -> None:
     subscriber = subscribe("warehouse")
@@ -149,7 +149,7 @@ def test_tls(broker: RabbitMQServer, topic: str) -> None:
     assert "amqps://" in plain
 
 
-def test_the_first_server_that_takes_us_serves(broker: RabbitMQServer, topic: str) -> None:
+def test_the_first_server_that_accepts_us_serves(broker: RabbitMQServer, topic: str) -> None:
     assert works(at(f"amqp://127.0.0.1:{free_port()},127.0.0.1:{broker.port}?topic={topic}"))
 
 

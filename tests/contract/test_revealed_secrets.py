@@ -150,5 +150,5 @@ def test_a_stranger_is_not_told_where_the_store_is(
     with TestClient(create_app(app, store, queue=10)) as client:
         answer = client.get("/_health")
     assert answer.status_code == 503
-    assert answer.json()["detail"] == "the store cannot take events; the gateway's log says why"
+    assert answer.json()["detail"] == "the store cannot accept events; the gateway's log says why"
     assert "blacksmith store repair" in caplog.text

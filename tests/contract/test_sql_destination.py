@@ -545,7 +545,7 @@ def test_a_server_that_goes_away_is_no_row_s_fault(durable_postgres: PostgresSer
         database.load(flights, {"id": 1})
         durable_postgres.kill()
         batch = Batch(flights.path, [Job({"id": 2}, Event({}), "2", 1)])
-        with pytest.raises(Unavailable, match="the database did not take the batch"):
+        with pytest.raises(Unavailable, match="the database rejected the batch"):
             flights(batch, database.engine)
         assert not batch.verdicts
         durable_postgres.start()

@@ -166,7 +166,7 @@ def test_a_translator_changes_a_key_in_the_lineage_as_well() -> None:
     key=just("tier") | text(ascii_letters + digits + "_.-/ é", max_size=70),
     value=just("1") | text(ascii_letters + digits + "_.-/: é", max_size=70),
 )
-def test_dagster_takes_whatever_can_be_declared(
+def test_dagster_accepts_whatever_can_be_declared(
     name: str, owner: str, key: str, value: str
 ) -> None:
     try:

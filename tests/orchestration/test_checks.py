@@ -211,7 +211,7 @@ def test_an_event_that_nobody_has_listened_for_yet_is_told() -> None:
     )
 
 
-def test_what_is_in_quarantine_is_told_with_how_to_take_it_again(store_url: str) -> None:
+def test_what_is_in_quarantine_is_told_with_how_to_retry_it(store_url: str) -> None:
     """What came to a webhook may be of any event of its source: it counts at each of them."""
     shop = Source("shop")
     ordered, paid = shop.accept("ordered"), shop.accept("paid")
@@ -245,5 +245,5 @@ def test_what_is_in_quarantine_is_told_with_how_to_take_it_again(store_url: str)
     assert not told["paid"].passed
     assert told["paid"].said == (
         "1 wait in quarantine: `blacksmith quarantine list --event shop` names them and why, "
-        "`blacksmith quarantine retry --event shop` takes them again"
+        "`blacksmith quarantine retry --event shop` ingests them"
     )

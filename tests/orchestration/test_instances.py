@@ -41,7 +41,7 @@ def on_postgres(
         yield instance
 
 
-def test_the_example_settings_are_taken(home: Path) -> None:
+def test_the_example_settings_are_accepted(home: Path) -> None:
     (home / "dagster.yaml").write_text(EXAMPLE)
     with DagsterInstance.from_config(str(home)) as instance:
         assert instance.run_monitoring_enabled

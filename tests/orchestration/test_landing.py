@@ -13,7 +13,7 @@ from blacksmith_dagster.errors import PositionMoved
 from blacksmith_dagster.orchestration import BlacksmithResource
 from blacksmith_dagster.store import Store, open_store
 from scripts import demo
-from sensors.landing import landing, take_file
+from sensors.landing import ingest_file, landing
 
 FLIGHTS = demo.as_rows(demo.read_flights(whole_year=False)[:3000])
 LINES = [msgspec.json.encode(row) + b"\n" for row in FLIGHTS]
@@ -56,24 +56,24 @@ def test_nothing_landed(store: Store, folder: Path) -> None:
     assert tick() == f"nothing new in {folder}"
 
 
-def test_each_line_is_taken_once_as_the_file_grows(store: Store, folder: Path) -> None:
+def test_each_line_is_ingested_once_as_the_file_grows(store: Store, folder: Path) -> None:
     file = folder / "flights.ndjson"
     file.write_bytes(b"".join(LINES[:1000]) + LINES[1000][:20])
-    assert tick() == "events taken: 1000 from flights.ndjson"  # the last line has no end yet
+    assert tick() == "events ingested: 1000 from flights.ndjson"  # the last line has no end yet
     assert tick().startswith("nothing new")
     file.write_bytes(b"".join(LINES))
-    assert tick() == "events taken: 2000 from flights.ndjson"
+    assert tick() == "events ingested: 2000 from flights.ndjson"
     assert awaiting(store) == 3000
 
 
 def test_a_bad_line_is_quarantined_and_stops_nothing(store: Store, folder: Path) -> None:
     (folder / "flights.ndjson").write_bytes(LINES[0] + b"{no json\n\n" + LINES[1])
-    assert tick() == "events taken: 2 from flights.ndjson"
+    assert tick() == "events ingested: 2 from flights.ndjson"
     [kept] = store.quarantined()
     assert store.in_quarantine(kept.id).body == b"{no json"
 
 
-def test_a_reader_that_was_overtaken_takes_nothing(
+def test_a_reader_that_was_overtaken_ingests_nothing(
     store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = folder / "flights.ndjson"
@@ -86,10 +86,10 @@ def test_a_reader_that_was_overtaken_takes_nothing(
         found = read(reader)
         if not overtaken:
             overtaken = True
-            assert take_file(store, file, ever) == 10
+            assert ingest_file(store, file, ever) == 10
         return found
 
     monkeypatch.setattr(store, "position", position_then_overtaken)
     with pytest.raises(PositionMoved):
-        take_file(store, file, ever)
+        ingest_file(store, file, ever)
     assert awaiting(store) == 10

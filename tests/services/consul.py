@@ -53,7 +53,7 @@ class ConsulServer:
         return self._process is not None
 
     def start(self) -> None:
-        """Start the server and wait until it has a leader and takes writes."""
+        """Start the server and wait until it has a leader and accepts writes."""
         self.launch()
         until_ready([self])
 
@@ -102,7 +102,7 @@ class ConsulServer:
             self.call("PUT", f"agent/service/deregister/{service}")
 
     def ready(self) -> bool:
-        """Whether it has a leader, and takes writes."""
+        """Whether it has a leader, and accepts writes."""
         if self._process is None or self._process.poll() is not None:
             raise RuntimeError(f"{_SERVICE} has ended:\n{self.log[-3000:]}")
         try:
@@ -169,7 +169,7 @@ class ConsulCluster:
             self.servers.append(ConsulServer(self.servers))
 
     def start(self) -> None:
-        """Start them, and wait until each has a leader and takes writes."""
+        """Start them, and wait until each has a leader and accepts writes."""
         for server in self.servers:
             server.launch()
         until_ready(self.servers)
@@ -188,7 +188,7 @@ class ConsulCluster:
 
 
 def until_ready(servers: Sequence[ConsulServer]) -> None:
-    """Return once each of the servers has a leader and takes writes."""
+    """Return once each of the servers has a leader and accepts writes."""
     deadline = time.monotonic() + 60
     while not all(server.ready() for server in servers):
         if time.monotonic() > deadline:

@@ -62,7 +62,7 @@ class RabbitMQServer:
         )
 
     def start(self) -> None:
-        """Start the node and wait until it takes connections."""
+        """Start the node and wait until it accepts connections."""
         assert self.process is None, "already started"
         log = self._folder / "output"
         self.process = start(

@@ -60,12 +60,12 @@ def test_unknown_encoding_is_refused(encoding: str) -> None:
 
 def test_no_more_is_held_than_there_is_room_for_unless_nothing_is() -> None:
     bodies = Bodies(10)
-    bodies.take(11)
+    bodies.reserve(11)
     with pytest.raises(Busy):
-        bodies.take(1)
-    bodies.give_back(11)
-    bodies.take(5)
-    bodies.take(5)
+        bodies.reserve(1)
+    bodies.release(11)
+    bodies.reserve(5)
+    bodies.reserve(5)
 
 
 def read(
@@ -117,7 +117,7 @@ def test_body_that_is_not_read_holds_nothing(
         read(messages, declared=declared, bodies=bodies)
     assert read([part(b"0123456789")], bodies=bodies) == b"0123456789"
     with pytest.raises(Busy):
-        bodies.take(1)
+        bodies.reserve(1)
 
 
 def test_other_cancellations_pass() -> None:

@@ -85,7 +85,7 @@ def event_named(source: Source, name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", ["a", "airport", "a1_b2", "t_", "drop_table"])
-def test_a_right_name_is_taken(name: str) -> None:
+def test_a_right_name_is_accepted(name: str) -> None:
     lake = Destination(name)
     lake.event(receives=Source(name).accept(name), name="other", renamed_from=name)(load)
     assert list(lake.events) == ["other"]
@@ -293,7 +293,7 @@ def test_a_wrong_path_is_refused(path: Any) -> None:
 
 
 @pytest.mark.parametrize("path", ["/f", "/v1.0/a-b_c~d", "/...", "/.well-known", "/a/_b"])
-def test_a_right_path_is_taken(path: str) -> None:
+def test_a_right_path_is_accepted(path: str) -> None:
     assert HTTP(path).path == path
 
 
@@ -356,7 +356,7 @@ def test_a_wrong_duration_is_refused(text: Any) -> None:
     ("text", "seconds"),
     [("90s", 90), ("1h30m", 5400), ("250ms", 0.25), ("1.5h", 5400), ("3650d", 315360000)],
 )
-def test_a_right_duration_is_taken(text: str, seconds: float) -> None:
+def test_a_right_duration_is_accepted(text: str, seconds: float) -> None:
     assert duration("timeout", text).total_seconds() == seconds
 
 
@@ -404,7 +404,7 @@ def test_wrong_tags_are_refused(tags: Any) -> None:
         st.text(max_size=12),
     )
 )
-def test_dagster_takes_the_owners_that_are_taken(owner: str) -> None:
+def test_dagster_accepts_the_owners_that_are_accepted(owner: str) -> None:
     try:
         owners = Source("airport", owners=[owner]).owners
     except DeclarationError:
@@ -416,7 +416,7 @@ _words = st.text("aZ0_.-/ é", max_size=9)
 
 
 @given(_words, _words)
-def test_dagster_takes_the_tags_that_are_taken(key: str, value: str) -> None:
+def test_dagster_accepts_the_tags_that_are_accepted(key: str, value: str) -> None:
     try:
         tags = Source("airport", tags={key: value}).tags
     except DeclarationError:

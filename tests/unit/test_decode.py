@@ -119,7 +119,7 @@ def test_the_parent_of_a_source_event_is_not_fetched() -> None:
     assert originals(flights, [row(5, parent="evt_1")], {"evt_1": row(1)}) == {}
 
 
-def test_an_error_is_kept_in_a_form_that_every_database_takes() -> None:
+def test_an_error_is_kept_in_a_form_that_every_database_accepts() -> None:
     source = Source("site")
     clicked = source.accept("clicked")
     lake = Destination("lake")

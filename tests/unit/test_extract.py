@@ -94,7 +94,7 @@ def test_items_come_out_as_they_went_in(items: list[Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content_type", "taken"),
+    ("content_type", "accepted"),
     [
         ("application/json; charset=utf-8", True),
         ("Application/Vnd.Github+JSON", True),
@@ -103,9 +103,9 @@ def test_items_come_out_as_they_went_in(items: list[Any]) -> None:
         ("application/octet-stream", False),
     ],
 )
-def test_event_without_function_takes_json_alone(content_type: str, taken: bool) -> None:
+def test_event_without_function_accepts_json_only(content_type: str, accepted: bool) -> None:
     request = Request(b"{}", {"content-type": content_type})
-    if taken:
+    if accepted:
         assert payloads(accepting()(request)) == ["{}"]
     else:
         with pytest.raises(UnsupportedMedia, match="send it with Content-Type"):

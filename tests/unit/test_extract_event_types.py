@@ -298,7 +298,7 @@ def test_the_id_of_a_message_makes_its_events_once() -> None:
         (lambda message: Reply(200), b"1", TypeError),
     ],
 )
-def test_a_message_that_cannot_be_taken_says_why(
+def test_a_message_that_cannot_be_ingested_says_why(
     function: Any, body: bytes, error: type[Exception]
 ) -> None:
     with pytest.raises(error):

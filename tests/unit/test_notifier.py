@@ -44,7 +44,7 @@ app = Blacksmith(sources=[shop], destinations=[mail, lake], since="2026-01-01")
 
 
 class Broker:
-    """A broker in this process: it takes messages, fails, or lets its publisher wait, as it is told."""
+    """A broker in this process: accepts messages, fails, or lets its publisher wait, as it is told."""
 
     label = "a broker of the test's"
 

@@ -30,13 +30,13 @@ def test_tables_are_named(tables: list[str]) -> None:
 
 
 @pytest.mark.parametrize("slot", ["Upper", "a-b", "", "x" * 64])
-def test_slot_is_one_that_postgresql_takes(slot: str) -> None:
+def test_slot_is_one_that_postgresql_accepts(slot: str) -> None:
     with pytest.raises(DeclarationError, match="name it with slot="):
         source().changes("changed", tables=["t"], slot=slot)
 
 
 @pytest.mark.parametrize("channel", ["", "x" * 64, "ü" * 32])
-def test_channel_is_one_that_postgresql_takes(channel: str) -> None:
+def test_channel_is_one_that_postgresql_accepts(channel: str) -> None:
     with pytest.raises(DeclarationError, match="1 to 63 bytes"):
         source().notifications("alerts", channel=channel)
 

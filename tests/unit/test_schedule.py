@@ -1,4 +1,4 @@
-"""Schedules: what is taken, and when a failed job is tried again."""
+"""Schedules: what is accepted, and when a failed job is tried again."""
 
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -87,7 +87,7 @@ def next_tick(cron: str, now: datetime) -> datetime:
 
 
 @pytest.mark.parametrize("cron", TAKEN)
-def test_a_cron_that_is_taken_is_dagsters_too(cron: str) -> None:
+def test_a_cron_that_is_accepted_is_dagsters_too(cron: str) -> None:
     assert Schedule(cron).interval == cron
     assert Schedule(cron).every is None
     with_dagster(cron)

@@ -97,7 +97,7 @@ def test_blacksmith_home_counts_before_the_project(
     assert Settings.read().home == project / ".blacksmith"
 
 
-def test_the_stores_url_is_taken_and_not_shown(
+def test_the_stores_url_is_accepted_and_not_shown(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = "postgresql://app:hunter2@db/events"

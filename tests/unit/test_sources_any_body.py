@@ -1,4 +1,4 @@
-"""Whatever is sent to a ready-made webhook endpoint, it is taken or refused: no body makes it fail."""
+"""Whatever is sent to a ready-made webhook endpoint is accepted or refused: no body makes it fail."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -88,7 +88,7 @@ def said(path: str, body: bytes, headers: Mapping[str, str]) -> Any:
 
 @pytest.mark.parametrize("path", WEBHOOKS)
 @given(body=BODIES.map(msgspec.json.encode) | st.binary(max_size=60), media=MEDIA)
-def test_any_body_is_taken_or_refused(path: str, body: bytes, media: str) -> None:
+def test_any_body_is_accepted_or_refused(path: str, body: bytes, media: str) -> None:
     found = said(path, body, {"content-type": media})
     if isinstance(found, Refused):
         assert 400 <= found.status < 500
@@ -100,7 +100,7 @@ def test_any_body_is_taken_or_refused(path: str, body: bytes, media: str) -> Non
 
 @pytest.mark.parametrize("name", ["ce-subject", "ce-time", "ce-id", "ce-type", "content-type"])
 @given(value=st.text(st.characters(max_codepoint=255), max_size=40))
-def test_any_header_is_taken_or_refused(name: str, value: str) -> None:
+def test_any_header_is_accepted_or_refused(name: str, value: str) -> None:
     """Servers read headers as Latin-1."""
     found = said("/v1/orders", b"1", {name: value})
     assert isinstance(found, list | Refused)

@@ -56,12 +56,12 @@ def test_what_is_not_named_goes_to_the_others() -> None:
 def test_type_that_nobody_declared_is_refused_with_those_that_are() -> None:
     source = GitHubSource("hub", secret=OLD)
     with pytest.raises(
-        Reject, match="hub takes no events of the type 'star'; it takes none at all"
+        Reject, match="hub accepts no events of the type 'star'; it accepts none at all"
     ):
         receive(source, delivery("star"))
     source.on("push")
     source.on("issues")
-    with pytest.raises(Reject, match="'star'; it takes push, issues"):
+    with pytest.raises(Reject, match="'star'; it accepts push, issues"):
         receive(source, delivery("star"))
 
 

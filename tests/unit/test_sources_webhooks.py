@@ -199,7 +199,7 @@ def test_slack_is_answered_200(slack: SlackSource) -> None:
 
 def test_slack_notice_that_is_no_callback(slack: SlackSource) -> None:
     notice = {"token": "t", "type": "app_rate_limited", "minute_rate_limited": 1518467820}
-    with pytest.raises(Reject, match="'app_rate_limited'; it takes app_mention"):
+    with pytest.raises(Reject, match="'app_rate_limited'; it accepts app_mention"):
         receive(slack, notice)
     slack.on("app_rate_limited")
     event = kept(slack, notice)

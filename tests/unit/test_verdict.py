@@ -67,7 +67,7 @@ def test_each_job_that_was_named_has_its_own_end() -> None:
         (float("nan"), GAP),
     ],
 )
-def test_a_delay_is_taken_if_it_makes_sense_and_rounded_up(asked: float, given: float) -> None:
+def test_a_delay_is_accepted_if_it_makes_sense_and_rounded_up(asked: float, given: float) -> None:
     said = verdict(load([row(1), row(2)]), {1: Answer(Said.FAILED, "later", asked)})
     assert said.deviations[0].delay == given
 
@@ -155,7 +155,7 @@ def test_a_condemned_load_is_discarded_whole() -> None:
     )
 
 
-def test_what_a_destination_says_is_kept_in_a_form_that_every_database_takes() -> None:
+def test_what_a_destination_says_is_kept_in_a_form_that_every_database_accepts() -> None:
     said = verdict(load([row(1)]), {1: Answer(Said.FAILED, "nul \0 \ud800")})
     assert said.deviations[0].error == "nul \\0 \\ud800"
 

@@ -35,7 +35,7 @@ def jetstream(client: Client) -> JetStreamContext:
 
 
 class NATSConnection:
-    """A connection to the first server that takes us, in an event loop in a thread of its own.
+    """A connection to the first server that accepts us, in an event loop in a thread of its own.
 
     That thread answers the server's pings, whatever the caller does. `lost` is called in it when
     the connection breaks.
@@ -107,7 +107,7 @@ class NATSConnection:
         await self.disconnect()
 
     async def connect(self) -> Client:
-        """Connect, to the first server that takes us."""
+        """Connect, to the first server that accepts us."""
         error: Exception | None = None
         for server in self._address.servers.split(","):
             client = _Client()

@@ -53,7 +53,7 @@ class NATSConsumer:
     def __init__(self, address: Address, position: Positions) -> None:
         if not _NAME.fullmatch(address.subscription):
             raise SettingsError(
-                f"Subscription(subscription={address.subscription!r}): NATS takes no name with "
+                f"Subscription(subscription={address.subscription!r}): NATS accepts no name with "
                 "'.', '*', '>', '/' or '\\'; choose another"
             )
         self._address = address

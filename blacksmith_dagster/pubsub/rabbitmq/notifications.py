@@ -76,7 +76,7 @@ class RabbitMQPublisher:
             self._unconfirmed.add(self._sent)
         connection.wait_for(lambda: not self._unconfirmed)
         if self._is_refused:
-            raise Unavailable(f"{self._address.label} takes no messages; its log says why")
+            raise Unavailable(f"{self._address.label} accepts no messages; its log says why")
 
     def _on_confirmation(self, frame: Any) -> None:
         confirmed: int = frame.method.delivery_tag

@@ -1,4 +1,4 @@
-"""Lines of a landed file are taken like requests, and how far it was read is kept with them."""
+"""Lines of a landed file are ingested like requests, and how far it was read is kept with them."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -37,7 +37,7 @@ def test_position_is_committed_with_the_events(store: Store) -> None:
     assert store.position("landing") == "3"
 
 
-def test_line_that_cannot_be_taken_goes_to_quarantine(store: Store) -> None:
+def test_line_that_cannot_be_ingested_goes_to_quarantine(store: Store) -> None:
     lines = [Request(b'"reject"'), Request(b'"reply"'), Request(b'"raise"')]
     assert ingest(blacksmith, store, odd, lines) == [[], [], []]
     lines = [Request(b"{"), Request(b'{"wanted": 1}'), Request(b"[1, 2]")]
