@@ -9,14 +9,14 @@
     │   ├── Reject                an extract function says no (422)
     │   │   └── ValidationError   the data does not fit the event's model (422)
     │   ├── BadRequest            400
-    │   ├── NotAllowed            401: the sender has not proved who they are
+    │   ├── Unauthorized          401: the sender has not proved who they are
     │   ├── Forbidden             403: not from this network
-    │   ├── TooSlow               408
+    │   ├── RequestTimeout        408
     │   ├── TooLarge              413
     │   ├── UnsupportedMedia      415
     │   ├── Unprocessable         422
     │   │   └── KeyReused         the same idempotency key with another body
-    │   └── Busy                  429: the queue is full
+    │   └── TooManyRequests       429: the queue is full
     ├── Unavailable               the store, the supervisor, a broker or a destination does not answer
     │   └── OutcomeUnknown        the connection broke during a commit
     ├── ChangesLost               a database's changes are gone before they were read
@@ -28,8 +28,8 @@
     ├── StoreError
     │   ├── SchemaOutdated        run `blacksmith store upgrade`
     │   ├── SequenceWentBack      the store was restored or promoted
-    │   ├── Unknown               no such event, job or load
-    │   │   └── Purged            there was, but it was older than it is kept
+    │   ├── NotFound              no such event, job or load
+    │   │   └── Gone              there was, but it was older than it is kept
     │   └── PositionMoved         another process has read on from this position
     └── FencedOut                 another process has taken over; stop
 
@@ -86,14 +86,14 @@ class BadRequest(Refused):
     """The request cannot be read (not JSON, not UTF-8, a wrong header)."""
 
 
-class NotAllowed(Refused):
+class Unauthorized(Refused):
     """The sender has not proved who they are: a token or a signature is missing, wrong or old.
 
     `challenge` says how they can, as WWW-Authenticate does (RFC 9110, section 11.6.1).
     """
 
     status = 401
-    title = "Not authorized"
+    title = "Unauthorized"
 
     def __init__(self, message: str, challenge: str = "Bearer") -> None:
         super().__init__(message)
@@ -107,7 +107,7 @@ class Forbidden(Refused):
     title = "Forbidden"
 
 
-class TooSlow(Refused):
+class RequestTimeout(Refused):
     """The body has not come in time."""
 
     status = 408
@@ -153,7 +153,7 @@ class KeyReused(Unprocessable):
     title = "Idempotency key reused"
 
 
-class Busy(Refused):
+class TooManyRequests(Refused):
     """Too many events wait to be stored. Try again after `retry_after` seconds."""
 
     status = 429
@@ -225,11 +225,11 @@ class SequenceWentBack(StoreError):
     """
 
 
-class Unknown(StoreError):
+class NotFound(StoreError):
     """There is no such event, job or load in this store."""
 
 
-class Purged(Unknown):
+class Gone(NotFound):
     """What is asked for was older than it is kept, and has been purged.
 
     The message says from when on events are kept.

@@ -17,7 +17,7 @@ from blacksmith_dagster.cli.common import (
     opened,
 )
 from blacksmith_dagster.cli.tables import age, as_json, moment, table
-from blacksmith_dagster.errors import SettingsError, Unavailable, Unknown, UsageError
+from blacksmith_dagster.errors import NotFound, SettingsError, Unavailable, UsageError
 from blacksmith_dagster.scheduler.discard import discard, retire
 from blacksmith_dagster.settings import load_application
 from blacksmith_dagster.store.interface import (
@@ -89,7 +89,7 @@ def _supervision(supervisor: Supervisor) -> _Supervision:
 def _row(store: Store, path: str) -> _Row:
     try:
         counts = store.counts(path)
-    except Unknown:
+    except NotFound:
         counts = None
     return _Row(path, counts, counts.pending if counts else None)
 

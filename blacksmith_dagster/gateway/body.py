@@ -10,7 +10,13 @@ from typing import cast
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from blacksmith_dagster.errors import BadRequest, Busy, TooLarge, TooSlow, UnsupportedMedia
+from blacksmith_dagster.errors import (
+    BadRequest,
+    RequestTimeout,
+    TooLarge,
+    TooManyRequests,
+    UnsupportedMedia,
+)
 
 _LOOK_SECONDS = 0.25
 _GZIP, _ZLIB, _BARE = 31, 15, -15  # zlib's names for its formats: RFC 1952, RFC 1950, RFC 1951
@@ -30,9 +36,11 @@ class Bodies:
         self._late: set[asyncio.Task[object]] = set()
 
     def reserve(self, size: int) -> None:
-        """Reserve `size` bytes. Raises `Busy` unless they are the first."""
+        """Reserve `size` bytes. Raises `TooManyRequests` unless they are the first."""
         if self._held and self._held + size > self._capacity:
-            raise Busy(f"{self._held} bytes of other requests are under way; try again in a second")
+            raise TooManyRequests(
+                f"{self._held} bytes of other requests are under way; try again in a second"
+            )
         self._held += size
 
     def release(self, size: int) -> None:
@@ -47,7 +55,7 @@ class Bodies:
         `declared` is the Content-Length: it is not believed, but a body that says itself that it is
         too large need not be read.
 
-        Raises `TooLarge`, `TooSlow`, `Busy`, and `ClientDisconnect`.
+        Raises `TooLarge`, `RequestTimeout`, `TooManyRequests`, and `ClientDisconnect`.
         """
         if declared is not None and int(declared) > limit:
             raise TooLarge(_over(limit))
@@ -72,7 +80,7 @@ class Bodies:
             self.release(size)
             if task in self._late and isinstance(error, asyncio.CancelledError):
                 task.uncancel()
-                raise TooSlow(
+                raise RequestTimeout(
                     f"the body has not come within {seconds:g} seconds; send it at once"
                 ) from error
             raise

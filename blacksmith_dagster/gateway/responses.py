@@ -13,11 +13,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from blacksmith_dagster.errors import (
-    Busy,
-    NotAllowed,
     OutcomeUnknown,
     Refused,
-    TooSlow,
+    RequestTimeout,
+    TooManyRequests,
+    Unauthorized,
     Unavailable,
     UnsupportedMedia,
     clean,
@@ -52,11 +52,11 @@ def problem(
 def refusal(error: Refused) -> Response:
     """The answer to a request that is not taken."""
     headers: dict[str, str] = {}
-    if isinstance(error, Busy):
+    if isinstance(error, TooManyRequests):
         headers["Retry-After"] = str(error.retry_after)
-    elif isinstance(error, NotAllowed):
+    elif isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = error.challenge
-    elif isinstance(error, TooSlow):
+    elif isinstance(error, RequestTimeout):
         headers["Connection"] = "close"
     elif isinstance(error, UnsupportedMedia):
         headers["Accept"] = "application/json, application/x-ndjson"

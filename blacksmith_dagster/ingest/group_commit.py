@@ -11,10 +11,10 @@ from queue import SimpleQueue
 from typing import TypeAlias
 
 from blacksmith_dagster.errors import (
-    Busy,
     OutcomeUnknown,
     SchemaOutdated,
     SequenceWentBack,
+    TooManyRequests,
     Unavailable,
 )
 from blacksmith_dagster.pubsub.notifier import Notify
@@ -55,10 +55,12 @@ class Writer:
         kept: one error may answer hundreds of requests, and raising one object hundreds of times
         would grow its traceback.
 
-        Raises `Busy`.
+        Raises `TooManyRequests`.
         """
         if self._waiting and self._waiting + len(events) > self._capacity:
-            raise Busy(f"{self._waiting} events wait to be stored; send this again in a second")
+            raise TooManyRequests(
+                f"{self._waiting} events wait to be stored; send this again in a second"
+            )
         self._waiting += len(events)
         future: asyncio.Future[Kept] = self._loop.create_future()
         self._queue.put((events, raws, future))

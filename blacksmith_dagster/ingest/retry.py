@@ -30,7 +30,7 @@ def retry_quarantined(
     that have new jobs.
 
     Raises what the function raises, and `Refused` (`KeyReused` too): then it stays where it is.
-    `UsageError` if the application has nothing that receives it, `Unknown` if it is not in
+    `UsageError` if the application has nothing that receives it, `NotFound` if it is not in
     quarantine, and what the store raises.
     """
     raw = store.in_quarantine(quarantine_id)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Protocol
 
-from blacksmith_dagster.errors import DeclarationError, MissingSecret, NotAllowed, SettingsError
+from blacksmith_dagster.errors import DeclarationError, MissingSecret, SettingsError, Unauthorized
 from blacksmith_dagster.redaction import Secret
 
 _HASHED = "sha256:"
@@ -28,7 +28,7 @@ class Auth(Protocol):
     def admit(self, headers: Mapping[bytes, bytes]) -> None:
         """Return if the headers alone (names in lower case) do not forbid the request.
 
-        Raises `NotAllowed`.
+        Raises `Unauthorized`.
         """
         ...
 
@@ -36,7 +36,7 @@ class Auth(Protocol):
         """Return if the sender has proved who they are; with the idempotency key that the proof
         holds, if it does. It counts in place of the `Idempotency-Key`, which nobody has signed.
 
-        Raises `NotAllowed`.
+        Raises `Unauthorized`.
         """
         ...
 
@@ -68,13 +68,13 @@ class Bearer:
     def admit(self, headers: Mapping[bytes, bytes]) -> None:
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() != b"bearer":
-            raise NotAllowed(
+            raise Unauthorized(
                 "this source accepts requests with its token only; send it as "
                 "Authorization: Bearer <token>",
                 "Bearer",
             )
         if not _is_one_of(self.secrets, given.strip()):
-            raise NotAllowed(
+            raise Unauthorized(
                 "the bearer token is not one that this source accepts (any more); send a current one",
                 'Bearer error="invalid_token"',
             )
@@ -113,7 +113,7 @@ class WriteKey:
             except binascii.Error:
                 pass
         if password or not _is_one_of(self.secrets, user):
-            raise NotAllowed(
+            raise Unauthorized(
                 "this source accepts requests with its write key only; send it as the user name of "
                 "basic authentication, with an empty password",
                 'Basic realm="write key"',

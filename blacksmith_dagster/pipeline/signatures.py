@@ -15,7 +15,7 @@ from functools import lru_cache
 from hashlib import sha256
 from typing import Any, NamedTuple, NoReturn
 
-from blacksmith_dagster.errors import DeclarationError, NotAllowed, SettingsError
+from blacksmith_dagster.errors import DeclarationError, SettingsError, Unauthorized
 from blacksmith_dagster.pipeline.access import checked_secrets, in_use
 from blacksmith_dagster.pipeline.validation import duration
 from blacksmith_dagster.redaction import Secret
@@ -117,7 +117,7 @@ class _Signature(ABC):
         return int(given)
 
     def _refuse(self, why: str) -> NoReturn:
-        raise NotAllowed(why, f'Signature header="{self.header}"')
+        raise Unauthorized(why, f'Signature header="{self.header}"')
 
 
 @dataclass(frozen=True, init=False)

@@ -37,7 +37,7 @@ def discard(
 
     Loads go on beside it. Whoever receives `event.discarded` is given them.
 
-    Raises `UsageError` if another process is at it, `Unknown` for an id that no event has,
+    Raises `UsageError` if another process is at it, `NotFound` for an id that no event has,
     `Unavailable`.
     """
     ids, decoder, discarded = list(dict.fromkeys(event_ids)), Decoder(app, event), 0
@@ -58,7 +58,7 @@ def retire(destination: str, why: str, *, store: Store, supervisor: Supervisor) 
 
     `destination` is its path, `warehouse/flights`. Returns how many jobs were discarded.
 
-    Raises `UsageError` while another process loads it, `Unknown` if the store has never had it,
+    Raises `UsageError` while another process loads it, `NotFound` if the store has never had it,
     `Unavailable`.
     """
     discarded = 0

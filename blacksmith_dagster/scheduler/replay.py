@@ -109,7 +109,7 @@ def replay(
     destination events that have new jobs by its outcomes. Another replay of this destination
     event is waited for; `wait` seconds at most if it overlaps with this one.
 
-    Raises `UsageError` if that still runs, or if a function of the request raises; `Purged` if events
+    Raises `UsageError` if that still runs, or if a function of the request raises; `Gone` if events
     of the window have been purged; `NotMigrated` if the destination waits for a migration; what
     `Scheduler.load` raises.
 
@@ -158,7 +158,7 @@ def forecast(
 ) -> Forecast:
     """What a replay would do: it goes through the window, and changes nothing.
 
-    Raises `UsageError`, `Purged`, `Unavailable`.
+    Raises `UsageError`, `Gone`, `Unavailable`.
     """
     chooser = Chooser(app, event, request)
     store.check_kept(chooser.event_types, request.start)

@@ -6,7 +6,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
-from blacksmith_dagster.errors import Unknown
+from blacksmith_dagster.errors import NotFound
 
 _ID = re.compile(r"evt_([0-9a-f]{8})([0-9a-f]{12})")
 
@@ -40,10 +40,10 @@ class Epochs:
         return self._names[bisect_right(self._firsts, seq) - 1]
 
     def seq_of(self, event_id: str) -> int:
-        """The sequence number of a public id. Raises `Unknown` if this store never gave it."""
+        """The sequence number of a public id. Raises `NotFound` if this store never gave it."""
         match = _ID.fullmatch(event_id)
         if match is None or self.id_of(seq := int(match[2], 16)) != event_id:
-            raise Unknown(
+            raise NotFound(
                 f"no event {event_id!r} in this store; `blacksmith events list` shows some"
             )
         return seq

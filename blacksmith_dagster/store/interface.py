@@ -515,7 +515,7 @@ class Store(Protocol):
         quarantine with them. With either, a reused key leaves nothing of any request: none is kept,
         and the answers of the others are empty.
 
-        Raises `PositionMoved` if a reader is elsewhere, `Unknown` if something released is not in
+        Raises `PositionMoved` if a reader is elsewhere, `NotFound` if something released is not in
         quarantine any more.
 
         `received_at` is for history that is imported from elsewhere: when it was received there.
@@ -536,11 +536,11 @@ class Store(Protocol):
         ...
 
     def in_quarantine(self, quarantine_id: str) -> Raw:
-        """A request in quarantine, whole. Raises `Unknown`."""
+        """A request in quarantine, whole. Raises `NotFound`."""
         ...
 
     def drop_quarantined(self, ids: Sequence[str]) -> None:
-        """Remove requests from quarantine for good. Raises `Unknown`, and then removes none."""
+        """Remove requests from quarantine for good. Raises `NotFound`, and then removes none."""
         ...
 
     def quarantine_sizes(self) -> Mapping[str, int]:
@@ -566,7 +566,7 @@ class Store(Protocol):
         the token only if nobody else has meanwhile. An open load of the lane becomes `unknown`, and
         its jobs are due again.
 
-        Raises `FencedOut` if `confirm()` says no, `Unknown` if there is no such destination event.
+        Raises `FencedOut` if `confirm()` says no, `NotFound` if there is no such destination event.
         """
         ...
 
@@ -643,7 +643,7 @@ class Store(Protocol):
         What other replays have left waiting is given to the load lane. `event_types` are the events that
         it is asked to go through.
 
-        Raises `FencedOut`; `Purged` if some of them have been purged.
+        Raises `FencedOut`; `Gone` if some of them have been purged.
         """
         ...
 
@@ -688,7 +688,7 @@ class Store(Protocol):
 
     # -- questions
     def counts(self, destination: str) -> Counts:
-        """How many of its jobs are in each state. Raises `Unknown`."""
+        """How many of its jobs are in each state. Raises `NotFound`."""
         ...
 
     def day_counts(self, since: date) -> Sequence[DayCount]:
@@ -696,7 +696,7 @@ class Store(Protocol):
         ...
 
     def event(self, event_id: str) -> StoredEvent:
-        """Raises `Unknown`; `Purged` if it was received before the oldest that is kept."""
+        """Raises `NotFound`; `Gone` if it was received before the oldest that is kept."""
         ...
 
     def events(self, event_type: str | None = None, limit: int = 100) -> Sequence[StoredEvent]:
@@ -706,7 +706,7 @@ class Store(Protocol):
     def history(self, event_id: str) -> Sequence[Transition]:
         """Every transition of every job of an event, in order of time.
 
-        Raises `Unknown`, `Purged`.
+        Raises `NotFound`, `Gone`.
         """
         ...
 
@@ -748,7 +748,7 @@ class Store(Protocol):
     def check_kept(self, event_types: Sequence[str], start: datetime) -> None:
         """Return if no event of these types that was received from `start` on has been purged.
 
-        Raises `Purged`, which says from when on they are kept.
+        Raises `Gone`, which says from when on they are kept.
         """
         ...
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, delete, func, select
 
-from blacksmith_dagster.errors import Unknown
+from blacksmith_dagster.errors import NotFound
 from blacksmith_dagster.store.interface import Raw
 from blacksmith_dagster.store.maintenance import upsert
 from blacksmith_dagster.store.parts import parts
@@ -26,7 +26,7 @@ def id_of(number: int) -> str:
 
 
 def number_of(quarantine_id: str) -> int:
-    """The number that a public id stands for. Raises `Unknown` if it can be none's."""
+    """The number that a public id stands for. Raises `NotFound` if it can be none's."""
     match = _ID.fullmatch(quarantine_id)
     if match is None:
         raise _gone(quarantine_id)
@@ -52,7 +52,7 @@ def keep(conn: Connection, event_type: int, raw: Raw, now: datetime) -> int:
 
 
 def drop(conn: Connection, ids: Sequence[str]) -> None:
-    """Remove requests. Raises `Unknown` if one is not there."""
+    """Remove requests. Raises `NotFound` if one is not there."""
     there: set[int] = set()
     # Locked in order, so that two who drop the same wait for each other and never in a circle.
     for some in parts(sorted({number_of(each) for each in ids}), _NAMED):
@@ -66,7 +66,7 @@ def drop(conn: Connection, ids: Sequence[str]) -> None:
 
 
 def find(conn: Connection, quarantine_id: str) -> Any:
-    """The row of a request, whole, with the path of its event type. Raises `Unknown`."""
+    """The row of a request, whole, with the path of its event type. Raises `NotFound`."""
     number = number_of(quarantine_id)
     row = conn.execute(
         select(quarantine, event_types.c.path)
@@ -100,7 +100,7 @@ def sizes(conn: Connection) -> dict[str, int]:
     return dict(conn.execute(found.order_by(event_types.c.path)).tuples().all())
 
 
-def _gone(quarantine_id: str) -> Unknown:
-    return Unknown(
+def _gone(quarantine_id: str) -> NotFound:
+    return NotFound(
         f"no request {quarantine_id!r} in quarantine; `blacksmith quarantine list` shows what is there"
     )

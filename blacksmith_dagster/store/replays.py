@@ -87,7 +87,7 @@ def begin(
 ) -> int:
     """The replay that was asked for with these words and has not ended, or a new one; its id.
 
-    Raises `Purged` if events of these types are gone that it has yet to come to.
+    Raises `Gone` if events of these types are gone that it has yet to come to.
     """
     asked = msgspec.json.encode(request).decode()
     same = (replays.c.destination == destination, replays.c.request == asked)

@@ -18,7 +18,7 @@ from sqlalchemy import (
     union_all,
 )
 
-from blacksmith_dagster.errors import Purged
+from blacksmith_dagster.errors import Gone
 from blacksmith_dagster.pipeline.retention import Retention
 from blacksmith_dagster.store.claims import LANES
 from blacksmith_dagster.store.interface import Lane, Window
@@ -94,7 +94,7 @@ def past(bounds: Sequence[Bound], windows: Sequence[Window] = ()) -> ColumnEleme
 
 
 def refuse_purged(conn: Connection, of: Sequence[int], after: int) -> None:
-    """Raise `Purged` if events of these types with higher numbers than `after` may be gone.
+    """Raise `Gone` if events of these types with higher numbers than `after` may be gone.
 
     Their floors stay where they are until the transaction ends: what it makes of events above them,
     a purge finds.
@@ -105,7 +105,7 @@ def refuse_purged(conn: Connection, of: Sequence[int], after: int) -> None:
     )
     gone = {path: before for path, before, upto in conn.execute(locked) if upto > after}
     if gone:
-        raise Purged(
+        raise Gone(
             f"events of this time have been purged: {shown(gone)}; begin with "
             f"{max(gone.values()).isoformat()}"
         )

@@ -17,10 +17,10 @@ from sqlalchemy import ColumnElement, Connection, Engine, select, update
 
 from blacksmith_dagster.errors import (
     FencedOut,
+    Gone,
     KeyReused,
-    Purged,
+    NotFound,
     SequenceWentBack,
-    Unknown,
     UsageError,
 )
 from blacksmith_dagster.pipeline.batch import Said
@@ -241,7 +241,7 @@ class SQLStore(ABC):
         if path not in self._destinations:
             self._read_names()
         if path not in self._destinations:
-            raise Unknown(
+            raise NotFound(
                 f"this store has no destination event {path!r}; it has "
                 f"{', '.join(sorted(self._destinations)) or 'none yet'}"
             )
@@ -251,7 +251,7 @@ class SQLStore(ABC):
         if path not in self._event_types:
             self._read_names()
         if path not in self._event_types:
-            raise Unknown(
+            raise NotFound(
                 f"this store has no event {path!r}; it has "
                 f"{', '.join(sorted(self._event_types)) or 'none yet'}; register(app) adds an "
                 "application's"
@@ -580,8 +580,8 @@ class SQLStore(ABC):
             row = questions.event(conn, seq)
             if row is None:
                 if (why := why_gone(conn, seq)) is not None:
-                    raise Purged(f"event {event_id} has been purged: {why}")
-                raise Unknown(f"event {event_id} is not in this store")
+                    raise Gone(f"event {event_id} has been purged: {why}")
+                raise NotFound(f"event {event_id} is not in this store")
             return self._stored(row, questions.destinations_of(conn, [seq]))
 
     def events(self, event_type: str | None = None, limit: int = 100) -> Sequence[StoredEvent]:

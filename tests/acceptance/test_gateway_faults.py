@@ -142,7 +142,7 @@ def test_queue_full_gives_429(gateway: GatewayProcess, store: Store, store_url: 
     for answer in refused:
         assert answer.status_code == 429
         assert answer.headers["retry-after"] == "1"
-        assert answer.json()["type"] == "urn:blacksmith:busy"
+        assert answer.json()["type"] == "urn:blacksmith:too-many-requests"
     assert [answer.status_code for answer in accepted] == [202]
     assert len(store.events(limit=100_000)) == 6_000
     assert send(0).status_code == 202

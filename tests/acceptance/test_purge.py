@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from sqlalchemy import delete, select
 
 from blacksmith_dagster.cli import main
-from blacksmith_dagster.errors import Purged
+from blacksmith_dagster.errors import Gone
 from blacksmith_dagster.pipeline.retention import retention_of
 from blacksmith_dagster.scheduler import purge as purging
 from blacksmith_dagster.scheduler.replay import forecast, replay
@@ -154,7 +154,7 @@ class Beside:
             try:
                 replay(blacksmith, FLIGHTS_EVENT, request, store=self._store, supervisor=supervisor)
                 self.replayed += 1
-            except Purged:
+            except Gone:
                 self.refused += 1
 
     def end(self) -> None:
@@ -276,7 +276,7 @@ def test_purged_window_is_refused(store: Store) -> None:
             lambda: replay(blacksmith, FLIGHTS_EVENT, gone, **locks),
             lambda: forecast(blacksmith, FLIGHTS_EVENT, gone, store=store),
         ):
-            with pytest.raises(Purged, match=f"begin with {re.escape(since)}"):
+            with pytest.raises(Gone, match=f"begin with {re.escape(since)}"):
                 ask()
         assert replay(blacksmith, FLIGHTS_EVENT, there, **locks).loads == 0
     assert forecast(blacksmith, FLIGHTS_EVENT, there, store=store).jobs == 0

@@ -88,7 +88,7 @@ class Sender:
         assert answer.status_code == 401, answer.text
         assert answer.headers["www-authenticate"]
         document = answer.json()
-        assert document["type"] == "urn:blacksmith:not-allowed"
+        assert document["type"] == "urn:blacksmith:unauthorized"
         for secret in (*SECRETS, *WHSEC):
             assert secret not in answer.text
         detail: str = document["detail"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 from sqlalchemy import func, select
 
-from blacksmith_dagster.errors import Purged
+from blacksmith_dagster.errors import Gone
 from blacksmith_dagster.pipeline.retention import Retention
 from blacksmith_dagster.store import Store, tables
 from blacksmith_dagster.store.interface import ArchivedEvent, FencingToken, Verdict
@@ -55,7 +55,7 @@ def gone(store: Store, ids: Sequence[str]) -> list[bool]:
     for each in ids:
         try:
             store.event(each)
-        except Purged:
+        except Gone:
             found.append(True)
         else:
             found.append(False)

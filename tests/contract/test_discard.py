@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from blacksmith_dagster import Batch, Destination, Source
-from blacksmith_dagster.errors import Unknown, UsageError
+from blacksmith_dagster.errors import NotFound, UsageError
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.scheduler import StandardScheduler
 from blacksmith_dagster.scheduler.discard import discard, retire
@@ -66,7 +66,7 @@ def test_discarded_by_hand_is_received(store: Store, supervisor: Supervisor) -> 
 def test_an_id_that_no_event_has(store: Store, supervisor: Supervisor) -> None:
     app, flights = pipeline(fail)
     store.register(app)
-    with pytest.raises(Unknown):
+    with pytest.raises(NotFound):
         discard(app, flights, ["evt_none"], "gone", store=store, supervisor=supervisor)
 
 
@@ -96,5 +96,5 @@ def test_retire_refuses_what_is_being_loaded(
 
 
 def test_retire_what_never_was(store: Store, supervisor: Supervisor) -> None:
-    with pytest.raises(Unknown):
+    with pytest.raises(NotFound):
         retire("warehouse/nothing", "retired", store=store, supervisor=supervisor)

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from blacksmith_dagster.errors import FencedOut, Unknown, UsageError
+from blacksmith_dagster.errors import FencedOut, NotFound, UsageError
 from blacksmith_dagster.pipeline.batch import Said
 from blacksmith_dagster.store import Store
 from blacksmith_dagster.store.interface import (
@@ -146,7 +146,7 @@ def test_lanes_do_not_disturb_each_other(store: Store) -> None:
 
 
 def test_an_unknown_destination_event_is_told(store: Store) -> None:
-    with pytest.raises(Unknown, match="warehouse/flights"):
+    with pytest.raises(NotFound, match="warehouse/flights"):
         take_over(store, to="warehouse/gates")
 
 

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from blacksmith_dagster.errors import KeyReused, PositionMoved, Unknown
+from blacksmith_dagster.errors import KeyReused, NotFound, PositionMoved
 from blacksmith_dagster.store import Store
 from blacksmith_dagster.store.interface import NewEvent, Position, Raw
 from tests.contract.pipeline import departed, new_event
@@ -89,7 +89,7 @@ def test_a_reader_moves_for_what_was_ingested_before(store: Store) -> None:
 
 
 def test_an_event_that_nobody_knows_moves_no_reader(store: Store) -> None:
-    with pytest.raises(Unknown):
+    with pytest.raises(NotFound):
         store.ingest([[NewEvent("no/such", "{}")]], positions=[Position("orders/0", None, "1")])
     assert store.position("orders/0") is None
 

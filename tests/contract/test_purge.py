@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from sqlalchemy import update
 
-from blacksmith_dagster.errors import Purged, SequenceWentBack, SettingsError, Unavailable, Unknown
+from blacksmith_dagster.errors import Gone, NotFound, SequenceWentBack, SettingsError, Unavailable
 from blacksmith_dagster.pipeline.batch import Said
 from blacksmith_dagster.pipeline.retention import Retention
 from blacksmith_dagster.store import Store, purge, tables
@@ -269,12 +269,12 @@ def test_a_question_about_a_purged_event_says_from_when_on_events_are_kept(store
     purged(store, kept(DAY))
     day = (datetime.now(UTC) - DAY).date().isoformat()
     for ask in (store.event, store.history):
-        with pytest.raises(Purged, match=rf"{event} has been purged.*departed.* since {day}"):
+        with pytest.raises(Gone, match=rf"{event} has been purged.*departed.* since {day}"):
             ask(event)
     for unknown in (f"{event[:12]}{99:012x}", "nonsense"):
-        with pytest.raises(Unknown) as told:
+        with pytest.raises(NotFound) as told:
             store.event(unknown)
-        assert not isinstance(told.value, Purged)
+        assert not isinstance(told.value, Gone)
 
 
 def test_a_purged_window_is_told(store: Store) -> None:
@@ -285,7 +285,7 @@ def test_a_purged_window_is_told(store: Store) -> None:
     purged(store, kept(DAY))
     store.check_kept([departed.path], now - DAY)
     day = (now - 2 * DAY).date().isoformat()
-    with pytest.raises(Purged, match=rf"{departed.path}.* since {day}.*begin with {day}"):
+    with pytest.raises(Gone, match=rf"{departed.path}.* since {day}.*begin with {day}"):
         store.check_kept([departed.path, OUTCOME], now - 3 * DAY)
 
 

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from sqlalchemy import func, select, update
 
-from blacksmith_dagster.errors import Purged
+from blacksmith_dagster.errors import Gone
 from blacksmith_dagster.pipeline.batch import Said
 from blacksmith_dagster.store import Store, tables
 from blacksmith_dagster.store.archive import FolderArchive
@@ -133,7 +133,7 @@ def test_what_the_outcomes_of_a_replays_window_came_of_stays(store: Store) -> No
     token = replaying(store, SEATS)
     store.begin_replay(token, ALL, [OUTCOME], "run")
     assert purged(store) == 0, "all is in the window"
-    with pytest.raises(Purged):
+    with pytest.raises(Gone):
         begin(store)
     begun(store, 8 * DAY)
     assert purged(store) == 2
@@ -143,7 +143,7 @@ def test_a_window_below_the_floor_is_not_begun(store: Store) -> None:
     keep(store, 2, to=())
     mark(store)
     assert purged(store) == 2
-    with pytest.raises(Purged, match=rf"{departed.path}.* since .*; begin with"):
+    with pytest.raises(Gone, match=rf"{departed.path}.* since .*; begin with"):
         begin(store)
     assert store.replays(FLIGHTS) == []
     now = datetime.now(UTC)
@@ -161,5 +161,5 @@ def test_a_replay_that_was_left_for_a_week_holds_nothing(store: Store) -> None:
     begun(store, 8 * DAY)
     assert purged(store) == 3
     assert all(gone(store, ids))
-    with pytest.raises(Purged):
+    with pytest.raises(Gone):
         begin(store)

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from sqlalchemy import create_engine
 
 from blacksmith_dagster import HTTP, Blacksmith, Reply, Request, Source
-from blacksmith_dagster.errors import KeyReused, Unknown
+from blacksmith_dagster.errors import KeyReused, NotFound
 from blacksmith_dagster.store import Store, open_store, schema
 from blacksmith_dagster.store.interface import NewEvent, Raw
 from blacksmith_dagster.store.tables import event_types, quarantine
@@ -44,9 +44,9 @@ def test_raw_requests_are_kept_among_the_others(store: Store) -> None:
 
 
 def test_nothing_is_in_quarantine_of_a_commit_that_failed(store: Store) -> None:
-    with pytest.raises(Unknown):
+    with pytest.raises(NotFound):
         store.ingest([RAW, [NewEvent("no/such", "{}")]])
-    with pytest.raises(Unknown, match="register"):
+    with pytest.raises(NotFound, match="register"):
         store.ingest([[new_event()], replace(RAW, event_type="no/such")])
     assert not store.quarantined()
     assert not store.events()
@@ -101,7 +101,7 @@ def test_the_oldest_are_listed_first_and_by_event_type(store: Store) -> None:
     assert [each.id for each in store.quarantined(RAW.event_type)] == ids[::2]
     assert [each.id for each in store.quarantined(other)] == ids[1:2]
     assert store.quarantine_sizes() == {RAW.event_type: 2, other: 1}
-    with pytest.raises(Unknown, match=departed.path):
+    with pytest.raises(NotFound, match=departed.path):
         store.quarantined("no/such")
 
 
@@ -111,9 +111,9 @@ def test_what_is_released_leaves_with_the_events(store: Store) -> None:
     assert store.event(kept).payload == '{"n":1}'
     assert [each.id for each in store.quarantined()] == [stays]
     for gone in (released, "qua_0", "qua_x", "evt_1"):
-        with pytest.raises(Unknown, match="quarantine list"):
+        with pytest.raises(NotFound, match="quarantine list"):
             store.in_quarantine(gone)
-        with pytest.raises(Unknown, match=gone):
+        with pytest.raises(NotFound, match=gone):
             store.ingest([[new_event(2)]], released=[stays, gone])
     assert len(store.events()) == 1
     assert [each.id for each in store.quarantined()] == [stays]
@@ -137,7 +137,7 @@ def test_of_two_who_release_the_same_one_keeps_its_events(store: Store) -> None:
         for each in ids if number % 2 else reversed(ids):
             try:
                 store.ingest([[new_event()]], released=[each])
-            except Unknown:
+            except NotFound:
                 continue
             kept += 1
         return kept
@@ -150,7 +150,7 @@ def test_of_two_who_release_the_same_one_keeps_its_events(store: Store) -> None:
 
 def test_what_is_dropped_is_gone(store: Store) -> None:
     ids = [store.quarantine(RAW) for _ in range(2500)]
-    with pytest.raises(Unknown, match="qua_9999"):
+    with pytest.raises(NotFound, match="qua_9999"):
         store.drop_quarantined([*ids, "qua_9999"])
     assert store.quarantine_sizes() == {RAW.event_type: 2500}
     store.drop_quarantined([*ids[:-1], ids[0]])
@@ -171,7 +171,7 @@ def test_requests_through_a_webhook_are_kept_under_its_source(store: Store) -> N
     def arrived(request: Request) -> Reply:
         return Reply()
 
-    with pytest.raises(Unknown, match="register"):
+    with pytest.raises(NotFound, match="register"):
         store.quarantine(replace(RAW, event_type="shop"))
     store.register(Blacksmith(sources=[shop], destinations=[], since="2026-01-01"))
     store.quarantine(replace(RAW, event_type="shop"))

@@ -14,7 +14,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from blacksmith_dagster.errors import FencedOut, KeyReused, Purged
+from blacksmith_dagster.errors import FencedOut, Gone, KeyReused
 from blacksmith_dagster.pipeline.batch import Said
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.interface import (
@@ -255,7 +255,7 @@ class StoreMachine(RuleBasedStateMachine):
         mark(self.store)
         assert purged(self.store) >= len(self._in(SUCCEEDED) | self._in(DISCARDED))
         for event in self._in(SUCCEEDED) | self._in(DISCARDED):
-            with pytest.raises(Purged):
+            with pytest.raises(Gone):
                 self.store.event(event)
         self.succeeded_before += len(self._in(SUCCEEDED))
         self.discarded_before = 0

@@ -19,12 +19,12 @@ from sqlalchemy import Connection, create_engine, text
 from blacksmith_dagster import Batch, Blacksmith, Destination, Source
 from blacksmith_dagster.errors import (
     KeyReused,
+    NotFound,
     OutcomeUnknown,
     SchemaOutdated,
     SequenceWentBack,
     SettingsError,
     Unavailable,
-    Unknown,
 )
 from blacksmith_dagster.pipeline.batch import Said
 from blacksmith_dagster.store import Store, open_store, postgres, schema
@@ -79,12 +79,12 @@ def test_ids_are_in_the_order_of_the_request(store: Store) -> None:
 def test_an_id_of_another_store_is_unknown(store: Store) -> None:
     [mine] = keep(store, 1)
     for wrong in ("evt_0000000000000000000f", "no id", mine[:-1], mine[:-1] + "9"):
-        with pytest.raises(Unknown, match=r"in this store"):
+        with pytest.raises(NotFound, match=r"in this store"):
             store.event(wrong)
 
 
 def test_an_event_that_was_never_registered_is_refused(store: Store) -> None:
-    with pytest.raises(Unknown, match="register"):
+    with pytest.raises(NotFound, match="register"):
         store.ingest([[NewEvent("airport/landed", "{}")]])
     assert not store.events()
 
@@ -631,7 +631,7 @@ def test_a_renamed_destination_event_keeps_its_jobs(store: Store) -> None:
     store.register(new)
     store.register(new)
     assert ids_of(claimed(store, take_over(store, to="warehouse/departures"))) == ids
-    with pytest.raises(Unknown, match="warehouse/departures"):
+    with pytest.raises(NotFound, match="warehouse/departures"):
         store.counts(FLIGHTS)
 
 

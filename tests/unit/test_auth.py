@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from blacksmith_dagster import CORS, Auth, Bearer, DeclarationError, Secret, Source, WriteKey
 from blacksmith_dagster.cli import main
-from blacksmith_dagster.errors import MissingSecret, NotAllowed, SettingsError
+from blacksmith_dagster.errors import MissingSecret, SettingsError, Unauthorized
 from blacksmith_dagster.pipeline.access import hashed
 
 NEW, OLD = "BLACKSMITH_TEST_NEW", "BLACKSMITH_TEST_OLD"
@@ -20,7 +20,7 @@ def admitted(auth: Auth, header: str | bytes | None) -> bool:
     raw = header.encode() if isinstance(header, str) else header
     try:
         auth.admit({} if raw is None else {b"authorization": raw})
-    except NotAllowed as error:
+    except Unauthorized as error:
         said = f"{error} {error.challenge}"
     else:
         return True

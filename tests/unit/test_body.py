@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 from starlette.requests import ClientDisconnect
 
-from blacksmith_dagster.errors import BadRequest, Busy, TooLarge, TooSlow, UnsupportedMedia
+from blacksmith_dagster.errors import (
+    BadRequest,
+    RequestTimeout,
+    TooLarge,
+    TooManyRequests,
+    UnsupportedMedia,
+)
 from blacksmith_dagster.gateway.body import Bodies, unpack
 
 
@@ -61,7 +67,7 @@ def test_unknown_encoding_is_refused(encoding: str) -> None:
 def test_no_more_is_held_than_there_is_room_for_unless_nothing_is() -> None:
     bodies = Bodies(10)
     bodies.reserve(11)
-    with pytest.raises(Busy):
+    with pytest.raises(TooManyRequests):
         bodies.reserve(1)
     bodies.release(11)
     bodies.reserve(5)
@@ -104,8 +110,8 @@ def test_body_may_come_in_parts() -> None:
         ([part(b"01234567890")], None, TooLarge),
         ([part(b"0123456789", more=True), part(b"0")], None, TooLarge),
         ([], b"11", TooLarge),
-        ([part(b"0123", more=True)], None, TooSlow),
-        ([], None, TooSlow),
+        ([part(b"0123", more=True)], None, RequestTimeout),
+        ([], None, RequestTimeout),
         ([part(b"0123", more=True), {"type": "http.disconnect"}], None, ClientDisconnect),
     ],
 )
@@ -116,7 +122,7 @@ def test_body_that_is_not_read_holds_nothing(
     with pytest.raises(error):
         read(messages, declared=declared, bodies=bodies)
     assert read([part(b"0123456789")], bodies=bodies) == b"0123456789"
-    with pytest.raises(Busy):
+    with pytest.raises(TooManyRequests):
         bodies.reserve(1)
 
 

@@ -24,7 +24,7 @@ from blacksmith_dagster import (
     StandardWebhooksSignature,
     StripeSignature,
 )
-from blacksmith_dagster.errors import MissingSecret, NotAllowed, SettingsError
+from blacksmith_dagster.errors import MissingSecret, SettingsError, Unauthorized
 
 NEW, OLD = "BLACKSMITH_TEST_NEW", "BLACKSMITH_TEST_OLD"
 BOTH = (Secret(NEW), Secret(OLD))
@@ -99,7 +99,7 @@ def headers_of(sent: dict[str, str]) -> dict[bytes, bytes]:
 
 
 def proved(auth: Any, sent: dict[str, str], body: bytes = BODY) -> str | None:
-    """The key of a request that is let in; raises `NotAllowed` for another."""
+    """The key of a request that is let in; raises `Unauthorized` for another."""
     headers = headers_of(sent)
     auth.admit(headers)
     key: str | None = auth.verify(headers, body)
@@ -115,7 +115,7 @@ def scheme(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> S
 
 
 def refused(auth: Any, sent: dict[str, str], body: bytes = BODY) -> str:
-    with pytest.raises(NotAllowed) as told:
+    with pytest.raises(Unauthorized) as told:
         proved(auth, sent, body)
     said = str(told.value)
     assert told.value.challenge.startswith("Signature ")

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from blacksmith_dagster import Request, Secret
-from blacksmith_dagster.errors import DeclarationError, NotAllowed, Reject, ValidationError
+from blacksmith_dagster.errors import DeclarationError, Reject, Unauthorized, ValidationError
 from blacksmith_dagster.pipeline.event import Event
 from blacksmith_dagster.sources import SegmentSource
 
@@ -207,7 +207,7 @@ def test_write_key_is_taken_from_the_header_or_the_body(shop: SegmentSource, key
     ],
 )
 def test_wrong_write_key(shop: SegmentSource, headers: dict[bytes, bytes], body: bytes) -> None:
-    with pytest.raises(NotAllowed, match="write key") as refused:
+    with pytest.raises(Unauthorized, match="write key") as refused:
         asked(shop, headers, body)
     assert refused.value.challenge.startswith("Basic")
     assert "another" not in str(refused.value)

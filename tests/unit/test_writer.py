@@ -7,7 +7,13 @@ from typing import Any, cast
 
 import pytest
 
-from blacksmith_dagster.errors import Busy, KeyReused, OutcomeUnknown, StoreError, Unavailable
+from blacksmith_dagster.errors import (
+    KeyReused,
+    OutcomeUnknown,
+    StoreError,
+    TooManyRequests,
+    Unavailable,
+)
 from blacksmith_dagster.ingest.group_commit import Writer
 from blacksmith_dagster.store.interface import NewEvent, NewJob, Store
 
@@ -124,7 +130,7 @@ def test_full_queue_refuses_but_never_the_first() -> None:
         writer = Writer(cast(Store, store), 3)
         store.may_commit.clear()
         large = writer.submit(events("1", "2", "3", "4"))
-        with pytest.raises(Busy):
+        with pytest.raises(TooManyRequests):
             writer.submit(events("5"))
         store.may_commit.set()
         assert len(cast(list[str], await large)) == 4
