@@ -42,7 +42,7 @@ def migrations(effort: Effort) -> Iterator[Figure]:
                 ):
                     _track(store, found[SCOPE])
                     wanderer = StandardWanderer(
-                        app, store=store, supervisor=supervisor, owner="a benchmark"
+                        app, store=store, supervisor=supervisor, holder="a benchmark"
                     )
                     assert len(wanderer.status()) == count
                     shown = alternate(effort.rounds, _timed(wanderer.status))[0]
@@ -53,7 +53,7 @@ def migrations(effort: Effort) -> Iterator[Figure]:
                     closing(StoreSupervisor(store)) as supervisor,
                 ):
                     wanderer = StandardWanderer(
-                        few, store=store, supervisor=supervisor, owner="a benchmark"
+                        few, store=store, supervisor=supervisor, holder="a benchmark"
                     )
                     wanderer.run(Request())
                     assert wanderer.run(Request()).planned == []

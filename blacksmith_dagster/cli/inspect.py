@@ -96,7 +96,7 @@ def _row(store: Store, path: str) -> _Row:
 
 def _status_text(found: _Status) -> str:
     now = datetime.now(UTC)
-    holders = {lock.key: lock.owner for lock in found.supervision.locks}
+    holders = {lock.key: lock.holder for lock in found.supervision.locks}
     states = ("awaiting", "executing", "retrying", "succeeded", "discarded")
     rows = [
         [
@@ -128,7 +128,7 @@ def _listeners_text(listeners: Sequence[Listening], now: datetime) -> str:
     rows = [
         [
             each.path,
-            each.owner,
+            each.holder,
             "not known" if each.lag is None else f"{each.lag} {each.unit}",
             each.read_at,
             age(each.at, now),
@@ -136,7 +136,7 @@ def _listeners_text(listeners: Sequence[Listening], now: datetime) -> str:
         ]
         for each in listeners
     ]
-    return table(["listener", "owner", "lag", "read (UTC)", "noted ago", "error"], rows)
+    return table(["listener", "holder", "lag", "read (UTC)", "noted ago", "error"], rows)
 
 
 def _supervision_text(found: _Supervision, now: datetime) -> list[str]:
@@ -156,7 +156,7 @@ def _supervision_text(found: _Supervision, now: datetime) -> list[str]:
         ]
         parts.append(table(["service", "address", "state", "version", "serves"], rows))
     if found.locks:
-        rows = [[each.key, each.owner, each.address, age(each.since, now)] for each in found.locks]
+        rows = [[each.key, each.holder, each.address, age(each.since, now)] for each in found.locks]
         parts.append(table(["lock", "held by", "at", "for"], rows))
     return parts
 

@@ -171,7 +171,7 @@ def _wanderer(app: str | None) -> Iterator[Wanderer]:
             store=store,
             supervisor=locks,
             tracking=tracking,
-            owner=f"{os.environ.get('USER', 'someone')}@{here()}",
+            holder=f"{os.environ.get('USER', 'someone')}@{here()}",
             stop=stop,
             report=lambda done: click.echo(_line(done), err=True),
         )

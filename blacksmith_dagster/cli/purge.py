@@ -44,7 +44,7 @@ def purge(app: str | None, dry_run: bool, archive: str | None, json: bool) -> No
             application,
             store=store,
             supervisor=supervisor,
-            owner=here(),
+            holder=here(),
             archive=archive,
         )
     if report.skipped:

@@ -80,7 +80,7 @@ def worker(app: str | None, names: tuple[str, ...]) -> None:
                 store=store,
                 supervisor=locks,
                 pubsub=pubsub,
-                owner=here(),
+                holder=here(),
                 notify=notify,
             )
             for source in sources
@@ -93,7 +93,7 @@ def worker(app: str | None, names: tuple[str, ...]) -> None:
                     store=store,
                     supervisor=locks,
                     subscriber=pubsub.subscriber(destination.name),
-                    owner=here(),
+                    holder=here(),
                     report=reporter.add if reporter else lambda *_: None,
                     notify=notify,
                 )

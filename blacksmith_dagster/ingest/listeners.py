@@ -57,7 +57,7 @@ class Listeners:
     says that it was read. How it stands is noted in the store every few seconds.
 
     - `pubsub`: the broker of subscriptions that have none of their own, `None` if there is none.
-    - `owner`: names the holder of the locks, for people.
+    - `holder`: the name under which it holds the locks, for people.
     - `notify`: is called with the destination events that have new jobs.
     - `report(event, number)` is called after each commit, in the event's thread, with the number of
       events and of what went to quarantine.
@@ -75,13 +75,13 @@ class Listeners:
         store: Store,
         supervisor: Supervisor,
         pubsub: PubSub | None,
-        owner: str,
+        holder: str,
         notify: Notify = lambda _: None,
         report: Report = lambda *_: None,
     ) -> None:
         self._stopping = threading.Event()
         self._keepers = [
-            _Keeper(app, event, store, supervisor, pubsub, owner, notify, report, self._stopping)
+            _Keeper(app, event, store, supervisor, pubsub, holder, notify, report, self._stopping)
             for event in listened_events(source)
         ]
 
@@ -127,7 +127,7 @@ class _Keeper(threading.Thread):
         store: Store,
         supervisor: Supervisor,
         pubsub: PubSub | None,
-        owner: str,
+        holder: str,
         notify: Notify,
         report: Report,
         stopping: threading.Event,
@@ -138,7 +138,7 @@ class _Keeper(threading.Thread):
         self._store = store
         self._supervisor = supervisor
         self._pubsub = pubsub
-        self._owner = owner
+        self._holder = holder
         self._notify = notify
         self._report = report
         self._stopping = stopping
@@ -164,7 +164,7 @@ class _Keeper(threading.Thread):
         """Listen while the lock can be held; returns if it is another's or was lost."""
         try:
             key = f"listen/{self._event.path}"
-            lease = self._supervisor.acquire(key, self._owner, wait=_TRY_LOCK)
+            lease = self._supervisor.acquire(key, self._holder, wait=_TRY_LOCK)
         except Unavailable as error:
             self._tell(error)
             self._stopping.wait(_TRY_LOCK)
@@ -240,7 +240,7 @@ class _Keeper(threading.Thread):
     def _note(self, lag: int | None, unit: str, error: str | None = None) -> None:
         self._noted_at = time.monotonic()
         self._unit = unit
-        self.noted = Listening(self._event.path, self._owner, lag, unit, self._read_at, error)
+        self.noted = Listening(self._event.path, self._holder, lag, unit, self._read_at, error)
         try:
             self._store.note_listener(self.noted)
         except Unavailable as silent:

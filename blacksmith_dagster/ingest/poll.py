@@ -43,7 +43,7 @@ def poll(
     store: Store,
     supervisor: Supervisor,
     at: datetime,
-    owner: str,
+    holder: str,
     notify: Notify = lambda _: None,
 ) -> Polled:
     """Call the function of a `Cron` event, and keep what it returns together with its cursor.
@@ -53,7 +53,7 @@ def poll(
     One poll of an event runs at a time, under the lock `listen/<source>/<event>`.
 
     - `at`: when this poll was due, in UTC; the function is told.
-    - `owner`: names the holder of the lock, for people.
+    - `holder`: the name under which it holds the lock, for people.
     - `notify`: is called with the destination events that have new jobs.
 
     Raises whatever the function raises; `TypeError` for what is no event; `UsageError` for a cursor
@@ -61,9 +61,9 @@ def poll(
     meanwhile, `PositionMoved` when another has read on; `Unavailable`.
     """
     key = f"listen/{event.path}"
-    lease = supervisor.acquire(key, owner)
+    lease = supervisor.acquire(key, holder)
     if lease is None:
-        return Polled(skipped=f"{event.path} is polled by {supervisor.status(key).holder}")
+        return Polled(skipped=f"{event.path} is polled by {supervisor.status(key).held_by}")
     with lease:
         return _poll(app, event, store, at, lease, notify)
 

@@ -243,7 +243,7 @@ def listening(
     told = {
         "lag": found.lag,
         "lag_unit": found.unit,
-        "held_by": found.owner,
+        "held_by": found.holder,
         "last_read_at": found.read_at and MetadataValue.timestamp(found.read_at),
         "noted_at": found.at and MetadataValue.timestamp(found.at),
         "error": found.error,
@@ -252,7 +252,7 @@ def listening(
         key,
         "listening",
         not why,
-        why or f"{found.owner} listens; {found.lag or 0} {found.unit} wait",
+        why or f"{found.holder} listens; {found.lag or 0} {found.unit} wait",
         AssetCheckSeverity.ERROR,
         {name: value for name, value in told.items() if value is not None} if standing else {},
     )
@@ -327,7 +327,7 @@ def supervisor_reachable(supervisor: Supervisor) -> Finding:
         True,
         f"locks are kept by {supervisor.label}; held: {len(locks)}",
         AssetCheckSeverity.ERROR,
-        {lock.key: lock.holder for lock in locks},
+        {lock.key: lock.held_by for lock in locks},
     )
 
 

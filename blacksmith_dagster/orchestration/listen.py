@@ -26,7 +26,7 @@ from blacksmith_dagster.ingest.listeners import Listeners, listened_events
 from blacksmith_dagster.orchestration.loads import interrupt_if_terminated, links_of
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
 from blacksmith_dagster.orchestration.warm_runs import WarmRuns, build_warm_job, elsewhere, watch
-from blacksmith_dagster.orchestration.warm_sensor import LOOK_SECONDS, Owners, look
+from blacksmith_dagster.orchestration.warm_sensor import LOOK_SECONDS, Holders, look
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.source import Source, SourceEvent
 from blacksmith_dagster.pipeline.subscription import Subscription
@@ -74,15 +74,15 @@ def build_listen_sensor(source: Source, target: JobDefinition) -> SensorDefiniti
     return looked
 
 
-def why_no_run(owners: Owners) -> str | None:
+def why_no_run(holders: Holders) -> str | None:
     """Why no run is needed where none is active: another process listens for all; else `None`.
 
     >>> why_no_run({"shop/ordered": "host:42"}), why_no_run({"shop/ordered": None})
     ('shop/ordered is listened for by host:42', None)
     """
-    if not all(owners.values()):
+    if not all(holders.values()):
         return None
-    return ", ".join(f"{path} is listened for by {owner}" for path, owner in owners.items())
+    return ", ".join(f"{path} is listened for by {holder}" for path, holder in holders.items())
 
 
 def _needs_broker(event: SourceEvent[Any, Any, Any]) -> bool:
@@ -105,7 +105,7 @@ def _listen(
         store=blacksmith.store(app),
         supervisor=blacksmith.supervisor,
         pubsub=blacksmith.pubsub,
-        owner=op.run_id,
+        holder=op.run_id,
         notify=notifier.notify if notifier else lambda _: None,
         report=teller.add,
     )
@@ -178,7 +178,7 @@ def observed(number: int, standing: Listening | None) -> dict[str, Any]:
         told |= {
             "lag": standing.lag,
             "lag_unit": standing.unit,
-            "held_by": standing.owner,
+            "held_by": standing.holder,
             "error": standing.error,
         }
     return {name: value for name, value in told.items() if value is not None}

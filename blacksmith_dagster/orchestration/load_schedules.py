@@ -164,7 +164,7 @@ def _why_not_now(
 def _kept(load_job: LoadJob, supervisor: Supervisor) -> Mapping[str, str]:
     """By whom realtime events are loaded: a warm run or a worker."""
     found = {event.path: supervisor.status(f"load/{event.path}") for event in load_job.realtime}
-    return {path: held.owner or "another process" for path, held in found.items() if held.held}
+    return {path: held.holder or "another process" for path, held in found.items() if held.held}
 
 
 def already_active(instance: DagsterInstance, job: str, holds: Holds) -> str | None:
@@ -214,7 +214,7 @@ def _holds(load_job: LoadJob, supervisor: Supervisor) -> Holds:
     def holds(run_id: str) -> bool:
         for event in load_job.events:
             status = supervisor.status(f"load/{event.path}")
-            if status.held and (event.path not in realtime or status.owner == run_id):
+            if status.held and (event.path not in realtime or status.holder == run_id):
                 return True
         return False
 

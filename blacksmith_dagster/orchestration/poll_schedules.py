@@ -100,7 +100,7 @@ def _poll(
             store=blacksmith.store(app),
             supervisor=blacksmith.supervisor,
             at=_due_at(context),
-            owner=context.run_id,
+            holder=context.run_id,
             notify=notifier.notify if notifier else lambda _: None,
         )
     except Exception as error:  # noqa: BLE001 - the user's code; its run fails with it
@@ -212,7 +212,7 @@ def _active(
 
     def holds(run_id: str) -> bool:
         status = supervisor.status(f"listen/{event.path}")
-        return status.held and status.owner == run_id
+        return status.held and status.holder == run_id
 
     try:
         return already_active(instance, target.name, holds)

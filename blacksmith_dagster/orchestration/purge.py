@@ -33,7 +33,7 @@ def build_purge(app: Blacksmith) -> ScheduleDefinition | None:
             app,
             store=blacksmith.store(app),
             supervisor=blacksmith.supervisor,
-            owner=context.run_id,
+            holder=context.run_id,
         )
         context.add_output_metadata(
             {

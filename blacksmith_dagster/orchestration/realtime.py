@@ -77,7 +77,7 @@ def _load(
         store=store,
         supervisor=blacksmith.supervisor,
         subscriber=pubsub.subscriber(destination.name),
-        owner=op.run_id,
+        holder=op.run_id,
         run=op.run_id,
         report=teller.add,
         notify=notifier.notify,

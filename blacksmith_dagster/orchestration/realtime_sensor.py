@@ -18,7 +18,7 @@ from dagster import (
 from blacksmith_dagster.orchestration.load_schedules import why_not
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
 from blacksmith_dagster.orchestration.warm_runs import WarmRuns
-from blacksmith_dagster.orchestration.warm_sensor import LOOK_SECONDS, Owners, look
+from blacksmith_dagster.orchestration.warm_sensor import LOOK_SECONDS, Holders, look
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import Destination
 from blacksmith_dagster.scheduler import realtime_events
@@ -27,7 +27,7 @@ from blacksmith_dagster.scheduler import realtime_events
 def why_idle(
     due: Mapping[str, float | None],
     since_load: float | None,
-    owners: Owners,
+    holders: Holders,
     warm: WarmRuns,
 ) -> str | None:
     """Why no run is needed where none is active, or `None` if one is.
@@ -35,8 +35,8 @@ def why_idle(
     - `due`: in how many seconds each destination event has something due, `None` if nothing waits.
     - `since_load`: seconds since one of them was loaded, `None` if never.
     """
-    if all(owners.values()):
-        return ", ".join(f"{path} is loaded by {owner}" for path, owner in owners.items())
+    if all(holders.values()):
+        return ", ".join(f"{path} is loaded by {holder}" for path, holder in holders.items())
     if since_load is not None and since_load < warm.idle_seconds:
         return None
     return why_not(due)
@@ -64,9 +64,9 @@ def build_realtime_sensor(
             return SkipReason("the schedules serve; set BLACKSMITH_PUBSUB_URL to load at once")
         store = blacksmith.store(app)
 
-        def why_no_run(owners: Owners) -> str | None:
+        def why_no_run(holders: Holders) -> str | None:
             due = {path: store.next_due(path) for path in paths}
-            return why_idle(due, store.since_load(*paths), owners, warm)
+            return why_idle(due, store.since_load(*paths), holders, warm)
 
         return look(context, blacksmith.supervisor, target.name, locks, why_no_run)
 

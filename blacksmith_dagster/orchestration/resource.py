@@ -149,7 +149,7 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
                 store=store,
                 supervisor=self.supervisor,
                 tracking=tracking,
-                owner=run or here(),
+                holder=run or here(),
                 run=run,
                 stop=stop,
                 report=report,

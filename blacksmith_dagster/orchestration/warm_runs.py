@@ -223,9 +223,9 @@ def elsewhere(supervisor: Supervisor, locks: Sequence[str], run_id: str) -> str:
     except Unavailable:
         return ""
     others = [
-        f"{status.key} is held by {status.owner}"
+        f"{status.key} is held by {status.holder}"
         for status in held
-        if status.held and status.owner != run_id
+        if status.held and status.holder != run_id
     ]
     return f" ({', '.join(others)})" if others else ""
 

@@ -29,7 +29,7 @@ _GONE_SECONDS = 15.0
 _START_SECONDS = 180.0
 _PAUSE = timedelta(seconds=30)
 
-Owners = Mapping[str, str | None]
+Holders = Mapping[str, str | None]
 """Who holds the lock of each event, by its path; `None` if nobody does."""
 
 
@@ -44,16 +44,16 @@ class Run(NamedTuple):
     lockless: float = 0.0
 
 
-def could_lock(run: str, active: Sequence[str], owners: Collection[str | None]) -> bool:
+def could_lock(run: str, active: Sequence[str], holders: Collection[str | None]) -> bool:
     """Whether a run holds none of the locks, though nobody does or only younger runs do.
 
-    `active` are the runs' ids, oldest first; `owners` who holds each of the locks, `None` if free.
+    `active` are the runs' ids, oldest first; `holders` who holds each of the locks, `None` if free.
 
     >>> could_lock("old", ["old", "new"], ["new"]), could_lock("new", ["old", "new"], ["old"])
     (True, False)
     """
     younger = active[active.index(run) + 1 :]
-    return run not in owners and all(owner is None or owner in younger for owner in owners)
+    return run not in holders and all(holder is None or holder in younger for holder in holders)
 
 
 def is_gone(run: Run) -> bool:
@@ -110,7 +110,7 @@ def look(
     supervisor: Supervisor,
     name: str,
     locks: Mapping[str, str],
-    why_not: Callable[[Owners], str | None],
+    why_not: Callable[[Holders], str | None],
 ) -> SensorResult:
     """Launch a run of the job `name` unless there is one, or one is about to start.
 
@@ -120,13 +120,13 @@ def look(
     now = datetime.now(UTC)
     # First: two daemons that decide the same at once name the same run here, and make one.
     newest = context.instance.get_run_records(RunsFilter(job_name=name), limit=2)
-    owners = {path: _owner(supervisor, key) for path, key in locks.items()}
+    holders = {path: _holder(supervisor, key) for path, key in locks.items()}
     runs, cursor = _active(
-        context.instance, name, owners.values(), _Cursor.read(context.cursor), now
+        context.instance, name, holders.values(), _Cursor.read(context.cursor), now
     )
     reason = why_no_launch(runs) or why_pause(newest, now)
     if not runs and not reason:
-        reason = why_not(_without_ended(context.instance, owners))
+        reason = why_not(_without_ended(context.instance, holders))
     if reason:
         return SensorResult(skip_reason=reason, cursor=cursor.write())
     key = f"after-{newest[0].dagster_run.run_id if newest else 'none'}"
@@ -136,7 +136,7 @@ def look(
 def _active(
     instance: DagsterInstance,
     name: str,
-    owners: Collection[str | None],
+    holders: Collection[str | None],
     cursor: _Cursor,
     now: datetime,
 ) -> tuple[Sequence[Run], _Cursor]:
@@ -147,7 +147,7 @@ def _active(
         record.dagster_run.run_id
         for record in records
         if record.dagster_run.status in UNDER_WAY
-        and could_lock(record.dagster_run.run_id, active, owners)
+        and could_lock(record.dagster_run.run_id, active, holders)
     ]
     cursor = _Cursor({each: cursor.lockless.get(each, now.timestamp()) for each in lockless})
     runs = []
@@ -179,16 +179,16 @@ class _Cursor(msgspec.Struct, frozen=True):
         return msgspec.json.encode(self).decode()
 
 
-def _without_ended(instance: DagsterInstance, owners: Owners) -> Owners:
-    """The owners, `None` for runs that have ended: a killed one's locks are free within moments."""
-    asked = {owner for owner in owners.values() if owner}
+def _without_ended(instance: DagsterInstance, holders: Holders) -> Holders:
+    """The holders, `None` for runs that have ended: a killed one's locks are free within moments."""
+    asked = {holder for holder in holders.values() if holder}
     if not asked:
-        return owners
+        return holders
     found = instance.get_runs(RunsFilter(run_ids=list(asked), statuses=list(FINAL)))
     ended = {run.run_id for run in found}
-    return {path: None if owner in ended else owner for path, owner in owners.items()}
+    return {path: None if holder in ended else holder for path, holder in holders.items()}
 
 
-def _owner(supervisor: Supervisor, key: str) -> str | None:
+def _holder(supervisor: Supervisor, key: str) -> str | None:
     status = supervisor.status(key)
-    return (status.owner or "another process") if status.held else None
+    return (status.holder or "another process") if status.held else None

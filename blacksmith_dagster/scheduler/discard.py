@@ -76,7 +76,7 @@ def _fencing_token(
     key = f"{lane.value}/{destination}"
     lease = supervisor.acquire(key, here(), wait=_WAIT)
     if lease is None:
-        holder = supervisor.status(key).holder
+        holder = supervisor.status(key).held_by
         raise UsageError(f"{key} is held by {holder}; wait until it has ended, and try again")
     with lease:
         yield store.take_over(destination, lane, lease.id, lease.confirm)

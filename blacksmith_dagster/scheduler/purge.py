@@ -44,24 +44,24 @@ def purge(
     *,
     store: Store,
     supervisor: Supervisor,
-    owner: str,
+    holder: str,
     archive: str | None = None,
 ) -> PurgeReport:
     """Remove the events that are past their `keep` and that nothing needs any more.
 
-    - `owner`: names the caller to others.
+    - `holder`: names the caller to others.
     - `archive`: the folder, or the URL that fsspec knows, to which events are written before they go;
       the one of `BLACKSMITH_ARCHIVE_URL` if `None`, none if that is not set.
 
     Raises `SettingsError` for a URL that cannot be used, `Unavailable`.
 
-    >>> purge(app, store=store, supervisor=locks, owner="me")  # doctest: +SKIP
+    >>> purge(app, store=store, supervisor=locks, holder="me")  # doctest: +SKIP
     PurgeReport(events=2641, partitions=1, files=(), postponed=(), skipped=None, stopped=False)
     """
     kept = _opened(archive or os.environ.get(ARCHIVE_URL))
-    lease = supervisor.acquire(_LOCK, owner, wait=_WAIT)
+    lease = supervisor.acquire(_LOCK, holder, wait=_WAIT)
     if lease is None:
-        return PurgeReport(skipped=f"held by {supervisor.status(_LOCK).holder}")
+        return PurgeReport(skipped=f"held by {supervisor.status(_LOCK).held_by}")
     events, partitions = 0, 0
     files: list[str] = []
     postponed: Sequence[str] = ()

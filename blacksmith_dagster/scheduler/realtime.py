@@ -49,7 +49,8 @@ class Realtime:
     retry that falls due, or by the sweep that finds what a lost message missed. A slow event holds up
     no other, as each has its own connection to the destination, too.
 
-    - `owner`: names the holder of the locks, for people; `run` the Dagster run in the history.
+    - `holder`: the name under which it holds the locks, for people; `run` the Dagster run in the
+      history.
     - `report(event, done)` is called after each load, in the event's thread.
     - `notify`: is called with the destination events that get jobs by a load's outcomes.
 
@@ -66,7 +67,7 @@ class Realtime:
         store: Store,
         supervisor: Supervisor,
         subscriber: Subscriber,
-        owner: str,
+        holder: str,
         report: Report,
         notify: Notify,
         run: str | None = None,
@@ -79,7 +80,7 @@ class Realtime:
         self._failure: BaseException | None = None
         self._keepers = {
             event.path: _Keeper(
-                app, event, store, supervisor, owner, run, report, notify, self._stopping
+                app, event, store, supervisor, holder, run, report, notify, self._stopping
             )
             for event in realtime_events(destination)
         }
@@ -187,7 +188,7 @@ class _Keeper(threading.Thread):
         event: DestinationEvent[Any],
         store: Store,
         supervisor: Supervisor,
-        owner: str,
+        holder: str,
         run: str | None,
         report: Report,
         notify: Notify,
@@ -197,7 +198,7 @@ class _Keeper(threading.Thread):
         self._event = event
         self._store = store
         self._supervisor = supervisor
-        self._owner = owner
+        self._holder = holder
         self._report = report
         self._stopping = stopping
         self._workers = Workers()
@@ -231,7 +232,7 @@ class _Keeper(threading.Thread):
         """Load while the lock can be held; returns if it is another's or was lost."""
         try:
             lease = self._supervisor.acquire(
-                f"load/{self._event.path}", self._owner, wait=_TRY_LOCK
+                f"load/{self._event.path}", self._holder, wait=_TRY_LOCK
             )
         except Unavailable as error:
             self._rest(error)

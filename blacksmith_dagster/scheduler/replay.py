@@ -118,13 +118,13 @@ def replay(
     """
     stop = stop or threading.Event()
     chooser = Chooser(app, event, request)
-    owner = run or here()
-    lease = _acquire(event.path, request, owner, store, supervisor, stop, wait)
+    holder = run or here()
+    lease = _acquire(event.path, request, holder, store, supervisor, stop, wait)
     if lease is None:
         return ReplaySummary(0, stopped=True)
     with lease, closing(Workers()) as workers:
         token = store.take_over(event.path, Lane.REPLAY, lease.id, lease.confirm)
-        begun = store.begin_replay(token, request, chooser.event_types, owner)
+        begun = store.begin_replay(token, request, chooser.event_types, holder)
         loader = Loader(app, event, store=store, workers=workers, run=run, notify=notify)
         course = _Course(begun, rate, stop, report or (lambda *_: None))
         live = _LiveFirst(event.path, store, supervisor, stop)
@@ -192,7 +192,7 @@ def _sampled(candidates: Sequence[Candidate], chosen: set[int], number: int) -> 
 def _acquire(
     path: str,
     request: ReplayRequest,
-    owner: str,
+    holder: str,
     store: Store,
     supervisor: Supervisor,
     stop: threading.Event,
@@ -201,18 +201,18 @@ def _acquire(
     """The lock, or `None` if it was asked to stop. Raises `UsageError` for one that overlaps."""
     key, give_up = f"replay/{path}", time.monotonic() + wait
     while not stop.is_set():
-        lease = supervisor.acquire(key, owner, wait=min(wait, 1.0))
+        lease = supervisor.acquire(key, holder, wait=min(wait, 1.0))
         if lease is not None:
             return lease
-        holder = supervisor.status(key).owner
+        other = supervisor.status(key).holder
         running = [
-            each for each in store.replays(path) if each.ended_at is None and each.run == holder
+            each for each in store.replays(path) if each.ended_at is None and each.run == other
         ]
         overlapping = [each for each in running if _overlap(each.request, request)]
         if overlapping and time.monotonic() > give_up:
             theirs = overlapping[0].request
             raise UsageError(
-                f"{path}: run {holder} is replaying {theirs.start:%Y-%m-%d %H:%M} to "
+                f"{path}: run {other} is replaying {theirs.start:%Y-%m-%d %H:%M} to "
                 f"{theirs.end:%Y-%m-%d %H:%M} already; wait until it has ended, or terminate it"
             )
         stop.wait(_LOOK)

@@ -49,7 +49,7 @@ class StandardScheduler:
         key = f"load/{event.path}"
         lease = supervisor.acquire(key, run or here())
         if lease is None:
-            return Summary(skipped=f"held by {supervisor.status(key).holder}")
+            return Summary(skipped=f"held by {supervisor.status(key).held_by}")
         with lease:
             token = store.take_over(event.path, Lane.LOAD, lease.id, lease.confirm)
             loader = Loader(

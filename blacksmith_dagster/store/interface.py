@@ -105,7 +105,7 @@ class Quarantined(msgspec.Struct, frozen=True):
 class Listening(msgspec.Struct, frozen=True):
     """How a listener stands: who reads a subscription, or waits for a database's changes.
 
-    - `path`: the source event's; `owner`: who listens, for people.
+    - `path`: the source event's; `holder`: who listens, for people.
     - `lag`: how many `unit`s ('messages', 'bytes') are there that were not read; `None` if nobody
       knows.
     - `read_at`: when it last committed something; `error`: why it can't read, if it can't.
@@ -113,7 +113,7 @@ class Listening(msgspec.Struct, frozen=True):
     """
 
     path: str
-    owner: str
+    holder: str
     lag: int | None = None
     unit: str = "messages"
     read_at: datetime | None = None

@@ -78,7 +78,7 @@ class ConsulSupervisor:
         self._look("ready")
 
     # -- locks
-    def acquire(self, key: str, owner: str, *, wait: float = 0.0) -> HeldLease | None:
+    def acquire(self, key: str, holder: str, *, wait: float = 0.0) -> HeldLease | None:
         """See `Supervisor.acquire`."""
         give_up = time.monotonic() + wait
         lease: HeldLease | None = None
@@ -92,7 +92,7 @@ class ConsulSupervisor:
                         self._release(lease)
                         lease = None
                     lease = lease or self._open_session(key)
-                    taken = self._take(lease, owner)
+                    taken = self._take(lease, holder)
                     if taken:
                         return lease
                 left = give_up - time.monotonic()
@@ -144,8 +144,8 @@ class ConsulSupervisor:
         self._renewals.add(lease)
         return lease
 
-    def _take(self, lease: HeldLease, owner: str) -> bool:
-        about = {"owner": owner, "address": here(), "since": datetime.now(UTC).isoformat()}
+    def _take(self, lease: HeldLease, holder: str) -> bool:
+        about = {"holder": holder, "address": here(), "since": datetime.now(UTC).isoformat()}
         with self._telling():
             return bool(
                 self._client.kv.put(PREFIX + lease.key, json.dumps(about), acquire=lease.id)
@@ -301,7 +301,7 @@ def _status(key: str, value: bytes | None) -> LockStatus:
     try:
         about = json.loads(value or b"")
         since = datetime.fromisoformat(about["since"])
-        return LockStatus(key, True, str(about["owner"]), str(about["address"]), since)
+        return LockStatus(key, True, str(about["holder"]), str(about["address"]), since)
     except (ValueError, KeyError, TypeError):
         return LockStatus(key, True)
 

@@ -15,26 +15,26 @@ from blacksmith_dagster.supervisor.service import Service, ServiceStatus
 class LockStatus(msgspec.Struct, frozen=True):
     """Who holds a lock.
 
-    `owner` is for people: a host, a process, a Dagster run; `address` the process that holds it, as
+    `holder` is for people: a host, a process, a Dagster run; `address` the process that holds it, as
     `host:pid`; `since` when it was taken, by the clock of the supervisor that keeps it or, with
     Consul, of the holder.
     """
 
     key: str
     held: bool
-    owner: str | None = None
+    holder: str | None = None
     address: str | None = None
     since: datetime | None = None
 
     @property
-    def holder(self) -> str:
-        """The owner with its address, in words.
+    def held_by(self) -> str:
+        """The holder and its address, in words.
 
-        >>> LockStatus("load/lake/flights", True, "run 7", "worker-1:4711").holder
+        >>> LockStatus("load/lake/flights", True, "run 7", "worker-1:4711").held_by
         'run 7 at worker-1:4711'
         """
-        owner = self.owner or "another process"
-        return f"{owner} at {self.address}" if self.address not in (None, self.owner) else owner
+        holder = self.holder or "another process"
+        return f"{holder} at {self.address}" if self.address not in (None, self.holder) else holder
 
 
 class Lease(Protocol):
@@ -88,7 +88,7 @@ class Supervisor(Protocol):
         """Return if locks can be had now."""
         ...
 
-    def acquire(self, key: str, owner: str, *, wait: float = 0.0) -> Lease | None:
+    def acquire(self, key: str, holder: str, *, wait: float = 0.0) -> Lease | None:
         """The lock, or `None` if it is still held by another after `wait` seconds."""
         ...
 

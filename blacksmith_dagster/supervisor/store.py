@@ -68,16 +68,16 @@ class StoreSupervisor:
         """See `Supervisor.ready`."""
         self.status("ready")
 
-    def acquire(self, key: str, owner: str, *, wait: float = 0.0) -> HeldLease | None:
+    def acquire(self, key: str, holder: str, *, wait: float = 0.0) -> HeldLease | None:
         """See `Supervisor.acquire`."""
         give_up = time.monotonic() + wait
-        lease = self._take(key, owner)
+        lease = self._take(key, holder)
         while lease is None:
             left = give_up - time.monotonic()
             if left <= 0 or self._renewals.closing.wait(min(POLL, left)):
                 return None
             if not self.status(key).held:  # to look is no write, and many may wait
-                lease = self._take(key, owner)
+                lease = self._take(key, holder)
         self._renewals.add(lease)
         return lease
 
@@ -129,18 +129,18 @@ class StoreSupervisor:
 
     def _held(self, which: ColumnElement[bool]) -> Sequence[LockStatus]:
         valid = self._dialect.clock(leases, 0).valid
-        found = select(leases.c.key, leases.c.owner, leases.c.address, leases.c.since)
+        found = select(leases.c.key, leases.c.holder, leases.c.address, leases.c.since)
         with self._store.reading() as connection:
             rows = connection.execute(found.where(which, valid).order_by(leases.c.key))
-            return [LockStatus(row.key, True, row.owner, row.address, row.since) for row in rows]
+            return [LockStatus(row.key, True, row.holder, row.address, row.since) for row in rows]
 
-    def _take(self, key: str, owner: str) -> HeldLease | None:
+    def _take(self, key: str, holder: str) -> HeldLease | None:
         """One statement: nobody can come between looking and taking."""
         sent, clock = time.monotonic(), self._dialect.clock(leases, self._ttl)
         made, lost = secrets.token_hex(16), Deadline(sent + self._ttl)
         row = {
             "id": made,
-            "owner": owner,
+            "holder": holder,
             "address": here(),
             "since": clock.now,
             "expires_at": clock.expiry,

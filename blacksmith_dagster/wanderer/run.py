@@ -83,14 +83,14 @@ class StandardWanderer:
     """The wanderer that we ship; see `Wanderer`.
 
     - `tracking`: the store that tracks migrations; `store` itself if `None`.
-    - `owner`, `run`: who does it, for people and for the history; `run` is the Dagster run's id.
+    - `holder`, `run`: who does it, for people and for the history; `run` is the Dagster run's id.
     - `stop`: once set, the migration under way is finished, and no other begun.
     - `report`: called after each action that was done.
 
     Raises `SettingsError` if a store is none in which migrations can be tracked.
 
     >>> wanderer = StandardWanderer(  # doctest: +SKIP
-    ...     app, store=store, supervisor=supervisor, owner="deploy"
+    ...     app, store=store, supervisor=supervisor, holder="deploy"
     ... )
     >>> wanderer.run(Request()).done[0].state  # doctest: +SKIP
     <State.SUCCEEDED_UP: 'succeeded(up)'>
@@ -103,7 +103,7 @@ class StandardWanderer:
         store: Store,
         supervisor: Supervisor,
         tracking: Store | None = None,
-        owner: str,
+        holder: str,
         run: str | None = None,
         stop: threading.Event | None = None,
         report: Callable[[Done], None] = lambda _: None,
@@ -113,9 +113,9 @@ class StandardWanderer:
         self._store = sql_store(store)
         tracked_in = sql_store(store if tracking is None else tracking)
         self._elsewhere = tracked_in.engine.url != self._store.engine.url
-        self._tracking = Tracking(tracked_in if self._elsewhere else self._store, owner, run)
+        self._tracking = Tracking(tracked_in if self._elsewhere else self._store, holder, run)
         self._supervisor = supervisor
-        self._who = f"run {run}" if run else owner
+        self._who = f"run {run}" if run else holder
         self._stop = stop or threading.Event()
         self._report = report
 
@@ -334,8 +334,8 @@ class StandardWanderer:
         if action.what not in ("up", "down") or not isinstance(adapter, Recording):
             return None
         # Whoever overrides `migrate` alone means it to be called.
-        owner = next(each for each in type(adapter).__mro__ if "migrate" in vars(each))
-        if "migrate_and_record" not in vars(owner):
+        definer = next(each for each in type(adapter).__mro__ if "migrate" in vars(each))
+        if "migrate_and_record" not in vars(definer):
             return None
         within = migration.in_transaction(Direction(action.what))
         return adapter if within and adapter.is_at(self._tracking.store.engine.url) else None
@@ -354,9 +354,9 @@ class StandardWanderer:
                 key = f"migrate/{target}"
                 lease = self._supervisor.acquire(key, self._who)
                 if lease is None:
-                    owner = self._supervisor.status(key).owner or "another run"
+                    holder = self._supervisor.status(key).holder or "another run"
                     raise TargetHeld(
-                        f"{target} is being migrated by {owner}; wait until that has ended, and run "
+                        f"{target} is being migrated by {holder}; wait until that has ended, and run "
                         "again"
                     )
                 locks[target] = leases.enter_context(lease)

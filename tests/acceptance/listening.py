@@ -32,7 +32,7 @@ def listen(
                 store=store,
                 supervisor=supervisor,
                 pubsub=None,
-                owner=f"process {os.getpid()}",
+                holder=f"process {os.getpid()}",
             )
             listeners.start()
             print("ready")

@@ -76,7 +76,7 @@ class Tower:
             store=self.store,
             supervisor=self.supervisor,
             at=AT,
-            owner="the test",
+            holder="the test",
             notify=lambda paths: self.notified.append(set(paths)),
         )
 
@@ -295,8 +295,8 @@ def test_a_poll_that_has_lost_its_lock_keeps_nothing(
 ) -> None:
     acquire, held = tower.supervisor.acquire, []
 
-    def remembered(key: str, owner: str) -> Lease | None:
-        held.append(acquire(key, owner))
+    def remembered(key: str, holder: str) -> Lease | None:
+        held.append(acquire(key, holder))
         return held[-1]
 
     def loses(poll: Poll) -> Event[int]:

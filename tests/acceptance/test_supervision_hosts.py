@@ -194,7 +194,7 @@ def test_release_by_a_stale_holder(hosts: Hosts) -> None:
         assert old.lost.is_set()
         old.release()
         assert new.confirm()
-        assert hosts.status().owner == "rightful"
+        assert hosts.status().holder == "rightful"
         assert rightful.acquire(KEY, "another") is None
     hosts.hosts[0].run_on()
     hosts.accept(5)

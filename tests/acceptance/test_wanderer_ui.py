@@ -110,7 +110,7 @@ class Wandering:
             closing(open_store(self.store_url)) as store,
             closing(open_supervisor(None, store)) as supervisor,
         ):
-            wanderer = StandardWanderer(app, store=store, supervisor=supervisor, owner="the test")
+            wanderer = StandardWanderer(app, store=store, supervisor=supervisor, holder="the test")
             return [each.state for each in wanderer.status()]
 
 

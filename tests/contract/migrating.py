@@ -93,7 +93,7 @@ class Runs:
             app,
             store=store,
             supervisor=options.pop("supervisor", None) or self.supervisor(store),
-            owner=options.pop("owner", "a test"),
+            holder=options.pop("holder", "a test"),
             **options,
         )
 

@@ -33,7 +33,7 @@ class Shop:
         self.reported = 0
         self._started: list[Listeners] = []
 
-    def listen(self, generate: Generate, owner: str = "the test") -> Listeners:
+    def listen(self, generate: Generate, holder: str = "the test") -> Listeners:
         """Start to listen for what a generator yields."""
         shop = Source("shop")
         shop.event(CDC(), name="changed")(generate)
@@ -52,7 +52,7 @@ class Shop:
             store=self.store,
             supervisor=self.supervisor,
             pubsub=None,
-            owner=owner,
+            holder=holder,
             notify=self.notified.update,
             report=report,
         )
@@ -270,13 +270,13 @@ def test_one_listens_and_another_takes_over(shop: Shop) -> None:
     second = shop.listen(log, "second")
     assert first.holds_locks
     assert not second.holds_locks
-    assert shop.supervisor.status(LOCK).owner == "first"
+    assert shop.supervisor.status(LOCK).holder == "first"
     first.stop()
     log.lines = 20
     until(lambda: len(shop.kept) == 20)
     assert shop.kept == numbers(20)
     assert second.holds_locks
-    until(lambda: shop.store.listeners() and shop.noted.owner == "second")
+    until(lambda: shop.store.listeners() and shop.noted.holder == "second")
     assert first.is_over
     assert not second.is_over
 
@@ -293,7 +293,7 @@ def test_who_reads_nothing_for_long_lets_another_try(
         yield Event(0)
 
     shop.listen(cannot, "first")
-    until(lambda: shop.supervisor.status(LOCK).owner == "first")
+    until(lambda: shop.supervisor.status(LOCK).holder == "first")
     second = shop.listen(Log(3), "second")
     until(lambda: len(shop.kept) == 3)
     assert second.holds_locks
@@ -322,7 +322,7 @@ def test_it_is_noted_how_a_listener_stands(shop: Shop, monkeypatch: pytest.Monke
     listeners = shop.listen(changes)
     until(lambda: shop.store.listeners() and shop.noted.read_at)
     noted = shop.noted
-    assert (noted.path, noted.owner, noted.lag, noted.unit) == (CHANGED, "the test", 700, "rows")
+    assert (noted.path, noted.holder, noted.lag, noted.unit) == (CHANGED, "the test", 700, "rows")
     assert noted.error is None
     assert noted.at
     assert noted.read_at

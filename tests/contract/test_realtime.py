@@ -104,7 +104,7 @@ class Warm:
             store=store or self.store,
             supervisor=self.supervisor,
             subscriber=self.messages,
-            owner="the test",
+            holder="the test",
             report=lambda event, done: self.reports.append((event.path, done)),
             notify=self.notified.extend,
         )
@@ -316,10 +316,10 @@ def test_where_another_holds_the_lock_it_stands_by(warm: Warm) -> None:
     warm.messages.say(FLIGHTS, SEATS)
     until(seats.has(1))
     assert not loaded.at
-    assert warm.supervisor.status(LOCK).owner == "another"
+    assert warm.supervisor.status(LOCK).holder == "another"
     other.release()
     until(loaded.has(1))
-    assert warm.supervisor.status(LOCK).owner == "the test"
+    assert warm.supervisor.status(LOCK).holder == "the test"
     assert loop.failure is None
 
 

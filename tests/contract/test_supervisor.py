@@ -122,8 +122,8 @@ def test_status_says_who_holds_it(connect: Connect) -> None:
     lease = ours.acquire(KEY, "run 7")
     assert lease is not None
     status = theirs.status(KEY)
-    assert (status.held, status.owner, status.address) == (True, "run 7", here())
-    assert status.holder == f"run 7 at {here()}"
+    assert (status.held, status.holder, status.address) == (True, "run 7", here())
+    assert status.held_by == f"run 7 at {here()}"
     assert status.since is not None
     assert abs(status.since.timestamp() - time.time()) < 60
     lease.release()

@@ -122,7 +122,7 @@ def test_migrations_run_up_and_are_rolled_back(wandering: Runs, target_url: str)
 
 def test_every_transition_is_kept_with_who_and_run(wandering: Runs, target_url: str) -> None:
     app = application(warehouse(target_url, [migration(ONE)]))
-    wanderer = wandering.wanderer(app, owner="deploy", run="abc")
+    wanderer = wandering.wanderer(app, holder="deploy", run="abc")
 
     wanderer.run(Request())
     wanderer.rollback(Request(version=0, discard=True))
@@ -390,7 +390,7 @@ def test_a_sources_events_are_accepted_while_it_is_behind_and_while_it_is_migrat
             assert under_way.wait(30)
             assert states(wanderer) == [State.EXECUTING_UP, State.ACKNOWLEDGED]
             assert accepted_and_loaded()
-            assert wandering.supervisor(store).status("migrate/source/crm").owner == "run abc"
+            assert wandering.supervisor(store).status("migrate/source/crm").holder == "run abc"
             with pytest.raises(TargetHeld, match="source/crm is being migrated by run abc; wait"):
                 wandering.wanderer(app).run(Request(scopes=["s/e:crm/signed_up"]))
         finally:
@@ -676,7 +676,7 @@ def test_a_realtime_loop_of_older_code_ends_and_newer_code_waits(wandering: Runs
             store=store,
             supervisor=wandering.supervisor(store),
             subscriber=Silent(),
-            owner="a test",
+            holder="a test",
             report=lambda *_: None,
             notify=lambda _: None,
         )

@@ -218,18 +218,18 @@ def test_a_run_that_follows_goes_on_without_a_gap(
     first = threading.Thread(target=run)
     first.start()
     until(lambda: shop.supervisor.status(LOCK).held)
-    owner = shop.supervisor.status(LOCK).owner
+    holder = shop.supervisor.status(LOCK).holder
     until(lambda: ENDING_TAG in instance.get_runs()[-1].tags)
     assert "follows" not in str(shop.look(instance).skip_message)
     second = threading.Thread(target=run)
     second.start()
-    until(lambda: shop.supervisor.status(LOCK).owner not in (owner, None))
+    until(lambda: shop.supervisor.status(LOCK).holder not in (holder, None))
     shop.lines = 20
     until(lambda: len(shop.kept) == 20)
     first.join(60)
     second.join(60)
     assert shop.kept == list(range(1, 21))
-    assert ended[0] == owner
+    assert ended[0] == holder
 
 
 def test_a_run_that_has_a_bug_fails(shop: Shop, instance: DagsterInstance) -> None:

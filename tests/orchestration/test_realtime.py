@@ -100,7 +100,7 @@ def test_a_run_cannot_end_before_it_has_announced_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("run", "owners", "could"),
+    ("run", "holders", "could"),
     [
         ("b", ["b", "b"], False),
         ("b", ["b", None], False),
@@ -112,9 +112,9 @@ def test_a_run_cannot_end_before_it_has_announced_it() -> None:
     ],
 )
 def test_a_run_without_locks_that_it_could_have(
-    run: str, owners: list[str | None], could: bool
+    run: str, holders: list[str | None], could: bool
 ) -> None:
-    assert could_lock(run, ["a", "b", "c"], owners) is could
+    assert could_lock(run, ["a", "b", "c"], holders) is could
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_one_run_and_two_while_one_takes_over(runs: list[Run], why: str | None) 
 
 
 @pytest.mark.parametrize(
-    ("due", "since_load", "owner", "why"),
+    ("due", "since_load", "holder", "why"),
     [
         (None, None, None, "nothing waits for lake/flights"),
         (0.0, None, None, None),
@@ -166,10 +166,10 @@ def test_one_run_and_two_while_one_takes_over(runs: list[Run], why: str | None) 
     ],
 )
 def test_a_run_is_launched_for_what_is_due_or_was_loaded_lately(
-    due: float | None, since_load: float | None, owner: str | None, why: str | None
+    due: float | None, since_load: float | None, holder: str | None, why: str | None
 ) -> None:
     path = "lake/flights"
-    assert why_idle({path: due}, since_load, {path: owner}, WARM) == why
+    assert why_idle({path: due}, since_load, {path: holder}, WARM) == why
 
 
 @pytest.mark.parametrize(
@@ -484,11 +484,11 @@ def test_a_load_run_that_is_gone_is_not_taken_for_the_warm_run(
 
 
 @contextmanager
-def _locked(alerts: Alerts, owner: str, *events: str) -> Iterator[None]:
+def _locked(alerts: Alerts, holder: str, *events: str) -> Iterator[None]:
     supervisor = open_supervisor(None, alerts.store)
     try:
         for event in events or ("late", "stuck"):
-            assert supervisor.acquire(f"load/alerts/{event}", owner)
+            assert supervisor.acquire(f"load/alerts/{event}", holder)
         yield
     finally:
         supervisor.close()

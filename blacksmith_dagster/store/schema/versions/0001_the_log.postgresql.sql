@@ -161,7 +161,7 @@ CREATE TABLE job_totals (
 CREATE TABLE leases (
     key TEXT NOT NULL,
     id TEXT NOT NULL,
-    owner TEXT NOT NULL,
+    holder TEXT NOT NULL,
     since TIMESTAMP WITH TIME ZONE NOT NULL,
     expires_at TIMESTAMP WITH TIME ZONE NOT NULL,
     boot TEXT,

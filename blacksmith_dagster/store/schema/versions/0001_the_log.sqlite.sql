@@ -154,7 +154,7 @@ CREATE TABLE job_totals (
 CREATE TABLE leases (
     "key" TEXT NOT NULL,
     id TEXT NOT NULL,
-    owner TEXT NOT NULL,
+    holder TEXT NOT NULL,
     since BIGINT NOT NULL,
     expires_at FLOAT NOT NULL,
     boot TEXT,

@@ -18,7 +18,7 @@ def upgrade() -> None:
     op.create_table(
         "listeners",
         sa.Column("path", sa.Text, primary_key=True),
-        sa.Column("owner", sa.Text, nullable=False),
+        sa.Column("holder", sa.Text, nullable=False),
         sa.Column("lag", sa.BigInteger),
         sa.Column("unit", sa.Text, nullable=False),
         sa.Column("read_at", Instant()),
