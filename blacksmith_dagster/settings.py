@@ -129,8 +129,8 @@ def load_function(name: str) -> Callable[..., Any]:
     return cast("Callable[..., Any]", found)
 
 
-def _imported(module: str, folder: Path, told: str) -> ModuleType:
-    """A module, looked for in `folder` first; `told` begins what is said if it is not there."""
+def _imported(module: str, folder: Path, problem: str) -> ModuleType:
+    """A module, looked for in `folder` first; `problem` begins what is said if it is not there."""
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     try:
@@ -139,7 +139,7 @@ def _imported(module: str, folder: Path, told: str) -> ModuleType:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise  # its module is there; what that imports is not
         raise SettingsError(
-            f"{told} there is no module {error.name!r} in {folder}; correct the name, or run this "
+            f"{problem} there is no module {error.name!r} in {folder}; correct the name, or run this "
             "where the module is"
         ) from error
 

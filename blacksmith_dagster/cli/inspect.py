@@ -185,7 +185,7 @@ def show_event(event_id: str, json: bool) -> None:
 
 
 def _event_text(event: StoredEvent) -> str:
-    told = {
+    fields = {
         "event": event.id,
         "type": event.event_type,
         "received": moment(event.received_at),
@@ -196,7 +196,7 @@ def _event_text(event: StoredEvent) -> str:
         "context": event.context,
         "data": event.payload,
     }
-    return "\n".join(f"{name:<10}{value}" for name, value in told.items() if value)
+    return "\n".join(f"{name:<10}{value}" for name, value in fields.items() if value)
 
 
 def _job_text(destination: str, history: Sequence[Transition]) -> str:

@@ -68,7 +68,7 @@ def ack(
     """Acknowledge migrations that are new: until they have run, their destinations' jobs wait."""
     request = Request(scopes, to, discard=discard, dry_run=dry_run)
     with _wanderer(app) as wanderer:
-        _tell(wanderer.ack(request), dry_run)
+        _print_report(wanderer.ack(request), dry_run)
 
 
 @migrations.command()
@@ -83,7 +83,7 @@ def run(
     """Run what has not run, oldest to newest. Ctrl-C lets the migration under way finish."""
     request = Request(scopes, to, dry_run=dry_run, out_of_order=out_of_order)
     with _wanderer(app) as wanderer:
-        _tell(wanderer.run(request), dry_run)
+        _print_report(wanderer.run(request), dry_run)
 
 
 @migrations.command()
@@ -104,12 +104,12 @@ def rollback(
     if dry_run or not yes:
         with _wanderer(app) as wanderer:
             planned = wanderer.rollback(plan)
-        _tell(planned, dry_run=True, sql=dry_run)
+        _print_report(planned, dry_run=True, sql=dry_run)
         if dry_run or not planned.planned:
             return
         click.confirm("Roll these back?", abort=True)  # where Ctrl-C is a no
     with _wanderer(app) as wanderer:
-        _tell(wanderer.rollback(request), dry_run=False)
+        _print_report(wanderer.rollback(request), dry_run=False)
 
 
 @migrations.command()
@@ -182,7 +182,7 @@ def _line(done: Done) -> str:
     return f"{action.scope} {action.version} {action.name}: {done.state.value}"
 
 
-def _tell(report: Report, dry_run: bool, *, sql: bool = True) -> None:
+def _print_report(report: Report, dry_run: bool, *, sql: bool = True) -> None:
     """Show what was planned and done; ends the process with 1 if not all of it was."""
     if not report.planned:
         click.echo("nothing to do")

@@ -77,8 +77,8 @@ def show(quarantine_id: str, body: bool, json: bool) -> None:
         return
     headers = _without_secrets(raw.headers)
     if json:
-        told = msgspec.structs.asdict(raw) | {"id": quarantine_id, "headers": headers}
-        click.echo(as_json(told))
+        shown = msgspec.structs.asdict(raw) | {"id": quarantine_id, "headers": headers}
+        click.echo(as_json(shown))
         return
     lines = [f"{quarantine_id} of {raw.event_type}", *_text(raw.error).splitlines(), ""]
     lines += [f"{name}: {_text(value)}" for name, value in headers.items()]

@@ -16,13 +16,13 @@ import msgspec
 from blacksmith_dagster.cli.common import app_option, event_of, json_option, locks_of, opened
 from blacksmith_dagster.cli.tables import as_json, table
 from blacksmith_dagster.scheduler import LoadReport
-from blacksmith_dagster.scheduler.replay import Forecast, Progress, ReplaySummary, forecast
+from blacksmith_dagster.scheduler.replay import Forecast, ReplayProgress, ReplaySummary, forecast
 from blacksmith_dagster.scheduler.replay import replay as replay_window
 from blacksmith_dagster.settings import load_application
 from blacksmith_dagster.signals import on_stop
 from blacksmith_dagster.store.interface import JobRow, ReplayMode, ReplayRequest
 
-_TELL_SECONDS = 2.0
+_PRINT_SECONDS = 2.0
 _AT_ONCE = 1000
 
 
@@ -122,7 +122,7 @@ def replay(
                 supervisor=supervisor,
                 stop=stop,
                 rate=rate,
-                report=_told(),
+                report=_progress_printer(),
             )
     click.echo(as_json(summary) if json else _summary_text(summary))
     if summary.stopped:
@@ -134,20 +134,20 @@ def _tomorrow() -> datetime:
     return datetime.combine(datetime.now(UTC).date() + timedelta(days=1), time_of_day(), UTC)
 
 
-def _told() -> Any:
+def _progress_printer() -> Any:
     """Writes a line on standard error now and then."""
     last = time.monotonic()
 
-    def tell(_: LoadReport, at: Progress) -> None:
+    def print_progress(_: LoadReport, at: ReplayProgress) -> None:
         nonlocal last
-        if time.monotonic() - last >= _TELL_SECONDS:
+        if time.monotonic() - last >= _PRINT_SECONDS:
             last = time.monotonic()
             left = "" if at.seconds_left is None else f", about {at.seconds_left:.0f} s left"
             click.echo(
                 f"{at.done} jobs done, {at.left} left, {at.rate:.0f} a second{left}", err=True
             )
 
-    return tell
+    return print_progress
 
 
 def _forecast_text(found: Forecast) -> str:

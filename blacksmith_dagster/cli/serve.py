@@ -90,7 +90,7 @@ def dev(app: str | None, port: int, ui_port: int) -> None:
     DAGSTER_HOME is BLACKSMITH_HOME unless it is set. Both listen on 127.0.0.1, unless the
     application brings a gateway that listens elsewhere.
     """
-    application = load_application(app)  # a wrong declaration is told here, once
+    application = load_application(app)  # a wrong declaration is reported here, once
     gateway_command = [sys.executable, "-m", "blacksmith_dagster.cli", "gateway"]
     gateway_command += [f"--app={app}"] if app else []
     url: str | None = f"http://127.0.0.1:{port}"
@@ -168,8 +168,10 @@ def _run_together(
     finally:
         _stop(list(children.values()))
     if ended:
-        told = ", ".join(f"{name} ended with exit code {code}" for name, code in ended.items())
-        raise click.ClickException(f"{told}; its last lines above say why")
+        ended_children = ", ".join(
+            f"{name} ended with exit code {code}" for name, code in ended.items()
+        )
+        raise click.ClickException(f"{ended_children}; its last lines above say why")
 
 
 def _stop(children: Sequence[subprocess.Popen[bytes]]) -> None:

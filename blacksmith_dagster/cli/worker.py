@@ -108,13 +108,13 @@ def worker(app: str | None, names: tuple[str, ...]) -> None:
         if pubsub is not None:
             said.append(f"notifications through {pubsub.label}")
         if destinations:
-            told = "reported to" if reporter else "not reported, as there is no"
-            said.append(f"{told} DAGSTER_HOME")
+            reported = "reported to" if reporter else "not reported, as there is no"
+            said.append(f"{reported} DAGSTER_HOME")
         click.echo(f"blacksmith worker: {', '.join(said)}")
         failure = None
         while failure is None and not stop.wait(_LOOK):
             if reporter:
-                reporter.tell_if_due()
+                reporter.report_if_due()
             failure = next((loop.failure for loop in loops if loop.failure), None)
     if failure is not None:
         raise failure
@@ -147,7 +147,7 @@ def _chosen(
 
 
 def _reporter(app: Blacksmith) -> RunlessReporter | None:
-    """Who tells Dagster, which is imported only if it is to be told."""
+    """What reports to Dagster, which is imported only when needed."""
     if not os.environ.get("DAGSTER_HOME"):
         return None
     from blacksmith_dagster.orchestration.reporter import RunlessReporter

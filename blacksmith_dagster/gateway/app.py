@@ -100,7 +100,7 @@ def create_app(
 
     description = msgspec.json.encode(described(app))
 
-    async def tell(_: HTTPRequest) -> Response:
+    async def serve_openapi(_: HTTPRequest) -> Response:
         return Response(description, media_type="application/json")
 
     methods: dict[str, list[str]] = {}
@@ -110,7 +110,7 @@ def create_app(
         # Requests by these methods never come here, but straight to their endpoint.
         *(Route(endpoint.path, endpoint, methods=methods[endpoint.path]) for endpoint in endpoints),
         Route("/_health", Health(store, notifier, supervisor).answer),
-        Route("/_openapi.json", tell),
+        Route("/_openapi.json", serve_openapi),
     ]
     others = Starlette(
         routes=routes,
@@ -196,7 +196,7 @@ class Endpoint:
             return
         except Refused as error:
             answer = refusal(error)
-        except Exception:  # noqa: BLE001 - a bug of ours: it is told, and the sender too
+        except Exception:  # noqa: BLE001 - a bug of ours: it is logged, and the sender is answered
             _log.exception("%s has failed at a request", self._event.path)
             answer = internal()
         if isinstance(answer, Response):

@@ -1,4 +1,4 @@
-"""What senders and operators are told of versions that go away."""
+"""What senders and operators learn of versions that go away."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _log = logging.getLogger(__name__)
 
 
 class Deprecations:
-    """Knows the deprecated versions of some source events; tells each to the log once."""
+    """Knows the deprecated versions of some source events; logs each once."""
 
     def __init__(self, events: Iterable[SourceEvent[Any, Any, Any]]) -> None:
         self._versions = {
@@ -22,7 +22,7 @@ class Deprecations:
             for event in events
             if any(day is not None for day in event.versions.known.values())
         }
-        self._told: set[tuple[str, str]] = set()
+        self._logged: set[tuple[str, str]] = set()
 
     def header(self, events: Iterable[NewEvent]) -> str | None:
         """The `Deprecation` of an answer (RFC 9745), if one of its events is of such a version."""
@@ -35,14 +35,14 @@ class Deprecations:
             since = versions and versions.deprecated_since(event.version, today)
             if since:
                 found.append(since)
-                self._tell(event.event_type, str(event.version), since)
+                self._log_once(event.event_type, str(event.version), since)
         if not found:
             return None
         return f"@{datetime.combine(min(found), time.min, UTC).timestamp():.0f}"
 
-    def _tell(self, path: str, version: str, since: date) -> None:
-        if (path, version) not in self._told:
-            self._told.add((path, version))
+    def _log_once(self, path: str, version: str, since: date) -> None:
+        if (path, version) not in self._logged:
+            self._logged.add((path, version))
             _log.warning(
                 "%s is still sent in version %s, which is deprecated since %s", path, version, since
             )

@@ -29,7 +29,7 @@ class Health:
     """Says whether the gateway lives, and whether its store can accept events.
 
     Neither a broker nor a supervisor that does not answer makes it less ready: how many notifications
-    could not be published at their time is told, and whether the supervisor can be reached.
+    could not be published at their time is reported, and whether the supervisor can be reached.
     """
 
     def __init__(

@@ -79,9 +79,11 @@ def described(app: Blacksmith) -> dict[str, Any]:
             },
             "responses": _responses(event),
         }
-        told = event.description if isinstance(event, SourceEvent) else event.function.__doc__
-        if told:
-            operation["description"] = inspect.cleandoc(told)
+        description = (
+            event.description if isinstance(event, SourceEvent) else event.function.__doc__
+        )
+        if description:
+            operation["description"] = inspect.cleandoc(description)
         if event.auth is not None:
             name = f"{event.source.name}.{type(event.auth).__name__}"
             if security.setdefault(name, _scheme(event.auth)) != _scheme(event.auth):
@@ -176,12 +178,12 @@ def _scheme(auth: Auth) -> dict[str, Any]:
     header = "Authorization"
     if isinstance(auth, (HMACSignature, StripeSignature, StandardWebhooksSignature)):
         header = auth.header
-    told = inspect.getdoc(type(auth)) or ""
+    description = inspect.getdoc(type(auth)) or ""
     return {
         "type": "apiKey",
         "in": "header",
         "name": header,
-        "description": told.partition("\n")[0] or type(auth).__name__,
+        "description": description.partition("\n")[0] or type(auth).__name__,
     }
 
 

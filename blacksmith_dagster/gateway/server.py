@@ -94,17 +94,17 @@ class StandardGateway:
         events, webhooks = app.source_events.values(), app.webhooks
         for auth in [*(event.auth for event in events), *(webhook.auth for webhook in webhooks)]:
             if auth is not None:
-                auth.check()  # a token that cannot be is told now, not to a sender
+                auth.check()  # an impossible token is reported now, not to a sender
         with self._listen() as listener:
             pubsub = open_pubsub(settings.pubsub_url, settings.store_url)
-            told = f", notifications through {pubsub.label}" if pubsub else ""
+            services = f", notifications through {pubsub.label}" if pubsub else ""
             # The schema is brought up to date once, before anyone is let in, and before the fork.
             with contextlib.closing(open_store(settings.store_url, upgrade=True)) as store:
                 store.register(app)
                 label, supervisor = store.label, open_supervisor(settings.supervisor_url, store)
                 supervisor.close()
-                told += f", supervisor {supervisor.label}" if settings.supervisor_url else ""
-            click.echo(f"blacksmith gateway: {self._url(listener)}, store {label}{told}")
+                services += f", supervisor {supervisor.label}" if settings.supervisor_url else ""
+            click.echo(f"blacksmith gateway: {self._url(listener)}, store {label}{services}")
             if self.workers == 1:
                 self._work(app, settings, listener, upkeep=True)
             else:

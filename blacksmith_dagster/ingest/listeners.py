@@ -40,7 +40,7 @@ _TRY_LOCK = 2.0
 _FIRST_REST = 0.5
 _LONGEST_REST = 30.0
 
-Report = Callable[[SourceEvent[Any, Any, Any], int], None]
+ReportReceived = Callable[[SourceEvent[Any, Any, Any], int], None]
 
 
 def listened_events(source: Source) -> list[SourceEvent[Any, Any, Any]]:
@@ -77,7 +77,7 @@ class Listeners:
         pubsub: PubSub | None,
         holder: str,
         notify: Notify = lambda _: None,
-        report: Report = lambda *_: None,
+        report: ReportReceived = lambda *_: None,
     ) -> None:
         self._stopping = threading.Event()
         self._keepers = [
@@ -129,7 +129,7 @@ class _Keeper(threading.Thread):
         pubsub: PubSub | None,
         holder: str,
         notify: Notify,
-        report: Report,
+        report: ReportReceived,
         stopping: threading.Event,
     ) -> None:
         super().__init__(name=f"listen-{event.path}", daemon=True)
@@ -145,7 +145,7 @@ class _Keeper(threading.Thread):
         self._read_at: datetime | None = None
         self._noted_at = self._began = 0.0
         self._rest = _FIRST_REST
-        self._told: str | None = None
+        self._last_logged: str | None = None
         self._unit = "messages"
         self.noted: Listening | None = None
         self.holds_lock = False
@@ -155,7 +155,7 @@ class _Keeper(threading.Thread):
         try:
             while not self._stopping.is_set():
                 self._keep()
-        except BaseException as error:  # noqa: BLE001 - told by `failure`; the others go on
+        except BaseException as error:  # noqa: BLE001 - reported by `failure`; the others go on
             self.failure = error
             path = self._event.path
             _log.error("%s is listened for no more by this process: %s", path, traced(error))
@@ -166,7 +166,7 @@ class _Keeper(threading.Thread):
             key = f"listen/{self._event.path}"
             lease = self._supervisor.acquire(key, self._holder, wait=_TRY_LOCK)
         except Unavailable as error:
-            self._tell(error)
+            self._log_once(error)
             self._stopping.wait(_TRY_LOCK)
             return
         if lease is None:
@@ -200,7 +200,7 @@ class _Keeper(threading.Thread):
             _log.warning("%s", error)  # and read on from where the other has come
             self._stopping.wait(_FIRST_REST)
         except Exception as error:  # noqa: BLE001 - what a user's generator raises, too
-            self._note(None, self._unit, self._tell(error))
+            self._note(None, self._unit, self._log_once(error))
             self._stopping.wait(self._rest)
             self._rest = min(2 * self._rest, _LONGEST_REST)
 
@@ -218,7 +218,7 @@ class _Keeper(threading.Thread):
         number = reader.read(timeout=1.0)
         self._count(number)
         if number is not None or time.monotonic() - self._began > _LONGEST_REST:
-            self._rest, self._told = _FIRST_REST, None
+            self._rest, self._last_logged = _FIRST_REST, None
         if time.monotonic() - self._noted_at >= NOTE:
             self._note(*reader.lag())
 
@@ -228,13 +228,13 @@ class _Keeper(threading.Thread):
         if number:
             self._report(self._event, number)
 
-    def _tell(self, error: Exception) -> str:
+    def _log_once(self, error: Exception) -> str:
         """Log why nothing can be read, once; returns it."""
         known = isinstance(error, BlacksmithError)
         why = clean(str(error)) if known else describe(error)
-        if why != self._told:
+        if why != self._last_logged:
             _log.warning("%s is read later: %s", self._event.path, why if known else traced(error))
-        self._told = why
+        self._last_logged = why
         return why
 
     def _note(self, lag: int | None, unit: str, error: str | None = None) -> None:

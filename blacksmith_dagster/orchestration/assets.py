@@ -37,7 +37,7 @@ def asset_key(event: AnyEvent) -> AssetKey:
 
 @dataclass(frozen=True, slots=True)
 class EventData:
-    """What a translator is told: an event, and the application that it belongs to."""
+    """What a translator gets: an event, and the application that it belongs to."""
 
     app: Blacksmith
     event: AnyEvent

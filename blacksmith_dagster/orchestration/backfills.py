@@ -40,7 +40,7 @@ def build_replay(
 ) -> AssetsDefinition:
     """The asset of a destination event. Days that are materialized together are one run."""
 
-    # What is materialized is told day by day, not by the op's output: that is skippable, and a
+    # What is materialized is reported day by day, not by the op's output: that is skippable, and a
     # generator that yields nothing leaves it out.
     @multi_asset(
         name=f"replay__{event.path.replace('/', '__')}",

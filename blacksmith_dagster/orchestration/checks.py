@@ -240,7 +240,7 @@ def listening(
         why = f"{found.lag} {found.unit} wait, and nothing was read for 5 minutes"
     else:
         why = ""
-    told = {
+    metadata = {
         "lag": found.lag,
         "lag_unit": found.unit,
         "held_by": found.holder,
@@ -254,7 +254,7 @@ def listening(
         not why,
         why or f"{found.holder} listens; {found.lag or 0} {found.unit} wait",
         AssetCheckSeverity.ERROR,
-        {name: value for name, value in told.items() if value is not None} if standing else {},
+        {name: value for name, value in metadata.items() if value is not None} if standing else {},
     )
 
 
@@ -262,9 +262,9 @@ def replay_settled(key: AssetKey, unsettled: Sequence[JobState]) -> Finding:
     """Whether all jobs of the last replay have succeeded: `unsettled` are those that have not, or the
     first `MOST_NAMED` of them."""
     days = Counter((job.received_at.astimezone(UTC).date(), job.state) for job in unsettled)
-    told: dict[str, dict[str, int]] = {}
+    states_by_day: dict[str, dict[str, int]] = {}
     for (day, state), jobs in sorted(days.items()):
-        told.setdefault(day.isoformat(), {})[state] = jobs
+        states_by_day.setdefault(day.isoformat(), {})[state] = jobs
     more = "+" if len(unsettled) == MOST_NAMED else ""
     named = [f"{job.event_id}: {(job.error or '')[:_ERROR_LENGTH]}" for job in unsettled[:_NAMED]]
     return Finding(
@@ -272,11 +272,11 @@ def replay_settled(key: AssetKey, unsettled: Sequence[JobState]) -> Finding:
         "replay_settled",
         not unsettled,
         f"{len(unsettled)}{more} jobs of the last replay are retried or discarded, on "
-        f"{', '.join(told)}"
+        f"{', '.join(states_by_day)}"
         if unsettled
         else "nothing that was replayed waits or is discarded",
         metadata={
-            "days": MetadataValue.json(told),
+            "days": MetadataValue.json(states_by_day),
             "jobs": MetadataValue.json(named),
         }
         if unsettled

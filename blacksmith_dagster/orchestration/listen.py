@@ -98,7 +98,7 @@ def _listen(
     warm: WarmRuns,
 ) -> None:
     notifier, stop = blacksmith.notifier(app), threading.Event()
-    teller = _Teller(op, keys)
+    reporter = _ListenReporter(op, keys)
     loop = Listeners(
         app,
         source,
@@ -107,21 +107,21 @@ def _listen(
         pubsub=blacksmith.pubsub,
         holder=op.run_id,
         notify=notifier.notify if notifier else lambda _: None,
-        report=teller.add,
+        report=reporter.add,
     )
     service = this_process(SCHEDULER, [source.name])
     with on_stop(stop.set), registered(blacksmith.supervisor, service):
         loop.start()
         try:
-            why = watch(op, loop, warm, stop, lambda: teller.tell_if_due(loop.noted))
+            why = watch(op, loop, warm, stop, lambda: reporter.report_if_due(loop.noted))
             locks = [f"listen/{event.path}" for event in listened_events(source)]
             why += elsewhere(blacksmith.supervisor, locks, op.run_id)
         finally:
             loop.stop()
-            teller.tell(loop.noted)
+            reporter.report(loop.noted)
         op.log.info(f"this run ends: {why}")
-        received = MetadataValue.json(dict(teller.told))
-        total = teller.told.total()
+        received = MetadataValue.json(dict(reporter.reported))
+        total = reporter.reported.total()
         op.add_output_metadata({"events_received": total, "by_event": received, "stop_reason": why})
         if stop.is_set():
             interrupt_if_terminated(op)
@@ -129,8 +129,8 @@ def _listen(
         raise loop.failure
 
 
-class _Teller:
-    """Counts events, in whatever thread, and tells the run of them in its own: Dagster asks for it."""
+class _ListenReporter:
+    """Counts events, in whatever thread, and reports them in the run's own, as Dagster asks."""
 
     def __init__(self, op: OpExecutionContext, keys: Mapping[str, AssetKey]) -> None:
         self._op = op
@@ -138,26 +138,26 @@ class _Teller:
         self._links = links_of(op)
         self._lock = threading.Lock()
         self._received: Counter[str] = Counter()
-        self._told_at = time.monotonic()
-        self.told: Counter[str] = Counter()
+        self._reported_at = time.monotonic()
+        self.reported: Counter[str] = Counter()
 
     def add(self, event: SourceEvent[Any, Any, Any], number: int) -> None:
         """Count events that were received."""
         with self._lock:
             self._received[event.path] += number
 
-    def tell_if_due(self, noted: Sequence[Listening]) -> None:
-        """Tell, if nothing was told for a minute."""
-        if time.monotonic() - self._told_at >= _FLUSH_SECONDS:
-            self.tell(noted)
+    def report_if_due(self, noted: Sequence[Listening]) -> None:
+        """Report, unless something was reported within a minute."""
+        if time.monotonic() - self._reported_at >= _FLUSH_SECONDS:
+            self.report(noted)
 
-    def tell(self, noted: Sequence[Listening]) -> None:
-        """Tell what was received since it was told last, and how the listeners stand; nothing of one
+    def report(self, noted: Sequence[Listening]) -> None:
+        """Report what was received since the last time, and the state of the listeners; nothing of one
         that waits in vain."""
         with self._lock:
             received, self._received = self._received, Counter()
-        self._told_at = time.monotonic()
-        self.told += received
+        self._reported_at = time.monotonic()
+        self.reported += received
         standing = {each.path: each for each in noted}
         for path in standing | received:
             stands = standing.get(path)
@@ -167,18 +167,18 @@ class _Teller:
 
 
 def observed(number: int, standing: Listening | None) -> dict[str, Any]:
-    """What an observation of a source event tells: how many events were received since the last,
+    """The metadata of an observation of a source event: how many events were received since the last,
     and how its listener stands, if that is known yet.
 
     >>> observed(7, Listening("shop/ordered", "run 1", lag=0))
     {'events_received': 7, 'lag': 0, 'lag_unit': 'messages', 'held_by': 'run 1'}
     """
-    told: dict[str, Any] = {"events_received": number}
+    metadata: dict[str, Any] = {"events_received": number}
     if standing is not None:
-        told |= {
+        metadata |= {
             "lag": standing.lag,
             "lag_unit": standing.unit,
             "held_by": standing.holder,
             "error": standing.error,
         }
-    return {name: value for name, value in told.items() if value is not None}
+    return {name: value for name, value in metadata.items() if value is not None}

@@ -1,4 +1,4 @@
-"""A load as Dagster sees it: one call of the scheduler in an op, told in a few events of its run."""
+"""A load as Dagster sees it: one call of the scheduler in an op, reported in a few events of its run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _RETRIES = 3
 _ERROR_LENGTH = 500
 
 
-class Day(msgspec.Struct, frozen=True):
+class DayOfLoads(msgspec.Struct, frozen=True):
     """What became of the jobs of one UTC day, in the loads from `first` to `last`."""
 
     tally: Tally
@@ -49,8 +49,8 @@ class Day(msgspec.Struct, frozen=True):
     seconds: float
     error: str | None
 
-    def __add__(self, later: Day) -> Day:
-        return Day(
+    def __add__(self, later: DayOfLoads) -> DayOfLoads:
+        return DayOfLoads(
             self.tally + later.tally,
             self.loads + later.loads,
             min(self.first, later.first),
@@ -60,15 +60,15 @@ class Day(msgspec.Struct, frozen=True):
         )
 
 
-class Progress:
-    """What has been loaded since the last flush: one `Day` per UTC day, however many loads.
+class UnreportedLoads:
+    """What has been loaded since the last flush: one `DayOfLoads` per UTC day, however many loads.
 
     It is to be flushed every `seconds`. Safe to share between threads.
     """
 
     def __init__(self, seconds: float = 30.0) -> None:
         self._seconds = seconds
-        self._days: dict[date, Day] = {}
+        self._days: dict[date, DayOfLoads] = {}
         self._since = time.monotonic()
         self._lock = threading.Lock()
 
@@ -81,11 +81,13 @@ class Progress:
         """Count a load."""
         with self._lock:
             for day, tally in report.days.items():
-                told = Day(tally, 1, report.load, report.load, report.seconds, report.error)
+                counted = DayOfLoads(
+                    tally, 1, report.load, report.load, report.seconds, report.error
+                )
                 before = self._days.get(day)
-                self._days[day] = told if before is None else before + told
+                self._days[day] = counted if before is None else before + counted
 
-    def flush(self) -> Mapping[date, Day]:
+    def flush(self) -> Mapping[date, DayOfLoads]:
         """What has been counted, in the order of days; begins anew."""
         with self._lock:
             days, self._days = self._days, {}
@@ -93,26 +95,26 @@ class Progress:
         return dict(sorted(days.items()))
 
 
-def told_of(
-    key: AssetKey, day: date, told: Day, links: Mapping[str, MetadataValue[Any]]
+def day_event(
+    key: AssetKey, day: date, counted: DayOfLoads, links: Mapping[str, MetadataValue[Any]]
 ) -> AssetMaterialization | AssetObservation:
     """What became of one day's jobs, as an event of the partition.
 
     Nothing is materialized where nothing was loaded: assets downstream would follow it.
     """
     metadata: dict[str, Any] = {
-        "events_loaded": told.tally.succeeded,
-        "events_failed": told.tally.failed,
-        "events_discarded": told.tally.discarded,
-        "loads": told.loads,
-        "first_load": told.first,
-        "last_load": told.last,
-        "load_seconds": round(told.seconds, 3),
+        "events_loaded": counted.tally.succeeded,
+        "events_failed": counted.tally.failed,
+        "events_discarded": counted.tally.discarded,
+        "loads": counted.loads,
+        "first_load": counted.first,
+        "last_load": counted.last,
+        "load_seconds": round(counted.seconds, 3),
         **links,
     }
-    if told.error:
-        metadata["first_error"] = told.error[:_ERROR_LENGTH]
-    kind = AssetMaterialization if told.tally.succeeded else AssetObservation
+    if counted.error:
+        metadata["first_error"] = counted.error[:_ERROR_LENGTH]
+    kind = AssetMaterialization if counted.tally.succeeded else AssetObservation
     return kind(key, partition=day.isoformat(), metadata=metadata)
 
 
@@ -128,23 +130,23 @@ def load(
     stop: threading.Event,
     woken: bool,
 ) -> Summary:
-    """Load all that is due of a destination event, and tell the run.
+    """Load all that is due of a destination event, and report to the run.
 
     The op is tried again a few times when the store or the supervisor does not answer. When the run
     is terminated, the batch under way is finished and recorded first. `woken`: whether realtime
     events are loaded at once.
     """
     op = context.op_execution_context if isinstance(context, AssetExecutionContext) else context
-    progress, links = Progress(), links_of(op)
+    progress, links = UnreportedLoads(), links_of(op)
 
-    def tell() -> None:
-        for day, told in progress.flush().items():
-            op.log_event(told_of(key, day, told, links))
+    def flush() -> None:
+        for day, counted in progress.flush().items():
+            op.log_event(day_event(key, day, counted, links))
 
     def report(done: LoadReport) -> None:
         progress.add(done)
         if progress.is_due:
-            tell()
+            flush()
 
     with on_stop(stop.set):
         try:
@@ -158,7 +160,7 @@ def load(
                 stop=stop,
                 report=report,
             )
-            tell()
+            flush()
             counts = store.counts(event.path)
         except Timeout:
             # The call that hangs may block its destination's other events: nothing more is loaded
@@ -169,7 +171,7 @@ def load(
             op.log.warning(f"{event.path}: {error}")
             raise RetryRequested(_RETRIES, RETRY_SECONDS) from error
         finally:
-            tell()
+            flush()
         evaluate(op, of_destination(key, event.schedule, counts, datetime.now(UTC), woken))
         if summary.skipped:
             op.log.info(f"{event.path}: skipped: {summary.skipped}")
@@ -179,7 +181,7 @@ def load(
 
 
 def evaluate(op: OpExecutionContext, findings: Iterable[Finding]) -> None:
-    """Tell the run what checks have found."""
+    """Report to the run what checks have found."""
     # Its declared type leaves out check evaluations, which it takes.
     log_event: Callable[[Any], None] = op.log_event
     for finding in findings:
@@ -187,7 +189,7 @@ def evaluate(op: OpExecutionContext, findings: Iterable[Finding]) -> None:
 
 
 def conclude(op: OpExecutionContext, summary: Summary, stop_reason: str | None) -> None:
-    """Tell the run what was loaded, and why it has ended if not by itself.
+    """Report to the run what was loaded, and why it has ended if not by itself.
 
     Raises `DagsterExecutionInterruptedError` when it was stopped by a termination: then Dagster
     marks it as canceled.
@@ -210,7 +212,7 @@ def conclude(op: OpExecutionContext, summary: Summary, stop_reason: str | None) 
 def interrupt_if_terminated(op: OpExecutionContext) -> None:
     """Raise `DagsterExecutionInterruptedError` if a user has terminated the run that stops.
 
-    Dagster marks the run by what its op does: it is read again, to tell a termination from a signal
+    Dagster marks the run by what its op does: it is read again, to know a termination from a signal
     to the process.
     """
     run = op.instance.get_run_by_id(op.run_id)

@@ -146,7 +146,7 @@ def _migrate(
     config: _Asked,
     call: Callable[[Wanderer, Request], Report],
 ) -> None:
-    """Do what is asked, tell the run what was done, and evaluate the checks.
+    """Do what is asked, report to the run what was done, and evaluate the checks.
 
     The migration under way is finished when the run is terminated.
 
@@ -154,13 +154,13 @@ def _migrate(
     """
     stop = threading.Event()
 
-    def tell(done: Done) -> None:
+    def report_done(done: Done) -> None:
         if done.action.what in ("up", "down"):
             op.log.info(_line(done))
 
     with on_stop(stop.set):
         try:
-            with blacksmith.wanderer(app, run=op.run_id, stop=stop, report=tell) as wanderer:
+            with blacksmith.wanderer(app, run=op.run_id, stop=stop, report=report_done) as wanderer:
                 report = call(wanderer, Request(**config.model_dump()))
                 findings = (
                     [] if config.dry_run else list(migrations_up_to_date(app, keys, wanderer))
@@ -185,9 +185,9 @@ def _conclude(
 
 
 def metadata_of(report: Report, dry_run: bool) -> Mapping[str, Any]:
-    """What a run tells of migrations: a table of them, and how many were done.
+    """What a run reports of migrations: a table of them, and how many were done.
 
-    The plan of a dry run is told with its SQL.
+    The plan of a dry run is shown with its SQL.
     """
     said: dict[str, Any] = {
         "migrations": table_of(report, "planned" if dry_run else "not done"),
@@ -231,7 +231,7 @@ def table_of(report: Report, otherwise: str) -> TableMetadataValue:
 
 def _line(done: Done) -> str:
     action = done.action
-    told = (
+    line = (
         f"{action.scope} {action.version} {action.name}: {done.state.value}, {done.seconds:.1f} s"
     )
-    return f"{told}: {done.error}" if done.error else told
+    return f"{line}: {done.error}" if done.error else line

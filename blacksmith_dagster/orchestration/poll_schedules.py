@@ -73,7 +73,7 @@ def build_poll_job(
 
     @op(name=name, description=f"Asks for new events of {event.path}, and keeps them.")
     def poll_event(context: OpExecutionContext, blacksmith: BlacksmithResource) -> None:
-        _tell(context, key, _poll(context, app, event, blacksmith))
+        _report_poll(context, key, _poll(context, app, event, blacksmith))
 
     @job(
         name=f"poll_{name}",
@@ -104,7 +104,7 @@ def _poll(
             notify=notifier.notify if notifier else lambda _: None,
         )
     except Exception as error:  # noqa: BLE001 - the user's code; its run fails with it
-        # Dagster shows errors as they are: this one is told without the secrets that it may hold.
+        # Dagster shows errors as they are: this one is logged without the secrets that it may hold.
         context.log.error(traced(error))
         failed = Failure(describe(error))
     retries = cast(int, _cron(event).max_retries)
@@ -120,10 +120,10 @@ def _due_at(context: OpExecutionContext) -> datetime:
     return record.create_timestamp if record else datetime.now(UTC)
 
 
-def _tell(context: OpExecutionContext, key: AssetKey, polled: Polled) -> None:
-    """Tell the run what was received; never the cursor, which is the user's and may be secret.
+def _report_poll(context: OpExecutionContext, key: AssetKey, polled: Polled) -> None:
+    """Report to the run what was received; never the cursor, which is the user's and may be secret.
 
-    It is no materialization: the report sensor tells a day's total.
+    It is no materialization: the report sensor reports a day's total.
     """
     received = {"events_received": polled.events, "events_quarantined": polled.quarantined}
     if polled.skipped:

@@ -12,11 +12,11 @@ from dagster import AssetKey, JobDefinition, OpExecutionContext
 from blacksmith_dagster.errors import SettingsError, Unavailable
 from blacksmith_dagster.orchestration.checks import of_destination
 from blacksmith_dagster.orchestration.loads import (
-    Progress,
+    UnreportedLoads,
     conclude,
+    day_event,
     evaluate,
     links_of,
-    told_of,
 )
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
 from blacksmith_dagster.orchestration.warm_runs import WarmRuns, build_warm_job, elsewhere, watch
@@ -70,7 +70,7 @@ def _load(
         )
     store, stop = blacksmith.store(app), threading.Event()
     events = realtime_events(destination)
-    teller = _Teller(op, events, keys)
+    reporter = _RealtimeReporter(op, events, keys)
     loop = Realtime(
         app,
         destination,
@@ -79,29 +79,29 @@ def _load(
         subscriber=pubsub.subscriber(destination.name),
         holder=op.run_id,
         run=op.run_id,
-        report=teller.add,
+        report=reporter.add,
         notify=notifier.notify,
     )
     service = this_process(SCHEDULER, [destination.name])
     with on_stop(stop.set), registered(blacksmith.supervisor, service):
         loop.start()
         try:
-            why = watch(op, loop, warm, stop, teller.tell_if_due, lambda: loop.idle)
+            why = watch(op, loop, warm, stop, reporter.report_if_due, lambda: loop.idle)
             locks = [f"load/{event.path}" for event in events]
             why += elsewhere(blacksmith.supervisor, locks, op.run_id)
         finally:
             loop.stop()
-            teller.tell()
+            reporter.report()
         op.log.info(f"this run ends: {why}")
         _check(op, store, events, keys)
-        summary = Summary(teller.loads, teller.tally, stopped=stop.is_set())
+        summary = Summary(reporter.loads, reporter.tally, stopped=stop.is_set())
         conclude(op, summary, why)
     if loop.failure is not None:
         raise loop.failure
 
 
-class _Teller:
-    """Counts loads, in whatever thread, and tells the run of them in its own: Dagster asks for it."""
+class _RealtimeReporter:
+    """Counts loads, in whatever thread, and reports them in the run's own, as Dagster asks."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class _Teller:
         self._op = op
         self._keys = keys
         self._links = links_of(op)
-        self._progress = {event.path: Progress(_FLUSH_SECONDS) for event in events}
+        self._progress = {event.path: UnreportedLoads(_FLUSH_SECONDS) for event in events}
         self.loads = 0
         self.tally = Tally()
 
@@ -120,20 +120,20 @@ class _Teller:
         """Count a load."""
         self._progress[event.path].add(done)
 
-    def tell_if_due(self) -> None:
-        """Materialize the days of the destination events that were not told for a minute."""
-        self._tell([path for path, progress in self._progress.items() if progress.is_due])
+    def report_if_due(self) -> None:
+        """Materialize the days of the destination events that were not reported within a minute."""
+        self._report([path for path, progress in self._progress.items() if progress.is_due])
 
-    def tell(self) -> None:
+    def report(self) -> None:
         """Materialize each destination event's days."""
-        self._tell(list(self._progress))
+        self._report(list(self._progress))
 
-    def _tell(self, paths: Sequence[str]) -> None:
+    def _report(self, paths: Sequence[str]) -> None:
         for path in paths:
-            for day, told in self._progress[path].flush().items():
-                self.loads += told.loads
-                self.tally += told.tally
-                self._op.log_event(told_of(self._keys[path], day, told, self._links))
+            for day, counted in self._progress[path].flush().items():
+                self.loads += counted.loads
+                self.tally += counted.tally
+                self._op.log_event(day_event(self._keys[path], day, counted, self._links))
 
 
 def _check(

@@ -1,6 +1,6 @@
 """A replay as Dagster sees it: a run that loads a range of days again.
 
-What it loads is told as one materialization a day at its end, and the check `replay_settled` names
+What it loads is reported as one materialization a day at its end, and the check `replay_settled` names
 what has not succeeded.
 """
 
@@ -28,27 +28,32 @@ from pydantic import Field
 from blacksmith_dagster.errors import FencedOut, Unavailable
 from blacksmith_dagster.orchestration.checks import MOST_NAMED, of_destination, replay_settled
 from blacksmith_dagster.orchestration.loads import (
-    Day,
-    Progress,
+    DayOfLoads,
+    UnreportedLoads,
+    day_event,
     evaluate,
     interrupt_if_terminated,
     links_of,
-    told_of,
 )
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import DestinationEvent
 from blacksmith_dagster.pubsub.notifier import Notifier
 from blacksmith_dagster.scheduler import LoadReport, Tally
-from blacksmith_dagster.scheduler.replay import Forecast, ReplaySummary, forecast, replay
-from blacksmith_dagster.scheduler.replay import Progress as Course
+from blacksmith_dagster.scheduler.replay import (
+    Forecast,
+    ReplayProgress,
+    ReplaySummary,
+    forecast,
+    replay,
+)
 from blacksmith_dagster.signals import on_stop
 from blacksmith_dagster.store.interface import ReplayMode, ReplayRequest, Store
 from blacksmith_dagster.supervisor import Supervisor
 
-_TELL_SECONDS = 30.0
+_LOG_SECONDS = 30.0
 _RETRIES = 10
 _RETRY_SECONDS = 5.0
-_NOTHING = Day(Tally(), 0, 0, 0, 0.0, None)
+_NOTHING = DayOfLoads(Tally(), 0, 0, 0, 0.0, None)
 
 
 class ReplayConfig(Config):
@@ -72,7 +77,7 @@ class ReplayConfig(Config):
     )
     new_key: bool = Field(default=False, description="Give the jobs new idempotency keys.")
     rate: float | None = Field(default=None, description="Jobs a second, at most.", gt=0)
-    dry_run: bool = Field(default=False, description="Tell what would be loaded, load nothing.")
+    dry_run: bool = Field(default=False, description="Report what would be loaded, load nothing.")
 
     def request(self, start: datetime, end: datetime) -> ReplayRequest:
         """The request for a window. Raises `ValueError` for a mode that there is not."""
@@ -101,7 +106,7 @@ def replay_partitions(
     stop: threading.Event,
     notifier: Notifier | None,
 ) -> ReplaySummary | Forecast:
-    """Replay the run's days, and tell the run. See `BlacksmithResource.replay`."""
+    """Replay the run's days, and report to the run. See `BlacksmithResource.replay`."""
     op = context.op_execution_context
     window = context.partition_time_window
     request = config.request(window.start, window.end)
@@ -109,13 +114,13 @@ def replay_partitions(
         found = forecast(app, event, request, store=store)
         context.log_event(AssetObservation(key, metadata=_described(found)))
         return found
-    progress, told_at = Progress(), time.monotonic()
+    progress, logged_at = UnreportedLoads(), time.monotonic()
 
-    def report(done: LoadReport, course: Course) -> None:
-        nonlocal told_at
+    def report(done: LoadReport, course: ReplayProgress) -> None:
+        nonlocal logged_at
         progress.add(done)
-        if time.monotonic() - told_at >= _TELL_SECONDS:
-            told_at = time.monotonic()
+        if time.monotonic() - logged_at >= _LOG_SECONDS:
+            logged_at = time.monotonic()
             context.log.info(_course(event, course))
 
     with on_stop(stop.set):
@@ -143,12 +148,12 @@ def replay_partitions(
             raise Failure(f"{event.path}: the replay was stopped; launch it again to go on")
         days, links = progress.flush(), links_of(op)
         for partition in context.partition_keys:
-            told = days.get(date.fromisoformat(partition), _NOTHING)
+            counted = days.get(date.fromisoformat(partition), _NOTHING)
             context.log_event(
                 AssetMaterialization(
                     key,
                     partition=partition,
-                    metadata=told_of(key, date.fromisoformat(partition), told, links).metadata,
+                    metadata=day_event(key, date.fromisoformat(partition), counted, links).metadata,
                 )
             )
         counts, now, woken = store.counts(event.path), datetime.now(UTC), notifier is not None
@@ -157,7 +162,7 @@ def replay_partitions(
     return summary
 
 
-def _course(event: DestinationEvent[Any], course: Course) -> str:
+def _course(event: DestinationEvent[Any], course: ReplayProgress) -> str:
     left = "" if course.seconds_left is None else f", about {course.seconds_left:.0f} s left"
     return f"{event.path}: {course.done} jobs done, {course.left} left, {course.rate:.0f} a second{left}"
 

@@ -1,4 +1,4 @@
-"""The report sensor: what was received per day, and what the checks find, told to Dagster."""
+"""The report sensor: what was received per day, and what the checks find, reported to Dagster."""
 
 # Dagster reads the annotation of `context` as it stands: no `from __future__ import annotations`.
 
@@ -43,11 +43,11 @@ _REPEAT_SECONDS = 3600.0
 
 
 class Cursor(msgspec.Struct, frozen=True):
-    """What Dagster has been told.
+    """What was reported to Dagster.
 
-    - `since`: days before it are told for good.
+    - `since`: days before it are reported for good.
     - `totals`: by '<path> <day>', from `since` on.
-    - `checks`: by '<asset> <check>', whether it passed and when that was told.
+    - `checks`: by '<asset> <check>', whether it passed and when that was reported.
     """
 
     since: date
@@ -75,28 +75,28 @@ def news(
         (each for each in counted if cursor.totals.get(_label(each)) != each.events),
         key=lambda each: (each.day, each.event_type),
     )
-    told, rest = changed[:_MOST], changed[_MOST:]
+    reported, rest = changed[:_MOST], changed[_MOST:]
     since = max(cursor.since, min([today - _OPEN_DAYS, *(each.day for each in rest)]))
-    totals = {**cursor.totals, **{_label(each): each.events for each in told}}
+    totals = {**cursor.totals, **{_label(each): each.events for each in reported}}
     kept = {label: events for label, events in totals.items() if _day(label) >= since}
-    return told, Cursor(since, kept, cursor.checks)
+    return reported, Cursor(since, kept, cursor.checks)
 
 
 def to_repeat(
     cursor: Cursor, findings: Iterable[Finding], now: float
 ) -> tuple[Sequence[Finding], Cursor]:
-    """The findings that differ from what was told last, or were told an hour ago."""
+    """The findings that differ from the last report, or were reported an hour ago."""
     fresh = []
-    told: dict[str, tuple[bool, float]] = {}
+    reported: dict[str, tuple[bool, float]] = {}
     for finding in findings:
         label = f"{finding.key.to_user_string()} {finding.name}"
         before = cursor.checks.get(label)
         if before and before[0] == finding.passed and now - before[1] < _REPEAT_SECONDS:
-            told[label] = before
+            reported[label] = before
         else:
-            told[label] = (finding.passed, now)
+            reported[label] = (finding.passed, now)
             fresh.append(finding)
-    return fresh, Cursor(cursor.since, cursor.totals, told)
+    return fresh, Cursor(cursor.since, cursor.totals, reported)
 
 
 def build_report_sensor(app: Blacksmith, keys: Mapping[str, AssetKey]) -> SensorDefinition:

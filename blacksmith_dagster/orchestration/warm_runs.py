@@ -29,7 +29,7 @@ ENDING_TAG = "blacksmith/ending"
 _LOOK_SECONDS = 1.0
 # How much longer than an announced end a run waits for locks.
 _PATIENCE_SECONDS = 30.0
-# Ending takes its time: what is left is recorded, told and checked.
+# Ending takes its time: what is left is recorded, reported and checked.
 _END_SECONDS = 60.0
 # So long after its start a run waits for locks, ready to go on.
 _READY_SECONDS = 5.0
@@ -184,16 +184,16 @@ def watch(
     loop: Loop,
     warm: WarmRuns,
     stop: threading.Event,
-    tell: Callable[[], None],
+    report: Callable[[], None],
     idle: Callable[[], float] = lambda: 0.0,
 ) -> str:
-    """Wait until the run is to end, and `tell` meanwhile, every second; returns why it does."""
+    """Wait until the run is to end, and call `report` meanwhile, every second; returns why it does."""
     began = held = time.monotonic()
     chosen: Ending | None = None
     ends = float("inf")
     while True:
         stop.wait(_LOOK_SECONDS)
-        tell()
+        report()
         now = time.monotonic()
         if loop.holds_locks:
             held = now

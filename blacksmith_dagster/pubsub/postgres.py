@@ -114,16 +114,16 @@ class _Publisher:
         self._connection: psycopg.Connection | None = None
 
     def publish(self, paths: Collection[str]) -> None:
-        told = [self._database.topic.encode(), msgspec.json.encode(sorted(paths))]
+        parameters = [self._database.topic.encode(), msgspec.json.encode(sorted(paths))]
         if self._connection is not None:
             try:
-                return _execute(self._connection, _NOTIFY, told)
+                return _execute(self._connection, _NOTIFY, parameters)
             except (psycopg.Error, OSError) as error:  # it may have died while nobody used it
                 _logger.debug("notifying anew, after: %s", reason(error))
                 self.close()
         try:
             self._connection = self._database.connect()
-            _execute(self._connection, _NOTIFY, told)
+            _execute(self._connection, _NOTIFY, parameters)
         except (psycopg.Error, OSError) as error:
             self.close()
             raise self._database.unavailable(error) from None

@@ -82,12 +82,12 @@ class Loader:
         token: FencingToken,
         lease: Lease,
         stop: threading.Event,
-        tell: Callable[[LoadReport], None],
+        report_load: Callable[[LoadReport], None],
     ) -> Summary:
         """Load until nothing is due, or until `stop` is set; the load under way is finished.
 
-        `tell` is called after each recorded load, in this thread. The summary says `skipped` if the
-        destination waits for a migration.
+        `report_load` is called after each recorded load, in this thread. The summary says `skipped`
+        if the destination waits for a migration.
 
         Raises `FencedOut` when another took over or may have (the lease is lost), `CodeOutdated` when
         the destination was migrated beyond this code, `Timeout` when a load ran past its time-out and
@@ -119,7 +119,7 @@ class Loader:
             done = self._load(load, lease, stop)
             if done is not None:
                 summary = Summary(summary.loads + 1, sum(done.days.values(), start=summary.tally))
-                tell(done)
+                report_load(done)
         return Summary(summary.loads, summary.tally, stopped=True)
 
     def _load(self, load: Load, lease: Lease, stop: threading.Event) -> LoadReport | None:

@@ -34,7 +34,7 @@ _TRY_LOCK = 2.0
 _AGAIN = 1.0
 _GIVE_BACK = 15.0  # seconds without the store: what a lock in the store lives
 
-Report = Callable[[DestinationEvent[Any], LoadReport], None]
+ReportLoad = Callable[[DestinationEvent[Any], LoadReport], None]
 
 
 def realtime_events(destination: Destination[Any]) -> list[DestinationEvent[Any]]:
@@ -68,7 +68,7 @@ class Realtime:
         supervisor: Supervisor,
         subscriber: Subscriber,
         holder: str,
-        report: Report,
+        report: ReportLoad,
         notify: Notify,
         run: str | None = None,
     ) -> None:
@@ -142,7 +142,7 @@ class Realtime:
                 left = sweep_at - time.monotonic()
                 if left <= 0 or self._hears_nothing(left):
                     sweep_at = time.monotonic() + self._sweep()
-        except BaseException as error:  # noqa: BLE001 - told by `failure`
+        except BaseException as error:  # noqa: BLE001 - reported by `failure`
             self._failure = error
             _log.error("%s: nothing is woken any more by this process: %s", self._name, error)
 
@@ -190,7 +190,7 @@ class _Keeper(threading.Thread):
         supervisor: Supervisor,
         holder: str,
         run: str | None,
-        report: Report,
+        report: ReportLoad,
         notify: Notify,
         stopping: threading.Event,
     ) -> None:
@@ -222,7 +222,7 @@ class _Keeper(threading.Thread):
         try:
             while not self._stopping.is_set():
                 self._keep()
-        except BaseException as error:  # noqa: BLE001 - told by `failure`; the others go on
+        except BaseException as error:  # noqa: BLE001 - reported by `failure`; the others go on
             self.failure = error
             _log.error("%s is loaded no more by this process: %s", self._event.path, error)
         finally:
@@ -272,7 +272,7 @@ class _Keeper(threading.Thread):
             while not self._stopping.is_set():
                 self.woken.clear()
                 self._loading = True
-                done = self._loader.drain(token, lease, self._stopping, self._tell)
+                done = self._loader.drain(token, lease, self._stopping, self._report_load)
                 self._loading = False
                 if done.skipped and done.skipped != self._skipped:
                     _log.warning("%s", done.skipped)
@@ -297,6 +297,6 @@ class _Keeper(threading.Thread):
             if left <= 0 or self.woken.wait(min(left, SWEEP)):
                 break
 
-    def _tell(self, done: LoadReport) -> None:
+    def _report_load(self, done: LoadReport) -> None:
         self._loaded_at = time.monotonic()
         self._report(self._event, done)

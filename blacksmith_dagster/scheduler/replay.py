@@ -42,7 +42,7 @@ _LIVE_FIRST = 5.0  # seconds that a replay waits for it at most
 _SAMPLE = 5
 
 
-class Progress(msgspec.Struct, frozen=True):
+class ReplayProgress(msgspec.Struct, frozen=True):
     """How far a replay has come: jobs that were run, and that are left as far as is known.
 
     `rate` is in jobs a second, `seconds_left` `None` until that is known.
@@ -96,7 +96,7 @@ def replay(
     run: str | None = None,
     stop: threading.Event | None = None,
     rate: float | None = None,
-    report: Callable[[LoadReport, Progress], None] | None = None,
+    report: Callable[[LoadReport, ReplayProgress], None] | None = None,
     notify: Notify = lambda _: None,
     wait: float = WAIT,
 ) -> ReplaySummary:
@@ -130,12 +130,12 @@ def replay(
         live = _LiveFirst(event.path, store, supervisor, stop)
         loads, tally = 0, Tally()
 
-        def tell(done: LoadReport) -> None:
-            course.tell(done)
+        def report_load(done: LoadReport) -> None:
+            course.report(done)
             live.give_way()
 
         while True:
-            drained = loader.drain(token, lease, stop, tell)
+            drained = loader.drain(token, lease, stop, report_load)
             loads, tally = loads + drained.loads, tally + drained.tally
             if drained.skipped:
                 raise NotMigrated(drained.skipped)
@@ -231,7 +231,7 @@ class _Course:
         replay: Replay,
         rate: float | None,
         stop: threading.Event,
-        report: Callable[[LoadReport, Progress], None],
+        report: Callable[[LoadReport, ReplayProgress], None],
     ) -> None:
         self.replay = replay
         self._rate = rate
@@ -241,7 +241,7 @@ class _Course:
         self._done = 0
         self._began = self._next = time.monotonic()
 
-    def tell(self, done: LoadReport) -> None:
+    def report(self, done: LoadReport) -> None:
         """Report a load, then wait as long as the rate has it."""
         ran = sum(each.succeeded + each.failed + each.discarded for each in done.days.values())
         self._done += ran
@@ -251,8 +251,10 @@ class _Course:
         left = max(at.jobs - self._before - self._done, 0)
         left += round(unplanned * at.jobs / planned) if planned else 0
         speed = self._done / (now - self._began) if now > self._began else 0.0
-        told = Progress(self._before + self._done, left, speed, left / speed if speed else None)
-        self._report(done, told)
+        progress = ReplayProgress(
+            self._before + self._done, left, speed, left / speed if speed else None
+        )
+        self._report(done, progress)
         if self._rate is not None:
             self._next = max(self._next, now - 1.0) + ran / self._rate
             self._stop.wait(max(self._next - time.monotonic(), 0.0))

@@ -91,7 +91,7 @@ def _delay(asked: float | None, gap: float) -> float:
 
 
 def report(load: Load, verdict: Verdict, seconds: float) -> LoadReport:
-    """What there is to tell of a recorded load. `seconds`: how long its function took."""
+    """The report of a recorded load. `seconds`: how long its function took."""
     made = _per_day([row.received_at for row in load.rows])
     if verdict.raised is not None:
         days = {day: Tally(failed=jobs) for day, jobs in made.items()}

@@ -1,4 +1,4 @@
-"""A database's errors, told as ours. What a driver says may hold values: its first line is kept."""
+"""A database's errors as ours. A driver's message may hold values: only its first line is kept."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _AWAY = frozenset({"25006", "25P03", "25P04"})
 
 
 @contextmanager
-def told(label: str) -> Iterator[None]:
+def translate_errors(label: str) -> Iterator[None]:
     """Raise `Unavailable` when the database does not answer, `StoreError` when it refuses the data."""
     try:
         yield

@@ -16,7 +16,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from blacksmith_dagster.errors import KeyReused, Unavailable
 from blacksmith_dagster.store import schema
 from blacksmith_dagster.store.claims import LANES, LaneState
-from blacksmith_dagster.store.db_errors import committing, told
+from blacksmith_dagster.store.db_errors import committing, translate_errors
 from blacksmith_dagster.store.interface import JobRow, Load, NewEvent, Position, Raw, Verdict
 from blacksmith_dagster.store.job_groups import Waiting
 from blacksmith_dagster.store.loads import Outcome
@@ -49,7 +49,7 @@ class PostgresStore(SQLStore):
         engine = _engine(url)
         label = f"postgresql://{url.host or ''}:{url.port or 5432}/{url.database or ''}"
         try:
-            with told(label):
+            with translate_errors(label):
                 if upgrade:
                     _upgrade(engine)
                 schema.check(engine, label)
@@ -62,7 +62,7 @@ class PostgresStore(SQLStore):
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """A transaction that may write."""
-        with told(self.label), self.engine.connect() as conn:
+        with translate_errors(self.label), self.engine.connect() as conn:
             yield conn
             with committing(self.label):
                 conn.commit()
@@ -70,13 +70,13 @@ class PostgresStore(SQLStore):
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A connection whose statements are each a transaction that only reads."""
-        with told(self.label), self.engine.connect() as conn:
+        with translate_errors(self.label), self.engine.connect() as conn:
             yield conn.execution_options(isolation_level="AUTOCOMMIT")
 
     @contextmanager
     def snapshot(self) -> Iterator[Connection]:
         """A transaction that only reads, and all whose statements see one state."""
-        with told(self.label), self.engine.connect() as conn:
+        with translate_errors(self.label), self.engine.connect() as conn:
             yield conn.execution_options(isolation_level="REPEATABLE READ")
 
     def _clock(self) -> ColumnElement[datetime]:

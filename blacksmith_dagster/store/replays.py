@@ -60,7 +60,7 @@ from blacksmith_dagster.store.tables import (
 _SPAN = 20_000  # sequence numbers that are looked through at once
 _AT_ONCE = 1_000  # values in one IN
 _DENSE = 4  # so many numbers for each that is wanted
-_LOOKED_AT = 20  # loads that tell the pace
+_LOOKED_AT = 20  # loads that show the pace
 
 
 class GroupJob(NamedTuple):
@@ -141,8 +141,8 @@ def find(
     return list(conn.execute(found.order_by(replays.c.id.desc()).limit(limit)))
 
 
-def told(row: Row[Any], path: str) -> Replay:
-    """A row as what it tells."""
+def replay_from_row(row: Row[Any], path: str) -> Replay:
+    """The replay that a row of the table holds."""
     return Replay(
         row.id,
         path,

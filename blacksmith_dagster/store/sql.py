@@ -505,7 +505,7 @@ class SQLStore(ABC):
 
     def _replay(self, conn: Connection, path: str, replay: int) -> Replay:
         [row] = replays.find(conn, self._destination(path), 1, replay)
-        return replays.told(row, path)
+        return replays.replay_from_row(row, path)
 
     def stretch(
         self, destination: str, request: ReplayRequest, event_types: Sequence[str], window: Window
@@ -547,7 +547,7 @@ class SQLStore(ABC):
     def replays(self, destination: str, limit: int = 100) -> Sequence[Replay]:
         with self.reading() as conn:
             rows = replays.find(conn, self._destination(destination), limit)
-        return [replays.told(row, destination) for row in rows]
+        return [replays.replay_from_row(row, destination) for row in rows]
 
     def unsettled(self, destination: str, limit: int = 100) -> Sequence[JobState]:
         of = self._destination(destination)

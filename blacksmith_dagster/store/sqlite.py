@@ -19,7 +19,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from blacksmith_dagster.errors import SettingsError
 from blacksmith_dagster.store import make_home, schema
 from blacksmith_dagster.store.claims import LaneState
-from blacksmith_dagster.store.db_errors import told
+from blacksmith_dagster.store.db_errors import translate_errors
 from blacksmith_dagster.store.interface import JobRow, NewEvent
 from blacksmith_dagster.store.job_groups import Waiting
 from blacksmith_dagster.store.loads import Outcome
@@ -59,14 +59,14 @@ class SQLiteStore(SQLStore):
         self._turn_file = path.with_name(path.name + "-turn").open("wb")
         engine = _engine(path)
         label = f"sqlite:///{path}"
-        with told(label), self._my_turn(), engine.connect() as conn:
+        with translate_errors(label), self._my_turn(), engine.connect() as conn:
             schema.upgrade(conn)
         super().__init__(engine, label)
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """A transaction that may write, once it is this one's turn."""
-        with told(self.label), self._my_turn(), self.engine.connect() as conn:
+        with translate_errors(self.label), self._my_turn(), self.engine.connect() as conn:
             conn.exec_driver_sql("BEGIN IMMEDIATE")
             yield conn
             conn.commit()
@@ -74,7 +74,7 @@ class SQLiteStore(SQLStore):
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A transaction that only reads: all its statements see one state."""
-        with told(self.label), self.engine.connect() as conn:
+        with translate_errors(self.label), self.engine.connect() as conn:
             conn.exec_driver_sql("BEGIN")
             yield conn
 

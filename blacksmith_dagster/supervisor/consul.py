@@ -110,7 +110,7 @@ class ConsulSupervisor:
 
     def locks(self) -> Sequence[LockStatus]:
         """See `Supervisor.locks`."""
-        with self._telling():
+        with self._translate_errors():
             _, entries = self._client.kv.get(PREFIX, recurse=True)
         return [
             _status(entry["Key"].removeprefix(PREFIX), entry["Value"])
@@ -121,7 +121,7 @@ class ConsulSupervisor:
     def _look(self, key: str, version: str | None = None, wait: float = 0.0) -> _Seen:
         """The lock as it is; or, once it is another version or `wait` seconds are over."""
         patience = f"{max(min(wait, _LONGEST_LOOK), 0.001) * 1000:.0f}ms"
-        with self._telling():
+        with self._translate_errors():
             version, entry = self._client.kv.get(PREFIX + key, index=version, wait=patience)
         if entry is None:
             return _Seen(version)
@@ -146,7 +146,7 @@ class ConsulSupervisor:
 
     def _take(self, lease: HeldLease, holder: str) -> bool:
         about = {"holder": holder, "address": here(), "since": datetime.now(UTC).isoformat()}
-        with self._telling():
+        with self._translate_errors():
             return bool(
                 self._client.kv.put(PREFIX + lease.key, json.dumps(about), acquire=lease.id)
             )
@@ -155,7 +155,7 @@ class ConsulSupervisor:
         for lease in held:
             sent = time.monotonic()
             try:
-                with self._telling():
+                with self._translate_errors():
                     self._client.session.renew(lease.id)
             except _NotFound:
                 lease.lost.set()
@@ -163,14 +163,14 @@ class ConsulSupervisor:
                 lease.lost.move(sent + self._ttl)
 
     def _confirm(self, lease: HeldLease) -> bool:
-        with self._telling():
+        with self._translate_errors():
             _, entry = self._client.kv.get(PREFIX + lease.key, consistency="consistent")
         return entry is not None and entry.get("Session") == lease.id
 
     def _release(self, lease: HeldLease) -> None:
         self._renewals.remove(lease)
         try:
-            with self._telling():
+            with self._translate_errors():
                 # The key first: a session that is destroyed with its keys starts their lock-delay.
                 self._client.kv.put(PREFIX + lease.key, None, release=lease.id)
                 self._client.session.destroy(lease.id)
@@ -186,7 +186,7 @@ class ConsulSupervisor:
         """See `Supervisor.deregister`."""
         self._renewals.forget(service)
         try:
-            with self._telling():
+            with self._translate_errors():
                 self._client.agent.service.deregister(service.id)
         except BlacksmithError as error:  # Consul forgets it by itself
             _log.warning("%s could not be deregistered: %s", service.id, error)
@@ -194,7 +194,7 @@ class ConsulSupervisor:
     def services(self) -> Sequence[ServiceStatus]:
         """See `Supervisor.services`."""
         found: list[ServiceStatus] = []
-        with self._telling():
+        with self._translate_errors():
             _, names = self._client.catalog.services()
             for name in sorted(names):
                 if name.startswith("blacksmith-"):
@@ -204,12 +204,12 @@ class ConsulSupervisor:
 
     def _announce(self, service: Service) -> None:
         """Register it unless the agent knows it; the agent may have been started anew."""
-        with self._telling():
+        with self._translate_errors():
             known = self._client.agent.services()
         if service.id not in known:
             self._register(service)
         if service.health is None:
-            with self._telling():
+            with self._translate_errors():
                 self._client.agent.check.ttl_pass(f"service:{service.id}")
 
     def _register(self, service: Service) -> None:
@@ -224,7 +224,7 @@ class ConsulSupervisor:
                 "Timeout": seconds,
                 "TLSSkipVerify": True,  # its certificate is not for the address that the agent asks
             }
-        with self._telling():
+        with self._translate_errors():
             self._client.agent.service.register(
                 service.name,
                 service.id,
@@ -247,7 +247,7 @@ class ConsulSupervisor:
     # -- calls
     def _put(self, answer: Callable[[Any], Any], path: str, body: Mapping[str, Any]) -> Any:
         params = [("dc", self._client.dc)] if self._client.dc else []
-        with self._telling():
+        with self._translate_errors():
             return self._client.http.put(
                 answer,
                 path,
@@ -257,7 +257,7 @@ class ConsulSupervisor:
             )
 
     @contextmanager
-    def _telling(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         """Turn the client's errors into ours, each of which says what to do, none the token."""
         try:
             yield
@@ -307,13 +307,13 @@ def _status(key: str, value: bytes | None) -> LockStatus:
 
 
 def _service(entry: Mapping[str, Any]) -> ServiceStatus:
-    told = entry["Service"]
-    host = told["Address"] or entry["Node"]["Address"]
+    service = entry["Service"]
+    host = service["Address"] or entry["Node"]["Address"]
     return ServiceStatus(
-        told["Service"],
-        told["ID"],
-        Service(told["Service"], told["ID"], host, told["Port"] or None).address,
+        service["Service"],
+        service["ID"],
+        Service(service["Service"], service["ID"], host, service["Port"] or None).address,
         all(check["Status"] == "passing" for check in entry["Checks"]),
-        (told["Meta"] or {}).get("version", ""),
-        tuple(told["Tags"] or ()),
+        (service["Meta"] or {}).get("version", ""),
+        tuple(service["Tags"] or ()),
     )

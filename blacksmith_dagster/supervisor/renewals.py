@@ -144,8 +144,8 @@ class Renewals:
                 again = self._ttl / 3
                 if service.id not in self._unknown:
                     known = isinstance(error, BlacksmithError)
-                    told = "%s is not registered, and is tried again: %s"
-                    _log.warning(told, service.id, error, exc_info=None if known else error)
+                    message = "%s is not registered, and is tried again: %s"
+                    _log.warning(message, service.id, error, exc_info=None if known else error)
                 self._unknown.add(service.id)
             else:
                 self._unknown.discard(service.id)

@@ -87,8 +87,8 @@ class Tracking:
         with self.store.reading() as conn:
             rows = conn.execute(found).tuples().all()
         return [
-            Tracked(scope, version, name, checksum, State(state), *told)
-            for scope, version, name, checksum, state, *told in rows
+            Tracked(scope, version, name, checksum, State(state), *rest)
+            for scope, version, name, checksum, state, *rest in rows
             if target_of(scope) in wanted
         ]
 
@@ -102,7 +102,7 @@ class Tracking:
             .order_by(of.id)
         )
         with self.store.reading() as conn:
-            return [Transition(State(state), *told) for state, *told in conn.execute(found)]
+            return [Transition(State(state), *rest) for state, *rest in conn.execute(found)]
 
     def take_over(self, target: str, holder: str, confirm: Confirm) -> MigrationToken:
         """Become the one whose migrations of a target count.

@@ -12,7 +12,7 @@ import pytest
 from blacksmith_dagster import Batch, Blacksmith, Destination, DestinationEvent, Event, Flow
 from blacksmith_dagster.errors import SettingsError, UsageError
 from blacksmith_dagster.scheduler import StandardScheduler, Tally
-from blacksmith_dagster.scheduler.replay import Progress, ReplaySummary, forecast, replay
+from blacksmith_dagster.scheduler.replay import ReplayProgress, ReplaySummary, forecast, replay
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.interface import (
     FencingToken,
@@ -93,11 +93,11 @@ def test_a_new_destination_event_is_filled_from_history(replaying: Replaying) ->
     app, flights = pipeline(lambda batch: loaded.append(numbers(batch)), batch=4)
     replaying.store.register(app)
     ids = replaying.keep(*range(10))
-    told: list[Progress] = []
-    summary = replaying.replay(app, flights, run="run 7", report=lambda _, at: told.append(at))
+    reports: list[ReplayProgress] = []
+    summary = replaying.replay(app, flights, run="run 7", report=lambda _, at: reports.append(at))
     assert loaded == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert (summary.tally, summary.loads, summary.stopped) == (Tally(succeeded=10), 3, False)
-    assert [(each.done, each.left) for each in told] == [(4, 6), (8, 2), (10, 0)]
+    assert [(each.done, each.left) for each in reports] == [(4, 6), (8, 2), (10, 0)]
     assert {each.run for each in replaying.store.history(ids[0]) if each.load} == {"run 7"}
     again = replaying.replay(app, flights)
     assert (again.loads, again.replay > summary.replay) == (0, True)
@@ -206,15 +206,15 @@ def test_progress_tells_the_rate_and_the_seconds_left(replaying: Replaying) -> N
     replaying.keep(*range(40))
     stop = threading.Event()
     replaying.replay(app, flights, stop=stop, report=lambda *_: stop.set())
-    told: list[tuple[Progress, float]] = []
+    reports: list[tuple[ReplayProgress, float]] = []
     began = time.monotonic()
 
-    def report(_: object, at: Progress) -> None:
-        told.append((at, time.monotonic() - began))
+    def report(_: object, at: ReplayProgress) -> None:
+        reports.append((at, time.monotonic() - began))
 
     replaying.replay(app, flights, rate=50, report=report)
-    assert [(at.done, at.left) for at, _ in told] == [(20, 20), (30, 10), (40, 0)]
-    for number, (at, elapsed) in enumerate(told):
+    assert [(at.done, at.left) for at, _ in reports] == [(20, 20), (30, 10), (40, 0)]
+    for number, (at, elapsed) in enumerate(reports):
         assert 0.19 * number <= (at.done - 10) / at.rate <= elapsed  # ten jobs each 0.2 s
         assert at.seconds_left == pytest.approx(at.left / at.rate)
 

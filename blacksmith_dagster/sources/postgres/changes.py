@@ -56,7 +56,10 @@ class Stream:
         """
         database = Database(self.where, self.url)
         try:
-            with database.told(), closing(Session(database, listener, replication=True)) as session:
+            with (
+                database.translate_errors(),
+                closing(Session(database, listener, replication=True)) as session,
+            ):
                 yield from self._begin(session, database.label, listener)
                 with lost_if_refused(database.label):
                     yield from follow(session, database.label, self.slot, listener)

@@ -20,7 +20,7 @@ from blacksmith_dagster.sources.postgres.session import Session
 NOTHING = cast("Event[Change]", [])
 """Yielded to keep a cursor that no change belongs to."""
 
-_TOLD_SECONDS = 1.0  # between two reports of what is safe, if there is something new
+_REPORT_SECONDS = 1.0  # between two reports of what is safe, if there is something new
 _PING_SECONDS = 10.0  # between two reports in any case, each of which asks for an answer
 _SILENT_SECONDS = 30.0
 _IDLE_SECONDS = 10.0  # without a change, until it is kept how far the log was read
@@ -46,7 +46,7 @@ def follow(session: Session, label: str, slot: str, listener: Listener) -> Itera
     decode = Decoder().decode
     read, read_changes = number_of(listener.cursor["lsn"]), listener.cursor["change"]
     end = number_of(session.rows(SQL("IDENTIFY_SYSTEM"))[0][2] or "0/0")
-    progress = _Progress(session, label, slot, listener, read, end)
+    progress = _LogProgress(session, label, slot, listener, read, end)
     transaction: Begin | None = None
     lsn, place, again = "", 0, 0
     session.execute(
@@ -100,8 +100,8 @@ def follow(session: Session, label: str, slot: str, listener: Listener) -> Itera
     progress.report(now=True)
 
 
-class _Progress:
-    """How far the log was read, and how much of it the server was told to be safe.
+class _LogProgress:
+    """How far the log was read, and how much of it was reported to the server as safe.
 
     `reached`: what was committed before it has been yielded. `end`: where the log ended when the
     reading began; the server tells later ends when it comes to them.
@@ -116,10 +116,10 @@ class _Progress:
         self._listener = listener
         self._safe = read
         self._end = end
-        self._told = 0
+        self._confirmed = 0
         self._asked = False
         self.reached = read
-        self._told_at = self.heard_at = self.changed_at = monotonic()
+        self._reported_at = self.heard_at = self.changed_at = monotonic()
 
     def hear(self, message: bytes, *, between: bool) -> None:
         """Take in where the server is, as it tells now and then `between` transactions or in one."""
@@ -148,15 +148,15 @@ class _Progress:
 
     def report(self, *, now: bool = False) -> None:
         """Tell the server what is safe, if it is time to."""
-        since = monotonic() - self._told_at
-        if not (now or self._asked) and since < _TOLD_SECONDS:
+        since = monotonic() - self._reported_at
+        if not (now or self._asked) and since < _REPORT_SECONDS:
             return
         committed = self._listener.committed
         if committed is not None and committed["slot"] == self._slot:
             self._safe = max(self._safe, number_of(committed["lsn"]))
         self._listener.lag = max(0, max(self.reached, self._end) - self._safe)
-        if now or self._asked or self._safe > self._told or since >= _PING_SECONDS:
+        if now or self._asked or self._safe > self._confirmed or since >= _PING_SECONDS:
             ping = since >= _PING_SECONDS
             at = int((time() - _EPOCH) * 1_000_000)
             self._session.send(_REPORT(b"r", self.reached, self._safe, self._safe, at, ping))
-            self._told, self._asked, self._told_at = self._safe, False, monotonic()
+            self._confirmed, self._asked, self._reported_at = self._safe, False, monotonic()

@@ -32,7 +32,7 @@ class Channel:
         """
         database = Database(self.where, self.url)
         try:
-            with database.told(), closing(Session(database, listener)) as session:
+            with database.translate_errors(), closing(Session(database, listener)) as session:
                 session.execute(SQL("LISTEN {}").format(Identifier(self.channel)))
                 while not listener.stopping:
                     for heard in session.connection.notifies(timeout=_TICK):

@@ -1,4 +1,4 @@
-"""A session with PostgreSQL that is given up when it is asked to, and whose faults are told as ours."""
+"""A session with PostgreSQL that is given up when it is asked to, and whose errors become ours."""
 
 from __future__ import annotations
 
@@ -94,16 +94,16 @@ class Database:
         return connection
 
     @contextmanager
-    def told(self) -> Iterator[None]:
+    def translate_errors(self) -> Iterator[None]:
         """Raise what goes wrong within as one of our errors."""
         try:
             yield
         except ServerError as error:
-            raise self._fault(error) from None
+            raise self._translated(error) from None
         except (psycopg.Error, OSError) as error:
             raise Unavailable(f"{self.label} does not answer: {_first_line(error)}") from None
 
-    def _fault(self, error: ServerError) -> Exception:
+    def _translated(self, error: ServerError) -> Exception:
         if error.state == "42501":
             return SettingsError(f"{self.label}: {error}; grant it to the user of its url")
         if error.state == "53400":
