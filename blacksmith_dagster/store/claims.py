@@ -93,7 +93,7 @@ class Claim:
         return self._load(load, rows, attempt=1, fresh=True, condemned=condemned)
 
     def due(self, max_attempts: int) -> Load | None:
-        """The job group that is longest due, or what its state allows of it; plain lists together."""
+        """The job group that is longest due, or what its state allows of it; plain listings together."""
         if not self.state.due:
             return None
         lane = LANES[self.token.lane]
@@ -197,13 +197,15 @@ class Claim:
 
 
 def _together(waiting: Sequence[Waiting], limit: int) -> Sequence[Waiting]:
-    """The job groups that the next load takes: the first, with others like it if all are plain lists."""
+    """The job groups that the next load takes: the first, with others like it if all are plain
+    listings.
+    """
     first = waiting[0]
-    if not is_plain(first) or first.list is None:
+    if not is_plain(first) or first.listing is None:
         return [first]
     chosen, total = [first], first.jobs
     for each in waiting[1:]:
-        alike = is_plain(each) and each.list is not None and each.attempts == first.attempts
+        alike = is_plain(each) and each.listing is not None and each.attempts == first.attempts
         alike = alike and (each.replay, each.job_key) == (first.replay, first.job_key)
         if alike and total + each.jobs <= limit:
             chosen.append(each)

@@ -15,7 +15,7 @@ class Waiting(NamedTuple):
     """A job group that waits to run again; the columns of its row in `job_groups`."""
 
     id: int
-    list: int | None
+    listing: int | None
     seq_from: int
     seq_to: int
     jobs: int

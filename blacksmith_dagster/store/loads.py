@@ -68,7 +68,7 @@ def members(of: Callable[[Any, Any], Sequence[Any]], *which: Any) -> list[Select
     parts of a union.
 
     A job is in a job group by the range of the log, by its outcome, or because a replay listed it; one
-    that a replay made has what `when` raised beside the list that it was made in.
+    that a replay made has what `when` raised beside the listing that it was made in.
     """
     made = group_jobs.alias("made")
     is_made = and_(
@@ -76,9 +76,9 @@ def members(of: Callable[[Any, Any], Sequence[Any]], *which: Any) -> list[Select
     )
     of_log = and_(jobs.c.destination == job_groups.c.destination, jobs.c.seq == outcomes.c.seq)
     why = func.coalesce(jobs.c.when_error, made.c.when_error)
-    in_list = and_(
+    in_listing = and_(
         group_jobs.c.destination == job_groups.c.destination,
-        group_jobs.c.list == job_groups.c.list,
+        group_jobs.c.listing == job_groups.c.listing,
         group_jobs.c.seq.between(job_groups.c.seq_from, job_groups.c.seq_to),
     )
     in_range = and_(
@@ -88,10 +88,10 @@ def members(of: Callable[[Any, Any], Sequence[Any]], *which: Any) -> list[Select
     return [
         select(*of(jobs.c.seq, jobs.c.when_error))
         .select_from(job_groups.join(jobs, in_range).join(events, events.c.seq == jobs.c.seq))
-        .where(*which, job_groups.c.list.is_(None)),
+        .where(*which, job_groups.c.listing.is_(None)),
         select(*of(outcomes.c.seq, why))
         .select_from(
-            job_groups.join(outcomes, outcomes.c.list == job_groups.c.list)
+            job_groups.join(outcomes, outcomes.c.listing == job_groups.c.listing)
             .join(events, events.c.seq == outcomes.c.seq)
             .outerjoin(jobs, of_log)
             .outerjoin(made, is_made)
@@ -99,7 +99,7 @@ def members(of: Callable[[Any, Any], Sequence[Any]], *which: Any) -> list[Select
         .where(*which, outcomes.c.seq.between(job_groups.c.seq_from, job_groups.c.seq_to)),
         select(*of(group_jobs.c.seq, group_jobs.c.when_error))
         .select_from(
-            job_groups.join(group_jobs, in_list).join(events, events.c.seq == group_jobs.c.seq)
+            job_groups.join(group_jobs, in_listing).join(events, events.c.seq == group_jobs.c.seq)
         )
         .where(*which),
     ]
@@ -162,12 +162,14 @@ _WAITING_WITH = (
         job_groups.c.load.is_(None),
         job_groups.c.seq_from <= bindparam("seq"),
         job_groups.c.seq_to >= bindparam("seq"),
-        job_groups.c.list.is_(None)
-        | exists().where(outcomes.c.list == job_groups.c.list, outcomes.c.seq == bindparam("seq"))
+        job_groups.c.listing.is_(None)
+        | exists().where(
+            outcomes.c.listing == job_groups.c.listing, outcomes.c.seq == bindparam("seq")
+        )
         | exists().where(
             group_jobs.c.destination == job_groups.c.destination,
             group_jobs.c.seq == bindparam("seq"),
-            group_jobs.c.list == job_groups.c.list,
+            group_jobs.c.listing == job_groups.c.listing,
         ),
     )
     .with_for_update()
@@ -233,7 +235,9 @@ def carve(
     losses: int,
 ) -> int:
     """Make a part of a job group a group of its own; returns its id."""
-    columns = [job_groups.c[name] for name in ("destination", "lane", "replay", "job_key", "list")]
+    columns = [
+        job_groups.c[name] for name in ("destination", "lane", "replay", "job_key", "listing")
+    ]
     kept = [job_groups.c[name] for name in ("attempts", "raised_in", "alone", "strikes", "due_at")]
     part = {
         "seq_from": literal(seq_from),
@@ -272,11 +276,11 @@ def extract(conn: Connection, whole: Waiting, seq: int, destination: int) -> Wai
 def seqs_of(whole: Waiting, destination: int) -> Select[Any]:
     """The sequence numbers of a job group's jobs, in order."""
     between = (whole.seq_from, whole.seq_to)
-    if whole.list is None:
+    if whole.listing is None:
         mine = jobs.c.destination == destination
         return select(jobs.c.seq).where(mine, jobs.c.seq.between(*between)).order_by(jobs.c.seq)
-    of_outcomes = outcomes.c.list == whole.list
-    of_replay = (group_jobs.c.destination == destination, group_jobs.c.list == whole.list)
+    of_outcomes = outcomes.c.listing == whole.listing
+    of_replay = (group_jobs.c.destination == destination, group_jobs.c.listing == whole.listing)
     listed = union_all(
         select(outcomes.c.seq).where(of_outcomes, outcomes.c.seq.between(*between)),
         select(group_jobs.c.seq).where(*of_replay, group_jobs.c.seq.between(*between)),
@@ -340,7 +344,7 @@ def repeat(
             "lane": had.lane if raised is None else literal(0),
             "replay": had.replay,
             "job_key": had.job_key,
-            "list": had.list,
+            "listing": had.listing,
             "seq_from": source.c.seq_from,
             "seq_to": source.c.seq_to,
             "jobs": source.c.jobs,
@@ -361,7 +365,7 @@ class _NeverRun:
     lane = literal(0)
     replay = null()
     job_key = null()
-    list = null()
+    listing = null()
     attempts = literal(0)
     losses = literal(0)
     raised_in = null()
@@ -377,18 +381,20 @@ class Outcome(NamedTuple):
     destination: int
     state: int
     error: str
-    list: int | None
+    listing: int | None
 
 
-def make_lists(
+def group_failed_jobs(
     conn: Connection, load: Load, destination: int, deviations: Sequence[Deviation], now: datetime
 ) -> Mapping[tuple[float, bool], int]:
-    """Make a job group, a list, of the failed jobs for each delay, and for those that run alone."""
+    """Make a job group of the failed jobs for each delay, and for those that run alone; their
+    listings.
+    """
     due: dict[tuple[float, bool], list[int]] = {}
     for each in deviations:
         if each.said is Said.FAILED:
             due.setdefault(_when(each), []).append(each.seq)
-    lists = {}
+    listings = {}
     for (delay, alone), seqs in due.items():
         values = {
             "destination": destination,
@@ -402,24 +408,24 @@ def make_lists(
             "replay": load.replay,
             "job_key": None if load.job_key == str(destination) else load.job_key,
         }
-        made = conn.execute(_MAKE_LIST, values).scalar_one()
-        conn.execute(update(job_groups).where(job_groups.c.id == made).values(list=made))
-        lists[delay, alone] = made
-    return lists
+        made = conn.execute(_MAKE_GROUP, values).scalar_one()
+        conn.execute(update(job_groups).where(job_groups.c.id == made).values(listing=made))
+        listings[delay, alone] = made
+    return listings
 
 
-_MAKE_LIST = insert(job_groups).values(losses=0, strikes=0).returning(job_groups.c.id)
+_MAKE_GROUP = insert(job_groups).values(losses=0, strikes=0).returning(job_groups.c.id)
 
 
 def outcomes_of(
     load: Load,
     destination: int,
     deviations: Sequence[Deviation],
-    lists: Mapping[tuple[float, bool], int],
+    listings: Mapping[tuple[float, bool], int],
 ) -> list[Outcome]:
     """What is to be written down of the jobs of a load that did not succeed."""
     return [
-        Outcome(load.id, each.seq, destination, FAILED, each.error, lists[_when(each)])
+        Outcome(load.id, each.seq, destination, FAILED, each.error, listings[_when(each)])
         if each.said is Said.FAILED
         else Outcome(load.id, each.seq, destination, DISCARDED, each.error, None)
         for each in deviations

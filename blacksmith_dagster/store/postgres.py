@@ -265,7 +265,7 @@ _LISTED_JOBS = """
 SELECT e.seq, e.event_type, coalesce(c.payload, e.payload), e.received_at, e.key, e.context, e.version,
        e.sent_at, e.parent, r.when_error
   FROM job_groups g
-  JOIN group_jobs r ON r.destination = g.destination AND r.list = g.list
+  JOIN group_jobs r ON r.destination = g.destination AND r.listing = g.listing
                  AND r.seq BETWEEN g.seq_from AND g.seq_to
   JOIN events e ON e.seq = r.seq
   LEFT JOIN edits c ON c.destination = r.destination AND c.seq = r.seq
@@ -273,7 +273,7 @@ SELECT e.seq, e.event_type, coalesce(c.payload, e.payload), e.received_at, e.key
  ORDER BY e.seq
 """
 _GROUP_JOBS = """
-INSERT INTO group_jobs (destination, seq, list, made, when_error)
+INSERT INTO group_jobs (destination, seq, listing, made, when_error)
 SELECT %s, * FROM unnest(%b::bigint[], %b::bigint[], %b::bool[], %b::text[])
 """
 # From executing (1) to done (2). The fencing token's row is locked first: who takes over meanwhile is
@@ -309,7 +309,7 @@ SELECT asked.event_type, asked.key, asked.ordinal, found.seq, found.digest
         WHERE (event_type, key, ordinal) = (asked.event_type, asked.key, asked.ordinal) LIMIT 1) AS found
 """
 _OUTCOMES = """
-INSERT INTO outcomes (load, seq, destination, state, error, list)
+INSERT INTO outcomes (load, seq, destination, state, error, listing)
 SELECT * FROM unnest(%b::bigint[], %b::bigint[], %b::int[], %b::smallint[], %b::text[], %b::bigint[])
 """
 

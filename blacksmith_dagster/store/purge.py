@@ -283,19 +283,21 @@ class Purge:
 
 
 def _empty_groups(conn: Connection, given: Mapping[str, Any]) -> Sequence[Row[Any]]:
-    """Job groups without a job. The one that a list began with tells when it did: it goes with the
+    """Job groups without a job. The one that a listing began with tells when it did: it goes with the
     last.
     """
     empty = conn.execute(_EMPTY_GROUPS, given).all()
-    per_list = Counter(each.list for each in empty if each.list is not None)
-    if not per_list:
+    per_listing = Counter(each.listing for each in empty if each.listing is not None)
+    if not per_listing:
         return empty
-    of_lists = select(job_groups.c.list, func.count()).where(
+    of_listings = select(job_groups.c.listing, func.count()).where(
         job_groups.c.destination == given["of"]
     )
-    there = dict(conn.execute(of_lists.group_by(job_groups.c.list)).tuples().all())
+    there = dict(conn.execute(of_listings.group_by(job_groups.c.listing)).tuples().all())
     return [
-        each for each in empty if each.id != each.list or per_list[each.list] == there[each.list]
+        each
+        for each in empty
+        if each.id != each.listing or per_listing[each.listing] == there[each.listing]
     ]
 
 
@@ -332,23 +334,23 @@ _last: Any = bindparam("last", expanding=True)
 _in_group = (job_groups.c.seq_from, job_groups.c.seq_to)
 _left_in_group = or_(
     and_(
-        job_groups.c.list.is_(None),
+        job_groups.c.listing.is_(None),
         exists().where(
             jobs.c.destination == job_groups.c.destination, jobs.c.seq.between(*_in_group)
         ),
     ),
     exists().where(
-        outcomes.c.list == job_groups.c.list,
+        outcomes.c.listing == job_groups.c.listing,
         outcomes.c.seq.between(*_in_group),
         events.c.seq == outcomes.c.seq,
     ),
     exists().where(
         group_jobs.c.destination == job_groups.c.destination,
         group_jobs.c.seq.between(*_in_group),
-        group_jobs.c.list == job_groups.c.list,
+        group_jobs.c.listing == job_groups.c.listing,
     ),
 )
-_EMPTY_GROUPS = select(job_groups.c.id, job_groups.c.load, job_groups.c.list).where(
+_EMPTY_GROUPS = select(job_groups.c.id, job_groups.c.load, job_groups.c.listing).where(
     job_groups.c.destination == _of,
     job_groups.c.seq_to > bindparam("start"),
     job_groups.c.seq_to <= bindparam("top"),

@@ -256,15 +256,15 @@ _in_group = and_(
     job_groups.c.seq_from <= _seq,
     job_groups.c.seq_to >= _seq,
     or_(
-        and_(job_groups.c.list.is_(None), ~_has.c.made),
+        and_(job_groups.c.listing.is_(None), ~_has.c.made),
         exists()
-        .where(outcomes.c.list == job_groups.c.list, outcomes.c.seq == _seq)
+        .where(outcomes.c.listing == job_groups.c.listing, outcomes.c.seq == _seq)
         .correlate(job_groups, _has),
         exists()
         .where(
             group_jobs.c.destination == job_groups.c.destination,
             group_jobs.c.seq == _seq,
-            group_jobs.c.list == job_groups.c.list,
+            group_jobs.c.listing == job_groups.c.listing,
         )
         .correlate(job_groups, _has),
     ),
@@ -306,11 +306,11 @@ _WAITING = (
     .join(destination_events, destination_events.c.id == _has.c.destination)
     .where(job_groups.c.load.is_(None))
 )
-# The first job group of a replay's list bears the list's number, and the time when it was planned.
+# The first job group of a replay's listing bears the listing's number, and the time when it was planned.
 _REPLAYED = (
     select(_path, job_groups.c.due_at, job_groups.c.replay, group_jobs.c.made)
     .select_from(group_jobs)
-    .join(job_groups, job_groups.c.id == group_jobs.c.list)
+    .join(job_groups, job_groups.c.id == group_jobs.c.listing)
     .join(destination_events, destination_events.c.id == group_jobs.c.destination)
     .where(_listed)
 )
@@ -369,7 +369,7 @@ def jobs_in(conn: Connection, state: str, destination: int, limit: int) -> Seque
 _EVENT = (events.c.seq, events.c.event_type, events.c.received_at)
 
 
-def _listing(attempts: Any, error: Any, due_at: Any) -> Any:
+def _select_jobs(attempts: Any, error: Any, due_at: Any) -> Any:
     return select(
         *_EVENT,
         attempts.label("attempts"),
@@ -382,7 +382,7 @@ _limit: Any = bindparam("limit")
 _failure = outcomes.alias("failure")
 _listed_error = (
     select(_failure.c.error)
-    .where(_failure.c.list == job_groups.c.list, _failure.c.seq == events.c.seq)
+    .where(_failure.c.listing == job_groups.c.listing, _failure.c.seq == events.c.seq)
     .scalar_subquery()
 )
 _raised = select(loads.c.error).where(loads.c.id == job_groups.c.raised_in).scalar_subquery()
@@ -399,7 +399,7 @@ _attempt_of_load = (
 _no_error = cast(null(), Text).label("error")
 _not_due = cast(null(), job_groups.c.due_at.type).label("due_at")
 _JOBS_IN = {
-    "discarded": _listing(loads.c.attempt, outcomes.c.error, null())
+    "discarded": _select_jobs(loads.c.attempt, outcomes.c.error, null())
     .select_from(outcomes)
     .join(events, events.c.seq == outcomes.c.seq)
     .join(loads, loads.c.id == outcomes.c.load)
@@ -414,7 +414,7 @@ _JOBS_IN = {
     )
     .order_by(text("6, 1"))
     .limit(_limit),
-    "awaiting": _listing(literal(0), null(), null())
+    "awaiting": _select_jobs(literal(0), null(), null())
     .select_from(jobs)
     .join(events, events.c.seq == jobs.c.seq)
     .where(jobs.c.destination == _of, jobs.c.seq > _number(_cursor))

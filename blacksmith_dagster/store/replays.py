@@ -68,7 +68,7 @@ class GroupJob(NamedTuple):
 
     destination: int
     seq: int
-    list: int
+    listing: int
     made: bool
     when_error: str | None
 
@@ -351,7 +351,7 @@ def unsettled(conn: Connection, destination: int, limit: int) -> Sequence[Row[An
     listed = exists().where(
         group_jobs.c.destination == destination,
         group_jobs.c.seq == outcomes.c.seq,
-        group_jobs.c.list.in_(select(job_groups.c.id).where(job_groups.c.replay == last)),
+        group_jobs.c.listing.in_(select(job_groups.c.id).where(job_groups.c.replay == last)),
     )
     gone = (
         select(*columns, loads.c.attempt, outcomes.c.error, cast(null(), job_groups.c.due_at.type))
@@ -414,7 +414,7 @@ def plan(
             "due_at": now,
         }
         of = conn.execute(_MAKE, values).scalar_one()
-        conn.execute(update(job_groups).where(job_groups.c.id == of).values(list=of))
+        conn.execute(update(job_groups).where(job_groups.c.id == of).values(listing=of))
         rows += [
             GroupJob(destination, each.seq, of, each.state == "missing", each.when_error)
             for each in part

@@ -227,12 +227,12 @@ _pending = union_all(
     .where(jobs.c.destination == _of, loads.c.id.in_(_open)),
     select(jobs.c.seq)
     .join(job_groups, jobs.c.seq.between(*_in_group))
-    .where(jobs.c.destination == _of, _waits, job_groups.c.list.is_(None)),
+    .where(jobs.c.destination == _of, _waits, job_groups.c.listing.is_(None)),
     select(outcomes.c.seq)
-    .join(job_groups, outcomes.c.list == job_groups.c.list)
+    .join(job_groups, outcomes.c.listing == job_groups.c.listing)
     .where(_waits, outcomes.c.seq.between(*_in_group)),
     select(group_jobs.c.seq)
-    .join(job_groups, group_jobs.c.list == job_groups.c.list)
+    .join(job_groups, group_jobs.c.listing == job_groups.c.listing)
     .where(group_jobs.c.destination == _of, _waits, group_jobs.c.seq.between(*_in_group)),
 ).subquery()
 _PENDING = select(_pending.c.seq).where(_pending.c.seq <= _upto)

@@ -184,7 +184,7 @@ class SQLStore(ABC):
 
     @abstractmethod
     def _insert_group_jobs(self, conn: Connection, rows: Sequence[replays.GroupJob]) -> None:
-        """Write down which jobs are in the lists of a replay."""
+        """Write down which jobs are in the listings of a replay."""
 
     def _jobs(self, rows: Sequence[Any]) -> list[JobRow]:
         """Rows of `loads.JOB_COLUMNS` as jobs."""
@@ -459,8 +459,10 @@ class SQLStore(ABC):
                 loads.repeat(conn, load.id, due, raised=(load.attempt, verdict.alone))
             elif verdict.deviations:
                 of = self._destination(load.token.destination)
-                lists = loads.make_lists(conn, load, of, verdict.deviations, held.now)
-                self._insert_outcomes(conn, loads.outcomes_of(load, of, verdict.deviations, lists))
+                listings = loads.group_failed_jobs(conn, load, of, verdict.deviations, held.now)
+                self._insert_outcomes(
+                    conn, loads.outcomes_of(load, of, verdict.deviations, listings)
+                )
             if load.alone and load.condemned is None:
                 loads.strike(conn, load.id, failed=bool(verdict.deviations))
             if verdict.outcomes:

@@ -207,7 +207,7 @@ _LISTED_JOBS = """
 SELECT e.seq, e.event_type, coalesce(c.payload, e.payload), e.received_at, e.key, e.context, e.version,
        e.sent_at, e.parent, r.when_error
   FROM job_groups g
- CROSS JOIN group_jobs r ON r.destination = g.destination AND r.list = g.list
+ CROSS JOIN group_jobs r ON r.destination = g.destination AND r.listing = g.listing
                       AND r.seq BETWEEN g.seq_from AND g.seq_to
  CROSS JOIN events e ON e.seq = r.seq
   LEFT JOIN edits c ON c.destination = r.destination AND c.seq = r.seq
@@ -224,10 +224,10 @@ _WRITE_KEY = (
     "VALUES (?, ?, ?, ?, ?, ?)"
 )
 _OUTCOME = (
-    "INSERT INTO outcomes (load, seq, destination, state, error, list) VALUES (?, ?, ?, ?, ?, ?)"
+    "INSERT INTO outcomes (load, seq, destination, state, error, listing) VALUES (?, ?, ?, ?, ?, ?)"
 )
 _GROUP_JOB = (
-    "INSERT INTO group_jobs (destination, seq, list, made, when_error) VALUES (?, ?, ?, ?, ?)"
+    "INSERT INTO group_jobs (destination, seq, listing, made, when_error) VALUES (?, ?, ?, ?, ?)"
 )
 _SEQUENCE = "SELECT seq FROM sqlite_sequence WHERE name = 'events'"
 _EVENT = (

@@ -201,10 +201,11 @@ loads = Table(
     sqlite_autoincrement=True,
 )
 
-# What must run again: the jobs of the log from seq_from to seq_to, or, with a `list`, those among
-# them that have an outcome or a row of `group_jobs` in it. `load` is the load that took it, NULL while
-# it waits. `lane` may claim it; `replay` is the replay that it came of, `job_key` the end of its
-# jobs' idempotency keys if it is a new one.
+# What must run again: the jobs of the log from seq_from to seq_to, or, with a `listing`, those among
+# them that have an outcome or a row of `group_jobs` in it. A listing bears the id of the first group
+# that was made of it. `load` is the load that took it, NULL while it waits. `lane` may claim it;
+# `replay` is the replay that it came of, `job_key` the end of its jobs' idempotency keys if it is a
+# new one.
 job_groups = Table(
     "job_groups",
     metadata,
@@ -213,7 +214,7 @@ job_groups = Table(
     _required("lane", SmallInteger, server_default="0"),
     Column("replay", BigInteger),
     Column("job_key", Text),
-    Column("list", BigInteger),
+    Column("listing", BigInteger),
     _required("seq_from", BigInteger),
     _required("seq_to", BigInteger),
     _required("jobs", Integer),
@@ -257,13 +258,13 @@ outcomes = Table(
     _required("destination", Integer),
     _required("state", SmallInteger),
     _required("error", Text),
-    Column("list", BigInteger),
+    Column("listing", BigInteger),
     Index(
-        "outcomes_list",
-        "list",
+        "outcomes_listing",
+        "listing",
         "seq",
-        postgresql_where=text("list is not null"),
-        sqlite_where=text("list is not null"),
+        postgresql_where=text("listing is not null"),
+        sqlite_where=text("listing is not null"),
     ),
     Index(
         "outcomes_discarded",
@@ -275,14 +276,14 @@ outcomes = Table(
     sqlite_with_rowid=False,
 )
 
-# Jobs in the lists that replays have made. A job that was `made` has no row in `jobs`: it is above
+# Jobs in the listings that replays have made. A job that was `made` has no row in `jobs`: it is above
 # or below the place where the load lane stands, and must not be claimed by it.
 group_jobs = Table(
     "group_jobs",
     metadata,
     Column("destination", Integer, primary_key=True, autoincrement=False),
     Column("seq", BigInteger, primary_key=True, autoincrement=False),
-    Column("list", BigInteger, primary_key=True, autoincrement=False),
+    Column("listing", BigInteger, primary_key=True, autoincrement=False),
     _required("made", Boolean),
     Column("when_error", Text),
     sqlite_with_rowid=False,

@@ -7,7 +7,7 @@ from blacksmith_dagster.store.job_groups import Portion, Waiting, is_plain, port
 
 PLAIN = Waiting(
     id=1,
-    list=None,
+    listing=None,
     seq_from=1,
     seq_to=100,
     jobs=100,
@@ -61,7 +61,7 @@ def test_jobs_run_alone_until_ten_failed_in_a_row() -> None:
     st.builds(
         Waiting,
         id=st.just(1),
-        list=st.none() | st.just(1),
+        listing=st.none() | st.just(1),
         seq_from=st.just(1),
         seq_to=st.just(10),
         jobs=st.integers(1, 2000),

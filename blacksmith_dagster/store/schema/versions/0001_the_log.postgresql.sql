@@ -87,7 +87,7 @@ CREATE INDEX loads_range ON loads (destination, seq_to) WHERE seq_to is not null
 CREATE TABLE job_groups (
     id BIGSERIAL NOT NULL,
     destination INTEGER NOT NULL,
-    list BIGINT,
+    listing BIGINT,
     seq_from BIGINT NOT NULL,
     seq_to BIGINT NOT NULL,
     jobs INTEGER NOT NULL,
@@ -111,11 +111,11 @@ CREATE TABLE outcomes (
     destination INTEGER NOT NULL,
     state SMALLINT NOT NULL,
     error TEXT NOT NULL,
-    list BIGINT,
+    listing BIGINT,
     PRIMARY KEY (load, seq)
 );
 CREATE INDEX outcomes_discarded ON outcomes (destination, seq) WHERE state = 6;
-CREATE INDEX outcomes_list ON outcomes (list, seq) WHERE list is not null;
+CREATE INDEX outcomes_listing ON outcomes (listing, seq) WHERE listing is not null;
 
 CREATE TABLE positions (
     reader TEXT NOT NULL,

@@ -82,7 +82,7 @@ CREATE INDEX loads_range ON loads (destination, seq_to) WHERE seq_to is not null
 CREATE TABLE job_groups (
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     destination INTEGER NOT NULL,
-    list BIGINT,
+    listing BIGINT,
     seq_from BIGINT NOT NULL,
     seq_to BIGINT NOT NULL,
     jobs INTEGER NOT NULL,
@@ -105,11 +105,11 @@ CREATE TABLE outcomes (
     destination INTEGER NOT NULL,
     state SMALLINT NOT NULL,
     error TEXT NOT NULL,
-    list BIGINT,
+    listing BIGINT,
     PRIMARY KEY (load, seq)
 ) WITHOUT ROWID;
 CREATE INDEX outcomes_discarded ON outcomes (destination, seq) WHERE state = 6;
-CREATE INDEX outcomes_list ON outcomes (list, seq) WHERE list is not null;
+CREATE INDEX outcomes_listing ON outcomes (listing, seq) WHERE listing is not null;
 
 CREATE TABLE positions (
     reader TEXT NOT NULL,

@@ -36,7 +36,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "group_jobs",
-        *_primary_key("destination", "seq", "list"),
+        *_primary_key("destination", "seq", "listing"),
         _column("made", sa.Boolean),
         sa.Column("when_error", sa.Text),
         sqlite_with_rowid=False,
