@@ -65,9 +65,9 @@ def main() -> int:
     """Arguments: host, port, path, rate, seconds. 1 if an event was not accepted."""
     host, port, path, rate, seconds = sys.argv[1:]
     statuses = asyncio.run(send(host, int(port), path, float(rate), float(seconds)))
-    refused = [status for status in statuses if status != b"202"]
-    print(f"{len(statuses)} sent, {len(refused)} refused")
-    return 1 if refused else 0
+    rejected = [status for status in statuses if status != b"202"]
+    print(f"{len(statuses)} sent, {len(rejected)} rejected")
+    return 1 if rejected else 0
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
     ├── SettingsError             an environment variable or an option is missing or wrong
     │   └── MissingSecret
     ├── UsageError                an object is used in a way it does not allow
-    ├── Refused                   an event is not taken; nothing was stored
-    │   ├── Reject                an extract function says no (422)
+    ├── RequestError              a request is rejected; nothing was stored
+    │   ├── Reject                an extract function rejects it (422)
     │   │   └── ValidationError   the data does not fit the event's model (422)
     │   ├── BadRequest            400
     │   ├── Unauthorized          401: the sender has not proved who they are
@@ -71,8 +71,8 @@ class UsageError(BlacksmithError):
     """A call that the object does not allow in its present state."""
 
 
-class Refused(BlacksmithError):
-    """A request is not taken: nothing of it was stored.
+class RequestError(BlacksmithError):
+    """A request is rejected: nothing of it was stored.
 
     `status` is the HTTP status that the gateway answers with, `title` a short name of the problem
     that stays the same from occurrence to occurrence (RFC 9457, section 3.1.3).
@@ -82,11 +82,11 @@ class Refused(BlacksmithError):
     title = "Bad request"
 
 
-class BadRequest(Refused):
+class BadRequest(RequestError):
     """The request cannot be read (not JSON, not UTF-8, a wrong header)."""
 
 
-class Unauthorized(Refused):
+class Unauthorized(RequestError):
     """The sender has not proved who they are: a token or a signature is missing, wrong or old.
 
     `challenge` says how they can, as WWW-Authenticate does (RFC 9110, section 11.6.1).
@@ -100,43 +100,43 @@ class Unauthorized(Refused):
         self.challenge = challenge
 
 
-class Forbidden(Refused):
-    """The sender's network is none that is let in."""
+class Forbidden(RequestError):
+    """The sender's address is not in an allowed network."""
 
     status = 403
     title = "Forbidden"
 
 
-class RequestTimeout(Refused):
+class RequestTimeout(RequestError):
     """The body has not come in time."""
 
     status = 408
     title = "Request timeout"
 
 
-class TooLarge(Refused):
+class TooLarge(RequestError):
     """The body, or one of its events, is over its limit."""
 
     status = 413
     title = "Too large"
 
 
-class UnsupportedMedia(Refused):
-    """The body's type or its encoding is none that is taken here."""
+class UnsupportedMedia(RequestError):
+    """The Content-Type or Content-Encoding is not supported."""
 
     status = 415
     title = "Unsupported media type"
 
 
-class Unprocessable(Refused):
-    """The request can be read, and its content is refused."""
+class Unprocessable(RequestError):
+    """The request can be read, and its content is rejected."""
 
     status = 422
     title = "Unprocessable content"
 
 
 class Reject(Unprocessable):
-    """Raised by an extract function to refuse a request with 422 and the reason given."""
+    """Raised by an extract function to reject a request with 422 and the reason given."""
 
     title = "Rejected by the source"
 
@@ -153,7 +153,7 @@ class KeyReused(Unprocessable):
     title = "Idempotency key reused"
 
 
-class TooManyRequests(Refused):
+class TooManyRequests(RequestError):
     """Too many events wait to be stored. Try again after `retry_after` seconds."""
 
     status = 429

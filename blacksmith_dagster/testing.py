@@ -33,8 +33,8 @@ def run(
     destinations are not called, so outcomes make no jobs. To test a destination's function, call it
     with a `Batch` of these jobs.
 
-    Raises whatever the pipeline's own functions raise, `Refused` for a request that the gateway would
-    reject, and `UsageError` for a source event that is not the application's.
+    Raises whatever the pipeline's own functions raise, `RequestError` for a request that the gateway
+    would reject, and `UsageError` for a source event that is not the application's.
 
     >>> from blacksmith_dagster import Flow
     >>> departed = Source("airport").accept("departed")

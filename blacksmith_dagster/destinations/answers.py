@@ -35,7 +35,7 @@ def verdict(status: int, retry_after: str | None, excerpt: str, now: datetime) -
 
 
 def may_be_a_part(status: int) -> bool:
-    """Whether a batch is refused with `status` for what is in it, perhaps for one job alone."""
+    """Whether a batch is rejected with `status` for what is in it, perhaps for one job only."""
     return status in _OF_THE_BODY
 
 

@@ -124,7 +124,7 @@ class HTTPDestination(Destination[httpx.Client]):
         - `body(job)`: what is sent, anything that msgspec writes as JSON; the job's data if `None`.
           If it raises, the job fails alone.
         - `batched`: send a batch in one request, as a JSON array, with a key made of its jobs' keys.
-          Refused with 400, 409, 413 or 422 it is sent in halves, until the job at fault is alone.
+          Rejected with 400, 409, 413 or 422 it is sent in halves, until the job at fault is alone.
         - `concurrency`: how many requests are under way at once, from 1 to 256.
         - `request_timeout`: how long to wait for a connection, and then for the answer. A load holds
           no more jobs than can all be answered that late within its `timeout`.
@@ -283,7 +283,7 @@ class _Post:
             pool.shutdown(cancel_futures=True)
 
     def together(self, batch: Batch[Any], client: httpx.Client) -> None:
-        """A request for the batch; for halves of it if it is refused for what is in it."""
+        """A request for the batch; for halves of it if it is rejected for what is in it."""
         send = self._sender(client)
         jobs, contents = self._contents(batch)
         waiting = [(jobs, contents)] if jobs else []

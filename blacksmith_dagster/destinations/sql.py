@@ -104,7 +104,7 @@ class SQLDestination(Destination[sa.Engine]):
     ) -> DestinationEvent[T]:
         """Load each job into a row of the table `name`: its data's fields are the columns.
 
-        A batch is one transaction. A row that the database refuses, and one with a field that the
+        A batch is one transaction. A row that the database rejects, and one with a field that the
         table lacks, fails alone.
 
         - `key`: columns with a unique index. A row whose key is there already replaces the fields
@@ -339,7 +339,7 @@ class _Table:
 def _write(
     writer: Writer, connection: sa.Connection, rows: Sequence[Row], batch: Batch[Any]
 ) -> None:
-    """Write what can be written, in order, halving what is refused until a row is refused alone."""
+    """Write what can be written, in order; a rejected batch is halved down to the row at fault."""
     waiting = [rows]
     while waiting:
         part = waiting.pop()

@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from blacksmith_dagster.errors import (
     BadRequest,
     Forbidden,
-    Refused,
+    RequestError,
     traced,
 )
 from blacksmith_dagster.gateway.body import Bodies, unpack
@@ -36,7 +36,7 @@ from blacksmith_dagster.gateway.openapi import described
 from blacksmith_dagster.gateway.responses import (
     internal,
     internal_problem,
-    refusal,
+    rejection,
     routing_problem,
     unavailable,
 )
@@ -194,8 +194,8 @@ class Endpoint:
             answer = await self._answer(scope, receive)
         except ClientDisconnect:
             return
-        except Refused as error:
-            answer = refusal(error)
+        except RequestError as error:
+            answer = rejection(error)
         except Exception:  # noqa: BLE001 - a bug of ours: it is logged, and the sender is answered
             _log.exception("%s has failed at a request", self._event.path)
             answer = internal()
@@ -283,7 +283,7 @@ class Endpoint:
                 extracted = await run_in_threadpool(self._extract, request, key, invalid)
             else:
                 extracted = self._extract(request, key, invalid)
-        except Refused:
+        except RequestError:
             raise
         except Exception as error:  # noqa: BLE001 - the user's code
             return await self._quarantine(request, error)
@@ -295,8 +295,8 @@ class Endpoint:
             answer = self._accepted(kept[: len(extracted)], kept[len(extracted) :])
             deprecation = self._deprecations.header(extracted)
             return answer if deprecation is None else _with(answer, "Deprecation", deprecation)
-        if isinstance(kept, Refused):
-            return refusal(kept)
+        if isinstance(kept, RequestError):
+            return rejection(kept)
         if isinstance(kept, STORE_IS_DOWN):
             return unavailable(kept)
         return await self._quarantine(request, kept)

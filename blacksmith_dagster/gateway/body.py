@@ -123,8 +123,8 @@ def unpack(body: bytes, encoding: str, limit: int) -> bytes:
         try:
             return _inflated(body, wbits, limit)
         except zlib.error as error:
-            refused = BadRequest(f"the body is not {encoding}: {error}")
-    raise refused
+            unreadable = BadRequest(f"the body is not {encoding}: {error}")
+    raise unreadable
 
 
 def _inflated(body: bytes, wbits: int, limit: int) -> bytes:

@@ -18,12 +18,12 @@ from blacksmith_dagster.pipeline.source import SourceEvent, Webhook
 from blacksmith_dagster.pipeline.triggers import HTTP, Reply
 
 _PROBLEM = "application/problem+json"
-_REFUSALS = {
+_REJECTIONS = {
     "400": "The request cannot be read.",
     "408": "The body has not come in time.",
     "413": "The body, or an event in it, is over its limit.",
     "415": "The body is of a type, or has an encoding, that is not supported.",
-    "422": "The content is refused: it breaks a limit, does not fit the model, or its key was used.",
+    "422": "The content is rejected: it breaks a limit, does not fit the model, or its key was used.",
     "429": "Too many events wait to be stored; send it again.",
     "503": "The store accepts no events now; send it again, with the same key.",
 }
@@ -149,15 +149,15 @@ def _responses(event: SourceEvent[Any, Any, Any] | Webhook) -> Mapping[str, Any]
             "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Kept"}}},
         }
     }
-    refusals = dict(_REFUSALS)
+    rejections = dict(_REJECTIONS)
     if event.auth is not None:
-        refusals["401"] = "The sender has not proved who they are."
+        rejections["401"] = "The sender has not proved who they are."
     if event.networks is not None:
-        refusals["403"] = "Requests from this network are not accepted."
+        rejections["403"] = "Requests from this network are not accepted."
     if isinstance(event, Webhook) and event.answer is not None:
         answers = {str(event.answer.status): _replied(event.answer)}
     answers |= {
-        status: {"description": why, "content": problem} for status, why in refusals.items()
+        status: {"description": why, "content": problem} for status, why in rejections.items()
     }
     if event.function is not None:
         answers["default"] = {"description": "Whatever else the source's function replies."}

@@ -45,7 +45,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._unparsed += len(data)
         super().data_received(data)
         if self._too_large or self._unparsed > HEAD_BYTES:
-            self._refuse_head()
+            self._reject_head()
         elif self._in_head:
             if self._deadline is None:
                 self._wait_for_head()
@@ -88,7 +88,7 @@ class GatewayProtocol(HttpToolsProtocol):
     def _head_bytes(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
-    def _refuse_head(self) -> None:
+    def _reject_head(self) -> None:
         if not self.transport.is_closing():
             self.transport.write(_TOO_LARGE % (len(_WHY), _WHY))
             self.transport.close()

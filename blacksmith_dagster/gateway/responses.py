@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from blacksmith_dagster.errors import (
     OutcomeUnknown,
-    Refused,
+    RequestError,
     RequestTimeout,
     TooManyRequests,
     Unauthorized,
@@ -49,7 +49,7 @@ def problem(
     )
 
 
-def refusal(error: Refused) -> Response:
+def rejection(error: RequestError) -> Response:
     """The answer to a request that is not taken."""
     headers: dict[str, str] = {}
     if isinstance(error, TooManyRequests):

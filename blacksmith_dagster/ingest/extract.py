@@ -81,7 +81,7 @@ class Extractor:
         and counts for the events that have no key of their own. If `invalid` is given,
         items that do not fit their model are added to it, and the others become events.
 
-        Raises `Refused` for what is rejected; whatever else the source event's function raises.
+        Raises `RequestError` for what is rejected; whatever else the source event's function raises.
         """
         digest = None
         if key is not None:
@@ -118,7 +118,7 @@ class Extractor:
     def events(self, returned: Any) -> list[NewEvent]:
         """The events of what a function has returned that was handed neither: a poll or a listener.
 
-        Raises `Refused` for one that can't be kept, and `TypeError` for what is none.
+        Raises `RequestError` for one that can't be kept, and `TypeError` for what is none.
         """
         made = _Made()
         self._add(made, returned)

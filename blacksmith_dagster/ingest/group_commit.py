@@ -115,7 +115,7 @@ class Writer:
                     continue
                 _log.error("%d requests were not kept: %s", len(requests), error)
                 return [error] * len(requests)
-            except Exception as error:  # noqa: BLE001 - the database refuses the data of one of them
+            except Exception as error:  # noqa: BLE001 - the database rejects the data of one of them
                 if len(requests) == 1:
                     return [error]
                 break

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from blacksmith_dagster.errors import KeyReused, Refused
+from blacksmith_dagster.errors import KeyReused, RequestError
 from blacksmith_dagster.ingest.extract import Extractor
 from blacksmith_dagster.ingest.quarantine import EventGroup, key_of, raw_of
 from blacksmith_dagster.pipeline.application import Blacksmith
@@ -28,7 +28,7 @@ def ingest(
 
     `received_at` is for history that is imported from elsewhere; see `Store.ingest`.
 
-    Returns the ids of each request's events. A request that would be refused, or that makes the
+    Returns the ids of each request's events. A request that would be rejected, or that makes the
     function raise, is kept in quarantine, in the same commit, and has no ids here; a `Reply` goes
     nowhere. Called again after a crash it makes nothing twice, if there is a `position` or the
     requests have keys.
@@ -58,7 +58,7 @@ def extract_group(extractor: Extractor, group: EventGroup) -> list[NewEvent] | R
     be ingested: it must not hold up what comes after it."""
     try:
         return extractor.events(group)
-    except Refused as error:
+    except RequestError as error:
         return raw_of(extractor.event.path, group, error)
 
 

@@ -73,7 +73,7 @@ def _raw_of_group(event_type: str, group: EventGroup, error: Exception) -> Raw:
     data, key = (group.data, group.key) if isinstance(group, Event) else (group, None)
     try:
         body = msgspec.json.encode(data)
-    except Exception:  # noqa: BLE001 - it may be what it is refused for
+    except Exception:  # noqa: BLE001 - it may be what it is rejected for
         body = repr(data).encode(errors="backslashreplace")
     return Raw(event_type, body, {}, describe(error), _once(key, body))
 
@@ -81,7 +81,7 @@ def _raw_of_group(event_type: str, group: EventGroup, error: Exception) -> Raw:
 def _once(key: str | None, body: bytes) -> str | None:
     """What makes it once in quarantine: of two bodies with one key both are kept.
 
-    The key may be what it is refused for: too long, or with what no database keeps.
+    The key may be what it is rejected for: too long, or with what no database keeps.
     """
     if key is None:
         return None

@@ -29,7 +29,7 @@ def retry_quarantined(
     answers with a `Reply` now makes no event of it. `notify` is called with the destination events
     that have new jobs.
 
-    Raises what the function raises, and `Refused` (`KeyReused` too): then it stays where it is.
+    Raises what the function raises, and `RequestError` (`KeyReused` too): then it stays where it is.
     `UsageError` if the application has nothing that receives it, `NotFound` if it is not in
     quarantine, and what the store raises.
     """

@@ -72,7 +72,7 @@ class Messages:
             self._commit(received, extracted)
         except BlacksmithError:
             raise
-        except Exception:  # noqa: BLE001 - the database refuses the data of one of them
+        except Exception:  # noqa: BLE001 - the database rejects the data of one of them
             for each, events in zip(received, extracted, strict=True):
                 self._keep_alone(each, events)
         self._notify(destinations_of(extracted))

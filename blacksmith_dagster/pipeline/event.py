@@ -21,7 +21,7 @@ class Event(msgspec.Struct, Generic[T_co], frozen=True):
 
     - `data`: whatever msgspec can write as JSON: a Struct, a dataclass, a dict, a list, ...
     - `key`: makes the event once: the same key of the same source event within 7 days is the same
-      event and gets the first one's id; with other data it is refused. 512 characters at most.
+      event and gets the first one's id; with other data it is rejected. 512 characters at most.
       Without one, the request's `Idempotency-Key` and the event's place in the request count.
     - `sent_at`: when it happened at the sender, with a time zone.
     - `context`: what is known around it (user agent, library, campaign): a dict of JSON values.

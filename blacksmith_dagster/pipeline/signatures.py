@@ -72,7 +72,7 @@ class _Signature(ABC):
             return
         late = time.time() - sent
         if abs(late) > _seconds_of(self.tolerance):
-            self._refuse(
+            self._reject(
                 f"the signature's timestamp is {abs(late):.0f} seconds "
                 f"{'old' if late > 0 else 'ahead'}, and {self.tolerance} are tolerated; sign it when "
                 "it is sent, by a clock that is right"
@@ -87,7 +87,7 @@ class _Signature(ABC):
             for given in claim.signatures:
                 genuine |= hmac.compare_digest(expected, given)
         if not genuine:
-            self._refuse(
+            self._reject(
                 f"the signature in {self.header} is not that of this body under a secret that this "
                 "source knows; sign the very bytes that are sent, with a present secret"
             )
@@ -98,7 +98,7 @@ class _Signature(ABC):
 
     @abstractmethod
     def _claim(self, headers: Mapping[bytes, bytes]) -> _Claim:
-        """What the headers say; refuses those that say too little."""
+        """What the headers say; rejects those that say too little."""
 
     def _key(self, secret: Secret, value: str) -> bytes:  # noqa: ARG002
         return value.encode()
@@ -106,17 +106,17 @@ class _Signature(ABC):
     def _header(self, headers: Mapping[bytes, bytes], name: str) -> bytes:
         given = headers.get(name.lower().encode())
         if not given:
-            self._refuse(
+            self._reject(
                 f"this source accepts signed requests only, and {name} is missing; send it"
             )
         return given
 
     def _seconds(self, given: bytes, name: str) -> int:
         if not _SECONDS.fullmatch(given):
-            self._refuse(f"the timestamp in {name} is no whole number of seconds since 1970")
+            self._reject(f"the timestamp in {name} is no whole number of seconds since 1970")
         return int(given)
 
-    def _refuse(self, why: str) -> NoReturn:
+    def _reject(self, why: str) -> NoReturn:
         raise Unauthorized(why, f'Signature header="{self.header}"')
 
 
@@ -128,7 +128,7 @@ class HMACSignature(_Signature):
     - `algorithm`: 'sha1', 'sha256' (the default), 'sha384' or 'sha512'.
     - `encoding`: of the signature, 'hex' (the default) or 'base64'.
     - `timestamp_header`: where the seconds since 1970 are at which it was signed, if they are signed
-      too: then a request older than `tolerance` ('5m', of both directions) is refused, and one that
+      too: then a request older than `tolerance` ('5m', of both directions) is rejected, and one that
       is sent again within it makes no second event.
     - `signed`: what is signed: '{body}', or '{timestamp}.{body}' with a `timestamp_header`, unless
       it is written otherwise here.
@@ -202,7 +202,7 @@ class HMACSignature(_Signature):
         prefix = self.prefix.encode()
         signatures = _decoded(self.encoding, [given.removeprefix(prefix)])
         if not signatures or not given.startswith(prefix):
-            self._refuse(f"{self.header} is not '{self.prefix}' and a signature in {self.encoding}")
+            self._reject(f"{self.header} is not '{self.prefix}' and a signature in {self.encoding}")
         before = self.signed.removesuffix("{body}").encode()
         if self.timestamp_header is None:
             return _Claim(before, signatures)
@@ -270,7 +270,7 @@ class StripeSignature(_Signature):
         signatures = _decoded("hex", [value for name, _, value in parts if name == b"v1"])
         sent = [value for name, _, value in parts if name == b"t"]
         if len(sent) != 1 or not signatures:
-            self._refuse(f"{self.header} is not t=<seconds>,v1=<hexadecimal signature>")
+            self._reject(f"{self.header} is not t=<seconds>,v1=<hexadecimal signature>")
         seconds = self._seconds(sent[0], self.header)
         return _Claim(sent[0] + b".", signatures, seconds)
 
@@ -300,7 +300,7 @@ class StandardWebhooksSignature(_Signature):
         parts = [part.partition(b",") for part in self._header(headers, self.header).split()]
         signatures = _decoded("base64", [value for name, _, value in parts if name == b"v1"])
         if not signatures:
-            self._refuse(f"{self.header} has no v1,<base64 signature>")
+            self._reject(f"{self.header} has no v1,<base64 signature>")
         seconds = self._seconds(sent, "webhook-timestamp")
         return _Claim(b"%s.%s." % (id_, sent), signatures, seconds, id_.decode("latin-1"))
 

@@ -61,8 +61,8 @@ class Properties(TypedDict, total=False):
       default. Behind a proxy the gateway is told its address: `StandardGateway(trusted_proxies=)`.
     - `cors`: the sites whose pages may send to it; none by default.
     - `limits`: of a request.
-    - `invalid`: what becomes of data that does not fit its event's model: 'refuse' answers 422 and
-      where the fault is, the default; 'quarantine' accepts the request and keeps the data in quarantine.
+    - `invalid`: what becomes of data that does not fit its event's model: 'reject' answers 422 and
+      where the fault is, the default; 'quarantine' accepts the request and keeps the data there.
     - `keep`: how long an event is kept from when it was received ('30d'), at least as long as a job
       of it waits; 'forever', the default, if nothing says otherwise.
     - `keep_discarded`: how long it is kept from when a job of it was discarded; as long as `keep`,
@@ -77,7 +77,7 @@ class Properties(TypedDict, total=False):
     networks: Sequence[str] | None
     cors: CORS | None
     limits: Limits | None
-    invalid: Literal["refuse", "quarantine"] | None
+    invalid: Literal["reject", "quarantine"] | None
     keep: str | None
     keep_discarded: str | None
     versions: Mapping[str, date | None] | None
@@ -215,7 +215,7 @@ class Webhook:
         return self.source.cors
 
     @property
-    def invalid(self) -> Literal["refuse", "quarantine"]:
+    def invalid(self) -> Literal["reject", "quarantine"]:
         """The source's."""
         return self.source.invalid
 
@@ -248,7 +248,7 @@ class Source:
         self.auth = given.get("auth")
         self.networks = checked_networks(f"{where}: networks", given.get("networks"))
         self.cors = _checked_cors(where, given.get("cors"))
-        self.invalid = _checked_invalid(where, given.get("invalid")) or "refuse"
+        self.invalid = _checked_invalid(where, given.get("invalid")) or "reject"
         self.limits = (given.get("limits") or Limits()).inherit(_limits.DEFAULT)
         self.keep = checked_keep(f"{where}: keep", given.get("keep"))
         self.keep_discarded = checked_keep(f"{where}: keep_discarded", given.get("keep_discarded"))
@@ -277,8 +277,8 @@ class Source:
 
         The function returns an `Event` or several; an HTTP request may also be answered with a
         `Reply`. It is called once per item of a JSON array or of NDJSON, and once per message.
-        `raise Reject(why)` refuses the request (422); any other exception keeps it in quarantine. A
-        message that is refused goes to quarantine too. The function's return annotation,
+        `raise Reject(why)` rejects the request (422); any other exception keeps it in quarantine. A
+        message that is rejected goes to quarantine too. The function's return annotation,
         `Event[Flight]`, says what the kept data is decoded into for `when`, `transform` and the
         destinations. The event is named after the function unless `name` is given.
 
@@ -345,7 +345,7 @@ class Source:
         """A source event without a function: a JSON body is kept as it is, to the byte.
 
         It is sent to `/v1/<source>/<name>` unless `on` says otherwise. A body that does not fit
-        `model` (a type that msgspec decodes into, a model of pydantic, or a `JSONSchema`) is refused
+        `model` (a type that msgspec decodes into, a model of pydantic, or a `JSONSchema`) is rejected
         with 422, or kept in quarantine; see `invalid` of `Properties`.
 
         >>> Source("airport").accept("cancelled").trigger
@@ -405,7 +405,7 @@ class Source:
         """A path where events of several types arrive: its function says of which each is.
 
         The function is called once per request, whatever its body holds, and returns typed events of
-        this source (`SourceEvent.of`), or a `Reply`. It may refuse, or fail, as that of an
+        this source (`SourceEvent.of`), or a `Reply`. It may reject, or fail, as that of an
         event. The source's own properties hold at it.
 
         >>> shop = Source("shop")
@@ -463,10 +463,10 @@ def _checked_cors(where: str, cors: CORS | None) -> CORS | None:
 
 
 def _checked_invalid(
-    where: str, invalid: Literal["refuse", "quarantine"] | None
-) -> Literal["refuse", "quarantine"] | None:
-    if invalid not in (None, "refuse", "quarantine"):
-        raise DeclarationError(f"{where}: invalid={invalid!r}: write 'refuse' or 'quarantine'")
+    where: str, invalid: Literal["reject", "quarantine"] | None
+) -> Literal["reject", "quarantine"] | None:
+    if invalid not in (None, "reject", "quarantine"):
+        raise DeclarationError(f"{where}: invalid={invalid!r}: write 'reject' or 'quarantine'")
     return invalid
 
 

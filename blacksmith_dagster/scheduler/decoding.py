@@ -24,7 +24,7 @@ _CAUSE = msgspec.json.Decoder(Cause)
 NO_LONGER_WANTED = "the flow's when no longer wants this event"
 
 
-class Refused(NamedTuple):
+class DecodeFailure(NamedTuple):
     """What became of a job that is not handed to the function: it failed, or is discarded."""
 
     said: Said
@@ -35,7 +35,7 @@ class Decoded(NamedTuple):
     """The jobs of a load that are handed to the function; by seq, those that are not."""
 
     jobs: Sequence[Job[Any]]
-    refused: Mapping[int, Refused]
+    failures: Mapping[int, DecodeFailure]
 
 
 class Decoder:
@@ -79,7 +79,7 @@ class Decoder:
         `transform` or `when` raises) fails alone.
         """
         jobs: list[Job[Any]] = []
-        refused: dict[int, Refused] = {}
+        failures: dict[int, DecodeFailure] = {}
         attempt, suffix = load.attempt, load.key_of("")  # a call per load, not per job
         for row in load.rows:
             (
@@ -111,10 +111,10 @@ class Decoder:
                     if isinstance(made, Job):
                         jobs.append(made)
                     else:
-                        refused[seq] = made
+                        failures[seq] = made
             except Exception as error:  # noqa: BLE001 - users' code: whatever it raises fails the job
-                refused[seq] = Refused(Said.FAILED, describe(error))
-        return Decoded(jobs, refused)
+                failures[seq] = DecodeFailure(Said.FAILED, describe(error))
+        return Decoded(jobs, failures)
 
     def event(self, row: JobRow, originals: Mapping[str, JobRow]) -> Event[Any]:
         """The event of a row, as a flow's `when` is asked about it."""
@@ -122,7 +122,7 @@ class Decoder:
 
     def _job(
         self, row: JobRow, attempt: int, suffix: str, originals: Mapping[str, JobRow]
-    ) -> Job[Any] | Refused:
+    ) -> Job[Any] | DecodeFailure:
         flow = self._event.flows.get(row.event_type)
         if flow is None:
             raise StoreError(
@@ -133,9 +133,9 @@ class Decoder:
         if row.when_error is not None:
             # It fails once for a `when` that raised at ingest, and is asked again at each retry.
             if attempt == 1:
-                return Refused(Said.FAILED, row.when_error)
+                return DecodeFailure(Said.FAILED, row.when_error)
             if flow.when is not None and not flow.when(event):
-                return Refused(Said.DISCARDED, NO_LONGER_WANTED)
+                return DecodeFailure(Said.DISCARDED, NO_LONGER_WANTED)
         return Job(_given(flow, event), event, row.id + suffix, attempt, cause)
 
     def _kept(

@@ -46,13 +46,13 @@ def decide(
         return Decision(
             Verdict([Deviation(row.seq, Said.DISCARDED, load.condemned) for row in load.rows])
         )
-    if raised is None and not answers and not decoded.refused:
+    if raised is None and not answers and not decoded.failures:
         return Decision(Verdict())
     several = len(load.rows) > 1
     last = load.attempt >= schedule.max_attempts
     gap = schedule.retry_delay(load.attempt, now).total_seconds()
     why = "" if raised is None else describe(raised)
-    if raised is not None and not answers and not decoded.refused and (several or not last):
+    if raised is not None and not answers and not decoded.failures and (several or not last):
         alone = several and load.attempt >= schedule.max_attempts - 1
         return Decision(Verdict(raised=why, delay=gap, alone=alone))
 
@@ -61,8 +61,8 @@ def decide(
     for row in load.rows:
         undecided = False
         delay: float | None = None
-        if (refused := decoded.refused.get(row.seq)) is not None:
-            said, error = refused
+        if (failure := decoded.failures.get(row.seq)) is not None:
+            said, error = failure
         elif (answer := answers.get(load.key_of(row.id))) is not None:
             said, error, delay = answer.said, clean(answer.why), answer.retry_after
         else:

@@ -45,7 +45,7 @@ class SegmentSource(Source):
     of the sending. `sent_at` is `timestamp`, by the sender's clock set right as Segment does it: the
     time of arrival - (`sentAt` - `timestamp`).
 
-    A batch is all or nothing: one bad message refuses it with 422 and its place, unless
+    A batch is all or nothing: one bad message rejects it with 422 and its place, unless
     `invalid="quarantine"`. Answered 200 `{"success": true}`.
 
     >>> segment = SegmentSource("shop", write_key=Secret("SEGMENT_KEY"))

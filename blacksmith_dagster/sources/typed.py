@@ -84,7 +84,7 @@ class TypedSource(Source, ABC):
 
         It is named after the type, in lower case, with `_` for what no name may have
         (`invoice.paid` is `invoice_paid`), unless `name` is given. Data that does not fit `model` is
-        refused with 422 and the place of the fault. What has a type that is not declared is refused
+        rejected with 422 and the place of the fault. What has a type that is not declared is rejected
         with 422, which says which are.
 
         Raises `DeclarationError`.
@@ -105,7 +105,7 @@ class TypedSource(Source, ABC):
 
     @abstractmethod
     def _receive(self, request: Request) -> WebhookResult:
-        """What a request holds. Raises `Refused`."""
+        """What a request holds. Raises `RequestError`."""
 
     def _source_event(self, type: str) -> SourceEvent[Any, Any, Any]:
         found = self._types.get(type) or self._types.get(OTHERS)

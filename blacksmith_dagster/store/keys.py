@@ -38,12 +38,12 @@ class Admission(NamedTuple):
     claimed: Mapping[Key, int]
 
     @property
-    def refused(self) -> bool:
+    def rejected(self) -> bool:
         """Whether some request has reused a key."""
         return any(isinstance(slot, KeyReused) for slot in self.slots)
 
     @property
-    def refusals(self) -> list[list[str] | KeyReused]:
+    def rejections(self) -> list[list[str] | KeyReused]:
         """The answers if nothing is kept, as some request has reused a key."""
         return [slot if isinstance(slot, KeyReused) else [] for slot in self.slots]
 
@@ -63,7 +63,7 @@ def resolve(requests: Sequence[Sequence[NewEvent]], known: Mapping[Key, Known]) 
     """Decide which events are new. Pure.
 
     `known` are the keys that were there before this commit. Of two events in this commit with one
-    key the first is kept, and the second is the same event, or the request is refused.
+    key the first is kept, and the second is the same event, or the request is rejected.
     """
     new: list[NewEvent] = []
     slots: list[KeyReused | Sequence[int]] = []
@@ -73,7 +73,7 @@ def resolve(requests: Sequence[Sequence[NewEvent]], known: Mapping[Key, Known]) 
         fresh: dict[Key, int] = {}
         children: dict[int, int] = {}
         slot: list[int] = []
-        refused: KeyReused | None = None
+        rejected: KeyReused | None = None
         start = len(new)
         for event in request:
             index: int | None = None
@@ -83,7 +83,7 @@ def resolve(requests: Sequence[Sequence[NewEvent]], known: Mapping[Key, Known]) 
                 index = claimed.get(key, fresh.get(key))
                 digest = before.digest if before else None if index is None else new[index].digest
                 if digest is not None and digest != event.digest:
-                    refused = KeyReused(
+                    rejected = KeyReused(
                         f"the key {event.key!r} came before with another body; send the same body "
                         "again, or give the new event a key of its own"
                     )
@@ -99,9 +99,9 @@ def resolve(requests: Sequence[Sequence[NewEvent]], known: Mapping[Key, Known]) 
                 if isinstance(event.parent, int):
                     children[index] = ~slot[event.parent]
             slot.append(index)
-        if refused is not None:
+        if rejected is not None:
             del new[start:]
-            slots.append(refused)
+            slots.append(rejected)
             continue
         claimed |= fresh
         parents |= children

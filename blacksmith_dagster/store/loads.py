@@ -194,7 +194,7 @@ def last_load(of: Any, lane: int, *columns: Any) -> Select[Any]:
 
 
 def succeeded_since(conn: Connection, destination: int, load: int) -> bool:
-    """Whether a later load of the destination event was not refused as a whole."""
+    """Whether a later load of the destination event was not rejected as a whole."""
     found = select(loads.c.id).where(
         loads.c.destination == destination, loads.c.id > load, loads.c.state == DONE
     )

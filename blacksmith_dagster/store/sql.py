@@ -276,9 +276,9 @@ class SQLStore(ABC):
             quarantine.drop(conn, released)
             waiting = [[each] for each in self._quarantine(conn, raws)]
             admitted = keys.resolve(asked, self._known_keys(conn, keys.keys_of(asked)))
-            if admitted.refused and (positions or released):
+            if admitted.rejected and (positions or released):
                 conn.rollback()
-                kept, waiting = admitted.refusals, [[] for _ in raws]
+                kept, waiting = admitted.rejections, [[] for _ in raws]
             else:
                 kept = self._keep(conn, admitted, received_at)
         if not raws:

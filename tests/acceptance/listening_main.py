@@ -30,7 +30,7 @@ orders = Source("orders")
     Subscription(os.environ.get(TOPIC, "orders"), os.environ.get(SUBSCRIPTION), url=Secret(URL))
 )
 def placed(message: Message) -> Event[str]:
-    """Keeps the body in hex, whatever it is; one that is poison is refused until that is mended."""
+    """Keeps the body in hex, whatever it is; one that is poison is rejected until that is mended."""
     if message.body == DIES_AT:
         die_if_told("read")
     if message.body.startswith(b"poison") and MENDED not in os.environ:

@@ -49,8 +49,10 @@ class Attacked:
             answer = client.post(path, content=body, headers=sent)
         return answer.status_code, self.document(answer)
 
-    def refused(self, status: int, path: str, body: bytes | Iterator[bytes], **headers: str) -> str:
-        """Assert that the body is refused so; the reason given."""
+    def rejected(
+        self, status: int, path: str, body: bytes | Iterator[bytes], **headers: str
+    ) -> str:
+        """Assert that the body is rejected so; the reason given."""
         answered, document = self.post(path, body, **headers)
         assert answered == status, document
         return str(document["detail"])
@@ -140,11 +142,11 @@ def test_not_json(attacked: Attacked, path: str) -> None:
         b'{"a": 01}',
         b"\xef\xbb\xbf{}",
     ):
-        attacked.refused(status, path, body)
+        attacked.rejected(status, path, body)
     for body in (b"[1, 2", b'[{"a": 1},]', b"[1 2]"):
-        assert "not JSON" in attacked.refused(400, path, body)
-    attacked.refused(415, ACCEPTED, b"a,b\n1,2\n", content_type="text/csv")
-    assert "event 2" in attacked.refused(
+        assert "not JSON" in attacked.rejected(400, path, body)
+    attacked.rejected(415, ACCEPTED, b"a,b\n1,2\n", content_type="text/csv")
+    assert "event 2" in attacked.rejected(
         400, ACCEPTED, b'{"a": 1}\n{"a"\n', content_type="application/x-ndjson"
     )
 
@@ -160,26 +162,26 @@ def test_invalid_utf8(attacked: Attacked, path: str) -> None:
         b'"\xf5\x80\x80\x80"',
     ]
     for body in [*bodies, '{"a": 1}'.encode("utf-16")]:
-        attacked.refused(status, path, body)
+        attacked.rejected(status, path, body)
     for body in bodies:
-        attacked.refused(status, path, b'["fine", ' + body + b"]")
+        attacked.rejected(status, path, b'["fine", ' + body + b"]")
 
 
 @pytest.mark.parametrize("path", [ACCEPTED, PARSED])
 def test_nul_in_string(attacked: Attacked, path: str) -> None:
     status = 400 if path == ACCEPTED else 422
-    attacked.refused(status, path, b'{"a": "\x00"}')
-    attacked.refused(status, path, b"\x00")
+    attacked.rejected(status, path, b'{"a": "\x00"}')
+    attacked.rejected(status, path, b"\x00")
     # Written as JSON wants it, it is a character like others.
     attacked.kept(path, b'{"wanted":1,"a\\u0000":"\\u0000"}')
-    assert "NUL" in attacked.refused(422, "/inbox/keyed", b'{"key": "a\\u0000b"}')
+    assert "NUL" in attacked.rejected(422, "/inbox/keyed", b'{"key": "a\\u0000b"}')
 
 
 @pytest.mark.parametrize("path", [ACCEPTED, PARSED])
 def test_lone_surrogate(attacked: Attacked, path: str) -> None:
     status = 400 if path == ACCEPTED else 422
     for text in (rb'"\ud800"', rb'"\udc00x"', rb'"\ud800\ud800"', rb'{"\ud834": 1}'):
-        attacked.refused(status, path, text)
+        attacked.rejected(status, path, text)
     attacked.kept(
         path,
         rb'{"wanted":1,"a":"\ud83d\ude00"}',
@@ -191,9 +193,9 @@ def test_lone_surrogate(attacked: Attacked, path: str) -> None:
 def test_nan_and_infinity(attacked: Attacked, path: str) -> None:
     status = 400 if path == ACCEPTED else 422
     for text in (b"NaN", b'{"a": Infinity}', b'{"a": -Infinity}', b'{"a": nan}'):
-        attacked.refused(status, path, text)
-    attacked.refused(400, path, b"[1, NaN]")
-    attacked.refused(422, path, b'{"a": 1e999}')
+        attacked.rejected(status, path, text)
+    attacked.rejected(400, path, b"[1, NaN]")
+    attacked.rejected(422, path, b'{"a": 1e999}')
 
 
 @pytest.mark.parametrize("path", [ACCEPTED, PARSED])
@@ -205,7 +207,7 @@ def test_deep_nesting(attacked: Attacked, path: str) -> None:
         b'{"a":' * 65 + b"1" + b"}" * 65,
         b"[" * 8 * MIB,
     ):
-        attacked.refused(422, path, body)
+        attacked.rejected(422, path, body)
     deepest = b'{"wanted":' * 64 + b"1" + b"}" * 64
     attacked.kept(path, deepest)
     attacked.kept(path, b'{"wanted":"' + b"[{" * 1000 + b'"}')
@@ -216,13 +218,13 @@ def test_million_keys(attacked: Attacked, path: str) -> None:
     def keys(count: int, text: str = '"{}":1') -> bytes:
         return ('{"wanted":1' + "".join("," + text.format(n) for n in range(count)) + "}").encode()
 
-    attacked.refused(413, path, keys(1_000_000))
-    attacked.refused(413, path, keys(600_000))
-    attacked.refused(422, path, keys(80_000))
-    attacked.refused(422, path, keys(80_000, '"same":1'))
+    attacked.rejected(413, path, keys(1_000_000))
+    attacked.rejected(413, path, keys(600_000))
+    attacked.rejected(422, path, keys(80_000))
+    attacked.rejected(422, path, keys(80_000, '"same":1'))
     attacked.kept(path, keys(9_999))
-    assert "at most" in attacked.refused(413, path, b"[" + b"1," * 1_000_000 + b"1]")
-    assert "at most" in attacked.refused(
+    assert "at most" in attacked.rejected(413, path, b"[" + b"1," * 1_000_000 + b"1]")
+    assert "at most" in attacked.rejected(
         413, path, b"1\n" * 1_000_000, content_type="application/x-ndjson"
     )
 
@@ -231,7 +233,7 @@ def test_million_keys(attacked: Attacked, path: str) -> None:
 def test_huge_integers(attacked: Attacked, path: str) -> None:
     huge = b'{"wanted":%s,"a":-%s}' % (b"9" * 400, b"8" * 4000)
     attacked.kept(path, huge)
-    attacked.refused(422, path, b'{"wanted":%s}' % (b"9" * 5000))
+    attacked.rejected(422, path, b'{"wanted":%s}' % (b"9" * 5000))
 
 
 def test_duplicate_keys(attacked: Attacked) -> None:
@@ -252,7 +254,7 @@ def test_lying_content_length(attacked: Attacked) -> None:
     # Less than comes: what is left over is no request.
     answer = attacked.raw(_head(ACCEPTED, "Content-Length: 5") + b'{"wanted": 1}')
     assert answer.startswith(b"HTTP/1.1 400 "), answer
-    # More than is accepted: refused before anything has come.
+    # More than is accepted: rejected before anything has come.
     answer = attacked.raw(_head(ACCEPTED, "Content-Length: 99999999999"))
     assert answer.startswith(b"HTTP/1.1 413 "), answer
     for lie in (
@@ -271,10 +273,10 @@ def test_body_over_limit(attacked: Attacked) -> None:
         for _ in range(9):
             yield b" " * MIB
 
-    attacked.refused(413, ACCEPTED, b'"' + b"x" * (8 * MIB) + b'"')
-    attacked.refused(413, ACCEPTED, endless())
-    attacked.refused(413, ACCEPTED, b'"' + b"x" * MIB + b'"')
-    assert "over the limit of 1048576" in attacked.refused(
+    attacked.rejected(413, ACCEPTED, b'"' + b"x" * (8 * MIB) + b'"')
+    attacked.rejected(413, ACCEPTED, endless())
+    attacked.rejected(413, ACCEPTED, b'"' + b"x" * MIB + b'"')
+    assert "over the limit of 1048576" in attacked.rejected(
         413, PARSED, b'[1, "' + b"x" * MIB + b'"]'
     )
 
@@ -285,13 +287,13 @@ def test_gzip_bomb(attacked: Attacked) -> None:
     # A full flush forgets what was before: the block may be repeated.
     two_gibibytes = mebibyte * 2048
     assert len(two_gibibytes) < 8 * MIB
-    attacked.refused(413, ACCEPTED, two_gibibytes, content_encoding="deflate")
+    attacked.rejected(413, ACCEPTED, two_gibibytes, content_encoding="deflate")
     member = gzip.compress(bytes(8 * MIB))
-    attacked.refused(413, ACCEPTED, member * 512, content_encoding="gzip")
-    attacked.refused(400, ACCEPTED, gzip.compress(b"") * 200_000, content_encoding="gzip")
-    attacked.refused(400, ACCEPTED, b'{"wanted": 1}', content_encoding="gzip")
-    attacked.refused(400, ACCEPTED, gzip.compress(b'{"wanted": 1}')[:-4], content_encoding="gzip")
-    attacked.refused(415, ACCEPTED, b'{"wanted": 1}', content_encoding="br")
+    attacked.rejected(413, ACCEPTED, member * 512, content_encoding="gzip")
+    attacked.rejected(400, ACCEPTED, gzip.compress(b"") * 200_000, content_encoding="gzip")
+    attacked.rejected(400, ACCEPTED, b'{"wanted": 1}', content_encoding="gzip")
+    attacked.rejected(400, ACCEPTED, gzip.compress(b'{"wanted": 1}')[:-4], content_encoding="gzip")
+    attacked.rejected(415, ACCEPTED, b'{"wanted": 1}', content_encoding="br")
     body = b'{"wanted": 1}'
     attacked.kept(ACCEPTED, gzip.compress(body), body.decode(), content_encoding="gzip")
     attacked.kept(PARSED, zlib.compress(body), '{"wanted":1}', content_encoding="deflate")
@@ -306,8 +308,8 @@ def test_unknown_route(attacked: Attacked) -> None:
         "/_health/x",
         "/inbox/../x",
     ):
-        attacked.refused(404, path, b"{}")
-    attacked.refused(404, "/" + "x" * 10_000, b"{}")
+        attacked.rejected(404, path, b"{}")
+    attacked.rejected(404, "/" + "x" * 10_000, b"{}")
 
 
 def test_wrong_method(attacked: Attacked) -> None:
@@ -324,7 +326,7 @@ def test_wrong_method(attacked: Attacked) -> None:
 
 def test_wrong_token(attacked: Attacked) -> None:
     path = "/v1/locked/secret"
-    attacked.refused(401, path, b"{}")
+    attacked.rejected(401, path, b"{}")
     for token in (
         "Bearer wrong",
         "Bearer a-token2",
@@ -419,13 +421,13 @@ def test_header_injection(attacked: Attacked) -> None:
 
 def test_names_that_look_like_sql(attacked: Attacked) -> None:
     for name in ("'; DROP TABLE events; --", '" OR 1=1', "%s", ":x", "{0}", "$1", "\\"):
-        attacked.refused(404, "/v1/inbox/" + name.replace("%", "%25").replace("?", "%3F"), b"{}")
+        attacked.rejected(404, "/v1/inbox/" + name.replace("%", "%25").replace("?", "%3F"), b"{}")
         wanted = json.dumps({"wanted": 1, "key": name, name: name}, separators=(",", ":"))
         attacked.kept(ACCEPTED, wanted.encode(), idempotency_key=name)
         attacked.kept("/inbox/keyed", wanted.encode())
         again = attacked.post(ACCEPTED, wanted.encode(), idempotency_key=name)
         assert again[0] == 202
-        attacked.refused(422, ACCEPTED, b'{"wanted": 2}', idempotency_key=name)
+        attacked.rejected(422, ACCEPTED, b'{"wanted": 2}', idempotency_key=name)
 
 
 def test_noise(attacked: Attacked) -> None:

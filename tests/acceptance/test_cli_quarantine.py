@@ -50,7 +50,7 @@ def ordered(request: Request) -> Event[dict[str, object]] | Reply:
     order = request.json()
     if order == "ping":
         return Reply(200, "pong")
-    if order == "refused":
+    if order == "rejected":
         raise Reject("no order")
     seen = {"query": request.query, "agent": request.headers.get("user-agent")}
     return Event(order, context=seen, children=[line.of(each) for each in order.get("lines", ())])
@@ -297,10 +297,10 @@ def test_retry_tells_what_fails_again_and_leaves_it(store: Store) -> None:
 
 @pytest.mark.usefixtures("mend")
 def test_retry_goes_on_past_what_fails(store: Store) -> None:
-    bad, refused, good = failed(store, *(Request(each) for each in (b"{", b'"refused"', b"{}")))
+    bad, rejected, good = failed(store, *(Request(each) for each in (b"{", b'"rejected"', b"{}")))
     said = run("retry", "--all", APP, code=1).stdout
     assert f"{bad} stays: the body" in said
-    assert f"{refused} stays: no order" in said
+    assert f"{rejected} stays: no order" in said
     assert "1 of 3 ingested" in said
     assert kept(store) == ["{}"]
     assert good not in {each.id for each in store.quarantined()}

@@ -135,11 +135,11 @@ def test_queue_full_gives_429(gateway: GatewayProcess, store: Store, store_url: 
         with _no_writes(store_url):
             answers = [pool.submit(send, n) for n in range(4)]
             until(lambda: sum(answer.done() for answer in answers) == 3)
-            refused = [answer.result() for answer in answers if answer.done()]
+            rejected = [answer.result() for answer in answers if answer.done()]
             # What waits for nobody is still answered.
             assert gateway.client_get("/nowhere").status_code == 404
-        accepted = [answer.result() for answer in answers if answer.result() not in refused]
-    for answer in refused:
+        accepted = [answer.result() for answer in answers if answer.result() not in rejected]
+    for answer in rejected:
         assert answer.status_code == 429
         assert answer.headers["retry-after"] == "1"
         assert answer.json()["type"] == "urn:blacksmith:too-many-requests"

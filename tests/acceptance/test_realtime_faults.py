@@ -92,7 +92,7 @@ def test_broker_killed_and_restarted_under_load(broker: Wakes, system: System) -
             broker.server.kill()
             try:
                 if broker.store_goes_with_it:
-                    until(lambda: system.sending.ledger.errors, 10, "requests are refused")
+                    until(lambda: system.sending.ledger.errors, 10, "requests are rejected")
                     until(lambda: system.told()[2], 10, "the worker has noticed")
                 else:
                     system.more(100)

@@ -143,9 +143,9 @@ def test_gateway_killed_under_the_library(webhooks: Webhooks) -> None:
 
 
 def test_wrong_write_key(webhooks: Webhooks) -> None:
-    with pytest.raises(APIError) as refused:
+    with pytest.raises(APIError) as rejected:
         post_batch("another", webhooks.gateway.url, batch=[])
-    assert refused.value.status == 401
+    assert rejected.value.status == 401
     library = Library(webhooks, "another")
     library.client.track("u-1", "Ordered")
     library.close()
@@ -183,9 +183,9 @@ def test_pages_send_the_key_in_the_body(webhooks: Webhooks) -> None:
         "type": "track",
     }
     assert page.event_type == "segment/page"
-    refused = webhooks.post("/v1/t", json.dumps(message | {"writeKey": "another"}), plain)
-    assert refused.status_code == 401
-    assert refused.headers["WWW-Authenticate"].startswith("Basic")
+    rejected = webhooks.post("/v1/t", json.dumps(message | {"writeKey": "another"}), plain)
+    assert rejected.status_code == 401
+    assert rejected.headers["WWW-Authenticate"].startswith("Basic")
 
 
 def test_one_bad_event_in_a_batch(webhooks: Webhooks) -> None:

@@ -82,8 +82,8 @@ class Sender:
                 headers={"content-type": "application/json", **headers},
             )
 
-    def refused(self, headers: dict[str, str], body: bytes = BODY) -> str:
-        """Assert that such a request is refused; the reason given."""
+    def rejected(self, headers: dict[str, str], body: bytes = BODY) -> str:
+        """Assert that such a request is rejected; the reason given."""
         answer = self.post(headers, body)
         assert answer.status_code == 401, answer.text
         assert answer.headers["www-authenticate"]
@@ -150,9 +150,9 @@ def signer(process: GatewayProcess, request: pytest.FixtureRequest) -> Sender:
 def test_wrong_signature(sender: Sender, new_events: Callable[[], list[Any]]) -> None:
     assert sender.post(sender.signed()).status_code == 202
     assert len(new_events()) == 1
-    sender.refused({})
-    sender.refused(sender.signed("another secret" if sender.new in SECRETS else WHSEC[0][:-4]))
-    sender.refused({name: f"{value[:-3]}xyz" for name, value in sender.signed().items()})
+    sender.rejected({})
+    sender.rejected(sender.signed("another secret" if sender.new in SECRETS else WHSEC[0][:-4]))
+    sender.rejected({name: f"{value[:-3]}xyz" for name, value in sender.signed().items()})
     assert len(new_events()) == 1
 
 
@@ -162,7 +162,7 @@ def test_old_signature(signer: Sender, new_events: Callable[[], list[Any]]) -> N
         if len(headers) == 1 and "Stripe-Signature" not in headers:
             assert signer.post(headers).status_code == 202  # GitHub's says nothing of the time
         else:
-            assert how in signer.refused(headers)
+            assert how in signer.rejected(headers)
             assert new_events() == []
 
 
@@ -196,13 +196,13 @@ def test_two_rotating_secrets(sender: Sender, new_events: Callable[[], list[Any]
     for number, secret in enumerate((sender.new, sender.old)):
         body = b'{"n": %d, "at": %d}' % (number, time.time_ns())
         assert sender.post(sender.signed(secret, body), body).status_code == 202
-    sender.refused(sender.signed("d2hzZWNfYW5vdGhlcg=="))
+    sender.rejected(sender.signed("d2hzZWNfYW5vdGhlcg=="))
 
 
 def test_body_changed_by_one_byte(signer: Sender, new_events: Callable[[], list[Any]]) -> None:
     headers = signer.signed()
     for changed in (BODY.replace(b"1200", b"1201"), BODY + b" ", BODY[:-1]):
-        assert "not that of this body" in signer.refused(headers, changed)
+        assert "not that of this body" in signer.rejected(headers, changed)
     assert new_events() == []
 
 
@@ -212,10 +212,10 @@ def test_a_large_or_packed_body_is_signed_as_it_is_unpacked(
     body = b'{"at": %d, "note": "%s"}' % (time.time_ns(), b"x" * 300_000)
     headers = signer.signed(body=body)
     assert signer.post(headers, body).status_code == 202
-    signer.refused(headers, body.replace(b"x", b"y", 1))
+    signer.rejected(headers, body.replace(b"x", b"y", 1))
     packed = {**headers, "Content-Encoding": "gzip"}
     assert signer.post(packed, gzip.compress(body)).status_code == 202
-    signer.refused(packed, gzip.compress(body[:-1]))
+    signer.rejected(packed, gzip.compress(body[:-1]))
     assert {event.payload for event in new_events()} == {body.decode()}
 
 
@@ -254,8 +254,8 @@ def test_what_proves_who_sends_is_not_handed_on(
 def test_networks(process: GatewayProcess) -> None:
     with process.client() as client:
         assert client.post("/v1/near/event", json={}).status_code == 202
-        refused = client.post("/v1/far/event", json={})
-        assert (refused.status_code, refused.json()["type"]) == (403, "urn:blacksmith:forbidden")
+        rejected = client.post("/v1/far/event", json={})
+        assert (rejected.status_code, rejected.json()["type"]) == (403, "urn:blacksmith:forbidden")
         # Nobody has said that a proxy stands before it.
         forwarded = {"X-Forwarded-For": "198.51.100.7"}
         assert client.post("/v1/far/event", json={}, headers=forwarded).status_code == 403
@@ -309,10 +309,10 @@ def test_cors(process: GatewayProcess) -> None:
         sent = client.post("/v1/web/clicked", json={}, headers={"Origin": SHOP})
         assert sent.status_code == 202
         assert sent.headers["access-control-allow-origin"] == SHOP
-        # A page may read why its request was refused.
-        refused = client.post("/v1/web/locked", json={}, headers={"Origin": SHOP})
-        assert refused.status_code == 401
-        assert refused.headers["access-control-allow-origin"] == SHOP
+        # A page may read why its request was rejected.
+        rejected = client.post("/v1/web/locked", json={}, headers={"Origin": SHOP})
+        assert rejected.status_code == 401
+        assert rejected.headers["access-control-allow-origin"] == SHOP
         elsewhere = client.post("/v1/plain/event", json={}, headers={"Origin": SHOP})
         assert "access-control-allow-origin" not in elsewhere.headers
         assert client.options("/v1/web/clicked").status_code == 405
@@ -369,15 +369,15 @@ ENDPOINTS = [f"/v1/%s/{name}" for name in MODELS] + ["/%s/read"]
 
 
 @pytest.mark.parametrize("path", ENDPOINTS)
-def test_invalid_data_is_refused_with_its_place(
+def test_invalid_data_is_rejected_with_its_place(
     process: GatewayProcess, path: str, new_events: Callable[[], list[Any]]
 ) -> None:
     with process.client() as client:
         assert client.post(path % "orders", json=GOOD).status_code == 202
-        refused = client.post(path % "orders", json=BAD)
-        assert refused.status_code == 422
-        assert refused.json()["type"] == "urn:blacksmith:validation-error"
-        assert "$.lines[1].count" in refused.json()["detail"]
+        rejected = client.post(path % "orders", json=BAD)
+        assert rejected.status_code == 422
+        assert rejected.json()["type"] == "urn:blacksmith:validation-error"
+        assert "$.lines[1].count" in rejected.json()["detail"]
         assert client.post(path % "orders", content=b"{").status_code in (400, 422)
         assert client.post(path % "orders", content=b'{"id": NaN}').status_code in (400, 422)
     (event,) = new_events()
@@ -393,9 +393,9 @@ def test_one_bad_event_in_a_batch(
     batch[2] = BAD
     good = [each for each in batch if each is not BAD]
     with process.client() as client:
-        # Refused, it is all or nothing.
-        refused = client.post(path % "orders", json=batch)
-        assert refused.status_code == 422
+        # Rejected, it is all or nothing.
+        rejected = client.post(path % "orders", json=batch)
+        assert rejected.status_code == 422
         assert new_events() == []
         # By itself it waits in quarantine; sent again, nothing is kept twice.
         before = {each.id for each in store.quarantined()}
@@ -420,9 +420,9 @@ def test_a_webhook_holds_each_event_against_its_own_model(
 ) -> None:
     with process.client() as client:
         assert client.post("/orders/lines", json=GOOD).status_code == 202
-        refused = client.post("/orders/lines", json=BAD)
-        assert refused.status_code == 422
-        assert "event 2 does not fit orders/line" in refused.json()["detail"]
+        rejected = client.post("/orders/lines", json=BAD)
+        assert rejected.status_code == 422
+        assert "event 2 does not fit orders/line" in rejected.json()["detail"]
     assert [event.event_type for event in new_events()] == ["orders/line"]
 
 
@@ -433,9 +433,9 @@ def test_unknown_version(process: GatewayProcess, new_events: Callable[[], list[
             ("/crm/named", {"version": "1999-01-01"}, {}),
             ("/crm/named", {}, {"Api-Version": "1999-01-01"}),
         ):
-            refused = client.post(path, json=body, headers=headers)
-            assert refused.status_code == 422
-            assert "send one of 2021-01-01, 2020-10-01" in refused.json()["detail"]
+            rejected = client.post(path, json=body, headers=headers)
+            assert rejected.status_code == 422
+            assert "send one of 2021-01-01, 2020-10-01" in rejected.json()["detail"]
         assert new_events() == []
         for path, body, headers in (
             ("/v1/crm/user", {}, {}),

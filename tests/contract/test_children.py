@@ -65,15 +65,15 @@ def test_a_child_that_is_known_by_its_key_keeps_its_parent(store: Store) -> None
     assert parents(store, second) == [None, first[0], first[1], None]
 
 
-def test_a_refused_family_takes_no_others_parents(store: Store) -> None:
+def test_a_rejected_family_takes_no_others_parents(store: Store) -> None:
     store.ingest([[new_event(1, key="a")]])
-    refused, kept = store.ingest(
+    rejected, kept = store.ingest(
         [
             [new_event(2), child(3, 0), child(4, 0, key="a")],
             [new_event(5), new_event(6), new_event(7), child(8, 2)],
         ]
     )
-    assert isinstance(refused, KeyReused)
+    assert isinstance(rejected, KeyReused)
     assert isinstance(kept, list)
     assert parents(store, kept) == [None, None, None, kept[2]]
 

@@ -363,7 +363,7 @@ def test_a_bad_job_of_a_batch_is_discarded_alone(server: Server) -> None:
     assert len(server.requests) <= 15  # 1 + 2 log2(100)
 
 
-def test_a_batch_refused_for_its_sender_is_sent_once(server: Server) -> None:
+def test_a_batch_rejected_for_its_sender_is_sent_once(server: Server) -> None:
     server.answer = lambda body: (403, {}, b"who are you?")
     said = send(HTTPDestination("alerts", url=server.url), 1, 2, 3, batched=True)
     assert [each.said for each in said.values()] == [Said.DISCARDED] * 3

@@ -122,8 +122,8 @@ def test_what_is_released_leaves_with_the_events(store: Store) -> None:
 def test_with_a_reused_key_nothing_is_released(store: Store) -> None:
     store.ingest([[new_event(1, key="a")]])
     waits = store.quarantine(RAW)
-    refused, other = store.ingest([[new_event(2, key="a")], [new_event(3)]], released=[waits])
-    assert isinstance(refused, KeyReused)
+    rejected, other = store.ingest([[new_event(2, key="a")], [new_event(3)]], released=[waits])
+    assert isinstance(rejected, KeyReused)
     assert other == []
     assert store.in_quarantine(waits) == RAW
     assert len(store.events()) == 1

@@ -101,20 +101,20 @@ def test_one_key_is_one_event(store: Store) -> None:
     assert store.counts(FLIGHTS).awaiting == 3
 
 
-def test_a_key_with_another_body_is_refused_and_leaves_nothing(store: Store) -> None:
+def test_a_key_with_another_body_is_rejected_and_leaves_nothing(store: Store) -> None:
     store.ingest([[new_event(1, key="a")]])
-    refused, kept, reused = store.ingest(
+    rejected, kept, reused = store.ingest(
         [
             [new_event(9, key="fresh"), new_event(2, key="a")],
             [new_event(3, key="c")],
             [new_event(4, key="c")],
         ]
     )
-    assert isinstance(refused, KeyReused)
+    assert isinstance(rejected, KeyReused)
     assert isinstance(reused, KeyReused)
     assert isinstance(kept, list)
     assert {each.payload for each in store.events()} == {'{"n":1}', '{"n":3}'}
-    # The refused request's own key was given back.
+    # The rejected request's own key was given back.
     assert isinstance(store.ingest([[new_event(10, key="fresh")]])[0], list)
 
 

@@ -121,8 +121,8 @@ def test_cors_and_what_becomes_of_invalid_data_are_declared() -> None:
     source = Source("web", cors=shop, invalid="quarantine")
     inherits = source.accept("clicked")
     assert (inherits.cors, inherits.invalid) == (shop, "quarantine")
-    own = source.accept("viewed", cors=CORS(["*"]), invalid="refuse")
-    assert (own.cors, own.invalid) == (CORS(["*"]), "refuse")
+    own = source.accept("viewed", cors=CORS(["*"]), invalid="reject")
+    assert (own.cors, own.invalid) == (CORS(["*"]), "reject")
     for origin in ("shop.example", "https://shop.example/", "https://Shop.example", "null", None):
         with pytest.raises(DeclarationError, match="no origin"):
             CORS([origin])  # type: ignore[list-item]
@@ -133,7 +133,7 @@ def test_cors_and_what_becomes_of_invalid_data_are_declared() -> None:
     with pytest.raises(DeclarationError, match="whole number of seconds"):
         cors(["*"], max_age=-1)
     make: Any = Source
-    for given, says in (({"cors": "*"}, "CORS"), ({"invalid": "drop"}, "'refuse' or 'quarantine'")):
+    for given, says in (({"cors": "*"}, "CORS"), ({"invalid": "drop"}, "'reject' or 'quarantine'")):
         with pytest.raises(DeclarationError, match=says):
             make("web", **given)
 

@@ -47,19 +47,19 @@ def test_limit_holds_while_unpacking(encoding: str, pack: Callable[[bytes], byte
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
 @pytest.mark.parametrize("cut", [lambda b: b[:-1], lambda b: b"x" + b, lambda b: b + b"x"])
-def test_broken_body_is_refused(encoding: str, cut: Callable[[bytes], bytes]) -> None:
+def test_broken_body_is_rejected(encoding: str, cut: Callable[[bytes], bytes]) -> None:
     pack = gzip.compress if encoding == "gzip" else zlib.compress
     with pytest.raises(BadRequest, match=encoding):
         unpack(cut(pack(b"0123456789")), encoding, 10)
 
 
-def test_endless_row_of_empty_files_is_refused() -> None:
+def test_endless_row_of_empty_files_is_rejected() -> None:
     with pytest.raises(BadRequest):
         unpack(gzip.compress(b"") * 10_000, "gzip", 10)
 
 
 @pytest.mark.parametrize("encoding", ["br", "gzip, gzip", "nonsense"])
-def test_unknown_encoding_is_refused(encoding: str) -> None:
+def test_unknown_encoding_is_rejected(encoding: str) -> None:
     with pytest.raises(UnsupportedMedia):
         unpack(b"", encoding, 10)
 

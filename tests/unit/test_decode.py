@@ -27,7 +27,7 @@ def test_a_job_holds_the_event_as_it_was_kept() -> None:
     flight = Flight("f7", 7)
     event = Event(flight, "k7", NOW, {"agent": "x"}, "v1", "evt_7", NOW, "evt_3")
     assert decoded.jobs == [Job(flight, event, "evt_7-2", 2)]
-    assert not decoded.refused
+    assert not decoded.failures
 
 
 def test_transform_makes_the_data_and_leaves_the_event() -> None:
@@ -44,30 +44,30 @@ def test_transform_that_raises_fails_its_job() -> None:
     ]
     decoded = decode(load(rows))
     assert [job.key for job in decoded.jobs] == ["evt_1-2", "evt_3-2"]
-    assert decoded.refused == {2: (Said.FAILED, "KeyError: 'id'")}
+    assert decoded.failures == {2: (Said.FAILED, "KeyError: 'id'")}
 
 
 def test_data_that_does_not_fit_the_model_fails_its_job() -> None:
     decoded = decode(load([row(1, '{"id":1}'), row(2)]))
     assert [job.key for job in decoded.jobs] == ["evt_2-2"]
-    assert "Expected `str`, got `int`" in decoded.refused[1].error
+    assert "Expected `str`, got `int`" in decoded.failures[1].error
 
 
 def test_an_event_type_that_is_no_longer_received_fails_with_the_mend() -> None:
     decoded = decode(load([row(1, event_type="airport/moved")]))
-    assert decoded.refused[1].said is Said.FAILED
-    assert "warehouse/flights does not receive airport/moved" in decoded.refused[1].error
+    assert decoded.failures[1].said is Said.FAILED
+    assert "warehouse/flights does not receive airport/moved" in decoded.failures[1].error
 
 
 def test_when_that_raises_keeps_the_job_and_is_asked_again() -> None:
     late, early = row(200, when_error="ZeroDivisionError"), row(100, when_error="ZeroDivisionError")
-    assert decode(load([late])).refused == {200: (Said.FAILED, "ZeroDivisionError")}
+    assert decode(load([late])).failures == {200: (Said.FAILED, "ZeroDivisionError")}
     again = decode(load([late, early], attempt=2))
     assert [job.key for job in again.jobs] == ["evt_200-2"]
-    assert again.refused == {100: (Said.DISCARDED, "the flow's when no longer wants this event")}
+    assert again.failures == {100: (Said.DISCARDED, "the flow's when no longer wants this event")}
 
     broken = row(3, '{"id":"x","delay":null}', when_error="ZeroDivisionError")
-    assert decode(load([broken], attempt=2)).refused[3].said is Said.FAILED
+    assert decode(load([broken], attempt=2)).failures[3].said is Said.FAILED
 
 
 def originals(event: Any, rows: Sequence[JobRow], kept: dict[str, JobRow]) -> dict[str, JobRow]:
@@ -111,8 +111,8 @@ def test_an_outcome_whose_event_is_gone_fails_with_the_mend() -> None:
     found = originals(told, rows, {})
     assert found == {}
     decoded = Decoder(app, told).decode(load(rows), found)
-    assert "evt_1" in decoded.refused[5].error
-    assert "discard the job" in decoded.refused[5].error
+    assert "evt_1" in decoded.failures[5].error
+    assert "discard the job" in decoded.failures[5].error
 
 
 def test_the_parent_of_a_source_event_is_not_fetched() -> None:
@@ -132,6 +132,6 @@ def test_an_error_is_kept_in_a_form_that_every_database_accepts() -> None:
 
     site = Blacksmith(sources=[source], destinations=[lake], since="2026-01-01")
     decoded = Decoder(site, clicks).decode(load([row(1, event_type=clicked.path)]), {})
-    error = decoded.refused[1].error
+    error = decoded.failures[1].error
     assert error.startswith("ValueError: nul \\0, surrogate \\ud800, and long")
     assert len(error.encode()) < 4100

@@ -1,4 +1,4 @@
-"""What becomes of a request: its events, their keys and jobs, or a refusal. No I/O."""
+"""What becomes of a request: its events, their keys and jobs, or a rejection. No I/O."""
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta, timezone
@@ -22,7 +22,13 @@ from blacksmith_dagster import (
     Request,
     Source,
 )
-from blacksmith_dagster.errors import BadRequest, Refused, TooLarge, Unprocessable, UnsupportedMedia
+from blacksmith_dagster.errors import (
+    BadRequest,
+    RequestError,
+    TooLarge,
+    Unprocessable,
+    UnsupportedMedia,
+)
 from blacksmith_dagster.ingest.extract import REQUEST_EVENTS, Extractor
 from blacksmith_dagster.store.interface import NewEvent, NewJob
 
@@ -168,7 +174,7 @@ def test_errors_of_the_function_pass() -> None:
         calling(fails)(Request(b'"b"'))
 
 
-# ------------------------------------------------------------------------- what is refused
+# ------------------------------------------------------------------------- what is rejected
 
 
 @pytest.mark.parametrize(
@@ -191,28 +197,28 @@ def test_errors_of_the_function_pass() -> None:
         "{}".encode("utf-16"),
     ],
 )
-def test_what_is_not_json_is_refused(body: bytes) -> None:
+def test_what_is_not_json_is_rejected(body: bytes) -> None:
     with pytest.raises(BadRequest, match="not JSON"):
         accepting()(Request(body))
 
 
-def test_one_bad_item_refuses_the_request_and_is_named() -> None:
+def test_one_bad_item_rejects_the_request_and_is_named() -> None:
     with pytest.raises(BadRequest, match="event 2"):
         accepting()(ndjson(b"1\n{\n3"))
 
 
 @pytest.mark.parametrize("body", [b"1e999", b"9" * 5000])
-def test_numbers_that_nobody_can_hold_are_refused(body: bytes) -> None:
+def test_numbers_that_nobody_can_hold_are_rejected(body: bytes) -> None:
     with pytest.raises(Unprocessable, match="out of range"):
         accepting()(Request(body))
 
 
-def test_model_refuses_with_the_place_of_the_fault() -> None:
+def test_model_rejects_with_the_place_of_the_fault() -> None:
     with pytest.raises(Unprocessable, match=r"event 1 .*Expected `int`, got `str` - at `\$.delay`"):
         accepting(model=Flight)(Request(b'{"flight": "UA1", "delay": "x"}'))
 
 
-def test_event_over_its_bytes_is_refused() -> None:
+def test_event_over_its_bytes_is_rejected() -> None:
     extract = accepting(limits=Limits(event_bytes=10))
     assert len(events(extract(Request(b"[12345678,12345678]")))) == 2
     with pytest.raises(TooLarge, match="11 bytes"):
@@ -237,9 +243,9 @@ def test_depth_is_limited_exactly(opening: str, taker: Callable[..., Extractor])
 
 
 @pytest.mark.parametrize("body", [b"[" * 200_000, b'{"a":' * 200_000, b"[" * 3000 + b"]" * 3000])
-def test_endless_depth_is_refused(body: bytes) -> None:
+def test_endless_depth_is_rejected(body: bytes) -> None:
     for extract in (accepting(), calling(lambda request: Event(request.json()))):
-        with pytest.raises(Refused):
+        with pytest.raises(RequestError):
             extract(Request(body))
 
 
@@ -269,7 +275,7 @@ def test_text_is_not_limited_as_json_is(body: bytes) -> None:
     assert len(events(extract(Request(body, {"content-type": "text/plain"})))) == 1
 
 
-def test_many_tiny_items_are_refused_before_they_are_made() -> None:
+def test_many_tiny_items_are_rejected_before_they_are_made() -> None:
     with pytest.raises(TooLarge, match="at most"):
         accepting()(Request(b"[" + b"1," * REQUEST_EVENTS + b"1]"))
     with pytest.raises(TooLarge, match="at most"):
@@ -324,7 +330,7 @@ def test_without_a_key_there_is_none() -> None:
         (Event(1, context={"a": object()}), "cannot be written as JSON"),
     ],
 )
-def test_events_that_no_store_can_keep_are_refused(event: Event[Any], says: str) -> None:
+def test_events_that_no_store_can_keep_are_rejected(event: Event[Any], says: str) -> None:
     with pytest.raises(Unprocessable, match=says):
         calling(lambda _: event)(Request(b"1"))
 

@@ -20,7 +20,7 @@ from blacksmith_dagster import (
     Source,
     Subscription,
 )
-from blacksmith_dagster.errors import BadRequest, Refused, TooLarge, Unprocessable
+from blacksmith_dagster.errors import BadRequest, RequestError, TooLarge, Unprocessable
 from blacksmith_dagster.ingest.extract import Extractor
 from blacksmith_dagster.pipeline.limits import Limits
 from blacksmith_dagster.store.interface import NewEvent, NewJob
@@ -166,7 +166,7 @@ def test_what_a_webhook_must_return_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limits", "body", "refused"),
+    ("limits", "body", "rejected"),
     [
         (Limits(event_bytes=10), b'{"much": "too much"}', TooLarge),
         (Limits(depth=2), b"[[[1]]]", Unprocessable),
@@ -174,12 +174,12 @@ def test_what_a_webhook_must_return_is_told() -> None:
     ],
 )
 def test_the_sources_limits_hold_at_its_webhooks(
-    limits: Limits, body: bytes, refused: type[Refused]
+    limits: Limits, body: bytes, rejected: type[RequestError]
 ) -> None:
     def opened(request: Request) -> Any:
         return Source("shop").child("opened").of(request.json())
 
-    with pytest.raises(refused):
+    with pytest.raises(rejected):
         a_webhook(opened, limits=limits)(Request(body))
 
 
@@ -244,7 +244,7 @@ def test_the_header_names_the_version_of_all_that_name_none() -> None:
     assert versions_of(request) == ["1"] * 5
 
 
-def test_an_unknown_version_is_refused() -> None:
+def test_an_unknown_version_is_rejected() -> None:
     with pytest.raises(Unprocessable, match=r"shop/ordered has no version '3'; send one of 2, 1"):
         versions_of(Request.of(ORDER, {"Api-Version": "3"}), versions=VERSIONS)
 

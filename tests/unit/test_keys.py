@@ -32,17 +32,17 @@ def test_the_first_of_two_in_one_commit_wins() -> None:
     assert len(admitted.new) == 1
 
 
-def test_a_refused_request_leaves_nothing_and_its_keys_are_free() -> None:
+def test_a_rejected_request_leaves_nothing_and_its_keys_are_free() -> None:
     known = {("airport/departed", "a", 0): Known(seq=1, digest=b"other")}
-    refused, kept = [event("b"), event("a")], [event("b", "z")]
-    admitted = resolve([refused, kept], known)
+    rejected, kept = [event("b"), event("a")], [event("b", "z")]
+    admitted = resolve([rejected, kept], known)
     assert isinstance(admitted.slots[0], KeyReused)
     assert [each.payload for each in admitted.new] == ["z"]
     assert admitted.claimed == {("airport/departed", "b", 0): 0}
-    assert not resolve([[*refused, event("c")]], known).claimed
+    assert not resolve([[*rejected, event("c")]], known).claimed
 
 
-def test_a_key_twice_in_one_request_with_two_bodies_is_refused() -> None:
+def test_a_key_twice_in_one_request_with_two_bodies_is_rejected() -> None:
     admitted = resolve([[event("a", "x"), event("a", "y")]], {})
     assert isinstance(admitted.slots[0], KeyReused)
     assert not admitted.new
@@ -61,8 +61,8 @@ def test_a_child_points_to_the_number_or_the_place_of_its_parent() -> None:
     assert admitted.parents == {1: 42, 2: ~1}
 
 
-def test_a_refused_family_leaves_no_parents() -> None:
+def test_a_rejected_family_leaves_no_parents() -> None:
     family = [event("a"), replace(event(None), parent=0), event("a", "y")]
     admitted = resolve([family, [event(None), event(None)]], {})
-    assert admitted.refused
+    assert admitted.rejected
     assert admitted.parents == {}

@@ -114,7 +114,7 @@ def scheme(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> S
     return chosen
 
 
-def refused(auth: Any, sent: dict[str, str], body: bytes = BODY) -> str:
+def rejected(auth: Any, sent: dict[str, str], body: bytes = BODY) -> str:
     with pytest.raises(Unauthorized) as told:
         proved(auth, sent, body)
     said = str(told.value)
@@ -134,11 +134,11 @@ def test_a_sender_is_let_in(scheme: Scheme, at: int) -> None:
 def test_wrong_signature(scheme: Scheme, at: int) -> None:
     auth = scheme.declare(Secret(NEW))
     right = scheme.sign(scheme.secrets[0], BODY, at)
-    assert "is not that of this body" in refused(auth, scheme.sign(scheme.secrets[1], BODY, at))
+    assert "is not that of this body" in rejected(auth, scheme.sign(scheme.secrets[1], BODY, at))
     for name in right:
-        assert f"{name} is missing" in refused(auth, right | {name: ""})
+        assert f"{name} is missing" in rejected(auth, right | {name: ""})
         for wrong in ("x", "v1,", "v1", "t=1,v1=é", "v0=", "sha256=zz", ",", "=" * 99, "9" * 5000):
-            refused(auth, right | {name: wrong})
+            rejected(auth, right | {name: wrong})
 
 
 def test_old_signature(scheme: Scheme) -> None:
@@ -149,7 +149,7 @@ def test_old_signature(scheme: Scheme) -> None:
     for at, how in ((now - WINDOW - 20, "old"), (now + WINDOW + 20, "ahead")):
         signed = scheme.sign(scheme.secrets[0], BODY, at)
         if scheme.timed:
-            assert how in refused(auth, signed)
+            assert how in rejected(auth, signed)
         else:
             proved(auth, signed)
 
@@ -163,7 +163,7 @@ def test_two_rotating_secrets(scheme: Scheme, monkeypatch: pytest.MonkeyPatch, a
     monkeypatch.delenv(OLD)
     auth.check()
     proved(auth, new)
-    refused(auth, old)
+    rejected(auth, old)
     monkeypatch.delenv(NEW)
     with pytest.raises(MissingSecret, match=NEW):
         auth.check()
@@ -175,9 +175,9 @@ def test_body_changed_by_one_byte(scheme: Scheme, at: int) -> None:
     for place in range(len(BODY)):
         changed = bytearray(BODY)
         changed[place] ^= 1
-        refused(auth, signed, bytes(changed))
+        rejected(auth, signed, bytes(changed))
     for changed in (BODY[:-1], BODY + b" ", b"", b" " + BODY):
-        refused(auth, signed, changed)
+        rejected(auth, signed, changed)
 
 
 def test_what_is_signed_beside_the_body_cannot_be_changed(scheme: Scheme, at: int) -> None:
@@ -185,12 +185,12 @@ def test_what_is_signed_beside_the_body_cannot_be_changed(scheme: Scheme, at: in
     signed = scheme.sign(scheme.secrets[0], BODY, at)
     for name, value in signed.items():
         if value == str(at):
-            refused(auth, signed | {name: str(at + 1)})
+            rejected(auth, signed | {name: str(at + 1)})
     if "webhook-id" in signed:
-        refused(auth, signed | {"webhook-id": "msg_2"})
+        rejected(auth, signed | {"webhook-id": "msg_2"})
     if "Stripe-Signature" in signed:
         later = signed["Stripe-Signature"].replace(f"t={at}", f"t={at + 1}")
-        refused(auth, {"Stripe-Signature": later})
+        rejected(auth, {"Stripe-Signature": later})
 
 
 def test_one_right_signature_of_several_is_enough(monkeypatch: pytest.MonkeyPatch, at: int) -> None:

@@ -1,4 +1,4 @@
-"""Whatever is sent to a ready-made webhook endpoint is accepted or refused: no body makes it fail."""
+"""Whatever is sent to a ready-made webhook endpoint is accepted or rejected: no body makes it fail."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blacksmith_dagster import Blacksmith, Reply, Request, Secret, Source
-from blacksmith_dagster.errors import Refused
+from blacksmith_dagster.errors import RequestError
 from blacksmith_dagster.ingest.extract import Extractor
 from blacksmith_dagster.sources import (
     CloudEventsSource,
@@ -79,18 +79,18 @@ HEADERS: Mapping[str, str] = {
 
 
 def said(path: str, body: bytes, headers: Mapping[str, str]) -> Any:
-    """The events, the reply or the refusal; whatever else is raised fails the test."""
+    """The events, the reply or the rejection; whatever else is raised fails the test."""
     try:
         return WEBHOOKS[path](Request(body, {**HEADERS, **headers}), "a-key")
-    except Refused as error:
+    except RequestError as error:
         return error
 
 
 @pytest.mark.parametrize("path", WEBHOOKS)
 @given(body=BODIES.map(msgspec.json.encode) | st.binary(max_size=60), media=MEDIA)
-def test_any_body_is_accepted_or_refused(path: str, body: bytes, media: str) -> None:
+def test_any_body_is_accepted_or_rejected(path: str, body: bytes, media: str) -> None:
     found = said(path, body, {"content-type": media})
-    if isinstance(found, Refused):
+    if isinstance(found, RequestError):
         assert 400 <= found.status < 500
         assert str(found)
     elif not isinstance(found, Reply):
@@ -100,7 +100,7 @@ def test_any_body_is_accepted_or_refused(path: str, body: bytes, media: str) -> 
 
 @pytest.mark.parametrize("name", ["ce-subject", "ce-time", "ce-id", "ce-type", "content-type"])
 @given(value=st.text(st.characters(max_codepoint=255), max_size=40))
-def test_any_header_is_accepted_or_refused(name: str, value: str) -> None:
+def test_any_header_is_accepted_or_rejected(name: str, value: str) -> None:
     """Servers read headers as Latin-1."""
     found = said("/v1/orders", b"1", {name: value})
-    assert isinstance(found, list | Refused)
+    assert isinstance(found, list | RequestError)

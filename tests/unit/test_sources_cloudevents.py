@@ -1,4 +1,4 @@
-"""What CloudEvents in each content mode become, or why they are refused."""
+"""What CloudEvents in each content mode become, or why they are rejected."""
 
 import base64
 from datetime import UTC, datetime
@@ -8,7 +8,13 @@ import msgspec
 import pytest
 
 from blacksmith_dagster import Request
-from blacksmith_dagster.errors import BadRequest, Refused, Reject, UnsupportedMedia, ValidationError
+from blacksmith_dagster.errors import (
+    BadRequest,
+    Reject,
+    RequestError,
+    UnsupportedMedia,
+    ValidationError,
+)
 from blacksmith_dagster.sources import CloudEventsSource
 
 STRUCTURED = "application/cloudevents+json"
@@ -107,7 +113,7 @@ def test_attributes_in_headers_are_decoded_once(
     assert event.context["subject"] == value
 
 
-def test_attribute_that_is_not_utf8_is_refused(orders: CloudEventsSource) -> None:
+def test_attribute_that_is_not_utf8_is_rejected(orders: CloudEventsSource) -> None:
     with pytest.raises(BadRequest, match="header ce-subject is not UTF-8"):
         binary(orders, b"1", {"ce-subject": "%ff"})
 
@@ -158,12 +164,12 @@ def test_event_without_data(orders: CloudEventsSource) -> None:
     ],
 )
 def test_attributes_are_checked(orders: CloudEventsSource, changed: Any, says: str) -> None:
-    with pytest.raises(ValidationError) as refused:
+    with pytest.raises(ValidationError) as rejected:
         receive(orders, cloud_event(**changed), STRUCTURED)
-    assert says in str(refused.value)
-    with pytest.raises(ValidationError) as refused:
+    assert says in str(rejected.value)
+    with pytest.raises(ValidationError) as rejected:
         receive(orders, [cloud_event(), cloud_event(**changed)], BATCH)
-    assert says.replace("`$.", "`$[1].") in str(refused.value)
+    assert says.replace("`$.", "`$[1].") in str(rejected.value)
 
 
 @pytest.mark.parametrize(
@@ -179,11 +185,11 @@ def test_attributes_are_checked(orders: CloudEventsSource, changed: Any, says: s
         (b"\xff", {"content-type": STRUCTURED}, Reject, "does not fit"),
     ],
 )
-def test_what_is_no_cloud_event_is_refused(
+def test_what_is_no_cloud_event_is_rejected(
     orders: CloudEventsSource,
     body: bytes,
     headers: dict[str, str],
-    error: type[Refused],
+    error: type[RequestError],
     says: str,
 ) -> None:
     with pytest.raises(error, match=says):
@@ -194,8 +200,8 @@ def test_what_is_no_cloud_event_is_refused(
     ("body", "media", "error"),
     [(b"{", "application/json", Reject), (b"\xff", "text/plain", BadRequest)],
 )
-def test_data_that_is_not_what_it_says_is_refused(
-    orders: CloudEventsSource, body: bytes, media: str, error: type[Refused]
+def test_data_that_is_not_what_it_says_is_rejected(
+    orders: CloudEventsSource, body: bytes, media: str, error: type[RequestError]
 ) -> None:
     with pytest.raises(error):
         binary(orders, body, {}, media)

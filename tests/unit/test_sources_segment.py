@@ -1,4 +1,4 @@
-"""What messages of Segment's tracking API become, or why they are refused."""
+"""What messages of Segment's tracking API become, or why they are rejected."""
 
 import base64
 from datetime import UTC, datetime, timedelta
@@ -140,9 +140,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("changed", "at"), WRONG)
 def test_one_bad_event_in_a_batch(shop: SegmentSource, changed: dict[str, Any], at: str) -> None:
     batch = [message(), message(**changed), message()]
-    with pytest.raises(ValidationError) as refused:
+    with pytest.raises(ValidationError) as rejected:
         send(shop, "/v1/batch", {"batch": batch})
-    assert f"at `$.batch[1]{at}`" in str(refused.value)
+    assert f"at `$.batch[1]{at}`" in str(rejected.value)
 
 
 @pytest.mark.parametrize(
@@ -156,18 +156,18 @@ def test_one_bad_event_in_a_batch(shop: SegmentSource, changed: dict[str, Any], 
     ],
 )
 def test_batch_that_is_none(shop: SegmentSource, body: Any, at: str) -> None:
-    with pytest.raises(ValidationError) as refused:
+    with pytest.raises(ValidationError) as rejected:
         send(shop, "/v1/batch", body)
-    assert f"at `{at}`" in str(refused.value)
+    assert f"at `{at}`" in str(rejected.value)
 
 
-def test_call_of_another_kind_than_its_path_is_refused(shop: SegmentSource) -> None:
+def test_call_of_another_kind_than_its_path_is_rejected(shop: SegmentSource) -> None:
     with pytest.raises(ValidationError, match=r"'track' is needed - at `\$.type`"):
         send(shop, "/v1/track", message("page"))
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[]", b"7"])
-def test_body_that_is_no_object_is_refused(shop: SegmentSource, body: bytes) -> None:
+def test_body_that_is_no_object_is_rejected(shop: SegmentSource, body: bytes) -> None:
     for webhook in shop.webhooks:
         with pytest.raises(Reject, match="does not fit"):
             webhook.function(Request(body))
@@ -207,10 +207,10 @@ def test_write_key_is_taken_from_the_header_or_the_body(shop: SegmentSource, key
     ],
 )
 def test_wrong_write_key(shop: SegmentSource, headers: dict[bytes, bytes], body: bytes) -> None:
-    with pytest.raises(Unauthorized, match="write key") as refused:
+    with pytest.raises(Unauthorized, match="write key") as rejected:
         asked(shop, headers, body)
-    assert refused.value.challenge.startswith("Basic")
-    assert "another" not in str(refused.value)
+    assert rejected.value.challenge.startswith("Basic")
+    assert "another" not in str(rejected.value)
 
 
 def test_request_that_comes_now_is_measured_by_the_clock(shop: SegmentSource) -> None:

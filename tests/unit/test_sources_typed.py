@@ -53,7 +53,7 @@ def test_what_is_not_named_goes_to_the_others() -> None:
     assert receive(source, delivery("star")).event_type == "hub/other"
 
 
-def test_type_that_nobody_declared_is_refused_with_those_that_are() -> None:
+def test_type_that_nobody_declared_is_rejected_with_those_that_are() -> None:
     source = GitHubSource("hub", secret=OLD)
     with pytest.raises(
         Reject, match="hub accepts no events of the type 'star'; it accepts none at all"
@@ -75,7 +75,7 @@ def test_type_that_nobody_declared_is_refused_with_those_that_are() -> None:
         ([("...", None)], "a name is a lower-case letter"),
     ],
 )
-def test_wrong_declarations_are_refused(types: list[Any], says: str) -> None:
+def test_wrong_declarations_are_rejected(types: list[Any], says: str) -> None:
     source = GitHubSource("hub", secret=OLD)
     *first, (last, name) = types
     for each, _ in first:

@@ -1,4 +1,4 @@
-"""What a webhook of GitHub, Stripe, Slack or Standard Webhooks becomes, or why it is refused."""
+"""What a webhook of GitHub, Stripe, Slack or Standard Webhooks becomes, or why it is rejected."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -145,9 +145,9 @@ def test_stripe_thin_event(stripe: StripeSource) -> None:
     ],
 )
 def test_stripe_event_that_is_none(stripe: StripeSource, changed: Any, at: str) -> None:
-    with pytest.raises(ValidationError) as refused:
+    with pytest.raises(ValidationError) as rejected:
         receive(stripe, stripe_event(**changed))
-    assert f"at `{at}`" in str(refused.value)
+    assert f"at `{at}`" in str(rejected.value)
 
 
 # ------------------------------------------------------------------------------------- Slack
@@ -219,9 +219,9 @@ def test_slack_notice_that_is_no_callback(slack: SlackSource) -> None:
     ],
 )
 def test_slack_callback_that_is_none(slack: SlackSource, changed: Any, at: str) -> None:
-    with pytest.raises(ValidationError) as refused:
+    with pytest.raises(ValidationError) as rejected:
         receive(slack, slack_callback(**changed))
-    assert f"at `{at}`" in str(refused.value)
+    assert f"at `{at}`" in str(rejected.value)
 
 
 # ------------------------------------------------------------------------- Standard Webhooks
@@ -263,9 +263,9 @@ def test_standard_webhook_whose_body_has_no_time(
     ],
 )
 def test_standard_webhook_that_is_none(hooks: StandardWebhooksSource, body: Any, at: str) -> None:
-    with pytest.raises(ValidationError) as refused:
+    with pytest.raises(ValidationError) as rejected:
         receive(hooks, body, SIGNED)
-    assert f"at `{at}`" in str(refused.value)
+    assert f"at `{at}`" in str(rejected.value)
 
 
 def test_time_without_a_zone_is_utc(hooks: StandardWebhooksSource) -> None:

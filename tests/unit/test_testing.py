@@ -19,7 +19,7 @@ from blacksmith_dagster import (
     Request,
     Source,
 )
-from blacksmith_dagster.errors import KeyReused, Refused, UsageError
+from blacksmith_dagster.errors import KeyReused, RequestError, UsageError
 from blacksmith_dagster.testing import run
 
 
@@ -134,11 +134,11 @@ def test_what_the_pipeline_raises_is_raised() -> None:
         run(app, [(departed, {"id": "UA1", "delay": 0})])
     with pytest.raises(Reject, match="no id"):
         run(app, [(departed, {"id": ""})])
-    with pytest.raises(Refused, match="does not fit"):
+    with pytest.raises(RequestError, match="does not fit"):
         run(app, [(cancelled, {"id": 1})])
 
 
-def test_a_source_event_of_another_application_is_refused() -> None:
+def test_a_source_event_of_another_application_is_rejected() -> None:
     with pytest.raises(UsageError, match="add its source"):
         run(app, [(Source("site").accept("clicked"), {})])
 

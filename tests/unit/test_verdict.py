@@ -12,7 +12,7 @@ from blacksmith_dagster import Batch, Schedule
 from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.pipeline.batch import Said
 from blacksmith_dagster.pipeline.batch import Verdict as Answer
-from blacksmith_dagster.scheduler.decoding import Decoded, Refused
+from blacksmith_dagster.scheduler.decoding import Decoded, DecodeFailure
 from blacksmith_dagster.scheduler.interface import Tally
 from blacksmith_dagster.scheduler.verdict import decide, report
 from blacksmith_dagster.store.interface import Deviation, Load, Verdict
@@ -28,10 +28,10 @@ def verdict(
     given: Load,
     answers: dict[int, Answer] | None = None,
     raised: BaseException | None = None,
-    refused: dict[int, Refused] | None = None,
+    failures: dict[int, DecodeFailure] | None = None,
 ) -> Verdict:
     by_key = {f"evt_{seq}-2": answer for seq, answer in (answers or {}).items()}
-    return decide(given, Decoded((), refused or {}), by_key, raised, SCHEDULE, NOW).verdict
+    return decide(given, Decoded((), failures or {}), by_key, raised, SCHEDULE, NOW).verdict
 
 
 def test_a_function_that_returns_has_succeeded_with_every_job() -> None:
@@ -135,15 +135,18 @@ def test_those_undecided_are_not_discarded_with_the_one_that_raised() -> None:
 
 
 def test_a_job_that_was_not_handed_over_fails_alone() -> None:
-    refused = {2: Refused(Said.FAILED, "KeyError"), 3: Refused(Said.DISCARDED, "not wanted")}
+    failures = {
+        2: DecodeFailure(Said.FAILED, "KeyError"),
+        3: DecodeFailure(Said.DISCARDED, "not wanted"),
+    }
     jobs = [row(1), row(2), row(3)]
-    assert verdict(load(jobs), refused=refused) == Verdict(
+    assert verdict(load(jobs), failures=failures) == Verdict(
         [
             Deviation(2, Said.FAILED, "KeyError", GAP),
             Deviation(3, Said.DISCARDED, "not wanted"),
         ]
     )
-    assert verdict(load(jobs, attempt=LAST), refused=refused).deviations[0] == Deviation(
+    assert verdict(load(jobs, attempt=LAST), failures=failures).deviations[0] == Deviation(
         2, Said.DISCARDED, "KeyError"
     )
 

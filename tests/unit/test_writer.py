@@ -74,7 +74,7 @@ def test_what_gathers_during_a_commit_makes_the_next_one() -> None:
     assert commits == [1, 5]
 
 
-def test_data_that_the_database_refuses_fails_alone() -> None:
+def test_data_that_the_database_rejects_fails_alone() -> None:
     def refuse(requests: Sequence[Sequence[NewEvent]]) -> list[Any]:
         if any(event.payload == "bad" for request in requests for event in request):
             raise StoreError("refused")
@@ -123,7 +123,7 @@ def test_reused_key_answers_its_request_alone() -> None:
     assert answered == [["1"], reused, ["3"]]
 
 
-def test_full_queue_refuses_but_never_the_first() -> None:
+def test_full_queue_rejects_but_never_the_first() -> None:
     store = Scripted(ids)
 
     async def main() -> None:
