@@ -16,7 +16,7 @@ from blacksmith_dagster import Event, Job
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.store.tables import from_micros
 
-_CURSOR = "SELECT coalesce(max(position), 0) FROM loads WHERE destination = {of}"
+_POSITION = "SELECT coalesce(max(position), 0) FROM loads WHERE destination = {of}"
 _NEXT = (
     "SELECT events.seq, received_at, payload, key, context, version, sent_at, parent"
     " FROM jobs JOIN events ON events.seq = jobs.seq"
@@ -36,7 +36,7 @@ def read_jobs(store: SQLStore, *, collect: bool = True) -> Generator[list[Job[An
     sqlite = store.engine.dialect.name == "sqlite"
     with closing(_connect(store)) as conn:
         cursor = conn.cursor() if sqlite else conn.cursor(binary=True)
-        (after,) = cursor.execute(_CURSOR.format(of=of)).fetchone()
+        (after,) = cursor.execute(_POSITION.format(of=of)).fetchone()
         statement = _NEXT.format(of=of, after="?" if sqlite else "%s")
         while rows := cursor.execute(statement, (after,)).fetchall():
             after = rows[-1][0]

@@ -118,14 +118,14 @@ def _due_of(of: Any, *also: Any) -> Any:
 
 
 def _first_new_of(of: Any) -> Any:
-    """The first job after the cursor. The log is ordered: it has waited longest."""
-    cursor = _number(_last(loads.c.position, 0, of))
-    found = select(jobs.c.seq).where(jobs.c.destination == of, jobs.c.seq > cursor)
+    """The first job after the position. The log is ordered: it has waited longest."""
+    position = _number(_last(loads.c.position, 0, of))
+    found = select(jobs.c.seq).where(jobs.c.destination == of, jobs.c.seq > position)
     return found.correlate(destination_events).order_by(jobs.c.seq).limit(1).scalar_subquery()
 
 
 _claimed = _last(loads.c.claimed, 0)
-_cursor = _last(loads.c.position, 0)
+_position = _last(loads.c.position, 0)
 _last_ids = [_last(loads.c.id, lane).scalar_subquery() for lane in (0, 1, 2)]
 _executing = _number(
     select(func.sum(loads.c.jobs)).where(loads.c.id.in_(_last_ids), loads.c.state == EXECUTING)
@@ -417,7 +417,7 @@ _JOBS_IN = {
     "awaiting": _select_jobs(literal(0), null(), null())
     .select_from(jobs)
     .join(events, events.c.seq == jobs.c.seq)
-    .where(jobs.c.destination == _of, jobs.c.seq > _number(_cursor))
+    .where(jobs.c.destination == _of, jobs.c.seq > _number(_position))
     .order_by(jobs.c.seq)
     .limit(_limit),
     "executing": union_all(

@@ -161,8 +161,8 @@ keys = Table(
     sqlite_with_rowid=False,
 )
 
-# A lane has one open load at most, and its last load is its state: where its cursor stands
-# (`position`), how many jobs were claimed for the first time (`claimed`), whether one is open.
+# A lane has one open load at most, and its last load is its state: up to which number new jobs were
+# claimed (`position`), how many were claimed for the first time (`claimed`), whether one is open.
 # seq_from and seq_to are set for first attempts alone. What changes has no index, so that updates
 # stay in their page (HOT).
 loads = Table(
