@@ -30,7 +30,7 @@
     │   ├── SequenceWentBack      the store was restored or promoted
     │   ├── NotFound              no such event, job or load
     │   │   └── Gone              there was, but it was older than it is kept
-    │   └── PositionMoved         another process has read on from this position
+    │   └── CursorMoved           another process has read on from this cursor
     └── FencedOut                 another process has taken over; stop
 
 Each message says what to do next.
@@ -236,8 +236,8 @@ class Gone(NotFound):
     """
 
 
-class PositionMoved(StoreError):
-    """A source's position is not where the caller read it: another process has read on from there."""
+class CursorMoved(StoreError):
+    """A reader's cursor is not where the caller read it: another process has read on from there."""
 
 
 class FencedOut(BlacksmithError):

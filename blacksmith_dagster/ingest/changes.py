@@ -20,7 +20,7 @@ from blacksmith_dagster.pipeline.cdc import Listener
 from blacksmith_dagster.pipeline.event import Event
 from blacksmith_dagster.pipeline.source import SourceEvent
 from blacksmith_dagster.pubsub.notifier import Notify
-from blacksmith_dagster.store.interface import Position, Raw, Store
+from blacksmith_dagster.store.interface import Cursor, Raw, Store
 
 EVENTS = 2_000
 """How many events are committed at once, at most."""
@@ -56,7 +56,7 @@ class Changes:
         self._store = store
         self._notify = notify
         self._extractor = Extractor(app, event)
-        self._cursor = store.position(self._reader)
+        self._cursor = store.cursor(self._reader)
         self._stop = threading.Event()
         cursor = None if self._cursor is None else msgspec.json.decode(self._cursor)
         self._listener = Listener(cursor, self._stop)
@@ -76,7 +76,7 @@ class Changes:
     def read(self, timeout: float) -> int | None:
         """Keep what was yielded; returns how many events, `None` if nothing was in `timeout` seconds.
 
-        Raises what the generator has raised, `PositionMoved`, and what the store raises.
+        Raises what the generator has raised, `CursorMoved`, and what the store raises.
         """
         gathered = [] if self._ended else self._gather(timeout)
         if not gathered:
@@ -155,8 +155,8 @@ class Changes:
         extracted = [extract_group(self._extractor, group) for group in groups]
         cursor = gathered[-1].cursor
         moves = self._cursor is not None or cursor != "null"
-        positions = [Position(self._reader, self._cursor, cursor)] if moves else []
-        keep(self._store, self._path, groups, extracted, positions)
+        cursors = [Cursor(self._reader, self._cursor, cursor)] if moves else []
+        keep(self._store, self._path, groups, extracted, cursors)
         if moves:
             self._cursor = cursor
         self._listener.committed = msgspec.json.decode(cursor)

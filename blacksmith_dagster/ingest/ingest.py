@@ -13,7 +13,7 @@ from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.source import SourceEvent
 from blacksmith_dagster.pipeline.subscription import Message
 from blacksmith_dagster.pipeline.triggers import Reply, Request
-from blacksmith_dagster.store.interface import NewEvent, Position, Raw, Store
+from blacksmith_dagster.store.interface import Cursor, NewEvent, Raw, Store
 
 
 def ingest(
@@ -21,24 +21,24 @@ def ingest(
     store: Store,
     event: SourceEvent[Any, Any, Any],
     requests: Sequence[Request | Message],
-    position: Position | None = None,
+    cursor: Cursor | None = None,
     received_at: datetime | None = None,
 ) -> list[list[str]]:
-    """Keep the events of `requests` to a source event in one commit, `position` with them.
+    """Keep the events of `requests` to a source event in one commit, `cursor` with them.
 
     `received_at` is for history that is imported from elsewhere; see `Store.ingest`.
 
     Returns the ids of each request's events. A request that would be rejected, or that makes the
     function raise, is kept in quarantine, in the same commit, and has no ids here; a `Reply` goes
-    nowhere. Called again after a crash it makes nothing twice, if there is a `position` or the
+    nowhere. Called again after a crash it makes nothing twice, if there is a `cursor` or the
     requests have keys.
 
-    Raises `PositionMoved` if another process has read on from `position`, and what the store raises.
+    Raises `CursorMoved` if another process has read on from `cursor`, and what the store raises.
     """
     extractor = Extractor(app, event)
     extracted = [extract_request(extractor, request) for request in requests]
-    positions = () if position is None else (position,)
-    ids = keep(store, event.path, requests, extracted, positions, received_at)
+    cursors = () if cursor is None else (cursor,)
+    ids = keep(store, event.path, requests, extracted, cursors, received_at)
     return [
         [] if isinstance(each, Raw) else found for each, found in zip(extracted, ids, strict=True)
     ]
@@ -67,20 +67,20 @@ def keep(
     path: str,
     requests: Sequence[Request | Message | EventGroup],
     extracted: list[list[NewEvent] | Raw],
-    positions: Sequence[Position] = (),
+    cursors: Sequence[Cursor] = (),
     received_at: datetime | None = None,
 ) -> list[list[str]]:
     """Commit what was `extracted` from `requests`. One with a reused key goes to quarantine; `extracted`
     is changed to that.
 
-    Raises `PositionMoved`, and what the store raises.
+    Raises `CursorMoved`, and what the store raises.
     """
-    kept = store.ingest(extracted, positions=positions, received_at=received_at)
+    kept = store.ingest(extracted, cursors=cursors, received_at=received_at)
     while reused := {place: each for place, each in enumerate(kept) if isinstance(each, KeyReused)}:
         for place, error in reused.items():
             extracted[place] = raw_of(path, requests[place], error)
-        if positions:  # nothing was kept, as the positions go with all of it
-            kept = store.ingest(extracted, positions=positions, received_at=received_at)
+        if cursors:  # nothing was kept, as the cursors go with all of it
+            kept = store.ingest(extracted, cursors=cursors, received_at=received_at)
         else:
             again = store.ingest([extracted[place] for place in reused])
             for place, ids in zip(reused, again, strict=True):

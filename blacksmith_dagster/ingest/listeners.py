@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from blacksmith_dagster.errors import (
     BlacksmithError,
-    PositionMoved,
+    CursorMoved,
     Unavailable,
     clean,
     describe,
@@ -196,7 +196,7 @@ class _Keeper(threading.Thread):
                     for number in reader.finish():
                         self._count(number)
                     self._note(*reader.lag())
-        except PositionMoved as error:
+        except CursorMoved as error:
             _log.warning("%s", error)  # and read on from where the other has come
             self._stopping.wait(_FIRST_REST)
         except Exception as error:  # noqa: BLE001 - what a user's generator raises, too

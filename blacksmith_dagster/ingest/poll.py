@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from blacksmith_dagster.errors import FencedOut, PositionMoved, TooLarge, UsageError
+from blacksmith_dagster.errors import CursorMoved, FencedOut, TooLarge, UsageError
 from blacksmith_dagster.ingest.extract import REQUEST_EVENTS, Extractor
 from blacksmith_dagster.ingest.ingest import destinations_of, extract_group, keep
 from blacksmith_dagster.pipeline.application import Blacksmith
@@ -17,7 +17,7 @@ from blacksmith_dagster.pipeline.cron import Poll
 from blacksmith_dagster.pipeline.event import Event
 from blacksmith_dagster.pipeline.source import SourceEvent
 from blacksmith_dagster.pubsub.notifier import Notify
-from blacksmith_dagster.store.interface import Position, Raw, Store
+from blacksmith_dagster.store.interface import Cursor, Raw, Store
 
 if TYPE_CHECKING:
     from blacksmith_dagster.supervisor.interface import Lease, Supervisor
@@ -58,7 +58,7 @@ def poll(
 
     Raises whatever the function raises; `TypeError` for what is no event; `UsageError` for a cursor
     that is no JSON; `TooLarge` for more than 100,000 events; `FencedOut` when the lock was lost
-    meanwhile, `PositionMoved` when another has read on; `Unavailable`.
+    meanwhile, `CursorMoved` when another has read on; `Unavailable`.
     """
     key = f"listen/{event.path}"
     lease = supervisor.acquire(key, holder)
@@ -77,7 +77,7 @@ def _poll(
     notify: Notify,
 ) -> Polled:
     reader = f"cron/{event.path}"
-    before = store.position(reader)
+    before = store.cursor(reader)
     handed = Poll(None if before is None else msgspec.json.decode(before), at)
     events = list(islice(_several(event.path, event(handed)), REQUEST_EVENTS + 1))
     if len(events) > REQUEST_EVENTS:
@@ -89,17 +89,17 @@ def _poll(
     extracted = [extract_group(extractor, each) for each in events]
     after = _written(event.path, handed.cursor)
     moves = before is not None or handed.cursor is not None
-    positions = [Position(reader, before, after)] if moves else []
+    cursors = [Cursor(reader, before, after)] if moves else []
     if lease.lost.is_set():
         raise FencedOut(
             f"the lock of {event.path} was lost while its function ran, and another may poll by now; "
             "nothing was kept, and the next poll begins from the same cursor"
         )
     try:
-        kept = keep(store, event.path, events, extracted, positions)
-    except PositionMoved:
+        kept = keep(store, event.path, events, extracted, cursors)
+    except CursorMoved:
         # Its own message shows the cursor, which may be secret.
-        raise PositionMoved(
+        raise CursorMoved(
             f"{event.path} was polled by another process meanwhile; nothing was kept, and the next poll "
             "begins from the cursor that the other has left"
         ) from None

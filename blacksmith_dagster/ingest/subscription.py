@@ -15,7 +15,7 @@ from blacksmith_dagster.pipeline.subscription import Subscription
 from blacksmith_dagster.pubsub import PubSub, open_pubsub
 from blacksmith_dagster.pubsub.interface import Received
 from blacksmith_dagster.pubsub.notifier import Notify
-from blacksmith_dagster.store.interface import NewEvent, Position, Raw, Store
+from blacksmith_dagster.store.interface import Cursor, NewEvent, Raw, Store
 
 MESSAGES = 2_000
 """How many messages are committed at once, at most."""
@@ -41,12 +41,12 @@ class Messages:
         self._store = store
         self._notify = notify
         self._extractor = Extractor(app, event)
-        self._consumer = broker_of(event, pubsub).consumer(trigger.topic, name, store.position)
+        self._consumer = broker_of(event, pubsub).consumer(trigger.topic, name, store.cursor)
 
     def read(self, timeout: float) -> int | None:
         """Keep the next messages; returns how many, `None` if none came in `timeout` seconds.
 
-        Raises `PositionMoved` if another has read on, and what the broker and the store raise.
+        Raises `CursorMoved` if another has read on, and what the broker and the store raise.
         """
         received = self._consumer.receive(MESSAGES, timeout)
         if received:
@@ -87,22 +87,22 @@ class Messages:
 
     def _commit(self, received: Sequence[Received], extracted: list[list[NewEvent] | Raw]) -> None:
         messages = [each.message for each in received]
-        keep(self._store, self._path, messages, extracted, positions_of(received))
+        keep(self._store, self._path, messages, extracted, cursors_of(received))
 
 
-def positions_of(received: Sequence[Received]) -> Sequence[Position]:
-    """How reading these messages moves each reader on.
+def cursors_of(received: Sequence[Received]) -> Sequence[Cursor]:
+    """How these messages move the cursor of each reader.
 
     >>> from blacksmith_dagster import Message
-    >>> one, two = Position("orders/0", "6", "7"), Position("orders/0", "7", "8")
-    >>> positions_of([Received(Message(b""), one), Received(Message(b""), two)])
-    [Position(reader='orders/0', before='6', after='8')]
+    >>> one, two = Cursor("orders/0", "6", "7"), Cursor("orders/0", "7", "8")
+    >>> cursors_of([Received(Message(b""), one), Received(Message(b""), two)])
+    [Cursor(reader='orders/0', before='6', after='8')]
     """
-    moved: dict[str, Position] = {}
-    for _, position in received:
-        if position is not None:
-            first = moved.get(position.reader, position)
-            moved[position.reader] = Position(position.reader, first.before, position.after)
+    moved: dict[str, Cursor] = {}
+    for _, cursor in received:
+        if cursor is not None:
+            first = moved.get(cursor.reader, cursor)
+            moved[cursor.reader] = Cursor(cursor.reader, first.before, cursor.after)
     return list(moved.values())
 
 

@@ -42,7 +42,7 @@ _OPEN_DAYS = timedelta(days=7)
 _REPEAT_SECONDS = 3600.0
 
 
-class Cursor(msgspec.Struct, frozen=True):
+class ReportCursor(msgspec.Struct, frozen=True):
     """What was reported to Dagster.
 
     - `since`: days before it are reported for good.
@@ -55,7 +55,7 @@ class Cursor(msgspec.Struct, frozen=True):
     checks: Mapping[str, tuple[bool, float]] = {}
 
     @classmethod
-    def read(cls, text: str | None, first: date) -> "Cursor":
+    def read(cls, text: str | None, first: date) -> "ReportCursor":
         """The cursor in `text`; from the day `first` on, if there is none."""
         return cls(first) if text is None else msgspec.json.decode(text, type=cls)
 
@@ -65,8 +65,8 @@ class Cursor(msgspec.Struct, frozen=True):
 
 
 def news(
-    cursor: Cursor, counted: Iterable[DayCount], today: date
-) -> tuple[Sequence[DayCount], Cursor]:
+    cursor: ReportCursor, counted: Iterable[DayCount], today: date
+) -> tuple[Sequence[DayCount], ReportCursor]:
     """The totals that Dagster does not know yet, oldest day first, and the cursor once it does.
 
     At most 200; the next call has the rest.
@@ -79,12 +79,12 @@ def news(
     since = max(cursor.since, min([today - _OPEN_DAYS, *(each.day for each in rest)]))
     totals = {**cursor.totals, **{_label(each): each.events for each in reported}}
     kept = {label: events for label, events in totals.items() if _day(label) >= since}
-    return reported, Cursor(since, kept, cursor.checks)
+    return reported, ReportCursor(since, kept, cursor.checks)
 
 
 def to_repeat(
-    cursor: Cursor, findings: Iterable[Finding], now: float
-) -> tuple[Sequence[Finding], Cursor]:
+    cursor: ReportCursor, findings: Iterable[Finding], now: float
+) -> tuple[Sequence[Finding], ReportCursor]:
     """The findings that differ from the last report, or were reported an hour ago."""
     fresh = []
     reported: dict[str, tuple[bool, float]] = {}
@@ -96,7 +96,7 @@ def to_repeat(
         else:
             reported[label] = (finding.passed, now)
             fresh.append(finding)
-    return fresh, Cursor(cursor.since, cursor.totals, reported)
+    return fresh, ReportCursor(cursor.since, cursor.totals, reported)
 
 
 def build_report_sensor(app: Blacksmith, keys: Mapping[str, AssetKey]) -> SensorDefinition:
@@ -111,7 +111,7 @@ def build_report_sensor(app: Blacksmith, keys: Mapping[str, AssetKey]) -> Sensor
     def report(context: SensorEvaluationContext, blacksmith: BlacksmithResource) -> SensorResult:
         store = blacksmith.store(app)
         store.maintain()  # the counts below follow the log only when asked to
-        cursor = Cursor.read(context.cursor, app.since)
+        cursor = ReportCursor.read(context.cursor, app.since)
         counted = [
             each for each in store.day_counts(cursor.since) if each.event_type in app.source_events
         ]

@@ -122,7 +122,7 @@ def look(
     newest = context.instance.get_run_records(RunsFilter(job_name=name), limit=2)
     holders = {path: _holder(supervisor, key) for path, key in locks.items()}
     runs, cursor = _active(
-        context.instance, name, holders.values(), _Cursor.read(context.cursor), now
+        context.instance, name, holders.values(), _WarmSensorCursor.read(context.cursor), now
     )
     reason = why_no_launch(runs) or why_pause(newest, now)
     if not runs and not reason:
@@ -137,9 +137,9 @@ def _active(
     instance: DagsterInstance,
     name: str,
     holders: Collection[str | None],
-    cursor: _Cursor,
+    cursor: _WarmSensorCursor,
     now: datetime,
-) -> tuple[Sequence[Run], _Cursor]:
+) -> tuple[Sequence[Run], _WarmSensorCursor]:
     """The active runs, oldest first; those whose process is gone are marked as failed."""
     records = instance.get_run_records(RunsFilter(job_name=name, statuses=ACTIVE), ascending=True)
     active = [record.dagster_run.run_id for record in records]
@@ -149,7 +149,9 @@ def _active(
         if record.dagster_run.status in UNDER_WAY
         and could_lock(record.dagster_run.run_id, active, holders)
     ]
-    cursor = _Cursor({each: cursor.lockless.get(each, now.timestamp()) for each in lockless})
+    cursor = _WarmSensorCursor(
+        {each: cursor.lockless.get(each, now.timestamp()) for each in lockless}
+    )
     runs = []
     for record in records:
         run = Run(
@@ -166,13 +168,13 @@ def _active(
     return runs, cursor
 
 
-class _Cursor(msgspec.Struct, frozen=True):
+class _WarmSensorCursor(msgspec.Struct, frozen=True):
     """Since when (seconds since 1970) runs are seen without a lock that they could have."""
 
     lockless: Mapping[str, float] = {}
 
     @classmethod
-    def read(cls, text: str | None) -> _Cursor:
+    def read(cls, text: str | None) -> _WarmSensorCursor:
         return msgspec.json.decode(text, type=cls) if text else cls()
 
     def write(self) -> str:

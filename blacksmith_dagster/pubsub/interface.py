@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
 from blacksmith_dagster.pipeline.subscription import Message
-from blacksmith_dagster.store.interface import Position
+from blacksmith_dagster.store.interface import Cursor
 
-Positions: TypeAlias = Callable[[str], str | None]
+CursorOf: TypeAlias = Callable[[str], str | None]
 
 
 class Publisher(Protocol):
@@ -62,14 +62,14 @@ class Received(NamedTuple):
     once."""
 
     message: Message
-    position: Position | None
+    cursor: Cursor | None
 
 
 class Consumer(Protocol):
     """Reads the messages of a subscription. Used by one thread, except for `close`.
 
     One consumer of a subscription reads at a time: its user holds a lock. Where the broker numbers
-    its messages, reading begins behind the positions that the store has, not where the broker
+    its messages, reading begins behind the cursors that the store has, not where the broker
     believes it to be.
     """
 
@@ -116,10 +116,10 @@ class PubSub(Protocol):
         """A subscriber, with a connection of its own, to what is told of a destination."""
         ...
 
-    def consumer(self, topic: str, subscription: str, position: Positions) -> Consumer:
+    def consumer(self, topic: str, subscription: str, cursor_of: CursorOf) -> Consumer:
         """A consumer, with a connection of its own, of the messages of `topic` as `subscription`.
 
-        `position` is the store's: where a reader is. The readers' names begin with the broker's
+        `cursor_of` is the store's: a reader's cursor. The readers' names begin with the broker's
         scheme and hold `subscription` and what the broker numbers by.
 
         Raises `SettingsError` if this broker has no messages to subscribe to.

@@ -17,7 +17,7 @@ from psycopg.sql import SQL, Identifier
 from sqlalchemy.engine import URL
 
 from blacksmith_dagster.errors import SettingsError, Unavailable
-from blacksmith_dagster.pubsub.interface import Consumer, Positions, Publisher, Subscriber
+from blacksmith_dagster.pubsub.interface import Consumer, CursorOf, Publisher, Subscriber
 from blacksmith_dagster.store import read_url
 from blacksmith_dagster.store.db_errors import reason
 
@@ -75,7 +75,7 @@ class PostgresPubSub:
         self,
         topic: str,
         subscription: str,  # noqa: ARG002
-        position: Positions,  # noqa: ARG002
+        cursor_of: CursorOf,  # noqa: ARG002
     ) -> Consumer:
         raise SettingsError(
             f"{self.label} has no messages to subscribe to: give the subscription of {topic!r} the URL "

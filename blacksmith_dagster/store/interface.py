@@ -67,8 +67,8 @@ class NewEvent(msgspec.Struct, frozen=True):
     parent: str | int | None = None
 
 
-class Position(msgspec.Struct, frozen=True):
-    """How far a source was read: `reader` was at `before` and is at `after` once this is kept.
+class Cursor(msgspec.Struct, frozen=True):
+    """How far a source has been read: `reader` was at `before` and is at `after` once this is kept.
 
     `before` is `None` for a reader that the store has not seen.
     """
@@ -500,7 +500,7 @@ class Store(Protocol):
         self,
         requests: Sequence[Sequence[NewEvent] | Raw],
         *,
-        positions: Sequence[Position] = (),
+        cursors: Sequence[Cursor] = (),
         released: Sequence[str] = (),
         received_at: datetime | None = None,
     ) -> list[list[str] | KeyReused]:
@@ -511,11 +511,11 @@ class Store(Protocol):
         as a value, and leaves nothing; the others are kept. A request that is `Raw` is kept in
         quarantine, and answered by its id there.
 
-        `positions` of different readers are committed with the events, and what is `released` leaves
+        `cursors` of different readers are committed with the events, and what is `released` leaves
         quarantine with them. With either, a reused key leaves nothing of any request: none is kept,
         and the answers of the others are empty.
 
-        Raises `PositionMoved` if a reader is elsewhere, `NotFound` if something released is not in
+        Raises `CursorMoved` if a reader is elsewhere, `NotFound` if something released is not in
         quarantine any more.
 
         `received_at` is for history that is imported from elsewhere: when it was received there.
@@ -523,8 +523,8 @@ class Store(Protocol):
         """
         ...
 
-    def position(self, reader: str) -> str | None:
-        """Where a reader is, or `None` if the store has not seen it."""
+    def cursor(self, reader: str) -> str | None:
+        """A reader's cursor, or `None` if the store has not seen it."""
         ...
 
     def quarantine(self, raw: Raw) -> str:

@@ -1,4 +1,4 @@
-"""Idempotency keys, and the positions of readers: what makes a repeated event one event."""
+"""Idempotency keys, and the cursors of readers: what makes a repeated event one event."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, update
 
-from blacksmith_dagster.errors import KeyReused, PositionMoved
-from blacksmith_dagster.store.interface import NewEvent, Position
+from blacksmith_dagster.errors import CursorMoved, KeyReused
+from blacksmith_dagster.store.interface import Cursor, NewEvent
 from blacksmith_dagster.store.maintenance import upsert
-from blacksmith_dagster.store.tables import positions
+from blacksmith_dagster.store.tables import cursors
 
 Key = tuple[str, str, int]
 """Event type, key, ordinal in the request."""
@@ -119,18 +119,18 @@ def keys_of(requests: Iterable[Iterable[NewEvent]]) -> set[Key]:
     }
 
 
-def move(conn: Connection, moves: Sequence[Position]) -> None:
-    """Move readers' positions on. Raises `PositionMoved` if one is not where the reader left it."""
+def move(conn: Connection, moves: Sequence[Cursor]) -> None:
+    """Move readers' cursors on. Raises `CursorMoved` if one is not where the reader left it."""
     # Sorted, so that two commits wait for each other and never in a circle.
     for reader, before, after in sorted((each.reader, each.before, each.after) for each in moves):
         if before is None:
-            moved = upsert(conn, positions).values(reader=reader, value=after)
+            moved = upsert(conn, cursors).values(reader=reader, value=after)
             moved = moved.on_conflict_do_nothing()
         else:
-            mine = (positions.c.reader == reader, positions.c.value == before)
-            moved = update(positions).where(*mine).values(value=after)
-        if conn.execute(moved.returning(positions.c.reader)).first() is None:
-            raise PositionMoved(
+            mine = (cursors.c.reader == reader, cursors.c.value == before)
+            moved = update(cursors).where(*mine).values(value=after)
+        if conn.execute(moved.returning(cursors.c.reader)).first() is None:
+            raise CursorMoved(
                 f"{reader} is no longer where it was read: another process has read on; read the "
-                "position again and go on from there"
+                "cursor again and continue from there"
             )

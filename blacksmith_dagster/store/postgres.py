@@ -17,7 +17,7 @@ from blacksmith_dagster.errors import KeyReused, Unavailable
 from blacksmith_dagster.store import schema
 from blacksmith_dagster.store.claims import LANES, LaneState
 from blacksmith_dagster.store.db_errors import committing, translate_errors
-from blacksmith_dagster.store.interface import JobRow, Load, NewEvent, Position, Raw, Verdict
+from blacksmith_dagster.store.interface import Cursor, JobRow, Load, NewEvent, Raw, Verdict
 from blacksmith_dagster.store.job_groups import Waiting
 from blacksmith_dagster.store.loads import Outcome
 from blacksmith_dagster.store.partitions import Partitions
@@ -109,19 +109,19 @@ class PostgresStore(SQLStore):
         self,
         requests: Sequence[Sequence[NewEvent] | Raw],
         *,
-        positions: Sequence[Position] = (),
+        cursors: Sequence[Cursor] = (),
         released: Sequence[str] = (),
         received_at: datetime | None = None,
     ) -> list[list[str] | KeyReused]:
         """Of events without keys and parents, one statement is the whole transaction."""
         asked = [each for each in requests if not isinstance(each, Raw)]
         new = [event for request in asked for event in request]
-        plain = len(asked) == len(requests) and not (positions or released or received_at)
+        plain = len(asked) == len(requests) and not (cursors or released or received_at)
         plain = plain and all(each.key is None and each.parent is None for each in new)
         try:
             if not plain or not new:
                 return super().ingest(
-                    requests, positions=positions, released=released, received_at=received_at
+                    requests, cursors=cursors, released=released, received_at=received_at
                 )
             with self.reading() as conn, committing(self.label):
                 ids = iter(self._epochs.ids_of(self._append(conn, new, {})))
@@ -130,9 +130,7 @@ class PostgresStore(SQLStore):
             self._make_partitions()
         except _KeyTaken:
             pass
-        return self.ingest(
-            requests, positions=positions, released=released, received_at=received_at
-        )
+        return self.ingest(requests, cursors=cursors, released=released, received_at=received_at)
 
     def record(self, load: Load, verdict: Verdict) -> None:
         """A load that all went well for is closed by one statement, the whole transaction."""

@@ -43,6 +43,7 @@ from blacksmith_dagster.store.interface import (
     Chosen,
     Confirm,
     Counts,
+    Cursor,
     DayCount,
     FencingToken,
     JobRow,
@@ -52,7 +53,6 @@ from blacksmith_dagster.store.interface import (
     Load,
     NewEvent,
     Orphan,
-    Position,
     Purgeable,
     PurgeStep,
     Quarantined,
@@ -263,7 +263,7 @@ class SQLStore(ABC):
         self,
         requests: Sequence[Sequence[NewEvent] | Raw],
         *,
-        positions: Sequence[Position] = (),
+        cursors: Sequence[Cursor] = (),
         released: Sequence[str] = (),
         received_at: datetime | None = None,
     ) -> list[list[str] | KeyReused]:
@@ -272,11 +272,11 @@ class SQLStore(ABC):
         with self.writing() as conn:
             if received_at is not None:
                 maintenance.begin_import(conn, received_at, self._watermark(conn))
-            keys.move(conn, positions)
+            keys.move(conn, cursors)
             quarantine.drop(conn, released)
             waiting = [[each] for each in self._quarantine(conn, raws)]
             admitted = keys.resolve(asked, self._known_keys(conn, keys.keys_of(asked)))
-            if admitted.rejected and (positions or released):
+            if admitted.rejected and (cursors or released):
                 conn.rollback()
                 kept, waiting = admitted.rejections, [[] for _ in raws]
             else:
@@ -321,9 +321,9 @@ class SQLStore(ABC):
     def _key(self, key: keys.Key) -> tuple[int, str, int]:
         return self._event_type(key[0]), key[1], key[2]
 
-    def position(self, reader: str) -> str | None:
+    def cursor(self, reader: str) -> str | None:
         with self.reading() as conn:
-            found = select(tables.positions.c.value).where(tables.positions.c.reader == reader)
+            found = select(tables.cursors.c.value).where(tables.cursors.c.reader == reader)
             return conn.execute(found).scalar()
 
     def quarantine(self, raw: Raw) -> str:

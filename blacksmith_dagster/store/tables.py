@@ -319,8 +319,8 @@ replays = Table(
     sqlite_autoincrement=True,
 )
 
-positions = Table(
-    "positions", metadata, Column("reader", Text, primary_key=True), _required("value", Text)
+cursors = Table(
+    "cursors", metadata, Column("reader", Text, primary_key=True), _required("value", Text)
 )
 
 quarantine = Table(

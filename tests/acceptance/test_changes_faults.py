@@ -82,7 +82,7 @@ def newest(store: Store) -> int:
 
 def snapshot_is_whole(store: Store) -> bool:
     """Whether changes are read by now."""
-    return '"change"' in (store.position(f"cdc/{counted.path}") or "")
+    return '"change"' in (store.cursor(f"cdc/{counted.path}") or "")
 
 
 def numbers(store: Store) -> list[int]:

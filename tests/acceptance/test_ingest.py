@@ -6,10 +6,10 @@ from contextlib import closing
 import pytest
 
 from blacksmith_dagster import Request
-from blacksmith_dagster.errors import PositionMoved
+from blacksmith_dagster.errors import CursorMoved
 from blacksmith_dagster.ingest import ingest
 from blacksmith_dagster.store import Store, open_store
-from blacksmith_dagster.store.interface import Position
+from blacksmith_dagster.store.interface import Cursor
 from tests.acceptance.gateway_pipeline import accepted, blacksmith, keyed, odd
 
 
@@ -20,21 +20,21 @@ def store(store_url: str) -> Iterator[Store]:
         yield opened
 
 
-def test_position_is_committed_with_the_events(store: Store) -> None:
+def test_cursor_is_committed_with_the_events(store: Store) -> None:
     lines = [Request(b'{"wanted": true}'), Request(b'{"wanted": false}')]
-    ids = ingest(blacksmith, store, accepted, lines, Position("landing", None, "2"))
+    ids = ingest(blacksmith, store, accepted, lines, Cursor("landing", None, "2"))
     assert [store.event(each).payload for (each,) in ids] == [
         '{"wanted": true}',
         '{"wanted": false}',
     ]
     assert [list(store.event(each).destinations) for (each,) in ids] == [["lake/waters"], []]
-    assert store.position("landing") == "2"
-    with pytest.raises(PositionMoved):
-        ingest(blacksmith, store, accepted, lines, Position("landing", None, "2"))
+    assert store.cursor("landing") == "2"
+    with pytest.raises(CursorMoved):
+        ingest(blacksmith, store, accepted, lines, Cursor("landing", None, "2"))
     assert len(store.events()) == 2
     # Lines that hold no event move it too.
-    assert ingest(blacksmith, store, accepted, [], Position("landing", "2", "3")) == []
-    assert store.position("landing") == "3"
+    assert ingest(blacksmith, store, accepted, [], Cursor("landing", "2", "3")) == []
+    assert store.cursor("landing") == "3"
 
 
 def test_line_that_cannot_be_ingested_goes_to_quarantine(store: Store) -> None:

@@ -26,11 +26,11 @@ from blacksmith_dagster import (
     Reply,
     Source,
 )
-from blacksmith_dagster.errors import FencedOut, PositionMoved, TooLarge, UsageError
+from blacksmith_dagster.errors import CursorMoved, FencedOut, TooLarge, UsageError
 from blacksmith_dagster.ingest import poll as polls
 from blacksmith_dagster.ingest.poll import Polled, poll
 from blacksmith_dagster.store import Store, open_store
-from blacksmith_dagster.store.interface import Position
+from blacksmith_dagster.store.interface import Cursor
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.store.tables import leases
 from blacksmith_dagster.supervisor import Lease, StoreSupervisor, Supervisor
@@ -124,7 +124,7 @@ def test_a_function_returns_or_yields_one_event_many_or_none(
 ) -> None:
     assert tower.poll(answer) == Polled(events)
     assert tower.kept() == ["1", "2", "3"][:events]
-    assert tower.store.position(READER) is None  # it has none
+    assert tower.store.cursor(READER) is None  # it has none
 
 
 def test_a_function_is_told_when_the_poll_was_due(tower: Tower) -> None:
@@ -158,7 +158,7 @@ def test_what_a_generator_sets_at_its_end_counts(tower: Tower) -> None:
         poll.cursor = "end"
 
     tower.poll(counts)
-    assert tower.store.position(READER) == '"end"'
+    assert tower.store.cursor(READER) == '"end"'
 
 
 @pytest.mark.parametrize("error", [ConnectionError("silent"), Reject("not today")], ids=str)
@@ -177,7 +177,7 @@ def test_a_function_that_raises_leaves_everything_as_it_was(tower: Tower, error:
         tower.poll(breaks)
     assert tower.kept() == []
     assert tower.store.quarantined() == []
-    assert tower.store.position(READER) == "1"
+    assert tower.store.cursor(READER) == "1"
     assert tower.poll(lambda poll: Event(poll.cursor)).events == 1  # the lock is free again
 
 
@@ -237,7 +237,7 @@ def test_an_event_that_cannot_be_kept_is_quarantined_with_the_cursor(tower: Towe
     assert tower.kept() == ["1", "3"]
     found = {each.error.split(":")[0] for each in tower.store.quarantined("tower/seen")}
     assert found == {"Unprocessable", "KeyReused"}
-    assert tower.store.position(READER) == '"read"'
+    assert tower.store.cursor(READER) == '"read"'
     assert tower.poll(lambda poll: Event(2, key="same")) == Polled(quarantined=1)
     bodies = [
         tower.store.in_quarantine(each.id).body for each in tower.store.quarantined("tower/seen")
@@ -281,13 +281,13 @@ def test_a_poll_beside_another_is_skipped_and_says_who_polls(tower: Tower) -> No
 def test_a_poll_that_was_overtaken_keeps_nothing(tower: Tower) -> None:
     def overtaken(poll: Poll) -> Event[int]:
         poll.cursor = 5
-        assert tower.store.ingest([], positions=[Position(READER, None, "6")]) == []
+        assert tower.store.ingest([], cursors=[Cursor(READER, None, "6")]) == []
         return Event(1)
 
-    with pytest.raises(PositionMoved, match="tower/seen was polled by another process meanwhile"):
+    with pytest.raises(CursorMoved, match="tower/seen was polled by another process meanwhile"):
         tower.poll(overtaken)
     assert tower.kept() == []
-    assert tower.store.position(READER) == "6"
+    assert tower.store.cursor(READER) == "6"
 
 
 def test_a_poll_that_has_lost_its_lock_keeps_nothing(
@@ -371,19 +371,19 @@ def test_cron_run_killed_keeps_the_cursor(place: str, store_url: str, tmp_path: 
     with opened(store_url) as store:
         runs.see(1, 5)
         assert runs.run() == 0
-        assert store.position(READER) == "5"
+        assert store.cursor(READER) == "5"
         runs.see(6, 10)
         runs.kill.write_text(place)
         assert runs.run() == -signal.SIGKILL
         kept = 10 if place == "after the commit" else 5
-        assert store.position(READER) == str(kept)
+        assert store.cursor(READER) == str(kept)
         assert len(store.events("tower/seen")) == kept
         assert isinstance(store, SQLStore)
         with store.writing() as conn:  # as if its lock's time to live had passed
             assert conn.execute(delete(leases)).rowcount == 1
         runs.see(11, 12)
         assert runs.run() == 0
-        assert store.position(READER) == "12"
+        assert store.cursor(READER) == "12"
         seen = [each.payload for each in reversed(store.events("tower/seen"))]
         assert seen == [f'"{number}"' for number in range(1, 13)]  # nothing lost, nothing twice
     with DagsterInstance.from_config(str(tmp_path)) as instance:

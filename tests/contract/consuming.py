@@ -26,15 +26,15 @@ class Kept:
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
-        self.positions: dict[str, str] = {}
+        self.cursors: dict[str, str] = {}
         self._ids: set[str] = set()
 
     def keep(self, received: Sequence[Received]) -> None:
         """Commit: a reader that is elsewhere is a fault of the consumer."""
-        for message, position in received:
-            if position is not None:
-                assert self.positions.get(position.reader) == position.before
-                self.positions[position.reader] = position.after
+        for message, cursor in received:
+            if cursor is not None:
+                assert self.cursors.get(cursor.reader) == cursor.before
+                self.cursors[cursor.reader] = cursor.after
             if message.id is None or message.id not in self._ids:
                 self.bodies.append(message.body)
             if message.id is not None:

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from blacksmith_dagster.errors import KeyReused
 from blacksmith_dagster.store import Store
-from blacksmith_dagster.store.interface import NewEvent, Position
+from blacksmith_dagster.store.interface import Cursor, NewEvent
 from tests.contract.pipeline import FLIGHTS, claimed, new_event, take_over
 
 
@@ -80,9 +80,7 @@ def test_a_rejected_family_takes_no_others_parents(store: Store) -> None:
 
 def test_a_child_may_come_later_than_its_parent(store: Store) -> None:
     [[parent]] = store.ingest([[new_event(1)]])
-    [ids] = store.ingest(
-        [[child(2, parent), child(3, 0)]], positions=[Position("orders/0", None, "1")]
-    )
+    [ids] = store.ingest([[child(2, parent), child(3, 0)]], cursors=[Cursor("orders/0", None, "1")])
     assert isinstance(ids, list)
     assert parents(store, ids) == [parent, ids[0]]
 

@@ -76,7 +76,7 @@ def consume(unmade: Feed, kept: Kept) -> Iterator[Consume]:
 
         def consume() -> Consumer:
             pubsub = opened(unmade.server)
-            consumer = pubsub.consumer(unmade.topic, unmade.subscription, kept.positions.get)
+            consumer = pubsub.consumer(unmade.topic, unmade.subscription, kept.cursors.get)
             return stack.enter_context(contextlib.closing(consumer))
 
         yield consume
@@ -223,7 +223,7 @@ def test_headers_times_and_places(feed: Feed, consume: Consume) -> None:
     assert got.message.place
     assert got.message.topic.startswith(feed.topic.rstrip(".#>"))
     assert got.message.id in ("id-1", None)
-    assert got.message.id or got.position
+    assert got.message.id or got.cursor
 
 
 def test_lag_is_what_was_not_received(feed: Feed, consume: Consume) -> None:
@@ -243,7 +243,7 @@ def test_a_topic_that_is_missing_is_told_and_used_once_it_is_there(
 ) -> None:
     pubsub = opened(unmade.server)
     with contextlib.closing(
-        pubsub.consumer(unmade.missing(), unmade.subscription, kept.positions.get)
+        pubsub.consumer(unmade.missing(), unmade.subscription, kept.cursors.get)
     ) as consumer:
         for _ in range(2):
             began = time.monotonic()
@@ -262,7 +262,7 @@ def test_wrong_credentials_fail_clearly(
     caplog.set_level(logging.DEBUG)
     pubsub = opened(feed.server, password="open-sesame")
     with contextlib.closing(
-        pubsub.consumer(feed.topic, feed.subscription, kept.positions.get)
+        pubsub.consumer(feed.topic, feed.subscription, kept.cursors.get)
     ) as consumer:
         with pytest.raises(Unavailable, match=rf"refused.*{VARIABLE}") as told:
             consumer.receive(1, 60)
@@ -275,7 +275,7 @@ def test_wrong_credentials_fail_clearly(
 def test_what_does_not_answer_is_told_within_seconds(feed: Feed, kept: Kept, silent: bool) -> None:
     with listener(silent=silent) as port:
         consumer = opened(feed.server, port=port).consumer(
-            feed.topic, feed.subscription, kept.positions.get
+            feed.topic, feed.subscription, kept.cursors.get
         )
         with contextlib.closing(consumer):
             began = time.monotonic()

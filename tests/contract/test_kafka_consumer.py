@@ -36,27 +36,27 @@ def kept() -> Kept:
 
 def consumer_of(feed: KafkaFeed, kept: Kept) -> contextlib.closing[Consumer]:
     pubsub = opened(feed.server)
-    return contextlib.closing(pubsub.consumer(feed.topic, feed.subscription, kept.positions.get))
+    return contextlib.closing(pubsub.consumer(feed.topic, feed.subscription, kept.cursors.get))
 
 
 def in_order(bodies: list[bytes]) -> list[bytes]:
     return sorted(bodies, key=int)
 
 
-def test_each_partition_has_a_position(feed: KafkaFeed, kept: Kept) -> None:
+def test_each_partition_has_a_cursor(feed: KafkaFeed, kept: Kept) -> None:
     feed.partitions = 2
     feed.make()
     feed.send(*numbered(10), partition=0)
     feed.send(*numbered(10, 10), partition=1)
     with consumer_of(feed, kept) as consumer:
         kept.keep(received(consumer, 13))
-    assert len(kept.positions) == 2
-    assert {reader.split("/")[-1] for reader in kept.positions} == {"0", "1"}
+    assert len(kept.cursors) == 2
+    assert {reader.split("/")[-1] for reader in kept.cursors} == {"0", "1"}
     with consumer_of(feed, kept) as consumer:
         kept.keep(received(consumer, 7))
         consumer.acknowledge()
     assert in_order(kept.bodies) == numbered(20)
-    assert set(kept.positions.values()) == {"9"}
+    assert set(kept.cursors.values()) == {"9"}
     until(lambda: feed.left() == 0)
 
 
@@ -95,7 +95,7 @@ def test_a_topic_made_anew_is_read_from_its_beginning(
         with consumer_of(feed, kept) as consumer:
             goes_on(consumer, kept, 25)
     assert kept.bodies == numbered(25)
-    assert len(kept.positions) == 2
+    assert len(kept.cursors) == 2
 
 
 def test_messages_that_were_deleted_before_they_were_read_are_told(
@@ -124,8 +124,8 @@ def test_a_partition_that_has_lost_its_end_is_told_and_read_again(
     feed.send(*numbered(3))
     with consumer_of(feed, kept) as consumer:
         kept.keep(received(consumer, 3))
-    (reader,) = kept.positions
-    kept.positions[reader] = "1000"  # as after a restore of the broker to an earlier state
+    (reader,) = kept.cursors
+    kept.cursors[reader] = "1000"  # as after a restore of the broker to an earlier state
     kept.bodies.clear()
     with consumer_of(feed, kept) as consumer:
         goes_on(consumer, kept, 3)
@@ -166,7 +166,7 @@ def test_two_readers_at_once_are_found_out(feed: KafkaFeed, kept: Kept) -> None:
     with consumer_of(feed, kept) as paused, consumer_of(feed, kept) as successor:
         late = received(paused, 5)
         kept.keep(received(successor, 10))
-        assert kept.positions.get(late[0].position.reader) != late[0].position.before  # type: ignore[union-attr]
+        assert kept.cursors.get(late[0].cursor.reader) != late[0].cursor.before  # type: ignore[union-attr]
     assert kept.bodies == numbered(10)
 
 
@@ -214,7 +214,7 @@ def test_rights_that_are_missing_are_told(feed: KafkaFeed, kept: Kept) -> None:
 
     def told() -> str:
         with contextlib.closing(
-            pubsub.consumer(feed.topic, feed.subscription, kept.positions.get)
+            pubsub.consumer(feed.topic, feed.subscription, kept.cursors.get)
         ) as consumer:
             try:
                 kept.keep(received(consumer, 1))

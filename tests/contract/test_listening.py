@@ -12,7 +12,7 @@ from blacksmith_dagster.ingest import changes as changes_module
 from blacksmith_dagster.ingest import listeners as listeners_module
 from blacksmith_dagster.ingest.listeners import Listeners
 from blacksmith_dagster.store import Store, open_store
-from blacksmith_dagster.store.interface import Listening, Position
+from blacksmith_dagster.store.interface import Cursor, Listening
 from blacksmith_dagster.supervisor import Supervisor, open_supervisor
 from tests.contract.loading import until
 
@@ -123,7 +123,7 @@ def test_what_is_yielded_is_kept_once_and_read_on_from_there(shop: Shop) -> None
     shop.listen(log)
     until(lambda: len(shop.kept) == 5003)
     assert shop.kept == numbers(5003)
-    assert shop.store.position(READER) == "5003"
+    assert shop.store.cursor(READER) == "5003"
     assert shop.notified == {"lake/changes"}
     until(lambda: shop.reported == 5003)
     until(lambda: log.committed[-1] == 5003)
@@ -248,7 +248,7 @@ def test_without_a_cursor_nothing_is_remembered(shop: Shop) -> None:
 
     shop.listen(changes)
     until(lambda: shop.kept == ["1", "2"])
-    assert shop.store.position(READER) is None
+    assert shop.store.cursor(READER) is None
 
 
 def test_a_cursor_without_an_event_is_kept(shop: Shop) -> None:
@@ -258,7 +258,7 @@ def test_a_cursor_without_an_event_is_kept(shop: Shop) -> None:
         listener.wait(60)
 
     shop.listen(changes)
-    until(lambda: shop.store.position(READER) == '{"at":[1,2]}')
+    until(lambda: shop.store.cursor(READER) == '{"at":[1,2]}')
     assert shop.kept == []
     assert shop.reported == 0
 
@@ -304,7 +304,7 @@ def test_who_finds_that_another_has_read_on_goes_on_from_there(shop: Shop) -> No
     log = Log(3)
     shop.listen(log)
     until(lambda: len(shop.kept) == 3)
-    shop.store.ingest([], positions=[Position(READER, "3", "10")])
+    shop.store.ingest([], cursors=[Cursor(READER, "3", "10")])
     log.lines = 12
     until(lambda: len(shop.kept) == 5)
     assert shop.kept == ["1", "2", "3", "11", "12"]

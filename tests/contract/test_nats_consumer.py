@@ -48,7 +48,7 @@ def consumer_of(
 ) -> contextlib.closing[Consumer]:
     pubsub = opened(feed.server)
     subject = subject or feed.topic
-    return contextlib.closing(pubsub.consumer(subject, feed.subscription, kept.positions.get))
+    return contextlib.closing(pubsub.consumer(subject, feed.subscription, kept.cursors.get))
 
 
 def test_wildcards_choose_subjects(feed: NATSFeed, kept: Kept) -> None:
@@ -116,7 +116,7 @@ def test_a_stream_made_anew_is_read_from_its_beginning(
         with consumer_of(feed, kept) as consumer:
             goes_on(consumer, kept, 25)
     assert kept.bodies == numbered(25)
-    assert len(kept.positions) == 2
+    assert len(kept.cursors) == 2
 
 
 def test_a_consumer_that_was_deleted_is_made_again(feed: NATSFeed, kept: Kept) -> None:
@@ -255,8 +255,8 @@ def test_a_stream_that_has_lost_its_end_is_told_and_read_again(
     feed.send(*numbered(3))
     with consumer_of(feed, kept) as consumer:
         kept.keep(received(consumer, 3))
-    (reader,) = kept.positions
-    kept.positions[reader] = "1000"  # as after a power cut took what was not on disk yet
+    (reader,) = kept.cursors
+    kept.cursors[reader] = "1000"  # as after a power cut took what was not on disk yet
     kept.bodies.clear()
     with consumer_of(feed, kept) as consumer:
         goes_on(consumer, kept, 3)

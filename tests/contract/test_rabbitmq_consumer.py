@@ -159,7 +159,7 @@ def test_messages_without_an_id_come_again_and_are_told_of_once(
     with consumer_of(feed) as consumer:
         got = received(consumer, 3)
         assert {each.message.id for each in got} == {None}
-        assert {each.position for each in got} == {None}
+        assert {each.cursor for each in got} == {None}
         kept.keep(got)
     (told,) = (record.getMessage() for record in caplog.records)
     assert "have no message_id" in told

@@ -113,7 +113,7 @@ def test_a_function_that_raises_is_tried_again_with_the_same_poll(
         assert cause
         assert "ConnectionError: the tower is silent" in cause.message
         assert payloads(store) == ["1", "2"]
-        assert store.position("cron/tower/seen") == '"half way"'
+        assert store.cursor("cron/tower/seen") == '"half way"'
 
 
 def test_a_run_fails_with_the_error_and_the_next_gets_everything(
@@ -130,7 +130,7 @@ def test_a_run_fails_with_the_error_and_the_next_gets_everything(
         assert "ConnectionError: the tower is silent" in failure(result)
         assert len(polling.polls) == 3  # the first attempt and two retries
         assert payloads(store) == []
-        assert store.position("cron/tower/seen") is None
+        assert store.cursor("cron/tower/seen") is None
         again = Polling(store_url)
         again.origin += [1, 2]
         assert again.run(instance).success

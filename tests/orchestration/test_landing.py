@@ -9,7 +9,7 @@ import pytest
 from dagster import DagsterInstance, SkipReason, build_sensor_context
 
 from assets.application import blacksmith
-from blacksmith_dagster.errors import PositionMoved
+from blacksmith_dagster.errors import CursorMoved
 from blacksmith_dagster.orchestration import BlacksmithResource
 from blacksmith_dagster.store import Store, open_store
 from scripts import demo
@@ -79,9 +79,9 @@ def test_a_reader_that_was_overtaken_ingests_nothing(
     file = folder / "flights.ndjson"
     file.write_bytes(b"".join(LINES[:10]))
     ever = float("inf")
-    read, overtaken = store.position, False
+    read, overtaken = store.cursor, False
 
-    def position_then_overtaken(reader: str) -> str | None:
+    def cursor_then_overtaken(reader: str) -> str | None:
         nonlocal overtaken
         found = read(reader)
         if not overtaken:
@@ -89,7 +89,7 @@ def test_a_reader_that_was_overtaken_ingests_nothing(
             assert ingest_file(store, file, ever) == 10
         return found
 
-    monkeypatch.setattr(store, "position", position_then_overtaken)
-    with pytest.raises(PositionMoved):
+    monkeypatch.setattr(store, "cursor", cursor_then_overtaken)
+    with pytest.raises(CursorMoved):
         ingest_file(store, file, ever)
     assert awaiting(store) == 10

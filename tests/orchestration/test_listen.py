@@ -178,7 +178,7 @@ def test_sigterm_ends_it_well_and_keeps_what_was_read(
     result = shop.run(instance)
     assert outputs(result)["stop_reason"] == "asked to stop"
     assert shop.kept[0] == 1
-    assert shop.store.position(f"cdc/{CHANGED}") == str(len(shop.kept))
+    assert shop.store.cursor(f"cdc/{CHANGED}") == str(len(shop.kept))
     assert not shop.supervisor.status(LOCK).held
 
 
@@ -198,7 +198,7 @@ def test_a_terminated_run_commits_what_was_read_and_ends_canceled(
     (run,) = instance.get_runs()
     assert run.status is DagsterRunStatus.CANCELED
     assert shop.kept == list(range(1, len(shop.kept) + 1))
-    assert shop.store.position(f"cdc/{CHANGED}") == str(len(shop.kept))
+    assert shop.store.cursor(f"cdc/{CHANGED}") == str(len(shop.kept))
     (told,) = observations(instance)
     assert told["events_received"] == len(shop.kept)
 

@@ -16,7 +16,7 @@ from dagster import (
 
 from blacksmith_dagster import Batch
 from blacksmith_dagster.orchestration.checks import Finding
-from blacksmith_dagster.orchestration.report import Cursor, news, to_repeat
+from blacksmith_dagster.orchestration.report import ReportCursor, news, to_repeat
 from blacksmith_dagster.store.interface import DayCount
 from tests.orchestration.pipeline import TODAY, Pipeline
 
@@ -133,14 +133,14 @@ def count(day: date, events: int, event_type: str = "airport/departed") -> DayCo
     return DayCount(event_type, day, events)
 
 
-def told(cursor: Cursor, counted: Sequence[DayCount]) -> tuple[list[DayCount], Cursor]:
+def told(cursor: ReportCursor, counted: Sequence[DayCount]) -> tuple[list[DayCount], ReportCursor]:
     found, after = news(cursor, [each for each in counted if each.day >= cursor.since], TODAY)
     return list(found), after
 
 
 def test_a_long_past_is_told_in_portions_oldest_first() -> None:
     counted = [count(TODAY - timedelta(days=ago), ago + 1) for ago in range(500)]
-    cursor = Cursor(TODAY - timedelta(days=499))
+    cursor = ReportCursor(TODAY - timedelta(days=499))
     seen: list[DayCount] = []
     for portion in (200, 200, 100, 0):
         found, cursor = told(cursor, counted)
@@ -151,16 +151,16 @@ def test_a_long_past_is_told_in_portions_oldest_first() -> None:
 
 def test_the_cursor_forgets_days_that_are_over() -> None:
     counted = [count(TODAY - timedelta(days=ago), 1) for ago in range(100)]
-    _, cursor = told(Cursor(TODAY - timedelta(days=99)), counted)
+    _, cursor = told(ReportCursor(TODAY - timedelta(days=99)), counted)
     assert len(cursor.totals) == 8
-    assert Cursor.read(cursor.write(), TODAY) == cursor
+    assert ReportCursor.read(cursor.write(), TODAY) == cursor
     late = [*counted[8:], count(TODAY - timedelta(days=7), 2), *counted[:7]]
     assert told(cursor, late)[0] == [count(TODAY - timedelta(days=7), 2)]
 
 
 def test_a_finding_is_repeated_after_an_hour() -> None:
     finding = Finding(DEPARTED, "gateway_reachable", True, "it answers")
-    first, cursor = to_repeat(Cursor(TODAY), [finding], now=1000.0)
+    first, cursor = to_repeat(ReportCursor(TODAY), [finding], now=1000.0)
     assert first == [finding]
     assert to_repeat(cursor, [finding], now=4599.0)[0] == []
     assert to_repeat(cursor, [finding], now=4600.0)[0] == [finding]

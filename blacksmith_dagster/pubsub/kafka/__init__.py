@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from blacksmith_dagster.pubsub.address import Address
-from blacksmith_dagster.pubsub.interface import Consumer, Positions, Publisher, Subscriber
+from blacksmith_dagster.pubsub.interface import Consumer, CursorOf, Publisher, Subscriber
 from blacksmith_dagster.pubsub.kafka.consumer import KafkaConsumer
 from blacksmith_dagster.pubsub.kafka.notifications import KafkaPublisher, KafkaSubscriber
 
@@ -39,6 +39,6 @@ class KafkaPubSub:
     def subscriber(self, destination: str) -> Subscriber:
         return KafkaSubscriber(self.address, destination)
 
-    def consumer(self, topic: str, subscription: str, position: Positions) -> Consumer:
+    def consumer(self, topic: str, subscription: str, cursor_of: CursorOf) -> Consumer:
         address = replace(self.address, topic=topic, subscription=subscription)
-        return KafkaConsumer(address, position)
+        return KafkaConsumer(address, cursor_of)

@@ -26,7 +26,7 @@ from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pipeline.subscription import Message
 from blacksmith_dagster.pubsub.address import Address
 from blacksmith_dagster.pubsub.connection import ConnectionGuard
-from blacksmith_dagster.pubsub.interface import Positions, Received
+from blacksmith_dagster.pubsub.interface import CursorOf, Received
 from blacksmith_dagster.pubsub.kafka.connection import (
     ANSWER_SECONDS,
     CONSUMER,
@@ -39,7 +39,7 @@ from blacksmith_dagster.pubsub.kafka.connection import (
     wait_for,
 )
 from blacksmith_dagster.pubsub.wire import header_text, unix_time
-from blacksmith_dagster.store.interface import Position
+from blacksmith_dagster.store.interface import Cursor
 
 _logger = logging.getLogger(__name__)
 
@@ -66,9 +66,9 @@ class KafkaConsumer:
     the holder of the lock waits. The group has the offsets, for whoever watches its lag.
     """
 
-    def __init__(self, address: Address, position: Positions) -> None:
+    def __init__(self, address: Address, cursor_of: CursorOf) -> None:
         self._address = address
-        self._position = position
+        self._cursor_of = cursor_of
         self._errors = self._new_errors()
         self._admin: AdminClient | None = None
         self._consumer: Consumer | None = None
@@ -169,9 +169,7 @@ class KafkaConsumer:
                 continue
             partition = self._partitions[number]
             at, partition.at, partition.next = partition.at, str(offset), offset + 1
-            received.append(
-                Received(_message(record), Position(partition.reader, at, partition.at))
-            )
+            received.append(Received(_message(record), Cursor(partition.reader, at, partition.at)))
         return received
 
     # -- committing
@@ -198,7 +196,7 @@ class KafkaConsumer:
             )[group]
 
     def _note_commit(self, commits: Future[ConsumerGroupTopicPartitions]) -> None:
-        # The store's positions count: nothing but what others see of the lag is wrong.
+        # The store's cursors count: nothing but what others see of the lag is wrong.
         failed = commits.exception()
         if isinstance(failed, KafkaException):
             errors = [failed.args[0]]
@@ -262,7 +260,7 @@ class KafkaConsumer:
                     str(each.partition),
                 )
             )
-            at = self._position(reader)
+            at = self._cursor_of(reader)
             start = begin if at is None else int(at) + 1
             if not begin <= start <= end:
                 self._warn_of_gap(each.partition, start, begin, end)
@@ -324,7 +322,7 @@ class KafkaConsumer:
 
 @dataclass(slots=True)
 class _AssignedPartition:
-    """`at` is the reader's position once all that was handed out is committed, `next` the offset
+    """`at` is the reader's cursor once all that was handed out is committed, `next` the offset
     that is read next, `end` the one behind the last that is known to be there."""
 
     reader: str

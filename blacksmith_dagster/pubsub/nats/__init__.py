@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from blacksmith_dagster.pubsub.address import Address
-from blacksmith_dagster.pubsub.interface import Consumer, Positions, Publisher, Subscriber
+from blacksmith_dagster.pubsub.interface import Consumer, CursorOf, Publisher, Subscriber
 from blacksmith_dagster.pubsub.nats.consumer import NATSConsumer
 from blacksmith_dagster.pubsub.nats.notifications import NATSPublisher, NATSSubscriber
 
@@ -35,6 +35,6 @@ class NATSPubSub:
     def subscriber(self, destination: str) -> Subscriber:
         return NATSSubscriber(self.address, destination)
 
-    def consumer(self, topic: str, subscription: str, position: Positions) -> Consumer:
+    def consumer(self, topic: str, subscription: str, cursor_of: CursorOf) -> Consumer:
         address = replace(self.address, topic=topic, subscription=subscription)
-        return NATSConsumer(address, position)
+        return NATSConsumer(address, cursor_of)

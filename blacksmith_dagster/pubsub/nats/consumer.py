@@ -23,10 +23,10 @@ from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
 from blacksmith_dagster.errors import SettingsError, Unavailable
 from blacksmith_dagster.pipeline.subscription import Message
 from blacksmith_dagster.pubsub.address import Address
-from blacksmith_dagster.pubsub.interface import Positions, Received
+from blacksmith_dagster.pubsub.interface import CursorOf, Received
 from blacksmith_dagster.pubsub.nats.connection import NATSConnection, jetstream
 from blacksmith_dagster.pubsub.wire import unix_time
-from blacksmith_dagster.store.interface import Position
+from blacksmith_dagster.store.interface import Cursor
 
 _logger = logging.getLogger(__name__)
 
@@ -46,18 +46,18 @@ _DONE_STATUSES = ("404", "408")  # of a request: there is no more, or it took to
 class NATSConsumer:
     """A `Consumer` of a subject, through a durable consumer on the stream that has it.
 
-    That one is made anew whenever reading begins, behind the store's position. Gone on with, it would
-    send what was not acknowledged late, behind newer messages, where no position finds it.
+    That one is made anew whenever reading begins, behind the store's cursor. Gone on with, it would
+    send what was not acknowledged late, behind newer messages, where no cursor finds it.
     """
 
-    def __init__(self, address: Address, position: Positions) -> None:
+    def __init__(self, address: Address, cursor_of: CursorOf) -> None:
         if not _NAME.fullmatch(address.subscription):
             raise SettingsError(
                 f"Subscription(subscription={address.subscription!r}): NATS accepts no name with "
                 "'.', '*', '>', '/' or '\\'; choose another"
             )
         self._address = address
-        self._position = position
+        self._cursor_of = cursor_of
         self._news = threading.Event()
         self._connection = NATSConnection(address, self._news.set)
         self._consumer: _DurableConsumer | None = None
@@ -118,7 +118,7 @@ class NATSConsumer:
         stream = self._connection.call(self._find)
         reader = _reader(self._address, stream)
         # Not in the connection's loop, which a database would hold up.
-        stored = self._position(reader)
+        stored = self._cursor_of(reader)
         begin = _first_sequence(self._address, stream, stored)
         self._consumer = self._connection.call(
             lambda: self._open_consumer(stream, reader, stored, begin)
@@ -232,7 +232,7 @@ class _DurableConsumer:
             received.append(
                 Received(
                     _message(message, self._stream, sequence, sent_at),
-                    Position(self._reader, at, self._at),
+                    Cursor(self._reader, at, self._at),
                 )
             )
         return received
@@ -332,7 +332,7 @@ def _reader(address: Address, stream: StreamInfo) -> str:
     # A stream made anew begins with its own first message.
     name = f"nats/{address.subscription}/{stream.config.name}@{stream.created:%Y%m%dT%H%M%S.%fZ}"
     if stream.config.retention == RetentionPolicy.WORK_QUEUE:
-        # What it holds before the position was read; with another subject that were not true.
+        # What it holds before the cursor was read; with another subject that were not true.
         name += f"/{address.topic}"
     return name
 

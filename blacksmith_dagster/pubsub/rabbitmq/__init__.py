@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from blacksmith_dagster.pubsub.address import Address
-from blacksmith_dagster.pubsub.interface import Consumer, Positions, Publisher, Subscriber
+from blacksmith_dagster.pubsub.interface import Consumer, CursorOf, Publisher, Subscriber
 from blacksmith_dagster.pubsub.rabbitmq.consumer import RabbitMQConsumer
 from blacksmith_dagster.pubsub.rabbitmq.notifications import RabbitMQPublisher, RabbitMQSubscriber
 
@@ -39,7 +39,7 @@ class RabbitMQPubSub:
         self,
         topic: str,
         subscription: str,
-        position: Positions,  # noqa: ARG002 - it numbers no messages
+        cursor_of: CursorOf,  # noqa: ARG002 - it numbers no messages
     ) -> Consumer:
         address = replace(self.address, topic=topic, subscription=subscription)
         return RabbitMQConsumer(address)

@@ -117,7 +117,7 @@ CREATE TABLE outcomes (
 CREATE INDEX outcomes_discarded ON outcomes (destination, seq) WHERE state = 6;
 CREATE INDEX outcomes_listing ON outcomes (listing, seq) WHERE listing is not null;
 
-CREATE TABLE positions (
+CREATE TABLE cursors (
     reader TEXT NOT NULL,
     value TEXT NOT NULL,
     PRIMARY KEY (reader)

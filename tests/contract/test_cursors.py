@@ -5,48 +5,48 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from blacksmith_dagster.errors import KeyReused, NotFound, PositionMoved
+from blacksmith_dagster.errors import CursorMoved, KeyReused, NotFound
 from blacksmith_dagster.store import Store
-from blacksmith_dagster.store.interface import NewEvent, Position, Raw
+from blacksmith_dagster.store.interface import Cursor, NewEvent, Raw
 from tests.contract.pipeline import departed, new_event
 
 RAW = Raw(departed.path, b"{", {}, "BadRequest: no JSON")
 
 
-def test_a_position_is_committed_with_its_events(store: Store) -> None:
-    assert store.position("landing") is None
-    store.ingest([[new_event(1)]], positions=[Position("landing", None, "10")])
-    store.ingest([[new_event(2)]], positions=[Position("landing", "10", "20")])
+def test_a_cursor_is_committed_with_its_events(store: Store) -> None:
+    assert store.cursor("landing") is None
+    store.ingest([[new_event(1)]], cursors=[Cursor("landing", None, "10")])
+    store.ingest([[new_event(2)]], cursors=[Cursor("landing", "10", "20")])
     for before in (None, "10"):
-        with pytest.raises(PositionMoved, match="landing"):
-            store.ingest([[new_event(3)]], positions=[Position("landing", before, "30")])
-    assert store.position("landing") == "20"
+        with pytest.raises(CursorMoved, match="landing"):
+            store.ingest([[new_event(3)]], cursors=[Cursor("landing", before, "30")])
+    assert store.cursor("landing") == "20"
     assert len(store.events()) == 2
 
 
 def test_several_readers_move_together(store: Store) -> None:
-    store.ingest([], positions=[Position("orders/1", None, "7")])
+    store.ingest([], cursors=[Cursor("orders/1", None, "7")])
     store.ingest(
         [[new_event()]],
-        positions=[
-            Position("orders/2", None, "1"),
-            Position("orders/0", None, "1"),
-            Position("orders/1", "7", "9"),
+        cursors=[
+            Cursor("orders/2", None, "1"),
+            Cursor("orders/0", None, "1"),
+            Cursor("orders/1", "7", "9"),
         ],
     )
-    assert [store.position(f"orders/{n}") for n in range(3)] == ["1", "9", "1"]
+    assert [store.cursor(f"orders/{n}") for n in range(3)] == ["1", "9", "1"]
 
 
 def test_if_one_reader_was_moved_by_another_nothing_is_kept(store: Store) -> None:
     released = store.quarantine(RAW)
-    store.ingest([], positions=[Position("orders/0", None, "1"), Position("orders/1", None, "1")])
-    with pytest.raises(PositionMoved, match=r"orders/1 is no longer where it was read"):
+    store.ingest([], cursors=[Cursor("orders/0", None, "1"), Cursor("orders/1", None, "1")])
+    with pytest.raises(CursorMoved, match=r"orders/1 is no longer where it was read"):
         store.ingest(
             [[new_event(1, key="a")], RAW],
-            positions=[Position("orders/0", "1", "2"), Position("orders/1", "0", "2")],
+            cursors=[Cursor("orders/0", "1", "2"), Cursor("orders/1", "0", "2")],
             released=[released],
         )
-    assert [store.position(f"orders/{n}") for n in range(2)] == ["1", "1"]
+    assert [store.cursor(f"orders/{n}") for n in range(2)] == ["1", "1"]
     assert not store.events()
     assert [each.id for each in store.quarantined()] == [released]
     # The key was given back: with other data it makes an event.
@@ -55,23 +55,23 @@ def test_if_one_reader_was_moved_by_another_nothing_is_kept(store: Store) -> Non
 
 def test_a_reused_key_leaves_nothing_of_what_was_read_with_it(store: Store) -> None:
     [[first]] = store.ingest([[new_event(1, key="a")]])
-    position = Position("orders/0", None, "4")
+    cursor = Cursor("orders/0", None, "4")
     answers = store.ingest(
         [[new_event(2)], [new_event(3, key="a")], RAW, [new_event(4, key="b")]],
-        positions=[position],
+        cursors=[cursor],
     )
     assert isinstance(answers[1], KeyReused)
     assert [answers[n] for n in (0, 2, 3)] == [[], [], []]
-    assert store.position("orders/0") is None
+    assert store.cursor("orders/0") is None
     assert [each.id for each in store.events()] == [first]
     assert not store.quarantined()
     # What is left goes on from the same place.
-    again = store.ingest([[new_event(2)], RAW, [new_event(5, key="b")]], positions=[position])
+    again = store.ingest([[new_event(2)], RAW, [new_event(5, key="b")]], cursors=[cursor])
     assert [len(each) for each in again if isinstance(each, list)] == [1, 1, 1]
     assert len(store.events()) == 3
 
 
-def test_without_positions_a_reused_key_leaves_the_others(store: Store) -> None:
+def test_without_cursors_a_reused_key_leaves_the_others(store: Store) -> None:
     store.ingest([[new_event(1, key="a")]])
     reused, raw, kept = store.ingest([[new_event(2, key="a")], RAW, [new_event(3, key="b")]])
     assert isinstance(reused, KeyReused)
@@ -83,15 +83,15 @@ def test_without_positions_a_reused_key_leaves_the_others(store: Store) -> None:
 def test_a_reader_moves_for_what_was_ingested_before(store: Store) -> None:
     """A message that came twice: its event is there, and the reader goes past it."""
     [[first]] = store.ingest([[new_event(1, key="a")]])
-    position = Position("orders/0", None, "1")
-    assert store.ingest([[new_event(1, key="a")]], positions=[position]) == [[first]]
-    assert store.position("orders/0") == "1"
+    cursor = Cursor("orders/0", None, "1")
+    assert store.ingest([[new_event(1, key="a")]], cursors=[cursor]) == [[first]]
+    assert store.cursor("orders/0") == "1"
 
 
 def test_an_event_that_nobody_knows_moves_no_reader(store: Store) -> None:
     with pytest.raises(NotFound):
-        store.ingest([[NewEvent("no/such", "{}")]], positions=[Position("orders/0", None, "1")])
-    assert store.position("orders/0") is None
+        store.ingest([[NewEvent("no/such", "{}")]], cursors=[Cursor("orders/0", None, "1")])
+    assert store.cursor("orders/0") is None
 
 
 def test_readers_that_are_moved_in_every_order_do_not_deadlock(store: Store) -> None:
@@ -103,14 +103,14 @@ def test_readers_that_are_moved_in_every_order_do_not_deadlock(store: Store) -> 
     def read_on(number: int) -> int:
         """Move all readers to the end, in steps; how many steps were this process's own."""
         chance, made = random.Random(seed + number), 0
-        while (before := store.position(readers[0])) != str(steps):
+        while (before := store.cursor(readers[0])) != str(steps):
             after = str(int(before or 0) + 1)
-            positions = [Position(reader, before, after) for reader in readers]
-            chance.shuffle(positions)
+            cursors = [Cursor(reader, before, after) for reader in readers]
+            chance.shuffle(cursors)
             try:
-                store.ingest([[new_event(int(after))]], positions=positions)
+                store.ingest([[new_event(int(after))]], cursors=cursors)
                 made += 1
-            except PositionMoved:
+            except CursorMoved:
                 continue
         return made
 
