@@ -149,7 +149,7 @@ class Loader:
         verdict = decision.verdict
         if made:
             verdict = Verdict(
-                verdict.deviations, verdict.raised, verdict.delay, verdict.alone, made
+                verdict.deviations, verdict.raised, verdict.delay, verdict.isolated, made
             )
         self._record(load, verdict, lease, stop)
         if made:

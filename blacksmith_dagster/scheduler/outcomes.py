@@ -39,9 +39,9 @@ def outcomes(
     if not any(received.values()):
         return []
     given = {job.key: job for job in decoded.jobs}
-    # A lost attempt has no number of its own, but the job was tried. What is condemned for its losses
-    # is claimed as one attempt more; by hand (without losses) as the last one.
-    tried = load.attempt + load.losses - (load.condemned is not None and load.losses > 0)
+    # A lost attempt has no number of its own, but the job was tried. What is condemned for its lost
+    # loads is claimed as one attempt more; by hand (without lost loads) as the last one.
+    tried = load.attempt + load.lost_loads - (load.condemned is not None and load.lost_loads > 0)
     made: list[NewEvent] = []
     for row, outcome, error in _decided(event, load, decision):
         if not received[outcome]:

@@ -40,7 +40,7 @@ def decide(
     `answers` is what the function said, by the job's key; `raised` what it raised. It has succeeded
     with every job that it did not name, or failed with them if it raised. A job that fails at its
     last attempt is discarded, except that a load of several jobs which raises discards none of those
-    undecided: it may have raised for the sake of one. They run once alone before that.
+    undecided: it may have raised for the sake of one. They run once by themselves before that.
     """
     if load.condemned is not None:
         return Decision(
@@ -53,8 +53,8 @@ def decide(
     gap = schedule.retry_delay(load.attempt, now).total_seconds()
     why = "" if raised is None else describe(raised)
     if raised is not None and not answers and not decoded.failures and (several or not last):
-        alone = several and load.attempt >= schedule.max_attempts - 1
-        return Decision(Verdict(raised=why, delay=gap, alone=alone))
+        isolated = several and load.attempt >= schedule.max_attempts - 1
+        return Decision(Verdict(raised=why, delay=gap, isolated=isolated))
 
     deviations: list[Deviation] = []
     exhausted: set[int] = set()
@@ -72,8 +72,8 @@ def decide(
             said = Said.DISCARDED
             exhausted.add(row.seq)
         if said is Said.FAILED:
-            alone = undecided and several and load.attempt >= schedule.max_attempts - 1
-            deviations.append(Deviation(row.seq, said, error, _delay(delay, gap), alone))
+            isolated = undecided and several and load.attempt >= schedule.max_attempts - 1
+            deviations.append(Deviation(row.seq, said, error, _delay(delay, gap), isolated))
         elif said is Said.DISCARDED:
             deviations.append(Deviation(row.seq, said, error))
     return Decision(Verdict(deviations), frozenset(exhausted))

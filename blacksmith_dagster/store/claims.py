@@ -109,10 +109,10 @@ class Claim:
         recovered = since is not None and loads.succeeded_since(self.conn, self.of, since)
         part = portion(first, self.limit, recovered)
         if part.jobs == first.jobs:
-            return self._whole(chosen, attempt, part.losses, part.condemned)
+            return self._whole(chosen, attempt, part.lost_loads, part.condemned)
         load = self._open(attempt, None, part.jobs)
         loads.split(self.conn, first, part, self.of, load)
-        return self._taken(load, chosen, attempt, part.losses, part.condemned)
+        return self._taken(load, chosen, attempt, part.lost_loads, part.condemned)
 
     def condemn_next(self, why: str) -> Load | None:
         """The next of all that waits, due or not."""
@@ -134,19 +134,19 @@ class Claim:
         self,
         chosen: Sequence[Waiting],
         attempt: int,
-        losses: int = 0,
+        lost_loads: int = 0,
         condemned: str | None = None,
     ) -> Load:
         load = self._open(attempt, None, sum(each.jobs for each in chosen))
         loads.take(self.conn, chosen, load)
-        return self._taken(load, chosen, attempt, losses, condemned)
+        return self._taken(load, chosen, attempt, lost_loads, condemned)
 
     def _taken(
         self,
         load: int,
         chosen: Sequence[Waiting],
         attempt: int,
-        losses: int,
+        lost_loads: int,
         condemned: str | None,
     ) -> Load:
         first = chosen[0]
@@ -156,9 +156,9 @@ class Claim:
             attempt,
             job_key=first.job_key,
             replay=first.replay,
-            losses=losses,
-            alone=first.alone,
-            strikes=first.strikes,
+            lost_loads=lost_loads,
+            isolated=first.isolated,
+            consecutive_failures=first.consecutive_failures,
             condemned=condemned,
         )
 

@@ -154,9 +154,9 @@ class Load(msgspec.Struct, frozen=True):
 
     - `job_key`: what its jobs' stable idempotency keys end in, see `key_of`.
     - `attempt`: the number of this attempt for each of its jobs (1 is the first).
-    - `losses`: how often this job group's loads ended without a word.
-    - `alone`: this job runs alone because its job group raised until its last attempt; `strikes` is how
-      many of the group's jobs have failed so in a row.
+    - `lost_loads`: how often this job group's loads ended without a result.
+    - `isolated`: this job runs by itself because its job group raised until its last attempt;
+      `consecutive_failures` is how many of the group's jobs have failed so in a row.
     - `condemned`: why its jobs are to be discarded without being run, if they are.
     - `replay`: the id of the replay that its jobs came of, if they did.
     """
@@ -167,9 +167,9 @@ class Load(msgspec.Struct, frozen=True):
     job_key: str
     attempt: int
     fresh: bool
-    losses: int = 0
-    alone: bool = False
-    strikes: int = 0
+    lost_loads: int = 0
+    isolated: bool = False
+    consecutive_failures: int = 0
     condemned: str | None = None
     replay: int | None = None
 
@@ -181,28 +181,28 @@ class Load(msgspec.Struct, frozen=True):
 class Deviation(msgspec.Struct, frozen=True):
     """A job of a load that did not succeed.
 
-    A failed one is due again after `delay` seconds, alone if `alone`.
+    A failed one is due again after `delay` seconds, by itself if `isolated`.
     """
 
     seq: int
     said: Said
     error: str
     delay: float | None = None
-    alone: bool = False
+    isolated: bool = False
 
 
 class Verdict(msgspec.Struct, frozen=True):
     """How a load ended.
 
     Either `raised` (all its jobs failed by one error, and the job group is due again after `delay`
-    seconds, alone if `alone`), or each job succeeded except the `deviations`.
+    seconds, its jobs one by one if `isolated`), or each job succeeded except the `deviations`.
     `outcomes` are the events that someone receives of it; their `parent` is the job's event.
     """
 
     deviations: Sequence[Deviation] = ()
     raised: str | None = None
     delay: float = 0.0
-    alone: bool = False
+    isolated: bool = False
     outcomes: Sequence[NewEvent] = ()
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-LOST_TOO_OFTEN = 3
-STRIKES = 10
-"""So many jobs of a job group failing alone, one after the other, tell an outage from a poisonous
-job.
+MAX_LOST_LOADS = 3
+MAX_CONSECUTIVE_FAILURES = 10
+"""So many isolated jobs of a group that fail in a row mean an outage, not a poisonous job.
 """
 
 
@@ -20,10 +19,10 @@ class Waiting(NamedTuple):
     seq_to: int
     jobs: int
     attempts: int
-    losses: int
+    lost_loads: int
     raised_in: int | None
-    alone: bool
-    strikes: int
+    isolated: bool
+    consecutive_failures: int
     replay: int | None = None
     job_key: str | None = None
 
@@ -31,46 +30,49 @@ class Waiting(NamedTuple):
 class Portion(NamedTuple):
     """What of a job group the next load takes: its first `jobs` jobs.
 
-    `losses` and `rest_losses` are what the two parts count from there on; `condemned` is why the
-    jobs are not to be run.
+    `lost_loads` and `remainder_lost_loads` are what the two parts count from there on; `condemned`
+    is why the jobs are not to be run.
     """
 
     jobs: int
-    losses: int
-    rest_losses: int
+    lost_loads: int
+    remainder_lost_loads: int
     condemned: str | None = None
 
 
 def is_plain(waiting: Waiting) -> bool:
     """Whether nothing speaks against running this job group together with others."""
-    return waiting.raised_in is None and not waiting.alone and waiting.losses == 0
+    return waiting.raised_in is None and not waiting.isolated and waiting.lost_loads == 0
 
 
 def portion(waiting: Waiting, limit: int, others_succeeded: bool) -> Portion:
     """How the job group runs next.
 
-    - Lost three times (its loads ended without a word): halved; each half is halved again at one
-      more loss, until the job that kills is alone. A single job gets its own three losses before it
+    - Three lost loads: halved; each half is halved again at one more, until the job that kills is
+      isolated. A single job gets three lost loads of its own before it
       is condemned.
-    - Its jobs run alone for their last attempt, until ten of them failed in a row.
+    - Its jobs are isolated: one runs at a time, for its last attempt, until ten of them failed in a
+      row.
     - It raised, and another load has succeeded since (`others_succeeded`): halved. If none has, the
       destination is out of order, and halving would only multiply the calls.
     """
-    whole, losses = min(limit, waiting.jobs), waiting.losses
+    whole, lost_loads = min(limit, waiting.jobs), waiting.lost_loads
     half = min(limit, (waiting.jobs + 1) // 2)
-    if losses >= LOST_TOO_OFTEN:
+    if lost_loads >= MAX_LOST_LOADS:
         if waiting.jobs == 1:
-            return Portion(1, losses, losses, f"its load ended without a word {losses} times")
+            return Portion(
+                1, lost_loads, lost_loads, f"its load ended without a result {lost_loads} times"
+            )
         return Portion(half, _after_halving(half), _after_halving(waiting.jobs - half))
-    if waiting.alone and waiting.strikes >= STRIKES:
-        why = f"{waiting.strikes} jobs of its group failed alone, one after the other"
-        return Portion(whole, losses, losses, why)
-    if waiting.alone:
-        return Portion(1, losses, losses)
+    if waiting.isolated and waiting.consecutive_failures >= MAX_CONSECUTIVE_FAILURES:
+        why = f"{waiting.consecutive_failures} isolated jobs of its group failed in a row"
+        return Portion(whole, lost_loads, lost_loads, why)
+    if waiting.isolated:
+        return Portion(1, lost_loads, lost_loads)
     if waiting.raised_in is not None and others_succeeded:
-        return Portion(half, losses, losses)
-    return Portion(whole, losses, losses)
+        return Portion(half, lost_loads, lost_loads)
+    return Portion(whole, lost_loads, lost_loads)
 
 
 def _after_halving(jobs: int) -> int:
-    return 0 if jobs == 1 else LOST_TOO_OFTEN - 1
+    return 0 if jobs == 1 else MAX_LOST_LOADS - 1

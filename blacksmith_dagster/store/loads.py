@@ -211,15 +211,15 @@ def split(conn: Connection, whole: Waiting, part: Portion, destination: int, loa
     """Give the first jobs of a job group to a load; the rest goes on waiting."""
     seqs = seqs_of(whole, destination).limit(1).offset(part.jobs - 1)
     boundary = conn.execute(seqs).scalar_one()
-    carve(conn, whole, whole.seq_from, boundary, part.jobs, load, losses=part.losses)
+    carve(conn, whole, whole.seq_from, boundary, part.jobs, load, lost_loads=part.lost_loads)
     conn.execute(
         update(job_groups)
         .where(job_groups.c.id == whole.id)
         .values(
             seq_from=boundary + 1,
             jobs=whole.jobs - part.jobs,
-            losses=part.rest_losses,
-            raised_in=whole.raised_in if whole.alone else None,
+            lost_loads=part.remainder_lost_loads,
+            raised_in=whole.raised_in if whole.isolated else None,
         )
     )
 
@@ -232,18 +232,21 @@ def carve(
     count: int,
     load: int | None,
     *,
-    losses: int,
+    lost_loads: int,
 ) -> int:
     """Make a part of a job group a group of its own; returns its id."""
     columns = [
         job_groups.c[name] for name in ("destination", "lane", "replay", "job_key", "listing")
     ]
-    kept = [job_groups.c[name] for name in ("attempts", "raised_in", "alone", "strikes", "due_at")]
+    kept = [
+        job_groups.c[name]
+        for name in ("attempts", "raised_in", "isolated", "consecutive_failures", "due_at")
+    ]
     part = {
         "seq_from": literal(seq_from),
         "seq_to": literal(seq_to),
         "jobs": literal(count),
-        "losses": literal(losses),
+        "lost_loads": literal(lost_loads),
         "rest": literal(whole.id),
         "load": null() if load is None else literal(load),
     }
@@ -260,13 +263,13 @@ def extract(conn: Connection, whole: Waiting, seq: int, destination: int) -> Wai
     seqs = list(conn.execute(seqs_of(whole, destination)).scalars())
     before, after = seqs.index(seq), len(seqs) - seqs.index(seq) - 1
     if after:
-        carve(conn, whole, seq + 1, whole.seq_to, after, None, losses=whole.losses)
+        carve(conn, whole, seq + 1, whole.seq_to, after, None, lost_loads=whole.lost_loads)
     if not before:
         conn.execute(
             update(job_groups).where(job_groups.c.id == whole.id).values(seq_to=seq, jobs=1)
         )
         return whole._replace(seq_to=seq, jobs=1)
-    made = carve(conn, whole, seq, seq, 1, None, losses=whole.losses)
+    made = carve(conn, whole, seq, seq, 1, None, lost_loads=whole.lost_loads)
     conn.execute(
         update(job_groups).where(job_groups.c.id == whole.id).values(seq_to=seq - 1, jobs=before)
     )
@@ -326,17 +329,17 @@ def repeat(
     load: int,
     due_at: datetime,
     *,
-    lost: int = 0,
+    lost_loads: int = 0,
     raised: tuple[int, bool] | None = None,
 ) -> None:
     """Let the jobs of a load that was closed wait again.
 
-    `lost` is added to their losses; `raised` is the attempt that raised, and whether they run alone
+    `lost_loads` is added to theirs; `raised` is the attempt that raised, and whether they are isolated
     from there on. A first load's jobs become a job group; else each group that the load took waits
     again: after an attempt in the load lane, whoever's it was, else where it was.
     """
     due = literal(due_at, job_groups.c.due_at.type)
-    attempts, alone = raised or (None, None)
+    attempts, isolated = raised or (None, None)
     for source, mine in ((loads, loads.c.id == load), (job_groups, job_groups.c.load == load)):
         had = source.c if source is job_groups else _NeverRun
         columns = {
@@ -349,10 +352,10 @@ def repeat(
             "seq_to": source.c.seq_to,
             "jobs": source.c.jobs,
             "attempts": had.attempts if attempts is None else literal(attempts),
-            "losses": had.losses + lost if raised is None else literal(0),
+            "lost_loads": had.lost_loads + lost_loads if raised is None else literal(0),
             "raised_in": had.raised_in if raised is None else literal(load),
-            "alone": had.alone if alone is None else literal(alone),
-            "strikes": had.strikes if raised is None else literal(0),
+            "isolated": had.isolated if isolated is None else literal(isolated),
+            "consecutive_failures": had.consecutive_failures if raised is None else literal(0),
             "due_at": due,
         }
         chosen = select(*columns.values()).where(mine, source.c.seq_to.is_not(None))
@@ -367,10 +370,10 @@ class _NeverRun:
     job_key = null()
     listing = null()
     attempts = literal(0)
-    losses = literal(0)
+    lost_loads = literal(0)
     raised_in = null()
-    alone = false()
-    strikes = literal(0)
+    isolated = false()
+    consecutive_failures = literal(0)
 
 
 class Outcome(NamedTuple):
@@ -387,7 +390,7 @@ class Outcome(NamedTuple):
 def group_failed_jobs(
     conn: Connection, load: Load, destination: int, deviations: Sequence[Deviation], now: datetime
 ) -> Mapping[tuple[float, bool], int]:
-    """Make a job group of the failed jobs for each delay, and for those that run alone; their
+    """Make a job group of the failed jobs for each delay, and for those that are isolated; their
     listings.
     """
     due: dict[tuple[float, bool], list[int]] = {}
@@ -395,26 +398,28 @@ def group_failed_jobs(
         if each.said is Said.FAILED:
             due.setdefault(_when(each), []).append(each.seq)
     listings = {}
-    for (delay, alone), seqs in due.items():
+    for (delay, isolated), seqs in due.items():
         values = {
             "destination": destination,
             "seq_from": min(seqs),
             "seq_to": max(seqs),
             "jobs": len(seqs),
             "attempts": load.attempt,
-            "raised_in": load.id if alone else None,
-            "alone": alone,
+            "raised_in": load.id if isolated else None,
+            "isolated": isolated,
             "due_at": now + timedelta(seconds=delay),
             "replay": load.replay,
             "job_key": None if load.job_key == str(destination) else load.job_key,
         }
         made = conn.execute(_MAKE_GROUP, values).scalar_one()
         conn.execute(update(job_groups).where(job_groups.c.id == made).values(listing=made))
-        listings[delay, alone] = made
+        listings[delay, isolated] = made
     return listings
 
 
-_MAKE_GROUP = insert(job_groups).values(losses=0, strikes=0).returning(job_groups.c.id)
+_MAKE_GROUP = (
+    insert(job_groups).values(lost_loads=0, consecutive_failures=0).returning(job_groups.c.id)
+)
 
 
 def outcomes_of(
@@ -433,11 +438,15 @@ def outcomes_of(
 
 
 def _when(failed: Deviation) -> tuple[float, bool]:
-    return failed.delay or 0.0, failed.alone
+    return failed.delay or 0.0, failed.isolated
 
 
-def strike(conn: Connection, load: int, failed: bool) -> None:
-    """Count a job that ran alone, in the group that it was taken from: failures in a row."""
+def count_consecutive_failures(conn: Connection, load: int, failed: bool) -> None:
+    """Count an isolated job in the group that it was split from: its failures in a row."""
     rest = select(job_groups.c.rest).where(job_groups.c.load == load).scalar_subquery()
-    strikes = job_groups.c.strikes + 1 if failed else literal(0)
-    conn.execute(update(job_groups).where(job_groups.c.id == rest).values(strikes=strikes))
+    consecutive_failures = job_groups.c.consecutive_failures + 1 if failed else literal(0)
+    conn.execute(
+        update(job_groups)
+        .where(job_groups.c.id == rest)
+        .values(consecutive_failures=consecutive_failures)
+    )

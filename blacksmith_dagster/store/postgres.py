@@ -134,7 +134,7 @@ class PostgresStore(SQLStore):
 
     def record(self, load: Load, verdict: Verdict) -> None:
         """A load that all went well for is closed by one statement, the whole transaction."""
-        if load.alone or verdict != _ALL_SUCCEEDED:
+        if load.isolated or verdict != _ALL_SUCCEEDED:
             super().record(load, verdict)
             return
         token = load.token

@@ -213,13 +213,13 @@ class Purge:
         if len(stay) < len(part):
             going = and_(past(self._bounds, self._held.windows), events.c.seq.not_in(stay))
 
-        def alone(seq: ColumnElement[int]) -> ColumnElement[bool]:
+        def without_event(seq: ColumnElement[int]) -> ColumnElement[bool]:
             return and_(seq.between(first, last), ~exists().where(events.c.seq == seq))
 
         with self._store.writing() as conn:
             conn.execute(delete(events).where(events.c.seq.between(first, last), going))
-            conn.execute(delete(jobs).where(*self._of(jobs, alone(jobs.c.seq))))
-            self._forget(conn, alone)
+            conn.execute(delete(jobs).where(*self._of(jobs, without_event(jobs.c.seq))))
+            self._forget(conn, without_event)
 
     def _forget(
         self, conn: Connection, which: Callable[[ColumnElement[int]], ColumnElement[bool]]

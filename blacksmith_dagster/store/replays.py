@@ -424,7 +424,7 @@ def plan(
 
 _MAKE = (
     insert(job_groups)
-    .values(attempts=0, losses=0, alone=False, strikes=0)
+    .values(attempts=0, lost_loads=0, isolated=False, consecutive_failures=0)
     .returning(job_groups.c.id)
 )
 

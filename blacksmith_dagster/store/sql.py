@@ -390,7 +390,7 @@ class SQLStore(ABC):
                     state = self._enter(conn, of, lane_number, 0)
                     if state.open:
                         loads.close(conn, state.last, UNKNOWN, state.now, "its loader was lost")
-                        loads.repeat(conn, state.last, state.now, lost=1)
+                        loads.repeat(conn, state.last, state.now, lost_loads=1)
                     return FencingToken(destination, lane, latest + 1, holder)
 
     def _hold(
@@ -456,15 +456,15 @@ class SQLStore(ABC):
             held = self._close(conn, load, state, error=verdict.raised, discarded=discarded)
             if verdict.raised is not None:
                 due = held.now + timedelta(seconds=verdict.delay)
-                loads.repeat(conn, load.id, due, raised=(load.attempt, verdict.alone))
+                loads.repeat(conn, load.id, due, raised=(load.attempt, verdict.isolated))
             elif verdict.deviations:
                 of = self._destination(load.token.destination)
                 listings = loads.group_failed_jobs(conn, load, of, verdict.deviations, held.now)
                 self._insert_outcomes(
                     conn, loads.outcomes_of(load, of, verdict.deviations, listings)
                 )
-            if load.alone and load.condemned is None:
-                loads.strike(conn, load.id, failed=bool(verdict.deviations))
+            if load.isolated and load.condemned is None:
+                loads.count_consecutive_failures(conn, load.id, failed=bool(verdict.deviations))
             if verdict.outcomes:
                 self._append(conn, verdict.outcomes, {})
 
@@ -476,7 +476,7 @@ class SQLStore(ABC):
     def abandon(self, load: Load, error: str) -> None:
         with self.writing() as conn:
             held = self._close(conn, load, UNKNOWN, error=error)
-            loads.repeat(conn, load.id, held.now, lost=1)
+            loads.repeat(conn, load.id, held.now, lost_loads=1)
 
     def next_due(self, *destinations: str) -> float | None:
         asked = [self._destination(each) for each in destinations]

@@ -368,11 +368,11 @@ def test_job_that_kills_its_process(store: Store, store_url: str, recording: Rec
         deaths = loader.starts - 1
     found = judge(store, FLIGHTS, ids, recording.loaded())
     assert found.discarded == {ids[5]}
-    # Three losses, one at each halving but the last, and its own three losses.
+    # Three lost loads, one at each halving but the last, and three of its own.
     assert deaths <= 9
     (job,) = store.jobs("discarded", FLIGHTS)
     assert job.error is not None
-    assert "without a word" in job.error
+    assert "without a result" in job.error
 
 
 def test_received_outcomes_exactly_once(store: Store, store_url: str, recording: Recording) -> None:

@@ -384,7 +384,7 @@ def test_an_empty_batch_sends_nothing(server: Server) -> None:
 
 
 def test_a_load_that_runs_late_begins_no_request(server: Server) -> None:
-    """Its jobs fail before the load's time is up, rather than end without a word."""
+    """Its jobs fail before the load's time is up, rather than end without a result."""
     released = threading.Event()
     server.raw = lambda _: released.wait(30)
     alerts = HTTPDestination("alerts", url=server.url, timeout="900ms")

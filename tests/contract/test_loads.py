@@ -1,4 +1,4 @@
-"""What every store promises of loads: claims, fencing tokens, lanes, retries, losses, halving,
+"""What every store promises of loads: claims, fencing tokens, lanes, retries, lost loads, halving,
 fairness."""
 
 from datetime import UTC, datetime
@@ -90,7 +90,7 @@ def test_a_released_load_counts_nothing(store: Store) -> None:
     store.release(load)
     again = claimed(store, token)
     assert ids_of(again) == ids
-    assert (again.attempt, again.losses) == (1, 0)
+    assert (again.attempt, again.lost_loads) == (1, 0)
     with pytest.raises(FencedOut):
         store.record(load, Verdict())
     store.record(again, Verdict())
@@ -249,13 +249,13 @@ def test_a_job_group_that_raised_is_halved_once_others_succeed(store: Store) -> 
     assert retries == [ids, ids[:2], ids[2:], [ids[2]], [ids[3]]]
 
 
-def test_the_last_attempt_is_taken_alone(store: Store) -> None:
+def test_the_last_attempt_is_isolated(store: Store) -> None:
     ids = keep(store, 4)
     token = take_over(store)
-    store.record(claimed(store, token), Verdict(raised="down", alone=True))
+    store.record(claimed(store, token), Verdict(raised="down", isolated=True))
     seen = []
     while load := store.claim(token, 1000, 2):
-        seen.append((ids_of(load), load.attempt, load.alone))
+        seen.append((ids_of(load), load.attempt, load.isolated))
         bad = load.rows[0].id == ids[1]
         gone = [Deviation(load.rows[0].seq, Said.DISCARDED, "poison")] if bad else []
         store.record(load, Verdict(gone))
@@ -264,37 +264,39 @@ def test_the_last_attempt_is_taken_alone(store: Store) -> None:
     assert (counts.succeeded, counts.discarded) == (3, 1)
 
 
-def test_jobs_that_were_not_decided_when_a_load_raised_run_alone(store: Store) -> None:
+def test_jobs_that_were_not_decided_when_a_load_raised_are_isolated(store: Store) -> None:
     ids = keep(store, 4)
     token = take_over(store)
     load = claimed(store, token)
-    undecided = [Deviation(load.rows[n].seq, Said.FAILED, "down", 0.0, alone=True) for n in (1, 3)]
+    undecided = [
+        Deviation(load.rows[n].seq, Said.FAILED, "down", 0.0, isolated=True) for n in (1, 3)
+    ]
     store.record(load, Verdict([Deviation(load.rows[0].seq, Said.DISCARDED, "no"), *undecided]))
     seen = []
     while load := store.claim(token, 1000, 2):
-        seen.append((ids_of(load), load.attempt, load.alone))
+        seen.append((ids_of(load), load.attempt, load.isolated))
         store.record(load, Verdict())
     assert seen == [([ids[1]], 2, True), ([ids[3]], 2, True)]
 
 
-def test_ten_failures_in_a_row_alone_condemn_the_rest(store: Store) -> None:
+def test_ten_consecutive_failures_condemn_the_rest(store: Store) -> None:
     keep(store, 15)
     token = take_over(store)
-    store.record(claimed(store, token), Verdict(raised="down", alone=True))
-    alone = 0
+    store.record(claimed(store, token), Verdict(raised="down", isolated=True))
+    isolated = 0
     while load := store.claim(token, 1000, 2):
         gone = [Deviation(row.seq, Said.DISCARDED, "down") for row in load.rows]
         store.record(load, Verdict(gone))
         if load.condemned is None:
-            alone += 1
+            isolated += 1
         else:
-            assert "10 jobs of its group failed alone" in load.condemned
+            assert "10 isolated jobs of its group failed in a row" in load.condemned
             assert len(load.rows) == 5
-    assert alone == 10
+    assert isolated == 10
     assert store.counts(FLIGHTS).discarded == 15
 
 
-# ------------------------------------------------------------------------------------ losses
+# ------------------------------------------------------------------------------------ lost loads
 
 
 def test_a_lost_load_is_due_again_at_once_and_counts_no_attempt(store: Store) -> None:
@@ -302,7 +304,7 @@ def test_a_lost_load_is_due_again_at_once_and_counts_no_attempt(store: Store) ->
     claimed(store, take_over(store, "one"))
     again = claimed(store, take_over(store, "two"))
     assert ids_of(again) == ids
-    assert (again.attempt, again.losses) == (1, 1)
+    assert (again.attempt, again.lost_loads) == (1, 1)
 
 
 def test_an_abandoned_load_rejects_its_late_result(store: Store) -> None:
@@ -312,11 +314,11 @@ def test_an_abandoned_load_rejects_its_late_result(store: Store) -> None:
     store.abandon(load, "ran past its time-out")
     with pytest.raises(FencedOut, match="no longer open"):
         store.record(load, Verdict())
-    assert claimed(store, token).losses == 1
+    assert claimed(store, token).lost_loads == 1
 
 
 def test_what_kills_its_loader_is_found_and_condemned(store: Store) -> None:
-    """Halved after three losses, and again at each more; the killer is condemned, nobody else."""
+    """Halved after three lost loads, and again at each more; the killer is condemned, nobody else."""
     ids = keep(store, 100)
     killer = ids[37]
     lost = 0
@@ -340,13 +342,13 @@ def test_what_kills_its_loader_is_found_and_condemned(store: Store) -> None:
     assert lost <= 3 + 7 + 3, "three for the batch, one for each halving, three for the job"
 
 
-def test_losses_do_not_use_up_attempts(store: Store) -> None:
+def test_lost_loads_do_not_use_up_attempts(store: Store) -> None:
     keep(store, 1)
     token = take_over(store)
     store.record(claimed(store, token), RAISED)
     claimed(store, token)
     load = claimed(store, take_over(store))
-    assert (load.attempt, load.losses) == (2, 1)
+    assert (load.attempt, load.lost_loads) == (2, 1)
 
 
 # ------------------------------------------------------------------------------------ fairness

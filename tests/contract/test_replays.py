@@ -221,7 +221,7 @@ def test_what_a_killed_replay_had_begun_stays_in_its_lane(store: Store) -> None:
     assert (replay.run, replay.waiting, replay.planned) == ("next run", 3, replay.upto)
     assert not store.end_replay(token, replay)
     [load] = drain(store, token)
-    assert (ids_of(load), load.losses) == (ids, 1)
+    assert (ids_of(load), load.lost_loads) == (ids, 1)
     assert store.end_replay(token, replay)
     assert (
         store.begin_replay(token, MISSING, [departed.path], None).id != replay.id

@@ -150,11 +150,11 @@ class StoreMachine(RuleBasedStateMachine):
         self.store.record(load, Verdict(deviations))
 
     @precondition(lambda self: self.load is not None)
-    @rule(alone=st.booleans())
-    def record_that_it_raised(self, alone: bool) -> None:
+    @rule(isolated=st.booleans())
+    def record_that_it_raised(self, isolated: bool) -> None:
         """All jobs fail together."""
         load = self._open()
-        self.store.record(load, Verdict(raised="down", alone=alone and len(load.rows) > 1))
+        self.store.record(load, Verdict(raised="down", isolated=isolated and len(load.rows) > 1))
         self._all(load, RETRYING)
         self.load = None
 

@@ -544,7 +544,7 @@ def test_a_window_holds_what_was_received_in_it(store: Store) -> None:
 
 
 def test_the_history_of_a_job_is_whole(store: Store) -> None:
-    """Failed alone, then with its group, then lost, then loaded: each with its load and run."""
+    """Failed by itself, then with its group, then lost, then loaded: each with its load and run."""
     [event, _] = keep(store, 2)
     token = take_over(store)
     load = store.claim(token, 10, 5, run="run-1")

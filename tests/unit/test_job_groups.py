@@ -12,10 +12,10 @@ PLAIN = Waiting(
     seq_to=100,
     jobs=100,
     attempts=1,
-    losses=0,
+    lost_loads=0,
     raised_in=None,
-    alone=False,
-    strikes=0,
+    isolated=False,
+    consecutive_failures=0,
 )
 
 
@@ -33,27 +33,31 @@ def test_a_group_that_raised_runs_whole_while_nothing_succeeds() -> None:
     assert portion(raised, 1000, others_succeeded=True).jobs == 50
 
 
-def test_a_group_lost_three_times_is_halved_and_halved_again_at_one_more_loss() -> None:
-    assert portion(PLAIN._replace(losses=2), 1000, others_succeeded=False).jobs == 100
-    lost = portion(PLAIN._replace(losses=3), 1000, others_succeeded=False)
-    assert lost == Portion(50, losses=2, rest_losses=2)
+def test_a_group_lost_three_times_is_halved_and_halved_again_at_one_more_lost_load() -> None:
+    assert portion(PLAIN._replace(lost_loads=2), 1000, others_succeeded=False).jobs == 100
+    lost = portion(PLAIN._replace(lost_loads=3), 1000, others_succeeded=False)
+    assert lost == Portion(50, lost_loads=2, remainder_lost_loads=2)
 
 
-def test_a_job_that_halving_leaves_alone_has_three_losses_of_its_own() -> None:
-    three = PLAIN._replace(jobs=3, losses=3)
-    assert portion(three, 1000, others_succeeded=False) == Portion(2, losses=2, rest_losses=0)
-    assert portion(PLAIN._replace(jobs=1, losses=2), 1, others_succeeded=False).condemned is None
-    single = portion(PLAIN._replace(jobs=1, losses=3), 1, others_succeeded=False)
-    assert single.condemned == "its load ended without a word 3 times"
+def test_a_job_that_halving_isolates_has_three_lost_loads_of_its_own() -> None:
+    three = PLAIN._replace(jobs=3, lost_loads=3)
+    assert portion(three, 1000, others_succeeded=False) == Portion(
+        2, lost_loads=2, remainder_lost_loads=0
+    )
+    assert (
+        portion(PLAIN._replace(jobs=1, lost_loads=2), 1, others_succeeded=False).condemned is None
+    )
+    single = portion(PLAIN._replace(jobs=1, lost_loads=3), 1, others_succeeded=False)
+    assert single.condemned == "its load ended without a result 3 times"
 
 
-def test_jobs_run_alone_until_ten_failed_in_a_row() -> None:
-    alone = PLAIN._replace(alone=True, raised_in=7)
-    assert portion(alone._replace(strikes=9), 1000, others_succeeded=True).jobs == 1
-    rest = portion(alone._replace(strikes=10), 1000, others_succeeded=True)
+def test_jobs_are_isolated_until_ten_failed_in_a_row() -> None:
+    isolated = PLAIN._replace(isolated=True, raised_in=7)
+    assert portion(isolated._replace(consecutive_failures=9), 1000, others_succeeded=True).jobs == 1
+    rest = portion(isolated._replace(consecutive_failures=10), 1000, others_succeeded=True)
     assert (rest.jobs, rest.condemned) == (
         100,
-        "10 jobs of its group failed alone, one after the other",
+        "10 isolated jobs of its group failed in a row",
     )
 
 
@@ -66,22 +70,22 @@ def test_jobs_run_alone_until_ten_failed_in_a_row() -> None:
         seq_to=st.just(10),
         jobs=st.integers(1, 2000),
         attempts=st.integers(0, 72),
-        losses=st.integers(0, 9),
+        lost_loads=st.integers(0, 9),
         raised_in=st.none() | st.just(3),
-        alone=st.booleans(),
-        strikes=st.integers(0, 12),
+        isolated=st.booleans(),
+        consecutive_failures=st.integers(0, 12),
     ),
     st.integers(1, 2000),
     st.booleans(),
 )
-def test_some_jobs_are_always_taken_and_a_batch_is_never_condemned_for_its_losses(
+def test_some_jobs_are_always_taken_and_a_batch_is_never_condemned_for_its_lost_loads(
     waiting: Waiting, limit: int, others_succeeded: bool
 ) -> None:
     taken = portion(waiting, limit, others_succeeded)
     assert 1 <= taken.jobs <= min(limit, waiting.jobs)
-    assert taken.losses <= waiting.losses
+    assert taken.lost_loads <= waiting.lost_loads
     if taken.condemned and waiting.jobs > 1:
-        assert waiting.alone
-        assert waiting.strikes >= 10
+        assert waiting.isolated
+        assert waiting.consecutive_failures >= 10
     if is_plain(waiting):
         assert taken == Portion(min(limit, waiting.jobs), 0, 0)

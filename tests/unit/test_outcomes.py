@@ -95,7 +95,7 @@ def test_a_job_whose_data_cannot_be_made_is_told_of_too() -> None:
 
 
 def test_a_condemned_load_runs_no_users_code() -> None:
-    given = load([row(1)], condemned="lost 3 times", losses=3)
+    given = load([row(1)], condemned="lost 3 times", lost_loads=3)
     (event,) = made(given)
     assert event.jobs[0].when_error is not None
     assert cause(event) == Cause("discarded", "lost 3 times", 3, 9, NOW)

@@ -114,18 +114,18 @@ def test_a_job_that_fails_at_its_last_attempt_is_discarded() -> None:
 
 
 @pytest.mark.parametrize("attempt", [LAST - 1, LAST, LAST + 1])
-def test_a_job_group_that_raises_to_the_end_is_run_alone_before_it_is_discarded(
+def test_a_job_group_that_raises_to_the_end_is_isolated_before_it_is_discarded(
     attempt: int,
 ) -> None:
     said = verdict(load([row(1), row(2)], attempt=attempt), raised=ERROR)
-    assert said == Verdict(raised="ConnectionError: refused", delay=GAP, alone=True)
-    assert not verdict(load([row(1), row(2)], attempt=LAST - 2), raised=ERROR).alone
+    assert said == Verdict(raised="ConnectionError: refused", delay=GAP, isolated=True)
+    assert not verdict(load([row(1), row(2)], attempt=LAST - 2), raised=ERROR).isolated
 
 
-def test_a_job_group_that_may_be_tried_once_runs_alone_after_it_raised() -> None:
+def test_a_job_group_that_may_be_tried_once_is_isolated_after_it_raised() -> None:
     once = Schedule("@every 10m", max_retries=0)
     said = decide(load([row(1), row(2)]), NO_JOBS, {}, ERROR, once, NOW).verdict
-    assert said.alone
+    assert said.isolated
 
 
 def test_those_undecided_are_not_discarded_with_the_one_that_raised() -> None:

@@ -87,10 +87,10 @@ CREATE TABLE job_groups (
     seq_to BIGINT NOT NULL,
     jobs INTEGER NOT NULL,
     attempts SMALLINT NOT NULL,
-    losses SMALLINT NOT NULL,
+    lost_loads SMALLINT NOT NULL,
     raised_in BIGINT,
-    alone BOOLEAN NOT NULL,
-    strikes SMALLINT NOT NULL,
+    isolated BOOLEAN NOT NULL,
+    consecutive_failures SMALLINT NOT NULL,
     rest BIGINT,
     due_at BIGINT NOT NULL,
     load BIGINT
