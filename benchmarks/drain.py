@@ -9,7 +9,7 @@ from benchmarks.pipeline import app, each, payload, requests
 from benchmarks.reading import read_jobs
 from benchmarks.stores import BATCH, BOTH, Databases, fill, opened, postgres
 from blacksmith_dagster.scheduler import StandardScheduler
-from blacksmith_dagster.scheduler.decoding import Decoder
+from blacksmith_dagster.scheduler.decoding import JobDecoder
 from blacksmith_dagster.store.interface import Lane, Verdict
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.supervisor import open_supervisor
@@ -109,5 +109,5 @@ def _check_same_jobs(store: SQLStore) -> None:
         read = next(batches)
     load = store.claim(token, BATCH, max_attempts=1)
     assert load is not None
-    assert Decoder(app, each).decode(load, {}).jobs == read
+    assert JobDecoder(app, each).decode(load, {}).jobs == read
     store.record(load, Verdict())

@@ -31,7 +31,7 @@ from blacksmith_dagster.store.interface import (
 from blacksmith_dagster.supervisor import LockStatus, ServiceStatus, Supervisor
 
 
-class _Row(msgspec.Struct, frozen=True):
+class _DestinationStatus(msgspec.Struct, frozen=True):
     """A destination event in `status`: `counts` is `None` before a process has registered it.
 
     `lag` is how many jobs have neither succeeded nor been discarded.
@@ -51,10 +51,10 @@ class _Supervision(msgspec.Struct, frozen=True):
     error: str | None = None
 
 
-class _Status(msgspec.Struct, frozen=True):
+class _StatusReport(msgspec.Struct, frozen=True):
     store: str
     supervision: _Supervision
-    destinations: Sequence[_Row]
+    destinations: Sequence[_DestinationStatus]
     orphans: Sequence[Orphan]
     listeners: Sequence[Listening]
     quarantined: Mapping[str, int]
@@ -68,10 +68,10 @@ def status(app: str | None, json: bool) -> None:
     is, and what is in quarantine."""
     application = load_application(app)
     with opened() as store, locks_of(store) as supervisor:
-        found = _Status(
+        found = _StatusReport(
             store.label,
             _supervision(supervisor),
-            [_row(store, path) for path in application.destination_events],
+            [_destination_status(store, path) for path in application.destination_events],
             store.orphans(application),
             store.listeners(),
             store.quarantine_sizes(),
@@ -86,15 +86,15 @@ def _supervision(supervisor: Supervisor) -> _Supervision:
         return _Supervision(supervisor.label, error=str(error))
 
 
-def _row(store: Store, path: str) -> _Row:
+def _destination_status(store: Store, path: str) -> _DestinationStatus:
     try:
         counts = store.counts(path)
     except NotFound:
         counts = None
-    return _Row(path, counts, counts.pending if counts else None)
+    return _DestinationStatus(path, counts, counts.pending if counts else None)
 
 
-def _status_text(found: _Status) -> str:
+def _status_text(found: _StatusReport) -> str:
     now = datetime.now(UTC)
     holders = {lock.key: lock.holder for lock in found.supervision.locks}
     states = ("awaiting", "executing", "retrying", "succeeded", "discarded")

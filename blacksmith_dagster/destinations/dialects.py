@@ -13,19 +13,19 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql import quoted_name
 from sqlalchemy.types import UserDefinedType
 
-from blacksmith_dagster.destinations.rows import Row
+from blacksmith_dagster.destinations.rows import TableRow
 from blacksmith_dagster.errors import SettingsError
 
 CONNECT_SECONDS = 10
 BUSY_SECONDS = 30
 
 
-class Writer(Protocol):
+class TableWriter(Protocol):
     """Writes rows into one table, whose `columns` those are that can be written."""
 
     columns: frozenset[str]
 
-    def write(self, connection: sa.Connection, rows: Sequence[Row]) -> None:
+    def write(self, connection: sa.Connection, rows: Sequence[TableRow]) -> None:
         """Insert or upsert rows that all have the same columns, and no two the same key."""
         ...
 
@@ -85,11 +85,11 @@ def bound_transaction(connection: sa.Connection, seconds: float) -> None:
 
 def open_writer(
     connection: sa.Connection, table: sa.TableClause, key: Sequence[str], newest: str | None
-) -> Writer:
+) -> TableWriter:
     """A writer for `table` as it now is in the database; without columns if there is none."""
     if connection.dialect.name == "postgresql":
-        return PostgreSQL(connection, table, key, newest)
-    return SQLite(connection, table, key, newest)
+        return PostgreSQLTable(connection, table, key, newest)
+    return SQLiteTable(connection, table, key, newest)
 
 
 def fault_of_the_data(error: Exception) -> str | None:
@@ -112,7 +112,7 @@ def said_by(error: sa.exc.DBAPIError) -> str:
     return said or next(iter(str(error.orig).splitlines()), type(error.orig).__name__)
 
 
-class PostgreSQL:
+class PostgreSQLTable:
     """One statement with one bound value, the rows as JSON.
 
     PostgreSQL itself reads each value as its column's type, as it reads a literal: the text
@@ -134,7 +134,7 @@ class PostgreSQL:
         self._upsert = _Upsert(table.name, table.schema, self.columns, key, newest)
         self._statements: dict[frozenset[str], sa.Executable] = {}
 
-    def write(self, connection: sa.Connection, rows: Sequence[Row]) -> None:
+    def write(self, connection: sa.Connection, rows: Sequence[TableRow]) -> None:
         names = frozenset(rows[0].values)
         if names not in self._statements:
             self._statements[names] = self._statement(sorted(names))
@@ -155,7 +155,7 @@ class PostgreSQL:
         return self._upsert.on_conflict(insert, names)
 
 
-class SQLite:
+class SQLiteTable:
     """One prepared statement, run for each row."""
 
     def __init__(
@@ -175,7 +175,7 @@ class SQLite:
         self._upsert = _Upsert(table.name, table.schema, self.columns, key, newest)
         self._statements: dict[frozenset[str], sa.Executable] = {}
 
-    def write(self, connection: sa.Connection, rows: Sequence[Row]) -> None:
+    def write(self, connection: sa.Connection, rows: Sequence[TableRow]) -> None:
         names = frozenset(rows[0].values)
         if names not in self._statements:
             insert = sqlite.insert(self._upsert.table)

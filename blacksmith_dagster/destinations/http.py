@@ -84,7 +84,7 @@ class HTTPDestination(Destination[httpx.Client]):
             migrations=migrations,
             wait_for_migrations=wait_for_migrations,
         )
-        self._endpoint = _Endpoint(f"destination {name!r}", url, dict(headers or {}))
+        self._endpoint = _HTTPTarget(f"destination {name!r}", url, dict(headers or {}))
         if isinstance(url, str):
             self._endpoint.base()
         for header in self._endpoint.headers:
@@ -194,7 +194,7 @@ class HTTPDestination(Destination[httpx.Client]):
 
 
 @dataclass(frozen=True)
-class _Endpoint:
+class _HTTPTarget:
     """Where to send, with what headers, and which texts of that are nobody's business."""
 
     where: str
@@ -250,7 +250,7 @@ class _Endpoint:
 class _Hide(logging.Filter):
     """Keeps what an endpoint hides out of a log."""
 
-    def __init__(self, endpoint: _Endpoint) -> None:
+    def __init__(self, endpoint: _HTTPTarget) -> None:
         super().__init__()
         self._hidden = endpoint.hidden()
 
@@ -263,7 +263,7 @@ class _Hide(logging.Filter):
 class _Post:
     """How jobs are sent: each waits `patience` seconds, none is begun after `sending` seconds."""
 
-    endpoint: _Endpoint
+    endpoint: _HTTPTarget
     path: str
     body: Callable[[Job[Any]], Any]
     concurrency: int

@@ -16,7 +16,7 @@ from blacksmith_dagster.pipeline.model import to_builtins
 _KEPT = (bytes, datetime, date, time, Decimal)
 
 
-class Row(msgspec.Struct, frozen=True):
+class TableRow(msgspec.Struct, frozen=True):
     """A job and the values of its row, by column."""
 
     job: Job[Any]
@@ -25,16 +25,16 @@ class Row(msgspec.Struct, frozen=True):
 
 def fitted(
     jobs: Iterable[Job[Any]], columns: Set[str], table: str, needed: Sequence[str]
-) -> tuple[list[Row], list[tuple[Job[Any], str]]]:
+) -> tuple[list[TableRow], list[tuple[Job[Any], str]]]:
     """The jobs whose data fits a table with these columns, as rows, and the others with the reason.
 
     `needed` are the columns that must have a value: those of the key, and `newest`.
     """
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     invalid: list[tuple[Job[Any], str]] = []
     for job in jobs:
         try:
-            rows.append(Row(job, _values(job.data, columns, table, needed)))
+            rows.append(TableRow(job, _values(job.data, columns, table, needed)))
         except ValueError as error:
             invalid.append((job, str(error)))
     return rows, invalid
@@ -67,14 +67,14 @@ def _values(data: Any, columns: Set[str], table: str, needed: Sequence[str]) -> 
     return values
 
 
-def statements(rows: Sequence[Row], key: Sequence[str]) -> list[list[Row]]:
+def statements(rows: Sequence[TableRow], key: Sequence[str]) -> list[list[TableRow]]:
     """The rows in groups, each for one statement, to be run in the order given.
 
     The rows of a group have the same columns, and no two the same key; of two rows with the same
     key the earlier comes in an earlier group. So the outcome is that of writing row by row.
     """
     seen: Counter[tuple[Any, ...]] = Counter()
-    groups: dict[tuple[int, frozenset[str]], list[Row]] = {}
+    groups: dict[tuple[int, frozenset[str]], list[TableRow]] = {}
     for row in rows:
         turn = 0
         if key:

@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 from blacksmith_dagster.destinations.dialects import (
-    Writer,
+    TableWriter,
     bound_transaction,
     fault_of_the_data,
     open_engine,
     open_writer,
     said_by,
 )
-from blacksmith_dagster.destinations.rows import Row, fitted, statements
+from blacksmith_dagster.destinations.rows import TableRow, fitted, statements
 from blacksmith_dagster.destinations.statements import of_postgresql, of_sqlite
 from blacksmith_dagster.errors import (
     BlacksmithError,
@@ -139,7 +139,7 @@ class SQLDestination(Destination[sa.Engine]):
                 f"{self.name}/{name}: newest={newest!r} is of the key, and so the same in the two rows "
                 "that it should decide between; name a column that tells the newer from the older"
             )
-        table = _Table(f"{self.name}/{name}", name, tuple(key), newest, create)
+        table = _TargetTable(f"{self.name}/{name}", name, tuple(key), newest, create)
 
         def load(batch: Batch[T], engine: sa.Engine) -> None:
             table.load(batch, engine, event.timeout.total_seconds())
@@ -247,7 +247,7 @@ def _place(url: sa.URL) -> tuple[object, ...]:
     return (url.get_backend_name(), url.host, url.port or 5432, url.database, url.query)
 
 
-class _Table:
+class _TargetTable:
     """One table, and what is known of it: read once per engine, and again after an error."""
 
     def __init__(
@@ -266,7 +266,7 @@ class _Table:
         self._newest = newest
         self._needed = (*key, newest) if newest else key
         self._create = create
-        self._known: tuple[sa.Engine, Writer] | None = None
+        self._known: tuple[sa.Engine, TableWriter] | None = None
 
     @property
     def description(self) -> str:
@@ -288,7 +288,7 @@ class _Table:
             self._known = None
             raise self._refused(error) from error
 
-    def _fitted(self, batch: Batch[Any], engine: sa.Engine) -> tuple[Writer, list[Row]]:
+    def _fitted(self, batch: Batch[Any], engine: sa.Engine) -> tuple[TableWriter, list[TableRow]]:
         """The rows that the table can hold; the jobs of the others have failed."""
         known = self._known[1] if self._known and self._known[0] is engine else None
         writer = known or self._read(engine)
@@ -300,7 +300,7 @@ class _Table:
             batch.fail(job, why)
         return writer, rows
 
-    def _read(self, engine: sa.Engine) -> Writer:
+    def _read(self, engine: sa.Engine) -> TableWriter:
         if self._create is not None:
             self._create.create(engine, checkfirst=True)
         with engine.connect() as connection:
@@ -337,7 +337,7 @@ class _Table:
 
 
 def _write(
-    writer: Writer, connection: sa.Connection, rows: Sequence[Row], batch: Batch[Any]
+    writer: TableWriter, connection: sa.Connection, rows: Sequence[TableRow], batch: Batch[Any]
 ) -> None:
     """Write what can be written, in order; a rejected batch is halved down to the row at fault."""
     waiting = [rows]

@@ -33,7 +33,7 @@ Holders = Mapping[str, str | None]
 """Who holds the lock of each event, by its path; `None` if nobody does."""
 
 
-class Run(NamedTuple):
+class WarmRun(NamedTuple):
     """An active warm run. `age`: seconds since its status changed; `ending`: it has announced its
     end; `lockless`: for how many seconds it has done without locks that it could have."""
 
@@ -56,7 +56,7 @@ def could_lock(run: str, active: Sequence[str], holders: Collection[str | None])
     return run not in holders and all(holder is None or holder in younger for holder in holders)
 
 
-def is_gone(run: Run) -> bool:
+def is_gone(run: WarmRun) -> bool:
     """Whether the process of an active run is gone.
 
     Dagster's default launcher does not notice when the machine goes down with its runs, nor when one
@@ -69,10 +69,10 @@ def is_gone(run: Run) -> bool:
     return run.age >= _START_SECONDS
 
 
-def why_no_launch(runs: Sequence[Run]) -> str | None:
+def why_no_launch(runs: Sequence[WarmRun]) -> str | None:
     """Why the active runs, oldest first, leave no room for another, or `None` if they do.
 
-    >>> run = Run("a1b2", DagsterRunStatus.STARTED, age=60)
+    >>> run = WarmRun("a1b2", DagsterRunStatus.STARTED, age=60)
     >>> why_no_launch([]), why_no_launch([run]), why_no_launch([run._replace(ending=True)])
     (None, 'run a1b2 is under way', None)
     """
@@ -139,7 +139,7 @@ def _active(
     holders: Collection[str | None],
     cursor: _WarmSensorCursor,
     now: datetime,
-) -> tuple[Sequence[Run], _WarmSensorCursor]:
+) -> tuple[Sequence[WarmRun], _WarmSensorCursor]:
     """The active runs, oldest first; those whose process is gone are marked as failed."""
     records = instance.get_run_records(RunsFilter(job_name=name, statuses=ACTIVE), ascending=True)
     active = [record.dagster_run.run_id for record in records]
@@ -154,7 +154,7 @@ def _active(
     )
     runs = []
     for record in records:
-        run = Run(
+        run = WarmRun(
             record.dagster_run.run_id,
             record.dagster_run.status,
             (now - record.update_timestamp).total_seconds(),

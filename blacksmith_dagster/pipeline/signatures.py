@@ -30,7 +30,7 @@ _LONGEST = timedelta(days=7)  # keys are kept as long: an older repetition would
 _STANDARD_PREFIX = "whsec_"
 
 
-class _Claim(NamedTuple):
+class _SignatureHeaders(NamedTuple):
     """What a request's headers say of its signature.
 
     - `before`: what is signed before the body.
@@ -97,7 +97,7 @@ class _Signature(ABC):
         return claim.key
 
     @abstractmethod
-    def _claim(self, headers: Mapping[bytes, bytes]) -> _Claim:
+    def _claim(self, headers: Mapping[bytes, bytes]) -> _SignatureHeaders:
         """What the headers say; rejects those that say too little."""
 
     def _key(self, secret: Secret, value: str) -> bytes:  # noqa: ARG002
@@ -197,7 +197,7 @@ class HMACSignature(_Signature):
             tolerance=_checked_tolerance(what, tolerance),
         )
 
-    def _claim(self, headers: Mapping[bytes, bytes]) -> _Claim:
+    def _claim(self, headers: Mapping[bytes, bytes]) -> _SignatureHeaders:
         given = self._header(headers, self.header)
         prefix = self.prefix.encode()
         signatures = _decoded(self.encoding, [given.removeprefix(prefix)])
@@ -205,10 +205,10 @@ class HMACSignature(_Signature):
             self._reject(f"{self.header} is not '{self.prefix}' and a signature in {self.encoding}")
         before = self.signed.removesuffix("{body}").encode()
         if self.timestamp_header is None:
-            return _Claim(before, signatures)
+            return _SignatureHeaders(before, signatures)
         sent = self._header(headers, self.timestamp_header)
         seconds = self._seconds(sent, self.timestamp_header)
-        return _Claim(before.replace(b"{timestamp}", sent), signatures, seconds)
+        return _SignatureHeaders(before.replace(b"{timestamp}", sent), signatures, seconds)
 
 
 class GitHubSignature(HMACSignature):
@@ -263,7 +263,7 @@ class StripeSignature(_Signature):
     tolerance: str
     header = "Stripe-Signature"
 
-    def _claim(self, headers: Mapping[bytes, bytes]) -> _Claim:
+    def _claim(self, headers: Mapping[bytes, bytes]) -> _SignatureHeaders:
         parts = [
             part.strip().partition(b"=") for part in self._header(headers, self.header).split(b",")
         ]
@@ -272,7 +272,7 @@ class StripeSignature(_Signature):
         if len(sent) != 1 or not signatures:
             self._reject(f"{self.header} is not t=<seconds>,v1=<hexadecimal signature>")
         seconds = self._seconds(sent[0], self.header)
-        return _Claim(sent[0] + b".", signatures, seconds)
+        return _SignatureHeaders(sent[0] + b".", signatures, seconds)
 
 
 @dataclass(frozen=True, init=False)
@@ -294,7 +294,7 @@ class StandardWebhooksSignature(_Signature):
     tolerance: str
     header = "webhook-signature"
 
-    def _claim(self, headers: Mapping[bytes, bytes]) -> _Claim:
+    def _claim(self, headers: Mapping[bytes, bytes]) -> _SignatureHeaders:
         id_ = self._header(headers, "webhook-id")
         sent = self._header(headers, "webhook-timestamp")
         parts = [part.partition(b",") for part in self._header(headers, self.header).split()]
@@ -302,7 +302,9 @@ class StandardWebhooksSignature(_Signature):
         if not signatures:
             self._reject(f"{self.header} has no v1,<base64 signature>")
         seconds = self._seconds(sent, "webhook-timestamp")
-        return _Claim(b"%s.%s." % (id_, sent), signatures, seconds, id_.decode("latin-1"))
+        return _SignatureHeaders(
+            b"%s.%s." % (id_, sent), signatures, seconds, id_.decode("latin-1")
+        )
 
     def _key(self, secret: Secret, value: str) -> bytes:
         text = value.removeprefix(_STANDARD_PREFIX).rstrip("=")

@@ -8,7 +8,7 @@ from importlib import import_module
 from importlib.util import find_spec
 
 from blacksmith_dagster.errors import SettingsError
-from blacksmith_dagster.pubsub.address import VARIABLE, Address, read
+from blacksmith_dagster.pubsub.address import VARIABLE, BrokerAddress, parse_broker_url
 from blacksmith_dagster.pubsub.interface import Consumer, Publisher, PubSub, Received, Subscriber
 
 __all__ = ["Consumer", "PubSub", "Publisher", "Received", "Subscriber", "open_pubsub"]
@@ -34,7 +34,7 @@ def open_pubsub(url: str | None, store_url: str, variable: str = VARIABLE) -> Pu
     """
     if not url:
         return None
-    address = read(url, variable)
+    address = parse_broker_url(url, variable)
     if address.scheme == "postgres":
         if not store_url.startswith(("postgres:", "postgresql")):
             raise SettingsError(
@@ -49,5 +49,7 @@ def open_pubsub(url: str | None, store_url: str, variable: str = VARIABLE) -> Pu
         raise ImportError(
             f"{address.scheme}:// needs its client; run `pip install 'blacksmith-dagster[{extra}]'`"
         )
-    chosen: Callable[[Address], PubSub] = getattr(import_module(f"{__name__}.{module}"), adapter)
+    chosen: Callable[[BrokerAddress], PubSub] = getattr(
+        import_module(f"{__name__}.{module}"), adapter
+    )
     return chosen(address)

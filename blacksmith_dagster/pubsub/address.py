@@ -27,7 +27,7 @@ _OPTIONS: Mapping[str, frozenset[str]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class BrokerAddress:
     """Where a broker is, and the names that are used there.
 
     - `topic`: what notifications are sent under, `subscription`: what its subscribers are called.
@@ -61,14 +61,14 @@ class Address:
     def label(self) -> str:
         """The URL without credentials.
 
-        >>> read("nats://user:secret@broker/?topic=orders").label
+        >>> parse_broker_url("nats://user:secret@broker/?topic=orders").label
         'nats://broker:4222, topic orders'
         """
         where = f"{self.scheme}://{self.servers}{self.path}" if self.hosts else self.scheme
         return f"{where}, topic {self.topic}"
 
 
-def read(url: str, variable: str = VARIABLE) -> Address:
+def parse_broker_url(url: str, variable: str = VARIABLE) -> BrokerAddress:
     """Take a broker's URL apart: `kafka://`, `nats://`, `amqp://`, `amqps://`, or `postgres`.
 
     Several servers are separated by commas. After a `?` may come `topic` and `subscription`
@@ -77,12 +77,12 @@ def read(url: str, variable: str = VARIABLE) -> Address:
 
     Raises `SettingsError`, which names the `variable` that the URL is of and shows no credentials.
 
-    >>> read("kafka://one,two:9093?topic=orders").servers
+    >>> parse_broker_url("kafka://one,two:9093?topic=orders").servers
     'one:9092,two:9093'
     """
     try:
         return _read(url, variable)
-    except _Wrong as why:
+    except _InvalidURL as why:
         otherwise = ", or unset it, and the schedules serve" if variable == VARIABLE else ""
         raise SettingsError(
             f"{variable}: {why}. Write kafka://host:9092, nats://host:4222, amqp://host:5672 or "
@@ -90,33 +90,33 @@ def read(url: str, variable: str = VARIABLE) -> Address:
         ) from None
 
 
-def _read(url: str, variable: str) -> Address:
+def _read(url: str, variable: str) -> BrokerAddress:
     parts = urlsplit(url)
     is_postgres = (parts.scheme, parts.netloc, parts.path) == ("", "", "postgres")
     scheme = "postgres" if is_postgres else parts.scheme
     if scheme not in PORTS and not is_postgres:
-        raise _Wrong(f"no broker answers to {scheme or '?'}://")
+        raise _InvalidURL(f"no broker answers to {scheme or '?'}://")
     login, _, servers = parts.netloc.rpartition("@")
     username, _, password = login.partition(":")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     known = _OPTIONS[scheme]
     if unknown := sorted(options.keys() - known):
-        raise _Wrong(
+        raise _InvalidURL(
             f"{scheme} has no option {', '.join(unknown)}; it has {', '.join(sorted(known))}"
         )
     for name in ("topic", "subscription"):
         if not _NAME.fullmatch(options.get(name, "blacksmith")):
-            raise _Wrong(f"{name}= is up to 100 letters, digits, '_' and '-'")
+            raise _InvalidURL(f"{name}= is up to 100 letters, digits, '_' and '-'")
     tls = options.get("tls", "false")
     if tls not in ("true", "false"):
-        raise _Wrong("tls= is true or false")
+        raise _InvalidURL("tls= is true or false")
     ca = options.get("ca")
     if ca is not None and not Path(ca).is_file():
-        raise _Wrong(f"ca={ca}: there is no such file")
+        raise _InvalidURL(f"ca={ca}: there is no such file")
     sasl = options.get("sasl", "PLAIN")
     if sasl not in ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"):
-        raise _Wrong("sasl= is PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512")
-    return Address(
+        raise _InvalidURL("sasl= is PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512")
+    return BrokerAddress(
         scheme,
         [] if is_postgres else [_host(each, scheme) for each in servers.split(",")],
         "" if is_postgres else parts.path.rstrip("/"),
@@ -138,9 +138,11 @@ def _host(server: str, scheme: str) -> tuple[str, int]:
     except ValueError:
         host, port = None, None
     if not host:
-        raise _Wrong(f"a host or a port is missing or wrong; write {scheme}://host:{PORTS[scheme]}")
+        raise _InvalidURL(
+            f"a host or a port is missing or wrong; write {scheme}://host:{PORTS[scheme]}"
+        )
     return host, port or PORTS[scheme]
 
 
-class _Wrong(ValueError):
+class _InvalidURL(ValueError):
     """What is wrong with a URL."""

@@ -56,20 +56,20 @@ class PostgresPubSub:
                 f"BLACKSMITH_PUBSUB_URL: postgres takes a topic= of up to {_LONGEST_CHANNEL} "
                 "characters; shorten it"
             )
-        self._database = _Database(read_url(store_url), topic)
+        self._channel = _NotifyChannel(read_url(store_url), topic)
 
     @property
     def label(self) -> str:
-        return self._database.label
+        return self._channel.label
 
     def __repr__(self) -> str:
         return f"PostgresPubSub({self.label})"
 
     def publisher(self) -> Publisher:
-        return _Publisher(self._database)
+        return PostgresPublisher(self._channel)
 
     def subscriber(self, destination: str) -> Subscriber:
-        return _Subscriber(self._database, destination)
+        return PostgresSubscriber(self._channel, destination)
 
     def consumer(
         self,
@@ -84,8 +84,8 @@ class PostgresPubSub:
         )
 
 
-class _Database:
-    """Where to connect to, and how that goes wrong."""
+class _NotifyChannel:
+    """The channel to notify on, how to connect to it, and what goes wrong there."""
 
     def __init__(self, url: URL, topic: str) -> None:
         self.topic = topic
@@ -108,13 +108,15 @@ class _Database:
         return Unavailable(f"{self.label} does not answer: {said}")
 
 
-class _Publisher:
-    def __init__(self, database: _Database) -> None:
-        self._database = database
+class PostgresPublisher:
+    """A `Publisher`."""
+
+    def __init__(self, channel: _NotifyChannel) -> None:
+        self._channel = channel
         self._connection: psycopg.Connection | None = None
 
     def publish(self, paths: Collection[str]) -> None:
-        parameters = [self._database.topic.encode(), msgspec.json.encode(sorted(paths))]
+        parameters = [self._channel.topic.encode(), msgspec.json.encode(sorted(paths))]
         if self._connection is not None:
             try:
                 return _execute(self._connection, _NOTIFY, parameters)
@@ -122,11 +124,11 @@ class _Publisher:
                 _logger.debug("notifying anew, after: %s", reason(error))
                 self.close()
         try:
-            self._connection = self._database.connect()
+            self._connection = self._channel.connect()
             _execute(self._connection, _NOTIFY, parameters)
         except (psycopg.Error, OSError) as error:
             self.close()
-            raise self._database.unavailable(error) from None
+            raise self._channel.unavailable(error) from None
 
     def close(self) -> None:
         connection, self._connection = self._connection, None
@@ -134,9 +136,11 @@ class _Publisher:
             connection.close()
 
 
-class _Subscriber:
-    def __init__(self, database: _Database, destination: str) -> None:
-        self._database = database
+class PostgresSubscriber:
+    """A `Subscriber`."""
+
+    def __init__(self, channel: _NotifyChannel, destination: str) -> None:
+        self._channel = channel
         self._prefix = f"{destination}/"
         self._connection: psycopg.Connection | None = None
         self._used = threading.Lock()
@@ -170,22 +174,22 @@ class _Subscriber:
             return ()
         try:
             if self._connection is not None:
-                return self._heard(self._connection, deadline)
+                return self._receive(self._connection, deadline)
         except psycopg.Error as error:
-            _logger.debug("%s: listening anew, after: %s", self._database.label, reason(error))
+            _logger.debug("%s: listening anew, after: %s", self._channel.label, reason(error))
             self._disconnect()
         try:
-            self._connection = self._database.connect()
-            listen = SQL("LISTEN {}").format(Identifier(self._database.topic))
+            self._connection = self._channel.connect()
+            listen = SQL("LISTEN {}").format(Identifier(self._channel.topic))
             _execute(self._connection, listen.as_bytes(self._connection))
         except (psycopg.Error, OSError) as error:
             self._disconnect()
             if self._closed:
                 return ()
-            raise self._database.unavailable(error) from None
+            raise self._channel.unavailable(error) from None
         return ()
 
-    def _heard(self, connection: psycopg.Connection, deadline: float) -> Collection[str]:
+    def _receive(self, connection: psycopg.Connection, deadline: float) -> Collection[str]:
         driver = connection.pgconn
         heard: set[str] = set()
         while True:

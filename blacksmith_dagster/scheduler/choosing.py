@@ -12,7 +12,7 @@ from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import DestinationEvent
 from blacksmith_dagster.pipeline.event import Event
 from blacksmith_dagster.pipeline.model import decoder, encode
-from blacksmith_dagster.scheduler.decoding import Decoder
+from blacksmith_dagster.scheduler.decoding import JobDecoder
 from blacksmith_dagster.settings import load_function
 from blacksmith_dagster.store.interface import (
     Candidate,
@@ -59,7 +59,7 @@ class Chooser:
         self._request = request
         modes = set(request.modes)
         self._states = {state for state, meant_by in _MODES.items() if meant_by & modes}
-        self._decoder = Decoder(app, event)
+        self._decoder = JobDecoder(app, event)
         self._when: Callable[[Event[Any]], Any] | None = _function(request.when)
         self._edit: Callable[[Event[Any]], Any] | None = _function(request.edit)
         self._plain = self._when is self._edit is None and all(

@@ -38,7 +38,7 @@ class Decoded(NamedTuple):
     failures: Mapping[int, DecodeFailure]
 
 
-class Decoder:
+class JobDecoder:
     """Makes the jobs of one destination event. Keeps a decoder per event type."""
 
     def __init__(self, app: Blacksmith, event: DestinationEvent[Any]) -> None:

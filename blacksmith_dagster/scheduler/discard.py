@@ -13,7 +13,7 @@ from blacksmith_dagster.errors import UsageError, clean
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.batch import Said
 from blacksmith_dagster.pipeline.destination import DestinationEvent
-from blacksmith_dagster.scheduler.decoding import Decoder
+from blacksmith_dagster.scheduler.decoding import JobDecoder
 from blacksmith_dagster.scheduler.outcomes import outcomes
 from blacksmith_dagster.scheduler.verdict import Decision
 from blacksmith_dagster.store.interface import Deviation, FencingToken, Lane, Load, Store, Verdict
@@ -40,7 +40,7 @@ def discard(
     Raises `UsageError` if another process is at it, `NotFound` for an id that no event has,
     `Unavailable`.
     """
-    ids, decoder, discarded = list(dict.fromkeys(event_ids)), Decoder(app, event), 0
+    ids, decoder, discarded = list(dict.fromkeys(event_ids)), JobDecoder(app, event), 0
     with _fencing_token(event.path, Lane.DISCARD, store, supervisor) as token:
         for part in parts(ids, _AT_ONCE):
             while (load := store.condemn(token, clean(why), _AT_ONCE, part)) is not None:

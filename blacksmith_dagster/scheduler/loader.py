@@ -24,7 +24,7 @@ from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.batch import Batch
 from blacksmith_dagster.pipeline.destination import DestinationEvent
 from blacksmith_dagster.pubsub.notifier import Notify
-from blacksmith_dagster.scheduler.decoding import Decoded, Decoder
+from blacksmith_dagster.scheduler.decoding import Decoded, JobDecoder
 from blacksmith_dagster.scheduler.executor import Workers
 from blacksmith_dagster.scheduler.interface import LoadReport, Summary
 from blacksmith_dagster.scheduler.outcomes import outcomes
@@ -72,7 +72,7 @@ class Loader:
         self._workers = workers
         self._run = run
         self._notify = notify
-        self._decoder = Decoder(app, event)
+        self._decoder = JobDecoder(app, event)
         self._version = (
             version_of(event.destination) if event.destination.wait_for_migrations else None
         )

@@ -376,7 +376,7 @@ class _NeverRun:
     consecutive_failures = literal(0)
 
 
-class Outcome(NamedTuple):
+class OutcomeRow(NamedTuple):
     """A row of `outcomes`."""
 
     load: int
@@ -427,12 +427,12 @@ def outcomes_of(
     destination: int,
     deviations: Sequence[Deviation],
     listings: Mapping[tuple[float, bool], int],
-) -> list[Outcome]:
+) -> list[OutcomeRow]:
     """What is to be written down of the jobs of a load that did not succeed."""
     return [
-        Outcome(load.id, each.seq, destination, FAILED, each.error, listings[_when(each)])
+        OutcomeRow(load.id, each.seq, destination, FAILED, each.error, listings[_when(each)])
         if each.said is Said.FAILED
-        else Outcome(load.id, each.seq, destination, DISCARDED, each.error, None)
+        else OutcomeRow(load.id, each.seq, destination, DISCARDED, each.error, None)
         for each in deviations
     ]
 

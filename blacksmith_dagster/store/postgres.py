@@ -19,7 +19,7 @@ from blacksmith_dagster.store.claims import LANES, LaneState
 from blacksmith_dagster.store.db_errors import committing, translate_errors
 from blacksmith_dagster.store.interface import Cursor, JobRow, Load, NewEvent, Raw, Verdict
 from blacksmith_dagster.store.job_groups import Waiting
-from blacksmith_dagster.store.loads import Outcome
+from blacksmith_dagster.store.loads import OutcomeRow
 from blacksmith_dagster.store.partitions import Partitions
 from blacksmith_dagster.store.replays import GroupJob
 from blacksmith_dagster.store.sql import SQLStore, fenced_out, no_longer_open
@@ -175,7 +175,7 @@ class PostgresStore(SQLStore):
                 raise _KeyTaken from None
             raise
 
-    def _insert_outcomes(self, conn: Connection, rows: Sequence[Outcome]) -> None:
+    def _insert_outcomes(self, conn: Connection, rows: Sequence[OutcomeRow]) -> None:
         conn.exec_driver_sql(_OUTCOMES, (*_columns(rows),))
 
     def _insert_group_jobs(self, conn: Connection, rows: Sequence[GroupJob]) -> None:

@@ -38,7 +38,7 @@ from blacksmith_dagster.store.loads import last_load
 from blacksmith_dagster.store.maintenance import upsert
 from blacksmith_dagster.store.partitions import Partition, Partitions
 from blacksmith_dagster.store.parts import parts
-from blacksmith_dagster.store.retention import Held, bounds, held, past
+from blacksmith_dagster.store.retention import HeldEvents, bounds, held, past
 from blacksmith_dagster.store.tables import (
     DISCARDED,
     edits,
@@ -77,7 +77,7 @@ class Purge:
         self._destinations = sorted(store._destinations.values())
         self._start = min((each.swept for each in self._bounds), default=0)
         self._top = max((each.upto for each in self._bounds), default=0)
-        self._held = Held()
+        self._held = HeldEvents()
 
     def look(self) -> Sequence[Purgeable]:
         """What would go. Changes nothing."""
@@ -202,7 +202,7 @@ class Purge:
         with self._store.reading() as conn:
             left = [Window(each.first - 1, each.last) for each in partitions.marked(conn)]
         # They have lost their jobs already, and go as a whole.
-        self._held = Held(self._held.seqs, [*self._held.windows, *left])
+        self._held = HeldEvents(self._held.seqs, [*self._held.windows, *left])
 
     def _delete(self, part: Sequence[int]) -> None:
         """Delete events and their jobs."""

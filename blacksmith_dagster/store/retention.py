@@ -132,7 +132,7 @@ def shown(gone: Mapping[str, datetime]) -> str:
 # ------------------------------------------------------------------------------------- held
 
 
-class Held(NamedTuple):
+class HeldEvents(NamedTuple):
     """Events that must stay: `seqs`, in order, and those in `windows`."""
 
     seqs: Sequence[int] = ()
@@ -160,7 +160,7 @@ def held(
     destinations: Sequence[int],
     outcome_event_types: Sequence[int],
     now: datetime,
-) -> Held:
+) -> HeldEvents:
     """The events up to the highest bound that must stay.
 
     Those of which a job waits or executes, those of which a job was discarded too lately, what
@@ -201,7 +201,7 @@ def held(
     while fresh := parents - found:
         found |= fresh
         parents = _parents(conn, fresh, outcome_event_types)
-    return Held(sorted(seq for seq in found if seq <= upto), windows)
+    return HeldEvents(sorted(seq for seq in found if seq <= upto), windows)
 
 
 def _parents(conn: Connection, seqs: set[int], outcome_event_types: Sequence[int]) -> set[int]:

@@ -161,7 +161,7 @@ class SQLStore(ABC):
         """Write new keys (event type, key, ordinal), each for an event (seq, digest)."""
 
     @abstractmethod
-    def _insert_outcomes(self, conn: Connection, rows: Sequence[loads.Outcome]) -> None:
+    def _insert_outcomes(self, conn: Connection, rows: Sequence[loads.OutcomeRow]) -> None:
         """Write down jobs that did not succeed."""
 
     @abstractmethod

@@ -22,7 +22,7 @@ from blacksmith_dagster.store.claims import LaneState
 from blacksmith_dagster.store.db_errors import translate_errors
 from blacksmith_dagster.store.interface import JobRow, NewEvent
 from blacksmith_dagster.store.job_groups import Waiting
-from blacksmith_dagster.store.loads import Outcome
+from blacksmith_dagster.store.loads import OutcomeRow
 from blacksmith_dagster.store.replays import GroupJob
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.store.tables import Instant, from_micros, to_micros
@@ -143,7 +143,7 @@ class SQLiteStore(SQLStore):
         at = to_micros(self._now(conn))
         conn.exec_driver_sql(_WRITE_KEY, [(at, *row) for row in rows])
 
-    def _insert_outcomes(self, conn: Connection, rows: Sequence[Outcome]) -> None:
+    def _insert_outcomes(self, conn: Connection, rows: Sequence[OutcomeRow]) -> None:
         conn.exec_driver_sql(_OUTCOME, [tuple(row) for row in rows])
 
     def _insert_group_jobs(self, conn: Connection, rows: Sequence[GroupJob]) -> None:

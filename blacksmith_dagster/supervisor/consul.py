@@ -15,7 +15,7 @@ import requests
 from consul.callback import CB
 
 from blacksmith_dagster.errors import BlacksmithError, SettingsError, Unavailable, clean, hide
-from blacksmith_dagster.supervisor.address import Address
+from blacksmith_dagster.supervisor.address import SupervisorAddress
 from blacksmith_dagster.supervisor.deadline import Deadline
 from blacksmith_dagster.supervisor.interface import LockStatus
 from blacksmith_dagster.supervisor.renewals import HeldLease, Renewals
@@ -40,13 +40,13 @@ class ConsulSupervisor:
     always knows before others may take the lock. A third of the time to live is what any call may
     take, 5 seconds at most.
 
-    >>> supervisor = ConsulSupervisor(read("consul://127.0.0.1:8500"))  # doctest: +SKIP
+    >>> supervisor = ConsulSupervisor(parse_supervisor_url("consul://127.0.0.1:8500"))  # doctest: +SKIP
     >>> with supervisor.acquire("load/warehouse/flights", "me") as lease:  # doctest: +SKIP
     ...     lease.confirm()
     True
     """
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: SupervisorAddress) -> None:
         self._address = address
         self._ttl = address.ttl
         if address.token:
@@ -82,7 +82,7 @@ class ConsulSupervisor:
         """See `Supervisor.acquire`."""
         give_up = time.monotonic() + wait
         lease: HeldLease | None = None
-        taken, seen = False, _Seen()
+        taken, seen = False, _KeyState()
         try:
             while True:
                 left = give_up - time.monotonic()
@@ -118,14 +118,14 @@ class ConsulSupervisor:
             if "Session" in entry
         ]
 
-    def _look(self, key: str, version: str | None = None, wait: float = 0.0) -> _Seen:
+    def _look(self, key: str, version: str | None = None, wait: float = 0.0) -> _KeyState:
         """The lock as it is; or, once it is another version or `wait` seconds are over."""
         patience = f"{max(min(wait, _LONGEST_LOOK), 0.001) * 1000:.0f}ms"
         with self._translate_errors():
             version, entry = self._client.kv.get(PREFIX + key, index=version, wait=patience)
         if entry is None:
-            return _Seen(version)
-        return _Seen(version, entry.get("Session"), entry["Value"])
+            return _KeyState(version)
+        return _KeyState(version, entry.get("Session"), entry["Value"])
 
     def _open_session(self, key: str) -> HeldLease:
         # Not by session.create: it refuses a time to live below 10 s, which the server may allow.
@@ -157,7 +157,7 @@ class ConsulSupervisor:
             try:
                 with self._translate_errors():
                     self._client.session.renew(lease.id)
-            except _NotFound:
+            except _SessionEnded:
                 lease.lost.set()
             else:
                 lease.lost.move(sent + self._ttl)
@@ -267,7 +267,7 @@ class ConsulSupervisor:
                 "and does BLACKSMITH_SUPERVISOR_URL name it? It is tried again"
             ) from error
         except consul.NotFound as error:
-            raise _NotFound(f"{self.label} knows no such session any more") from error
+            raise _SessionEnded(f"{self.label} knows no such session any more") from error
         except (consul.ACLPermissionDenied, consul.ACLDisabled) as error:
             raise SettingsError(
                 f"{self.label} refuses {'the token' if self._client.token else 'a call without token'}"
@@ -284,11 +284,11 @@ def _said(error: Exception) -> str:
     return " ".join(clean(str(error)).split())[:_LONGEST_WORD]
 
 
-class _NotFound(Unavailable):
+class _SessionEnded(Unavailable):
     """There is no such session any more."""
 
 
-class _Seen(NamedTuple):
+class _KeyState(NamedTuple):
     """A key as it was found: its version, the session that holds it, its value."""
 
     version: str | None = None

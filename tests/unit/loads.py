@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from blacksmith_dagster import Batch, Blacksmith, Cause, Destination, Event, Flow, Schedule, Source
-from blacksmith_dagster.scheduler.decoding import Decoded, Decoder
+from blacksmith_dagster.scheduler.decoding import Decoded, JobDecoder
 from blacksmith_dagster.store.interface import FencingToken, JobRow, Lane, Load
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -96,4 +96,4 @@ def load(
 
 
 def decode(given: Load, event: Any = flights) -> Decoded:
-    return Decoder(app, event).decode(given, {})
+    return JobDecoder(app, event).decode(given, {})

@@ -6,7 +6,7 @@ import pytest
 
 from blacksmith_dagster.errors import SettingsError
 from blacksmith_dagster.pubsub import open_pubsub
-from blacksmith_dagster.pubsub.address import read
+from blacksmith_dagster.pubsub.address import parse_broker_url
 
 STORE = "postgresql://user:hidden@127.0.0.1/events"
 
@@ -23,18 +23,18 @@ STORE = "postgresql://user:hidden@127.0.0.1/events"
     ],
 )
 def test_servers_have_their_usual_ports(url: str, servers: str) -> None:
-    assert read(url).servers == servers
+    assert parse_broker_url(url).servers == servers
 
 
 def test_names_are_blacksmith_unless_given() -> None:
-    given = read("nats://broker?topic=orders&subscription=night")
+    given = parse_broker_url("nats://broker?topic=orders&subscription=night")
     assert (given.topic, given.subscription) == ("orders", "night")
-    default = read("nats://broker")
+    default = parse_broker_url("nats://broker")
     assert (default.topic, default.subscription) == ("blacksmith", "blacksmith")
 
 
 def test_credentials_are_read_and_shown_nowhere() -> None:
-    address = read("amqp://night%40shift:se%2Fcret@broker/vhost")
+    address = parse_broker_url("amqp://night%40shift:se%2Fcret@broker/vhost")
     assert (address.username, address.password) == ("night@shift", "se/cret")
     assert "se/cret" not in repr(address)
     assert address.label == "amqp://broker:5672/vhost, topic blacksmith"
@@ -43,9 +43,9 @@ def test_credentials_are_read_and_shown_nowhere() -> None:
 def test_encryption_is_asked_for(tmp_path: Path) -> None:
     authority = tmp_path / "ca.pem"
     authority.touch()
-    assert not read("kafka://broker").tls
-    assert read(f"kafka://broker?tls=true&ca={authority}").ca == str(authority)
-    assert read("amqps://broker").tls
+    assert not parse_broker_url("kafka://broker").tls
+    assert parse_broker_url(f"kafka://broker?tls=true&ca={authority}").ca == str(authority)
+    assert parse_broker_url("amqps://broker").tls
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_encryption_is_asked_for(tmp_path: Path) -> None:
 )
 def test_a_wrong_url_is_refused_with_the_mend(url: str, told: str) -> None:
     with pytest.raises(SettingsError, match="BLACKSMITH_PUBSUB_URL") as refused:
-        read(url)
+        parse_broker_url(url)
     assert told in str(refused.value)
     assert "hidden" not in str(refused.value)
 

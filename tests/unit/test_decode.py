@@ -5,7 +5,7 @@ from typing import Any
 
 from blacksmith_dagster import Batch, Blacksmith, Cause, Destination, Event, Flow, Job, Source
 from blacksmith_dagster.pipeline.batch import Said
-from blacksmith_dagster.scheduler.decoding import Decoder
+from blacksmith_dagster.scheduler.decoding import JobDecoder
 from blacksmith_dagster.store.interface import JobRow
 from tests.unit.loads import (
     NOW,
@@ -74,7 +74,7 @@ def originals(event: Any, rows: Sequence[JobRow], kept: dict[str, JobRow]) -> di
     def fetch(ids: Sequence[str]) -> dict[str, JobRow]:
         return {each: kept[each] for each in ids if each in kept}
 
-    return dict(Decoder(app, event).originals(rows, fetch))
+    return dict(JobDecoder(app, event).originals(rows, fetch))
 
 
 def test_an_outcomes_job_has_what_the_original_was_given_and_its_cause() -> None:
@@ -85,7 +85,7 @@ def test_an_outcomes_job_has_what_the_original_was_given_and_its_cause() -> None
     ]
     found = originals(told, rows, kept)
     assert found == kept
-    first, second = Decoder(app, told).decode(load(rows), found).jobs
+    first, second = JobDecoder(app, told).decode(load(rows), found).jobs
     assert first.data == "F1"
     assert (first.event.id, first.event.parent, first.event.key) == ("evt_5", "evt_1", "k1")
     assert first.cause == Cause("discarded", "no such airport", 4, 7, NOW)
@@ -102,7 +102,7 @@ def test_an_outcome_of_an_outcome_is_followed_to_its_beginning() -> None:
     rows = [row(9, caused(), event_type=told.discarded.path, parent="evt_2")]
     found = originals(told_of_telling, rows, kept)
     assert found == kept
-    (job,) = Decoder(app, told_of_telling).decode(load(rows), found).jobs
+    (job,) = JobDecoder(app, told_of_telling).decode(load(rows), found).jobs
     assert job.data == "F1"
 
 
@@ -110,7 +110,7 @@ def test_an_outcome_whose_event_is_gone_fails_with_the_mend() -> None:
     rows = [row(5, caused(), event_type=flights.discarded.path, parent="evt_1")]
     found = originals(told, rows, {})
     assert found == {}
-    decoded = Decoder(app, told).decode(load(rows), found)
+    decoded = JobDecoder(app, told).decode(load(rows), found)
     assert "evt_1" in decoded.failures[5].error
     assert "discard the job" in decoded.failures[5].error
 
@@ -131,7 +131,7 @@ def test_an_error_is_kept_in_a_form_that_every_database_accepts() -> None:
     def clicks(batch: Batch[str]) -> None: ...
 
     site = Blacksmith(sources=[source], destinations=[lake], since="2026-01-01")
-    decoded = Decoder(site, clicks).decode(load([row(1, event_type=clicked.path)]), {})
+    decoded = JobDecoder(site, clicks).decode(load([row(1, event_type=clicked.path)]), {})
     error = decoded.failures[1].error
     assert error.startswith("ValueError: nul \\0, surrogate \\ud800, and long")
     assert len(error.encode()) < 4100

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from blacksmith_dagster import Event, Job
-from blacksmith_dagster.destinations.rows import Row, fitted, statements
+from blacksmith_dagster.destinations.rows import TableRow, fitted, statements
 
 
 class Flight(msgspec.Struct):
@@ -88,7 +88,7 @@ def test_an_invalid_row_leaves_the_others_alone() -> None:
 
 
 def test_rows_with_the_same_columns_are_one_statement() -> None:
-    rows = [Row(job({}), {"id": n, "delay": n}) for n in range(1000)]
+    rows = [TableRow(job({}), {"id": n, "delay": n}) for n in range(1000)]
     assert [len(group) for group in statements(rows, ["id"])] == [1000]
 
 
@@ -98,7 +98,7 @@ def test_statements_have_the_outcome_of_writing_row_by_row() -> None:
     chance = random.Random(seed)
     for _ in range(100):
         rows = [
-            Row(
+            TableRow(
                 job({}),
                 {"id": chance.randrange(8)} | {name: n for name in "abc" if chance.random() < 0.5},
             )
@@ -117,5 +117,5 @@ def test_statements_have_the_outcome_of_writing_row_by_row() -> None:
 
 
 def test_without_a_key_rows_keep_their_order() -> None:
-    rows = [Row(job({}), {"id": 1}) for _ in range(5)]
+    rows = [TableRow(job({}), {"id": 1}) for _ in range(5)]
     assert statements(rows, []) == [rows]

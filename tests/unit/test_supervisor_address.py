@@ -6,39 +6,45 @@ from typing import Any
 import pytest
 
 from blacksmith_dagster.errors import SettingsError
-from blacksmith_dagster.supervisor.address import Address, read
+from blacksmith_dagster.supervisor.address import SupervisorAddress, parse_supervisor_url
 
 
 @pytest.mark.parametrize(
     ("url", "environment", "expected"),
     [
-        ("consul://", {}, Address("127.0.0.1", 8500)),
-        ("consul://agent", {}, Address("agent", 8500)),
-        ("consul://[::1]:8600", {}, Address("::1", 8600)),
-        ("consul://:t%2Fk@agent", {}, Address("agent", 8500, token="t/k")),
-        ("consul://tk@agent", {}, Address("agent", 8500, token="tk")),
+        ("consul://", {}, SupervisorAddress("127.0.0.1", 8500)),
+        ("consul://agent", {}, SupervisorAddress("agent", 8500)),
+        ("consul://[::1]:8600", {}, SupervisorAddress("::1", 8600)),
+        ("consul://:t%2Fk@agent", {}, SupervisorAddress("agent", 8500, token="t/k")),
+        ("consul://tk@agent", {}, SupervisorAddress("agent", 8500, token="tk")),
         (
             "consul://agent?scheme=https&dc=eu&namespace=team&ttl=20s&lock_delay=0",
             {},
-            Address("agent", 8500, "https", dc="eu", namespace="team", ttl=20.0, lock_delay=0.0),
+            SupervisorAddress(
+                "agent", 8500, "https", dc="eu", namespace="team", ttl=20.0, lock_delay=0.0
+            ),
         ),
-        ("consul://agent?ttl=30", {}, Address("agent", 8500, ttl=30.0, lock_delay=15.0)),
+        ("consul://agent?ttl=30", {}, SupervisorAddress("agent", 8500, ttl=30.0, lock_delay=15.0)),
         (
             "consul://",
             {"CONSUL_HTTP_ADDR": "https://there:1234", "CONSUL_HTTP_TOKEN": "tk"},
-            Address("there", 1234, "https", token="tk"),
+            SupervisorAddress("there", 1234, "https", token="tk"),
         ),
         (
             "consul://agent",
             {"CONSUL_HTTP_ADDR": "there:1234", "CONSUL_HTTP_SSL": "true"},
-            Address("agent", 8500, "https"),
+            SupervisorAddress("agent", 8500, "https"),
         ),
         (
             "consul://:mine@agent",
             {"CONSUL_HTTP_TOKEN": "theirs", "CONSUL_NAMESPACE": "team"},
-            Address("agent", 8500, token="mine", namespace="team"),
+            SupervisorAddress("agent", 8500, token="mine", namespace="team"),
         ),
-        ("consul://a", {"CONSUL_HTTP_SSL_VERIFY": "false"}, Address("a", 8500, verify=False)),
+        (
+            "consul://a",
+            {"CONSUL_HTTP_SSL_VERIFY": "false"},
+            SupervisorAddress("a", 8500, verify=False),
+        ),
         (
             "consul://a",
             {
@@ -46,22 +52,22 @@ from blacksmith_dagster.supervisor.address import Address, read
                 "CONSUL_CLIENT_CERT": "me.pem",
                 "CONSUL_CLIENT_KEY": "me.key",
             },
-            Address("a", 8500, verify="ca.pem", certificate=("me.pem", "me.key")),
+            SupervisorAddress("a", 8500, verify="ca.pem", certificate=("me.pem", "me.key")),
         ),
     ],
 )
 def test_the_url_goes_before_the_environment(
-    url: str, environment: dict[str, str], expected: Address
+    url: str, environment: dict[str, str], expected: SupervisorAddress
 ) -> None:
-    assert read(url, environment) == expected
+    assert parse_supervisor_url(url, environment) == expected
 
 
 def test_a_token_may_be_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / "token"
     path.write_text("tk\n")
-    assert read("consul://", {"CONSUL_HTTP_TOKEN_FILE": str(path)}).token == "tk"
+    assert parse_supervisor_url("consul://", {"CONSUL_HTTP_TOKEN_FILE": str(path)}).token == "tk"
     with pytest.raises(SettingsError, match="cannot be read"):
-        read("consul://", {"CONSUL_HTTP_TOKEN_FILE": str(tmp_path / "none")})
+        parse_supervisor_url("consul://", {"CONSUL_HTTP_TOKEN_FILE": str(tmp_path / "none")})
 
 
 @pytest.mark.parametrize(
@@ -79,10 +85,10 @@ def test_a_token_may_be_in_a_file(tmp_path: Path) -> None:
 )
 def test_what_is_wrong_is_told(url: str, environment: dict[str, str], said: str) -> None:
     with pytest.raises(SettingsError, match=said) as caught:
-        read(url, environment)
+        parse_supervisor_url(url, environment)
     assert "canary" not in str(caught.value)
 
 
 def test_no_token_is_shown() -> None:
-    address: Any = read("consul://:canary@agent", {})
+    address: Any = parse_supervisor_url("consul://:canary@agent", {})
     assert "canary" not in f"{address!r} {address.label}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from blacksmith_dagster.pubsub.address import Address
+from blacksmith_dagster.pubsub.address import BrokerAddress
 from blacksmith_dagster.pubsub.interface import Consumer, CursorOf, Publisher, Subscriber
 from blacksmith_dagster.pubsub.kafka.consumer import KafkaConsumer
 from blacksmith_dagster.pubsub.kafka.notifications import KafkaPublisher, KafkaSubscriber
@@ -22,12 +22,12 @@ class KafkaPubSub:
     The user needs the rights to read and write the topic, to create it unless it is there, and to
     describe the groups.
 
-    >>> from blacksmith_dagster.pubsub.address import read
-    >>> KafkaPubSub(read("kafka://user:secret@one,two:9093/?topic=orders")).label
+    >>> from blacksmith_dagster.pubsub.address import parse_broker_url
+    >>> KafkaPubSub(parse_broker_url("kafka://user:secret@one,two:9093/?topic=orders")).label
     'kafka://one:9092,two:9093, topic orders'
     """
 
-    address: Address
+    address: BrokerAddress
 
     @property
     def label(self) -> str:

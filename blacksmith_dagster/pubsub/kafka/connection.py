@@ -12,7 +12,7 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from blacksmith_dagster.errors import Unavailable
-from blacksmith_dagster.pubsub.address import Address
+from blacksmith_dagster.pubsub.address import BrokerAddress
 
 ANSWER_SECONDS = 3.0
 REQUEST_SECONDS = 2.0  # less: a request on a connection that has died is sent once anew in time
@@ -53,7 +53,7 @@ class ClientErrors:
     `rights` are those that its user needs.
     """
 
-    def __init__(self, address: Address, rights: str) -> None:
+    def __init__(self, address: BrokerAddress, rights: str) -> None:
         self._address = address
         self._rights = rights
         self.clear()
@@ -95,7 +95,7 @@ class ClientErrors:
         return Unavailable(f"{label} {'answered' if why.code() > 0 else 'does not answer'}: {said}")
 
 
-def admin_client(address: Address, errors: ClientErrors) -> AdminClient:
+def admin_client(address: BrokerAddress, errors: ClientErrors) -> AdminClient:
     """A client for questions about topics. Raises `Unavailable` for an unusable certificate."""
     try:
         return AdminClient(settings(address) | {"error_cb": errors.note})
@@ -120,7 +120,7 @@ def wait_for(admin: AdminClient, asked: Sequence[Future[Any]], errors: ClientErr
         raise errors.unavailable()
 
 
-def settings(address: Address) -> dict[str, Any]:
+def settings(address: BrokerAddress) -> dict[str, Any]:
     """What every client is made with."""
     chosen = _SETTINGS | {
         "bootstrap.servers": address.servers,

@@ -24,7 +24,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec, TopicDescription
 
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pipeline.subscription import Message
-from blacksmith_dagster.pubsub.address import Address
+from blacksmith_dagster.pubsub.address import BrokerAddress
 from blacksmith_dagster.pubsub.connection import ConnectionGuard
 from blacksmith_dagster.pubsub.interface import CursorOf, Received
 from blacksmith_dagster.pubsub.kafka.connection import (
@@ -66,7 +66,7 @@ class KafkaConsumer:
     the holder of the lock waits. The group has the offsets, for whoever watches its lag.
     """
 
-    def __init__(self, address: Address, cursor_of: CursorOf) -> None:
+    def __init__(self, address: BrokerAddress, cursor_of: CursorOf) -> None:
         self._address = address
         self._cursor_of = cursor_of
         self._errors = self._new_errors()

@@ -10,7 +10,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from confluent_kafka.cimpl import NewTopic
 
 from blacksmith_dagster.errors import Unavailable
-from blacksmith_dagster.pubsub.address import Address
+from blacksmith_dagster.pubsub.address import BrokerAddress
 from blacksmith_dagster.pubsub.connection import ConnectionGuard
 from blacksmith_dagster.pubsub.kafka.connection import (
     ANSWER_SECONDS,
@@ -49,7 +49,7 @@ _NO_LEADER = {KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITI
 class KafkaPublisher:
     """A `Publisher`."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: BrokerAddress) -> None:
         self._address = address
         self._producer: Producer | None = None
         self._errors = _errors(address)
@@ -110,7 +110,7 @@ class KafkaPublisher:
 class KafkaSubscriber:
     """A `Subscriber`."""
 
-    def __init__(self, address: Address, destination: str) -> None:
+    def __init__(self, address: BrokerAddress, destination: str) -> None:
         self._address = address
         self._destination = destination
         self._key = destination.encode()
@@ -201,7 +201,7 @@ class KafkaSubscriber:
             consumer.poll(0.02)
 
 
-def _make_topic(address: Address) -> KafkaError | None:
+def _make_topic(address: BrokerAddress) -> KafkaError | None:
     """Make the topic if it is missing; returns why the user may not, who then needs it to be there.
 
     Raises `Unavailable`, at once when no server can be reached.
@@ -224,6 +224,6 @@ def _make_topic(address: Address) -> KafkaError | None:
     return why if why.code() in DENIED else None
 
 
-def _errors(address: Address) -> ClientErrors:
+def _errors(address: BrokerAddress) -> ClientErrors:
     rights = f"read and write the topic, and describe the groups {address.subscription}.*"
     return ClientErrors(address, rights)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from blacksmith_dagster.pubsub.address import Address
+from blacksmith_dagster.pubsub.address import BrokerAddress
 from blacksmith_dagster.pubsub.interface import Consumer, CursorOf, Publisher, Subscriber
 from blacksmith_dagster.pubsub.nats.consumer import NATSConsumer
 from blacksmith_dagster.pubsub.nats.notifications import NATSPublisher, NATSSubscriber
@@ -18,12 +18,12 @@ class NATSPubSub:
     listen when it is sent and nobody after a restart; 100 of a destination at most, for a minute. One
     that is there is used as it is. With `tls`, a server that offers none is told no credentials.
 
-    >>> from blacksmith_dagster.pubsub.address import read
-    >>> NATSPubSub(read("nats://user:secret@broker?topic=orders")).label
+    >>> from blacksmith_dagster.pubsub.address import parse_broker_url
+    >>> NATSPubSub(parse_broker_url("nats://user:secret@broker?topic=orders")).label
     'nats://broker:4222, topic orders'
     """
 
-    address: Address
+    address: BrokerAddress
 
     @property
     def label(self) -> str:

@@ -16,7 +16,7 @@ from nats.js import JetStreamContext
 from nats.js.errors import APIError, ServiceUnavailableError
 
 from blacksmith_dagster.errors import Unavailable
-from blacksmith_dagster.pubsub.address import Address
+from blacksmith_dagster.pubsub.address import BrokerAddress
 
 _logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -41,7 +41,7 @@ class NATSConnection:
     the connection breaks.
     """
 
-    def __init__(self, address: Address, lost: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, address: BrokerAddress, lost: Callable[[], None] = lambda: None) -> None:
         self._address = address
         self._on_lost = lost
         self._client: Client | None = None

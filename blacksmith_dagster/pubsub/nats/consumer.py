@@ -22,7 +22,7 @@ from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
 
 from blacksmith_dagster.errors import SettingsError, Unavailable
 from blacksmith_dagster.pipeline.subscription import Message
-from blacksmith_dagster.pubsub.address import Address
+from blacksmith_dagster.pubsub.address import BrokerAddress
 from blacksmith_dagster.pubsub.interface import CursorOf, Received
 from blacksmith_dagster.pubsub.nats.connection import NATSConnection, jetstream
 from blacksmith_dagster.pubsub.wire import unix_time
@@ -50,7 +50,7 @@ class NATSConsumer:
     send what was not acknowledged late, behind newer messages, where no cursor finds it.
     """
 
-    def __init__(self, address: Address, cursor_of: CursorOf) -> None:
+    def __init__(self, address: BrokerAddress, cursor_of: CursorOf) -> None:
         if not _NAME.fullmatch(address.subscription):
             raise SettingsError(
                 f"Subscription(subscription={address.subscription!r}): NATS accepts no name with "
@@ -186,7 +186,7 @@ class _DurableConsumer:
     def __init__(
         self,
         client: Client,
-        address: Address,
+        address: BrokerAddress,
         stream: StreamInfo,
         reader: str,
         stored: str | None,
@@ -328,7 +328,7 @@ class _DurableConsumer:
         return (answer.num_pending or 0) + len(self._messages)
 
 
-def _reader(address: Address, stream: StreamInfo) -> str:
+def _reader(address: BrokerAddress, stream: StreamInfo) -> str:
     # A stream made anew begins with its own first message.
     name = f"nats/{address.subscription}/{stream.config.name}@{stream.created:%Y%m%dT%H%M%S.%fZ}"
     if stream.config.retention == RetentionPolicy.WORK_QUEUE:
@@ -337,7 +337,7 @@ def _reader(address: Address, stream: StreamInfo) -> str:
     return name
 
 
-def _first_sequence(address: Address, stream: StreamInfo, stored: str | None) -> int:
+def _first_sequence(address: BrokerAddress, stream: StreamInfo, stored: str | None) -> int:
     """The sequence number to read from."""
     if stored is None:
         return 1

@@ -17,7 +17,7 @@ from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StorageType
 from nats.js.errors import NoStreamResponseError, NotFoundError
 
-from blacksmith_dagster.pubsub.address import Address
+from blacksmith_dagster.pubsub.address import BrokerAddress
 from blacksmith_dagster.pubsub.nats.connection import NATSConnection, jetstream
 from blacksmith_dagster.pubsub.wire import decode_notification, encode_notifications
 
@@ -34,7 +34,7 @@ _KEPT_MESSAGES = 100
 class NATSPublisher:
     """A `Publisher`."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: BrokerAddress) -> None:
         self._topic = address.topic
         self._connection = NATSConnection(address)
 
@@ -71,7 +71,7 @@ class NATSPublisher:
 class NATSSubscriber:
     """A `Subscriber`."""
 
-    def __init__(self, address: Address, destination: str) -> None:
+    def __init__(self, address: BrokerAddress, destination: str) -> None:
         self._address = address
         self._destination = destination
         self._connection = NATSConnection(address, self._wake)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from blacksmith_dagster.pubsub.address import Address
+from blacksmith_dagster.pubsub.address import BrokerAddress
 from blacksmith_dagster.pubsub.interface import Consumer, CursorOf, Publisher, Subscriber
 from blacksmith_dagster.pubsub.rabbitmq.consumer import RabbitMQConsumer
 from blacksmith_dagster.pubsub.rabbitmq.notifications import RabbitMQPublisher, RabbitMQSubscriber
@@ -18,12 +18,12 @@ class RabbitMQPubSub:
     outlives a restart of the broker, holds 100 messages at most, and goes a minute after its
     subscriber. The user needs the rights to configure, write and read the exchange and the queues.
 
-    >>> from blacksmith_dagster.pubsub.address import read
-    >>> RabbitMQPubSub(read("amqp://user:secret@broker/production?topic=orders")).label
+    >>> from blacksmith_dagster.pubsub.address import parse_broker_url
+    >>> RabbitMQPubSub(parse_broker_url("amqp://user:secret@broker/production?topic=orders")).label
     'amqp://broker:5672/production, topic orders'
     """
 
-    address: Address
+    address: BrokerAddress
 
     @property
     def label(self) -> str:

@@ -15,7 +15,7 @@ from pika.adapters.select_connection import IOLoop
 from pika.adapters.utils import connection_workflow as workflow
 
 from blacksmith_dagster.errors import Unavailable
-from blacksmith_dagster.pubsub.address import Address
+from blacksmith_dagster.pubsub.address import BrokerAddress
 
 _CONNECT_SECONDS = 3.0  # of all servers together
 _ANSWER_SECONDS = 3.0
@@ -47,7 +47,7 @@ class RabbitMQConnection:
     Raises `Unavailable`, and `ConnectionLost` when the broker has ended what was there.
     """
 
-    def __init__(self, address: Address, heartbeat: int, rights: str) -> None:
+    def __init__(self, address: BrokerAddress, heartbeat: int, rights: str) -> None:
         self._address = address
         self._rights = rights
         self._loop = IOLoop()

@@ -10,7 +10,7 @@ from typing import Any
 
 from blacksmith_dagster.errors import SettingsError, Unavailable
 from blacksmith_dagster.pipeline.subscription import Message
-from blacksmith_dagster.pubsub.address import Address
+from blacksmith_dagster.pubsub.address import BrokerAddress
 from blacksmith_dagster.pubsub.connection import ConnectionGuard
 from blacksmith_dagster.pubsub.interface import Received
 from blacksmith_dagster.pubsub.rabbitmq.connection import ConnectionLost, RabbitMQConnection
@@ -34,7 +34,7 @@ class RabbitMQConsumer:
     tells alone.
     """
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: BrokerAddress) -> None:
         exchange, slash, key = address.topic.partition("/")
         self._exchange, self._key = (exchange, key) if slash else ("amq.topic", address.topic)
         if not self._exchange:

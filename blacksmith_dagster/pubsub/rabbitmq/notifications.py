@@ -10,7 +10,7 @@ from typing import Any
 import pika
 
 from blacksmith_dagster.errors import Unavailable
-from blacksmith_dagster.pubsub.address import Address
+from blacksmith_dagster.pubsub.address import BrokerAddress
 from blacksmith_dagster.pubsub.connection import ConnectionGuard
 from blacksmith_dagster.pubsub.rabbitmq.connection import ConnectionLost, RabbitMQConnection
 from blacksmith_dagster.pubsub.wire import decode_notification, encode_notifications
@@ -30,7 +30,7 @@ _RIGHTS = "configure, write and read topic and queues"
 class RabbitMQPublisher:
     """A `Publisher`."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: BrokerAddress) -> None:
         self._address = address
         self._connection: RabbitMQConnection | None = None
         self._sent = 0
@@ -90,7 +90,7 @@ class RabbitMQPublisher:
 class RabbitMQSubscriber:
     """A `Subscriber`."""
 
-    def __init__(self, address: Address, destination: str) -> None:
+    def __init__(self, address: BrokerAddress, destination: str) -> None:
         self._address = address
         self._destination = destination
         self._queue = f"{address.subscription}.{destination}.{secrets.token_hex(6)}"

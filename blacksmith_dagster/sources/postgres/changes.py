@@ -18,10 +18,10 @@ from blacksmith_dagster.pipeline.event import Event
 from blacksmith_dagster.redaction import Secret
 from blacksmith_dagster.sources.postgres.change import Change, Operation
 from blacksmith_dagster.sources.postgres.follow import NOTHING, cursor_at, follow
-from blacksmith_dagster.sources.postgres.session import Database, Session, Stopped
+from blacksmith_dagster.sources.postgres.session import Session, SourceDatabase, Stopped
 from blacksmith_dagster.sources.postgres.slot import (
     Place,
-    Table,
+    PublishedTable,
     check_continuous,
     check_server,
     drop_slot,
@@ -54,7 +54,7 @@ class Stream:
 
         Raises `SettingsError`, `DeclarationError`, `ChangesLost`, `Unavailable`.
         """
-        database = Database(self.where, self.url)
+        database = SourceDatabase(self.where, self.url)
         try:
             with (
                 database.translate_errors(),
@@ -128,7 +128,7 @@ def _place(label: str, cursor: Any) -> Place | None:
         ) from None
 
 
-def _rows(session: Session, table: Table) -> Iterator[dict[str, Any]]:
+def _rows(session: Session, table: PublishedTable) -> Iterator[dict[str, Any]]:
     """All rows of a table, in the session's transaction."""
     chosen = SQL("SELECT {} FROM {} {}").format(
         SQL(", ").join(map(Identifier, table.columns)),
@@ -151,6 +151,6 @@ def _rows(session: Session, table: Table) -> Iterator[dict[str, Any]]:
 
 
 def _of_snapshot(
-    operation: Operation, table: Table, lsn: str, at: datetime, row: dict[str, Any] | None
+    operation: Operation, table: PublishedTable, lsn: str, at: datetime, row: dict[str, Any] | None
 ) -> Event[Change]:
     return Event(Change(operation, table.schema, table.name, lsn, 0, at, new=row), sent_at=at)

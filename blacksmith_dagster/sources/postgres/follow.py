@@ -14,7 +14,7 @@ from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pipeline.cdc import Listener
 from blacksmith_dagster.pipeline.event import Event
 from blacksmith_dagster.sources.postgres.change import Change, lsn_of, number_of
-from blacksmith_dagster.sources.postgres.pgoutput import Begin, Commit, Decoder
+from blacksmith_dagster.sources.postgres.pgoutput import Begin, Commit, PgoutputDecoder
 from blacksmith_dagster.sources.postgres.session import Session
 
 NOTHING = cast("Event[Change]", [])
@@ -43,7 +43,7 @@ def follow(session: Session, label: str, slot: str, listener: Listener) -> Itera
     The slot forgets what lies before the cursor that is safe in the store, and nothing else: it never
     passes it. A transaction of which a part is safe is sent again, and that part left out.
     """
-    decode = Decoder().decode
+    decode = PgoutputDecoder().decode
     read, read_changes = number_of(listener.cursor["lsn"]), listener.cursor["change"]
     end = number_of(session.rows(SQL("IDENTIFY_SYSTEM"))[0][2] or "0/0")
     progress = _LogProgress(session, label, slot, listener, read, end)

@@ -12,7 +12,7 @@ from blacksmith_dagster.pipeline.cdc import Listener
 from blacksmith_dagster.pipeline.event import Event
 from blacksmith_dagster.redaction import Secret
 from blacksmith_dagster.sources.postgres.change import Notification
-from blacksmith_dagster.sources.postgres.session import Database, Session, Stopped
+from blacksmith_dagster.sources.postgres.session import Session, SourceDatabase, Stopped
 
 _TICK = 0.5
 
@@ -30,7 +30,7 @@ class Channel:
 
         Raises `SettingsError`, `Unavailable`.
         """
-        database = Database(self.where, self.url)
+        database = SourceDatabase(self.where, self.url)
         try:
             with database.translate_errors(), closing(Session(database, listener)) as session:
                 session.execute(SQL("LISTEN {}").format(Identifier(self.channel)))

@@ -52,7 +52,7 @@ class Relation(msgspec.Struct, frozen=True):
     key: frozenset[str]
 
 
-class Row(msgspec.Struct, frozen=True):
+class RowChange(msgspec.Struct, frozen=True):
     """A change of one row, or the truncation of a table."""
 
     operation: Operation
@@ -61,14 +61,14 @@ class Row(msgspec.Struct, frozen=True):
     old: dict[str, Any] | None = None
 
 
-class Decoder:
+class PgoutputDecoder:
     """Decodes the messages of one stream, in order: tables are described before their rows."""
 
     def __init__(self) -> None:
         self._relations: dict[int, Relation] = {}
         self._bases: dict[int, Convert] = {}
 
-    def decode(self, message: bytes, at: int = 0) -> Begin | Commit | Sequence[Row]:
+    def decode(self, message: bytes, at: int = 0) -> Begin | Commit | Sequence[RowChange]:
         """What the message that begins at `at` says; nothing for a description.
 
         Raises `ValueError` for one that protocol version 1 does not have.
@@ -97,7 +97,7 @@ class Decoder:
                 )
         return ()
 
-    def _row(self, operation: Operation, message: bytes, at: int) -> Row:
+    def _row(self, operation: Operation, message: bytes, at: int) -> RowChange:
         relation = self._relations[_OID(message, at)[0]]
         kind, at = message[at + 4], at + 5
         new = old = None
@@ -108,12 +108,12 @@ class Decoder:
             kind, at = (message[at], at + 1) if operation == "update" else (kind, at)
         if kind == _NEW:
             new, _ = _values(relation.columns, message, at)
-        return Row(operation, relation, new, old)
+        return RowChange(operation, relation, new, old)
 
-    def _truncated(self, message: bytes, at: int) -> Sequence[Row]:
+    def _truncated(self, message: bytes, at: int) -> Sequence[RowChange]:
         (number,) = _INT32(message, at)
         places = range(at + 5, at + 5 + 4 * number, 4)
-        return [Row("truncate", self._relations[_OID(message, at)[0]]) for at in places]
+        return [RowChange("truncate", self._relations[_OID(message, at)[0]]) for at in places]
 
     def _describe(self, message: bytes, at: int) -> None:
         (oid,) = _OID(message, at)

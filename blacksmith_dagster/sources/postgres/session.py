@@ -55,7 +55,7 @@ class ServerError(Exception):
         self.state = state
 
 
-class Database:
+class SourceDatabase:
     """Where a source's database is. `label` names it without the user and the password.
 
     Raises `SettingsError` for a URL that cannot be read, `MissingSecret`.
@@ -126,7 +126,7 @@ class Session:
     """
 
     def __init__(
-        self, database: Database, listener: Listener, *, replication: bool = False
+        self, database: SourceDatabase, listener: Listener, *, replication: bool = False
     ) -> None:
         self._listener = listener
         self.connection = database.connect(**{"replication": "database"} if replication else {})

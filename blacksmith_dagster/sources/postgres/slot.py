@@ -36,7 +36,7 @@ class Place(msgspec.Struct, frozen=True):
     row: int | None = None
 
 
-class Table(NamedTuple):
+class PublishedTable(NamedTuple):
     """A table of the publication, and what of it is published."""
 
     schema: str
@@ -126,7 +126,7 @@ def lost_if_refused(label: str) -> Iterator[None]:
         raise ChangesLost(f"{label}: {error}; {_MEND}") from None
 
 
-def find_tables(session: Session, publication: str) -> Sequence[Table]:
+def find_tables(session: Session, publication: str) -> Sequence[PublishedTable]:
     """The tables of a publication, in the order of their names."""
     chosen = session.connection.info.server_version >= 150_000  # columns and rows can be
     published = SQL("p.attnames" if chosen else "NULL::name[]")
@@ -142,7 +142,9 @@ def find_tables(session: Session, publication: str) -> Sequence[Table]:
         ).format(published, published, where, Literal(publication))
     )
     return [
-        Table(schema, name, msgspec.json.decode(columns, type=list[str]), filter_, parts == "t")
+        PublishedTable(
+            schema, name, msgspec.json.decode(columns, type=list[str]), filter_, parts == "t"
+        )
         for schema, name, columns, filter_, parts in found
         if schema and name and columns
     ]
