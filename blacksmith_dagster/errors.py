@@ -22,8 +22,8 @@
     ├── ChangesLost               a database's changes are gone before they were read
     ├── Timeout                   a load has not returned in time
     ├── MigrationError            a migration's file, or a plan, breaks a rule; nothing was run
-    │   └── TargetHeld            another run is migrating this target
-    ├── NotMigrated               a destination is behind, or being migrated: its jobs wait
+    │   └── MigrationLocked       another run is migrating this target
+    ├── MigrationPending          a destination waits for a migration, or is being migrated
     ├── CodeOutdated              a destination is of a newer version than this code
     ├── StoreError
     │   ├── SchemaOutdated        run `blacksmith store upgrade`
@@ -195,11 +195,11 @@ class MigrationError(BlacksmithError):
     """
 
 
-class TargetHeld(MigrationError):
+class MigrationLocked(MigrationError):
     """Another run is migrating the same source or destination."""
 
 
-class NotMigrated(BlacksmithError):
+class MigrationPending(BlacksmithError):
     """A destination is being migrated, or a migration of it has not run: its jobs wait."""
 
 

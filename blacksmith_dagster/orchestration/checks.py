@@ -345,15 +345,15 @@ def migrations_up_to_date(
         if not has_migrations(destination):
             continue
         try:
-            behind = wanderer.behind(destination.name)
+            waits_for = wanderer.waits_for(destination.name)
         except MigrationError as error:  # a file that cannot be read, for example
-            behind = str(error)
+            waits_for = str(error)
         for event in destination.events.values():
             yield Finding(
                 keys[event.path],
                 "migrations_up_to_date",
-                behind is None,
-                behind or "every migration has run",
+                waits_for is None,
+                waits_for or "every migration has run",
                 AssetCheckSeverity.ERROR
                 if destination.wait_for_migrations
                 else AssetCheckSeverity.WARN,

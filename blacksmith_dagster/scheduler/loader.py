@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from blacksmith_dagster.errors import (
     FencedOut,
-    NotMigrated,
+    MigrationPending,
     OutcomeUnknown,
     Timeout,
     Unavailable,
@@ -109,7 +109,7 @@ class Loader:
                         self._run,
                         self._version,
                     )
-            except NotMigrated as error:
+            except MigrationPending as error:
                 return Summary(summary.loads, summary.tally, skipped=str(error))
             if load is None:
                 return summary

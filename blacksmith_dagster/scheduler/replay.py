@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from blacksmith_dagster.errors import NotMigrated, UsageError
+from blacksmith_dagster.errors import MigrationPending, UsageError
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import DestinationEvent
 from blacksmith_dagster.pubsub.notifier import Notify
@@ -110,7 +110,7 @@ def replay(
     event is waited for; `wait` seconds at most if it overlaps with this one.
 
     Raises `UsageError` if that still runs, or if a function of the request raises; `Gone` if events
-    of the window have been purged; `NotMigrated` if the destination waits for a migration; what
+    of the window have been purged; `MigrationPending` if the destination waits for a migration; what
     `Scheduler.load` raises.
 
     >>> replay(app, flights, ReplayRequest(start, end), store=store, supervisor=locks)  # doctest: +SKIP
@@ -138,7 +138,7 @@ def replay(
             drained = loader.drain(token, lease, stop, report_load)
             loads, tally = loads + drained.loads, tally + drained.tally
             if drained.skipped:
-                raise NotMigrated(drained.skipped)
+                raise MigrationPending(drained.skipped)
             if drained.stopped or stop.is_set():
                 return ReplaySummary(begun.id, loads, tally, stopped=True)
             at = course.replay

@@ -584,8 +584,8 @@ class Store(Protocol):
         A lane has one open load at a time. `version` is that of its destination's schema, as the
         caller's code declares it; with `None` no migration is waited for but one under way.
 
-        Raises `FencedOut`; `NotMigrated` and `CodeOutdated` if the destination is not of that version,
-        or is being migrated; `UsageError` if the lane's last load is still open.
+        Raises `FencedOut`; `MigrationPending` and `CodeOutdated` if the destination is not of that
+        version, or is being migrated; `UsageError` if the lane's last load is still open.
         """
         ...
 

@@ -1,7 +1,7 @@
-"""The gates between loads and migrations: which version a destination is of, and who migrates it.
+"""The barrier between loads and migrations: which version a destination is of, and who migrates it.
 
-A claim holds its lane's fencing token when it reads the gate. Whoever shuts a gate keeps all claims
-out for that moment: each is either seen by it, as an open load, or sees the gate shut.
+A claim holds its lane's fencing token when it reads the barrier. Raising the barrier keeps all claims
+out for that moment: each is either seen by it, as an open load, or sees the barrier.
 """
 
 from __future__ import annotations
@@ -12,17 +12,12 @@ from typing import TYPE_CHECKING
 import msgspec
 from sqlalchemy import Connection, bindparam, select, update
 
-from blacksmith_dagster.errors import CodeOutdated, FencedOut, NotMigrated
+from blacksmith_dagster.errors import CodeOutdated, FencedOut, MigrationPending
 from blacksmith_dagster.store import maintenance
 from blacksmith_dagster.store.claims import LANES
 from blacksmith_dagster.store.interface import Confirm, Lane
-from blacksmith_dagster.store.tables import (
-    EXECUTING,
-    destination_events,
-    fencing_tokens,
-    gates,
-    loads,
-)
+from blacksmith_dagster.store.tables import EXECUTING, destination_events, fencing_tokens, loads
+from blacksmith_dagster.store.tables import migration_barriers as barriers
 
 if TYPE_CHECKING:
     from blacksmith_dagster.store.sql import SQLStore
@@ -43,34 +38,34 @@ def check(conn: Connection, destination_event: str, version: int | None) -> None
 
     With `None` only a migration under way keeps it out. The lane must be held already.
 
-    Raises `NotMigrated`, `CodeOutdated`.
+    Raises `MigrationPending`, `CodeOutdated`.
     """
     destination = destination_event.partition("/")[0]
-    row = conn.execute(_GATE, {"of": f"destination/{destination}"}).first()
-    found, shut, behind = row or (0, None, None)
+    row = conn.execute(_BARRIER, {"of": f"destination/{destination}"}).first()
+    found, migrating_by, waits_for = row or (0, None, None)
     if version is not None and found > version:
         raise CodeOutdated(
             f"destination {destination!r} was migrated to {found}, and this code knows it up to "
             f"{version or 'no version'}; start the newer code in its place. The jobs wait"
         )
-    if shut:
-        raise NotMigrated(
-            f"destination {destination!r} is being migrated by {shut}, and its jobs wait; if that has "
-            "died, run `blacksmith migrations run`"
+    if migrating_by:
+        raise MigrationPending(
+            f"destination {destination!r} is being migrated by {migrating_by}, and its jobs wait; if "
+            "that has died, run `blacksmith migrations run`"
         )
     if version is None:
         return
-    if behind:
-        raise NotMigrated(f"the jobs of destination {destination!r} wait: {behind}")
+    if waits_for:
+        raise MigrationPending(f"the jobs of destination {destination!r} wait: {waits_for}")
     if found < version:
-        raise NotMigrated(
+        raise MigrationPending(
             f"the jobs of destination {destination!r} wait: its migration {version} has not run; run "
             "`blacksmith migrations run`"
         )
 
 
-_GATE = select(gates.c.version, gates.c.shut, gates.c.behind).where(
-    gates.c.target == bindparam("of")
+_BARRIER = select(barriers.c.version, barriers.c.migrating_by, barriers.c.waits_for).where(
+    barriers.c.target == bindparam("of")
 )
 
 
@@ -82,22 +77,22 @@ def take_over(store: SQLStore, target: str, holder: str, confirm: Confirm) -> Mi
     Raises `FencedOut` if `confirm()` says no.
     """
     new = {"target": target, "token": 0, "holder": ""}
-    mine = gates.c.target == target
+    mine = barriers.c.target == target
     while True:
         with store.writing() as conn:
-            conn.execute(maintenance.upsert(conn, gates).on_conflict_do_nothing(), new)
-            latest = conn.execute(select(gates.c.token).where(mine)).scalar_one()
+            conn.execute(maintenance.upsert(conn, barriers).on_conflict_do_nothing(), new)
+            latest = conn.execute(select(barriers.c.token).where(mine)).scalar_one()
         if not confirm():
             raise FencedOut(f"{target}: the lock was lost before it could be used")
         with store.writing() as conn:
-            raised = update(gates).where(mine, gates.c.token == latest)
+            raised = update(barriers).where(mine, barriers.c.token == latest)
             if conn.execute(raised.values(token=latest + 1, holder=holder)).rowcount == 1:
                 return MigrationToken(target, latest + 1, holder)
 
 
 def hold(conn: Connection, token: MigrationToken) -> None:
     """Lock a target's row, if the token is still its latest. Raises `FencedOut`."""
-    found = select(gates.c.token, gates.c.holder).where(gates.c.target == token.target)
+    found = select(barriers.c.token, barriers.c.holder).where(barriers.c.target == token.target)
     row = conn.execute(found.with_for_update()).first()
     if row is None or tuple(row) != (token.number, token.holder):
         raise FencedOut(
@@ -106,26 +101,28 @@ def hold(conn: Connection, token: MigrationToken) -> None:
         )
 
 
-def shut(store: SQLStore, token: MigrationToken, by: str) -> None:
-    """Let nothing more be claimed of a destination. Raises `FencedOut`."""
+def stop_claims(store: SQLStore, token: MigrationToken, by: str) -> None:
+    """Stop further claims for a destination. Raises `FencedOut`."""
     with store.writing() as conn:
         if conn.dialect.name == "postgresql":
             # It waits for the claims under way, and others wait for it: also those of a destination
             # event that was made known a moment ago.
             conn.exec_driver_sql("LOCK TABLE fencing_tokens IN EXCLUSIVE MODE")
         hold(conn, token)
-        conn.execute(update(gates).where(gates.c.target == token.target).values(shut=by))
+        conn.execute(
+            update(barriers).where(barriers.c.target == token.target).values(migrating_by=by)
+        )
 
 
-def settle(store: SQLStore, token: MigrationToken, version: int, behind: str | None) -> None:
-    """Open a gate: its target is of `version`, and `behind` says what must run first.
+def lift(store: SQLStore, token: MigrationToken, version: int, waits_for: str | None) -> None:
+    """Lift the barrier: the target is at `version`, and `waits_for` names what must run first.
 
     Raises `FencedOut`.
     """
     with store.writing() as conn:
         hold(conn, token)
-        settled = update(gates).where(gates.c.target == token.target)
-        conn.execute(settled.values(version=version, shut=None, behind=behind))
+        lifted = update(barriers).where(barriers.c.target == token.target)
+        conn.execute(lifted.values(version=version, migrating_by=None, waits_for=waits_for))
 
 
 def open_loads(store: SQLStore, destination: str) -> Sequence[tuple[str, Lane]]:

@@ -414,16 +414,16 @@ services = Table(
 
 # A row per source and destination that has been migrated, `destination/warehouse`. Its fencing token
 # guards what is tracked of its migrations. Claims read the rest: the `version` of its schema, who is
-# migrating it now (`shut`), and which migration must run first (`behind`).
-gates = Table(
-    "gates",
+# migrating it now (`migrating_by`), and which migration must run first (`waits_for`).
+migration_barriers = Table(
+    "migration_barriers",
     metadata,
     Column("target", Text, primary_key=True),
     _required("token", BigInteger),
     _required("holder", Text),
     _required("version", BigInteger, server_default="0"),
-    Column("shut", Text),
-    Column("behind", Text),
+    Column("migrating_by", Text),
+    Column("waits_for", Text),
 )
 
 # `state` is the last transition's. `atomic`: it last ran in one transaction with its record.

@@ -92,8 +92,8 @@ class Wanderer(Protocol):
     """Migrates the targets of an application, one run at a time on each.
 
     Each call may raise `MigrationError` (it says which files or migrations and what to do; nothing
-    was run), `TargetHeld` when another run has the target, `FencedOut` when another has taken over, and
-    `Unavailable`. A call that is asked to stop finishes the migration under way.
+    was run), `MigrationLocked` when another run has the target, `FencedOut` when another has taken
+    over, and `Unavailable`. A call that is asked to stop finishes the migration under way.
     """
 
     def ack(self, request: Request) -> Report:
@@ -117,7 +117,7 @@ class Wanderer(Protocol):
         """Every migration, in the order in which they run."""
         ...
 
-    def behind(self, destination: str) -> str | None:
+    def waits_for(self, destination: str) -> str | None:
         """Which migration of a destination (its name) keeps it from being loaded, and what to do;
         `None` if it is up to date."""
         ...

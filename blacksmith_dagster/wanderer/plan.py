@@ -45,7 +45,7 @@ PENDING = frozenset({State.ACKNOWLEDGED, State.FAILED_UP, State.SUCCEEDED_DOWN})
 
 # Whether the effect is there cannot be told from what is tracked.
 _UNCLEAR = frozenset({State.EXECUTING_UP, State.EXECUTING_DOWN, State.INTERRUPTED})
-_BEHIND = _UNCLEAR | {State.ACKNOWLEDGED, State.FAILED_UP, State.FAILED_DOWN}
+_WAITED_FOR = _UNCLEAR | {State.ACKNOWLEDGED, State.FAILED_UP, State.FAILED_DOWN}
 
 Declared = Mapping[str, Sequence[Migration]]
 """Migrations by scope, oldest first."""
@@ -144,13 +144,13 @@ def plan_rollback(
     return [_step(scope, migration, Direction.DOWN) for scope, migration in steps]
 
 
-def behind(declared: Iterable[Tracked]) -> str | None:
+def waits_for(declared: Iterable[Tracked]) -> str | None:
     """Which of a target's declared and tracked migrations keeps it from being loaded, and what to do.
 
-    >>> behind([Tracked("destination:lake", 20260131120000, "add_gate", None, State.ACKNOWLEDGED)])
+    >>> waits_for([Tracked("destination:lake", 20260131120000, "add_gate", None, State.ACKNOWLEDGED)])
     '20260131120000 add_gate of destination:lake has not run; run `blacksmith migrations run`'
     """
-    stuck = [each for each in declared if each.state in _BEHIND]
+    stuck = [each for each in declared if each.state in _WAITED_FOR]
     if not stuck:
         return None
     # What was tried comes before what waits for it.

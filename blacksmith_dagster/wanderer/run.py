@@ -1,4 +1,4 @@
-"""Running migrations under their targets' locks, with the destinations' gates shut."""
+"""Running migrations under their targets' locks, behind the destinations' migration barriers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from sqlalchemy import URL, Connection
 
-from blacksmith_dagster.errors import FencedOut, MigrationError, TargetHeld, Unavailable, describe
+from blacksmith_dagster.errors import (
+    FencedOut,
+    MigrationError,
+    MigrationLocked,
+    Unavailable,
+    describe,
+)
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import Destination
 from blacksmith_dagster.pipeline.migration import Direction, Migration
@@ -33,11 +39,11 @@ from blacksmith_dagster.wanderer.plan import (
     Declared,
     Planned,
     Tracked,
-    behind,
     plan_ack,
     plan_rollback,
     plan_run,
     settled_version,
+    waits_for,
 )
 from blacksmith_dagster.wanderer.tracking import Tracking, sql_store
 
@@ -76,7 +82,7 @@ class _Held(NamedTuple):
 
     lease: Lease
     tracked: MigrationToken
-    gate: MigrationToken
+    barrier: MigrationToken
 
 
 class StandardWanderer:
@@ -156,7 +162,7 @@ class StandardWanderer:
                 )
             state = State.SUCCEEDED_UP if applied else self._unapplied(tracked[0])
             self._tracking.record(held[target].tracked, scope, migration, state)
-            self._settle(held, found)
+            self._lift_barriers(held, found)
         done = Done(Action("repair", scope, version, migration.name), state)
         self._report(done)
         return done
@@ -194,12 +200,12 @@ class StandardWanderer:
             for known in (there.get((version, scope)),)
         ]
 
-    def behind(self, destination: str) -> str | None:
-        """See `Wanderer.behind`."""
+    def waits_for(self, destination: str) -> str | None:
+        """See `Wanderer.waits_for`."""
         target = f"destination/{destination}"
         found = declared(self._app, scopes_of(self._adapters[target]))
         tracked = self._tracking.tracked([target])
-        if why := behind(_counting(found, tracked)):
+        if why := waits_for(_counting(found, tracked)):
             return why
         known = {(each.scope, each.version): each for each in tracked}
         for scope, migrations in found.items():
@@ -228,11 +234,11 @@ class StandardWanderer:
                 planned = plan(asked, tracked, request)
                 recorders = [self._recorder(each) for each in planned]
             except MigrationError:
-                self._settle(held, found)  # a run that died has left its gates shut
+                self._lift_barriers(held, found)  # a run that died has left its barriers up
                 raise
             known = {(each.scope, each.version) for each in tracked}
             done: list[Done] = []
-            error = self._shut(held, planned)
+            error = self._stop_claims(held, planned)
             for each, recorder in zip(planned, recorders, strict=True):
                 if error is None and self._stop.is_set():
                     error = _STOPPED
@@ -243,7 +249,7 @@ class StandardWanderer:
                 done.append(self._perform(one, each, recorder, request, new=new))
                 self._report(done[-1])
                 error = done[-1].error
-            self._settle(held, found)
+            self._lift_barriers(held, found)
         return Report([each.action for each in planned], done, error)
 
     def _perform(
@@ -255,7 +261,7 @@ class StandardWanderer:
         *,
         new: bool,
     ) -> Done:
-        """Do one action, and record it. The target's gate is shut if it runs something."""
+        """Do one action, and record it. The target's barrier is up if it runs something."""
         action, migration = planned
         if held.lease.lost.is_set():
             raise FencedOut(
@@ -340,12 +346,12 @@ class StandardWanderer:
         within = migration.in_transaction(Direction(action.what))
         return adapter if within and adapter.is_at(self._tracking.store.engine.url) else None
 
-    # -- locks, fencing tokens and gates
+    # -- locks, fencing tokens and barriers
     @contextmanager
     def _held(self, targets: Iterable[str]) -> Iterator[Mapping[str, _Held]]:
         """The locks and fencing tokens of some targets, taken in sorted order: two runs never cross.
 
-        Raises `TargetHeld`, `FencedOut`.
+        Raises `MigrationLocked`, `FencedOut`.
         """
         held: dict[str, _Held] = {}
         with ExitStack() as leases:
@@ -355,28 +361,30 @@ class StandardWanderer:
                 lease = self._supervisor.acquire(key, self._who)
                 if lease is None:
                     holder = self._supervisor.status(key).holder or "another run"
-                    raise TargetHeld(
+                    raise MigrationLocked(
                         f"{target} is being migrated by {holder}; wait until that has ended, and run "
                         "again"
                     )
                 locks[target] = leases.enter_context(lease)
             for target, lease in locks.items():
                 tracked = self._tracking.take_over(target, lease.id, lease.confirm)
-                gate = tracked
+                barrier = tracked
                 if self._elsewhere:
-                    gate = migration_barrier.take_over(self._store, target, lease.id, lease.confirm)
-                held[target] = _Held(lease, tracked, gate)
+                    barrier = migration_barrier.take_over(
+                        self._store, target, lease.id, lease.confirm
+                    )
+                held[target] = _Held(lease, tracked, barrier)
             yield held
 
-    def _shut(self, held: Mapping[str, _Held], planned: Sequence[Planned]) -> str | None:
-        """Shut the gates of the destinations in which something runs, and wait for their open loads;
+    def _stop_claims(self, held: Mapping[str, _Held], planned: Sequence[Planned]) -> str | None:
+        """Raise the barriers of the destinations in which something runs, and wait for their open loads;
         the error if it is asked to stop meanwhile."""
         ran = {
             target_of(each.action.scope) for each in planned if each.action.what in ("up", "down")
         }
         chosen = [each for each in sorted(ran) if isinstance(self._adapters[each], Destination)]
         for target in chosen:
-            migration_barrier.shut(self._store, held[target].gate, self._who)
+            migration_barrier.stop_claims(self._store, held[target].barrier, self._who)
         for target in chosen:
             adapter: Any = self._adapters[target]
             patience = max(
@@ -395,16 +403,16 @@ class StandardWanderer:
                 self._stop.wait(LOOK)
         return None
 
-    def _settle(self, held: Mapping[str, _Held], found: Declared) -> None:
-        """Open the gates: each destination is of the version that its migrations tell."""
+    def _lift_barriers(self, held: Mapping[str, _Held], found: Declared) -> None:
+        """Lift the barriers: each destination is at the version that its migrations say."""
         tracked = self._tracking.tracked(held)
         for target, one in held.items():
             if isinstance(self._adapters[target], Source):
                 continue
             own = {scope: all_ for scope, all_ in found.items() if target_of(scope) == target}
             known = [each for each in tracked if target_of(each.scope) == target]
-            why = behind(_counting(own, known))
-            migration_barrier.settle(self._store, one.gate, settled_version(own, known), why)
+            why = waits_for(_counting(own, known))
+            migration_barrier.lift(self._store, one.barrier, settled_version(own, known), why)
 
 
 def _counting(found: Declared, tracked: Iterable[Tracked]) -> Sequence[Tracked]:

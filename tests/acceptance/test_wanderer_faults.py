@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from blacksmith_dagster.errors import MigrationError, TargetHeld
+from blacksmith_dagster.errors import MigrationError, MigrationLocked
 from blacksmith_dagster.wanderer import Report, Request, StandardWanderer, State
 from blacksmith_dagster.wanderer.tracking import Tracking
 from tests.acceptance.migrating_main import PAUSED, POINT, application
@@ -60,7 +60,7 @@ def run_again(wanderer: StandardWanderer) -> Report:
     def runs_through() -> bool:
         try:
             ended.append(wanderer.run(Request()))
-        except TargetHeld:
+        except MigrationLocked:
             return False
         return True
 
@@ -73,7 +73,7 @@ def history(wandering: Runs) -> list[State]:
 
 
 def test_killed_before_a_migration(wandering: Runs, target_url: str, tmp_path: Path) -> None:
-    """The gate that it had shut is open again after the next run."""
+    """The next run lifts the barrier that it had raised."""
     kill_at("before", wandering, target_url, tmp_path)
     app = application(target_url, alone=False)
     wanderer = wandering.wanderer(app)

@@ -29,8 +29,8 @@ from blacksmith_dagster.errors import (
     CodeOutdated,
     FencedOut,
     MigrationError,
-    NotMigrated,
-    TargetHeld,
+    MigrationLocked,
+    MigrationPending,
 )
 from blacksmith_dagster.ingest import ingest as ingest_requests
 from blacksmith_dagster.pipeline import triggers
@@ -210,7 +210,7 @@ def test_whoever_overrides_migrate_has_it_called(wandering: Runs, store_url: str
 
 
 def test_migrations_are_tracked_elsewhere(wandering: Runs, target_url: str, tmp_path: Path) -> None:
-    """In another store, with the fencing tokens that guard it; the gates are where the loads are."""
+    """In another store, with the fencing tokens that guard it; the barriers are where the loads are."""
     app = application(warehouse(target_url, [migration(ONE)]))
     with runs(f"sqlite:///{tmp_path}/wanderer.db") as other:
         tracking = other.store()
@@ -237,7 +237,7 @@ def test_third_of_five_fails(wandering: Runs, target_url: str) -> None:
     assert "no" in (report.error or "")
     assert tables(target_url) == {"t1", "t2"}
     assert states(wanderer)[:3] == [State.SUCCEEDED_UP, State.SUCCEEDED_UP, State.FAILED_UP]
-    said = wanderer.behind("warehouse") or ""
+    said = wanderer.waits_for("warehouse") or ""
     assert f"{THREE} t3 of {SCOPE} failed(up)" in said
     assert "blacksmith migrations run" in said
     mended = wandering.wanderer(
@@ -245,7 +245,7 @@ def test_third_of_five_fails(wandering: Runs, target_url: str) -> None:
     )
     assert [each.action.version for each in mended.run(Request()).done] == [THREE, FOUR, FIVE]
     assert tables(target_url) == {"t1", "t2", "t3", "t4", "t5"}
-    assert mended.behind("warehouse") is None
+    assert mended.waits_for("warehouse") is None
 
 
 def test_down_fails(wandering: Runs, target_url: str) -> None:
@@ -259,7 +259,7 @@ def test_down_fails(wandering: Runs, target_url: str) -> None:
 
     assert tables(target_url) == {"t1", "t2"}
     assert states(wanderer) == [State.SUCCEEDED_UP, State.FAILED_DOWN, State.SUCCEEDED_DOWN]
-    assert "rollback" in (wanderer.behind("warehouse") or "")
+    assert "rollback" in (wanderer.waits_for("warehouse") or "")
     mended = wandering.wanderer(
         application(warehouse(target_url, [migration(each) for each in (ONE, TWO, THREE)]))
     )
@@ -350,7 +350,7 @@ def test_a_second_run_on_a_target_in_use_fails_at_once_and_names_the_holder(
         first = threads.submit(wandering.wanderer(app, run="abc").run, Request())
         assert under_way.wait(30)
         try:
-            with pytest.raises(TargetHeld, match="warehouse is being migrated by run abc"):
+            with pytest.raises(MigrationLocked, match="warehouse is being migrated by run abc"):
                 wandering.wanderer(app).run(Request())
         finally:
             finish.set()
@@ -360,7 +360,7 @@ def test_a_second_run_on_a_target_in_use_fails_at_once_and_names_the_holder(
 def test_a_sources_events_are_accepted_while_it_is_behind_and_while_it_is_migrated(
     wandering: Runs,
 ) -> None:
-    """And loaded: a source has a lock and no gate. Its own `migrate` runs its events' too."""
+    """And loaded: a source has a lock and no barrier. Its own `migrate` runs its events' too."""
     under_way, finish = threading.Event(), threading.Event()
     ran: list[int] = []
 
@@ -391,7 +391,9 @@ def test_a_sources_events_are_accepted_while_it_is_behind_and_while_it_is_migrat
             assert states(wanderer) == [State.EXECUTING_UP, State.ACKNOWLEDGED]
             assert accepted_and_loaded()
             assert wandering.supervisor(store).status("migrate/source/crm").holder == "run abc"
-            with pytest.raises(TargetHeld, match="source/crm is being migrated by run abc; wait"):
+            with pytest.raises(
+                MigrationLocked, match="source/crm is being migrated by run abc; wait"
+            ):
                 wandering.wanderer(app).run(Request(scopes=["s/e:crm/signed_up"]))
         finally:
             finish.set()
@@ -410,7 +412,7 @@ def test_two_runs_race_for_one_target(wandering: Runs, target_url: str) -> None:
         start.wait()
         try:
             ended.append(racers[number].run(Request()))
-        except TargetHeld as error:
+        except MigrationLocked as error:
             ended.append(error)
 
     threads = [threading.Thread(target=race, args=(number,)) for number in range(len(racers))]
@@ -420,7 +422,7 @@ def test_two_runs_race_for_one_target(wandering: Runs, target_url: str) -> None:
         each.join(60)
 
     assert len(ended) == len(racers)
-    reports = [each for each in ended if not isinstance(each, TargetHeld)]
+    reports = [each for each in ended if not isinstance(each, MigrationLocked)]
     assert sorted(len(each.done) for each in reports) == [0] * (len(reports) - 1) + [3]
     assert all(each.error is None for each in reports)
     assert tables(target_url) == {"t1", "t2", "t3"}
@@ -439,7 +441,7 @@ def test_two_runs_cross_over_two_targets(wandering: Runs, target_url: str) -> No
         def cross(request: Request, into: list[object] = ended) -> None:
             try:
                 into.append(wandering.wanderer(app).run(request))
-            except TargetHeld as error:
+            except MigrationLocked as error:
                 into.append(error)
 
         threads = [threading.Thread(target=cross, args=(each,)) for each in requests]
@@ -448,7 +450,7 @@ def test_two_runs_cross_over_two_targets(wandering: Runs, target_url: str) -> No
         for each in threads:
             each.join(60)
         assert len(ended) == 2
-        assert any(not isinstance(each, TargetHeld) for each in ended)
+        assert any(not isinstance(each, MigrationLocked) for each in ended)
         assert tables(target_url) == {"t1", "t2"}
         wandering.wanderer(app).rollback(Request(version=0))
 
@@ -466,7 +468,7 @@ def test_one_that_was_taken_over_records_nothing_more(wandering: Runs, target_ur
     with pytest.raises(FencedOut, match="another run has taken over"):
         tracking.record(token, SCOPE, migration(ONE), State.SUCCEEDED_UP)
     with pytest.raises(FencedOut):
-        migration_barrier.settle(store, token, ONE, None)
+        migration_barrier.lift(store, token, ONE, None)
     assert tracking.history(SCOPE, ONE)[-1].state is State.INTERRUPTED
 
 
@@ -495,10 +497,10 @@ def test_a_destination_may_be_told_not_to_wait(wandering: Runs, target_url: str)
     ingest(store, [{"n": 1}])
     token = migration_barrier.take_over(store, "destination/warehouse", "a migration", lambda: True)
 
-    migration_barrier.shut(store, token, "run abc")
+    migration_barrier.stop_claims(store, token, "run abc")
     assert "being migrated by run abc" in (load(wandering, app).skipped or "")
 
-    migration_barrier.settle(store, token, 0, "a migration has failed")
+    migration_barrier.lift(store, token, 0, "a migration has failed")
     assert load(wandering, app).tally.succeeded == 1
 
 
@@ -562,7 +564,7 @@ def test_an_open_load_is_waited_for(wandering: Runs) -> None:
         assert runs_up.result(30).error is None
         error = loads.exception(30)
     assert order == ["loaded", "migrated"]
-    # It has claimed while the gate was shut, or after the migration: neither gives it a job.
+    # It has claimed while the barrier was up, or after the migration: neither gives it a job.
     assert isinstance(error, CodeOutdated) if error else loads.result().skipped
     assert store.counts(FLIGHTS).awaiting == 1
     assert load(wandering, new).tally.succeeded == 1
@@ -572,7 +574,7 @@ def is_shut(store: SQLStore) -> bool:
     with store.reading() as conn:
         try:
             migration_barrier.check(conn, FLIGHTS, None)
-        except NotMigrated:
+        except MigrationPending:
             return True
     return False
 
@@ -745,7 +747,7 @@ def test_repair_records_what_happened(wandering: Runs, target_url: str, applied:
     wanderer = wandering.wanderer(app)
     with pytest.raises(MigrationError, match=f"{ONE} t1 of {SCOPE} was interrupted.*repair"):
         wanderer.run(Request())
-    assert "was interrupted" in (wanderer.behind("warehouse") or "")
+    assert "was interrupted" in (wanderer.waits_for("warehouse") or "")
     with pytest.raises(MigrationError, match="unknown"):
         wanderer.repair("d:warehouse", TWO, applied=True)
 

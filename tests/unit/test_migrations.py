@@ -21,11 +21,11 @@ from blacksmith_dagster.wanderer.interface import Request, State
 from blacksmith_dagster.wanderer.plan import (
     Declared,
     Tracked,
-    behind,
     plan_ack,
     plan_rollback,
     plan_run,
     settled_version,
+    waits_for,
 )
 
 LAKE, ROWS = "destination:lake", "destination/event:lake/rows"
@@ -320,16 +320,16 @@ def test_nothing_is_planned_on_what_is_unclear(state: State, mend: str) -> None:
     for plan in (plan_run, plan_rollback, plan_ack):
         with pytest.raises(MigrationError, match=mend):
             plan(found, known, Request(version=TWO))
-    assert mend in (behind(known) or "")
+    assert mend in (waits_for(known) or "")
 
 
 def test_what_keeps_a_destination_from_being_loaded() -> None:
     one, two = sql(ONE, TWO)
-    assert behind([tracked(one, State.SUCCEEDED_UP), tracked(two, State.SUCCEEDED_DOWN)]) is None
-    said = behind([tracked(one, State.SUCCEEDED_UP), tracked(two, State.ACKNOWLEDGED)])
+    assert waits_for([tracked(one, State.SUCCEEDED_UP), tracked(two, State.SUCCEEDED_DOWN)]) is None
+    said = waits_for([tracked(one, State.SUCCEEDED_UP), tracked(two, State.ACKNOWLEDGED)])
     assert said is not None
     assert said.startswith(f"{TWO} step of {LAKE} has not run; run")
-    failed = behind(
+    failed = waits_for(
         [tracked(one, State.ACKNOWLEDGED), tracked(two, State.FAILED_UP, error="no table")]
     )
     assert failed is not None

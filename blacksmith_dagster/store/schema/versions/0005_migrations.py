@@ -1,4 +1,4 @@
-"""Migrations of sources and destinations: what became of each, and the gates that claims read."""
+"""Migrations of sources and destinations: what became of each, and the barriers that claims read."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -14,13 +14,13 @@ _ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 def upgrade() -> None:
     """Make the tables."""
     op.create_table(
-        "gates",
+        "migration_barriers",
         sa.Column("target", sa.Text, primary_key=True),
         sa.Column("token", sa.BigInteger, nullable=False),
         sa.Column("holder", sa.Text, nullable=False),
         sa.Column("version", sa.BigInteger, nullable=False, server_default="0"),
-        sa.Column("shut", sa.Text),
-        sa.Column("behind", sa.Text),
+        sa.Column("migrating_by", sa.Text),
+        sa.Column("waits_for", sa.Text),
     )
     op.create_table(
         "migrations",
