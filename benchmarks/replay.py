@@ -16,7 +16,7 @@ from benchmarks.pipeline import app, each, half, happened, payload, source
 from benchmarks.stores import BATCH, BOTH, Databases, fill, opened, postgres
 from blacksmith_dagster import Batch, Blacksmith, Destination, DestinationEvent
 from blacksmith_dagster.scheduler.choosing import Chooser
-from blacksmith_dagster.scheduler.executor import Workers
+from blacksmith_dagster.scheduler.executor import Executor
 from blacksmith_dagster.scheduler.loader import Loader
 from blacksmith_dagster.scheduler.replay import replay as replay_window
 from blacksmith_dagster.store.interface import (
@@ -191,13 +191,13 @@ def _latency(made: Databases, effort: Effort, *, replaying: bool) -> float:
     with (
         closing(opened(url)) as store,
         closing(open_supervisor(None, store)) as supervisor,
-        closing(Workers()) as workers,
+        closing(Executor()) as executor,
     ):
         _without_jobs(made, store, 200_000 if replaying else 1000)
         lease = supervisor.acquire(f"load/{each.path}", "live")
         assert lease is not None
         token = store.take_over(each.path, Lane.LOAD, lease.id, lease.confirm)
-        loader = Loader(_live_app, _note, store=store, workers=workers)
+        loader = Loader(_live_app, _note, store=store, executor=executor)
         stop = threading.Event()
 
         def load() -> None:

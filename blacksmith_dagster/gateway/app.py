@@ -41,7 +41,7 @@ from blacksmith_dagster.gateway.responses import (
     unavailable,
 )
 from blacksmith_dagster.ingest.extract import KEY_CHARACTERS, VERSION_HEADER, Extractor, InvalidItem
-from blacksmith_dagster.ingest.group_commit import STORE_IS_DOWN, Writer
+from blacksmith_dagster.ingest.group_commit import STORE_IS_DOWN, GroupCommit
 from blacksmith_dagster.ingest.quarantine import raw_of
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.networks import is_within
@@ -90,13 +90,13 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        writer = Writer(store, queue, notifier.notify if notifier else None)
+        commits = GroupCommit(store, queue, notifier.notify if notifier else None)
         for endpoint in endpoints:
-            endpoint.writer = writer
+            endpoint.commits = commits
         watching = asyncio.create_task(bodies.watch())
         yield
         watching.cancel()
-        await writer.stop()
+        await commits.stop()
 
     description = msgspec.json.encode(described(app))
 
@@ -151,7 +151,7 @@ def _asked_for(scope: Scope) -> str:
 class EventEndpoint:
     """Receives the requests to one source event, or to one webhook: an ASGI application."""
 
-    writer: Writer
+    commits: GroupCommit
 
     def __init__(
         self,
@@ -290,7 +290,7 @@ class EventEndpoint:
         if isinstance(extracted, Reply):
             return _reply(extracted)
         raws = [self._raw_of(request, key, item) for item in invalid or ()]
-        kept = await self.writer.submit(extracted, raws) if extracted or raws else []
+        kept = await self.commits.submit(extracted, raws) if extracted or raws else []
         if isinstance(kept, list):
             answer = self._accepted(kept[: len(extracted)], kept[len(extracted) :])
             deprecation = self._deprecations.header(extracted)

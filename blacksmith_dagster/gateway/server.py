@@ -108,7 +108,7 @@ class StandardGateway:
             if self.workers == 1:
                 self._work(app, settings, listener, upkeep=True)
             else:
-                _Workers(self, app, settings, listener).run()
+                _WorkerProcesses(self, app, settings, listener).run()
 
     def _listen(self) -> socket.socket:
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
@@ -207,7 +207,7 @@ class StandardGateway:
                 notifier.close()
 
 
-class _Workers:
+class _WorkerProcesses:
     """Worker processes, forked: the application is made of functions, which cannot be sent.
 
     One that dies is replaced. They end when the parent does, however it dies: each watches a pipe

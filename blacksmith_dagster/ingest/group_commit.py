@@ -30,7 +30,7 @@ STORE_IS_DOWN = (Unavailable, SchemaOutdated, SequenceWentBack)
 _log = logging.getLogger(__name__)
 
 
-class Writer:
+class GroupCommit:
     """Adaptive group commit: no timer, a lone request waits for nothing.
 
     While one commit is under way the requests that come gather, and make the next one. `capacity`
@@ -45,7 +45,7 @@ class Writer:
         self._waiting = 0  # touched by the loop's thread alone
         self._queue: SimpleQueue[_Waiting | None] = SimpleQueue()
         self._loop = asyncio.get_running_loop()
-        self._thread = threading.Thread(target=self._run, name="blacksmith-writer", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="blacksmith-commits", daemon=True)
         self._thread.start()
 
     def submit(self, events: list[NewEvent], raws: Sequence[Raw] = ()) -> asyncio.Future[Kept]:

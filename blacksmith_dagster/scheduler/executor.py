@@ -21,7 +21,7 @@ CLOSE_TIMEOUT = 10.0
 """Seconds that closing a connection may take."""
 
 
-class Workers:
+class Executor:
     """One thread per destination, and in it the one connection that `connect` opened.
 
     The connection is opened by the first call, used and closed in the same thread: many drivers

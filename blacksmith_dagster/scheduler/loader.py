@@ -25,7 +25,7 @@ from blacksmith_dagster.pipeline.batch import Batch
 from blacksmith_dagster.pipeline.destination import DestinationEvent
 from blacksmith_dagster.pubsub.notifier import Notify
 from blacksmith_dagster.scheduler.decoding import Decoded, JobDecoder
-from blacksmith_dagster.scheduler.executor import Workers
+from blacksmith_dagster.scheduler.executor import Executor
 from blacksmith_dagster.scheduler.interface import LoadReport, Summary
 from blacksmith_dagster.scheduler.outcomes import outcomes
 from blacksmith_dagster.scheduler.verdict import decide, report
@@ -62,14 +62,14 @@ class Loader:
         event: DestinationEvent[Any],
         *,
         store: Store,
-        workers: Workers,
+        executor: Executor,
         run: str | None = None,
         notify: Notify = lambda _: None,
     ) -> None:
         self._app = app
         self._event = event
         self._store = store
-        self._workers = workers
+        self._executor = executor
         self._run = run
         self._notify = notify
         self._decoder = JobDecoder(app, event)
@@ -133,7 +133,7 @@ class Loader:
                 decoded = self._decoder.decode(load, originals)
             batch = Batch(self._event.path, decoded.jobs, self._event.version)
             if decoded.jobs:
-                call = self._workers.call(self._event, batch)
+                call = self._executor.call(self._event, batch)
                 try:
                     raised = call.exception(self._event.timeout.total_seconds())
                 except StillRunning:

@@ -13,7 +13,7 @@ from blacksmith_dagster.errors import FencedOut, Unavailable
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import Destination, DestinationEvent
 from blacksmith_dagster.pubsub.notifier import Notify
-from blacksmith_dagster.scheduler.executor import Workers
+from blacksmith_dagster.scheduler.executor import Executor
 from blacksmith_dagster.scheduler.interface import LoadReport
 from blacksmith_dagster.scheduler.loader import Loader
 from blacksmith_dagster.store.interface import Lane, Store
@@ -201,9 +201,9 @@ class _Keeper(threading.Thread):
         self._holder = holder
         self._report = report
         self._stopping = stopping
-        self._workers = Workers()
+        self._executor = Executor()
         self._loader = Loader(
-            app, event, store=store, workers=self._workers, run=run, notify=notify
+            app, event, store=store, executor=self._executor, run=run, notify=notify
         )
         self._answered = True
         self._away_at = math.inf  # since when something has not answered
@@ -226,7 +226,7 @@ class _Keeper(threading.Thread):
             self.failure = error
             _log.error("%s is loaded no more by this process: %s", self._event.path, error)
         finally:
-            self._workers.close()
+            self._executor.close()
 
     def _keep(self) -> None:
         """Load while the lock can be held; returns if it is another's or was lost."""

@@ -17,7 +17,7 @@ from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import DestinationEvent
 from blacksmith_dagster.pubsub.notifier import Notify
 from blacksmith_dagster.scheduler.choosing import Chooser
-from blacksmith_dagster.scheduler.executor import Workers
+from blacksmith_dagster.scheduler.executor import Executor
 from blacksmith_dagster.scheduler.interface import LoadReport, Tally
 from blacksmith_dagster.scheduler.loader import Loader
 from blacksmith_dagster.store.interface import (
@@ -122,10 +122,10 @@ def replay(
     lease = _acquire(event.path, request, holder, store, supervisor, stop, wait)
     if lease is None:
         return ReplaySummary(0, stopped=True)
-    with lease, closing(Workers()) as workers:
+    with lease, closing(Executor()) as executor:
         token = store.take_over(event.path, Lane.REPLAY, lease.id, lease.confirm)
         begun = store.begin_replay(token, request, chooser.event_types, holder)
-        loader = Loader(app, event, store=store, workers=workers, run=run, notify=notify)
+        loader = Loader(app, event, store=store, executor=executor, run=run, notify=notify)
         course = _Course(begun, rate, stop, report or (lambda *_: None))
         live = _LiveFirst(event.path, store, supervisor, stop)
         loads, tally = 0, Tally()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import DestinationEvent
 from blacksmith_dagster.pubsub.notifier import Notify
-from blacksmith_dagster.scheduler.executor import Workers
+from blacksmith_dagster.scheduler.executor import Executor
 from blacksmith_dagster.scheduler.interface import LoadReport, Summary
 from blacksmith_dagster.scheduler.loader import Loader
 from blacksmith_dagster.store.interface import Lane, Store
@@ -31,7 +31,7 @@ class StandardScheduler:
     """
 
     def __init__(self, notify: Notify = lambda _: None) -> None:
-        self._workers = Workers()
+        self._executor = Executor()
         self._notify = notify
 
     def load(
@@ -56,7 +56,7 @@ class StandardScheduler:
                 app,
                 event,
                 store=store,
-                workers=self._workers,
+                executor=self._executor,
                 run=run,
                 notify=self._notify,
             )
@@ -64,4 +64,4 @@ class StandardScheduler:
 
     def close(self) -> None:
         """Close the destinations' connections."""
-        self._workers.close()
+        self._executor.close()

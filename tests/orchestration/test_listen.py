@@ -23,7 +23,7 @@ from blacksmith_dagster.orchestration import (
     WarmRuns,
     build_definitions,
     listen,
-    warm,
+    warm_runs,
 )
 from blacksmith_dagster.orchestration.warm_runs import ENDING_TAG
 from blacksmith_dagster.store import open_store
@@ -207,7 +207,7 @@ def test_a_run_that_follows_goes_on_without_a_gap(
     shop: Shop, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second waits for the locks of the first, which ends when it is there."""
-    monkeypatch.setattr(warm, "_READY_SECONDS", 0.5)
+    monkeypatch.setattr(warm_runs, "_READY_SECONDS", 0.5)
     ended: list[str] = []
 
     def run() -> None:

@@ -27,14 +27,14 @@ from blacksmith_dagster.orchestration import (
     BlacksmithResource,
     WarmRuns,
     build_definitions,
+    load_schedules,
     realtime,
-    schedules,
     warm_sensor,
 )
 from blacksmith_dagster.orchestration.realtime_sensor import why_idle
 from blacksmith_dagster.orchestration.warm_runs import ENDING_TAG, Seen, ending
 from blacksmith_dagster.orchestration.warm_sensor import (
-    Run,
+    WarmRun,
     could_lock,
     is_gone,
     why_no_launch,
@@ -120,16 +120,16 @@ def test_a_run_without_locks_that_it_could_have(
 @pytest.mark.parametrize(
     ("run", "gone"),
     [
-        (Run("a", STARTED, age=600), False),
-        (Run("a", STARTED, age=600, lockless=14), False),
-        (Run("a", STARTED, age=600, lockless=15), True),
-        (Run("a", CANCELING, age=1, lockless=15), True),
-        (Run("a", STARTING, age=179), False),
-        (Run("a", STARTING, age=180), True),
-        (Run("a", QUEUED, age=10_000), False),
+        (WarmRun("a", STARTED, age=600), False),
+        (WarmRun("a", STARTED, age=600, lockless=14), False),
+        (WarmRun("a", STARTED, age=600, lockless=15), True),
+        (WarmRun("a", CANCELING, age=1, lockless=15), True),
+        (WarmRun("a", STARTING, age=179), False),
+        (WarmRun("a", STARTING, age=180), True),
+        (WarmRun("a", QUEUED, age=10_000), False),
     ],
 )
-def test_a_run_whose_process_is_gone(run: Run, gone: bool) -> None:
+def test_a_run_whose_process_is_gone(run: WarmRun, gone: bool) -> None:
     assert is_gone(run) is gone
 
 
@@ -137,19 +137,19 @@ def test_a_run_whose_process_is_gone(run: Run, gone: bool) -> None:
     ("runs", "why"),
     [
         ([], None),
-        ([Run("a", QUEUED, 1)], "run a is queued"),
-        ([Run("a", STARTING, 1)], "run a is starting"),
-        ([Run("a", STARTED, 1)], "run a is under way"),
-        ([Run("a", STARTED, 1, ending=True)], None),
-        ([Run("a", STARTED, 1, ending=True), Run("b", QUEUED, 1)], "run b is queued"),
-        ([Run("a", STARTED, 1, ending=True), Run("b", STARTED, 1)], "run b follows run a"),
+        ([WarmRun("a", QUEUED, 1)], "run a is queued"),
+        ([WarmRun("a", STARTING, 1)], "run a is starting"),
+        ([WarmRun("a", STARTED, 1)], "run a is under way"),
+        ([WarmRun("a", STARTED, 1, ending=True)], None),
+        ([WarmRun("a", STARTED, 1, ending=True), WarmRun("b", QUEUED, 1)], "run b is queued"),
+        ([WarmRun("a", STARTED, 1, ending=True), WarmRun("b", STARTED, 1)], "run b follows run a"),
         (
-            [Run("a", STARTED, 1, ending=True), Run("b", STARTED, 1, ending=True)],
+            [WarmRun("a", STARTED, 1, ending=True), WarmRun("b", STARTED, 1, ending=True)],
             "run b follows run a",
         ),
     ],
 )
-def test_one_run_and_two_while_one_takes_over(runs: list[Run], why: str | None) -> None:
+def test_one_run_and_two_while_one_takes_over(runs: list[WarmRun], why: str | None) -> None:
     assert why_no_launch(runs) == why
 
 
@@ -473,8 +473,8 @@ def test_what_a_warm_run_loads_is_left_to_it_by_the_schedule(
 def test_a_load_run_that_is_gone_is_not_taken_for_the_warm_run(
     alerts: Alerts, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schedules, "_YOUNG", dict.fromkeys((True, False), timedelta(0)))
-    monkeypatch.setattr(schedules, "_MOMENT_SECONDS", 0.1)
+    monkeypatch.setattr(load_schedules, "_YOUNG", dict.fromkeys((True, False), timedelta(0)))
+    monkeypatch.setattr(load_schedules, "_MOMENT_SECONDS", 0.1)
     alerts.receive("stuck")
     gone = instance.add_run(DagsterRun(job_name="load_alerts", status=STARTED))
     with _locked(alerts, "a warm run", "late"):

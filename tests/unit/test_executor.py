@@ -12,20 +12,20 @@ from typing import Any
 import pytest
 
 from blacksmith_dagster import Batch, Destination, Source
-from blacksmith_dagster.scheduler.executor import Workers
+from blacksmith_dagster.scheduler.executor import Executor
 
 departed = Source("airport").accept("departed")
 EMPTY: Batch[Any] = Batch("lake/rows", [])
 
 
 @pytest.fixture
-def workers() -> Iterator[Workers]:
-    workers = Workers()
-    yield workers
-    workers.close()
+def executor() -> Iterator[Executor]:
+    executor = Executor()
+    yield executor
+    executor.close()
 
 
-def test_a_connection_is_opened_once_and_used_and_closed_in_one_thread(workers: Workers) -> None:
+def test_a_connection_is_opened_once_and_used_and_closed_in_one_thread(executor: Executor) -> None:
     told: list[tuple[str, int]] = []
 
     def open_lake() -> Iterator[sqlite3.Connection]:
@@ -49,13 +49,13 @@ def test_a_connection_is_opened_once_and_used_and_closed_in_one_thread(workers: 
 
     assert told == []  # nothing is opened before it is needed
     for event in (rows, more, rows):
-        assert workers.call(event, EMPTY).exception(10) is None
-    workers.close()
+        assert executor.call(event, EMPTY).exception(10) is None
+    executor.close()
     assert [what for what, _ in told] == ["opened", "rows", "more", "rows", "closed"]
     assert len({thread for _, thread in told}) == 1
 
 
-def test_what_connect_returned_is_closed_by_its_close(workers: Workers) -> None:
+def test_what_connect_returned_is_closed_by_its_close(executor: Executor) -> None:
     class Service:
         closed = False
 
@@ -69,13 +69,13 @@ def test_what_connect_returned_is_closed_by_its_close(workers: Workers) -> None:
     def rows(batch: Batch[Any], connection: Service) -> None:
         assert connection is service
 
-    assert workers.call(rows, EMPTY).exception(10) is None
+    assert executor.call(rows, EMPTY).exception(10) is None
     assert not service.closed
-    workers.close()
+    executor.close()
     assert service.closed
 
 
-def test_what_is_raised_is_handed_back_and_the_next_call_works(workers: Workers) -> None:
+def test_what_is_raised_is_handed_back_and_the_next_call_works(executor: Executor) -> None:
     raising: list[BaseException] = [SystemExit(1), ValueError("no")]
     opened = 0
 
@@ -93,7 +93,7 @@ def test_what_is_raised_is_handed_back_and_the_next_call_works(workers: Workers)
         if raising:
             raise raising.pop()
 
-    errors = [workers.call(rows, EMPTY).exception(10) for _ in range(4)]
+    errors = [executor.call(rows, EMPTY).exception(10) for _ in range(4)]
     assert [type(error) for error in errors] == [
         ConnectionError,
         ValueError,
@@ -104,7 +104,7 @@ def test_what_is_raised_is_handed_back_and_the_next_call_works(workers: Workers)
 
 
 def test_after_an_error_the_connection_is_closed_and_the_next_call_opens_another(
-    workers: Workers, caplog: pytest.LogCaptureFixture
+    executor: Executor, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It may be what has broken: in a process that runs for weeks nothing else would mend it."""
 
@@ -130,17 +130,17 @@ def test_after_an_error_the_connection_is_closed_and_the_next_call_opens_another
         if connection.broken:
             raise ConnectionError("reset by peer")
 
-    assert workers.call(rows, EMPTY).exception(10) is None
+    assert executor.call(rows, EMPTY).exception(10) is None
     opened[0].broken = True
-    assert str(workers.call(rows, EMPTY).exception(10)) == "reset by peer"
-    assert workers.call(rows, EMPTY).exception(10) is None
+    assert str(executor.call(rows, EMPTY).exception(10)) == "reset by peer"
+    assert executor.call(rows, EMPTY).exception(10) is None
     assert [service.closed for service in opened] == [True, False]
     assert "connection of destination lake was not closed: ConnectionError" in caplog.text
-    workers.close()
+    executor.close()
     assert [service.closed for service in opened] == [True, True]
 
 
-def test_destinations_do_not_wait_for_each_other(workers: Workers) -> None:
+def test_destinations_do_not_wait_for_each_other(executor: Executor) -> None:
     together = threading.Barrier(2, timeout=10)
     calls = []
     for name in ("lake", "pond"):
@@ -150,12 +150,12 @@ def test_destinations_do_not_wait_for_each_other(workers: Workers) -> None:
         def rows(batch: Batch[Any]) -> None:
             together.wait()
 
-        calls.append(workers.call(rows, EMPTY))
+        calls.append(executor.call(rows, EMPTY))
     wait(calls, timeout=10)
     assert [call.exception(0) for call in calls] == [None, None]
 
 
-def test_a_call_that_does_not_return_keeps_nobody_from_closing(workers: Workers) -> None:
+def test_a_call_that_does_not_return_keeps_nobody_from_closing(executor: Executor) -> None:
     begun, release = threading.Event(), threading.Event()
     lake = Destination("lake")
 
@@ -164,10 +164,10 @@ def test_a_call_that_does_not_return_keeps_nobody_from_closing(workers: Workers)
         begun.set()
         release.wait(30)
 
-    call = workers.call(rows, EMPTY)
+    call = executor.call(rows, EMPTY)
     assert begun.wait(10)
     before = time.monotonic()
-    workers.close()
+    executor.close()
     assert time.monotonic() - before < 1
     release.set()
     assert call.exception(10) is None
@@ -176,7 +176,7 @@ def test_a_call_that_does_not_return_keeps_nobody_from_closing(workers: Workers)
 def test_connections_are_closed_at_the_processs_end() -> None:
     program = """
 from blacksmith_dagster import Batch, Destination, Source
-from blacksmith_dagster.scheduler.executor import Workers
+from blacksmith_dagster.scheduler.executor import Executor
 
 def connect():
     yield None
@@ -187,7 +187,7 @@ lake = Destination("lake", connect=connect)
 @lake.event(receives=Source("airport").accept("departed"))
 def rows(batch, connection): ...
 
-Workers().call(rows, Batch("lake/rows", [])).result(10)
+Executor().call(rows, Batch("lake/rows", [])).result(10)
 """
     ended = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True

@@ -1,4 +1,4 @@
-"""The writer groups what has gathered, and answers each request with its own fate."""
+"""A group commit gathers requests, and answers each request with its own fate."""
 
 import asyncio
 import threading
@@ -14,7 +14,7 @@ from blacksmith_dagster.errors import (
     TooManyRequests,
     Unavailable,
 )
-from blacksmith_dagster.ingest.group_commit import Writer
+from blacksmith_dagster.ingest.group_commit import GroupCommit
 from blacksmith_dagster.store.interface import NewEvent, NewJob, Store
 
 Answers = Callable[[Sequence[Sequence[NewEvent]]], list[Any]]
@@ -45,13 +45,15 @@ def events(*payloads: str) -> list[NewEvent]:
     return [NewEvent("a/b", payload) for payload in payloads]
 
 
-async def gathered(store: Scripted, writer: Writer, requests: list[list[NewEvent]]) -> list[Any]:
+async def gathered(
+    store: Scripted, commits: GroupCommit, requests: list[list[NewEvent]]
+) -> list[Any]:
     """Submit a request, and while its commit is under way the others."""
     store.may_commit.clear()
     first, *others = requests
-    futures = [writer.submit(first)]
+    futures = [commits.submit(first)]
     assert await asyncio.to_thread(store.asked.wait, 10)
-    futures += [writer.submit(each) for each in others]
+    futures += [commits.submit(each) for each in others]
     store.may_commit.set()
     return await asyncio.gather(*futures)
 
@@ -60,9 +62,9 @@ def run(answers: Answers, requests: list[list[NewEvent]]) -> tuple[list[Any], li
     store = Scripted(answers)
 
     async def main() -> list[Any]:
-        writer = Writer(cast(Store, store), 100)
-        answered = await gathered(store, writer, requests)
-        await writer.stop()
+        commits = GroupCommit(cast(Store, store), 100)
+        answered = await gathered(store, commits, requests)
+        await commits.stop()
         return answered
 
     return asyncio.run(main()), store.commits
@@ -127,15 +129,15 @@ def test_full_queue_rejects_but_never_the_first() -> None:
     store = Scripted(ids)
 
     async def main() -> None:
-        writer = Writer(cast(Store, store), 3)
+        commits = GroupCommit(cast(Store, store), 3)
         store.may_commit.clear()
-        large = writer.submit(events("1", "2", "3", "4"))
+        large = commits.submit(events("1", "2", "3", "4"))
         with pytest.raises(TooManyRequests):
-            writer.submit(events("5"))
+            commits.submit(events("5"))
         store.may_commit.set()
         assert len(cast(list[str], await large)) == 4
-        assert await writer.submit(events("5")) == ["5"]
-        await writer.stop()
+        assert await commits.submit(events("5")) == ["5"]
+        await commits.stop()
 
     asyncio.run(main())
 
@@ -144,9 +146,9 @@ def test_stop_commits_what_was_submitted() -> None:
     store = Scripted(ids)
 
     async def main() -> list[Any]:
-        writer = Writer(cast(Store, store), 100)
-        futures = [writer.submit(events(str(n))) for n in range(50)]
-        await writer.stop()
+        commits = GroupCommit(cast(Store, store), 100)
+        futures = [commits.submit(events(str(n))) for n in range(50)]
+        await commits.stop()
         return await asyncio.gather(*futures)
 
     assert asyncio.run(main()) == [[str(n)] for n in range(50)]
@@ -164,10 +166,10 @@ def test_what_is_committed_is_published_and_nothing_else() -> None:
     store = Scripted(one_of_each)
 
     async def main() -> None:
-        writer = Writer(cast(Store, store), 100, notified.extend)
+        commits = GroupCommit(cast(Store, store), 100, notified.extend)
         requests = [event("0"), event("1", "lake/all", "pager/late"), event("2", "crm/people")]
-        await gathered(store, writer, requests)
-        await writer.stop()
+        await gathered(store, commits, requests)
+        await commits.stop()
 
     asyncio.run(main())
     assert notified == ["lake/all", "pager/late"]
