@@ -43,7 +43,7 @@ def discard(
     ids, decoder, discarded = list(dict.fromkeys(event_ids)), JobDecoder(app, event), 0
     with _fencing_token(event.path, Lane.DISCARD, store, supervisor) as token:
         for part in parts(ids, _AT_ONCE):
-            while (load := store.condemn(token, clean(why), _AT_ONCE, part)) is not None:
+            while (load := store.claim_for_discard(token, clean(why), _AT_ONCE, part)) is not None:
                 decoded = decoder.decode(load, decoder.originals(load.rows, store.originals))
                 verdict = _all_discarded(load)
                 now = datetime.now(UTC)
@@ -63,7 +63,7 @@ def retire(destination: str, why: str, *, store: Store, supervisor: Supervisor) 
     """
     discarded = 0
     with _fencing_token(destination, Lane.LOAD, store, supervisor) as token:
-        while (load := store.condemn(token, clean(why), _AT_ONCE)) is not None:
+        while (load := store.claim_for_discard(token, clean(why), _AT_ONCE)) is not None:
             store.record(load, _all_discarded(load))
             discarded += len(load.rows)
     return discarded
@@ -83,4 +83,6 @@ def _fencing_token(
 
 
 def _all_discarded(load: Load) -> Verdict:
-    return Verdict([Deviation(row.seq, Said.DISCARDED, load.condemned or "") for row in load.rows])
+    return Verdict(
+        [Deviation(row.seq, Said.DISCARDED, load.discard_reason or "") for row in load.rows]
+    )

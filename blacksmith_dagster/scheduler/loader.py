@@ -127,7 +127,7 @@ class Loader:
         decoded, batch = Decoded((), {}), Batch[Any](self._event.path, ())
         raised: BaseException | None = None
         started = time.monotonic()
-        if load.condemned is None:
+        if load.discard_reason is None:
             originals = self._decoder.originals(load.rows, self._store.originals)
             with _collector_paused():
                 decoded = self._decoder.decode(load, originals)

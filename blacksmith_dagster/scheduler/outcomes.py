@@ -32,16 +32,18 @@ def outcomes(
 
     Each failed attempt is a `.failed`, the last one too, which is followed by a `.discarded`. A
     flow's `when` is asked with the data that the original job was given. If that cannot be had (the
-    transform raised, or the load was condemned and users' code must not run), or if `when` raises,
-    the job is made and fails once with that error: nothing is dropped by a bug.
+    transform raised, or the load was claimed for discard and users' code must not run), or if
+    `when` raises, the job is made and fails once with that error: nothing is dropped by a bug.
     """
     received = {outcome: app.receivers.get(outcome.path, ()) for outcome in event.outcomes}
     if not any(received.values()):
         return []
     given = {job.key: job for job in decoded.jobs}
-    # A lost attempt has no number of its own, but the job was tried. What is condemned for its lost
+    # A lost attempt has no number of its own, but the job was tried. What is discarded for its lost
     # loads is claimed as one attempt more; by hand (without lost loads) as the last one.
-    tried = load.attempt + load.lost_loads - (load.condemned is not None and load.lost_loads > 0)
+    tried = (
+        load.attempt + load.lost_loads - (load.discard_reason is not None and load.lost_loads > 0)
+    )
     made: list[NewEvent] = []
     for row, outcome, error in _decided(event, load, decision):
         if not received[outcome]:

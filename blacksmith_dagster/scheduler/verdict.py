@@ -42,9 +42,9 @@ def decide(
     last attempt is discarded, except that a load of several jobs which raises discards none of those
     undecided: it may have raised for the sake of one. They run once by themselves before that.
     """
-    if load.condemned is not None:
+    if load.discard_reason is not None:
         return Decision(
-            Verdict([Deviation(row.seq, Said.DISCARDED, load.condemned) for row in load.rows])
+            Verdict([Deviation(row.seq, Said.DISCARDED, load.discard_reason) for row in load.rows])
         )
     if raised is None and not answers and not decoded.failures:
         return Decision(Verdict())

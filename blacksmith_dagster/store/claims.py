@@ -83,14 +83,14 @@ class Claim:
         self.store, self.conn, self.token, self.of, self.state = store, conn, token, of, state
         self.limit, self.run = limit, run
 
-    def new(self, condemned: str | None = None) -> Load | None:
+    def new(self, discard_reason: str | None = None) -> Load | None:
         """The next jobs of the log that were never claimed."""
         after, upto = self.state.position, self.state.next
         if not upto:
             return None
         rows = self.store._jobs_between(self.conn, self.of, after, upto)
         load = self._open(1, upto, len(rows), seq_from=after + 1)
-        return self._load(load, rows, attempt=1, fresh=True, condemned=condemned)
+        return self._load(load, rows, attempt=1, fresh=True, discard_reason=discard_reason)
 
     def due(self, max_attempts: int) -> Load | None:
         """The job group that is longest due, or what its state allows of it; plain listings together."""
@@ -109,37 +109,37 @@ class Claim:
         recovered = since is not None and loads.succeeded_since(self.conn, self.of, since)
         part = portion(first, self.limit, recovered)
         if part.jobs == first.jobs:
-            return self._whole(chosen, attempt, part.lost_loads, part.condemned)
+            return self._whole(chosen, attempt, part.lost_loads, part.discard_reason)
         load = self._open(attempt, None, part.jobs)
         loads.split(self.conn, first, part, self.of, load)
-        return self._taken(load, chosen, attempt, part.lost_loads, part.condemned)
+        return self._taken(load, chosen, attempt, part.lost_loads, part.discard_reason)
 
-    def condemn_next(self, why: str) -> Load | None:
+    def next_for_discard(self, reason: str) -> Load | None:
         """The next of all that waits, due or not."""
         waiting = loads.waiting(self.conn, self.of)
         if waiting:
-            return self._whole(waiting[:1], waiting[0].attempts, condemned=why)
-        return self.new(condemned=why)
+            return self._whole(waiting[:1], waiting[0].attempts, discard_reason=reason)
+        return self.new(discard_reason=reason)
 
-    def condemn_listed(self, seqs: Sequence[int], why: str) -> Load | None:
+    def listed_for_discard(self, seqs: Sequence[int], reason: str) -> Load | None:
         """Those of the jobs that wait to run again."""
         chosen = []
         for seq in seqs[: self.limit]:
             whole = loads.waiting_with(self.conn, self.of, seq)
             if whole is not None:
                 chosen.append(loads.extract(self.conn, whole, seq, self.of))
-        return self._whole(chosen, chosen[0].attempts, condemned=why) if chosen else None
+        return self._whole(chosen, chosen[0].attempts, discard_reason=reason) if chosen else None
 
     def _whole(
         self,
         chosen: Sequence[Waiting],
         attempt: int,
         lost_loads: int = 0,
-        condemned: str | None = None,
+        discard_reason: str | None = None,
     ) -> Load:
         load = self._open(attempt, None, sum(each.jobs for each in chosen))
         loads.take(self.conn, chosen, load)
-        return self._taken(load, chosen, attempt, lost_loads, condemned)
+        return self._taken(load, chosen, attempt, lost_loads, discard_reason)
 
     def _taken(
         self,
@@ -147,7 +147,7 @@ class Claim:
         chosen: Sequence[Waiting],
         attempt: int,
         lost_loads: int,
-        condemned: str | None,
+        discard_reason: str | None,
     ) -> Load:
         first = chosen[0]
         return self._load(
@@ -159,7 +159,7 @@ class Claim:
             lost_loads=lost_loads,
             isolated=first.isolated,
             consecutive_failures=first.consecutive_failures,
-            condemned=condemned,
+            discard_reason=discard_reason,
         )
 
     def _open(

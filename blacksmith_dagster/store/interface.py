@@ -157,7 +157,7 @@ class Load(msgspec.Struct, frozen=True):
     - `lost_loads`: how often this job group's loads ended without a result.
     - `isolated`: this job runs by itself because its job group raised until its last attempt;
       `consecutive_failures` is how many of the group's jobs have failed so in a row.
-    - `condemned`: why its jobs are to be discarded without being run, if they are.
+    - `discard_reason`: why its jobs are to be discarded without being run, if they are.
     - `replay`: the id of the replay that its jobs came of, if they did.
     """
 
@@ -170,7 +170,7 @@ class Load(msgspec.Struct, frozen=True):
     lost_loads: int = 0
     isolated: bool = False
     consecutive_failures: int = 0
-    condemned: str | None = None
+    discard_reason: str | None = None
     replay: int | None = None
 
     def key_of(self, event_id: str) -> str:
@@ -617,16 +617,16 @@ class Store(Protocol):
         database's clock; `None` if there has been none."""
         ...
 
-    def condemn(
-        self, token: FencingToken, why: str, limit: int, event_ids: Sequence[str] | None = None
+    def claim_for_discard(
+        self, token: FencingToken, reason: str, limit: int, event_ids: Sequence[str] | None = None
     ) -> Load | None:
-        """A load of waiting jobs that are to be discarded: `condemned` says why.
+        """A load of waiting jobs that are to be discarded: its `discard_reason` is `reason`.
 
         With `event_ids` those of them that are due again, now or later; without, the next of all
         that waits. `None` if there is none (left).
 
         Raises `FencedOut`; `UsageError` if the lane's last load is still open, or if jobs that were
-        never claimed are to be condemned in another lane than `Lane.LOAD`.
+        never claimed are to be discarded in another lane than `Lane.LOAD`.
         """
         ...
 

@@ -30,14 +30,14 @@ class Waiting(NamedTuple):
 class Portion(NamedTuple):
     """What of a job group the next load takes: its first `jobs` jobs.
 
-    `lost_loads` and `remainder_lost_loads` are what the two parts count from there on; `condemned`
+    `lost_loads` and `remainder_lost_loads` are what the two parts count from there on; `discard_reason`
     is why the jobs are not to be run.
     """
 
     jobs: int
     lost_loads: int
     remainder_lost_loads: int
-    condemned: str | None = None
+    discard_reason: str | None = None
 
 
 def is_plain(waiting: Waiting) -> bool:
@@ -50,7 +50,7 @@ def portion(waiting: Waiting, limit: int, others_succeeded: bool) -> Portion:
 
     - Three lost loads: halved; each half is halved again at one more, until the job that kills is
       isolated. A single job gets three lost loads of its own before it
-      is condemned.
+      is discarded.
     - Its jobs are isolated: one runs at a time, for its last attempt, until ten of them failed in a
       row.
     - It raised, and another load has succeeded since (`others_succeeded`): halved. If none has, the

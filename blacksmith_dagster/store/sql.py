@@ -437,17 +437,17 @@ class SQLStore(ABC):
                 return claim.due(max_attempts) or claim.new()
             return claim.new() or claim.due(max_attempts)
 
-    def condemn(
-        self, token: FencingToken, why: str, limit: int, event_ids: Sequence[str] | None = None
+    def claim_for_discard(
+        self, token: FencingToken, reason: str, limit: int, event_ids: Sequence[str] | None = None
     ) -> Load | None:
         with self.writing() as conn:
             claim = self._claiming(conn, token, limit, None)
             if event_ids is not None:
                 seqs = [self._epochs.seq_of(each) for each in event_ids]
-                return claim.condemn_listed(seqs, why)
+                return claim.listed_for_discard(seqs, reason)
             if token.lane is not Lane.LOAD:
-                raise UsageError("only the load lane can condemn all that waits")
-            return claim.condemn_next(why)
+                raise UsageError("only the load lane can discard all that waits")
+            return claim.next_for_discard(reason)
 
     def record(self, load: Load, verdict: Verdict) -> None:
         discarded = sum(each.said is Said.DISCARDED for each in verdict.deviations)
@@ -463,7 +463,7 @@ class SQLStore(ABC):
                 self._insert_outcomes(
                     conn, loads.outcomes_of(load, of, verdict.deviations, listings)
                 )
-            if load.isolated and load.condemned is None:
+            if load.isolated and load.discard_reason is None:
                 loads.count_consecutive_failures(conn, load.id, failed=bool(verdict.deviations))
             if verdict.outcomes:
                 self._append(conn, verdict.outcomes, {})

@@ -110,7 +110,7 @@ def test_a_stale_loader_is_fenced(store: Store) -> None:
         lambda: store.record(load, Verdict()),
         lambda: store.release(load),
         lambda: store.abandon(load, "late"),
-        lambda: store.condemn(stale, "late", 1),
+        lambda: store.claim_for_discard(stale, "late", 1),
     ):
         with pytest.raises(FencedOut, match="two has taken over"):
             late()
@@ -279,7 +279,7 @@ def test_jobs_that_were_not_decided_when_a_load_raised_are_isolated(store: Store
     assert seen == [([ids[1]], 2, True), ([ids[3]], 2, True)]
 
 
-def test_ten_consecutive_failures_condemn_the_rest(store: Store) -> None:
+def test_ten_consecutive_failures_discard_the_rest(store: Store) -> None:
     keep(store, 15)
     token = take_over(store)
     store.record(claimed(store, token), Verdict(raised="down", isolated=True))
@@ -287,10 +287,10 @@ def test_ten_consecutive_failures_condemn_the_rest(store: Store) -> None:
     while load := store.claim(token, 1000, 2):
         gone = [Deviation(row.seq, Said.DISCARDED, "down") for row in load.rows]
         store.record(load, Verdict(gone))
-        if load.condemned is None:
+        if load.discard_reason is None:
             isolated += 1
         else:
-            assert "10 isolated jobs of its group failed in a row" in load.condemned
+            assert "10 isolated jobs of its group failed in a row" in load.discard_reason
             assert len(load.rows) == 5
     assert isolated == 10
     assert store.counts(FLIGHTS).discarded == 15
@@ -317,18 +317,20 @@ def test_an_abandoned_load_rejects_its_late_result(store: Store) -> None:
     assert claimed(store, token).lost_loads == 1
 
 
-def test_what_kills_its_loader_is_found_and_condemned(store: Store) -> None:
-    """Halved after three lost loads, and again at each more; the killer is condemned, nobody else."""
+def test_what_kills_its_loader_is_found_and_discarded(store: Store) -> None:
+    """Halved after three lost loads, and again at each more; the killer is discarded, nothing else."""
     ids = keep(store, 100)
     killer = ids[37]
     lost = 0
-    condemned: list[str] = []
+    discarded: list[str] = []
     for _ in range(60):
         token = take_over(store)
         while load := store.claim(token, 1000, 3):
-            if load.condemned is not None:
-                condemned += ids_of(load)
-                gone = [Deviation(row.seq, Said.DISCARDED, load.condemned) for row in load.rows]
+            if load.discard_reason is not None:
+                discarded += ids_of(load)
+                gone = [
+                    Deviation(row.seq, Said.DISCARDED, load.discard_reason) for row in load.rows
+                ]
                 store.record(load, Verdict(gone))
             elif killer in ids_of(load):
                 lost += 1
@@ -337,7 +339,7 @@ def test_what_kills_its_loader_is_found_and_condemned(store: Store) -> None:
                 store.record(load, Verdict())
         else:
             break
-    assert condemned == [killer]
+    assert discarded == [killer]
     assert store.counts(FLIGHTS).succeeded == 99
     assert lost <= 3 + 7 + 3, "three for the batch, one for each halving, three for the job"
 
@@ -397,42 +399,42 @@ def test_received_outcomes_are_kept_in_the_transaction_that_decides_them(store: 
     assert store.originals([event])[event].payload == '{"n":0}'
 
 
-# ------------------------------------------------------------------------------------ condemning
+# ------------------------------------------------------------------------------------ discarding
 
 
-def test_chosen_jobs_are_condemned_out_of_their_group(store: Store) -> None:
+def test_chosen_jobs_are_claimed_for_discard_out_of_their_group(store: Store) -> None:
     ids = keep(store, 5)
     token = take_over(store)
     store.record(claimed(store, token), Verdict(raised="down", delay=0.0))
     operator = take_over(store, "operator", Lane.DISCARD)
-    load = store.condemn(operator, "not wanted", 10, [ids[1], ids[4], ids[1]])
+    load = store.claim_for_discard(operator, "not wanted", 10, [ids[1], ids[4], ids[1]])
     assert load is not None
-    assert (ids_of(load), load.condemned) == ([ids[1], ids[4]], "not wanted")
+    assert (ids_of(load), load.discard_reason) == ([ids[1], ids[4]], "not wanted")
     store.record(
         load, Verdict([Deviation(row.seq, Said.DISCARDED, "not wanted") for row in load.rows])
     )
-    assert store.condemn(operator, "again", 10, ids[1:2]) is None
+    assert store.claim_for_discard(operator, "again", 10, ids[1:2]) is None
     assert [each for part in drain(store, token) for each in part] == [ids[0], ids[2], ids[3]]
     states = [each.state for each in store.history(ids[4])]
     assert states == ["acknowledged", "awaiting", "executing", "failed", "executing", "discarded"]
 
 
-def test_a_list_is_condemned_as_a_range_is(store: Store) -> None:
+def test_a_listing_is_claimed_for_discard_as_a_range_is(store: Store) -> None:
     ids = keep(store, 6)
     token = take_over(store)
     load = claimed(store, token)
     store.record(load, failed(load, 1, 3, 5, delay=3600.0))
     operator = take_over(store, "operator", Lane.DISCARD)
-    gone = store.condemn(operator, "not wanted", 10, [ids[3], ids[2]])
+    gone = store.claim_for_discard(operator, "not wanted", 10, [ids[3], ids[2]])
     assert gone is not None
     assert ids_of(gone) == [ids[3]]
     assert store.counts(FLIGHTS).retrying == 2
 
 
-def test_only_the_load_lane_condemns_all_that_waits(store: Store) -> None:
+def test_only_the_load_lane_claims_for_discard_all_that_waits(store: Store) -> None:
     keep(store, 1)
     with pytest.raises(UsageError, match="load lane"):
-        store.condemn(take_over(store, lane=Lane.DISCARD), "all", 10)
+        store.claim_for_discard(take_over(store, lane=Lane.DISCARD), "all", 10)
 
 
 def _wait_until_all_are_due(store: Store) -> None:

@@ -175,7 +175,7 @@ def test_what_is_pending_stays(store: Store, pend: Callable[[Store, FencingToken
     assert purged(store) == 0
     # Once they are settled they go too.
     token = take_over(store, "the last")
-    while load := store.condemn(token, "not wanted", 100):
+    while load := store.claim_for_discard(token, "not wanted", 100):
         store.record(load, Verdict())
     assert purged(store) == 4
     assert all(gone(store, pending))

@@ -96,7 +96,7 @@ def test_a_partition_with_an_event_that_is_needed_stays(store: Store) -> None:
     assert tables(store) == ALL
     assert gone(store, old) == [True, True, False, False, True, True]
     again = take_over(store, "another")
-    waits = store.condemn(again, "no", 10)
+    waits = store.claim_for_discard(again, "no", 10)
     assert waits
     store.record(waits, Verdict())
     assert total(store.purge(kept(timedelta(0), None))) == (1, 0)

@@ -298,7 +298,7 @@ def test_discarding_by_hand_reaches_what_a_replay_has_planned(store: Store) -> N
     token = replaying(store)
     replay = plan(store, token, MISSING)
     by_hand = take_over(store, "operator", Lane.DISCARD)
-    load = store.condemn(by_hand, "not wanted", 10, [ids[1]])
+    load = store.claim_for_discard(by_hand, "not wanted", 10, [ids[1]])
     assert load is not None
     assert ids_of(load) == [ids[1]]
     store.record(load, Verdict([Deviation(load.rows[0].seq, Said.DISCARDED, "not wanted")]))

@@ -207,7 +207,7 @@ class StoreMachine(RuleBasedStateMachine):
             return
         chosen = data.draw(st.lists(st.sampled_from(sorted(self.states)), min_size=1, max_size=4))
         token = take_over(self.store, "operator", Lane.DISCARD)
-        load = self.store.condemn(token, "not wanted", 10, chosen)
+        load = self.store.claim_for_discard(token, "not wanted", 10, chosen)
         expected = {each for each in chosen if self.states[each] == RETRYING}
         assert {row.id for row in load.rows} == expected if load else not expected
         if load is None:
@@ -302,7 +302,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _settle_what_earlier_runs_left(self) -> None:
         """Hypothesis runs many machines on one store: each begins with nothing that waits."""
-        while load := self.store.condemn(self.token, "left over", 1000):
+        while load := self.store.claim_for_discard(self.token, "left over", 1000):
             self.store.record(
                 load,
                 Verdict([Deviation(row.seq, Said.DISCARDED, "left over") for row in load.rows]),

@@ -688,8 +688,8 @@ def test_what_is_no_longer_declared_waits_as_an_orphan_until_it_is_retired(store
     assert store.orphans(app) == []
     token = take_over(store, to=SEATS)
     discarded = 0
-    while load := store.condemn(token, "retired", 2):
-        assert load.condemned == "retired"
+    while load := store.claim_for_discard(token, "retired", 2):
+        assert load.discard_reason == "retired"
         store.record(
             load, Verdict([Deviation(row.seq, Said.DISCARDED, "retired") for row in load.rows])
         )

@@ -87,11 +87,22 @@ def caused(outcome: str = "discarded") -> str:
 
 
 def load(
-    rows: Sequence[JobRow], *, attempt: int = 1, condemned: str | None = None, lost_loads: int = 0
+    rows: Sequence[JobRow],
+    *,
+    attempt: int = 1,
+    discard_reason: str | None = None,
+    lost_loads: int = 0,
 ) -> Load:
     token = FencingToken(flights.path, Lane.LOAD, 1, "me")
     return Load(
-        9, token, rows, "2", attempt, fresh=attempt == 1, lost_loads=lost_loads, condemned=condemned
+        9,
+        token,
+        rows,
+        "2",
+        attempt,
+        fresh=attempt == 1,
+        lost_loads=lost_loads,
+        discard_reason=discard_reason,
     )
 
 

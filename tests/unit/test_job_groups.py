@@ -45,17 +45,18 @@ def test_a_job_that_halving_isolates_has_three_lost_loads_of_its_own() -> None:
         2, lost_loads=2, remainder_lost_loads=0
     )
     assert (
-        portion(PLAIN._replace(jobs=1, lost_loads=2), 1, others_succeeded=False).condemned is None
+        portion(PLAIN._replace(jobs=1, lost_loads=2), 1, others_succeeded=False).discard_reason
+        is None
     )
     single = portion(PLAIN._replace(jobs=1, lost_loads=3), 1, others_succeeded=False)
-    assert single.condemned == "its load ended without a result 3 times"
+    assert single.discard_reason == "its load ended without a result 3 times"
 
 
 def test_jobs_are_isolated_until_ten_failed_in_a_row() -> None:
     isolated = PLAIN._replace(isolated=True, raised_in=7)
     assert portion(isolated._replace(consecutive_failures=9), 1000, others_succeeded=True).jobs == 1
     rest = portion(isolated._replace(consecutive_failures=10), 1000, others_succeeded=True)
-    assert (rest.jobs, rest.condemned) == (
+    assert (rest.jobs, rest.discard_reason) == (
         100,
         "10 isolated jobs of its group failed in a row",
     )
@@ -78,13 +79,13 @@ def test_jobs_are_isolated_until_ten_failed_in_a_row() -> None:
     st.integers(1, 2000),
     st.booleans(),
 )
-def test_some_jobs_are_always_taken_and_a_batch_is_never_condemned_for_its_lost_loads(
+def test_some_jobs_are_always_taken_and_a_batch_is_never_discarded_for_its_lost_loads(
     waiting: Waiting, limit: int, others_succeeded: bool
 ) -> None:
     taken = portion(waiting, limit, others_succeeded)
     assert 1 <= taken.jobs <= min(limit, waiting.jobs)
     assert taken.lost_loads <= waiting.lost_loads
-    if taken.condemned and waiting.jobs > 1:
+    if taken.discard_reason and waiting.jobs > 1:
         assert waiting.isolated
         assert waiting.consecutive_failures >= 10
     if is_plain(waiting):

@@ -31,7 +31,7 @@ def made(
     discard: dict[int, str] | None = None,
     raised: Exception | None = None,
 ) -> list[NewEvent]:
-    decoded = decode(given) if given.condemned is None else Decoded((), {})
+    decoded = decode(given) if given.discard_reason is None else Decoded((), {})
     batch = Batch(flights.path, decoded.jobs)
     for index, why in (fail or {}).items():
         batch.fail(batch[index], why)
@@ -94,8 +94,8 @@ def test_a_job_whose_data_cannot_be_made_is_told_of_too() -> None:
     assert discarded.jobs[0].when_error == "when was not asked, for want of data: KeyError: 'id'"
 
 
-def test_a_condemned_load_runs_no_users_code() -> None:
-    given = load([row(1)], condemned="lost 3 times", lost_loads=3)
+def test_a_load_to_discard_runs_no_users_code() -> None:
+    given = load([row(1)], discard_reason="lost 3 times", lost_loads=3)
     (event,) = made(given)
     assert event.jobs[0].when_error is not None
     assert cause(event) == Cause("discarded", "lost 3 times", 3, 9, NOW)

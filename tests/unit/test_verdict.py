@@ -151,8 +151,8 @@ def test_a_job_that_was_not_handed_over_fails_alone() -> None:
     )
 
 
-def test_a_condemned_load_is_discarded_whole() -> None:
-    given = load([row(1), row(2)], condemned="lost 3 times")
+def test_a_load_claimed_for_discard_is_discarded_whole() -> None:
+    given = load([row(1), row(2)], discard_reason="lost 3 times")
     assert verdict(given) == Verdict(
         [Deviation(seq, Said.DISCARDED, "lost 3 times") for seq in (1, 2)]
     )
