@@ -46,7 +46,7 @@ from blacksmith_dagster.store.tables import (
     DISCARDED,
     DONE,
     EXECUTING,
-    RETAKEN,
+    REPLAYED,
     edits,
     events,
     group_jobs,
@@ -237,7 +237,7 @@ def _discarded(
     event_types: Sequence[int],
     window: Window,
 ) -> tuple[list[Found], int]:
-    """What is discarded is not pending: the transaction that takes it up again says so."""
+    """What is discarded is not pending: the transaction that replays it says so."""
     found = select(outcomes.c.seq, outcomes.c.error).where(
         *_is_discarded(destination), outcomes.c.seq > window.after, outcomes.c.seq <= window.upto
     )
@@ -390,7 +390,7 @@ def plan(
         raise FencedOut(
             f"{replay.destination}: replay {replay.id} was planned on by another process"
         )
-    _retake(conn, destination, [each.seq for each in chosen if each.state == "discarded"])
+    _mark_replayed(conn, destination, [each.seq for each in chosen if each.state == "discarded"])
     edited = [
         {"destination": destination, "seq": each.seq, "payload": each.payload}
         for each in chosen
@@ -429,21 +429,21 @@ _MAKE = (
 )
 
 
-def _retake(conn: Connection, destination: int, seqs: Sequence[int]) -> None:
+def _mark_replayed(conn: Connection, destination: int, seqs: Sequence[int]) -> None:
     """Discarded jobs are to be run again: they no longer count as discarded."""
     fewer: Counter[int] = Counter()
     for part in parts(seqs, _AT_ONCE):
-        retaken = (
+        replayed = (
             update(outcomes)
             .where(
                 outcomes.c.destination == destination,
                 outcomes.c.state == DISCARDED,
                 outcomes.c.seq.in_(part),
             )
-            .values(state=RETAKEN)
+            .values(state=REPLAYED)
             .returning(outcomes.c.load)
         )
-        fewer.update(conn.execute(retaken).scalars())
+        fewer.update(conn.execute(replayed).scalars())
     for load, number in fewer.items():
         less = loads.c.discarded - number
         conn.execute(update(loads).where(loads.c.id == load).values(discarded=less))

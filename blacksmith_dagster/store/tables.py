@@ -31,9 +31,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
-EXECUTING, DONE, FAILED, UNKNOWN, RELEASED, DISCARDED, RETAKEN = 1, 2, 3, 4, 5, 6, 7
+EXECUTING, DONE, FAILED, UNKNOWN, RELEASED, DISCARDED, REPLAYED = 1, 2, 3, 4, 5, 6, 7
 """States: of a load the first five (of a done one each job succeeded unless it has an outcome), of
-an outcome FAILED, DISCARDED, and RETAKEN (it was discarded, and a replay has taken it up again)."""
+an outcome FAILED, DISCARDED, and REPLAYED (it was discarded, and a replay runs it again)."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
