@@ -76,12 +76,12 @@ def statements(rows: Sequence[TableRow], key: Sequence[str]) -> list[list[TableR
     seen: Counter[tuple[Any, ...]] = Counter()
     groups: dict[tuple[int, frozenset[str]], list[TableRow]] = {}
     for row in rows:
-        turn = 0
+        earlier = 0
         if key:
             its_key = tuple([row.values[name] for name in key])
-            turn = seen[its_key]
-            seen[its_key] = turn + 1
-        groups.setdefault((turn, frozenset(row.values)), []).append(row)
+            earlier = seen[its_key]
+            seen[its_key] = earlier + 1
+        groups.setdefault((earlier, frozenset(row.values)), []).append(row)
     return [group for _, group in sorted(groups.items(), key=lambda item: item[0][0])]
 
 

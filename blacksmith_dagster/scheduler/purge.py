@@ -17,7 +17,7 @@ ARCHIVE_URL = "BLACKSMITH_ARCHIVE_URL"
 
 _LOCK = "purge"
 _WAIT = 20.0  # seconds: who was killed holds the lock for 15
-_PAUSE = 0.01  # seconds after each transaction: others have their turn to write
+_PAUSE = 0.01  # seconds after each transaction: others get to write
 
 
 class PurgeReport(msgspec.Struct, frozen=True):

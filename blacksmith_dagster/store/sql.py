@@ -1,6 +1,6 @@
 """The store on a SQL database: everything that is the same for PostgreSQL and SQLite.
 
-Each adapter adds how it connects, takes its turn to write, ingests, and reads the watermark.
+Each adapter adds how it connects, takes the write lock, ingests, and reads the watermark.
 """
 
 from __future__ import annotations

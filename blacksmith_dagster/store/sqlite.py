@@ -37,7 +37,7 @@ class SQLiteStore(SQLStore):
     """A file, shared by the processes of one machine.
 
     SQLite lets one connection write at a time, and those that wait poll: a busy gateway starves
-    a loader for seconds. So each write first takes its turn by a lock on a file beside the database.
+    a loader for seconds. So each write first takes the write lock, a lock on a file beside the database.
 
     Raises `SettingsError` for a file on a network file system, whose locks cannot be trusted.
     """
@@ -55,18 +55,18 @@ class SQLiteStore(SQLStore):
             )
         make_home(path.parent)
         _refuse_network(path.parent)
-        self._turn = threading.Lock()
-        self._turn_file = path.with_name(path.name + "-turn").open("wb")
+        self._thread_lock = threading.Lock()
+        self._write_lock_file = path.with_name(path.name + "-write-lock").open("wb")
         engine = _engine(path)
         label = f"sqlite:///{path}"
-        with translate_errors(label), self._my_turn(), engine.connect() as conn:
+        with translate_errors(label), self._write_lock(), engine.connect() as conn:
             schema.upgrade(conn)
         super().__init__(engine, label)
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """A transaction that may write, once it is this one's turn."""
-        with translate_errors(self.label), self._my_turn(), self.engine.connect() as conn:
+        """A transaction that may write, under the write lock."""
+        with translate_errors(self.label), self._write_lock(), self.engine.connect() as conn:
             conn.exec_driver_sql("BEGIN IMMEDIATE")
             yield conn
             conn.commit()
@@ -79,18 +79,18 @@ class SQLiteStore(SQLStore):
             yield conn
 
     @contextmanager
-    def _my_turn(self) -> Iterator[None]:
-        with self._turn:
-            fcntl.flock(self._turn_file, fcntl.LOCK_EX)
+    def _write_lock(self) -> Iterator[None]:
+        with self._thread_lock:
+            fcntl.flock(self._write_lock_file, fcntl.LOCK_EX)
             try:
                 yield
             finally:
-                fcntl.flock(self._turn_file, fcntl.LOCK_UN)
+                fcntl.flock(self._write_lock_file, fcntl.LOCK_UN)
 
     def close(self) -> None:
-        """Close all connections, and the turn file."""
+        """Close all connections, and the lock's file."""
         super().close()
-        self._turn_file.close()
+        self._write_lock_file.close()
 
     def _clock(self) -> ColumnElement[datetime]:
         return literal(datetime.now(UTC), Instant())

@@ -81,7 +81,7 @@ class LoaderProcess:
         self.process.wait()
 
     def pause(self, store: Store) -> None:
-        """SIGSTOP, though never within a write: that would keep SQLite's turn from all others."""
+        """SIGSTOP, though never within a write: that would keep SQLite's write lock from all others."""
         while True:
             self.process.send_signal(signal.SIGSTOP)
             probe = threading.Thread(target=_write, args=(store,), daemon=True)

@@ -152,9 +152,9 @@ def test_queue_full_gives_429(gateway: GatewayProcess, store: Store, store_url: 
 def _no_writes(store_url: str) -> Iterator[None]:
     """Nobody can write to the store within the block."""
     if store_url.startswith("sqlite"):
-        path = Path(store_url.removeprefix("sqlite:///") + "-turn")
-        with path.open("wb") as turn:
-            fcntl.flock(turn, fcntl.LOCK_EX)
+        path = Path(store_url.removeprefix("sqlite:///") + "-write-lock")
+        with path.open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
             yield
         return
     import psycopg
