@@ -15,7 +15,7 @@ _ID = "evt_0123abcd0123456789ab"
 
 
 async def happened(request: Request) -> Response:
-    """Answer as the gateway does."""
+    """Respond as the gateway does."""
     body = _decode(await request.body())
     ids = [_ID] * (len(body) if isinstance(body, list) else 1)
     return Response(msgspec.json.encode({"ids": ids}), 202, media_type="application/json")

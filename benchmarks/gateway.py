@@ -1,4 +1,4 @@
-"""Events over HTTP, each answered after its commit, beside a server that keeps nothing."""
+"""Events over HTTP, each with its response after its commit, beside a server that keeps nothing."""
 
 import shutil
 import subprocess
@@ -49,17 +49,17 @@ def gateway(effort: Effort) -> Iterator[Figure]:
         for workers, bound in BOUNDS.items():
             for connections in CONNECTIONS:
                 sender = Sender(bodies, connections, effort.seconds)
-                answers: list[Answers] = []
+                responses: list[Responses] = []
                 rates, limits = alternate(
                     effort.rounds,
-                    _into_store(made, workers, sender, answers),
+                    _into_store(made, workers, sender, responses),
                     _into_nothing(workers, sender),
                 )
                 what = (
                     f"gateway, one event a request, {_workers(workers)}, {connections} connections"
                 )
                 yield beside(f"{what}; {made.name}", rates, limits, "requests/s", bound)
-                slowest = [answer.p99_ms for answer in answers]
+                slowest = [response.p99_ms for response in responses]
                 yield at_most(f"{what}, 99th percentile; {made.name}", slowest, 40, "ms")
 
 
@@ -79,7 +79,7 @@ def arrays(effort: Effort) -> Iterator[Figure]:
             yield at_least(f"{what}; {made.name}", rates, 60_000, "events/s")
 
 
-class Answers(msgspec.Struct):
+class Responses(msgspec.Struct):
     """What post.lua prints."""
 
     requests: int
@@ -100,7 +100,7 @@ class Sender:
     path: str = PATH
     header: str = "Accept: */*"
 
-    def send(self, url: str) -> Answers:
+    def send(self, url: str) -> Responses:
         """Post to a server that has just been warmed up.
 
         By few: what they still wait for at their end counts for the queue of those that follow.
@@ -108,24 +108,24 @@ class Sender:
         self._post(url, 8, 1)
         return self._post(url, self.connections, self.seconds)
 
-    def _post(self, url: str, connections: int, seconds: int) -> Answers:
+    def _post(self, url: str, connections: int, seconds: int) -> Responses:
         script = Path(__file__).with_name("post.lua")
         command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", script]
         command += ["-H", self.header, url + self.path]
         told = subprocess.run(
             [*command, "--", self.bodies], check=True, capture_output=True, text=True
         ).stdout
-        answers = msgspec.json.decode(told.splitlines()[-1], type=Answers)
-        if answers.failed or not answers.requests:
+        responses = msgspec.json.decode(told.splitlines()[-1], type=Responses)
+        if responses.failed or not responses.requests:
             raise RuntimeError(f"requests have failed:\n{told}")
-        return answers
+        return responses
 
 
 def _into_store(
     made: Databases,
     workers: int,
     sender: Sender,
-    answers: list[Answers],
+    responses: list[Responses],
     app: str = "benchmarks.pipeline:app",
     env: Mapping[str, str] | None = None,
 ) -> Callable[[], float]:
@@ -135,14 +135,14 @@ def _into_store(
         url = made.create()
         with GatewayProcess(url, app, workers=workers, env=env) as running:
             made.settle()
-            answer = sender.send(running.url)
-        answers.append(answer)
+            response = sender.send(running.url)
+        responses.append(response)
         with closing(opened(url)) as store, store.reading() as conn:
             kept = conn.execute(text("SELECT count(*) FROM events")).scalar_one()
-        accepted = answer.requests * sender.events
+        accepted = response.requests * sender.events
         assert kept >= accepted, f"{accepted} accepted, {kept} kept"
         made.drop(url)
-        return accepted / answer.seconds
+        return accepted / response.seconds
 
     return rate
 
@@ -152,8 +152,8 @@ def _into_nothing(workers: int, sender: Sender) -> Callable[[], float]:
 
     def rate() -> float:
         with _bare(workers) as url:
-            answer = sender.send(url)
-        return answer.requests * sender.events / answer.seconds
+            response = sender.send(url)
+        return response.requests * sender.events / response.seconds
 
     return rate
 
@@ -166,13 +166,13 @@ def _bare(workers: int) -> Iterator[str]:
     command = [sys.executable, "-m", "uvicorn", *where, *SERVER]
     process = subprocess.Popen(command, cwd=ROOT_FOLDER)
     try:
-        until(lambda: _answers(url), 30, "the server without a store answers")
+        until(lambda: _responds(url), 30, "the server without a store responds")
         yield url
     finally:
         kill_tree(process)
 
 
-def _answers(url: str) -> bool:
+def _responds(url: str) -> bool:
     try:
         return httpx.post(url + PATH, json={}, trust_env=False).status_code == 202
     except httpx.TransportError:

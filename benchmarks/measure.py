@@ -88,9 +88,9 @@ def shown(figures: Sequence[float], unit: str) -> str:
 
 def table(figures: Sequence[Figure]) -> str:
     """The figures as Markdown."""
-    answers = {True: "yes", False: "**no**", None: ""}
+    labels = {True: "yes", False: "**no**", None: ""}
     rows = [("what", "figure", "limit", "ratio", "bound", "holds"), ("---",) * 6]
-    rows += [(f.what, f.figure, f.limit, f.ratio, f.bound, answers[f.holds]) for f in figures]
+    rows += [(f.what, f.figure, f.limit, f.ratio, f.bound, labels[f.holds]) for f in figures]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

@@ -1,4 +1,4 @@
-"""A sender that keeps to its times, whatever the answers do: `python -m benchmarks.open_loop`.
+"""A sender that keeps to its times, whatever the responses do: `python -m benchmarks.open_loop`.
 
 Latency from the time when a request was to be sent, not from when it was: a server that stalls is
 charged for all that had to wait meanwhile.
@@ -20,7 +20,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self, idle: "asyncio.Queue[_Connection]") -> None:
         self._idle = idle
         self._received = b""
-        self.answered: list[bytes] = []
+        self.statuses: list[bytes] = []
         self.transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -30,14 +30,14 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._received += data
-        if self._received.endswith(b"}"):  # an answer's body is a JSON object
-            self.answered.append(self._received[9:12])
+        if self._received.endswith(b"}"):  # a response's body is a JSON object
+            self.statuses.append(self._received[9:12])
             self._received = b""
             self._idle.put_nowait(self)
 
 
 async def send(host: str, port: int, path: str, rate: float, seconds: float) -> Sequence[bytes]:
-    """Post `rate` events a second for `seconds`; the status codes of the answers."""
+    """Post `rate` events a second for `seconds`; the status codes of the responses."""
     loop = asyncio.get_running_loop()
     idle: asyncio.Queue[_Connection] = asyncio.Queue()
     connections = [
@@ -58,7 +58,7 @@ async def send(host: str, port: int, path: str, rate: float, seconds: float) -> 
         await asyncio.wait_for(idle.get(), 30)
     for connection in connections:
         connection.transport.close()
-    return [status for connection in connections for status in connection.answered]
+    return [status for connection in connections for status in connection.statuses]
 
 
 def main() -> int:

@@ -97,13 +97,13 @@ def _sustained(made: Databases, sender: Sender, *, worker: bool) -> tuple[float,
         watching = threading.Thread(target=watch)
         if worker:
             watching.start()
-        answers = sender.send(gateway.url)
+        responses = sender.send(gateway.url)
         ended.set()
         if worker:
             watching.join()
         stack.close()
         made.drop(url)
-    return answers.requests / answers.seconds, longest
+    return responses.requests / responses.seconds, longest
 
 
 def _worker(stack: ExitStack, url: str, app: str, env: dict[str, str]) -> None:

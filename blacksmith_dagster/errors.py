@@ -17,7 +17,7 @@
     │   ├── Unprocessable         422
     │   │   └── KeyReused         the same idempotency key with another body
     │   └── TooManyRequests       429: the queue is full
-    ├── Unavailable               the store, the supervisor, a broker or a destination does not answer
+    ├── Unavailable               the store, the supervisor, a broker or a destination does not respond
     │   └── OutcomeUnknown        the connection broke during a commit
     ├── ChangesLost               a database's changes are gone before they were read
     ├── Timeout                   a load has not returned in time
@@ -74,7 +74,7 @@ class UsageError(BlacksmithError):
 class RequestError(BlacksmithError):
     """A request is rejected: nothing of it was stored.
 
-    `status` is the HTTP status that the gateway answers with, `title` a short name of the problem
+    `status` is the HTTP status of the response, `title` a short name of the problem
     that stays the same from occurrence to occurrence (RFC 9457, section 3.1.3).
     """
 
@@ -162,7 +162,7 @@ class TooManyRequests(RequestError):
 
 
 class Unavailable(BlacksmithError):
-    """A service that is needed does not answer. Nothing was changed by the call that raised this."""
+    """A service that is needed does not respond. Nothing was changed by the call that raised this."""
 
 
 class OutcomeUnknown(Unavailable):

@@ -199,10 +199,12 @@ class Deployment:
     def graphql(self, query: str, **variables: Any) -> Any:
         """Ask the UI's own API."""
         asked = {"query": query, "variables": variables}
-        answer = httpx.post(f"{self.ui}/graphql", json=asked, timeout=30).raise_for_status().json()
-        if answer.get("errors"):
-            raise Missed(f"Dagster answered {answer['errors']}")
-        return answer["data"]
+        response = (
+            httpx.post(f"{self.ui}/graphql", json=asked, timeout=30).raise_for_status().json()
+        )
+        if response.get("errors"):
+            raise Missed(f"Dagster returned {response['errors']}")
+        return response["data"]
 
     def launch(self, job: str) -> None:
         """Launch a job, as its page in the UI does."""
@@ -218,9 +220,9 @@ class Deployment:
 
     def runs(self) -> dict[str, Counter[str]]:
         """How many runs of each job Dagster's history has, by status."""
-        answer = self.graphql("{ runsOrError { ... on Runs { results { jobName status } } } }")
+        response = self.graphql("{ runsOrError { ... on Runs { results { jobName status } } } }")
         runs: dict[str, Counter[str]] = {}
-        for run in answer["runsOrError"]["results"]:
+        for run in response["runsOrError"]["results"]:
             runs.setdefault(run["jobName"], Counter())[run["status"]] += 1
         return runs
 
@@ -323,8 +325,8 @@ def free_port(wanted: int) -> int:
     raise Missed("no free port on 127.0.0.1")
 
 
-def answers(url: str) -> bool:
-    """Whether a GET of the URL is answered with success."""
+def responds(url: str) -> bool:
+    """Whether a GET of the URL succeeds."""
     try:
         return httpx.get(url, timeout=5).is_success
     except httpx.HTTPError:
@@ -363,13 +365,13 @@ def _send(
         body, kind = json.dumps(part), "application/json"
     headers = {"Content-Type": kind, "Idempotency-Key": f"demo-{number}"}
     while True:
-        answer = client.post("/airport/departures", content=body.encode(), headers=headers)
-        if answer.status_code != 429 or time.monotonic() > deadline:
+        response = client.post("/airport/departures", content=body.encode(), headers=headers)
+        if response.status_code != 429 or time.monotonic() > deadline:
             break
-        time.sleep(float(answer.headers.get("Retry-After", 1)))
-    if answer.status_code != 202:
-        raise Missed(f"the gateway answered {answer.status_code}: {answer.text}")
-    ids: list[str] = answer.json()["ids"]
+        time.sleep(float(response.headers.get("Retry-After", 1)))
+    if response.status_code != 202:
+        raise Missed(f"the gateway returned {response.status_code}: {response.text}")
+    ids: list[str] = response.json()["ids"]
     return ids
 
 
@@ -443,9 +445,9 @@ def run(home: Path, *, once: bool, whole_year: bool) -> None:
         deployment(home, pubsub, (0, 0) if once else (8420, 3000)) as running,
     ):
         print(f"home     {home}\nlog      {running.log}")
-        running.wait_for("gateway", lambda: answers(f"{running.gateway}/_health"), deadline)
+        running.wait_for("gateway", lambda: responds(f"{running.gateway}/_health"), deadline)
         print(f"gateway  {running.gateway}/airport/departures")
-        running.wait_for("Dagster", lambda: answers(f"{running.ui}/server_info"), deadline)
+        running.wait_for("Dagster", lambda: responds(f"{running.ui}/server_info"), deadline)
         print(f"Dagster  {running.ui}")
         running.launch(MIGRATES)
         accepted = imported + feed(running.gateway, new, deadline)

@@ -68,10 +68,10 @@ def import_history(
 def launch_backfill(ui: str) -> str:
     """Launch the backfill of the table; returns its id."""
     params = {"assetSelection": [{"path": TABLE.split("/")}], "partitionNames": partitions()}
-    answer = _asked(ui, _BACKFILL, params=params)["launchPartitionBackfill"]
-    if "backfillId" not in answer:
-        raise RuntimeError(f"Dagster did not launch the backfill: {answer}")
-    return str(answer["backfillId"])
+    response = _asked(ui, _BACKFILL, params=params)["launchPartitionBackfill"]
+    if "backfillId" not in response:
+        raise RuntimeError(f"Dagster did not launch the backfill: {response}")
+    return str(response["backfillId"])
 
 
 def has_ended_well(ui: str, backfill: str) -> bool:
@@ -83,8 +83,10 @@ def has_ended_well(ui: str, backfill: str) -> bool:
 
 
 def _asked(ui: str, query: str, **variables: Any) -> Any:
-    answer = httpx.post(f"{ui}/graphql", json={"query": query, "variables": variables}, timeout=60)
-    body = answer.raise_for_status().json()
+    response = httpx.post(
+        f"{ui}/graphql", json={"query": query, "variables": variables}, timeout=60
+    )
+    body = response.raise_for_status().json()
     if body.get("errors"):
-        raise RuntimeError(f"Dagster's API answered {body['errors']}")
+        raise RuntimeError(f"Dagster's API returned {body['errors']}")
     return body["data"]

@@ -21,7 +21,7 @@ app_option: Callable[[Any], Any] = click.option(
     help="The application. By default the one that pyproject.toml names in [tool.blacksmith].",
 )
 json_option: Callable[[Any], Any] = click.option(
-    "--json", "json", is_flag=True, help="Answer in JSON, for scripts."
+    "--json", "json", is_flag=True, help="Print JSON, for scripts."
 )
 limit_option: Callable[[Any], Any] = click.option(
     "--limit",

@@ -1,4 +1,4 @@
-"""The commands that answer what became of events and jobs, and those that settle jobs by hand."""
+"""The commands that show what became of events and jobs, and those that settle jobs by hand."""
 
 from __future__ import annotations
 

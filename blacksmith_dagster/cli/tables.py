@@ -45,9 +45,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join(lines)
 
 
-def as_json(answer: Any) -> str:
-    """The answer as indented JSON."""
-    return msgspec.json.format(msgspec.json.encode(answer), indent=2).decode()
+def as_json(value: Any) -> str:
+    """The value as indented JSON."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
 
 
 def moment(at: datetime | None) -> str:

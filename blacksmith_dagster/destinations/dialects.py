@@ -76,7 +76,7 @@ def open_engine(where: str, url: str) -> sa.Engine:
 
 
 def bound_transaction(connection: sa.Connection, seconds: float) -> None:
-    """See that the transaction does not outlive the load, and that each row answers for itself."""
+    """See that the transaction does not outlive the load, and that each row fails by itself."""
     if connection.dialect.name == "postgresql":
         connection.execute(_BOUND, {"limit": str(int(seconds * 1000))})
         # A deferred constraint would fail at the commit, and all rows with it.

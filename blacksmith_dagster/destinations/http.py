@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from blacksmith_dagster.destinations.answers import excerpt, may_be_a_part, redacted, verdict
+from blacksmith_dagster.destinations.responses import excerpt, may_be_a_part, redacted, verdict
 from blacksmith_dagster.errors import DeclarationError, SettingsError
 from blacksmith_dagster.pipeline.batch import Batch, Said, Verdict
 from blacksmith_dagster.pipeline.destination import Destination, DestinationEvent
@@ -31,7 +31,7 @@ from blacksmith_dagster.redaction import Secret
 
 T = TypeVar("T")
 
-_READ = 65_536  # bytes of an answer's body; the connection of a longer one is closed
+_READ = 65_536  # bytes of a response's body; the connection of a longer one is closed
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
 _HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
 _PATH = re.compile(r"(/[A-Za-z0-9._~%-]+)*/?")
@@ -116,8 +116,8 @@ class HTTPDestination(Destination[httpx.Client]):
     ) -> DestinationEvent[T]:
         """Send each job as JSON in a POST request.
 
-        An answer of 2xx has loaded it. 4xx discards it; 408, 425, 429, 5xx, a redirect, no answer
-        and a broken connection fail it, and it is tried again, after the answer's `Retry-After` if
+        A response of 2xx has loaded it. 4xx discards it; 408, 425, 429, 5xx, a redirect, no response
+        and a broken connection fail it, and it is tried again, after the response's `Retry-After` if
         it has one (a day at most). The job's key is sent as `Idempotency-Key`.
 
         - `path`: appended to the destination's URL.
@@ -126,8 +126,8 @@ class HTTPDestination(Destination[httpx.Client]):
         - `batched`: send a batch in one request, as a JSON array, with a key made of its jobs' keys.
           Rejected with 400, 409, 413 or 422 it is sent in halves, until the job at fault is alone.
         - `concurrency`: how many requests are under way at once, from 1 to 256.
-        - `request_timeout`: how long to wait for a connection, and then for the answer. A load holds
-          no more jobs than can all be answered that late within its `timeout`.
+        - `request_timeout`: how long to wait for a connection, and then for the response. A load holds
+          no more jobs than can all get a response that late within its `timeout`.
 
         The remaining arguments are those of `Destination.event`.
 
@@ -149,7 +149,7 @@ class HTTPDestination(Destination[httpx.Client]):
             )
         patience = duration(f"{where}: request_timeout", request_timeout).total_seconds()
         whole = duration(f"{where}: timeout", timeout) if timeout else self.timeout
-        # The last request may need it twice: for the connection, and for the answer.
+        # The last request may need it twice: for the connection, and for the response.
         sending = whole.total_seconds() - 2 * patience
         if sending < patience:
             raise DeclarationError(
@@ -276,8 +276,8 @@ class _Post:
         jobs, contents = self._contents(batch)
         pool = ThreadPoolExecutor(min(self.concurrency, len(jobs) or 1))
         try:
-            answers = pool.map(send, contents, [job.key for job in jobs])
-            for job, (_, said) in zip(jobs, answers, strict=True):
+            responses = pool.map(send, contents, [job.key for job in jobs])
+            for job, (_, said) in zip(jobs, responses, strict=True):
                 _say(batch, [job], said)
         finally:
             pool.shutdown(cancel_futures=True)
@@ -330,7 +330,7 @@ def _send(
     content: bytes,
     key: str,
 ) -> tuple[int, Verdict]:
-    """The answer's status, 0 if there is none, and what it means for what was sent."""
+    """The response's status, 0 if there is none, and what it means for what was sent."""
     if time.monotonic() > latest:
         return 0, _failed("not sent: the requests before it took the load's whole time")
     headers = {
@@ -345,7 +345,7 @@ def _send(
         finally:
             response.close()
     except httpx.TimeoutException as error:
-        return 0, _failed(f"no answer within {patience:g} s ({type(error).__name__})")
+        return 0, _failed(f"no response within {patience:g} s ({type(error).__name__})")
     except httpx.NetworkError as error:
         return 0, _failed(f"the connection failed: {redacted(str(error), hidden)}")
     except httpx.TransportError as error:

@@ -114,7 +114,7 @@ class SQLDestination(Destination[sa.Engine]):
         - `create`: makes this table if it is missing; its name and schema then count, not `name`.
 
         The remaining arguments are those of `Destination.event`. A load raises `Unavailable` when
-        the database does not answer, and `DeclarationError` when there is no such table, or it
+        the database does not respond, and `DeclarationError` when there is no such table, or it
         cannot be written as declared: no row's fault, so that all jobs are tried again.
 
         >>> departed = Source("airport").accept("departed")

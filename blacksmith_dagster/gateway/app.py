@@ -70,7 +70,7 @@ def create_app(
 ) -> ASGIApp:
     """The ASGI application that receives the events of `app` and keeps them in `store`.
 
-    At most `queue` events wait for their commit; more are answered by 429. The store's application
+    At most `queue` events wait for their commit; more get a 429. The store's application
     must be registered. `notifier` publishes new jobs; `supervisor`, if it is another service than
     the store, is asked by `/_health`.
     """
@@ -109,7 +109,7 @@ def create_app(
     routes = [
         # Requests by these methods never come here, but straight to their endpoint.
         *(Route(endpoint.path, endpoint, methods=methods[endpoint.path]) for endpoint in endpoints),
-        Route("/_health", Health(store, notifier, supervisor).answer),
+        Route("/_health", Health(store, notifier, supervisor).respond),
         Route("/_openapi.json", serve_openapi),
     ]
     others = Starlette(
@@ -165,7 +165,7 @@ class EventEndpoint:
         self.path = on.path
         self.method = on.method
         self._event = event
-        self._kept = event.answer if isinstance(event, Webhook) else None
+        self._kept = event.response if isinstance(event, Webhook) else None
         self._store = store
         self._bodies = bodies
         self._extract = Extractor(app, event)
@@ -189,20 +189,20 @@ class EventEndpoint:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Respond to one request."""
         try:
-            answer = await self._answer(scope, receive)
+            response = await self._respond(scope, receive)
         except ClientDisconnect:
             return
         except RequestError as error:
-            answer = rejection(error)
-        except Exception:  # noqa: BLE001 - a bug of ours: it is logged, and the sender is answered
+            response = rejection(error)
+        except Exception:  # noqa: BLE001 - a bug of ours: it is logged, and the sender gets a 500
             _log.exception("%s has failed at a request", self._event.path)
-            answer = internal()
-        if isinstance(answer, Response):
-            await answer(scope, receive, send)
+            response = internal()
+        if isinstance(response, Response):
+            await response(scope, receive, send)
             return
-        content = msgspec.json.encode(answer)
+        content = msgspec.json.encode(response)
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(content)),
@@ -210,7 +210,7 @@ class EventEndpoint:
         await send({"type": "http.response.start", "status": 202, "headers": headers})
         await send({"type": "http.response.body", "body": content})
 
-    async def _answer(self, scope: Scope, receive: Receive) -> Response | dict[str, Any]:
+    async def _respond(self, scope: Scope, receive: Receive) -> Response | dict[str, Any]:
         self._check_network(scope)
         headers: dict[bytes, bytes] = dict(scope["headers"])
         auth = self._event.auth
@@ -292,9 +292,9 @@ class EventEndpoint:
         raws = [self._raw_of(request, key, item) for item in invalid or ()]
         kept = await self.commits.submit(extracted, raws) if extracted or raws else []
         if isinstance(kept, list):
-            answer = self._accepted(kept[: len(extracted)], kept[len(extracted) :])
+            response = self._accepted(kept[: len(extracted)], kept[len(extracted) :])
             deprecation = self._deprecations.header(extracted)
-            return answer if deprecation is None else _with(answer, "Deprecation", deprecation)
+            return response if deprecation is None else _with(response, "Deprecation", deprecation)
         if isinstance(kept, RequestError):
             return rejection(kept)
         if isinstance(kept, STORE_IS_DOWN):
@@ -336,11 +336,11 @@ def _idempotency_key(raw: bytes | None) -> str | None:
     return key
 
 
-def _with(answer: Response | dict[str, Any], name: str, value: str) -> Response:
-    if not isinstance(answer, Response):
-        answer = Response(msgspec.json.encode(answer), 202, media_type="application/json")
-    answer.headers[name] = value
-    return answer
+def _with(response: Response | dict[str, Any], name: str, value: str) -> Response:
+    if not isinstance(response, Response):
+        response = Response(msgspec.json.encode(response), 202, media_type="application/json")
+    response.headers[name] = value
+    return response
 
 
 def _reply(reply: Reply) -> Response:

@@ -25,7 +25,7 @@ class Deprecations:
         self._logged: set[tuple[str, str]] = set()
 
     def header(self, events: Iterable[NewEvent]) -> str | None:
-        """The `Deprecation` of an answer (RFC 9745), if one of its events is of such a version."""
+        """The `Deprecation` of a response (RFC 9745), if one of its events is of such a version."""
         if not self._versions:
             return None
         today = datetime.now(UTC).date()

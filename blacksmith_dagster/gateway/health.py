@@ -18,7 +18,7 @@ from blacksmith_dagster.pubsub.notifier import Notifier
 from blacksmith_dagster.store.interface import Store
 from blacksmith_dagster.supervisor import Supervisor
 
-_READY_FOR = 1.0  # seconds for which an answer holds: strangers may ask it too
+_READY_FOR = 1.0  # seconds for which a result holds: strangers may ask for it too
 _READY_WAIT = 5.0
 _SUPERVISOR_WAIT = 1.0  # its silence must not make the gateway look dead
 
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 class Health:
     """Says whether the gateway lives, and whether its store can accept events.
 
-    Neither a broker nor a supervisor that does not answer makes it less ready: how many notifications
+    Neither a broker nor a supervisor that does not respond makes it less ready: how many notifications
     could not be published at their time is reported, and whether the supervisor can be reached.
     """
 
@@ -43,7 +43,7 @@ class Health:
         self._why: str | None = None
         self._unsupervised: str | None = None
 
-    async def answer(self, request: Request) -> Response:  # noqa: ARG002
+    async def respond(self, request: Request) -> Response:  # noqa: ARG002
         """200 if events can be accepted now, else 503 and why not."""
         async with self._asking:
             if time.monotonic() - self._asked >= _READY_FOR:
@@ -68,7 +68,7 @@ class Health:
         self._why = await _ask(
             self._store.ready,
             _READY_WAIT,
-            "the store does not answer",
+            "the store does not respond",
             "the store cannot accept events; the gateway's log says why",
         )
 
@@ -76,7 +76,7 @@ class Health:
         self._unsupervised = await _ask(
             supervisor.ready,
             _SUPERVISOR_WAIT,
-            "the supervisor does not answer",
+            "the supervisor does not respond",
             "the supervisor refuses this process; the gateway's log says why",
         )
 

@@ -143,7 +143,7 @@ def _content(
 
 def _responses(event: SourceEvent[Any, Any, Any] | Webhook) -> Mapping[str, Any]:
     problem = {_PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    answers = {
+    responses = {
         "202": {
             "description": "Kept.",
             "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Kept"}}},
@@ -154,20 +154,20 @@ def _responses(event: SourceEvent[Any, Any, Any] | Webhook) -> Mapping[str, Any]
         rejections["401"] = "The sender has not proved who they are."
     if event.networks is not None:
         rejections["403"] = "Requests from this network are not accepted."
-    if isinstance(event, Webhook) and event.answer is not None:
-        answers = {str(event.answer.status): _replied(event.answer)}
-    answers |= {
+    if isinstance(event, Webhook) and event.response is not None:
+        responses = {str(event.response.status): _replied(event.response)}
+    responses |= {
         status: {"description": why, "content": problem} for status, why in rejections.items()
     }
     if event.function is not None:
-        answers["default"] = {"description": "Whatever else the source's function replies."}
-    return dict(sorted(answers.items()))
+        responses["default"] = {"description": "Whatever else the source's function replies."}
+    return dict(sorted(responses.items()))
 
 
 def _replied(reply: Reply) -> dict[str, Any]:
     media = reply.content_type.partition(";")[0]
-    answer: dict[str, Any] = {"description": "Kept."}
-    return {**answer, "content": {media: {"schema": {}}}} if reply.body else answer
+    response: dict[str, Any] = {"description": "Kept."}
+    return {**response, "content": {media: {"schema": {}}}} if reply.body else response
 
 
 def _scheme(auth: Auth) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What uvicorn's HTTP protocol lacks: a time-out and a limit for heads, and one write for an answer."""
+"""What uvicorn's HTTP protocol lacks: a time-out and a limit for heads, and one write for a response."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class GatewayProtocol(HttpToolsProtocol):
 class _OneWrite:
     """A transport that joins what is written in one turn of the loop.
 
-    uvicorn writes an answer's head and its body apart, and each costs a system call and
+    uvicorn writes a response's head and its body apart, and each costs a system call and
     wakes the other side: a fifth of the time that a small request takes.
     """
 

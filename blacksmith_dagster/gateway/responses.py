@@ -35,7 +35,7 @@ def problem(
     headers: Mapping[str, str] | None = None,
     members: Mapping[str, Any] | None = None,
 ) -> Response:
-    """A problem document as an answer. `title` is the status's name unless given; `members` are
+    """A problem document as a response. `title` is the status's name unless given; `members` are
     added to it (RFC 9457, section 3.2)."""
     document: dict[str, Any] = {
         "type": kind,
@@ -50,7 +50,7 @@ def problem(
 
 
 def rejection(error: RequestError) -> Response:
-    """The answer to a request that is not taken."""
+    """The response to a request that is rejected."""
     headers: dict[str, str] = {}
     if isinstance(error, TooManyRequests):
         headers["Retry-After"] = str(error.retry_after)
@@ -68,7 +68,7 @@ def rejection(error: RequestError) -> Response:
 
 
 def unavailable(error: Exception) -> Response:
-    """The answer when the store has not kept a request, or has not said so.
+    """The response when the store has not kept a request, or has not said so.
 
     What the database said stays in the log: it may tell more than a stranger should know.
     """
@@ -80,12 +80,12 @@ def unavailable(error: Exception) -> Response:
             "send it again with the same Idempotency-Key, which makes it once at most"
         )
     elif isinstance(error, Unavailable):
-        detail = "the store does not answer; nothing was kept, send it again"
+        detail = "the store does not respond; nothing was kept, send it again"
     return problem(503, detail, kind=f"urn:blacksmith:{kind}", headers={"Retry-After": "1"})
 
 
 async def routing_problem(request: Request, error: Exception) -> Response:
-    """The answer to a request that meets no route (404) or the wrong method (405)."""
+    """The response to a request that meets no route (404) or the wrong method (405)."""
     assert isinstance(error, HTTPException)
     details = {
         404: "no source event is served at this path",
@@ -97,7 +97,7 @@ async def routing_problem(request: Request, error: Exception) -> Response:
 
 
 def internal() -> Response:
-    """The answer to a request that met a bug of ours."""
+    """The response to a request that met a bug of ours."""
     return problem(
         500, "the gateway has failed at this request; nothing was kept, its log says why"
     )

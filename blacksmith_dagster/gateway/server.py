@@ -55,7 +55,7 @@ class StandardGateway:
     - `host`, `port`: the loopback unless told otherwise; port 0 takes a free one.
     - `workers`: processes that serve the same port, each with its own store connection.
     - `tls_certificate`, `tls_key`: PEM files; the certificate's may hold the key too.
-    - `queue`: how many events may wait for their commit in each worker; more are answered by 429.
+    - `queue`: how many events may wait for their commit in each worker; more get a 429.
     - `trusted_proxies`: addresses or networks of the proxies before it. What those say of the client,
       in X-Forwarded-For and X-Forwarded-Proto, is believed; of nobody else, by default.
 

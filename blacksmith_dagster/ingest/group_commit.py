@@ -52,7 +52,7 @@ class GroupCommit:
         """Have the events of a request committed, and what of it goes to quarantine.
 
         The future brings their ids, then those in quarantine; or, as a value, why not all of it was
-        kept: one error may answer hundreds of requests, and raising one object hundreds of times
+        kept: one error may go to hundreds of requests, and raising one object hundreds of times
         would grow its traceback.
 
         Raises `TooManyRequests`.

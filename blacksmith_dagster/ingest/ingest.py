@@ -1,4 +1,4 @@
-"""Requests and messages that do not come by HTTP: there is no sender who could be answered."""
+"""Requests and messages that do not come by HTTP: no sender waits for a response."""
 
 from __future__ import annotations
 

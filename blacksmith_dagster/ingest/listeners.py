@@ -62,7 +62,7 @@ class Listeners:
     - `report(event, number)` is called after each commit, in the event's thread, with the number of
       events and of what went to quarantine.
 
-    What does not answer (store, supervisor, broker, database), or raises, is tried again, a little
+    What does not respond (store, supervisor, broker, database), or raises, is tried again, a little
     later each time; after a minute the lock is given back, as another host may reach what this one
     cannot. A thread that meets a bug ends and leaves its error in `failure`; the others go on.
     """
@@ -184,7 +184,7 @@ class _Keeper(threading.Thread):
             self._stopping.wait(_TRY_LOCK)  # for another to take it
 
     def _listen(self, lost: threading.Event) -> None:
-        """Read until stopped, until the lock is lost, or until something does not answer."""
+        """Read until stopped, until the lock is lost, or until something does not respond."""
         # Noted soon, though not before something may have been read.
         self._began = self._noted_at = time.monotonic()
         try:

@@ -26,7 +26,7 @@ def retry_quarantined(
 
     It leaves quarantine in the commit that keeps its events. A key that it came with counts as it
     did then: if its sender has sent it again meanwhile, these are the ids of that. A function that
-    answers with a `Reply` now makes no event of it. `notify` is called with the destination events
+    now returns a `Reply` makes no event. `notify` is called with the destination events
     that have new jobs.
 
     Raises what the function raises, and `RequestError` (`KeyReused` too): then it stays where it is.

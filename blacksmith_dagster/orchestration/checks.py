@@ -1,4 +1,4 @@
-"""What is checked: is anything discarded, overdue, in quarantine, orphaned or not migrated; who answers
+"""What is checked: is anything discarded, overdue, in quarantine, orphaned or not migrated; who responds
 or listens?
 
 A check is evaluated by each load for its own destination event, by the report sensor for all, and
@@ -61,7 +61,7 @@ _DESCRIPTIONS = {
     "nothing_in_quarantine": "No request or message waits in quarantine, at the event or at a webhook "
     "of its source; `blacksmith quarantine` lists, shows, retries and drops them.",
     "listening": "Someone reads its messages or changes, and keeps up with them.",
-    "gateway_reachable": "The gateway answers that it can accept events.",
+    "gateway_reachable": "The gateway responds that it can accept events.",
     "supervisor_reachable": "Locks can be had; the metadata name the holder of each.",
     "replay_settled": "Each job of the last replay has succeeded.",
     "no_orphans": "No job waits for a destination event that is no longer declared.",
@@ -97,7 +97,7 @@ class Finding:
         )
 
     def result(self) -> AssetCheckResult:
-        """As the answer of a check that was run by hand."""
+        """As the result of a check that was run by hand."""
         return AssetCheckResult(
             passed=self.passed,
             asset_key=self.key,
@@ -138,7 +138,7 @@ def find(
 ) -> Iterator[Finding]:
     """Evaluate every check but those of migrations. `woken`: whether realtime events are loaded at once.
 
-    Raises `Unavailable` when the store does not answer.
+    Raises `Unavailable` when the store does not respond.
     """
     now = datetime.now(UTC)
     for path, event in app.destination_events.items():
@@ -153,7 +153,7 @@ def find(
         yield listening(keys[source_event.path], source_event, standing.get(source_event.path), now)
     over_http = _over_http(app)
     if over_http:
-        passed, said = gateway_answer()
+        passed, said = gateway_reachable()
         for path in over_http:
             yield Finding(keys[path], "gateway_reachable", passed, said, AssetCheckSeverity.ERROR)
     yield supervisor_reachable(supervisor)
@@ -232,7 +232,7 @@ def listening(
         since = f" since {found.at:%Y-%m-%d %H:%M:%S} UTC" if found.at else ""
         why = (
             f"nobody has listened{since}: is the sensor listen_{event.source.name}_sensor running, or a "
-            "`blacksmith worker`, and does it answer?"
+            "`blacksmith worker`, and does it respond?"
         )
     elif found.error:
         why = found.error
@@ -360,7 +360,7 @@ def migrations_up_to_date(
             )
 
 
-def gateway_answer() -> tuple[bool, str]:
+def gateway_reachable() -> tuple[bool, str]:
     """Whether the gateway is ready, and what it said.
 
     It is asked at `BLACKSMITH_GATEWAY_URL` (http://127.0.0.1:8420), for 2 seconds.
@@ -372,10 +372,10 @@ def gateway_answer() -> tuple[bool, str]:
         ).status_code
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return False, (
-            f"{_shown(url)} does not answer ({type(error).__name__}): start `blacksmith gateway`, "
+            f"{_shown(url)} does not respond ({type(error).__name__}): start `blacksmith gateway`, "
             f"or set {GATEWAY_URL} where Dagster runs"
         )
-    return status == httpx.codes.OK, f"{_shown(url)}/_health answers {status}"
+    return status == httpx.codes.OK, f"{_shown(url)}/_health returned {status}"
 
 
 def _listened(app: Blacksmith) -> Sequence[SourceEvent[Any, Any, Any]]:

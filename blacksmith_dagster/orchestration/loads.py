@@ -132,7 +132,7 @@ def load(
 ) -> Summary:
     """Load all that is due of a destination event, and report to the run.
 
-    The op is tried again a few times when the store or the supervisor does not answer. When the run
+    The op is tried again a few times when the store or the supervisor does not respond. When the run
     is terminated, the batch under way is finished and recorded first. `woken`: whether realtime
     events are loaded at once.
     """

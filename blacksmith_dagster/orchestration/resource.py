@@ -170,7 +170,7 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
         `skipped`. When the run is terminated, the batch under way is finished first.
 
         Raises `FencedOut` when another process has taken over, `Timeout` when the event's function has
-        not returned in time, `RetryRequested` (Dagster's) when a service does not answer.
+        not returned in time, `RetryRequested` (Dagster's) when a service does not respond.
         """
         key = (translator or BlacksmithTranslator()).get_asset_spec(EventData(app, event)).key
         notifier = self.notifier(app)

@@ -16,7 +16,7 @@ class CORS:
     """The sites whose pages a browser lets send to a source (Cross-Origin Resource Sharing).
 
     - `origins`: as browsers send them, scheme, host and port: `https://shop.example`; `'*'` for all.
-    - `max_age`: for how many seconds a browser may remember the answer (600).
+    - `max_age`: for how many seconds a browser may remember the response (600).
 
     Cookies are never asked for. Any header may be sent. It keeps nobody out who is no browser: that is
     what `auth` is for.

@@ -61,7 +61,7 @@ class Properties(TypedDict, total=False):
       default. Behind a proxy the gateway is told its address: `StandardGateway(trusted_proxies=)`.
     - `cors`: the sites whose pages may send to it; none by default.
     - `limits`: of a request.
-    - `invalid`: what becomes of data that does not fit its event's model: 'reject' answers 422 and
+    - `invalid`: what becomes of data that does not fit its event's model: 'reject' returns 422 and
       where the fault is, the default; 'quarantine' accepts the request and keeps the data there.
     - `keep`: how long an event is kept from when it was received ('30d'), at least as long as a job
       of it waits; 'forever', the default, if nothing says otherwise.
@@ -186,13 +186,13 @@ class _Extract(Protocol[In]):
 class Webhook:
     """An HTTP path of a source where events of several types arrive, made by `Source.webhook`.
 
-    `answer` is what a request is answered with whose events are kept; by default 202 with their ids.
+    `response` is sent once a request's events are kept; by default 202 with their ids.
     """
 
     source: Source
     on: HTTP
     function: Callable[[Request], Any]
-    answer: Reply | None = None
+    response: Reply | None = None
 
     @property
     def path(self) -> str:
@@ -275,7 +275,7 @@ class Source:
     ) -> _Extract[In]:
         """Make a source event of a function that turns what the trigger hands over into events.
 
-        The function returns an `Event` or several; an HTTP request may also be answered with a
+        The function returns an `Event` or several; for an HTTP request it may also return a
         `Reply`. It is called once per item of a JSON array or of NDJSON, and once per message.
         `raise Reject(why)` rejects the request (422); any other exception keeps it in quarantine. A
         message that is rejected goes to quarantine too. The function's return annotation,
@@ -400,7 +400,7 @@ class Source:
         return self._add(SourceEvent(self, name, Child(), None, model, description, **own))
 
     def webhook(
-        self, on: HTTP, *, answer: Reply | None = None
+        self, on: HTTP, *, response: Reply | None = None
     ) -> Callable[[Callable[[Request], WebhookResult]], Callable[[Request], WebhookResult]]:
         """A path where events of several types arrive: its function says of which each is.
 
@@ -429,7 +429,7 @@ class Source:
         ) -> Callable[[Request], WebhookResult]:
             where = f"source {self.name!r}: webhook {on.path}"
             checked_function(where, function, "request", may_yield=True)
-            self._webhooks.append(Webhook(self, on, function, answer))
+            self._webhooks.append(Webhook(self, on, function, response))
             return function
 
         return declare

@@ -94,7 +94,7 @@ class Request(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Returned by an extract function to answer at once and store nothing (a handshake).
+    """Returned by an extract function to respond at once and store nothing (a handshake).
 
     >>> Reply(200, "challenge").status
     200

@@ -95,7 +95,7 @@ def _read(url: str, variable: str) -> BrokerAddress:
     is_postgres = (parts.scheme, parts.netloc, parts.path) == ("", "", "postgres")
     scheme = "postgres" if is_postgres else parts.scheme
     if scheme not in PORTS and not is_postgres:
-        raise _InvalidURL(f"no broker answers to {scheme or '?'}://")
+        raise _InvalidURL(f"unsupported scheme {scheme or '?'}://")
     login, _, servers = parts.netloc.rpartition("@")
     username, _, password = login.partition(":")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))

@@ -48,7 +48,7 @@ class Subscriber(Protocol):
         anew after a failure, and returns nothing as soon as it has: notifications from that moment on
         will be heard, and whatever came before is to be looked for in the store.
 
-        Raises `Unavailable` when the broker does not answer or refuses; the next call tries again.
+        Raises `Unavailable` when the broker does not respond or refuses; the next call tries again.
         """
         ...
 
@@ -79,7 +79,7 @@ class Consumer(Protocol):
         Waits for the first of them, for `timeout` seconds at most. Connects when first called, and
         anew after a failure, and then begins behind what is committed.
 
-        Raises `Unavailable` when the broker does not answer or refuses; the next call tries again.
+        Raises `Unavailable` when the broker does not respond or refuses; the next call tries again.
         Raises `SettingsError` for a subscription that can't be read in this way.
         """
         ...

@@ -17,7 +17,7 @@ Notify: TypeAlias = Callable[[Iterable[str]], None]
 _log = logging.getLogger(__name__)
 
 AGAIN = 1.0
-"""Seconds between two attempts while the broker does not answer."""
+"""Seconds between two attempts while the broker does not respond."""
 
 _CLOSE = 3.0
 
@@ -26,7 +26,7 @@ class Notifier:
     """Publishes, from a thread of its own, that realtime destination events have new jobs.
 
     What is reported while a message is on its way goes with the next one. While the broker does not
-    answer, everything is kept, each name once, and sent when it answers again; meanwhile loaders find
+    respond, everything is kept, each name once, and sent when it responds again; meanwhile loaders find
     the jobs by their sweeps.
 
     `unpublished` counts the notifications that could not be sent at their time, each once.
@@ -65,28 +65,28 @@ class Notifier:
         self._thread.join(_CLOSE)
 
     def _run(self) -> None:
-        answers = True
+        responds = True
         while not self._closing.is_set():
             self._wanted.wait()
-            answers = self._publish(answers)
-            if not answers:
+            responds = self._publish(responds)
+            if not responds:
                 self._closing.wait(AGAIN)
-        if answers:
-            self._publish(answers)
+        if responds:
+            self._publish(responds)
         self._publisher.close()
 
-    def _publish(self, answered: bool) -> bool:
-        """Send what is pending; whether the broker answers."""
+    def _publish(self, responded: bool) -> bool:
+        """Send what is pending; whether the broker responds."""
         self._wanted.clear()
         with self._lock:
             pending, self._pending = self._pending, set()
         if not (pending or self._late):
-            return answered
+            return responded
         try:
             self._publisher.publish(pending | self._late)
         except Exception as error:  # noqa: BLE001 - nothing that fails here may stop the notifications
             self.unpublished += len(pending)
-            if answered:
+            if responded:
                 traced = None if isinstance(error, Unavailable) else error
                 _log.warning(
                     "notifications cannot be published; loaders look by themselves: %s",
@@ -97,7 +97,7 @@ class Notifier:
             self._wanted.set()
             return False
         self._late.clear()
-        if not answered:
+        if not responded:
             _log.warning(
                 "%s accepts notifications again; %d could not be published at their time",
                 self._label,

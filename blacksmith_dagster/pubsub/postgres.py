@@ -23,7 +23,7 @@ from blacksmith_dagster.store.db_errors import reason
 
 _logger = logging.getLogger(__name__)
 
-_ANSWER_SECONDS = 2.0
+_RESPONSE_SECONDS = 2.0
 _CONNECTION = {
     "autocommit": True,
     "connect_timeout": 3,
@@ -105,7 +105,7 @@ class _NotifyChannel:
                 f"{self.label} refused the user or the password; mend BLACKSMITH_STORE_URL, which "
                 "BLACKSMITH_PUBSUB_URL=postgres uses"
             )
-        return Unavailable(f"{self.label} does not answer: {said}")
+        return Unavailable(f"{self.label} does not respond: {said}")
 
 
 class PostgresPublisher:
@@ -218,12 +218,12 @@ def _execute(
     """
     driver = connection.pgconn
     driver.send_query_params(statement, parameters)
-    deadline = monotonic() + _ANSWER_SECONDS
+    deadline = monotonic() + _RESPONSE_SECONDS
     while True:
         while (unsent := driver.flush()) or driver.is_busy():
             left = deadline - monotonic()
             if left < 0 or not _ready([driver.socket], left, writable=bool(unsent)):
-                raise TimeoutError(f"not within {_ANSWER_SECONDS:g} seconds")
+                raise TimeoutError(f"not within {_RESPONSE_SECONDS:g} seconds")
             driver.consume_input()
         result = driver.get_result()
         if result is None:

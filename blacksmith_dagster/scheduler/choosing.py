@@ -92,7 +92,7 @@ class Chooser:
         payload: str | None = None
         try:
             event = self._decoder.event(row, originals)
-            # A job that has been made is wanted, unless that was for want of an answer.
+            # An existing job has passed `when`, unless `when` raised and it was created anyway.
             asked = flow.when is not None and (state == "missing" or row.when_error is not None)
             if asked and flow.when is not None and not flow.when(event):
                 return None

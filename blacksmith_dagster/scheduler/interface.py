@@ -79,6 +79,6 @@ class Scheduler(Protocol):
 
         Raises `FencedOut` when another took over, `CodeOutdated` when the destination was migrated
         beyond this code, `Timeout` when a load ran past its time-out and its function has not returned
-        (end the process), `Unavailable` when the store or the supervisor does not answer.
+        (end the process), `Unavailable` when the store or the supervisor does not respond.
         """
         ...

@@ -41,7 +41,7 @@ GRACE = 1.0
 """Seconds that a call which ran past its time-out still has to return in."""
 
 RECORD_FOR = 60.0
-"""Seconds for which recording is tried again while the store does not answer."""
+"""Seconds for which recording is tried again while the store does not respond."""
 
 _RECORD_AGAIN = 0.5
 
@@ -172,7 +172,7 @@ class Loader:
             ) from None
 
     def _record(self, load: Load, verdict: Verdict, lease: Lease, stop: threading.Event) -> None:
-        """Record, again if the store does not answer: what is loaded need not be loaded twice."""
+        """Record, again if the store does not respond: what is loaded need not be loaded twice."""
         give_up = time.monotonic() + RECORD_FOR
         unknown: OutcomeUnknown | None = None
         while True:

@@ -28,7 +28,7 @@ SWEEP = 5.0
 """Seconds between two looks into the store for what no notification has reported."""
 
 SWEEP_ALONE = 1.0
-"""The same while the broker does not answer."""
+"""The same while the broker does not respond."""
 
 _TRY_LOCK = 2.0
 _AGAIN = 1.0
@@ -54,7 +54,7 @@ class Realtime:
     - `report(event, done)` is called after each load, in the event's thread.
     - `notify`: is called with the destination events that get jobs by a load's outcomes.
 
-    What does not answer (store, supervisor, broker) is waited for. A thread that cannot go on, for
+    What does not respond (store, supervisor, broker) is waited for. A thread that cannot go on, for
     the load it waits for ran past its time-out (`Timeout`) or by a bug, ends and leaves its error in
     `failure`; the others go on.
     """
@@ -75,8 +75,8 @@ class Realtime:
         self._store = store
         self._subscriber = subscriber
         self._stopping = threading.Event()
-        self._broker_answers: bool | None = None  # None until it was asked
-        self._store_answers = True
+        self._broker_responds: bool | None = None  # None until it was asked
+        self._store_responds = True
         self._failure: BaseException | None = None
         self._keepers = {
             event.path: _Keeper(
@@ -152,28 +152,28 @@ class Realtime:
         try:
             heard = self._subscriber.wait(timeout)
         except Unavailable as error:
-            if self._broker_answers is not False:
+            if self._broker_responds is not False:
                 _log.warning(
                     "no notifications are heard; the store is looked into instead: %s", error
                 )
-            self._broker_answers = False
+            self._broker_responds = False
             self._stopping.wait(min(timeout, SWEEP_ALONE))
             return True
-        self._broker_answers = True
+        self._broker_responds = True
         self.wake(heard)
         return not heard
 
     def _sweep(self) -> float:
         """Wake all if something is due; seconds until the next sweep."""
-        rest = SWEEP if self._broker_answers else SWEEP_ALONE
+        rest = SWEEP if self._broker_responds else SWEEP_ALONE
         try:
             due = self._store.next_due(*self._keepers)
         except Unavailable as error:
-            if self._store_answers:
-                _log.warning("the store does not answer, and is asked again: %s", error)
-            self._store_answers = False
+            if self._store_responds:
+                _log.warning("the store does not respond, and is asked again: %s", error)
+            self._store_responds = False
             return SWEEP_ALONE
-        self._store_answers = True
+        self._store_responds = True
         if due == 0:
             self.wake(self._keepers)
         return min(rest, due or rest)
@@ -205,8 +205,8 @@ class _Keeper(threading.Thread):
         self._loader = Loader(
             app, event, store=store, executor=self._executor, run=run, notify=notify
         )
-        self._answered = True
-        self._away_at = math.inf  # since when something has not answered
+        self._responded = True
+        self._away_at = math.inf  # since when something has not responded
         self._skipped: str | None = None
         self._loading = False
         self._loaded_at = time.monotonic()
@@ -237,7 +237,7 @@ class _Keeper(threading.Thread):
         except Unavailable as error:
             self._rest(error)
             return
-        self._answered = True
+        self._responded = True
         if lease is None:
             return
         with lease:
@@ -258,15 +258,15 @@ class _Keeper(threading.Thread):
                     return
 
     def _rest(self, error: Unavailable) -> None:
-        if self._answered:
+        if self._responded:
             self._away_at = time.monotonic()
             _log.warning("%s is loaded later: %s", self._event.path, error)
-        self._answered = False
+        self._responded = False
         self._stopping.wait(_AGAIN)
 
     def _load_when_woken(self, lease: Lease) -> None:
         token = self._store.take_over(self._event.path, Lane.LOAD, lease.id, lease.confirm)
-        self.holds_lock = self._answered = True
+        self.holds_lock = self._responded = True
         retry_at = math.inf
         try:
             while not self._stopping.is_set():

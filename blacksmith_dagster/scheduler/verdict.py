@@ -30,14 +30,14 @@ class Decision(NamedTuple):
 def decide(
     load: Load,
     decoded: Decoded,
-    answers: Mapping[str, batch.Verdict],
+    job_verdicts: Mapping[str, batch.Verdict],
     raised: BaseException | None,
     schedule: Schedule,
     now: datetime,
 ) -> Decision:
     """The verdict of a load.
 
-    `answers` is what the function said, by the job's key; `raised` what it raised. It has succeeded
+    `job_verdicts` is what the function said, by the job's key; `raised` what it raised. It has succeeded
     with every job that it did not name, or failed with them if it raised. A job that fails at its
     last attempt is discarded, except that a load of several jobs which raises discards none of those
     undecided: it may have raised for the sake of one. They run once by themselves before that.
@@ -46,13 +46,13 @@ def decide(
         return Decision(
             Verdict([Deviation(row.seq, Said.DISCARDED, load.discard_reason) for row in load.rows])
         )
-    if raised is None and not answers and not decoded.failures:
+    if raised is None and not job_verdicts and not decoded.failures:
         return Decision(Verdict())
     several = len(load.rows) > 1
     last = load.attempt >= schedule.max_attempts
     gap = schedule.retry_delay(load.attempt, now).total_seconds()
     why = "" if raised is None else describe(raised)
-    if raised is not None and not answers and not decoded.failures and (several or not last):
+    if raised is not None and not job_verdicts and not decoded.failures and (several or not last):
         isolated = several and load.attempt >= schedule.max_attempts - 1
         return Decision(Verdict(raised=why, delay=gap, isolated=isolated))
 
@@ -63,8 +63,8 @@ def decide(
         delay: float | None = None
         if (failure := decoded.failures.get(row.seq)) is not None:
             said, error = failure
-        elif (answer := answers.get(load.key_of(row.id))) is not None:
-            said, error, delay = answer.said, clean(answer.why), answer.retry_after
+        elif (job_verdict := job_verdicts.get(load.key_of(row.id))) is not None:
+            said, error, delay = job_verdict.said, clean(job_verdict.why), job_verdict.retry_after
         else:
             undecided = True
             said, error = (Said.SUCCEEDED, "") if raised is None else (Said.FAILED, why)

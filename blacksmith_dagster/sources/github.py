@@ -21,7 +21,7 @@ class GitHubSource(TypedSource):
     - `secret`: that of the webhook; several while one is replaced by another.
 
     `X-GitHub-Event` is the type, `X-GitHub-Delivery` the key. The event's data is the payload, its
-    context `{"event": ...}`. A `ping` that is not declared is answered, and nothing is kept.
+    context `{"event": ...}`. A `ping` that is not declared gets a 200, and nothing is kept.
 
     >>> github = GitHubSource("github", secret=Secret("GITHUB_SECRET"))
     >>> pushed = github.on("push")

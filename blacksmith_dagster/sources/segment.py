@@ -46,7 +46,7 @@ class SegmentSource(Source):
     time of arrival - (`sentAt` - `timestamp`).
 
     A batch is all or nothing: one bad message rejects it with 422 and its place, unless
-    `invalid="quarantine"`. Answered 200 `{"success": true}`.
+    `invalid="quarantine"`. The response is 200 `{"success": true}`.
 
     >>> segment = SegmentSource("shop", write_key=Secret("SEGMENT_KEY"))
     >>> segment.track.path
@@ -74,7 +74,7 @@ class SegmentSource(Source):
         readers = {kind: self._reader(kind) for kind in _NEEDS} | {"batch": self._batch}
         for named, read in readers.items():
             for at in (named, named[0]):
-                self.webhook(HTTP(f"{path}/{at}"), answer=_SUCCESS)(read)
+                self.webhook(HTTP(f"{path}/{at}"), response=_SUCCESS)(read)
 
     def _reader(self, kind: str) -> Callable[[Request], WebhookResult]:
         def one(request: Request) -> TypedEvent:

@@ -18,10 +18,10 @@ class SlackSource(TypedSource):
 
     - `secret`: the app's signing secret; several while one is replaced by another.
 
-    The handshake (`url_verification`) is answered. Of an `event_callback` the type is that of its
+    The handshake (`url_verification`) gets its response. Of an `event_callback` the type is that of its
     `event`, which is the event's data; the rest is its context, `event_id` the key, which Slack's
     retries bear too, and `event_time` is `sent_at`. Whatever else Slack sends, such as
-    `app_rate_limited`, has no data. All is answered 200.
+    `app_rate_limited`, has no data. The response is always 200.
 
     >>> slack = SlackSource("slack", secret=Secret("SLACK_SIGNING_SECRET"))
     >>> mentioned = slack.on("app_mention")
@@ -35,7 +35,7 @@ class SlackSource(TypedSource):
         self, name: str, *, secret: Secret | Sequence[Secret], **given: Unpack[Properties]
     ) -> None:
         super().__init__(
-            name, signature=SlackSignature(*several(secret)), answer=Reply(200), **given
+            name, signature=SlackSignature(*several(secret)), response=Reply(200), **given
         )
 
     def _receive(self, request: Request) -> WebhookResult:

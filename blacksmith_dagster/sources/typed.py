@@ -35,12 +35,12 @@ class TypedSource(Source, ABC):
         name: str,
         *,
         signature: Auth | None = None,
-        answer: Reply | None = None,
+        response: Reply | None = None,
         **given: Unpack[Properties],
     ) -> None:
         super().__init__(name, **proved_by(signature, name, given))
         self._types: dict[str, SourceEvent[Any, Any, Any]] = {}
-        self.webhook(HTTP(f"/v1/{self.name}"), answer=answer)(self._receive)
+        self.webhook(HTTP(f"/v1/{self.name}"), response=response)(self._receive)
 
     @overload
     def on(

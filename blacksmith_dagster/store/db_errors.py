@@ -15,13 +15,13 @@ _AWAY = frozenset({"25006", "25P03", "25P04"})
 
 @contextmanager
 def translate_errors(label: str) -> Iterator[None]:
-    """Raise `Unavailable` when the database does not answer, `StoreError` when it refuses the data."""
+    """Raise `Unavailable` when the database does not respond, `StoreError` when it refuses the data."""
     try:
         yield
     except (DBAPIError, PoolTimeout) as error:
         if _is_away(error):
             raise Unavailable(
-                f"the store {label} does not answer, and nothing was changed: {reason(error)}"
+                f"the store {label} does not respond, and nothing was changed: {reason(error)}"
             ) from None
         raise StoreError(f"the store {label} refused: {reason(error)}") from None
 

@@ -468,7 +468,7 @@ class Archive(Protocol):
 class Store(Protocol):
     """The log. Safe to share between threads; every call is one transaction or a few short ones.
 
-    Any call may raise `Unavailable` when the database does not answer (nothing was changed), and
+    Any call may raise `Unavailable` when the database does not respond (nothing was changed), and
     those that write `OutcomeUnknown`.
     """
 
@@ -507,13 +507,13 @@ class Store(Protocol):
         """Keep the events of several requests with their jobs, in one commit.
 
         Returns for each request the ids of its events, in order; an event whose key is known gets
-        the first one's id and makes no job. A request with a reused key is answered by the error,
+        the first one's id and makes no job. A request with a reused key gets the error,
         as a value, and leaves nothing; the others are kept. A request that is `Raw` is kept in
-        quarantine, and answered by its id there.
+        quarantine, and gets its id there.
 
         `cursors` of different readers are committed with the events, and what is `released` leaves
         quarantine with them. With either, a reused key leaves nothing of any request: none is kept,
-        and the answers of the others are empty.
+        and the results of the others are empty.
 
         Raises `CursorMoved` if a reader is elsewhere, `NotFound` if something released is not in
         quarantine any more.

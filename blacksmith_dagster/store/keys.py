@@ -44,10 +44,10 @@ class Admission(NamedTuple):
 
     @property
     def rejections(self) -> list[list[str] | KeyReused]:
-        """The answers if nothing is kept, as some request has reused a key."""
+        """The results if nothing is kept, as some request has reused a key."""
         return [slot if isinstance(slot, KeyReused) else [] for slot in self.slots]
 
-    def answers(
+    def results(
         self, ids: Sequence[str], id_of: Callable[[int], str]
     ) -> list[list[str] | KeyReused]:
         """The public ids of each request's events, given those of the new ones."""

@@ -283,13 +283,13 @@ class SQLStore(ABC):
                 kept = self._keep(conn, admitted, received_at)
         if not raws:
             return kept
-        answers, quarantined = iter(kept), iter(waiting)
-        return [next(quarantined if isinstance(each, Raw) else answers) for each in requests]
+        results, quarantined = iter(kept), iter(waiting)
+        return [next(quarantined if isinstance(each, Raw) else results) for each in requests]
 
     def _keep(
         self, conn: Connection, admitted: keys.Admission, received_at: datetime | None
     ) -> list[list[str] | KeyReused]:
-        """Append what was admitted, with its keys; returns the requests' answers.
+        """Append what was admitted, with its keys; returns the requests' results.
 
         The keys are written in sorted order, so that two commits wait for each other and never in a
         circle.
@@ -304,7 +304,7 @@ class SQLStore(ABC):
         )
         if written:
             self._write_keys(conn, written)
-        return admitted.answers(self._epochs.ids_of(seqs), self._epochs.id_of)
+        return admitted.results(self._epochs.ids_of(seqs), self._epochs.id_of)
 
     def _known_keys(
         self, conn: Connection, asked: Iterable[keys.Key]

@@ -250,7 +250,7 @@ def _engine(path: Path) -> Engine:
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _: ConnectionPoolEntry) -> None:
-        # FULL: a commit that was answered survives a power cut, in WAL mode too.
+        # FULL: a commit that was acknowledged survives a power cut, in WAL mode too.
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
 

@@ -45,7 +45,7 @@ def open_supervisor(url: str | None, store: Store) -> Supervisor:
         scheme = urlsplit(url).scheme
         if scheme != "consul":
             raise SettingsError(
-                f"BLACKSMITH_SUPERVISOR_URL: no supervisor answers to {scheme or '?'}://; write "
+                f"BLACKSMITH_SUPERVISOR_URL: unsupported scheme {scheme or '?'}://; write "
                 "consul://host:8500, or unset it, and the store keeps the locks"
             )
         if find_spec("consul") is None:

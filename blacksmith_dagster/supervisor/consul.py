@@ -29,7 +29,7 @@ PREFIX = "blacksmith/"
 _LONGEST_CALL = 5.0  # seconds
 _LONGEST_LOOK = 1.0  # seconds of a blocking query: `close` waits for its end
 _POLL = 0.1  # seconds between two tries of a lock that nobody holds and Consul does not give yet
-_LONGEST_WORD = 200  # characters of an answer that is no good
+_LONGEST_WORD = 200  # characters of an error response
 _LEAST_DEREGISTRATION = 60.0  # seconds; Consul accepts no less
 
 
@@ -245,11 +245,11 @@ class ConsulSupervisor:
         self._client.http.session.close()
 
     # -- calls
-    def _put(self, answer: Callable[[Any], Any], path: str, body: Mapping[str, Any]) -> Any:
+    def _put(self, parse: Callable[[Any], Any], path: str, body: Mapping[str, Any]) -> Any:
         params = [("dc", self._client.dc)] if self._client.dc else []
         with self._translate_errors():
             return self._client.http.put(
-                answer,
+                parse,
                 path,
                 params=params,
                 headers=self._client.prepare_headers(),
@@ -263,7 +263,7 @@ class ConsulSupervisor:
             yield
         except requests.RequestException as error:
             raise Unavailable(
-                f"{self.label} does not answer ({type(error).__name__}); is an agent of Consul there, "
+                f"{self.label} does not respond ({type(error).__name__}); is an agent of Consul there, "
                 "and does BLACKSMITH_SUPERVISOR_URL name it? It is tried again"
             ) from error
         except consul.NotFound as error:

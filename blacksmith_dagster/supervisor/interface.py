@@ -59,7 +59,7 @@ class Lease(Protocol):
     def confirm(self) -> bool:
         """Ask now, consistently, whether the lock is still held by this acquisition.
 
-        Raises `Unavailable` when the supervisor does not answer.
+        Raises `Unavailable` when the supervisor does not respond.
         """
         ...
 
@@ -75,7 +75,7 @@ class Lease(Protocol):
 class Supervisor(Protocol):
     """Hands out locks by key, and knows who serves. Safe to share between threads.
 
-    A call raises `Unavailable` when the supervisor does not answer, within seconds, and
+    A call raises `Unavailable` when the supervisor does not respond, within seconds, and
     `SettingsError` when it refuses this process's credentials.
     """
 
@@ -104,7 +104,7 @@ class Supervisor(Protocol):
         """Make a service known, and keep it so until it is deregistered or this process ends.
 
         It returns at once and raises nothing: the service is registered in the background, within a
-        second or as soon as the supervisor answers.
+        second or as soon as the supervisor responds.
         """
         ...
 

@@ -26,7 +26,7 @@ class Service(msgspec.Struct, frozen=True):
 
     - `name`: `blacksmith-gateway` or `blacksmith-scheduler`; `id` is the one instance's.
     - `host`, `port`: where it is reached; a process that nobody calls has no port.
-    - `health`: the URL that answers 200 while it is well; without one its process is taken for well
+    - `health`: the URL that returns 200 while it is well; without one its process is taken for well
       while it says so itself.
     """
 

@@ -51,7 +51,7 @@ LOOK = 0.05
 """Seconds between two looks at the loads that a migration waits for."""
 
 RECORD_FOR = 60.0
-"""Seconds for which the end of a migration is recorded again while the database does not answer."""
+"""Seconds for which the end of a migration is recorded again while the database does not respond."""
 
 _RECORD_AGAIN = 0.5
 _STOPPED = "asked to stop: the rest was not run; run again, and it goes on"
@@ -323,7 +323,7 @@ class StandardWanderer:
     def _keep(
         self, held: _Held, scope: str, migration: Migration, state: State, error: str | None = None
     ) -> None:
-        """Record how a migration ended, again if the database does not answer: nobody else knows."""
+        """Record how a migration ended, again if the database does not respond: nobody else knows."""
         give_up = time.monotonic() + RECORD_FOR
         while True:
             try:

@@ -90,11 +90,11 @@ class Deployment:
         return process
 
     def dev(self) -> DagsterProcess:
-        """A started `dagster dev`; its UI answers."""
+        """A started `dagster dev`; its UI responds."""
         port = free_port()
         process = self._start(["dagster", "dev", "--port", str(port)])
         process.url = f"http://127.0.0.1:{port}"
-        until(process.answers, 60, "the UI answers")
+        until(process.responds, 60, "the UI responds")
         return process
 
     def _start(self, arguments: Sequence[str]) -> DagsterProcess:
@@ -221,8 +221,8 @@ class DagsterProcess:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
-    def answers(self) -> bool:
-        """Whether the UI answers; fails if the process has ended."""
+    def responds(self) -> bool:
+        """Whether the UI responds; fails if the process has ended."""
         assert self.process.poll() is None, f"it has ended:\n{self.log}"
         try:
             return httpx.get(f"{self.url}/server_info", timeout=5, trust_env=False).is_success
@@ -231,12 +231,12 @@ class DagsterProcess:
 
     def graphql(self, query: str, **variables: Any) -> Any:
         """Ask the UI's own API."""
-        answer = httpx.post(
+        response = httpx.post(
             f"{self.url}/graphql",
             json={"query": query, "variables": variables},
             timeout=60,
             trust_env=False,
         )
-        body = answer.raise_for_status().json()
+        body = response.raise_for_status().json()
         assert not body.get("errors"), body
         return body["data"]

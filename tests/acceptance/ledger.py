@@ -24,7 +24,7 @@ class Ledger:
     unsure: set[int] = field(default_factory=set)
 
     def check(self, store: Store) -> None:
-        """Assert that each accepted event is in the store once, under the id that was answered, and
+        """Assert that each accepted event is in the store once, under the id of the response, and
         that nothing else is there but what a sender was left unsure about."""
         kept = store.events(limit=1_000_000)
         numbers = Counter(json.loads(event.payload)["n"] for event in kept)
@@ -37,7 +37,7 @@ class Ledger:
 
 
 class Sender:
-    """One client: sends an event after another, as fast as they are answered.
+    """One client: sends an event after another, as fast as the responses come.
 
     With `retry` it sends each with an Idempotency-Key, again and again until it is accepted, as a
     client should that must lose nothing.
@@ -75,17 +75,17 @@ class Sender:
                     "127.0.0.1", self._gateway.port, timeout=30
                 )
             self._connection.request("POST", "/v1/inbox/accepted", body, headers)
-            answer = self._connection.getresponse()
-            document = json.loads(answer.read())
+            response = self._connection.getresponse()
+            document = json.loads(response.read())
         except CONNECTION_ERRORS as error:
             self._ledger.errors[type(error).__name__] += 1
             self._ledger.unsure.add(number)
             self._close()
             return False
-        if answer.status == 202:
+        if response.status == 202:
             (self._ledger.accepted[number],) = document["ids"]
             return True
-        self._ledger.errors[f"{answer.status} {document['type']}"] += 1
+        self._ledger.errors[f"{response.status} {document['type']}"] += 1
         if document["type"] == "urn:blacksmith:outcome-unknown":
             self._ledger.unsure.add(number)
         return False

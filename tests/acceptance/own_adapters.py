@@ -31,11 +31,11 @@ class PlainGateway:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 [ids] = ingest(app, store, departed, [Request(body, headers)])
-                answer = msgspec.json.encode({"ids": ids})
+                response = msgspec.json.encode({"ids": ids})
                 self.send_response(202)
-                self.send_header("Content-Length", str(len(answer)))
+                self.send_header("Content-Length", str(len(response)))
                 self.end_headers()
-                self.wfile.write(answer)
+                self.wfile.write(response)
 
             def do_GET(self) -> None:
                 self.send_response(200)

@@ -122,7 +122,7 @@ class BlacksmithProcess:
 
 
 class GatewayProcess(BlacksmithProcess):
-    """A running `blacksmith gateway`, which answers once it is started."""
+    """A running `blacksmith gateway`, which responds once it is started."""
 
     def __init__(
         self,

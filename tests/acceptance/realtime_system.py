@@ -192,9 +192,9 @@ class System:
 
 def unpublished(gateway: GatewayProcess) -> int:
     """What the gateway's health tells of notifications, which make it no less ready."""
-    answer = gateway.client_get("/_health")
-    assert answer.status_code == 200, answer.text
-    told: int = answer.json()["notifications_unpublished"]
+    response = gateway.client_get("/_health")
+    assert response.status_code == 200, response.text
+    told: int = response.json()["notifications_unpublished"]
     return told
 
 

@@ -141,7 +141,7 @@ class Hosts:
 
     # -- who holds the lock
     def status(self) -> LockStatus:
-        """As the supervisor has it; not held while it does not answer."""
+        """As the supervisor has it; not held while it does not respond."""
         try:
             return self.supervisor.status(KEY)
         except BlacksmithError:
@@ -231,7 +231,7 @@ def one_at_a_time(store: SQLStore, path: str = FLIGHTS) -> None:
 class Senders:
     """A client of each gateway, which sends one event after another and keeps the ids of the 2xx.
 
-    It sends each again, with its key, to whichever gateway answers, until it is accepted.
+    It sends each again, with its key, to whichever gateway responds, until it is accepted.
     """
 
     def __init__(self, gateways: Sequence[GatewayProcess], gap: float = 0.02) -> None:
@@ -256,15 +256,15 @@ class Senders:
         for turn in itertools.count(first):
             gateway = self._gateways[turn % len(self._gateways)]
             with contextlib.suppress(httpx.TransportError):
-                answer = httpx.post(
+                response = httpx.post(
                     f"{gateway.url}/v1/airport/departed",
                     json={"n": number},
                     headers={"Idempotency-Key": key},
                     timeout=10,
                     trust_env=False,
                 )
-                if answer.status_code == 202:
-                    ids: list[str] = answer.json()["ids"]
+                if response.status_code == 202:
+                    ids: list[str] = response.json()["ids"]
                     return ids
             time.sleep(0.05)
         raise AssertionError

@@ -42,19 +42,19 @@ class Attacked:
     def post(
         self, path: str, body: bytes | Iterator[bytes], **headers: str
     ) -> tuple[int, dict[str, object]]:
-        """The status and the document that answer a body."""
+        """The status and the document of the response to a body."""
         sent = {"content-type": "application/json"}
         sent |= {name.replace("_", "-"): value for name, value in headers.items()}
         with self.process.client() as client:
-            answer = client.post(path, content=body, headers=sent)
-        return answer.status_code, self.document(answer)
+            response = client.post(path, content=body, headers=sent)
+        return response.status_code, self.document(response)
 
     def rejected(
         self, status: int, path: str, body: bytes | Iterator[bytes], **headers: str
     ) -> str:
         """Assert that the body is rejected so; the reason given."""
-        answered, document = self.post(path, body, **headers)
-        assert answered == status, document
+        got, document = self.post(path, body, **headers)
+        assert got == status, document
         return str(document["detail"])
 
     def kept(self, path: str, body: bytes, payload: str | None = None, **headers: str) -> None:
@@ -66,17 +66,17 @@ class Attacked:
         assert self.store.event(event_id).payload == self.right[-1]
 
     @staticmethod
-    def document(answer: httpx.Response) -> dict[str, object]:
-        """The answer's document; an error's must be one of RFC 9457."""
-        found: dict[str, object] = answer.json()
-        if answer.status_code >= 400:
-            assert answer.headers["content-type"] == "application/problem+json"
-            assert found["status"] == answer.status_code
+    def document(response: httpx.Response) -> dict[str, object]:
+        """The response's document; an error's must be one of RFC 9457."""
+        found: dict[str, object] = response.json()
+        if response.status_code >= 400:
+            assert response.headers["content-type"] == "application/problem+json"
+            assert found["status"] == response.status_code
             assert {"type", "title", "detail"} < found.keys()
         return found
 
     def raw(self, request: bytes, timeout: float = 10.0) -> bytes:
-        """What answers these very bytes until the gateway closes or falls silent."""
+        """The response to these very bytes until the gateway closes or falls silent."""
         with socket.create_connection(("127.0.0.1", self.process.port), timeout) as connection:
             connection.sendall(request)
             connection.settimeout(timeout)
@@ -84,14 +84,14 @@ class Attacked:
 
 
 def _until_silent(connection: socket.socket) -> bytes:
-    answer = b""
+    response = b""
     try:
         while chunk := connection.recv(65536):
-            answer += chunk
+            response += chunk
             connection.settimeout(0.5)
     except (TimeoutError, ConnectionResetError):
         pass
-    return answer
+    return response
 
 
 def _head(path: str, *headers: str, method: str = "POST") -> bytes:
@@ -245,18 +245,18 @@ def test_duplicate_keys(attacked: Attacked) -> None:
 def test_lying_content_length(attacked: Attacked) -> None:
     slow = "/v1/inbox/slow"
     # More than comes: the rest is waited for, but not for ever.
-    answer = attacked.raw(_head(slow, "Content-Length: 100") + b'{"wanted": 1}', SLOW_SECONDS + 5)
-    assert answer.startswith(b"HTTP/1.1 408 "), answer
-    assert b'"title":"Request timeout"' in answer
+    response = attacked.raw(_head(slow, "Content-Length: 100") + b'{"wanted": 1}', SLOW_SECONDS + 5)
+    assert response.startswith(b"HTTP/1.1 408 "), response
+    assert b'"title":"Request timeout"' in response
     # The sender is gone before it has come.
     with socket.create_connection(("127.0.0.1", attacked.process.port)) as connection:
         connection.sendall(_head(ACCEPTED, "Content-Length: 13") + b'{"wanted": 1')
     # Less than comes: what is left over is no request.
-    answer = attacked.raw(_head(ACCEPTED, "Content-Length: 5") + b'{"wanted": 1}')
-    assert answer.startswith(b"HTTP/1.1 400 "), answer
+    response = attacked.raw(_head(ACCEPTED, "Content-Length: 5") + b'{"wanted": 1}')
+    assert response.startswith(b"HTTP/1.1 400 "), response
     # More than is accepted: rejected before anything has come.
-    answer = attacked.raw(_head(ACCEPTED, "Content-Length: 99999999999"))
-    assert answer.startswith(b"HTTP/1.1 413 "), answer
+    response = attacked.raw(_head(ACCEPTED, "Content-Length: 99999999999"))
+    assert response.startswith(b"HTTP/1.1 413 "), response
     for lie in (
         ("Content-Length: -1",),
         ("Content-Length: 1x",),
@@ -264,8 +264,8 @@ def test_lying_content_length(attacked: Attacked) -> None:
         ("Content-Length: 13", "Content-Length: 14"),
         ("Content-Length: 13", "Transfer-Encoding: chunked"),
     ):
-        answer = attacked.raw(_head(ACCEPTED, *lie) + b'{"wanted": 1}')
-        assert answer.startswith(b"HTTP/1.1 4"), (lie, answer)
+        response = attacked.raw(_head(ACCEPTED, *lie) + b'{"wanted": 1}')
+        assert response.startswith(b"HTTP/1.1 4"), (lie, response)
 
 
 def test_body_over_limit(attacked: Attacked) -> None:
@@ -315,10 +315,10 @@ def test_unknown_route(attacked: Attacked) -> None:
 def test_wrong_method(attacked: Attacked) -> None:
     with attacked.process.client() as client:
         for method in ("GET", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"):
-            answer = client.request(method, ACCEPTED)
-            assert answer.status_code == 405
-            assert answer.headers["allow"] == "POST"
-            Attacked.document(answer)
+            response = client.request(method, ACCEPTED)
+            assert response.status_code == 405
+            assert response.headers["allow"] == "POST"
+            Attacked.document(response)
         assert client.head(ACCEPTED).status_code == 405
         assert client.post("/_health").status_code == 405
     assert attacked.raw(_head(ACCEPTED, method="NONSENSE")).startswith(b"HTTP/1.1 400 ")
@@ -338,10 +338,10 @@ def test_wrong_token(attacked: Attacked) -> None:
         head = _head(
             path, f"Authorization: {token}", "Content-Length: 1000000", "Connection: close"
         )
-        answer = attacked.raw(head)  # and the body is not waited for
-        assert answer.startswith(b"HTTP/1.1 401 "), answer
-        assert b"www-authenticate: Bearer" in answer
-        assert b"a-token" not in answer
+        response = attacked.raw(head)  # and the body is not waited for
+        assert response.startswith(b"HTTP/1.1 401 "), response
+        assert b"www-authenticate: Bearer" in response
+        assert b"a-token" not in response
     attacked.kept(path, b'{"n": 1}', authorization="Bearer a-token")
     attacked.kept(path, b'{"n": 2}', authorization="bearer a-token")
     assert "a-token" not in attacked.process.log
@@ -380,10 +380,10 @@ def test_slow_heads(attacked: Attacked) -> None:
         for connection in connections[200:]:  # a whole request first
             connection.sendall(b" x\r\nContent-Length: 13\r\n\r\n" + b'{"wanted": 1}')
             attacked.right.append('{"wanted": 1}')
-            answer = b""
-            while not answer.endswith(b"}"):
-                answer += connection.recv(4096)
-            assert answer.startswith(b"HTTP/1.1 202 ")
+            response = b""
+            while not response.endswith(b"}"):
+                response += connection.recv(4096)
+            assert response.startswith(b"HTTP/1.1 202 ")
             connection.sendall(b"POST /v1/")
         for connection in connections:
             connection.settimeout(HEAD_SECONDS + 10)
@@ -405,18 +405,18 @@ def test_header_injection(attacked: Attacked) -> None:
         "Idempotency-Key:",
         "Idempotency-Key: " + "x" * 513,
     ):
-        answer = attacked.raw(
+        response = attacked.raw(
             _head(ACCEPTED, header, f"Content-Length: {len(body)}", "Connection: close") + body
         )
-        assert answer.startswith(b"HTTP/1.1 4"), (header, answer)
+        assert response.startswith(b"HTTP/1.1 4"), (header, response)
     for path in ("/%0d%0aX-Evil:%201", "/v1/inbox/accepted%00", "/a%0aX-Evil: 1"):
-        answer = attacked.raw(_head(path.replace(" ", "%20"), "Content-Length: 0"))
-        assert answer.startswith(b"HTTP/1.1 404 "), answer
-        assert b"\nX-Evil" not in answer
+        response = attacked.raw(_head(path.replace(" ", "%20"), "Content-Length: 0"))
+        assert response.startswith(b"HTTP/1.1 404 "), response
+        assert b"\nX-Evil" not in response
     with attacked.process.client() as client:
-        answer_ = client.post("/inbox/odd", json="reject")
-    assert answer_.status_code == 422
-    assert "x-evil" not in answer_.headers
+        response = client.post("/inbox/odd", json="reject")
+    assert response.status_code == 422
+    assert "x-evil" not in response.headers
 
 
 def test_names_that_look_like_sql(attacked: Attacked) -> None:
@@ -444,10 +444,10 @@ def test_noise(attacked: Attacked) -> None:
 
     requests = [spoiled(n) for n in range(100)]
     with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(lambda each: attacked.raw(each, 1), requests))
-    assert not [answer for answer in answers if answer.startswith(b"HTTP/1.1 5")]
+        responses = list(pool.map(lambda each: attacked.raw(each, 1), requests))
+    assert not [response for response in responses if response.startswith(b"HTTP/1.1 5")]
     # A request that still makes sense is rightly kept.
-    attacked.right += ['{"wanted": 1}'] * sum(a.count(b"HTTP/1.1 202") for a in answers)
+    attacked.right += ['{"wanted": 1}'] * sum(a.count(b"HTTP/1.1 202") for a in responses)
 
 
 def test_log_is_quiet_about_what_was_sent(

@@ -39,8 +39,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[demo.Deploymen
     late = int((flights.dep_delay > demo.LATE_MINUTES).sum())
     home = tmp_path_factory.mktemp("home")
     with demo.broker(home) as pubsub, demo.deployment(home, pubsub) as deployed:
-        deployed.wait_for("gateway", lambda: demo.answers(f"{deployed.gateway}/_health"), deadline)
-        deployed.wait_for("Dagster", lambda: demo.answers(f"{deployed.ui}/server_info"), deadline)
+        deployed.wait_for("gateway", lambda: demo.responds(f"{deployed.gateway}/_health"), deadline)
+        deployed.wait_for("Dagster", lambda: demo.responds(f"{deployed.ui}/server_info"), deadline)
         deployed.launch(demo.MIGRATES)
         assert demo.feed(deployed.gateway, demo.as_rows(flights), deadline) == FLIGHTS
         demo.watch_loading(deployed, FLIGHTS, late, deadline)

@@ -20,7 +20,7 @@ from tests.services.postgres import PostgresServer
 class Writer(threading.Thread):
     """Writes rows that are counted, some in the same transaction, until it is told to end.
 
-    `accepted`: how many there are, as far as it knows; a commit that was not answered may have been.
+    `accepted`: how many there are, as far as it knows; a commit without a response may have been.
     """
 
     def __init__(self, url: str, randomly: random.Random) -> None:

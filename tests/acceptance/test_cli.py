@@ -95,10 +95,10 @@ def test_status_counts_by_state(ids: list[str]) -> None:
 
 
 def test_status_in_json(ids: list[str]) -> None:
-    answer = msgspec.json.decode(run("status", APP, "--json").stdout)
-    [row] = answer["destinations"]
+    output = msgspec.json.decode(run("status", APP, "--json").stdout)
+    [row] = output["destinations"]
     assert row["counts"]["succeeded"] == row["counts"]["discarded"] == 1
-    assert answer["orphans"] == []
+    assert output["orphans"] == []
 
 
 def test_status_tells_orphans(ids: list[str]) -> None:
@@ -142,7 +142,7 @@ def test_store_is_named_without_its_password(
     assert "canary" not in result.output
 
 
-def test_store_that_does_not_answer_is_one_line_without_its_password(
+def test_store_that_does_not_respond_is_one_line_without_its_password(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BLACKSMITH_HOME", str(tmp_path))
@@ -181,10 +181,10 @@ def test_events_show_tells_every_transition_and_its_run(ids: list[str]) -> None:
 
 
 def test_events_show_in_json(ids: list[str]) -> None:
-    answer = msgspec.json.decode(run("events", "show", ids[2], "--json").stdout)
-    assert answer["event"]["payload"] == '{"n":2}'
-    assert answer["history"][-1]["state"] == "discarded"
-    assert answer["history"][-1]["run"] == "run-1"
+    output = msgspec.json.decode(run("events", "show", ids[2], "--json").stdout)
+    assert output["event"]["payload"] == '{"n":2}'
+    assert output["history"][-1]["state"] == "discarded"
+    assert output["history"][-1]["run"] == "run-1"
 
 
 def test_unknown_event_is_one_line_and_exit_code_1(ids: list[str]) -> None:
@@ -266,7 +266,7 @@ def test_dev_runs_both_and_stops_both(project: Path) -> None:
     urls = f"http://127.0.0.1:{port}/_health", f"http://127.0.0.1:{ui_port}/server_info"
     try:
         deadline = time.monotonic() + 90
-        while not all(map(answers, urls)):
+        while not all(map(responds, urls)):
             assert dev.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.2)
@@ -277,13 +277,13 @@ def test_dev_runs_both_and_stops_both(project: Path) -> None:
         assert dev.wait(60) == 0, (project / "dev.log").read_text()
     finally:
         dev.kill()
-    assert not any(map(answers, urls))
+    assert not any(map(responds, urls))
     assert (project / ".blacksmith" / "store.db").exists()
     assert (project / ".blacksmith" / "history").exists()  # Dagster's home is Blacksmith's
     assert "store sqlite:///" in (project / "dev.log").read_text()
 
 
-def answers(url: str) -> bool:
+def responds(url: str) -> bool:
     try:
         return httpx.get(url, timeout=5).is_success
     except httpx.HTTPError:
@@ -295,6 +295,6 @@ def jobs_of(ui_port: int) -> set[str]:
     query = (
         "{ repositoriesOrError { ... on RepositoryConnection { nodes { pipelines { name } } } } }"
     )
-    answer = httpx.post(f"http://127.0.0.1:{ui_port}/graphql", json={"query": query}, timeout=30)
-    [repository] = answer.json()["data"]["repositoriesOrError"]["nodes"]
+    output = httpx.post(f"http://127.0.0.1:{ui_port}/graphql", json={"query": query}, timeout=30)
+    [repository] = output.json()["data"]["repositoriesOrError"]["nodes"]
     return {job["name"] for job in repository["pipelines"]}

@@ -315,7 +315,7 @@ def test_retry_of_one_event_leaves_the_others(store: Store) -> None:
 
 
 @pytest.mark.usefixtures("mend")
-def test_a_request_that_is_answered_with_a_reply_makes_no_event(store: Store) -> None:
+def test_a_request_that_gets_a_reply_makes_no_event(store: Store) -> None:
     [ping] = failed(store, Request(b'"ping"'))
     assert f"{ping} ingested: it makes no event" in run("retry", ping, APP).stdout
     assert not store.quarantined()
@@ -412,8 +412,8 @@ def test_status_tells_what_is_in_quarantine(store: Store) -> None:
     failed(store, Request(b"1"), Request(b"2"), Message(b"3"))
     told = "In quarantine: 2 of shop/ordered, 1 of shop/sent (`blacksmith quarantine list`)"
     assert told in status().splitlines()
-    answer = msgspec.json.decode(status("--json"))
-    assert answer["quarantined"] == {"shop/ordered": 2, "shop/sent": 1}
+    output = msgspec.json.decode(status("--json"))
+    assert output["quarantined"] == {"shop/ordered": 2, "shop/sent": 1}
 
 
 def test_status_tells_how_each_listener_stands(store: Store) -> None:
@@ -427,5 +427,5 @@ def test_status_tells_how_each_listener_stands(store: Store) -> None:
     assert changed.split()[1:4] == ["run-7", "not", "known"]
     assert changed.endswith("the slot is gone")
     assert sent.split()[1:6] == ["worker@a", "12", "messages", "2026-01-02", "03:04:05"]
-    answer = msgspec.json.decode(status("--json"))
-    assert answer["listeners"][1]["lag"] == 12
+    output = msgspec.json.decode(status("--json"))
+    assert output["listeners"][1]["lag"] == 12

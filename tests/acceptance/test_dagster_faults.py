@@ -39,8 +39,8 @@ def test_run_terminated_from_ui(deploy: Callable[..., Deployment]) -> None:
     dagster = lake.dev()
     until(lake.began, 90, "a batch begins")
     (run,) = lake.runs()
-    answer = dagster.graphql(TERMINATE, run=run.run_id)
-    assert answer["terminateRun"]["__typename"] == "TerminateRunSuccess"
+    response = dagster.graphql(TERMINATE, run=run.run_id)
+    assert response["terminateRun"]["__typename"] == "TerminateRunSuccess"
     until(lambda: lake.status(run.run_id) is DagsterRunStatus.CANCELED, 30, "the run is canceled")
     began, ended = (
         [line["ids"] for line in lake.lines() if line["what"] == what] for what in ("begin", "end")

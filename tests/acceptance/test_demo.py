@@ -105,8 +105,8 @@ def test_alerts_come_at_once_through_the_broker_that_one_variable_names(
         monkeypatch.setenv("BLACKSMITH_PUBSUB_URL", url)
     deadline = time.monotonic() + 120
     with demo.broker(tmp_path) as pubsub, demo.deployment(tmp_path, pubsub) as running:
-        running.wait_for("gateway", lambda: demo.answers(f"{running.gateway}/_health"), deadline)
-        running.wait_for("Dagster", lambda: demo.answers(f"{running.ui}/server_info"), deadline)
+        running.wait_for("gateway", lambda: demo.responds(f"{running.gateway}/_health"), deadline)
+        running.wait_for("Dagster", lambda: demo.responds(f"{running.ui}/server_info"), deadline)
         demo.see_an_alert_come(running, 0, deadline)  # by whichever run comes first
         running.wait_for(
             "warm run", lambda: "STARTED" in running.runs().get("realtime_alerts", {}), deadline

@@ -1,4 +1,4 @@
-"""What was answered with a 2xx is in the store, once, whatever breaks."""
+"""What got a 2xx is in the store, once, whatever breaks."""
 
 import contextlib
 import fcntl
@@ -69,7 +69,7 @@ def test_graceful_stop_under_load(gateway: GatewayProcess, store: Store) -> None
         gateway.start()
     ledger.check(store)
     assert "Traceback" not in gateway.log
-    # Whoever was not answered was not accepted: no request has failed within the gateway.
+    # Whoever got no response was not accepted: no request has failed within the gateway.
     assert not [each for each in ledger.errors if each[0].isdigit()]
 
 
@@ -102,8 +102,8 @@ def test_retry_after_lost_answer_makes_one_event(gateway: GatewayProcess, store:
     first = [event.id for event in reversed(store.events())]
     with gateway.client() as client:
         for _ in range(3):
-            answer = client.post(ACCEPTED, content=array, headers={"Idempotency-Key": "k"})
-            assert (answer.status_code, answer.json()) == (202, {"ids": first})
+            response = client.post(ACCEPTED, content=array, headers={"Idempotency-Key": "k"})
+            assert (response.status_code, response.json()) == (202, {"ids": first})
         other = client.post(ACCEPTED, content=EVENT, headers={"Idempotency-Key": "k"})
         assert other.status_code == 422
         assert other.json()["type"] == "urn:blacksmith:key-reused"
@@ -116,11 +116,11 @@ def test_retry_after_lost_answer_makes_one_event(gateway: GatewayProcess, store:
 def test_large_request_is_repeated_with_its_key(gateway: GatewayProcess, store: Store) -> None:
     body = json.dumps([{"wanted": True, "n": n} for n in range(40_000)]).encode()
     with gateway.client() as client:
-        answers = [
+        responses = [
             client.post(ACCEPTED, content=body, headers={"Idempotency-Key": "k"}) for _ in range(2)
         ]
-    assert [answer.status_code for answer in answers] == [202, 202], answers[1].text
-    assert answers[0].json() == answers[1].json()
+    assert [response.status_code for response in responses] == [202, 202], responses[1].text
+    assert responses[0].json() == responses[1].json()
     assert len(store.events(limit=100_000)) == 40_000
 
 
@@ -133,17 +133,19 @@ def test_queue_full_gives_429(gateway: GatewayProcess, store: Store, store_url: 
 
     with ThreadPoolExecutor(4) as pool:
         with _no_writes(store_url):
-            answers = [pool.submit(send, n) for n in range(4)]
-            until(lambda: sum(answer.done() for answer in answers) == 3)
-            rejected = [answer.result() for answer in answers if answer.done()]
-            # What waits for nobody is still answered.
+            responses = [pool.submit(send, n) for n in range(4)]
+            until(lambda: sum(response.done() for response in responses) == 3)
+            rejected = [response.result() for response in responses if response.done()]
+            # What waits for nobody still gets a response.
             assert gateway.client_get("/nowhere").status_code == 404
-        accepted = [answer.result() for answer in answers if answer.result() not in rejected]
-    for answer in rejected:
-        assert answer.status_code == 429
-        assert answer.headers["retry-after"] == "1"
-        assert answer.json()["type"] == "urn:blacksmith:too-many-requests"
-    assert [answer.status_code for answer in accepted] == [202]
+        accepted = [
+            response.result() for response in responses if response.result() not in rejected
+        ]
+    for response in rejected:
+        assert response.status_code == 429
+        assert response.headers["retry-after"] == "1"
+        assert response.json()["type"] == "urn:blacksmith:too-many-requests"
+    assert [response.status_code for response in accepted] == [202]
     assert len(store.events(limit=100_000)) == 6_000
     assert send(0).status_code == 202
 
@@ -173,11 +175,11 @@ def test_extract_that_raises_is_quarantined(gateway: GatewayProcess, store: Stor
         "X-Kept": "yes",
     }
     with gateway.client() as client:
-        answer = client.post("/inbox/odd?from=here", content=b'[ "raise" ]', headers=headers)
-        assert answer.status_code == 202
-        assert answer.json()["ids"] == []
+        response = client.post("/inbox/odd?from=here", content=b'[ "raise" ]', headers=headers)
+        assert response.status_code == 202
+        assert response.json()["ids"] == []
         (kept,) = store.quarantined()
-        assert answer.json() == {"ids": [], "quarantined": [kept.id]}
+        assert response.json() == {"ids": [], "quarantined": [kept.id]}
         raw = store.in_quarantine(kept.id)
         assert (raw.event_type, raw.body) == ("inbox/odd", b'[ "raise" ]')
         assert raw.error == "RuntimeError: a bug in the extract function"
@@ -221,10 +223,10 @@ def test_concurrent_keys_do_not_deadlock(store_url: str) -> None:
 
         def send(body: bytes) -> list[tuple[str, str]]:
             with gateway.client() as client:
-                answer = client.post(KEYED, content=body)
-            assert answer.status_code == 202, answer.text
+                response = client.post(KEYED, content=body)
+            assert response.status_code == 202, response.text
             sent = [each["key"] for each in json.loads(body)]
-            return list(zip(sent, answer.json()["ids"], strict=True))
+            return list(zip(sent, response.json()["ids"], strict=True))
 
         for pairs in pool.map(send, bodies):
             for name, event_id in pairs:
@@ -272,7 +274,7 @@ def test_workers_end_with_their_parent(how: signal.Signals, tmp_path: Path) -> N
 class Proxy:
     """Passes bytes between the gateway and PostgreSQL, until it is told to cut at a commit.
 
-    It lets the statement through, waits until the server answers, and closes both ends.
+    It lets the statement through, waits until the server responds, and closes both ends.
     """
 
     def __init__(self, port: int) -> None:
@@ -329,10 +331,10 @@ def test_commit_outcome_unknown(postgres: Postgres, postgres_url: str) -> None:
         gateway.client() as client,
     ):
         proxy.cut(at=b"COMMIT\0")
-        answer = client.post(ACCEPTED, content=EVENT, headers=headers)
-        assert answer.status_code == 503
-        assert answer.json()["type"] == "urn:blacksmith:outcome-unknown", gateway.log
-        assert "Idempotency-Key" in answer.json()["detail"]
+        response = client.post(ACCEPTED, content=EVENT, headers=headers)
+        assert response.status_code == 503
+        assert response.json()["type"] == "urn:blacksmith:outcome-unknown", gateway.log
+        assert "Idempotency-Key" in response.json()["detail"]
         assert proxy.has_cut()
         # It had happened, and was not done again.
         (event,) = store.events()
@@ -340,9 +342,9 @@ def test_commit_outcome_unknown(postgres: Postgres, postgres_url: str) -> None:
         assert (again.status_code, again.json()) == (202, {"ids": [event.id]})
         # Without a key it is one statement, which commits by itself.
         proxy.cut(at=b"SELECT ingest(")
-        answer = client.post("/inbox/parsed", content=b'{"n": -2, "wanted": true}')
-        assert answer.status_code == 503
-        assert answer.json()["type"] == "urn:blacksmith:outcome-unknown", gateway.log
+        response = client.post("/inbox/parsed", content=b'{"n": -2, "wanted": true}')
+        assert response.status_code == 503
+        assert response.json()["type"] == "urn:blacksmith:outcome-unknown", gateway.log
         assert len(store.events()) == 2
         with load_on(gateway) as ledger:
             for _ in range(5):
@@ -368,10 +370,10 @@ def test_postgres_restarted_under_load(durable_postgres: PostgresServer) -> None
                     durable_postgres.stop(mode)  # type: ignore[arg-type]
                 until(lambda: gateway.client_get("/_health").status_code == 503)
                 with gateway.client() as client:
-                    answer = client.post(ACCEPTED, content=EVENT)
-                assert answer.status_code == 503
-                assert answer.headers["retry-after"] == "1"
-                assert answer.json()["type"] == "urn:blacksmith:unavailable"
+                    response = client.post(ACCEPTED, content=EVENT)
+                assert response.status_code == 503
+                assert response.headers["retry-after"] == "1"
+                assert response.json()["type"] == "urn:blacksmith:unavailable"
                 durable_postgres.start()
                 until(gateway.ready)
         with closing(open_store(url)) as store:
@@ -471,7 +473,7 @@ def test_certificate_is_served(tmp_path: Path) -> None:
 def test_gateway_is_small(store_url: str) -> None:
     with GatewayProcess(store_url) as gateway:
         with gateway.client() as client:
-            # Of the modules of the process that answers.
+            # Of the modules of the process that responds.
             assert client.post("/inbox/odd", json="modules").text == "False"
         process = psutil.Process(gateway.pid)
         time.sleep(1)

@@ -98,14 +98,14 @@ query Shown($path: [String!]!) {
 
 def shown(dagster: Any) -> list[dict[str, Any]]:
     """What the UI shows of the asset: the metadata of its observations, newest first."""
-    answer = dagster.graphql(SHOWN, path=CHANGED.split("/"))
+    response = dagster.graphql(SHOWN, path=CHANGED.split("/"))
     return [
         {
             entry["label"]: entry.get("intValue", entry.get("text"))
             for entry in each["metadataEntries"]
         }
         | {"run": each["runId"]}
-        for each in answer["assetOrError"]["assetObservations"]
+        for each in response["assetOrError"]["assetObservations"]
     ]
 
 
@@ -154,8 +154,8 @@ def test_a_terminated_run_keeps_what_it_has_read(deploy: Callable[..., Listening
     shop.reading()
     (run,) = shop.runs()
     with shop.stream(100.0):
-        answer = dagster.graphql(TERMINATE, run=run.run_id)
-        assert answer["terminateRun"]["__typename"] == "TerminateRunSuccess"
+        response = dagster.graphql(TERMINATE, run=run.run_id)
+        assert response["terminateRun"]["__typename"] == "TerminateRunSuccess"
         until(lambda: shop.status(run.run_id) is DagsterRunStatus.CANCELED, 30, "it is canceled")
         shop.reading(2)
     shop.judge()

@@ -57,7 +57,7 @@ def accept(
 ) -> list[str]:
     """Keep an event for each item of data, as the gateway does; returns their ids.
 
-    As a client would, it sends the same again, with its key, while the store does not answer.
+    As a client would, it sends the same again, with its key, while the store does not respond.
     """
     request = Request(msgspec.json.encode(data), {"content-type": "application/json"})
     events = Extractor(app, event)(request, key=uuid.uuid4().hex)
@@ -429,9 +429,9 @@ def test_sqlite_gateway_and_loader_share_turns(tmp_path: Path, recording: Record
     def send(gateway: GatewayProcess) -> None:
         with gateway.client() as client:
             while not over.is_set():
-                answer = client.post("/v1/airport/departed", json={"n": 1})
-                assert answer.status_code == 202, answer.text
-                accepted[answer.json()["ids"][0]] = time.time()
+                response = client.post("/v1/airport/departed", json={"n": 1})
+                assert response.status_code == 202, response.text
+                accepted[response.json()["ids"][0]] = time.time()
 
     app = "tests.acceptance.loading_pipeline:blacksmith"
     with (

@@ -39,7 +39,7 @@ def test_main_path_with_own_gateway_and_scheduler(
     gateway = subprocess.Popen(command, cwd=demo.PROJECT)
     try:
         url = f"http://127.0.0.1:{port}"
-        while not demo.answers(url):
+        while not demo.responds(url):
             assert gateway.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.1)

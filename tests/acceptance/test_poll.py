@@ -49,14 +49,14 @@ class Tower:
         self.store = open_store(store_url, upgrade=True)
         assert isinstance(self.store, SQLStore)
         self.supervisor: Supervisor = StoreSupervisor(self.store)
-        self.answer: Callable[[Poll], Any] = lambda poll: []
+        self.function: Callable[[Poll], Any] = lambda poll: []
         self.notified: list[set[str]] = []
         tower, lake = Source("tower"), Destination("lake")
         self.part = tower.child("part")
 
         @tower.event(Cron())
         def seen(poll: Poll) -> Iterable[Event[Any]]:
-            return self.answer(poll)  # type: ignore[no-any-return]
+            return self.function(poll)  # type: ignore[no-any-return]
 
         @lake.event(receives=seen)
         def everything(batch: Batch[Any]) -> None: ...
@@ -68,8 +68,8 @@ class Tower:
         self.app = Blacksmith(sources=[tower], destinations=[lake], since="2026-01-01")
         self.store.register(self.app)
 
-    def poll(self, answer: Callable[[Poll], Any]) -> Polled:
-        self.answer = answer
+    def poll(self, function: Callable[[Poll], Any]) -> Polled:
+        self.function = function
         return poll(
             self.app,
             self.seen,
@@ -115,14 +115,14 @@ def yields_nothing(poll: Poll) -> Iterator[Event[int]]:
 
 
 @pytest.mark.parametrize(
-    ("answer", "events"),
+    ("function", "events"),
     [(one, 1), (many, 3), (none, 0), (yields, 3), (yields_nothing, 0)],
     ids=lambda given: getattr(given, "__name__", None),
 )
 def test_a_function_returns_or_yields_one_event_many_or_none(
-    tower: Tower, answer: Callable[[Poll], Any], events: int
+    tower: Tower, function: Callable[[Poll], Any], events: int
 ) -> None:
-    assert tower.poll(answer) == Polled(events)
+    assert tower.poll(function) == Polled(events)
     assert tower.kept() == ["1", "2", "3"][:events]
     assert tower.store.cursor(READER) is None  # it has none
 
@@ -182,7 +182,7 @@ def test_a_function_that_raises_leaves_everything_as_it_was(tower: Tower, error:
 
 
 @pytest.mark.parametrize(
-    ("answer", "named"),
+    ("function", "named"),
     [
         (lambda poll: None, "NoneType"),
         (lambda poll: {"data": 1}, "dict"),
@@ -193,10 +193,10 @@ def test_a_function_that_raises_leaves_everything_as_it_was(tower: Tower, error:
     ids=["None", "dict", "str", "list_of_dict", "Reply"],
 )
 def test_what_is_no_event_tells_what_to_return(
-    tower: Tower, answer: Callable[[Poll], Any], named: str
+    tower: Tower, function: Callable[[Poll], Any], named: str
 ) -> None:
     with pytest.raises(TypeError) as refused:
-        tower.poll(answer)
+        tower.poll(function)
     assert str(refused.value) == (
         f"tower/seen gave a {named}; it must return an Event or a list of them, or yield them; an empty "
         "list if there is nothing new"
@@ -226,14 +226,14 @@ def test_a_poll_is_committed_whole_or_refused(
 
 
 def test_an_event_that_cannot_be_kept_is_quarantined_with_the_cursor(tower: Tower) -> None:
-    def answer(poll: Poll) -> Iterator[Event[Any]]:
+    def function(poll: Poll) -> Iterator[Event[Any]]:
         yield Event(1, key="same")
         yield Event({"what": {1, object()}})
         yield Event(2, key="same")
         yield Event(3)
         poll.cursor = "read"
 
-    assert tower.poll(answer) == Polled(events=2, quarantined=2)
+    assert tower.poll(function) == Polled(events=2, quarantined=2)
     assert tower.kept() == ["1", "3"]
     found = {each.error.split(":")[0] for each in tower.store.quarantined("tower/seen")}
     assert found == {"Unprocessable", "KeyReused"}

@@ -312,8 +312,8 @@ def test_a_dry_run_tells_what_would_go_and_changes_nothing(store: Store, tmp_pat
     assert said[0] == "2 events deleted, 0 partitions dropped"
     assert said[1].startswith(f"archived in 1 files, the last {tmp_path}/archive/{ids[0]}")
     assert left(store) == {ids[2]}
-    answer = msgspec.json.decode(command("purge", APP, "--json").stdout)
-    assert (answer["events"], answer["skipped"], answer["stopped"]) == (0, None, False)
+    output = msgspec.json.decode(command("purge", APP, "--json").stdout)
+    assert (output["events"], output["skipped"], output["stopped"]) == (0, None, False)
 
 
 @pytest.mark.usefixtures("settings")

@@ -115,7 +115,7 @@ def test_broker_killed_and_restarted_under_load(broker: Wakes, system: System) -
 def test_broker_down_for_the_whole_run(broker: Wakes, system: System, tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         if broker.store_goes_with_it:
-            # The store answers; whoever listens or notifies is cut off.
+            # The store responds; whoever listens or notifies is cut off.
             parts = urlsplit(broker.store_url)
             proxy = stack.enter_context(Proxy(parts.port or 0, b"LISTEN ", b"pg_notify"))
             where = f"{parts.username}@127.0.0.1:{proxy.port}"
@@ -262,7 +262,7 @@ def test_slow_broker_never_slows_a_request(broker: Wakes) -> None:
         assert unpublished(direct) == 0
         with frozen(broker.server):
             took["frozen"] = requests(direct)
-            until(lambda: unpublished(direct), 20, "the broker does not answer")
+            until(lambda: unpublished(direct), 20, "the broker does not respond")
     with Proxy(urlsplit(broker.url(topic)).port or 0) as proxy:
         proxy.delay = SLOW
         with gateway(port=proxy.port) as slowed:
@@ -270,7 +270,7 @@ def test_slow_broker_never_slows_a_request(broker: Wakes) -> None:
         proxy.delay = None
         with gateway(port=proxy.port) as stalled:
             took["stalled"] = requests(stalled)
-            until(lambda: unpublished(stalled), 20, "the broker does not answer")
+            until(lambda: unpublished(stalled), 20, "the broker does not respond")
     print(took)
     # A request that waited for the broker would take twice that at least, there and back.
     assert max(took.values()) < max(3 * took["none"], SLOW), took

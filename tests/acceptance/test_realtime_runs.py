@@ -139,8 +139,8 @@ def test_terminated_in_the_middle_of_a_batch(deploy: Deploy) -> None:
     (run,) = alerts.runs()
     with alerts.stream(2.0):
         until(lambda: len(alerts.notes()) > len(alerts.notes("end")), 20, "a batch begins")
-        answer = dagster.graphql(TERMINATE, run=run.run_id)
-        assert answer["terminateRun"]["__typename"] == "TerminateRunSuccess"
+        response = dagster.graphql(TERMINATE, run=run.run_id)
+        assert response["terminateRun"]["__typename"] == "TerminateRunSuccess"
         until(lambda: alerts.status(run.run_id) is DagsterRunStatus.CANCELED, 30, "it is canceled")
         began, ended = (
             [each["ids"] for each in alerts.notes(what) if each["pid"] == alerts.pids()[0]]
@@ -195,8 +195,8 @@ def test_code_reload_during_a_warm_run(deploy: Deploy) -> None:
     since = time.monotonic()
     with alerts.stream():
         alerts.version.write_text("2")
-        answer = dagster.graphql(RELOAD)
-        assert answer["reloadWorkspace"]["__typename"] == "Workspace"
+        response = dagster.graphql(RELOAD)
+        assert response["reloadWorkspace"]["__typename"] == "Workspace"
         alerts.warm(2)
     assert max(alerts.latencies(since)) < NO_GAP
     versions = {each["pid"]: each["version"] for each in alerts.notes()}

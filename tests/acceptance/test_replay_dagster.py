@@ -60,8 +60,8 @@ def deploy(store_url: str, tmp_path: Path) -> Iterator[Callable[..., Deployment]
 def backfill(dagster: DagsterProcess) -> None:
     """A backfill of the three days, which the daemon makes a run of."""
     params = {"assetSelection": [{"path": FLIGHTS.split("/")}], "partitionNames": DAYS}
-    answer = dagster.graphql(BACKFILL, params=params)["launchPartitionBackfill"]
-    assert answer["__typename"] == "LaunchBackfillSuccess", answer
+    response = dagster.graphql(BACKFILL, params=params)["launchPartitionBackfill"]
+    assert response["__typename"] == "LaunchBackfillSuccess", response
 
 
 def launch(dagster: DagsterProcess) -> None:
@@ -83,8 +83,8 @@ def launch(dagster: DagsterProcess) -> None:
             ]
         },
     }
-    answer = dagster.graphql(LAUNCH, params=params)["launchPipelineExecution"]
-    assert answer["__typename"] == "LaunchRunSuccess", answer
+    response = dagster.graphql(LAUNCH, params=params)["launchPipelineExecution"]
+    assert response["__typename"] == "LaunchRunSuccess", response
 
 
 def materialized(lake: Deployment) -> set[str]:
@@ -99,8 +99,8 @@ def test_cancelled_from_the_ui(deploy: Callable[..., Deployment]) -> None:
     launch(dagster)
     until(lake.began, 90, "a batch begins")
     (run,) = lake.runs_of(ASSET_JOB)
-    answer = dagster.graphql(TERMINATE, run=run.run_id)
-    assert answer["terminateRun"]["__typename"] == "TerminateRunSuccess"
+    response = dagster.graphql(TERMINATE, run=run.run_id)
+    assert response["terminateRun"]["__typename"] == "TerminateRunSuccess"
     until(lambda: lake.status(run.run_id) is DagsterRunStatus.CANCELED, 30, "the run is canceled")
     began, ended = (
         [line["ids"] for line in lake.lines() if line["what"] == what] for what in ("begin", "end")

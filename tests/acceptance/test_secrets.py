@@ -1,4 +1,4 @@
-"""A secret is used and never told: not by a log, an error, an answer or Dagster's storage."""
+"""A secret is used and never told: not by a log, an error, a response or Dagster's storage."""
 
 import os
 import sqlite3
@@ -100,7 +100,7 @@ def test_secrets_appear_nowhere(store_url: str, tmp_path: Path) -> None:
             ALERTS_KEY: CANARY,
         }
         with GatewayProcess(store_url, f"{PIPELINE}:blacksmith", env=env) as gateway:
-            answers = [
+            responses = [
                 gateway.client_get("/_health"),
                 *(
                     httpx.post(
@@ -115,10 +115,10 @@ def test_secrets_appear_nowhere(store_url: str, tmp_path: Path) -> None:
             ]
             gateway.stop()
             said["the gateway's log"] = gateway.log
-        statuses = [answer.status_code for answer in answers]
+        statuses = [response.status_code for response in responses]
         assert statuses[:4] == [200, 202, 202, 422]  # the second 202 is in quarantine
         assert set(statuses[4:]) == {401}
-        said["answers"] = "\n".join(f"{each.headers}\n{each.text}" for each in answers)
+        said["responses"] = "\n".join(f"{each.headers}\n{each.text}" for each in responses)
 
         for job in ("load_alerts", "load_warehouse"):
             execute = ("dagster", "job", "execute", "-m", PIPELINE, "-d", str(ROOT_FOLDER))

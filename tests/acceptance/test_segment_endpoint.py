@@ -110,10 +110,10 @@ def test_history_keeps_its_time(webhooks: Webhooks) -> None:
 
 def test_same_message_twice_is_one_event(webhooks: Webhooks) -> None:
     again = [{"type": "page", "userId": "u-1", "messageId": str(uuid.uuid4()), "n": 1}]
-    answers = [
+    responses = [
         post_batch(key, webhooks.gateway.url, batch=again) for key in (SEGMENT_KEY, SEGMENT_KEY_OLD)
     ]
-    assert [(answer.status_code, answer.json()) for answer in answers] == [
+    assert [(response.status_code, response.json()) for response in responses] == [
         (200, {"success": True}),
         (200, {"success": True}),
     ]
@@ -171,8 +171,8 @@ def test_pages_send_the_key_in_the_body(webhooks: Webhooks) -> None:
         for number, sent_at in enumerate(["2026-01-31T12:00:00Z", "2026-01-31T12:00:09Z"], 1)
     ]
     for body in retried:
-        answer = webhooks.post("/v1/t", json.dumps(body), plain)
-        assert (answer.status_code, answer.json()) == (200, {"success": True})
+        response = webhooks.post("/v1/t", json.dumps(body), plain)
+        assert (response.status_code, response.json()) == (200, {"success": True})
     batch = {"writeKey": SEGMENT_KEY, "batch": [{"type": "page", "anonymousId": "a-1"}]}
     assert webhooks.post("/v1/b", json.dumps(batch), plain).status_code == 200
     track, page = webhooks.new()
@@ -191,10 +191,10 @@ def test_pages_send_the_key_in_the_body(webhooks: Webhooks) -> None:
 def test_one_bad_event_in_a_batch(webhooks: Webhooks) -> None:
     good = {"type": "track", "userId": "u-1", "event": "Ordered"}
     batch = {"batch": [good, good, good | {"event": None}, good]}
-    answer = sent(webhooks, "/v1/batch", batch)
-    assert answer.status_code == 422
-    assert answer.json()["type"] == "urn:blacksmith:validation-error"
-    assert "at `$.batch[2].event`" in answer.json()["detail"]
+    response = sent(webhooks, "/v1/batch", batch)
+    assert response.status_code == 422
+    assert response.json()["type"] == "urn:blacksmith:validation-error"
+    assert "at `$.batch[2].event`" in response.json()["detail"]
     assert not webhooks.new()
     before = len(webhooks.store.quarantined())
     kept = sent(webhooks, "/lenient/v1/batch", batch)
@@ -227,12 +227,12 @@ def test_large_batches_are_accepted(webhooks: Webhooks) -> None:
     traits = {f"trait_{number}": number for number in range(300)}
     batch = [{"type": "identify", "userId": f"u-{n}", "traits": traits} for n in range(100)]
     assert len(json.dumps(batch)) > 500_000
-    answer = sent(webhooks, "/v1/batch", {"batch": batch})
-    assert answer.status_code == 200, answer.text
+    response = sent(webhooks, "/v1/batch", {"batch": batch})
+    assert response.status_code == 200, response.text
     assert len(webhooks.new()) == 100
     many = {f"trait_{number}": number for number in range(10_001)}
-    answer = sent(webhooks, "/v1/identify", {"userId": "u", "traits": many})
-    assert (answer.status_code, "keys" in answer.json()["detail"]) == (422, True)
+    response = sent(webhooks, "/v1/identify", {"userId": "u", "traits": many})
+    assert (response.status_code, "keys" in response.json()["detail"]) == (422, True)
     large = {"userId": "u", "traits": {"note": "x" * 1024 * 1024}}
     assert sent(webhooks, "/v1/identify", large).status_code == 413
     assert not webhooks.new()
@@ -259,14 +259,14 @@ def test_large_batches_are_accepted(webhooks: Webhooks) -> None:
     ],
 )
 def test_bad_requests_are_told_so(webhooks: Webhooks, path: str, body: str, status: int) -> None:
-    answer = sent(webhooks, path, body)
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert answer.json()["detail"]
+    response = sent(webhooks, path, body)
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json()["detail"]
     assert not webhooks.new()
 
 
 def test_nothing_is_kept_of_an_empty_batch(webhooks: Webhooks) -> None:
-    answer = sent(webhooks, "/v1/batch", {"batch": []})
-    assert (answer.status_code, answer.json()) == (200, {"success": True})
+    response = sent(webhooks, "/v1/batch", {"batch": []})
+    assert (response.status_code, response.json()) == (200, {"success": True})
     assert not webhooks.new()

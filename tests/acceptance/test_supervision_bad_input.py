@@ -36,7 +36,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 @pytest.fixture
 def silent() -> Iterator[int]:
-    """A port that accepts and never answers."""
+    """A port that accepts and never responds."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
 
@@ -93,7 +93,7 @@ def test_wrong_address(store: Store, tmp_path: Path) -> None:
         with contextlib.closing(open_supervisor(url, store)) as supervisor:
             for error in errors_of(supervisor):
                 assert isinstance(error, Unavailable)
-                assert f"consul://{host} does not answer" in str(error)
+                assert f"consul://{host} does not respond" in str(error)
                 assert "BLACKSMITH_SUPERVISOR_URL" in str(error)
                 assert CANARY not in str(error)
     ended = status(url, tmp_path)
@@ -154,7 +154,7 @@ def test_an_agent_that_speaks_tls(
         server.start()
         with contextlib.closing(open_supervisor(url, store)) as stranger:
             for error in errors_of(stranger):
-                assert "does not answer (SSLError)" in str(error)
+                assert "does not respond (SSLError)" in str(error)
         monkeypatch.setenv("CONSUL_CACERT", str(certificate[0]))
         with contextlib.closing(open_supervisor(f"{url}&dc=dc1", store)) as supervisor:
             lease = supervisor.acquire(KEY, "we")
@@ -184,10 +184,10 @@ def test_silent_agent(store: Store, silent: int, tmp_path: Path) -> None:
         env={"BLACKSMITH_SUPERVISOR_URL": url},
     ) as gateway:
         began = time.monotonic()
-        answer = gateway.client_get("/_health")
+        response = gateway.client_get("/_health")
         assert time.monotonic() - began < 2
-        assert answer.status_code == 200
-        assert answer.json()["supervisor"] == "the supervisor does not answer"
+        assert response.status_code == 200
+        assert response.json()["supervisor"] == "the supervisor does not respond"
         with gateway.client() as client:
             accepted = client.post("/v1/airport/departed", json={"n": 1})
         assert accepted.status_code == 202
@@ -195,7 +195,7 @@ def test_silent_agent(store: Store, silent: int, tmp_path: Path) -> None:
 
 
 def test_unknown_scheme(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="no supervisor answers to zookeeper://") as caught:
+    with pytest.raises(SettingsError, match="unsupported scheme zookeeper://") as caught:
         open_supervisor(f"zookeeper://me:{CANARY}@host", store)
     assert "consul://host:8500" in str(caught.value)
     assert CANARY not in str(caught.value)
@@ -205,11 +205,11 @@ def test_unknown_scheme(store: Store, tmp_path: Path) -> None:
     assert CANARY not in ended.stdout + ended.stderr
 
 
-def test_an_answer_that_is_not_consuls(store: Store) -> None:
-    """A redirect is not followed, as the token would go along; a page is no answer."""
+def test_a_response_that_is_not_consuls(store: Store) -> None:
+    """A redirect is not followed, as the token would go along; a page is not one."""
     asked: list[str] = []
 
-    class Answer(BaseHTTPRequestHandler):
+    class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             asked.append(self.path)
             redirected = "status" in self.path
@@ -220,7 +220,7 @@ def test_an_answer_that_is_not_consuls(store: Store) -> None:
 
         def log_message(self, *_: Any) -> None: ...
 
-    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         url = f"consul://127.0.0.1:{server.server_port}"
         with contextlib.closing(open_supervisor(url, store)) as supervisor:

@@ -119,7 +119,7 @@ def test_consul_down_for_a_minute(single: ConsulServer, postgres_url: str, tmp_p
         assert _told(running[0]) == "reachable"
         single.kill()
         down = time.monotonic()
-        until(lambda: "does not answer" in _told(running[0]), 10, "/_health says so")
+        until(lambda: "does not respond" in _told(running[0]), 10, "/_health says so")
         # The lease of whoever held the lock has run out by now: nothing more is begun.
         time.sleep(max(0.0, down + 1.5 * TTL - time.monotonic()))
         begun, sent = _loads(hosts), len(senders.accepted)

@@ -1,4 +1,4 @@
-"""Who is let in by the gateway, with what; and what is answered to the others."""
+"""Who is let in by the gateway, with what; and what response the others get."""
 
 import base64
 import gzip
@@ -74,7 +74,7 @@ class Sender:
         return ALL[self._name](secret or self.new, body, moment)
 
     def post(self, headers: dict[str, str], body: bytes = BODY) -> httpx.Response:
-        """What answers a request with these headers."""
+        """The response to a request with these headers."""
         with self._gateway.client() as client:
             return client.post(
                 f"/v1/signed/{self._name}",
@@ -84,13 +84,13 @@ class Sender:
 
     def rejected(self, headers: dict[str, str], body: bytes = BODY) -> str:
         """Assert that such a request is rejected; the reason given."""
-        answer = self.post(headers, body)
-        assert answer.status_code == 401, answer.text
-        assert answer.headers["www-authenticate"]
-        document = answer.json()
+        response = self.post(headers, body)
+        assert response.status_code == 401, response.text
+        assert response.headers["www-authenticate"]
+        document = response.json()
         assert document["type"] == "urn:blacksmith:unauthorized"
         for secret in (*SECRETS, *WHSEC):
-            assert secret not in answer.text
+            assert secret not in response.text
         detail: str = document["detail"]
         return detail
 
@@ -238,10 +238,10 @@ def test_what_proves_who_sends_is_not_handed_on(
     process: GatewayProcess, new_events: Callable[[], list[Any]]
 ) -> None:
     with process.client() as client:
-        answer = client.post(
+        response = client.post(
             "/signed/headers", json={}, headers={**bearer(SECRETS[0], b"", 0), "X-Other": "1"}
         )
-    assert answer.status_code == 202
+    assert response.status_code == 202
     (event,) = new_events()
     handed = json.loads(event.payload)
     assert handed["x-other"] == "1"
@@ -287,11 +287,11 @@ def test_cors(process: GatewayProcess) -> None:
         with process.client() as client:
             return client.options(path, headers=asked)
 
-    answer = preflight("/v1/web/clicked", SHOP)
-    assert answer.status_code == 200
-    assert answer.headers["access-control-allow-origin"] == SHOP
-    assert answer.headers["access-control-max-age"] == "60"
-    assert "authorization" in answer.headers["access-control-allow-headers"]
+    response = preflight("/v1/web/clicked", SHOP)
+    assert response.status_code == 200
+    assert response.headers["access-control-allow-origin"] == SHOP
+    assert response.headers["access-control-max-age"] == "60"
+    assert "authorization" in response.headers["access-control-allow-headers"]
     assert preflight("/v1/web/locked", SHOP).status_code == 200
     assert preflight("/v1/web/own", "https://elsewhere.example").status_code == 200
     assert preflight("/v1/web/clicked", "https://elsewhere.example", "PUT").status_code == 200
@@ -328,28 +328,28 @@ def heads(size: int) -> Iterator[bytes]:
 
 
 def test_huge_headers(process: GatewayProcess, new_events: Callable[[], list[Any]]) -> None:
-    def answer(head: bytes) -> bytes:
-        answered = b""
+    def respond(head: bytes) -> bytes:
+        received = b""
         with socket.create_connection(("127.0.0.1", process.port), 10) as connection:
             try:
                 connection.sendall(head)
                 while chunk := connection.recv(65536):
-                    answered += chunk
+                    received += chunk
             except (BrokenPipeError, ConnectionResetError):
                 pass  # closed while the rest was still being sent
-        return answered
+        return received
 
     chunked = b"POST /v1/plain/event HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
     trailer = chunked + b"2\r\n{}\r\n0\r\nX-Trailer: " + b"a" * 16 * MIB
     whole = b"POST /v1/plain/event HTTP/1.1\r\nHost: x\r\nX: %s\r\nContent-Length: 2\r\n\r\n{}"
     with peak_memory(process) as risen, process.client() as other:
         for head in (*heads(HEAD_BYTES + 1024), whole % (b"a" * HEAD_BYTES)):
-            answered = answer(head)
-            assert answered.startswith(b"HTTP/1.1 431 "), answered[:200]
-            assert b"application/problem+json" in answered
+            received = respond(head)
+            assert received.startswith(b"HTTP/1.1 431 "), received[:200]
+            assert b"application/problem+json" in received
             assert other.post("/v1/plain/event", json={"other": 1}).status_code == 202
         for head in (*heads(16 * MIB), trailer):
-            assert answer(head)[:13] in (b"", b"HTTP/1.1 431 ")
+            assert respond(head)[:13] in (b"", b"HTTP/1.1 431 ")
             assert other.post("/v1/plain/event", json={"other": 1}).status_code == 202
         assert risen() < 8 * MIB
     payloads = [event.payload for event in new_events()]
@@ -400,13 +400,13 @@ def test_one_bad_event_in_a_batch(
         # By itself it waits in quarantine; sent again, nothing is kept twice.
         before = {each.id for each in store.quarantined()}
         key = {"Idempotency-Key": f"batch of {path} {process.port} {time.time_ns()}"}
-        answers = [client.post(path % "lenient", json=batch, headers=key) for _ in range(2)]
-        assert [answer.status_code for answer in answers] == [202, 202], answers[0].text
-        assert answers[0].json() == answers[1].json()
+        responses = [client.post(path % "lenient", json=batch, headers=key) for _ in range(2)]
+        assert [response.status_code for response in responses] == [202, 202], responses[0].text
+        assert responses[0].json() == responses[1].json()
     kept = new_events()
     assert [json.loads(event.payload) for event in kept] == good
     (quarantined,) = [each for each in store.quarantined() if each.id not in before]
-    assert answers[0].json() == {
+    assert responses[0].json() == {
         "ids": [event.id for event in kept],
         "quarantined": [quarantined.id],
     }
@@ -455,9 +455,9 @@ def test_unknown_version(process: GatewayProcess, new_events: Callable[[], list[
 def test_deprecated_version_warns(process: GatewayProcess) -> None:
     with process.client() as client:
         for _ in range(3):
-            answer = client.post("/v1/crm/user", json={}, headers={"Api-Version": "2020-06-01"})
-            assert answer.status_code == 202
-            assert answer.headers["deprecation"] == "@1593561600"  # RFC 9745
+            response = client.post("/v1/crm/user", json={}, headers={"Api-Version": "2020-06-01"})
+            assert response.status_code == 202
+            assert response.headers["deprecation"] == "@1593561600"  # RFC 9745
         assert "deprecation" not in client.post("/v1/crm/user", json={}).headers
         mixed = client.post("/crm/named", json=[{"version": "2020-10-01"}, {}])
         assert mixed.headers["deprecation"] == "@1609372800"

@@ -70,7 +70,7 @@ class Wandering:
         arguments += ["--working-directory", str(ROOT_FOLDER)]
         self.dagster = DagsterProcess(arguments, env, home)
         self.dagster.url = f"http://127.0.0.1:{port}"
-        until(self.dagster.answers, 60, "the UI answers")
+        until(self.dagster.responds, 60, "the UI responds")
 
     def columns(self) -> list[str]:
         """The columns of the warehouse's table."""
@@ -79,7 +79,7 @@ class Wandering:
 
     def launch(self, job: str, op: str, scopes: Sequence[str]) -> str:
         """Launch a run by the UI's own API; its id."""
-        answer = self.dagster.graphql(
+        response = self.dagster.graphql(
             LAUNCH,
             selector={
                 "jobName": job,
@@ -88,8 +88,8 @@ class Wandering:
             },
             config={"ops": {op: {"config": {"scopes": scopes}}}},
         )
-        assert answer["launchRun"]["__typename"] == "LaunchRunSuccess", answer
-        run: str = answer["launchRun"]["run"]["runId"]
+        assert response["launchRun"]["__typename"] == "LaunchRunSuccess", response
+        run: str = response["launchRun"]["run"]["runId"]
         return run
 
     def run(self, run_id: str) -> DagsterRun:
@@ -201,8 +201,8 @@ def test_a_second_run_fails_at_once_and_a_terminated_one_finishes_its_migration(
     page.goto(f"/runs/{second}")
     expect(page.get_by_text(re.compile(first)).first).to_be_visible()  # the holder is named
 
-    answer = wandering.dagster.graphql(TERMINATE, run=first)
-    assert answer["terminateRun"]["__typename"] == "TerminateRunSuccess"
+    response = wandering.dagster.graphql(TERMINATE, run=first)
+    assert response["terminateRun"]["__typename"] == "TerminateRunSuccess"
     until(lambda: wandering.run(first).status is DagsterRunStatus.CANCELING, 20, "it is canceling")
     (wandering.home / "go").touch()
     assert wandering.ended(first) is DagsterRunStatus.CANCELED

@@ -92,17 +92,17 @@ def repeated(webhooks: Webhooks, path: str, body: str, sign: Callable[[str], Hea
     first = webhooks.post(path, body, headers)
     (event,) = webhooks.new()
     for again in (headers, {**headers, **sign(body)}):
-        answer = webhooks.post(path, body, again)
-        assert (answer.status_code, answer.content) == (first.status_code, first.content)
+        response = webhooks.post(path, body, again)
+        assert (response.status_code, response.content) == (first.status_code, first.content)
     assert not webhooks.new()
     assert list(event.destinations) == ["lake/everything"]
     return first, event
 
 
-def is_problem(answer: httpx.Response, status: int, says: str = "") -> bool:
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert says in answer.json()["detail"], answer.text
+def is_problem(response: httpx.Response, status: int, says: str = "") -> bool:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    assert says in response.json()["detail"], response.text
     return True
 
 
@@ -116,11 +116,11 @@ def test_github_payloads_at_their_webhook(webhooks: Webhooks) -> None:
             body = json.dumps(payload)
             secret = GITHUB_SECRET_OLD if number % 2 else GITHUB_SECRET
             headers = github_signed(body, secret, **{"X-GitHub-Event": name})
-            answer = client.post("/v1/github", content=body, headers=headers)
+            response = client.post("/v1/github", content=body, headers=headers)
             if name == "ping":
-                assert (answer.status_code, answer.text) == (200, "pong")
+                assert (response.status_code, response.text) == (200, "pong")
             else:
-                assert answer.status_code == 202, answer.text
+                assert response.status_code == 202, response.text
     kept = [each for each in recorded if each[0] != "ping"]
     events = webhooks.new()
     assert len(events) == len(kept)
@@ -137,8 +137,8 @@ def test_github_delivery_again_is_one_event(webhooks: Webhooks) -> None:
     def sign(body: str) -> Headers:
         return github_signed(body, **{"X-GitHub-Delivery": delivery})
 
-    answer, event = repeated(webhooks, "/v1/github", body, sign)
-    assert (answer.status_code, answer.json()) == (202, {"ids": [event.id]})
+    response, event = repeated(webhooks, "/v1/github", body, sign)
+    assert (response.status_code, response.json()) == (202, {"ids": [event.id]})
     assert event.key == delivery
 
 
@@ -160,8 +160,8 @@ def invoice_paid(**changed: Any) -> str:
 
 def test_stripe_event_is_kept(webhooks: Webhooks) -> None:
     body = invoice_paid()
-    answer, event = repeated(webhooks, "/v1/stripe", body, stripe_signed)
-    assert answer.status_code == 202
+    response, event = repeated(webhooks, "/v1/stripe", body, stripe_signed)
+    assert response.status_code == 202
     assert event.event_type == "stripe/invoice_paid"
     assert json.loads(event.payload)["object"]["amount_paid"] == 1900
     assert (event.key, event.version) == (json.loads(body)["id"], "2026-01-28")
@@ -171,19 +171,19 @@ def test_stripe_event_is_kept(webhooks: Webhooks) -> None:
 
 def test_stripe_version_is_one_that_is_declared(webhooks: Webhooks) -> None:
     body = invoice_paid(api_version="2019-01-01")
-    answer = webhooks.post("/v1/stripe", body, stripe_signed(body))
-    assert is_problem(answer, 422, "no version '2019-01-01'")
+    response = webhooks.post("/v1/stripe", body, stripe_signed(body))
+    assert is_problem(response, 422, "no version '2019-01-01'")
     assert not webhooks.new()
 
 
 # ------------------------------------------------------------------------------------- Slack
 
 
-def test_slack_handshake_is_answered(webhooks: Webhooks) -> None:
+def test_slack_handshake_gets_its_response(webhooks: Webhooks) -> None:
     body = json.dumps({"type": "url_verification", "token": "t", "challenge": "3eZbrw1aB"})
-    answer = webhooks.post("/v1/slack", body, slack_signed(body))
-    assert (answer.status_code, answer.text) == (200, "3eZbrw1aB")
-    assert answer.headers["content-type"].startswith("text/plain")
+    response = webhooks.post("/v1/slack", body, slack_signed(body))
+    assert (response.status_code, response.text) == (200, "3eZbrw1aB")
+    assert response.headers["content-type"].startswith("text/plain")
     assert is_problem(webhooks.post("/v1/slack", body, slack_signed(body, "another")), 401)
     assert not webhooks.new()
 
@@ -203,8 +203,8 @@ def test_slack_event_is_kept(webhooks: Webhooks) -> None:
         retry = {"X-Slack-Retry-Num": str(next(tries)), "X-Slack-Retry-Reason": "http_timeout"}
         return {**slack_signed(body), **retry}
 
-    answer, event = repeated(webhooks, "/v1/slack", json.dumps(callback), sign)
-    assert (answer.status_code, answer.content) == (200, b"")
+    response, event = repeated(webhooks, "/v1/slack", json.dumps(callback), sign)
+    assert (response.status_code, response.content) == (200, b"")
     assert json.loads(event.payload) == callback["event"]
     assert (event.key, event.sent_at) == (callback["event_id"], NOON)
     assert "canary" not in repr(event)
@@ -216,8 +216,10 @@ def test_slack_event_is_kept(webhooks: Webhooks) -> None:
 def test_standard_webhook_is_kept(webhooks: Webhooks) -> None:
     body = json.dumps({"type": "user.created", "timestamp": NOON.isoformat(), "data": {"id": 7}})
     key = f"msg_{uuid.uuid4()}"
-    answer, event = repeated(webhooks, "/v1/hooks", body, lambda body: hooks_signed(body, key=key))
-    assert (answer.status_code, answer.json()) == (202, {"ids": [event.id]})
+    response, event = repeated(
+        webhooks, "/v1/hooks", body, lambda body: hooks_signed(body, key=key)
+    )
+    assert (response.status_code, response.json()) == (202, {"ids": [event.id]})
     assert (event.event_type, event.payload) == ("hooks/user_created", '{"id":7}')
     assert (event.key, event.sent_at) == (key, NOON)
 
@@ -286,8 +288,8 @@ def test_one_bad_event_in_a_batch(webhooks: Webhooks) -> None:
     bad = order_placed(data={"total": 1})
     body = b"[%s]" % b",".join(to_structured_event(each).body for each in (order_placed(), bad))
     headers = {"Content-Type": "application/cloudevents-batch+json"}
-    answer = webhooks.post("/v1/orders", body, headers)
-    assert is_problem(answer, 422, "event 2 does not fit orders/placed")
+    response = webhooks.post("/v1/orders", body, headers)
+    assert is_problem(response, 422, "event 2 does not fit orders/placed")
     assert not webhooks.new()
 
 
@@ -316,8 +318,8 @@ def test_wrong_signature(webhooks: Webhooks, sender: str) -> None:
 @pytest.mark.parametrize("sender", ["stripe", "slack", "hooks"])
 def test_old_signature(webhooks: Webhooks, sender: str) -> None:
     body, sign = SIGNED[sender]
-    answer = webhooks.post(f"/v1/{sender}", body, sign(body, age=301))
-    assert is_problem(answer, 401, "old, and 5m are tolerated")
+    response = webhooks.post(f"/v1/{sender}", body, sign(body, age=301))
+    assert is_problem(response, 401, "old, and 5m are tolerated")
     assert not webhooks.new()
 
 
@@ -339,8 +341,8 @@ def test_old_signature(webhooks: Webhooks, sender: str) -> None:
 def test_what_is_signed_and_wrong_is_told_so(
     webhooks: Webhooks, sender: str, body: str, status: int, says: str
 ) -> None:
-    answer = webhooks.post(f"/v1/{sender}", body, SIGNED[sender][1](body))
-    assert is_problem(answer, status, says)
+    response = webhooks.post(f"/v1/{sender}", body, SIGNED[sender][1](body))
+    assert is_problem(response, status, says)
     assert not webhooks.new()
 
 

@@ -58,8 +58,8 @@ class WarmDeployment(Deployment):
     def send(self, **data: Any) -> str:
         """Have the gateway accept an event; returns its id."""
         body = {"sent": time.monotonic(), **data}
-        answer = self._client.post("/v1/airport/departed", json=body)
-        (made,) = answer.raise_for_status().json()["ids"]
+        response = self._client.post("/v1/airport/departed", json=body)
+        (made,) = response.raise_for_status().json()["ids"]
         self.wanted.add(made)
         return str(made)
 

@@ -15,7 +15,7 @@ from blacksmith_dagster.sources import Change
 
 Changes = SourceEvent[Change, Listener, Iterable[Event[Change]]]
 
-ANSWERS_SOON = "?options=-c%20wal_sender_timeout%3D2s"
+RESPONDS_SOON = "?options=-c%20wal_sender_timeout%3D2s"
 """Has the server ask every second where the listener is, not every half minute."""
 
 PATIENCE = 60.0

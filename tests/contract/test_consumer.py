@@ -272,7 +272,7 @@ def test_wrong_credentials_fail_clearly(
 
 
 @pytest.mark.parametrize("silent", [True, False], ids=["silent", "closed"])
-def test_what_does_not_answer_is_told_within_seconds(feed: Feed, kept: Kept, silent: bool) -> None:
+def test_what_does_not_respond_is_told_within_seconds(feed: Feed, kept: Kept, silent: bool) -> None:
     with listener(silent=silent) as port:
         consumer = opened(feed.server, port=port).consumer(
             feed.topic, feed.subscription, kept.cursors.get

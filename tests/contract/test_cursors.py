@@ -56,12 +56,12 @@ def test_if_one_reader_was_moved_by_another_nothing_is_kept(store: Store) -> Non
 def test_a_reused_key_leaves_nothing_of_what_was_read_with_it(store: Store) -> None:
     [[first]] = store.ingest([[new_event(1, key="a")]])
     cursor = Cursor("orders/0", None, "4")
-    answers = store.ingest(
+    results = store.ingest(
         [[new_event(2)], [new_event(3, key="a")], RAW, [new_event(4, key="b")]],
         cursors=[cursor],
     )
-    assert isinstance(answers[1], KeyReused)
-    assert [answers[n] for n in (0, 2, 3)] == [[], [], []]
+    assert isinstance(results[1], KeyReused)
+    assert [results[n] for n in (0, 2, 3)] == [[], [], []]
     assert store.cursor("orders/0") is None
     assert [each.id for each in store.events()] == [first]
     assert not store.quarantined()

@@ -1,4 +1,4 @@
-"""Jobs are sent to a real HTTP server, and its answers decide what becomes of them."""
+"""Jobs are sent to a real HTTP server, and its responses decide what becomes of them."""
 
 import json
 import logging
@@ -34,7 +34,7 @@ departed = Source("airport").accept("departed")
 
 
 class Server(ThreadingHTTPServer):
-    """Records what it is sent, and answers as `answer` says."""
+    """Records what it is sent, and responds as `respond` says."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -43,7 +43,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.requests: list[tuple[str, dict[str, str], Any]] = []
         self.connections: set[Any] = set()
-        self.answer: Callable[[Any], tuple[int, dict[str, str], bytes]] = lambda body: (
+        self.respond: Callable[[Any], tuple[int, dict[str, str], bytes]] = lambda body: (
             204,
             {},
             b"",
@@ -69,7 +69,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.server.raw(self.connection)
             return
-        status, headers, content = self.server.answer(body)
+        status, headers, content = self.server.respond(body)
         self.send_response(status)
         for name, value in {"Content-Length": str(len(content)), **headers}.items():
             self.send_header(name, value)
@@ -184,13 +184,13 @@ def test_a_struct_is_sent_as_json(server: Server) -> None:
 
 
 def test_429_fails_until_retry_after(server: Server) -> None:
-    server.answer = lambda body: (429, {"Retry-After": "17"}, b"slow down")
+    server.respond = lambda body: (429, {"Retry-After": "17"}, b"slow down")
     assert alone(server) == Verdict(Said.FAILED, "429 Too Many Requests: slow down", 17.0)
 
 
 def test_retry_after_as_a_date(server: Server) -> None:
     later = format_datetime(datetime.now(UTC) + timedelta(minutes=2), usegmt=True)
-    server.answer = lambda body: (503, {"Retry-After": later}, b"")
+    server.respond = lambda body: (503, {"Retry-After": later}, b"")
     said = alone(server)
     assert said.said is Said.FAILED
     assert said.retry_after is not None
@@ -198,17 +198,21 @@ def test_retry_after_as_a_date(server: Server) -> None:
 
 
 def test_500_fails(server: Server) -> None:
-    server.answer = lambda body: (500, {}, b"oops")
+    server.respond = lambda body: (500, {}, b"oops")
     assert alone(server) == Verdict(Said.FAILED, "500 Internal Server Error: oops")
 
 
 def test_404_discards(server: Server) -> None:
-    server.answer = lambda body: (404, {}, b"no such hook")
+    server.respond = lambda body: (404, {}, b"no such hook")
     assert alone(server) == Verdict(Said.DISCARDED, "404 Not Found: no such hook")
 
 
 def test_a_redirect_is_not_followed(server: Server) -> None:
-    server.answer = lambda body: (307, {"Location": f"{server.url}/elsewhere?token=canary-77"}, b"")
+    server.respond = lambda body: (
+        307,
+        {"Location": f"{server.url}/elsewhere?token=canary-77"},
+        b"",
+    )
     said = alone(server)
     assert said.said is Said.FAILED
     assert "redirects are not followed" in said.why
@@ -216,8 +220,8 @@ def test_a_redirect_is_not_followed(server: Server) -> None:
     assert len(server.requests) == 1
 
 
-def test_answers_decide_job_by_job(server: Server) -> None:
-    server.answer = lambda body: (body["status"], {}, b"")
+def test_responses_decide_job_by_job(server: Server) -> None:
+    server.respond = lambda body: (body["status"], {}, b"")
     said = send(
         HTTPDestination("alerts", url=server.url),
         *({"status": status} for status in (200, 422, 500, 201)),
@@ -237,7 +241,7 @@ def test_a_slow_server_fails_in_time(server: Server) -> None:
     began = time.monotonic()
     said = alone(server, request_timeout="300ms")
     released.set()
-    assert said == Verdict(Said.FAILED, "no answer within 0.3 s (ReadTimeout)")
+    assert said == Verdict(Said.FAILED, "no response within 0.3 s (ReadTimeout)")
     assert time.monotonic() - began < 5
 
 
@@ -258,20 +262,20 @@ def test_a_body_without_end_does_not_hold_up_its_status(server: Server) -> None:
 
 
 def test_a_huge_body_is_not_read(server: Server) -> None:
-    server.answer = lambda body: (400, {}, b"x" * 50_000_000)
+    server.respond = lambda body: (400, {}, b"x" * 50_000_000)
     said = alone(server)
     assert said.said is Said.DISCARDED
     assert len(said.why) < 250
 
 
-def test_a_connection_closed_without_an_answer_fails(server: Server) -> None:
+def test_a_connection_closed_without_a_response_fails(server: Server) -> None:
     server.raw = lambda connection: connection.shutdown(socket.SHUT_RDWR)
     said = alone(server)
     assert said.said is Said.FAILED
     assert said.why == "the connection failed (RemoteProtocolError)"
 
 
-def test_a_connection_cut_in_the_answer_s_body_keeps_its_status(server: Server) -> None:
+def test_a_connection_cut_in_the_response_s_body_keeps_its_status(server: Server) -> None:
     server.raw = lambda connection: connection.sendall(
         b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhal"
     )
@@ -288,14 +292,14 @@ def test_nobody_listens() -> None:
 
 
 def test_sixteen_requests_are_under_way_at_once(server: Server) -> None:
-    """No answer leaves before sixteen requests are there: one at a time would never end."""
+    """No response leaves before sixteen requests are there: one at a time would never end."""
     together = threading.Barrier(16)
 
-    def answer(body: Any) -> tuple[int, dict[str, str], bytes]:
+    def respond(body: Any) -> tuple[int, dict[str, str], bytes]:
         together.wait(timeout=20)
         return 200, {}, b""
 
-    server.answer = answer
+    server.respond = respond
     alerts = HTTPDestination("alerts", url=server.url)
     said = send(alerts, *({"n": n} for n in range(64)), concurrency=16)
     assert len(said) == 64
@@ -306,7 +310,7 @@ def test_sixteen_requests_are_under_way_at_once(server: Server) -> None:
 def test_no_more_than_its_concurrency(server: Server) -> None:
     lock, under_way, most = threading.Lock(), 0, 0
 
-    def answer(body: Any) -> tuple[int, dict[str, str], bytes]:
+    def respond(body: Any) -> tuple[int, dict[str, str], bytes]:
         nonlocal under_way, most
         with lock:
             under_way += 1
@@ -316,7 +320,7 @@ def test_no_more_than_its_concurrency(server: Server) -> None:
             under_way -= 1
         return 200, {}, b""
 
-    server.answer = answer
+    server.respond = respond
     send(HTTPDestination("alerts", url=server.url), *({"n": n} for n in range(40)), concurrency=4)
     assert 1 < most <= 4
 
@@ -350,10 +354,10 @@ def test_a_batch_has_the_same_key_each_time(server: Server) -> None:
 
 
 def test_a_bad_job_of_a_batch_is_discarded_alone(server: Server) -> None:
-    def answer(body: list[dict[str, int]]) -> tuple[int, dict[str, str], bytes]:
+    def respond(body: list[dict[str, int]]) -> tuple[int, dict[str, str], bytes]:
         return (422, {}, b"n is 70") if {"n": 70} in body else (200, {}, b"")
 
-    server.answer = answer
+    server.respond = respond
     said = send(
         HTTPDestination("alerts", url=server.url), *({"n": n} for n in range(100)), batched=True
     )
@@ -364,14 +368,14 @@ def test_a_bad_job_of_a_batch_is_discarded_alone(server: Server) -> None:
 
 
 def test_a_batch_rejected_for_its_sender_is_sent_once(server: Server) -> None:
-    server.answer = lambda body: (403, {}, b"who are you?")
+    server.respond = lambda body: (403, {}, b"who are you?")
     said = send(HTTPDestination("alerts", url=server.url), 1, 2, 3, batched=True)
     assert [each.said for each in said.values()] == [Said.DISCARDED] * 3
     assert len(server.requests) == 1
 
 
 def test_a_batch_that_is_too_early_fails_whole(server: Server) -> None:
-    server.answer = lambda body: (429, {"Retry-After": "3"}, b"")
+    server.respond = lambda body: (429, {"Retry-After": "3"}, b"")
     said = send(HTTPDestination("alerts", url=server.url), 1, 2, batched=True)
     assert list(said.values()) == [Verdict(Said.FAILED, "429 Too Many Requests", 3.0)] * 2
     assert len(server.requests) == 1
@@ -412,7 +416,7 @@ def test_secrets_appear_nowhere(
     )
     echoed: list[str] = []
 
-    def answer(body: Any) -> tuple[int, dict[str, str], bytes]:
+    def respond(body: Any) -> tuple[int, dict[str, str], bytes]:
         path, headers, _ = server.requests[-1]
         login = b64encode(b"user:canary-1").decode()
         assert headers["Authorization"] == f"Basic {login}"
@@ -420,7 +424,7 @@ def test_secrets_appear_nowhere(
         echoed.append(echo)
         return body, {}, echo.encode()
 
-    server.answer = answer
+    server.respond = respond
     with caplog.at_level(logging.INFO):
         said = send(alerts, 400, 500, 200, path="/late")
     assert "canary-3" in echoed[0], "the server saw nothing that it could repeat"
@@ -467,7 +471,7 @@ def test_wrong_declarations() -> None:
     assert alerts.events == {}
 
 
-def test_a_load_holds_no_more_than_can_be_answered_late() -> None:
+def test_a_load_holds_no_more_than_can_get_a_late_response() -> None:
     alerts = HTTPDestination("alerts", url="https://alerts.example", timeout="1m")
     assert alerts.post("one", receives=departed).batch == 4
     assert alerts.post("many", receives=departed, concurrency=16).batch == 64

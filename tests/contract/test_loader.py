@@ -309,13 +309,13 @@ def test_who_has_lost_the_lock_records_and_claims_no_more(loading: Loading) -> N
 
 
 @pytest.mark.parametrize("committed", [False, True])
-def test_what_is_loaded_is_recorded_once_the_store_answers(
+def test_what_is_loaded_is_recorded_once_the_store_responds(
     loading: Loading, committed: bool
 ) -> None:
     raised: list[Unavailable] = [OutcomeUnknown("broken"), Unavailable("starting up")]
 
     class Restarting:
-        """The store, which breaks when a load is to be recorded, and answers a little later."""
+        """The store, which breaks when a load is to be recorded, and responds a little later."""
 
         def __getattr__(self, name: str) -> Any:
             return getattr(loading.store, name)

@@ -67,14 +67,14 @@ def test_a_server_without_tls_is_told_no_credentials() -> None:
     async def serve() -> None:
         done = asyncio.Event()
 
-        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             nonlocal told
             writer.write(b'INFO {"auth_required": true, "max_payload": 1048576}\r\n')
             told += await reader.read()
             writer.close()
             done.set()
 
-        async with await asyncio.start_server(answer, "127.0.0.1") as server:
+        async with await asyncio.start_server(respond, "127.0.0.1") as server:
             port = server.sockets[0].getsockname()[1]
             url = f"nats://me:open-sesame@127.0.0.1:{port}?tls=true"
             await asyncio.to_thread(failing, url, "secure connection")

@@ -14,7 +14,7 @@ from blacksmith_dagster.errors import ChangesLost, DeclarationError, SettingsErr
 from blacksmith_dagster.sources import Change, PostgresSource
 from blacksmith_dagster.sources.postgres import follow
 from tests.contract.changing import (
-    ANSWERS_SOON,
+    RESPONDS_SOON,
     Changes,
     Ledger,
     ask,
@@ -45,7 +45,7 @@ def ledger() -> Ledger:
 def changes_of(url: str, *tables: str, snapshot: bool = False, slot: str | None = None) -> Changes:
     """The changes of tables, by a slot that is the database's own."""
     name = slot or url.rpartition("/")[2]
-    source = PostgresSource("crm", url=url + ANSWERS_SOON)
+    source = PostgresSource("crm", url=url + RESPONDS_SOON)
     return source.changes("changed", tables=tables, snapshot=snapshot, slot=name)
 
 

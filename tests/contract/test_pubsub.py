@@ -263,7 +263,7 @@ def test_a_broker_that_hangs_is_told_and_waited_for_by_nobody(
 
 
 @pytest.mark.parametrize("silent", [True, False], ids=["silent", "closed"])
-def test_what_does_not_answer_is_told_within_seconds(
+def test_what_does_not_respond_is_told_within_seconds(
     broker: Broker, topic: str, opened: contextlib.ExitStack, silent: bool
 ) -> None:
     with listener(silent=silent) as port:

@@ -1,4 +1,4 @@
-"""What is past its time goes, what is needed stays, and every answer stays right."""
+"""What is past its time goes, what is needed stays, and every query stays right."""
 
 import itertools
 import threading
@@ -310,7 +310,7 @@ def test_the_sequence_is_held_against_what_was_purged(store: Store) -> None:
 def test_a_purge_that_ends_early_is_gone_on_with(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After every step: the answers stay right, and the next purge removes the rest."""
+    """After every step: the queries stay right, and the next purge removes the rest."""
     monkeypatch.setattr(purge, "_AT_ONCE", 2)
     monkeypatch.setattr(purge, "_PAGE", 5)
     ids = keep(store, 12)

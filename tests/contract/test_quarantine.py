@@ -79,9 +79,9 @@ def test_what_is_kept_by_many_at_once_with_its_key_is_kept_once(store: Store) ->
         for _ in range(10):
             raws = [replace(RAW, key=f"k{n}") for n in range(20)]
             chance.shuffle(raws)
-            for raw, answer in zip(raws, store.ingest(raws), strict=True):
-                assert isinstance(answer, list)
-                found[raw.key] = answer[0]
+            for raw, result in zip(raws, store.ingest(raws), strict=True):
+                assert isinstance(result, list)
+                found[raw.key] = result[0]
         return found
 
     with ThreadPoolExecutor(6) as threads:

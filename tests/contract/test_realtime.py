@@ -65,7 +65,7 @@ class Messages:
 
 
 class Away:
-    """A store that does not answer while `away` is set."""
+    """A store that does not respond while `away` is set."""
 
     def __init__(self, store: Store) -> None:
         self._store = store

@@ -128,10 +128,10 @@ def test_a_request_that_trips_a_function_is_logged_and_kept_without_secrets(
     app = Blacksmith(sources=[vault], destinations=[], since="2026-01-01")
     store.register(app)
     with TestClient(create_app(app, store, queue=10)) as client:
-        answer = client.post("/vault/opened", json={"n": 1})
-    assert answer.status_code == 202
+        response = client.post("/vault/opened", json={"n": 1})
+    assert response.status_code == 202
     [kept] = store.quarantined()
-    assert answer.json() == {"ids": [], "quarantined": [kept.id]}
+    assert response.json() == {"ids": [], "quarantined": [kept.id]}
     assert kept.error == "ConnectionError: cannot log in as app:***"
     assert "in trip\n" in caplog.text  # with its traceback
     assert "ConnectionError: cannot log in as app:***" in caplog.text
@@ -148,7 +148,7 @@ def test_a_stranger_is_not_told_where_the_store_is(
     with store.writing() as conn:
         store._set_sequence(conn, 1)
     with TestClient(create_app(app, store, queue=10)) as client:
-        answer = client.get("/_health")
-    assert answer.status_code == 503
-    assert answer.json()["detail"] == "the store cannot accept events; the gateway's log says why"
+        response = client.get("/_health")
+    assert response.status_code == 503
+    assert response.json()["detail"] == "the store cannot accept events; the gateway's log says why"
     assert "blacksmith store repair" in caplog.text

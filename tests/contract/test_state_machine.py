@@ -89,11 +89,11 @@ class StoreMachine(RuleBasedStateMachine):
             ]
             for request in requests
         ]
-        for request, answer in zip(built, self.store.ingest(built), strict=True):
-            if isinstance(answer, KeyReused):
+        for request, result in zip(built, self.store.ingest(built), strict=True):
+            if isinstance(result, KeyReused):
                 assert self._conflicts(request)
                 continue
-            for event, given in zip(request, answer, strict=True):
+            for event, given in zip(request, result, strict=True):
                 if event.key is not None and event.key in self.keys:
                     assert self.keys[event.key] == (given, event.digest)
                     continue
@@ -265,7 +265,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def maintain(self) -> None:
-        """Upkeep changes no answer."""
+        """Upkeep changes no result."""
         self.store.maintain()
 
     @invariant()

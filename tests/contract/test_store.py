@@ -176,7 +176,7 @@ def test_concurrent_keys_do_not_deadlock(store: Store) -> None:
     """Commits that bring the same keys in every order: each key makes one event."""
     seed = random.randrange(2**32)
     print(f"seed {seed}")
-    answers: list[list[str] | KeyReused] = []
+    results: list[list[str] | KeyReused] = []
     failures: list[Exception] = []
 
     def write(number: int) -> None:
@@ -185,7 +185,7 @@ def test_concurrent_keys_do_not_deadlock(store: Store) -> None:
             requests = [[new_event(n, key=f"k{n}")] for n in range(30)]
             chance.shuffle(requests)
             try:
-                answers.extend(store.ingest(requests))
+                results.extend(store.ingest(requests))
             except Exception as error:  # noqa: BLE001 - told by the assertion below
                 failures.append(error)
 
@@ -196,14 +196,14 @@ def test_concurrent_keys_do_not_deadlock(store: Store) -> None:
         thread.join()
     assert not failures
     assert len(store.events(limit=1000)) == 30
-    assert len({tuple(each) for each in answers if isinstance(each, list)}) == 30
+    assert len({tuple(each) for each in results if isinstance(each, list)}) == 30
 
 
 def test_commits_that_race_for_new_keys_make_each_event_once(store: Store) -> None:
-    """Who comes second to a key finds it taken while it commits, and answers with the first's id."""
+    """Who comes second to a key finds it taken while it commits, and gets the first's id."""
     rounds, writers = 20, 4
     together = threading.Barrier(writers, timeout=60)
-    answers: list[list[list[str] | KeyReused]] = []
+    results: list[list[list[str] | KeyReused]] = []
 
     def write(number: int) -> None:
         chance = random.Random(number)
@@ -212,12 +212,12 @@ def test_commits_that_race_for_new_keys_make_each_event_once(store: Store) -> No
             chance.shuffle(keys)
             together.wait()
             kept = store.ingest([[new_event(n, key=f"{turn}-{n}")] for n in keys])
-            answers.append([each for _, each in sorted(zip(keys, kept, strict=True))])
+            results.append([each for _, each in sorted(zip(keys, kept, strict=True))])
 
     with ThreadPoolExecutor(writers) as pool:
         list(pool.map(write, range(writers)))
-    assert len(answers) == rounds * writers
-    assert len({repr(each) for each in answers}) == rounds
+    assert len(results) == rounds * writers
+    assert len({repr(each) for each in results}) == rounds
     assert len(store.events(limit=1000)) == rounds * 20
 
 
@@ -370,7 +370,7 @@ def test_an_unreachable_database_is_told_without_its_password() -> None:
     assert "127.0.0.1:9" in str(told.value)
 
 
-def test_a_standby_that_only_reads_does_not_answer(postgres_url: str) -> None:
+def test_a_standby_that_only_reads_does_not_respond(postgres_url: str) -> None:
     with closing(open_store(postgres_url, upgrade=True)) as store:
         assert isinstance(store, SQLStore)
         store.register(app)

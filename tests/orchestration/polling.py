@@ -12,18 +12,18 @@ from blacksmith_dagster.orchestration.poll_schedules import DUE_TAG
 from blacksmith_dagster.store import Store, open_store
 from tests.orchestration.pipeline import TODAY
 
-Answer = Callable[[Poll], Any]
+PollFunction = Callable[[Poll], Any]
 
 
 class Polling:
     """Source `tower` with `seen`; destination `lake` with `sightings` and, at once,
     `alerts`.
 
-    `origin` is read from the cursor on, a number, unless `answer` does something else.
+    `origin` is read from the cursor on, a number, unless `function` does something else.
     """
 
     def __init__(
-        self, store_url: str, cron: Cron | None = None, *, answer: Answer | None = None
+        self, store_url: str, cron: Cron | None = None, *, function: PollFunction | None = None
     ) -> None:
         self.store_url = store_url
         self.origin: list[int] = []
@@ -35,7 +35,7 @@ class Polling:
         def seen(poll: Poll) -> Iterator[Event[int]]:
             """What the tower has seen."""
             self.polls.append(Poll(poll.cursor, poll.at))
-            return (answer or self.news)(poll)
+            return (function or self.news)(poll)
 
         @self.lake.event(receives=seen)
         def sightings(batch: Batch[Any]) -> None: ...

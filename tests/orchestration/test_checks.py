@@ -22,7 +22,7 @@ from blacksmith_dagster.orchestration import asset_key
 from blacksmith_dagster.orchestration.checks import (
     Finding,
     find,
-    gateway_answer,
+    gateway_reachable,
     late_after,
     listening,
     no_orphans,
@@ -75,14 +75,14 @@ def test_a_job_of_a_cron_is_overdue_after_the_tick_that_follows_it() -> None:
 
 @contextmanager
 def health(status: int) -> Iterator[str]:
-    class Answer(BaseHTTPRequestHandler):
+    class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(status if self.path == "/_health" else 404)
             self.end_headers()
 
         def log_message(self, *_: Any) -> None: ...
 
-    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield f"127.0.0.1:{server.server_port}"
@@ -93,17 +93,17 @@ def health(status: int) -> Iterator[str]:
 def test_a_gateway_that_is_ready_is_reachable(monkeypatch: pytest.MonkeyPatch) -> None:
     with health(200) as address:
         monkeypatch.setenv("BLACKSMITH_GATEWAY_URL", f"http://reader:canary@{address}/")
-        assert gateway_answer() == (True, f"http://{address}/_health answers 200")
+        assert gateway_reachable() == (True, f"http://{address}/_health returned 200")
     with health(503) as address:
         monkeypatch.setenv("BLACKSMITH_GATEWAY_URL", f"http://{address}")
-        assert gateway_answer() == (False, f"http://{address}/_health answers 503")
+        assert gateway_reachable() == (False, f"http://{address}/_health returned 503")
 
 
 def test_a_gateway_that_is_gone_is_not_reachable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BLACKSMITH_GATEWAY_URL", "http://127.0.0.1:1")
-    passed, said = gateway_answer()
+    passed, said = gateway_reachable()
     assert not passed
-    assert said.startswith("http://127.0.0.1:1 does not answer (ConnectError): start `blacksmith")
+    assert said.startswith("http://127.0.0.1:1 does not respond (ConnectError): start `blacksmith")
 
 
 def test_the_supervisor_is_reachable_and_names_the_holders(store_url: str) -> None:
@@ -116,13 +116,13 @@ def test_the_supervisor_is_reachable_and_names_the_holders(store_url: str) -> No
     assert finding.said.endswith("held: 1")
 
 
-def test_a_supervisor_that_does_not_answer_is_told(store_url: str) -> None:
+def test_a_supervisor_that_does_not_respond_is_told(store_url: str) -> None:
     store = Pipeline(store_url).open()
     url = "consul://:canary@127.0.0.1:1"
     with closing(store), closing(open_supervisor(url, store)) as supervisor:
         finding = supervisor_reachable(supervisor)
     assert not finding.passed
-    assert finding.said.startswith("consul://127.0.0.1:1 does not answer")
+    assert finding.said.startswith("consul://127.0.0.1:1 does not respond")
     assert "canary" not in finding.said
 
 
@@ -177,7 +177,7 @@ def test_checks_can_be_run_by_hand(
             False,
             "nobody has listened since 2026-03-01 11:58:59 UTC: is the sensor ",
         ),
-        (5, 0, 5, "nats://broker does not answer", False, "nats://broker does not answer"),
+        (5, 0, 5, "nats://broker does not respond", False, "nats://broker does not respond"),
     ],
 )
 def test_a_listener_is_heard_of_and_keeps_up(
@@ -207,7 +207,7 @@ def test_an_event_that_nobody_has_listened_for_yet_is_told() -> None:
     assert not finding.passed
     assert finding.said == (
         "nobody has listened: is the sensor listen_shop_sensor running, or a `blacksmith worker`, "
-        "and does it answer?"
+        "and does it respond?"
     )
 
 

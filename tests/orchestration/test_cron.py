@@ -103,7 +103,7 @@ def test_a_function_that_raises_is_tried_again_with_the_same_poll(
             raise ConnectionError("the tower is silent")
         yield Event(2)
 
-    polling = Polling(store_url, answer=once_more)
+    polling = Polling(store_url, function=once_more)
     with contextlib.closing(polling.open()) as store:
         result = polling.run(instance, AT)
         assert result.success
@@ -124,7 +124,7 @@ def test_a_run_fails_with_the_error_and_the_next_gets_everything(
         poll.cursor = 99
         raise ConnectionError("the tower is silent")
 
-    polling = Polling(store_url, Cron(max_retries=2), answer=silent)
+    polling = Polling(store_url, Cron(max_retries=2), function=silent)
     with contextlib.closing(polling.open()) as store:
         result = polling.run(instance)
         assert "ConnectionError: the tower is silent" in failure(result)
@@ -149,7 +149,7 @@ def test_no_secret_and_no_cursor_is_told(
             return [Event(1)]
         raise PermissionError(f"no way in with {token.reveal()}")
 
-    polling = Polling(store_url, answer=refused)
+    polling = Polling(store_url, function=refused)
     polling.open().close()
     assert polling.run(instance).success
     assert polling.run(instance).success
@@ -206,7 +206,7 @@ def test_a_run_launched_by_hand_is_due_when_it_was_made(
 
 
 class Tick:
-    """What a sensor or a schedule has answered."""
+    """What a sensor or a schedule has returned."""
 
     def __init__(self, data: Any) -> None:
         self.due = [request.tags[DUE_TAG] for request in data.run_requests]
@@ -286,9 +286,9 @@ def test_a_poll_that_is_still_running_is_not_started_again(
     for interval, launched in (("@every 10m", look), ("*/5 * * * *", tick)):
         polling = Polling(store_url, Cron(interval))
         polling.open().close()
-        answer = launched(polling, instance)
-        assert answer.due == []
-        assert run.run_id in answer.skipped
+        result = launched(polling, instance)
+        assert result.due == []
+        assert run.run_id in result.skipped
 
 
 def test_a_poll_whose_process_is_gone_is_failed_and_replaced(

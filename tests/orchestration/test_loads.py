@@ -214,11 +214,11 @@ def test_what_was_loaded_before_an_error_is_told(store_url: str, instance: Dagst
     assert told(instance, result)[TODAY.isoformat()]["events_loaded"] == 4
 
 
-def test_a_service_that_does_not_answer_is_asked_again(
+def test_a_service_that_does_not_respond_is_asked_again(
     instance: DagsterInstance, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("blacksmith_dagster.orchestration.loads.RETRY_SECONDS", 0.1)
-    scheduler = Broken(Unavailable("the store does not answer"))
+    scheduler = Broken(Unavailable("the store does not respond"))
     pipeline = Pipeline(f"sqlite:///{tmp_path}/store.db", scheduler=scheduler)
     pipeline.receive(1)
     assert pipeline.run(instance).success

@@ -159,7 +159,7 @@ def test_the_cursor_forgets_days_that_are_over() -> None:
 
 
 def test_a_finding_is_repeated_after_an_hour() -> None:
-    finding = Finding(DEPARTED, "gateway_reachable", True, "it answers")
+    finding = Finding(DEPARTED, "gateway_reachable", True, "it responds")
     first, cursor = to_repeat(ReportCursor(TODAY), [finding], now=1000.0)
     assert first == [finding]
     assert to_repeat(cursor, [finding], now=4599.0)[0] == []

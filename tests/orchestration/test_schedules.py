@@ -35,7 +35,7 @@ ORIGIN = RemoteJobOrigin(
 
 
 class Tick:
-    """What a sensor or a schedule has answered."""
+    """What a sensor or a schedule has returned."""
 
     def __init__(self, data: Any) -> None:
         self.launched = len(data.run_requests)
@@ -70,9 +70,9 @@ def test_a_look_launches_when_something_is_due(store_url: str, instance: Dagster
     assert look(pipeline, instance).skipped == "nothing waits for lake/flights, lake/undeliverable"
     pipeline.receive(1)
     before = time.time()
-    answer = look(pipeline, instance)
-    assert answer.launched == 1
-    assert before <= float(answer.cursor) <= time.time()
+    result = look(pipeline, instance)
+    assert result.launched == 1
+    assert before <= float(result.cursor) <= time.time()
 
 
 def test_a_schedule_launches_when_something_is_due(
@@ -120,9 +120,9 @@ def test_two_runs_of_a_job_are_never_active(
     run = instance.add_run(
         DagsterRun(job_name="load_lake", status=status, remote_job_origin=ORIGIN)
     )
-    answer = look(pipeline, instance)
-    assert answer.launched == 0
-    assert run.run_id in answer.skipped
+    result = look(pipeline, instance)
+    assert result.launched == 0
+    assert run.run_id in result.skipped
     assert tick(pipeline, instance).launched == 1  # another job is not hindered
 
 
@@ -189,9 +189,9 @@ def test_nothing_is_launched_while_no_lock_can_be_had(
     monkeypatch.setenv("BLACKSMITH_SUPERVISOR_URL", "consul://127.0.0.1:1")
     pipeline = Pipeline(f"sqlite:///{tmp_path}/store.db")
     pipeline.receive(1, to=["lake/flights", "lake/movements"])
-    for answer in (look(pipeline, instance), tick(pipeline, instance)):
-        assert answer.launched == 0
-        assert answer.skipped.startswith("nothing is loaded without a lock: consul://127.0.0.1:1")
+    for result in (look(pipeline, instance), tick(pipeline, instance)):
+        assert result.launched == 0
+        assert result.skipped.startswith("nothing is loaded without a lock: consul://127.0.0.1:1")
 
 
 def test_the_soonest_decides() -> None:

@@ -83,7 +83,7 @@ class ConsulServer:
     def call(self, method: str, path: str, body: Any = None, token: str | None = None) -> Any:
         """One call of the HTTP API, past all of our own code; with the management token if any."""
         token = token or self._acl_token
-        answer = httpx.request(
+        response = httpx.request(
             method,
             f"http://127.0.0.1:{self.port}/v1/{path}",
             json=body,
@@ -91,7 +91,7 @@ class ConsulServer:
             timeout=10,
             trust_env=False,
         )
-        return answer.raise_for_status().json() if answer.content else None
+        return response.raise_for_status().json() if response.content else None
 
     def clear(self) -> None:
         """Forget every session, key and service."""

@@ -99,7 +99,7 @@ class NATSServer:
         self.using(lambda client: client.jetstream().delete_stream(topic))
 
     def using(self, use: Callable[[Any], Awaitable[T]]) -> T:
-        """What is answered to a client of nats-py that has logged in."""
+        """What a client of nats-py gets once it has logged in."""
         import nats
 
         async def run() -> T:
@@ -144,9 +144,9 @@ class NATSServer:
 
     def _ask(self, what: str) -> dict[str, Any] | None:
         try:
-            with urlopen(f"http://127.0.0.1:{self._monitor}/{what}", timeout=5) as answer:
-                answered: dict[str, Any] = json.load(answer)
-                return answered
+            with urlopen(f"http://127.0.0.1:{self._monitor}/{what}", timeout=5) as response:
+                found: dict[str, Any] = json.load(response)
+                return found
         except (URLError, OSError):
             return None
 

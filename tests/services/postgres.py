@@ -64,7 +64,7 @@ class PostgresServer(Postgres):
             raise
 
     def start(self) -> None:
-        """Start the server and wait until it answers."""
+        """Start the server and wait until it responds."""
         assert self.process is None, "already started"
         options: dict[str, str | int | Path] = {
             "listen_addresses": "127.0.0.1",

@@ -129,7 +129,7 @@ class RabbitMQServer:
         return {name: int(n) for name, n in (line.split("\t") for line in listed.splitlines())}
 
     def control(self, *arguments: str) -> str:
-        """What `rabbitmqctl` answers."""
+        """What `rabbitmqctl` prints."""
         return subprocess.run(
             unprivileged([self._sbin / "rabbitmqctl", *arguments]),
             check=True,

@@ -51,8 +51,8 @@ def test_encryption_is_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "told"),
     [
-        ("redis://user:hidden@broker", "no broker answers to redis://"),
-        ("broker:9092", "no broker answers to broker://"),
+        ("redis://user:hidden@broker", "unsupported scheme redis://"),
+        ("broker:9092", "unsupported scheme broker://"),
         ("nats://user:hidden@", "a host or a port is missing or wrong"),
         ("nats://user:hidden@broker:port", "write nats://host:4222"),
         ("kafka://user:hidden@one,,two", "a host or a port is missing"),

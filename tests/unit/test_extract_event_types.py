@@ -156,7 +156,7 @@ def test_a_webhooks_function_is_handed_the_whole_body_and_says_what_each_is() ->
     ]
 
 
-def test_a_webhook_may_answer_at_once() -> None:
+def test_a_webhook_may_respond_at_once() -> None:
     assert a_webhook(lambda request: Reply(200, "hello"))(Request.of(1)) == Reply(200, "hello")
 
 

@@ -1,4 +1,4 @@
-"""A group commit gathers requests, and answers each request with its own fate."""
+"""A group commit gathers requests, and gives each request its own result."""
 
 import asyncio
 import threading
@@ -17,24 +17,24 @@ from blacksmith_dagster.errors import (
 from blacksmith_dagster.ingest.group_commit import GroupCommit
 from blacksmith_dagster.store.interface import NewEvent, NewJob, Store
 
-Answers = Callable[[Sequence[Sequence[NewEvent]]], list[Any]]
+Results = Callable[[Sequence[Sequence[NewEvent]]], list[Any]]
 
 
 class Scripted:
-    """A store that answers as it is told, and waits to be let."""
+    """A store that returns what it is told to, and waits to be let."""
 
-    def __init__(self, answers: Answers) -> None:
+    def __init__(self, results: Results) -> None:
         self.commits: list[int] = []
         self.asked = threading.Event()
         self.may_commit = threading.Event()
         self.may_commit.set()
-        self._answers = answers
+        self._results = results
 
     def ingest(self, requests: Sequence[Sequence[NewEvent]]) -> list[Any]:
         self.commits.append(len(requests))
         self.asked.set()
         assert self.may_commit.wait(10)
-        return self._answers(requests)
+        return self._results(requests)
 
 
 def ids(requests: Sequence[Sequence[NewEvent]]) -> list[Any]:
@@ -58,21 +58,21 @@ async def gathered(
     return await asyncio.gather(*futures)
 
 
-def run(answers: Answers, requests: list[list[NewEvent]]) -> tuple[list[Any], list[int]]:
-    store = Scripted(answers)
+def run(results: Results, requests: list[list[NewEvent]]) -> tuple[list[Any], list[int]]:
+    store = Scripted(results)
 
     async def main() -> list[Any]:
         commits = GroupCommit(cast(Store, store), 100)
-        answered = await gathered(store, commits, requests)
+        results = await gathered(store, commits, requests)
         await commits.stop()
-        return answered
+        return results
 
     return asyncio.run(main()), store.commits
 
 
 def test_what_gathers_during_a_commit_makes_the_next_one() -> None:
-    answered, commits = run(ids, [events(str(n), f"{n}'") for n in range(6)])
-    assert answered == [[str(n), f"{n}'"] for n in range(6)]
+    results, commits = run(ids, [events(str(n), f"{n}'") for n in range(6)])
+    assert results == [[str(n), f"{n}'"] for n in range(6)]
     assert commits == [1, 5]
 
 
@@ -82,9 +82,9 @@ def test_data_that_the_database_rejects_fails_alone() -> None:
             raise StoreError("refused")
         return ids(requests)
 
-    answered, commits = run(refuse, [events("1"), events("2"), events("bad"), events("3")])
-    assert (answered[:2], answered[3]) == ([["1"], ["2"]], ["3"])
-    assert isinstance(answered[2], StoreError)
+    results, commits = run(refuse, [events("1"), events("2"), events("bad"), events("3")])
+    assert (results[:2], results[3]) == ([["1"], ["2"]], ["3"])
+    assert isinstance(results[2], StoreError)
     assert commits == [1, 3, 1, 1, 1]
 
 
@@ -96,8 +96,8 @@ def test_commit_that_may_have_happened_is_never_tried_again() -> None:
             raise unknown
         return ids(requests)
 
-    answered, commits = run(fail, [events("1"), events("2"), events("3")])
-    assert answered == [["1"], unknown, unknown]
+    results, commits = run(fail, [events("1"), events("2"), events("3")])
+    assert results == [["1"], unknown, unknown]
     assert commits == [1, 2]
 
 
@@ -111,18 +111,18 @@ def test_commit_that_has_not_happened_is_tried_once_more(failures: int) -> None:
             raise left.pop()
         return ids(requests)
 
-    answered, commits = run(fail, [events("1")])
-    assert answered == ([["1"]] if failures == 1 else [down])
+    results, commits = run(fail, [events("1")])
+    assert results == ([["1"]] if failures == 1 else [down])
     assert commits == [1, 1]
 
 
-def test_reused_key_answers_its_request_alone() -> None:
+def test_reused_key_fails_its_request_alone() -> None:
     reused = KeyReused("again")
-    answered, _ = run(
+    results, _ = run(
         lambda requests: [reused if r[0].payload == "2" else [r[0].payload] for r in requests],
         [events("1"), events("2"), events("3")],
     )
-    assert answered == [["1"], reused, ["3"]]
+    assert results == [["1"], reused, ["3"]]
 
 
 def test_full_queue_rejects_but_never_the_first() -> None:

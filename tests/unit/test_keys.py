@@ -21,7 +21,7 @@ def test_events_without_a_key_are_all_new() -> None:
 def test_a_known_key_is_the_event_it_was() -> None:
     known = {("airport/departed", "a", 0): Known(seq=42, digest=b"x")}
     admitted = resolve([[event("a"), event("b")]], known)
-    assert admitted.answers(["50"], str) == [["42", "50"]]
+    assert admitted.results(["50"], str) == [["42", "50"]]
     assert admitted.claimed == {("airport/departed", "b", 0): 0}
 
 

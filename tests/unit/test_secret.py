@@ -86,8 +86,8 @@ def test_a_revealed_secret_is_cut_out_of_errors(secret: Secret) -> None:
     assert VALUE in clean(url)  # nobody has revealed it: it is no secret that we know
     secret.reveal()
     assert clean(url) == "postgresql://app:***@db/events"
-    assert describe(ConnectionError(f"no answer from {url}")) == (
-        "ConnectionError: no answer from postgresql://app:***@db/events"
+    assert describe(ConnectionError(f"no response from {url}")) == (
+        "ConnectionError: no response from postgresql://app:***@db/events"
     )
     assert VALUE not in describe(KeyError(VALUE))
     assert VALUE not in clean("x" * 3995 + VALUE)  # where the text is cut
@@ -100,12 +100,12 @@ def test_a_revealed_secret_is_cut_out_of_tracebacks(secret: Secret) -> None:
         try:
             raise KeyError(value)
         except KeyError as error:
-            raise ConnectionError(f"no answer for {value}") from error
+            raise ConnectionError(f"no response for {value}") from error
     except ConnectionError as error:
         trace = traced(error)
     assert VALUE not in trace
     assert "KeyError: '***'" in trace
-    assert trace.endswith("ConnectionError: no answer for ***\n")
+    assert trace.endswith("ConnectionError: no response for ***\n")
 
 
 def test_a_secret_in_a_repr_is_found_too(secret: Secret, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +124,7 @@ def test_a_secret_that_is_a_part_of_another_leaves_nothing_of_it(
     monkeypatch.setenv("BLACKSMITH_TEST_WAREHOUSE", whole)
     secret.reveal()
     Secret("BLACKSMITH_TEST_WAREHOUSE").reveal()
-    assert clean(f"no answer from {whole} for {VALUE}") == "no answer from *** for ***"
+    assert clean(f"no response from {whole} for {VALUE}") == "no response from *** for ***"
 
 
 def test_a_short_secret_cuts_no_harmless_text(

@@ -67,7 +67,7 @@ def test_github_payload_in_a_form(github: GitHubSource) -> None:
         function(Request(b"payload=not json", headers))
 
 
-def test_github_ping_is_answered_unless_it_is_declared(github: GitHubSource) -> None:
+def test_github_ping_gets_200_unless_it_is_declared(github: GitHubSource) -> None:
     ping = PUSH | {"X-GitHub-Event": "ping"}
     assert receive(github, {"zen": "Design for failure."}, ping) == Reply(200, "pong")
     github.on("*", name="other")
@@ -173,7 +173,7 @@ def slack_callback(**changed: Any) -> dict[str, Any]:
     return {name: value for name, value in whole.items() if value is not msgspec.UNSET}
 
 
-def test_slack_handshake_is_answered(slack: SlackSource) -> None:
+def test_slack_handshake_gets_its_response(slack: SlackSource) -> None:
     body = {"token": "t", "challenge": "3eZbrw1aB", "type": "url_verification"}
     assert receive(slack, body) == Reply(200, "3eZbrw1aB")
     with pytest.raises(ValidationError, match=r"\$.challenge"):
@@ -193,8 +193,8 @@ def test_slack_callback(slack: SlackSource) -> None:
     }
 
 
-def test_slack_is_answered_200(slack: SlackSource) -> None:
-    assert slack.webhooks[0].answer == Reply(200)
+def test_slack_gets_200(slack: SlackSource) -> None:
+    assert slack.webhooks[0].response == Reply(200)
 
 
 def test_slack_notice_that_is_no_callback(slack: SlackSource) -> None:

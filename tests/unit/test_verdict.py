@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from blacksmith_dagster import Batch, Schedule
 from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.pipeline.batch import Said
-from blacksmith_dagster.pipeline.batch import Verdict as Answer
+from blacksmith_dagster.pipeline.batch import Verdict as JobVerdict
 from blacksmith_dagster.scheduler.decoding import Decoded, DecodeFailure
 from blacksmith_dagster.scheduler.interface import Tally
 from blacksmith_dagster.scheduler.verdict import decide, report
@@ -26,11 +26,11 @@ ERROR = ConnectionError("refused")
 
 def verdict(
     given: Load,
-    answers: dict[int, Answer] | None = None,
+    job_verdicts: dict[int, JobVerdict] | None = None,
     raised: BaseException | None = None,
     failures: dict[int, DecodeFailure] | None = None,
 ) -> Verdict:
-    by_key = {f"evt_{seq}-2": answer for seq, answer in (answers or {}).items()}
+    by_key = {f"evt_{seq}-2": job_verdict for seq, job_verdict in (job_verdicts or {}).items()}
     return decide(given, Decoded((), failures or {}), by_key, raised, SCHEDULE, NOW).verdict
 
 
@@ -39,13 +39,13 @@ def test_a_function_that_returns_has_succeeded_with_every_job() -> None:
 
 
 def test_each_job_that_was_named_has_its_own_end() -> None:
-    answers = {
-        1: Answer(Said.SUCCEEDED),
-        2: Answer(Said.FAILED, "later"),
-        3: Answer(Said.FAILED, "in a minute", 60.0),
-        4: Answer(Said.DISCARDED, "never"),
+    job_verdicts = {
+        1: JobVerdict(Said.SUCCEEDED),
+        2: JobVerdict(Said.FAILED, "later"),
+        3: JobVerdict(Said.FAILED, "in a minute", 60.0),
+        4: JobVerdict(Said.DISCARDED, "never"),
     }
-    assert verdict(load([row(seq) for seq in range(1, 6)]), answers) == Verdict(
+    assert verdict(load([row(seq) for seq in range(1, 6)]), job_verdicts) == Verdict(
         [
             Deviation(2, Said.FAILED, "later", GAP),
             Deviation(3, Said.FAILED, "in a minute", 60.0),
@@ -68,7 +68,7 @@ def test_each_job_that_was_named_has_its_own_end() -> None:
     ],
 )
 def test_a_delay_is_accepted_if_it_makes_sense_and_rounded_up(asked: float, given: float) -> None:
-    said = verdict(load([row(1), row(2)]), {1: Answer(Said.FAILED, "later", asked)})
+    said = verdict(load([row(1), row(2)]), {1: JobVerdict(Said.FAILED, "later", asked)})
     assert said.deviations[0].delay == given
 
 
@@ -86,8 +86,8 @@ def test_a_delay_is_said_in_seconds_or_as_a_timedelta_and_else_refused() -> None
 
 
 def test_an_exception_fails_those_undecided() -> None:
-    answers = {1: Answer(Said.SUCCEEDED), 2: Answer(Said.DISCARDED, "never")}
-    assert verdict(load([row(1), row(2), row(3)]), answers, ERROR) == Verdict(
+    job_verdicts = {1: JobVerdict(Said.SUCCEEDED), 2: JobVerdict(Said.DISCARDED, "never")}
+    assert verdict(load([row(1), row(2), row(3)]), job_verdicts, ERROR) == Verdict(
         [
             Deviation(2, Said.DISCARDED, "never"),
             Deviation(3, Said.FAILED, "ConnectionError: refused", GAP),
@@ -102,9 +102,9 @@ def test_an_exception_alone_costs_no_row_per_job() -> None:
 
 
 def test_a_job_that_fails_at_its_last_attempt_is_discarded() -> None:
-    answers = {1: Answer(Said.FAILED, "again")}
+    job_verdicts = {1: JobVerdict(Said.FAILED, "again")}
     jobs = [row(1), row(2)]
-    assert verdict(load(jobs, attempt=LAST), answers) == Verdict(
+    assert verdict(load(jobs, attempt=LAST), job_verdicts) == Verdict(
         [Deviation(1, Said.DISCARDED, "again")]
     )
     assert verdict(load([row(1)], attempt=LAST), raised=ERROR) == Verdict(
@@ -129,8 +129,8 @@ def test_a_job_group_that_may_be_tried_once_is_isolated_after_it_raised() -> Non
 
 
 def test_those_undecided_are_not_discarded_with_the_one_that_raised() -> None:
-    answers = {1: Answer(Said.SUCCEEDED)}
-    said = verdict(load([row(1), row(2), row(3)], attempt=LAST), answers, ERROR)
+    job_verdicts = {1: JobVerdict(Said.SUCCEEDED)}
+    said = verdict(load([row(1), row(2), row(3)], attempt=LAST), job_verdicts, ERROR)
     assert [each.said for each in said.deviations] == [Said.FAILED, Said.FAILED]
 
 
@@ -159,7 +159,7 @@ def test_a_load_claimed_for_discard_is_discarded_whole() -> None:
 
 
 def test_what_a_destination_says_is_kept_in_a_form_that_every_database_accepts() -> None:
-    said = verdict(load([row(1)]), {1: Answer(Said.FAILED, "nul \0 \ud800")})
+    said = verdict(load([row(1)]), {1: JobVerdict(Said.FAILED, "nul \0 \ud800")})
     assert said.deviations[0].error == "nul \\0 \\ud800"
 
 
@@ -172,9 +172,9 @@ def test_a_report_counts_per_utc_day_of_receipt() -> None:
         row(3, received_at=NOW - timedelta(days=1)),
         row(4, received_at=NOW - timedelta(days=1)),
     ]
-    answers = {1: Answer(Said.DISCARDED, "never"), 3: Answer(Said.FAILED, "later")}
+    job_verdicts = {1: JobVerdict(Said.DISCARDED, "never"), 3: JobVerdict(Said.FAILED, "later")}
     given = load(jobs)
-    told = report(given, verdict(given, answers), 1.5)
+    told = report(given, verdict(given, job_verdicts), 1.5)
     assert told.days == {
         date(2026, 3, 1): Tally(succeeded=1, discarded=1),
         date(2026, 2, 28): Tally(succeeded=1, failed=1),
@@ -188,26 +188,26 @@ def test_a_report_counts_per_utc_day_of_receipt() -> None:
 
 _SAID = st.one_of(
     st.none(),
-    st.just(Answer(Said.SUCCEEDED)),
-    st.just(Answer(Said.DISCARDED, "never")),
-    st.builds(Answer, st.just(Said.FAILED), st.just("later"), st.none() | st.floats()),
+    st.just(JobVerdict(Said.SUCCEEDED)),
+    st.just(JobVerdict(Said.DISCARDED, "never")),
+    st.builds(JobVerdict, st.just(Said.FAILED), st.just("later"), st.none() | st.floats()),
 )
 
 
 @given(st.lists(_SAID, min_size=1, max_size=6), st.integers(1, LAST), st.booleans())
 def test_every_job_ends_in_one_way_or_is_due_again(
-    said: list[Answer | None], attempt: int, raises: bool
+    said: list[JobVerdict | None], attempt: int, raises: bool
 ) -> None:
     jobs = [row(seq) for seq in range(len(said))]
     given = load(jobs, attempt=attempt)
     batch = Batch("warehouse/flights", decode(given).jobs)
-    for job, answer in zip(batch, said, strict=True):
-        if answer is not None and answer.said is Said.SUCCEEDED:
+    for job, job_verdict in zip(batch, said, strict=True):
+        if job_verdict is not None and job_verdict.said is Said.SUCCEEDED:
             batch.succeed(job)
-        elif answer is not None and answer.said is Said.FAILED:
-            batch.fail(job, answer.why, retry_after=answer.retry_after)
-        elif answer is not None:
-            batch.discard(job, answer.why)
+        elif job_verdict is not None and job_verdict.said is Said.FAILED:
+            batch.fail(job, job_verdict.why, retry_after=job_verdict.retry_after)
+        elif job_verdict is not None:
+            batch.discard(job, job_verdict.why)
     raised = ERROR if raises else None
     decision = decide(given, decode(given), batch.verdicts, raised, SCHEDULE, NOW)
     ended = decision.verdict
@@ -220,11 +220,11 @@ def test_every_job_ends_in_one_way_or_is_due_again(
         assert raises
         assert not any(said)
         assert ended.delay > 0
-    for seq, answer in enumerate(said):
+    for seq, job_verdict in enumerate(said):
         deviation = deviating.get(seq)
-        if answer is None:
+        if job_verdict is None:
             assert (deviation is not None or bool(ended.raised)) == raises
-        elif answer.said is Said.SUCCEEDED:
+        elif job_verdict.said is Said.SUCCEEDED:
             assert deviation is None
         else:
             assert deviation is not None
@@ -233,7 +233,7 @@ def test_every_job_ends_in_one_way_or_is_due_again(
             assert 0 <= deviation.delay <= 366 * 86400
         elif deviation is not None:
             assert deviation.said is Said.DISCARDED
-            discards = answer is not None and answer.said is Said.DISCARDED
+            discards = job_verdict is not None and job_verdict.said is Said.DISCARDED
             assert discards or attempt == LAST
     tally = sum(report(given, ended, 0.0).days.values(), start=Tally())
     assert tally.succeeded + tally.failed + tally.discarded == len(jobs)

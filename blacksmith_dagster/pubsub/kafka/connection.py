@@ -14,7 +14,7 @@ from confluent_kafka.admin import AdminClient
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pubsub.address import BrokerAddress
 
-ANSWER_SECONDS = 3.0
+RESPONSE_SECONDS = 3.0
 REQUEST_SECONDS = 2.0  # less: a request on a connection that has died is sent once anew in time
 POLL_SECONDS = 0.2  # between two looks whether a reader was closed or the broker is lost
 _SETTINGS: dict[str, Any] = {
@@ -28,7 +28,7 @@ _SETTINGS: dict[str, Any] = {
     "api.version.request.timeout.ms": int(1000 * REQUEST_SECONDS),
 }
 CONSUMER: dict[str, Any] = {
-    # An answer that is due leaves the broker at once. How long it holds back an empty one matters to
+    # A response that is due leaves the broker at once. How long it holds back an empty one matters to
     # nothing but the work of asking again, and to how soon a broker that hangs is found out.
     "fetch.min.bytes": 1,
     "fetch.wait.max.ms": 1000,
@@ -75,13 +75,13 @@ class ClientErrors:
             self._why = error
 
     def unavailable(self, error: KafkaError | None = None) -> Unavailable:
-        """The error to raise: for this reason, if it is a server's answer, or for what was noted."""
-        is_answer = error is not None and error.code() > 0  # the client's own codes are below
-        why = error if is_answer else self._why or error
+        """The error to raise: for this reason, if it is a server's response, or for what was noted."""
+        is_response = error is not None and error.code() > 0  # the client's own codes are below
+        why = error if is_response else self._why or error
         label, variable = self._address.label, self._address.variable
         if why is None:
             return Unavailable(
-                f"{label} does not answer; it may want tls=true or a user in {variable}"
+                f"{label} does not respond; it may want tls=true or a user in {variable}"
             )
         if why.code() == KafkaError._AUTHENTICATION:
             return Unavailable(
@@ -92,7 +92,9 @@ class ClientErrors:
                 f"{label} refused the user a right ({why.name()}); it must {self._rights}"
             )
         said = _AFTER.sub("", why.str())
-        return Unavailable(f"{label} {'answered' if why.code() > 0 else 'does not answer'}: {said}")
+        return Unavailable(
+            f"{label} {'responded' if why.code() > 0 else 'does not respond'}: {said}"
+        )
 
 
 def admin_client(address: BrokerAddress, errors: ClientErrors) -> AdminClient:
@@ -106,11 +108,11 @@ def admin_client(address: BrokerAddress, errors: ClientErrors) -> AdminClient:
 
 
 def wait_for(admin: AdminClient, asked: Sequence[Future[Any]], errors: ClientErrors) -> None:
-    """Wait until a server has answered all that was asked.
+    """Wait until a server has responded to all that was asked.
 
     Raises `Unavailable`, at once when no server can be reached.
     """
-    deadline = monotonic() + ANSWER_SECONDS
+    deadline = monotonic() + RESPONSE_SECONDS
     try:
         while not (all(each.done() for each in asked) or errors.is_lost or monotonic() > deadline):
             admin.poll(0.01)

@@ -28,11 +28,11 @@ from blacksmith_dagster.pubsub.address import BrokerAddress
 from blacksmith_dagster.pubsub.connection import ConnectionGuard
 from blacksmith_dagster.pubsub.interface import CursorOf, Received
 from blacksmith_dagster.pubsub.kafka.connection import (
-    ANSWER_SECONDS,
     CONSUMER,
     DENIED,
     NO_TOPIC,
     POLL_SECONDS,
+    RESPONSE_SECONDS,
     ClientErrors,
     admin_client,
     settings,
@@ -150,7 +150,7 @@ class KafkaConsumer:
             first = consumer.poll(min(left, POLL_SECONDS))
             records = [] if first is None else [first, *consumer.consume(limit - 1, 0)]
             if self._errors.is_lost:
-                raise _ReconnectNeeded("no broker answers")
+                raise _ReconnectNeeded("no broker responds")
             received = self._received(records)
             if received or not left:
                 return received
@@ -177,7 +177,7 @@ class KafkaConsumer:
     def _commit(self) -> None:
         """Tell the group's offsets, one request at a time: what comes meanwhile goes with the next.
 
-        Not by the reading client, whose end would wait for the broker's answer.
+        Not by the reading client, whose end would wait for the broker's response.
         """
         if self._commits is not None and self._commits.done():
             self._note_commit(self._commits)
@@ -192,7 +192,7 @@ class KafkaConsumer:
             ]
             commits = [ConsumerGroupTopicPartitions(group, offsets)]
             self._commits = self._admin.alter_consumer_group_offsets(
-                commits, request_timeout=ANSWER_SECONDS
+                commits, request_timeout=RESPONSE_SECONDS
             )[group]
 
     def _note_commit(self, commits: Future[ConsumerGroupTopicPartitions]) -> None:
@@ -270,7 +270,7 @@ class KafkaConsumer:
 
     def _offsets(self, where: Sequence[TopicPartition], which: Callable[[], Any]) -> list[int]:
         admin: Any = self._admin
-        asked = admin.list_offsets(dict.fromkeys(where, which()), request_timeout=ANSWER_SECONDS)
+        asked = admin.list_offsets(dict.fromkeys(where, which()), request_timeout=RESPONSE_SECONDS)
         return [offset.offset for offset in self._results([asked[each] for each in where])]
 
     def _warn_of_gap(self, partition: int, start: int, begin: int, end: int) -> None:
@@ -302,7 +302,7 @@ class KafkaConsumer:
     def _describe(self) -> Future[TopicDescription]:
         assert self._admin is not None
         topics = TopicCollection([self._address.topic])
-        asked = self._admin.describe_topics(topics, request_timeout=ANSWER_SECONDS)
+        asked = self._admin.describe_topics(topics, request_timeout=RESPONSE_SECONDS)
         future: Future[TopicDescription] = asked[self._address.topic]
         return future
 

@@ -13,12 +13,12 @@ from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pubsub.address import BrokerAddress
 from blacksmith_dagster.pubsub.connection import ConnectionGuard
 from blacksmith_dagster.pubsub.kafka.connection import (
-    ANSWER_SECONDS,
     CONSUMER,
     DENIED,
     NO_TOPIC,
     POLL_SECONDS,
     REQUEST_SECONDS,
+    RESPONSE_SECONDS,
     ClientErrors,
     admin_client,
     settings,
@@ -40,7 +40,7 @@ _CONSUMER: dict[str, Any] = CONSUMER | {"auto.offset.reset": "earliest"}
 _PRODUCER: dict[str, Any] = {
     "linger.ms": 0,
     "acks": 1,
-    "message.timeout.ms": int(1000 * ANSWER_SECONDS),
+    "message.timeout.ms": int(1000 * RESPONSE_SECONDS),
     "topic.metadata.propagation.max.ms": int(1000 * REQUEST_SECONDS),
 }
 _NO_LEADER = {KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION}
@@ -96,7 +96,7 @@ class KafkaPublisher:
                 producer.produce(
                     self._address.topic, body, destination, _PARTITION, on_delivery=confirm
                 )
-            deadline = monotonic() + ANSWER_SECONDS
+            deadline = monotonic() + RESPONSE_SECONDS
             while left and not self._errors.is_lost and (wait := deadline - monotonic()) > 0:
                 producer.poll(min(wait, POLL_SECONDS))
         except KafkaException as error:
@@ -185,7 +185,7 @@ class KafkaSubscriber:
 
     def _end(self, consumer: Consumer, denied: KafkaError | None) -> int:
         partition = TopicPartition(self._address.topic, _PARTITION)
-        deadline = monotonic() + ANSWER_SECONDS
+        deadline = monotonic() + RESPONSE_SECONDS
         while True:
             left = max(deadline - monotonic(), 0.1)
             try:
@@ -211,7 +211,7 @@ def _make_topic(address: BrokerAddress) -> KafkaError | None:
     copies = -1  # as many as is usual there
     topic = NewTopic(address.topic, 1, copies, config=dict(_TOPIC))
     try:
-        made = admin.create_topics([topic], request_timeout=ANSWER_SECONDS)[address.topic]
+        made = admin.create_topics([topic], request_timeout=RESPONSE_SECONDS)[address.topic]
         wait_for(admin, [made], errors)
     finally:
         del admin  # as in `wait_for`

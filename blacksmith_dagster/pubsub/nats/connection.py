@@ -23,21 +23,21 @@ _T = TypeVar("_T")
 
 _CALL_SECONDS = 5.0
 _CONNECT_SECONDS = 3  # of all servers together
-_ANSWER_SECONDS = 2.0
-# A server that has gone without a word is found out by the second ping that it leaves unanswered.
+_RESPONSE_SECONDS = 2.0
+# A server that has gone without a word is found out by the second ping without a response.
 _PING_SECONDS = 10
 _CLOSE_SECONDS = 1.0
 
 
 def jetstream(client: Client) -> JetStreamContext:
     """What asks the server about streams."""
-    return client.jetstream(timeout=_ANSWER_SECONDS)
+    return client.jetstream(timeout=_RESPONSE_SECONDS)
 
 
 class NATSConnection:
     """A connection to the first server that accepts us, in an event loop in a thread of its own.
 
-    That thread answers the server's pings, whatever the caller does. `lost` is called in it when
+    That thread responds to the server's pings, whatever the caller does. `lost` is called in it when
     the connection breaks.
     """
 
@@ -162,7 +162,7 @@ class NATSConnection:
 
     def _explain(self, error: Exception) -> str:
         where = self._address.label
-        # A request that is not allowed gets no answer: the server reports why beside it.
+        # A request that is not allowed gets no response: the server reports why beside it.
         why = self._last_error if isinstance(error, TimeoutError) and self._last_error else error
         said = str(why).strip().partition("\n")[0]
         if "authorization" in said.lower() or "authentication" in said.lower():
@@ -177,7 +177,7 @@ class NATSConnection:
                 f"{where} refused: {error.description}; see to the stream of that name, or choose "
                 "another by topic= in BLACKSMITH_PUBSUB_URL"
             )
-        return f"{where} does not answer: {said or f'not within {_CALL_SECONDS:g} seconds'}"
+        return f"{where} does not respond: {said or f'not within {_CALL_SECONDS:g} seconds'}"
 
 
 class _Client(Client):

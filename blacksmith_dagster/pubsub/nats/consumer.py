@@ -138,8 +138,8 @@ class NATSConsumer:
             name = await server.find_stream_name_by_subject(topic)
             if "*" in topic or ">" in topic:
                 query = json.dumps({"subject": topic}).encode()
-                answer = await client.request("$JS.API.STREAM.NAMES", query)
-                if len(names := json.loads(answer.data)["streams"]) > 1:
+                response = await client.request("$JS.API.STREAM.NAMES", query)
+                if len(names := json.loads(response.data)["streams"]) > 1:
                     raise SettingsError(
                         f"{self._address.label}: the subject is in several streams: "
                         f"{', '.join(sorted(names))}; declare a Subscription for each"
@@ -324,8 +324,8 @@ class _DurableConsumer:
 
     async def lag(self) -> int:
         """How many messages were not handed out yet."""
-        answer = await self._server.consumer_info(self._stream, self._address.subscription)
-        return (answer.num_pending or 0) + len(self._messages)
+        response = await self._server.consumer_info(self._stream, self._address.subscription)
+        return (response.num_pending or 0) + len(self._messages)
 
 
 def _reader(address: BrokerAddress, stream: StreamInfo) -> str:

@@ -63,9 +63,9 @@ class NATSPublisher:
 
     async def _send_all(self, stream: JetStreamContext, messages: Mapping[str, bytes]) -> None:
         sent = (stream.publish(f"{self._topic}.{to}", body) for to, body in messages.items())
-        for answer in await asyncio.gather(*sent, return_exceptions=True):
-            if isinstance(answer, BaseException):
-                raise answer
+        for response in await asyncio.gather(*sent, return_exceptions=True):
+            if isinstance(response, BaseException):
+                raise response
 
 
 class NATSSubscriber:

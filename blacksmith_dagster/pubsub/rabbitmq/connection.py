@@ -18,7 +18,7 @@ from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pubsub.address import BrokerAddress
 
 _CONNECT_SECONDS = 3.0  # of all servers together
-_ANSWER_SECONDS = 3.0
+_RESPONSE_SECONDS = 3.0
 _CLOSE_SECONDS = 0.3
 _KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 
@@ -71,24 +71,24 @@ class RabbitMQConnection:
         self.request(self.channel.exchange_declare, self._address.topic, "topic", durable=True)
 
     def request(self, method: Callable[..., object], *args: object, **kwargs: object) -> Any:
-        """Call a method of the channel and wait for the broker's answer, which is returned."""
-        answers: list[Any] = []
-        self.send(method, *args, **kwargs, callback=answers.append)
-        self.wait_for(lambda: bool(answers))
-        return answers[0]
+        """Call a method of the channel and wait for the broker's response, which is returned."""
+        responses: list[Any] = []
+        self.send(method, *args, **kwargs, callback=responses.append)
+        self.wait_for(lambda: bool(responses))
+        return responses[0]
 
     def send(self, method: Callable[..., object], *args: object, **kwargs: object) -> None:
-        """Call a method of the channel that the broker does not answer."""
+        """Call a method of the channel that the broker does not respond to."""
         try:
             method(*args, **kwargs)
         except pika.exceptions.AMQPError as error:
             raise self._connection_lost(self._close_reason or error) from None
 
     def wait_for(self, done: Callable[[], bool]) -> None:
-        """Wait until the broker has answered."""
-        if not self.run(done, monotonic() + _ANSWER_SECONDS):
+        """Wait until the broker has responded."""
+        if not self.run(done, monotonic() + _RESPONSE_SECONDS):
             raise Unavailable(
-                self._explain(TimeoutError(f"not within {_ANSWER_SECONDS:g} seconds"))
+                self._explain(TimeoutError(f"not within {_RESPONSE_SECONDS:g} seconds"))
             )
 
     def run(self, done: Callable[[], bool], deadline: float) -> bool:
@@ -194,7 +194,7 @@ class RabbitMQConnection:
             if getattr(cause, "reply_code", None) == _ACCESS_REFUSED:
                 return f"refused the user a right; it must {self._rights}"
         said = str(causes[-1])
-        return f"does not answer: {said or type(causes[-1]).__name__}"
+        return f"does not respond: {said or type(causes[-1]).__name__}"
 
 
 _CREDENTIALS = "refused the credentials; mend the user or password in {}"
@@ -207,6 +207,6 @@ _EXPLAINED: Mapping[type[BaseException], str] = {
     pika.exceptions.IncompatibleProtocolError: (
         "does not speak AMQP 0-9-1 here; mend the port or amqps:// in {}"
     ),
-    workflow.AMQPConnectorStackTimeout: f"does not answer within {_CONNECT_SECONDS:g} seconds",
+    workflow.AMQPConnectorStackTimeout: f"does not respond within {_CONNECT_SECONDS:g} seconds",
 }
 _ACCESS_REFUSED = 403

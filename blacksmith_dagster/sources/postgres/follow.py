@@ -21,7 +21,7 @@ NOTHING = cast("Event[Change]", [])
 """Yielded to keep a cursor that no change belongs to."""
 
 _REPORT_SECONDS = 1.0  # between two reports of what is safe, if there is something new
-_PING_SECONDS = 10.0  # between two reports in any case, each of which asks for an answer
+_PING_SECONDS = 10.0  # between two reports in any case, each of which asks for a response
 _SILENT_SECONDS = 30.0
 _IDLE_SECONDS = 10.0  # without a change, until it is kept how far the log was read
 
@@ -123,21 +123,21 @@ class _LogProgress:
 
     def hear(self, message: bytes, *, between: bool) -> None:
         """Take in where the server is, as it tells now and then `between` transactions or in one."""
-        position, _, wants_answer = _KEPT_ALIVE(message)
+        position, _, wants_response = _KEPT_ALIVE(message)
         if between:
             self.reached = max(self.reached, position)
-        self._asked = self._asked or bool(wants_answer)
+        self._asked = self._asked or bool(wants_response)
         self.heard_at = monotonic()
 
     def check_silence(self) -> None:
-        """Raises `Unavailable` if the server has not even answered for long."""
+        """Raises `Unavailable` if the server has not responded for a long time."""
         if monotonic() - self.heard_at > _SILENT_SECONDS:
             raise Unavailable(f"{self._label} has been silent for {_SILENT_SECONDS:g} seconds")
 
     def is_idle(self) -> bool:
         """Whether it is time to keep how far the log was read, though no change has come.
 
-        The server asks for it by wanting an answer: it does not shut down before all is safe.
+        The server asks for it by wanting a response: it does not shut down before all is safe.
         """
         listener = self._listener
         quiet = self._asked or monotonic() - self.changed_at > _IDLE_SECONDS

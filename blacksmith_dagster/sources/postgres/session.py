@@ -20,7 +20,7 @@ from blacksmith_dagster.pipeline.cdc import Listener
 from blacksmith_dagster.redaction import Secret
 from blacksmith_dagster.sources.postgres.values import SETTINGS
 
-ANSWER_SECONDS = 30.0
+RESPONSE_SECONDS = 30.0
 
 _TICK = 0.5
 _CONNECTION = {
@@ -90,7 +90,7 @@ class SourceDatabase:
                     f"{self.label}: its user may not replicate; run ALTER ROLE ... REPLICATION, or "
                     "grant what a managed database has for it (rds_replication, for example)"
                 ) from None
-            raise Unavailable(f"{self.label} does not answer: {said}") from None
+            raise Unavailable(f"{self.label} does not respond: {said}") from None
         return connection
 
     @contextmanager
@@ -101,7 +101,7 @@ class SourceDatabase:
         except ServerError as error:
             raise self._translated(error) from None
         except (psycopg.Error, OSError) as error:
-            raise Unavailable(f"{self.label} does not answer: {_first_line(error)}") from None
+            raise Unavailable(f"{self.label} does not respond: {_first_line(error)}") from None
 
     def _translated(self, error: ServerError) -> Exception:
         if error.state == "42501":
@@ -147,7 +147,7 @@ class Session:
         """End the session; a slot that it streams from is free a moment later."""
         self.connection.close()
 
-    def execute(self, statement: Composable, seconds: float | None = ANSWER_SECONDS) -> PGresult:
+    def execute(self, statement: Composable, seconds: float | None = RESPONSE_SECONDS) -> PGresult:
         """Run a statement, for so long at most.
 
         Raises `ServerError`, `Stopped`, `TimeoutError`, and what the driver raises.
@@ -155,7 +155,7 @@ class Session:
         driver = self._driver
         driver.send_query(statement.as_bytes(self.connection))
         deadline = None if seconds is None else monotonic() + seconds
-        refused = answer = None
+        failed = succeeded = None
         while True:
             while driver.flush() or driver.is_busy():
                 self._wait(deadline)
@@ -163,15 +163,15 @@ class Session:
             if result is None:
                 break
             if result.status in _FINE:
-                answer = result
+                succeeded = result
             else:
-                refused = result
+                failed = result
             if result.status == ExecStatus.COPY_BOTH:
                 break
-        if refused is not None:
-            raise _server_error(refused)
-        assert answer is not None
-        return answer
+        if failed is not None:
+            raise _server_error(failed)
+        assert succeeded is not None
+        return succeeded
 
     def rows(self, statement: Composable) -> Sequence[tuple[str | None, ...]]:
         """What a query finds, as text."""
@@ -219,7 +219,7 @@ class Session:
                 self.connection.cancel_safe(timeout=2.0)
             if self._listener.stopping:
                 raise Stopped
-            raise TimeoutError("it has not answered in time")
+            raise TimeoutError("it has not responded in time")
         if self._poll.poll(_TICK * 1000):
             self._driver.consume_input()
 

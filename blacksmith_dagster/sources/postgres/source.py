@@ -66,7 +66,7 @@ class PostgresSource(Source):
           before begins anew.
 
         The remaining arguments are those of `Source.event`. Listening raises, and is tried again,
-        `Unavailable` when the database does not answer, `SettingsError` and `DeclarationError` with
+        `Unavailable` when the database does not respond, `SettingsError` and `DeclarationError` with
         what the server, its user or a table lacks, `ChangesLost` when the slot is gone.
 
         Raises `DeclarationError`.
@@ -98,7 +98,7 @@ class PostgresSource(Source):
         """What is sent by NOTIFY on `channel` while someone listens: nothing is kept at the server.
 
         The remaining arguments are those of `Source.event`. Listening raises, and is tried again,
-        `Unavailable` when the database does not answer, and `SettingsError` for a URL that cannot be
+        `Unavailable` when the database does not respond, and `SettingsError` for a URL that cannot be
         read.
 
         >>> crm = PostgresSource("crm", url=Secret("CRM_URL"))

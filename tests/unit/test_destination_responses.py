@@ -1,10 +1,10 @@
-"""What an HTTP answer means for a job."""
+"""What an HTTP response means for a job."""
 
 from datetime import UTC, datetime
 
 import pytest
 
-from blacksmith_dagster.destinations.answers import excerpt, may_be_a_part, verdict, wait
+from blacksmith_dagster.destinations.responses import excerpt, may_be_a_part, verdict, wait
 from blacksmith_dagster.pipeline.batch import Said
 
 NOW = datetime(2026, 10, 21, 7, 27, tzinfo=UTC)

@@ -1,4 +1,4 @@
-"""What an HTTP answer means for a job. Pure."""
+"""What an HTTP response means for a job. Pure."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from http import HTTPStatus
 
 from blacksmith_dagster.pipeline.batch import Said, Verdict
 
-_EXCERPT = 200  # characters of an answer's body in an error
+_EXCERPT = 200  # characters of a response's body in an error
 _LONGEST_WAIT = 86_400.0  # seconds: what a server may ask for; a wrong clock must not park a job
 _TRY_AGAIN = frozenset({408, 425, 429})  # the 4xx that speak of the moment, not of the request
 _OF_THE_BODY = frozenset({400, 409, 413, 422})
 
 
 def verdict(status: int, retry_after: str | None, excerpt: str, now: datetime) -> Verdict:
-    """What is said of a job that was answered with `status`.
+    """What is said of a job whose request got `status`.
 
     `retry_after` is the header's value; `now` is used when it is a date.
 
@@ -59,7 +59,7 @@ def wait(retry_after: str | None, now: datetime) -> float | None:
 
 
 def excerpt(body: bytes, hidden: Iterable[str]) -> str:
-    """The beginning of an answer's body on one line, without the texts in `hidden`.
+    """The beginning of a response's body on one line, without the texts in `hidden`.
 
     >>> excerpt(b"no such hook:\\n/T0/secret", ["/T0/secret"])
     'no such hook: ***'
