@@ -121,7 +121,7 @@ def _ready(store: SQLStore) -> None:
     """Count all that is there, and mark it as old."""
     store.maintain()
     with store.writing() as conn:
-        now, low = store._now(conn), store._watermark(conn)
+        now, low = store._now(conn), store._high_watermark(conn)
         conn.execute(tables.marks.insert(), {"at": now, "low": low, "high": low})
 
 

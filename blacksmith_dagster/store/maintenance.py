@@ -112,12 +112,12 @@ def forget_keys(conn: Connection, now: datetime) -> None:
     conn.execute(delete(keys).where(keys.c.received_at < now - KEYS_KEPT))
 
 
-def count(conn: Connection, watermark: int) -> bool:
+def count(conn: Connection, high_watermark: int) -> bool:
     """Add a stretch of the log to the totals; `False` if there was none, or another does it now."""
     row = conn.execute(select(counter.c.upto).with_for_update(skip_locked=True)).first()
-    if row is None or row.upto >= watermark:
+    if row is None or row.upto >= high_watermark:
         return False
-    after, upto = row.upto, min(watermark, row.upto + _STRETCH)
+    after, upto = row.upto, min(high_watermark, row.upto + _STRETCH)
     day = _day(conn)
     of_events = (
         select(events.c.event_type, day, func.count())
@@ -134,7 +134,7 @@ def count(conn: Connection, watermark: int) -> bool:
     for destination, number in conn.execute(of_jobs).all():
         _add(conn, job_totals, {"destination": destination}, "jobs", number)
     conn.execute(update(counter).values(upto=upto))
-    return bool(upto < watermark)
+    return bool(upto < high_watermark)
 
 
 def _day(conn: Connection) -> Any:

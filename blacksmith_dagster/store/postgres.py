@@ -82,8 +82,8 @@ class PostgresStore(SQLStore):
     def _clock(self) -> ColumnElement[datetime]:
         return func.clock_timestamp(type_=Instant())
 
-    def _watermark(self, conn: Connection) -> int:
-        return int(conn.exec_driver_sql("SELECT watermark()").scalar_one())
+    def _high_watermark(self, conn: Connection) -> int:
+        return int(conn.exec_driver_sql("SELECT high_watermark()").scalar_one())
 
     def _sequence(self, conn: Connection) -> int:
         return int(conn.exec_driver_sql("SELECT last_value FROM event_seq").scalar_one())

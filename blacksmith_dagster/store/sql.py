@@ -1,6 +1,6 @@
 """The store on a SQL database: everything that is the same for PostgreSQL and SQLite.
 
-Each adapter adds how it connects, takes the write lock, ingests, and reads the watermark.
+Each adapter adds how it connects, takes the write lock, ingests, and reads the high watermark.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class SQLStore(ABC):
         return now
 
     @abstractmethod
-    def _watermark(self, conn: Connection) -> int:
+    def _high_watermark(self, conn: Connection) -> int:
         """All events up to this sequence number are committed, or never will be."""
 
     @abstractmethod
@@ -271,7 +271,7 @@ class SQLStore(ABC):
         asked = [each for each in requests if not isinstance(each, Raw)]
         with self.writing() as conn:
             if received_at is not None:
-                maintenance.begin_import(conn, received_at, self._watermark(conn))
+                maintenance.begin_import(conn, received_at, self._high_watermark(conn))
             keys.move(conn, cursors)
             quarantine.drop(conn, released)
             waiting = [[each] for each in self._quarantine(conn, raws)]
@@ -500,7 +500,7 @@ class SQLStore(ABC):
         window = self.window(request.start, request.end)
         with self.writing() as conn:
             of, held = self._hold(conn, token)
-            upto = max(min(window.upto, self._watermark(conn)), window.after)
+            upto = max(min(window.upto, self._high_watermark(conn)), window.after)
             window = Window(window.after, upto)
             begun = replays.begin(conn, of, request, asked, window, held.now, run)
             return self._replay(conn, token.destination, begun)
@@ -694,7 +694,7 @@ class SQLStore(ABC):
     def maintain(self) -> None:
         with self.writing() as conn:
             # In this order: what is up to `low` was received before `now`, what is above `high` after.
-            low, now = self._watermark(conn), self._now(conn)
+            low, now = self._high_watermark(conn), self._now(conn)
             maintenance.mark(conn, now, low, self._sequence(conn))
             maintenance.forget_keys(conn, now)
         while self._count():
@@ -703,7 +703,7 @@ class SQLStore(ABC):
     def _count(self) -> bool:
         """Move the counters on by a stretch of the log; `False` when there is no more."""
         with self.writing() as conn:
-            return maintenance.count(conn, self._watermark(conn))
+            return maintenance.count(conn, self._high_watermark(conn))
 
     def close(self) -> None:
         self.engine.dispose()

@@ -95,7 +95,7 @@ class SQLiteStore(SQLStore):
     def _clock(self) -> ColumnElement[datetime]:
         return literal(datetime.now(UTC), Instant())
 
-    def _watermark(self, conn: Connection) -> int:
+    def _high_watermark(self, conn: Connection) -> int:
         # One transaction writes at a time: what has a number is committed.
         return self._sequence(conn)
 

@@ -75,7 +75,7 @@ def mark(store: Store) -> None:
     """Note the time, which the gateway does once a minute."""
     assert isinstance(store, SQLStore)
     with store.writing() as conn:
-        low, now = store._watermark(conn), store._now(conn)
+        low, now = store._high_watermark(conn), store._now(conn)
         conn.execute(marks.insert(), {"at": now, "low": low, "high": store._sequence(conn)})
 
 

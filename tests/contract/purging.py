@@ -33,7 +33,7 @@ def mark(store: Store, ago: timedelta = NOTHING) -> None:
     """All that is in the store was received so long ago, or before."""
     assert isinstance(store, SQLStore)
     with store.writing() as conn:
-        low, high = store._watermark(conn), store._sequence(conn)
+        low, high = store._high_watermark(conn), store._sequence(conn)
         values = {"at": store._now(conn) - ago, "low": low, "high": high}
         conn.execute(tables.marks.insert(), values)
 

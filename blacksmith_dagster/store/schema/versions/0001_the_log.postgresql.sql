@@ -27,7 +27,7 @@ CREATE TABLE fencing_tokens (
     PRIMARY KEY (destination, lane)
 );
 
--- What has a number is not committed in its order: see watermark(). CACHE must stay 1.
+-- What has a number is not committed in its order: see high_watermark(). CACHE must stay 1.
 CREATE SEQUENCE event_seq CACHE 1;
 
 CREATE TABLE events (
@@ -219,7 +219,7 @@ END $$;
 -- All numbers up to this one are committed, or never will be. First the upper bound, then the lowest
 -- key that a running ingest holds; the caller reads with a new snapshot. Sequence numbers commit out
 -- of order, and a reader that goes by their order alone skips events for ever.
-CREATE FUNCTION watermark() RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$
+CREATE FUNCTION high_watermark() RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     high bigint;
     back bigint;
@@ -234,8 +234,8 @@ BEGIN
 END $$;
 
 -- Lock a lane for this transaction, without writing a new version of its row, and read its state. Each
--- statement sees what was committed before it: the fencing token first, then the watermark, then the rest.
--- `next` is the last of at most `wanted` new jobs, NULL if there is none.
+-- statement sees what was committed before it: first the fencing token, then the high watermark, then
+-- the rest. `next` is the last of at most `wanted` new jobs, NULL if there is none.
 CREATE FUNCTION enter_lane(
     of int, in_lane int, wanted int, OUT token bigint, OUT holder text, OUT now timestamptz,
     OUT last bigint, OUT open boolean, OUT fresh boolean, OUT at bigint, OUT claimed bigint,
@@ -249,7 +249,7 @@ BEGIN
     END IF;
     SELECT f.token, f.holder INTO token, holder
       FROM fencing_tokens f WHERE f.destination = of AND f.lane = in_lane FOR NO KEY UPDATE;
-    upto := watermark();
+    upto := high_watermark();
     now := clock_timestamp();
     SELECT l.id, l.state = 1, l.seq_to IS NOT NULL, l.position, l.claimed
       INTO last, open, fresh, at, claimed

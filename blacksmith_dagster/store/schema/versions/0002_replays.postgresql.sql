@@ -33,8 +33,8 @@ BEGIN
 END $$;
 
 -- Lock a lane for this transaction, without writing a new version of its row, and read its state. Each
--- statement sees what was committed before it: the fencing token first, then the watermark, then the rest.
--- `next` is the last of at most `wanted` new jobs, NULL if there is none, or in a lane
+-- statement sees what was committed before it: first the fencing token, then the high watermark, then
+-- the rest. `next` is the last of at most `wanted` new jobs, NULL if there is none, or in a lane
 -- without new jobs.
 CREATE OR REPLACE FUNCTION enter_lane(
     of int, in_lane int, wanted int, OUT token bigint, OUT holder text, OUT now timestamptz,
@@ -49,7 +49,7 @@ BEGIN
     END IF;
     SELECT f.token, f.holder INTO token, holder
       FROM fencing_tokens f WHERE f.destination = of AND f.lane = in_lane FOR NO KEY UPDATE;
-    upto := watermark();
+    upto := high_watermark();
     now := clock_timestamp();
     SELECT l.id, l.state = 1, l.seq_to IS NOT NULL, l.position, l.claimed
       INTO last, open, fresh, at, claimed
