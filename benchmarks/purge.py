@@ -122,7 +122,7 @@ def _ready(store: SQLStore) -> None:
     store.maintain()
     with store.writing() as conn:
         now, low = store._now(conn), store._high_watermark(conn)
-        conn.execute(tables.marks.insert(), {"at": now, "low": low, "high": low})
+        conn.execute(tables.time_index.insert(), {"at": now, "low": low, "high": low})
 
 
 def _commits(url: str, seconds: float) -> float:

@@ -28,7 +28,7 @@ from blacksmith_dagster.store.interface import (
     Window,
 )
 from blacksmith_dagster.store.sql import SQLStore
-from blacksmith_dagster.store.tables import marks
+from blacksmith_dagster.store.tables import time_index
 from blacksmith_dagster.supervisor import open_supervisor
 
 MINUTES = 30 * 24 * 60
@@ -66,7 +66,7 @@ def replay(effort: Effort) -> Iterator[Figure]:
 
 
 def window(effort: Effort) -> Iterator[Figure]:
-    """How long it takes to find a day among 5M events, a mark a minute for 30 days."""
+    """How long it takes to find a day among 5M events, a row of the time index a minute for 30 days."""
     events = effort.of(5_000_000)
     for databases in BOTH:
         with databases() as made:
@@ -81,7 +81,7 @@ def window(effort: Effort) -> Iterator[Figure]:
                         for n in range(MINUTES)
                         for at in (events * n // MINUTES,)
                     ]
-                    conn.execute(insert(marks), rows)
+                    conn.execute(insert(time_index), rows)
                 took = []
                 for day in range(1, 29):
                     noon = start + timedelta(days=day)

@@ -759,8 +759,9 @@ class Store(Protocol):
         ...
 
     def maintain(self) -> None:
-        """What must be done now and then (the gateway does it every few seconds): write a mark a
-        minute, move the counters on, make partitions ahead, forget keys older than 7 days."""
+        """What must be done now and then (the gateway does it every few seconds): add a row a
+        minute to the time index, move the counters on, make partitions ahead, forget keys older than
+        7 days."""
         ...
 
 

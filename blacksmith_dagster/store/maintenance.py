@@ -1,4 +1,4 @@
-"""What keeps a store in order: names, marks, counters, old keys."""
+"""What keeps a store in order: names, the time index, counters, old keys."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from blacksmith_dagster.store.tables import (
     jobs,
     keys,
     loads,
-    marks,
+    time_index,
 )
 
 KEYS_KEPT = timedelta(days=7)
-MARK_GAP = timedelta(minutes=1)
+TIME_INDEX_GAP = timedelta(minutes=1)
 _STRETCH = 200_000  # events that are counted in one transaction, so that writers never wait long
 
 
@@ -82,29 +82,29 @@ def highest(conn: Connection) -> int:
     return max(conn.execute(select(bearer)).scalar() or 0 for bearer in bearers)
 
 
-def mark(conn: Connection, now: datetime, low: int, high: int) -> None:
-    """Write a mark, unless one was written within the last minute."""
-    last = conn.execute(select(func.max(marks.c.at))).scalar()
-    if last is None or now - last > MARK_GAP:
+def add_to_time_index(conn: Connection, now: datetime, low: int, high: int) -> None:
+    """Add a row to the time index, unless one was added within the last minute."""
+    last = conn.execute(select(func.max(time_index.c.at))).scalar()
+    if last is None or now - last > TIME_INDEX_GAP:
         values = {"at": now, "low": low, "high": high}
-        conn.execute(upsert(conn, marks).on_conflict_do_nothing(), values)
+        conn.execute(upsert(conn, time_index).on_conflict_do_nothing(), values)
 
 
 def begin_import(conn: Connection, at: datetime, low: int) -> None:
-    """Write the mark of history that was received at a time; refuse it if newer is there already."""
-    newest = conn.execute(select(func.max(marks.c.at))).scalar()
+    """Add the time of imported history to the time index; refuse it if newer is there already."""
+    newest = conn.execute(select(func.max(time_index.c.at))).scalar()
     if newest is not None and at < newest:
         raise UsageError(
             f"history of {at:%Y-%m-%d %H:%M} cannot be imported: the store has received events at "
             f"{newest:%Y-%m-%d %H:%M}; import in the order of time, before the gateway is started"
         )
     values = {"at": at, "low": low, "high": low}
-    conn.execute(upsert(conn, marks).on_conflict_do_nothing(), values)
+    conn.execute(upsert(conn, time_index).on_conflict_do_nothing(), values)
 
 
 def end_import(conn: Connection, at: datetime, high: int) -> None:
-    """Let the mark hold what was imported."""
-    conn.execute(update(marks).where(marks.c.at == at).values(high=high))
+    """Let the row of the time index cover what was imported."""
+    conn.execute(update(time_index).where(time_index.c.at == at).values(high=high))
 
 
 def forget_keys(conn: Connection, now: datetime) -> None:

@@ -18,7 +18,7 @@ STEP = 5_000_000
 _LOCK_NOT_AVAILABLE = "55P03"
 _WAIT = "10s"
 # On a table that is to be dropped: a purge that was killed is known by it, and no table of another.
-_MARK = "blacksmith: purged, to be dropped"
+_DROP_COMMENT = "blacksmith: purged, to be dropped"
 
 
 class Partition(NamedTuple):
@@ -40,30 +40,34 @@ class Partitions:
         self._store = store
 
     def listed(self, conn: Connection) -> Sequence[Partition]:
-        """Those that are not marked, the oldest first."""
-        return [of for of, marked in self._attached(conn) if not marked]
+        """Those that are not to be dropped, the oldest first."""
+        return [of for of, dropped in self._attached(conn) if not dropped]
 
-    def marked(self, conn: Connection) -> Sequence[Partition]:
-        """Those that are marked, and whose events could not be detached yet."""
-        return [of for of, marked in self._attached(conn) if marked]
+    def planned_drops(self, conn: Connection) -> Sequence[Partition]:
+        """Those that are to be dropped, and whose events could not be detached yet."""
+        return [of for of, dropped in self._attached(conn) if dropped]
 
     def _attached(self, conn: Connection) -> Sequence[tuple[Partition, bool]]:
-        rows = conn.exec_driver_sql(_ATTACHED, (_MARK,))
-        return [(Partition(n, n * STEP, (n + 1) * STEP - 1), marked) for n, marked in rows]
+        rows = conn.exec_driver_sql(_ATTACHED, (_DROP_COMMENT,))
+        return [(Partition(n, n * STEP, (n + 1) * STEP - 1), dropped) for n, dropped in rows]
 
-    def mark(self, conn: Connection, partition: Partition) -> None:
+    def plan_drop(self, conn: Connection, partition: Partition) -> None:
         """Decide that a partition is dropped."""
         for table in ("jobs", "events"):
-            conn.exec_driver_sql(f"COMMENT ON TABLE {table}_{partition.number:d} IS '{_MARK}'")
+            conn.exec_driver_sql(
+                f"COMMENT ON TABLE {table}_{partition.number:d} IS '{_DROP_COMMENT}'"
+            )
 
-    def drop_marked(self) -> Sequence[str]:
-        """Drop what is marked; returns the tables that a reader keeps from being dropped.
+    def drop_planned(self) -> Sequence[str]:
+        """Drop what is planned to be dropped; returns the tables that a reader keeps from being dropped.
 
         A table is detached first, so that nobody waits for its lock: those who write and read go on.
         """
         postponed = []
         with self._store.reading() as conn, _patience(conn):
-            for table, parent, pending in conn.exec_driver_sql(_MARKED, (_MARK,)).all():
+            for table, parent, pending in conn.exec_driver_sql(
+                _PLANNED_DROPS, (_DROP_COMMENT,)
+            ).all():
                 try:
                     if parent:
                         how = "FINALIZE" if pending else "CONCURRENTLY"
@@ -94,7 +98,7 @@ SELECT substring(c.relname from '^events_(\\d+)$')::bigint,
  WHERE i.inhparent = 'events'::regclass AND NOT i.inhdetachpending ORDER BY 1
 """
 # Jobs before events: who joins them finds both or no job. Names are quoted and qualified where needed.
-_MARKED = """
+_PLANNED_DROPS = """
 SELECT c.oid::regclass::text, i.inhparent::regclass::text, i.inhdetachpending
   FROM pg_class c LEFT JOIN pg_inherits i ON i.inhrelid = c.oid
  WHERE c.relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = 'events'::regclass)

@@ -110,7 +110,7 @@ class Purge:
         partitions = self._store.partitions
         if partitions is not None:
             # What a purge that was killed has left.
-            yield PurgeStep(postponed=partitions.drop_marked())
+            yield PurgeStep(postponed=partitions.drop_planned())
         if not self._bounds:
             return
         self._move_floors()
@@ -197,10 +197,10 @@ class Purge:
                     yield PurgeStep(file=archive.write(archived(self._store, page)))
             with self._store.writing() as conn:
                 self._forget(conn, partition.holds)
-                partitions.mark(conn, partition)
-            yield PurgeStep(partitions=1, postponed=partitions.drop_marked())
+                partitions.plan_drop(conn, partition)
+            yield PurgeStep(partitions=1, postponed=partitions.drop_planned())
         with self._store.reading() as conn:
-            left = [Window(each.first - 1, each.last) for each in partitions.marked(conn)]
+            left = [Window(each.first - 1, each.last) for each in partitions.planned_drops(conn)]
         # They have lost their jobs already, and go as a whole.
         self._held = HeldEvents(self._held.seqs, [*self._held.windows, *left])
 

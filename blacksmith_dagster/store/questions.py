@@ -47,9 +47,9 @@ from blacksmith_dagster.store.tables import (
     job_totals,
     jobs,
     loads,
-    marks,
     outcomes,
     replays,
+    time_index,
 )
 
 _AT_ONCE = 10_000  # values in one statement, which takes 65,535 at most
@@ -225,9 +225,16 @@ def as_jobs(conn: Connection, seqs: Sequence[int]) -> Any:
 
 
 def window(conn: Connection, start: datetime, end: datetime, last: int) -> Window:
-    """The sequence numbers between the marks around two times."""
-    low = select(marks.c.low).where(marks.c.at <= start).order_by(marks.c.at.desc()).limit(1)
-    high = select(marks.c.high).where(marks.c.at >= end).order_by(marks.c.at).limit(1)
+    """The sequence numbers between the rows of the time index around two times."""
+    low = (
+        select(time_index.c.low)
+        .where(time_index.c.at <= start)
+        .order_by(time_index.c.at.desc())
+        .limit(1)
+    )
+    high = (
+        select(time_index.c.high).where(time_index.c.at >= end).order_by(time_index.c.at).limit(1)
+    )
     after, upto = conn.execute(low).scalar(), conn.execute(high).scalar()
     return Window(after or 0, last if upto is None else upto)
 

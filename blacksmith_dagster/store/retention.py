@@ -34,9 +34,9 @@ from blacksmith_dagster.store.tables import (
     job_groups,
     jobs,
     loads,
-    marks,
     outcomes,
     replays,
+    time_index,
 )
 
 _CHUNK = 10_000  # sequence numbers that one statement names
@@ -58,7 +58,8 @@ class Bound(NamedTuple):
 
 
 def bounds(conn: Connection, retention: Mapping[int, Retention], now: datetime) -> list[Bound]:
-    """How far each event type is past its time, by the marks; one that is kept forever has no bound.
+    """How far each event type is past its time, by the time index; one that is kept forever has no
+    bound.
 
     What the counters have not come to stays: they would never count it.
     """
@@ -68,13 +69,11 @@ def bounds(conn: Connection, retention: Mapping[int, Retention], now: datetime) 
     for event_type, kept in sorted(retention.items()):
         if kept.events is None:
             continue
-        old = select(marks.c.at, marks.c.low).where(marks.c.at <= now - kept.events)
-        mark = conn.execute(old.order_by(marks.c.at.desc()).limit(1)).first()
-        if mark is not None and min(mark.low, counted) > swept[event_type]:
+        old = select(time_index.c.at, time_index.c.low).where(time_index.c.at <= now - kept.events)
+        row = conn.execute(old.order_by(time_index.c.at.desc()).limit(1)).first()
+        if row is not None and min(row.low, counted) > swept[event_type]:
             since = None if kept.discarded is None else now - kept.discarded
-            found.append(
-                Bound(event_type, min(mark.low, counted), mark.at, swept[event_type], since)
-            )
+            found.append(Bound(event_type, min(row.low, counted), row.at, swept[event_type], since))
     return found
 
 

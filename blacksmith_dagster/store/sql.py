@@ -695,7 +695,7 @@ class SQLStore(ABC):
         with self.writing() as conn:
             # In this order: what is up to `low` was received before `now`, what is above `high` after.
             low, now = self._high_watermark(conn), self._now(conn)
-            maintenance.mark(conn, now, low, self._sequence(conn))
+            maintenance.add_to_time_index(conn, now, low, self._sequence(conn))
             maintenance.forget_keys(conn, now)
         while self._count():
             pass

@@ -350,10 +350,10 @@ listeners = Table(
     _at("at"),
 )
 
-# Marks turn a time into a sequence number: whatever is at or below `low` had been committed at that
-# time, whatever is above `high` had not begun.
-marks = Table(
-    "marks",
+# The time index turns a time into a sequence number: whatever is at or below `low` had been committed at
+# that time, whatever is above `high` had not begun.
+time_index = Table(
+    "time_index",
     metadata,
     Column("at", Instant(), primary_key=True),
     _required("low", BigInteger),

@@ -32,7 +32,7 @@ from blacksmith_dagster.store.interface import (
     Verdict,
 )
 from blacksmith_dagster.store.sql import SQLStore
-from blacksmith_dagster.store.tables import events, leases, marks
+from blacksmith_dagster.store.tables import events, leases, time_index
 from blacksmith_dagster.supervisor import StoreSupervisor
 from tests.acceptance.loading_pipeline import (
     FLIGHTS,
@@ -71,17 +71,17 @@ def settings(store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("BLACKSMITH_STORE_URL", store_url)
 
 
-def mark(store: Store) -> None:
+def index_time(store: Store) -> None:
     """Note the time, which the gateway does once a minute."""
     assert isinstance(store, SQLStore)
     with store.writing() as conn:
         low, now = store._high_watermark(conn), store._now(conn)
-        conn.execute(marks.insert(), {"at": now, "low": low, "high": store._sequence(conn)})
+        conn.execute(time_index.insert(), {"at": now, "low": low, "high": store._sequence(conn)})
 
 
 def grow_old(store: Store) -> None:
     """Let all that is in the store be past its time."""
-    mark(store)
+    index_time(store)
     time.sleep(1.1)  # `keep_discarded`, the longer of the two
 
 
@@ -121,7 +121,7 @@ class Beside:
         self.failures: list[Exception] = []
         self._threads = [
             threading.Thread(target=self._repeat, args=(what, pause))
-            for what, pause in ((self._send, 0.05), (self._mark, 0.1), (self._replay, 0.1))
+            for what, pause in ((self._send, 0.05), (self._index_time, 0.1), (self._replay, 0.1))
         ]
         for each in self._threads:
             each.start()
@@ -141,8 +141,8 @@ class Beside:
         ids = accept(self._store, data)
         self.accepted |= dict(zip(ids, todo, strict=True))
 
-    def _mark(self) -> None:
-        mark(self._store)
+    def _index_time(self) -> None:
+        index_time(self._store)
 
     def _replay(self) -> None:
         """Half of the windows begin before what may have been purged."""

@@ -29,13 +29,13 @@ def kept(
 NOW = kept(NOTHING)
 
 
-def mark(store: Store, ago: timedelta = NOTHING) -> None:
+def index_time(store: Store, ago: timedelta = NOTHING) -> None:
     """All that is in the store was received so long ago, or before."""
     assert isinstance(store, SQLStore)
     with store.writing() as conn:
         low, high = store._high_watermark(conn), store._sequence(conn)
         values = {"at": store._now(conn) - ago, "low": low, "high": high}
-        conn.execute(tables.marks.insert(), values)
+        conn.execute(tables.time_index.insert(), values)
 
 
 def purged(store: Store, retention: Mapping[str, Retention] = NOW) -> int:

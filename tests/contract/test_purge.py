@@ -42,9 +42,9 @@ from tests.contract.purging import (
     OUTCOME,
     UNDELIVERABLE,
     gone,
+    index_time,
     kept,
     load_all,
-    mark,
     purged,
     read,
     rows,
@@ -61,7 +61,7 @@ def test_what_is_past_its_time_goes_with_its_jobs_and_their_loads(store: Store) 
     token = take_over(store)
     while load := store.claim(token, 2, 3):
         store.record(load, Verdict())
-    mark(store, 31 * DAY)
+    index_time(store, 31 * DAY)
     young = keep(store, 3)
     load_all(store, token)
     counts, totals = store.counts(FLIGHTS), store.day_counts(date(2026, 1, 1))
@@ -81,7 +81,7 @@ def test_what_is_past_its_time_goes_with_its_jobs_and_their_loads(store: Store) 
 def test_what_has_no_keep_stays(store: Store) -> None:
     ids = keep(store, 3)
     load_all(store, take_over(store))
-    mark(store, 1000 * DAY)
+    index_time(store, 1000 * DAY)
     for retention in (kept(None), {}, {"airport/unheard_of": Retention(NOTHING, NOTHING)}):
         assert purged(store, retention) == 0
         assert store.purgeable(retention) == []
@@ -91,14 +91,14 @@ def test_what_has_no_keep_stays(store: Store) -> None:
 
 def test_an_event_without_a_job_goes(store: Store) -> None:
     ids = keep(store, 3, to=())
-    mark(store)
+    index_time(store)
     assert purged(store) == 3
     assert all(gone(store, ids))
 
 
 def test_nothing_goes_before_a_mark_tells_its_age(store: Store) -> None:
     keep(store, 3, to=())
-    mark(store, 29 * DAY)
+    index_time(store, 29 * DAY)
     assert purged(store, kept(30 * DAY)) == 0
     assert purged(store, kept(29 * DAY)) == 3
 
@@ -109,7 +109,7 @@ def test_one_event_type_may_go_before_another(store: Store) -> None:
     ids = keep(store, 3, to=())
     assert isinstance(outcomes, list)
     load_all(store, take_over(store))
-    mark(store)
+    index_time(store)
     assert purged(store, {departed.path: Retention(NOTHING, NOTHING)}) == 4
     assert all(gone(store, [parent, *ids]))
     assert not any(gone(store, outcomes))
@@ -162,7 +162,7 @@ def test_what_is_pending_stays(store: Store, pend: Callable[[Store, FencingToken
     load_all(store, token)
     pending = keep(store, 4)
     also = keep(store, 3, to=())
-    mark(store)
+    index_time(store)
     pend(store, token)
     before = [store.history(each) for each in pending]
     counts = store.counts(FLIGHTS)
@@ -185,7 +185,7 @@ def test_what_is_pending_stays(store: Store, pend: Callable[[Store, FencingToken
 
 def test_what_goes_is_found_among_many_that_stay(store: Store) -> None:
     first, waiting, last = keep(store, 1, to=()), keep(store, 5), keep(store, 1, to=())
-    mark(store)
+    index_time(store)
     assert purged(store) == 2
     assert gone(store, [*first, *waiting, *last]) == [True, *[False] * 5, True]
     assert {each.event_id for each in store.jobs("awaiting", FLIGHTS)} == set(waiting)
@@ -194,7 +194,7 @@ def test_what_goes_is_found_among_many_that_stay(store: Store) -> None:
 def test_a_job_that_waits_for_one_destination_event_keeps_the_event(store: Store) -> None:
     ids = keep(store, 3, to=[FLIGHTS, SEATS])
     load_all(store, take_over(store))
-    mark(store)
+    index_time(store)
     assert purged(store) == 0
     load_all(store, take_over(store, to=SEATS))
     assert purged(store) == 3
@@ -204,7 +204,7 @@ def test_a_job_that_waits_for_one_destination_event_keeps_the_event(store: Store
 def test_parents_stay_while_an_outcome_waits(store: Store) -> None:
     """Also those that an outcome of an outcome came of, and that are all settled."""
     ids = keep(store, 3)
-    mark(store)
+    index_time(store)
     load = claimed(store, take_over(store))
     told = NewEvent(OUTCOME, "{}", [NewJob(SEATS)], parent=ids[1])
     discarded = [Deviation(load.rows[1].seq, Said.DISCARDED, "no")]
@@ -214,9 +214,9 @@ def test_parents_stay_while_an_outcome_waits(store: Store) -> None:
     [outcome] = ids_of(of_outcome)
     again = NewEvent(OUTCOME, "{}", [NewJob(UNDELIVERABLE)], parent=outcome)
     store.record(of_outcome, Verdict(outcomes=[again]))
-    assert purged(store) == 2, "of those before the mark; the outcomes came after it"
+    assert purged(store) == 2, "of those before that time; the outcomes came after it"
     young = keep(store, 1)
-    mark(store)
+    index_time(store)
     assert purged(store) == 0
     assert gone(store, ids) == [True, False, True]
     assert not any(gone(store, [outcome, *young]))
@@ -230,7 +230,7 @@ def test_the_parent_of_an_outcome_whose_job_was_discarded_lately_stays(store: St
     """Its data is the parent's: it may be mended, and loaded again."""
     ids = keep(store, 2)
     load_all(store, take_over(store))
-    mark(store)
+    index_time(store)
     store.ingest([[NewEvent(OUTCOME, "{}", [NewJob(SEATS)], parent=ids[0])]])
     load = claimed(store, take_over(store, to=SEATS))
     store.record(load, Verdict([Deviation(load.rows[0].seq, Said.DISCARDED, "no")]))
@@ -245,7 +245,7 @@ def test_discarded_jobs_stay_longer(store: Store) -> None:
     load = claimed(store, take_over(store))
     discarded = [Deviation(row.seq, Said.DISCARDED, "no") for row in load.rows[:2]]
     store.record(load, Verdict(discarded))
-    mark(store)
+    index_time(store)
     assert purged(store, kept(NOTHING, DAY)) == 2
     assert purged(store, kept(NOTHING, None)) == 0
     assert gone(store, ids) == [False, False, True, True]
@@ -265,7 +265,7 @@ def test_discarded_jobs_stay_longer(store: Store) -> None:
 
 def test_a_question_about_a_purged_event_says_from_when_on_events_are_kept(store: Store) -> None:
     [event] = keep(store, 1, to=())
-    mark(store, DAY)
+    index_time(store, DAY)
     purged(store, kept(DAY))
     day = (datetime.now(UTC) - DAY).date().isoformat()
     for ask in (store.event, store.history):
@@ -279,7 +279,7 @@ def test_a_question_about_a_purged_event_says_from_when_on_events_are_kept(store
 
 def test_a_purged_window_is_told(store: Store) -> None:
     keep(store, 1, to=())
-    mark(store, 2 * DAY)
+    index_time(store, 2 * DAY)
     now = datetime.now(UTC)
     store.check_kept([departed.path], now - 9 * DAY)
     purged(store, kept(DAY))
@@ -291,7 +291,7 @@ def test_a_purged_window_is_told(store: Store) -> None:
 
 def test_the_sequence_is_held_against_what_was_purged(store: Store) -> None:
     ids = keep(store, 5, to=())
-    mark(store)
+    index_time(store)
     purged(store)
     store.ready()
     assert isinstance(store, SQLStore)
@@ -319,7 +319,7 @@ def test_a_purge_that_ends_early_is_gone_on_with(
         load = claimed(store, token, 4)
         store.record(load, Verdict([Deviation(load.rows[0].seq, said, "no", LATER)]))
     waiting = {each.event_id for each in store.jobs("retrying", FLIGHTS)}
-    mark(store)
+    index_time(store)
     for most in itertools.count(1):
         taken = list(itertools.islice(store.purge(NOW), most))
         counts = store.counts(FLIGHTS)
@@ -342,7 +342,7 @@ def test_two_purges_at_once_do_each_others_work(
     keep(store, 40)
     load = claimed(store, take_over(store))
     store.record(load, Verdict([Deviation(row.seq, Said.DISCARDED, "no") for row in load.rows]))
-    mark(store)
+    index_time(store)
     failures: list[Exception] = []
 
     def run() -> None:
@@ -393,7 +393,7 @@ def test_an_archive_holds_what_went_to_the_letter(store: Store, tmp_path: Path) 
     load = claimed(store, take_over(store, to=SEATS))
     store.record(load, Verdict([Deviation(load.rows[0].seq, Said.DISCARDED, "no seat")]))
     received = [store.event(each).received_at for each in (parent, full, lines)]
-    mark(store)
+    index_time(store)
     folder = tmp_path / "new" / "archive"
     files = [step.file for step in store.purge(NOW, FolderArchive(str(folder))) if step.file]
     assert files == [str(folder / f"{parent}-{lines}.jsonl.gz")]
@@ -423,7 +423,7 @@ def test_whatever_goes_is_in_the_archive_even_if_purges_are_killed(
     folder.mkdir()
     ids = keep(store, 23)
     load_all(store, take_over(store))
-    mark(store)
+    index_time(store)
     for most in itertools.count(1):
         taken = list(itertools.islice(store.purge(NOW, FolderArchive(str(folder))), most))
         archived = {each.id for each in read(folder)}
@@ -436,7 +436,7 @@ def test_whatever_goes_is_in_the_archive_even_if_purges_are_killed(
 
 def test_what_cannot_be_archived_is_not_purged(store: Store, tmp_path: Path) -> None:
     ids = keep(store, 3, to=())
-    mark(store)
+    index_time(store)
     (tmp_path / "file").touch()
     with pytest.raises(Unavailable, match="what is not archived is not purged"):
         list(store.purge(NOW, FolderArchive(str(tmp_path / "file"))))

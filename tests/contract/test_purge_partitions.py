@@ -24,7 +24,7 @@ from tests.contract.pipeline import (
     new_event,
     take_over,
 )
-from tests.contract.purging import NOW, OUTCOME, gone, kept, load_all, mark, rows
+from tests.contract.purging import NOW, OUTCOME, gone, index_time, kept, load_all, rows
 
 OLD = 6  # events that are in the first partition
 
@@ -66,7 +66,7 @@ def test_a_partition_that_nothing_needs_is_dropped(store: Store) -> None:
         token = take_over(store, to=path)
         while load := store.claim(token, 4, 3):
             store.record(load, Verdict())
-    mark(store)
+    index_time(store)
     later = keep(store, 2, to=())
     counts = store.counts(FLIGHTS)
     store.maintain()
@@ -90,7 +90,7 @@ def test_a_partition_with_an_event_that_is_needed_stays(store: Store) -> None:
     later = Deviation(load.rows[2].seq, Said.FAILED, "later", 86_400.0)
     discarded = Deviation(load.rows[3].seq, Said.DISCARDED, "no")
     store.record(load, Verdict([later, discarded]))
-    mark(store)
+    index_time(store)
     keep(store, 1, to=())
     assert total(store.purge(kept(timedelta(0), None))) == (OLD - 2 + len(young), 0)
     assert tables(store) == ALL
@@ -108,7 +108,7 @@ def test_a_partition_with_an_event_of_a_type_that_is_kept_stays(store: Store) ->
     old = keep(store, OLD - 1, to=())
     [[outcome]] = store.ingest([[NewEvent(OUTCOME, "{}")]])
     keep(store, 3, to=())
-    mark(store)
+    index_time(store)
     keep(store, 1, to=())
     alone = {departed.path: Retention(timedelta(0), timedelta(0))}
     assert total(store.purge(alone)) == (OLD - 1 + 3, 0)
@@ -125,7 +125,7 @@ def test_a_purge_that_was_killed_before_the_drop_is_completed(
     keep(store, 3, to=())
     load = claimed(store, take_over(store))
     store.record(load, Verdict([Deviation(load.rows[0].seq, Said.DISCARDED, "no")]))
-    mark(store)
+    index_time(store)
     keep(store, 1, to=())
 
     def killed(_: Partitions) -> None:
@@ -134,7 +134,7 @@ def test_a_purge_that_was_killed_before_the_drop_is_completed(
     with monkeypatch.context() as patched:
         steps = store.purge(NOW)
         next(steps)
-        patched.setattr(Partitions, "drop_marked", killed)
+        patched.setattr(Partitions, "drop_planned", killed)
         with pytest.raises(SystemExit):
             next(steps)
     assert tables(store) == ALL
@@ -153,7 +153,7 @@ def test_events_that_cannot_be_detached_are_left_to_the_next_purge(
     old = keep(store, OLD)
     load_all(store, take_over(store))
     keep(store, 3, to=())
-    mark(store)
+    index_time(store)
     keep(store, 1, to=())
     store.maintain()  # it makes partitions, which waits for such a lock
     with psycopg.connect(postgres_url) as another:
@@ -168,12 +168,12 @@ def test_events_that_cannot_be_detached_are_left_to_the_next_purge(
 
 
 def test_a_table_of_another_is_not_dropped(store: Store, postgres_url: str) -> None:
-    """Whatever it is called: the store drops what it has marked."""
+    """Whatever it is called: the store drops what it has planned to drop."""
     with psycopg.connect(postgres_url) as other:
         other.execute("CREATE TABLE events_2026 (n int)")
         other.execute("CREATE TABLE jobs_7 (n int)")
     keep(store, OLD + 1, to=())
-    mark(store)
+    index_time(store)
     keep(store, 1, to=())
     assert total(store.purge(NOW)) == (1, 1)
     assert set(tables(store)) == {*LATER, "events_2026", "jobs_7"}
@@ -184,7 +184,7 @@ def test_a_reader_postpones_a_drop_and_ingest_goes_on(
 ) -> None:
     monkeypatch.setattr(partitions, "_WAIT", "500ms")
     keep(store, OLD + 1, to=())
-    mark(store)
+    index_time(store)
     keep(store, 1, to=())
     slowest, over = 0.0, threading.Event()
 

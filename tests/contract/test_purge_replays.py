@@ -22,7 +22,7 @@ from blacksmith_dagster.store.interface import (
 )
 from blacksmith_dagster.store.sql import SQLStore
 from tests.contract.pipeline import FLIGHTS, SEATS, claimed, departed, keep, take_over
-from tests.contract.purging import DAY, NOW, OUTCOME, gone, kept, load_all, mark, purged, read
+from tests.contract.purging import DAY, NOW, OUTCOME, gone, index_time, kept, load_all, purged, read
 from tests.contract.test_replays import ALL, MISSING, drain, plan, replaying
 
 
@@ -44,7 +44,7 @@ def test_what_a_replay_has_yet_to_come_to_stays(store: Store) -> None:
     ids = keep(store, 6, to=())
     token = replaying(store)
     replay = store.begin_replay(token, MISSING, [departed.path], "run")
-    mark(store)
+    index_time(store)
     assert [each[2:] for each in store.purgeable(NOW)][:1] == [(0, 6)]
     assert purged(store) == 0
     seqs = [store.event(each).seq for each in ids]
@@ -79,7 +79,7 @@ def test_what_replays_have_left_goes_with_the_events(store: Store, tmp_path: Pat
     assert store.end_replay(token, replay)
     keep(store, 1)
     load_all(store, take_over(store, "another"))
-    mark(store)
+    index_time(store)
     counts = store.counts(FLIGHTS)
     assert (counts.succeeded, counts.discarded) == (5, 1)
     list(store.purge(NOW, FolderArchive(str(tmp_path / "archive"))))
@@ -114,7 +114,7 @@ def test_the_history_of_what_stays_of_a_replays_list_stays(store: Store) -> None
         halves.append(load)
         store.record(load, Verdict())
     assert len(halves) > 1
-    mark(store)
+    index_time(store)
     before = [store.history(each) for each in ids]
     assert purged(store, kept(timedelta(0), DAY)) == 4 - len(halves[0].rows)
     there = [not each for each in gone(store, ids)]
@@ -127,7 +127,7 @@ def test_the_history_of_what_stays_of_a_replays_list_stays(store: Store) -> None
 def test_what_the_outcomes_of_a_replays_window_came_of_stays(store: Store) -> None:
     ids = keep(store, 2)
     load_all(store, take_over(store))
-    mark(store)
+    index_time(store)
     store.ingest([[NewEvent(OUTCOME, "{}", [NewJob(SEATS)], parent=ids[0])]])
     load_all(store, take_over(store, to=SEATS))
     token = replaying(store, SEATS)
@@ -141,7 +141,7 @@ def test_what_the_outcomes_of_a_replays_window_came_of_stays(store: Store) -> No
 
 def test_a_window_below_the_floor_is_not_begun(store: Store) -> None:
     keep(store, 2, to=())
-    mark(store)
+    index_time(store)
     assert purged(store) == 2
     with pytest.raises(Gone, match=rf"{departed.path}.* since .*; begin with"):
         begin(store)
@@ -154,7 +154,7 @@ def test_a_window_below_the_floor_is_not_begun(store: Store) -> None:
 def test_a_replay_that_was_left_for_a_week_holds_nothing(store: Store) -> None:
     ids = keep(store, 3, to=())
     begin(store)
-    mark(store)
+    index_time(store)
     begun(store, 6 * DAY)
     assert purged(store) == 0
     assert begin(store).id == store.replays(FLIGHTS)[0].id, "it is gone on with"

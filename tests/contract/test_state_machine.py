@@ -31,7 +31,7 @@ from blacksmith_dagster.store.interface import (
     Window,
 )
 from tests.contract.pipeline import FLIGHTS, app, departed, take_over
-from tests.contract.purging import mark, purged
+from tests.contract.purging import index_time, purged
 
 ATTEMPTS = 3
 NEVER = 86_400.0  # a delay in seconds that no test outlives
@@ -252,7 +252,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def purge(self) -> None:
         """What is settled goes, and is counted as before; what is pending stays."""
-        mark(self.store)
+        index_time(self.store)
         assert purged(self.store) >= len(self._in(SUCCEEDED) | self._in(DISCARDED))
         for event in self._in(SUCCEEDED) | self._in(DISCARDED):
             with pytest.raises(Gone):

@@ -538,7 +538,7 @@ def test_a_window_holds_what_was_received_in_it(store: Store) -> None:
     window = store.window(start, datetime.now(UTC))
     seqs = [store.event(each).seq for each in ids]
     assert all(window.after < seq <= window.upto for seq in seqs)
-    # After the mark the first three are known to be older.
+    # After that row of the time index the first three are known to be older.
     later = store.window(datetime.now(UTC), datetime.now(UTC) + timedelta(hours=1))
     assert later.after == seqs[0] - 1
 

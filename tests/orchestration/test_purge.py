@@ -13,7 +13,7 @@ from blacksmith_dagster.scheduler import purge as purging
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.interface import NewEvent
 from blacksmith_dagster.store.sql import SQLStore
-from blacksmith_dagster.store.tables import marks
+from blacksmith_dagster.store.tables import time_index
 from blacksmith_dagster.supervisor import open_supervisor
 
 SITE = Source("site", keep="30d")
@@ -30,7 +30,7 @@ def store(store_url: str) -> Iterator[Store]:
     opened.ingest([[NewEvent(SEEN.path, "{}")] * 3])
     with opened.writing() as conn:
         at, last = opened._now(conn) - timedelta(days=31), opened._sequence(conn)
-        conn.execute(marks.insert(), {"at": at, "low": last, "high": last})
+        conn.execute(time_index.insert(), {"at": at, "low": last, "high": last})
     opened.ingest([[NewEvent(SEEN.path, "{}")]])
     yield opened
     opened.close()

@@ -133,7 +133,7 @@ CREATE TABLE quarantine (
     PRIMARY KEY (id)
 );
 
-CREATE TABLE marks (
+CREATE TABLE time_index (
     at TIMESTAMP WITH TIME ZONE NOT NULL,
     low BIGINT NOT NULL,
     high BIGINT NOT NULL,

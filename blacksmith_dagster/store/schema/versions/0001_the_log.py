@@ -1,4 +1,4 @@
-"""The log of events and jobs, loads and their job groups, keys, marks, counters, leases."""
+"""The log of events and jobs, loads and their job groups, keys, the time index, counters, leases."""
 
 import secrets
 from datetime import UTC, datetime

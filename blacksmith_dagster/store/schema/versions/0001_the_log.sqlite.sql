@@ -126,7 +126,7 @@ CREATE TABLE quarantine (
     error TEXT NOT NULL
 );
 
-CREATE TABLE marks (
+CREATE TABLE time_index (
     at BIGINT NOT NULL,
     low BIGINT NOT NULL,
     high BIGINT NOT NULL,
