@@ -219,7 +219,7 @@ class SchemaOutdated(StoreError):
 
 
 class SequenceWentBack(StoreError):
-    """The sequence that orders events is behind an event, a load or a floor that it made.
+    """The sequence that orders events is behind an event, a load or a log start that it made.
 
     Events written now would get numbers that loads have passed already, and be lost in silence.
     """

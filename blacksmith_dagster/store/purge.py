@@ -1,7 +1,7 @@
 """Removing events that are past their time, with all that is told of them.
 
-First the floors are moved, so that no replay begins below them; then what is still needed is looked
-for, in one snapshot. From there on it only becomes less: what is below the floors gets no new jobs.
+First the log starts are moved, so that no replay begins below them; then what is still needed is looked
+for, in one snapshot. From there on it only becomes less: what is below a log start gets no new jobs.
 So the rest is deleted in small transactions, and a purge that was killed is completed by the next.
 """
 
@@ -113,7 +113,7 @@ class Purge:
             yield PurgeStep(postponed=partitions.drop_planned())
         if not self._bounds:
             return
-        self._move_floors()
+        self._move_log_starts()
         self._hold()
         if partitions is not None:
             yield from self._drop(partitions, archive)
@@ -126,13 +126,13 @@ class Purge:
         yield from self._sweep()
         self._move_swept()
 
-    # -- the floors
-    def _move_floors(self) -> None:
+    # -- the log starts
+    def _move_log_starts(self) -> None:
         with self._store.writing() as conn:
             for each in self._bounds:
                 mine = (event_types.c.id == each.event_type, event_types.c.purged_upto < each.upto)
-                floor = {"purged_upto": each.upto, "purged_before": each.before}
-                conn.execute(update(event_types).where(*mine).values(floor))
+                log_start = {"purged_upto": each.upto, "purged_before": each.before}
+                conn.execute(update(event_types).where(*mine).values(log_start))
 
     def _move_swept(self) -> None:
         """Let the next purge begin where this one has left something."""

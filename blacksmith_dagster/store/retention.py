@@ -95,12 +95,14 @@ def past(bounds: Sequence[Bound], windows: Sequence[Window] = ()) -> ColumnEleme
 def refuse_purged(conn: Connection, of: Sequence[int], after: int) -> None:
     """Raise `Gone` if events of these types with higher numbers than `after` may be gone.
 
-    Their floors stay where they are until the transaction ends: what it makes of events above them,
+    Their log starts stay where they are until the transaction ends: what it makes of events above them,
     a purge finds.
     """
-    floors = select(event_types.c.path, event_types.c.purged_before, event_types.c.purged_upto)
+    log_starts = select(event_types.c.path, event_types.c.purged_before, event_types.c.purged_upto)
     locked = (
-        floors.where(event_types.c.id.in_(of)).order_by(event_types.c.id).with_for_update(read=True)
+        log_starts.where(event_types.c.id.in_(of))
+        .order_by(event_types.c.id)
+        .with_for_update(read=True)
     )
     gone = {path: before for path, before, upto in conn.execute(locked) if upto > after}
     if gone:
@@ -112,10 +114,10 @@ def refuse_purged(conn: Connection, of: Sequence[int], after: int) -> None:
 
 def why_gone(conn: Connection, seq: int) -> str | None:
     """Why an event that is not there may have been purged, `None` if it was not."""
-    floors = select(event_types.c.path, event_types.c.purged_before).where(
+    log_starts = select(event_types.c.path, event_types.c.purged_before).where(
         event_types.c.purged_upto >= seq
     )
-    gone = dict(conn.execute(floors.order_by(event_types.c.id)).tuples().all())
+    gone = dict(conn.execute(log_starts.order_by(event_types.c.id)).tuples().all())
     return shown(gone) if gone else None
 
 

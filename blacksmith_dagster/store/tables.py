@@ -94,8 +94,8 @@ epochs = Table(
     _at("began_at"),
 )
 
-# What is purged of an event type: events up to `purged_upto`, all received before `purged_before`, are
-# gone unless a job needed them. Up to `swept_upto` there is none left.
+# The log start of an event type: its events up to `purged_upto`, all received before `purged_before`,
+# are gone unless a job needed them. Up to `swept_upto` there is none left.
 event_types = Table(
     "event_types",
     metadata,

@@ -139,7 +139,7 @@ def test_what_the_outcomes_of_a_replays_window_came_of_stays(store: Store) -> No
     assert purged(store) == 2
 
 
-def test_a_window_below_the_floor_is_not_begun(store: Store) -> None:
+def test_a_window_below_the_log_start_is_not_begun(store: Store) -> None:
     keep(store, 2, to=())
     index_time(store)
     assert purged(store) == 2
