@@ -16,7 +16,7 @@ from blacksmith_dagster.cli.common import (
     locks_of,
     opened,
 )
-from blacksmith_dagster.cli.tables import age, as_json, moment, table
+from blacksmith_dagster.cli.tables import age, as_json, table, utc_text
 from blacksmith_dagster.errors import NotFound, SettingsError, Unavailable, UsageError
 from blacksmith_dagster.scheduler.discard import discard, retire
 from blacksmith_dagster.settings import load_application
@@ -188,8 +188,8 @@ def _event_text(event: StoredEvent) -> str:
     fields = {
         "event": event.id,
         "type": event.event_type,
-        "received": moment(event.received_at),
-        "sent": moment(event.sent_at),
+        "received": utc_text(event.received_at),
+        "sent": utc_text(event.sent_at),
         "key": event.key,
         "version": event.version,
         "parent": event.parent,

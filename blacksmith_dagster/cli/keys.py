@@ -14,8 +14,8 @@ def keys() -> None:
     """The keys that senders show."""
 
 
-@keys.command()
-def new() -> None:
+@keys.command("new")
+def new_key() -> None:
     """Make a key for a sender, with the hash that stands for it here.
 
     Give the key to the sender, and the hash to the gateway as the environment variable that the

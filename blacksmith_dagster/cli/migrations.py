@@ -46,11 +46,11 @@ def migrations() -> None:
     """
 
 
-@migrations.command()
+@migrations.command("new")
 @app_option
 @click.argument("scope")
 @click.argument("name")
-def new(app: str | None, scope: str, name: str) -> None:
+def new_migration(app: str | None, scope: str, name: str) -> None:
     """Make the two files of a migration in the folder of SCOPE, for you to write."""
     for path in new_files(load_application(app), scope, name, datetime.now(UTC)):
         click.echo(path)
@@ -71,13 +71,13 @@ def ack(
         _print_report(wanderer.ack(request), dry_run)
 
 
-@migrations.command()
+@migrations.command("run")
 @app_option
 @_scopes
 @click.option("--to", type=int, metavar="VERSION", help="Up to this one; all if not given.")
 @click.option("--out-of-order", is_flag=True, help="Also what is older than one that has run.")
 @_dry_run
-def run(
+def run_migrations(
     app: str | None, scopes: tuple[str, ...], to: int | None, out_of_order: bool, dry_run: bool
 ) -> None:
     """Run what has not run, oldest to newest. Ctrl-C lets the migration under way finish."""
@@ -112,11 +112,11 @@ def rollback(
         _print_report(wanderer.rollback(request), dry_run=False)
 
 
-@migrations.command()
+@migrations.command("status")
 @app_option
 @_scopes
 @json_option
-def status(app: str | None, scopes: tuple[str, ...], json: bool) -> None:
+def migration_status(app: str | None, scopes: tuple[str, ...], json: bool) -> None:
     """Show how each migration stands, the oldest first."""
     with _wanderer(app) as wanderer:
         found = wanderer.status(scopes)
@@ -138,7 +138,7 @@ def status(app: str | None, scopes: tuple[str, ...], json: bool) -> None:
     click.echo(table(["scope", "version", "name", "state", "at (UTC)", "by", "error"], rows))
 
 
-@migrations.command()
+@migrations.command("repair")
 @app_option
 @click.argument("scope")
 @click.argument("version", type=int)
@@ -147,7 +147,7 @@ def status(app: str | None, scopes: tuple[str, ...], json: bool) -> None:
     default=None,
     help="What you have found in the target: the migration's effect is there, or it is not.",
 )
-def repair(app: str | None, scope: str, version: int, applied: bool | None) -> None:
+def repair_migration(app: str | None, scope: str, version: int, applied: bool | None) -> None:
     """Record what is true of a migration that was interrupted, has failed, or was done by hand."""
     if applied is None:
         raise MigrationError("look into the target, then say --applied or --not-applied")

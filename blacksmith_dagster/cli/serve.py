@@ -200,8 +200,8 @@ def upgrade() -> None:
         click.echo(f"{opened.label}: the tables are up to date")
 
 
-@store.command()
-def repair() -> None:
+@store.command("repair")
+def repair_store() -> None:
     """After a restore or a promotion: let the store accept events again.
 
     Its sequence is moved past all that it made, and a new epoch begins, so that no new event gets

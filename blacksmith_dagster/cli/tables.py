@@ -50,10 +50,10 @@ def as_json(value: Any) -> str:
     return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
 
 
-def moment(at: datetime | None) -> str:
+def utc_text(at: datetime | None) -> str:
     """A time in UTC, to the second.
 
-    >>> moment(datetime(2026, 1, 31, 12, tzinfo=UTC))
+    >>> utc_text(datetime(2026, 1, 31, 12, tzinfo=UTC))
     '2026-01-31 12:00:00'
     """
     return "" if at is None else at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
@@ -80,7 +80,7 @@ def age(at: datetime | None, now: datetime) -> str:
 
 def _cell(value: object) -> str:
     if isinstance(value, datetime):
-        return moment(value)
+        return utc_text(value)
     return "" if value is None else " ".join(str(value).split())
 
 

@@ -19,7 +19,7 @@ from blacksmith_dagster.destinations.dialects import (
     said_by,
 )
 from blacksmith_dagster.destinations.rows import TableRow, fitted, statements
-from blacksmith_dagster.destinations.statements import of_postgresql, of_sqlite
+from blacksmith_dagster.destinations.statements import split_postgresql, split_sqlite
 from blacksmith_dagster.errors import (
     BlacksmithError,
     DeclarationError,
@@ -215,7 +215,7 @@ def _run_script(connection: sa.Connection, migration: Migration, direction: Dire
         driver.execute(script)  # the server takes it apart
         within = driver.info.transaction_status != TransactionStatus.IDLE
     else:
-        for statement in of_sqlite(script):
+        for statement in split_sqlite(script):
             driver.execute(statement)
         within = driver.in_transaction
     if not within:
@@ -233,7 +233,7 @@ def _run_alone(engine: sa.Engine, script: str) -> None:
         postgresql = engine.dialect.name == "postgresql"
         if postgresql:
             driver.autocommit = True
-        for statement in of_postgresql(script) if postgresql else of_sqlite(script):
+        for statement in split_postgresql(script) if postgresql else split_sqlite(script):
             driver.execute(statement)
     finally:
         pooled.invalidate()  # it may have been left in any state

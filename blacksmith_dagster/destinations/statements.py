@@ -20,12 +20,12 @@ _TOKEN = re.compile(
 _COMMENT = re.compile(r"/\*|\*/")
 
 
-def of_postgresql(script: str) -> Iterator[str]:
+def split_postgresql(script: str) -> Iterator[str]:
     """Its statements, without the semicolon at their end.
 
     A semicolon ends none within quotes, dollar quotes, comments, parentheses and `BEGIN ATOMIC`.
 
-    >>> list(of_postgresql("SELECT ';'; SELECT $a$;$a$ -- ;"))
+    >>> list(split_postgresql("SELECT ';'; SELECT $a$;$a$ -- ;"))
     ["SELECT ';'", 'SELECT $a$;$a$ -- ;']
     """
     start = position = inside = body = 0
@@ -55,10 +55,10 @@ def of_postgresql(script: str) -> Iterator[str]:
         yield script[start:].strip()
 
 
-def of_sqlite(script: str) -> Iterator[str]:
+def split_sqlite(script: str) -> Iterator[str]:
     """Its statements, each with its semicolon; a trigger's body is a part of its own.
 
-    >>> list(of_sqlite("SELECT ';'; SELECT 1"))
+    >>> list(split_sqlite("SELECT ';'; SELECT 1"))
     ["SELECT ';';", 'SELECT 1']
     """
     start = 0

@@ -13,7 +13,7 @@ import msgspec
 
 from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.ingest.extract import Extractor
-from blacksmith_dagster.ingest.ingest import destinations_of, extract_group, keep
+from blacksmith_dagster.ingest.ingest import commit_extracted, destinations_to_notify, extract_group
 from blacksmith_dagster.ingest.quarantine import EventGroup
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.cdc import Listener
@@ -156,11 +156,11 @@ class Changes:
         cursor = gathered[-1].cursor
         moves = self._cursor is not None or cursor != "null"
         cursors = [Cursor(self._reader, self._cursor, cursor)] if moves else []
-        keep(self._store, self._path, groups, extracted, cursors)
+        commit_extracted(self._store, self._path, groups, extracted, cursors)
         if moves:
             self._cursor = cursor
         self._listener.committed = msgspec.json.decode(cursor)
-        self._notify(destinations_of(extracted))
+        self._notify(destinations_to_notify(extracted))
         return sum(1 if isinstance(each, Raw) else len(each) for each in extracted)
 
 

@@ -38,7 +38,7 @@ def ingest(
     extractor = Extractor(app, event)
     extracted = [extract_request(extractor, request) for request in requests]
     cursors = () if cursor is None else (cursor,)
-    ids = keep(store, event.path, requests, extracted, cursors, received_at)
+    ids = commit_extracted(store, event.path, requests, extracted, cursors, received_at)
     return [
         [] if isinstance(each, Raw) else found for each, found in zip(extracted, ids, strict=True)
     ]
@@ -62,7 +62,7 @@ def extract_group(extractor: Extractor, group: EventGroup) -> list[NewEvent] | R
         return raw_of(extractor.event.path, group, error)
 
 
-def keep(
+def commit_extracted(
     store: Store,
     path: str,
     requests: Sequence[Request | Message | EventGroup],
@@ -88,7 +88,7 @@ def keep(
     return [each for each in kept if not isinstance(each, KeyReused)]
 
 
-def destinations_of(extracted: Iterable[list[NewEvent] | Raw]) -> set[str]:
+def destinations_to_notify(extracted: Iterable[list[NewEvent] | Raw]) -> set[str]:
     """The destination events that have new jobs."""
     return {
         job.destination

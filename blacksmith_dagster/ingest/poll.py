@@ -11,7 +11,7 @@ import msgspec
 
 from blacksmith_dagster.errors import CursorMoved, FencedOut, TooLarge, UsageError
 from blacksmith_dagster.ingest.extract import REQUEST_EVENTS, Extractor
-from blacksmith_dagster.ingest.ingest import destinations_of, extract_group, keep
+from blacksmith_dagster.ingest.ingest import commit_extracted, destinations_to_notify, extract_group
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.cron import Poll
 from blacksmith_dagster.pipeline.event import Event
@@ -96,14 +96,14 @@ def _poll(
             "nothing was kept, and the next poll begins from the same cursor"
         )
     try:
-        kept = keep(store, event.path, events, extracted, cursors)
+        kept = commit_extracted(store, event.path, events, extracted, cursors)
     except CursorMoved:
         # Its own message shows the cursor, which may be secret.
         raise CursorMoved(
             f"{event.path} was polled by another process meanwhile; nothing was kept, and the next poll "
             "begins from the cursor that the other has left"
         ) from None
-    notify(destinations_of(extracted))
+    notify(destinations_to_notify(extracted))
     quarantined = sum(isinstance(each, Raw) for each in extracted)
     return Polled(sum(map(len, kept)) - quarantined, quarantined)
 

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 
 from blacksmith_dagster.errors import KeyReused, UsageError
 from blacksmith_dagster.ingest.extract import Extractor
-from blacksmith_dagster.ingest.ingest import destinations_of
+from blacksmith_dagster.ingest.ingest import destinations_to_notify
 from blacksmith_dagster.ingest.quarantine import key_of
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.source import SourceEvent, Webhook
@@ -42,7 +42,7 @@ def retry_quarantined(
     if isinstance(kept, KeyReused):
         raise kept
     if notify is not None:
-        notify(destinations_of([events]))
+        notify(destinations_to_notify([events]))
     return kept
 
 

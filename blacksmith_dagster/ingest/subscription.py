@@ -7,7 +7,11 @@ from typing import Any, cast
 
 from blacksmith_dagster.errors import BlacksmithError, SettingsError
 from blacksmith_dagster.ingest.extract import Extractor
-from blacksmith_dagster.ingest.ingest import destinations_of, extract_request, keep
+from blacksmith_dagster.ingest.ingest import (
+    commit_extracted,
+    destinations_to_notify,
+    extract_request,
+)
 from blacksmith_dagster.ingest.quarantine import raw_of
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.source import SourceEvent
@@ -75,7 +79,7 @@ class Messages:
         except Exception:  # noqa: BLE001 - the database rejects the data of one of them
             for each, events in zip(received, extracted, strict=True):
                 self._keep_alone(each, events)
-        self._notify(destinations_of(extracted))
+        self._notify(destinations_to_notify(extracted))
 
     def _keep_alone(self, received: Received, extracted: list[NewEvent] | Raw) -> None:
         try:
@@ -87,7 +91,7 @@ class Messages:
 
     def _commit(self, received: Sequence[Received], extracted: list[list[NewEvent] | Raw]) -> None:
         messages = [each.message for each in received]
-        keep(self._store, self._path, messages, extracted, cursors_of(received))
+        commit_extracted(self._store, self._path, messages, extracted, cursors_of(received))
 
 
 def cursors_of(received: Sequence[Received]) -> Sequence[Cursor]:

@@ -128,7 +128,7 @@ def check_specs(app: Blacksmith, keys: Mapping[str, AssetKey]) -> Sequence[Asset
     return [AssetCheckSpec(name, asset=key, description=_DESCRIPTIONS[name]) for key, name in named]
 
 
-def find(
+def run_checks(
     app: Blacksmith,
     keys: Mapping[str, AssetKey],
     store: Store,
@@ -142,7 +142,7 @@ def find(
     """
     now = datetime.now(UTC)
     for path, event in app.destination_events.items():
-        yield from of_destination(keys[path], event.schedule, store.counts(path), now, woken)
+        yield from check_destination(keys[path], event.schedule, store.counts(path), now, woken)
         yield replay_settled(keys[path], store.unsettled(path, MOST_NAMED))
     sizes = store.quarantine_sizes()
     for path, source_event in app.source_events.items():
@@ -160,7 +160,7 @@ def find(
     yield no_orphans(store.orphans(app))
 
 
-def of_destination(
+def check_destination(
     key: AssetKey, schedule: Schedule, counts: Counts, now: datetime, woken: bool
 ) -> Iterator[Finding]:
     """The two checks of a destination event, from its counts.

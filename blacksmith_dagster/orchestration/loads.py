@@ -22,7 +22,7 @@ from dagster import (
 )
 
 from blacksmith_dagster.errors import Timeout, Unavailable
-from blacksmith_dagster.orchestration.checks import Finding, of_destination
+from blacksmith_dagster.orchestration.checks import Finding, check_destination
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import DestinationEvent
 from blacksmith_dagster.scheduler import LoadReport, Scheduler, Summary, Tally
@@ -172,7 +172,7 @@ def load(
             raise RetryRequested(_RETRIES, RETRY_SECONDS) from error
         finally:
             flush()
-        evaluate(op, of_destination(key, event.schedule, counts, datetime.now(UTC), woken))
+        evaluate(op, check_destination(key, event.schedule, counts, datetime.now(UTC), woken))
         if summary.skipped:
             op.log.info(f"{event.path}: skipped: {summary.skipped}")
         why = "asked to stop before all that is due was loaded" if summary.stopped else None

@@ -56,10 +56,10 @@ def cron_events(app: Blacksmith) -> Sequence[SourceEvent[Any, Any, Any]]:
     return [event for event in app.source_events.values() if isinstance(event.trigger, Cron)]
 
 
-def pause(retry: int) -> float:
+def retry_delay(retry: int) -> float:
     """Seconds before retry number `retry` (1 is the first): twice as long each time, with jitter.
 
-    >>> 0.5 <= pause(1) <= 1 and 1 <= pause(2) <= 2 and 5 <= pause(100) <= 10
+    >>> 0.5 <= retry_delay(1) <= 1 and 1 <= retry_delay(2) <= 2 and 5 <= retry_delay(100) <= 10
     True
     """
     return min(2.0 ** (retry - 1), _LONGEST_PAUSE) * random.uniform(0.5, 1.0)
@@ -110,7 +110,7 @@ def _poll(
     retries = cast(int, _cron(event).max_retries)
     if context.retry_number >= retries:
         raise failed
-    raise RetryRequested(retries, pause(context.retry_number + 1)) from failed
+    raise RetryRequested(retries, retry_delay(context.retry_number + 1)) from failed
 
 
 def _due_at(context: OpExecutionContext) -> datetime:

@@ -10,7 +10,7 @@ from typing import Any
 from dagster import AssetKey, JobDefinition, OpExecutionContext
 
 from blacksmith_dagster.errors import SettingsError, Unavailable
-from blacksmith_dagster.orchestration.checks import of_destination
+from blacksmith_dagster.orchestration.checks import check_destination
 from blacksmith_dagster.orchestration.loads import (
     UnreportedLoads,
     conclude,
@@ -146,6 +146,8 @@ def _check(
     try:
         for event in events:
             counts = store.counts(event.path)
-            evaluate(op, of_destination(keys[event.path], event.schedule, counts, now, woken=True))
+            evaluate(
+                op, check_destination(keys[event.path], event.schedule, counts, now, woken=True)
+            )
     except Unavailable as error:  # what was loaded is recorded; `blacksmith_report` checks it too
         op.log.warning(f"the checks are not evaluated: {error}")

@@ -26,7 +26,7 @@ from dagster import (
 from pydantic import Field
 
 from blacksmith_dagster.errors import FencedOut, Unavailable
-from blacksmith_dagster.orchestration.checks import MOST_NAMED, of_destination, replay_settled
+from blacksmith_dagster.orchestration.checks import MOST_NAMED, check_destination, replay_settled
 from blacksmith_dagster.orchestration.loads import (
     DayOfLoads,
     UnreportedLoads,
@@ -158,7 +158,7 @@ def replay_partitions(
             )
         counts, now, woken = store.counts(event.path), datetime.now(UTC), notifier is not None
         evaluate(op, [replay_settled(key, store.unsettled(event.path, MOST_NAMED))])
-        evaluate(op, of_destination(key, event.schedule, counts, now, woken))
+        evaluate(op, check_destination(key, event.schedule, counts, now, woken))
     return summary
 
 

@@ -26,9 +26,9 @@ from dagster import (
 from blacksmith_dagster.orchestration.checks import (
     Finding,
     check_specs,
-    find,
     has_migrations,
     migrations_up_to_date,
+    run_checks,
 )
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
 from blacksmith_dagster.pipeline.application import Blacksmith
@@ -150,7 +150,7 @@ def _findings(
     app: Blacksmith, keys: Mapping[str, AssetKey], blacksmith: BlacksmithResource
 ) -> Iterator[Finding]:
     store, woken = blacksmith.store(app), blacksmith.pubsub is not None
-    yield from find(app, keys, store, blacksmith.supervisor, woken=woken)
+    yield from run_checks(app, keys, store, blacksmith.supervisor, woken=woken)
     # Where migrations are tracked elsewhere, that is another database to be opened at each tick.
     if any(map(has_migrations, app.destinations.values())):
         with blacksmith.wanderer(app) as wanderer:

@@ -94,7 +94,7 @@ def decoder(model: Any, *, kept: bool = False) -> Decode:
     return decode
 
 
-def decoded(body: bytes | str, model: Any) -> Any:
+def decode_json(body: bytes | str, model: Any) -> Any:
     """A body decoded into `model`, once; see `decoder`."""
     if _has_pydantic(model):
         return _of_pydantic(model).decode(body)

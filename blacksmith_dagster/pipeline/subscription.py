@@ -11,7 +11,7 @@ from typing import Any, TypeVar, overload
 import msgspec
 
 from blacksmith_dagster.errors import DeclarationError
-from blacksmith_dagster.pipeline.triggers import Trigger, decoded
+from blacksmith_dagster.pipeline.triggers import Trigger, decode_body
 from blacksmith_dagster.redaction import Secret
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class Message(msgspec.Struct, frozen=True):
         Raises `Reject` with the place of the fault when it does not fit: the message goes to
         quarantine.
         """
-        return decoded(self.body, type)
+        return decode_body(self.body, type)
 
 
 @dataclass(frozen=True, slots=True)

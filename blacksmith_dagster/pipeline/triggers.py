@@ -25,13 +25,13 @@ class Trigger(Generic[In]):
     """The base of all triggers; `In` is what the extract function is handed."""
 
 
-def decoded(body: bytes, type: Any) -> Any:
+def decode_body(body: bytes, type: Any) -> Any:
     """A body of JSON decoded into `type`.
 
     Raises `ValidationError` with the place of the fault, and `Reject` for what is not JSON.
     """
     try:
-        return model.decoded(body, type)
+        return model.decode_json(body, type)
     except msgspec.ValidationError as error:
         raise ValidationError(f"the body does not fit: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -78,7 +78,7 @@ class Request(msgspec.Struct, frozen=True):
         Raises `Reject` (422) with the place of the fault when it does not fit; see `invalid` of
         `Properties`.
         """
-        return decoded(self.body, type)
+        return decode_body(self.body, type)
 
     def form(self) -> dict[str, str]:
         """The body of an HTML form (`application/x-www-form-urlencoded`), decoded.

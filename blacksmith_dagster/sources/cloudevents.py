@@ -11,8 +11,8 @@ from urllib.parse import unquote_to_bytes
 from blacksmith_dagster.errors import BadRequest, UnsupportedMedia, ValidationError
 from blacksmith_dagster.pipeline.event import TypedEvent
 from blacksmith_dagster.pipeline.source import WebhookResult
-from blacksmith_dagster.pipeline.triggers import Request, decoded
-from blacksmith_dagster.sources.typed import TypedSource, moment, text
+from blacksmith_dagster.pipeline.triggers import Request, decode_body
+from blacksmith_dagster.sources.typed import TypedSource, parse_time, text_field
 
 _PREFIX = "ce-"
 _ESCAPED = re.compile(r"\\(.)")
@@ -80,13 +80,13 @@ class CloudEventsSource(TypedSource):
         return self._typed_event(event, data, at)
 
     def _typed_event(self, attributes: Mapping[str, Any], data: Any, at: str) -> TypedEvent:
-        if text(attributes, "specversion", at) != "1.0":
+        if text_field(attributes, "specversion", at) != "1.0":
             raise ValidationError(f"only CloudEvents 1.0 is supported - at `{at}.specversion`")
-        source, id_ = text(attributes, "source", at), text(attributes, "id", at)
-        return self._source_event(text(attributes, "type", at)).of(
+        source, id_ = text_field(attributes, "source", at), text_field(attributes, "id", at)
+        return self._source_event(text_field(attributes, "type", at)).of(
             data,
             key=f"{source} {id_}",
-            sent_at=moment(attributes.get("time"), f"{at}.time"),
+            sent_at=parse_time(attributes.get("time"), f"{at}.time"),
             context=attributes,
         )
 
@@ -97,7 +97,7 @@ def _data(attributes: dict[str, Any], body: bytes) -> Any:
         return None
     media = _essence(attributes.get("datacontenttype") or "application/json")
     if media.endswith(("/json", "+json")):
-        return decoded(body, Any)
+        return decode_body(body, Any)
     if media.startswith("text/") or media.endswith(("/xml", "+xml")):
         try:
             return body.decode()

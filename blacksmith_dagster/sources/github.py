@@ -8,7 +8,7 @@ from typing import Unpack
 from blacksmith_dagster.errors import Reject
 from blacksmith_dagster.pipeline.signatures import GitHubSignature
 from blacksmith_dagster.pipeline.source import Properties, WebhookResult
-from blacksmith_dagster.pipeline.triggers import Reply, Request, decoded
+from blacksmith_dagster.pipeline.triggers import Reply, Request, decode_body
 from blacksmith_dagster.redaction import Secret
 from blacksmith_dagster.sources.typed import TypedSource, header, several
 
@@ -47,7 +47,7 @@ class GitHubSource(TypedSource):
             payload = request.form().get("payload")
             if payload is None:
                 raise Reject("the form has no payload")
-            data = decoded(payload.encode(), dict)
+            data = decode_body(payload.encode(), dict)
         else:
             data = request.json(dict)
         return source_event.of(data, key=delivery, context={"event": event})

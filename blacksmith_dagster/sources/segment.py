@@ -15,7 +15,7 @@ from blacksmith_dagster.pipeline.event import TypedEvent
 from blacksmith_dagster.pipeline.source import Properties, Source, SourceEvent, WebhookResult
 from blacksmith_dagster.pipeline.triggers import HTTP, Reply, Request
 from blacksmith_dagster.redaction import Secret
-from blacksmith_dagster.sources.typed import moment, proved_by, several
+from blacksmith_dagster.sources.typed import parse_time, proved_by, several
 
 _Message: TypeAlias = dict[str, Any]
 
@@ -92,7 +92,7 @@ class SegmentSource(Source):
         messages = body.get("batch")
         if not isinstance(messages, list):
             raise _invalid("an array is needed", "$.batch")
-        received, sent = _received(request), moment(body.get("sentAt"), "$.sentAt")
+        received, sent = _received(request), parse_time(body.get("sentAt"), "$.sentAt")
         shared = _object(body, "context", "$")
         return [
             self._typed_event(message, f"$.batch[{place}]", received, sent, shared)
@@ -122,11 +122,11 @@ class SegmentSource(Source):
         if key is not None and not isinstance(key, str):
             raise _invalid("a text is needed", f"{at}.messageId")
         context = _object(message, "context", at)
-        happened = moment(
+        happened = parse_time(
             message.get("timestamp") or message.get("originalTimestamp"), f"{at}.timestamp"
         )
         if "sentAt" in message:
-            sent = moment(message["sentAt"], f"{at}.sentAt")
+            sent = parse_time(message["sentAt"], f"{at}.sentAt")
         if happened is not None and sent is not None:
             try:
                 happened = received - (sent - happened)

@@ -10,7 +10,7 @@ from blacksmith_dagster.pipeline.signatures import SlackSignature
 from blacksmith_dagster.pipeline.source import Properties, WebhookResult
 from blacksmith_dagster.pipeline.triggers import Reply, Request
 from blacksmith_dagster.redaction import Secret
-from blacksmith_dagster.sources.typed import TypedSource, moment, several, text
+from blacksmith_dagster.sources.typed import TypedSource, parse_time, several, text_field
 
 
 class SlackSource(TypedSource):
@@ -41,18 +41,18 @@ class SlackSource(TypedSource):
     def _receive(self, request: Request) -> WebhookResult:
         """A request of Slack's Events API."""
         body = request.json(dict)
-        outer = text(body, "type")
+        outer = text_field(body, "type")
         if outer == "url_verification":
-            return Reply(200, text(body, "challenge"))
+            return Reply(200, text_field(body, "challenge"))
         body.pop("token", None)  # a password of Slack's own, which the signature has replaced
         if outer != "event_callback":
             return self._source_event(outer).of(None, context=body)
         event: Any = body.pop("event", None)
         if not isinstance(event, dict):
             raise ValidationError("the body does not fit: an object is needed - at `$.event`")
-        return self._source_event(text(event, "type", "$.event")).of(
+        return self._source_event(text_field(event, "type", "$.event")).of(
             event,
-            key=text(body, "event_id"),
-            sent_at=moment(body.get("event_time"), "$.event_time"),
+            key=text_field(body, "event_id"),
+            sent_at=parse_time(body.get("event_time"), "$.event_time"),
             context=body,
         )

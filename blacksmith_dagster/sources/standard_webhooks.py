@@ -10,7 +10,7 @@ from blacksmith_dagster.pipeline.signatures import StandardWebhooksSignature
 from blacksmith_dagster.pipeline.source import Properties, WebhookResult
 from blacksmith_dagster.pipeline.triggers import Request
 from blacksmith_dagster.redaction import Secret
-from blacksmith_dagster.sources.typed import TypedSource, header, moment, several, text
+from blacksmith_dagster.sources.typed import TypedSource, header, parse_time, several, text_field
 
 
 class StandardWebhooksSource(TypedSource):
@@ -38,7 +38,7 @@ class StandardWebhooksSource(TypedSource):
     def _receive(self, request: Request) -> WebhookResult:
         """A webhook as Standard Webhooks has it."""
         body: dict[str, Any] = request.json(dict)
-        source_event = self._source_event(text(body, "type"))
+        source_event = self._source_event(text_field(body, "type"))
         if "data" not in body:
             raise ValidationError("the body does not fit: a value is needed - at `$.data`")
         sent: Any = body.get("timestamp")
@@ -47,6 +47,6 @@ class StandardWebhooksSource(TypedSource):
         return source_event.of(
             body.pop("data"),
             key=header(request, "webhook-id"),
-            sent_at=moment(sent, "$.timestamp"),
+            sent_at=parse_time(sent, "$.timestamp"),
             context=body,
         )

@@ -9,7 +9,7 @@ from blacksmith_dagster.pipeline.signatures import StripeSignature
 from blacksmith_dagster.pipeline.source import Properties, WebhookResult
 from blacksmith_dagster.pipeline.triggers import Request
 from blacksmith_dagster.redaction import Secret
-from blacksmith_dagster.sources.typed import TypedSource, moment, several, text
+from blacksmith_dagster.sources.typed import TypedSource, parse_time, several, text_field
 
 
 class StripeSource(TypedSource):
@@ -37,12 +37,12 @@ class StripeSource(TypedSource):
     def _receive(self, request: Request) -> WebhookResult:
         """An event of Stripe."""
         event = request.json(dict)
-        source_event = self._source_event(text(event, "type"))
-        version = None if event.get("api_version") is None else text(event, "api_version")
+        source_event = self._source_event(text_field(event, "type"))
+        version = None if event.get("api_version") is None else text_field(event, "api_version")
         return source_event.of(
             event.pop("data", None),
-            key=text(event, "id"),
-            sent_at=moment(event.get("created"), "$.created"),
+            key=text_field(event, "id"),
+            sent_at=parse_time(event.get("created"), "$.created"),
             version=version,
             context=event,
         )

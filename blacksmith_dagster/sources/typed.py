@@ -142,7 +142,7 @@ def header(request: Request, name: str) -> str:
     return value
 
 
-def text(body: Mapping[str, Any], field: str, at: str = "$") -> str:
+def text_field(body: Mapping[str, Any], field: str, at: str = "$") -> str:
     """A field that has to be a text, and not an empty one. Raises `ValidationError`."""
     value = body.get(field)
     if not isinstance(value, str) or not value:
@@ -150,7 +150,7 @@ def text(body: Mapping[str, Any], field: str, at: str = "$") -> str:
     return value
 
 
-def moment(value: Any, at: str) -> datetime | None:
+def parse_time(value: Any, at: str) -> datetime | None:
     """A time: seconds since 1970, or a text as ISO 8601 has it, of UTC if it names no zone; `None` if
     there is none.
 

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from blacksmith_dagster.store import loads
 from blacksmith_dagster.store.interface import FencingToken, JobRow, Lane, Load
-from blacksmith_dagster.store.job_groups import Waiting, is_plain, portion
+from blacksmith_dagster.store.job_groups import Waiting, can_join, portion
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -201,11 +201,11 @@ def _together(waiting: Sequence[Waiting], limit: int) -> Sequence[Waiting]:
     listings.
     """
     first = waiting[0]
-    if not is_plain(first) or first.listing is None:
+    if not can_join(first) or first.listing is None:
         return [first]
     chosen, total = [first], first.jobs
     for each in waiting[1:]:
-        alike = is_plain(each) and each.listing is not None and each.attempts == first.attempts
+        alike = can_join(each) and each.listing is not None and each.attempts == first.attempts
         alike = alike and (each.replay, each.job_key) == (first.replay, first.job_key)
         if alike and total + each.jobs <= limit:
             chosen.append(each)

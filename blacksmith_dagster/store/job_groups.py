@@ -40,7 +40,7 @@ class Portion(NamedTuple):
     discard_reason: str | None = None
 
 
-def is_plain(waiting: Waiting) -> bool:
+def can_join(waiting: Waiting) -> bool:
     """Whether nothing speaks against running this job group together with others."""
     return waiting.raised_in is None and not waiting.isolated and waiting.lost_loads == 0
 

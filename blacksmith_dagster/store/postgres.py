@@ -52,7 +52,7 @@ class PostgresStore(SQLStore):
             with translate_errors(label):
                 if upgrade:
                     _upgrade(engine)
-                schema.check(engine, label)
+                schema.check_schema(engine, label)
             super().__init__(engine, label)
             self.partitions = Partitions(self)
         except BaseException:

@@ -20,12 +20,12 @@ _ID = re.compile(r"qua_([1-9][0-9]{0,17})")
 _NAMED = 1000  # in one statement
 
 
-def id_of(number: int) -> str:
+def format_quarantine_id(number: int) -> str:
     """The public id of a request in quarantine."""
     return f"qua_{number}"
 
 
-def number_of(quarantine_id: str) -> int:
+def parse_quarantine_id(quarantine_id: str) -> int:
     """The number that a public id stands for. Raises `NotFound` if it can be none's."""
     match = _ID.fullmatch(quarantine_id)
     if match is None:
@@ -33,8 +33,8 @@ def number_of(quarantine_id: str) -> int:
     return int(match[1])
 
 
-def keep(conn: Connection, event_type: int, raw: Raw, now: datetime) -> int:
-    """Keep a raw request; returns its number, which is the first one's if its key is known."""
+def insert_raw(conn: Connection, event_type: int, raw: Raw, now: datetime) -> int:
+    """Insert a raw request; returns its number, which is the first one's if its key is known."""
     added = upsert(conn, quarantine).values(
         event_type=event_type,
         received_at=now,
@@ -55,19 +55,19 @@ def drop(conn: Connection, ids: Sequence[str]) -> None:
     """Remove requests. Raises `NotFound` if one is not there."""
     there: set[int] = set()
     # Locked in order, so that two who drop the same wait for each other and never in a circle.
-    for some in parts(sorted({number_of(each) for each in ids}), _NAMED):
+    for some in parts(sorted({parse_quarantine_id(each) for each in ids}), _NAMED):
         named = quarantine.c.id.in_(some)
         locked = select(quarantine.c.id).where(named).order_by(quarantine.c.id).with_for_update()
         there.update(conn.execute(locked).scalars())
         conn.execute(delete(quarantine).where(named))
     for each in ids:
-        if number_of(each) not in there:
+        if parse_quarantine_id(each) not in there:
             raise _gone(each)
 
 
-def find(conn: Connection, quarantine_id: str) -> Any:
+def find_quarantined(conn: Connection, quarantine_id: str) -> Any:
     """The row of a request, whole, with the path of its event type. Raises `NotFound`."""
-    number = number_of(quarantine_id)
+    number = parse_quarantine_id(quarantine_id)
     row = conn.execute(
         select(quarantine, event_types.c.path)
         .join(event_types, event_types.c.id == quarantine.c.event_type)

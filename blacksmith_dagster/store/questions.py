@@ -189,16 +189,16 @@ def newest(conn: Connection, event_type: int | None, limit: int) -> Sequence[Row
     ).all()
 
 
-def destinations_of(conn: Connection, seqs: Sequence[int]) -> Mapping[int, Sequence[str]]:
+def destinations_by_event(conn: Connection, seqs: Sequence[int]) -> Mapping[int, Sequence[str]]:
     """The paths of the destination events that have a job of each event."""
     made: dict[int, list[str]] = {}
     for part in parts(seqs, _AT_ONCE):
-        for seq, path in conn.execute(_destinations_of(part)):
+        for seq, path in conn.execute(_select_destinations(part)):
             made.setdefault(seq, []).append(path)
     return made
 
 
-def _destinations_of(seqs: Sequence[int]) -> Select[Any]:
+def _select_destinations(seqs: Sequence[int]) -> Select[Any]:
     ids = select(destination_events.c.id)
     made_later = select(group_jobs.c.seq, group_jobs.c.destination).where(
         # As many look-ups as there are destination events: rows are in their order first.

@@ -131,7 +131,7 @@ _waiting = (
 )
 
 
-def find(
+def find_replays(
     conn: Connection, destination: int, limit: int, replay: int | None = None
 ) -> list[Row[Any]]:
     """The rows of replays, the newest first, each with how many of its jobs are `waiting`."""

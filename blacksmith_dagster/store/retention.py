@@ -107,7 +107,7 @@ def refuse_purged(conn: Connection, of: Sequence[int], after: int) -> None:
     gone = {path: before for path, before, upto in conn.execute(locked) if upto > after}
     if gone:
         raise Gone(
-            f"events of this time have been purged: {shown(gone)}; begin with "
+            f"events of this time have been purged: {kept_since(gone)}; begin with "
             f"{max(gone.values()).isoformat()}"
         )
 
@@ -118,10 +118,10 @@ def why_gone(conn: Connection, seq: int) -> str | None:
         event_types.c.purged_upto >= seq
     )
     gone = dict(conn.execute(log_starts.order_by(event_types.c.id)).tuples().all())
-    return shown(gone) if gone else None
+    return kept_since(gone) if gone else None
 
 
-def shown(gone: Mapping[str, datetime]) -> str:
+def kept_since(gone: Mapping[str, datetime]) -> str:
     """From when on events of each type are kept, for people."""
     since = [
         f"{', '.join(path for path, at in gone.items() if at == before)} since {before.isoformat()}"

@@ -337,8 +337,8 @@ class SQLStore(ABC):
         now, event_types = self._now(conn), [self._event_type(each.event_type) for each in raws]
         # In order of their keys, so that two commits wait for each other and never in a circle.
         in_order = sorted(range(len(raws)), key=lambda n: (event_types[n], raws[n].key or ""))
-        numbers = {n: quarantine.keep(conn, event_types[n], raws[n], now) for n in in_order}
-        return [quarantine.id_of(numbers[n]) for n in range(len(raws))]
+        numbers = {n: quarantine.insert_raw(conn, event_types[n], raws[n], now) for n in in_order}
+        return [quarantine.format_quarantine_id(numbers[n]) for n in range(len(raws))]
 
     def quarantined(self, event_type: str | None = None, limit: int = 100) -> Sequence[Quarantined]:
         with self.reading() as conn:
@@ -346,13 +346,19 @@ class SQLStore(ABC):
                 conn, None if event_type is None else self._event_type(event_type), limit
             )
         return [
-            Quarantined(quarantine.id_of(row.id), row.path, row.received_at, row.error, row.size)
+            Quarantined(
+                quarantine.format_quarantine_id(row.id),
+                row.path,
+                row.received_at,
+                row.error,
+                row.size,
+            )
             for row in rows
         ]
 
     def in_quarantine(self, quarantine_id: str) -> Raw:
         with self.reading() as conn:
-            row = quarantine.find(conn, quarantine_id)
+            row = quarantine.find_quarantined(conn, quarantine_id)
         return Raw(row.path, row.body, msgspec.json.decode(row.headers), row.error, row.key)
 
     def drop_quarantined(self, ids: Sequence[str]) -> None:
@@ -506,7 +512,7 @@ class SQLStore(ABC):
             return self._replay(conn, token.destination, begun)
 
     def _replay(self, conn: Connection, path: str, replay: int) -> Replay:
-        [row] = replays.find(conn, self._destination(path), 1, replay)
+        [row] = replays.find_replays(conn, self._destination(path), 1, replay)
         return replays.replay_from_row(row, path)
 
     def stretch(
@@ -548,7 +554,7 @@ class SQLStore(ABC):
 
     def replays(self, destination: str, limit: int = 100) -> Sequence[Replay]:
         with self.reading() as conn:
-            rows = replays.find(conn, self._destination(destination), limit)
+            rows = replays.find_replays(conn, self._destination(destination), limit)
         return [replays.replay_from_row(row, destination) for row in rows]
 
     def unsettled(self, destination: str, limit: int = 100) -> Sequence[JobState]:
@@ -584,14 +590,14 @@ class SQLStore(ABC):
                 if (why := why_gone(conn, seq)) is not None:
                     raise Gone(f"event {event_id} has been purged: {why}")
                 raise NotFound(f"event {event_id} is not in this store")
-            return self._stored(row, questions.destinations_of(conn, [seq]))
+            return self._stored(row, questions.destinations_by_event(conn, [seq]))
 
     def events(self, event_type: str | None = None, limit: int = 100) -> Sequence[StoredEvent]:
         with self.reading() as conn:
             found = questions.newest(
                 conn, None if event_type is None else self._event_type(event_type), limit
             )
-            destinations = questions.destinations_of(conn, [row.seq for row in found])
+            destinations = questions.destinations_by_event(conn, [row.seq for row in found])
             return [self._stored(row, destinations) for row in found]
 
     def _stored(self, row: Any, destinations: Mapping[int, Sequence[str]]) -> StoredEvent:

@@ -90,7 +90,7 @@ def declared(
     """
     now = datetime.now(UTC)
     return {
-        scope: read(scope, given, now)
+        scope: read_scope(scope, given, now)
         for adapter in adapters(app).values()
         for scope, given in scopes_of(adapter).items()
         if scopes is None or scope in scopes
@@ -107,13 +107,13 @@ def version_of(destination: Destination[Any]) -> int:
         (
             migration.version
             for scope, given in scopes_of(destination).items()
-            for migration in read(scope, given, now)
+            for migration in read_scope(scope, given, now)
         ),
         default=0,
     )
 
 
-def read(scope: str, given: Given, now: datetime) -> list[Migration]:
+def read_scope(scope: str, given: Given, now: datetime) -> list[Migration]:
     """A scope's migrations, oldest first, held against the rules. The files' contents are not read.
 
     Raises `MigrationError`.

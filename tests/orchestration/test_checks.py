@@ -21,12 +21,12 @@ from blacksmith_dagster import HTTP, Blacksmith, Schedule, Source, Subscription
 from blacksmith_dagster.orchestration import asset_key
 from blacksmith_dagster.orchestration.checks import (
     Finding,
-    find,
+    check_destination,
     gateway_reachable,
     late_after,
     listening,
     no_orphans,
-    of_destination,
+    run_checks,
     supervisor_reachable,
 )
 from blacksmith_dagster.store import open_store
@@ -41,7 +41,7 @@ KEY = AssetKey(["lake", "flights"])
 def overdue(schedule: Schedule, waiting: timedelta | None, woken: bool = True) -> bool:
     oldest = None if waiting is None else NOW - waiting
     counts = Counts(int(waiting is not None), 0, 0, 5, 0, oldest)
-    _, finding = of_destination(KEY, schedule, counts, NOW, woken)
+    _, finding = check_destination(KEY, schedule, counts, NOW, woken)
     return not finding.passed
 
 
@@ -223,7 +223,7 @@ def test_what_is_in_quarantine_is_told_with_how_to_retry_it(store_url: str) -> N
         store.register(app)
 
         def found() -> dict[str, Finding]:
-            findings = find(app, keys, store, supervisor, woken=False)
+            findings = run_checks(app, keys, store, supervisor, woken=False)
             return {
                 finding.key.path[-1]: finding
                 for finding in findings

@@ -43,7 +43,7 @@ AT = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(poll_schedules, "pause", lambda retry: 0.0)
+    monkeypatch.setattr(poll_schedules, "retry_delay", lambda retry: 0.0)
 
 
 def metadata(result: ExecuteInProcessResult) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blacksmith_dagster.store.job_groups import Portion, Waiting, is_plain, portion
+from blacksmith_dagster.store.job_groups import Portion, Waiting, can_join, portion
 
 PLAIN = Waiting(
     id=1,
@@ -88,5 +88,5 @@ def test_some_jobs_are_always_taken_and_a_batch_is_never_discarded_for_its_lost_
     if taken.discard_reason and waiting.jobs > 1:
         assert waiting.isolated
         assert waiting.consecutive_failures >= 10
-    if is_plain(waiting):
+    if can_join(waiting):
         assert taken == Portion(min(limit, waiting.jobs), 0, 0)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from blacksmith_dagster.destinations.statements import of_postgresql, of_sqlite
+from blacksmith_dagster.destinations.statements import split_postgresql, split_sqlite
 
 ATOMIC = """CREATE FUNCTION two() RETURNS int
 BEGIN ATOMIC
@@ -35,7 +35,7 @@ END;"""
     ],
 )
 def test_a_semicolon_within_something_ends_no_statement_of_postgresql(statement: str) -> None:
-    assert list(of_postgresql(f"{statement};\n{statement} ;SELECT 1")) == [
+    assert list(split_postgresql(f"{statement};\n{statement} ;SELECT 1")) == [
         statement,
         statement,
         "SELECT 1",
@@ -44,7 +44,7 @@ def test_a_semicolon_within_something_ends_no_statement_of_postgresql(statement:
 
 @pytest.mark.parametrize("script", ["", " ; ;", "-- ;", "/* ; */;"])
 def test_nothing_is_no_statement_of_postgresql(script: str) -> None:
-    assert list(of_postgresql(script)) == []
+    assert list(split_postgresql(script)) == []
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_nothing_is_no_statement_of_postgresql(script: str) -> None:
     ["SELECT ';';", "SELECT 1 -- ;\n;", "SELECT /* ; */ 1;", 'SELECT ";";', TRIGGER],
 )
 def test_a_semicolon_within_something_ends_no_statement_of_sqlite(statement: str) -> None:
-    assert list(of_sqlite(f"{statement}\n{statement} SELECT 1")) == [
+    assert list(split_sqlite(f"{statement}\n{statement} SELECT 1")) == [
         statement,
         statement,
         "SELECT 1",

@@ -51,7 +51,7 @@ class Change(msgspec.Struct, frozen=True):
 
         Kept beside a row, as a destination's `newest`, it decides between two changes of it.
         """
-        return f"{number_of(self.lsn):016X}-{self.position:08d}"
+        return f"{parse_lsn(self.lsn):016X}-{self.position:08d}"
 
 
 class Notification(msgspec.Struct, frozen=True):
@@ -66,20 +66,20 @@ class Notification(msgspec.Struct, frozen=True):
     pid: int
 
 
-def number_of(lsn: str) -> int:
+def parse_lsn(lsn: str) -> int:
     """A place in the log as a number.
 
-    >>> number_of("1/A")
+    >>> parse_lsn("1/A")
     4294967306
     """
     high, _, low = lsn.partition("/")
     return int(high, 16) << 32 | int(low, 16)
 
 
-def lsn_of(number: int) -> str:
+def format_lsn(number: int) -> str:
     """A place in the log as PostgreSQL writes it.
 
-    >>> lsn_of(4294967306)
+    >>> format_lsn(4294967306)
     '1/A'
     """
     return f"{number >> 32:X}/{number & 0xFFFFFFFF:X}"

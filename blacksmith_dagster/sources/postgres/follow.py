@@ -13,7 +13,7 @@ from psycopg.sql import SQL, Identifier, Literal
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pipeline.cdc import Listener
 from blacksmith_dagster.pipeline.event import Event
-from blacksmith_dagster.sources.postgres.change import Change, lsn_of, number_of
+from blacksmith_dagster.sources.postgres.change import Change, format_lsn, parse_lsn
 from blacksmith_dagster.sources.postgres.pgoutput import Begin, Commit, PgoutputDecoder
 from blacksmith_dagster.sources.postgres.session import Session
 
@@ -44,8 +44,8 @@ def follow(session: Session, label: str, slot: str, listener: Listener) -> Itera
     passes it. A transaction of which a part is safe is sent again, and that part left out.
     """
     decode = PgoutputDecoder().decode
-    read, read_changes = number_of(listener.cursor["lsn"]), listener.cursor["change"]
-    end = number_of(session.rows(SQL("IDENTIFY_SYSTEM"))[0][2] or "0/0")
+    read, read_changes = parse_lsn(listener.cursor["lsn"]), listener.cursor["change"]
+    end = parse_lsn(session.rows(SQL("IDENTIFY_SYSTEM"))[0][2] or "0/0")
     progress = _LogProgress(session, label, slot, listener, read, end)
     transaction: Begin | None = None
     lsn, place, again = "", 0, 0
@@ -61,7 +61,7 @@ def follow(session: Session, label: str, slot: str, listener: Listener) -> Itera
         elif message[0] == _DATA:
             decoded = decode(message, _DATA_HEADER)
             if isinstance(decoded, Begin):
-                transaction, lsn, place = decoded, lsn_of(decoded.lsn), 0
+                transaction, lsn, place = decoded, format_lsn(decoded.lsn), 0
                 again = sys.maxsize if decoded.lsn < read else 0
                 if decoded.lsn == read:
                     again = read_changes
@@ -94,7 +94,7 @@ def follow(session: Session, label: str, slot: str, listener: Listener) -> Itera
         elif message[0] == _KEEPALIVE:
             progress.hear(message, between=transaction is None)
         if transaction is None and progress.is_idle():
-            listener.cursor = cursor_at(slot, lsn_of(progress.reached))
+            listener.cursor = cursor_at(slot, format_lsn(progress.reached))
             yield NOTHING
         progress.report()
     progress.report(now=True)
@@ -144,7 +144,7 @@ class _LogProgress:
         if not quiet or listener.committed != listener.cursor:
             return False
         self.changed_at = monotonic()
-        return self.reached > number_of(listener.cursor["lsn"])
+        return self.reached > parse_lsn(listener.cursor["lsn"])
 
     def report(self, *, now: bool = False) -> None:
         """Tell the server what is safe, if it is time to."""
@@ -153,7 +153,7 @@ class _LogProgress:
             return
         committed = self._listener.committed
         if committed is not None and committed["slot"] == self._slot:
-            self._safe = max(self._safe, number_of(committed["lsn"]))
+            self._safe = max(self._safe, parse_lsn(committed["lsn"]))
         self._listener.lag = max(0, max(self.reached, self._end) - self._safe)
         if now or self._asked or self._safe > self._confirmed or since >= _PING_SECONDS:
             ping = since >= _PING_SECONDS

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from blacksmith_dagster.sources.postgres.change import Operation
-from blacksmith_dagster.sources.postgres.values import Convert, convert_of, text
+from blacksmith_dagster.sources.postgres.values import Convert, convert_of, convert_text
 
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _BEGIN = Struct("!qqI")
@@ -138,7 +138,7 @@ class PgoutputDecoder:
         schema, at = _string(message, at + 4)
         name, _ = _string(message, at)
         # The catalogue's own schema is sent as an empty one.
-        self._bases[oid] = text if schema else convert_of(name)
+        self._bases[oid] = convert_text if schema else convert_of(name)
 
 
 def _values(
@@ -167,4 +167,4 @@ def _values(
 
 def _string(message: bytes, at: int) -> tuple[str, int]:
     end = message.index(0, at)
-    return text(message[at:end]), end + 1
+    return convert_text(message[at:end]), end + 1

@@ -11,7 +11,7 @@ import msgspec
 from psycopg.sql import SQL, Composable, Identifier, Literal
 
 from blacksmith_dagster.errors import ChangesLost, DeclarationError, SettingsError
-from blacksmith_dagster.sources.postgres.change import number_of
+from blacksmith_dagster.sources.postgres.change import parse_lsn
 from blacksmith_dagster.sources.postgres.session import ServerError, Session
 
 _log = logging.getLogger(__name__)
@@ -102,13 +102,13 @@ def check_continuous(session: Session, label: str, place: Place, slot: Slot | No
             f"{label}: the server has given up the replication slot {place.slot!r}, as it was too "
             f"far behind (max_slot_wal_keep_size): {missing}"
         )
-    if number_of(slot.confirmed) > number_of(place.lsn):
+    if parse_lsn(slot.confirmed) > parse_lsn(place.lsn):
         raise ChangesLost(
             f"{label}: the replication slot {place.slot!r} begins at {slot.confirmed} only; it was "
             f"made anew, or read or moved by others: {missing}"
         )
     now = session.rows(SQL("IDENTIFY_SYSTEM"))[0][2] or "0/0"
-    if number_of(now) < number_of(place.lsn):
+    if parse_lsn(now) < parse_lsn(place.lsn):
         raise ChangesLost(
             f"{label}: the server's log ends at {now}, before {place.lsn} to where it was read: it was "
             f"restored to an earlier state, and may write other changes there; {_MEND}"

@@ -26,7 +26,7 @@ SETTINGS = {
 """What a session must be set to for the conversions to hold."""
 
 
-def text(value: bytes) -> str:
+def convert_text(value: bytes) -> str:
     """Text as it is. Bytes that are no UTF-8, which SQL_ASCII databases hold, are escaped."""
     return value.decode("utf-8", "backslashreplace")
 
@@ -44,7 +44,7 @@ def _json(value: bytes) -> Any:
     try:
         return msgspec.json.decode(value)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return text(value)  # a number beyond a float's range, for example
+        return convert_text(value)  # a number beyond a float's range, for example
 
 
 def _bytes(value: bytes) -> str:
@@ -83,8 +83,8 @@ def convert_of(type_: int | str) -> Convert:
     """How values of a built-in type, given by its oid or name, are converted; others stay text."""
     known = postgres.types.get(type_)
     if known is None:
-        return text
-    element = _CONVERTS.get(known.name, text)
+        return convert_text
+    element = _CONVERTS.get(known.name, convert_text)
     if type_ == known.array_oid:
         return lambda value: _array(value, element, known.delimiter.encode())
     return element

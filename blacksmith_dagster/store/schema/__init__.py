@@ -24,7 +24,7 @@ def upgrade(conn: Connection) -> None:
         command.upgrade(config, "head")
 
 
-def check(engine: Engine, label: str) -> None:
+def check_schema(engine: Engine, label: str) -> None:
     """Raise `SchemaOutdated` unless the schema is of this package's version."""
     script = ScriptDirectory.from_config(_config())
     wanted = script.get_current_head()
