@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from blacksmith_dagster.store import loads
 from blacksmith_dagster.store.interface import FencingToken, JobRow, Lane, Load
-from blacksmith_dagster.store.job_groups import Waiting, can_join, portion
+from blacksmith_dagster.store.job_groups import WaitingGroup, can_join, portion
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -89,70 +89,72 @@ class Claim:
         if not upto:
             return None
         rows = self.store._jobs_between(self.conn, self.of, after, upto)
-        load = self._open(1, upto, len(rows), seq_from=after + 1)
-        return self._load(load, rows, attempt=1, fresh=True, discard_reason=discard_reason)
+        load_id = self._open(1, upto, len(rows), seq_from=after + 1)
+        return self._load(load_id, rows, attempt=1, fresh=True, discard_reason=discard_reason)
 
     def due(self, max_attempts: int) -> Load | None:
         """The job group that is longest due, or what its state allows of it; plain listings together."""
         if not self.state.due:
             return None
         lane = LANES[self.token.lane]
-        waiting = loads.waiting(self.conn, self.of, due_by=self.state.now, lane=lane)
+        waiting = loads.waiting_groups(self.conn, self.of, due_by=self.state.now, lane=lane)
         if not waiting:
             return None
-        chosen = _together(waiting, self.limit)
-        first = chosen[0]
+        groups = _together(waiting, self.limit)
+        first = groups[0]
         attempt = min(first.attempts + 1, max_attempts)
-        if len(chosen) > 1:
-            return self._whole(chosen, attempt)
+        if len(groups) > 1:
+            return self._claim_whole(groups, attempt)
         since = first.raised_in
         recovered = since is not None and loads.succeeded_since(self.conn, self.of, since)
         part = portion(first, self.limit, recovered)
         if part.jobs == first.jobs:
-            return self._whole(chosen, attempt, part.lost_loads, part.discard_reason)
-        load = self._open(attempt, None, part.jobs)
-        loads.split(self.conn, first, part, self.of, load)
-        return self._taken(load, chosen, attempt, part.lost_loads, part.discard_reason)
+            return self._claim_whole(groups, attempt, part.lost_loads, part.discard_reason)
+        load_id = self._open(attempt, None, part.jobs)
+        loads.assign_part(self.conn, first, part, self.of, load_id)
+        return self._load_of(load_id, groups, attempt, part.lost_loads, part.discard_reason)
 
     def next_for_discard(self, reason: str) -> Load | None:
         """The next of all that waits, due or not."""
-        waiting = loads.waiting(self.conn, self.of)
+        waiting = loads.waiting_groups(self.conn, self.of)
         if waiting:
-            return self._whole(waiting[:1], waiting[0].attempts, discard_reason=reason)
+            return self._claim_whole(waiting[:1], waiting[0].attempts, discard_reason=reason)
         return self.new(discard_reason=reason)
 
     def listed_for_discard(self, seqs: Sequence[int], reason: str) -> Load | None:
         """Those of the jobs that wait to run again."""
-        chosen = []
+        groups = []
         for seq in seqs[: self.limit]:
-            whole = loads.waiting_with(self.conn, self.of, seq)
-            if whole is not None:
-                chosen.append(loads.extract(self.conn, whole, seq, self.of))
-        return self._whole(chosen, chosen[0].attempts, discard_reason=reason) if chosen else None
+            group = loads.waiting_group_of(self.conn, self.of, seq)
+            if group is not None:
+                groups.append(loads.separate_job(self.conn, group, seq, self.of))
+        return (
+            self._claim_whole(groups, groups[0].attempts, discard_reason=reason) if groups else None
+        )
 
-    def _whole(
+    def _claim_whole(
         self,
-        chosen: Sequence[Waiting],
+        groups: Sequence[WaitingGroup],
         attempt: int,
         lost_loads: int = 0,
         discard_reason: str | None = None,
     ) -> Load:
-        load = self._open(attempt, None, sum(each.jobs for each in chosen))
-        loads.take(self.conn, chosen, load)
-        return self._taken(load, chosen, attempt, lost_loads, discard_reason)
+        load_id = self._open(attempt, None, sum(group.jobs for group in groups))
+        loads.assign(self.conn, groups, load_id)
+        return self._load_of(load_id, groups, attempt, lost_loads, discard_reason)
 
-    def _taken(
+    def _load_of(
         self,
-        load: int,
-        chosen: Sequence[Waiting],
+        load_id: int,
+        groups: Sequence[WaitingGroup],
         attempt: int,
         lost_loads: int,
         discard_reason: str | None,
     ) -> Load:
-        first = chosen[0]
+        first = groups[0]
         return self._load(
-            load,
-            self.store._jobs_of_groups(self.conn, self.of, load, chosen),
+            load_id,
+            self.store._jobs_of_groups(self.conn, self.of, load_id, groups),
             attempt,
             job_key=first.job_key,
             replay=first.replay,
@@ -185,7 +187,7 @@ class Claim:
 
     def _load(
         self,
-        load: int,
+        load_id: int,
         rows: Sequence[JobRow],
         attempt: int,
         *,
@@ -193,21 +195,21 @@ class Claim:
         job_key: str | None = None,
         **state: Any,
     ) -> Load:
-        return Load(load, self.token, rows, job_key or str(self.of), attempt, fresh, **state)
+        return Load(load_id, self.token, rows, job_key or str(self.of), attempt, fresh, **state)
 
 
-def _together(waiting: Sequence[Waiting], limit: int) -> Sequence[Waiting]:
+def _together(waiting: Sequence[WaitingGroup], limit: int) -> Sequence[WaitingGroup]:
     """The job groups that the next load takes: the first, with others like it if all are plain
     listings.
     """
     first = waiting[0]
     if not can_join(first) or first.listing is None:
         return [first]
-    chosen, total = [first], first.jobs
-    for each in waiting[1:]:
-        alike = can_join(each) and each.listing is not None and each.attempts == first.attempts
-        alike = alike and (each.replay, each.job_key) == (first.replay, first.job_key)
-        if alike and total + each.jobs <= limit:
-            chosen.append(each)
-            total += each.jobs
-    return chosen
+    groups, total = [first], first.jobs
+    for group in waiting[1:]:
+        alike = can_join(group) and group.listing is not None and group.attempts == first.attempts
+        alike = alike and (group.replay, group.job_key) == (first.replay, first.job_key)
+        if alike and total + group.jobs <= limit:
+            groups.append(group)
+            total += group.jobs
+    return groups

@@ -10,7 +10,7 @@ MAX_CONSECUTIVE_FAILURES = 10
 """
 
 
-class Waiting(NamedTuple):
+class WaitingGroup(NamedTuple):
     """A job group that waits to run again; the columns of its row in `job_groups`."""
 
     id: int
@@ -40,12 +40,12 @@ class Portion(NamedTuple):
     discard_reason: str | None = None
 
 
-def can_join(waiting: Waiting) -> bool:
+def can_join(waiting: WaitingGroup) -> bool:
     """Whether nothing speaks against running this job group together with others."""
     return waiting.raised_in is None and not waiting.isolated and waiting.lost_loads == 0
 
 
-def portion(waiting: Waiting, limit: int, others_succeeded: bool) -> Portion:
+def portion(waiting: WaitingGroup, limit: int, others_succeeded: bool) -> Portion:
     """How the job group runs next.
 
     - Three lost loads: halved; each half is halved again at one more, until the job that kills is

@@ -27,7 +27,7 @@ from sqlalchemy import (
 
 from blacksmith_dagster.pipeline.batch import Said
 from blacksmith_dagster.store.interface import Deviation, Load
-from blacksmith_dagster.store.job_groups import Portion, Waiting
+from blacksmith_dagster.store.job_groups import Portion, WaitingGroup
 from blacksmith_dagster.store.tables import (
     DISCARDED,
     DONE,
@@ -42,7 +42,7 @@ from blacksmith_dagster.store.tables import (
     outcomes,
 )
 
-_MERGED = 1000  # job groups that one load takes at most
+_MAX_GROUPS = 1000  # job groups that one load takes at most
 
 JOB_COLUMNS = (
     events.c.seq,
@@ -58,9 +58,9 @@ JOB_COLUMNS = (
 )
 
 
-def jobs_of(conn: Connection, load: int, destination: int) -> Any:
+def jobs_of(conn: Connection, load_id: int, destination: int) -> Any:
     """The jobs of a load that took job groups, as rows of JOB_COLUMNS."""
-    return conn.execute(_JOBS_OF_GROUPS, {"load": load, "destination": destination}).all()
+    return conn.execute(_JOBS_OF_GROUPS, {"load": load_id, "destination": destination}).all()
 
 
 def members(of: Callable[[Any, Any], Sequence[Any]], *which: Any) -> list[Select[Any]]:
@@ -127,36 +127,36 @@ _JOBS_OF_GROUPS = union_all(
 ).order_by(text("1"))
 
 
-def waiting(
+def waiting_groups(
     conn: Connection, destination: int, *, due_by: datetime | None = None, lane: int | None = None
-) -> list[Waiting]:
+) -> list[WaitingGroup]:
     """Job groups that wait, the longest due first, locked: those of a lane that are due by a time,
     or all.
     """
-    found = _WAITING
+    found = _WAITING_GROUPS
     if lane is not None:
         found = found.where(job_groups.c.lane == lane, job_groups.c.due_at <= due_by)
-    return [Waiting(*row) for row in conn.execute(found, {"destination": destination})]
+    return [WaitingGroup(*row) for row in conn.execute(found, {"destination": destination})]
 
 
-_WAITING = (
-    select(*(job_groups.c[name] for name in Waiting._fields))
+_WAITING_GROUPS = (
+    select(*(job_groups.c[name] for name in WaitingGroup._fields))
     .where(job_groups.c.destination == bindparam("destination"), job_groups.c.load.is_(None))
     .order_by(job_groups.c.due_at, job_groups.c.id)
-    .limit(_MERGED)
+    .limit(_MAX_GROUPS)
     # Skipped, not waited for: an operator may be taking jobs out of them.
     .with_for_update(skip_locked=True)
 )
 
 
-def waiting_with(conn: Connection, destination: int, seq: int) -> Waiting | None:
+def waiting_group_of(conn: Connection, destination: int, seq: int) -> WaitingGroup | None:
     """The job group in which a job waits, locked; `None` if it does not wait."""
-    row = conn.execute(_WAITING_WITH, {"destination": destination, "seq": seq}).first()
-    return Waiting(*row) if row else None
+    row = conn.execute(_WAITING_GROUP_OF, {"destination": destination, "seq": seq}).first()
+    return WaitingGroup(*row) if row else None
 
 
-_WAITING_WITH = (
-    select(*(job_groups.c[name] for name in Waiting._fields))
+_WAITING_GROUP_OF = (
+    select(*(job_groups.c[name] for name in WaitingGroup._fields))
     .where(
         job_groups.c.destination == bindparam("destination"),
         job_groups.c.load.is_(None),
@@ -193,52 +193,54 @@ def last_load(of: Any, lane: int, *columns: Any) -> Select[Any]:
     )
 
 
-def succeeded_since(conn: Connection, destination: int, load: int) -> bool:
+def succeeded_since(conn: Connection, destination: int, load_id: int) -> bool:
     """Whether a later load of the destination event was not rejected as a whole."""
     found = select(loads.c.id).where(
-        loads.c.destination == destination, loads.c.id > load, loads.c.state == DONE
+        loads.c.destination == destination, loads.c.id > load_id, loads.c.state == DONE
     )
     return conn.execute(found.limit(1)).first() is not None
 
 
-def take(conn: Connection, chosen: Sequence[Waiting], load: int) -> None:
-    """Give whole job groups to a load."""
-    ids = [each.id for each in chosen]
-    conn.execute(update(job_groups).where(job_groups.c.id.in_(ids)).values(load=load))
+def assign(conn: Connection, groups: Sequence[WaitingGroup], load_id: int) -> None:
+    """Assign whole job groups to a load."""
+    ids = [group.id for group in groups]
+    conn.execute(update(job_groups).where(job_groups.c.id.in_(ids)).values(load=load_id))
 
 
-def split(conn: Connection, whole: Waiting, part: Portion, destination: int, load: int) -> None:
-    """Give the first jobs of a job group to a load; the rest goes on waiting."""
-    seqs = seqs_of(whole, destination).limit(1).offset(part.jobs - 1)
+def assign_part(
+    conn: Connection, group: WaitingGroup, part: Portion, destination: int, load_id: int
+) -> None:
+    """Assign the first jobs of a job group to a load; the others keep waiting."""
+    seqs = seqs_of(group, destination).limit(1).offset(part.jobs - 1)
     boundary = conn.execute(seqs).scalar_one()
-    carve(conn, whole, whole.seq_from, boundary, part.jobs, load, lost_loads=part.lost_loads)
+    split_off(conn, group, group.seq_from, boundary, part.jobs, load_id, lost_loads=part.lost_loads)
     conn.execute(
         update(job_groups)
-        .where(job_groups.c.id == whole.id)
+        .where(job_groups.c.id == group.id)
         .values(
             seq_from=boundary + 1,
-            jobs=whole.jobs - part.jobs,
+            jobs=group.jobs - part.jobs,
             lost_loads=part.remainder_lost_loads,
-            raised_in=whole.raised_in if whole.isolated else None,
+            raised_in=group.raised_in if group.isolated else None,
         )
     )
 
 
-def carve(
+def split_off(
     conn: Connection,
-    whole: Waiting,
+    group: WaitingGroup,
     seq_from: int,
     seq_to: int,
     count: int,
-    load: int | None,
+    load_id: int | None,
     *,
     lost_loads: int,
 ) -> int:
-    """Make a part of a job group a group of its own; returns its id."""
+    """Split a part off a job group, as a group of its own; returns its id."""
     columns = [
         job_groups.c[name] for name in ("destination", "lane", "replay", "job_key", "listing")
     ]
-    kept = [
+    inherited = [
         job_groups.c[name]
         for name in ("attempts", "raised_in", "isolated", "consecutive_failures", "due_at")
     ]
@@ -247,43 +249,43 @@ def carve(
         "seq_to": literal(seq_to),
         "jobs": literal(count),
         "lost_loads": literal(lost_loads),
-        "rest": literal(whole.id),
-        "load": null() if load is None else literal(load),
+        "split_from": literal(group.id),
+        "load": null() if load_id is None else literal(load_id),
     }
-    chosen = select(*columns, *part.values(), *kept).where(job_groups.c.id == whole.id)
-    names: list[Any] = [*columns, *part, *kept]
-    made = insert(job_groups).from_select(names, chosen).returning(job_groups.c.id)
-    return int(conn.execute(made).scalar_one())
+    values = select(*columns, *part.values(), *inherited).where(job_groups.c.id == group.id)
+    names: list[Any] = [*columns, *part, *inherited]
+    added = insert(job_groups).from_select(names, values).returning(job_groups.c.id)
+    return int(conn.execute(added).scalar_one())
 
 
-def extract(conn: Connection, whole: Waiting, seq: int, destination: int) -> Waiting:
-    """Make one job of a job group a group of its own."""
-    if whole.jobs == 1:
-        return whole
-    seqs = list(conn.execute(seqs_of(whole, destination)).scalars())
+def separate_job(conn: Connection, group: WaitingGroup, seq: int, destination: int) -> WaitingGroup:
+    """Split one job off a job group, as a group of its own."""
+    if group.jobs == 1:
+        return group
+    seqs = list(conn.execute(seqs_of(group, destination)).scalars())
     before, after = seqs.index(seq), len(seqs) - seqs.index(seq) - 1
     if after:
-        carve(conn, whole, seq + 1, whole.seq_to, after, None, lost_loads=whole.lost_loads)
+        split_off(conn, group, seq + 1, group.seq_to, after, None, lost_loads=group.lost_loads)
     if not before:
         conn.execute(
-            update(job_groups).where(job_groups.c.id == whole.id).values(seq_to=seq, jobs=1)
+            update(job_groups).where(job_groups.c.id == group.id).values(seq_to=seq, jobs=1)
         )
-        return whole._replace(seq_to=seq, jobs=1)
-    made = carve(conn, whole, seq, seq, 1, None, lost_loads=whole.lost_loads)
+        return group._replace(seq_to=seq, jobs=1)
+    group_id = split_off(conn, group, seq, seq, 1, None, lost_loads=group.lost_loads)
     conn.execute(
-        update(job_groups).where(job_groups.c.id == whole.id).values(seq_to=seq - 1, jobs=before)
+        update(job_groups).where(job_groups.c.id == group.id).values(seq_to=seq - 1, jobs=before)
     )
-    return whole._replace(id=made, seq_from=seq, seq_to=seq, jobs=1)
+    return group._replace(id=group_id, seq_from=seq, seq_to=seq, jobs=1)
 
 
-def seqs_of(whole: Waiting, destination: int) -> Select[Any]:
+def seqs_of(group: WaitingGroup, destination: int) -> Select[Any]:
     """The sequence numbers of a job group's jobs, in order."""
-    between = (whole.seq_from, whole.seq_to)
-    if whole.listing is None:
+    between = (group.seq_from, group.seq_to)
+    if group.listing is None:
         mine = jobs.c.destination == destination
         return select(jobs.c.seq).where(mine, jobs.c.seq.between(*between)).order_by(jobs.c.seq)
-    of_outcomes = outcomes.c.listing == whole.listing
-    of_replay = (group_jobs.c.destination == destination, group_jobs.c.listing == whole.listing)
+    of_outcomes = outcomes.c.listing == group.listing
+    of_replay = (group_jobs.c.destination == destination, group_jobs.c.listing == group.listing)
     listed = union_all(
         select(outcomes.c.seq).where(of_outcomes, outcomes.c.seq.between(*between)),
         select(group_jobs.c.seq).where(*of_replay, group_jobs.c.seq.between(*between)),
@@ -299,16 +301,16 @@ def open_load(conn: Connection, values: Mapping[str, Any]) -> int:
 _OPEN = insert(loads).values(state=EXECUTING).returning(loads.c.id)
 
 
-def close(
+def close_load(
     conn: Connection,
-    load: int,
+    load_id: int,
     state: int,
     now: datetime,
     error: str | None = None,
     discarded: int = 0,
 ) -> bool:
     """Close an executing load; `False` if it is not executing any more."""
-    given = {"of": load, "to": state, "now": now, "why": error, "n": discarded}
+    given = {"of": load_id, "to": state, "now": now, "why": error, "n": discarded}
     return conn.execute(_CLOSE, given).rowcount == 1
 
 
@@ -324,23 +326,26 @@ _CLOSE = (
 )
 
 
-def repeat(
+def requeue(
     conn: Connection,
-    load: int,
+    load_id: int,
     due_at: datetime,
     *,
     lost_loads: int = 0,
     raised: tuple[int, bool] | None = None,
 ) -> None:
-    """Let the jobs of a load that was closed wait again.
+    """Queue the jobs of a closed load again.
 
     `lost_loads` is added to theirs; `raised` is the attempt that raised, and whether they are isolated
-    from there on. A first load's jobs become a job group; else each group that the load took waits
+    from there on. A first load's jobs become a job group; else each group assigned to the load waits
     again: after an attempt in the load lane, whoever's it was, else where it was.
     """
     due = literal(due_at, job_groups.c.due_at.type)
     attempts, isolated = raised or (None, None)
-    for source, mine in ((loads, loads.c.id == load), (job_groups, job_groups.c.load == load)):
+    for source, mine in (
+        (loads, loads.c.id == load_id),
+        (job_groups, job_groups.c.load == load_id),
+    ):
         had = source.c if source is job_groups else _NeverRun
         columns = {
             "destination": source.c.destination,
@@ -353,13 +358,13 @@ def repeat(
             "jobs": source.c.jobs,
             "attempts": had.attempts if attempts is None else literal(attempts),
             "lost_loads": had.lost_loads + lost_loads if raised is None else literal(0),
-            "raised_in": had.raised_in if raised is None else literal(load),
+            "raised_in": had.raised_in if raised is None else literal(load_id),
             "isolated": had.isolated if isolated is None else literal(isolated),
             "consecutive_failures": had.consecutive_failures if raised is None else literal(0),
             "due_at": due,
         }
-        chosen = select(*columns.values()).where(mine, source.c.seq_to.is_not(None))
-        conn.execute(insert(job_groups).from_select(list(columns), chosen))
+        values = select(*columns.values()).where(mine, source.c.seq_to.is_not(None))
+        conn.execute(insert(job_groups).from_select(list(columns), values))
 
 
 class _NeverRun:
@@ -394,9 +399,9 @@ def group_failed_jobs(
     listings.
     """
     due: dict[tuple[float, bool], list[int]] = {}
-    for each in deviations:
-        if each.said is Said.FAILED:
-            due.setdefault(_when(each), []).append(each.seq)
+    for deviation in deviations:
+        if deviation.said is Said.FAILED:
+            due.setdefault(_delay_and_isolation(deviation), []).append(deviation.seq)
     listings = {}
     for (delay, isolated), seqs in due.items():
         values = {
@@ -411,9 +416,9 @@ def group_failed_jobs(
             "replay": load.replay,
             "job_key": None if load.job_key == str(destination) else load.job_key,
         }
-        made = conn.execute(_MAKE_GROUP, values).scalar_one()
-        conn.execute(update(job_groups).where(job_groups.c.id == made).values(listing=made))
-        listings[delay, isolated] = made
+        group_id = conn.execute(_MAKE_GROUP, values).scalar_one()
+        conn.execute(update(job_groups).where(job_groups.c.id == group_id).values(listing=group_id))
+        listings[delay, isolated] = group_id
     return listings
 
 
@@ -422,31 +427,35 @@ _MAKE_GROUP = (
 )
 
 
-def outcomes_of(
+def outcome_rows(
     load: Load,
     destination: int,
     deviations: Sequence[Deviation],
     listings: Mapping[tuple[float, bool], int],
 ) -> list[OutcomeRow]:
-    """What is to be written down of the jobs of a load that did not succeed."""
+    """The rows of the jobs of a load that did not succeed."""
     return [
-        OutcomeRow(load.id, each.seq, destination, FAILED, each.error, listings[_when(each)])
+        OutcomeRow(
+            load.id, each.seq, destination, FAILED, each.error, listings[_delay_and_isolation(each)]
+        )
         if each.said is Said.FAILED
         else OutcomeRow(load.id, each.seq, destination, DISCARDED, each.error, None)
         for each in deviations
     ]
 
 
-def _when(failed: Deviation) -> tuple[float, bool]:
+def _delay_and_isolation(failed: Deviation) -> tuple[float, bool]:
     return failed.delay or 0.0, failed.isolated
 
 
-def count_consecutive_failures(conn: Connection, load: int, failed: bool) -> None:
+def count_consecutive_failures(conn: Connection, load_id: int, failed: bool) -> None:
     """Count an isolated job in the group that it was split from: its failures in a row."""
-    rest = select(job_groups.c.rest).where(job_groups.c.load == load).scalar_subquery()
+    split_from = (
+        select(job_groups.c.split_from).where(job_groups.c.load == load_id).scalar_subquery()
+    )
     consecutive_failures = job_groups.c.consecutive_failures + 1 if failed else literal(0)
     conn.execute(
         update(job_groups)
-        .where(job_groups.c.id == rest)
+        .where(job_groups.c.id == split_from)
         .values(consecutive_failures=consecutive_failures)
     )

@@ -18,7 +18,7 @@ from blacksmith_dagster.store import schema
 from blacksmith_dagster.store.claims import LANES, LaneState
 from blacksmith_dagster.store.db_errors import committing, translate_errors
 from blacksmith_dagster.store.interface import Cursor, JobRow, Load, NewEvent, Raw, Verdict
-from blacksmith_dagster.store.job_groups import Waiting
+from blacksmith_dagster.store.job_groups import WaitingGroup
 from blacksmith_dagster.store.loads import OutcomeRow
 from blacksmith_dagster.store.partitions import Partitions
 from blacksmith_dagster.store.replays import GroupJob
@@ -184,15 +184,15 @@ class PostgresStore(SQLStore):
         conn.exec_driver_sql(_GROUP_JOBS, (destination, *columns))
 
     def _jobs_of_groups(
-        self, conn: Connection, of: int, load: int, chosen: Sequence[Waiting]
+        self, conn: Connection, of: int, load_id: int, groups: Sequence[WaitingGroup]
     ) -> list[JobRow]:
         """What a replay has listed is read by the driver, as a range, if it lies dense."""
-        first, last = min(each.seq_from for each in chosen), max(each.seq_to for each in chosen)
-        if any(each.replay is None or each.attempts for each in chosen) or last - first > _DENSE:
-            return super()._jobs_of_groups(conn, of, load, chosen)
+        first, last = min(group.seq_from for group in groups), max(group.seq_to for group in groups)
+        if any(group.replay is None or group.attempts for group in groups) or last - first > _DENSE:
+            return super()._jobs_of_groups(conn, of, load_id, groups)
         driver: Any = conn.connection.driver_connection
         with driver.cursor(binary=True) as cursor:
-            cursor.execute(_LISTED_JOBS, (load, of, first, last, first, last))
+            cursor.execute(_LISTED_JOBS, (load_id, of, first, last, first, last))
             return self._jobs(cursor.fetchall())
 
     def _append(

@@ -65,7 +65,7 @@ from blacksmith_dagster.store.interface import (
     Verdict,
     Window,
 )
-from blacksmith_dagster.store.job_groups import Waiting
+from blacksmith_dagster.store.job_groups import WaitingGroup
 from blacksmith_dagster.store.purge import Purge
 from blacksmith_dagster.store.retention import refuse_purged, why_gone
 from blacksmith_dagster.store.tables import DONE, FAILED, RELEASED, UNKNOWN
@@ -176,11 +176,11 @@ class SQLStore(ABC):
         self,
         conn: Connection,
         of: int,
-        load: int,
-        chosen: Sequence[Waiting],  # noqa: ARG002 - tells an adapter how it is read best
+        load_id: int,
+        groups: Sequence[WaitingGroup],  # noqa: ARG002 - tells an adapter how it is read best
     ) -> list[JobRow]:
         """The jobs of a load that took job groups."""
-        return self._jobs(loads.jobs_of(conn, load, of))
+        return self._jobs(loads.jobs_of(conn, load_id, of))
 
     @abstractmethod
     def _insert_group_jobs(self, conn: Connection, rows: Sequence[replays.GroupJob]) -> None:
@@ -395,8 +395,10 @@ class SQLStore(ABC):
                 if conn.execute(raised.values(token=latest + 1, holder=holder)).rowcount == 1:
                     state = self._enter(conn, of, lane_number, 0)
                     if state.open:
-                        loads.close(conn, state.last, UNKNOWN, state.now, "its loader was lost")
-                        loads.repeat(conn, state.last, state.now, lost_loads=1)
+                        loads.close_load(
+                            conn, state.last, UNKNOWN, state.now, "its loader was lost"
+                        )
+                        loads.requeue(conn, state.last, state.now, lost_loads=1)
                     return FencingToken(destination, lane, latest + 1, holder)
 
     def _hold(
@@ -424,7 +426,7 @@ class SQLStore(ABC):
     def _close(self, conn: Connection, load: Load, state: int, **how: Any) -> LaneState:
         """Close a load, which must be open and the token's."""
         _, held = self._hold(conn, load.token)
-        if not loads.close(conn, load.id, state, held.now, **how):
+        if not loads.close_load(conn, load.id, state, held.now, **how):
             raise no_longer_open(load)
         return held
 
@@ -462,12 +464,12 @@ class SQLStore(ABC):
             held = self._close(conn, load, state, error=verdict.raised, discarded=discarded)
             if verdict.raised is not None:
                 due = held.now + timedelta(seconds=verdict.delay)
-                loads.repeat(conn, load.id, due, raised=(load.attempt, verdict.isolated))
+                loads.requeue(conn, load.id, due, raised=(load.attempt, verdict.isolated))
             elif verdict.deviations:
                 of = self._destination(load.token.destination)
                 listings = loads.group_failed_jobs(conn, load, of, verdict.deviations, held.now)
                 self._insert_outcomes(
-                    conn, loads.outcomes_of(load, of, verdict.deviations, listings)
+                    conn, loads.outcome_rows(load, of, verdict.deviations, listings)
                 )
             if load.isolated and load.discard_reason is None:
                 loads.count_consecutive_failures(conn, load.id, failed=bool(verdict.deviations))
@@ -477,12 +479,12 @@ class SQLStore(ABC):
     def release(self, load: Load) -> None:
         with self.writing() as conn:
             held = self._close(conn, load, RELEASED)
-            loads.repeat(conn, load.id, held.now)
+            loads.requeue(conn, load.id, held.now)
 
     def abandon(self, load: Load, error: str) -> None:
         with self.writing() as conn:
             held = self._close(conn, load, UNKNOWN, error=error)
-            loads.repeat(conn, load.id, held.now, lost_loads=1)
+            loads.requeue(conn, load.id, held.now, lost_loads=1)
 
     def next_due(self, *destinations: str) -> float | None:
         asked = [self._destination(each) for each in destinations]

@@ -21,7 +21,7 @@ from blacksmith_dagster.store import make_home, schema
 from blacksmith_dagster.store.claims import LaneState
 from blacksmith_dagster.store.db_errors import translate_errors
 from blacksmith_dagster.store.interface import JobRow, NewEvent
-from blacksmith_dagster.store.job_groups import Waiting
+from blacksmith_dagster.store.job_groups import WaitingGroup
 from blacksmith_dagster.store.loads import OutcomeRow
 from blacksmith_dagster.store.replays import GroupJob
 from blacksmith_dagster.store.sql import SQLStore
@@ -116,12 +116,12 @@ class SQLiteStore(SQLStore):
         return self._read(conn.exec_driver_sql(_JOBS_BETWEEN, (of, after, upto)))
 
     def _jobs_of_groups(
-        self, conn: Connection, of: int, load: int, chosen: Sequence[Waiting]
+        self, conn: Connection, of: int, load_id: int, groups: Sequence[WaitingGroup]
     ) -> list[JobRow]:
         """What a replay has listed is read by the driver."""
-        if any(each.replay is None or each.attempts for each in chosen):
-            return super()._jobs_of_groups(conn, of, load, chosen)
-        return self._read(conn.exec_driver_sql(_LISTED_JOBS, (load,)))
+        if any(group.replay is None or group.attempts for group in groups):
+            return super()._jobs_of_groups(conn, of, load_id, groups)
+        return self._read(conn.exec_driver_sql(_LISTED_JOBS, (load_id,)))
 
     def _read(self, rows: Iterable[Any]) -> list[JobRow]:
         return self._jobs(

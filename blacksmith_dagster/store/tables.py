@@ -223,7 +223,7 @@ job_groups = Table(
     Column("raised_in", BigInteger),
     _required("isolated", Boolean),
     _required("consecutive_failures", SmallInteger),
-    Column("rest", BigInteger),
+    Column("split_from", BigInteger),
     _at("due_at"),
     Column("load", BigInteger),
     Index(

@@ -3,9 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blacksmith_dagster.store.job_groups import Portion, Waiting, can_join, portion
+from blacksmith_dagster.store.job_groups import Portion, WaitingGroup, can_join, portion
 
-PLAIN = Waiting(
+PLAIN = WaitingGroup(
     id=1,
     listing=None,
     seq_from=1,
@@ -64,7 +64,7 @@ def test_jobs_are_isolated_until_ten_failed_in_a_row() -> None:
 
 @given(
     st.builds(
-        Waiting,
+        WaitingGroup,
         id=st.just(1),
         listing=st.none() | st.just(1),
         seq_from=st.just(1),
@@ -80,7 +80,7 @@ def test_jobs_are_isolated_until_ten_failed_in_a_row() -> None:
     st.booleans(),
 )
 def test_some_jobs_are_always_taken_and_a_batch_is_never_discarded_for_its_lost_loads(
-    waiting: Waiting, limit: int, others_succeeded: bool
+    waiting: WaitingGroup, limit: int, others_succeeded: bool
 ) -> None:
     taken = portion(waiting, limit, others_succeeded)
     assert 1 <= taken.jobs <= min(limit, waiting.jobs)

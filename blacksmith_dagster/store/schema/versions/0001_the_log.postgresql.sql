@@ -96,7 +96,7 @@ CREATE TABLE job_groups (
     raised_in BIGINT,
     isolated BOOLEAN NOT NULL,
     consecutive_failures SMALLINT NOT NULL,
-    rest BIGINT,
+    split_from BIGINT,
     due_at TIMESTAMP WITH TIME ZONE NOT NULL,
     load BIGINT,
     PRIMARY KEY (id)

@@ -91,7 +91,7 @@ CREATE TABLE job_groups (
     raised_in BIGINT,
     isolated BOOLEAN NOT NULL,
     consecutive_failures SMALLINT NOT NULL,
-    rest BIGINT,
+    split_from BIGINT,
     due_at BIGINT NOT NULL,
     load BIGINT
 );
