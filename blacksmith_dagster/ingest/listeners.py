@@ -80,45 +80,47 @@ class Listeners:
         report: ReportReceived = lambda *_: None,
     ) -> None:
         self._stopping = threading.Event()
-        self._keepers = [
-            _Keeper(app, event, store, supervisor, pubsub, holder, notify, report, self._stopping)
+        self._threads = [
+            _ListenerThread(
+                app, event, store, supervisor, pubsub, holder, notify, report, self._stopping
+            )
             for event in listened_events(source)
         ]
 
     def start(self) -> None:
         """Begin to listen."""
-        for keeper in self._keepers:
-            keeper.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         """Commit what was read, and release the locks."""
         self._stopping.set()
-        for keeper in self._keepers:
-            keeper.join()
+        for thread in self._threads:
+            thread.join()
 
     @property
     def failure(self) -> BaseException | None:
         """Why an event is listened for no more, if one is not."""
-        return next((each.failure for each in self._keepers if each.failure), None)
+        return next((each.failure for each in self._threads if each.failure), None)
 
     @property
     def is_over(self) -> bool:
         """Whether it listens for none of its events any more; asked after the start."""
-        return not any(each.is_alive() for each in self._keepers)
+        return not any(each.is_alive() for each in self._threads)
 
     @property
     def holds_locks(self) -> bool:
         """Whether it holds the lock of any of its events."""
-        return any(each.holds_lock for each in self._keepers)
+        return any(each.holds_lock for each in self._threads)
 
     @property
     def noted(self) -> Sequence[Listening]:
         """How it has noted last that its events stand, of those that it has listened for."""
-        return [each.noted for each in self._keepers if each.noted]
+        return [each.noted for each in self._threads if each.noted]
 
 
-class _Keeper(threading.Thread):
-    """Keeps listening for one source event."""
+class _ListenerThread(threading.Thread):
+    """Listens for one source event, whenever it holds the lock."""
 
     def __init__(
         self,
@@ -154,13 +156,13 @@ class _Keeper(threading.Thread):
     def run(self) -> None:
         try:
             while not self._stopping.is_set():
-                self._keep()
+                self._listen_under_lock()
         except BaseException as error:  # noqa: BLE001 - reported by `failure`; the others go on
             self.failure = error
             path = self._event.path
             _log.error("%s is listened for no more by this process: %s", path, traced(error))
 
-    def _keep(self) -> None:
+    def _listen_under_lock(self) -> None:
         """Listen while the lock can be held; returns if it is another's or was lost."""
         try:
             key = f"listen/{self._event.path}"

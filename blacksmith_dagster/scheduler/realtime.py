@@ -78,8 +78,8 @@ class Realtime:
         self._broker_responds: bool | None = None  # None until it was asked
         self._store_responds = True
         self._failure: BaseException | None = None
-        self._keepers = {
-            event.path: _Keeper(
+        self._threads = {
+            event.path: _RealtimeThread(
                 app, event, store, supervisor, holder, run, report, notify, self._stopping
             )
             for event in realtime_events(destination)
@@ -92,8 +92,8 @@ class Realtime:
     def start(self) -> None:
         """Begin to load."""
         self._listener.start()
-        for keeper in self._keepers.values():
-            keeper.start()
+        for thread in self._threads.values():
+            thread.start()
 
     def stop(self) -> None:
         """Finish the loads under way, record them, and release the locks.
@@ -102,38 +102,38 @@ class Realtime:
         """
         self._stopping.set()
         self._subscriber.close()
-        self.wake(self._keepers)
-        for keeper in self._keepers.values():
-            keeper.join()
+        self.wake(self._threads)
+        for thread in self._threads.values():
+            thread.join()
         self._listener.join(_AGAIN)
 
     def wake(self, paths: Iterable[str]) -> None:
         """Let destination events look for jobs now; those of others are left out."""
         for path in paths:
-            if path in self._keepers:
-                self._keepers[path].woken.set()
+            if path in self._threads:
+                self._threads[path].woken.set()
 
     @property
     def failure(self) -> BaseException | None:
         """Why an event is loaded no more, if one is not."""
-        found = (each.failure for each in self._keepers.values() if each.failure)
+        found = (each.failure for each in self._threads.values() if each.failure)
         return next(found, self._failure)
 
     @property
     def is_over(self) -> bool:
         """Whether none of its events is loaded by it any more; asked after the start."""
-        loading = any(each.is_alive() for each in self._keepers.values())
+        loading = any(each.is_alive() for each in self._threads.values())
         return not (loading and self._listener.is_alive())
 
     @property
     def holds_locks(self) -> bool:
         """Whether it holds the lock of any of its events."""
-        return any(each.holds_lock for each in self._keepers.values())
+        return any(each.holds_lock for each in self._threads.values())
 
     @property
     def idle(self) -> float:
         """Seconds since the last load ended, or since the start; 0 while one is under way."""
-        return min(each.idle for each in self._keepers.values())
+        return min(each.idle for each in self._threads.values())
 
     def _listen(self) -> None:
         try:
@@ -167,7 +167,7 @@ class Realtime:
         """Wake all if something is due; seconds until the next sweep."""
         rest = SWEEP if self._broker_responds else SWEEP_ALONE
         try:
-            due = self._store.next_due(*self._keepers)
+            due = self._store.next_due(*self._threads)
         except Unavailable as error:
             if self._store_responds:
                 _log.warning("the store does not respond, and is asked again: %s", error)
@@ -175,12 +175,12 @@ class Realtime:
             return SWEEP_ALONE
         self._store_responds = True
         if due == 0:
-            self.wake(self._keepers)
+            self.wake(self._threads)
         return min(rest, due or rest)
 
 
-class _Keeper(threading.Thread):
-    """Keeps one destination event loaded."""
+class _RealtimeThread(threading.Thread):
+    """Loads one destination event, whenever it holds the lock."""
 
     def __init__(
         self,
@@ -194,7 +194,7 @@ class _Keeper(threading.Thread):
         notify: Notify,
         stopping: threading.Event,
     ) -> None:
-        super().__init__(name=f"keep-{event.path}", daemon=True)
+        super().__init__(name=f"load-{event.path}", daemon=True)
         self._event = event
         self._store = store
         self._supervisor = supervisor
@@ -221,14 +221,14 @@ class _Keeper(threading.Thread):
     def run(self) -> None:
         try:
             while not self._stopping.is_set():
-                self._keep()
+                self._load_under_lock()
         except BaseException as error:  # noqa: BLE001 - reported by `failure`; the others go on
             self.failure = error
             _log.error("%s is loaded no more by this process: %s", self._event.path, error)
         finally:
             self._executor.close()
 
-    def _keep(self) -> None:
+    def _load_under_lock(self) -> None:
         """Load while the lock can be held; returns if it is another's or was lost."""
         try:
             lease = self._supervisor.acquire(
