@@ -36,7 +36,7 @@ def purge(app: str | None, dry_run: bool, archive: str | None, json: bool) -> No
         store.register(application)
         if dry_run:
             found = store.purgeable(kept)
-            rows = [[each.event_type, each.before, each.events, each.held] for each in found]
+            rows = [[each.event_type, each.before, each.events, each.needed] for each in found]
             head = ["event", "received before (UTC)", "would go", "needed"]
             click.echo(as_json(found) if json else table(head, rows))
             return

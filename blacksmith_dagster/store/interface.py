@@ -393,13 +393,13 @@ class Window(NamedTuple):
 class Purgeable(NamedTuple):
     """What of an event type is past its time: all of it was received before `before`.
 
-    `events` of it would go; `held` stay, because a job, an outcome or a replay needs them.
+    `events` of it would go; `needed` stay, because a job, an outcome or a replay needs them.
     """
 
     event_type: str
     before: datetime
     events: int
-    held: int
+    needed: int
 
 
 class PurgeStep(msgspec.Struct, frozen=True):

@@ -38,7 +38,7 @@ from blacksmith_dagster.store.loads import last_load
 from blacksmith_dagster.store.maintenance import upsert
 from blacksmith_dagster.store.partitions import Partition, Partitions
 from blacksmith_dagster.store.parts import parts
-from blacksmith_dagster.store.retention import HeldEvents, bounds, held, past
+from blacksmith_dagster.store.retention import NeededEvents, expiries, is_expired, needed_events
 from blacksmith_dagster.store.tables import (
     DISCARDED,
     edits,
@@ -72,28 +72,30 @@ class Purge:
         of = {known[path]: kept for path, kept in retention.items() if path in known}
         with store.reading() as conn:
             self._now = store._now(conn)
-            self._bounds = bounds(conn, of, self._now)
+            self._expiries = expiries(conn, of, self._now)
         self._store = store
         self._destinations = sorted(store._destinations.values())
-        self._start = min((each.swept for each in self._bounds), default=0)
-        self._top = max((each.upto for each in self._bounds), default=0)
-        self._held = HeldEvents()
+        self._start = min((each.swept for each in self._expiries), default=0)
+        self._top = max((each.upto for each in self._expiries), default=0)
+        self._needed = NeededEvents()
 
     def look(self) -> Sequence[Purgeable]:
         """What would go. Changes nothing."""
-        if not self._bounds:
+        if not self._expiries:
             return []
-        self._hold()
+        self._find_needed()
         old: Counter[int] = Counter()
         going: Counter[int] = Counter()
         with self._store.reading() as conn:
             for after in range(self._start, self._top, _PAGE):
                 page = events.c.seq.between(after + 1, min(after + _PAGE, self._top))
-                old += _per_event_type(conn, page, past(self._bounds))
-                going += _per_event_type(conn, page, past(self._bounds, self._held.windows))
-            for part in parts(self._held.seqs, _AT_LAST):
+                old += _per_event_type(conn, page, is_expired(self._expiries))
+                going += _per_event_type(
+                    conn, page, is_expired(self._expiries, self._needed.windows)
+                )
+            for part in parts(self._needed.seqs, _AT_LAST):
                 going -= _per_event_type(
-                    conn, events.c.seq.in_(part), past(self._bounds, self._held.windows)
+                    conn, events.c.seq.in_(part), is_expired(self._expiries, self._needed.windows)
                 )
         return [
             Purgeable(
@@ -102,7 +104,7 @@ class Purge:
                 going[each.event_type],
                 old[each.event_type] - going[each.event_type],
             )
-            for each in self._bounds
+            for each in self._expiries
         ]
 
     def run(self, archive: Archive | None) -> Iterator[PurgeStep]:
@@ -111,10 +113,10 @@ class Purge:
         if partitions is not None:
             # What a purge that was killed has left.
             yield PurgeStep(postponed=partitions.drop_planned())
-        if not self._bounds:
+        if not self._expiries:
             return
         self._move_log_starts()
-        self._hold()
+        self._find_needed()
         if partitions is not None:
             yield from self._drop(partitions, archive)
         for page in self._pages(self._start, self._top):
@@ -129,7 +131,7 @@ class Purge:
     # -- the log starts
     def _move_log_starts(self) -> None:
         with self._store.writing() as conn:
-            for each in self._bounds:
+            for each in self._expiries:
                 mine = (event_types.c.id == each.event_type, event_types.c.purged_upto < each.upto)
                 log_start = {"purged_upto": each.upto, "purged_before": each.before}
                 conn.execute(update(event_types).where(*mine).values(log_start))
@@ -138,51 +140,51 @@ class Purge:
         """Let the next purge begin where this one has left something."""
         with self._store.writing() as conn:
             left: dict[int, int] = {}
-            for part in reversed(list(parts(self._held.seqs, _AT_LAST))):
+            for part in reversed(list(parts(self._needed.seqs, _AT_LAST))):
                 first = select(events.c.event_type, func.min(events.c.seq)).where(
                     events.c.seq.in_(part)
                 )
                 left |= dict(conn.execute(first.group_by(events.c.event_type)).tuples().all())
-            for each in self._bounds:
-                firsts = [window.after + 1 for window in self._held.windows]
+            for each in self._expiries:
+                firsts = [window.after + 1 for window in self._needed.windows]
                 firsts.append(left.get(each.event_type, each.upto + 1))
                 upto = min(each.upto, min(firsts) - 1)
                 mine = (event_types.c.id == each.event_type, event_types.c.swept_upto < upto)
                 conn.execute(update(event_types).where(*mine).values(swept_upto=upto))
 
     # -- what stays, and what goes
-    def _hold(self) -> None:
+    def _find_needed(self) -> None:
         # No name of a source or of its event has a dot.
         outcome_event_types = [
             event_type for path, event_type in self._store._event_types.items() if "." in path
         ]
         with self._store.snapshot() as conn:
-            self._held = held(
-                conn, self._bounds, self._destinations, outcome_event_types, self._now
+            self._needed = needed_events(
+                conn, self._expiries, self._destinations, outcome_event_types, self._now
             )
 
     def _is_whole(self, partition: Partition) -> bool:
         """Whether a partition holds nothing but what is to go."""
         first, last = partition.first, partition.last
-        if last > self._top or self._held.any_between(first, last):
+        if last > self._top or self._needed.any_between(first, last):
             return False
-        past_all = [each.event_type for each in self._bounds if max(each.upto, each.swept) >= last]
+        expired = [each.event_type for each in self._expiries if max(each.upto, each.swept) >= last]
         with self._store.reading() as conn:
             received = conn.execute(select(event_totals.c.event_type).distinct()).scalars()
-            others = set(received) - set(past_all)
+            others = set(received) - set(expired)
             of_others = (events.c.seq.between(first, last), events.c.event_type.in_(others))
             return conn.execute(select(events.c.seq).where(*of_others).limit(1)).first() is None
 
     def _pages(self, after: int, upto: int) -> Iterator[Sequence[int]]:
         """The events that are to go, in order: their sequence numbers."""
-        old = past(self._bounds, self._held.windows)
+        old = is_expired(self._expiries, self._needed.windows)
         while after < upto:
             end = min(after + _SPAN, upto)
             found = select(events.c.seq).where(events.c.seq > after, events.c.seq <= end, old)
             with self._store.reading() as conn:
                 seqs = conn.execute(found.order_by(events.c.seq).limit(_PAGE)).scalars().all()
             after = seqs[-1] if len(seqs) == _PAGE else end
-            stay = set(self._held.between(seqs[0], seqs[-1])) if seqs else ()
+            stay = set(self._needed.between(seqs[0], seqs[-1])) if seqs else ()
             if page := [seq for seq in seqs if seq not in stay]:
                 yield page
 
@@ -202,16 +204,18 @@ class Purge:
         with self._store.reading() as conn:
             left = [Window(each.first - 1, each.last) for each in partitions.planned_drops(conn)]
         # They have lost their jobs already, and go as a whole.
-        self._held = HeldEvents(self._held.seqs, [*self._held.windows, *left])
+        self._needed = NeededEvents(self._needed.seqs, [*self._needed.windows, *left])
 
     def _delete(self, part: Sequence[int]) -> None:
         """Delete events and their jobs."""
         first, last = part[0], part[-1]
-        stay = self._held.between(first, last)
+        stay = self._needed.between(first, last)
         # By whichever list is the shorter: a long one takes longer than the rest.
         going: ColumnElement[bool] = events.c.seq.in_(part)
         if len(stay) < len(part):
-            going = and_(past(self._bounds, self._held.windows), events.c.seq.not_in(stay))
+            going = and_(
+                is_expired(self._expiries, self._needed.windows), events.c.seq.not_in(stay)
+            )
 
         def without_event(seq: ColumnElement[int]) -> ColumnElement[bool]:
             return and_(seq.between(first, last), ~exists().where(events.c.seq == seq))

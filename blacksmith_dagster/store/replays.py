@@ -41,7 +41,7 @@ from blacksmith_dagster.store.loads import JOB_COLUMNS, last_load, members
 from blacksmith_dagster.store.maintenance import upsert
 from blacksmith_dagster.store.parts import parts
 from blacksmith_dagster.store.questions import RETRY_ERROR
-from blacksmith_dagster.store.retention import is_held, refuse_purged
+from blacksmith_dagster.store.retention import is_awaited, refuse_purged
 from blacksmith_dagster.store.tables import (
     DISCARDED,
     DONE,
@@ -94,7 +94,7 @@ def begin(
     found = select(replays.c.id, replays.c.planned, replays.c.began_at)
     found = found.where(*same, replays.c.ended_at.is_(None)).order_by(replays.c.id.desc())
     row = conn.execute(found).first()
-    if row is None or not is_held(conn, destination, row.began_at, now):
+    if row is None or not is_awaited(conn, destination, row.began_at, now):
         refuse_purged(conn, event_types, window.after if row is None else row.planned)
     begun = None if row is None else row.id
     if begun is None:

@@ -40,10 +40,10 @@ from blacksmith_dagster.store.tables import (
 )
 
 _CHUNK = 10_000  # sequence numbers that one statement names
-_REPLAY_HELD = timedelta(days=7)  # for which what a replay has yet to come to is kept for it
+_REPLAY_AWAITED = timedelta(days=7)  # for which what a replay has yet to come to is kept for it
 
 
-class Bound(NamedTuple):
+class Expiry(NamedTuple):
     """How far the events of a type are past their time.
 
     All up to `upto` were received before `before`; none is left up to `swept`. A job that was
@@ -57,9 +57,8 @@ class Bound(NamedTuple):
     discarded_before: datetime | None
 
 
-def bounds(conn: Connection, retention: Mapping[int, Retention], now: datetime) -> list[Bound]:
-    """How far each event type is past its time, by the time index; one that is kept forever has no
-    bound.
+def expiries(conn: Connection, retention: Mapping[int, Retention], now: datetime) -> list[Expiry]:
+    """How far each event type is past its time, by the time index; without those that are kept forever.
 
     What the counters have not come to stays: they would never count it.
     """
@@ -73,11 +72,13 @@ def bounds(conn: Connection, retention: Mapping[int, Retention], now: datetime) 
         row = conn.execute(old.order_by(time_index.c.at.desc()).limit(1)).first()
         if row is not None and min(row.low, counted) > swept[event_type]:
             since = None if kept.discarded is None else now - kept.discarded
-            found.append(Bound(event_type, min(row.low, counted), row.at, swept[event_type], since))
+            found.append(
+                Expiry(event_type, min(row.low, counted), row.at, swept[event_type], since)
+            )
     return found
 
 
-def past(bounds: Sequence[Bound], windows: Sequence[Window] = ()) -> ColumnElement[bool]:
+def is_expired(expiries: Sequence[Expiry], windows: Sequence[Window] = ()) -> ColumnElement[bool]:
     """Whether an event is past its time, and in none of these windows."""
     old = or_(
         *(
@@ -86,7 +87,7 @@ def past(bounds: Sequence[Bound], windows: Sequence[Window] = ()) -> ColumnEleme
                 events.c.seq > each.swept,
                 events.c.seq <= each.upto,
             )
-            for each in bounds
+            for each in expiries
         )
     )
     return and_(old, *(~events.c.seq.between(each.after + 1, each.upto) for each in windows))
@@ -130,10 +131,10 @@ def kept_since(gone: Mapping[str, datetime]) -> str:
     return f"the store keeps {'; '.join(since)}"
 
 
-# ------------------------------------------------------------------------------------- held
+# ------------------------------------------------------------------------------------- needed
 
 
-class HeldEvents(NamedTuple):
+class NeededEvents(NamedTuple):
     """Events that must stay: `seqs`, in order, and those in `windows`."""
 
     seqs: Sequence[int] = ()
@@ -149,27 +150,27 @@ class HeldEvents(NamedTuple):
         return windows or bool(self.between(first, last))
 
 
-def is_held(conn: Connection, destination: int, began_at: datetime, now: datetime) -> bool:
+def is_awaited(conn: Connection, destination: int, began_at: datetime, now: datetime) -> bool:
     """Whether a replay that has not ended is still waited for: it began, or was at work, lately."""
     last = conn.execute(last_load(destination, LANES[Lane.REPLAY], loads.c.started_at)).scalar()
-    return max(began_at, last or began_at) > now - _REPLAY_HELD
+    return max(began_at, last or began_at) > now - _REPLAY_AWAITED
 
 
-def held(
+def needed_events(
     conn: Connection,
-    bounds: Sequence[Bound],
+    expiries: Sequence[Expiry],
     destinations: Sequence[int],
     outcome_event_types: Sequence[int],
     now: datetime,
-) -> HeldEvents:
-    """The events up to the highest bound that must stay.
+) -> NeededEvents:
+    """The events past their time that must stay.
 
     Those of which a job waits or executes, those of which a job was discarded too lately, what
     outcomes among them came of, and what a replay has yet to come to. To be asked in one snapshot: a
     job is pending in many ways, and goes from one to the next.
     """
-    upto = max(each.upto for each in bounds)
-    lately = _discarded_lately(bounds)
+    upto = max(each.upto for each in expiries)
+    lately = _discarded_lately(expiries)
     windows = []
     found: set[int] = set()
     parents: set[int] = set()
@@ -193,7 +194,7 @@ def held(
         windows += [
             Window(each.planned, each.upto)
             for each in conn.execute(_REPLAYED, given)
-            if is_held(conn, of, each.began_at, now)
+            if is_awaited(conn, of, each.began_at, now)
         ]
     for window in windows:
         given = {**window._asdict(), "event_types": outcome_event_types}
@@ -202,7 +203,7 @@ def held(
     while fresh := parents - found:
         found |= fresh
         parents = _parents(conn, fresh, outcome_event_types)
-    return HeldEvents(sorted(seq for seq in found if seq <= upto), windows)
+    return NeededEvents(sorted(seq for seq in found if seq <= upto), windows)
 
 
 def _parents(conn: Connection, seqs: set[int], outcome_event_types: Sequence[int]) -> set[int]:
@@ -255,7 +256,7 @@ _REPLAYED = select(replays.c.planned, replays.c.upto, replays.c.began_at).where(
 )
 
 
-def _discarded_lately(bounds: Sequence[Bound]) -> Any:
+def _discarded_lately(expiries: Sequence[Expiry]) -> Any:
     """The events of which a job was discarded too lately."""
     lately = or_(
         *(
@@ -265,7 +266,7 @@ def _discarded_lately(bounds: Sequence[Bound]) -> Any:
                 if each.discarded_before is None
                 else loads.c.finished_at > each.discarded_before,
             )
-            for each in bounds
+            for each in expiries
         )
     )
     return (
