@@ -14,7 +14,7 @@ UNCOUNTED = 1_000_000
 
 
 def counts(effort: Effort) -> Iterator[Figure]:
-    """Milliseconds for all destination events, after upkeep and just before the next."""
+    """Milliseconds for all destination events, after maintenance and just before the next."""
     events, late = effort.of(JOBS * 2 // 3), effort.of(UNCOUNTED * 2 // 3)
     for databases in BOTH:
         with databases() as made:

@@ -42,7 +42,9 @@ _EVERYWHERE = ("", "0.0.0.0", "::")
 _GRACE = 20  # seconds that requests under way have to end in
 _KEEP_ALIVE = 75  # seconds; longer than the 60 of most load balancers
 _BACKLOG = 2048
-_UPKEEP = 5.0  # seconds between two calls of Store.maintain: what is not counted yet counts slowly
+_MAINTENANCE_SECONDS = (
+    5.0  # seconds between two calls of Store.maintain: what is not counted yet counts slowly
+)
 _RESTART_GAP = 1.0  # a worker that lived shorter is replaced after this many seconds
 
 _log = logging.getLogger(__name__)
@@ -106,7 +108,7 @@ class StandardGateway:
                 services += f", supervisor {supervisor.label}" if settings.supervisor_url else ""
             click.echo(f"blacksmith gateway: {self._url(listener)}, store {label}{services}")
             if self.workers == 1:
-                self._work(app, settings, listener, upkeep=True)
+                self._work(app, settings, listener, maintains=True)
             else:
                 _WorkerProcesses(self, app, settings, listener).run()
 
@@ -152,7 +154,7 @@ class StandardGateway:
         )
 
     def _work(
-        self, app: Blacksmith, settings: Settings, listener: socket.socket, *, upkeep: bool
+        self, app: Blacksmith, settings: Settings, listener: socket.socket, *, maintains: bool
     ) -> None:
         # Imported here: who only declares a gateway, as Dagster's processes do, needs no server.
         import uvicorn
@@ -199,9 +201,9 @@ class StandardGateway:
             # pauses of tens of milliseconds.
             gc.collect()
             gc.freeze()
-            if upkeep:  # one process of a gateway is the gateway, to whom it matters
+            if maintains:  # one process of a gateway is the gateway, to whom it matters
                 opened.enter_context(registered(supervisor, self._service(app, listener)))
-            with _stopped_by_signals(server), _upkeep(store if upkeep else None):
+            with _stopped_by_signals(server), _maintenance(store if maintains else None):
                 server.run(sockets=[listener])
             if notifier:
                 notifier.close()
@@ -280,7 +282,7 @@ class _WorkerProcesses:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
         self._held_by_parent.close()
         threading.Thread(target=_stop_with, args=(self._parent_lives,), daemon=True).start()
-        self._gateway._work(self._app, self._settings, self._listener, upkeep=number == 0)
+        self._gateway._work(self._app, self._settings, self._listener, maintains=number == 0)
 
 
 def _stop_with(parent: Connection) -> None:
@@ -306,7 +308,7 @@ def _stopped_by_signals(server: uvicorn.Server) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _upkeep(store: Store | None) -> Iterator[None]:
+def _maintenance(store: Store | None) -> Iterator[None]:
     """Call `store.maintain()` every few seconds in a thread of its own."""
     ended = threading.Event()
 
@@ -315,15 +317,17 @@ def _upkeep(store: Store | None) -> Iterator[None]:
             try:
                 store.maintain()
             except BlacksmithError as error:
-                _log.warning("the store's upkeep is put off: %s", error)
+                _log.warning("the store's maintenance is put off: %s", error)
             except Exception:  # noqa: BLE001 - a gateway that receives events must survive this
-                _log.exception("the store's upkeep has failed; it is tried again")
-            ended.wait(_UPKEEP)
+                _log.exception("the store's maintenance has failed; it is tried again")
+            ended.wait(_MAINTENANCE_SECONDS)
 
     if store is None:
         yield
         return
-    thread = threading.Thread(target=maintain, args=(store,), name="blacksmith-upkeep", daemon=True)
+    thread = threading.Thread(
+        target=maintain, args=(store,), name="blacksmith-maintenance", daemon=True
+    )
     thread.start()
     try:
         yield

@@ -752,7 +752,7 @@ class Store(Protocol):
         """
         ...
 
-    # -- upkeep
+    # -- maintenance
     def repair(self) -> str:
         """After a restore or a promotion: move the sequence past all that it made, and begin a new
         epoch, so that no new event gets the id of one that was lost. Returns the epoch."""

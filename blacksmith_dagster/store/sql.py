@@ -675,7 +675,7 @@ class SQLStore(ABC):
         with self.reading() as conn:
             refuse_purged(conn, [self._event_type(each) for each in event_types], window.after)
 
-    # -- upkeep
+    # -- maintenance
     def ready(self) -> None:
         self._read_names()  # another process may have begun a new epoch
         with self.reading() as conn:

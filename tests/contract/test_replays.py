@@ -109,7 +109,7 @@ def test_missing_jobs_are_made_and_never_move_the_load_lane(store: Store) -> Non
     assert states(store, MISSING, SEATS) == {}
 
 
-def test_the_counts_are_right_after_upkeep(store: Store) -> None:
+def test_the_counts_are_right_after_maintenance(store: Store) -> None:
     keep(store, 4, to=())
     token = replaying(store)
     plan(store, token, MISSING)

@@ -265,7 +265,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def maintain(self) -> None:
-        """Upkeep changes no result."""
+        """Maintenance changes no result."""
         self.store.maintain()
 
     @invariant()
