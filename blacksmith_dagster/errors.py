@@ -49,7 +49,7 @@ class BlacksmithError(Exception):
 class DeclarationError(BlacksmithError):
     """A source, a destination, a flow or the application breaks a rule of declaring.
 
-    The message holds the rule and the mend.
+    The message holds the rule and the fix.
     """
 
 
@@ -189,7 +189,7 @@ class Timeout(BlacksmithError):
 
 
 class MigrationError(BlacksmithError):
-    """Migrations cannot be run as asked: the message names them, or the file, and the mend.
+    """Migrations cannot be run as asked: the message names them, or the file, and the fix.
 
     Nothing was run by the call that raised this.
     """

@@ -151,7 +151,7 @@ def _table(folder: Path) -> dict[str, object] | None:
     try:
         read = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # not TOML, or not UTF-8
-        raise SettingsError(f"{path} cannot be read: {error}; mend it") from error
+        raise SettingsError(f"{path} cannot be read: {error}; fix it") from error
     tool = read.get("tool")
     table = tool.get("blacksmith") if isinstance(tool, dict) else None
     return table if isinstance(table, dict) else None

@@ -113,8 +113,8 @@ def _status_text(found: _StatusReport) -> str:
     if found.listeners:
         parts.append(_listeners_text(found.listeners, now))
     if found.orphans:
-        mend = "declare it again until they are loaded, or `blacksmith destinations retire` it"
-        parts.append(f"No longer declared ({mend}):")
+        fix = "declare it again until they are loaded, or `blacksmith destinations retire` it"
+        parts.append(f"No longer declared ({fix}):")
         parts.append(table(["destination event", "jobs waiting"], found.orphans))
     if found.quarantined:
         each = ", ".join(

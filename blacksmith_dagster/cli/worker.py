@@ -57,7 +57,7 @@ def worker(app: str | None, names: tuple[str, ...]) -> None:
     listened = [event for source in sources for event in listened_events(source)]
     for event in listened:
         if isinstance(event.trigger, Subscription):
-            broker_of(event, pubsub)  # raises what is to be mended before it begins
+            broker_of(event, pubsub)  # raises what must be fixed before it begins
     stop = threading.Event()
     with ExitStack() as opened:
         opened.enter_context(on_stop(stop.set))

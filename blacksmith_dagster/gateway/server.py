@@ -42,9 +42,7 @@ _EVERYWHERE = ("", "0.0.0.0", "::")
 _GRACE = 20  # seconds that requests under way have to end in
 _KEEP_ALIVE = 75  # seconds; longer than the 60 of most load balancers
 _BACKLOG = 2048
-_MAINTENANCE_SECONDS = (
-    5.0  # seconds between two calls of Store.maintain: what is not counted yet counts slowly
-)
+_MAINTENANCE_SECONDS = 5.0  # what is not counted yet counts slowly
 _RESTART_GAP = 1.0  # a worker that lived shorter is replaced after this many seconds
 
 _log = logging.getLogger(__name__)

@@ -63,11 +63,11 @@ def _receiver_of(
             f"{quarantine_id} came to {raw.event_type}, whose function is handed neither requests nor "
             f"messages, so it cannot be handed this again; see what is in it, then {drop}"
         )
-    mend = f"declare it again, or {drop}"
+    fix = f"declare it again, or {drop}"
     source = app.sources.get(raw.event_type)
     if source is None:
         raise UsageError(
-            f"{quarantine_id} came to {raw.event_type}, which the application does not have; {mend}"
+            f"{quarantine_id} came to {raw.event_type}, which the application does not have; {fix}"
         )
     request = _request(raw)
     for webhook in source.webhooks:
@@ -75,7 +75,7 @@ def _receiver_of(
             return webhook
     raise UsageError(
         f"{quarantine_id} came to {request.method} {request.path}, where source {raw.event_type!r} has "
-        f"no webhook; {mend}"
+        f"no webhook; {fix}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The rules that every declaration is held against, each with its mend."""
+"""The rules that every declaration is held against, each with its fix."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def open_pubsub(url: str | None, store_url: str, variable: str = VARIABLE) -> Pu
 
     `kafka://host:9092,...`, `nats://host:4222`, `amqp://host:5672`, or `postgres`, which is the
     store's own database at `store_url`. Nothing is connected to yet. `variable` is where the URL came
-    from, which errors tell to mend.
+    from, which errors ask to fix.
 
     Raises `SettingsError` for another URL, and `ImportError` when the broker's client is not
     installed.

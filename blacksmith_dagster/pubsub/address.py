@@ -35,7 +35,7 @@ class BrokerAddress:
     - `tls`: whether the connection is encrypted, `ca`: a PEM file of the authority to trust, the
       system's if `None`.
     - `sasl`: Kafka's mechanism, used when there is a username.
-    - `variable`: where the URL came from, which errors tell to mend.
+    - `variable`: where the URL came from, which errors ask to fix.
     """
 
     scheme: str

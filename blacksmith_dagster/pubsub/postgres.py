@@ -102,7 +102,7 @@ class _NotifyChannel:
         said = reason(error)
         if "authentication failed" in said or "no password" in said:
             return Unavailable(
-                f"{self.label} refused the user or the password; mend BLACKSMITH_STORE_URL, which "
+                f"{self.label} refused the user or the password; fix BLACKSMITH_STORE_URL, which "
                 "BLACKSMITH_PUBSUB_URL=postgres uses"
             )
         return Unavailable(f"{self.label} does not respond: {said}")

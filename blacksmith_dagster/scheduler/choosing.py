@@ -128,7 +128,7 @@ class Chooser:
         except Exception as error:
             raise UsageError(
                 f"{getattr(function, '__name__', function)} raised for event {event.id}: "
-                f"{describe(error)}; mend it, and launch the replay again: it goes on from here"
+                f"{describe(error)}; fix it, and launch the replay again: it goes on from here"
             ) from error
 
 

@@ -62,7 +62,7 @@ class FolderArchive:
         except Exception as error:  # noqa: BLE001 - each file system has its own
             said = getattr(error, "strerror", None) or type(error).__name__
             raise Unavailable(
-                f"the archive cannot write {path}: {said}; what is not archived is not purged: mend "
+                f"the archive cannot write {path}: {said}; what is not archived is not purged: fix "
                 "it, and purge again"
             ) from None
         return path

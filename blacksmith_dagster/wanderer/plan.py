@@ -163,7 +163,7 @@ def waits_for(declared: Iterable[Tracked]) -> str | None:
         "run" if first.state is State.FAILED_UP else f"rollback --to VERSION (< {first.version})"
     )
     why = f": {first.error}" if first.error else ""
-    return f"{first} {first.state.value}{why}; mend it, then run `blacksmith migrations {again}`"
+    return f"{first} {first.state.value}{why}; fix it, then run `blacksmith migrations {again}`"
 
 
 def settled_version(declared: Declared, tracked: Iterable[Tracked]) -> int:

@@ -21,7 +21,7 @@ SUBSCRIPTION = "BLACKSMITH_TEST_SUBSCRIPTION"
 DIES = "BLACKSMITH_TEST_DIES"
 DIES_AT = b"150"
 KEY = "order-key"
-MENDED = "BLACKSMITH_TEST_MENDED"
+FIXED = "BLACKSMITH_TEST_FIXED"
 
 orders = Source("orders")
 
@@ -30,10 +30,10 @@ orders = Source("orders")
     Subscription(os.environ.get(TOPIC, "orders"), os.environ.get(SUBSCRIPTION), url=Secret(URL))
 )
 def placed(message: Message) -> Event[str]:
-    """Keeps the body in hex, whatever it is; one that is poison is rejected until that is mended."""
+    """Keeps the body in hex, whatever it is; one that is poison is rejected until that is fixed."""
     if message.body == DIES_AT:
         die_if_told("read")
-    if message.body.startswith(b"poison") and MENDED not in os.environ:
+    if message.body.startswith(b"poison") and FIXED not in os.environ:
         raise ValueError("this is poison")
     return Event(message.body.hex(), key=message.headers.get(KEY))
 

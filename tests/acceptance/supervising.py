@@ -79,9 +79,9 @@ class Host:
         return [self.to_store] + ([self.to_consul] if self.to_consul else [])
 
     def run_on(self) -> None:
-        """Undo whatever was done to it: mend its links, resume it, start it again if it was killed."""
+        """Undo whatever was done to it: fix its links, resume it, start it again if it was killed."""
         for link in self.links():
-            link.mend()
+            link.fix()
         if self.loader.process.poll() is None:
             self.loader.go_on()
         self.loader.start_again_if_ended()

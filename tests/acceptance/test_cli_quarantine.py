@@ -37,7 +37,7 @@ from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.interface import Listening, Raw
 
 BUG = RuntimeError("a bug")
-mended = False  # whether the extract functions have been mended
+fixed = False  # whether the extract functions have been fixed
 
 shop = Source("shop")
 line = shop.child("line")
@@ -45,7 +45,7 @@ line = shop.child("line")
 
 @shop.event(HTTP("/shop/orders"))
 def ordered(request: Request) -> Event[dict[str, object]] | Reply:
-    if not mended:
+    if not fixed:
         raise BUG
     order = request.json()
     if order == "ping":
@@ -58,7 +58,7 @@ def ordered(request: Request) -> Event[dict[str, object]] | Reply:
 
 @shop.event(Subscription("parcels"))
 def sent(message: Message) -> Event[dict[str, object]]:
-    if not mended:
+    if not fixed:
         raise BUG
     told = {"topic": message.topic, "key": message.key, "place": message.place}
     return Event(message.json(), sent_at=message.sent_at, context=told)
@@ -105,9 +105,9 @@ def store(store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 @pytest.fixture
-def mend(monkeypatch: pytest.MonkeyPatch) -> None:
+def fix(monkeypatch: pytest.MonkeyPatch) -> None:
     """The extract functions are right from the beginning of the test's commands."""
-    monkeypatch.setattr(sys.modules[__name__], "mended", True)
+    monkeypatch.setattr(sys.modules[__name__], "fixed", True)
 
 
 def run(*arguments: str, code: int = 0, given: str | None = None) -> Result:
@@ -218,7 +218,7 @@ def test_what_is_not_there_is_one_line_and_exit_code_1(store: Store) -> None:
 # ---------------------------------------------------------------------------------- retry
 
 
-@pytest.mark.usefixtures("mend")
+@pytest.mark.usefixtures("fix")
 def test_retry_ingests_a_request_as_it_came(store: Store) -> None:
     came = Request(
         b'{"id": 7, "lines": [{"sku": "A1"}]}',
@@ -240,7 +240,7 @@ def test_retry_ingests_a_request_as_it_came(store: Store) -> None:
     assert not store.quarantined()
 
 
-@pytest.mark.usefixtures("mend")
+@pytest.mark.usefixtures("fix")
 def test_retry_ingests_a_message_as_it_came(store: Store) -> None:
     at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     message = Message(b'{"n": 1}', {}, "parcels", "k7", "m7", at, "parcels/3@1545")
@@ -250,11 +250,11 @@ def test_retry_ingests_a_message_as_it_came(store: Store) -> None:
     assert event.sent_at == at
 
 
-@pytest.mark.usefixtures("mend")
+@pytest.mark.usefixtures("fix")
 def test_retry_counts_the_key_that_a_request_came_with(store: Store) -> None:
     came = Request(b'{"id": 7}', {"idempotency-key": "order-7"})
     [order] = failed(store, came)
-    # Its sender has sent it again, after the mend.
+    # Its sender has sent it again, after the fix.
     [[first]] = ingest(blacksmith, store, ordered, [came])
     assert f"{order} ingested: {first}" in run("retry", order, APP).stdout
     other = Request(b'{"id": 8}', {"idempotency-key": "order-7"})
@@ -265,7 +265,7 @@ def test_retry_counts_the_key_that_a_request_came_with(store: Store) -> None:
     assert [each.id for each in store.quarantined()] == [reused]
 
 
-@pytest.mark.usefixtures("mend")
+@pytest.mark.usefixtures("fix")
 def test_retry_wakes_who_loads_at_once(
     postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,7 +295,7 @@ def test_retry_tells_what_fails_again_and_leaves_it(store: Store) -> None:
     assert not store.events()
 
 
-@pytest.mark.usefixtures("mend")
+@pytest.mark.usefixtures("fix")
 def test_retry_goes_on_past_what_fails(store: Store) -> None:
     bad, rejected, good = failed(store, *(Request(each) for each in (b"{", b'"rejected"', b"{}")))
     said = run("retry", "--all", APP, code=1).stdout
@@ -306,7 +306,7 @@ def test_retry_goes_on_past_what_fails(store: Store) -> None:
     assert good not in {each.id for each in store.quarantined()}
 
 
-@pytest.mark.usefixtures("mend")
+@pytest.mark.usefixtures("fix")
 def test_retry_of_one_event_leaves_the_others(store: Store) -> None:
     order, message = failed(store, Request(b"{}"), Message(b"{}"))
     assert "1 of 1 ingested" in run("retry", "--event=shop/sent", APP).stdout
@@ -314,7 +314,7 @@ def test_retry_of_one_event_leaves_the_others(store: Store) -> None:
     assert message not in run("list").stdout
 
 
-@pytest.mark.usefixtures("mend")
+@pytest.mark.usefixtures("fix")
 def test_a_request_that_gets_a_reply_makes_no_event(store: Store) -> None:
     [ping] = failed(store, Request(b'"ping"'))
     assert f"{ping} ingested: it makes no event" in run("retry", ping, APP).stdout

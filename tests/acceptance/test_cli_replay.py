@@ -44,7 +44,7 @@ THANKS = ("replay", "mail/thanks", "--from", "2026-01-01", f"--app={HERE}:blacks
 NEWS = ("replay", "mail/news", *THANKS[2:])
 
 
-def mended(event: Event[dict[str, int]]) -> dict[str, int]:
+def fixed(event: Event[dict[str, int]]) -> dict[str, int]:
     return {"n": event.data["n"] + 10}
 
 
@@ -97,7 +97,7 @@ def test_discarded_jobs_are_exported_edited_and_loaded_again(
     assert head.split(",")[-1] == "data.n"
     assert [line.split(",")[-1] for line in written] == ["0", "1"]
 
-    told = run(*THANKS, "--mode=failed", "--edit", f"{HERE}:mended", "--error", "address 1").stdout
+    told = run(*THANKS, "--mode=failed", "--edit", f"{HERE}:fixed", "--error", "address 1").stdout
     assert told.startswith("1 succeeded")
     assert run(*THANKS, "--mode=failed").stdout.endswith("1 discarded\n")
     assert run("jobs", "export", "mail/thanks").stdout.count("\n") == 1

@@ -23,8 +23,8 @@ from blacksmith_dagster.ingest.retry import retry_quarantined
 from blacksmith_dagster.store import Store, open_store
 from tests.acceptance.listening_main import (
     DIES,
+    FIXED,
     KEY,
-    MENDED,
     SUBSCRIPTION,
     TOPIC,
     URL,
@@ -262,7 +262,7 @@ def test_poison_message_is_quarantined(orders: Orders, monkeypatch: pytest.Monke
     orders.judge(process)
     assert len(orders.kept) == 30
     assert sorted(orders.quarantined) == [b"poison", b"poison too"]
-    monkeypatch.setenv(MENDED, "yes")
+    monkeypatch.setenv(FIXED, "yes")
     for each in orders.store.quarantined(placed.path):
         assert each.error == "ValueError: this is poison"
         assert orders.store.in_quarantine(each.id).headers[":place"]

@@ -150,7 +150,7 @@ def test_when_that_raises_keeps_the_job(store: Store) -> None:
     ids = pipeline.accept([{"n": 1}, {"n": 5}])
     assert pipeline.load() == Tally(failed=2)  # nothing was dropped, and nothing loaded
     judge(store, "lake/kept", ids, pipeline.loaded)
-    by |= {"least": 3, "divisor": 1}  # the bug is mended: the first is wanted, the second is not
+    by |= {"least": 3, "divisor": 1}  # the bug is fixed: the first is wanted, the second is not
     pipeline.settle()
     found = judge(store, "lake/kept", ids, pipeline.loaded)
     assert pipeline.loaded == found.succeeded == {ids[0]}

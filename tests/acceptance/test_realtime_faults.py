@@ -218,7 +218,7 @@ def test_wrong_credentials_fail_clearly(broker: Wakes, tmp_path: Path) -> None:
         assert unpublished(system.gateway) > 0
         health = system.gateway.client_get("/_health").text
         for log in (system.gateway.log, system.worker.log):
-            assert re.search(r"refused.*mend.*BLACKSMITH_PUBSUB_URL", log), log
+            assert re.search(r"refused.*fix.*BLACKSMITH_PUBSUB_URL", log), log
             assert log.count("refused") == 1, log
     assert WRONG not in health + system.gateway.log + system.worker.log
     assert system.latest() < SWEEP_ALONE + MARGIN

@@ -110,18 +110,18 @@ def test_two_daemons_one_loader(deploy: Deploy) -> None:
 
 
 def test_one_event_hangs_the_others_flow(deploy: Deploy, tmp_path: Path) -> None:
-    mended = tmp_path / "mended"
+    fixed = tmp_path / "fixed"
     alerts = deploy(notice="25s")
     alerts.daemon()
     alerts.send()
     first = alerts.warm()
     since = time.monotonic()
     with alerts.stream():
-        hanging = alerts.send(hangs_until_there_is=str(mended))
+        hanging = alerts.send(hangs_until_there_is=str(fixed))
         alerts.warm(2)
         until(lambda: not is_alive(first), 30, "the first run has ended")
         after = time.monotonic()
-        mended.touch()
+        fixed.touch()
         until(lambda: alerts.latencies(after, "stuck"), 90, "what hung loads again")
     assert alerts.status_of(1) is DagsterRunStatus.FAILURE
     assert max(alerts.latencies(since)) < NO_GAP

@@ -214,9 +214,7 @@ def test_clock_is_set_right_by_the_time_of_arrival_when_a_request_is_retried(
         "sentAt": (YESTERDAY + minute).isoformat(),
     }
     came = Request(json.dumps(message).encode(), path="/v1/track", received_at=YESTERDAY)
-    waiting = webhooks.store.quarantine(
-        raw_of("segment", came, RuntimeError("a bug, since mended"))
-    )
+    waiting = webhooks.store.quarantine(raw_of("segment", came, RuntimeError("a bug, since fixed")))
     (kept,) = retry_quarantined(blacksmith, webhooks.store, waiting)
     (event,) = webhooks.new()
     assert (event.id, event.sent_at) == (kept, YESTERDAY - minute)

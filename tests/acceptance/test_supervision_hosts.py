@@ -94,7 +94,7 @@ def test_holder_cut_off_from_consul_not_from_store(on_consul: Hosts, how: str) -
     hosts.settle()
     loaded_by = hosts.recording.pids()
     assert not any(lost.pid in loaded_by[each] for each in ids)
-    lost.consul_link().mend()
+    lost.consul_link().fix()
     _holds_again(hosts, lost)
     hosts.judge()
 
@@ -107,7 +107,7 @@ def test_holder_cut_off_from_store_not_from_consul(on_consul: Hosts) -> None:
     assert take_over(hosts, lost) < 3 + hosts.take_over_seconds
     hosts.settle()
     hosts.until(lambda: "unavailable:" in lost.loader.log)
-    lost.to_store.mend()
+    lost.to_store.fix()
     _holds_again(hosts, lost)
     hosts.judge()
 
@@ -150,7 +150,7 @@ def test_slow_renewals(hosts: Hosts) -> None:
     assert take_over(hosts, slow) < hosts.take_over_seconds + TTL
     hosts.let_go()
     for link in slow.links():
-        link.mend()
+        link.fix()
     hosts.until(lambda: "fenced:" in slow.loader.log)
     hosts.accept(5)
     hosts.judge()

@@ -227,7 +227,7 @@ def test_parents_stay_while_an_outcome_waits(store: Store) -> None:
 
 
 def test_the_parent_of_an_outcome_whose_job_was_discarded_lately_stays(store: Store) -> None:
-    """Its data is the parent's: it may be mended, and loaded again."""
+    """Its data is the parent's: it may be fixed, and loaded again."""
     ids = keep(store, 2)
     load_all(store, take_over(store))
     index_time(store)

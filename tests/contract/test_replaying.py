@@ -34,8 +34,8 @@ def is_even(event: Event[Any]) -> bool:
     return bool(event.data["n"] % 2 == 0)
 
 
-def mended(event: Event[Any]) -> Any:
-    return event.data | {"mended": True}
+def fixed(event: Event[Any]) -> Any:
+    return event.data | {"fixed": True}
 
 
 def refuses_two(event: Event[Any]) -> bool:
@@ -139,7 +139,7 @@ def test_discarded_jobs_are_edited_and_loaded_again(replaying: Replaying) -> Non
 
     def load(batch: Batch[Any]) -> None:
         for job in batch:
-            if "mended" in job.data:
+            if "fixed" in job.data:
                 loaded.append(job.data)
             else:
                 batch.discard(job, f"bad {job.data['n']}")
@@ -149,7 +149,7 @@ def test_discarded_jobs_are_edited_and_loaded_again(replaying: Replaying) -> Non
     ingest(replaying.store, [{"n": n} for n in range(3)])
     replaying.load(app, flights)
     assert replaying.store.counts(flights.path).discarded == 3
-    asked: dict[str, Any] = {"modes": (ReplayMode.FAILED,), "edit": f"{HERE}:mended"}
+    asked: dict[str, Any] = {"modes": (ReplayMode.FAILED,), "edit": f"{HERE}:fixed"}
     assert replaying.replay(app, flights, error="bad 1", **asked).tally == Tally(succeeded=1)
     assert replaying.replay(app, flights, when=f"{HERE}:is_even", **asked).tally.succeeded == 2
     assert sorted(each["n"] for each in loaded) == [0, 1, 2]

@@ -258,16 +258,16 @@ def test_an_edited_job_keeps_its_new_data(store: Store) -> None:
     one, _ = keep(store, 2)
     discard(store, loading := take_over(store))
     token = replaying(store)
-    plan(store, token, FAILED, **{one: '{"n":"mended"}'})
+    plan(store, token, FAILED, **{one: '{"n":"fixed"}'})
     load = claimed(store, token)
-    assert [row.payload for row in load.rows] == ['{"n":"mended"}', '{"n":1}']
+    assert [row.payload for row in load.rows] == ['{"n":"fixed"}', '{"n":1}']
     store.record(load, Verdict([Deviation(load.rows[0].seq, Said.FAILED, "no", 0.0)]))
     again = claimed(store, loading)
-    assert again.rows[0].payload == '{"n":"mended"}'
+    assert again.rows[0].payload == '{"n":"fixed"}'
     store.record(again, Verdict([Deviation(again.rows[0].seq, Said.DISCARDED, "no")]))
     anew = ReplayRequest(**EVER, modes=(ReplayMode.FAILED,), new_key=True)
-    plan(store, token, anew, **{one: '{"n":"mended twice"}'})
-    assert claimed(store, token).rows[0].payload == '{"n":"mended twice"}'
+    plan(store, token, anew, **{one: '{"n":"fixed twice"}'})
+    assert claimed(store, token).rows[0].payload == '{"n":"fixed twice"}'
     assert store.event(one).payload == '{"n":0}'
 
 

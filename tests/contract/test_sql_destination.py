@@ -513,7 +513,7 @@ def test_a_batch_is_one_transaction(database: Database) -> None:
     assert database.execute("SELECT count(*) FROM flights") == [(10_498,)]
 
 
-def test_a_key_that_is_not_unique_names_the_mend(database: Database) -> None:
+def test_a_key_that_is_not_unique_names_the_fix(database: Database) -> None:
     database.execute("CREATE TABLE flights (id TEXT, delay INT)")
     with pytest.raises(DeclarationError, match='is not unique; CREATE UNIQUE INDEX ON "flights"'):
         database.load(database.table(key=["id"]), {"id": "a", "delay": 1})

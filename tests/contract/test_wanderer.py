@@ -240,12 +240,12 @@ def test_third_of_five_fails(wandering: Runs, target_url: str) -> None:
     said = wanderer.waits_for("warehouse") or ""
     assert f"{THREE} t3 of {SCOPE} failed(up)" in said
     assert "blacksmith migrations run" in said
-    mended = wandering.wanderer(
+    fixed = wandering.wanderer(
         application(warehouse(target_url, [migration(each) for each in versions]))
     )
-    assert [each.action.version for each in mended.run(Request()).done] == [THREE, FOUR, FIVE]
+    assert [each.action.version for each in fixed.run(Request()).done] == [THREE, FOUR, FIVE]
     assert tables(target_url) == {"t1", "t2", "t3", "t4", "t5"}
-    assert mended.waits_for("warehouse") is None
+    assert fixed.waits_for("warehouse") is None
 
 
 def test_down_fails(wandering: Runs, target_url: str) -> None:
@@ -260,10 +260,10 @@ def test_down_fails(wandering: Runs, target_url: str) -> None:
     assert tables(target_url) == {"t1", "t2"}
     assert states(wanderer) == [State.SUCCEEDED_UP, State.FAILED_DOWN, State.SUCCEEDED_DOWN]
     assert "rollback" in (wanderer.waits_for("warehouse") or "")
-    mended = wandering.wanderer(
+    fixed = wandering.wanderer(
         application(warehouse(target_url, [migration(each) for each in (ONE, TWO, THREE)]))
     )
-    assert mended.rollback(Request(version=0)).error is None
+    assert fixed.rollback(Request(version=0)).error is None
     assert tables(target_url) == set()
 
 

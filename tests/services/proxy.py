@@ -13,7 +13,7 @@ class Link:
     """Passes connections on to a port of the loopback, as long as it is whole.
 
     While it is *silent* nothing gets through, and connections stay open: what was sent arrives once
-    it is mended, however late. While it is *cut* connections are reset, and new ones refused.
+    it is fixed, however late. While it is *cut* connections are reset, and new ones refused.
     `delay` is how many seconds each piece takes, in each direction.
     """
 
@@ -45,7 +45,7 @@ class Link:
         """Let nothing through from now on."""
         self._whole.clear()
 
-    def mend(self) -> None:
+    def fix(self) -> None:
         """Let everything through again, at full speed."""
         self.delay = 0.0
         self._whole.set()

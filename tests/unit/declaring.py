@@ -14,13 +14,13 @@ from blacksmith_dagster import (
 
 
 def refused(
-    declare: Callable[..., Any], *arguments: Any, says: str, mend: str, **named: Any
+    declare: Callable[..., Any], *arguments: Any, says: str, fix: str, **named: Any
 ) -> None:
     """Declaring it is refused, and the error says what is wrong and what to do."""
     with pytest.raises(DeclarationError) as told:
         declare(*arguments, **named)
     assert says in str(told.value)
-    assert mend in str(told.value)
+    assert fix in str(told.value)
 
 
 def load(batch: Batch[Any]) -> None: ...

@@ -1,4 +1,4 @@
-"""A broker's URL says where it is and what it is called there; a wrong one says how to mend it."""
+"""A broker's URL says where it is and what it is called there; a wrong one says how to fix it."""
 
 from pathlib import Path
 
@@ -65,7 +65,7 @@ def test_encryption_is_asked_for(tmp_path: Path) -> None:
         ("postgres?subscription=x", "postgres has no option subscription"),
     ],
 )
-def test_a_wrong_url_is_refused_with_the_mend(url: str, told: str) -> None:
+def test_a_wrong_url_is_refused_with_the_fix(url: str, told: str) -> None:
     with pytest.raises(SettingsError, match="BLACKSMITH_PUBSUB_URL") as refused:
         parse_broker_url(url)
     assert told in str(refused.value)

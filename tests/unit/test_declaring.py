@@ -1,4 +1,4 @@
-"""A wrong declaration fails where it is written, with the rule and the mend."""
+"""A wrong declaration fails where it is written, with the rule and the fix."""
 
 import dataclasses
 import re
@@ -73,7 +73,7 @@ def test_a_wrong_name_is_refused(name: Any) -> None:
     if name is None:  # which leaves them out
         places = places[:3]
     for place in places:
-        refused(place, says=repr(name), mend="lower-case letters, digits and single underscores")
+        refused(place, says=repr(name), fix="lower-case letters, digits and single underscores")
 
 
 def event_named(source: Source, name: str) -> Any:
@@ -93,8 +93,8 @@ def test_a_right_name_is_accepted(name: str) -> None:
 
 def test_a_lambda_needs_a_name() -> None:
     _, departed, lake = pair()
-    refused(lake.event(receives=departed), lambda batch: None, says="'<lambda>'", mend="rename it")
-    refused(lake.event(receives=departed), partial(load), says="event ''", mend="rename it")
+    refused(lake.event(receives=departed), lambda batch: None, says="'<lambda>'", fix="rename it")
+    refused(lake.event(receives=departed), partial(load), says="event ''", fix="rename it")
     lake.event(receives=departed, name="flights")(lambda batch: None)
     lake.event(receives=departed, name="others")(partial(load))
 
@@ -103,19 +103,19 @@ def test_two_of_one_name_are_refused() -> None:
     source, departed, lake = pair()
     lake.event(receives=departed)(load)
     event = lake.event(receives=departed)
-    refused(event, load, says="destination 'lake' has two events named 'load'", mend="rename one")
+    refused(event, load, says="destination 'lake' has two events named 'load'", fix="rename one")
     refused(
         source.accept,
         "departed",
         says="source 'airport' has two events named 'departed'",
-        mend="rename one",
+        fix="rename one",
     )
     refused(
         application,
         source,
         Source("airport"),
         says="two sources are named 'airport'",
-        mend="rename",
+        fix="rename",
     )
     refused(
         application,
@@ -123,7 +123,7 @@ def test_two_of_one_name_are_refused() -> None:
         lake,
         Destination("lake"),
         says="two destinations are named 'lake'",
-        mend="rename one",
+        fix="rename one",
     )
     assert lake.events["load"].function is load  # what was declared first stays
 
@@ -131,7 +131,7 @@ def test_two_of_one_name_are_refused() -> None:
 def test_a_source_and_a_destination_event_cannot_share_a_path() -> None:
     hub_in, hub_out = Source("hub"), Destination("hub")
     hub_out.event(receives=hub_in.accept("flights"), name="flights")(load)
-    refused(application, hub_in, hub_out, says="hub/flights", mend="rename one")
+    refused(application, hub_in, hub_out, says="hub/flights", fix="rename one")
     hub_in, hub_out = Source("hub"), Destination("hub")
     hub_out.event(receives=hub_in.accept("flights"), name="loaded")(load)
     application(hub_in, hub_out)
@@ -144,13 +144,13 @@ def test_a_new_name_is_taken_from_one_that_is_gone() -> None:
             lake.event(receives=departed, name=name, renamed_from=old or None)(load)
         application(source, lake)
 
-    refused(partial(declare, new="new"), says="lake/new", mend="a name that is gone")
-    refused(partial(declare, new="old", old=""), says="still declared", mend="a name that is gone")
-    refused(partial(declare, old="", new="old"), says="still declared", mend="a name that is gone")
+    refused(partial(declare, new="new"), says="lake/new", fix="a name that is gone")
+    refused(partial(declare, new="old", old=""), says="still declared", fix="a name that is gone")
+    refused(partial(declare, old="", new="old"), says="still declared", fix="a name that is gone")
     refused(
         partial(declare, new="old", newer="old"),
         says="lake/new has taken it over",
-        mend="by one event",
+        fix="by one event",
     )
     declare(new="old", newer="older")
 
@@ -158,14 +158,14 @@ def test_a_new_name_is_taken_from_one_that_is_gone() -> None:
 # ------------------------------------------------------------------------------------- receiving
 def test_receiving_nothing_is_refused() -> None:
     lake = Destination("lake")
-    refused(lake.event(receives=[]), load, says="lake/load receives nothing", mend="name an event")
+    refused(lake.event(receives=[]), load, says="lake/load receives nothing", fix="name an event")
 
 
 def test_receiving_twice_is_refused() -> None:
     _, departed, lake = pair()
     both = [departed, Flow(departed, when=lambda event: True)]
     event = lake.event(receives=both)
-    refused(event, load, says="receives airport/departed twice", mend="join the two flows")
+    refused(event, load, says="receives airport/departed twice", fix="join the two flows")
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -175,7 +175,7 @@ def test_receiving_a_destination_event_is_refused(wrapped: bool) -> None:
     refused(
         lambda: lake.event(receives=Flow(flights) if wrapped else flights),
         says="lake/load",
-        mend="an outcome such as `flights.discarded`",
+        fix="an outcome such as `flights.discarded`",
     )
     lake.event(receives=[flights.succeeded, flights.failed, flights.discarded], name="told")(load)
 
@@ -184,8 +184,8 @@ def test_receiving_a_destination_event_is_refused(wrapped: bool) -> None:
 def test_receiving_what_is_no_event_is_refused(received: Any) -> None:
     lake = Destination("lake")
     declare = partial(lake.event, receives=received)
-    refused(declare, says="destination 'lake' receives", mend="name an event of a source")
-    refused(partial(Flow, received), says=repr(received), mend="name one")
+    refused(declare, says="destination 'lake' receives", fix="name an event of a source")
+    refused(partial(Flow, received), says=repr(received), fix="name one")
 
 
 def test_receiving_what_the_application_does_not_have_is_refused() -> None:
@@ -198,14 +198,14 @@ def test_receiving_what_the_application_does_not_have_is_refused() -> None:
         application,
         lake,
         says=f"lake/flights receives airport/departed, {missing}",
-        mend="add 'air",
+        fix="add 'air",
     )
     refused(
         application,
         source,
         told,
         says=f"told/load receives lake/flights.discarded, {missing}",
-        mend="add 'lake' to its sources or destinations",
+        fix="add 'lake' to its sources or destinations",
     )
     application(source, lake, told)
 
@@ -214,9 +214,7 @@ def test_receiving_the_event_of_a_second_source_of_that_name_is_refused() -> Non
     _, departed, lake = pair()
     lake.event(receives=departed)(load)
     again, _, _ = pair()
-    refused(
-        application, again, lake, says="another airport/departed", mend="declare 'airport' once"
-    )
+    refused(application, again, lake, says="another airport/departed", fix="declare 'airport' once")
 
 
 def test_outcomes_cannot_go_in_circles() -> None:
@@ -236,13 +234,13 @@ def test_outcomes_cannot_go_in_circles() -> None:
     source, departed, lake = pair()
     by_hand: Outcome[Any] = Outcome("lake/flights", "discarded", Any)
     lake.event(receives=[departed, by_hand], name="flights")(load)
-    refused(application, source, lake, says="another lake/flights.discarded", mend="of that one")
+    refused(application, source, lake, says="another lake/flights.discarded", fix="of that one")
 
     source, departed, lake = pair()
     flow = Flow(departed)
     lake.event(receives=flow, name="flights")(load)
     flow.on = lake.event(receives=departed, name="told")(load).discarded
-    refused(application, source, lake, says="another airport/departed", mend="declare")
+    refused(application, source, lake, says="another airport/departed", fix="declare")
 
 
 # ---------------------------------------------------------------------------------- webhooks
@@ -256,12 +254,12 @@ def test_two_webhooks_on_one_path_are_refused() -> None:
         application,
         source,
         says="airport/departed and airport/cancelled are both sent to POST /flights",
-        mend="another path",
+        fix="another path",
     )
     by_default, chosen = Source("airport"), Source("other")
     by_default.accept("departed")
     chosen.accept("departed", on=HTTP("/v1/airport/departed"))
-    refused(application, by_default, chosen, says="POST /v1/airport/departed", mend="another path")
+    refused(application, by_default, chosen, says="POST /v1/airport/departed", fix="another path")
 
 
 @pytest.mark.parametrize(
@@ -289,7 +287,7 @@ def test_two_webhooks_on_one_path_are_refused() -> None:
     ],
 )
 def test_a_wrong_path_is_refused(path: Any) -> None:
-    refused(HTTP, path, says=f"HTTP({path!r})", mend="'/airport/departures'")
+    refused(HTTP, path, says=f"HTTP({path!r})", fix="'/airport/departures'")
 
 
 @pytest.mark.parametrize("path", ["/f", "/v1.0/a-b_c~d", "/...", "/.well-known", "/a/_b"])
@@ -299,7 +297,7 @@ def test_a_right_path_is_accepted(path: str) -> None:
 
 @pytest.mark.parametrize("method", ["GET", "DELETE", "post", "", None])
 def test_a_wrong_method_is_refused(method: Any) -> None:
-    refused(HTTP, "/flights", method, says=f"method={method!r}", mend="one of PATCH, POST, PUT")
+    refused(HTTP, "/flights", method, says=f"method={method!r}", fix="one of PATCH, POST, PUT")
 
 
 def test_an_event_needs_a_trigger() -> None:
@@ -309,7 +307,7 @@ def test_an_event_needs_a_trigger() -> None:
         return Event(request.json())
 
     for on in ("/airport/departures", departed, HTTP, None):
-        refused(source.event, on, says=repr(on), mend="@source.event(HTTP('/airport/departures'))")
+        refused(source.event, on, says=repr(on), fix="@source.event(HTTP('/airport/departures'))")
     assert source.events == {}
 
 
@@ -318,22 +316,22 @@ def test_an_event_needs_a_trigger() -> None:
 @pytest.mark.parametrize("value", [0, -1, float("nan"), "64"])
 def test_limits_are_above_nothing(field: str, value: Any) -> None:
     limits: Any = Limits
-    refused(partial(limits, **{field: value}), says=f"{field}={value!r}", mend="number above 0")
+    refused(partial(limits, **{field: value}), says=f"{field}={value!r}", fix="number above 0")
 
 
 @pytest.mark.parametrize("field", ["event_bytes", "request_bytes", "depth", "keys"])
 def test_limits_that_count_are_whole(field: str) -> None:
     limits: Any = Limits
-    refused(partial(limits, **{field: 2.0}), says=f"{field}=2.0", mend="a whole number above 0")
+    refused(partial(limits, **{field: 2.0}), says=f"{field}=2.0", fix="a whole number above 0")
     assert Limits(body_seconds=0.5).body_seconds == 0.5
 
 
 @pytest.mark.parametrize("jobs", [0, -1, 1_000_001, 2.5, "all"])
 def test_a_batch_is_a_number_of_jobs(jobs: Any) -> None:
     _, departed, lake = pair()
-    says, mend = f"batch={jobs!r}", "from 1 to 1000000"
-    refused(partial(Destination, "lake", batch=jobs), says=says, mend=mend)
-    refused(lake.event(receives=departed, batch=jobs), load, says=f"lake/load: {says}", mend=mend)
+    says, fix = f"batch={jobs!r}", "from 1 to 1000000"
+    refused(partial(Destination, "lake", batch=jobs), says=says, fix=fix)
+    refused(lake.event(receives=departed, batch=jobs), load, says=f"lake/load: {says}", fix=fix)
 
 
 WRONG_DURATIONS = ["", "5", "five minutes", "5 m", "-5m", "5m ", "1e3s", "5M", "0s", "0.0001ms"]
@@ -342,14 +340,14 @@ WRONG_DURATIONS += ["3651d", "9" * 400 + "d", None, 300]
 
 @pytest.mark.parametrize("text", WRONG_DURATIONS)
 def test_a_wrong_duration_is_refused(text: Any) -> None:
-    refused(duration, "timeout", text, says=f"timeout: {text!r}", mend="write")
+    refused(duration, "timeout", text, says=f"timeout: {text!r}", fix="write")
     if text is not None:  # which inherits
         _, departed, lake = pair()
-        refused(partial(Destination, "lake", timeout=text), says="timeout", mend="write")
+        refused(partial(Destination, "lake", timeout=text), says="timeout", fix="write")
         event = lake.event(receives=departed, timeout=text)
-        refused(event, load, says="lake/load: timeout", mend="write")
-        refused(partial(Schedule, backoff=text), says="backoff", mend="write")
-        refused(partial(Schedule, f"@every {text}"), says="Schedule", mend="write")
+        refused(event, load, says="lake/load: timeout", fix="write")
+        refused(partial(Schedule, backoff=text), says="backoff", fix="write")
+        refused(partial(Schedule, f"@every {text}"), says="Schedule", fix="write")
 
 
 @pytest.mark.parametrize(
@@ -363,7 +361,7 @@ def test_a_right_duration_is_accepted(text: str, seconds: float) -> None:
 @pytest.mark.parametrize("retries", [-1, 10_001, 2.5, "3"])
 def test_max_retries_is_a_number(retries: Any) -> None:
     refused(
-        partial(Schedule, max_retries=retries), says=f"max_retries={retries!r}", mend="from 0 (no"
+        partial(Schedule, max_retries=retries), says=f"max_retries={retries!r}", fix="from 0 (no"
     )
 
 
@@ -379,7 +377,7 @@ def test_a_wrong_owner_is_refused(owner: Any) -> None:
         (partial(source.accept, "late", owners=[owner]), "airport/late"),
         (partial(lake.event(receives=departed, owners=[owner]), load), "lake/load"),
     ):
-        refused(declare, says=f"{where}: owner {owner!r}", mend="write owners=['team:flights']")
+        refused(declare, says=f"{where}: owner {owner!r}", fix="write owners=['team:flights']")
 
 
 @pytest.mark.parametrize(
@@ -394,7 +392,7 @@ def test_wrong_tags_are_refused(tags: Any) -> None:
         (partial(source.accept, "late", tags=tags), "airport/late"),
         (partial(lake.event(receives=departed, tags=tags), load), "lake/load"),
     ):
-        refused(declare, says=f"{where}: tag", mend="write key and value with letters")
+        refused(declare, says=f"{where}: tag", fix="write key and value with letters")
 
 
 @given(
@@ -429,7 +427,7 @@ def test_dagster_accepts_the_tags_that_are_accepted(key: str, value: str) -> Non
     ["", "yesterday", "2026-13-01", "01/01/2026", None, 20260101, datetime(2026, 1, 1, tzinfo=UTC)],
 )
 def test_since_is_a_day(since: Any) -> None:
-    refused(partial(application, since=since), says=f"since={since!r}", mend="as '2026-01-31'")
+    refused(partial(application, since=since), says=f"since={since!r}", fix="as '2026-01-31'")
 
 
 def test_since_may_be_a_date() -> None:
@@ -446,7 +444,7 @@ def test_an_application_is_made_of_sources_and_destinations() -> None:
         ([source], [source], "destinations=: <Source airport> is no Destination"),
     ):
         declare = partial(make, sources=sources, destinations=destinations)
-        refused(declare, says=says, mend="itself")
+        refused(declare, says=says, fix="itself")
 
 
 def test_a_secret_is_named_not_written() -> None:
@@ -467,9 +465,9 @@ def test_an_applications_parts_are_lists(wrap: Callable[[Any], Any]) -> None:
     refused(
         partial(Blacksmith, sources=given, destinations=[lake], since="2026-01-01"),
         says=f"sources={given!r}",
-        mend="write sources=[...]",
+        fix="write sources=[...]",
     )
 
 
 def test_a_gateways_key_belongs_to_a_certificate() -> None:
-    refused(partial(StandardGateway, tls_key="key.pem"), says="tls_key", mend="tls_certificate")
+    refused(partial(StandardGateway, tls_key="key.pem"), says="tls_key", fix="tls_certificate")

@@ -68,7 +68,7 @@ def test_a_function_takes_what_it_is_given(
         if fits:
             declare(function)
         else:
-            refused(declare, function, says=f"called with {shown}", mend="change its parameters")
+            refused(declare, function, says=f"called with {shown}", fix="change its parameters")
             assert destination.events == {}
 
 
@@ -84,15 +84,15 @@ def test_a_decorated_function_is_asked_what_it_takes_not_what_it_wraps() -> None
 
     lake.event(receives=departed)(timed(two))
     declare: Any = Destination("house", connect=dict).event(receives=departed)
-    refused(declare, timed(two), says="house/two", mend="change its parameters")
+    refused(declare, timed(two), says="house/two", fix="change its parameters")
 
 
 def test_an_extract_function_takes_a_request() -> None:
     source: Any = Source("airport")
     declare = source.event(HTTP("/departed"), name="departed")
     for function in (nothing, two):
-        refused(declare, function, says="called with (request)", mend="change its parameters")
-    refused(declare, 7, says="airport/departed: 7 is no function", mend="write one that takes")
+        refused(declare, function, says="called with (request)", fix="change its parameters")
+    refused(declare, 7, says="airport/departed: 7 is no function", fix="write one that takes")
     declare(one)
 
 
@@ -102,14 +102,14 @@ def test_what_a_flow_asks_takes_an_event() -> None:
     for role in ("when", "transform"):
         for function in (nothing, two):
             declare = partial(flow, departed, **{role: function})
-            refused(declare, says=f"Flow(airport/departed): {role}", mend="change its parameters")
+            refused(declare, says=f"Flow(airport/departed): {role}", fix="change its parameters")
         flow(departed, **{role: one})
 
 
 def test_connect_takes_nothing() -> None:
     connect: Any = one
-    refused(partial(Destination, "lake", connect=connect), says="called with ()", mend="change its")
-    refused(partial(Destination, "lake", connect="duckdb"), says="'duckdb'", mend="write one")
+    refused(partial(Destination, "lake", connect=connect), says="called with ()", fix="change its")
+    refused(partial(Destination, "lake", connect="duckdb"), says="'duckdb'", fix="write one")
 
 
 async def coroutine(*given: Any) -> None: ...
@@ -137,7 +137,7 @@ def test_an_asynchronous_function_is_refused(function: Any) -> None:
         partial(Flow, departed, transform=function),
         partial(Destination, "house", connect=function),
     ):
-        refused(declare, says="asynchronous", mend="write `def`")
+        refused(declare, says="asynchronous", fix="write `def`")
 
 
 def test_a_function_that_yields_is_refused_where_nobody_asks() -> None:
@@ -153,7 +153,7 @@ def test_a_function_that_yields_is_refused_where_nobody_asks() -> None:
         partial(Flow, departed, when=anything),
         partial(Flow, departed, transform=anything),
     ):
-        refused(declare, says="yields", mend="return instead")
+        refused(declare, says="yields", fix="return instead")
     source.event(HTTP("/x"), name="clicked")(anything)
     Destination("house", connect=anything)
 
@@ -174,8 +174,8 @@ def test_annotations_that_cannot_be_read_are_refused() -> None:
     broken.__annotations__["return"] = "Event[Flight"
     for function, named in ((unknown, "NotImported"), (no_attribute, "Nope"), (broken, "Flight")):
         declare = source.event(HTTP("/x"))
-        refused(declare, function, says=named, mend="at the top of the module")
-        refused(declare, function, says=f"airport/{function.__name__}", mend="import")
+        refused(declare, function, says=named, fix="at the top of the module")
+        refused(declare, function, says=f"airport/{function.__name__}", fix="import")
     assert source.events == {}
 
 
@@ -191,14 +191,14 @@ class Unresolvable(msgspec.Struct):
 @pytest.mark.parametrize("model", [Handmade, Unresolvable, Flight | Tagged, complex, "Flight"])
 def test_a_model_that_nothing_can_be_decoded_into_is_refused(model: Any) -> None:
     source = Source("airport")
-    mend = "give a msgspec.Struct, a dataclass, a TypedDict"
-    refused(source.accept, "departed", model=model, says="airport/departed", mend=mend)
+    fix = "give a msgspec.Struct, a dataclass, a TypedDict"
+    refused(source.accept, "departed", model=model, says="airport/departed", fix=fix)
 
     def departed(request: Request) -> Any: ...
 
     departed.__annotations__["return"] = Event[model]
     if model != "Flight":  # which an annotation may say so
-        refused(source.event(HTTP("/x")), departed, says="airport/departed", mend=mend)
+        refused(source.event(HTTP("/x")), departed, says="airport/departed", fix=fix)
     assert source.events == {}
 
 

@@ -24,8 +24,8 @@ from tests.unit.declaring import refused
 
 @pytest.mark.parametrize("name", ["", "two words", "naïve", "x" * 250, 7])
 def test_a_topic_and_a_subscription_are_one_word(name: Any) -> None:
-    refused(Subscription, name, says="Subscription(topic=", mend="printable ASCII")
-    refused(Subscription, "orders", name, says="Subscription(subscription=", mend="printable ASCII")
+    refused(Subscription, name, says="Subscription(topic=", fix="printable ASCII")
+    refused(Subscription, "orders", name, says="Subscription(subscription=", fix="printable ASCII")
 
 
 def test_a_brokers_url_is_a_secret_and_not_repeated() -> None:
@@ -41,18 +41,16 @@ def test_a_brokers_url_is_a_secret_and_not_repeated() -> None:
     [{"": None}, {1: None}, {"1": "2026-01-01"}, {"1": datetime(2026, 1, 1, tzinfo=UTC)}],
 )
 def test_a_version_is_text_with_a_day(versions: Any) -> None:
-    refused(
-        Source, "shop", versions=versions, says="source 'shop': versions=", mend="datetime.date"
-    )
+    refused(Source, "shop", versions=versions, says="source 'shop': versions=", fix="datetime.date")
     shop = Source("shop")
-    refused(shop.accept, "ordered", versions=versions, says="shop/ordered: ", mend="datetime.date")
+    refused(shop.accept, "ordered", versions=versions, says="shop/ordered: ", fix="datetime.date")
 
 
 def test_the_default_version_is_one_of_the_versions() -> None:
-    mend = "none of its versions: 2, 1"
+    fix = "none of its versions: 2, 1"
     known = {"2": None, "1": date(2026, 1, 1)}
-    refused(Source, "shop", versions=known, default_version="3", says="='3'", mend=mend)
-    refused(Source, "shop", default_version="3", says="='3'", mend="it has none")
+    refused(Source, "shop", versions=known, default_version="3", says="='3'", fix=fix)
+    refused(Source, "shop", default_version="3", says="='3'", fix="it has none")
 
 
 def test_an_event_has_the_versions_of_its_source_or_its_own() -> None:
@@ -66,7 +64,7 @@ def test_an_event_has_the_versions_of_its_source_or_its_own() -> None:
 )
 def test_a_function_takes_what_its_trigger_hands_over(on: Any, handed: str) -> None:
     declare: Any = Source("shop").event(on, name="ordered")
-    refused(declare, lambda: None, says=f"called with ({handed})", mend="change its parameters")
+    refused(declare, lambda: None, says=f"called with ({handed})", fix="change its parameters")
 
 
 def test_a_function_stays_callable_with_what_it_is_handed() -> None:
@@ -88,10 +86,10 @@ def test_a_function_stays_callable_with_what_it_is_handed() -> None:
 def test_a_webhook_is_served_over_http() -> None:
     wrong: Any = Subscription("orders")
     refused(
-        Source("shop").webhook, wrong, says="a webhook is served over HTTP", mend="HTTP('/shop')"
+        Source("shop").webhook, wrong, says="a webhook is served over HTTP", fix="HTTP('/shop')"
     )
     declare: Any = Source("shop").webhook(HTTP("/shop"))
-    refused(declare, lambda: None, says="called with (request)", mend="change its parameters")
+    refused(declare, lambda: None, says="called with (request)", fix="change its parameters")
 
 
 def test_a_path_is_served_once() -> None:
@@ -108,7 +106,7 @@ def test_a_path_is_served_once() -> None:
         destinations=[],
         since="2026-01-01",
         says="shop/ordered and shop are both sent to POST /shop",
-        mend="another path",
+        fix="another path",
     )
     assert arrived(Request.of(1)) == []
 
@@ -126,5 +124,5 @@ def test_a_subscription_is_read_by_one_event() -> None:
         destinations=[],
         since="2026-01-01",
         says="shop/ordered and shop/returned are both the subscription 'readers'",
-        mend="name one otherwise",
+        fix="name one otherwise",
     )

@@ -53,7 +53,7 @@ def test_data_that_does_not_fit_the_model_fails_its_job() -> None:
     assert "Expected `str`, got `int`" in decoded.failures[1].error
 
 
-def test_an_event_type_that_is_no_longer_received_fails_with_the_mend() -> None:
+def test_an_event_type_that_is_no_longer_received_fails_with_the_fix() -> None:
     decoded = decode(load([row(1, event_type="airport/moved")]))
     assert decoded.failures[1].said is Said.FAILED
     assert "warehouse/flights does not receive airport/moved" in decoded.failures[1].error
@@ -106,7 +106,7 @@ def test_an_outcome_of_an_outcome_is_followed_to_its_beginning() -> None:
     assert job.data == "F1"
 
 
-def test_an_outcome_whose_event_is_gone_fails_with_the_mend() -> None:
+def test_an_outcome_whose_event_is_gone_fails_with_the_fix() -> None:
     rows = [row(5, caused(), event_type=flights.discarded.path, parent="evt_1")]
     found = originals(told, rows, {})
     assert found == {}

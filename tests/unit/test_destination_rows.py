@@ -50,7 +50,7 @@ def test_dicts_structs_and_dataclasses_are_rows(data: Any, values: dict[str, Any
     assert rows[0].values == values
 
 
-def test_unknown_fields_are_named_with_the_mend() -> None:
+def test_unknown_fields_are_named_with_the_fix() -> None:
     said = why({"id": "a", "gate": 1, "altitude": 2})
     assert "no column 'altitude', 'gate'" in said
     assert "add it to the table, or give the flow a transform" in said

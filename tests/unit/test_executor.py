@@ -106,7 +106,7 @@ def test_what_is_raised_is_handed_back_and_the_next_call_works(executor: Executo
 def test_after_an_error_the_connection_is_closed_and_the_next_call_opens_another(
     executor: Executor, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It may be what has broken: in a process that runs for weeks nothing else would mend it."""
+    """It may be what has broken: in a process that runs for weeks nothing else would fix it."""
 
     class Service:
         broken = closed = False

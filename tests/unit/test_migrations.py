@@ -307,20 +307,20 @@ def test_what_has_not_run_can_be_discarded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "mend"),
+    ("state", "fix"),
     [
         (State.INTERRUPTED, "repair SCOPE VERSION"),
         (State.EXECUTING_UP, "by run abc; wait"),
         (State.EXECUTING_DOWN, "by run abc; wait"),
     ],
 )
-def test_nothing_is_planned_on_what_is_unclear(state: State, mend: str) -> None:
+def test_nothing_is_planned_on_what_is_unclear(state: State, fix: str) -> None:
     found: Declared = {LAKE: sql(ONE, TWO)}
     known = [tracked(found[LAKE][0], state)._replace(run="abc")]
     for plan in (plan_run, plan_rollback, plan_ack):
-        with pytest.raises(MigrationError, match=mend):
+        with pytest.raises(MigrationError, match=fix):
             plan(found, known, Request(version=TWO))
-    assert mend in (waits_for(known) or "")
+    assert fix in (waits_for(known) or "")
 
 
 def test_what_keeps_a_destination_from_being_loaded() -> None:
@@ -333,7 +333,7 @@ def test_what_keeps_a_destination_from_being_loaded() -> None:
         [tracked(one, State.ACKNOWLEDGED), tracked(two, State.FAILED_UP, error="no table")]
     )
     assert failed is not None
-    assert failed.startswith(f"{TWO} step of {LAKE} failed(up): no table; mend it")
+    assert failed.startswith(f"{TWO} step of {LAKE} failed(up): no table; fix it")
 
 
 def test_the_version_of_a_target_is_that_of_what_ran_or_shall_never_run() -> None:

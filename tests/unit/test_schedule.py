@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from blacksmith_dagster import DeclarationError, Schedule
 
 NOW = datetime(2026, 3, 1, 12, 7, 30, tzinfo=UTC)
-MEND = "write '@every <duration>', a nickname such as '@daily', or a cron expression of five fields"
+FIX = "write '@every <duration>', a nickname such as '@daily', or a cron expression of five fields"
 
 TAKEN = [
     "* * * * *",
@@ -98,7 +98,7 @@ def test_a_cron_that_is_accepted_is_dagsters_too(cron: str) -> None:
 def test_another_interval_is_refused(interval: Any) -> None:
     with pytest.raises(DeclarationError) as told:
         Schedule(interval)
-    assert f"Schedule({interval!r}): {MEND}" in str(told.value)
+    assert f"Schedule({interval!r}): {FIX}" in str(told.value)
 
 
 def _values(low: int, high: int, names: str = "") -> st.SearchStrategy[str]:

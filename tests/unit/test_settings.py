@@ -121,7 +121,7 @@ def test_without_home_and_project_it_says_what_to_write() -> None:
 def test_a_projects_file_that_cannot_be_read_is_named(project: Path, content: bytes) -> None:
     (project / "pyproject.toml").write_bytes(content)
     with pytest.raises(
-        SettingsError, match=rf"{project}/pyproject.toml cannot be read: .*; mend it"
+        SettingsError, match=rf"{project}/pyproject.toml cannot be read: .*; fix it"
     ):
         Settings.read(project)
 
@@ -218,11 +218,11 @@ def test_what_the_applications_module_raises_is_not_hidden(
 def test_a_function_that_is_given_is_looked_for_here(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (project / "place_functions.py").write_text("def mend(event): return event\n")
+    (project / "place_functions.py").write_text("def fix(event): return event\n")
     monkeypatch.chdir(project)
-    assert load_function("place_functions:mend")(7) == 7
+    assert load_function("place_functions:fix")(7) == 7
     with pytest.raises(SettingsError, match=f"no module 'placeless' in {project}; correct"):
-        load_function("placeless:mend")
+        load_function("placeless:fix")
 
 
 @pytest.mark.parametrize("name", [*WRONG, "place:nothing"])

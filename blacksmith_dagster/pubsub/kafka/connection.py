@@ -85,7 +85,7 @@ class ClientErrors:
             )
         if why.code() == KafkaError._AUTHENTICATION:
             return Unavailable(
-                f"{label} refused the credentials; mend the user, the password or sasl= in {variable}"
+                f"{label} refused the credentials; fix the user, the password or sasl= in {variable}"
             )
         if why.code() in DENIED:
             return Unavailable(

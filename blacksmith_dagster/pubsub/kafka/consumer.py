@@ -314,7 +314,7 @@ class KafkaConsumer:
         except KafkaException as error:
             if error.args[0].code() in NO_TOPIC:
                 raise Unavailable(
-                    f"{self._address.label}: there is no such topic; create it, or mend the topic "
+                    f"{self._address.label}: there is no such topic; create it, or fix the topic "
                     f"of the Subscription, or the server in {self._address.variable}"
                 ) from None
             raise

@@ -167,7 +167,7 @@ class NATSConnection:
         said = str(why).strip().partition("\n")[0]
         if "authorization" in said.lower() or "authentication" in said.lower():
             return (
-                f"{where} refused the credentials; mend the user, the password or the token in "
+                f"{where} refused the credentials; fix the user, the password or the token in "
                 f"{self._address.variable}"
             )
         if isinstance(error, ServiceUnavailableError):

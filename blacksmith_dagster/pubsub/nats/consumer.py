@@ -167,7 +167,7 @@ class NATSConsumer:
             yield
         except NotFoundError:
             raise Unavailable(
-                f"{label}: no JetStream stream has this subject; add one, or mend the topic of the "
+                f"{label}: no JetStream stream has this subject; add one, or fix the topic of the "
                 f"Subscription, or the server in {self._address.variable}"
             ) from None
         except ServiceUnavailableError:

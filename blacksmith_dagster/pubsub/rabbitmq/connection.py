@@ -197,15 +197,15 @@ class RabbitMQConnection:
         return f"does not respond: {said or type(causes[-1]).__name__}"
 
 
-_CREDENTIALS = "refused the credentials; mend the user or password in {}"
+_CREDENTIALS = "refused the credentials; fix the user or password in {}"
 _EXPLAINED: Mapping[type[BaseException], str] = {
     pika.exceptions.AuthenticationError: _CREDENTIALS,
     pika.exceptions.ProbableAuthenticationError: _CREDENTIALS,
     pika.exceptions.ProbableAccessDeniedError: (
-        "refused the virtual host; mend the path in {}, or let the user in"
+        "refused the virtual host; fix the path in {}, or let the user in"
     ),
     pika.exceptions.IncompatibleProtocolError: (
-        "does not speak AMQP 0-9-1 here; mend the port or amqps:// in {}"
+        "does not speak AMQP 0-9-1 here; fix the port or amqps:// in {}"
     ),
     workflow.AMQPConnectorStackTimeout: f"does not respond within {_CONNECT_SECONDS:g} seconds",
 }

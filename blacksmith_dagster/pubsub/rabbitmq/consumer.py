@@ -196,7 +196,7 @@ class RabbitMQConsumer:
             if why.code != _NOT_FOUND:
                 raise
             raise Unavailable(
-                f"{self._address.label}: there is no exchange {self._exchange}; declare it, or mend "
+                f"{self._address.label}: there is no exchange {self._exchange}; declare it, or fix "
                 f"the topic of the Subscription, or the virtual host in {self._address.variable}"
             ) from None
         # In one breath: a queue that is left without its binding would be used as it is.

@@ -17,7 +17,7 @@ from blacksmith_dagster.sources.postgres.session import ServerError, Session
 _log = logging.getLogger(__name__)
 
 _OLDEST = 130_000
-_MEND = (
+_FIX = (
     "to begin anew, name another slot (slot='...'), with snapshot=True if the tables are to be read "
     "again"
 )
@@ -94,7 +94,7 @@ def find_slot(session: Session, label: str, name: str) -> Slot | None:
 
 def check_continuous(session: Session, label: str, place: Place, slot: Slot | None) -> None:
     """Raises `ChangesLost` if the slot has not kept all that was committed after `place`."""
-    missing = f"what was committed after {place.lsn} can't be read any more; {_MEND}"
+    missing = f"what was committed after {place.lsn} can't be read any more; {_FIX}"
     if slot is None:
         raise ChangesLost(f"{label}: the replication slot {place.slot!r} is gone: {missing}")
     if slot.lost:
@@ -111,7 +111,7 @@ def check_continuous(session: Session, label: str, place: Place, slot: Slot | No
     if parse_lsn(now) < parse_lsn(place.lsn):
         raise ChangesLost(
             f"{label}: the server's log ends at {now}, before {place.lsn} to where it was read: it was "
-            f"restored to an earlier state, and may write other changes there; {_MEND}"
+            f"restored to an earlier state, and may write other changes there; {_FIX}"
         )
 
 
@@ -123,7 +123,7 @@ def lost_if_refused(label: str) -> Iterator[None]:
     except ServerError as error:
         if error.state not in _LOST_STATES:
             raise
-        raise ChangesLost(f"{label}: {error}; {_MEND}") from None
+        raise ChangesLost(f"{label}: {error}; {_FIX}") from None
 
 
 def find_tables(session: Session, publication: str) -> Sequence[PublishedTable]:
@@ -170,7 +170,7 @@ def publish(
     elif not create:
         raise ChangesLost(
             f"{label}: the publication {publication!r} is gone: what was committed since can't be read "
-            f"any more; {_MEND}"
+            f"any more; {_FIX}"
         )
     for oid, table in wanted.items():
         _check_identity(session, label, oid, table)
