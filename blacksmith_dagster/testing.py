@@ -17,8 +17,8 @@ from blacksmith_dagster.pipeline.model import decoder, encode
 from blacksmith_dagster.pipeline.source import SourceEvent
 from blacksmith_dagster.pipeline.subscription import Message, Subscription
 from blacksmith_dagster.pipeline.triggers import Reply, Request
+from blacksmith_dagster.store.idempotency import resolve
 from blacksmith_dagster.store.interface import NewEvent
-from blacksmith_dagster.store.keys import resolve
 
 
 def run(

@@ -25,13 +25,13 @@ from blacksmith_dagster.errors import (
 )
 from blacksmith_dagster.pipeline.batch import Said
 from blacksmith_dagster.store import (
-    keys,
-    listeners,
+    idempotency,
     loads,
     maintenance,
     migration_barrier,
     quarantine,
     questions,
+    readers,
     replays,
     tables,
 )
@@ -135,7 +135,7 @@ class SQLStore(ABC):
         parents: Mapping[int, int],
         received_at: datetime | None = None,
     ) -> list[int]:
-        """Write events and their jobs; returns their sequence numbers. `parents` as in `Admission`."""
+        """Write events and their jobs; returns their sequence numbers. `parents` as in `Resolution`."""
 
     def _parents(self, new: Sequence[NewEvent], parents: Mapping[int, int]) -> list[int | None]:
         """The parent of each event: its sequence number, or `~index` of one in `new`."""
@@ -272,59 +272,60 @@ class SQLStore(ABC):
         with self.writing() as conn:
             if received_at is not None:
                 maintenance.begin_import(conn, received_at, self._high_watermark(conn))
-            keys.move(conn, cursors)
+            readers.move_cursors(conn, cursors)
             quarantine.drop(conn, released)
             waiting = [[each] for each in self._quarantine(conn, raws)]
-            admitted = keys.resolve(asked, self._known_keys(conn, keys.keys_of(asked)))
-            if admitted.rejected and (cursors or released):
+            resolution = idempotency.resolve(
+                asked, self._known_keys(conn, idempotency.keys_of(asked))
+            )
+            if resolution.rejected and (cursors or released):
                 conn.rollback()
-                kept, waiting = admitted.rejections, [[] for _ in raws]
+                kept, waiting = resolution.rejections, [[] for _ in raws]
             else:
-                kept = self._keep(conn, admitted, received_at)
+                kept = self._keep(conn, resolution, received_at)
         if not raws:
             return kept
         results, quarantined = iter(kept), iter(waiting)
         return [next(quarantined if isinstance(each, Raw) else results) for each in requests]
 
     def _keep(
-        self, conn: Connection, admitted: keys.Admission, received_at: datetime | None
+        self, conn: Connection, resolution: idempotency.Resolution, received_at: datetime | None
     ) -> list[list[str] | KeyReused]:
-        """Append what was admitted, with its keys; returns the requests' results.
+        """Append the new events of a commit, with their keys; returns the requests' results.
 
         The keys are written in sorted order, so that two commits wait for each other and never in a
         circle.
         """
-        new = admitted.new
-        seqs = self._append(conn, new, admitted.parents, received_at) if new else []
+        new = resolution.new
+        seqs = self._append(conn, new, resolution.parents, received_at) if new else []
         if received_at is not None and seqs:
             maintenance.end_import(conn, received_at, max(seqs))
         written = sorted(
             (*self._key(key), seqs[index], new[index].digest or b"")
-            for key, index in admitted.claimed.items()
+            for key, index in resolution.claimed.items()
         )
         if written:
             self._write_keys(conn, written)
-        return admitted.results(self._epochs.ids_of(seqs), self._epochs.id_of)
+        return resolution.results(self._epochs.ids_of(seqs), self._epochs.id_of)
 
     def _known_keys(
-        self, conn: Connection, asked: Iterable[keys.Key]
-    ) -> Mapping[keys.Key, keys.Known]:
+        self, conn: Connection, asked: Iterable[idempotency.Key]
+    ) -> Mapping[idempotency.Key, idempotency.StoredKey]:
         """Those of the keys of a commit that are there, with what they stand for."""
         named = {self._key(key): key for key in asked}
         if not named:
             return {}
         return {
-            named[event_type, key, ordinal]: keys.Known(seq, digest)
+            named[event_type, key, ordinal]: idempotency.StoredKey(seq, digest)
             for event_type, key, ordinal, seq, digest in self._look_up_keys(conn, list(named))
         }
 
-    def _key(self, key: keys.Key) -> tuple[int, str, int]:
+    def _key(self, key: idempotency.Key) -> tuple[int, str, int]:
         return self._event_type(key[0]), key[1], key[2]
 
     def cursor(self, reader: str) -> str | None:
         with self.reading() as conn:
-            found = select(tables.cursors.c.value).where(tables.cursors.c.reader == reader)
-            return conn.execute(found).scalar()
+            return readers.cursor(conn, reader)
 
     def quarantine(self, raw: Raw) -> str:
         with self.writing() as conn:
@@ -372,11 +373,11 @@ class SQLStore(ABC):
     # -- listeners
     def note_listener(self, listener: Listening) -> None:
         with self.writing() as conn:
-            listeners.note(conn, listener, self._now(conn))
+            readers.note_listener(conn, listener, self._now(conn))
 
     def listeners(self) -> Sequence[Listening]:
         with self.reading() as conn:
-            return listeners.noted(conn)
+            return readers.listener_statuses(conn)
 
     # -- loads
     def take_over(

@@ -1,29 +1,25 @@
-"""Idempotency keys, and the cursors of readers: what makes a repeated event one event."""
+"""Idempotency keys: what makes a repeated event one event."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from sqlalchemy import Connection, update
-
-from blacksmith_dagster.errors import CursorMoved, KeyReused
-from blacksmith_dagster.store.interface import Cursor, NewEvent
-from blacksmith_dagster.store.maintenance import upsert
-from blacksmith_dagster.store.tables import cursors
+from blacksmith_dagster.errors import KeyReused
+from blacksmith_dagster.store.interface import NewEvent
 
 Key = tuple[str, str, int]
 """Event type, key, ordinal in the request."""
 
 
-class Known(NamedTuple):
+class StoredKey(NamedTuple):
     """What a key stands for already: the event's number, and the digest of its body."""
 
     seq: int
     digest: bytes
 
 
-class Admission(NamedTuple):
+class Resolution(NamedTuple):
     """What becomes of the requests of one commit.
 
     `new` are the events to append. `slots` has for each request its `KeyReused`, or for each of its
@@ -59,7 +55,7 @@ class Admission(NamedTuple):
         ]
 
 
-def resolve(requests: Sequence[Sequence[NewEvent]], known: Mapping[Key, Known]) -> Admission:
+def resolve(requests: Sequence[Sequence[NewEvent]], known: Mapping[Key, StoredKey]) -> Resolution:
     """Decide which events are new. Pure.
 
     `known` are the keys that were there before this commit. Of two events in this commit with one
@@ -106,7 +102,7 @@ def resolve(requests: Sequence[Sequence[NewEvent]], known: Mapping[Key, Known]) 
         claimed |= fresh
         parents |= children
         slots.append(slot)
-    return Admission(new, slots, parents, claimed)
+    return Resolution(new, slots, parents, claimed)
 
 
 def keys_of(requests: Iterable[Iterable[NewEvent]]) -> set[Key]:
@@ -117,20 +113,3 @@ def keys_of(requests: Iterable[Iterable[NewEvent]]) -> set[Key]:
         for event in request
         if event.key is not None
     }
-
-
-def move(conn: Connection, moves: Sequence[Cursor]) -> None:
-    """Move readers' cursors on. Raises `CursorMoved` if one is not where the reader left it."""
-    # Sorted, so that two commits wait for each other and never in a circle.
-    for reader, before, after in sorted((each.reader, each.before, each.after) for each in moves):
-        if before is None:
-            moved = upsert(conn, cursors).values(reader=reader, value=after)
-            moved = moved.on_conflict_do_nothing()
-        else:
-            mine = (cursors.c.reader == reader, cursors.c.value == before)
-            moved = update(cursors).where(*mine).values(value=after)
-        if conn.execute(moved.returning(cursors.c.reader)).first() is None:
-            raise CursorMoved(
-                f"{reader} is no longer where it was read: another process has read on; read the "
-                "cursor again and continue from there"
-            )
