@@ -42,13 +42,13 @@ from blacksmith_dagster.gateway.responses import (
 )
 from blacksmith_dagster.ingest.extract import KEY_CHARACTERS, VERSION_HEADER, Extractor, InvalidItem
 from blacksmith_dagster.ingest.group_commit import STORE_IS_DOWN, GroupCommit
-from blacksmith_dagster.ingest.quarantine import raw_of
+from blacksmith_dagster.ingest.quarantine import raw_request_of
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.networks import is_within
 from blacksmith_dagster.pipeline.source import SourceEvent, Webhook
 from blacksmith_dagster.pipeline.triggers import HTTP, Reply, Request
 from blacksmith_dagster.pubsub.notifier import Notifier
-from blacksmith_dagster.store.interface import Raw, Store
+from blacksmith_dagster.store.interface import RawRequest, Store
 from blacksmith_dagster.supervisor import Supervisor
 
 BODIES_AT_ONCE = 256 * 1024 * 1024
@@ -289,8 +289,10 @@ class EventEndpoint:
             return await self._quarantine(request, error)
         if isinstance(extracted, Reply):
             return _reply(extracted)
-        raws = [self._raw_of(request, key, item) for item in invalid or ()]
-        kept = await self.commits.submit(extracted, raws) if extracted or raws else []
+        raw_requests = [self._raw_request_of(request, key, item) for item in invalid or ()]
+        kept = (
+            await self.commits.submit(extracted, raw_requests) if extracted or raw_requests else []
+        )
         if isinstance(kept, list):
             response = self._accepted(kept[: len(extracted)], kept[len(extracted) :])
             deprecation = self._deprecations.header(extracted)
@@ -301,18 +303,18 @@ class EventEndpoint:
             return unavailable(kept)
         return await self._quarantine(request, kept)
 
-    def _raw_of(self, request: Request, key: str | None, item: InvalidItem) -> Raw:
+    def _raw_request_of(self, request: Request, key: str | None, item: InvalidItem) -> RawRequest:
         headers = request.headers
         if key is not None:  # it will be retried without the others
             headers = {**headers, "idempotency-key": f"{item.place}.{key}"[:KEY_CHARACTERS]}
         one = structs.replace(request, body=item.body, headers=headers)
-        return raw_of(self._event.path, one, item.error)
+        return raw_request_of(self._event.path, one, item.error)
 
     async def _quarantine(self, request: Request, error: Exception) -> Response | dict[str, Any]:
         _log.error("%s could not ingest a request\n%s", self._event.path, traced(error))
         try:
             quarantined = await run_in_threadpool(
-                self._store.quarantine, raw_of(self._event.path, request, error)
+                self._store.quarantine, raw_request_of(self._event.path, request, error)
             )
         except Exception as failed:  # noqa: BLE001 - whatever it is, the request is not kept
             _log.error("its request could not be quarantined", exc_info=failed)

@@ -20,7 +20,7 @@ from blacksmith_dagster.pipeline.cdc import Listener
 from blacksmith_dagster.pipeline.event import Event
 from blacksmith_dagster.pipeline.source import SourceEvent
 from blacksmith_dagster.pubsub.notifier import Notify
-from blacksmith_dagster.store.interface import Cursor, Raw, Store
+from blacksmith_dagster.store.interface import Cursor, RawRequest, Store
 
 EVENTS = 2_000
 """How many events are committed at once, at most."""
@@ -161,7 +161,7 @@ class Changes:
             self._cursor = cursor
         self._listener.committed = msgspec.json.decode(cursor)
         self._notify(destinations_to_notify(extracted))
-        return sum(1 if isinstance(each, Raw) else len(each) for each in extracted)
+        return sum(1 if isinstance(each, RawRequest) else len(each) for each in extracted)
 
 
 def _generator(returned: Iterable[Event[Any]]) -> Generator[Event[Any], None, None]:

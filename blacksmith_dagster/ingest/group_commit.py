@@ -18,11 +18,11 @@ from blacksmith_dagster.errors import (
     Unavailable,
 )
 from blacksmith_dagster.pubsub.notifier import Notify
-from blacksmith_dagster.store.interface import NewEvent, Raw, Store
+from blacksmith_dagster.store.interface import NewEvent, RawRequest, Store
 
 Kept: TypeAlias = list[str] | Exception
-_Part: TypeAlias = list[NewEvent] | Raw
-_Waiting: TypeAlias = tuple[list[NewEvent], Sequence[Raw], asyncio.Future[Kept]]
+_Part: TypeAlias = list[NewEvent] | RawRequest
+_Waiting: TypeAlias = tuple[list[NewEvent], Sequence[RawRequest], asyncio.Future[Kept]]
 
 # What has nothing to do with the data: no request fares better alone.
 STORE_IS_DOWN = (Unavailable, SchemaOutdated, SequenceWentBack)
@@ -48,7 +48,9 @@ class GroupCommit:
         self._thread = threading.Thread(target=self._run, name="blacksmith-commits", daemon=True)
         self._thread.start()
 
-    def submit(self, events: list[NewEvent], raws: Sequence[Raw] = ()) -> asyncio.Future[Kept]:
+    def submit(
+        self, events: list[NewEvent], raw_requests: Sequence[RawRequest] = ()
+    ) -> asyncio.Future[Kept]:
         """Have the events of a request committed, and what of it goes to quarantine.
 
         The future brings their ids, then those in quarantine; or, as a value, why not all of it was
@@ -63,7 +65,7 @@ class GroupCommit:
             )
         self._waiting += len(events)
         future: asyncio.Future[Kept] = self._loop.create_future()
-        self._queue.put((events, raws, future))
+        self._queue.put((events, raw_requests, future))
         return future
 
     async def stop(self) -> None:
@@ -93,13 +95,16 @@ class GroupCommit:
                 self._loop.call_soon_threadsafe(self._hand_back, batch, results)
 
     def _committed(self, batch: Sequence[_Waiting]) -> Sequence[Kept]:
-        if not any(raws for _, raws, _ in batch):
+        if not any(raw_requests for _, raw_requests, _ in batch):
             return self._commit([events for events, _, _ in batch])
         parts: list[_Part] = []
-        for events, raws, _ in batch:
-            parts += [events, *raws]
+        for events, raw_requests, _ in batch:
+            parts += [events, *raw_requests]
         kept = iter(self._commit(parts))
-        return [_joined([next(kept) for _ in range(1 + len(raws))]) for _, raws, _ in batch]
+        return [
+            _joined([next(kept) for _ in range(1 + len(raw_requests))])
+            for _, raw_requests, _ in batch
+        ]
 
     def _commit(self, requests: Sequence[_Part]) -> Sequence[Kept]:
         if not requests:

@@ -8,12 +8,12 @@ from typing import Any
 
 from blacksmith_dagster.errors import KeyReused, RequestError
 from blacksmith_dagster.ingest.extract import Extractor
-from blacksmith_dagster.ingest.quarantine import EventGroup, key_of, raw_of
+from blacksmith_dagster.ingest.quarantine import EventGroup, key_of, raw_request_of
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.source import SourceEvent
 from blacksmith_dagster.pipeline.subscription import Message
 from blacksmith_dagster.pipeline.triggers import Reply, Request
-from blacksmith_dagster.store.interface import Cursor, NewEvent, Raw, Store
+from blacksmith_dagster.store.interface import Cursor, NewEvent, RawRequest, Store
 
 
 def ingest(
@@ -40,33 +40,36 @@ def ingest(
     cursors = () if cursor is None else (cursor,)
     ids = commit_extracted(store, event.path, requests, extracted, cursors, received_at)
     return [
-        [] if isinstance(each, Raw) else found for each, found in zip(extracted, ids, strict=True)
+        [] if isinstance(each, RawRequest) else found
+        for each, found in zip(extracted, ids, strict=True)
     ]
 
 
-def extract_request(extractor: Extractor, request: Request | Message) -> list[NewEvent] | Raw:
+def extract_request(
+    extractor: Extractor, request: Request | Message
+) -> list[NewEvent] | RawRequest:
     """The events of a request or a message, or how it is kept in quarantine."""
     try:
         found = extractor(request, key_of(request))
     except Exception as error:  # noqa: BLE001 - the user's code, or a body that is not JSON
-        return raw_of(extractor.event.path, request, error)
+        return raw_request_of(extractor.event.path, request, error)
     return [] if isinstance(found, Reply) else found
 
 
-def extract_group(extractor: Extractor, group: EventGroup) -> list[NewEvent] | Raw:
+def extract_group(extractor: Extractor, group: EventGroup) -> list[NewEvent] | RawRequest:
     """The events of what a poll or a listener has yielded; or how it is kept in quarantine if it cannot
     be ingested: it must not hold up what comes after it."""
     try:
         return extractor.events(group)
     except RequestError as error:
-        return raw_of(extractor.event.path, group, error)
+        return raw_request_of(extractor.event.path, group, error)
 
 
 def commit_extracted(
     store: Store,
     path: str,
     requests: Sequence[Request | Message | EventGroup],
-    extracted: list[list[NewEvent] | Raw],
+    extracted: list[list[NewEvent] | RawRequest],
     cursors: Sequence[Cursor] = (),
     received_at: datetime | None = None,
 ) -> list[list[str]]:
@@ -78,7 +81,7 @@ def commit_extracted(
     kept = store.ingest(extracted, cursors=cursors, received_at=received_at)
     while reused := {place: each for place, each in enumerate(kept) if isinstance(each, KeyReused)}:
         for place, error in reused.items():
-            extracted[place] = raw_of(path, requests[place], error)
+            extracted[place] = raw_request_of(path, requests[place], error)
         if cursors:  # nothing was kept, as the cursors go with all of it
             kept = store.ingest(extracted, cursors=cursors, received_at=received_at)
         else:
@@ -88,12 +91,12 @@ def commit_extracted(
     return [each for each in kept if not isinstance(each, KeyReused)]
 
 
-def destinations_to_notify(extracted: Iterable[list[NewEvent] | Raw]) -> set[str]:
+def destinations_to_notify(extracted: Iterable[list[NewEvent] | RawRequest]) -> set[str]:
     """The destination events that have new jobs."""
     return {
         job.destination
         for events in extracted
-        if not isinstance(events, Raw)
+        if not isinstance(events, RawRequest)
         for event in events
         for job in event.jobs
     }

@@ -17,7 +17,7 @@ from blacksmith_dagster.pipeline.cron import Poll
 from blacksmith_dagster.pipeline.event import Event
 from blacksmith_dagster.pipeline.source import SourceEvent
 from blacksmith_dagster.pubsub.notifier import Notify
-from blacksmith_dagster.store.interface import Cursor, Raw, Store
+from blacksmith_dagster.store.interface import Cursor, RawRequest, Store
 
 if TYPE_CHECKING:
     from blacksmith_dagster.supervisor.interface import Lease, Supervisor
@@ -104,7 +104,7 @@ def _poll(
             "begins from the cursor that the other has left"
         ) from None
     notify(destinations_to_notify(extracted))
-    quarantined = sum(isinstance(each, Raw) for each in extracted)
+    quarantined = sum(isinstance(each, RawRequest) for each in extracted)
     return Polled(sum(map(len, kept)) - quarantined, quarantined)
 
 

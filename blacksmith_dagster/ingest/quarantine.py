@@ -14,7 +14,7 @@ from blacksmith_dagster.errors import describe
 from blacksmith_dagster.pipeline.event import Event
 from blacksmith_dagster.pipeline.subscription import Message
 from blacksmith_dagster.pipeline.triggers import Request
-from blacksmith_dagster.store.interface import Raw
+from blacksmith_dagster.store.interface import RawRequest
 
 EventGroup: TypeAlias = Event[Any] | Iterable[Event[Any]]
 """What a poll or a listener yields: an event, or several that are committed together."""
@@ -24,7 +24,9 @@ _SECRET_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization"})
 _BODY_HEADERS = frozenset({"content-length", "content-encoding", "transfer-encoding"})
 
 
-def raw_of(event_type: str, came: Request | Message | EventGroup, error: Exception) -> Raw:
+def raw_request_of(
+    event_type: str, came: Request | Message | EventGroup, error: Exception
+) -> RawRequest:
     """A request, a message or an event as it is kept in quarantine: without its credentials.
 
     What is no header is kept under names that begin with a colon, as HTTP/2 does: `:method`,
@@ -32,7 +34,7 @@ def raw_of(event_type: str, came: Request | Message | EventGroup, error: Excepti
     `:place` of a message. Events that came without a body are kept as their data.
     """
     if not isinstance(came, Request | Message):
-        return _raw_of_group(event_type, came, error)
+        return _raw_request_of_group(event_type, came, error)
     kept = {
         name: value
         for name, value in came.headers.items()
@@ -48,7 +50,7 @@ def raw_of(event_type: str, came: Request | Message | EventGroup, error: Excepti
             ":path": f"{came.path}{query}",
             ":received-at": received_at.isoformat(),
         }
-    return Raw(event_type, came.body, kept, describe(error), _once(key_of(came), came.body))
+    return RawRequest(event_type, came.body, kept, describe(error), _once(key_of(came), came.body))
 
 
 def key_of(request: Request | Message) -> str | None:
@@ -69,13 +71,13 @@ def _of_message(message: Message) -> Mapping[str, str]:
     return {name: value for name, value in found.items() if value}
 
 
-def _raw_of_group(event_type: str, group: EventGroup, error: Exception) -> Raw:
+def _raw_request_of_group(event_type: str, group: EventGroup, error: Exception) -> RawRequest:
     data, key = (group.data, group.key) if isinstance(group, Event) else (group, None)
     try:
         body = msgspec.json.encode(data)
     except Exception:  # noqa: BLE001 - it may be what it is rejected for
         body = repr(data).encode(errors="backslashreplace")
-    return Raw(event_type, body, {}, describe(error), _once(key, body))
+    return RawRequest(event_type, body, {}, describe(error), _once(key, body))
 
 
 def _once(key: str | None, body: bytes) -> str | None:

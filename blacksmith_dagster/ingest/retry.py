@@ -16,7 +16,7 @@ from blacksmith_dagster.pipeline.source import SourceEvent, Webhook
 from blacksmith_dagster.pipeline.subscription import Message, Subscription
 from blacksmith_dagster.pipeline.triggers import HTTP, Reply, Request
 from blacksmith_dagster.pubsub.notifier import Notify
-from blacksmith_dagster.store.interface import Raw, Store
+from blacksmith_dagster.store.interface import RawRequest, Store
 
 
 def retry_quarantined(
@@ -51,7 +51,7 @@ def _subscribes(event: SourceEvent[Any, Any, Any] | Webhook) -> bool:
 
 
 def _receiver_of(
-    app: Blacksmith, quarantine_id: str, raw: Raw
+    app: Blacksmith, quarantine_id: str, raw: RawRequest
 ) -> SourceEvent[Any, Any, Any] | Webhook:
     """The source event or the webhook that a request came to, as the application has it now."""
     drop = f"`blacksmith quarantine drop {quarantine_id}`"
@@ -79,8 +79,8 @@ def _receiver_of(
     )
 
 
-def _request(raw: Raw) -> Request:
-    """The request that was kept by `raw_of`."""
+def _request(raw: RawRequest) -> Request:
+    """The request that was kept by `raw_request_of`."""
     path, _, query = raw.headers.get(":path", "/").partition("?")
     return Request(
         raw.body,
@@ -92,8 +92,8 @@ def _request(raw: Raw) -> Request:
     )
 
 
-def _message(raw: Raw) -> Message:
-    """The message that was kept by `raw_of`."""
+def _message(raw: RawRequest) -> Message:
+    """The message that was kept by `raw_request_of`."""
     return Message(
         raw.body,
         _headers(raw),
@@ -105,10 +105,10 @@ def _message(raw: Raw) -> Message:
     )
 
 
-def _time(raw: Raw, name: str) -> datetime | None:
+def _time(raw: RawRequest, name: str) -> datetime | None:
     time = raw.headers.get(name)
     return None if time is None else datetime.fromisoformat(time)
 
 
-def _headers(raw: Raw) -> Mapping[str, str]:
+def _headers(raw: RawRequest) -> Mapping[str, str]:
     return {name: value for name, value in raw.headers.items() if not name.startswith(":")}

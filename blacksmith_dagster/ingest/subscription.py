@@ -12,14 +12,14 @@ from blacksmith_dagster.ingest.ingest import (
     destinations_to_notify,
     extract_request,
 )
-from blacksmith_dagster.ingest.quarantine import raw_of
+from blacksmith_dagster.ingest.quarantine import raw_request_of
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.source import SourceEvent
 from blacksmith_dagster.pipeline.subscription import Subscription
 from blacksmith_dagster.pubsub import PubSub, open_pubsub
 from blacksmith_dagster.pubsub.interface import Received
 from blacksmith_dagster.pubsub.notifier import Notify
-from blacksmith_dagster.store.interface import Cursor, NewEvent, Raw, Store
+from blacksmith_dagster.store.interface import Cursor, NewEvent, RawRequest, Store
 
 MESSAGES = 2_000
 """How many messages are committed at once, at most."""
@@ -81,15 +81,17 @@ class Messages:
                 self._keep_alone(each, events)
         self._notify(destinations_to_notify(extracted))
 
-    def _keep_alone(self, received: Received, extracted: list[NewEvent] | Raw) -> None:
+    def _keep_alone(self, received: Received, extracted: list[NewEvent] | RawRequest) -> None:
         try:
             self._commit([received], [extracted])
         except BlacksmithError:
             raise
         except Exception as error:  # noqa: BLE001 - it is this one: it must not hold up the topic
-            self._commit([received], [raw_of(self._path, received.message, error)])
+            self._commit([received], [raw_request_of(self._path, received.message, error)])
 
-    def _commit(self, received: Sequence[Received], extracted: list[list[NewEvent] | Raw]) -> None:
+    def _commit(
+        self, received: Sequence[Received], extracted: list[list[NewEvent] | RawRequest]
+    ) -> None:
         messages = [each.message for each in received]
         commit_extracted(self._store, self._path, messages, extracted, cursors_of(received))
 

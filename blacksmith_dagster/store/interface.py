@@ -78,7 +78,7 @@ class Cursor(msgspec.Struct, frozen=True):
     after: str
 
 
-class Raw(msgspec.Struct, frozen=True):
+class RawRequest(msgspec.Struct, frozen=True):
     """A request or a message that could not be ingested.
 
     - `event_type`: the source event that it came to, or the source whose webhook it came to.
@@ -498,7 +498,7 @@ class Store(Protocol):
     # -- ingest
     def ingest(
         self,
-        requests: Sequence[Sequence[NewEvent] | Raw],
+        requests: Sequence[Sequence[NewEvent] | RawRequest],
         *,
         cursors: Sequence[Cursor] = (),
         released: Sequence[str] = (),
@@ -508,7 +508,7 @@ class Store(Protocol):
 
         Returns for each request the ids of its events, in order; an event whose key is known gets
         the first one's id and makes no job. A request with a reused key gets the error,
-        as a value, and leaves nothing; the others are kept. A request that is `Raw` is kept in
+        as a value, and leaves nothing; the others are kept. A request that is `RawRequest` is kept in
         quarantine, and gets its id there.
 
         `cursors` of different readers are committed with the events, and what is `released` leaves
@@ -527,7 +527,7 @@ class Store(Protocol):
         """A reader's cursor, or `None` if the store has not seen it."""
         ...
 
-    def quarantine(self, raw: Raw) -> str:
+    def quarantine(self, raw: RawRequest) -> str:
         """Keep a raw request; returns its id."""
         ...
 
@@ -535,7 +535,7 @@ class Store(Protocol):
         """What is in quarantine, the oldest first."""
         ...
 
-    def in_quarantine(self, quarantine_id: str) -> Raw:
+    def in_quarantine(self, quarantine_id: str) -> RawRequest:
         """A request in quarantine, whole. Raises `NotFound`."""
         ...
 

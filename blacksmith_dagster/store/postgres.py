@@ -17,7 +17,7 @@ from blacksmith_dagster.errors import KeyReused, Unavailable
 from blacksmith_dagster.store import schema
 from blacksmith_dagster.store.claims import LANES, LaneState
 from blacksmith_dagster.store.db_errors import committing, translate_errors
-from blacksmith_dagster.store.interface import Cursor, JobRow, Load, NewEvent, Raw, Verdict
+from blacksmith_dagster.store.interface import Cursor, JobRow, Load, NewEvent, RawRequest, Verdict
 from blacksmith_dagster.store.job_groups import WaitingGroup
 from blacksmith_dagster.store.loads import OutcomeRow
 from blacksmith_dagster.store.partitions import Partitions
@@ -107,14 +107,14 @@ class PostgresStore(SQLStore):
 
     def ingest(
         self,
-        requests: Sequence[Sequence[NewEvent] | Raw],
+        requests: Sequence[Sequence[NewEvent] | RawRequest],
         *,
         cursors: Sequence[Cursor] = (),
         released: Sequence[str] = (),
         received_at: datetime | None = None,
     ) -> list[list[str] | KeyReused]:
         """Of events without keys and parents, one statement is the whole transaction."""
-        asked = [each for each in requests if not isinstance(each, Raw)]
+        asked = [each for each in requests if not isinstance(each, RawRequest)]
         new = [event for request in asked for event in request]
         plain = len(asked) == len(requests) and not (cursors or released or received_at)
         plain = plain and all(each.key is None and each.parent is None for each in new)

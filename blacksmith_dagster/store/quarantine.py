@@ -11,7 +11,7 @@ import msgspec
 from sqlalchemy import Connection, delete, func, select
 
 from blacksmith_dagster.errors import NotFound
-from blacksmith_dagster.store.interface import Raw
+from blacksmith_dagster.store.interface import RawRequest
 from blacksmith_dagster.store.maintenance import upsert
 from blacksmith_dagster.store.parts import parts
 from blacksmith_dagster.store.tables import event_types, quarantine
@@ -33,7 +33,7 @@ def parse_quarantine_id(quarantine_id: str) -> int:
     return int(match[1])
 
 
-def insert_raw(conn: Connection, event_type: int, raw: Raw, now: datetime) -> int:
+def insert_raw(conn: Connection, event_type: int, raw: RawRequest, now: datetime) -> int:
     """Insert a raw request; returns its number, which is the first one's if its key is known."""
     added = upsert(conn, quarantine).values(
         event_type=event_type,

@@ -56,7 +56,7 @@ from blacksmith_dagster.store.interface import (
     Purgeable,
     PurgeStep,
     Quarantined,
-    Raw,
+    RawRequest,
     Replay,
     ReplayRequest,
     StoredEvent,
@@ -261,32 +261,32 @@ class SQLStore(ABC):
     # -- ingest
     def ingest(
         self,
-        requests: Sequence[Sequence[NewEvent] | Raw],
+        requests: Sequence[Sequence[NewEvent] | RawRequest],
         *,
         cursors: Sequence[Cursor] = (),
         released: Sequence[str] = (),
         received_at: datetime | None = None,
     ) -> list[list[str] | KeyReused]:
-        raws = [each for each in requests if isinstance(each, Raw)]
-        asked = [each for each in requests if not isinstance(each, Raw)]
+        raw_requests = [each for each in requests if isinstance(each, RawRequest)]
+        asked = [each for each in requests if not isinstance(each, RawRequest)]
         with self.writing() as conn:
             if received_at is not None:
                 maintenance.begin_import(conn, received_at, self._high_watermark(conn))
             readers.move_cursors(conn, cursors)
             quarantine.drop(conn, released)
-            waiting = [[each] for each in self._quarantine(conn, raws)]
+            waiting = [[each] for each in self._quarantine(conn, raw_requests)]
             resolution = idempotency.resolve(
                 asked, self._known_keys(conn, idempotency.keys_of(asked))
             )
             if resolution.rejected and (cursors or released):
                 conn.rollback()
-                kept, waiting = resolution.rejections, [[] for _ in raws]
+                kept, waiting = resolution.rejections, [[] for _ in raw_requests]
             else:
                 kept = self._keep(conn, resolution, received_at)
-        if not raws:
+        if not raw_requests:
             return kept
         results, quarantined = iter(kept), iter(waiting)
-        return [next(quarantined if isinstance(each, Raw) else results) for each in requests]
+        return [next(quarantined if isinstance(each, RawRequest) else results) for each in requests]
 
     def _keep(
         self, conn: Connection, resolution: idempotency.Resolution, received_at: datetime | None
@@ -327,19 +327,26 @@ class SQLStore(ABC):
         with self.reading() as conn:
             return readers.cursor(conn, reader)
 
-    def quarantine(self, raw: Raw) -> str:
+    def quarantine(self, raw: RawRequest) -> str:
         with self.writing() as conn:
             return self._quarantine(conn, [raw])[0]
 
-    def _quarantine(self, conn: Connection, raws: Sequence[Raw]) -> list[str]:
+    def _quarantine(self, conn: Connection, raw_requests: Sequence[RawRequest]) -> list[str]:
         """Keep raw requests; returns their ids, in order."""
-        if not raws:
+        if not raw_requests:
             return []
-        now, event_types = self._now(conn), [self._event_type(each.event_type) for each in raws]
+        now, event_types = (
+            self._now(conn),
+            [self._event_type(each.event_type) for each in raw_requests],
+        )
         # In order of their keys, so that two commits wait for each other and never in a circle.
-        in_order = sorted(range(len(raws)), key=lambda n: (event_types[n], raws[n].key or ""))
-        numbers = {n: quarantine.insert_raw(conn, event_types[n], raws[n], now) for n in in_order}
-        return [quarantine.format_quarantine_id(numbers[n]) for n in range(len(raws))]
+        in_order = sorted(
+            range(len(raw_requests)), key=lambda n: (event_types[n], raw_requests[n].key or "")
+        )
+        numbers = {
+            n: quarantine.insert_raw(conn, event_types[n], raw_requests[n], now) for n in in_order
+        }
+        return [quarantine.format_quarantine_id(numbers[n]) for n in range(len(raw_requests))]
 
     def quarantined(self, event_type: str | None = None, limit: int = 100) -> Sequence[Quarantined]:
         with self.reading() as conn:
@@ -357,10 +364,10 @@ class SQLStore(ABC):
             for row in rows
         ]
 
-    def in_quarantine(self, quarantine_id: str) -> Raw:
+    def in_quarantine(self, quarantine_id: str) -> RawRequest:
         with self.reading() as conn:
             row = quarantine.find_quarantined(conn, quarantine_id)
-        return Raw(row.path, row.body, msgspec.json.decode(row.headers), row.error, row.key)
+        return RawRequest(row.path, row.body, msgspec.json.decode(row.headers), row.error, row.key)
 
     def drop_quarantined(self, ids: Sequence[str]) -> None:
         with self.writing() as conn:

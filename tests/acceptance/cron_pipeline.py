@@ -16,7 +16,7 @@ from blacksmith_dagster import Batch, Blacksmith, Cron, Destination, Event, Poll
 from blacksmith_dagster.errors import KeyReused
 from blacksmith_dagster.orchestration import BlacksmithResource, build_definitions
 from blacksmith_dagster.store import Store
-from blacksmith_dagster.store.interface import NewEvent, Raw
+from blacksmith_dagster.store.interface import NewEvent, RawRequest
 
 ORIGIN = "BLACKSMITH_TEST_ORIGIN"
 RECORD = "BLACKSMITH_TEST_RECORD"
@@ -64,7 +64,7 @@ class Mortal(BlacksmithResource):
         commit = store.ingest
 
         def ingest(
-            requests: Sequence[Sequence[NewEvent] | Raw], **options: Any
+            requests: Sequence[Sequence[NewEvent] | RawRequest], **options: Any
         ) -> list[list[str] | KeyReused]:
             kill_at("before the commit")
             kept = commit(requests, **options)

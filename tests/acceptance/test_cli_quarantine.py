@@ -31,10 +31,10 @@ from blacksmith_dagster import (
 )
 from blacksmith_dagster.cli import main
 from blacksmith_dagster.ingest import ingest
-from blacksmith_dagster.ingest.quarantine import raw_of
+from blacksmith_dagster.ingest.quarantine import raw_request_of
 from blacksmith_dagster.pubsub import open_pubsub
 from blacksmith_dagster.store import Store, open_store
-from blacksmith_dagster.store.interface import Listening, Raw
+from blacksmith_dagster.store.interface import Listening, RawRequest
 
 BUG = RuntimeError("a bug")
 fixed = False  # whether the extract functions have been fixed
@@ -120,8 +120,8 @@ def run(*arguments: str, code: int = 0, given: str | None = None) -> Result:
 def failed(store: Store, *came: Request | Message) -> list[str]:
     """Requests to `ordered` and messages to `sent` that met the bug; their ids in quarantine."""
     paths = [sent.path if isinstance(each, Message) else ordered.path for each in came]
-    raws = [raw_of(path, each, BUG) for path, each in zip(paths, came, strict=True)]
-    return [store.quarantine(raw) for raw in raws]
+    raw_requests = [raw_request_of(path, each, BUG) for path, each in zip(paths, came, strict=True)]
+    return [store.quarantine(raw) for raw in raw_requests]
 
 
 def kept(store: Store) -> list[str]:
@@ -150,7 +150,7 @@ def test_list_shows_the_oldest_without_bodies_and_headers(store: Store) -> None:
 
 def test_list_cuts_a_long_error_that_show_shows_whole(store: Store) -> None:
     long = "no such airport: " + "x" * 500 + "\nEND"
-    kept = store.quarantine(Raw(ordered.path, b"{}", {}, long))
+    kept = store.quarantine(RawRequest(ordered.path, b"{}", {}, long))
     assert "END" not in run("list").stdout
     assert max(map(len, run("list").stdout.splitlines())) < 200
     assert "END" in run("show", kept).stdout.splitlines()
@@ -324,7 +324,7 @@ def test_a_request_that_gets_a_reply_makes_no_event(store: Store) -> None:
 
 def test_retry_of_what_came_through_a_webhook_calls_the_function_of_its_path(store: Store) -> None:
     came = Request(b'{"sku": "A1"}', {}, {"from": "till"}, "PUT", "/shop/hook")
-    kept = store.quarantine(raw_of("shop", came, BUG))
+    kept = store.quarantine(raw_request_of("shop", came, BUG))
     assert "1 of 1 ingested" in run("retry", kept, APP).stdout
     [event] = store.events()
     assert (event.event_type, event.payload) == ("shop/line", '{"sku":"A1"}')
@@ -332,8 +332,8 @@ def test_retry_of_what_came_through_a_webhook_calls_the_function_of_its_path(sto
 
 def test_retry_of_what_the_application_does_not_have_any_more_says_so(store: Store) -> None:
     [order] = failed(store, Request(b"{}"))
-    hook = store.quarantine(raw_of("shop", Request(b"{}", path="/shop/old"), BUG))
-    child = store.quarantine(raw_of("shop/line", Request(b"{}"), BUG))
+    hook = store.quarantine(raw_request_of("shop", Request(b"{}", path="/shop/old"), BUG))
+    child = store.quarantine(raw_request_of("shop/line", Request(b"{}"), BUG))
     for each, app, why in (
         (
             order,
@@ -384,7 +384,7 @@ def test_the_documented_commands_do_what_they_say(
     monkeypatch.syspath_prepend(tmp_path)
     error = KeyError("id")
     for body in (b'{"total": 5}', b'{"total": 6}'):
-        store.quarantine(raw_of("shop/ordered", Request(body, path="/shop/orders"), error))
+        store.quarantine(raw_request_of("shop/ordered", Request(body, path="/shop/orders"), error))
     said = [
         run(*shlex.split(line, comments=True)[2:], given="y\n").stdout
         for line in commands.splitlines()

@@ -15,7 +15,7 @@ from segment.analytics.request import APIError
 from segment.analytics.request import post as post_batch
 
 from blacksmith_dagster import Request
-from blacksmith_dagster.ingest.quarantine import raw_of
+from blacksmith_dagster.ingest.quarantine import raw_request_of
 from blacksmith_dagster.ingest.retry import retry_quarantined
 from tests.acceptance.processes import until
 from tests.acceptance.webhooks import SEGMENT_KEY, SEGMENT_KEY_OLD, Webhooks, opened
@@ -214,7 +214,9 @@ def test_clock_is_set_right_by_the_time_of_arrival_when_a_request_is_retried(
         "sentAt": (YESTERDAY + minute).isoformat(),
     }
     came = Request(json.dumps(message).encode(), path="/v1/track", received_at=YESTERDAY)
-    waiting = webhooks.store.quarantine(raw_of("segment", came, RuntimeError("a bug, since fixed")))
+    waiting = webhooks.store.quarantine(
+        raw_request_of("segment", came, RuntimeError("a bug, since fixed"))
+    )
     (kept,) = retry_quarantined(blacksmith, webhooks.store, waiting)
     (event,) = webhooks.new()
     assert (event.id, event.sent_at) == (kept, YESTERDAY - minute)

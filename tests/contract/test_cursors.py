@@ -7,10 +7,10 @@ import pytest
 
 from blacksmith_dagster.errors import CursorMoved, KeyReused, NotFound
 from blacksmith_dagster.store import Store
-from blacksmith_dagster.store.interface import Cursor, NewEvent, Raw
+from blacksmith_dagster.store.interface import Cursor, NewEvent, RawRequest
 from tests.contract.pipeline import departed, new_event
 
-RAW = Raw(departed.path, b"{", {}, "BadRequest: no JSON")
+RAW = RawRequest(departed.path, b"{", {}, "BadRequest: no JSON")
 
 
 def test_a_cursor_is_committed_with_its_events(store: Store) -> None:

@@ -13,11 +13,11 @@ from sqlalchemy import create_engine
 from blacksmith_dagster import HTTP, Blacksmith, Reply, Request, Source
 from blacksmith_dagster.errors import KeyReused, NotFound
 from blacksmith_dagster.store import Store, open_store, schema
-from blacksmith_dagster.store.interface import NewEvent, Raw
+from blacksmith_dagster.store.interface import NewEvent, RawRequest
 from blacksmith_dagster.store.tables import event_types, quarantine
 from tests.contract.pipeline import FLIGHTS, departed, new_event
 
-RAW = Raw(departed.path, b"\xff\x00{", {"content-type": "text/plain"}, "ValueError: no")
+RAW = RawRequest(departed.path, b"\xff\x00{", {"content-type": "text/plain"}, "ValueError: no")
 
 
 def test_a_raw_request_waits_in_quarantine(store: Store) -> None:
@@ -77,9 +77,9 @@ def test_what_is_kept_by_many_at_once_with_its_key_is_kept_once(store: Store) ->
         chance = random.Random(seed + number)
         found: dict[str | None, str] = {}
         for _ in range(10):
-            raws = [replace(RAW, key=f"k{n}") for n in range(20)]
-            chance.shuffle(raws)
-            for raw, result in zip(raws, store.ingest(raws), strict=True):
+            raw_requests = [replace(RAW, key=f"k{n}") for n in range(20)]
+            chance.shuffle(raw_requests)
+            for raw, result in zip(raw_requests, store.ingest(raw_requests), strict=True):
                 assert isinstance(result, list)
                 found[raw.key] = result[0]
         return found
@@ -199,7 +199,7 @@ def test_what_was_in_quarantine_before_an_upgrade_stays_there(store_url: str) ->
     with closing(open_store(store_url, upgrade=True)) as store:
         [first, second] = store.quarantined()
         assert (first.event_type, first.received_at, first.size) == ("airport/departed", at, 1)
-        raw = Raw("airport/departed", b"\xff", {"a": "b"}, "no")
+        raw = RawRequest("airport/departed", b"\xff", {"a": "b"}, "no")
         assert store.in_quarantine(second.id) == raw
         store.ingest([replace(raw, key="k")], released=[first.id])
         assert store.quarantine_sizes() == {"airport/departed": 2}

@@ -30,7 +30,7 @@ from blacksmith_dagster.orchestration.checks import (
     supervisor_reachable,
 )
 from blacksmith_dagster.store import open_store
-from blacksmith_dagster.store.interface import Counts, Listening, Raw
+from blacksmith_dagster.store.interface import Counts, Listening, RawRequest
 from blacksmith_dagster.supervisor import here, open_supervisor
 from tests.orchestration.pipeline import TODAY, Pipeline
 
@@ -235,7 +235,7 @@ def test_what_is_in_quarantine_is_told_with_how_to_retry_it(store_url: str) -> N
             "paid": True,
         }
         for event_type in ("shop/ordered", "shop/ordered", "shop"):
-            store.quarantine(Raw(event_type, b"{", {}, "it is not JSON"))
+            store.quarantine(RawRequest(event_type, b"{", {}, "it is not JSON"))
         told = found()
     assert not told["ordered"].passed
     assert told["ordered"].metadata == {"in_quarantine": 2, "in_quarantine_at_webhooks": 1}
