@@ -22,7 +22,7 @@ from blacksmith_dagster.scheduler.discard import discard, retire
 from blacksmith_dagster.settings import load_application
 from blacksmith_dagster.store.interface import (
     Counts,
-    Listening,
+    ListenerStatus,
     Orphan,
     Store,
     StoredEvent,
@@ -56,7 +56,7 @@ class _StatusReport(msgspec.Struct, frozen=True):
     supervision: _Supervision
     destinations: Sequence[_DestinationStatus]
     orphans: Sequence[Orphan]
-    listeners: Sequence[Listening]
+    listeners: Sequence[ListenerStatus]
     quarantined: Mapping[str, int]
 
 
@@ -124,7 +124,7 @@ def _status_text(found: _StatusReport) -> str:
     return "\n\n".join(parts)
 
 
-def _listeners_text(listeners: Sequence[Listening], now: datetime) -> str:
+def _listeners_text(listeners: Sequence[ListenerStatus], now: datetime) -> str:
     rows = [
         [
             each.path,

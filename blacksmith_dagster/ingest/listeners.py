@@ -26,7 +26,7 @@ from blacksmith_dagster.pipeline.source import Source, SourceEvent
 from blacksmith_dagster.pipeline.subscription import Subscription
 from blacksmith_dagster.pubsub import PubSub
 from blacksmith_dagster.pubsub.notifier import Notify
-from blacksmith_dagster.store.interface import Listening, Store
+from blacksmith_dagster.store.interface import ListenerStatus, Store
 
 if TYPE_CHECKING:
     from blacksmith_dagster.supervisor.interface import Supervisor
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 NOTE = 5.0
-"""Seconds between two notes of how a listener stands."""
+"""Seconds between two notes of a listener's status."""
 
 _TRY_LOCK = 2.0
 _FIRST_REST = 0.5
@@ -54,7 +54,7 @@ class Listeners:
     """Listens for the events of one source until it is stopped, for each in a thread of its own.
 
     A thread waits for the lock `listen/<source>/<event>`, and then reads on from where the store
-    says that it was read. How it stands is noted in the store every few seconds.
+    says that it was read. It notes its status in the store every few seconds.
 
     - `pubsub`: the broker of subscriptions that have none of their own, `None` if there is none.
     - `holder`: the name under which it holds the locks, for people.
@@ -114,9 +114,9 @@ class Listeners:
         return any(each.holds_lock for each in self._threads)
 
     @property
-    def noted(self) -> Sequence[Listening]:
-        """How it has noted last that its events stand, of those that it has listened for."""
-        return [each.noted for each in self._threads if each.noted]
+    def statuses(self) -> Sequence[ListenerStatus]:
+        """The last status of each event that it has listened for."""
+        return [each.status for each in self._threads if each.status]
 
 
 class _ListenerThread(threading.Thread):
@@ -149,7 +149,7 @@ class _ListenerThread(threading.Thread):
         self._rest = _FIRST_REST
         self._last_logged: str | None = None
         self._unit = "messages"
-        self.noted: Listening | None = None
+        self.status: ListenerStatus | None = None
         self.holds_lock = False
         self.failure: BaseException | None = None
 
@@ -242,8 +242,10 @@ class _ListenerThread(threading.Thread):
     def _note(self, lag: int | None, unit: str, error: str | None = None) -> None:
         self._noted_at = time.monotonic()
         self._unit = unit
-        self.noted = Listening(self._event.path, self._holder, lag, unit, self._read_at, error)
+        self.status = ListenerStatus(
+            self._event.path, self._holder, lag, unit, self._read_at, error
+        )
         try:
-            self._store.note_listener(self.noted)
+            self._store.note_listener(self.status)
         except Unavailable as silent:
-            _log.debug("%s: how it stands is noted later: %s", self._event.path, silent)
+            _log.debug("%s: its status is noted later: %s", self._event.path, silent)

@@ -36,7 +36,7 @@ from blacksmith_dagster.pipeline.destination import Destination
 from blacksmith_dagster.pipeline.schedule import DEFAULT, Schedule
 from blacksmith_dagster.pipeline.source import Source, SourceEvent
 from blacksmith_dagster.pipeline.triggers import HTTP
-from blacksmith_dagster.store.interface import Counts, JobState, Listening, Orphan, Store
+from blacksmith_dagster.store.interface import Counts, JobState, ListenerStatus, Orphan, Store
 from blacksmith_dagster.supervisor import Supervisor
 from blacksmith_dagster.wanderer import Wanderer
 
@@ -148,9 +148,9 @@ def run_checks(
     for path, source_event in app.source_events.items():
         at_webhooks = sizes.get(source_event.source.name, 0)
         yield nothing_in_quarantine(keys[path], path, sizes.get(path, 0), at_webhooks)
-    standing = {each.path: each for each in store.listeners()}
+    statuses = {each.path: each for each in store.listeners()}
     for source_event in _listened(app):
-        yield listening(keys[source_event.path], source_event, standing.get(source_event.path), now)
+        yield listening(keys[source_event.path], source_event, statuses.get(source_event.path), now)
     over_http = _over_http(app)
     if over_http:
         passed, said = gateway_reachable()
@@ -223,12 +223,12 @@ def nothing_in_quarantine(key: AssetKey, path: str, own: int, at_webhooks: int) 
 def listening(
     key: AssetKey,
     event: SourceEvent[Any, Any, Any],
-    standing: Listening | None,
+    status: ListenerStatus | None,
     now: datetime,
 ) -> Finding:
-    """Whether a subscription or a CDC event is read: `standing` is how its listener stood last."""
-    found = standing or Listening(event.path, "")
-    if standing is None or found.at is None or now - found.at > _SILENT:
+    """Whether a subscription or a CDC event is read: `status` is the last one of its listener."""
+    found = status or ListenerStatus(event.path, "")
+    if status is None or found.at is None or now - found.at > _SILENT:
         since = f" since {found.at:%Y-%m-%d %H:%M:%S} UTC" if found.at else ""
         why = (
             f"nobody has listened{since}: is the sensor listen_{event.source.name}_sensor running, or a "
@@ -254,7 +254,7 @@ def listening(
         not why,
         why or f"{found.holder} listens; {found.lag or 0} {found.unit} wait",
         AssetCheckSeverity.ERROR,
-        {name: value for name, value in metadata.items() if value is not None} if standing else {},
+        {name: value for name, value in metadata.items() if value is not None} if status else {},
     )
 
 

@@ -31,7 +31,7 @@ from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.source import Source, SourceEvent
 from blacksmith_dagster.pipeline.subscription import Subscription
 from blacksmith_dagster.signals import on_stop
-from blacksmith_dagster.store.interface import Listening
+from blacksmith_dagster.store.interface import ListenerStatus
 from blacksmith_dagster.supervisor import SCHEDULER, registered, this_process
 
 _FLUSH_SECONDS = 60.0
@@ -113,12 +113,12 @@ def _listen(
     with on_stop(stop.set), registered(blacksmith.supervisor, service):
         loop.start()
         try:
-            why = watch(op, loop, warm, stop, lambda: reporter.report_if_due(loop.noted))
+            why = watch(op, loop, warm, stop, lambda: reporter.report_if_due(loop.statuses))
             locks = [f"listen/{event.path}" for event in listened_events(source)]
             why += elsewhere(blacksmith.supervisor, locks, op.run_id)
         finally:
             loop.stop()
-            reporter.report(loop.noted)
+            reporter.report(loop.statuses)
         op.log.info(f"this run ends: {why}")
         received = MetadataValue.json(dict(reporter.reported))
         total = reporter.reported.total()
@@ -146,39 +146,39 @@ class _ListenReporter:
         with self._lock:
             self._received[event.path] += number
 
-    def report_if_due(self, noted: Sequence[Listening]) -> None:
+    def report_if_due(self, statuses: Sequence[ListenerStatus]) -> None:
         """Report, unless something was reported within a minute."""
         if time.monotonic() - self._reported_at >= _FLUSH_SECONDS:
-            self.report(noted)
+            self.report(statuses)
 
-    def report(self, noted: Sequence[Listening]) -> None:
+    def report(self, statuses: Sequence[ListenerStatus]) -> None:
         """Report what was received since the last time, and the state of the listeners; nothing of one
         that waits in vain."""
         with self._lock:
             received, self._received = self._received, Counter()
         self._reported_at = time.monotonic()
         self.reported += received
-        standing = {each.path: each for each in noted}
-        for path in standing | received:
-            stands = standing.get(path)
-            if received[path] or (stands and (stands.lag or stands.error)):
-                metadata = {**observed(received[path], stands), **self._links}
+        by_path = {each.path: each for each in statuses}
+        for path in by_path | received:
+            status = by_path.get(path)
+            if received[path] or (status and (status.lag or status.error)):
+                metadata = {**observed(received[path], status), **self._links}
                 self._op.log_event(AssetObservation(self._keys[path], metadata=metadata))
 
 
-def observed(number: int, standing: Listening | None) -> dict[str, Any]:
+def observed(number: int, status: ListenerStatus | None) -> dict[str, Any]:
     """The metadata of an observation of a source event: how many events were received since the last,
-    and how its listener stands, if that is known yet.
+    and the status of its listener, if that is known yet.
 
-    >>> observed(7, Listening("shop/ordered", "run 1", lag=0))
+    >>> observed(7, ListenerStatus("shop/ordered", "run 1", lag=0))
     {'events_received': 7, 'lag': 0, 'lag_unit': 'messages', 'held_by': 'run 1'}
     """
     metadata: dict[str, Any] = {"events_received": number}
-    if standing is not None:
+    if status is not None:
         metadata |= {
-            "lag": standing.lag,
-            "lag_unit": standing.unit,
-            "held_by": standing.holder,
-            "error": standing.error,
+            "lag": status.lag,
+            "lag_unit": status.unit,
+            "held_by": status.holder,
+            "error": status.error,
         }
     return {name: value for name, value in metadata.items() if value is not None}

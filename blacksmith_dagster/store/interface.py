@@ -102,8 +102,8 @@ class Quarantined(msgspec.Struct, frozen=True):
     size: int
 
 
-class Listening(msgspec.Struct, frozen=True):
-    """How a listener stands: who reads a subscription, or waits for a database's changes.
+class ListenerStatus(msgspec.Struct, frozen=True):
+    """The status of a listener, which reads a subscription, or waits for a database's changes.
 
     - `path`: the source event's; `holder`: who listens, for people.
     - `lag`: how many `unit`s ('messages', 'bytes') are there that were not read; `None` if nobody
@@ -548,12 +548,12 @@ class Store(Protocol):
         ...
 
     # -- listeners
-    def note_listener(self, listener: Listening) -> None:
-        """Keep how a listener stands, in place of what was kept of it before."""
+    def note_listener(self, status: ListenerStatus) -> None:
+        """Keep the status of a listener, in place of what was kept of it before."""
         ...
 
-    def listeners(self) -> Sequence[Listening]:
-        """How each listener stood when it was noted last."""
+    def listeners(self) -> Sequence[ListenerStatus]:
+        """The status of each listener when it was noted last."""
         ...
 
     # -- loads

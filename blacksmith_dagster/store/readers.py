@@ -9,7 +9,7 @@ import msgspec
 from sqlalchemy import Connection, select, update
 
 from blacksmith_dagster.errors import CursorMoved
-from blacksmith_dagster.store.interface import Cursor, Listening
+from blacksmith_dagster.store.interface import Cursor, ListenerStatus
 from blacksmith_dagster.store.maintenance import upsert
 from blacksmith_dagster.store.tables import cursors, listeners
 
@@ -37,14 +37,14 @@ def move_cursors(conn: Connection, moves: Sequence[Cursor]) -> None:
             )
 
 
-def note_listener(conn: Connection, listener: Listening, now: datetime) -> None:
-    """Keep how a listener stands now, in place of what was noted before."""
-    values = msgspec.structs.asdict(listener) | {"at": now}
+def note_listener(conn: Connection, status: ListenerStatus, now: datetime) -> None:
+    """Keep the status of a listener, in place of what was noted before."""
+    values = msgspec.structs.asdict(status) | {"at": now}
     noted = upsert(conn, listeners).values(values)
     conn.execute(noted.on_conflict_do_update(index_elements=["path"], set_=values))
 
 
-def listener_statuses(conn: Connection) -> Sequence[Listening]:
+def listener_statuses(conn: Connection) -> Sequence[ListenerStatus]:
     """What was noted of each listener, by path."""
     found = select(listeners).order_by(listeners.c.path)
-    return [Listening(**row) for row in conn.execute(found).mappings()]
+    return [ListenerStatus(**row) for row in conn.execute(found).mappings()]

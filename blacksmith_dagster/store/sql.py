@@ -49,7 +49,7 @@ from blacksmith_dagster.store.interface import (
     JobRow,
     JobState,
     Lane,
-    Listening,
+    ListenerStatus,
     Load,
     NewEvent,
     Orphan,
@@ -378,11 +378,11 @@ class SQLStore(ABC):
             return quarantine.sizes(conn)
 
     # -- listeners
-    def note_listener(self, listener: Listening) -> None:
+    def note_listener(self, status: ListenerStatus) -> None:
         with self.writing() as conn:
-            readers.note_listener(conn, listener, self._now(conn))
+            readers.note_listener(conn, status, self._now(conn))
 
-    def listeners(self) -> Sequence[Listening]:
+    def listeners(self) -> Sequence[ListenerStatus]:
         with self.reading() as conn:
             return readers.listener_statuses(conn)
 

@@ -34,7 +34,7 @@ from blacksmith_dagster.ingest import ingest
 from blacksmith_dagster.ingest.quarantine import raw_request_of
 from blacksmith_dagster.pubsub import open_pubsub
 from blacksmith_dagster.store import Store, open_store
-from blacksmith_dagster.store.interface import Listening, RawRequest
+from blacksmith_dagster.store.interface import ListenerStatus, RawRequest
 
 BUG = RuntimeError("a bug")
 fixed = False  # whether the extract functions have been fixed
@@ -419,8 +419,8 @@ def test_status_tells_what_is_in_quarantine(store: Store) -> None:
 def test_status_tells_how_each_listener_stands(store: Store) -> None:
     assert "listener" not in status()
     at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-    store.note_listener(Listening("shop/sent", "worker@a", 12, "messages", at))
-    store.note_listener(Listening("shop/changed", "run-7", error="the slot is gone"))
+    store.note_listener(ListenerStatus("shop/sent", "worker@a", 12, "messages", at))
+    store.note_listener(ListenerStatus("shop/changed", "run-7", error="the slot is gone"))
     lines = status().splitlines()
     [changed] = [each for each in lines if each.startswith("shop/changed")]
     [sent] = [each for each in lines if each.startswith("shop/sent")]

@@ -5,19 +5,21 @@ from datetime import UTC, datetime
 from msgspec.structs import replace
 
 from blacksmith_dagster.store import Store
-from blacksmith_dagster.store.interface import Listening
+from blacksmith_dagster.store.interface import ListenerStatus
 
 
 def test_a_listener_stands_as_it_was_noted_last(store: Store) -> None:
     assert store.listeners() == []
     at = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
-    store.note_listener(Listening("shop/ordered", "a@1", 12, "messages", at))
-    store.note_listener(Listening("bank/changed", "b@2", None, "bytes", None, "the slot is gone"))
-    newest = Listening("shop/ordered", "c@3", 2**40, "bytes", None, "no broker")
+    store.note_listener(ListenerStatus("shop/ordered", "a@1", 12, "messages", at))
+    store.note_listener(
+        ListenerStatus("bank/changed", "b@2", None, "bytes", None, "the slot is gone")
+    )
+    newest = ListenerStatus("shop/ordered", "c@3", 2**40, "bytes", None, "no broker")
     store.note_listener(newest)
     changed, ordered = store.listeners()
     assert replace(ordered, at=None) == newest
-    assert replace(changed, at=None) == Listening(
+    assert replace(changed, at=None) == ListenerStatus(
         "bank/changed", "b@2", None, "bytes", None, "the slot is gone"
     )
     assert changed.at is not None

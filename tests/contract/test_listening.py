@@ -12,7 +12,7 @@ from blacksmith_dagster.ingest import changes as changes_module
 from blacksmith_dagster.ingest import listeners as listeners_module
 from blacksmith_dagster.ingest.listeners import Listeners
 from blacksmith_dagster.store import Store, open_store
-from blacksmith_dagster.store.interface import Cursor, Listening
+from blacksmith_dagster.store.interface import Cursor, ListenerStatus
 from blacksmith_dagster.supervisor import Supervisor, open_supervisor
 from tests.contract.loading import until
 
@@ -66,7 +66,7 @@ class Shop:
         return [each.payload for each in reversed(self.store.events(CHANGED, limit=100_000))]
 
     @property
-    def noted(self) -> Listening:
+    def noted(self) -> ListenerStatus:
         """How the store says that the listener stands."""
         (found,) = self.store.listeners()
         return found
@@ -327,7 +327,7 @@ def test_it_is_noted_how_a_listener_stands(shop: Shop, monkeypatch: pytest.Monke
     assert noted.at
     assert noted.read_at
     assert noted.at >= noted.read_at
-    (own,) = listeners.noted
+    (own,) = listeners.statuses
     assert (own.lag, own.unit) == (700, "rows")
 
 

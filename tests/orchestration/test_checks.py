@@ -30,7 +30,7 @@ from blacksmith_dagster.orchestration.checks import (
     supervisor_reachable,
 )
 from blacksmith_dagster.store import open_store
-from blacksmith_dagster.store.interface import Counts, Listening, RawRequest
+from blacksmith_dagster.store.interface import Counts, ListenerStatus, RawRequest
 from blacksmith_dagster.supervisor import here, open_supervisor
 from tests.orchestration.pipeline import TODAY, Pipeline
 
@@ -185,7 +185,7 @@ def test_a_listener_is_heard_of_and_keeps_up(
 ) -> None:
     """`ago`: seconds since it was noted, `read`: since it has read something."""
     event = Source("shop").accept("ordered", on=Subscription("orders"))
-    standing = Listening(
+    status = ListenerStatus(
         event.path,
         "run 7",
         lag,
@@ -194,7 +194,7 @@ def test_a_listener_is_heard_of_and_keeps_up(
         error,
         NOW - timedelta(seconds=ago),
     )
-    finding = listening(asset_key(event), event, standing, NOW)
+    finding = listening(asset_key(event), event, status, NOW)
     assert finding.passed is passed
     assert finding.said.startswith(said)
     assert finding.metadata.get("lag") == lag

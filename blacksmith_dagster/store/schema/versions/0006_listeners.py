@@ -1,4 +1,4 @@
-"""Listeners: how each stands. Raw requests that are kept once, and events that have children."""
+"""The status of each listener. Raw requests that are kept once, and events that have children."""
 
 from pathlib import Path
 
