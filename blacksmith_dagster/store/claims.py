@@ -22,9 +22,9 @@ LANES = {Lane.LOAD: 0, Lane.DISCARD: 1, Lane.REPLAY: 2}
 class LaneState(NamedTuple):
     """A lane as its fencing token and its last load tell: where its next claim begins.
 
-    `open` and `fresh` tell of the last load whether it is executing, and whether it was a first one
-    (so that the next claim takes what is due). `next` is the last of the new jobs that a claim would
-    take, 0 if there are none; `due` whether a job group is due.
+    `open` and `first_claim` tell of the last load whether it is executing, and whether it was a
+    first one (so that the next claim takes what is due). `next` is the last of the new jobs that a
+    claim would take, 0 if there are none; `due` whether a job group is due.
     """
 
     token: int
@@ -32,7 +32,7 @@ class LaneState(NamedTuple):
     now: datetime
     last: int
     open: bool
-    fresh: bool
+    first_claim: bool
     position: int
     claimed: int
     next: int
@@ -46,7 +46,7 @@ class LaneState(NamedTuple):
         now: datetime,
         last: int | None,
         opened: bool | None,
-        fresh: bool | None,
+        first_claim: bool | None,
         position: int | None,
         claimed: int | None,
         following: int | None,
@@ -59,7 +59,7 @@ class LaneState(NamedTuple):
             now,
             last or 0,
             bool(opened),
-            last is None or bool(fresh),
+            last is None or bool(first_claim),
             position or 0,
             claimed or 0,
             following or 0,
@@ -90,7 +90,7 @@ class Claim:
             return None
         rows = self.store._jobs_between(self.conn, self.of, after, upto)
         load_id = self._open(1, upto, len(rows), seq_from=after + 1)
-        return self._load(load_id, rows, attempt=1, fresh=True, discard_reason=discard_reason)
+        return self._load(load_id, rows, attempt=1, first_claim=True, discard_reason=discard_reason)
 
     def due(self, max_attempts: int) -> Load | None:
         """The job group that is longest due, or what its state allows of it; plain listings together."""
@@ -167,7 +167,7 @@ class Claim:
     def _open(
         self, attempt: int, seq_to: int | None, jobs: int, seq_from: int | None = None
     ) -> int:
-        fresh = seq_to is not None
+        first_claim = seq_to is not None
         return loads.open_load(
             self.conn,
             {
@@ -178,8 +178,8 @@ class Claim:
                 "seq_from": seq_from,
                 "seq_to": seq_to,
                 "jobs": jobs,
-                "position": seq_to if fresh else self.state.position,
-                "claimed": self.state.claimed + (jobs if fresh else 0),
+                "position": seq_to if first_claim else self.state.position,
+                "claimed": self.state.claimed + (jobs if first_claim else 0),
                 "started_at": self.state.now,
                 "run": self.run,
             },
@@ -191,11 +191,13 @@ class Claim:
         rows: Sequence[JobRow],
         attempt: int,
         *,
-        fresh: bool = False,
+        first_claim: bool = False,
         job_key: str | None = None,
         **state: Any,
     ) -> Load:
-        return Load(load_id, self.token, rows, job_key or str(self.of), attempt, fresh, **state)
+        return Load(
+            load_id, self.token, rows, job_key or str(self.of), attempt, first_claim, **state
+        )
 
 
 def _together(waiting: Sequence[WaitingGroup], limit: int) -> Sequence[WaitingGroup]:

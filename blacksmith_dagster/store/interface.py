@@ -166,7 +166,7 @@ class Load(msgspec.Struct, frozen=True):
     rows: Sequence[JobRow]
     job_key: str
     attempt: int
-    fresh: bool
+    first_claim: bool
     lost_loads: int = 0
     isolated: bool = False
     consecutive_failures: int = 0

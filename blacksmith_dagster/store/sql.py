@@ -449,7 +449,7 @@ class SQLStore(ABC):
         with self.writing() as conn:
             claim = self._claiming(conn, token, limit, run)
             migration_barrier.check(conn, token.destination, version)
-            if claim.state.fresh:
+            if claim.state.first_claim:
                 return claim.due(max_attempts) or claim.new()
             return claim.new() or claim.due(max_attempts)
 

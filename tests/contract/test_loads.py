@@ -50,7 +50,7 @@ def test_jobs_are_loaded_once_in_the_order_of_the_log(store: Store) -> None:
     store.record(first, Verdict())
     second = claimed(store, token, limit=10)
     assert ids_of(first) + ids_of(second) == more
-    assert first.fresh
+    assert first.first_claim
     assert first.attempt == 1
 
 
@@ -160,7 +160,7 @@ def test_a_failed_job_is_tried_again_without_the_others(store: Store) -> None:
     store.record(load, failed(load, 1, 3))
     again = claimed(store, token)
     assert ids_of(again) == [ids[1], ids[3]]
-    assert (again.attempt, again.fresh) == (2, False)
+    assert (again.attempt, again.first_claim) == (2, False)
     store.record(again, failed(again, 1))
     last = claimed(store, token)
     assert ids_of(last) == [ids[3]]
@@ -239,7 +239,7 @@ def test_a_job_group_that_raised_is_halved_once_others_succeed(store: Store) -> 
     retries = []
     while store.counts(FLIGHTS).retrying:
         load = claimed(store, token, max_attempts=9)
-        if load.fresh:
+        if load.first_claim:
             store.record(load, Verdict())
             continue
         retries.append(ids_of(load))
@@ -367,7 +367,7 @@ def test_new_jobs_are_not_starved_by_retries(store: Store) -> None:
     kinds = []
     for _ in range(12):
         load = claimed(store, token, limit=2)
-        kinds.append("new" if load.fresh else "due")
+        kinds.append("new" if load.first_claim else "due")
         store.record(load, Verdict())
     assert kinds[:6] in (["due", "new"] * 3, ["new", "due"] * 3)
 

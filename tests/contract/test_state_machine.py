@@ -123,7 +123,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert [row.seq for row in load.rows] == sorted({row.seq for row in load.rows})
         assert 1 <= load.attempt <= ATTEMPTS
         for row in load.rows:
-            assert self.states[row.id] == (AWAITING if load.fresh else RETRYING)
+            assert self.states[row.id] == (AWAITING if load.first_claim else RETRYING)
             self.states[row.id] = EXECUTING
         self.load = load
 

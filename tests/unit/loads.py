@@ -100,7 +100,7 @@ def load(
         rows,
         "2",
         attempt,
-        fresh=attempt == 1,
+        first_claim=attempt == 1,
         lost_loads=lost_loads,
         discard_reason=discard_reason,
     )

@@ -238,7 +238,7 @@ END $$;
 -- the rest. `next` is the last of at most `wanted` new jobs, NULL if there is none.
 CREATE FUNCTION enter_lane(
     of int, in_lane int, wanted int, OUT token bigint, OUT holder text, OUT now timestamptz,
-    OUT last bigint, OUT open boolean, OUT fresh boolean, OUT at bigint, OUT claimed bigint,
+    OUT last bigint, OUT open boolean, OUT first_claim boolean, OUT at bigint, OUT claimed bigint,
     OUT next bigint, OUT due boolean
 ) LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
@@ -252,7 +252,7 @@ BEGIN
     upto := high_watermark();
     now := clock_timestamp();
     SELECT l.id, l.state = 1, l.seq_to IS NOT NULL, l.position, l.claimed
-      INTO last, open, fresh, at, claimed
+      INTO last, open, first_claim, at, claimed
       FROM loads l
      -- As a range of loads_lane: by equalities, a generic plan walks back through all loads by id.
      WHERE (l.destination, l.lane, l.id) >= (of, in_lane, 0)
