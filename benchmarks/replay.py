@@ -159,8 +159,8 @@ def _plan(store: SQLStore, event: DestinationEvent[Any], request: ReplayRequest,
     chooser = Chooser(app, event, request)
     token = store.take_over(event.path, Lane.REPLAY, run, lambda: True)
     at = store.begin_replay(token, request, chooser.event_types, run)
-    while at.planned < at.upto:
-        window = Window(at.planned, at.upto)
+    while at.planned_upto < at.upto:
+        window = Window(at.planned_upto, at.upto)
         stretch = store.stretch(event.path, request, chooser.event_types, window)
         chosen = chooser.choose(stretch.candidates, store)
         at = store.plan(token, at, stretch.upto, chosen, event.batch)

@@ -142,8 +142,8 @@ def replay(
             if drained.stopped or stop.is_set():
                 return ReplaySummary(begun.id, loads, tally, stopped=True)
             at = course.replay
-            if at.planned < at.upto:
-                window = Window(at.planned, at.upto)
+            if at.planned_upto < at.upto:
+                window = Window(at.planned_upto, at.upto)
                 stretch = store.stretch(event.path, request, chooser.event_types, window)
                 chosen = chooser.choose(stretch.candidates, store)
                 course.replay = store.plan(token, at, stretch.upto, chosen, event.batch)
@@ -247,7 +247,7 @@ class _Course:
         self._done += ran
         now = time.monotonic()
         at = self.replay
-        unplanned, planned = at.upto - at.planned, at.planned - at.after
+        unplanned, planned = at.upto - at.planned_upto, at.planned_upto - at.after
         left = max(at.jobs - self._before - self._done, 0)
         left += round(unplanned * at.jobs / planned) if planned else 0
         speed = self._done / (now - self._began) if now > self._began else 0.0

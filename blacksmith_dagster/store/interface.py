@@ -246,9 +246,9 @@ class ReplayRequest(msgspec.Struct, frozen=True, omit_defaults=True):
 class Replay(msgspec.Struct, frozen=True):
     """A replay, and how far it has come.
 
-    It goes through the log from `after` to `upto`, and up to `planned` it has put `jobs` jobs into
-    job groups, `made` of them new ones; `waiting` of them have not been run. `run` is the last that
-    worked on it, `ended_at` when all were run once.
+    It goes through the log from `after` to `upto`, and up to `planned_upto` it has put `jobs` jobs
+    into job groups, `created_jobs` of them new ones; `waiting` of them have not been run. `run` is
+    the last that worked on it, `ended_at` when all were run once.
     """
 
     id: int
@@ -256,9 +256,9 @@ class Replay(msgspec.Struct, frozen=True):
     request: ReplayRequest
     after: int
     upto: int
-    planned: int
+    planned_upto: int
     jobs: int
-    made: int
+    created_jobs: int
     waiting: int
     began_at: datetime
     ended_at: datetime | None

@@ -70,12 +70,14 @@ def members(of: Callable[[Any, Any], Sequence[Any]], *which: Any) -> list[Select
     A job is in a job group by the range of the log, by its outcome, or because a replay listed it; one
     that a replay made has what `when` raised beside the listing that it was made in.
     """
-    made = group_jobs.alias("made")
-    is_made = and_(
-        made.c.destination == job_groups.c.destination, made.c.seq == outcomes.c.seq, made.c.made
+    created = group_jobs.alias("created")
+    is_created = and_(
+        created.c.destination == job_groups.c.destination,
+        created.c.seq == outcomes.c.seq,
+        created.c.created,
     )
     of_log = and_(jobs.c.destination == job_groups.c.destination, jobs.c.seq == outcomes.c.seq)
-    why = func.coalesce(jobs.c.when_error, made.c.when_error)
+    why = func.coalesce(jobs.c.when_error, created.c.when_error)
     in_listing = and_(
         group_jobs.c.destination == job_groups.c.destination,
         group_jobs.c.listing == job_groups.c.listing,
@@ -94,7 +96,7 @@ def members(of: Callable[[Any, Any], Sequence[Any]], *which: Any) -> list[Select
             job_groups.join(outcomes, outcomes.c.listing == job_groups.c.listing)
             .join(events, events.c.seq == outcomes.c.seq)
             .outerjoin(jobs, of_log)
-            .outerjoin(made, is_made)
+            .outerjoin(created, is_created)
         )
         .where(*which, outcomes.c.seq.between(job_groups.c.seq_from, job_groups.c.seq_to)),
         select(*of(group_jobs.c.seq, group_jobs.c.when_error))

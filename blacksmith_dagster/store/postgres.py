@@ -271,7 +271,7 @@ SELECT e.seq, e.event_type, coalesce(c.payload, e.payload), e.received_at, e.key
  ORDER BY e.seq
 """
 _GROUP_JOBS = """
-INSERT INTO group_jobs (destination, seq, listing, made, when_error)
+INSERT INTO group_jobs (destination, seq, listing, created, when_error)
 SELECT %s, * FROM unnest(%b::bigint[], %b::bigint[], %b::bool[], %b::text[])
 """
 # From executing (1) to done (2). The fencing token's row is locked first: who takes over meanwhile is

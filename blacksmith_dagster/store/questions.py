@@ -67,7 +67,9 @@ def counts(conn: Connection, destination: int) -> Counts:
         executing=row.executing,
         retrying=row.retrying,
         # PostgreSQL sums up bigints to a decimal number.
-        succeeded=int(row.claimed + row.made - row.executing_or_retrying - row.ever_discarded),
+        succeeded=int(
+            row.claimed + row.created_jobs - row.executing_or_retrying - row.ever_discarded
+        ),
         discarded=row.discarded,
         oldest_waiting=min(waiting, default=None),
     )
@@ -133,7 +135,9 @@ _executing = _number(
 _waits = and_(job_groups.c.destination == _of, job_groups.c.load.is_(None))
 _retrying = _number(select(func.sum(job_groups.c.jobs)).where(_waits))
 _received = select(events.c.received_at).where(events.c.seq == _first_new_of(_of)).scalar_subquery()
-_made = _number(select(func.sum(replays.c.made)).where(replays.c.destination == _of))
+_created_jobs = _number(
+    select(func.sum(replays.c.created_jobs)).where(replays.c.destination == _of)
+)
 _uncounted = select(func.count()).where(
     jobs.c.destination == _of, jobs.c.seq > _number(select(counter.c.upto))
 )
@@ -145,7 +149,7 @@ _COUNTS = select(
     _number(select(job_totals.c.jobs).where(job_totals.c.destination == _of)).label("counted"),
     _number(_uncounted).label("uncounted"),
     _number(_claimed).label("claimed"),
-    _made.label("made"),
+    _created_jobs.label("created_jobs"),
     _executing.label("executing"),
     _retrying.label("retrying"),
     (_executing + _retrying).label("executing_or_retrying"),
@@ -204,7 +208,7 @@ def _select_destinations(seqs: Sequence[int]) -> Select[Any]:
         # As many look-ups as there are destination events: rows are in their order first.
         group_jobs.c.destination.in_(ids),
         group_jobs.c.seq.in_(seqs),
-        group_jobs.c.made,
+        group_jobs.c.created,
     )
     of_log = select(jobs.c.seq, jobs.c.destination).where(jobs.c.seq.in_(seqs))
     has = union_all(of_log, made_later).subquery()
@@ -245,10 +249,10 @@ def window(conn: Connection, start: datetime, end: datetime, last: int) -> Windo
 _seq: Any = bindparam("seq")
 _ids = select(destination_events.c.id)  # the first column of the key of `group_jobs`
 _listed = and_(group_jobs.c.destination.in_(_ids), group_jobs.c.seq == _seq)
-# The destination events that have a job of the event; `made` by a replay, if it is not of the log.
+# The destination events that have a job of the event; `created` by a replay, if it is not of the log.
 _has = union_all(
-    select(jobs.c.destination, false().label("made")).where(jobs.c.seq == _seq),
-    select(group_jobs.c.destination, true()).where(_listed, group_jobs.c.made),
+    select(jobs.c.destination, false().label("created")).where(jobs.c.seq == _seq),
+    select(group_jobs.c.destination, true()).where(_listed, group_jobs.c.created),
 ).subquery()
 # Every load that held the job: the first, whose range it is in, and those that took its job groups.
 _first_load = (
@@ -263,7 +267,7 @@ _in_group = and_(
     job_groups.c.seq_from <= _seq,
     job_groups.c.seq_to >= _seq,
     or_(
-        and_(job_groups.c.listing.is_(None), ~_has.c.made),
+        and_(job_groups.c.listing.is_(None), ~_has.c.created),
         exists()
         .where(outcomes.c.listing == job_groups.c.listing, outcomes.c.seq == _seq)
         .correlate(job_groups, _has),
@@ -278,7 +282,7 @@ _in_group = and_(
 )
 _held = union_all(
     select(_has.c.destination, _first_load.label("load"), null().label("replay")).where(
-        ~_has.c.made
+        ~_has.c.created
     ),
     select(_has.c.destination, job_groups.c.load, job_groups.c.replay)
     .select_from(_has)
@@ -315,7 +319,7 @@ _WAITING = (
 )
 # The first job group of a replay's listing bears the listing's number, and the time when it was planned.
 _REPLAYED = (
-    select(_path, job_groups.c.due_at, job_groups.c.replay, group_jobs.c.made)
+    select(_path, job_groups.c.due_at, job_groups.c.replay, group_jobs.c.created)
     .select_from(group_jobs)
     .join(job_groups, job_groups.c.id == group_jobs.c.listing)
     .join(destination_events, destination_events.c.id == group_jobs.c.destination)
@@ -328,8 +332,8 @@ def history(conn: Connection, seq: int, received_at: datetime) -> Sequence[Trans
     """All transitions of the jobs of an event, in order of time."""
     made: list[Transition] = []
     new = []
-    for path, at, replay, was_made in conn.execute(_REPLAYED, {"seq": seq}):
-        if was_made:
+    for path, at, replay, was_created in conn.execute(_REPLAYED, {"seq": seq}):
+        if was_created:
             new.append(path)
             made.append(Transition(path, "acknowledged", at, 0, replay=replay))
         made.append(Transition(path, "awaiting", at, 0, replay=replay))

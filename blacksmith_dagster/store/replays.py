@@ -69,7 +69,7 @@ class GroupJob(NamedTuple):
     destination: int
     seq: int
     listing: int
-    made: bool
+    created: bool
     when_error: str | None
 
 
@@ -91,11 +91,11 @@ def begin(
     """
     asked = msgspec.json.encode(request).decode()
     same = (replays.c.destination == destination, replays.c.request == asked)
-    found = select(replays.c.id, replays.c.planned, replays.c.began_at)
+    found = select(replays.c.id, replays.c.planned_upto, replays.c.began_at)
     found = found.where(*same, replays.c.ended_at.is_(None)).order_by(replays.c.id.desc())
     row = conn.execute(found).first()
     if row is None or not is_awaited(conn, destination, row.began_at, now):
-        refuse_purged(conn, event_types, window.after if row is None else row.planned)
+        refuse_purged(conn, event_types, window.after if row is None else row.planned_upto)
     begun = None if row is None else row.id
     if begun is None:
         values = {
@@ -103,9 +103,9 @@ def begin(
             "request": asked,
             "after": window.after,
             "upto": window.upto,
-            "planned": window.after,
+            "planned_upto": window.after,
             "jobs": 0,
-            "made": 0,
+            "created_jobs": 0,
             "began_at": now,
         }
         begun = conn.execute(insert(replays).returning(replays.c.id), values).scalar_one()
@@ -149,9 +149,9 @@ def replay_from_row(row: Row[Any], path: str) -> Replay:
         msgspec.json.decode(row.request, type=ReplayRequest),
         row.after,
         row.upto,
-        row.planned,
+        row.planned_upto,
         row.jobs,
-        row.made,
+        row.created_jobs,
         row.waiting,
         row.began_at,
         row.ended_at,
@@ -268,9 +268,9 @@ def _of_log(
 
     log = select(jobs.c.seq).where(jobs.c.destination == destination, between(jobs.c.seq))
     later = select(group_jobs.c.seq).where(
-        group_jobs.c.destination == destination, between(group_jobs.c.seq), group_jobs.c.made
+        group_jobs.c.destination == destination, between(group_jobs.c.seq), group_jobs.c.created
     )
-    of_log, made = set(conn.execute(log).scalars()), set(conn.execute(later).scalars())
+    of_log, created = set(conn.execute(log).scalars()), set(conn.execute(later).scalars())
     discarded = select(outcomes.c.seq, outcomes.c.error).where(
         *_is_discarded(destination), between(outcomes.c.seq)
     )
@@ -285,7 +285,7 @@ def _of_log(
         elif seq in errors:
             state = "discarded"
         else:
-            state = "succeeded" if seq in of_log or seq in made else "missing"
+            state = "succeeded" if seq in of_log or seq in created else "missing"
         if ReplayMode.ALL in modes or state in wanted:
             yield Found(seq, event_type, received_at, state, errors.get(seq))
 
@@ -380,11 +380,15 @@ def plan(
     """Make job groups of the chosen jobs, whose rows the caller inserts; raises `FencedOut` if the
     replay has been planned on by another.
     """
-    made = sum(each.state == "missing" for each in chosen)
+    created_jobs = sum(each.state == "missing" for each in chosen)
     moved = (
         update(replays)
-        .where(replays.c.id == replay.id, replays.c.planned == replay.planned)
-        .values(planned=upto, jobs=replays.c.jobs + len(chosen), made=replays.c.made + made)
+        .where(replays.c.id == replay.id, replays.c.planned_upto == replay.planned_upto)
+        .values(
+            planned_upto=upto,
+            jobs=replays.c.jobs + len(chosen),
+            created_jobs=replays.c.created_jobs + created_jobs,
+        )
     )
     if conn.execute(moved).rowcount != 1:
         raise FencedOut(

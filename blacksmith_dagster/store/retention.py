@@ -192,7 +192,7 @@ def needed_events(
         if outcome_event_types:
             parents.update(conn.execute(_PARENTS_OF_PENDING, given).scalars())
         windows += [
-            Window(each.planned, each.upto)
+            Window(each.planned_upto, each.upto)
             for each in conn.execute(_REPLAYED, given)
             if is_awaited(conn, of, each.began_at, now)
         ]
@@ -248,11 +248,11 @@ _PARENTS = select(events.c.parent).where(
 _PARENTS_OF_WINDOW = select(events.c.parent).where(
     _of_outcome, events.c.seq > bindparam("after"), events.c.seq <= _upto
 )
-_REPLAYED = select(replays.c.planned, replays.c.upto, replays.c.began_at).where(
+_REPLAYED = select(replays.c.planned_upto, replays.c.upto, replays.c.began_at).where(
     replays.c.destination == _of,
     replays.c.ended_at.is_(None),
-    replays.c.planned < replays.c.upto,
-    replays.c.planned < _upto,
+    replays.c.planned_upto < replays.c.upto,
+    replays.c.planned_upto < _upto,
 )
 
 

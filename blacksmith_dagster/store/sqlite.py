@@ -227,7 +227,7 @@ _OUTCOME = (
     "INSERT INTO outcomes (load, seq, destination, state, error, listing) VALUES (?, ?, ?, ?, ?, ?)"
 )
 _GROUP_JOB = (
-    "INSERT INTO group_jobs (destination, seq, listing, made, when_error) VALUES (?, ?, ?, ?, ?)"
+    "INSERT INTO group_jobs (destination, seq, listing, created, when_error) VALUES (?, ?, ?, ?, ?)"
 )
 _SEQUENCE = "SELECT seq FROM sqlite_sequence WHERE name = 'events'"
 _EVENT = (

@@ -276,15 +276,15 @@ outcomes = Table(
     sqlite_with_rowid=False,
 )
 
-# Jobs in the listings that replays have made. A job that was `made` has no row in `jobs`: it is above
-# or below the place where the load lane stands, and must not be claimed by it.
+# Jobs in the listings that replays have made. A job that was `created` by its replay has no row in
+# `jobs`: it is above or below the place where the load lane stands, and must not be claimed by it.
 group_jobs = Table(
     "group_jobs",
     metadata,
     Column("destination", Integer, primary_key=True, autoincrement=False),
     Column("seq", BigInteger, primary_key=True, autoincrement=False),
     Column("listing", BigInteger, primary_key=True, autoincrement=False),
-    _required("made", Boolean),
+    _required("created", Boolean),
     Column("when_error", Text),
     sqlite_with_rowid=False,
 )
@@ -299,8 +299,8 @@ edits = Table(
     sqlite_with_rowid=False,
 )
 
-# A replay goes through the log from `after` to `upto`, and has come to `planned`: up to there it has
-# put `jobs` jobs into job groups, of which it had to make `made`.
+# A replay goes through the log from `after` to `upto`, and has come to `planned_upto`: up to there
+# it has put `jobs` jobs into job groups, of which it created `created_jobs`.
 replays = Table(
     "replays",
     metadata,
@@ -309,9 +309,9 @@ replays = Table(
     _required("request", Text),
     _required("after", BigInteger),
     _required("upto", BigInteger),
-    _required("planned", BigInteger),
+    _required("planned_upto", BigInteger),
     _required("jobs", BigInteger),
-    _required("made", BigInteger),
+    _required("created_jobs", BigInteger),
     _at("began_at"),
     _at("ended_at", nullable=True),
     Column("run", Text),

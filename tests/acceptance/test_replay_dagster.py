@@ -114,7 +114,7 @@ def test_cancelled_from_the_ui(deploy: Callable[..., Deployment]) -> None:
     loaded = [each for line in lake.lines() if line["what"] == "end" for each in line["ids"]]
     assert len(loaded) == len(set(loaded)) == 120
     (replayed,) = lake.store.replays(FLIGHTS)
-    assert (replayed.jobs, replayed.made, replayed.waiting) == (120, 120, 0)
+    assert (replayed.jobs, replayed.created_jobs, replayed.waiting) == (120, 120, 0)
 
 
 @on_postgres

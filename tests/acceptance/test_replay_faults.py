@@ -89,7 +89,7 @@ def test_replay_killed_and_resumed(store: Store, store_url: str, recording: Reco
     assert found.pending == set()
     assert len(recording.loaded()) == len(ids) - 1  # none was loaded twice
     (row,) = store.replays(FLIGHTS)
-    assert (row.jobs, row.made, row.waiting) == (3500, 3500, 0)
+    assert (row.jobs, row.created_jobs, row.waiting) == (3500, 3500, 0)
     assert row.ended_at is not None
 
 

@@ -94,7 +94,7 @@ def test_missing_jobs_are_made_and_never_move_the_load_lane(store: Store) -> Non
     token = replaying(store, SEATS)
     assert states(store, MISSING, SEATS) == dict.fromkeys(old, "missing")
     replay = plan(store, token, MISSING, batch=2)
-    assert (replay.jobs, replay.made, replay.waiting) == (5, 5, 5)
+    assert (replay.jobs, replay.created_jobs, replay.waiting) == (5, 5, 5)
     counts = store.counts(SEATS)
     assert (counts.awaiting, counts.retrying) == (3, 5)
     loads = drain(store, token)
@@ -218,7 +218,7 @@ def test_what_a_killed_replay_had_begun_stays_in_its_lane(store: Store) -> None:
     with pytest.raises(FencedOut):
         store.claim(killed, 100, 3)
     replay = store.begin_replay(token, MISSING, [departed.path], "next run")
-    assert (replay.run, replay.waiting, replay.planned) == ("next run", 3, replay.upto)
+    assert (replay.run, replay.waiting, replay.planned_upto) == ("next run", 3, replay.upto)
     assert not store.end_replay(token, replay)
     [load] = drain(store, token)
     assert (ids_of(load), load.lost_loads) == (ids, 1)

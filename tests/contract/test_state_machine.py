@@ -227,8 +227,8 @@ class StoreMachine(RuleBasedStateMachine):
         request = ReplayRequest(self.since, datetime.now(UTC) + timedelta(days=1), (mode,))
         replay = self.store.begin_replay(token, request, [departed.path], None)
         chosen: list[Chosen] = []
-        while replay.planned < replay.upto:
-            window = Window(replay.planned, replay.upto)
+        while replay.planned_upto < replay.upto:
+            window = Window(replay.planned_upto, replay.upto)
             stretch = self.store.stretch(FLIGHTS, request, [departed.path], window)
             for each in stretch.candidates:
                 state = self.states[each.id]

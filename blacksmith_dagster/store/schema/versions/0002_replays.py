@@ -37,7 +37,7 @@ def upgrade() -> None:
     op.create_table(
         "group_jobs",
         *_primary_key("destination", "seq", "listing"),
-        _column("made", sa.Boolean),
+        _column("created", sa.Boolean),
         sa.Column("when_error", sa.Text),
         sqlite_with_rowid=False,
     )
@@ -52,7 +52,10 @@ def upgrade() -> None:
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True),
         _column("destination", sa.Integer),
         _column("request", sa.Text),
-        *(_column(name, sa.BigInteger) for name in ("after", "upto", "planned", "jobs", "made")),
+        *(
+            _column(name, sa.BigInteger)
+            for name in ("after", "upto", "planned_upto", "jobs", "created_jobs")
+        ),
         sa.Column("began_at", Instant(), nullable=False),
         sa.Column("ended_at", Instant()),
         sa.Column("run", sa.Text),
