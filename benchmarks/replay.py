@@ -161,9 +161,9 @@ def _plan(store: SQLStore, event: DestinationEvent[Any], request: ReplayRequest,
     at = store.begin_replay(token, request, chooser.event_types, run)
     while at.planned_upto < at.upto:
         window = Window(at.planned_upto, at.upto)
-        stretch = store.stretch(event.path, request, chooser.event_types, window)
-        chosen = chooser.choose(stretch.candidates, store)
-        at = store.plan(token, at, stretch.upto, chosen, event.batch)
+        page = store.replay_page(event.path, request, chooser.event_types, window)
+        chosen = chooser.choose(page.candidates, store)
+        at = store.plan(token, at, page.upto, chosen, event.batch)
 
 
 # ------------------------------------------------------------------------------------- live loads

@@ -1,4 +1,4 @@
-"""Loading a window of the log again: planned stretch by stretch, loaded by the same `Loader`."""
+"""Loading a window of the log again: planned page by page, loaded by the same `Loader`."""
 
 from __future__ import annotations
 
@@ -144,9 +144,9 @@ def replay(
             at = course.replay
             if at.planned_upto < at.upto:
                 window = Window(at.planned_upto, at.upto)
-                stretch = store.stretch(event.path, request, chooser.event_types, window)
-                chosen = chooser.choose(stretch.candidates, store)
-                course.replay = store.plan(token, at, stretch.upto, chosen, event.batch)
+                page = store.replay_page(event.path, request, chooser.event_types, window)
+                chosen = chooser.choose(page.candidates, store)
+                course.replay = store.plan(token, at, page.upto, chosen, event.batch)
             elif store.end_replay(token, at):
                 return ReplaySummary(begun.id, loads, tally)
             else:
@@ -170,16 +170,16 @@ def forecast(
     days: dict[date, Counter[str]] = {}
     jobs, sample = 0, list[Sample]()
     while window.after < window.upto:
-        stretch = store.stretch(event.path, every, chooser.event_types, window)
-        window = Window(stretch.upto, window.upto)
-        wanted = {each.seq for each in missing.choose(stretch.candidates, store)}
-        for each in stretch.candidates:
+        page = store.replay_page(event.path, every, chooser.event_types, window)
+        window = Window(page.upto, window.upto)
+        wanted = {each.seq for each in missing.choose(page.candidates, store)}
+        for each in page.candidates:
             if each.state != "missing" or each.seq in wanted:
                 day = each.received_at.astimezone(UTC).date()
                 days.setdefault(day, Counter())[each.state] += 1
-        chosen = {each.seq for each in chooser.choose(stretch.candidates, store)}
+        chosen = {each.seq for each in chooser.choose(page.candidates, store)}
         jobs += len(chosen)
-        sample += _sampled(stretch.candidates, chosen, _SAMPLE - len(sample))
+        sample += _sampled(page.candidates, chosen, _SAMPLE - len(sample))
     pace = store.pace(event.path)
     return Forecast(dict(sorted(days.items())), jobs, jobs / pace if pace else None, sample)
 

@@ -277,7 +277,7 @@ class Candidate(NamedTuple):
     error: str | None
 
 
-class Stretch(NamedTuple):
+class ReplayPage(NamedTuple):
     """The next candidates of a window, up to the sequence number `upto`."""
 
     candidates: Sequence[Candidate]
@@ -647,9 +647,9 @@ class Store(Protocol):
         """
         ...
 
-    def stretch(
+    def replay_page(
         self, destination: str, request: ReplayRequest, event_types: Sequence[str], window: Window
-    ) -> Stretch:
+    ) -> ReplayPage:
         """The first of a window's events that a request's modes and filters choose."""
         ...
 

@@ -38,7 +38,7 @@ from blacksmith_dagster.store.tables import (
 
 KEYS_KEPT = timedelta(days=7)
 TIME_INDEX_GAP = timedelta(minutes=1)
-_STRETCH = 200_000  # events that are counted in one transaction, so that writers never wait long
+_COUNTED_AT_ONCE = 200_000  # events in one transaction, so that writers never wait long
 
 
 def upsert(conn: Connection, table: Table) -> Any:
@@ -113,11 +113,11 @@ def forget_keys(conn: Connection, now: datetime) -> None:
 
 
 def count(conn: Connection, high_watermark: int) -> bool:
-    """Add a stretch of the log to the totals; `False` if there was none, or another does it now."""
+    """Add a part of the log to the totals; `False` if there was none, or another does it now."""
     row = conn.execute(select(counter.c.upto).with_for_update(skip_locked=True)).first()
     if row is None or row.upto >= high_watermark:
         return False
-    after, upto = row.upto, min(high_watermark, row.upto + _STRETCH)
+    after, upto = row.upto, min(high_watermark, row.upto + _COUNTED_AT_ONCE)
     day = _day(conn)
     of_events = (
         select(events.c.event_type, day, func.count())

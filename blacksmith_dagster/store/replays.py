@@ -214,7 +214,7 @@ class Found(NamedTuple):
     error: str | None
 
 
-def stretch(
+def find_page(
     conn: Connection,
     destination: int,
     request: ReplayRequest,

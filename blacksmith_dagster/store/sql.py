@@ -58,9 +58,9 @@ from blacksmith_dagster.store.interface import (
     Quarantined,
     RawRequest,
     Replay,
+    ReplayPage,
     ReplayRequest,
     StoredEvent,
-    Stretch,
     Transition,
     Verdict,
     Window,
@@ -525,15 +525,15 @@ class SQLStore(ABC):
         [row] = replays.find_replays(conn, self._destination(path), 1, replay)
         return replays.replay_from_row(row, path)
 
-    def stretch(
+    def replay_page(
         self, destination: str, request: ReplayRequest, event_types: Sequence[str], window: Window
-    ) -> Stretch:
+    ) -> ReplayPage:
         of = self._destination(destination)
         asked = [self._event_type(event_type) for event_type in event_types]
         with self.reading() as conn:
-            found, upto = replays.stretch(conn, of, request, asked, window)
+            found, upto = replays.find_page(conn, of, request, asked, window)
         ids, paths = self._epochs.ids_of(each.seq for each in found), self._event_type_paths
-        return Stretch(
+        return ReplayPage(
             [
                 Candidate(seq, id_, paths[event_type], received_at, state, error)
                 for id_, (seq, event_type, received_at, state, error) in zip(
@@ -717,7 +717,7 @@ class SQLStore(ABC):
             pass
 
     def _count(self) -> bool:
-        """Move the counters on by a stretch of the log; `False` when there is no more."""
+        """Move the counters on by a part of the log; `False` when there is no more."""
         with self.writing() as conn:
             return maintenance.count(conn, self._high_watermark(conn))
 

@@ -48,9 +48,9 @@ def candidates(store: Store, request: ReplayRequest, to: str = FLIGHTS) -> Seque
     window = store.window(request.start, request.end)
     found: list[Candidate] = []
     while window.after < window.upto:
-        stretch = store.stretch(to, request, [departed.path], window)
-        found += stretch.candidates
-        window = Window(stretch.upto, window.upto)
+        page = store.replay_page(to, request, [departed.path], window)
+        found += page.candidates
+        window = Window(page.upto, window.upto)
     return found
 
 

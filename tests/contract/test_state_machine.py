@@ -229,14 +229,14 @@ class StoreMachine(RuleBasedStateMachine):
         chosen: list[Chosen] = []
         while replay.planned_upto < replay.upto:
             window = Window(replay.planned_upto, replay.upto)
-            stretch = self.store.stretch(FLIGHTS, request, [departed.path], window)
-            for each in stretch.candidates:
+            page = self.store.replay_page(FLIGHTS, request, [departed.path], window)
+            for each in page.candidates:
                 state = self.states[each.id]
                 pending = state in (AWAITING, EXECUTING, RETRYING)
                 assert each.state == ("pending" if pending else state)
-            part = [Chosen(each.seq, each.state) for each in stretch.candidates]
+            part = [Chosen(each.seq, each.state) for each in page.candidates]
             part = [each for each in part if each.state != "pending"]
-            replay = self.store.plan(token, replay, stretch.upto, part, batch)
+            replay = self.store.plan(token, replay, page.upto, part, batch)
             chosen += part
         wanted = {ReplayMode.MISSING: (), ReplayMode.FAILED: (DISCARDED,)}
         states = wanted.get(mode, (DISCARDED, SUCCEEDED))
