@@ -114,14 +114,14 @@ def replay_partitions(
         found = forecast(app, event, request, store=store)
         context.log_event(AssetObservation(key, metadata=_described(found)))
         return found
-    progress, logged_at = UnreportedLoads(), time.monotonic()
+    unreported, logged_at = UnreportedLoads(), time.monotonic()
 
-    def report(done: LoadReport, course: ReplayProgress) -> None:
+    def report(done: LoadReport, progress: ReplayProgress) -> None:
         nonlocal logged_at
-        progress.add(done)
+        unreported.add(done)
         if time.monotonic() - logged_at >= _LOG_SECONDS:
             logged_at = time.monotonic()
-            context.log.info(_course(event, course))
+            context.log.info(_progress_line(event, progress))
 
     with on_stop(stop.set):
         try:
@@ -146,7 +146,7 @@ def replay_partitions(
             )
             interrupt_if_terminated(op)
             raise Failure(f"{event.path}: the replay was stopped; launch it again to go on")
-        days, links = progress.flush(), links_of(op)
+        days, links = unreported.flush(), links_of(op)
         for partition in context.partition_keys:
             counted = days.get(date.fromisoformat(partition), _NOTHING)
             context.log_event(
@@ -162,9 +162,10 @@ def replay_partitions(
     return summary
 
 
-def _course(event: DestinationEvent[Any], course: ReplayProgress) -> str:
-    left = "" if course.seconds_left is None else f", about {course.seconds_left:.0f} s left"
-    return f"{event.path}: {course.done} jobs done, {course.left} left, {course.rate:.0f} a second{left}"
+def _progress_line(event: DestinationEvent[Any], progress: ReplayProgress) -> str:
+    left = "" if progress.seconds_left is None else f", about {progress.seconds_left:.0f} s left"
+    done = f"{progress.done} jobs done, {progress.left} left, {progress.rate:.0f} a second"
+    return f"{event.path}: {done}{left}"
 
 
 def _described(found: Forecast) -> Mapping[str, Any]:

@@ -126,12 +126,12 @@ def replay(
         token = store.take_over(event.path, Lane.REPLAY, lease.id, lease.confirm)
         begun = store.begin_replay(token, request, chooser.event_types, holder)
         loader = Loader(app, event, store=store, executor=executor, run=run, notify=notify)
-        course = _Course(begun, rate, stop, report or (lambda *_: None))
+        tracker = _ProgressTracker(begun, rate, stop, report or (lambda *_: None))
         live = _LiveFirst(event.path, store, supervisor, stop)
         loads, tally = 0, Tally()
 
         def report_load(done: LoadReport) -> None:
-            course.report(done)
+            tracker.report(done)
             live.give_way()
 
         while True:
@@ -141,12 +141,12 @@ def replay(
                 raise MigrationPending(drained.skipped)
             if drained.stopped or stop.is_set():
                 return ReplaySummary(begun.id, loads, tally, stopped=True)
-            at = course.replay
+            at = tracker.replay
             if at.planned_upto < at.upto:
                 window = Window(at.planned_upto, at.upto)
                 page = store.replay_page(event.path, request, chooser.event_types, window)
                 chosen = chooser.choose(page.candidates, store)
-                course.replay = store.plan(token, at, page.upto, chosen, event.batch)
+                tracker.replay = store.plan(token, at, page.upto, chosen, event.batch)
             elif store.end_replay(token, at):
                 return ReplaySummary(begun.id, loads, tally)
             else:
@@ -223,7 +223,7 @@ def _overlap(one: ReplayRequest, other: ReplayRequest) -> bool:
     return one.start < other.end and other.start < one.end
 
 
-class _Course:
+class _ProgressTracker:
     """Where a replay is, how fast it is, and when its next load may begin."""
 
     def __init__(
