@@ -15,10 +15,10 @@ from benchmarks.measure import Effort, Figure, alternate, at_least, at_most, bes
 from benchmarks.pipeline import app, each, half, happened, payload, source
 from benchmarks.stores import BATCH, BOTH, Databases, fill, opened, postgres
 from blacksmith_dagster import Batch, Blacksmith, Destination, DestinationEvent
-from blacksmith_dagster.scheduler.choosing import Chooser
 from blacksmith_dagster.scheduler.executor import Executor
 from blacksmith_dagster.scheduler.loader import Loader
 from blacksmith_dagster.scheduler.replay import replay as replay_window
+from blacksmith_dagster.scheduler.selection import ReplaySelector
 from blacksmith_dagster.store.interface import (
     Lane,
     NewEvent,
@@ -156,14 +156,14 @@ def _made(made: Databases, count: int, event: DestinationEvent[Any]) -> float:
 
 
 def _plan(store: SQLStore, event: DestinationEvent[Any], request: ReplayRequest, run: str) -> None:
-    chooser = Chooser(app, event, request)
+    selector = ReplaySelector(app, event, request)
     token = store.take_over(event.path, Lane.REPLAY, run, lambda: True)
-    at = store.begin_replay(token, request, chooser.event_types, run)
+    at = store.begin_replay(token, request, selector.event_types, run)
     while at.planned_upto < at.upto:
         window = Window(at.planned_upto, at.upto)
-        page = store.replay_page(event.path, request, chooser.event_types, window)
-        chosen = chooser.choose(page.candidates, store)
-        at = store.plan(token, at, page.upto, chosen, event.batch)
+        page = store.replay_page(event.path, request, selector.event_types, window)
+        selected = selector.select(page.candidates, store)
+        at = store.plan(token, at, page.upto, selected, event.batch)
 
 
 # ------------------------------------------------------------------------------------- live loads

@@ -16,14 +16,14 @@ from blacksmith_dagster.errors import MigrationPending, UsageError
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import DestinationEvent
 from blacksmith_dagster.pubsub.notifier import Notify
-from blacksmith_dagster.scheduler.choosing import Chooser
 from blacksmith_dagster.scheduler.executor import Executor
 from blacksmith_dagster.scheduler.interface import LoadReport, Tally
 from blacksmith_dagster.scheduler.loader import Loader
+from blacksmith_dagster.scheduler.selection import ReplaySelector
 from blacksmith_dagster.store.interface import (
-    Candidate,
     Lane,
     Replay,
+    ReplayCandidate,
     ReplayMode,
     ReplayRequest,
     Store,
@@ -117,14 +117,14 @@ def replay(
     ReplaySummary(replay=1, loads=3, tally=Tally(succeeded=2641, failed=0, discarded=0), stopped=False)
     """
     stop = stop or threading.Event()
-    chooser = Chooser(app, event, request)
+    selector = ReplaySelector(app, event, request)
     holder = run or here()
     lease = _acquire(event.path, request, holder, store, supervisor, stop, wait)
     if lease is None:
         return ReplaySummary(0, stopped=True)
     with lease, closing(Executor()) as executor:
         token = store.take_over(event.path, Lane.REPLAY, lease.id, lease.confirm)
-        begun = store.begin_replay(token, request, chooser.event_types, holder)
+        begun = store.begin_replay(token, request, selector.event_types, holder)
         loader = Loader(app, event, store=store, executor=executor, run=run, notify=notify)
         tracker = _ProgressTracker(begun, rate, stop, report or (lambda *_: None))
         live = _LiveFirst(event.path, store, supervisor, stop)
@@ -144,9 +144,9 @@ def replay(
             at = tracker.replay
             if at.planned_upto < at.upto:
                 window = Window(at.planned_upto, at.upto)
-                page = store.replay_page(event.path, request, chooser.event_types, window)
-                chosen = chooser.choose(page.candidates, store)
-                tracker.replay = store.plan(token, at, page.upto, chosen, event.batch)
+                page = store.replay_page(event.path, request, selector.event_types, window)
+                selected = selector.select(page.candidates, store)
+                tracker.replay = store.plan(token, at, page.upto, selected, event.batch)
             elif store.end_replay(token, at):
                 return ReplaySummary(begun.id, loads, tally)
             else:
@@ -160,32 +160,34 @@ def forecast(
 
     Raises `UsageError`, `Gone`, `Unavailable`.
     """
-    chooser = Chooser(app, event, request)
-    store.check_kept(chooser.event_types, request.start)
+    selector = ReplaySelector(app, event, request)
+    store.check_kept(selector.event_types, request.start)
     every = msgspec.structs.replace(request, modes=(ReplayMode.ALL,), error=None)
-    missing = Chooser(
+    missing = ReplaySelector(
         app, event, ReplayRequest(request.start, request.end, event_types=request.event_types)
     )
     window = store.window(request.start, request.end)
     days: dict[date, Counter[str]] = {}
     jobs, sample = 0, list[Sample]()
     while window.after < window.upto:
-        page = store.replay_page(event.path, every, chooser.event_types, window)
+        page = store.replay_page(event.path, every, selector.event_types, window)
         window = Window(page.upto, window.upto)
-        wanted = {each.seq for each in missing.choose(page.candidates, store)}
+        wanted = {each.seq for each in missing.select(page.candidates, store)}
         for each in page.candidates:
             if each.state != "missing" or each.seq in wanted:
                 day = each.received_at.astimezone(UTC).date()
                 days.setdefault(day, Counter())[each.state] += 1
-        chosen = {each.seq for each in chooser.choose(page.candidates, store)}
-        jobs += len(chosen)
-        sample += _sampled(page.candidates, chosen, _SAMPLE - len(sample))
+        selected = {each.seq for each in selector.select(page.candidates, store)}
+        jobs += len(selected)
+        sample += _sampled(page.candidates, selected, _SAMPLE - len(sample))
     pace = store.pace(event.path)
     return Forecast(dict(sorted(days.items())), jobs, jobs / pace if pace else None, sample)
 
 
-def _sampled(candidates: Sequence[Candidate], chosen: set[int], number: int) -> list[Sample]:
-    picked = [each for each in candidates if each.seq in chosen] if number else []
+def _sampled(
+    candidates: Sequence[ReplayCandidate], selected: set[int], number: int
+) -> list[Sample]:
+    picked = [each for each in candidates if each.seq in selected] if number else []
     return [Sample(each.id, each.event_type, each.state, each.error) for each in picked[:number]]
 
 

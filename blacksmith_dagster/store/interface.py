@@ -228,7 +228,7 @@ class ReplayRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     - `event_types`: of these events alone; of all that the destination event receives if empty.
     - `version`: of events of this version alone.
     - `error`: of jobs that were discarded by an error which holds this text alone.
-    - `when`, `edit`: the names, `module:function`, of what chooses events and changes their data.
+    - `when`, `edit`: the names, `module:function`, of what selects events and changes their data.
     - `new_key`: the jobs get new idempotency keys; those that they had before if not.
     """
 
@@ -265,7 +265,7 @@ class Replay(msgspec.Struct, frozen=True):
     run: str | None
 
 
-class Candidate(NamedTuple):
+class ReplayCandidate(NamedTuple):
     """An event of a replay's window, and the `state` of its job: 'missing' (it has none), 'succeeded',
     'discarded' (`error` says why) or 'pending'."""
 
@@ -280,11 +280,11 @@ class Candidate(NamedTuple):
 class ReplayPage(NamedTuple):
     """The next candidates of a window, up to the sequence number `upto`."""
 
-    candidates: Sequence[Candidate]
+    candidates: Sequence[ReplayCandidate]
     upto: int
 
 
-class Chosen(NamedTuple):
+class SelectedJob(NamedTuple):
     """A job that a replay runs: `state` as its candidate had it, `when_error` if the flow's `when`
     raised, `payload` if the event's data was edited."""
 
@@ -650,7 +650,7 @@ class Store(Protocol):
     def replay_page(
         self, destination: str, request: ReplayRequest, event_types: Sequence[str], window: Window
     ) -> ReplayPage:
-        """The first of a window's events that a request's modes and filters choose."""
+        """The first of a window's events that a request's modes and filters select."""
         ...
 
     def kept(self, destination: str, seqs: Sequence[int]) -> Sequence[JobRow]:
@@ -658,7 +658,12 @@ class Store(Protocol):
         ...
 
     def plan(
-        self, token: FencingToken, replay: Replay, upto: int, chosen: Sequence[Chosen], batch: int
+        self,
+        token: FencingToken,
+        replay: Replay,
+        upto: int,
+        selected: Sequence[SelectedJob],
+        batch: int,
     ) -> Replay:
         """Put jobs into job groups of `batch` jobs, to be claimed in the replay lane, and move on
         to `upto`.

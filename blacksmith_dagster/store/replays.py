@@ -30,11 +30,11 @@ from sqlalchemy import (
 from blacksmith_dagster.errors import FencedOut
 from blacksmith_dagster.store.claims import LANES
 from blacksmith_dagster.store.interface import (
-    Chosen,
     Lane,
     Replay,
     ReplayMode,
     ReplayRequest,
+    SelectedJob,
     Window,
 )
 from blacksmith_dagster.store.loads import JOB_COLUMNS, last_load, members
@@ -204,8 +204,8 @@ def _seq(seq: Any, _: Any) -> Sequence[Any]:
     return [seq]
 
 
-class Found(NamedTuple):
-    """An event of a window, as `Candidate` has it."""
+class CandidateRow(NamedTuple):
+    """An event of a window, as `ReplayCandidate` has it."""
 
     seq: int
     event_type: int
@@ -220,8 +220,8 @@ def find_page(
     request: ReplayRequest,
     event_types: Sequence[int],
     window: Window,
-) -> tuple[list[Found], int]:
-    """The first events of a window that a request's modes and filters choose, and up to which number
+) -> tuple[list[CandidateRow], int]:
+    """The first events of a window that a request's modes and filters select, and up to which number
     they were looked for."""
     # What is discarded is indexed; else the log is gone through.
     if set(request.modes) == {ReplayMode.FAILED} or request.error is not None:
@@ -236,7 +236,7 @@ def _discarded(
     request: ReplayRequest,
     event_types: Sequence[int],
     window: Window,
-) -> tuple[list[Found], int]:
+) -> tuple[list[CandidateRow], int]:
     """What is discarded is not pending: the transaction that replays it says so."""
     found = select(outcomes.c.seq, outcomes.c.error).where(
         *_is_discarded(destination), outcomes.c.seq > window.after, outcomes.c.seq <= window.upto
@@ -247,7 +247,7 @@ def _discarded(
     upto = max(errors) if len(errors) == _AT_ONCE else window.upto
     kept = _of_window(request, event_types).where(events.c.seq.in_(errors)).order_by(events.c.seq)
     return [
-        Found(seq, event_type, received_at, "discarded", errors[seq])
+        CandidateRow(seq, event_type, received_at, "discarded", errors[seq])
         for seq, event_type, received_at in conn.execute(kept).tuples()
     ], upto
 
@@ -258,7 +258,7 @@ def _of_log(
     request: ReplayRequest,
     event_types: Sequence[int],
     window: Window,
-) -> Iterator[Found]:
+) -> Iterator[CandidateRow]:
     """Ranges are read one by one and put together here: joined, each event would be looked up in
     each."""
     position, busy = _pending(conn, destination, window)
@@ -287,7 +287,7 @@ def _of_log(
         else:
             state = "succeeded" if seq in of_log or seq in created else "missing"
         if ReplayMode.ALL in modes or state in wanted:
-            yield Found(seq, event_type, received_at, state, errors.get(seq))
+            yield CandidateRow(seq, event_type, received_at, state, errors.get(seq))
 
 
 def _is_discarded(destination: int) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
@@ -373,20 +373,20 @@ def plan(
     destination: int,
     replay: Replay,
     upto: int,
-    chosen: Sequence[Chosen],
+    selected: Sequence[SelectedJob],
     batch: int,
     now: datetime,
 ) -> list[GroupJob]:
-    """Make job groups of the chosen jobs, whose rows the caller inserts; raises `FencedOut` if the
+    """Make job groups of the selected jobs, whose rows the caller inserts; raises `FencedOut` if the
     replay has been planned on by another.
     """
-    created_jobs = sum(each.state == "missing" for each in chosen)
+    created_jobs = sum(each.state == "missing" for each in selected)
     moved = (
         update(replays)
         .where(replays.c.id == replay.id, replays.c.planned_upto == replay.planned_upto)
         .values(
             planned_upto=upto,
-            jobs=replays.c.jobs + len(chosen),
+            jobs=replays.c.jobs + len(selected),
             created_jobs=replays.c.created_jobs + created_jobs,
         )
     )
@@ -394,10 +394,10 @@ def plan(
         raise FencedOut(
             f"{replay.destination}: replay {replay.id} was planned on by another process"
         )
-    _mark_replayed(conn, destination, [each.seq for each in chosen if each.state == "discarded"])
+    _mark_replayed(conn, destination, [each.seq for each in selected if each.state == "discarded"])
     edited = [
         {"destination": destination, "seq": each.seq, "payload": each.payload}
-        for each in chosen
+        for each in selected
         if each.payload is not None
     ]
     if edited:
@@ -406,7 +406,7 @@ def plan(
         key = ["destination", "seq"]
         conn.execute(added.on_conflict_do_update(index_elements=key, set_=new), edited)
     rows = []
-    for part in parts(chosen, batch):
+    for part in parts(selected, batch):
         values: dict[str, Any] = {
             "destination": destination,
             "lane": LANES[Lane.REPLAY],

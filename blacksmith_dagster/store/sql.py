@@ -39,8 +39,6 @@ from blacksmith_dagster.store.claims import LANES, Claim, LaneState
 from blacksmith_dagster.store.ids import Epochs
 from blacksmith_dagster.store.interface import (
     Archive,
-    Candidate,
-    Chosen,
     Confirm,
     Counts,
     Cursor,
@@ -58,8 +56,10 @@ from blacksmith_dagster.store.interface import (
     Quarantined,
     RawRequest,
     Replay,
+    ReplayCandidate,
     ReplayPage,
     ReplayRequest,
+    SelectedJob,
     StoredEvent,
     Transition,
     Verdict,
@@ -535,7 +535,7 @@ class SQLStore(ABC):
         ids, paths = self._epochs.ids_of(each.seq for each in found), self._event_type_paths
         return ReplayPage(
             [
-                Candidate(seq, id_, paths[event_type], received_at, state, error)
+                ReplayCandidate(seq, id_, paths[event_type], received_at, state, error)
                 for id_, (seq, event_type, received_at, state, error) in zip(
                     ids, found, strict=True
                 )
@@ -548,11 +548,16 @@ class SQLStore(ABC):
             return self._jobs(list(replays.rows_of(conn, self._destination(destination), seqs)))
 
     def plan(
-        self, token: FencingToken, replay: Replay, upto: int, chosen: Sequence[Chosen], batch: int
+        self,
+        token: FencingToken,
+        replay: Replay,
+        upto: int,
+        selected: Sequence[SelectedJob],
+        batch: int,
     ) -> Replay:
         with self.writing() as conn:
             of, held = self._hold(conn, token)
-            rows = replays.plan(conn, of, replay, upto, chosen, batch, held.now)
+            rows = replays.plan(conn, of, replay, upto, selected, batch, held.now)
             if rows:
                 self._insert_group_jobs(conn, rows)
             return self._replay(conn, token.destination, replay.id)

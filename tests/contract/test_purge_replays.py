@@ -13,11 +13,11 @@ from blacksmith_dagster.store import Store, tables
 from blacksmith_dagster.store.archive import FolderArchive
 from blacksmith_dagster.store.interface import (
     ArchivedJob,
-    Chosen,
     Deviation,
     NewEvent,
     NewJob,
     Replay,
+    SelectedJob,
     Verdict,
 )
 from blacksmith_dagster.store.sql import SQLStore
@@ -48,14 +48,14 @@ def test_what_a_replay_has_yet_to_come_to_stays(store: Store) -> None:
     assert [each[2:] for each in store.purgeable(NOW)][:1] == [(0, 6)]
     assert purged(store) == 0
     seqs = [store.event(each).seq for each in ids]
-    half = [Chosen(seq, "missing") for seq in seqs[:2]]
+    half = [SelectedJob(seq, "missing") for seq in seqs[:2]]
     replay = store.plan(token, replay, seqs[2], half, 10)
-    # The third was not chosen: it has been come to, and goes.
+    # The third was not selected: it has been come to, and goes.
     assert purged(store) == 1
     assert gone(store, ids) == [False, False, True, False, False, False]
     drain(store, token)
     assert purged(store) == 2
-    rest = [Chosen(seq, "missing") for seq in seqs[3:]]
+    rest = [SelectedJob(seq, "missing") for seq in seqs[3:]]
     replay = store.plan(token, replay, replay.upto, rest, 10)
     assert purged(store) == 0, "they wait in a job group"
     drain(store, token)

@@ -9,15 +9,15 @@ from blacksmith_dagster.errors import FencedOut, UsageError
 from blacksmith_dagster.pipeline.batch import Said
 from blacksmith_dagster.store import Store
 from blacksmith_dagster.store.interface import (
-    Candidate,
-    Chosen,
     Deviation,
     FencingToken,
     Lane,
     Load,
     Replay,
+    ReplayCandidate,
     ReplayMode,
     ReplayRequest,
+    SelectedJob,
     Verdict,
     Window,
 )
@@ -43,10 +43,12 @@ def replaying(store: Store, to: str = FLIGHTS, holder: str = "replay") -> Fencin
     return take_over(store, holder, Lane.REPLAY, to)
 
 
-def candidates(store: Store, request: ReplayRequest, to: str = FLIGHTS) -> Sequence[Candidate]:
+def candidates(
+    store: Store, request: ReplayRequest, to: str = FLIGHTS
+) -> Sequence[ReplayCandidate]:
     """All of the window's."""
     window = store.window(request.start, request.end)
-    found: list[Candidate] = []
+    found: list[ReplayCandidate] = []
     while window.after < window.upto:
         page = store.replay_page(to, request, [departed.path], window)
         found += page.candidates
@@ -64,12 +66,12 @@ def plan(
     """Begin a replay, and plan all that is not pending."""
     replay = store.begin_replay(token, request, [departed.path], "run")
     found = candidates(store, request, token.destination)
-    chosen = [
-        Chosen(each.seq, each.state, payload=changed.get(each.id))
+    selected = [
+        SelectedJob(each.seq, each.state, payload=changed.get(each.id))
         for each in found
         if each.state != "pending"
     ]
-    return store.plan(token, replay, replay.upto, chosen, batch)
+    return store.plan(token, replay, replay.upto, selected, batch)
 
 
 def drain(store: Store, token: FencingToken, verdict: Verdict | None = None) -> list[Load]:
@@ -324,12 +326,12 @@ def test_a_plan_of_a_fenced_replay_changes_nothing(store: Store) -> None:
     replay = store.begin_replay(stale, MISSING, [departed.path], None)
     token = replaying(store, holder="next")
     seqs = [each.seq for each in candidates(store, MISSING)]
-    chosen = [Chosen(seq, "missing") for seq in seqs]
+    selected = [SelectedJob(seq, "missing") for seq in seqs]
     with pytest.raises(FencedOut):
-        store.plan(stale, replay, replay.upto, chosen, 10)
-    store.plan(token, replay, replay.upto, chosen, 10)
+        store.plan(stale, replay, replay.upto, selected, 10)
+    store.plan(token, replay, replay.upto, selected, 10)
     with pytest.raises(FencedOut, match="planned on"):
-        store.plan(token, replay, replay.upto, chosen, 10)
+        store.plan(token, replay, replay.upto, selected, 10)
     assert store.counts(FLIGHTS).pending == 2
 
 

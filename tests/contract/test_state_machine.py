@@ -18,7 +18,6 @@ from blacksmith_dagster.errors import FencedOut, Gone, KeyReused
 from blacksmith_dagster.pipeline.batch import Said
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.interface import (
-    Chosen,
     Deviation,
     FencingToken,
     Lane,
@@ -27,6 +26,7 @@ from blacksmith_dagster.store.interface import (
     NewJob,
     ReplayMode,
     ReplayRequest,
+    SelectedJob,
     Verdict,
     Window,
 )
@@ -226,7 +226,7 @@ class StoreMachine(RuleBasedStateMachine):
         token = take_over(self.store, "replay", Lane.REPLAY)
         request = ReplayRequest(self.since, datetime.now(UTC) + timedelta(days=1), (mode,))
         replay = self.store.begin_replay(token, request, [departed.path], None)
-        chosen: list[Chosen] = []
+        selected: list[SelectedJob] = []
         while replay.planned_upto < replay.upto:
             window = Window(replay.planned_upto, replay.upto)
             page = self.store.replay_page(FLIGHTS, request, [departed.path], window)
@@ -234,14 +234,14 @@ class StoreMachine(RuleBasedStateMachine):
                 state = self.states[each.id]
                 pending = state in (AWAITING, EXECUTING, RETRYING)
                 assert each.state == ("pending" if pending else state)
-            part = [Chosen(each.seq, each.state) for each in page.candidates]
+            part = [SelectedJob(each.seq, each.state) for each in page.candidates]
             part = [each for each in part if each.state != "pending"]
             replay = self.store.plan(token, replay, page.upto, part, batch)
-            chosen += part
+            selected += part
         wanted = {ReplayMode.MISSING: (), ReplayMode.FAILED: (DISCARDED,)}
         states = wanted.get(mode, (DISCARDED, SUCCEEDED))
         expected = {each for state in states for each in self._in(state)} - self.before
-        assert len(chosen) == len(expected)
+        assert len(selected) == len(expected)
         ran: set[str] = set()
         while load := self.store.claim(token, 5, ATTEMPTS):
             ran |= {row.id for row in load.rows}

@@ -1,4 +1,4 @@
-"""Which events of a window a replay runs, asked of the flows as they are today, and of the request."""
+"""Which events of a window a replay runs, by the flows as they are today and by the request."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from blacksmith_dagster.pipeline.model import decoder, encode
 from blacksmith_dagster.scheduler.decoding import JobDecoder
 from blacksmith_dagster.settings import load_function
 from blacksmith_dagster.store.interface import (
-    Candidate,
-    Chosen,
     JobRow,
+    ReplayCandidate,
     ReplayMode,
     ReplayRequest,
+    SelectedJob,
     Store,
 )
 
@@ -33,8 +33,8 @@ _MODES = {
 }
 
 
-class Chooser:
-    """Chooses among the candidates of one replay.
+class ReplaySelector:
+    """Selects among the candidates of one replay.
 
     - `event_types`: the events that it goes through.
 
@@ -66,27 +66,27 @@ class Chooser:
             flow.when is None for flow in event.flows.values()
         )
 
-    def choose(self, candidates: Sequence[Candidate], store: Store) -> list[Chosen]:
+    def select(self, candidates: Sequence[ReplayCandidate], store: Store) -> list[SelectedJob]:
         """The jobs to be run. The store is asked for the events only if something is asked of them.
 
         Raises `UsageError` if the request's own function raises: nothing is left out by a bug.
         """
         wanted = [each for each in candidates if self.is_asked_for(each)]
         if self._plain:
-            return [Chosen(each.seq, each.state) for each in wanted]
+            return [SelectedJob(each.seq, each.state) for each in wanted]
         rows = store.kept(self._event.path, [each.seq for each in wanted])
         originals = self._decoder.originals(rows, store.originals)
         state_of = {each.seq: each.state for each in wanted}
-        chosen = (self._chosen(row, state_of[row.seq], originals) for row in rows)
-        return [each for each in chosen if each is not None]
+        selected = (self._select_job(row, state_of[row.seq], originals) for row in rows)
+        return [each for each in selected if each is not None]
 
-    def is_asked_for(self, candidate: Candidate) -> bool:
+    def is_asked_for(self, candidate: ReplayCandidate) -> bool:
         """Whether the request's modes and its error mean this job."""
         if candidate.state not in self._states:
             return False
         return self._request.error is None or self._request.error in (candidate.error or "")
 
-    def _chosen(self, row: JobRow, state: str, originals: Originals) -> Chosen | None:
+    def _select_job(self, row: JobRow, state: str, originals: Originals) -> SelectedJob | None:
         flow = self._event.flows[row.event_type]
         raised: str | None = None
         payload: str | None = None
@@ -103,7 +103,7 @@ class Chooser:
                 return None
             if self._edit is not None:
                 payload = self._edited(self._edit, event, row)
-        return Chosen(row.seq, state, raised, payload)
+        return SelectedJob(row.seq, state, raised, payload)
 
     def _edited(self, edit: Callable[[Event[Any]], Any], event: Event[Any], row: JobRow) -> str:
         source_event = self._app.source_events.get(row.event_type)
