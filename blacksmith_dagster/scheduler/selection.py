@@ -74,7 +74,7 @@ class ReplaySelector:
         wanted = [each for each in candidates if self.is_asked_for(each)]
         if self._plain:
             return [SelectedJob(each.seq, each.state) for each in wanted]
-        rows = store.kept(self._event.path, [each.seq for each in wanted])
+        rows = store.job_rows(self._event.path, [each.seq for each in wanted])
         originals = self._decoder.originals(rows, store.originals)
         state_of = {each.seq: each.state for each in wanted}
         selected = (self._select_job(row, state_of[row.seq], originals) for row in rows)

@@ -653,7 +653,7 @@ class Store(Protocol):
         """The first of a window's events that a request's modes and filters select."""
         ...
 
-    def kept(self, destination: str, seqs: Sequence[int]) -> Sequence[JobRow]:
+    def job_rows(self, destination: str, seqs: Sequence[int]) -> Sequence[JobRow]:
         """Events by their sequence numbers, in order, in the form of a job of a destination event."""
         ...
 

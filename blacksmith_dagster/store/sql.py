@@ -543,7 +543,7 @@ class SQLStore(ABC):
             upto,
         )
 
-    def kept(self, destination: str, seqs: Sequence[int]) -> Sequence[JobRow]:
+    def job_rows(self, destination: str, seqs: Sequence[int]) -> Sequence[JobRow]:
         with self.reading() as conn:
             return self._jobs(list(replays.rows_of(conn, self._destination(destination), seqs)))
 
