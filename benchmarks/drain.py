@@ -10,7 +10,7 @@ from benchmarks.reading import read_jobs
 from benchmarks.stores import BATCH, BOTH, Databases, fill, opened, postgres
 from blacksmith_dagster.scheduler import StandardScheduler
 from blacksmith_dagster.scheduler.decoding import JobDecoder
-from blacksmith_dagster.store.interface import Lane, Verdict
+from blacksmith_dagster.store.interface import Lane, LoadVerdict
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.supervisor import open_supervisor
 
@@ -110,4 +110,4 @@ def _check_same_jobs(store: SQLStore) -> None:
     load = store.claim(token, BATCH, max_attempts=1)
     assert load is not None
     assert JobDecoder(app, each).decode(load, {}).jobs == read
-    store.record(load, Verdict())
+    store.record(load, LoadVerdict())

@@ -19,7 +19,7 @@ import httpx
 
 from blacksmith_dagster.destinations.responses import excerpt, may_be_a_part, redacted, verdict
 from blacksmith_dagster.errors import DeclarationError, SettingsError
-from blacksmith_dagster.pipeline.batch import Batch, Said, Verdict
+from blacksmith_dagster.pipeline.batch import Batch, JobResult, JobVerdict
 from blacksmith_dagster.pipeline.destination import Destination, DestinationEvent
 from blacksmith_dagster.pipeline.event import Job
 from blacksmith_dagster.pipeline.flow import Receives
@@ -277,8 +277,8 @@ class _Post:
         pool = ThreadPoolExecutor(min(self.concurrency, len(jobs) or 1))
         try:
             responses = pool.map(send, contents, [job.key for job in jobs])
-            for job, (_, said) in zip(jobs, responses, strict=True):
-                _say(batch, [job], said)
+            for job, (_, job_verdict) in zip(jobs, responses, strict=True):
+                _say(batch, [job], job_verdict)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -291,12 +291,12 @@ class _Post:
             jobs, contents = waiting.pop()
             keys = "\n".join(job.key for job in jobs)
             array = b"[" + b",".join(contents) + b"]"
-            status, said = send(array, hashlib.sha256(keys.encode()).hexdigest())
+            status, job_verdict = send(array, hashlib.sha256(keys.encode()).hexdigest())
             if len(jobs) > 1 and may_be_a_part(status):
                 half = len(jobs) // 2
                 waiting += [(jobs[half:], contents[half:]), (jobs[:half], contents[:half])]
             else:
-                _say(batch, jobs, said)
+                _say(batch, jobs, job_verdict)
 
     def _contents(self, batch: Batch[Any]) -> tuple[list[Job[Any]], list[bytes]]:
         """The jobs that have a body, and their bodies; the others have failed."""
@@ -310,7 +310,7 @@ class _Post:
                 batch.fail(job, f"its body cannot be made: {type(error).__name__}: {error}")
         return jobs, contents
 
-    def _sender(self, client: httpx.Client) -> Callable[[bytes, str], tuple[int, Verdict]]:
+    def _sender(self, client: httpx.Client) -> Callable[[bytes, str], tuple[int, JobVerdict]]:
         return partial(
             _send,
             client,
@@ -329,7 +329,7 @@ def _send(
     latest: float,
     content: bytes,
     key: str,
-) -> tuple[int, Verdict]:
+) -> tuple[int, JobVerdict]:
     """The response's status, 0 if there is none, and what it means for what was sent."""
     if time.monotonic() > latest:
         return 0, _failed("not sent: the requests before it took the load's whole time")
@@ -351,13 +351,13 @@ def _send(
     except httpx.TransportError as error:
         # Its text may hold a header's value.
         return 0, _failed(f"the connection failed ({type(error).__name__})")
-    said = verdict(
+    job_verdict = verdict(
         response.status_code,
         response.headers.get("Retry-After"),
         excerpt(body, hidden),
         datetime.now(UTC),
     )
-    return response.status_code, said
+    return response.status_code, job_verdict
 
 
 def _beginning(response: httpx.Response, latest: float) -> bytes:
@@ -371,18 +371,18 @@ def _beginning(response: httpx.Response, latest: float) -> bytes:
     return bytes(read)
 
 
-def _say(batch: Batch[Any], jobs: Iterable[Job[Any]], said: Verdict) -> None:
+def _say(batch: Batch[Any], jobs: Iterable[Job[Any]], verdict: JobVerdict) -> None:
     for job in jobs:
-        if said.said is Said.SUCCEEDED:
+        if verdict.result is JobResult.SUCCEEDED:
             batch.succeed(job)
-        elif said.said is Said.DISCARDED:
-            batch.discard(job, said.why)
+        elif verdict.result is JobResult.DISCARDED:
+            batch.discard(job, verdict.why)
         else:
-            batch.fail(job, said.why, retry_after=said.retry_after)
+            batch.fail(job, verdict.why, retry_after=verdict.retry_after)
 
 
-def _failed(why: str) -> Verdict:
-    return Verdict(Said.FAILED, why)
+def _failed(why: str) -> JobVerdict:
+    return JobVerdict(JobResult.FAILED, why)
 
 
 def _data(job: Job[Any]) -> Any:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
-from blacksmith_dagster.pipeline.batch import Said, Verdict
+from blacksmith_dagster.pipeline.batch import JobResult, JobVerdict
 
 _EXCERPT = 200  # characters of a response's body in an error
 _LONGEST_WAIT = 86_400.0  # seconds: what a server may ask for; a wrong clock must not park a job
@@ -15,7 +15,7 @@ _TRY_AGAIN = frozenset({408, 425, 429})  # the 4xx that speak of the moment, not
 _OF_THE_BODY = frozenset({400, 409, 413, 422})
 
 
-def verdict(status: int, retry_after: str | None, excerpt: str, now: datetime) -> Verdict:
+def verdict(status: int, retry_after: str | None, excerpt: str, now: datetime) -> JobVerdict:
     """What is said of a job whose request got `status`.
 
     `retry_after` is the header's value; `now` is used when it is a date.
@@ -25,13 +25,15 @@ def verdict(status: int, retry_after: str | None, excerpt: str, now: datetime) -
     ('503 Service Unavailable: down for repair', 120.0)
     """
     if 200 <= status < 300:
-        return Verdict(Said.SUCCEEDED)
+        return JobVerdict(JobResult.SUCCEEDED)
     why = f"{_named(status)}: {excerpt}" if excerpt else _named(status)
     if 300 <= status < 400:
-        return Verdict(Said.FAILED, f"{why}; redirects are not followed: give the new address")
+        return JobVerdict(
+            JobResult.FAILED, f"{why}; redirects are not followed: give the new address"
+        )
     if 400 <= status < 500 and status not in _TRY_AGAIN:
-        return Verdict(Said.DISCARDED, why)
-    return Verdict(Said.FAILED, why, wait(retry_after, now))
+        return JobVerdict(JobResult.DISCARDED, why)
+    return JobVerdict(JobResult.FAILED, why, wait(retry_after, now))
 
 
 def may_be_a_part(status: int) -> bool:

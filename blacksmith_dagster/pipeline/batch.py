@@ -22,21 +22,21 @@ T = TypeVar("T")
 _KEPT_BY_PANDAS = (bytes, datetime, date, time, timedelta, Decimal)
 
 
-class Said(Enum):
-    """What a destination can say of a job."""
+class JobResult(Enum):
+    """What becomes of a job in a load."""
 
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     DISCARDED = "discarded"
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class JobVerdict(msgspec.Struct, frozen=True):
     """What a destination said of one job.
 
     `why` is empty for a success. `retry_after` (seconds) overrides the schedule's gap of a failure.
     """
 
-    said: Said
+    result: JobResult
     why: str = ""
     retry_after: float | None = None
 
@@ -60,7 +60,7 @@ class Batch(Generic[T]):
         self.path = path
         self.version = version
         self._jobs = jobs
-        self._verdicts: dict[str, Verdict] = {}
+        self._verdicts: dict[str, JobVerdict] = {}
         self._keys: frozenset[str] | None = None
 
     def __iter__(self) -> Iterator[Job[T]]:
@@ -78,7 +78,7 @@ class Batch(Generic[T]):
 
     def succeed(self, job: Job[T]) -> None:
         """This job is loaded, even if the function raises later."""
-        self._decide(job, Verdict(Said.SUCCEEDED))
+        self._decide(job, JobVerdict(JobResult.SUCCEEDED))
 
     def fail(self, job: Job[T], why: str, *, retry_after: float | timedelta | None = None) -> None:
         """This job is not loaded. It is tried again, until its attempts are used up.
@@ -87,14 +87,14 @@ class Batch(Generic[T]):
 
         Raises `UsageError` for a `retry_after` that is neither.
         """
-        self._decide(job, Verdict(Said.FAILED, _text(why), self._seconds(retry_after)))
+        self._decide(job, JobVerdict(JobResult.FAILED, _text(why), self._seconds(retry_after)))
 
     def discard(self, job: Job[T], why: str) -> None:
         """This job can never be loaded: it is not tried again."""
-        self._decide(job, Verdict(Said.DISCARDED, _text(why)))
+        self._decide(job, JobVerdict(JobResult.DISCARDED, _text(why)))
 
     @property
-    def verdicts(self) -> Mapping[str, Verdict]:
+    def verdicts(self) -> Mapping[str, JobVerdict]:
         """What was said so far, by the job's key."""
         return self._verdicts
 
@@ -121,7 +121,7 @@ class Batch(Generic[T]):
             "or a timedelta"
         )
 
-    def _decide(self, job: Job[T], verdict: Verdict) -> None:
+    def _decide(self, job: Job[T], verdict: JobVerdict) -> None:
         if self._keys is None:
             self._keys = frozenset(each.key for each in self._jobs)
         if job.key not in self._keys:

@@ -10,7 +10,7 @@ import msgspec
 
 from blacksmith_dagster.errors import StoreError, describe
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.batch import Said
+from blacksmith_dagster.pipeline.batch import JobResult
 from blacksmith_dagster.pipeline.destination import DestinationEvent
 from blacksmith_dagster.pipeline.event import Cause, Event, Job
 from blacksmith_dagster.pipeline.flow import Flow
@@ -27,7 +27,7 @@ NO_LONGER_WANTED = "the flow's when no longer wants this event"
 class DecodeFailure(NamedTuple):
     """What became of a job that is not handed to the function: it failed, or is discarded."""
 
-    said: Said
+    result: JobResult
     error: str
 
 
@@ -113,7 +113,7 @@ class JobDecoder:
                     else:
                         failures[seq] = made
             except Exception as error:  # noqa: BLE001 - users' code: whatever it raises fails the job
-                failures[seq] = DecodeFailure(Said.FAILED, describe(error))
+                failures[seq] = DecodeFailure(JobResult.FAILED, describe(error))
         return Decoded(jobs, failures)
 
     def event(self, row: JobRow, originals: Mapping[str, JobRow]) -> Event[Any]:
@@ -133,9 +133,9 @@ class JobDecoder:
         if row.when_error is not None:
             # It fails once for a `when` that raised at ingest, and is asked again at each retry.
             if attempt == 1:
-                return DecodeFailure(Said.FAILED, row.when_error)
+                return DecodeFailure(JobResult.FAILED, row.when_error)
             if flow.when is not None and not flow.when(event):
-                return DecodeFailure(Said.DISCARDED, NO_LONGER_WANTED)
+                return DecodeFailure(JobResult.DISCARDED, NO_LONGER_WANTED)
         return Job(_given(flow, event), event, row.id + suffix, attempt, cause)
 
     def _kept(

@@ -11,12 +11,19 @@ import msgspec
 
 from blacksmith_dagster.errors import UsageError, clean
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.batch import Said
+from blacksmith_dagster.pipeline.batch import JobResult
 from blacksmith_dagster.pipeline.destination import DestinationEvent
 from blacksmith_dagster.scheduler.decoding import JobDecoder
 from blacksmith_dagster.scheduler.outcomes import outcomes
 from blacksmith_dagster.scheduler.verdict import Decision
-from blacksmith_dagster.store.interface import Deviation, FencingToken, Lane, Load, Store, Verdict
+from blacksmith_dagster.store.interface import (
+    Deviation,
+    FencingToken,
+    Lane,
+    Load,
+    LoadVerdict,
+    Store,
+)
 from blacksmith_dagster.store.parts import parts
 from blacksmith_dagster.supervisor import Supervisor, here
 
@@ -82,7 +89,7 @@ def _fencing_token(
         yield store.take_over(destination, lane, lease.id, lease.confirm)
 
 
-def _all_discarded(load: Load) -> Verdict:
-    return Verdict(
-        [Deviation(row.seq, Said.DISCARDED, load.discard_reason or "") for row in load.rows]
+def _all_discarded(load: Load) -> LoadVerdict:
+    return LoadVerdict(
+        [Deviation(row.seq, JobResult.DISCARDED, load.discard_reason or "") for row in load.rows]
     )

@@ -29,7 +29,7 @@ from blacksmith_dagster.scheduler.executor import Executor
 from blacksmith_dagster.scheduler.interface import LoadReport, Summary
 from blacksmith_dagster.scheduler.outcomes import outcomes
 from blacksmith_dagster.scheduler.verdict import decide, report
-from blacksmith_dagster.store.interface import FencingToken, Load, Store, Verdict
+from blacksmith_dagster.store.interface import FencingToken, Load, LoadVerdict, Store
 from blacksmith_dagster.wanderer.files import version_of
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class Loader:
         made = outcomes(self._app, self._event, load, decoded, decision, now)
         verdict = decision.verdict
         if made:
-            verdict = Verdict(
+            verdict = LoadVerdict(
                 verdict.deviations, verdict.raised, verdict.delay, verdict.isolated, made
             )
         self._record(load, verdict, lease, stop)
@@ -171,7 +171,9 @@ class Loader:
                 "timeout= or a smaller batch="
             ) from None
 
-    def _record(self, load: Load, verdict: Verdict, lease: Lease, stop: threading.Event) -> None:
+    def _record(
+        self, load: Load, verdict: LoadVerdict, lease: Lease, stop: threading.Event
+    ) -> None:
         """Record, again if the store does not respond: what is loaded need not be loaded twice."""
         give_up = time.monotonic() + RECORD_FOR
         unknown: OutcomeUnknown | None = None

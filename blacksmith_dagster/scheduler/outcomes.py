@@ -15,7 +15,7 @@ from blacksmith_dagster.pipeline.event import Cause, Event, Job
 from blacksmith_dagster.pipeline.flow import Flow, Outcome
 from blacksmith_dagster.scheduler.decoding import Decoded
 from blacksmith_dagster.scheduler.verdict import Decision
-from blacksmith_dagster.store.interface import JobRow, Load, NewEvent, NewJob, Verdict
+from blacksmith_dagster.store.interface import JobRow, Load, LoadVerdict, NewEvent, NewJob
 
 _Receivers = Sequence[tuple[DestinationEvent[Any], Flow[Any]]]
 
@@ -59,7 +59,7 @@ def outcomes(
 def _decided(
     event: DestinationEvent[Any], load: Load, decision: Decision
 ) -> Iterator[tuple[JobRow, Outcome[Any], str | None]]:
-    verdict: Verdict = decision.verdict
+    verdict: LoadVerdict = decision.verdict
     deviating = {each.seq: each for each in verdict.deviations}
     for row in load.rows:
         if verdict.raised is not None:

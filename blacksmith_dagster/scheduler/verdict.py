@@ -10,27 +10,27 @@ from typing import NamedTuple
 
 from blacksmith_dagster.errors import clean, describe
 from blacksmith_dagster.pipeline import batch
-from blacksmith_dagster.pipeline.batch import Said
+from blacksmith_dagster.pipeline.batch import JobResult
 from blacksmith_dagster.pipeline.schedule import Schedule
 from blacksmith_dagster.scheduler.decoding import Decoded
 from blacksmith_dagster.scheduler.interface import LoadReport, Tally
-from blacksmith_dagster.store.interface import Deviation, Load, Verdict
+from blacksmith_dagster.store.interface import Deviation, Load, LoadVerdict
 
 _LONGEST_DELAY = 366 * 86400.0
 
 
 class Decision(NamedTuple):
     """A load's verdict. `exhausted`: the jobs (by seq) discarded because their last attempt failed,
-    not because someone said so."""
+    not because someone result so."""
 
-    verdict: Verdict
+    verdict: LoadVerdict
     exhausted: frozenset[int] = frozenset()
 
 
 def decide(
     load: Load,
     decoded: Decoded,
-    job_verdicts: Mapping[str, batch.Verdict],
+    job_verdicts: Mapping[str, batch.JobVerdict],
     raised: BaseException | None,
     schedule: Schedule,
     now: datetime,
@@ -44,17 +44,19 @@ def decide(
     """
     if load.discard_reason is not None:
         return Decision(
-            Verdict([Deviation(row.seq, Said.DISCARDED, load.discard_reason) for row in load.rows])
+            LoadVerdict(
+                [Deviation(row.seq, JobResult.DISCARDED, load.discard_reason) for row in load.rows]
+            )
         )
     if raised is None and not job_verdicts and not decoded.failures:
-        return Decision(Verdict())
+        return Decision(LoadVerdict())
     several = len(load.rows) > 1
     last = load.attempt >= schedule.max_attempts
     gap = schedule.retry_delay(load.attempt, now).total_seconds()
     why = "" if raised is None else describe(raised)
     if raised is not None and not job_verdicts and not decoded.failures and (several or not last):
         isolated = several and load.attempt >= schedule.max_attempts - 1
-        return Decision(Verdict(raised=why, delay=gap, isolated=isolated))
+        return Decision(LoadVerdict(raised=why, delay=gap, isolated=isolated))
 
     deviations: list[Deviation] = []
     exhausted: set[int] = set()
@@ -62,21 +64,25 @@ def decide(
         undecided = False
         delay: float | None = None
         if (failure := decoded.failures.get(row.seq)) is not None:
-            said, error = failure
+            result, error = failure
         elif (job_verdict := job_verdicts.get(load.key_of(row.id))) is not None:
-            said, error, delay = job_verdict.said, clean(job_verdict.why), job_verdict.retry_after
+            result, error, delay = (
+                job_verdict.result,
+                clean(job_verdict.why),
+                job_verdict.retry_after,
+            )
         else:
             undecided = True
-            said, error = (Said.SUCCEEDED, "") if raised is None else (Said.FAILED, why)
-        if said is Said.FAILED and last and not (undecided and several):
-            said = Said.DISCARDED
+            result, error = (JobResult.SUCCEEDED, "") if raised is None else (JobResult.FAILED, why)
+        if result is JobResult.FAILED and last and not (undecided and several):
+            result = JobResult.DISCARDED
             exhausted.add(row.seq)
-        if said is Said.FAILED:
+        if result is JobResult.FAILED:
             isolated = undecided and several and load.attempt >= schedule.max_attempts - 1
-            deviations.append(Deviation(row.seq, said, error, _delay(delay, gap), isolated))
-        elif said is Said.DISCARDED:
-            deviations.append(Deviation(row.seq, said, error))
-    return Decision(Verdict(deviations), frozenset(exhausted))
+            deviations.append(Deviation(row.seq, result, error, _delay(delay, gap), isolated))
+        elif result is JobResult.DISCARDED:
+            deviations.append(Deviation(row.seq, result, error))
+    return Decision(LoadVerdict(deviations), frozenset(exhausted))
 
 
 def _delay(asked: float | None, gap: float) -> float:
@@ -90,7 +96,7 @@ def _delay(asked: float | None, gap: float) -> float:
     return float(math.ceil(asked)) if asked >= 1 else math.ceil(asked * 10) / 10
 
 
-def report(load: Load, verdict: Verdict, seconds: float) -> LoadReport:
+def report(load: Load, verdict: LoadVerdict, seconds: float) -> LoadReport:
     """The report of a recorded load. `seconds`: how long its function took."""
     made = _per_day([row.received_at for row in load.rows])
     if verdict.raised is not None:
@@ -101,8 +107,8 @@ def report(load: Load, verdict: Verdict, seconds: float) -> LoadReport:
         return LoadReport(load.id, days, seconds, load.attempt)
     received = {row.seq: row.received_at for row in load.rows}
     failed, discarded = (
-        _per_day([received[each.seq] for each in verdict.deviations if each.said is said])
-        for said in (Said.FAILED, Said.DISCARDED)
+        _per_day([received[each.seq] for each in verdict.deviations if each.result is result])
+        for result in (JobResult.FAILED, JobResult.DISCARDED)
     )
     days = {
         day: Tally(jobs - failed[day] - discarded[day], failed[day], discarded[day])

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import msgspec
 
 from blacksmith_dagster.errors import KeyReused
-from blacksmith_dagster.pipeline.batch import Said
+from blacksmith_dagster.pipeline.batch import JobResult
 
 if TYPE_CHECKING:
     from blacksmith_dagster.pipeline.application import Blacksmith
@@ -185,13 +185,13 @@ class Deviation(msgspec.Struct, frozen=True):
     """
 
     seq: int
-    said: Said
+    result: JobResult
     error: str
     delay: float | None = None
     isolated: bool = False
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class LoadVerdict(msgspec.Struct, frozen=True):
     """How a load ended.
 
     Either `raised` (all its jobs failed by one error, and the job group is due again after `delay`
@@ -589,7 +589,7 @@ class Store(Protocol):
         """
         ...
 
-    def record(self, load: Load, verdict: Verdict) -> None:
+    def record(self, load: Load, verdict: LoadVerdict) -> None:
         """Close a load: all of its jobs succeeded except what the verdict says.
 
         Raises `FencedOut`: another has taken over, or the load is no longer open.

@@ -25,7 +25,7 @@ from sqlalchemy import (
     update,
 )
 
-from blacksmith_dagster.pipeline.batch import Said
+from blacksmith_dagster.pipeline.batch import JobResult
 from blacksmith_dagster.store.interface import Deviation, Load
 from blacksmith_dagster.store.job_groups import Portion, WaitingGroup
 from blacksmith_dagster.store.tables import (
@@ -402,7 +402,7 @@ def group_failed_jobs(
     """
     due: dict[tuple[float, bool], list[int]] = {}
     for deviation in deviations:
-        if deviation.said is Said.FAILED:
+        if deviation.result is JobResult.FAILED:
             due.setdefault(_delay_and_isolation(deviation), []).append(deviation.seq)
     listings = {}
     for (delay, isolated), seqs in due.items():
@@ -440,7 +440,7 @@ def outcome_rows(
         OutcomeRow(
             load.id, each.seq, destination, FAILED, each.error, listings[_delay_and_isolation(each)]
         )
-        if each.said is Said.FAILED
+        if each.result is JobResult.FAILED
         else OutcomeRow(load.id, each.seq, destination, DISCARDED, each.error, None)
         for each in deviations
     ]

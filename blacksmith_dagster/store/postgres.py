@@ -17,7 +17,14 @@ from blacksmith_dagster.errors import KeyReused, Unavailable
 from blacksmith_dagster.store import schema
 from blacksmith_dagster.store.claims import LANES, LaneState
 from blacksmith_dagster.store.db_errors import committing, translate_errors
-from blacksmith_dagster.store.interface import Cursor, JobRow, Load, NewEvent, RawRequest, Verdict
+from blacksmith_dagster.store.interface import (
+    Cursor,
+    JobRow,
+    Load,
+    LoadVerdict,
+    NewEvent,
+    RawRequest,
+)
 from blacksmith_dagster.store.job_groups import WaitingGroup
 from blacksmith_dagster.store.loads import OutcomeRow
 from blacksmith_dagster.store.partitions import Partitions
@@ -132,7 +139,7 @@ class PostgresStore(SQLStore):
             pass
         return self.ingest(requests, cursors=cursors, released=released, received_at=received_at)
 
-    def record(self, load: Load, verdict: Verdict) -> None:
+    def record(self, load: Load, verdict: LoadVerdict) -> None:
         """A load that all went well for is closed by one statement, the whole transaction."""
         if load.isolated or verdict != _ALL_SUCCEEDED:
             super().record(load, verdict)
@@ -246,7 +253,7 @@ class _KeyTaken(Exception):
     """A key has been written by another commit since this one looked it up."""
 
 
-_ALL_SUCCEEDED = Verdict()
+_ALL_SUCCEEDED = LoadVerdict()
 _CHECK_VIOLATION = "23514"
 _UNIQUE_VIOLATION = "23505"
 # Where nearly each event of a range has a job, reading the range and merging takes half the time of

@@ -23,7 +23,7 @@ from blacksmith_dagster.errors import (
     SequenceWentBack,
     UsageError,
 )
-from blacksmith_dagster.pipeline.batch import Said
+from blacksmith_dagster.pipeline.batch import JobResult
 from blacksmith_dagster.store import (
     idempotency,
     loads,
@@ -49,6 +49,7 @@ from blacksmith_dagster.store.interface import (
     Lane,
     ListenerStatus,
     Load,
+    LoadVerdict,
     NewEvent,
     Orphan,
     Purgeable,
@@ -62,7 +63,6 @@ from blacksmith_dagster.store.interface import (
     SelectedJob,
     StoredEvent,
     Transition,
-    Verdict,
     Window,
 )
 from blacksmith_dagster.store.job_groups import WaitingGroup
@@ -465,8 +465,8 @@ class SQLStore(ABC):
                 raise UsageError("only the load lane can discard all that waits")
             return claim.next_for_discard(reason)
 
-    def record(self, load: Load, verdict: Verdict) -> None:
-        discarded = sum(each.said is Said.DISCARDED for each in verdict.deviations)
+    def record(self, load: Load, verdict: LoadVerdict) -> None:
+        discarded = sum(each.result is JobResult.DISCARDED for each in verdict.deviations)
         state = DONE if verdict.raised is None else FAILED
         with self.writing() as conn:
             held = self._close(conn, load, state, error=verdict.raised, discarded=discarded)

@@ -15,7 +15,7 @@ from blacksmith_dagster.ingest import ingest
 from blacksmith_dagster.scheduler import LoadReport, Summary, Tally
 from blacksmith_dagster.settings import Settings
 from blacksmith_dagster.store import Store, open_store
-from blacksmith_dagster.store.interface import Lane, Verdict
+from blacksmith_dagster.store.interface import Lane, LoadVerdict
 from blacksmith_dagster.supervisor import Supervisor
 
 
@@ -78,7 +78,7 @@ class PlainScheduler:
                     kept = Event(data, id=row.id, received_at=row.received_at)
                     jobs.append(Job(data, kept, load.key_of(row.id), load.attempt))
                 event(Batch(event.path, jobs), opened)
-                store.record(load, Verdict())
+                store.record(load, LoadVerdict())
                 day = load.rows[0].received_at.date()
                 if report:
                     report(LoadReport(load.id, {day: Tally(len(jobs))}, 0.0, load.attempt))

@@ -29,7 +29,7 @@ from blacksmith_dagster.ingest.extract import Extractor
 from blacksmith_dagster.pipeline.source import SourceEvent
 from blacksmith_dagster.scheduler import StandardScheduler, Tally
 from blacksmith_dagster.store import Store, open_store
-from blacksmith_dagster.store.interface import Lane, Verdict
+from blacksmith_dagster.store.interface import Lane, LoadVerdict
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.supervisor import StoreSupervisor
 from tests.acceptance.loading_pipeline import (
@@ -290,7 +290,7 @@ def test_stale_process_cannot_evict_the_holder(store: Store) -> None:
         with pytest.raises(FencedOut):
             store.take_over("lake/kept", Lane.LOAD, lease.id, confirm)
         assert asked == [True, False]
-        store.record(loads[0], Verdict())  # the holder's record counts
+        store.record(loads[0], LoadVerdict())  # the holder's record counts
     assert store.counts("lake/kept").succeeded == len(ids)
 
 

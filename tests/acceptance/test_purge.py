@@ -25,11 +25,11 @@ from blacksmith_dagster.store import Store
 from blacksmith_dagster.store.interface import (
     ArchivedEvent,
     Lane,
+    LoadVerdict,
     NewEvent,
     NewJob,
     ReplayMode,
     ReplayRequest,
-    Verdict,
 )
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.store.tables import events, leases, time_index
@@ -218,7 +218,7 @@ def test_purge_killed_and_resumed(store: Store, store_url: str, tmp_path: Path) 
         ids |= set(made)
     token = store.take_over(FLIGHTS, Lane.LOAD, "loader", lambda: True)
     while load := store.claim(token, 5000, 3):
-        store.record(load, Verdict())
+        store.record(load, LoadVerdict())
     grow_old(store)
     folder = tmp_path / "archive"
     process = BlacksmithProcess(["purge", APP, f"--archive={folder}"], store_url)
@@ -256,7 +256,7 @@ def test_purged_window_is_refused(store: Store) -> None:
     [event] = accept(store, [{"n": 1, "hurry": True}])
     token = store.take_over(HURRIED, Lane.LOAD, "loader", lambda: True)
     while load := store.claim(token, 10, 3):
-        store.record(load, Verdict())
+        store.record(load, LoadVerdict())
     grow_old(store)
     command("purge", APP)
     said = command("events", "show", event, code=1).stderr
@@ -292,7 +292,7 @@ def test_a_dry_run_tells_what_would_go_and_changes_nothing(store: Store, tmp_pat
     token = store.take_over(FLIGHTS, Lane.LOAD, "loader", lambda: True)
     load = store.claim(token, 2, 3)
     assert load
-    store.record(load, Verdict())
+    store.record(load, LoadVerdict())
     grow_old(store)
     head, row, *rest = command("purge", APP, "--dry-run").stdout.splitlines()
     assert head.split("  ")[0] == "event"

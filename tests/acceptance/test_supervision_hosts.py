@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from blacksmith_dagster.errors import FencedOut
-from blacksmith_dagster.store.interface import Lane, Verdict
+from blacksmith_dagster.store.interface import Lane, LoadVerdict
 from blacksmith_dagster.supervisor.address import parse_supervisor_url
 from blacksmith_dagster.supervisor.consul import ConsulSupervisor
 from tests.acceptance.loading_main import TTL
@@ -221,7 +221,7 @@ def test_stale_holder_cannot_fence_out_the_rightful_one(hosts: Hosts) -> None:
             hosts.store.take_over(FLIGHTS, Lane.LOAD, old.id, old.confirm)
         with pytest.raises(FencedOut):
             hosts.store.claim(token, 10, 3)
-        hosts.store.record(load, Verdict())  # the rightful one's record counts
+        hosts.store.record(load, LoadVerdict())  # the rightful one's record counts
     found = judge(hosts.store, FLIGHTS, ids, [row.id for row in load.rows])
     assert found.succeeded == set(ids)
     one_at_a_time(hosts.store)

@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 from blacksmith_dagster.errors import Gone
 from blacksmith_dagster.pipeline.retention import Retention
 from blacksmith_dagster.store import Store, tables
-from blacksmith_dagster.store.interface import ArchivedEvent, FencingToken, Verdict
+from blacksmith_dagster.store.interface import ArchivedEvent, FencingToken, LoadVerdict
 from blacksmith_dagster.store.sql import SQLStore
 from tests.contract.pipeline import departed
 
@@ -46,7 +46,7 @@ def purged(store: Store, retention: Mapping[str, Retention] = NOW) -> int:
 def load_all(store: Store, token: FencingToken) -> None:
     """Load until nothing is due."""
     while load := store.claim(token, 1000, 3):
-        store.record(load, Verdict())
+        store.record(load, LoadVerdict())
 
 
 def gone(store: Store, ids: Sequence[str]) -> list[bool]:

@@ -28,7 +28,7 @@ from blacksmith_dagster import (
 )
 from blacksmith_dagster.destinations import HTTPDestination
 from blacksmith_dagster.errors import SettingsError
-from blacksmith_dagster.pipeline.batch import Said, Verdict
+from blacksmith_dagster.pipeline.batch import JobResult, JobVerdict
 
 departed = Source("airport").accept("departed")
 
@@ -110,13 +110,13 @@ def connected(destination: Destination[Any]) -> Iterator[Callable[..., Batch[Any
         opened.close()
 
 
-def send(destination: HTTPDestination, *data: Any, **given: Any) -> dict[str, Verdict]:
+def send(destination: HTTPDestination, *data: Any, **given: Any) -> dict[str, JobVerdict]:
     event = destination.post("late", receives=departed, **given)
     with connected(destination) as load:
         return dict(load(event, *data).verdicts)
 
 
-def alone(server: Server, **given: Any) -> Verdict:
+def alone(server: Server, **given: Any) -> JobVerdict:
     """What becomes of one job."""
     return send(HTTPDestination("alerts", url=server.url), {"n": 0}, **given)["key-0"]
 
@@ -124,7 +124,7 @@ def alone(server: Server, **given: Any) -> Verdict:
 def test_each_job_is_posted_with_its_key(server: Server) -> None:
     alerts = HTTPDestination("alerts", url=f"{server.url}/hooks", headers={"X-Team": "flights"})
     said = send(alerts, {"n": 0}, {"n": 1}, path="/late")
-    assert [each.said for each in said.values()] == [Said.SUCCEEDED] * 2
+    assert [each.result for each in said.values()] == [JobResult.SUCCEEDED] * 2
     assert [(path, body) for path, _, body in server.requests] == [
         ("/hooks/late", {"n": 0}),
         ("/hooks/late", {"n": 1}),
@@ -173,9 +173,9 @@ def test_body_makes_what_is_sent(server: Server) -> None:
         {"text": "UA1 is 10 late"},
         {"text": "UA3 is 5 late"},
     ]
-    assert said["key-1"].said is Said.FAILED
+    assert said["key-1"].result is JobResult.FAILED
     assert said["key-1"].why == "its body cannot be made: ZeroDivisionError: division by zero"
-    assert said["key-0"].said is said["key-2"].said is Said.SUCCEEDED
+    assert said["key-0"].result is said["key-2"].result is JobResult.SUCCEEDED
 
 
 def test_a_struct_is_sent_as_json(server: Server) -> None:
@@ -185,26 +185,26 @@ def test_a_struct_is_sent_as_json(server: Server) -> None:
 
 def test_429_fails_until_retry_after(server: Server) -> None:
     server.respond = lambda body: (429, {"Retry-After": "17"}, b"slow down")
-    assert alone(server) == Verdict(Said.FAILED, "429 Too Many Requests: slow down", 17.0)
+    assert alone(server) == JobVerdict(JobResult.FAILED, "429 Too Many Requests: slow down", 17.0)
 
 
 def test_retry_after_as_a_date(server: Server) -> None:
     later = format_datetime(datetime.now(UTC) + timedelta(minutes=2), usegmt=True)
     server.respond = lambda body: (503, {"Retry-After": later}, b"")
     said = alone(server)
-    assert said.said is Said.FAILED
+    assert said.result is JobResult.FAILED
     assert said.retry_after is not None
     assert 110 < said.retry_after <= 120
 
 
 def test_500_fails(server: Server) -> None:
     server.respond = lambda body: (500, {}, b"oops")
-    assert alone(server) == Verdict(Said.FAILED, "500 Internal Server Error: oops")
+    assert alone(server) == JobVerdict(JobResult.FAILED, "500 Internal Server Error: oops")
 
 
 def test_404_discards(server: Server) -> None:
     server.respond = lambda body: (404, {}, b"no such hook")
-    assert alone(server) == Verdict(Said.DISCARDED, "404 Not Found: no such hook")
+    assert alone(server) == JobVerdict(JobResult.DISCARDED, "404 Not Found: no such hook")
 
 
 def test_a_redirect_is_not_followed(server: Server) -> None:
@@ -214,7 +214,7 @@ def test_a_redirect_is_not_followed(server: Server) -> None:
         b"",
     )
     said = alone(server)
-    assert said.said is Said.FAILED
+    assert said.result is JobResult.FAILED
     assert "redirects are not followed" in said.why
     assert "canary-77" not in said.why
     assert len(server.requests) == 1
@@ -227,11 +227,11 @@ def test_responses_decide_job_by_job(server: Server) -> None:
         *({"status": status} for status in (200, 422, 500, 201)),
         concurrency=4,
     )
-    assert {key: each.said for key, each in said.items()} == {
-        "key-0": Said.SUCCEEDED,
-        "key-1": Said.DISCARDED,
-        "key-2": Said.FAILED,
-        "key-3": Said.SUCCEEDED,
+    assert {key: each.result for key, each in said.items()} == {
+        "key-0": JobResult.SUCCEEDED,
+        "key-1": JobResult.DISCARDED,
+        "key-2": JobResult.FAILED,
+        "key-3": JobResult.SUCCEEDED,
     }
 
 
@@ -241,7 +241,7 @@ def test_a_slow_server_fails_in_time(server: Server) -> None:
     began = time.monotonic()
     said = alone(server, request_timeout="300ms")
     released.set()
-    assert said == Verdict(Said.FAILED, "no response within 0.3 s (ReadTimeout)")
+    assert said == JobVerdict(JobResult.FAILED, "no response within 0.3 s (ReadTimeout)")
     assert time.monotonic() - began < 5
 
 
@@ -257,21 +257,21 @@ def test_a_body_without_end_does_not_hold_up_its_status(server: Server) -> None:
     server.raw = drip
     said = alone(server, request_timeout="300ms")
     released.set()
-    assert said.said is Said.FAILED
+    assert said.result is JobResult.FAILED
     assert said.why.startswith("503 Service Unavailable: busy.")
 
 
 def test_a_huge_body_is_not_read(server: Server) -> None:
     server.respond = lambda body: (400, {}, b"x" * 50_000_000)
     said = alone(server)
-    assert said.said is Said.DISCARDED
+    assert said.result is JobResult.DISCARDED
     assert len(said.why) < 250
 
 
 def test_a_connection_closed_without_a_response_fails(server: Server) -> None:
     server.raw = lambda connection: connection.shutdown(socket.SHUT_RDWR)
     said = alone(server)
-    assert said.said is Said.FAILED
+    assert said.result is JobResult.FAILED
     assert said.why == "the connection failed (RemoteProtocolError)"
 
 
@@ -279,7 +279,7 @@ def test_a_connection_cut_in_the_response_s_body_keeps_its_status(server: Server
     server.raw = lambda connection: connection.sendall(
         b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhal"
     )
-    assert alone(server).said is Said.SUCCEEDED
+    assert alone(server).result is JobResult.SUCCEEDED
 
 
 def test_nobody_listens() -> None:
@@ -287,7 +287,7 @@ def test_nobody_listens() -> None:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
         said = send(HTTPDestination("alerts", url=url), {})["key-0"]
-    assert said.said is Said.FAILED
+    assert said.result is JobResult.FAILED
     assert "refused" in said.why
 
 
@@ -303,7 +303,7 @@ def test_sixteen_requests_are_under_way_at_once(server: Server) -> None:
     alerts = HTTPDestination("alerts", url=server.url)
     said = send(alerts, *({"n": n} for n in range(64)), concurrency=16)
     assert len(said) == 64
-    assert {each.said for each in said.values()} == {Said.SUCCEEDED}
+    assert {each.result for each in said.values()} == {JobResult.SUCCEEDED}
     assert sorted(body["n"] for *_, body in server.requests) == list(range(64))
 
 
@@ -338,7 +338,7 @@ def test_connections_are_kept(server: Server) -> None:
 def test_a_batch_in_one_request(server: Server) -> None:
     alerts = HTTPDestination("alerts", url=server.url)
     said = send(alerts, {"n": 0}, {"n": 1}, batched=True, body=lambda job: [job.data["n"]])
-    assert {each.said for each in said.values()} == {Said.SUCCEEDED}
+    assert {each.result for each in said.values()} == {JobResult.SUCCEEDED}
     assert [body for *_, body in server.requests] == [[[0], [1]]]
 
 
@@ -361,23 +361,23 @@ def test_a_bad_job_of_a_batch_is_discarded_alone(server: Server) -> None:
     said = send(
         HTTPDestination("alerts", url=server.url), *({"n": n} for n in range(100)), batched=True
     )
-    discarded = {key: each.why for key, each in said.items() if each.said is Said.DISCARDED}
+    discarded = {key: each.why for key, each in said.items() if each.result is JobResult.DISCARDED}
     assert discarded == {"key-70": "422 Unprocessable Entity: n is 70"}
-    assert sum(each.said is Said.SUCCEEDED for each in said.values()) == 99
+    assert sum(each.result is JobResult.SUCCEEDED for each in said.values()) == 99
     assert len(server.requests) <= 15  # 1 + 2 log2(100)
 
 
 def test_a_batch_rejected_for_its_sender_is_sent_once(server: Server) -> None:
     server.respond = lambda body: (403, {}, b"who are you?")
     said = send(HTTPDestination("alerts", url=server.url), 1, 2, 3, batched=True)
-    assert [each.said for each in said.values()] == [Said.DISCARDED] * 3
+    assert [each.result for each in said.values()] == [JobResult.DISCARDED] * 3
     assert len(server.requests) == 1
 
 
 def test_a_batch_that_is_too_early_fails_whole(server: Server) -> None:
     server.respond = lambda body: (429, {"Retry-After": "3"}, b"")
     said = send(HTTPDestination("alerts", url=server.url), 1, 2, batched=True)
-    assert list(said.values()) == [Verdict(Said.FAILED, "429 Too Many Requests", 3.0)] * 2
+    assert list(said.values()) == [JobVerdict(JobResult.FAILED, "429 Too Many Requests", 3.0)] * 2
     assert len(server.requests) == 1
 
 
@@ -400,7 +400,7 @@ def test_a_load_that_runs_late_begins_no_request(server: Server) -> None:
     assert time.monotonic() - began < 5
     released.set()
     assert len(said) == 20
-    assert {each.said for each in said.values()} == {Said.FAILED}
+    assert {each.result for each in said.values()} == {JobResult.FAILED}
     assert len(server.requests) < 20
     assert said["key-19"].why.startswith("not sent")
 

@@ -12,7 +12,7 @@ from blacksmith_dagster import Batch, Blacksmith, Destination, DestinationEvent,
 from blacksmith_dagster.errors import FencedOut, OutcomeUnknown, Timeout, Unavailable
 from blacksmith_dagster.scheduler import LoadReport, StandardScheduler, Summary, Tally
 from blacksmith_dagster.store import Store, open_store
-from blacksmith_dagster.store.interface import Lane, Load, Verdict
+from blacksmith_dagster.store.interface import Lane, Load, LoadVerdict
 from blacksmith_dagster.supervisor import Supervisor, here, open_supervisor
 from tests.contract.loading import SOON, departed, ingest, numbers, pipeline, until
 
@@ -320,7 +320,7 @@ def test_what_is_loaded_is_recorded_once_the_store_responds(
         def __getattr__(self, name: str) -> Any:
             return getattr(loading.store, name)
 
-        def record(self, load: Load, verdict: Verdict) -> None:
+        def record(self, load: Load, verdict: LoadVerdict) -> None:
             if committed and len(raised) == 1:
                 loading.store.record(load, verdict)
             if raised:

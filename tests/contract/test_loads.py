@@ -6,25 +6,27 @@ from datetime import UTC, datetime
 import pytest
 
 from blacksmith_dagster.errors import FencedOut, NotFound, UsageError
-from blacksmith_dagster.pipeline.batch import Said
+from blacksmith_dagster.pipeline.batch import JobResult
 from blacksmith_dagster.store import Store
 from blacksmith_dagster.store.interface import (
     Deviation,
     FencingToken,
     Lane,
     Load,
+    LoadVerdict,
     NewEvent,
     NewJob,
-    Verdict,
 )
 from tests.contract.pipeline import FLIGHTS, SEATS, claimed, ids_of, keep, take_over
 
-RAISED = Verdict(raised="down")
+RAISED = LoadVerdict(raised="down")
 
 
-def failed(load: Load, *numbers: int, delay: float = 0.0) -> Verdict:
+def failed(load: Load, *numbers: int, delay: float = 0.0) -> LoadVerdict:
     """The jobs of a load with these places have failed, the others succeeded."""
-    return Verdict([Deviation(load.rows[n].seq, Said.FAILED, f"bad {n}", delay) for n in numbers])
+    return LoadVerdict(
+        [Deviation(load.rows[n].seq, JobResult.FAILED, f"bad {n}", delay) for n in numbers]
+    )
 
 
 def drain(store: Store, token: FencingToken, max_attempts: int = 3) -> list[list[str]]:
@@ -32,7 +34,7 @@ def drain(store: Store, token: FencingToken, max_attempts: int = 3) -> list[list
     loaded = []
     while load := store.claim(token, 1000, max_attempts):
         loaded.append(ids_of(load))
-        store.record(load, Verdict())
+        store.record(load, LoadVerdict())
     return loaded
 
 
@@ -47,7 +49,7 @@ def test_jobs_are_loaded_once_in_the_order_of_the_log(store: Store) -> None:
     assert store.claim(token, 10, 3) is None
     more = keep(store, 12, to=(SEATS, FLIGHTS))
     first, second = claimed(store, token, limit=10), None
-    store.record(first, Verdict())
+    store.record(first, LoadVerdict())
     second = claimed(store, token, limit=10)
     assert ids_of(first) + ids_of(second) == more
     assert first.first_claim
@@ -79,7 +81,7 @@ def test_a_lane_has_one_open_load(store: Store) -> None:
     load = claimed(store, token, limit=1)
     with pytest.raises(UsageError, match=f"load {load.id} is still open"):
         store.claim(token, 1, 3)
-    store.record(load, Verdict())
+    store.record(load, LoadVerdict())
     claimed(store, token)
 
 
@@ -92,8 +94,8 @@ def test_a_released_load_counts_nothing(store: Store) -> None:
     assert ids_of(again) == ids
     assert (again.attempt, again.lost_loads) == (1, 0)
     with pytest.raises(FencedOut):
-        store.record(load, Verdict())
-    store.record(again, Verdict())
+        store.record(load, LoadVerdict())
+    store.record(again, LoadVerdict())
     assert store.counts(FLIGHTS).succeeded == 3
 
 
@@ -107,7 +109,7 @@ def test_a_stale_loader_is_fenced(store: Store) -> None:
     fresh = take_over(store, "two")
     for late in (
         lambda: store.claim(stale, 1, 3),
-        lambda: store.record(load, Verdict()),
+        lambda: store.record(load, LoadVerdict()),
         lambda: store.release(load),
         lambda: store.abandon(load, "late"),
         lambda: store.claim_for_discard(stale, "late", 1),
@@ -141,7 +143,7 @@ def test_lanes_do_not_disturb_each_other(store: Store) -> None:
     load = claimed(store, loading)
     take_over(store, "operator", Lane.DISCARD)
     take_over(store, "other", to=SEATS)
-    store.record(load, Verdict())
+    store.record(load, LoadVerdict())
     assert store.counts(FLIGHTS).succeeded == 2
 
 
@@ -181,7 +183,7 @@ def test_jobs_of_one_load_can_be_due_at_different_times(store: Store) -> None:
     token = take_over(store)
     load = claimed(store, token)
     now, later = failed(load, 0, 2), failed(load, 1, delay=3600.0)
-    store.record(load, Verdict([*now.deviations, *later.deviations]))
+    store.record(load, LoadVerdict([*now.deviations, *later.deviations]))
     assert ids_of(claimed(store, token)) == [ids[0], ids[2]]
 
 
@@ -195,7 +197,7 @@ def test_retries_of_many_loads_are_taken_together(store: Store) -> None:
     _wait_until_all_are_due(store)
     again = claimed(store, token)
     assert ids_of(again) == [ids[0], ids[2], ids[4]]
-    store.record(again, Verdict())
+    store.record(again, LoadVerdict())
     assert store.counts(FLIGHTS).succeeded == 6
 
 
@@ -206,7 +208,7 @@ def test_a_smaller_batch_splits_a_job_group(store: Store) -> None:
     parts = []
     while load := store.claim(token, 2, 3):
         parts.append(ids_of(load))
-        store.record(load, Verdict())
+        store.record(load, LoadVerdict())
     assert parts == [ids[:2], ids[2:4], ids[4:]]
 
 
@@ -214,7 +216,7 @@ def test_a_discarded_job_never_runs_again(store: Store) -> None:
     keep(store, 3)
     token = take_over(store)
     load = claimed(store, token)
-    store.record(load, Verdict([Deviation(load.rows[0].seq, Said.DISCARDED, "never")]))
+    store.record(load, LoadVerdict([Deviation(load.rows[0].seq, JobResult.DISCARDED, "never")]))
     assert store.claim(token, 10, 3) is None
     assert store.counts(FLIGHTS).discarded == 1
 
@@ -240,11 +242,11 @@ def test_a_job_group_that_raised_is_halved_once_others_succeed(store: Store) -> 
     while store.counts(FLIGHTS).retrying:
         load = claimed(store, token, max_attempts=9)
         if load.first_claim:
-            store.record(load, Verdict())
+            store.record(load, LoadVerdict())
             continue
         retries.append(ids_of(load))
         poisoned = ids[2] in retries[-1]
-        store.record(load, RAISED if poisoned and len(load.rows) > 1 else Verdict())
+        store.record(load, RAISED if poisoned and len(load.rows) > 1 else LoadVerdict())
         keep(store, 1)
     assert retries == [ids, ids[:2], ids[2:], [ids[2]], [ids[3]]]
 
@@ -252,13 +254,13 @@ def test_a_job_group_that_raised_is_halved_once_others_succeed(store: Store) -> 
 def test_the_last_attempt_is_isolated(store: Store) -> None:
     ids = keep(store, 4)
     token = take_over(store)
-    store.record(claimed(store, token), Verdict(raised="down", isolated=True))
+    store.record(claimed(store, token), LoadVerdict(raised="down", isolated=True))
     seen = []
     while load := store.claim(token, 1000, 2):
         seen.append((ids_of(load), load.attempt, load.isolated))
         bad = load.rows[0].id == ids[1]
-        gone = [Deviation(load.rows[0].seq, Said.DISCARDED, "poison")] if bad else []
-        store.record(load, Verdict(gone))
+        gone = [Deviation(load.rows[0].seq, JobResult.DISCARDED, "poison")] if bad else []
+        store.record(load, LoadVerdict(gone))
     assert seen == [([each], 2, True) for each in ids]
     counts = store.counts(FLIGHTS)
     assert (counts.succeeded, counts.discarded) == (3, 1)
@@ -269,24 +271,26 @@ def test_jobs_that_were_not_decided_when_a_load_raised_are_isolated(store: Store
     token = take_over(store)
     load = claimed(store, token)
     undecided = [
-        Deviation(load.rows[n].seq, Said.FAILED, "down", 0.0, isolated=True) for n in (1, 3)
+        Deviation(load.rows[n].seq, JobResult.FAILED, "down", 0.0, isolated=True) for n in (1, 3)
     ]
-    store.record(load, Verdict([Deviation(load.rows[0].seq, Said.DISCARDED, "no"), *undecided]))
+    store.record(
+        load, LoadVerdict([Deviation(load.rows[0].seq, JobResult.DISCARDED, "no"), *undecided])
+    )
     seen = []
     while load := store.claim(token, 1000, 2):
         seen.append((ids_of(load), load.attempt, load.isolated))
-        store.record(load, Verdict())
+        store.record(load, LoadVerdict())
     assert seen == [([ids[1]], 2, True), ([ids[3]], 2, True)]
 
 
 def test_ten_consecutive_failures_discard_the_rest(store: Store) -> None:
     keep(store, 15)
     token = take_over(store)
-    store.record(claimed(store, token), Verdict(raised="down", isolated=True))
+    store.record(claimed(store, token), LoadVerdict(raised="down", isolated=True))
     isolated = 0
     while load := store.claim(token, 1000, 2):
-        gone = [Deviation(row.seq, Said.DISCARDED, "down") for row in load.rows]
-        store.record(load, Verdict(gone))
+        gone = [Deviation(row.seq, JobResult.DISCARDED, "down") for row in load.rows]
+        store.record(load, LoadVerdict(gone))
         if load.discard_reason is None:
             isolated += 1
         else:
@@ -313,7 +317,7 @@ def test_an_abandoned_load_rejects_its_late_result(store: Store) -> None:
     load = claimed(store, token)
     store.abandon(load, "ran past its time-out")
     with pytest.raises(FencedOut, match="no longer open"):
-        store.record(load, Verdict())
+        store.record(load, LoadVerdict())
     assert claimed(store, token).lost_loads == 1
 
 
@@ -329,14 +333,15 @@ def test_what_kills_its_loader_is_found_and_discarded(store: Store) -> None:
             if load.discard_reason is not None:
                 discarded += ids_of(load)
                 gone = [
-                    Deviation(row.seq, Said.DISCARDED, load.discard_reason) for row in load.rows
+                    Deviation(row.seq, JobResult.DISCARDED, load.discard_reason)
+                    for row in load.rows
                 ]
-                store.record(load, Verdict(gone))
+                store.record(load, LoadVerdict(gone))
             elif killer in ids_of(load):
                 lost += 1
                 break
             else:
-                store.record(load, Verdict())
+                store.record(load, LoadVerdict())
         else:
             break
     assert discarded == [killer]
@@ -361,14 +366,14 @@ def test_new_jobs_are_not_starved_by_retries(store: Store) -> None:
     token = take_over(store)
     for _ in range(20):
         keep(store, 2)
-        store.record(claimed(store, token), Verdict(raised="down", delay=0.5))
+        store.record(claimed(store, token), LoadVerdict(raised="down", delay=0.5))
     _wait_until_all_are_due(store)
     keep(store, 6)
     kinds = []
     for _ in range(12):
         load = claimed(store, token, limit=2)
         kinds.append("new" if load.first_claim else "due")
-        store.record(load, Verdict())
+        store.record(load, LoadVerdict())
     assert kinds[:6] in (["due", "new"] * 3, ["new", "due"] * 3)
 
 
@@ -385,7 +390,9 @@ def test_received_outcomes_are_kept_in_the_transaction_that_decides_them(store: 
         [NewJob("warehouse/undeliverable")],
         parent=event,
     )
-    verdict = Verdict([Deviation(load.rows[0].seq, Said.DISCARDED, "x")], outcomes=[outcome])
+    verdict = LoadVerdict(
+        [Deviation(load.rows[0].seq, JobResult.DISCARDED, "x")], outcomes=[outcome]
+    )
     take_over(store, "another")
     with pytest.raises(FencedOut):
         store.record(load, verdict)
@@ -405,13 +412,14 @@ def test_received_outcomes_are_kept_in_the_transaction_that_decides_them(store: 
 def test_chosen_jobs_are_claimed_for_discard_out_of_their_group(store: Store) -> None:
     ids = keep(store, 5)
     token = take_over(store)
-    store.record(claimed(store, token), Verdict(raised="down", delay=0.0))
+    store.record(claimed(store, token), LoadVerdict(raised="down", delay=0.0))
     operator = take_over(store, "operator", Lane.DISCARD)
     load = store.claim_for_discard(operator, "not wanted", 10, [ids[1], ids[4], ids[1]])
     assert load is not None
     assert (ids_of(load), load.discard_reason) == ([ids[1], ids[4]], "not wanted")
     store.record(
-        load, Verdict([Deviation(row.seq, Said.DISCARDED, "not wanted") for row in load.rows])
+        load,
+        LoadVerdict([Deviation(row.seq, JobResult.DISCARDED, "not wanted") for row in load.rows]),
     )
     assert store.claim_for_discard(operator, "again", 10, ids[1:2]) is None
     assert [each for part in drain(store, token) for each in part] == [ids[0], ids[2], ids[3]]

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import update
 
 from blacksmith_dagster.errors import Gone, NotFound, SequenceWentBack, SettingsError, Unavailable
-from blacksmith_dagster.pipeline.batch import Said
+from blacksmith_dagster.pipeline.batch import JobResult
 from blacksmith_dagster.pipeline.retention import Retention
 from blacksmith_dagster.store import Store, purge, tables
 from blacksmith_dagster.store.archive import FolderArchive
@@ -20,9 +20,9 @@ from blacksmith_dagster.store.interface import (
     ArchivedJob,
     Deviation,
     FencingToken,
+    LoadVerdict,
     NewEvent,
     NewJob,
-    Verdict,
 )
 from blacksmith_dagster.store.sql import SQLStore
 from tests.contract.pipeline import (
@@ -60,7 +60,7 @@ def test_what_is_past_its_time_goes_with_its_jobs_and_their_loads(store: Store) 
     old = keep(store, 7)
     token = take_over(store)
     while load := store.claim(token, 2, 3):
-        store.record(load, Verdict())
+        store.record(load, LoadVerdict())
     index_time(store, 31 * DAY)
     young = keep(store, 3)
     load_all(store, token)
@@ -129,11 +129,13 @@ def _executing(store: Store, token: FencingToken) -> None:
 
 def _failed(store: Store, token: FencingToken) -> None:
     load = claimed(store, token)
-    store.record(load, Verdict([Deviation(row.seq, Said.FAILED, "no", LATER) for row in load.rows]))
+    store.record(
+        load, LoadVerdict([Deviation(row.seq, JobResult.FAILED, "no", LATER) for row in load.rows])
+    )
 
 
 def _raised(store: Store, token: FencingToken) -> None:
-    store.record(claimed(store, token), Verdict(raised="down", delay=LATER))
+    store.record(claimed(store, token), LoadVerdict(raised="down", delay=LATER))
 
 
 def _lost(store: Store, token: FencingToken) -> None:
@@ -142,13 +144,15 @@ def _lost(store: Store, token: FencingToken) -> None:
 
 
 def _executing_again(store: Store, token: FencingToken) -> None:
-    store.record(claimed(store, token), Verdict(raised="down"))
+    store.record(claimed(store, token), LoadVerdict(raised="down"))
     claimed(store, token)
 
 
 def _executing_a_list_again(store: Store, token: FencingToken) -> None:
     load = claimed(store, token)
-    store.record(load, Verdict([Deviation(row.seq, Said.FAILED, "no", 0.0) for row in load.rows]))
+    store.record(
+        load, LoadVerdict([Deviation(row.seq, JobResult.FAILED, "no", 0.0) for row in load.rows])
+    )
     claimed(store, token)
 
 
@@ -176,7 +180,7 @@ def test_what_is_pending_stays(store: Store, pend: Callable[[Store, FencingToken
     # Once they are settled they go too.
     token = take_over(store, "the last")
     while load := store.claim_for_discard(token, "not wanted", 100):
-        store.record(load, Verdict())
+        store.record(load, LoadVerdict())
     assert purged(store) == 4
     assert all(gone(store, pending))
     assert rows(store)["events"] == rows(store)["jobs"] == rows(store)["outcomes"] == 0
@@ -207,13 +211,13 @@ def test_parents_stay_while_an_outcome_waits(store: Store) -> None:
     index_time(store)
     load = claimed(store, take_over(store))
     told = NewEvent(OUTCOME, "{}", [NewJob(SEATS)], parent=ids[1])
-    discarded = [Deviation(load.rows[1].seq, Said.DISCARDED, "no")]
-    store.record(load, Verdict(discarded, outcomes=[told]))
+    discarded = [Deviation(load.rows[1].seq, JobResult.DISCARDED, "no")]
+    store.record(load, LoadVerdict(discarded, outcomes=[told]))
     token = take_over(store, to=SEATS)
     of_outcome = claimed(store, token)
     [outcome] = ids_of(of_outcome)
     again = NewEvent(OUTCOME, "{}", [NewJob(UNDELIVERABLE)], parent=outcome)
-    store.record(of_outcome, Verdict(outcomes=[again]))
+    store.record(of_outcome, LoadVerdict(outcomes=[again]))
     assert purged(store) == 2, "of those before that time; the outcomes came after it"
     young = keep(store, 1)
     index_time(store)
@@ -233,7 +237,7 @@ def test_the_parent_of_an_outcome_whose_job_was_discarded_lately_stays(store: St
     index_time(store)
     store.ingest([[NewEvent(OUTCOME, "{}", [NewJob(SEATS)], parent=ids[0])]])
     load = claimed(store, take_over(store, to=SEATS))
-    store.record(load, Verdict([Deviation(load.rows[0].seq, Said.DISCARDED, "no")]))
+    store.record(load, LoadVerdict([Deviation(load.rows[0].seq, JobResult.DISCARDED, "no")]))
     assert purged(store, kept(NOTHING, DAY)) == 1
     assert gone(store, ids) == [False, True]
     assert purged(store) == 1
@@ -243,8 +247,8 @@ def test_the_parent_of_an_outcome_whose_job_was_discarded_lately_stays(store: St
 def test_discarded_jobs_stay_longer(store: Store) -> None:
     ids = keep(store, 4)
     load = claimed(store, take_over(store))
-    discarded = [Deviation(row.seq, Said.DISCARDED, "no") for row in load.rows[:2]]
-    store.record(load, Verdict(discarded))
+    discarded = [Deviation(row.seq, JobResult.DISCARDED, "no") for row in load.rows[:2]]
+    store.record(load, LoadVerdict(discarded))
     index_time(store)
     assert purged(store, kept(NOTHING, DAY)) == 2
     assert purged(store, kept(NOTHING, None)) == 0
@@ -315,9 +319,9 @@ def test_a_purge_that_ends_early_is_gone_on_with(
     monkeypatch.setattr(purge, "_PAGE", 5)
     ids = keep(store, 12)
     token = take_over(store)
-    for said in (Said.DISCARDED, Said.FAILED, Said.DISCARDED):
+    for said in (JobResult.DISCARDED, JobResult.FAILED, JobResult.DISCARDED):
         load = claimed(store, token, 4)
-        store.record(load, Verdict([Deviation(load.rows[0].seq, said, "no", LATER)]))
+        store.record(load, LoadVerdict([Deviation(load.rows[0].seq, said, "no", LATER)]))
     waiting = {each.event_id for each in store.jobs("retrying", FLIGHTS)}
     index_time(store)
     for most in itertools.count(1):
@@ -341,7 +345,9 @@ def test_two_purges_at_once_do_each_others_work(
     monkeypatch.setattr(purge, "_AT_ONCE", 3)
     keep(store, 40)
     load = claimed(store, take_over(store))
-    store.record(load, Verdict([Deviation(row.seq, Said.DISCARDED, "no") for row in load.rows]))
+    store.record(
+        load, LoadVerdict([Deviation(row.seq, JobResult.DISCARDED, "no") for row in load.rows])
+    )
     index_time(store)
     failures: list[Exception] = []
 
@@ -391,7 +397,7 @@ def test_an_archive_holds_what_went_to_the_letter(store: Store, tmp_path: Path) 
     )
     load_all(store, take_over(store))
     load = claimed(store, take_over(store, to=SEATS))
-    store.record(load, Verdict([Deviation(load.rows[0].seq, Said.DISCARDED, "no seat")]))
+    store.record(load, LoadVerdict([Deviation(load.rows[0].seq, JobResult.DISCARDED, "no seat")]))
     received = [store.event(each).received_at for each in (parent, full, lines)]
     index_time(store)
     folder = tmp_path / "new" / "archive"

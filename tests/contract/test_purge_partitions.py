@@ -8,10 +8,10 @@ from datetime import timedelta
 import psycopg
 import pytest
 
-from blacksmith_dagster.pipeline.batch import Said
+from blacksmith_dagster.pipeline.batch import JobResult
 from blacksmith_dagster.pipeline.retention import Retention
 from blacksmith_dagster.store import open_store, partitions
-from blacksmith_dagster.store.interface import Deviation, NewEvent, PurgeStep, Store, Verdict
+from blacksmith_dagster.store.interface import Deviation, LoadVerdict, NewEvent, PurgeStep, Store
 from blacksmith_dagster.store.partitions import STEP, Partitions
 from blacksmith_dagster.store.sql import SQLStore
 from tests.contract.pipeline import (
@@ -65,7 +65,7 @@ def test_a_partition_that_nothing_needs_is_dropped(store: Store) -> None:
     for path in (FLIGHTS, SEATS):
         token = take_over(store, to=path)
         while load := store.claim(token, 4, 3):
-            store.record(load, Verdict())
+            store.record(load, LoadVerdict())
     index_time(store)
     later = keep(store, 2, to=())
     counts = store.counts(FLIGHTS)
@@ -87,9 +87,9 @@ def test_a_partition_with_an_event_that_is_needed_stays(store: Store) -> None:
     young = keep(store, 3, to=())
     token = take_over(store)
     load = claimed(store, token)
-    later = Deviation(load.rows[2].seq, Said.FAILED, "later", 86_400.0)
-    discarded = Deviation(load.rows[3].seq, Said.DISCARDED, "no")
-    store.record(load, Verdict([later, discarded]))
+    later = Deviation(load.rows[2].seq, JobResult.FAILED, "later", 86_400.0)
+    discarded = Deviation(load.rows[3].seq, JobResult.DISCARDED, "no")
+    store.record(load, LoadVerdict([later, discarded]))
     index_time(store)
     keep(store, 1, to=())
     assert total(store.purge(kept(timedelta(0), None))) == (OLD - 2 + len(young), 0)
@@ -98,7 +98,7 @@ def test_a_partition_with_an_event_that_is_needed_stays(store: Store) -> None:
     again = take_over(store, "another")
     waits = store.claim_for_discard(again, "no", 10)
     assert waits
-    store.record(waits, Verdict())
+    store.record(waits, LoadVerdict())
     assert total(store.purge(kept(timedelta(0), None))) == (1, 0)
     assert total(store.purge(NOW)) == (0, 1)
     assert tables(store) == LATER
@@ -124,7 +124,7 @@ def test_a_purge_that_was_killed_before_the_drop_is_completed(
     old = keep(store, OLD)
     keep(store, 3, to=())
     load = claimed(store, take_over(store))
-    store.record(load, Verdict([Deviation(load.rows[0].seq, Said.DISCARDED, "no")]))
+    store.record(load, LoadVerdict([Deviation(load.rows[0].seq, JobResult.DISCARDED, "no")]))
     index_time(store)
     keep(store, 1, to=())
 

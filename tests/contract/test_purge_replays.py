@@ -8,17 +8,17 @@ import pytest
 from sqlalchemy import func, select, update
 
 from blacksmith_dagster.errors import Gone
-from blacksmith_dagster.pipeline.batch import Said
+from blacksmith_dagster.pipeline.batch import JobResult
 from blacksmith_dagster.store import Store, tables
 from blacksmith_dagster.store.archive import FolderArchive
 from blacksmith_dagster.store.interface import (
     ArchivedJob,
     Deviation,
+    LoadVerdict,
     NewEvent,
     NewJob,
     Replay,
     SelectedJob,
-    Verdict,
 )
 from blacksmith_dagster.store.sql import SQLStore
 from tests.contract.pipeline import FLIGHTS, SEATS, claimed, departed, keep, take_over
@@ -70,11 +70,11 @@ def test_what_a_replay_has_yet_to_come_to_stays(store: Store) -> None:
 def test_what_replays_have_left_goes_with_the_events(store: Store, tmp_path: Path) -> None:
     ids = keep(store, 5)
     load = claimed(store, take_over(store))
-    store.record(load, Verdict([Deviation(load.rows[0].seq, Said.DISCARDED, "no")]))
+    store.record(load, LoadVerdict([Deviation(load.rows[0].seq, JobResult.DISCARDED, "no")]))
     token = replaying(store)
     replay = plan(store, token, ALL, 2, **{ids[1]: '{"n":"edited"}'})
     again = claimed(store, token)
-    store.record(again, Verdict([Deviation(again.rows[1].seq, Said.DISCARDED, "never")]))
+    store.record(again, LoadVerdict([Deviation(again.rows[1].seq, JobResult.DISCARDED, "never")]))
     drain(store, token)
     assert store.end_replay(token, replay)
     keep(store, 1)
@@ -108,11 +108,11 @@ def test_the_history_of_what_stays_of_a_replays_list_stays(store: Store) -> None
         claimed(store, token)
         token = replaying(store)
     halves = [claimed(store, token)]
-    lost = Verdict([Deviation(row.seq, Said.DISCARDED, "no") for row in halves[0].rows])
+    lost = LoadVerdict([Deviation(row.seq, JobResult.DISCARDED, "no") for row in halves[0].rows])
     store.record(halves[0], lost)
     while load := store.claim(token, 100, 3):
         halves.append(load)
-        store.record(load, Verdict())
+        store.record(load, LoadVerdict())
     assert len(halves) > 1
     index_time(store)
     before = [store.history(each) for each in ids]

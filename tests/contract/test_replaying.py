@@ -17,10 +17,10 @@ from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.interface import (
     FencingToken,
     Lane,
+    LoadVerdict,
     NewEvent,
     ReplayMode,
     ReplayRequest,
-    Verdict,
 )
 from blacksmith_dagster.supervisor import Supervisor, open_supervisor
 from tests.contract.loading import SOON, airport, departed, ingest, numbers, pipeline, until
@@ -235,7 +235,7 @@ def test_live_loads_go_first(replaying: Replaying, monkeypatch: pytest.MonkeyPat
     assert load
     assert second.wait(30)
     running.join(30)
-    replaying.store.record(load, Verdict())
+    replaying.store.record(load, LoadVerdict())
     assert replaying.store.counts(flights.path).succeeded == 3
 
 

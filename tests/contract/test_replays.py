@@ -6,19 +6,19 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from blacksmith_dagster.errors import FencedOut, UsageError
-from blacksmith_dagster.pipeline.batch import Said
+from blacksmith_dagster.pipeline.batch import JobResult
 from blacksmith_dagster.store import Store
 from blacksmith_dagster.store.interface import (
     Deviation,
     FencingToken,
     Lane,
     Load,
+    LoadVerdict,
     Replay,
     ReplayCandidate,
     ReplayMode,
     ReplayRequest,
     SelectedJob,
-    Verdict,
     Window,
 )
 from tests.contract.pipeline import (
@@ -74,19 +74,19 @@ def plan(
     return store.plan(token, replay, replay.upto, selected, batch)
 
 
-def drain(store: Store, token: FencingToken, verdict: Verdict | None = None) -> list[Load]:
+def drain(store: Store, token: FencingToken, verdict: LoadVerdict | None = None) -> list[Load]:
     loaded = []
     while load := store.claim(token, 100, 3, "run"):
         loaded.append(load)
-        store.record(load, verdict or Verdict())
+        store.record(load, verdict or LoadVerdict())
     return loaded
 
 
 def discard(store: Store, token: FencingToken) -> list[str]:
     """Load all that is due, and discard it."""
     load = claimed(store, token)
-    gone = [Deviation(row.seq, Said.DISCARDED, f"bad {row.payload}") for row in load.rows]
-    store.record(load, Verdict(gone))
+    gone = [Deviation(row.seq, JobResult.DISCARDED, f"bad {row.payload}") for row in load.rows]
+    store.record(load, LoadVerdict(gone))
     return ids_of(load)
 
 
@@ -127,10 +127,12 @@ def test_the_counts_are_right_after_maintenance(store: Store) -> None:
 def test_what_is_pending_or_executing_is_left_alone(store: Store) -> None:
     loading = take_over(store)
     done = keep(store, 2)
-    store.record(claimed(store, loading), Verdict())
+    store.record(claimed(store, loading), LoadVerdict())
     waits = keep(store, 1)
     load = claimed(store, loading)
-    store.record(load, Verdict([Deviation(load.rows[0].seq, Said.FAILED, "later", 3600.0)]))
+    store.record(
+        load, LoadVerdict([Deviation(load.rows[0].seq, JobResult.FAILED, "later", 3600.0)])
+    )
     runs = keep(store, 2)
     load = claimed(store, loading)
     awaits = keep(store, 2)
@@ -140,7 +142,7 @@ def test_what_is_pending_or_executing_is_left_alone(store: Store) -> None:
     plan(store, token, ALL)
     [replayed] = drain(store, token)
     assert ids_of(replayed) == done
-    store.record(load, Verdict())  # the loader was not disturbed
+    store.record(load, LoadVerdict())  # the loader was not disturbed
     assert store.counts(FLIGHTS).succeeded == 4
 
 
@@ -175,7 +177,7 @@ def test_the_history_shows_the_replay(store: Store) -> None:
     load = claimed(store, token)
     assert store.history(missing)[-1].state == "executing"
     assert [job.event_id for job in store.jobs("executing", FLIGHTS)] == [missing]
-    store.record(load, Verdict())
+    store.record(load, LoadVerdict())
     history = store.history(missing)
     assert [(each.state, each.replay, each.run) for each in history] == [
         ("acknowledged", replay.id, None),
@@ -190,7 +192,9 @@ def test_failed_jobs_are_retried_by_the_load_lane(store: Store) -> None:
     token = replaying(store)
     replay = plan(store, token, MISSING)
     load = claimed(store, token)
-    store.record(load, Verdict([Deviation(load.rows[1].seq, Said.FAILED, "not ready", 0.0)]))
+    store.record(
+        load, LoadVerdict([Deviation(load.rows[1].seq, JobResult.FAILED, "not ready", 0.0)])
+    )
     assert store.claim(token, 100, 3) is None
     assert store.end_replay(token, replay)
     assert store.next_due(FLIGHTS) == 0
@@ -204,7 +208,7 @@ def test_what_raised_as_a_whole_is_retried_by_the_load_lane(store: Store) -> Non
     ids = keep(store, 3, to=())
     token = replaying(store)
     plan(store, token, MISSING)
-    store.record(claimed(store, token), Verdict(raised="down"))
+    store.record(claimed(store, token), LoadVerdict(raised="down"))
     assert store.claim(token, 100, 3) is None
     again = claimed(store, take_over(store))
     assert (ids_of(again), again.attempt) == (ids, 2)
@@ -244,7 +248,7 @@ def test_another_replay_leaves_what_waits_to_the_load_lane(store: Store) -> None
 def test_a_replay_keeps_the_keys_unless_new_ones_are_asked_for(store: Store) -> None:
     keep(store, 2)
     first = claimed(store, loading := take_over(store))
-    store.record(first, Verdict())
+    store.record(first, LoadVerdict())
     token = replaying(store)
     plan(store, token, ALL)
     [again] = drain(store, token)
@@ -252,7 +256,7 @@ def test_a_replay_keeps_the_keys_unless_new_ones_are_asked_for(store: Store) -> 
     replay = plan(store, token, ReplayRequest(**EVER, modes=(ReplayMode.ALL,), new_key=True))
     load = claimed(store, token)
     assert load.job_key == f"{first.job_key}-{replay.id}"
-    store.record(load, Verdict([Deviation(load.rows[0].seq, Said.FAILED, "no", 0.0)]))
+    store.record(load, LoadVerdict([Deviation(load.rows[0].seq, JobResult.FAILED, "no", 0.0)]))
     assert claimed(store, loading).job_key == load.job_key
 
 
@@ -263,10 +267,10 @@ def test_an_edited_job_keeps_its_new_data(store: Store) -> None:
     plan(store, token, FAILED, **{one: '{"n":"fixed"}'})
     load = claimed(store, token)
     assert [row.payload for row in load.rows] == ['{"n":"fixed"}', '{"n":1}']
-    store.record(load, Verdict([Deviation(load.rows[0].seq, Said.FAILED, "no", 0.0)]))
+    store.record(load, LoadVerdict([Deviation(load.rows[0].seq, JobResult.FAILED, "no", 0.0)]))
     again = claimed(store, loading)
     assert again.rows[0].payload == '{"n":"fixed"}'
-    store.record(again, Verdict([Deviation(again.rows[0].seq, Said.DISCARDED, "no")]))
+    store.record(again, LoadVerdict([Deviation(again.rows[0].seq, JobResult.DISCARDED, "no")]))
     anew = ReplayRequest(**EVER, modes=(ReplayMode.FAILED,), new_key=True)
     plan(store, token, anew, **{one: '{"n":"fixed twice"}'})
     assert claimed(store, token).rows[0].payload == '{"n":"fixed twice"}'
@@ -278,8 +282,8 @@ def test_what_a_replay_has_left_is_told_by_its_last_error(store: Store) -> None:
     token = replaying(store)
     plan(store, token, MISSING)
     load = claimed(store, token)
-    store.record(load, Verdict([Deviation(load.rows[0].seq, Said.FAILED, "first", 0.0)]))
-    store.record(claimed(store, take_over(store)), Verdict(raised="second"))
+    store.record(load, LoadVerdict([Deviation(load.rows[0].seq, JobResult.FAILED, "first", 0.0)]))
+    store.record(claimed(store, take_over(store)), LoadVerdict(raised="second"))
     assert [each.error for each in store.unsettled(FLIGHTS)] == ["second"]
     assert [each.error for each in store.jobs("retrying")] == ["second"]
 
@@ -291,7 +295,7 @@ def test_a_batch_splits_what_was_planned(store: Store) -> None:
     parts = []
     while load := store.claim(token, 4, 3):
         parts.append(ids_of(load))
-        store.record(load, Verdict())
+        store.record(load, LoadVerdict())
     assert parts == [ids[:4], ids[4:8], ids[8:]]
 
 
@@ -303,7 +307,9 @@ def test_discarding_by_hand_reaches_what_a_replay_has_planned(store: Store) -> N
     load = store.claim_for_discard(by_hand, "not wanted", 10, [ids[1]])
     assert load is not None
     assert ids_of(load) == [ids[1]]
-    store.record(load, Verdict([Deviation(load.rows[0].seq, Said.DISCARDED, "not wanted")]))
+    store.record(
+        load, LoadVerdict([Deviation(load.rows[0].seq, JobResult.DISCARDED, "not wanted")])
+    )
     assert sorted(each for load in drain(store, token) for each in ids_of(load)) == [ids[0], ids[2]]
     assert store.end_replay(token, replay)
     counts = store.counts(FLIGHTS)
@@ -356,5 +362,5 @@ def test_history_is_imported_with_the_time_when_it_was_received(store: Store) ->
 def test_the_pace_of_the_last_loads(store: Store) -> None:
     assert store.pace(FLIGHTS) is None
     keep(store, 10)
-    store.record(claimed(store, take_over(store)), Verdict())
+    store.record(claimed(store, take_over(store)), LoadVerdict())
     assert (store.pace(FLIGHTS) or 0) > 0

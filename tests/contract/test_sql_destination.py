@@ -19,7 +19,7 @@ from sqlalchemy.sql import quoted_name
 from blacksmith_dagster import Batch, DeclarationError, DestinationEvent, Event, Job, Secret, Source
 from blacksmith_dagster.destinations import SQLDestination
 from blacksmith_dagster.errors import SettingsError, Unavailable
-from blacksmith_dagster.pipeline.batch import Said
+from blacksmith_dagster.pipeline.batch import JobResult
 from tests.services.postgres import PostgresServer
 
 departed = Source("airport").accept("departed")
@@ -59,7 +59,7 @@ def database(store_url: str) -> Iterator[Database]:
 
 def failed(batch: Batch[Any]) -> dict[str, str]:
     """Why each job that failed did, by its key; nothing else was said of any job."""
-    assert {verdict.said for verdict in batch.verdicts.values()} <= {Said.FAILED}
+    assert {verdict.result for verdict in batch.verdicts.values()} <= {JobResult.FAILED}
     return {key: verdict.why for key, verdict in batch.verdicts.items()}
 
 

@@ -15,19 +15,19 @@ from hypothesis.stateful import (
 )
 
 from blacksmith_dagster.errors import FencedOut, Gone, KeyReused
-from blacksmith_dagster.pipeline.batch import Said
+from blacksmith_dagster.pipeline.batch import JobResult
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.interface import (
     Deviation,
     FencingToken,
     Lane,
     Load,
+    LoadVerdict,
     NewEvent,
     NewJob,
     ReplayMode,
     ReplayRequest,
     SelectedJob,
-    Verdict,
     Window,
 )
 from tests.contract.pipeline import FLIGHTS, app, departed, take_over
@@ -141,20 +141,22 @@ class StoreMachine(RuleBasedStateMachine):
         for row, verdict in zip(load.rows, said, strict=False):
             self.states[row.id] = SUCCEEDED
             if verdict == "discarded":
-                deviations.append(Deviation(row.seq, Said.DISCARDED, "never"))
+                deviations.append(Deviation(row.seq, JobResult.DISCARDED, "never"))
                 self.states[row.id] = DISCARDED
             elif verdict:
                 delay = NEVER if verdict == "later" else 0.0
-                deviations.append(Deviation(row.seq, Said.FAILED, verdict, delay))
+                deviations.append(Deviation(row.seq, JobResult.FAILED, verdict, delay))
                 self.states[row.id] = RETRYING
-        self.store.record(load, Verdict(deviations))
+        self.store.record(load, LoadVerdict(deviations))
 
     @precondition(lambda self: self.load is not None)
     @rule(isolated=st.booleans())
     def record_that_it_raised(self, isolated: bool) -> None:
         """All jobs fail together."""
         load = self._open()
-        self.store.record(load, Verdict(raised="down", isolated=isolated and len(load.rows) > 1))
+        self.store.record(
+            load, LoadVerdict(raised="down", isolated=isolated and len(load.rows) > 1)
+        )
         self._all(load, RETRYING)
         self.load = None
 
@@ -195,7 +197,7 @@ class StoreMachine(RuleBasedStateMachine):
         token, load = data.draw(st.sampled_from(self.stale))
         if load is not None:
             with pytest.raises(FencedOut):
-                self.store.record(load, Verdict())
+                self.store.record(load, LoadVerdict())
         if token != self.token:
             with pytest.raises(FencedOut):
                 self.store.claim(token, 5, ATTEMPTS)
@@ -212,8 +214,8 @@ class StoreMachine(RuleBasedStateMachine):
         assert {row.id for row in load.rows} == expected if load else not expected
         if load is None:
             return
-        gone = [Deviation(row.seq, Said.DISCARDED, "not wanted") for row in load.rows]
-        self.store.record(load, Verdict(gone))
+        gone = [Deviation(row.seq, JobResult.DISCARDED, "not wanted") for row in load.rows]
+        self.store.record(load, LoadVerdict(gone))
         self._all(load, DISCARDED)
 
     @rule(
@@ -305,7 +307,9 @@ class StoreMachine(RuleBasedStateMachine):
         while load := self.store.claim_for_discard(self.token, "left over", 1000):
             self.store.record(
                 load,
-                Verdict([Deviation(row.seq, Said.DISCARDED, "left over") for row in load.rows]),
+                LoadVerdict(
+                    [Deviation(row.seq, JobResult.DISCARDED, "left over") for row in load.rows]
+                ),
             )
         counts = self.store.counts(FLIGHTS)
         self.discarded_before, self.succeeded_before = counts.discarded, counts.succeeded

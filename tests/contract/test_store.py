@@ -26,9 +26,9 @@ from blacksmith_dagster.errors import (
     SettingsError,
     Unavailable,
 )
-from blacksmith_dagster.pipeline.batch import Said
+from blacksmith_dagster.pipeline.batch import JobResult
 from blacksmith_dagster.store import Store, open_store, postgres, schema
-from blacksmith_dagster.store.interface import Deviation, NewEvent, NewJob, Verdict
+from blacksmith_dagster.store.interface import Deviation, LoadVerdict, NewEvent, NewJob
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.store.tables import metadata
 from tests.contract.loading import until
@@ -165,7 +165,7 @@ def test_out_of_order_commits_lose_nothing(store: Store) -> None:
         load = store.claim(token, 50, 3)
         if load is not None:
             loaded += ids_of(load)
-            store.record(load, Verdict())
+            store.record(load, LoadVerdict())
         elif done:
             break
     assert sorted(loaded) == sorted(kept)
@@ -309,7 +309,7 @@ def test_closing_a_load_stays_in_its_page(postgres_url: str) -> None:
     token = take_over(store)
     for _ in range(20):
         keep(store, 1)
-        store.record(claimed(store, token), Verdict())
+        store.record(claimed(store, token), LoadVerdict())
     store.close()
     engine = create_engine(postgres_url.replace("postgresql://", "postgresql+psycopg://"))
     updates = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'loads'"
@@ -433,7 +433,7 @@ def test_a_loads_number_that_the_sequence_has_not_reached_is_refused(
     """A restore that kept the loads and lost the newest events."""
     keep(store, 10)
     token = take_over(store)
-    store.record(claimed(store, token), Verdict())
+    store.record(claimed(store, token), LoadVerdict())
     _execute(store_url, "DELETE FROM jobs", "DELETE FROM events")
     _set_sequence(store_url, 3)
     with pytest.raises(SequenceWentBack):
@@ -471,14 +471,14 @@ def test_counts_follow_every_state(store: Store) -> None:
     token = take_over(store)
     load = claimed(store, token, limit=4)
     assert _states(store) == (6, 4, 0, 0, 0)
-    failed = Deviation(load.rows[0].seq, Said.FAILED, "later", 3600.0)
-    discarded = Deviation(load.rows[1].seq, Said.DISCARDED, "never")
-    store.record(load, Verdict([failed, discarded]))
+    failed = Deviation(load.rows[0].seq, JobResult.FAILED, "later", 3600.0)
+    discarded = Deviation(load.rows[1].seq, JobResult.DISCARDED, "never")
+    store.record(load, LoadVerdict([failed, discarded]))
     assert _states(store) == (6, 0, 1, 2, 1)
     store.maintain()
     assert _states(store) == (6, 0, 1, 2, 1), "as counted as when they were not counted yet"
     keep(store, 2)
-    store.record(claimed(store, token), Verdict(raised="down", delay=3600.0))
+    store.record(claimed(store, token), LoadVerdict(raised="down", delay=3600.0))
     assert _states(store) == (0, 0, 9, 2, 1)
     assert store.counts(SEATS).pending == 0
 
@@ -487,7 +487,7 @@ def test_the_oldest_waiting_job_is_told(store: Store) -> None:
     assert store.counts(FLIGHTS).oldest_waiting is None
     [event] = keep(store, 1)
     assert store.counts(FLIGHTS).oldest_waiting == store.event(event).received_at
-    store.record(claimed(store, take_over(store)), Verdict(raised="down", delay=3600.0))
+    store.record(claimed(store, take_over(store)), LoadVerdict(raised="down", delay=3600.0))
     due = store.counts(FLIGHTS).oldest_waiting
     assert due is not None
     assert due > datetime.now(UTC) + timedelta(minutes=55)
@@ -498,7 +498,7 @@ def test_next_due(store: Store) -> None:
     keep(store, 1)
     assert store.next_due(FLIGHTS) == 0
     token = take_over(store)
-    store.record(claimed(store, token), Verdict(raised="down", delay=600.0))
+    store.record(claimed(store, token), LoadVerdict(raised="down", delay=600.0))
     due = store.next_due(FLIGHTS)
     assert due is not None
     assert 500 < due <= 600
@@ -511,7 +511,7 @@ def test_since_load(store: Store) -> None:
     assert store.since_load(FLIGHTS, SEATS) is None  # a lock is no load
     load = claimed(store, token)
     until(lambda: (store.since_load(FLIGHTS) or 0) > 0.2)  # from when it began
-    store.record(load, Verdict())
+    store.record(load, LoadVerdict())
     ended = store.since_load(FLIGHTS, SEATS)
     assert ended is not None
     assert 0 <= ended < 0.2
@@ -549,16 +549,16 @@ def test_the_history_of_a_job_is_whole(store: Store) -> None:
     token = take_over(store)
     load = store.claim(token, 10, 5, run="run-1")
     assert load is not None
-    store.record(load, Verdict([Deviation(load.rows[0].seq, Said.FAILED, "no gate", 0.0)]))
+    store.record(load, LoadVerdict([Deviation(load.rows[0].seq, JobResult.FAILED, "no gate", 0.0)]))
     load = store.claim(token, 10, 5, run="run-2")
     assert load is not None
-    store.record(load, Verdict(raised="down", delay=0.0))
+    store.record(load, LoadVerdict(raised="down", delay=0.0))
     store.claim(token, 10, 5, run="run-3")
     token = take_over(store, "another")
     load = store.claim(token, 10, 5, run="run-4")
     assert load is not None
     waiting = store.history(event)
-    store.record(load, Verdict())
+    store.record(load, LoadVerdict())
     history = store.history(event)
     assert [(each.state, each.attempt, each.run, each.error) for each in history] == [
         ("acknowledged", 0, None, None),
@@ -578,7 +578,7 @@ def test_the_history_of_a_job_is_whole(store: Store) -> None:
 
 def test_a_failed_job_tells_when_it_is_due_again(store: Store) -> None:
     [event] = keep(store, 1)
-    store.record(claimed(store, take_over(store)), Verdict(raised="down", delay=600.0))
+    store.record(claimed(store, take_over(store)), LoadVerdict(raised="down", delay=600.0))
     last = store.history(event)[-1]
     assert last.state == "failed"
     assert last.due_at is not None
@@ -593,10 +593,10 @@ def test_jobs_are_listed_by_state(store: Store) -> None:
     load = claimed(store, token, limit=3)
     store.record(
         load,
-        Verdict(
+        LoadVerdict(
             [
-                Deviation(load.rows[0].seq, Said.DISCARDED, "never"),
-                Deviation(load.rows[1].seq, Said.FAILED, "later", 3600.0),
+                Deviation(load.rows[0].seq, JobResult.DISCARDED, "never"),
+                Deviation(load.rows[1].seq, JobResult.FAILED, "later", 3600.0),
             ]
         ),
     )
@@ -682,7 +682,7 @@ def test_what_is_no_longer_declared_waits_as_an_orphan_until_it_is_retired(store
     keep(store, 3, to=(SEATS,))
     token = take_over(store, to=SEATS)
     load = claimed(store, token, limit=1)
-    store.record(load, Verdict(raised="down", delay=3600.0))
+    store.record(load, LoadVerdict(raised="down", delay=3600.0))
     less = Blacksmith(sources=[], destinations=[], since="2026-01-01")
     assert [tuple(each) for each in store.orphans(less)] == [(SEATS, 3)]
     assert store.orphans(app) == []
@@ -691,7 +691,8 @@ def test_what_is_no_longer_declared_waits_as_an_orphan_until_it_is_retired(store
     while load := store.claim_for_discard(token, "retired", 2):
         assert load.discard_reason == "retired"
         store.record(
-            load, Verdict([Deviation(row.seq, Said.DISCARDED, "retired") for row in load.rows])
+            load,
+            LoadVerdict([Deviation(row.seq, JobResult.DISCARDED, "retired") for row in load.rows]),
         )
         discarded += len(load.rows)
     assert discarded == 3

@@ -36,7 +36,7 @@ from blacksmith_dagster.ingest import ingest as ingest_requests
 from blacksmith_dagster.pipeline import triggers
 from blacksmith_dagster.scheduler import Realtime, StandardScheduler, Summary
 from blacksmith_dagster.store import migration_barrier
-from blacksmith_dagster.store.interface import Lane, Verdict
+from blacksmith_dagster.store.interface import Lane, LoadVerdict
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.wanderer import Request, State, Wanderer
 from blacksmith_dagster.wanderer.tracking import Tracking
@@ -643,7 +643,7 @@ def test_the_load_of_a_loader_that_is_gone_is_fenced_out(wandering: Runs, target
     assert wandering.wanderer(app).run(Request()).error is None
 
     with pytest.raises(FencedOut):
-        store.record(claimed, Verdict())
+        store.record(claimed, LoadVerdict())
     assert store.counts(FLIGHTS).retrying == 1
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from blacksmith_dagster import Batch, Blacksmith, Cause, Destination, Event, Flow, Job, Source
-from blacksmith_dagster.pipeline.batch import Said
+from blacksmith_dagster.pipeline.batch import JobResult
 from blacksmith_dagster.scheduler.decoding import JobDecoder
 from blacksmith_dagster.store.interface import JobRow
 from tests.unit.loads import (
@@ -44,7 +44,7 @@ def test_transform_that_raises_fails_its_job() -> None:
     ]
     decoded = decode(load(rows))
     assert [job.key for job in decoded.jobs] == ["evt_1-2", "evt_3-2"]
-    assert decoded.failures == {2: (Said.FAILED, "KeyError: 'id'")}
+    assert decoded.failures == {2: (JobResult.FAILED, "KeyError: 'id'")}
 
 
 def test_data_that_does_not_fit_the_model_fails_its_job() -> None:
@@ -55,19 +55,21 @@ def test_data_that_does_not_fit_the_model_fails_its_job() -> None:
 
 def test_an_event_type_that_is_no_longer_received_fails_with_the_fix() -> None:
     decoded = decode(load([row(1, event_type="airport/moved")]))
-    assert decoded.failures[1].said is Said.FAILED
+    assert decoded.failures[1].result is JobResult.FAILED
     assert "warehouse/flights does not receive airport/moved" in decoded.failures[1].error
 
 
 def test_when_that_raises_keeps_the_job_and_is_asked_again() -> None:
     late, early = row(200, when_error="ZeroDivisionError"), row(100, when_error="ZeroDivisionError")
-    assert decode(load([late])).failures == {200: (Said.FAILED, "ZeroDivisionError")}
+    assert decode(load([late])).failures == {200: (JobResult.FAILED, "ZeroDivisionError")}
     again = decode(load([late, early], attempt=2))
     assert [job.key for job in again.jobs] == ["evt_200-2"]
-    assert again.failures == {100: (Said.DISCARDED, "the flow's when no longer wants this event")}
+    assert again.failures == {
+        100: (JobResult.DISCARDED, "the flow's when no longer wants this event")
+    }
 
     broken = row(3, '{"id":"x","delay":null}', when_error="ZeroDivisionError")
-    assert decode(load([broken], attempt=2)).failures[3].said is Said.FAILED
+    assert decode(load([broken], attempt=2)).failures[3].result is JobResult.FAILED
 
 
 def originals(event: Any, rows: Sequence[JobRow], kept: dict[str, JobRow]) -> dict[str, JobRow]:

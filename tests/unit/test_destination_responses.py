@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from blacksmith_dagster.destinations.responses import excerpt, may_be_a_part, verdict, wait
-from blacksmith_dagster.pipeline.batch import Said
+from blacksmith_dagster.pipeline.batch import JobResult
 
 NOW = datetime(2026, 10, 21, 7, 27, tzinfo=UTC)
 
@@ -13,14 +13,14 @@ NOW = datetime(2026, 10, 21, 7, 27, tzinfo=UTC)
 @pytest.mark.parametrize(
     ("statuses", "said"),
     [
-        ([200, 201, 202, 204, 299], Said.SUCCEEDED),
-        ([400, 401, 403, 404, 409, 410, 413, 418, 422, 451, 499], Said.DISCARDED),
-        ([408, 425, 429, 500, 502, 503, 504, 599], Said.FAILED),
-        ([301, 302, 307, 308], Said.FAILED),
+        ([200, 201, 202, 204, 299], JobResult.SUCCEEDED),
+        ([400, 401, 403, 404, 409, 410, 413, 418, 422, 451, 499], JobResult.DISCARDED),
+        ([408, 425, 429, 500, 502, 503, 504, 599], JobResult.FAILED),
+        ([301, 302, 307, 308], JobResult.FAILED),
     ],
 )
-def test_statuses(statuses: list[int], said: Said) -> None:
-    assert {verdict(status, None, "", NOW).said for status in statuses} == {said}
+def test_statuses(statuses: list[int], said: JobResult) -> None:
+    assert {verdict(status, None, "", NOW).result for status in statuses} == {said}
 
 
 def test_the_reason_holds_status_and_excerpt() -> None:

@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 
 from blacksmith_dagster import Batch, Schedule
 from blacksmith_dagster.errors import UsageError
-from blacksmith_dagster.pipeline.batch import Said
-from blacksmith_dagster.pipeline.batch import Verdict as JobVerdict
+from blacksmith_dagster.pipeline.batch import JobResult, JobVerdict
 from blacksmith_dagster.scheduler.decoding import Decoded, DecodeFailure
 from blacksmith_dagster.scheduler.interface import Tally
 from blacksmith_dagster.scheduler.verdict import decide, report
-from blacksmith_dagster.store.interface import Deviation, Load, Verdict
+from blacksmith_dagster.store.interface import Deviation, Load, LoadVerdict
 from tests.unit.loads import NOW, SCHEDULE, decode, load, row
 
 LAST = SCHEDULE.max_attempts
@@ -29,27 +28,27 @@ def verdict(
     job_verdicts: dict[int, JobVerdict] | None = None,
     raised: BaseException | None = None,
     failures: dict[int, DecodeFailure] | None = None,
-) -> Verdict:
+) -> LoadVerdict:
     by_key = {f"evt_{seq}-2": job_verdict for seq, job_verdict in (job_verdicts or {}).items()}
     return decide(given, Decoded((), failures or {}), by_key, raised, SCHEDULE, NOW).verdict
 
 
 def test_a_function_that_returns_has_succeeded_with_every_job() -> None:
-    assert verdict(load([row(1), row(2)])) == Verdict()
+    assert verdict(load([row(1), row(2)])) == LoadVerdict()
 
 
 def test_each_job_that_was_named_has_its_own_end() -> None:
     job_verdicts = {
-        1: JobVerdict(Said.SUCCEEDED),
-        2: JobVerdict(Said.FAILED, "later"),
-        3: JobVerdict(Said.FAILED, "in a minute", 60.0),
-        4: JobVerdict(Said.DISCARDED, "never"),
+        1: JobVerdict(JobResult.SUCCEEDED),
+        2: JobVerdict(JobResult.FAILED, "later"),
+        3: JobVerdict(JobResult.FAILED, "in a minute", 60.0),
+        4: JobVerdict(JobResult.DISCARDED, "never"),
     }
-    assert verdict(load([row(seq) for seq in range(1, 6)]), job_verdicts) == Verdict(
+    assert verdict(load([row(seq) for seq in range(1, 6)]), job_verdicts) == LoadVerdict(
         [
-            Deviation(2, Said.FAILED, "later", GAP),
-            Deviation(3, Said.FAILED, "in a minute", 60.0),
-            Deviation(4, Said.DISCARDED, "never"),
+            Deviation(2, JobResult.FAILED, "later", GAP),
+            Deviation(3, JobResult.FAILED, "in a minute", 60.0),
+            Deviation(4, JobResult.DISCARDED, "never"),
         ]
     )
 
@@ -68,7 +67,7 @@ def test_each_job_that_was_named_has_its_own_end() -> None:
     ],
 )
 def test_a_delay_is_accepted_if_it_makes_sense_and_rounded_up(asked: float, given: float) -> None:
-    said = verdict(load([row(1), row(2)]), {1: JobVerdict(Said.FAILED, "later", asked)})
+    said = verdict(load([row(1), row(2)]), {1: JobVerdict(JobResult.FAILED, "later", asked)})
     assert said.deviations[0].delay == given
 
 
@@ -86,29 +85,29 @@ def test_a_delay_is_said_in_seconds_or_as_a_timedelta_and_else_refused() -> None
 
 
 def test_an_exception_fails_those_undecided() -> None:
-    job_verdicts = {1: JobVerdict(Said.SUCCEEDED), 2: JobVerdict(Said.DISCARDED, "never")}
-    assert verdict(load([row(1), row(2), row(3)]), job_verdicts, ERROR) == Verdict(
+    job_verdicts = {1: JobVerdict(JobResult.SUCCEEDED), 2: JobVerdict(JobResult.DISCARDED, "never")}
+    assert verdict(load([row(1), row(2), row(3)]), job_verdicts, ERROR) == LoadVerdict(
         [
-            Deviation(2, Said.DISCARDED, "never"),
-            Deviation(3, Said.FAILED, "ConnectionError: refused", GAP),
+            Deviation(2, JobResult.DISCARDED, "never"),
+            Deviation(3, JobResult.FAILED, "ConnectionError: refused", GAP),
         ]
     )
 
 
 def test_an_exception_alone_costs_no_row_per_job() -> None:
-    assert verdict(load([row(1), row(2)]), raised=ERROR) == Verdict(
+    assert verdict(load([row(1), row(2)]), raised=ERROR) == LoadVerdict(
         raised="ConnectionError: refused", delay=GAP
     )
 
 
 def test_a_job_that_fails_at_its_last_attempt_is_discarded() -> None:
-    job_verdicts = {1: JobVerdict(Said.FAILED, "again")}
+    job_verdicts = {1: JobVerdict(JobResult.FAILED, "again")}
     jobs = [row(1), row(2)]
-    assert verdict(load(jobs, attempt=LAST), job_verdicts) == Verdict(
-        [Deviation(1, Said.DISCARDED, "again")]
+    assert verdict(load(jobs, attempt=LAST), job_verdicts) == LoadVerdict(
+        [Deviation(1, JobResult.DISCARDED, "again")]
     )
-    assert verdict(load([row(1)], attempt=LAST), raised=ERROR) == Verdict(
-        [Deviation(1, Said.DISCARDED, "ConnectionError: refused")]
+    assert verdict(load([row(1)], attempt=LAST), raised=ERROR) == LoadVerdict(
+        [Deviation(1, JobResult.DISCARDED, "ConnectionError: refused")]
     )
     assert verdict(load([row(1)], attempt=LAST - 1), raised=ERROR).raised is not None
 
@@ -118,7 +117,7 @@ def test_a_job_group_that_raises_to_the_end_is_isolated_before_it_is_discarded(
     attempt: int,
 ) -> None:
     said = verdict(load([row(1), row(2)], attempt=attempt), raised=ERROR)
-    assert said == Verdict(raised="ConnectionError: refused", delay=GAP, isolated=True)
+    assert said == LoadVerdict(raised="ConnectionError: refused", delay=GAP, isolated=True)
     assert not verdict(load([row(1), row(2)], attempt=LAST - 2), raised=ERROR).isolated
 
 
@@ -129,37 +128,37 @@ def test_a_job_group_that_may_be_tried_once_is_isolated_after_it_raised() -> Non
 
 
 def test_those_undecided_are_not_discarded_with_the_one_that_raised() -> None:
-    job_verdicts = {1: JobVerdict(Said.SUCCEEDED)}
+    job_verdicts = {1: JobVerdict(JobResult.SUCCEEDED)}
     said = verdict(load([row(1), row(2), row(3)], attempt=LAST), job_verdicts, ERROR)
-    assert [each.said for each in said.deviations] == [Said.FAILED, Said.FAILED]
+    assert [each.result for each in said.deviations] == [JobResult.FAILED, JobResult.FAILED]
 
 
 def test_a_job_that_was_not_handed_over_fails_alone() -> None:
     failures = {
-        2: DecodeFailure(Said.FAILED, "KeyError"),
-        3: DecodeFailure(Said.DISCARDED, "not wanted"),
+        2: DecodeFailure(JobResult.FAILED, "KeyError"),
+        3: DecodeFailure(JobResult.DISCARDED, "not wanted"),
     }
     jobs = [row(1), row(2), row(3)]
-    assert verdict(load(jobs), failures=failures) == Verdict(
+    assert verdict(load(jobs), failures=failures) == LoadVerdict(
         [
-            Deviation(2, Said.FAILED, "KeyError", GAP),
-            Deviation(3, Said.DISCARDED, "not wanted"),
+            Deviation(2, JobResult.FAILED, "KeyError", GAP),
+            Deviation(3, JobResult.DISCARDED, "not wanted"),
         ]
     )
     assert verdict(load(jobs, attempt=LAST), failures=failures).deviations[0] == Deviation(
-        2, Said.DISCARDED, "KeyError"
+        2, JobResult.DISCARDED, "KeyError"
     )
 
 
 def test_a_load_claimed_for_discard_is_discarded_whole() -> None:
     given = load([row(1), row(2)], discard_reason="lost 3 times")
-    assert verdict(given) == Verdict(
-        [Deviation(seq, Said.DISCARDED, "lost 3 times") for seq in (1, 2)]
+    assert verdict(given) == LoadVerdict(
+        [Deviation(seq, JobResult.DISCARDED, "lost 3 times") for seq in (1, 2)]
     )
 
 
 def test_what_a_destination_says_is_kept_in_a_form_that_every_database_accepts() -> None:
-    said = verdict(load([row(1)]), {1: JobVerdict(Said.FAILED, "nul \0 \ud800")})
+    said = verdict(load([row(1)]), {1: JobVerdict(JobResult.FAILED, "nul \0 \ud800")})
     assert said.deviations[0].error == "nul \\0 \\ud800"
 
 
@@ -172,7 +171,10 @@ def test_a_report_counts_per_utc_day_of_receipt() -> None:
         row(3, received_at=NOW - timedelta(days=1)),
         row(4, received_at=NOW - timedelta(days=1)),
     ]
-    job_verdicts = {1: JobVerdict(Said.DISCARDED, "never"), 3: JobVerdict(Said.FAILED, "later")}
+    job_verdicts = {
+        1: JobVerdict(JobResult.DISCARDED, "never"),
+        3: JobVerdict(JobResult.FAILED, "later"),
+    }
     given = load(jobs)
     told = report(given, verdict(given, job_verdicts), 1.5)
     assert told.days == {
@@ -183,14 +185,14 @@ def test_a_report_counts_per_utc_day_of_receipt() -> None:
 
     outage = report(given, verdict(given, raised=ERROR), 1.5)
     assert sum(outage.days.values(), start=Tally()) == Tally(failed=4)
-    assert report(given, Verdict(), 0.0).days[date(2026, 3, 1)] == Tally(succeeded=2)
+    assert report(given, LoadVerdict(), 0.0).days[date(2026, 3, 1)] == Tally(succeeded=2)
 
 
 _SAID = st.one_of(
     st.none(),
-    st.just(JobVerdict(Said.SUCCEEDED)),
-    st.just(JobVerdict(Said.DISCARDED, "never")),
-    st.builds(JobVerdict, st.just(Said.FAILED), st.just("later"), st.none() | st.floats()),
+    st.just(JobVerdict(JobResult.SUCCEEDED)),
+    st.just(JobVerdict(JobResult.DISCARDED, "never")),
+    st.builds(JobVerdict, st.just(JobResult.FAILED), st.just("later"), st.none() | st.floats()),
 )
 
 
@@ -202,9 +204,9 @@ def test_every_job_ends_in_one_way_or_is_due_again(
     given = load(jobs, attempt=attempt)
     batch = Batch("warehouse/flights", decode(given).jobs)
     for job, job_verdict in zip(batch, said, strict=True):
-        if job_verdict is not None and job_verdict.said is Said.SUCCEEDED:
+        if job_verdict is not None and job_verdict.result is JobResult.SUCCEEDED:
             batch.succeed(job)
-        elif job_verdict is not None and job_verdict.said is Said.FAILED:
+        elif job_verdict is not None and job_verdict.result is JobResult.FAILED:
             batch.fail(job, job_verdict.why, retry_after=job_verdict.retry_after)
         elif job_verdict is not None:
             batch.discard(job, job_verdict.why)
@@ -224,16 +226,16 @@ def test_every_job_ends_in_one_way_or_is_due_again(
         deviation = deviating.get(seq)
         if job_verdict is None:
             assert (deviation is not None or bool(ended.raised)) == raises
-        elif job_verdict.said is Said.SUCCEEDED:
+        elif job_verdict.result is JobResult.SUCCEEDED:
             assert deviation is None
         else:
             assert deviation is not None
-        if deviation is not None and deviation.said is Said.FAILED:
+        if deviation is not None and deviation.result is JobResult.FAILED:
             assert deviation.delay is not None
             assert 0 <= deviation.delay <= 366 * 86400
         elif deviation is not None:
-            assert deviation.said is Said.DISCARDED
-            discards = job_verdict is not None and job_verdict.said is Said.DISCARDED
+            assert deviation.result is JobResult.DISCARDED
+            discards = job_verdict is not None and job_verdict.result is JobResult.DISCARDED
             assert discards or attempt == LAST
     tally = sum(report(given, ended, 0.0).days.values(), start=Tally())
     assert tally.succeeded + tally.failed + tally.discarded == len(jobs)
