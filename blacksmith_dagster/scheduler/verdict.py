@@ -21,7 +21,7 @@ _LONGEST_DELAY = 366 * 86400.0
 
 class Decision(NamedTuple):
     """A load's verdict. `exhausted`: the jobs (by seq) discarded because their last attempt failed,
-    not because someone result so."""
+    not because someone said so."""
 
     verdict: LoadVerdict
     exhausted: frozenset[int] = frozenset()

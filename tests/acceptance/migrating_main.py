@@ -54,7 +54,10 @@ def application(target_url: str, *, alone: bool) -> Blacksmith:
 
 def stay_between() -> None:
     """Let the process stay between two statements, and before and after the effect."""
-    sql.split_sqlite, sql.split_postgresql = _pausing(sql.of_sqlite), _pausing(sql.of_postgresql)
+    sql.split_sqlite, sql.split_postgresql = (
+        _pausing(sql.split_sqlite),
+        _pausing(sql.split_postgresql),
+    )
     record = Tracking.record
 
     def stay(
