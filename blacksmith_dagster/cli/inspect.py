@@ -42,7 +42,7 @@ class _DestinationStatus(msgspec.Struct, frozen=True):
     lag: int | None
 
 
-class _Supervision(msgspec.Struct, frozen=True):
+class _SupervisorReport(msgspec.Struct, frozen=True):
     """What the supervisor knows, or why it is not known."""
 
     supervisor: str
@@ -53,7 +53,7 @@ class _Supervision(msgspec.Struct, frozen=True):
 
 class _StatusReport(msgspec.Struct, frozen=True):
     store: str
-    supervision: _Supervision
+    supervision: _SupervisorReport
     destinations: Sequence[_DestinationStatus]
     orphans: Sequence[Orphan]
     listeners: Sequence[ListenerStatus]
@@ -79,11 +79,11 @@ def status(app: str | None, json: bool) -> None:
     click.echo(as_json(found) if json else _status_text(found))
 
 
-def _supervision(supervisor: Supervisor) -> _Supervision:
+def _supervision(supervisor: Supervisor) -> _SupervisorReport:
     try:
-        return _Supervision(supervisor.label, supervisor.services(), supervisor.locks())
+        return _SupervisorReport(supervisor.label, supervisor.services(), supervisor.locks())
     except (Unavailable, SettingsError) as error:
-        return _Supervision(supervisor.label, error=str(error))
+        return _SupervisorReport(supervisor.label, error=str(error))
 
 
 def _destination_status(store: Store, path: str) -> _DestinationStatus:
@@ -139,7 +139,7 @@ def _listeners_text(listeners: Sequence[ListenerStatus], now: datetime) -> str:
     return table(["listener", "holder", "lag", "read (UTC)", "noted ago", "error"], rows)
 
 
-def _supervision_text(found: _Supervision, now: datetime) -> list[str]:
+def _supervision_text(found: _SupervisorReport, now: datetime) -> list[str]:
     if found.error:
         return [f"Services and locks are not known: {found.error}"]
     parts = []

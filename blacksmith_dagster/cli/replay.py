@@ -26,10 +26,10 @@ _PRINT_SECONDS = 2.0
 _AT_ONCE = 1000
 
 
-class Moment(click.ParamType[datetime]):
+class TimeParam(click.ParamType[datetime]):
     """A day, or a time with its zone (UTC if there is none)."""
 
-    name = "moment"
+    name = "time"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -49,9 +49,9 @@ class Moment(click.ParamType[datetime]):
 @click.command()
 @click.argument("destination", metavar="DESTINATION/EVENT")
 @click.option(
-    "--from", "start", type=Moment(), required=True, help="From this day or time on, in UTC."
+    "--from", "start", type=TimeParam(), required=True, help="From this day or time on, in UTC."
 )
-@click.option("--to", "end", type=Moment(), help="Up to this; the end of today if not given.")
+@click.option("--to", "end", type=TimeParam(), help="Up to this; the end of today if not given.")
 @click.option(
     "--mode",
     "modes",

@@ -129,7 +129,7 @@ class PostgreSQLTable:
     ) -> None:
         quoted = connection.dialect.identifier_preparer.format_table(table)
         found = connection.execute(_COLUMNS, {"table": quoted})
-        self._types = {name: _As(kind) for name, kind in found}
+        self._types = {name: _DeclaredType(kind) for name, kind in found}
         self.columns = frozenset(self._types)
         self._upsert = _Upsert(table.name, table.schema, self.columns, key, newest)
         self._statements: dict[frozenset[str], sa.Executable] = {}
@@ -225,7 +225,7 @@ class _Upsert:
         )
 
 
-class _As(UserDefinedType[Any]):
+class _DeclaredType(UserDefinedType[Any]):
     """A type as PostgreSQL writes it, whatever extension it comes from.
 
     A time without a zone is read as one with a zone, and cast: else its offset would be ignored,

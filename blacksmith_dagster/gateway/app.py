@@ -29,7 +29,7 @@ from blacksmith_dagster.errors import (
     RequestError,
     traced,
 )
-from blacksmith_dagster.gateway.body import Bodies, unpack
+from blacksmith_dagster.gateway.body import BodyReader, unpack
 from blacksmith_dagster.gateway.deprecation import Deprecations
 from blacksmith_dagster.gateway.health import Health
 from blacksmith_dagster.gateway.openapi import described
@@ -74,7 +74,7 @@ def create_app(
     must be registered. `notifier` publishes new jobs; `supervisor`, if it is another service than
     the store, is asked by `/_health`.
     """
-    bodies = Bodies(BODIES_AT_ONCE)
+    bodies = BodyReader(BODIES_AT_ONCE)
     deprecations = Deprecations(app.source_events.values())
     endpoints = [
         *(
@@ -159,7 +159,7 @@ class EventEndpoint:
         event: SourceEvent[Any, Any, Any] | Webhook,
         on: HTTP,
         store: Store,
-        bodies: Bodies,
+        bodies: BodyReader,
         deprecations: Deprecations,
     ) -> None:
         self.path = on.path

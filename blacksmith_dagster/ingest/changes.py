@@ -29,12 +29,12 @@ _WAITING = 4_000  # events that were yielded and wait for their commit; more are
 _GRACE = 10.0  # seconds that a generator has to return in when it is asked to
 
 
-class _Yielded(NamedTuple):
+class _YieldedEvent(NamedTuple):
     event: EventGroup
     cursor: str
 
 
-class _Ended(NamedTuple):
+class _GeneratorEnd(NamedTuple):
     error: BaseException | None
 
 
@@ -61,9 +61,9 @@ class Changes:
         cursor = None if self._cursor is None else msgspec.json.decode(self._cursor)
         self._listener = Listener(cursor, self._stop)
         # A bounded Queue takes ten times as long for each event.
-        self._yielded: SimpleQueue[_Yielded | _Ended] = SimpleQueue()
+        self._yielded: SimpleQueue[_YieldedEvent | _GeneratorEnd] = SimpleQueue()
         self._has_room = threading.Event()
-        self._ended: _Ended | None = None
+        self._ended: _GeneratorEnd | None = None
         self._thread = threading.Thread(
             target=self._run, args=[event.function], name=f"cdc-{event.path}", daemon=True
         )
@@ -99,7 +99,7 @@ class Changes:
             while self._ended is None:
                 each = self._yielded.get(timeout=_GRACE)
                 self._has_room.set()
-                self._ended = each if isinstance(each, _Ended) else None
+                self._ended = each if isinstance(each, _GeneratorEnd) else None
 
     def lag(self) -> tuple[int | None, str]:
         """How much waits at the origin, as the generator says, and in what unit."""
@@ -111,13 +111,13 @@ class Changes:
             with contextlib.closing(_generator(function(self._listener))) as events:
                 for event in events:
                     cursor = msgspec.json.encode(self._listener.cursor).decode()
-                    self._yielded.put(_Yielded(event, cursor))
+                    self._yielded.put(_YieldedEvent(event, cursor))
                     self._wait_for_room()
                     if self._stop.is_set():
                         break
         except BaseException as raised:  # noqa: BLE001 - raised again by `read`
             error = raised
-        self._yielded.put(_Ended(error))
+        self._yielded.put(_GeneratorEnd(error))
 
     def _wait_for_room(self) -> None:
         while self._yielded.qsize() >= _WAITING:
@@ -125,11 +125,11 @@ class Changes:
             if self._yielded.qsize() >= _WAITING:  # it may have been read before the clearing
                 self._has_room.wait()
 
-    def _gather(self, timeout: float) -> list[_Yielded]:
-        gathered: list[_Yielded] = []
+    def _gather(self, timeout: float) -> list[_YieldedEvent]:
+        gathered: list[_YieldedEvent] = []
         with contextlib.suppress(Empty):
             each = self._yielded.get(timeout=timeout)
-            while isinstance(each, _Yielded):
+            while isinstance(each, _YieldedEvent):
                 gathered.append(each)
                 if len(gathered) == EVENTS:
                     break
@@ -150,7 +150,7 @@ class Changes:
                 "`listener.stopping`; wait for more with `listener.wait(seconds)`"
             )
 
-    def _keep(self, gathered: list[_Yielded]) -> int:
+    def _keep(self, gathered: list[_YieldedEvent]) -> int:
         groups = [each.event for each in gathered]
         extracted = [extract_group(self._extractor, group) for group in groups]
         cursor = gathered[-1].cursor

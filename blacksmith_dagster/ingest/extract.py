@@ -64,7 +64,9 @@ class Extractor:
         self._event_bytes = cast(int, event.limits.event_bytes)
         self._depth = cast(int, event.limits.depth)
         self._keys = cast(int, event.limits.keys)
-        self._prepared = {each.path: _Prepared(app, each) for each in event.source.events.values()}
+        self._prepared = {
+            each.path: _PreparedEvent(app, each) for each in event.source.events.values()
+        }
         # What its own events are made with; `None` at a webhook, where each names its event type.
         self._own = self._prepared.get(event.path)
 
@@ -88,7 +90,7 @@ class Extractor:
             digest = _digest(request.body)
             check_key(key)
         version = request.headers.get(VERSION_HEADER)
-        made = _Made(key, digest, version)
+        made = _ExtractedEvents(key, digest, version)
         if isinstance(request, Message) or self._own is None:
             items: Sequence[bytes] = (request.body,)
             self._check_size(request.body)
@@ -120,28 +122,28 @@ class Extractor:
 
         Raises `RequestError` for one that can't be kept, and `TypeError` for what is none.
         """
-        made = _Made()
+        made = _ExtractedEvents()
         self._add(made, returned)
         return made.events
 
     def _items(self, request: Request) -> Sequence[bytes]:
-        media = _media(request.headers.get("content-type", ""))
+        body_format = _body_format(request.headers.get("content-type", ""))
         body = request.body
         items: Sequence[bytes] = (body,)
-        if media is Media.NDJSON:
+        if body_format is BodyFormat.NDJSON:
             if body.count(b"\n") > REQUEST_EVENTS:
                 raise TooLarge(_TOO_MANY)
             items = [line for line in map(bytes.strip, body.split(b"\n")) if line]
-        elif media is Media.JSON and _ARRAY.match(body):
+        elif body_format is BodyFormat.JSON and _ARRAY.match(body):
             items = self._split(body)
-        elif media is Media.OTHER and self._function is None:
+        elif body_format is BodyFormat.OTHER and self._function is None:
             raise UnsupportedMedia(
                 f"{self.event.path} accepts JSON; send it with Content-Type: application/json, or "
                 "application/x-ndjson for a line an event"
             )
         for item in items:
             self._check_size(item)
-            if media is not Media.OTHER or _looks_like_json(item):
+            if body_format is not BodyFormat.OTHER or _looks_like_json(item):
                 self._check_shape(item)
         return items
 
@@ -194,8 +196,8 @@ class Extractor:
             "or its brackets do not match"
         )
 
-    def _accept(self, made: _Made, item: bytes) -> None:
-        prepared, place = cast(_Prepared, self._own), made.place
+    def _accept(self, made: _ExtractedEvents, item: bytes) -> None:
+        prepared, place = cast(_PreparedEvent, self._own), made.place
         try:
             payload = item.decode()
             data = prepared.decode(item)
@@ -216,14 +218,14 @@ class Extractor:
             )
         )
 
-    def _add(self, made: _Made, returned: Any) -> None:
+    def _add(self, made: _ExtractedEvents, returned: Any) -> None:
         """Add what a function has returned: events, or typed events at a webhook."""
         wanted = TypedEvent if self._own is None else Event
         for each in self._several(returned, wanted):
             if isinstance(each, TypedEvent):
                 self._add_event(made, self._prepared_of(each.event_type), each.event)
             else:
-                self._add_event(made, cast(_Prepared, self._own), each)
+                self._add_event(made, cast(_PreparedEvent, self._own), each)
 
     def _several(self, returned: Any, wanted: type[Any]) -> Iterator[Any]:
         if isinstance(returned, wanted):
@@ -244,7 +246,7 @@ class Extractor:
             f"{self.event.path} gave a {type(returned).__name__}; it must return {must}"
         )
 
-    def _prepared_of(self, path: str) -> _Prepared:
+    def _prepared_of(self, path: str) -> _PreparedEvent:
         prepared = self._prepared.get(path)
         if prepared is None:
             raise ValueError(
@@ -255,8 +257,8 @@ class Extractor:
 
     def _add_event(
         self,
-        made: _Made,
-        prepared: _Prepared,
+        made: _ExtractedEvents,
+        prepared: _PreparedEvent,
         event: Event[Any],
         parent: str | int | None = None,
         family: tuple[str, int] | None = None,
@@ -319,7 +321,7 @@ class InvalidItem(NamedTuple):
     error: ValidationError
 
 
-class _Made:
+class _ExtractedEvents:
     """The events that one request has made so far; its key with the body's digest, its version.
 
     `left_out` is how many items do not fit: they keep their places, so that the others have the same
@@ -343,7 +345,7 @@ class _Made:
         return len(self.events) + self.left_out + 1
 
 
-class _Prepared:
+class _PreparedEvent:
     """A source event, prepared before any event of it has come."""
 
     def __init__(self, app: Blacksmith, event: SourceEvent[Any, Any, Any]) -> None:
@@ -375,7 +377,7 @@ class _Prepared:
         return made
 
 
-class Media(Enum):
+class BodyFormat(Enum):
     """How a body is split into events."""
 
     JSON = "json"
@@ -384,13 +386,13 @@ class Media(Enum):
 
 
 @lru_cache(maxsize=64)
-def _media(content_type: str) -> Media:
+def _body_format(content_type: str) -> BodyFormat:
     essence = content_type.partition(";")[0].strip().lower()
     if essence in ("", "application/json", "text/json") or essence.endswith("+json"):
-        return Media.JSON
+        return BodyFormat.JSON
     if essence in ("application/x-ndjson", "application/ndjson", "application/jsonl"):
-        return Media.NDJSON
-    return Media.OTHER
+        return BodyFormat.NDJSON
+    return BodyFormat.OTHER
 
 
 def _looks_like_json(body: bytes) -> bool:

@@ -48,7 +48,7 @@ _COLUMNS = TableSchema(
 )
 
 
-class _Asked(Config):
+class _MigrationConfig(Config):
     scopes: list[str] = Field(
         default=[],
         description="Of what: 'source:crm', 'source/event:crm/user', 'destination:warehouse', "
@@ -58,7 +58,7 @@ class _Asked(Config):
     dry_run: bool = Field(default=False, description="Only show what would be done.")
 
 
-class AckConfig(_Asked):
+class AckConfig(_MigrationConfig):
     """What `wanderer_ack` is asked for."""
 
     version: int | None = Field(
@@ -67,7 +67,7 @@ class AckConfig(_Asked):
     discard: bool = Field(default=False, description="Discard them instead: they never run.")
 
 
-class UpConfig(_Asked):
+class UpConfig(_MigrationConfig):
     """What `wanderer_run` is asked for."""
 
     version: int | None = Field(
@@ -78,7 +78,7 @@ class UpConfig(_Asked):
     )
 
 
-class RollbackConfig(_Asked):
+class RollbackConfig(_MigrationConfig):
     """What `wanderer_rollback` is asked for."""
 
     version: int = Field(
@@ -143,7 +143,7 @@ def _migrate(
     app: Blacksmith,
     keys: Mapping[str, AssetKey],
     blacksmith: BlacksmithResource,
-    config: _Asked,
+    config: _MigrationConfig,
     call: Callable[[Wanderer, Request], Report],
 ) -> None:
     """Do what is asked, report to the run what was done, and evaluate the checks.

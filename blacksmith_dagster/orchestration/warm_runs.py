@@ -76,7 +76,7 @@ class WarmRuns:
         return duration("WarmRuns(notice=)", self.notice).total_seconds()
 
 
-class Seen(NamedTuple):
+class WarmRunState(NamedTuple):
     """A warm run as it stands. Times are in seconds.
 
     - `idle`: since its last load, `lockless`: since it last held a lock of its events.
@@ -104,24 +104,24 @@ class Ending(NamedTuple):
     notice: float = 0.0
 
 
-def ending(seen: Seen, warm: WarmRuns) -> Ending | None:
+def ending(state: WarmRunState, warm: WarmRuns) -> Ending | None:
     """Why a warm run must end, or `None` if it may stay.
 
-    >>> ending(Seen(age=100, idle=601), WarmRuns())
+    >>> ending(WarmRunState(age=100, idle=601), WarmRuns())
     Ending(why='idle for 10m', followed=False, notice=0.0)
-    >>> ending(Seen(age=850), WarmRuns())
+    >>> ending(WarmRunState(age=850), WarmRuns())
     Ending(why='15m old, and another goes on', followed=True, notice=50.0)
     """
-    if seen.stopped:
+    if state.stopped:
         return Ending("asked to stop")
-    if seen.failure:
-        return Ending(seen.failure, not seen.over, 0.0 if seen.over else warm.notice_seconds)
+    if state.failure:
+        return Ending(state.failure, not state.over, 0.0 if state.over else warm.notice_seconds)
     patience = warm.notice_seconds + _PATIENCE_SECONDS
-    if seen.lockless >= patience:
+    if state.lockless >= patience:
         return Ending(f"it has held none of its locks for {patience:g} s")
-    if not seen.lockless and seen.idle >= warm.idle_seconds:
+    if not state.lockless and state.idle >= warm.idle_seconds:
         return Ending(f"idle for {warm.idle}")
-    left = warm.age_seconds - seen.age
+    left = warm.age_seconds - state.age
     if left <= warm.notice_seconds:
         return Ending(f"{warm.age} old, and another goes on", True, max(left, 0.0))
     return None
@@ -198,7 +198,7 @@ def watch(
         if loop.holds_locks:
             held = now
         failure = loop.failure
-        seen = Seen(
+        state = WarmRunState(
             now - began,
             idle(),
             now - held,
@@ -206,7 +206,7 @@ def watch(
             None if failure is None else describe(failure),
             loop.is_over,
         )
-        found = ending(seen, warm)
+        found = ending(state, warm)
         if found and not found.followed:
             return found.why
         if found and chosen is None:

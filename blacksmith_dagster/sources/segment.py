@@ -160,11 +160,11 @@ class SegmentKey(WriteKey):
         return None
 
 
-class _Keyed(msgspec.Struct):
+class _WriteKeyField(msgspec.Struct):
     writeKey: str = ""  # noqa: N815 - as it is sent
 
 
-_key_of = msgspec.json.Decoder(_Keyed).decode
+_key_of = msgspec.json.Decoder(_WriteKeyField).decode
 
 
 def _object(body: Mapping[str, Any], field: str, at: str) -> Mapping[str, Any]:

@@ -66,7 +66,7 @@ class ConsulSupervisor:
         session.max_redirects = 0  # the token would go along
         if address.namespace:
             session.headers["X-Consul-Namespace"] = address.namespace
-        self._renewals = Renewals(self._ttl, self._renew, self._announce)
+        self._renewals = Renewals(self._ttl, self._renew, self._ensure_registered)
 
     @property
     def label(self) -> str:
@@ -202,7 +202,7 @@ class ConsulSupervisor:
                     found += sorted(map(_service, entries), key=lambda each: each.id)
         return found
 
-    def _announce(self, service: Service) -> None:
+    def _ensure_registered(self, service: Service) -> None:
         """Register it unless the agent knows it; the agent may have been started anew."""
         with self._translate_errors():
             known = self._client.agent.services()
@@ -214,9 +214,9 @@ class ConsulSupervisor:
 
     def _register(self, service: Service) -> None:
         seconds = f"{self._ttl / 2:g}s"
-        forgotten = f"{max(_LEAST_DEREGISTRATION, self._renewals.announced):g}s"
+        forgotten = f"{max(_LEAST_DEREGISTRATION, self._renewals.registration_seconds):g}s"
         if service.health is None:
-            check: dict[str, Any] = {"TTL": f"{self._renewals.announced:g}s"}
+            check: dict[str, Any] = {"TTL": f"{self._renewals.registration_seconds:g}s"}
         else:
             check = {
                 "HTTP": service.health,

@@ -47,12 +47,12 @@ class HeldLease:
 
 
 class Renewals:
-    """Renews leases at a third of their time to live, and announces services, in one thread.
+    """Renews leases at a third of their time to live, and registrations of services, in one thread.
 
     - `ttl`: seconds for which a renewal holds.
     - `renew`: of each lease moves `lost` on, or sets it if the renewal was refused. It is given all
       that are held as soon as it is time for one.
-    - `announce`: makes a service known, for `announced` seconds; called again at half of that.
+    - `register`: registers a service for `registration_seconds`; called again at half of that.
 
     What either raises is logged, once an outage for a service, and tried again.
     """
@@ -61,22 +61,22 @@ class Renewals:
         self,
         ttl: float,
         renew: Callable[[Sequence[HeldLease]], None],
-        announce: Callable[[Service], None],
+        register: Callable[[Service], None],
     ) -> None:
         self._ttl = ttl
         self._renew = renew
-        self._announce = announce
+        self._register = register
         self._lock = threading.Lock()
         self._leases: set[HeldLease] = set()
-        self._services: dict[str, tuple[Service, float]] = {}  # by id; when it is next announced
-        self._announcing = threading.Lock()
-        self._unknown: set[str] = set()  # the ids of services whose last announcement failed
+        self._services: dict[str, tuple[Service, float]] = {}  # by id; when it is next registered
+        self._registering = threading.Lock()
+        self._unknown: set[str] = set()  # the ids of services whose last registration failed
         self._thread: threading.Thread | None = None
         self.closing = threading.Event()
 
     @property
-    def announced(self) -> float:
-        """Seconds for which an announcement holds: longer than a lease, as nobody waits for it."""
+    def registration_seconds(self) -> float:
+        """Seconds for which a registration holds: longer than a lease, as nothing waits for it."""
         return 4 * self._ttl
 
     def add(self, lease: HeldLease) -> None:
@@ -91,14 +91,14 @@ class Renewals:
             self._leases.discard(lease)
 
     def keep(self, service: Service) -> None:
-        """Announce a service in a moment, and from then on."""
+        """Register a service soon, and renew that from then on."""
         with self._lock:
             self._services[service.id] = (service, 0.0)
             self._begin()
 
     def forget(self, service: Service) -> None:
-        """Announce a service no more: once this returns no announcement is under way either."""
-        with self._announcing, self._lock:
+        """Stop registering a service: once this returns no registration is under way either."""
+        with self._registering, self._lock:
             self._services.pop(service.id, None)
 
     def stop(self) -> tuple[Sequence[HeldLease], Sequence[Service]]:
@@ -122,7 +122,7 @@ class Renewals:
                 self._renew_or_log(leases)
             for service, at in services:
                 if time.monotonic() >= at:
-                    self._announce_or_log(service)
+                    self._register_or_log(service)
 
     def _renew_or_log(self, leases: Sequence[HeldLease]) -> None:
         try:
@@ -133,13 +133,13 @@ class Renewals:
         except Exception:  # noqa: BLE001 - a bug of ours must not end the thread
             _log.exception("locks could not be renewed")
 
-    def _announce_or_log(self, service: Service) -> None:
-        with self._announcing:
+    def _register_or_log(self, service: Service) -> None:
+        with self._registering:
             if service.id not in self._services:
                 return
-            again = self.announced / 2
+            again = self.registration_seconds / 2
             try:
-                self._announce(service)
+                self._register(service)
             except Exception as error:  # noqa: BLE001 - as above
                 again = self._ttl / 3
                 if service.id not in self._unknown:

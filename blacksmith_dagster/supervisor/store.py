@@ -57,7 +57,7 @@ class StoreSupervisor:
         self._store = store
         self._dialect = _POSTGRESQL if store.engine.dialect.name == "postgresql" else _SQLITE
         self._ttl = ttl
-        self._renewals = Renewals(ttl, self._renew, self._announce)
+        self._renewals = Renewals(ttl, self._renew, self._ensure_registered)
 
     @property
     def label(self) -> str:
@@ -170,8 +170,8 @@ class StoreSupervisor:
             else:
                 lease.lost.set()
 
-    def _announce(self, service: Service) -> None:
-        clock = self._dialect.clock(services, self._renewals.announced)
+    def _ensure_registered(self, service: Service) -> None:
+        clock = self._dialect.clock(services, self._renewals.registration_seconds)
         row = {
             "name": service.name,
             "address": service.address,

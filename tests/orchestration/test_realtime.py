@@ -32,7 +32,7 @@ from blacksmith_dagster.orchestration import (
     warm_sensor,
 )
 from blacksmith_dagster.orchestration.realtime_sensor import why_idle
-from blacksmith_dagster.orchestration.warm_runs import ENDING_TAG, Seen, ending
+from blacksmith_dagster.orchestration.warm_runs import ENDING_TAG, WarmRunState, ending
 from blacksmith_dagster.orchestration.warm_sensor import (
     WarmRun,
     could_lock,
@@ -61,30 +61,36 @@ QUEUED, STARTING, STARTED, CANCELING, FAILURE = (
 
 
 @pytest.mark.parametrize(
-    ("seen", "why", "notice"),
+    ("state", "why", "notice"),
     [
-        (Seen(age=0), None, None),
-        (Seen(age=839, idle=599), None, None),
-        (Seen(age=600, idle=600), "idle for 10m", None),
-        (Seen(age=840), "15m old, and another goes on", 60),
-        (Seen(age=870), "15m old, and another goes on", 30),
-        (Seen(age=1000), "15m old, and another goes on", 0),
-        (Seen(age=700, idle=600, lockless=10), None, None),  # it waits for an older one's locks
-        (Seen(age=100, lockless=89), None, None),
-        (Seen(age=100, lockless=90), "it has held none of its locks for 90 s", None),
-        (Seen(age=5, failure="it hangs"), "it hangs", 60),
+        (WarmRunState(age=0), None, None),
+        (WarmRunState(age=839, idle=599), None, None),
+        (WarmRunState(age=600, idle=600), "idle for 10m", None),
+        (WarmRunState(age=840), "15m old, and another goes on", 60),
+        (WarmRunState(age=870), "15m old, and another goes on", 30),
+        (WarmRunState(age=1000), "15m old, and another goes on", 0),
         (
-            Seen(age=5, failure="it hangs", lockless=50),
+            WarmRunState(age=700, idle=600, lockless=10),
+            None,
+            None,
+        ),  # it waits for an older one's locks
+        (WarmRunState(age=100, lockless=89), None, None),
+        (WarmRunState(age=100, lockless=90), "it has held none of its locks for 90 s", None),
+        (WarmRunState(age=5, failure="it hangs"), "it hangs", 60),
+        (
+            WarmRunState(age=5, failure="it hangs", lockless=50),
             "it hangs",
             60,
         ),  # others wait for their locks
-        (Seen(age=5, failure="it hangs", over=True), "it hangs", None),
-        (Seen(age=870, idle=700, failure="it hangs", stopped=True), "asked to stop", None),
+        (WarmRunState(age=5, failure="it hangs", over=True), "it hangs", None),
+        (WarmRunState(age=870, idle=700, failure="it hangs", stopped=True), "asked to stop", None),
     ],
 )
-def test_why_and_when_a_run_ends(seen: Seen, why: str | None, notice: float | None) -> None:
+def test_why_and_when_a_run_ends(
+    state: WarmRunState, why: str | None, notice: float | None
+) -> None:
     """`notice` is `None` if it does not wait for another."""
-    found = ending(seen, WARM)
+    found = ending(state, WARM)
     assert (found.why if found else None) == why
     assert (found.notice if found and found.followed else None) == notice
 

@@ -16,7 +16,7 @@ from blacksmith_dagster.errors import (
     TooManyRequests,
     UnsupportedMedia,
 )
-from blacksmith_dagster.gateway.body import Bodies, unpack
+from blacksmith_dagster.gateway.body import BodyReader, unpack
 
 
 def bare(body: bytes) -> bytes:
@@ -65,7 +65,7 @@ def test_unknown_encoding_is_rejected(encoding: str) -> None:
 
 
 def test_no_more_is_held_than_there_is_room_for_unless_nothing_is() -> None:
-    bodies = Bodies(10)
+    bodies = BodyReader(10)
     bodies.reserve(11)
     with pytest.raises(TooManyRequests):
         bodies.reserve(1)
@@ -75,7 +75,10 @@ def test_no_more_is_held_than_there_is_room_for_unless_nothing_is() -> None:
 
 
 def read(
-    messages: list[dict[str, Any]], *, declared: bytes | None = None, bodies: Bodies | None = None
+    messages: list[dict[str, Any]],
+    *,
+    declared: bytes | None = None,
+    bodies: BodyReader | None = None,
 ) -> bytes:
     """The body that comes in these messages, within 10 bytes and a third of a second."""
     left = list(messages)
@@ -84,7 +87,7 @@ def read(
         return left.pop(0) if left else await asyncio.Future()
 
     async def main() -> bytes:
-        chosen = bodies or Bodies(1000)
+        chosen = bodies or BodyReader(1000)
         watching = asyncio.create_task(chosen.watch())
         try:
             return await chosen.read(receive, declared, 10, 0.3)
@@ -118,7 +121,7 @@ def test_body_may_come_in_parts() -> None:
 def test_body_that_is_not_read_holds_nothing(
     messages: list[dict[str, Any]], declared: bytes | None, error: type[Exception]
 ) -> None:
-    bodies = Bodies(10)
+    bodies = BodyReader(10)
     with pytest.raises(error):
         read(messages, declared=declared, bodies=bodies)
     assert read([part(b"0123456789")], bodies=bodies) == b"0123456789"
@@ -128,7 +131,7 @@ def test_body_that_is_not_read_holds_nothing(
 
 def test_other_cancellations_pass() -> None:
     async def main() -> None:
-        bodies = Bodies(10)
+        bodies = BodyReader(10)
         receive: Any = lambda: asyncio.Future()  # noqa: E731
         reading = asyncio.create_task(bodies.read(receive, None, 10, 60))
         await asyncio.sleep(0)

@@ -18,10 +18,10 @@ from blacksmith_dagster.pipeline.event import Event
 from blacksmith_dagster.redaction import Secret
 from blacksmith_dagster.sources.postgres.change import Change, Operation
 from blacksmith_dagster.sources.postgres.follow import NOTHING, cursor_at, follow
-from blacksmith_dagster.sources.postgres.session import Session, SourceDatabase, Stopped
+from blacksmith_dagster.sources.postgres.session import ListenerStopped, Session, SourceDatabase
 from blacksmith_dagster.sources.postgres.slot import (
-    Place,
     PublishedTable,
+    SlotPosition,
     check_continuous,
     check_server,
     drop_slot,
@@ -40,7 +40,7 @@ _FETCH_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
+class ChangeStream:
     """The changes of some tables, by the slot and the publication that are named `slot`."""
 
     where: str
@@ -63,7 +63,7 @@ class Stream:
                 yield from self._begin(session, database.label, listener)
                 with lost_if_refused(database.label):
                     yield from follow(session, database.label, self.slot, listener)
-        except Stopped:
+        except ListenerStopped:
             return
 
     def _begin(self, session: Session, label: str, listener: Listener) -> Iterator[Event[Change]]:
@@ -118,9 +118,9 @@ class Stream:
             yield _of_snapshot("snapshot_completed", table, lsn, now, None)
 
 
-def _place(label: str, cursor: Any) -> Place | None:
+def _place(label: str, cursor: Any) -> SlotPosition | None:
     try:
-        return msgspec.convert(cursor, Place | None)
+        return msgspec.convert(cursor, SlotPosition | None)
     except msgspec.ValidationError:
         raise DeclarationError(
             f"{label}: its cursor {cursor!r} was written by another listener under the same name; give "

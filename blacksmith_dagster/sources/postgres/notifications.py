@@ -12,7 +12,7 @@ from blacksmith_dagster.pipeline.cdc import Listener
 from blacksmith_dagster.pipeline.event import Event
 from blacksmith_dagster.redaction import Secret
 from blacksmith_dagster.sources.postgres.change import Notification
-from blacksmith_dagster.sources.postgres.session import Session, SourceDatabase, Stopped
+from blacksmith_dagster.sources.postgres.session import ListenerStopped, Session, SourceDatabase
 
 _TICK = 0.5
 
@@ -37,5 +37,5 @@ class Channel:
                 while not listener.stopping:
                     for heard in session.connection.notifies(timeout=_TICK):
                         yield Event(Notification(heard.channel, heard.payload, heard.pid))
-        except Stopped:
+        except ListenerStopped:
             return

@@ -43,7 +43,7 @@ _OWN = {
 _FINE = (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK, ExecStatus.COPY_BOTH)
 
 
-class Stopped(Exception):
+class ListenerStopped(Exception):
     """The listener was asked to stop while something was waited for."""
 
 
@@ -150,7 +150,7 @@ class Session:
     def execute(self, statement: Composable, seconds: float | None = RESPONSE_SECONDS) -> PGresult:
         """Run a statement, for so long at most.
 
-        Raises `ServerError`, `Stopped`, `TimeoutError`, and what the driver raises.
+        Raises `ServerError`, `ListenerStopped`, `TimeoutError`, and what the driver raises.
         """
         driver = self._driver
         driver.send_query(statement.as_bytes(self.connection))
@@ -218,7 +218,7 @@ class Session:
             with suppress(psycopg.Error):
                 self.connection.cancel_safe(timeout=2.0)
             if self._listener.stopping:
-                raise Stopped
+                raise ListenerStopped
             raise TimeoutError("it has not responded in time")
         if self._poll.poll(_TICK * 1000):
             self._driver.consume_input()

@@ -26,7 +26,7 @@ _FIX = (
 _LOST_STATES = frozenset({"42704", "55000", "58P01"})
 
 
-class Place(msgspec.Struct, frozen=True):
+class SlotPosition(msgspec.Struct, frozen=True):
     """How far a slot's changes were read: to the change of this number in the transaction that was
     committed at `lsn`; or, in an unfinished snapshot taken there, to the row of this number."""
 
@@ -92,7 +92,7 @@ def find_slot(session: Session, label: str, name: str) -> Slot | None:
     return Slot(confirmed or "0/0", lost == "t")
 
 
-def check_continuous(session: Session, label: str, place: Place, slot: Slot | None) -> None:
+def check_continuous(session: Session, label: str, place: SlotPosition, slot: Slot | None) -> None:
     """Raises `ChangesLost` if the slot has not kept all that was committed after `place`."""
     missing = f"what was committed after {place.lsn} can't be read any more; {_FIX}"
     if slot is None:

@@ -85,9 +85,9 @@ class PostgresSource(Source):
 
         def listen(listener: Listener) -> Iterator[Event[Change]]:
             _check_driver(where)
-            from blacksmith_dagster.sources.postgres.changes import Stream
+            from blacksmith_dagster.sources.postgres.changes import ChangeStream
 
-            return Stream(where, self.url, tuple(tables), named, snapshot).listen(listener)
+            return ChangeStream(where, self.url, tuple(tables), named, snapshot).listen(listener)
 
         listen.__doc__ = f"The changes of {', '.join(tables)}, by the replication slot {named}."
         return self.event(CDC(), name=name, **own)(listen)
