@@ -23,7 +23,7 @@ _GZIP, _ZLIB, _BARE = 31, 15, -15  # zlib's names for its formats: RFC 1952, RFC
 _MEMBERS = 100  # gzip files may follow each other in one (RFC 1952, section 2.2)
 
 
-class Bodies:
+class BodyReader:
     """Reads the bodies of requests; knows how much they hold together, and which are late.
 
     `capacity` is how many bytes may be held at once, being read or waiting for a commit.
