@@ -57,7 +57,7 @@ def run(
             parents[index] = _id(slot[at]) if isinstance(at, int) else at
     jobs: dict[str, list[Job[Any]]] = {path: [] for path in app.destination_events}
     for index, new in enumerate(admission.new):
-        event = _kept(app, new, _id(index), parents[index])
+        event = _as_stored(app, new, _id(index), parents[index])
         for wanted in new.jobs:
             flow = app.destination_events[wanted.destination].flows[new.event_type]
             if wanted.when_error is not None and flow.when is not None:
@@ -93,9 +93,9 @@ def _extracted(
     return [] if isinstance(made, Reply) else made
 
 
-def _kept(app: Blacksmith, new: NewEvent, event_id: str, parent: str | None) -> Event[Any]:
+def _as_stored(app: Blacksmith, new: NewEvent, event_id: str, parent: str | None) -> Event[Any]:
     return Event(
-        decoder(app.source_events[new.event_type].model, kept=True)(new.payload),
+        decoder(app.source_events[new.event_type].model, stored=True)(new.payload),
         new.key,
         new.sent_at,
         {} if new.context is None else msgspec.json.decode(new.context),

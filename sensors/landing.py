@@ -53,6 +53,6 @@ def ingest_file(store: Store, path: Path, ends: float) -> int:
                 if line.strip()
             ]
             cursor = Cursor(reader, before, str(after))
-            kept = ingest(application, store, departed, requests, cursor)
-            events += sum(map(len, kept))
+            ids = ingest(application, store, departed, requests, cursor)
+            events += sum(map(len, ids))
     return events

@@ -26,8 +26,8 @@ from blacksmith_dagster.supervisor import here
 def purge(app: str | None, dry_run: bool, archive: str | None, json: bool) -> None:
     """Remove the events that are past their `keep` and that nothing needs any more."""
     application = load_application(app)
-    kept = retention_of(application)
-    if all(each.events is None for each in kept.values()):
+    retention = retention_of(application)
+    if all(each.events is None for each in retention.values()):
         raise UsageError(
             "nothing is ever past its time: no source says how long its events are kept; write "
             "Source(..., keep='30d'), for example"
@@ -35,7 +35,7 @@ def purge(app: str | None, dry_run: bool, archive: str | None, json: bool) -> No
     with opened() as store, locks_of(store) as supervisor:
         store.register(application)
         if dry_run:
-            found = store.purgeable(kept)
+            found = store.purgeable(retention)
             rows = [[each.event_type, each.before, each.events, each.needed] for each in found]
             head = ["event", "received before (UTC)", "would go", "needed"]
             click.echo(as_json(found) if json else table(head, rows))

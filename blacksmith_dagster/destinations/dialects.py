@@ -171,7 +171,7 @@ class SQLiteTable:
             found = []
         written = [column for column in found if "computed" not in column]
         self.columns = frozenset(column["name"] for column in written)
-        self._keep = {column["name"]: _keeper(column["type"]) for column in written}
+        self._converters = {column["name"]: _converter(column["type"]) for column in written}
         self._upsert = _Upsert(table.name, table.schema, self.columns, key, newest)
         self._statements: dict[frozenset[str], sa.Executable] = {}
 
@@ -180,10 +180,10 @@ class SQLiteTable:
         if names not in self._statements:
             insert = sqlite.insert(self._upsert.table)
             self._statements[names] = self._upsert.on_conflict(insert, names)
-        keep = self._keep
+        convert = self._converters
         connection.execute(
             self._statements[names],
-            [{name: keep[name](value) for name, value in row.values.items()} for row in rows],
+            [{name: convert[name](value) for name, value in row.values.items()} for row in rows],
         )
 
 
@@ -218,8 +218,8 @@ class _Upsert:
             )
         newer = None
         if self._newest is not None:
-            kept = self.table.c[self._newest]
-            newer = sa.or_(kept.is_(None), insert.excluded[self._newest] >= kept)
+            stored = self.table.c[self._newest]
+            newer = sa.or_(stored.is_(None), insert.excluded[self._newest] >= stored)
         return insert.on_conflict_do_update(
             index_elements=[self.table.c[name] for name in self._key], set_=replaced, where=newer
         )
@@ -253,8 +253,8 @@ def _as_json(values: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**values, **lacking} if lacking else values
 
 
-def _keeper(column: sa.types.TypeEngine[Any]) -> Callable[[Any], Any]:
-    """How a column of this type keeps a value in SQLite, which has neither times nor JSON."""
+def _converter(column: sa.types.TypeEngine[Any]) -> Callable[[Any], Any]:
+    """How SQLite stores a value in a column of this type, which has neither times nor JSON."""
     if isinstance(column, sa.JSON):
         return lambda value: None if value is None else msgspec.json.encode(value).decode()
     for kind, python in ((sa.DateTime, datetime), (sa.Date, date), (sa.Time, time)):

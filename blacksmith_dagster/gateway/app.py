@@ -236,7 +236,7 @@ class EventEndpoint:
                     proved = auth.verify(headers, body)
                 # It counts before what anyone could have added to a signed request.
                 key = proved or key
-            return await self._keep(self._request(scope, headers, body, key), key)
+            return await self._ingest(self._request(scope, headers, body, key), key)
         finally:
             self._bodies.release(held)
 
@@ -276,7 +276,7 @@ class EventEndpoint:
             scope["path"],
         )
 
-    async def _keep(self, request: Request, key: str | None) -> Response | dict[str, Any]:
+    async def _ingest(self, request: Request, key: str | None) -> Response | dict[str, Any]:
         invalid: list[InvalidItem] | None = [] if self._quarantines_invalid else None
         try:
             if len(request.body) > _LARGE:
@@ -290,18 +290,18 @@ class EventEndpoint:
         if isinstance(extracted, Reply):
             return _reply(extracted)
         raw_requests = [self._raw_request_of(request, key, item) for item in invalid or ()]
-        kept = (
+        result = (
             await self.commits.submit(extracted, raw_requests) if extracted or raw_requests else []
         )
-        if isinstance(kept, list):
-            response = self._accepted(kept[: len(extracted)], kept[len(extracted) :])
+        if isinstance(result, list):
+            response = self._accepted(result[: len(extracted)], result[len(extracted) :])
             deprecation = self._deprecations.header(extracted)
             return response if deprecation is None else _with(response, "Deprecation", deprecation)
-        if isinstance(kept, RequestError):
-            return rejection(kept)
-        if isinstance(kept, STORE_IS_DOWN):
-            return unavailable(kept)
-        return await self._quarantine(request, kept)
+        if isinstance(result, RequestError):
+            return rejection(result)
+        if isinstance(result, STORE_IS_DOWN):
+            return unavailable(result)
+        return await self._quarantine(request, result)
 
     def _raw_request_of(self, request: Request, key: str | None, item: InvalidItem) -> RawRequest:
         headers = request.headers

@@ -82,7 +82,7 @@ class Changes:
         if not gathered:
             self._raise_if_ended()
             return None
-        return self._keep(gathered)
+        return self._commit(gathered)
 
     def finish(self) -> Iterator[int | None]:
         """Have the generator return, and keep what it has yielded: how many events, by commits."""
@@ -150,7 +150,7 @@ class Changes:
                 "`listener.stopping`; wait for more with `listener.wait(seconds)`"
             )
 
-    def _keep(self, gathered: list[_YieldedEvent]) -> int:
+    def _commit(self, gathered: list[_YieldedEvent]) -> int:
         groups = [each.event for each in gathered]
         extracted = [extract_group(self._extractor, group) for group in groups]
         cursor = gathered[-1].cursor

@@ -20,9 +20,9 @@ from blacksmith_dagster.errors import (
 from blacksmith_dagster.pubsub.notifier import Notify
 from blacksmith_dagster.store.interface import NewEvent, RawRequest, Store
 
-Kept: TypeAlias = list[str] | Exception
+CommitResult: TypeAlias = list[str] | Exception
 _Part: TypeAlias = list[NewEvent] | RawRequest
-_Waiting: TypeAlias = tuple[list[NewEvent], Sequence[RawRequest], asyncio.Future[Kept]]
+_Waiting: TypeAlias = tuple[list[NewEvent], Sequence[RawRequest], asyncio.Future[CommitResult]]
 
 # What has nothing to do with the data: no request fares better alone.
 STORE_IS_DOWN = (Unavailable, SchemaOutdated, SequenceWentBack)
@@ -50,7 +50,7 @@ class GroupCommit:
 
     def submit(
         self, events: list[NewEvent], raw_requests: Sequence[RawRequest] = ()
-    ) -> asyncio.Future[Kept]:
+    ) -> asyncio.Future[CommitResult]:
         """Have the events of a request committed, and what of it goes to quarantine.
 
         The future brings their ids, then those in quarantine; or, as a value, why not all of it was
@@ -64,7 +64,7 @@ class GroupCommit:
                 f"{self._waiting} events wait to be stored; send this again in a second"
             )
         self._waiting += len(events)
-        future: asyncio.Future[Kept] = self._loop.create_future()
+        future: asyncio.Future[CommitResult] = self._loop.create_future()
         self._queue.put((events, raw_requests, future))
         return future
 
@@ -85,8 +85,8 @@ class GroupCommit:
             if self._notify is not None:
                 self._notify(
                     job.destination
-                    for (events, _, _), kept in zip(batch, results, strict=True)
-                    if isinstance(kept, list)
+                    for (events, _, _), result in zip(batch, results, strict=True)
+                    if isinstance(result, list)
                     for event in events
                     for job in event.jobs
                 )
@@ -94,19 +94,19 @@ class GroupCommit:
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._hand_back, batch, results)
 
-    def _committed(self, batch: Sequence[_Waiting]) -> Sequence[Kept]:
+    def _committed(self, batch: Sequence[_Waiting]) -> Sequence[CommitResult]:
         if not any(raw_requests for _, raw_requests, _ in batch):
             return self._commit([events for events, _, _ in batch])
         parts: list[_Part] = []
         for events, raw_requests, _ in batch:
             parts += [events, *raw_requests]
-        kept = iter(self._commit(parts))
+        results = iter(self._commit(parts))
         return [
-            _joined([next(kept) for _ in range(1 + len(raw_requests))])
+            _joined([next(results) for _ in range(1 + len(raw_requests))])
             for _, raw_requests, _ in batch
         ]
 
-    def _commit(self, requests: Sequence[_Part]) -> Sequence[Kept]:
+    def _commit(self, requests: Sequence[_Part]) -> Sequence[CommitResult]:
         if not requests:
             return []
         for once_more in (True, False):
@@ -126,18 +126,18 @@ class GroupCommit:
                 break
         return [self._commit([each])[0] for each in requests]
 
-    def _hand_back(self, batch: Sequence[_Waiting], results: Sequence[Kept]) -> None:
+    def _hand_back(self, batch: Sequence[_Waiting], results: Sequence[CommitResult]) -> None:
         for (events, _, future), result in zip(batch, results, strict=True):
             self._waiting -= len(events)
             if not future.done():
                 future.set_result(result)
 
 
-def _joined(parts: Sequence[Kept]) -> Kept:
+def _joined(parts: Sequence[CommitResult]) -> CommitResult:
     """The ids of all parts of a request, or the first reason why one was not kept."""
     ids: list[str] = []
-    for kept in parts:
-        if isinstance(kept, Exception):
-            return kept
-        ids += kept
+    for result in parts:
+        if isinstance(result, Exception):
+            return result
+        ids += result
     return ids

@@ -78,17 +78,19 @@ def commit_extracted(
 
     Raises `CursorMoved`, and what the store raises.
     """
-    kept = store.ingest(extracted, cursors=cursors, received_at=received_at)
-    while reused := {place: each for place, each in enumerate(kept) if isinstance(each, KeyReused)}:
+    results = store.ingest(extracted, cursors=cursors, received_at=received_at)
+    while reused := {
+        place: each for place, each in enumerate(results) if isinstance(each, KeyReused)
+    }:
         for place, error in reused.items():
             extracted[place] = raw_request_of(path, requests[place], error)
         if cursors:  # nothing was kept, as the cursors go with all of it
-            kept = store.ingest(extracted, cursors=cursors, received_at=received_at)
+            results = store.ingest(extracted, cursors=cursors, received_at=received_at)
         else:
             again = store.ingest([extracted[place] for place in reused])
             for place, ids in zip(reused, again, strict=True):
-                kept[place] = ids
-    return [each for each in kept if not isinstance(each, KeyReused)]
+                results[place] = ids
+    return [each for each in results if not isinstance(each, KeyReused)]
 
 
 def destinations_to_notify(extracted: Iterable[list[NewEvent] | RawRequest]) -> set[str]:

@@ -96,7 +96,7 @@ def _poll(
             "nothing was kept, and the next poll begins from the same cursor"
         )
     try:
-        kept = commit_extracted(store, event.path, events, extracted, cursors)
+        ids = commit_extracted(store, event.path, events, extracted, cursors)
     except CursorMoved:
         # Its own message shows the cursor, which may be secret.
         raise CursorMoved(
@@ -105,7 +105,7 @@ def _poll(
         ) from None
     notify(destinations_to_notify(extracted))
     quarantined = sum(isinstance(each, RawRequest) for each in extracted)
-    return Polled(sum(map(len, kept)) - quarantined, quarantined)
+    return Polled(sum(map(len, ids)) - quarantined, quarantined)
 
 
 def _several(path: str, returned: Any) -> Iterator[Event[Any]]:

@@ -35,22 +35,24 @@ def raw_request_of(
     """
     if not isinstance(came, Request | Message):
         return _raw_request_of_group(event_type, came, error)
-    kept = {
+    headers = {
         name: value
         for name, value in came.headers.items()
         if name.lower() not in _SECRET_HEADERS and name.lower() not in _BODY_HEADERS
     }
     if isinstance(came, Message):
-        kept |= _of_message(came)
+        headers |= _of_message(came)
     else:
         query = f"?{urlencode(came.query)}" if came.query else ""
         received_at = came.received_at or datetime.now(UTC)
-        kept |= {
+        headers |= {
             ":method": came.method,
             ":path": f"{came.path}{query}",
             ":received-at": received_at.isoformat(),
         }
-    return RawRequest(event_type, came.body, kept, describe(error), _once(key_of(came), came.body))
+    return RawRequest(
+        event_type, came.body, headers, describe(error), _once(key_of(came), came.body)
+    )
 
 
 def key_of(request: Request | Message) -> str | None:

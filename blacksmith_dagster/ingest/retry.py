@@ -38,12 +38,12 @@ def retry_quarantined(
     given = _message(raw) if _subscribes(event) else _request(raw)
     made = Extractor(app, event)(given, key_of(given))
     events = [] if isinstance(made, Reply) else made
-    [kept] = store.ingest([events], released=[quarantine_id])
-    if isinstance(kept, KeyReused):
-        raise kept
+    [result] = store.ingest([events], released=[quarantine_id])
+    if isinstance(result, KeyReused):
+        raise result
     if notify is not None:
         notify(destinations_to_notify([events]))
-    return kept
+    return result
 
 
 def _subscribes(event: SourceEvent[Any, Any, Any] | Webhook) -> bool:

@@ -54,7 +54,7 @@ class Messages:
         """
         received = self._consumer.receive(MESSAGES, timeout)
         if received:
-            self._keep(received)
+            self._commit_received(received)
             self._consumer.acknowledge()
         return len(received) or None
 
@@ -70,7 +70,7 @@ class Messages:
         """How many messages wait at the broker."""
         return self._consumer.lag(), "messages"
 
-    def _keep(self, received: Sequence[Received]) -> None:
+    def _commit_received(self, received: Sequence[Received]) -> None:
         extracted = [extract_request(self._extractor, each.message) for each in received]
         try:
             self._commit(received, extracted)
@@ -78,10 +78,10 @@ class Messages:
             raise
         except Exception:  # noqa: BLE001 - the database rejects the data of one of them
             for each, events in zip(received, extracted, strict=True):
-                self._keep_alone(each, events)
+                self._commit_one(each, events)
         self._notify(destinations_to_notify(extracted))
 
-    def _keep_alone(self, received: Received, extracted: list[NewEvent] | RawRequest) -> None:
+    def _commit_one(self, received: Received, extracted: list[NewEvent] | RawRequest) -> None:
         try:
             self._commit([received], [extracted])
         except BlacksmithError:

@@ -48,12 +48,12 @@ Holds: TypeAlias = Callable[[str], bool]
 
 
 def why_not(
-    due: Mapping[str, float | None], kept: Mapping[str, str] = MappingProxyType({})
+    due: Mapping[str, float | None], loaded_by: Mapping[str, str] = MappingProxyType({})
 ) -> str | None:
     """Why a load job need not run now, or `None` if it must.
 
     `due` says of each destination event in how many seconds something is due (`None`: nothing
-    waits); `kept` by whom those are loaded at once that are.
+    waits); `loaded_by` who loads those that are loaded at once.
 
     >>> why_not({"lake/movements": 0.0}), why_not({"lake/movements": None})
     (None, 'nothing waits for lake/movements')
@@ -61,9 +61,9 @@ def why_not(
     waits = {path: seconds for path, seconds in due.items() if seconds is not None}
     if not waits:
         return f"nothing waits for {', '.join(due)}"
-    left = {path: seconds for path, seconds in waits.items() if path not in kept}
+    left = {path: seconds for path, seconds in waits.items() if path not in loaded_by}
     if not left:
-        return ", ".join(f"{path} is loaded by {kept[path]}" for path in waits)
+        return ", ".join(f"{path} is loaded by {loaded_by[path]}" for path in waits)
     path, seconds = min(left.items(), key=lambda each: each[1])
     if seconds <= DUE_SOON:
         return None
@@ -156,13 +156,13 @@ def _why_not_now(
     try:
         supervisor.ready()
         reason = already_active(instance, load_job.name, _holds(load_job, supervisor))
-        return reason or why_not(due, _kept(load_job, supervisor))
+        return reason or why_not(due, _loaded_by(load_job, supervisor))
     except (Unavailable, SettingsError) as error:
         return f"nothing is loaded without a lock: {error}"
 
 
-def _kept(load_job: LoadJob, supervisor: Supervisor) -> Mapping[str, str]:
-    """By whom realtime events are loaded: a warm run or a worker."""
+def _loaded_by(load_job: LoadJob, supervisor: Supervisor) -> Mapping[str, str]:
+    """Who loads each realtime event now: a warm run or a worker."""
     found = {event.path: supervisor.status(f"load/{event.path}") for event in load_job.realtime}
     return {path: held.holder or "another process" for path, held in found.items() if held.held}
 

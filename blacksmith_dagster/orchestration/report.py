@@ -78,8 +78,8 @@ def news(
     reported, rest = changed[:_MOST], changed[_MOST:]
     since = max(cursor.since, min([today - _OPEN_DAYS, *(each.day for each in rest)]))
     totals = {**cursor.totals, **{_label(each): each.events for each in reported}}
-    kept = {label: events for label, events in totals.items() if _day(label) >= since}
-    return reported, ReportCursor(since, kept, cursor.checks)
+    recent = {label: events for label, events in totals.items() if _day(label) >= since}
+    return reported, ReportCursor(since, recent, cursor.checks)
 
 
 def to_repeat(

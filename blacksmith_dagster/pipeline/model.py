@@ -79,15 +79,15 @@ class JSONSchema:
         return f"<{type(self).__name__} {self.schema.get('title', '')}>"
 
 
-def decoder(model: Any, *, kept: bool = False) -> Decode:
+def decoder(model: Any, *, stored: bool = False) -> Decode:
     """What decodes JSON into `model`: a type that msgspec or pydantic knows, or a `JSONSchema`.
 
     It raises `msgspec.ValidationError` with the place of what does not fit, and another
-    `msgspec.DecodeError`, or `UnicodeDecodeError`, for what is not JSON. What was `kept` once is not
+    `msgspec.DecodeError`, or `UnicodeDecodeError`, for what is not JSON. What is `stored` already is not
     held against a schema again.
     """
     if isinstance(model, JSONSchema):
-        return _any if kept else model.decode
+        return _any if stored else model.decode
     if _has_pydantic(model):
         return _Pydantic(model).decode
     decode: Decode = msgspec.json.Decoder(model).decode
@@ -109,9 +109,9 @@ def encode(data: Any) -> bytes:
     return _encode(data)
 
 
-def to_builtins(data: Any, kept: Sequence[type]) -> Any:
-    """Data as dicts, lists, numbers and texts; values of the types `kept` stay as they are."""
-    return msgspec.to_builtins(data, builtin_types=kept, enc_hook=_dumped)
+def to_builtins(data: Any, unchanged: Sequence[type]) -> Any:
+    """Data as dicts, lists, numbers and texts; values of the types `unchanged` stay as they are."""
+    return msgspec.to_builtins(data, builtin_types=unchanged, enc_hook=_dumped)
 
 
 def is_plain(data: Any) -> bool:

@@ -60,16 +60,16 @@ def retention_of(app: Blacksmith) -> Mapping[str, Retention]:
         for outcome in event.outcomes
     }
 
-    def kept(path: str) -> Retention:
+    def retention(path: str) -> Retention:
         if path not in found:
-            received = [kept(each) for each in origins[path].flows]
+            received = [retention(each) for each in origins[path].flows]
             found[path] = Retention(
                 _longest([each.events for each in received]),
                 _longest([each.discarded for each in received]),
             )
         return found[path]
 
-    return {path: kept(path) for path in (*app.source_events, *origins)}
+    return {path: retention(path) for path in (*app.source_events, *origins)}
 
 
 def _length(keep: str | None) -> timedelta | None:

@@ -49,7 +49,7 @@ class JobDecoder:
             for outcome in each.outcomes
         }
         self._data = {
-            path: decoder(source_event.model, kept=True)
+            path: decoder(source_event.model, stored=True)
             for path, source_event in app.source_events.items()
         }
         self._plain = {
@@ -118,7 +118,7 @@ class JobDecoder:
 
     def event(self, row: JobRow, originals: Mapping[str, JobRow]) -> Event[Any]:
         """The event of a row, as a flow's `when` is asked about it."""
-        return self._kept(row, originals)[0]
+        return self._event_and_cause(row, originals)[0]
 
     def _job(
         self, row: JobRow, attempt: int, suffix: str, originals: Mapping[str, JobRow]
@@ -129,7 +129,7 @@ class JobDecoder:
                 f"{self._event.path} does not receive {row.event_type} (any more); add it to its "
                 "receives=, or discard the job"
             )
-        event, cause = self._kept(row, originals)
+        event, cause = self._event_and_cause(row, originals)
         if row.when_error is not None:
             # It fails once for a `when` that raised at ingest, and is asked again at each retry.
             if attempt == 1:
@@ -138,7 +138,7 @@ class JobDecoder:
                 return DecodeFailure(JobResult.DISCARDED, NO_LONGER_WANTED)
         return Job(_given(flow, event), event, row.id + suffix, attempt, cause)
 
-    def _kept(
+    def _event_and_cause(
         self, row: JobRow, originals: Mapping[str, JobRow]
     ) -> tuple[Event[Any], Cause | None]:
         """The event of a row; for an outcome, with the data that the original job was given."""
@@ -157,7 +157,7 @@ class JobDecoder:
                 f"{origin.path} does not receive {original.event_type} (any more), so that the data "
                 "which the original job was given cannot be made; discard the job"
             )
-        before, _ = self._kept(original, originals)
+        before, _ = self._event_and_cause(original, originals)
         event = msgspec.structs.replace(
             before,
             data=_given(flow, before),

@@ -58,7 +58,7 @@ def purge(
     >>> purge(app, store=store, supervisor=locks, holder="me")  # doctest: +SKIP
     PurgeReport(events=2641, partitions=1, files=(), postponed=(), skipped=None, stopped=False)
     """
-    kept = _opened(archive or os.environ.get(ARCHIVE_URL))
+    opened = _opened(archive or os.environ.get(ARCHIVE_URL))
     lease = supervisor.acquire(_LOCK, holder, wait=_WAIT)
     if lease is None:
         return PurgeReport(skipped=f"held by {supervisor.status(_LOCK).held_by}")
@@ -66,7 +66,7 @@ def purge(
     files: list[str] = []
     postponed: Sequence[str] = ()
     with lease:
-        for step in store.purge(retention_of(app), kept):
+        for step in store.purge(retention_of(app), opened):
             events += step.events
             partitions += step.partitions
             files += [step.file] if step.file else []

@@ -161,7 +161,7 @@ def forecast(
     Raises `UsageError`, `Gone`, `Unavailable`.
     """
     selector = ReplaySelector(app, event, request)
-    store.check_kept(selector.event_types, request.start)
+    store.check_not_purged(selector.event_types, request.start)
     every = msgspec.structs.replace(request, modes=(ReplayMode.ALL,), error=None)
     missing = ReplaySelector(
         app, event, ReplayRequest(request.start, request.end, event_types=request.event_types)

@@ -750,7 +750,7 @@ class Store(Protocol):
         """
         ...
 
-    def check_kept(self, event_types: Sequence[str], start: datetime) -> None:
+    def check_not_purged(self, event_types: Sequence[str], start: datetime) -> None:
         """Return if no event of these types that was received from `start` on has been purged.
 
         Raises `Gone`, which says from when on they are kept.

@@ -69,7 +69,7 @@ class Purge:
         store.maintain()  # what has not been counted is not purged
         store._read_names()
         known = store._event_types
-        of = {known[path]: kept for path, kept in retention.items() if path in known}
+        of = {known[path]: lasting for path, lasting in retention.items() if path in known}
         with store.reading() as conn:
             self._now = store._now(conn)
             self._expiries = expiries(conn, of, self._now)

@@ -245,10 +245,10 @@ def _discarded(
         found = found.where(outcomes.c.error.contains(request.error, autoescape=True))
     errors = dict(conn.execute(found.order_by(outcomes.c.seq).limit(_AT_ONCE)).tuples().all())
     upto = max(errors) if len(errors) == _AT_ONCE else window.upto
-    kept = _of_window(request, event_types).where(events.c.seq.in_(errors)).order_by(events.c.seq)
+    chosen = _of_window(request, event_types).where(events.c.seq.in_(errors)).order_by(events.c.seq)
     return [
         CandidateRow(seq, event_type, received_at, "discarded", errors[seq])
-        for seq, event_type, received_at in conn.execute(kept).tuples()
+        for seq, event_type, received_at in conn.execute(chosen).tuples()
     ], upto
 
 
@@ -278,8 +278,8 @@ def _of_log(
     modes = set(request.modes)
     wanted = {"missing"} if ReplayMode.MISSING in modes else set()
     wanted |= {"discarded"} if ReplayMode.FAILED in modes else set()
-    kept = _of_window(request, event_types).where(between(events.c.seq)).order_by(events.c.seq)
-    for seq, event_type, received_at in conn.execute(kept).tuples():
+    chosen = _of_window(request, event_types).where(between(events.c.seq)).order_by(events.c.seq)
+    for seq, event_type, received_at in conn.execute(chosen).tuples():
         if (seq in of_log and seq > position) or seq in busy:
             state = "pending"
         elif seq in errors:
@@ -295,12 +295,12 @@ def _is_discarded(destination: int) -> tuple[ColumnElement[bool], ColumnElement[
 
 
 def _of_window(request: ReplayRequest, event_types: Sequence[int]) -> Select[Any]:
-    kept = select(events.c.seq, events.c.event_type, events.c.received_at).where(
+    chosen = select(events.c.seq, events.c.event_type, events.c.received_at).where(
         events.c.event_type.in_(event_types),
         events.c.received_at >= request.start,
         events.c.received_at < request.end,
     )
-    return kept if request.version is None else kept.where(events.c.version == request.version)
+    return chosen if request.version is None else chosen.where(events.c.version == request.version)
 
 
 def rows_of(conn: Connection, destination: int, seqs: Sequence[int]) -> Iterator[Any]:

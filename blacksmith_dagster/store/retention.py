@@ -65,13 +65,15 @@ def expiries(conn: Connection, retention: Mapping[int, Retention], now: datetime
     counted = conn.execute(select(counter.c.upto)).scalar_one()
     swept = dict(conn.execute(select(event_types.c.id, event_types.c.swept_upto)).tuples().all())
     found = []
-    for event_type, kept in sorted(retention.items()):
-        if kept.events is None:
+    for event_type, lasting in sorted(retention.items()):
+        if lasting.events is None:
             continue
-        old = select(time_index.c.at, time_index.c.low).where(time_index.c.at <= now - kept.events)
+        old = select(time_index.c.at, time_index.c.low).where(
+            time_index.c.at <= now - lasting.events
+        )
         row = conn.execute(old.order_by(time_index.c.at.desc()).limit(1)).first()
         if row is not None and min(row.low, counted) > swept[event_type]:
-            since = None if kept.discarded is None else now - kept.discarded
+            since = None if lasting.discarded is None else now - lasting.discarded
             found.append(
                 Expiry(event_type, min(row.low, counted), row.at, swept[event_type], since)
             )

@@ -198,12 +198,12 @@ class SQLStore(ABC):
                     seq,
                     id_,
                     event_types[event_type],
-                    *kept,
+                    *columns,
                     None if parent is None else id_of(parent),
                     why,
                 ),
             )
-            for id_, (seq, event_type, *kept, parent, why) in zip(ids, rows, strict=True)
+            for id_, (seq, event_type, *columns, parent, why) in zip(ids, rows, strict=True)
         ]
 
     # -- names
@@ -280,15 +280,15 @@ class SQLStore(ABC):
             )
             if resolution.rejected and (cursors or released):
                 conn.rollback()
-                kept, waiting = resolution.rejections, [[] for _ in raw_requests]
+                per_request, waiting = resolution.rejections, [[] for _ in raw_requests]
             else:
-                kept = self._keep(conn, resolution, received_at)
+                per_request = self._append_with_keys(conn, resolution, received_at)
         if not raw_requests:
-            return kept
-        results, quarantined = iter(kept), iter(waiting)
+            return per_request
+        results, quarantined = iter(per_request), iter(waiting)
         return [next(quarantined if isinstance(each, RawRequest) else results) for each in requests]
 
-    def _keep(
+    def _append_with_keys(
         self, conn: Connection, resolution: idempotency.Resolution, received_at: datetime | None
     ) -> list[list[str] | KeyReused]:
         """Append the new events of a commit, with their keys; returns the requests' results.
@@ -332,7 +332,7 @@ class SQLStore(ABC):
             return self._quarantine(conn, [raw])[0]
 
     def _quarantine(self, conn: Connection, raw_requests: Sequence[RawRequest]) -> list[str]:
-        """Keep raw requests; returns their ids, in order."""
+        """Add raw requests; returns their ids, in order."""
         if not raw_requests:
             return []
         now, event_types = (
@@ -683,7 +683,7 @@ class SQLStore(ABC):
     ) -> Iterator[PurgeStep]:
         return Purge(self, retention).run(archive)
 
-    def check_kept(self, event_types: Sequence[str], start: datetime) -> None:
+    def check_not_purged(self, event_types: Sequence[str], start: datetime) -> None:
         window = self.window(start, start)
         with self.reading() as conn:
             refuse_purged(conn, [self._event_type(each) for each in event_types], window.after)

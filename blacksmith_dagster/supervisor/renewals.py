@@ -90,7 +90,7 @@ class Renewals:
         with self._lock:
             self._leases.discard(lease)
 
-    def keep(self, service: Service) -> None:
+    def add_service(self, service: Service) -> None:
         """Register a service soon, and renew that from then on."""
         with self._lock:
             self._services[service.id] = (service, 0.0)

@@ -92,7 +92,7 @@ class StoreSupervisor:
 
     def register(self, service: Service) -> None:
         """See `Supervisor.register`."""
-        self._renewals.keep(service)
+        self._renewals.add_service(service)
 
     def deregister(self, service: Service) -> None:
         """See `Supervisor.deregister`."""

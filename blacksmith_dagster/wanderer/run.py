@@ -314,13 +314,13 @@ class StandardWanderer:
             ):
                 return None  # the connection broke after the commit
             error = describe(raised)
-            self._keep(held, scope, migration, _FAILED[direction], error)
+            self._record_end(held, scope, migration, _FAILED[direction], error)
             return error
         if recorder is None:
-            self._keep(held, scope, migration, succeeded)
+            self._record_end(held, scope, migration, succeeded)
         return None
 
-    def _keep(
+    def _record_end(
         self, held: _Held, scope: str, migration: Migration, state: State, error: str | None = None
     ) -> None:
         """Record how a migration ended, again if the database does not respond: nobody else knows."""

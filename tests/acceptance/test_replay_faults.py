@@ -44,7 +44,7 @@ def recording(tmp_path: Path) -> Iterator[Recording]:
         yield recording
 
 
-def keep(store: Store, data: Sequence[str], *to: str) -> list[str]:
+def ingest_events(store: Store, data: Sequence[str], *to: str) -> list[str]:
     """Keep an event for each item of data, with jobs for these alone."""
     (ids,) = store.ingest(
         [[NewEvent(departed.path, each, [NewJob(path) for path in to]) for each in data]]
@@ -75,7 +75,7 @@ def test_replay_killed_and_resumed(store: Store, store_url: str, recording: Reco
     for n in (700, 1700, 2700):
         data[n] = '{"n": 0, "do": "wait"}'
     data[2000] = '{"n": 2000, "do": "discard"}'
-    ids = keep(store, data)
+    ids = ingest_events(store, data)
     for n in (700, 1700, 2700):
         recording.hold.touch()
         with replaying(store_url, recording) as process:
@@ -101,7 +101,7 @@ def test_database_restarted_in_a_replay(
     with opened(url) as store:
         data = [f'{{"n": {n}}}' for n in range(2500)]
         data[1500] = '{"n": 1500, "do": "wait"}'
-        ids = keep(store, data)
+        ids = ingest_events(store, data)
     recording.hold.touch()
     with replaying(url, recording) as process:
         process.until(lambda: recording.calls(ids[1500]) == 1)
@@ -128,7 +128,7 @@ class Flowing:
 
     def _flow(self) -> None:
         while not self._end.wait(0.005):
-            self.ids += keep(self._store, ['{"n": 1}'] * 5, *self.to)
+            self.ids += ingest_events(self._store, ['{"n": 1}'] * 5, *self.to)
 
     def __enter__(self) -> "Flowing":
         self._thread.start()
@@ -144,7 +144,7 @@ def test_window_that_still_receives_events(
 ) -> None:
     """All of a window is replayed that goes on into the future, and receives events meanwhile."""
     with LoaderProcess(store_url, recording.folder) as loader:
-        before = keep(store, ['{"n": 1}'] * 2500, FLIGHTS)
+        before = ingest_events(store, ['{"n": 1}'] * 2500, FLIGHTS)
         loader.until(lambda: store.counts(FLIGHTS).succeeded == 2500)
         with Flowing(store, FLIGHTS) as flowing, replaying(store_url, recording, "all") as process:
             ended(process)
@@ -163,7 +163,7 @@ def test_new_destination_while_events_flow(
     store: Store, store_url: str, recording: Recording
 ) -> None:
     """It is filled from history while new events arrive, before and after the gateway knows it."""
-    history = keep(store, ['{"n": 1}'] * 3000)
+    history = ingest_events(store, ['{"n": 1}'] * 3000)
     with LoaderProcess(store_url, recording.folder) as loader:
         with Flowing(store) as flowing:
             loader.until(lambda: len(flowing.ids) > 50)
@@ -211,8 +211,10 @@ def test_replay_does_not_overwrite_newer_rows(store: Store, tmp_path: Path) -> N
     warehouse.table("flights", receives=airport.accept("departed"), key=["id"], newest="at")
     app = Blacksmith(sources=[airport], destinations=[warehouse], since="2026-01-01")
     store.register(app)
-    keep(store, ['{"id": 1, "at": 1, "gate": "A"}', '{"id": 2, "at": 1, "gate": "A"}'], FLIGHTS)
-    keep(store, ['{"id": 1, "at": 2, "gate": "B"}'], FLIGHTS)
+    ingest_events(
+        store, ['{"id": 1, "at": 1, "gate": "A"}', '{"id": 2, "at": 1, "gate": "A"}'], FLIGHTS
+    )
+    ingest_events(store, ['{"id": 1, "at": 2, "gate": "B"}'], FLIGHTS)
     load(store, app, FLIGHTS)
     older = f"{__name__}:is_older"
     assert run_replay(store, app, FLIGHTS, modes=ALL, when=older).tally == Tally(succeeded=2)
@@ -241,7 +243,7 @@ def test_renamed_destination_event(store: Store) -> None:
 
     before = application("flights", None)
     store.register(before)
-    ids = keep(store, ['{"n": 1}'] * 3, FLIGHTS)
+    ids = ingest_events(store, ['{"n": 1}'] * 3, FLIGHTS)
     load(store, before, FLIGHTS)
     after = application("departures", "flights")
     with contextlib.closing(open_store(_url_of(store))) as renamed:

@@ -40,7 +40,9 @@ def new_event(
     return NewEvent(departed.path, payload, jobs, key=key, digest=payload.encode() if key else None)
 
 
-def keep(store: Store, count: int, *, to: Sequence[str] = (FLIGHTS,), start: int = 0) -> list[str]:
+def ingest_events(
+    store: Store, count: int, *, to: Sequence[str] = (FLIGHTS,), start: int = 0
+) -> list[str]:
     """Keep so many events in one commit; their ids."""
     [ids] = store.ingest([[new_event(start + n, to=to) for n in range(count)]])
     assert isinstance(ids, list)

@@ -17,7 +17,7 @@ from blacksmith_dagster.store.interface import (
     NewEvent,
     NewJob,
 )
-from tests.contract.pipeline import FLIGHTS, SEATS, claimed, ids_of, keep, take_over
+from tests.contract.pipeline import FLIGHTS, SEATS, claimed, ids_of, ingest_events, take_over
 
 RAISED = LoadVerdict(raised="down")
 
@@ -42,12 +42,12 @@ def drain(store: Store, token: FencingToken, max_attempts: int = 3) -> list[list
 
 
 def test_jobs_are_loaded_once_in_the_order_of_the_log(store: Store) -> None:
-    ids = keep(store, 25)
-    keep(store, 5, to=(SEATS,))
+    ids = ingest_events(store, 25)
+    ingest_events(store, 5, to=(SEATS,))
     assert drain(store, take_over(store)) == [ids]
     token = take_over(store)
     assert store.claim(token, 10, 3) is None
-    more = keep(store, 12, to=(SEATS, FLIGHTS))
+    more = ingest_events(store, 12, to=(SEATS, FLIGHTS))
     first, second = claimed(store, token, limit=10), None
     store.record(first, LoadVerdict())
     second = claimed(store, token, limit=10)
@@ -76,7 +76,7 @@ def test_a_claim_says_what_a_job_needs(store: Store) -> None:
 
 
 def test_a_lane_has_one_open_load(store: Store) -> None:
-    keep(store, 2)
+    ingest_events(store, 2)
     token = take_over(store)
     load = claimed(store, token, limit=1)
     with pytest.raises(UsageError, match=f"load {load.id} is still open"):
@@ -86,7 +86,7 @@ def test_a_lane_has_one_open_load(store: Store) -> None:
 
 
 def test_a_released_load_counts_nothing(store: Store) -> None:
-    ids = keep(store, 3)
+    ids = ingest_events(store, 3)
     token = take_over(store)
     load = claimed(store, token)
     store.release(load)
@@ -103,7 +103,7 @@ def test_a_released_load_counts_nothing(store: Store) -> None:
 
 
 def test_a_stale_loader_is_fenced(store: Store) -> None:
-    keep(store, 2)
+    ingest_events(store, 2)
     stale = take_over(store, "one")
     load = claimed(store, stale, limit=1)
     fresh = take_over(store, "two")
@@ -133,12 +133,12 @@ def test_a_stale_process_cannot_evict_the_holder(store: Store) -> None:
 
     with pytest.raises(FencedOut, match="lock was lost"):
         store.take_over(FLIGHTS, Lane.LOAD, "stale", lost_meanwhile)
-    keep(store, 1)
+    ingest_events(store, 1)
     assert drain(store, holder[0])
 
 
 def test_lanes_do_not_disturb_each_other(store: Store) -> None:
-    keep(store, 2)
+    ingest_events(store, 2)
     loading = take_over(store, "loader")
     load = claimed(store, loading)
     take_over(store, "operator", Lane.DISCARD)
@@ -156,7 +156,7 @@ def test_an_unknown_destination_event_is_told(store: Store) -> None:
 
 
 def test_a_failed_job_is_tried_again_without_the_others(store: Store) -> None:
-    ids = keep(store, 5)
+    ids = ingest_events(store, 5)
     token = take_over(store)
     load = claimed(store, token)
     store.record(load, failed(load, 1, 3))
@@ -170,7 +170,7 @@ def test_a_failed_job_is_tried_again_without_the_others(store: Store) -> None:
 
 
 def test_a_retry_waits_until_it_is_due(store: Store) -> None:
-    keep(store, 3)
+    ingest_events(store, 3)
     token = take_over(store)
     load = claimed(store, token)
     store.record(load, failed(load, 0, 1, delay=3600.0))
@@ -179,7 +179,7 @@ def test_a_retry_waits_until_it_is_due(store: Store) -> None:
 
 
 def test_jobs_of_one_load_can_be_due_at_different_times(store: Store) -> None:
-    ids = keep(store, 3)
+    ids = ingest_events(store, 3)
     token = take_over(store)
     load = claimed(store, token)
     now, later = failed(load, 0, 2), failed(load, 1, delay=3600.0)
@@ -188,7 +188,7 @@ def test_jobs_of_one_load_can_be_due_at_different_times(store: Store) -> None:
 
 
 def test_retries_of_many_loads_are_taken_together(store: Store) -> None:
-    ids = keep(store, 6)
+    ids = ingest_events(store, 6)
     token = take_over(store)
     for _ in range(3):
         load = store.claim(token, 2, 3)
@@ -202,7 +202,7 @@ def test_retries_of_many_loads_are_taken_together(store: Store) -> None:
 
 
 def test_a_smaller_batch_splits_a_job_group(store: Store) -> None:
-    ids = keep(store, 5)
+    ids = ingest_events(store, 5)
     token = take_over(store)
     store.record(claimed(store, token), RAISED)
     parts = []
@@ -213,7 +213,7 @@ def test_a_smaller_batch_splits_a_job_group(store: Store) -> None:
 
 
 def test_a_discarded_job_never_runs_again(store: Store) -> None:
-    keep(store, 3)
+    ingest_events(store, 3)
     token = take_over(store)
     load = claimed(store, token)
     store.record(load, LoadVerdict([Deviation(load.rows[0].seq, JobResult.DISCARDED, "never")]))
@@ -226,7 +226,7 @@ def test_a_discarded_job_never_runs_again(store: Store) -> None:
 
 def test_an_outage_does_not_halve_the_group(store: Store) -> None:
     """Nothing has succeeded since it raised: the destination is down, not the batch bad."""
-    ids = keep(store, 8)
+    ids = ingest_events(store, 8)
     token = take_over(store)
     for attempt in (1, 2, 3):
         load = claimed(store, token, max_attempts=9)
@@ -235,7 +235,7 @@ def test_an_outage_does_not_halve_the_group(store: Store) -> None:
 
 
 def test_a_job_group_that_raised_is_halved_once_others_succeed(store: Store) -> None:
-    ids = keep(store, 4)
+    ids = ingest_events(store, 4)
     token = take_over(store)
     store.record(claimed(store, token), RAISED)
     retries = []
@@ -247,12 +247,12 @@ def test_a_job_group_that_raised_is_halved_once_others_succeed(store: Store) -> 
         retries.append(ids_of(load))
         poisoned = ids[2] in retries[-1]
         store.record(load, RAISED if poisoned and len(load.rows) > 1 else LoadVerdict())
-        keep(store, 1)
+        ingest_events(store, 1)
     assert retries == [ids, ids[:2], ids[2:], [ids[2]], [ids[3]]]
 
 
 def test_the_last_attempt_is_isolated(store: Store) -> None:
-    ids = keep(store, 4)
+    ids = ingest_events(store, 4)
     token = take_over(store)
     store.record(claimed(store, token), LoadVerdict(raised="down", isolated=True))
     seen = []
@@ -267,7 +267,7 @@ def test_the_last_attempt_is_isolated(store: Store) -> None:
 
 
 def test_jobs_that_were_not_decided_when_a_load_raised_are_isolated(store: Store) -> None:
-    ids = keep(store, 4)
+    ids = ingest_events(store, 4)
     token = take_over(store)
     load = claimed(store, token)
     undecided = [
@@ -284,7 +284,7 @@ def test_jobs_that_were_not_decided_when_a_load_raised_are_isolated(store: Store
 
 
 def test_ten_consecutive_failures_discard_the_rest(store: Store) -> None:
-    keep(store, 15)
+    ingest_events(store, 15)
     token = take_over(store)
     store.record(claimed(store, token), LoadVerdict(raised="down", isolated=True))
     isolated = 0
@@ -304,7 +304,7 @@ def test_ten_consecutive_failures_discard_the_rest(store: Store) -> None:
 
 
 def test_a_lost_load_is_due_again_at_once_and_counts_no_attempt(store: Store) -> None:
-    ids = keep(store, 3)
+    ids = ingest_events(store, 3)
     claimed(store, take_over(store, "one"))
     again = claimed(store, take_over(store, "two"))
     assert ids_of(again) == ids
@@ -312,7 +312,7 @@ def test_a_lost_load_is_due_again_at_once_and_counts_no_attempt(store: Store) ->
 
 
 def test_an_abandoned_load_rejects_its_late_result(store: Store) -> None:
-    keep(store, 3)
+    ingest_events(store, 3)
     token = take_over(store)
     load = claimed(store, token)
     store.abandon(load, "ran past its time-out")
@@ -323,7 +323,7 @@ def test_an_abandoned_load_rejects_its_late_result(store: Store) -> None:
 
 def test_what_kills_its_loader_is_found_and_discarded(store: Store) -> None:
     """Halved after three lost loads, and again at each more; the killer is discarded, nothing else."""
-    ids = keep(store, 100)
+    ids = ingest_events(store, 100)
     killer = ids[37]
     lost = 0
     discarded: list[str] = []
@@ -350,7 +350,7 @@ def test_what_kills_its_loader_is_found_and_discarded(store: Store) -> None:
 
 
 def test_lost_loads_do_not_use_up_attempts(store: Store) -> None:
-    keep(store, 1)
+    ingest_events(store, 1)
     token = take_over(store)
     store.record(claimed(store, token), RAISED)
     claimed(store, token)
@@ -365,10 +365,10 @@ def test_new_jobs_are_not_starved_by_retries(store: Store) -> None:
     """With twenty job groups due at once, every second claim takes what is new."""
     token = take_over(store)
     for _ in range(20):
-        keep(store, 2)
+        ingest_events(store, 2)
         store.record(claimed(store, token), LoadVerdict(raised="down", delay=0.5))
     _wait_until_all_are_due(store)
-    keep(store, 6)
+    ingest_events(store, 6)
     kinds = []
     for _ in range(12):
         load = claimed(store, token, limit=2)
@@ -381,7 +381,7 @@ def test_new_jobs_are_not_starved_by_retries(store: Store) -> None:
 
 
 def test_received_outcomes_are_kept_in_the_transaction_that_decides_them(store: Store) -> None:
-    [event] = keep(store, 1)
+    [event] = ingest_events(store, 1)
     token = take_over(store)
     load = claimed(store, token)
     outcome = NewEvent(
@@ -410,7 +410,7 @@ def test_received_outcomes_are_kept_in_the_transaction_that_decides_them(store: 
 
 
 def test_chosen_jobs_are_claimed_for_discard_out_of_their_group(store: Store) -> None:
-    ids = keep(store, 5)
+    ids = ingest_events(store, 5)
     token = take_over(store)
     store.record(claimed(store, token), LoadVerdict(raised="down", delay=0.0))
     operator = take_over(store, "operator", Lane.DISCARD)
@@ -428,7 +428,7 @@ def test_chosen_jobs_are_claimed_for_discard_out_of_their_group(store: Store) ->
 
 
 def test_a_listing_is_claimed_for_discard_as_a_range_is(store: Store) -> None:
-    ids = keep(store, 6)
+    ids = ingest_events(store, 6)
     token = take_over(store)
     load = claimed(store, token)
     store.record(load, failed(load, 1, 3, 5, delay=3600.0))
@@ -440,7 +440,7 @@ def test_a_listing_is_claimed_for_discard_as_a_range_is(store: Store) -> None:
 
 
 def test_only_the_load_lane_claims_for_discard_all_that_waits(store: Store) -> None:
-    keep(store, 1)
+    ingest_events(store, 1)
     with pytest.raises(UsageError, match="load lane"):
         store.claim_for_discard(take_over(store, lane=Lane.DISCARD), "all", 10)
 

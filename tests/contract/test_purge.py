@@ -31,7 +31,7 @@ from tests.contract.pipeline import (
     claimed,
     departed,
     ids_of,
-    keep,
+    ingest_events,
     new_event,
     take_over,
 )
@@ -57,12 +57,12 @@ LATER = 86_400.0  # a delay in seconds that no test outlives
 
 
 def test_what_is_past_its_time_goes_with_its_jobs_and_their_loads(store: Store) -> None:
-    old = keep(store, 7)
+    old = ingest_events(store, 7)
     token = take_over(store)
     while load := store.claim(token, 2, 3):
         store.record(load, LoadVerdict())
     index_time(store, 31 * DAY)
-    young = keep(store, 3)
+    young = ingest_events(store, 3)
     load_all(store, token)
     counts, totals = store.counts(FLIGHTS), store.day_counts(date(2026, 1, 1))
     assert purged(store, kept(30 * DAY)) == 7
@@ -79,34 +79,34 @@ def test_what_is_past_its_time_goes_with_its_jobs_and_their_loads(store: Store) 
 
 
 def test_what_has_no_keep_stays(store: Store) -> None:
-    ids = keep(store, 3)
+    ids = ingest_events(store, 3)
     load_all(store, take_over(store))
     index_time(store, 1000 * DAY)
     for retention in (kept(None), {}, {"airport/unheard_of": Retention(NOTHING, NOTHING)}):
         assert purged(store, retention) == 0
         assert store.purgeable(retention) == []
     assert not any(gone(store, ids))
-    store.check_kept([departed.path], datetime(2020, 1, 1, tzinfo=UTC))
+    store.check_not_purged([departed.path], datetime(2020, 1, 1, tzinfo=UTC))
 
 
 def test_an_event_without_a_job_goes(store: Store) -> None:
-    ids = keep(store, 3, to=())
+    ids = ingest_events(store, 3, to=())
     index_time(store)
     assert purged(store) == 3
     assert all(gone(store, ids))
 
 
 def test_nothing_goes_before_a_mark_tells_its_age(store: Store) -> None:
-    keep(store, 3, to=())
+    ingest_events(store, 3, to=())
     index_time(store, 29 * DAY)
     assert purged(store, kept(30 * DAY)) == 0
     assert purged(store, kept(29 * DAY)) == 3
 
 
 def test_one_event_type_may_go_before_another(store: Store) -> None:
-    [parent] = keep(store, 1)
+    [parent] = ingest_events(store, 1)
     [outcomes] = store.ingest([[NewEvent(OUTCOME, "{}", parent=parent)] * 3])
-    ids = keep(store, 3, to=())
+    ids = ingest_events(store, 3, to=())
     assert isinstance(outcomes, list)
     load_all(store, take_over(store))
     index_time(store)
@@ -161,11 +161,11 @@ def _executing_a_list_again(store: Store, token: FencingToken) -> None:
     [_awaiting, _executing, _failed, _raised, _lost, _executing_again, _executing_a_list_again],
 )
 def test_what_is_pending_stays(store: Store, pend: Callable[[Store, FencingToken], None]) -> None:
-    settled = keep(store, 5)
+    settled = ingest_events(store, 5)
     token = take_over(store)
     load_all(store, token)
-    pending = keep(store, 4)
-    also = keep(store, 3, to=())
+    pending = ingest_events(store, 4)
+    also = ingest_events(store, 3, to=())
     index_time(store)
     pend(store, token)
     before = [store.history(each) for each in pending]
@@ -188,7 +188,11 @@ def test_what_is_pending_stays(store: Store, pend: Callable[[Store, FencingToken
 
 
 def test_what_goes_is_found_among_many_that_stay(store: Store) -> None:
-    first, waiting, last = keep(store, 1, to=()), keep(store, 5), keep(store, 1, to=())
+    first, waiting, last = (
+        ingest_events(store, 1, to=()),
+        ingest_events(store, 5),
+        ingest_events(store, 1, to=()),
+    )
     index_time(store)
     assert purged(store) == 2
     assert gone(store, [*first, *waiting, *last]) == [True, *[False] * 5, True]
@@ -196,7 +200,7 @@ def test_what_goes_is_found_among_many_that_stay(store: Store) -> None:
 
 
 def test_a_job_that_waits_for_one_destination_event_keeps_the_event(store: Store) -> None:
-    ids = keep(store, 3, to=[FLIGHTS, SEATS])
+    ids = ingest_events(store, 3, to=[FLIGHTS, SEATS])
     load_all(store, take_over(store))
     index_time(store)
     assert purged(store) == 0
@@ -207,7 +211,7 @@ def test_a_job_that_waits_for_one_destination_event_keeps_the_event(store: Store
 
 def test_parents_stay_while_an_outcome_waits(store: Store) -> None:
     """Also those that an outcome of an outcome came of, and that are all settled."""
-    ids = keep(store, 3)
+    ids = ingest_events(store, 3)
     index_time(store)
     load = claimed(store, take_over(store))
     told = NewEvent(OUTCOME, "{}", [NewJob(SEATS)], parent=ids[1])
@@ -219,7 +223,7 @@ def test_parents_stay_while_an_outcome_waits(store: Store) -> None:
     again = NewEvent(OUTCOME, "{}", [NewJob(UNDELIVERABLE)], parent=outcome)
     store.record(of_outcome, LoadVerdict(outcomes=[again]))
     assert purged(store) == 2, "of those before that time; the outcomes came after it"
-    young = keep(store, 1)
+    young = ingest_events(store, 1)
     index_time(store)
     assert purged(store) == 0
     assert gone(store, ids) == [True, False, True]
@@ -232,7 +236,7 @@ def test_parents_stay_while_an_outcome_waits(store: Store) -> None:
 
 def test_the_parent_of_an_outcome_whose_job_was_discarded_lately_stays(store: Store) -> None:
     """Its data is the parent's: it may be fixed, and loaded again."""
-    ids = keep(store, 2)
+    ids = ingest_events(store, 2)
     load_all(store, take_over(store))
     index_time(store)
     store.ingest([[NewEvent(OUTCOME, "{}", [NewJob(SEATS)], parent=ids[0])]])
@@ -245,7 +249,7 @@ def test_the_parent_of_an_outcome_whose_job_was_discarded_lately_stays(store: St
 
 
 def test_discarded_jobs_stay_longer(store: Store) -> None:
-    ids = keep(store, 4)
+    ids = ingest_events(store, 4)
     load = claimed(store, take_over(store))
     discarded = [Deviation(row.seq, JobResult.DISCARDED, "no") for row in load.rows[:2]]
     store.record(load, LoadVerdict(discarded))
@@ -268,7 +272,7 @@ def test_discarded_jobs_stay_longer(store: Store) -> None:
 
 
 def test_a_question_about_a_purged_event_says_from_when_on_events_are_kept(store: Store) -> None:
-    [event] = keep(store, 1, to=())
+    [event] = ingest_events(store, 1, to=())
     index_time(store, DAY)
     purged(store, kept(DAY))
     day = (datetime.now(UTC) - DAY).date().isoformat()
@@ -282,19 +286,19 @@ def test_a_question_about_a_purged_event_says_from_when_on_events_are_kept(store
 
 
 def test_a_purged_window_is_told(store: Store) -> None:
-    keep(store, 1, to=())
+    ingest_events(store, 1, to=())
     index_time(store, 2 * DAY)
     now = datetime.now(UTC)
-    store.check_kept([departed.path], now - 9 * DAY)
+    store.check_not_purged([departed.path], now - 9 * DAY)
     purged(store, kept(DAY))
-    store.check_kept([departed.path], now - DAY)
+    store.check_not_purged([departed.path], now - DAY)
     day = (now - 2 * DAY).date().isoformat()
     with pytest.raises(Gone, match=rf"{departed.path}.* since {day}.*begin with {day}"):
-        store.check_kept([departed.path, OUTCOME], now - 3 * DAY)
+        store.check_not_purged([departed.path, OUTCOME], now - 3 * DAY)
 
 
 def test_the_sequence_is_held_against_what_was_purged(store: Store) -> None:
-    ids = keep(store, 5, to=())
+    ids = ingest_events(store, 5, to=())
     index_time(store)
     purged(store)
     store.ready()
@@ -305,7 +309,7 @@ def test_the_sequence_is_held_against_what_was_purged(store: Store) -> None:
     with pytest.raises(SequenceWentBack):
         store.ready()
     store.repair()
-    assert not set(keep(store, 1)) & set(ids)
+    assert not set(ingest_events(store, 1)) & set(ids)
 
 
 # ------------------------------------------------------------------------------------ going on
@@ -317,7 +321,7 @@ def test_a_purge_that_ends_early_is_gone_on_with(
     """After every step: the queries stay right, and the next purge removes the rest."""
     monkeypatch.setattr(purge, "_AT_ONCE", 2)
     monkeypatch.setattr(purge, "_PAGE", 5)
-    ids = keep(store, 12)
+    ids = ingest_events(store, 12)
     token = take_over(store)
     for said in (JobResult.DISCARDED, JobResult.FAILED, JobResult.DISCARDED):
         load = claimed(store, token, 4)
@@ -343,7 +347,7 @@ def test_two_purges_at_once_do_each_others_work(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(purge, "_AT_ONCE", 3)
-    keep(store, 40)
+    ingest_events(store, 40)
     load = claimed(store, take_over(store))
     store.record(
         load, LoadVerdict([Deviation(row.seq, JobResult.DISCARDED, "no") for row in load.rows])
@@ -427,7 +431,7 @@ def test_whatever_goes_is_in_the_archive_even_if_purges_are_killed(
     monkeypatch.setattr(purge, "_PAGE", 5)
     folder = tmp_path / "archive"
     folder.mkdir()
-    ids = keep(store, 23)
+    ids = ingest_events(store, 23)
     load_all(store, take_over(store))
     index_time(store)
     for most in itertools.count(1):
@@ -441,7 +445,7 @@ def test_whatever_goes_is_in_the_archive_even_if_purges_are_killed(
 
 
 def test_what_cannot_be_archived_is_not_purged(store: Store, tmp_path: Path) -> None:
-    ids = keep(store, 3, to=())
+    ids = ingest_events(store, 3, to=())
     index_time(store)
     (tmp_path / "file").touch()
     with pytest.raises(Unavailable, match="what is not archived is not purged"):

@@ -20,7 +20,7 @@ from tests.contract.pipeline import (
     app,
     claimed,
     departed,
-    keep,
+    ingest_events,
     new_event,
     take_over,
 )
@@ -60,14 +60,14 @@ def total(steps: Iterator[PurgeStep]) -> tuple[int, int]:
 
 
 def test_a_partition_that_nothing_needs_is_dropped(store: Store) -> None:
-    old = keep(store, OLD, to=[FLIGHTS, SEATS])
-    young = keep(store, 3, to=[FLIGHTS, SEATS])
+    old = ingest_events(store, OLD, to=[FLIGHTS, SEATS])
+    young = ingest_events(store, 3, to=[FLIGHTS, SEATS])
     for path in (FLIGHTS, SEATS):
         token = take_over(store, to=path)
         while load := store.claim(token, 4, 3):
             store.record(load, LoadVerdict())
     index_time(store)
-    later = keep(store, 2, to=())
+    later = ingest_events(store, 2, to=())
     counts = store.counts(FLIGHTS)
     store.maintain()
     assert tables(store) == ALL
@@ -83,15 +83,15 @@ def test_a_partition_that_nothing_needs_is_dropped(store: Store) -> None:
 
 
 def test_a_partition_with_an_event_that_is_needed_stays(store: Store) -> None:
-    old = keep(store, OLD)
-    young = keep(store, 3, to=())
+    old = ingest_events(store, OLD)
+    young = ingest_events(store, 3, to=())
     token = take_over(store)
     load = claimed(store, token)
     later = Deviation(load.rows[2].seq, JobResult.FAILED, "later", 86_400.0)
     discarded = Deviation(load.rows[3].seq, JobResult.DISCARDED, "no")
     store.record(load, LoadVerdict([later, discarded]))
     index_time(store)
-    keep(store, 1, to=())
+    ingest_events(store, 1, to=())
     assert total(store.purge(kept(timedelta(0), None))) == (OLD - 2 + len(young), 0)
     assert tables(store) == ALL
     assert gone(store, old) == [True, True, False, False, True, True]
@@ -105,11 +105,11 @@ def test_a_partition_with_an_event_that_is_needed_stays(store: Store) -> None:
 
 
 def test_a_partition_with_an_event_of_a_type_that_is_kept_stays(store: Store) -> None:
-    old = keep(store, OLD - 1, to=())
+    old = ingest_events(store, OLD - 1, to=())
     [[outcome]] = store.ingest([[NewEvent(OUTCOME, "{}")]])
-    keep(store, 3, to=())
+    ingest_events(store, 3, to=())
     index_time(store)
-    keep(store, 1, to=())
+    ingest_events(store, 1, to=())
     alone = {departed.path: Retention(timedelta(0), timedelta(0))}
     assert total(store.purge(alone)) == (OLD - 1 + 3, 0)
     assert tables(store) == ALL
@@ -121,12 +121,12 @@ def test_a_partition_with_an_event_of_a_type_that_is_kept_stays(store: Store) ->
 def test_a_purge_that_was_killed_before_the_drop_is_completed(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old = keep(store, OLD)
-    keep(store, 3, to=())
+    old = ingest_events(store, OLD)
+    ingest_events(store, 3, to=())
     load = claimed(store, take_over(store))
     store.record(load, LoadVerdict([Deviation(load.rows[0].seq, JobResult.DISCARDED, "no")]))
     index_time(store)
-    keep(store, 1, to=())
+    ingest_events(store, 1, to=())
 
     def killed(_: Partitions) -> None:
         raise SystemExit
@@ -150,11 +150,11 @@ def test_events_that_cannot_be_detached_are_left_to_the_next_purge(
 ) -> None:
     """Their jobs have gone already: they are not taken for others that have none."""
     monkeypatch.setattr(partitions, "_WAIT", "200ms")
-    old = keep(store, OLD)
+    old = ingest_events(store, OLD)
     load_all(store, take_over(store))
-    keep(store, 3, to=())
+    ingest_events(store, 3, to=())
     index_time(store)
-    keep(store, 1, to=())
+    ingest_events(store, 1, to=())
     store.maintain()  # it makes partitions, which waits for such a lock
     with psycopg.connect(postgres_url) as another:
         another.execute("LOCK TABLE ONLY events IN SHARE UPDATE EXCLUSIVE MODE")
@@ -172,9 +172,9 @@ def test_a_table_of_another_is_not_dropped(store: Store, postgres_url: str) -> N
     with psycopg.connect(postgres_url) as other:
         other.execute("CREATE TABLE events_2026 (n int)")
         other.execute("CREATE TABLE jobs_7 (n int)")
-    keep(store, OLD + 1, to=())
+    ingest_events(store, OLD + 1, to=())
     index_time(store)
-    keep(store, 1, to=())
+    ingest_events(store, 1, to=())
     assert total(store.purge(NOW)) == (1, 1)
     assert set(tables(store)) == {*LATER, "events_2026", "jobs_7"}
 
@@ -183,9 +183,9 @@ def test_a_reader_postpones_a_drop_and_ingest_goes_on(
     store: Store, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(partitions, "_WAIT", "500ms")
-    keep(store, OLD + 1, to=())
+    ingest_events(store, OLD + 1, to=())
     index_time(store)
-    keep(store, 1, to=())
+    ingest_events(store, 1, to=())
     slowest, over = 0.0, threading.Event()
 
     def ingest() -> None:

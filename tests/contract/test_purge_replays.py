@@ -21,7 +21,7 @@ from blacksmith_dagster.store.interface import (
     SelectedJob,
 )
 from blacksmith_dagster.store.sql import SQLStore
-from tests.contract.pipeline import FLIGHTS, SEATS, claimed, departed, keep, take_over
+from tests.contract.pipeline import FLIGHTS, SEATS, claimed, departed, ingest_events, take_over
 from tests.contract.purging import DAY, NOW, OUTCOME, gone, index_time, kept, load_all, purged, read
 from tests.contract.test_replays import ALL, MISSING, drain, plan, replaying
 
@@ -41,7 +41,7 @@ def begun(store: Store, ago: timedelta) -> None:
 
 
 def test_what_a_replay_has_yet_to_come_to_stays(store: Store) -> None:
-    ids = keep(store, 6, to=())
+    ids = ingest_events(store, 6, to=())
     token = replaying(store)
     replay = store.begin_replay(token, MISSING, [departed.path], "run")
     index_time(store)
@@ -68,7 +68,7 @@ def test_what_a_replay_has_yet_to_come_to_stays(store: Store) -> None:
 
 
 def test_what_replays_have_left_goes_with_the_events(store: Store, tmp_path: Path) -> None:
-    ids = keep(store, 5)
+    ids = ingest_events(store, 5)
     load = claimed(store, take_over(store))
     store.record(load, LoadVerdict([Deviation(load.rows[0].seq, JobResult.DISCARDED, "no")]))
     token = replaying(store)
@@ -77,7 +77,7 @@ def test_what_replays_have_left_goes_with_the_events(store: Store, tmp_path: Pat
     store.record(again, LoadVerdict([Deviation(again.rows[1].seq, JobResult.DISCARDED, "never")]))
     drain(store, token)
     assert store.end_replay(token, replay)
-    keep(store, 1)
+    ingest_events(store, 1)
     load_all(store, take_over(store, "another"))
     index_time(store)
     counts = store.counts(FLIGHTS)
@@ -101,7 +101,7 @@ def test_what_replays_have_left_goes_with_the_events(store: Store, tmp_path: Pat
 
 def test_the_history_of_what_stays_of_a_replays_list_stays(store: Store) -> None:
     """Also if it was split, and the part that the list began with has gone."""
-    ids = keep(store, 4, to=())
+    ids = ingest_events(store, 4, to=())
     token = replaying(store)
     plan(store, token, MISSING)
     for _ in range(3):
@@ -125,7 +125,7 @@ def test_the_history_of_what_stays_of_a_replays_list_stays(store: Store) -> None
 
 
 def test_what_the_outcomes_of_a_replays_window_came_of_stays(store: Store) -> None:
-    ids = keep(store, 2)
+    ids = ingest_events(store, 2)
     load_all(store, take_over(store))
     index_time(store)
     store.ingest([[NewEvent(OUTCOME, "{}", [NewJob(SEATS)], parent=ids[0])]])
@@ -140,7 +140,7 @@ def test_what_the_outcomes_of_a_replays_window_came_of_stays(store: Store) -> No
 
 
 def test_a_window_below_the_log_start_is_not_begun(store: Store) -> None:
-    keep(store, 2, to=())
+    ingest_events(store, 2, to=())
     index_time(store)
     assert purged(store) == 2
     with pytest.raises(Gone, match=rf"{departed.path}.* since .*; begin with"):
@@ -152,7 +152,7 @@ def test_a_window_below_the_log_start_is_not_begun(store: Store) -> None:
 
 
 def test_a_replay_that_was_left_for_a_week_holds_nothing(store: Store) -> None:
-    ids = keep(store, 3, to=())
+    ids = ingest_events(store, 3, to=())
     begin(store)
     index_time(store)
     begun(store, 6 * DAY)

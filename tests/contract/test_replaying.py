@@ -61,7 +61,7 @@ class Replaying:
         with closing(StandardScheduler()) as scheduler:
             scheduler.load(app, event, store=self.store, supervisor=self.supervisor)
 
-    def keep(self, *data: Any) -> list[str]:
+    def ingest(self, *data: Any) -> list[str]:
         """Events without a job."""
         new = [NewEvent(departed.path, f'{{"n":{n}}}') for n in data]
         (made,) = self.store.ingest([new])
@@ -92,7 +92,7 @@ def test_a_new_destination_event_is_filled_from_history(replaying: Replaying) ->
     loaded: list[list[int]] = []
     app, flights = pipeline(lambda batch: loaded.append(numbers(batch)), batch=4)
     replaying.store.register(app)
-    ids = replaying.keep(*range(10))
+    ids = replaying.ingest(*range(10))
     reports: list[ReplayProgress] = []
     summary = replaying.replay(app, flights, run="run 7", report=lambda _, at: reports.append(at))
     assert loaded == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
@@ -113,7 +113,7 @@ def test_the_flows_of_today_are_asked(replaying: Replaying) -> None:
 
     app = Blacksmith(sources=[airport], destinations=[warehouse], since="2026-01-01")
     replaying.store.register(app)
-    replaying.keep(*range(6))
+    replaying.ingest(*range(6))
     found = forecast(app, flights, ReplayRequest(**EVER), store=replaying.store)
     assert found.jobs == 3
     replaying.replay(app, flights)
@@ -128,7 +128,7 @@ def test_a_when_that_raises_makes_a_job_that_fails(replaying: Replaying) -> None
 
     app = Blacksmith(sources=[airport], destinations=[warehouse], since="2026-01-01")
     replaying.store.register(app)
-    replaying.keep(*range(4))
+    replaying.ingest(*range(4))
     assert replaying.replay(app, flights).tally == Tally(succeeded=3, failed=1)
     [job] = replaying.store.jobs("retrying", flights.path)
     assert job.error == "ValueError: two"
@@ -160,7 +160,7 @@ def test_discarded_jobs_are_edited_and_loaded_again(replaying: Replaying) -> Non
 def test_a_function_of_the_request_that_raises_stops_the_replay(replaying: Replaying) -> None:
     app, flights = pipeline(lambda batch: None)
     replaying.store.register(app)
-    ids = replaying.keep(*range(4))
+    ids = replaying.ingest(*range(4))
     with pytest.raises(UsageError, match=ids[2]):
         replaying.replay(app, flights, when=f"{HERE}:refuses_two")
     assert replaying.store.counts(flights.path).pending == 0
@@ -182,7 +182,7 @@ def test_it_goes_on_where_it_stopped(replaying: Replaying) -> None:
 
     app, flights = pipeline(load, batch=2)
     replaying.store.register(app)
-    replaying.keep(*range(10))
+    replaying.ingest(*range(10))
     first = replaying.replay(app, flights, stop=stop)
     assert (first.stopped, loaded) == (True, [0, 1, 2, 3])
     second = replaying.replay(app, flights)
@@ -193,7 +193,7 @@ def test_it_goes_on_where_it_stopped(replaying: Replaying) -> None:
 def test_a_rate_limits_it(replaying: Replaying) -> None:
     app, flights = pipeline(lambda batch: None, batch=10)
     replaying.store.register(app)
-    replaying.keep(*range(40))
+    replaying.ingest(*range(40))
     began = time.monotonic()
     replaying.replay(app, flights, rate=50)
     assert 0.5 < time.monotonic() - began < 5
@@ -203,7 +203,7 @@ def test_progress_tells_the_rate_and_the_seconds_left(replaying: Replaying) -> N
     """Of what this call has run: what ran before it was stopped counts as done alone."""
     app, flights = pipeline(lambda batch: None, batch=10)
     replaying.store.register(app)
-    replaying.keep(*range(40))
+    replaying.ingest(*range(40))
     stop = threading.Event()
     replaying.replay(app, flights, stop=stop, report=lambda *_: stop.set())
     reports: list[tuple[ReplayProgress, float]] = []
@@ -225,7 +225,7 @@ def test_live_loads_go_first(replaying: Replaying, monkeypatch: pytest.MonkeyPat
     first, second = threading.Event(), threading.Event()
     app, flights = pipeline(lambda _: (second if first.is_set() else first).set(), batch=1)
     replaying.store.register(app)
-    replaying.keep(1, 2)
+    replaying.ingest(1, 2)
     token = replaying.load_elsewhere(flights)
     running = threading.Thread(target=lambda: replaying.replay(app, flights), daemon=True)
     running.start()
@@ -246,7 +246,7 @@ def test_a_replay_waits_for_live_loads_so_long_at_most(
     times: list[float] = []
     app, flights = pipeline(lambda _: times.append(time.monotonic()), batch=1)
     replaying.store.register(app)
-    replaying.keep(1, 2)
+    replaying.ingest(1, 2)
     replaying.load_elsewhere(flights)  # and it never claims
     assert replaying.replay(app, flights).tally == Tally(succeeded=2)
     first, second = times
@@ -260,7 +260,7 @@ def test_a_replay_does_not_wait_where_nobody_loads_what_is_new(
     monkeypatch.setattr(f"{replay.__module__}._LIVE_FIRST", 120.0)
     app, flights = pipeline(lambda batch: None, batch=1)
     replaying.store.register(app)
-    replaying.keep(1, 2)
+    replaying.ingest(1, 2)
     ingest(replaying.store, [{"n": 99}])
     began = time.monotonic()
     assert replaying.replay(app, flights).tally == Tally(succeeded=2)
@@ -277,7 +277,7 @@ def test_a_dry_run_changes_nothing(replaying: Replaying) -> None:
     replaying.store.register(app)
     ids = ingest(replaying.store, [{"n": n} for n in range(3)])
     replaying.load(app, flights)
-    missing = replaying.keep(3, 4, 5, 6, 7, 8)
+    missing = replaying.ingest(3, 4, 5, 6, 7, 8)
     found = forecast(app, flights, ReplayRequest(**EVER), store=replaying.store)
     (counts,) = found.days.values()
     assert counts == {"succeeded": 2, "discarded": 1, "missing": 6}
@@ -301,7 +301,7 @@ def test_overlapping_replays_refused(replaying: Replaying) -> None:
 
     app, flights = pipeline(load)
     replaying.store.register(app)
-    replaying.keep(1)
+    replaying.ingest(1)
     running = threading.Thread(
         target=lambda: replaying.replay(app, flights, run="run 7"), daemon=True
     )
@@ -338,7 +338,7 @@ def test_transform_raises_for_one_event(replaying: Replaying) -> None:
 
     app = Blacksmith(sources=[airport], destinations=[warehouse], since="2026-01-01")
     replaying.store.register(app)
-    ids = replaying.keep(*range(5))
+    ids = replaying.ingest(*range(5))
     assert replaying.replay(app, flights).tally == Tally(succeeded=4, failed=1)
 
     def settled() -> bool:
@@ -362,7 +362,7 @@ def test_new_events_flow_beside_a_replay(replaying: Replaying) -> None:
 
     app, flights = pipeline(load)
     replaying.store.register(app)
-    replaying.keep(1)
+    replaying.ingest(1)
     running = threading.Thread(target=lambda: replaying.replay(app, flights), daemon=True)
     running.start()
     assert begun.wait(30)

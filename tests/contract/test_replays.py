@@ -27,7 +27,7 @@ from tests.contract.pipeline import (
     claimed,
     departed,
     ids_of,
-    keep,
+    ingest_events,
     new_event,
     take_over,
 )
@@ -91,8 +91,8 @@ def discard(store: Store, token: FencingToken) -> list[str]:
 
 
 def test_missing_jobs_are_made_and_never_move_the_load_lane(store: Store) -> None:
-    old = keep(store, 5, to=())
-    new = keep(store, 3, to=(SEATS,), start=5)
+    old = ingest_events(store, 5, to=())
+    new = ingest_events(store, 3, to=(SEATS,), start=5)
     token = replaying(store, SEATS)
     assert states(store, MISSING, SEATS) == dict.fromkeys(old, "missing")
     replay = plan(store, token, MISSING, batch=2)
@@ -112,7 +112,7 @@ def test_missing_jobs_are_made_and_never_move_the_load_lane(store: Store) -> Non
 
 
 def test_the_counts_are_right_after_maintenance(store: Store) -> None:
-    keep(store, 4, to=())
+    ingest_events(store, 4, to=())
     token = replaying(store)
     plan(store, token, MISSING)
     store.maintain()
@@ -126,16 +126,16 @@ def test_the_counts_are_right_after_maintenance(store: Store) -> None:
 
 def test_what_is_pending_or_executing_is_left_alone(store: Store) -> None:
     loading = take_over(store)
-    done = keep(store, 2)
+    done = ingest_events(store, 2)
     store.record(claimed(store, loading), LoadVerdict())
-    waits = keep(store, 1)
+    waits = ingest_events(store, 1)
     load = claimed(store, loading)
     store.record(
         load, LoadVerdict([Deviation(load.rows[0].seq, JobResult.FAILED, "later", 3600.0)])
     )
-    runs = keep(store, 2)
+    runs = ingest_events(store, 2)
     load = claimed(store, loading)
-    awaits = keep(store, 2)
+    awaits = ingest_events(store, 2)
     expected = dict.fromkeys(done, "succeeded") | dict.fromkeys(waits + runs + awaits, "pending")
     assert states(store, ALL) == expected
     token = replaying(store)
@@ -147,7 +147,7 @@ def test_what_is_pending_or_executing_is_left_alone(store: Store) -> None:
 
 
 def test_discarded_jobs_are_taken_up_again(store: Store) -> None:
-    ids = keep(store, 3)
+    ids = ingest_events(store, 3)
     discard(store, take_over(store))
     assert states(store, FAILED) == dict.fromkeys(ids, "discarded")
     assert {each.error for each in candidates(store, FAILED)} == {
@@ -169,7 +169,7 @@ def test_discarded_jobs_are_taken_up_again(store: Store) -> None:
 
 
 def test_the_history_shows_the_replay(store: Store) -> None:
-    [missing] = keep(store, 1, to=())
+    [missing] = ingest_events(store, 1, to=())
     token = replaying(store)
     replay = plan(store, token, MISSING)
     *_, last = store.history(missing)
@@ -188,7 +188,7 @@ def test_the_history_shows_the_replay(store: Store) -> None:
 
 
 def test_failed_jobs_are_retried_by_the_load_lane(store: Store) -> None:
-    ids = keep(store, 2, to=())
+    ids = ingest_events(store, 2, to=())
     token = replaying(store)
     replay = plan(store, token, MISSING)
     load = claimed(store, token)
@@ -205,7 +205,7 @@ def test_failed_jobs_are_retried_by_the_load_lane(store: Store) -> None:
 
 
 def test_what_raised_as_a_whole_is_retried_by_the_load_lane(store: Store) -> None:
-    ids = keep(store, 3, to=())
+    ids = ingest_events(store, 3, to=())
     token = replaying(store)
     plan(store, token, MISSING)
     store.record(claimed(store, token), LoadVerdict(raised="down"))
@@ -215,7 +215,7 @@ def test_what_raised_as_a_whole_is_retried_by_the_load_lane(store: Store) -> Non
 
 
 def test_what_a_killed_replay_had_begun_stays_in_its_lane(store: Store) -> None:
-    ids = keep(store, 3, to=())
+    ids = ingest_events(store, 3, to=())
     killed = replaying(store)
     plan(store, killed, MISSING)
     claimed(store, killed)
@@ -235,7 +235,7 @@ def test_what_a_killed_replay_had_begun_stays_in_its_lane(store: Store) -> None:
 
 
 def test_another_replay_leaves_what_waits_to_the_load_lane(store: Store) -> None:
-    ids = keep(store, 3, to=())
+    ids = ingest_events(store, 3, to=())
     token = replaying(store)
     cancelled = plan(store, token, MISSING)
     other = store.begin_replay(token, ALL, [departed.path], "other")
@@ -246,7 +246,7 @@ def test_another_replay_leaves_what_waits_to_the_load_lane(store: Store) -> None
 
 
 def test_a_replay_keeps_the_keys_unless_new_ones_are_asked_for(store: Store) -> None:
-    keep(store, 2)
+    ingest_events(store, 2)
     first = claimed(store, loading := take_over(store))
     store.record(first, LoadVerdict())
     token = replaying(store)
@@ -261,7 +261,7 @@ def test_a_replay_keeps_the_keys_unless_new_ones_are_asked_for(store: Store) -> 
 
 
 def test_an_edited_job_keeps_its_new_data(store: Store) -> None:
-    one, _ = keep(store, 2)
+    one, _ = ingest_events(store, 2)
     discard(store, loading := take_over(store))
     token = replaying(store)
     plan(store, token, FAILED, **{one: '{"n":"fixed"}'})
@@ -278,7 +278,7 @@ def test_an_edited_job_keeps_its_new_data(store: Store) -> None:
 
 
 def test_what_a_replay_has_left_is_told_by_its_last_error(store: Store) -> None:
-    keep(store, 1, to=())
+    ingest_events(store, 1, to=())
     token = replaying(store)
     plan(store, token, MISSING)
     load = claimed(store, token)
@@ -289,7 +289,7 @@ def test_what_a_replay_has_left_is_told_by_its_last_error(store: Store) -> None:
 
 
 def test_a_batch_splits_what_was_planned(store: Store) -> None:
-    ids = keep(store, 10, to=())
+    ids = ingest_events(store, 10, to=())
     token = replaying(store)
     plan(store, token, MISSING, batch=10)
     parts = []
@@ -300,7 +300,7 @@ def test_a_batch_splits_what_was_planned(store: Store) -> None:
 
 
 def test_discarding_by_hand_reaches_what_a_replay_has_planned(store: Store) -> None:
-    ids = keep(store, 3, to=())
+    ids = ingest_events(store, 3, to=())
     token = replaying(store)
     replay = plan(store, token, MISSING)
     by_hand = take_over(store, "operator", Lane.DISCARD)
@@ -317,7 +317,7 @@ def test_discarding_by_hand_reaches_what_a_replay_has_planned(store: Store) -> N
 
 
 def test_filters_by_time_version_and_error(store: Store) -> None:
-    keep(store, 2)
+    ingest_events(store, 2)
     discard(store, take_over(store))
     assert len(states(store, ReplayRequest(**EVER, error='{"n":1}'))) == 1
     assert states(store, ReplayRequest(**EVER, error="%")) == {}
@@ -327,7 +327,7 @@ def test_filters_by_time_version_and_error(store: Store) -> None:
 
 
 def test_a_plan_of_a_fenced_replay_changes_nothing(store: Store) -> None:
-    keep(store, 2, to=())
+    ingest_events(store, 2, to=())
     stale = replaying(store)
     replay = store.begin_replay(stale, MISSING, [departed.path], None)
     token = replaying(store, holder="next")
@@ -347,7 +347,7 @@ def test_history_is_imported_with_the_time_when_it_was_received(store: Store) ->
     for at in days:
         [made] = store.ingest([[new_event(at.day), new_event(at.day)]], received_at=at)
         ids.append(made)
-    recent = keep(store, 1)
+    recent = ingest_events(store, 1)
     assert store.event(ids[0][0]).received_at == days[0]
     second = ReplayRequest(days[1].replace(hour=0), days[3].replace(hour=0), (ReplayMode.ALL,))
     assert sorted(states(store, second)) == sorted([*ids[1], *ids[2]])
@@ -361,6 +361,6 @@ def test_history_is_imported_with_the_time_when_it_was_received(store: Store) ->
 
 def test_the_pace_of_the_last_loads(store: Store) -> None:
     assert store.pace(FLIGHTS) is None
-    keep(store, 10)
+    ingest_events(store, 10)
     store.record(claimed(store, take_over(store)), LoadVerdict())
     assert (store.pace(FLIGHTS) or 0) > 0

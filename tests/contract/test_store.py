@@ -39,7 +39,7 @@ from tests.contract.pipeline import (
     claimed,
     departed,
     ids_of,
-    keep,
+    ingest_events,
     new_event,
     take_over,
 )
@@ -71,13 +71,13 @@ def test_an_event_is_kept_to_the_letter(store: Store) -> None:
 
 
 def test_ids_are_in_the_order_of_the_request(store: Store) -> None:
-    ids = keep(store, 5)
+    ids = ingest_events(store, 5)
     assert [store.event(each).payload for each in ids] == [f'{{"n":{n}}}' for n in range(5)]
     assert [each.id for each in store.events(limit=3)] == ids[:-4:-1]
 
 
 def test_an_id_of_another_store_is_unknown(store: Store) -> None:
-    [mine] = keep(store, 1)
+    [mine] = ingest_events(store, 1)
     for wrong in ("evt_0000000000000000000f", "no id", mine[:-1], mine[:-1] + "9"):
         with pytest.raises(NotFound, match=r"in this store"):
             store.event(wrong)
@@ -152,7 +152,7 @@ def test_out_of_order_commits_lose_nothing(store: Store) -> None:
     def write(number: int) -> None:
         chance = random.Random(seed + number)
         for _ in range(commits):
-            kept.extend(keep(store, chance.randint(1, 20)))
+            kept.extend(ingest_events(store, chance.randint(1, 20)))
 
     threads = [threading.Thread(target=write, args=(number,)) for number in range(writers)]
     for thread in threads:
@@ -243,7 +243,7 @@ def test_two_starts_at_once_are_safe(store_url: str) -> None:
     assert not failures
     store = open_store(store_url)
     store.register(app)
-    keep(store, 1)
+    ingest_events(store, 1)
     store.close()
 
 
@@ -295,8 +295,8 @@ def test_partitions_are_made_when_the_sequence_runs_past_them(postgres_url: str)
     store = open_store(postgres_url, upgrade=True)
     store.register(app)
     _set_sequence(postgres_url, 3 * 5_000_000 - 3)
-    keep(store, 2)
-    ids = keep(store, 10)
+    ingest_events(store, 2)
+    ids = ingest_events(store, 10)
     assert [store.event(each).payload for each in ids] == [f'{{"n":{n}}}' for n in range(10)]
     assert len(claimed(store, take_over(store)).rows) == 12
     store.close()
@@ -308,7 +308,7 @@ def test_closing_a_load_stays_in_its_page(postgres_url: str) -> None:
     store.register(app)
     token = take_over(store)
     for _ in range(20):
-        keep(store, 1)
+        ingest_events(store, 1)
         store.record(claimed(store, token), LoadVerdict())
     store.close()
     engine = create_engine(postgres_url.replace("postgresql://", "postgresql+psycopg://"))
@@ -412,7 +412,7 @@ def test_a_transaction_that_the_server_timed_out_is_no_refusal(postgres_url: str
 
 
 def test_sequence_that_went_back_is_refused(store: Store, store_url: str) -> None:
-    ids = keep(store, 10)
+    ids = ingest_events(store, 10)
     _set_sequence(store_url, 3)
     with pytest.raises(SequenceWentBack, match="blacksmith store repair"):
         store.ready()
@@ -421,7 +421,7 @@ def test_sequence_that_went_back_is_refused(store: Store, store_url: str) -> Non
     open_store(store_url, repair=True).close()
     store.ready()
     store.register(app)
-    [new] = keep(store, 1)
+    [new] = ingest_events(store, 1)
     assert new not in ids
     assert new[:12] != ids[0][:12], "a new epoch gives other ids"
     assert [store.event(each).payload for each in ids] == [f'{{"n":{n}}}' for n in range(10)]
@@ -431,7 +431,7 @@ def test_a_loads_number_that_the_sequence_has_not_reached_is_refused(
     store: Store, store_url: str
 ) -> None:
     """A restore that kept the loads and lost the newest events."""
-    keep(store, 10)
+    ingest_events(store, 10)
     token = take_over(store)
     store.record(claimed(store, token), LoadVerdict())
     _execute(store_url, "DELETE FROM jobs", "DELETE FROM events")
@@ -449,14 +449,14 @@ def test_two_stores_in_one_database(postgres_url: str) -> None:
     )
     for each in (one, two):
         each.register(app)
-    keep(one, 3)
+    ingest_events(one, 3)
     engine = create_engine(f"postgresql+psycopg{postgres_url.removeprefix('postgresql')}")
     with engine.begin() as conn:
         conn.execute(text("SET search_path = one"))
         conn.execute(text("SELECT ingest('{1}','{x}',null,null,null,null,null,'{}','{}',null)"))
-        ids = keep(two, 3)
+        ids = ingest_events(two, 3)
         assert ids_of(claimed(two, take_over(two))) == ids
-        keep(one, 3)
+        ingest_events(one, 3)
         assert len(claimed(one, take_over(one)).rows) == 3, "those before the one that hangs"
     engine.dispose()
     one.close()
@@ -467,7 +467,7 @@ def test_two_stores_in_one_database(postgres_url: str) -> None:
 
 
 def test_counts_follow_every_state(store: Store) -> None:
-    keep(store, 10)
+    ingest_events(store, 10)
     token = take_over(store)
     load = claimed(store, token, limit=4)
     assert _states(store) == (6, 4, 0, 0, 0)
@@ -477,7 +477,7 @@ def test_counts_follow_every_state(store: Store) -> None:
     assert _states(store) == (6, 0, 1, 2, 1)
     store.maintain()
     assert _states(store) == (6, 0, 1, 2, 1), "as counted as when they were not counted yet"
-    keep(store, 2)
+    ingest_events(store, 2)
     store.record(claimed(store, token), LoadVerdict(raised="down", delay=3600.0))
     assert _states(store) == (0, 0, 9, 2, 1)
     assert store.counts(SEATS).pending == 0
@@ -485,7 +485,7 @@ def test_counts_follow_every_state(store: Store) -> None:
 
 def test_the_oldest_waiting_job_is_told(store: Store) -> None:
     assert store.counts(FLIGHTS).oldest_waiting is None
-    [event] = keep(store, 1)
+    [event] = ingest_events(store, 1)
     assert store.counts(FLIGHTS).oldest_waiting == store.event(event).received_at
     store.record(claimed(store, take_over(store)), LoadVerdict(raised="down", delay=3600.0))
     due = store.counts(FLIGHTS).oldest_waiting
@@ -495,7 +495,7 @@ def test_the_oldest_waiting_job_is_told(store: Store) -> None:
 
 def test_next_due(store: Store) -> None:
     assert store.next_due(FLIGHTS) is None
-    keep(store, 1)
+    ingest_events(store, 1)
     assert store.next_due(FLIGHTS) == 0
     token = take_over(store)
     store.record(claimed(store, token), LoadVerdict(raised="down", delay=600.0))
@@ -506,7 +506,7 @@ def test_next_due(store: Store) -> None:
 
 def test_since_load(store: Store) -> None:
     assert store.since_load(FLIGHTS, SEATS) is None
-    keep(store, 1)
+    ingest_events(store, 1)
     token = take_over(store)
     assert store.since_load(FLIGHTS, SEATS) is None  # a lock is no load
     load = claimed(store, token)
@@ -521,9 +521,9 @@ def test_since_load(store: Store) -> None:
 
 def test_totals_per_day_are_counted_once(store: Store) -> None:
     today = datetime.now(UTC).date()
-    keep(store, 3)
+    ingest_events(store, 3)
     store.maintain()
-    keep(store, 4)
+    ingest_events(store, 4)
     store.maintain()
     store.maintain()
     assert [tuple(each) for each in store.day_counts(today)] == [(departed.path, today, 7)]
@@ -531,10 +531,10 @@ def test_totals_per_day_are_counted_once(store: Store) -> None:
 
 
 def test_a_window_holds_what_was_received_in_it(store: Store) -> None:
-    keep(store, 3)
+    ingest_events(store, 3)
     start = datetime.now(UTC) - timedelta(seconds=10)
     store.maintain()
-    ids = keep(store, 3)
+    ids = ingest_events(store, 3)
     window = store.window(start, datetime.now(UTC))
     seqs = [store.event(each).seq for each in ids]
     assert all(window.after < seq <= window.upto for seq in seqs)
@@ -545,7 +545,7 @@ def test_a_window_holds_what_was_received_in_it(store: Store) -> None:
 
 def test_the_history_of_a_job_is_whole(store: Store) -> None:
     """Failed by itself, then with its group, then lost, then loaded: each with its load and run."""
-    [event, _] = keep(store, 2)
+    [event, _] = ingest_events(store, 2)
     token = take_over(store)
     load = store.claim(token, 10, 5, run="run-1")
     assert load is not None
@@ -577,7 +577,7 @@ def test_the_history_of_a_job_is_whole(store: Store) -> None:
 
 
 def test_a_failed_job_tells_when_it_is_due_again(store: Store) -> None:
-    [event] = keep(store, 1)
+    [event] = ingest_events(store, 1)
     store.record(claimed(store, take_over(store)), LoadVerdict(raised="down", delay=600.0))
     last = store.history(event)[-1]
     assert last.state == "failed"
@@ -588,7 +588,7 @@ def test_a_failed_job_tells_when_it_is_due_again(store: Store) -> None:
 
 
 def test_jobs_are_listed_by_state(store: Store) -> None:
-    ids = keep(store, 6)
+    ids = ingest_events(store, 6)
     token = take_over(store)
     load = claimed(store, token, limit=3)
     store.record(
@@ -618,7 +618,7 @@ def test_jobs_are_listed_by_state(store: Store) -> None:
 
 
 def test_a_renamed_destination_event_keeps_its_jobs(store: Store) -> None:
-    ids = keep(store, 2)
+    ids = ingest_events(store, 2)
     renamed = Destination("warehouse")
 
     @renamed.event(receives=departed, renamed_from="flights")
@@ -637,8 +637,8 @@ def test_a_renamed_destination_event_keeps_its_jobs(store: Store) -> None:
 
 def test_a_name_that_is_known_takes_over_no_jobs_which_are_orphans_then(store: Store) -> None:
     """Another process may have learnt the new name's number, and keep jobs under it."""
-    [late] = keep(store, 1, to=(SEATS,))
-    keep(store, 1)
+    [late] = ingest_events(store, 1, to=(SEATS,))
+    ingest_events(store, 1)
     renamed = Destination("warehouse")
 
     @renamed.event(receives=departed, name="seats", renamed_from="flights")
@@ -679,7 +679,7 @@ def test_the_outcomes_of_a_renamed_destination_event_are_still_received(store: S
 
 
 def test_what_is_no_longer_declared_waits_as_an_orphan_until_it_is_retired(store: Store) -> None:
-    keep(store, 3, to=(SEATS,))
+    ingest_events(store, 3, to=(SEATS,))
     token = take_over(store, to=SEATS)
     load = claimed(store, token, limit=1)
     store.record(load, LoadVerdict(raised="down", delay=3600.0))

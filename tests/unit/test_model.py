@@ -195,7 +195,7 @@ def test_a_json_schema_leaves_the_data_as_it_is() -> None:
 
 
 def test_what_was_kept_once_is_not_judged_again() -> None:
-    assert decoder(JSONSchema(SCHEMA), kept=True)(b'{"id": 1}') == {"id": 1}
+    assert decoder(JSONSchema(SCHEMA), stored=True)(b'{"id": 1}') == {"id": 1}
 
 
 def test_a_json_schema_may_be_a_file(tmp_path: Path) -> None:
