@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from blacksmith_dagster.destinations.responses import excerpt, may_be_a_part, redacted, verdict
+from blacksmith_dagster.destinations.responses import excerpt, may_be_a_part, redacted, verdict_of
 from blacksmith_dagster.errors import DeclarationError, SettingsError
 from blacksmith_dagster.pipeline.batch import Batch, JobResult, JobVerdict
 from blacksmith_dagster.pipeline.destination import Destination, DestinationEvent
@@ -278,7 +278,7 @@ class _Post:
         try:
             responses = pool.map(send, contents, [job.key for job in jobs])
             for job, (_, job_verdict) in zip(jobs, responses, strict=True):
-                _say(batch, [job], job_verdict)
+                _decide(batch, [job], job_verdict)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -296,7 +296,7 @@ class _Post:
                 half = len(jobs) // 2
                 waiting += [(jobs[half:], contents[half:]), (jobs[:half], contents[:half])]
             else:
-                _say(batch, jobs, job_verdict)
+                _decide(batch, jobs, job_verdict)
 
     def _contents(self, batch: Batch[Any]) -> tuple[list[Job[Any]], list[bytes]]:
         """The jobs that have a body, and their bodies; the others have failed."""
@@ -351,7 +351,7 @@ def _send(
     except httpx.TransportError as error:
         # Its text may hold a header's value.
         return 0, _failed(f"the connection failed ({type(error).__name__})")
-    job_verdict = verdict(
+    job_verdict = verdict_of(
         response.status_code,
         response.headers.get("Retry-After"),
         excerpt(body, hidden),
@@ -371,18 +371,18 @@ def _beginning(response: httpx.Response, latest: float) -> bytes:
     return bytes(read)
 
 
-def _say(batch: Batch[Any], jobs: Iterable[Job[Any]], verdict: JobVerdict) -> None:
+def _decide(batch: Batch[Any], jobs: Iterable[Job[Any]], verdict: JobVerdict) -> None:
     for job in jobs:
         if verdict.result is JobResult.SUCCEEDED:
             batch.succeed(job)
         elif verdict.result is JobResult.DISCARDED:
-            batch.discard(job, verdict.why)
+            batch.discard(job, verdict.reason)
         else:
-            batch.fail(job, verdict.why, retry_after=verdict.retry_after)
+            batch.fail(job, verdict.reason, retry_after=verdict.retry_after)
 
 
-def _failed(why: str) -> JobVerdict:
-    return JobVerdict(JobResult.FAILED, why)
+def _failed(reason: str) -> JobVerdict:
+    return JobVerdict(JobResult.FAILED, reason)
 
 
 def _data(job: Job[Any]) -> Any:

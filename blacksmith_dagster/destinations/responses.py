@@ -15,25 +15,25 @@ _TRY_AGAIN = frozenset({408, 425, 429})  # the 4xx that speak of the moment, not
 _OF_THE_BODY = frozenset({400, 409, 413, 422})
 
 
-def verdict(status: int, retry_after: str | None, excerpt: str, now: datetime) -> JobVerdict:
-    """What is said of a job whose request got `status`.
+def verdict_of(status: int, retry_after: str | None, excerpt: str, now: datetime) -> JobVerdict:
+    """The verdict of a job whose request got `status`.
 
     `retry_after` is the header's value; `now` is used when it is a date.
 
-    >>> said = verdict(503, "120", "down for repair", datetime.now(UTC))
-    >>> said.why, said.retry_after
+    >>> verdict = verdict_of(503, "120", "down for repair", datetime.now(UTC))
+    >>> verdict.reason, verdict.retry_after
     ('503 Service Unavailable: down for repair', 120.0)
     """
     if 200 <= status < 300:
         return JobVerdict(JobResult.SUCCEEDED)
-    why = f"{_named(status)}: {excerpt}" if excerpt else _named(status)
+    reason = f"{_named(status)}: {excerpt}" if excerpt else _named(status)
     if 300 <= status < 400:
         return JobVerdict(
-            JobResult.FAILED, f"{why}; redirects are not followed: give the new address"
+            JobResult.FAILED, f"{reason}; redirects are not followed: give the new address"
         )
     if 400 <= status < 500 and status not in _TRY_AGAIN:
-        return JobVerdict(JobResult.DISCARDED, why)
-    return JobVerdict(JobResult.FAILED, why, wait(retry_after, now))
+        return JobVerdict(JobResult.DISCARDED, reason)
+    return JobVerdict(JobResult.FAILED, reason, wait(retry_after, now))
 
 
 def may_be_a_part(status: int) -> bool:

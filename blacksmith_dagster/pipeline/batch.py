@@ -31,13 +31,13 @@ class JobResult(Enum):
 
 
 class JobVerdict(msgspec.Struct, frozen=True):
-    """What a destination said of one job.
+    """What a destination decided about one job.
 
-    `why` is empty for a success. `retry_after` (seconds) overrides the schedule's gap of a failure.
+    `reason` is empty for a success. `retry_after` (seconds) overrides the schedule's gap of a failure.
     """
 
     result: JobResult
-    why: str = ""
+    reason: str = ""
     retry_after: float | None = None
 
 
@@ -80,22 +80,24 @@ class Batch(Generic[T]):
         """This job is loaded, even if the function raises later."""
         self._decide(job, JobVerdict(JobResult.SUCCEEDED))
 
-    def fail(self, job: Job[T], why: str, *, retry_after: float | timedelta | None = None) -> None:
+    def fail(
+        self, job: Job[T], reason: str, *, retry_after: float | timedelta | None = None
+    ) -> None:
         """This job is not loaded. It is tried again, until its attempts are used up.
 
         `retry_after` is in seconds, or a `timedelta`; without it the schedule's gap is taken.
 
         Raises `UsageError` for a `retry_after` that is neither.
         """
-        self._decide(job, JobVerdict(JobResult.FAILED, _text(why), self._seconds(retry_after)))
+        self._decide(job, JobVerdict(JobResult.FAILED, _text(reason), self._seconds(retry_after)))
 
-    def discard(self, job: Job[T], why: str) -> None:
+    def discard(self, job: Job[T], reason: str) -> None:
         """This job can never be loaded: it is not tried again."""
-        self._decide(job, JobVerdict(JobResult.DISCARDED, _text(why)))
+        self._decide(job, JobVerdict(JobResult.DISCARDED, _text(reason)))
 
     @property
     def verdicts(self) -> Mapping[str, JobVerdict]:
-        """What was said so far, by the job's key."""
+        """The verdicts so far, by the job's key."""
         return self._verdicts
 
     def frame(self) -> pandas.DataFrame:
@@ -129,5 +131,5 @@ class Batch(Generic[T]):
         self._verdicts[job.key] = verdict
 
 
-def _text(why: object) -> str:
-    return str(why) or "no reason was given"
+def _text(reason: object) -> str:
+    return str(reason) or "no reason was given"

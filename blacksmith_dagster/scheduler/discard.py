@@ -35,7 +35,7 @@ def discard(
     app: Blacksmith,
     event: DestinationEvent[Any],
     event_ids: Sequence[str],
-    why: str,
+    reason: str,
     *,
     store: Store,
     supervisor: Supervisor,
@@ -50,7 +50,9 @@ def discard(
     ids, decoder, discarded = list(dict.fromkeys(event_ids)), JobDecoder(app, event), 0
     with _fencing_token(event.path, Lane.DISCARD, store, supervisor) as token:
         for part in parts(ids, _AT_ONCE):
-            while (load := store.claim_for_discard(token, clean(why), _AT_ONCE, part)) is not None:
+            while (
+                load := store.claim_for_discard(token, clean(reason), _AT_ONCE, part)
+            ) is not None:
                 decoded = decoder.decode(load, decoder.originals(load.rows, store.originals))
                 verdict = _all_discarded(load)
                 now = datetime.now(UTC)
@@ -60,7 +62,7 @@ def discard(
     return discarded
 
 
-def retire(destination: str, why: str, *, store: Store, supervisor: Supervisor) -> int:
+def retire(destination: str, reason: str, *, store: Store, supervisor: Supervisor) -> int:
     """Discard all that waits for a destination event that the application no longer has.
 
     `destination` is its path, `warehouse/flights`. Returns how many jobs were discarded.
@@ -70,7 +72,7 @@ def retire(destination: str, why: str, *, store: Store, supervisor: Supervisor) 
     """
     discarded = 0
     with _fencing_token(destination, Lane.LOAD, store, supervisor) as token:
-        while (load := store.claim_for_discard(token, clean(why), _AT_ONCE)) is not None:
+        while (load := store.claim_for_discard(token, clean(reason), _AT_ONCE)) is not None:
             store.record(load, _all_discarded(load))
             discarded += len(load.rows)
     return discarded

@@ -28,7 +28,7 @@ from blacksmith_dagster.scheduler.decoding import Decoded, JobDecoder
 from blacksmith_dagster.scheduler.executor import Executor
 from blacksmith_dagster.scheduler.interface import LoadReport, Summary
 from blacksmith_dagster.scheduler.outcomes import outcomes
-from blacksmith_dagster.scheduler.verdict import decide, report
+from blacksmith_dagster.scheduler.verdict import decide, load_report
 from blacksmith_dagster.store.interface import FencingToken, Load, LoadVerdict, Store
 from blacksmith_dagster.wanderer.files import version_of
 
@@ -154,7 +154,7 @@ class Loader:
         self._record(load, verdict, lease, stop)
         if made:
             self._notify(job.destination for outcome in made for job in outcome.jobs)
-        return report(load, verdict, seconds)
+        return load_report(load, verdict, seconds)
 
     def _abandon(self, load: Load, call: Future[None]) -> None:
         """Its jobs are due again; whatever the call still does counts for nothing."""

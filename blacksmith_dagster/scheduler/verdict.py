@@ -21,7 +21,7 @@ _LONGEST_DELAY = 366 * 86400.0
 
 class Decision(NamedTuple):
     """A load's verdict. `exhausted`: the jobs (by seq) discarded because their last attempt failed,
-    not because someone said so."""
+    not by their function's verdict."""
 
     verdict: LoadVerdict
     exhausted: frozenset[int] = frozenset()
@@ -37,10 +37,11 @@ def decide(
 ) -> Decision:
     """The verdict of a load.
 
-    `job_verdicts` is what the function said, by the job's key; `raised` what it raised. It has succeeded
-    with every job that it did not name, or failed with them if it raised. A job that fails at its
-    last attempt is discarded, except that a load of several jobs which raises discards none of those
-    undecided: it may have raised for the sake of one. They run once by themselves before that.
+    `job_verdicts` is what the function decided, by the job's key; `raised` what it raised. It has
+    succeeded with every job that it did not name, or failed with them if it raised. A job that
+    fails at its last attempt is discarded, except that a load of several jobs which raises discards
+    none of those undecided: it may have raised for the sake of one. They run once by themselves
+    before that.
     """
     if load.discard_reason is not None:
         return Decision(
@@ -53,10 +54,10 @@ def decide(
     several = len(load.rows) > 1
     last = load.attempt >= schedule.max_attempts
     gap = schedule.retry_delay(load.attempt, now).total_seconds()
-    why = "" if raised is None else describe(raised)
+    error_text = "" if raised is None else describe(raised)
     if raised is not None and not job_verdicts and not decoded.failures and (several or not last):
         isolated = several and load.attempt >= schedule.max_attempts - 1
-        return Decision(LoadVerdict(raised=why, delay=gap, isolated=isolated))
+        return Decision(LoadVerdict(raised=error_text, delay=gap, isolated=isolated))
 
     deviations: list[Deviation] = []
     exhausted: set[int] = set()
@@ -68,12 +69,14 @@ def decide(
         elif (job_verdict := job_verdicts.get(load.key_of(row.id))) is not None:
             result, error, delay = (
                 job_verdict.result,
-                clean(job_verdict.why),
+                clean(job_verdict.reason),
                 job_verdict.retry_after,
             )
         else:
             undecided = True
-            result, error = (JobResult.SUCCEEDED, "") if raised is None else (JobResult.FAILED, why)
+            result, error = (
+                (JobResult.SUCCEEDED, "") if raised is None else (JobResult.FAILED, error_text)
+            )
         if result is JobResult.FAILED and last and not (undecided and several):
             result = JobResult.DISCARDED
             exhausted.add(row.seq)
@@ -96,7 +99,7 @@ def _delay(asked: float | None, gap: float) -> float:
     return float(math.ceil(asked)) if asked >= 1 else math.ceil(asked * 10) / 10
 
 
-def report(load: Load, verdict: LoadVerdict, seconds: float) -> LoadReport:
+def load_report(load: Load, verdict: LoadVerdict, seconds: float) -> LoadReport:
     """The report of a recorded load. `seconds`: how long its function took."""
     made = _per_day([row.received_at for row in load.rows])
     if verdict.raised is not None:

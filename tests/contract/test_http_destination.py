@@ -123,8 +123,8 @@ def alone(server: Server, **given: Any) -> JobVerdict:
 
 def test_each_job_is_posted_with_its_key(server: Server) -> None:
     alerts = HTTPDestination("alerts", url=f"{server.url}/hooks", headers={"X-Team": "flights"})
-    said = send(alerts, {"n": 0}, {"n": 1}, path="/late")
-    assert [each.result for each in said.values()] == [JobResult.SUCCEEDED] * 2
+    verdicts = send(alerts, {"n": 0}, {"n": 1}, path="/late")
+    assert [each.result for each in verdicts.values()] == [JobResult.SUCCEEDED] * 2
     assert [(path, body) for path, _, body in server.requests] == [
         ("/hooks/late", {"n": 0}),
         ("/hooks/late", {"n": 1}),
@@ -162,7 +162,7 @@ def test_body_makes_what_is_sent(server: Server) -> None:
     def message(job: Job[Flight]) -> dict[str, Any]:
         return {"text": f"{job.data.id} is {100 / job.data.delay:.0f} late"}
 
-    said = send(
+    verdicts = send(
         HTTPDestination("alerts", url=server.url),
         Flight("UA1", 10),
         Flight("UA2", 0),
@@ -173,9 +173,11 @@ def test_body_makes_what_is_sent(server: Server) -> None:
         {"text": "UA1 is 10 late"},
         {"text": "UA3 is 5 late"},
     ]
-    assert said["key-1"].result is JobResult.FAILED
-    assert said["key-1"].why == "its body cannot be made: ZeroDivisionError: division by zero"
-    assert said["key-0"].result is said["key-2"].result is JobResult.SUCCEEDED
+    assert verdicts["key-1"].result is JobResult.FAILED
+    assert (
+        verdicts["key-1"].reason == "its body cannot be made: ZeroDivisionError: division by zero"
+    )
+    assert verdicts["key-0"].result is verdicts["key-2"].result is JobResult.SUCCEEDED
 
 
 def test_a_struct_is_sent_as_json(server: Server) -> None:
@@ -191,10 +193,10 @@ def test_429_fails_until_retry_after(server: Server) -> None:
 def test_retry_after_as_a_date(server: Server) -> None:
     later = format_datetime(datetime.now(UTC) + timedelta(minutes=2), usegmt=True)
     server.respond = lambda body: (503, {"Retry-After": later}, b"")
-    said = alone(server)
-    assert said.result is JobResult.FAILED
-    assert said.retry_after is not None
-    assert 110 < said.retry_after <= 120
+    verdict = alone(server)
+    assert verdict.result is JobResult.FAILED
+    assert verdict.retry_after is not None
+    assert 110 < verdict.retry_after <= 120
 
 
 def test_500_fails(server: Server) -> None:
@@ -213,21 +215,21 @@ def test_a_redirect_is_not_followed(server: Server) -> None:
         {"Location": f"{server.url}/elsewhere?token=canary-77"},
         b"",
     )
-    said = alone(server)
-    assert said.result is JobResult.FAILED
-    assert "redirects are not followed" in said.why
-    assert "canary-77" not in said.why
+    verdict = alone(server)
+    assert verdict.result is JobResult.FAILED
+    assert "redirects are not followed" in verdict.reason
+    assert "canary-77" not in verdict.reason
     assert len(server.requests) == 1
 
 
 def test_responses_decide_job_by_job(server: Server) -> None:
     server.respond = lambda body: (body["status"], {}, b"")
-    said = send(
+    verdicts = send(
         HTTPDestination("alerts", url=server.url),
         *({"status": status} for status in (200, 422, 500, 201)),
         concurrency=4,
     )
-    assert {key: each.result for key, each in said.items()} == {
+    assert {key: each.result for key, each in verdicts.items()} == {
         "key-0": JobResult.SUCCEEDED,
         "key-1": JobResult.DISCARDED,
         "key-2": JobResult.FAILED,
@@ -239,9 +241,9 @@ def test_a_slow_server_fails_in_time(server: Server) -> None:
     released = threading.Event()
     server.raw = lambda _: released.wait(30)
     began = time.monotonic()
-    said = alone(server, request_timeout="300ms")
+    verdict = alone(server, request_timeout="300ms")
     released.set()
-    assert said == JobVerdict(JobResult.FAILED, "no response within 0.3 s (ReadTimeout)")
+    assert verdict == JobVerdict(JobResult.FAILED, "no response within 0.3 s (ReadTimeout)")
     assert time.monotonic() - began < 5
 
 
@@ -255,24 +257,24 @@ def test_a_body_without_end_does_not_hold_up_its_status(server: Server) -> None:
                 connection.sendall(b".")
 
     server.raw = drip
-    said = alone(server, request_timeout="300ms")
+    verdict = alone(server, request_timeout="300ms")
     released.set()
-    assert said.result is JobResult.FAILED
-    assert said.why.startswith("503 Service Unavailable: busy.")
+    assert verdict.result is JobResult.FAILED
+    assert verdict.reason.startswith("503 Service Unavailable: busy.")
 
 
 def test_a_huge_body_is_not_read(server: Server) -> None:
     server.respond = lambda body: (400, {}, b"x" * 50_000_000)
-    said = alone(server)
-    assert said.result is JobResult.DISCARDED
-    assert len(said.why) < 250
+    verdict = alone(server)
+    assert verdict.result is JobResult.DISCARDED
+    assert len(verdict.reason) < 250
 
 
 def test_a_connection_closed_without_a_response_fails(server: Server) -> None:
     server.raw = lambda connection: connection.shutdown(socket.SHUT_RDWR)
-    said = alone(server)
-    assert said.result is JobResult.FAILED
-    assert said.why == "the connection failed (RemoteProtocolError)"
+    verdict = alone(server)
+    assert verdict.result is JobResult.FAILED
+    assert verdict.reason == "the connection failed (RemoteProtocolError)"
 
 
 def test_a_connection_cut_in_the_response_s_body_keeps_its_status(server: Server) -> None:
@@ -286,9 +288,9 @@ def test_nobody_listens() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
-        said = send(HTTPDestination("alerts", url=url), {})["key-0"]
-    assert said.result is JobResult.FAILED
-    assert "refused" in said.why
+        verdict = send(HTTPDestination("alerts", url=url), {})["key-0"]
+    assert verdict.result is JobResult.FAILED
+    assert "refused" in verdict.reason
 
 
 def test_sixteen_requests_are_under_way_at_once(server: Server) -> None:
@@ -301,9 +303,9 @@ def test_sixteen_requests_are_under_way_at_once(server: Server) -> None:
 
     server.respond = respond
     alerts = HTTPDestination("alerts", url=server.url)
-    said = send(alerts, *({"n": n} for n in range(64)), concurrency=16)
-    assert len(said) == 64
-    assert {each.result for each in said.values()} == {JobResult.SUCCEEDED}
+    verdicts = send(alerts, *({"n": n} for n in range(64)), concurrency=16)
+    assert len(verdicts) == 64
+    assert {each.result for each in verdicts.values()} == {JobResult.SUCCEEDED}
     assert sorted(body["n"] for *_, body in server.requests) == list(range(64))
 
 
@@ -337,8 +339,8 @@ def test_connections_are_kept(server: Server) -> None:
 
 def test_a_batch_in_one_request(server: Server) -> None:
     alerts = HTTPDestination("alerts", url=server.url)
-    said = send(alerts, {"n": 0}, {"n": 1}, batched=True, body=lambda job: [job.data["n"]])
-    assert {each.result for each in said.values()} == {JobResult.SUCCEEDED}
+    verdicts = send(alerts, {"n": 0}, {"n": 1}, batched=True, body=lambda job: [job.data["n"]])
+    assert {each.result for each in verdicts.values()} == {JobResult.SUCCEEDED}
     assert [body for *_, body in server.requests] == [[[0], [1]]]
 
 
@@ -358,26 +360,30 @@ def test_a_bad_job_of_a_batch_is_discarded_alone(server: Server) -> None:
         return (422, {}, b"n is 70") if {"n": 70} in body else (200, {}, b"")
 
     server.respond = respond
-    said = send(
+    verdicts = send(
         HTTPDestination("alerts", url=server.url), *({"n": n} for n in range(100)), batched=True
     )
-    discarded = {key: each.why for key, each in said.items() if each.result is JobResult.DISCARDED}
+    discarded = {
+        key: each.reason for key, each in verdicts.items() if each.result is JobResult.DISCARDED
+    }
     assert discarded == {"key-70": "422 Unprocessable Entity: n is 70"}
-    assert sum(each.result is JobResult.SUCCEEDED for each in said.values()) == 99
+    assert sum(each.result is JobResult.SUCCEEDED for each in verdicts.values()) == 99
     assert len(server.requests) <= 15  # 1 + 2 log2(100)
 
 
 def test_a_batch_rejected_for_its_sender_is_sent_once(server: Server) -> None:
     server.respond = lambda body: (403, {}, b"who are you?")
-    said = send(HTTPDestination("alerts", url=server.url), 1, 2, 3, batched=True)
-    assert [each.result for each in said.values()] == [JobResult.DISCARDED] * 3
+    verdicts = send(HTTPDestination("alerts", url=server.url), 1, 2, 3, batched=True)
+    assert [each.result for each in verdicts.values()] == [JobResult.DISCARDED] * 3
     assert len(server.requests) == 1
 
 
 def test_a_batch_that_is_too_early_fails_whole(server: Server) -> None:
     server.respond = lambda body: (429, {"Retry-After": "3"}, b"")
-    said = send(HTTPDestination("alerts", url=server.url), 1, 2, batched=True)
-    assert list(said.values()) == [JobVerdict(JobResult.FAILED, "429 Too Many Requests", 3.0)] * 2
+    verdicts = send(HTTPDestination("alerts", url=server.url), 1, 2, batched=True)
+    assert (
+        list(verdicts.values()) == [JobVerdict(JobResult.FAILED, "429 Too Many Requests", 3.0)] * 2
+    )
     assert len(server.requests) == 1
 
 
@@ -396,13 +402,13 @@ def test_a_load_that_runs_late_begins_no_request(server: Server) -> None:
     assert late.batch == 2
     began = time.monotonic()
     with connected(alerts) as load:
-        said = load(late, *range(20)).verdicts
+        verdicts = load(late, *range(20)).verdicts
     assert time.monotonic() - began < 5
     released.set()
-    assert len(said) == 20
-    assert {each.result for each in said.values()} == {JobResult.FAILED}
+    assert len(verdicts) == 20
+    assert {each.result for each in verdicts.values()} == {JobResult.FAILED}
     assert len(server.requests) < 20
-    assert said["key-19"].why.startswith("not sent")
+    assert verdicts["key-19"].reason.startswith("not sent")
 
 
 def test_secrets_appear_nowhere(
@@ -426,11 +432,11 @@ def test_secrets_appear_nowhere(
 
     server.respond = respond
     with caplog.at_level(logging.INFO):
-        said = send(alerts, 400, 500, 200, path="/late")
+        verdicts = send(alerts, 400, 500, 200, path="/late")
     assert "canary-3" in echoed[0], "the server saw nothing that it could repeat"
-    assert said["key-0"].why == "400 Bad Request: ***/late?*** *** *** *** http://***@host/"
+    assert verdicts["key-0"].reason == "400 Bad Request: ***/late?*** *** *** *** http://***@host/"
     assert "HTTP Request: POST" in caplog.text
-    everything = f"{said} {caplog.text} {alerts!r} {vars(alerts)}"
+    everything = f"{verdicts} {caplog.text} {alerts!r} {vars(alerts)}"
     assert "canary" not in everything
     assert b64encode(b"user:canary-1").decode() not in everything
 

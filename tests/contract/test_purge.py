@@ -323,9 +323,9 @@ def test_a_purge_that_ends_early_is_gone_on_with(
     monkeypatch.setattr(purge, "_PAGE", 5)
     ids = ingest_events(store, 12)
     token = take_over(store)
-    for said in (JobResult.DISCARDED, JobResult.FAILED, JobResult.DISCARDED):
+    for result in (JobResult.DISCARDED, JobResult.FAILED, JobResult.DISCARDED):
         load = claimed(store, token, 4)
-        store.record(load, LoadVerdict([Deviation(load.rows[0].seq, said, "no", LATER)]))
+        store.record(load, LoadVerdict([Deviation(load.rows[0].seq, result, "no", LATER)]))
     waiting = {each.event_id for each in store.jobs("retrying", FLIGHTS)}
     index_time(store)
     for most in itertools.count(1):

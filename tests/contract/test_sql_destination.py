@@ -60,7 +60,7 @@ def database(store_url: str) -> Iterator[Database]:
 def failed(batch: Batch[Any]) -> dict[str, str]:
     """Why each job that failed did, by its key; nothing else was said of any job."""
     assert {verdict.result for verdict in batch.verdicts.values()} <= {JobResult.FAILED}
-    return {key: verdict.why for key, verdict in batch.verdicts.items()}
+    return {key: verdict.reason for key, verdict in batch.verdicts.items()}
 
 
 def test_inserts_without_a_key(database: Database) -> None:

@@ -129,16 +129,18 @@ class StoreMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.load is not None)
     @rule(
-        said=st.lists(st.sampled_from(["", "failed", "later", "discarded"]), min_size=5, max_size=5)
+        verdicts=st.lists(
+            st.sampled_from(["", "failed", "later", "discarded"]), min_size=5, max_size=5
+        )
     )
-    def record(self, said: list[str]) -> None:
+    def record(self, verdicts: list[str]) -> None:
         """Each job has its verdict."""
-        self._record(self._open(), said)
+        self._record(self._open(), verdicts)
         self.load = None
 
-    def _record(self, load: Load, said: list[str]) -> None:
+    def _record(self, load: Load, verdicts: list[str]) -> None:
         deviations = []
-        for row, verdict in zip(load.rows, said, strict=False):
+        for row, verdict in zip(load.rows, verdicts, strict=False):
             self.states[row.id] = SUCCEEDED
             if verdict == "discarded":
                 deviations.append(Deviation(row.seq, JobResult.DISCARDED, "never"))
@@ -221,9 +223,9 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(
         mode=st.sampled_from(list(ReplayMode)),
         batch=st.integers(1, 4),
-        said=st.lists(st.sampled_from(["", "failed", "discarded"]), min_size=5, max_size=5),
+        verdicts=st.lists(st.sampled_from(["", "failed", "discarded"]), min_size=5, max_size=5),
     )
-    def replay(self, mode: ReplayMode, batch: int, said: list[str]) -> None:
+    def replay(self, mode: ReplayMode, batch: int, verdicts: list[str]) -> None:
         """What is settled is run again, each job once; what is pending stays as it is."""
         token = take_over(self.store, "replay", Lane.REPLAY)
         request = ReplayRequest(self.since, datetime.now(UTC) + timedelta(days=1), (mode,))
@@ -247,7 +249,7 @@ class StoreMachine(RuleBasedStateMachine):
         ran: set[str] = set()
         while load := self.store.claim(token, 5, ATTEMPTS):
             ran |= {row.id for row in load.rows}
-            self._record(load, said)
+            self._record(load, verdicts)
         assert ran == expected
         assert self.store.end_replay(token, replay)
 

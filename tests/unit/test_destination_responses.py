@@ -4,14 +4,14 @@ from datetime import UTC, datetime
 
 import pytest
 
-from blacksmith_dagster.destinations.responses import excerpt, may_be_a_part, verdict, wait
+from blacksmith_dagster.destinations.responses import excerpt, may_be_a_part, verdict_of, wait
 from blacksmith_dagster.pipeline.batch import JobResult
 
 NOW = datetime(2026, 10, 21, 7, 27, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
-    ("statuses", "said"),
+    ("statuses", "expected"),
     [
         ([200, 201, 202, 204, 299], JobResult.SUCCEEDED),
         ([400, 401, 403, 404, 409, 410, 413, 418, 422, 451, 499], JobResult.DISCARDED),
@@ -19,14 +19,14 @@ NOW = datetime(2026, 10, 21, 7, 27, tzinfo=UTC)
         ([301, 302, 307, 308], JobResult.FAILED),
     ],
 )
-def test_statuses(statuses: list[int], said: JobResult) -> None:
-    assert {verdict(status, None, "", NOW).result for status in statuses} == {said}
+def test_statuses(statuses: list[int], expected: JobResult) -> None:
+    assert {verdict_of(status, None, "", NOW).result for status in statuses} == {expected}
 
 
 def test_the_reason_holds_status_and_excerpt() -> None:
-    assert verdict(404, None, "no such hook", NOW).why == "404 Not Found: no such hook"
-    assert verdict(599, None, "", NOW).why == "599"
-    assert "redirects are not followed" in verdict(302, None, "", NOW).why
+    assert verdict_of(404, None, "no such hook", NOW).reason == "404 Not Found: no such hook"
+    assert verdict_of(599, None, "", NOW).reason == "599"
+    assert "redirects are not followed" in verdict_of(302, None, "", NOW).reason
 
 
 @pytest.mark.parametrize(
@@ -52,9 +52,9 @@ def test_retry_after_in_seconds_or_as_a_date(header: str | None, seconds: float 
 
 
 def test_retry_after_counts_for_what_is_tried_again() -> None:
-    assert verdict(429, "5", "", NOW).retry_after == 5.0
-    assert verdict(503, "5", "", NOW).retry_after == 5.0
-    assert verdict(400, "5", "", NOW).retry_after is None
+    assert verdict_of(429, "5", "", NOW).retry_after == 5.0
+    assert verdict_of(503, "5", "", NOW).retry_after == 5.0
+    assert verdict_of(400, "5", "", NOW).retry_after is None
 
 
 def test_only_what_speaks_of_the_body_can_be_the_fault_of_one_job() -> None:

@@ -13,7 +13,7 @@ from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.pipeline.batch import JobResult, JobVerdict
 from blacksmith_dagster.scheduler.decoding import Decoded, DecodeFailure
 from blacksmith_dagster.scheduler.interface import Tally
-from blacksmith_dagster.scheduler.verdict import decide, report
+from blacksmith_dagster.scheduler.verdict import decide, load_report
 from blacksmith_dagster.store.interface import Deviation, Load, LoadVerdict
 from tests.unit.loads import NOW, SCHEDULE, decode, load, row
 
@@ -67,8 +67,10 @@ def test_each_job_that_was_named_has_its_own_end() -> None:
     ],
 )
 def test_a_delay_is_accepted_if_it_makes_sense_and_rounded_up(asked: float, given: float) -> None:
-    said = verdict(load([row(1), row(2)]), {1: JobVerdict(JobResult.FAILED, "later", asked)})
-    assert said.deviations[0].delay == given
+    load_verdict = verdict(
+        load([row(1), row(2)]), {1: JobVerdict(JobResult.FAILED, "later", asked)}
+    )
+    assert load_verdict.deviations[0].delay == given
 
 
 def test_a_delay_is_said_in_seconds_or_as_a_timedelta_and_else_refused() -> None:
@@ -116,21 +118,21 @@ def test_a_job_that_fails_at_its_last_attempt_is_discarded() -> None:
 def test_a_job_group_that_raises_to_the_end_is_isolated_before_it_is_discarded(
     attempt: int,
 ) -> None:
-    said = verdict(load([row(1), row(2)], attempt=attempt), raised=ERROR)
-    assert said == LoadVerdict(raised="ConnectionError: refused", delay=GAP, isolated=True)
+    load_verdict = verdict(load([row(1), row(2)], attempt=attempt), raised=ERROR)
+    assert load_verdict == LoadVerdict(raised="ConnectionError: refused", delay=GAP, isolated=True)
     assert not verdict(load([row(1), row(2)], attempt=LAST - 2), raised=ERROR).isolated
 
 
 def test_a_job_group_that_may_be_tried_once_is_isolated_after_it_raised() -> None:
     once = Schedule("@every 10m", max_retries=0)
-    said = decide(load([row(1), row(2)]), NO_JOBS, {}, ERROR, once, NOW).verdict
-    assert said.isolated
+    load_verdict = decide(load([row(1), row(2)]), NO_JOBS, {}, ERROR, once, NOW).verdict
+    assert load_verdict.isolated
 
 
 def test_those_undecided_are_not_discarded_with_the_one_that_raised() -> None:
     job_verdicts = {1: JobVerdict(JobResult.SUCCEEDED)}
-    said = verdict(load([row(1), row(2), row(3)], attempt=LAST), job_verdicts, ERROR)
-    assert [each.result for each in said.deviations] == [JobResult.FAILED, JobResult.FAILED]
+    load_verdict = verdict(load([row(1), row(2), row(3)], attempt=LAST), job_verdicts, ERROR)
+    assert [each.result for each in load_verdict.deviations] == [JobResult.FAILED, JobResult.FAILED]
 
 
 def test_a_job_that_was_not_handed_over_fails_alone() -> None:
@@ -158,8 +160,8 @@ def test_a_load_claimed_for_discard_is_discarded_whole() -> None:
 
 
 def test_what_a_destination_says_is_kept_in_a_form_that_every_database_accepts() -> None:
-    said = verdict(load([row(1)]), {1: JobVerdict(JobResult.FAILED, "nul \0 \ud800")})
-    assert said.deviations[0].error == "nul \\0 \\ud800"
+    load_verdict = verdict(load([row(1)]), {1: JobVerdict(JobResult.FAILED, "nul \0 \ud800")})
+    assert load_verdict.deviations[0].error == "nul \\0 \\ud800"
 
 
 def test_a_report_counts_per_utc_day_of_receipt() -> None:
@@ -176,19 +178,19 @@ def test_a_report_counts_per_utc_day_of_receipt() -> None:
         3: JobVerdict(JobResult.FAILED, "later"),
     }
     given = load(jobs)
-    told = report(given, verdict(given, job_verdicts), 1.5)
+    told = load_report(given, verdict(given, job_verdicts), 1.5)
     assert told.days == {
         date(2026, 3, 1): Tally(succeeded=1, discarded=1),
         date(2026, 2, 28): Tally(succeeded=1, failed=1),
     }
     assert (told.load, told.attempt, told.seconds, told.error) == (9, 1, 1.5, "never")
 
-    outage = report(given, verdict(given, raised=ERROR), 1.5)
+    outage = load_report(given, verdict(given, raised=ERROR), 1.5)
     assert sum(outage.days.values(), start=Tally()) == Tally(failed=4)
-    assert report(given, LoadVerdict(), 0.0).days[date(2026, 3, 1)] == Tally(succeeded=2)
+    assert load_report(given, LoadVerdict(), 0.0).days[date(2026, 3, 1)] == Tally(succeeded=2)
 
 
-_SAID = st.one_of(
+_JOB_VERDICTS = st.one_of(
     st.none(),
     st.just(JobVerdict(JobResult.SUCCEEDED)),
     st.just(JobVerdict(JobResult.DISCARDED, "never")),
@@ -196,20 +198,20 @@ _SAID = st.one_of(
 )
 
 
-@given(st.lists(_SAID, min_size=1, max_size=6), st.integers(1, LAST), st.booleans())
+@given(st.lists(_JOB_VERDICTS, min_size=1, max_size=6), st.integers(1, LAST), st.booleans())
 def test_every_job_ends_in_one_way_or_is_due_again(
-    said: list[JobVerdict | None], attempt: int, raises: bool
+    job_verdicts: list[JobVerdict | None], attempt: int, raises: bool
 ) -> None:
-    jobs = [row(seq) for seq in range(len(said))]
+    jobs = [row(seq) for seq in range(len(job_verdicts))]
     given = load(jobs, attempt=attempt)
     batch = Batch("warehouse/flights", decode(given).jobs)
-    for job, job_verdict in zip(batch, said, strict=True):
+    for job, job_verdict in zip(batch, job_verdicts, strict=True):
         if job_verdict is not None and job_verdict.result is JobResult.SUCCEEDED:
             batch.succeed(job)
         elif job_verdict is not None and job_verdict.result is JobResult.FAILED:
-            batch.fail(job, job_verdict.why, retry_after=job_verdict.retry_after)
+            batch.fail(job, job_verdict.reason, retry_after=job_verdict.retry_after)
         elif job_verdict is not None:
-            batch.discard(job, job_verdict.why)
+            batch.discard(job, job_verdict.reason)
     raised = ERROR if raises else None
     decision = decide(given, decode(given), batch.verdicts, raised, SCHEDULE, NOW)
     ended = decision.verdict
@@ -220,9 +222,9 @@ def test_every_job_ends_in_one_way_or_is_due_again(
     assert not (ended.raised and deviating)
     if ended.raised:
         assert raises
-        assert not any(said)
+        assert not any(job_verdicts)
         assert ended.delay > 0
-    for seq, job_verdict in enumerate(said):
+    for seq, job_verdict in enumerate(job_verdicts):
         deviation = deviating.get(seq)
         if job_verdict is None:
             assert (deviation is not None or bool(ended.raised)) == raises
@@ -237,5 +239,5 @@ def test_every_job_ends_in_one_way_or_is_due_again(
             assert deviation.result is JobResult.DISCARDED
             discards = job_verdict is not None and job_verdict.result is JobResult.DISCARDED
             assert discards or attempt == LAST
-    tally = sum(report(given, ended, 0.0).days.values(), start=Tally())
+    tally = sum(load_report(given, ended, 0.0).days.values(), start=Tally())
     assert tally.succeeded + tally.failed + tally.discarded == len(jobs)
