@@ -15,7 +15,7 @@ from blacksmith_dagster import Blacksmith, Destination, Migration
 from blacksmith_dagster.store import tables
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.supervisor import StoreSupervisor
-from blacksmith_dagster.wanderer import Request, StandardWanderer, State
+from blacksmith_dagster.wanderer import MigrationRequest, StandardWanderer, State
 from blacksmith_dagster.wanderer.files import declared
 from blacksmith_dagster.wanderer.plan import Tracked, plan_run
 
@@ -31,7 +31,9 @@ def migrations(effort: Effort) -> Iterator[Figure]:
         app = _application(Path(folder), count)
         found = declared(app)
         known = [_tracked(each) for each in found[SCOPE][: count // 2]]
-        plan = alternate(effort.rounds, _timed(lambda: plan_run(found, known, Request())))[0]
+        plan = alternate(effort.rounds, _timed(lambda: plan_run(found, known, MigrationRequest())))[
+            0
+        ]
         yield at_most(f"plan a run of {count // 2:,} of {count:,} migrations", plan, 0.5, "s")
         for databases in BOTH:
             with databases() as made:
@@ -55,9 +57,11 @@ def migrations(effort: Effort) -> Iterator[Figure]:
                     wanderer = StandardWanderer(
                         few, store=store, supervisor=supervisor, holder="a benchmark"
                     )
-                    wanderer.run(Request())
-                    assert wanderer.run(Request()).planned == []
-                    empty = alternate(effort.rounds, _timed(lambda w=wanderer: w.run(Request())))[0]
+                    wanderer.run(MigrationRequest())
+                    assert wanderer.run(MigrationRequest()).planned == []
+                    empty = alternate(
+                        effort.rounds, _timed(lambda w=wanderer: w.run(MigrationRequest()))
+                    )[0]
                 yield at_most(f"status of {count:,} migrations; {made.name}", shown, 1, "s")
                 yield at_most(
                     f"a run that finds nothing to do; {made.name}",

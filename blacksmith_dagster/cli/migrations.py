@@ -20,8 +20,8 @@ from blacksmith_dagster.signals import on_stop
 from blacksmith_dagster.supervisor import here
 from blacksmith_dagster.wanderer import (
     Done,
-    Report,
-    Request,
+    MigrationReport,
+    MigrationRequest,
     StandardWanderer,
     Wanderer,
     open_tracking,
@@ -66,7 +66,7 @@ def ack(
     app: str | None, scopes: tuple[str, ...], to: int | None, discard: bool, dry_run: bool
 ) -> None:
     """Acknowledge migrations that are new: until they have run, their destinations' jobs wait."""
-    request = Request(scopes, to, discard=discard, dry_run=dry_run)
+    request = MigrationRequest(scopes, to, discard=discard, dry_run=dry_run)
     with _wanderer(app) as wanderer:
         _print_report(wanderer.ack(request), dry_run)
 
@@ -81,7 +81,7 @@ def run_migrations(
     app: str | None, scopes: tuple[str, ...], to: int | None, out_of_order: bool, dry_run: bool
 ) -> None:
     """Run what has not run, oldest to newest. Ctrl-C lets the migration under way finish."""
-    request = Request(scopes, to, dry_run=dry_run, out_of_order=out_of_order)
+    request = MigrationRequest(scopes, to, dry_run=dry_run, out_of_order=out_of_order)
     with _wanderer(app) as wanderer:
         _print_report(wanderer.run(request), dry_run)
 
@@ -99,8 +99,8 @@ def rollback(
     app: str | None, scopes: tuple[str, ...], to: int, discard: bool, yes: bool, dry_run: bool
 ) -> None:
     """Roll back what is newer than a version, newest to oldest, after asking."""
-    request = Request(scopes, to, discard=discard)
-    plan = Request(scopes, to, discard=discard, dry_run=True)
+    request = MigrationRequest(scopes, to, discard=discard)
+    plan = MigrationRequest(scopes, to, discard=discard, dry_run=True)
     if dry_run or not yes:
         with _wanderer(app) as wanderer:
             planned = wanderer.rollback(plan)
@@ -182,7 +182,7 @@ def _line(done: Done) -> str:
     return f"{action.scope} {action.version} {action.name}: {done.state.value}"
 
 
-def _print_report(report: Report, dry_run: bool, *, sql: bool = True) -> None:
+def _print_report(report: MigrationReport, dry_run: bool, *, sql: bool = True) -> None:
     """Show what was planned and done; ends the process with 1 if not all of it was."""
     if not report.planned:
         click.echo("nothing to do")
@@ -198,7 +198,7 @@ def _print_report(report: Report, dry_run: bool, *, sql: bool = True) -> None:
         sys.exit(1)
 
 
-def _rows(report: Report, otherwise: str) -> list[Sequence[object]]:
+def _rows(report: MigrationReport, otherwise: str) -> list[Sequence[object]]:
     done = [_row(each) for each in report.done]
     rest = report.planned[len(done) :]
     return done + [

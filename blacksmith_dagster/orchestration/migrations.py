@@ -30,7 +30,7 @@ from blacksmith_dagster.orchestration.loads import evaluate, interrupt_if_termin
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.signals import on_stop
-from blacksmith_dagster.wanderer import Done, Report, Request, Wanderer
+from blacksmith_dagster.wanderer import Done, MigrationReport, MigrationRequest, Wanderer
 
 # A run writes them as one event, and the UI shows them at once.
 _MOST_ROWS = 1000
@@ -144,7 +144,7 @@ def _migrate(
     keys: Mapping[str, AssetKey],
     blacksmith: BlacksmithResource,
     config: _MigrationConfig,
-    call: Callable[[Wanderer, Request], Report],
+    call: Callable[[Wanderer, MigrationRequest], MigrationReport],
 ) -> None:
     """Do what is asked, report to the run what was done, and evaluate the checks.
 
@@ -161,7 +161,7 @@ def _migrate(
     with on_stop(stop.set):
         try:
             with blacksmith.wanderer(app, run=op.run_id, stop=stop, report=report_done) as wanderer:
-                report = call(wanderer, Request(**config.model_dump()))
+                report = call(wanderer, MigrationRequest(**config.model_dump()))
                 findings = (
                     [] if config.dry_run else list(migrations_up_to_date(app, keys, wanderer))
                 )
@@ -172,7 +172,7 @@ def _migrate(
 
 
 def _conclude(
-    op: OpExecutionContext, report: Report, said: Mapping[str, Any], stop: threading.Event
+    op: OpExecutionContext, report: MigrationReport, said: Mapping[str, Any], stop: threading.Event
 ) -> None:
     if report.error is None:
         op.add_output_metadata(said)
@@ -184,7 +184,7 @@ def _conclude(
     raise Failure(_line(failed) if failed else report.error, said, allow_retries=False)
 
 
-def metadata_of(report: Report, dry_run: bool) -> Mapping[str, Any]:
+def metadata_of(report: MigrationReport, dry_run: bool) -> Mapping[str, Any]:
     """What a run reports of migrations: a table of them, and how many were done.
 
     The plan of a dry run is shown with its SQL.
@@ -204,7 +204,7 @@ def metadata_of(report: Report, dry_run: bool) -> Mapping[str, Any]:
     return said
 
 
-def table_of(report: Report, otherwise: str) -> TableMetadataValue:
+def table_of(report: MigrationReport, otherwise: str) -> TableMetadataValue:
     """A row for each action that was planned, with how it ended, or the word `otherwise`.
 
     The first 1000: the history of all is in the wanderer's own tables.

@@ -109,13 +109,13 @@ class DestinationEvent(Generic[T]):
         return f"<{type(self).__name__} {self.path}>"
 
 
-class _Load(Protocol[C_co]):
+class _LoadDecorator(Protocol[C_co]):
     """The decorator that `Destination.event` returns."""
 
     def __call__(self, function: Callable[[Batch[T], C_co], None], /) -> DestinationEvent[T]: ...
 
 
-class _LoadUnconnected(Protocol):
+class _UnconnectedLoadDecorator(Protocol):
     """The decorator that `event` returns for a destination without `connect`."""
 
     def __call__(self, function: Callable[[Batch[T]], None], /) -> DestinationEvent[T]: ...
@@ -249,7 +249,7 @@ class Destination(Generic[C]):
         backfill_days: int = 1,
         version: str | None = None,
         migrations: Migrations | None = None,
-    ) -> _LoadUnconnected: ...
+    ) -> _UnconnectedLoadDecorator: ...
     @overload
     def event(
         self,
@@ -266,7 +266,7 @@ class Destination(Generic[C]):
         backfill_days: int = 1,
         version: str | None = None,
         migrations: Migrations | None = None,
-    ) -> _Load[C]: ...
+    ) -> _LoadDecorator[C]: ...
     def event(
         self,
         *,

@@ -3,10 +3,10 @@
 from blacksmith_dagster.wanderer.interface import (
     Action,
     Done,
-    Report,
-    Request,
+    MigrationReport,
+    MigrationRequest,
+    MigrationStatus,
     State,
-    Status,
     Wanderer,
 )
 from blacksmith_dagster.wanderer.run import StandardWanderer
@@ -15,11 +15,11 @@ from blacksmith_dagster.wanderer.tracking import open_tracking
 __all__ = [
     "Action",
     "Done",
-    "Report",
-    "Request",
+    "MigrationReport",
+    "MigrationRequest",
+    "MigrationStatus",
     "StandardWanderer",
     "State",
-    "Status",
     "Wanderer",
     "open_tracking",
 ]

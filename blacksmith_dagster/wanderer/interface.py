@@ -24,7 +24,7 @@ class State(Enum):
     INTERRUPTED = "interrupted"
 
 
-class Request(msgspec.Struct, frozen=True):
+class MigrationRequest(msgspec.Struct, frozen=True):
     """What is asked for.
 
     - `scopes`: `destination:warehouse`, `d/e:warehouse/flights` and so on; all if empty.
@@ -62,7 +62,7 @@ class Done(msgspec.Struct, frozen=True):
     error: str | None = None
 
 
-class Report(msgspec.Struct, frozen=True):
+class MigrationReport(msgspec.Struct, frozen=True):
     """What a call planned, and what it did: nothing if it was a dry run.
 
     `error` says why the rest was not done: a migration failed, or the call was asked to stop.
@@ -73,7 +73,7 @@ class Report(msgspec.Struct, frozen=True):
     error: str | None = None
 
 
-class Status(msgspec.Struct, frozen=True):
+class MigrationStatus(msgspec.Struct, frozen=True):
     """A migration as it stands. `state` is `None` if it is declared and not acknowledged yet;
     `declared` is false if it was acknowledged and the code has it no more."""
 
@@ -96,15 +96,15 @@ class Wanderer(Protocol):
     over, and `Unavailable`. A call that is asked to stop finishes the migration under way.
     """
 
-    def ack(self, request: Request) -> Report:
+    def ack(self, request: MigrationRequest) -> MigrationReport:
         """Acknowledge what is new, or `discard` what has not run: it never will."""
         ...
 
-    def run(self, request: Request) -> Report:
+    def run(self, request: MigrationRequest) -> MigrationReport:
         """Acknowledge what is new, and run what has not run, oldest to newest across scopes."""
         ...
 
-    def rollback(self, request: Request) -> Report:
+    def rollback(self, request: MigrationRequest) -> MigrationReport:
         """Roll back what is newer than `request.version`, newest to oldest across scopes."""
         ...
 
@@ -113,7 +113,7 @@ class Wanderer(Protocol):
         done by hand: whether its effect is there."""
         ...
 
-    def status(self, scopes: Sequence[str] = ()) -> Sequence[Status]:
+    def status(self, scopes: Sequence[str] = ()) -> Sequence[MigrationStatus]:
         """Every migration, in the order in which they run."""
         ...
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from blacksmith_dagster.errors import MigrationError
 from blacksmith_dagster.pipeline.migration import Direction, Migration
 from blacksmith_dagster.wanderer.files import target_of
-from blacksmith_dagster.wanderer.interface import Action, Request, State
+from blacksmith_dagster.wanderer.interface import Action, MigrationRequest, State
 
 
 class Tracked(NamedTuple):
@@ -51,7 +51,9 @@ Declared = Mapping[str, Sequence[Migration]]
 """Migrations by scope, oldest first."""
 
 
-def plan_ack(declared: Declared, tracked: Iterable[Tracked], request: Request) -> list[Planned]:
+def plan_ack(
+    declared: Declared, tracked: Iterable[Tracked], request: MigrationRequest
+) -> list[Planned]:
     """Acknowledge what is new; with `request.discard`, discard it and all that has not run.
 
     Raises `MigrationError`.
@@ -72,7 +74,9 @@ def plan_ack(declared: Declared, tracked: Iterable[Tracked], request: Request) -
     return planned
 
 
-def plan_run(declared: Declared, tracked: Iterable[Tracked], request: Request) -> list[Planned]:
+def plan_run(
+    declared: Declared, tracked: Iterable[Tracked], request: MigrationRequest
+) -> list[Planned]:
     """Run what has not run, oldest to newest across scopes.
 
     Raises `MigrationError`: a migration was interrupted, changed after it ran, or is older than one of
@@ -104,7 +108,7 @@ def plan_run(declared: Declared, tracked: Iterable[Tracked], request: Request) -
 
 
 def plan_rollback(
-    declared: Declared, tracked: Iterable[Tracked], request: Request
+    declared: Declared, tracked: Iterable[Tracked], request: MigrationRequest
 ) -> list[Planned]:
     """Roll back what is newer than `request.version`, newest to oldest across scopes.
 

@@ -32,7 +32,14 @@ from blacksmith_dagster.wanderer.files import (
     scopes_of,
     target_of,
 )
-from blacksmith_dagster.wanderer.interface import Action, Done, Report, Request, State, Status
+from blacksmith_dagster.wanderer.interface import (
+    Action,
+    Done,
+    MigrationReport,
+    MigrationRequest,
+    MigrationStatus,
+    State,
+)
 from blacksmith_dagster.wanderer.plan import (
     APPLIED,
     PENDING,
@@ -59,7 +66,7 @@ _EXECUTING = {Direction.UP: State.EXECUTING_UP, Direction.DOWN: State.EXECUTING_
 _SUCCEEDED = {Direction.UP: State.SUCCEEDED_UP, Direction.DOWN: State.SUCCEEDED_DOWN}
 _FAILED = {Direction.UP: State.FAILED_UP, Direction.DOWN: State.FAILED_DOWN}
 _REPAIRABLE = {State.ACKNOWLEDGED, State.INTERRUPTED, State.FAILED_UP, State.FAILED_DOWN}
-_Plan = Callable[[Declared, Sequence[Tracked], Request], list[Planned]]
+_Plan = Callable[[Declared, Sequence[Tracked], MigrationRequest], list[Planned]]
 
 
 @runtime_checkable
@@ -98,7 +105,7 @@ class StandardWanderer:
     >>> wanderer = StandardWanderer(  # doctest: +SKIP
     ...     app, store=store, supervisor=supervisor, holder="deploy"
     ... )
-    >>> wanderer.run(Request()).done[0].state  # doctest: +SKIP
+    >>> wanderer.run(MigrationRequest()).done[0].state  # doctest: +SKIP
     <State.SUCCEEDED_UP: 'succeeded(up)'>
     """
 
@@ -125,15 +132,15 @@ class StandardWanderer:
         self._stop = stop or threading.Event()
         self._report = report
 
-    def ack(self, request: Request) -> Report:
+    def ack(self, request: MigrationRequest) -> MigrationReport:
         """See `Wanderer.ack`."""
         return self._carry_out(plan_ack, request)
 
-    def run(self, request: Request) -> Report:
+    def run(self, request: MigrationRequest) -> MigrationReport:
         """See `Wanderer.run`."""
         return self._carry_out(plan_run, request)
 
-    def rollback(self, request: Request) -> Report:
+    def rollback(self, request: MigrationRequest) -> MigrationReport:
         """See `Wanderer.rollback`."""
         return self._carry_out(plan_rollback, request)
 
@@ -173,7 +180,7 @@ class StandardWanderer:
         ever = any(each.state in APPLIED for each in history)
         return State.SUCCEEDED_DOWN if ever else State.ACKNOWLEDGED
 
-    def status(self, scopes: Sequence[str] = ()) -> Sequence[Status]:
+    def status(self, scopes: Sequence[str] = ()) -> Sequence[MigrationStatus]:
         """See `Wanderer.status`."""
         found = declared(self._app, chosen_scopes(self._app, scopes))
         wanted = set(map(canonical, scopes))
@@ -185,7 +192,7 @@ class StandardWanderer:
         all_ = {(each.version, scope): each.name for scope in found for each in found[scope]}
         names = {key: each.name for key, each in there.items()} | all_
         return [
-            Status(
+            MigrationStatus(
                 scope,
                 version,
                 names[version, scope],
@@ -216,7 +223,7 @@ class StandardWanderer:
         return None
 
     # -- carrying out
-    def _carry_out(self, plan: _Plan, request: Request) -> Report:
+    def _carry_out(self, plan: _Plan, request: MigrationRequest) -> MigrationReport:
         chosen = chosen_scopes(self._app, request.scopes)
         targets = {target_of(scope) for scope in chosen}
         found = declared(
@@ -225,7 +232,7 @@ class StandardWanderer:
         asked = {scope: found[scope] for scope in chosen}
         tracked = self._tracking.tracked(targets)
         if request.dry_run:
-            return Report([each.action for each in plan(asked, tracked, request)])
+            return MigrationReport([each.action for each in plan(asked, tracked, request)])
         used = {target_of(scope) for scope, migrations in found.items() if migrations}
         used |= {target_of(each.scope) for each in tracked}
         with self._held(sorted(used)) as held:
@@ -250,14 +257,14 @@ class StandardWanderer:
                 self._report(done[-1])
                 error = done[-1].error
             self._lift_barriers(held, found)
-        return Report([each.action for each in planned], done, error)
+        return MigrationReport([each.action for each in planned], done, error)
 
     def _perform(
         self,
         held: _Held,
         planned: Planned,
         recorder: Recording | None,
-        request: Request,
+        request: MigrationRequest,
         *,
         new: bool,
     ) -> Done:

@@ -24,7 +24,7 @@ _ENDED = {State.EXECUTING_UP: State.FAILED_UP, State.EXECUTING_DOWN: State.FAILE
 _KILLED = "its run ended before it had finished"
 
 
-class Transition(NamedTuple):
+class MigrationTransition(NamedTuple):
     """A change of a migration's state."""
 
     state: State
@@ -92,7 +92,7 @@ class Tracking:
             if target_of(scope) in wanted
         ]
 
-    def history(self, scope: str, version: int) -> Sequence[Transition]:
+    def history(self, scope: str, version: int) -> Sequence[MigrationTransition]:
         """Every transition of a migration, the oldest first."""
         of = migration_transitions.c
         found = (
@@ -102,7 +102,9 @@ class Tracking:
             .order_by(of.id)
         )
         with self.store.reading() as conn:
-            return [Transition(State(state), *rest) for state, *rest in conn.execute(found)]
+            return [
+                MigrationTransition(State(state), *rest) for state, *rest in conn.execute(found)
+            ]
 
     def take_over(self, target: str, holder: str, confirm: Confirm) -> MigrationToken:
         """Become the one whose migrations of a target count.

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from blacksmith_dagster import Batch, Blacksmith, Migration
 from blacksmith_dagster.destinations import SQLDestination, sql
-from blacksmith_dagster.wanderer import Report, Request, State
+from blacksmith_dagster.wanderer import MigrationReport, MigrationRequest, State
 from blacksmith_dagster.wanderer.tracking import Tracking
 from tests.contract.migrating import ONE, airport, departed, runs
 
@@ -79,12 +79,12 @@ def _pausing(split: Callable[[str], Iterator[str]]) -> Callable[[str], Iterator[
     return pausing
 
 
-def main(store_url: str, target_url: str) -> Report:
+def main(store_url: str, target_url: str) -> MigrationReport:
     """Run all that has not run."""
     stay_between()
     app = application(target_url, alone=os.environ[POINT] == "alone")
     with runs(store_url, os.environ.get("BLACKSMITH_SUPERVISOR_URL")) as made:
-        return made.wanderer(app).run(Request())
+        return made.wanderer(app).run(MigrationRequest())
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from blacksmith_dagster.errors import MigrationError, MigrationLocked
-from blacksmith_dagster.wanderer import Report, Request, StandardWanderer, State
+from blacksmith_dagster.wanderer import MigrationReport, MigrationRequest, StandardWanderer, State
 from blacksmith_dagster.wanderer.tracking import Tracking
 from tests.acceptance.migrating_main import PAUSED, POINT, application
 from tests.acceptance.processes import ROOT_FOLDER, until
@@ -53,13 +53,13 @@ def kill_at(point: str, wandering: Runs, target_url: str, folder: Path) -> None:
         process.wait()
 
 
-def run_again(wanderer: StandardWanderer) -> Report:
+def run_again(wanderer: StandardWanderer) -> MigrationReport:
     """Run once the lock of the one that was killed has run out."""
-    ended: list[Report] = []
+    ended: list[MigrationReport] = []
 
     def runs_through() -> bool:
         try:
-            ended.append(wanderer.run(Request()))
+            ended.append(wanderer.run(MigrationRequest()))
         except MigrationLocked:
             return False
         return True
@@ -104,7 +104,7 @@ def test_killed_in_a_transactional_migration(
             run_again(wanderer)
         assert history(wandering)[1:] == [State.EXECUTING_UP, State.INTERRUPTED]
         wanderer.repair("d:warehouse", ONE, applied=False)
-        assert wanderer.run(Request()).error is None
+        assert wanderer.run(MigrationRequest()).error is None
     assert tables(target_url) == {"t1", "t2"}
 
 
@@ -141,5 +141,5 @@ def test_killed_after_the_effect_before_the_record(
         run_again(wanderer)
 
     wanderer.repair("d:warehouse", ONE, applied=True)
-    assert wanderer.run(Request()).planned == []
+    assert wanderer.run(MigrationRequest()).planned == []
     assert history(wandering)[2:] == [State.INTERRUPTED, State.SUCCEEDED_UP]

@@ -38,7 +38,7 @@ from blacksmith_dagster.scheduler import Realtime, StandardScheduler, Summary
 from blacksmith_dagster.store import migration_barrier
 from blacksmith_dagster.store.interface import Lane, LoadVerdict
 from blacksmith_dagster.store.sql import SQLStore
-from blacksmith_dagster.wanderer import Request, State, Wanderer
+from blacksmith_dagster.wanderer import MigrationRequest, State, Wanderer
 from blacksmith_dagster.wanderer.tracking import Tracking
 from tests.contract.loading import ingest, until
 from tests.contract.migrating import (
@@ -103,20 +103,20 @@ def test_migrations_run_up_and_are_rolled_back(wandering: Runs, target_url: str)
     wanderer = wandering.wanderer(app)
     assert states(wanderer) == [None, None, None]
 
-    report = wanderer.run(Request(version=TWO))
+    report = wanderer.run(MigrationRequest(version=TWO))
 
     assert [(each.action.version, each.state) for each in report.done] == [
         (ONE, State.SUCCEEDED_UP),
         (TWO, State.SUCCEEDED_UP),
     ]
     assert tables(target_url) == {"t1", "t2"}
-    assert wanderer.run(Request()).error is None
-    assert wanderer.run(Request()).planned == []
-    report = wanderer.rollback(Request(version=ONE))
+    assert wanderer.run(MigrationRequest()).error is None
+    assert wanderer.run(MigrationRequest()).planned == []
+    report = wanderer.rollback(MigrationRequest(version=ONE))
     assert [each.action.version for each in report.done] == [THREE, TWO]
     assert tables(target_url) == {"t1"}
     assert states(wanderer) == [State.SUCCEEDED_UP, State.SUCCEEDED_DOWN, State.SUCCEEDED_DOWN]
-    assert wanderer.run(Request()).error is None
+    assert wanderer.run(MigrationRequest()).error is None
     assert tables(target_url) == {"t1", "t2", "t3"}
 
 
@@ -124,8 +124,8 @@ def test_every_transition_is_kept_with_who_and_run(wandering: Runs, target_url: 
     app = application(warehouse(target_url, [migration(ONE)]))
     wanderer = wandering.wanderer(app, holder="deploy", run="abc")
 
-    wanderer.run(Request())
-    wanderer.rollback(Request(version=0, discard=True))
+    wanderer.run(MigrationRequest())
+    wanderer.rollback(MigrationRequest(version=0, discard=True))
 
     history = Tracking(wandering.store(), "", None).history(SCOPE, ONE)
     assert [each.state.value for each in history] == [
@@ -137,14 +137,14 @@ def test_every_transition_is_kept_with_who_and_run(wandering: Runs, target_url: 
         "discarded",
     ]
     assert {(each.who, each.run) for each in history} == {("deploy", "abc")}
-    assert wanderer.run(Request()).planned == []
+    assert wanderer.run(MigrationRequest()).planned == []
 
 
 def test_a_dry_run_shows_the_plan_and_the_sql_and_does_nothing(
     wandering: Runs, target_url: str
 ) -> None:
     wanderer = wandering.wanderer(application(warehouse(target_url, [migration(ONE)])))
-    report = wanderer.run(Request(dry_run=True))
+    report = wanderer.run(MigrationRequest(dry_run=True))
     assert [(each.what, each.sql) for each in report.planned] == [
         ("up", "CREATE TABLE t1 (n INTEGER);")
     ]
@@ -159,10 +159,10 @@ def test_events_migrations_run_by_their_destination(wandering: Runs, target_url:
         lambda batch, connection: None
     )
     wanderer = wandering.wanderer(application(destination))
-    done = wanderer.run(Request(scopes=["d/e:warehouse/flights"])).done
+    done = wanderer.run(MigrationRequest(scopes=["d/e:warehouse/flights"])).done
     assert [each.action.scope for each in done] == ["destination/event:warehouse/flights"]
     assert tables(target_url) == {"t1"}
-    wanderer.run(Request())
+    wanderer.run(MigrationRequest())
     assert tables(target_url) == {"t1", "t2"}
 
 
@@ -174,7 +174,7 @@ def test_a_function_is_given_the_connection_of_its_transaction(
         raise OSError("the disk")
 
     wanderer = wandering.wanderer(application(warehouse(target_url, [migration(ONE, up=up)])))
-    assert wanderer.run(Request()).error == "OSError: the disk"
+    assert wanderer.run(MigrationRequest()).error == "OSError: the disk"
     assert tables(target_url) == set()
 
 
@@ -182,7 +182,7 @@ def test_sql_that_ends_its_transaction_fails(wandering: Runs, target_url: str) -
     app = application(
         warehouse(target_url, [migration(ONE, up="CREATE TABLE t1 (n INT); COMMIT;")])
     )
-    assert "remove COMMIT" in (wandering.wanderer(app).run(Request()).error or "")
+    assert "remove COMMIT" in (wandering.wanderer(app).run(MigrationRequest()).error or "")
 
 
 def test_sql_without_a_transaction_runs_statement_by_statement(
@@ -192,7 +192,7 @@ def test_sql_without_a_transaction_runs_statement_by_statement(
         "-- blacksmith: no transaction\nCREATE TABLE t1 (n INT);\nCREATE TABLE t2 (n INT); SELECT x"
     )
     wanderer = wandering.wanderer(application(warehouse(target_url, [migration(ONE, up=up)])))
-    assert wanderer.run(Request()).error is not None
+    assert wanderer.run(MigrationRequest()).error is not None
     assert tables(target_url) == {"t1", "t2"}
     assert states(wanderer) == [State.FAILED_UP]
 
@@ -205,7 +205,7 @@ def test_whoever_overrides_migrate_has_it_called(wandering: Runs, store_url: str
             ran.append((migration.version, direction))
 
     app = application(Own("warehouse", url=store_url, migrations=[migration(ONE)]))
-    assert wandering.wanderer(app).run(Request()).error is None
+    assert wandering.wanderer(app).run(MigrationRequest()).error is None
     assert ran == [(ONE, Direction.UP)]
 
 
@@ -215,7 +215,7 @@ def test_migrations_are_tracked_elsewhere(wandering: Runs, target_url: str, tmp_
     with runs(f"sqlite:///{tmp_path}/wanderer.db") as other:
         tracking = other.store()
         wanderer = wandering.wanderer(app, tracking=tracking)
-        assert wanderer.run(Request()).error is None
+        assert wanderer.run(MigrationRequest()).error is None
         assert states(wanderer) == [State.SUCCEEDED_UP]
         assert len(Tracking(tracking, "", None).history(SCOPE, ONE)) == 3
         assert Tracking(wandering.store(), "", None).history(SCOPE, ONE) == []
@@ -232,7 +232,7 @@ def test_third_of_five_fails(wandering: Runs, target_url: str) -> None:
     broken = [failing(each) if each == THREE else migration(each) for each in versions]
     wanderer = wandering.wanderer(application(warehouse(target_url, broken)))
 
-    report = wanderer.run(Request())
+    report = wanderer.run(MigrationRequest())
 
     assert "no" in (report.error or "")
     assert tables(target_url) == {"t1", "t2"}
@@ -243,7 +243,11 @@ def test_third_of_five_fails(wandering: Runs, target_url: str) -> None:
     fixed = wandering.wanderer(
         application(warehouse(target_url, [migration(each) for each in versions]))
     )
-    assert [each.action.version for each in fixed.run(Request()).done] == [THREE, FOUR, FIVE]
+    assert [each.action.version for each in fixed.run(MigrationRequest()).done] == [
+        THREE,
+        FOUR,
+        FIVE,
+    ]
     assert tables(target_url) == {"t1", "t2", "t3", "t4", "t5"}
     assert fixed.waits_for("warehouse") is None
 
@@ -253,9 +257,9 @@ def test_down_fails(wandering: Runs, target_url: str) -> None:
     broken = migration(TWO, down="DROP TABLE t2; SELECT no;")
     app = application(warehouse(target_url, [migration(ONE), broken, migration(THREE)]))
     wanderer = wandering.wanderer(app)
-    wanderer.run(Request())
+    wanderer.run(MigrationRequest())
 
-    assert wanderer.rollback(Request(version=0)).error is not None
+    assert wanderer.rollback(MigrationRequest(version=0)).error is not None
 
     assert tables(target_url) == {"t1", "t2"}
     assert states(wanderer) == [State.SUCCEEDED_UP, State.FAILED_DOWN, State.SUCCEEDED_DOWN]
@@ -263,7 +267,7 @@ def test_down_fails(wandering: Runs, target_url: str) -> None:
     fixed = wandering.wanderer(
         application(warehouse(target_url, [migration(each) for each in (ONE, TWO, THREE)]))
     )
-    assert fixed.rollback(Request(version=0)).error is None
+    assert fixed.rollback(MigrationRequest(version=0)).error is None
     assert tables(target_url) == set()
 
 
@@ -277,7 +281,7 @@ def test_a_run_that_is_stopped_finishes_the_migration_under_way(
         connection.exec_driver_sql("CREATE TABLE t1 (n INT)")
 
     app = application(warehouse(target_url, [migration(ONE, up=up), migration(TWO)]))
-    report = wandering.wanderer(app, stop=stop).run(Request())
+    report = wandering.wanderer(app, stop=stop).run(MigrationRequest())
     assert [each.action.version for each in report.done] == [ONE]
     assert "asked to stop" in (report.error or "")
     assert tables(target_url) == {"t1"}
@@ -295,12 +299,12 @@ def test_changed_after_run(wandering: Runs, store_url: str, tmp_path: Path) -> N
     """What is tracked of its SQL tells; nothing runs until what ran is restored."""
     file = written(tmp_path, ONE)
     wanderer = wandering.wanderer(application(warehouse(store_url, tmp_path)))
-    assert wanderer.run(Request()).error is None
+    assert wanderer.run(MigrationRequest()).error is None
     written(tmp_path, ONE, up="CREATE TABLE t1 (n INTEGER, gate TEXT);")
     written(tmp_path, TWO)
 
     with pytest.raises(MigrationError) as refused:
-        wanderer.run(Request())
+        wanderer.run(MigrationRequest())
 
     said = str(refused.value)
     assert said.startswith(f"{file} was changed after it ran ({ONE} t1 of {SCOPE})")
@@ -308,7 +312,7 @@ def test_changed_after_run(wandering: Runs, store_url: str, tmp_path: Path) -> N
     assert tables(store_url) == {"t1"}
     assert states(wanderer) == [State.SUCCEEDED_UP, None]
     written(tmp_path, ONE)
-    done = wanderer.run(Request()).done
+    done = wanderer.run(MigrationRequest()).done
     assert [each.action.version for each in done] == [TWO]
 
 
@@ -317,18 +321,18 @@ def test_late_lower_version(wandering: Runs, store_url: str, tmp_path: Path) -> 
     written(tmp_path, ONE)
     written(tmp_path, THREE)
     wanderer = wandering.wanderer(application(warehouse(store_url, tmp_path)))
-    assert wanderer.run(Request()).error is None
+    assert wanderer.run(MigrationRequest()).error is None
     written(tmp_path, TWO)
 
     with pytest.raises(MigrationError) as refused:
-        wanderer.run(Request())
+        wanderer.run(MigrationRequest())
 
     said = str(refused.value)
     assert f"{TWO} t2 of {SCOPE} (after {THREE} t3)" in said
     assert "give them a newer version, or run them so with --out-of-order" in said
     assert tables(store_url) == {"t1", "t3"}
     assert states(wanderer) == [State.SUCCEEDED_UP, None, State.SUCCEEDED_UP]
-    done = wanderer.run(Request(out_of_order=True)).done
+    done = wanderer.run(MigrationRequest(out_of_order=True)).done
     assert [each.action.version for each in done] == [TWO]
     assert states(wanderer) == [State.SUCCEEDED_UP] * 3
 
@@ -347,11 +351,11 @@ def test_a_second_run_on_a_target_in_use_fails_at_once_and_names_the_holder(
 
     app = lake(Migration(ONE, "go", up=up), load=lambda batch: None)
     with ThreadPoolExecutor() as threads:
-        first = threads.submit(wandering.wanderer(app, run="abc").run, Request())
+        first = threads.submit(wandering.wanderer(app, run="abc").run, MigrationRequest())
         assert under_way.wait(30)
         try:
             with pytest.raises(MigrationLocked, match="warehouse is being migrated by run abc"):
-                wandering.wanderer(app).run(Request())
+                wandering.wanderer(app).run(MigrationRequest())
         finally:
             finish.set()
         assert first.result(30).error is None
@@ -381,11 +385,11 @@ def test_a_sources_events_are_accepted_while_it_is_behind_and_while_it_is_migrat
         [ids] = ingest_requests(app, store, signed_up, [triggers.Request.of({"n": 1})])
         return len(ids) == 1 and load(wandering, app).tally.succeeded == 1
 
-    wanderer.ack(Request())
+    wanderer.ack(MigrationRequest())
     assert states(wanderer) == [State.ACKNOWLEDGED] * 2
     assert accepted_and_loaded()
     with ThreadPoolExecutor() as threads:
-        first = threads.submit(wanderer.run, Request())
+        first = threads.submit(wanderer.run, MigrationRequest())
         try:
             assert under_way.wait(30)
             assert states(wanderer) == [State.EXECUTING_UP, State.ACKNOWLEDGED]
@@ -394,7 +398,7 @@ def test_a_sources_events_are_accepted_while_it_is_behind_and_while_it_is_migrat
             with pytest.raises(
                 MigrationLocked, match="source/crm is being migrated by run abc; wait"
             ):
-                wandering.wanderer(app).run(Request(scopes=["s/e:crm/signed_up"]))
+                wandering.wanderer(app).run(MigrationRequest(scopes=["s/e:crm/signed_up"]))
         finally:
             finish.set()
         assert first.result(30).error is None
@@ -411,7 +415,7 @@ def test_two_runs_race_for_one_target(wandering: Runs, target_url: str) -> None:
     def race(number: int) -> None:
         start.wait()
         try:
-            ended.append(racers[number].run(Request()))
+            ended.append(racers[number].run(MigrationRequest()))
         except MigrationLocked as error:
             ended.append(error)
 
@@ -434,11 +438,14 @@ def test_two_runs_cross_over_two_targets(wandering: Runs, target_url: str) -> No
     one = warehouse(target_url, [migration(ONE)], name="one")
     two = warehouse(target_url, [migration(TWO)], name="two")
     app = application(one, two)
-    requests = [Request(scopes=["d:one", "d:two"]), Request(scopes=["d:two", "d:one"])]
+    requests = [
+        MigrationRequest(scopes=["d:one", "d:two"]),
+        MigrationRequest(scopes=["d:two", "d:one"]),
+    ]
     for _ in range(3):
         ended: list[object] = []
 
-        def cross(request: Request, into: list[object] = ended) -> None:
+        def cross(request: MigrationRequest, into: list[object] = ended) -> None:
             try:
                 into.append(wandering.wanderer(app).run(request))
             except MigrationLocked as error:
@@ -452,7 +459,7 @@ def test_two_runs_cross_over_two_targets(wandering: Runs, target_url: str) -> No
         assert len(ended) == 2
         assert any(not isinstance(each, MigrationLocked) for each in ended)
         assert tables(target_url) == {"t1", "t2"}
-        wandering.wanderer(app).rollback(Request(version=0))
+        wandering.wanderer(app).rollback(MigrationRequest(version=0))
 
 
 def test_one_that_was_taken_over_records_nothing_more(wandering: Runs, target_url: str) -> None:
@@ -481,12 +488,12 @@ def test_loads_wait_and_resume(wandering: Runs, target_url: str) -> None:
     ingest(store, [{"n": 1}])
     assert f"migration {ONE} has not run" in (load(wandering, app).skipped or "")
 
-    wanderer.ack(Request())
+    wanderer.ack(MigrationRequest())
 
     said = load(wandering, app).skipped or ""
     assert f"{ONE} t1 of {SCOPE} has not run; run `blacksmith migrations run`" in said
     assert store.counts(FLIGHTS).awaiting == 1
-    wanderer.run(Request())
+    wanderer.run(MigrationRequest())
     assert load(wandering, app).tally.succeeded == 1
 
 
@@ -509,13 +516,13 @@ def test_older_code_ends_and_newer_code_waits(wandering: Runs, target_url: str) 
     old = application(warehouse(target_url, [migration(ONE)]))
     wanderer = wandering.wanderer(new)
     ingest(wandering.store(), [{"n": 1}])
-    wanderer.run(Request())
+    wanderer.run(MigrationRequest())
     with pytest.raises(
         CodeOutdated, match=f"migrated to {TWO}, and this code knows it up to {ONE}"
     ):
         load(wandering, old)
 
-    wanderer.rollback(Request(version=ONE))
+    wanderer.rollback(MigrationRequest(version=ONE))
 
     assert f"migration {TWO} has not run" in (load(wandering, new).skipped or "")
     assert load(wandering, old).tally.succeeded == 1
@@ -525,7 +532,7 @@ def test_another_destination_is_loaded_meanwhile(wandering: Runs, target_url: st
     other = warehouse(target_url, [], name="other")
     app = application(warehouse(target_url, [migration(ONE)]), other)
     store = wandering.store(app)
-    wandering.wanderer(app).ack(Request())
+    wandering.wanderer(app).ack(MigrationRequest())
     ingest(store, [{"n": 1}], "other/flights")
     token = store.take_over("other/flights", Lane.LOAD, "loader", lambda: True)
     assert store.claim(token, 10, 3, version=0) is not None
@@ -557,7 +564,7 @@ def test_an_open_load_is_waited_for(wandering: Runs) -> None:
     with ThreadPoolExecutor() as threads:
         loads = threads.submit(load, wandering, old)
         assert loading.wait(30)
-        runs_up = threads.submit(wandering.wanderer(new).run, Request())
+        runs_up = threads.submit(wandering.wanderer(new).run, MigrationRequest())
         until(lambda: is_shut(store))
         assert order == []
         finish.set()
@@ -621,7 +628,7 @@ def test_migration_under_load(wandering: Runs) -> None:
             for app in apps[1:]:
                 ingest(store, ({"n": number} for number in range(sent, sent + 40)))
                 sent += 40
-                assert wandering.wanderer(app).run(Request()).error is None
+                assert wandering.wanderer(app).run(MigrationRequest()).error is None
             until(lambda: store.counts(FLIGHTS).pending == 0)
             until(lambda: len(outdated) == len(versions))  # each comes to its turn
         finally:
@@ -640,7 +647,7 @@ def test_the_load_of_a_loader_that_is_gone_is_fenced_out(wandering: Runs, target
     claimed = store.claim(token, 10, 3)
     assert claimed is not None
 
-    assert wandering.wanderer(app).run(Request()).error is None
+    assert wandering.wanderer(app).run(MigrationRequest()).error is None
 
     with pytest.raises(FencedOut):
         store.record(claimed, LoadVerdict())
@@ -688,17 +695,17 @@ def test_a_realtime_loop_of_older_code_ends_and_newer_code_waits(wandering: Runs
     warm = realtime(old)
     until(lambda: warm.holds_locks)
     wanderer = wandering.wanderer(new)
-    wanderer.ack(Request())
-    wanderer.run(Request())
+    wanderer.ack(MigrationRequest())
+    wanderer.run(MigrationRequest())
     ingest(store, [{"n": 1}])
     until(lambda: warm.failure)
     assert isinstance(warm.failure, CodeOutdated)
     warm.stop()
-    wanderer.rollback(Request(version=0))
+    wanderer.rollback(MigrationRequest(version=0))
     following = realtime(new)
     until(lambda: following.holds_locks)
     assert store.counts(FLIGHTS).awaiting == 1
-    wanderer.run(Request())
+    wanderer.run(MigrationRequest())
     until(lambda: store.counts(FLIGHTS).succeeded == 1)
     following.stop()
     assert loaded == ["new"]
@@ -725,7 +732,7 @@ def test_concurrent_index_does_not_deadlock(wandering: Runs, store_url: str) -> 
     busy = threading.Thread(target=stay_busy)
     busy.start()
     try:
-        assert wandering.wanderer(app).run(Request()).error is None
+        assert wandering.wanderer(app).run(MigrationRequest()).error is None
     finally:
         stop.set()
         busy.join(30)
@@ -746,14 +753,14 @@ def test_repair_records_what_happened(wandering: Runs, target_url: str, applied:
     tracking.record(token, SCOPE, migration(ONE), State.EXECUTING_UP)
     wanderer = wandering.wanderer(app)
     with pytest.raises(MigrationError, match=f"{ONE} t1 of {SCOPE} was interrupted.*repair"):
-        wanderer.run(Request())
+        wanderer.run(MigrationRequest())
     assert "was interrupted" in (wanderer.waits_for("warehouse") or "")
     with pytest.raises(MigrationError, match="unknown"):
         wanderer.repair("d:warehouse", TWO, applied=True)
 
     assert wanderer.repair("d:warehouse", ONE, applied=applied).action.version == ONE
 
-    done = wanderer.run(Request()).done
+    done = wanderer.run(MigrationRequest()).done
     assert [each.action.version for each in done] == ([TWO] if applied else [ONE, TWO])
     history = [each.state for each in tracking.history(SCOPE, ONE)]
     assert history[1] is State.INTERRUPTED

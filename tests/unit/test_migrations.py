@@ -17,7 +17,7 @@ from blacksmith_dagster import (
 )
 from blacksmith_dagster.errors import MigrationError
 from blacksmith_dagster.wanderer.files import canonical, chosen_scopes, declared, version_of
-from blacksmith_dagster.wanderer.interface import Request, State
+from blacksmith_dagster.wanderer.interface import MigrationRequest, State
 from blacksmith_dagster.wanderer.plan import (
     Declared,
     Tracked,
@@ -67,7 +67,7 @@ def tracked(
 
 def refused(app: Blacksmith, known: Sequence[Tracked] = ()) -> str:
     with pytest.raises(MigrationError) as raised:
-        plan_run(declared(app), known, Request())
+        plan_run(declared(app), known, MigrationRequest())
     return str(raised.value)
 
 
@@ -170,9 +170,9 @@ def test_up_without_down(tmp_path: Path) -> None:
     app = application(lake=folder(tmp_path, v1_up="SELECT 1;", v2_up="SELECT 2;", v2_down="--\n;"))
     found = declared(app)
     known = [tracked(each, State.SUCCEEDED_UP) for each in found[LAKE]]
-    assert len(plan_run(found, [], Request())) == 2
+    assert len(plan_run(found, [], MigrationRequest())) == 2
     with pytest.raises(MigrationError, match=rf"{ONE} step of {LAKE}; write the \.down\.sql"):
-        plan_rollback(found, known, Request(version=0))
+        plan_rollback(found, known, MigrationRequest(version=0))
 
 
 def test_down_without_up(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_missing_folder(tmp_path: Path) -> None:
 def test_changed_after_run(tmp_path: Path) -> None:
     app = application(lake=folder(tmp_path, v1_up="SELECT 1;"))
     known = [tracked(*declared(app)[LAKE], State.SUCCEEDED_UP)]
-    assert plan_run(declared(app), known, Request()) == []
+    assert plan_run(declared(app), known, MigrationRequest()) == []
 
     folder(tmp_path, v1_up="SELECT 2;")
 
@@ -231,8 +231,8 @@ def test_late_lower_version() -> None:
     known = [tracked(found[LAKE][0], State.SUCCEEDED_UP), tracked(*sql(THREE), State.SUCCEEDED_UP)]
     known = [known[0], known[1]._replace(scope=ROWS)]
     with pytest.raises(MigrationError, match=rf"{TWO} step of {LAKE} \(after {THREE} step\)"):
-        plan_run(found, known, Request())
-    planned = plan_run(found, known, Request(out_of_order=True))
+        plan_run(found, known, MigrationRequest())
+    planned = plan_run(found, known, MigrationRequest(out_of_order=True))
     assert [each.action.version for each in planned] == [TWO]
 
 
@@ -241,7 +241,7 @@ def test_late_lower_version() -> None:
 
 def test_a_run_goes_from_the_oldest_to_the_newest_across_scopes() -> None:
     found: Declared = {ROWS: sql(TWO), LAKE: sql(ONE, THREE)}
-    planned = plan_run(found, [], Request())
+    planned = plan_run(found, [], MigrationRequest())
     assert [(each.action.scope, each.action.version) for each in planned] == [
         (LAKE, ONE),
         (ROWS, TWO),
@@ -257,39 +257,39 @@ def test_a_run_goes_up_to_a_version_and_leaves_what_is_done_or_discarded() -> No
         tracked(found[LAKE][0], State.SUCCEEDED_UP),
         tracked(found[LAKE][1], State.DISCARDED),
     ]
-    assert plan_run(found, known, Request(version=TWO)) == []
-    assert [each.action.version for each in plan_run(found, known, Request())] == [THREE]
+    assert plan_run(found, known, MigrationRequest(version=TWO)) == []
+    assert [each.action.version for each in plan_run(found, known, MigrationRequest())] == [THREE]
 
 
 @pytest.mark.parametrize("state", [State.ACKNOWLEDGED, State.FAILED_UP, State.SUCCEEDED_DOWN])
 def test_what_has_not_run_runs_next_time(state: State) -> None:
     found: Declared = {LAKE: sql(ONE)}
-    assert len(plan_run(found, [tracked(*found[LAKE], state)], Request())) == 1
+    assert len(plan_run(found, [tracked(*found[LAKE], state)], MigrationRequest())) == 1
 
 
 def test_a_rollback_goes_from_the_newest_down_to_a_version_that_stays() -> None:
     found: Declared = {LAKE: sql(ONE, THREE), ROWS: sql(TWO)}
     known = [tracked(each, State.SUCCEEDED_UP) for each in found[LAKE]]
     known += [tracked(*found[ROWS], State.FAILED_DOWN, scope=ROWS)]
-    planned = plan_rollback(found, known, Request(version=ONE))
+    planned = plan_rollback(found, known, MigrationRequest(version=ONE))
     assert [(each.action.what, each.action.version) for each in planned] == [
         ("down", THREE),
         ("down", TWO),
     ]
     with pytest.raises(MigrationError, match="which version"):
-        plan_rollback(found, known, Request())
+        plan_rollback(found, known, MigrationRequest())
 
 
 def test_what_the_code_has_no_more_cannot_be_rolled_back() -> None:
     known = [tracked(*sql(ONE), State.SUCCEEDED_UP)]
     with pytest.raises(MigrationError, match=f"has no more: {ONE} step of {LAKE}"):
-        plan_rollback({LAKE: []}, known, Request(version=0))
+        plan_rollback({LAKE: []}, known, MigrationRequest(version=0))
 
 
 def test_what_is_new_is_acknowledged_once() -> None:
     found: Declared = {LAKE: sql(ONE, TWO)}
     known = [tracked(found[LAKE][0], State.SUCCEEDED_UP)]
-    planned = plan_ack(found, known, Request())
+    planned = plan_ack(found, known, MigrationRequest())
     assert [(each.action.what, each.action.version) for each in planned] == [("acknowledge", TWO)]
 
 
@@ -299,7 +299,7 @@ def test_what_has_not_run_can_be_discarded() -> None:
         tracked(found[LAKE][0], State.SUCCEEDED_UP),
         tracked(found[LAKE][1], State.FAILED_UP),
     ]
-    planned = plan_ack(found, known, Request(discard=True))
+    planned = plan_ack(found, known, MigrationRequest(discard=True))
     assert [(each.action.what, each.action.version) for each in planned] == [
         ("discard", TWO),
         ("discard", THREE),
@@ -319,7 +319,7 @@ def test_nothing_is_planned_on_what_is_unclear(state: State, fix: str) -> None:
     known = [tracked(found[LAKE][0], state)._replace(run="abc")]
     for plan in (plan_run, plan_rollback, plan_ack):
         with pytest.raises(MigrationError, match=fix):
-            plan(found, known, Request(version=TWO))
+            plan(found, known, MigrationRequest(version=TWO))
     assert fix in (waits_for(known) or "")
 
 
@@ -353,5 +353,5 @@ def test_ten_thousand_migrations_are_planned_within_half_a_second() -> None:
     found: Declared = {LAKE: sql(*versions)}
     known = [tracked(each, State.SUCCEEDED_UP) for each in found[LAKE][:9_000]]
     began = time.process_time()
-    assert len(plan_run(found, known, Request())) == 1_000
+    assert len(plan_run(found, known, MigrationRequest())) == 1_000
     assert time.process_time() - began < 0.5
