@@ -201,7 +201,7 @@ def _event_text(event: StoredEvent) -> str:
 
 def _job_text(destination: str, history: Sequence[Transition]) -> str:
     rows = [
-        [each.at, each.state, each.attempt, each.load, each.run, each.due_at, each.error]
+        [each.at, each.state, each.attempt, each.load_id, each.run, each.due_at, each.error]
         for each in history
     ]
     head = ["at (UTC)", "state", "attempt", "load", "run", "due again", "error"]

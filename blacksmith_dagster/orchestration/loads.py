@@ -82,7 +82,7 @@ class UnreportedLoads:
         with self._lock:
             for day, tally in report.days.items():
                 counted = DayOfLoads(
-                    tally, 1, report.load, report.load, report.seconds, report.error
+                    tally, 1, report.load_id, report.load_id, report.seconds, report.error
                 )
                 before = self._days.get(day)
                 self._days[day] = counted if before is None else before + counted

@@ -60,14 +60,14 @@ class Cause(msgspec.Struct, frozen=True):
     - `outcome`: 'succeeded', 'failed' or 'discarded'.
     - `error`: the reason, `None` if it succeeded.
     - `attempts`: how often the job had been tried.
-    - `load`: the id of the load that decided it.
+    - `load_id`: the load that decided it.
     - `at`: when that was.
     """
 
     outcome: str
     error: str | None
     attempts: int
-    load: int
+    load_id: int
     at: datetime
 
 

@@ -37,7 +37,7 @@ class LoadReport(msgspec.Struct, frozen=True):
     `seconds` is how long the destination event's function took; `error` the first error, if any.
     """
 
-    load: int
+    load_id: int
     days: Mapping[date, Tally]
     seconds: float
     attempt: int

@@ -353,7 +353,7 @@ class Transition(msgspec.Struct, frozen=True):
     state: str
     at: datetime
     attempt: int
-    load: int | None = None
+    load_id: int | None = None
     run: str | None = None
     error: str | None = None
     due_at: datetime | None = None

@@ -346,7 +346,7 @@ def history(conn: Connection, seq: int, received_at: datetime) -> Sequence[Trans
             made.append(Transition(row.path, "awaiting", received_at, 0))
         if row.id is None:
             continue
-        of = {"attempt": row.attempt, "load": row.id, "run": row.run, "replay": row.replay}
+        of = {"attempt": row.attempt, "load_id": row.id, "run": row.run, "replay": row.replay}
         made.append(Transition(row.path, "executing", row.started_at, **of))
         if row.state == EXECUTING:
             continue

@@ -67,7 +67,7 @@ def test_everything_due_is_loaded_in_order_and_told(loading: Loading) -> None:
     assert (counts.succeeded, counts.pending) == (5, 0)
     history = loading.store.history(ids[0])
     assert [each.state for each in history][-1] == "succeeded"
-    assert {each.run for each in history if each.load is not None} == {"run 7"}
+    assert {each.run for each in history if each.load_id is not None} == {"run 7"}
     assert loading.load(app, flights) == Summary()
 
 

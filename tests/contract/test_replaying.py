@@ -98,7 +98,7 @@ def test_a_new_destination_event_is_filled_from_history(replaying: Replaying) ->
     assert loaded == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert (summary.tally, summary.loads, summary.stopped) == (Tally(succeeded=10), 3, False)
     assert [(each.done, each.left) for each in reports] == [(4, 6), (8, 2), (10, 0)]
-    assert {each.run for each in replaying.store.history(ids[0]) if each.load} == {"run 7"}
+    assert {each.run for each in replaying.store.history(ids[0]) if each.load_id} == {"run 7"}
     again = replaying.replay(app, flights)
     assert (again.loads, again.replay > summary.replay) == (0, True)
 

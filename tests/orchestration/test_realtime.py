@@ -313,7 +313,7 @@ def test_a_warm_run_loads_tells_and_ends_when_idle(
         for event in ("late", "stuck")
         for name in ("no_discarded", "nothing_overdue")
     }
-    (run,) = {each.run for each in alerts.store.history(ids[0]) if each.load}
+    (run,) = {each.run for each in alerts.store.history(ids[0]) if each.load_id}
     assert run == result.run_id
 
 
