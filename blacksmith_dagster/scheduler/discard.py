@@ -24,7 +24,7 @@ from blacksmith_dagster.store.interface import (
     LoadVerdict,
     Store,
 )
-from blacksmith_dagster.store.parts import parts
+from blacksmith_dagster.store.maintenance import batched
 from blacksmith_dagster.supervisor import Supervisor, here
 
 _AT_ONCE = 1000
@@ -49,7 +49,7 @@ def discard(
     """
     ids, decoder, discarded = list(dict.fromkeys(event_ids)), JobDecoder(app, event), 0
     with _fencing_token(event.path, Lane.DISCARD, store, supervisor) as token:
-        for part in parts(ids, _AT_ONCE):
+        for part in batched(ids, _AT_ONCE):
             while (
                 load := store.claim_for_discard(token, clean(reason), _AT_ONCE, part)
             ) is not None:

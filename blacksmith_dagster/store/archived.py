@@ -9,7 +9,7 @@ import msgspec
 from sqlalchemy import Connection, and_, select, union
 
 from blacksmith_dagster.store.interface import NOTHING, ArchivedEvent, ArchivedJob
-from blacksmith_dagster.store.parts import parts
+from blacksmith_dagster.store.maintenance import batched
 from blacksmith_dagster.store.tables import DISCARDED, edits, events, group_jobs, jobs, outcomes
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def archived(store: SQLStore, page: Sequence[int]) -> Sequence[ArchivedEvent]:
     id_of, event_type_paths = store._epochs.id_of, store._event_type_paths
     found = []
     with store.reading() as conn:
-        for part in parts(page, _AT_ONCE):
+        for part in batched(page, _AT_ONCE):
             made = _jobs_of(store, conn, part)
             rows = select(events).where(events.c.seq.in_(part)).order_by(events.c.seq)
             found += [

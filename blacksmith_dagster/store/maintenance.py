@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import (
     BigInteger,
@@ -39,6 +39,20 @@ from blacksmith_dagster.store.tables import (
 KEYS_KEPT = timedelta(days=7)
 TIME_INDEX_GAP = timedelta(minutes=1)
 _COUNTED_AT_ONCE = 200_000  # events in one transaction, so that writers never wait long
+
+
+T = TypeVar("T")
+
+
+def batched(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Slices of `size` values, in order; the last may be shorter.
+
+    A statement names only so many values, and a transaction that is short lets others write.
+
+    >>> list(batched("abcde", 2))
+    ['ab', 'cd', 'e']
+    """
+    return (values[start : start + size] for start in range(0, len(values), size))
 
 
 def upsert(conn: Connection, table: Table) -> Any:

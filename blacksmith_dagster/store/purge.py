@@ -35,9 +35,8 @@ from blacksmith_dagster.store.interface import (
     Window,
 )
 from blacksmith_dagster.store.loads import last_load
-from blacksmith_dagster.store.maintenance import upsert
+from blacksmith_dagster.store.maintenance import batched, upsert
 from blacksmith_dagster.store.partitions import Partition, Partitions
-from blacksmith_dagster.store.parts import parts
 from blacksmith_dagster.store.retention import NeededEvents, expiries, is_expired, needed_events
 from blacksmith_dagster.store.tables import (
     DISCARDED,
@@ -93,7 +92,7 @@ class Purge:
                 going += _per_event_type(
                     conn, page, is_expired(self._expiries, self._needed.windows)
                 )
-            for part in parts(self._needed.seqs, _AT_LAST):
+            for part in batched(self._needed.seqs, _AT_LAST):
                 going -= _per_event_type(
                     conn, events.c.seq.in_(part), is_expired(self._expiries, self._needed.windows)
                 )
@@ -122,7 +121,7 @@ class Purge:
         for page in self._pages(self._start, self._top):
             if archive is not None:
                 yield PurgeStep(file=archive.write(archived(self._store, page)))
-            for part in parts(page, _AT_ONCE):
+            for part in batched(page, _AT_ONCE):
                 self._delete(part)
                 yield PurgeStep(events=len(part))
         yield from self._sweep()
@@ -140,7 +139,7 @@ class Purge:
         """Let the next purge begin where this one has left something."""
         with self._store.writing() as conn:
             left: dict[int, int] = {}
-            for part in reversed(list(parts(self._needed.seqs, _AT_LAST))):
+            for part in reversed(list(batched(self._needed.seqs, _AT_LAST))):
                 first = select(events.c.event_type, func.min(events.c.seq)).where(
                     events.c.seq.in_(part)
                 )
@@ -267,7 +266,7 @@ class Purge:
                     "last": [load for load in last if load],
                 }
                 empty = _empty_groups(conn, given)
-            for part in parts(empty, _AT_LAST):
+            for part in batched(empty, _AT_LAST):
                 with self._store.writing() as conn:
                     conn.execute(
                         delete(job_groups).where(job_groups.c.id.in_([each.id for each in part]))
@@ -279,7 +278,7 @@ class Purge:
             with self._store.reading() as conn:
                 found = select(loads.c.id).where(*_empty_loads(given)).order_by(loads.c.id)
                 numbers = conn.execute(found).scalars().all()
-            for some in parts(numbers, _AT_LAST):
+            for some in batched(numbers, _AT_LAST):
                 with self._store.writing() as conn:
                     some_of_them = loads.c.id.between(some[0], some[-1])
                     _delete_loads(conn, some_of_them, *_empty_loads(given))

@@ -12,8 +12,7 @@ from sqlalchemy import Connection, delete, func, select
 
 from blacksmith_dagster.errors import NotFound
 from blacksmith_dagster.store.interface import RawRequest
-from blacksmith_dagster.store.maintenance import upsert
-from blacksmith_dagster.store.parts import parts
+from blacksmith_dagster.store.maintenance import batched, upsert
 from blacksmith_dagster.store.tables import event_types, quarantine
 
 _ID = re.compile(r"qua_([1-9][0-9]{0,17})")
@@ -55,7 +54,7 @@ def drop(conn: Connection, ids: Sequence[str]) -> None:
     """Remove requests. Raises `NotFound` if one is not there."""
     there: set[int] = set()
     # Locked in order, so that two who drop the same wait for each other and never in a circle.
-    for some in parts(sorted({parse_quarantine_id(each) for each in ids}), _NAMED):
+    for some in batched(sorted({parse_quarantine_id(each) for each in ids}), _NAMED):
         named = quarantine.c.id.in_(some)
         locked = select(quarantine.c.id).where(named).order_by(quarantine.c.id).with_for_update()
         there.update(conn.execute(locked).scalars())

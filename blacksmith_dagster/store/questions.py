@@ -30,7 +30,7 @@ from sqlalchemy import (
 from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.store.interface import Counts, Transition, Window
 from blacksmith_dagster.store.loads import JOB_COLUMNS, last_load, members
-from blacksmith_dagster.store.parts import parts
+from blacksmith_dagster.store.maintenance import batched
 from blacksmith_dagster.store.tables import (
     DISCARDED,
     DONE,
@@ -196,7 +196,7 @@ def newest(conn: Connection, event_type: int | None, limit: int) -> Sequence[Row
 def destinations_by_event(conn: Connection, seqs: Sequence[int]) -> Mapping[int, Sequence[str]]:
     """The paths of the destination events that have a job of each event."""
     made: dict[int, list[str]] = {}
-    for part in parts(seqs, _AT_ONCE):
+    for part in batched(seqs, _AT_ONCE):
         for seq, path in conn.execute(_select_destinations(part)):
             made.setdefault(seq, []).append(path)
     return made
@@ -223,7 +223,7 @@ def as_jobs(conn: Connection, seqs: Sequence[int]) -> Any:
     """Events as rows of JOB_COLUMNS."""
     columns = [null() if column is jobs.c.when_error else column for column in JOB_COLUMNS]
     rows: list[Any] = []
-    for part in parts(seqs, _AT_ONCE):
+    for part in batched(seqs, _AT_ONCE):
         rows += conn.execute(select(*columns).where(events.c.seq.in_(part))).all()
     return rows
 

@@ -38,8 +38,7 @@ from blacksmith_dagster.store.interface import (
     Window,
 )
 from blacksmith_dagster.store.loads import JOB_COLUMNS, last_load, members
-from blacksmith_dagster.store.maintenance import upsert
-from blacksmith_dagster.store.parts import parts
+from blacksmith_dagster.store.maintenance import batched, upsert
 from blacksmith_dagster.store.questions import RETRY_ERROR
 from blacksmith_dagster.store.retention import is_awaited, refuse_purged
 from blacksmith_dagster.store.tables import (
@@ -307,7 +306,7 @@ def rows_of(conn: Connection, destination: int, seqs: Sequence[int]) -> Iterator
     """Events as rows of JOB_COLUMNS."""
     of_log = and_(jobs.c.destination == destination, jobs.c.seq == events.c.seq)
     every = select(*JOB_COLUMNS).select_from(events.outerjoin(jobs, of_log))
-    for part in parts(seqs, _AT_ONCE):
+    for part in batched(seqs, _AT_ONCE):
         wanted, span = set(part), part[-1] - part[0]
         # A list of numbers costs more than to read some too many.
         dense = span < _DENSE * len(part)
@@ -406,7 +405,7 @@ def plan(
         key = ["destination", "seq"]
         conn.execute(added.on_conflict_do_update(index_elements=key, set_=new), edited)
     rows = []
-    for part in parts(selected, batch):
+    for part in batched(selected, batch):
         values: dict[str, Any] = {
             "destination": destination,
             "lane": LANES[Lane.REPLAY],
@@ -436,7 +435,7 @@ _MAKE = (
 def _mark_replayed(conn: Connection, destination: int, seqs: Sequence[int]) -> None:
     """Discarded jobs are to be run again: they no longer count as discarded."""
     fewer: Counter[int] = Counter()
-    for part in parts(seqs, _AT_ONCE):
+    for part in batched(seqs, _AT_ONCE):
         replayed = (
             update(outcomes)
             .where(

@@ -23,7 +23,7 @@ from blacksmith_dagster.pipeline.retention import Retention
 from blacksmith_dagster.store.claims import LANES
 from blacksmith_dagster.store.interface import Lane, Window
 from blacksmith_dagster.store.loads import last_load
-from blacksmith_dagster.store.parts import parts
+from blacksmith_dagster.store.maintenance import batched
 from blacksmith_dagster.store.tables import (
     DISCARDED,
     EXECUTING,
@@ -210,7 +210,7 @@ def needed_events(
 
 def _parents(conn: Connection, seqs: set[int], outcome_event_types: Sequence[int]) -> set[int]:
     found = set[int]()
-    for part in parts(sorted(seqs), _CHUNK):
+    for part in batched(sorted(seqs), _CHUNK):
         given = {"seqs": part, "event_types": outcome_event_types}
         found.update(conn.execute(_PARENTS, given).scalars())
     return found
