@@ -1,14 +1,10 @@
 """Receive events, keep every one of them, deliver each to every destination that wants it."""
 
 from blacksmith_dagster.errors import BlacksmithError, DeclarationError, Reject
-from blacksmith_dagster.pipeline.access import Auth, Bearer, WriteKey
+from blacksmith_dagster.pipeline.access import CORS, Auth, Bearer, WriteKey
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.batch import Batch
-from blacksmith_dagster.pipeline.cdc import CDC, Listener
-from blacksmith_dagster.pipeline.cors import CORS
-from blacksmith_dagster.pipeline.cron import Cron, Poll
 from blacksmith_dagster.pipeline.destination import Destination, DestinationEvent
-from blacksmith_dagster.pipeline.event import Cause, Event, Job, TypedEvent
+from blacksmith_dagster.pipeline.event import Batch, Cause, Event, Job, TypedEvent
 from blacksmith_dagster.pipeline.flow import Flow, Outcome
 from blacksmith_dagster.pipeline.limits import Limits
 from blacksmith_dagster.pipeline.migration import Direction, Migration
@@ -22,8 +18,17 @@ from blacksmith_dagster.pipeline.signatures import (
     StripeSignature,
 )
 from blacksmith_dagster.pipeline.source import Source, SourceEvent
-from blacksmith_dagster.pipeline.subscription import Message, Subscription
-from blacksmith_dagster.pipeline.triggers import HTTP, Reply, Request
+from blacksmith_dagster.pipeline.triggers import (
+    CDC,
+    HTTP,
+    Cron,
+    Listener,
+    Message,
+    Poll,
+    Reply,
+    Request,
+    Subscription,
+)
 from blacksmith_dagster.redaction import Secret
 
 __all__ = [

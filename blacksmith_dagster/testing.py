@@ -11,18 +11,16 @@ import msgspec
 from blacksmith_dagster.errors import KeyReused, UsageError
 from blacksmith_dagster.ingest.extract import Extractor
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.cron import Poll
 from blacksmith_dagster.pipeline.event import Event, Job
 from blacksmith_dagster.pipeline.model import decoder, encode
-from blacksmith_dagster.pipeline.source import SourceEvent
-from blacksmith_dagster.pipeline.subscription import Message, Subscription
-from blacksmith_dagster.pipeline.triggers import Reply, Request
+from blacksmith_dagster.pipeline.source import AnySourceEvent
+from blacksmith_dagster.pipeline.triggers import Message, Poll, Reply, Request, Subscription
 from blacksmith_dagster.store.idempotency import resolve
 from blacksmith_dagster.store.interface import NewEvent
 
 
 def run(
-    app: Blacksmith, events: Iterable[tuple[SourceEvent[Any, Any, Any], Any]]
+    app: Blacksmith, events: Iterable[tuple[AnySourceEvent, Any]]
 ) -> Mapping[str, list[Job[Any]]]:
     """The jobs that each destination event would be handed, by its path, in the events' order.
 
@@ -71,9 +69,7 @@ def _id(index: int) -> str:
     return f"evt_{index + 1}"
 
 
-def _extracted(
-    app: Blacksmith, source_event: SourceEvent[Any, Any, Any], given: Any
-) -> Sequence[NewEvent]:
+def _extracted(app: Blacksmith, source_event: AnySourceEvent, given: Any) -> Sequence[NewEvent]:
     path = source_event.path
     if app.source_events.get(path) is not source_event:
         raise UsageError(f"{path} is not of this application; add its source to sources=")

@@ -17,7 +17,7 @@ from blacksmith_dagster.ingest.subscription import broker_of
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import Destination
 from blacksmith_dagster.pipeline.source import Source
-from blacksmith_dagster.pipeline.subscription import Subscription
+from blacksmith_dagster.pipeline.triggers import Subscription
 from blacksmith_dagster.pubsub import open_pubsub
 from blacksmith_dagster.pubsub.notifier import Notifier, Notify
 from blacksmith_dagster.scheduler import Realtime, realtime_events

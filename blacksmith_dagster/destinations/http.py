@@ -19,9 +19,8 @@ import httpx
 
 from blacksmith_dagster.destinations.responses import excerpt, may_be_a_part, redacted, verdict_of
 from blacksmith_dagster.errors import DeclarationError, SettingsError
-from blacksmith_dagster.pipeline.batch import Batch, JobResult, JobVerdict
 from blacksmith_dagster.pipeline.destination import Destination, DestinationEvent
-from blacksmith_dagster.pipeline.event import Job
+from blacksmith_dagster.pipeline.event import Batch, Job, JobResult, JobVerdict
 from blacksmith_dagster.pipeline.flow import Receives
 from blacksmith_dagster.pipeline.migration import Migrations
 from blacksmith_dagster.pipeline.model import encode

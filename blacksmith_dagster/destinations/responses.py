@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
-from blacksmith_dagster.pipeline.batch import JobResult, JobVerdict
+from blacksmith_dagster.pipeline.event import JobResult, JobVerdict
 
 _EXCERPT = 200  # characters of a response's body in an error
 _LONGEST_WAIT = 86_400.0  # seconds: what a server may ask for; a wrong clock must not park a job

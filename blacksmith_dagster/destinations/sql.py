@@ -26,8 +26,8 @@ from blacksmith_dagster.errors import (
     MigrationError,
     Unavailable,
 )
-from blacksmith_dagster.pipeline.batch import Batch
 from blacksmith_dagster.pipeline.destination import Destination, DestinationEvent
+from blacksmith_dagster.pipeline.event import Batch
 from blacksmith_dagster.pipeline.flow import Receives
 from blacksmith_dagster.pipeline.migration import Direction, Migration, Migrations
 from blacksmith_dagster.pipeline.schedule import Schedule

@@ -43,8 +43,8 @@ from blacksmith_dagster.gateway.responses import (
 from blacksmith_dagster.ingest.extract import KEY_CHARACTERS, VERSION_HEADER, Extractor, InvalidItem
 from blacksmith_dagster.ingest.group_commit import STORE_IS_DOWN, GroupCommit
 from blacksmith_dagster.ingest.quarantine import raw_request_of
+from blacksmith_dagster.pipeline.access import is_within
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.networks import is_within
 from blacksmith_dagster.pipeline.source import SourceEvent, Webhook
 from blacksmith_dagster.pipeline.triggers import HTTP, Reply, Request
 from blacksmith_dagster.pubsub.notifier import Notifier

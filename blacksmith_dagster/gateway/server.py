@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 import click
 
 from blacksmith_dagster.errors import BlacksmithError, DeclarationError, SettingsError
+from blacksmith_dagster.pipeline.access import checked_networks
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.networks import checked_networks
 from blacksmith_dagster.pubsub import open_pubsub
 from blacksmith_dagster.pubsub.notifier import Notifier
 from blacksmith_dagster.settings import Settings

@@ -16,9 +16,9 @@ from blacksmith_dagster.ingest.extract import Extractor
 from blacksmith_dagster.ingest.ingest import commit_extracted, destinations_to_notify, extract_group
 from blacksmith_dagster.ingest.quarantine import EventGroup
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.cdc import Listener
 from blacksmith_dagster.pipeline.event import Event
 from blacksmith_dagster.pipeline.source import SourceEvent
+from blacksmith_dagster.pipeline.triggers import Listener
 from blacksmith_dagster.pubsub.notifier import Notify
 from blacksmith_dagster.store.interface import Cursor, RawRequest, Store
 

@@ -25,8 +25,7 @@ from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.event import Event, TypedEvent
 from blacksmith_dagster.pipeline.model import decoder, encode, is_plain
 from blacksmith_dagster.pipeline.source import SourceEvent, Webhook
-from blacksmith_dagster.pipeline.subscription import Message
-from blacksmith_dagster.pipeline.triggers import Reply, Request
+from blacksmith_dagster.pipeline.triggers import Message, Reply, Request
 from blacksmith_dagster.store.interface import NewEvent, NewJob
 
 VERSION_HEADER = "api-version"

@@ -11,8 +11,7 @@ from blacksmith_dagster.ingest.extract import Extractor
 from blacksmith_dagster.ingest.quarantine import EventGroup, key_of, raw_request_of
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.source import SourceEvent
-from blacksmith_dagster.pipeline.subscription import Message
-from blacksmith_dagster.pipeline.triggers import Reply, Request
+from blacksmith_dagster.pipeline.triggers import Message, Reply, Request
 from blacksmith_dagster.store.interface import Cursor, NewEvent, RawRequest, Store
 
 

@@ -21,9 +21,8 @@ from blacksmith_dagster.errors import (
 from blacksmith_dagster.ingest.changes import Changes
 from blacksmith_dagster.ingest.subscription import Messages
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.cdc import CDC
 from blacksmith_dagster.pipeline.source import Source, SourceEvent
-from blacksmith_dagster.pipeline.subscription import Subscription
+from blacksmith_dagster.pipeline.triggers import CDC, Subscription
 from blacksmith_dagster.pubsub import PubSub
 from blacksmith_dagster.pubsub.notifier import Notify
 from blacksmith_dagster.store.interface import ListenerStatus, Store

@@ -13,9 +13,9 @@ from blacksmith_dagster.errors import CursorMoved, FencedOut, TooLarge, UsageErr
 from blacksmith_dagster.ingest.extract import REQUEST_EVENTS, Extractor
 from blacksmith_dagster.ingest.ingest import commit_extracted, destinations_to_notify, extract_group
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.cron import Poll
 from blacksmith_dagster.pipeline.event import Event
 from blacksmith_dagster.pipeline.source import SourceEvent
+from blacksmith_dagster.pipeline.triggers import Poll
 from blacksmith_dagster.pubsub.notifier import Notify
 from blacksmith_dagster.store.interface import Cursor, RawRequest, Store
 

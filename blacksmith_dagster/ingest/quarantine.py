@@ -12,8 +12,7 @@ import msgspec
 
 from blacksmith_dagster.errors import describe
 from blacksmith_dagster.pipeline.event import Event
-from blacksmith_dagster.pipeline.subscription import Message
-from blacksmith_dagster.pipeline.triggers import Request
+from blacksmith_dagster.pipeline.triggers import Message, Request
 from blacksmith_dagster.store.interface import RawRequest
 
 EventGroup: TypeAlias = Event[Any] | Iterable[Event[Any]]

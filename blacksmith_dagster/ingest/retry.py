@@ -13,8 +13,7 @@ from blacksmith_dagster.ingest.ingest import destinations_to_notify
 from blacksmith_dagster.ingest.quarantine import key_of
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.source import SourceEvent, Webhook
-from blacksmith_dagster.pipeline.subscription import Message, Subscription
-from blacksmith_dagster.pipeline.triggers import HTTP, Reply, Request
+from blacksmith_dagster.pipeline.triggers import HTTP, Message, Reply, Request, Subscription
 from blacksmith_dagster.pubsub.notifier import Notify
 from blacksmith_dagster.store.interface import RawRequest, Store
 

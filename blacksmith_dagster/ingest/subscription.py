@@ -15,7 +15,7 @@ from blacksmith_dagster.ingest.ingest import (
 from blacksmith_dagster.ingest.quarantine import raw_request_of
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.source import SourceEvent
-from blacksmith_dagster.pipeline.subscription import Subscription
+from blacksmith_dagster.pipeline.triggers import Subscription
 from blacksmith_dagster.pubsub import PubSub, open_pubsub
 from blacksmith_dagster.pubsub.interface import Received
 from blacksmith_dagster.pubsub.notifier import Notify

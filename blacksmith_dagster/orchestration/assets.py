@@ -12,12 +12,10 @@ from dagster import AssetKey, AssetSpec, DailyPartitionsDefinition
 
 from blacksmith_dagster.ingest.subscription import subscription_of
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.cron import Cron
 from blacksmith_dagster.pipeline.destination import DestinationEvent
 from blacksmith_dagster.pipeline.flow import Outcome
 from blacksmith_dagster.pipeline.source import SourceEvent
-from blacksmith_dagster.pipeline.subscription import Subscription
-from blacksmith_dagster.pipeline.triggers import HTTP
+from blacksmith_dagster.pipeline.triggers import HTTP, Cron, Subscription
 from blacksmith_dagster.pubsub.address import VARIABLE as PUBSUB_URL
 
 AnyEvent: TypeAlias = SourceEvent[Any, Any, Any] | DestinationEvent[Any]

@@ -29,7 +29,7 @@ from blacksmith_dagster.orchestration.warm_runs import WarmRuns, build_warm_job,
 from blacksmith_dagster.orchestration.warm_sensor import LOOK_SECONDS, Holders, look
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.source import Source, SourceEvent
-from blacksmith_dagster.pipeline.subscription import Subscription
+from blacksmith_dagster.pipeline.triggers import Subscription
 from blacksmith_dagster.signals import on_stop
 from blacksmith_dagster.store.interface import ListenerStatus
 from blacksmith_dagster.supervisor import SCHEDULER, registered, this_process

@@ -39,9 +39,9 @@ from blacksmith_dagster.orchestration.load_schedules import already_active, look
 from blacksmith_dagster.orchestration.loads import links_of
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.cron import Cron
 from blacksmith_dagster.pipeline.schedule import every
 from blacksmith_dagster.pipeline.source import SourceEvent
+from blacksmith_dagster.pipeline.triggers import Cron
 from blacksmith_dagster.supervisor import Supervisor
 
 DUE_TAG = "blacksmith/due_at"

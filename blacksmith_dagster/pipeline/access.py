@@ -1,21 +1,25 @@
-"""Who may send to a source: those who hold a token."""
+"""Who may send to a source: by token, by network, and from pages of which other sites."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import hmac
+import ipaddress
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from blacksmith_dagster.errors import DeclarationError, MissingSecret, SettingsError, Unauthorized
 from blacksmith_dagster.redaction import Secret
 
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 _HASHED = "sha256:"
 _HASH = re.compile(r"[0-9a-fA-F]{64}")
+_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:.]+\](:[0-9]{1,5})?")
 
 
 class Auth(Protocol):
@@ -121,6 +125,85 @@ class WriteKey:
 
     def verify(self, headers: Mapping[bytes, bytes], body: bytes) -> str | None:  # noqa: ARG002
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class CORS:
+    """The sites whose pages a browser lets send to a source (Cross-Origin Resource Sharing).
+
+    - `origins`: as browsers send them, scheme, host and port: `https://shop.example`; `'*'` for all.
+    - `max_age`: for how many seconds a browser may remember the response (600).
+
+    Cookies are never asked for. Any header may be sent. It keeps nobody out who is no browser: that is
+    what `auth` is for.
+
+    >>> CORS(origins=["https://shop.example"]).max_age
+    600
+
+    Raises `DeclarationError`.
+    """
+
+    origins: Sequence[str]
+    max_age: int = 600
+
+    def __post_init__(self) -> None:
+        origins = self.origins
+        if isinstance(origins, str) or not isinstance(origins, Sequence) or not origins:
+            raise DeclarationError(
+                f"CORS(origins={origins!r}): write a list, as in origins=['https://shop.example']"
+            )
+        for origin in origins:
+            if origin != "*" and not (isinstance(origin, str) and _ORIGIN.fullmatch(origin)):
+                raise DeclarationError(
+                    f"CORS(origins=...): {origin!r} is no origin as browsers send it; write scheme, "
+                    "host in lower case, and port if it is another than the scheme's, without a "
+                    "slash at the end: 'https://shop.example'; or '*' for all"
+                )
+        if not (isinstance(self.max_age, int) and self.max_age >= 0):
+            raise DeclarationError(f"CORS(max_age={self.max_age!r}): a whole number of seconds")
+
+
+def checked_networks(what: str, networks: Sequence[str] | None) -> tuple[Network, ...] | None:
+    """The networks that are declared; `None` if none are.
+
+    >>> checked_networks("source 'crm': networks", ["192.0.2.0/24", "2001:db8::1"])
+    (IPv4Network('192.0.2.0/24'), IPv6Network('2001:db8::1/128'))
+
+    Raises `DeclarationError`.
+    """
+    if networks is None:
+        return None
+    if isinstance(networks, str) or not isinstance(networks, Sequence) or not networks:
+        raise DeclarationError(
+            f"{what}={networks!r}: write a list of networks, as in ['192.0.2.0/24', '2001:db8::/32']; "
+            "everyone is ['0.0.0.0/0', '::/0']"
+        )
+    found = []
+    for network in networks:
+        try:
+            found.append(ipaddress.ip_network(network))
+        except ValueError as error:
+            raise DeclarationError(
+                f"{what}: {network!r} is no network: {error}; write '192.0.2.0/24', '2001:db8::/32', "
+                "or an address"
+            ) from error
+    return tuple(found)
+
+
+@lru_cache(maxsize=4096)
+def is_within(networks: tuple[Network, ...], host: str) -> bool:
+    """Whether an address is of one of the networks; what is no address is of none.
+
+    >>> is_within(checked_networks("networks", ["192.0.2.0/24"]), "::ffff:192.0.2.7")
+    True
+    """
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    # As a socket for both families shows an address of the older one.
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return any((mapped or address) in network for network in networks)
 
 
 def hashed(token: str) -> str:

@@ -7,11 +7,10 @@ from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
 from blacksmith_dagster.errors import DeclarationError
-from blacksmith_dagster.pipeline.destination import Destination, DestinationEvent
+from blacksmith_dagster.pipeline.destination import AnyDestinationEvent, Destination
 from blacksmith_dagster.pipeline.flow import Flow
-from blacksmith_dagster.pipeline.source import Source, SourceEvent, Webhook
-from blacksmith_dagster.pipeline.subscription import Subscription
-from blacksmith_dagster.pipeline.triggers import HTTP
+from blacksmith_dagster.pipeline.source import AnySourceEvent, Source, Webhook
+from blacksmith_dagster.pipeline.triggers import HTTP, Subscription
 from blacksmith_dagster.redaction import Secret
 
 if TYPE_CHECKING:
@@ -55,13 +54,13 @@ class Blacksmith:
         self.middleware = tuple(middleware)
         self.gateway = gateway
         self.scheduler = scheduler
-        self.source_events: Mapping[str, SourceEvent[Any, Any, Any]] = {
+        self.source_events: Mapping[str, AnySourceEvent] = {
             event.path: event for source in sources for event in source.events.values()
         }
         self.webhooks: Sequence[Webhook] = [
             webhook for source in sources for webhook in source.webhooks
         ]
-        self.destination_events: Mapping[str, DestinationEvent[Any]] = {
+        self.destination_events: Mapping[str, AnyDestinationEvent] = {
             event.path: event
             for destination in destinations
             for event in destination.events.values()
@@ -71,12 +70,12 @@ class Blacksmith:
         self._check_subscriptions()
         self._check_renamed()
 
-    def _receivers(self) -> Mapping[str, Sequence[tuple[DestinationEvent[Any], Flow[Any]]]]:
+    def _receivers(self) -> Mapping[str, Sequence[tuple[AnyDestinationEvent, Flow[Any]]]]:
         """Which destination events receive an event or an outcome, by its path."""
         known: dict[str, Any] = dict(self.source_events)
         for event in self.destination_events.values():
             known |= {outcome.path: outcome for outcome in event.outcomes}
-        receivers: dict[str, list[tuple[DestinationEvent[Any], Flow[Any]]]] = {}
+        receivers: dict[str, list[tuple[AnyDestinationEvent, Flow[Any]]]] = {}
         for event in self.destination_events.values():
             for path, flow in event.flows.items():
                 if path not in known:

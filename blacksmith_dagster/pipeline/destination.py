@@ -6,11 +6,11 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from types import MappingProxyType
-from typing import Any, Generic, Protocol, TypeVar, overload
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar, overload
 
 from blacksmith_dagster.errors import DeclarationError, Unprocessable
 from blacksmith_dagster.pipeline import schedule as _schedule
-from blacksmith_dagster.pipeline.batch import Batch
+from blacksmith_dagster.pipeline.event import Batch
 from blacksmith_dagster.pipeline.flow import Flow, Outcome, Receivable, Receives
 from blacksmith_dagster.pipeline.migration import (
     Direction,
@@ -107,6 +107,10 @@ class DestinationEvent(Generic[T]):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.path}>"
+
+
+AnyDestinationEvent: TypeAlias = DestinationEvent[Any]
+"""A destination event, whatever its type."""
 
 
 class _LoadDecorator(Protocol[C_co]):
@@ -226,10 +230,10 @@ class Destination(Generic[C]):
         self.versions = checked_versions(where, versions, default_version) or ANY
         self.migrations = checked_migrations(where, migrations)
         self.wait_for_migrations = wait_for_migrations
-        self._events: dict[str, DestinationEvent[Any]] = {}
+        self._events: dict[str, AnyDestinationEvent] = {}
 
     @property
-    def events(self) -> Mapping[str, DestinationEvent[Any]]:
+    def events(self) -> Mapping[str, AnyDestinationEvent]:
         """The destination's events, by name."""
         return self._events
 
@@ -305,9 +309,9 @@ class Destination(Generic[C]):
         flows = [_flow(f"destination {self.name!r}", each) for each in received]
         given = ("batch",) if self.connect is None else ("batch", "connection")
 
-        def declare(function: Callable[..., None]) -> DestinationEvent[Any]:
+        def declare(function: Callable[..., None]) -> AnyDestinationEvent:
             named = getattr(function, "__name__", "") if name is None else name
-            event: DestinationEvent[Any] = DestinationEvent(
+            event: AnyDestinationEvent = DestinationEvent(
                 self,
                 named,
                 checked_function(f"{self.name}/{named}", function, *given),

@@ -9,12 +9,8 @@ from datetime import date, datetime
 from typing import Any, Generic, Literal, Protocol, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
 from blacksmith_dagster.errors import DeclarationError
-from blacksmith_dagster.pipeline import cron as _cron
 from blacksmith_dagster.pipeline import limits as _limits
-from blacksmith_dagster.pipeline.access import Auth
-from blacksmith_dagster.pipeline.cdc import CDC
-from blacksmith_dagster.pipeline.cors import CORS
-from blacksmith_dagster.pipeline.cron import Cron
+from blacksmith_dagster.pipeline.access import CORS, Auth, Network, checked_networks
 from blacksmith_dagster.pipeline.event import Event, TypedEvent
 from blacksmith_dagster.pipeline.flow import Receivable
 from blacksmith_dagster.pipeline.limits import Limits
@@ -26,10 +22,18 @@ from blacksmith_dagster.pipeline.migration import (
     run_function,
 )
 from blacksmith_dagster.pipeline.model import JSONSchema, checked_model
-from blacksmith_dagster.pipeline.networks import Network, checked_networks
 from blacksmith_dagster.pipeline.retention import checked_keep
-from blacksmith_dagster.pipeline.subscription import Subscription
-from blacksmith_dagster.pipeline.triggers import HTTP, Child, Reply, Request, Trigger
+from blacksmith_dagster.pipeline.triggers import (
+    CDC,
+    DEFAULT_CRON,
+    HTTP,
+    Child,
+    Cron,
+    Reply,
+    Request,
+    Subscription,
+    Trigger,
+)
 from blacksmith_dagster.pipeline.validation import (
     checked_function,
     checked_name,
@@ -157,6 +161,10 @@ class SourceEvent(Receivable[T_co], Generic[T_co, In_contra, Out]):
         return TypedEvent(self.path, event)
 
 
+AnySourceEvent: TypeAlias = SourceEvent[Any, Any, Any]
+"""A source event, whatever its types."""
+
+
 class _Extract(Protocol[In]):
     """The decorator that `Source.event` returns: it takes a function of what the trigger hands over."""
 
@@ -244,7 +252,7 @@ class Source:
     def __init__(self, name: str, *, cron: Cron | None = None, **given: Unpack[Properties]) -> None:
         self.name = checked_name("source", name)
         where = f"source {name!r}"
-        self.cron = (cron or Cron()).inherit(_cron.DEFAULT)
+        self.cron = (cron or Cron()).inherit(DEFAULT_CRON)
         self.auth = given.get("auth")
         self.networks = checked_networks(f"{where}: networks", given.get("networks"))
         self.cors = _checked_cors(where, given.get("cors"))
@@ -257,11 +265,11 @@ class Source:
         self.owners = checked_owners(where, given.get("owners")) or ()
         self.tags = checked_tags(where, given.get("tags")) or {}
         self.migrations = checked_migrations(where, given.get("migrations"))
-        self._events: dict[str, SourceEvent[Any, Any, Any]] = {}
+        self._events: dict[str, AnySourceEvent] = {}
         self._webhooks: list[Webhook] = []
 
     @property
-    def events(self) -> Mapping[str, SourceEvent[Any, Any, Any]]:
+    def events(self) -> Mapping[str, AnySourceEvent]:
         """The source's events, by name."""
         return self._events
 
@@ -294,7 +302,7 @@ class Source:
                 "@source.event(HTTP('/airport/departures')), for example"
             )
 
-        def declare(function: Callable[[Any], Any]) -> SourceEvent[Any, Any, Any]:
+        def declare(function: Callable[[Any], Any]) -> AnySourceEvent:
             named = getattr(function, "__name__", "") if name is None else name
             where = f"{self.name}/{named}"
             handed = _HANDED.get(type(on), "request")
@@ -323,7 +331,7 @@ class Source:
         on: HTTP | Subscription | None = None,
         description: str | None = None,
         **own: Unpack[Properties],
-    ) -> SourceEvent[Any, Any, Any]: ...
+    ) -> AnySourceEvent: ...
     @overload
     def accept(
         self,
@@ -332,7 +340,7 @@ class Source:
         on: HTTP | Subscription | None = None,
         description: str | None = None,
         **own: Unpack[Properties],
-    ) -> SourceEvent[Any, Any, Any]: ...
+    ) -> AnySourceEvent: ...
     def accept(
         self,
         name: str,
@@ -341,7 +349,7 @@ class Source:
         on: HTTP | Subscription | None = None,
         description: str | None = None,
         **own: Unpack[Properties],
-    ) -> SourceEvent[Any, Any, Any]:
+    ) -> AnySourceEvent:
         """A source event without a function: a JSON body is kept as it is, to the byte.
 
         It is sent to `/v1/<source>/<name>` unless `on` says otherwise. A body that does not fit
@@ -373,11 +381,11 @@ class Source:
         model: JSONSchema,
         description: str | None = None,
         **own: Unpack[Properties],
-    ) -> SourceEvent[Any, Any, Any]: ...
+    ) -> AnySourceEvent: ...
     @overload
     def child(
         self, name: str, *, description: str | None = None, **own: Unpack[Properties]
-    ) -> SourceEvent[Any, Any, Any]: ...
+    ) -> AnySourceEvent: ...
     def child(
         self,
         name: str,
@@ -385,7 +393,7 @@ class Source:
         model: Any = Any,
         description: str | None = None,
         **own: Unpack[Properties],
-    ) -> SourceEvent[Any, Any, Any]:
+    ) -> AnySourceEvent:
         """A source event that comes with others alone: as the child of an event, or through a webhook.
 
         >>> shop = Source("shop")
@@ -442,7 +450,7 @@ class Source:
         """
         run_function(f"source {self.name!r}", migration, direction)
 
-    def _add(self, event: SourceEvent[Any, Any, Any]) -> SourceEvent[Any, Any, Any]:
+    def _add(self, event: AnySourceEvent) -> AnySourceEvent:
         if event.name in self._events:
             raise DeclarationError(
                 f"source {self.name!r} has two events named {event.name!r}; rename one, or give name="

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
-from blacksmith_dagster.pipeline.subscription import Message
+from blacksmith_dagster.pipeline.triggers import Message
 from blacksmith_dagster.store.interface import Cursor
 
 CursorOf: TypeAlias = Callable[[str], str | None]

@@ -12,8 +12,8 @@ from concurrent.futures import Future
 from typing import Any
 
 from blacksmith_dagster.errors import describe
-from blacksmith_dagster.pipeline.batch import Batch
 from blacksmith_dagster.pipeline.destination import Destination, DestinationEvent
+from blacksmith_dagster.pipeline.event import Batch
 
 _log = logging.getLogger(__name__)
 

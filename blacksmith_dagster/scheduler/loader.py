@@ -21,8 +21,8 @@ from blacksmith_dagster.errors import (
     Unavailable,
 )
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.batch import Batch
 from blacksmith_dagster.pipeline.destination import DestinationEvent
+from blacksmith_dagster.pipeline.event import Batch
 from blacksmith_dagster.pubsub.notifier import Notify
 from blacksmith_dagster.scheduler.decoding import Decoded, JobDecoder
 from blacksmith_dagster.scheduler.executor import Executor

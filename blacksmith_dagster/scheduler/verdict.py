@@ -9,8 +9,7 @@ from datetime import UTC, date, datetime
 from typing import NamedTuple
 
 from blacksmith_dagster.errors import clean, describe
-from blacksmith_dagster.pipeline import batch
-from blacksmith_dagster.pipeline.batch import JobResult
+from blacksmith_dagster.pipeline.event import JobResult, JobVerdict
 from blacksmith_dagster.pipeline.schedule import Schedule
 from blacksmith_dagster.scheduler.decoding import Decoded
 from blacksmith_dagster.scheduler.interface import LoadReport, Tally
@@ -30,7 +29,7 @@ class Decision(NamedTuple):
 def decide(
     load: Load,
     decoded: Decoded,
-    job_verdicts: Mapping[str, batch.JobVerdict],
+    job_verdicts: Mapping[str, JobVerdict],
     raised: BaseException | None,
     schedule: Schedule,
     now: datetime,

@@ -11,7 +11,13 @@ from typing import Any, TypeVar, Unpack, overload
 from blacksmith_dagster.errors import BadRequest, DeclarationError, Reject, ValidationError
 from blacksmith_dagster.pipeline.access import Auth
 from blacksmith_dagster.pipeline.model import JSONSchema
-from blacksmith_dagster.pipeline.source import Properties, Source, SourceEvent, WebhookResult
+from blacksmith_dagster.pipeline.source import (
+    AnySourceEvent,
+    Properties,
+    Source,
+    SourceEvent,
+    WebhookResult,
+)
 from blacksmith_dagster.pipeline.triggers import HTTP, Reply, Request
 from blacksmith_dagster.redaction import Secret
 
@@ -39,7 +45,7 @@ class TypedSource(Source, ABC):
         **given: Unpack[Properties],
     ) -> None:
         super().__init__(name, **proved_by(signature, name, given))
-        self._types: dict[str, SourceEvent[Any, Any, Any]] = {}
+        self._types: dict[str, AnySourceEvent] = {}
         self.webhook(HTTP(f"/v1/{self.name}"), response=response)(self._receive)
 
     @overload
@@ -61,7 +67,7 @@ class TypedSource(Source, ABC):
         model: JSONSchema,
         description: str | None = None,
         **own: Unpack[Properties],
-    ) -> SourceEvent[Any, Any, Any]: ...
+    ) -> AnySourceEvent: ...
     @overload
     def on(
         self,
@@ -70,7 +76,7 @@ class TypedSource(Source, ABC):
         name: str | None = None,
         description: str | None = None,
         **own: Unpack[Properties],
-    ) -> SourceEvent[Any, Any, Any]: ...
+    ) -> AnySourceEvent: ...
     def on(
         self,
         type: str,
@@ -79,7 +85,7 @@ class TypedSource(Source, ABC):
         model: Any = Any,
         description: str | None = None,
         **own: Unpack[Properties],
-    ) -> SourceEvent[Any, Any, Any]:
+    ) -> AnySourceEvent:
         """A source event of what comes with this type; `'*'` is all that has another.
 
         It is named after the type, in lower case, with `_` for what no name may have
@@ -107,7 +113,7 @@ class TypedSource(Source, ABC):
     def _receive(self, request: Request) -> WebhookResult:
         """What a request holds. Raises `RequestError`."""
 
-    def _source_event(self, type: str) -> SourceEvent[Any, Any, Any]:
+    def _source_event(self, type: str) -> AnySourceEvent:
         found = self._types.get(type) or self._types.get(OTHERS)
         if found is None:
             raise Reject(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import msgspec
 
 from blacksmith_dagster.errors import KeyReused
-from blacksmith_dagster.pipeline.batch import JobResult
+from blacksmith_dagster.pipeline.event import JobResult
 
 if TYPE_CHECKING:
     from blacksmith_dagster.pipeline.application import Blacksmith

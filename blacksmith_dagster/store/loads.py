@@ -25,7 +25,7 @@ from sqlalchemy import (
     update,
 )
 
-from blacksmith_dagster.pipeline.batch import JobResult
+from blacksmith_dagster.pipeline.event import JobResult
 from blacksmith_dagster.store.interface import Deviation, Load
 from blacksmith_dagster.store.job_groups import Portion, WaitingGroup
 from blacksmith_dagster.store.tables import (

@@ -23,7 +23,7 @@ from blacksmith_dagster.errors import (
     SequenceWentBack,
     UsageError,
 )
-from blacksmith_dagster.pipeline.batch import JobResult
+from blacksmith_dagster.pipeline.event import JobResult
 from blacksmith_dagster.store import (
     idempotency,
     loads,

@@ -28,7 +28,7 @@ from blacksmith_dagster import (
 )
 from blacksmith_dagster.destinations import HTTPDestination
 from blacksmith_dagster.errors import SettingsError
-from blacksmith_dagster.pipeline.batch import JobResult, JobVerdict
+from blacksmith_dagster.pipeline.event import JobResult, JobVerdict
 
 departed = Source("airport").accept("departed")
 

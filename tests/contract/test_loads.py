@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 
 from blacksmith_dagster.errors import FencedOut, NotFound, UsageError
-from blacksmith_dagster.pipeline.batch import JobResult
+from blacksmith_dagster.pipeline.event import JobResult
 from blacksmith_dagster.store import Store
 from blacksmith_dagster.store.interface import (
     Deviation,

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import update
 
 from blacksmith_dagster.errors import Gone, NotFound, SequenceWentBack, SettingsError, Unavailable
-from blacksmith_dagster.pipeline.batch import JobResult
+from blacksmith_dagster.pipeline.event import JobResult
 from blacksmith_dagster.pipeline.retention import Retention
 from blacksmith_dagster.store import Store, purge, tables
 from blacksmith_dagster.store.archive import FolderArchive

@@ -8,7 +8,7 @@ from datetime import timedelta
 import psycopg
 import pytest
 
-from blacksmith_dagster.pipeline.batch import JobResult
+from blacksmith_dagster.pipeline.event import JobResult
 from blacksmith_dagster.pipeline.retention import Retention
 from blacksmith_dagster.store import open_store, partitions
 from blacksmith_dagster.store.interface import Deviation, LoadVerdict, NewEvent, PurgeStep, Store

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import func, select, update
 
 from blacksmith_dagster.errors import Gone
-from blacksmith_dagster.pipeline.batch import JobResult
+from blacksmith_dagster.pipeline.event import JobResult
 from blacksmith_dagster.store import Store, tables
 from blacksmith_dagster.store.archive import FolderArchive
 from blacksmith_dagster.store.interface import (

@@ -19,7 +19,7 @@ from sqlalchemy.sql import quoted_name
 from blacksmith_dagster import Batch, DeclarationError, DestinationEvent, Event, Job, Secret, Source
 from blacksmith_dagster.destinations import SQLDestination
 from blacksmith_dagster.errors import SettingsError, Unavailable
-from blacksmith_dagster.pipeline.batch import JobResult
+from blacksmith_dagster.pipeline.event import JobResult
 from tests.services.postgres import PostgresServer
 
 departed = Source("airport").accept("departed")

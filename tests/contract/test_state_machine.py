@@ -15,7 +15,7 @@ from hypothesis.stateful import (
 )
 
 from blacksmith_dagster.errors import FencedOut, Gone, KeyReused
-from blacksmith_dagster.pipeline.batch import JobResult
+from blacksmith_dagster.pipeline.event import JobResult
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.interface import (
     Deviation,

@@ -26,7 +26,7 @@ from blacksmith_dagster.errors import (
     SettingsError,
     Unavailable,
 )
-from blacksmith_dagster.pipeline.batch import JobResult
+from blacksmith_dagster.pipeline.event import JobResult
 from blacksmith_dagster.store import Store, open_store, postgres, schema
 from blacksmith_dagster.store.interface import Deviation, LoadVerdict, NewEvent, NewJob
 from blacksmith_dagster.store.sql import SQLStore

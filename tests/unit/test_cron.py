@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from blacksmith_dagster import Cron, DeclarationError, Event, Poll, Source
-from blacksmith_dagster.pipeline.cron import DEFAULT
+from blacksmith_dagster.pipeline.triggers import DEFAULT_CRON
 
 
 def trigger_of(source: Source, cron: Cron) -> Cron:
@@ -19,7 +19,7 @@ def trigger_of(source: Source, cron: Cron) -> Cron:
 
 
 def test_every_hour_if_nothing_says_otherwise() -> None:
-    assert trigger_of(Source("tower"), Cron()) == DEFAULT == Cron("@every 1h", "UTC", 3)
+    assert trigger_of(Source("tower"), Cron()) == DEFAULT_CRON == Cron("@every 1h", "UTC", 3)
 
 
 def test_an_event_takes_each_field_from_its_source() -> None:

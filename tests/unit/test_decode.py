@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from blacksmith_dagster import Batch, Blacksmith, Cause, Destination, Event, Flow, Job, Source
-from blacksmith_dagster.pipeline.batch import JobResult
+from blacksmith_dagster.pipeline.event import JobResult
 from blacksmith_dagster.scheduler.decoding import JobDecoder
 from blacksmith_dagster.store.interface import JobRow
 from tests.unit.loads import (

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from blacksmith_dagster.destinations.responses import excerpt, may_be_a_part, verdict_of, wait
-from blacksmith_dagster.pipeline.batch import JobResult
+from blacksmith_dagster.pipeline.event import JobResult
 
 NOW = datetime(2026, 10, 21, 7, 27, tzinfo=UTC)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from blacksmith_dagster import Batch, Schedule
 from blacksmith_dagster.errors import UsageError
-from blacksmith_dagster.pipeline.batch import JobResult, JobVerdict
+from blacksmith_dagster.pipeline.event import JobResult, JobVerdict
 from blacksmith_dagster.scheduler.decoding import Decoded, DecodeFailure
 from blacksmith_dagster.scheduler.interface import Tally
 from blacksmith_dagster.scheduler.verdict import decide, load_report

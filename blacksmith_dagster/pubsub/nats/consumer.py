@@ -21,7 +21,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, RetentionPolic
 from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
 
 from blacksmith_dagster.errors import SettingsError, Unavailable
-from blacksmith_dagster.pipeline.subscription import Message
+from blacksmith_dagster.pipeline.triggers import Message
 from blacksmith_dagster.pubsub.address import BrokerAddress
 from blacksmith_dagster.pubsub.interface import CursorOf, Received
 from blacksmith_dagster.pubsub.nats.connection import NATSConnection, jetstream

@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any
 
 from blacksmith_dagster.errors import SettingsError, Unavailable
-from blacksmith_dagster.pipeline.subscription import Message
+from blacksmith_dagster.pipeline.triggers import Message
 from blacksmith_dagster.pubsub.address import BrokerAddress
 from blacksmith_dagster.pubsub.connection import ConnectionGuard
 from blacksmith_dagster.pubsub.interface import Received

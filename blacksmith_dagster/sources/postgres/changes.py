@@ -13,8 +13,8 @@ import msgspec
 from psycopg.sql import SQL, Identifier
 
 from blacksmith_dagster.errors import DeclarationError
-from blacksmith_dagster.pipeline.cdc import Listener
 from blacksmith_dagster.pipeline.event import Event
+from blacksmith_dagster.pipeline.triggers import Listener
 from blacksmith_dagster.redaction import Secret
 from blacksmith_dagster.sources.postgres.change import Change, Operation
 from blacksmith_dagster.sources.postgres.follow import NOTHING, cursor_at, follow

@@ -11,8 +11,8 @@ from typing import Any, cast
 from psycopg.sql import SQL, Identifier, Literal
 
 from blacksmith_dagster.errors import Unavailable
-from blacksmith_dagster.pipeline.cdc import Listener
 from blacksmith_dagster.pipeline.event import Event
+from blacksmith_dagster.pipeline.triggers import Listener
 from blacksmith_dagster.sources.postgres.change import Change, format_lsn, parse_lsn
 from blacksmith_dagster.sources.postgres.pgoutput import Begin, Commit, PgoutputDecoder
 from blacksmith_dagster.sources.postgres.session import Session

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from psycopg.sql import SQL, Identifier
 
-from blacksmith_dagster.pipeline.cdc import Listener
 from blacksmith_dagster.pipeline.event import Event
+from blacksmith_dagster.pipeline.triggers import Listener
 from blacksmith_dagster.redaction import Secret
 from blacksmith_dagster.sources.postgres.change import Notification
 from blacksmith_dagster.sources.postgres.session import ListenerStopped, Session, SourceDatabase

@@ -16,7 +16,7 @@ from psycopg.pq.abc import PGresult
 from psycopg.sql import SQL, Composable, Literal
 
 from blacksmith_dagster.errors import SettingsError, Unavailable
-from blacksmith_dagster.pipeline.cdc import Listener
+from blacksmith_dagster.pipeline.triggers import Listener
 from blacksmith_dagster.redaction import Secret
 from blacksmith_dagster.sources.postgres.values import SETTINGS
 

@@ -8,9 +8,9 @@ from importlib.util import find_spec
 from typing import Unpack
 
 from blacksmith_dagster.errors import DeclarationError
-from blacksmith_dagster.pipeline.cdc import CDC, Listener
 from blacksmith_dagster.pipeline.event import Event
 from blacksmith_dagster.pipeline.source import Properties, Source, SourceEvent
+from blacksmith_dagster.pipeline.triggers import CDC, Listener
 from blacksmith_dagster.redaction import Secret
 from blacksmith_dagster.sources.postgres.change import Change, Notification
 
