@@ -112,7 +112,7 @@ def _track(store: SQLStore, found: list[Migration]) -> None:
             "state": state.value,
             "token": 1,
             "at": BEGAN,
-            "who": "a benchmark",
+            "by": "a benchmark",
         }
         for row in rows
         for state in states

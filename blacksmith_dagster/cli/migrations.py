@@ -130,7 +130,7 @@ def migration_status(app: str | None, scopes: tuple[str, ...], json: bool) -> No
             each.name if each.declared else f"{each.name} (not declared)",
             each.state.value if each.state else "new",
             each.at,
-            each.run or each.who,
+            each.run or each.by,
             each.error,
         ]
         for each in found

@@ -448,7 +448,7 @@ migration_transitions = Table(
     _required("state", Text),
     _required("token", BigInteger),
     _at("at"),
-    _required("who", Text),
+    _required("by", Text),
     Column("run", Text),
     Column("error", Text),
     Index("migration_transitions_migration", "migration", "id"),

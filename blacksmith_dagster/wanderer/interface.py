@@ -83,7 +83,7 @@ class MigrationStatus(msgspec.Struct, frozen=True):
     state: State | None
     declared: bool
     at: datetime | None = None
-    who: str | None = None
+    by: str | None = None
     run: str | None = None
     error: str | None = None
 

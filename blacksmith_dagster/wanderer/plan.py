@@ -22,7 +22,7 @@ class Tracked(NamedTuple):
     checksum: str | None
     state: State
     at: datetime | None = None
-    who: str | None = None
+    by: str | None = None
     run: str | None = None
     error: str | None = None
 
@@ -190,7 +190,7 @@ def _unclear(tracked: Tracked) -> str:
             "was interrupted: look into the target whether it is there, and tell by `blacksmith "
             "migrations repair SCOPE VERSION --applied` or `--not-applied`"
         )
-    by = f"run {tracked.run}" if tracked.run else tracked.who
+    by = f"run {tracked.run}" if tracked.run else tracked.by
     return (
         f"is {tracked.state.value} by {by}; wait until that has ended. If it has died, `blacksmith "
         "migrations run` tells how it was left"

@@ -128,7 +128,7 @@ class StandardWanderer:
         self._elsewhere = tracked_in.engine.url != self._store.engine.url
         self._tracking = Tracking(tracked_in if self._elsewhere else self._store, holder, run)
         self._supervisor = supervisor
-        self._who = f"run {run}" if run else holder
+        self._by = f"run {run}" if run else holder
         self._stop = stop or threading.Event()
         self._report = report
 
@@ -199,7 +199,7 @@ class StandardWanderer:
                 known and known.state,
                 (version, scope) in all_,
                 known and known.at,
-                known and known.who,
+                known and known.by,
                 known and known.run,
                 known and known.error,
             )
@@ -365,7 +365,7 @@ class StandardWanderer:
             locks = {}
             for target in targets:
                 key = f"migrate/{target}"
-                lease = self._supervisor.acquire(key, self._who)
+                lease = self._supervisor.acquire(key, self._by)
                 if lease is None:
                     holder = self._supervisor.status(key).holder or "another run"
                     raise MigrationLocked(
@@ -391,7 +391,7 @@ class StandardWanderer:
         }
         chosen = [each for each in sorted(ran) if isinstance(self._adapters[each], Destination)]
         for target in chosen:
-            migration_barrier.stop_claims(self._store, held[target].barrier, self._who)
+            migration_barrier.stop_claims(self._store, held[target].barrier, self._by)
         for target in chosen:
             adapter: Any = self._adapters[target]
             patience = max(

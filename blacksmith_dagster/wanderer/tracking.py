@@ -29,7 +29,7 @@ class MigrationTransition(NamedTuple):
 
     state: State
     at: datetime
-    who: str
+    by: str
     run: str | None
     error: str | None
 
@@ -63,12 +63,12 @@ def sql_store(store: Store) -> SQLStore:
 class Tracking:
     """The migrations of all targets, as a database has them.
 
-    `who` and `run` are kept with each transition.
+    `by` and `run` are kept with each transition.
     """
 
-    def __init__(self, store: SQLStore, who: str, run: str | None) -> None:
+    def __init__(self, store: SQLStore, by: str, run: str | None) -> None:
         self.store = store
-        self._who = who
+        self._by = by
         self._run = run
 
     def tracked(self, targets: Iterable[str]) -> list[Tracked]:
@@ -80,7 +80,7 @@ class Tracking:
         ).scalar_subquery()
         found = (
             select(of.scope, of.version, of.name, of.checksum, of.state)
-            .add_columns(last.c.at, last.c.who, last.c.run, last.c.error)
+            .add_columns(last.c.at, last.c.by, last.c.run, last.c.error)
             .join(last, last.c.id == newest)
             .order_by(of.version, of.scope)
         )
@@ -96,7 +96,7 @@ class Tracking:
         """Every transition of a migration, the oldest first."""
         of = migration_transitions.c
         found = (
-            select(of.state, of.at, of.who, of.run, of.error)
+            select(of.state, of.at, of.by, of.run, of.error)
             .join(migrations, migrations.c.id == of.migration)
             .where(migrations.c.scope == scope, migrations.c.version == version)
             .order_by(of.id)
@@ -176,7 +176,7 @@ class Tracking:
             "state": state.value,
             "token": token.number,
             "at": _now(conn),
-            "who": self._who,
+            "by": self._by,
             "run": self._run,
             "error": error,
         }

@@ -136,7 +136,7 @@ def test_every_transition_is_kept_with_who_and_run(wandering: Runs, target_url: 
         "succeeded(down)",
         "discarded",
     ]
-    assert {(each.who, each.run) for each in history} == {("deploy", "abc")}
+    assert {(each.by, each.run) for each in history} == {("deploy", "abc")}
     assert wanderer.run(MigrationRequest()).planned == []
 
 

@@ -40,7 +40,7 @@ def upgrade() -> None:
         sa.Column("state", sa.Text, nullable=False),
         sa.Column("token", sa.BigInteger, nullable=False),
         sa.Column("at", Instant, nullable=False),
-        sa.Column("who", sa.Text, nullable=False),
+        sa.Column("by", sa.Text, nullable=False),
         sa.Column("run", sa.Text),
         sa.Column("error", sa.Text),
     )
