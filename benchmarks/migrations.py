@@ -15,12 +15,13 @@ from blacksmith_dagster import Blacksmith, Destination, Migration
 from blacksmith_dagster.store import tables
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.supervisor import StoreSupervisor
-from blacksmith_dagster.wanderer import MigrationRequest, StandardWanderer, State
+from blacksmith_dagster.wanderer import MigrationRequest, MigrationState, StandardWanderer
 from blacksmith_dagster.wanderer.files import declared
-from blacksmith_dagster.wanderer.plan import Tracked, plan_run
+from blacksmith_dagster.wanderer.plan import TrackedMigration, plan_run
 
 MIGRATIONS = 10_000
 SCOPE = "destination:lake"
+EVERY = MigrationRequest()
 BEGAN = datetime(2020, 1, 1, tzinfo=UTC)
 
 
@@ -31,9 +32,7 @@ def migrations(effort: Effort) -> Iterator[Figure]:
         app = _application(Path(folder), count)
         found = declared(app)
         known = [_tracked(each) for each in found[SCOPE][: count // 2]]
-        plan = alternate(effort.rounds, _timed(lambda: plan_run(found, known, MigrationRequest())))[
-            0
-        ]
+        plan = alternate(effort.rounds, _timed(lambda: plan_run(found, known, EVERY)))[0]
         yield at_most(f"plan a run of {count // 2:,} of {count:,} migrations", plan, 0.5, "s")
         for databases in BOTH:
             with databases() as made:
@@ -57,11 +56,9 @@ def migrations(effort: Effort) -> Iterator[Figure]:
                     wanderer = StandardWanderer(
                         few, store=store, supervisor=supervisor, holder="a benchmark"
                     )
-                    wanderer.run(MigrationRequest())
-                    assert wanderer.run(MigrationRequest()).planned == []
-                    empty = alternate(
-                        effort.rounds, _timed(lambda w=wanderer: w.run(MigrationRequest()))
-                    )[0]
+                    wanderer.run(EVERY)
+                    assert wanderer.run(EVERY).planned == []
+                    empty = alternate(effort.rounds, _timed(lambda w=wanderer: w.run(EVERY)))[0]
                 yield at_most(f"status of {count:,} migrations; {made.name}", shown, 1, "s")
                 yield at_most(
                     f"a run that finds nothing to do; {made.name}",
@@ -87,13 +84,15 @@ def _application(folder: Path, count: int) -> Blacksmith:
     )
 
 
-def _tracked(each: Migration) -> Tracked:
-    return Tracked(SCOPE, each.version, each.name, each.checksum, State.SUCCEEDED_UP)
+def _tracked(each: Migration) -> TrackedMigration:
+    return TrackedMigration(
+        SCOPE, each.version, each.name, each.checksum, MigrationState.SUCCEEDED_UP
+    )
 
 
 def _track(store: SQLStore, found: list[Migration]) -> None:
     """Note that all have run, three transitions each, past the wanderer."""
-    states = (State.ACKNOWLEDGED, State.EXECUTING_UP, State.SUCCEEDED_UP)
+    states = (MigrationState.ACKNOWLEDGED, MigrationState.EXECUTING_UP, MigrationState.SUCCEEDED_UP)
     rows = [
         {
             "id": number,
@@ -101,7 +100,7 @@ def _track(store: SQLStore, found: list[Migration]) -> None:
             "version": each.version,
             "name": each.name,
             "checksum": each.checksum,
-            "state": State.SUCCEEDED_UP.value,
+            "state": MigrationState.SUCCEEDED_UP.value,
             "atomic": False,
         }
         for number, each in enumerate(found, 1)

@@ -19,7 +19,7 @@ from blacksmith_dagster.settings import Settings, load_application
 from blacksmith_dagster.signals import on_stop
 from blacksmith_dagster.supervisor import here
 from blacksmith_dagster.wanderer import (
-    Done,
+    CompletedAction,
     MigrationReport,
     MigrationRequest,
     StandardWanderer,
@@ -177,7 +177,7 @@ def _wanderer(app: str | None) -> Iterator[Wanderer]:
         )
 
 
-def _line(done: Done) -> str:
+def _line(done: CompletedAction) -> str:
     action = done.action
     return f"{action.scope} {action.version} {action.name}: {done.state.value}"
 
@@ -206,7 +206,7 @@ def _rows(report: MigrationReport, otherwise: str) -> list[Sequence[object]]:
     ]
 
 
-def _row(done: Done) -> Sequence[object]:
+def _row(done: CompletedAction) -> Sequence[object]:
     action, seconds = done.action, f"{done.seconds:.3f}" if done.seconds else ""
     named = [action.scope, str(action.version), action.name, action.what]
     return [*named, done.state.value, seconds, done.error]

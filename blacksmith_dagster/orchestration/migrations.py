@@ -30,7 +30,7 @@ from blacksmith_dagster.orchestration.loads import evaluate, interrupt_if_termin
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.signals import on_stop
-from blacksmith_dagster.wanderer import Done, MigrationReport, MigrationRequest, Wanderer
+from blacksmith_dagster.wanderer import CompletedAction, MigrationReport, MigrationRequest, Wanderer
 
 # A run writes them as one event, and the UI shows them at once.
 _MOST_ROWS = 1000
@@ -154,7 +154,7 @@ def _migrate(
     """
     stop = threading.Event()
 
-    def report_done(done: Done) -> None:
+    def report_done(done: CompletedAction) -> None:
         if done.action.what in ("up", "down"):
             op.log.info(_line(done))
 
@@ -229,7 +229,7 @@ def table_of(report: MigrationReport, otherwise: str) -> TableMetadataValue:
     return MetadataValue.table(rows, _COLUMNS)
 
 
-def _line(done: Done) -> str:
+def _line(done: CompletedAction) -> str:
     action = done.action
     line = (
         f"{action.scope} {action.version} {action.name}: {done.state.value}, {done.seconds:.1f} s"

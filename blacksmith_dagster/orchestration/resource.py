@@ -29,7 +29,7 @@ from blacksmith_dagster.scheduler.replay import Forecast, ReplaySummary
 from blacksmith_dagster.settings import Settings
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.supervisor import Supervisor, here, open_supervisor
-from blacksmith_dagster.wanderer import Done, StandardWanderer, Wanderer, open_tracking
+from blacksmith_dagster.wanderer import CompletedAction, StandardWanderer, Wanderer, open_tracking
 
 
 class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
@@ -133,7 +133,7 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
         *,
         run: str | None = None,
         stop: threading.Event | None = None,
-        report: Callable[[Done], None] = lambda _: None,
+        report: Callable[[CompletedAction], None] = lambda _: None,
     ) -> Iterator[Wanderer]:
         """What migrates the application's sources and destinations; see `StandardWanderer`.
 

@@ -10,7 +10,7 @@ from typing import Protocol
 import msgspec
 
 
-class State(Enum):
+class MigrationState(Enum):
     """What became of a migration: its last transition."""
 
     ACKNOWLEDGED = "acknowledged"
@@ -42,7 +42,7 @@ class MigrationRequest(msgspec.Struct, frozen=True):
     out_of_order: bool = False
 
 
-class Action(msgspec.Struct, frozen=True):
+class MigrationAction(msgspec.Struct, frozen=True):
     """One thing to do with a migration. `what` is 'acknowledge', 'up', 'down' or 'discard'; `sql` is
     what it runs, `None` for a function and where nothing runs."""
 
@@ -53,11 +53,11 @@ class Action(msgspec.Struct, frozen=True):
     sql: str | None = None
 
 
-class Done(msgspec.Struct, frozen=True):
+class CompletedAction(msgspec.Struct, frozen=True):
     """An action that was done, or has failed with `error`; `seconds` is how long it took."""
 
-    action: Action
-    state: State
+    action: MigrationAction
+    state: MigrationState
     seconds: float = 0.0
     error: str | None = None
 
@@ -68,8 +68,8 @@ class MigrationReport(msgspec.Struct, frozen=True):
     `error` says why the rest was not done: a migration failed, or the call was asked to stop.
     """
 
-    planned: Sequence[Action]
-    done: Sequence[Done] = ()
+    planned: Sequence[MigrationAction]
+    done: Sequence[CompletedAction] = ()
     error: str | None = None
 
 
@@ -80,7 +80,7 @@ class MigrationStatus(msgspec.Struct, frozen=True):
     scope: str
     version: int
     name: str
-    state: State | None
+    state: MigrationState | None
     declared: bool
     at: datetime | None = None
     by: str | None = None
@@ -108,7 +108,7 @@ class Wanderer(Protocol):
         """Roll back what is newer than `request.version`, newest to oldest across scopes."""
         ...
 
-    def repair(self, scope: str, version: int, *, applied: bool) -> Done:
+    def repair(self, scope: str, version: int, *, applied: bool) -> CompletedAction:
         """Record what is true of a migration that was interrupted, has failed, or was acknowledged and
         done by hand: whether its effect is there."""
         ...

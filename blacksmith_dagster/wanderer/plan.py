@@ -10,17 +10,17 @@ from typing import NamedTuple
 from blacksmith_dagster.errors import MigrationError
 from blacksmith_dagster.pipeline.migration import Direction, Migration
 from blacksmith_dagster.wanderer.files import target_of
-from blacksmith_dagster.wanderer.interface import Action, MigrationRequest, State
+from blacksmith_dagster.wanderer.interface import MigrationAction, MigrationRequest, MigrationState
 
 
-class Tracked(NamedTuple):
+class TrackedMigration(NamedTuple):
     """A migration as it was tracked, with its last transition."""
 
     scope: str
     version: int
     name: str
     checksum: str | None
-    state: State
+    state: MigrationState
     at: datetime | None = None
     by: str | None = None
     run: str | None = None
@@ -30,30 +30,38 @@ class Tracked(NamedTuple):
         return f"{self.version} {self.name} of {self.scope}"
 
 
-class Planned(NamedTuple):
+class PlannedAction(NamedTuple):
     """An action, and the migration that it runs."""
 
-    action: Action
+    action: MigrationAction
     migration: Migration
 
 
-APPLIED = frozenset({State.SUCCEEDED_UP, State.FAILED_DOWN})
+APPLIED = frozenset({MigrationState.SUCCEEDED_UP, MigrationState.FAILED_DOWN})
 """The effect of the migration is there."""
 
-PENDING = frozenset({State.ACKNOWLEDGED, State.FAILED_UP, State.SUCCEEDED_DOWN})
+PENDING = frozenset(
+    {MigrationState.ACKNOWLEDGED, MigrationState.FAILED_UP, MigrationState.SUCCEEDED_DOWN}
+)
 """The migration runs next time."""
 
 # Whether the effect is there cannot be told from what is tracked.
-_UNCLEAR = frozenset({State.EXECUTING_UP, State.EXECUTING_DOWN, State.INTERRUPTED})
-_WAITED_FOR = _UNCLEAR | {State.ACKNOWLEDGED, State.FAILED_UP, State.FAILED_DOWN}
+_UNCLEAR = frozenset(
+    {MigrationState.EXECUTING_UP, MigrationState.EXECUTING_DOWN, MigrationState.INTERRUPTED}
+)
+_WAITED_FOR = _UNCLEAR | {
+    MigrationState.ACKNOWLEDGED,
+    MigrationState.FAILED_UP,
+    MigrationState.FAILED_DOWN,
+}
 
 Declared = Mapping[str, Sequence[Migration]]
 """Migrations by scope, oldest first."""
 
 
 def plan_ack(
-    declared: Declared, tracked: Iterable[Tracked], request: MigrationRequest
-) -> list[Planned]:
+    declared: Declared, tracked: Iterable[TrackedMigration], request: MigrationRequest
+) -> list[PlannedAction]:
     """Acknowledge what is new; with `request.discard`, discard it and all that has not run.
 
     Raises `MigrationError`.
@@ -70,13 +78,17 @@ def plan_ack(
             what = "discard"
         else:
             continue
-        planned.append(Planned(Action(what, scope, migration.version, migration.name), migration))
+        planned.append(
+            PlannedAction(
+                MigrationAction(what, scope, migration.version, migration.name), migration
+            )
+        )
     return planned
 
 
 def plan_run(
-    declared: Declared, tracked: Iterable[Tracked], request: MigrationRequest
-) -> list[Planned]:
+    declared: Declared, tracked: Iterable[TrackedMigration], request: MigrationRequest
+) -> list[PlannedAction]:
     """Run what has not run, oldest to newest across scopes.
 
     Raises `MigrationError`: a migration was interrupted, changed after it ran, or is older than one of
@@ -85,7 +97,7 @@ def plan_run(
     known = _by_version(tracked)
     _refuse_unclear(known.values())
     _refuse_changed(declared, known)
-    newest: dict[str, Tracked] = {}
+    newest: dict[str, TrackedMigration] = {}
     for found in known.values():
         if found.state in APPLIED:
             target = target_of(found.scope)
@@ -108,8 +120,8 @@ def plan_run(
 
 
 def plan_rollback(
-    declared: Declared, tracked: Iterable[Tracked], request: MigrationRequest
-) -> list[Planned]:
+    declared: Declared, tracked: Iterable[TrackedMigration], request: MigrationRequest
+) -> list[PlannedAction]:
     """Roll back what is newer than `request.version`, newest to oldest across scopes.
 
     Raises `MigrationError`: no version was given, a migration was interrupted, its files are gone, or
@@ -148,29 +160,32 @@ def plan_rollback(
     return [_step(scope, migration, Direction.DOWN) for scope, migration in steps]
 
 
-def waits_for(declared: Iterable[Tracked]) -> str | None:
+def waits_for(declared: Iterable[TrackedMigration]) -> str | None:
     """Which of a target's declared and tracked migrations keeps it from being loaded, and what to do.
 
-    >>> waits_for([Tracked("destination:lake", 20260131120000, "add_gate", None, State.ACKNOWLEDGED)])
+    >>> state = MigrationState.ACKNOWLEDGED
+    >>> waits_for([TrackedMigration("destination:lake", 20260131120000, "add_gate", None, state)])
     '20260131120000 add_gate of destination:lake has not run; run `blacksmith migrations run`'
     """
     stuck = [each for each in declared if each.state in _WAITED_FOR]
     if not stuck:
         return None
     # What was tried comes before what waits for it.
-    first = min(stuck, key=lambda each: (each.state is State.ACKNOWLEDGED, each.version))
-    if first.state is State.ACKNOWLEDGED:
+    first = min(stuck, key=lambda each: (each.state is MigrationState.ACKNOWLEDGED, each.version))
+    if first.state is MigrationState.ACKNOWLEDGED:
         return f"{first} has not run; run `blacksmith migrations run`"
     if first.state in _UNCLEAR:
         return f"{first} {_unclear(first)}"
     again = (
-        "run" if first.state is State.FAILED_UP else f"rollback --to VERSION (< {first.version})"
+        "run"
+        if first.state is MigrationState.FAILED_UP
+        else f"rollback --to VERSION (< {first.version})"
     )
     why = f": {first.error}" if first.error else ""
     return f"{first} {first.state.value}{why}; fix it, then run `blacksmith migrations {again}`"
 
 
-def settled_version(declared: Declared, tracked: Iterable[Tracked]) -> int:
+def settled_version(declared: Declared, tracked: Iterable[TrackedMigration]) -> int:
     """The version of a target's schema: the newest that has run, or that is declared and discarded."""
     there = {(scope, each.version) for scope, all_ in declared.items() for each in all_}
     return max(
@@ -178,14 +193,14 @@ def settled_version(declared: Declared, tracked: Iterable[Tracked]) -> int:
             each.version
             for each in tracked
             if each.state in APPLIED
-            or (each.state is State.DISCARDED and (each.scope, each.version) in there)
+            or (each.state is MigrationState.DISCARDED and (each.scope, each.version) in there)
         ),
         default=0,
     )
 
 
-def _unclear(tracked: Tracked) -> str:
-    if tracked.state is State.INTERRUPTED:
+def _unclear(tracked: TrackedMigration) -> str:
+    if tracked.state is MigrationState.INTERRUPTED:
         return (
             "was interrupted: look into the target whether it is there, and tell by `blacksmith "
             "migrations repair SCOPE VERSION --applied` or `--not-applied`"
@@ -197,7 +212,7 @@ def _unclear(tracked: Tracked) -> str:
     )
 
 
-def _by_version(tracked: Iterable[Tracked]) -> dict[tuple[str, int], Tracked]:
+def _by_version(tracked: Iterable[TrackedMigration]) -> dict[tuple[str, int], TrackedMigration]:
     return {(each.scope, each.version): each for each in tracked}
 
 
@@ -211,13 +226,13 @@ def _oldest_first(declared: Declared, upto: int | None) -> list[tuple[str, Migra
     return sorted(found, key=lambda pair: (pair[1].version, pair[0]))
 
 
-def _refuse_unclear(tracked: Iterable[Tracked]) -> None:
+def _refuse_unclear(tracked: Iterable[TrackedMigration]) -> None:
     for each in tracked:
         if each.state in _UNCLEAR:
             raise MigrationError(f"{each} {_unclear(each)}")
 
 
-def _refuse_changed(declared: Declared, known: Mapping[tuple[str, int], Tracked]) -> None:
+def _refuse_changed(declared: Declared, known: Mapping[tuple[str, int], TrackedMigration]) -> None:
     for scope, migrations in declared.items():
         for migration in migrations:
             found = known.get((scope, migration.version))
@@ -230,8 +245,8 @@ def _refuse_changed(declared: Declared, known: Mapping[tuple[str, int], Tracked]
                 )
 
 
-def _step(scope: str, migration: Migration, direction: Direction) -> Planned:
+def _step(scope: str, migration: Migration, direction: Direction) -> PlannedAction:
     sql = None if callable(migration.step(direction)) else migration.sql(direction)
-    return Planned(
-        Action(direction.value, scope, migration.version, migration.name, sql), migration
+    return PlannedAction(
+        MigrationAction(direction.value, scope, migration.version, migration.name, sql), migration
     )

@@ -33,19 +33,19 @@ from blacksmith_dagster.wanderer.files import (
     target_of,
 )
 from blacksmith_dagster.wanderer.interface import (
-    Action,
-    Done,
+    CompletedAction,
+    MigrationAction,
     MigrationReport,
     MigrationRequest,
+    MigrationState,
     MigrationStatus,
-    State,
 )
 from blacksmith_dagster.wanderer.plan import (
     APPLIED,
     PENDING,
     Declared,
-    Planned,
-    Tracked,
+    PlannedAction,
+    TrackedMigration,
     plan_ack,
     plan_rollback,
     plan_run,
@@ -62,11 +62,22 @@ RECORD_FOR = 60.0
 
 _RECORD_AGAIN = 0.5
 _STOPPED = "asked to stop: the rest was not run; run again, and it goes on"
-_EXECUTING = {Direction.UP: State.EXECUTING_UP, Direction.DOWN: State.EXECUTING_DOWN}
-_SUCCEEDED = {Direction.UP: State.SUCCEEDED_UP, Direction.DOWN: State.SUCCEEDED_DOWN}
-_FAILED = {Direction.UP: State.FAILED_UP, Direction.DOWN: State.FAILED_DOWN}
-_REPAIRABLE = {State.ACKNOWLEDGED, State.INTERRUPTED, State.FAILED_UP, State.FAILED_DOWN}
-_Plan = Callable[[Declared, Sequence[Tracked], MigrationRequest], list[Planned]]
+_EXECUTING = {
+    Direction.UP: MigrationState.EXECUTING_UP,
+    Direction.DOWN: MigrationState.EXECUTING_DOWN,
+}
+_SUCCEEDED = {
+    Direction.UP: MigrationState.SUCCEEDED_UP,
+    Direction.DOWN: MigrationState.SUCCEEDED_DOWN,
+}
+_FAILED = {Direction.UP: MigrationState.FAILED_UP, Direction.DOWN: MigrationState.FAILED_DOWN}
+_REPAIRABLE = {
+    MigrationState.ACKNOWLEDGED,
+    MigrationState.INTERRUPTED,
+    MigrationState.FAILED_UP,
+    MigrationState.FAILED_DOWN,
+}
+_Plan = Callable[[Declared, Sequence[TrackedMigration], MigrationRequest], list[PlannedAction]]
 
 
 @runtime_checkable
@@ -84,12 +95,12 @@ class Recording(Protocol):
         ...
 
 
-class _Held(NamedTuple):
+class _LockedTarget(NamedTuple):
     """A target that this run has: its lock, and its fencing token in each database."""
 
     lease: Lease
-    tracked: MigrationToken
-    barrier: MigrationToken
+    tracking_token: MigrationToken
+    barrier_token: MigrationToken
 
 
 class StandardWanderer:
@@ -106,7 +117,7 @@ class StandardWanderer:
     ...     app, store=store, supervisor=supervisor, holder="deploy"
     ... )
     >>> wanderer.run(MigrationRequest()).done[0].state  # doctest: +SKIP
-    <State.SUCCEEDED_UP: 'succeeded(up)'>
+    <MigrationState.SUCCEEDED_UP: 'succeeded(up)'>
     """
 
     def __init__(
@@ -119,7 +130,7 @@ class StandardWanderer:
         holder: str,
         run: str | None = None,
         stop: threading.Event | None = None,
-        report: Callable[[Done], None] = lambda _: None,
+        report: Callable[[CompletedAction], None] = lambda _: None,
     ) -> None:
         self._adapters = adapters(app)
         self._app = app
@@ -144,12 +155,12 @@ class StandardWanderer:
         """See `Wanderer.rollback`."""
         return self._carry_out(plan_rollback, request)
 
-    def repair(self, scope: str, version: int, *, applied: bool) -> Done:
+    def repair(self, scope: str, version: int, *, applied: bool) -> CompletedAction:
         """See `Wanderer.repair`."""
         [scope] = chosen_scopes(self._app, [scope])
         target = target_of(scope)
         found = declared(self._app, scopes_of(self._adapters[target]))
-        with self._held([target]) as held:
+        with self._lock([target]) as held:
             tracked = [
                 each
                 for each in self._tracking.tracked([target])
@@ -167,18 +178,18 @@ class StandardWanderer:
                     f"the code has no {version} of {scope}; restore what it was declared with, and "
                     "repair it then"
                 )
-            state = State.SUCCEEDED_UP if applied else self._unapplied(tracked[0])
-            self._tracking.record(held[target].tracked, scope, migration, state)
+            state = MigrationState.SUCCEEDED_UP if applied else self._unapplied(tracked[0])
+            self._tracking.record(held[target].tracking_token, scope, migration, state)
             self._lift_barriers(held, found)
-        done = Done(Action("repair", scope, version, migration.name), state)
+        done = CompletedAction(MigrationAction("repair", scope, version, migration.name), state)
         self._report(done)
         return done
 
-    def _unapplied(self, tracked: Tracked) -> State:
+    def _unapplied(self, tracked: TrackedMigration) -> MigrationState:
         """How a migration stands whose effect is not there: it has been rolled back if it ever was."""
         history = self._tracking.history(tracked.scope, tracked.version)
         ever = any(each.state in APPLIED for each in history)
-        return State.SUCCEEDED_DOWN if ever else State.ACKNOWLEDGED
+        return MigrationState.SUCCEEDED_DOWN if ever else MigrationState.ACKNOWLEDGED
 
     def status(self, scopes: Sequence[str] = ()) -> Sequence[MigrationStatus]:
         """See `Wanderer.status`."""
@@ -235,7 +246,7 @@ class StandardWanderer:
             return MigrationReport([each.action for each in plan(asked, tracked, request)])
         used = {target_of(scope) for scope, migrations in found.items() if migrations}
         used |= {target_of(each.scope) for each in tracked}
-        with self._held(sorted(used)) as held:
+        with self._lock(sorted(used)) as held:
             tracked = self._tracking.tracked(used)
             try:
                 planned = plan(asked, tracked, request)
@@ -244,7 +255,7 @@ class StandardWanderer:
                 self._lift_barriers(held, found)  # a run that died has left its barriers up
                 raise
             known = {(each.scope, each.version) for each in tracked}
-            done: list[Done] = []
+            done: list[CompletedAction] = []
             error = self._stop_claims(held, planned)
             for each, recorder in zip(planned, recorders, strict=True):
                 if error is None and self._stop.is_set():
@@ -261,13 +272,13 @@ class StandardWanderer:
 
     def _perform(
         self,
-        held: _Held,
-        planned: Planned,
+        held: _LockedTarget,
+        planned: PlannedAction,
         recorder: Recording | None,
         request: MigrationRequest,
         *,
         new: bool,
-    ) -> Done:
+    ) -> CompletedAction:
         """Do one action, and record it. The target's barrier is up if it runs something."""
         action, migration = planned
         if held.lease.lost.is_set():
@@ -276,32 +287,40 @@ class StandardWanderer:
                 "nothing more is run here: run again"
             )
         if action.what in ("acknowledge", "discard"):
-            state = State.ACKNOWLEDGED if action.what == "acknowledge" else State.DISCARDED
-            self._tracking.record(held.tracked, action.scope, migration, state)
-            return Done(action, state)
+            state = (
+                MigrationState.ACKNOWLEDGED
+                if action.what == "acknowledge"
+                else MigrationState.DISCARDED
+            )
+            self._tracking.record(held.tracking_token, action.scope, migration, state)
+            return CompletedAction(action, state)
         direction = Direction(action.what)
         if new:
-            self._tracking.record(held.tracked, action.scope, migration, State.ACKNOWLEDGED)
+            self._tracking.record(
+                held.tracking_token, action.scope, migration, MigrationState.ACKNOWLEDGED
+            )
         began = time.monotonic()
         error = self._migrate(held, action.scope, migration, direction, recorder)
         seconds = time.monotonic() - began
         if error is not None:
-            return Done(action, _FAILED[direction], seconds, error)
+            return CompletedAction(action, _FAILED[direction], seconds, error)
         if request.discard and direction is Direction.DOWN:
-            self._tracking.record(held.tracked, action.scope, migration, State.DISCARDED)
-            return Done(action, State.DISCARDED, seconds)
-        return Done(action, _SUCCEEDED[direction], seconds)
+            self._tracking.record(
+                held.tracking_token, action.scope, migration, MigrationState.DISCARDED
+            )
+            return CompletedAction(action, MigrationState.DISCARDED, seconds)
+        return CompletedAction(action, _SUCCEEDED[direction], seconds)
 
     def _migrate(
         self,
-        held: _Held,
+        held: _LockedTarget,
         scope: str,
         migration: Migration,
         direction: Direction,
         recorder: Recording | None,
     ) -> str | None:
         """Run a migration with its transitions; the error if it failed."""
-        track, token = self._tracking, held.tracked
+        track, token = self._tracking, held.tracking_token
         executing, succeeded = _EXECUTING[direction], _SUCCEEDED[direction]
         track.record(token, scope, migration, executing, atomic=recorder is not None)
         try:
@@ -328,19 +347,26 @@ class StandardWanderer:
         return None
 
     def _record_end(
-        self, held: _Held, scope: str, migration: Migration, state: State, error: str | None = None
+        self,
+        held: _LockedTarget,
+        scope: str,
+        migration: Migration,
+        state: MigrationState,
+        error: str | None = None,
     ) -> None:
         """Record how a migration ended, again if the database does not respond: nobody else knows."""
         give_up = time.monotonic() + RECORD_FOR
         while True:
             try:
-                return self._tracking.record(held.tracked, scope, migration, state, error=error)
+                return self._tracking.record(
+                    held.tracking_token, scope, migration, state, error=error
+                )
             except Unavailable:
                 if held.lease.lost.is_set() or time.monotonic() > give_up:
                     raise
             time.sleep(_RECORD_AGAIN)
 
-    def _recorder(self, planned: Planned) -> Recording | None:
+    def _recorder(self, planned: PlannedAction) -> Recording | None:
         """The adapter, if it can commit this migration together with its record."""
         action, migration = planned
         adapter = self._adapters[target_of(action.scope)]
@@ -355,12 +381,12 @@ class StandardWanderer:
 
     # -- locks, fencing tokens and barriers
     @contextmanager
-    def _held(self, targets: Iterable[str]) -> Iterator[Mapping[str, _Held]]:
+    def _lock(self, targets: Iterable[str]) -> Iterator[Mapping[str, _LockedTarget]]:
         """The locks and fencing tokens of some targets, taken in sorted order: two runs never cross.
 
         Raises `MigrationLocked`, `FencedOut`.
         """
-        held: dict[str, _Held] = {}
+        held: dict[str, _LockedTarget] = {}
         with ExitStack() as leases:
             locks = {}
             for target in targets:
@@ -374,16 +400,18 @@ class StandardWanderer:
                     )
                 locks[target] = leases.enter_context(lease)
             for target, lease in locks.items():
-                tracked = self._tracking.take_over(target, lease.id, lease.confirm)
-                barrier = tracked
+                tracking_token = self._tracking.take_over(target, lease.id, lease.confirm)
+                barrier_token = tracking_token
                 if self._elsewhere:
-                    barrier = migration_barrier.take_over(
+                    barrier_token = migration_barrier.take_over(
                         self._store, target, lease.id, lease.confirm
                     )
-                held[target] = _Held(lease, tracked, barrier)
+                held[target] = _LockedTarget(lease, tracking_token, barrier_token)
             yield held
 
-    def _stop_claims(self, held: Mapping[str, _Held], planned: Sequence[Planned]) -> str | None:
+    def _stop_claims(
+        self, held: Mapping[str, _LockedTarget], planned: Sequence[PlannedAction]
+    ) -> str | None:
         """Raise the barriers of the destinations in which something runs, and wait for their open loads;
         the error if it is asked to stop meanwhile."""
         ran = {
@@ -391,7 +419,7 @@ class StandardWanderer:
         }
         chosen = [each for each in sorted(ran) if isinstance(self._adapters[each], Destination)]
         for target in chosen:
-            migration_barrier.stop_claims(self._store, held[target].barrier, self._by)
+            migration_barrier.stop_claims(self._store, held[target].barrier_token, self._by)
         for target in chosen:
             adapter: Any = self._adapters[target]
             patience = max(
@@ -410,7 +438,7 @@ class StandardWanderer:
                 self._stop.wait(LOOK)
         return None
 
-    def _lift_barriers(self, held: Mapping[str, _Held], found: Declared) -> None:
+    def _lift_barriers(self, held: Mapping[str, _LockedTarget], found: Declared) -> None:
         """Lift the barriers: each destination is at the version that its migrations say."""
         tracked = self._tracking.tracked(held)
         for target, one in held.items():
@@ -419,14 +447,14 @@ class StandardWanderer:
             own = {scope: all_ for scope, all_ in found.items() if target_of(scope) == target}
             known = [each for each in tracked if target_of(each.scope) == target]
             why = waits_for(_counting(own, known))
-            migration_barrier.lift(self._store, one.barrier, settled_version(own, known), why)
+            migration_barrier.lift(self._store, one.barrier_token, settled_version(own, known), why)
 
 
-def _counting(found: Declared, tracked: Iterable[Tracked]) -> Sequence[Tracked]:
+def _counting(found: Declared, tracked: Iterable[TrackedMigration]) -> Sequence[TrackedMigration]:
     """Those that can keep a target from being loaded: what the code has no more does not, if it has
     left no trace."""
     there = {(scope, each.version) for scope, all_ in found.items() for each in all_}
-    traceless = {State.ACKNOWLEDGED, State.FAILED_UP}
+    traceless = {MigrationState.ACKNOWLEDGED, MigrationState.FAILED_UP}
     return [
         each
         for each in tracked

@@ -17,17 +17,20 @@ from blacksmith_dagster.store.migration_barrier import MigrationToken
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.store.tables import Instant, migration_transitions, migrations
 from blacksmith_dagster.wanderer.files import target_of
-from blacksmith_dagster.wanderer.interface import State
-from blacksmith_dagster.wanderer.plan import Tracked
+from blacksmith_dagster.wanderer.interface import MigrationState
+from blacksmith_dagster.wanderer.plan import TrackedMigration
 
-_ENDED = {State.EXECUTING_UP: State.FAILED_UP, State.EXECUTING_DOWN: State.FAILED_DOWN}
+_ENDED = {
+    MigrationState.EXECUTING_UP: MigrationState.FAILED_UP,
+    MigrationState.EXECUTING_DOWN: MigrationState.FAILED_DOWN,
+}
 _KILLED = "its run ended before it had finished"
 
 
 class MigrationTransition(NamedTuple):
     """A change of a migration's state."""
 
-    state: State
+    state: MigrationState
     at: datetime
     by: str
     run: str | None
@@ -71,7 +74,7 @@ class Tracking:
         self._by = by
         self._run = run
 
-    def tracked(self, targets: Iterable[str]) -> list[Tracked]:
+    def tracked(self, targets: Iterable[str]) -> list[TrackedMigration]:
         """The migrations of these targets, with the last transition of each."""
         wanted, last = set(targets), migration_transitions
         of = migrations.c
@@ -87,7 +90,7 @@ class Tracking:
         with self.store.reading() as conn:
             rows = conn.execute(found).tuples().all()
         return [
-            Tracked(scope, version, name, checksum, State(state), *rest)
+            TrackedMigration(scope, version, name, checksum, MigrationState(state), *rest)
             for scope, version, name, checksum, state, *rest in rows
             if target_of(scope) in wanted
         ]
@@ -103,7 +106,8 @@ class Tracking:
         )
         with self.store.reading() as conn:
             return [
-                MigrationTransition(State(state), *rest) for state, *rest in conn.execute(found)
+                MigrationTransition(MigrationState(state), *rest)
+                for state, *rest in conn.execute(found)
             ]
 
     def take_over(self, target: str, holder: str, confirm: Confirm) -> MigrationToken:
@@ -121,7 +125,7 @@ class Tracking:
             ).where(migrations.c.state.in_([each.value for each in _ENDED]))
             for number, scope, state, atomic in conn.execute(executing).all():
                 if target_of(scope) == target:
-                    left = _ENDED[State(state)] if atomic else State.INTERRUPTED
+                    left = _ENDED[MigrationState(state)] if atomic else MigrationState.INTERRUPTED
                     migration_barrier.hold(conn, token)
                     changed = migrations.update().where(migrations.c.id == number)
                     conn.execute(changed.values(state=left.value))
@@ -133,7 +137,7 @@ class Tracking:
         token: MigrationToken,
         scope: str,
         migration: Migration,
-        state: State,
+        state: MigrationState,
         *,
         error: str | None = None,
         atomic: bool = False,
@@ -148,7 +152,7 @@ class Tracking:
         token: MigrationToken,
         scope: str,
         migration: Migration,
-        state: State,
+        state: MigrationState,
         *,
         error: str | None = None,
         atomic: bool = False,
@@ -169,7 +173,12 @@ class Tracking:
         self._add(conn, token, number, state, error)
 
     def _add(
-        self, conn: Connection, token: MigrationToken, number: int, state: State, error: str | None
+        self,
+        conn: Connection,
+        token: MigrationToken,
+        number: int,
+        state: MigrationState,
+        error: str | None,
     ) -> None:
         values = {
             "migration": number,

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from blacksmith_dagster import Batch, Blacksmith, Migration
 from blacksmith_dagster.destinations import SQLDestination, sql
-from blacksmith_dagster.wanderer import MigrationReport, MigrationRequest, State
+from blacksmith_dagster.wanderer import MigrationReport, MigrationRequest, MigrationState
 from blacksmith_dagster.wanderer.tracking import Tracking
 from tests.contract.migrating import ONE, airport, departed, runs
 
@@ -61,9 +61,13 @@ def stay_between() -> None:
     record = Tracking.record
 
     def stay(
-        tracking: Tracking, token: Any, scope: str, step: Migration, to: State, **told: Any
+        tracking: Tracking, token: Any, scope: str, step: Migration, to: MigrationState, **told: Any
     ) -> None:
-        pause({State.EXECUTING_UP: "before", State.SUCCEEDED_UP: "after"}.get(to, ""))
+        pause(
+            {MigrationState.EXECUTING_UP: "before", MigrationState.SUCCEEDED_UP: "after"}.get(
+                to, ""
+            )
+        )
         record(tracking, token, scope, step, to, **told)
 
     Tracking.record = stay  # type: ignore[method-assign]

@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 
 from blacksmith_dagster.errors import MigrationError, MigrationLocked
-from blacksmith_dagster.wanderer import MigrationReport, MigrationRequest, StandardWanderer, State
+from blacksmith_dagster.wanderer import (
+    MigrationReport,
+    MigrationRequest,
+    MigrationState,
+    StandardWanderer,
+)
 from blacksmith_dagster.wanderer.tracking import Tracking
 from tests.acceptance.migrating_main import PAUSED, POINT, application
 from tests.acceptance.processes import ROOT_FOLDER, until
@@ -68,7 +73,7 @@ def run_again(wanderer: StandardWanderer) -> MigrationReport:
     return ended[0]
 
 
-def history(wandering: Runs) -> list[State]:
+def history(wandering: Runs) -> list[MigrationState]:
     return [each.state for each in Tracking(wandering.store(), "", None).history(SCOPE, ONE)]
 
 
@@ -79,7 +84,7 @@ def test_killed_before_a_migration(wandering: Runs, target_url: str, tmp_path: P
     wanderer = wandering.wanderer(app)
     ingest(wandering.store(), [{"n": 1}])
     assert "being migrated" in (load(wandering, app).skipped or "")
-    assert history(wandering) == [State.ACKNOWLEDGED]
+    assert history(wandering) == [MigrationState.ACKNOWLEDGED]
     assert tables(target_url) == set()
 
     assert run_again(wanderer).error is None
@@ -98,11 +103,11 @@ def test_killed_in_a_transactional_migration(
     until(lambda: tables(target_url) == set(), 10)
     if target_url == wandering.store_url:
         assert run_again(wanderer).error is None
-        assert history(wandering)[1:3] == [State.EXECUTING_UP, State.FAILED_UP]
+        assert history(wandering)[1:3] == [MigrationState.EXECUTING_UP, MigrationState.FAILED_UP]
     else:
         with pytest.raises(MigrationError, match=f"{ONE} step of {SCOPE} was interrupted"):
             run_again(wanderer)
-        assert history(wandering)[1:] == [State.EXECUTING_UP, State.INTERRUPTED]
+        assert history(wandering)[1:] == [MigrationState.EXECUTING_UP, MigrationState.INTERRUPTED]
         wanderer.repair("d:warehouse", ONE, applied=False)
         assert wanderer.run(MigrationRequest()).error is None
     assert tables(target_url) == {"t1", "t2"}
@@ -120,7 +125,11 @@ def test_killed_in_a_nontransactional_migration(
     with pytest.raises(MigrationError, match="was interrupted: look into the target"):
         run_again(wanderer)
 
-    assert history(wandering) == [State.ACKNOWLEDGED, State.EXECUTING_UP, State.INTERRUPTED]
+    assert history(wandering) == [
+        MigrationState.ACKNOWLEDGED,
+        MigrationState.EXECUTING_UP,
+        MigrationState.INTERRUPTED,
+    ]
     assert "repair" in (load(wandering, app).skipped or "")
 
 
@@ -131,7 +140,7 @@ def test_killed_after_the_effect_before_the_record(
     if target_url == wandering.store_url:
         kill_at("within", wandering, target_url, tmp_path)
         until(lambda: tables(target_url) == set(), 10)
-        assert State.SUCCEEDED_UP not in history(wandering)
+        assert MigrationState.SUCCEEDED_UP not in history(wandering)
         return
     kill_at("after", wandering, target_url, tmp_path)
     wanderer = wandering.wanderer(application(target_url, alone=False))
@@ -142,4 +151,4 @@ def test_killed_after_the_effect_before_the_record(
 
     wanderer.repair("d:warehouse", ONE, applied=True)
     assert wanderer.run(MigrationRequest()).planned == []
-    assert history(wandering)[2:] == [State.INTERRUPTED, State.SUCCEEDED_UP]
+    assert history(wandering)[2:] == [MigrationState.INTERRUPTED, MigrationState.SUCCEEDED_UP]

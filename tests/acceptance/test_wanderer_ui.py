@@ -14,7 +14,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 from blacksmith_dagster import Blacksmith
 from blacksmith_dagster.store import open_store
 from blacksmith_dagster.supervisor import open_supervisor
-from blacksmith_dagster.wanderer import StandardWanderer, State
+from blacksmith_dagster.wanderer import MigrationState, StandardWanderer
 from tests.acceptance.dagster_processes import DagsterProcess
 from tests.acceptance.processes import ROOT_FOLDER, until
 from tests.acceptance.test_browser import BROWSER_OPTIONS, shoot
@@ -103,7 +103,7 @@ class Wandering:
         until(lambda: self.run(run_id).is_finished, 90, "the run has ended")
         return self.run(run_id).status
 
-    def states_of_lake(self) -> list[State | None]:
+    def states_of_lake(self) -> list[MigrationState | None]:
         """The states of its migrations, oldest first."""
         app = Blacksmith(sources=[airport], destinations=[lake], since="2026-01-01")
         with (
@@ -207,4 +207,4 @@ def test_a_second_run_fails_at_once_and_a_terminated_one_finishes_its_migration(
     (wandering.home / "go").touch()
     assert wandering.ended(first) is DagsterRunStatus.CANCELED
     assert noted.read_text().split() == [str(SLOW[0])]
-    assert wandering.states_of_lake() == [State.SUCCEEDED_UP, None]
+    assert wandering.states_of_lake() == [MigrationState.SUCCEEDED_UP, None]

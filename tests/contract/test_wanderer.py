@@ -38,7 +38,7 @@ from blacksmith_dagster.scheduler import Realtime, StandardScheduler, Summary
 from blacksmith_dagster.store import migration_barrier
 from blacksmith_dagster.store.interface import Lane, LoadVerdict
 from blacksmith_dagster.store.sql import SQLStore
-from blacksmith_dagster.wanderer import MigrationRequest, State, Wanderer
+from blacksmith_dagster.wanderer import MigrationRequest, MigrationState, Wanderer
 from blacksmith_dagster.wanderer.tracking import Tracking
 from tests.contract.loading import ingest, until
 from tests.contract.migrating import (
@@ -73,7 +73,7 @@ def target_url(request: pytest.FixtureRequest, store_url: str, tmp_path: Path) -
     return f"sqlite:///{tmp_path}/warehouse.db"
 
 
-def states(wanderer: Wanderer) -> list[State | None]:
+def states(wanderer: Wanderer) -> list[MigrationState | None]:
     return [each.state for each in wanderer.status()]
 
 
@@ -106,8 +106,8 @@ def test_migrations_run_up_and_are_rolled_back(wandering: Runs, target_url: str)
     report = wanderer.run(MigrationRequest(version=TWO))
 
     assert [(each.action.version, each.state) for each in report.done] == [
-        (ONE, State.SUCCEEDED_UP),
-        (TWO, State.SUCCEEDED_UP),
+        (ONE, MigrationState.SUCCEEDED_UP),
+        (TWO, MigrationState.SUCCEEDED_UP),
     ]
     assert tables(target_url) == {"t1", "t2"}
     assert wanderer.run(MigrationRequest()).error is None
@@ -115,7 +115,11 @@ def test_migrations_run_up_and_are_rolled_back(wandering: Runs, target_url: str)
     report = wanderer.rollback(MigrationRequest(version=ONE))
     assert [each.action.version for each in report.done] == [THREE, TWO]
     assert tables(target_url) == {"t1"}
-    assert states(wanderer) == [State.SUCCEEDED_UP, State.SUCCEEDED_DOWN, State.SUCCEEDED_DOWN]
+    assert states(wanderer) == [
+        MigrationState.SUCCEEDED_UP,
+        MigrationState.SUCCEEDED_DOWN,
+        MigrationState.SUCCEEDED_DOWN,
+    ]
     assert wanderer.run(MigrationRequest()).error is None
     assert tables(target_url) == {"t1", "t2", "t3"}
 
@@ -194,7 +198,7 @@ def test_sql_without_a_transaction_runs_statement_by_statement(
     wanderer = wandering.wanderer(application(warehouse(target_url, [migration(ONE, up=up)])))
     assert wanderer.run(MigrationRequest()).error is not None
     assert tables(target_url) == {"t1", "t2"}
-    assert states(wanderer) == [State.FAILED_UP]
+    assert states(wanderer) == [MigrationState.FAILED_UP]
 
 
 def test_whoever_overrides_migrate_has_it_called(wandering: Runs, store_url: str) -> None:
@@ -216,7 +220,7 @@ def test_migrations_are_tracked_elsewhere(wandering: Runs, target_url: str, tmp_
         tracking = other.store()
         wanderer = wandering.wanderer(app, tracking=tracking)
         assert wanderer.run(MigrationRequest()).error is None
-        assert states(wanderer) == [State.SUCCEEDED_UP]
+        assert states(wanderer) == [MigrationState.SUCCEEDED_UP]
         assert len(Tracking(tracking, "", None).history(SCOPE, ONE)) == 3
         assert Tracking(wandering.store(), "", None).history(SCOPE, ONE) == []
         done = load(wandering, app)
@@ -236,7 +240,11 @@ def test_third_of_five_fails(wandering: Runs, target_url: str) -> None:
 
     assert "no" in (report.error or "")
     assert tables(target_url) == {"t1", "t2"}
-    assert states(wanderer)[:3] == [State.SUCCEEDED_UP, State.SUCCEEDED_UP, State.FAILED_UP]
+    assert states(wanderer)[:3] == [
+        MigrationState.SUCCEEDED_UP,
+        MigrationState.SUCCEEDED_UP,
+        MigrationState.FAILED_UP,
+    ]
     said = wanderer.waits_for("warehouse") or ""
     assert f"{THREE} t3 of {SCOPE} failed(up)" in said
     assert "blacksmith migrations run" in said
@@ -262,7 +270,11 @@ def test_down_fails(wandering: Runs, target_url: str) -> None:
     assert wanderer.rollback(MigrationRequest(version=0)).error is not None
 
     assert tables(target_url) == {"t1", "t2"}
-    assert states(wanderer) == [State.SUCCEEDED_UP, State.FAILED_DOWN, State.SUCCEEDED_DOWN]
+    assert states(wanderer) == [
+        MigrationState.SUCCEEDED_UP,
+        MigrationState.FAILED_DOWN,
+        MigrationState.SUCCEEDED_DOWN,
+    ]
     assert "rollback" in (wanderer.waits_for("warehouse") or "")
     fixed = wandering.wanderer(
         application(warehouse(target_url, [migration(each) for each in (ONE, TWO, THREE)]))
@@ -310,7 +322,7 @@ def test_changed_after_run(wandering: Runs, store_url: str, tmp_path: Path) -> N
     assert said.startswith(f"{file} was changed after it ran ({ONE} t1 of {SCOPE})")
     assert said.endswith("restore what ran, and write the change as a new migration")
     assert tables(store_url) == {"t1"}
-    assert states(wanderer) == [State.SUCCEEDED_UP, None]
+    assert states(wanderer) == [MigrationState.SUCCEEDED_UP, None]
     written(tmp_path, ONE)
     done = wanderer.run(MigrationRequest()).done
     assert [each.action.version for each in done] == [TWO]
@@ -331,10 +343,10 @@ def test_late_lower_version(wandering: Runs, store_url: str, tmp_path: Path) -> 
     assert f"{TWO} t2 of {SCOPE} (after {THREE} t3)" in said
     assert "give them a newer version, or run them so with --out-of-order" in said
     assert tables(store_url) == {"t1", "t3"}
-    assert states(wanderer) == [State.SUCCEEDED_UP, None, State.SUCCEEDED_UP]
+    assert states(wanderer) == [MigrationState.SUCCEEDED_UP, None, MigrationState.SUCCEEDED_UP]
     done = wanderer.run(MigrationRequest(out_of_order=True)).done
     assert [each.action.version for each in done] == [TWO]
-    assert states(wanderer) == [State.SUCCEEDED_UP] * 3
+    assert states(wanderer) == [MigrationState.SUCCEEDED_UP] * 3
 
 
 # ------------------------------------------------------------------------------------- one at a time
@@ -386,13 +398,13 @@ def test_a_sources_events_are_accepted_while_it_is_behind_and_while_it_is_migrat
         return len(ids) == 1 and load(wandering, app).tally.succeeded == 1
 
     wanderer.ack(MigrationRequest())
-    assert states(wanderer) == [State.ACKNOWLEDGED] * 2
+    assert states(wanderer) == [MigrationState.ACKNOWLEDGED] * 2
     assert accepted_and_loaded()
     with ThreadPoolExecutor() as threads:
         first = threads.submit(wanderer.run, MigrationRequest())
         try:
             assert under_way.wait(30)
-            assert states(wanderer) == [State.EXECUTING_UP, State.ACKNOWLEDGED]
+            assert states(wanderer) == [MigrationState.EXECUTING_UP, MigrationState.ACKNOWLEDGED]
             assert accepted_and_loaded()
             assert wandering.supervisor(store).status("migrate/source/crm").holder == "run abc"
             with pytest.raises(
@@ -403,7 +415,7 @@ def test_a_sources_events_are_accepted_while_it_is_behind_and_while_it_is_migrat
             finish.set()
         assert first.result(30).error is None
     assert ran == [ONE, TWO]
-    assert states(wanderer) == [State.SUCCEEDED_UP] * 2
+    assert states(wanderer) == [MigrationState.SUCCEEDED_UP] * 2
 
 
 def test_two_runs_race_for_one_target(wandering: Runs, target_url: str) -> None:
@@ -468,15 +480,15 @@ def test_one_that_was_taken_over_records_nothing_more(wandering: Runs, target_ur
     store = wandering.store(app)
     tracking = Tracking(store, "a test", None)
     token = tracking.take_over("destination/warehouse", "first", lambda: True)
-    tracking.record(token, SCOPE, migration(ONE), State.EXECUTING_UP)
+    tracking.record(token, SCOPE, migration(ONE), MigrationState.EXECUTING_UP)
 
     tracking.take_over("destination/warehouse", "second", lambda: True)
 
     with pytest.raises(FencedOut, match="another run has taken over"):
-        tracking.record(token, SCOPE, migration(ONE), State.SUCCEEDED_UP)
+        tracking.record(token, SCOPE, migration(ONE), MigrationState.SUCCEEDED_UP)
     with pytest.raises(FencedOut):
         migration_barrier.lift(store, token, ONE, None)
-    assert tracking.history(SCOPE, ONE)[-1].state is State.INTERRUPTED
+    assert tracking.history(SCOPE, ONE)[-1].state is MigrationState.INTERRUPTED
 
 
 # ------------------------------------------------------------------------------------- loads
@@ -750,7 +762,7 @@ def test_repair_records_what_happened(wandering: Runs, target_url: str, applied:
     app = application(warehouse(target_url, [migration(ONE), migration(TWO)]))
     tracking = Tracking(wandering.store(app), "a run that died", None)
     token = tracking.take_over("destination/warehouse", "first", lambda: True)
-    tracking.record(token, SCOPE, migration(ONE), State.EXECUTING_UP)
+    tracking.record(token, SCOPE, migration(ONE), MigrationState.EXECUTING_UP)
     wanderer = wandering.wanderer(app)
     with pytest.raises(MigrationError, match=f"{ONE} t1 of {SCOPE} was interrupted.*repair"):
         wanderer.run(MigrationRequest())
@@ -763,7 +775,7 @@ def test_repair_records_what_happened(wandering: Runs, target_url: str, applied:
     done = wanderer.run(MigrationRequest()).done
     assert [each.action.version for each in done] == ([TWO] if applied else [ONE, TWO])
     history = [each.state for each in tracking.history(SCOPE, ONE)]
-    assert history[1] is State.INTERRUPTED
-    assert history[2] is (State.SUCCEEDED_UP if applied else State.ACKNOWLEDGED)
+    assert history[1] is MigrationState.INTERRUPTED
+    assert history[2] is (MigrationState.SUCCEEDED_UP if applied else MigrationState.ACKNOWLEDGED)
     with pytest.raises(MigrationError, match=r"is succeeded\(up\)"):
         wanderer.repair("d:warehouse", ONE, applied=True)

@@ -28,7 +28,7 @@ from blacksmith_dagster.orchestration.migrations import metadata_of
 from blacksmith_dagster.store import open_store
 from blacksmith_dagster.store.interface import NewEvent, NewJob
 from blacksmith_dagster.supervisor import open_supervisor
-from blacksmith_dagster.wanderer import Action, MigrationReport
+from blacksmith_dagster.wanderer import MigrationAction, MigrationReport
 from tests.orchestration.pipeline import Pipeline
 
 FIRST, SECOND, THIRD, FOURTH, FIFTH = (20260101120000 + day * 1_000_000 for day in range(5))
@@ -242,8 +242,8 @@ def test_a_dry_run_tells_the_plan_and_does_nothing(
 
 
 def test_a_dry_run_tells_the_sql() -> None:
-    up = Action("up", "destination:lake", FIRST, "make", "CREATE TABLE users (id TEXT);\n")
-    noted = Action("acknowledge", "destination:lake", SECOND, "noted")
+    up = MigrationAction("up", "destination:lake", FIRST, "make", "CREATE TABLE users (id TEXT);\n")
+    noted = MigrationAction("acknowledge", "destination:lake", SECOND, "noted")
     sql = metadata_of(MigrationReport([up, noted]), dry_run=True)["sql"]
     assert sql.value == (
         f"```sql\n-- destination:lake {FIRST} make (up)\nCREATE TABLE users (id TEXT);\n```"
@@ -253,7 +253,8 @@ def test_a_dry_run_tells_the_sql() -> None:
 
 def test_the_table_of_very_many_is_cut_and_their_number_is_told() -> None:
     planned = [
-        Action("acknowledge", "destination:lake", version, "step") for version in range(3000)
+        MigrationAction("acknowledge", "destination:lake", version, "step")
+        for version in range(3000)
     ]
     said = metadata_of(MigrationReport(planned), dry_run=True)
     assert (len(said["migrations"].records), said["migrations_planned"]) == (1000, 3000)

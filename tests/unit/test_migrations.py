@@ -17,10 +17,10 @@ from blacksmith_dagster import (
 )
 from blacksmith_dagster.errors import MigrationError
 from blacksmith_dagster.wanderer.files import canonical, chosen_scopes, declared, version_of
-from blacksmith_dagster.wanderer.interface import MigrationRequest, State
+from blacksmith_dagster.wanderer.interface import MigrationRequest, MigrationState
 from blacksmith_dagster.wanderer.plan import (
     Declared,
-    Tracked,
+    TrackedMigration,
     plan_ack,
     plan_rollback,
     plan_run,
@@ -60,12 +60,14 @@ def sql(*versions: int, down: bool = True) -> list[Migration]:
 
 
 def tracked(
-    migration: Migration, state: State, scope: str = LAKE, error: str | None = None
-) -> Tracked:
-    return Tracked(scope, migration.version, migration.name, migration.checksum, state, error=error)
+    migration: Migration, state: MigrationState, scope: str = LAKE, error: str | None = None
+) -> TrackedMigration:
+    return TrackedMigration(
+        scope, migration.version, migration.name, migration.checksum, state, error=error
+    )
 
 
-def refused(app: Blacksmith, known: Sequence[Tracked] = ()) -> str:
+def refused(app: Blacksmith, known: Sequence[TrackedMigration] = ()) -> str:
     with pytest.raises(MigrationError) as raised:
         plan_run(declared(app), known, MigrationRequest())
     return str(raised.value)
@@ -169,7 +171,7 @@ def test_up_without_down(tmp_path: Path) -> None:
     """It runs up; to roll it back is refused before anything is."""
     app = application(lake=folder(tmp_path, v1_up="SELECT 1;", v2_up="SELECT 2;", v2_down="--\n;"))
     found = declared(app)
-    known = [tracked(each, State.SUCCEEDED_UP) for each in found[LAKE]]
+    known = [tracked(each, MigrationState.SUCCEEDED_UP) for each in found[LAKE]]
     assert len(plan_run(found, [], MigrationRequest())) == 2
     with pytest.raises(MigrationError, match=rf"{ONE} step of {LAKE}; write the \.down\.sql"):
         plan_rollback(found, known, MigrationRequest(version=0))
@@ -216,7 +218,7 @@ def test_missing_folder(tmp_path: Path) -> None:
 
 def test_changed_after_run(tmp_path: Path) -> None:
     app = application(lake=folder(tmp_path, v1_up="SELECT 1;"))
-    known = [tracked(*declared(app)[LAKE], State.SUCCEEDED_UP)]
+    known = [tracked(*declared(app)[LAKE], MigrationState.SUCCEEDED_UP)]
     assert plan_run(declared(app), known, MigrationRequest()) == []
 
     folder(tmp_path, v1_up="SELECT 2;")
@@ -228,7 +230,10 @@ def test_changed_after_run(tmp_path: Path) -> None:
 
 def test_late_lower_version() -> None:
     found: Declared = {LAKE: sql(ONE, TWO), ROWS: sql(THREE)}
-    known = [tracked(found[LAKE][0], State.SUCCEEDED_UP), tracked(*sql(THREE), State.SUCCEEDED_UP)]
+    known = [
+        tracked(found[LAKE][0], MigrationState.SUCCEEDED_UP),
+        tracked(*sql(THREE), MigrationState.SUCCEEDED_UP),
+    ]
     known = [known[0], known[1]._replace(scope=ROWS)]
     with pytest.raises(MigrationError, match=rf"{TWO} step of {LAKE} \(after {THREE} step\)"):
         plan_run(found, known, MigrationRequest())
@@ -254,23 +259,25 @@ def test_a_run_goes_from_the_oldest_to_the_newest_across_scopes() -> None:
 def test_a_run_goes_up_to_a_version_and_leaves_what_is_done_or_discarded() -> None:
     found: Declared = {LAKE: sql(ONE, TWO, THREE)}
     known = [
-        tracked(found[LAKE][0], State.SUCCEEDED_UP),
-        tracked(found[LAKE][1], State.DISCARDED),
+        tracked(found[LAKE][0], MigrationState.SUCCEEDED_UP),
+        tracked(found[LAKE][1], MigrationState.DISCARDED),
     ]
     assert plan_run(found, known, MigrationRequest(version=TWO)) == []
     assert [each.action.version for each in plan_run(found, known, MigrationRequest())] == [THREE]
 
 
-@pytest.mark.parametrize("state", [State.ACKNOWLEDGED, State.FAILED_UP, State.SUCCEEDED_DOWN])
-def test_what_has_not_run_runs_next_time(state: State) -> None:
+@pytest.mark.parametrize(
+    "state", [MigrationState.ACKNOWLEDGED, MigrationState.FAILED_UP, MigrationState.SUCCEEDED_DOWN]
+)
+def test_what_has_not_run_runs_next_time(state: MigrationState) -> None:
     found: Declared = {LAKE: sql(ONE)}
     assert len(plan_run(found, [tracked(*found[LAKE], state)], MigrationRequest())) == 1
 
 
 def test_a_rollback_goes_from_the_newest_down_to_a_version_that_stays() -> None:
     found: Declared = {LAKE: sql(ONE, THREE), ROWS: sql(TWO)}
-    known = [tracked(each, State.SUCCEEDED_UP) for each in found[LAKE]]
-    known += [tracked(*found[ROWS], State.FAILED_DOWN, scope=ROWS)]
+    known = [tracked(each, MigrationState.SUCCEEDED_UP) for each in found[LAKE]]
+    known += [tracked(*found[ROWS], MigrationState.FAILED_DOWN, scope=ROWS)]
     planned = plan_rollback(found, known, MigrationRequest(version=ONE))
     assert [(each.action.what, each.action.version) for each in planned] == [
         ("down", THREE),
@@ -281,14 +288,14 @@ def test_a_rollback_goes_from_the_newest_down_to_a_version_that_stays() -> None:
 
 
 def test_what_the_code_has_no_more_cannot_be_rolled_back() -> None:
-    known = [tracked(*sql(ONE), State.SUCCEEDED_UP)]
+    known = [tracked(*sql(ONE), MigrationState.SUCCEEDED_UP)]
     with pytest.raises(MigrationError, match=f"has no more: {ONE} step of {LAKE}"):
         plan_rollback({LAKE: []}, known, MigrationRequest(version=0))
 
 
 def test_what_is_new_is_acknowledged_once() -> None:
     found: Declared = {LAKE: sql(ONE, TWO)}
-    known = [tracked(found[LAKE][0], State.SUCCEEDED_UP)]
+    known = [tracked(found[LAKE][0], MigrationState.SUCCEEDED_UP)]
     planned = plan_ack(found, known, MigrationRequest())
     assert [(each.action.what, each.action.version) for each in planned] == [("acknowledge", TWO)]
 
@@ -296,8 +303,8 @@ def test_what_is_new_is_acknowledged_once() -> None:
 def test_what_has_not_run_can_be_discarded() -> None:
     found: Declared = {LAKE: sql(ONE, TWO, THREE)}
     known = [
-        tracked(found[LAKE][0], State.SUCCEEDED_UP),
-        tracked(found[LAKE][1], State.FAILED_UP),
+        tracked(found[LAKE][0], MigrationState.SUCCEEDED_UP),
+        tracked(found[LAKE][1], MigrationState.FAILED_UP),
     ]
     planned = plan_ack(found, known, MigrationRequest(discard=True))
     assert [(each.action.what, each.action.version) for each in planned] == [
@@ -309,12 +316,12 @@ def test_what_has_not_run_can_be_discarded() -> None:
 @pytest.mark.parametrize(
     ("state", "fix"),
     [
-        (State.INTERRUPTED, "repair SCOPE VERSION"),
-        (State.EXECUTING_UP, "by run abc; wait"),
-        (State.EXECUTING_DOWN, "by run abc; wait"),
+        (MigrationState.INTERRUPTED, "repair SCOPE VERSION"),
+        (MigrationState.EXECUTING_UP, "by run abc; wait"),
+        (MigrationState.EXECUTING_DOWN, "by run abc; wait"),
     ],
 )
-def test_nothing_is_planned_on_what_is_unclear(state: State, fix: str) -> None:
+def test_nothing_is_planned_on_what_is_unclear(state: MigrationState, fix: str) -> None:
     found: Declared = {LAKE: sql(ONE, TWO)}
     known = [tracked(found[LAKE][0], state)._replace(run="abc")]
     for plan in (plan_run, plan_rollback, plan_ack):
@@ -325,12 +332,22 @@ def test_nothing_is_planned_on_what_is_unclear(state: State, fix: str) -> None:
 
 def test_what_keeps_a_destination_from_being_loaded() -> None:
     one, two = sql(ONE, TWO)
-    assert waits_for([tracked(one, State.SUCCEEDED_UP), tracked(two, State.SUCCEEDED_DOWN)]) is None
-    said = waits_for([tracked(one, State.SUCCEEDED_UP), tracked(two, State.ACKNOWLEDGED)])
+    assert (
+        waits_for(
+            [tracked(one, MigrationState.SUCCEEDED_UP), tracked(two, MigrationState.SUCCEEDED_DOWN)]
+        )
+        is None
+    )
+    said = waits_for(
+        [tracked(one, MigrationState.SUCCEEDED_UP), tracked(two, MigrationState.ACKNOWLEDGED)]
+    )
     assert said is not None
     assert said.startswith(f"{TWO} step of {LAKE} has not run; run")
     failed = waits_for(
-        [tracked(one, State.ACKNOWLEDGED), tracked(two, State.FAILED_UP, error="no table")]
+        [
+            tracked(one, MigrationState.ACKNOWLEDGED),
+            tracked(two, MigrationState.FAILED_UP, error="no table"),
+        ]
     )
     assert failed is not None
     assert failed.startswith(f"{TWO} step of {LAKE} failed(up): no table; fix it")
@@ -339,10 +356,10 @@ def test_what_keeps_a_destination_from_being_loaded() -> None:
 def test_the_version_of_a_target_is_that_of_what_ran_or_shall_never_run() -> None:
     found: Declared = {LAKE: sql(ONE, TWO, THREE)}
     one, two, three = found[LAKE]
-    known = [tracked(one, State.SUCCEEDED_UP), tracked(two, State.DISCARDED)]
+    known = [tracked(one, MigrationState.SUCCEEDED_UP), tracked(two, MigrationState.DISCARDED)]
     assert settled_version(found, known) == TWO
     assert settled_version({LAKE: [one]}, known) == ONE
-    assert settled_version(found, [*known, tracked(three, State.SUCCEEDED_DOWN)]) == TWO
+    assert settled_version(found, [*known, tracked(three, MigrationState.SUCCEEDED_DOWN)]) == TWO
 
 
 def test_ten_thousand_migrations_are_planned_within_half_a_second() -> None:
@@ -351,7 +368,7 @@ def test_ten_thousand_migrations_are_planned_within_half_a_second() -> None:
         int(f"{start + timedelta(minutes=number):%Y%m%d%H%M%S}") for number in range(10_000)
     ]
     found: Declared = {LAKE: sql(*versions)}
-    known = [tracked(each, State.SUCCEEDED_UP) for each in found[LAKE][:9_000]]
+    known = [tracked(each, MigrationState.SUCCEEDED_UP) for each in found[LAKE][:9_000]]
     began = time.process_time()
     assert len(plan_run(found, known, MigrationRequest())) == 1_000
     assert time.process_time() - began < 0.5
