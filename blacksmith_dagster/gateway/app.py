@@ -165,7 +165,7 @@ class EventEndpoint:
         self.path = on.path
         self.method = on.method
         self._event = event
-        self._kept = event.response if isinstance(event, Webhook) else None
+        self._webhook_response = event.response if isinstance(event, Webhook) else None
         self._store = store
         self._bodies = bodies
         self._extract = Extractor(app, event)
@@ -322,8 +322,8 @@ class EventEndpoint:
         return self._accepted([], [quarantined])
 
     def _accepted(self, ids: list[str], quarantined: list[str]) -> Response | dict[str, Any]:
-        if self._kept is not None:
-            return _reply(self._kept)
+        if self._webhook_response is not None:
+            return _reply(self._webhook_response)
         return {"ids": ids, "quarantined": quarantined} if quarantined else {"ids": ids}
 
 

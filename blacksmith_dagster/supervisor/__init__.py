@@ -52,10 +52,10 @@ def open_supervisor(url: str | None, store: Store) -> Supervisor:
             raise ImportError(
                 "Consul needs its client; run `pip install 'blacksmith-dagster[consul]'`"
             )
-        from blacksmith_dagster.supervisor.address import parse_supervisor_url
+        from blacksmith_dagster.supervisor.address import parse_consul_url
         from blacksmith_dagster.supervisor.consul import ConsulSupervisor
 
-        return ConsulSupervisor(parse_supervisor_url(url))
+        return ConsulSupervisor(parse_consul_url(url))
     if not isinstance(store, SQLStore):
         raise SettingsError(
             f"{type(store).__name__} keeps no locks; pass a supervisor to whoever loads"

@@ -18,7 +18,7 @@ _YES, _NO = {"1", "t", "true"}, {"0", "f", "false"}
 
 
 @dataclass(frozen=True, slots=True)
-class SupervisorAddress:
+class ConsulAddress:
     """An agent of Consul, and what is asked of it.
 
     - `token`: of its access control, `None` if it has none.
@@ -45,16 +45,14 @@ class SupervisorAddress:
     def label(self) -> str:
         """The URL without the token.
 
-        >>> parse_supervisor_url("consul://:secret@agent?scheme=https", {}).label
+        >>> parse_consul_url("consul://:secret@agent?scheme=https", {}).label
         'consul://agent:8500'
         """
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"consul://{host}:{self.port}"
 
 
-def parse_supervisor_url(
-    url: str, environment: Mapping[str, str] = os.environ
-) -> SupervisorAddress:
+def parse_consul_url(url: str, environment: Mapping[str, str] = os.environ) -> ConsulAddress:
     """Take `consul://:token@host:port?options` apart; each part may be missing.
 
     The options are `scheme` (http or https), `dc`, `namespace`, `ttl` and `lock_delay` (in
@@ -65,7 +63,7 @@ def parse_supervisor_url(
 
     Raises `SettingsError`, in which no token is shown.
 
-    >>> parse_supervisor_url("consul://agent?ttl=20s", {}).ttl
+    >>> parse_consul_url("consul://agent?ttl=20s", {}).ttl
     20.0
     """
     parts = _split(url, "BLACKSMITH_SUPERVISOR_URL")
@@ -83,7 +81,7 @@ def parse_supervisor_url(
     certificate, key = environment.get("CONSUL_CLIENT_CERT"), environment.get("CONSUL_CLIENT_KEY")
     checked = _truth(environment, "CONSUL_HTTP_SSL_VERIFY", default=True)
     ttl = _seconds(options, "ttl", 10.0, least=1.0)
-    return SupervisorAddress(
+    return ConsulAddress(
         where.hostname or "127.0.0.1",
         where.port or 8500,
         scheme,

@@ -15,7 +15,7 @@ import requests
 from consul.callback import CB
 
 from blacksmith_dagster.errors import BlacksmithError, SettingsError, Unavailable, clean, hide
-from blacksmith_dagster.supervisor.address import SupervisorAddress
+from blacksmith_dagster.supervisor.address import ConsulAddress
 from blacksmith_dagster.supervisor.deadline import Deadline
 from blacksmith_dagster.supervisor.interface import LockStatus
 from blacksmith_dagster.supervisor.renewals import HeldLease, Renewals
@@ -40,13 +40,13 @@ class ConsulSupervisor:
     always knows before others may take the lock. A third of the time to live is what any call may
     take, 5 seconds at most.
 
-    >>> supervisor = ConsulSupervisor(parse_supervisor_url("consul://127.0.0.1:8500"))  # doctest: +SKIP
+    >>> supervisor = ConsulSupervisor(parse_consul_url("consul://127.0.0.1:8500"))  # doctest: +SKIP
     >>> with supervisor.acquire("load/warehouse/flights", "me") as lease:  # doctest: +SKIP
     ...     lease.confirm()
     True
     """
 
-    def __init__(self, address: SupervisorAddress) -> None:
+    def __init__(self, address: ConsulAddress) -> None:
         self._address = address
         self._ttl = address.ttl
         if address.token:

@@ -26,7 +26,7 @@ from blacksmith_dagster.store.interface import Lane
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.store.tables import loads
 from blacksmith_dagster.supervisor import LockStatus, StoreSupervisor, Supervisor
-from blacksmith_dagster.supervisor.address import parse_supervisor_url
+from blacksmith_dagster.supervisor.address import parse_consul_url
 from blacksmith_dagster.supervisor.consul import ConsulSupervisor
 from tests.acceptance.loading_main import TTL
 from tests.acceptance.loading_pipeline import FLIGHTS, Recording, blacksmith, departed
@@ -119,7 +119,7 @@ class Hosts:
     def _connect(self) -> Supervisor:
         """The test's own eye, past all links."""
         if self.consuls:
-            return ConsulSupervisor(parse_supervisor_url(self.consuls[0].url + OPTIONS, {}))
+            return ConsulSupervisor(parse_consul_url(self.consuls[0].url + OPTIONS, {}))
         return StoreSupervisor(self.store, ttl=TTL)
 
     @property

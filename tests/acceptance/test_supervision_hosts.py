@@ -13,7 +13,7 @@ import pytest
 
 from blacksmith_dagster.errors import FencedOut
 from blacksmith_dagster.store.interface import Lane, LoadVerdict
-from blacksmith_dagster.supervisor.address import parse_supervisor_url
+from blacksmith_dagster.supervisor.address import parse_consul_url
 from blacksmith_dagster.supervisor.consul import ConsulSupervisor
 from tests.acceptance.loading_main import TTL
 from tests.acceptance.loading_pipeline import FLIGHTS
@@ -237,8 +237,8 @@ def test_lock_delay_respected(
 ) -> None:
     url = f"{consul_url}?ttl=2&lock_delay=1.5"
     with (
-        contextlib.closing(ConsulSupervisor(parse_supervisor_url(url, {}))) as ours,
-        contextlib.closing(ConsulSupervisor(parse_supervisor_url(url, {}))) as theirs,
+        contextlib.closing(ConsulSupervisor(parse_consul_url(url, {}))) as ours,
+        contextlib.closing(ConsulSupervisor(parse_consul_url(url, {}))) as theirs,
     ):
         lease = ours.acquire(KEY, "we")
         assert lease

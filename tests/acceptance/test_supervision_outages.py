@@ -16,7 +16,7 @@ from sqlalchemy import func, select
 from blacksmith_dagster.cli import main
 from blacksmith_dagster.store.tables import loads
 from blacksmith_dagster.supervisor import GATEWAY, SCHEDULER
-from blacksmith_dagster.supervisor.address import parse_supervisor_url
+from blacksmith_dagster.supervisor.address import parse_consul_url
 from blacksmith_dagster.supervisor.consul import ConsulSupervisor
 from tests.acceptance.loading_main import TTL
 from tests.acceptance.loading_pipeline import RECORDING
@@ -71,7 +71,7 @@ def vanished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], 
         with GatewayProcess(
             store, PIPELINE, env={"BLACKSMITH_SUPERVISOR_URL": server.url + OPTIONS}
         ):
-            supervisor = ConsulSupervisor(parse_supervisor_url(server.url + OPTIONS, {}))
+            supervisor = ConsulSupervisor(parse_consul_url(server.url + OPTIONS, {}))
             until(lambda: [each for each in supervisor.services() if each.passing], 20)
         yield supervisor.services
         supervisor.close()
@@ -91,7 +91,7 @@ def test_consul_leader_killed(cluster: ConsulCluster, postgres_url: str, tmp_pat
         leader.kill()
         killed, loaded = time.monotonic(), len(hosts.recording.loaded())
         others = [server for server in cluster.servers if server is not leader]
-        hosts.supervisor = ConsulSupervisor(parse_supervisor_url(others[0].url + OPTIONS, {}))
+        hosts.supervisor = ConsulSupervisor(parse_consul_url(others[0].url + OPTIONS, {}))
         until(lambda: all(map(_ready, others)), 30, "the others have a leader")
         elected = time.monotonic()
         hosts.until(lambda: len(hosts.recording.loaded()) > loaded + 20)
@@ -155,7 +155,7 @@ def test_gateway_is_deregistered_when_it_is_stopped(
 ) -> None:
     with (
         contextlib.closing(
-            ConsulSupervisor(parse_supervisor_url(consul_url + OPTIONS, {}))
+            ConsulSupervisor(parse_consul_url(consul_url + OPTIONS, {}))
         ) as supervisor,
         gateways(postgres_url, consul_url + OPTIONS) as (gateway,),
     ):

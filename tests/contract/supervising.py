@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from blacksmith_dagster.store import open_store
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.supervisor import StoreSupervisor, Supervisor
-from blacksmith_dagster.supervisor.address import parse_supervisor_url
+from blacksmith_dagster.supervisor.address import parse_consul_url
 from blacksmith_dagster.supervisor.consul import ConsulSupervisor
 
 
@@ -16,7 +16,7 @@ def connected(url: str, ttl: float) -> Iterator[Supervisor]:
     with contextlib.ExitStack() as opened:
         supervisor: Supervisor
         if url.startswith("consul:"):
-            supervisor = ConsulSupervisor(parse_supervisor_url(url, {}))
+            supervisor = ConsulSupervisor(parse_consul_url(url, {}))
         else:
             store = opened.enter_context(contextlib.closing(open_store(url, upgrade=True)))
             assert isinstance(store, SQLStore)
