@@ -433,7 +433,7 @@ _MAKE = (
 
 
 def _mark_replayed(conn: Connection, destination: int, seqs: Sequence[int]) -> None:
-    """Discarded jobs are to be run again: they no longer count as discarded."""
+    """Mark discarded jobs as replayed: they no longer count as discarded."""
     fewer: Counter[int] = Counter()
     for part in batched(seqs, _AT_ONCE):
         replayed = (

@@ -100,7 +100,7 @@ def test_what_replays_have_left_goes_with_the_events(store: Store, tmp_path: Pat
 
 
 def test_the_history_of_what_stays_of_a_replays_list_stays(store: Store) -> None:
-    """Also if it was split, and the part that the list began with has gone."""
+    """Also if it was split, and the part that the listing began with has gone."""
     ids = ingest_events(store, 4, to=())
     token = replaying(store)
     plan(store, token, MISSING)
