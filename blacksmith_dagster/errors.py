@@ -38,9 +38,6 @@ Each message says what to do next.
 
 from __future__ import annotations
 
-import threading
-import traceback
-
 
 class BlacksmithError(Exception):
     """The root of the tree: catch it to catch whatever this package raises on purpose."""
@@ -242,57 +239,3 @@ class CursorMoved(StoreError):
 
 class FencedOut(BlacksmithError):
     """Another process has taken over this lane. Whatever is under way here no longer counts: stop."""
-
-
-_LONGEST = 4000
-
-
-def describe(error: BaseException) -> str:
-    """An error of a user's code as one text that every database can keep.
-
-    >>> describe(KeyError("flight"))
-    "KeyError: 'flight'"
-    """
-    try:
-        text = str(error)
-    except Exception:  # noqa: BLE001 - an error that cannot be shown must not hide that it was
-        text = "(it cannot be shown)"
-    return clean(f"{type(error).__name__}: {text}" if text else type(error).__name__)
-
-
-def clean(text: str) -> str:
-    """`text` as it may be kept and shown: without revealed secrets, without what PostgreSQL or
-    UTF-8 cannot hold (NUL, lone surrogates), 4000 characters at most."""
-    text = _without_secrets(text)
-    if len(text) > _LONGEST:
-        text = text[: _LONGEST - 2] + " …"
-    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
-
-
-def traced(error: BaseException) -> str:
-    """An error of a user's code with its traceback, as a log may hold it: without revealed secrets."""
-    return _without_secrets("".join(traceback.format_exception(error)))
-
-
-def _without_secrets(text: str) -> str:
-    for secret in _hidden:  # the longest first: one may be a part of another
-        text = text.replace(secret, "***")
-    return text
-
-
-def hide(secret: str) -> None:
-    """Let `clean`, `describe` and `traced` cut this value out of whatever they are given.
-
-    Values shorter than 4 characters are left: they would be found in harmless texts.
-    """
-    global _hidden
-    if len(secret) >= _SHORTEST_SECRET and secret not in _hidden:
-        # As it is, and as a repr shows it. Replaced, not changed: other threads are reading it.
-        with _hiding:
-            forms = {*_hidden, secret, repr(secret)[1:-1]}
-            _hidden = tuple(sorted(forms, key=len, reverse=True))
-
-
-_hidden: tuple[str, ...] = ()
-_hiding = threading.Lock()
-_SHORTEST_SECRET = 4

@@ -1,24 +1,44 @@
-"""A value that is read from the environment when it is first needed, and never printed."""
+"""What an error, a log or a page may show: everything but secrets."""
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import threading
+import traceback
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from urllib.parse import parse_qsl, urlencode
 
-from blacksmith_dagster.errors import DeclarationError, MissingSecret, hide
+from blacksmith_dagster.errors import DeclarationError, MissingSecret
+
+CREDENTIAL_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization"})
+"""Headers, in lower case, that are never stored with a request."""
+
+_MASK = "***"
+_LONGEST_TEXT = 4000
+_SHORTEST_SECRET = 4
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# Senders put credentials into more headers and query parameters than CREDENTIAL_HEADERS.
+_SECRET_NAME = re.compile(
+    r"auth|cookie|credential|key|passw|secret|session|signature|token", re.IGNORECASE
+)
+_NOT_SECRET_NAMES = frozenset({":key", "idempotency-key"})
+
+_hidden: tuple[str, ...] = ()  # longest first: one secret may be a part of another
+_hiding = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """The value of the environment variable `name`.
+    """The value of the environment variable `name`, read when it is first needed and never printed.
 
-    Once revealed, it is cut out of the errors that jobs and requests are kept with.
+    Once revealed, it is cut out of the errors that are stored with jobs and requests.
 
-    A declaration holds the name alone, so that a process that does not use the secret needs not
-    have it: the gateway never needs a destination's.
+    A declaration holds only the name, so a process that does not use the secret need not have it: the
+    gateway never needs a destination's.
 
     >>> Secret("WAREHOUSE_URL")
     Secret('WAREHOUSE_URL')
@@ -31,21 +51,21 @@ class Secret:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _VARIABLE.fullmatch(self.name):
             raise DeclarationError(
-                "Secret(...) is given the name of an environment variable, letters, digits and "
-                "underscores, never the secret itself; what it was given is not repeated here"
+                "Secret(...) takes the name of an environment variable (letters, digits and "
+                "underscores), never the secret itself; the argument is not repeated here"
             )
 
     def read(self) -> str | None:
-        """The secret's value, or `None` when the environment variable is not set or empty.
+        """The secret's value, or `None` if the environment variable is not set or empty.
 
-        Unlike a revealed one it is not cut out of errors: for what is compared and let go.
+        Unlike `reveal`, this does not hide the value from errors: use it to compare and discard it.
         """
         return os.environ.get(self.name) or None
 
     def reveal(self) -> str:
         """The secret's value.
 
-        Raises `MissingSecret` when the environment variable is not set or empty.
+        Raises `MissingSecret` if the environment variable is not set or empty.
         """
         value = self.read()
         if value is None:
@@ -55,3 +75,94 @@ class Secret:
 
     def __repr__(self) -> str:
         return f"Secret({self.name!r})"
+
+
+def hide(secret: str) -> None:
+    """From now on, `clean`, `describe` and `traced` mask this value.
+
+    Values shorter than 4 characters are not masked: they occur in harmless texts.
+    """
+    global _hidden
+    if len(secret) >= _SHORTEST_SECRET and secret not in _hidden:
+        # As it is, and as a repr shows it. Replaced, not changed: other threads are reading it.
+        with _hiding:
+            forms = {*_hidden, secret, repr(secret)[1:-1]}
+            _hidden = tuple(sorted(forms, key=len, reverse=True))
+
+
+def describe(error: BaseException) -> str:
+    """An error of a user's code as one text that every database can store.
+
+    >>> describe(KeyError("flight"))
+    "KeyError: 'flight'"
+    """
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - a broken __str__ must not hide the error itself
+        text = "(it cannot be shown)"
+    return clean(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+
+
+def clean(text: str) -> str:
+    """`text` as it may be stored and shown.
+
+    Revealed secrets are masked, what PostgreSQL or UTF-8 cannot hold (NUL, lone surrogates) is
+    escaped, and only the first 4000 characters are left.
+    """
+    text = _mask(text, _hidden)
+    if len(text) > _LONGEST_TEXT:
+        text = text[: _LONGEST_TEXT - 2] + " …"
+    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
+
+
+def traced(error: BaseException) -> str:
+    """An error of a user's code with its traceback, for a log: revealed secrets are masked."""
+    return _mask("".join(traceback.format_exception(error)), _hidden)
+
+
+def redacted(text: str, secrets: Iterable[str]) -> str:
+    """`text` with each of `secrets` masked.
+
+    >>> redacted("no such hook: /T0/secret", ["/T0/secret"])
+    'no such hook: ***'
+    """
+    return _mask(text, sorted(secrets, key=len, reverse=True))
+
+
+def redacted_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
+    """A stored request's headers, and the query in its `:path`, with possible credentials masked.
+
+    >>> redacted_headers({"x-api-key": "k7f", ":path": "/hook?token=t&page=2"})
+    {'x-api-key': '***', ':path': '/hook?token=***&page=2'}
+    """
+    shown = {name: _redacted_value(name, value) for name, value in headers.items()}
+    path, question_mark, query = headers.get(":path", "").partition("?")
+    if question_mark:
+        parameters = [
+            (name, _redacted_value(name, value))
+            for name, value in parse_qsl(query, keep_blank_values=True)
+        ]
+        shown[":path"] = f"{path}?{urlencode(parameters, safe='*')}"
+    return shown
+
+
+class RedactingFilter(logging.Filter):
+    """Masks `secrets` in the records of a logger."""
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        super().__init__()
+        self._secrets = tuple(secrets)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = redacted(record.getMessage(), self._secrets), None
+        return True
+
+
+def _mask(text: str, longest_first: Iterable[str]) -> str:
+    for secret in longest_first:
+        text = text.replace(secret, _MASK)
+    return text
+
+
+def _redacted_value(name: str, value: str) -> str:
+    return _MASK if _SECRET_NAME.search(name) and name not in _NOT_SECRET_NAMES else value

@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
 
 import click
 import msgspec
 
 from blacksmith_dagster.cli.common import app_option, json_option, limit_option, opened
 from blacksmith_dagster.cli.tables import as_json, table
-from blacksmith_dagster.errors import BlacksmithError, SchemaOutdated, Unavailable, clean, describe
+from blacksmith_dagster.errors import BlacksmithError, SchemaOutdated, Unavailable
 from blacksmith_dagster.ingest.retry import retry_quarantined
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pubsub import open_pubsub
 from blacksmith_dagster.pubsub.notifier import Notifier, Notify
+from blacksmith_dagster.redaction import clean, describe, redacted_headers
 from blacksmith_dagster.settings import Settings, load_application
 from blacksmith_dagster.store import Store
 
 _ERROR = 100  # characters of it in a list
 _HEX = 32  # bytes a line
-# Headers and parts of a query whose value is not shown: senders put credentials into more of them than
-# those that are never kept.
-_SECRET = re.compile(
-    r"auth|cookie|credential|key|passw|secret|session|signature|token", re.IGNORECASE
-)
-_NO_SECRET = frozenset({":key", "idempotency-key"})
 
 _event_option: Callable[[Any], Any] = click.option(
     "--event",
@@ -75,7 +68,7 @@ def show(quarantine_id: str, body: bool, json: bool) -> None:
     if body:
         click.echo(raw.body, nl=False)
         return
-    headers = _without_secrets(raw.headers)
+    headers = redacted_headers(raw.headers)
     if json:
         shown = msgspec.structs.asdict(raw) | {"id": quarantine_id, "headers": headers}
         click.echo(as_json(shown))
@@ -145,20 +138,6 @@ def _retried(app: Blacksmith, store: Store, quarantine_id: str, notify: Notify |
         return False
     click.echo(f"{quarantine_id} ingested: {', '.join(made) or 'it makes no event'}")
     return True
-
-
-def _without_secrets(headers: Mapping[str, str]) -> Mapping[str, str]:
-    shown = {name: _masked(name, value) for name, value in headers.items()}
-    path, asks, query = headers.get(":path", "").partition("?")
-    if asks:
-        pairs = parse_qsl(query, keep_blank_values=True)
-        masked = [(name, _masked(name, value)) for name, value in pairs]
-        shown[":path"] = f"{path}?{urlencode(masked, safe='*')}"
-    return shown
-
-
-def _masked(name: str, value: str) -> str:
-    return "***" if _SECRET.search(name) and name not in _NO_SECRET else value
 
 
 def _short(error: str) -> str:

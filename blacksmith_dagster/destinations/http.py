@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from blacksmith_dagster.destinations.responses import excerpt, may_be_a_part, redacted, verdict_of
+from blacksmith_dagster.destinations.responses import excerpt, may_be_a_part, verdict_of
 from blacksmith_dagster.errors import DeclarationError, SettingsError
 from blacksmith_dagster.pipeline.destination import Destination, DestinationEvent
 from blacksmith_dagster.pipeline.event import Batch, Job, JobResult, JobVerdict
@@ -26,7 +26,7 @@ from blacksmith_dagster.pipeline.migration import Migrations
 from blacksmith_dagster.pipeline.model import encode
 from blacksmith_dagster.pipeline.schedule import Schedule
 from blacksmith_dagster.pipeline.validation import duration
-from blacksmith_dagster.redaction import Secret
+from blacksmith_dagster.redaction import RedactingFilter, Secret, redacted
 
 T = TypeVar("T")
 
@@ -177,9 +177,9 @@ class HTTPDestination(Destination[httpx.Client]):
         return event
 
     def _connect(self) -> Iterator[httpx.Client]:
-        hide = _Hide(self._endpoint)
+        redacting = RedactingFilter(self._endpoint.hidden())
         logger = logging.getLogger("httpx")  # it logs each request with its URL
-        logger.addFilter(hide)
+        logger.addFilter(redacting)
         try:
             with httpx.Client(
                 base_url=self._endpoint.base(),
@@ -189,7 +189,7 @@ class HTTPDestination(Destination[httpx.Client]):
             ) as client:
                 yield client
         finally:
-            logger.removeFilter(hide)
+            logger.removeFilter(redacting)
 
 
 @dataclass(frozen=True)
@@ -244,18 +244,6 @@ class _HTTPTarget:
             if isinstance(value, Secret):
                 texts |= {value.reveal(), value.reveal().rpartition(" ")[2]}
         return texts - {""}
-
-
-class _Hide(logging.Filter):
-    """Keeps what an endpoint hides out of a log."""
-
-    def __init__(self, endpoint: _HTTPTarget) -> None:
-        super().__init__()
-        self._hidden = endpoint.hidden()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = redacted(record.getMessage(), self._hidden), None
-        return True
 
 
 @dataclass(frozen=True)

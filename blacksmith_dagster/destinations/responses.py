@@ -8,6 +8,7 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
 from blacksmith_dagster.pipeline.event import JobResult, JobVerdict
+from blacksmith_dagster.redaction import redacted
 
 _EXCERPT = 200  # characters of a response's body in an error
 _LONGEST_WAIT = 86_400.0  # seconds: what a server may ask for; a wrong clock must not park a job
@@ -69,13 +70,6 @@ def excerpt(body: bytes, hidden: Iterable[str]) -> str:
     text = redacted(body.decode(errors="replace"), hidden)
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return line if len(line) <= _EXCERPT else f"{line[:_EXCERPT]}…"
-
-
-def redacted(text: str, hidden: Iterable[str]) -> str:
-    """`text` with each of the texts in `hidden` replaced by `***`."""
-    for each in sorted(hidden, key=len, reverse=True):
-        text = text.replace(each, "***")
-    return text
 
 
 def _named(status: int) -> str:

@@ -23,12 +23,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from blacksmith_dagster.errors import (
-    BadRequest,
-    Forbidden,
-    RequestError,
-    traced,
-)
+from blacksmith_dagster.errors import BadRequest, Forbidden, RequestError
 from blacksmith_dagster.gateway.body import BodyReader, unpack
 from blacksmith_dagster.gateway.deprecation import Deprecations
 from blacksmith_dagster.gateway.health import Health
@@ -48,6 +43,7 @@ from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.source import SourceEvent, Webhook
 from blacksmith_dagster.pipeline.triggers import HTTP, Reply, Request
 from blacksmith_dagster.pubsub.notifier import Notifier
+from blacksmith_dagster.redaction import traced
 from blacksmith_dagster.store.interface import RawRequest, Store
 from blacksmith_dagster.supervisor import Supervisor
 

@@ -20,8 +20,8 @@ from blacksmith_dagster.errors import (
     Unauthorized,
     Unavailable,
     UnsupportedMedia,
-    clean,
 )
+from blacksmith_dagster.redaction import clean
 
 _WORD = re.compile(r"(?<!^)(?=[A-Z])")
 

@@ -19,13 +19,13 @@ from blacksmith_dagster.errors import (
     Unprocessable,
     UnsupportedMedia,
     ValidationError,
-    describe,
 )
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.event import Event, TypedEvent
 from blacksmith_dagster.pipeline.model import decoder, encode, is_plain
 from blacksmith_dagster.pipeline.source import SourceEvent, Webhook
 from blacksmith_dagster.pipeline.triggers import Message, Reply, Request
+from blacksmith_dagster.redaction import describe
 from blacksmith_dagster.store.interface import NewEvent, NewJob
 
 VERSION_HEADER = "api-version"

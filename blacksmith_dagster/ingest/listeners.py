@@ -10,14 +10,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from blacksmith_dagster.errors import (
-    BlacksmithError,
-    CursorMoved,
-    Unavailable,
-    clean,
-    describe,
-    traced,
-)
+from blacksmith_dagster.errors import BlacksmithError, CursorMoved, Unavailable
 from blacksmith_dagster.ingest.changes import Changes
 from blacksmith_dagster.ingest.subscription import Messages
 from blacksmith_dagster.pipeline.application import Blacksmith
@@ -25,6 +18,7 @@ from blacksmith_dagster.pipeline.source import Source, SourceEvent
 from blacksmith_dagster.pipeline.triggers import CDC, Subscription
 from blacksmith_dagster.pubsub import PubSub
 from blacksmith_dagster.pubsub.notifier import Notify
+from blacksmith_dagster.redaction import clean, describe, traced
 from blacksmith_dagster.store.interface import ListenerStatus, Store
 
 if TYPE_CHECKING:

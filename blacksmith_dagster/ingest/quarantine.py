@@ -10,16 +10,15 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from blacksmith_dagster.errors import describe
 from blacksmith_dagster.pipeline.event import Event
 from blacksmith_dagster.pipeline.triggers import Message, Request
+from blacksmith_dagster.redaction import CREDENTIAL_HEADERS, describe
 from blacksmith_dagster.store.interface import RawRequest
 
 EventGroup: TypeAlias = Event[Any] | Iterable[Event[Any]]
 """What a poll or a listener yields: an event, or several that are committed together."""
 
-# Never kept with a request in quarantine; nor what described the body as it was sent.
-_SECRET_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization"})
+# They describe the body as it was sent, not as it is stored.
 _BODY_HEADERS = frozenset({"content-length", "content-encoding", "transfer-encoding"})
 
 
@@ -37,7 +36,7 @@ def raw_request_of(
     headers = {
         name: value
         for name, value in came.headers.items()
-        if name.lower() not in _SECRET_HEADERS and name.lower() not in _BODY_HEADERS
+        if name.lower() not in CREDENTIAL_HEADERS and name.lower() not in _BODY_HEADERS
     }
     if isinstance(came, Message):
         headers |= _of_message(came)

@@ -24,11 +24,12 @@ from dagster import (
 )
 from pydantic import Field
 
-from blacksmith_dagster.errors import BlacksmithError, clean
+from blacksmith_dagster.errors import BlacksmithError
 from blacksmith_dagster.orchestration.checks import has_migrations, migrations_up_to_date
 from blacksmith_dagster.orchestration.loads import evaluate, interrupt_if_terminated
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
 from blacksmith_dagster.pipeline.application import Blacksmith
+from blacksmith_dagster.redaction import clean
 from blacksmith_dagster.signals import on_stop
 from blacksmith_dagster.wanderer import CompletedAction, MigrationReport, MigrationRequest, Wanderer
 

@@ -33,7 +33,7 @@ from dagster import (
     sensor,
 )
 
-from blacksmith_dagster.errors import SettingsError, Unavailable, describe, traced
+from blacksmith_dagster.errors import SettingsError, Unavailable
 from blacksmith_dagster.ingest.poll import Polled, poll
 from blacksmith_dagster.orchestration.load_schedules import already_active, look_seconds, too_early
 from blacksmith_dagster.orchestration.loads import links_of
@@ -42,6 +42,7 @@ from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.schedule import every
 from blacksmith_dagster.pipeline.source import SourceEvent
 from blacksmith_dagster.pipeline.triggers import Cron
+from blacksmith_dagster.redaction import describe, traced
 from blacksmith_dagster.supervisor import Supervisor
 
 DUE_TAG = "blacksmith/due_at"

@@ -18,9 +18,10 @@ from dagster import (
     op,
 )
 
-from blacksmith_dagster.errors import DeclarationError, Unavailable, describe
+from blacksmith_dagster.errors import DeclarationError, Unavailable
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
 from blacksmith_dagster.pipeline.validation import duration
+from blacksmith_dagster.redaction import describe
 from blacksmith_dagster.supervisor import Supervisor
 
 # A run that has it will end soon, and another is to be launched.

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from blacksmith_dagster.errors import StoreError, describe
+from blacksmith_dagster.errors import StoreError
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import DestinationEvent
 from blacksmith_dagster.pipeline.event import Cause, Event, Job, JobResult
 from blacksmith_dagster.pipeline.flow import Flow
 from blacksmith_dagster.pipeline.model import decoder
+from blacksmith_dagster.redaction import describe
 from blacksmith_dagster.store.interface import JobRow, Load
 
 _CONTEXT = msgspec.json.Decoder(dict[str, Any])

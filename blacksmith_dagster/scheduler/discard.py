@@ -9,10 +9,11 @@ from typing import Any
 
 import msgspec
 
-from blacksmith_dagster.errors import UsageError, clean
+from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import DestinationEvent
 from blacksmith_dagster.pipeline.event import JobResult
+from blacksmith_dagster.redaction import clean
 from blacksmith_dagster.scheduler.decoding import JobDecoder
 from blacksmith_dagster.scheduler.outcomes import outcomes
 from blacksmith_dagster.scheduler.verdict import Decision

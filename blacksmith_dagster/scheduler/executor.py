@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
-from blacksmith_dagster.errors import describe
 from blacksmith_dagster.pipeline.destination import Destination, DestinationEvent
 from blacksmith_dagster.pipeline.event import Batch
+from blacksmith_dagster.redaction import describe
 
 _log = logging.getLogger(__name__)
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import msgspec
 
-from blacksmith_dagster.errors import describe
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import DestinationEvent
 from blacksmith_dagster.pipeline.event import Cause, Event, Job
 from blacksmith_dagster.pipeline.flow import Flow, Outcome
+from blacksmith_dagster.redaction import describe
 from blacksmith_dagster.scheduler.decoding import Decoded
 from blacksmith_dagster.scheduler.verdict import Decision
 from blacksmith_dagster.store.interface import JobRow, Load, LoadVerdict, NewEvent, NewJob

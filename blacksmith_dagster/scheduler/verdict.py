@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import NamedTuple
 
-from blacksmith_dagster.errors import clean, describe
 from blacksmith_dagster.pipeline.event import JobResult, JobVerdict
 from blacksmith_dagster.pipeline.schedule import Schedule
+from blacksmith_dagster.redaction import clean, describe
 from blacksmith_dagster.scheduler.decoding import Decoded
 from blacksmith_dagster.scheduler.interface import LoadReport, Tally
 from blacksmith_dagster.store.interface import Deviation, Load, LoadVerdict

@@ -14,7 +14,8 @@ import consul
 import requests
 from consul.callback import CB
 
-from blacksmith_dagster.errors import BlacksmithError, SettingsError, Unavailable, clean, hide
+from blacksmith_dagster.errors import BlacksmithError, SettingsError, Unavailable
+from blacksmith_dagster.redaction import clean, hide
 from blacksmith_dagster.supervisor.address import ConsulAddress
 from blacksmith_dagster.supervisor.deadline import Deadline
 from blacksmith_dagster.supervisor.interface import LockStatus

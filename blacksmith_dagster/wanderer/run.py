@@ -10,17 +10,12 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from sqlalchemy import URL, Connection
 
-from blacksmith_dagster.errors import (
-    FencedOut,
-    MigrationError,
-    MigrationLocked,
-    Unavailable,
-    describe,
-)
+from blacksmith_dagster.errors import FencedOut, MigrationError, MigrationLocked, Unavailable
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import Destination
 from blacksmith_dagster.pipeline.migration import Direction, Migration
 from blacksmith_dagster.pipeline.source import Source
+from blacksmith_dagster.redaction import describe
 from blacksmith_dagster.store import Store, migration_barrier
 from blacksmith_dagster.store.migration_barrier import MigrationToken
 from blacksmith_dagster.supervisor.interface import Lease, Supervisor

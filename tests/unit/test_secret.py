@@ -11,9 +11,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from blacksmith_dagster import Bearer, Destination, Secret, Source, errors
+from blacksmith_dagster import Bearer, Destination, Secret, Source, redaction
 from blacksmith_dagster.destinations import HTTPDestination, SQLDestination
-from blacksmith_dagster.errors import MissingSecret, SettingsError, clean, describe, traced
+from blacksmith_dagster.errors import MissingSecret, SettingsError
+from blacksmith_dagster.redaction import clean, describe, traced
 
 VARIABLE = "BLACKSMITH_TEST_SECRET"
 VALUE = "hunter2-cAnAry"
@@ -22,7 +23,7 @@ VALUE = "hunter2-cAnAry"
 @pytest.fixture(autouse=True)
 def secret(monkeypatch: pytest.MonkeyPatch) -> Secret:
     """A secret that nobody has revealed yet, in a process that has revealed none."""
-    monkeypatch.setattr(errors, "_hidden", ())
+    monkeypatch.setattr(redaction, "_hidden", ())
     monkeypatch.setenv(VARIABLE, VALUE)
     return Secret(VARIABLE)
 
@@ -154,12 +155,12 @@ def test_errors_are_cleaned_while_secrets_are_revealed() -> None:
     for thread in threads:
         thread.start()
     for _ in range(300):
-        errors.hide(f"{chosen.getrandbits(64):x}")
+        redaction.hide(f"{chosen.getrandbits(64):x}")
     ended.set()
     for thread in threads:
         thread.join()
     assert failed == []
-    assert len(errors._hidden) == 300
+    assert len(redaction._hidden) == 300
 
 
 def test_no_secret_is_lost_when_several_are_revealed_at_once() -> None:
@@ -171,7 +172,7 @@ def test_no_secret_is_lost_when_several_are_revealed_at_once() -> None:
     def revealing(name: int) -> None:
         start.wait()
         for number in range(100):
-            errors.hide(f"secret-{name}-{number}")
+            redaction.hide(f"secret-{name}-{number}")
 
     threads = [threading.Thread(target=revealing, args=(name,)) for name in range(4)]
     try:
@@ -181,4 +182,4 @@ def test_no_secret_is_lost_when_several_are_revealed_at_once() -> None:
             thread.join()
     finally:
         sys.setswitchinterval(interval)
-    assert len(errors._hidden) == 400
+    assert len(redaction._hidden) == 400
