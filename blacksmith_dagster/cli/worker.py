@@ -27,7 +27,7 @@ from blacksmith_dagster.store import open_store
 from blacksmith_dagster.supervisor import SCHEDULER, here, registered, this_process
 
 if TYPE_CHECKING:
-    from blacksmith_dagster.orchestration.reporter import RunlessReporter
+    from blacksmith_dagster.orchestration.loads import RunlessReporter
 
 _LOOK = 1.0
 
@@ -150,6 +150,6 @@ def _reporter(app: Blacksmith) -> RunlessReporter | None:
     """What reports to Dagster, which is imported only when needed."""
     if not os.environ.get("DAGSTER_HOME"):
         return None
-    from blacksmith_dagster.orchestration.reporter import RunlessReporter
+    from blacksmith_dagster.orchestration.loads import RunlessReporter
 
     return RunlessReporter(app)

@@ -5,8 +5,7 @@ from importlib.metadata import version
 from dagster_shared.libraries import DagsterLibraryRegistry
 
 from blacksmith_dagster.orchestration.assets import BlacksmithTranslator, EventData, asset_key
-from blacksmith_dagster.orchestration.component import BlacksmithComponent
-from blacksmith_dagster.orchestration.definitions import build_definitions
+from blacksmith_dagster.orchestration.definitions import BlacksmithComponent, build_definitions
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
 from blacksmith_dagster.orchestration.warm_runs import WarmRuns
 

@@ -1,10 +1,25 @@
 """The composition: everything that Dagster is to know of an application."""
 
-from __future__ import annotations
+# Dagster reads the component's fields as they stand: no `from __future__ import annotations`.
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from dagster import AssetKey, AssetSpec, Definitions, ScheduleDefinition, SensorDefinition
+from dagster import (
+    AssetKey,
+    AssetSpec,
+    Component,
+    ComponentLoadContext,
+    Definitions,
+    Resolvable,
+    Scaffolder,
+    ScaffoldRequest,
+    ScheduleDefinition,
+    SensorDefinition,
+    scaffold_with,
+)
+from dagster.components import scaffold_component
 
 from blacksmith_dagster.ingest.listeners import listened_events
 from blacksmith_dagster.orchestration.assets import (
@@ -13,24 +28,22 @@ from blacksmith_dagster.orchestration.assets import (
     EventData,
     store_spec,
 )
-from blacksmith_dagster.orchestration.backfills import build_backfill, build_replay
-from blacksmith_dagster.orchestration.jobs import build_job, load_jobs
+from blacksmith_dagster.orchestration.jobs import build_job, build_purge, build_replay, load_jobs
 from blacksmith_dagster.orchestration.listen import build_listen_job, build_listen_sensor
-from blacksmith_dagster.orchestration.load_schedules import build_trigger
 from blacksmith_dagster.orchestration.migrations import build_migration_jobs
-from blacksmith_dagster.orchestration.poll_schedules import (
+from blacksmith_dagster.orchestration.polls import (
     build_poll_job,
     build_poll_trigger,
     cron_events,
 )
-from blacksmith_dagster.orchestration.purge import build_purge
-from blacksmith_dagster.orchestration.realtime import build_realtime_job
-from blacksmith_dagster.orchestration.realtime_sensor import build_realtime_sensor
-from blacksmith_dagster.orchestration.report import build_checks, build_report_sensor
+from blacksmith_dagster.orchestration.realtime import build_realtime_job, build_realtime_sensor
+from blacksmith_dagster.orchestration.report_sensor import build_checks, build_report_sensor
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
+from blacksmith_dagster.orchestration.schedules import build_backfill, build_trigger
 from blacksmith_dagster.orchestration.warm_runs import WarmRuns
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.scheduler import realtime_events
+from blacksmith_dagster.settings import load_application
 
 
 def build_definitions(
@@ -110,3 +123,27 @@ def build_definitions(
 def _specs(app: Blacksmith, translator: BlacksmithTranslator) -> Mapping[str, AssetSpec]:
     events: list[AnyEvent] = [*app.source_events.values(), *app.destination_events.values()]
     return {event.path: translator.get_asset_spec(EventData(app, event)) for event in events}
+
+
+class _Scaffolder(Scaffolder[Any]):
+    def scaffold(self, request: ScaffoldRequest[Any]) -> None:
+        scaffold_component(request, {"app": "my_package.application:blacksmith"})
+
+
+@scaffold_with(_Scaffolder)
+@dataclass
+class BlacksmithComponent(Component, Resolvable):
+    """The definitions of the application that `app` names as `package.module:name`.
+
+    ```yaml
+    type: blacksmith_dagster.orchestration.BlacksmithComponent
+    attributes:
+      app: my_package.application:blacksmith
+    ```
+    """
+
+    app: str
+
+    def build_defs(self, context: ComponentLoadContext) -> Definitions:  # noqa: ARG002
+        """Called by Dagster. Raises `SettingsError` if the application is not there."""
+        return build_definitions(load_application(self.app))

@@ -2,24 +2,34 @@
 
 # Dagster reads the annotation of `context` as it stands: no `from __future__ import annotations`.
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dagster import (
+    AssetExecutionContext,
+    AssetsDefinition,
+    AssetSpec,
+    BackfillPolicy,
+    DefaultScheduleStatus,
     JobDefinition,
     OpDefinition,
     OpExecutionContext,
+    ScheduleDefinition,
     in_process_executor,
     job,
+    multi_asset,
     op,
 )
 
 from blacksmith_dagster.orchestration.assets import BlacksmithTranslator
+from blacksmith_dagster.orchestration.replays import ReplayConfig
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import DestinationEvent
+from blacksmith_dagster.pipeline.retention import retention_of
 from blacksmith_dagster.pipeline.schedule import Schedule
+from blacksmith_dagster.scheduler.purge import purge
 
 # `dagster.yaml` may limit the runs of each value to one, whoever launches them.
 LOAD_TAG = "blacksmith/load"
@@ -87,3 +97,72 @@ def _build_op(
         blacksmith.load(context, app, event, translator=translator)
 
     return load_event
+
+
+_DAILY = "30 4 * * *"
+
+
+def build_replay(
+    app: Blacksmith,
+    event: DestinationEvent[Any],
+    spec: AssetSpec,
+    translator: BlacksmithTranslator,
+) -> AssetsDefinition:
+    """The asset of a destination event. Days that are materialized together are one run."""
+
+    # What is materialized is reported day by day, not by the op's output: that is skippable, and a
+    # generator that yields nothing leaves it out.
+    @multi_asset(
+        name=f"replay__{event.path.replace('/', '__')}",
+        specs=[spec.replace_attributes(skippable=True)],
+        backfill_policy=BackfillPolicy.single_run(),
+    )
+    def replay_days(
+        context: AssetExecutionContext, config: ReplayConfig, blacksmith: BlacksmithResource
+    ) -> Iterator[Any]:
+        blacksmith.replay(context, app, event, config, translator=translator)
+        yield from ()
+
+    return replay_days
+
+
+def build_purge(app: Blacksmith) -> ScheduleDefinition | None:
+    """The schedule of the job `blacksmith_purge`: once a day at 4:30 UTC, running by default.
+
+    `None` if no source says how long its events are kept.
+    """
+    if all(each.events is None for each in retention_of(app).values()):
+        return None
+
+    @op(name="purge", description="Removes the events that are past their keep.")
+    def purge_store(context: OpExecutionContext, blacksmith: BlacksmithResource) -> None:
+        report = purge(
+            app,
+            store=blacksmith.store(app),
+            supervisor=blacksmith.supervisor,
+            holder=context.run_id,
+        )
+        context.add_output_metadata(
+            {
+                "events_deleted": report.events,
+                "partitions_dropped": report.partitions,
+                "files_archived": len(report.files),
+                "tables_postponed": len(report.postponed),
+                **({"skipped": report.skipped} if report.skipped else {}),
+            }
+        )
+
+    @job(
+        name="blacksmith_purge",
+        description="Removes the events that are past their keep and that nothing needs any more.",
+        executor_def=in_process_executor,
+    )
+    def purges() -> None:
+        purge_store()
+
+    return ScheduleDefinition(
+        job=purges,
+        cron_schedule=_DAILY,
+        execution_timezone="UTC",
+        default_status=DefaultScheduleStatus.RUNNING,
+    )

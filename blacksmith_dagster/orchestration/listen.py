@@ -25,8 +25,8 @@ from dagster import (
 from blacksmith_dagster.ingest.listeners import Listeners, listened_events
 from blacksmith_dagster.orchestration.loads import interrupt_if_terminated, links_of
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
+from blacksmith_dagster.orchestration.warm_run_sensor import LOOK_SECONDS, Holders, look
 from blacksmith_dagster.orchestration.warm_runs import WarmRuns, build_warm_job, elsewhere, watch
-from blacksmith_dagster.orchestration.warm_sensor import LOOK_SECONDS, Holders, look
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.source import Source, SourceEvent
 from blacksmith_dagster.pipeline.triggers import Subscription

@@ -8,7 +8,7 @@ from dagster import DagsterInstance, Definitions, ExecuteInProcessResult
 
 from blacksmith_dagster import Batch, Blacksmith, Cron, Destination, Event, Poll, Schedule, Source
 from blacksmith_dagster.orchestration import BlacksmithResource, build_definitions
-from blacksmith_dagster.orchestration.poll_schedules import DUE_TAG
+from blacksmith_dagster.orchestration.polls import DUE_TAG
 from blacksmith_dagster.store import Store, open_store
 from tests.orchestration.pipeline import TODAY
 

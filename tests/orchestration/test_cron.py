@@ -28,8 +28,8 @@ from dagster import (
 from dagster._serdes import serialize_value
 
 from blacksmith_dagster import Blacksmith, Cron, Event, Poll, Secret
-from blacksmith_dagster.orchestration import load_schedules, poll_schedules
-from blacksmith_dagster.orchestration.poll_schedules import DUE_TAG
+from blacksmith_dagster.orchestration import polls, schedules
+from blacksmith_dagster.orchestration.polls import DUE_TAG
 from blacksmith_dagster.pubsub import open_pubsub
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.supervisor import open_supervisor
@@ -43,7 +43,7 @@ AT = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(poll_schedules, "retry_delay", lambda retry: 0.0)
+    monkeypatch.setattr(polls, "retry_delay", lambda retry: 0.0)
 
 
 def metadata(result: ExecuteInProcessResult) -> dict[str, Any]:
@@ -294,8 +294,8 @@ def test_a_poll_that_is_still_running_is_not_started_again(
 def test_a_poll_whose_process_is_gone_is_failed_and_replaced(
     store_url: str, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(load_schedules, "_YOUNG", dict.fromkeys((True, False), timedelta(0)))
-    monkeypatch.setattr(load_schedules, "_MOMENT_SECONDS", 0.1)
+    monkeypatch.setattr(schedules, "_YOUNG", dict.fromkeys((True, False), timedelta(0)))
+    monkeypatch.setattr(schedules, "_MOMENT_SECONDS", 0.1)
     polling = Polling(store_url, Cron("*/5 * * * *"))
     run = instance.add_run(DagsterRun(job_name=JOB, status=DagsterRunStatus.STARTED))
     with contextlib.closing(polling.open()) as store:
@@ -310,13 +310,13 @@ def test_a_poll_whose_process_is_gone_is_failed_and_replaced(
 
 
 def test_a_run_that_pauses_is_not_taken_for_gone() -> None:
-    assert poll_schedules._LONGEST_PAUSE + 1 < load_schedules._MOMENT_SECONDS
+    assert polls._LONGEST_PAUSE + 1 < schedules._MOMENT_SECONDS
 
 
 def test_nobody_is_replaced_while_the_locks_are_out_of_reach(
     store_url: str, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(load_schedules, "_YOUNG", dict.fromkeys((True, False), timedelta(0)))
+    monkeypatch.setattr(schedules, "_YOUNG", dict.fromkeys((True, False), timedelta(0)))
     monkeypatch.setenv("BLACKSMITH_SUPERVISOR_URL", "consul://127.0.0.1:1")
     polling = Polling(store_url, Cron("*/5 * * * *"))
     polling.open().close()

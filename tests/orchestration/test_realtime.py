@@ -27,19 +27,19 @@ from blacksmith_dagster.orchestration import (
     BlacksmithResource,
     WarmRuns,
     build_definitions,
-    load_schedules,
     realtime,
-    warm_sensor,
+    schedules,
+    warm_run_sensor,
 )
-from blacksmith_dagster.orchestration.realtime_sensor import why_idle
-from blacksmith_dagster.orchestration.warm_runs import ENDING_TAG, WarmRunState, ending
-from blacksmith_dagster.orchestration.warm_sensor import (
+from blacksmith_dagster.orchestration.realtime import why_idle
+from blacksmith_dagster.orchestration.warm_run_sensor import (
     WarmRun,
     could_lock,
     is_gone,
     why_no_launch,
     why_pause,
 )
+from blacksmith_dagster.orchestration.warm_runs import ENDING_TAG, WarmRunState, ending
 from blacksmith_dagster.pubsub import open_pubsub
 from blacksmith_dagster.store import open_store
 from blacksmith_dagster.store.interface import NewEvent, NewJob
@@ -415,7 +415,7 @@ def test_a_run_that_has_announced_its_end_is_followed(
 def test_a_run_whose_process_is_gone_is_failed_and_followed(
     alerts: Alerts, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(warm_sensor, "_GONE_SECONDS", 0.3)
+    monkeypatch.setattr(warm_run_sensor, "_GONE_SECONDS", 0.3)
     alerts.receive("late")
     run = instance.add_run(DagsterRun(job_name="realtime_alerts", status=STARTED))
     with _locked(alerts, run.run_id):
@@ -479,8 +479,8 @@ def test_what_a_warm_run_loads_is_left_to_it_by_the_schedule(
 def test_a_load_run_that_is_gone_is_not_taken_for_the_warm_run(
     alerts: Alerts, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(load_schedules, "_YOUNG", dict.fromkeys((True, False), timedelta(0)))
-    monkeypatch.setattr(load_schedules, "_MOMENT_SECONDS", 0.1)
+    monkeypatch.setattr(schedules, "_YOUNG", dict.fromkeys((True, False), timedelta(0)))
+    monkeypatch.setattr(schedules, "_MOMENT_SECONDS", 0.1)
     alerts.receive("stuck")
     gone = instance.add_run(DagsterRun(job_name="load_alerts", status=STARTED))
     with _locked(alerts, "a warm run", "late"):

@@ -16,7 +16,7 @@ from dagster import (
 
 from blacksmith_dagster import Batch
 from blacksmith_dagster.orchestration.checks import Finding
-from blacksmith_dagster.orchestration.report import ReportCursor, news, to_repeat
+from blacksmith_dagster.orchestration.report_sensor import ReportCursor, news, to_repeat
 from blacksmith_dagster.store.interface import DayCount
 from tests.orchestration.pipeline import TODAY, Pipeline
 

@@ -24,8 +24,8 @@ from dagster._core.remote_origin import (
 )
 
 from blacksmith_dagster import Batch
-from blacksmith_dagster.orchestration import load_schedules, loads
-from blacksmith_dagster.orchestration.load_schedules import look_seconds, too_early, why_not
+from blacksmith_dagster.orchestration import loads, schedules
+from blacksmith_dagster.orchestration.schedules import look_seconds, too_early, why_not
 from blacksmith_dagster.supervisor import open_supervisor
 from tests.orchestration.pipeline import Pipeline
 
@@ -137,8 +137,8 @@ def test_a_finished_run_does_not_hinder_the_next(instance: DagsterInstance, tmp_
 def test_a_run_whose_process_is_gone_is_failed_and_replaced(
     store_url: str, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(load_schedules, "_YOUNG", dict.fromkeys((True, False), timedelta(0)))
-    monkeypatch.setattr(load_schedules, "_MOMENT_SECONDS", 0.1)
+    monkeypatch.setattr(schedules, "_YOUNG", dict.fromkeys((True, False), timedelta(0)))
+    monkeypatch.setattr(schedules, "_MOMENT_SECONDS", 0.1)
     pipeline = Pipeline(store_url)
     pipeline.receive(1)
     run = instance.add_run(DagsterRun(job_name="load_lake", status=DagsterRunStatus.STARTED))
@@ -160,7 +160,7 @@ def test_a_run_between_two_tries_of_an_op_is_not_gone(
     store_url: str, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It holds no lock while it waits to try again, and then for what is due soon."""
-    monkeypatch.setattr(load_schedules, "_YOUNG", dict.fromkeys((True, False), timedelta(0)))
+    monkeypatch.setattr(schedules, "_YOUNG", dict.fromkeys((True, False), timedelta(0)))
     pipeline = Pipeline(store_url)
     pipeline.receive(1)
     run = instance.add_run(DagsterRun(job_name="load_lake", status=DagsterRunStatus.STARTED))
@@ -178,7 +178,7 @@ def test_a_run_between_two_tries_of_an_op_is_not_gone(
         now += seconds
 
     clock = SimpleNamespace(monotonic=lambda: now, sleep=sleep, time=time.time)
-    monkeypatch.setattr(load_schedules, "time", clock)
+    monkeypatch.setattr(schedules, "time", clock)
     with contextlib.closing(store), contextlib.closing(supervisor), leases:
         assert look(pipeline, instance).skipped == f"run {run.run_id} is still under way"
 

@@ -17,7 +17,7 @@ from dagster import (
     SensorResult,
 )
 
-from blacksmith_dagster.orchestration.load_schedules import ACTIVE, FINAL, UNDER_WAY, fail_gone
+from blacksmith_dagster.orchestration.schedules import ACTIVE, FINAL, UNDER_WAY, fail_gone
 from blacksmith_dagster.orchestration.warm_runs import ENDING_TAG
 from blacksmith_dagster.supervisor import Supervisor
 

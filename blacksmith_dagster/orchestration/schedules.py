@@ -6,9 +6,11 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from dagster import (
+    AssetSelection,
+    AssetSpec,
     DagsterInstance,
     DagsterRunStatus,
     DefaultScheduleStatus,
@@ -22,6 +24,8 @@ from dagster import (
     SensorEvaluationContext,
     SensorResult,
     SkipReason,
+    define_asset_job,
+    in_process_executor,
     schedule,
     sensor,
 )
@@ -31,6 +35,7 @@ from blacksmith_dagster.orchestration.jobs import LoadJob
 from blacksmith_dagster.orchestration.loads import DUE_SOON, RETRY_SECONDS
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
 from blacksmith_dagster.pipeline.application import Blacksmith
+from blacksmith_dagster.pipeline.destination import DestinationEvent
 from blacksmith_dagster.supervisor import Supervisor
 
 FINAL = {DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED}
@@ -42,6 +47,8 @@ UNDER_WAY = {DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING}
 _YOUNG = {True: timedelta(seconds=15), False: timedelta(seconds=180)}
 _MOMENT_SECONDS = RETRY_SECONDS + DUE_SOON + 5.0
 _LOOK_SECONDS = 30
+
+_RANGE = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
 
 Holds: TypeAlias = Callable[[str], bool]
 """Whether the run of this id holds any of its locks now."""
@@ -219,3 +226,36 @@ def _holds(load_job: LoadJob, supervisor: Supervisor) -> Holds:
         return False
 
     return holds
+
+
+def build_backfill(
+    app: Blacksmith, event: DestinationEvent[Any], spec: AssetSpec
+) -> ScheduleDefinition | None:
+    """What replays the last days of a destination event, if it says when; running by default."""
+    if event.backfill is None:
+        return None
+    name = f"backfill_{event.path.replace('/', '__')}"
+    target: Any = define_asset_job(
+        name,
+        AssetSelection.assets(spec.key),
+        description=f"Replays days of {event.path}.",
+        executor_def=in_process_executor,
+    )
+
+    @schedule(
+        name=f"{name}_schedule",
+        job=target,
+        cron_schedule=event.backfill,
+        execution_timezone="UTC",
+        default_status=DefaultScheduleStatus.RUNNING,
+    )
+    def backfill(context: ScheduleEvaluationContext) -> RunRequest | SkipReason:
+        today = context.scheduled_execution_time.astimezone(UTC).date()
+        last = today - timedelta(days=1)
+        first = max(today - timedelta(days=event.backfill_days), app.since)
+        if first > last:
+            return SkipReason(f"the first day, {app.since}, has not passed")
+        days = (first.isoformat(), last.isoformat())
+        return RunRequest(tags=dict(zip(_RANGE, days, strict=True)))
+
+    return backfill

@@ -35,9 +35,9 @@ from dagster import (
 
 from blacksmith_dagster.errors import SettingsError, Unavailable
 from blacksmith_dagster.ingest.poll import Polled, poll
-from blacksmith_dagster.orchestration.load_schedules import already_active, look_seconds, too_early
 from blacksmith_dagster.orchestration.loads import links_of
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
+from blacksmith_dagster.orchestration.schedules import already_active, look_seconds, too_early
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.schedule import every
 from blacksmith_dagster.pipeline.source import SourceEvent
