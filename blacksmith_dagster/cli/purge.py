@@ -7,7 +7,6 @@ import click
 from blacksmith_dagster.cli.common import app_option, json_option, locks_of, opened
 from blacksmith_dagster.cli.tables import as_json, table
 from blacksmith_dagster.errors import UsageError
-from blacksmith_dagster.pipeline.retention import retention_of
 from blacksmith_dagster.scheduler.purge import PurgeReport
 from blacksmith_dagster.scheduler.purge import purge as purge_store
 from blacksmith_dagster.settings import load_application
@@ -26,7 +25,7 @@ from blacksmith_dagster.supervisor import here
 def purge(app: str | None, dry_run: bool, archive: str | None, json: bool) -> None:
     """Remove the events that are past their `keep` and that nothing needs any more."""
     application = load_application(app)
-    retention = retention_of(application)
+    retention = application.retention()
     if all(each.events is None for each in retention.values()):
         raise UsageError(
             "nothing is ever past its time: no source says how long its events are kept; write "

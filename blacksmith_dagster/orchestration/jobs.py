@@ -27,7 +27,6 @@ from blacksmith_dagster.orchestration.replays import ReplayConfig
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import DestinationEvent
-from blacksmith_dagster.pipeline.retention import retention_of
 from blacksmith_dagster.pipeline.schedule import Schedule
 from blacksmith_dagster.scheduler.purge import purge
 
@@ -131,7 +130,7 @@ def build_purge(app: Blacksmith) -> ScheduleDefinition | None:
 
     `None` if no source says how long its events are kept.
     """
-    if all(each.events is None for each in retention_of(app).values()):
+    if all(each.events is None for each in app.retention().values()):
         return None
 
     @op(name="purge", description="Removes the events that are past their keep.")

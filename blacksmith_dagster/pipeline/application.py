@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 from blacksmith_dagster.errors import DeclarationError
 from blacksmith_dagster.pipeline.destination import AnyDestinationEvent, Destination
 from blacksmith_dagster.pipeline.flow import Flow
+from blacksmith_dagster.pipeline.retention import Retention
 from blacksmith_dagster.pipeline.source import AnySourceEvent, Source, Webhook
 from blacksmith_dagster.pipeline.triggers import HTTP, Subscription
 from blacksmith_dagster.redaction import Secret
 
 if TYPE_CHECKING:
     from starlette.middleware import Middleware
-
-    from blacksmith_dagster.gateway import Gateway
-    from blacksmith_dagster.scheduler import Scheduler
 
 
 class Blacksmith:
@@ -43,8 +41,8 @@ class Blacksmith:
         destinations: Sequence[Destination[Any]],
         since: str | date,
         middleware: Sequence[Middleware] = (),
-        gateway: Gateway | None = None,
-        scheduler: Scheduler | None = None,
+        gateway: Any = None,
+        scheduler: Any = None,
     ) -> None:
         self.sources: Mapping[str, Source] = _by_name("source", Source, sources)
         self.destinations: Mapping[str, Destination[Any]] = _by_name(
@@ -69,6 +67,35 @@ class Blacksmith:
         self._check_paths()
         self._check_subscriptions()
         self._check_renamed()
+
+    def retention(self) -> Mapping[str, Retention]:
+        """How long events of each type are kept, by path.
+
+        Source events as they declare it. An outcome is kept as long as the events that its destination
+        event receives, whichever of them stays longest.
+
+        >>> airport = Source("airport", keep="30d", keep_discarded="90d")
+        >>> departed = airport.accept("departed")
+        >>> app = Blacksmith(sources=[airport], destinations=[], since="2026-01-01")
+        >>> app.retention()["airport/departed"].discarded.days
+        90
+        """
+        retentions = {
+            path: Retention.declared(event.keep, event.keep_discarded)
+            for path, event in self.source_events.items()
+        }
+        origins = {
+            outcome.path: event
+            for event in self.destination_events.values()
+            for outcome in event.outcomes
+        }
+
+        def retention_of(path: str) -> Retention:
+            if path not in retentions:
+                retentions[path] = Retention.longest(map(retention_of, origins[path].flows))
+            return retentions[path]
+
+        return {path: retention_of(path) for path in (*self.source_events, *origins)}
 
     def _receivers(self) -> Mapping[str, Sequence[tuple[AnyDestinationEvent, Flow[Any]]]]:
         """Which destination events receive an event or an outcome, by its path."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from blacksmith_dagster.errors import DeclarationError
+from blacksmith_dagster.pipeline.validation import Inheriting
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Inheriting):
     """What a request to a source event may hold. A field that is `None` is inherited.
 
     The event's field is taken, else the source's, else the default.
@@ -40,15 +41,6 @@ class Limits:
                 raise DeclarationError(
                     f"Limits({field.name}={value!r}): a {number} above 0; leave it out to inherit it"
                 )
-
-    def inherit(self, parent: Limits) -> Limits:
-        """These limits, with the parent's value in each field that is `None`."""
-        return Limits(
-            *(
-                getattr(parent if getattr(self, field.name) is None else self, field.name)
-                for field in fields(self)
-            )
-        )
 
 
 DEFAULT = Limits(

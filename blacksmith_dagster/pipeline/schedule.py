@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from croniter import CroniterError, croniter
 
 from blacksmith_dagster.errors import DeclarationError
-from blacksmith_dagster.pipeline.validation import duration
+from blacksmith_dagster.pipeline.validation import Inheriting, duration
 
 _EVERY = "@every "
 _DEFAULT_INTERVAL = "@every 1h"
@@ -26,7 +26,7 @@ _CRON = re.compile(r"[0-9*,/L \-]+")
 
 
 @dataclass(frozen=True, slots=True)
-class Schedule:
+class Schedule(Inheriting):
     """When jobs are loaded and retried. A field that is `None` is inherited.
 
     The event's field is taken, else the destination's, else the default: not realtime,
@@ -59,15 +59,6 @@ class Schedule:
             raise DeclarationError(
                 f"Schedule(max_retries={retries!r}): write a number from 0 (no retry) to 10000"
             )
-
-    def inherit(self, parent: Schedule) -> Schedule:
-        """This schedule, with the parent's value in each field that is `None`."""
-        return Schedule(
-            *(
-                getattr(parent if getattr(self, field.name) is None else self, field.name)
-                for field in fields(self)
-            )
-        )
 
     @property
     def every(self) -> timedelta | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from threading import Event as Flag
 from typing import Any, Generic, TypeVar, overload
@@ -16,6 +16,7 @@ import msgspec
 from blacksmith_dagster.errors import DeclarationError, Reject, ValidationError
 from blacksmith_dagster.pipeline import model
 from blacksmith_dagster.pipeline.schedule import checked_interval
+from blacksmith_dagster.pipeline.validation import Inheriting
 from blacksmith_dagster.redaction import Secret
 
 In = TypeVar("In")
@@ -144,7 +145,7 @@ class Poll:
 
 
 @dataclass(frozen=True, slots=True)
-class Cron(Trigger[Poll]):
+class Cron(Trigger[Poll], Inheriting):
     """A function that is called on a schedule, in a Dagster run, and returns what is new.
 
     A field that is `None` is inherited: the event's is taken, else that of `Source(cron=)`, else the
@@ -181,15 +182,6 @@ class Cron(Trigger[Poll]):
             raise DeclarationError(
                 f"Cron(max_retries={retries!r}): write a number from 0 (no retry) to 100"
             )
-
-    def inherit(self, parent: Cron) -> Cron:
-        """This one, with the parent's value in each field that is `None`."""
-        return Cron(
-            *(
-                getattr(parent if getattr(self, field.name) is None else self, field.name)
-                for field in fields(self)
-            )
-        )
 
 
 DEFAULT_CRON = Cron("@every 1h", "UTC", 3)

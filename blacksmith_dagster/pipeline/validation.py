@@ -1,12 +1,13 @@
-"""The rules that every declaration is held against, each with its fix."""
+"""What declarations share: the rules that they must follow, and how they inherit."""
 
 from __future__ import annotations
 
 import inspect
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, Self
 
 from blacksmith_dagster.errors import DeclarationError
 
@@ -20,6 +21,25 @@ _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _LONGEST = timedelta(days=3650)
+
+
+class Inheriting:
+    """A dataclass whose fields are inherited where they are `None`."""
+
+    __slots__ = ()
+
+    def inherit(self, parent: Self) -> Self:
+        """A copy of this with the parent's value in each field that is `None`."""
+        own: Any = self
+        inherited: Self = replace(
+            own,
+            **{
+                field.name: getattr(parent, field.name)
+                for field in fields(own)
+                if getattr(own, field.name) is None
+            },
+        )
+        return inherited
 
 
 def checked_name(what: str, name: str) -> str:

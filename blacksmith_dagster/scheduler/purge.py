@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import msgspec
 
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.retention import retention_of
 from blacksmith_dagster.store.interface import Archive, Store
 from blacksmith_dagster.supervisor.interface import Supervisor
 
@@ -66,7 +65,7 @@ def purge(
     files: list[str] = []
     postponed: Sequence[str] = ()
     with lease:
-        for step in store.purge(retention_of(app), opened):
+        for step in store.purge(app.retention(), opened):
             events += step.events
             partitions += step.partitions
             files += [step.file] if step.file else []

@@ -18,7 +18,6 @@ from sqlalchemy import delete, select
 
 from blacksmith_dagster.cli import main
 from blacksmith_dagster.errors import Gone
-from blacksmith_dagster.pipeline.retention import retention_of
 from blacksmith_dagster.scheduler import purge as purging
 from blacksmith_dagster.scheduler.replay import forecast, replay
 from blacksmith_dagster.store import Store
@@ -200,7 +199,7 @@ def test_purge_during_loads_and_replays(store: Store, store_url: str, recording:
         end = [each for each in store.history(event) if each.destination == FLIGHTS][-1]
         assert end.state == ("discarded" if event in discarded else "succeeded")
     grow_old(store)
-    list(store.purge(retention_of(blacksmith)))
+    list(store.purge(blacksmith.retention()))
     assert not left(store)
     counts = store.counts(FLIGHTS)
     assert (counts.pending, counts.discarded) == (0, 0)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from blacksmith_dagster import Batch, Blacksmith, DeclarationError, Destination, Source
-from blacksmith_dagster.pipeline.retention import Retention, retention_of
+from blacksmith_dagster.pipeline.retention import Retention
 
 WEEK, MONTH, QUARTER = timedelta(days=7), timedelta(days=30), timedelta(days=90)
 
@@ -17,7 +17,7 @@ def load(batch: Batch[Any]) -> None: ...
 def kept(source: Source) -> Retention:
     """How long its event `seen` is kept."""
     app = Blacksmith(sources=[source], destinations=[], since="2026-01-01")
-    return retention_of(app)[f"{source.name}/seen"]
+    return app.retention()[f"{source.name}/seen"]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_an_outcome_is_kept_as_long_as_what_it_may_have_come_of() -> None:
     one = lake.event(receives=short, name="one")(load)
     second = lake.event(receives=[one.failed, both.discarded], name="second")(load)
     endless = lake.event(receives=[short, site.accept("kept")], name="endless")(load)
-    found = retention_of(Blacksmith(sources=[site], destinations=[lake], since="2026-01-01"))
+    found = Blacksmith(sources=[site], destinations=[lake], since="2026-01-01").retention()
     assert found[one.failed.path].events == WEEK
     assert found[both.discarded.path].events == MONTH
     assert found[second.succeeded.path].events == MONTH
