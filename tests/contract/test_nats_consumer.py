@@ -290,7 +290,7 @@ def test_what_is_too_much_at_once_comes_in_parts(
 def test_what_was_asked_for_in_vain_is_asked_again(
     feed: NATSFeed, kept: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("blacksmith_dagster.pubsub.nats.consumer._ASKED_SECONDS", 0.2)
+    monkeypatch.setattr("blacksmith_dagster.pubsub.nats.consumer._REQUEST_SECONDS", 0.2)
     feed.make()
     with consumer_of(feed, kept) as consumer:
         assert not consumer.receive(1, 1.0)
