@@ -43,9 +43,9 @@ def counts(effort: Effort) -> Iterator[Figure]:
                 ("", fresh),
                 (f", {late * 3 // 2:,} of them not counted yet", behind),
             ):
-                told = f"{what}{when}; {made.name}"
+                title = f"{what}{when}; {made.name}"
                 if databases is postgres:
-                    yield at_most(told, figures, 50, "ms")
+                    yield at_most(title, figures, 50, "ms")
                 else:
-                    yield Figure(told, shown(figures, "ms"))
+                    yield Figure(title, shown(figures, "ms"))
             yield Figure(f"counters follow the log; {made.name}", shown([rate], "events/s"))

@@ -40,8 +40,8 @@ def drain(effort: Effort) -> Iterator[Figure]:
             bound = 0.75 if databases is postgres else None
             what = f"drain, batches of {BATCH}"
             yield beside(f"{what}; {made.name}", rates, limits, "jobs/s", bound)
-            told = f"{what}, the limit's garbage collector paused; {made.name}"
-            yield beside(told, rates, best, "jobs/s")
+            title = f"{what}, the limit's garbage collector paused; {made.name}"
+            yield beside(title, rates, best, "jobs/s")
 
 
 def history(effort: Effort) -> Iterator[Figure]:

@@ -112,12 +112,12 @@ class Sender:
         script = Path(__file__).with_name("post.lua")
         command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", script]
         command += ["-H", self.header, url + self.path]
-        told = subprocess.run(
+        output = subprocess.run(
             [*command, "--", self.bodies], check=True, capture_output=True, text=True
         ).stdout
-        responses = msgspec.json.decode(told.splitlines()[-1], type=Responses)
+        responses = msgspec.json.decode(output.splitlines()[-1], type=Responses)
         if responses.failed or not responses.requests:
-            raise RuntimeError(f"requests have failed:\n{told}")
+            raise RuntimeError(f"requests have failed:\n{output}")
         return responses
 
 

@@ -126,8 +126,8 @@ def _rows(alerts: WarmDeployment, busy: float) -> Iterator[Figure]:
     alone, which all that is told of the run counts for."""
     run = alerts.runs()[0]
     with alerts.instance() as instance:
-        told = [each.message for each in instance.all_logs(run.run_id)]
-    own = [message for message in told if "stuck" not in message]
+        messages = [each.message for each in instance.all_logs(run.run_id)]
+    own = [message for message in messages if "stuck" not in message]
     minutes = sum(message.startswith("Materialized") for message in own)
     hourly = _RUNS_AN_HOUR * (_MATERIALIZATIONS_A_RUN + len(own) - minutes)
     what = f"rows in Dagster's event log of a warm run, busy for {busy:.0f} s"

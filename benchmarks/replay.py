@@ -48,8 +48,8 @@ def replay(effort: Effort) -> Iterator[Figure]:
             bound = 0.7 if databases is postgres else None
             what = f"replay of planned jobs, beside first loads; {made.name}"
             yield beside(what, drained, first, "jobs/s", bound)
-            told = f"replay and its planning, beside first loads; {made.name}"
-            yield beside(told, whole, first, "jobs/s")
+            title = f"replay and its planning, beside first loads; {made.name}"
+            yield beside(title, whole, first, "jobs/s")
             plain, asked = alternate(
                 effort.rounds,
                 lambda made=made: _made(made, count, each),
@@ -89,8 +89,8 @@ def window(effort: Effort) -> Iterator[Figure]:
                     found = store.window(noon, noon + timedelta(days=1))
                     took.append((time.perf_counter() - began) * 1000)
                     assert found.upto - found.after <= events / 29
-            told = f"a day's window among {events:,} events; {made.name}"
-            yield at_most(told, took, 50, "ms")
+            title = f"a day's window among {events:,} events; {made.name}"
+            yield at_most(title, took, 50, "ms")
 
 
 def live(effort: Effort) -> Iterator[Figure]:
@@ -101,10 +101,10 @@ def live(effort: Effort) -> Iterator[Figure]:
             lambda: _latency(made, effort, replaying=True),
             lambda: _latency(made, effort, replaying=False),
         )
-        told = f"live p99 under a running replay, beside that without; {made.name}"
+        title = f"live p99 under a running replay, beside that without; {made.name}"
         ratio = sorted(beside_it)[len(beside_it) // 2] / sorted(alone)[len(alone) // 2]
         yield Figure(
-            told, shown(beside_it, "ms"), shown(alone, "ms"), f"{ratio:.2f}", "≤ 2.00", ratio <= 2
+            title, shown(beside_it, "ms"), shown(alone, "ms"), f"{ratio:.2f}", "≤ 2.00", ratio <= 2
         )
 
 

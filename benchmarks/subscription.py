@@ -80,10 +80,10 @@ def _kept(made: Databases, pubsub: PubSub, topic: str, messages: int) -> float:
     source, sink = Source("feed"), Destination("sink")
 
     @source.event(Subscription(topic, subscription=topic))
-    def told(message: Message) -> Event[Any]:
+    def ordered(message: Message) -> Event[Any]:
         return Event(message.json())
 
-    @sink.event(receives=told)
+    @sink.event(receives=ordered)
     def each(batch: Batch[Any]) -> None:
         """Do nothing."""
 
@@ -91,7 +91,7 @@ def _kept(made: Databases, pubsub: PubSub, topic: str, messages: int) -> float:
     url = made.create()
     with closing(open_store(url)) as store:
         store.register(app)
-        with closing(Messages(app, told, store, pubsub, lambda _: None)) as reader:
+        with closing(Messages(app, ordered, store, pubsub, lambda _: None)) as reader:
             first = reader.read(10) or 0
             took = _seconds(lambda: reader.read(10) or 0, messages - first)
     made.drop(url)

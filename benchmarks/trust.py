@@ -12,7 +12,7 @@ from benchmarks.stores import postgres
 from benchmarks.trust_pipeline import ENV, KEY, MODELS
 
 BOUND = 0.70
-TOLD = {
+REPORTED = {
     "any": "and no model",
     "msgspec": "and a msgspec.Struct",
     "pydantic": "and a pydantic.BaseModel",
@@ -45,4 +45,6 @@ def trust(effort: Effort) -> Iterator[Figure]:
             ),
         )
         for name, rates in zip(MODELS, checked, strict=True):
-            yield beside(f"{what} {TOLD[name]}; {made.name}", rates, limits, "requests/s", BOUND)
+            yield beside(
+                f"{what} {REPORTED[name]}; {made.name}", rates, limits, "requests/s", BOUND
+            )

@@ -16,7 +16,7 @@ from blacksmith_dagster import Batch, Blacksmith, Destination, Event, Flow, Job,
 
 RECORDING = "BLACKSMITH_TEST_RECORDING"  # the folder that the recording is in
 FLIGHTS, HURRIED = "warehouse/flights", "warehouse/hurried"
-ALERTS, TOLD = "alerts/late", "mail/told"
+ALERTS, REPORTED = "alerts/late", "mail/reported"
 
 _TABLES = """
 create table if not exists calls (path text, id text, pid integer, at real);
@@ -151,7 +151,7 @@ def late(batch: Batch[Any], recording: Recording) -> None:
 
 
 @mail.event(receives=[flights.failed, flights.discarded])
-def told(batch: Batch[Any], recording: Recording) -> None:
+def reported(batch: Batch[Any], recording: Recording) -> None:
     """Records what became of flights."""
     for job in batch:
         assert job.cause is not None

@@ -61,14 +61,14 @@ def stay_between() -> None:
     record = Tracking.record
 
     def stay(
-        tracking: Tracking, token: Any, scope: str, step: Migration, to: MigrationState, **told: Any
+        tracking: Tracking, token: Any, scope: str, step: Migration, to: MigrationState, **rest: Any
     ) -> None:
         pause(
             {MigrationState.EXECUTING_UP: "before", MigrationState.SUCCEEDED_UP: "after"}.get(
                 to, ""
             )
         )
-        record(tracking, token, scope, step, to, **told)
+        record(tracking, token, scope, step, to, **rest)
 
     Tracking.record = stay  # type: ignore[method-assign]
 

@@ -179,7 +179,7 @@ class System:
         took = self.sending.took
         return max(late - took.get(n, 0.0) for n, late in self.latencies().items())
 
-    def told(self) -> tuple[int, int, int]:
+    def reported(self) -> tuple[int, int, int]:
         """How often the logs tell that notifications are not published, that they are again, and that
         none are heard."""
         gateway, worker = self.gateway.log, self.worker.log
@@ -194,16 +194,16 @@ def unpublished(gateway: GatewayProcess) -> int:
     """What the gateway's health tells of notifications, which make it no less ready."""
     response = gateway.client_get("/_health")
     assert response.status_code == 200, response.text
-    told: int = response.json()["notifications_unpublished"]
-    return told
+    unpublished: int = response.json()["notifications_unpublished"]
+    return unpublished
 
 
 class Relay:
     """Hears what is told under one topic, and tells it under another: as it is, or as it is told to."""
 
-    def __init__(self, wakes: Wakes, heard: str, told: str) -> None:
+    def __init__(self, wakes: Wakes, heard: str, target: str) -> None:
         hears = open_pubsub(wakes.url(heard), wakes.store_url)
-        tells = open_pubsub(wakes.url(told), wakes.store_url)
+        tells = open_pubsub(wakes.url(target), wakes.store_url)
         assert hears is not None
         assert tells is not None
         self._subscriber, self._publisher = hears.subscriber("sink"), tells.publisher()

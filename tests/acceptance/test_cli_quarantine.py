@@ -60,8 +60,8 @@ def ordered(request: Request) -> Event[dict[str, object]] | Reply:
 def sent(message: Message) -> Event[dict[str, object]]:
     if not fixed:
         raise BUG
-    told = {"topic": message.topic, "key": message.key, "place": message.place}
-    return Event(message.json(), sent_at=message.sent_at, context=told)
+    reported = {"topic": message.topic, "key": message.key, "place": message.place}
+    return Event(message.json(), sent_at=message.sent_at, context=reported)
 
 
 @shop.webhook(HTTP("/shop/hook", method="PUT"))
@@ -162,7 +162,7 @@ def test_show_shows_a_request_without_what_may_be_a_credential(store: Store) -> 
     [order] = failed(store, Request(b'{"caf\xc3\xa9": 1}', headers, query, path="/shop/orders"))
     shown = run("show", order).stdout
     assert shown.startswith(f"{order} of shop/ordered\nRuntimeError: a bug\n")
-    for told in (
+    for reported in (
         "user-agent: till/1",
         "idempotency-key: order-7",
         "x-shop-key: ***",
@@ -170,9 +170,9 @@ def test_show_shows_a_request_without_what_may_be_a_credential(store: Store) -> 
         ":path: /shop/orders?from=till&api_token=***",
         '{"café": 1}',
     ):
-        assert told in shown.splitlines()
-    told = msgspec.json.decode(run("show", order, "--json").stdout)
-    assert base64.b64decode(told["body"]).decode() == '{"café": 1}'
+        assert reported in shown.splitlines()
+    reported = msgspec.json.decode(run("show", order, "--json").stdout)
+    assert base64.b64decode(reported["body"]).decode() == '{"café": 1}'
     assert "cAnAry" not in shown + run("show", order, "--json").stdout
 
 
@@ -410,8 +410,8 @@ def status(*options: str) -> str:
 def test_status_tells_what_is_in_quarantine(store: Store) -> None:
     assert "quarantine" not in status()
     failed(store, Request(b"1"), Request(b"2"), Message(b"3"))
-    told = "In quarantine: 2 of shop/ordered, 1 of shop/sent (`blacksmith quarantine list`)"
-    assert told in status().splitlines()
+    reported = "In quarantine: 2 of shop/ordered, 1 of shop/sent (`blacksmith quarantine list`)"
+    assert reported in status().splitlines()
     output = msgspec.json.decode(status("--json"))
     assert output["quarantined"] == {"shop/ordered": 2, "shop/sent": 1}
 

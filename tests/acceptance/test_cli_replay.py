@@ -73,9 +73,9 @@ def run(*arguments: str, code: int = 0) -> Result:
 
 
 def test_a_dry_run_tells_what_would_be_loaded(ids: list[str]) -> None:
-    told = run(*THANKS, "--dry-run").stdout
-    assert "3 jobs would be run" in told
-    assert "no address 1" in told
+    output = run(*THANKS, "--dry-run").stdout
+    assert "3 jobs would be run" in output
+    assert "no address 1" in output
     found = msgspec.json.decode(run(*THANKS, "--dry-run", "--mode=failed", "--json").stdout)
     assert found["jobs"] == 2
     assert list(found["days"].values()) == [{"missing": 1, "discarded": 2}]
@@ -97,15 +97,15 @@ def test_discarded_jobs_are_exported_edited_and_loaded_again(
     assert head.split(",")[-1] == "data.n"
     assert [line.split(",")[-1] for line in written] == ["0", "1"]
 
-    told = run(*THANKS, "--mode=failed", "--edit", f"{HERE}:fixed", "--error", "address 1").stdout
-    assert told.startswith("1 succeeded")
+    output = run(*THANKS, "--mode=failed", "--edit", f"{HERE}:fixed", "--error", "address 1").stdout
+    assert output.startswith("1 succeeded")
     assert run(*THANKS, "--mode=failed").stdout.endswith("1 discarded\n")
     assert run("jobs", "export", "mail/thanks").stdout.count("\n") == 1
 
 
 def test_a_new_destination_event_is_filled(ids: list[str]) -> None:
-    told = run("replay", "mail/news", "--from=2026-01-01T00:00Z", f"--app={HERE}:blacksmith")
-    assert told.stdout.startswith("1 succeeded")
+    output = run("replay", "mail/news", "--from=2026-01-01T00:00Z", f"--app={HERE}:blacksmith")
+    assert output.stdout.startswith("1 succeeded")
     history = run("events", "show", ids[2], "--json").stdout
     assert [each["state"] for each in msgspec.json.decode(history)["history"]][-1] == "succeeded"
 
@@ -139,16 +139,16 @@ def test_events_of_one_version_alone(ids: list[str], store_url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "problem"),
     [
         (("replay", "mail/nothing", "--from=2026-01-01"), "no destination event mail/nothing"),
         ((*THANKS, "--event=shop/paid"), "does not receive shop/paid"),
         ((*THANKS, "--when=nowhere"), "there is no function 'nowhere'"),
     ],
 )
-def test_what_cannot_be_replayed(ids: list[str], arguments: tuple[str, ...], told: str) -> None:
+def test_what_cannot_be_replayed(ids: list[str], arguments: tuple[str, ...], problem: str) -> None:
     options = arguments if arguments[:2] == THANKS[:2] else (*arguments, THANKS[-1])
-    assert told in run(*options, code=1).output
+    assert problem in run(*options, code=1).output
 
 
 def test_a_wrong_moment(ids: list[str]) -> None:

@@ -67,9 +67,9 @@ def test_polled_events_reach_a_destination(tower: Polling) -> None:
     with tower.instance() as instance:
         key = AssetKey(["tower", "seen"])
         observed = instance.fetch_observations(key, limit=10, ascending=True).records
-    told = {record.run_id: record.asset_observation for record in observed}
+    reported = {record.run_id: record.asset_observation for record in observed}
     received = [
-        each.metadata["events_received"].value for each in told.values() if each is not None
+        each.metadata["events_received"].value for each in reported.values() if each is not None
     ]
     assert received == [10, 490]  # one run has brought all that was missed
-    assert told.keys() <= {run.run_id for run in tower.runs()}
+    assert reported.keys() <= {run.run_id for run in tower.runs()}

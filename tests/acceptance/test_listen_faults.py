@@ -54,14 +54,14 @@ class Orders:
 
     def listen(self, dies: str | None = None) -> LoaderProcess:
         """Start a process that listens, and perhaps one that will die."""
-        told = self.folder / "dies"
+        dying = self.folder / "dies"
         if dies:
-            told.write_text(dies)
+            dying.write_text(dies)
         env = {
             URL: self.feed.server.urls("notifications")[0],
             TOPIC: self.feed.topic,
             SUBSCRIPTION: self.feed.subscription,
-            DIES: str(told),
+            DIES: str(dying),
         }
         main = "tests.acceptance.listening_main"
         process = LoaderProcess(self._url, self.folder, "", main=main, env=env)

@@ -127,9 +127,9 @@ def test_a_run_is_launched_and_handed_over_without_a_gap(
     first = shop.runs()[0]
     until(lambda: shop.status(first.run_id) is DagsterRunStatus.SUCCESS, 30, "it ended well")
     until(lambda: shown(dagster), 30, "the UI shows observations")
-    told = [each for each in shown(dagster) if each["run"] == first.run_id]
-    assert sum(each["events_received"] for each in told) > 0
-    assert {(each["lag"], each["lag_unit"], each["held_by"]) for each in told} == {
+    reported = [each for each in shown(dagster) if each["run"] == first.run_id]
+    assert sum(each["events_received"] for each in reported) > 0
+    assert {(each["lag"], each["lag_unit"], each["held_by"]) for each in reported} == {
         (17, "bytes", first.run_id)
     }
 

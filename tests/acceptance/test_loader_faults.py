@@ -36,7 +36,7 @@ from tests.acceptance.loading_pipeline import (
     ALERTS,
     FLIGHTS,
     HURRIED,
-    TOLD,
+    REPORTED,
     Recording,
     blacksmith,
     departed,
@@ -380,29 +380,29 @@ def test_received_outcomes_exactly_once(store: Store, store_url: str, recording:
     print("seed", seed)
     dice = random.Random(seed)
     ids: list[str] = []
-    with LoaderProcess(store_url, recording.folder, FLIGHTS, TOLD) as loader:
+    with LoaderProcess(store_url, recording.folder, FLIGHTS, REPORTED) as loader:
         for _ in range(6):
             do = ("load", "fail", "discard")
             ids += accept(store, [{"n": n, "do": dice.choice(do)} for n in range(50)])
             time.sleep(dice.uniform(0.0, 0.6))  # the moment of the kill is the experiment
             loader.kill()
             loader.start_again_if_ended()
-        keep_running([loader], store, [FLIGHTS, TOLD])
+        keep_running([loader], store, [FLIGHTS, REPORTED])
 
     ends: dict[str, list[str]] = {}
     for event_id in ids:
         own = [each for each in store.history(event_id) if each.destination == FLIGHTS]
         ends[event_id] = [each.state for each in own]
-    told = _outcomes_by_parent(store)
+    by_parent = _outcomes_by_parent(store)
     for event_id, states in ends.items():
         last_failed = states[-1] == "discarded" and "failed" in states
         failed = states.count("failed") + last_failed
-        assert told.get(event_id, []).count("failed") == failed, (event_id, states, told)
-        assert told.get(event_id, []).count("discarded") == states.count("discarded")
+        assert by_parent.get(event_id, []).count("failed") == failed, (event_id, states, by_parent)
+        assert by_parent.get(event_id, []).count("discarded") == states.count("discarded")
     found = judge(store, FLIGHTS, ids, recording.loaded())
     assert found.pending == set()
     outcomes = [each.id for each in _outcomes(store)]
-    judge(store, TOLD, outcomes, recording.loaded(TOLD))
+    judge(store, REPORTED, outcomes, recording.loaded(REPORTED))
 
 
 def _outcomes(store: Store) -> list[Any]:
@@ -414,11 +414,11 @@ def _outcomes(store: Store) -> list[Any]:
 
 
 def _outcomes_by_parent(store: Store) -> dict[str, list[str]]:
-    told: dict[str, list[str]] = {}
+    by_parent: dict[str, list[str]] = {}
     for event in _outcomes(store):
         assert event.parent is not None
-        told.setdefault(event.parent, []).append(event.event_type.rpartition(".")[2])
-    return told
+        by_parent.setdefault(event.parent, []).append(event.event_type.rpartition(".")[2])
+    return by_parent
 
 
 def test_sqlite_gateway_and_loader_share_turns(tmp_path: Path, recording: Recording) -> None:

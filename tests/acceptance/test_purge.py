@@ -37,7 +37,7 @@ from tests.acceptance.loading_pipeline import (
     FLIGHTS,
     HURRIED,
     RECORDING,
-    TOLD,
+    REPORTED,
     Recording,
     blacksmith,
     departed,
@@ -169,7 +169,7 @@ def test_purge_during_loads_and_replays(store: Store, store_url: str, recording:
     print(f"seed {seed}")
     chance = random.Random(seed)
     purge = BlacksmithProcess(["purge", APP], store_url)
-    with LoaderProcess(store_url, recording.folder, FLIGHTS, TOLD) as loader:
+    with LoaderProcess(store_url, recording.folder, FLIGHTS, REPORTED) as loader:
         beside = Beside(store, random.Random(seed + 1))
         ends = time.monotonic() + 8
         purges = 0
@@ -187,14 +187,14 @@ def test_purge_during_loads_and_replays(store: Store, store_url: str, recording:
                 loader.kill()
                 loader.start_again_if_ended()
         beside.end()
-        keep_running([loader], store, [FLIGHTS, TOLD])
+        keep_running([loader], store, [FLIGHTS, REPORTED])
     accepted, there = beside.accepted, left(store)
     discarded = {event for event, do in accepted.items() if do == "discard"}
     loaded = set(recording.loaded())
     print(f"{len(accepted)} events, {len(accepted.keys() - there)} gone, {beside.replayed} replays")
     assert loaded == accepted.keys() - discarded
     assert 0 < len(accepted.keys() - there) < len(accepted)
-    assert len(recording.loaded(TOLD)) >= len(discarded), "a parent has gone before its outcome"
+    assert len(recording.loaded(REPORTED)) >= len(discarded), "a parent has gone before its outcome"
     for event in sorted(there & accepted.keys())[:50]:
         end = [each for each in store.history(event) if each.destination == FLIGHTS][-1]
         assert end.state == ("discarded" if event in discarded else "succeeded")

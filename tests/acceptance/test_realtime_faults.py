@@ -70,11 +70,11 @@ def relayed(
     is_postgres = request.param == "postgres"
     server = postgres if is_postgres else request.getfixturevalue(request.param)
     broker = Wakes(request.param, server, postgres.create_database())
-    heard, told = new_topic(), new_topic()
+    heard, reported = new_topic(), new_topic()
     folder = tmp_path_factory.mktemp("relayed")
     with (
-        Relay(broker, heard, told) as relay,
-        System(broker, folder, broker.url(heard), broker.url(told)) as system,
+        Relay(broker, heard, reported) as relay,
+        System(broker, folder, broker.url(heard), broker.url(reported)) as system,
     ):
         yield system, relay
     postgres.drop_database(broker.store_url)
@@ -93,7 +93,7 @@ def test_broker_killed_and_restarted_under_load(broker: Wakes, system: System) -
             try:
                 if broker.store_goes_with_it:
                     until(lambda: system.sending.ledger.errors, 10, "requests are rejected")
-                    until(lambda: system.told()[2], 10, "the worker has noticed")
+                    until(lambda: system.reported()[2], 10, "the worker has noticed")
                 else:
                     system.more(100)
                     until(lambda: unpublished(system.gateway) > 0, 10, "the gateway tells of it")
@@ -102,7 +102,7 @@ def test_broker_killed_and_restarted_under_load(broker: Wakes, system: System) -
             system.back_to_normal()
         system.settle()
         # Nothing had to be done, and nothing but one outage is told.
-        outages, ends, unheard = system.told()
+        outages, ends, unheard = system.reported()
         assert outages == ends <= 1, system.gateway.log
         assert outages == 1 or broker.store_goes_with_it, "nothing was accepted, to be told of"
         assert unheard <= 1, system.worker.log
@@ -130,7 +130,7 @@ def test_broker_down_for_the_whole_run(broker: Wakes, system: System, tmp_path: 
             system.settle()
             assert not system.sending.ledger.errors
             assert unpublished(system.gateway) > 0
-            assert system.told() == (1, 0, 1), system.gateway.log + system.worker.log
+            assert system.reported() == (1, 0, 1), system.gateway.log + system.worker.log
         assert system.latest() < SWEEP_ALONE + MARGIN
         system.judge()
 
@@ -149,7 +149,7 @@ def test_messages_lost(relayed: tuple[System, Relay]) -> None:
     with system.load():
         system.back_to_normal()
     system.settle()
-    assert system.told() == (0, 0, 0)
+    assert system.reported() == (0, 0, 0)
     system.judge()
 
 
@@ -169,7 +169,7 @@ def test_messages_doubled_and_reordered(relayed: tuple[System, Relay]) -> None:
         system.back_to_normal()
     system.settle()
     assert system.times_loaded() == {1}
-    assert system.told() == (0, 0, 0)
+    assert system.reported() == (0, 0, 0)
     system.judge()
 
 
@@ -187,7 +187,7 @@ def test_messages_delayed(relayed: tuple[System, Relay]) -> None:
     system.settle()
     assert system.latest() < SWEEP + MARGIN
     assert system.times_loaded() == {1}
-    assert system.told() == (0, 0, 0)
+    assert system.reported() == (0, 0, 0)
     system.judge()
 
 
@@ -202,7 +202,7 @@ def test_topic_or_queue_deleted(broker: Wakes, system: System) -> None:
             system.back_to_normal()
         system.settle()
     assert system.latest() < SWEEP + MARGIN
-    assert max(system.told()) <= 2, system.gateway.log + system.worker.log
+    assert max(system.reported()) <= 2, system.gateway.log + system.worker.log
     system.judge()
 
 
@@ -214,7 +214,7 @@ def test_wrong_credentials_fail_clearly(broker: Wakes, tmp_path: Path) -> None:
             system.more(50)
         system.settle()
         assert not system.sending.ledger.errors
-        until(lambda: system.told() == (1, 0, 1), 20, "both have told of it once")
+        until(lambda: system.reported() == (1, 0, 1), 20, "both have told of it once")
         assert unpublished(system.gateway) > 0
         health = system.gateway.client_get("/_health").text
         for log in (system.gateway.log, system.worker.log):

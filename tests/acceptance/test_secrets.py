@@ -28,12 +28,12 @@ class Echo(BaseHTTPRequestHandler):
     received: list[str]
 
     def do_POST(self) -> None:
-        told = f"{self.requestline}\n{self.headers}".encode()
-        self.received.append(told.decode())
+        echo = f"{self.requestline}\n{self.headers}".encode()
+        self.received.append(echo.decode())
         self.send_response(400, f"no {self.path}")
-        self.send_header("Content-Length", str(len(told)))
+        self.send_header("Content-Length", str(len(echo)))
         self.end_headers()
-        self.wfile.write(told)
+        self.wfile.write(echo)
 
     def log_message(self, *_: object) -> None: ...
 
@@ -154,8 +154,8 @@ def test_secrets_appear_nowhere(store_url: str, tmp_path: Path) -> None:
 
     said["Dagster's storage"] = kept(dagster_home)
     assert "load_alerts" in said["Dagster's storage"]
-    told = {where: lines for where, text in said.items() if (lines := with_canary(text))}
-    assert told == {}
+    leaked = {where: lines for where, text in said.items() if (lines := with_canary(text))}
+    assert leaked == {}
 
 
 def with_canary(text: str) -> list[str]:

@@ -141,8 +141,8 @@ def test_consul_down_for_a_minute(single: ConsulServer, postgres_url: str, tmp_p
 
 
 def _told(gateway: GatewayProcess) -> str:
-    told: str = gateway.client_get("/_health").json()["supervisor"]
-    return told
+    state: str = gateway.client_get("/_health").json()["supervisor"]
+    return state
 
 
 def _loads(hosts: Hosts) -> int:
@@ -189,10 +189,10 @@ def test_status_has_tables_of_services_and_locks(
     ):
         host = hosts.caught_in_a_load()
         until(lambda: len(hosts.supervisor.services()) == 2, 20)
-        told = CliRunner().invoke(main, ["status", f"--app={PIPELINE}"]).stdout
+        output = CliRunner().invoke(main, ["status", f"--app={PIPELINE}"]).stdout
         hosts.let_go()
         hosts.judge()
-    rows = [line.split() for line in told.splitlines()]
+    rows = [line.split() for line in output.splitlines()]
     assert ["service", "address", "state", "version", "serves"] in rows
     assert {GATEWAY, SCHEDULER} <= {row[0] for row in rows if row}
     (lock,) = [row for row in rows if row[:1] == ["load/warehouse/flights"]]

@@ -191,9 +191,9 @@ def test_materializations_are_reported_to_dagster_home(
     today = datetime.now(UTC).date().isoformat()
     with DagsterInstance.from_config(str(home)) as instance:
         for name, count in (("each", 3), ("odd", 1)):
-            told = instance.fetch_materializations(AssetKey(["sink", name]), limit=10).records
-            assert {each.partition_key for each in told} == {today}
-            made = [each.asset_materialization for each in told if each.asset_materialization]
+            reported = instance.fetch_materializations(AssetKey(["sink", name]), limit=10).records
+            assert {each.partition_key for each in reported} == {today}
+            made = [each.asset_materialization for each in reported if each.asset_materialization]
             assert sum(int(str(each.metadata["events_loaded"].value)) for each in made) == count
     assert "reported to DAGSTER_HOME" in worker.log
     assert "Traceback" not in worker.log

@@ -110,8 +110,8 @@ class KafkaFeed:
     def left(self) -> int:
         admin = self.server.admin()
         group = ConsumerGroupTopicPartitions(self.subscription)
-        told = admin.list_consumer_group_offsets([group])[self.subscription].result(10)
-        committed = {each.partition: each.offset for each in told.topic_partitions}
+        info = admin.list_consumer_group_offsets([group])[self.subscription].result(10)
+        committed = {each.partition: each.offset for each in info.topic_partitions}
         parts = [TopicPartition(self.topic, n) for n in range(self.partitions)]
         ends = admin.list_offsets(dict.fromkeys(parts, OffsetSpec.latest()))
         return sum(
@@ -157,8 +157,8 @@ class NATSFeed:
 
     def left(self) -> int:
         async def left(client: Any) -> int:
-            told = await client.jetstream().consumer_info(self.stream, self.subscription)
-            return int(told.num_pending + told.num_ack_pending)
+            info = await client.jetstream().consumer_info(self.stream, self.subscription)
+            return int(info.num_pending + info.num_ack_pending)
 
         return self.server.using(left)
 
@@ -167,13 +167,13 @@ class NATSFeed:
 
     def consumers(self) -> list[str]:
         """The names of the stream's consumers."""
-        told = self.server.using(lambda client: client.jetstream().consumers_info(self.stream))
-        return [each.name for each in told]
+        info = self.server.using(lambda client: client.jetstream().consumers_info(self.stream))
+        return [each.name for each in info]
 
     def messages(self) -> int:
         """How many messages the stream holds."""
-        told = self.server.using(lambda client: client.jetstream().stream_info(self.stream))
-        return int(told.state.messages)
+        info = self.server.using(lambda client: client.jetstream().stream_info(self.stream))
+        return int(info.state.messages)
 
 
 class RabbitMQFeed:

@@ -264,10 +264,10 @@ def test_wrong_credentials_fail_clearly(
     with contextlib.closing(
         pubsub.consumer(feed.topic, feed.subscription, kept.cursors.get)
     ) as consumer:
-        with pytest.raises(Unavailable, match=rf"refused.*{VARIABLE}") as told:
+        with pytest.raises(Unavailable, match=rf"refused.*{VARIABLE}") as raised:
             consumer.receive(1, 60)
         assert consumer.lag() is None
-    shown = traceback.format_exception(told.value)
+    shown = traceback.format_exception(raised.value)
     assert "open-sesame" not in "".join([*shown, repr(consumer), caplog.text])
 
 
@@ -436,6 +436,6 @@ def test_an_idle_consumer_costs_next_to_nothing(feed: Feed, consume: Consume) ->
 def test_a_database_has_no_messages() -> None:
     pubsub = open_pubsub("postgres", "postgresql://me:open-sesame@db/blacksmith")
     assert pubsub is not None
-    with pytest.raises(SettingsError, match=r"Kafka, NATS or RabbitMQ.*PostgresSource") as told:
+    with pytest.raises(SettingsError, match=r"Kafka, NATS or RabbitMQ.*PostgresSource") as raised:
         pubsub.consumer("orders", "night", {}.get)
-    assert "open-sesame" not in str(told.value)
+    assert "open-sesame" not in str(raised.value)

@@ -59,12 +59,12 @@ def refusal(pubsub: PubSub) -> str:
     """What a publisher is told; a subscriber is told the same."""
     publisher, subscriber = pubsub.publisher(), pubsub.subscriber("warehouse")
     with contextlib.closing(publisher), contextlib.closing(subscriber):
-        with pytest.raises(Unavailable) as told:
+        with pytest.raises(Unavailable) as raised:
             publisher.publish([FLIGHTS])
-        with pytest.raises(Unavailable) as told_too:
+        with pytest.raises(Unavailable) as raised_too:
             subscriber.wait(SOON)
-    assert str(told.value) == str(told_too.value)
-    return str(told.value)
+    assert str(raised.value) == str(raised_too.value)
+    return str(raised.value)
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -85,8 +85,8 @@ def test_what_nobody_hears_is_gone_after_an_hour(
     publisher.publish([FLIGHTS])
     admin = broker.admin()
     resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
-    (told,) = admin.describe_configs([resource]).values()
-    config = told.result(10)
+    (described,) = admin.describe_configs([resource]).values()
+    config = described.result(10)
     assert config["cleanup.policy"].value == "delete"
     assert int(config["retention.ms"].value) + int(config["segment.ms"].value) <= 75 * 60_000
 
@@ -148,11 +148,11 @@ def test_who_keeps_an_error_keeps_no_client(broker: KafkaServer, topic: str) -> 
     for login in (f"{USER}:open-sesame", f"{GUEST}:{GUESTS_PASSWORD}"):
         pubsub = at(where, topic, login)
         publisher, subscriber = pubsub.publisher(), pubsub.subscriber("warehouse")
-        with contextlib.closing(publisher), pytest.raises(Unavailable) as told:
+        with contextlib.closing(publisher), pytest.raises(Unavailable) as raised:
             publisher.publish([FLIGHTS])
-        with contextlib.closing(subscriber), pytest.raises(Unavailable) as told_too:
+        with contextlib.closing(subscriber), pytest.raises(Unavailable) as raised_too:
             subscriber.wait(SOON)
-        kept += [told, told_too]
+        kept += [raised, raised_too]
     until(lambda: threads() <= before)
 
 

@@ -112,8 +112,8 @@ def test_messages_that_were_deleted_before_they_were_read_are_told(
     with consumer_of(feed, kept) as consumer:
         goes_on(consumer, kept, 30)
     assert kept.bodies == numbered(10) + numbered(20, 30)
-    (told,) = (record.getMessage() for record in caplog.records)
-    assert "20 offsets of partition 0 were deleted before they were read" in told
+    (warning,) = (record.getMessage() for record in caplog.records)
+    assert "20 offsets of partition 0 were deleted before they were read" in warning
 
 
 def test_a_partition_that_has_lost_its_end_is_told_and_read_again(
@@ -130,8 +130,8 @@ def test_a_partition_that_has_lost_its_end_is_told_and_read_again(
     with consumer_of(feed, kept) as consumer:
         goes_on(consumer, kept, 3)
     assert kept.bodies == numbered(3)
-    (told,) = (record.getMessage() for record in caplog.records)
-    assert "was read up to 1000 and ends at 3" in told
+    (warning,) = (record.getMessage() for record in caplog.records)
+    assert "was read up to 1000 and ends at 3" in warning
 
 
 def test_rebalance_takes_nothing_away(
@@ -156,8 +156,8 @@ def test_rebalance_takes_nothing_away(
         goes_on(consumer, kept, 40)
         until(lambda: not consumer.receive(1, 0.1) and feed.left() == 0)
     assert in_order(kept.bodies) == numbered(40)
-    (told,) = (record.getMessage() for record in caplog.records)
-    assert f"the offsets of group {feed.subscription} are not committed" in told
+    (warning,) = (record.getMessage() for record in caplog.records)
+    assert f"the offsets of group {feed.subscription} are not committed" in warning
 
 
 def test_two_readers_at_once_are_found_out(feed: KafkaFeed, kept: Kept) -> None:
@@ -212,7 +212,7 @@ def test_rights_that_are_missing_are_told(feed: KafkaFeed, kept: Kept) -> None:
     pubsub = open_pubsub(url, "sqlite://")
     assert pubsub is not None
 
-    def told() -> str:
+    def warning() -> str:
         with contextlib.closing(
             pubsub.consumer(feed.topic, feed.subscription, kept.cursors.get)
         ) as consumer:
@@ -222,10 +222,10 @@ def test_rights_that_are_missing_are_told(feed: KafkaFeed, kept: Kept) -> None:
                 return str(error)
             return ""
 
-    assert f"it must read the topic and the group {feed.subscription}" in told()
+    assert f"it must read the topic and the group {feed.subscription}" in warning()
     feed.server.allow(ResourceType.TOPIC, feed.topic, AclOperation.READ)
     feed.server.allow(ResourceType.GROUP, feed.subscription, AclOperation.READ)
-    until(lambda: not told())
+    until(lambda: not warning())
     assert kept.bodies == [b"one"]
 
 

@@ -127,25 +127,25 @@ def test_what_is_yielded_is_kept_once_and_read_on_from_there(shop: Shop) -> None
     assert shop.notified == {"lake/changes"}
     until(lambda: shop.reported == 5003)
     until(lambda: log.committed[-1] == 5003)
-    told = [each or 0 for each in log.committed]
-    assert told == sorted(told)
+    committed = [each or 0 for each in log.committed]
+    assert committed == sorted(committed)
 
 
 def test_only_what_is_safe_is_told_as_committed(shop: Shop) -> None:
-    told: list[tuple[int, int]] = []
+    pairs: list[tuple[int, int]] = []
 
     def changes(listener: Listener) -> Iterator[Event[int]]:
         for number in range(1, 51):
-            told.append((listener.committed or 0, len(shop.kept)))
+            pairs.append((listener.committed or 0, len(shop.kept)))
             listener.cursor = number
             yield Event(number)
         until(lambda: listener.committed == 50)
-        told.append((50, len(shop.kept)))
+        pairs.append((50, len(shop.kept)))
         listener.wait(60)
 
     shop.listen(changes)
-    until(lambda: len(told) == 51)
-    assert all(committed <= kept for committed, kept in told)
+    until(lambda: len(pairs) == 51)
+    assert all(committed <= kept for committed, kept in pairs)
 
 
 def test_a_generator_that_raises_goes_on_behind_what_was_committed(shop: Shop) -> None:

@@ -54,11 +54,11 @@ def test_everything_due_is_loaded_in_order_and_told(loading: Loading) -> None:
     app, flights = pipeline(lambda batch: loaded.append(numbers(batch)), batch=2)
     loading.store.register(app)
     ids = ingest(loading.store, [{"n": n} for n in range(5)])
-    told: list[LoadReport] = []
-    summary = loading.load(app, flights, run="run 7", report=told.append)
+    reports: list[LoadReport] = []
+    summary = loading.load(app, flights, run="run 7", report=reports.append)
     assert loaded == [[0, 1], [2, 3], [4]]
     assert summary == Summary(3, Tally(succeeded=5))
-    assert [sum(each.days.values(), start=Tally()) for each in told] == [
+    assert [sum(each.days.values(), start=Tally()) for each in reports] == [
         Tally(succeeded=2),
         Tally(succeeded=2),
         Tally(succeeded=1),
@@ -72,12 +72,12 @@ def test_everything_due_is_loaded_in_order_and_told(loading: Loading) -> None:
 
 
 def test_a_function_is_told_the_version_it_is_written_for(loading: Loading) -> None:
-    told: list[str | None] = []
-    app, flights = pipeline(lambda batch: told.append(batch.version), version="2020-10-01")
+    reports: list[str | None] = []
+    app, flights = pipeline(lambda batch: reports.append(batch.version), version="2020-10-01")
     loading.store.register(app)
     ingest(loading.store, [{"n": 1}])
     loading.load(app, flights)
-    assert told == ["2020-10-01"]
+    assert reports == ["2020-10-01"]
 
 
 def test_a_failed_job_is_tried_again_until_it_is_discarded(loading: Loading) -> None:
@@ -147,9 +147,9 @@ def test_a_connection_that_cannot_be_opened_fails_the_load(loading: Loading) -> 
     app, flights = pipeline(lambda batch, connection: None, connect=connect)
     loading.store.register(app)
     ingest(loading.store, [{"n": 0}])
-    told: list[LoadReport] = []
-    assert loading.load(app, flights, report=told.append).tally == Tally(failed=1)
-    assert told[0].error == "ConnectionError: refused"
+    reports: list[LoadReport] = []
+    assert loading.load(app, flights, report=reports.append).tally == Tally(failed=1)
+    assert reports[0].error == "ConnectionError: refused"
 
 
 def test_a_load_that_finds_the_lock_held_ends_well(loading: Loading) -> None:
@@ -341,7 +341,7 @@ def test_what_is_loaded_is_recorded_once_the_store_responds(
 
 
 def test_received_outcomes_are_loaded_with_their_cause(loading: Loading) -> None:
-    told: list[tuple[Any, str, str | None, int]] = []
+    reports: list[tuple[Any, str, str | None, int]] = []
     mail = Destination("mail", schedule=SOON)
 
     def load(batch: Batch[Any]) -> None:
@@ -356,14 +356,14 @@ def test_received_outcomes_are_loaded_with_their_cause(loading: Loading) -> None
     def undeliverable(batch: Batch[Any]) -> None:
         for job in batch:
             assert job.cause is not None
-            told.append((job.data, job.cause.outcome, job.cause.error, job.cause.attempts))
+            reports.append((job.data, job.cause.outcome, job.cause.error, job.cause.attempts))
 
     app = Blacksmith(sources=[departed.source], destinations=[warehouse, mail], since="2026-01-01")
     loading.store.register(app)
     ingest(loading.store, [{"n": n} for n in range(4)])
     loading.load(app, flights)
     loading.load(app, undeliverable)
-    assert told == [({"n": n}, "discarded", "odd", 1) for n in (1, 3)]
+    assert reports == [({"n": n}, "discarded", "odd", 1) for n in (1, 3)]
 
 
 def test_poison_among_many_is_found_without_discarding_the_others(loading: Loading) -> None:

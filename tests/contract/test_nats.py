@@ -43,10 +43,10 @@ def failing(url: str, why: str) -> str:
     """What is said when a publish fails."""
     with (
         contextlib.closing(opening((url, "sqlite://")).publisher()) as publisher,
-        pytest.raises(Unavailable, match=why) as told,
+        pytest.raises(Unavailable, match=why) as raised,
     ):
         publisher.publish([FLIGHTS])
-    return str(told.value)
+    return str(raised.value)
 
 
 def test_tls_with_an_authority_of_ones_own(tmp_path: Path) -> None:
@@ -62,15 +62,15 @@ def test_tls_with_an_authority_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_a_server_without_tls_is_told_no_credentials() -> None:
-    told = b""
+    sent = b""
 
     async def serve() -> None:
         done = asyncio.Event()
 
         async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            nonlocal told
+            nonlocal sent
             writer.write(b'INFO {"auth_required": true, "max_payload": 1048576}\r\n')
-            told += await reader.read()
+            sent += await reader.read()
             writer.close()
             done.set()
 
@@ -81,7 +81,7 @@ def test_a_server_without_tls_is_told_no_credentials() -> None:
             await asyncio.wait_for(done.wait(), 10)
 
     asyncio.run(serve())
-    assert told == b""
+    assert sent == b""
 
 
 def test_a_token_is_a_username_alone(server: NATSServer) -> None:

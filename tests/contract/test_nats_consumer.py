@@ -242,9 +242,9 @@ def test_messages_that_were_deleted_before_they_were_read_are_told(
     with consumer_of(feed, kept) as consumer:
         goes_on(consumer, kept, 15)
     assert kept.bodies == numbered(5) + numbered(10, 25)
-    (told,) = (record.getMessage() for record in caplog.records)
-    assert "20 messages" in told
-    assert "deleted before they were read" in told
+    (warning,) = (record.getMessage() for record in caplog.records)
+    assert "20 messages" in warning
+    assert "deleted before they were read" in warning
 
 
 def test_a_stream_that_has_lost_its_end_is_told_and_read_again(
@@ -261,8 +261,8 @@ def test_a_stream_that_has_lost_its_end_is_told_and_read_again(
     with consumer_of(feed, kept) as consumer:
         goes_on(consumer, kept, 3)
     assert kept.bodies == numbered(3)
-    (told,) = (record.getMessage() for record in caplog.records)
-    assert "was read up to 1000 and ends at 3" in told
+    (warning,) = (record.getMessage() for record in caplog.records)
+    assert "was read up to 1000 and ends at 3" in warning
 
 
 def test_ids_are_the_senders(feed: NATSFeed, kept: Kept) -> None:

@@ -171,9 +171,9 @@ def test_values_are_told_by_their_type_in_a_snapshot_and_after(url: str, ledger:
         run(url, f"INSERT INTO typed VALUES (2, {values})")
         found, completed, inserted = ledger.wait_for(3)
     assert (found.operation, completed.operation) == ("snapshot", "snapshot_completed")
-    told = {f"c{place}": wanted for place, (_, wanted) in enumerate(VALUES.values())}
-    assert inserted.new == {"id": 2} | told
-    assert found.new == {"id": 1} | told
+    columns = {f"c{place}": wanted for place, (_, wanted) in enumerate(VALUES.values())}
+    assert inserted.new == {"id": 2} | columns
+    assert found.new == {"id": 1} | columns
     json.dumps(inserted.new, allow_nan=False)
 
 
@@ -324,8 +324,8 @@ def test_slot_dropped(url: str, ledger: Ledger, when: str) -> None:
     error = ledger.listen(event)
     assert isinstance(error, ChangesLost)
     lsn = json.loads(ledger.cursor)["lsn"]
-    for told in ("blacksmith_first", f"committed after {lsn}", "slot='...'", "snapshot=True"):
-        assert told in str(error)
+    for named in ("blacksmith_first", f"committed after {lsn}", "slot='...'", "snapshot=True"):
+        assert named in str(error)
     assert isinstance(ledger.listen(event), ChangesLost)  # and not only once
 
     ledger.error = None
@@ -429,9 +429,9 @@ def test_slot_never_passes_what_is_committed(url: str, ledger: Ledger) -> None:
         safe = confirmed(url)
         for _ in range(5):  # it is asked where it is again and again meanwhile
             run(url, "INSERT INTO other VALUES (1)")
-            told = "SELECT reply_time > now() FROM pg_stat_replication"
+            query = "SELECT reply_time > now() FROM pg_stat_replication"
             with psycopg.connect(url) as connection:  # its now() is when this began
-                ledger.wait(lambda: connection.execute(told).fetchone() == (True,))  # noqa: B023
+                ledger.wait(lambda: connection.execute(query).fetchone() == (True,))  # noqa: B023
         assert confirmed(url) == safe
         ledger.held.clear()
         run(url, "INSERT INTO customers VALUES (2, 'kept', NULL)")

@@ -289,11 +289,14 @@ def test_wrong_credentials_fail_clearly(
     publisher, subscriber = pubsub.publisher(), pubsub.subscriber("warehouse")
     opened.enter_context(contextlib.closing(publisher))
     opened.enter_context(contextlib.closing(subscriber))
-    with pytest.raises(Unavailable, match=r"refused.*BLACKSMITH_PUBSUB_URL") as told:
+    with pytest.raises(Unavailable, match=r"refused.*BLACKSMITH_PUBSUB_URL") as raised:
         publisher.publish([FLIGHTS])
-    with pytest.raises(Unavailable, match=r"refused.*BLACKSMITH_PUBSUB_URL") as told_too:
+    with pytest.raises(Unavailable, match=r"refused.*BLACKSMITH_PUBSUB_URL") as raised_too:
         subscriber.wait(A_FEW_SECONDS)
-    shown = [*traceback.format_exception(told.value), *traceback.format_exception(told_too.value)]
+    shown = [
+        *traceback.format_exception(raised.value),
+        *traceback.format_exception(raised_too.value),
+    ]
     assert "open-sesame" not in "".join([*shown, pubsub.label, repr(pubsub), caplog.text])
 
 

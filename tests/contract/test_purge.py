@@ -214,9 +214,9 @@ def test_parents_stay_while_an_outcome_waits(store: Store) -> None:
     ids = ingest_events(store, 3)
     index_time(store)
     load = claimed(store, take_over(store))
-    told = NewEvent(OUTCOME, "{}", [NewJob(SEATS)], parent=ids[1])
+    of_discarded = NewEvent(OUTCOME, "{}", [NewJob(SEATS)], parent=ids[1])
     discarded = [Deviation(load.rows[1].seq, JobResult.DISCARDED, "no")]
-    store.record(load, LoadVerdict(discarded, outcomes=[told]))
+    store.record(load, LoadVerdict(discarded, outcomes=[of_discarded]))
     token = take_over(store, to=SEATS)
     of_outcome = claimed(store, token)
     [outcome] = ids_of(of_outcome)
@@ -280,9 +280,9 @@ def test_a_question_about_a_purged_event_says_from_when_on_events_are_kept(store
         with pytest.raises(Gone, match=rf"{event} has been purged.*departed.* since {day}"):
             ask(event)
     for unknown in (f"{event[:12]}{99:012x}", "nonsense"):
-        with pytest.raises(NotFound) as told:
+        with pytest.raises(NotFound) as raised:
             store.event(unknown)
-        assert not isinstance(told.value, Gone)
+        assert not isinstance(raised.value, Gone)
 
 
 def test_a_purged_window_is_told(store: Store) -> None:
@@ -457,6 +457,6 @@ def test_what_cannot_be_archived_is_not_purged(store: Store, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("url", ["nonsense://user:hunter2@host/folder", "s3://bucket/folder"])
 def test_a_wrong_archive_is_told_without_its_password(url: str) -> None:
-    with pytest.raises(SettingsError) as told:
+    with pytest.raises(SettingsError) as raised:
         FolderArchive(url)
-    assert "hunter2" not in str(told.value)
+    assert "hunter2" not in str(raised.value)

@@ -42,12 +42,12 @@ def refusal(pubsub: PubSub) -> str:
     """What a publisher is told; a subscriber is told the same."""
     publisher, subscriber = pubsub.publisher(), pubsub.subscriber("warehouse")
     with contextlib.closing(publisher), contextlib.closing(subscriber):
-        with pytest.raises(Unavailable) as told:
+        with pytest.raises(Unavailable) as raised:
             publisher.publish([FLIGHTS])
-        with pytest.raises(Unavailable) as told_too:
+        with pytest.raises(Unavailable) as raised_too:
             subscriber.wait(SOON)
-    assert str(told.value) == str(told_too.value)
-    return str(told.value)
+    assert str(raised.value) == str(raised_too.value)
+    return str(raised.value)
 
 
 def works(pubsub: PubSub) -> bool:
@@ -167,8 +167,8 @@ def test_virtual_hosts(broker: RabbitMQServer, topic: str, user: str) -> None:
 
 def test_rights_that_are_missing_are_told(broker: RabbitMQServer, topic: str, user: str) -> None:
     broker.control("set_permissions", user, "^other", ".*", ".*")
-    told = refusal(at(f"amqp://{user}:{user}@127.0.0.1:{broker.port}?topic={topic}"))
-    assert "configure, write and read" in told
+    why = refusal(at(f"amqp://{user}:{user}@127.0.0.1:{broker.port}?topic={topic}"))
+    assert "configure, write and read" in why
 
 
 def test_an_exchange_of_another_kind_is_told(broker: RabbitMQServer, topic: str) -> None:

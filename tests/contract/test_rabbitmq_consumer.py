@@ -161,8 +161,8 @@ def test_messages_without_an_id_come_again_and_are_told_of_once(
         assert {each.message.id for each in got} == {None}
         assert {each.cursor for each in got} == {None}
         kept.keep(got)
-    (told,) = (record.getMessage() for record in caplog.records)
-    assert "have no message_id" in told
+    (warning,) = (record.getMessage() for record in caplog.records)
+    assert "have no message_id" in warning
     with consumer_of(feed) as consumer:
         kept.keep(received(consumer, 3))
     assert kept.bodies == numbered(3) * 2

@@ -361,9 +361,9 @@ def test_a_store_that_is_away_is_told_once_and_waited_for(
         until(loaded.has(10 * outage + 1))
         until(lambda: loop.holds_locks)
         assert loop.failure is None
-        told = [each for each in caplog.messages if "the store is away" in each]
-        assert len(told) <= 2 * outage  # whoever sweeps and whoever loads, once an outage
-        assert sum(FLIGHTS in each for each in told) == outage
+        reported = [each for each in caplog.messages if "the store is away" in each]
+        assert len(reported) <= 2 * outage  # whoever sweeps and whoever loads, once an outage
+        assert sum(FLIGHTS in each for each in reported) == outage
         assert warm.supervisor.status(LOCK).since == since  # nobody has to wait for it to run out
 
 

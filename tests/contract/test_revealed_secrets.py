@@ -75,13 +75,15 @@ def test_an_error_that_holds_a_secret_is_kept_without_it(
     connecting: Destination[Any] = Destination("house", connect=trip, schedule=SOON)
     connecting.event(receives=departed, name="flights")(lambda batch, connection: None)
     causes: list[Cause | None] = []
-    told: Destination[Any] = Destination("told")
+    reported: Destination[Any] = Destination("reported")
 
-    @told.event(receives=[raising.failed, raising.discarded])
+    @reported.event(receives=[raising.failed, raising.discarded])
     def outcomes(batch: Batch[Any]) -> None:
         causes.extend(job.cause for job in batch)
 
-    app = Blacksmith(sources=[airport], destinations=[lake, connecting, told], since="2026-01-01")
+    app = Blacksmith(
+        sources=[airport], destinations=[lake, connecting, reported], since="2026-01-01"
+    )
     store.register(app)
     reports: list[LoadReport] = []
     shown: list[Any] = [reports, causes]

@@ -356,18 +356,18 @@ def test_a_store_is_not_named_by_the_folder_that_one_is_in(
     "login", ["me:s3cr@hunter2", "me:s3cr@hunter2:5432", "me:p@x:hunter2", "me:p@x/hunter2"]
 )
 def test_a_password_that_is_not_encoded_is_refused_and_not_shown(login: str) -> None:
-    with pytest.raises(SettingsError, match="percent-encode") as told:
+    with pytest.raises(SettingsError, match="percent-encode") as raised:
         open_store(f"postgresql://{login}@127.0.0.1:9/none")
-    assert "hunter2" not in "".join(traceback.format_exception(told.value))
+    assert "hunter2" not in "".join(traceback.format_exception(raised.value))
     with pytest.raises(Unavailable, match=r"127\.0\.0\.1:9"):
         open_store("postgresql://me:p%40x@127.0.0.1:9/none")
 
 
 def test_an_unreachable_database_is_told_without_its_password() -> None:
-    with pytest.raises(Unavailable) as told:
+    with pytest.raises(Unavailable) as raised:
         open_store("postgresql://user:hunter2@127.0.0.1:9/none")
-    assert "hunter2" not in str(told.value)
-    assert "127.0.0.1:9" in str(told.value)
+    assert "hunter2" not in str(raised.value)
+    assert "127.0.0.1:9" in str(raised.value)
 
 
 def test_a_standby_that_only_reads_does_not_respond(postgres_url: str) -> None:
@@ -382,9 +382,9 @@ def test_a_standby_that_only_reads_does_not_respond(postgres_url: str) -> None:
         keyed = new_event(key="k")
         store.engine.dispose()  # its next connections are read-only, as after a failover
         for ingest in (lambda: store.ingest([[new_event()]]), lambda: store.ingest([[keyed]])):
-            with pytest.raises(Unavailable, match="read-only") as told:
+            with pytest.raises(Unavailable, match="read-only") as raised:
                 ingest()
-            assert not isinstance(told.value, OutcomeUnknown)
+            assert not isinstance(raised.value, OutcomeUnknown)
 
 
 def test_a_transaction_that_the_server_timed_out_is_no_refusal(postgres_url: str) -> None:

@@ -236,8 +236,8 @@ def test_a_registered_service_is_listed_until_it_is_deregistered(connect: Connec
     with registered(ours, this_process(SCHEDULER, ["lake", "mail"])):
         until(theirs.services)
         (found,) = theirs.services()
-        told = (found.name, found.passing, found.version)
-        assert told == (SCHEDULER, True, version("blacksmith-dagster"))
+        described = (found.name, found.passing, found.version)
+        assert described == (SCHEDULER, True, version("blacksmith-dagster"))
         assert found.tags == ("lake", "mail")
         assert here() in found.id
         ours.register(Service(GATEWAY, "gateway-1", "10.0.0.7", 8420))

@@ -236,14 +236,14 @@ def test_what_is_in_quarantine_is_told_with_how_to_retry_it(store_url: str) -> N
         }
         for event_type in ("shop/ordered", "shop/ordered", "shop"):
             store.quarantine(RawRequest(event_type, b"{", {}, "it is not JSON"))
-        told = found()
-    assert not told["ordered"].passed
-    assert told["ordered"].metadata == {"in_quarantine": 2, "in_quarantine_at_webhooks": 1}
+        by_name = found()
+    assert not by_name["ordered"].passed
+    assert by_name["ordered"].metadata == {"in_quarantine": 2, "in_quarantine_at_webhooks": 1}
     assert "2 wait in quarantine: `blacksmith quarantine list --event shop/ordered`" in (
-        told["ordered"].said
+        by_name["ordered"].said
     )
-    assert not told["paid"].passed
-    assert told["paid"].said == (
+    assert not by_name["paid"].passed
+    assert by_name["paid"].said == (
         "1 wait in quarantine: `blacksmith quarantine list --event shop` names them and why, "
         "`blacksmith quarantine retry --event shop` ingests them"
     )

@@ -153,10 +153,10 @@ def test_no_secret_and_no_cursor_is_told(
     polling.open().close()
     assert polling.run(instance).success
     assert polling.run(instance).success
-    told = [serialize_value(run) for run in instance.get_runs()]
+    reported = [serialize_value(run) for run in instance.get_runs()]
     for run in instance.get_runs():
-        told += [serialize_value(each) for each in instance.all_logs(run.run_id)]
-    text = "\n".join(told)
+        reported += [serialize_value(each) for each in instance.all_logs(run.run_id)]
+    text = "\n".join(reported)
     assert "PermissionError: no way in with ***" in text
     assert "cAnAry0f5e1d" not in text
     assert "cUrs0r7a31" not in text
@@ -170,9 +170,9 @@ def test_a_poll_beside_another_is_skipped_with_the_holders_name(
     with contextlib.closing(polling.open()) as store:
         supervisor = open_supervisor(None, store)
         with contextlib.closing(supervisor), supervisor.acquire("listen/tower/seen", "run 7"):  # type: ignore[union-attr]
-            told = metadata(polling.run(instance))
-        assert told.pop("skipped").startswith("tower/seen is polled by run 7")
-        assert told == {"events_received": 0, "events_quarantined": 0}
+            reported = metadata(polling.run(instance))
+        assert reported.pop("skipped").startswith("tower/seen is polled by run 7")
+        assert reported == {"events_received": 0, "events_quarantined": 0}
         assert polling.polls == []
         assert payloads(store) == []
 
@@ -366,9 +366,9 @@ def test_dst_fires_once(
     ):
         dagster.look_until(begin, begin + timedelta(days=3), timedelta(hours=1))
         runs = dagster.instance.get_runs()
-        told = said(store, clockwork.by_night)
+        reported = said(store, clockwork.by_night)
     assert {run.status for run in runs} == {DagsterRunStatus.SUCCESS}
-    polled = [datetime.fromisoformat(each).astimezone(berlin) for each in told]
+    polled = [datetime.fromisoformat(each).astimezone(berlin) for each in reported]
     days = [datetime.fromisoformat(first).date() + timedelta(days=n) for n in range(3)]
     assert [each.date() for each in polled] == days  # each day, once
     assert len(runs) == len(days)

@@ -141,8 +141,8 @@ def test_a_run_keeps_events_tells_of_them_and_ends_when_it_is_old(
     assert said["stop_reason"] == "3s old, and another goes on"
     assert said["events_received"] == 300
     assert said["by_event"] == {CHANGED: 300}
-    (told,) = observations(instance)
-    assert (told["events_received"], told["lag_unit"], told["held_by"]) == (
+    (reported,) = observations(instance)
+    assert (reported["events_received"], reported["lag_unit"], reported["held_by"]) == (
         300,
         "bytes",
         result.run_id,
@@ -160,10 +160,10 @@ def test_lag_is_told_while_it_stays(
     monkeypatch.setattr("blacksmith_dagster.ingest.listeners.NOTE", 0.1)
     shop.lines = 5
     shop.run(instance)
-    told = observations(instance)
-    assert len(told) > 2
-    assert sum(each["events_received"] for each in told) == 5
-    assert told[-1]["lag"] == 7
+    reported = observations(instance)
+    assert len(reported) > 2
+    assert sum(each["events_received"] for each in reported) == 5
+    assert reported[-1]["lag"] == 7
 
 
 def test_sigterm_ends_it_well_and_keeps_what_was_read(
@@ -199,8 +199,8 @@ def test_a_terminated_run_commits_what_was_read_and_ends_canceled(
     assert run.status is DagsterRunStatus.CANCELED
     assert shop.kept == list(range(1, len(shop.kept) + 1))
     assert shop.store.cursor(f"cdc/{CHANGED}") == str(len(shop.kept))
-    (told,) = observations(instance)
-    assert told["events_received"] == len(shop.kept)
+    (reported,) = observations(instance)
+    assert reported["events_received"] == len(shop.kept)
 
 
 def test_a_run_that_follows_goes_on_without_a_gap(

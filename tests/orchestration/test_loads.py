@@ -24,7 +24,7 @@ from tests.orchestration.pipeline import TODAY, Pipeline
 FLIGHTS = AssetKey(["lake", "flights"])
 
 
-def told(
+def reported(
     instance: DagsterInstance, result: ExecuteInProcessResult, op: str = "lake__flights"
 ) -> dict[str, dict[str, Any]]:
     """What each partition was told of a load, by day, as it is kept in the run's log."""
@@ -58,7 +58,7 @@ def test_each_day_is_told_once_with_its_counts(store_url: str, instance: Dagster
     ]
     result = pipeline.run(instance)
     assert pipeline.loaded["flights"] == ids
-    by_day = told(instance, result)
+    by_day = reported(instance, result)
     assert {day: each["events_loaded"] for day, each in by_day.items()} == {
         day.isoformat(): count for day, count in zip(days, (3, 5, 7), strict=True)
     }
@@ -77,7 +77,7 @@ def test_a_discarded_job_fails_the_check_and_not_the_run(
     ids = pipeline.receive(3)
     result = pipeline.run(instance)
     assert result.success
-    day = told(instance, result)[TODAY.isoformat()]
+    day = reported(instance, result)[TODAY.isoformat()]
     assert (day["events_loaded"], day["events_discarded"]) == (2, 1)
     assert day["first_error"] == "no such airport"
     check = checks(result)["no_discarded"]
@@ -97,7 +97,7 @@ def test_a_failed_job_is_told_and_waits(store_url: str, instance: DagsterInstanc
     pipeline = Pipeline(store_url, judge=judge)
     pipeline.receive(2)
     result = pipeline.run(instance)
-    day = told(instance, result)[TODAY.isoformat()]
+    day = reported(instance, result)[TODAY.isoformat()]
     assert (day["events_loaded"], day["events_failed"]) == (1, 1)
     assert checks(result)["nothing_overdue"].metadata["jobs_retrying"].value == 1
 
@@ -112,7 +112,7 @@ def test_a_day_of_which_nothing_was_loaded_is_observed_and_not_materialized(
     pipeline.receive(2)
     result = pipeline.run(instance)
     assert result.success
-    assert told(instance, result) == {}
+    assert reported(instance, result) == {}
     (record,) = instance.fetch_observations(FLIGHTS, limit=1).records
     observed = record.asset_observation
     assert observed is not None
@@ -138,7 +138,7 @@ def test_a_held_lock_ends_the_run_well_and_says_who_holds_it(
     assert result.success
     assert pipeline.loaded["flights"] == []
     assert outputs(result)["lake__flights"]["skipped"] == f"held by run-of-another at {here()}"
-    assert told(instance, result) == {}
+    assert reported(instance, result) == {}
 
 
 def outputs(result: ExecuteInProcessResult) -> dict[str, dict[str, Any]]:
@@ -162,7 +162,7 @@ def test_a_signal_ends_the_run_after_the_batch_under_way(
     result = pipeline.run(instance)
     assert result.success
     assert len(pipeline.loaded["flights"]) == 1
-    assert told(instance, result)[TODAY.isoformat()]["events_loaded"] == 1
+    assert reported(instance, result)[TODAY.isoformat()]["events_loaded"] == 1
     assert pipeline.loaded["undeliverable"] == []  # an op that has not begun does not begin
     for said in outputs(result).values():
         assert said["stop_reason"] == "asked to stop before all that is due was loaded"
@@ -173,7 +173,7 @@ def test_a_run_of_many_loads_writes_few_rows(instance: DagsterInstance, tmp_path
     pipeline = Pipeline(f"sqlite:///{tmp_path}/store.db", batch=10)
     pipeline.receive(3000)
     result = pipeline.run(instance)
-    assert told(instance, result)[TODAY.isoformat()]["loads"] == 300
+    assert reported(instance, result)[TODAY.isoformat()]["loads"] == 300
     assert len(instance.all_logs(result.run_id)) < 100
 
 
@@ -211,7 +211,7 @@ def test_what_was_loaded_before_an_error_is_told(store_url: str, instance: Dagst
     pipeline.receive(4)
     result = pipeline.run(instance, raise_on_error=False)
     assert not result.success
-    assert told(instance, result)[TODAY.isoformat()]["events_loaded"] == 4
+    assert reported(instance, result)[TODAY.isoformat()]["events_loaded"] == 4
 
 
 def test_a_service_that_does_not_respond_is_asked_again(

@@ -81,7 +81,7 @@ class Migrated:
     def load(self, instance: DagsterInstance) -> Mapping[str, Any]:
         """What the load of the destination has told, by name."""
         result = self._job("load_lake").execute_in_process(instance=instance)
-        return {name: value.value for name, value in told(result).items()}
+        return {name: value.value for name, value in reported(result).items()}
 
     def run(
         self,
@@ -110,7 +110,7 @@ class Migrated:
         return {**said.metadata, "description": said.description}
 
 
-def told(result: ExecuteInProcessResult) -> Mapping[str, Any]:
+def reported(result: ExecuteInProcessResult) -> Mapping[str, Any]:
     """The metadata of the op."""
     [output] = [event for event in result.all_node_events if event.is_successful_output]
     return output.step_output_data.metadata
@@ -158,7 +158,7 @@ def test_a_run_tells_what_was_done_in_a_table(store_url: str, instance: DagsterI
     migrated = Migrated(store_url)
     result = migrated.run(instance, "wanderer_run")
     assert migrated.ran == ups(FIRST, SECOND, THIRD, FOURTH, FIFTH)
-    said = told(result)
+    said = reported(result)
     assert rows(said) == [
         (version, "up", "succeeded(up)") for version in (FIRST, SECOND, THIRD, FOURTH, FIFTH)
     ]
@@ -171,7 +171,7 @@ def test_a_run_tells_what_was_done_in_a_table(store_url: str, instance: DagsterI
     assert isinstance(first["seconds"], float)
     assert said["migrations_done"].value == said["migrations_planned"].value
     # Another run has nothing to do.
-    assert rows(told(migrated.run(instance, "wanderer_run"))) == []
+    assert rows(reported(migrated.run(instance, "wanderer_run"))) == []
     assert len(migrated.ran) == 5
 
 
@@ -187,7 +187,7 @@ def test_what_was_acknowledged_is_run_by_the_next_run(
     one_store: str, instance: DagsterInstance
 ) -> None:
     migrated = Migrated(one_store)
-    acknowledged = told(migrated.run(instance, "wanderer_ack", version=SECOND))
+    acknowledged = reported(migrated.run(instance, "wanderer_ack", version=SECOND))
     assert rows(acknowledged) == [
         (FIRST, "acknowledge", "acknowledged"),
         (SECOND, "acknowledge", "acknowledged"),
@@ -199,7 +199,7 @@ def test_what_was_acknowledged_is_run_by_the_next_run(
 
 def test_what_was_discarded_never_runs(one_store: str, instance: DagsterInstance) -> None:
     migrated = Migrated(one_store)
-    said = told(migrated.run(instance, "wanderer_ack", version=SECOND, discard=True))
+    said = reported(migrated.run(instance, "wanderer_ack", version=SECOND, discard=True))
     assert {row[2] for row in rows(said)} == {"discarded"}
     migrated.run(instance, "wanderer_run")
     assert migrated.ran == ups(THIRD, FOURTH, FIFTH)
@@ -211,7 +211,7 @@ def test_a_rollback_goes_down_to_the_version_which_stays(
     migrated = Migrated(store_url)
     migrated.run(instance, "wanderer_run")
     migrated.ran.clear()
-    said = told(migrated.run(instance, "wanderer_rollback", version=THIRD))
+    said = reported(migrated.run(instance, "wanderer_rollback", version=THIRD))
     assert migrated.ran == [(FIFTH, "down"), (FOURTH, "down")]
     assert rows(said) == [
         (FIFTH, "down", "succeeded(down)"),
@@ -233,12 +233,12 @@ def test_a_dry_run_tells_the_plan_and_does_nothing(
     one_store: str, instance: DagsterInstance
 ) -> None:
     migrated = Migrated(one_store)
-    planned = rows(told(migrated.run(instance, "wanderer_run", dry_run=True)))
+    planned = rows(reported(migrated.run(instance, "wanderer_run", dry_run=True)))
     assert planned == [
         (version, "up", "planned") for version in (FIRST, SECOND, THIRD, FOURTH, FIFTH)
     ]
     assert migrated.ran == []
-    assert rows(told(migrated.run(instance, "wanderer_run", dry_run=True))) == planned
+    assert rows(reported(migrated.run(instance, "wanderer_run", dry_run=True))) == planned
 
 
 def test_a_dry_run_tells_the_sql() -> None:
@@ -366,10 +366,10 @@ def test_the_report_says_what_is_wrong_with_migrations_that_cannot_be_read(
         if each.name == "blacksmith_report"
     ]
     with build_sensor_context(instance, resources={"blacksmith": resource}) as context:
-        told = report.evaluate_tick(context).asset_events  # type: ignore[union-attr]
+        reported = report.evaluate_tick(context).asset_events  # type: ignore[union-attr]
     [check] = [
         each
-        for each in told
+        for each in reported
         if isinstance(each, AssetCheckEvaluation) and each.check_name == "migrations_up_to_date"
     ]
     assert not check.passed
@@ -412,9 +412,9 @@ def test_they_are_tracked_where_the_environment_says(
     migrated = Migrated(one_store)
     monkeypatch.setenv("BLACKSMITH_WANDERER_URL", f"sqlite:///{tmp_path}/wanderer.db")
     migrated.run(instance, "wanderer_run")
-    assert rows(told(migrated.run(instance, "wanderer_run", dry_run=True))) == []
+    assert rows(reported(migrated.run(instance, "wanderer_run", dry_run=True))) == []
     monkeypatch.delenv("BLACKSMITH_WANDERER_URL")
-    assert len(rows(told(migrated.run(instance, "wanderer_run", dry_run=True)))) == 5
+    assert len(rows(reported(migrated.run(instance, "wanderer_run", dry_run=True)))) == 5
 
 
 def test_an_error_with_a_secret_in_it_is_told_without(

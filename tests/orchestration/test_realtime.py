@@ -325,13 +325,13 @@ def test_a_warm_run_materializes_while_it_stays(
     warm = WarmRuns(idle="5s", notice="1s")
     alerts.definitions = build_definitions(alerts.app, resource=alerts.resource, warm=warm)
 
-    def told() -> list[Any]:
+    def reported() -> list[Any]:
         records = instance.fetch_materializations(AssetKey(["alerts", "late"]), limit=10).records
         return [each.asset_materialization for each in reversed(records)]
 
     def send_another() -> None:
         deadline = time.monotonic() + 60
-        while not told() and time.monotonic() < deadline:
+        while not reported() and time.monotonic() < deadline:
             time.sleep(0.05)
         ids.append(alerts.receive("late"))
 
@@ -341,8 +341,8 @@ def test_a_warm_run_materializes_while_it_stays(
     result = alerts.run(instance)
     sender.join(60)
     assert alerts.loaded == ids
-    assert [each.metadata["events_loaded"].value for each in told()] == [1, 1]
-    first, second = (each.metadata["last_load"].value for each in told())
+    assert [each.metadata["events_loaded"].value for each in reported()] == [1, 1]
+    first, second = (each.metadata["last_load"].value for each in reported())
     assert first < second
     assert outputs(result)["events_loaded"] == 2
 

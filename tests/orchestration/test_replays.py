@@ -76,8 +76,8 @@ def test_a_backfill_of_several_days_is_one_run_that_tells_each_day(
     pipeline.receive(4, DAYS[0] - timedelta(days=1), ())
     result = replay(pipeline, instance)
     assert result.success
-    told = metadata_of(result)
-    assert {day: each["events_loaded"] for day, each in told.items()} == dict(
+    reported = metadata_of(result)
+    assert {day: each["events_loaded"] for day, each in reported.items()} == dict(
         zip(NAMED, (2, 0, 3), strict=True)
     )
     assert len(pipeline.loaded["flights"]) == 5
@@ -103,8 +103,8 @@ def test_a_day_with_failures_is_materialized_and_its_check_names_them(
         failing.add(store.events()[0].id)
     result = replay(pipeline, instance)
     assert result.success
-    told = metadata_of(result)
-    assert [told[NAMED[-1]][name] for name in ("events_loaded", "events_failed")] == [0, 1]
+    reported = metadata_of(result)
+    assert [reported[NAMED[-1]][name] for name in ("events_loaded", "events_failed")] == [0, 1]
     check = checks_of(result)["replay_settled"]
     assert not check.passed
     assert check.metadata["days"].value == {NAMED[-1]: {"retrying": 1}}

@@ -133,7 +133,9 @@ def count(day: date, events: int, event_type: str = "airport/departed") -> DayCo
     return DayCount(event_type, day, events)
 
 
-def told(cursor: ReportCursor, counted: Sequence[DayCount]) -> tuple[list[DayCount], ReportCursor]:
+def reported(
+    cursor: ReportCursor, counted: Sequence[DayCount]
+) -> tuple[list[DayCount], ReportCursor]:
     found, after = news(cursor, [each for each in counted if each.day >= cursor.since], TODAY)
     return list(found), after
 
@@ -143,7 +145,7 @@ def test_a_long_past_is_told_in_portions_oldest_first() -> None:
     cursor = ReportCursor(TODAY - timedelta(days=499))
     seen: list[DayCount] = []
     for portion in (200, 200, 100, 0):
-        found, cursor = told(cursor, counted)
+        found, cursor = reported(cursor, counted)
         assert len(found) == portion
         seen += found
     assert seen == counted[::-1]
@@ -151,11 +153,11 @@ def test_a_long_past_is_told_in_portions_oldest_first() -> None:
 
 def test_the_cursor_forgets_days_that_are_over() -> None:
     counted = [count(TODAY - timedelta(days=ago), 1) for ago in range(100)]
-    _, cursor = told(ReportCursor(TODAY - timedelta(days=99)), counted)
+    _, cursor = reported(ReportCursor(TODAY - timedelta(days=99)), counted)
     assert len(cursor.totals) == 8
     assert ReportCursor.read(cursor.write(), TODAY) == cursor
     late = [*counted[8:], count(TODAY - timedelta(days=7), 2), *counted[:7]]
-    assert told(cursor, late)[0] == [count(TODAY - timedelta(days=7), 2)]
+    assert reported(cursor, late)[0] == [count(TODAY - timedelta(days=7), 2)]
 
 
 def test_a_finding_is_repeated_after_an_hour() -> None:

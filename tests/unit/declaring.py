@@ -17,10 +17,10 @@ def refused(
     declare: Callable[..., Any], *arguments: Any, says: str, fix: str, **named: Any
 ) -> None:
     """Declaring it is refused, and the error says what is wrong and what to do."""
-    with pytest.raises(DeclarationError) as told:
+    with pytest.raises(DeclarationError) as raised:
         declare(*arguments, **named)
-    assert says in str(told.value)
-    assert fix in str(told.value)
+    assert says in str(raised.value)
+    assert fix in str(raised.value)
 
 
 def load(batch: Batch[Any]) -> None: ...

@@ -46,11 +46,11 @@ def delay_is_odd(event: Event[Any]) -> bool:
 @warehouse.event(
     receives=[flights.succeeded, flights.failed, Flow(flights.discarded, when=delay_is_odd)]
 )
-def told(batch: Batch[Any]) -> None: ...
+def reported(batch: Batch[Any]) -> None: ...
 
 
-@warehouse.event(receives=told.discarded)
-def told_of_telling(batch: Batch[Any]) -> None: ...
+@warehouse.event(receives=reported.discarded)
+def reported_again(batch: Batch[Any]) -> None: ...
 
 
 app = Blacksmith(sources=[airport], destinations=[warehouse], since="2026-01-01")

@@ -103,17 +103,17 @@ def test_a_token_that_no_header_can_carry_is_told_at_the_start(
 ) -> None:
     monkeypatch.setenv(OLD, value)
     for auth in (Bearer(*BOTH), WriteKey(*BOTH)):
-        with pytest.raises(SettingsError, match=OLD) as told:
+        with pytest.raises(SettingsError, match=OLD) as raised:
             auth.check()
-        assert TOKEN not in str(told.value)
+        assert TOKEN not in str(raised.value)
 
 
 @pytest.mark.parametrize("kind", [Bearer, WriteKey])
 def test_secrets_are_named(kind: Any) -> None:
     for given in ([], [TOKEN], [Secret(NEW), TOKEN], [None]):
-        with pytest.raises(DeclarationError, match="takes a Secret") as told:
+        with pytest.raises(DeclarationError, match="takes a Secret") as raised:
             kind(*given)
-        assert TOKEN not in str(told.value)
+        assert TOKEN not in str(raised.value)
 
 
 def test_cors_and_what_becomes_of_invalid_data_are_declared() -> None:

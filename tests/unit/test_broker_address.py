@@ -49,7 +49,7 @@ def test_encryption_is_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "problem"),
     [
         ("redis://user:hidden@broker", "unsupported scheme redis://"),
         ("broker:9092", "unsupported scheme broker://"),
@@ -65,10 +65,10 @@ def test_encryption_is_asked_for(tmp_path: Path) -> None:
         ("postgres?subscription=x", "postgres has no option subscription"),
     ],
 )
-def test_a_wrong_url_is_refused_with_the_fix(url: str, told: str) -> None:
+def test_a_wrong_url_is_refused_with_the_fix(url: str, problem: str) -> None:
     with pytest.raises(SettingsError, match="BLACKSMITH_PUBSUB_URL") as refused:
         parse_broker_url(url)
-    assert told in str(refused.value)
+    assert problem in str(refused.value)
     assert "hidden" not in str(refused.value)
 
 

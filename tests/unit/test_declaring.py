@@ -177,7 +177,9 @@ def test_receiving_a_destination_event_is_refused(wrapped: bool) -> None:
         says="lake/load",
         fix="an outcome such as `flights.discarded`",
     )
-    lake.event(receives=[flights.succeeded, flights.failed, flights.discarded], name="told")(load)
+    lake.event(receives=[flights.succeeded, flights.failed, flights.discarded], name="reported")(
+        load
+    )
 
 
 @pytest.mark.parametrize("received", ["airport/departed", None, 7, {1}, load])
@@ -191,8 +193,8 @@ def test_receiving_what_is_no_event_is_refused(received: Any) -> None:
 def test_receiving_what_the_application_does_not_have_is_refused() -> None:
     source, departed, lake = pair()
     flights = lake.event(receives=departed, name="flights")(load)
-    told = Destination("told")
-    told.event(receives=flights.discarded)(load)
+    reported = Destination("reported")
+    reported.event(receives=flights.discarded)(load)
     missing = "which this application does not have"
     refused(
         application,
@@ -203,11 +205,11 @@ def test_receiving_what_the_application_does_not_have_is_refused() -> None:
     refused(
         application,
         source,
-        told,
-        says=f"told/load receives lake/flights.discarded, {missing}",
+        reported,
+        says=f"reported/load receives lake/flights.discarded, {missing}",
         fix="add 'lake' to its sources or destinations",
     )
-    application(source, lake, told)
+    application(source, lake, reported)
 
 
 def test_receiving_the_event_of_a_second_source_of_that_name_is_refused() -> None:
@@ -223,12 +225,12 @@ def test_outcomes_cannot_go_in_circles() -> None:
     source, departed, lake = pair()
     received: list[Any] = [departed]
     flights = lake.event(receives=received, name="flights")(load)
-    told = lake.event(receives=flights.discarded, name="told")(load)
-    received.append(told.discarded)
+    reported = lake.event(receives=flights.discarded, name="reported")(load)
+    received.append(reported.discarded)
     assert list(flights.flows) == [departed.path]
     flows: Any = flights.flows
     with pytest.raises(TypeError):
-        flows[told.discarded.path] = Flow(told.discarded)
+        flows[reported.discarded.path] = Flow(reported.discarded)
     application(source, lake)
 
     source, departed, lake = pair()
@@ -239,7 +241,7 @@ def test_outcomes_cannot_go_in_circles() -> None:
     source, departed, lake = pair()
     flow = Flow(departed)
     lake.event(receives=flow, name="flights")(load)
-    flow.on = lake.event(receives=departed, name="told")(load).discarded
+    flow.on = lake.event(receives=departed, name="reported")(load).discarded
     refused(application, source, lake, says="another airport/departed", fix="declare")
 
 
@@ -450,12 +452,12 @@ def test_an_application_is_made_of_sources_and_destinations() -> None:
 def test_a_secret_is_named_not_written() -> None:
     bearer: Any = Bearer
     for written in ("postgresql://app:hunter2@db/events", "s3cr3t!", "", "9lives", None):
-        with pytest.raises(DeclarationError, match="the name of an environment variable") as told:
+        with pytest.raises(DeclarationError, match="the name of an environment variable") as raised:
             Secret(written)  # type: ignore[arg-type]
-        assert not written or written not in str(told.value)
-        with pytest.raises(DeclarationError, match="takes a Secret") as told:
+        assert not written or written not in str(raised.value)
+        with pytest.raises(DeclarationError, match="takes a Secret") as raised:
             bearer(written)
-        assert not written or written not in str(told.value)
+        assert not written or written not in str(raised.value)
 
 
 @pytest.mark.parametrize("wrap", [lambda part: part, iter, "{}".format])

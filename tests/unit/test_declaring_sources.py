@@ -30,9 +30,9 @@ def test_a_topic_and_a_subscription_are_one_word(name: Any) -> None:
 
 def test_a_brokers_url_is_a_secret_and_not_repeated() -> None:
     url: Any = "nats://user:hunter2@broker"
-    with pytest.raises(DeclarationError, match=r"takes a Secret.*Secret\('ITS_NAME'\)") as told:
+    with pytest.raises(DeclarationError, match=r"takes a Secret.*Secret\('ITS_NAME'\)") as raised:
         Subscription("orders", url=url)
-    assert "hunter2" not in str(told.value)
+    assert "hunter2" not in str(raised.value)
     assert Subscription("orders", url=Secret("ORDERS_URL")).url == Secret("ORDERS_URL")
 
 

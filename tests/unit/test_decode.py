@@ -16,9 +16,9 @@ from tests.unit.loads import (
     decode,
     flights,
     load,
+    reported,
+    reported_again,
     row,
-    told,
-    told_of_telling,
 )
 
 
@@ -85,9 +85,9 @@ def test_an_outcomes_job_has_what_the_original_was_given_and_its_cause() -> None
         row(5, caused(), event_type=flights.discarded.path, parent="evt_1"),
         row(6, caused("failed"), event_type=flights.failed.path, parent="evt_2"),
     ]
-    found = originals(told, rows, kept)
+    found = originals(reported, rows, kept)
     assert found == kept
-    first, second = JobDecoder(app, told).decode(load(rows), found).jobs
+    first, second = JobDecoder(app, reported).decode(load(rows), found).jobs
     assert first.data == "F1"
     assert (first.event.id, first.event.parent, first.event.key) == ("evt_5", "evt_1", "k1")
     assert first.cause == Cause("discarded", "no such airport", 4, 7, NOW)
@@ -101,18 +101,18 @@ def test_an_outcome_of_an_outcome_is_followed_to_its_beginning() -> None:
         "evt_1": row(1, event_type=cancelled.path),
         "evt_2": row(2, caused(), event_type=flights.discarded.path, parent="evt_1"),
     }
-    rows = [row(9, caused(), event_type=told.discarded.path, parent="evt_2")]
-    found = originals(told_of_telling, rows, kept)
+    rows = [row(9, caused(), event_type=reported.discarded.path, parent="evt_2")]
+    found = originals(reported_again, rows, kept)
     assert found == kept
-    (job,) = JobDecoder(app, told_of_telling).decode(load(rows), found).jobs
+    (job,) = JobDecoder(app, reported_again).decode(load(rows), found).jobs
     assert job.data == "F1"
 
 
 def test_an_outcome_whose_event_is_gone_fails_with_the_fix() -> None:
     rows = [row(5, caused(), event_type=flights.discarded.path, parent="evt_1")]
-    found = originals(told, rows, {})
+    found = originals(reported, rows, {})
     assert found == {}
-    decoded = JobDecoder(app, told).decode(load(rows), found)
+    decoded = JobDecoder(app, reported).decode(load(rows), found)
     assert "evt_1" in decoded.failures[5].error
     assert "discard the job" in decoded.failures[5].error
 

@@ -26,33 +26,33 @@ def executor() -> Iterator[Executor]:
 
 
 def test_a_connection_is_opened_once_and_used_and_closed_in_one_thread(executor: Executor) -> None:
-    told: list[tuple[str, int]] = []
+    recorded: list[tuple[str, int]] = []
 
     def open_lake() -> Iterator[sqlite3.Connection]:
         connection = sqlite3.connect(":memory:")  # sqlite3 refuses another thread by itself
-        told.append(("opened", threading.get_ident()))
+        recorded.append(("opened", threading.get_ident()))
         yield connection
         connection.close()
-        told.append(("closed", threading.get_ident()))
+        recorded.append(("closed", threading.get_ident()))
 
     lake = Destination("lake", connect=open_lake)
 
     @lake.event(receives=departed)
     def rows(batch: Batch[Any], connection: sqlite3.Connection) -> None:
         connection.execute("select 1")
-        told.append(("rows", threading.get_ident()))
+        recorded.append(("rows", threading.get_ident()))
 
     @lake.event(receives=departed)
     def more(batch: Batch[Any], connection: sqlite3.Connection) -> None:
         connection.execute("select 1")
-        told.append(("more", threading.get_ident()))
+        recorded.append(("more", threading.get_ident()))
 
-    assert told == []  # nothing is opened before it is needed
+    assert recorded == []  # nothing is opened before it is needed
     for event in (rows, more, rows):
         assert executor.call(event, EMPTY).exception(10) is None
     executor.close()
-    assert [what for what, _ in told] == ["opened", "rows", "more", "rows", "closed"]
-    assert len({thread for _, thread in told}) == 1
+    assert [what for what, _ in recorded] == ["opened", "rows", "more", "rows", "closed"]
+    assert len({thread for _, thread in recorded}) == 1
 
 
 def test_what_connect_returned_is_closed_by_its_close(executor: Executor) -> None:

@@ -98,10 +98,10 @@ def test_what_fits_is_decoded(model: Any) -> None:
     ],
 )
 def test_what_does_not_fit_is_told_with_its_place(model: Any, body: bytes, place: str) -> None:
-    with pytest.raises(msgspec.ValidationError) as told:
+    with pytest.raises(msgspec.ValidationError) as raised:
         decoder(model)(body)
-    assert f"`{place}" in str(told.value) or place == "$"
-    assert "many" not in str(told.value)  # it may be a secret
+    assert f"`{place}" in str(raised.value) or place == "$"
+    assert "many" not in str(raised.value)  # it may be a secret
 
 
 @pytest.mark.parametrize(
@@ -117,9 +117,9 @@ def test_what_does_not_fit_is_told_with_its_place(model: Any, body: bytes, place
     ],
 )
 def test_what_is_not_json_is_not_a_validation_error(model: Any, body: bytes) -> None:
-    with pytest.raises((msgspec.DecodeError, UnicodeDecodeError)) as told:
+    with pytest.raises((msgspec.DecodeError, UnicodeDecodeError)) as raised:
         decoder(model)(body)
-    assert not isinstance(told.value, msgspec.ValidationError)
+    assert not isinstance(raised.value, msgspec.ValidationError)
 
 
 @pytest.mark.parametrize("handed", [Request, Message])
@@ -128,9 +128,9 @@ def test_a_function_may_decode_its_body(handed: Callable[..., Any]) -> None:
         assert handed(GOOD).json(type_) == decoder(type_)(GOOD)
         with pytest.raises(ValidationError, match=r"\$\.id"):
             handed(b'{"id": 7}').json(type_)
-        with pytest.raises(Reject) as told:
+        with pytest.raises(Reject) as raised:
             handed(b"{").json(type_)
-        assert not isinstance(told.value, ValidationError)
+        assert not isinstance(raised.value, ValidationError)
     assert handed(b"[%s]" % GOOD).json(list[PydanticFlight])[0].id == "UA1545"
 
 
@@ -243,9 +243,9 @@ class PydanticOpaque(pydantic.BaseModel):
 
 @pytest.mark.parametrize("model", [Opaque, {"type": "object"}, 7])
 def test_a_model_is_checked_when_it_is_declared(model: Any) -> None:
-    with pytest.raises(DeclarationError, match="cannot be decoded into") as told:
+    with pytest.raises(DeclarationError, match="cannot be decoded into") as raised:
         checked_model("airport/departed", model)
-    assert "a JSONSchema" in str(told.value)
+    assert "a JSONSchema" in str(raised.value)
 
 
 def test_what_cannot_be_written_is_told() -> None:

@@ -15,13 +15,13 @@ from tests.unit.loads import (
     decode,
     flights,
     load,
+    reported,
+    reported_again,
     row,
-    told,
-    told_of_telling,
 )
 
 LAST = SCHEDULE.max_attempts
-TOLD = [NewJob(told.path)]
+REPORTED = [NewJob(reported.path)]
 
 
 def made(
@@ -56,7 +56,7 @@ def test_each_jobs_end_is_an_event_whose_parent_is_the_jobs() -> None:
         ("failed", "evt_2"),
         ("discarded", "evt_3"),
     ]
-    assert [list(event.jobs) for event in events] == [TOLD, TOLD, TOLD]
+    assert [list(event.jobs) for event in events] == [REPORTED, REPORTED, REPORTED]
     assert [cause(event) for event in events] == [
         Cause("succeeded", None, 1, 9, NOW),
         Cause("failed", "later", 1, 9, NOW),
@@ -90,7 +90,7 @@ def test_when_that_raises_makes_the_job() -> None:
 def test_a_job_whose_data_cannot_be_made_is_told_of_too() -> None:
     broken = row(1, '{"no":"id"}', event_type=cancelled.path)
     failed, discarded = made(load([broken], attempt=LAST))
-    assert list(failed.jobs) == TOLD
+    assert list(failed.jobs) == REPORTED
     assert discarded.jobs[0].when_error == "when was not asked, for want of data: KeyError: 'id'"
 
 
@@ -105,8 +105,8 @@ def test_what_nobody_receives_is_not_made() -> None:
     given = load([row(1)])
     decoded = decode(given)
     decision = decide(given, decoded, {}, OSError(), SCHEDULE, NOW)
-    assert outcomes(app, told_of_telling, given, decoded, decision, NOW) == []
-    assert outcomes(app, told, given, decoded, decision, NOW) == []  # its discarded alone is
+    assert outcomes(app, reported_again, given, decoded, decision, NOW) == []
+    assert outcomes(app, reported, given, decoded, decision, NOW) == []  # its discarded alone is
 
 
 def test_the_outcomes_event_has_no_id_of_its_own_yet() -> None:
@@ -116,7 +116,7 @@ def test_the_outcomes_event_has_no_id_of_its_own_yet() -> None:
         asked.append(event)
         return False
 
-    flow = told.flows[flights.discarded.path]
+    flow = reported.flows[flights.discarded.path]
     before, flow.when = flow.when, when
     try:
         assert made(load([row(1)]), discard={0: "never"}) == []

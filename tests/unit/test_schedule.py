@@ -96,9 +96,9 @@ def test_a_cron_that_is_accepted_is_dagsters_too(cron: str) -> None:
 
 @pytest.mark.parametrize("interval", REFUSED)
 def test_another_interval_is_refused(interval: Any) -> None:
-    with pytest.raises(DeclarationError) as told:
+    with pytest.raises(DeclarationError) as raised:
         Schedule(interval)
-    assert f"Schedule({interval!r}): {FIX}" in str(told.value)
+    assert f"Schedule({interval!r}): {FIX}" in str(raised.value)
 
 
 def _values(low: int, high: int, names: str = "") -> st.SearchStrategy[str]:

@@ -42,12 +42,12 @@ def test_a_missing_secret_is_named(
         monkeypatch.delenv(VARIABLE)
     else:
         monkeypatch.setenv(VARIABLE, value)
-    with pytest.raises(MissingSecret) as told:
+    with pytest.raises(MissingSecret) as raised:
         secret.reveal()
-    assert isinstance(told.value, SettingsError)
-    assert told.value.name == VARIABLE
-    assert VARIABLE in str(told.value)
-    assert "set it to the secret's value" in str(told.value)
+    assert isinstance(raised.value, SettingsError)
+    assert raised.value.name == VARIABLE
+    assert VARIABLE in str(raised.value)
+    assert "set it to the secret's value" in str(raised.value)
 
 
 def test_a_declaration_needs_no_secret(secret: Secret, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,14 +161,14 @@ WRONG = [
 def test_an_application_is_named_by_module_and_name(
     app: str, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(SettingsError, match=r"write 'package\.module:name'") as told:
+    with pytest.raises(SettingsError, match=r"write 'package\.module:name'") as raised:
         load_application(app)
-    assert f"the application is {app!r};" in str(told.value)
+    assert f"the application is {app!r};" in str(raised.value)
     write_app(project, repr(app))
     monkeypatch.chdir(project)
-    with pytest.raises(SettingsError, match=r"write 'package\.module:name'") as told:
+    with pytest.raises(SettingsError, match=r"write 'package\.module:name'") as raised:
         load_application()
-    assert f"of {project}/pyproject.toml is {app!r};" in str(told.value)
+    assert f"of {project}/pyproject.toml is {app!r};" in str(raised.value)
 
 
 @pytest.mark.parametrize(("table", "says"), [("", "is missing"), ("app = 7", "is 7")])
@@ -208,9 +208,9 @@ def test_what_the_applications_module_raises_is_not_hidden(
         ("declared", "from blacksmith_dagster import Source; Source('A')", DeclarationError),
     ):
         (project / "place" / f"{name}.py").write_text(line)
-        with pytest.raises(error) as told:
+        with pytest.raises(error) as raised:
             load_application(f"place.{name}:pipeline")
-        assert not isinstance(told.value, SettingsError)
+        assert not isinstance(raised.value, SettingsError)
     assert issubclass(DeclarationError, BlacksmithError)
 
 
@@ -230,6 +230,6 @@ def test_a_function_is_named_by_module_and_name(
     name: str, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(project)
-    with pytest.raises(SettingsError, match=r"write 'package\.module:function'") as told:
+    with pytest.raises(SettingsError, match=r"write 'package\.module:function'") as raised:
         load_function(name)
-    assert f"there is no function {name!r};" in str(told.value)
+    assert f"there is no function {name!r};" in str(raised.value)

@@ -115,12 +115,12 @@ def scheme(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> S
 
 
 def rejected(auth: Any, sent: dict[str, str], body: bytes = BODY) -> str:
-    with pytest.raises(Unauthorized) as told:
+    with pytest.raises(Unauthorized) as raised:
         proved(auth, sent, body)
-    said = str(told.value)
-    assert told.value.challenge.startswith("Signature ")
+    said = str(raised.value)
+    assert raised.value.challenge.startswith("Signature ")
     for secret in (*WHSEC, "hunter2"):
-        assert secret not in said + told.value.challenge
+        assert secret not in said + raised.value.challenge
     return said
 
 
@@ -248,9 +248,9 @@ def test_a_secret_of_standard_webhooks_is_base64(
     value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(NEW, value)
-    with pytest.raises(SettingsError, match=NEW) as told:
+    with pytest.raises(SettingsError, match=NEW) as raised:
         StandardWebhooksSignature(Secret(NEW)).check()
-    assert value == "whsec_" or value not in str(told.value)
+    assert value == "whsec_" or value not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -268,17 +268,17 @@ def test_a_secret_of_standard_webhooks_is_base64(
     ],
 )
 def test_a_signature_is_declared(given: dict[str, Any], says: str) -> None:
-    with pytest.raises(DeclarationError) as told:
+    with pytest.raises(DeclarationError) as raised:
         HMACSignature(Secret(NEW), **given)
-    assert says in str(told.value)
+    assert says in str(raised.value)
 
 
 def test_a_secret_is_named_not_written() -> None:
     for scheme in SCHEMES.values():
         for given in ([], ["hunter2"], [Secret(NEW), "hunter2"]):
-            with pytest.raises(DeclarationError, match="takes a Secret") as told:
+            with pytest.raises(DeclarationError, match="takes a Secret") as raised:
                 scheme.declare(*given)
-            assert "hunter2" not in str(told.value)
+            assert "hunter2" not in str(raised.value)
 
 
 def test_a_body_may_hold_any_letters(at: int) -> None:

@@ -178,12 +178,17 @@ def test_a_report_counts_per_utc_day_of_receipt() -> None:
         3: JobVerdict(JobResult.FAILED, "later"),
     }
     given = load(jobs)
-    told = load_report(given, verdict(given, job_verdicts), 1.5)
-    assert told.days == {
+    reported = load_report(given, verdict(given, job_verdicts), 1.5)
+    assert reported.days == {
         date(2026, 3, 1): Tally(succeeded=1, discarded=1),
         date(2026, 2, 28): Tally(succeeded=1, failed=1),
     }
-    assert (told.load_id, told.attempt, told.seconds, told.error) == (9, 1, 1.5, "never")
+    assert (reported.load_id, reported.attempt, reported.seconds, reported.error) == (
+        9,
+        1,
+        1.5,
+        "never",
+    )
 
     outage = load_report(given, verdict(given, raised=ERROR), 1.5)
     assert sum(outage.days.values(), start=Tally()) == Tally(failed=4)

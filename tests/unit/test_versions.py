@@ -38,10 +38,10 @@ def test_unknown_version() -> None:
 
 
 def test_deprecated_version_warns() -> None:
-    with pytest.warns(DeprecationWarning, match="lake/loaded .* since 2020-12-31") as told:
+    with pytest.warns(DeprecationWarning, match="lake/loaded .* since 2020-12-31") as raised:
         event = lake().event(receives=departed, version="2020")(loaded)
     assert event.deprecated == date(2020, 12, 31)
-    assert told[0].filename == __file__
+    assert raised[0].filename == __file__
 
 
 def test_ready_made_destinations_have_versions_too() -> None:
