@@ -32,7 +32,7 @@ orders = Source("orders")
 def placed(message: Message) -> Event[str]:
     """Keeps the body in hex, whatever it is; one that is poison is rejected until that is fixed."""
     if message.body == DIES_AT:
-        die_if_told("read")
+        die_if_asked("read")
     if message.body.startswith(b"poison") and FIXED not in os.environ:
         raise ValueError("this is poison")
     return Event(message.body.hex(), key=message.headers.get(KEY))
@@ -41,7 +41,7 @@ def placed(message: Message) -> Event[str]:
 blacksmith = Blacksmith(sources=[orders], destinations=[], since="2026-01-01")
 
 
-def die_if_told(when: str) -> None:
+def die_if_asked(when: str) -> None:
     file = Path(os.environ.get(DIES, "/nowhere"))
     with suppress(FileNotFoundError):
         if file.read_text() == when:
@@ -55,7 +55,7 @@ def dying(store: SQLStore) -> None:
 
     def ingest_and_die(*requests: Any, **options: Any) -> Any:
         kept = ingest(*requests, **options)
-        die_if_told("commit")
+        die_if_asked("commit")
         return kept
 
     store.ingest = ingest_and_die  # type: ignore[method-assign]

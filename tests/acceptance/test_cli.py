@@ -101,13 +101,13 @@ def test_status_in_json(ids: list[str]) -> None:
     assert output["orphans"] == []
 
 
-def test_status_tells_orphans(ids: list[str]) -> None:
+def test_status_reports_orphans(ids: list[str]) -> None:
     result = run("status", "--app=tests.acceptance.own_adapters:blacksmith")
     assert "No longer declared" in result.stdout
     assert ["mail/thanks", "1"] in map(words, result.stdout.splitlines())
 
 
-def test_an_event_type_that_is_not_there_is_told_with_those_that_are(ids: list[str]) -> None:
+def test_an_event_type_that_is_not_there_is_reported_with_those_that_are(ids: list[str]) -> None:
     result = run("events", "list", "--event-type=shop/nope", code=1)
     assert "no event 'shop/nope'; it has shop/ordered" in result.stderr
 
@@ -170,7 +170,7 @@ def test_store_that_went_back_is_refused_until_repaired(
     assert len(run("events", "list").stdout.splitlines()) == 4
 
 
-def test_events_show_tells_every_transition_and_its_run(ids: list[str]) -> None:
+def test_events_show_reports_every_transition_and_its_run(ids: list[str]) -> None:
     lines = run("events", "show", ids[1]).stdout.splitlines()
     assert ["event", ids[1]] in map(words, lines)
     assert "job of mail/thanks" in lines

@@ -176,7 +176,7 @@ def test_show_shows_a_request_without_what_may_be_a_credential(store: Store) -> 
     assert "cAnAry" not in shown + run("show", order, "--json").stdout
 
 
-def test_show_tells_where_a_message_came_from(store: Store) -> None:
+def test_show_reports_where_a_message_came_from(store: Store) -> None:
     message = Message(b"{}", topic="parcels", key="k7", id="m7", place="parcels/3@1545")
     shown = run("show", *failed(store, message)).stdout
     assert ":place: parcels/3@1545" in shown
@@ -284,7 +284,7 @@ def test_retry_wakes_who_loads_at_once(
         assert set(subscriber.wait(30)) == {"alerts/parcel"}
 
 
-def test_retry_tells_what_fails_again_and_leaves_it(store: Store) -> None:
+def test_retry_reports_what_fails_again_and_leaves_it(store: Store) -> None:
     ids = failed(store, Request(b"1"), Request(b"2"))
     said = run("retry", "--all", APP, code=1).stdout
     assert said.splitlines() == [
@@ -407,7 +407,7 @@ def status(*options: str) -> str:
     return result.stdout
 
 
-def test_status_tells_what_is_in_quarantine(store: Store) -> None:
+def test_status_reports_what_is_in_quarantine(store: Store) -> None:
     assert "quarantine" not in status()
     failed(store, Request(b"1"), Request(b"2"), Message(b"3"))
     reported = "In quarantine: 2 of shop/ordered, 1 of shop/sent (`blacksmith quarantine list`)"
@@ -416,7 +416,7 @@ def test_status_tells_what_is_in_quarantine(store: Store) -> None:
     assert output["quarantined"] == {"shop/ordered": 2, "shop/sent": 1}
 
 
-def test_status_tells_how_each_listener_stands(store: Store) -> None:
+def test_status_reports_how_each_listener_stands(store: Store) -> None:
     assert "listener" not in status()
     at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     store.note_listener(ListenerStatus("shop/sent", "worker@a", 12, "messages", at))

@@ -72,7 +72,7 @@ def run(*arguments: str, code: int = 0) -> Result:
     return result
 
 
-def test_a_dry_run_tells_what_would_be_loaded(ids: list[str]) -> None:
+def test_a_dry_run_reports_what_would_be_loaded(ids: list[str]) -> None:
     output = run(*THANKS, "--dry-run").stdout
     assert "3 jobs would be run" in output
     assert "no address 1" in output

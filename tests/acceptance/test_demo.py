@@ -47,7 +47,7 @@ def test_each_poll_of_the_weather_brings_the_next_day() -> None:
     assert list(observed(Poll(cursor="2013-12-31"))) == []
 
 
-def test_each_miss_is_told(receiver: demo.Receiver, tmp_path: Path) -> None:
+def test_each_miss_is_reported(receiver: demo.Receiver, tmp_path: Path) -> None:
     process = subprocess.Popen(["true"])
     process.wait()
     nothing = Quiet(tmp_path, "", "", receiver, demo.Warehouse(tmp_path / "none.db"), process)

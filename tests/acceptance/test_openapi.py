@@ -71,7 +71,7 @@ def test_door_fuzz(pipeline: str, proof: dict[str, str], store_url: str, tmp_pat
         assert "has failed at a request" not in gateway.log
 
 
-def test_the_description_tells_what_is_declared(tmp_path: Path) -> None:
+def test_the_description_reports_what_is_declared(tmp_path: Path) -> None:
     with GatewayProcess(f"sqlite:///{tmp_path}/store.db", PIPELINE, env=ENV) as gateway:
         description = gateway.client_get("/_openapi.json").json()
     paths, components = description["paths"], description["components"]

@@ -127,7 +127,7 @@ def test_a_function_returns_or_yields_one_event_many_or_none(
     assert tower.store.cursor(READER) is None  # it has none
 
 
-def test_a_function_is_told_when_the_poll_was_due(tower: Tower) -> None:
+def test_a_function_learns_when_the_poll_was_due(tower: Tower) -> None:
     tower.poll(lambda poll: Event(poll.at.isoformat()))
     assert tower.kept() == ['"2026-11-24T12:00:00+00:00"']
 
@@ -192,7 +192,7 @@ def test_a_function_that_raises_leaves_everything_as_it_was(tower: Tower, error:
     ],
     ids=["None", "dict", "str", "list_of_dict", "Reply"],
 )
-def test_what_is_no_event_tells_what_to_return(
+def test_what_is_no_event_reports_what_to_return(
     tower: Tower, function: Callable[[Poll], Any], named: str
 ) -> None:
     with pytest.raises(TypeError) as refused:

@@ -286,7 +286,7 @@ def test_purged_window_is_refused(store: Store) -> None:
 
 
 @pytest.mark.usefixtures("settings")
-def test_a_dry_run_tells_what_would_go_and_changes_nothing(store: Store, tmp_path: Path) -> None:
+def test_a_dry_run_reports_what_would_go_and_changes_nothing(store: Store, tmp_path: Path) -> None:
     ids = accept(store, [{"n": n, "hurry": False} for n in range(3)])
     token = store.take_over(FLIGHTS, Lane.LOAD, "loader", lambda: True)
     load = store.claim(token, 2, 3)

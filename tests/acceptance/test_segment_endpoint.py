@@ -258,7 +258,7 @@ def test_large_batches_are_accepted(webhooks: Webhooks) -> None:
         ("/v1/tracks", "{}", 404),
     ],
 )
-def test_bad_requests_are_told_so(webhooks: Webhooks, path: str, body: str, status: int) -> None:
+def test_bad_requests_are_rejected(webhooks: Webhooks, path: str, body: str, status: int) -> None:
     response = sent(webhooks, path, body)
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"

@@ -116,10 +116,10 @@ def test_consul_down_for_a_minute(single: ConsulServer, postgres_url: str, tmp_p
     ):
         senders = Senders(running)
         hosts.until(lambda: len(hosts.recording.loaded()) > 20)
-        assert _told(running[0]) == "reachable"
+        assert _supervisor_state(running[0]) == "reachable"
         single.kill()
         down = time.monotonic()
-        until(lambda: "does not respond" in _told(running[0]), 10, "/_health says so")
+        until(lambda: "does not respond" in _supervisor_state(running[0]), 10, "/_health says so")
         # The lease of whoever held the lock has run out by now: nothing more is begun.
         time.sleep(max(0.0, down + 1.5 * TTL - time.monotonic()))
         begun, sent = _loads(hosts), len(senders.accepted)
@@ -131,7 +131,7 @@ def test_consul_down_for_a_minute(single: ConsulServer, postgres_url: str, tmp_p
         assert all(gateway.ready() for gateway in running)
         single.start()
         hosts.until(lambda: _loads(hosts) > begun, hosts.take_over_seconds + 5)
-        until(lambda: _told(running[0]) == "reachable", 10, "/_health says so")
+        until(lambda: _supervisor_state(running[0]) == "reachable", 10, "/_health says so")
         hosts.accepted += senders.stop()
         hosts.judge()
         assert all(host.loader.starts == 1 for host in hosts.hosts)
@@ -140,7 +140,7 @@ def test_consul_down_for_a_minute(single: ConsulServer, postgres_url: str, tmp_p
         until(lambda: [each.name for each in hosts.supervisor.services()] == names)
 
 
-def _told(gateway: GatewayProcess) -> str:
+def _supervisor_state(gateway: GatewayProcess) -> str:
     state: str = gateway.client_get("/_health").json()["supervisor"]
     return state
 

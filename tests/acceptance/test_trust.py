@@ -261,7 +261,7 @@ def test_networks(process: GatewayProcess) -> None:
         assert client.post("/v1/far/event", json={}, headers=forwarded).status_code == 403
 
 
-def test_a_trusted_proxy_tells_the_clients_address(store_url: str) -> None:
+def test_a_trusted_proxy_gives_the_clients_address(store_url: str) -> None:
     env = {NEW: "a", WHSEC_NEW: WHSEC[0]}
     for proxy, let_in in (("127.0.0.0/8", True), ("192.0.2.1", False)):
         with (

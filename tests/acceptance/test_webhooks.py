@@ -338,7 +338,7 @@ def test_old_signature(webhooks: Webhooks, sender: str) -> None:
         ("hooks", '{"type": "user.deleted", "data": 1}', 422, "it accepts user.created"),
     ],
 )
-def test_what_is_signed_and_wrong_is_told_so(
+def test_what_is_signed_and_wrong_is_rejected(
     webhooks: Webhooks, sender: str, body: str, status: int, says: str
 ) -> None:
     response = webhooks.post(f"/v1/{sender}", body, SIGNED[sender][1](body))
@@ -362,7 +362,7 @@ def test_github_headers_are_needed(webhooks: Webhooks, missing: str) -> None:
         ('{"specversion": "0.3"}', "application/cloudevents+json", 422, "CloudEvents 1.0"),
     ],
 )
-def test_what_is_no_cloud_event_is_told_so(
+def test_what_is_no_cloud_event_is_rejected(
     webhooks: Webhooks, body: str, media: str, status: int, says: str
 ) -> None:
     assert is_problem(webhooks.post("/v1/orders", body, {"Content-Type": media}), status, says)

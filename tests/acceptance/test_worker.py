@@ -225,7 +225,7 @@ def test_without_a_pubsub_it_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -
     assert "set BLACKSMITH_PUBSUB_URL" in said
 
 
-def test_a_destination_that_is_none_is_told(
+def test_a_destination_that_is_none_is_reported(
     monkeypatch: pytest.MonkeyPatch, postgres_url: str
 ) -> None:
     monkeypatch.setenv("BLACKSMITH_STORE_URL", postgres_url)
@@ -234,7 +234,7 @@ def test_a_destination_that_is_none_is_told(
     assert "has sink" in said
 
 
-def test_an_application_without_realtime_events_is_told(
+def test_an_application_without_realtime_events_is_reported(
     monkeypatch: pytest.MonkeyPatch, postgres_url: str
 ) -> None:
     monkeypatch.setenv("BLACKSMITH_STORE_URL", postgres_url)
@@ -295,7 +295,7 @@ def test_a_worker_without_names_loads_and_listens(bench: Bench) -> None:
     assert worker.stop() == 0
 
 
-def test_a_subscription_without_a_broker_is_told(
+def test_a_subscription_without_a_broker_is_reported(
     monkeypatch: pytest.MonkeyPatch, postgres_url: str
 ) -> None:
     monkeypatch.setenv("BLACKSMITH_STORE_URL", postgres_url)

@@ -267,7 +267,7 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def until_told(consumer: Consumer) -> None:
+def until_reported(consumer: Consumer) -> None:
     """Receive until that fails; what has come already may be received before."""
     while True:
         consumer.receive(10, 1.0)

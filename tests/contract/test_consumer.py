@@ -32,7 +32,7 @@ from tests.contract.consuming import (
     opened,
     received,
     until,
-    until_told,
+    until_reported,
 )
 from tests.contract.notifying import SOON, down, frozen, listener
 
@@ -238,7 +238,7 @@ def test_lag_is_what_was_not_received(feed: Feed, consume: Consume) -> None:
     until(lambda: not consumer.receive(1, 0.1) and consumer.lag() == 0)
 
 
-def test_a_topic_that_is_missing_is_told_and_used_once_it_is_there(
+def test_a_topic_that_is_missing_is_reported_and_used_once_it_is_there(
     unmade: Feed, kept: Kept
 ) -> None:
     pubsub = opened(unmade.server)
@@ -272,7 +272,9 @@ def test_wrong_credentials_fail_clearly(
 
 
 @pytest.mark.parametrize("silent", [True, False], ids=["silent", "closed"])
-def test_what_does_not_respond_is_told_within_seconds(feed: Feed, kept: Kept, silent: bool) -> None:
+def test_what_does_not_respond_is_reported_within_seconds(
+    feed: Feed, kept: Kept, silent: bool
+) -> None:
     with listener(silent=silent) as port:
         consumer = opened(feed.server, port=port).consumer(
             feed.topic, feed.subscription, kept.cursors.get
@@ -300,7 +302,7 @@ def test_broker_restarted(
     with down(feed.server, how):
         began = time.monotonic()
         with pytest.raises(Unavailable):
-            until_told(consumer)
+            until_reported(consumer)
         assert time.monotonic() - began < A_FEW_SECONDS
         consumer.acknowledge()
         assert consumer.lag() is None
@@ -340,14 +342,16 @@ def test_a_connection_that_was_cut_while_idle_loses_nothing(
     assert kept.bodies == numbered(20)
 
 
-def test_a_broker_that_hangs_is_told_and_waited_for_by_nobody(feed: Feed, consume: Consume) -> None:
+def test_a_broker_that_hangs_is_reported_and_waited_for_by_nobody(
+    feed: Feed, consume: Consume
+) -> None:
     feed.send(*numbered(10))
     consumer = consume()
     received(consumer, 5)
     with frozen(feed.server):
         began = time.monotonic()
         with pytest.raises(Unavailable):
-            until_told(consumer)
+            until_reported(consumer)
         assert time.monotonic() - began < 2 * A_FEW_SECONDS
         began = time.monotonic()
         consumer.close()

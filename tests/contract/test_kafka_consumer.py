@@ -98,7 +98,7 @@ def test_a_topic_made_anew_is_read_from_its_beginning(
     assert len(kept.cursors) == 2
 
 
-def test_messages_that_were_deleted_before_they_were_read_are_told(
+def test_messages_that_were_deleted_before_they_were_read_are_reported(
     feed: KafkaFeed, kept: Kept, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
@@ -116,7 +116,7 @@ def test_messages_that_were_deleted_before_they_were_read_are_told(
     assert "20 offsets of partition 0 were deleted before they were read" in warning
 
 
-def test_a_partition_that_has_lost_its_end_is_told_and_read_again(
+def test_a_partition_that_has_lost_its_end_is_reported_and_read_again(
     feed: KafkaFeed, kept: Kept, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
@@ -205,7 +205,7 @@ def test_a_message_without_a_body_or_a_key(feed: KafkaFeed, kept: Kept) -> None:
     assert tombstone.place == f"{feed.topic}/0@0"
 
 
-def test_rights_that_are_missing_are_told(feed: KafkaFeed, kept: Kept) -> None:
+def test_rights_that_are_missing_are_reported(feed: KafkaFeed, kept: Kept) -> None:
     feed.make()
     feed.send(b"one")
     url = f"kafka://{GUEST}:{GUESTS_PASSWORD}@127.0.0.1:{feed.server.port}"

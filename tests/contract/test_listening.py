@@ -131,7 +131,7 @@ def test_what_is_yielded_is_kept_once_and_read_on_from_there(shop: Shop) -> None
     assert committed == sorted(committed)
 
 
-def test_only_what_is_safe_is_told_as_committed(shop: Shop) -> None:
+def test_only_what_is_safe_is_reported_as_committed(shop: Shop) -> None:
     pairs: list[tuple[int, int]] = []
 
     def changes(listener: Listener) -> Iterator[Event[int]]:
@@ -160,7 +160,7 @@ def test_a_generator_that_raises_goes_on_behind_what_was_committed(shop: Shop) -
     until(lambda: shop.noted.error is None)
 
 
-def test_a_generator_that_returns_is_told_what_it_should_do(shop: Shop) -> None:
+def test_a_generator_that_returns_learns_what_to_do(shop: Shop) -> None:
     def changes(listener: Listener) -> Iterator[Event[int]]:
         listener.cursor = (listener.cursor or 0) + 1
         yield Event(listener.cursor)

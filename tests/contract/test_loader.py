@@ -49,7 +49,7 @@ def due(loading: Loading) -> None:
     until(lambda: loading.store.next_due("warehouse/flights") == 0)
 
 
-def test_everything_due_is_loaded_in_order_and_told(loading: Loading) -> None:
+def test_everything_due_is_loaded_in_order_and_reported(loading: Loading) -> None:
     loaded: list[list[int]] = []
     app, flights = pipeline(lambda batch: loaded.append(numbers(batch)), batch=2)
     loading.store.register(app)
@@ -71,7 +71,7 @@ def test_everything_due_is_loaded_in_order_and_told(loading: Loading) -> None:
     assert loading.load(app, flights) == Summary()
 
 
-def test_a_function_is_told_the_version_it_is_written_for(loading: Loading) -> None:
+def test_a_function_learns_the_version_it_is_written_for(loading: Loading) -> None:
     reports: list[str | None] = []
     app, flights = pipeline(lambda batch: reports.append(batch.version), version="2020-10-01")
     loading.store.register(app)

@@ -147,7 +147,7 @@ def test_lanes_do_not_disturb_each_other(store: Store) -> None:
     assert store.counts(FLIGHTS).succeeded == 2
 
 
-def test_an_unknown_destination_event_is_told(store: Store) -> None:
+def test_an_unknown_destination_event_is_reported(store: Store) -> None:
     with pytest.raises(NotFound, match="warehouse/flights"):
         take_over(store, to="warehouse/gates")
 

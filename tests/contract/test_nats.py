@@ -61,7 +61,7 @@ def test_tls_with_an_authority_of_ones_own(tmp_path: Path) -> None:
         server.close()
 
 
-def test_a_server_without_tls_is_told_no_credentials() -> None:
+def test_a_server_without_tls_gets_no_credentials() -> None:
     sent = b""
 
     async def serve() -> None:
@@ -93,7 +93,7 @@ def test_a_token_is_a_username_alone(server: NATSServer) -> None:
     assert "sesame" not in failing(f"nats://open-sesame@{address}", "refused")
 
 
-def test_what_is_not_allowed_is_told(server: NATSServer) -> None:
+def test_what_is_not_allowed_is_reported(server: NATSServer) -> None:
     server.stop()
     login = server.authorization.replace(",", "\n")
     server.authorization = f"users: [{{ {login}\n permissions: {{ publish: {{ deny: '>' }} }} }}]"
@@ -131,7 +131,7 @@ def test_a_stream_that_is_there_is_used_as_it_is(nats: NATSServer) -> None:
     nats.delete(TOPIC)
 
 
-def test_a_server_without_jetstream_is_told(server: NATSServer) -> None:
+def test_a_server_without_jetstream_is_reported(server: NATSServer) -> None:
     server.stop()
     server.jetstream = False
     server.start()

@@ -229,7 +229,7 @@ def test_a_stream_of_interest_survives_a_kill_while_its_consumer_is_made_anew(
     assert interest.consumers() == [interest.subscription]
 
 
-def test_messages_that_were_deleted_before_they_were_read_are_told(
+def test_messages_that_were_deleted_before_they_were_read_are_reported(
     nats: NATSServer, topic: str, kept: Kept, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
@@ -247,7 +247,7 @@ def test_messages_that_were_deleted_before_they_were_read_are_told(
     assert "deleted before they were read" in warning
 
 
-def test_a_stream_that_has_lost_its_end_is_told_and_read_again(
+def test_a_stream_that_has_lost_its_end_is_reported_and_read_again(
     feed: NATSFeed, kept: Kept, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
@@ -298,7 +298,7 @@ def test_what_was_asked_for_in_vain_is_asked_again(
         assert bodies(received(consumer, 1)) == [b"late"]
 
 
-def test_a_consumer_that_is_refused_is_told(nats: NATSServer, topic: str, kept: Kept) -> None:
+def test_a_consumer_that_is_refused_is_reported(nats: NATSServer, topic: str, kept: Kept) -> None:
     feed = NATSFeed(nats, topic, max_consumers=1)
     feed.make()
 

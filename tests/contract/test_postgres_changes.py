@@ -73,7 +73,7 @@ def test_rows_come_with_what_they_were_and_what_they_became(url: str, ledger: Le
     assert [each.order for each in changes] == sorted(each.order for each in changes)
 
 
-def test_full_identity_tells_the_whole_old_row(url: str, ledger: Ledger) -> None:
+def test_full_identity_shows_the_whole_old_row(url: str, ledger: Ledger) -> None:
     run(url, CUSTOMERS, "ALTER TABLE customers REPLICA IDENTITY FULL")
     with ledger.listening(changes_of(url, "customers")):
         ledger.wait(lambda: ledger.cursor != "null")
@@ -156,7 +156,9 @@ VALUES = {
 """By type: a value in SQL, and in a change."""
 
 
-def test_values_are_told_by_their_type_in_a_snapshot_and_after(url: str, ledger: Ledger) -> None:
+def test_values_are_reported_by_their_type_in_a_snapshot_and_after(
+    url: str, ledger: Ledger
+) -> None:
     columns = ", ".join(f"c{place} {type_}" for place, type_ in enumerate(VALUES))
     values = ", ".join(value for value, _ in VALUES.values())
     run(
@@ -337,7 +339,7 @@ def test_slot_dropped(url: str, ledger: Ledger, when: str) -> None:
     )
 
 
-def test_slot_that_the_server_gave_up_is_told(durable_postgres: PostgresServer) -> None:
+def test_slot_that_the_server_gave_up_is_reported(durable_postgres: PostgresServer) -> None:
     url, ledger = durable_postgres.create_database(), Ledger()
     run(url, CUSTOMERS, "ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'")
     run(url, "ALTER SYSTEM SET max_wal_size = '32MB'", "SELECT pg_reload_conf()")
@@ -355,7 +357,7 @@ def test_slot_that_the_server_gave_up_is_told(durable_postgres: PostgresServer) 
 
 
 @pytest.mark.parametrize("when", ["at rest", "made anew"])
-def test_publication_dropped_is_told(url: str, ledger: Ledger, when: str) -> None:
+def test_publication_dropped_is_reported(url: str, ledger: Ledger, when: str) -> None:
     run(url, CUSTOMERS)
     event = changes_of(url, "customers", slot="blacksmith_published")
     with ledger.listening(event):
@@ -479,7 +481,7 @@ def test_slot_that_waits_for_a_transaction_is_not_waited_for_at_a_stop(
     assert ledger.cursor == "null"
 
 
-def test_silent_server_is_told(
+def test_silent_server_is_reported(
     durable_postgres: PostgresServer, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(follow, "_PING_SECONDS", 0.5)
@@ -546,7 +548,7 @@ def test_tables_declared_later_are_added(url: str, ledger: Ledger) -> None:
         ]
 
 
-def test_second_reader_of_a_slot_is_told(url: str, ledger: Ledger) -> None:
+def test_second_reader_of_a_slot_is_reported(url: str, ledger: Ledger) -> None:
     run(url, CUSTOMERS)
     event = changes_of(url, "customers")
     with ledger.listening(event):
@@ -584,7 +586,7 @@ def test_view_is_not_published(url: str, ledger: Ledger) -> None:
     assert "view" in str(error)
 
 
-def test_wrong_wal_level_is_told(ledger: Ledger) -> None:
+def test_wrong_wal_level_is_reported(ledger: Ledger) -> None:
     with closing(PostgresServer(durable=False, wal_level="replica")) as server:
         server.start()
         run(server.url, CUSTOMERS)
@@ -593,7 +595,7 @@ def test_wrong_wal_level_is_told(ledger: Ledger) -> None:
     assert "set wal_level = logical" in str(error)
 
 
-def test_missing_rights_are_told_without_the_password(url: str, ledger: Ledger) -> None:
+def test_missing_rights_are_reported_without_the_password(url: str, ledger: Ledger) -> None:
     run(url, CUSTOMERS)
     role = url.rpartition("/")[2] + "_reader"
     as_role = url.replace("postgres@", f"{role}:hunter22@")
@@ -624,7 +626,7 @@ def test_missing_rights_are_told_without_the_password(url: str, ledger: Ledger) 
     assert "hunter22" not in "".join(map(str, errors))
 
 
-def test_unreadable_and_unreachable_urls_are_told_without_the_password() -> None:
+def test_unreadable_and_unreachable_urls_are_reported_without_the_password() -> None:
     for url in ("mysql://u:hunter22@h/d", "postgresql://u:hunter22@h:x:y/d%zz", "hunter22"):
         event = PostgresSource("crm", url=url).changes("changed", tables=["t"])
         error = Ledger().listen(event)

@@ -78,7 +78,7 @@ def test_listening_goes_on_after_the_database_has_restarted(
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
-def test_database_that_goes_away_is_told(durable_postgres: PostgresServer, how: str) -> None:
+def test_database_that_goes_away_is_reported(durable_postgres: PostgresServer, how: str) -> None:
     url, ledger = durable_postgres.create_database(), Ledger()
     with ledger.listening(alerts_of(url)):
         wait_for_listener(ledger, url)

@@ -65,7 +65,7 @@ def test_several_destinations_and_events_at_once(
     assert heard(alerts, [LATE]) == {LATE}
 
 
-def test_names_that_resemble_each_other_are_told_apart(
+def test_names_that_resemble_each_other_are_kept_apart(
     publisher: Publisher, subscribe: Subscribe
 ) -> None:
     warehouse, other = subscribe("warehouse"), subscribe("warehouse_2")
@@ -186,7 +186,7 @@ def waiting_until_told(subscriber: Subscriber) -> None:
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
-def test_an_outage_is_told_and_survived(
+def test_an_outage_is_reported_and_survived(
     broker: Broker,
     publisher: Publisher,
     subscribe: Subscribe,
@@ -246,7 +246,7 @@ def test_a_connection_that_was_cut_while_idle_fails_no_publish(
     goes_on(publisher, subscriber)
 
 
-def test_a_broker_that_hangs_is_told_and_waited_for_by_nobody(
+def test_a_broker_that_hangs_is_reported_and_waited_for_by_nobody(
     broker: Broker, publisher: Publisher, subscribe: Subscribe
 ) -> None:
     subscriber = subscribe("warehouse")
@@ -263,7 +263,7 @@ def test_a_broker_that_hangs_is_told_and_waited_for_by_nobody(
 
 
 @pytest.mark.parametrize("silent", [True, False], ids=["silent", "closed"])
-def test_what_does_not_respond_is_told_within_seconds(
+def test_what_does_not_respond_is_reported_within_seconds(
     broker: Broker, topic: str, opened: contextlib.ExitStack, silent: bool
 ) -> None:
     with listener(silent=silent) as port:

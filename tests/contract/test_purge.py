@@ -96,7 +96,7 @@ def test_an_event_without_a_job_goes(store: Store) -> None:
     assert all(gone(store, ids))
 
 
-def test_nothing_goes_before_a_mark_tells_its_age(store: Store) -> None:
+def test_nothing_goes_before_a_mark_shows_its_age(store: Store) -> None:
     ingest_events(store, 3, to=())
     index_time(store, 29 * DAY)
     assert purged(store, kept(30 * DAY)) == 0
@@ -285,7 +285,7 @@ def test_a_question_about_a_purged_event_says_from_when_on_events_are_kept(store
         assert not isinstance(raised.value, Gone)
 
 
-def test_a_purged_window_is_told(store: Store) -> None:
+def test_a_purged_window_is_reported(store: Store) -> None:
     ingest_events(store, 1, to=())
     index_time(store, 2 * DAY)
     now = datetime.now(UTC)
@@ -456,7 +456,7 @@ def test_what_cannot_be_archived_is_not_purged(store: Store, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("url", ["nonsense://user:hunter2@host/folder", "s3://bucket/folder"])
-def test_a_wrong_archive_is_told_without_its_password(url: str) -> None:
+def test_a_wrong_archive_is_reported_without_its_password(url: str) -> None:
     with pytest.raises(SettingsError) as raised:
         FolderArchive(url)
     assert "hunter2" not in str(raised.value)

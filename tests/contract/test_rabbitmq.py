@@ -165,13 +165,15 @@ def test_virtual_hosts(broker: RabbitMQServer, topic: str, user: str) -> None:
         broker.control("delete_vhost", f"{topic}/a")
 
 
-def test_rights_that_are_missing_are_told(broker: RabbitMQServer, topic: str, user: str) -> None:
+def test_rights_that_are_missing_are_reported(
+    broker: RabbitMQServer, topic: str, user: str
+) -> None:
     broker.control("set_permissions", user, "^other", ".*", ".*")
     why = refusal(at(f"amqp://{user}:{user}@127.0.0.1:{broker.port}?topic={topic}"))
     assert "configure, write and read" in why
 
 
-def test_an_exchange_of_another_kind_is_told(broker: RabbitMQServer, topic: str) -> None:
+def test_an_exchange_of_another_kind_is_reported(broker: RabbitMQServer, topic: str) -> None:
     with broker.connection() as connection:
         connection.channel().exchange_declare(topic, "fanout")
         assert "'fanout'" in refusal(opening(broker.urls(topic)))

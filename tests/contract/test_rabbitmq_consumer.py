@@ -150,7 +150,7 @@ def test_a_queue_that_was_deleted_is_made_again(feed: RabbitMQFeed, kept: Kept) 
     assert kept.bodies == numbered(6)
 
 
-def test_messages_without_an_id_come_again_and_are_told_of_once(
+def test_messages_without_an_id_come_again_and_are_reported_once(
     feed: RabbitMQFeed, kept: Kept, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
@@ -218,7 +218,7 @@ def test_a_reader_that_was_busy_past_its_heartbeats_goes_on(
     assert kept.bodies == numbered(15)
 
 
-def test_rights_that_are_missing_are_told(
+def test_rights_that_are_missing_are_reported(
     rabbitmq: RabbitMQServer, feed: RabbitMQFeed, kept: Kept, user: str
 ) -> None:
     pubsub = open_pubsub(f"amqp://{user}:{user}@127.0.0.1:{rabbitmq.port}", "sqlite://")

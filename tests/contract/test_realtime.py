@@ -232,7 +232,7 @@ def test_a_retry_runs_when_it_is_due_without_a_message(warm: Warm) -> None:
     assert 0.9 < third - second < 1.6
 
 
-def test_what_no_message_told_of_is_swept(warm: Warm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_no_message_reported_is_swept(warm: Warm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(realtime, "SWEEP", 0.4)
     loaded = Loaded()
     loop = warm.start(app_of(flights=loaded))
@@ -245,7 +245,7 @@ def test_what_no_message_told_of_is_swept(warm: Warm, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.usefixtures("no_sweep")
-def test_a_broker_that_is_away_is_told_once_and_looked_around(
+def test_a_broker_that_is_away_is_reported_once_and_looked_around(
     warm: Warm, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(realtime, "SWEEP_ALONE", 0.2)
@@ -339,7 +339,7 @@ def test_fenced_out_it_takes_over_anew(warm: Warm, caplog: pytest.LogCaptureFixt
     assert len(loaded.at[1]) == 1
 
 
-def test_a_store_that_is_away_is_told_once_and_waited_for(
+def test_a_store_that_is_away_is_reported_once_and_waited_for(
     warm: Warm, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(realtime, "SWEEP", 0.1)
@@ -416,7 +416,7 @@ def test_an_event_past_its_time_out_is_left_and_the_others_go_on(
 
 
 @pytest.mark.parametrize("where", ["subscriber", "report"])
-def test_a_bug_is_told_as_the_failure(
+def test_a_bug_is_reported_as_the_failure(
     warm: Warm, caplog: pytest.LogCaptureFixture, where: str
 ) -> None:
     bug = RuntimeError("a bug")

@@ -199,7 +199,7 @@ def test_a_rate_limits_it(replaying: Replaying) -> None:
     assert 0.5 < time.monotonic() - began < 5
 
 
-def test_progress_tells_the_rate_and_the_seconds_left(replaying: Replaying) -> None:
+def test_progress_reports_the_rate_and_the_seconds_left(replaying: Replaying) -> None:
     """Of what this call has run: what ran before it was stopped counts as done alone."""
     app, flights = pipeline(lambda batch: None, batch=10)
     replaying.store.register(app)

@@ -277,7 +277,7 @@ def test_an_edited_job_keeps_its_new_data(store: Store) -> None:
     assert store.event(one).payload == '{"n":0}'
 
 
-def test_what_a_replay_has_left_is_told_by_its_last_error(store: Store) -> None:
+def test_what_a_replay_has_left_is_reported_by_its_last_error(store: Store) -> None:
     ingest_events(store, 1, to=())
     token = replaying(store)
     plan(store, token, MISSING)

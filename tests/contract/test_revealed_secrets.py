@@ -140,7 +140,7 @@ def test_a_request_that_trips_a_function_is_logged_and_kept_without_secrets(
     assert CANARY not in caplog.text
 
 
-def test_a_stranger_is_not_told_where_the_store_is(
+def test_a_stranger_does_not_learn_where_the_store_is(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     app = Blacksmith(sources=[airport], destinations=[], since="2026-01-01")

@@ -304,13 +304,13 @@ def test_a_declaration_may_be_opened_on_another_database(tmp_path: Path) -> None
                 assert database.execute("SELECT id FROM flights") == [(name,)]
 
 
-def test_no_table_is_made_unless_told(database: Database) -> None:
+def test_no_table_is_made_unless_asked(database: Database) -> None:
     with pytest.raises(DeclarationError, match="no table 'flights'; create it, or declare it with"):
         database.load(database.table(), {"id": "a"})
     assert not sa.inspect(database.engine).has_table("flights")
 
 
-def test_create_makes_the_table_that_it_is_told(database: Database) -> None:
+def test_create_makes_the_table_that_it_is_given(database: Database) -> None:
     table = sa.Table(
         "Flight Log",
         sa.MetaData(),

@@ -330,7 +330,7 @@ def test_closing_a_load_stays_in_its_page(postgres_url: str) -> None:
         ("nonsense", "cannot be read"),
     ],
 )
-def test_a_wrong_url_is_told(url: str, rule: str) -> None:
+def test_a_wrong_url_is_reported(url: str, rule: str) -> None:
     with pytest.raises(SettingsError, match=rule):
         open_store(url)
 
@@ -363,7 +363,7 @@ def test_a_password_that_is_not_encoded_is_refused_and_not_shown(login: str) -> 
         open_store("postgresql://me:p%40x@127.0.0.1:9/none")
 
 
-def test_an_unreachable_database_is_told_without_its_password() -> None:
+def test_an_unreachable_database_is_reported_without_its_password() -> None:
     with pytest.raises(Unavailable) as raised:
         open_store("postgresql://user:hunter2@127.0.0.1:9/none")
     assert "hunter2" not in str(raised.value)
@@ -483,7 +483,7 @@ def test_counts_follow_every_state(store: Store) -> None:
     assert store.counts(SEATS).pending == 0
 
 
-def test_the_oldest_waiting_job_is_told(store: Store) -> None:
+def test_the_oldest_waiting_job_is_reported(store: Store) -> None:
     assert store.counts(FLIGHTS).oldest_waiting is None
     [event] = ingest_events(store, 1)
     assert store.counts(FLIGHTS).oldest_waiting == store.event(event).received_at
@@ -576,7 +576,7 @@ def test_the_history_of_a_job_is_whole(store: Store) -> None:
     assert all(one.at <= two.at for one, two in pairwise(history))
 
 
-def test_a_failed_job_tells_when_it_is_due_again(store: Store) -> None:
+def test_a_failed_job_reports_when_it_is_due_again(store: Store) -> None:
     [event] = ingest_events(store, 1)
     store.record(claimed(store, take_over(store)), LoadVerdict(raised="down", delay=600.0))
     last = store.history(event)[-1]

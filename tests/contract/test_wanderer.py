@@ -509,7 +509,7 @@ def test_loads_wait_and_resume(wandering: Runs, target_url: str) -> None:
     assert load(wandering, app).tally.succeeded == 1
 
 
-def test_a_destination_may_be_told_not_to_wait(wandering: Runs, target_url: str) -> None:
+def test_a_destination_may_choose_not_to_wait(wandering: Runs, target_url: str) -> None:
     """But for a migration under way it waits all the same."""
     app = application(warehouse(target_url, [migration(ONE)], wait_for_migrations=False))
     store = wandering.store(app)

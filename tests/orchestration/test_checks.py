@@ -116,7 +116,7 @@ def test_the_supervisor_is_reachable_and_names_the_holders(store_url: str) -> No
     assert finding.said.endswith("held: 1")
 
 
-def test_a_supervisor_that_does_not_respond_is_told(store_url: str) -> None:
+def test_a_supervisor_that_does_not_respond_is_reported(store_url: str) -> None:
     store = Pipeline(store_url).open()
     url = "consul://:canary@127.0.0.1:1"
     with closing(store), closing(open_supervisor(url, store)) as supervisor:
@@ -201,7 +201,7 @@ def test_a_listener_is_heard_of_and_keeps_up(
     assert finding.metadata["held_by"] == "run 7"
 
 
-def test_an_event_that_nobody_has_listened_for_yet_is_told() -> None:
+def test_an_event_that_nobody_has_listened_for_yet_is_reported() -> None:
     event = Source("shop").accept("ordered", on=Subscription("orders"))
     finding = listening(asset_key(event), event, None, NOW)
     assert not finding.passed
@@ -211,7 +211,7 @@ def test_an_event_that_nobody_has_listened_for_yet_is_told() -> None:
     )
 
 
-def test_what_is_in_quarantine_is_told_with_how_to_retry_it(store_url: str) -> None:
+def test_what_is_in_quarantine_is_reported_with_how_to_retry_it(store_url: str) -> None:
     """What came to a webhook may be of any event of its source: it counts at each of them."""
     shop = Source("shop")
     ordered, paid = shop.accept("ordered"), shop.accept("paid")

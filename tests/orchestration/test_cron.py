@@ -62,7 +62,7 @@ def failure(result: ExecuteInProcessResult) -> str:
 # ------------------------------------------------------------------------------------- runs
 
 
-def test_a_run_tells_what_it_received(store_url: str, instance: DagsterInstance) -> None:
+def test_a_run_reports_what_it_received(store_url: str, instance: DagsterInstance) -> None:
     polling = Polling(store_url)
     with contextlib.closing(polling.open()) as store:
         polling.origin += [1, 2, 3]
@@ -137,7 +137,7 @@ def test_a_run_fails_with_the_error_and_the_next_gets_everything(
         assert payloads(store) == ["1", "2"]
 
 
-def test_no_secret_and_no_cursor_is_told(
+def test_no_secret_and_no_cursor_is_reported(
     store_url: str, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TOWER_TOKEN", "cAnAry0f5e1d")
@@ -266,7 +266,7 @@ def test_after_a_long_while_an_interval_launches_one_run(
     assert len(look(polling, instance, str(time.time() - 86_400)).due) == 1
 
 
-def test_a_poll_is_told_when_its_tick_was(store_url: str, instance: DagsterInstance) -> None:
+def test_a_poll_learns_when_its_tick_was(store_url: str, instance: DagsterInstance) -> None:
     polling = Polling(store_url, Cron("0 13 * * *", timezone="Europe/Berlin"))
     polling.open().close()
     at = datetime(2026, 11, 24, 13, tzinfo=ZoneInfo("Europe/Berlin"))

@@ -54,7 +54,7 @@ def test_the_example_settings_are_accepted(home: Path) -> None:
     ]
 
 
-def test_everything_is_told_to_dagster_on_postgresql(
+def test_everything_is_reported_to_dagster_on_postgresql(
     on_postgres: DagsterInstance, tmp_path: Path
 ) -> None:
     assert type(on_postgres.event_log_storage).__name__ == "PostgresEventLogStorage"

@@ -131,7 +131,7 @@ def test_a_source_that_is_only_sent_to_has_no_listening_run(store_url: str) -> N
     assert [each.name for each in definitions.sensors or ()] == ["blacksmith_report"]
 
 
-def test_a_run_keeps_events_tells_of_them_and_ends_when_it_is_old(
+def test_a_run_keeps_events_reports_them_and_ends_when_it_is_old(
     shop: Shop, instance: DagsterInstance
 ) -> None:
     shop.lines = 300
@@ -152,7 +152,7 @@ def test_a_run_keeps_events_tells_of_them_and_ends_when_it_is_old(
     assert not shop.supervisor.status(LOCK).held
 
 
-def test_lag_is_told_while_it_stays(
+def test_lag_is_reported_while_it_stays(
     shop: Shop, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not at its end alone; and the events are told once."""
@@ -269,7 +269,7 @@ def test_no_run_is_launched_where_a_worker_listens(shop: Shop, instance: Dagster
     assert shop.look(instance).run_requests
 
 
-def test_a_subscription_without_a_broker_is_told(
+def test_a_subscription_without_a_broker_is_reported(
     store_url: str, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("BLACKSMITH_PUBSUB_URL", raising=False)

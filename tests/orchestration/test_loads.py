@@ -48,7 +48,9 @@ def checks(result: ExecuteInProcessResult, op: str = "lake__flights") -> dict[st
     }
 
 
-def test_each_day_is_told_once_with_its_counts(store_url: str, instance: DagsterInstance) -> None:
+def test_each_day_is_reported_once_with_its_counts(
+    store_url: str, instance: DagsterInstance
+) -> None:
     pipeline = Pipeline(store_url, batch=4)
     days = [TODAY - timedelta(days=2), TODAY - timedelta(days=1), TODAY]
     ids = [
@@ -90,7 +92,7 @@ def test_a_discarded_job_fails_the_check_and_not_the_run(
     assert checks(result, "lake__undeliverable")["no_discarded"].passed
 
 
-def test_a_failed_job_is_told_and_waits(store_url: str, instance: DagsterInstance) -> None:
+def test_a_failed_job_is_reported_and_waits(store_url: str, instance: DagsterInstance) -> None:
     def judge(batch: Batch[Any]) -> None:
         batch.fail(batch[0], "not now")
 
@@ -206,7 +208,9 @@ class Broken(StandardScheduler):
         return summary
 
 
-def test_what_was_loaded_before_an_error_is_told(store_url: str, instance: DagsterInstance) -> None:
+def test_what_was_loaded_before_an_error_is_reported(
+    store_url: str, instance: DagsterInstance
+) -> None:
     pipeline = Pipeline(store_url, scheduler=Broken(FencedOut("another has taken over")))
     pipeline.receive(4)
     result = pipeline.run(instance, raise_on_error=False)

@@ -154,7 +154,7 @@ def test_there_are_jobs_only_where_something_has_migrations() -> None:
     assert not any(job.name.startswith("wanderer") for job in without.jobs or ())
 
 
-def test_a_run_tells_what_was_done_in_a_table(store_url: str, instance: DagsterInstance) -> None:
+def test_a_run_reports_what_was_done_in_a_table(store_url: str, instance: DagsterInstance) -> None:
     migrated = Migrated(store_url)
     result = migrated.run(instance, "wanderer_run")
     assert migrated.ran == ups(FIRST, SECOND, THIRD, FOURTH, FIFTH)
@@ -219,7 +219,7 @@ def test_a_rollback_goes_down_to_the_version_which_stays(
     ]
 
 
-def test_a_rollback_must_be_told_its_version(one_store: str, instance: DagsterInstance) -> None:
+def test_a_rollback_must_be_given_its_version(one_store: str, instance: DagsterInstance) -> None:
     with pytest.raises(DagsterInvalidConfigError, match="version"):
         Migrated(one_store).run(instance, "wanderer_rollback")
 
@@ -229,7 +229,7 @@ def test_config_of_another_type_is_refused(one_store: str, instance: DagsterInst
         Migrated(one_store).run(instance, "wanderer_run", scopes="d:lake")
 
 
-def test_a_dry_run_tells_the_plan_and_does_nothing(
+def test_a_dry_run_reports_the_plan_and_does_nothing(
     one_store: str, instance: DagsterInstance
 ) -> None:
     migrated = Migrated(one_store)
@@ -241,7 +241,7 @@ def test_a_dry_run_tells_the_plan_and_does_nothing(
     assert rows(reported(migrated.run(instance, "wanderer_run", dry_run=True))) == planned
 
 
-def test_a_dry_run_tells_the_sql() -> None:
+def test_a_dry_run_reports_the_sql() -> None:
     up = MigrationAction("up", "destination:lake", FIRST, "make", "CREATE TABLE users (id TEXT);\n")
     noted = MigrationAction("acknowledge", "destination:lake", SECOND, "noted")
     sql = metadata_of(MigrationReport([up, noted]), dry_run=True)["sql"]
@@ -251,7 +251,7 @@ def test_a_dry_run_tells_the_sql() -> None:
     assert "sql" not in metadata_of(MigrationReport([up]), dry_run=False)
 
 
-def test_the_table_of_very_many_is_cut_and_their_number_is_told() -> None:
+def test_the_table_of_very_many_is_cut_and_their_number_is_reported() -> None:
     planned = [
         MigrationAction("acknowledge", "destination:lake", version, "step")
         for version in range(3000)
@@ -417,7 +417,7 @@ def test_they_are_tracked_where_the_environment_says(
     assert len(rows(reported(migrated.run(instance, "wanderer_run", dry_run=True)))) == 5
 
 
-def test_an_error_with_a_secret_in_it_is_told_without(
+def test_an_error_with_a_secret_in_it_is_reported_without(
     one_store: str, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LAKE_PASSWORD", "canary-of-the-lake")

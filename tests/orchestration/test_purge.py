@@ -48,7 +48,7 @@ def metadata(result: ExecuteInProcessResult) -> dict[str, object]:
     return {name: value.value for name, value in found.items()}
 
 
-def test_a_run_purges_and_tells_what_has_gone(
+def test_a_run_purges_and_reports_what_has_gone(
     store: Store,
     store_url: str,
     instance: DagsterInstance,

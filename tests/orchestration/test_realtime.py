@@ -293,7 +293,7 @@ def test_without_realtime_events_there_is_no_warm_run(store_url: str) -> None:
     assert names == ["blacksmith_report", "load_lake_sensor"]
 
 
-def test_a_warm_run_loads_tells_and_ends_when_idle(
+def test_a_warm_run_loads_reports_and_ends_when_idle(
     alerts: Alerts, instance: DagsterInstance
 ) -> None:
     ids = [alerts.receive("late") for _ in range(3)]

@@ -68,7 +68,7 @@ def receive(pipeline: Pipeline, *numbers: int, to: Sequence[str] = ()) -> None:
             pipeline.receive(number, day, to)
 
 
-def test_a_backfill_of_several_days_is_one_run_that_tells_each_day(
+def test_a_backfill_of_several_days_is_one_run_that_reports_each_day(
     store_url: str, instance: DagsterInstance
 ) -> None:
     pipeline = Pipeline(store_url)

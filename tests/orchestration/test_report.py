@@ -99,7 +99,7 @@ def test_outcomes_and_what_is_not_declared_are_not_reported(
     assert keys == {DEPARTED}
 
 
-def test_a_check_is_told_again_only_when_it_changes(
+def test_a_check_is_reported_again_only_when_it_changes(
     instance: DagsterInstance, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BLACKSMITH_GATEWAY_URL", "http://127.0.0.1:1")
@@ -140,7 +140,7 @@ def reported(
     return list(found), after
 
 
-def test_a_long_past_is_told_in_portions_oldest_first() -> None:
+def test_a_long_past_is_reported_in_portions_oldest_first() -> None:
     counted = [count(TODAY - timedelta(days=ago), ago + 1) for ago in range(500)]
     cursor = ReportCursor(TODAY - timedelta(days=499))
     seen: list[DayCount] = []

@@ -98,7 +98,7 @@ def test_keys_new_makes_a_key_with_its_hash(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("value", [f"{TOKEN}\n", f" {TOKEN}", f"a\x07{TOKEN}"])
-def test_a_token_that_no_header_can_carry_is_told_at_the_start(
+def test_a_token_that_no_header_can_carry_is_reported_at_the_start(
     value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(OLD, value)

@@ -159,7 +159,7 @@ def test_reply_that_http_cannot_say_is_the_functions_error(reply: Reply) -> None
 
 
 @pytest.mark.parametrize("returned", [None, {"a": 1}, "text", [Event(1), 2], 7])
-def test_function_that_gives_something_else_is_told_so(returned: Any) -> None:
+def test_function_that_gives_something_else_fails(returned: Any) -> None:
     with pytest.raises(TypeError, match="must return an Event"):
         calling(lambda _: returned)(Request(b"1"))
 

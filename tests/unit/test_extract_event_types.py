@@ -109,7 +109,7 @@ def test_two_parents_with_one_key_and_children_of_one_type_do_not_meet() -> None
     assert len(set(keys)) == 2
 
 
-def test_a_child_of_another_source_is_told() -> None:
+def test_a_child_of_another_source_is_reported() -> None:
     other = Source("other").child("line")
     shop = Source("shop")
     ordered = shop.event(HTTP("/orders"), name="ordered")(
@@ -160,7 +160,7 @@ def test_a_webhook_may_respond_at_once() -> None:
     assert a_webhook(lambda request: Reply(200, "hello"))(Request.of(1)) == Reply(200, "hello")
 
 
-def test_what_a_webhook_must_return_is_told() -> None:
+def test_what_a_webhook_must_return_is_reported() -> None:
     with pytest.raises(TypeError, match=r"gave a Event; it must return what SourceEvent\.of makes"):
         a_webhook(lambda request: Event(1))(Request.of(1))
 

@@ -97,7 +97,7 @@ def test_what_fits_is_decoded(model: Any) -> None:
         (b"[]", "$"),
     ],
 )
-def test_what_does_not_fit_is_told_with_its_place(model: Any, body: bytes, place: str) -> None:
+def test_what_does_not_fit_is_reported_with_its_place(model: Any, body: bytes, place: str) -> None:
     with pytest.raises(msgspec.ValidationError) as raised:
         decoder(model)(body)
     assert f"`{place}" in str(raised.value) or place == "$"
@@ -248,7 +248,7 @@ def test_a_model_is_checked_when_it_is_declared(model: Any) -> None:
     assert "a JSONSchema" in str(raised.value)
 
 
-def test_what_cannot_be_written_is_told() -> None:
+def test_what_cannot_be_written_is_reported() -> None:
     for data in (Opaque(), [Opaque()], PydanticOpaque(other=Opaque())):
         with pytest.raises((TypeError, ValueError)):
             encode(data)

@@ -87,7 +87,7 @@ def test_when_that_raises_makes_the_job() -> None:
     assert job.when_error == "AttributeError: 'str' object has no attribute 'delay'"
 
 
-def test_a_job_whose_data_cannot_be_made_is_told_of_too() -> None:
+def test_a_job_whose_data_cannot_be_made_is_reported_too() -> None:
     broken = row(1, '{"no":"id"}', event_type=cancelled.path)
     failed, discarded = made(load([broken], attempt=LAST))
     assert list(failed.jobs) == REPORTED

@@ -136,7 +136,7 @@ def test_a_failed_job_is_due_at_dagsters_next_tick(cron: str, now: datetime) -> 
     assert due == max(next_tick(cron, now), now + timedelta(seconds=1))
 
 
-def test_a_cron_is_in_utc_whatever_zone_the_failure_is_told_in() -> None:
+def test_a_cron_is_in_utc_whatever_zone_the_failure_is_shown_in() -> None:
     elsewhere = NOW.astimezone(timezone(timedelta(hours=5, minutes=30)))
     for now in (NOW, elsewhere):
         assert Schedule("0 13 * * *").retry_delay(1, now) == timedelta(minutes=52, seconds=30)

@@ -172,7 +172,7 @@ def test_an_application_is_named_by_module_and_name(
 
 
 @pytest.mark.parametrize(("table", "says"), [("", "is missing"), ("app = 7", "is 7")])
-def test_a_table_without_an_application_is_told(
+def test_a_table_without_an_application_is_reported(
     table: str, says: str, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (project / "pyproject.toml").write_text(f"[tool.blacksmith]\n{table}\n")

@@ -83,7 +83,7 @@ def test_a_token_may_be_in_a_file(tmp_path: Path) -> None:
         ("consul://", {"CONSUL_HTTP_SSL": "perhaps"}, "CONSUL_HTTP_SSL is true or false"),
     ],
 )
-def test_what_is_wrong_is_told(url: str, environment: dict[str, str], said: str) -> None:
+def test_what_is_wrong_is_reported(url: str, environment: dict[str, str], said: str) -> None:
     with pytest.raises(SettingsError, match=said) as caught:
         parse_consul_url(url, environment)
     assert "canary" not in str(caught.value)
