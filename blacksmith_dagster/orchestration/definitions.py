@@ -1,4 +1,4 @@
-"""The composition: everything that Dagster is to know of an application."""
+"""All that Dagster needs to know of an application: its definitions, or a component for `dg`."""
 
 # Dagster reads the component's fields as they stand: no `from __future__ import annotations`.
 
@@ -8,10 +8,12 @@ from typing import Any
 
 from dagster import (
     AssetKey,
+    AssetsDefinition,
     AssetSpec,
     Component,
     ComponentLoadContext,
     Definitions,
+    JobDefinition,
     Resolvable,
     Scaffolder,
     ScaffoldRequest,
@@ -28,7 +30,12 @@ from blacksmith_dagster.orchestration.assets import (
     EventData,
     store_spec,
 )
-from blacksmith_dagster.orchestration.jobs import build_job, build_purge, build_replay, load_jobs
+from blacksmith_dagster.orchestration.jobs import (
+    build_load_job,
+    build_purge_job,
+    build_replay,
+    load_jobs,
+)
 from blacksmith_dagster.orchestration.listen import build_listen_job, build_listen_sensor
 from blacksmith_dagster.orchestration.migrations import build_migration_jobs
 from blacksmith_dagster.orchestration.polls import (
@@ -39,7 +46,11 @@ from blacksmith_dagster.orchestration.polls import (
 from blacksmith_dagster.orchestration.realtime import build_realtime_job, build_realtime_sensor
 from blacksmith_dagster.orchestration.report_sensor import build_checks, build_report_sensor
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
-from blacksmith_dagster.orchestration.schedules import build_backfill, build_trigger
+from blacksmith_dagster.orchestration.schedules import (
+    build_backfill,
+    build_load_trigger,
+    build_purge_schedule,
+)
 from blacksmith_dagster.orchestration.warm_runs import WarmRuns
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.scheduler import realtime_events
@@ -58,7 +69,7 @@ def build_definitions(
     - `translator`: changes the assets' specs; `BlacksmithTranslator()` if `None`.
     - `resource`: opens the store; by default the one that `BLACKSMITH_STORE_URL` names. Its key is
       `blacksmith`.
-    - `warm`: how long the runs stay that load realtime events, or listen; `WarmRuns()` if `None`.
+    - `warm`: how long runs that load realtime events or listen stay alive; `WarmRuns()` if `None`.
 
     Merge them with your own:
 
@@ -71,50 +82,43 @@ def build_definitions(
     >>> [sensor.name for sensor in build_definitions(app).sensors]
     ['blacksmith_report']
     """
-    translator = translator or BlacksmithTranslator()
+    translator, warm = translator or BlacksmithTranslator(), warm or WarmRuns()
     specs = _specs(app, translator)
     keys: Mapping[str, AssetKey] = {path: spec.key for path, spec in specs.items()}
-    jobs = {each.name: build_job(app, each, translator) for each in load_jobs(app)}
-    polls = {each: build_poll_job(app, each, keys[each.path]) for each in cron_events(app)}
-    triggers = [
-        *(build_trigger(app, each, jobs[each.name]) for each in load_jobs(app)),
-        *(build_poll_trigger(event, target) for event, target in polls.items()),
-    ]
-    warm = warm or WarmRuns()
-    realtime = [each for each in app.destinations.values() if realtime_events(each)]
-    realtime_jobs = [build_realtime_job(app, each, keys, warm) for each in realtime]
-    listened = [each for each in app.sources.values() if listened_events(each)]
-    listen_jobs = [build_listen_job(app, each, keys, warm) for each in listened]
-    events = app.destination_events
-    replays = {
-        path: build_replay(app, event, specs[path], translator) for path, event in events.items()
-    }
-    backfills = [build_backfill(app, event, specs[path]) for path, event in events.items()]
-    purges = build_purge(app)
+
+    jobs: list[JobDefinition] = []
+    triggers: list[ScheduleDefinition | SensorDefinition] = []
+    for load_job in load_jobs(app):
+        jobs.append(build_load_job(app, load_job, translator))
+        triggers.append(build_load_trigger(app, load_job, jobs[-1]))
+    for polled in cron_events(app):
+        jobs.append(build_poll_job(app, polled, keys[polled.path]))
+        triggers.append(build_poll_trigger(polled, jobs[-1]))
+    for destination in filter(realtime_events, app.destinations.values()):
+        jobs.append(build_realtime_job(app, destination, keys, warm))
+        triggers.append(build_realtime_sensor(app, destination, jobs[-1], warm))
+    for source in filter(listened_events, app.sources.values()):
+        jobs.append(build_listen_job(app, source, keys, warm))
+        triggers.append(build_listen_sensor(source, jobs[-1]))
+    jobs += build_migration_jobs(app, keys)
+
+    replays: dict[str, AssetsDefinition] = {}
+    for path, event in app.destination_events.items():
+        replays[path] = build_replay(app, event, specs[path], translator)
+        if backfill := build_backfill(app, event, specs[path]):
+            triggers.append(backfill)
+    if purge := build_purge_job(app):
+        jobs.append(purge)
+        triggers.append(build_purge_schedule(purge))
+
     return Definitions(
         assets=[*(replays.get(path, spec) for path, spec in specs.items()), store_spec()],
         asset_checks=[build_checks(app, keys)],
-        jobs=[
-            *jobs.values(),
-            *polls.values(),
-            *realtime_jobs,
-            *listen_jobs,
-            *build_migration_jobs(app, keys),
-            *([purges.job] if purges else []),
-        ],
-        schedules=[
-            *(each for each in triggers if isinstance(each, ScheduleDefinition)),
-            *(each for each in backfills if each is not None),
-            *([purges] if purges else []),
-        ],
+        jobs=jobs,
+        schedules=[trigger for trigger in triggers if isinstance(trigger, ScheduleDefinition)],
         sensors=[
             build_report_sensor(app, keys),
-            *(each for each in triggers if isinstance(each, SensorDefinition)),
-            *(
-                build_realtime_sensor(app, each, target, warm)
-                for each, target in zip(realtime, realtime_jobs, strict=True)
-            ),
-            *map(build_listen_sensor, listened, listen_jobs),
+            *(trigger for trigger in triggers if isinstance(trigger, SensorDefinition)),
         ],
         resources={"blacksmith": resource or BlacksmithResource()},
     )
@@ -145,5 +149,5 @@ class BlacksmithComponent(Component, Resolvable):
     app: str
 
     def build_defs(self, context: ComponentLoadContext) -> Definitions:  # noqa: ARG002
-        """Called by Dagster. Raises `SettingsError` if the application is not there."""
+        """Called by Dagster. Raises `SettingsError` if there is no such application."""
         return build_definitions(load_application(self.app))

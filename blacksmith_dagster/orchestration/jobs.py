@@ -1,4 +1,4 @@
-"""Load jobs: one per destination, and one per destination event with an interval of its own."""
+"""The jobs and assets that Dagster runs to load, to replay and to purge events."""
 
 # Dagster reads the annotation of `context` as it stands: no `from __future__ import annotations`.
 
@@ -11,11 +11,9 @@ from dagster import (
     AssetsDefinition,
     AssetSpec,
     BackfillPolicy,
-    DefaultScheduleStatus,
     JobDefinition,
     OpDefinition,
     OpExecutionContext,
-    ScheduleDefinition,
     in_process_executor,
     job,
     multi_asset,
@@ -26,11 +24,11 @@ from blacksmith_dagster.orchestration.assets import BlacksmithTranslator
 from blacksmith_dagster.orchestration.replays import ReplayConfig
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.destination import DestinationEvent
+from blacksmith_dagster.pipeline.destination import AnyDestinationEvent
 from blacksmith_dagster.pipeline.schedule import Schedule
 from blacksmith_dagster.scheduler.purge import purge
 
-# `dagster.yaml` may limit the runs of each value to one, whoever launches them.
+# `dagster.yaml` may limit the runs of each value to one, no matter what launches them.
 LOAD_TAG = "blacksmith/load"
 
 
@@ -39,17 +37,17 @@ class LoadJob:
     """What one load job loads, and when."""
 
     name: str
-    events: Sequence[DestinationEvent[Any]]
+    events: Sequence[AnyDestinationEvent]
     schedule: Schedule
 
     @property
-    def realtime(self) -> Sequence[DestinationEvent[Any]]:
-        """Those that are loaded at once where there is a broker; the job stands behind."""
+    def realtime(self) -> Sequence[AnyDestinationEvent]:
+        """The events that are loaded at once where there is a broker; this job is their backstop."""
         return [event for event in self.events if event.schedule.realtime]
 
 
 def load_jobs(app: Blacksmith) -> Sequence[LoadJob]:
-    """Which load jobs an application has."""
+    """One load job per destination, and one per destination event with a schedule of its own."""
     jobs = []
     for name, destination in app.destinations.items():
         events = list(destination.events.values())
@@ -64,11 +62,11 @@ def load_jobs(app: Blacksmith) -> Sequence[LoadJob]:
     return jobs
 
 
-def build_job(
+def build_load_job(
     app: Blacksmith, load_job: LoadJob, translator: BlacksmithTranslator
 ) -> JobDefinition:
     """The Dagster job: an op per destination event, one after another in the run's own process."""
-    ops = [_build_op(app, event, translator) for event in load_job.events]
+    ops = [_build_load_op(app, event, translator) for event in load_job.events]
 
     @job(
         name=load_job.name,
@@ -77,20 +75,20 @@ def build_job(
         tags={LOAD_TAG: load_job.name},
     )
     def loads() -> None:
-        for each in ops:
-            each()
+        for load_op in ops:
+            load_op()
 
     return loads
 
 
-def _build_op(
-    app: Blacksmith, event: DestinationEvent[Any], translator: BlacksmithTranslator
+def _build_load_op(
+    app: Blacksmith, event: AnyDestinationEvent, translator: BlacksmithTranslator
 ) -> OpDefinition:
-    # A plain function: in a generator Dagster takes the signal handlers back at every `next()`, and
-    # a termination would interrupt a batch.
+    # A plain function: at every `next()` of a generator Dagster installs its own signal handlers
+    # again, and a termination would interrupt a batch.
     @op(
         name=event.path.replace("/", "__"),
-        description=f"Loads all that is due of {event.path}.",
+        description=f"Loads everything that is due for {event.path}.",
     )
     def load_event(context: OpExecutionContext, blacksmith: BlacksmithResource) -> None:
         blacksmith.load(context, app, event, translator=translator)
@@ -98,19 +96,19 @@ def _build_op(
     return load_event
 
 
-_DAILY = "30 4 * * *"
-
-
 def build_replay(
     app: Blacksmith,
-    event: DestinationEvent[Any],
+    event: AnyDestinationEvent,
     spec: AssetSpec,
     translator: BlacksmithTranslator,
 ) -> AssetsDefinition:
-    """The asset of a destination event. Days that are materialized together are one run."""
+    """The asset of a destination event: to materialize it is to replay it.
 
-    # What is materialized is reported day by day, not by the op's output: that is skippable, and a
-    # generator that yields nothing leaves it out.
+    Days that are materialized together are one run.
+    """
+
+    # The run reports each day itself. The op's output is skippable, and a generator that yields
+    # nothing leaves it out.
     @multi_asset(
         name=f"replay__{event.path.replace('/', '__')}",
         specs=[spec.replace_attributes(skippable=True)],
@@ -125,15 +123,12 @@ def build_replay(
     return replay_days
 
 
-def build_purge(app: Blacksmith) -> ScheduleDefinition | None:
-    """The schedule of the job `blacksmith_purge`: once a day at 4:30 UTC, running by default.
-
-    `None` if no source says how long its events are kept.
-    """
-    if all(each.events is None for each in app.retention().values()):
+def build_purge_job(app: Blacksmith) -> JobDefinition | None:
+    """The job `blacksmith_purge`; `None` if every event is kept forever."""
+    if all(retention.events is None for retention in app.retention().values()):
         return None
 
-    @op(name="purge", description="Removes the events that are past their keep.")
+    @op(name="purge", description="Removes the events that are past their retention.")
     def purge_store(context: OpExecutionContext, blacksmith: BlacksmithResource) -> None:
         report = purge(
             app,
@@ -153,15 +148,11 @@ def build_purge(app: Blacksmith) -> ScheduleDefinition | None:
 
     @job(
         name="blacksmith_purge",
-        description="Removes the events that are past their keep and that nothing needs any more.",
+        description="Removes the events that are past their retention and that nothing needs any "
+        "more.",
         executor_def=in_process_executor,
     )
     def purges() -> None:
         purge_store()
 
-    return ScheduleDefinition(
-        job=purges,
-        cron_schedule=_DAILY,
-        execution_timezone="UTC",
-        default_status=DefaultScheduleStatus.RUNNING,
-    )
+    return purges

@@ -1,4 +1,4 @@
-"""A load as Dagster sees it: one call of the scheduler in an op, reported in a few events of its run."""
+"""A load in a Dagster run, and the reports of loads to Dagster, in runs and outside of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, date, datetime
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
 import msgspec
 from dagster import (
@@ -27,19 +28,26 @@ from blacksmith_dagster.errors import Timeout, Unavailable
 from blacksmith_dagster.orchestration.assets import asset_key
 from blacksmith_dagster.orchestration.checks import Finding, check_destination
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.destination import DestinationEvent
+from blacksmith_dagster.pipeline.destination import AnyDestinationEvent
 from blacksmith_dagster.scheduler import LoadReport, Scheduler, Summary, Tally
 from blacksmith_dagster.signals import on_stop
 from blacksmith_dagster.store.interface import Store
 from blacksmith_dagster.supervisor import Supervisor
 
-# A job that is due this soon is waited for: the clocks of Dagster and the database differ a little.
+# A load waits for a job that is due this soon: the clocks of Dagster and the database differ a little.
 DUE_SOON = 5.0
-# An op that is to be tried again waits so long, and holds no lock meanwhile.
+# An op waits this long before it is retried, and holds no lock meanwhile.
 RETRY_SECONDS = 5.0
 
 _RETRIES = 3
+_REPORT_SECONDS = 30.0
+_RUNLESS_REPORT_SECONDS = 60.0
 _ERROR_LENGTH = 500
+
+_log = logging.getLogger(__name__)
+
+DayEvent: TypeAlias = AssetMaterialization | AssetObservation
+Links: TypeAlias = Mapping[str, MetadataValue[Any]]
 
 
 class DayOfLoads(msgspec.Struct, frozen=True):
@@ -62,23 +70,38 @@ class DayOfLoads(msgspec.Struct, frozen=True):
             self.error or later.error,
         )
 
+    def metadata(self, links: Links) -> dict[str, Any]:
+        """The metadata of the day's partition."""
+        return {
+            "events_loaded": self.tally.succeeded,
+            "events_failed": self.tally.failed,
+            "events_discarded": self.tally.discarded,
+            "loads": self.loads,
+            "first_load": self.first,
+            "last_load": self.last,
+            "load_seconds": round(self.seconds, 3),
+            **links,
+            **({"first_error": self.error[:_ERROR_LENGTH]} if self.error else {}),
+        }
+
+    def event(self, key: AssetKey, day: date, links: Links) -> DayEvent:
+        """The event of the day's partition.
+
+        Nothing is materialized where nothing was loaded: assets downstream would follow it.
+        """
+        event_class = AssetMaterialization if self.tally.succeeded else AssetObservation
+        return event_class(key, partition=day.isoformat(), metadata=self.metadata(links))
+
 
 class UnreportedLoads:
-    """What has been loaded since the last flush: one `DayOfLoads` per UTC day, however many loads.
+    """What was loaded since the last flush: one `DayOfLoads` per UTC day, however many loads.
 
-    It is to be flushed every `seconds`. Safe to share between threads.
+    Safe to share between threads.
     """
 
-    def __init__(self, seconds: float = 30.0) -> None:
-        self._seconds = seconds
+    def __init__(self) -> None:
         self._days: dict[date, DayOfLoads] = {}
-        self._since = time.monotonic()
         self._lock = threading.Lock()
-
-    @property
-    def is_due(self) -> bool:
-        """Whether it is time to flush."""
-        return time.monotonic() - self._since >= self._seconds
 
     def add(self, report: LoadReport) -> None:
         """Count a load."""
@@ -91,40 +114,91 @@ class UnreportedLoads:
                 self._days[day] = counted if before is None else before + counted
 
     def flush(self) -> Mapping[date, DayOfLoads]:
-        """What has been counted, in the order of days; begins anew."""
+        """What has been counted, in the order of days; starts from zero again."""
         with self._lock:
             days, self._days = self._days, {}
-            self._since = time.monotonic()
         return dict(sorted(days.items()))
 
 
-def day_event(
-    key: AssetKey, day: date, counted: DayOfLoads, links: Mapping[str, MetadataValue[Any]]
-) -> AssetMaterialization | AssetObservation:
-    """What became of one day's jobs, as an event of the partition.
+class LoadReporter:
+    """Reports loads to Dagster: an event per destination event and UTC day, however many loads.
 
-    Nothing is materialized where nothing was loaded: assets downstream would follow it.
+    `add` may be called from any thread. The other methods call `log_event`, in the caller's thread.
+
+    - `keys`: the asset keys of the destination events, by their paths.
+    - `seconds`: how often `report_if_due` reports.
+    - `links`: metadata of each event; see `links_of`.
     """
-    metadata: dict[str, Any] = {
-        "events_loaded": counted.tally.succeeded,
-        "events_failed": counted.tally.failed,
-        "events_discarded": counted.tally.discarded,
-        "loads": counted.loads,
-        "first_load": counted.first,
-        "last_load": counted.last,
-        "load_seconds": round(counted.seconds, 3),
-        **links,
-    }
-    if counted.error:
-        metadata["first_error"] = counted.error[:_ERROR_LENGTH]
-    kind = AssetMaterialization if counted.tally.succeeded else AssetObservation
-    return kind(key, partition=day.isoformat(), metadata=metadata)
+
+    def __init__(
+        self,
+        keys: Mapping[str, AssetKey],
+        log_event: Callable[[DayEvent], None],
+        seconds: float = _REPORT_SECONDS,
+        links: Links = MappingProxyType({}),
+    ) -> None:
+        self._keys = keys
+        self._log_event = log_event
+        self._seconds = seconds
+        self._links = links
+        self._unreported = {path: UnreportedLoads() for path in keys}
+        self._reported_at = time.monotonic()
+        self.loads = 0
+        self.tally = Tally()
+
+    def add(self, event: AnyDestinationEvent, report: LoadReport) -> None:
+        """Count a load."""
+        self._unreported[event.path].add(report)
+
+    def report_if_due(self) -> None:
+        """Report, unless the last report was less than `seconds` ago."""
+        if time.monotonic() - self._reported_at >= self._seconds:
+            self.report()
+
+    def report(self) -> None:
+        """Report what was counted since the last report."""
+        self._reported_at = time.monotonic()
+        for path, unreported in self._unreported.items():
+            for day, counted in unreported.flush().items():
+                self.loads += counted.loads
+                self.tally += counted.tally
+                self._log_event(counted.event(self._keys[path], day, self._links))
+
+
+class RunlessReporter(LoadReporter):
+    """Reports loads that happen outside of runs, once a minute, to the instance of `DAGSTER_HOME`.
+
+    The assets are those that `asset_key` names. An event that Dagster does not accept is logged and
+    not reported again: the store has it.
+
+    Raises what Dagster raises when it cannot open the instance.
+    """
+
+    def __init__(self, app: Blacksmith) -> None:
+        keys = {path: asset_key(event) for path, event in app.destination_events.items()}
+        super().__init__(keys, self._log_runless_event, _RUNLESS_REPORT_SECONDS)
+        self._instance = DagsterInstance.get()
+
+    def close(self) -> None:
+        """Report the rest, and close the instance."""
+        self.report()
+        self._instance.dispose()
+
+    def _log_runless_event(self, event: DayEvent) -> None:
+        try:
+            self._instance.report_runless_asset_event(event)
+        except Exception:  # noqa: BLE001 - Dagster's database; loading continues without it
+            _log.exception(
+                "%s: %s loads are not reported to Dagster",
+                event.asset_key.to_user_string(),
+                event.metadata["loads"].value,
+            )
 
 
 def load(
     context: OpExecutionContext | AssetExecutionContext,
     app: Blacksmith,
-    event: DestinationEvent[Any],
+    event: AnyDestinationEvent,
     key: AssetKey,
     *,
     scheduler: Scheduler,
@@ -133,27 +207,22 @@ def load(
     stop: threading.Event,
     woken: bool,
 ) -> Summary:
-    """Load all that is due of a destination event, and report to the run.
+    """Load everything that is due for a destination event, and report it to the run.
 
-    The op is tried again a few times when the store or the supervisor does not respond. When the run
-    is terminated, the batch under way is finished and recorded first. `woken`: whether realtime
-    events are loaded at once.
+    The op is retried a few times when the store or the supervisor does not respond. When the run is
+    terminated, the batch under way is finished and recorded first. `woken`: whether notifications
+    wake the loads of realtime events.
     """
     op = context.op_execution_context if isinstance(context, AssetExecutionContext) else context
-    progress, links = UnreportedLoads(), links_of(op)
+    reporter = LoadReporter({event.path: key}, op.log_event, links=links_of(op))
 
-    def flush() -> None:
-        for day, counted in progress.flush().items():
-            op.log_event(day_event(key, day, counted, links))
-
-    def report(done: LoadReport) -> None:
-        progress.add(done)
-        if progress.is_due:
-            flush()
+    def report(recorded: LoadReport) -> None:
+        reporter.add(event, recorded)
+        reporter.report_if_due()
 
     with on_stop(stop.set):
         try:
-            _wait_if_soon(store, event, stop)
+            _wait_if_due_soon(store, event, stop)
             summary = scheduler.load(
                 app,
                 event,
@@ -163,115 +232,74 @@ def load(
                 stop=stop,
                 report=report,
             )
-            flush()
             counts = store.counts(event.path)
         except Timeout:
-            # The call that hangs may block its destination's other events: nothing more is loaded
-            # in this process, which ends with its run.
+            # The call that hangs may block its destination's other events. This process, which ends
+            # with its run, loads nothing more.
             stop.set()
             raise
         except Unavailable as error:
             op.log.warning(f"{event.path}: {error}")
             raise RetryRequested(_RETRIES, RETRY_SECONDS) from error
         finally:
-            flush()
+            reporter.report()
         evaluate(op, check_destination(key, event.schedule, counts, datetime.now(UTC), woken))
         if summary.skipped:
             op.log.info(f"{event.path}: skipped: {summary.skipped}")
-        why = "asked to stop before all that is due was loaded" if summary.stopped else None
-        conclude(op, summary, why)
+        stop_reason = "asked to stop before all that is due was loaded" if summary.stopped else None
+        conclude(op, summary, stop_reason)
     return summary
 
 
 def evaluate(op: OpExecutionContext, findings: Iterable[Finding]) -> None:
-    """Report to the run what checks have found."""
-    # Its declared type leaves out check evaluations, which it takes.
+    """Report the findings of checks to the run."""
+    # The declared type leaves out check evaluations, which `log_event` accepts.
     log_event: Callable[[Any], None] = op.log_event
     for finding in findings:
         log_event(finding.evaluation())
 
 
 def conclude(op: OpExecutionContext, summary: Summary, stop_reason: str | None) -> None:
-    """Report to the run what was loaded, and why it has ended if not by itself.
+    """Report to the run what was loaded, and why it stopped early, if it did.
 
-    Raises `DagsterExecutionInterruptedError` when it was stopped by a termination: then Dagster
-    marks it as canceled.
+    Raises `DagsterExecutionInterruptedError` when a termination stopped it: Dagster then marks the
+    run as canceled.
     """
-    said: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "events_loaded": summary.tally.succeeded,
         "events_failed": summary.tally.failed,
         "events_discarded": summary.tally.discarded,
         "loads": summary.loads,
     }
     if summary.skipped:
-        said["skipped"] = summary.skipped
+        metadata["skipped"] = summary.skipped
     if stop_reason:
-        said["stop_reason"] = stop_reason
-    op.add_output_metadata(said)
+        metadata["stop_reason"] = stop_reason
+    op.add_output_metadata(metadata)
     if summary.stopped:
         interrupt_if_terminated(op)
 
 
 def interrupt_if_terminated(op: OpExecutionContext) -> None:
-    """Raise `DagsterExecutionInterruptedError` if a user has terminated the run that stops.
+    """Raise `DagsterExecutionInterruptedError` if a user has terminated this run.
 
-    Dagster marks the run by what its op does: it is read again, to know a termination from a signal
-    to the process.
+    Dagster marks the run by what its op does. The run is read again, to tell a termination from a
+    signal to the process.
     """
     run = op.instance.get_run_by_id(op.run_id)
     if run and run.status in (DagsterRunStatus.CANCELING, DagsterRunStatus.CANCELED):
         raise DagsterExecutionInterruptedError
 
 
-def _wait_if_soon(store: Store, event: DestinationEvent[Any], stop: threading.Event) -> None:
-    due = store.next_due(event.path)
-    if due is not None and 0 < due <= DUE_SOON:
-        stop.wait(due)
-
-
-def links_of(op: OpExecutionContext) -> Mapping[str, MetadataValue[Any]]:
-    """Where a materialization came from: its job, if that is in a code location."""
+def links_of(op: OpExecutionContext) -> Links:
+    """A link to the op's job, if that is in a code location."""
     origin = op.run.remote_job_origin
     if origin is None:
         return {}
     return {"job": MetadataValue.job(op.job_name, origin.location_name)}
 
 
-_log = logging.getLogger(__name__)
-
-
-class RunlessReporter:
-    """Materializes the assets of destination events in the instance of `DAGSTER_HOME`.
-
-    A materialization per destination event, UTC day and minute, with counts, under the event's
-    `asset_key`. What Dagster does not accept is logged and not reported again: the store has it.
-
-    Raises what Dagster raises when it cannot open the instance.
-    """
-
-    def __init__(self, app: Blacksmith) -> None:
-        self._instance = DagsterInstance.get()
-        self._events = app.destination_events
-        self._progress = {path: UnreportedLoads(60.0) for path in self._events}
-
-    def add(self, event: DestinationEvent[Any], done: LoadReport) -> None:
-        """Count a load. May be called from any thread."""
-        self._progress[event.path].add(done)
-
-    def report_if_due(self) -> None:
-        """Report what was counted for a minute."""
-        self._report([path for path, progress in self._progress.items() if progress.is_due])
-
-    def close(self) -> None:
-        """Report the rest, and close the instance."""
-        self._report(list(self._progress))
-        self._instance.dispose()
-
-    def _report(self, paths: list[str]) -> None:
-        for path in paths:
-            for day, counted in self._progress[path].flush().items():
-                event = day_event(asset_key(self._events[path]), day, counted, {})
-                try:
-                    self._instance.report_runless_asset_event(event)
-                except Exception:  # noqa: BLE001 - Dagster's database; loading goes on without it
-                    _log.exception("%s: %d loads are not reported to Dagster", path, counted.loads)
+def _wait_if_due_soon(store: Store, event: AnyDestinationEvent, stop: threading.Event) -> None:
+    due = store.next_due(event.path)
+    if due is not None and 0 < due <= DUE_SOON:
+        stop.wait(due)

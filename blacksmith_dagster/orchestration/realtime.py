@@ -22,24 +22,23 @@ from dagster import (
 from blacksmith_dagster.errors import SettingsError, Unavailable
 from blacksmith_dagster.orchestration.checks import check_destination
 from blacksmith_dagster.orchestration.loads import (
-    UnreportedLoads,
+    LoadReporter,
     conclude,
-    day_event,
     evaluate,
     links_of,
 )
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
-from blacksmith_dagster.orchestration.schedules import why_not
+from blacksmith_dagster.orchestration.schedules import why_not_due
 from blacksmith_dagster.orchestration.warm_run_sensor import LOOK_SECONDS, Holders, look
 from blacksmith_dagster.orchestration.warm_runs import WarmRuns, build_warm_job, elsewhere, watch
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import Destination, DestinationEvent
-from blacksmith_dagster.scheduler import LoadReport, Realtime, Summary, Tally, realtime_events
+from blacksmith_dagster.scheduler import Realtime, Summary, realtime_events
 from blacksmith_dagster.signals import on_stop
 from blacksmith_dagster.store import Store
 from blacksmith_dagster.supervisor import SCHEDULER, registered, this_process
 
-_FLUSH_SECONDS = 60.0
+_REPORT_SECONDS = 60.0
 
 
 def build_realtime_job(
@@ -82,7 +81,8 @@ def _load(
         )
     store, stop = blacksmith.store(app), threading.Event()
     events = realtime_events(destination)
-    reporter = _RealtimeReporter(op, events, keys)
+    own_keys = {event.path: keys[event.path] for event in events}
+    reporter = LoadReporter(own_keys, op.log_event, _REPORT_SECONDS, links_of(op))
     loop = Realtime(
         app,
         destination,
@@ -110,42 +110,6 @@ def _load(
         conclude(op, summary, why)
     if loop.failure is not None:
         raise loop.failure
-
-
-class _RealtimeReporter:
-    """Counts loads, in whatever thread, and reports them in the run's own, as Dagster asks."""
-
-    def __init__(
-        self,
-        op: OpExecutionContext,
-        events: Sequence[DestinationEvent[Any]],
-        keys: Mapping[str, AssetKey],
-    ) -> None:
-        self._op = op
-        self._keys = keys
-        self._links = links_of(op)
-        self._progress = {event.path: UnreportedLoads(_FLUSH_SECONDS) for event in events}
-        self.loads = 0
-        self.tally = Tally()
-
-    def add(self, event: DestinationEvent[Any], done: LoadReport) -> None:
-        """Count a load."""
-        self._progress[event.path].add(done)
-
-    def report_if_due(self) -> None:
-        """Materialize the days of the destination events that were not reported within a minute."""
-        self._report([path for path, progress in self._progress.items() if progress.is_due])
-
-    def report(self) -> None:
-        """Materialize each destination event's days."""
-        self._report(list(self._progress))
-
-    def _report(self, paths: Sequence[str]) -> None:
-        for path in paths:
-            for day, counted in self._progress[path].flush().items():
-                self.loads += counted.loads
-                self.tally += counted.tally
-                self._op.log_event(day_event(self._keys[path], day, counted, self._links))
 
 
 def _check(
@@ -180,7 +144,7 @@ def why_idle(
         return ", ".join(f"{path} is loaded by {holder}" for path, holder in holders.items())
     if since_load is not None and since_load < warm.idle_seconds:
         return None
-    return why_not(due)
+    return why_not_due(due)
 
 
 def build_realtime_sensor(

@@ -1,7 +1,7 @@
-"""A replay as Dagster sees it: a run that loads a range of days again.
+"""A replay in a Dagster run, which loads a range of days again.
 
-What it loads is reported as one materialization a day at its end, and the check `replay_settled` names
-what has not succeeded.
+At its end each day is materialized once, and the check `replay_settled` names the jobs that have not
+succeeded.
 """
 
 from __future__ import annotations
@@ -30,13 +30,12 @@ from blacksmith_dagster.orchestration.checks import MOST_NAMED, check_destinatio
 from blacksmith_dagster.orchestration.loads import (
     DayOfLoads,
     UnreportedLoads,
-    day_event,
     evaluate,
     interrupt_if_terminated,
     links_of,
 )
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.destination import DestinationEvent
+from blacksmith_dagster.pipeline.destination import AnyDestinationEvent
 from blacksmith_dagster.pubsub.notifier import Notifier
 from blacksmith_dagster.scheduler import LoadReport, Tally
 from blacksmith_dagster.scheduler.replay import (
@@ -57,30 +56,35 @@ _NOTHING = DayOfLoads(Tally(), 0, 0, 0, 0.0, None)
 
 
 class ReplayConfig(Config):
-    """What of the days is loaded again, and how; see `ReplayRequest`."""
+    """Which events of the days are loaded again, and how; see `ReplayRequest`."""
 
     modes: list[str] = Field(
         default=["missing", "failed"],
         description="missing: events that the flows want and that have no job; failed: discarded "
-        "jobs; all: whatever is not pending.",
+        "jobs; all: everything that is not pending.",
     )
-    events: list[str] = Field(default=[], description="Only these, as source/event.")
+    events: list[str] = Field(
+        default=[], description="Only events of these types, as source/event."
+    )
     version: str | None = Field(default=None, description="Only events of this version.")
     error: str | None = Field(
-        default=None, description="Only jobs discarded by an error that holds this text."
+        default=None,
+        description="Only jobs that were discarded with an error that contains this text.",
     )
     when: str | None = Field(
-        default=None, description="Only events for which this package.module:function is true."
+        default=None, description="Only events for which this package.module:function returns true."
     )
     edit: str | None = Field(
-        default=None, description="The package.module:function that makes the events' new data."
+        default=None, description="The package.module:function that returns an event's new data."
     )
     new_key: bool = Field(default=False, description="Give the jobs new idempotency keys.")
-    rate: float | None = Field(default=None, description="Jobs a second, at most.", gt=0)
-    dry_run: bool = Field(default=False, description="Report what would be loaded, load nothing.")
+    rate: float | None = Field(default=None, description="At most this many jobs a second.", gt=0)
+    dry_run: bool = Field(
+        default=False, description="Report what would be loaded, and load nothing."
+    )
 
     def request(self, start: datetime, end: datetime) -> ReplayRequest:
-        """The request for a window. Raises `ValueError` for a mode that there is not."""
+        """The request for a window of time. Raises `ValueError` for an unknown mode."""
         return ReplayRequest(
             start,
             end,
@@ -97,7 +101,7 @@ class ReplayConfig(Config):
 def replay_partitions(
     context: AssetExecutionContext,
     app: Blacksmith,
-    event: DestinationEvent[Any],
+    event: AnyDestinationEvent,
     key: AssetKey,
     config: ReplayConfig,
     *,
@@ -111,14 +115,14 @@ def replay_partitions(
     window = context.partition_time_window
     request = config.request(window.start, window.end)
     if config.dry_run:
-        found = forecast(app, event, request, store=store)
-        context.log_event(AssetObservation(key, metadata=_described(found)))
-        return found
+        would_load = forecast(app, event, request, store=store)
+        context.log_event(AssetObservation(key, metadata=_forecast_metadata(would_load)))
+        return would_load
     unreported, logged_at = UnreportedLoads(), time.monotonic()
 
-    def report(done: LoadReport, progress: ReplayProgress) -> None:
+    def report(recorded: LoadReport, progress: ReplayProgress) -> None:
         nonlocal logged_at
-        unreported.add(done)
+        unreported.add(recorded)
         if time.monotonic() - logged_at >= _LOG_SECONDS:
             logged_at = time.monotonic()
             context.log.info(_progress_line(event, progress))
@@ -137,42 +141,36 @@ def replay_partitions(
                 report=report,
                 notify=notifier.notify if notifier else lambda _: None,
             )
-        except (Unavailable, FencedOut) as error:  # the lock is acquired anew
+        except (Unavailable, FencedOut) as error:  # the next attempt acquires the lock again
             context.log.warning(f"{event.path}: {error}")
             raise RetryRequested(_RETRIES, _RETRY_SECONDS) from error
         if summary.stopped:
             context.log.info(
-                f"{event.path}: stopped after {summary.loads} loads; the next launch goes on"
+                f"{event.path}: stopped after {summary.loads} loads; the next launch continues"
             )
             interrupt_if_terminated(op)
-            raise Failure(f"{event.path}: the replay was stopped; launch it again to go on")
+            raise Failure(f"{event.path}: the replay was stopped; launch it again to continue it")
         days, links = unreported.flush(), links_of(op)
         for partition in context.partition_keys:
-            counted = days.get(date.fromisoformat(partition), _NOTHING)
-            context.log_event(
-                AssetMaterialization(
-                    key,
-                    partition=partition,
-                    metadata=day_event(key, date.fromisoformat(partition), counted, links).metadata,
-                )
-            )
+            metadata = days.get(date.fromisoformat(partition), _NOTHING).metadata(links)
+            context.log_event(AssetMaterialization(key, partition=partition, metadata=metadata))
         counts, now, woken = store.counts(event.path), datetime.now(UTC), notifier is not None
         evaluate(op, [replay_settled(key, store.unsettled(event.path, MOST_NAMED))])
         evaluate(op, check_destination(key, event.schedule, counts, now, woken))
     return summary
 
 
-def _progress_line(event: DestinationEvent[Any], progress: ReplayProgress) -> str:
+def _progress_line(event: AnyDestinationEvent, progress: ReplayProgress) -> str:
     left = "" if progress.seconds_left is None else f", about {progress.seconds_left:.0f} s left"
     done = f"{progress.done} jobs done, {progress.left} left, {progress.rate:.0f} a second"
     return f"{event.path}: {done}{left}"
 
 
-def _described(found: Forecast) -> Mapping[str, Any]:
-    days = {day.isoformat(): dict(states) for day, states in found.days.items()}
+def _forecast_metadata(would_load: Forecast) -> Mapping[str, Any]:
+    days = {day.isoformat(): dict(states) for day, states in would_load.days.items()}
     return {
-        "would_be_loaded": found.jobs,
-        "about_seconds": -1.0 if found.seconds is None else round(found.seconds, 1),
+        "would_be_loaded": would_load.jobs,
+        "about_seconds": -1.0 if would_load.seconds is None else round(would_load.seconds, 1),
         "days": MetadataValue.json(days),
-        "sample": MetadataValue.json([msgspec.to_builtins(each) for each in found.sample]),
+        "sample": MetadataValue.json([msgspec.to_builtins(event) for event in would_load.sample]),
     }

@@ -1,4 +1,7 @@
-"""When load jobs run: a Dagster schedule for a cron expression, a sensor for `@every`."""
+"""What launches jobs at an interval: a Dagster schedule for a cron expression, a sensor for `@every`.
+
+Two runs of one job are never launched side by side, and a run whose process is gone is marked as failed.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from dagster import (
     AssetSelection,
@@ -35,46 +38,106 @@ from blacksmith_dagster.orchestration.jobs import LoadJob
 from blacksmith_dagster.orchestration.loads import DUE_SOON, RETRY_SECONDS
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.destination import DestinationEvent
+from blacksmith_dagster.pipeline.destination import AnyDestinationEvent
+from blacksmith_dagster.pipeline.schedule import every
 from blacksmith_dagster.supervisor import Supervisor
 
 FINAL = {DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED}
 ACTIVE = [status for status in DagsterRunStatus if status not in FINAL]
 UNDER_WAY = {DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING}
 
-# A run that is under way holds one of its locks but for moments; one that is not takes as long to
-# start as Dagster grants by default.
+# A run that is under way holds one of its locks, except for moments. One that is not takes as long
+# to start as Dagster grants by default.
 _YOUNG = {True: timedelta(seconds=15), False: timedelta(seconds=180)}
 _MOMENT_SECONDS = RETRY_SECONDS + DUE_SOON + 5.0
 _LOOK_SECONDS = 30
-
 _RANGE = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
 
 Holds: TypeAlias = Callable[[str], bool]
 """Whether the run of this id holds any of its locks now."""
 
+WhyNot: TypeAlias = Callable[[DagsterInstance, BlacksmithResource], str | None]
+"""Why a job need not run now, or `None` if it must."""
 
-def why_not(
-    due: Mapping[str, float | None], loaded_by: Mapping[str, str] = MappingProxyType({})
-) -> str | None:
-    """Why a load job need not run now, or `None` if it must.
+TagsOf: TypeAlias = Callable[[datetime], dict[str, str]]
+"""The tags of a run that was due at this time."""
 
-    `due` says of each destination event in how many seconds something is due (`None`: nothing
-    waits); `loaded_by` who loads those that are loaded at once.
 
-    >>> why_not({"lake/movements": 0.0}), why_not({"lake/movements": None})
-    (None, 'nothing waits for lake/movements')
+# ------------------------------------------------------------------------------ at an interval
+
+
+def build_trigger(
+    target: JobDefinition,
+    interval: str,
+    why_not: WhyNot,
+    *,
+    description: str,
+    timezone: str = "UTC",
+    tags: TagsOf | None = None,
+) -> ScheduleDefinition | SensorDefinition:
+    """What launches a job at an interval: running by default, and skipped with the reason of `why_not`.
+
+    - `description`: that of a sensor.
+    - `timezone`: that of a cron expression.
+    - `tags`: those of each run.
     """
-    waits = {path: seconds for path, seconds in due.items() if seconds is not None}
-    if not waits:
-        return f"nothing waits for {', '.join(due)}"
-    left = {path: seconds for path, seconds in waits.items() if path not in loaded_by}
-    if not left:
-        return ", ".join(f"{path} is loaded by {loaded_by[path]}" for path in waits)
-    path, seconds = min(left.items(), key=lambda each: each[1])
-    if seconds <= DUE_SOON:
-        return None
-    return f"nothing is due: {path} is the next, in {timedelta(seconds=round(seconds))}"
+    length = every(interval)
+    if length is None:
+        return _build_schedule(target, interval, timezone, why_not, tags)
+    return _build_sensor(target, length, description, why_not, tags)
+
+
+def _build_schedule(
+    target: JobDefinition,
+    cron: str,
+    timezone: str,
+    why_not: WhyNot,
+    tags: TagsOf | None,
+) -> ScheduleDefinition:
+    @schedule(
+        name=f"{target.name}_schedule",
+        job=target,
+        cron_schedule=cron,
+        execution_timezone=timezone,
+        default_status=DefaultScheduleStatus.RUNNING,
+    )
+    def launch(
+        context: ScheduleEvaluationContext, blacksmith: BlacksmithResource
+    ) -> RunRequest | SkipReason:
+        reason = why_not(context.instance, blacksmith)
+        if reason:
+            return SkipReason(reason)
+        return RunRequest(tags=tags(context.scheduled_execution_time) if tags else None)
+
+    return launch
+
+
+def _build_sensor(
+    target: JobDefinition,
+    interval: timedelta,
+    description: str,
+    why_not: WhyNot,
+    tags: TagsOf | None,
+) -> SensorDefinition:
+    @sensor(
+        name=f"{target.name}_sensor",
+        job=target,
+        description=description,
+        minimum_interval_seconds=look_seconds(interval),
+        default_status=DefaultSensorStatus.RUNNING,
+    )
+    def launch(
+        context: SensorEvaluationContext, blacksmith: BlacksmithResource
+    ) -> SensorResult | SkipReason:
+        now = time.time()
+        reason = too_early(context.cursor, interval, now) or why_not(context.instance, blacksmith)
+        if reason:
+            return SkipReason(reason)
+        # No run key: Dagster would never launch the same one again.
+        request = RunRequest(tags=tags(datetime.fromtimestamp(now, UTC)) if tags else None)
+        return SensorResult(run_requests=[request], cursor=str(now))
+
+    return launch
 
 
 def too_early(cursor: str | None, interval: timedelta, now: float) -> str | None:
@@ -95,127 +158,67 @@ def look_seconds(interval: timedelta) -> int:
     return 5 if interval.total_seconds() < 2 * _LOOK_SECONDS else _LOOK_SECONDS
 
 
-def build_trigger(
+# ------------------------------------------------------------------------------ load jobs
+
+
+def build_load_trigger(
     app: Blacksmith, load_job: LoadJob, target: JobDefinition
 ) -> ScheduleDefinition | SensorDefinition:
-    """What launches a load job: running by default, and silent while nothing is due."""
-    every = load_job.schedule.every
-    if every is None:
-        return _build_schedule(app, load_job, target, load_job.schedule.interval)
-    return _build_sensor(app, load_job, target, every)
+    """What launches a load job: only when something is due."""
+    interval = cast(str, load_job.schedule.interval)  # inherited, so never `None`
 
+    def why_not(instance: DagsterInstance, blacksmith: BlacksmithResource) -> str | None:
+        store, supervisor = blacksmith.store(app), blacksmith.supervisor
+        due = {event.path: store.next_due(event.path) for event in load_job.events}
+        reason = why_not_due(due)
+        if reason:
+            return reason
+        try:
+            supervisor.ready()
+            reason = already_active(instance, load_job.name, _holds(load_job, supervisor))
+            return reason or why_not_due(due, _realtime_holders(load_job, supervisor))
+        except (Unavailable, SettingsError) as error:
+            return f"nothing is loaded without a lock: {error}"
 
-def _build_schedule(
-    app: Blacksmith, load_job: LoadJob, target: JobDefinition, cron: str | None
-) -> ScheduleDefinition:
-    @schedule(
-        name=f"{load_job.name}_schedule",
-        job=target,
-        cron_schedule=cron or "@hourly",
-        execution_timezone="UTC",
-        default_status=DefaultScheduleStatus.RUNNING,
+    return build_trigger(
+        target,
+        interval,
+        why_not,
+        description=f"Launches {load_job.name} when something is due, {interval} at most.",
     )
-    def scheduled(
-        context: ScheduleEvaluationContext, blacksmith: BlacksmithResource
-    ) -> RunRequest | SkipReason:
-        reason = _why_not_now(app, load_job, context.instance, blacksmith)
-        return SkipReason(reason) if reason else RunRequest()
-
-    return scheduled
 
 
-def _build_sensor(
-    app: Blacksmith, load_job: LoadJob, target: JobDefinition, every: timedelta
-) -> SensorDefinition:
-    @sensor(
-        name=f"{load_job.name}_sensor",
-        job=target,
-        description=f"Launches {load_job.name} when something is due, {load_job.schedule.interval} "
-        "at most.",
-        minimum_interval_seconds=look_seconds(every),
-        default_status=DefaultSensorStatus.RUNNING,
-    )
-    def looked(
-        context: SensorEvaluationContext, blacksmith: BlacksmithResource
-    ) -> SensorResult | SkipReason:
-        now = time.time()
-        reason = too_early(context.cursor, every, now) or _why_not_now(
-            app, load_job, context.instance, blacksmith
-        )
-        # No run key: Dagster would never launch the same one again.
-        return (
-            SkipReason(reason)
-            if reason
-            else SensorResult(run_requests=[RunRequest()], cursor=str(now))
-        )
-
-    return looked
-
-
-def _why_not_now(
-    app: Blacksmith, load_job: LoadJob, instance: DagsterInstance, blacksmith: BlacksmithResource
+def why_not_due(
+    due: Mapping[str, float | None], holders: Mapping[str, str] = MappingProxyType({})
 ) -> str | None:
-    store, supervisor = blacksmith.store(app), blacksmith.supervisor
-    due = {event.path: store.next_due(event.path) for event in load_job.events}
-    reason = why_not(due)
-    if reason:
-        return reason
-    try:
-        supervisor.ready()
-        reason = already_active(instance, load_job.name, _holds(load_job, supervisor))
-        return reason or why_not(due, _loaded_by(load_job, supervisor))
-    except (Unavailable, SettingsError) as error:
-        return f"nothing is loaded without a lock: {error}"
+    """Why a load job need not run now, or `None` if it must.
 
+    - `due`: in how many seconds each destination event has something due, `None` if nothing waits.
+    - `holders`: what loads realtime events at once, by their paths.
 
-def _loaded_by(load_job: LoadJob, supervisor: Supervisor) -> Mapping[str, str]:
-    """Who loads each realtime event now: a warm run or a worker."""
-    found = {event.path: supervisor.status(f"load/{event.path}") for event in load_job.realtime}
-    return {path: held.holder or "another process" for path, held in found.items() if held.held}
-
-
-def already_active(instance: DagsterInstance, job: str, holds: Holds) -> str | None:
-    """The run of a job that is active, in words. Runs whose process is gone are marked as failed.
-
-    Dagster's default launcher doesn't notice when the machine goes down with its runs: they stay
-    'started' for ever, and would forbid every further one. The lock is the truth: `holds` says
-    whether a run has one of its locks now.
+    >>> why_not_due({"lake/movements": 0.0}), why_not_due({"lake/movements": None})
+    (None, 'nothing waits for lake/movements')
     """
-    runs = instance.get_run_records(RunsFilter(job_name=job, statuses=ACTIVE), ascending=True)
-    for record in runs:
-        run = record.dagster_run
-        if run.status is DagsterRunStatus.QUEUED:
-            return f"run {run.run_id} is queued"
-        age = datetime.now(UTC) - record.update_timestamp
-        under_way = run.status in UNDER_WAY
-        if age < _YOUNG[under_way] or (under_way and _is_alive(run.run_id, holds)):
-            return f"run {run.run_id} is still under way"
-        fail_gone(instance, run.run_id)
-    return None
+    waiting = {path: seconds for path, seconds in due.items() if seconds is not None}
+    if not waiting:
+        return f"nothing waits for {', '.join(due)}"
+    left = {path: seconds for path, seconds in waiting.items() if path not in holders}
+    if not left:
+        return ", ".join(f"{path} is loaded by {holders[path]}" for path in waiting)
+    path, seconds = min(left.items(), key=lambda item: item[1])
+    if seconds <= DUE_SOON:
+        return None
+    return f"nothing is due: {path} is the next, in {timedelta(seconds=round(seconds))}"
 
 
-def fail_gone(instance: DagsterInstance, run_id: str) -> None:
-    """Mark a run whose process is gone as failed, unless it has ended meanwhile."""
-    run = instance.get_run_by_id(run_id)
-    if run and run.status in ACTIVE:
-        instance.report_run_failed(
-            run, "The process of this run is gone: it holds none of its locks."
-        )
-
-
-def _is_alive(run_id: str, holds: Holds) -> bool:
-    """Whether a run holds any of its locks; asked for a while, as it changes from one to the next,
-    and holds none while it waits to try again."""
-    ends = time.monotonic() + _MOMENT_SECONDS
-    while not holds(run_id):
-        if time.monotonic() > ends:
-            return False
-        time.sleep(0.5)
-    return True
+def _realtime_holders(load_job: LoadJob, supervisor: Supervisor) -> Mapping[str, str]:
+    """What loads realtime events at once: a warm run or a worker."""
+    locks = {event.path: supervisor.status(f"load/{event.path}") for event in load_job.realtime}
+    return {path: lock.holder or "another process" for path, lock in locks.items() if lock.held}
 
 
 def _holds(load_job: LoadJob, supervisor: Supervisor) -> Holds:
-    """Whether a run holds any of a load job's locks. That of a realtime event may be a warm run's."""
+    """Whether a run holds any of a load job's locks. A warm run may hold that of a realtime event."""
     realtime = {event.path for event in load_job.realtime}
 
     def holds(run_id: str) -> bool:
@@ -228,10 +231,26 @@ def _holds(load_job: LoadJob, supervisor: Supervisor) -> Holds:
     return holds
 
 
+# ------------------------------------------------------------------------------ once a day
+
+
+def build_purge_schedule(target: JobDefinition) -> ScheduleDefinition:
+    """What launches the job that purges: once a day at 4:30 UTC, running by default."""
+    return ScheduleDefinition(
+        job=target,
+        cron_schedule="30 4 * * *",
+        execution_timezone="UTC",
+        default_status=DefaultScheduleStatus.RUNNING,
+    )
+
+
 def build_backfill(
-    app: Blacksmith, event: DestinationEvent[Any], spec: AssetSpec
+    app: Blacksmith, event: AnyDestinationEvent, spec: AssetSpec
 ) -> ScheduleDefinition | None:
-    """What replays the last days of a destination event, if it says when; running by default."""
+    """The schedule that replays the last days of a destination event, running by default.
+
+    `None` if the event has no `backfill`.
+    """
     if event.backfill is None:
         return None
     name = f"backfill_{event.path.replace('/', '__')}"
@@ -259,3 +278,49 @@ def build_backfill(
         return RunRequest(tags=dict(zip(_RANGE, days, strict=True)))
 
     return backfill
+
+
+# ------------------------------------------------------------------------------ one run at a time
+
+
+def already_active(instance: DagsterInstance, job: str, holds: Holds) -> str | None:
+    """The active run of a job, as a reason to skip. Runs whose process is gone are marked as failed.
+
+    Dagster's default launcher doesn't notice when the machine goes down with its runs: they stay
+    'started' forever, and would block every later run. The lock is the truth: `holds` says whether a
+    run has one of its locks now.
+    """
+    runs = instance.get_run_records(RunsFilter(job_name=job, statuses=ACTIVE), ascending=True)
+    for record in runs:
+        run = record.dagster_run
+        if run.status is DagsterRunStatus.QUEUED:
+            return f"run {run.run_id} is queued"
+        age = datetime.now(UTC) - record.update_timestamp
+        under_way = run.status in UNDER_WAY
+        if age < _YOUNG[under_way] or (under_way and _is_alive(run.run_id, holds)):
+            return f"run {run.run_id} is still under way"
+        fail_gone(instance, run.run_id)
+    return None
+
+
+def fail_gone(instance: DagsterInstance, run_id: str) -> None:
+    """Mark a run whose process is gone as failed, unless it has ended meanwhile."""
+    run = instance.get_run_by_id(run_id)
+    if run and run.status in ACTIVE:
+        instance.report_run_failed(
+            run, "The process of this run is gone: it holds none of its locks."
+        )
+
+
+def _is_alive(run_id: str, holds: Holds) -> bool:
+    """Whether a run holds any of its locks.
+
+    It is watched for a while: it holds no lock while it changes from one to the next, nor while it
+    waits to be retried.
+    """
+    deadline = time.monotonic() + _MOMENT_SECONDS
+    while not holds(run_id):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.5)
+    return True

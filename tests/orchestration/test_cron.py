@@ -323,7 +323,7 @@ def test_nobody_is_replaced_while_the_locks_are_out_of_reach(
     assert len(tick(polling, instance).due) == 1
     instance.add_run(DagsterRun(job_name=JOB, status=DagsterRunStatus.STARTED))
     assert tick(polling, instance).skipped.startswith(
-        f"nobody knows whether a run of {JOB} is still under way: consul://127.0.0.1:1"
+        f"cannot tell whether a run of {JOB} is still under way: consul://127.0.0.1:1"
     )
 
 

@@ -321,7 +321,7 @@ def test_a_warm_run_materializes_while_it_stays(
     alerts: Alerts, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not at its end alone: the second event comes when the first has been told."""
-    monkeypatch.setattr(realtime, "_FLUSH_SECONDS", 0.1)
+    monkeypatch.setattr(realtime, "_REPORT_SECONDS", 0.1)
     warm = WarmRuns(idle="5s", notice="1s")
     alerts.definitions = build_definitions(alerts.app, resource=alerts.resource, warm=warm)
 

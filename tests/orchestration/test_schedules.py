@@ -25,7 +25,7 @@ from dagster._core.remote_origin import (
 
 from blacksmith_dagster import Batch
 from blacksmith_dagster.orchestration import loads, schedules
-from blacksmith_dagster.orchestration.schedules import look_seconds, too_early, why_not
+from blacksmith_dagster.orchestration.schedules import look_seconds, too_early, why_not_due
 from blacksmith_dagster.supervisor import open_supervisor
 from tests.orchestration.pipeline import Pipeline
 
@@ -195,8 +195,8 @@ def test_nothing_is_launched_while_no_lock_can_be_had(
 
 
 def test_the_soonest_decides() -> None:
-    assert why_not({"a/b": None, "c/d": 3.0}) is None
-    assert why_not({"a/b": 90.0, "c/d": 60.4}) == "nothing is due: c/d is the next, in 0:01:00"
+    assert why_not_due({"a/b": None, "c/d": 3.0}) is None
+    assert why_not_due({"a/b": 90.0, "c/d": 60.4}) == "nothing is due: c/d is the next, in 0:01:00"
 
 
 def test_an_interval_starts_with_the_launch() -> None:
