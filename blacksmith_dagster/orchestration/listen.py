@@ -11,22 +11,22 @@ from typing import Any
 from dagster import (
     AssetKey,
     AssetObservation,
-    DefaultSensorStatus,
     JobDefinition,
     MetadataValue,
     OpExecutionContext,
     SensorDefinition,
-    SensorEvaluationContext,
-    SensorResult,
-    SkipReason,
-    sensor,
 )
 
 from blacksmith_dagster.ingest.listeners import Listeners, listened_events
 from blacksmith_dagster.orchestration.loads import interrupt_if_terminated, links_of
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
-from blacksmith_dagster.orchestration.warm_run_sensor import LOOK_SECONDS, Holders, look
-from blacksmith_dagster.orchestration.warm_runs import WarmRuns, build_warm_job, elsewhere, watch
+from blacksmith_dagster.orchestration.warm_run_sensor import Holders, build_warm_run_sensor
+from blacksmith_dagster.orchestration.warm_runs import (
+    WarmRuns,
+    build_warm_job,
+    other_holders,
+    watch,
+)
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.source import Source, SourceEvent
 from blacksmith_dagster.pipeline.triggers import Subscription
@@ -43,10 +43,10 @@ def build_listen_job(
     """The job `listen_<source>`; `keys` are the assets' by the events' paths."""
     paths = ", ".join(event.path for event in listened_events(source))
 
-    def stay(op: OpExecutionContext, blacksmith: BlacksmithResource) -> None:
+    def serve(op: OpExecutionContext, blacksmith: BlacksmithResource) -> None:
         _listen(op, blacksmith, app, source, keys, warm)
 
-    return build_warm_job("listen", source.name, f"Listens for {paths}.", stay, warm)
+    return build_warm_job("listen", source.name, f"Listens for {paths}.", serve, warm)
 
 
 def build_listen_sensor(source: Source, target: JobDefinition) -> SensorDefinition:
@@ -54,28 +54,25 @@ def build_listen_sensor(source: Source, target: JobDefinition) -> SensorDefiniti
     events = listened_events(source)
     locks = {event.path: f"listen/{event.path}" for event in events}
 
-    @sensor(
-        name=f"{target.name}_sensor",
-        job=target,
-        description=f"Keeps a run of {target.name} alive, always.",
-        minimum_interval_seconds=LOOK_SECONDS,
-        default_status=DefaultSensorStatus.RUNNING,
-    )
-    def looked(
-        context: SensorEvaluationContext, blacksmith: BlacksmithResource
-    ) -> SensorResult | SkipReason:
-        if blacksmith.pubsub is None and all(map(_needs_broker, events)):
-            return SkipReason(
-                f"no broker is configured for {', '.join(locks)}: set BLACKSMITH_PUBSUB_URL to "
-                "kafka://host:9092, nats://host:4222 or amqp://host:5672, or give Subscription(url=)"
-            )
-        return look(context, blacksmith.supervisor, target.name, locks, why_no_run)
+    def why_not_configured(blacksmith: BlacksmithResource) -> str | None:
+        if blacksmith.pubsub is not None or not all(map(_needs_broker, events)):
+            return None
+        return (
+            f"no broker is configured for {', '.join(locks)}: set BLACKSMITH_PUBSUB_URL to "
+            "kafka://host:9092, nats://host:4222 or amqp://host:5672, or give Subscription(url=)"
+        )
 
-    return looked
+    return build_warm_run_sensor(
+        target,
+        f"Keeps a run of {target.name} alive at all times.",
+        locks,
+        why_not_configured,
+        lambda _, holders: why_no_run(holders),
+    )
 
 
 def why_no_run(holders: Holders) -> str | None:
-    """Why no run is needed where none is active: another process listens for all; else `None`.
+    """Why no run is needed, or `None`: another process listens for each of the events.
 
     >>> why_no_run({"shop/ordered": "host:42"}), why_no_run({"shop/ordered": None})
     ('shop/ordered is listened for by host:42', None)
@@ -115,7 +112,7 @@ def _listen(
         try:
             why = watch(op, loop, warm, stop, lambda: reporter.report_if_due(loop.statuses))
             locks = [f"listen/{event.path}" for event in listened_events(source)]
-            why += elsewhere(blacksmith.supervisor, locks, op.run_id)
+            why += other_holders(blacksmith.supervisor, locks, op.run_id)
         finally:
             loop.stop()
             reporter.report(loop.statuses)

@@ -9,14 +9,9 @@ from typing import Any
 
 from dagster import (
     AssetKey,
-    DefaultSensorStatus,
     JobDefinition,
     OpExecutionContext,
     SensorDefinition,
-    SensorEvaluationContext,
-    SensorResult,
-    SkipReason,
-    sensor,
 )
 
 from blacksmith_dagster.errors import SettingsError, Unavailable
@@ -29,8 +24,13 @@ from blacksmith_dagster.orchestration.loads import (
 )
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
 from blacksmith_dagster.orchestration.schedules import why_not_due
-from blacksmith_dagster.orchestration.warm_run_sensor import LOOK_SECONDS, Holders, look
-from blacksmith_dagster.orchestration.warm_runs import WarmRuns, build_warm_job, elsewhere, watch
+from blacksmith_dagster.orchestration.warm_run_sensor import Holders, build_warm_run_sensor
+from blacksmith_dagster.orchestration.warm_runs import (
+    WarmRuns,
+    build_warm_job,
+    other_holders,
+    watch,
+)
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import Destination, DestinationEvent
 from blacksmith_dagster.scheduler import Realtime, Summary, realtime_events
@@ -51,16 +51,16 @@ def build_realtime_job(
     events = realtime_events(destination)
     paths = ", ".join(event.path for event in events)
 
-    def stay(op: OpExecutionContext, blacksmith: BlacksmithResource) -> None:
+    def serve(op: OpExecutionContext, blacksmith: BlacksmithResource) -> None:
         _load(op, blacksmith, app, destination, keys, warm)
 
     return build_warm_job(
         "realtime",
         destination.name,
         f"Loads {paths} as soon as there is something to load.",
-        stay,
+        serve,
         warm,
-        longest=max(event.timeout.total_seconds() for event in events),
+        longest_load=max(event.timeout.total_seconds() for event in events),
     )
 
 
@@ -100,7 +100,7 @@ def _load(
         try:
             why = watch(op, loop, warm, stop, reporter.report_if_due, lambda: loop.idle)
             locks = [f"load/{event.path}" for event in events]
-            why += elsewhere(blacksmith.supervisor, locks, op.run_id)
+            why += other_holders(blacksmith.supervisor, locks, op.run_id)
         finally:
             loop.stop()
             reporter.report()
@@ -135,7 +135,7 @@ def why_idle(
     holders: Holders,
     warm: WarmRuns,
 ) -> str | None:
-    """Why no run is needed where none is active, or `None` if one is.
+    """Why no run is needed, or `None` if one is.
 
     - `due`: in how many seconds each destination event has something due, `None` if nothing waits.
     - `since_load`: seconds since one of them was loaded, `None` if never.
@@ -154,25 +154,21 @@ def build_realtime_sensor(
     paths = [event.path for event in realtime_events(destination)]
     locks = {path: f"load/{path}" for path in paths}
 
-    @sensor(
-        name=f"{target.name}_sensor",
-        job=target,
-        description=f"Keeps a run of {target.name} alive while there is something to load, and for "
-        f"{warm.idle} more. Needs BLACKSMITH_PUBSUB_URL; without it the schedules serve.",
-        minimum_interval_seconds=LOOK_SECONDS,
-        default_status=DefaultSensorStatus.RUNNING,
-    )
-    def looked(
-        context: SensorEvaluationContext, blacksmith: BlacksmithResource
-    ) -> SensorResult | SkipReason:
-        if blacksmith.pubsub is None:
-            return SkipReason("the schedules serve; set BLACKSMITH_PUBSUB_URL to load at once")
+    def why_not_configured(blacksmith: BlacksmithResource) -> str | None:
+        if blacksmith.pubsub is not None:
+            return None
+        return "the schedules serve; set BLACKSMITH_PUBSUB_URL to load at once"
+
+    def why_no_run(blacksmith: BlacksmithResource, holders: Holders) -> str | None:
         store = blacksmith.store(app)
+        due = {path: store.next_due(path) for path in paths}
+        return why_idle(due, store.since_load(*paths), holders, warm)
 
-        def why_no_run(holders: Holders) -> str | None:
-            due = {path: store.next_due(path) for path in paths}
-            return why_idle(due, store.since_load(*paths), holders, warm)
-
-        return look(context, blacksmith.supervisor, target.name, locks, why_no_run)
-
-    return looked
+    return build_warm_run_sensor(
+        target,
+        f"Keeps a run of {target.name} alive while there is something to load, and for {warm.idle} "
+        "more. Needs BLACKSMITH_PUBSUB_URL; without it the schedules serve.",
+        locks,
+        why_not_configured,
+        why_no_run,
+    )

@@ -1,4 +1,4 @@
-"""What keeps one warm run alive, and two while one takes over."""
+"""The sensor that keeps a warm run alive, and two while one takes over from the other."""
 
 from __future__ import annotations
 
@@ -10,32 +10,41 @@ import msgspec
 from dagster import (
     DagsterInstance,
     DagsterRunStatus,
+    DefaultSensorStatus,
+    JobDefinition,
     RunRecord,
     RunRequest,
     RunsFilter,
+    SensorDefinition,
     SensorEvaluationContext,
     SensorResult,
+    SkipReason,
+    sensor,
 )
 
+from blacksmith_dagster.orchestration.resource import BlacksmithResource
 from blacksmith_dagster.orchestration.schedules import ACTIVE, FINAL, UNDER_WAY, fail_gone
 from blacksmith_dagster.orchestration.warm_runs import ENDING_TAG
 from blacksmith_dagster.supervisor import Supervisor
 
-LOOK_SECONDS = 5  # Dagster can't more often
-
-# A run under way that holds no lock takes one within moments; one that is not under way takes as
+_LOOK_SECONDS = 5  # Dagster can't look more often
+# A run under way that holds no lock takes one within moments. A run that is not under way takes as
 # long to start as Dagster grants by default.
 _GONE_SECONDS = 15.0
 _START_SECONDS = 180.0
 _PAUSE = timedelta(seconds=30)
 
 Holders = Mapping[str, str | None]
-"""Who holds the lock of each event, by its path; `None` if nobody does."""
+"""The holder of each event's lock, by the event's path; `None` if the lock is free."""
 
 
 class WarmRun(NamedTuple):
-    """An active warm run. `age`: seconds since its status changed; `ending`: it has announced its
-    end; `lockless`: for how many seconds it has done without locks that it could have."""
+    """An active warm run.
+
+    - `age`: seconds since its status changed.
+    - `ending`: whether it has announced its end.
+    - `lockless`: for how many seconds it has held no lock although it could have.
+    """
 
     id: str
     status: DagsterRunStatus
@@ -45,9 +54,9 @@ class WarmRun(NamedTuple):
 
 
 def could_lock(run: str, active: Sequence[str], holders: Collection[str | None]) -> bool:
-    """Whether a run holds none of the locks, though nobody does or only younger runs do.
+    """Whether a run holds none of the locks although each is free or held by a younger run.
 
-    `active` are the runs' ids, oldest first; `holders` who holds each of the locks, `None` if free.
+    `active`: the runs' ids, oldest first. `holders`: the holder of each lock, `None` if it is free.
 
     >>> could_lock("old", ["old", "new"], ["new"]), could_lock("new", ["old", "new"], ["old"])
     (True, False)
@@ -59,8 +68,8 @@ def could_lock(run: str, active: Sequence[str], holders: Collection[str | None])
 def is_gone(run: WarmRun) -> bool:
     """Whether the process of an active run is gone.
 
-    Dagster's default launcher does not notice when the machine goes down with its runs, nor when one
-    is killed: they stay 'started' for ever. The locks are the truth.
+    Dagster's default launcher does not notice when the machine goes down with its runs, nor when a
+    run is killed: they stay 'started' forever. The locks are the truth.
     """
     if run.status is DagsterRunStatus.QUEUED:
         return False
@@ -87,89 +96,70 @@ def why_no_launch(runs: Sequence[WarmRun]) -> str | None:
 
 
 def why_pause(newest: Sequence[RunRecord], now: datetime) -> str | None:
-    """Why to wait with another run after the `newest` two, or `None`: what fails at its start is not
-    tried in a circle."""
-    short = [
+    """Why to wait before the next launch, or `None`: both of the `newest` two runs failed early."""
+    failed_early = [
         run.dagster_run.status is DagsterRunStatus.FAILURE
         and run.update_timestamp - run.create_timestamp < _PAUSE
         for run in newest
     ]
-    if short != [True, True]:
+    if failed_early != [True, True]:
         return None
     left = (newest[0].update_timestamp + _PAUSE - now).total_seconds()
     if left <= 0:
         return None
     return (
-        f"run {newest[0].dagster_run.run_id} has failed soon after its start, as the one before; "
+        f"run {newest[0].dagster_run.run_id} failed soon after its start, as did the one before; "
         f"another is launched in {left:.0f} s"
     )
 
 
-def look(
-    context: SensorEvaluationContext,
-    supervisor: Supervisor,
-    name: str,
+def build_warm_run_sensor(
+    target: JobDefinition,
+    description: str,
     locks: Mapping[str, str],
-    why_not: Callable[[Holders], str | None],
-) -> SensorResult:
-    """Launch a run of the job `name` unless there is one, or one is about to start.
+    why_not_configured: Callable[[BlacksmithResource], str | None],
+    why_no_run: Callable[[BlacksmithResource, Holders], str | None],
+) -> SensorDefinition:
+    """The sensor that launches a run of a warm job unless one is active or about to start.
 
-    `locks` are the keys of its events' locks, by their paths; `why_not` says why no run is needed,
-    asked when none is active.
+    - `locks`: the keys of the events' locks, by the events' paths.
+    - `why_not_configured`: what is missing to run at all.
+    - `why_no_run`: why no run is needed; asked when none is active.
     """
-    now = datetime.now(UTC)
-    # First: two daemons that decide the same at once name the same run here, and make one.
-    newest = context.instance.get_run_records(RunsFilter(job_name=name), limit=2)
-    holders = {path: _holder(supervisor, key) for path, key in locks.items()}
-    runs, cursor = _active(
-        context.instance, name, holders.values(), _WarmSensorCursor.read(context.cursor), now
-    )
-    reason = why_no_launch(runs) or why_pause(newest, now)
-    if not runs and not reason:
-        reason = why_not(_without_ended(context.instance, holders))
-    if reason:
-        return SensorResult(skip_reason=reason, cursor=cursor.write())
-    key = f"after-{newest[0].dagster_run.run_id if newest else 'none'}"
-    return SensorResult(run_requests=[RunRequest(run_key=key)], cursor=cursor.write())
 
-
-def _active(
-    instance: DagsterInstance,
-    name: str,
-    holders: Collection[str | None],
-    cursor: _WarmSensorCursor,
-    now: datetime,
-) -> tuple[Sequence[WarmRun], _WarmSensorCursor]:
-    """The active runs, oldest first; those whose process is gone are marked as failed."""
-    records = instance.get_run_records(RunsFilter(job_name=name, statuses=ACTIVE), ascending=True)
-    active = [record.dagster_run.run_id for record in records]
-    lockless = [
-        record.dagster_run.run_id
-        for record in records
-        if record.dagster_run.status in UNDER_WAY
-        and could_lock(record.dagster_run.run_id, active, holders)
-    ]
-    cursor = _WarmSensorCursor(
-        {each: cursor.lockless.get(each, now.timestamp()) for each in lockless}
+    @sensor(
+        name=f"{target.name}_sensor",
+        job=target,
+        description=description,
+        minimum_interval_seconds=_LOOK_SECONDS,
+        default_status=DefaultSensorStatus.RUNNING,
     )
-    runs = []
-    for record in records:
-        run = WarmRun(
-            record.dagster_run.run_id,
-            record.dagster_run.status,
-            (now - record.update_timestamp).total_seconds(),
-            ENDING_TAG in record.dagster_run.tags,
-            now.timestamp() - cursor.lockless.get(record.dagster_run.run_id, now.timestamp()),
-        )
-        if is_gone(run):
-            fail_gone(instance, run.id)
-        else:
-            runs.append(run)
-    return runs, cursor
+    def launch(
+        context: SensorEvaluationContext, blacksmith: BlacksmithResource
+    ) -> SensorResult | SkipReason:
+        reason = why_not_configured(blacksmith)
+        if reason:
+            return SkipReason(reason)
+        instance, now = context.instance, datetime.now(UTC)
+        # Read first: two daemons that decide the same at once build the same run key here, and launch
+        # one run.
+        newest = instance.get_run_records(RunsFilter(job_name=target.name), limit=2)
+        holders = {path: _holder(blacksmith.supervisor, key) for path, key in locks.items()}
+        cursor = _WarmSensorCursor.read(context.cursor)
+        runs, cursor = _active_runs(instance, target.name, holders.values(), cursor, now)
+        reason = why_no_launch(runs) or why_pause(newest, now)
+        if not runs and not reason:
+            reason = why_no_run(blacksmith, _without_ended(instance, holders))
+        if reason:
+            return SensorResult(skip_reason=reason, cursor=cursor.write())
+        run_key = f"after-{newest[0].dagster_run.run_id if newest else 'none'}"
+        return SensorResult(run_requests=[RunRequest(run_key=run_key)], cursor=cursor.write())
+
+    return launch
 
 
 class _WarmSensorCursor(msgspec.Struct, frozen=True):
-    """Since when (seconds since 1970) runs are seen without a lock that they could have."""
+    """Since when (seconds since 1970) each run has held no lock although it could have."""
 
     lockless: Mapping[str, float] = {}
 
@@ -181,13 +171,45 @@ class _WarmSensorCursor(msgspec.Struct, frozen=True):
         return msgspec.json.encode(self).decode()
 
 
+def _active_runs(
+    instance: DagsterInstance,
+    job: str,
+    holders: Collection[str | None],
+    cursor: _WarmSensorCursor,
+    now: datetime,
+) -> tuple[Sequence[WarmRun], _WarmSensorCursor]:
+    """The active runs, oldest first. Runs whose process is gone are marked as failed."""
+    records = instance.get_run_records(RunsFilter(job_name=job, statuses=ACTIVE), ascending=True)
+    active = [record.dagster_run.run_id for record in records]
+    lockless = {
+        run.run_id: cursor.lockless.get(run.run_id, now.timestamp())
+        for run in (record.dagster_run for record in records)
+        if run.status in UNDER_WAY and could_lock(run.run_id, active, holders)
+    }
+    runs = []
+    for record in records:
+        run_id = record.dagster_run.run_id
+        run = WarmRun(
+            run_id,
+            record.dagster_run.status,
+            (now - record.update_timestamp).total_seconds(),
+            ENDING_TAG in record.dagster_run.tags,
+            now.timestamp() - lockless.get(run_id, now.timestamp()),
+        )
+        if is_gone(run):
+            fail_gone(instance, run_id)
+        else:
+            runs.append(run)
+    return runs, _WarmSensorCursor(lockless)
+
+
 def _without_ended(instance: DagsterInstance, holders: Holders) -> Holders:
-    """The holders, `None` for runs that have ended: a killed one's locks are free within moments."""
-    asked = {holder for holder in holders.values() if holder}
-    if not asked:
+    """The holders, `None` for runs that have ended: the locks of a killed run are free soon."""
+    run_ids = list({holder for holder in holders.values() if holder})
+    if not run_ids:
         return holders
-    found = instance.get_runs(RunsFilter(run_ids=list(asked), statuses=list(FINAL)))
-    ended = {run.run_id for run in found}
+    runs = instance.get_runs(RunsFilter(run_ids=run_ids, statuses=list(FINAL)))
+    ended = {run.run_id for run in runs}
     return {path: None if holder in ended else holder for path, holder in holders.items()}
 
 

@@ -1,4 +1,7 @@
-"""Warm runs: they stay, to load or to listen, until another goes on; when they end, and why."""
+"""Warm runs: jobs whose runs stay alive to load or to listen, and when such a run ends.
+
+`warm_run_sensor.py` has the sensor that keeps a warm run alive.
+"""
 
 # Dagster reads the annotation of `context` as it stands: no `from __future__ import annotations`.
 
@@ -24,15 +27,15 @@ from blacksmith_dagster.pipeline.validation import duration
 from blacksmith_dagster.redaction import describe
 from blacksmith_dagster.supervisor import Supervisor
 
-# A run that has it will end soon, and another is to be launched.
+# A run with this tag ends soon, and the sensor launches its successor.
 ENDING_TAG = "blacksmith/ending"
 
 _LOOK_SECONDS = 1.0
-# How much longer than an announced end a run waits for locks.
+# A run waits for locks this much longer than a predecessor takes to end after its announcement.
 _PATIENCE_SECONDS = 30.0
-# Ending takes its time: what is left is recorded, reported and checked.
+# Time to end: to record, report and check what is left.
 _END_SECONDS = 60.0
-# So long after its start a run waits for locks, ready to go on.
+# This long after its start a run waits for locks, ready to take over.
 _READY_SECONDS = 5.0
 
 
@@ -40,11 +43,11 @@ _READY_SECONDS = 5.0
 class WarmRuns:
     """How long a warm run lives. Durations are written as in `"90s"` or `"1h30m"`.
 
-    - `idle`: one that loads ends when nothing was loaded for so long; the next event is loaded when
-      another has started. One that listens is never idle.
-    - `age`: it ends when it is so old, and another goes on: with new code, if there is some.
-    - `notice`: so long before that it announces its end, for the next to start meanwhile. If the
-      next is late it is waited for, for `age` once more at most.
+    - `idle`: a run that loads ends when nothing was loaded for this long; the next event is loaded
+      when another run has started. A run that listens is never idle.
+    - `age`: a run ends at this age and another takes over, with new code if there is some.
+    - `notice`: this long before that a run announces its end, so that the next can start. If the next
+      is late, the run waits for it, at most for `age` once more.
 
     >>> WarmRuns(age="1h").idle
     '10m'
@@ -78,11 +81,12 @@ class WarmRuns:
 
 
 class WarmRunState(NamedTuple):
-    """A warm run as it stands. Times are in seconds.
+    """What decides whether a warm run ends. Times are in seconds.
 
-    - `idle`: since its last load, `lockless`: since it last held a lock of its events.
-    - `stopped`: whether it was asked to end; `failure`: why it is done with one of its events,
-      `over`: whether it is with all.
+    - `idle`: since its last load.
+    - `lockless`: since it last held a lock of its events.
+    - `stopped`: whether it was asked to stop.
+    - `failure`: why it no longer serves one of its events; `over`: whether it serves none of them.
     """
 
     age: float
@@ -96,11 +100,11 @@ class WarmRunState(NamedTuple):
 class Ending(NamedTuple):
     """Why a run ends.
 
-    At once, or, if it is to be `followed`, when another has started, and not before `notice` seconds
-    have passed.
+    It ends at once; or, if it is to be `followed`, when its successor has started and `notice`
+    seconds have passed.
     """
 
-    why: str
+    reason: str
     followed: bool = False
     notice: float = 0.0
 
@@ -109,9 +113,9 @@ def ending(state: WarmRunState, warm: WarmRuns) -> Ending | None:
     """Why a warm run must end, or `None` if it may stay.
 
     >>> ending(WarmRunState(age=100, idle=601), WarmRuns())
-    Ending(why='idle for 10m', followed=False, notice=0.0)
+    Ending(reason='idle for 10m', followed=False, notice=0.0)
     >>> ending(WarmRunState(age=850), WarmRuns())
-    Ending(why='15m old, and another goes on', followed=True, notice=50.0)
+    Ending(reason='15m old, and another takes over', followed=True, notice=50.0)
     """
     if state.stopped:
         return Ending("asked to stop")
@@ -124,54 +128,56 @@ def ending(state: WarmRunState, warm: WarmRuns) -> Ending | None:
         return Ending(f"idle for {warm.idle}")
     left = warm.age_seconds - state.age
     if left <= warm.notice_seconds:
-        return Ending(f"{warm.age} old, and another goes on", True, max(left, 0.0))
+        return Ending(f"{warm.age} old, and another takes over", True, max(left, 0.0))
     return None
 
 
 def build_warm_job(
-    kind: str,
-    of: str,
-    does: str,
-    stay: Callable[[OpExecutionContext, BlacksmithResource], None],
+    prefix: str,
+    served: str,
+    description: str,
+    serve: Callable[[OpExecutionContext, BlacksmithResource], None],
     warm: WarmRuns,
-    longest: float = 0.0,
+    longest_load: float = 0.0,
 ) -> JobDefinition:
-    """The job `<kind>_<of>`, whose runs `stay`, with the tag `blacksmith/<kind>: <of>`.
+    """The job `<prefix>_<served>`, whose runs call `serve` and have the tag `blacksmith/<prefix>`.
 
-    `dagster.yaml` may limit the runs of each such tag to two: one that stays, one that follows it.
-    `does` says what they do; `longest` is how many seconds they may take to come to an end.
+    `dagster.yaml` may limit the runs of each value of that tag to two: one run and its successor.
+
+    - `served`: the name of the source or the destination, and the value of the tag.
+    - `longest_load`: seconds that a run may need to finish what it is loading.
     """
 
-    # A plain function: in a generator Dagster takes the signal handlers back at every `next()`.
-    @op(name=f"{kind}__{of}", description=does)
-    def staying(context: OpExecutionContext, blacksmith: BlacksmithResource) -> None:
-        stay(context, blacksmith)
+    # A plain function: at every `next()` of a generator Dagster installs its own signal handlers.
+    @op(name=f"{prefix}__{served}", description=description)
+    def stay(context: OpExecutionContext, blacksmith: BlacksmithResource) -> None:
+        serve(context, blacksmith)
 
-    backstop = 2 * warm.age_seconds + warm.notice_seconds + longest + _END_SECONDS
+    max_runtime = 2 * warm.age_seconds + warm.notice_seconds + longest_load + _END_SECONDS
 
     @job(
-        name=f"{kind}_{of}",
-        description=f"Stays. {does} The sensor {kind}_{of}_sensor launches it.",
+        name=f"{prefix}_{served}",
+        description=f"{description} Its run stays alive; {prefix}_{served}_sensor launches it.",
         executor_def=in_process_executor,
-        tags={f"blacksmith/{kind}": of, "dagster/max_runtime": f"{backstop:.0f}"},
+        tags={f"blacksmith/{prefix}": served, "dagster/max_runtime": f"{max_runtime:.0f}"},
     )
     def warm_job() -> None:
-        staying()
+        stay()
 
     return warm_job
 
 
 class Loop(Protocol):
-    """What goes on in a warm run, in threads of its own."""
+    """The threads of a warm run that serve its events."""
 
     @property
     def failure(self) -> BaseException | None:
-        """Why it is done with one of its events, if it is."""
+        """Why it no longer serves one of its events, if so."""
         ...
 
     @property
     def is_over(self) -> bool:
-        """Whether it is done with all of them."""
+        """Whether it no longer serves any of them."""
         ...
 
     @property
@@ -188,55 +194,55 @@ def watch(
     report: Callable[[], None],
     idle: Callable[[], float] = lambda: 0.0,
 ) -> str:
-    """Wait until the run is to end, and call `report` meanwhile, every second; returns why it does."""
-    began = held = time.monotonic()
-    chosen: Ending | None = None
-    ends = float("inf")
+    """Wait until the run must end; returns the reason. Calls `report` every second meanwhile."""
+    started_at = locked_at = time.monotonic()
+    announced: Ending | None = None
+    ends_at = float("inf")
     while True:
         stop.wait(_LOOK_SECONDS)
         report()
         now = time.monotonic()
         if loop.holds_locks:
-            held = now
+            locked_at = now
         failure = loop.failure
         state = WarmRunState(
-            now - began,
+            now - started_at,
             idle(),
-            now - held,
+            now - locked_at,
             stop.is_set(),
             None if failure is None else describe(failure),
             loop.is_over,
         )
-        found = ending(state, warm)
-        if found and not found.followed:
-            return found.why
-        if found and chosen is None:
-            chosen, ends = found, now + found.notice
-            _announce(op, found)
-        if chosen and now >= ends and (_is_followed(op) or now >= ends + warm.age_seconds):
-            return chosen.why
+        end = ending(state, warm)
+        if end and not end.followed:
+            return end.reason
+        if end and announced is None:
+            announced, ends_at = end, now + end.notice
+            _announce(op, end)
+        if announced and now >= ends_at and (_is_followed(op) or now >= ends_at + warm.age_seconds):
+            return announced.reason
 
 
-def elsewhere(supervisor: Supervisor, locks: Sequence[str], run_id: str) -> str:
-    """Who else holds one of these locks, in brackets; nothing if nobody does."""
+def other_holders(supervisor: Supervisor, locks: Sequence[str], run_id: str) -> str:
+    """The other holders of these locks, in parentheses; empty if there are none."""
     try:
-        held = [supervisor.status(key) for key in locks]
+        statuses = [supervisor.status(key) for key in locks]
     except Unavailable:
         return ""
     others = [
         f"{status.key} is held by {status.holder}"
-        for status in held
+        for status in statuses
         if status.held and status.holder != run_id
     ]
     return f" ({', '.join(others)})" if others else ""
 
 
-def _announce(op: OpExecutionContext, found: Ending) -> None:
+def _announce(op: OpExecutionContext, end: Ending) -> None:
     try:
         op.instance.add_run_tags(op.run_id, {ENDING_TAG: "true"})
     except Exception as error:  # noqa: BLE001 - Dagster's database; the next run starts after the end
         op.log.warning(f"the end of this run is not announced: {error}")
-    op.log.info(f"this run ends in {found.notice:.0f} s: {found.why}")
+    op.log.info(f"this run ends in {end.notice:.0f} s: {end.reason}")
 
 
 def _is_followed(op: OpExecutionContext) -> bool:
@@ -245,8 +251,8 @@ def _is_followed(op: OpExecutionContext) -> bool:
     own = op.instance.get_run_record_by_id(op.run_id)
     return any(
         own is not None
-        and each.create_timestamp > own.create_timestamp
-        and each.start_time is not None
-        and time.time() - each.start_time >= _READY_SECONDS
-        for each in op.instance.get_run_records(under_way)
+        and record.create_timestamp > own.create_timestamp
+        and record.start_time is not None
+        and time.time() - record.start_time >= _READY_SECONDS
+        for record in op.instance.get_run_records(under_way)
     )

@@ -177,7 +177,7 @@ def test_handover_leaves_no_gap(deploy: Deploy) -> None:
             for entry in instance.all_logs(first.run_id)
             if entry.dagster_event and entry.dagster_event.is_successful_output
         ]
-    assert outputs[0]["stop_reason"].value == "30s old, and another goes on"
+    assert outputs[0]["stop_reason"].value == "30s old, and another takes over"
 
 
 RELOAD = """

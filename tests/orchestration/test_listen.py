@@ -138,7 +138,7 @@ def test_a_run_keeps_events_reports_them_and_ends_when_it_is_old(
     result = shop.run(instance)
     assert shop.kept == list(range(1, 301))
     said = outputs(result)
-    assert said["stop_reason"] == "3s old, and another goes on"
+    assert said["stop_reason"] == "3s old, and another takes over"
     assert said["events_received"] == 300
     assert said["by_event"] == {CHANGED: 300}
     (reported,) = observations(instance)

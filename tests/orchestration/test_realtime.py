@@ -66,9 +66,9 @@ QUEUED, STARTING, STARTED, CANCELING, FAILURE = (
         (WarmRunState(age=0), None, None),
         (WarmRunState(age=839, idle=599), None, None),
         (WarmRunState(age=600, idle=600), "idle for 10m", None),
-        (WarmRunState(age=840), "15m old, and another goes on", 60),
-        (WarmRunState(age=870), "15m old, and another goes on", 30),
-        (WarmRunState(age=1000), "15m old, and another goes on", 0),
+        (WarmRunState(age=840), "15m old, and another takes over", 60),
+        (WarmRunState(age=870), "15m old, and another takes over", 30),
+        (WarmRunState(age=1000), "15m old, and another takes over", 0),
         (
             WarmRunState(age=700, idle=600, lockless=10),
             None,
@@ -91,7 +91,7 @@ def test_why_and_when_a_run_ends(
 ) -> None:
     """`notice` is `None` if it does not wait for another."""
     found = ending(state, WARM)
-    assert (found.why if found else None) == why
+    assert (found.reason if found else None) == why
     assert (found.notice if found and found.followed else None) == notice
 
 
@@ -184,7 +184,7 @@ def test_a_run_is_launched_for_what_is_due_or_was_loaded_lately(
         (
             [5, 5],
             10,
-            "run new has failed soon after its start, as the one before; another is launched in 20 s",
+            "run new failed soon after its start, as did the one before; another is launched in 20 s",
         ),
         ([5, 5], 30, None),
         ([5, 60], 10, None),
