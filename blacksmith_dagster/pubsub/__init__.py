@@ -1,36 +1,46 @@
-"""Brokers: notifications, so that realtime events are loaded as soon as they are committed, and the
-messages that are events."""
+"""Brokers: notifications, which wake realtime loaders, and messages that become events."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 
 from blacksmith_dagster.errors import SettingsError
 from blacksmith_dagster.pubsub.address import VARIABLE, BrokerAddress, parse_broker_url
-from blacksmith_dagster.pubsub.interface import Consumer, Publisher, PubSub, Received, Subscriber
+from blacksmith_dagster.pubsub.interface import (
+    Adapter,
+    Consumer,
+    CursorOf,
+    Publisher,
+    PubSub,
+    Received,
+    Subscriber,
+)
 
 __all__ = ["Consumer", "PubSub", "Publisher", "Received", "Subscriber", "open_pubsub"]
 
-# By scheme: the module of the adapter, what it imports, and the extra that brings that.
+# By scheme: the package of the adapter, which is also the name of its extra, and the client it imports.
 _ADAPTERS = {
-    "kafka": ("kafka", "KafkaPubSub", "confluent_kafka", "kafka"),
-    "nats": ("nats", "NATSPubSub", "nats", "nats"),
-    "amqp": ("rabbitmq", "RabbitMQPubSub", "pika", "rabbitmq"),
-    "amqps": ("rabbitmq", "RabbitMQPubSub", "pika", "rabbitmq"),
+    "kafka": ("kafka", "confluent_kafka"),
+    "nats": ("nats", "nats"),
+    "amqp": ("rabbitmq", "pika"),
+    "amqps": ("rabbitmq", "pika"),
 }
 
 
 def open_pubsub(url: str | None, store_url: str, variable: str = VARIABLE) -> PubSub | None:
-    """The broker at `url`, or `None` if it is `None` or empty: then the schedules serve.
+    """The broker at `url`, or `None` if it is `None` or empty: then the schedules load.
 
     `kafka://host:9092,...`, `nats://host:4222`, `amqp://host:5672`, or `postgres`, which is the
-    store's own database at `store_url`. Nothing is connected to yet. `variable` is where the URL came
-    from, which errors ask to fix.
+    store's own database at `store_url`. Connects to nothing yet. `variable` names where the URL
+    comes from; errors tell to correct it.
 
     Raises `SettingsError` for another URL, and `ImportError` when the broker's client is not
     installed.
+
+    >>> open_pubsub("nats://user:secret@broker?topic=orders", "sqlite:///store.db").label
+    'nats://broker:4222, topic orders'
     """
     if not url:
         return None
@@ -38,18 +48,38 @@ def open_pubsub(url: str | None, store_url: str, variable: str = VARIABLE) -> Pu
     if address.scheme == "postgres":
         if not store_url.startswith(("postgres:", "postgresql")):
             raise SettingsError(
-                f"{variable} is postgres, and the store is not PostgreSQL: give the store a "
+                f"{variable} is postgres, but the store is not PostgreSQL: give the store a "
                 "postgresql:// URL, or choose another broker"
             )
         from blacksmith_dagster.pubsub.postgres import PostgresPubSub
 
         return PostgresPubSub(store_url, address.topic)
-    module, adapter, client, extra = _ADAPTERS[address.scheme]
+    package, client = _ADAPTERS[address.scheme]
     if find_spec(client) is None:
         raise ImportError(
-            f"{address.scheme}:// needs its client; run `pip install 'blacksmith-dagster[{extra}]'`"
+            f"{address.scheme}:// needs its client; run `pip install 'blacksmith-dagster[{package}]'`"
         )
-    chosen: Callable[[BrokerAddress], PubSub] = getattr(
-        import_module(f"{__name__}.{module}"), adapter
-    )
-    return chosen(address)
+    adapter: Adapter = import_module(f"{__name__}.{package}").ADAPTER
+    return _Broker(address, adapter)
+
+
+@dataclass(frozen=True, slots=True)
+class _Broker:
+    """A `PubSub`: an adapter at an address."""
+
+    address: BrokerAddress
+    adapter: Adapter
+
+    @property
+    def label(self) -> str:
+        return self.address.label
+
+    def publisher(self) -> Publisher:
+        return self.adapter.publisher(self.address)
+
+    def subscriber(self, destination: str) -> Subscriber:
+        return self.adapter.subscriber(self.address, destination)
+
+    def consumer(self, topic: str, subscription: str, cursor_of: CursorOf) -> Consumer:
+        address = replace(self.address, topic=topic, subscription=subscription)
+        return self.adapter.consumer(address, cursor_of)

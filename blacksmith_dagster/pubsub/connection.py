@@ -1,42 +1,127 @@
-"""Closing a connection that another thread uses."""
+"""What publishers, subscribers and consumers share: a connection that opens when it is needed."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import threading
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator
+from time import monotonic
+from typing import Generic, Protocol, TypeVar
+
+from blacksmith_dagster.errors import Unavailable
+
+_logger = logging.getLogger(__name__)
 
 
-class ConnectionGuard:
-    """Decides which thread disconnects when one uses a connection and another closes it.
+class _Closeable(Protocol):
+    def close(self) -> object: ...
 
-    The user holds the guard. `close` disconnects at once if the connection is idle; otherwise it
-    calls `wake`, and the user sees that it `is_closed` and disconnects.
+
+C = TypeVar("C", bound=_Closeable)
+T = TypeVar("T")
+
+
+class ConnectionLost(Unavailable):
+    """The connection has ended, as it does when it was idle for long: a new one may work."""
+
+
+class BrokerClient(ABC, Generic[C]):
+    """Opens a connection when it is first used, and again when it was lost.
+
+    One thread uses it; any thread may call `close`.
     """
 
-    def __init__(
-        self, disconnect: Callable[[], None], wake: Callable[[], None] = lambda: None
-    ) -> None:
-        self._disconnect = disconnect
-        self._wake = wake
-        self._lock = threading.Lock()
-        self.is_closed = False
+    def __init__(self) -> None:
+        self._connection: C | None = None
+        self._is_closed = False
+        self._lock = threading.Lock()  # held while the connection is used
 
-    def __enter__(self) -> None:
-        self._lock.acquire()
+    @abstractmethod
+    def _open(self) -> C:
+        """Connect. Raises `Unavailable`."""
 
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-        self._disconnect_when_closed()
+    def _prepare(self, connection: C) -> None:
+        """Set up a new connection before it is used. Raises `Unavailable`."""
+
+    def _wake(self) -> None:
+        """Let the thread that waits at the connection see that it `_is_closed`."""
 
     def close(self) -> None:
-        """Disconnect, unless it is in use: then its user does so. Any thread may call this."""
-        self.is_closed = True
+        """Disconnect, at once if the connection is not in use; otherwise its user does so soon."""
+        self._is_closed = True
         self._wake()
-        self._disconnect_when_closed()
+        self._disconnect_if_closed()
 
-    def _disconnect_when_closed(self) -> None:
-        if self.is_closed and self._lock.acquire(blocking=False):
+    def _use(self, work: Callable[[C], T], when_new: Callable[[C], T] | None = None) -> T | None:
+        """What `work` returns, or `when_new` if a connection had to be opened; `None` once closed."""
+        with self._in_use():
+            try:
+                return self._attempt(work, when_new or work)
+            except Unavailable as error:
+                message = str(error)
+            except BaseException:
+                self._disconnect()
+                raise
+            self._disconnect()
+        # A new error: the traceback of the one above would keep the client, and Kafka's its threads.
+        raise Unavailable(message)
+
+    def _attempt(self, work: Callable[[C], T], when_new: Callable[[C], T]) -> T | None:
+        if self._connection is not None:
+            try:
+                return work(self._connection)
+            except ConnectionLost as error:
+                _logger.debug("connecting again, after: %s", error)
+                self._disconnect()
+        if self._is_closed:
+            return None
+        self._connection = self._open()
+        self._prepare(self._connection)
+        return when_new(self._connection)
+
+    @contextlib.contextmanager
+    def _in_use(self) -> Iterator[None]:
+        try:
+            with self._lock:
+                yield
+        finally:
+            self._disconnect_if_closed()
+
+    def _disconnect_if_closed(self) -> None:
+        if self._is_closed and self._lock.acquire(blocking=False):
             try:
                 self._disconnect()
             finally:
                 self._lock.release()
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+
+class BrokerPublisher(BrokerClient[C]):
+    """A `Publisher`: sends again, once, if the connection was lost."""
+
+    def publish(self, paths: Collection[str]) -> None:
+        """See `Publisher`."""
+        self._use(lambda connection: self._send(connection, paths))
+
+    @abstractmethod
+    def _send(self, connection: C, paths: Collection[str]) -> None:
+        """Send the paths and wait until the broker has them. Raises `Unavailable`."""
+
+
+class BrokerSubscriber(BrokerClient[C]):
+    """A `Subscriber`: returns as soon as it has connected, so that its user looks into the store."""
+
+    def wait(self, timeout: float) -> Collection[str]:
+        """See `Subscriber`."""
+        deadline = monotonic() + timeout
+        return self._use(lambda connection: self._listen(connection, deadline), lambda _: ()) or ()
+
+    @abstractmethod
+    def _listen(self, connection: C, deadline: float) -> Collection[str]:
+        """The paths that arrive until the deadline, as soon as there are any. Raises `Unavailable`."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import select
 import socket
-import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from time import monotonic
 from typing import Any
 
@@ -16,18 +15,21 @@ from psycopg.pq import ExecStatus
 from psycopg.sql import SQL, Identifier
 from sqlalchemy.engine import URL
 
-from blacksmith_dagster.errors import SettingsError, Unavailable
+from blacksmith_dagster.errors import SettingsError
+from blacksmith_dagster.pubsub.connection import (
+    BrokerPublisher,
+    BrokerSubscriber,
+    ConnectionLost,
+)
 from blacksmith_dagster.pubsub.interface import Consumer, CursorOf, Publisher, Subscriber
 from blacksmith_dagster.store import read_url
 from blacksmith_dagster.store.db_errors import reason
-
-_logger = logging.getLogger(__name__)
 
 _RESPONSE_SECONDS = 2.0
 _CONNECTION = {
     "autocommit": True,
     "connect_timeout": 3,
-    # A peer that has gone without a word is found out within 15 s, and within 5 s while data waits.
+    # A peer that has vanished is noticed within 15 s, and within 5 s while data waits to be sent.
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 1,
@@ -40,9 +42,9 @@ _LONGEST_CHANNEL = 63
 class PostgresPubSub:
     """Notifications through the database of the store, on the channel named as the topic.
 
-    Nothing is kept: who does not listen hears nothing. Each subscriber has a session of its own, and
-    so can't listen through a pooler that lends sessions out by transaction (pgbouncer's
-    `pool_mode=transaction`): give the store a URL that goes around it, or pools by session.
+    PostgreSQL keeps no notifications for later. Each subscriber needs a session of its own, so it
+    can't listen through a pooler that shares sessions between transactions (pgbouncer's
+    `pool_mode=transaction`): give the store a URL that bypasses it, or pools by session.
 
     Raises `SettingsError` if the URL cannot be read or the topic is longer than 63 characters.
 
@@ -53,7 +55,7 @@ class PostgresPubSub:
     def __init__(self, store_url: str, topic: str) -> None:
         if len(topic) > _LONGEST_CHANNEL:
             raise SettingsError(
-                f"BLACKSMITH_PUBSUB_URL: postgres takes a topic= of up to {_LONGEST_CHANNEL} "
+                f"BLACKSMITH_PUBSUB_URL: with postgres, topic= has up to {_LONGEST_CHANNEL} "
                 "characters; shorten it"
             )
         self._channel = _NotifyChannel(read_url(store_url), topic)
@@ -79,142 +81,109 @@ class PostgresPubSub:
     ) -> Consumer:
         raise SettingsError(
             f"{self.label} has no messages to subscribe to: give the subscription of {topic!r} the URL "
-            "of a Kafka, NATS or RabbitMQ, by Subscription(url=Secret(...)) or BLACKSMITH_PUBSUB_URL; "
-            "what changes in a database, or is notified there, a PostgresSource reads"
+            "of Kafka, NATS or RabbitMQ, by Subscription(url=Secret(...)) or BLACKSMITH_PUBSUB_URL; "
+            "to read a database's changes or notifications, use a PostgresSource"
         )
 
 
 class _NotifyChannel:
-    """The channel to notify on, how to connect to it, and what goes wrong there."""
+    """The channel of the notifications, and how to connect to it."""
 
     def __init__(self, url: URL, topic: str) -> None:
         self.topic = topic
         where = f"{url.host or ''}:{url.port or 5432}/{url.database or ''}"
         self.label = f"postgresql://{where}, topic {topic}"
-        # As the store connects.
+        # The same options as the store's.
         dialect = url.set(drivername="postgresql+psycopg").get_dialect()()
         self._options: Mapping[str, Any] = dialect.create_connect_args(url)[1]
 
     def connect(self) -> psycopg.Connection:
-        return psycopg.connect(**{**self._options, **_CONNECTION})
+        with self.explained_errors():
+            return psycopg.connect(**{**self._options, **_CONNECTION})
 
-    def unavailable(self, error: Exception) -> Unavailable:
-        said = reason(error)
-        if "authentication failed" in said or "no password" in said:
-            return Unavailable(
-                f"{self.label} refused the user or the password; fix BLACKSMITH_STORE_URL, which "
+    @contextlib.contextmanager
+    def explained_errors(self) -> Iterator[None]:
+        """Raise `ConnectionLost` for what the driver raises."""
+        try:
+            yield
+        except (psycopg.Error, OSError) as error:
+            raise ConnectionLost(f"{self.label} {self._reason_of(error)}") from None
+
+    def _reason_of(self, error: Exception) -> str:
+        text = reason(error)
+        if "authentication failed" in text or "no password" in text:
+            return (
+                "refused the user or the password; fix BLACKSMITH_STORE_URL, which "
                 "BLACKSMITH_PUBSUB_URL=postgres uses"
             )
-        return Unavailable(f"{self.label} does not respond: {said}")
+        return f"does not respond: {text}"
 
 
-class PostgresPublisher:
+class PostgresPublisher(BrokerPublisher[psycopg.Connection]):
     """A `Publisher`."""
 
     def __init__(self, channel: _NotifyChannel) -> None:
+        super().__init__()
         self._channel = channel
-        self._connection: psycopg.Connection | None = None
 
-    def publish(self, paths: Collection[str]) -> None:
+    def _open(self) -> psycopg.Connection:
+        return self._channel.connect()
+
+    def _send(self, connection: psycopg.Connection, paths: Collection[str]) -> None:
         parameters = [self._channel.topic.encode(), msgspec.json.encode(sorted(paths))]
-        if self._connection is not None:
-            try:
-                return _execute(self._connection, _NOTIFY, parameters)
-            except (psycopg.Error, OSError) as error:  # it may have died while nobody used it
-                _logger.debug("notifying anew, after: %s", reason(error))
-                self.close()
-        try:
-            self._connection = self._channel.connect()
-            _execute(self._connection, _NOTIFY, parameters)
-        except (psycopg.Error, OSError) as error:
-            self.close()
-            raise self._channel.unavailable(error) from None
-
-    def close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+        with self._channel.explained_errors():
+            _execute(connection, _NOTIFY, parameters)
 
 
-class PostgresSubscriber:
+class PostgresSubscriber(BrokerSubscriber[psycopg.Connection]):
     """A `Subscriber`."""
 
     def __init__(self, channel: _NotifyChannel, destination: str) -> None:
+        super().__init__()
         self._channel = channel
         self._prefix = f"{destination}/"
-        self._connection: psycopg.Connection | None = None
-        self._used = threading.Lock()
-        self._closed = False
         self._waker, self._woken = socket.socketpair()
 
-    def wait(self, timeout: float) -> Collection[str]:
-        try:
-            with self._used:
-                return self._wait(monotonic() + timeout)
-        finally:
-            if self._closed:
-                self._end()
+    def _open(self) -> psycopg.Connection:
+        return self._channel.connect()
 
-    def close(self) -> None:
-        if not self._closed:
-            self._waker.send(b".")  # first: a wait that sees it is closed may close this
-            self._closed = True
-            self._end()
+    def _prepare(self, connection: psycopg.Connection) -> None:
+        statement = SQL("LISTEN {}").format(Identifier(self._channel.topic))
+        with self._channel.explained_errors():
+            _execute(connection, statement.as_bytes(connection))
 
-    def _end(self) -> None:
-        """Disconnect, unless a `wait` is under way: that then does it."""
-        if self._used.acquire(blocking=False):
-            self._disconnect()
-            self._waker.close()
-            self._woken.close()
-            self._used.release()
-
-    def _wait(self, deadline: float) -> Collection[str]:
-        if self._closed:
-            return ()
-        try:
-            if self._connection is not None:
-                return self._receive(self._connection, deadline)
-        except psycopg.Error as error:
-            _logger.debug("%s: listening anew, after: %s", self._channel.label, reason(error))
-            self._disconnect()
-        try:
-            self._connection = self._channel.connect()
-            listen = SQL("LISTEN {}").format(Identifier(self._channel.topic))
-            _execute(self._connection, listen.as_bytes(self._connection))
-        except (psycopg.Error, OSError) as error:
-            self._disconnect()
-            if self._closed:
-                return ()
-            raise self._channel.unavailable(error) from None
-        return ()
-
-    def _receive(self, connection: psycopg.Connection, deadline: float) -> Collection[str]:
+    def _listen(self, connection: psycopg.Connection, deadline: float) -> Collection[str]:
         driver = connection.pgconn
-        heard: set[str] = set()
+        paths: set[str] = set()
         while True:
-            driver.consume_input()
+            with self._channel.explained_errors():
+                driver.consume_input()
             while notification := driver.notifies():
                 path = notification.extra.decode(errors="replace")
                 if path.startswith(self._prefix):
-                    heard.add(path)
+                    paths.add(path)
             left = deadline - monotonic()
-            if heard or left <= 0 or self._closed:
-                return heard
-            _ready([driver.socket, self._woken.fileno()], left)
+            if paths or left <= 0 or self._is_closed:
+                return paths
+            _wait_ready([driver.socket, self._woken.fileno()], left)
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):  # it was closed already
+            self._waker.send(b".")
 
     def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+        super()._disconnect()
+        if self._is_closed:
+            self._waker.close()
+            self._woken.close()
 
 
 def _execute(
     connection: psycopg.Connection, statement: bytes, parameters: list[bytes] | None = None
 ) -> None:
-    """Run a statement, by the driver's own parts: as a whole it waits for a hanging server for ever.
+    """Run a statement, with a time-out: psycopg's own `execute` waits forever for a server that hangs.
 
-    Raises `psycopg.Error` and `TimeoutError`; the connection is of no more use then.
+    Raises `psycopg.Error` and `TimeoutError`; then the connection can't be used again.
     """
     driver = connection.pgconn
     driver.send_query_params(statement, parameters)
@@ -222,7 +191,7 @@ def _execute(
     while True:
         while (unsent := driver.flush()) or driver.is_busy():
             left = deadline - monotonic()
-            if left < 0 or not _ready([driver.socket], left, writable=bool(unsent)):
+            if left < 0 or not _wait_ready([driver.socket], left, writable=bool(unsent)):
                 raise TimeoutError(f"not within {_RESPONSE_SECONDS:g} seconds")
             driver.consume_input()
         result = driver.get_result()
@@ -232,9 +201,12 @@ def _execute(
             raise psycopg.OperationalError(result.error_message.decode(errors="replace"))
 
 
-def _ready(files: list[int], seconds: float, *, writable: bool = False) -> bool:
-    """Wait for one of the files. Not by `select`, which takes no file numbers past 1,023."""
+def _wait_ready(files: list[int], seconds: float, *, writable: bool = False) -> bool:
+    """Wait for one of the files; returns whether one is ready.
+
+    `select.select` does not accept file numbers above 1,023.
+    """
     poll = select.poll()
-    for each in files:
-        poll.register(each, select.POLLIN | (select.POLLOUT if writable else 0))
+    for file in files:
+        poll.register(file, select.POLLIN | (select.POLLOUT if writable else 0))
     return bool(poll.poll(seconds * 1000))

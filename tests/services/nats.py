@@ -92,11 +92,17 @@ class NATSServer:
 
     def send(self, topic: str, destination: str, body: bytes) -> None:
         """Send a message to the subscribers of a destination, whatever its body."""
-        self.using(lambda client: client.jetstream().publish(f"{topic}.{destination}", body))
+        self.using(lambda client: client.publish(f"{topic}.{destination}", body))
 
     def delete(self, topic: str) -> None:
-        """Delete the topic's stream, and with it its consumers."""
-        self.using(lambda client: client.jetstream().delete_stream(topic))
+        """Delete the topic's stream, and with it its consumers. Of notifications the server keeps
+        nothing but who listens: those are cut off."""
+        from nats.js.errors import NotFoundError
+
+        try:
+            self.using(lambda client: client.jetstream().delete_stream(topic))
+        except NotFoundError:
+            self.cut()
 
     def using(self, use: Callable[[Any], Awaitable[T]]) -> T:
         """What a client of nats-py gets once it has logged in."""

@@ -108,17 +108,14 @@ class RabbitMQServer:
 
     def send(self, topic: str, destination: str, body: bytes) -> None:
         with self.connection() as connection:
-            connection.channel().basic_publish(topic, destination, body)
+            connection.channel().basic_publish("amq.direct", f"{topic}.{destination}", body)
 
     def delete(self, topic: str) -> None:
-        listed = self.control("list_bindings", "--silent", "source_name", "destination_name")
-        bindings = [line.split("\t") for line in listed.splitlines()]
-        with self.connection() as connection:
-            channel = connection.channel()
-            for exchange, queue in bindings:
-                if exchange == topic:
-                    channel.queue_delete(queue)
-            channel.exchange_delete(topic)
+        """Delete the queues of the topic's subscribers, which no other client may do."""
+        listed = self.control("list_bindings", "--silent", "destination_name", "routing_key")
+        for queue, key in (line.split("\t") for line in listed.splitlines()):
+            if key.startswith(f"{topic}."):
+                self.control("delete_queue", queue)
 
     def cut(self) -> None:
         self.control("close_all_connections", "idle")

@@ -1,9 +1,10 @@
-"""How a client of Kafka connects, and what it tells of what goes wrong."""
+"""How Kafka's clients connect, and how their errors become ours."""
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from time import monotonic
 from typing import Any
@@ -13,12 +14,13 @@ from confluent_kafka.admin import AdminClient
 
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pubsub.address import BrokerAddress
+from blacksmith_dagster.pubsub.connection import ConnectionLost
 
 RESPONSE_SECONDS = 3.0
-REQUEST_SECONDS = 2.0  # less: a request on a connection that has died is sent once anew in time
-POLL_SECONDS = 0.2  # between two looks whether a reader was closed or the broker is lost
+REQUEST_SECONDS = 2.0  # shorter: leaves time to repeat a request whose connection has died
+POLL_SECONDS = 0.2  # between two checks whether a reader was closed or the broker is lost
 _SETTINGS: dict[str, Any] = {
-    # The library prints each failed attempt; what it knows is raised as well.
+    # The library prints each failed attempt, and raises the same as errors.
     "log_level": 0,
     "reconnect.backoff.ms": 50,
     "reconnect.backoff.max.ms": 500,
@@ -28,8 +30,8 @@ _SETTINGS: dict[str, Any] = {
     "api.version.request.timeout.ms": int(1000 * REQUEST_SECONDS),
 }
 CONSUMER: dict[str, Any] = {
-    # A response that is due leaves the broker at once. How long it holds back an empty one matters to
-    # nothing but the work of asking again, and to how soon a broker that hangs is found out.
+    # The broker sends messages at once. How long it holds back an empty response decides only how
+    # often the client asks again, and how soon it notices a broker that hangs.
     "fetch.min.bytes": 1,
     "fetch.wait.max.ms": 1000,
     "enable.auto.commit": False,
@@ -48,7 +50,7 @@ _AFTER = re.compile(r" \(after \d+ms in state \w+\)$")
 
 
 class ClientErrors:
-    """What a client says of its connections, and the error made of it.
+    """What a client reports of its connections, and the `Unavailable` that it amounts to.
 
     `rights` are those that its user needs.
     """
@@ -59,71 +61,80 @@ class ClientErrors:
         self.clear()
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Forget what was reported."""
         self.is_lost = False
-        self._why: KafkaError | None = None
+        self._reported: KafkaError | None = None
 
     def note(self, error: KafkaError) -> None:
-        """Called by the client, while it is polled, with each thing that goes wrong."""
+        """Called by the client, while it is polled, with each error."""
         if error.code() == KafkaError._ALL_BROKERS_DOWN:
             self.is_lost = True
             return
         if error.code() == KafkaError._AUTHENTICATION:
             self.is_lost = True
-        # That a message was not delivered in time says less than what was wrong before.
-        if self._why is None or error.code() != KafkaError._MSG_TIMED_OUT:
-            self._why = error
+        # That a message was not delivered in time says less than what went wrong before.
+        if self._reported is None or error.code() != KafkaError._MSG_TIMED_OUT:
+            self._reported = error
+
+    @contextlib.contextmanager
+    def explained(self) -> Iterator[None]:
+        """Raise `Unavailable` for what Kafka's client raises."""
+        try:
+            yield
+        except KafkaException as error:
+            raise self.unavailable(error.args[0]) from None
+
+    def lost(self, error: KafkaError | None = None) -> ConnectionLost:
+        """The same error as `unavailable`, where a new connection may help."""
+        return ConnectionLost(str(self.unavailable(error)))
 
     def unavailable(self, error: KafkaError | None = None) -> Unavailable:
-        """The error to raise: for this reason, if it is a server's response, or for what was noted."""
-        is_response = error is not None and error.code() > 0  # the client's own codes are below
-        why = error if is_response else self._why or error
+        """The error to raise: for `error`, if a server responded so, else for what was reported."""
+        is_response = error is not None and error.code() > 0  # the client's own codes are negative
+        cause = error if is_response else self._reported or error
         label, variable = self._address.label, self._address.variable
-        if why is None:
+        if cause is None:
             return Unavailable(
-                f"{label} does not respond; it may want tls=true or a user in {variable}"
+                f"{label} does not respond; it may need tls=true or a user in {variable}"
             )
-        if why.code() == KafkaError._AUTHENTICATION:
+        if cause.code() == KafkaError._AUTHENTICATION:
             return Unavailable(
                 f"{label} refused the credentials; fix the user, the password or sasl= in {variable}"
             )
-        if why.code() in DENIED:
+        if cause.code() in DENIED:
             return Unavailable(
-                f"{label} refused the user a right ({why.name()}); it must {self._rights}"
+                f"{label} refused the user a right ({cause.name()}); it must {self._rights}"
             )
-        said = _AFTER.sub("", why.str())
+        text = _AFTER.sub("", cause.str())
         return Unavailable(
-            f"{label} {'responded' if why.code() > 0 else 'does not respond'}: {said}"
+            f"{label} {'responded' if cause.code() > 0 else 'does not respond'}: {text}"
         )
 
 
 def admin_client(address: BrokerAddress, errors: ClientErrors) -> AdminClient:
-    """A client for questions about topics. Raises `Unavailable` for an unusable certificate."""
+    """A client for requests about topics. Raises `Unavailable` for an unusable certificate."""
     try:
         return AdminClient(settings(address) | {"error_cb": errors.note})
-    except KafkaException as error:  # the only setting that is looked at so early
+    except KafkaException as error:  # the client checks no other setting before it connects
         raise Unavailable(
             f"{address.label}: the file of ca= is unusable: {error.args[0].str()}"
         ) from None
 
 
-def wait_for(admin: AdminClient, asked: Sequence[Future[Any]], errors: ClientErrors) -> None:
-    """Wait until a server has responded to all that was asked.
+def wait_for(admin: AdminClient, requests: Sequence[Future[Any]], errors: ClientErrors) -> None:
+    """Wait until a server has responded to all requests.
 
     Raises `Unavailable`, at once when no server can be reached.
     """
     deadline = monotonic() + RESPONSE_SECONDS
-    try:
-        while not (all(each.done() for each in asked) or errors.is_lost or monotonic() > deadline):
-            admin.poll(0.01)
-    finally:
-        del admin  # in the traceback of an error that is kept it would live on, and keep trying
-    if not all(each.done() for each in asked):
-        raise errors.unavailable()
+    while not all(request.done() for request in requests):
+        if errors.is_lost or monotonic() > deadline:
+            raise errors.unavailable()
+        admin.poll(0.01)
 
 
 def settings(address: BrokerAddress) -> dict[str, Any]:
-    """What every client is made with."""
+    """The settings of every client."""
     chosen = _SETTINGS | {
         "bootstrap.servers": address.servers,
         "client.id": address.subscription,

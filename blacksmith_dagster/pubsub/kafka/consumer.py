@@ -1,4 +1,4 @@
-"""The messages of a topic of Kafka."""
+"""The messages of a Kafka topic."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec, TopicDescription
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pipeline.triggers import Message
 from blacksmith_dagster.pubsub.address import BrokerAddress
-from blacksmith_dagster.pubsub.connection import ConnectionGuard
+from blacksmith_dagster.pubsub.connection import BrokerClient, ConnectionLost
 from blacksmith_dagster.pubsub.interface import CursorOf, Received
 from blacksmith_dagster.pubsub.kafka.connection import (
     CONSUMER,
@@ -43,35 +43,35 @@ from blacksmith_dagster.store.interface import Cursor
 
 _logger = logging.getLogger(__name__)
 
-_CHECK_SECONDS = 5.0  # between two looks whether the topic is the same and has the same partitions
+_CHECK_SECONDS = 5.0  # between two checks that the topic and its partitions are the same
 _CLOSE_SECONDS = 0.5
 _CONSUMER: dict[str, Any] = CONSUMER | {
     "isolation.level": "read_committed",
-    # Where a partition ends, behind what its messages say: a transaction's end takes an offset too.
+    # Report a partition's end: it lies past the last message, as a transaction's end has an offset too.
     "enable.partition.eof": True,
-    # An offset that is not there is reported, and looked into.
+    # Report an offset that is missing: reading begins again and finds out why.
     "auto.offset.reset": "error",
 }
-# The topic was removed, or messages were, or a leader has moved: to begin anew finds out which.
+# The topic or messages were deleted, or a leader has moved: beginning again finds out which.
 _RECONNECT_CODES = NO_TOPIC | {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
 _COMMIT_ERRORS = DENIED | {KafkaError.UNKNOWN_MEMBER_ID}
 
 
-class KafkaConsumer:
+class KafkaConsumer(BrokerClient[Consumer]):
     """A `Consumer` of all partitions of a topic; its address has the topic and the group.
 
-    Who reads is who holds the listener's lock, so the partitions are assigned by hand. The group's
-    own election knows nothing of that lock: a reader that hangs would keep its partitions for as long
-    as its client sends heartbeats, and one that was killed for as long as its session lasts, while
-    the holder of the lock waits. The group has the offsets, for whoever watches its lag.
+    The holder of the listener's lock reads, so it assigns itself the partitions. The group's own
+    election knows nothing of that lock: a reader that hangs would keep its partitions for as long as
+    its client sends heartbeats, and one that was killed for as long as its session lasts, while the
+    holder of the lock waits. The group only keeps the offsets, for tools that watch its lag.
     """
 
     def __init__(self, address: BrokerAddress, cursor_of: CursorOf) -> None:
+        super().__init__()
         self._address = address
         self._cursor_of = cursor_of
         self._errors = self._new_errors()
         self._admin: AdminClient | None = None
-        self._consumer: Consumer | None = None
         self._topic: object = None  # its id and how many partitions it has
         self._description: Future[TopicDescription] | None = None
         self._check_at = 0.0
@@ -79,79 +79,59 @@ class KafkaConsumer:
         self._uncommitted = False
         self._commits: Future[ConsumerGroupTopicPartitions] | None = None
         self._logged_errors: set[str] = set()
-        self._guard = ConnectionGuard(self._disconnect)
 
     def receive(self, limit: int, timeout: float) -> Sequence[Received]:
         """See `Consumer`."""
         deadline = monotonic() + timeout
-        with self._guard:
-            try:
-                if self._consumer is None and not self._guard.is_closed:
-                    self._connect()
-                try:
-                    return self._read(limit, deadline)
-                except _ReconnectNeeded as why:
-                    _logger.debug("%s: reading anew: %s", self._address.label, why)
-                    self._disconnect()
-                    self._connect()
-                    return ()
-            except KafkaException as error:
-                self._disconnect()
-                raise self._errors.unavailable(error.args[0]) from None
-            except BaseException:
-                self._disconnect()
-                raise
+        return self._use(lambda consumer: self._read(consumer, limit, deadline)) or ()
 
     def acknowledge(self) -> None:
         """See `Consumer`."""
-        with self._guard:
-            self._uncommitted = any(each.at is not None for each in self._partitions.values())
+        with self._in_use():
+            self._uncommitted = self._has_cursor()
             self._commit()
 
     def lag(self) -> int | None:
         """See `Consumer`."""
-        with self._guard:
-            consumer = self._consumer
-            if consumer is None:
+        with self._in_use():
+            if self._connection is None:
                 return None
             lag = 0
             for number, partition in self._partitions.items():
-                where = TopicPartition(self._address.topic, number)
-                _, seen = consumer.get_watermark_offsets(where, cached=True)
-                partition.end = max(partition.end, seen)
+                topic_partition = TopicPartition(self._address.topic, number)
+                _, end = self._connection.get_watermark_offsets(topic_partition, cached=True)
+                partition.end = max(partition.end, end)
                 lag += max(0, partition.end - partition.next)
             return lag
-
-    def close(self) -> None:
-        """See `Consumer`."""
-        self._guard.close()
 
     def _new_errors(self) -> ClientErrors:
         return ClientErrors(
             self._address, f"read the topic and the group {self._address.subscription}"
         )
 
+    def _has_cursor(self) -> bool:
+        return any(partition.cursor is not None for partition in self._partitions.values())
+
     def _disconnect(self) -> None:
         self._finish_commits()
-        consumer, self._consumer = self._consumer, None
         self._admin = self._description = self._commits = None
         self._partitions = {}
         self._uncommitted = False
-        if consumer is not None:
-            consumer.close()
+        super()._disconnect()
 
     # -- reading
 
-    def _read(self, limit: int, deadline: float) -> Sequence[Received]:
-        while (consumer := self._consumer) is not None and not self._guard.is_closed:
-            self._check_topic()
-            self._commit()
-            left = max(deadline - monotonic(), 0.0)
-            first = consumer.poll(min(left, POLL_SECONDS))
-            records = [] if first is None else [first, *consumer.consume(limit - 1, 0)]
-            if self._errors.is_lost:
-                raise _ReconnectNeeded("no broker responds")
-            received = self._received(records)
+    def _read(self, consumer: Consumer, limit: int, deadline: float) -> Sequence[Received]:
+        while not self._is_closed:
+            with self._errors.explained():
+                self._check_topic()
+                self._commit()
+                left = max(deadline - monotonic(), 0.0)
+                first = consumer.poll(min(left, POLL_SECONDS))
+                records = [] if first is None else [first, *consumer.consume(limit - 1, 0)]
+                if self._errors.is_lost:
+                    raise self._errors.lost()
+                received = self._received(records)
             if received or not left:
                 return received
         return ()
@@ -162,22 +142,23 @@ class KafkaConsumer:
             number, offset = record.partition(), record.offset()
             if (error := record.error()) is not None:
                 if error.code() in _RECONNECT_CODES:
-                    raise _ReconnectNeeded(error.str())
+                    raise self._errors.lost(error)
                 if error.code() != KafkaError._PARTITION_EOF:
                     raise KafkaException(error)
                 self._partitions[number].next = offset
                 continue
             partition = self._partitions[number]
-            at, partition.at, partition.next = partition.at, str(offset), offset + 1
-            received.append(Received(_message(record), Cursor(partition.reader, at, partition.at)))
+            before, partition.cursor, partition.next = partition.cursor, str(offset), offset + 1
+            cursor = Cursor(partition.reader, before, partition.cursor)
+            received.append(Received(_message(record), cursor))
         return received
 
     # -- committing
 
     def _commit(self) -> None:
-        """Tell the group's offsets, one request at a time: what comes meanwhile goes with the next.
+        """Send the group's offsets, one request at a time: later ones go with the next request.
 
-        Not by the reading client, whose end would wait for the broker's response.
+        The reading client does not do this: closing it would wait for the broker's response.
         """
         if self._commits is not None and self._commits.done():
             self._note_commit(self._commits)
@@ -188,7 +169,7 @@ class KafkaConsumer:
             offsets = [
                 TopicPartition(topic, number, partition.next)
                 for number, partition in self._partitions.items()
-                if partition.at is not None
+                if partition.cursor is not None
             ]
             commits = [ConsumerGroupTopicPartitions(group, offsets)]
             self._commits = self._admin.alter_consumer_group_offsets(
@@ -196,82 +177,85 @@ class KafkaConsumer:
             )[group]
 
     def _note_commit(self, commits: Future[ConsumerGroupTopicPartitions]) -> None:
-        # The store's cursors count: nothing but what others see of the lag is wrong.
+        # The store's cursors decide: only the lag that other tools show is wrong.
         failed = commits.exception()
         if isinstance(failed, KafkaException):
             errors = [failed.args[0]]
         else:
-            errors = [each.error for each in commits.result().topic_partitions or () if each.error]
+            partitions = commits.result().topic_partitions or ()
+            errors = [partition.error for partition in partitions if partition.error]
         serious = {error.str() for error in errors if error.code() in _COMMIT_ERRORS}
-        for why in serious - self._logged_errors:
-            self._logged_errors.add(why)
+        for reason in serious - self._logged_errors:
+            self._logged_errors.add(reason)
             _logger.warning(
-                "%s: the offsets of group %s are not committed, and its lag is shown wrongly: %s; "
-                "let the user read the group, and nobody else be a member of it. Reading goes on",
-                *(self._address.label, self._address.subscription, why),
+                "%s: the offsets of group %s are not committed, so its lag is shown wrongly: %s; "
+                "let the user read the group, and keep other members out of it. Reading continues",
+                *(self._address.label, self._address.subscription, reason),
             )
 
     def _finish_commits(self) -> None:
-        """Wait a moment for what is on its way: the end of its client would end it."""
+        """Wait a moment for the request in progress: it would end with its client."""
         deadline = monotonic() + _CLOSE_SECONDS
-        while not self._errors.is_lost and (wait := deadline - monotonic()) > 0:
+        while not self._errors.is_lost and (left := deadline - monotonic()) > 0:
             self._commit()
             if self._commits is None:
                 return
-            futures.wait([self._commits], wait)
+            futures.wait([self._commits], left)
 
     # -- connecting
 
-    def _connect(self) -> None:
+    def _open(self) -> Consumer:
         self._errors = self._new_errors()
-        self._admin = admin_client(self._address, self._errors)
-        (topic,) = self._results([self._describe()])
-        self._topic = _identity(topic)
-        self._check_at = monotonic() + _CHECK_SECONDS
-        self._partitions = self._assigned(topic)
-        self._consumer = Consumer(
-            settings(self._address)
-            | _CONSUMER
-            | {
-                "group.id": self._address.subscription,
-                "error_cb": self._errors.note,
-            }
-        )
-        self._consumer.assign(
-            [
-                TopicPartition(self._address.topic, number, partition.next)
-                for number, partition in self._partitions.items()
-            ]
-        )
-        self._uncommitted = any(each.at is not None for each in self._partitions.values())
+        with self._errors.explained():
+            self._admin = admin_client(self._address, self._errors)
+            (topic,) = self._results([self._describe()])
+            self._topic = _identity(topic)
+            self._check_at = monotonic() + _CHECK_SECONDS
+            self._partitions = self._assigned(topic)
+            self._uncommitted = self._has_cursor()
+            return Consumer(
+                settings(self._address)
+                | _CONSUMER
+                | {
+                    "group.id": self._address.subscription,
+                    "error_cb": self._errors.note,
+                }
+            )
+
+    def _prepare(self, connection: Consumer) -> None:
+        with self._errors.explained():
+            connection.assign(
+                [
+                    TopicPartition(self._address.topic, number, partition.next)
+                    for number, partition in self._partitions.items()
+                ]
+            )
 
     def _assigned(self, topic: TopicDescription) -> dict[int, _AssignedPartition]:
-        """The partitions, each where the store says that its reader is."""
-        where = [TopicPartition(topic.name, each.id) for each in topic.partitions]
-        begins = self._offsets(where, OffsetSpec.earliest)
-        ends = self._offsets(where, OffsetSpec.latest)
-        placed = {}
-        for each, begin, end in zip(where, begins, ends, strict=True):
-            reader = "/".join(
-                (
-                    "kafka",
-                    self._address.subscription,
-                    _url_safe(topic.topic_id),
-                    str(each.partition),
-                )
-            )
-            at = self._cursor_of(reader)
-            start = begin if at is None else int(at) + 1
+        """The partitions, each at its reader's cursor in the store."""
+        numbers = [partition.id for partition in topic.partitions]
+        partitions = [TopicPartition(topic.name, number) for number in numbers]
+        begins = self._offsets(partitions, OffsetSpec.earliest)
+        ends = self._offsets(partitions, OffsetSpec.latest)
+        assigned = {}
+        for number, begin, end in zip(numbers, begins, ends, strict=True):
+            topic_id = _url_safe(topic.topic_id)
+            reader = f"kafka/{self._address.subscription}/{topic_id}/{number}"
+            cursor = self._cursor_of(reader)
+            start = begin if cursor is None else int(cursor) + 1
             if not begin <= start <= end:
-                self._warn_of_gap(each.partition, start, begin, end)
+                self._warn_of_gap(number, start, begin, end)
                 start = begin
-            placed[each.partition] = _AssignedPartition(reader, at, start, end)
-        return placed
+            assigned[number] = _AssignedPartition(reader, cursor, start, end)
+        return assigned
 
-    def _offsets(self, where: Sequence[TopicPartition], which: Callable[[], Any]) -> list[int]:
+    def _offsets(self, partitions: Sequence[TopicPartition], spec: Callable[[], Any]) -> list[int]:
         admin: Any = self._admin
-        asked = admin.list_offsets(dict.fromkeys(where, which()), request_timeout=RESPONSE_SECONDS)
-        return [offset.offset for offset in self._results([asked[each] for each in where])]
+        requests = admin.list_offsets(
+            dict.fromkeys(partitions, spec()), request_timeout=RESPONSE_SECONDS
+        )
+        results = self._results([requests[partition] for partition in partitions])
+        return [result.offset for result in results]
 
     def _warn_of_gap(self, partition: int, start: int, begin: int, end: int) -> None:
         label = self._address.label
@@ -289,7 +273,7 @@ class KafkaConsumer:
             )
 
     def _check_topic(self) -> None:
-        """Every now and then: a topic that was made anew, or has more partitions, is begun anew."""
+        """Every few seconds: begin again if the topic was created again or has more partitions."""
         if self._description is None:
             if monotonic() >= self._check_at:
                 self._description = self._describe()
@@ -297,20 +281,20 @@ class KafkaConsumer:
             (topic,), self._description = self._results([self._description]), None
             self._check_at = monotonic() + _CHECK_SECONDS
             if _identity(topic) != self._topic:
-                raise _ReconnectNeeded("the topic is another")
+                raise ConnectionLost(f"{self._address.label}: the topic has changed")
 
     def _describe(self) -> Future[TopicDescription]:
         assert self._admin is not None
         topics = TopicCollection([self._address.topic])
-        asked = self._admin.describe_topics(topics, request_timeout=RESPONSE_SECONDS)
-        future: Future[TopicDescription] = asked[self._address.topic]
+        requests = self._admin.describe_topics(topics, request_timeout=RESPONSE_SECONDS)
+        future: Future[TopicDescription] = requests[self._address.topic]
         return future
 
-    def _results(self, asked: Sequence[Future[Any]]) -> list[Any]:
+    def _results(self, requests: Sequence[Future[Any]]) -> list[Any]:
         assert self._admin is not None
-        wait_for(self._admin, asked, self._errors)
+        wait_for(self._admin, requests, self._errors)
         try:
-            return [each.result() for each in asked]
+            return [request.result() for request in requests]
         except KafkaException as error:
             if error.args[0].code() in NO_TOPIC:
                 raise Unavailable(
@@ -322,17 +306,16 @@ class KafkaConsumer:
 
 @dataclass(slots=True)
 class _AssignedPartition:
-    """`at` is the reader's cursor once all that was handed out is committed, `next` the offset
-    that is read next, `end` the one behind the last that is known to be there."""
+    """A partition that is read.
+
+    `cursor` is the reader's once everything that was received is committed, `next` the offset to read
+    next, `end` the offset behind the last message seen so far.
+    """
 
     reader: str
-    at: str | None
+    cursor: str | None
     next: int
     end: int
-
-
-class _ReconnectNeeded(Exception):
-    """What is read may not be there any more, or be another."""
 
 
 def _message(record: Any) -> Message:

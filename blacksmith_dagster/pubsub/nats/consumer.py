@@ -1,4 +1,4 @@
-"""The messages of a JetStream stream of NATS."""
+"""The messages of a NATS JetStream stream."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import re
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import CancelledError
 from datetime import datetime
 from time import monotonic
 
@@ -23,31 +22,32 @@ from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
 from blacksmith_dagster.errors import SettingsError, Unavailable
 from blacksmith_dagster.pipeline.triggers import Message
 from blacksmith_dagster.pubsub.address import BrokerAddress
+from blacksmith_dagster.pubsub.connection import BrokerClient, ConnectionLost
 from blacksmith_dagster.pubsub.interface import CursorOf, Received
-from blacksmith_dagster.pubsub.nats.connection import NATSConnection, jetstream
+from blacksmith_dagster.pubsub.nats.connection import RESPONSE_SECONDS, NATSConnection
 from blacksmith_dagster.pubsub.wire import unix_time
 from blacksmith_dagster.store.interface import Cursor
 
 _logger = logging.getLogger(__name__)
 
-# Whether the server still has our consumer is asked this often: it does not tell.
+# How often we ask whether the server still has our consumer: it does not tell us.
 _CHECK_SECONDS = 2.0
-# How many messages are asked for at once, and how long the server remembers that they were. Twice as
-# many, and as many bytes again, may wait here: what is taken leaves enough for the next time.
+# How many messages one request asks for, and how long the server remembers it. Twice as many messages
+# may wait here, and that many bytes: while some are committed, the next ones are already here.
 _BATCH = 2000
 _BATCH_BYTES = 32 << 20
 _REQUEST_SECONDS = 30.0
-# What was received is not sent again while it is being committed.
+# Longer than a commit takes: messages are not sent again meanwhile.
 _ACK_SECONDS = 300.0
 _NAME = re.compile(r"[^.*>/\\]+")
-_DONE_STATUSES = ("404", "408")  # of a request: there is no more, or it took too long
+_DONE_STATUSES = ("404", "408")  # of a request: there are no more messages, or it took too long
 
 
-class NATSConsumer:
+class NATSConsumer(BrokerClient[NATSConnection]):
     """A `Consumer` of a subject, through a durable consumer on the stream that has it.
 
-    That one is made anew whenever reading begins, behind the store's cursor. Gone on with, it would
-    send what was not acknowledged late, behind newer messages, where no cursor finds it.
+    The durable consumer is created again at the store's cursor whenever reading begins. Resumed, it
+    would redeliver unacknowledged messages behind newer ones, where no cursor finds them.
     """
 
     def __init__(self, address: BrokerAddress, cursor_of: CursorOf) -> None:
@@ -56,84 +56,86 @@ class NATSConsumer:
                 f"Subscription(subscription={address.subscription!r}): NATS accepts no name with "
                 "'.', '*', '>', '/' or '\\'; choose another"
             )
+        super().__init__()
         self._address = address
         self._cursor_of = cursor_of
-        self._news = threading.Event()
-        self._connection = NATSConnection(address, self._news.set)
+        self._changed = threading.Event()
         self._consumer: _DurableConsumer | None = None
         self._check_at = 0.0
-        self._closed = False
 
     def receive(self, limit: int, timeout: float) -> Sequence[Received]:
         """See `Consumer`."""
         deadline = monotonic() + timeout
-        while not self._closed:
+        return self._use(lambda connection: self._read(connection, limit, deadline)) or ()
+
+    def acknowledge(self) -> None:
+        """See `Consumer`."""
+        with self._in_use():
+            if self._connection is not None and self._consumer is not None:
+                try:
+                    self._connection.call(self._consumer.acknowledge)
+                except Unavailable as error:
+                    _logger.debug("not acknowledged: %s", error)
+
+    def lag(self) -> int | None:
+        """See `Consumer`."""
+        with self._in_use():
+            if self._connection is None or self._consumer is None:
+                return None
             try:
-                consumer = self._ensure_consumer()
-            except CancelledError:
-                break
-            self._news.clear()
+                return self._connection.call(self._consumer.lag)
+            except Unavailable:
+                return None
+
+    def _wake(self) -> None:
+        self._changed.set()
+
+    def _disconnect(self) -> None:
+        self._consumer = None
+        super()._disconnect()
+
+    def _open(self) -> NATSConnection:
+        return NATSConnection(self._address, self._changed.set)
+
+    def _prepare(self, connection: NATSConnection) -> None:
+        stream = connection.call(lambda: self._find_stream(connection.client))
+        reader = _reader(self._address, stream)
+        # Not in the connection's loop, which the database would block.
+        stored = self._cursor_of(reader)
+        begin = _first_sequence(self._address, stream, stored)
+        consumer = _DurableConsumer(
+            connection.client, self._address, stream, reader, stored, begin, self._changed
+        )
+        connection.call(lambda: self._start(consumer))
+        self._consumer = consumer
+        self._check_at = monotonic() + _CHECK_SECONDS
+
+    def _read(self, connection: NATSConnection, limit: int, deadline: float) -> Sequence[Received]:
+        consumer = self._consumer
+        assert consumer is not None
+        while True:
+            self._changed.clear()
+            if self._is_closed:
+                return ()
+            if monotonic() >= self._check_at:
+                connection.call(consumer.check)
+                self._check_at = monotonic() + _CHECK_SECONDS
+            elif consumer.has_room:
+                connection.call(consumer.request_more)
+            if consumer.is_lost or connection.is_lost:
+                raise ConnectionLost(f"{self._address.label}: the consumer is lost")
             received = consumer.take(limit)
             left = deadline - monotonic()
             if received or left <= 0:
                 return received
-            self._news.wait(min(left, max(0.0, self._check_at - monotonic())))
-        return ()
-
-    def acknowledge(self) -> None:
-        """See `Consumer`."""
-        if (consumer := self._consumer) is not None:
-            try:
-                self._connection.call(consumer.acknowledge)
-            except (Unavailable, CancelledError) as error:
-                _logger.debug("%s: not acknowledged: %s", self._address.label, error)
-
-    def lag(self) -> int | None:
-        """See `Consumer`."""
-        if (consumer := self._consumer) is None:
-            return None
-        try:
-            return self._connection.call(consumer.lag)
-        except (Unavailable, CancelledError):
-            return None
-
-    def close(self) -> None:
-        """See `Consumer`."""
-        self._closed = True
-        self._news.set()
-        self._connection.close()
-
-    def _ensure_consumer(self) -> _DurableConsumer:
-        """The consumer, opened behind what is committed if there is none."""
-        consumer = self._consumer
-        if consumer is not None and self._connection.client is not None and not consumer.is_lost:
-            if monotonic() >= self._check_at:
-                self._connection.call(consumer.check)
-                self._check_at = monotonic() + _CHECK_SECONDS
-            elif consumer.has_room:
-                self._connection.call(consumer.request_more)
-            if not consumer.is_lost:
-                return consumer
-        self._consumer = None
-        stream = self._connection.call(self._find)
-        reader = _reader(self._address, stream)
-        # Not in the connection's loop, which a database would hold up.
-        stored = self._cursor_of(reader)
-        begin = _first_sequence(self._address, stream, stored)
-        self._consumer = self._connection.call(
-            lambda: self._open_consumer(stream, reader, stored, begin)
-        )
-        self._check_at = monotonic() + _CHECK_SECONDS
-        return self._consumer
+            self._changed.wait(min(left, max(0.0, self._check_at - monotonic())))
 
     # -- in the connection's loop
 
-    async def _find(self) -> StreamInfo:
+    async def _find_stream(self, client: Client) -> StreamInfo:
         """The stream that has the subject."""
         topic = self._address.topic
-        await self._connection.disconnect()
-        client = await self._connection.connect()
-        server = jetstream(client)
+        server = _jetstream(client)
         with self._explained_errors():
             name = await server.find_stream_name_by_subject(topic)
             if "*" in topic or ">" in topic:
@@ -146,19 +148,10 @@ class NATSConsumer:
                     )
             return await server.stream_info(name)
 
-    async def _open_consumer(
-        self, stream: StreamInfo, reader: str, stored: str | None, begin: int
-    ) -> _DurableConsumer:
-        client = self._connection.client
-        if client is None:
-            raise ConnectionResetError("the server ended the connection")
-        consumer = _DurableConsumer(
-            client, self._address, stream, reader, stored, begin, self._news
-        )
+    async def _start(self, consumer: _DurableConsumer) -> None:
         with self._explained_errors():
-            await consumer.make_consumer()
+            await consumer.create()
         await consumer.listen()
-        return consumer
 
     @contextlib.contextmanager
     def _explained_errors(self) -> Iterator[None]:
@@ -171,16 +164,16 @@ class NATSConsumer:
                 f"Subscription, or the server in {self._address.variable}"
             ) from None
         except ServiceUnavailableError:
-            raise
+            raise Unavailable(f"{label} has no JetStream; start nats-server with -js") from None
         except APIError as error:
             name = self._address.subscription
             raise Unavailable(f"{label} refused the consumer {name}: {error.description}") from None
 
 
 class _DurableConsumer:
-    """A durable consumer and what it has sent: from when reading begins until it is lost.
+    """A durable consumer and the messages that it has sent, from when reading begins until it is lost.
 
-    All but `take` and the properties are called in the connection's loop.
+    Everything but `take` and the properties is called in the connection's loop.
     """
 
     def __init__(
@@ -191,20 +184,20 @@ class _DurableConsumer:
         reader: str,
         stored: str | None,
         begin: int,
-        news: threading.Event,
+        changed: threading.Event,
     ) -> None:
         self._client = client
         self._address = address
-        self._server: JetStreamContext = jetstream(client)
+        self._server = _jetstream(client)
         self._stream = str(stream.config.name)
         self._retention = stream.config.retention
         self._reader = reader
-        self._at = stored
+        self._cursor = stored
         self._handed_out = begin - 1  # sequence numbers up to here were handed out
         self._committed = begin - 1  # and those up to here are committed
-        self._news = news
+        self._changed = changed
         self._messages: deque[Msg] = deque()
-        self._bytes_received = self._bytes_taken = 0  # bytes: each is written by one thread
+        self._bytes_received = self._bytes_taken = 0  # each is written by one thread
         self._to_acknowledge: list[Msg] = []
         self._inbox = client.new_inbox()
         self._requested = 0
@@ -213,12 +206,12 @@ class _DurableConsumer:
 
     @property
     def has_room(self) -> bool:
-        """Whether there is room for more messages than were asked for."""
-        waiting = len(self._messages), self._bytes_received - self._bytes_taken
-        return not self._requested and waiting[0] < 2 * _BATCH and waiting[1] < _BATCH_BYTES
+        """Whether there is room for more messages, and no request for them is open."""
+        size = self._bytes_received - self._bytes_taken
+        return not self._requested and len(self._messages) < 2 * _BATCH and size < _BATCH_BYTES
 
     def take(self, limit: int) -> Sequence[Received]:
-        """What has come, `limit` at most."""
+        """The messages that have arrived, `limit` at most."""
         received: list[Received] = []
         while self._messages and len(received) < limit:
             message = self._messages.popleft()
@@ -228,17 +221,17 @@ class _DurableConsumer:
             if sequence <= self._handed_out:  # sent again
                 continue
             self._handed_out = sequence
-            at, self._at = self._at, str(sequence)
+            before, self._cursor = self._cursor, str(sequence)
             received.append(
                 Received(
                     _message(message, self._stream, sequence, sent_at),
-                    Cursor(self._reader, at, self._at),
+                    Cursor(self._reader, before, self._cursor),
                 )
             )
         return received
 
-    async def make_consumer(self) -> None:
-        """Make the durable consumer anew, and lose nothing by it."""
+    async def create(self) -> None:
+        """Create the durable consumer again without losing a message."""
         durable = self._address.subscription
         config = ConsumerConfig(
             durable_name=durable,
@@ -250,11 +243,11 @@ class _DurableConsumer:
             deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=self._handed_out + 1
         )
         if self._retention == RetentionPolicy.WORK_QUEUE:
-            # What is there was never acknowledged; nothing else may be asked for.
+            # What the stream holds was never acknowledged; it accepts no other start.
             await self._delete(durable)
             await self._server.add_consumer(self._stream, config)
         elif self._retention == RetentionPolicy.INTEREST:
-            # The stream drops what no consumer wants: another wants it meanwhile.
+            # The stream drops what no consumer wants, so another one wants it meanwhile.
             holding = f"{durable}_handover"
             await self._server.add_consumer(self._stream, config.evolve(durable_name=holding))
             await self._delete(durable)
@@ -270,69 +263,73 @@ class _DurableConsumer:
             await self._server.delete_consumer(self._stream, consumer)
 
     async def listen(self) -> None:
-        """Have messages sent here."""
-        # Without the client's own limits, past which it drops messages: no more come than we ask for.
+        """Begin to receive messages."""
+        # Without the client's own limits, past which it drops messages: we request what we can hold.
         await self._client.subscribe(
             self._inbox, cb=self._on_message, pending_msgs_limit=0, pending_bytes_limit=0
         )
         await self.request_more()
 
     async def request_more(self) -> None:
-        """Ask for the next messages."""
+        """Request the next messages."""
         self._requested = _BATCH
         self._request_ends_at = monotonic() + _REQUEST_SECONDS
-        wanted = {
+        request = {
             "batch": _BATCH,
             "max_bytes": max(_BATCH_BYTES, 2 * self._client.max_payload),
             "expires": int(_REQUEST_SECONDS * 1e9),
         }
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._address.subscription}"
-        await self._client.publish(subject, json.dumps(wanted).encode(), self._inbox)
+        await self._client.publish(subject, json.dumps(request).encode(), self._inbox)
 
     async def _on_message(self, message: Msg) -> None:
         if message.subject == self._inbox:  # from the server itself
             headers = message.headers or {}
-            status, why = headers.get("Status"), headers.get("Description", "")
+            status, description = headers.get("Status"), headers.get("Description", "")
             self._requested = 0
-            self.is_lost = status not in _DONE_STATUSES and "MaxBytes" not in why
+            self.is_lost = status not in _DONE_STATUSES and "MaxBytes" not in description
         else:
             self._messages.append(message)
             self._bytes_received += len(message.data)
             self._requested -= 1
         if self.has_room and not self.is_lost:
             await self.request_more()
-        self._news.set()
+        self._changed.set()
 
     async def check(self) -> None:
-        """Ask whether the consumer is still there."""
+        """Ask the server whether the consumer still exists."""
         try:
             await self._server.consumer_info(self._stream, self._address.subscription)
         except (nats.errors.Error, OSError) as error:
-            _logger.debug("%s: reading anew, after: %s", self._address.label, error)
+            _logger.debug("%s: the consumer is lost: %s", self._address.label, error)
             self.is_lost = True
             return
         if self.has_room or monotonic() > self._request_ends_at:
             await self.request_more()
-        if self._handed_out == self._committed:  # what was sent again, if anything
+        if self._handed_out == self._committed:  # redelivered messages, if any
             await self.acknowledge()
 
     async def acknowledge(self) -> None:
-        """Acknowledge all that was handed out."""
+        """Acknowledge everything that was handed out."""
         done, self._to_acknowledge, self._committed = self._to_acknowledge, [], self._handed_out
-        for each in done[-1:] if self._retention == RetentionPolicy.LIMITS else done:
-            await self._client.publish(each.reply, b"+ACK")
+        for message in done[-1:] if self._retention == RetentionPolicy.LIMITS else done:
+            await self._client.publish(message.reply, b"+ACK")
 
     async def lag(self) -> int:
-        """How many messages were not handed out yet."""
+        """How many messages have not been handed out yet."""
         response = await self._server.consumer_info(self._stream, self._address.subscription)
         return (response.num_pending or 0) + len(self._messages)
 
 
+def _jetstream(client: Client) -> JetStreamContext:
+    return client.jetstream(timeout=RESPONSE_SECONDS)
+
+
 def _reader(address: BrokerAddress, stream: StreamInfo) -> str:
-    # A stream made anew begins with its own first message.
+    # A stream that was deleted and created again begins with its own first message.
     name = f"nats/{address.subscription}/{stream.config.name}@{stream.created:%Y%m%dT%H%M%S.%fZ}"
     if stream.config.retention == RetentionPolicy.WORK_QUEUE:
-        # What it holds before the cursor was read; with another subject that were not true.
+        # Everything it holds before the cursor was read, which is true of one subject only.
         name += f"/{address.topic}"
     return name
 
@@ -360,9 +357,9 @@ def _first_sequence(address: BrokerAddress, stream: StreamInfo, stored: str | No
 
 
 def _sequence_and_time(reply: str) -> tuple[int, datetime | None]:
-    """The number of a message in its stream, and when it came there: from where it is acknowledged.
+    """A message's number in its stream and when it arrived there, from the subject that acknowledges it.
 
-    nats-py reads it too, in five times the time.
+    nats-py reads the same in five times the time.
 
     >>> _sequence_and_time("$JS.ACK.orders.night.1.17.3.1700000000000000000.0")
     (17, datetime.datetime(2023, 11, 14, 22, 13, 20, tzinfo=datetime.timezone.utc))
@@ -370,8 +367,8 @@ def _sequence_and_time(reply: str) -> tuple[int, datetime | None]:
     17
     """
     words = reply.split(".")
-    at = 5 if len(words) == 9 else 7
-    return int(words[at]), unix_time(int(words[at + 2]) / 1e9)
+    index = 5 if len(words) == 9 else 7
+    return int(words[index]), unix_time(int(words[index + 2]) / 1e9)
 
 
 def _message(message: Msg, stream: str, sequence: int, sent_at: datetime | None) -> Message:

@@ -1,162 +1,79 @@
-"""Notifications through NATS with JetStream."""
+"""Notifications through core NATS."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import threading
-from collections.abc import Collection, Coroutine, Mapping
-from concurrent.futures import CancelledError
+from collections.abc import Collection
 from time import monotonic
-from typing import Any
 
-import nats.errors
-from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.js import JetStreamContext
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StorageType
-from nats.js.errors import NoStreamResponseError, NotFoundError
 
 from blacksmith_dagster.pubsub.address import BrokerAddress
-from blacksmith_dagster.pubsub.nats.connection import NATSConnection, jetstream
+from blacksmith_dagster.pubsub.connection import (
+    BrokerPublisher,
+    BrokerSubscriber,
+    ConnectionLost,
+)
+from blacksmith_dagster.pubsub.nats.connection import NATSConnection
 from blacksmith_dagster.pubsub.wire import decode_notification, encode_notifications
 
-_logger = logging.getLogger(__name__)
 
-# The server does not tell a subscriber that its consumer is gone: it is asked this often.
-_CHECK_SECONDS = 2.0
-# How long the server keeps the consumer of a subscriber that has gone.
-_INACTIVE_SECONDS = 5.0
-_KEPT_SECONDS = 60.0
-_KEPT_MESSAGES = 100
-
-
-class NATSPublisher:
+class NATSPublisher(BrokerPublisher[NATSConnection]):
     """A `Publisher`."""
 
     def __init__(self, address: BrokerAddress) -> None:
-        self._topic = address.topic
-        self._connection = NATSConnection(address)
+        super().__init__()
+        self._address = address
 
-    def publish(self, paths: Collection[str]) -> None:
-        self._connection.call(lambda: self._publish(encode_notifications(paths)))
+    def _open(self) -> NATSConnection:
+        return NATSConnection(self._address, on_lost=lambda: None)
 
-    def close(self) -> None:
-        self._connection.close()
+    def _send(self, connection: NATSConnection, paths: Collection[str]) -> None:
+        async def send() -> None:
+            for destination, body in encode_notifications(paths).items():
+                await connection.client.publish(f"{self._address.topic}.{destination}", body)
+            await connection.flush()
 
-    async def _publish(self, messages: Mapping[str, bytes]) -> None:
-        if client := self._connection.client:
-            try:
-                return await self._send(client, messages)
-            except (nats.errors.Error, OSError) as error:  # it may have died while nobody used it
-                _logger.debug("sending anew, after: %s", error)
-                await self._connection.disconnect()
-        return await self._send(await self._connection.connect(), messages)
-
-    async def _send(self, client: Client, messages: Mapping[str, bytes]) -> None:
-        stream = jetstream(client)
-        try:
-            await self._send_all(stream, messages)
-        except NoStreamResponseError:
-            await _make_stream(stream, self._topic)
-            await self._send_all(stream, messages)
-
-    async def _send_all(self, stream: JetStreamContext, messages: Mapping[str, bytes]) -> None:
-        sent = (stream.publish(f"{self._topic}.{to}", body) for to, body in messages.items())
-        for response in await asyncio.gather(*sent, return_exceptions=True):
-            if isinstance(response, BaseException):
-                raise response
+        connection.call(send)
 
 
-class NATSSubscriber:
+class NATSSubscriber(BrokerSubscriber[NATSConnection]):
     """A `Subscriber`."""
 
     def __init__(self, address: BrokerAddress, destination: str) -> None:
+        super().__init__()
         self._address = address
         self._destination = destination
-        self._connection = NATSConnection(address, self._wake)
-        self._subscription: JetStreamContext.PushSubscription | None = None
-        self._check_at = 0.0
-        self._closed = False
         self._paths: set[str] = set()
-        self._news = threading.Condition()
+        self._changed = threading.Condition()
 
-    def wait(self, timeout: float) -> Collection[str]:
-        deadline = monotonic() + timeout
-        while not self._closed:
-            if self._connection.client is None or monotonic() >= self._check_at:
-                try:
-                    is_new = self._connection.call(self._ensure_subscription)
-                except CancelledError:
-                    break
-                self._check_at = monotonic() + _CHECK_SECONDS
-                if is_new:
-                    break
-            with self._news:
-                self._news.wait_for(self._is_done, min(deadline, self._check_at) - monotonic())
-                paths, self._paths = self._paths, set()
-            if paths or monotonic() >= deadline:
-                return paths
-        return ()
+    def _open(self) -> NATSConnection:
+        return NATSConnection(self._address, self._wake)
 
-    def close(self) -> None:
-        self._closed = True
-        self._wake()
-        self._connection.close()
+    def _prepare(self, connection: NATSConnection) -> None:
+        async def subscribe() -> None:
+            subject = f"{self._address.topic}.{self._destination}"
+            await connection.client.subscribe(subject, cb=self._on_message)
+            await connection.flush()
 
-    def _is_done(self) -> bool:
-        return bool(self._paths) or self._closed or self._connection.client is None
+        connection.call(subscribe)
+
+    def _listen(self, connection: NATSConnection, deadline: float) -> Collection[str]:
+        def is_done() -> bool:
+            return bool(self._paths) or self._is_closed or connection.is_lost
+
+        with self._changed:
+            self._changed.wait_for(is_done, deadline - monotonic())
+            paths, self._paths = self._paths, set()
+        if connection.is_lost and not paths:
+            raise ConnectionLost(f"{self._address.label}: the connection has ended")
+        return paths
 
     def _wake(self) -> None:
-        with self._news:
-            self._news.notify()
+        with self._changed:
+            self._changed.notify()
 
     async def _on_message(self, message: Msg) -> None:
-        with self._news:
+        with self._changed:
             self._paths.update(decode_notification(self._destination, message.data))
-            self._news.notify()
-
-    async def _ensure_subscription(self) -> bool:
-        """See to it that the server has a consumer for us; whether it is a new one."""
-        if self._connection.client and self._subscription:
-            try:
-                await self._subscription.consumer_info()
-                return False
-            except (nats.errors.Error, OSError) as error:
-                _logger.debug("%s: listening anew, after: %s", self._address.label, error)
-                self._subscription = None
-                await self._connection.disconnect()
-        stream = jetstream(self._connection.client or await self._connection.connect())
-        try:
-            self._subscription = await self._consume(stream)
-        except NotFoundError:
-            await _make_stream(stream, self._address.topic)
-            self._subscription = await self._consume(stream)
-        return True
-
-    def _consume(
-        self, stream: JetStreamContext
-    ) -> Coroutine[Any, Any, JetStreamContext.PushSubscription]:
-        # A consumer for each subscriber, so that all hear everything.
-        return stream.subscribe(
-            f"{self._address.topic}.{self._destination}",
-            stream=self._address.topic,
-            cb=self._on_message,
-            config=ConsumerConfig(
-                description=self._address.subscription,
-                deliver_policy=DeliverPolicy.NEW,
-                ack_policy=AckPolicy.NONE,
-                inactive_threshold=_INACTIVE_SECONDS,
-                mem_storage=True,
-            ),
-        )
-
-
-async def _make_stream(stream: JetStreamContext, topic: str) -> None:
-    await stream.add_stream(
-        name=topic,
-        subjects=[f"{topic}.*"],
-        storage=StorageType.MEMORY,
-        max_age=_KEPT_SECONDS,
-        max_msgs_per_subject=_KEPT_MESSAGES,
-    )
+            self._changed.notify()

@@ -16,22 +16,20 @@ from pika.adapters.utils import connection_workflow as workflow
 
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pubsub.address import BrokerAddress
+from blacksmith_dagster.pubsub.connection import ConnectionLost
 
-_CONNECT_SECONDS = 3.0  # of all servers together
+_CONNECT_SECONDS = 3.0  # for all servers together
 _RESPONSE_SECONDS = 3.0
 _CLOSE_SECONDS = 0.3
 _KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 
-# pika logs each failed attempt several times over, with tracebacks. What it knows is raised as well.
+# pika logs each failed attempt several times, with tracebacks, and raises the same as errors.
 if (_pika_logger := logging.getLogger("pika")).level == logging.NOTSET:
     _pika_logger.setLevel(logging.CRITICAL)
 
 
-class ConnectionLost(Unavailable):
-    """The connection has ended, as it does when nobody used it for long: another may be had.
-
-    `code` is AMQP's, if the broker has given one.
-    """
+class ChannelClosed(ConnectionLost):
+    """The connection or its channel has ended. `code` is AMQP's, if the broker has given one."""
 
     def __init__(self, message: str, code: int | None = None) -> None:
         super().__init__(message)
@@ -39,12 +37,12 @@ class ConnectionLost(Unavailable):
 
 
 class RabbitMQConnection:
-    """A connection with one channel, driven by whoever calls; every call ends in time.
+    """A connection with one channel, which works while its methods are called; each ends in time.
 
     `heartbeat` is in seconds, `rights` are those that the user needs.
 
-    pika's BlockingConnection knows no time-outs. This does what it does, on the same loop.
-    Raises `Unavailable`, and `ConnectionLost` when the broker has ended what was there.
+    pika's BlockingConnection has no time-outs. This does the same as that, on the same loop.
+    Raises `Unavailable`, and `ChannelClosed` when the connection or the channel has ended.
     """
 
     def __init__(self, address: BrokerAddress, heartbeat: int, rights: str) -> None:
@@ -66,10 +64,6 @@ class RabbitMQConnection:
             self.close()
             raise
 
-    def declare_exchange(self) -> None:
-        """Make the topic's exchange if it is missing."""
-        self.request(self.channel.exchange_declare, self._address.topic, "topic", durable=True)
-
     def request(self, method: Callable[..., object], *args: object, **kwargs: object) -> Any:
         """Call a method of the channel and wait for the broker's response, which is returned."""
         responses: list[Any] = []
@@ -78,11 +72,11 @@ class RabbitMQConnection:
         return responses[0]
 
     def send(self, method: Callable[..., object], *args: object, **kwargs: object) -> None:
-        """Call a method of the channel that the broker does not respond to."""
+        """Call a method of the channel to which the broker does not respond."""
         try:
             method(*args, **kwargs)
         except pika.exceptions.AMQPError as error:
-            raise self._connection_lost(self._close_reason or error) from None
+            raise self._channel_closed(self._close_reason or error) from None
 
     def wait_for(self, done: Callable[[], bool]) -> None:
         """Wait until the broker has responded."""
@@ -92,20 +86,20 @@ class RabbitMQConnection:
             )
 
     def run(self, done: Callable[[], bool], deadline: float) -> bool:
-        """Read and write until `done`, or until the deadline; whether it is done."""
-        if self._run_loop(lambda: done() or self._close_reason is not None, deadline):
-            if not done():
-                assert self._close_reason is not None
-                raise self._connection_lost(self._close_reason)
+        """Read and write until `done`, or until the deadline; returns whether it is done."""
+        self._run_loop(lambda: done() or self._close_reason is not None, deadline)
+        if done():
             return True
+        if self._close_reason is not None:
+            raise self._channel_closed(self._close_reason)
         return False
 
     def wake(self) -> None:
-        """Let `run` look again whether it is done. Any thread may call this."""
+        """Let `run` check again whether it is done. Any thread may call this."""
         self._loop.add_callback_threadsafe(lambda: None)
 
     def close(self) -> None:
-        """Disconnect: with a farewell, if the broker returns it at once."""
+        """Disconnect; waits a moment for the broker's response."""
         connection = self._connection
         if connection is not None:
             if connection.is_open:
@@ -167,34 +161,33 @@ class RabbitMQConnection:
         self._loop.remove_timeout(timer)
         return done()
 
-    def _on_close(self, _: Any, why: BaseException) -> None:
-        self._close_reason = self._close_reason or why
+    def _on_close(self, _: Any, reason: BaseException) -> None:
+        self._close_reason = self._close_reason or reason
 
     def _on_cancel(self, _: Any) -> None:
         self._close_reason = self._close_reason or pika.exceptions.ConsumerCancelled(
-            "the queue is gone"
+            "the queue was deleted"
         )
 
-    def _connection_lost(self, why: BaseException) -> ConnectionLost:
-        return ConnectionLost(self._explain(why), getattr(why, "reply_code", None))
+    def _channel_closed(self, reason: BaseException) -> ChannelClosed:
+        return ChannelClosed(self._explain(reason), getattr(reason, "reply_code", None))
 
     def _explain(self, error: BaseException) -> str:
         return f"{self._address.label} {self._reason_of(error)}"
 
     def _reason_of(self, error: BaseException) -> str:
-        """What went wrong, beneath pika's own layers; at several servers: what tells most."""
+        """What went wrong, without pika's own layers; of several servers, what says most."""
         failed = workflow.AMQPConnectionWorkflowFailed
         causes = list(error.exceptions) if isinstance(error, failed) else [error]
-        for n, cause in enumerate(causes):
+        for index, cause in enumerate(causes):
             if isinstance(cause, workflow.AMQPConnectorPhaseErrorBase):
-                causes[n] = cause.exception
+                causes[index] = cause.exception
         for cause in causes:
             if type(cause) in _EXPLAINED:
                 return _EXPLAINED[type(cause)].format(self._address.variable)
             if getattr(cause, "reply_code", None) == _ACCESS_REFUSED:
                 return f"refused the user a right; it must {self._rights}"
-        said = str(causes[-1])
-        return f"does not respond: {said or type(causes[-1]).__name__}"
+        return f"does not respond: {str(causes[-1]) or type(causes[-1]).__name__}"
 
 
 _CREDENTIALS = "refused the credentials; fix the user or password in {}"
