@@ -9,8 +9,8 @@
     │   ├── Reject                an extract function rejects it (422)
     │   │   └── ValidationError   the data does not fit the event's model (422)
     │   ├── BadRequest            400
-    │   ├── Unauthorized          401: the sender has not proved who they are
-    │   ├── Forbidden             403: not from this network
+    │   ├── Unauthorized          401: the sender's token or signature is missing or wrong
+    │   ├── Forbidden             403: the sender's address is not allowed
     │   ├── RequestTimeout        408
     │   ├── TooLarge              413
     │   ├── UnsupportedMedia      415
@@ -19,18 +19,18 @@
     │   └── TooManyRequests       429: the queue is full
     ├── Unavailable               the store, the supervisor, a broker or a destination does not respond
     │   └── OutcomeUnknown        the connection broke during a commit
-    ├── ChangesLost               a database's changes are gone before they were read
-    ├── Timeout                   a load has not returned in time
+    ├── ChangesLost               a database dropped changes before they were read
+    ├── Timeout                   a load did not return in time
     ├── MigrationError            a migration's file, or a plan, breaks a rule; nothing was run
     │   └── MigrationLocked       another run is migrating this target
     ├── MigrationPending          a destination waits for a migration, or is being migrated
-    ├── CodeOutdated              a destination is of a newer version than this code
+    ├── CodeOutdated              a destination's schema is newer than this code
     ├── StoreError
     │   ├── SchemaOutdated        run `blacksmith store upgrade`
     │   ├── SequenceWentBack      the store was restored or promoted
     │   ├── NotFound              no such event, job or load
-    │   │   └── Gone              there was, but it was older than it is kept
-    │   └── CursorMoved           another process has read on from this cursor
+    │   │   └── Gone              it was past its retention and has been purged
+    │   └── CursorMoved           another process has moved this cursor
     └── FencedOut                 another process has taken over; stop
 
 Each message says what to do next.
@@ -40,13 +40,13 @@ from __future__ import annotations
 
 
 class BlacksmithError(Exception):
-    """The root of the tree: catch it to catch whatever this package raises on purpose."""
+    """The base class of every error that this package raises on purpose."""
 
 
 class DeclarationError(BlacksmithError):
-    """A source, a destination, a flow or the application breaks a rule of declaring.
+    """A source, a destination, a flow or the application is declared wrongly.
 
-    The message holds the rule and the fix.
+    The message states the rule and how to fix the declaration.
     """
 
 
@@ -69,10 +69,10 @@ class UsageError(BlacksmithError):
 
 
 class RequestError(BlacksmithError):
-    """A request is rejected: nothing of it was stored.
+    """A request is rejected: no part of it was stored.
 
-    `status` is the HTTP status of the response, `title` a short name of the problem
-    that stays the same from occurrence to occurrence (RFC 9457, section 3.1.3).
+    `status` is the HTTP status of the response. `title` is a short name of the problem, the same for
+    every error of this class (RFC 9457, section 3.1.3).
     """
 
     status = 400
@@ -84,9 +84,9 @@ class BadRequest(RequestError):
 
 
 class Unauthorized(RequestError):
-    """The sender has not proved who they are: a token or a signature is missing, wrong or old.
+    """A token or a signature is missing, wrong or too old.
 
-    `challenge` says how they can, as WWW-Authenticate does (RFC 9110, section 11.6.1).
+    `challenge` is the value of WWW-Authenticate: how to authenticate (RFC 9110, section 11.6.1).
     """
 
     status = 401
@@ -105,14 +105,14 @@ class Forbidden(RequestError):
 
 
 class RequestTimeout(RequestError):
-    """The body has not come in time."""
+    """The body did not arrive in time."""
 
     status = 408
     title = "Request timeout"
 
 
 class TooLarge(RequestError):
-    """The body, or one of its events, is over its limit."""
+    """The body, or one of its events, is larger than its limit."""
 
     status = 413
     title = "Too large"
@@ -126,32 +126,32 @@ class UnsupportedMedia(RequestError):
 
 
 class Unprocessable(RequestError):
-    """The request can be read, and its content is rejected."""
+    """The request is well-formed, but its content is rejected."""
 
     status = 422
     title = "Unprocessable content"
 
 
 class Reject(Unprocessable):
-    """Raised by an extract function to reject a request with 422 and the reason given."""
+    """Raised by an extract function to reject a request with 422 and its reason."""
 
     title = "Rejected by the source"
 
 
 class ValidationError(Reject):
-    """The data can be read, and does not fit the model of its event: the message says where."""
+    """The data does not fit the model of its event; the message says where."""
 
     title = "Does not fit the model"
 
 
 class KeyReused(Unprocessable):
-    """An idempotency key came again with another body."""
+    """An idempotency key was used again with another body."""
 
     title = "Idempotency key reused"
 
 
 class TooManyRequests(RequestError):
-    """Too many events wait to be stored. Try again after `retry_after` seconds."""
+    """Too many events are waiting to be stored. Try again after `retry_after` seconds."""
 
     status = 429
     title = "Too many requests"
@@ -159,36 +159,36 @@ class TooManyRequests(RequestError):
 
 
 class Unavailable(BlacksmithError):
-    """A service that is needed does not respond. Nothing was changed by the call that raised this."""
+    """A required service does not respond. The call that raised this changed nothing."""
 
 
 class OutcomeUnknown(Unavailable):
-    """The connection to the database broke while a commit was under way: it may have happened or not.
+    """The connection to the database broke during a commit, which may have succeeded or failed.
 
-    Send the same request again with the same `Idempotency-Key`: it makes one event at most.
+    Send the same request again with the same `Idempotency-Key`: it creates one event at most.
     """
 
 
 class ChangesLost(BlacksmithError):
-    """Changes of a database can't be read any more, though not all were kept.
+    """Changes of a database can no longer be read, and not all of them were stored.
 
-    The message says from where on they are missing. Nothing more is read until it is said how to
-    begin anew: a gap is never passed over in silence.
+    The message says where the gap starts. Nothing more is read until you choose how to continue: a
+    gap is never skipped silently.
     """
 
 
 class Timeout(BlacksmithError):
-    """A load ran past its time-out, and the destination event's function has not returned.
+    """The destination event's function did not return before the load's time-out.
 
-    The load is recorded as unknown, its jobs are due again. End this process: Python cannot stop
+    The load is recorded as unknown, and its jobs are due again. End this process: Python cannot stop
     the function's thread.
     """
 
 
 class MigrationError(BlacksmithError):
-    """Migrations cannot be run as asked: the message names them, or the file, and the fix.
+    """Migrations cannot be run. The message names them or the file, and how to fix it.
 
-    Nothing was run by the call that raised this.
+    The call that raised this ran nothing.
     """
 
 
@@ -197,28 +197,28 @@ class MigrationLocked(MigrationError):
 
 
 class MigrationPending(BlacksmithError):
-    """A destination is being migrated, or a migration of it has not run: its jobs wait."""
+    """A destination's jobs wait: it is being migrated, or one of its migrations has not run."""
 
 
 class CodeOutdated(BlacksmithError):
-    """A destination has been migrated beyond what this code declares.
+    """A destination has been migrated further than this code declares.
 
-    Nothing more is loaded by it: start the newer code in its place.
+    This code loads nothing more: replace it with the newer code.
     """
 
 
 class StoreError(BlacksmithError):
-    """The store cannot do what it is asked to."""
+    """The store cannot do what was requested."""
 
 
 class SchemaOutdated(StoreError):
-    """The store's tables are of another version than this package's."""
+    """The store's tables have another version than this package needs."""
 
 
 class SequenceWentBack(StoreError):
-    """The sequence that orders events is behind an event, a load or a log start that it made.
+    """The sequence that orders events is behind an event, a load or a log start.
 
-    Events written now would get numbers that loads have passed already, and be lost in silence.
+    New events would get numbers that loads have already passed, and would be lost silently.
     """
 
 
@@ -227,15 +227,15 @@ class NotFound(StoreError):
 
 
 class Gone(NotFound):
-    """What is asked for was older than it is kept, and has been purged.
+    """The event, job or load was past its retention and has been purged.
 
-    The message says from when on events are kept.
+    The message says which events are still stored.
     """
 
 
 class CursorMoved(StoreError):
-    """A reader's cursor is not where the caller read it: another process has read on from there."""
+    """A reader's cursor has changed since the caller read it: another process has moved it."""
 
 
 class FencedOut(BlacksmithError):
-    """Another process has taken over this lane. Whatever is under way here no longer counts: stop."""
+    """Another process has taken over this lane. Stop: the results of this one no longer count."""

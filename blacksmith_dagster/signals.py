@@ -1,4 +1,4 @@
-"""Signals that ask a process to end, as a call instead of an interruption."""
+"""SIGINT and SIGTERM as a call to a function."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def on_stop(callback: Callable[[], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM call `callback`, and interrupt nothing; the handlers before come back.
+    """Within this context, SIGINT and SIGTERM call `callback` and interrupt nothing.
 
-    It is called in a thread of its own: a handler runs amid whatever the main thread is doing, and
-    would wait for ever for a lock that this one holds, that of a `threading.Event` for example.
+    The callback runs in its own thread. A signal handler runs in the middle of whatever the main thread
+    is doing, and would wait forever for a lock that the main thread holds, such as that of a
+    `threading.Event`. The earlier handlers are restored at the end.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may handle signals
@@ -22,9 +23,9 @@ def on_stop(callback: Callable[[], None]) -> Iterator[None]:
     def handle(*_: object) -> None:
         threading.Thread(target=callback, name="stop", daemon=True).start()
 
-    before = {each: signal.signal(each, handle) for each in (signal.SIGINT, signal.SIGTERM)}
+    earlier = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        for number, handler in earlier.items():
+            signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""For the tests of those who write pipelines: no Dagster, no server, no store, no disk."""
+"""Runs a pipeline in a test, without Dagster, a server, a store or a disk."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from blacksmith_dagster.store.interface import NewEvent
 def run(
     app: Blacksmith, events: Iterable[tuple[AnySourceEvent, Any]]
 ) -> Mapping[str, list[Job[Any]]]:
-    """The jobs that each destination event would be handed, by its path, in the events' order.
+    """The jobs that each destination event would receive, by its path, in the events' order.
 
-    `events` are pairs of a source event and what is sent to it: a `Request` or a `Message`, data (sent
-    as a JSON body), a `Poll`, or an `Event` as the extract function would return it. Everything happens
-    as it does between the gateway and a destination: extract, limits, `when`, the way through JSON into
-    the model, `transform`. A key that comes again is the same event. Ids are `evt_1`, `evt_2`, ...;
-    destinations are not called, so outcomes make no jobs. To test a destination's function, call it
-    with a `Batch` of these jobs.
+    `events` are pairs of a source event and its input: a `Request` or a `Message`, data (sent as a JSON
+    body), a `Poll`, or an `Event` as the extract function would return it. The steps are those between
+    the gateway and a destination: extract, limits, `when`, encode as JSON and decode into the model,
+    `transform`. A repeated key is the same event. Ids are `evt_1`, `evt_2`, ... Destinations are not
+    called, so outcomes create no jobs. To test a destination's function, call it with a `Batch` of
+    these jobs.
 
-    Raises whatever the pipeline's own functions raise, `RequestError` for a request that the gateway
-    would reject, and `UsageError` for a source event that is not the application's.
+    Raises whatever the pipeline's functions raise, `RequestError` for a request that the gateway would
+    reject, and `UsageError` for a source event that the application does not have.
 
     >>> from blacksmith_dagster import Flow
     >>> departed = Source("airport").accept("departed")
@@ -44,24 +44,26 @@ def run(
     >>> [job.data for job in jobs["lake/late"]]
     [{'delay': 200}]
     """
-    requests = [_extracted(app, source_event, given) for source_event, given in events]
+    requests = [_extract(app, source_event, sent) for source_event, sent in events]
     admission = resolve(requests, {})
     parents: dict[int, str | None] = {}
     for request, slot in zip(requests, admission.slots, strict=True):
         if isinstance(slot, KeyReused):
             raise slot
         for new, index in zip(request, slot, strict=True):
-            at = new.parent
-            parents[index] = _id(slot[at]) if isinstance(at, int) else at
+            parent = new.parent
+            parents[index] = _id(slot[parent]) if isinstance(parent, int) else parent
     jobs: dict[str, list[Job[Any]]] = {path: [] for path in app.destination_events}
     for index, new in enumerate(admission.new):
         event = _as_stored(app, new, _id(index), parents[index])
-        for wanted in new.jobs:
-            flow = app.destination_events[wanted.destination].flows[new.event_type]
-            if wanted.when_error is not None and flow.when is not None:
-                flow.when(event)  # the gateway keeps what it raises, for the job to fail with
+        for new_job in new.jobs:
+            flow = app.destination_events[new_job.destination].flows[new.event_type]
+            if new_job.when_error is not None and flow.when is not None:
+                flow.when(
+                    event
+                )  # raises here; the gateway stores the error, and the job fails with it
             data = event.data if flow.transform is None else flow.transform(event)
-            jobs[wanted.destination].append(Job(data, event, f"{event.id}-1", attempt=1))
+            jobs[new_job.destination].append(Job(data, event, f"{event.id}-1", attempt=1))
     return jobs
 
 
@@ -69,24 +71,24 @@ def _id(index: int) -> str:
     return f"evt_{index + 1}"
 
 
-def _extracted(app: Blacksmith, source_event: AnySourceEvent, given: Any) -> Sequence[NewEvent]:
+def _extract(app: Blacksmith, source_event: AnySourceEvent, sent: Any) -> Sequence[NewEvent]:
     path = source_event.path
     if app.source_events.get(path) is not source_event:
-        raise UsageError(f"{path} is not of this application; add its source to sources=")
+        raise UsageError(f"{path} is not in this application; add its source to sources=")
     extractor = Extractor(app, source_event)
-    if isinstance(given, Event):
-        if source_event.function is None:  # nobody returns: it comes out of the body
-            data = decoder(source_event.model)(encode(given.data))
-            given = msgspec.structs.replace(given, data=data)
-        return extractor.events(given)
-    if isinstance(given, Poll):
-        return extractor.events(source_event(given))
+    if isinstance(sent, Event):
+        if source_event.function is None:  # no function returns the event: its data is a body
+            data = decoder(source_event.model)(encode(sent.data))
+            sent = msgspec.structs.replace(sent, data=data)
+        return extractor.events(sent)
+    if isinstance(sent, Poll):
+        return extractor.events(source_event(sent))
     if isinstance(source_event.trigger, Subscription):
-        given = given if isinstance(given, Message) else Message.of(given)
-        return cast("list[NewEvent]", extractor(given, given.id))
-    request = given if isinstance(given, Request) else Request.of(given)
-    made = extractor(request, request.headers.get("idempotency-key"))
-    return [] if isinstance(made, Reply) else made
+        message = sent if isinstance(sent, Message) else Message.of(sent)
+        return cast("list[NewEvent]", extractor(message, message.id))
+    request = sent if isinstance(sent, Request) else Request.of(sent)
+    extracted = extractor(request, request.headers.get("idempotency-key"))
+    return [] if isinstance(extracted, Reply) else extracted
 
 
 def _as_stored(app: Blacksmith, new: NewEvent, event_id: str, parent: str | None) -> Event[Any]:

@@ -23,15 +23,16 @@ class Blacksmith:
 
     - `since`: the first day of Dagster's partitions (UTC days of `received_at`).
     - `middleware`: Starlette middleware around the gateway, outermost first.
-    - `gateway`, `scheduler`: a team's own; `StandardGateway` and `StandardScheduler` if `None`.
+    - `gateway`, `scheduler`: your own `Gateway` and `Scheduler`; `StandardGateway` and
+      `StandardScheduler` if `None`. They are checked when a process first needs them.
 
     >>> app = Blacksmith(sources=[Source("airport")], destinations=[], since="2026-01-01")
     >>> list(app.sources)
     ['airport']
 
-    Raises `DeclarationError` if two things bear one name, a path is served or a subscription read
-    twice, or a destination event receives what no source or destination of the application has, or is
-    renamed from one that is still declared.
+    Raises `DeclarationError` if a name is used twice, two events share a path or a subscription, or a
+    destination event receives an event that the application does not have, or is renamed from one that
+    is still declared.
     """
 
     def __init__(
@@ -98,22 +99,22 @@ class Blacksmith:
         return {path: retention_of(path) for path in (*self.source_events, *origins)}
 
     def _receivers(self) -> Mapping[str, Sequence[tuple[AnyDestinationEvent, Flow[Any]]]]:
-        """Which destination events receive an event or an outcome, by its path."""
-        known: dict[str, Any] = dict(self.source_events)
+        """The destination events that receive a source event or an outcome, by its path."""
+        receivables: dict[str, Any] = dict(self.source_events)
         for event in self.destination_events.values():
-            known |= {outcome.path: outcome for outcome in event.outcomes}
+            receivables |= {outcome.path: outcome for outcome in event.outcomes}
         receivers: dict[str, list[tuple[AnyDestinationEvent, Flow[Any]]]] = {}
         for event in self.destination_events.values():
             for path, flow in event.flows.items():
-                if path not in known:
+                if path not in receivables:
                     raise DeclarationError(
                         f"{event.path} receives {path}, which this application does not have; add "
                         f"{path.partition('/')[0]!r} to its sources or destinations"
                     )
-                if known[path] is not flow.on:
+                if receivables[path] is not flow.on:
                     raise DeclarationError(
-                        f"{event.path} receives another {path} than the application's; declare "
-                        f"{path.partition('/')[0]!r} once, and receive the events of that one"
+                        f"{event.path} receives {path}, but not the application's own; declare "
+                        f"{path.partition('/')[0]!r} once, and receive its events"
                     )
                 receivers.setdefault(path, []).append((event, flow))
         return receivers
@@ -123,31 +124,33 @@ class Blacksmith:
         if both:
             raise DeclarationError(
                 f"{', '.join(sorted(both))}: a source event and a destination event share this name, "
-                "and Dagster's assets are named by it; rename one"
+                "which Dagster's assets are named by; rename one"
             )
-        served: dict[tuple[str, str], str] = {}
-        on = [(each.path, each.trigger) for each in self.source_events.values()]
-        for path, trigger in [*on, *((webhook.path, webhook.on) for webhook in self.webhooks)]:
+        endpoints: dict[tuple[str, str], str] = {}
+        triggers = [(event.path, event.trigger) for event in self.source_events.values()]
+        triggers += [(webhook.path, webhook.on) for webhook in self.webhooks]
+        for path, trigger in triggers:
             if isinstance(trigger, HTTP):
-                at = (trigger.method, trigger.path)
-                if at in served:
+                endpoint = (trigger.method, trigger.path)
+                if endpoint in endpoints:
                     raise DeclarationError(
-                        f"{served[at]} and {path} are both sent to {' '.join(at)}; "
+                        f"{endpoints[endpoint]} and {path} are both sent to {' '.join(endpoint)}; "
                         "give one of them another path"
                     )
-                served[at] = path
+                endpoints[endpoint] = path
 
     def _check_subscriptions(self) -> None:
-        named: dict[tuple[Secret | None, str], str] = {}
+        subscriptions: dict[tuple[Secret | None, str], str] = {}
         for path, event in self.source_events.items():
             if isinstance(event.trigger, Subscription) and event.trigger.subscription is not None:
-                at = (event.trigger.url, event.trigger.subscription)
-                if at in named:
+                subscription = (event.trigger.url, event.trigger.subscription)
+                if subscription in subscriptions:
                     raise DeclarationError(
-                        f"{named[at]} and {path} are both the subscription {at[1]!r}, and would take "
-                        "messages from each other; name one otherwise, or leave its name out"
+                        f"{subscriptions[subscription]} and {path} both read the subscription "
+                        f"{event.trigger.subscription!r}, and would take messages from each other; "
+                        "rename one, or leave its name out"
                     )
-                named[at] = path
+                subscriptions[subscription] = path
 
     def _check_renamed(self) -> None:
         renamed: dict[str, str] = {}
@@ -159,24 +162,24 @@ class Blacksmith:
                 other = "it is still declared" if old in self.destination_events else renamed[old]
                 raise DeclarationError(
                     f"{event.path}: renamed_from={event.renamed_from!r} takes over the jobs of {old}, "
-                    f"but {other}; a name that is gone can be taken over by one event"
+                    f"but {other}; one event can take over a name that is no longer declared"
                 )
-            renamed[old] = f"{event.path} has taken it over"
+            renamed[old] = f"{event.path} already does"
 
 
-def _by_name(what: str, kind: type[Any], named: Sequence[Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    if isinstance(named, str) or not isinstance(named, Collection):
-        raise DeclarationError(f"{what}s={named!r}: it is no list; write {what}s=[...]")
-    for each in named:
-        if not isinstance(each, kind):
+def _by_name(what: str, type_: type[Any], items: Sequence[Any]) -> dict[str, Any]:
+    by_name: dict[str, Any] = {}
+    if isinstance(items, str) or not isinstance(items, Collection):
+        raise DeclarationError(f"{what}s={items!r} is not a list; write {what}s=[...]")
+    for item in items:
+        if not isinstance(item, type_):
             raise DeclarationError(
-                f"{what}s=: {each!r} is no {kind.__name__}; name the {what} itself"
+                f"{what}s=: {item!r} is not a {type_.__name__}; name the {what} itself"
             )
-        if each.name in found:
-            raise DeclarationError(f"two {what}s are named {each.name!r}; rename one")
-        found[each.name] = each
-    return found
+        if item.name in by_name:
+            raise DeclarationError(f"two {what}s are named {item.name!r}; rename one")
+        by_name[item.name] = item
+    return by_name
 
 
 def _day(since: str | date) -> date:

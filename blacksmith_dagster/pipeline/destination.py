@@ -1,4 +1,4 @@
-"""Where events are loaded."""
+"""Destinations, where events are loaded, and their destination events."""
 
 from __future__ import annotations
 
@@ -40,13 +40,12 @@ DEFAULT_TIMEOUT = "5m"
 class DestinationEvent(Generic[T]):
     """What a destination does with a job, made by `Destination.event`.
 
-    It stays callable, with a batch and what `connect` returned. Its properties are its own where
-    they were given, else its destination's, else the defaults. Its outcomes can be received like
-    events: `succeeded` (a job each: it costs a row per job), `failed` (each failed attempt),
-    `discarded`.
+    It stays callable, with a batch and the connection. A property that was not set is its
+    destination's, else the default. Its outcomes can be received like events: `succeeded` (this costs a
+    row per job), `failed` (each failed attempt) and `discarded`.
 
-    `version` is the one of its destination's API that it is written for, `deprecated` the day since
-    when that is going away; both may be `None`.
+    `version` is the version of its destination's API that it is written for, `deprecated` the day from
+    which that version is deprecated; both may be `None`.
     """
 
     def __init__(
@@ -55,6 +54,7 @@ class DestinationEvent(Generic[T]):
         name: str,
         function: Callable[..., None],
         flows: Sequence[Flow[Any]],
+        *,
         schedule: Schedule | None,
         timeout: str | None,
         batch: int | None,
@@ -128,23 +128,24 @@ class _UnconnectedLoadDecorator(Protocol):
 class Destination(Generic[C]):
     """Where events are loaded: a warehouse, a service, a lake.
 
-    - `connect`: opens what a load needs, once per process. What it returns is handed to the
-      functions and closed at the process's end by its `close()`; a generator function that yields
-      once closes after the `yield` instead. After a function that raised it is closed too, for it
-      may have broken: the next load opens another.
+    - `connect`: opens what a load needs, once per process. The functions receive what it returns, and
+      its `close()` is called when the process ends; a generator function that yields once closes after
+      its `yield` instead. It is also closed after a function has raised, as the connection may be
+      broken: the next load opens another.
     - `schedule`: see `Schedule`.
-    - `timeout`: of one load (5 minutes): past it the load is `unknown` and its late results count
-      for nothing.
-    - `batch`: how many jobs a load holds at most (1000).
+    - `timeout`: how long a load may take (5 minutes). After that the load is `unknown`, and its late
+      results are ignored.
+    - `batch`: the most jobs that a load holds (1000).
     - `owners` (e-mail addresses or `team:name`) and `tags`: shown in Dagster.
-    - `versions`: of the destination's API, each with the day from which it is deprecated, or `None`;
-      `default_version`: what an event is written for that names none.
-    - `migrations`: of the destination's own schema; see `migrate`. Each event may have some beside
-      them.
-    - `wait_for_migrations`: while a migration has not run, or has failed, the jobs of all its events
-      wait (`True`).
+    - `versions`: the versions of the destination's API, each with the day from which it is deprecated,
+      or `None`.
+    - `default_version`: the version of an event that names none.
+    - `migrations`: the migrations of the destination's own schema; see `migrate`. An event may have
+      its own in addition.
+    - `wait_for_migrations`: the jobs of all its events wait while a migration has not run, or has
+      failed (`True`).
 
-    Each event inherits the others and may give its own.
+    Each event inherits the other properties, and may override each.
 
     >>> from blacksmith_dagster import Source
     >>> departed = Source("airport").accept("departed")
@@ -287,15 +288,15 @@ class Destination(Generic[C]):
         version: str | None = None,
         migrations: Migrations | None = None,
     ) -> Any:
-        """Make a destination event of a function that loads a batch.
+        """Declare a destination event: the decorated function loads a batch.
 
         - `receives`: the events, flows and outcomes whose jobs it loads.
-        - `name`: the function's, unless given.
-        - `renamed_from`: the event's earlier name, so that its waiting jobs and its history stay.
-        - `backfill`: a cron expression, in UTC: then the last `backfill_days` days (the day before
-          alone, by default) are replayed: what has no job or was discarded is loaded again.
-        - `version`: of the destination's API that the function is written for, shown in Dagster and
-          told to it as `batch.version`. A deprecated one warns (`DeprecationWarning`).
+        - `name`: the function's name by default.
+        - `renamed_from`: the event's former name; it keeps the waiting jobs and the history of that.
+        - `backfill`: a cron expression, in UTC. At these times the last `backfill_days` days (1: the
+          day before) are replayed: events that have no job, or whose job was discarded, are loaded.
+        - `version`: the version of the destination's API that the function is written for, shown in
+          Dagster and available as `batch.version`. A deprecated one warns (`DeprecationWarning`).
         - `migrations`: the event's own, run as its destination runs them.
 
         The function is called as `function(batch)`, or `function(batch, connection)` if the
@@ -306,31 +307,32 @@ class Destination(Generic[C]):
         received: Any = receives
         if isinstance(receives, str) or not isinstance(receives, Sequence):
             received = [receives]
-        flows = [_flow(f"destination {self.name!r}", each) for each in received]
-        given = ("batch",) if self.connect is None else ("batch", "connection")
+        flows = [_flow(f"destination {self.name!r}", receivable) for receivable in received]
+        arguments = ("batch",) if self.connect is None else ("batch", "connection")
 
         def declare(function: Callable[..., None]) -> AnyDestinationEvent:
-            named = getattr(function, "__name__", "") if name is None else name
+            event_name = getattr(function, "__name__", "") if name is None else name
+            path = f"{self.name}/{event_name}"
             event: AnyDestinationEvent = DestinationEvent(
                 self,
-                named,
-                checked_function(f"{self.name}/{named}", function, *given),
+                event_name,
+                checked_function(path, function, *arguments),
                 flows,
-                schedule,
-                timeout,
-                batch,
-                owners,
-                tags,
-                renamed_from,
-                backfill,
-                backfill_days,
-                self._version(f"{self.name}/{named}", version),
-                migrations,
+                schedule=schedule,
+                timeout=timeout,
+                batch=batch,
+                owners=owners,
+                tags=tags,
+                renamed_from=renamed_from,
+                backfill=backfill,
+                backfill_days=backfill_days,
+                version=self._version(path, version),
+                migrations=migrations,
             )
             if event.deprecated is not None:
                 warnings.warn(
                     f"{event.path} is written for version {event.version} of its destination, which "
-                    f"is deprecated since {event.deprecated}; move it to a later one",
+                    f"is deprecated since {event.deprecated}; move it to a later version",
                     DeprecationWarning,
                     stacklevel=2,
                 )
@@ -347,8 +349,8 @@ class Destination(Generic[C]):
     def migrate(self, migration: Migration, direction: Direction) -> None:
         """Run a migration of this destination or of one of its events; override it to run SQL.
 
-        As it stands it calls the migration's function, without arguments. What it raises is kept as
-        the reason of the failure.
+        By default it calls the migration's function, without arguments. The error that it raises is
+        stored as the reason of the failure.
         """
         run_function(f"destination {self.name!r}", migration, direction)
 
@@ -357,7 +359,7 @@ class Destination(Generic[C]):
             return self.versions.of(path, version)
         except Unprocessable as error:
             raise DeclarationError(
-                f"{path}: version={version!r} is none of its destination's; write one of "
+                f"{path}: its destination has no version {version!r}; write one of "
                 f"{', '.join(self.versions.known)}"
             ) from error
 
@@ -380,17 +382,17 @@ def _checked_flows(path: str, flows: Sequence[Flow[Any]]) -> Sequence[Flow[Any]]
     if not flows:
         raise DeclarationError(f"{path} receives nothing; name an event, a flow or an outcome")
     paths = [flow.on.path for flow in flows]
-    twice = {each for each in paths if paths.count(each) > 1}
-    if twice:
+    duplicates = {duplicate for duplicate in paths if paths.count(duplicate) > 1}
+    if duplicates:
         raise DeclarationError(
-            f"{path} receives {', '.join(sorted(twice))} twice; a job is one event for one "
+            f"{path} receives {', '.join(sorted(duplicates))} twice; a job is one event for one "
             "destination event: join the two flows, or declare a second destination event"
         )
     return flows
 
 
 def _common_model(flows: Any) -> Any:
-    """What an outcome's data is decoded into: known only if all flows bring the same type."""
+    """The type of an outcome's data: `Any` unless all flows bring the same type."""
     models = [Any if flow.transform else flow.on.model for flow in flows]
     return models[0] if all(model is models[0] for model in models) else Any
 

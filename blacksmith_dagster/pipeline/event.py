@@ -20,26 +20,26 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
-_KEPT_BY_PANDAS = (bytes, datetime, date, time, timedelta, Decimal)
+_PANDAS_TYPES = (bytes, datetime, date, time, timedelta, Decimal)
 
 
 class Event(msgspec.Struct, Generic[T_co], frozen=True):
     """One thing that happened.
 
-    An extract function returns it with what it knows; the store adds `id` and `received_at`.
+    An extract function returns it; the store adds `id` and `received_at`.
 
-    - `data`: whatever msgspec can write as JSON: a Struct, a dataclass, a dict, a list, ...
-    - `key`: makes the event once: the same key of the same source event within 7 days is the same
-      event and gets the first one's id; with other data it is rejected. 512 characters at most.
-      Without one, the request's `Idempotency-Key` and the event's place in the request count.
+    - `data`: anything that msgspec can write as JSON: a Struct, a dataclass, a dict, a list, ...
+    - `key`: the idempotency key, 512 characters at most. A key that the same source event had within 7
+      days is the same event and gets its id; with other data it is rejected. The default is the
+      request's `Idempotency-Key` with the event's place in the request.
     - `sent_at`: when it happened at the sender, with a time zone.
-    - `context`: what is known around it (user agent, library, campaign): a dict of JSON values.
-    - `version`: of the source's API.
-    - `id`, `received_at`: the store's; `None` until the event is kept.
-    - `parent`: the id of the event that this one came of.
+    - `context`: its circumstances (user agent, library, campaign): a dict of JSON values.
+    - `version`: the version of the source's API.
+    - `id`, `received_at`: set by the store; `None` until the event is stored.
+    - `parent`: the id of the event that this one was made from.
     - `children`: events of other types of the same source that came with it, made by
-      `SourceEvent.of`. They are kept with it, make their own jobs, and have it as their parent. A
-      kept event has none here.
+      `SourceEvent.of`. They are stored with it, get their own jobs, and have it as their parent. A
+      stored event has none here.
 
     >>> Event({"flight": 1545}, key="UA1545").key
     'UA1545'
@@ -57,7 +57,7 @@ class Event(msgspec.Struct, Generic[T_co], frozen=True):
 
 
 class TypedEvent(msgspec.Struct, frozen=True):
-    """An event, and the path of the source event that it is one of; made by `SourceEvent.of`."""
+    """An event with its type, the path of its source event; made by `SourceEvent.of`."""
 
     event_type: str
     event: Event[Any]
@@ -68,7 +68,7 @@ class Cause(msgspec.Struct, frozen=True):
 
     - `outcome`: 'succeeded', 'failed' or 'discarded'.
     - `error`: the reason, `None` if it succeeded.
-    - `attempts`: how often the job had been tried.
+    - `attempts`: how many attempts the job had.
     - `load_id`: the load that decided it.
     - `at`: when that was.
     """
@@ -83,9 +83,9 @@ class Cause(msgspec.Struct, frozen=True):
 class Job(msgspec.Struct, Generic[T_co], frozen=True):
     """One event to be loaded by one destination event.
 
-    - `data`: the event's data, or what the flow's `transform` made of it.
-    - `event`: the event as it was kept, with its id, times, context and version.
-    - `key`: the same at every attempt: send it along so that the destination can tell a repetition.
+    - `data`: the event's data, or what the flow's `transform` returned.
+    - `event`: the stored event, with its id, times, context and version.
+    - `key`: the same at every attempt: send it along so that the destination recognizes a repetition.
     - `attempt`: 1 for the first.
     - `cause`: for the job of an outcome, what became of the job before it.
     """
@@ -119,9 +119,9 @@ class JobVerdict(msgspec.Struct, frozen=True):
 class Batch(Generic[T]):
     """The jobs of one load: a sequence of `Job`, oldest first.
 
-    A function that returns has succeeded with every job that it did not name. `succeed`, `fail`
-    and `discard` decide one; an exception fails those undecided. `version` is the one of the
-    destination's API that the event is declared for, `None` if it has none.
+    `succeed`, `fail` and `discard` decide one job. A function that returns has succeeded with every
+    undecided job; an exception fails them. `version` is the version of the destination's API that the
+    event is declared for, `None` if it has none.
 
     >>> from blacksmith_dagster import Event
     >>> job = Job({"n": 1}, Event({"n": 1}), "k", 1)
@@ -160,7 +160,7 @@ class Batch(Generic[T]):
     ) -> None:
         """This job is not loaded. It is tried again, until its attempts are used up.
 
-        `retry_after` is in seconds, or a `timedelta`; without it the schedule's gap is taken.
+        `retry_after` is in seconds, or a `timedelta`; the schedule's gap by default.
 
         Raises `UsageError` for a `retry_after` that is neither.
         """
@@ -176,33 +176,35 @@ class Batch(Generic[T]):
         return self._verdicts
 
     def frame(self) -> pandas.DataFrame:
-        """The jobs' data as a pandas DataFrame: a row a job, in the batch's order."""
+        """The jobs' data as a pandas DataFrame: one row per job, in the batch's order."""
         import pandas
 
-        rows: Any = [to_builtins(job.data, _KEPT_BY_PANDAS) for job in self._jobs]
+        rows: Any = [to_builtins(job.data, _PANDAS_TYPES) for job in self._jobs]
         return pandas.DataFrame(rows)
 
-    def _seconds(self, asked: Any) -> float | None:
-        if asked is None:
+    def _seconds(self, retry_after: Any) -> float | None:
+        if retry_after is None:
             return None
-        if isinstance(asked, timedelta):
-            return asked.total_seconds()
+        if isinstance(retry_after, timedelta):
+            return retry_after.total_seconds()
         try:
-            # Any library's number will do. A header's text would too, until one holds a date.
-            if not isinstance(asked, str | bytes):
-                return float(asked)
+            # Any library's number is accepted. A header's text is not: it may hold a date.
+            if not isinstance(retry_after, str | bytes):
+                return float(retry_after)
         except (TypeError, ValueError, OverflowError):
             pass
         raise UsageError(
-            f"{self.path}: retry_after={asked!r:.40} is not valid; give seconds as a number, "
+            f"{self.path}: retry_after={retry_after!r:.40} is not valid; give seconds as a number, "
             "or a timedelta"
         )
 
     def _decide(self, job: Job[T], verdict: JobVerdict) -> None:
         if self._keys is None:
-            self._keys = frozenset(each.key for each in self._jobs)
+            self._keys = frozenset(job.key for job in self._jobs)
         if job.key not in self._keys:
-            raise UsageError(f"{self.path}: job {job.key} is not one of this batch's")
+            raise UsageError(
+                f"{self.path}: job {job.key} is not in this batch; name one of its jobs"
+            )
         self._verdicts[job.key] = verdict
 
 

@@ -15,7 +15,7 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class Receives(Generic[T_co]):
-    """What `receives=` takes: an event, an outcome, or a `Flow` that starts at one."""
+    """What `receives=` accepts: an event, an outcome, or a `Flow` that starts at one."""
 
 
 class Receivable(Receives[T_co]):
@@ -36,7 +36,7 @@ class Receivable(Receives[T_co]):
 class Outcome(Receivable[T_co]):
     """What became of a destination event's jobs, received like an event.
 
-    An outcome's job has the data that the original was given, and `job.cause`.
+    An outcome's job has the data of the original job, and `job.cause`.
     """
 
     def __init__(self, origin: str, name: str, model: Any) -> None:
@@ -46,12 +46,12 @@ class Outcome(Receivable[T_co]):
 
 
 class Flow(Receives[R_co]):
-    """An event on its way to a destination event.
+    """The way of an event to a destination event.
 
-    - `when(event)`: does this event make a job? Asked when the event is stored. If it raises, the
-      job is made, and fails with that error: nothing is dropped by a bug.
-    - `transform(event)`: the job's data, made at every load from the kept event. If it raises, this
-      job fails, alone.
+    - `when(event)`: whether the event gets a job, decided when it is stored. If it raises, the job is
+      created and fails with that error, so that no bug drops an event.
+    - `transform(event)`: the job's data, computed at every load from the stored event. If it raises,
+      only this job fails.
 
     >>> from blacksmith_dagster import Source
     >>> departed = Source("airport").accept("departed")

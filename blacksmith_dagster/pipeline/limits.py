@@ -1,4 +1,4 @@
-"""How much a source accepts in one request."""
+"""The limits of one request to a source."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from blacksmith_dagster.pipeline.validation import Inheriting
 class Limits(Inheriting):
     """What a request to a source event may hold. A field that is `None` is inherited.
 
-    The event's field is taken, else the source's, else the default.
+    The event's field applies, else the source's, else the default. A request over a limit is rejected.
 
-    - `event_bytes`: of one event, or of a request to a webhook (1 MiB): 413.
-    - `request_bytes`: of the whole body, unpacked (8 MiB): 413.
-    - `depth`: of nested arrays and objects (64): 422.
-    - `keys`: in all objects of one event (10,000): 422.
-      Both are asked of each body that looks like JSON, whatever its content type says.
-    - `body_seconds`: until the whole body must have come (30 s): 408.
+    - `event_bytes`: the size of one event, or of a request to a webhook (1 MiB): 413.
+    - `request_bytes`: the size of the whole body, decompressed (8 MiB): 413.
+    - `depth`: how deep arrays and objects may be nested (64): 422.
+    - `keys`: the keys in all objects of one event (10,000): 422.
+      Both apply to each body that looks like JSON, whatever its content type says.
+    - `body_seconds`: how long the whole body may take to arrive (30 s): 408.
 
     >>> Limits(event_bytes=64 * 1024).inherit(DEFAULT).depth
     64
@@ -34,12 +34,12 @@ class Limits(Inheriting):
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            of_time = field.name == "body_seconds"
-            fits = isinstance(value, (int, float) if of_time else int) and value > 0
+            is_time = field.name == "body_seconds"
+            fits = isinstance(value, (int, float) if is_time else int) and value > 0
             if value is not None and not fits:
-                number = "number" if of_time else "whole number"
+                number = "number" if is_time else "whole number"
                 raise DeclarationError(
-                    f"Limits({field.name}={value!r}): a {number} above 0; leave it out to inherit it"
+                    f"Limits({field.name}={value!r}): write a {number} above 0, or leave it out"
                 )
 
 

@@ -1,4 +1,4 @@
-"""A migration of a source, a destination or one of their events: up, and down again."""
+"""Migrations of a source, a destination or one of their events: up, and down again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from blacksmith_dagster.errors import DeclarationError, MigrationError
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
-_YEAR_1000 = 1000_00_00  # so that it has 14 digits
+_YEAR_1000 = 1000_00_00  # so that the version has 14 digits
 _NO_TRANSACTION = re.compile(r"^\s*--\s*blacksmith:\s*no transaction\s*$", re.MULTILINE)
 
 
@@ -33,10 +33,10 @@ Step: TypeAlias = "Callable[..., None] | str | Path"
 class Migration:
     """One change of a target's schema.
 
-    - `version`: when it was written, as the number YYYYMMDDHHMMSS; it orders migrations.
+    - `version`: when it was written, as the number YYYYMMDDHHMMSS; migrations run in this order.
     - `name`: letters, digits, `_` and `-`.
-    - `up`, `down`: a function, SQL, or the path of a file of SQL; without `down` it cannot be rolled
-      back. What a function is given is said by the `migrate` of its source or destination.
+    - `up`, `down`: a function, SQL, or the path of an SQL file; without `down` it cannot be rolled back.
+      The `migrate` method of its source or destination defines a function's arguments.
 
     >>> Migration(20260131120000, "add_gate", up="ALTER TABLE flights ADD COLUMN gate TEXT").down
 
@@ -62,7 +62,7 @@ class Migration:
 
     @property
     def checksum(self) -> str | None:
-        """Of the SQL of `up`; `None` for a function, which may be rewritten.
+        """The SHA-256 of the SQL of `up`; `None` for a function, which may be rewritten.
 
         Raises `MigrationError`.
         """
@@ -71,14 +71,14 @@ class Migration:
         return hashlib.sha256(self.sql(Direction.UP).encode()).hexdigest()
 
     def step(self, direction: Direction) -> Step:
-        """What it runs in a direction. Raises `MigrationError` if there is no `down`."""
+        """What runs in a direction. Raises `MigrationError` if there is no `down`."""
         step = self.up if direction is Direction.UP else self.down
         if step is None:
-            raise MigrationError(f"{self}: it has no down, and cannot be rolled back; write one")
+            raise MigrationError(f"{self} has no down and cannot be rolled back; write one")
         return step
 
     def sql(self, direction: Direction) -> str:
-        """The SQL that it runs in a direction.
+        """The SQL that runs in a direction.
 
         Raises `MigrationError` if there is none: no `down`, a function, a file that is missing,
         empty or not UTF-8.
@@ -87,7 +87,7 @@ class Migration:
         if isinstance(step, str):
             return step
         if not isinstance(step, Path):
-            raise MigrationError(f"{self}: its {direction.value} is a function, and has no SQL")
+            raise MigrationError(f"{self}: its {direction.value} is a function and has no SQL")
         try:
             text = step.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
@@ -116,7 +116,7 @@ class Migration:
 
 Migrations: TypeAlias = "str | Path | Sequence[Migration]"
 """A folder of `YYYYMMDDHHMMSS.name.up.sql` and `.down.sql`, or the migrations themselves. A relative
-folder is beside the pyproject.toml that names the application, else in the current folder."""
+folder is next to the pyproject.toml that names the application, else in the current folder."""
 
 
 def is_version(number: Any) -> bool:
@@ -125,7 +125,7 @@ def is_version(number: Any) -> bool:
         return False
     day, time = divmod(number, 1_000_000)
     try:
-        datetime(  # noqa: DTZ001 - only whether it is one
+        datetime(  # noqa: DTZ001 - only checks that it is a date and time
             day // 10_000,
             day // 100 % 100,
             day % 100,
@@ -139,33 +139,35 @@ def is_version(number: Any) -> bool:
 
 
 def without_comments(sql: str) -> str:
-    """What is left of `sql` without its comments, spaces and semicolons: '' if it does nothing."""
+    """`sql` without comments, spaces and semicolons: '' if it does nothing."""
     return re.sub(r"--[^\n]*|/\*.*?\*/|[\s;]+", "", sql, flags=re.DOTALL)
 
 
-def checked_migrations(where: str, given: Migrations | None) -> Path | tuple[Migration, ...]:
-    """`migrations=` as a folder, or as the migrations; none if it was not given."""
-    if given is None:
+def checked_migrations(where: str, migrations: Migrations | None) -> Path | tuple[Migration, ...]:
+    """`migrations=` as a folder or as the migrations; an empty tuple if it is `None`."""
+    if migrations is None:
         return ()
-    if isinstance(given, (str, Path)):
-        if not str(given).strip():
-            raise DeclarationError(f"{where}: migrations='' names no folder; name one, or none")
-        return Path(given)
-    listed: Any = given
-    if not isinstance(listed, Sequence) or not all(isinstance(each, Migration) for each in listed):
+    if isinstance(migrations, (str, Path)):
+        if not str(migrations).strip():
+            raise DeclarationError(
+                f"{where}: migrations='' names no folder; name one, or leave migrations= out"
+            )
+        return Path(migrations)
+    listed: Any = migrations
+    if not isinstance(listed, Sequence) or not all(isinstance(item, Migration) for item in listed):
         raise DeclarationError(
-            f"{where}: migrations={given!r}: write a folder, as in 'migrations/warehouse', or a list "
-            "of Migration(version, name, up=..., down=...)"
+            f"{where}: migrations={migrations!r}: write a folder, such as 'migrations/warehouse', or a "
+            "list of Migration(version, name, up=..., down=...)"
         )
     return tuple(listed)
 
 
-def run_function(where: str, migration: Migration, direction: Direction, *given: Any) -> None:
-    """Call the function that a migration is; `DeclarationError` if it is SQL."""
+def run_function(where: str, migration: Migration, direction: Direction, *arguments: Any) -> None:
+    """Call a migration's function. Raises `DeclarationError` if the migration is SQL."""
     step = migration.step(direction)
     if not callable(step):
         raise DeclarationError(
-            f"{where}: nothing says how to run {migration}, which is SQL; override "
+            f"{where} does not know how to run the SQL of {migration}; override "
             "migrate(migration, direction), or give functions as its up and down"
         )
-    step(*given)
+    step(*arguments)

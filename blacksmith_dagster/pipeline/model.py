@@ -1,4 +1,4 @@
-"""What an event's data must look like, and its way into JSON and out of it."""
+"""The models of an event's data: decode, encode, and JSON Schema, with msgspec or pydantic."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Decode: TypeAlias = Callable[[bytes | str], Any]
 
 _UNKNOWN = "objects of type {} cannot be written as JSON"
 _PLAIN = frozenset({type(None), bool, int, float, str, list, dict})
-# What an annotation raises that names what is not there, or is written wrongly.
+# What a wrong annotation raises, or one whose names are not defined.
 _NOT_THERE = (NameError, AttributeError, SyntaxError, TypeError, ValueError)
 
 _is_json = msgspec.json.Decoder(msgspec.Raw).decode
@@ -31,14 +31,14 @@ _any = msgspec.json.Decoder().decode
 class JSONSchema:
     """A JSON Schema that data must fit; the data itself stays as it is, dicts and lists.
 
-    It is given as a dict, or as the path of a file. Of the draft that its `$schema` names, else
-    2020-12. Whatever it refers to is in it: nothing is fetched.
+    Pass a dict, or the path of a file. Its draft is the one that `$schema` names, else 2020-12. It must
+    contain whatever it refers to: nothing is fetched.
 
     >>> order = JSONSchema({"type": "object", "required": ["id"]})
     >>> order.decode(b'{"id": 7}')
     {'id': 7}
 
-    Raises `DeclarationError` for what is no JSON Schema, and `ImportError` without the extra
+    Raises `DeclarationError` if it is not a JSON Schema, and `ImportError` without the extra
     `jsonschema`.
     """
 
@@ -47,8 +47,7 @@ class JSONSchema:
             import jsonschema_rs
         except ImportError as error:
             raise ImportError(
-                "a JSON Schema is checked by jsonschema-rs; "
-                "pip install 'blacksmith-dagster[jsonschema]'"
+                "JSONSchema needs jsonschema-rs; run `pip install 'blacksmith-dagster[jsonschema]'`"
             ) from error
         where = f"JSONSchema({schema})" if isinstance(schema, Path) else "JSONSchema(...)"
         self.schema: dict[str, Any] = _read(where, schema)
@@ -58,16 +57,16 @@ class JSONSchema:
             )
         except ValueError as error:
             raise DeclarationError(
-                f"{where} is no JSON Schema: {str(error).partition(chr(10))[0]}"
+                f"{where} is not a JSON Schema: {str(error).partition(chr(10))[0]}"
             ) from error
         self._is_valid = validator.is_valid
         self._faults = validator.iter_errors
 
     def decode(self, body: bytes | str) -> Any:
-        """The data of a body of JSON.
+        """The data of a JSON body.
 
-        Raises `msgspec.ValidationError` with the place of what does not fit, and
-        `msgspec.DecodeError` for what is not JSON.
+        Raises `msgspec.ValidationError` with the place where the data does not fit, and
+        `msgspec.DecodeError` if the body is not JSON.
         """
         data = _any(body)
         if not self._is_valid(data):
@@ -80,11 +79,11 @@ class JSONSchema:
 
 
 def decoder(model: Any, *, stored: bool = False) -> Decode:
-    """What decodes JSON into `model`: a type that msgspec or pydantic knows, or a `JSONSchema`.
+    """A decoder of JSON into `model`: a type that msgspec or pydantic knows, or a `JSONSchema`.
 
-    It raises `msgspec.ValidationError` with the place of what does not fit, and another
-    `msgspec.DecodeError`, or `UnicodeDecodeError`, for what is not JSON. What is `stored` already is not
-    held against a schema again.
+    It raises `msgspec.ValidationError` with the place where the data does not fit, and another
+    `msgspec.DecodeError`, or `UnicodeDecodeError`, if it is not JSON. Data that is `stored` already is
+    not checked against a JSON Schema again.
     """
     if isinstance(model, JSONSchema):
         return _any if stored else model.decode
@@ -95,16 +94,16 @@ def decoder(model: Any, *, stored: bool = False) -> Decode:
 
 
 def decode_json(body: bytes | str, model: Any) -> Any:
-    """A body decoded into `model`, once; see `decoder`."""
+    """A body decoded into `model`. To decode many, use a `decoder`."""
     if _has_pydantic(model):
         return _of_pydantic(model).decode(body)
     return msgspec.json.decode(body, type=model)
 
 
 def encode(data: Any) -> bytes:
-    """Data as JSON: whatever msgspec can write, and pydantic's models within it.
+    """Data as JSON: anything that msgspec can write, and pydantic's models within it.
 
-    Raises `TypeError`, `ValueError`, `OverflowError` or `RecursionError` for what cannot be written.
+    Raises `TypeError`, `ValueError`, `OverflowError` or `RecursionError` if it cannot be written.
     """
     return _encode(data)
 
@@ -115,7 +114,7 @@ def to_builtins(data: Any, unchanged: Sequence[type]) -> Any:
 
 
 def is_plain(data: Any) -> bool:
-    """Whether data is what JSON itself knows, no object of a model."""
+    """Whether data is a type of JSON itself and not an object of a model."""
     return type(data) in _PLAIN
 
 
@@ -123,7 +122,7 @@ def checked_model(path: str, model: Any) -> Any:
     """`model` if data can be decoded into it. Raises `DeclarationError`."""
     if isinstance(model, JSONSchema):
         return model
-    why = "msgspec knows no way from JSON to it"
+    reason = "msgspec cannot decode JSON into it"
     try:
         if _has_pydantic(model):
             _Pydantic(model)
@@ -131,28 +130,28 @@ def checked_model(path: str, model: Any) -> Any:
         if model is object or not isinstance(inspect.type_info(model), inspect.CustomType):
             return model
     except _NOT_THERE as error:
-        why = str(error)
+        reason = str(error)
     raise DeclarationError(
-        f"{path}: its data cannot be decoded into {model!r}: {why}; give a msgspec.Struct, a "
+        f"{path}: its data cannot be decoded into {model!r}: {reason}; give a msgspec.Struct, a "
         "dataclass, a TypedDict or another type that msgspec decodes, a pydantic.BaseModel, or a "
         "JSONSchema"
     )
 
 
 def json_schema(model: Any) -> dict[str, Any]:
-    """The JSON Schema of `model`; of one that cannot be told by one, that of everything."""
+    """The JSON Schema of `model`; `{}`, which accepts everything, if it cannot be expressed as one."""
     if isinstance(model, JSONSchema):
         return model.schema
     try:
         if _has_pydantic(model):
             return _of_pydantic(model).json_schema()
         return msgspec.json.schema(model)
-    except (TypeError, ValueError):  # of its own types alone, msgspec says so too
+    except (TypeError, ValueError):  # msgspec and pydantic cannot express every type
         return {}
 
 
 class _Pydantic:
-    """A pydantic model, or a type made of some; an adapter is expensive to make."""
+    """A pydantic model, or a type that contains some. Creating its adapter is expensive."""
 
     def __init__(self, model: Any) -> None:
         from pydantic import PydanticUserError, TypeAdapter, ValidationError
@@ -162,7 +161,7 @@ class _Pydantic:
         self._unknown = PydanticUserError
 
     def decode(self, body: bytes | str) -> Any:
-        _is_json(body)  # pydantic accepts NaN too, which JSON does not know
+        _is_json(body)  # pydantic also accepts NaN, which is not JSON
         try:
             return self._adapter.validate_json(body)
         except self._invalid as error:
@@ -182,7 +181,7 @@ _of_pydantic = lru_cache(maxsize=256)(_Pydantic)
 
 
 def _has_pydantic(model: Any) -> bool:
-    # Whoever has a model of pydantic has imported it.
+    # If there is a pydantic model, pydantic has been imported.
     pydantic = sys.modules.get("pydantic")
     if pydantic is None:
         return False
@@ -199,7 +198,7 @@ def _dumped(value: Any) -> Any:
 
 def _written(value: Any) -> Any:
     if _has_pydantic(type(value)):
-        # What is written is read again: without what is computed from the rest.
+        # round_trip: computed fields are left out, as the model cannot read them again.
         return msgspec.Raw(value.model_dump_json(by_alias=True, round_trip=True).encode())
     raise TypeError(_UNKNOWN.format(type(value).__qualname__))
 
@@ -208,9 +207,9 @@ _encode = msgspec.json.Encoder(enc_hook=_written).encode
 
 
 def _raise_invalid(faults: Sequence[tuple[str, Sequence[Any]]]) -> NoReturn:
-    """Raise for the first fault as msgspec does, whoever has found it."""
+    """Raise for the first fault, in msgspec's words."""
     message, place = faults[0]
-    path = "".join(f"[{each}]" if isinstance(each, int) else f".{each}" for each in place)
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     raise msgspec.ValidationError(f"{message} - at `${path}`{more}")
 
@@ -220,13 +219,11 @@ def _read(where: str, schema: Any) -> dict[str, Any]:
         try:
             schema = _any(schema.read_bytes())
         except (OSError, msgspec.DecodeError) as error:
-            raise DeclarationError(
-                f"{where} cannot be read: {error}; give a file of JSON"
-            ) from error
+            raise DeclarationError(f"{where} cannot be read: {error}; name a JSON file") from error
     if not isinstance(schema, Mapping):
         raise DeclarationError(f"{where}: a JSON Schema is a dict, or the path of a file with one")
     return dict(schema)
 
 
 def _fetch_nothing(uri: str) -> NoReturn:
-    raise ValueError(f"{uri} is not in the schema; put it into its $defs, nothing is fetched")
+    raise ValueError(f"{uri} is not in the schema, and nothing is fetched; put it into its $defs")

@@ -1,4 +1,4 @@
-"""When a destination event is loaded, and when a failed job is tried again."""
+"""Schedules: when a destination event is loaded, and when a failed job is tried again."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _CRON = re.compile(r"[0-9*,/L \-]+")
 class Schedule(Inheriting):
     """When jobs are loaded and retried. A field that is `None` is inherited.
 
-    The event's field is taken, else the destination's, else the default: not realtime,
+    The event's field applies, else the destination's, else the default: not realtime,
     `@every 1h`, 72 retries, no backoff.
 
     - `interval`: `@every <duration>` (5 s at least), a cron expression of five fields or a nickname
@@ -37,8 +37,7 @@ class Schedule(Inheriting):
     - `realtime`: load as soon as an event is committed.
     - `max_retries`: attempts after the first, 0 or more; then the job is discarded.
     - `backoff`: a duration. The first retry comes about this long after the failure, each further
-      one after twice as long, with jitter (a factor of 0.5 to 1), and never later than `interval`
-      has it.
+      one after twice as long, with jitter (a factor of 0.5 to 1), and never later than by `interval`.
 
     >>> Schedule("@every 10m", max_retries=3)
     Schedule(interval='@every 10m', realtime=None, max_retries=3, backoff=None)
@@ -71,7 +70,7 @@ class Schedule(Inheriting):
         return 1 + (DEFAULT.max_retries or 0 if self.max_retries is None else self.max_retries)
 
     def retry_delay(self, attempt: int, now: datetime) -> timedelta:
-        """How long after the failure of attempt number `attempt` (1 is the first) the next is due.
+        """How long after the failure of attempt number `attempt` (1 is the first) the next one is due.
 
         `now` is the time of the failure, with a time zone. The jitter is random.
         """
@@ -94,29 +93,36 @@ def every(interval: str) -> timedelta | None:
 
 
 def checked_interval(where: str, interval: str) -> str:
-    """`@every <duration>`, a nickname or a cron expression. Raises `DeclarationError` for another."""
+    """`interval` if it is `@every <duration>`, a nickname or a cron expression.
+
+    Raises `DeclarationError` if not.
+    """
     if isinstance(interval, str) and interval.startswith(_EVERY):
         if duration(where, interval.removeprefix(_EVERY)) < timedelta(seconds=5):
             raise DeclarationError(
-                f"{where}({interval!r}): Dagster looks every 5 seconds at best; write '@every 5s' or "
-                "longer" + (", or Schedule(realtime=True)" if where == "Schedule" else "")
+                f"{where}({interval!r}): Dagster evaluates schedules every 5 seconds; write '@every 5s' "
+                "or longer" + (", or Schedule(realtime=True)" if where == "Schedule" else "")
             )
         return interval
     if isinstance(interval, str) and (interval in _NICKNAMES or _is_cron(interval)):
         return interval
     raise DeclarationError(
-        f"{where}({interval!r}): write '@every <duration>', a nickname such as '@daily', or a cron "
-        "expression of five fields that comes about: minute, hour, day of month, month, day of week"
+        f"{where}({interval!r}): write '@every <duration>', a nickname such as '@daily', or a "
+        "cron expression of five fields that matches some date: minute, hour, day of month, month, "
+        "day of week"
     )
 
 
 def checked_cron(where: str, text: str) -> str:
-    """A cron expression or a nickname. Raises `DeclarationError` if Dagster would not accept it."""
+    """`text` if it is a cron expression or a nickname that Dagster accepts.
+
+    Raises `DeclarationError` if not.
+    """
     if isinstance(text, str) and (text in _NICKNAMES or _is_cron(text)):
         return text
     raise DeclarationError(
-        f"{where}: backfill={text!r}: write a cron expression of five fields that comes about, such as "
-        "'0 3 * * *', or a nickname such as '@daily'"
+        f"{where}: backfill={text!r}: write a cron expression of five fields that matches some date, "
+        "such as '0 3 * * *', or a nickname such as '@daily'"
     )
 
 
@@ -128,7 +134,7 @@ def _is_cron(text: str) -> bool:
         (_, _, days, months, _), *_ = croniter.expand(text)
     except CroniterError:
         return False
-    # Dagster refuses these even with a day of the week, which would come about.
+    # Dagster rejects these even with a day of the week, which would match some date.
     return months != [2] or days not in ([30], [31])
 
 

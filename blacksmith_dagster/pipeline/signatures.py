@@ -1,4 +1,4 @@
-"""Who may send to a source: those who sign what they send."""
+"""Restricts who may send to a source: signatures of requests."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _ALGORITHMS = ("sha1", "sha256", "sha384", "sha512")
 _DECODERS = {"hex": binascii.unhexlify, "base64": binascii.a2b_base64}
 _HEADER = re.compile(r"[A-Za-z0-9-]+")
 _SECONDS = re.compile(rb"[0-9]{1,12}")
-_LONGEST = timedelta(days=7)  # keys are kept as long: an older repetition would be a new event
+_LONGEST = timedelta(days=7)  # how long keys are stored: an older repetition would be a new event
 _STANDARD_PREFIX = "whsec_"
 
 
 class _SignatureHeaders(NamedTuple):
-    """What a request's headers say of its signature.
+    """The signature in a request's headers.
 
-    - `before`: what is signed before the body.
-    - `signatures`: those given, decoded; one of them must be right.
+    - `before`: the bytes that are signed before the body.
+    - `signatures`: decoded; one of them must be right.
     - `timestamp`: in seconds, if the scheme has one.
-    - `key`: what the sender calls the request, if the scheme has that.
+    - `key`: the sender's id of the request, if the scheme has one.
     """
 
     before: bytes
@@ -46,7 +46,7 @@ class _SignatureHeaders(NamedTuple):
 
 
 class _Signature(ABC):
-    """What the schemes share: a claim in the headers, and a keyed hash that proves it."""
+    """What the schemes share: a signature in the headers, checked with a keyed hash (HMAC)."""
 
     secrets: tuple[Secret, ...]
     tolerance: str
@@ -62,81 +62,80 @@ class _Signature(ABC):
         )
 
     def check(self) -> None:
-        """Raises `SettingsError` for a secret that cannot be one, `MissingSecret` for none."""
+        """Raises `SettingsError` for a secret with a wrong format, `MissingSecret` if none is set."""
         for secret, value in in_use(self.secrets):
             self._key(secret, value)
 
     def admit(self, headers: Mapping[bytes, bytes]) -> None:
-        sent = self._claim(headers).timestamp
-        if sent is None:
+        signed_at = self._signature(headers).timestamp
+        if signed_at is None:
             return
-        late = time.time() - sent
-        if abs(late) > _seconds_of(self.tolerance):
+        age = time.time() - signed_at
+        if abs(age) > _seconds_of(self.tolerance):
             self._reject(
-                f"the signature's timestamp is {abs(late):.0f} seconds "
-                f"{'old' if late > 0 else 'ahead'}, and {self.tolerance} are tolerated; sign it when "
-                "it is sent, by a clock that is right"
+                f"the signature's timestamp is {abs(age):.0f} seconds "
+                f"{'old' if age > 0 else 'ahead'}, more than the allowed {self.tolerance}; sign the "
+                "request when it is sent, with a correct clock"
             )
 
     def verify(self, headers: Mapping[bytes, bytes], body: bytes) -> str | None:
-        claim = self._claim(headers)
-        content = claim.before + body
+        signature = self._signature(headers)
+        content = signature.before + body
         genuine = False
         for secret, value in in_use(self.secrets):
             expected = hmac.digest(self._key(secret, value), content, self.algorithm)
-            for given in claim.signatures:
-                genuine |= hmac.compare_digest(expected, given)
+            for sent in signature.signatures:
+                genuine |= hmac.compare_digest(expected, sent)
         if not genuine:
             self._reject(
-                f"the signature in {self.header} is not that of this body under a secret that this "
-                "source knows; sign the very bytes that are sent, with a present secret"
+                f"the signature in {self.header} does not match this body and a secret of this source; "
+                "sign exactly the bytes that are sent, with a current secret"
             )
-        if claim.key is None and claim.timestamp is not None:
-            # Of what is signed, not of a signature: two secrets may have signed the same.
+        if signature.key is None and signature.timestamp is not None:
+            # Hash the signed content, not a signature: two secrets may have signed the same content.
             return sha256(content).hexdigest()
-        return claim.key
+        return signature.key
 
     @abstractmethod
-    def _claim(self, headers: Mapping[bytes, bytes]) -> _SignatureHeaders:
-        """What the headers say; rejects those that say too little."""
+    def _signature(self, headers: Mapping[bytes, bytes]) -> _SignatureHeaders:
+        """The signature in the headers. Raises `Unauthorized` if it is missing or incomplete."""
 
     def _key(self, secret: Secret, value: str) -> bytes:  # noqa: ARG002
         return value.encode()
 
     def _header(self, headers: Mapping[bytes, bytes], name: str) -> bytes:
-        given = headers.get(name.lower().encode())
-        if not given:
+        value = headers.get(name.lower().encode())
+        if not value:
             self._reject(
-                f"this source accepts signed requests only, and {name} is missing; send it"
+                f"this source accepts only signed requests, and {name} is missing; send it"
             )
-        return given
+        return value
 
-    def _seconds(self, given: bytes, name: str) -> int:
-        if not _SECONDS.fullmatch(given):
-            self._reject(f"the timestamp in {name} is no whole number of seconds since 1970")
-        return int(given)
+    def _seconds(self, timestamp: bytes, name: str) -> int:
+        if not _SECONDS.fullmatch(timestamp):
+            self._reject(f"the timestamp in {name} is not a whole number of seconds since 1970")
+        return int(timestamp)
 
-    def _reject(self, why: str) -> NoReturn:
-        raise Unauthorized(why, f'Signature header="{self.header}"')
+    def _reject(self, reason: str) -> NoReturn:
+        raise Unauthorized(reason, f'Signature header="{self.header}"')
 
 
 @dataclass(frozen=True, init=False)
 class HMACSignature(_Signature):
-    """A keyed hash (RFC 2104) of the body, in a header of the sender's own.
+    """A keyed hash (HMAC, RFC 2104) of the body, in a header that the sender chose.
 
-    - `header`: where the signature is. `prefix` stands before it there, and is not a part of it.
+    - `header`: the header with the signature, after `prefix`, which is not part of the signature.
     - `algorithm`: 'sha1', 'sha256' (the default), 'sha384' or 'sha512'.
-    - `encoding`: of the signature, 'hex' (the default) or 'base64'.
-    - `timestamp_header`: where the seconds since 1970 are at which it was signed, if they are signed
-      too: then a request older than `tolerance` ('5m', of both directions) is rejected, and one that
-      is sent again within it makes no second event.
-    - `signed`: what is signed: '{body}', or '{timestamp}.{body}' with a `timestamp_header`, unless
-      it is written otherwise here.
+    - `encoding`: how the signature is encoded, 'hex' (the default) or 'base64'.
+    - `timestamp_header`: the header with the time of signing, in seconds since 1970, if that is signed
+      too. Then a request whose time differs from now by more than `tolerance` ('5m') is rejected, and
+      a request that is sent again within it creates no second event.
+    - `signed`: what is signed, by default '{body}', or '{timestamp}.{body}' with a `timestamp_header`.
 
-    Without a timestamp nothing tells a request that is sent again from another with the same body:
-    give such events a key of their own, from something in the body.
+    Without a timestamp, a repeated request looks like a new one with the same body: give such events a
+    key of their own, from something in the body.
 
-    The secrets are used as they are, encoded as UTF-8; each is tried, those not set are out of use.
+    The secrets are used as they are, encoded as UTF-8. All that are set are tried.
 
     >>> HMACSignature(Secret("SHOP_SECRET"), header="X-Shop-Signature", encoding="base64").algorithm
     'sha256'
@@ -170,7 +169,7 @@ class HMACSignature(_Signature):
         for name in (header, timestamp_header):
             if name is not None and not (isinstance(name, str) and _HEADER.fullmatch(name)):
                 raise DeclarationError(
-                    f"{what}: {name!r} is no header's name; write letters, digits and '-', as in "
+                    f"{what}: {name!r} cannot name a header; write letters, digits and '-', as in "
                     "'X-Signature'"
                 )
         if algorithm not in _ALGORITHMS or encoding not in _DECODERS:
@@ -182,8 +181,8 @@ class HMACSignature(_Signature):
         timed = before.count("{timestamp}")
         if not body or after or timed != (timestamp_header is not None):
             raise DeclarationError(
-                f"{what}(signed={signed!r}, timestamp_header={timestamp_header!r}): what is signed "
-                "ends with '{body}', and has '{timestamp}' once if there is a timestamp_header"
+                f"{what}(signed={signed!r}, timestamp_header={timestamp_header!r}): signed must "
+                "end with '{body}', and have '{timestamp}' once if there is a timestamp_header"
             )
         _set(
             self,
@@ -197,25 +196,25 @@ class HMACSignature(_Signature):
             tolerance=_checked_tolerance(what, tolerance),
         )
 
-    def _claim(self, headers: Mapping[bytes, bytes]) -> _SignatureHeaders:
-        given = self._header(headers, self.header)
+    def _signature(self, headers: Mapping[bytes, bytes]) -> _SignatureHeaders:
+        value = self._header(headers, self.header)
         prefix = self.prefix.encode()
-        signatures = _decoded(self.encoding, [given.removeprefix(prefix)])
-        if not signatures or not given.startswith(prefix):
+        signatures = _decoded(self.encoding, [value.removeprefix(prefix)])
+        if not signatures or not value.startswith(prefix):
             self._reject(f"{self.header} is not '{self.prefix}' and a signature in {self.encoding}")
         before = self.signed.removesuffix("{body}").encode()
         if self.timestamp_header is None:
             return _SignatureHeaders(before, signatures)
-        sent = self._header(headers, self.timestamp_header)
-        seconds = self._seconds(sent, self.timestamp_header)
-        return _SignatureHeaders(before.replace(b"{timestamp}", sent), signatures, seconds)
+        timestamp = self._header(headers, self.timestamp_header)
+        seconds = self._seconds(timestamp, self.timestamp_header)
+        return _SignatureHeaders(before.replace(b"{timestamp}", timestamp), signatures, seconds)
 
 
 class GitHubSignature(HMACSignature):
     """GitHub's: the body's HMAC-SHA256 in `X-Hub-Signature-256`.
 
-    The delivery's id, `X-GitHub-Delivery`, is not signed: who has got hold of a signed request can
-    send it again under another. Take the key from the body where that matters.
+    The delivery's id, `X-GitHub-Delivery`, is not signed: an attacker who has a signed request can send
+    it again with another id. Take the key from the body where that matters.
 
     >>> GitHubSignature(Secret("GITHUB_SECRET")).header
     'X-Hub-Signature-256'
@@ -251,7 +250,7 @@ class SlackSignature(HMACSignature):
 class StripeSignature(_Signature):
     """Stripe's: `Stripe-Signature: t=<seconds>,v1=<hex>`, of the timestamp and the body.
 
-    While Stripe rolls a secret it signs with both, and one `v1` that is right is enough.
+    While Stripe rolls a secret, it signs with both; one matching `v1` is enough.
 
     >>> StripeSignature(Secret("STRIPE_SECRET"), tolerance="10m").tolerance
     '10m'
@@ -263,26 +262,26 @@ class StripeSignature(_Signature):
     tolerance: str
     header = "Stripe-Signature"
 
-    def _claim(self, headers: Mapping[bytes, bytes]) -> _SignatureHeaders:
+    def _signature(self, headers: Mapping[bytes, bytes]) -> _SignatureHeaders:
         parts = [
             part.strip().partition(b"=") for part in self._header(headers, self.header).split(b",")
         ]
         signatures = _decoded("hex", [value for name, _, value in parts if name == b"v1"])
-        sent = [value for name, _, value in parts if name == b"t"]
-        if len(sent) != 1 or not signatures:
+        timestamps = [value for name, _, value in parts if name == b"t"]
+        if len(timestamps) != 1 or not signatures:
             self._reject(f"{self.header} is not t=<seconds>,v1=<hexadecimal signature>")
-        seconds = self._seconds(sent[0], self.header)
-        return _SignatureHeaders(sent[0] + b".", signatures, seconds)
+        seconds = self._seconds(timestamps[0], self.header)
+        return _SignatureHeaders(timestamps[0] + b".", signatures, seconds)
 
 
 @dataclass(frozen=True, init=False)
 class StandardWebhooksSignature(_Signature):
-    """That of Standard Webhooks: `webhook-id`, `webhook-timestamp` and `webhook-signature`.
+    """Standard Webhooks': `webhook-id`, `webhook-timestamp` and `webhook-signature`.
 
-    The id is signed, and is the request's idempotency key: whoever sends it again, at whatever time,
-    makes no second event. For senders of your own it is the one to choose.
+    The id is signed, and is the request's idempotency key: a request that is sent again, at any time,
+    creates no second event. Choose this scheme for senders of your own.
 
-    The secrets are in base64, with `whsec_` before or without.
+    The secrets are in base64, with or without the prefix `whsec_`.
 
     >>> StandardWebhooksSignature(Secret("SHOP_WEBHOOK_SECRET")).header
     'webhook-signature'
@@ -294,16 +293,16 @@ class StandardWebhooksSignature(_Signature):
     tolerance: str
     header = "webhook-signature"
 
-    def _claim(self, headers: Mapping[bytes, bytes]) -> _SignatureHeaders:
+    def _signature(self, headers: Mapping[bytes, bytes]) -> _SignatureHeaders:
         id_ = self._header(headers, "webhook-id")
-        sent = self._header(headers, "webhook-timestamp")
+        timestamp = self._header(headers, "webhook-timestamp")
         parts = [part.partition(b",") for part in self._header(headers, self.header).split()]
         signatures = _decoded("base64", [value for name, _, value in parts if name == b"v1"])
         if not signatures:
             self._reject(f"{self.header} has no v1,<base64 signature>")
-        seconds = self._seconds(sent, "webhook-timestamp")
+        seconds = self._seconds(timestamp, "webhook-timestamp")
         return _SignatureHeaders(
-            b"%s.%s." % (id_, sent), signatures, seconds, id_.decode("latin-1")
+            b"%s.%s." % (id_, timestamp), signatures, seconds, id_.decode("latin-1")
         )
 
     def _key(self, secret: Secret, value: str) -> bytes:
@@ -314,20 +313,21 @@ class StandardWebhooksSignature(_Signature):
             key = b""
         if not key:
             raise SettingsError(
-                f"{secret.name} is no secret of Standard Webhooks: {_STANDARD_PREFIX} and base64"
+                f"{secret.name} is not a secret of Standard Webhooks; set it to {_STANDARD_PREFIX} and "
+                "base64"
             )
         return key
 
 
-def _decoded(encoding: str, given: Iterable[bytes]) -> list[bytes]:
-    """Those of the signatures that can be decoded."""
-    found = []
-    for each in given:
+def _decoded(encoding: str, signatures: Iterable[bytes]) -> list[bytes]:
+    """The signatures, without those that cannot be decoded."""
+    decoded = []
+    for signature in signatures:
         try:
-            found.append(_DECODERS[encoding](each))
+            decoded.append(_DECODERS[encoding](signature))
         except ValueError:
             continue
-    return found
+    return decoded
 
 
 @lru_cache(maxsize=64)
@@ -338,8 +338,8 @@ def _seconds_of(tolerance: str) -> float:
 def _checked_tolerance(what: str, tolerance: str) -> str:
     if duration(f"{what}: tolerance", tolerance) > _LONGEST:
         raise DeclarationError(
-            f"{what}: tolerance={tolerance!r}: write {_LONGEST.days}d at most; what is older than the "
-            "keys that are kept would be accepted again"
+            f"{what}: tolerance={tolerance!r}: write {_LONGEST.days}d at most; keys are stored that "
+            "long, and an older request would be accepted again"
         )
     return tolerance
 

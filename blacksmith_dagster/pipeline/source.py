@@ -1,4 +1,4 @@
-"""Where events come from."""
+"""Sources, where events come from, and their source events."""
 
 from __future__ import annotations
 
@@ -48,33 +48,35 @@ In = TypeVar("In")
 In_contra = TypeVar("In_contra", contravariant=True)
 Out = TypeVar("Out")
 
-_HANDED: Mapping[type, str] = {Cron: "poll", Subscription: "message", CDC: "listener"}
+_ARGUMENT_NAMES: Mapping[type, str] = {Cron: "poll", Subscription: "message", CDC: "listener"}
 
 WebhookResult: TypeAlias = TypedEvent | Iterable[TypedEvent] | Reply
-"""What the function of a webhook returns."""
+"""The result of a webhook's function."""
 
-# What an annotation raises that names what is not there, or is written wrongly.
-_NOT_THERE = (NameError, AttributeError, SyntaxError, TypeError, ValueError)
+# What a wrong annotation raises, or one whose names are not defined.
+_ANNOTATION_ERRORS = (NameError, AttributeError, SyntaxError, TypeError, ValueError)
 
 
 class Properties(TypedDict, total=False):
-    """What a source and each of its events may be given; an event inherits what it is not given.
+    """The properties of a source and of its events; an event inherits those that it does not set.
 
-    - `auth`: who may send to it; nobody is asked by default (the gateway listens on loopback).
-    - `networks`: from where: '192.0.2.0/24', '2001:db8::/32', or an address; from everywhere by
-      default. Behind a proxy the gateway is told its address: `StandardGateway(trusted_proxies=)`.
-    - `cors`: the sites whose pages may send to it; none by default.
-    - `limits`: of a request.
-    - `invalid`: what becomes of data that does not fit its event's model: 'reject' returns 422 and
-      where the fault is, the default; 'quarantine' accepts the request and keeps the data there.
-    - `keep`: how long an event is kept from when it was received ('30d'), at least as long as a job
-      of it waits; 'forever', the default, if nothing says otherwise.
-    - `keep_discarded`: how long it is kept from when a job of it was discarded; as long as `keep`,
+    - `auth`: how senders authenticate; by default they need not (the gateway listens on loopback).
+    - `networks`: the addresses that may send: '192.0.2.0/24', '2001:db8::/32', or an address; all by
+      default. Behind a proxy, name it to the gateway: `StandardGateway(trusted_proxies=)`.
+    - `cors`: the sites whose pages may send; none by default.
+    - `limits`: the limits of a request.
+    - `invalid`: the response to data that does not fit its event's model. 'reject', the default,
+      returns 422 with the place of the fault; 'quarantine' accepts the request and stores the data in
+      quarantine.
+    - `keep`: how long an event is kept after it was received ('30d'), and at least while one of its
+      jobs waits; 'forever' by default.
+    - `keep_discarded`: how long an event is kept after one of its jobs was discarded; as long as `keep`
       by default. `blacksmith purge` removes what is past its time.
-    - `versions`: of the source's API, each with the day from which it is deprecated, or `None`.
-    - `default_version`: what an event is of that names no version.
+    - `versions`: the versions of the source's API, each with the day from which it is deprecated, or
+      `None`.
+    - `default_version`: the version of an event that names none.
     - `owners` (e-mail addresses or `team:name`) and `tags`: shown in Dagster.
-    - `migrations`: of the source's own schema; an event has its own beside them, and inherits none.
+    - `migrations`: the migrations of the source's own schema; an event has its own and inherits none.
     """
 
     auth: Auth | None
@@ -94,8 +96,8 @@ class Properties(TypedDict, total=False):
 class SourceEvent(Receivable[T_co], Generic[T_co, In_contra, Out]):
     """A kind of event of a source, made by `Source.event` or `Source.accept`.
 
-    It stays callable: `departed(Request.of({...}))` runs the extract function. Its properties are
-    its own where they were given, else its source's, else the defaults.
+    It stays callable: `departed(Request.of({...}))` runs the extract function. A property that was not
+    set is its source's, else the default.
     """
 
     def __init__(
@@ -132,12 +134,12 @@ class SourceEvent(Receivable[T_co], Generic[T_co, In_contra, Out]):
         self.description = description
         self.migrations = checked_migrations(path, own.get("migrations"))
 
-    def __call__(self, given: In_contra) -> Out:
+    def __call__(self, input: In_contra) -> Out:
         if self.function is None:
             raise DeclarationError(
                 f"{self.path} accepts the body as it is; it has no function to call"
             )
-        return self.function(given)
+        return self.function(input)
 
     def of(
         self,
@@ -149,8 +151,8 @@ class SourceEvent(Receivable[T_co], Generic[T_co, In_contra, Out]):
         version: str | None = None,
         children: Sequence[TypedEvent] = (),
     ) -> TypedEvent:
-        """An event of this type, where several types may come: the child of another event, or what a
-        webhook of the source returns. The arguments are those of `Event`.
+        """An event of this type, as a child of another event or as the result of a webhook endpoint of
+        the source. The arguments are those of `Event`.
 
         >>> shop = Source("shop")
         >>> line = shop.child("line")
@@ -166,11 +168,11 @@ AnySourceEvent: TypeAlias = SourceEvent[Any, Any, Any]
 
 
 class _Extract(Protocol[In]):
-    """The decorator that `Source.event` returns: it takes a function of what the trigger hands over."""
+    """The decorator that `Source.event` returns, for a function of the trigger's input."""
 
     @overload
     def __call__(self, function: Callable[[In], Event[T]], /) -> SourceEvent[T, In, Event[T]]: ...
-    # A function that only replies, or yields nothing, fits two: the first is as good as the other.
+    # A function that only replies, or yields nothing, fits two overloads: either is right.
     @overload
     def __call__(  # type: ignore[overload-overlap]
         self, function: Callable[[In], Event[T] | Reply], /
@@ -183,7 +185,7 @@ class _Extract(Protocol[In]):
     def __call__(  # type: ignore[overload-overlap]
         self, function: Callable[[In], Iterable[Event[T]] | Reply], /
     ) -> SourceEvent[T, In, Iterable[Event[T]] | Reply]: ...
-    # A listener that keeps its cursor by an empty list.
+    # A listener that commits its cursor by yielding an empty list.
     @overload
     def __call__(
         self, function: Callable[[In], Iterable[Event[T] | Sequence[Event[T]]]], /
@@ -194,7 +196,7 @@ class _Extract(Protocol[In]):
 class Webhook:
     """An HTTP path of a source where events of several types arrive, made by `Source.webhook`.
 
-    `response` is sent once a request's events are kept; by default 202 with their ids.
+    `response` is sent once a request's events are stored; by default 202 with their ids.
     """
 
     source: Source
@@ -204,7 +206,7 @@ class Webhook:
 
     @property
     def path(self) -> str:
-        """What its requests are kept under in quarantine: the source's name."""
+        """The event type of its requests in quarantine: the source's name."""
         return self.source.name
 
     @property
@@ -236,8 +238,8 @@ class Webhook:
 class Source:
     """Where events come from: a site, an application, a partner.
 
-    - `cron`: what its `Cron` events inherit; `@every 1h` if nothing says otherwise.
-    - the rest are `Properties`, which each event inherits, and may give its own.
+    - `cron`: inherited by its `Cron` events; `@every 1h` by default.
+    - the others are `Properties`, which each event inherits and may override.
 
     >>> airport = Source("airport", owners=["team:flights"])
     >>> @airport.event(HTTP("/airport/departures"))
@@ -249,22 +251,28 @@ class Source:
     Raises `DeclarationError`.
     """
 
-    def __init__(self, name: str, *, cron: Cron | None = None, **given: Unpack[Properties]) -> None:
+    def __init__(
+        self, name: str, *, cron: Cron | None = None, **properties: Unpack[Properties]
+    ) -> None:
         self.name = checked_name("source", name)
         where = f"source {name!r}"
         self.cron = (cron or Cron()).inherit(DEFAULT_CRON)
-        self.auth = given.get("auth")
-        self.networks = checked_networks(f"{where}: networks", given.get("networks"))
-        self.cors = _checked_cors(where, given.get("cors"))
-        self.invalid = _checked_invalid(where, given.get("invalid")) or "reject"
-        self.limits = (given.get("limits") or Limits()).inherit(_limits.DEFAULT)
-        self.keep = checked_keep(f"{where}: keep", given.get("keep"))
-        self.keep_discarded = checked_keep(f"{where}: keep_discarded", given.get("keep_discarded"))
-        versions = checked_versions(where, given.get("versions"), given.get("default_version"))
+        self.auth = properties.get("auth")
+        self.networks = checked_networks(f"{where}: networks", properties.get("networks"))
+        self.cors = _checked_cors(where, properties.get("cors"))
+        self.invalid = _checked_invalid(where, properties.get("invalid")) or "reject"
+        self.limits = (properties.get("limits") or Limits()).inherit(_limits.DEFAULT)
+        self.keep = checked_keep(f"{where}: keep", properties.get("keep"))
+        self.keep_discarded = checked_keep(
+            f"{where}: keep_discarded", properties.get("keep_discarded")
+        )
+        versions = checked_versions(
+            where, properties.get("versions"), properties.get("default_version")
+        )
         self.versions = versions or ANY
-        self.owners = checked_owners(where, given.get("owners")) or ()
-        self.tags = checked_tags(where, given.get("tags")) or {}
-        self.migrations = checked_migrations(where, given.get("migrations"))
+        self.owners = checked_owners(where, properties.get("owners")) or ()
+        self.tags = checked_tags(where, properties.get("tags")) or {}
+        self.migrations = checked_migrations(where, properties.get("migrations"))
         self._events: dict[str, AnySourceEvent] = {}
         self._webhooks: list[Webhook] = []
 
@@ -275,40 +283,42 @@ class Source:
 
     @property
     def webhooks(self) -> Sequence[Webhook]:
-        """Its paths where events of several types arrive."""
+        """The source's paths where events of several types arrive."""
         return self._webhooks
 
     def event(
         self, on: Trigger[In], *, name: str | None = None, **own: Unpack[Properties]
     ) -> _Extract[In]:
-        """Make a source event of a function that turns what the trigger hands over into events.
+        """Declare a source event: the decorated function turns the trigger's input into events.
 
         The function returns an `Event` or several; for an HTTP request it may also return a
         `Reply`. It is called once per item of a JSON array or of NDJSON, and once per message.
-        `raise Reject(why)` rejects the request (422); any other exception keeps it in quarantine. A
+        `raise Reject(reason)` rejects the request (422); any other exception puts it into quarantine. A
         message that is rejected goes to quarantine too. The function's return annotation,
-        `Event[Flight]`, says what the kept data is decoded into for `when`, `transform` and the
-        destinations. The event is named after the function unless `name` is given.
+        `Event[Flight]`, is the type that the stored data is decoded into for `when`, `transform` and
+        the destinations. The event has the function's name unless `name` is given.
 
-        The gateway calls it on its event loop for a body of 128 KiB at most: a look-up that waits, in
-        a database for example, makes all senders wait. For larger bodies it is called in threads, at
-        the same time as on the loop, so that what it shares must be thread-safe.
+        For a body of 128 KiB at most, the gateway calls the function on its event loop: a look-up that
+        waits, in a database for example, makes all senders wait. For a larger body it calls the
+        function in a thread, at the same time as on the loop, so anything shared must be thread-safe.
 
         Raises `DeclarationError`.
         """
         if not isinstance(on, Trigger):
             raise DeclarationError(
-                f"source {self.name!r}: an event is extracted on a trigger, and {on!r} is none; write "
+                f"source {self.name!r}: {on!r} is not a trigger; write "
                 "@source.event(HTTP('/airport/departures')), for example"
             )
 
         def declare(function: Callable[[Any], Any]) -> AnySourceEvent:
-            named = getattr(function, "__name__", "") if name is None else name
-            where = f"{self.name}/{named}"
-            handed = _HANDED.get(type(on), "request")
-            checked = checked_function(where, function, handed, may_yield=True)
+            event_name = getattr(function, "__name__", "") if name is None else name
+            where = f"{self.name}/{event_name}"
+            argument = _ARGUMENT_NAMES.get(type(on), "request")
+            checked_function(where, function, argument, may_yield=True)
             model = _returned_model(where, function)
-            return self._add(SourceEvent(self, named, on, checked, model, function.__doc__, **own))
+            return self._add(
+                SourceEvent(self, event_name, on, function, model, function.__doc__, **own)
+            )
 
         return typing.cast("_Extract[In]", declare)
 
@@ -350,11 +360,11 @@ class Source:
         description: str | None = None,
         **own: Unpack[Properties],
     ) -> AnySourceEvent:
-        """A source event without a function: a JSON body is kept as it is, to the byte.
+        """A source event without a function: a JSON body is stored byte for byte.
 
-        It is sent to `/v1/<source>/<name>` unless `on` says otherwise. A body that does not fit
-        `model` (a type that msgspec decodes into, a model of pydantic, or a `JSONSchema`) is rejected
-        with 422, or kept in quarantine; see `invalid` of `Properties`.
+        By default it is sent to `/v1/<source>/<name>`. A body that does not fit `model` (a type that
+        msgspec decodes, a model of pydantic, or a `JSONSchema`) is rejected with 422, or stored in
+        quarantine; see `invalid` of `Properties`.
 
         >>> Source("airport").accept("cancelled").trigger
         HTTP(path='/v1/airport/cancelled', method='POST')
@@ -394,14 +404,14 @@ class Source:
         description: str | None = None,
         **own: Unpack[Properties],
     ) -> AnySourceEvent:
-        """A source event that comes with others alone: as the child of an event, or through a webhook.
+        """A source event that arrives only as the child of an event, or through a webhook endpoint.
 
         >>> shop = Source("shop")
         >>> line = shop.child("line")
         >>> @shop.event(HTTP("/orders"))
         ... def ordered(request: Request) -> Event[dict]:
         ...     order = request.json()
-        ...     return Event(order, children=[line.of(each) for each in order["lines"]])
+        ...     return Event(order, children=[line.of(item) for item in order["lines"]])
 
         Raises `DeclarationError`.
         """
@@ -410,25 +420,25 @@ class Source:
     def webhook(
         self, on: HTTP, *, response: Reply | None = None
     ) -> Callable[[Callable[[Request], WebhookResult]], Callable[[Request], WebhookResult]]:
-        """A path where events of several types arrive: its function says of which each is.
+        """An HTTP path where events of several types arrive; its function gives each its type.
 
-        The function is called once per request, whatever its body holds, and returns typed events of
-        this source (`SourceEvent.of`), or a `Reply`. It may reject, or fail, as that of an
-        event. The source's own properties hold at it.
+        The function is called once per request, even if the body is an array, and returns typed events
+        of this source (`SourceEvent.of`), or a `Reply`. It may reject or fail like that of an event.
+        The source's own properties apply to the path.
 
         >>> shop = Source("shop")
         >>> opened, closed = shop.child("opened"), shop.child("closed")
         >>> @shop.webhook(HTTP("/shop"))
         ... def arrived(request: Request) -> list[TypedEvent]:
-        ...     return [(opened if each["open"] else closed).of(each) for each in request.json()]
-        >>> [each.event_type for each in arrived(Request.of([{"open": True}, {"open": False}]))]
+        ...     return [(opened if item["open"] else closed).of(item) for item in request.json()]
+        >>> [event.event_type for event in arrived(Request.of([{"open": True}, {"open": False}]))]
         ['shop/opened', 'shop/closed']
 
         Raises `DeclarationError`.
         """
         if not isinstance(on, HTTP):
             raise DeclarationError(
-                f"source {self.name!r}: a webhook is served over HTTP, and {on!r} is not; write "
+                f"source {self.name!r}: a webhook needs an HTTP trigger, and {on!r} is another; write "
                 "@source.webhook(HTTP('/shop'))"
             )
 
@@ -445,8 +455,8 @@ class Source:
     def migrate(self, migration: Migration, direction: Direction) -> None:
         """Run a migration of this source or of one of its events; override it to run SQL.
 
-        As it stands it calls the migration's function, without arguments. What it raises is kept as
-        the reason of the failure.
+        By default it calls the migration's function, without arguments. The error that it raises is
+        stored as the reason of the failure.
         """
         run_function(f"source {self.name!r}", migration, direction)
 
@@ -479,18 +489,18 @@ def _checked_invalid(
 
 
 def _returned_model(where: str, function: Callable[..., Any]) -> Any:
-    """The T of the `Event[T]` that `function` is annotated to return; `Any` if it is not."""
+    """The T of the `Event[T]` in the return annotation of `function`; `Any` without one."""
     if not hasattr(function, "__annotations__"):
         return Any
     try:
         returned = typing.get_type_hints(function).get("return", Any)
-    except _NOT_THERE as error:
+    except _ANNOTATION_ERRORS as error:
         raise DeclarationError(
             f"{where}: its function's annotations cannot be read at import: {error}; define or "
             "import what they name at the top of the module"
         ) from error
     models = _models_of(returned)
-    # Any of several types: of two Structs, msgspec asks for their tags.
+    # One of several types: to tell two Structs apart, msgspec requires tags.
     return Any if not models or Any in models else typing.Union[tuple(models)]  # noqa: UP007
 
 

@@ -1,4 +1,4 @@
-"""How a source event arrives: the triggers, and what each hands to the extract function."""
+"""Triggers, how source events arrive: HTTP, Cron, Subscription, CDC, and their functions' arguments."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _NO_SPACE = re.compile(r"[!-~]{1,249}")
 
 
 class Trigger(Generic[In]):
-    """The base of all triggers; `In` is what the extract function is handed."""
+    """The base class of all triggers; `In` is the argument of the extract function."""
 
 
 class Request(msgspec.Struct, frozen=True):
     """An HTTP request, or one item of it if its body is a JSON array or NDJSON.
 
-    - `body`: the item's bytes, as they came.
+    - `body`: the item's bytes, unchanged.
     - `headers`: names in lower case.
-    - `query`: of a name that occurs twice, the last value.
-    - `received_at`: when it came, if it is retried from quarantine; else `None`: it comes now.
+    - `query`: the last value of each name.
+    - `received_at`: when it was received, if it is retried from quarantine; else `None`, meaning now.
     """
 
     body: bytes
@@ -64,10 +64,10 @@ class Request(msgspec.Struct, frozen=True):
     @overload
     def json(self, type: type[T]) -> T: ...
     def json(self, type: Any = Any) -> Any:
-        """The body decoded as JSON, into `type` if one is given: a type that msgspec decodes
-        (Structs, dataclasses, TypedDicts, ...), or a model of pydantic.
+        """The body decoded from JSON, into `type` if one is given: a type that msgspec decodes (Structs,
+        dataclasses, TypedDicts, ...), or a model of pydantic.
 
-        Raises `Reject` (422) with the place of the fault when it does not fit; see `invalid` of
+        Raises `Reject` (422) with the place of the fault if the body does not fit; see `invalid` of
         `Properties`.
         """
         return decode_body(self.body, type)
@@ -75,13 +75,13 @@ class Request(msgspec.Struct, frozen=True):
     def form(self) -> dict[str, str]:
         """The body of an HTML form (`application/x-www-form-urlencoded`), decoded.
 
-        Of a name that occurs twice, the last value. Raises `Reject` (422) for another body.
+        If a name occurs twice, the last value counts. Raises `Reject` (422) if the body is not a form.
         """
         try:
             text = self.body.decode()
             return dict(parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text)))
         except ValueError as error:
-            raise Reject(f"the body is no form: {error}") from error
+            raise Reject(f"the body is not a form: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class HTTP(Trigger[Request]):
-    """A request to `path`, by one of `POST`, `PUT` and `PATCH`.
+    """A request to `path`, with the method `POST`, `PUT` or `PATCH`.
 
     >>> HTTP("/airport/departures")
     HTTP(path='/airport/departures', method='POST')
@@ -116,7 +116,7 @@ class HTTP(Trigger[Request]):
         ):
             raise DeclarationError(
                 f"HTTP({self.path!r}): write a path of letters, digits and ._~- between slashes, as in "
-                "'/airport/departures'; clients remove '.' and '..', and '/_...' is the gateway's own"
+                "'/airport/departures'; clients remove '.' and '..', and the gateway reserves '/_...'"
             )
         if self.method not in _METHODS:
             raise DeclarationError(
@@ -127,12 +127,12 @@ class HTTP(Trigger[Request]):
 
 @dataclass(slots=True)
 class Poll:
-    """What the function of a `Cron` event is handed.
+    """The argument of a `Cron` event's function.
 
-    - `cursor`: any JSON value: how far the function has come; `None` at first. What it is set to is
-      committed with the events that the function returns, and handed over the next time. A function
-      that raises leaves it as it was.
-    - `at`: when this poll was due, in UTC; the same when the poll is tried again.
+    - `cursor`: any JSON value: how far the function has come; `None` at first. The function sets it; it
+      is committed with the events that the function returns, and passed to the next poll. If the
+      function raises, the cursor stays unchanged.
+    - `at`: when this poll was due, in UTC; the same in its retries.
 
     >>> poll = Poll(cursor=41)
     >>> poll.cursor += 1
@@ -148,15 +148,16 @@ class Poll:
 class Cron(Trigger[Poll], Inheriting):
     """A function that is called on a schedule, in a Dagster run, and returns what is new.
 
-    A field that is `None` is inherited: the event's is taken, else that of `Source(cron=)`, else the
-    default: `@every 1h`, UTC, 3 retries.
+    A field that is `None` is inherited: the event's field applies, else that of `Source(cron=)`, else
+    the default: `@every 1h`, UTC, 3 retries.
 
     - `interval`: `@every <duration>` (5 s at least), a cron expression of five fields or a nickname
       (`@daily`).
-    - `timezone`: that a cron expression is meant in, by its IANA name. At a change of the clocks a time
-      of day comes once all the same: one that is skipped comes right after, of two the later counts.
-    - `max_retries`: how often a poll that raised is tried again, soon after; then the next is waited
-      for. Nothing is lost by that, as the cursor stays where it was.
+    - `timezone`: the IANA name of the time zone of a cron expression. When the clocks change, a time of
+      day still comes exactly once: if it is skipped, right after the change; if it is repeated, the
+      second time.
+    - `max_retries`: how often a poll that raised is tried again, soon after; after that, the next poll
+      runs when it is due. Nothing is lost, as the cursor stays unchanged.
 
     >>> Cron("*/5 * * * *").inherit(DEFAULT_CRON)
     Cron(interval='*/5 * * * *', timezone='UTC', max_retries=3)
@@ -174,8 +175,8 @@ class Cron(Trigger[Poll], Inheriting):
                 ZoneInfo(self.timezone)
             except (ZoneInfoNotFoundError, ValueError, TypeError, OSError) as error:
                 raise DeclarationError(
-                    f"Cron(timezone={self.timezone!r}): there is no such time zone; write an IANA "
-                    "name, such as 'Europe/Berlin'"
+                    f"Cron(timezone={self.timezone!r}) is not a time zone; write an IANA name, "
+                    "such as 'Europe/Berlin'"
                 ) from error
         retries = self.max_retries
         if retries is not None and not (isinstance(retries, int) and 0 <= retries <= 100):
@@ -188,16 +189,16 @@ DEFAULT_CRON = Cron("@every 1h", "UTC", 3)
 
 
 class Message(msgspec.Struct, frozen=True):
-    """A message of a broker, as the function of a `Subscription` event is handed it.
+    """A broker's message, the argument of a `Subscription` event's function.
 
     - `body`: its bytes.
-    - `headers`: as the sender named them; values that are not UTF-8 have U+FFFD in place of what is not.
+    - `headers`: with the sender's names; bytes of a value that are not UTF-8 are replaced by U+FFFD.
     - `topic`: Kafka's topic, NATS' subject, RabbitMQ's routing key.
-    - `key`: Kafka's key, `None` elsewhere.
-    - `id`: what its sender calls it (`message_id` of RabbitMQ, `Nats-Msg-Id` of NATS): it makes the
-      message once, however often it is sent within 7 days. `None` if the sender gave none.
+    - `key`: Kafka's key; `None` with other brokers.
+    - `id`: the sender's id (`message_id` in RabbitMQ, `Nats-Msg-Id` in NATS), or `None`. A message with
+      an id that was sent within the last 7 days is the same message.
     - `sent_at`: when it was sent, if the broker knows.
-    - `place`: where the broker has it, for people: `orders/3@1545`.
+    - `place`: where the broker stores it, for people: `orders/3@1545`.
     """
 
     body: bytes
@@ -222,9 +223,9 @@ class Message(msgspec.Struct, frozen=True):
     @overload
     def json(self, type: type[T]) -> T: ...
     def json(self, type: Any = Any) -> Any:
-        """The body decoded as JSON, into `type` if one is given.
+        """The body decoded from JSON, into `type` if one is given.
 
-        Raises `Reject` with the place of the fault when it does not fit: the message goes to
+        Raises `Reject` with the place of the fault if the body does not fit; the message then goes to
         quarantine.
         """
         return decode_body(self.body, type)
@@ -232,16 +233,16 @@ class Message(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Subscription(Trigger[Message]):
-    """Messages of a topic, each ingested once, whatever is restarted.
+    """Messages of a topic, each ingested exactly once, also after restarts.
 
     - `topic`: Kafka's topic; NATS' subject, which may have wildcards (`orders.>`); RabbitMQ's
       binding key on the exchange `amq.topic`, or `<exchange>/<binding key>`.
-    - `subscription`: whom the broker knows as the reader: Kafka's consumer group, NATS' durable
-      consumer, RabbitMQ's queue. `blacksmith_<source>_<event>` if `None`.
-    - `url`: the broker; the one of `BLACKSMITH_PUBSUB_URL` if `None`.
+    - `subscription`: the reader's name in the broker: Kafka's consumer group, NATS' durable consumer,
+      RabbitMQ's queue. `blacksmith_<source>_<event>` if `None`.
+    - `url`: the broker's URL; `BLACKSMITH_PUBSUB_URL` if `None`.
 
     A new subscription begins with the oldest message that the broker has (RabbitMQ: with the first
-    after the queue was made).
+    message after the queue was created).
 
     >>> Subscription("orders")
     Subscription(topic='orders', subscription=None, url=None)
@@ -262,24 +263,22 @@ class Subscription(Trigger[Message]):
                 )
         if self.url is not None and not isinstance(self.url, Secret):
             raise DeclarationError(
-                "Subscription(url=...) takes a Secret: a broker's URL holds its password; put it "
-                "into an environment variable and write url=Secret('ITS_NAME')"
+                "Subscription(url=...) takes a Secret, because a broker's URL contains its password; "
+                "put it into an environment variable and write url=Secret('ITS_NAME')"
             )
 
 
 class Listener:
-    """What the generator of a `CDC` event is handed.
+    """The argument of a `CDC` event's generator function.
 
-    The generator sets `cursor` and then yields the event that it belongs to: what it was set to
-    when an event is yielded is committed with this event. It looks at `stopping`, or waits by
-    `wait`, every few seconds at least, and returns when asked to. It yields an empty list to keep a
-    cursor that no event belongs to.
+    The generator sets `cursor` and then yields the event that belongs to it: the two are committed
+    together. To commit a cursor without an event, it yields an empty list. At least every few seconds
+    it checks `stopping`, or calls `wait`, and returns if the listener must stop.
 
     - `cursor`: any JSON value: how far the listener had come when it was last committed; `None` at
       first.
-    - `committed`: the newest cursor that is safe in the store: what came up to it may be forgotten
-      at its origin.
-    - `lag`: set it to tell how many bytes, or whatever `unit` says, wait at the origin.
+    - `committed`: the newest cursor that is safely stored: the origin may discard everything up to it.
+    - `lag`: set it to report how many bytes (or the `unit` that you set) are waiting at the origin.
 
     >>> listener = Listener(cursor=7)
     >>> listener.committed, listener.stopping, listener.wait(0)
@@ -295,21 +294,21 @@ class Listener:
 
     @property
     def stopping(self) -> bool:
-        """Whether the generator is to return."""
+        """Whether the generator must return."""
         return self._stop.is_set()
 
     def wait(self, seconds: float) -> bool:
-        """Wait so long, or until the generator is to return: then it is `True`."""
+        """Wait for `seconds`, or until the generator must return; returns whether it must."""
         return self._stop.wait(seconds)
 
 
 @dataclass(frozen=True, slots=True)
 class CDC(Trigger[Listener]):
-    """A generator that listens and yields events, without an end.
+    """A generator that listens and yields events endlessly.
 
-    One instance runs at a time, under the lock `listen/<source>/<event>`. Events are committed as
-    soon as they are yielded, many at once when many come. A generator that raises or returns is
-    started again from the cursor that was committed last, a little later each time.
+    One instance runs at a time, under the lock `listen/<source>/<event>`. Events are committed as soon
+    as they are yielded, in groups under load. A generator that raises or returns is started again from
+    the last committed cursor, after a delay that grows each time.
 
     ```python
     @shop.event(CDC())
@@ -324,13 +323,13 @@ class CDC(Trigger[Listener]):
 
 @dataclass(frozen=True, slots=True)
 class Child(Trigger[Any]):
-    """No trigger of its own: the event comes with others; see `Source.child`."""
+    """The event has no trigger: it comes with other events; see `Source.child`."""
 
 
 def decode_body(body: bytes, type: Any) -> Any:
-    """A body of JSON decoded into `type`.
+    """A JSON body decoded into `type`.
 
-    Raises `ValidationError` with the place of the fault, and `Reject` for what is not JSON.
+    Raises `ValidationError` with the place where the body does not fit, `Reject` if it is not JSON.
     """
     try:
         return model.decode_json(body, type)

@@ -43,21 +43,21 @@ class Inheriting:
 
 
 def checked_name(what: str, name: str) -> str:
-    """`name` if it may name a source, a destination or an event; else a `DeclarationError`.
+    """`name` if it is valid for a source, a destination or an event; else raises `DeclarationError`.
 
-    Names become parts of URLs, of Dagster's asset keys and of its job names
-    (`^[A-Za-z0-9_]+$`), where `__` joins a destination and its event.
+    Names become parts of URLs, of Dagster's asset keys and of its job names (`^[A-Za-z0-9_]+$`), in
+    which `__` joins a destination and its event.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name) or "__" in name:
         raise DeclarationError(
             f"{what} {name!r}: a name is a lower-case letter, then lower-case letters, digits and "
-            "single underscores; rename it, to 'flight_departed' for example"
+            "single underscores; rename it, for example to 'flight_departed'"
         )
     return name
 
 
 def checked_owners(where: str, owners: Sequence[str] | None) -> tuple[str, ...] | None:
-    """`owners` if each is an e-mail address or `team:name`, as Dagster wants them."""
+    """`owners` if each is an e-mail address or `team:name`, as Dagster requires."""
     if owners is None:
         return None
     for owner in owners:
@@ -70,7 +70,7 @@ def checked_owners(where: str, owners: Sequence[str] | None) -> tuple[str, ...] 
 
 
 def checked_tags(where: str, tags: Mapping[str, str] | None) -> dict[str, str] | None:
-    """`tags` if each key and value is one that Dagster accepts."""
+    """`tags` if Dagster accepts each key and value."""
     if tags is None:
         return None
     for key, value in tags.items():
@@ -78,57 +78,57 @@ def checked_tags(where: str, tags: Mapping[str, str] | None) -> dict[str, str] |
         if not is_valid or not isinstance(key, str) or not _TAG.fullmatch(key):
             raise DeclarationError(
                 f"{where}: tag {key!r}={value!r}: write key and value with letters, digits and _.- "
-                "(63 at most; in a key also one '/' between two such)"
+                "(63 at most; a key may be two such parts with a '/' between)"
             )
     return dict(tags)
 
 
 def duration(where: str, text: str) -> timedelta:
-    """The duration that `text` says: numbers with ms, s, m, h or d, as in '90s' or '1h30m'."""
+    """`text` as a duration: numbers with ms, s, m, h or d, as in '90s' or '1h30m'."""
     if not isinstance(text, str) or not _DURATION.fullmatch(text):
         raise DeclarationError(
-            f"{where}: {text!r} is no duration; write numbers with ms, s, m, h or d: '90s', '1h30m'"
+            f"{where}: {text!r} is not a duration; write numbers with ms, s, m, h or d: '90s', '1h30m'"
         )
     seconds = sum(float(number) * _SECONDS[unit] for number, unit in _PART.findall(text))
-    found = timedelta(seconds=min(seconds, 2 * _LONGEST.total_seconds()))
-    if not timedelta(0) < found <= _LONGEST:
+    length = timedelta(seconds=min(seconds, 2 * _LONGEST.total_seconds()))
+    if not timedelta(0) < length <= _LONGEST:
         raise DeclarationError(
-            f"{where}: {text!r}: write a duration longer than nothing and {_LONGEST.days}d at most"
+            f"{where}: {text!r}: write a duration longer than 0 and {_LONGEST.days}d at most"
         )
-    return found
+    return length
 
 
-def checked_function(where: str, function: Any, *given: str, may_yield: bool = False) -> Any:
-    """`function` if it can be called with the arguments `given`, and has done its work by then.
+def checked_function(where: str, function: Any, *arguments: str, may_yield: bool = False) -> Any:
+    """`function` if it can be called with `arguments` and its work is done when it returns.
 
-    A coroutine function has not begun when it returns, nor has a generator function unless the
-    caller asks for what it yields (`may_yield`).
+    Calling a coroutine function only creates a coroutine; calling a generator function only creates a
+    generator, which is accepted if the caller iterates over it (`may_yield`).
     """
-    shown = f"({', '.join(given)})"
+    shown = f"({', '.join(arguments)})"
     if not callable(function):
         raise DeclarationError(
-            f"{where}: {function!r} is no function; write one that takes {shown}"
+            f"{where}: {function!r} is not a function; write one that takes {shown}"
         )
-    # A class's instance may be called too.
+    # An instance of a class with __call__ is accepted too.
     bodies = (function, getattr(type(function), "__call__", None))  # noqa: B004
     if any(map(inspect.iscoroutinefunction, bodies)) or any(
         map(inspect.isasyncgenfunction, bodies)
     ):
         raise DeclarationError(
-            f"{where}: its function is asynchronous, and nobody would await it; write `def` "
+            f"{where}: its function is asynchronous and would not be awaited; write `def` "
             "without `async`"
         )
     if not may_yield and any(map(inspect.isgeneratorfunction, bodies)):
         raise DeclarationError(
-            f"{where}: its function yields, and nobody would ask for what it yields; return instead"
+            f"{where}: its function yields, but what it yields would not be used; return instead"
         )
     try:
-        # The function that is called, not one that it wraps.
+        # The function that is called, not a function that it wraps.
         signature = inspect.signature(function, follow_wrapped=False)
     except ValueError:
-        return function  # one written in C may not tell
+        return function  # a function written in C may have no signature
     try:
-        signature.bind(*given)
+        signature.bind(*arguments)
     except TypeError as error:
         raise DeclarationError(
             f"{where}: its function is called with {shown}, but it takes {signature}; change its "

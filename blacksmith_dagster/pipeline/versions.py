@@ -11,20 +11,20 @@ from blacksmith_dagster.errors import DeclarationError, Unprocessable
 
 @dataclass(frozen=True, slots=True)
 class Versions:
-    """The versions that are accepted, and from which day on each is deprecated (`None`: it is not).
+    """The accepted versions, each with the day from which it is deprecated (`None`: it is not).
 
-    - `default`: what an event without a version is of; `None` leaves it without.
+    - `default`: the version of an event that names none; it has none if this is `None` too.
 
-    With none `known`, every version is accepted as it is.
+    If `known` is empty, every version is accepted.
     """
 
     known: Mapping[str, date | None]
     default: str | None = None
 
     def of(self, path: str, version: str | None) -> str | None:
-        """The version of an event of `path` that names `version`, or none.
+        """The version of an event of `path` that names `version` or no version.
 
-        Raises `Unprocessable` for an unknown one.
+        Raises `Unprocessable` for an unknown version.
         """
         if version is None:
             return self.default
@@ -35,7 +35,7 @@ class Versions:
         return version
 
     def deprecated_since(self, version: str | None, today: date) -> date | None:
-        """Since when a version is deprecated, or `None` if it is not by `today`."""
+        """The day since which a version is deprecated, or `None` if it is not deprecated on `today`."""
         day = self.known.get(version) if version is not None else None
         return day if day is not None and day <= today else None
 
@@ -46,7 +46,7 @@ ANY = Versions({})
 def checked_versions(
     where: str, versions: Mapping[str, date | None] | None, default: str | None
 ) -> Versions | None:
-    """The versions that are declared; `None` if none are.
+    """The declared versions; `None` if there are none.
 
     >>> checked_versions("source 'crm'", {"2": None, "1": date(2026, 1, 1)}, "2").default
     '2'
@@ -61,11 +61,11 @@ def checked_versions(
         if not (isinstance(version, str) and version and (day is None or is_day)):
             raise DeclarationError(
                 f"{where}: versions={{{version!r}: {day!r}}}: write each version as text, with the "
-                "day from which it is deprecated, a datetime.date, or None"
+                "datetime.date from which it is deprecated, or None"
             )
     if default is not None and default not in versions:
         raise DeclarationError(
-            f"{where}: default_version={default!r} is none of its versions: "
-            f"{', '.join(versions) or 'it has none'}"
+            f"{where}: default_version={default!r} is not one of its versions "
+            f"({', '.join(versions) or 'it has none'}); declare it in versions="
         )
     return Versions(dict(versions), default)

@@ -1,4 +1,4 @@
-"""Ready-made sources. They use nothing that yours could not."""
+"""Ready-made sources, built only with what your own sources can use too."""
 
 from blacksmith_dagster.sources.cloudevents import CloudEventsSource
 from blacksmith_dagster.sources.github import GitHubSource

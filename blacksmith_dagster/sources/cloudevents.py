@@ -19,14 +19,14 @@ _ESCAPED = re.compile(r"\\(.)")
 
 
 class CloudEventsSource(TypedSource):
-    """Events as CloudEvents 1.0 has them over HTTP: binary, structured, and in batches of JSON.
+    """CloudEvents 1.0 over HTTP: in binary mode, in structured mode, and in batches of JSON.
 
     A CloudEvent's `type` is the type, its `source` and `id` together are the key, `time` is `sent_at`.
-    The event's data is the CloudEvent's, its context all attributes and extensions. Data that is not
-    JSON is kept as a text if its type is one (`text/...`, XML), else in base64, with
+    The event's data is the CloudEvent's data, its context all attributes and extensions. Data that is
+    not JSON is stored as text if its media type is textual (`text/...`, XML), else in base64, with
     `"datacontentencoding": "base64"` in the context.
 
-    Nobody proves who they are unless `auth` asks for it.
+    Senders are authenticated only if `auth` is set.
 
     >>> orders = CloudEventsSource("orders", auth=Bearer(Secret("ORDERS_TOKEN")))
     >>> placed = orders.on("com.example.order.placed", name="placed")
@@ -43,14 +43,14 @@ class CloudEventsSource(TypedSource):
             return self._structured(request.json(), "$")
         if media == "application/cloudevents-batch+json":
             batch = request.json(list)
-            return [self._structured(each, f"$[{place}]") for place, each in enumerate(batch)]
+            return [self._structured(event, f"$[{index}]") for index, event in enumerate(batch)]
         if media.startswith("application/cloudevents"):
             raise UnsupportedMedia(
                 f"CloudEvents as {media} are not supported; send JSON, or the binary content mode"
             )
         if f"{_PREFIX}specversion" not in request.headers:
             raise BadRequest(
-                "this is no CloudEvent: its Content-Type is neither application/cloudevents+json nor "
+                "this is not a CloudEvent: its Content-Type is neither application/cloudevents+json nor "
                 "application/cloudevents-batch+json, and it has no header ce-specversion"
             )
         return self._binary(request)
@@ -66,33 +66,35 @@ class CloudEventsSource(TypedSource):
             attributes["datacontenttype"] = media
         return self._typed_event(attributes, _data(attributes, request.body), "$")
 
-    def _structured(self, event: Any, at: str) -> TypedEvent:
+    def _structured(self, event: Any, place: str) -> TypedEvent:
         if not isinstance(event, dict):
-            raise ValidationError(f"the body does not fit: an object is needed - at `{at}`")
+            raise ValidationError(f"the body does not fit: an object is needed - at `{place}`")
         data, binary = event.pop("data", None), event.pop("data_base64", None)
         if binary is not None:
             if data is not None:
-                raise ValidationError(f"a CloudEvent has data or data_base64, not both - at `{at}`")
+                raise ValidationError(
+                    f"a CloudEvent has data or data_base64, not both - at `{place}`"
+                )
             try:
                 data = _data(event, base64.b64decode(binary, validate=True))
             except (ValueError, TypeError) as error:
-                raise ValidationError(f"this is no base64 - at `{at}.data_base64`") from error
-        return self._typed_event(event, data, at)
+                raise ValidationError(f"this is not base64 - at `{place}.data_base64`") from error
+        return self._typed_event(event, data, place)
 
-    def _typed_event(self, attributes: Mapping[str, Any], data: Any, at: str) -> TypedEvent:
-        if text_field(attributes, "specversion", at) != "1.0":
-            raise ValidationError(f"only CloudEvents 1.0 is supported - at `{at}.specversion`")
-        source, id_ = text_field(attributes, "source", at), text_field(attributes, "id", at)
-        return self._source_event(text_field(attributes, "type", at)).of(
+    def _typed_event(self, attributes: Mapping[str, Any], data: Any, place: str) -> TypedEvent:
+        if text_field(attributes, "specversion", place) != "1.0":
+            raise ValidationError(f"only CloudEvents 1.0 is supported - at `{place}.specversion`")
+        source, id_ = text_field(attributes, "source", place), text_field(attributes, "id", place)
+        return self._source_event(text_field(attributes, "type", place)).of(
             data,
             key=f"{source} {id_}",
-            sent_at=parse_time(attributes.get("time"), f"{at}.time"),
+            sent_at=parse_time(attributes.get("time"), f"{place}.time"),
             context=attributes,
         )
 
 
 def _data(attributes: dict[str, Any], body: bytes) -> Any:
-    """Data as JSON can have it; the attributes say so if that is base64."""
+    """Data that JSON can hold; if it is base64, the attributes say so."""
     if not body:
         return None
     media = _essence(attributes.get("datacontenttype") or "application/json")
@@ -102,7 +104,7 @@ def _data(attributes: dict[str, Any], body: bytes) -> Any:
         try:
             return body.decode()
         except UnicodeDecodeError as error:
-            raise BadRequest(f"the data is {media} and not in UTF-8; send it so") from error
+            raise BadRequest(f"the data is {media} but not UTF-8; send it as UTF-8") from error
     attributes["datacontentencoding"] = "base64"
     return base64.b64encode(body).decode()
 
@@ -112,7 +114,7 @@ def _essence(media: Any) -> str:
 
 
 def _unquoted(name: str, value: str) -> str:
-    """An attribute as it was before it became a header (HTTP binding, section 3.1.3.2)."""
+    """An attribute decoded from a header (HTTP binding, section 3.1.3.2)."""
     value = value.strip()
     if len(value) > 1 and value[0] == value[-1] == '"':
         value = _ESCAPED.sub(r"\1", value[1:-1])
@@ -120,5 +122,5 @@ def _unquoted(name: str, value: str) -> str:
         return unquote_to_bytes(value.encode("latin-1")).decode()
     except UnicodeDecodeError as error:
         raise BadRequest(
-            f"the header {name} is not UTF-8 once its percent signs are decoded"
+            f"the header {name} is not UTF-8 after percent-decoding; encode it as UTF-8"
         ) from error

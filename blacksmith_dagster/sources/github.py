@@ -18,10 +18,10 @@ _FORM = "application/x-www-form-urlencoded"
 class GitHubSource(TypedSource):
     """The webhooks of GitHub's repositories, organizations and apps.
 
-    - `secret`: that of the webhook; several while one is replaced by another.
+    - `secret`: the webhook's secret; several while a new one replaces an old one.
 
     `X-GitHub-Event` is the type, `X-GitHub-Delivery` the key. The event's data is the payload, its
-    context `{"event": ...}`. A `ping` that is not declared gets a 200, and nothing is kept.
+    context `{"event": ...}`. A `ping` that is not declared gets a 200, and is not stored.
 
     >>> github = GitHubSource("github", secret=Secret("GITHUB_SECRET"))
     >>> pushed = github.on("push")
@@ -32,9 +32,9 @@ class GitHubSource(TypedSource):
     """
 
     def __init__(
-        self, name: str, *, secret: Secret | Sequence[Secret], **given: Unpack[Properties]
+        self, name: str, *, secret: Secret | Sequence[Secret], **properties: Unpack[Properties]
     ) -> None:
-        super().__init__(name, signature=GitHubSignature(*several(secret)), **given)
+        super().__init__(name, signature=GitHubSignature(*several(secret)), **properties)
 
     def _receive(self, request: Request) -> WebhookResult:
         """A delivery of a GitHub webhook."""
@@ -46,7 +46,7 @@ class GitHubSource(TypedSource):
         if request.headers.get("content-type", "").startswith(_FORM):
             payload = request.form().get("payload")
             if payload is None:
-                raise Reject("the form has no payload")
+                raise Reject("the form has no field payload")
             data = decode_body(payload.encode(), dict)
         else:
             data = request.json(dict)

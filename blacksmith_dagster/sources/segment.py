@@ -15,13 +15,13 @@ from blacksmith_dagster.pipeline.event import TypedEvent
 from blacksmith_dagster.pipeline.source import Properties, Source, SourceEvent, WebhookResult
 from blacksmith_dagster.pipeline.triggers import HTTP, Reply, Request
 from blacksmith_dagster.redaction import Secret
-from blacksmith_dagster.sources.typed import parse_time, proved_by, several
+from blacksmith_dagster.sources.typed import parse_time, several, with_auth
 
 _Message: TypeAlias = dict[str, Any]
 
 _SUCCESS = Reply(200, '{"success": true}', "application/json")
-# Segment's own rules: what a call cannot do without, besides an id of the user.
-_NEEDS = {
+# The fields that Segment requires for each type, besides an id of the user.
+_REQUIRED = {
     "track": ("event",),
     "identify": (),
     "page": (),
@@ -29,24 +29,25 @@ _NEEDS = {
     "group": ("groupId",),
     "alias": ("previousId", "userId"),
 }
-# The event's own; and of how a message was sent, which differs when it is sent again.
-_APART = ("context", "writeKey", "sentAt", "_metadata")
+# Not in the data: context is the event's, the others differ when the message is sent again.
+_NOT_DATA = ("context", "writeKey", "sentAt", "_metadata")
 
 
 class SegmentSource(Source):
-    """What Segment's libraries send, and whatever else speaks its HTTP tracking API.
+    """Events of Segment's libraries, and of other clients of its HTTP tracking API.
 
-    - `write_key`: as basic authentication or in the body; several while one is replaced by another.
-    - `path`: what the API's paths begin with (`/v1`): `/v1/track`, `/v1/batch`, ..., and the short
-      ones that browsers use, `/v1/t`, `/v1/b`. A second source of one gateway needs another.
+    - `write_key`: sent as basic authentication or in the body; several while a new one replaces an old
+      one.
+    - `path`: the prefix of the API's paths (`/v1`): `/v1/track`, `/v1/batch`, ..., and the short paths
+      that browsers use, `/v1/t`, `/v1/b`. A second source in the same gateway needs another prefix.
 
     Its events are `track`, `identify`, `page`, `screen`, `group` and `alias`. `messageId` is the key.
-    An event's data is the message, without its `context`, which is the event's, and without what is
-    of the sending. `sent_at` is `timestamp`, by the sender's clock set right as Segment does it: the
-    time of arrival - (`sentAt` - `timestamp`).
+    An event's data is the message, without its `context`, which is the event's, and without the fields
+    about the sending. `sent_at` is `timestamp`, corrected for the sender's clock as Segment does it:
+    the time of arrival - (`sentAt` - `timestamp`).
 
-    A batch is all or nothing: one bad message rejects it with 422 and its place, unless
-    `invalid="quarantine"`. The response is 200 `{"success": true}`.
+    A batch is ingested completely or not at all: one bad message rejects it with 422 and its place,
+    unless `invalid="quarantine"`. The response is 200 `{"success": true}`.
 
     >>> segment = SegmentSource("shop", write_key=Secret("SEGMENT_KEY"))
     >>> segment.track.path
@@ -61,30 +62,30 @@ class SegmentSource(Source):
         *,
         write_key: Secret | Sequence[Secret],
         path: str = "/v1",
-        **given: Unpack[Properties],
+        **properties: Unpack[Properties],
     ) -> None:
         key = SegmentKey(*several(write_key))
-        super().__init__(name, **proved_by(key, name, given))
+        super().__init__(name, **with_auth(key, name, properties))
         self.track: SourceEvent[_Message, Any, Any] = self.child("track")
         self.identify: SourceEvent[_Message, Any, Any] = self.child("identify")
         self.page: SourceEvent[_Message, Any, Any] = self.child("page")
         self.screen: SourceEvent[_Message, Any, Any] = self.child("screen")
         self.group: SourceEvent[_Message, Any, Any] = self.child("group")
         self.alias: SourceEvent[_Message, Any, Any] = self.child("alias")
-        readers = {kind: self._reader(kind) for kind in _NEEDS} | {"batch": self._batch}
-        for named, read in readers.items():
-            for at in (named, named[0]):
-                self.webhook(HTTP(f"{path}/{at}"), response=_SUCCESS)(read)
+        readers = {type_: self._reader(type_) for type_ in _REQUIRED} | {"batch": self._batch}
+        for endpoint, reader in readers.items():
+            for segment in (endpoint, endpoint[0]):
+                self.webhook(HTTP(f"{path}/{segment}"), response=_SUCCESS)(reader)
 
-    def _reader(self, kind: str) -> Callable[[Request], WebhookResult]:
-        def one(request: Request) -> TypedEvent:
+    def _reader(self, type_: str) -> Callable[[Request], WebhookResult]:
+        def read(request: Request) -> TypedEvent:
             """A message of Segment's HTTP tracking API."""
             message = request.json(dict)
-            if message.setdefault("type", kind) != kind:
-                raise _invalid(f"a message of the type {kind!r} is needed", "$.type")
-            return self._typed_event(message, "$", _received(request), None, {})
+            if message.setdefault("type", type_) != type_:
+                raise _invalid(f"a message of the type {type_!r} is needed", "$.type")
+            return self._typed_event(message, "$", _received_at(request), None, {})
 
-        return one
+        return read
 
     def _batch(self, request: Request) -> Sequence[TypedEvent]:
         """Messages of Segment's HTTP tracking API."""
@@ -92,58 +93,59 @@ class SegmentSource(Source):
         messages = body.get("batch")
         if not isinstance(messages, list):
             raise _invalid("an array is needed", "$.batch")
-        received, sent = _received(request), parse_time(body.get("sentAt"), "$.sentAt")
+        received_at = _received_at(request)
+        sent_at = parse_time(body.get("sentAt"), "$.sentAt")
         shared = _object(body, "context", "$")
         return [
-            self._typed_event(message, f"$.batch[{place}]", received, sent, shared)
-            for place, message in enumerate(messages)
+            self._typed_event(message, f"$.batch[{index}]", received_at, sent_at, shared)
+            for index, message in enumerate(messages)
         ]
 
     def _typed_event(
         self,
         message: Any,
-        at: str,
-        received: datetime,
-        sent: datetime | None,
-        shared: Mapping[str, Any],
+        place: str,
+        received_at: datetime,
+        sent_at: datetime | None,
+        shared_context: Mapping[str, Any],
     ) -> TypedEvent:
-        """The event of a message; `sent` and `shared` are said once for all of a batch."""
+        """The event of a message; a batch has one `sent_at` and `shared_context` for all messages."""
         if not isinstance(message, dict):
-            raise _invalid("an object is needed", at)
-        kind = message.get("type")
-        if not isinstance(kind, str) or kind not in _NEEDS:
-            raise _invalid(f"one of {', '.join(_NEEDS)} is needed", f"{at}.type")
+            raise _invalid("an object is needed", place)
+        type_ = message.get("type")
+        if not isinstance(type_, str) or type_ not in _REQUIRED:
+            raise _invalid(f"one of {', '.join(_REQUIRED)} is needed", f"{place}.type")
         if not (message.get("userId") or message.get("anonymousId")):
-            raise _invalid("a userId or an anonymousId is needed", at)
-        for field in _NEEDS[kind]:
+            raise _invalid("a userId or an anonymousId is needed", place)
+        for field in _REQUIRED[type_]:
             if not message.get(field):
-                raise _invalid(f"a call of {kind} needs it", f"{at}.{field}")
+                raise _invalid(f"a call of {type_} needs it", f"{place}.{field}")
         key = message.get("messageId")
         if key is not None and not isinstance(key, str):
-            raise _invalid("a text is needed", f"{at}.messageId")
-        context = _object(message, "context", at)
-        happened = parse_time(
-            message.get("timestamp") or message.get("originalTimestamp"), f"{at}.timestamp"
+            raise _invalid("a text is needed", f"{place}.messageId")
+        context = _object(message, "context", place)
+        happened_at = parse_time(
+            message.get("timestamp") or message.get("originalTimestamp"), f"{place}.timestamp"
         )
         if "sentAt" in message:
-            sent = parse_time(message["sentAt"], f"{at}.sentAt")
-        if happened is not None and sent is not None:
+            sent_at = parse_time(message["sentAt"], f"{place}.sentAt")
+        if happened_at is not None and sent_at is not None:
             try:
-                happened = received - (sent - happened)
+                happened_at = received_at - (sent_at - happened_at)
             except OverflowError as error:
-                raise _invalid("this is out of range beside sentAt", f"{at}.timestamp") from error
-        for field in _APART:
+                raise _invalid("this is too far from sentAt", f"{place}.timestamp") from error
+        for field in _NOT_DATA:
             message.pop(field, None)
-        return self.events[kind].of(
+        return self.events[type_].of(
             message,
             key=key,
-            sent_at=happened,
-            context={**shared, **context} if shared else context,
+            sent_at=happened_at,
+            context={**shared_context, **context} if shared_context else context,
         )
 
 
 class SegmentKey(WriteKey):
-    """A key as Segment's libraries send it: in the header, or in the body where a page may not."""
+    """A key as Segment's libraries send it: in the header, or in the body from pages, which set none."""
 
     def admit(self, headers: Mapping[bytes, bytes]) -> None:
         if b"authorization" in headers:
@@ -152,33 +154,33 @@ class SegmentKey(WriteKey):
     def verify(self, headers: Mapping[bytes, bytes], body: bytes) -> str | None:
         if b"authorization" not in headers:
             try:
-                given = _key_of(body).writeKey
+                key = _decode_key(body).writeKey
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                given = ""
-            basic = base64.b64encode(f"{given}:".encode("utf-8", "surrogatepass"))
+                key = ""
+            basic = base64.b64encode(f"{key}:".encode("utf-8", "surrogatepass"))
             super().admit({b"authorization": b"Basic " + basic})
         return None
 
 
 class _WriteKeyField(msgspec.Struct):
-    writeKey: str = ""  # noqa: N815 - as it is sent
+    writeKey: str = ""  # noqa: N815 - Segment's name
 
 
-_key_of = msgspec.json.Decoder(_WriteKeyField).decode
+_decode_key = msgspec.json.Decoder(_WriteKeyField).decode
 
 
-def _object(body: Mapping[str, Any], field: str, at: str) -> Mapping[str, Any]:
+def _object(body: Mapping[str, Any], field: str, place: str) -> Mapping[str, Any]:
     value = body.get(field)
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise _invalid("an object is needed", f"{at}.{field}")
+        raise _invalid("an object is needed", f"{place}.{field}")
     return value
 
 
-def _invalid(why: str, at: str) -> ValidationError:
-    return ValidationError(f"the body does not fit: {why} - at `{at}`")
+def _invalid(reason: str, place: str) -> ValidationError:
+    return ValidationError(f"the body does not fit: {reason} - at `{place}`")
 
 
-def _received(request: Request) -> datetime:
+def _received_at(request: Request) -> datetime:
     return request.received_at or datetime.now(UTC)

@@ -16,12 +16,12 @@ from blacksmith_dagster.sources.typed import TypedSource, parse_time, several, t
 class SlackSource(TypedSource):
     """The events of a Slack app.
 
-    - `secret`: the app's signing secret; several while one is replaced by another.
+    - `secret`: the app's signing secret; several while a new one replaces an old one.
 
-    The handshake (`url_verification`) gets its response. Of an `event_callback` the type is that of its
-    `event`, which is the event's data; the rest is its context, `event_id` the key, which Slack's
-    retries bear too, and `event_time` is `sent_at`. Whatever else Slack sends, such as
-    `app_rate_limited`, has no data. The response is always 200.
+    The handshake (`url_verification`) is answered. An `event_callback` has the type of its `event`,
+    which is the event's data. `event_id`, which Slack's retries repeat, is the key, `event_time` is
+    `sent_at`, and the other fields are the context. Other requests of Slack, such as
+    `app_rate_limited`, become events without data. The response is always 200.
 
     >>> slack = SlackSource("slack", secret=Secret("SLACK_SIGNING_SECRET"))
     >>> mentioned = slack.on("app_mention")
@@ -32,10 +32,10 @@ class SlackSource(TypedSource):
     """
 
     def __init__(
-        self, name: str, *, secret: Secret | Sequence[Secret], **given: Unpack[Properties]
+        self, name: str, *, secret: Secret | Sequence[Secret], **properties: Unpack[Properties]
     ) -> None:
         super().__init__(
-            name, signature=SlackSignature(*several(secret)), response=Reply(200), **given
+            name, signature=SlackSignature(*several(secret)), response=Reply(200), **properties
         )
 
     def _receive(self, request: Request) -> WebhookResult:
@@ -44,7 +44,9 @@ class SlackSource(TypedSource):
         outer = text_field(body, "type")
         if outer == "url_verification":
             return Reply(200, text_field(body, "challenge"))
-        body.pop("token", None)  # a password of Slack's own, which the signature has replaced
+        body.pop(
+            "token", None
+        )  # Slack's older verification token, a secret; the signature replaces it
         if outer != "event_callback":
             return self._source_event(outer).of(None, context=body)
         event: Any = body.pop("event", None)

@@ -1,4 +1,4 @@
-"""Webhooks as Standard Webhooks has them, of whoever keeps to it."""
+"""Webhooks of any sender that follows Standard Webhooks."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from blacksmith_dagster.sources.typed import TypedSource, header, parse_time, se
 
 
 class StandardWebhooksSource(TypedSource):
-    """The webhooks of a sender that keeps to the specification Standard Webhooks.
+    """The webhooks of a sender that follows the Standard Webhooks specification.
 
-    - `secret`: in base64, with `whsec_` before or without; several while one is replaced by another.
+    - `secret`: in base64, with or without the prefix `whsec_`; several while a new one replaces an old
+      one.
 
     A body is `{"type": ..., "timestamp": ..., "data": ...}`; `webhook-id` is the key, `timestamp` is
-    `sent_at` (that of the header if the body has none). The event's data is `data`, its context the
-    rest.
+    `sent_at` (the header's timestamp if the body has none). The event's data is `data`, its context the
+    other fields.
 
     >>> hooks = StandardWebhooksSource("billing", secret=Secret("BILLING_SECRET"))
     >>> created = hooks.on("user.created")
@@ -31,22 +32,22 @@ class StandardWebhooksSource(TypedSource):
     """
 
     def __init__(
-        self, name: str, *, secret: Secret | Sequence[Secret], **given: Unpack[Properties]
+        self, name: str, *, secret: Secret | Sequence[Secret], **properties: Unpack[Properties]
     ) -> None:
-        super().__init__(name, signature=StandardWebhooksSignature(*several(secret)), **given)
+        super().__init__(name, signature=StandardWebhooksSignature(*several(secret)), **properties)
 
     def _receive(self, request: Request) -> WebhookResult:
-        """A webhook as Standard Webhooks has it."""
+        """A webhook in the format of Standard Webhooks."""
         body: dict[str, Any] = request.json(dict)
         source_event = self._source_event(text_field(body, "type"))
         if "data" not in body:
             raise ValidationError("the body does not fit: a value is needed - at `$.data`")
-        sent: Any = body.get("timestamp")
-        if not isinstance(sent, str):
-            sent = int(header(request, "webhook-timestamp"))
+        timestamp: Any = body.get("timestamp")
+        if not isinstance(timestamp, str):
+            timestamp = int(header(request, "webhook-timestamp"))
         return source_event.of(
             body.pop("data"),
             key=header(request, "webhook-id"),
-            sent_at=parse_time(sent, "$.timestamp"),
+            sent_at=parse_time(timestamp, "$.timestamp"),
             context=body,
         )

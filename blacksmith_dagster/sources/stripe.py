@@ -15,11 +15,11 @@ from blacksmith_dagster.sources.typed import TypedSource, parse_time, several, t
 class StripeSource(TypedSource):
     """The events of a Stripe account.
 
-    - `secret`: that of the webhook endpoint; several while one is replaced by another.
+    - `secret`: the webhook endpoint's secret; several while a new one replaces an old one.
 
     Stripe's id of the event is the key, `created` is `sent_at`, `api_version` the version. The
-    event's data is Stripe's `data` (`object`, and `previous_attributes` of an update), its context is
-    the rest. A thin event has no data: what it is about is in the context, as `related_object`.
+    event's data is Stripe's `data` (`object`, and `previous_attributes` of an update), its context the
+    other fields. A thin event has no data: its object is named in the context, as `related_object`.
 
     >>> stripe = StripeSource("stripe", secret=Secret("STRIPE_SECRET"))
     >>> paid = stripe.on("invoice.paid")
@@ -30,9 +30,9 @@ class StripeSource(TypedSource):
     """
 
     def __init__(
-        self, name: str, *, secret: Secret | Sequence[Secret], **given: Unpack[Properties]
+        self, name: str, *, secret: Secret | Sequence[Secret], **properties: Unpack[Properties]
     ) -> None:
-        super().__init__(name, signature=StripeSignature(*several(secret)), **given)
+        super().__init__(name, signature=StripeSignature(*several(secret)), **properties)
 
     def _receive(self, request: Request) -> WebhookResult:
         """An event of Stripe."""

@@ -1,4 +1,4 @@
-"""What the sources share whose sender gives each event a type."""
+"""The base of the sources whose sender gives each event a type."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ T = TypeVar("T")
 
 OTHERS = "*"
 
-_NO_NAME = re.compile(r"[^a-z0-9]+")
+_NOT_IN_NAMES = re.compile(r"[^a-z0-9]+")
 
 
 class TypedSource(Source, ABC):
     """A source whose events come to one path, `POST /v1/<name>`, each with its sender's type.
 
-    `on` declares those that are wanted. Each sender's own class says how its requests are read.
+    `on` declares the types that are accepted. A subclass reads the requests of one sender.
 
     Raises `DeclarationError`.
     """
@@ -42,9 +42,9 @@ class TypedSource(Source, ABC):
         *,
         signature: Auth | None = None,
         response: Reply | None = None,
-        **given: Unpack[Properties],
+        **properties: Unpack[Properties],
     ) -> None:
-        super().__init__(name, **proved_by(signature, name, given))
+        super().__init__(name, **with_auth(signature, name, properties))
         self._types: dict[str, AnySourceEvent] = {}
         self.webhook(HTTP(f"/v1/{self.name}"), response=response)(self._receive)
 
@@ -86,12 +86,12 @@ class TypedSource(Source, ABC):
         description: str | None = None,
         **own: Unpack[Properties],
     ) -> AnySourceEvent:
-        """A source event of what comes with this type; `'*'` is all that has another.
+        """A source event for this type; `'*'` is for every type that is not declared.
 
-        It is named after the type, in lower case, with `_` for what no name may have
-        (`invoice.paid` is `invoice_paid`), unless `name` is given. Data that does not fit `model` is
-        rejected with 422 and the place of the fault. What has a type that is not declared is rejected
-        with 422, which says which are.
+        Its default name is the type in lower case, with `_` for characters that a name cannot have
+        (`invoice.paid` becomes `invoice_paid`). Data that does not fit `model` is rejected with 422 and
+        the place of the fault. A type that is not declared is rejected with 422 and the list of the
+        declared types.
 
         Raises `DeclarationError`.
         """
@@ -104,61 +104,62 @@ class TypedSource(Source, ABC):
             raise DeclarationError(
                 f"source {self.name!r}: on('*') needs a name; write on('*', name='other')"
             )
-        named = _NO_NAME.sub("_", type.lower()).strip("_") if name is None else name
-        event = self.child(named, model=model, description=description, **own)
+        event_name = _NOT_IN_NAMES.sub("_", type.lower()).strip("_") if name is None else name
+        event = self.child(event_name, model=model, description=description, **own)
         self._types[type] = event
         return event
 
     @abstractmethod
     def _receive(self, request: Request) -> WebhookResult:
-        """What a request holds. Raises `RequestError`."""
+        """The events of a request, or a reply. Raises `RequestError`."""
 
     def _source_event(self, type: str) -> AnySourceEvent:
-        found = self._types.get(type) or self._types.get(OTHERS)
-        if found is None:
+        source_event = self._types.get(type) or self._types.get(OTHERS)
+        if source_event is None:
             raise Reject(
                 f"{self.name} accepts no events of the type {type!r}; it accepts "
                 f"{', '.join(self._types) or 'none at all'}"
             )
-        return found
+        return source_event
 
 
-def proved_by(auth: Auth | None, name: str, given: Properties) -> Properties:
-    """The properties of a source whose senders prove who they are in their own way, if in any."""
+def with_auth(auth: Auth | None, name: str, properties: Properties) -> Properties:
+    """The properties of a source whose senders authenticate with `auth`, if it is not `None`."""
     if auth is None:
-        return given
-    if given.get("auth") is not None:
+        return properties
+    if properties.get("auth") is not None:
         raise DeclarationError(
-            f"source {name!r}: its senders prove who they are by {type(auth).__name__}; leave auth= out"
+            f"source {name!r}: its senders authenticate with {type(auth).__name__}; leave auth= out"
         )
-    proved: Properties = {**given, "auth": auth}
-    return proved
+    with_own: Properties = {**properties, "auth": auth}
+    return with_own
 
 
 def several(secret: Secret | Sequence[Secret]) -> Sequence[Secret]:
-    """One secret, or those that are in use while one is replaced by another."""
+    """One secret, or several while a new one replaces an old one."""
     return (secret,) if isinstance(secret, Secret) else secret
 
 
 def header(request: Request, name: str) -> str:
-    """A header that a sender always sends. Raises `BadRequest` without it."""
+    """A header that the sender always sends. Raises `BadRequest` without it."""
     value = request.headers.get(name.lower())
     if not value:
-        raise BadRequest(f"the header {name} is missing; this path accepts that sender's requests")
+        raise BadRequest(
+            f"the header {name} is missing; this path accepts only that sender's requests"
+        )
     return value
 
 
-def text_field(body: Mapping[str, Any], field: str, at: str = "$") -> str:
-    """A field that has to be a text, and not an empty one. Raises `ValidationError`."""
+def text_field(body: Mapping[str, Any], field: str, place: str = "$") -> str:
+    """A field that must be a text that is not empty. Raises `ValidationError`."""
     value = body.get(field)
     if not isinstance(value, str) or not value:
-        raise ValidationError(f"the body does not fit: a text is needed - at `{at}.{field}`")
+        raise ValidationError(f"the body does not fit: a text is needed - at `{place}.{field}`")
     return value
 
 
-def parse_time(value: Any, at: str) -> datetime | None:
-    """A time: seconds since 1970, or a text as ISO 8601 has it, of UTC if it names no zone; `None` if
-    there is none.
+def parse_time(value: Any, place: str) -> datetime | None:
+    """A time from seconds since 1970 or ISO 8601 text, in UTC if it names no zone; `None` for `None`.
 
     Raises `ValidationError`.
     """
@@ -168,11 +169,11 @@ def parse_time(value: Any, at: str) -> datetime | None:
         if isinstance(value, int):
             return datetime.fromtimestamp(value, UTC)
         if isinstance(value, str):
-            found = datetime.fromisoformat(value.upper())
-            return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+            time = datetime.fromisoformat(value.upper())
+            return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
     except (ValueError, OverflowError, OSError):
         pass
     raise ValidationError(
         "the body does not fit: a time is needed, as seconds since 1970 or as "
-        f"'2026-01-31T12:00:00Z' - at `{at}`"
+        f"'2026-01-31T12:00:00Z' - at `{place}`"
     )

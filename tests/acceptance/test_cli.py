@@ -126,7 +126,7 @@ def test_gateway_refuses_a_token_that_no_header_can_hold(
     monkeypatch.setenv("BLACKSMITH_TEST_SHOP_TOKEN", token)
     result = run("gateway", "--app=tests.acceptance.test_cli:closed", code=1)
     assert "BLACKSMITH_TEST_SHOP_TOKEN" in result.stderr
-    assert "set it without" in result.stderr
+    assert "remove these characters" in result.stderr
     assert "hunter" not in result.output
 
 

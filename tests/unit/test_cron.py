@@ -40,10 +40,10 @@ def test_intervals(interval: str) -> None:
 @pytest.mark.parametrize(
     ("interval", "why"),
     [
-        ("@every 4s", "Dagster looks every 5 seconds at best; write '@every 5s' or longer$"),
+        ("@every 4s", "Dagster evaluates schedules every 5 seconds; write '@every 5s' or longer$"),
         ("@reboot", "write '@every <duration>', a nickname such as '@daily', or a cron"),
         ("*/5 * * * * *", "a cron expression of five fields"),
-        ("0 0 31 4 *", "that comes about"),
+        ("0 0 31 4 *", "that matches some date"),
         (300, "a cron expression of five fields"),
     ],
 )

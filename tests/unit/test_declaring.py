@@ -144,13 +144,21 @@ def test_a_new_name_is_taken_from_one_that_is_gone() -> None:
             lake.event(receives=departed, name=name, renamed_from=old or None)(load)
         application(source, lake)
 
-    refused(partial(declare, new="new"), says="lake/new", fix="a name that is gone")
-    refused(partial(declare, new="old", old=""), says="still declared", fix="a name that is gone")
-    refused(partial(declare, old="", new="old"), says="still declared", fix="a name that is gone")
+    refused(partial(declare, new="new"), says="lake/new", fix="a name that is no longer declared")
+    refused(
+        partial(declare, new="old", old=""),
+        says="still declared",
+        fix="a name that is no longer declared",
+    )
+    refused(
+        partial(declare, old="", new="old"),
+        says="still declared",
+        fix="a name that is no longer declared",
+    )
     refused(
         partial(declare, new="old", newer="old"),
-        says="lake/new has taken it over",
-        fix="by one event",
+        says="lake/new already does",
+        fix="one event can take over a name that is no longer declared",
     )
     declare(new="old", newer="older")
 
@@ -216,7 +224,13 @@ def test_receiving_the_event_of_a_second_source_of_that_name_is_refused() -> Non
     _, departed, lake = pair()
     lake.event(receives=departed)(load)
     again, _, _ = pair()
-    refused(application, again, lake, says="another airport/departed", fix="declare 'airport' once")
+    refused(
+        application,
+        again,
+        lake,
+        says="receives airport/departed, but not the application's own",
+        fix="declare 'airport' once",
+    )
 
 
 def test_outcomes_cannot_go_in_circles() -> None:
@@ -236,13 +250,25 @@ def test_outcomes_cannot_go_in_circles() -> None:
     source, departed, lake = pair()
     by_hand: Outcome[Any] = Outcome("lake/flights", "discarded", Any)
     lake.event(receives=[departed, by_hand], name="flights")(load)
-    refused(application, source, lake, says="another lake/flights.discarded", fix="of that one")
+    refused(
+        application,
+        source,
+        lake,
+        says="receives lake/flights.discarded, but not the application's own",
+        fix="receive its events",
+    )
 
     source, departed, lake = pair()
     flow = Flow(departed)
     lake.event(receives=flow, name="flights")(load)
     flow.on = lake.event(receives=departed, name="reported")(load).discarded
-    refused(application, source, lake, says="another airport/departed", fix="declare")
+    refused(
+        application,
+        source,
+        lake,
+        says="receives airport/departed, but not the application's own",
+        fix="declare",
+    )
 
 
 # ---------------------------------------------------------------------------------- webhooks
@@ -441,9 +467,9 @@ def test_an_application_is_made_of_sources_and_destinations() -> None:
     source, departed, lake = pair()
     make: Any = partial(Blacksmith, since="2026-01-01")
     for sources, destinations, says in (
-        ([lake], [], "sources=: <Destination lake> is no Source"),
-        ([departed], [], "sources=: <SourceEvent airport/departed> is no Source"),
-        ([source], [source], "destinations=: <Source airport> is no Destination"),
+        ([lake], [], "sources=: <Destination lake> is not a Source"),
+        ([departed], [], "sources=: <SourceEvent airport/departed> is not a Source"),
+        ([source], [source], "destinations=: <Source airport> is not a Destination"),
     ):
         declare = partial(make, sources=sources, destinations=destinations)
         refused(declare, says=says, fix="itself")

@@ -92,7 +92,7 @@ def test_an_extract_function_takes_a_request() -> None:
     declare = source.event(HTTP("/departed"), name="departed")
     for function in (nothing, two):
         refused(declare, function, says="called with (request)", fix="change its parameters")
-    refused(declare, 7, says="airport/departed: 7 is no function", fix="write one that takes")
+    refused(declare, 7, says="airport/departed: 7 is not a function", fix="write one that takes")
     declare(one)
 
 

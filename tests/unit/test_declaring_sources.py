@@ -47,7 +47,7 @@ def test_a_version_is_text_with_a_day(versions: Any) -> None:
 
 
 def test_the_default_version_is_one_of_the_versions() -> None:
-    fix = "none of its versions: 2, 1"
+    fix = "not one of its versions (2, 1); declare it in versions="
     known = {"2": None, "1": date(2026, 1, 1)}
     refused(Source, "shop", versions=known, default_version="3", says="='3'", fix=fix)
     refused(Source, "shop", default_version="3", says="='3'", fix="it has none")
@@ -86,7 +86,7 @@ def test_a_function_stays_callable_with_what_it_is_handed() -> None:
 def test_a_webhook_is_served_over_http() -> None:
     wrong: Any = Subscription("orders")
     refused(
-        Source("shop").webhook, wrong, says="a webhook is served over HTTP", fix="HTTP('/shop')"
+        Source("shop").webhook, wrong, says="a webhook needs an HTTP trigger", fix="HTTP('/shop')"
     )
     declare: Any = Source("shop").webhook(HTTP("/shop"))
     refused(declare, lambda: None, says="called with (request)", fix="change its parameters")
@@ -123,6 +123,6 @@ def test_a_subscription_is_read_by_one_event() -> None:
         sources=[shop],
         destinations=[],
         since="2026-01-01",
-        says="shop/ordered and shop/returned are both the subscription 'readers'",
-        fix="name one otherwise",
+        says="shop/ordered and shop/returned both read the subscription 'readers'",
+        fix="rename one",
     )

@@ -212,11 +212,11 @@ def test_a_json_schema_may_be_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("schema", "says"),
     [
-        ({"type": "nonsense"}, "is no JSON Schema"),
-        ({"properties": {"id": {"$ref": "#/$defs/nowhere"}}}, "is no JSON Schema"),
+        ({"type": "nonsense"}, "is not a JSON Schema"),
+        ({"properties": {"id": {"$ref": "#/$defs/nowhere"}}}, "is not a JSON Schema"),
         ({"$ref": "http://127.0.0.1:9/schema"}, "nothing is fetched"),
         ({"$ref": "file:///etc/hostname"}, "nothing is fetched"),
-        ({"pattern": "("}, "is no JSON Schema"),
+        ({"pattern": "("}, "is not a JSON Schema"),
         (["type"], "is a dict"),
         (None, "is a dict"),
     ],

@@ -159,8 +159,8 @@ def test_event_without_data(orders: CloudEventsSource) -> None:
         ({"specversion": "0.3"}, "only CloudEvents 1.0 is supported - at `$.specversion`"),
         ({"time": "noon"}, "at `$.time`"),
         ({"data_base64": "AAAA"}, "data or data_base64, not both"),
-        ({"data": None, "data_base64": "no base64"}, "this is no base64 - at `$.data_base64`"),
-        ({"data": None, "data_base64": 7}, "this is no base64 - at `$.data_base64`"),
+        ({"data": None, "data_base64": "no base64"}, "this is not base64 - at `$.data_base64`"),
+        ({"data": None, "data_base64": 7}, "this is not base64 - at `$.data_base64`"),
     ],
 )
 def test_attributes_are_checked(orders: CloudEventsSource, changed: Any, says: str) -> None:
@@ -175,7 +175,7 @@ def test_attributes_are_checked(orders: CloudEventsSource, changed: Any, says: s
 @pytest.mark.parametrize(
     ("body", "headers", "error", "says"),
     [
-        (b"{}", {"content-type": "application/json"}, BadRequest, "this is no CloudEvent"),
+        (b"{}", {"content-type": "application/json"}, BadRequest, "this is not a CloudEvent"),
         (b"", {}, BadRequest, "no header ce-specversion"),
         (b"<e/>", {"content-type": "application/cloudevents+xml"}, UnsupportedMedia, "send JSON"),
         (b"[1]", {"content-type": BATCH}, ValidationError, r"at `\$\[0\]`"),

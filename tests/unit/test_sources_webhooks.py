@@ -61,7 +61,7 @@ def test_github_payload_in_a_form(github: GitHubSource) -> None:
     function = github.webhooks[0].function
     body = urlencode({"payload": '{"ref": "für & =main"}'}).encode()
     assert function(Request(body, headers)).event.data == {"ref": "für & =main"}
-    with pytest.raises(Reject, match="the form has no payload"):
+    with pytest.raises(Reject, match="the form has no field payload"):
         function(Request(b"other=1", headers))
     with pytest.raises(Reject, match="does not fit"):
         function(Request(b"payload=not json", headers))

@@ -33,7 +33,7 @@ def test_an_event_is_written_for_a_version() -> None:
 def test_unknown_version() -> None:
     with pytest.raises(DeclarationError, match="write one of 2021, 2020, 2019"):
         lake().event(receives=departed, version="1999")(loaded)
-    with pytest.raises(DeclarationError, match="is none of its versions"):
+    with pytest.raises(DeclarationError, match="is not one of its versions"):
         lake(default_version="1999")
 
 
