@@ -1,4 +1,4 @@
-"""Cancelled departures, in a table that came later: its first rows are history, by a backfill."""
+"""Cancelled departures, in a table that was added later: a backfill loads its first rows."""
 
 from datetime import datetime
 
@@ -21,12 +21,12 @@ class Cancellation(msgspec.Struct):
 
 
 def is_cancelled(event: Event[Flight]) -> bool:
-    """Whether it has not left at all."""
+    """Whether the flight never left."""
     return event.data.dep_time is None
 
 
 def cancellation(event: Event[Flight]) -> Cancellation:
-    """What is kept of it."""
+    """The columns of the table."""
     flight = event.data
     return Cancellation(flight.carrier, flight.flight, flight.time_hour, flight.origin, flight.dest)
 
@@ -36,7 +36,7 @@ cancellations = reports.table(
     "cancellations",
     receives=Flow(departed, when=is_cancelled, transform=cancellation),
     key=["carrier", "flight", "time_hour"],
-    # Each night the day before: whatever has no job, or was discarded.
+    # Each night the day before: events without a job, and discarded jobs.
     backfill="0 3 * * *",
     create=sa.Table(
         "cancellations",

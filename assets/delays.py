@@ -1,4 +1,4 @@
-"""What is made of the flights in the warehouse, with pandas."""
+"""An asset downstream of the warehouse: mean delays, with pandas."""
 
 import base64
 import io

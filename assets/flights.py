@@ -70,7 +70,7 @@ def is_late(event: Event[Flight]) -> bool:
 
 
 def message(job: Job[Flight]) -> dict[str, Any]:
-    """What the alert says."""
+    """The body of the alert."""
     flight = job.data
     return {
         "flight": f"{flight.carrier}{flight.flight}",
@@ -89,7 +89,7 @@ desk = Destination("desk", schedule=Schedule("@every 1m"))
 
 @desk.event(receives=[flights.discarded, late.discarded])
 def undeliverable(batch: Batch[Any]) -> None:
-    """Jobs that were discarded, for someone to look at: a line each in `undeliverable.ndjson`."""
+    """Write a line for each discarded job to `undeliverable.ndjson`, for someone to look at."""
     with (Settings.read().home / "undeliverable.ndjson").open("a") as file:
         for job in batch:
             row = {"event": job.event.parent, "cause": job.cause, "data": job.data}

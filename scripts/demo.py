@@ -1,11 +1,12 @@
 """The whole system with real flights: a gateway, Dagster, a warehouse and alerts, on SQLite.
 
-A Dagster job makes the warehouse's tables. Flights go there by schedule, alerts at once: through a
-NATS server of the demo's own, or the broker at BLACKSMITH_PUBSUB_URL (with `postgres`, the store is
-the one at BLACKSMITH_STORE_URL).
+A Dagster job creates the warehouse's tables. Flights are loaded there by schedule, alerts in realtime:
+notified by a NATS server that the demo starts, or by the broker at BLACKSMITH_PUBSUB_URL (with
+`postgres`, the store is the one at BLACKSMITH_STORE_URL).
 
-`make demo` runs until Ctrl-C. `--once` ends by itself: with exit code 0 only if every flight was
-accepted and loaded, every late one alerted, and Dagster's history has the runs that did it.
+`make demo` runs until Ctrl-C. With `--once` it stops when it is done; its exit code is 0 only if every
+flight was accepted and loaded, every late one caused an alert, and Dagster's history has the runs that
+did it.
 """
 
 from __future__ import annotations
@@ -39,20 +40,20 @@ from tqdm import tqdm
 from scripts import history
 
 PROJECT = Path(__file__).resolve().parent.parent
-SECONDS = 280  # stopping what was started takes its time too: five minutes in all
+SECONDS = 280  # with the time to stop everything, five minutes in all
 LATE_MINUTES = 120
 FLIGHTS_A_REQUEST = 500
 MIGRATES = "wanderer_run"
-"""The job that makes the warehouse's tables."""
+"""The job that creates the warehouse's tables."""
 
 LOADS = {"load_warehouse": {"SUCCESS"}, "realtime_alerts": {"STARTED", "SUCCESS"}}
-"""The jobs that load, and how a run of each stands that has done so."""
+"""The jobs that load, and the statuses of a run that has loaded."""
 
 Key = tuple[str, int, datetime]
 
 
 class Missed(Exception):
-    """Something that the demo promises did not come about; says what."""
+    """The demo did not keep a promise; says which."""
 
 
 # ----------------------------------------------------------------------------------- the flights
@@ -66,7 +67,7 @@ def read_flights(*, whole_year: bool) -> pandas.DataFrame:
 
 
 def as_rows(flights: pandas.DataFrame) -> list[dict[str, Any]]:
-    """The flights as the airport sends them: what is missing is null, clock times are whole."""
+    """The flights as the airport sends them: missing values are null, clock times are integers."""
     clock = {"dep_time": "Int64", "arr_time": "Int64"}
     frame = flights.astype(clock).drop(columns=["year", "month", "day", "hour", "minute"])
     objects = frame.astype(object)
@@ -74,27 +75,27 @@ def as_rows(flights: pandas.DataFrame) -> list[dict[str, Any]]:
 
 
 def keys_of(flights: pandas.DataFrame) -> set[Key]:
-    """What tells each flight from the others."""
+    """The key of each flight."""
     times = pandas.to_datetime(flights.time_hour, utc=True).dt.to_pydatetime()
     return set(zip(flights.carrier, flights.flight.astype(int), times, strict=True))
 
 
 def cancelled_keys(flights: pandas.DataFrame) -> set[Key]:
-    """What tells each cancelled flight from the others."""
+    """The key of each cancelled flight."""
     return keys_of(flights[flights.dep_time.isna()])
 
 
 def late_keys(flights: pandas.DataFrame) -> set[tuple[str, datetime]]:
-    """What tells each alert from the others: of the flights that left more than two hours late."""
+    """The key of each alert: one for every flight that left more than two hours late."""
     delayed = flights[flights.dep_delay > LATE_MINUTES]
     return {(f"{carrier}{flight}", hour) for carrier, flight, hour in keys_of(delayed)}
 
 
-# ---------------------------------------------------------------------------------- what receives
+# ------------------------------------------------------------------------------ the destinations
 
 
 class Receiver:
-    """Receives alerts by HTTP and keeps them: what a pager or a chat would do."""
+    """Receives alerts by HTTP and keeps them, as a pager or a chat would."""
 
     def __init__(self) -> None:
         self.alerts: list[dict[str, Any]] = []
@@ -118,8 +119,8 @@ class Receiver:
         self.url = f"http://127.0.0.1:{self._server.server_port}/alerts"
 
     def keys(self) -> set[tuple[str, datetime]]:
-        """The flights that an alert has come for."""
-        return {(each["flight"], _time(each["time_hour"])) for each in self.alerts}
+        """The flights with an alert."""
+        return {(alert["flight"], _time(alert["time_hour"])) for alert in self.alerts}
 
     def close(self) -> None:
         """Stop receiving."""
@@ -143,12 +144,12 @@ class Warehouse:
         return {(carrier, flight, _time(hour)) for carrier, flight, hour in rows}
 
     def cancelled(self) -> set[Key]:
-        """The flights in its second table, which is declared after the first of them came."""
+        """The flights in its second table, which was declared after the first of them had arrived."""
         rows = self._read("select carrier, flight, time_hour from cancellations")
         return {(carrier, flight, _time(hour)) for carrier, flight, hour in rows}
 
     def weather(self) -> int:
-        """How many hours of weather have been polled, and loaded."""
+        """How many hours of weather were polled and loaded."""
         return next((row[0] for row in self._read("select count(*) from weather")), 0)
 
     def _read(self, query: str) -> list[Any]:
@@ -168,12 +169,12 @@ def _time(text: str) -> datetime:
     return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-# -------------------------------------------------------------------------------- what is running
+# -------------------------------------------------------------------------------- the deployment
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """A running `blacksmith dev`, with what it loads to."""
+    """A running `blacksmith dev` and its destinations."""
 
     home: Path
     gateway: str
@@ -184,7 +185,7 @@ class Deployment:
 
     @property
     def log(self) -> Path:
-        """What the gateway and Dagster have printed."""
+        """The output of the gateway and Dagster."""
         return self.home / "dev.log"
 
     def wait_for(self, what: str, done: Callable[[], bool], deadline: float) -> None:
@@ -197,24 +198,22 @@ class Deployment:
             time.sleep(0.3)
 
     def graphql(self, query: str, **variables: Any) -> Any:
-        """Ask the UI's own API."""
-        asked = {"query": query, "variables": variables}
-        response = (
-            httpx.post(f"{self.ui}/graphql", json=asked, timeout=30).raise_for_status().json()
-        )
+        """Query the API of Dagster's UI."""
+        body = {"query": query, "variables": variables}
+        response = httpx.post(f"{self.ui}/graphql", json=body, timeout=30).raise_for_status().json()
         if response.get("errors"):
             raise Missed(f"Dagster returned {response['errors']}")
         return response["data"]
 
     def launch(self, job: str) -> None:
-        """Launch a job, as its page in the UI does."""
+        """Launch a job the way its page in the UI does."""
         [repository] = self.graphql(_REPOSITORIES)["repositoriesOrError"]["nodes"]
-        job_of = {
+        selector = {
             "jobName": job,
             "repositoryName": repository["name"],
             "repositoryLocationName": repository["location"]["name"],
         }
-        launched = self.graphql(_LAUNCH, job=job_of)["launchRun"]
+        launched = self.graphql(_LAUNCH, job=selector)["launchRun"]
         if launched["__typename"] != "LaunchRunSuccess":
             raise Missed(f"{job} was not launched: {launched}")
 
@@ -237,15 +236,15 @@ _LAUNCH = """mutation Launch($job: JobOrPipelineSelector!) {
 
 
 def not_loaded_by(runs: Mapping[str, Counter[str]]) -> list[str]:
-    """The jobs of LOADS that have no run which has loaded."""
+    """The jobs of LOADS without a run that has loaded."""
     return [job for job, statuses in LOADS.items() if not statuses & runs.get(job, {}).keys()]
 
 
 @contextlib.contextmanager
 def broker(home: Path) -> Iterator[str]:
     """The URL of the broker that BLACKSMITH_PUBSUB_URL names, or of a NATS server started here."""
-    if given := os.environ.get("BLACKSMITH_PUBSUB_URL"):
-        yield given
+    if url := os.environ.get("BLACKSMITH_PUBSUB_URL"):
+        yield url
         return
     port = free_port(0)
     command = [str(Path(sys.executable).with_name("nats-server")), "-a", "127.0.0.1"]
@@ -259,7 +258,7 @@ def broker(home: Path) -> Iterator[str]:
 
 
 def store_url(home: Path) -> str:
-    """The URL of the store: SQLite, unless that is to be the broker too."""
+    """The URL of the store: SQLite, unless PostgreSQL is the broker too."""
     if os.environ.get("BLACKSMITH_PUBSUB_URL") == "postgres":
         return os.environ["BLACKSMITH_STORE_URL"]
     return f"sqlite:///{home / 'store.db'}"
@@ -267,10 +266,10 @@ def store_url(home: Path) -> str:
 
 @contextlib.contextmanager
 def deployment(home: Path, pubsub: str, ports: tuple[int, int] = (0, 0)) -> Iterator[Deployment]:
-    """The example deployment on the embedded default, in a home of its own; stopped at the end.
+    """The example deployment with the default store, in a home of its own; stopped at the end.
 
-    `pubsub` is the URL of a broker. `ports` are the gateway's and the UI's, if they are free; 0 is
-    any.
+    `pubsub` is the URL of a broker. `ports` are the preferred ports of the gateway and the UI; 0
+    means any free one.
     """
     receiver = Receiver()
     port, ui_port = map(free_port, ports)
@@ -287,7 +286,7 @@ def deployment(home: Path, pubsub: str, ports: tuple[int, int] = (0, 0)) -> Iter
     command = [sys.executable, "-m", "blacksmith_dagster.cli", "dev"]
     command += [f"--port={port}", f"--ui-port={ui_port}"]
     with (home / "dev.log").open("wb") as log:
-        # A session of its own: Ctrl-C reaches this process alone, which then stops the deployment.
+        # A session of its own: Ctrl-C reaches only this process, which then stops the deployment.
         process = subprocess.Popen(
             command,
             cwd=PROJECT,
@@ -315,7 +314,7 @@ def deployment(home: Path, pubsub: str, ports: tuple[int, int] = (0, 0)) -> Iter
 
 
 def free_port(wanted: int) -> int:
-    """`wanted` if it is free on loopback, else any that is."""
+    """`wanted` if it is free on loopback, else any free port."""
     for port in (wanted, 0):
         with socket.socket() as candidate:
             candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -334,13 +333,13 @@ def responds(url: str) -> bool:
 
 
 def progress(what: str, total: int, unit: str, position: int = 0) -> Any:
-    """A progress bar; where there is no terminal, a line now and then."""
+    """A progress bar; without a terminal, a line every 15 seconds."""
     seconds = 0.1 if sys.stderr.isatty() else 15
     return tqdm(total=total, desc=what, unit=f" {unit}", position=position, mininterval=seconds)
 
 
 def feed(gateway: str, rows: Sequence[dict[str, Any]], deadline: float) -> int:
-    """Send the flights to the gateway, every second request as NDJSON; how many were accepted."""
+    """Send the flights to the gateway, every second request as NDJSON; returns how many it accepted."""
     parts = [rows[i : i + FLIGHTS_A_REQUEST] for i in range(0, len(rows), FLIGHTS_A_REQUEST)]
     ids: set[str] = set()
     with (
@@ -376,7 +375,7 @@ def _send(
 
 
 def see_an_alert_come(running: Deployment, number: int, deadline: float) -> float:
-    """Send a flight of this number that is very late; seconds until its alert has come."""
+    """Send a very late flight with this number; returns the seconds until its alert arrives."""
     hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
     flight = {
         "carrier": "BD", "flight": number, "time_hour": hour.isoformat(), "origin": "JFK", "dest": "LAX",
@@ -393,7 +392,7 @@ def see_an_alert_come(running: Deployment, number: int, deadline: float) -> floa
 
 
 def watch_loading(running: Deployment, flights: int, late: int, deadline: float) -> None:
-    """Wait until the warehouse holds the flights and the alerts have come."""
+    """Wait until the warehouse holds the flights and the alerts have arrived."""
     with (
         progress("warehouse", flights, "flights") as loaded,
         progress("alerts", late, "alerts", position=1) as alerted,
@@ -407,11 +406,11 @@ def watch_loading(running: Deployment, flights: int, late: int, deadline: float)
         running.wait_for("complete load", done, deadline)
 
 
-# ---------------------------------------------------------------------------------- what is judged
+# --------------------------------------------------------------------------------------- the checks
 
 
 def judge(running: Deployment, flights: pandas.DataFrame, accepted: int) -> list[str]:
-    """What differs from the data set; nothing if all is well."""
+    """The differences from the data set; empty if all is well."""
     runs = running.runs()
     missed = []
     if accepted != len(flights):
@@ -430,7 +429,7 @@ def _compare(what: str, found: set[Any], wanted: set[Any]) -> list[str]:
 
 
 def run(home: Path, *, once: bool, whole_year: bool) -> None:
-    """Start everything, feed, load and judge. Raises `Missed`."""
+    """Start everything, feed, load and check. Raises `Missed`."""
     deadline = time.monotonic() + SECONDS
     flights = read_flights(whole_year=whole_year)
     late = int((flights.dep_delay > LATE_MINUTES).sum())
@@ -438,8 +437,8 @@ def run(home: Path, *, once: bool, whole_year: bool) -> None:
     january = flights.day.where(flights.month == 1, history.DAYS + 1)
     new = history.import_history(store_url(home), rows, january)
     imported = len(rows) - len(new)
-    # Dagster binds its port late: of two demos that begin together, both would find 3000 free. Who
-    # looks at it wants the usual ports; what is judged must not depend on them.
+    # Dagster binds its port late, so two demos that start together would both find 3000 free. A person
+    # expects the usual ports; a checked run must not depend on them.
     with (
         broker(home) as pubsub,
         deployment(home, pubsub, (0, 0) if once else (8420, 3000)) as running,
@@ -496,13 +495,15 @@ def run(home: Path, *, once: bool, whole_year: bool) -> None:
 
 
 def main() -> int:
-    """Parse the options and run; the exit code."""
+    """Parse the options and run; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--once", action="store_true", help="end by itself, and judge")
+    parser.add_argument(
+        "--once", action="store_true", help="stop when it is done, and check the result"
+    )
     parser.add_argument("--all", action="store_true", help="the year's 336,776 flights")
     options = parser.parse_args()
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # SIGINT may come ignored
-        signal.signal(each, signal.default_int_handler)
+    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # SIGINT may be ignored at start
+        signal.signal(stop, signal.default_int_handler)
     began = time.monotonic()
     home = Path(tempfile.mkdtemp(prefix="blacksmith-demo-"))
     try:

@@ -1,7 +1,7 @@
-"""The demo's history: flights of days past, and a table that is declared after them.
+"""The demo's history: flights of past days, and a table that is declared after them.
 
-They are imported with the times when they were received; the table is filled by a backfill of those
-days, launched as Dagster's UI does.
+The flights are imported with the times when they were received. A backfill of those days, launched
+the way Dagster's UI does it, fills the table.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ query Status($id: String!) {
 
 
 def partitions() -> list[str]:
-    """The days that the history was received on: the last ones before today."""
+    """The days on which the history was received: the last ones before today."""
     today = datetime.now(UTC).date()
     return [(today - timedelta(days=n)).isoformat() for n in range(DAYS, 0, -1)]
 
@@ -49,7 +49,7 @@ def import_history(
 ) -> list[dict[str, Any]]:
     """Import the flights of the first days, before the table is declared; returns the others.
 
-    `days` tells the day of the month of each row.
+    `days` has the day of the month of each row.
     """
     before = Blacksmith(
         sources=[airport], destinations=[warehouse, alerts, desk], since=partitions()[0]
@@ -68,7 +68,7 @@ def import_history(
 def launch_backfill(ui: str) -> str:
     """Launch the backfill of the table; returns its id."""
     params = {"assetSelection": [{"path": TABLE.split("/")}], "partitionNames": partitions()}
-    response = _asked(ui, _BACKFILL, params=params)["launchPartitionBackfill"]
+    response = _graphql(ui, _BACKFILL, params=params)["launchPartitionBackfill"]
     if "backfillId" not in response:
         raise RuntimeError(f"Dagster did not launch the backfill: {response}")
     return str(response["backfillId"])
@@ -76,13 +76,13 @@ def launch_backfill(ui: str) -> str:
 
 def has_ended_well(ui: str, backfill: str) -> bool:
     """Whether the backfill has materialized all its days. Raises `RuntimeError` if it has failed."""
-    status = _asked(ui, _STATUS, id=backfill)["partitionBackfillOrError"]["status"]
+    status = _graphql(ui, _STATUS, id=backfill)["partitionBackfillOrError"]["status"]
     if "FAIL" in status or "CANCEL" in status:
         raise RuntimeError(f"the backfill of {TABLE} ended as {status}")
     return bool(status == "COMPLETED_SUCCESS")
 
 
-def _asked(ui: str, query: str, **variables: Any) -> Any:
+def _graphql(ui: str, query: str, **variables: Any) -> Any:
     response = httpx.post(
         f"{ui}/graphql", json={"query": query, "variables": variables}, timeout=60
     )

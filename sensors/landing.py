@@ -1,4 +1,4 @@
-"""Files of events that are dropped into a folder, ingested as if they had come by HTTP."""
+"""Ingests files of events that appear in a folder, as if they had come by HTTP."""
 
 import time
 from pathlib import Path
@@ -20,7 +20,7 @@ TICK_SECONDS = 30  # Dagster gives a sensor 60
 
 @sensor(minimum_interval_seconds=10, default_status=DefaultSensorStatus.RUNNING)
 def landing(blacksmith: BlacksmithResource) -> SkipReason:
-    """Ingests the departures in `landing/*.ndjson` under BLACKSMITH_HOME; it launches no run."""
+    """Ingests the departures in `landing/*.ndjson` under BLACKSMITH_HOME, without launching a run."""
     folder, store = Settings.read().home / "landing", blacksmith.store(application)
     ends = time.monotonic() + TICK_SECONDS
     ingested = {
@@ -31,10 +31,10 @@ def landing(blacksmith: BlacksmithResource) -> SkipReason:
 
 
 def ingest_file(store: Store, path: Path, ends: float) -> int:
-    """Ingest the lines that a file has beyond what was ingested; how many events they made.
+    """Ingest the lines that were added to a file; returns how many events they made.
 
-    How far it was read is committed with the events: after a crash at any moment, each line has
-    been ingested once. A file may grow; a line is ingested once it has its end.
+    The cursor is committed with the events, so each line is ingested once, even after a crash. A
+    file may grow; a line is ingested when it is complete.
     """
     reader, events = f"landing/{path.name}", 0
     with path.open("rb") as file:
