@@ -1,9 +1,8 @@
-"""What is checked: is anything discarded, overdue, in quarantine, orphaned or not migrated; who responds
-or listens?
+"""The asset checks: discarded, overdue, quarantined and orphaned jobs, listeners, services, migrations.
 
-A check is evaluated by each load for its own destination event, by the report sensor for all, and
-by hand in the UI. What it finds is a value; only `find` asks the store, the supervisor and the
-gateway, and `migrations_up_to_date` the wanderer.
+A load evaluates the checks of its own destination event, the report sensor evaluates all of them, and
+so does the UI by hand. A finding is a value: only `run_checks` queries the store, the supervisor and
+the gateway, and `migrations_up_to_date` the wanderer.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from blacksmith_dagster.orchestration.assets import STORE_KEY
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import Destination
 from blacksmith_dagster.pipeline.schedule import DEFAULT, Schedule
-from blacksmith_dagster.pipeline.source import Source, SourceEvent
+from blacksmith_dagster.pipeline.source import AnySourceEvent, Source
 from blacksmith_dagster.pipeline.triggers import HTTP
 from blacksmith_dagster.store.interface import Counts, JobState, ListenerStatus, Orphan, Store
 from blacksmith_dagster.supervisor import Supervisor
@@ -44,14 +43,14 @@ GATEWAY_URL = "BLACKSMITH_GATEWAY_URL"
 _DEFAULT_GATEWAY = "http://127.0.0.1:8420"
 _GATEWAY_SECONDS = 2.0
 _REALTIME = timedelta(seconds=10)
-# A load takes its time between the moment when it is due and its first job.
+# The time that a load may take from the moment when it is due until it runs its first job.
 _GRACE = timedelta(minutes=5)
-# A listener is noted every few seconds.
+# The status of a listener is stored every few seconds.
 _SILENT = timedelta(seconds=60)
 _STUCK = timedelta(minutes=5)
 
 MOST_NAMED = 1000
-"""Jobs of a replay that are looked at."""
+"""How many jobs of a replay are looked at."""
 
 _NAMED = 10
 _ERROR_LENGTH = 200
@@ -60,9 +59,9 @@ _DESCRIPTIONS = {
     "nothing_overdue": "No job is due for more than an interval (10 seconds if loaded in realtime).",
     "nothing_in_quarantine": "No request or message waits in quarantine, at the event or at a webhook "
     "of its source; `blacksmith quarantine` lists, shows, retries and drops them.",
-    "listening": "Someone reads its messages or changes, and keeps up with them.",
-    "gateway_reachable": "The gateway responds that it can accept events.",
-    "supervisor_reachable": "Locks can be had; the metadata name the holder of each.",
+    "listening": "A listener reads its messages or changes, and keeps up with them.",
+    "gateway_reachable": "The gateway responds that it accepts events.",
+    "supervisor_reachable": "The supervisor grants locks; the metadata name the holder of each.",
     "replay_settled": "Each job of the last replay has succeeded.",
     "no_orphans": "No job waits for a destination event that is no longer declared.",
     "migrations_up_to_date": "Every migration of the destination and its events has run.",
@@ -71,12 +70,12 @@ _DESCRIPTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a check has found."""
+    """What a check found."""
 
     key: AssetKey
     name: str
     passed: bool
-    said: str
+    description: str
     severity: AssetCheckSeverity = AssetCheckSeverity.WARN
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
@@ -86,46 +85,48 @@ class Finding:
         return AssetCheckKey(self.key, self.name)
 
     def evaluation(self) -> AssetCheckEvaluation:
-        """As an event of a run, or of a sensor."""
+        """The finding as an event of a run or a sensor."""
         return AssetCheckEvaluation(
             self.key,
             self.name,
             self.passed,
             self.metadata,
             severity=self.severity,
-            description=self.said,
+            description=self.description,
         )
 
     def result(self) -> AssetCheckResult:
-        """As the result of a check that was run by hand."""
+        """The finding as the result of a check that was run by hand."""
         return AssetCheckResult(
             passed=self.passed,
             asset_key=self.key,
             check_name=self.name,
             metadata=self.metadata,
             severity=self.severity,
-            description=self.said,
+            description=self.description,
         )
 
 
 def check_specs(app: Blacksmith, keys: Mapping[str, AssetKey]) -> Sequence[AssetCheckSpec]:
-    """Every check of the application; `keys` are the assets' by the events' paths."""
-    named = [
+    """Every check of the application. `keys`: the asset keys by the events' paths."""
+    checks = [
         (keys[path], name)
         for path in app.destination_events
         for name in ("no_discarded", "nothing_overdue", "replay_settled")
     ]
-    named += [(keys[path], "nothing_in_quarantine") for path in app.source_events]
-    named += [(keys[event.path], "listening") for event in _listened(app)]
-    named += [(keys[path], "gateway_reachable") for path in _over_http(app)]
-    named += [
+    checks += [(keys[path], "nothing_in_quarantine") for path in app.source_events]
+    checks += [(keys[event.path], "listening") for event in _listened(app)]
+    checks += [(keys[path], "gateway_reachable") for path in _over_http(app)]
+    checks += [
         (keys[event.path], "migrations_up_to_date")
         for destination in app.destinations.values()
         if has_migrations(destination)
         for event in destination.events.values()
     ]
-    named += [(STORE_KEY, "supervisor_reachable"), (STORE_KEY, "no_orphans")]
-    return [AssetCheckSpec(name, asset=key, description=_DESCRIPTIONS[name]) for key, name in named]
+    checks += [(STORE_KEY, "supervisor_reachable"), (STORE_KEY, "no_orphans")]
+    return [
+        AssetCheckSpec(name, asset=key, description=_DESCRIPTIONS[name]) for key, name in checks
+    ]
 
 
 def run_checks(
@@ -136,7 +137,7 @@ def run_checks(
     *,
     woken: bool,
 ) -> Iterator[Finding]:
-    """Evaluate every check but those of migrations. `woken`: whether realtime events are loaded at once.
+    """Evaluate every check except those of migrations. `woken`: see `check_destination`.
 
     Raises `Unavailable` when the store does not respond.
     """
@@ -148,14 +149,16 @@ def run_checks(
     for path, source_event in app.source_events.items():
         at_webhooks = sizes.get(source_event.source.name, 0)
         yield nothing_in_quarantine(keys[path], path, sizes.get(path, 0), at_webhooks)
-    statuses = {each.path: each for each in store.listeners()}
+    statuses = {status.path: status for status in store.listeners()}
     for source_event in _listened(app):
         yield listening(keys[source_event.path], source_event, statuses.get(source_event.path), now)
     over_http = _over_http(app)
     if over_http:
-        passed, said = gateway_reachable()
+        passed, description = gateway_reachable()
         for path in over_http:
-            yield Finding(keys[path], "gateway_reachable", passed, said, AssetCheckSeverity.ERROR)
+            yield Finding(
+                keys[path], "gateway_reachable", passed, description, AssetCheckSeverity.ERROR
+            )
     yield supervisor_reachable(supervisor)
     yield no_orphans(store.orphans(app))
 
@@ -165,7 +168,7 @@ def check_destination(
 ) -> Iterator[Finding]:
     """The two checks of a destination event, from its counts.
 
-    `woken`: whether realtime events are loaded at once; without a broker the schedule serves them.
+    `woken`: whether a broker wakes the loads of realtime events; without one the schedule serves them.
     """
     yield Finding(
         key,
@@ -174,19 +177,19 @@ def check_destination(
         "nothing is discarded"
         if counts.discarded == 0
         else f"{counts.discarded} jobs are discarded; `blacksmith jobs list --state discarded` "
-        "names them and why",
+        "lists them with their reasons",
         metadata={"jobs_discarded": counts.discarded},
     )
     late_at = counts.oldest_waiting and late_after(schedule, counts.oldest_waiting, woken)
     overdue = late_at is not None and late_at < now
     # A retry may be due in the future: it does not wait yet.
     oldest = min(counts.oldest_waiting or now, now)
-    waits = (now - oldest).total_seconds()
+    waiting = (now - oldest).total_seconds()
     yield Finding(
         key,
         "nothing_overdue",
         not overdue,
-        f"{counts.pending} jobs wait, the oldest for {waits:.0f} s; is its schedule running, and "
+        f"{counts.pending} jobs wait, the oldest for {waiting:.0f} s; is its schedule running, and "
         "does its load succeed?"
         if overdue
         else f"{counts.pending} jobs wait, none too long",
@@ -194,27 +197,29 @@ def check_destination(
             "jobs_awaiting": counts.awaiting,
             "jobs_retrying": counts.retrying,
             "jobs_executing": counts.executing,
-            "oldest_waiting_seconds": round(waits, 1),
+            "oldest_waiting_seconds": round(waiting, 1),
         },
     )
 
 
 def nothing_in_quarantine(key: AssetKey, path: str, own: int, at_webhooks: int) -> Finding:
-    """Whether requests or messages wait in quarantine: `own` of the event itself, `at_webhooks` that
-    came to a webhook of its source and may be of any of its events."""
+    """Whether requests or messages wait in quarantine.
+
+    - `own`: how many of the event itself.
+    - `at_webhooks`: how many that came to a webhook of its source, and may be of any of its events.
+    """
     source = path.partition("/")[0]
-    where = [(own, path), (at_webhooks, source)]
-    said = ", ".join(
-        f"{number} wait in quarantine: `blacksmith quarantine list --event {of}` names them and why, "
-        f"`blacksmith quarantine retry --event {of}` ingests them"
-        for number, of in where
+    description = ", ".join(
+        f"{number} wait in quarantine: `blacksmith quarantine list --event {event}` lists them with "
+        f"their reasons, `blacksmith quarantine retry --event {event}` ingests them"
+        for number, event in [(own, path), (at_webhooks, source)]
         if number
     )
     return Finding(
         key,
         "nothing_in_quarantine",
-        not said,
-        said or "nothing is in quarantine",
+        not description,
+        description or "nothing is in quarantine",
         metadata={"in_quarantine": own}
         | ({"in_quarantine_at_webhooks": at_webhooks} if at_webhooks else {}),
     )
@@ -222,51 +227,55 @@ def nothing_in_quarantine(key: AssetKey, path: str, own: int, at_webhooks: int) 
 
 def listening(
     key: AssetKey,
-    event: SourceEvent[Any, Any, Any],
+    event: AnySourceEvent,
     status: ListenerStatus | None,
     now: datetime,
 ) -> Finding:
     """Whether a subscription or a CDC event is read: `status` is the last one of its listener."""
-    found = status or ListenerStatus(event.path, "")
-    if status is None or found.at is None or now - found.at > _SILENT:
-        since = f" since {found.at:%Y-%m-%d %H:%M:%S} UTC" if found.at else ""
-        why = (
-            f"nobody has listened{since}: is the sensor listen_{event.source.name}_sensor running, or a "
-            "`blacksmith worker`, and does it respond?"
+    last = status or ListenerStatus(event.path, "")
+    if status is None or last.at is None or now - last.at > _SILENT:
+        since = f" since {last.at:%Y-%m-%d %H:%M:%S} UTC" if last.at else ""
+        problem = (
+            f"nothing has listened{since}: is the sensor listen_{event.source.name}_sensor running, or "
+            "a `blacksmith worker`, and does it respond?"
         )
-    elif found.error:
-        why = found.error
-    elif found.lag and (found.read_at is None or now - found.read_at > _STUCK):
-        why = f"{found.lag} {found.unit} wait, and nothing was read for 5 minutes"
+    elif last.error:
+        problem = last.error
+    elif last.lag and (last.read_at is None or now - last.read_at > _STUCK):
+        problem = f"{last.lag} {last.unit} wait, and nothing was read for 5 minutes"
     else:
-        why = ""
+        problem = ""
     metadata = {
-        "lag": found.lag,
-        "lag_unit": found.unit,
-        "held_by": found.holder,
-        "last_read_at": found.read_at and MetadataValue.timestamp(found.read_at),
-        "noted_at": found.at and MetadataValue.timestamp(found.at),
-        "error": found.error,
+        "lag": last.lag,
+        "lag_unit": last.unit,
+        "held_by": last.holder,
+        "last_read_at": last.read_at and MetadataValue.timestamp(last.read_at),
+        "noted_at": last.at and MetadataValue.timestamp(last.at),
+        "error": last.error,
     }
     return Finding(
         key,
         "listening",
-        not why,
-        why or f"{found.holder} listens; {found.lag or 0} {found.unit} wait",
+        not problem,
+        problem or f"{last.holder} listens; {last.lag or 0} {last.unit} wait",
         AssetCheckSeverity.ERROR,
         {name: value for name, value in metadata.items() if value is not None} if status else {},
     )
 
 
 def replay_settled(key: AssetKey, unsettled: Sequence[JobState]) -> Finding:
-    """Whether all jobs of the last replay have succeeded: `unsettled` are those that have not, or the
-    first `MOST_NAMED` of them."""
+    """Whether all jobs of the last replay have succeeded.
+
+    `unsettled`: the jobs that have not, or the first `MOST_NAMED` of them.
+    """
     days = Counter((job.received_at.astimezone(UTC).date(), job.state) for job in unsettled)
     states_by_day: dict[str, dict[str, int]] = {}
     for (day, state), jobs in sorted(days.items()):
         states_by_day.setdefault(day.isoformat(), {})[state] = jobs
     more = "+" if len(unsettled) == MOST_NAMED else ""
-    named = [f"{job.event_id}: {(job.error or '')[:_ERROR_LENGTH]}" for job in unsettled[:_NAMED]]
+    jobs_with_errors = [
+        f"{job.event_id}: {(job.error or '')[:_ERROR_LENGTH]}" for job in unsettled[:_NAMED]
+    ]
     return Finding(
         key,
         "replay_settled",
@@ -274,10 +283,10 @@ def replay_settled(key: AssetKey, unsettled: Sequence[JobState]) -> Finding:
         f"{len(unsettled)}{more} jobs of the last replay are retried or discarded, on "
         f"{', '.join(states_by_day)}"
         if unsettled
-        else "nothing that was replayed waits or is discarded",
+        else "no job of the last replay waits or is discarded",
         metadata={
             "days": MetadataValue.json(states_by_day),
-            "jobs": MetadataValue.json(named),
+            "jobs": MetadataValue.json(jobs_with_errors),
         }
         if unsettled
         else {},
@@ -285,7 +294,7 @@ def replay_settled(key: AssetKey, unsettled: Sequence[JobState]) -> Finding:
 
 
 def late_after(schedule: Schedule, due: datetime, woken: bool) -> datetime:
-    """When a job that was received or due at `due` should have been loaded.
+    """The latest time at which a job that was received or due at `due` should be loaded.
 
     >>> late_after(Schedule("@every 1m"), datetime(2026, 1, 1, tzinfo=UTC), woken=True).minute
     2
@@ -299,14 +308,14 @@ def late_after(schedule: Schedule, due: datetime, woken: bool) -> datetime:
 
 
 def no_orphans(orphans: Sequence[Orphan]) -> Finding:
-    """Whether jobs wait for what the application no longer declares."""
-    named = ", ".join(f"{orphan.destination} ({orphan.pending})" for orphan in orphans)
+    """Whether jobs wait for a destination event that the application no longer declares."""
+    orphaned = ", ".join(f"{orphan.destination} ({orphan.pending})" for orphan in orphans)
     return Finding(
         STORE_KEY,
         "no_orphans",
         not orphans,
-        f"jobs wait for {named}: declare it again until they are loaded, or run `blacksmith "
-        "destinations retire`; renamed_from= takes them over when a new name is first deployed"
+        f"jobs wait for {orphaned}: declare it again until they are loaded, or run `blacksmith "
+        "destinations retire`; renamed_from= moves them to a new name when that is first deployed"
         if orphans
         else "no job is orphaned",
         metadata={orphan.destination: orphan.pending for orphan in orphans},
@@ -314,13 +323,13 @@ def no_orphans(orphans: Sequence[Orphan]) -> Finding:
 
 
 def supervisor_reachable(supervisor: Supervisor) -> Finding:
-    """Whether locks can be had, and who holds which."""
+    """Whether the supervisor grants locks, and the holder of each."""
     name = "supervisor_reachable"
     try:
         locks = supervisor.locks()
     except (Unavailable, SettingsError) as error:
-        said = f"{error} Nothing is loaded meanwhile."
-        return Finding(STORE_KEY, name, False, said, AssetCheckSeverity.ERROR)
+        description = f"{error} Nothing is loaded meanwhile."
+        return Finding(STORE_KEY, name, False, description, AssetCheckSeverity.ERROR)
     return Finding(
         STORE_KEY,
         name,
@@ -333,14 +342,16 @@ def supervisor_reachable(supervisor: Supervisor) -> Finding:
 
 def has_migrations(target: Source | Destination[Any]) -> bool:
     """Whether a source or a destination, or one of its events, declares migrations."""
-    return any(each.migrations for each in (target, *target.events.values()))
+    return any(scope.migrations for scope in (target, *target.events.values()))
 
 
 def migrations_up_to_date(
     app: Blacksmith, keys: Mapping[str, AssetKey], wanderer: Wanderer
 ) -> Iterator[Finding]:
-    """Whether each destination that has migrations is up to date; shown on each of its events, whose
-    jobs wait while it is not."""
+    """Whether each destination that has migrations is up to date.
+
+    Shown on each of its events, whose jobs wait while it is not.
+    """
     for destination in app.destinations.values():
         if not has_migrations(destination):
             continue
@@ -361,24 +372,23 @@ def migrations_up_to_date(
 
 
 def gateway_reachable() -> tuple[bool, str]:
-    """Whether the gateway is ready, and what it said.
+    """Whether the gateway is ready, and how it responded.
 
-    It is asked at `BLACKSMITH_GATEWAY_URL` (http://127.0.0.1:8420), for 2 seconds.
+    The request goes to `BLACKSMITH_GATEWAY_URL` (http://127.0.0.1:8420), with a time-out of 2 seconds.
     """
-    url = os.environ.get(GATEWAY_URL) or _DEFAULT_GATEWAY
+    url = (os.environ.get(GATEWAY_URL) or _DEFAULT_GATEWAY).rstrip("/")
+    shown = _without_credentials(url)
     try:
-        status = httpx.get(
-            f"{url.rstrip('/')}/_health", timeout=_GATEWAY_SECONDS, trust_env=False
-        ).status_code
+        status = httpx.get(f"{url}/_health", timeout=_GATEWAY_SECONDS, trust_env=False).status_code
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return False, (
-            f"{_shown(url)} does not respond ({type(error).__name__}): start `blacksmith gateway`, "
-            f"or set {GATEWAY_URL} where Dagster runs"
+            f"{shown} does not respond ({type(error).__name__}): start `blacksmith gateway`, or set "
+            f"{GATEWAY_URL} where Dagster runs"
         )
-    return status == httpx.codes.OK, f"{_shown(url)}/_health returned {status}"
+    return status == httpx.codes.OK, f"{shown}/_health returned {status}"
 
 
-def _listened(app: Blacksmith) -> Sequence[SourceEvent[Any, Any, Any]]:
+def _listened(app: Blacksmith) -> Sequence[AnySourceEvent]:
     return [event for source in app.sources.values() for event in listened_events(source)]
 
 
@@ -386,7 +396,7 @@ def _over_http(app: Blacksmith) -> Sequence[str]:
     return [path for path, event in app.source_events.items() if isinstance(event.trigger, HTTP)]
 
 
-def _shown(url: str) -> str:
+def _without_credentials(url: str) -> str:
     """The URL without credentials and query."""
     parts = urlsplit(url)
     return urlunsplit(

@@ -1,4 +1,4 @@
-"""The wanderer's jobs: migrations acknowledged, run and rolled back in Dagster."""
+"""The jobs that acknowledge, run and roll back migrations in Dagster."""
 
 # Dagster reads the annotations of ops as they stand: no `from __future__ import annotations`.
 
@@ -33,7 +33,7 @@ from blacksmith_dagster.redaction import clean
 from blacksmith_dagster.signals import on_stop
 from blacksmith_dagster.wanderer import CompletedAction, MigrationReport, MigrationRequest, Wanderer
 
-# A run writes them as one event, and the UI shows them at once.
+# A run writes the whole table as one event, and the UI shows it at once.
 _MOST_ROWS = 1000
 
 _COLUMNS = TableSchema(
@@ -52,70 +52,82 @@ _COLUMNS = TableSchema(
 class _MigrationConfig(Config):
     scopes: list[str] = Field(
         default=[],
-        description="Of what: 'source:crm', 'source/event:crm/user', 'destination:warehouse', "
-        "'destination/event:warehouse/flights', or in short 's:', 's/e:', 'd:', 'd/e:'. "
-        "All if empty.",
+        description="Whose migrations: 'source:crm', 'source/event:crm/user', "
+        "'destination:warehouse', 'destination/event:warehouse/flights', or in short 's:', 's/e:', "
+        "'d:', 'd/e:'. All if empty.",
     )
     dry_run: bool = Field(default=False, description="Only show what would be done.")
 
 
 class AckConfig(_MigrationConfig):
-    """What `wanderer_ack` is asked for."""
+    """The configuration of `wanderer_ack`."""
 
     version: int | None = Field(
-        default=None, description="Up to this one, as YYYYMMDDHHMMSS; all if not given."
+        default=None, description="Up to this version, as YYYYMMDDHHMMSS; all if empty."
     )
     discard: bool = Field(default=False, description="Discard them instead: they never run.")
 
 
 class UpConfig(_MigrationConfig):
-    """What `wanderer_run` is asked for."""
+    """The configuration of `wanderer_run`."""
 
     version: int | None = Field(
-        default=None, description="Up to this one, as YYYYMMDDHHMMSS; all if not given."
+        default=None, description="Up to this version, as YYYYMMDDHHMMSS; all if empty."
     )
     out_of_order: bool = Field(
-        default=False, description="Also run what is older than a migration that has run."
+        default=False, description="Also run migrations that are older than one that has run."
     )
 
 
 class RollbackConfig(_MigrationConfig):
-    """What `wanderer_rollback` is asked for."""
+    """The configuration of `wanderer_rollback`."""
 
     version: int = Field(
-        description="Down to this one, as YYYYMMDDHHMMSS, which stays; 0 for everything."
+        description="Down to this version, as YYYYMMDDHHMMSS, which stays; 0 rolls all back."
     )
     discard: bool = Field(
-        default=False, description="Discard what was rolled back: it never runs again."
+        default=False,
+        description="Discard the migrations that were rolled back: they never run again.",
     )
 
 
 def build_migration_jobs(app: Blacksmith, keys: Mapping[str, AssetKey]) -> Sequence[JobDefinition]:
-    """`wanderer_ack`, `wanderer_run` and `wanderer_rollback`; none where nothing has migrations.
+    """`wanderer_ack`, `wanderer_run` and `wanderer_rollback`; empty if nothing declares migrations.
 
-    `keys` are the assets' by the events' paths.
+    `keys`: the asset keys by the events' paths.
     """
     sources, destinations = app.sources.values(), app.destinations.values()
     if not (any(map(has_migrations, sources)) or any(map(has_migrations, destinations))):
         return []
 
-    @op(description="Acknowledges migrations that are new: they run with the next run.")
+    @op(description="Acknowledges new migrations: the next run runs them.")
     def ack_migrations(
         context: OpExecutionContext, config: AckConfig, blacksmith: BlacksmithResource
     ) -> None:
-        _migrate(context, app, keys, blacksmith, config, lambda each, asked: each.ack(asked))
+        _migrate(
+            context, app, keys, blacksmith, config, lambda wanderer, request: wanderer.ack(request)
+        )
 
     @op(description="Runs migrations, oldest to newest.")
     def run_migrations(
         context: OpExecutionContext, config: UpConfig, blacksmith: BlacksmithResource
     ) -> None:
-        _migrate(context, app, keys, blacksmith, config, lambda each, asked: each.run(asked))
+        _migrate(
+            context, app, keys, blacksmith, config, lambda wanderer, request: wanderer.run(request)
+        )
 
     @op(description="Rolls migrations back, newest to oldest.")
     def rollback_migrations(
         context: OpExecutionContext, config: RollbackConfig, blacksmith: BlacksmithResource
     ) -> None:
-        _migrate(context, app, keys, blacksmith, config, lambda each, asked: each.rollback(asked))
+        _migrate(
+            context,
+            app,
+            keys,
+            blacksmith,
+            config,
+            lambda wanderer, request: wanderer.rollback(request),
+        )
 
     return [
         _build_job("wanderer_ack", ack_migrations),
@@ -126,7 +138,7 @@ def build_migration_jobs(app: Blacksmith, keys: Mapping[str, AssetKey]) -> Seque
 
 def _build_job(name: str, migrate: OpDefinition) -> JobDefinition:
     # In the run's own process: a termination is a signal to it, which the op handles. An instance
-    # that retries failed runs must leave these alone: a person looks at what has failed.
+    # that retries failed runs must not retry these: a person looks at what has failed.
     @job(
         name=name,
         description=migrate.description,
@@ -147,11 +159,11 @@ def _migrate(
     config: _MigrationConfig,
     call: Callable[[Wanderer, MigrationRequest], MigrationReport],
 ) -> None:
-    """Do what is asked, report to the run what was done, and evaluate the checks.
+    """Do what `config` says, report to the run what was done, and evaluate the checks.
 
-    The migration under way is finished when the run is terminated.
+    When the run is terminated, the migration under way is finished first.
 
-    Raises `Failure` (Dagster's) when not all of it was done.
+    Raises `Failure` (Dagster's) when something was not done.
     """
     stop = threading.Event()
 
@@ -173,47 +185,50 @@ def _migrate(
 
 
 def _conclude(
-    op: OpExecutionContext, report: MigrationReport, said: Mapping[str, Any], stop: threading.Event
+    op: OpExecutionContext,
+    report: MigrationReport,
+    metadata: Mapping[str, Any],
+    stop: threading.Event,
 ) -> None:
     if report.error is None:
-        op.add_output_metadata(said)
+        op.add_output_metadata(metadata)
         return
     failed = next((done for done in report.done if done.error), None)
     if stop.is_set() and failed is None:
         op.log.info(report.error)
         interrupt_if_terminated(op)
-    raise Failure(_line(failed) if failed else report.error, said, allow_retries=False)
+    raise Failure(_line(failed) if failed else report.error, metadata, allow_retries=False)
 
 
 def metadata_of(report: MigrationReport, dry_run: bool) -> Mapping[str, Any]:
     """What a run reports of migrations: a table of them, and how many were done.
 
-    The plan of a dry run is shown with its SQL.
+    A dry run also shows the SQL of its plan.
     """
-    said: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "migrations": table_of(report, "planned" if dry_run else "not done"),
         "migrations_planned": len(report.planned),
         "migrations_done": sum(done.error is None for done in report.done),
     }
-    texts = [
+    statements = [
         f"-- {action.scope} {action.version} {action.name} ({action.what})\n{action.sql.strip()}"
         for action in report.planned[:_MOST_ROWS]
         if action.sql is not None
     ]
-    if dry_run and texts:
-        said["sql"] = MetadataValue.md("```sql\n" + "\n\n".join(texts) + "\n```")
-    return said
+    if dry_run and statements:
+        metadata["sql"] = MetadataValue.md("```sql\n" + "\n\n".join(statements) + "\n```")
+    return metadata
 
 
 def table_of(report: MigrationReport, otherwise: str) -> TableMetadataValue:
-    """A row for each action that was planned, with how it ended, or the word `otherwise`.
+    """A row for each planned action, with the state it ended in, or `otherwise` if it was not done.
 
-    The first 1000: the history of all is in the wanderer's own tables.
+    Only the first 1000 actions: the wanderer's own tables have the whole history.
     """
-    ended = {done.action: done for done in report.done}
+    completed = {done.action: done for done in report.done}
     rows = []
     for action in report.planned[:_MOST_ROWS]:
-        done = ended.get(action)
+        done = completed.get(action)
         rows.append(
             TableRecord(
                 {

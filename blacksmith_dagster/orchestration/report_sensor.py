@@ -1,4 +1,4 @@
-"""The report sensor: what was received per day, and what the checks find, reported to Dagster."""
+"""The sensor `blacksmith_report`: reports to Dagster how many events came per day, and the checks."""
 
 # Dagster reads the annotation of `context` as it stands: no `from __future__ import annotations`.
 
@@ -37,7 +37,7 @@ from blacksmith_dagster.store.interface import DayCount
 _LOOK_SECONDS = 30
 # Dagster writes them one by one, about 100 a second, and a tick has 60 seconds.
 _MOST = 200
-# A day that is over may still be counted on: clocks differ, and the counter follows the log.
+# The count of a past day may still grow: clocks differ, and the counter follows the log.
 _OPEN_DAYS = timedelta(days=7)
 _REPEAT_SECONDS = 3600.0
 
@@ -45,7 +45,7 @@ _REPEAT_SECONDS = 3600.0
 class ReportCursor(msgspec.Struct, frozen=True):
     """What was reported to Dagster.
 
-    - `since`: days before it are reported for good.
+    - `since`: the counts of earlier days are final.
     - `totals`: by '<path> <day>', from `since` on.
     - `checks`: by '<asset> <check>', whether it passed and when that was reported.
     """
@@ -56,15 +56,15 @@ class ReportCursor(msgspec.Struct, frozen=True):
 
     @classmethod
     def read(cls, text: str | None, first: date) -> "ReportCursor":
-        """The cursor in `text`; from the day `first` on, if there is none."""
+        """The cursor in `text`, or one that starts at the day `first` if there is no text yet."""
         return cls(first) if text is None else msgspec.json.decode(text, type=cls)
 
     def write(self) -> str:
-        """As the text that `read` takes."""
+        """The cursor as the text that `read` accepts."""
         return msgspec.json.encode(self).decode()
 
 
-def news(
+def changed_totals(
     cursor: ReportCursor, counted: Iterable[DayCount], today: date
 ) -> tuple[Sequence[DayCount], ReportCursor]:
     """The totals that Dagster does not know yet, oldest day first, and the cursor once it does.
@@ -72,21 +72,21 @@ def news(
     At most 200; the next call has the rest.
     """
     changed = sorted(
-        (each for each in counted if cursor.totals.get(_label(each)) != each.events),
-        key=lambda each: (each.day, each.event_type),
+        (count for count in counted if cursor.totals.get(_label(count)) != count.events),
+        key=lambda count: (count.day, count.event_type),
     )
     reported, rest = changed[:_MOST], changed[_MOST:]
-    since = max(cursor.since, min([today - _OPEN_DAYS, *(each.day for each in rest)]))
-    totals = {**cursor.totals, **{_label(each): each.events for each in reported}}
-    recent = {label: events for label, events in totals.items() if _day(label) >= since}
-    return reported, ReportCursor(since, recent, cursor.checks)
+    since = max(cursor.since, min([today - _OPEN_DAYS, *(count.day for count in rest)]))
+    totals = {**cursor.totals, **{_label(count): count.events for count in reported}}
+    open_totals = {label: events for label, events in totals.items() if _day(label) >= since}
+    return reported, ReportCursor(since, open_totals, cursor.checks)
 
 
 def to_repeat(
     cursor: ReportCursor, findings: Iterable[Finding], now: float
 ) -> tuple[Sequence[Finding], ReportCursor]:
-    """The findings that differ from the last report, or were reported an hour ago."""
-    fresh = []
+    """The findings that changed since they were reported, or were reported an hour ago."""
+    due = []
     reported: dict[str, tuple[bool, float]] = {}
     for finding in findings:
         label = f"{finding.key.to_user_string()} {finding.name}"
@@ -95,8 +95,8 @@ def to_repeat(
             reported[label] = before
         else:
             reported[label] = (finding.passed, now)
-            fresh.append(finding)
-    return fresh, ReportCursor(cursor.since, cursor.totals, reported)
+            due.append(finding)
+    return due, ReportCursor(cursor.since, cursor.totals, reported)
 
 
 def build_report_sensor(app: Blacksmith, keys: Mapping[str, AssetKey]) -> SensorDefinition:
@@ -110,15 +110,17 @@ def build_report_sensor(app: Blacksmith, keys: Mapping[str, AssetKey]) -> Sensor
     )
     def report(context: SensorEvaluationContext, blacksmith: BlacksmithResource) -> SensorResult:
         store = blacksmith.store(app)
-        store.maintain()  # the counts below follow the log only when asked to
+        store.maintain()  # brings the counts below up to date with the log
         cursor = ReportCursor.read(context.cursor, app.since)
         counted = [
-            each for each in store.day_counts(cursor.since) if each.event_type in app.source_events
+            count
+            for count in store.day_counts(cursor.since)
+            if count.event_type in app.source_events
         ]
-        totals, cursor = news(cursor, counted, datetime.now(UTC).date())
+        totals, cursor = changed_totals(cursor, counted, datetime.now(UTC).date())
         findings, cursor = to_repeat(cursor, _findings(app, keys, blacksmith), time.time())
         events: list[AssetMaterialization | AssetCheckEvaluation] = [
-            _materialization(keys[each.event_type], each) for each in totals
+            _materialization(keys[count.event_type], count) for count in totals
         ]
         events += [finding.evaluation() for finding in findings]
         return SensorResult(
@@ -133,7 +135,7 @@ def build_report_sensor(app: Blacksmith, keys: Mapping[str, AssetKey]) -> Sensor
 
 
 def build_checks(app: Blacksmith, keys: Mapping[str, AssetKey]) -> AssetChecksDefinition:
-    """The checks, to be evaluated by hand in the UI or by a job of your own."""
+    """The checks, which you can evaluate by hand in the UI or in a job of your own."""
 
     @multi_asset_check(name="blacksmith_checks", specs=check_specs(app, keys), can_subset=True)
     def checks(
@@ -151,7 +153,7 @@ def _findings(
 ) -> Iterator[Finding]:
     store, woken = blacksmith.store(app), blacksmith.pubsub is not None
     yield from run_checks(app, keys, store, blacksmith.supervisor, woken=woken)
-    # Where migrations are tracked elsewhere, that is another database to be opened at each tick.
+    # Migrations may be tracked in another database, which each tick would have to open.
     if any(map(has_migrations, app.destinations.values())):
         with blacksmith.wanderer(app) as wanderer:
             yield from migrations_up_to_date(app, keys, wanderer)

@@ -85,7 +85,7 @@ class WarmRunState(NamedTuple):
 
     - `idle`: since its last load.
     - `lockless`: since it last held a lock of its events.
-    - `stopped`: whether it was asked to stop.
+    - `stopped`: whether a signal or a user stopped it.
     - `failure`: why it no longer serves one of its events; `over`: whether it serves none of them.
     """
 

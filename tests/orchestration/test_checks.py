@@ -113,7 +113,7 @@ def test_the_supervisor_is_reachable_and_names_the_holders(store_url: str) -> No
         assert supervisor.acquire("load/lake/flights", "run 7")
         finding = supervisor_reachable(supervisor)
     assert finding.metadata == {"load/lake/flights": f"run 7 at {here()}"}
-    assert finding.said.endswith("held: 1")
+    assert finding.description.endswith("held: 1")
 
 
 def test_a_supervisor_that_does_not_respond_is_reported(store_url: str) -> None:
@@ -122,8 +122,8 @@ def test_a_supervisor_that_does_not_respond_is_reported(store_url: str) -> None:
     with closing(store), closing(open_supervisor(url, store)) as supervisor:
         finding = supervisor_reachable(supervisor)
     assert not finding.passed
-    assert finding.said.startswith("consul://127.0.0.1:1 does not respond")
-    assert "canary" not in finding.said
+    assert finding.description.startswith("consul://127.0.0.1:1 does not respond")
+    assert "canary" not in finding.description
 
 
 def test_jobs_of_a_destination_event_that_is_gone_are_orphans(store_url: str) -> None:
@@ -135,7 +135,7 @@ def test_jobs_of_a_destination_event_that_is_gone_are_orphans(store_url: str) ->
         assert no_orphans(store.orphans(pipeline.app)).passed
         smaller = Blacksmith(sources=[pipeline.airport], destinations=[], since=TODAY)
         finding = no_orphans(store.orphans(smaller))
-        assert "declare it again until they are loaded, or run" in finding.said
+        assert "declare it again until they are loaded, or run" in finding.description
     finally:
         store.close()
     assert not finding.passed
@@ -175,7 +175,7 @@ def test_checks_can_be_run_by_hand(
             61,
             None,
             False,
-            "nobody has listened since 2026-03-01 11:58:59 UTC: is the sensor ",
+            "nothing has listened since 2026-03-01 11:58:59 UTC: is the sensor ",
         ),
         (5, 0, 5, "nats://broker does not respond", False, "nats://broker does not respond"),
     ],
@@ -196,7 +196,7 @@ def test_a_listener_is_heard_of_and_keeps_up(
     )
     finding = listening(asset_key(event), event, status, NOW)
     assert finding.passed is passed
-    assert finding.said.startswith(said)
+    assert finding.description.startswith(said)
     assert finding.metadata.get("lag") == lag
     assert finding.metadata["held_by"] == "run 7"
 
@@ -205,8 +205,8 @@ def test_an_event_that_nobody_has_listened_for_yet_is_reported() -> None:
     event = Source("shop").accept("ordered", on=Subscription("orders"))
     finding = listening(asset_key(event), event, None, NOW)
     assert not finding.passed
-    assert finding.said == (
-        "nobody has listened: is the sensor listen_shop_sensor running, or a `blacksmith worker`, "
+    assert finding.description == (
+        "nothing has listened: is the sensor listen_shop_sensor running, or a `blacksmith worker`, "
         "and does it respond?"
     )
 
@@ -240,10 +240,10 @@ def test_what_is_in_quarantine_is_reported_with_how_to_retry_it(store_url: str) 
     assert not by_name["ordered"].passed
     assert by_name["ordered"].metadata == {"in_quarantine": 2, "in_quarantine_at_webhooks": 1}
     assert "2 wait in quarantine: `blacksmith quarantine list --event shop/ordered`" in (
-        by_name["ordered"].said
+        by_name["ordered"].description
     )
     assert not by_name["paid"].passed
-    assert by_name["paid"].said == (
-        "1 wait in quarantine: `blacksmith quarantine list --event shop` names them and why, "
+    assert by_name["paid"].description == (
+        "1 wait in quarantine: `blacksmith quarantine list --event shop` lists them with their reasons, "
         "`blacksmith quarantine retry --event shop` ingests them"
     )

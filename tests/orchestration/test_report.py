@@ -16,7 +16,7 @@ from dagster import (
 
 from blacksmith_dagster import Batch
 from blacksmith_dagster.orchestration.checks import Finding
-from blacksmith_dagster.orchestration.report_sensor import ReportCursor, news, to_repeat
+from blacksmith_dagster.orchestration.report_sensor import ReportCursor, changed_totals, to_repeat
 from blacksmith_dagster.store.interface import DayCount
 from tests.orchestration.pipeline import TODAY, Pipeline
 
@@ -136,7 +136,9 @@ def count(day: date, events: int, event_type: str = "airport/departed") -> DayCo
 def reported(
     cursor: ReportCursor, counted: Sequence[DayCount]
 ) -> tuple[list[DayCount], ReportCursor]:
-    found, after = news(cursor, [each for each in counted if each.day >= cursor.since], TODAY)
+    found, after = changed_totals(
+        cursor, [each for each in counted if each.day >= cursor.since], TODAY
+    )
     return list(found), after
 
 
