@@ -8,5 +8,5 @@ from dagster import DagsterInstance, instance_for_test
 
 @pytest.fixture
 def instance() -> Iterator[DagsterInstance]:
-    with instance_for_test() as made:
-        yield made
+    with instance_for_test() as instance:
+        yield instance

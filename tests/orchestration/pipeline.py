@@ -1,4 +1,4 @@
-"""A small application whose destination records what it is given, and a store filled by hand."""
+"""A small application whose destination records what it receives, and a store filled by hand."""
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, time, timedelta
@@ -85,14 +85,14 @@ class Pipeline:
     def receive(
         self, number: int, day: date = TODAY, to: Sequence[str] = ("lake/flights",)
     ) -> list[str]:
-        """Keep events with a job for each destination event of `to`, received on `day`."""
+        """Store events with a job for each destination event of `to`, received on `day`."""
         store = self.open()
         try:
             new = NewEvent("airport/departed", "{}", [NewJob(path) for path in to])
             (ids,) = store.ingest([[new] * number])
             assert isinstance(ids, list)
             if day != TODAY:
-                _move(store, [store.event(each).seq for each in ids], day)
+                _move(store, [store.event(event_id).seq for event_id in ids], day)
             return ids
         finally:
             store.close()

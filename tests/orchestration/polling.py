@@ -50,8 +50,8 @@ class Polling:
 
     def news(self, poll: Poll) -> Iterator[Event[int]]:
         """What the origin has beyond the cursor."""
-        for each in self.origin[poll.cursor or 0 :]:
-            yield Event(each)
+        for number in self.origin[poll.cursor or 0 :]:
+            yield Event(number)
         poll.cursor = len(self.origin)
 
     @property
@@ -77,5 +77,5 @@ class Polling:
 
 
 def payloads(store: Store) -> list[str]:
-    """The data of the events that were kept, oldest first."""
-    return [each.payload for each in reversed(store.events("tower/seen", limit=10_000))]
+    """The data of the events that were stored, oldest first."""
+    return [event.payload for event in reversed(store.events("tower/seen", limit=10_000))]

@@ -38,9 +38,9 @@ def specs(definitions: Definitions) -> dict[str, AssetSpec]:
 
 
 def test_lineage_goes_from_source_to_destination_to_the_receiver_of_its_outcome() -> None:
-    found = specs(Pipeline(NOWHERE).definitions)
+    assets = specs(Pipeline(NOWHERE).definitions)
     lineage = {
-        key: [dep.asset_key.to_user_string() for dep in spec.deps] for key, spec in found.items()
+        key: [dep.asset_key.to_user_string() for dep in spec.deps] for key, spec in assets.items()
     }
     assert lineage == {
         "airport/departed": [],
@@ -52,8 +52,8 @@ def test_lineage_goes_from_source_to_destination_to_the_receiver_of_its_outcome(
 
 
 def test_an_asset_shows_what_was_declared() -> None:
-    found = specs(Pipeline(NOWHERE).definitions)
-    source, destination = found["airport/departed"], found["lake/flights"]
+    assets = specs(Pipeline(NOWHERE).definitions)
+    source, destination = assets["airport/departed"], assets["lake/flights"]
     assert source.group_name == "airport"
     assert list(source.owners) == ["team:flights"]
     assert source.tags["tier"] == "1"
@@ -77,8 +77,8 @@ def test_a_destination_event_shows_its_version() -> None:
     with pytest.warns(DeprecationWarning, match="lake/old"):
         lake.event(receives=departed, name="old", version="1")(loaded)
     app = Blacksmith(sources=[departed.source], destinations=[lake], since="2026-01-01")
-    found = specs(build_definitions(app))
-    new, old = (found[key].metadata for key in ("lake/new", "lake/old"))
+    assets = specs(build_definitions(app))
+    new, old = (assets[key].metadata for key in ("lake/new", "lake/old"))
     assert new["version"] == "2"
     assert "deprecated_since" not in new
     assert old["deprecated_since"] == "2020-01-01"
@@ -98,7 +98,7 @@ def test_a_source_event_shows_how_it_comes() -> None:
         for name, event in shop.events.items()
     }
     shown = {name: dict(spec.metadata) for name, spec in specs.items()}
-    assert {each.pop("webhooks") for each in shown.values()} == {"POST /shop"}
+    assert {metadata.pop("webhooks") for metadata in shown.values()} == {"POST /shop"}
     assert shown == {
         "line": {},
         "polled": {"interval": "0 3 * * *", "timezone": "Europe/Berlin"},
@@ -154,8 +154,10 @@ def test_a_translator_changes_a_key_in_the_lineage_as_well() -> None:
     pipeline = Pipeline(NOWHERE)
     definitions = build_definitions(pipeline.app, translator=Prefixed(), resource=pipeline.resource)
     Definitions.validate_loadable(definitions)
-    found = specs(definitions)
-    assert found["raw/lake/undeliverable"].deps[0].asset_key == AssetKey(["raw", "lake", "flights"])
+    assets = specs(definitions)
+    assert assets["raw/lake/undeliverable"].deps[0].asset_key == AssetKey(
+        ["raw", "lake", "flights"]
+    )
 
 
 @given(

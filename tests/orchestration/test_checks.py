@@ -101,9 +101,11 @@ def test_a_gateway_that_is_ready_is_reachable(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_gateway_that_is_gone_is_not_reachable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BLACKSMITH_GATEWAY_URL", "http://127.0.0.1:1")
-    passed, said = gateway_reachable()
+    passed, description = gateway_reachable()
     assert not passed
-    assert said.startswith("http://127.0.0.1:1 does not respond (ConnectError): start `blacksmith")
+    assert description.startswith(
+        "http://127.0.0.1:1 does not respond (ConnectError): start `blacksmith"
+    )
 
 
 def test_the_supervisor_is_reachable_and_names_the_holders(store_url: str) -> None:
@@ -157,11 +159,13 @@ def test_checks_can_be_run_by_hand(
     all_checks = definitions.resolve_job_def("all_checks").execute_in_process(instance=instance)
     assert len(all_checks.get_asset_check_evaluations()) == 13
     one_check = definitions.resolve_job_def("one_check").execute_in_process(instance=instance)
-    assert [each.asset_check_key for each in one_check.get_asset_check_evaluations()] == [one]
+    assert [
+        evaluation.asset_check_key for evaluation in one_check.get_asset_check_evaluations()
+    ] == [one]
 
 
 @pytest.mark.parametrize(
-    ("ago", "lag", "read", "error", "passed", "said"),
+    ("ago", "lag", "read", "error", "passed", "description"),
     [
         (5, 0, 5, None, True, "run 7 listens; 0 rows wait"),
         (5, None, None, None, True, "run 7 listens; 0 rows wait"),
@@ -181,7 +185,7 @@ def test_checks_can_be_run_by_hand(
     ],
 )
 def test_a_listener_is_heard_of_and_keeps_up(
-    ago: int, lag: int | None, read: int | None, error: str | None, passed: bool, said: str
+    ago: int, lag: int | None, read: int | None, error: str | None, passed: bool, description: str
 ) -> None:
     """`ago`: seconds since it was noted, `read`: since it has read something."""
     event = Source("shop").accept("ordered", on=Subscription("orders"))
@@ -196,12 +200,12 @@ def test_a_listener_is_heard_of_and_keeps_up(
     )
     finding = listening(asset_key(event), event, status, NOW)
     assert finding.passed is passed
-    assert finding.description.startswith(said)
+    assert finding.description.startswith(description)
     assert finding.metadata.get("lag") == lag
     assert finding.metadata["held_by"] == "run 7"
 
 
-def test_an_event_that_nobody_has_listened_for_yet_is_reported() -> None:
+def test_an_event_without_a_listener_so_far_is_reported() -> None:
     event = Source("shop").accept("ordered", on=Subscription("orders"))
     finding = listening(asset_key(event), event, None, NOW)
     assert not finding.passed
@@ -222,7 +226,7 @@ def test_what_is_in_quarantine_is_reported_with_how_to_retry_it(store_url: str) 
     with closing(store), closing(open_supervisor(None, store)) as supervisor:
         store.register(app)
 
-        def found() -> dict[str, Finding]:
+        def by_name() -> dict[str, Finding]:
             findings = run_checks(app, keys, store, supervisor, woken=False)
             return {
                 finding.key.path[-1]: finding
@@ -230,20 +234,20 @@ def test_what_is_in_quarantine_is_reported_with_how_to_retry_it(store_url: str) 
                 if finding.name == "nothing_in_quarantine"
             }
 
-        assert {name: finding.passed for name, finding in found().items()} == {
+        assert {name: finding.passed for name, finding in by_name().items()} == {
             "ordered": True,
             "paid": True,
         }
         for event_type in ("shop/ordered", "shop/ordered", "shop"):
             store.quarantine(RawRequest(event_type, b"{", {}, "it is not JSON"))
-        by_name = found()
-    assert not by_name["ordered"].passed
-    assert by_name["ordered"].metadata == {"in_quarantine": 2, "in_quarantine_at_webhooks": 1}
+        quarantined = by_name()
+    assert not quarantined["ordered"].passed
+    assert quarantined["ordered"].metadata == {"in_quarantine": 2, "in_quarantine_at_webhooks": 1}
     assert "2 wait in quarantine: `blacksmith quarantine list --event shop/ordered`" in (
-        by_name["ordered"].description
+        quarantined["ordered"].description
     )
-    assert not by_name["paid"].passed
-    assert by_name["paid"].description == (
+    assert not quarantined["paid"].passed
+    assert quarantined["paid"].description == (
         "1 wait in quarantine: `blacksmith quarantine list --event shop` lists them with their reasons, "
         "`blacksmith quarantine retry --event shop` ingests them"
     )

@@ -41,6 +41,6 @@ def test_a_scaffolded_component_says_what_to_fill_in() -> None:
 
 
 def test_dg_and_dagster_know_the_package() -> None:
-    found = entry_points(group="dagster_dg_cli.registry_modules", name="blacksmith_dagster")
-    assert [each.value for each in found] == ["blacksmith_dagster.orchestration"]
+    modules = entry_points(group="dagster_dg_cli.registry_modules", name="blacksmith_dagster")
+    assert [module.value for module in modules] == ["blacksmith_dagster.orchestration"]
     assert "blacksmith-dagster" in DagsterLibraryRegistry.get()

@@ -1,4 +1,4 @@
-"""Cron events in Dagster: what launches a poll, what its run tells, and what a failure does."""
+"""Cron events in Dagster: what launches a poll, what its run reports, and what a failure does."""
 
 import contextlib
 import json
@@ -47,14 +47,14 @@ def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def metadata(result: ExecuteInProcessResult) -> dict[str, Any]:
-    """What the op of a run has told."""
-    (handled,) = [each for each in result.all_events if each.is_successful_output]
+    """The metadata that the op of a run has reported."""
+    (handled,) = [event for event in result.all_events if event.is_successful_output]
     return {name: value.value for name, value in handled.step_output_data.metadata.items()}
 
 
 def failure(result: ExecuteInProcessResult) -> str:
     """The error that a run has failed with."""
-    (failed,) = [each for each in result.all_events if each.is_step_failure]
+    (failed,) = [event for event in result.all_events if event.is_step_failure]
     assert failed.step_failure_data.error
     return failed.step_failure_data.error.message
 
@@ -69,9 +69,9 @@ def test_a_run_reports_what_it_received(store_url: str, instance: DagsterInstanc
         result = polling.run(instance)
         assert metadata(result) == {"events_received": 3, "events_quarantined": 0}
         (observed,) = [
-            each.asset_observation_data.asset_observation
-            for each in result.all_events
-            if each.event_type is DagsterEventType.ASSET_OBSERVATION
+            event.asset_observation_data.asset_observation
+            for event in result.all_events
+            if event.event_type is DagsterEventType.ASSET_OBSERVATION
         ]
         assert isinstance(observed, AssetObservation)
         assert observed.asset_key.to_user_string() == "tower/seen"
@@ -80,7 +80,7 @@ def test_a_run_reports_what_it_received(store_url: str, instance: DagsterInstanc
         assert store.counts("lake/sightings").awaiting == 3
 
 
-def test_each_run_goes_on_from_the_cursor(store_url: str, instance: DagsterInstance) -> None:
+def test_each_run_continues_from_the_cursor(store_url: str, instance: DagsterInstance) -> None:
     polling = Polling(store_url)
     with contextlib.closing(polling.open()) as store:
         for number in (2, 0, 3):
@@ -108,7 +108,7 @@ def test_a_function_that_raises_is_tried_again_with_the_same_poll(
         result = polling.run(instance, AT)
         assert result.success
         assert polling.polls == [Poll(None, AT), Poll(None, AT)]
-        (retried,) = [each for each in result.all_events if each.is_step_up_for_retry]
+        (retried,) = [event for event in result.all_events if event.is_step_up_for_retry]
         cause = retried.step_retry_data.error.cause
         assert cause
         assert "ConnectionError: the tower is silent" in cause.message
@@ -155,7 +155,7 @@ def test_no_secret_and_no_cursor_is_reported(
     assert polling.run(instance).success
     reported = [serialize_value(run) for run in instance.get_runs()]
     for run in instance.get_runs():
-        reported += [serialize_value(each) for each in instance.all_logs(run.run_id)]
+        reported += [serialize_value(entry) for entry in instance.all_logs(run.run_id)]
     text = "\n".join(reported)
     assert "PermissionError: no way in with ***" in text
     assert "cAnAry0f5e1d" not in text
@@ -177,7 +177,7 @@ def test_a_poll_beside_another_is_skipped_with_the_holders_name(
         assert payloads(store) == []
 
 
-def test_a_poll_wakes_who_loads_at_once(
+def test_a_poll_wakes_the_loads_of_realtime_events(
     postgres_url: str, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BLACKSMITH_PUBSUB_URL", "postgres")
@@ -216,7 +216,7 @@ class Tick:
 
 
 def look(polling: Polling, instance: DagsterInstance, cursor: str | None = None) -> Tick:
-    (sensor,) = [each for each in polling.definitions.sensors or () if JOB in each.name]
+    (sensor,) = [sensor for sensor in polling.definitions.sensors or () if JOB in sensor.name]
     assert isinstance(sensor, SensorDefinition)
     resources = {"blacksmith": polling.resource}
     with build_sensor_context(instance, cursor, resources=resources) as context:
@@ -233,7 +233,7 @@ def tick(polling: Polling, instance: DagsterInstance, at: datetime = AT) -> Tick
 
 def test_what_launches_a_poll_runs_from_the_start(store_url: str) -> None:
     every = Polling(store_url, Cron("@every 30m")).definitions
-    (sensor,) = [each for each in every.sensors or () if JOB in each.name]
+    (sensor,) = [sensor for sensor in every.sensors or () if JOB in sensor.name]
     assert (sensor.name, sensor.default_status) == (f"{JOB}_sensor", DefaultSensorStatus.RUNNING)
     daily = Polling(store_url, Cron("@daily", timezone="Europe/Berlin")).definitions
     (schedule,) = daily.schedules or ()
@@ -305,15 +305,15 @@ def test_a_poll_whose_process_is_gone_is_failed_and_replaced(
                 assert tick(polling, instance).skipped == f"run {run.run_id} is still under way"
             with supervisor.acquire("listen/tower/seen", "another"):  # type: ignore[union-attr]
                 assert len(tick(polling, instance).due) == 1
-    (found,) = instance.get_runs(RunsFilter(run_ids=[run.run_id]))
-    assert found.status is DagsterRunStatus.FAILURE
+    (failed,) = instance.get_runs(RunsFilter(run_ids=[run.run_id]))
+    assert failed.status is DagsterRunStatus.FAILURE
 
 
-def test_a_run_that_pauses_is_not_taken_for_gone() -> None:
+def test_a_run_that_pauses_does_not_count_as_gone() -> None:
     assert polls._LONGEST_PAUSE + 1 < schedules._MOMENT_SECONDS
 
 
-def test_nobody_is_replaced_while_the_locks_are_out_of_reach(
+def test_no_run_is_replaced_while_the_locks_are_out_of_reach(
     store_url: str, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(schedules, "_YOUNG", dict.fromkeys((True, False), timedelta(0)))
@@ -343,10 +343,10 @@ def clock_store(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
         yield store
 
 
-def said(store: Store, app: Blacksmith) -> list[Any]:
+def payloads_of(store: Store, app: Blacksmith) -> list[Any]:
     """The data of all events of an application, oldest first."""
     (event_type,) = app.source_events
-    return [json.loads(each.payload) for each in reversed(store.events(event_type, limit=1000))]
+    return [json.loads(event.payload) for event in reversed(store.events(event_type, limit=1000))]
 
 
 @of_its_own
@@ -366,13 +366,13 @@ def test_dst_fires_once(
     ):
         dagster.look_until(begin, begin + timedelta(days=3), timedelta(hours=1))
         runs = dagster.instance.get_runs()
-        reported = said(store, clockwork.by_night)
+        reported = payloads_of(store, clockwork.by_night)
     assert {run.status for run in runs} == {DagsterRunStatus.SUCCESS}
-    polled = [datetime.fromisoformat(each).astimezone(berlin) for each in reported]
+    polled = [datetime.fromisoformat(due_at).astimezone(berlin) for due_at in reported]
     days = [datetime.fromisoformat(first).date() + timedelta(days=n) for n in range(3)]
-    assert [each.date() for each in polled] == days  # each day, once
+    assert [polled_at.date() for polled_at in polled] == days  # polled_at day, once
     assert len(runs) == len(days)
-    at = {each.date().isoformat(): f"{each:%H:%M}" for each in polled}
+    at = {polled_at.date().isoformat(): f"{polled_at:%H:%M}" for polled_at in polled}
     assert at.pop(changes) == due
     assert set(at.values()) == {"02:30"}
 
@@ -390,7 +390,7 @@ def test_cron_missed_ticks(store_url: str, monkeypatch: pytest.MonkeyPatch) -> N
         up = AT + timedelta(hours=6, minutes=12)
         dagster.look_until(up, up + timedelta(minutes=4), timedelta(seconds=30))
         runs = dagster.instance.get_runs()
-        spans = said(store, clockwork.by_day)
+        spans = payloads_of(store, clockwork.by_day)
     assert {run.status for run in runs} == {DagsterRunStatus.SUCCESS}
     due = [datetime.fromisoformat(at) - AT for _, at in spans]
     late = timedelta(hours=6)
@@ -401,5 +401,5 @@ def test_cron_missed_ticks(store_url: str, monkeypatch: pytest.MonkeyPatch) -> N
         late + timedelta(minutes=15),
     ]
     assert len(runs) == len(due)
-    # Each goes on where the one before it ended: nothing is left out, nothing comes twice.
+    # Each continues where the one before it ended: nothing is left out, nothing comes twice.
     assert [since for since, _ in spans] == [clockwork.STARTED, *(at for _, at in spans[:-1])]

@@ -69,8 +69,8 @@ def test_each_line_is_ingested_once_as_the_file_grows(store: Store, folder: Path
 def test_a_bad_line_is_quarantined_and_stops_nothing(store: Store, folder: Path) -> None:
     (folder / "flights.ndjson").write_bytes(LINES[0] + b"{no json\n\n" + LINES[1])
     assert tick() == "events ingested: 2 from flights.ndjson"
-    [kept] = store.quarantined()
-    assert store.in_quarantine(kept.id).body == b"{no json"
+    [quarantined] = store.quarantined()
+    assert store.in_quarantine(quarantined.id).body == b"{no json"
 
 
 def test_a_reader_that_was_overtaken_ingests_nothing(
@@ -83,11 +83,11 @@ def test_a_reader_that_was_overtaken_ingests_nothing(
 
     def cursor_then_overtaken(reader: str) -> str | None:
         nonlocal overtaken
-        found = read(reader)
+        cursor = read(reader)
         if not overtaken:
             overtaken = True
             assert ingest_file(store, file, ever) == 10
-        return found
+        return cursor
 
     monkeypatch.setattr(store, "cursor", cursor_then_overtaken)
     with pytest.raises(CursorMoved):

@@ -1,4 +1,4 @@
-"""A run that listens: what launches it, what it tells Dagster, and how it ends and is followed."""
+"""A run that listens: what launches it, what it reports to Dagster, and how it ends and is followed."""
 
 import os
 import signal
@@ -71,13 +71,13 @@ class Shop:
         return job.execute_in_process(instance=instance, **options)
 
     def look(self, instance: DagsterInstance) -> Any:
-        """A tick of the sensor; its cursor is kept for the next."""
-        found, self.cursor = look(self.definitions, self.resource, instance, self.cursor)
-        return found
+        """A tick of the sensor; the next gets its cursor."""
+        tick, self.cursor = look(self.definitions, self.resource, instance, self.cursor)
+        return tick
 
     @property
-    def kept(self) -> list[int]:
-        return [int(each.payload) for each in reversed(self.store.events(CHANGED, 10_000))]
+    def stored(self) -> list[int]:
+        return [int(event.payload) for event in reversed(self.store.events(CHANGED, 10_000))]
 
     def close(self) -> None:
         self.supervisor.close()
@@ -87,32 +87,36 @@ class Shop:
 def look(
     definitions: Any, resource: BlacksmithResource, instance: DagsterInstance, cursor: Any = None
 ) -> tuple[Any, str | None]:
-    (sensor,) = [each for each in definitions.sensors if each.name == "listen_shop_sensor"]
+    (sensor,) = [sensor for sensor in definitions.sensors if sensor.name == "listen_shop_sensor"]
     assert isinstance(sensor, SensorDefinition)
     resources = {"blacksmith": resource}
     with build_sensor_context(instance, cursor, resources=resources) as context:
-        found = sensor.evaluate_tick(context)
-    return found, found.cursor
+        tick = sensor.evaluate_tick(context)
+    return tick, tick.cursor
 
 
 @pytest.fixture
 def shop(store_url: str) -> Iterator[Shop]:
-    made = Shop(store_url)
+    shop = Shop(store_url)
     try:
-        yield made
+        yield shop
     finally:
-        made.close()
+        shop.close()
 
 
 def outputs(result: Any) -> dict[str, Any]:
-    (found,) = [each for each in result.all_events if each.is_successful_output]
-    return {name: value.value for name, value in found.step_output_data.metadata.items()}
+    (output,) = [event for event in result.all_events if event.is_successful_output]
+    return {name: value.value for name, value in output.step_output_data.metadata.items()}
 
 
 def observations(instance: DagsterInstance) -> list[dict[str, Any]]:
     records = instance.fetch_observations(KEY, limit=100).records
-    found = [each.asset_observation for each in reversed(records)]
-    return [{name: value.value for name, value in each.metadata.items()} for each in found if each]
+    observed = [record.asset_observation for record in reversed(records)]
+    return [
+        {name: value.value for name, value in observation.metadata.items()}
+        for observation in observed
+        if observation
+    ]
 
 
 def test_the_job_is_tagged_for_limits_and_ends_at_the_latest(shop: Shop) -> None:
@@ -127,8 +131,8 @@ def test_a_source_that_is_only_sent_to_has_no_listening_run(store_url: str) -> N
     airport.accept("departed")
     app = Blacksmith(sources=[airport], destinations=[], since="2026-01-01")
     definitions = build_definitions(app, resource=BlacksmithResource(store_url=store_url))
-    assert [each.name for each in definitions.jobs or ()] == []
-    assert [each.name for each in definitions.sensors or ()] == ["blacksmith_report"]
+    assert [job.name for job in definitions.jobs or ()] == []
+    assert [sensor.name for sensor in definitions.sensors or ()] == ["blacksmith_report"]
 
 
 def test_a_run_keeps_events_reports_them_and_ends_when_it_is_old(
@@ -136,11 +140,11 @@ def test_a_run_keeps_events_reports_them_and_ends_when_it_is_old(
 ) -> None:
     shop.lines = 300
     result = shop.run(instance)
-    assert shop.kept == list(range(1, 301))
-    said = outputs(result)
-    assert said["stop_reason"] == "3s old, and another takes over"
-    assert said["events_received"] == 300
-    assert said["by_event"] == {CHANGED: 300}
+    assert shop.stored == list(range(1, 301))
+    metadata = outputs(result)
+    assert metadata["stop_reason"] == "3s old, and another takes over"
+    assert metadata["events_received"] == 300
+    assert metadata["by_event"] == {CHANGED: 300}
     (reported,) = observations(instance)
     assert (reported["events_received"], reported["lag_unit"], reported["held_by"]) == (
         300,
@@ -155,14 +159,14 @@ def test_a_run_keeps_events_reports_them_and_ends_when_it_is_old(
 def test_lag_is_reported_while_it_stays(
     shop: Shop, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not at its end alone; and the events are told once."""
+    """Not only at its end; and each event is reported once."""
     monkeypatch.setattr(listen, "_FLUSH_SECONDS", 0.5)
     monkeypatch.setattr("blacksmith_dagster.ingest.listeners.NOTE", 0.1)
     shop.lines = 5
     shop.run(instance)
     reported = observations(instance)
     assert len(reported) > 2
-    assert sum(each["events_received"] for each in reported) == 5
+    assert sum(metadata["events_received"] for metadata in reported) == 5
     assert reported[-1]["lag"] == 7
 
 
@@ -177,8 +181,8 @@ def test_sigterm_ends_it_well_and_keeps_what_was_read(
     shop.on_line, shop.lines = terminate, 10_000
     result = shop.run(instance)
     assert outputs(result)["stop_reason"] == "asked to stop"
-    assert shop.kept[0] == 1
-    assert shop.store.cursor(f"cdc/{CHANGED}") == str(len(shop.kept))
+    assert shop.stored[0] == 1
+    assert shop.store.cursor(f"cdc/{CHANGED}") == str(len(shop.stored))
     assert not shop.supervisor.status(LOCK).held
 
 
@@ -197,13 +201,13 @@ def test_a_terminated_run_commits_what_was_read_and_ends_canceled(
         shop.run(instance)
     (run,) = instance.get_runs()
     assert run.status is DagsterRunStatus.CANCELED
-    assert shop.kept == list(range(1, len(shop.kept) + 1))
-    assert shop.store.cursor(f"cdc/{CHANGED}") == str(len(shop.kept))
+    assert shop.stored == list(range(1, len(shop.stored) + 1))
+    assert shop.store.cursor(f"cdc/{CHANGED}") == str(len(shop.stored))
     (reported,) = observations(instance)
-    assert reported["events_received"] == len(shop.kept)
+    assert reported["events_received"] == len(shop.stored)
 
 
-def test_a_run_that_follows_goes_on_without_a_gap(
+def test_a_run_that_follows_continues_without_a_gap(
     shop: Shop, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second waits for the locks of the first, which ends when it is there."""
@@ -225,10 +229,10 @@ def test_a_run_that_follows_goes_on_without_a_gap(
     second.start()
     until(lambda: shop.supervisor.status(LOCK).holder not in (holder, None))
     shop.lines = 20
-    until(lambda: len(shop.kept) == 20)
+    until(lambda: len(shop.stored) == 20)
     first.join(60)
     second.join(60)
-    assert shop.kept == list(range(1, 21))
+    assert shop.stored == list(range(1, 21))
     assert ended[0] == holder
 
 
@@ -285,8 +289,8 @@ def test_a_subscription_without_a_broker_is_reported(
         app = Blacksmith(sources=[shop], destinations=[], since="2026-01-01")
         return look(build_definitions(app, resource=resource), resource, instance)[0]
 
-    said = look_at(Subscription("orders")).skip_message
-    assert "no broker is configured for shop/ordered_0: set BLACKSMITH_PUBSUB_URL" in said
+    skipped = look_at(Subscription("orders")).skip_message
+    assert "no broker is configured for shop/ordered_0: set BLACKSMITH_PUBSUB_URL" in skipped
     assert look_at(Subscription("orders", url=Secret("ORDERS_URL"))).run_requests
     assert look_at(Subscription("orders"), also=True).run_requests
     monkeypatch.setenv("BLACKSMITH_PUBSUB_URL", "nats://127.0.0.1:1")

@@ -1,4 +1,4 @@
-"""A load job: what it loads, and what it tells Dagster."""
+"""A load job: what it loads, and what it reports to Dagster."""
 
 import os
 import signal
@@ -27,24 +27,28 @@ FLIGHTS = AssetKey(["lake", "flights"])
 def reported(
     instance: DagsterInstance, result: ExecuteInProcessResult, op: str = "lake__flights"
 ) -> dict[str, dict[str, Any]]:
-    """What each partition was told of a load, by day, as it is kept in the run's log."""
+    """What was reported of a load to each partition, by day, from the run's log."""
     entries = instance.all_logs(result.run_id, of_type=DagsterEventType.ASSET_MATERIALIZATION)
     events = [entry.dagster_event for entry in entries if entry.dagster_event]
-    found = [
+    materializations = [
         event.step_materialization_data.materialization for event in events if event.step_key == op
     ]
-    assert len({each.partition for each in found}) == len(found)
+    assert len({materialization.partition for materialization in materializations}) == len(
+        materializations
+    )
     return {
-        each.partition or "": {name: value.value for name, value in each.metadata.items()}
-        for each in found
+        materialization.partition or "": {
+            name: value.value for name, value in materialization.metadata.items()
+        }
+        for materialization in materializations
     }
 
 
 def checks(result: ExecuteInProcessResult, op: str = "lake__flights") -> dict[str, Any]:
     return {
-        each.check_name: each
-        for each in result.get_asset_check_evaluations()
-        if each.asset_key == AssetKey(op.split("__"))
+        evaluation.check_name: evaluation
+        for evaluation in result.get_asset_check_evaluations()
+        if evaluation.asset_key == AssetKey(op.split("__"))
     }
 
 
@@ -54,14 +58,14 @@ def test_each_day_is_reported_once_with_its_counts(
     pipeline = Pipeline(store_url, batch=4)
     days = [TODAY - timedelta(days=2), TODAY - timedelta(days=1), TODAY]
     ids = [
-        each
+        event_id
         for count, day in zip((3, 5, 7), days, strict=True)
-        for each in pipeline.receive(count, day)
+        for event_id in pipeline.receive(count, day)
     ]
     result = pipeline.run(instance)
     assert pipeline.loaded["flights"] == ids
     by_day = reported(instance, result)
-    assert {day: each["events_loaded"] for day, each in by_day.items()} == {
+    assert {day: metadata["events_loaded"] for day, metadata in by_day.items()} == {
         day.isoformat(): count for day, count in zip(days, (3, 5, 7), strict=True)
     }
     assert by_day[TODAY.isoformat()]["loads"] == 2  # of the four loads
@@ -166,8 +170,8 @@ def test_a_signal_ends_the_run_after_the_batch_under_way(
     assert len(pipeline.loaded["flights"]) == 1
     assert reported(instance, result)[TODAY.isoformat()]["events_loaded"] == 1
     assert pipeline.loaded["undeliverable"] == []  # an op that has not begun does not begin
-    for said in outputs(result).values():
-        assert said["stop_reason"] == "asked to stop before all that is due was loaded"
+    for metadata in outputs(result).values():
+        assert metadata["stop_reason"] == "asked to stop before all that is due was loaded"
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -181,11 +185,11 @@ def test_a_run_of_many_loads_writes_few_rows(instance: DagsterInstance, tmp_path
 
 def test_the_history_names_the_dagster_run(store_url: str, instance: DagsterInstance) -> None:
     pipeline = Pipeline(store_url)
-    (kept,) = pipeline.receive(1)
+    (event_id,) = pipeline.receive(1)
     result = pipeline.run(instance)
     store = pipeline.open()
     try:
-        assert store.history(kept)[-1].run == result.run_id
+        assert store.history(event_id)[-1].run == result.run_id
     finally:
         store.close()
 
@@ -198,11 +202,11 @@ class Broken(StandardScheduler):
         self.errors = list(errors)
         self.calls: list[str] = []
 
-    def load(self, app: Any, event: Any, **given: Any) -> Summary:
+    def load(self, app: Any, event: Any, **options: Any) -> Summary:
         self.calls.append(event.path)
-        if given["stop"].is_set():
+        if options["stop"].is_set():
             return Summary(stopped=True)
-        summary = super().load(app, event, **given)
+        summary = super().load(app, event, **options)
         if self.errors:
             raise self.errors.pop(0)
         return summary

@@ -1,4 +1,4 @@
-"""The wanderer's jobs: what they are asked for, and what they tell Dagster."""
+"""The migration jobs: how they are configured, and what they report to Dagster."""
 
 import os
 import signal
@@ -79,7 +79,7 @@ class Migrated:
             store.ingest([[NewEvent("crm/signed_up", "{}", [NewJob("lake/users")])]])
 
     def load(self, instance: DagsterInstance) -> Mapping[str, Any]:
-        """What the load of the destination has told, by name."""
+        """What the load of the destination has reported, by name."""
         result = self._job("load_lake").execute_in_process(instance=instance)
         return {name: value.value for name, value in reported(result).items()}
 
@@ -105,9 +105,9 @@ class Migrated:
         """The metadata of a run that must fail, with its reason as `description`."""
         result = self.run(instance, job, raise_on_error=False, **config)
         [failed] = [event for event in result.all_node_events if event.is_step_failure]
-        said = failed.step_failure_data.user_failure_data
-        assert said is not None, failed.step_failure_data.error
-        return {**said.metadata, "description": said.description}
+        failure = failed.step_failure_data.user_failure_data
+        assert failure is not None, failed.step_failure_data.error
+        return {**failure.metadata, "description": failure.description}
 
 
 def reported(result: ExecuteInProcessResult) -> Mapping[str, Any]:
@@ -116,9 +116,9 @@ def reported(result: ExecuteInProcessResult) -> Mapping[str, Any]:
     return output.step_output_data.metadata
 
 
-def rows(said: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    """Version, action and state of each row of the table that was told."""
-    table = said["migrations"]
+def rows(metadata: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """Version, action and state of each row of the table that was reported."""
+    table = metadata["migrations"]
     assert isinstance(table, TableMetadataValue)
     return [
         (int(str(row.data["version"])), row.data["action"], row.data["state"])
@@ -137,15 +137,15 @@ def ups(*versions: int) -> list[tuple[int, str]]:
 
 
 def checks(instance: DagsterInstance, result: ExecuteInProcessResult) -> list[tuple[bool, str]]:
-    """What the check of the destination's event has said in a run, as it is kept in the run's log."""
+    """What the check of the destination's event has found in a run, from the run's log."""
     entries = instance.all_logs(result.run_id, of_type=DagsterEventType.ASSET_CHECK_EVALUATION)
-    found = [
+    evaluations = [
         entry.dagster_event.asset_check_evaluation_data for entry in entries if entry.dagster_event
     ]
     return [
-        (each.passed, each.description or "")
-        for each in found
-        if each.asset_check_key == AssetCheckKey(USERS, "migrations_up_to_date")
+        (evaluation.passed, evaluation.description or "")
+        for evaluation in evaluations
+        if evaluation.asset_check_key == AssetCheckKey(USERS, "migrations_up_to_date")
     ]
 
 
@@ -158,24 +158,24 @@ def test_a_run_reports_what_was_done_in_a_table(store_url: str, instance: Dagste
     migrated = Migrated(store_url)
     result = migrated.run(instance, "wanderer_run")
     assert migrated.ran == ups(FIRST, SECOND, THIRD, FOURTH, FIFTH)
-    said = reported(result)
-    assert rows(said) == [
+    metadata = reported(result)
+    assert rows(metadata) == [
         (version, "up", "succeeded(up)") for version in (FIRST, SECOND, THIRD, FOURTH, FIFTH)
     ]
-    [first, second] = [row.data for row in said["migrations"].records][:2]
+    [first, second] = [row.data for row in metadata["migrations"].records][:2]
     assert (first["scope"], second["scope"]) == (
         "destination:lake",
         "destination/event:lake/users",
     )
     assert first["name"] == "change_1120000"
     assert isinstance(first["seconds"], float)
-    assert said["migrations_done"].value == said["migrations_planned"].value
+    assert metadata["migrations_done"].value == metadata["migrations_planned"].value
     # Another run has nothing to do.
     assert rows(reported(migrated.run(instance, "wanderer_run"))) == []
     assert len(migrated.ran) == 5
 
 
-def test_a_run_may_be_asked_for_scopes_and_up_to_a_version(
+def test_a_run_may_be_limited_to_scopes_and_up_to_a_version(
     one_store: str, instance: DagsterInstance
 ) -> None:
     migrated = Migrated(one_store)
@@ -199,8 +199,8 @@ def test_what_was_acknowledged_is_run_by_the_next_run(
 
 def test_what_was_discarded_never_runs(one_store: str, instance: DagsterInstance) -> None:
     migrated = Migrated(one_store)
-    said = reported(migrated.run(instance, "wanderer_ack", version=SECOND, discard=True))
-    assert {row[2] for row in rows(said)} == {"discarded"}
+    metadata = reported(migrated.run(instance, "wanderer_ack", version=SECOND, discard=True))
+    assert {row[2] for row in rows(metadata)} == {"discarded"}
     migrated.run(instance, "wanderer_run")
     assert migrated.ran == ups(THIRD, FOURTH, FIFTH)
 
@@ -211,9 +211,9 @@ def test_a_rollback_goes_down_to_the_version_which_stays(
     migrated = Migrated(store_url)
     migrated.run(instance, "wanderer_run")
     migrated.ran.clear()
-    said = reported(migrated.run(instance, "wanderer_rollback", version=THIRD))
+    metadata = reported(migrated.run(instance, "wanderer_rollback", version=THIRD))
     assert migrated.ran == [(FIFTH, "down"), (FOURTH, "down")]
-    assert rows(said) == [
+    assert rows(metadata) == [
         (FIFTH, "down", "succeeded(down)"),
         (FOURTH, "down", "succeeded(down)"),
     ]
@@ -224,7 +224,7 @@ def test_a_rollback_must_be_given_its_version(one_store: str, instance: DagsterI
         Migrated(one_store).run(instance, "wanderer_rollback")
 
 
-def test_config_of_another_type_is_refused(one_store: str, instance: DagsterInstance) -> None:
+def test_config_of_another_type_is_rejected(one_store: str, instance: DagsterInstance) -> None:
     with pytest.raises(DagsterInvalidConfigError, match="scopes"):
         Migrated(one_store).run(instance, "wanderer_run", scopes="d:lake")
 
@@ -256,11 +256,11 @@ def test_the_table_of_very_many_is_cut_and_their_number_is_reported() -> None:
         MigrationAction("acknowledge", "destination:lake", version, "step")
         for version in range(3000)
     ]
-    said = metadata_of(MigrationReport(planned), dry_run=True)
-    assert (len(said["migrations"].records), said["migrations_planned"]) == (1000, 3000)
+    metadata = metadata_of(MigrationReport(planned), dry_run=True)
+    assert (len(metadata["migrations"].records), metadata["migrations_planned"]) == (1000, 3000)
 
 
-def test_a_late_lower_version_runs_when_it_is_asked_for(
+def test_a_late_lower_version_runs_with_out_of_order(
     one_store: str, instance: DagsterInstance
 ) -> None:
     migrated = Migrated(one_store)
@@ -273,12 +273,12 @@ def test_a_late_lower_version_runs_when_it_is_asked_for(
     assert migrated.ran == ups(FIRST, THIRD)
 
 
-def test_a_scope_that_is_not_there_fails_the_run_with_its_name(
+def test_an_unknown_scope_fails_the_run_with_its_name(
     one_store: str, instance: DagsterInstance
 ) -> None:
     migrated = Migrated(one_store)
-    said = migrated.fails(instance, "wanderer_run", scopes=["d:see"])
-    assert "no scope 'destination:see'" in said["description"]
+    failure = migrated.fails(instance, "wanderer_run", scopes=["d:see"])
+    assert "no scope 'destination:see'" in failure["description"]
 
 
 def test_the_third_of_five_fails_and_the_table_says_so(
@@ -289,17 +289,17 @@ def test_the_third_of_five_fails_and_the_table_says_so(
             raise RuntimeError("no such column: gate")
 
     migrated = Migrated(store_url, judge)
-    said = migrated.fails(instance, "wanderer_run")
-    assert rows(said) == [
+    failure = migrated.fails(instance, "wanderer_run")
+    assert rows(failure) == [
         (FIRST, "up", "succeeded(up)"),
         (SECOND, "up", "succeeded(up)"),
         (THIRD, "up", "failed(up)"),
         (FOURTH, "up", "not done"),
         (FIFTH, "up", "not done"),
     ]
-    [error] = [row.data["error"] for row in said["migrations"].records if row.data["error"]]
+    [error] = [row.data["error"] for row in failure["migrations"].records if row.data["error"]]
     assert "no such column: gate" in str(error)
-    assert str(THIRD) in said["description"]
+    assert str(THIRD) in failure["description"]
     assert migrated.ran == ups(FIRST, SECOND, THIRD)
 
 
@@ -312,11 +312,11 @@ def test_a_target_in_use_fails_the_run_at_once_and_names_the_holder(
     try:
         with supervisor.acquire("migrate/destination/lake", "run-of-another") as lease:
             assert lease
-            said = migrated.fails(instance, "wanderer_run")
+            failure = migrated.fails(instance, "wanderer_run")
     finally:
         supervisor.close()
         store.close()
-    assert "run-of-another" in said["description"]
+    assert "run-of-another" in failure["description"]
     assert migrated.ran == []
 
 
@@ -330,9 +330,9 @@ def test_a_signal_ends_the_run_after_the_migration_under_way(
             os.kill(os.getpid(), signal.SIGTERM)
 
     migrated = Migrated(one_store, judge)
-    said = migrated.fails(instance, "wanderer_run")
+    failure = migrated.fails(instance, "wanderer_run")
     assert migrated.ran == ups(FIRST, SECOND)
-    assert [row[2] for row in rows(said)] == ["succeeded(up)"] * 2 + ["not done"] * 3
+    assert [row[2] for row in rows(failure)] == ["succeeded(up)"] * 2 + ["not done"] * 3
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -340,14 +340,18 @@ def test_the_check_says_which_migration_has_not_run(
     store_url: str, instance: DagsterInstance
 ) -> None:
     migrated = Migrated(store_url)
-    [(passed, said)] = checks(instance, migrated.run(instance, "wanderer_run", version=SECOND))
+    [(passed, description)] = checks(
+        instance, migrated.run(instance, "wanderer_run", version=SECOND)
+    )
     assert not passed
-    assert str(THIRD) in said
-    [(passed, said)] = checks(instance, migrated.run(instance, "wanderer_run"))
-    assert (passed, said) == (True, "every migration has run")
-    [(passed, said)] = checks(instance, migrated.run(instance, "wanderer_rollback", version=THIRD))
+    assert str(THIRD) in description
+    [(passed, description)] = checks(instance, migrated.run(instance, "wanderer_run"))
+    assert (passed, description) == (True, "every migration has run")
+    [(passed, description)] = checks(
+        instance, migrated.run(instance, "wanderer_rollback", version=THIRD)
+    )
     assert not passed
-    assert str(FIFTH) in said
+    assert str(FIFTH) in description
 
 
 @pytest.mark.parametrize("waits", [True, False], ids=["its_jobs_wait", "its_jobs_do_not"])
@@ -361,16 +365,16 @@ def test_the_report_says_what_is_wrong_with_migrations_that_cannot_be_read(
     open_store(one_store, upgrade=True).close()
     resource = BlacksmithResource(store_url=one_store)
     [report] = [
-        each
-        for each in build_definitions(app, resource=resource).sensors or ()
-        if each.name == "blacksmith_report"
+        sensor
+        for sensor in build_definitions(app, resource=resource).sensors or ()
+        if sensor.name == "blacksmith_report"
     ]
     with build_sensor_context(instance, resources={"blacksmith": resource}) as context:
         reported = report.evaluate_tick(context).asset_events  # type: ignore[union-attr]
     [check] = [
-        each
-        for each in reported
-        if isinstance(each, AssetCheckEvaluation) and each.check_name == "migrations_up_to_date"
+        event
+        for event in reported
+        if isinstance(event, AssetCheckEvaluation) and event.check_name == "migrations_up_to_date"
     ]
     assert not check.passed
     assert str(tmp_path / "nowhere") in (check.description or "")
@@ -384,9 +388,9 @@ def test_a_failed_run_evaluates_the_check(one_store: str, instance: DagsterInsta
     migrated = Migrated(one_store, judge)
     result = migrated.run(instance, "wanderer_run", raise_on_error=False)
     assert not result.success
-    [(passed, said)] = checks(instance, result)
+    [(passed, description)] = checks(instance, result)
     assert not passed
-    assert str(FIRST) in said
+    assert str(FIRST) in description
 
 
 def test_a_load_says_which_migration_its_jobs_wait_for(

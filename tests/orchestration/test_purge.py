@@ -1,4 +1,4 @@
-"""The job that purges, and the schedule that is there only if something is ever to go."""
+"""The job that purges, and its schedule, which exists only if events are purged."""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -44,8 +44,8 @@ def run(store_url: str, instance: DagsterInstance) -> ExecuteInProcessResult:
 
 def metadata(result: ExecuteInProcessResult) -> dict[str, object]:
     (output,) = [event for event in result.all_events if event.event_type_value == "STEP_OUTPUT"]
-    found = output.step_output_data.metadata
-    return {name: value.value for name, value in found.items()}
+    metadata = output.step_output_data.metadata
+    return {name: value.value for name, value in metadata.items()}
 
 
 def test_a_run_purges_and_reports_what_has_gone(
@@ -82,7 +82,7 @@ def test_a_run_beside_another_purge_is_skipped(
     assert len(store.events()) == 4
 
 
-def test_the_schedule_is_there_only_if_something_is_ever_to_go() -> None:
+def test_the_schedule_is_there_only_if_events_are_purged() -> None:
     (schedule,) = build_definitions(APP).schedules or ()
     assert schedule.name == "blacksmith_purge_schedule"
     assert schedule.default_status is DefaultScheduleStatus.RUNNING

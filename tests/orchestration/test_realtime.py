@@ -1,4 +1,4 @@
-"""A warm run: when it ends, what it tells Dagster, and when the sensor launches one."""
+"""A warm run: when it ends, what it reports to Dagster, and when the sensor launches one."""
 
 import os
 import signal
@@ -90,15 +90,15 @@ def test_why_and_when_a_run_ends(
     state: WarmRunState, why: str | None, notice: float | None
 ) -> None:
     """`notice` is `None` if it does not wait for another."""
-    found = ending(state, WARM)
-    assert (found.reason if found else None) == why
-    assert (found.notice if found and found.followed else None) == notice
+    end = ending(state, WARM)
+    assert (end.reason if end else None) == why
+    assert (end.notice if end and end.followed else None) == notice
 
 
 def test_a_run_cannot_end_before_it_has_announced_it() -> None:
     with pytest.raises(DeclarationError, match="write a longer age="):
         WarmRuns(age="1m", notice="1m")
-    with pytest.raises(DeclarationError, match="'soon' is no duration"):
+    with pytest.raises(DeclarationError, match="'soon' is not a duration"):
         WarmRuns(idle="soon")
 
 
@@ -193,7 +193,7 @@ def test_a_run_is_launched_for_what_is_due_or_was_loaded_lately(
         ([], 10, None),
     ],
 )
-def test_what_fails_at_its_start_is_not_tried_in_a_circle(
+def test_runs_that_fail_at_their_start_are_launched_after_a_pause(
     lived: list[int], ago: int, why: str | None
 ) -> None:
     ended = NOW - timedelta(seconds=ago)
@@ -245,7 +245,7 @@ class Alerts:
         self.store.register(self.app)
 
     def receive(self, *events: str) -> str:
-        new = NewEvent("airport/departed", "{}", [NewJob(f"alerts/{each}") for each in events])
+        new = NewEvent("airport/departed", "{}", [NewJob(f"alerts/{event}") for event in events])
         [[event_id]] = self.store.ingest([[new]])  # type: ignore[misc]
         return event_id
 
@@ -255,30 +255,30 @@ class Alerts:
         return job.execute_in_process(instance=instance)
 
     def look(self, instance: DagsterInstance, name: str = "realtime_alerts_sensor") -> Any:
-        """A tick of a sensor; its cursor is kept for the next."""
-        (sensor,) = [each for each in self.definitions.sensors or () if each.name == name]
+        """A tick of a sensor; the next gets its cursor."""
+        (sensor,) = [sensor for sensor in self.definitions.sensors or () if sensor.name == name]
         assert isinstance(sensor, SensorDefinition)
         resources = {"blacksmith": self.resource}
         with build_sensor_context(instance, self.cursors.get(name), resources=resources) as context:
-            found = sensor.evaluate_tick(context)
-        self.cursors[name] = found.cursor
-        return found
+            tick = sensor.evaluate_tick(context)
+        self.cursors[name] = tick.cursor
+        return tick
 
 
 @pytest.fixture
 def alerts(store_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Alerts]:
-    # No broker is needed to run: what it does not tell is found by looking into the store.
+    # No broker is needed to run: the sweep of the store finds what no notification announces.
     monkeypatch.setenv("BLACKSMITH_PUBSUB_URL", "nats://127.0.0.1:1")
-    made = Alerts(store_url)
+    alerts = Alerts(store_url)
     try:
-        yield made
+        yield alerts
     finally:
-        made.store.close()
+        alerts.store.close()
 
 
 def outputs(result: Any) -> dict[str, Any]:
-    (found,) = [each for each in result.all_events if each.is_successful_output]
-    return {name: value.value for name, value in found.step_output_data.metadata.items()}
+    (output,) = [event for event in result.all_events if event.is_successful_output]
+    return {name: value.value for name, value in output.step_output_data.metadata.items()}
 
 
 def test_the_job_is_tagged_for_limits_and_ends_at_the_latest(alerts: Alerts) -> None:
@@ -289,7 +289,7 @@ def test_the_job_is_tagged_for_limits_and_ends_at_the_latest(alerts: Alerts) -> 
 
 
 def test_without_realtime_events_there_is_no_warm_run(store_url: str) -> None:
-    names = [each.name for each in Pipeline(store_url).definitions.sensors or ()]
+    names = [sensor.name for sensor in Pipeline(store_url).definitions.sensors or ()]
     assert names == ["blacksmith_report", "load_lake_sensor"]
 
 
@@ -299,35 +299,35 @@ def test_a_warm_run_loads_reports_and_ends_when_idle(
     ids = [alerts.receive("late") for _ in range(3)]
     result = alerts.run(instance)
     assert alerts.loaded == ids
-    said = outputs(result)
-    assert said["stop_reason"] == "idle for 1s"
-    assert (said["events_loaded"], said["events_failed"]) == (3, 0)
+    metadata = outputs(result)
+    assert metadata["stop_reason"] == "idle for 1s"
+    assert (metadata["events_loaded"], metadata["events_failed"]) == (3, 0)
     today = datetime.now(UTC).date().isoformat()
     assert instance.get_materialized_partitions(AssetKey(["alerts", "late"])) == {today}
     checked = {
-        (each.asset_key.path[-1], each.check_name): each.passed
-        for each in result.get_asset_check_evaluations()
+        (evaluation.asset_key.path[-1], evaluation.check_name): evaluation.passed
+        for evaluation in result.get_asset_check_evaluations()
     }
     assert checked == {
         (event, name): True
         for event in ("late", "stuck")
         for name in ("no_discarded", "nothing_overdue")
     }
-    (run,) = {each.run for each in alerts.store.history(ids[0]) if each.load_id}
+    (run,) = {transition.run for transition in alerts.store.history(ids[0]) if transition.load_id}
     assert run == result.run_id
 
 
 def test_a_warm_run_materializes_while_it_stays(
     alerts: Alerts, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not at its end alone: the second event comes when the first has been told."""
+    """Not only at its end: the second event comes when the first has been reported."""
     monkeypatch.setattr(realtime, "_REPORT_SECONDS", 0.1)
     warm = WarmRuns(idle="5s", notice="1s")
     alerts.definitions = build_definitions(alerts.app, resource=alerts.resource, warm=warm)
 
     def reported() -> list[Any]:
         records = instance.fetch_materializations(AssetKey(["alerts", "late"]), limit=10).records
-        return [each.asset_materialization for each in reversed(records)]
+        return [record.asset_materialization for record in reversed(records)]
 
     def send_another() -> None:
         deadline = time.monotonic() + 60
@@ -341,8 +341,11 @@ def test_a_warm_run_materializes_while_it_stays(
     result = alerts.run(instance)
     sender.join(60)
     assert alerts.loaded == ids
-    assert [each.metadata["events_loaded"].value for each in reported()] == [1, 1]
-    first, second = (each.metadata["last_load"].value for each in reported())
+    assert [materialization.metadata["events_loaded"].value for materialization in reported()] == [
+        1,
+        1,
+    ]
+    first, second = (materialization.metadata["last_load"].value for materialization in reported())
     assert first < second
     assert outputs(result)["events_loaded"] == 2
 
@@ -356,7 +359,7 @@ def test_a_warm_run_announces_its_end_and_fails_when_a_load_hangs(
     began = time.monotonic()
     with pytest.raises(Timeout, match="alerts/stuck"):
         alerts.run(instance)
-    assert time.monotonic() > began + 3  # nobody followed, and the other event was loaded meanwhile
+    assert time.monotonic() > began + 3  # no run followed, and the other event was loaded meanwhile
     (run,) = instance.get_runs()
     assert run.status is FAILURE
     assert ENDING_TAG in run.tags
@@ -386,8 +389,8 @@ def test_without_a_broker_the_schedules_serve(
 ) -> None:
     monkeypatch.delenv("BLACKSMITH_PUBSUB_URL")
     alerts.receive("late")
-    said = alerts.look(instance).skip_message
-    assert said == "the schedules serve; set BLACKSMITH_PUBSUB_URL to load at once"
+    skipped = alerts.look(instance).skip_message
+    assert skipped == "the schedules serve; set BLACKSMITH_PUBSUB_URL to load at once"
     assert alerts.look(instance, "load_alerts_sensor").run_requests
 
 
@@ -424,8 +427,8 @@ def test_a_run_whose_process_is_gone_is_failed_and_followed(
     while not alerts.look(instance).run_requests:
         assert time.monotonic() < lost + 10
     assert time.monotonic() > lost + 0.3
-    (found,) = instance.get_runs(RunsFilter(run_ids=[run.run_id]))
-    assert found.status is FAILURE
+    (failed,) = instance.get_runs(RunsFilter(run_ids=[run.run_id]))
+    assert failed.status is FAILURE
 
 
 def test_the_locks_of_a_run_that_was_killed_are_free_soon(
@@ -440,7 +443,7 @@ def test_the_locks_of_a_run_that_was_killed_are_free_soon(
         assert alerts.look(instance).run_requests[0].run_key == f"after-{run.run_id}"
 
 
-def test_a_scheduled_load_wakes_who_receives_its_outcomes(
+def test_a_scheduled_load_wakes_the_receivers_of_its_outcomes(
     postgres_url: str, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BLACKSMITH_PUBSUB_URL", "postgres")
@@ -471,12 +474,12 @@ def test_what_a_warm_run_loads_is_left_to_it_by_the_schedule(
 ) -> None:
     alerts.receive("late")
     with _locked(alerts, "a run"):
-        said = alerts.look(instance, "load_alerts_sensor").skip_message
-        assert said == "alerts/late is loaded by a run"
+        skipped = alerts.look(instance, "load_alerts_sensor").skip_message
+        assert skipped == "alerts/late is loaded by a run"
     assert alerts.look(instance, "load_alerts_sensor").run_requests
 
 
-def test_a_load_run_that_is_gone_is_not_taken_for_the_warm_run(
+def test_a_load_run_that_is_gone_is_not_mistaken_for_the_warm_run(
     alerts: Alerts, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(schedules, "_YOUNG", dict.fromkeys((True, False), timedelta(0)))
@@ -485,8 +488,8 @@ def test_a_load_run_that_is_gone_is_not_taken_for_the_warm_run(
     gone = instance.add_run(DagsterRun(job_name="load_alerts", status=STARTED))
     with _locked(alerts, "a warm run", "late"):
         assert alerts.look(instance, "load_alerts_sensor").run_requests
-    (found,) = instance.get_runs(RunsFilter(run_ids=[gone.run_id]))
-    assert found.status is FAILURE
+    (failed,) = instance.get_runs(RunsFilter(run_ids=[gone.run_id]))
+    assert failed.status is FAILURE
 
 
 @contextmanager

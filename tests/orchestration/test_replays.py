@@ -47,19 +47,23 @@ def replay(
 
 
 def metadata_of(result: ExecuteInProcessResult) -> Mapping[str, Mapping[str, Any]]:
-    """Of each materialized partition."""
-    found = [
+    """The metadata of each materialized partition."""
+    materializations = [
         event.step_materialization_data.materialization
         for event in result.get_asset_materialization_events()
     ]
     return {
-        str(each.partition): {key: value.value for key, value in each.metadata.items()}
-        for each in found
+        str(materialization.partition): {
+            key: value.value for key, value in materialization.metadata.items()
+        }
+        for materialization in materializations
     }
 
 
 def checks_of(result: ExecuteInProcessResult) -> Mapping[str, AssetCheckEvaluation]:
-    return {each.check_name: each for each in result.get_asset_check_evaluations()}
+    return {
+        evaluation.check_name: evaluation for evaluation in result.get_asset_check_evaluations()
+    }
 
 
 def receive(pipeline: Pipeline, *numbers: int, to: Sequence[str] = ()) -> None:
@@ -77,11 +81,11 @@ def test_a_backfill_of_several_days_is_one_run_that_reports_each_day(
     result = replay(pipeline, instance)
     assert result.success
     reported = metadata_of(result)
-    assert {day: each["events_loaded"] for day, each in reported.items()} == dict(
+    assert {day: metadata["events_loaded"] for day, metadata in reported.items()} == dict(
         zip(NAMED, (2, 0, 3), strict=True)
     )
     assert len(pipeline.loaded["flights"]) == 5
-    assert all(each.passed for each in checks_of(result).values())
+    assert all(evaluation.passed for evaluation in checks_of(result).values())
     assert set(NAMED) == instance.get_materialized_partitions(FLIGHTS)
     asset = pipeline.definitions.resolve_assets_def(FLIGHTS)
     assert asset.backfill_policy == BackfillPolicy.single_run()
@@ -117,10 +121,10 @@ def test_modes_filters_and_a_dry_run_by_config(store_url: str, instance: Dagster
     receive(pipeline, 1, 1, 1, to=("lake/flights",))
     pipeline.run(instance)
     receive(pipeline, 1, 1, 1)
-    found = replay(pipeline, instance, dry_run=True, modes=["all"])
-    assert found.success
-    assert metadata_of(found) == {}
-    (observed,) = found.get_asset_observation_events()
+    result = replay(pipeline, instance, dry_run=True, modes=["all"])
+    assert result.success
+    assert metadata_of(result) == {}
+    (observed,) = result.get_asset_observation_events()
     metadata = observed.asset_observation_data.asset_observation.metadata
     assert metadata["would_be_loaded"].value == 6
     assert metadata["days"].value == {day: {"missing": 1, "succeeded": 1} for day in NAMED}
@@ -143,34 +147,34 @@ def with_backfill(backfill: str | None, days: int = 1, since: date = DAYS[0]) ->
     return build_definitions(app)
 
 
-def schedule_context(found: Definitions) -> Any:
+def schedule_context(definitions: Definitions) -> Any:
     return build_schedule_context(
         scheduled_execution_time=datetime.combine(TODAY, time(3), UTC),
-        repository_def=found.get_repository_def(),
+        repository_def=definitions.get_repository_def(),
     )
 
 
 @pytest.mark.parametrize(("days", "first"), [(1, NAMED[-1]), (2, NAMED[1]), (7, NAMED[0])])
 def test_a_scheduled_backfill_replays_the_last_days(days: int, first: str) -> None:
-    found = with_backfill("0 3 * * *", days)
-    schedule = found.resolve_schedule_def("backfill_lake__flights_schedule")
+    definitions = with_backfill("0 3 * * *", days)
+    schedule = definitions.resolve_schedule_def("backfill_lake__flights_schedule")
     assert isinstance(schedule, ScheduleDefinition)
     assert (schedule.cron_schedule, schedule.execution_timezone) == ("0 3 * * *", "UTC")
     assert schedule.default_status is DefaultScheduleStatus.RUNNING
-    (request,) = schedule.evaluate_tick(schedule_context(found)).run_requests
+    (request,) = schedule.evaluate_tick(schedule_context(definitions)).run_requests
     assert {key: request.tags[key] for key in (START, END)} == {START: first, END: NAMED[-1]}
 
 
 def test_a_scheduled_backfill_waits_for_the_first_day_to_pass() -> None:
-    found = with_backfill("@daily", since=TODAY)
-    schedule = found.resolve_schedule_def("backfill_lake__flights_schedule")
-    data = schedule.evaluate_tick(schedule_context(found))
+    definitions = with_backfill("@daily", since=TODAY)
+    schedule = definitions.resolve_schedule_def("backfill_lake__flights_schedule")
+    data = schedule.evaluate_tick(schedule_context(definitions))
     assert not data.run_requests
     assert "has not passed" in (data.skip_message or "")
 
 
 def test_without_backfill_there_is_no_schedule() -> None:
-    names = {each.name for each in with_backfill(None).schedules or ()}
+    names = {schedule.name for schedule in with_backfill(None).schedules or ()}
     assert "backfill_lake__flights_schedule" not in names
 
 

@@ -26,7 +26,9 @@ DEPARTED = AssetKey(["airport", "departed"])
 class Tick:
     def __init__(self, pipeline: Pipeline, instance: DagsterInstance, cursor: str | None) -> None:
         sensor = next(
-            each for each in pipeline.definitions.sensors or () if each.name == "blacksmith_report"
+            sensor
+            for sensor in pipeline.definitions.sensors or ()
+            if sensor.name == "blacksmith_report"
         )
         resources = {"blacksmith": pipeline.resource}
         with build_sensor_context(instance, cursor, resources=resources) as context:
@@ -38,17 +40,17 @@ class Tick:
     @property
     def totals(self) -> dict[str | None, Any]:
         return {
-            each.partition: each.metadata["dagster/partition_row_count"].value
-            for each in self.events
-            if isinstance(each, AssetMaterialization) and each.asset_key == DEPARTED
+            event.partition: event.metadata["dagster/partition_row_count"].value
+            for event in self.events
+            if isinstance(event, AssetMaterialization) and event.asset_key == DEPARTED
         }
 
     @property
     def checks(self) -> dict[str, bool]:
         return {
-            f"{each.asset_key.to_user_string()} {each.check_name}": each.passed
-            for each in self.events
-            if isinstance(each, AssetCheckEvaluation)
+            f"{event.asset_key.to_user_string()} {event.check_name}": event.passed
+            for event in self.events
+            if isinstance(event, AssetCheckEvaluation)
         }
 
 
@@ -77,8 +79,8 @@ def test_a_tick_that_is_repeated_reports_the_same(
     pipeline.receive(5)
     first, again = Tick(pipeline, instance, None), Tick(pipeline, instance, None)
     assert first.totals == again.totals == {TODAY.isoformat(): 5}
-    for each in [*first.events, *again.events]:
-        instance.report_runless_asset_event(each)
+    for event in [*first.events, *again.events]:
+        instance.report_runless_asset_event(event)
     assert instance.get_materialized_partitions(DEPARTED) == {TODAY.isoformat()}
 
 
@@ -92,9 +94,9 @@ def test_outcomes_and_what_is_not_declared_are_not_reported(
     pipeline.receive(1)
     pipeline.run(instance)
     keys = {
-        each.asset_key
-        for each in Tick(pipeline, instance, None).events
-        if isinstance(each, AssetMaterialization)
+        event.asset_key
+        for event in Tick(pipeline, instance, None).events
+        if isinstance(event, AssetMaterialization)
     }
     assert keys == {DEPARTED}
 
@@ -136,20 +138,20 @@ def count(day: date, events: int, event_type: str = "airport/departed") -> DayCo
 def reported(
     cursor: ReportCursor, counted: Sequence[DayCount]
 ) -> tuple[list[DayCount], ReportCursor]:
-    found, after = changed_totals(
-        cursor, [each for each in counted if each.day >= cursor.since], TODAY
+    changed, after = changed_totals(
+        cursor, [count for count in counted if count.day >= cursor.since], TODAY
     )
-    return list(found), after
+    return list(changed), after
 
 
-def test_a_long_past_is_reported_in_portions_oldest_first() -> None:
+def test_many_past_days_are_reported_in_portions_oldest_first() -> None:
     counted = [count(TODAY - timedelta(days=ago), ago + 1) for ago in range(500)]
     cursor = ReportCursor(TODAY - timedelta(days=499))
     seen: list[DayCount] = []
     for portion in (200, 200, 100, 0):
-        found, cursor = reported(cursor, counted)
-        assert len(found) == portion
-        seen += found
+        changed, cursor = reported(cursor, counted)
+        assert len(changed) == portion
+        seen += changed
     assert seen == counted[::-1]
 
 

@@ -47,7 +47,7 @@ class Tick:
 def look(pipeline: Pipeline, instance: DagsterInstance, cursor: str | None = None) -> Tick:
     """A tick of the sensor of `load_lake`."""
     (sensor,) = [
-        each for each in pipeline.definitions.sensors or () if each.name == "load_lake_sensor"
+        sensor for sensor in pipeline.definitions.sensors or () if sensor.name == "load_lake_sensor"
     ]
     assert isinstance(sensor, SensorDefinition)
     resources = {"blacksmith": pipeline.resource}
@@ -97,8 +97,8 @@ def test_the_interval_is_kept_and_a_retry_waits_for_its_time(
     early = look(pipeline, instance, str(time.time() - 60)).skipped
     assert early == "the next run is in 0:09:00"
     skipped = look(pipeline, instance).skipped
-    said, _, left = skipped.rpartition(" in ")
-    assert said == "nothing is due: lake/flights is the next,"
+    reason, _, left = skipped.rpartition(" in ")
+    assert reason == "nothing is due: lake/flights is the next,"
     assert left in ("0:10:00", "0:09:59", "0:09:58")
 
 
@@ -152,8 +152,8 @@ def test_a_run_whose_process_is_gone_is_failed_and_replaced(
         supervisor.close()
         store.close()
     assert look(pipeline, instance).launched == 1
-    (found,) = instance.get_runs(RunsFilter(run_ids=[run.run_id]))
-    assert found.status is DagsterRunStatus.FAILURE
+    (failed,) = instance.get_runs(RunsFilter(run_ids=[run.run_id]))
+    assert failed.status is DagsterRunStatus.FAILURE
 
 
 def test_a_run_between_two_tries_of_an_op_is_not_gone(
