@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
+from blacksmith_dagster.backends import Backends
 from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import DestinationEvent
 from blacksmith_dagster.settings import Settings
-from blacksmith_dagster.store import Store, open_store
-from blacksmith_dagster.supervisor import Supervisor, open_supervisor
 
 app_option: Callable[[Any], Any] = click.option(
     "--app",
@@ -33,18 +32,11 @@ limit_option: Callable[[Any], Any] = click.option(
 
 
 @contextmanager
-def opened() -> Iterator[Store]:
-    """The store of this process's settings, named on standard error; closed at the end."""
-    with closing(open_store(Settings.read().store_url)) as store:
-        click.echo(f"store: {store.label}", err=True)
-        yield store
-
-
-@contextmanager
-def locks_of(store: Store) -> Iterator[Supervisor]:
-    """The supervisor of this process's settings; closed at the end."""
-    with closing(open_supervisor(Settings.read().supervisor_url, store)) as locks:
-        yield locks
+def opened() -> Iterator[Backends]:
+    """The backends of this process's settings; the store is named on standard error."""
+    with Backends(Settings.read()) as backends:
+        click.echo(f"store: {backends.store.label}", err=True)
+        yield backends
 
 
 def event_of(application: Blacksmith, path: str) -> DestinationEvent[Any]:

@@ -13,7 +13,6 @@ from blacksmith_dagster.cli.common import (
     event_of,
     json_option,
     limit_option,
-    locks_of,
     opened,
 )
 from blacksmith_dagster.cli.tables import age, as_json, table, utc_text
@@ -67,7 +66,8 @@ def status(app: str | None, json: bool) -> None:
     """Show which services run, who holds which lock, how far each destination event and each listener
     is, and what is in quarantine."""
     application = load_application(app)
-    with opened() as store, locks_of(store) as supervisor:
+    with opened() as backends:
+        store, supervisor = backends.store, backends.supervisor
         found = _StatusReport(
             store.label,
             _supervision(supervisor),
@@ -171,8 +171,8 @@ def events() -> None:
 @json_option
 def show_event(event_id: str, json: bool) -> None:
     """Tell what happened to an event: its jobs, every transition of each, and its run."""
-    with opened() as store:
-        event, history = store.event(event_id), store.history(event_id)
+    with opened() as backends:
+        event, history = backends.store.event(event_id), backends.store.history(event_id)
     if json:
         click.echo(as_json({"event": event, "history": history}))
         return
@@ -214,8 +214,8 @@ def _job_text(destination: str, history: Sequence[Transition]) -> str:
 @json_option
 def list_events(event_type: str | None, limit: int, json: bool) -> None:
     """List the newest events, newest first."""
-    with opened() as store:
-        found = store.events(event_type, limit)
+    with opened() as backends:
+        found = backends.store.events(event_type, limit)
     if json:
         click.echo(as_json(found))
         return
@@ -242,8 +242,8 @@ def jobs() -> None:
 @json_option
 def list_jobs(state: str, destination: str | None, limit: int, json: bool) -> None:
     """List the jobs in a state."""
-    with opened() as store:
-        found = store.jobs(state, destination, limit)
+    with opened() as backends:
+        found = backends.store.jobs(state, destination, limit)
     if json:
         click.echo(as_json(found))
         return
@@ -264,7 +264,8 @@ def discard_jobs(destination: str, event_ids: tuple[str, ...], why: str, app: st
     """Discard jobs that are due again: they are not tried any more."""
     application = load_application(app)
     event = event_of(application, destination)
-    with opened() as store, locks_of(store) as supervisor:
+    with opened() as backends:
+        store, supervisor = backends.store, backends.supervisor
         store.register(application)
         discarded = discard(application, event, event_ids, why, store=store, supervisor=supervisor)
     click.echo(f"{discarded} of {len(event_ids)} discarded")
@@ -282,7 +283,8 @@ def retire_destination(destination: str, app: str | None) -> None:
     """Discard what waits for a destination event that is no longer declared."""
     if destination in load_application(app).destination_events:
         raise UsageError(f"{destination} is still declared; remove it from the application first")
-    with opened() as store, locks_of(store) as supervisor:
+    with opened() as backends:
+        store, supervisor = backends.store, backends.supervisor
         why = "the destination event was retired"
         discarded = retire(destination, why, store=store, supervisor=supervisor)
     click.echo(f"{destination} is retired; {discarded} waiting jobs were discarded")

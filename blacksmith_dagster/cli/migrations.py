@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from blacksmith_dagster.cli.common import app_option, json_option, locks_of, opened
+from blacksmith_dagster.cli.common import app_option, json_option, opened
 from blacksmith_dagster.cli.tables import as_json, table
 from blacksmith_dagster.errors import MigrationError
 from blacksmith_dagster.settings import Settings, load_application
@@ -162,14 +162,13 @@ def _wanderer(app: str | None) -> Iterator[Wanderer]:
     application, stop = load_application(app), threading.Event()
     with (
         on_stop(stop.set),
-        opened() as store,
-        locks_of(store) as locks,
-        open_tracking(Settings.read().wanderer_url, store) as tracking,
+        opened() as backends,
+        open_tracking(Settings.read().wanderer_url, backends.store) as tracking,
     ):
         yield StandardWanderer(
             application,
-            store=store,
-            supervisor=locks,
+            store=backends.store,
+            supervisor=backends.supervisor,
             tracking=tracking,
             holder=f"{os.environ.get('USER', 'someone')}@{here()}",
             stop=stop,

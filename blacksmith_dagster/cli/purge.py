@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from blacksmith_dagster.cli.common import app_option, json_option, locks_of, opened
+from blacksmith_dagster.cli.common import app_option, json_option, opened
 from blacksmith_dagster.cli.tables import as_json, table
 from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.scheduler.purge import PurgeReport
@@ -31,7 +31,8 @@ def purge(app: str | None, dry_run: bool, archive: str | None, json: bool) -> No
             "nothing is ever past its time: no source says how long its events are kept; write "
             "Source(..., keep='30d'), for example"
         )
-    with opened() as store, locks_of(store) as supervisor:
+    with opened() as backends:
+        store, supervisor = backends.store, backends.supervisor
         store.register(application)
         if dry_run:
             found = store.purgeable(retention)

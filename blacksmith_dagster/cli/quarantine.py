@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -15,10 +14,9 @@ from blacksmith_dagster.cli.tables import as_json, table
 from blacksmith_dagster.errors import BlacksmithError, SchemaOutdated, Unavailable
 from blacksmith_dagster.ingest.retry import retry_quarantined
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pubsub import open_pubsub
-from blacksmith_dagster.pubsub.notifier import Notifier, Notify
+from blacksmith_dagster.pubsub.notifier import Notify
 from blacksmith_dagster.redaction import clean, describe, redacted_headers
-from blacksmith_dagster.settings import Settings, load_application
+from blacksmith_dagster.settings import load_application
 from blacksmith_dagster.store import Store
 
 _ERROR = 100  # characters of it in a list
@@ -42,8 +40,8 @@ def quarantine() -> None:
 @json_option
 def list_quarantine(event: str | None, limit: int, json: bool) -> None:
     """List the oldest in quarantine."""
-    with opened() as store:
-        found = store.quarantined(event, limit)
+    with opened() as backends:
+        found = backends.store.quarantined(event, limit)
     if json:
         click.echo(as_json(found))
         return
@@ -63,8 +61,8 @@ def show(quarantine_id: str, body: bool, json: bool) -> None:
 
     Values of headers and of a query that may be credentials are left out.
     """
-    with opened() as store:
-        raw = store.in_quarantine(quarantine_id)
+    with opened() as backends:
+        raw = backends.store.in_quarantine(quarantine_id)
     if body:
         click.echo(raw.body, nl=False)
         return
@@ -92,7 +90,8 @@ def retry(ids: tuple[str, ...], event: str | None, everything: bool, app: str | 
     if [bool(ids), event is not None, everything].count(True) != 1:
         raise click.UsageError("name the IDs, or give --event or --all")
     application = load_application(app)
-    with opened() as store, _notifying(application) as notify:
+    with opened() as backends:
+        store, notify = backends.store, backends.notify(application)
         store.register(application)
         if not ids:
             there = sum(store.quarantine_sizes().values())
@@ -108,26 +107,14 @@ def retry(ids: tuple[str, ...], event: str | None, everything: bool, app: str | 
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def drop(ids: tuple[str, ...], yes: bool) -> None:
     """Remove requests and messages for good, after asking: nobody else has kept them."""
-    with opened() as store:
+    with opened() as backends:
         if not yes:
             click.confirm(f"Drop {', '.join(ids)} for good?", abort=True)
-        store.drop_quarantined(ids)
+        backends.store.drop_quarantined(ids)
     click.echo(f"{len(ids)} dropped")
 
 
-@contextmanager
-def _notifying(application: Blacksmith) -> Iterator[Notify | None]:
-    """Wakes loaders through the broker, if one is configured."""
-    settings = Settings.read()
-    pubsub = open_pubsub(settings.pubsub_url, settings.store_url)
-    if pubsub is None:
-        yield None
-        return
-    with closing(Notifier(application, pubsub)) as notifier:
-        yield notifier.notify
-
-
-def _retried(app: Blacksmith, store: Store, quarantine_id: str, notify: Notify | None) -> bool:
+def _retried(app: Blacksmith, store: Store, quarantine_id: str, notify: Notify) -> bool:
     try:
         made = retry_quarantined(app, store, quarantine_id, notify)
     except (Unavailable, SchemaOutdated):

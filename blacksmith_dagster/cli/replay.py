@@ -13,7 +13,7 @@ from typing import Any
 import click
 import msgspec
 
-from blacksmith_dagster.cli.common import app_option, event_of, json_option, locks_of, opened
+from blacksmith_dagster.cli.common import app_option, event_of, json_option, opened
 from blacksmith_dagster.cli.tables import as_json, table
 from blacksmith_dagster.scheduler import LoadReport
 from blacksmith_dagster.scheduler.replay import Forecast, ReplayProgress, ReplaySummary, forecast
@@ -106,7 +106,8 @@ def replay(
         edit,
         new_key,
     )
-    with opened() as store, locks_of(store) as supervisor:
+    with opened() as backends:
+        store, supervisor = backends.store, backends.supervisor
         store.register(application)
         if dry_run:
             found = forecast(application, event, request, store=store)
@@ -183,7 +184,8 @@ def _summary_text(summary: ReplaySummary) -> str:
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="A file to write.")
 def export_jobs(destination: str, form: str, output: Path | None) -> None:
     """Write out the discarded jobs of a destination event, with their events' data."""
-    with opened() as store:
+    with opened() as backends:
+        store = backends.store
         found = store.jobs("discarded", destination, sys.maxsize)
         ids = [job.event_id for job in found]
         originals: dict[str, JobRow] = {}

@@ -16,6 +16,7 @@ import click
 from click.core import ParameterSource
 
 from blacksmith_dagster.cli.common import app_option
+from blacksmith_dagster.composition import gateway_of
 from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.settings import Settings, find_project, load_application
 from blacksmith_dagster.store import make_home, open_store
@@ -55,9 +56,10 @@ def gateway(
     from blacksmith_dagster.gateway import StandardGateway
 
     application = load_application(app)
-    if application.gateway is not None:
+    own = gateway_of(application)
+    if own is not None:
         _refuse_options("host", "port", "workers", "tls_cert", "tls_key", "trusted_proxy")
-    chosen = application.gateway or StandardGateway(
+    chosen = own or StandardGateway(
         host=host,
         port=port,
         workers=workers,
@@ -91,19 +93,20 @@ def dev(app: str | None, port: int, ui_port: int) -> None:
     application brings a gateway that listens elsewhere.
     """
     application = load_application(app)  # a wrong declaration is reported here, once
+    own = gateway_of(application)
     gateway_command = [sys.executable, "-m", "blacksmith_dagster.cli", "gateway"]
     gateway_command += [f"--app={app}"] if app else []
     url: str | None = f"http://127.0.0.1:{port}"
-    if application.gateway is None:
+    if own is None:
         gateway_command.append(f"--port={port}")
     else:
         _refuse_options("port")
-        url = _url_of(application.gateway)
-    settings = Settings.read()
+        url = _url_of(own)
+    home = Settings.read().home
     project = Path.cwd() if app else find_project()
-    make_home(settings.home)
-    environment = {**os.environ, "BLACKSMITH_HOME": str(settings.home)}
-    environment.setdefault("DAGSTER_HOME", str(settings.home))
+    make_home(home)
+    environment = {**os.environ, "BLACKSMITH_HOME": str(home)}
+    environment.setdefault("DAGSTER_HOME", str(home))
     if url is not None:
         environment.setdefault("BLACKSMITH_GATEWAY_URL", url)  # what checks ask
     dagster_command = [sys.executable, "-m", "dagster", "dev", f"--port={ui_port}"]

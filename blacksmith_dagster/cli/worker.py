@@ -10,21 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from blacksmith_dagster.cli.common import app_option, locks_of
-from blacksmith_dagster.errors import SettingsError, UsageError
-from blacksmith_dagster.ingest.listeners import Listeners, listened_events
+from blacksmith_dagster.backends import Backends
+from blacksmith_dagster.cli.common import app_option
+from blacksmith_dagster.composition import Loop, build_listeners, build_realtime, running
+from blacksmith_dagster.errors import UsageError
+from blacksmith_dagster.ingest.listeners import listened_events
 from blacksmith_dagster.ingest.subscription import broker_of
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import Destination
 from blacksmith_dagster.pipeline.source import Source
 from blacksmith_dagster.pipeline.triggers import Subscription
-from blacksmith_dagster.pubsub import open_pubsub
-from blacksmith_dagster.pubsub.notifier import Notifier, Notify
-from blacksmith_dagster.scheduler import Realtime, realtime_events
+from blacksmith_dagster.scheduler import realtime_events
 from blacksmith_dagster.settings import Settings, load_application
 from blacksmith_dagster.signals import on_stop
-from blacksmith_dagster.store import open_store
-from blacksmith_dagster.supervisor import SCHEDULER, here, registered, this_process
+from blacksmith_dagster.supervisor import here
 
 if TYPE_CHECKING:
     from blacksmith_dagster.orchestration.loads import RunlessReporter
@@ -45,72 +44,40 @@ def worker(app: str | None, names: tuple[str, ...]) -> None:
     materializations of what it loads there. Where another worker or a run serves, it stands by. It
     ends with an error when a load ran past its time-out: let a service manager start it again.
     """
-    application, settings = load_application(app), Settings.read()
-    pubsub = open_pubsub(settings.pubsub_url, settings.store_url)
+    application, stop = load_application(app), threading.Event()
     destinations, sources = _chosen(application, names)
-    if destinations and pubsub is None:
-        raise SettingsError(
-            "a worker that loads is notified through a broker: set BLACKSMITH_PUBSUB_URL to "
-            "kafka://host:9092, nats://host:4222, amqp://host:5672 or postgres, or name the sources "
-            "that it is to listen for alone"
-        )
-    listened = [event for source in sources for event in listened_events(source)]
-    for event in listened:
-        if isinstance(event.trigger, Subscription):
-            broker_of(event, pubsub)  # raises what must be fixed before it begins
-    stop = threading.Event()
-    with ExitStack() as opened:
-        opened.enter_context(on_stop(stop.set))
-        store = opened.enter_context(closing(open_store(settings.store_url)))
-        store.register(application)
-        locks = opened.enter_context(locks_of(store))
-        served = [each.name for each in destinations] + [each.name for each in sources]
-        service = this_process(SCHEDULER, served)
-        opened.enter_context(registered(locks, service))
-        notify: Notify = lambda _: None  # noqa: E731
-        if pubsub is not None:
-            notify = opened.enter_context(closing(Notifier(application, pubsub))).notify
+    with on_stop(stop.set), Backends(Settings.read()) as backends, ExitStack() as opened:
+        listened = [event for source in sources for event in listened_events(source)]
+        for event in listened:
+            if isinstance(event.trigger, Subscription):
+                broker_of(event, backends.pubsub)  # a missing broker is reported before it begins
         reporter = _reporter(application) if destinations else None
         if reporter:
             opened.enter_context(closing(reporter))
-        loops: list[Realtime | Listeners] = [
-            Listeners(
+        loops: list[Loop] = [
+            build_realtime(
                 application,
-                source,
-                store=store,
-                supervisor=locks,
-                pubsub=pubsub,
+                destination,
+                backends,
                 holder=here(),
-                notify=notify,
+                report=reporter.add if reporter else lambda *_: None,
             )
-            for source in sources
+            for destination in destinations
         ]
-        if pubsub is not None:
-            loops += [
-                Realtime(
-                    application,
-                    destination,
-                    store=store,
-                    supervisor=locks,
-                    subscriber=pubsub.subscriber(destination.name),
-                    holder=here(),
-                    report=reporter.add if reporter else lambda *_: None,
-                    notify=notify,
-                )
-                for destination in destinations
-            ]
-        for loop in loops:
-            loop.start()
-            opened.callback(loop.stop)
+        loops += [
+            build_listeners(application, source, backends, holder=here()) for source in sources
+        ]
+        backends.store.register(application)
+        served = [destination.name for destination in destinations]
+        served += [source.name for source in sources]
+        opened.enter_context(running(loops, backends, served))
         paths = [event.path for each in destinations for event in realtime_events(each)]
         paths += [event.path for event in listened]
-        said = [*paths, f"store {store.label}"]
-        if pubsub is not None:
-            said.append(f"notifications through {pubsub.label}")
+        reported = ""
         if destinations:
-            reported = "reported to" if reporter else "not reported, as there is no"
-            said.append(f"{reported} DAGSTER_HOME")
-        click.echo(f"blacksmith worker: {', '.join(said)}")
+            reported = ", reported to" if reporter else ", not reported, as there is no"
+            reported += " DAGSTER_HOME"
+        click.echo(f"blacksmith worker: {', '.join(paths)}, {backends.label}{reported}")
         failure = None
         while failure is None and not stop.wait(_LOOK):
             if reporter:

@@ -22,14 +22,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from blacksmith_dagster.backends import Backends
 from blacksmith_dagster.errors import BlacksmithError, DeclarationError, SettingsError
 from blacksmith_dagster.pipeline.access import checked_networks
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pubsub import open_pubsub
-from blacksmith_dagster.pubsub.notifier import Notifier
 from blacksmith_dagster.settings import Settings
-from blacksmith_dagster.store import open_store
-from blacksmith_dagster.supervisor import GATEWAY, Service, open_supervisor, registered
+from blacksmith_dagster.supervisor import GATEWAY, Service, registered
 from blacksmith_dagster.supervisor.service import package_version
 
 if TYPE_CHECKING:
@@ -96,15 +94,10 @@ class StandardGateway:
             if auth is not None:
                 auth.check()  # an impossible token is reported now, not to a sender
         with self._listen() as listener:
-            pubsub = open_pubsub(settings.pubsub_url, settings.store_url)
-            services = f", notifications through {pubsub.label}" if pubsub else ""
             # The schema is brought up to date once, before anyone is let in, and before the fork.
-            with contextlib.closing(open_store(settings.store_url, upgrade=True)) as store:
-                store.register(app)
-                label, supervisor = store.label, open_supervisor(settings.supervisor_url, store)
-                supervisor.close()
-                services += f", supervisor {supervisor.label}" if settings.supervisor_url else ""
-            click.echo(f"blacksmith gateway: {self._url(listener)}, store {label}{services}")
+            with Backends(settings, upgrade=True) as backends:
+                backends.store.register(app)
+                click.echo(f"blacksmith gateway: {self._url(listener)}, {backends.label}")
             if self.workers == 1:
                 self._work(app, settings, listener, maintains=True)
             else:
@@ -161,21 +154,15 @@ class StandardGateway:
         from blacksmith_dagster.gateway.protocol import GatewayProtocol
 
         with contextlib.ExitStack() as opened:
-            store = opened.enter_context(
-                contextlib.closing(open_store(settings.store_url, upgrade=True))
-            )
+            backends = opened.enter_context(Backends(settings, upgrade=True))
+            store, supervisor = backends.store, backends.supervisor
             store.register(app)
-            supervisor = opened.enter_context(
-                contextlib.closing(open_supervisor(settings.supervisor_url, store))
-            )
-            pubsub = open_pubsub(settings.pubsub_url, settings.store_url)
-            notifier = Notifier(app, pubsub) if pubsub else None
             config = uvicorn.Config(
                 create_app(
                     app,
                     store,
                     queue=self.queue,
-                    notifier=notifier,
+                    notifier=backends.notifier(app),
                     supervisor=supervisor if settings.supervisor_url else None,
                 ),
                 http=GatewayProtocol,
@@ -203,8 +190,6 @@ class StandardGateway:
                 opened.enter_context(registered(supervisor, self._service(app, listener)))
             with _stopped_by_signals(server), _maintenance(store if maintains else None):
                 server.run(sockets=[listener])
-            if notifier:
-                notifier.close()
 
 
 class _WorkerProcesses:

@@ -23,6 +23,7 @@ from dagster import (
 )
 from dagster.components import scaffold_component
 
+from blacksmith_dagster.composition import scheduler_of
 from blacksmith_dagster.ingest.listeners import listened_events
 from blacksmith_dagster.orchestration.assets import (
     AnyEvent,
@@ -82,6 +83,7 @@ def build_definitions(
     >>> [sensor.name for sensor in build_definitions(app).sensors]
     ['blacksmith_report']
     """
+    scheduler_of(app)  # a wrong one is reported here, not by the first load
     translator, warm = translator or BlacksmithTranslator(), warm or WarmRuns()
     specs = _specs(app, translator)
     keys: Mapping[str, AssetKey] = {path: spec.key for path, spec in specs.items()}

@@ -17,7 +17,8 @@ from dagster import (
     SensorDefinition,
 )
 
-from blacksmith_dagster.ingest.listeners import Listeners, listened_events
+from blacksmith_dagster.composition import build_listeners, running
+from blacksmith_dagster.ingest.listeners import listened_events
 from blacksmith_dagster.orchestration.loads import interrupt_if_terminated, links_of
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
 from blacksmith_dagster.orchestration.warm_run_sensor import Holders, build_warm_run_sensor
@@ -32,7 +33,6 @@ from blacksmith_dagster.pipeline.source import Source, SourceEvent
 from blacksmith_dagster.pipeline.triggers import Subscription
 from blacksmith_dagster.signals import on_stop
 from blacksmith_dagster.store.interface import ListenerStatus
-from blacksmith_dagster.supervisor import SCHEDULER, registered, this_process
 
 _FLUSH_SECONDS = 60.0
 
@@ -94,21 +94,10 @@ def _listen(
     keys: Mapping[str, AssetKey],
     warm: WarmRuns,
 ) -> None:
-    notifier, stop = blacksmith.notifier(app), threading.Event()
-    reporter = _ListenReporter(op, keys)
-    loop = Listeners(
-        app,
-        source,
-        store=blacksmith.store(app),
-        supervisor=blacksmith.supervisor,
-        pubsub=blacksmith.pubsub,
-        holder=op.run_id,
-        notify=notifier.notify if notifier else lambda _: None,
-        report=reporter.add,
-    )
-    service = this_process(SCHEDULER, [source.name])
-    with on_stop(stop.set), registered(blacksmith.supervisor, service):
-        loop.start()
+    blacksmith.store(app)  # registers the application
+    reporter, stop = _ListenReporter(op, keys), threading.Event()
+    loop = build_listeners(app, source, blacksmith.backends, holder=op.run_id, report=reporter.add)
+    with on_stop(stop.set), running([loop], blacksmith.backends, [source.name]):
         try:
             why = watch(op, loop, warm, stop, lambda: reporter.report_if_due(loop.statuses))
             locks = [f"listen/{event.path}" for event in listened_events(source)]

@@ -14,7 +14,8 @@ from dagster import (
     SensorDefinition,
 )
 
-from blacksmith_dagster.errors import SettingsError, Unavailable
+from blacksmith_dagster.composition import build_realtime, running
+from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.orchestration.checks import check_destination
 from blacksmith_dagster.orchestration.loads import (
     LoadReporter,
@@ -33,10 +34,9 @@ from blacksmith_dagster.orchestration.warm_runs import (
 )
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import Destination, DestinationEvent
-from blacksmith_dagster.scheduler import Realtime, Summary, realtime_events
+from blacksmith_dagster.scheduler import Summary, realtime_events
 from blacksmith_dagster.signals import on_stop
 from blacksmith_dagster.store import Store
-from blacksmith_dagster.supervisor import SCHEDULER, registered, this_process
 
 _REPORT_SECONDS = 60.0
 
@@ -72,31 +72,19 @@ def _load(
     keys: Mapping[str, AssetKey],
     warm: WarmRuns,
 ) -> None:
-    pubsub, notifier = blacksmith.pubsub, blacksmith.notifier(app)
-    if pubsub is None or notifier is None:
-        raise SettingsError(
-            "a warm run is woken through a broker, and BLACKSMITH_PUBSUB_URL is not set where it "
-            "runs: set it to kafka://host:9092, nats://host:4222, amqp://host:5672 or postgres; "
-            "without one the schedules serve realtime events too"
-        )
     store, stop = blacksmith.store(app), threading.Event()
     events = realtime_events(destination)
     own_keys = {event.path: keys[event.path] for event in events}
     reporter = LoadReporter(own_keys, op.log_event, _REPORT_SECONDS, links_of(op))
-    loop = Realtime(
+    loop = build_realtime(
         app,
         destination,
-        store=store,
-        supervisor=blacksmith.supervisor,
-        subscriber=pubsub.subscriber(destination.name),
+        blacksmith.backends,
         holder=op.run_id,
-        run=op.run_id,
         report=reporter.add,
-        notify=notifier.notify,
+        run=op.run_id,
     )
-    service = this_process(SCHEDULER, [destination.name])
-    with on_stop(stop.set), registered(blacksmith.supervisor, service):
-        loop.start()
+    with on_stop(stop.set), running([loop], blacksmith.backends, [destination.name]):
         try:
             why = watch(op, loop, warm, stop, reporter.report_if_due, lambda: loop.idle)
             locks = [f"load/{event.path}" for event in events]

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from dagster import (
@@ -16,19 +17,21 @@ from dagster import (
 )
 from pydantic import PrivateAttr
 
+from blacksmith_dagster.backends import Backends
+from blacksmith_dagster.composition import scheduler_of
 from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.orchestration.assets import BlacksmithTranslator, EventData
 from blacksmith_dagster.orchestration.loads import load
 from blacksmith_dagster.orchestration.replays import ReplayConfig, replay_partitions
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import DestinationEvent
-from blacksmith_dagster.pubsub import PubSub, open_pubsub
+from blacksmith_dagster.pubsub import PubSub
 from blacksmith_dagster.pubsub.notifier import Notifier
-from blacksmith_dagster.scheduler import Scheduler, StandardScheduler, Summary
+from blacksmith_dagster.scheduler import StandardScheduler, Summary
 from blacksmith_dagster.scheduler.replay import Forecast, ReplaySummary
 from blacksmith_dagster.settings import Settings
-from blacksmith_dagster.store import Store, open_store
-from blacksmith_dagster.supervisor import Supervisor, here, open_supervisor
+from blacksmith_dagster.store import Store
+from blacksmith_dagster.supervisor import Supervisor, here
 from blacksmith_dagster.wanderer import CompletedAction, StandardWanderer, Wanderer, open_tracking
 
 
@@ -57,10 +60,8 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
 
     store_url: str | None = None
 
-    _store: Store | None = PrivateAttr(default=None)
-    _supervisor: Supervisor | None = PrivateAttr(default=None)
+    _backends: Backends | None = PrivateAttr(default=None)
     _standard: StandardScheduler | None = PrivateAttr(default=None)
-    _notifier: Notifier | None = PrivateAttr(default=None)
     _registered: set[int] = PrivateAttr(default_factory=set)
     _stop: threading.Event = PrivateAttr(default_factory=threading.Event)
 
@@ -73,41 +74,46 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
 
         Raises `SettingsError`, `SchemaOutdated`, `Unavailable`.
         """
-        self._store = open_store(self.store_url or Settings.read().store_url)
         try:
-            self._supervisor = open_supervisor(
-                os.environ.get("BLACKSMITH_SUPERVISOR_URL"), self._store
-            )
-            try:
-                yield self
-            finally:
-                if self._standard:
-                    self._standard.close()
-                if self._notifier:
-                    self._notifier.close()
-                self._supervisor.close()
+            with Backends(self._settings()) as backends:
+                backends.supervisor  # noqa: B018 - opened now, with the store: an error is raised here
+                self._backends = backends
+                try:
+                    yield self
+                finally:
+                    if self._standard:
+                        self._standard.close()
         finally:
-            self._store.close()
-            self._store = self._supervisor = self._standard = self._notifier = None
+            self._backends = self._standard = None
+
+    def _settings(self) -> Settings:
+        if not self.store_url:
+            return Settings.read()
+        urls = map(os.environ.get, ("BLACKSMITH_PUBSUB_URL", "BLACKSMITH_SUPERVISOR_URL"))
+        return Settings(Path(), self.store_url, *urls)  # without the default store it needs no home
+
+    @property
+    def backends(self) -> Backends:
+        """The store, the supervisor and the broker. Raises `UsageError` outside of a run or a tick."""
+        if self._backends is None:
+            raise UsageError("the store is open only in an op, a sensor or a schedule")
+        return self._backends
 
     def store(self, app: Blacksmith) -> Store:
         """The open store, in which the application is registered.
 
         Raises `UsageError` outside of a run or a tick.
         """
-        if self._store is None:
-            raise UsageError("the store is open only in an op, a sensor or a schedule")
+        store = self.backends.store
         if id(app) not in self._registered:
-            self._store.register(app)
+            store.register(app)
             self._registered.add(id(app))
-        return self._store
+        return store
 
     @property
     def supervisor(self) -> Supervisor:
         """The open supervisor. Raises `UsageError` outside of a run or a tick."""
-        if self._supervisor is None:
-            raise UsageError("the supervisor is open only in an op, a sensor or a schedule")
-        return self._supervisor
+        return self.backends.supervisor
 
     @property
     def pubsub(self) -> PubSub | None:
@@ -116,15 +122,12 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
 
         Raises `SettingsError`, and `ImportError` when the broker's client is not installed.
         """
-        url = os.environ.get("BLACKSMITH_PUBSUB_URL")
-        return open_pubsub(url, self.store_url or Settings.read().store_url) if url else None
+        return self.backends.pubsub
 
     def notifier(self, app: Blacksmith) -> Notifier | None:
         """What tells, until the run or the tick ends, that realtime events have new jobs; `None`
         without a broker."""
-        if self._notifier is None and (pubsub := self.pubsub):
-            self._notifier = Notifier(app, pubsub)
-        return self._notifier
+        return self.backends.notifier(app)
 
     @contextmanager
     def wanderer(
@@ -176,13 +179,12 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
         notifier = self.notifier(app)
         if self._standard is None:
             self._standard = StandardScheduler(notifier.notify) if notifier else StandardScheduler()
-        scheduler: Scheduler = app.scheduler or self._standard
         return load(
             context,
             app,
             event,
             key,
-            scheduler=scheduler,
+            scheduler=scheduler_of(app) or self._standard,
             store=self.store(app),
             supervisor=self.supervisor,
             stop=self._stop,

@@ -380,7 +380,7 @@ def test_a_warm_run_without_a_broker_says_what_to_set(
     alerts: Alerts, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("BLACKSMITH_PUBSUB_URL")
-    with pytest.raises(SettingsError, match="set it to kafka://"):
+    with pytest.raises(SettingsError, match="set BLACKSMITH_PUBSUB_URL to kafka://"):
         alerts.run(instance)
 
 
