@@ -16,15 +16,25 @@ import os
 import re
 import sys
 import tomllib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
+from urllib.parse import parse_qsl, unquote
 
 from blacksmith_dagster.errors import SettingsError
 from blacksmith_dagster.pipeline.application import Blacksmith
 
+_LAST_PORT = 65_535
+_URL = re.compile(
+    r"(?P<scheme>[A-Za-z][\w+.-]*)://"
+    r"(?P<login>(?P<username>[^:/?@]*)(?::(?P<password>[^@]*))?@)?"
+    r"(?P<hosts>[^/?]*)(?P<path>/[^?]*)?(?:\?(?P<query>.*))?",
+    re.DOTALL,
+)
+_SCHEME = re.compile(r"[A-Za-z][\w+.-]*(?=:)")
+_HOST = re.compile(r"(?P<host>\[[^\[\]]+\]|[^:\[\]]+)(?::(?P<port>[^:]*))?")
 _NAMED = re.compile(r"\w+(\.\w+)*:\w+")
 
 
@@ -78,6 +88,80 @@ def find_project(start: Path | None = None) -> Path:
         f"no pyproject.toml with a [tool.blacksmith] table in {folder} or above it; add one with "
         'app = "package.module:name", or set BLACKSMITH_HOME and give --app'
     )
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedURL:
+    """The parts of a URL.
+
+    - `username`, `password`: percent-decoded; `None` if missing or empty.
+    - `hosts`: each host with its port, which is `None` if the URL has none.
+    - `path`, `query`: as they were written.
+    """
+
+    scheme: str
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    hosts: tuple[tuple[str, int | None], ...] = ()
+    path: str = ""
+    query: str = ""
+
+    @property
+    def options(self) -> dict[str, str]:
+        """The options of the query, percent-decoded; the last value of one that is repeated."""
+        return dict(parse_qsl(self.query, keep_blank_values=True))
+
+
+def parse_url(
+    url: str, name: str, hint: str, options: Mapping[str, Collection[str]] | None = None
+) -> ParsedURL:
+    """Parse `scheme://username:password@host:port,host:port/path?option=value`.
+
+    Everything after the scheme may be missing.
+
+    - `name`: where the URL comes from, usually its environment variable; an error begins with it.
+    - `hint`: what to write instead, a sentence; an error ends with it.
+    - `options`: the supported schemes, each with its options; `None` accepts all.
+
+    Raises `SettingsError`, which never shows the password.
+
+    >>> parse_url("nats://me:secret@one,two:4223?topic=orders", "ORDERS_URL", "").hosts
+    (('one', None), ('two', 4223))
+    """
+
+    def invalid(reason: str) -> SettingsError:
+        return SettingsError(f"{name}: {reason}. {hint}")
+
+    match = _URL.fullmatch(url)
+    scheme = found[0] if (found := _SCHEME.match(url)) else "?"
+    if options is not None and scheme not in options:
+        raise invalid(f"unsupported scheme {scheme}://")
+    if match is None:
+        raise invalid("it cannot be read")
+    # Otherwise a part of the password would be used, and shown, as the host.
+    if match["login"] and "@" in url[match.end("login") :]:
+        raise invalid("it has more than one @; percent-encode those in the password, as %40")
+    hosts = []
+    for server in match["hosts"].split(",") if match["hosts"] else ():
+        host = _HOST.fullmatch(server)
+        if host is None:
+            raise invalid("a host is missing or invalid")
+        port = host["port"] or None
+        if port and not (port.isdecimal() and int(port) <= _LAST_PORT):
+            raise invalid(f"the port is not a number up to {_LAST_PORT}")
+        hosts.append((host["host"].strip("[]"), int(port) if port else None))
+    parsed = ParsedURL(
+        scheme,
+        unquote(match["username"] or "") or None,
+        unquote(match["password"] or "") or None,
+        tuple(hosts),
+        match["path"] or "",
+        match["query"] or "",
+    )
+    if options is not None and (unknown := sorted(parsed.options.keys() - set(options[scheme]))):
+        supported = ", ".join(sorted(options[scheme])) or "none"
+        raise invalid(f"{scheme} has no option {', '.join(unknown)}; it has {supported}")
+    return parsed
 
 
 def load_application(app: str | None = None) -> Blacksmith:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import parse_qs
 
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.engine import URL
 
 from blacksmith_dagster.errors import SettingsError
+from blacksmith_dagster.settings import parse_url
 from blacksmith_dagster.store.interface import Store
 
 __all__ = ["Store", "make_home", "open_store", "read_url"]
@@ -36,21 +37,28 @@ def open_store(url: str, *, upgrade: bool = False, repair: bool = False) -> Stor
 
 
 def read_url(url: str) -> URL:
-    """Take a store's URL apart. Raises `SettingsError`, in which no password is shown."""
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError):
+    """Parse a store's URL. Raises `SettingsError`, which never shows the password."""
+    parsed = parse_url(
+        url,
+        "the store's URL",
+        "Write sqlite:////path/store.db or postgresql://user:password@host:5432/database, and "
+        "percent-encode special characters in the password (@ as %40, : as %3A, / as %2F)",
+    )
+    if len(parsed.hosts) > 1:
         raise SettingsError(
-            "the store's URL cannot be read; write sqlite:////path/store.db or "
-            "postgresql://user:password@host:5432/database, with what is special in the password "
-            "percent-encoded (@ as %40, : as %3A, / as %2F)"
-        ) from None
-    # Else what follows the first @ is taken for the host, which is no secret.
-    if parsed.get_backend_name() != "sqlite" and url.count("@") > 1:
-        raise SettingsError(
-            "the store's URL has more than one @; percent-encode those in the password, as %40"
+            "the store's URL names several hosts; name them as options, ?host=one:5432&host=two:5432"
         )
-    return parsed
+    host, port = parsed.hosts[0] if parsed.hosts else (None, None)
+    options = parse_qs(parsed.query)
+    return URL.create(
+        parsed.scheme,
+        parsed.username,
+        parsed.password,
+        host,
+        port,
+        parsed.path[1:] or None,
+        {name: values if len(values) > 1 else values[0] for name, values in options.items()},
+    )
 
 
 def make_home(folder: Path) -> None:

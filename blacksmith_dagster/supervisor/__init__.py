@@ -1,11 +1,11 @@
 """Locks, so that one instance at a time loads, and the services that are there."""
 
 from importlib.util import find_spec
-from urllib.parse import urlsplit
 
 from blacksmith_dagster.errors import SettingsError
 from blacksmith_dagster.store import Store
 from blacksmith_dagster.store.sql import SQLStore
+from blacksmith_dagster.supervisor.address import parse_consul_url
 from blacksmith_dagster.supervisor.interface import Lease, LockStatus, Supervisor
 from blacksmith_dagster.supervisor.service import (
     GATEWAY,
@@ -37,25 +37,19 @@ __all__ = [
 def open_supervisor(url: str | None, store: Store) -> Supervisor:
     """The supervisor at `url`: `consul://host:8500`; the store's own locks if it is `None` or empty.
 
-    Nothing is connected to yet. See `supervisor.address.read` for what the URL may say.
+    Nothing is connected to yet. See `supervisor.address.parse_consul_url` for what the URL may say.
 
     Raises `SettingsError` for another URL, and `ImportError` when Consul's client is not installed.
     """
     if url:
-        scheme = urlsplit(url).scheme
-        if scheme != "consul":
-            raise SettingsError(
-                f"BLACKSMITH_SUPERVISOR_URL: unsupported scheme {scheme or '?'}://; write "
-                "consul://host:8500, or unset it, and the store keeps the locks"
-            )
+        address = parse_consul_url(url)
         if find_spec("consul") is None:
             raise ImportError(
                 "Consul needs its client; run `pip install 'blacksmith-dagster[consul]'`"
             )
-        from blacksmith_dagster.supervisor.address import parse_consul_url
         from blacksmith_dagster.supervisor.consul import ConsulSupervisor
 
-        return ConsulSupervisor(parse_consul_url(url))
+        return ConsulSupervisor(address)
     if not isinstance(store, SQLStore):
         raise SettingsError(
             f"{type(store).__name__} keeps no locks; pass a supervisor to whoever loads"

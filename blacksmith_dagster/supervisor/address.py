@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from blacksmith_dagster.errors import SettingsError
+from blacksmith_dagster.settings import ParsedURL, parse_url
 
 _OPTIONS = frozenset({"scheme", "dc", "namespace", "ttl", "lock_delay"})
+_HINT = "Write consul://host:8500?ttl=10&lock_delay=5, or unset it, and the store keeps the locks"
 _SECONDS = re.compile(r"(\d+(?:\.\d+)?)s?")
 _YES, _NO = {"1", "t", "true"}, {"0", "f", "false"}
 
@@ -66,26 +67,30 @@ def parse_consul_url(url: str, environment: Mapping[str, str] = os.environ) -> C
     >>> parse_consul_url("consul://agent?ttl=20s", {}).ttl
     20.0
     """
-    parts = _split(url, "BLACKSMITH_SUPERVISOR_URL")
-    options = dict(parse_qsl(parts.query, keep_blank_values=True))
-    if unknown := sorted(options.keys() - _OPTIONS):
-        raise _wrong(f"no option {', '.join(unknown)}; there are {', '.join(sorted(_OPTIONS))}")
-    given = environment.get("CONSUL_HTTP_ADDR", "")
-    fallback = _split(given if "://" in given else f"//{given}", "CONSUL_HTTP_ADDR")
-    where = parts if parts.hostname else fallback
-    if where is fallback and where.scheme not in ("", "http", "https"):
-        raise SettingsError("CONSUL_HTTP_ADDR is host:port, http://host:port or https://host:port")
-    scheme = options.get("scheme") or _scheme(where, environment)
+    parsed = parse_url(url, "BLACKSMITH_SUPERVISOR_URL", _HINT, {"consul": _OPTIONS})
+    options, agent = parsed.options, parsed
+    if not agent.hosts:
+        address = environment.get("CONSUL_HTTP_ADDR", "")
+        agent = parse_url(
+            address if "://" in address else f"http://{address}",
+            "CONSUL_HTTP_ADDR",
+            "Write host:port, http://host:port or https://host:port",
+            {"http": (), "https": ()},
+        )
+    if len(agent.hosts) > 1:
+        raise _invalid("it names several hosts; name one agent")
+    host, port = agent.hosts[0] if agent.hosts else ("127.0.0.1", None)
+    scheme = options.get("scheme") or _scheme(agent, environment)
     if scheme not in ("http", "https"):
-        raise _wrong("scheme= is http or https")
+        raise _invalid("scheme= is http or https")
     certificate, key = environment.get("CONSUL_CLIENT_CERT"), environment.get("CONSUL_CLIENT_KEY")
     checked = _truth(environment, "CONSUL_HTTP_SSL_VERIFY", default=True)
     ttl = _seconds(options, "ttl", 10.0, least=1.0)
     return ConsulAddress(
-        where.hostname or "127.0.0.1",
-        where.port or 8500,
+        host,
+        port or 8500,
         scheme,
-        unquote(parts.password or parts.username or "") or _token(environment),
+        parsed.password or parsed.username or _token(environment),
         options.get("dc"),
         options.get("namespace") or environment.get("CONSUL_NAMESPACE"),
         (environment.get("CONSUL_CACERT") or True) if checked else False,
@@ -95,19 +100,9 @@ def parse_consul_url(url: str, environment: Mapping[str, str] = os.environ) -> C
     )
 
 
-def _split(url: str, name: str) -> SplitResult:
-    try:
-        parts = urlsplit(url)
-        _ = parts.port  # read now: it is what fails
-    except ValueError:
-        raise SettingsError(f"{name}: the port is not a number; write consul://host:8500") from None
-    return parts
-
-
-def _scheme(where: SplitResult, environment: Mapping[str, str]) -> str:
-    if _truth(environment, "CONSUL_HTTP_SSL", default=False):
-        return "https"
-    return where.scheme if where.scheme in ("http", "https") else "http"
+def _scheme(agent: ParsedURL, environment: Mapping[str, str]) -> str:
+    is_https = _truth(environment, "CONSUL_HTTP_SSL", default=False) or agent.scheme == "https"
+    return "https" if is_https else "http"
 
 
 def _token(environment: Mapping[str, str]) -> str | None:
@@ -136,12 +131,9 @@ def _seconds(options: Mapping[str, Any], name: str, default: float, *, least: fl
     read = _SECONDS.fullmatch(options[name])
     seconds = float(read[1]) if read else -1.0
     if not least <= seconds <= 60:  # Consul accepts no longer lock-delay
-        raise _wrong(f"{name}= is seconds, from {least:g} to 60, for example {name}={default:g}")
+        raise _invalid(f"{name}= is seconds, from {least:g} to 60, for example {name}={default:g}")
     return seconds
 
 
-def _wrong(why: str) -> SettingsError:
-    return SettingsError(
-        f"BLACKSMITH_SUPERVISOR_URL: {why}. Write consul://host:8500?ttl=10&lock_delay=5, or unset "
-        "it, and the store keeps the locks"
-    )
+def _invalid(reason: str) -> SettingsError:
+    return SettingsError(f"BLACKSMITH_SUPERVISOR_URL: {reason}. {_HINT}")

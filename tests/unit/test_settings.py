@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from blacksmith_dagster.errors import BlacksmithError, DeclarationError, SettingsError
-from blacksmith_dagster.settings import Settings, find_project, load_application, load_function
+from blacksmith_dagster.settings import (
+    ParsedURL,
+    Settings,
+    find_project,
+    load_application,
+    load_function,
+    parse_url,
+)
 
 APPLICATION = """
 from blacksmith_dagster import Blacksmith, Source
@@ -132,6 +139,50 @@ def test_a_projects_file_is_utf_8(project: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(project)
     with pytest.raises(SettingsError, match="no module 'flughäfen'"):
         load_application()
+
+
+# ------------------------------------------------------------------------------ a URL
+@pytest.mark.parametrize(
+    ("url", "parsed"),
+    [
+        ("nats://", ParsedURL("nats")),
+        ("sqlite:////home/me@work/a.db", ParsedURL("sqlite", path="//home/me@work/a.db")),
+        ("kafka://one,two:2", ParsedURL("kafka", hosts=(("one", None), ("two", 2)))),
+        ("http://[::1]:80", ParsedURL("http", hosts=(("::1", 80),))),
+        ("nats://t%2Fk@a:", ParsedURL("nats", "t/k", hosts=(("a", None),))),
+        ("amqp://:s@a/v%2Fh", ParsedURL("amqp", None, "s", (("a", None),), "/v%2Fh")),
+        ("amqp://u:p/?#%40:q@a", ParsedURL("amqp", "u", "p/?#@:q", (("a", None),))),
+        ("nats://a?x=%41&y=&x=2", ParsedURL("nats", hosts=(("a", None),), query="x=%41&y=&x=2")),
+    ],
+)
+def test_a_url_is_parsed(url: str, parsed: ParsedURL) -> None:
+    assert parse_url(url, "A_URL", "Write a URL") == parsed
+    assert ParsedURL("nats", query="x=%41&y=&x=2").options == {"x": "2", "y": ""}
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("", "unsupported scheme ?://"),
+        ("hidden", "unsupported scheme ?://"),
+        ("ftp://user:hidden@host", "unsupported scheme ftp://"),
+        ("nats:hidden@host", "it cannot be read"),
+        ("nats://user:hid@den@host", "it has more than one @; percent-encode those"),
+        ("nats://user:a@b/hidden@host", "it has more than one @; percent-encode those"),
+        ("nats://user:hidden", "the port is not a number up to 65535"),
+        ("nats://host:65536", "the port is not a number up to 65535"),
+        ("nats://user:hidden@one,,two", "a host is missing or invalid"),
+        ("nats://user:hidden@[::1", "a host is missing or invalid"),
+        ("nats://user:hidden@host?x=1&z=2", "nats has no option z; it has x, y"),
+    ],
+)
+def test_a_wrong_url_is_refused_without_its_password(url: str, reason: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        parse_url(url, "A_URL", "Write nats://host", {"nats": ["y", "x"]})
+    assert str(error.value).startswith(f"A_URL: {reason}")
+    assert str(error.value).endswith(". Write nats://host")
+    assert "hidden" not in str(error.value)
+    assert "hidden" not in repr(ParsedURL("nats", "user", "hidden"))
 
 
 # ------------------------------------------------------------------------------ the application

@@ -74,6 +74,7 @@ def test_a_token_may_be_in_a_file(tmp_path: Path) -> None:
     ("url", "environment", "said"),
     [
         ("consul://agent:port", {}, "the port is not a number"),
+        ("consul://agent:65536", {}, "the port is not a number"),
         ("consul://:canary@agent?token=x", {}, "no option token"),
         ("consul://agent?ttl=soon", {}, "ttl= is seconds"),
         ("consul://agent?ttl=0", {}, "from 1 to 60"),
