@@ -1,4 +1,4 @@
-"""The realtime loop: jobs are loaded as soon as they are there."""
+"""Realtime loading: jobs are loaded as soon as they are stored."""
 
 from __future__ import annotations
 
@@ -7,56 +7,54 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from blacksmith_dagster.errors import FencedOut, Unavailable
+from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.destination import Destination, DestinationEvent
+from blacksmith_dagster.pipeline.destination import AnyDestinationEvent, Destination
+from blacksmith_dagster.pubsub import Subscriber
 from blacksmith_dagster.pubsub.notifier import Notify
 from blacksmith_dagster.scheduler.executor import Executor
 from blacksmith_dagster.scheduler.interface import LoadReport
 from blacksmith_dagster.scheduler.loader import Loader
 from blacksmith_dagster.store.interface import Lane, Store
-
-if TYPE_CHECKING:
-    from blacksmith_dagster.pubsub import Subscriber
-    from blacksmith_dagster.supervisor.interface import Lease, Supervisor
+from blacksmith_dagster.supervisor.interface import Lease, Supervisor
+from blacksmith_dagster.supervisor.lock_loop import LockLoop, LockLoops
 
 _log = logging.getLogger(__name__)
 
 SWEEP = 5.0
-"""Seconds between two looks into the store for what no notification has reported."""
+"""Seconds between two sweeps of the store for what no notification has reported."""
 
 SWEEP_ALONE = 1.0
-"""The same while the broker does not respond."""
+"""Seconds between two sweeps while the broker does not respond."""
 
-_TRY_LOCK = 2.0
-_AGAIN = 1.0
-_GIVE_BACK = 15.0  # seconds without the store: what a lock in the store lives
+_RETRY = 1.0
+_GIVE_BACK = 15.0  # seconds without the store; as long as a lease in the store lasts
 
-ReportLoad = Callable[[DestinationEvent[Any], LoadReport], None]
+ReportLoad = Callable[[AnyDestinationEvent, LoadReport], None]
 
 
-def realtime_events(destination: Destination[Any]) -> list[DestinationEvent[Any]]:
-    """The events of a destination that are to be loaded at once."""
+def realtime_events(destination: Destination[Any]) -> list[AnyDestinationEvent]:
+    """The events of a destination that are loaded in realtime."""
     return [event for event in destination.events.values() if event.schedule.realtime]
 
 
-class Realtime:
+class Realtime(LockLoops):
     """Loads the realtime events of one destination until it is stopped, each in a thread of its own.
 
-    A thread waits for its event's lock, and then loads whenever it is woken: by a message, by a
-    retry that falls due, or by the sweep that finds what a lost message missed. A slow event holds up
-    no other, as each has its own connection to the destination, too.
+    A thread waits for its event's lock, then loads whenever it is woken: by a notification, by a
+    retry that falls due, or by the sweep that finds what a lost notification missed. Each event has
+    its own connection to the destination, so a slow one does not delay the others.
 
     - `holder`: the name under which it holds the locks, for people; `run` the Dagster run in the
       history.
     - `report(event, done)` is called after each load, in the event's thread.
-    - `notify`: is called with the destination events that get jobs by a load's outcomes.
+    - `notify`: is called with the destination events that get jobs from a load's outcomes.
 
-    What does not respond (store, supervisor, broker) is waited for. A thread that cannot go on, for
-    the load it waits for ran past its time-out (`Timeout`) or by a bug, ends and leaves its error in
-    `failure`; the others go on.
+    It waits for a store, supervisor or broker that does not respond. A thread that cannot continue,
+    because its load ran past the time-out (`Timeout`) or because of a bug, ends and leaves its error
+    in `failure`; the others continue.
     """
 
     def __init__(
@@ -72,28 +70,32 @@ class Realtime:
         notify: Notify,
         run: str | None = None,
     ) -> None:
+        stopping = threading.Event()
         self._store = store
         self._subscriber = subscriber
-        self._stopping = threading.Event()
-        self._broker_responds: bool | None = None  # None until it was asked
+        self._broker_responds: bool | None = None  # None until the first attempt
         self._store_responds = True
-        self._failure: BaseException | None = None
-        self._threads = {
-            event.path: _RealtimeThread(
-                app, event, store, supervisor, holder, run, report, notify, self._stopping
+        self._waker_failure: BaseException | None = None
+
+        def open_loader(event: AnyDestinationEvent, executor: Executor) -> Loader:
+            return Loader(app, event, store=store, executor=executor, run=run, notify=notify)
+
+        self._loaders = {
+            event.path: _RealtimeLoader(
+                event, store, supervisor, holder, open_loader, report, stopping
             )
             for event in realtime_events(destination)
         }
+        super().__init__(list(self._loaders.values()), stopping)
         self._name = destination.name
-        self._listener = threading.Thread(
-            target=self._listen, name=f"listen-{destination.name}", daemon=True
+        self._waker = threading.Thread(
+            target=self._wake_until_stopped, name=f"wake-{destination.name}", daemon=True
         )
 
     def start(self) -> None:
-        """Begin to load."""
-        self._listener.start()
-        for thread in self._threads.values():
-            thread.start()
+        """Start loading."""
+        self._waker.start()
+        super().start()
 
     def stop(self) -> None:
         """Finish the loads under way, record them, and release the locks.
@@ -102,171 +104,117 @@ class Realtime:
         """
         self._stopping.set()
         self._subscriber.close()
-        self.wake(self._threads)
-        for thread in self._threads.values():
-            thread.join()
-        self._listener.join(_AGAIN)
+        self.wake(self._loaders)
+        super().stop()
+        self._waker.join(_RETRY)
 
     def wake(self, paths: Iterable[str]) -> None:
-        """Let destination events look for jobs now; those of others are left out."""
+        """Let destination events look for jobs now; unknown paths are ignored."""
         for path in paths:
-            if path in self._threads:
-                self._threads[path].woken.set()
+            if path in self._loaders:
+                self._loaders[path].woken.set()
 
     @property
     def failure(self) -> BaseException | None:
-        """Why an event is loaded no more, if one is not."""
-        found = (each.failure for each in self._threads.values() if each.failure)
-        return next(found, self._failure)
+        """The error of a thread that has failed, if one has."""
+        return super().failure or self._waker_failure
 
     @property
     def is_over(self) -> bool:
-        """Whether none of its events is loaded by it any more; asked after the start."""
-        loading = any(each.is_alive() for each in self._threads.values())
-        return not (loading and self._listener.is_alive())
-
-    @property
-    def holds_locks(self) -> bool:
-        """Whether it holds the lock of any of its events."""
-        return any(each.holds_lock for each in self._threads.values())
+        """Whether it no longer loads any of its events; valid after the start."""
+        return super().is_over or not self._waker.is_alive()
 
     @property
     def idle(self) -> float:
         """Seconds since the last load ended, or since the start; 0 while one is under way."""
-        return min(each.idle for each in self._threads.values())
+        return min(loader.idle for loader in self._loaders.values())
 
-    def _listen(self) -> None:
+    def _wake_until_stopped(self) -> None:
         try:
             sweep_at = time.monotonic()
             while not self._stopping.is_set():
                 left = sweep_at - time.monotonic()
-                if left <= 0 or self._hears_nothing(left):
+                if left <= 0 or self._must_sweep(left):
                     sweep_at = time.monotonic() + self._sweep()
-        except BaseException as error:  # noqa: BLE001 - reported by `failure`
-            self._failure = error
-            _log.error("%s: nothing is woken any more by this process: %s", self._name, error)
+        except BaseException as error:  # noqa: BLE001 - reported as `failure`
+            self._waker_failure = error
+            _log.error("this process has stopped waking the loads of %s: %s", self._name, error)
 
-    def _hears_nothing(self, timeout: float) -> bool:
-        """Wait for notifications; `True` if it is time to sweep: none has come, or some may be missed,
-        as a subscriber returns without any when it has connected again."""
+    def _must_sweep(self, timeout: float) -> bool:
+        """Wait for notifications; returns whether it is time to sweep: none has come, or some may
+        have been missed, as a subscriber that has just reconnected returns none."""
         try:
-            heard = self._subscriber.wait(timeout)
+            paths = self._subscriber.wait(timeout)
         except Unavailable as error:
             if self._broker_responds is not False:
-                _log.warning(
-                    "no notifications are heard; the store is looked into instead: %s", error
-                )
+                _log.warning("no notifications arrive; the store is swept instead: %s", error)
             self._broker_responds = False
             self._stopping.wait(min(timeout, SWEEP_ALONE))
             return True
         self._broker_responds = True
-        self.wake(heard)
-        return not heard
+        self.wake(paths)
+        return not paths
 
     def _sweep(self) -> float:
-        """Wake all if something is due; seconds until the next sweep."""
-        rest = SWEEP if self._broker_responds else SWEEP_ALONE
+        """Wake all if something is due; returns the seconds until the next sweep."""
+        pause = SWEEP if self._broker_responds else SWEEP_ALONE
         try:
-            due = self._store.next_due(*self._threads)
+            due = self._store.next_due(*self._loaders)
         except Unavailable as error:
             if self._store_responds:
-                _log.warning("the store does not respond, and is asked again: %s", error)
+                _log.warning("the store does not respond and will be swept again: %s", error)
             self._store_responds = False
             return SWEEP_ALONE
         self._store_responds = True
         if due == 0:
-            self.wake(self._threads)
-        return min(rest, due or rest)
+            self.wake(self._loaders)
+        return min(pause, due or pause)
 
 
-class _RealtimeThread(threading.Thread):
-    """Loads one destination event, whenever it holds the lock."""
+class _RealtimeLoader(LockLoop):
+    """Loads the jobs of one destination event."""
 
     def __init__(
         self,
-        app: Blacksmith,
-        event: DestinationEvent[Any],
+        event: AnyDestinationEvent,
         store: Store,
         supervisor: Supervisor,
         holder: str,
-        run: str | None,
+        open_loader: Callable[[AnyDestinationEvent, Executor], Loader],
         report: ReportLoad,
-        notify: Notify,
         stopping: threading.Event,
     ) -> None:
-        super().__init__(name=f"load-{event.path}", daemon=True)
+        super().__init__(
+            f"load/{event.path}",
+            supervisor=supervisor,
+            holder=holder,
+            activity=f"loading {event.path}",
+            stopping=stopping,
+            pauses=(_RETRY, _RETRY),
+            give_back_after=_GIVE_BACK,
+        )
         self._event = event
         self._store = store
-        self._supervisor = supervisor
-        self._holder = holder
-        self._report = report
-        self._stopping = stopping
         self._executor = Executor()
-        self._loader = Loader(
-            app, event, store=store, executor=self._executor, run=run, notify=notify
-        )
-        self._responded = True
-        self._away_at = math.inf  # since when something has not responded
+        self._loader = open_loader(event, self._executor)
+        self._report = report
         self._skipped: str | None = None
         self._loading = False
         self._loaded_at = time.monotonic()
         self.woken = threading.Event()
-        self.holds_lock = False
-        self.failure: BaseException | None = None
 
     @property
     def idle(self) -> float:
         return 0.0 if self._loading else time.monotonic() - self._loaded_at
 
-    def run(self) -> None:
-        try:
-            while not self._stopping.is_set():
-                self._load_under_lock()
-        except BaseException as error:  # noqa: BLE001 - reported by `failure`; the others go on
-            self.failure = error
-            _log.error("%s is loaded no more by this process: %s", self._event.path, error)
-        finally:
-            self._executor.close()
+    def close(self) -> None:
+        self._executor.close()
 
-    def _load_under_lock(self) -> None:
-        """Load while the lock can be held; returns if it is another's or was lost."""
-        try:
-            lease = self._supervisor.acquire(
-                f"load/{self._event.path}", self._holder, wait=_TRY_LOCK
-            )
-        except Unavailable as error:
-            self._rest(error)
-            return
-        self._responded = True
-        if lease is None:
-            return
-        with lease:
-            while not (self._stopping.is_set() or lease.lost.is_set()):
-                try:
-                    self._load_when_woken(lease)
-                except Unavailable as error:
-                    # The lock outlasts a short outage; given up, it could not be released, and would
-                    # have to run out. But if it is kept elsewhere than in the store, another host may
-                    # well reach what this one cannot.
-                    self._rest(error)
-                    if time.monotonic() - self._away_at > _GIVE_BACK:
-                        lease.release()
-                        self._stopping.wait(_TRY_LOCK)  # for another to take it
-                        return
-                except FencedOut as error:
-                    _log.warning("%s", error)
-                    return
-
-    def _rest(self, error: Unavailable) -> None:
-        if self._responded:
-            self._away_at = time.monotonic()
-            _log.warning("%s is loaded later: %s", self._event.path, error)
-        self._responded = False
-        self._stopping.wait(_AGAIN)
-
-    def _load_when_woken(self, lease: Lease) -> None:
+    def work(self, lease: Lease) -> None:
+        """Load whenever woken."""
         token = self._store.take_over(self._event.path, Lane.LOAD, lease.id, lease.confirm)
-        self.holds_lock = self._responded = True
+        self.recovered()
+        self.holds_lock = True
         retry_at = math.inf
         try:
             while not self._stopping.is_set():
@@ -286,12 +234,12 @@ class _RealtimeThread(threading.Thread):
     def _next_retry(self) -> float:
         """When a failed job is due again, on the monotonic clock. The sweep may look too late."""
         due = self._store.next_due(self._event.path)
-        # 0: it cannot be claimed now, or has become due this moment.
-        return math.inf if due is None else time.monotonic() + (due or _AGAIN)
+        # 0: it cannot be claimed now, or has just become due.
+        return math.inf if due is None else time.monotonic() + (due or _RETRY)
 
     def _wait(self, lease: Lease, retry_at: float) -> None:
-        """Until woken or stopped, until the time for a retry, or until the lock is lost."""
-        # The stop is asked for as well: the notification of it may have been cleared unseen.
+        """Wait until woken or stopped, until the next retry, or until the lock is lost."""
+        # `woken` alone does not suffice for the stop: its notification may have been cleared unseen.
         while not (self._stopping.is_set() or lease.lost.is_set()):
             left = retry_at - time.monotonic()
             if left <= 0 or self.woken.wait(min(left, SWEEP)):

@@ -186,7 +186,7 @@ class System:
         return (
             gateway.count("notifications cannot be published"),
             gateway.count("accepts notifications again"),
-            worker.count("no notifications are heard"),
+            worker.count("no notifications arrive"),
         )
 
 

@@ -168,7 +168,7 @@ def test_a_generator_that_returns_learns_what_to_do(shop: Shop) -> None:
     shop.listen(changes)
     until(lambda: len(shop.kept) >= 2)
     assert shop.kept[:2] == ["1", "2"]
-    assert "a listener goes on until `listener.stopping`" in (shop.noted.error or "")
+    assert "a listener must run until `listener.stopping`" in (shop.noted.error or "")
 
 
 def test_what_was_yielded_when_it_is_stopped_is_kept(shop: Shop) -> None:
@@ -285,8 +285,8 @@ def test_who_reads_nothing_for_long_lets_another_try(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another host may reach what this one cannot."""
-    monkeypatch.setattr(listeners_module, "_FIRST_REST", 0.05)
-    monkeypatch.setattr(listeners_module, "_LONGEST_REST", 0.2)
+    monkeypatch.setattr(listeners_module, "_FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(listeners_module, "_LONGEST_PAUSE", 0.2)
 
     def cannot(listener: Listener) -> Iterator[Event[int]]:
         raise ConnectionError("no route to the log")

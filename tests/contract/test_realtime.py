@@ -344,7 +344,7 @@ def test_a_store_that_is_away_is_reported_once_and_waited_for(
 ) -> None:
     monkeypatch.setattr(realtime, "SWEEP", 0.1)
     monkeypatch.setattr(realtime, "SWEEP_ALONE", 0.1)
-    monkeypatch.setattr(realtime, "_AGAIN", 0.1)
+    monkeypatch.setattr(realtime, "_RETRY", 0.1)
     loaded = Loaded()
     store = Away(warm.store)
     loop = warm.start(app_of(flights=loaded), store)
@@ -370,7 +370,7 @@ def test_a_store_that_is_away_is_reported_once_and_waited_for(
 def test_who_cannot_reach_the_store_gives_its_lock_to_another(
     warm: Warm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(realtime, "_AGAIN", 0.1)
+    monkeypatch.setattr(realtime, "_RETRY", 0.1)
     monkeypatch.setattr(realtime, "_GIVE_BACK", 0.5)
     store = Away(warm.store)
     loop = warm.start(app_of(flights=Loaded()), store)
@@ -402,7 +402,7 @@ def test_an_event_past_its_time_out_is_left_and_the_others_go_on(
     until(lambda: loop.failure)
     assert isinstance(loop.failure, Timeout)
     assert "end this process" in str(loop.failure)
-    assert any(FLIGHTS in each and "no more" in each for each in caplog.messages)
+    assert any(FLIGHTS in each and "has stopped" in each for each in caplog.messages)
     assert warm.store.history(late)[-1].state == "unknown"
     ingest(warm.store, [{"n": 1}], SEATS)
     warm.messages.say(SEATS)

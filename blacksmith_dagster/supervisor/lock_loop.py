@@ -1,0 +1,181 @@
+"""Threads that do their work only while they hold a lock."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from blacksmith_dagster.errors import BlacksmithError, FencedOut, Unavailable
+from blacksmith_dagster.redaction import clean, describe, traced
+from blacksmith_dagster.supervisor.interface import Lease, Supervisor
+
+_log = logging.getLogger(__name__)
+
+_WAIT_FOR_LOCK = (
+    2.0  # seconds of one attempt, and how long a lock that was given back is left to others
+)
+
+
+class LockLoop(threading.Thread, ABC):
+    """A thread that waits for a lock, works while it holds it, and starts over until it is stopped.
+
+    - `key`: of the lock; `holder`: the name under which it is held, for people.
+    - `activity`: what the thread does, for the log: `loading warehouse/flights`.
+    - `stopping`: ends the thread once it is set.
+    - `pauses`: seconds of the first pause and of the longest; each is twice as long as the last.
+    - `give_back_after`: seconds after which a lock that is held in vain is given back.
+
+    During an outage the lock is kept: if its supervisor does not respond either, it could not be
+    released and would have to expire. But when the outage lasts, the lock is given back, as another
+    host may reach what this one cannot.
+
+    `holds_lock` says whether it works under its lock; `work` sets it. `failure` is the error that
+    ended the thread.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        *,
+        supervisor: Supervisor,
+        holder: str,
+        activity: str,
+        stopping: threading.Event,
+        pauses: tuple[float, float],
+        give_back_after: float,
+    ) -> None:
+        super().__init__(name=key, daemon=True)
+        self._key = key
+        self._supervisor = supervisor
+        self._holder = holder
+        self._activity = activity
+        self._stopping = stopping
+        self._first_pause, self._longest_pause = pauses
+        self._give_back_after = give_back_after
+        self._next_pause = self._first_pause
+        self._outage_began = math.inf
+        self._last_reason: str | None = None
+        self.holds_lock = False
+        self.failure: BaseException | None = None
+
+    @abstractmethod
+    def work(self, lease: Lease) -> None:
+        """Work until stopped or until the lease is lost; called again while the lock is held.
+
+        Raises `Unavailable` for an outage, which is waited out, and `FencedOut` to release the lock
+        and acquire it again. Any other error ends the thread.
+        """
+
+    def close(self) -> None:
+        """Release what the thread uses, at its end."""
+
+    def interrupted(self, reason: str) -> None:
+        """Called before each pause."""
+
+    def pause(self, error: Exception) -> None:
+        """Wait before the next attempt. The same reason is logged once."""
+        self.interrupted(self._log_once(error))
+        self._outage_began = min(self._outage_began, time.monotonic())
+        self._stopping.wait(self._next_pause)
+        self._next_pause = min(2 * self._next_pause, self._longest_pause)
+
+    def recovered(self) -> None:
+        """End the outage: the next one is logged, and begins with a short pause."""
+        self._next_pause = self._first_pause
+        self._outage_began = math.inf
+        self._last_reason = None
+
+    def run(self) -> None:
+        """Work under the lock until stopped."""
+        try:
+            while not self._stopping.is_set():
+                self._acquire_and_work()
+        except BaseException as error:  # noqa: BLE001 - reported as `failure`
+            self.failure = error
+            _log.error("this process has stopped %s: %s", self._activity, _logged(error))
+        finally:
+            self.close()
+
+    def _acquire_and_work(self) -> None:
+        try:
+            lease = self._supervisor.acquire(self._key, self._holder, wait=_WAIT_FOR_LOCK)
+        except Unavailable as error:
+            self._log_once(error)
+            self._stopping.wait(self._first_pause)
+            return
+        if lease is None:
+            return
+        with lease:
+            gives_up = self._work_under(lease)
+        if gives_up:
+            self._stopping.wait(_WAIT_FOR_LOCK)  # for another host to acquire it
+
+    def _work_under(self, lease: Lease) -> bool:
+        """Work while the lease holds; returns `True` to give it up, as an outage has lasted too long."""
+        acquired_at = time.monotonic()
+        try:
+            while not (self._stopping.is_set() or lease.lost.is_set()):
+                try:
+                    self.work(lease)
+                except Unavailable as error:
+                    self.pause(error)
+                in_vain_since = max(self._outage_began, acquired_at)
+                if time.monotonic() - in_vain_since >= self._give_back_after:
+                    return True
+        except FencedOut as error:
+            _log.warning("%s", error)
+        finally:
+            self.holds_lock = False
+        return False
+
+    def _log_once(self, error: Exception) -> str:
+        reason = clean(str(error)) if isinstance(error, BlacksmithError) else describe(error)
+        if reason != self._last_reason:
+            _log.warning(
+                "%s is interrupted and will be retried: %s", self._activity, _logged(error)
+            )
+        self._last_reason = reason
+        return reason
+
+
+class LockLoops:
+    """Several such threads, started and stopped together. One that fails leaves the others running."""
+
+    def __init__(self, loops: Sequence[LockLoop], stopping: threading.Event) -> None:
+        self._loops = loops
+        self._stopping = stopping
+
+    def start(self) -> None:
+        """Start every thread."""
+        for loop in self._loops:
+            loop.start()
+
+    def stop(self) -> None:
+        """Finish the work under way, and release the locks."""
+        self._stopping.set()
+        for loop in self._loops:
+            loop.join()
+
+    @property
+    def failure(self) -> BaseException | None:
+        """The error of a thread that has failed, if one has."""
+        return next((loop.failure for loop in self._loops if loop.failure), None)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all threads have ended; valid after the start."""
+        return not any(loop.is_alive() for loop in self._loops)
+
+    @property
+    def holds_locks(self) -> bool:
+        """Whether one of the threads holds its lock."""
+        return any(loop.holds_lock for loop in self._loops)
+
+
+def _logged(error: BaseException) -> str:
+    """A known error needs no traceback."""
+    return clean(str(error)) if isinstance(error, BlacksmithError) else traced(error)
