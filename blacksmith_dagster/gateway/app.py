@@ -25,10 +25,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from blacksmith_dagster.errors import BadRequest, Forbidden, RequestError
 from blacksmith_dagster.gateway.body import BodyReader, unpack
-from blacksmith_dagster.gateway.deprecation import Deprecations
 from blacksmith_dagster.gateway.health import Health
 from blacksmith_dagster.gateway.openapi import described
 from blacksmith_dagster.gateway.responses import (
+    Deprecations,
     internal,
     internal_problem,
     rejection,

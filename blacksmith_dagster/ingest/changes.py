@@ -1,4 +1,4 @@
-"""From what a listener's generator yields to committed events."""
+"""Runs the generator of a CDC event, and commits the events that it yields."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import Any, NamedTuple
 import msgspec
 
 from blacksmith_dagster.errors import UsageError
-from blacksmith_dagster.ingest.extract import Extractor
-from blacksmith_dagster.ingest.ingest import commit_extracted, destinations_to_notify, extract_group
+from blacksmith_dagster.ingest.extract import Extractor, destinations_to_notify
+from blacksmith_dagster.ingest.ingest import commit_extracted, extract_group
 from blacksmith_dagster.ingest.quarantine import EventGroup
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.event import Event
-from blacksmith_dagster.pipeline.source import SourceEvent
+from blacksmith_dagster.pipeline.source import AnySourceEvent
 from blacksmith_dagster.pipeline.triggers import Listener
 from blacksmith_dagster.pubsub.notifier import Notify
 from blacksmith_dagster.store.interface import Cursor, RawRequest, Store
 
 EVENTS = 2_000
-"""How many events are committed at once, at most."""
+"""The most events in one commit."""
 
-_WAITING = 4_000  # events that were yielded and wait for their commit; more are not asked for
-_GRACE = 10.0  # seconds that a generator has to return in when it is asked to
+_WAITING = 4_000  # with so many yielded events uncommitted, the generator is not resumed
+_GRACE = 10.0  # seconds in which a stopped generator has to return
 
 
 class _YieldedEvent(NamedTuple):
@@ -39,16 +39,16 @@ class _GeneratorEnd(NamedTuple):
 
 
 class Changes:
-    """Runs the generator of one CDC event in a thread, and keeps what it yields.
+    """Runs the generator of one CDC event in a thread, and commits what it yields.
 
-    While one commit is under way the generator goes on, and what it yields makes the next one. An event
-    that cannot be kept goes to quarantine with its error.
+    During a commit the generator keeps running, and its events form the next commit. An event that
+    cannot be ingested goes to quarantine with its error.
     """
 
     def __init__(
         self,
         app: Blacksmith,
-        event: SourceEvent[Any, Any, Any],
+        event: AnySourceEvent,
         store: Store,
         notify: Notify,
     ) -> None:
@@ -60,7 +60,7 @@ class Changes:
         self._stop = threading.Event()
         cursor = None if self._cursor is None else msgspec.json.decode(self._cursor)
         self._listener = Listener(cursor, self._stop)
-        # A bounded Queue takes ten times as long for each event.
+        # A bounded Queue takes ten times as long per event.
         self._yielded: SimpleQueue[_YieldedEvent | _GeneratorEnd] = SimpleQueue()
         self._has_room = threading.Event()
         self._ended: _GeneratorEnd | None = None
@@ -74,7 +74,8 @@ class Changes:
         return f"cdc/{self._path}"
 
     def read(self, timeout: float) -> int | None:
-        """Keep what was yielded; returns how many events, `None` if nothing was in `timeout` seconds.
+        """Commit what was yielded; returns how many events, or `None` if the generator has yielded
+        nothing for `timeout` seconds.
 
         Raises what the generator has raised, `CursorMoved`, and what the store raises.
         """
@@ -85,24 +86,24 @@ class Changes:
         return self._commit(gathered)
 
     def finish(self) -> Iterator[int | None]:
-        """Have the generator return, and keep what it has yielded: how many events, by commits."""
+        """Stop the generator and commit what it has yielded; yields the number of events per commit."""
         self._stop.set()
-        ends = time.monotonic() + _GRACE
-        while self._ended is None and time.monotonic() < ends:
-            yield self.read(1.0)  # if it stays all the same, what it yields later is read again
+        deadline = time.monotonic() + _GRACE
+        while self._ended is None and time.monotonic() < deadline:
+            yield self.read(1.0)  # what a generator that does not return yields later is read again
         self._raise_if_ended()
 
     def close(self) -> None:
-        """Have the generator return; what it yields is not kept any more."""
+        """Stop the generator; what it still yields is dropped."""
         self._stop.set()
-        with contextlib.suppress(Empty):  # it does not return, and is left behind
+        with contextlib.suppress(Empty):  # a generator that does not return is left running
             while self._ended is None:
-                each = self._yielded.get(timeout=_GRACE)
+                item = self._yielded.get(timeout=_GRACE)
                 self._has_room.set()
-                self._ended = each if isinstance(each, _GeneratorEnd) else None
+                self._ended = item if isinstance(item, _GeneratorEnd) else None
 
     def lag(self) -> tuple[int | None, str]:
-        """How much waits at the origin, as the generator says, and in what unit."""
+        """How much waits at the origin according to the generator, and in what unit."""
         return self._listener.lag, self._listener.unit
 
     def _run(self, function: Callable[[Listener], Any]) -> None:
@@ -115,27 +116,27 @@ class Changes:
                     self._wait_for_room()
                     if self._stop.is_set():
                         break
-        except BaseException as raised:  # noqa: BLE001 - raised again by `read`
+        except BaseException as raised:  # noqa: BLE001 - `read` raises it again
             error = raised
         self._yielded.put(_GeneratorEnd(error))
 
     def _wait_for_room(self) -> None:
         while self._yielded.qsize() >= _WAITING:
             self._has_room.clear()
-            if self._yielded.qsize() >= _WAITING:  # it may have been read before the clearing
+            if self._yielded.qsize() >= _WAITING:  # not if `_gather` made room before `clear`
                 self._has_room.wait()
 
     def _gather(self, timeout: float) -> list[_YieldedEvent]:
         gathered: list[_YieldedEvent] = []
         with contextlib.suppress(Empty):
-            each = self._yielded.get(timeout=timeout)
-            while isinstance(each, _YieldedEvent):
-                gathered.append(each)
+            item = self._yielded.get(timeout=timeout)
+            while isinstance(item, _YieldedEvent):
+                gathered.append(item)
                 if len(gathered) == EVENTS:
                     break
-                each = self._yielded.get_nowait()
+                item = self._yielded.get_nowait()
             else:
-                self._ended = each
+                self._ended = item
         self._has_room.set()
         return gathered
 
@@ -146,12 +147,12 @@ class Changes:
             raise self._ended.error
         if not self._stop.is_set():
             raise UsageError(
-                f"{self._path}: its generator has returned, and a listener goes on until "
+                f"{self._path}: its generator has returned, but a listener must run until "
                 "`listener.stopping`; wait for more with `listener.wait(seconds)`"
             )
 
     def _commit(self, gathered: list[_YieldedEvent]) -> int:
-        groups = [each.event for each in gathered]
+        groups = [yielded.event for yielded in gathered]
         extracted = [extract_group(self._extractor, group) for group in groups]
         cursor = gathered[-1].cursor
         moves = self._cursor is not None or cursor != "null"
@@ -161,7 +162,7 @@ class Changes:
             self._cursor = cursor
         self._listener.committed = msgspec.json.decode(cursor)
         self._notify(destinations_to_notify(extracted))
-        return sum(1 if isinstance(each, RawRequest) else len(each) for each in extracted)
+        return sum(1 if isinstance(events, RawRequest) else len(events) for events in extracted)
 
 
 def _generator(returned: Iterable[Event[Any]]) -> Generator[Event[Any], None, None]:

@@ -1,4 +1,4 @@
-"""The one thread that commits: whatever has gathered since the last commit, in one commit."""
+"""One thread commits the requests of all senders: those gathered since the last commit, together."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from blacksmith_dagster.errors import (
     TooManyRequests,
     Unavailable,
 )
+from blacksmith_dagster.ingest.extract import destinations_to_notify
 from blacksmith_dagster.pubsub.notifier import Notify
 from blacksmith_dagster.store.interface import NewEvent, RawRequest, Store
 
@@ -24,25 +25,24 @@ CommitResult: TypeAlias = list[str] | Exception
 _Part: TypeAlias = list[NewEvent] | RawRequest
 _Waiting: TypeAlias = tuple[list[NewEvent], Sequence[RawRequest], asyncio.Future[CommitResult]]
 
-# What has nothing to do with the data: no request fares better alone.
+# Errors that have nothing to do with the data: retrying one request at a time would not help.
 STORE_IS_DOWN = (Unavailable, SchemaOutdated, SequenceWentBack)
 
 _log = logging.getLogger(__name__)
 
 
 class GroupCommit:
-    """Adaptive group commit: no timer, a lone request waits for nothing.
+    """Adaptive group commit: there is no timer, so a single request does not wait.
 
-    While one commit is under way the requests that come gather, and make the next one. `capacity`
-    is how many events may wait. After a commit `notify` is called with the destination events that have
-    new jobs.
+    Requests that arrive during a commit form the next one. `capacity` is how many events may wait.
+    After a commit `notify` is called with the destination events that have new jobs.
     """
 
     def __init__(self, store: Store, capacity: int, notify: Notify | None = None) -> None:
         self._store = store
         self._capacity = capacity
         self._notify = notify
-        self._waiting = 0  # touched by the loop's thread alone
+        self._waiting = 0  # touched only by the event loop's thread
         self._queue: SimpleQueue[_Waiting | None] = SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._run, name="blacksmith-commits", daemon=True)
@@ -51,17 +51,17 @@ class GroupCommit:
     def submit(
         self, events: list[NewEvent], raw_requests: Sequence[RawRequest] = ()
     ) -> asyncio.Future[CommitResult]:
-        """Have the events of a request committed, and what of it goes to quarantine.
+        """Submit the events of a request, and its parts that go to quarantine, for the next commit.
 
-        The future brings their ids, then those in quarantine; or, as a value, why not all of it was
-        kept: one error may go to hundreds of requests, and raising one object hundreds of times
-        would grow its traceback.
+        The future's result is their ids, quarantine's last; or the error that prevented the commit.
+        The error is a value: hundreds of requests may share it, and raising one object hundreds of
+        times would grow its traceback.
 
         Raises `TooManyRequests`.
         """
         if self._waiting and self._waiting + len(events) > self._capacity:
             raise TooManyRequests(
-                f"{self._waiting} events wait to be stored; send this again in a second"
+                f"{self._waiting} events are waiting to be stored; send this again in a second"
             )
         self._waiting += len(events)
         future: asyncio.Future[CommitResult] = self._loop.create_future()
@@ -69,28 +69,27 @@ class GroupCommit:
         return future
 
     async def stop(self) -> None:
-        """Commit what was submitted, then end."""
+        """Commit what was submitted, then end the thread."""
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join)
 
     def _run(self) -> None:
         queue = self._queue
-        going_on = True
-        while going_on:
+        running = True
+        while running:
             gathered = [queue.get()]
             gathered.extend(queue.get() for _ in range(queue.qsize()))
-            going_on = gathered[-1] is not None
-            batch = [each for each in gathered if each is not None]
+            running = gathered[-1] is not None
+            batch = [waiting for waiting in gathered if waiting is not None]
             results = self._committed(batch)
             if self._notify is not None:
+                committed = zip(batch, results, strict=True)
                 self._notify(
-                    job.destination
-                    for (events, _, _), result in zip(batch, results, strict=True)
-                    if isinstance(result, list)
-                    for event in events
-                    for job in event.jobs
+                    destinations_to_notify(
+                        events for (events, _, _), result in committed if isinstance(result, list)
+                    )
                 )
-            # The loop is closed if the process was told twice to stop: nobody waits any more.
+            # The loop is closed if the process got a second stop signal; then no request waits.
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._hand_back, batch, results)
 
@@ -109,22 +108,21 @@ class GroupCommit:
     def _commit(self, requests: Sequence[_Part]) -> Sequence[CommitResult]:
         if not requests:
             return []
-        for once_more in (True, False):
+        for may_retry in (True, False):
             try:
                 return self._store.ingest(requests)
             except STORE_IS_DOWN as error:
-                # A connection that has died of idleness is found out by its next commit. But one
-                # whose outcome is unknown is never tried again here: only the sender's key makes
-                # that safe.
-                if once_more and not isinstance(error, OutcomeUnknown):
+                # A connection that died while idle fails at its next commit. A commit with an
+                # unknown outcome is never retried here: only the sender's key makes that safe.
+                if may_retry and not isinstance(error, OutcomeUnknown):
                     continue
-                _log.error("%d requests were not kept: %s", len(requests), error)
+                _log.error("%d requests were not stored: %s", len(requests), error)
                 return [error] * len(requests)
-            except Exception as error:  # noqa: BLE001 - the database rejects the data of one of them
+            except Exception as error:  # noqa: BLE001 - the database rejects the data of a request
                 if len(requests) == 1:
                     return [error]
                 break
-        return [self._commit([each])[0] for each in requests]
+        return [self._commit([request])[0] for request in requests]
 
     def _hand_back(self, batch: Sequence[_Waiting], results: Sequence[CommitResult]) -> None:
         for (events, _, future), result in zip(batch, results, strict=True):
@@ -134,7 +132,7 @@ class GroupCommit:
 
 
 def _joined(parts: Sequence[CommitResult]) -> CommitResult:
-    """The ids of all parts of a request, or the first reason why one was not kept."""
+    """The ids of all parts of a request, or the first error."""
     ids: list[str] = []
     for result in parts:
         if isinstance(result, Exception):

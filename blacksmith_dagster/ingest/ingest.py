@@ -1,16 +1,15 @@
-"""Requests and messages that do not come by HTTP: no sender waits for a response."""
+"""Ingests requests and messages that do not come over HTTP: no sender waits for a response."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
 from blacksmith_dagster.errors import KeyReused, RequestError
 from blacksmith_dagster.ingest.extract import Extractor
 from blacksmith_dagster.ingest.quarantine import EventGroup, key_of, raw_request_of
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.source import SourceEvent
+from blacksmith_dagster.pipeline.source import AnySourceEvent
 from blacksmith_dagster.pipeline.triggers import Message, Reply, Request
 from blacksmith_dagster.store.interface import Cursor, NewEvent, RawRequest, Store
 
@@ -18,19 +17,18 @@ from blacksmith_dagster.store.interface import Cursor, NewEvent, RawRequest, Sto
 def ingest(
     app: Blacksmith,
     store: Store,
-    event: SourceEvent[Any, Any, Any],
+    event: AnySourceEvent,
     requests: Sequence[Request | Message],
     cursor: Cursor | None = None,
     received_at: datetime | None = None,
 ) -> list[list[str]]:
-    """Keep the events of `requests` to a source event in one commit, `cursor` with them.
+    """Store the events of `requests` to a source event in one commit, together with `cursor`.
 
     `received_at` is for history that is imported from elsewhere; see `Store.ingest`.
 
-    Returns the ids of each request's events. A request that would be rejected, or that makes the
-    function raise, is kept in quarantine, in the same commit, and has no ids here; a `Reply` goes
-    nowhere. Called again after a crash it makes nothing twice, if there is a `cursor` or the
-    requests have keys.
+    Returns the ids of each request's events. A request that would be rejected, or whose function
+    raises, goes to quarantine in the same commit and has no ids; a `Reply` is ignored. Repeating the
+    call after a crash stores nothing twice if there is a `cursor` or the requests have keys.
 
     Raises `CursorMoved` if another process has read on from `cursor`, and what the store raises.
     """
@@ -39,25 +37,25 @@ def ingest(
     cursors = () if cursor is None else (cursor,)
     ids = commit_extracted(store, event.path, requests, extracted, cursors, received_at)
     return [
-        [] if isinstance(each, RawRequest) else found
-        for each, found in zip(extracted, ids, strict=True)
+        [] if isinstance(events, RawRequest) else event_ids
+        for events, event_ids in zip(extracted, ids, strict=True)
     ]
 
 
 def extract_request(
     extractor: Extractor, request: Request | Message
 ) -> list[NewEvent] | RawRequest:
-    """The events of a request or a message, or how it is kept in quarantine."""
+    """The events of a request or a message, or what goes to quarantine."""
     try:
-        found = extractor(request, key_of(request))
+        extracted = extractor(request, key_of(request))
     except Exception as error:  # noqa: BLE001 - the user's code, or a body that is not JSON
         return raw_request_of(extractor.event.path, request, error)
-    return [] if isinstance(found, Reply) else found
+    return [] if isinstance(extracted, Reply) else extracted
 
 
 def extract_group(extractor: Extractor, group: EventGroup) -> list[NewEvent] | RawRequest:
-    """The events of what a poll or a listener has yielded; or how it is kept in quarantine if it cannot
-    be ingested: it must not hold up what comes after it."""
+    """The events that a poll or a listener has yielded together, or what goes to quarantine: an event
+    that cannot be ingested must not block those after it."""
     try:
         return extractor.events(group)
     except RequestError as error:
@@ -72,32 +70,21 @@ def commit_extracted(
     cursors: Sequence[Cursor] = (),
     received_at: datetime | None = None,
 ) -> list[list[str]]:
-    """Commit what was `extracted` from `requests`. One with a reused key goes to quarantine; `extracted`
-    is changed to that.
+    """Commit what was `extracted` from `requests`. A request with a reused key goes to quarantine, and
+    takes the place of its events in `extracted`.
 
     Raises `CursorMoved`, and what the store raises.
     """
     results = store.ingest(extracted, cursors=cursors, received_at=received_at)
     while reused := {
-        place: each for place, each in enumerate(results) if isinstance(each, KeyReused)
+        index: result for index, result in enumerate(results) if isinstance(result, KeyReused)
     }:
-        for place, error in reused.items():
-            extracted[place] = raw_request_of(path, requests[place], error)
-        if cursors:  # nothing was kept, as the cursors go with all of it
+        for index, error in reused.items():
+            extracted[index] = raw_request_of(path, requests[index], error)
+        if cursors:  # nothing was stored: with cursors, it is all or nothing
             results = store.ingest(extracted, cursors=cursors, received_at=received_at)
         else:
-            again = store.ingest([extracted[place] for place in reused])
-            for place, ids in zip(reused, again, strict=True):
-                results[place] = ids
-    return [each for each in results if not isinstance(each, KeyReused)]
-
-
-def destinations_to_notify(extracted: Iterable[list[NewEvent] | RawRequest]) -> set[str]:
-    """The destination events that have new jobs."""
-    return {
-        job.destination
-        for events in extracted
-        if not isinstance(events, RawRequest)
-        for event in events
-        for job in event.jobs
-    }
+            retried = store.ingest([extracted[index] for index in reused])
+            for index, ids in zip(reused, retried, strict=True):
+                results[index] = ids
+    return [result for result in results if not isinstance(result, KeyReused)]

@@ -1,20 +1,16 @@
-"""From a broker's messages to committed events."""
+"""Reads the messages of a subscription, and commits their events."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import cast
 
 from blacksmith_dagster.errors import BlacksmithError, SettingsError
-from blacksmith_dagster.ingest.extract import Extractor
-from blacksmith_dagster.ingest.ingest import (
-    commit_extracted,
-    destinations_to_notify,
-    extract_request,
-)
+from blacksmith_dagster.ingest.extract import Extractor, destinations_to_notify
+from blacksmith_dagster.ingest.ingest import commit_extracted, extract_request
 from blacksmith_dagster.ingest.quarantine import raw_request_of
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.source import SourceEvent
+from blacksmith_dagster.pipeline.source import AnySourceEvent
 from blacksmith_dagster.pipeline.triggers import Subscription
 from blacksmith_dagster.pubsub import PubSub, open_pubsub
 from blacksmith_dagster.pubsub.interface import Received
@@ -22,11 +18,11 @@ from blacksmith_dagster.pubsub.notifier import Notify
 from blacksmith_dagster.store.interface import Cursor, NewEvent, RawRequest, Store
 
 MESSAGES = 2_000
-"""How many messages are committed at once, at most."""
+"""The most messages in one commit."""
 
 
 class Messages:
-    """Reads the messages of one subscription, and keeps their events.
+    """Reads the messages of one subscription, and commits their events.
 
     Raises `SettingsError` when no broker is configured, and `ImportError` without its client.
     """
@@ -34,7 +30,7 @@ class Messages:
     def __init__(
         self,
         app: Blacksmith,
-        event: SourceEvent[Any, Any, Any],
+        event: AnySourceEvent,
         store: Store,
         pubsub: PubSub | None,
         notify: Notify,
@@ -48,9 +44,9 @@ class Messages:
         self._consumer = broker_of(event, pubsub).consumer(trigger.topic, name, store.cursor)
 
     def read(self, timeout: float) -> int | None:
-        """Keep the next messages; returns how many, `None` if none came in `timeout` seconds.
+        """Commit the next messages; returns how many, or `None` if none arrives for `timeout` seconds.
 
-        Raises `CursorMoved` if another has read on, and what the broker and the store raise.
+        Raises `CursorMoved` if another process has read on, and what the broker and the store raise.
         """
         received = self._consumer.receive(MESSAGES, timeout)
         if received:
@@ -59,7 +55,7 @@ class Messages:
         return len(received) or None
 
     def finish(self) -> Iterable[int]:
-        """Nothing is left to be kept: what was received is committed."""
+        """Nothing is left to do: what was received is committed."""
         return ()
 
     def close(self) -> None:
@@ -71,14 +67,14 @@ class Messages:
         return self._consumer.lag(), "messages"
 
     def _commit_received(self, received: Sequence[Received]) -> None:
-        extracted = [extract_request(self._extractor, each.message) for each in received]
+        extracted = [extract_request(self._extractor, message) for message, _ in received]
         try:
             self._commit(received, extracted)
         except BlacksmithError:
             raise
-        except Exception:  # noqa: BLE001 - the database rejects the data of one of them
-            for each, events in zip(received, extracted, strict=True):
-                self._commit_one(each, events)
+        except Exception:  # noqa: BLE001 - the database rejects the data of a message
+            for one, events in zip(received, extracted, strict=True):
+                self._commit_one(one, events)
         self._notify(destinations_to_notify(extracted))
 
     def _commit_one(self, received: Received, extracted: list[NewEvent] | RawRequest) -> None:
@@ -86,22 +82,22 @@ class Messages:
             self._commit([received], [extracted])
         except BlacksmithError:
             raise
-        except Exception as error:  # noqa: BLE001 - it is this one: it must not hold up the topic
+        except Exception as error:  # noqa: BLE001 - this message; it must not block the topic
             self._commit([received], [raw_request_of(self._path, received.message, error)])
 
     def _commit(
         self, received: Sequence[Received], extracted: list[list[NewEvent] | RawRequest]
     ) -> None:
-        messages = [each.message for each in received]
+        messages = [message for message, _ in received]
         commit_extracted(self._store, self._path, messages, extracted, cursors_of(received))
 
 
 def cursors_of(received: Sequence[Received]) -> Sequence[Cursor]:
-    """How these messages move the cursor of each reader.
+    """The move of each reader's cursor when these messages are committed.
 
     >>> from blacksmith_dagster import Message
-    >>> one, two = Cursor("orders/0", "6", "7"), Cursor("orders/0", "7", "8")
-    >>> cursors_of([Received(Message(b""), one), Received(Message(b""), two)])
+    >>> first, second = Cursor("orders/0", "6", "7"), Cursor("orders/0", "7", "8")
+    >>> cursors_of([Received(Message(b""), first), Received(Message(b""), second)])
     [Cursor(reader='orders/0', before='6', after='8')]
     """
     moved: dict[str, Cursor] = {}
@@ -113,7 +109,7 @@ def cursors_of(received: Sequence[Received]) -> Sequence[Cursor]:
 
 
 def subscription_of(path: str, trigger: Subscription) -> str:
-    """Whom the broker knows as the reader of a source event.
+    """The name under which the broker knows the reader of a source event.
 
     >>> subscription_of("shop/ordered", Subscription("orders"))
     'blacksmith_shop_ordered'
@@ -121,18 +117,18 @@ def subscription_of(path: str, trigger: Subscription) -> str:
     return trigger.subscription or f"blacksmith_{path.replace('/', '_')}"
 
 
-def broker_of(event: SourceEvent[Any, Any, Any], pubsub: PubSub | None) -> PubSub:
-    """The broker that a subscription is read from: its own, or `pubsub`, the one that is configured.
+def broker_of(event: AnySourceEvent, pubsub: PubSub | None) -> PubSub:
+    """The broker of a subscription: its own, or `pubsub`, which the settings configure.
 
-    Raises `SettingsError` if there is none, `MissingSecret`, and `ImportError` without its client.
+    Raises `SettingsError` if neither exists, `MissingSecret`, and `ImportError` without its client.
     """
     own = cast(Subscription, event.trigger).url
     if own is not None:
         pubsub = open_pubsub(own.reveal(), "", variable=own.name)
     if pubsub is None:
         raise SettingsError(
-            f"{event.path} subscribes to a broker, and none is configured: set BLACKSMITH_PUBSUB_URL "
-            "to kafka://host:9092, nats://host:4222 or amqp://host:5672, or give the subscription a "
-            "url= of its own"
+            f"{event.path} subscribes to a broker, but none is configured: set BLACKSMITH_PUBSUB_URL "
+            "to kafka://host:9092, nats://host:4222 or amqp://host:5672, or give the subscription its "
+            "own url="
         )
     return pubsub

@@ -341,7 +341,7 @@ def test_retry_of_what_the_application_does_not_have_any_more_says_so(store: Sto
             "came to shop/ordered, which the application does not have; declare it again",
         ),
         (hook, APP, "came to POST /shop/old, where source 'shop' has no webhook; declare it again"),
-        (child, APP, "came to shop/line, whose function is handed neither requests nor messages"),
+        (child, APP, "came to shop/line, whose function accepts neither requests nor messages"),
     ):
         said = run("retry", each, app, code=1).stdout
         assert why in said

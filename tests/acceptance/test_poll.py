@@ -308,7 +308,7 @@ def test_a_poll_that_has_lost_its_lock_keeps_nothing(
         return Event(1)
 
     monkeypatch.setattr(tower.supervisor, "acquire", remembered)
-    with pytest.raises(FencedOut, match=r"^the lock of tower/seen was lost .*; nothing was kept"):
+    with pytest.raises(FencedOut, match=r"^the lock of tower/seen was lost .*; nothing was stored"):
         tower.poll(loses)
     assert tower.kept() == []
 

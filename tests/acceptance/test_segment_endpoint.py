@@ -15,8 +15,7 @@ from segment.analytics.request import APIError
 from segment.analytics.request import post as post_batch
 
 from blacksmith_dagster import Request
-from blacksmith_dagster.ingest.quarantine import raw_request_of
-from blacksmith_dagster.ingest.retry import retry_quarantined
+from blacksmith_dagster.ingest.quarantine import raw_request_of, retry_quarantined
 from tests.acceptance.processes import until
 from tests.acceptance.webhooks import SEGMENT_KEY, SEGMENT_KEY_OLD, Webhooks, opened
 from tests.acceptance.webhooks_pipeline import blacksmith

@@ -300,7 +300,7 @@ def test_a_subscription_without_a_broker_is_reported(
 ) -> None:
     monkeypatch.setenv("BLACKSMITH_STORE_URL", postgres_url)
     said = run(monkeypatch, f"--app={__name__}:subscribing", "orders", pubsub="")
-    assert "orders/placed subscribes to a broker, and none is configured" in said
+    assert "orders/placed subscribes to a broker, but none is configured" in said
 
 
 orders = Source("orders")

@@ -29,7 +29,8 @@ from blacksmith_dagster.errors import (
     Unprocessable,
     UnsupportedMedia,
 )
-from blacksmith_dagster.ingest.extract import REQUEST_EVENTS, Extractor
+from blacksmith_dagster.ingest.extract import Extractor
+from blacksmith_dagster.ingest.items import REQUEST_EVENTS
 from blacksmith_dagster.store.interface import NewEvent, NewJob
 
 
