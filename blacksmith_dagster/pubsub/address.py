@@ -1,4 +1,4 @@
-"""The URL of a broker, taken apart."""
+"""Where a broker is: its URL, parsed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from blacksmith_dagster.errors import SettingsError
 
 PORTS: Mapping[str, int] = {"kafka": 9092, "nats": 4222, "amqp": 5672, "amqps": 5671}
-"""The brokers' schemes, with their usual ports."""
+"""The brokers' schemes, with their default ports."""
 
 VARIABLE = "BLACKSMITH_PUBSUB_URL"
-"""The environment variable that the URL is of, unless a subscription names another."""
+"""The environment variable that holds the URL, unless a subscription names another."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _OPTIONS: Mapping[str, frozenset[str]] = {
@@ -28,14 +28,14 @@ _OPTIONS: Mapping[str, frozenset[str]] = {
 
 @dataclass(frozen=True, slots=True)
 class BrokerAddress:
-    """Where a broker is, and the names that are used there.
+    """Where a broker is, and which names we use there.
 
-    - `topic`: what notifications are sent under, `subscription`: what its subscribers are called.
-    - `username`, `password`: `None` if the URL has none; a NATS token is a username alone.
-    - `tls`: whether the connection is encrypted, `ca`: a PEM file of the authority to trust, the
-      system's if `None`.
-    - `sasl`: Kafka's mechanism, used when there is a username.
-    - `variable`: where the URL came from, which errors ask to fix.
+    - `topic`: where notifications are sent, `subscription`: the name of its subscribers.
+    - `username`, `password`: `None` if the URL has none; a NATS token is a username without a password.
+    - `tls`: whether the connection is encrypted, `ca`: a PEM file of the authority to trust, `None`
+      for the system's.
+    - `sasl`: Kafka's mechanism, used if there is a username.
+    - `variable`: the environment variable that holds the URL, which errors tell to fix.
     """
 
     scheme: str
@@ -64,28 +64,28 @@ class BrokerAddress:
         >>> parse_broker_url("nats://user:secret@broker/?topic=orders").label
         'nats://broker:4222, topic orders'
         """
-        where = f"{self.scheme}://{self.servers}{self.path}" if self.hosts else self.scheme
-        return f"{where}, topic {self.topic}"
+        url = f"{self.scheme}://{self.servers}{self.path}" if self.hosts else self.scheme
+        return f"{url}, topic {self.topic}"
 
 
 def parse_broker_url(url: str, variable: str = VARIABLE) -> BrokerAddress:
-    """Take a broker's URL apart: `kafka://`, `nats://`, `amqp://`, `amqps://`, or `postgres`.
+    """Parse a broker's URL: `kafka://`, `nats://`, `amqp://`, `amqps://`, or `postgres`.
 
-    Several servers are separated by commas. After a `?` may come `topic` and `subscription`
-    (default `blacksmith`), `tls=true` (with amqp it is the scheme that says so), `ca` (a PEM file)
-    and, of Kafka, `sasl` (PLAIN, SCRAM-SHA-256, SCRAM-SHA-512).
+    Commas separate servers. The options after a `?` are `topic` and `subscription` (default
+    `blacksmith`), `tls=true` (RabbitMQ has the scheme amqps for it), `ca` (a PEM file) and, for
+    Kafka, `sasl` (PLAIN, SCRAM-SHA-256, SCRAM-SHA-512).
 
-    Raises `SettingsError`, which names the `variable` that the URL is of and shows no credentials.
+    Raises `SettingsError`, which names the `variable` that holds the URL and shows no credentials.
 
     >>> parse_broker_url("kafka://one,two:9093?topic=orders").servers
     'one:9092,two:9093'
     """
     try:
         return _read(url, variable)
-    except _InvalidURL as why:
-        otherwise = ", or unset it, and the schedules serve" if variable == VARIABLE else ""
+    except _InvalidURL as error:
+        otherwise = ", or unset it to load by the schedules" if variable == VARIABLE else ""
         raise SettingsError(
-            f"{variable}: {why}. Write kafka://host:9092, nats://host:4222, amqp://host:5672 or "
+            f"{variable}: {error}. Write kafka://host:9092, nats://host:4222, amqp://host:5672 or "
             f"postgres{otherwise}"
         ) from None
 
@@ -99,10 +99,10 @@ def _read(url: str, variable: str) -> BrokerAddress:
     login, _, servers = parts.netloc.rpartition("@")
     username, _, password = login.partition(":")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
-    known = _OPTIONS[scheme]
-    if unknown := sorted(options.keys() - known):
+    allowed = _OPTIONS[scheme]
+    if unknown := sorted(options.keys() - allowed):
         raise _InvalidURL(
-            f"{scheme} has no option {', '.join(unknown)}; it has {', '.join(sorted(known))}"
+            f"{scheme} has no option {', '.join(unknown)}; it has {', '.join(sorted(allowed))}"
         )
     for name in ("topic", "subscription"):
         if not _NAME.fullmatch(options.get(name, "blacksmith")):
@@ -118,7 +118,7 @@ def _read(url: str, variable: str) -> BrokerAddress:
         raise _InvalidURL("sasl= is PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512")
     return BrokerAddress(
         scheme,
-        [] if is_postgres else [_host(each, scheme) for each in servers.split(",")],
+        [] if is_postgres else [_host(server, scheme) for server in servers.split(",")],
         "" if is_postgres else parts.path.rstrip("/"),
         unquote(username) or None,
         unquote(password) or None,

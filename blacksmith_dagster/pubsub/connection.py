@@ -6,11 +6,12 @@ import contextlib
 import logging
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from time import monotonic
 from typing import Generic, Protocol, TypeVar
 
 from blacksmith_dagster.errors import Unavailable
+from blacksmith_dagster.pubsub.interface import Received
 
 _logger = logging.getLogger(__name__)
 
@@ -125,3 +126,40 @@ class BrokerSubscriber(BrokerClient[C]):
     @abstractmethod
     def _listen(self, connection: C, deadline: float) -> Collection[str]:
         """The paths that arrive until the deadline, as soon as there are any. Raises `Unavailable`."""
+
+
+class BrokerConsumer(BrokerClient[C]):
+    """A `Consumer`."""
+
+    def receive(self, limit: int, timeout: float) -> Sequence[Received]:
+        """See `Consumer`."""
+        deadline = monotonic() + timeout
+        return self._use(lambda connection: self._read(connection, limit, deadline)) or ()
+
+    def acknowledge(self) -> None:
+        """See `Consumer`."""
+        with self._in_use():
+            if self._connection is not None:
+                try:
+                    self._acknowledge(self._connection)
+                except Unavailable as error:
+                    _logger.debug("not acknowledged: %s", error)
+
+    def lag(self) -> int | None:
+        """See `Consumer`."""
+        with self._in_use(), contextlib.suppress(Unavailable):
+            if self._connection is not None:
+                return self._lag(self._connection)
+        return None
+
+    @abstractmethod
+    def _read(self, connection: C, limit: int, deadline: float) -> Sequence[Received]:
+        """The messages that arrive until the deadline, as soon as there are any."""
+
+    @abstractmethod
+    def _acknowledge(self, connection: C) -> None:
+        """Acknowledge everything that `_read` has returned."""
+
+    @abstractmethod
+    def _lag(self, connection: C) -> int:
+        """How many messages wait at the broker or here."""

@@ -1,4 +1,4 @@
-"""Publishing notifications beside the work of whoever commits jobs."""
+"""Publishes notifications from a thread of its own, so that commits never wait for the broker."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ Notify: TypeAlias = Callable[[Iterable[str]], None]
 
 _log = logging.getLogger(__name__)
 
-AGAIN = 1.0
+RETRY_SECONDS = 1.0
 """Seconds between two attempts while the broker does not respond."""
 
-_CLOSE = 3.0
+_CLOSE_SECONDS = 3.0
 
 
 class Notifier:
-    """Publishes, from a thread of its own, that realtime destination events have new jobs.
+    """Publishes that realtime destination events have new jobs.
 
-    What is reported while a message is on its way goes with the next one. While the broker does not
-    respond, everything is kept, each name once, and sent when it responds again; meanwhile loaders find
-    the jobs by their sweeps.
+    Events that are notified while a message is being sent go with the next one. While the broker does
+    not respond, the notifier keeps each path once and sends them all when it responds again;
+    meanwhile the loaders' sweeps find the jobs.
 
-    `unpublished` counts the notifications that could not be sent at their time, each once.
+    `unpublished` counts the notifications that could not be sent in time, each once.
     """
 
     def __init__(self, app: Blacksmith, pubsub: PubSub) -> None:
@@ -39,7 +39,7 @@ class Notifier:
         self._label = pubsub.label
         self._publisher = pubsub.publisher()
         self._pending: set[str] = set()
-        self._late: set[str] = set()  # could not be sent yet; touched only by the thread
+        self._late: set[str] = set()  # could not be sent yet; used only by the thread
         self._lock = threading.Lock()
         self._wanted = threading.Event()
         self._closing = threading.Event()
@@ -50,7 +50,7 @@ class Notifier:
     def notify(self, paths: Iterable[str]) -> None:
         """Publish soon that these destination events have new jobs; never blocks.
 
-        Leaves out those that are not realtime.
+        Ignores those that are not realtime.
         """
         realtime = self._realtime.intersection(paths)
         if realtime:
@@ -62,7 +62,7 @@ class Notifier:
         """Send what is pending, for a few seconds at most, and disconnect."""
         self._closing.set()
         self._wanted.set()
-        self._thread.join(_CLOSE)
+        self._thread.join(_CLOSE_SECONDS)
 
     def _run(self) -> None:
         responds = True
@@ -70,13 +70,13 @@ class Notifier:
             self._wanted.wait()
             responds = self._publish(responds)
             if not responds:
-                self._closing.wait(AGAIN)
+                self._closing.wait(RETRY_SECONDS)
         if responds:
             self._publish(responds)
         self._publisher.close()
 
     def _publish(self, responded: bool) -> bool:
-        """Send what is pending; whether the broker responds."""
+        """Send what is pending; returns whether the broker responds."""
         self._wanted.clear()
         with self._lock:
             pending, self._pending = self._pending, set()
@@ -84,14 +84,13 @@ class Notifier:
             return responded
         try:
             self._publisher.publish(pending | self._late)
-        except Exception as error:  # noqa: BLE001 - nothing that fails here may stop the notifications
+        except Exception as error:  # noqa: BLE001 - no failure may end the notifications
             self.unpublished += len(pending)
             if responded:
-                traced = None if isinstance(error, Unavailable) else error
                 _log.warning(
-                    "notifications cannot be published; loaders look by themselves: %s",
+                    "notifications cannot be published; loaders find jobs by their sweeps: %s",
                     error,
-                    exc_info=traced,
+                    exc_info=None if isinstance(error, Unavailable) else error,
                 )
             self._late |= pending
             self._wanted.set()
@@ -99,7 +98,7 @@ class Notifier:
         self._late.clear()
         if not responded:
             _log.warning(
-                "%s accepts notifications again; %d could not be published at their time",
+                "%s accepts notifications again; %d could not be published in time",
                 self._label,
                 self.unpublished,
             )

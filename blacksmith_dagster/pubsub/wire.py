@@ -1,4 +1,4 @@
-"""What brokers send: notifications in their wire format, and the fields of a message."""
+"""The wire format of notifications, and conversions of a message's fields."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _decoder = msgspec.json.Decoder(list[str])
 
 
 def encode_notifications(paths: Collection[str]) -> Mapping[str, bytes]:
-    """One message for each destination of these destination events: their names as a JSON array.
+    """By destination, one message: the names of its destination events as a JSON array.
 
     >>> encode_notifications(["warehouse/flights", "alerts/late", "warehouse/delays"])
     {'warehouse': b'["delays","flights"]', 'alerts': b'["late"]'}
@@ -28,7 +28,7 @@ def encode_notifications(paths: Collection[str]) -> Mapping[str, bytes]:
 
 
 def decode_notification(destination: str, message: bytes) -> Collection[str]:
-    """The paths of the destination events with new jobs; none if the message cannot be read.
+    """The paths of the destination events in a notification; none if it cannot be decoded.
 
     >>> sorted(decode_notification("warehouse", b'["delays","flights"]'))
     ['warehouse/delays', 'warehouse/flights']
@@ -36,12 +36,12 @@ def decode_notification(destination: str, message: bytes) -> Collection[str]:
     try:
         return {f"{destination}/{event}" for event in _decoder.decode(message)}
     except msgspec.DecodeError as error:
-        _logger.debug("a notification to %s cannot be read and is ignored: %s", destination, error)
+        _logger.debug("ignored a notification to %s that cannot be decoded: %s", destination, error)
         return ()
 
 
 def unix_time(seconds: float) -> datetime | None:
-    """A time in seconds since 1970; `None` if no calendar has it: senders write what they like."""
+    """The time so many seconds after 1970; `None` if out of range, as senders may write anything."""
     try:
         return datetime.fromtimestamp(seconds, UTC)
     except (ValueError, OverflowError, OSError):
@@ -49,7 +49,7 @@ def unix_time(seconds: float) -> datetime | None:
 
 
 def header_text(value: object) -> str:
-    """A header's value: bytes are UTF-8, with U+FFFD in place of what is not; nothing is ''."""
+    """A header's value as text: bytes are decoded as UTF-8, U+FFFD for invalid ones; `None` is ''."""
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     return "" if value is None else str(value)

@@ -1,4 +1,4 @@
-"""Feeds: what a broker's messages come from, and what a store would keep of them."""
+"""Feeds, which send messages to a broker, and what a store would keep of the messages."""
 
 import sys
 import time
@@ -22,7 +22,7 @@ SENT_AT = 1_700_000_000
 
 
 class Kept:
-    """What a store keeps: events, each once by its id, and how far each reader was read."""
+    """What a store keeps: events, each once by its id, and how far each reader has come."""
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
@@ -42,7 +42,7 @@ class Kept:
 
 
 class Feed(Protocol):
-    """A topic of a broker, and who sends to it."""
+    """A topic of a broker, and a client that sends to it."""
 
     topic: str
     """What a subscription names."""
@@ -64,7 +64,7 @@ class Feed(Protocol):
         ...
 
     def left(self) -> int:
-        """How many messages the broker believes were not acknowledged, with nobody connected."""
+        """How many messages the broker counts as not acknowledged, without a consumer connected."""
         ...
 
     def missing(self) -> str:
@@ -83,12 +83,12 @@ class KafkaFeed:
     def make(self) -> None:
         admin = self.server.admin()
 
-        def made() -> bool:
+        def created() -> bool:
             topic = NewTopic(self.topic, self.partitions)
             failed = admin.create_topics([topic])[self.topic].exception(10)
             return failed is None or ("being deleted" in str(failed) and False)
 
-        until(made)
+        until(created)
         until(lambda: self.topic in admin.list_topics(timeout=10).topics)
 
     def send(
@@ -111,7 +111,7 @@ class KafkaFeed:
         admin = self.server.admin()
         group = ConsumerGroupTopicPartitions(self.subscription)
         info = admin.list_consumer_group_offsets([group])[self.subscription].result(10)
-        committed = {each.partition: each.offset for each in info.topic_partitions}
+        committed = {partition.partition: partition.offset for partition in info.topic_partitions}
         parts = [TopicPartition(self.topic, n) for n in range(self.partitions)]
         ends = admin.list_offsets(dict.fromkeys(parts, OffsetSpec.latest()))
         return sum(
@@ -168,7 +168,7 @@ class NATSFeed:
     def consumers(self) -> list[str]:
         """The names of the stream's consumers."""
         info = self.server.using(lambda client: client.jetstream().consumers_info(self.stream))
-        return [each.name for each in info]
+        return [consumer.name for consumer in info]
 
     def messages(self) -> int:
         """How many messages the stream holds."""
@@ -236,16 +236,16 @@ def numbered(n: int, begin: int = 0) -> list[bytes]:
 
 def received(consumer: Consumer, wanted: int, limit: int = 1000) -> list[Received]:
     """As many messages as are wanted; fails when they do not come."""
-    got: list[Received] = []
+    messages: list[Received] = []
     deadline = time.monotonic() + SOON
-    while len(got) < wanted:
-        assert time.monotonic() < deadline, f"{len(got)} of {wanted} messages came"
-        got += consumer.receive(min(limit, wanted - len(got)), 1.0)
-    return got
+    while len(messages) < wanted:
+        assert time.monotonic() < deadline, f"{len(messages)} of {wanted} messages came"
+        messages += consumer.receive(min(limit, wanted - len(messages)), 1.0)
+    return messages
 
 
-def bodies(got: Sequence[Received]) -> list[bytes]:
-    return [each.message.body for each in got]
+def bodies(messages: Sequence[Received]) -> list[bytes]:
+    return [received.message.body for received in messages]
 
 
 def goes_on(consumer: Consumer, kept: Kept, wanted: int) -> None:
@@ -257,7 +257,7 @@ def goes_on(consumer: Consumer, kept: Kept, wanted: int) -> None:
             kept.keep(consumer.receive(1000, 1.0))
             consumer.acknowledge()
         except Unavailable:
-            time.sleep(0.1)  # as its user would: it is raised at once while nobody listens
+            time.sleep(0.1)  # as its user would: it is raised at once while the port is closed
 
 
 def until(condition: Callable[[], bool]) -> None:

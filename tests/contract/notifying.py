@@ -1,4 +1,4 @@
-"""Publishing and hearing notifications, and what befalls the broker meanwhile."""
+"""Publishing and hearing notifications, and faults of the broker."""
 
 import contextlib
 import socket
@@ -29,27 +29,27 @@ def opening(urls: tuple[str, str]) -> PubSub:
 
 def heard(subscriber: Subscriber, wanted: Collection[str]) -> set[str]:
     """What a subscriber hears until it has heard all that is wanted, and a moment longer."""
-    got: set[str] = set()
+    paths: set[str] = set()
     deadline = time.monotonic() + SOON
-    while not got.issuperset(wanted) and time.monotonic() < deadline:
-        got.update(subscriber.wait(deadline - time.monotonic()))
-    got.update(subscriber.wait(0.2))
-    return got
+    while not paths.issuperset(wanted) and time.monotonic() < deadline:
+        paths.update(subscriber.wait(deadline - time.monotonic()))
+    paths.update(subscriber.wait(0.2))
+    return paths
 
 
 def goes_on(publisher: Publisher, subscriber: Subscriber) -> None:
     """Both find their way back by themselves: what is published is heard again."""
-    again, after = "warehouse/again", "warehouse/after"  # nothing from before is taken for them
-    got: set[str] = set()
+    again, after = "warehouse/again", "warehouse/after"  # not to be confused with earlier ones
+    paths: set[str] = set()
     deadline = time.monotonic() + SOON
-    while again not in got:
+    while again not in paths:
         assert time.monotonic() < deadline, "nothing was heard"
         with contextlib.suppress(Unavailable):
             publisher.publish([again])
         try:
-            got.update(subscriber.wait(0.5))
+            paths.update(subscriber.wait(0.5))
         except Unavailable:
-            time.sleep(0.1)  # as whoever waits would: it is raised at once when nobody listens
+            time.sleep(0.1)  # as its user would: it is raised at once while the port is closed
     # From here on nothing is lost and nothing fails.
     publisher.publish([after])
     assert after in heard(subscriber, [after])
@@ -66,8 +66,8 @@ def down(broker: Broker, how: str) -> Iterator[None]:
 
 
 def _runs(process: psutil.Process) -> bool:
-    """Whether a thread of a process that is to stop still runs: each stops in its own time."""
-    states = [each.read_text() for each in Path(f"/proc/{process.pid}/task").glob("*/stat")]
+    """Whether a thread of a process that is to stop still runs: threads stop one by one."""
+    states = [file.read_text() for file in Path(f"/proc/{process.pid}/task").glob("*/stat")]
     return any(state.rpartition(")")[2].split()[0] not in "TZ" for state in states)
 
 
@@ -78,19 +78,19 @@ def frozen(broker: Broker) -> Iterator[None]:
     parent = psutil.Process(broker.process.pid)
     processes = [parent, *parent.children(recursive=True)]
     try:
-        for each in processes:
-            each.suspend()
+        for process in processes:
+            process.suspend()
         while any(map(_runs, processes)):
             time.sleep(0.001)
         yield
     finally:
-        for each in processes:
-            each.resume()
+        for process in processes:
+            process.resume()
 
 
 @contextlib.contextmanager
 def listener(*, silent: bool) -> Iterator[int]:
-    """A port of the loopback where connections are accepted and nothing is said, or nobody listens."""
+    """A port of the loopback that accepts connections and then stays silent, or that is closed."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         if silent:

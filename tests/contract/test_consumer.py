@@ -50,7 +50,7 @@ def broker(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def unmade(request: pytest.FixtureRequest, broker: str, topic: str) -> Feed:
+def missing_feed(request: pytest.FixtureRequest, broker: str, topic: str) -> Feed:
     """A topic that is not there yet."""
     feeds = {"kafka": KafkaFeed, "nats": NATSFeed, "rabbitmq": RabbitMQFeed}
     feed: Feed = feeds[broker](request.getfixturevalue(broker), topic)
@@ -58,10 +58,10 @@ def unmade(request: pytest.FixtureRequest, broker: str, topic: str) -> Feed:
 
 
 @pytest.fixture
-def feed(unmade: Feed) -> Feed:
+def feed(missing_feed: Feed) -> Feed:
     """A topic without messages."""
-    unmade.make()
-    return unmade
+    missing_feed.make()
+    return missing_feed
 
 
 @pytest.fixture
@@ -70,13 +70,15 @@ def kept() -> Kept:
 
 
 @pytest.fixture
-def consume(unmade: Feed, kept: Kept) -> Iterator[Consume]:
-    """Makes consumers of the topic that go on from what is kept."""
+def consume(missing_feed: Feed, kept: Kept) -> Iterator[Consume]:
+    """Makes consumers of the topic that continue from what is kept."""
     with contextlib.ExitStack() as stack:
 
         def consume() -> Consumer:
-            pubsub = opened(unmade.server)
-            consumer = pubsub.consumer(unmade.topic, unmade.subscription, kept.cursors.get)
+            pubsub = opened(missing_feed.server)
+            consumer = pubsub.consumer(
+                missing_feed.topic, missing_feed.subscription, kept.cursors.get
+            )
             return stack.enter_context(contextlib.closing(consumer))
 
         yield consume
@@ -93,12 +95,12 @@ def test_messages_come_in_order_from_the_oldest(feed: Feed, consume: Consume) ->
 def test_no_more_come_than_the_limit(feed: Feed, consume: Consume) -> None:
     feed.send(*numbered(10))
     consumer = consume()
-    got: list[bytes] = []
-    while len(got) < 10:
+    texts: list[bytes] = []
+    while len(texts) < 10:
         some = consumer.receive(3, SOON)
         assert 1 <= len(some) <= 3
-        got += bodies(some)
-    assert got == numbered(10)
+        texts += bodies(some)
+    assert texts == numbered(10)
     assert bodies(consumer.receive(1, 0.1)) == []
 
 
@@ -204,26 +206,26 @@ def test_large_messages_do_not_pile_up(feed: Feed, consume: Consume) -> None:
     sent = [bytes([n]) * 900_000 for n in range(150)]  # 135 MB
     feed.send(*sent)
     consumer = consume()
-    got: list[bytes] = []
-    while len(got) < 150:
+    texts: list[bytes] = []
+    while len(texts) < 150:
         some = bodies(consumer.receive(1000, SOON))
         assert 1 <= len(some) < 120
-        got += some
+        texts += some
         consumer.acknowledge()
-    assert got == sent
+    assert texts == sent
 
 
 def test_headers_times_and_places(feed: Feed, consume: Consume) -> None:
     feed.send(b"one", headers={"kind": "order", "place": "Köln"}, ids=["id-1"])
-    (got,) = received(consume(), 1)
-    headers = dict(got.message.headers)
+    ((message, cursor),) = received(consume(), 1)
+    headers = dict(message.headers)
     assert (headers["kind"], headers["place"]) == ("order", "Köln")
-    assert got.message.sent_at is not None
-    assert datetime.fromtimestamp(SENT_AT, UTC) <= got.message.sent_at <= datetime.now(UTC)
-    assert got.message.place
-    assert got.message.topic.startswith(feed.topic.rstrip(".#>"))
-    assert got.message.id in ("id-1", None)
-    assert got.message.id or got.cursor
+    assert message.sent_at is not None
+    assert datetime.fromtimestamp(SENT_AT, UTC) <= message.sent_at <= datetime.now(UTC)
+    assert message.place
+    assert message.topic.startswith(feed.topic.rstrip(".#>"))
+    assert message.id in ("id-1", None)
+    assert message.id or cursor
 
 
 def test_lag_is_what_was_not_received(feed: Feed, consume: Consume) -> None:
@@ -239,20 +241,20 @@ def test_lag_is_what_was_not_received(feed: Feed, consume: Consume) -> None:
 
 
 def test_a_topic_that_is_missing_is_reported_and_used_once_it_is_there(
-    unmade: Feed, kept: Kept
+    missing_feed: Feed, kept: Kept
 ) -> None:
-    pubsub = opened(unmade.server)
+    pubsub = opened(missing_feed.server)
     with contextlib.closing(
-        pubsub.consumer(unmade.missing(), unmade.subscription, kept.cursors.get)
+        pubsub.consumer(missing_feed.missing(), missing_feed.subscription, kept.cursors.get)
     ) as consumer:
         for _ in range(2):
             began = time.monotonic()
             with pytest.raises(Unavailable, match=rf"(?s)there is no|no JetStream.*{VARIABLE}"):
                 consumer.receive(1, 60)
             assert time.monotonic() - began < A_FEW_SECONDS
-        if unmade.missing() == unmade.topic:
-            unmade.make()
-            unmade.send(b"one")
+        if missing_feed.missing() == missing_feed.topic:
+            missing_feed.make()
+            missing_feed.send(b"one")
             goes_on(consumer, kept, 1)
 
 
@@ -323,7 +325,7 @@ def test_a_receive_under_way_lives_through_a_restart(
         with down(feed.server, "kill"):
             pass
         feed.send(*numbered(3))
-        # It goes on, or fails because it could not connect: it never just waits.
+        # It continues, or fails because it could not connect: it never just waits.
         with contextlib.suppress(Unavailable):
             kept.keep(waiting.result(timeout=SOON))
     goes_on(consumer, kept, 3)
@@ -342,9 +344,7 @@ def test_a_connection_that_was_cut_while_idle_loses_nothing(
     assert kept.bodies == numbered(20)
 
 
-def test_a_broker_that_hangs_is_reported_and_waited_for_by_nobody(
-    feed: Feed, consume: Consume
-) -> None:
+def test_a_broker_that_hangs_is_reported_within_seconds(feed: Feed, consume: Consume) -> None:
     feed.send(*numbered(10))
     consumer = consume()
     received(consumer, 5)
@@ -358,7 +358,7 @@ def test_a_broker_that_hangs_is_reported_and_waited_for_by_nobody(
         assert time.monotonic() - began < 2
 
 
-def test_closing_while_a_broker_hangs_waits_for_nobody(feed: Feed, consume: Consume) -> None:
+def test_closing_while_a_broker_hangs_does_not_wait(feed: Feed, consume: Consume) -> None:
     feed.send(*numbered(10))
     consumer = consume()
     received(consumer, 5)

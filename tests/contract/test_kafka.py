@@ -1,4 +1,4 @@
-"""What holds of Kafka alone: its topic, several partitions and servers, rights, SCRAM, TLS."""
+"""What only Kafka does: its topic, several partitions and servers, rights, SCRAM, TLS."""
 
 import contextlib
 import time
@@ -29,7 +29,9 @@ def broker(kafka: KafkaServer) -> KafkaServer:
     return kafka
 
 
-def at(where: str, topic: str, login: str = f"{USER}:{PASSWORD}", options: str = "") -> PubSub:
+def pubsub_at(
+    where: str, topic: str, login: str = f"{USER}:{PASSWORD}", options: str = ""
+) -> PubSub:
     return opening((f"kafka://{login}@{where}?topic={topic}{options}", "sqlite://"))
 
 
@@ -50,13 +52,13 @@ def publishes(pubsub: PubSub) -> bool:
         return True
 
 
-def wait_until_told(subscriber: Subscriber) -> None:
+def wait_until_raised(subscriber: Subscriber) -> None:
     for _ in range(3):
         subscriber.wait(SOON)
 
 
 def refusal(pubsub: PubSub) -> str:
-    """What a publisher is told; a subscriber is told the same."""
+    """The error that a publisher raises; a subscriber raises the same."""
     publisher, subscriber = pubsub.publisher(), pubsub.subscriber("warehouse")
     with contextlib.closing(publisher), contextlib.closing(subscriber):
         with pytest.raises(Unavailable) as raised:
@@ -79,7 +81,7 @@ def make_topic(broker: KafkaServer, topic: str, partitions: int) -> None:
     admin.create_topics([NewTopic(topic, partitions)])[topic].result(10)
 
 
-def test_what_nobody_hears_is_gone_after_an_hour(
+def test_notifications_are_deleted_after_an_hour(
     broker: KafkaServer, topic: str, publisher: Publisher
 ) -> None:
     publisher.publish([FLIGHTS])
@@ -106,7 +108,7 @@ def test_a_topic_with_several_partitions(
         assert heard(warehouse, [DELAYS]) == {DELAYS}
 
 
-def test_a_topic_made_anew_behind_our_back_is_heard(
+def test_a_topic_created_again_by_others_is_heard(
     broker: KafkaServer, topic: str, publisher: Publisher, subscribe: Subscribe
 ) -> None:
     subscriber = subscribe("warehouse")
@@ -119,13 +121,13 @@ def test_a_topic_made_anew_behind_our_back_is_heard(
 
 def test_a_server_that_is_down_beside_one_that_serves(broker: KafkaServer, topic: str) -> None:
     for down in (f"127.0.0.1:{free_port()}", "no-such-host.invalid"):
-        assert works(at(f"{down},127.0.0.1:{broker.port}", topic))
+        assert works(pubsub_at(f"{down},127.0.0.1:{broker.port}", topic))
 
 
 def test_who_may_not_make_topics_uses_the_one_that_is_there(
     broker: KafkaServer, topic: str
 ) -> None:
-    pubsub = at(f"127.0.0.1:{broker.port}", topic, f"{GUEST}:{GUESTS_PASSWORD}")
+    pubsub = pubsub_at(f"127.0.0.1:{broker.port}", topic, f"{GUEST}:{GUESTS_PASSWORD}")
     assert "TOPIC_AUTHORIZATION_FAILED" in refusal(pubsub)
     make_topic(broker, topic, 1)
     assert "TOPIC_AUTHORIZATION_FAILED" in refusal(pubsub)
@@ -135,7 +137,7 @@ def test_who_may_not_make_topics_uses_the_one_that_is_there(
         contextlib.closing(pubsub.subscriber("warehouse")) as subscriber,
         pytest.raises(Unavailable, match="GROUP_AUTHORIZATION_FAILED"),
     ):
-        wait_until_told(subscriber)
+        wait_until_raised(subscriber)
     broker.allow(ResourceType.GROUP, "blacksmith.", AclOperation.DESCRIBE)
     until(lambda: works(pubsub))
 
@@ -146,7 +148,7 @@ def test_who_keeps_an_error_keeps_no_client(broker: KafkaServer, topic: str) -> 
 
     where, before, kept = f"127.0.0.1:{broker.port}", threads(), []
     for login in (f"{USER}:open-sesame", f"{GUEST}:{GUESTS_PASSWORD}"):
-        pubsub = at(where, topic, login)
+        pubsub = pubsub_at(where, topic, login)
         publisher, subscriber = pubsub.publisher(), pubsub.subscriber("warehouse")
         with contextlib.closing(publisher), pytest.raises(Unavailable) as raised:
             publisher.publish([FLIGHTS])
@@ -162,17 +164,17 @@ def test_scram(broker: KafkaServer, topic: str) -> None:
     wanted = UserScramCredentialUpsertion(USER, how, b"another/one")
     admin.alter_user_scram_credentials([wanted])[USER].result(10)
     where, scram = f"127.0.0.1:{broker.port}", "&sasl=SCRAM-SHA-256"
-    assert works(at(where, topic, f"{USER}:another%2Fone", scram))
-    assert "refused the credentials" in refusal(at(where, topic, options=scram))
-    assert "sasl=" in refusal(at(where, topic, options="&sasl=SCRAM-SHA-512"))
+    assert works(pubsub_at(where, topic, f"{USER}:another%2Fone", scram))
+    assert "refused the credentials" in refusal(pubsub_at(where, topic, options=scram))
+    assert "sasl=" in refusal(pubsub_at(where, topic, options="&sasl=SCRAM-SHA-512"))
 
 
 def test_tls(broker: KafkaServer, topic: str) -> None:
     where = f"127.0.0.1:{broker.tls_port}"
-    assert works(at(where, topic, options=f"&tls=true&ca={broker.certificate}"))
-    assert "certificate verify failed" in refusal(at(where, topic, options="&tls=true"))
-    assert "ca= is unusable" in refusal(at(where, topic, options=f"&tls=true&ca={__file__}"))
-    assert "tls=true" in refusal(at(where, topic))
+    assert works(pubsub_at(where, topic, options=f"&tls=true&ca={broker.certificate}"))
+    assert "certificate verify failed" in refusal(pubsub_at(where, topic, options="&tls=true"))
+    assert "ca= is unusable" in refusal(pubsub_at(where, topic, options=f"&tls=true&ca={__file__}"))
+    assert "tls=true" in refusal(pubsub_at(where, topic))
 
 
 def test_a_server_that_wants_a_user(broker: KafkaServer, topic: str) -> None:

@@ -1,4 +1,4 @@
-"""What holds of Kafka's messages alone: partitions, groups, offsets that are gone, rights."""
+"""What only Kafka's consumer does: partitions, groups, missing offsets, rights."""
 
 import contextlib
 import logging
@@ -74,10 +74,10 @@ def test_a_partition_that_is_added_is_read_from_its_beginning(feed: KafkaFeed, k
 
 
 @pytest.mark.parametrize("reading", [True, False], ids=["reading", "closed"])
-def test_a_topic_made_anew_is_read_from_its_beginning(
+def test_a_topic_created_again_is_read_from_its_beginning(
     feed: KafkaFeed, kept: Kept, reading: bool
 ) -> None:
-    def make_anew() -> None:
+    def create_again() -> None:
         feed.server.delete(feed.topic)
         until(lambda: feed.topic not in feed.server.admin().list_topics(timeout=10).topics)
         feed.make()
@@ -88,10 +88,10 @@ def test_a_topic_made_anew_is_read_from_its_beginning(
     with consumer_of(feed, kept) as consumer:
         kept.keep(received(consumer, 20))
         if reading:
-            make_anew()
+            create_again()
             goes_on(consumer, kept, 25)
     if not reading:
-        make_anew()
+        create_again()
         with consumer_of(feed, kept) as consumer:
             goes_on(consumer, kept, 25)
     assert kept.bodies == numbered(25)
@@ -197,7 +197,7 @@ def test_a_message_without_a_body_or_a_key(feed: KafkaFeed, kept: Kept) -> None:
     feed.send(b"x", key=None)
     feed.send(b"y", key=b"\xff\x00")
     with consumer_of(feed, kept) as consumer:
-        tombstone, unkeyed, binary = (each.message for each in received(consumer, 3))
+        tombstone, unkeyed, binary = (one.message for one in received(consumer, 3))
     assert (tombstone.body, tombstone.key) == (b"", "gone")
     assert tombstone.headers == {"a": "", "b": "\ufffd"}
     assert unkeyed.key is None

@@ -1,4 +1,4 @@
-"""What holds of PostgreSQL's notifications alone."""
+"""What only PostgreSQL does: its URLs, its channels, its keepalives."""
 
 import contextlib
 import socket
@@ -49,7 +49,7 @@ def test_the_password_is_not_shown() -> None:
         assert "sesame" not in str(refused.value)
 
 
-def test_a_peer_that_has_gone_without_a_word_is_found_out(postgres_url: str) -> None:
+def test_a_peer_that_vanished_is_noticed(postgres_url: str) -> None:
     pubsub = PostgresPubSub(postgres_url, "orders")
     with contextlib.closing(pubsub.subscriber("warehouse")) as subscriber:
         subscriber.wait(10)

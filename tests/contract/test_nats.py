@@ -1,4 +1,4 @@
-"""What holds of NATS alone."""
+"""What only NATS does: TLS, tokens, rights, and its independence of JetStream."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ from tests.contract.notifying import FLIGHTS, opening
 from tests.services.nats import NATSServer
 from tests.services.tls import make_certificate
 
-TOPIC = "alone"
+TOPIC = "nats-only"
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def goes_through(url: str) -> bool:
 
 
 def failing(url: str, why: str) -> str:
-    """What is said when a publish fails."""
+    """The message of the error when a publish fails."""
     with (
         contextlib.closing(opening((url, "sqlite://")).publisher()) as publisher,
         pytest.raises(Unavailable, match=why) as raised,
@@ -84,7 +84,7 @@ def test_a_server_without_tls_gets_no_credentials() -> None:
     assert sent == b""
 
 
-def test_a_token_is_a_username_alone(server: NATSServer) -> None:
+def test_a_token_is_a_username_without_a_password(server: NATSServer) -> None:
     server.stop()
     server.authorization = "token: knows-all"
     server.start()
@@ -112,13 +112,13 @@ def test_few_rights_are_enough(server: NATSServer) -> None:
 
 def test_the_next_server_is_tried(server: NATSServer) -> None:
     url, _ = server.urls(TOPIC)
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        dead = f"127.0.0.1:{nobody.getsockname()[1]}"
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        dead = f"127.0.0.1:{closed.getsockname()[1]}"
         assert goes_through(url.replace("@", f"@{dead},"))
 
 
-def test_what_nobody_hears_does_not_pile_up(nats: NATSServer) -> None:
+def test_the_server_stores_no_notifications(nats: NATSServer) -> None:
     with contextlib.closing(opening(nats.urls(TOPIC)).publisher()) as publisher:
         for _ in range(300):
             publisher.publish([FLIGHTS, "alerts/late"])
@@ -126,9 +126,7 @@ def test_what_nobody_hears_does_not_pile_up(nats: NATSServer) -> None:
     assert TOPIC not in [stream.config.name for stream in streams]
 
 
-def test_a_stream_that_is_there_is_used_as_it_is(nats: NATSServer) -> None:
-    """A stream with the subject or the name hears notifications too, and takes none away."""
-
+def test_a_stream_with_the_subject_or_the_name_changes_nothing(nats: NATSServer) -> None:
     def make(subject: str) -> Callable[[Any], Awaitable[Any]]:
         return lambda client: client.jetstream().add_stream(name=TOPIC, subjects=[subject])
 
@@ -138,8 +136,7 @@ def test_a_stream_that_is_there_is_used_as_it_is(nats: NATSServer) -> None:
         nats.delete(TOPIC)
 
 
-def test_a_server_without_jetstream_is_reported(server: NATSServer) -> None:
-    """Notifications need none; the messages of a stream do."""
+def test_only_messages_need_jetstream(server: NATSServer) -> None:
     server.stop()
     server.jetstream = False
     server.start()

@@ -1,4 +1,4 @@
-"""What holds of NATS' messages alone: what a stream keeps, wildcards, streams made anew."""
+"""What only NATS' consumer does: retention, wildcards, streams that are created again."""
 
 import contextlib
 import logging
@@ -57,13 +57,13 @@ def test_wildcards_choose_subjects(feed: NATSFeed, kept: Kept) -> None:
     feed.send(*numbered(3, 3), below="us.paid")
     feed.send(*numbered(3, 6), below="us.sent")
     with consumer_of(feed, kept, f"{feed.stream}.*.paid") as consumer:
-        got = received(consumer, 6)
-        kept.keep(got)
+        messages = received(consumer, 6)
+        kept.keep(messages)
         assert not consumer.receive(1, 0.2)
         assert consumer.lag() == 0
     assert kept.bodies == numbered(6)
-    assert got[5].message.topic == f"{feed.stream}.us.paid"
-    assert got[5].message.place == f"{feed.stream}@6"
+    assert messages[5].message.topic == f"{feed.stream}.us.paid"
+    assert messages[5].message.place == f"{feed.stream}@6"
 
 
 def test_a_subject_that_is_wider_than_the_stream(feed: NATSFeed, kept: Kept) -> None:
@@ -96,10 +96,10 @@ def test_a_name_that_nats_does_not_accept_is_refused(feed: NATSFeed) -> None:
 
 
 @pytest.mark.parametrize("reading", [True, False], ids=["reading", "closed"])
-def test_a_stream_made_anew_is_read_from_its_beginning(
+def test_a_stream_created_again_is_read_from_its_beginning(
     feed: NATSFeed, kept: Kept, reading: bool
 ) -> None:
-    def make_anew() -> None:
+    def create_again() -> None:
         feed.server.delete(feed.stream)
         feed.make()
         feed.send(*numbered(5, 20))
@@ -109,10 +109,10 @@ def test_a_stream_made_anew_is_read_from_its_beginning(
     with consumer_of(feed, kept) as consumer:
         kept.keep(received(consumer, 20))
         if reading:
-            make_anew()
+            create_again()
             goes_on(consumer, kept, 25)
     if not reading:
-        make_anew()
+        create_again()
         with consumer_of(feed, kept) as consumer:
             goes_on(consumer, kept, 25)
     assert kept.bodies == numbered(25)
@@ -132,7 +132,7 @@ def test_a_consumer_that_was_deleted_is_made_again(feed: NATSFeed, kept: Kept) -
     assert kept.bodies == numbered(10)
 
 
-def test_a_consumer_that_was_made_by_others_is_made_anew(feed: NATSFeed, kept: Kept) -> None:
+def test_a_consumer_that_others_created_is_created_again(feed: NATSFeed, kept: Kept) -> None:
     feed.make()
     feed.send(*numbered(5))
 
@@ -186,7 +186,7 @@ def test_a_wider_subject_finds_what_a_work_queue_still_has(
     assert kept.bodies == numbered(3, 3) + numbered(3)
 
 
-def test_a_stream_of_interest_loses_nothing_while_nobody_reads(
+def test_a_stream_of_interest_loses_nothing_while_there_is_no_reader(
     interest: NATSFeed, kept: Kept
 ) -> None:
     interest.make()
@@ -204,7 +204,7 @@ def test_a_stream_of_interest_loses_nothing_while_nobody_reads(
     until(lambda: interest.messages() == 0)
 
 
-def test_a_stream_of_interest_survives_a_kill_while_its_consumer_is_made_anew(
+def test_a_stream_of_interest_survives_a_kill_while_its_consumer_is_created_again(
     interest: NATSFeed, kept: Kept
 ) -> None:
     interest.make()
@@ -270,9 +270,9 @@ def test_ids_are_the_senders(feed: NATSFeed, kept: Kept) -> None:
     feed.send(b"one", b"two", ids=["1", "2"])
     feed.send(b"three", headers={"Nats-Msg-Id": ""})
     with consumer_of(feed, kept) as consumer:
-        got = received(consumer, 3)
-    assert [each.message.id for each in got] == ["1", "2", None]
-    assert bodies(got) == [b"one", b"two", b"three"]
+        messages = received(consumer, 3)
+    assert [one.message.id for one in messages] == ["1", "2", None]
+    assert bodies(messages) == [b"one", b"two", b"three"]
 
 
 def test_what_is_too_much_at_once_comes_in_parts(
@@ -280,7 +280,7 @@ def test_what_is_too_much_at_once_comes_in_parts(
 ) -> None:
     monkeypatch.setattr("blacksmith_dagster.pubsub.nats.consumer._BATCH_BYTES", 1)
     feed.make()
-    big = [bytes([n]) * 900_000 for n in range(10)]  # two of them are past the least that is asked
+    big = [bytes([n]) * 900_000 for n in range(10)]  # two of them exceed the smallest request
     feed.send(*big)
     with consumer_of(feed, kept) as consumer:
         kept.keep(received(consumer, 10))

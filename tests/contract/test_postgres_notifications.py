@@ -19,8 +19,8 @@ def alerts_of(url: str) -> Any:
 def notify(url: str, *payloads: str, channel: str = 'al"erts') -> int:
     """Notify in one transaction; returns the number of the server's process."""
     with psycopg.connect(url) as connection:
-        for each in payloads:
-            connection.execute("SELECT pg_notify(%s, %s)", [channel, each])
+        for payload in payloads:
+            connection.execute("SELECT pg_notify(%s, %s)", [channel, payload])
         return connection.info.backend_pid
 
 
@@ -47,7 +47,7 @@ def test_notifications_come_in_order_with_what_was_sent(postgres_url: str) -> No
         Notification('al"erts', longest, first),
         Notification('al"erts', "two", second),
     ]
-    assert ledger.cursor == "null"  # there is no place to go on from
+    assert ledger.cursor == "null"  # there is nothing to continue from
 
 
 def test_many_notifications_are_all_heard(postgres_url: str) -> None:
@@ -58,7 +58,7 @@ def test_many_notifications_are_all_heard(postgres_url: str) -> None:
             connection.execute(
                 "SELECT pg_notify('al\"erts', i::text) FROM generate_series(1, 20000) i"
             )
-        assert [each.payload for each in ledger.wait_for(20_000)] == [
+        assert [notification.payload for notification in ledger.wait_for(20_000)] == [
             str(number) for number in range(1, 20_001)
         ]
 
@@ -74,7 +74,7 @@ def test_listening_goes_on_after_the_database_has_restarted(
         durable_postgres.restart()
         wait_for_listener(ledger, url)
         notify(url, "after")
-        assert [each.payload for each in ledger.wait_for(2)] == ["before", "after"]
+        assert [notification.payload for notification in ledger.wait_for(2)] == ["before", "after"]
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])

@@ -1,4 +1,4 @@
-"""What holds of RabbitMQ alone: its queues, its rights, TLS, and how it ends a connection."""
+"""What only RabbitMQ does: its queues, its rights, TLS, and how it ends a connection."""
 
 import contextlib
 import time
@@ -28,7 +28,7 @@ def user(broker: RabbitMQServer, topic: str) -> Iterator[str]:
     broker.control("delete_user", topic)
 
 
-def at(url: str) -> PubSub:
+def pubsub_at(url: str) -> PubSub:
     return opening((url, "sqlite://"))
 
 
@@ -40,7 +40,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def refusal(pubsub: PubSub) -> str:
-    """What a publisher is told; a subscriber is told the same."""
+    """The error that a publisher raises; a subscriber raises the same."""
     publisher, subscriber = pubsub.publisher(), pubsub.subscriber("warehouse")
     with contextlib.closing(publisher), contextlib.closing(subscriber):
         with pytest.raises(Unavailable) as raised:
@@ -59,16 +59,16 @@ def works(pubsub: PubSub) -> bool:
         return heard(subscriber, [FLIGHTS]) == {FLIGHTS}
 
 
-def test_little_piles_up_for_who_does_not_listen(
+def test_little_piles_up_for_a_subscriber_that_does_not_read(
     broker: RabbitMQServer, topic: str, publisher: Publisher, subscribe: Subscribe
 ) -> None:
     before = broker.queues()
     publisher.publish([FLIGHTS])
-    assert broker.queues() == before  # nobody listens: there is no queue
+    assert broker.queues() == before  # without a subscriber there is no queue
     subscriber = subscribe("warehouse")
     (name,) = broker.queues().keys() - before.keys()
     assert name.startswith("blacksmith.warehouse.")
-    # Far more than fits into the sockets between the broker and who does not read.
+    # Far more than fits into the sockets on the way to a subscriber that does not read.
     with broker.connection() as connection:
         channel = connection.channel()
         channel.confirm_delivery()
@@ -97,7 +97,7 @@ def test_exchange_deleted(
     subscriber = subscribe("warehouse")
     publisher.publish([FLIGHTS])
     with broker.connection() as connection:
-        connection.channel().exchange_delete(topic)  # it is none of ours
+        connection.channel().exchange_delete(topic)  # we do not use it
     with (
         broker.connection() as connection,
         pytest.raises(pika.exceptions.ChannelClosedByBroker, match="ACCESS_REFUSED"),
@@ -130,7 +130,7 @@ def test_a_subscriber_that_was_busy_past_its_heartbeats_looks_into_the_store_and
     monkeypatch.setattr(adapter, "_SUBSCRIBER_HEARTBEAT", 1)
     subscriber = subscribe("warehouse")
     until(lambda: "\t1\n" not in broker.control("list_connections", "-q", "pid", "timeout"))
-    publisher.publish([FLIGHTS])  # its queue is gone, and this with it
+    publisher.publish([FLIGHTS])  # lost with its queue
     began = time.monotonic()
     assert not subscriber.wait(SOON)  # at once, so that its user looks into the store
     assert time.monotonic() - began < SOON / 2
@@ -154,25 +154,25 @@ def test_a_broker_short_of_memory_accepts_nothing_and_says_so(
 
 def test_tls(broker: RabbitMQServer, topic: str) -> None:
     secure = f"amqps://localhost:{broker.tls_port}?topic={topic}"
-    assert works(at(f"{secure}&ca={broker.certificate}"))
-    assert "certificate verify failed" in refusal(at(secure))
-    assert "certificate" in refusal(at(f"{secure}&ca={__file__}"))  # no certificate is in it
-    plain = refusal(at(f"amqp://localhost:{broker.tls_port}?topic={topic}"))
+    assert works(pubsub_at(f"{secure}&ca={broker.certificate}"))
+    assert "certificate verify failed" in refusal(pubsub_at(secure))
+    assert "certificate" in refusal(pubsub_at(f"{secure}&ca={__file__}"))  # not a certificate
+    plain = refusal(pubsub_at(f"amqp://localhost:{broker.tls_port}?topic={topic}"))
     assert "amqps://" in plain
 
 
 def test_the_first_server_that_accepts_us_serves(broker: RabbitMQServer, topic: str) -> None:
-    assert works(at(f"amqp://127.0.0.1:{free_port()},127.0.0.1:{broker.port}?topic={topic}"))
+    assert works(pubsub_at(f"amqp://127.0.0.1:{free_port()},127.0.0.1:{broker.port}?topic={topic}"))
 
 
 def test_virtual_hosts(broker: RabbitMQServer, topic: str, user: str) -> None:
     host = f"amqp://{user}:{user}@127.0.0.1:{broker.port}/{topic}%2Fa"
-    assert "virtual host" in refusal(at(host))  # there is none
+    assert "virtual host" in refusal(pubsub_at(host))  # it does not exist
     broker.control("add_vhost", f"{topic}/a")
     try:
-        assert "virtual host" in refusal(at(host))  # and now without rights
+        assert "virtual host" in refusal(pubsub_at(host))  # it exists, without rights
         broker.control("set_permissions", "-p", f"{topic}/a", user, ".*", ".*", ".*")
-        assert works(at(host))
+        assert works(pubsub_at(host))
     finally:
         broker.control("delete_vhost", f"{topic}/a")
 
@@ -180,7 +180,7 @@ def test_virtual_hosts(broker: RabbitMQServer, topic: str, user: str) -> None:
 def test_rights_that_are_missing_are_reported(
     broker: RabbitMQServer, topic: str, user: str
 ) -> None:
-    pubsub = at(f"amqp://{user}:{user}@127.0.0.1:{broker.port}?topic={topic}")
+    pubsub = pubsub_at(f"amqp://{user}:{user}@127.0.0.1:{broker.port}?topic={topic}")
     broker.control("set_permissions", user, "^other", "^other", ".*")
     assert "configure, write and read" in refusal(pubsub)
     queues = r"^blacksmith\."

@@ -1,4 +1,4 @@
-"""What holds of RabbitMQ's messages alone: its queue, its bindings, its rights, ids."""
+"""What only RabbitMQ's consumer does: its queue, its bindings, rights, ids."""
 
 import contextlib
 import logging
@@ -52,7 +52,7 @@ def test_a_queue_is_made_bound_and_kept(
 ) -> None:
     with consumer_of(feed) as consumer:
         assert not consumer.receive(1, 0.1)
-    feed.send(*numbered(5))  # nobody reads
+    feed.send(*numbered(5))  # while there is no reader
     rabbitmq.stop()
     rabbitmq.start()
     feed.send(*numbered(5, 5))
@@ -69,11 +69,11 @@ def test_binding_keys_choose_messages(feed: RabbitMQFeed) -> None:
             channel = connection.channel()
             for key in ("eu.paid", "eu.sent", "us.paid"):
                 channel.basic_publish("amq.topic", f"{prefix}.{key}", key.encode())
-        got = received(consumer, 2)
+        messages = received(consumer, 2)
         assert not consumer.receive(1, 0.2)
-    assert bodies(got) == [b"eu.paid", b"us.paid"]
-    assert [each.message.topic for each in got] == [f"{prefix}.eu.paid", f"{prefix}.us.paid"]
-    assert {each.message.place for each in got} == {feed.subscription}
+    assert bodies(messages) == [b"eu.paid", b"us.paid"]
+    assert [one.message.topic for one in messages] == [f"{prefix}.eu.paid", f"{prefix}.us.paid"]
+    assert {one.message.place for one in messages} == {feed.subscription}
 
 
 @pytest.mark.parametrize(("kind", "key"), [("topic", "#"), ("fanout", "")])
@@ -157,10 +157,10 @@ def test_messages_without_an_id_come_again_and_are_reported_once(
     feed.make()
     feed.send(*numbered(3), with_ids=False)
     with consumer_of(feed) as consumer:
-        got = received(consumer, 3)
-        assert {each.message.id for each in got} == {None}
-        assert {each.cursor for each in got} == {None}
-        kept.keep(got)
+        messages = received(consumer, 3)
+        assert {one.message.id for one in messages} == {None}
+        assert {one.cursor for one in messages} == {None}
+        kept.keep(messages)
     (warning,) = (record.getMessage() for record in caplog.records)
     assert "have no message_id" in warning
     with consumer_of(feed) as consumer:
@@ -193,7 +193,7 @@ def test_headers_and_times_of_every_kind(feed: RabbitMQFeed) -> None:
             channel.basic_publish("", feed.subscription, b"x", properties)
         channel.basic_publish("", feed.subscription, b"x")
     with consumer_of(feed) as consumer:
-        first, millis, far, bare = (each.message for each in received(consumer, 4))
+        first, millis, far, bare = (one.message for one in received(consumer, 4))
     assert first.headers == {"n": "1", "b": "\ufffd", "l": "[1, 'a']", "none": "", "yes": "True"}
     assert first.sent_at is not None
     assert first.sent_at.timestamp() == SENT_AT
@@ -211,7 +211,7 @@ def test_a_reader_that_was_busy_past_its_heartbeats_goes_on(
         kept.keep(received(consumer, 5))
         listed = ("list_connections", "-q", "pid", "timeout")
         until(lambda: "\t1\n" not in feed.server.control(*listed))
-        consumer.acknowledge()  # nobody hears it: these come again
+        consumer.acknowledge()  # the broker does not get it: these come again
         goes_on(consumer, kept, 10)
         feed.send(*numbered(5, 10))
         goes_on(consumer, kept, 15)

@@ -95,8 +95,8 @@ class NATSServer:
         self.using(lambda client: client.publish(f"{topic}.{destination}", body))
 
     def delete(self, topic: str) -> None:
-        """Delete the topic's stream, and with it its consumers. Of notifications the server keeps
-        nothing but who listens: those are cut off."""
+        """Delete the topic's stream, with its consumers; or, as the server stores nothing for
+        notifications, end the connections of all clients."""
         from nats.js.errors import NotFoundError
 
         try:

@@ -44,7 +44,7 @@ app = Blacksmith(sources=[shop], destinations=[mail, lake], since="2026-01-01")
 
 
 class Broker:
-    """A broker in this process: accepts messages, fails, or lets its publisher wait, as it is told."""
+    """A broker in this process: accepts messages, fails, or blocks, as the test sets it."""
 
     label = "a broker of the test's"
 
@@ -82,7 +82,7 @@ def broker() -> Broker:
 
 @pytest.fixture
 def notifier(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Notifier]:
-    monkeypatch.setattr("blacksmith_dagster.pubsub.notifier.AGAIN", 0.01)
+    monkeypatch.setattr("blacksmith_dagster.pubsub.notifier.RETRY_SECONDS", 0.01)
     notifier = Notifier(app, broker)
     yield notifier
     broker.open.set()
@@ -155,7 +155,7 @@ def test_an_outage_is_logged_once_and_what_is_pending_is_sent_after_it(
     assert broker.published == [{THANKS, BILLS}]
     until(lambda: len(caplog.records) == 2)
     assert broker.label in caplog.messages[1]
-    assert "3 could not be published at their time" in caplog.messages[1]
+    assert "3 could not be published in time" in caplog.messages[1]
     notifier.notify([ROWS])
     until(lambda: broker.published == [{THANKS, BILLS}, {ROWS}])
     assert notifier.unpublished == 3
@@ -192,7 +192,7 @@ def test_close_sends_what_is_pending(broker: Broker, notifier: Notifier) -> None
 def test_close_does_not_wait_for_a_broker_that_is_away(
     broker: Broker, notifier: Notifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("blacksmith_dagster.pubsub.notifier.AGAIN", 60.0)
+    monkeypatch.setattr("blacksmith_dagster.pubsub.notifier.RETRY_SECONDS", 60.0)
     broker.error = Unavailable("away")
     notifier.notify([THANKS])
     until(lambda: broker.tries)
@@ -205,7 +205,7 @@ def test_close_does_not_wait_for_a_broker_that_is_away(
 def test_close_does_not_wait_for_a_broker_that_hangs(
     broker: Broker, notifier: Notifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("blacksmith_dagster.pubsub.notifier._CLOSE", 0.1)
+    monkeypatch.setattr("blacksmith_dagster.pubsub.notifier._CLOSE_SECONDS", 0.1)
     broker.open.clear()
     notifier.notify([THANKS])
     until(broker.asked.is_set)

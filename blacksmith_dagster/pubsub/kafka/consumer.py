@@ -25,7 +25,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec, TopicDescription
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pipeline.triggers import Message
 from blacksmith_dagster.pubsub.address import BrokerAddress
-from blacksmith_dagster.pubsub.connection import BrokerClient, ConnectionLost
+from blacksmith_dagster.pubsub.connection import BrokerConsumer, ConnectionLost
 from blacksmith_dagster.pubsub.interface import CursorOf, Received
 from blacksmith_dagster.pubsub.kafka.connection import (
     CONSUMER,
@@ -57,7 +57,7 @@ _RECONNECT_CODES = NO_TOPIC | {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_
 _COMMIT_ERRORS = DENIED | {KafkaError.UNKNOWN_MEMBER_ID}
 
 
-class KafkaConsumer(BrokerClient[Consumer]):
+class KafkaConsumer(BrokerConsumer[Consumer]):
     """A `Consumer` of all partitions of a topic; its address has the topic and the group.
 
     The holder of the listener's lock reads, so it assigns itself the partitions. The group's own
@@ -80,30 +80,6 @@ class KafkaConsumer(BrokerClient[Consumer]):
         self._commits: Future[ConsumerGroupTopicPartitions] | None = None
         self._logged_errors: set[str] = set()
 
-    def receive(self, limit: int, timeout: float) -> Sequence[Received]:
-        """See `Consumer`."""
-        deadline = monotonic() + timeout
-        return self._use(lambda consumer: self._read(consumer, limit, deadline)) or ()
-
-    def acknowledge(self) -> None:
-        """See `Consumer`."""
-        with self._in_use():
-            self._uncommitted = self._has_cursor()
-            self._commit()
-
-    def lag(self) -> int | None:
-        """See `Consumer`."""
-        with self._in_use():
-            if self._connection is None:
-                return None
-            lag = 0
-            for number, partition in self._partitions.items():
-                topic_partition = TopicPartition(self._address.topic, number)
-                _, end = self._connection.get_watermark_offsets(topic_partition, cached=True)
-                partition.end = max(partition.end, end)
-                lag += max(0, partition.end - partition.next)
-            return lag
-
     def _new_errors(self) -> ClientErrors:
         return ClientErrors(
             self._address, f"read the topic and the group {self._address.subscription}"
@@ -121,14 +97,14 @@ class KafkaConsumer(BrokerClient[Consumer]):
 
     # -- reading
 
-    def _read(self, consumer: Consumer, limit: int, deadline: float) -> Sequence[Received]:
+    def _read(self, connection: Consumer, limit: int, deadline: float) -> Sequence[Received]:
         while not self._is_closed:
             with self._errors.explained():
                 self._check_topic()
                 self._commit()
                 left = max(deadline - monotonic(), 0.0)
-                first = consumer.poll(min(left, POLL_SECONDS))
-                records = [] if first is None else [first, *consumer.consume(limit - 1, 0)]
+                first = connection.poll(min(left, POLL_SECONDS))
+                records = [] if first is None else [first, *connection.consume(limit - 1, 0)]
                 if self._errors.is_lost:
                     raise self._errors.lost()
                 received = self._received(records)
@@ -153,7 +129,20 @@ class KafkaConsumer(BrokerClient[Consumer]):
             received.append(Received(_message(record), cursor))
         return received
 
+    def _lag(self, connection: Consumer) -> int:
+        lag = 0
+        for number, partition in self._partitions.items():
+            topic_partition = TopicPartition(self._address.topic, number)
+            _, end = connection.get_watermark_offsets(topic_partition, cached=True)
+            partition.end = max(partition.end, end)
+            lag += max(0, partition.end - partition.next)
+        return lag
+
     # -- committing
+
+    def _acknowledge(self, connection: Consumer) -> None:  # noqa: ARG002 - `_commit` says why
+        self._uncommitted = self._has_cursor()
+        self._commit()
 
     def _commit(self) -> None:
         """Send the group's offsets, one request at a time: later ones go with the next request.

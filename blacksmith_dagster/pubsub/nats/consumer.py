@@ -22,7 +22,7 @@ from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
 from blacksmith_dagster.errors import SettingsError, Unavailable
 from blacksmith_dagster.pipeline.triggers import Message
 from blacksmith_dagster.pubsub.address import BrokerAddress
-from blacksmith_dagster.pubsub.connection import BrokerClient, ConnectionLost
+from blacksmith_dagster.pubsub.connection import BrokerConsumer, ConnectionLost
 from blacksmith_dagster.pubsub.interface import CursorOf, Received
 from blacksmith_dagster.pubsub.nats.connection import RESPONSE_SECONDS, NATSConnection
 from blacksmith_dagster.pubsub.wire import unix_time
@@ -43,7 +43,7 @@ _NAME = re.compile(r"[^.*>/\\]+")
 _DONE_STATUSES = ("404", "408")  # of a request: there are no more messages, or it took too long
 
 
-class NATSConsumer(BrokerClient[NATSConnection]):
+class NATSConsumer(BrokerConsumer[NATSConnection]):
     """A `Consumer` of a subject, through a durable consumer on the stream that has it.
 
     The durable consumer is created again at the store's cursor whenever reading begins. Resumed, it
@@ -60,39 +60,10 @@ class NATSConsumer(BrokerClient[NATSConnection]):
         self._address = address
         self._cursor_of = cursor_of
         self._changed = threading.Event()
-        self._consumer: _DurableConsumer | None = None
         self._check_at = 0.0
-
-    def receive(self, limit: int, timeout: float) -> Sequence[Received]:
-        """See `Consumer`."""
-        deadline = monotonic() + timeout
-        return self._use(lambda connection: self._read(connection, limit, deadline)) or ()
-
-    def acknowledge(self) -> None:
-        """See `Consumer`."""
-        with self._in_use():
-            if self._connection is not None and self._consumer is not None:
-                try:
-                    self._connection.call(self._consumer.acknowledge)
-                except Unavailable as error:
-                    _logger.debug("not acknowledged: %s", error)
-
-    def lag(self) -> int | None:
-        """See `Consumer`."""
-        with self._in_use():
-            if self._connection is None or self._consumer is None:
-                return None
-            try:
-                return self._connection.call(self._consumer.lag)
-            except Unavailable:
-                return None
 
     def _wake(self) -> None:
         self._changed.set()
-
-    def _disconnect(self) -> None:
-        self._consumer = None
-        super()._disconnect()
 
     def _open(self) -> NATSConnection:
         return NATSConnection(self._address, self._changed.set)
@@ -103,16 +74,14 @@ class NATSConsumer(BrokerClient[NATSConnection]):
         # Not in the connection's loop, which the database would block.
         stored = self._cursor_of(reader)
         begin = _first_sequence(self._address, stream, stored)
-        consumer = _DurableConsumer(
+        self._consumer = _DurableConsumer(
             connection.client, self._address, stream, reader, stored, begin, self._changed
         )
-        connection.call(lambda: self._start(consumer))
-        self._consumer = consumer
+        connection.call(lambda: self._start(self._consumer))
         self._check_at = monotonic() + _CHECK_SECONDS
 
     def _read(self, connection: NATSConnection, limit: int, deadline: float) -> Sequence[Received]:
         consumer = self._consumer
-        assert consumer is not None
         while True:
             self._changed.clear()
             if self._is_closed:
@@ -129,6 +98,12 @@ class NATSConsumer(BrokerClient[NATSConnection]):
             if received or left <= 0:
                 return received
             self._changed.wait(min(left, max(0.0, self._check_at - monotonic())))
+
+    def _acknowledge(self, connection: NATSConnection) -> None:
+        connection.call(self._consumer.acknowledge)
+
+    def _lag(self, connection: NATSConnection) -> int:
+        return connection.call(self._consumer.lag)
 
     # -- in the connection's loop
 

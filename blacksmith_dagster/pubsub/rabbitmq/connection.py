@@ -176,7 +176,7 @@ class RabbitMQConnection:
         return f"{self._address.label} {self._reason_of(error)}"
 
     def _reason_of(self, error: BaseException) -> str:
-        """What went wrong, without pika's own layers; of several servers, what says most."""
+        """What went wrong, without pika's own layers, and where the servers differ, what says most."""
         failed = workflow.AMQPConnectionWorkflowFailed
         causes = list(error.exceptions) if isinstance(error, failed) else [error]
         for index, cause in enumerate(causes):

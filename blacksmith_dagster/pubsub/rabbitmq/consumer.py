@@ -11,7 +11,7 @@ from typing import Any
 from blacksmith_dagster.errors import SettingsError, Unavailable
 from blacksmith_dagster.pipeline.triggers import Message
 from blacksmith_dagster.pubsub.address import BrokerAddress
-from blacksmith_dagster.pubsub.connection import BrokerClient
+from blacksmith_dagster.pubsub.connection import BrokerConsumer
 from blacksmith_dagster.pubsub.interface import CursorOf, Received
 from blacksmith_dagster.pubsub.rabbitmq.connection import ChannelClosed, RabbitMQConnection
 from blacksmith_dagster.pubsub.wire import header_text, unix_time
@@ -27,7 +27,7 @@ _RIGHTS = "read the queue; and, where that is missing, configure and write it an
 _NOT_FOUND = 404
 
 
-class RabbitMQConsumer(BrokerClient[RabbitMQConnection]):
+class RabbitMQConsumer(BrokerConsumer[RabbitMQConnection]):
     """A `Consumer` of a queue, which is declared and bound if it does not exist.
 
     The broker does not number messages: only its `message_id` tells whether a message came before.
@@ -52,34 +52,6 @@ class RabbitMQConsumer(BrokerClient[RabbitMQConnection]):
         self._size = 0  # bytes that have arrived
         self._tag_to_ack: int | None = None  # the delivery tag of the last message handed out
         self._warned_of_no_id = False
-
-    def receive(self, limit: int, timeout: float) -> Sequence[Received]:
-        """See `Consumer`."""
-        deadline = monotonic() + timeout
-        return self._use(lambda connection: self._read(connection, limit, deadline)) or ()
-
-    def acknowledge(self) -> None:
-        """See `Consumer`."""
-        with self._in_use():
-            if self._connection is not None and self._tag_to_ack is not None:
-                try:
-                    self._connection.send(
-                        self._connection.channel.basic_ack, self._tag_to_ack, multiple=True
-                    )
-                    self._connection.run(lambda: False, monotonic())  # writes it
-                except Unavailable as error:
-                    _logger.debug("not acknowledged: %s", error)
-                self._tag_to_ack = None
-
-    def lag(self) -> int | None:
-        """See `Consumer`."""
-        with self._in_use():
-            if self._connection is None:
-                return None
-            try:
-                return self._queue_length(self._connection) + len(self._arrived)
-            except Unavailable:
-                return None
 
     def _wake(self) -> None:
         if connection := self._connection:
@@ -138,6 +110,15 @@ class RabbitMQConsumer(BrokerClient[RabbitMQConnection]):
             place=self._address.subscription,
         )
         return Received(message, None)
+
+    def _acknowledge(self, connection: RabbitMQConnection) -> None:
+        if self._tag_to_ack is not None:
+            connection.send(connection.channel.basic_ack, self._tag_to_ack, multiple=True)
+            connection.run(lambda: False, monotonic())  # writes it
+            self._tag_to_ack = None
+
+    def _lag(self, connection: RabbitMQConnection) -> int:
+        return self._queue_length(connection) + len(self._arrived)
 
     def _on_message(self, _channel: Any, method: Any, properties: Any, body: bytes) -> None:
         self._size += len(body)

@@ -15,9 +15,8 @@ from blacksmith_dagster.pubsub.wire import decode_notification, encode_notificat
 # alive, and the broker ends it after two silent hours.
 _SUBSCRIBER_HEARTBEAT = 60
 _PUBLISHER_HEARTBEAT = 3600
-_EXCHANGE = (
-    "amq.direct"  # nobody can delete it, and no wildcard of a subscription matches its messages
-)
+# It can't be deleted, and no wildcard of a subscription matches its messages.
+_EXCHANGE = "amq.direct"
 _QUEUE_LENGTH = 100
 
 
