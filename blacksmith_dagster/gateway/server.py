@@ -28,7 +28,7 @@ from blacksmith_dagster.pipeline.access import checked_networks
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.settings import Settings
 from blacksmith_dagster.supervisor import GATEWAY, Service, registered
-from blacksmith_dagster.supervisor.service import package_version
+from blacksmith_dagster.supervisor.interface import package_version
 
 if TYPE_CHECKING:
     import uvicorn

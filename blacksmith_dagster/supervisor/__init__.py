@@ -6,12 +6,14 @@ from blacksmith_dagster.errors import SettingsError
 from blacksmith_dagster.store import Store
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.supervisor.address import parse_consul_url
-from blacksmith_dagster.supervisor.interface import Lease, LockStatus, Supervisor
-from blacksmith_dagster.supervisor.service import (
+from blacksmith_dagster.supervisor.interface import (
     GATEWAY,
     SCHEDULER,
+    Lease,
+    LockStatus,
     Service,
     ServiceStatus,
+    Supervisor,
     here,
     registered,
     this_process,

@@ -17,10 +17,15 @@ from consul.callback import CB
 from blacksmith_dagster.errors import BlacksmithError, SettingsError, Unavailable
 from blacksmith_dagster.redaction import clean, hide
 from blacksmith_dagster.supervisor.address import ConsulAddress
-from blacksmith_dagster.supervisor.deadline import Deadline
-from blacksmith_dagster.supervisor.interface import LockStatus
-from blacksmith_dagster.supervisor.renewals import HeldLease, Renewals
-from blacksmith_dagster.supervisor.service import GATEWAY, SCHEDULER, Service, ServiceStatus, here
+from blacksmith_dagster.supervisor.interface import (
+    GATEWAY,
+    SCHEDULER,
+    LockStatus,
+    Service,
+    ServiceStatus,
+    here,
+)
+from blacksmith_dagster.supervisor.renewals import Deadline, HeldLease, Renewals
 
 _log = logging.getLogger(__name__)
 

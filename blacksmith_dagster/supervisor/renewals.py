@@ -1,4 +1,4 @@
-"""Leases that are held, and the thread that renews them."""
+"""The leases that a process holds, when each of them ends, and the thread that renews them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,51 @@ import time
 from collections.abc import Callable, Sequence
 
 from blacksmith_dagster.errors import BlacksmithError
-from blacksmith_dagster.supervisor.deadline import Deadline
-from blacksmith_dagster.supervisor.service import Service
+from blacksmith_dagster.supervisor.interface import Service
 
 _log = logging.getLogger(__name__)
+
+
+class Deadline(threading.Event):
+    """An event that is set by the clock, unless it is moved on in time.
+
+    It asks the clock itself: after a pause, or while the thread that renews hangs in a call, whoever
+    looks still sees the truth. `at` is of `time.monotonic()`.
+
+    >>> deadline = Deadline(time.monotonic() + 0.01)
+    >>> deadline.is_set(), deadline.wait(1)
+    (False, True)
+    """
+
+    def __init__(self, at: float) -> None:
+        super().__init__()
+        self._at = at
+
+    @property
+    def left(self) -> float:
+        """Seconds until it is set; 0 if it is."""
+        return 0.0 if super().is_set() else max(self._at - time.monotonic(), 0.0)
+
+    def move(self, at: float) -> None:
+        """Set it later: it was renewed. Once set it stays so."""
+        if not self.is_set():
+            self._at = at
+
+    def is_set(self) -> bool:
+        """Whether it was set, or its time has come."""
+        if self.left <= 0:
+            self.set()
+        return super().is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for it, for `timeout` seconds at most; returns whether it is set."""
+        until = float("inf") if timeout is None else time.monotonic() + timeout
+        while not self.is_set():
+            patience = until - time.monotonic()
+            if patience <= 0:
+                return False
+            super().wait(min(self.left, patience))
+        return True
 
 
 class HeldLease:

@@ -28,10 +28,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.store.tables import leases, services
-from blacksmith_dagster.supervisor.deadline import Deadline
-from blacksmith_dagster.supervisor.interface import LockStatus
-from blacksmith_dagster.supervisor.renewals import HeldLease, Renewals
-from blacksmith_dagster.supervisor.service import Service, ServiceStatus, here
+from blacksmith_dagster.supervisor.interface import LockStatus, Service, ServiceStatus, here
+from blacksmith_dagster.supervisor.renewals import Deadline, HeldLease, Renewals
 
 _log = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from blacksmith_dagster.supervisor import (
     this_process,
 )
 from blacksmith_dagster.supervisor.consul import ConsulSupervisor
-from blacksmith_dagster.supervisor.service import here
+from blacksmith_dagster.supervisor.interface import here
 from tests.acceptance.processes import ROOT_FOLDER, until
 from tests.contract.supervising import connected
 

@@ -85,7 +85,7 @@ class PostgresSource(Source):
 
         def listen(listener: Listener) -> Iterator[Event[Change]]:
             _check_driver(where)
-            from blacksmith_dagster.sources.postgres.changes import ChangeStream
+            from blacksmith_dagster.sources.postgres.streams import ChangeStream
 
             return ChangeStream(where, self.url, tuple(tables), named, snapshot).listen(listener)
 
@@ -115,7 +115,7 @@ class PostgresSource(Source):
 
         def listen(listener: Listener) -> Iterator[Event[Notification]]:
             _check_driver(where)
-            from blacksmith_dagster.sources.postgres.notifications import Channel
+            from blacksmith_dagster.sources.postgres.streams import Channel
 
             return Channel(where, self.url, channel).listen(listener)
 

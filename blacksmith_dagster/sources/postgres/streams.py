@@ -16,7 +16,7 @@ from blacksmith_dagster.errors import DeclarationError
 from blacksmith_dagster.pipeline.event import Event
 from blacksmith_dagster.pipeline.triggers import Listener
 from blacksmith_dagster.redaction import Secret
-from blacksmith_dagster.sources.postgres.change import Change, Operation
+from blacksmith_dagster.sources.postgres.change import Change, Notification, Operation
 from blacksmith_dagster.sources.postgres.follow import NOTHING, cursor_at, follow
 from blacksmith_dagster.sources.postgres.session import ListenerStopped, Session, SourceDatabase
 from blacksmith_dagster.sources.postgres.slot import (
@@ -154,3 +154,30 @@ def _of_snapshot(
     operation: Operation, table: PublishedTable, lsn: str, at: datetime, row: dict[str, Any] | None
 ) -> Event[Change]:
     return Event(Change(operation, table.schema, table.name, lsn, 0, at, new=row), sent_at=at)
+
+
+_TICK = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """What is notified on a channel of a database."""
+
+    where: str
+    url: Secret | str
+    channel: str
+
+    def listen(self, listener: Listener) -> Iterator[Event[Notification]]:
+        """Yield what is notified from now on, until the listener is asked to stop.
+
+        Raises `SettingsError`, `Unavailable`.
+        """
+        database = SourceDatabase(self.where, self.url)
+        try:
+            with database.translate_errors(), closing(Session(database, listener)) as session:
+                session.execute(SQL("LISTEN {}").format(Identifier(self.channel)))
+                while not listener.stopping:
+                    for heard in session.connection.notifies(timeout=_TICK):
+                        yield Event(Notification(heard.channel, heard.payload, heard.pid))
+        except ListenerStopped:
+            return
