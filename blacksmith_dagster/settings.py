@@ -11,20 +11,15 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
-import sys
 import tomllib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
-from typing import Any, cast
 from urllib.parse import parse_qsl, unquote
 
 from blacksmith_dagster.errors import SettingsError
-from blacksmith_dagster.pipeline.application import Blacksmith
 
 _LAST_PORT = 65_535
 _URL = re.compile(
@@ -35,7 +30,6 @@ _URL = re.compile(
 )
 _SCHEME = re.compile(r"[A-Za-z][\w+.-]*(?=:)")
 _HOST = re.compile(r"(?P<host>\[[^\[\]]+\]|[^:\[\]]+)(?::(?P<port>[^:]*))?")
-_NAMED = re.compile(r"\w+(\.\w+)*:\w+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +76,7 @@ def find_project(start: Path | None = None) -> Path:
     """
     folder = (start or Path.cwd()).resolve()
     for candidate in (folder, *folder.parents):
-        if _table(candidate) is not None:
+        if project_table(candidate) is not None:
             return candidate
     raise SettingsError(
         f"no pyproject.toml with a [tool.blacksmith] table in {folder} or above it; add one with "
@@ -164,71 +158,11 @@ def parse_url(
     return parsed
 
 
-def load_application(app: str | None = None) -> Blacksmith:
-    """The application that `app` names as `package.module:attribute`, or that pyproject.toml does.
+def project_table(folder: Path) -> dict[str, object] | None:
+    """The `[tool.blacksmith]` table of the folder's pyproject.toml, `None` if there is none.
 
-    Modules are looked for in the current folder if `app` is given, else beside pyproject.toml.
-
-    Raises `SettingsError` if it is not there, and whatever its module raises.
+    Raises `SettingsError` if the file cannot be read.
     """
-    named: object = app
-    folder, where = Path.cwd(), "the application"
-    if app is None:
-        folder = find_project()
-        named = (_table(folder) or {}).get("app")
-        where = f"app in [tool.blacksmith] of {folder / 'pyproject.toml'}"
-    if not isinstance(named, str) or not _NAMED.fullmatch(named):
-        given = "is missing" if named is None else f"is {named!r}"
-        raise SettingsError(
-            f"{where} {given}; write 'package.module:name', for example "
-            "'assets.application:blacksmith'"
-        )
-    module, _, attribute = named.partition(":")
-    imported = _imported(module, folder, f"{where} is {named!r}, and")
-    found = getattr(imported, attribute, None)
-    if not isinstance(found, Blacksmith):
-        kind = "nothing" if found is None else f"a {type(found).__name__}"
-        raise SettingsError(
-            f"{where} is {named!r}, and {attribute!r} in {imported.__file__} is {kind}; name the "
-            "Blacksmith(...) itself"
-        )
-    return found
-
-
-def load_function(name: str) -> Callable[..., Any]:
-    """The function that `name` names as `package.module:function`, in the application's folder too.
-
-    Raises `SettingsError` if it is not there, and whatever its module raises.
-    """
-    found = None
-    if _NAMED.fullmatch(name):
-        module, _, attribute = name.partition(":")
-        imported = _imported(module, Path.cwd(), f"there is no function {name!r}:")
-        found = getattr(imported, attribute, None)
-    if not callable(found):
-        raise SettingsError(
-            f"there is no function {name!r}; write 'package.module:function', and run this where the "
-            "module is"
-        )
-    return cast("Callable[..., Any]", found)
-
-
-def _imported(module: str, folder: Path, problem: str) -> ModuleType:
-    """A module, looked for in `folder` first; `problem` begins what is said if it is not there."""
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # its module is there; what that imports is not
-        raise SettingsError(
-            f"{problem} there is no module {error.name!r} in {folder}; correct the name, or run this "
-            "where the module is"
-        ) from error
-
-
-def _table(folder: Path) -> dict[str, object] | None:
     path = folder / "pyproject.toml"
     if not path.is_file():
         return None

@@ -17,8 +17,8 @@ from blacksmith_dagster.cli.common import (
 )
 from blacksmith_dagster.cli.tables import age, as_json, table, utc_text
 from blacksmith_dagster.errors import NotFound, SettingsError, Unavailable, UsageError
+from blacksmith_dagster.importer import load_application
 from blacksmith_dagster.scheduler.discard import discard, retire
-from blacksmith_dagster.settings import load_application
 from blacksmith_dagster.store.interface import (
     Counts,
     ListenerStatus,

@@ -15,7 +15,8 @@ import click
 from blacksmith_dagster.cli.common import app_option, json_option, opened
 from blacksmith_dagster.cli.tables import as_json, table
 from blacksmith_dagster.errors import MigrationError
-from blacksmith_dagster.settings import Settings, load_application
+from blacksmith_dagster.importer import load_application
+from blacksmith_dagster.settings import Settings
 from blacksmith_dagster.signals import on_stop
 from blacksmith_dagster.supervisor import here
 from blacksmith_dagster.wanderer import (

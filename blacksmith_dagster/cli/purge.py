@@ -7,9 +7,9 @@ import click
 from blacksmith_dagster.cli.common import app_option, json_option, opened
 from blacksmith_dagster.cli.tables import as_json, table
 from blacksmith_dagster.errors import UsageError
+from blacksmith_dagster.importer import load_application
 from blacksmith_dagster.scheduler.purge import PurgeReport
 from blacksmith_dagster.scheduler.purge import purge as purge_store
-from blacksmith_dagster.settings import load_application
 from blacksmith_dagster.supervisor import here
 
 

@@ -12,11 +12,11 @@ import msgspec
 from blacksmith_dagster.cli.common import app_option, json_option, limit_option, opened
 from blacksmith_dagster.cli.tables import as_json, table
 from blacksmith_dagster.errors import BlacksmithError, SchemaOutdated, Unavailable
+from blacksmith_dagster.importer import load_application
 from blacksmith_dagster.ingest.quarantine import retry_quarantined
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pubsub.notifier import Notify
 from blacksmith_dagster.redaction import clean, describe, redacted_headers
-from blacksmith_dagster.settings import load_application
 from blacksmith_dagster.store import Store
 
 _ERROR = 100  # characters of it in a list

@@ -15,10 +15,10 @@ import msgspec
 
 from blacksmith_dagster.cli.common import app_option, event_of, json_option, opened
 from blacksmith_dagster.cli.tables import as_json, table
+from blacksmith_dagster.importer import load_application
 from blacksmith_dagster.scheduler import LoadReport
 from blacksmith_dagster.scheduler.replay import Forecast, ReplayProgress, ReplaySummary, forecast
 from blacksmith_dagster.scheduler.replay import replay as replay_window
-from blacksmith_dagster.settings import load_application
 from blacksmith_dagster.signals import on_stop
 from blacksmith_dagster.store.interface import JobRow, ReplayMode, ReplayRequest
 

@@ -18,7 +18,8 @@ from click.core import ParameterSource
 from blacksmith_dagster.cli.common import app_option
 from blacksmith_dagster.composition import gateway_of
 from blacksmith_dagster.errors import UsageError
-from blacksmith_dagster.settings import Settings, find_project, load_application
+from blacksmith_dagster.importer import load_application
+from blacksmith_dagster.settings import Settings, find_project
 from blacksmith_dagster.store import make_home, open_store
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from blacksmith_dagster.backends import Backends
 from blacksmith_dagster.cli.common import app_option
 from blacksmith_dagster.composition import Loop, build_listeners, build_realtime, running
 from blacksmith_dagster.errors import UsageError
+from blacksmith_dagster.importer import load_application
 from blacksmith_dagster.ingest.listeners import listened_events
 from blacksmith_dagster.ingest.subscription import broker_of
 from blacksmith_dagster.pipeline.application import Blacksmith
@@ -21,7 +22,7 @@ from blacksmith_dagster.pipeline.destination import Destination
 from blacksmith_dagster.pipeline.source import Source
 from blacksmith_dagster.pipeline.triggers import Subscription
 from blacksmith_dagster.scheduler import realtime_events
-from blacksmith_dagster.settings import Settings, load_application
+from blacksmith_dagster.settings import Settings
 from blacksmith_dagster.signals import on_stop
 from blacksmith_dagster.supervisor import here
 

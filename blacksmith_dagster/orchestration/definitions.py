@@ -24,6 +24,7 @@ from dagster import (
 from dagster.components import scaffold_component
 
 from blacksmith_dagster.composition import scheduler_of
+from blacksmith_dagster.importer import load_application
 from blacksmith_dagster.ingest.listeners import listened_events
 from blacksmith_dagster.orchestration.assets import (
     AnyEvent,
@@ -55,7 +56,6 @@ from blacksmith_dagster.orchestration.schedules import (
 from blacksmith_dagster.orchestration.warm_runs import WarmRuns
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.scheduler import realtime_events
-from blacksmith_dagster.settings import load_application
 
 
 def build_definitions(

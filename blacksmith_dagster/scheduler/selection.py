@@ -8,13 +8,13 @@ from typing import Any
 import msgspec
 
 from blacksmith_dagster.errors import UsageError
+from blacksmith_dagster.importer import load_function
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import DestinationEvent
 from blacksmith_dagster.pipeline.event import Event
 from blacksmith_dagster.pipeline.model import decoder, encode
 from blacksmith_dagster.redaction import describe
 from blacksmith_dagster.scheduler.decoding import JobDecoder
-from blacksmith_dagster.settings import load_function
 from blacksmith_dagster.store.interface import (
     JobRow,
     ReplayCandidate,

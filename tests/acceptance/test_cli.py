@@ -230,7 +230,7 @@ def test_retire_discards_what_waits(ids: list[str]) -> None:
 def test_gateway_never_imports_dagster(tmp_path: Path) -> None:
     code = (
         "import sys, blacksmith_dagster.cli, blacksmith_dagster.gateway.app;"
-        "from blacksmith_dagster.settings import load_application;"
+        "from blacksmith_dagster.importer import load_application;"
         "load_application('assets.application:blacksmith');"
         "sys.exit('dagster' in sys.modules)"
     )

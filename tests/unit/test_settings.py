@@ -7,14 +7,8 @@ from pathlib import Path
 import pytest
 
 from blacksmith_dagster.errors import BlacksmithError, DeclarationError, SettingsError
-from blacksmith_dagster.settings import (
-    ParsedURL,
-    Settings,
-    find_project,
-    load_application,
-    load_function,
-    parse_url,
-)
+from blacksmith_dagster.importer import load_application, load_function
+from blacksmith_dagster.settings import ParsedURL, Settings, find_project, parse_url
 
 APPLICATION = """
 from blacksmith_dagster import Blacksmith, Source
