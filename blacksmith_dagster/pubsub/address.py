@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 from blacksmith_dagster.errors import SettingsError
+from blacksmith_dagster.settings import parse_url
 
 PORTS: Mapping[str, int] = {"kafka": 9092, "nats": 4222, "amqp": 5672, "amqps": 5671}
 """The brokers' schemes, with their default ports."""
@@ -80,48 +80,40 @@ def parse_broker_url(url: str, variable: str = VARIABLE) -> BrokerAddress:
     >>> parse_broker_url("kafka://one,two:9093?topic=orders").servers
     'one:9092,two:9093'
     """
-    try:
-        return _read(url, variable)
-    except _InvalidURL as error:
-        otherwise = ", or unset it to load by the schedules" if variable == VARIABLE else ""
-        raise SettingsError(
-            f"{variable}: {error}. Write kafka://host:9092, nats://host:4222, amqp://host:5672 or "
-            f"postgres{otherwise}"
-        ) from None
+    hint = "Write kafka://host:9092, nats://host:4222, amqp://host:5672 or postgres" + (
+        ", or unset it to load by the schedules" if variable == VARIABLE else ""
+    )
+    bare = url.partition("?")[0] == "postgres"
+    parsed = parse_url(
+        url.replace("postgres", "postgres://", 1) if bare else url, variable, hint, _OPTIONS
+    )
 
+    def invalid(reason: str) -> SettingsError:
+        return SettingsError(f"{variable}: {reason}. {hint}")
 
-def _read(url: str, variable: str) -> BrokerAddress:
-    parts = urlsplit(url)
-    is_postgres = (parts.scheme, parts.netloc, parts.path) == ("", "", "postgres")
-    scheme = "postgres" if is_postgres else parts.scheme
-    if scheme not in PORTS and not is_postgres:
-        raise _InvalidURL(f"unsupported scheme {scheme or '?'}://")
-    login, _, servers = parts.netloc.rpartition("@")
-    username, _, password = login.partition(":")
-    options = dict(parse_qsl(parts.query, keep_blank_values=True))
-    allowed = _OPTIONS[scheme]
-    if unknown := sorted(options.keys() - allowed):
-        raise _InvalidURL(
-            f"{scheme} has no option {', '.join(unknown)}; it has {', '.join(sorted(allowed))}"
-        )
+    scheme, options = parsed.scheme, parsed.options
+    if scheme == "postgres" and not bare:
+        raise invalid("postgres is the store's own database: it has no address")
+    if not parsed.hosts and not bare:
+        raise invalid("a host is missing")
     for name in ("topic", "subscription"):
         if not _NAME.fullmatch(options.get(name, "blacksmith")):
-            raise _InvalidURL(f"{name}= is up to 100 letters, digits, '_' and '-'")
+            raise invalid(f"{name}= is up to 100 letters, digits, '_' and '-'")
     tls = options.get("tls", "false")
     if tls not in ("true", "false"):
-        raise _InvalidURL("tls= is true or false")
+        raise invalid("tls= is true or false")
     ca = options.get("ca")
     if ca is not None and not Path(ca).is_file():
-        raise _InvalidURL(f"ca={ca}: there is no such file")
+        raise invalid(f"ca={ca}: there is no such file")
     sasl = options.get("sasl", "PLAIN")
     if sasl not in ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"):
-        raise _InvalidURL("sasl= is PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512")
+        raise invalid("sasl= is PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512")
     return BrokerAddress(
         scheme,
-        [] if is_postgres else [_host(server, scheme) for server in servers.split(",")],
-        "" if is_postgres else parts.path.rstrip("/"),
-        unquote(username) or None,
-        unquote(password) or None,
+        [(host, port or PORTS[scheme]) for host, port in parsed.hosts],
+        parsed.path.rstrip("/"),
+        parsed.username,
+        parsed.password,
         options.get("topic", "blacksmith"),
         options.get("subscription", "blacksmith"),
         tls == "true" or scheme == "amqps",
@@ -129,20 +121,3 @@ def _read(url: str, variable: str) -> BrokerAddress:
         sasl,
         variable,
     )
-
-
-def _host(server: str, scheme: str) -> tuple[str, int]:
-    try:
-        parts = urlsplit(f"//{server}")
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host, port = None, None
-    if not host:
-        raise _InvalidURL(
-            f"a host or a port is missing or wrong; write {scheme}://host:{PORTS[scheme]}"
-        )
-    return host, port or PORTS[scheme]
-
-
-class _InvalidURL(ValueError):
-    """What is wrong with a URL."""

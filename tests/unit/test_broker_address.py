@@ -53,15 +53,16 @@ def test_encryption_is_asked_for(tmp_path: Path) -> None:
     [
         ("redis://user:hidden@broker", "unsupported scheme redis://"),
         ("broker:9092", "unsupported scheme broker://"),
-        ("nats://user:hidden@", "a host or a port is missing or wrong"),
-        ("nats://user:hidden@broker:port", "write nats://host:4222"),
-        ("kafka://user:hidden@one,,two", "a host or a port is missing"),
+        ("nats://user:hidden@", "a host is missing"),
+        ("nats://user:hidden@broker:port", "the port is not a number"),
+        ("kafka://user:hidden@one,,two", "a host is missing"),
         ("nats://broker?sasl=PLAIN", "nats has no option sasl"),
         ("amqp://broker?tls=true", "amqp has no option tls; it has ca, subscription, topic"),
         ("nats://broker?topic=a.b", "topic= is up to 100 letters"),
         ("kafka://broker?tls=yes", "tls= is true or false"),
         ("kafka://broker?sasl=GSSAPI", "sasl= is PLAIN"),
         ("kafka://broker?ca=/no/such.pem", "ca=/no/such.pem: there is no such file"),
+        ("postgres://user:hidden@db/events", "it has no address"),
         ("postgres?subscription=x", "postgres has no option subscription"),
     ],
 )
@@ -69,6 +70,7 @@ def test_a_wrong_url_is_refused_with_the_fix(url: str, problem: str) -> None:
     with pytest.raises(SettingsError, match="BLACKSMITH_PUBSUB_URL") as refused:
         parse_broker_url(url)
     assert problem in str(refused.value)
+    assert "nats://host:4222" in str(refused.value)
     assert "hidden" not in str(refused.value)
 
 
