@@ -110,7 +110,7 @@ def _endpoints(app: Blacksmith) -> Iterator[tuple[SourceEvent[Any, Any, Any] | W
 def _parameters(event: SourceEvent[Any, Any, Any] | Webhook) -> Iterator[Mapping[str, Any]]:
     yield _KEY
     events = [event] if isinstance(event, SourceEvent) else event.source.events.values()
-    known = sorted({version for each in events for version in each.versions.known})
+    known = sorted({version for each in events for version in each.versions.accepted})
     if known:
         yield {
             "name": "Api-Version",

@@ -122,7 +122,7 @@ class Deprecations:
         self._versions = {
             event.path: event.versions
             for event in events
-            if any(day is not None for day in event.versions.known.values())
+            if any(day is not None for day in event.versions.accepted.values())
         }
         self._logged: set[tuple[str, str]] = set()
 

@@ -360,7 +360,7 @@ class Destination(Generic[C]):
         except Unprocessable as error:
             raise DeclarationError(
                 f"{path}: its destination has no version {version!r}; write one of "
-                f"{', '.join(self.versions.known)}"
+                f"{', '.join(self.versions.accepted)}"
             ) from error
 
     def __repr__(self) -> str:

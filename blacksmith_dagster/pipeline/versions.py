@@ -15,10 +15,10 @@ class Versions:
 
     - `default`: the version of an event that names none; it has none if this is `None` too.
 
-    If `known` is empty, every version is accepted.
+    If `accepted` is empty, every version is accepted.
     """
 
-    known: Mapping[str, date | None]
+    accepted: Mapping[str, date | None]
     default: str | None = None
 
     def of(self, path: str, version: str | None) -> str | None:
@@ -28,15 +28,15 @@ class Versions:
         """
         if version is None:
             return self.default
-        if self.known and version not in self.known:
+        if self.accepted and version not in self.accepted:
             raise Unprocessable(
-                f"{path} has no version {version!r}; send one of {', '.join(self.known)}"
+                f"{path} has no version {version!r}; send one of {', '.join(self.accepted)}"
             )
         return version
 
     def deprecated_since(self, version: str | None, today: date) -> date | None:
         """The day since which a version is deprecated, or `None` if it is not deprecated on `today`."""
-        day = self.known.get(version) if version is not None else None
+        day = self.accepted.get(version) if version is not None else None
         return day if day is not None and day <= today else None
 
 

@@ -56,7 +56,7 @@ def test_the_default_version_is_one_of_the_versions() -> None:
 def test_an_event_has_the_versions_of_its_source_or_its_own() -> None:
     shop = Source("shop", versions={"1": None}, default_version="1")
     assert shop.accept("ordered").versions == shop.versions
-    assert shop.accept("paid", versions={"2": None}).versions.known == {"2": None}
+    assert shop.accept("paid", versions={"2": None}).versions.accepted == {"2": None}
 
 
 @pytest.mark.parametrize(
