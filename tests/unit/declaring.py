@@ -1,4 +1,4 @@
-"""What is declared wrongly in the tests of declaring, and what tells that it is refused."""
+"""Helpers of the tests of wrong declarations."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ from blacksmith_dagster import (
 def refused(
     declare: Callable[..., Any], *arguments: Any, says: str, fix: str, **named: Any
 ) -> None:
-    """Declaring it is refused, and the error says what is wrong and what to do."""
+    """Assert that declaring fails, and that the error states the rule and the fix."""
     with pytest.raises(DeclarationError) as raised:
         declare(*arguments, **named)
     assert says in str(raised.value)

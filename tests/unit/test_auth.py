@@ -1,4 +1,4 @@
-"""Who is let in by a token, and from where."""
+"""Tokens, networks and CORS: which senders a source accepts."""
 
 import base64
 from typing import Any
@@ -21,10 +21,10 @@ def admitted(auth: Auth, header: str | bytes | None) -> bool:
     try:
         auth.admit({} if raw is None else {b"authorization": raw})
     except Unauthorized as error:
-        said = f"{error} {error.challenge}"
+        rejection = f"{error} {error.challenge}"
     else:
         return True
-    assert TOKEN not in said
+    assert TOKEN not in rejection
     return False
 
 

@@ -1,4 +1,4 @@
-"""What a `Cron` says, and what its event inherits."""
+"""What a `Cron` accepts, and what its event inherits."""
 
 from datetime import UTC, datetime
 from typing import Any

@@ -34,8 +34,8 @@ from tests.unit.declaring import load, pair, refused
 
 def application(*parts: Source | Destination[Any], since: Any = "2026-01-01") -> Blacksmith:
     return Blacksmith(
-        sources=[each for each in parts if isinstance(each, Source)],
-        destinations=[each for each in parts if isinstance(each, Destination)],
+        sources=[part for part in parts if isinstance(part, Source)],
+        destinations=[part for part in parts if isinstance(part, Destination)],
         since=since,
     )
 

@@ -1,4 +1,4 @@
-"""Functions, and the types that they name, are held against what they are called with."""
+"""Functions, and the types that they name, are checked against the arguments of their calls."""
 
 from collections.abc import Iterator
 from functools import partial, wraps
@@ -172,9 +172,13 @@ def test_annotations_that_cannot_be_read_are_refused() -> None:
         raise NotImplementedError
 
     broken.__annotations__["return"] = "Event[Flight"
-    for function, named in ((unknown, "NotImported"), (no_attribute, "Nope"), (broken, "Flight")):
+    for function, undefined in (
+        (unknown, "NotImported"),
+        (no_attribute, "Nope"),
+        (broken, "Flight"),
+    ):
         declare = source.event(HTTP("/x"))
-        refused(declare, function, says=named, fix="at the top of the module")
+        refused(declare, function, says=undefined, fix="at the top of the module")
         refused(declare, function, says=f"airport/{function.__name__}", fix="import")
     assert source.events == {}
 

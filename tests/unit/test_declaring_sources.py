@@ -1,4 +1,4 @@
-"""What a source refuses to be: wrongly declared subscriptions, versions, children and webhooks."""
+"""Wrong declarations of a source: subscriptions, versions, children and webhooks."""
 
 from datetime import UTC, date, datetime
 from typing import Any

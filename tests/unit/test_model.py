@@ -1,4 +1,4 @@
-"""What data is decoded into and held against, by msgspec, by pydantic and by JSON Schema alike."""
+"""Data decoded into models and checked, alike with msgspec, pydantic and JSON Schema."""
 
 import json
 import sys
@@ -135,7 +135,7 @@ def test_a_function_may_decode_its_body(handed: Callable[..., Any]) -> None:
 
 
 def test_pydantic_goes_all_the_way_to_a_destination() -> None:
-    """Extracted, kept, decoded for `when` and `transform`, and shown as rows and frames."""
+    """Extracted, stored, decoded for `when` and `transform`, and shown as rows and frames."""
     airport = Source("airport")
 
     @airport.event(HTTP("/departures"))

@@ -51,11 +51,11 @@ def test_an_outcome_is_kept_as_long_as_what_it_may_have_come_of() -> None:
     one = lake.event(receives=short, name="one")(load)
     second = lake.event(receives=[one.failed, both.discarded], name="second")(load)
     endless = lake.event(receives=[short, site.accept("kept")], name="endless")(load)
-    found = Blacksmith(sources=[site], destinations=[lake], since="2026-01-01").retention()
-    assert found[one.failed.path].events == WEEK
-    assert found[both.discarded.path].events == MONTH
-    assert found[second.succeeded.path].events == MONTH
-    assert found[endless.failed.path] == Retention(None, None)
+    retention = Blacksmith(sources=[site], destinations=[lake], since="2026-01-01").retention()
+    assert retention[one.failed.path].events == WEEK
+    assert retention[both.discarded.path].events == MONTH
+    assert retention[second.succeeded.path].events == MONTH
+    assert retention[endless.failed.path] == Retention(None, None)
 
 
 @pytest.mark.parametrize("wrong", ["30", "a month", "", "0s", 30])

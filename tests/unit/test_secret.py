@@ -22,7 +22,7 @@ VALUE = "hunter2-cAnAry"
 
 @pytest.fixture(autouse=True)
 def secret(monkeypatch: pytest.MonkeyPatch) -> Secret:
-    """A secret that nobody has revealed yet, in a process that has revealed none."""
+    """A secret that is not revealed yet, in a process that has revealed none."""
     monkeypatch.setattr(redaction, "_hidden", ())
     monkeypatch.setenv(VARIABLE, VALUE)
     return Secret(VARIABLE)
@@ -68,7 +68,7 @@ def test_it_is_shown_nowhere(secret: Secret) -> None:
         Destination("lake", connect=secret.reveal),
     ]
     shown = [
-        *(f"{each} {each!r} {vars(each)}" for each in declared),
+        *(f"{item} {item!r} {vars(item)}" for item in declared),
         f"{secret} {secret!r} {secret!s} {[secret]} {bearer}",
         str(dataclasses.asdict(secret)),
         str(dataclasses.asdict(bearer)),

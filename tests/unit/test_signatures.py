@@ -1,4 +1,4 @@
-"""Who is let in by a signature: signed by the senders' own libraries, and by their documents."""
+"""Signatures that a source accepts: of the senders' own libraries, and of their documentation."""
 
 import base64
 import hashlib
@@ -61,7 +61,7 @@ def shop(secret: str, body: bytes, at: int) -> dict[str, str]:
 
 @dataclass
 class Scheme:
-    """A signature as it is declared, and as it is made."""
+    """How a signature is declared, and how it is made."""
 
     declare: Callable[..., Any]
     sign: Callable[[str, bytes, int], dict[str, str]]
@@ -99,7 +99,7 @@ def headers_of(sent: dict[str, str]) -> dict[bytes, bytes]:
 
 
 def proved(auth: Any, sent: dict[str, str], body: bytes = BODY) -> str | None:
-    """The key of a request that is let in; raises `Unauthorized` for another."""
+    """The key of an accepted request; raises `Unauthorized` for another."""
     headers = headers_of(sent)
     auth.admit(headers)
     key: str | None = auth.verify(headers, body)
@@ -196,7 +196,7 @@ def test_what_is_signed_beside_the_body_cannot_be_changed(scheme: Scheme, at: in
 def test_one_right_signature_of_several_is_enough(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     monkeypatch.setenv(NEW, WHSEC[0])
     both = [standard_webhooks(secret, BODY, at) for secret in WHSEC]
-    joined = " ".join(["v1a,xyz", *(each["webhook-signature"] for each in reversed(both))])
+    joined = " ".join(["v1a,xyz", *(headers["webhook-signature"] for headers in reversed(both))])
     standard = StandardWebhooksSignature(Secret(NEW))
     assert proved(standard, both[0] | {"webhook-signature": joined}) == "msg_1"
     monkeypatch.setenv(NEW, "hunter2-new")

@@ -1,4 +1,4 @@
-"""Whatever is sent to a ready-made webhook endpoint is accepted or rejected: no body makes it fail."""
+"""Any body sent to a ready-made webhook endpoint is accepted or rejected; none makes it fail."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -78,7 +78,7 @@ HEADERS: Mapping[str, str] = {
 }
 
 
-def said(path: str, body: bytes, headers: Mapping[str, str]) -> Any:
+def sent(path: str, body: bytes, headers: Mapping[str, str]) -> Any:
     """The events, the reply or the rejection; whatever else is raised fails the test."""
     try:
         return WEBHOOKS[path](Request(body, {**HEADERS, **headers}), "a-key")
@@ -89,12 +89,12 @@ def said(path: str, body: bytes, headers: Mapping[str, str]) -> Any:
 @pytest.mark.parametrize("path", WEBHOOKS)
 @given(body=BODIES.map(msgspec.json.encode) | st.binary(max_size=60), media=MEDIA)
 def test_any_body_is_accepted_or_rejected(path: str, body: bytes, media: str) -> None:
-    found = said(path, body, {"content-type": media})
-    if isinstance(found, RequestError):
-        assert 400 <= found.status < 500
-        assert str(found)
-    elif not isinstance(found, Reply):
-        for event in found:
+    result = sent(path, body, {"content-type": media})
+    if isinstance(result, RequestError):
+        assert 400 <= result.status < 500
+        assert str(result)
+    elif not isinstance(result, Reply):
+        for event in result:
             msgspec.json.decode(event.payload.encode())
 
 
@@ -102,5 +102,5 @@ def test_any_body_is_accepted_or_rejected(path: str, body: bytes, media: str) ->
 @given(value=st.text(st.characters(max_codepoint=255), max_size=40))
 def test_any_header_is_accepted_or_rejected(name: str, value: str) -> None:
     """Servers read headers as Latin-1."""
-    found = said("/v1/orders", b"1", {name: value})
-    assert isinstance(found, list | RequestError)
+    result = sent("/v1/orders", b"1", {name: value})
+    assert isinstance(result, list | RequestError)

@@ -63,17 +63,17 @@ def binary(
 
 
 def test_structured(orders: CloudEventsSource) -> None:
-    found = receive(orders, cloud_event(), f"{STRUCTURED}; charset=UTF-8")
-    assert found.event_type == "orders/placed"
-    assert (found.event.data, found.event.key) == ({"id": 7}, "/shop A1")
-    assert found.event.sent_at == NOON
-    assert found.event.context == cloud_event(data=msgspec.UNSET)
+    received = receive(orders, cloud_event(), f"{STRUCTURED}; charset=UTF-8")
+    assert received.event_type == "orders/placed"
+    assert (received.event.data, received.event.key) == ({"id": 7}, "/shop A1")
+    assert received.event.sent_at == NOON
+    assert received.event.context == cloud_event(data=msgspec.UNSET)
 
 
 def test_batch_of_several_types(orders: CloudEventsSource) -> None:
     both = [cloud_event(), cloud_event(id="A2", type="com.example.order.cancelled")]
-    found = receive(orders, both, BATCH)
-    assert [(each.event_type, each.event.key) for each in found] == [
+    received = receive(orders, both, BATCH)
+    assert [(event.event_type, event.event.key) for event in received] == [
         ("orders/placed", "/shop A1"),
         ("orders/cancelled", "/shop A2"),
     ]
@@ -132,14 +132,14 @@ def test_attribute_that_is_not_utf8_is_rejected(orders: CloudEventsSource) -> No
 def test_data_of_any_type_is_kept(
     orders: CloudEventsSource, body: bytes, media: str | None, data: Any, encoded: bool
 ) -> None:
-    found = [binary(orders, body, {}, media)]
+    received = [binary(orders, body, {}, media)]
     if body:
         content = {} if media is None else {"datacontenttype": media}
         packed = {"data_base64": base64.b64encode(body).decode(), "data": msgspec.UNSET}
-        found.append(receive(orders, cloud_event(**packed, **content), STRUCTURED))
-    for each in found:
-        assert each.event.data == data
-        assert (each.event.context.get("datacontentencoding") == "base64") is encoded
+        received.append(receive(orders, cloud_event(**packed, **content), STRUCTURED))
+    for typed in received:
+        assert typed.event.data == data
+        assert (typed.event.context.get("datacontentencoding") == "base64") is encoded
 
 
 def test_event_without_data(orders: CloudEventsSource) -> None:

@@ -13,7 +13,7 @@ from blacksmith_dagster.pipeline.event import Event
 from blacksmith_dagster.sources import SegmentSource
 
 ARRIVAL = datetime(2026, 1, 31, 12, tzinfo=UTC)
-KINDS = ["track", "identify", "page", "screen", "group", "alias"]
+TYPES = ["track", "identify", "page", "screen", "group", "alias"]
 
 
 @pytest.fixture
@@ -24,9 +24,9 @@ def shop(monkeypatch: pytest.MonkeyPatch) -> SegmentSource:
     return SegmentSource("shop", write_key=keys)
 
 
-def message(kind: str = "track", **changed: Any) -> dict[str, Any]:
+def message(type_: str = "track", **changed: Any) -> dict[str, Any]:
     whole = {
-        "type": kind,
+        "type": type_,
         "messageId": "m-1",
         "userId": "u-1",
         "timestamp": "2026-01-31T11:00:00.000Z",
@@ -52,7 +52,7 @@ def kept(source: SegmentSource, **changed: Any) -> Event[Any]:
 def test_paths_are_those_of_segments_libraries(shop: SegmentSource) -> None:
     paths = [webhook.on.path for webhook in shop.webhooks]
     assert sorted(paths) == sorted(
-        f"/v1/{at}" for kind in [*KINDS, "batch"] for at in (kind, kind[0])
+        f"/v1/{path}" for type_ in [*TYPES, "batch"] for path in (type_, type_[0])
     )
     other = SegmentSource("other", write_key=Secret("OTHER"), path="/other/v1")
     assert other.webhooks[0].on.path == "/other/v1/track"
@@ -60,13 +60,13 @@ def test_paths_are_those_of_segments_libraries(shop: SegmentSource) -> None:
         SegmentSource("wrong", write_key=Secret("OTHER"), path="v1")
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_is_an_event(shop: SegmentSource, kind: str) -> None:
-    for path in (f"/v1/{kind}", f"/v1/{kind[0]}"):
-        for body in (message(kind), message(kind, type=msgspec.UNSET)):
-            found = send(shop, path, body)
-            assert found.event_type == f"shop/{kind}" == getattr(shop, kind).path
-            assert found.event.data["type"] == kind
+@pytest.mark.parametrize("type_", TYPES)
+def test_each_kind_is_an_event(shop: SegmentSource, type_: str) -> None:
+    for path in (f"/v1/{type_}", f"/v1/{type_[0]}"):
+        for body in (message(type_), message(type_, type=msgspec.UNSET)):
+            event = send(shop, path, body)
+            assert event.event_type == f"shop/{type_}" == getattr(shop, type_).path
+            assert event.event.data["type"] == type_
 
 
 def test_message_is_kept_without_what_is_of_its_sending(shop: SegmentSource) -> None:
@@ -77,19 +77,19 @@ def test_message_is_kept_without_what_is_of_its_sending(shop: SegmentSource) -> 
 
 
 def test_batch_of_all_kinds(shop: SegmentSource) -> None:
-    batch = [message(kind, messageId=f"m-{kind}") for kind in KINDS]
+    batch = [message(type_, messageId=f"m-{type_}") for type_ in TYPES]
     for path in ("/v1/batch", "/v1/b"):
-        found = send(shop, path, {"batch": batch, "writeKey": "a-write-key"})
-        assert [each.event_type for each in found] == [f"shop/{kind}" for kind in KINDS]
-        assert [each.event.key for each in found] == [f"m-{kind}" for kind in KINDS]
+        events = send(shop, path, {"batch": batch, "writeKey": "a-write-key"})
+        assert [event.event_type for event in events] == [f"shop/{type_}" for type_ in TYPES]
+        assert [event.event.key for event in events] == [f"m-{type_}" for type_ in TYPES]
     assert send(shop, "/v1/batch", {"batch": []}) == []
 
 
 def test_context_of_a_batch_is_that_of_each_message_too(shop: SegmentSource) -> None:
     batch = [message(), message(context=msgspec.UNSET)]
     shared = {"ip": "192.0.2.1", "library": {"name": "other"}}
-    found = send(shop, "/v1/batch", {"batch": batch, "context": shared})
-    assert [each.event.context for each in found] == [
+    events = send(shop, "/v1/batch", {"batch": batch, "context": shared})
+    assert [event.event.context for event in events] == [
         {"ip": "192.0.2.1", "library": {"name": "test"}},
         shared,
     ]
@@ -111,8 +111,8 @@ def test_senders_clock_is_set_right(
     assert kept(shop, sentAt=sent_at).sent_at == datetime.fromisoformat(happened)
     named_so = {"timestamp": None, "originalTimestamp": "2026-01-31T11:00:00.000Z"}
     batch = {"batch": [message(**named_so)], "sentAt": sent_at}
-    (found,) = send(shop, "/v1/batch", batch)
-    assert found.event.sent_at == datetime.fromisoformat(happened)
+    (received,) = send(shop, "/v1/batch", batch)
+    assert received.event.sent_at == datetime.fromisoformat(happened)
 
 
 def test_message_without_a_time_has_none(shop: SegmentSource) -> None:

@@ -78,8 +78,8 @@ def test_type_that_nobody_declared_is_rejected_with_those_that_are() -> None:
 def test_wrong_declarations_are_rejected(types: list[Any], says: str) -> None:
     source = GitHubSource("hub", secret=OLD)
     *first, (last, name) = types
-    for each, _ in first:
-        source.on(each)
+    for earlier, _ in first:
+        source.on(earlier)
     with pytest.raises(DeclarationError, match=says):
         source.on(last, name=name)
 

@@ -27,9 +27,9 @@ def receive(source: Any, body: Any, headers: dict[str, str] | None = None) -> An
 
 
 def kept(source: Any, body: Any, headers: dict[str, str] | None = None) -> Event[Any]:
-    found = receive(source, body, headers)
-    assert isinstance(found, TypedEvent)
-    return found.event
+    received = receive(source, body, headers)
+    assert isinstance(received, TypedEvent)
+    return received.event
 
 
 # ------------------------------------------------------------------------------------ GitHub
@@ -107,9 +107,9 @@ def stripe_event(**changed: Any) -> dict[str, Any]:
 
 
 def test_stripe_event(stripe: StripeSource) -> None:
-    found = receive(stripe, stripe_event())
-    event = found.event
-    assert found.event_type == "stripe/invoice_paid"
+    received = receive(stripe, stripe_event())
+    event = received.event
+    assert received.event_type == "stripe/invoice_paid"
     assert event.data == {"object": {"id": "in_1", "amount_paid": 1900}}
     assert (event.key, event.sent_at, event.version) == ("evt_1", NOON, "2026-01-28.basil")
     assert event.context == stripe_event(data=msgspec.UNSET)

@@ -163,7 +163,7 @@ def test_a_poll_is_an_event_for_each_that_its_function_returns() -> None:
 
     @tower.event(Cron())
     def seen(poll: Poll) -> list[Event[Flight]]:
-        return [Event(Flight(id=str(each), delay=0)) for each in range(poll.cursor)]
+        return [Event(Flight(id=str(number), delay=0)) for number in range(poll.cursor)]
 
     pond = Destination("pond")
 
