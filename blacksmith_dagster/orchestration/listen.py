@@ -1,11 +1,11 @@
-"""The warm run that listens for a source's messages and changes, and what keeps it alive."""
+"""The warm run that listens for a source's messages and changes, and its sensor."""
 
 # Dagster reads the annotation of `context` as it stands: no `from __future__ import annotations`.
 
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dagster import (
@@ -17,7 +17,7 @@ from dagster import (
     SensorDefinition,
 )
 
-from blacksmith_dagster.composition import build_listeners, running
+from blacksmith_dagster.composition import build_listeners
 from blacksmith_dagster.ingest.listeners import listened_events
 from blacksmith_dagster.orchestration.loads import interrupt_if_terminated, links_of
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
@@ -25,22 +25,20 @@ from blacksmith_dagster.orchestration.warm_run_sensor import Holders, build_warm
 from blacksmith_dagster.orchestration.warm_runs import (
     WarmRuns,
     build_warm_job,
-    other_holders,
-    watch,
+    serve_until_end,
 )
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.source import Source, SourceEvent
+from blacksmith_dagster.pipeline.source import AnySourceEvent, Source
 from blacksmith_dagster.pipeline.triggers import Subscription
-from blacksmith_dagster.signals import on_stop
 from blacksmith_dagster.store.interface import ListenerStatus
 
-_FLUSH_SECONDS = 60.0
+_REPORT_SECONDS = 60.0
 
 
 def build_listen_job(
     app: Blacksmith, source: Source, keys: Mapping[str, AssetKey], warm: WarmRuns
 ) -> JobDefinition:
-    """The job `listen_<source>`; `keys` are the assets' by the events' paths."""
+    """The job `listen_<source>`; `keys`: the asset keys by the events' paths."""
     paths = ", ".join(event.path for event in listened_events(source))
 
     def serve(op: OpExecutionContext, blacksmith: BlacksmithResource) -> None:
@@ -82,7 +80,7 @@ def why_no_run(holders: Holders) -> str | None:
     return ", ".join(f"{path} is listened for by {holder}" for path, holder in holders.items())
 
 
-def _needs_broker(event: SourceEvent[Any, Any, Any]) -> bool:
+def _needs_broker(event: AnySourceEvent) -> bool:
     return isinstance(event.trigger, Subscription) and event.trigger.url is None
 
 
@@ -95,66 +93,73 @@ def _listen(
     warm: WarmRuns,
 ) -> None:
     blacksmith.store(app)  # registers the application
-    reporter, stop = _ListenReporter(op, keys), threading.Event()
+    reporter = _ListenReporter(op, keys, lambda: loop.statuses)
     loop = build_listeners(app, source, blacksmith.backends, holder=op.run_id, report=reporter.add)
-    with on_stop(stop.set), running([loop], blacksmith.backends, [source.name]):
-        try:
-            why = watch(op, loop, warm, stop, lambda: reporter.report_if_due(loop.statuses))
-            locks = [f"listen/{event.path}" for event in listened_events(source)]
-            why += other_holders(blacksmith.supervisor, locks, op.run_id)
-        finally:
-            loop.stop()
-            reporter.report(loop.statuses)
-        op.log.info(f"this run ends: {why}")
-        received = MetadataValue.json(dict(reporter.reported))
-        total = reporter.reported.total()
-        op.add_output_metadata({"events_received": total, "by_event": received, "stop_reason": why})
-        if stop.is_set():
+
+    def conclude(reason: str, stopped: bool) -> None:
+        op.add_output_metadata(
+            {
+                "events_received": reporter.reported.total(),
+                "by_event": MetadataValue.json(dict(reporter.reported)),
+                "stop_reason": reason,
+            }
+        )
+        if stopped:
             interrupt_if_terminated(op)
-    if loop.failure is not None:
-        raise loop.failure
+
+    locks = [f"listen/{event.path}" for event in listened_events(source)]
+    serve_until_end(op, blacksmith, loop, source.name, locks, warm, reporter, conclude)
 
 
 class _ListenReporter:
-    """Counts events, in whatever thread, and reports them in the run's own, as Dagster asks."""
+    """Counts events in any thread, and reports them in the run's own thread, as Dagster requires."""
 
-    def __init__(self, op: OpExecutionContext, keys: Mapping[str, AssetKey]) -> None:
+    def __init__(
+        self,
+        op: OpExecutionContext,
+        keys: Mapping[str, AssetKey],
+        statuses: Callable[[], Sequence[ListenerStatus]],
+    ) -> None:
         self._op = op
         self._keys = keys
+        self._statuses = statuses
         self._links = links_of(op)
         self._lock = threading.Lock()
         self._received: Counter[str] = Counter()
         self._reported_at = time.monotonic()
         self.reported: Counter[str] = Counter()
 
-    def add(self, event: SourceEvent[Any, Any, Any], number: int) -> None:
+    def add(self, event: AnySourceEvent, number: int) -> None:
         """Count events that were received."""
         with self._lock:
             self._received[event.path] += number
 
-    def report_if_due(self, statuses: Sequence[ListenerStatus]) -> None:
-        """Report, unless something was reported within a minute."""
-        if time.monotonic() - self._reported_at >= _FLUSH_SECONDS:
-            self.report(statuses)
+    def report_if_due(self) -> None:
+        """Report, unless the last report was less than a minute ago."""
+        if time.monotonic() - self._reported_at >= _REPORT_SECONDS:
+            self.report()
 
-    def report(self, statuses: Sequence[ListenerStatus]) -> None:
-        """Report what was received since the last time, and the state of the listeners; nothing of one
-        that waits in vain."""
+    def report(self) -> None:
+        """Report what was received since the last report, and the status of the listeners.
+
+        An event is left out if nothing was received or waits for it and its listener has no error.
+        """
         with self._lock:
             received, self._received = self._received, Counter()
         self._reported_at = time.monotonic()
         self.reported += received
-        by_path = {each.path: each for each in statuses}
-        for path in by_path | received:
-            status = by_path.get(path)
+        statuses = {status.path: status for status in self._statuses()}
+        for path in statuses | received:
+            status = statuses.get(path)
             if received[path] or (status and (status.lag or status.error)):
                 metadata = {**observed(received[path], status), **self._links}
                 self._op.log_event(AssetObservation(self._keys[path], metadata=metadata))
 
 
 def observed(number: int, status: ListenerStatus | None) -> dict[str, Any]:
-    """The metadata of an observation of a source event: how many events were received since the last,
-    and the status of its listener, if that is known yet.
+    """The metadata of an observation of a source event.
+
+    `number`: the events received since the last one. `status`: that of the listener, if known yet.
 
     >>> observed(7, ListenerStatus("shop/ordered", "run 1", lag=0))
     {'events_received': 7, 'lag': 0, 'lag_unit': 'messages', 'held_by': 'run 1'}

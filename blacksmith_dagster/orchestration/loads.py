@@ -24,6 +24,7 @@ from dagster import (
     RetryRequested,
 )
 
+from blacksmith_dagster.backends import Backends
 from blacksmith_dagster.errors import Timeout, Unavailable
 from blacksmith_dagster.orchestration.assets import asset_key
 from blacksmith_dagster.orchestration.checks import Finding, check_destination
@@ -32,7 +33,6 @@ from blacksmith_dagster.pipeline.destination import AnyDestinationEvent
 from blacksmith_dagster.scheduler import LoadReport, Scheduler, Summary, Tally
 from blacksmith_dagster.signals import on_stop
 from blacksmith_dagster.store.interface import Store
-from blacksmith_dagster.supervisor import Supervisor
 
 # A load waits for a job that is due this soon: the clocks of Dagster and the database differ a little.
 DUE_SOON = 5.0
@@ -202,17 +202,15 @@ def load(
     key: AssetKey,
     *,
     scheduler: Scheduler,
-    store: Store,
-    supervisor: Supervisor,
+    backends: Backends,
     stop: threading.Event,
-    woken: bool,
 ) -> Summary:
     """Load everything that is due for a destination event, and report it to the run.
 
     The op is retried a few times when the store or the supervisor does not respond. When the run is
-    terminated, the batch under way is finished and recorded first. `woken`: whether notifications
-    wake the loads of realtime events.
+    terminated, the batch under way is finished and recorded first.
     """
+    store, woken = backends.store, backends.pubsub is not None
     op = context.op_execution_context if isinstance(context, AssetExecutionContext) else context
     reporter = LoadReporter({event.path: key}, op.log_event, links=links_of(op))
 
@@ -227,7 +225,7 @@ def load(
                 app,
                 event,
                 store=store,
-                supervisor=supervisor,
+                supervisor=backends.supervisor,
                 run=op.run_id,
                 stop=stop,
                 report=report,

@@ -111,7 +111,6 @@ def _poll(
     event: AnySourceEvent,
     blacksmith: BlacksmithResource,
 ) -> Polled:
-    notifier = blacksmith.notifier(app)
     try:
         return poll(
             app,
@@ -120,7 +119,7 @@ def _poll(
             supervisor=blacksmith.supervisor,
             at=_due_at(context),
             holder=context.run_id,
-            notify=notifier.notify if notifier else lambda _: None,
+            notify=blacksmith.backends.notify(app),
         )
     except Exception as error:  # noqa: BLE001 - the user's code; its run fails with it
         # Dagster shows errors as they are; the log gets this one without the secrets in it.

@@ -1,8 +1,7 @@
-"""The warm run that loads a destination's realtime events as soon as they are there."""
+"""The warm run that loads a destination's realtime events as soon as they arrive, and its sensor."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -14,7 +13,7 @@ from dagster import (
     SensorDefinition,
 )
 
-from blacksmith_dagster.composition import build_realtime, running
+from blacksmith_dagster.composition import build_realtime
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.orchestration.checks import check_destination
 from blacksmith_dagster.orchestration.loads import (
@@ -29,13 +28,11 @@ from blacksmith_dagster.orchestration.warm_run_sensor import Holders, build_warm
 from blacksmith_dagster.orchestration.warm_runs import (
     WarmRuns,
     build_warm_job,
-    other_holders,
-    watch,
+    serve_until_end,
 )
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.destination import Destination, DestinationEvent
+from blacksmith_dagster.pipeline.destination import AnyDestinationEvent, Destination
 from blacksmith_dagster.scheduler import Summary, realtime_events
-from blacksmith_dagster.signals import on_stop
 from blacksmith_dagster.store import Store
 
 _REPORT_SECONDS = 60.0
@@ -47,7 +44,7 @@ def build_realtime_job(
     keys: Mapping[str, AssetKey],
     warm: WarmRuns,
 ) -> JobDefinition:
-    """The job `realtime_<destination>`; `keys` are the assets' by the events' paths."""
+    """The job `realtime_<destination>`; `keys`: the asset keys by the events' paths."""
     events = realtime_events(destination)
     paths = ", ".join(event.path for event in events)
 
@@ -72,8 +69,7 @@ def _load(
     keys: Mapping[str, AssetKey],
     warm: WarmRuns,
 ) -> None:
-    store, stop = blacksmith.store(app), threading.Event()
-    events = realtime_events(destination)
+    store, events = blacksmith.store(app), realtime_events(destination)
     own_keys = {event.path: keys[event.path] for event in events}
     reporter = LoadReporter(own_keys, op.log_event, _REPORT_SECONDS, links_of(op))
     loop = build_realtime(
@@ -84,26 +80,29 @@ def _load(
         report=reporter.add,
         run=op.run_id,
     )
-    with on_stop(stop.set), running([loop], blacksmith.backends, [destination.name]):
-        try:
-            why = watch(op, loop, warm, stop, reporter.report_if_due, lambda: loop.idle)
-            locks = [f"load/{event.path}" for event in events]
-            why += other_holders(blacksmith.supervisor, locks, op.run_id)
-        finally:
-            loop.stop()
-            reporter.report()
-        op.log.info(f"this run ends: {why}")
+
+    def conclude_run(reason: str, stopped: bool) -> None:
         _check(op, store, events, keys)
-        summary = Summary(reporter.loads, reporter.tally, stopped=stop.is_set())
-        conclude(op, summary, why)
-    if loop.failure is not None:
-        raise loop.failure
+        conclude(op, Summary(reporter.loads, reporter.tally, stopped=stopped), reason)
+
+    locks = [f"load/{event.path}" for event in events]
+    serve_until_end(
+        op,
+        blacksmith,
+        loop,
+        destination.name,
+        locks,
+        warm,
+        reporter,
+        conclude_run,
+        lambda: loop.idle,
+    )
 
 
 def _check(
     op: OpExecutionContext,
     store: Store,
-    events: Sequence[DestinationEvent[Any]],
+    events: Sequence[AnyDestinationEvent],
     keys: Mapping[str, AssetKey],
 ) -> None:
     now = datetime.now(UTC)

@@ -25,6 +25,7 @@ from dagster import (
 )
 from pydantic import Field
 
+from blacksmith_dagster.backends import Backends
 from blacksmith_dagster.errors import FencedOut, Unavailable
 from blacksmith_dagster.orchestration.checks import MOST_NAMED, check_destination, replay_settled
 from blacksmith_dagster.orchestration.loads import (
@@ -36,7 +37,6 @@ from blacksmith_dagster.orchestration.loads import (
 )
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import AnyDestinationEvent
-from blacksmith_dagster.pubsub.notifier import Notifier
 from blacksmith_dagster.scheduler import LoadReport, Tally
 from blacksmith_dagster.scheduler.replay import (
     Forecast,
@@ -46,8 +46,7 @@ from blacksmith_dagster.scheduler.replay import (
     replay,
 )
 from blacksmith_dagster.signals import on_stop
-from blacksmith_dagster.store.interface import ReplayMode, ReplayRequest, Store
-from blacksmith_dagster.supervisor import Supervisor
+from blacksmith_dagster.store.interface import ReplayMode, ReplayRequest
 
 _LOG_SECONDS = 30.0
 _RETRIES = 10
@@ -105,13 +104,11 @@ def replay_partitions(
     key: AssetKey,
     config: ReplayConfig,
     *,
-    store: Store,
-    supervisor: Supervisor,
+    backends: Backends,
     stop: threading.Event,
-    notifier: Notifier | None,
 ) -> ReplaySummary | Forecast:
     """Replay the run's days, and report to the run. See `BlacksmithResource.replay`."""
-    op = context.op_execution_context
+    store, op = backends.store, context.op_execution_context
     window = context.partition_time_window
     request = config.request(window.start, window.end)
     if config.dry_run:
@@ -134,12 +131,12 @@ def replay_partitions(
                 event,
                 request,
                 store=store,
-                supervisor=supervisor,
+                supervisor=backends.supervisor,
                 run=context.run.run_id,
                 stop=stop,
                 rate=config.rate,
                 report=report,
-                notify=notifier.notify if notifier else lambda _: None,
+                notify=backends.notify(app),
             )
         except (Unavailable, FencedOut) as error:  # the next attempt acquires the lock again
             context.log.warning(f"{event.path}: {error}")
@@ -154,7 +151,11 @@ def replay_partitions(
         for partition in context.partition_keys:
             metadata = days.get(date.fromisoformat(partition), _NOTHING).metadata(links)
             context.log_event(AssetMaterialization(key, partition=partition, metadata=metadata))
-        counts, now, woken = store.counts(event.path), datetime.now(UTC), notifier is not None
+        counts, now, woken = (
+            store.counts(event.path),
+            datetime.now(UTC),
+            backends.pubsub is not None,
+        )
         evaluate(op, [replay_settled(key, store.unsettled(event.path, MOST_NAMED))])
         evaluate(op, check_destination(key, event.schedule, counts, now, woken))
     return summary

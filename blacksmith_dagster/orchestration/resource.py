@@ -7,10 +7,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from dagster import (
     AssetExecutionContext,
+    AssetKey,
     ConfigurableResource,
     InitResourceContext,
     OpExecutionContext,
@@ -24,7 +24,7 @@ from blacksmith_dagster.orchestration.assets import BlacksmithTranslator, EventD
 from blacksmith_dagster.orchestration.loads import load
 from blacksmith_dagster.orchestration.replays import ReplayConfig, replay_partitions
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.destination import DestinationEvent
+from blacksmith_dagster.pipeline.destination import AnyDestinationEvent
 from blacksmith_dagster.pubsub import PubSub
 from blacksmith_dagster.pubsub.notifier import Notifier
 from blacksmith_dagster.scheduler import StandardScheduler, Summary
@@ -38,18 +38,18 @@ from blacksmith_dagster.wanderer import CompletedAction, StandardWanderer, Wande
 class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
     """The store and the supervisor, opened for each run and each tick and closed after it.
 
-    They are those of this process's environment, and so are the broker of notifications and the database
+    The environment of the process names the supervisor, the broker of notifications and the database
     that tracks migrations.
 
-    - `store_url`: of the store; `BLACKSMITH_STORE_URL`, else SQLite in `BLACKSMITH_HOME`, if `None`.
-      Dagster shows a resource's configuration: give a URL that holds a password as
-      `EnvVar("WAREHOUSE_STORE")`, never in clear.
+    - `store_url`: the store's URL. If `None`: `BLACKSMITH_STORE_URL`, else SQLite in
+      `BLACKSMITH_HOME`. Dagster shows a resource's configuration: give a URL with a password as
+      `EnvVar("WAREHOUSE_STORE")`, never in plain text.
 
     >>> from dagster import EnvVar
     >>> BlacksmithResource(store_url=EnvVar("EVENTS_STORE_URL")).store_url  # the name, no value yet
     'EVENTS_STORE_URL'
 
-    An op or an asset of your own may load as well:
+    An op or an asset of your own can load as well:
 
     ```python
     @op
@@ -117,16 +117,19 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
 
     @property
     def pubsub(self) -> PubSub | None:
-        """The broker that `BLACKSMITH_PUBSUB_URL` names; `None` if it names none, and the schedules
-        serve realtime events too.
+        """The broker that `BLACKSMITH_PUBSUB_URL` names.
+
+        `None` if the variable is not set; the schedules then serve realtime events too.
 
         Raises `SettingsError`, and `ImportError` when the broker's client is not installed.
         """
         return self.backends.pubsub
 
     def notifier(self, app: Blacksmith) -> Notifier | None:
-        """What tells, until the run or the tick ends, that realtime events have new jobs; `None`
-        without a broker."""
+        """Notifies loaders of new jobs of realtime events, until the run or the tick ends.
+
+        `None` without a broker.
+        """
         return self.backends.notifier(app)
 
     @contextmanager
@@ -138,7 +141,7 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
         stop: threading.Event | None = None,
         report: Callable[[CompletedAction], None] = lambda _: None,
     ) -> Iterator[Wanderer]:
-        """What migrates the application's sources and destinations; see `StandardWanderer`.
+        """Migrates the application's sources and destinations; see `StandardWanderer`.
 
         Migrations are tracked where `BLACKSMITH_WANDERER_URL` says, by default in the store.
 
@@ -162,60 +165,61 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
         self,
         context: OpExecutionContext | AssetExecutionContext,
         app: Blacksmith,
-        event: DestinationEvent[Any],
+        event: AnyDestinationEvent,
         *,
         translator: BlacksmithTranslator | None = None,
     ) -> Summary:
-        """Load all that is due of a destination event, and tell it in the run of `context`.
+        """Load everything that is due for a destination event, and report it to the run of `context`.
 
         Each UTC day's partition is materialized every 30 seconds and at the end, with counts; then
-        the event's checks are evaluated. A lock that another holds is no error: the summary says
-        `skipped`. When the run is terminated, the batch under way is finished first.
+        the event's checks are evaluated. If another process holds the lock, that is not an error: the
+        summary says `skipped`. When the run is terminated, the batch under way is finished first.
 
         Raises `FencedOut` when another process has taken over, `Timeout` when the event's function has
         not returned in time, `RetryRequested` (Dagster's) when a service does not respond.
         """
-        key = (translator or BlacksmithTranslator()).get_asset_spec(EventData(app, event)).key
-        notifier = self.notifier(app)
         if self._standard is None:
-            self._standard = StandardScheduler(notifier.notify) if notifier else StandardScheduler()
+            self._standard = StandardScheduler(self.backends.notify(app))
+        self.store(app)  # registers the application
         return load(
             context,
             app,
             event,
-            key,
+            _key(app, event, translator),
             scheduler=scheduler_of(app) or self._standard,
-            store=self.store(app),
-            supervisor=self.supervisor,
+            backends=self.backends,
             stop=self._stop,
-            woken=notifier is not None,
         )
 
     def replay(
         self,
         context: AssetExecutionContext,
         app: Blacksmith,
-        event: DestinationEvent[Any],
+        event: AnyDestinationEvent,
         config: ReplayConfig,
         *,
         translator: BlacksmithTranslator | None = None,
     ) -> ReplaySummary | Forecast:
-        """Load the days that the run of `context` materializes again, as `config` has it.
+        """Load the days that the run of `context` materializes again, as `config` says.
 
-        Each day is materialized at the end, with counts; then the event's checks are evaluated. A
-        replay that was stopped or killed is gone on with by the next launch of the same days.
+        Each day is materialized at the end, with counts; then the event's checks are evaluated. The
+        next launch of the same days continues a replay that was stopped or killed.
 
         Raises `UsageError` while another run replays some of these days, and what `load` raises.
         """
-        key = (translator or BlacksmithTranslator()).get_asset_spec(EventData(app, event)).key
+        self.store(app)  # registers the application
         return replay_partitions(
             context,
             app,
             event,
-            key,
+            _key(app, event, translator),
             config,
-            store=self.store(app),
-            supervisor=self.supervisor,
+            backends=self.backends,
             stop=self._stop,
-            notifier=self.notifier(app),
         )
+
+
+def _key(
+    app: Blacksmith, event: AnyDestinationEvent, translator: BlacksmithTranslator | None
+) -> AssetKey:
+    return (translator or BlacksmithTranslator()).get_asset_spec(EventData(app, event)).key

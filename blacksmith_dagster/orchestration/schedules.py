@@ -59,9 +59,6 @@ Holds: TypeAlias = Callable[[str], bool]
 WhyNot: TypeAlias = Callable[[DagsterInstance, BlacksmithResource], str | None]
 """Why a job need not run now, or `None` if it must."""
 
-TagsOf: TypeAlias = Callable[[datetime], dict[str, str]]
-"""The tags of a run that was due at this time."""
-
 
 # ------------------------------------------------------------------------------ at an interval
 
@@ -73,71 +70,53 @@ def build_trigger(
     *,
     description: str,
     timezone: str = "UTC",
-    tags: TagsOf | None = None,
+    tags: Callable[[datetime], dict[str, str]] | None = None,
 ) -> ScheduleDefinition | SensorDefinition:
     """What launches a job at an interval: running by default, and skipped with the reason of `why_not`.
 
     - `description`: that of a sensor.
     - `timezone`: that of a cron expression.
-    - `tags`: those of each run.
+    - `tags`: those of a run, by the time when it was due.
     """
     length = every(interval)
     if length is None:
-        return _build_schedule(target, interval, timezone, why_not, tags)
-    return _build_sensor(target, length, description, why_not, tags)
 
+        @schedule(
+            name=f"{target.name}_schedule",
+            job=target,
+            cron_schedule=interval,
+            execution_timezone=timezone,
+            default_status=DefaultScheduleStatus.RUNNING,
+        )
+        def launch_by_cron(
+            context: ScheduleEvaluationContext, blacksmith: BlacksmithResource
+        ) -> RunRequest | SkipReason:
+            reason = why_not(context.instance, blacksmith)
+            if reason:
+                return SkipReason(reason)
+            return RunRequest(tags=tags(context.scheduled_execution_time) if tags else None)
 
-def _build_schedule(
-    target: JobDefinition,
-    cron: str,
-    timezone: str,
-    why_not: WhyNot,
-    tags: TagsOf | None,
-) -> ScheduleDefinition:
-    @schedule(
-        name=f"{target.name}_schedule",
-        job=target,
-        cron_schedule=cron,
-        execution_timezone=timezone,
-        default_status=DefaultScheduleStatus.RUNNING,
-    )
-    def launch(
-        context: ScheduleEvaluationContext, blacksmith: BlacksmithResource
-    ) -> RunRequest | SkipReason:
-        reason = why_not(context.instance, blacksmith)
-        if reason:
-            return SkipReason(reason)
-        return RunRequest(tags=tags(context.scheduled_execution_time) if tags else None)
+        return launch_by_cron
 
-    return launch
-
-
-def _build_sensor(
-    target: JobDefinition,
-    interval: timedelta,
-    description: str,
-    why_not: WhyNot,
-    tags: TagsOf | None,
-) -> SensorDefinition:
     @sensor(
         name=f"{target.name}_sensor",
         job=target,
         description=description,
-        minimum_interval_seconds=look_seconds(interval),
+        minimum_interval_seconds=look_seconds(length),
         default_status=DefaultSensorStatus.RUNNING,
     )
-    def launch(
+    def launch_at_interval(
         context: SensorEvaluationContext, blacksmith: BlacksmithResource
     ) -> SensorResult | SkipReason:
         now = time.time()
-        reason = too_early(context.cursor, interval, now) or why_not(context.instance, blacksmith)
+        reason = too_early(context.cursor, length, now) or why_not(context.instance, blacksmith)
         if reason:
             return SkipReason(reason)
         # No run key: Dagster would never launch the same one again.
         request = RunRequest(tags=tags(datetime.fromtimestamp(now, UTC)) if tags else None)
         return SensorResult(run_requests=[request], cursor=str(now))
 
-    return launch
+    return launch_at_interval
 
 
 def too_early(cursor: str | None, interval: timedelta, now: float) -> str | None:

@@ -21,10 +21,12 @@ from dagster import (
     op,
 )
 
+from blacksmith_dagster.composition import Loop, running
 from blacksmith_dagster.errors import DeclarationError, Unavailable
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
 from blacksmith_dagster.pipeline.validation import duration
 from blacksmith_dagster.redaction import describe
+from blacksmith_dagster.signals import on_stop
 from blacksmith_dagster.supervisor import Supervisor
 
 # A run with this tag ends soon, and the sensor launches its successor.
@@ -167,40 +169,64 @@ def build_warm_job(
     return warm_job
 
 
-class Loop(Protocol):
-    """The threads of a warm run that serve its events."""
+class Reporter(Protocol):
+    """Reports to the run what the loop has done."""
 
-    @property
-    def failure(self) -> BaseException | None:
-        """Why it no longer serves one of its events, if so."""
+    def report_if_due(self) -> None:
+        """Report, unless something was reported a short while ago."""
         ...
 
-    @property
-    def is_over(self) -> bool:
-        """Whether it no longer serves any of them."""
-        ...
-
-    @property
-    def holds_locks(self) -> bool:
-        """Whether it holds the lock of any of them."""
+    def report(self) -> None:
+        """Report the rest."""
         ...
 
 
-def watch(
+def serve_until_end(
+    op: OpExecutionContext,
+    blacksmith: BlacksmithResource,
+    loop: Loop,
+    served: str,
+    locks: Sequence[str],
+    warm: WarmRuns,
+    reporter: Reporter,
+    conclude: Callable[[str, bool], None],
+    idle: Callable[[], float] = lambda: 0.0,
+) -> None:
+    """Run the loop until the warm run must end, and report meanwhile. Raises the loop's failure.
+
+    - `served`: the name of the source or the destination; `locks`: the keys of its events' locks.
+    - `conclude`: called at the end with the reason, and whether a signal stopped the run.
+    - `idle`: seconds since the last load.
+    """
+    stop = threading.Event()
+    with on_stop(stop.set), running([loop], blacksmith.backends, [served]):
+        try:
+            reason = _watch(op, loop, warm, stop, reporter, idle)
+            reason += _other_holders(blacksmith.supervisor, locks, op.run_id)
+        finally:
+            loop.stop()
+            reporter.report()
+        op.log.info(f"this run ends: {reason}")
+        conclude(reason, stop.is_set())
+    if loop.failure is not None:
+        raise loop.failure
+
+
+def _watch(
     op: OpExecutionContext,
     loop: Loop,
     warm: WarmRuns,
     stop: threading.Event,
-    report: Callable[[], None],
-    idle: Callable[[], float] = lambda: 0.0,
+    reporter: Reporter,
+    idle: Callable[[], float],
 ) -> str:
-    """Wait until the run must end; returns the reason. Calls `report` every second meanwhile."""
+    """Wait until the run must end; returns the reason."""
     started_at = locked_at = time.monotonic()
     announced: Ending | None = None
     ends_at = float("inf")
     while True:
         stop.wait(_LOOK_SECONDS)
-        report()
+        reporter.report_if_due()
         now = time.monotonic()
         if loop.holds_locks:
             locked_at = now
@@ -223,7 +249,7 @@ def watch(
             return announced.reason
 
 
-def other_holders(supervisor: Supervisor, locks: Sequence[str], run_id: str) -> str:
+def _other_holders(supervisor: Supervisor, locks: Sequence[str], run_id: str) -> str:
     """The other holders of these locks, in parentheses; empty if there are none."""
     try:
         statuses = [supervisor.status(key) for key in locks]
