@@ -226,10 +226,7 @@ def nothing_in_quarantine(key: AssetKey, path: str, own: int, at_webhooks: int) 
 
 
 def listening(
-    key: AssetKey,
-    event: AnySourceEvent,
-    status: ListenerStatus | None,
-    now: datetime,
+    key: AssetKey, event: AnySourceEvent, status: ListenerStatus | None, now: datetime
 ) -> Finding:
     """Whether a subscription or a CDC event is read: `status` is the last one of its listener."""
     last = status or ListenerStatus(event.path, "")

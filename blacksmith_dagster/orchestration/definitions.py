@@ -40,11 +40,7 @@ from blacksmith_dagster.orchestration.jobs import (
 )
 from blacksmith_dagster.orchestration.listen import build_listen_job, build_listen_sensor
 from blacksmith_dagster.orchestration.migrations import build_migration_jobs
-from blacksmith_dagster.orchestration.polls import (
-    build_poll_job,
-    build_poll_trigger,
-    cron_events,
-)
+from blacksmith_dagster.orchestration.polls import build_poll_job, build_poll_trigger, cron_events
 from blacksmith_dagster.orchestration.realtime import build_realtime_job, build_realtime_sensor
 from blacksmith_dagster.orchestration.report_sensor import build_checks, build_report_sensor
 from blacksmith_dagster.orchestration.resource import BlacksmithResource

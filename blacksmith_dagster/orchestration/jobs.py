@@ -97,10 +97,7 @@ def _build_load_op(
 
 
 def build_replay(
-    app: Blacksmith,
-    event: AnyDestinationEvent,
-    spec: AssetSpec,
-    translator: BlacksmithTranslator,
+    app: Blacksmith, event: AnyDestinationEvent, spec: AssetSpec, translator: BlacksmithTranslator
 ) -> AssetsDefinition:
     """The asset of a destination event: to materialize it is to replay it.
 

@@ -22,11 +22,7 @@ from blacksmith_dagster.ingest.listeners import listened_events
 from blacksmith_dagster.orchestration.loads import interrupt_if_terminated, links_of
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
 from blacksmith_dagster.orchestration.warm_run_sensor import Holders, build_warm_run_sensor
-from blacksmith_dagster.orchestration.warm_runs import (
-    WarmRuns,
-    build_warm_job,
-    serve_until_end,
-)
+from blacksmith_dagster.orchestration.warm_runs import WarmRuns, build_warm_job, serve_until_end
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.source import AnySourceEvent, Source
 from blacksmith_dagster.pipeline.triggers import Subscription

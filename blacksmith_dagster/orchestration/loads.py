@@ -93,37 +93,11 @@ class DayOfLoads(msgspec.Struct, frozen=True):
         return event_class(key, partition=day.isoformat(), metadata=self.metadata(links))
 
 
-class UnreportedLoads:
-    """What was loaded since the last flush: one `DayOfLoads` per UTC day, however many loads.
-
-    Safe to share between threads.
-    """
-
-    def __init__(self) -> None:
-        self._days: dict[date, DayOfLoads] = {}
-        self._lock = threading.Lock()
-
-    def add(self, report: LoadReport) -> None:
-        """Count a load."""
-        with self._lock:
-            for day, tally in report.days.items():
-                counted = DayOfLoads(
-                    tally, 1, report.load_id, report.load_id, report.seconds, report.error
-                )
-                before = self._days.get(day)
-                self._days[day] = counted if before is None else before + counted
-
-    def flush(self) -> Mapping[date, DayOfLoads]:
-        """What has been counted, in the order of days; starts from zero again."""
-        with self._lock:
-            days, self._days = self._days, {}
-        return dict(sorted(days.items()))
-
-
 class LoadReporter:
     """Reports loads to Dagster: an event per destination event and UTC day, however many loads.
 
-    `add` may be called from any thread. The other methods call `log_event`, in the caller's thread.
+    `add` may be called from any thread. `report` and `report_if_due` call `log_event`, in the caller's
+    thread.
 
     - `keys`: the asset keys of the destination events, by their paths.
     - `seconds`: how often `report_if_due` reports.
@@ -141,14 +115,26 @@ class LoadReporter:
         self._log_event = log_event
         self._seconds = seconds
         self._links = links
-        self._unreported = {path: UnreportedLoads() for path in keys}
+        self._days: dict[tuple[str, date], DayOfLoads] = {}
+        self._lock = threading.Lock()
         self._reported_at = time.monotonic()
         self.loads = 0
         self.tally = Tally()
 
     def add(self, event: AnyDestinationEvent, report: LoadReport) -> None:
         """Count a load."""
-        self._unreported[event.path].add(report)
+        load_id, seconds = report.load_id, report.seconds
+        with self._lock:
+            for day, tally in report.days.items():
+                counted = DayOfLoads(tally, 1, load_id, load_id, seconds, report.error)
+                before = self._days.get((event.path, day))
+                self._days[event.path, day] = counted if before is None else before + counted
+
+    def flush(self) -> Mapping[tuple[str, date], DayOfLoads]:
+        """What was counted since the last flush, by path and day, in that order."""
+        with self._lock:
+            days, self._days = self._days, {}
+        return dict(sorted(days.items()))
 
     def report_if_due(self) -> None:
         """Report, unless the last report was less than `seconds` ago."""
@@ -158,11 +144,10 @@ class LoadReporter:
     def report(self) -> None:
         """Report what was counted since the last report."""
         self._reported_at = time.monotonic()
-        for path, unreported in self._unreported.items():
-            for day, counted in unreported.flush().items():
-                self.loads += counted.loads
-                self.tally += counted.tally
-                self._log_event(counted.event(self._keys[path], day, self._links))
+        for (path, day), counted in self.flush().items():
+            self.loads += counted.loads
+            self.tally += counted.tally
+            self._log_event(counted.event(self._keys[path], day, self._links))
 
 
 class RunlessReporter(LoadReporter):

@@ -6,30 +6,16 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from dagster import (
-    AssetKey,
-    JobDefinition,
-    OpExecutionContext,
-    SensorDefinition,
-)
+from dagster import AssetKey, JobDefinition, OpExecutionContext, SensorDefinition
 
 from blacksmith_dagster.composition import build_realtime
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.orchestration.checks import check_destination
-from blacksmith_dagster.orchestration.loads import (
-    LoadReporter,
-    conclude,
-    evaluate,
-    links_of,
-)
+from blacksmith_dagster.orchestration.loads import LoadReporter, conclude, evaluate, links_of
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
 from blacksmith_dagster.orchestration.schedules import why_not_due
 from blacksmith_dagster.orchestration.warm_run_sensor import Holders, build_warm_run_sensor
-from blacksmith_dagster.orchestration.warm_runs import (
-    WarmRuns,
-    build_warm_job,
-    serve_until_end,
-)
+from blacksmith_dagster.orchestration.warm_runs import WarmRuns, build_warm_job, serve_until_end
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import AnyDestinationEvent, Destination
 from blacksmith_dagster.scheduler import Summary, realtime_events
@@ -39,10 +25,7 @@ _REPORT_SECONDS = 60.0
 
 
 def build_realtime_job(
-    app: Blacksmith,
-    destination: Destination[Any],
-    keys: Mapping[str, AssetKey],
-    warm: WarmRuns,
+    app: Blacksmith, destination: Destination[Any], keys: Mapping[str, AssetKey], warm: WarmRuns
 ) -> JobDefinition:
     """The job `realtime_<destination>`; `keys`: the asset keys by the events' paths."""
     events = realtime_events(destination)
@@ -73,12 +56,7 @@ def _load(
     own_keys = {event.path: keys[event.path] for event in events}
     reporter = LoadReporter(own_keys, op.log_event, _REPORT_SECONDS, links_of(op))
     loop = build_realtime(
-        app,
-        destination,
-        blacksmith.backends,
-        holder=op.run_id,
-        report=reporter.add,
-        run=op.run_id,
+        app, destination, blacksmith.backends, holder=op.run_id, report=reporter.add, run=op.run_id
     )
 
     def conclude_run(reason: str, stopped: bool) -> None:
@@ -117,10 +95,7 @@ def _check(
 
 
 def why_idle(
-    due: Mapping[str, float | None],
-    since_load: float | None,
-    holders: Holders,
-    warm: WarmRuns,
+    due: Mapping[str, float | None], since_load: float | None, holders: Holders, warm: WarmRuns
 ) -> str | None:
     """Why no run is needed, or `None` if one is.
 

@@ -30,7 +30,7 @@ from blacksmith_dagster.errors import FencedOut, Unavailable
 from blacksmith_dagster.orchestration.checks import MOST_NAMED, check_destination, replay_settled
 from blacksmith_dagster.orchestration.loads import (
     DayOfLoads,
-    UnreportedLoads,
+    LoadReporter,
     evaluate,
     interrupt_if_terminated,
     links_of,
@@ -115,11 +115,11 @@ def replay_partitions(
         would_load = forecast(app, event, request, store=store)
         context.log_event(AssetObservation(key, metadata=_forecast_metadata(would_load)))
         return would_load
-    unreported, logged_at = UnreportedLoads(), time.monotonic()
+    reporter, logged_at = LoadReporter({event.path: key}, context.log_event), time.monotonic()
 
     def report(recorded: LoadReport, progress: ReplayProgress) -> None:
         nonlocal logged_at
-        unreported.add(recorded)
+        reporter.add(event, recorded)
         if time.monotonic() - logged_at >= _LOG_SECONDS:
             logged_at = time.monotonic()
             context.log.info(_progress_line(event, progress))
@@ -147,9 +147,11 @@ def replay_partitions(
             )
             interrupt_if_terminated(op)
             raise Failure(f"{event.path}: the replay was stopped; launch it again to continue it")
-        days, links = unreported.flush(), links_of(op)
+        days, links = reporter.flush(), links_of(op)
         for partition in context.partition_keys:
-            metadata = days.get(date.fromisoformat(partition), _NOTHING).metadata(links)
+            metadata = days.get((event.path, date.fromisoformat(partition)), _NOTHING).metadata(
+                links
+            )
             context.log_event(AssetMaterialization(key, partition=partition, metadata=metadata))
         counts, now, woken = (
             store.counts(event.path),
