@@ -17,8 +17,8 @@ from benchmarks.stores import BATCH, BOTH, Databases, fill, opened, postgres
 from blacksmith_dagster import Batch, Blacksmith, Destination, DestinationEvent
 from blacksmith_dagster.scheduler.executor import Executor
 from blacksmith_dagster.scheduler.loader import Loader
+from blacksmith_dagster.scheduler.replay import ReplaySelector
 from blacksmith_dagster.scheduler.replay import replay as replay_window
-from blacksmith_dagster.scheduler.selection import ReplaySelector
 from blacksmith_dagster.store.interface import (
     Lane,
     NewEvent,

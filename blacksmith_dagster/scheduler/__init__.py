@@ -1,8 +1,8 @@
 """From the store to a destination: claim, load, record, retry; by schedule or at once."""
 
 from blacksmith_dagster.scheduler.interface import LoadReport, Scheduler, Summary, Tally
+from blacksmith_dagster.scheduler.loader import StandardScheduler
 from blacksmith_dagster.scheduler.realtime import Realtime, realtime_events
-from blacksmith_dagster.scheduler.standard import StandardScheduler
 
 __all__ = [
     "LoadReport",

@@ -1,4 +1,4 @@
-"""Loading one destination event: claim, decode, call, record, until nothing is due."""
+"""Loads a destination event under its lock: claim, decode, call, record, until nothing is due."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as StillRunning
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
 
 from blacksmith_dagster.errors import (
     FencedOut,
@@ -21,24 +23,24 @@ from blacksmith_dagster.errors import (
     Unavailable,
 )
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.destination import DestinationEvent
+from blacksmith_dagster.pipeline.destination import AnyDestinationEvent
 from blacksmith_dagster.pipeline.event import Batch
 from blacksmith_dagster.pubsub.notifier import Notify
 from blacksmith_dagster.scheduler.decoding import Decoded, JobDecoder
 from blacksmith_dagster.scheduler.executor import Executor
 from blacksmith_dagster.scheduler.interface import LoadReport, Summary
-from blacksmith_dagster.scheduler.outcomes import outcomes
-from blacksmith_dagster.scheduler.verdict import decide, load_report
-from blacksmith_dagster.store.interface import FencingToken, Load, LoadVerdict, Store
+from blacksmith_dagster.scheduler.outcomes import decide, load_report, outcomes
+from blacksmith_dagster.store.interface import FencingToken, Lane, Load, LoadVerdict, Store
+from blacksmith_dagster.supervisor import here
 from blacksmith_dagster.wanderer.files import version_of
 
 if TYPE_CHECKING:
-    from blacksmith_dagster.supervisor.interface import Lease
+    from blacksmith_dagster.supervisor.interface import Lease, Supervisor
 
 _log = logging.getLogger(__name__)
 
 GRACE = 1.0
-"""Seconds that a call which ran past its time-out still has to return in."""
+"""Seconds in which a call that ran past its time-out can still return."""
 
 RECORD_FOR = 60.0
 """Seconds for which recording is tried again while the store does not respond."""
@@ -46,12 +48,86 @@ RECORD_FOR = 60.0
 _RECORD_AGAIN = 0.5
 
 
+class StandardScheduler:
+    """Loads a destination event under its lock, `load/<destination>/<event>`.
+
+    A destination's connection is opened by its first load and kept for the next ones, until `close`
+    or the end of the process. `notify` is called with the destination events that have new jobs by
+    the loads' outcomes.
+
+    >>> StandardScheduler().load(app, flights, store=store, supervisor=supervisor)  # doctest: +SKIP
+    Summary(loads=3, tally=Tally(succeeded=2641, failed=0, discarded=0), skipped=None, stopped=False)
+    """
+
+    def __init__(self, notify: Notify = lambda _: None) -> None:
+        self._executor = Executor()
+        self._notify = notify
+
+    def load(
+        self,
+        app: Blacksmith,
+        event: AnyDestinationEvent,
+        *,
+        store: Store,
+        supervisor: Supervisor,
+        run: str | None = None,
+        stop: threading.Event | None = None,
+        report: Callable[[LoadReport], None] | None = None,
+    ) -> Summary:
+        """See `Scheduler.load`."""
+        lane = take_lane(Lane.LOAD, event.path, run or here(), store=store, supervisor=supervisor)
+        if lane is None:
+            status = supervisor.status(f"load/{event.path}")
+            return Summary(skipped=f"held by {status.held_by}")
+        with lane.lease:
+            loader = Loader(
+                app, event, store=store, executor=self._executor, run=run, notify=self._notify
+            )
+            return loader.drain(*lane, stop or threading.Event(), report or (lambda _: None))
+
+    def close(self) -> None:
+        """Close the destinations' connections."""
+        self._executor.close()
+
+
+class HeldLane(NamedTuple):
+    """A lane's fencing token, and the lease of its lock: use it `with` the lease."""
+
+    token: FencingToken
+    lease: Lease
+
+
+def take_lane(
+    lane: Lane,
+    path: str,
+    holder: str,
+    *,
+    store: Store,
+    supervisor: Supervisor,
+    wait: float = 0.0,
+) -> HeldLane | None:
+    """Take the lock of a lane of the destination event at `path`, and then its fencing token.
+
+    Returns `None` if another holder has the lock for the next `wait` seconds.
+
+    Raises `Unavailable`.
+    """
+    lease = supervisor.acquire(f"{lane.value}/{path}", holder, wait=wait)
+    if lease is None:
+        return None
+    try:
+        return HeldLane(store.take_over(path, lane, lease.id, lease.confirm), lease)
+    except BaseException:
+        lease.release()
+        raise
+
+
 class Loader:
     """Loads what is due of one destination event.
 
-    It works for whoever holds the lock (`lease`) and the right to claim (`token`); plain Python, it
-    knows nothing of who calls it. `run` names the caller's run in the history; `notify` is called
-    with the destination events that have new jobs by a load's outcomes.
+    The caller holds the lock (`lease`) and the right to claim (`token`). `run` names the caller's run
+    in the history; `notify` is called with the destination events that have new jobs by a load's
+    outcomes.
 
     Raises `MigrationError` if the destination's migrations cannot be read.
     """
@@ -59,7 +135,7 @@ class Loader:
     def __init__(
         self,
         app: Blacksmith,
-        event: DestinationEvent[Any],
+        event: AnyDestinationEvent,
         *,
         store: Store,
         executor: Executor,
@@ -89,16 +165,16 @@ class Loader:
         `report_load` is called after each recorded load, in this thread. The summary says `skipped`
         if the destination waits for a migration.
 
-        Raises `FencedOut` when another took over or may have (the lease is lost), `CodeOutdated` when
-        the destination was migrated beyond this code, `Timeout` when a load ran past its time-out and
-        its function has not returned, `Unavailable`.
+        Raises `FencedOut` when another process took over or may have (the lease is lost),
+        `CodeOutdated` when the destination was migrated beyond this code, `Timeout` when a load ran
+        past its time-out and its function has not returned, `Unavailable`.
         """
         summary = Summary()
         while not stop.is_set():
             if lease.lost.is_set():
                 raise FencedOut(
                     f"the lock {lease.key} could not be renewed, and another process may hold it; "
-                    "nothing more is claimed here, and the next run goes on"
+                    "this one claims nothing more, and the next run continues"
                 )
             try:
                 with _collector_paused():
@@ -116,14 +192,15 @@ class Loader:
             if stop.is_set():
                 self._store.release(load)
                 break
-            done = self._load(load, lease, stop)
-            if done is not None:
-                summary = Summary(summary.loads + 1, sum(done.days.values(), start=summary.tally))
-                report_load(done)
+            report = self._load(load, lease, stop)
+            if report is not None:
+                tally = sum(report.days.values(), start=summary.tally)
+                summary = Summary(summary.loads + 1, tally)
+                report_load(report)
         return Summary(summary.loads, summary.tally, stopped=True)
 
     def _load(self, load: Load, lease: Lease, stop: threading.Event) -> LoadReport | None:
-        """Run one load. `None` if it counts for nothing: it took too long, or could not begin."""
+        """Run one load. `None` if it has no result: it took too long, or could not begin."""
         decoded, batch = Decoded((), {}), Batch[Any](self._event.path, ())
         raised: BaseException | None = None
         started = time.monotonic()
@@ -137,7 +214,7 @@ class Loader:
                 try:
                     raised = call.exception(self._event.timeout.total_seconds())
                 except StillRunning:
-                    if call.cancel():  # another call to this destination has kept it waiting
+                    if call.cancel():  # it did not begin: another call to this destination ran
                         self._store.release(load)
                     else:
                         self._abandon(load, call)
@@ -145,19 +222,17 @@ class Loader:
         seconds = time.monotonic() - started
         now = datetime.now(UTC)
         decision = decide(load, decoded, batch.verdicts, raised, self._event.schedule, now)
-        made = outcomes(self._app, self._event, load, decoded, decision, now)
+        events = outcomes(self._app, self._event, load, decoded, decision, now)
         verdict = decision.verdict
-        if made:
-            verdict = LoadVerdict(
-                verdict.deviations, verdict.raised, verdict.delay, verdict.isolated, made
-            )
+        if events:
+            verdict = msgspec.structs.replace(verdict, outcomes=events)
         self._record(load, verdict, lease, stop)
-        if made:
-            self._notify(job.destination for outcome in made for job in outcome.jobs)
+        if events:
+            self._notify(job.destination for outcome in events for job in outcome.jobs)
         return load_report(load, verdict, seconds)
 
     def _abandon(self, load: Load, call: Future[None]) -> None:
-        """Its jobs are due again; whatever the call still does counts for nothing."""
+        """Let the jobs of a load that took too long be due again, whatever its call still does."""
         limit = self._event.timeout.total_seconds()
         error = f"the load ran past its time-out of {limit:g} s"
         self._store.abandon(load, error)
@@ -174,7 +249,7 @@ class Loader:
     def _record(
         self, load: Load, verdict: LoadVerdict, lease: Lease, stop: threading.Event
     ) -> None:
-        """Record, again if the store does not respond: what is loaded need not be loaded twice."""
+        """Record a load; again if the store does not respond, so that it is not loaded twice."""
         give_up = time.monotonic() + RECORD_FOR
         unknown: OutcomeUnknown | None = None
         while True:
@@ -187,14 +262,14 @@ class Loader:
             except FencedOut:
                 if unknown is None:
                     raise
-                raise unknown from None  # the load is closed: it may well be this record's doing
+                raise unknown from None  # the load is closed: perhaps by the record without an answer
             stop.wait(_RECORD_AGAIN)
 
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """While a batch is made its objects only grow in number: walking them again and again would
-    find nothing, and cost more than making them."""
+    """While a batch is built, its objects only grow in number: a garbage collection would find
+    nothing, and all of them together would cost more than building the batch."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,70 +1,160 @@
-"""What became of jobs, as events for the destination events that receive it. Pure."""
+"""How a load ended: its verdict, the outcomes that destination events receive, and its report. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from datetime import datetime
-from typing import Any
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, date, datetime
+from typing import Any, NamedTuple
 
 import msgspec
 
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.destination import DestinationEvent
-from blacksmith_dagster.pipeline.event import Cause, Event, Job
+from blacksmith_dagster.pipeline.destination import AnyDestinationEvent
+from blacksmith_dagster.pipeline.event import Cause, Event, Job, JobResult, JobVerdict
 from blacksmith_dagster.pipeline.flow import Flow, Outcome
-from blacksmith_dagster.redaction import describe
+from blacksmith_dagster.pipeline.schedule import Schedule
+from blacksmith_dagster.redaction import clean, describe
 from blacksmith_dagster.scheduler.decoding import Decoded
-from blacksmith_dagster.scheduler.verdict import Decision
-from blacksmith_dagster.store.interface import JobRow, Load, LoadVerdict, NewEvent, NewJob
+from blacksmith_dagster.scheduler.interface import LoadReport, Tally
+from blacksmith_dagster.store.interface import (
+    Deviation,
+    JobRow,
+    Load,
+    LoadVerdict,
+    NewEvent,
+    NewJob,
+)
 
-_Receivers = Sequence[tuple[DestinationEvent[Any], Flow[Any]]]
+_LONGEST_DELAY = 366 * 86400.0
+
+
+class Decision(NamedTuple):
+    """A load's verdict. `exhausted`: the jobs (by seq) discarded because their last attempt failed,
+    not by their function's verdict."""
+
+    verdict: LoadVerdict
+    exhausted: frozenset[int] = frozenset()
+
+
+def decide(
+    load: Load,
+    decoded: Decoded,
+    job_verdicts: Mapping[str, JobVerdict],
+    raised: BaseException | None,
+    schedule: Schedule,
+    now: datetime,
+) -> Decision:
+    """The verdict of a load.
+
+    `job_verdicts` is what the function decided, by the job's key; `raised` is what it raised. The
+    load has succeeded with every job that the function did not name, or failed with them if it
+    raised. A job that fails at its last attempt is discarded, with one exception: when a load of
+    several jobs raises, its undecided jobs are not discarded, because one of them may be the cause
+    of the error. Each runs once by itself first.
+    """
+    if load.discard_reason is not None:
+        return Decision(all_discarded(load))
+    if raised is None and not job_verdicts and not decoded.failures:
+        return Decision(LoadVerdict())
+    several = len(load.rows) > 1
+    last = load.attempt >= schedule.max_attempts
+    delay = schedule.retry_delay(load.attempt, now).total_seconds()
+    error_text = "" if raised is None else describe(raised)
+    if raised is not None and not job_verdicts and not decoded.failures and (several or not last):
+        isolated = several and load.attempt >= schedule.max_attempts - 1
+        return Decision(LoadVerdict(raised=error_text, delay=delay, isolated=isolated))
+
+    deviations: list[Deviation] = []
+    exhausted: set[int] = set()
+    for row in load.rows:
+        undecided = False
+        retry_after: float | None = None
+        if (failure := decoded.failures.get(row.seq)) is not None:
+            result, error = failure
+        elif (job_verdict := job_verdicts.get(load.key_of(row.id))) is not None:
+            result, error = job_verdict.result, clean(job_verdict.reason)
+            retry_after = job_verdict.retry_after
+        elif raised is None:
+            continue
+        else:
+            undecided, result, error = True, JobResult.FAILED, error_text
+        if result is JobResult.FAILED and last and not (undecided and several):
+            result = JobResult.DISCARDED
+            exhausted.add(row.seq)
+        if result is JobResult.FAILED:
+            isolated = undecided and several and load.attempt >= schedule.max_attempts - 1
+            job_delay = _job_delay(retry_after, delay)
+            deviations.append(Deviation(row.seq, result, error, job_delay, isolated))
+        elif result is JobResult.DISCARDED:
+            deviations.append(Deviation(row.seq, result, error))
+    return Decision(LoadVerdict(deviations), frozenset(exhausted))
+
+
+def all_discarded(load: Load) -> LoadVerdict:
+    """The verdict of a load that was claimed for discard."""
+    reason = load.discard_reason or ""
+    return LoadVerdict([Deviation(row.seq, JobResult.DISCARDED, reason) for row in load.rows])
+
+
+def _job_delay(retry_after: float | None, delay: float) -> float:
+    """Seconds until a failed job is due: what its verdict says, if that makes sense, else `delay`.
+
+    Rounded up to tenths, and from one second on to whole seconds: jobs that are due together run
+    together.
+    """
+    if retry_after is None or math.isnan(retry_after) or retry_after < 0:
+        return delay
+    seconds = min(retry_after, _LONGEST_DELAY)
+    return float(math.ceil(seconds)) if seconds >= 1 else math.ceil(seconds * 10) / 10
+
+
+# ------------------------------------------------------------------------------------- outcomes
 
 
 def outcomes(
     app: Blacksmith,
-    event: DestinationEvent[Any],
+    event: AnyDestinationEvent,
     load: Load,
     decoded: Decoded,
     decision: Decision,
     now: datetime,
 ) -> list[NewEvent]:
-    """The events of a load's outcomes that someone receives.
+    """The outcomes of a load's jobs, as events, where a destination event receives them.
 
-    Each failed attempt is a `.failed`, the last one too, which is followed by a `.discarded`. A
-    flow's `when` is asked with the data that the original job was given. If that cannot be had (the
-    transform raised, or the load was claimed for discard and users' code must not run), or if
-    `when` raises, the job is made and fails once with that error: nothing is dropped by a bug.
+    Each failed attempt is a `.failed`, also the last one, which a `.discarded` follows. A flow's
+    `when` is called with the data that the original job had. If there is no such data (the transform
+    raised, or the load was claimed for discard and users' code must not run), or if `when` raises,
+    the job is created and fails once with that error: a bug drops nothing.
     """
-    received = {outcome: app.receivers.get(outcome.path, ()) for outcome in event.outcomes}
-    if not any(received.values()):
+    receivers = {outcome: app.receivers.get(outcome.path, ()) for outcome in event.outcomes}
+    if not any(receivers.values()):
         return []
-    given = {job.key: job for job in decoded.jobs}
-    # A lost attempt has no number of its own, but the job was tried. What is discarded for its lost
-    # loads is claimed as one attempt more; by hand (without lost loads) as the last one.
-    tried = (
-        load.attempt + load.lost_loads - (load.discard_reason is not None and load.lost_loads > 0)
-    )
-    made: list[NewEvent] = []
-    for row, outcome, error in _decided(event, load, decision):
-        if not received[outcome]:
-            continue
-        jobs = _wanting(received[outcome], row, given.get(load.key_of(row.id)), error)
-        if jobs:
-            cause = Cause(outcome.name, error, tried, load.id, now)
+    originals = {job.key: job for job in decoded.jobs}
+    # A lost attempt has no number of its own, but the job was tried. A job discarded for its lost
+    # loads is claimed as one attempt more; a job discarded by hand (without lost loads), as the last.
+    discarded_as_lost = load.discard_reason is not None and load.lost_loads > 0
+    attempts = load.attempt + load.lost_loads - discarded_as_lost
+    events: list[NewEvent] = []
+    for row, outcome, error in _job_outcomes(event, load, decision):
+        original = originals.get(load.key_of(row.id))
+        if jobs := _outcome_jobs(receivers[outcome], row, original, error):
+            cause = Cause(outcome.name, error, attempts, load.id, now)
             payload = msgspec.json.encode(cause).decode()
-            made.append(NewEvent(outcome.path, payload, jobs, parent=row.id))
-    return made
+            events.append(NewEvent(outcome.path, payload, jobs, parent=row.id))
+    return events
 
 
-def _decided(
-    event: DestinationEvent[Any], load: Load, decision: Decision
+def _job_outcomes(
+    event: AnyDestinationEvent, load: Load, decision: Decision
 ) -> Iterator[tuple[JobRow, Outcome[Any], str | None]]:
-    verdict: LoadVerdict = decision.verdict
-    deviating = {each.seq: each for each in verdict.deviations}
+    verdict = decision.verdict
+    deviations = {deviation.seq: deviation for deviation in verdict.deviations}
     for row in load.rows:
         if verdict.raised is not None:
             yield row, event.failed, verdict.raised
-        elif (deviation := deviating.get(row.seq)) is None:
+        elif (deviation := deviations.get(row.seq)) is None:
             yield row, event.succeeded, None
         elif deviation.delay is not None:
             yield row, event.failed, deviation.error
@@ -74,9 +164,13 @@ def _decided(
             yield row, event.discarded, deviation.error
 
 
-def _wanting(
-    receivers: _Receivers, row: JobRow, original: Job[Any] | None, error: str | None
+def _outcome_jobs(
+    receivers: Sequence[tuple[AnyDestinationEvent, Flow[Any]]],
+    row: JobRow,
+    original: Job[Any] | None,
+    error: str | None,
 ) -> list[NewJob]:
+    """The jobs of one outcome, one for each receiver that wants it."""
     jobs: list[NewJob] = []
     outcome: Event[Any] | None = None
     for receiver, flow in receivers:
@@ -84,7 +178,8 @@ def _wanting(
             jobs.append(NewJob(receiver.path))
             continue
         if original is None:
-            jobs.append(NewJob(receiver.path, f"when was not asked, for want of data: {error}"))
+            skipped = f"`when` was skipped, as the job's data is not available: {error}"
+            jobs.append(NewJob(receiver.path, skipped))
             continue
         if outcome is None:
             outcome = msgspec.structs.replace(
@@ -98,3 +193,43 @@ def _wanting(
             if wanted:
                 jobs.append(NewJob(receiver.path))
     return jobs
+
+
+# ------------------------------------------------------------------------------------- the report
+
+
+def load_report(load: Load, verdict: LoadVerdict, seconds: float) -> LoadReport:
+    """The report of a recorded load. `seconds`: how long its function took."""
+    jobs_by_day = _per_day([row.received_at for row in load.rows])
+    if verdict.raised is not None:
+        days = {day: Tally(failed=jobs) for day, jobs in jobs_by_day.items()}
+        return LoadReport(load.id, days, seconds, load.attempt, verdict.raised)
+    if not verdict.deviations:
+        days = {day: Tally(succeeded=jobs) for day, jobs in jobs_by_day.items()}
+        return LoadReport(load.id, days, seconds, load.attempt)
+    received = {row.seq: row.received_at for row in load.rows}
+    failed, discarded = (
+        _per_day(
+            [
+                received[deviation.seq]
+                for deviation in verdict.deviations
+                if deviation.result is result
+            ]
+        )
+        for result in (JobResult.FAILED, JobResult.DISCARDED)
+    )
+    days = {
+        day: Tally(jobs - failed[day] - discarded[day], failed[day], discarded[day])
+        for day, jobs in jobs_by_day.items()
+    }
+    return LoadReport(load.id, days, seconds, load.attempt, verdict.deviations[0].error)
+
+
+def _per_day(times: Sequence[datetime]) -> Counter[date]:
+    if times and (day := _day(min(times))) == _day(max(times)):
+        return Counter({day: len(times)})  # most loads have one day: no need to look at each time
+    return Counter(map(_day, times))
+
+
+def _day(time: datetime) -> date:
+    return time.astimezone(UTC).date()

@@ -1,4 +1,4 @@
-"""Loading a window of the log again: planned page by page, loaded by the same `Loader`."""
+"""Loads a window of the log again: selects its jobs page by page, and loads them by a `Loader`."""
 
 from __future__ import annotations
 
@@ -13,39 +13,53 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from blacksmith_dagster.errors import MigrationPending, UsageError
+from blacksmith_dagster.importer import load_function
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.destination import DestinationEvent
+from blacksmith_dagster.pipeline.destination import AnyDestinationEvent
+from blacksmith_dagster.pipeline.event import Event
+from blacksmith_dagster.pipeline.model import decoder, encode
 from blacksmith_dagster.pubsub.notifier import Notify
+from blacksmith_dagster.redaction import describe
+from blacksmith_dagster.scheduler.decoding import JobDecoder
 from blacksmith_dagster.scheduler.executor import Executor
 from blacksmith_dagster.scheduler.interface import LoadReport, Tally
-from blacksmith_dagster.scheduler.loader import Loader
-from blacksmith_dagster.scheduler.selection import ReplaySelector
+from blacksmith_dagster.scheduler.loader import HeldLane, Loader, take_lane
 from blacksmith_dagster.store.interface import (
+    JobRow,
     Lane,
     Replay,
     ReplayCandidate,
     ReplayMode,
     ReplayRequest,
+    SelectedJob,
     Store,
     Window,
 )
 from blacksmith_dagster.supervisor import here
 
 if TYPE_CHECKING:
-    from blacksmith_dagster.supervisor.interface import Lease, Supervisor
+    from blacksmith_dagster.supervisor.interface import Supervisor
 
 WAIT = 20.0
-"""Seconds for which an overlapping replay is waited for: one that was killed holds its lock for 15."""
+"""Seconds to wait for an overlapping replay: longer than the 15 s lease of a killed process."""
 
 _LOOK = 0.05  # seconds between two looks at what the load lane has to do
-_LIVE_FIRST = 5.0  # seconds that a replay waits for it at most
+_YIELD_AT_MOST = 5.0  # seconds for which a replay lets that go first
 _SAMPLE = 5
+
+# By the state of an event's job: the modes in which a replay runs it.
+_MODES = {
+    "missing": {ReplayMode.MISSING, ReplayMode.ALL},
+    "discarded": {ReplayMode.FAILED, ReplayMode.ALL},
+    "succeeded": {ReplayMode.ALL},
+    "pending": set[ReplayMode](),
+}
 
 
 class ReplayProgress(msgspec.Struct, frozen=True):
-    """How far a replay has come: jobs that were run, and that are left as far as is known.
+    """How far a replay has come: `done` jobs have run; about how many are `left`.
 
-    `rate` is in jobs a second, `seconds_left` `None` until that is known.
+    `rate` is in jobs a second; `seconds_left` is `None` until there is a rate.
     """
 
     done: int
@@ -55,7 +69,7 @@ class ReplayProgress(msgspec.Struct, frozen=True):
 
 
 class ReplaySummary(msgspec.Struct, frozen=True):
-    """What a call of `replay` did. `stopped`: it was asked to; the next call goes on."""
+    """What a call of `replay` did. `stopped`: before its end, on request; the next call continues."""
 
     replay: int
     loads: int = 0
@@ -88,7 +102,7 @@ class Forecast(msgspec.Struct, frozen=True):
 
 def replay(
     app: Blacksmith,
-    event: DestinationEvent[Any],
+    event: AnyDestinationEvent,
     request: ReplayRequest,
     *,
     store: Store,
@@ -102,16 +116,15 @@ def replay(
 ) -> ReplaySummary:
     """Load what the request asks for, until all of it was run once or `stop` is set.
 
-    It goes on with a replay that was asked for with the same words and has not ended. What fails is
-    tried again by the scheduled loads. `rate` limits it, in jobs a second; whenever a load of new
-    jobs is under way and has something to claim, that goes first. `run` names the caller's run;
-    `report` is called after each recorded load, in this thread, and `notify` is called with the
-    destination events that have new jobs by its outcomes. Another replay of this destination
-    event is waited for; `wait` seconds at most if it overlaps with this one.
+    It continues an equal request's replay that has not ended. The scheduled loads retry what fails.
+    `rate` limits it, in jobs a second; while a load of new jobs is running and has something to claim,
+    that load goes first. `run` names the caller's run; `report` is called after each recorded load, in
+    this thread, and `notify` with the destination events that have new jobs by its outcomes. It waits
+    for another replay of this destination event, `wait` seconds at most if the two overlap.
 
-    Raises `UsageError` if that still runs, or if a function of the request raises; `Gone` if events
-    of the window have been purged; `MigrationPending` if the destination waits for a migration; what
-    `Scheduler.load` raises.
+    Raises `UsageError` if an overlapping replay still runs then, or if a function of the request
+    raises; `Gone` if events of the window have been purged; `MigrationPending` if the destination
+    waits for a migration; what `Scheduler.load` raises.
 
     >>> replay(app, flights, ReplayRequest(start, end), store=store, supervisor=locks)  # doctest: +SKIP
     ReplaySummary(replay=1, loads=3, tally=Tally(succeeded=2641, failed=0, discarded=0), stopped=False)
@@ -119,20 +132,20 @@ def replay(
     stop = stop or threading.Event()
     selector = ReplaySelector(app, event, request)
     holder = run or here()
-    lease = _acquire(event.path, request, holder, store, supervisor, stop, wait)
-    if lease is None:
+    lane = _wait_for_lane(event.path, request, holder, store, supervisor, stop, wait)
+    if lane is None:
         return ReplaySummary(0, stopped=True)
+    token, lease = lane
     with lease, closing(Executor()) as executor:
-        token = store.take_over(event.path, Lane.REPLAY, lease.id, lease.confirm)
         begun = store.begin_replay(token, request, selector.event_types, holder)
         loader = Loader(app, event, store=store, executor=executor, run=run, notify=notify)
         tracker = _ProgressTracker(begun, rate, stop, report or (lambda *_: None))
-        live = _LiveFirst(event.path, store, supervisor, stop)
+        load_lane = _LoadLane(event.path, store, supervisor, stop)
         loads, tally = 0, Tally()
 
-        def report_load(done: LoadReport) -> None:
-            tracker.report(done)
-            live.give_way()
+        def report_load(load: LoadReport) -> None:
+            tracker.report(load)
+            load_lane.go_first()
 
         while True:
             drained = loader.drain(token, lease, stop, report_load)
@@ -141,22 +154,22 @@ def replay(
                 raise MigrationPending(drained.skipped)
             if drained.stopped or stop.is_set():
                 return ReplaySummary(begun.id, loads, tally, stopped=True)
-            at = tracker.replay
-            if at.planned_upto < at.upto:
-                window = Window(at.planned_upto, at.upto)
+            planned = tracker.replay
+            if planned.planned_upto < planned.upto:
+                window = Window(planned.planned_upto, planned.upto)
                 page = store.replay_page(event.path, request, selector.event_types, window)
                 selected = selector.select(page.candidates, store)
-                tracker.replay = store.plan(token, at, page.upto, selected, event.batch)
-            elif store.end_replay(token, at):
+                tracker.replay = store.plan(token, planned, page.upto, selected, event.batch)
+            elif store.end_replay(token, planned):
                 return ReplaySummary(begun.id, loads, tally)
             else:
-                stop.wait(_LOOK)  # an operator is taking jobs out of what is left
+                stop.wait(_LOOK)  # an operator is discarding jobs that are left
 
 
 def forecast(
-    app: Blacksmith, event: DestinationEvent[Any], request: ReplayRequest, *, store: Store
+    app: Blacksmith, event: AnyDestinationEvent, request: ReplayRequest, *, store: Store
 ) -> Forecast:
-    """What a replay would do: it goes through the window, and changes nothing.
+    """What a replay would do, found by reading the whole window; changes nothing.
 
     Raises `UsageError`, `Gone`, `Unavailable`.
     """
@@ -172,12 +185,12 @@ def forecast(
     while window.after < window.upto:
         page = store.replay_page(event.path, every, selector.event_types, window)
         window = Window(page.upto, window.upto)
-        wanted = {each.seq for each in missing.select(page.candidates, store)}
-        for each in page.candidates:
-            if each.state != "missing" or each.seq in wanted:
-                day = each.received_at.astimezone(UTC).date()
-                days.setdefault(day, Counter())[each.state] += 1
-        selected = {each.seq for each in selector.select(page.candidates, store)}
+        wanted = {job.seq for job in missing.select(page.candidates, store)}
+        for candidate in page.candidates:
+            if candidate.state != "missing" or candidate.seq in wanted:
+                day = candidate.received_at.astimezone(UTC).date()
+                days.setdefault(day, Counter())[candidate.state] += 1
+        selected = {job.seq for job in selector.select(page.candidates, store)}
         jobs += len(selected)
         sample += _sampled(page.candidates, selected, _SAMPLE - len(sample))
     pace = store.pace(event.path)
@@ -187,11 +200,13 @@ def forecast(
 def _sampled(
     candidates: Sequence[ReplayCandidate], selected: set[int], number: int
 ) -> list[Sample]:
-    picked = [each for each in candidates if each.seq in selected] if number else []
-    return [Sample(each.id, each.event_type, each.state, each.error) for each in picked[:number]]
+    picked = [event for event in candidates if event.seq in selected] if number else []
+    return [
+        Sample(event.id, event.event_type, event.state, event.error) for event in picked[:number]
+    ]
 
 
-def _acquire(
+def _wait_for_lane(
     path: str,
     request: ReplayRequest,
     holder: str,
@@ -199,34 +214,36 @@ def _acquire(
     supervisor: Supervisor,
     stop: threading.Event,
     wait: float,
-) -> Lease | None:
-    """The lock, or `None` if it was asked to stop. Raises `UsageError` for one that overlaps."""
-    key, give_up = f"replay/{path}", time.monotonic() + wait
+) -> HeldLane | None:
+    """The replay lane, or `None` once `stop` is set. Raises `UsageError` for a replay that overlaps."""
+    give_up = time.monotonic() + wait
     while not stop.is_set():
-        lease = supervisor.acquire(key, holder, wait=min(wait, 1.0))
-        if lease is not None:
-            return lease
-        other = supervisor.status(key).holder
-        running = [
-            each for each in store.replays(path) if each.ended_at is None and each.run == other
+        lane = take_lane(
+            Lane.REPLAY, path, holder, store=store, supervisor=supervisor, wait=min(wait, 1.0)
+        )
+        if lane is not None:
+            return lane
+        other = supervisor.status(f"replay/{path}").holder
+        overlapping = [
+            replay.request
+            for replay in store.replays(path)
+            if replay.ended_at is None
+            and replay.run == other
+            and replay.request.start < request.end
+            and request.start < replay.request.end
         ]
-        overlapping = [each for each in running if _overlap(each.request, request)]
         if overlapping and time.monotonic() > give_up:
-            theirs = overlapping[0].request
+            start, end = overlapping[0].start, overlapping[0].end
             raise UsageError(
-                f"{path}: run {other} is replaying {theirs.start:%Y-%m-%d %H:%M} to "
-                f"{theirs.end:%Y-%m-%d %H:%M} already; wait until it has ended, or terminate it"
+                f"{path}: run {other} is already replaying {start:%Y-%m-%d %H:%M} to "
+                f"{end:%Y-%m-%d %H:%M}; wait until it has ended, or terminate it"
             )
         stop.wait(_LOOK)
     return None
 
 
-def _overlap(one: ReplayRequest, other: ReplayRequest) -> bool:
-    return one.start < other.end and other.start < one.end
-
-
 class _ProgressTracker:
-    """Where a replay is, how fast it is, and when its next load may begin."""
+    """Knows how far a replay is and how fast it runs, and slows it down to its rate."""
 
     def __init__(
         self,
@@ -239,31 +256,31 @@ class _ProgressTracker:
         self._rate = rate
         self._stop = stop
         self._report = report
-        self._before = replay.jobs - replay.waiting
+        self._done_before = replay.jobs - replay.waiting
         self._done = 0
         self._began = self._next = time.monotonic()
 
-    def report(self, done: LoadReport) -> None:
-        """Report a load, then wait as long as the rate has it."""
-        ran = sum(each.succeeded + each.failed + each.discarded for each in done.days.values())
-        self._done += ran
+    def report(self, load: LoadReport) -> None:
+        """Report a load, then wait as long as the rate asks for."""
+        jobs = sum(tally.succeeded + tally.failed + tally.discarded for tally in load.days.values())
+        self._done += jobs
         now = time.monotonic()
-        at = self.replay
-        unplanned, planned = at.upto - at.planned_upto, at.planned_upto - at.after
-        left = max(at.jobs - self._before - self._done, 0)
-        left += round(unplanned * at.jobs / planned) if planned else 0
+        replay = self.replay
+        unplanned, planned = replay.upto - replay.planned_upto, replay.planned_upto - replay.after
+        left = max(replay.jobs - self._done_before - self._done, 0)
+        left += round(unplanned * replay.jobs / planned) if planned else 0
         speed = self._done / (now - self._began) if now > self._began else 0.0
         progress = ReplayProgress(
-            self._before + self._done, left, speed, left / speed if speed else None
+            self._done_before + self._done, left, speed, left / speed if speed else None
         )
-        self._report(done, progress)
+        self._report(load, progress)
         if self._rate is not None:
-            self._next = max(self._next, now - 1.0) + ran / self._rate
+            self._next = max(self._next, now - 1.0) + jobs / self._rate
             self._stop.wait(max(self._next - time.monotonic(), 0.0))
 
 
-class _LiveFirst:
-    """Lets loads of new jobs go first, where one is under way."""
+class _LoadLane:
+    """Lets the loads of new jobs go first, while a process runs them."""
 
     def __init__(
         self, path: str, store: Store, supervisor: Supervisor, stop: threading.Event
@@ -271,16 +288,119 @@ class _LiveFirst:
         self._path, self._store, self._supervisor, self._stop = path, store, supervisor, stop
         self._looked = 0.0
 
-    def give_way(self) -> None:
-        """Wait while the load lane has something to claim, and someone who does."""
+    def go_first(self) -> None:
+        """Wait while the load lane has something to claim, and a process that claims it."""
         now = time.monotonic()
         if now - self._looked < _LOOK:
             return
         while (
-            time.monotonic() - now < _LIVE_FIRST
+            time.monotonic() - now < _YIELD_AT_MOST
             and self._store.next_due(self._path) == 0
             and self._supervisor.status(f"load/{self._path}").held
             and not self._stop.wait(_LOOK / 5)
         ):
             pass
         self._looked = time.monotonic()
+
+
+class ReplaySelector:
+    """Selects the jobs that a replay runs, by the flows as they are now and by the request.
+
+    - `event_types`: the types of the events that it reads.
+
+    Raises `UsageError` for an event type that the destination event does not receive, and
+    `SettingsError` for a function that is not there.
+    """
+
+    def __init__(self, app: Blacksmith, event: AnyDestinationEvent, request: ReplayRequest) -> None:
+        unknown = [
+            event_type for event_type in request.event_types if event_type not in event.flows
+        ]
+        if unknown:
+            raise UsageError(
+                f"{event.path} does not receive {', '.join(unknown)}; it receives "
+                f"{', '.join(event.flows)}"
+            )
+        self.event_types: Sequence[str] = request.event_types or tuple(event.flows)
+        self._app = app
+        self._event = event
+        self._request = request
+        modes = set(request.modes)
+        self._states = {state for state, run_in in _MODES.items() if run_in & modes}
+        self._decoder = JobDecoder(app, event)
+        self._when: Callable[[Event[Any]], Any] | None = _function(request.when)
+        self._edit: Callable[[Event[Any]], Any] | None = _function(request.edit)
+        self._plain = self._when is self._edit is None and all(
+            flow.when is None for flow in event.flows.values()
+        )
+
+    def select(self, candidates: Sequence[ReplayCandidate], store: Store) -> list[SelectedJob]:
+        """The jobs to be run. The events are read from the store only if a function needs them.
+
+        Raises `UsageError` if the request's own function raises: a bug leaves nothing out.
+        """
+        matching = [candidate for candidate in candidates if self.matches(candidate)]
+        if self._plain:
+            return [SelectedJob(candidate.seq, candidate.state) for candidate in matching]
+        states = {candidate.seq: candidate.state for candidate in matching}
+        rows = store.job_rows(self._event.path, list(states))
+        originals = self._decoder.originals(rows, store.originals)
+        jobs = (self._select_job(row, states[row.seq], originals) for row in rows)
+        return [job for job in jobs if job is not None]
+
+    def matches(self, candidate: ReplayCandidate) -> bool:
+        """Whether the request's modes and its error select this job."""
+        if candidate.state not in self._states:
+            return False
+        return self._request.error is None or self._request.error in (candidate.error or "")
+
+    def _select_job(
+        self, row: JobRow, state: str, originals: Mapping[str, JobRow]
+    ) -> SelectedJob | None:
+        flow = self._event.flows[row.event_type]
+        raised: str | None = None
+        payload: str | None = None
+        try:
+            event = self._decoder.event(row, originals)
+            # An existing job has passed `when`, unless `when` raised and it was created anyway.
+            undecided = state == "missing" or row.when_error is not None
+            if undecided and flow.when is not None and not flow.when(event):
+                return None
+        except Exception as error:  # noqa: BLE001 - users' code; only this job fails with it
+            raised = describe(error)
+        else:
+            if self._when is not None and not self._call(self._when, event):
+                return None
+            if self._edit is not None:
+                payload = self._edited(self._edit, event, row)
+        return SelectedJob(row.seq, state, raised, payload)
+
+    def _edited(self, edit: Callable[[Event[Any]], Any], event: Event[Any], row: JobRow) -> str:
+        source_event = self._app.source_events.get(row.event_type)
+        if source_event is None:
+            raise UsageError(
+                f"{row.event_type} is an outcome and has no data of its own to edit; edit the jobs of "
+                f"{row.event_type.rpartition('.')[0]}"
+            )
+        try:
+            payload = encode(self._call(edit, event))
+            decoder(source_event.model)(payload)
+        except (TypeError, ValueError, msgspec.MsgspecError) as error:
+            raise UsageError(
+                f"{self._request.edit}: the data that it returned for event {row.id} does not fit "
+                f"{row.event_type}: {describe(error)}; nothing more is replayed until it does"
+            ) from error
+        return payload.decode()
+
+    def _call(self, function: Callable[[Event[Any]], Any], event: Event[Any]) -> Any:
+        try:
+            return function(event)
+        except Exception as error:
+            raise UsageError(
+                f"{getattr(function, '__name__', function)} raised for event {event.id}: "
+                f"{describe(error)}; fix it, and launch the replay again: it continues from here"
+            ) from error
+
+
+def _function(name: str | None) -> Callable[[Event[Any]], Any] | None:
+    return None if name is None else load_function(name)

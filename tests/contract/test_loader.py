@@ -295,8 +295,8 @@ def test_who_has_lost_the_lock_records_and_claims_no_more(loading: Loading) -> N
         def __getattr__(self, name: str) -> Any:
             return getattr(loading.supervisor, name)
 
-        def acquire(self, key: str, holder: str) -> Any:
-            held.append(loading.supervisor.acquire(key, holder))
+        def acquire(self, key: str, holder: str, *, wait: float) -> Any:
+            held.append(loading.supervisor.acquire(key, holder, wait=wait))
             return held[-1]
 
     app, flights = pipeline(lambda batch: held[-1].lost.set(), batch=1)

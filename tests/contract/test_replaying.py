@@ -221,7 +221,7 @@ def test_progress_reports_the_rate_and_the_seconds_left(replaying: Replaying) ->
 
 def test_live_loads_go_first(replaying: Replaying, monkeypatch: pytest.MonkeyPatch) -> None:
     """While whoever loads what is new has something to claim, a replay's next load does not begin."""
-    monkeypatch.setattr(f"{replay.__module__}._LIVE_FIRST", 120.0)
+    monkeypatch.setattr(f"{replay.__module__}._YIELD_AT_MOST", 120.0)
     first, second = threading.Event(), threading.Event()
     app, flights = pipeline(lambda _: (second if first.is_set() else first).set(), batch=1)
     replaying.store.register(app)
@@ -242,7 +242,7 @@ def test_live_loads_go_first(replaying: Replaying, monkeypatch: pytest.MonkeyPat
 def test_a_replay_waits_for_live_loads_so_long_at_most(
     replaying: Replaying, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(f"{replay.__module__}._LIVE_FIRST", 0.5)
+    monkeypatch.setattr(f"{replay.__module__}._YIELD_AT_MOST", 0.5)
     times: list[float] = []
     app, flights = pipeline(lambda _: times.append(time.monotonic()), batch=1)
     replaying.store.register(app)
@@ -257,7 +257,7 @@ def test_a_replay_waits_for_live_loads_so_long_at_most(
 def test_a_replay_does_not_wait_where_nobody_loads_what_is_new(
     replaying: Replaying, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(f"{replay.__module__}._LIVE_FIRST", 120.0)
+    monkeypatch.setattr(f"{replay.__module__}._YIELD_AT_MOST", 120.0)
     app, flights = pipeline(lambda batch: None, batch=1)
     replaying.store.register(app)
     replaying.ingest(1, 2)
@@ -307,7 +307,7 @@ def test_overlapping_replays_refused(replaying: Replaying) -> None:
     )
     running.start()
     assert begun.wait(30)
-    with pytest.raises(UsageError, match="run 7 is replaying"):
+    with pytest.raises(UsageError, match="run 7 is already replaying"):
         replaying.replay(app, flights, run="run 8", wait=0.2)
     done = threading.Event()
 

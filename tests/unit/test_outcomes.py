@@ -4,8 +4,7 @@ import msgspec
 
 from blacksmith_dagster import Batch, Cause, Event
 from blacksmith_dagster.scheduler.decoding import Decoded
-from blacksmith_dagster.scheduler.outcomes import outcomes
-from blacksmith_dagster.scheduler.verdict import decide
+from blacksmith_dagster.scheduler.outcomes import decide, outcomes
 from blacksmith_dagster.store.interface import Load, NewEvent, NewJob
 from tests.unit.loads import (
     NOW,
@@ -91,7 +90,8 @@ def test_a_job_whose_data_cannot_be_made_is_reported_too() -> None:
     broken = row(1, '{"no":"id"}', event_type=cancelled.path)
     failed, discarded = made(load([broken], attempt=LAST))
     assert list(failed.jobs) == REPORTED
-    assert discarded.jobs[0].when_error == "when was not asked, for want of data: KeyError: 'id'"
+    skipped = "`when` was skipped, as the job's data is not available: KeyError: 'id'"
+    assert discarded.jobs[0].when_error == skipped
 
 
 def test_a_load_to_discard_runs_no_users_code() -> None:
