@@ -1,4 +1,4 @@
-"""Locks, so that one instance at a time loads, and the services that are there."""
+"""Locks that let one process at a time work, and a register of the services that run."""
 
 from importlib.util import find_spec
 
@@ -39,7 +39,7 @@ __all__ = [
 def open_supervisor(url: str | None, store: Store) -> Supervisor:
     """The supervisor at `url`: `consul://host:8500`; the store's own locks if it is `None` or empty.
 
-    Nothing is connected to yet. See `supervisor.address.parse_consul_url` for what the URL may say.
+    It does not connect yet. `supervisor.address.parse_consul_url` lists what the URL can hold.
 
     Raises `SettingsError` for another URL, and `ImportError` when Consul's client is not installed.
     """
@@ -54,6 +54,6 @@ def open_supervisor(url: str | None, store: Store) -> Supervisor:
         return ConsulSupervisor(address)
     if not isinstance(store, SQLStore):
         raise SettingsError(
-            f"{type(store).__name__} keeps no locks; pass a supervisor to whoever loads"
+            f"{type(store).__name__} keeps no locks; pass a supervisor where one is used"
         )
     return StoreSupervisor(store)

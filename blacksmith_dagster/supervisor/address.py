@@ -1,4 +1,4 @@
-"""Where Consul is and how it is spoken to, from a URL and the usual environment variables."""
+"""The address and options of Consul, from the supervisor's URL and Consul's environment variables."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from blacksmith_dagster.settings import ParsedURL, parse_url
 _OPTIONS = frozenset({"scheme", "dc", "namespace", "ttl", "lock_delay"})
 _HINT = "Write consul://host:8500?ttl=10&lock_delay=5, or unset it, and the store keeps the locks"
 _SECONDS = re.compile(r"(\d+(?:\.\d+)?)s?")
-_YES, _NO = {"1", "t", "true"}, {"0", "f", "false"}
+_TRUE, _FALSE = {"1", "t", "true"}, {"0", "f", "false"}
 
 
 @dataclass(frozen=True, slots=True)
 class ConsulAddress:
-    """An agent of Consul, and what is asked of it.
+    """How to reach a Consul agent, and the options of its locks.
 
-    - `token`: of its access control, `None` if it has none.
-    - `dc`: the datacenter that keeps the locks, the agent's own if `None`.
-    - `namespace`: of Consul Enterprise.
-    - `verify`: whether the agent's certificate is checked, or the path of the authority's.
-    - `certificate`: the client's own, as the paths of the certificate and of its key.
+    - `token`: the ACL token, `None` without access control.
+    - `dc`: the datacenter that keeps the locks; the agent's own if `None`.
+    - `namespace`: a namespace of Consul Enterprise.
+    - `verify`: whether to verify the agent's certificate, or the path of the CA's certificate.
+    - `certificate`: the paths of the client's certificate and its key.
     - `ttl`: seconds for which a lock is held without a renewal.
-    - `lock_delay`: seconds for which Consul keeps a lock from others whose holder has vanished.
+    - `lock_delay`: seconds for which Consul withholds a lock after its holder has vanished.
     """
 
     host: str
@@ -54,15 +54,15 @@ class ConsulAddress:
 
 
 def parse_consul_url(url: str, environment: Mapping[str, str] = os.environ) -> ConsulAddress:
-    """Take `consul://:token@host:port?options` apart; each part may be missing.
+    """Parse `consul://:token@host:port?options`; each part may be missing.
 
     The options are `scheme` (http or https), `dc`, `namespace`, `ttl` and `lock_delay` (in
-    seconds). What the URL does not say is read from the variables that Consul's own tools know:
+    seconds). What the URL leaves out is read from the variables that Consul's own tools use:
     `CONSUL_HTTP_ADDR` (127.0.0.1:8500), `CONSUL_HTTP_TOKEN`, `CONSUL_HTTP_TOKEN_FILE`,
     `CONSUL_HTTP_SSL`, `CONSUL_HTTP_SSL_VERIFY`, `CONSUL_CACERT`, `CONSUL_CLIENT_CERT`,
     `CONSUL_CLIENT_KEY`, `CONSUL_NAMESPACE`.
 
-    Raises `SettingsError`, in which no token is shown.
+    Raises `SettingsError`, which never shows the token.
 
     >>> parse_consul_url("consul://agent?ttl=20s", {}).ttl
     20.0
@@ -84,7 +84,7 @@ def parse_consul_url(url: str, environment: Mapping[str, str] = os.environ) -> C
     if scheme not in ("http", "https"):
         raise _invalid("scheme= is http or https")
     certificate, key = environment.get("CONSUL_CLIENT_CERT"), environment.get("CONSUL_CLIENT_KEY")
-    checked = _truth(environment, "CONSUL_HTTP_SSL_VERIFY", default=True)
+    verifies = _boolean(environment, "CONSUL_HTTP_SSL_VERIFY", default=True)
     ttl = _seconds(options, "ttl", 10.0, least=1.0)
     return ConsulAddress(
         host,
@@ -93,7 +93,7 @@ def parse_consul_url(url: str, environment: Mapping[str, str] = os.environ) -> C
         parsed.password or parsed.username or _token(environment),
         options.get("dc"),
         options.get("namespace") or environment.get("CONSUL_NAMESPACE"),
-        (environment.get("CONSUL_CACERT") or True) if checked else False,
+        (environment.get("CONSUL_CACERT") or True) if verifies else False,
         (certificate, key) if certificate and key else None,
         ttl,
         _seconds(options, "lock_delay", ttl / 2, least=0.0),
@@ -101,7 +101,7 @@ def parse_consul_url(url: str, environment: Mapping[str, str] = os.environ) -> C
 
 
 def _scheme(agent: ParsedURL, environment: Mapping[str, str]) -> str:
-    is_https = _truth(environment, "CONSUL_HTTP_SSL", default=False) or agent.scheme == "https"
+    is_https = _boolean(environment, "CONSUL_HTTP_SSL", default=False) or agent.scheme == "https"
     return "https" if is_https else "http"
 
 
@@ -118,19 +118,19 @@ def _token(environment: Mapping[str, str]) -> str | None:
     return None
 
 
-def _truth(environment: Mapping[str, str], name: str, *, default: bool) -> bool:
-    said = environment.get(name, "").lower()
-    if said and said not in _YES | _NO:
+def _boolean(environment: Mapping[str, str], name: str, *, default: bool) -> bool:
+    value = environment.get(name, "").lower()
+    if value and value not in _TRUE | _FALSE:
         raise SettingsError(f"{name} is true or false")
-    return said in _YES if said else default
+    return value in _TRUE if value else default
 
 
 def _seconds(options: Mapping[str, Any], name: str, default: float, *, least: float) -> float:
     if name not in options:
         return default
-    read = _SECONDS.fullmatch(options[name])
-    seconds = float(read[1]) if read else -1.0
-    if not least <= seconds <= 60:  # Consul accepts no longer lock-delay
+    match = _SECONDS.fullmatch(options[name])
+    seconds = float(match[1]) if match else -1.0
+    if not least <= seconds <= 60:  # Consul's limit for a lock-delay
         raise _invalid(f"{name}= is seconds, from {least:g} to 60, for example {name}={default:g}")
     return seconds
 

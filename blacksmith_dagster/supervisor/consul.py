@@ -30,21 +30,21 @@ from blacksmith_dagster.supervisor.renewals import Deadline, HeldLease, Renewals
 _log = logging.getLogger(__name__)
 
 PREFIX = "blacksmith/"
-"""What the keys of all locks begin with, in Consul."""
+"""The prefix of every lock's key in Consul."""
 
 _LONGEST_CALL = 5.0  # seconds
-_LONGEST_LOOK = 1.0  # seconds of a blocking query: `close` waits for its end
-_POLL = 0.1  # seconds between two tries of a lock that nobody holds and Consul does not give yet
-_LONGEST_WORD = 200  # characters of an error response
-_LEAST_DEREGISTRATION = 60.0  # seconds; Consul accepts no less
+_LONGEST_QUERY = 1.0  # seconds of a blocking query: `close` waits for its end
+_POLL = 0.1  # seconds between two tries while Consul withholds a free lock (lock-delay)
+_LONGEST_MESSAGE = 200  # characters of an error response
+_LEAST_DEREGISTRATION = 60.0  # seconds; Consul's minimum
 
 
 class ConsulSupervisor:
-    """Locks as keys under `blacksmith/` in Consul, each with a session of its own.
+    """Keeps locks as keys under `blacksmith/` in Consul, each with a session of its own.
 
-    The session ends by its time to live alone, not by the failure of its agent's node: so its holder
-    always knows before others may take the lock. A third of the time to live is what any call may
-    take, 5 seconds at most.
+    Only its time to live ends a session, not the failure of its agent's node, so a holder always
+    knows before another process may acquire the lock. A call may take a third of the time to live, 5
+    seconds at most.
 
     >>> supervisor = ConsulSupervisor(parse_consul_url("consul://127.0.0.1:8500"))  # doctest: +SKIP
     >>> with supervisor.acquire("load/warehouse/flights", "me") as lease:  # doctest: +SKIP
@@ -66,10 +66,10 @@ class ConsulSupervisor:
             cert=address.certificate,
             connections_timeout=min(self._ttl / 3, _LONGEST_CALL),
         )
-        self._client.token = address.token  # the URL's goes before the environment's
+        self._client.token = address.token  # before the token of the environment
         session = self._client.http.session
-        session.trust_env = False  # neither a proxy nor .netrc is meant for it
-        session.max_redirects = 0  # the token would go along
+        session.trust_env = False  # ignore proxies and .netrc
+        session.max_redirects = 0  # a redirect would pass the token on
         if address.namespace:
             session.headers["X-Consul-Namespace"] = address.namespace
         self._renewals = Renewals(self._ttl, self._renew, self._ensure_registered)
@@ -81,38 +81,38 @@ class ConsulSupervisor:
 
     def ready(self) -> None:
         """See `Supervisor.ready`."""
-        self._look("ready")
+        self._read("ready")
 
     # -- locks
     def acquire(self, key: str, holder: str, *, wait: float = 0.0) -> HeldLease | None:
         """See `Supervisor.acquire`."""
         give_up = time.monotonic() + wait
         lease: HeldLease | None = None
-        taken, seen = False, _KeyState()
+        acquired, state = False, _KeyState()
         try:
             while True:
                 left = give_up - time.monotonic()
-                seen = self._look(key, seen.version if seen.session else None, left)
-                if seen.session is None:
+                state = self._read(key, state.version if state.session else None, left)
+                if state.session is None:
                     if lease is not None and lease.lost.is_set():
                         self._release(lease)
                         lease = None
                     lease = lease or self._open_session(key)
-                    taken = self._take(lease, holder)
-                    if taken:
+                    acquired = self._try_acquire(lease, holder)
+                    if acquired:
                         return lease
                 left = give_up - time.monotonic()
-                patience = 0.0 if seen.session else min(_POLL, max(left, 0.0))
-                if left <= 0 or self._renewals.closing.wait(patience):
+                pause = 0.0 if state.session else min(_POLL, max(left, 0.0))
+                if left <= 0 or self._renewals.closing.wait(pause):
                     return None
         finally:
-            if lease is not None and not taken:
+            if lease is not None and not acquired:
                 self._release(lease)
 
     def status(self, key: str) -> LockStatus:
         """See `Supervisor.status`."""
-        seen = self._look(key)
-        return LockStatus(key, False) if seen.session is None else _status(key, seen.value)
+        state = self._read(key)
+        return LockStatus(key, False) if state.session is None else _status(key, state.value)
 
     def locks(self) -> Sequence[LockStatus]:
         """See `Supervisor.locks`."""
@@ -124,17 +124,17 @@ class ConsulSupervisor:
             if "Session" in entry
         ]
 
-    def _look(self, key: str, version: str | None = None, wait: float = 0.0) -> _KeyState:
-        """The lock as it is; or, once it is another version or `wait` seconds are over."""
-        patience = f"{max(min(wait, _LONGEST_LOOK), 0.001) * 1000:.0f}ms"
+    def _read(self, key: str, version: str | None = None, wait: float = 0.0) -> _KeyState:
+        """A lock's key; with `version`, wait up to `wait` seconds for another version of it."""
+        timeout = f"{max(min(wait, _LONGEST_QUERY), 0.001) * 1000:.0f}ms"
         with self._translate_errors():
-            version, entry = self._client.kv.get(PREFIX + key, index=version, wait=patience)
+            version, entry = self._client.kv.get(PREFIX + key, index=version, wait=timeout)
         if entry is None:
             return _KeyState(version)
         return _KeyState(version, entry.get("Session"), entry["Value"])
 
     def _open_session(self, key: str) -> HeldLease:
-        # Not by session.create: it refuses a time to live below 10 s, which the server may allow.
+        # session.create rejects a time to live below 10 s, which the server may allow.
         sent = time.monotonic()
         session = {
             "Name": PREFIX + key,
@@ -144,21 +144,21 @@ class ConsulSupervisor:
             "NodeChecks": [],
             "Behavior": "release",
         }
-        made: str = self._put(CB.json(is_id=True), "/v1/session/create", session)
+        session_id: str = self._put(CB.json(is_id=True), "/v1/session/create", session)
         lost = Deadline(sent + self._ttl)
-        lease = HeldLease(key, made, lost, self._confirm, self._release)
+        lease = HeldLease(key, session_id, lost, self._confirm, self._release)
         self._renewals.add(lease)
         return lease
 
-    def _take(self, lease: HeldLease, holder: str) -> bool:
-        about = {"holder": holder, "address": here(), "since": datetime.now(UTC).isoformat()}
+    def _try_acquire(self, lease: HeldLease, holder: str) -> bool:
+        value = {"holder": holder, "address": here(), "since": datetime.now(UTC).isoformat()}
         with self._translate_errors():
             return bool(
-                self._client.kv.put(PREFIX + lease.key, json.dumps(about), acquire=lease.id)
+                self._client.kv.put(PREFIX + lease.key, json.dumps(value), acquire=lease.id)
             )
 
-    def _renew(self, held: Sequence[HeldLease]) -> None:
-        for lease in held:
+    def _renew(self, due: Sequence[HeldLease]) -> None:
+        for lease in due:
             sent = time.monotonic()
             try:
                 with self._translate_errors():
@@ -177,10 +177,10 @@ class ConsulSupervisor:
         self._renewals.remove(lease)
         try:
             with self._translate_errors():
-                # The key first: a session that is destroyed with its keys starts their lock-delay.
+                # The key first: destroying a session that holds keys starts their lock-delay.
                 self._client.kv.put(PREFIX + lease.key, None, release=lease.id)
                 self._client.session.destroy(lease.id)
-        except BlacksmithError as error:  # it runs out by itself
+        except BlacksmithError as error:  # its session expires
             _log.warning("the lock %s could not be released: %s", lease.key, error)
 
     # -- services
@@ -194,25 +194,27 @@ class ConsulSupervisor:
         try:
             with self._translate_errors():
                 self._client.agent.service.deregister(service.id)
-        except BlacksmithError as error:  # Consul forgets it by itself
+        except (
+            BlacksmithError
+        ) as error:  # Consul deregisters it once its check has failed for long enough
             _log.warning("%s could not be deregistered: %s", service.id, error)
 
     def services(self) -> Sequence[ServiceStatus]:
         """See `Supervisor.services`."""
-        found: list[ServiceStatus] = []
+        services: list[ServiceStatus] = []
         with self._translate_errors():
             _, names = self._client.catalog.services()
             for name in sorted(names):
                 if name.startswith("blacksmith-"):
                     _, entries = self._client.health.service(name)
-                    found += sorted(map(_service, entries), key=lambda each: each.id)
-        return found
+                    services += sorted(map(_service, entries), key=lambda service: service.id)
+        return services
 
     def _ensure_registered(self, service: Service) -> None:
-        """Register it unless the agent knows it; the agent may have been started anew."""
+        """Register the service if the agent does not know it, for example after a restart."""
         with self._translate_errors():
-            known = self._client.agent.services()
-        if service.id not in known:
+            registered = self._client.agent.services()
+        if service.id not in registered:
             self._register(service)
         if service.health is None:
             with self._translate_errors():
@@ -220,7 +222,7 @@ class ConsulSupervisor:
 
     def _register(self, service: Service) -> None:
         seconds = f"{self._ttl / 2:g}s"
-        forgotten = f"{max(_LEAST_DEREGISTRATION, self._renewals.registration_seconds):g}s"
+        deregister_after = f"{max(_LEAST_DEREGISTRATION, self._renewals.registration_seconds):g}s"
         if service.health is None:
             check: dict[str, Any] = {"TTL": f"{self._renewals.registration_seconds:g}s"}
         else:
@@ -228,7 +230,7 @@ class ConsulSupervisor:
                 "HTTP": service.health,
                 "Interval": seconds,
                 "Timeout": seconds,
-                "TLSSkipVerify": True,  # its certificate is not for the address that the agent asks
+                "TLSSkipVerify": True,  # its certificate may not name the address that the agent calls
             }
         with self._translate_errors():
             self._client.agent.service.register(
@@ -237,14 +239,14 @@ class ConsulSupervisor:
                 service.host,
                 service.port,
                 list(service.tags),
-                {**check, "DeregisterCriticalServiceAfter": forgotten, "Status": "passing"},
+                {**check, "DeregisterCriticalServiceAfter": deregister_after, "Status": "passing"},
                 meta={"version": service.version},
             )
 
     def close(self) -> None:
         """See `Supervisor.close`."""
-        held, registered = self._renewals.stop()
-        for lease in held:
+        unreleased, registered = self._renewals.stop()
+        for lease in unreleased:
             lease.release()
         for service in registered:
             self.deregister(service)
@@ -264,38 +266,38 @@ class ConsulSupervisor:
 
     @contextmanager
     def _translate_errors(self) -> Iterator[None]:
-        """Turn the client's errors into ours, each of which says what to do, none the token."""
+        """Raise the client's errors as ours, which say what to do and never show the token."""
         try:
             yield
         except requests.RequestException as error:
             raise Unavailable(
-                f"{self.label} does not respond ({type(error).__name__}); is an agent of Consul there, "
-                "and does BLACKSMITH_SUPERVISOR_URL name it? It is tried again"
+                f"{self.label} does not respond ({type(error).__name__}); check that a Consul agent "
+                "runs there and that BLACKSMITH_SUPERVISOR_URL names it. The call is tried again"
             ) from error
         except consul.NotFound as error:
-            raise _SessionEnded(f"{self.label} knows no such session any more") from error
+            raise _SessionEnded(f"{self.label} has no such session any more") from error
         except (consul.ACLPermissionDenied, consul.ACLDisabled) as error:
             raise SettingsError(
                 f"{self.label} refuses {'the token' if self._client.token else 'a call without token'}"
-                f" ({_said(error)}); give CONSUL_HTTP_TOKEN one that may write the keys "
+                f" ({_message_of(error)}); set CONSUL_HTTP_TOKEN to a token that may write the keys "
                 f"under {PREFIX}, sessions, and the services {GATEWAY} and {SCHEDULER}"
             ) from error
         except consul.ConsulException as error:
             raise Unavailable(
-                f"{self.label} cannot do it now ({_said(error)}); it is tried again"
+                f"{self.label} failed ({_message_of(error)}); the call is tried again"
             ) from error
 
 
-def _said(error: Exception) -> str:
-    return " ".join(clean(str(error)).split())[:_LONGEST_WORD]
+def _message_of(error: Exception) -> str:
+    return " ".join(clean(str(error)).split())[:_LONGEST_MESSAGE]
 
 
 class _SessionEnded(Unavailable):
-    """There is no such session any more."""
+    """Consul has ended the session, or never had it."""
 
 
 class _KeyState(NamedTuple):
-    """A key as it was found: its version, the session that holds it, its value."""
+    """What Consul has under a key: its version, the session that holds it, its value."""
 
     version: str | None = None
     session: str | None = None
@@ -303,11 +305,11 @@ class _KeyState(NamedTuple):
 
 
 def _status(key: str, value: bytes | None) -> LockStatus:
-    """What the holder has written; whatever else is there was written by hand."""
+    """The status of a held lock, from the value that its holder wrote, if it is readable."""
     try:
-        about = json.loads(value or b"")
-        since = datetime.fromisoformat(about["since"])
-        return LockStatus(key, True, str(about["holder"]), str(about["address"]), since)
+        record = json.loads(value or b"")
+        since = datetime.fromisoformat(record["since"])
+        return LockStatus(key, True, str(record["holder"]), str(record["address"]), since)
     except (ValueError, KeyError, TypeError):
         return LockStatus(key, True)
 

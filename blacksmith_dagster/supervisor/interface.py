@@ -17,16 +17,16 @@ GATEWAY = "blacksmith-gateway"
 """The name of the services that receive events."""
 
 SCHEDULER = "blacksmith-scheduler"
-"""The name of the services that load, or listen, for as long as they run."""
+"""The name of the services that load or listen until they are stopped."""
 
 
 class Service(msgspec.Struct, frozen=True):
-    """A process that serves, as it is registered.
+    """A service as it is registered: one running process.
 
-    - `name`: `blacksmith-gateway` or `blacksmith-scheduler`; `id` is the one instance's.
-    - `host`, `port`: where it is reached; a process that nobody calls has no port.
-    - `health`: the URL that returns 200 while it is well; without one its process is taken for well
-      while it says so itself.
+    - `name`: `blacksmith-gateway` or `blacksmith-scheduler`; `id` identifies the process.
+    - `host`, `port`: where it accepts connections; the port is `None` if it accepts none.
+    - `health`: the URL that returns 200 while the service is healthy; without one, the service counts
+      as healthy while its process renews the registration.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Service(msgspec.Struct, frozen=True):
 
     @property
     def address(self) -> str:
-        """`host:port`, or the host alone.
+        """`host:port`, or only the host.
 
         >>> Service("blacksmith-gateway", "1", "::1", 8420).address
         '[::1]:8420'
@@ -49,7 +49,7 @@ class Service(msgspec.Struct, frozen=True):
 
 
 class ServiceStatus(msgspec.Struct, frozen=True):
-    """A service that is registered, and whether it is well."""
+    """A registered service, and whether it is healthy."""
 
     name: str
     id: str
@@ -65,7 +65,7 @@ def here() -> str:
 
 
 def this_process(name: str, tags: Sequence[str] = ()) -> Service:
-    """The service that this process is, if nobody calls it: it is well while it runs.
+    """This process as a service that accepts no connections and is healthy while it runs.
 
     >>> this_process(SCHEDULER, ["lake"]).name
     'blacksmith-scheduler'
@@ -81,11 +81,11 @@ def package_version() -> str:
 
 
 class LockStatus(msgspec.Struct, frozen=True):
-    """Who holds a lock.
+    """The state of a lock.
 
-    `holder` is for people: a host, a process, a Dagster run; `address` the process that holds it, as
-    `host:pid`; `since` when it was taken, by the clock of the supervisor that keeps it or, with
-    Consul, of the holder.
+    - `holder`: for people: a host, a process or a Dagster run.
+    - `address`: the process that holds the lock, as `host:pid`.
+    - `since`: when the lock was acquired, by the supervisor's clock; with Consul, by the holder's.
     """
 
     key: str
@@ -106,7 +106,7 @@ class LockStatus(msgspec.Struct, frozen=True):
 
 
 class Lease(Protocol):
-    """A lock that is held, renewed in the background well within its time to live."""
+    """A held lock, which is renewed in the background well within its time to live."""
 
     @property
     def key(self) -> str:
@@ -115,24 +115,24 @@ class Lease(Protocol):
 
     @property
     def id(self) -> str:
-        """Unique to this acquisition: the holder that fencing tokens name."""
+        """Identifies this acquisition; a fencing token stores it as its holder."""
         ...
 
     @property
     def lost(self) -> threading.Event:
-        """Set once the lock may be another's: at the deadline counted from the sending of the last
-        good renewal, or when a renewal was refused."""
+        """Set once another process may hold the lock: when the time to live has passed since the last
+        successful renewal was sent, or when a renewal was rejected."""
         ...
 
     def confirm(self) -> bool:
-        """Ask now, consistently, whether the lock is still held by this acquisition.
+        """Whether this acquisition still holds the lock, by a consistent read of the supervisor.
 
         Raises `Unavailable` when the supervisor does not respond.
         """
         ...
 
     def release(self) -> None:
-        """Give the lock back. Releasing one that was lost changes nothing for its new holder."""
+        """Release the lock. If it was lost, its new holder is not affected."""
         ...
 
     def __enter__(self) -> Lease: ...
@@ -141,51 +141,51 @@ class Lease(Protocol):
 
 
 class Supervisor(Protocol):
-    """Hands out locks by key, and knows who serves. Safe to share between threads.
+    """Keeps locks by key, and a register of services. Threads may share one.
 
-    A call raises `Unavailable` when the supervisor does not respond, within seconds, and
-    `SettingsError` when it refuses this process's credentials.
+    A call raises `Unavailable`, within seconds, if the supervisor does not respond, and
+    `SettingsError` if it rejects this process's credentials.
     """
 
     @property
     def label(self) -> str:
-        """Which supervisor this is, for people: its URL without credentials."""
+        """The supervisor's URL without credentials, for people."""
         ...
 
     def ready(self) -> None:
-        """Return if locks can be had now."""
+        """Return if locks can be acquired now; otherwise raise as described above."""
         ...
 
     def acquire(self, key: str, holder: str, *, wait: float = 0.0) -> Lease | None:
-        """The lock, or `None` if it is still held by another after `wait` seconds."""
+        """Acquire a lock; `None` if another holder still has it after `wait` seconds."""
         ...
 
     def status(self, key: str) -> LockStatus:
-        """Who holds the lock."""
+        """Whether the lock is held, and by whom."""
         ...
 
     def locks(self) -> Sequence[LockStatus]:
-        """Every lock that is held, in the order of their keys."""
+        """Every lock that is held, sorted by key."""
         ...
 
     def register(self, service: Service) -> None:
-        """Make a service known, and keep it so until it is deregistered or this process ends.
+        """Keep a service registered until it is deregistered or this process ends.
 
-        It returns at once and raises nothing: the service is registered in the background, within a
-        second or as soon as the supervisor responds.
+        Returns at once and raises nothing: registration happens in the background, within a second
+        or as soon as the supervisor responds.
         """
         ...
 
     def deregister(self, service: Service) -> None:
-        """Forget a service that this supervisor has registered. Raises nothing."""
+        """Remove a service that this object registered. Raises nothing."""
         ...
 
     def services(self) -> Sequence[ServiceStatus]:
-        """The services that are registered, by whichever process, in the order of their names."""
+        """The registered services of all processes, sorted by name."""
         ...
 
     def close(self) -> None:
-        """Stop renewing; leases still held are released, and services deregistered."""
+        """Stop renewing: release the leases that are still held, and deregister the services."""
         ...
 
 

@@ -14,10 +14,10 @@ _log = logging.getLogger(__name__)
 
 
 class Deadline(threading.Event):
-    """An event that is set by the clock, unless it is moved on in time.
+    """An event that sets itself at a given time, unless it is moved to a later one before.
 
-    It asks the clock itself: after a pause, or while the thread that renews hangs in a call, whoever
-    looks still sees the truth. `at` is of `time.monotonic()`.
+    `at` is a `time.monotonic()` value. Every check reads the clock, so the answer is right even after
+    the process was paused, or while the renewing thread hangs in a call.
 
     >>> deadline = Deadline(time.monotonic() + 0.01)
     >>> deadline.is_set(), deadline.wait(1)
@@ -30,33 +30,33 @@ class Deadline(threading.Event):
 
     @property
     def left(self) -> float:
-        """Seconds until it is set; 0 if it is."""
+        """Seconds until the deadline; 0 once it is set."""
         return 0.0 if super().is_set() else max(self._at - time.monotonic(), 0.0)
 
     def move(self, at: float) -> None:
-        """Set it later: it was renewed. Once set it stays so."""
+        """Move the deadline after a renewal. A deadline that has passed stays set."""
         if not self.is_set():
             self._at = at
 
     def is_set(self) -> bool:
-        """Whether it was set, or its time has come."""
+        """Whether the deadline has passed, or `set` was called."""
         if self.left <= 0:
             self.set()
         return super().is_set()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait for it, for `timeout` seconds at most; returns whether it is set."""
+        """Wait for the deadline, at most `timeout` seconds; returns whether it is set."""
         until = float("inf") if timeout is None else time.monotonic() + timeout
         while not self.is_set():
-            patience = until - time.monotonic()
-            if patience <= 0:
+            seconds = until - time.monotonic()
+            if seconds <= 0:
                 return False
-            super().wait(min(self.left, patience))
+            super().wait(min(self.left, seconds))
         return True
 
 
 class HeldLease:
-    """A lock that is held; see `Lease`. `confirm` and `release` are its supervisor's."""
+    """A held lock; see `Lease`. Its supervisor passes `confirm` and `release`."""
 
     def __init__(
         self,
@@ -88,14 +88,14 @@ class HeldLease:
 
 
 class Renewals:
-    """Renews leases at a third of their time to live, and registrations of services, in one thread.
+    """One thread that renews leases at a third of their time to live, and registrations of services.
 
     - `ttl`: seconds for which a renewal holds.
-    - `renew`: of each lease moves `lost` on, or sets it if the renewal was refused. It is given all
-      that are held as soon as it is time for one.
+    - `renew`: moves `lost` of each lease, or sets it if the renewal was rejected. It is called with
+      all held leases as soon as one of them is due.
     - `register`: registers a service for `registration_seconds`; called again at half of that.
 
-    What either raises is logged, once an outage for a service, and tried again.
+    An exception of either is logged (for a service, once per outage) and the call is tried again.
     """
 
     def __init__(
@@ -109,47 +109,49 @@ class Renewals:
         self._register = register
         self._lock = threading.Lock()
         self._leases: set[HeldLease] = set()
-        self._services: dict[str, tuple[Service, float]] = {}  # by id; when it is next registered
+        self._services: dict[
+            str, tuple[Service, float]
+        ] = {}  # by id, with the time of the next one
         self._registering = threading.Lock()
-        self._unknown: set[str] = set()  # the ids of services whose last registration failed
+        self._failed: set[str] = set()  # the ids of services whose last registration failed
         self._thread: threading.Thread | None = None
         self.closing = threading.Event()
 
     @property
     def registration_seconds(self) -> float:
-        """Seconds for which a registration holds: longer than a lease, as nothing waits for it."""
+        """Seconds for which a registration holds: longer than a lease, as nothing waits for its end."""
         return 4 * self._ttl
 
     def add(self, lease: HeldLease) -> None:
         """Renew a lease from now on."""
         with self._lock:
             self._leases.add(lease)
-            self._begin()
+            self._start_thread()
 
     def remove(self, lease: HeldLease) -> None:
-        """Renew a lease no more."""
+        """Stop renewing a lease."""
         with self._lock:
             self._leases.discard(lease)
 
     def add_service(self, service: Service) -> None:
-        """Register a service soon, and renew that from then on."""
+        """Register a service soon, and keep renewing its registration."""
         with self._lock:
             self._services[service.id] = (service, 0.0)
-            self._begin()
+            self._start_thread()
 
     def forget(self, service: Service) -> None:
-        """Stop registering a service: once this returns no registration is under way either."""
+        """Stop registering a service; once this returns, no registration is in progress either."""
         with self._registering, self._lock:
             self._services.pop(service.id, None)
 
     def stop(self) -> tuple[Sequence[HeldLease], Sequence[Service]]:
-        """End the thread; returns the leases and the services that were left."""
+        """End the thread; returns the remaining leases and services."""
         self.closing.set()
         if self._thread is not None:
             self._thread.join(self._ttl)
         return list(self._leases), [service for service, _ in self._services.values()]
 
-    def _begin(self) -> None:
+    def _start_thread(self) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="renew-locks", daemon=True)
             self._thread.start()
@@ -161,14 +163,14 @@ class Renewals:
                 services = list(self._services.values())
             if any(lease.lost.left <= self._ttl * 2 / 3 for lease in leases):
                 self._renew_or_log(leases)
-            for service, at in services:
-                if time.monotonic() >= at:
+            for service, due in services:
+                if time.monotonic() >= due:
                     self._register_or_log(service)
 
     def _renew_or_log(self, leases: Sequence[HeldLease]) -> None:
         try:
             self._renew(leases)
-        except BlacksmithError as error:  # tried again in the next round, until they are lost
+        except BlacksmithError as error:  # the next round tries again, until they are lost
             keys = ", ".join(sorted(lease.key for lease in leases))
             _log.warning("the locks %s could not be renewed: %s", keys, error)
         except Exception:  # noqa: BLE001 - a bug of ours must not end the thread
@@ -178,17 +180,17 @@ class Renewals:
         with self._registering:
             if service.id not in self._services:
                 return
-            again = self.registration_seconds / 2
+            interval = self.registration_seconds / 2
             try:
                 self._register(service)
-            except Exception as error:  # noqa: BLE001 - as above
-                again = self._ttl / 3
-                if service.id not in self._unknown:
-                    known = isinstance(error, BlacksmithError)
-                    message = "%s is not registered, and is tried again: %s"
-                    _log.warning(message, service.id, error, exc_info=None if known else error)
-                self._unknown.add(service.id)
+            except Exception as error:  # noqa: BLE001 - a bug of ours must not end the thread
+                interval = self._ttl / 3
+                if service.id not in self._failed:
+                    is_bug = not isinstance(error, BlacksmithError)
+                    message = "%s could not be registered, and is tried again: %s"
+                    _log.warning(message, service.id, error, exc_info=error if is_bug else None)
+                self._failed.add(service.id)
             else:
-                self._unknown.discard(service.id)
+                self._failed.discard(service.id)
             with self._lock:
-                self._services[service.id] = (service, time.monotonic() + again)
+                self._services[service.id] = (service, time.monotonic() + interval)

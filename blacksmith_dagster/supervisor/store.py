@@ -1,4 +1,4 @@
-"""Locks kept in the store's own database, a row each: nothing but the store is needed."""
+"""The default supervisor: locks and services as rows of the store's own database."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ from blacksmith_dagster.supervisor.renewals import Deadline, HeldLease, Renewals
 _log = logging.getLogger(__name__)
 
 POLL = 0.1
-"""Seconds between two looks at a lock that another holds."""
+"""Seconds between two checks of a lock that another process holds."""
 
 
 class StoreSupervisor:
-    """Locks in the store's table `leases`, and services in `services`, by the database's clock.
+    """Keeps locks in the store's table `leases` and services in `services`, by the database's clock.
 
-    A lock that is not renewed for `ttl` seconds is free again, a service that does not say for four
-    times as long that it is there is forgotten; one thread does both, and renews all locks together.
-    SQLite has no clock of its own: there it is the host's monotonic one, which all its processes
-    share, and a reboot frees the locks.
+    A lock is free again if its holder has not renewed it for `ttl` seconds, and a service is removed
+    if it has not been renewed for four times as long. One thread renews both, all locks in one
+    statement. SQLite has no clock of its own: its processes use their host's monotonic clock, and a
+    reboot frees the locks.
 
     >>> supervisor = StoreSupervisor(store)  # doctest: +SKIP
     >>> with supervisor.acquire("load/warehouse/flights", "me") as lease:  # doctest: +SKIP
@@ -69,20 +69,20 @@ class StoreSupervisor:
     def acquire(self, key: str, holder: str, *, wait: float = 0.0) -> HeldLease | None:
         """See `Supervisor.acquire`."""
         give_up = time.monotonic() + wait
-        lease = self._take(key, holder)
+        lease = self._try_acquire(key, holder)
         while lease is None:
             left = give_up - time.monotonic()
             if left <= 0 or self._renewals.closing.wait(min(POLL, left)):
                 return None
-            if not self.status(key).held:  # to look is no write, and many may wait
-                lease = self._take(key, holder)
+            if not self.status(key).held:  # a read before the write: many processes may wait
+                lease = self._try_acquire(key, holder)
         self._renewals.add(lease)
         return lease
 
     def status(self, key: str) -> LockStatus:
         """See `Supervisor.status`."""
-        found = self._held(leases.c.key == key)
-        return found[0] if found else LockStatus(key, False)
+        locks = self._held(leases.c.key == key)
+        return locks[0] if locks else LockStatus(key, False)
 
     def locks(self) -> Sequence[LockStatus]:
         """See `Supervisor.locks`."""
@@ -97,10 +97,10 @@ class StoreSupervisor:
         self._renewals.forget(service)
         try:
             with self._store.writing() as connection:
-                # With those that have vanished: nobody else would remove them.
-                gone = ~self._dialect.clock(services, 0).valid
-                connection.execute(delete(services).where((services.c.id == service.id) | gone))
-        except Unavailable as error:  # it is forgotten by itself
+                # Remove expired services too: nothing else does.
+                expired = ~self._dialect.clock(services, 0).valid
+                connection.execute(delete(services).where((services.c.id == service.id) | expired))
+        except Unavailable as error:  # its registration expires
             _log.warning("%s could not be deregistered: %s", service.id, error)
 
     def services(self) -> Sequence[ServiceStatus]:
@@ -119,50 +119,50 @@ class StoreSupervisor:
 
     def close(self) -> None:
         """See `Supervisor.close`."""
-        held, registered = self._renewals.stop()
-        for lease in held:
+        unreleased, registered = self._renewals.stop()
+        for lease in unreleased:
             lease.release()
         for service in registered:
             self.deregister(service)
 
-    def _held(self, which: ColumnElement[bool]) -> Sequence[LockStatus]:
+    def _held(self, condition: ColumnElement[bool]) -> Sequence[LockStatus]:
         valid = self._dialect.clock(leases, 0).valid
-        found = select(leases.c.key, leases.c.holder, leases.c.address, leases.c.since)
+        query = select(leases.c.key, leases.c.holder, leases.c.address, leases.c.since)
         with self._store.reading() as connection:
-            rows = connection.execute(found.where(which, valid).order_by(leases.c.key))
+            rows = connection.execute(query.where(condition, valid).order_by(leases.c.key))
             return [LockStatus(row.key, True, row.holder, row.address, row.since) for row in rows]
 
-    def _take(self, key: str, holder: str) -> HeldLease | None:
-        """One statement: nobody can come between looking and taking."""
+    def _try_acquire(self, key: str, holder: str) -> HeldLease | None:
+        """Acquire the lock if it is free: one statement, so that no process can come between."""
         sent, clock = time.monotonic(), self._dialect.clock(leases, self._ttl)
-        made, lost = secrets.token_hex(16), Deadline(sent + self._ttl)
+        lease_id, lost = secrets.token_hex(16), Deadline(sent + self._ttl)
         row = {
-            "id": made,
+            "id": lease_id,
             "holder": holder,
             "address": here(),
             "since": clock.now,
             "expires_at": clock.expiry,
             "boot": clock.boot,
         }
-        take: Any = (
+        acquire: Any = (
             self._dialect.insert(leases)
             .values(key=key, **row)
             .on_conflict_do_update(index_elements=["key"], set_=row, where=~clock.valid)
             .returning(leases.c.id)
         )
         with self._store.writing() as connection:
-            if connection.execute(take).first() is None:
+            if connection.execute(acquire).first() is None:
                 return None
-        return HeldLease(key, made, lost, self._confirm, self._release)
+        return HeldLease(key, lease_id, lost, self._confirm, self._release)
 
-    def _renew(self, held: Sequence[HeldLease]) -> None:
-        """One statement, however many are held."""
+    def _renew(self, due: Sequence[HeldLease]) -> None:
+        """Renew all leases in one statement."""
         sent, clock = time.monotonic(), self._dialect.clock(leases, self._ttl)
-        renew = update(leases).where(leases.c.id.in_([lease.id for lease in held]))
+        renew = update(leases).where(leases.c.id.in_([lease.id for lease in due]))
         with self._store.writing() as connection:
-            moved = renew.values(expires_at=clock.expiry).returning(leases.c.id)
-            renewed = set(connection.execute(moved).scalars())
-        for lease in held:
+            statement = renew.values(expires_at=clock.expiry).returning(leases.c.id)
+            renewed = set(connection.execute(statement).scalars())
+        for lease in due:
             if lease.id in renewed:
                 lease.lost.move(sent + self._ttl)
             else:
@@ -185,21 +185,21 @@ class StoreSupervisor:
     def _confirm(self, lease: HeldLease) -> bool:
         valid = self._dialect.clock(leases, 0).valid
         with self._store.reading() as connection:
-            own = connection.execute(select(leases.c.key).where(*_of(lease), valid))
-            return own.first() is not None
+            rows = connection.execute(select(leases.c.key).where(*_is_row_of(lease), valid))
+            return rows.first() is not None
 
     def _release(self, lease: HeldLease) -> None:
         self._renewals.remove(lease)
         try:
             with self._store.writing() as connection:
-                connection.execute(delete(leases).where(*_of(lease)))
-        except Unavailable as error:  # it runs out by itself
+                connection.execute(delete(leases).where(*_is_row_of(lease)))
+        except Unavailable as error:  # it expires
             _log.warning("the lock %s could not be released: %s", lease.key, error)
 
 
 class _Clock(NamedTuple):
-    """What the statements say of time: the present, when what is written now expires, and whether
-    the row of the table is valid still."""
+    """SQL for times: `now`, the `expiry` of a row that is written now, and whether a row is still
+    `valid`. `boot` identifies the host's boot, for SQLite."""
 
     now: Any
     expiry: Any
@@ -208,7 +208,7 @@ class _Clock(NamedTuple):
 
 
 class _Dialect(NamedTuple):
-    """A database's clock, and its `insert`, which can update on a conflict."""
+    """A database's clock, and its `insert` that can update on a conflict."""
 
     clock: Callable[[Table, float], _Clock]
     insert: Callable[[Table], Any]
@@ -234,5 +234,5 @@ def _boot() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def _of(lease: HeldLease) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+def _is_row_of(lease: HeldLease) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
     return leases.c.key == lease.key, leases.c.id == lease.id

@@ -1,7 +1,7 @@
-"""Several hosts that load the same destination event, and what is asked of them at the end.
+"""Several hosts that load the same destination event, and how their result is judged.
 
-A host is a process with links of its own to the store and to Consul, which a test cuts, silences and
-slows. All run on the loopback.
+A host is a process with its own links to the store and to Consul, which a test cuts, silences or
+slows. All run on the loopback interface.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ PIPELINE = "tests.acceptance.loading_pipeline:blacksmith"
 
 
 class Host:
-    """A host that loads. `consul` is its agent; without one the store keeps the locks."""
+    """A host that loads. `consul` is its agent; if it is `None`, the store keeps the locks."""
 
     def __init__(
         self,
@@ -60,8 +60,8 @@ class Host:
         if self.to_consul:
             url = f"consul://127.0.0.1:{self.to_consul.port}{OPTIONS}"
             settings["BLACKSMITH_SUPERVISOR_URL"] = url
-        there = store_url.replace(f":{port}/", f":{self.to_store.port}/")
-        self.loader = LoaderProcess(there, folder, env=settings)
+        linked_url = store_url.replace(f":{port}/", f":{self.to_store.port}/")
+        self.loader = LoaderProcess(linked_url, folder, env=settings)
 
     @property
     def pid(self) -> int:
@@ -79,7 +79,7 @@ class Host:
         return [self.to_store] + ([self.to_consul] if self.to_consul else [])
 
     def run_on(self) -> None:
-        """Undo whatever was done to it: fix its links, resume it, start it again if it was killed."""
+        """Undo every fault: fix the links, resume the process, start it again if it was killed."""
         for link in self.links():
             link.fix()
         if self.loader.process.poll() is None:
@@ -93,7 +93,7 @@ class Host:
 
 
 class Hosts:
-    """The hosts, the store that they share, and the ids of what was accepted."""
+    """The hosts, the store that they share, and the ids of the accepted events."""
 
     def __init__(
         self, store_url: str, folder: Path, consuls: Sequence[ConsulServer] = (), number: int = 3
@@ -117,19 +117,19 @@ class Hosts:
         return self.hosts[-1]
 
     def _connect(self) -> Supervisor:
-        """The test's own eye, past all links."""
+        """The test's own supervisor, which bypasses the links."""
         if self.consuls:
             return ConsulSupervisor(parse_consul_url(self.consuls[0].url + OPTIONS, {}))
         return StoreSupervisor(self.store, ttl=TTL)
 
     @property
     def take_over_seconds(self) -> float:
-        """Within which the lock of a holder that has vanished is another's."""
+        """Seconds within which another host has the lock of a holder that has vanished."""
         return 2 * TTL + LOCK_DELAY + 2 if self.consuls else TTL + 2
 
     # -- what comes in
     def accept(self, number: int, **data: Any) -> list[str]:
-        """Keep events, each of which has a job; returns their ids."""
+        """Ingest events, each with a job; returns their ids."""
         body = msgspec.json.encode([{"n": n, **data} for n in range(number)])
         request = Request(body, {"content-type": "application/json"})
         events = Extractor(blacksmith, departed)(request, None)
@@ -141,33 +141,33 @@ class Hosts:
 
     # -- who holds the lock
     def status(self) -> LockStatus:
-        """As the supervisor has it; not held while it does not respond."""
+        """The lock's status; not held while the supervisor does not respond."""
         try:
             return self.supervisor.status(KEY)
         except BlacksmithError:
             return LockStatus(KEY, held=False)
 
     def holder(self, but: Host | None = None) -> Host:
-        """Wait until one of the hosts holds the lock, another than `but`."""
-        found: list[Host] = []
+        """Wait until one of the hosts, other than `but`, holds the lock."""
+        holders: list[Host] = []
 
         def holds() -> bool:
             address = self.status().address
-            found[:] = [each for each in self.hosts if each is not but and each.is_at(address)]
-            return bool(found)
+            holders[:] = [host for host in self.hosts if host is not but and host.is_at(address)]
+            return bool(holders)
 
         self.until(holds, 60)
-        return found[0]
+        return holders[0]
 
     def caught_in_a_load(self) -> Host:
-        """The host that is in the middle of a load, which goes on once `let_go` is called."""
+        """The host that is in the middle of a load, which continues once `let_go` is called."""
         self.recording.hold.touch()
-        (held, *_) = self.accept(5, do="wait")
-        self.until(lambda: self.recording.calls(held) > 0, 30)
+        (event_id, *_) = self.accept(5, do="wait")
+        self.until(lambda: self.recording.calls(event_id) > 0, 30)
         return self.holder()
 
     def let_go(self) -> None:
-        """Let the load that was caught go on."""
+        """Let the load of `caught_in_a_load` continue."""
         self.recording.hold.unlink()
 
     def until(self, condition: Any, seconds: float = 60.0) -> None:
@@ -175,7 +175,7 @@ class Hosts:
         try:
             until(condition, seconds)
         except AssertionError as error:
-            logs = "\n--\n".join(each.loader.log[-2500:] for each in self.hosts)
+            logs = "\n--\n".join(host.loader.log[-2500:] for host in self.hosts)
             raise AssertionError(f"{error}\n{self.status()}\n{logs}") from error
 
     def pending(self) -> int:
@@ -191,12 +191,12 @@ class Hosts:
 
     # -- the end
     def judge(self) -> Found:
-        """The oracle, and: never two holders whose writes both count."""
+        """Ask the oracle, and check that the writes of two holders never both count."""
         self.settle()
-        found = judge(self.store, FLIGHTS, self.accepted, self.recording.loaded(), histories=20)
-        assert found.succeeded == set(self.accepted)
+        result = judge(self.store, FLIGHTS, self.accepted, self.recording.loaded(), histories=20)
+        assert result.succeeded == set(self.accepted)
         one_at_a_time(self.store)
-        return found
+        return result
 
     def close(self) -> None:
         self.recording.hold.unlink(missing_ok=True)
@@ -215,12 +215,12 @@ class Hosts:
 
 
 def one_at_a_time(store: SQLStore, path: str = FLIGHTS) -> None:
-    """Each load that counts ended before the next began, and fencing tokens only rise: no two holders
-    have written into the same time."""
-    mine = (loads.c.destination == store._destination(path), loads.c.lane == LANES[Lane.LOAD])
+    """Check that each load ended before the next began and that fencing tokens only rise: no two
+    holders have written at the same time."""
+    is_load = (loads.c.destination == store._destination(path), loads.c.lane == LANES[Lane.LOAD])
     columns = (loads.c.id, loads.c.token, loads.c.started_at, loads.c.finished_at)
     with store.reading() as connection:
-        rows = connection.execute(select(*columns).where(*mine).order_by(loads.c.id)).all()
+        rows = connection.execute(select(*columns).where(*is_load).order_by(loads.c.id)).all()
     assert rows, "nothing was loaded"
     for earlier, later in itertools.pairwise(rows):
         assert earlier.token <= later.token, (earlier, later)
@@ -229,9 +229,9 @@ def one_at_a_time(store: SQLStore, path: str = FLIGHTS) -> None:
 
 
 class Senders:
-    """A client of each gateway, which sends one event after another and keeps the ids of the 2xx.
+    """A client per gateway, which sends one event after another and keeps the ids of accepted ones.
 
-    It sends each again, with its key, to whichever gateway responds, until it is accepted.
+    It sends an event again, with its key, to the next gateway until one accepts it.
     """
 
     def __init__(self, gateways: Sequence[GatewayProcess], gap: float = 0.02) -> None:
@@ -243,8 +243,8 @@ class Senders:
             threading.Thread(target=self._send, args=(number,), daemon=True)
             for number in range(len(gateways))
         ]
-        for each in self._threads:
-            each.start()
+        for thread in self._threads:
+            thread.start()
 
     def _send(self, sender: int) -> None:
         for number in itertools.count():
@@ -270,17 +270,17 @@ class Senders:
         raise AssertionError
 
     def stop(self) -> list[str]:
-        """End once the events under way are accepted; returns the ids of all."""
+        """Stop once the events in progress are accepted; returns the ids of all."""
         self._ending.set()
-        for each in self._threads:
-            each.join(60)
-            assert not each.is_alive(), "an event is not accepted for ever"
+        for thread in self._threads:
+            thread.join(60)
+            assert not thread.is_alive(), "an event was never accepted"
         return self.accepted
 
 
 @contextlib.contextmanager
 def gateways(store_url: str, *supervisor_urls: str) -> Iterator[list[GatewayProcess]]:
-    """A gateway per URL of a supervisor, all behind the one store."""
+    """A gateway per supervisor URL, all with the same store."""
     with contextlib.ExitStack() as opened:
         yield [
             opened.enter_context(

@@ -1,4 +1,4 @@
-"""A supervisor that is named wrongly, refuses, or says nothing: an error that says what to do."""
+"""A wrong address, a rejected token, a silent agent: each error says what to do."""
 
 import contextlib
 import os
@@ -43,7 +43,7 @@ def silent() -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[ConsulServer]:
-    """A Consul in which nobody may do anything without a token."""
+    """A Consul that rejects every call without a token."""
     server = ConsulServer(acl_token=str(uuid.uuid4()))
     try:
         server.start()
@@ -53,7 +53,7 @@ def guarded() -> Iterator[ConsulServer]:
 
 
 def errors_of(supervisor: Supervisor) -> list[BlacksmithError]:
-    """What each call raises."""
+    """The error that each call raises."""
     raised: list[BlacksmithError] = []
     calls: list[Any] = [
         supervisor.ready,
@@ -69,7 +69,7 @@ def errors_of(supervisor: Supervisor) -> list[BlacksmithError]:
 
 
 def status(url: str, tmp_path: Path) -> "subprocess.CompletedProcess[str]":
-    """`blacksmith status` with this supervisor, and how it ended."""
+    """Run `blacksmith status` with this supervisor."""
     return subprocess.run(
         [sys.executable, "-m", "blacksmith_dagster.cli", "status", f"--app={PIPELINE}"],
         env={
@@ -113,17 +113,17 @@ def test_refused_token(
             assert "CONSUL_HTTP_TOKEN" in str(error)
             assert CANARY not in f"{error!r} {error.__cause__!r}"
         supervisor.register(this_process("blacksmith-scheduler"))
-        until(lambda: "is not registered" in caplog.text)
+        until(lambda: "could not be registered" in caplog.text)
         assert CANARY not in caplog.text
     ended = status(guarded.url, tmp_path)
     assert "refuses the token" in ended.stdout
     assert CANARY not in ended.stdout + ended.stderr
 
 
-def test_a_token_that_may_is_not_refused(
+def test_a_token_with_the_rights_is_accepted(
     guarded: ConsulServer, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rights that the error names are enough."""
+    """The rights that the error lists are enough."""
     rules = """
         key_prefix "blacksmith/" { policy = "write" }
         session_prefix "" { policy = "write" }
@@ -131,8 +131,8 @@ def test_a_token_that_may_is_not_refused(
         node_prefix "" { policy = "read" }
     """
     guarded.call("PUT", "acl/policy", {"Name": "blacksmith", "Rules": rules})
-    made = guarded.call("PUT", "acl/token", {"Policies": [{"Name": "blacksmith"}]})
-    monkeypatch.setenv("CONSUL_HTTP_TOKEN", made["SecretID"])
+    token = guarded.call("PUT", "acl/token", {"Policies": [{"Name": "blacksmith"}]})
+    monkeypatch.setenv("CONSUL_HTTP_TOKEN", token["SecretID"])
     monkeypatch.setenv("CONSUL_HTTP_ADDR", f"127.0.0.1:{guarded.port}")
     with contextlib.closing(open_supervisor("consul://", store)) as supervisor:
         lease = supervisor.acquire(KEY, "we")
@@ -140,7 +140,7 @@ def test_a_token_that_may_is_not_refused(
         assert lease.confirm()
         assert [lock.key for lock in supervisor.locks()] == [KEY]
         supervisor.register(this_process("blacksmith-scheduler"))
-        until(lambda: [each.passing for each in supervisor.services()] == [True])
+        until(lambda: [service.passing for service in supervisor.services()] == [True])
     assert not guarded.call("GET", "session/list")
 
 
@@ -206,12 +206,12 @@ def test_unknown_scheme(store: Store, tmp_path: Path) -> None:
 
 
 def test_a_response_that_is_not_consuls(store: Store) -> None:
-    """A redirect is not followed, as the token would go along; a page is not one."""
-    asked: list[str] = []
+    """A redirect is not followed, because it would pass the token on; a web page is an error."""
+    paths: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(self.path)
+            paths.append(self.path)
             redirected = "status" in self.path
             self.send_response(302 if redirected else 200)
             self.send_header("Location", "/elsewhere")
@@ -229,4 +229,4 @@ def test_a_response_that_is_not_consuls(store: Store) -> None:
                     call()
                 assert len(str(caught.value)) < 500
         server.shutdown()
-    assert "/elsewhere" not in asked
+    assert "/elsewhere" not in paths

@@ -1,7 +1,7 @@
-"""Three hosts want the same lock, and the one that has it fails: killed, paused, cut off, wrong.
+"""Three hosts compete for a lock, and its holder fails: killed, paused, cut off, with a wrong clock.
 
-Each with the locks in the store and in Consul. At the end the oracle judges, and never have the
-writes of two holders counted at the same time.
+Each test runs with the locks in the store and in Consul. At the end the oracle judges, and the writes
+of two holders have never counted at the same time.
 """
 
 import contextlib
@@ -45,10 +45,10 @@ def on_consul(
         yield hosts
 
 
-def take_over(hosts: Hosts, gone: Host) -> float:
-    """Seconds until another holds the lock."""
+def take_over(hosts: Hosts, lost: Host) -> float:
+    """Seconds until another host holds the lock."""
     since = time.monotonic()
-    hosts.holder(but=gone)
+    hosts.holder(but=lost)
     return time.monotonic() - since
 
 
@@ -59,7 +59,7 @@ def test_holder_killed(hosts: Hosts) -> None:
     assert take_over(hosts, killed) < hosts.take_over_seconds
     hosts.accept(5)
     hosts.judge()
-    states = [each.state for each in hosts.store.history(hosts.accepted[0])]
+    states = [transition.state for transition in hosts.store.history(hosts.accepted[0])]
     assert states[-4:] == ["executing", "unknown", "executing", "succeeded"]
 
 
@@ -69,12 +69,12 @@ def test_holder_stopped_past_ttl_then_resumed(hosts: Hosts) -> None:
     hosts.let_go()
     assert take_over(hosts, stale) < hosts.take_over_seconds
     hosts.settle()
-    before = [hosts.store.history(each) for each in hosts.accepted]
+    before = [hosts.store.history(event_id) for event_id in hosts.accepted]
     stale.loader.go_on()
     hosts.until(lambda: "fenced:" in stale.loader.log)
-    # It has loaded what it had been given, and its word counts for nothing.
+    # It has loaded the jobs that it had claimed, and its record was rejected.
     hosts.until(lambda: len(hosts.recording.loaded()) == 2 * len(hosts.accepted))
-    assert [hosts.store.history(each) for each in hosts.accepted] == before
+    assert [hosts.store.history(event_id) for event_id in hosts.accepted] == before
     hosts.accept(5)
     hosts.judge()
 
@@ -89,11 +89,11 @@ def test_holder_cut_off_from_consul_not_from_store(on_consul: Hosts, how: str) -
     assert take_over(hosts, lost) < hosts.take_over_seconds
     hosts.let_go()
     hosts.until(lambda: "fenced:" in lost.loader.log)
-    # Without a lock it begins nothing, while the others load on.
+    # Without a lock it begins no load, while the others continue to load.
     ids = hosts.accept(20)
     hosts.settle()
     loaded_by = hosts.recording.pids()
-    assert not any(lost.pid in loaded_by[each] for each in ids)
+    assert not any(lost.pid in loaded_by[event_id] for event_id in ids)
     lost.consul_link().fix()
     _holds_again(hosts, lost)
     hosts.judge()
@@ -103,7 +103,7 @@ def test_holder_cut_off_from_store_not_from_consul(on_consul: Hosts) -> None:
     hosts, lost = on_consul, on_consul.caught_in_a_load()
     lost.to_store.cut()
     hosts.let_go()
-    # It tries to record for as long as it may (3 s here), and then gives the lock back.
+    # It tries to record for as long as it may (3 s here), and then releases the lock.
     assert take_over(hosts, lost) < 3 + hosts.take_over_seconds
     hosts.settle()
     hosts.until(lambda: "unavailable:" in lost.loader.log)
@@ -113,13 +113,13 @@ def test_holder_cut_off_from_store_not_from_consul(on_consul: Hosts) -> None:
 
 
 def _holds_again(hosts: Hosts, host: Host) -> None:
-    """It goes on by itself: once the others are gone it loads what comes."""
+    """The host recovers without a restart: once the others have stopped, it loads new events."""
     for other in hosts.hosts:
         if other is not host:
             assert other.loader.stop() == 0
     ids = hosts.accept(3)
     hosts.settle()
-    assert {host.pid} == {pid for each in ids for pid in hosts.recording.pids()[each]}
+    assert {host.pid} == {pid for event_id in ids for pid in hosts.recording.pids()[event_id]}
 
 
 def test_session_expired_by_hand(on_consul: Hosts, consul: ConsulServer) -> None:
@@ -135,7 +135,7 @@ def test_session_expired_by_hand(on_consul: Hosts, consul: ConsulServer) -> None
 
 def test_slow_renewals(hosts: Hosts) -> None:
     slow = hosts.caught_in_a_load()
-    slow.to_store.delay = TTL / 40  # a renewal takes some round trips, each of twice that
+    slow.to_store.delay = TTL / 40  # a renewal takes several round trips, each of twice that
     if slow.to_consul:
         slow.to_consul.delay = TTL / 16
     since = hosts.status().since
@@ -146,7 +146,7 @@ def test_slow_renewals(hosts: Hosts) -> None:
         assert status.since == since
         time.sleep(0.1)
     for link in slow.links():
-        link.delay = TTL  # no renewal comes in time
+        link.delay = TTL  # no renewal arrives in time
     assert take_over(hosts, slow) < hosts.take_over_seconds + TTL
     hosts.let_go()
     for link in slow.links():
@@ -162,7 +162,7 @@ def test_clock_wrong_by_ten_minutes(hosts: Hosts) -> None:
     for host in hosts.hosts:
         host.loader.kill()
     right = len(hosts.hosts)
-    # The wall clock alone: the monotonic one counts the same seconds on every host.
+    # Only the wall clock: the monotonic one counts the same seconds on every host.
     for shift in ("+10m", "-10m"):
         preload = {"LD_PRELOAD": str(FAKETIME), "FAKETIME": shift}
         hosts.add({**preload, "FAKETIME_DONT_FAKE_MONOTONIC": "1"})
@@ -188,7 +188,7 @@ def test_release_by_a_stale_holder(hosts: Hosts) -> None:
     with contextlib.closing(rightful):
         old = stale.acquire(KEY, "stale", wait=30)
         assert old
-        _renew_no_more(stale)
+        _stop_renewing(stale)
         new = rightful.acquire(KEY, "rightful", wait=30)
         assert new
         assert old.lost.is_set()
@@ -202,7 +202,7 @@ def test_release_by_a_stale_holder(hosts: Hosts) -> None:
 
 
 def test_stale_holder_cannot_fence_out_the_rightful_one(hosts: Hosts) -> None:
-    """One is paused between being told that it holds the lock and using it."""
+    """A process is paused between acquiring the lock and using it."""
     for host in hosts.hosts:
         host.loader.kill()
     stale, rightful = hosts.supervisor, hosts._connect()
@@ -210,7 +210,7 @@ def test_stale_holder_cannot_fence_out_the_rightful_one(hosts: Hosts) -> None:
         old = stale.acquire(KEY, "stale", wait=30)
         assert old
         token = hosts.store.take_over(FLIGHTS, Lane.LOAD, old.id, old.confirm)
-        _renew_no_more(stale)
+        _stop_renewing(stale)
         ids = hosts.accept(5)
         new = rightful.acquire(KEY, "rightful", wait=30)
         assert new
@@ -222,13 +222,13 @@ def test_stale_holder_cannot_fence_out_the_rightful_one(hosts: Hosts) -> None:
         with pytest.raises(FencedOut):
             hosts.store.claim(token, 10, 3)
         hosts.store.record(load, LoadVerdict())  # the rightful one's record counts
-    found = judge(hosts.store, FLIGHTS, ids, [row.id for row in load.rows])
-    assert found.succeeded == set(ids)
+    result = judge(hosts.store, FLIGHTS, ids, [row.id for row in load.rows])
+    assert result.succeeded == set(ids)
     one_at_a_time(hosts.store)
 
 
-def _renew_no_more(supervisor: object) -> None:
-    """As a process that is paused: what it holds runs out."""
+def _stop_renewing(supervisor: object) -> None:
+    """Let the leases expire, as those of a paused process do."""
     supervisor._renewals.stop()  # type: ignore[attr-defined]
 
 
@@ -248,7 +248,7 @@ def test_lock_delay_respected(
         other = theirs.acquire(KEY, "they", wait=30)
         assert other
         assert 1.5 <= time.monotonic() - destroyed < 2.5
-        # Given back cleanly it is free at once.
+        # A lock that was released is free at once.
         other.release()
         released = time.monotonic()
         again = ours.acquire(KEY, "we", wait=30)

@@ -1,4 +1,4 @@
-"""Consul itself fails, while gateways receive and three hosts want the same lock."""
+"""Consul itself fails while gateways receive and three hosts compete for a lock."""
 
 import contextlib
 import os
@@ -40,7 +40,7 @@ ROUNDS = int(os.environ.get("BLACKSMITH_TEST_ROUNDS", "4"))
 
 @pytest.fixture
 def cluster() -> Iterator[ConsulCluster]:
-    """Three servers of the test's own."""
+    """A cluster of three servers for one test."""
     cluster = ConsulCluster()
     try:
         cluster.start()
@@ -51,7 +51,7 @@ def cluster() -> Iterator[ConsulCluster]:
 
 @pytest.fixture
 def single() -> Iterator[ConsulServer]:
-    """A server of the test's own, which keeps its data while it is down."""
+    """A server for one test, which keeps its data while it is down."""
     server = ConsulServer()
     try:
         server.start()
@@ -62,7 +62,7 @@ def single() -> Iterator[ConsulServer]:
 
 @pytest.fixture(scope="module", autouse=True)
 def vanished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Any]]:
-    """A service that was killed when the module began: Consul forgets it after a minute at least."""
+    """A service that is killed when the module begins: Consul deregisters it after at least a minute."""
     folder = tmp_path_factory.mktemp("vanished")
     server = ConsulServer()
     try:
@@ -72,7 +72,7 @@ def vanished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], 
             store, PIPELINE, env={"BLACKSMITH_SUPERVISOR_URL": server.url + OPTIONS}
         ):
             supervisor = ConsulSupervisor(parse_consul_url(server.url + OPTIONS, {}))
-            until(lambda: [each for each in supervisor.services() if each.passing], 20)
+            until(lambda: [service for service in supervisor.services() if service.passing], 20)
         yield supervisor.services
         supervisor.close()
     finally:
@@ -109,7 +109,7 @@ def _ready(server: ConsulServer) -> bool:
 
 
 def test_consul_down_for_a_minute(single: ConsulServer, postgres_url: str, tmp_path: Path) -> None:
-    """A minute in a soak, as many times to live of the test's as fit into CI otherwise."""
+    """Down for a minute in a soak test, and for five times to live otherwise."""
     with (
         gateways(postgres_url, *[single.url + OPTIONS] * 2) as running,
         Hosts(postgres_url, tmp_path, [single]) as hosts,
@@ -120,24 +120,24 @@ def test_consul_down_for_a_minute(single: ConsulServer, postgres_url: str, tmp_p
         single.kill()
         down = time.monotonic()
         until(lambda: "does not respond" in _supervisor_state(running[0]), 10, "/_health says so")
-        # The lease of whoever held the lock has run out by now: nothing more is begun.
+        # The holder's lease has expired by then: no load begins any more.
         time.sleep(max(0.0, down + 1.5 * TTL - time.monotonic()))
-        begun, sent = _loads(hosts), len(senders.accepted)
+        loads_before, sent = _loads(hosts), len(senders.accepted)
         time.sleep(max(0.0, down + DOWN - time.monotonic()))
-        assert _loads(hosts) == begun
+        assert _loads(hosts) == loads_before
         assert hosts.pending() > 0
-        # The gateways have gone on: they need no lock.
+        # The gateways continue: they need no lock.
         assert len(senders.accepted) > sent + 50
         assert all(gateway.ready() for gateway in running)
         single.start()
-        hosts.until(lambda: _loads(hosts) > begun, hosts.take_over_seconds + 5)
+        hosts.until(lambda: _loads(hosts) > loads_before, hosts.take_over_seconds + 5)
         until(lambda: _supervisor_state(running[0]) == "reachable", 10, "/_health says so")
         hosts.accepted += senders.stop()
         hosts.judge()
         assert all(host.loader.starts == 1 for host in hosts.hosts)
-        # Consul has kept its data, and its agent knows the services again.
+        # Consul has kept its data, and the services are registered again.
         names = [GATEWAY] * 2 + [SCHEDULER] * 3
-        until(lambda: [each.name for each in hosts.supervisor.services()] == names)
+        until(lambda: [service.name for service in hosts.supervisor.services()] == names)
 
 
 def _supervisor_state(gateway: GatewayProcess) -> str:
@@ -159,13 +159,13 @@ def test_gateway_is_deregistered_when_it_is_stopped(
         ) as supervisor,
         gateways(postgres_url, consul_url + OPTIONS) as (gateway,),
     ):
-        until(lambda: [each.passing for each in supervisor.services()] == [True])
+        until(lambda: [service.passing for service in supervisor.services()] == [True])
         (service,) = supervisor.services()
         assert service.address == f"127.0.0.1:{gateway.port}"
         assert service.tags == ("airport",)
         (check,) = consul.call("GET", f"health/checks/{GATEWAY}")
         assert check["ServiceID"] == service.id
-        # Registered as passing; then the agent asks it.
+        # It is registered as passing; then the agent checks it.
         agents = lambda: consul.call("GET", "agent/checks")[check["CheckID"]]  # noqa: E731
         until(lambda: "/_health: 200 OK" in agents()["Output"])
         assert gateway.stop() == 0
@@ -204,9 +204,9 @@ def test_status_has_tables_of_services_and_locks(
 
 @pytest.mark.timeout(120 + 60 * ROUNDS)
 def test_random_rounds(cluster: ConsulCluster, postgres_url: str, tmp_path: Path) -> None:
-    """Two gateways under load, three hosts, three servers, and faults by the dice.
+    """Two gateways under load, three hosts, three servers, and random faults.
 
-    The same again by `make soak SEED=... ROUNDS=...`, as it prints: the same faults, at other moments.
+    It prints the `make soak SEED=... ROUNDS=...` that repeats the same faults, at other moments.
     """
     seed = int(os.environ.get("BLACKSMITH_TEST_SEED") or random.randrange(2**32))
     print(f"make soak SEED={seed} ROUNDS={ROUNDS}")
@@ -223,14 +223,14 @@ def test_random_rounds(cluster: ConsulCluster, postgres_url: str, tmp_path: Path
             print(f"round {number}: {faults.strike()}", flush=True)
             time.sleep(dice.uniform(0.2, 2 * TTL + LOCK_DELAY))
             faults.undo()
-            goes_on = 2 * hosts.take_over_seconds + 15
-            hosts.until(lambda seen=before: len(hosts.recording.loaded()) > seen, goes_on)
+            recovery = 2 * hosts.take_over_seconds + 15
+            hosts.until(lambda seen=before: len(hosts.recording.loaded()) > seen, recovery)
         hosts.accepted += senders.stop()
         hosts.judge()
 
 
 class Faults:
-    """What happens in a round: one or two of these at the same time."""
+    """The faults of a round: one or two of these at the same time."""
 
     def __init__(
         self,
@@ -240,7 +240,7 @@ class Faults:
         hosts: Hosts,
     ) -> None:
         self._dice, self._cluster, self._gateways, self._hosts = dice, cluster, running, hosts
-        self._kinds: list[Callable[[], str]] = [
+        self._faults: list[Callable[[], str]] = [
             self._kill_host,
             self._stop_host,
             self._cut_from_consul,
@@ -253,13 +253,13 @@ class Faults:
         ]
 
     def strike(self) -> str:
-        """Let one or two of them happen; returns what."""
+        """Cause one or two faults; returns their descriptions."""
         return ", ".join(
-            fault() for fault in self._dice.sample(self._kinds, self._dice.choice([1, 2]))
+            fault() for fault in self._dice.sample(self._faults, self._dice.choice([1, 2]))
         )
 
     def undo(self) -> None:
-        """Make everything whole."""
+        """Undo all faults."""
         for server in self._cluster.servers:
             if not server.is_running:
                 server.launch()
@@ -270,14 +270,14 @@ class Faults:
                 gateway.start()
 
     def _host(self) -> Host:
-        """Mostly the one that holds the lock."""
+        """A host, in most cases the holder of the lock."""
         holder_if_any, other = self._dice.random() < 0.7, self._one_of(self._hosts.hosts)
         address = self._hosts.status().address
         holders = [host for host in self._hosts.hosts if host.is_at(address)]
         return holders[0] if holders and holder_if_any else other
 
     def _one_of(self, things: Sequence[T]) -> T:
-        """By one throw, however many there are: a seed gives the same faults again."""
+        """Choose with one random number, so that a seed repeats the same faults."""
         return things[int(self._dice.random() * len(things))]
 
     def _kill_host(self) -> str:
@@ -310,7 +310,7 @@ class Faults:
     def _destroy_a_session(self) -> str:
         chance = self._dice.random()
         with contextlib.suppress(httpx.HTTPError):  # there may be no leader
-            server = next(each for each in self._cluster.servers if each.is_running)
+            server = next(server for server in self._cluster.servers if server.is_running)
             sessions = server.call("GET", "session/list")
             if sessions:
                 chosen = sessions[int(chance * len(sessions))]["ID"]
@@ -327,6 +327,6 @@ class Faults:
 
 
 def test_service_vanishes_and_is_deregistered(vanished: Callable[[], Any]) -> None:
-    """At the end of the module: Consul takes a minute at least, which the other tests have used."""
-    until(lambda: not any(each.passing for each in vanished()), 20, "nothing is passing")
+    """At the end of the module: Consul takes at least a minute, which passes in the other tests."""
+    until(lambda: not any(service.passing for service in vanished()), 20, "nothing is passing")
     until(lambda: vanished() == [], 120, "Consul has deregistered it")

@@ -1,4 +1,4 @@
-"""Supervisors as several processes have them: each with connections of its own."""
+"""Supervisors with connections of their own, as several processes have them."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from blacksmith_dagster.supervisor.consul import ConsulSupervisor
 
 @contextlib.contextmanager
 def connected(url: str, ttl: float) -> Iterator[Supervisor]:
-    """The supervisor at `url`: a store's own, or Consul, whose URL says the time to live itself."""
+    """The supervisor at `url`: a store's own, or Consul, whose URL holds the time to live."""
     with contextlib.ExitStack() as opened:
         supervisor: Supervisor
         if url.startswith("consul:"):

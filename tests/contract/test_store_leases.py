@@ -1,4 +1,4 @@
-"""Locks in the store, when the store is slow or odd."""
+"""Locks in the store when a renewal hangs or is rejected, and after a reboot."""
 
 import contextlib
 import time
@@ -45,7 +45,7 @@ def test_a_lock_whose_renewal_hangs_is_lost_in_time(
             assert time.monotonic() - before < TTL + 0.3
 
 
-def test_a_renewal_that_is_refused_is_a_loss(supervisor: StoreSupervisor, store: SQLStore) -> None:
+def test_a_rejected_renewal_is_a_loss(supervisor: StoreSupervisor, store: SQLStore) -> None:
     lease = supervisor.acquire(KEY, "we")
     assert lease is not None
     before = time.monotonic()

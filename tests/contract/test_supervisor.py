@@ -50,18 +50,18 @@ def supervisor_url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def free_after(supervisor_url: str) -> float:
-    """Seconds within which the lock of a process that has vanished is another's."""
+    """Seconds within which another process has the lock of one that has vanished."""
     return 2 * TTL + 2 if supervisor_url.startswith("consul:") else TTL + 1
 
 
 @pytest.fixture
 def connect(supervisor_url: str) -> Iterator[Connect]:
-    """Makes supervisors as several processes have them: each with connections of its own."""
+    """Makes supervisors with connections of their own, as several processes have them."""
     with contextlib.ExitStack() as opened:
         yield lambda: opened.enter_context(connected(supervisor_url, TTL))
 
 
-# What a process does that only holds a lock: it says so, and later whether it has lost it.
+# A process that holds a lock. It prints the lease's id, and later whether it has lost the lock.
 HOLDER = """
 import sys
 from tests.contract.supervising import connected
@@ -108,14 +108,14 @@ def test_one_holds_a_lock_at_a_time(connect: Connect) -> None:
     assert not lease.lost.is_set()
 
 
-def test_one_of_many_that_ask_at_once_gets_it(connect: Connect) -> None:
+def test_one_of_many_simultaneous_requests_gets_the_lock(connect: Connect) -> None:
     supervisors = [connect() for _ in range(4)]
     with ThreadPoolExecutor(12) as pool:
-        got = list(pool.map(lambda n: supervisors[n % 4].acquire(KEY, str(n)), range(12)))
-    assert len([lease for lease in got if lease is not None]) == 1
+        leases = list(pool.map(lambda n: supervisors[n % 4].acquire(KEY, str(n)), range(12)))
+    assert len([lease for lease in leases if lease is not None]) == 1
 
 
-def test_status_says_who_holds_it(connect: Connect) -> None:
+def test_status_names_the_holder(connect: Connect) -> None:
     ours, theirs = connect(), connect()
     before = ours.status(KEY)
     assert before == LockStatus(KEY, held=False)
@@ -139,30 +139,30 @@ def test_a_lock_is_kept_for_longer_than_its_time_to_live(connect: Connect) -> No
     assert not lease.lost.is_set()
 
 
-def test_who_waits_gets_it_within_200_ms_of_a_release(connect: Connect) -> None:
+def test_a_waiting_process_gets_the_lock_within_200_ms_of_a_release(connect: Connect) -> None:
     ours, theirs = connect(), connect()
-    took: list[float] = []
+    waits: list[float] = []
 
     def wait(_: int) -> float:
         lease = theirs.acquire(KEY, "they", wait=30)
-        at = time.monotonic()
+        acquired = time.monotonic()
         assert lease is not None
         lease.release()
-        return at
+        return acquired
 
     with ThreadPoolExecutor(1) as pool:
         for turn in range(5):
             lease = ours.acquire(KEY, "we")
             assert lease is not None
             waiting = pool.submit(wait, turn)
-            time.sleep(0.05)  # they have begun to wait, somewhere between two looks
+            time.sleep(0.05)  # they have begun to wait, somewhere between two checks
             lease.release()
             released = time.monotonic()
-            took.append(waiting.result(30) - released)
-    assert sorted(took)[2] < 0.2, took
+            waits.append(waiting.result(30) - released)
+    assert sorted(waits)[2] < 0.2, waits
 
 
-def test_with_gives_it_back(connect: Connect) -> None:
+def test_the_end_of_a_with_block_releases_the_lock(connect: Connect) -> None:
     ours, theirs = connect(), connect()
     lease = ours.acquire(KEY, "we")
     assert lease is not None
@@ -172,7 +172,7 @@ def test_with_gives_it_back(connect: Connect) -> None:
     assert theirs.acquire(KEY, "they") is not None
 
 
-def test_close_gives_back_what_is_held(connect: Connect) -> None:
+def test_close_releases_the_held_locks(connect: Connect) -> None:
     ours, theirs = connect(), connect()
     assert ours.acquire(KEY, "we") is not None
     ours.close()
@@ -200,13 +200,13 @@ def test_a_process_that_was_paused_knows_that_it_has_lost(
         lease = _acquire_from_paused(supervisor, process)
         out, _ = process.communicate("\n", timeout=30)
         assert out.split() == ["True", "False"]
-        # It has released what it believed to hold: that changed nothing for us.
+        # It released the lock that it believed to hold, which changed nothing for us.
         assert lease.confirm()
         assert connect().acquire(KEY, "they") is None
 
 
 def _acquire_from_paused(supervisor: Supervisor, process: "subprocess.Popen[str]") -> Lease:
-    """Pause the holder until its lock is ours; wake it if it was paused within a write."""
+    """Pause the holder until we have its lock; resume it if it was paused in a write."""
     process.send_signal(signal.SIGSTOP)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(supervisor.acquire, KEY, "we", wait=30)
@@ -218,7 +218,7 @@ def _acquire_from_paused(supervisor: Supervisor, process: "subprocess.Popen[str]
     return lease
 
 
-def test_locks_are_those_that_are_held(connect: Connect) -> None:
+def test_locks_lists_the_held_ones(connect: Connect) -> None:
     ours, theirs = connect(), connect()
     assert theirs.locks() == []
     other = ours.acquire("load/warehouse/alerts", "we")
@@ -235,17 +235,17 @@ def test_a_registered_service_is_listed_until_it_is_deregistered(connect: Connec
     ours, theirs = connect(), connect()
     with registered(ours, this_process(SCHEDULER, ["lake", "mail"])):
         until(theirs.services)
-        (found,) = theirs.services()
-        described = (found.name, found.passing, found.version)
+        (service,) = theirs.services()
+        described = (service.name, service.passing, service.version)
         assert described == (SCHEDULER, True, version("blacksmith-dagster"))
-        assert found.tags == ("lake", "mail")
-        assert here() in found.id
+        assert service.tags == ("lake", "mail")
+        assert here() in service.id
         ours.register(Service(GATEWAY, "gateway-1", "10.0.0.7", 8420))
         until(lambda: len(theirs.services()) == 2)
         gateway, scheduler = theirs.services()
-        assert scheduler == found
+        assert scheduler == service
         assert (gateway.name, gateway.address) == (GATEWAY, "10.0.0.7:8420")
-    assert [each.id for each in theirs.services()] == ["gateway-1"]
+    assert [service.id for service in theirs.services()] == ["gateway-1"]
     ours.close()
     assert theirs.services() == []
 
@@ -256,24 +256,24 @@ def test_a_service_is_kept_for_longer_than_its_time_to_live(connect: Connect) ->
     until(theirs.services)
     until_later = time.monotonic() + 6 * TTL
     while time.monotonic() < until_later:
-        assert [each.passing for each in theirs.services()] == [True]
+        assert [service.passing for service in theirs.services()] == [True]
         time.sleep(TTL / 2)
 
 
-def test_a_service_that_says_nothing_is_not_well(connect: Connect) -> None:
+def test_a_service_that_is_not_renewed_is_not_healthy(connect: Connect) -> None:
     ours, theirs = connect(), connect()
     ours.register(this_process(SCHEDULER))
-    until(lambda: any(each.passing for each in theirs.services()))
+    until(lambda: any(service.passing for service in theirs.services()))
     assert isinstance(ours, StoreSupervisor | ConsulSupervisor)
     ours._renewals.stop()
-    until(lambda: not any(each.passing for each in theirs.services()))
+    until(lambda: not any(service.passing for service in theirs.services()))
 
 
-def test_ready_says_nothing_while_locks_can_be_had(connect: Connect) -> None:
+def test_ready_raises_nothing_while_locks_can_be_acquired(connect: Connect) -> None:
     assert connect().ready() is None
 
 
-def test_open_supervisor_knows_the_stores_own_and_consul(store_url: str) -> None:
+def test_open_supervisor_opens_the_stores_own_and_consul(store_url: str) -> None:
     with contextlib.closing(open_store(store_url, upgrade=True)) as store:
         with contextlib.closing(open_supervisor(None, store)) as supervisor:
             assert isinstance(supervisor, StoreSupervisor)
