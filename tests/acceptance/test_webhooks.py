@@ -355,7 +355,7 @@ def test_github_headers_are_needed(webhooks: Webhooks, missing: str) -> None:
 @pytest.mark.parametrize(
     ("body", "media", "status", "says"),
     [
-        ("{}", "application/json", 400, "this is no CloudEvent"),
+        ("{}", "application/json", 400, "this is not a CloudEvent"),
         ("{}", "application/cloudevents+json", 422, "at `$.specversion`"),
         ("{}", "application/cloudevents-batch+json", 422, "Expected `array`"),
         ("<e/>", "application/cloudevents+xml", 415, "send JSON"),
