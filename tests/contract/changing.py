@@ -1,4 +1,4 @@
-"""Someone who listens to a database by hand, and keeps what comes with its cursor as a store does."""
+"""A listener for tests, which keeps the events of a database and their cursor as a store does."""
 
 import threading
 import time
@@ -16,16 +16,16 @@ from blacksmith_dagster.sources import Change
 Changes = SourceEvent[Change, Listener, Iterable[Event[Change]]]
 
 RESPONDS_SOON = "?options=-c%20wal_sender_timeout%3D2s"
-"""Has the server ask every second where the listener is, not every half minute."""
+"""Makes the server ask for a report every second instead of every half minute."""
 
 PATIENCE = 60.0
 
 
 class Ledger:
-    """What was kept: the data of events and their cursor, in one step, as they would be in a store.
+    """Keeps the data of events and their cursor in one step, as a store does.
 
-    - `held`: while it is set, what is yielded is read and not kept.
-    - `stop_after`: stop without a word once so many events are kept; what was yielded is lost.
+    - `held`: while it is set, yielded events are read and not kept.
+    - `stop_after`: stop abruptly once this many events are kept; later ones are lost.
     """
 
     def __init__(self) -> None:
@@ -38,13 +38,13 @@ class Ledger:
 
     @contextmanager
     def listening(self, event: Changes, *, retried: bool = False) -> Iterator[None]:
-        """Listen for `event` in a thread; if `retried`, again whenever the database is away."""
+        """Listen for `event` in a thread; if `retried`, again after each `Unavailable`."""
         stop = threading.Event()
 
         def listen() -> None:
             while True:
                 try:
-                    return self._take(event, stop)
+                    return self._keep_events(event, stop)
                 except Unavailable as error:
                     if not retried:
                         self.error = error
@@ -64,14 +64,14 @@ class Ledger:
             assert not thread.is_alive()
 
     def listen(self, event: Changes) -> BaseException | None:
-        """Listen until it ends by itself; returns the error that ended it."""
+        """Listen until an error ends it; returns the error."""
         self.error = None
         with self.listening(event):
             self.wait(lambda: self.error is not None)
         return self.error
 
     def wait(self, condition: Callable[[], Any]) -> None:
-        """Wait for a condition, or for the error that ended the listening."""
+        """Wait for a condition; raises the error that ended the listening."""
         deadline = time.monotonic() + PATIENCE
         while not condition():
             if self.error is not None:
@@ -80,18 +80,18 @@ class Ledger:
             time.sleep(0.01)
 
     def wait_for(self, number: int) -> Sequence[Any]:
-        """The first `number` events, once they are kept; no more may have come."""
+        """The first `number` events, once they are kept; there may not be more."""
         self.wait(lambda: len(self.data) >= number)
         assert len(self.data) == number, self.data[number:]
         return self.data
 
-    def _take(self, event: Changes, stop: threading.Event) -> None:
+    def _keep_events(self, event: Changes, stop: threading.Event) -> None:
         listener = self.listener = Listener(msgspec.json.decode(self.cursor), stop)
         pending: list[Any] = []
         events = iter(event(listener))
         try:
-            for each in events:
-                pending += [] if each == [] else [each.data]
+            for yielded in events:
+                pending += [] if yielded == [] else [yielded.data]
                 cursor = msgspec.json.encode(listener.cursor).decode()
                 if self.held.is_set():
                     continue
@@ -105,15 +105,15 @@ class Ledger:
 
 
 def shown(changes: Iterable[Change]) -> list[tuple[str, str, Any, Any]]:
-    """What a test compares: operation, table, old, new."""
-    return [(each.operation, each.table, each.old, each.new) for each in changes]
+    """The parts that a test compares: operation, table, old, new."""
+    return [(change.operation, change.table, change.old, change.new) for change in changes]
 
 
 def run(url: str, *statements: str) -> None:
-    """Run statements, each in a transaction of its own."""
+    """Run each statement in its own transaction."""
     with psycopg.connect(url, autocommit=True) as connection:
-        for each in statements:
-            connection.execute(each)
+        for statement in statements:
+            connection.execute(statement)
 
 
 def ask(url: str, query: str) -> Any:
@@ -125,12 +125,12 @@ def ask(url: str, query: str) -> Any:
 
 
 def confirmed(url: str) -> int:
-    """Up to where the database's only slot has forgotten, as a number."""
+    """The place in the log that is confirmed for the database's only slot, as a number."""
     return int(ask(url, "SELECT confirmed_flush_lsn - '0/0' FROM pg_replication_slots"))
 
 
 def wait_until_free(url: str) -> None:
-    """Wait until nobody reads a slot of this database."""
+    """Wait until no session streams from a slot of this database."""
     deadline = time.monotonic() + PATIENCE
     query = (
         "SELECT count(*) FROM pg_replication_slots WHERE active AND database = current_database()"

@@ -1,4 +1,4 @@
-"""The changes of PostgreSQL's tables come once each, with what they were and what they became."""
+"""Each change of a PostgreSQL table arrives once, with the row before and after it."""
 
 import json
 import random
@@ -31,10 +31,10 @@ CUSTOMERS = "CREATE TABLE customers (id int PRIMARY KEY, name text, note text)"
 @pytest.fixture
 def url(postgres: Postgres) -> Iterator[str]:
     """An empty database whose slots are dropped with it."""
-    made = postgres.create_database()
-    yield made
-    wait_until_free(made)
-    postgres.drop_database(made)
+    url = postgres.create_database()
+    yield url
+    wait_until_free(url)
+    postgres.drop_database(url)
 
 
 @pytest.fixture
@@ -43,13 +43,13 @@ def ledger() -> Ledger:
 
 
 def changes_of(url: str, *tables: str, snapshot: bool = False, slot: str | None = None) -> Changes:
-    """The changes of tables, by a slot that is the database's own."""
+    """A source event of the tables' changes, whose slot has the database's name by default."""
     name = slot or url.rpartition("/")[2]
     source = PostgresSource("crm", url=url + RESPONDS_SOON)
     return source.changes("changed", tables=tables, snapshot=snapshot, slot=name)
 
 
-def test_rows_come_with_what_they_were_and_what_they_became(url: str, ledger: Ledger) -> None:
+def test_changes_have_the_row_before_and_after(url: str, ledger: Ledger) -> None:
     run(url, CUSTOMERS)
     event = changes_of(url, "public.customers")
     with ledger.listening(event):
@@ -68,9 +68,9 @@ def test_rows_come_with_what_they_were_and_what_they_became(url: str, ledger: Le
         ("delete", "customers", {"id": 2}, None),
         ("truncate", "customers", None, None),
     ]
-    assert [each.position for each in changes] == [1, 2, 3, 4, 1]
-    assert len({(each.lsn, each.xid, each.committed_at) for each in changes[:4]}) == 1
-    assert [each.order for each in changes] == sorted(each.order for each in changes)
+    assert [change.position for change in changes] == [1, 2, 3, 4, 1]
+    assert len({(change.lsn, change.xid, change.committed_at) for change in changes[:4]}) == 1
+    assert [change.order for change in changes] == sorted(change.order for change in changes)
 
 
 def test_full_identity_shows_the_whole_old_row(url: str, ledger: Ledger) -> None:
@@ -87,7 +87,7 @@ def test_full_identity_shows_the_whole_old_row(url: str, ledger: Ledger) -> None
     ]
 
 
-def test_long_value_that_was_not_touched_is_left_out(url: str, ledger: Ledger) -> None:
+def test_an_unchanged_long_value_is_left_out(url: str, ledger: Ledger) -> None:
     run(url, CUSTOMERS, "ALTER TABLE customers ALTER note SET STORAGE EXTERNAL")
     with ledger.listening(changes_of(url, "customers")):
         ledger.wait(lambda: ledger.cursor != "null")
@@ -110,7 +110,7 @@ def test_rollback_makes_nothing(url: str, ledger: Ledger) -> None:
             connection.execute("INSERT INTO customers VALUES (3, 'never', NULL)")
             connection.execute("ROLLBACK TO here")
         run(url, "INSERT INTO customers VALUES (4, 'kept', NULL)")
-        assert [each.new["id"] for each in ledger.wait_for(2)] == [2, 4]
+        assert [change.new["id"] for change in ledger.wait_for(2)] == [2, 4]
 
 
 VALUES = {
@@ -153,7 +153,7 @@ VALUES = {
     "mood[]": ("'{fine,sad}'", "{fine,sad}"),
     "text ": ("NULL", None),
 }
-"""By type: a value in SQL, and in a change."""
+"""By type: a value in SQL, and the same value in a change."""
 
 
 def test_values_are_reported_by_their_type_in_a_snapshot_and_after(
@@ -171,11 +171,11 @@ def test_values_are_reported_by_their_type_in_a_snapshot_and_after(
     with ledger.listening(changes_of(url, "typed", snapshot=True)):
         ledger.wait_for(2)
         run(url, f"INSERT INTO typed VALUES (2, {values})")
-        found, completed, inserted = ledger.wait_for(3)
-    assert (found.operation, completed.operation) == ("snapshot", "snapshot_completed")
-    columns = {f"c{place}": wanted for place, (_, wanted) in enumerate(VALUES.values())}
+        read, completed, inserted = ledger.wait_for(3)
+    assert (read.operation, completed.operation) == ("snapshot", "snapshot_completed")
+    columns = {f"c{place}": value for place, (_, value) in enumerate(VALUES.values())}
     assert inserted.new == {"id": 2} | columns
-    assert found.new == {"id": 1} | columns
+    assert read.new == {"id": 1} | columns
     json.dumps(inserted.new, allow_nan=False)
 
 
@@ -208,7 +208,7 @@ def test_big_transaction_restarted_in_the_middle_comes_once(url: str, ledger: Le
         wait_until_free(url)
         with ledger.listening(event):
             ledger.wait(lambda: len(ledger.data) >= (ledger.stop_after or 20_010))
-    assert [each.new["id"] for each in ledger.wait_for(20_010)] == [
+    assert [change.new["id"] for change in ledger.wait_for(20_010)] == [
         *range(1, 20_001),
         *range(1, 11),
     ]
@@ -231,7 +231,9 @@ def test_snapshot_then_stream_has_no_gap(url: str, ledger: Ledger) -> None:
         writer.start()
     try:
         with ledger.listening(changes_of(url, "customers", snapshot=True)):
-            ledger.wait(lambda: any(each.operation == "snapshot_completed" for each in ledger.data))
+            ledger.wait(
+                lambda: any(change.operation == "snapshot_completed" for change in ledger.data)
+            )
             ledger.wait(lambda: len(ledger.data) > 4_000)
             done.set()
             for writer in writers:
@@ -265,25 +267,25 @@ def _write_at_random(url: str, randomly: random.Random, done: threading.Event) -
 
 
 def _replayed(changes: list[Change]) -> dict[int, str]:
-    """The table as the changes make it; each must be of what was there before it."""
+    """The table after all changes; each change must fit the rows before it."""
     rows: dict[int, str] = {}
-    for each in changes:
-        if each.operation in ("snapshot", "insert"):
-            assert each.new is not None
-            assert each.new["id"] not in rows, each
-            rows[each.new["id"]] = each.new["name"]
-        elif each.operation == "update":
-            assert each.new is not None
-            # One more dot than before: none was left out, none came twice.
-            assert each.new["name"] == rows[each.new["id"]] + ".", each
-            rows[each.new["id"]] = each.new["name"]
-        elif each.operation == "delete":
-            assert each.old is not None
-            del rows[each.old["id"]]
+    for change in changes:
+        if change.operation in ("snapshot", "insert"):
+            assert change.new is not None
+            assert change.new["id"] not in rows, change
+            rows[change.new["id"]] = change.new["name"]
+        elif change.operation == "update":
+            assert change.new is not None
+            # One more dot than before: no update was left out or came twice.
+            assert change.new["name"] == rows[change.new["id"]] + ".", change
+            rows[change.new["id"]] = change.new["name"]
+        elif change.operation == "delete":
+            assert change.old is not None
+            del rows[change.old["id"]]
     return rows
 
 
-def test_snapshot_that_was_broken_off_is_begun_anew(url: str, ledger: Ledger) -> None:
+def test_an_interrupted_snapshot_starts_over(url: str, ledger: Ledger) -> None:
     run(url, CUSTOMERS, "CREATE TABLE orders (id int PRIMARY KEY)")
     run(url, "INSERT INTO customers SELECT i, 'x', NULL FROM generate_series(1, 10) i")
     run(url, "INSERT INTO orders VALUES (1)")
@@ -298,20 +300,20 @@ def test_snapshot_that_was_broken_off_is_begun_anew(url: str, ledger: Ledger) ->
         changes = ledger.wait_for(5 + 9 + 1 + 1 + 1)
         first, second = changes[0].lsn, changes[-1].lsn
         assert first != second
-        assert [each.lsn for each in changes] == [first] * 5 + [second] * 12
-        assert [each.new["id"] for each in changes[5:14]] == list(range(2, 11))
-        assert [(each.operation, each.table) for each in changes[14:]] == [
+        assert [change.lsn for change in changes] == [first] * 5 + [second] * 12
+        assert [change.new["id"] for change in changes[5:14]] == list(range(2, 11))
+        assert [(change.operation, change.table) for change in changes[14:]] == [
             ("snapshot_completed", "customers"),
             ("snapshot", "orders"),
             ("snapshot_completed", "orders"),
         ]
     wait_until_free(url)
     run(url, "INSERT INTO orders VALUES (2)")
-    with ledger.listening(event):  # a finished one is not
+    with ledger.listening(event):  # a finished one does not
         assert ledger.wait_for(18)[-1].new == {"id": 2}
 
 
-@pytest.mark.parametrize("when", ["at rest", "made anew"])
+@pytest.mark.parametrize("when", ["at rest", "created again"])
 def test_slot_dropped(url: str, ledger: Ledger, when: str) -> None:
     run(url, CUSTOMERS)
     event = changes_of(url, "customers", slot="blacksmith_first")
@@ -320,14 +322,14 @@ def test_slot_dropped(url: str, ledger: Ledger, when: str) -> None:
     wait_until_free(url)
     run(url, "INSERT INTO customers VALUES (1, 'lost', NULL)")
     run(url, "SELECT pg_drop_replication_slot('blacksmith_first')")
-    if when == "made anew":
-        make = "SELECT pg_create_logical_replication_slot('blacksmith_first', 'pgoutput')"
-        run(url, make)
+    if when == "created again":
+        create = "SELECT pg_create_logical_replication_slot('blacksmith_first', 'pgoutput')"
+        run(url, create)
     error = ledger.listen(event)
     assert isinstance(error, ChangesLost)
     lsn = json.loads(ledger.cursor)["lsn"]
-    for named in ("blacksmith_first", f"committed after {lsn}", "slot='...'", "snapshot=True"):
-        assert named in str(error)
+    for fact in ("blacksmith_first", f"committed after {lsn}", "slot='...'", "snapshot=True"):
+        assert fact in str(error)
     assert isinstance(ledger.listen(event), ChangesLost)  # and not only once
 
     ledger.error = None
@@ -339,7 +341,7 @@ def test_slot_dropped(url: str, ledger: Ledger, when: str) -> None:
     )
 
 
-def test_slot_that_the_server_gave_up_is_reported(durable_postgres: PostgresServer) -> None:
+def test_a_slot_that_the_server_invalidated_is_reported(durable_postgres: PostgresServer) -> None:
     url, ledger = durable_postgres.create_database(), Ledger()
     run(url, CUSTOMERS, "ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'")
     run(url, "ALTER SYSTEM SET max_wal_size = '32MB'", "SELECT pg_reload_conf()")
@@ -356,7 +358,7 @@ def test_slot_that_the_server_gave_up_is_reported(durable_postgres: PostgresServ
     assert "max_slot_wal_keep_size" in str(error)
 
 
-@pytest.mark.parametrize("when", ["at rest", "made anew"])
+@pytest.mark.parametrize("when", ["at rest", "created again"])
 def test_publication_dropped_is_reported(url: str, ledger: Ledger, when: str) -> None:
     run(url, CUSTOMERS)
     event = changes_of(url, "customers", slot="blacksmith_published")
@@ -364,7 +366,7 @@ def test_publication_dropped_is_reported(url: str, ledger: Ledger, when: str) ->
         ledger.wait(lambda: ledger.cursor != "null")
     wait_until_free(url)
     run(url, "DROP PUBLICATION blacksmith_published", "INSERT INTO customers VALUES (1)")
-    if when == "made anew":  # and missing for a part of the log
+    if when == "created again":  # and missing for a part of the log
         run(url, "CREATE PUBLICATION blacksmith_published FOR TABLE customers")
     for _ in range(2):
         assert isinstance(error := ledger.listen(event), ChangesLost)
@@ -398,7 +400,7 @@ def test_table_altered(url: str, ledger: Ledger) -> None:
     ]
 
 
-def test_changes_go_on_after_the_database_has_restarted(durable_postgres: PostgresServer) -> None:
+def test_changes_continue_after_a_restart_of_the_database(durable_postgres: PostgresServer) -> None:
     url, ledger = durable_postgres.create_database(), Ledger()
     run(url, CUSTOMERS)
     event = changes_of(url, "customers")
@@ -417,7 +419,7 @@ def test_changes_go_on_after_the_database_has_restarted(durable_postgres: Postgr
                 durable_postgres.restart(how)  # type: ignore[arg-type]
         run(url, "INSERT INTO customers VALUES (0)")
         ledger.wait(lambda: ledger.data and ledger.data[-1].new["id"] == 0)
-    assert [each.new["id"] for each in ledger.data] == [*range(1, written + 1), 0]
+    assert [change.new["id"] for change in ledger.data] == [*range(1, written + 1), 0]
 
 
 def test_slot_never_passes_what_is_committed(url: str, ledger: Ledger) -> None:
@@ -428,17 +430,17 @@ def test_slot_never_passes_what_is_committed(url: str, ledger: Ledger) -> None:
         run(url, "INSERT INTO customers VALUES (1, 'held', NULL)")
         ledger.wait(lambda: ledger.listener.cursor["change"] == 1)
         written = ledger.listener.cursor["lsn"]
-        safe = confirmed(url)
-        for _ in range(5):  # it is asked where it is again and again meanwhile
+        confirmed_before = confirmed(url)
+        for _ in range(5):  # meanwhile the server asks for reports
             run(url, "INSERT INTO other VALUES (1)")
             query = "SELECT reply_time > now() FROM pg_stat_replication"
             with psycopg.connect(url) as connection:  # its now() is when this began
                 ledger.wait(lambda: connection.execute(query).fetchone() == (True,))  # noqa: B023
-        assert confirmed(url) == safe
+        assert confirmed(url) == confirmed_before
         ledger.held.clear()
         run(url, "INSERT INTO customers VALUES (2, 'kept', NULL)")
         ledger.wait_for(2)
-        ledger.wait(lambda: confirmed(url) > safe)
+        ledger.wait(lambda: confirmed(url) > confirmed_before)
         assert confirmed(url) > int(ask(url, f"SELECT '{written}'::pg_lsn - '0/0'"))
 
 
@@ -452,7 +454,7 @@ def test_idle_wal_is_released(url: str, ledger: Ledger) -> None:
     assert ledger.data == []
 
 
-def test_database_shuts_down_beside_a_listener(durable_postgres: PostgresServer) -> None:
+def test_a_database_with_a_listener_shuts_down(durable_postgres: PostgresServer) -> None:
     url, ledger = durable_postgres.create_database(), Ledger()
     run(url, CUSTOMERS)
     with ledger.listening(changes_of(url, "customers")):
@@ -461,20 +463,20 @@ def test_database_shuts_down_beside_a_listener(durable_postgres: PostgresServer)
         ledger.wait_for(1)
         process = durable_postgres.process
         assert process is not None
-        process.terminate()  # it waits for its standbys, and so for us
+        process.terminate()  # it waits for its standbys, and so for the listener
         assert process.wait(30) == 0
         ledger.wait_for(1) if ledger.error is None else None
     assert isinstance(ledger.error, Unavailable)
 
 
-def test_slot_that_waits_for_a_transaction_is_not_waited_for_at_a_stop(
+def test_stopping_does_not_wait_for_a_slot_that_waits_for_a_transaction(
     durable_postgres: PostgresServer,
 ) -> None:
     url, ledger = durable_postgres.create_database(), Ledger()
     run(url, CUSTOMERS)
-    held = psycopg.connect(url)
-    held.execute("CREATE TABLE other (id int)")  # a slot is made once this has ended
-    with closing(held), ledger.listening(changes_of(url, "customers")):
+    connection = psycopg.connect(url)
+    connection.execute("CREATE TABLE other (id int)")  # a slot is created once this has ended
+    with closing(connection), ledger.listening(changes_of(url, "customers")):
         waiting = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'CREATE_REPLICATION%'"
         ledger.wait(lambda: ask(url, waiting))
     assert ledger.error is None
@@ -492,14 +494,14 @@ def test_silent_server_is_reported(
         ledger.wait(lambda: ledger.cursor != "null")
         server = psutil.Process(durable_postgres.process.pid)  # type: ignore[union-attr]
         processes = [server, *server.children(recursive=True)]
-        for each in processes:
-            each.suspend()
+        for process in processes:
+            process.suspend()
         try:
             with pytest.raises(Unavailable, match="silent for 2 seconds"):
                 ledger.wait(lambda: False)
         finally:
-            for each in processes:
-                each.resume()
+            for process in processes:
+                process.resume()
 
 
 def test_partitions_come_as_their_table(url: str, ledger: Ledger) -> None:
@@ -512,21 +514,21 @@ def test_partitions_come_as_their_table(url: str, ledger: Ledger) -> None:
     with ledger.listening(changes_of(url, "parts", snapshot=True)):
         ledger.wait_for(2)
         run(url, "INSERT INTO parts VALUES (2, '2026-01-02')")
-        assert [(each.table, each.operation) for each in ledger.wait_for(3)] == [
+        assert [(change.table, change.operation) for change in ledger.wait_for(3)] == [
             ("parts", "snapshot"),
             ("parts", "snapshot_completed"),
             ("parts", "insert"),
         ]
 
 
-def test_publication_made_by_hand_decides_rows_and_columns(url: str, ledger: Ledger) -> None:
+def test_a_publication_created_by_hand_chooses_rows_and_columns(url: str, ledger: Ledger) -> None:
     run(url, CUSTOMERS, "INSERT INTO customers VALUES (1, 'a', 'secret'), (-1, 'b', 'secret')")
     name = url.rpartition("/")[2]
     run(url, f"CREATE PUBLICATION {name} FOR TABLE customers (id, name) WHERE (id > 0)")
     with ledger.listening(changes_of(url, "customers", snapshot=True)):
         ledger.wait_for(2)
         run(url, "INSERT INTO customers VALUES (-2, 'b', 'secret'), (2, 'b', 'secret')")
-        assert [each.new for each in ledger.wait_for(3)] == [
+        assert [change.new for change in ledger.wait_for(3)] == [
             {"id": 1, "name": "a"},
             None,
             {"id": 2, "name": "b"},
@@ -542,7 +544,7 @@ def test_tables_declared_later_are_added(url: str, ledger: Ledger) -> None:
     with ledger.listening(changes_of(url, "customers", "orders")):
         ledger.wait_for(1)
         run(url, "INSERT INTO orders VALUES (2)")
-        assert [(each.table, each.new["id"]) for each in ledger.wait_for(2)] == [
+        assert [(change.table, change.new["id"]) for change in ledger.wait_for(2)] == [
             ("customers", 1),
             ("orders", 2),
         ]
@@ -570,7 +572,7 @@ def test_table_without_a_key_is_not_published(url: str, ledger: Ledger) -> None:
     error = ledger.listen(changes_of(url, "keyless"))
     assert isinstance(error, DeclarationError)
     assert "REPLICA IDENTITY FULL" in str(error)
-    run(url, "UPDATE keyless SET id = 2")  # as it would refuse, had it been published
+    run(url, "UPDATE keyless SET id = 2")  # which fails on a published table
     run(url, "ALTER TABLE keyless REPLICA IDENTITY FULL")
     ledger.error = None
     with ledger.listening(changes_of(url, "keyless")):
@@ -619,7 +621,7 @@ def test_missing_rights_are_reported_without_the_password(url: str, ledger: Ledg
         run(url, f"DROP PUBLICATION IF EXISTS {url.rpartition('/')[2]}")
         run(url, f"REASSIGN OWNED BY {role} TO postgres", f"DROP OWNED BY {role}")
         run(url, f"DROP ROLE {role}")
-    assert all(isinstance(each, SettingsError) for each in errors)
+    assert all(isinstance(error, SettingsError) for error in errors)
     assert "REPLICATION" in str(errors[0])
     assert "CREATE PUBLICATION" in str(errors[1])
     assert "row-level security" in str(errors[2])

@@ -1,4 +1,4 @@
-"""What PostgreSQL notifies while someone listens comes as an event."""
+"""Each notification that PostgreSQL sends while the listener runs becomes an event."""
 
 import contextlib
 from typing import Any
@@ -17,7 +17,7 @@ def alerts_of(url: str) -> Any:
 
 
 def notify(url: str, *payloads: str, channel: str = 'al"erts') -> int:
-    """Notify in one transaction; returns the number of the server's process."""
+    """Notify in one transaction; returns the process of the server."""
     with psycopg.connect(url) as connection:
         for payload in payloads:
             connection.execute("SELECT pg_notify(%s, %s)", [channel, payload])
@@ -25,7 +25,7 @@ def notify(url: str, *payloads: str, channel: str = 'al"erts') -> int:
 
 
 def wait_for_listener(ledger: Ledger, url: str) -> None:
-    # A LISTEN that was waited for is the last statement of its session.
+    # A finished LISTEN is the last statement of its session.
     query = (
         "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%' AND state = 'idle'"
         " AND datname = current_database()"
@@ -33,15 +33,15 @@ def wait_for_listener(ledger: Ledger, url: str) -> None:
     ledger.wait(lambda: ask(url, query) == 1)
 
 
-def test_notifications_come_in_order_with_what_was_sent(postgres_url: str) -> None:
+def test_notifications_arrive_in_order_with_their_payload(postgres_url: str) -> None:
     ledger, longest = Ledger(), "ü" * 3999
     with ledger.listening(alerts_of(postgres_url)):
         wait_for_listener(ledger, postgres_url)
         notify(postgres_url, "elsewhere", channel="alerts")
         first = notify(postgres_url, "one", "", longest)
         second = notify(postgres_url, "two")
-        heard = ledger.wait_for(4)
-    assert heard == [
+        notifications = ledger.wait_for(4)
+    assert notifications == [
         Notification('al"erts', "one", first),
         Notification('al"erts', "", first),
         Notification('al"erts', longest, first),
@@ -50,7 +50,7 @@ def test_notifications_come_in_order_with_what_was_sent(postgres_url: str) -> No
     assert ledger.cursor == "null"  # there is nothing to continue from
 
 
-def test_many_notifications_are_all_heard(postgres_url: str) -> None:
+def test_many_notifications_all_arrive(postgres_url: str) -> None:
     ledger = Ledger()
     with ledger.listening(alerts_of(postgres_url)):
         wait_for_listener(ledger, postgres_url)
@@ -63,7 +63,7 @@ def test_many_notifications_are_all_heard(postgres_url: str) -> None:
         ]
 
 
-def test_listening_goes_on_after_the_database_has_restarted(
+def test_listening_continues_after_a_restart_of_the_database(
     durable_postgres: PostgresServer,
 ) -> None:
     url, ledger = durable_postgres.create_database(), Ledger()

@@ -1,4 +1,4 @@
-"""PostgreSQL as a source, as far as it is declared: nothing is connected to."""
+"""The declaration of a PostgreSQL source, without a connection."""
 
 from datetime import UTC, datetime
 
@@ -16,11 +16,11 @@ def test_events_are_listened_for_and_inherit() -> None:
     crm = source()
     changed = crm.changes("changed", tables=["public.customers"], tags={"a": "b"})
     alerts = crm.notifications("alerts", channel="alerts")
-    assert [type(each.trigger) for each in crm.events.values()] == [CDC, CDC]
+    assert [type(event.trigger) for event in crm.events.values()] == [CDC, CDC]
     assert (changed.model, alerts.model) == (Change, Notification)
     assert (changed.keep, changed.owners) == (crm.keep, crm.owners)
     assert changed.tags == {"a": "b"}
-    assert alerts.description == "What is notified on the channel alerts."
+    assert alerts.description == "The notifications on the channel alerts."
 
 
 @pytest.mark.parametrize("tables", [[], "public.customers", [""]])
@@ -30,13 +30,13 @@ def test_tables_are_named(tables: list[str]) -> None:
 
 
 @pytest.mark.parametrize("slot", ["Upper", "a-b", "", "x" * 64])
-def test_slot_is_one_that_postgresql_accepts(slot: str) -> None:
-    with pytest.raises(DeclarationError, match="name it with slot="):
+def test_a_slot_has_a_name_that_postgresql_accepts(slot: str) -> None:
+    with pytest.raises(DeclarationError, match="give a slot= of up to 63"):
         source().changes("changed", tables=["t"], slot=slot)
 
 
 @pytest.mark.parametrize("channel", ["", "x" * 64, "ü" * 32])
-def test_channel_is_one_that_postgresql_accepts(channel: str) -> None:
+def test_a_channel_has_a_name_that_postgresql_accepts(channel: str) -> None:
     with pytest.raises(DeclarationError, match="1 to 63 bytes"):
         source().notifications("alerts", channel=channel)
 

@@ -1,4 +1,4 @@
-"""PostgreSQL as a source, by its replication protocol and by LISTEN."""
+"""PostgreSQL as a source: changes by logical replication, notifications by LISTEN."""
 
 from blacksmith_dagster.sources.postgres.change import Change, Notification
 from blacksmith_dagster.sources.postgres.source import PostgresSource

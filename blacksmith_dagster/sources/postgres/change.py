@@ -1,4 +1,4 @@
-"""What comes out of a PostgreSQL database: changes of rows, and notifications."""
+"""The data of a PostgreSQL source's events: changes of rows, and notifications."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ Operation: TypeAlias = Literal[
 
 
 class Change(msgspec.Struct, frozen=True):
-    """A row that was changed, as its transaction left it; or one as a snapshot found it.
+    """A change of one row, or a row of a snapshot.
 
-    - `operation`: 'insert', 'update', 'delete', 'truncate' (all of the table's rows), 'snapshot' (a
-      row that was there when listening began), 'snapshot_completed' (all of the table's rows have
-      come).
-    - `schema`, `table`: which table, as it was called then.
-    - `lsn`: where in the database's log the transaction was committed, or the snapshot was taken, as
-      PostgreSQL writes it: '0/16B3748'.
-    - `position`: the change's place in its transaction, 1 for the first; 0 in a snapshot.
-    - `committed_at`: when that was, by the database's clock.
+    - `operation`: 'insert', 'update', 'delete', 'truncate' (all rows of the table), 'snapshot' (a row
+      that existed when listening began), 'snapshot_completed' (the table's last row has been sent).
+    - `schema`, `table`: the table, by its name at the time of the change.
+    - `lsn`: the place in the database's log at which the transaction was committed, or of the
+      snapshot, as PostgreSQL writes it: '0/16B3748'.
+    - `position`: the change's number in its transaction, 1 for the first; 0 in a snapshot.
+    - `committed_at`: when the transaction was committed, by the database's clock; in a snapshot, when
+      that was read.
     - `xid`: the transaction's number; `None` in a snapshot.
-    - `new`: the row by columns; `None` for 'delete' and 'truncate'. A long value that an update has
-      not touched is not sent, and its column is missing here.
-    - `old`: what the row was before: by default `None` for an update that left the key as it was,
-      else the columns of the key; all columns if the table has REPLICA IDENTITY FULL.
+    - `new`: the row by column; `None` for 'delete' and 'truncate'. The server does not send a long
+      value that an update left unchanged: its column is missing here.
+    - `old`: the row before the change. By default only the columns of the key, and `None` for an
+      update that left the key unchanged; all columns if the table has REPLICA IDENTITY FULL.
 
     >>> from datetime import UTC
     >>> change = Change("insert", "public", "customers", "0/16B3748", 1, datetime.now(UTC))
@@ -47,15 +47,15 @@ class Change(msgspec.Struct, frozen=True):
 
     @property
     def order(self) -> str:
-        """Where the change lies among all of its database: a later one's is greater, as text.
+        """Text that sorts the changes of a database: a later change has the greater text.
 
-        Kept beside a row, as a destination's `newest`, it decides between two changes of it.
+        Stored with a row, as a destination's `newest`, it tells which of two changes is the later.
         """
         return f"{parse_lsn(self.lsn):016X}-{self.position:08d}"
 
 
 class Notification(msgspec.Struct, frozen=True):
-    """A NOTIFY that was heard. `pid`: the number of the server's process that sent it.
+    """A received NOTIFY. `pid` is the server process that sent it.
 
     >>> Notification("alerts", '{"disk": "full"}', 4711).channel
     'alerts'
@@ -67,7 +67,7 @@ class Notification(msgspec.Struct, frozen=True):
 
 
 def parse_lsn(lsn: str) -> int:
-    """A place in the log as a number.
+    """A place in the database's log as a number.
 
     >>> parse_lsn("1/A")
     4294967306
@@ -77,7 +77,7 @@ def parse_lsn(lsn: str) -> int:
 
 
 def format_lsn(number: int) -> str:
-    """A place in the log as PostgreSQL writes it.
+    """A place in the database's log as PostgreSQL writes it.
 
     >>> format_lsn(4294967306)
     '1/A'

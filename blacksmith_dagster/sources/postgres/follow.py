@@ -1,4 +1,4 @@
-"""Following a replication slot: the changes that it holds, each once, and what it may forget."""
+"""Reads the changes of a replication slot, and reports to the server which it may discard."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from blacksmith_dagster.sources.postgres.pgoutput import Begin, Commit, Pgoutput
 from blacksmith_dagster.sources.postgres.session import Session
 
 NOTHING = cast("Event[Change]", [])
-"""Yielded to keep a cursor that no change belongs to."""
+"""Yielded to commit a cursor without a change."""
 
-_REPORT_SECONDS = 1.0  # between two reports of what is safe, if there is something new
-_PING_SECONDS = 10.0  # between two reports in any case, each of which asks for a response
+_REPORT_SECONDS = 1.0  # between two reports of what is committed, if there is something new
+_PING_SECONDS = 10.0  # between two reports that ask for a response
 _SILENT_SECONDS = 30.0
-_IDLE_SECONDS = 10.0  # without a change, until it is kept how far the log was read
+_IDLE_SECONDS = 10.0  # without a change, until the cursor is committed nevertheless
 
 _DATA, _KEEPALIVE = b"wk"
 _DATA_HEADER = 25
-_KEPT_ALIVE = Struct("!xqqB").unpack_from
+_KEEPALIVE_FIELDS = Struct("!xqqB").unpack_from
 _REPORT = Struct("!cqqqqB").pack
-_EPOCH = 946_684_800  # of PostgreSQL: the year 2000, in Unix time
+_EPOCH = 946_684_800  # PostgreSQL's, the year 2000, in Unix time
 
 
 def cursor_at(slot: str, lsn: str, change: int = 0) -> dict[str, Any]:
-    """The cursor of what was read up to this change of the transaction that was committed at `lsn`."""
+    """The cursor after a change of the transaction that was committed at `lsn`."""
     return {"slot": slot, "lsn": lsn, "change": change}
 
 
 def follow(session: Session, label: str, slot: str, listener: Listener) -> Iterator[Event[Change]]:
-    """Yield the changes that come after the listener's cursor, until it is asked to stop.
+    """Yield the changes after the listener's cursor, until the listener stops.
 
-    The slot forgets what lies before the cursor that is safe in the store, and nothing else: it never
-    passes it. A transaction of which a part is safe is sent again, and that part left out.
+    The server may discard only what lies before the cursor that the store has committed. It sends a
+    partly committed transaction again, and the committed part is skipped.
     """
     decode = PgoutputDecoder().decode
     read, read_changes = parse_lsn(listener.cursor["lsn"]), listener.cursor["change"]
     end = parse_lsn(session.rows(SQL("IDENTIFY_SYSTEM"))[0][2] or "0/0")
     progress = _LogProgress(session, label, slot, listener, read, end)
     transaction: Begin | None = None
-    lsn, place, again = "", 0, 0
+    lsn, position, skip = "", 0, 0
     session.execute(
         SQL(
             "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names {})"
@@ -61,38 +61,37 @@ def follow(session: Session, label: str, slot: str, listener: Listener) -> Itera
         elif message[0] == _DATA:
             decoded = decode(message, _DATA_HEADER)
             if isinstance(decoded, Begin):
-                transaction, lsn, place = decoded, format_lsn(decoded.lsn), 0
-                again = sys.maxsize if decoded.lsn < read else 0
+                transaction, lsn, position = decoded, format_lsn(decoded.lsn), 0
+                skip = sys.maxsize if decoded.lsn < read else 0
                 if decoded.lsn == read:
-                    again = read_changes
+                    skip = read_changes
             elif isinstance(decoded, Commit):
                 transaction = None
                 progress.reached = max(progress.reached, decoded.end)
             elif transaction is not None:
                 for row in decoded:
-                    place += 1
-                    if place <= again:
+                    position += 1
+                    if position <= skip:
                         continue
-                    at = transaction.committed_at
-                    listener.cursor = {"slot": slot, "lsn": lsn, "change": place}
+                    listener.cursor = cursor_at(slot, lsn, position)
                     yield Event(
                         Change(
                             row.operation,
                             row.relation.schema,
                             row.relation.table,
                             lsn,
-                            place,
-                            at,
+                            position,
+                            transaction.committed_at,
                             transaction.xid,
                             row.new,
                             row.old,
                         ),
-                        sent_at=at,
+                        sent_at=transaction.committed_at,
                     )
                     progress.changed_at = monotonic()
-            progress.heard_at = monotonic()
+            progress.received_at = monotonic()
         elif message[0] == _KEEPALIVE:
-            progress.hear(message, between=transaction is None)
+            progress.read_keepalive(message, between=transaction is None)
         if transaction is None and progress.is_idle():
             listener.cursor = cursor_at(slot, format_lsn(progress.reached))
             yield NOTHING
@@ -101,10 +100,10 @@ def follow(session: Session, label: str, slot: str, listener: Listener) -> Itera
 
 
 class _LogProgress:
-    """How far the log was read, and how much of it was reported to the server as safe.
+    """How far the log was read, and how much of it was reported to the server as committed.
 
-    `reached`: what was committed before it has been yielded. `end`: where the log ended when the
-    reading began; the server tells later ends when it comes to them.
+    Every transaction that was committed before `reached` has been yielded. `end` is where the log
+    ended when reading began; later ends come with the server's messages.
     """
 
     def __init__(
@@ -114,49 +113,61 @@ class _LogProgress:
         self._label = label
         self._slot = slot
         self._listener = listener
-        self._safe = read
+        self._committed = read
         self._end = end
         self._confirmed = 0
-        self._asked = False
+        self._wants_response = False
         self.reached = read
-        self._reported_at = self.heard_at = self.changed_at = monotonic()
+        self._reported_at = self.received_at = self.changed_at = monotonic()
 
-    def hear(self, message: bytes, *, between: bool) -> None:
-        """Take in where the server is, as it tells now and then `between` transactions or in one."""
-        position, _, wants_response = _KEPT_ALIVE(message)
+    def read_keepalive(self, message: bytes, *, between: bool) -> None:
+        """Read the server's place in the log, which it sends `between` transactions or within one."""
+        position, _, wants_response = _KEEPALIVE_FIELDS(message)
         if between:
             self.reached = max(self.reached, position)
-        self._asked = self._asked or bool(wants_response)
-        self.heard_at = monotonic()
+        self._wants_response = self._wants_response or bool(wants_response)
+        self.received_at = monotonic()
 
     def check_silence(self) -> None:
-        """Raises `Unavailable` if the server has not responded for a long time."""
-        if monotonic() - self.heard_at > _SILENT_SECONDS:
+        """Raise `Unavailable` if the server has sent nothing for 30 seconds."""
+        if monotonic() - self.received_at > _SILENT_SECONDS:
             raise Unavailable(f"{self._label} has been silent for {_SILENT_SECONDS:g} seconds")
 
     def is_idle(self) -> bool:
-        """Whether it is time to keep how far the log was read, though no change has come.
+        """Whether to commit the cursor without a change.
 
-        The server asks for it by wanting a response: it does not shut down before all is safe.
+        That is due after a while, or when the server requests a response: it does not shut down
+        before everything is confirmed.
         """
         listener = self._listener
-        quiet = self._asked or monotonic() - self.changed_at > _IDLE_SECONDS
-        if not quiet or listener.committed != listener.cursor:
+        is_due = self._wants_response or monotonic() - self.changed_at > _IDLE_SECONDS
+        if not is_due or listener.committed != listener.cursor:
             return False
         self.changed_at = monotonic()
         return self.reached > parse_lsn(listener.cursor["lsn"])
 
     def report(self, *, now: bool = False) -> None:
-        """Tell the server what is safe, if it is time to."""
-        since = monotonic() - self._reported_at
-        if not (now or self._asked) and since < _REPORT_SECONDS:
+        """Report to the server what is committed, if a report is due."""
+        elapsed = monotonic() - self._reported_at
+        if not (now or self._wants_response) and elapsed < _REPORT_SECONDS:
             return
-        committed = self._listener.committed
-        if committed is not None and committed["slot"] == self._slot:
-            self._safe = max(self._safe, parse_lsn(committed["lsn"]))
-        self._listener.lag = max(0, max(self.reached, self._end) - self._safe)
-        if now or self._asked or self._safe > self._confirmed or since >= _PING_SECONDS:
-            ping = since >= _PING_SECONDS
-            at = int((time() - _EPOCH) * 1_000_000)
-            self._session.send(_REPORT(b"r", self.reached, self._safe, self._safe, at, ping))
-            self._confirmed, self._asked, self._reported_at = self._safe, False, monotonic()
+        cursor = self._listener.committed
+        if cursor is not None and cursor["slot"] == self._slot:
+            self._committed = max(self._committed, parse_lsn(cursor["lsn"]))
+        self._listener.lag = max(0, max(self.reached, self._end) - self._committed)
+        if (
+            now
+            or self._wants_response
+            or self._committed > self._confirmed
+            or elapsed >= _PING_SECONDS
+        ):
+            ping = elapsed >= _PING_SECONDS
+            now_us = int((time() - _EPOCH) * 1_000_000)
+            self._session.send(
+                _REPORT(b"r", self.reached, self._committed, self._committed, now_us, ping)
+            )
+            self._confirmed, self._wants_response, self._reported_at = (
+                self._committed,
+                False,
+                monotonic(),
+            )

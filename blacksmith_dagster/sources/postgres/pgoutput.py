@@ -1,4 +1,4 @@
-"""The messages of PostgreSQL's plugin `pgoutput`, protocol version 1: pure.
+"""Decodes the messages of PostgreSQL's plugin `pgoutput`, protocol version 1. No I/O.
 
 https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html
 """
@@ -30,7 +30,7 @@ _PART_OF_KEY = 1
 
 
 class Begin(msgspec.Struct, frozen=True):
-    """A transaction's changes follow. `lsn`: where its commit lies."""
+    """The start of a transaction's changes. `lsn` is the place of its commit in the log."""
 
     lsn: int
     committed_at: datetime
@@ -38,13 +38,13 @@ class Begin(msgspec.Struct, frozen=True):
 
 
 class Commit(msgspec.Struct, frozen=True):
-    """A transaction's changes are complete. `end`: where what comes after it begins."""
+    """The end of a transaction's changes. `end` is the place in the log after its commit."""
 
     end: int
 
 
 class Relation(msgspec.Struct, frozen=True):
-    """A table as it was when it was changed. `key`: the columns that tell an old row."""
+    """A table as it was at the time of a change. `key`: the columns that identify an old row."""
 
     schema: str
     table: str
@@ -68,27 +68,27 @@ class PgoutputDecoder:
         self._relations: dict[int, Relation] = {}
         self._bases: dict[int, Convert] = {}
 
-    def decode(self, message: bytes, at: int = 0) -> Begin | Commit | Sequence[RowChange]:
-        """What the message that begins at `at` says; nothing for a description.
+    def decode(self, message: bytes, start: int = 0) -> Begin | Commit | Sequence[RowChange]:
+        """Decode the message that begins at the index `start`; `()` if it describes a table or a type.
 
-        Raises `ValueError` for one that protocol version 1 does not have.
+        Raises `ValueError` for a message that protocol version 1 does not have.
         """
-        tag = message[at]
+        tag = message[start]
         operation = _OPERATIONS.get(tag)
         if operation is not None:
-            return (self._row(operation, message, at + 1),)
+            return (self._row(operation, message, start + 1),)
         match chr(tag):
             case "B":
-                lsn, microseconds, xid = _BEGIN.unpack_from(message, at + 1)
+                lsn, microseconds, xid = _BEGIN.unpack_from(message, start + 1)
                 return Begin(lsn, _EPOCH + timedelta(microseconds=microseconds), xid)
             case "C":
-                return Commit(_COMMIT.unpack_from(message, at + 1)[2])
+                return Commit(_COMMIT.unpack_from(message, start + 1)[2])
             case "T":
-                return self._truncated(message, at + 1)
+                return self._truncation(message, start + 1)
             case "R":
-                self._describe(message, at + 1)
+                self._describe_table(message, start + 1)
             case "Y":
-                self._describe_type(message, at + 1)
+                self._describe_type(message, start + 1)
             case "O" | "M":
                 pass
             case other:
@@ -97,74 +97,74 @@ class PgoutputDecoder:
                 )
         return ()
 
-    def _row(self, operation: Operation, message: bytes, at: int) -> RowChange:
-        relation = self._relations[_OID(message, at)[0]]
-        kind, at = message[at + 4], at + 5
+    def _row(self, operation: Operation, message: bytes, index: int) -> RowChange:
+        relation = self._relations[_OID(message, index)[0]]
+        tag, index = message[index + 4], index + 5
         new = old = None
-        if kind != _NEW:
-            old, at = _values(relation.columns, message, at)
-            if kind == _KEY:  # the other columns are sent as NULL
+        if tag != _NEW:
+            old, index = _values(relation.columns, message, index)
+            if tag == _KEY:  # the other columns are sent as NULL
                 old = {name: old[name] for name in old if name in relation.key}
-            kind, at = (message[at], at + 1) if operation == "update" else (kind, at)
-        if kind == _NEW:
-            new, _ = _values(relation.columns, message, at)
+            tag, index = (message[index], index + 1) if operation == "update" else (tag, index)
+        if tag == _NEW:
+            new, _ = _values(relation.columns, message, index)
         return RowChange(operation, relation, new, old)
 
-    def _truncated(self, message: bytes, at: int) -> Sequence[RowChange]:
-        (number,) = _INT32(message, at)
-        places = range(at + 5, at + 5 + 4 * number, 4)
-        return [RowChange("truncate", self._relations[_OID(message, at)[0]]) for at in places]
+    def _truncation(self, message: bytes, index: int) -> Sequence[RowChange]:
+        (number,) = _INT32(message, index)
+        oids = [_OID(message, index + 5 + 4 * table)[0] for table in range(number)]
+        return [RowChange("truncate", self._relations[oid]) for oid in oids]
 
-    def _describe(self, message: bytes, at: int) -> None:
-        (oid,) = _OID(message, at)
-        schema, at = _string(message, at + 4)
-        table, at = _string(message, at)
-        (number,) = _INT16(message, at + 1)  # after the replica identity
-        at += 3
+    def _describe_table(self, message: bytes, index: int) -> None:
+        (oid,) = _OID(message, index)
+        schema, index = _string(message, index + 4)
+        table, index = _string(message, index)
+        (number,) = _INT16(message, index + 1)  # after the replica identity
+        index += 3
         columns, key = [], set()
         for _ in range(number):
-            flags = message[at]
-            name, at = _string(message, at + 1)
-            (type_,) = _OID(message, at)
-            at += 8
+            flags = message[index]
+            name, index = _string(message, index + 1)
+            (type_,) = _OID(message, index)
+            index += 8
             columns.append((name, self._bases.get(type_) or convert_of(type_)))
             if flags & _PART_OF_KEY:
                 key.add(name)
         self._relations[oid] = Relation(schema or "pg_catalog", table, columns, frozenset(key))
 
-    def _describe_type(self, message: bytes, at: int) -> None:
-        """A type that is not built in; a domain is named as what it is made of."""
-        (oid,) = _OID(message, at)
-        schema, at = _string(message, at + 4)
-        name, _ = _string(message, at)
-        # The catalogue's own schema is sent as an empty one.
+    def _describe_type(self, message: bytes, index: int) -> None:
+        """Keep how to convert a type that is not built in; a domain has the name of its base type."""
+        (oid,) = _OID(message, index)
+        schema, index = _string(message, index + 4)
+        name, _ = _string(message, index)
+        # An empty schema stands for pg_catalog.
         self._bases[oid] = convert_text if schema else convert_of(name)
 
 
 def _values(
-    columns: Sequence[tuple[str, Convert]], message: bytes, at: int
+    columns: Sequence[tuple[str, Convert]], message: bytes, index: int
 ) -> tuple[dict[str, Any], int]:
-    """The values of a row, and where it ends. One that was stored apart and not changed is left out."""
-    at += 2  # the number of columns
+    """The values of a row without its unchanged TOAST values, and the index after it."""
+    index += 2  # the number of columns
     values: dict[str, Any] = {}
     for name, convert in columns:
-        kind = message[at]
-        if kind == _TEXT:
-            start = at + 5
-            at = start + _INT32(message, at + 1)[0]
-            values[name] = convert(message[start:at])
-        elif kind == _NULL:
+        tag = message[index]
+        if tag == _TEXT:
+            start = index + 5
+            index = start + _INT32(message, index + 1)[0]
+            values[name] = convert(message[start:index])
+        elif tag == _NULL:
             values[name] = None
-            at += 1
-        elif kind == _UNCHANGED:
-            at += 1
+            index += 1
+        elif tag == _UNCHANGED:
+            index += 1
         else:
             raise ValueError(
-                f"pgoutput sent a value of the kind {chr(kind)!r}; it was asked for text"
+                f"pgoutput sent a value in the format {chr(tag)!r}; only text was requested"
             )
-    return values, at
+    return values, index
 
 
-def _string(message: bytes, at: int) -> tuple[str, int]:
-    end = message.index(0, at)
-    return convert_text(message[at:end]), end + 1
+def _string(message: bytes, start: int) -> tuple[str, int]:
+    end = message.index(0, start)
+    return convert_text(message[start:end]), end + 1

@@ -1,4 +1,4 @@
-"""A session with PostgreSQL that is given up when it is asked to, and whose errors become ours."""
+"""A cancellable PostgreSQL session that raises our exceptions."""
 
 from __future__ import annotations
 
@@ -27,41 +27,41 @@ _CONNECTION = {
     "autocommit": True,
     "client_encoding": "utf8",
     "connect_timeout": 10,
-    # A peer that has gone without a word is found out within 15 s, and within 5 s while data waits.
+    # A peer that has vanished is noticed within 15 s, and within 5 s while data waits to be sent.
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 1,
     "tcp_user_timeout": 5000,
 }
-_OWN = {
-    # How long a snapshot takes is decided by who keeps it.
+_SESSION = {
+    # A snapshot takes as long as its events take to be stored.
     "statement_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
-    # Fail rather than leave out rows that would come as changes.
+    # Fail instead of leaving out rows whose changes would be sent.
     "row_security": "off",
 }
-_FINE = (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK, ExecStatus.COPY_BOTH)
+_SUCCEEDED = (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK, ExecStatus.COPY_BOTH)
 
 
 class ListenerStopped(Exception):
-    """The listener was asked to stop while something was waited for."""
+    """The listener was stopped while the session waited."""
 
 
 class ServerError(Exception):
-    """What the server has refused: its code (SQLSTATE) and its words."""
+    """An error of the server: its SQLSTATE and its message."""
 
-    def __init__(self, state: str, said: str) -> None:
-        super().__init__(said)
+    def __init__(self, state: str, message: str) -> None:
+        super().__init__(message)
         self.state = state
 
 
 class SourceDatabase:
-    """Where a source's database is. `label` names it without the user and the password.
+    """The database of a source event. `label` names both, without the user and the password.
 
-    Raises `SettingsError` for a URL that cannot be read, `MissingSecret`.
+    Raises `SettingsError` for a URL that cannot be read, and `MissingSecret`.
     """
 
-    def __init__(self, where: str, url: Secret | str) -> None:
+    def __init__(self, path: str, url: Secret | str) -> None:
         revealed = url.reveal() if isinstance(url, Secret) else url
         try:
             options = conninfo_to_dict(revealed)
@@ -69,33 +69,35 @@ class SourceDatabase:
             options = {}
         if not options or not revealed.startswith(("postgresql://", "postgres://")):
             raise SettingsError(
-                f"{where}: its url cannot be read; write postgresql://user:password@host:5432/database, "
+                f"{path}: its url cannot be read; write postgresql://user:password@host:5432/database, "
                 "with special characters percent-encoded"
             ) from None
-        place = f"{options.get('host', '')}:{options.get('port', 5432)}/{options.get('dbname', '')}"
-        self.label = f"{where} at postgresql://{place}"
+        address = (
+            f"{options.get('host', '')}:{options.get('port', 5432)}/{options.get('dbname', '')}"
+        )
+        self.label = f"{path} at postgresql://{address}"
         self._url = revealed
 
     def connect(self, **options: Any) -> psycopg.Connection:
-        """A connection whose values are written as `values` wants them.
+        """Connect to the database.
 
-        Raises `SettingsError` if the user may not, `Unavailable`.
+        Raises `SettingsError` if the user may not replicate, and `Unavailable`.
         """
         try:
             connection = psycopg.connect(self._url, **{**_CONNECTION, **options})
         except psycopg.Error as error:
-            said = _first_line(error)
-            if re.search("walsender|WAL sender", said):
+            message = _first_line(error)
+            if re.search("walsender|WAL sender", message):
                 raise SettingsError(
                     f"{self.label}: its user may not replicate; run ALTER ROLE ... REPLICATION, or "
-                    "grant what a managed database has for it (rds_replication, for example)"
+                    "grant the role of your managed database (rds_replication, for example)"
                 ) from None
-            raise Unavailable(f"{self.label} does not respond: {said}") from None
+            raise Unavailable(f"{self.label} does not respond: {message}") from None
         return connection
 
     @contextmanager
     def translate_errors(self) -> Iterator[None]:
-        """Raise what goes wrong within as one of our errors."""
+        """Raise the errors of the server and the driver as ours."""
         try:
             yield
         except ServerError as error:
@@ -108,21 +110,21 @@ class SourceDatabase:
             return SettingsError(f"{self.label}: {error}; grant it to the user of its url")
         if error.state == "53400":
             return SettingsError(
-                f"{self.label}: {error}; drop a slot that nobody uses, or raise max_replication_slots"
+                f"{self.label}: {error}; drop an unused slot, or raise max_replication_slots"
             )
         if error.state == "55006":
             return Unavailable(
-                f"{self.label}: {error}; if that is not a listener that has just ended, another "
+                f"{self.label}: {error}; unless a listener has just ended, another "
                 "deployment reads this slot: give one of them another slot="
             )
-        return Unavailable(f"{self.label} does not go on: {error}")
+        return Unavailable(f"{self.label} failed: {error}")
 
 
 class Session:
-    """A connection on which statements run until they are done, or the listener is asked to stop.
+    """A connection whose statements end early when the listener stops.
 
-    With `replication` it may make slots and stream changes. By the driver's own parts: as a whole it
-    waits for a hanging server for ever, and knows nothing of replication.
+    With `replication` it can create slots and stream changes. It uses the driver's low-level calls,
+    because the driver's own statements wait forever for a hanging server and cannot replicate.
     """
 
     def __init__(
@@ -134,9 +136,9 @@ class Session:
         self._poll = select.poll()
         self._poll.register(self._driver.socket, select.POLLIN)
         try:
-            settings = {**SETTINGS, **_OWN}
+            settings = {**SETTINGS, **_SESSION}
             if self.connection.info.parameter_status("server_encoding") == "SQL_ASCII":
-                settings["client_encoding"] = "SQL_ASCII"  # what is in there may be no UTF-8
+                settings["client_encoding"] = "SQL_ASCII"  # its text may not be UTF-8
             for name, value in settings.items():
                 self.execute(SQL("SET {} = {}").format(SQL(name), Literal(value)))
         except BaseException:
@@ -144,13 +146,13 @@ class Session:
             raise
 
     def close(self) -> None:
-        """End the session; a slot that it streams from is free a moment later."""
+        """End the session. The slot that it streams from is free a moment later."""
         self.connection.close()
 
     def execute(self, statement: Composable, seconds: float | None = RESPONSE_SECONDS) -> PGresult:
-        """Run a statement, for so long at most.
+        """Run a statement for at most `seconds`; without a limit if `None`.
 
-        Raises `ServerError`, `ListenerStopped`, `TimeoutError`, and what the driver raises.
+        Raises `ServerError`, `ListenerStopped`, `TimeoutError` and the driver's errors.
         """
         driver = self._driver
         driver.send_query(statement.as_bytes(self.connection))
@@ -162,7 +164,7 @@ class Session:
             result = driver.get_result()
             if result is None:
                 break
-            if result.status in _FINE:
+            if result.status in _SUCCEEDED:
                 succeeded = result
             else:
                 failed = result
@@ -174,7 +176,7 @@ class Session:
         return succeeded
 
     def rows(self, statement: Composable) -> Sequence[tuple[str | None, ...]]:
-        """What a query finds, as text."""
+        """The rows of a query's result, as text."""
         result = self.execute(statement)
         return [
             tuple(
@@ -185,9 +187,9 @@ class Session:
         ]
 
     def receive(self) -> bytes | None:
-        """The next message of the stream; `None` if none comes within half a second.
+        """The next message of the stream; `None` after half a second without one.
 
-        Raises `ServerError` if the server has ended the stream, and what the driver raises.
+        Raises `ServerError` if the server has ended the stream, and the driver's errors.
         """
         driver = self._driver
         size, data = driver.get_copy_data(1)
@@ -204,12 +206,12 @@ class Session:
         if size == 0:
             return None
         while (result := driver.get_result()) is not None:
-            if result.status not in _FINE:
+            if result.status not in _SUCCEEDED:
                 raise _server_error(result)
         raise ServerError("57P01", "the server has ended the stream")
 
     def send(self, message: bytes) -> None:
-        """Send a message into the stream. Raises what the driver raises."""
+        """Send a message into the stream. Raises the driver's errors."""
         self._driver.put_copy_data(message)
         self._driver.flush()
 
@@ -219,7 +221,7 @@ class Session:
                 self.connection.cancel_safe(timeout=2.0)
             if self._listener.stopping:
                 raise ListenerStopped
-            raise TimeoutError("it has not responded in time")
+            raise TimeoutError("no response in time")
         if self._poll.poll(_TICK * 1000):
             self._driver.consume_input()
 
@@ -227,12 +229,12 @@ class Session:
 def _server_error(result: PGresult) -> ServerError:
     state = result.error_field(DiagnosticField.SQLSTATE) or b""
     fields = (DiagnosticField.MESSAGE_PRIMARY, DiagnosticField.MESSAGE_DETAIL)
-    said = [
-        part.decode("utf-8", "replace") for each in fields if (part := result.error_field(each))
+    parts = [
+        part.decode("utf-8", "replace") for field in fields if (part := result.error_field(field))
     ]
-    return ServerError(state.decode(), "; ".join(each.rstrip(".") for each in said))
+    return ServerError(state.decode(), "; ".join(part.rstrip(".") for part in parts))
 
 
 def _first_line(error: BaseException) -> str:
-    said = str(error).strip()
-    return said.splitlines()[0] if said else type(error).__name__
+    message = str(error).strip()
+    return message.splitlines()[0] if message else type(error).__name__

@@ -1,4 +1,4 @@
-"""The publication and the slot of a stream of changes: found, judged, made."""
+"""Checks and creates the replication slot and the publication of a stream of changes."""
 
 from __future__ import annotations
 
@@ -17,18 +17,14 @@ from blacksmith_dagster.sources.postgres.session import ServerError, Session
 _log = logging.getLogger(__name__)
 
 _OLDEST = 130_000
-_FIX = (
-    "to begin anew, name another slot (slot='...'), with snapshot=True if the tables are to be read "
-    "again"
-)
-# A slot or a publication that is missing, perhaps for a part of the log; a slot that was given up; a
-# log that is gone.
+_FIX = "to start over, name another slot (slot='...'), with snapshot=True to read the tables again"
+# A missing slot or publication, perhaps for a part of the log; an invalidated slot; removed log files.
 _LOST_STATES = frozenset({"42704", "55000", "58P01"})
 
 
 class SlotPosition(msgspec.Struct, frozen=True):
-    """How far a slot's changes were read: to the change of this number in the transaction that was
-    committed at `lsn`; or, in an unfinished snapshot taken there, to the row of this number."""
+    """How far a slot's changes were read: to this `change` of the transaction that was committed at
+    `lsn`; or, in an unfinished snapshot at `lsn`, to this `row`."""
 
     slot: str
     lsn: str
@@ -37,7 +33,7 @@ class SlotPosition(msgspec.Struct, frozen=True):
 
 
 class PublishedTable(NamedTuple):
-    """A table of the publication, and what of it is published."""
+    """A table of the publication, with its published columns and rows."""
 
     schema: str
     name: str
@@ -46,78 +42,79 @@ class PublishedTable(NamedTuple):
     partitioned: bool
 
     @property
-    def named(self) -> Composable:
-        """Its name, as a statement has it."""
+    def qualified_name(self) -> Composable:
+        """Its qualified name in SQL."""
         return SQL("{}.{}").format(Identifier(self.schema), Identifier(self.name))
 
 
 class Slot(NamedTuple):
-    """A slot as the server keeps it: up to `confirmed` it has forgotten what was committed."""
+    """The server's record of a slot: it sends no change that was committed before `confirmed`."""
 
     confirmed: str
     lost: bool
 
 
 def check_server(session: Session, label: str) -> None:
-    """Raises `SettingsError` if the server is too old, or does not write what is to be decoded."""
+    """Raise `SettingsError` if the server is too old, or does not log for logical replication."""
     version = session.connection.info.server_version
     if version < _OLDEST:
-        raise SettingsError(
-            f"{label} is PostgreSQL {version // 10_000}; its changes are read from version 13 on"
-        )
+        raise SettingsError(f"{label} is PostgreSQL {version // 10_000}; upgrade it to 13 or newer")
     level = session.rows(SQL("SHOW wal_level"))[0][0]
     if level != "logical":
         raise SettingsError(
             f"{label}: its wal_level is {level}; set wal_level = logical in postgresql.conf (in a "
-            "managed database by a parameter, as rds.logical_replication) and restart the server"
+            "managed database, the parameter for it, such as rds.logical_replication) and restart the "
+            "server"
         )
 
 
 def find_slot(session: Session, label: str, name: str) -> Slot | None:
-    """The slot, if there is one. Raises `SettingsError` if it is none of this database and plugin."""
-    found = session.rows(
+    """The slot, if it exists. Raises `SettingsError` if it has another database or plugin."""
+    rows = session.rows(
         SQL(
             "SELECT plugin, database = current_database(), confirmed_flush_lsn,"
             " wal_status IS NOT DISTINCT FROM 'lost' FROM pg_replication_slots WHERE slot_name = {}"
         ).format(Literal(name))
     )
-    if not found:
+    if not rows:
         return None
-    plugin, here, confirmed, lost = found[0]
-    if plugin != "pgoutput" or here != "t":
+    plugin, is_own, confirmed, lost = rows[0]
+    if plugin != "pgoutput" or is_own != "t":
         raise SettingsError(
-            f"{label}: the replication slot {name!r} is of another database or plugin; drop it, or "
-            "give another slot="
+            f"{label}: the replication slot {name!r} belongs to another database or plugin; drop "
+            "it, or give another slot="
         )
     return Slot(confirmed or "0/0", lost == "t")
 
 
-def check_continuous(session: Session, label: str, place: SlotPosition, slot: Slot | None) -> None:
-    """Raises `ChangesLost` if the slot has not kept all that was committed after `place`."""
-    missing = f"what was committed after {place.lsn} can't be read any more; {_FIX}"
+def check_continuous(
+    session: Session, label: str, position: SlotPosition, slot: Slot | None
+) -> None:
+    """Raise `ChangesLost` if the slot no longer has every change after `position`."""
+    missing = f"changes that were committed after {position.lsn} can't be read any more; {_FIX}"
     if slot is None:
-        raise ChangesLost(f"{label}: the replication slot {place.slot!r} is gone: {missing}")
+        raise ChangesLost(f"{label}: the replication slot {position.slot!r} is gone: {missing}")
     if slot.lost:
         raise ChangesLost(
-            f"{label}: the server has given up the replication slot {place.slot!r}, as it was too "
-            f"far behind (max_slot_wal_keep_size): {missing}"
+            f"{label}: the server has invalidated the replication slot {position.slot!r}, which was "
+            f"too far behind (max_slot_wal_keep_size): {missing}"
         )
-    if parse_lsn(slot.confirmed) > parse_lsn(place.lsn):
+    if parse_lsn(slot.confirmed) > parse_lsn(position.lsn):
         raise ChangesLost(
-            f"{label}: the replication slot {place.slot!r} begins at {slot.confirmed} only; it was "
-            f"made anew, or read or moved by others: {missing}"
+            f"{label}: the replication slot {position.slot!r} begins only at {slot.confirmed}; it was "
+            f"created again, or another client has read or advanced it: {missing}"
         )
-    now = session.rows(SQL("IDENTIFY_SYSTEM"))[0][2] or "0/0"
-    if parse_lsn(now) < parse_lsn(place.lsn):
+    end = session.rows(SQL("IDENTIFY_SYSTEM"))[0][2] or "0/0"
+    if parse_lsn(end) < parse_lsn(position.lsn):
         raise ChangesLost(
-            f"{label}: the server's log ends at {now}, before {place.lsn} to where it was read: it was "
-            f"restored to an earlier state, and may write other changes there; {_FIX}"
+            f"{label}: the server's log ends at {end}, before {position.lsn}, up to which it was read: "
+            f"the server was restored to an earlier state and may write other changes there; {_FIX}"
         )
 
 
 @contextmanager
 def lost_if_refused(label: str) -> Iterator[None]:
-    """Raise `ChangesLost` if the server can't go on with the slot that it streams from within."""
+    """Raise `ChangesLost` for an error that says that the slot can't be streamed from any more."""
     try:
         yield
     except ServerError as error:
@@ -127,11 +124,11 @@ def lost_if_refused(label: str) -> Iterator[None]:
 
 
 def find_tables(session: Session, publication: str) -> Sequence[PublishedTable]:
-    """The tables of a publication, in the order of their names."""
-    chosen = session.connection.info.server_version >= 150_000  # columns and rows can be
-    published = SQL("p.attnames" if chosen else "NULL::name[]")
-    where = SQL("p.rowfilter" if chosen else "NULL")
-    found = session.rows(
+    """The tables of a publication, sorted by name."""
+    has_filters = session.connection.info.server_version >= 150_000  # of columns and rows
+    published = SQL("p.attnames" if has_filters else "NULL::name[]")
+    where = SQL("p.rowfilter" if has_filters else "NULL")
+    rows = session.rows(
         SQL(
             "SELECT p.schemaname, p.tablename, array_to_json(ARRAY(SELECT attname FROM pg_attribute"
             " WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped AND attgenerated = ''"
@@ -143,9 +140,9 @@ def find_tables(session: Session, publication: str) -> Sequence[PublishedTable]:
     )
     return [
         PublishedTable(
-            schema, name, msgspec.json.decode(columns, type=list[str]), filter_, parts == "t"
+            schema, name, msgspec.json.decode(columns, type=list[str]), filter_, partitioned == "t"
         )
-        for schema, name, columns, filter_, parts in found
+        for schema, name, columns, filter_, partitioned in rows
         if schema and name and columns
     ]
 
@@ -153,80 +150,82 @@ def find_tables(session: Session, publication: str) -> Sequence[PublishedTable]:
 def publish(
     session: Session, label: str, publication: str, tables: Sequence[str], *, create: bool
 ) -> None:
-    """Have the publication hold these tables alone; make it if there is none and it may be made.
+    """Make the publication hold exactly these tables; with `create`, create it if it is missing.
 
     Raises `DeclarationError` for a table that is missing or cannot be published, `SettingsError` if
-    the user may not change the publication, `ChangesLost` if it is gone.
+    the user may not change the publication, and `ChangesLost` if it is missing without `create`.
     """
-    wanted = {_table(session, label, table): table for table in tables}
-    there = session.rows(
+    wanted = {_oid_of(session, label, table): table for table in tables}
+    publications = session.rows(
         SQL("SELECT oid FROM pg_publication WHERE pubname = {}").format(Literal(publication))
     )
-    if there:
+    if publications:
         query = SQL("SELECT prrelid FROM pg_publication_rel WHERE prpubid = {}")
-        held = session.rows(query.format(Literal(int(there[0][0] or 0))))
-        if {int(row[0] or 0) for row in held} == set(wanted):
+        published = session.rows(query.format(Literal(int(publications[0][0] or 0))))
+        if {int(row[0] or 0) for row in published} == set(wanted):
             return
     elif not create:
         raise ChangesLost(
-            f"{label}: the publication {publication!r} is gone: what was committed since can't be read "
-            f"any more; {_FIX}"
+            f"{label}: the publication {publication!r} is gone: changes that were committed since can't "
+            f"be read any more; {_FIX}"
         )
     for oid, table in wanted.items():
         _check_identity(session, label, oid, table)
-    only = SQL(", ").join(
+    names = SQL(", ").join(
         SQL("ONLY {}.{}").format(Identifier(schema), Identifier(name))
         for schema, name in (_name(session, oid) for oid in wanted)
     )
     statement = (
         SQL("ALTER PUBLICATION {} SET TABLE {}")
-        if there
+        if publications
         else SQL("CREATE PUBLICATION {} FOR TABLE {} WITH (publish_via_partition_root = true)")
-    ).format(Identifier(publication), only)
+    ).format(Identifier(publication), names)
     try:
         session.execute(statement)
     except ServerError as error:
-        shown = statement.as_string(session.connection)
+        text = statement.as_string(session.connection)
         if error.state == "42501":
             raise SettingsError(
-                f"{label}: {error}; have the tables' owner run: {shown}; or let this user own them"
+                f"{label}: {error}; have the tables' owner run: {text}; or make this user their owner"
             ) from None
-        raise DeclarationError(f"{label}: {error}, said to: {shown}") from None
+        raise DeclarationError(f"{label}: {error}, in response to: {text}") from None
     _log.info("%s: %s", label, statement.as_string(session.connection))
 
 
-def make_slot(session: Session, label: str, name: str, *, snapshot: bool) -> str:
-    """Make the slot; returns the place in the log from which on it holds changes.
+def create_slot(session: Session, label: str, name: str, *, snapshot: bool) -> str:
+    """Create the slot; returns the place in the log at which its changes begin.
 
-    With `snapshot` the session is then in a transaction that sees the tables as they were there.
+    With `snapshot`, the session is then in a transaction that sees the tables as they were there.
     """
     use = "USE_SNAPSHOT" if snapshot else "NOEXPORT_SNAPSHOT"
     if snapshot:
         session.execute(SQL("BEGIN READ ONLY ISOLATION LEVEL REPEATABLE READ"))
-    _log.info("%s: makes the slot %r, once the transactions that are open now end", label, name)
-    made = session.execute(
+    _log.info(
+        "%s: creating the slot %r; this waits for the transactions that are open now", label, name
+    )
+    result = session.execute(
         SQL("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput {}").format(Identifier(name), SQL(use)),
         seconds=None,
     )
-    lsn = made.get_value(0, 1)
+    lsn = result.get_value(0, 1)
     assert lsn is not None
     return lsn.decode()
 
 
 def drop_slot(session: Session, name: str) -> None:
-    """Drop the slot, which nobody reads."""
+    """Drop a slot from which no session streams."""
     session.execute(SQL("DROP_REPLICATION_SLOT {}").format(Identifier(name)))
 
 
-def _table(session: Session, label: str, table: str) -> int:
+def _oid_of(session: Session, label: str, table: str) -> int:
     try:
-        found = session.rows(SQL("SELECT to_regclass({})::oid").format(Literal(table)))
-    except ServerError as error:  # not a name at all
+        rows = session.rows(SQL("SELECT to_regclass({})::oid").format(Literal(table)))
+    except ServerError as error:  # not a valid name
         raise DeclarationError(f"{label}: table {table!r}: {error}") from None
-    if (oid := found[0][0]) is None:
+    if (oid := rows[0][0]) is None:
         raise DeclarationError(
-            f"{label}: the database has no table {table!r} that its user sees; create it, or write its "
-            "schema before it, as in 'public.customers'"
+            f"{label}: its user sees no table {table!r}; create it, or name its schema too, as in "
+            "'public.customers'"
         )
     return int(oid)
 
@@ -241,15 +240,15 @@ def _name(session: Session, oid: int) -> tuple[str, str]:
 
 
 def _check_identity(session: Session, label: str, oid: int, table: str) -> None:
-    """A table that is published without telling its rows apart refuses updates and deletes."""
+    """Raise `DeclarationError` if the table, once published, would reject updates and deletes."""
     query = SQL(
         "SELECT c.oid::regclass FROM pg_class c WHERE c.relkind = 'r'"
         " AND (c.oid = {0} OR c.oid IN (SELECT relid FROM pg_partition_tree({0})))"
         " AND (c.relreplident = 'n' OR c.relreplident = 'd' AND NOT EXISTS"
         " (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary))"
     )
-    if bare := session.rows(query.format(Literal(oid))):
+    if rows := session.rows(query.format(Literal(oid))):
         raise DeclarationError(
-            f"{label}: table {bare[0][0]} (of {table!r}) has no primary key: published, it would refuse "
-            "every UPDATE and DELETE; give it one, or run ALTER TABLE ... REPLICA IDENTITY FULL"
+            f"{label}: table {rows[0][0]} (of {table!r}) has no primary key: once published, it would "
+            "reject every UPDATE and DELETE; add one, or run ALTER TABLE ... REPLICA IDENTITY FULL"
         )

@@ -1,4 +1,4 @@
-"""A PostgreSQL database as a source: the changes of its tables, and what it notifies."""
+"""`PostgresSource`: the changes and notifications of a PostgreSQL database as source events."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _LONGEST_CHANNEL = 63
 class PostgresSource(Source):
     """A PostgreSQL database (13 or newer, with the extra `postgres`).
 
-    - `url`: `postgresql://user:password@host/database`, or a `Secret` that holds one. It is never
-      printed. Listening takes sessions of its own: give a URL that goes around a pooler.
-    - the rest are `Properties`, as of every source.
+    - `url`: `postgresql://user:password@host/database`, or a `Secret` that holds it. It is never
+      printed. Each listener needs its own session: give a URL that bypasses a pooler.
+    - the others are the `Properties` of every source.
 
     >>> crm = PostgresSource("crm", url=Secret("CRM_URL"))
     >>> customers = crm.changes("customers", tables=["public.customers"], snapshot=True)
@@ -33,8 +33,8 @@ class PostgresSource(Source):
     Raises `DeclarationError`.
     """
 
-    def __init__(self, name: str, *, url: Secret | str, **given: Unpack[Properties]) -> None:
-        super().__init__(name, **given)
+    def __init__(self, name: str, *, url: Secret | str, **properties: Unpack[Properties]) -> None:
+        super().__init__(name, **properties)
         if not isinstance(url, Secret | str):
             raise DeclarationError(
                 f"source {name!r}: url= is a Secret that names an environment variable, or the "
@@ -49,83 +49,83 @@ class PostgresSource(Source):
         tables: Sequence[str],
         snapshot: bool = False,
         slot: str | None = None,
-        **own: Unpack[Properties],
+        **properties: Unpack[Properties],
     ) -> SourceEvent[Change, Listener, Iterable[Event[Change]]]:
-        """What is inserted, updated, deleted and truncated in `tables`, as an event per row.
+        """The inserts, updates, deletes and truncates of `tables`, one event per row.
 
-        Each change that is committed from when the slot was made comes once, in the order of the
-        commits, also after any of the two sides was away. The server keeps its log until the changes
-        are in the store.
+        Each change that is committed after the slot was created arrives once, in commit order, even if
+        the database or the listener was down for a while. The server keeps its log until the store has
+        the changes.
 
-        - `tables`: their names, with the schema if the user's `search_path` does not have it. Each
+        - `tables`: their names, with the schema if the user's `search_path` does not include it. Each
           needs a primary key, or REPLICA IDENTITY FULL.
-        - `snapshot`: begin with the rows that are there when the slot is made, without a gap or an
-          overlap. One that is broken off is begun anew.
-        - `slot`: the name of the replication slot, and of the publication with the tables: both are
-          made if they are missing. `blacksmith_<source>_<event>` by default. Another name than
-          before begins anew.
+        - `snapshot`: begin with the rows that exist when the slot is created, without a gap or an
+          overlap. An interrupted snapshot starts over.
+        - `slot`: the name of the replication slot, and of the publication of the tables; missing ones
+          are created. `blacksmith_<source>_<event>` by default. A new name starts over.
 
-        The remaining arguments are those of `Source.event`. Listening raises, and is tried again,
-        `Unavailable` when the database does not respond, `SettingsError` and `DeclarationError` with
-        what the server, its user or a table lacks, `ChangesLost` when the slot is gone.
+        The remaining arguments are those of `Source.event`. Listening is tried again after it has
+        raised `Unavailable` (the database does not respond), `SettingsError` or `DeclarationError`
+        (the message says what the server, its user or a table lacks), or `ChangesLost` (the slot or
+        its changes are gone).
 
         Raises `DeclarationError`.
         """
-        where = f"{self.name}/{name}"
+        path = f"{self.name}/{name}"
         if isinstance(tables, str) or not tables or not all(tables):
             raise DeclarationError(
-                f"{where}: tables={tables!r}: name one or several, as in tables=['public.customers']"
+                f"{path}: tables={tables!r}: name at least one, as in tables=['public.customers']"
             )
-        named = f"blacksmith_{self.name}_{name}" if slot is None else slot
-        if not _SLOT.fullmatch(named):
+        slot = f"blacksmith_{self.name}_{name}" if slot is None else slot
+        if not _SLOT.fullmatch(slot):
             raise DeclarationError(
-                f"{where}: the slot {named!r}: name it with slot=, by up to 63 lower-case letters, "
+                f"{path}: the slot {slot!r}: give a slot= of up to 63 lower-case letters, "
                 "digits and underscores"
             )
 
         def listen(listener: Listener) -> Iterator[Event[Change]]:
-            _check_driver(where)
+            _check_driver(path)
             from blacksmith_dagster.sources.postgres.streams import ChangeStream
 
-            return ChangeStream(where, self.url, tuple(tables), named, snapshot).listen(listener)
+            return ChangeStream(path, self.url, tuple(tables), slot, snapshot).listen(listener)
 
-        listen.__doc__ = f"The changes of {', '.join(tables)}, by the replication slot {named}."
-        return self.event(CDC(), name=name, **own)(listen)
+        listen.__doc__ = f"The changes of {', '.join(tables)}, by the replication slot {slot}."
+        return self.event(CDC(), name=name, **properties)(listen)
 
     def notifications(
-        self, name: str, *, channel: str, **own: Unpack[Properties]
+        self, name: str, *, channel: str, **properties: Unpack[Properties]
     ) -> SourceEvent[Notification, Listener, Iterable[Event[Notification]]]:
-        """What is sent by NOTIFY on `channel` while someone listens: nothing is kept at the server.
+        """The notifications on `channel` that are sent while the listener runs: the server keeps none.
 
-        The remaining arguments are those of `Source.event`. Listening raises, and is tried again,
-        `Unavailable` when the database does not respond, and `SettingsError` for a URL that cannot be
-        read.
+        The remaining arguments are those of `Source.event`. Listening is tried again after it has
+        raised `Unavailable` (the database does not respond) or `SettingsError` (the URL cannot be
+        read).
 
         >>> crm = PostgresSource("crm", url=Secret("CRM_URL"))
         >>> alerts = crm.notifications("alerts", channel="alerts")
 
         Raises `DeclarationError`.
         """
-        where = f"{self.name}/{name}"
+        path = f"{self.name}/{name}"
         if not 0 < len(channel.encode()) <= _LONGEST_CHANNEL:
             raise DeclarationError(
-                f"{where}: channel={channel!r}: PostgreSQL's channels have names of 1 to "
+                f"{path}: channel={channel!r}: PostgreSQL's channels have names of 1 to "
                 f"{_LONGEST_CHANNEL} bytes"
             )
 
         def listen(listener: Listener) -> Iterator[Event[Notification]]:
-            _check_driver(where)
-            from blacksmith_dagster.sources.postgres.streams import Channel
+            _check_driver(path)
+            from blacksmith_dagster.sources.postgres.streams import NotificationStream
 
-            return Channel(where, self.url, channel).listen(listener)
+            return NotificationStream(path, self.url, channel).listen(listener)
 
-        listen.__doc__ = f"What is notified on the channel {channel}."
-        return self.event(CDC(), name=name, **own)(listen)
+        listen.__doc__ = f"The notifications on the channel {channel}."
+        return self.event(CDC(), name=name, **properties)(listen)
 
 
-def _check_driver(where: str) -> None:
+def _check_driver(path: str) -> None:
     if find_spec("psycopg") is None:
         raise ImportError(
-            f"{where} listens to PostgreSQL, which needs psycopg: "
-            "pip install 'blacksmith-dagster[postgres]'"
+            f"{path} listens to PostgreSQL, which needs psycopg; run "
+            "`pip install 'blacksmith-dagster[postgres]'`"
         )

@@ -1,4 +1,4 @@
-"""From a replication slot to changes: a snapshot first, if asked for, and then what is committed."""
+"""Listens to PostgreSQL: for changes, after an optional snapshot, and for notifications."""
 
 from __future__ import annotations
 
@@ -24,77 +24,78 @@ from blacksmith_dagster.sources.postgres.slot import (
     SlotPosition,
     check_continuous,
     check_server,
+    create_slot,
     drop_slot,
     find_slot,
     find_tables,
     lost_if_refused,
-    make_slot,
     publish,
 )
 from blacksmith_dagster.sources.postgres.values import convert_of
 
 _log = logging.getLogger(__name__)
 
-_ROWS = 1_000  # of a snapshot that are fetched at once
+_ROWS = 1_000  # rows of a snapshot that are fetched at once
 _FETCH_SECONDS = 600.0
+_TICK = 0.5  # seconds between two checks whether the listener stops
 
 
 @dataclass(frozen=True, slots=True)
 class ChangeStream:
-    """The changes of some tables, by the slot and the publication that are named `slot`."""
+    """Listens for the changes of `tables`. The slot and the publication are both named `slot`."""
 
-    where: str
+    path: str
     url: Secret | str
     tables: Sequence[str]
     slot: str
     snapshot: bool
 
     def listen(self, listener: Listener) -> Iterator[Event[Change]]:
-        """Yield what was changed since the listener's cursor, until it is asked to stop.
+        """Yield the changes since the listener's cursor, until the listener stops.
 
         Raises `SettingsError`, `DeclarationError`, `ChangesLost`, `Unavailable`.
         """
-        database = SourceDatabase(self.where, self.url)
+        database = SourceDatabase(self.path, self.url)
         try:
             with (
                 database.translate_errors(),
                 closing(Session(database, listener, replication=True)) as session,
             ):
-                yield from self._begin(session, database.label, listener)
+                yield from self._prepare(session, database.label, listener)
                 with lost_if_refused(database.label):
                     yield from follow(session, database.label, self.slot, listener)
         except ListenerStopped:
             return
 
-    def _begin(self, session: Session, label: str, listener: Listener) -> Iterator[Event[Change]]:
-        """Come to where the slot can be followed from the listener's cursor."""
+    def _prepare(self, session: Session, label: str, listener: Listener) -> Iterator[Event[Change]]:
+        """Prepare the slot so that it can be followed from the listener's cursor; yields a snapshot."""
         check_server(session, label)
-        place = _place(label, listener.cursor)
+        position = _position_of(label, listener.cursor)
         slot = find_slot(session, label, self.slot)
-        if place is not None and place.slot != self.slot:
+        if position is not None and position.slot != self.slot:
             _log.warning(
-                "%s begins anew with the slot %r; if the server still has %r, it keeps its log for it: "
-                "SELECT pg_drop_replication_slot('%s')",
-                *(label, self.slot, place.slot, place.slot),
+                "%s starts over with the slot %r; if the server still has %r, drop that, or the server "
+                "keeps its log: SELECT pg_drop_replication_slot('%s')",
+                *(label, self.slot, position.slot, position.slot),
             )
-            place = None
-        anew = place is None or (place.row is not None and self.snapshot)
-        if place is not None and not anew:
-            check_continuous(session, label, place, slot)
-        # The publication comes first: the log that was written before it can't be read with it.
-        publish(session, label, self.slot, self.tables, create=anew)
-        if anew and self.snapshot:
-            # What is there belongs to a snapshot that was not finished, and can't be gone on with.
+            position = None
+        starts_over = position is None or (position.row is not None and self.snapshot)
+        if position is not None and not starts_over:
+            check_continuous(session, label, position, slot)
+        # The publication first: it does not apply to the log that was written before it.
+        publish(session, label, self.slot, self.tables, create=starts_over)
+        if starts_over and self.snapshot:
+            # An existing slot belongs to an unfinished snapshot, which can't be continued.
             if slot is not None:
                 drop_slot(session, self.slot)
-            lsn = make_slot(session, label, self.slot, snapshot=True)
+            lsn = create_slot(session, label, self.slot, snapshot=True)
             yield from self._read_tables(session, lsn, listener)
             session.execute(SQL("COMMIT"))
             return
-        if anew:
-            lsn = slot.confirmed if slot else make_slot(session, label, self.slot, snapshot=False)
-        elif place is not None and place.row is not None:  # the rest of a snapshot is not wanted
-            lsn = place.lsn
+        if starts_over:
+            lsn = slot.confirmed if slot else create_slot(session, label, self.slot, snapshot=False)
+        elif position is not None and position.row is not None:  # snapshot= was removed meanwhile
+            lsn = position.lsn
         else:
             return
         listener.cursor = cursor_at(self.slot, lsn)
@@ -104,80 +105,82 @@ class ChangeStream:
         self, session: Session, lsn: str, listener: Listener
     ) -> Iterator[Event[Change]]:
         tables = find_tables(session, self.slot)
-        now = datetime.fromisoformat(session.rows(SQL("SELECT now()"))[0][0] or "")
+        read_at = datetime.fromisoformat(session.rows(SQL("SELECT now()"))[0][0] or "")
         number = 0
         for table in tables:
             for row in _rows(session, table):
                 number += 1
                 listener.cursor = {"slot": self.slot, "lsn": lsn, "row": number}
-                yield _of_snapshot("snapshot", table, lsn, now, row)
+                yield _snapshot_event("snapshot", table, lsn, read_at, row)
             number += 1
             listener.cursor = {"slot": self.slot, "lsn": lsn, "row": number}
             if table is tables[-1]:
                 listener.cursor = cursor_at(self.slot, lsn)
-            yield _of_snapshot("snapshot_completed", table, lsn, now, None)
-
-
-def _place(label: str, cursor: Any) -> SlotPosition | None:
-    try:
-        return msgspec.convert(cursor, SlotPosition | None)
-    except msgspec.ValidationError:
-        raise DeclarationError(
-            f"{label}: its cursor {cursor!r} was written by another listener under the same name; give "
-            "the event another name"
-        ) from None
-
-
-def _rows(session: Session, table: PublishedTable) -> Iterator[dict[str, Any]]:
-    """All rows of a table, in the session's transaction."""
-    chosen = SQL("SELECT {} FROM {} {}").format(
-        SQL(", ").join(map(Identifier, table.columns)),
-        SQL("{}" if table.partitioned else "ONLY {}").format(table.named),
-        SQL("" if table.where is None else f"WHERE {table.where}"),
-    )
-    session.execute(SQL("DECLARE read NO SCROLL CURSOR FOR {}").format(chosen), _FETCH_SECONDS)
-    while True:
-        found = session.execute(SQL(f"FETCH {_ROWS} FROM read"), _FETCH_SECONDS)
-        converts = [convert_of(found.ftype(column)) for column in range(found.nfields)]
-        columns = list(enumerate(zip(table.columns, converts, strict=True)))
-        for row in range(found.ntuples):
-            yield {
-                name: None if (value := found.get_value(row, column)) is None else convert(value)
-                for column, (name, convert) in columns
-            }
-        if found.ntuples < _ROWS:
-            break
-    session.execute(SQL("CLOSE read"))
-
-
-def _of_snapshot(
-    operation: Operation, table: PublishedTable, lsn: str, at: datetime, row: dict[str, Any] | None
-) -> Event[Change]:
-    return Event(Change(operation, table.schema, table.name, lsn, 0, at, new=row), sent_at=at)
-
-
-_TICK = 0.5
+            yield _snapshot_event("snapshot_completed", table, lsn, read_at, None)
 
 
 @dataclass(frozen=True, slots=True)
-class Channel:
-    """What is notified on a channel of a database."""
+class NotificationStream:
+    """Listens for the notifications on a channel."""
 
-    where: str
+    path: str
     url: Secret | str
     channel: str
 
     def listen(self, listener: Listener) -> Iterator[Event[Notification]]:
-        """Yield what is notified from now on, until the listener is asked to stop.
+        """Yield the notifications from now on, until the listener stops.
 
         Raises `SettingsError`, `Unavailable`.
         """
-        database = SourceDatabase(self.where, self.url)
+        database = SourceDatabase(self.path, self.url)
         try:
             with database.translate_errors(), closing(Session(database, listener)) as session:
                 session.execute(SQL("LISTEN {}").format(Identifier(self.channel)))
                 while not listener.stopping:
-                    for heard in session.connection.notifies(timeout=_TICK):
-                        yield Event(Notification(heard.channel, heard.payload, heard.pid))
+                    for notify in session.connection.notifies(timeout=_TICK):
+                        yield Event(Notification(notify.channel, notify.payload, notify.pid))
         except ListenerStopped:
             return
+
+
+def _position_of(label: str, cursor: Any) -> SlotPosition | None:
+    try:
+        return msgspec.convert(cursor, SlotPosition | None)
+    except msgspec.ValidationError:
+        raise DeclarationError(
+            f"{label}: its cursor {cursor!r} was written by a listener of another kind; give the event "
+            "another name"
+        ) from None
+
+
+def _rows(session: Session, table: PublishedTable) -> Iterator[dict[str, Any]]:
+    """All rows of a table, read in the session's transaction."""
+    query = SQL("SELECT {} FROM {} {}").format(
+        SQL(", ").join(map(Identifier, table.columns)),
+        SQL("{}" if table.partitioned else "ONLY {}").format(table.qualified_name),
+        SQL("" if table.where is None else f"WHERE {table.where}"),
+    )
+    session.execute(SQL("DECLARE read NO SCROLL CURSOR FOR {}").format(query), _FETCH_SECONDS)
+    while True:
+        result = session.execute(SQL(f"FETCH {_ROWS} FROM read"), _FETCH_SECONDS)
+        converts = [convert_of(result.ftype(column)) for column in range(result.nfields)]
+        columns = list(enumerate(zip(table.columns, converts, strict=True)))
+        for row in range(result.ntuples):
+            yield {
+                name: None if (value := result.get_value(row, column)) is None else convert(value)
+                for column, (name, convert) in columns
+            }
+        if result.ntuples < _ROWS:
+            break
+    session.execute(SQL("CLOSE read"))
+
+
+def _snapshot_event(
+    operation: Operation,
+    table: PublishedTable,
+    lsn: str,
+    read_at: datetime,
+    row: dict[str, Any] | None,
+) -> Event[Change]:
+    change = Change(operation, table.schema, table.name, lsn, 0, read_at, new=row)
+    return Event(change, sent_at=read_at)

@@ -1,4 +1,4 @@
-"""From a value as PostgreSQL writes it to one that JSON can hold: pure.
+"""Converts values as PostgreSQL writes them to values that JSON can hold. No I/O.
 
 The session writes dates in ISO style, times in UTC, intervals in ISO 8601 and bytes in hex.
 """
@@ -23,11 +23,11 @@ SETTINGS = {
     "bytea_output": "hex",
     "extra_float_digits": "1",
 }
-"""What a session must be set to for the conversions to hold."""
+"""The session settings that the conversions rely on."""
 
 
 def convert_text(value: bytes) -> str:
-    """Text as it is. Bytes that are no UTF-8, which SQL_ASCII databases hold, are escaped."""
+    """Text as it is. Bytes that are not UTF-8, as in SQL_ASCII databases, are escaped."""
     return value.decode("utf-8", "backslashreplace")
 
 
@@ -52,14 +52,14 @@ def _bytes(value: bytes) -> str:
 
 
 def _timestamp(value: bytes) -> str:
-    # "infinity", and years before Christ, which ISO 8601 has no sign for, stay as they are.
-    shown = value.decode()
-    return shown if shown.endswith("BC") else shown.replace(" ", "T")
+    # "infinity" and years BC, which ISO 8601 cannot express, stay as they are.
+    text = value.decode()
+    return text if text.endswith("BC") else text.replace(" ", "T")
 
 
 def _timestamptz(value: bytes) -> str:
-    shown = value.decode()
-    return f"{shown[:-3].replace(' ', 'T')}Z" if shown.endswith("+00") else shown
+    text = value.decode()
+    return f"{text[:-3].replace(' ', 'T')}Z" if text.endswith("+00") else text
 
 
 _CONVERTS: dict[str, Convert] = {
@@ -80,13 +80,13 @@ _CONVERTS: dict[str, Convert] = {
 
 @lru_cache(maxsize=1024)
 def convert_of(type_: int | str) -> Convert:
-    """How values of a built-in type, given by its oid or name, are converted; others stay text."""
-    known = postgres.types.get(type_)
-    if known is None:
+    """The conversion for a built-in type, by its oid or name; values of other types stay text."""
+    info = postgres.types.get(type_)
+    if info is None:
         return convert_text
-    element = _CONVERTS.get(known.name, convert_text)
-    if type_ == known.array_oid:
-        return lambda value: _array(value, element, known.delimiter.encode())
+    element = _CONVERTS.get(info.name, convert_text)
+    if type_ == info.array_oid:
+        return lambda value: _array(value, element, info.delimiter.encode())
     return element
 
 
@@ -98,7 +98,7 @@ _ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
 
 
 def _array(value: bytes, convert: Convert, delimiter: bytes) -> Any:
-    """An array, of any dimensions, as lists. Bounds that do not begin at 1 are left out."""
+    """An array of any dimensions as lists. Bounds that do not start at 1 are dropped."""
     if value.startswith(b"["):
         value = value.partition(b"=")[2]
     root: list[Any] = []
