@@ -1,4 +1,4 @@
-"""The versions of the store's schema, by Alembic."""
+"""Checks and upgrades the store's schema. Its versions are Alembic revisions, in `versions/`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from sqlalchemy import Connection, Engine
 
 from blacksmith_dagster.errors import SchemaOutdated
 
-# A name of its own: the database may be an application's, with an alembic_version of its own.
+# Not alembic_version: the database may belong to an application that has a table of that name.
 VERSION_TABLE = "blacksmith_version"
 
 
 def upgrade(conn: Connection) -> None:
-    """Bring the schema to this package's version. The caller sees to it that it runs once at a time."""
+    """Upgrade the schema to this package's version. The caller prevents concurrent upgrades."""
     with conn.begin():
         config = _config()
         config.attributes["connection"] = conn
@@ -25,21 +25,23 @@ def upgrade(conn: Connection) -> None:
 
 
 def check_schema(engine: Engine, label: str) -> None:
-    """Raise `SchemaOutdated` unless the schema is of this package's version."""
+    """Raise `SchemaOutdated` unless the schema has this package's version."""
     script = ScriptDirectory.from_config(_config())
-    wanted = script.get_current_head()
+    head = script.get_current_head()
     with engine.connect() as conn:
         context = MigrationContext.configure(conn, opts={"version_table": VERSION_TABLE})
-        found = context.get_current_revision()
-    if found == wanted:
+        current = context.get_current_revision()
+    if current == head:
         return
-    if found is not None and found not in {each.revision for each in script.walk_revisions()}:
+    if current is not None and current not in {
+        version.revision for version in script.walk_revisions()
+    }:
         raise SchemaOutdated(
-            f"the store {label} is of version {found}, which a newer blacksmith-dagster made; "
+            f"the store {label} has version {current}, which a newer blacksmith-dagster created; "
             "install that version or a later one"
         )
     raise SchemaOutdated(
-        f"the store {label} is of version {found or 'none yet'}, this package needs {wanted}; "
+        f"the store {label} has version {current or 'none yet'}, this package needs {head}; "
         "run `blacksmith store upgrade`"
     )
 

@@ -1,4 +1,4 @@
-"""How Alembic runs the versions: on the connection that it is given, in one transaction."""
+"""Alembic's environment: runs the versions on the caller's connection, in one transaction."""
 
 from alembic import context
 

@@ -27,7 +27,7 @@ CREATE TABLE fencing_tokens (
     PRIMARY KEY (destination, lane)
 );
 
--- What has a number is not committed in its order: see high_watermark(). CACHE must stay 1.
+-- Sequence numbers are not committed in their order: see high_watermark(), which needs CACHE 1.
 CREATE SEQUENCE event_seq CACHE 1;
 
 CREATE TABLE events (
@@ -168,7 +168,7 @@ CREATE TABLE leases (
     PRIMARY KEY (key)
 );
 
--- The partitions of events and jobs from the sequence's present one to two ahead.
+-- Creates the table partitions of events and jobs, from the sequence's current one to two ahead.
 CREATE FUNCTION make_partitions() RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     step CONSTANT bigint := 5000000;
@@ -179,7 +179,7 @@ BEGIN
     FOR k IN now_at .. now_at + 2 LOOP
         FOREACH part IN ARRAY ARRAY['events', 'jobs'] LOOP
             CONTINUE WHEN to_regclass(format('%I', part || '_' || k)) IS NOT NULL;
-            -- Made first and attached then, so that the parent is locked for a moment only.
+            -- Created first and then attached, so that the parent is locked only for a moment.
             EXECUTE format('CREATE TABLE %I (LIKE %I INCLUDING ALL)', part || '_' || k, part);
             EXECUTE format('ALTER TABLE %I ATTACH PARTITION %I FOR VALUES FROM (%s) TO (%s)',
                            part, part || '_' || k, k * step, (k + 1) * step);
@@ -187,9 +187,9 @@ BEGIN
     END LOOP;
 END $$;
 
--- One group commit. The arrays hold an item per event; job_event (1-based) and job_destination a pair
--- per job. Before it takes its first number it holds a shared lock whose key is the sequence's
--- value: all its numbers are above that.
+-- Inserts a group commit. The first seven arrays have one item per event, the others one per job;
+-- job_event is the index of the job's event, from 1. Before the first nextval() it takes a shared
+-- advisory lock whose key is the sequence's value: all its sequence numbers are above that.
 CREATE FUNCTION ingest(
     event_types int[], payloads text[], event_keys text[], contexts text[], versions text[],
     sent timestamptz[], parents bigint[], job_event int[], job_destination int[], job_error text[]
@@ -216,16 +216,17 @@ BEGIN
     RETURN made;
 END $$;
 
--- All numbers up to this one are committed, or never will be. First the upper bound, then the lowest
--- key that a running ingest holds; the caller reads with a new snapshot. Sequence numbers commit out
--- of order, and a reader that goes by their order alone skips events for ever.
+-- The sequence number up to which each event is committed, or never will be. Transactions commit out of
+-- the order of their sequence numbers, so a reader that only remembers the highest number would skip
+-- events. Reads first the upper bound, and then the lowest key that a running ingest() has locked. The
+-- caller must read the events with a new snapshot.
 CREATE FUNCTION high_watermark() RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     high bigint;
     back bigint;
 BEGIN
     SELECT last_value INTO high FROM event_seq;
-    -- Keys are the low 32 bits of a value at or below `high`: their distance from it tells the value.
+    -- A key is the low 32 bits of a value at or below `high`, so the distance from `high` gives the value.
     SELECT max((high - objid::bigint) & 4294967295) INTO back
       FROM pg_locks
      WHERE locktype = 'advisory' AND objsubid = 2 AND classid = 'event_seq'::regclass::oid
@@ -233,9 +234,10 @@ BEGIN
     RETURN high - coalesce(back, 0);
 END $$;
 
--- Lock a lane for this transaction, without writing a new version of its row, and read its state. Each
--- statement sees what was committed before it: first the fencing token, then the high watermark, then
--- the rest. `next` is the last of at most `wanted` new jobs, NULL if there is none.
+-- Locks a lane for this transaction, without writing a new version of its row, and reads its state. Each
+-- statement sees what was committed before it began: first the fencing token, then the high watermark,
+-- then the rest. `next` is the last of at most `wanted` new jobs, NULL if there is none. State 1 is
+-- executing.
 CREATE FUNCTION enter_lane(
     of int, in_lane int, wanted int, OUT token bigint, OUT holder text, OUT now timestamptz,
     OUT last bigint, OUT open boolean, OUT first_claim boolean, OUT at bigint, OUT claimed bigint,
@@ -254,7 +256,7 @@ BEGIN
     SELECT l.id, l.state = 1, l.seq_to IS NOT NULL, l.position, l.claimed
       INTO last, open, first_claim, at, claimed
       FROM loads l
-     -- As a range of loads_lane: by equalities, a generic plan walks back through all loads by id.
+     -- A range of the index loads_lane: with equalities, a generic plan walks back through all loads by id.
      WHERE (l.destination, l.lane, l.id) >= (of, in_lane, 0)
        AND (l.destination, l.lane, l.id) < (of, in_lane + 1, 0)
      ORDER BY l.destination DESC, l.lane DESC, l.id DESC LIMIT 1;
@@ -266,6 +268,6 @@ BEGIN
         SELECT FROM job_groups g WHERE g.destination = of AND g.load IS NULL AND g.due_at <= now);
 END $$;
 
--- The first number is spent here: a sequence that was never called does not say so by its value.
+-- Uses up the first number: last_value does not show whether a sequence was ever called.
 SELECT nextval('event_seq');
 SELECT make_partitions();

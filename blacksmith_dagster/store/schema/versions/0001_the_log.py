@@ -14,10 +14,10 @@ down_revision = None
 
 
 def upgrade() -> None:
-    """Make the tables."""
+    """Create the tables."""
     dialect = op.get_bind().dialect.name
     script = Path(__file__).with_suffix(f".{dialect}.sql").read_text()
-    # The driver's own cursor: no '%' or ':' of the script is taken for a parameter.
+    # The driver's own cursor, which does not read '%' or ':' in the script as parameters.
     cursor = op.get_bind().connection.cursor()
     for statement in _statements(script):
         cursor.execute(statement)
@@ -28,7 +28,7 @@ def upgrade() -> None:
 
 
 def _statements(script: str) -> list[str]:
-    """The script's statements: each ends with a ';' at a line's end, those of a body excepted."""
+    """The statements of a script: each ends with ';' at the end of a line, outside function bodies."""
     statements, lines, inside = [], [], False
     for line in script.splitlines():
         lines.append(line)

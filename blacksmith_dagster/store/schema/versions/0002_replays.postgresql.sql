@@ -1,9 +1,10 @@
 DROP FUNCTION ingest(int[], text[], text[], text[], text[], timestamptz[], bigint[], int[], int[],
                      text[]);
 
--- One group commit. The arrays hold an item per event; job_event (1-based) and job_destination a pair
--- per job. Before it takes its first number it holds a shared lock whose key is the sequence's
--- value: all its numbers are above that. `received` is when the events were received, now if NULL.
+-- Inserts a group commit. The first seven arrays have one item per event, the others one per job;
+-- job_event is the index of the job's event, from 1. Before the first nextval() it takes a shared
+-- advisory lock whose key is the sequence's value: all its sequence numbers are above that. `received` is
+-- when the events were received, now if NULL.
 CREATE FUNCTION ingest(
     event_types int[], payloads text[], event_keys text[], contexts text[], versions text[],
     sent timestamptz[], parents bigint[], job_event int[], job_destination int[], job_error text[],
@@ -32,10 +33,10 @@ BEGIN
     RETURN made;
 END $$;
 
--- Lock a lane for this transaction, without writing a new version of its row, and read its state. Each
--- statement sees what was committed before it: first the fencing token, then the high watermark, then
--- the rest. `next` is the last of at most `wanted` new jobs, NULL if there is none, or in a lane
--- without new jobs.
+-- Locks a lane for this transaction, without writing a new version of its row, and reads its state. Each
+-- statement sees what was committed before it began: first the fencing token, then the high watermark,
+-- then the rest. `next` is the last of at most `wanted` new jobs, NULL if there is none; only the load
+-- lane (0) claims new jobs. State 1 is executing.
 CREATE OR REPLACE FUNCTION enter_lane(
     of int, in_lane int, wanted int, OUT token bigint, OUT holder text, OUT now timestamptz,
     OUT last bigint, OUT open boolean, OUT first_claim boolean, OUT at bigint, OUT claimed bigint,
@@ -54,7 +55,7 @@ BEGIN
     SELECT l.id, l.state = 1, l.seq_to IS NOT NULL, l.position, l.claimed
       INTO last, open, first_claim, at, claimed
       FROM loads l
-     -- As a range of loads_lane: by equalities, a generic plan walks back through all loads by id.
+     -- A range of the index loads_lane: with equalities, a generic plan walks back through all loads by id.
      WHERE (l.destination, l.lane, l.id) >= (of, in_lane, 0)
        AND (l.destination, l.lane, l.id) < (of, in_lane + 1, 0)
      ORDER BY l.destination DESC, l.lane DESC, l.id DESC LIMIT 1;

@@ -1,4 +1,4 @@
-"""Replays: a lane of their own for job groups, lists of jobs, edited data, times told by who imports."""
+"""Replays: a lane for job groups, listings, edited payloads, and imports with their own times."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Make the tables, and let job groups know their lane."""
+    """Create the tables, and add the lane to job groups."""
     op.add_column("job_groups", _column("lane", sa.SmallInteger, server_default="0"))
     op.add_column("job_groups", sa.Column("replay", sa.BigInteger))
     op.add_column("job_groups", sa.Column("job_key", sa.Text))

@@ -1,4 +1,4 @@
-"""How far each event type is purged, and how many discarded jobs were."""
+"""Purges: how far each event type is purged, and how many discarded jobs were."""
 
 import sqlalchemy as sa
 from alembic import op

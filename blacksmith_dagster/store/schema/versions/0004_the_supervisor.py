@@ -1,4 +1,4 @@
-"""Who serves, and where the holder of a lock is."""
+"""The supervisor: the services, and the address of the holder of a lock."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,7 +10,7 @@ down_revision = "0003"
 
 
 def upgrade() -> None:
-    """Add the address of locks, and the services."""
+    """Add the address to locks, and create the services."""
     op.add_column("leases", sa.Column("address", sa.Text))
     op.create_table(
         "services",

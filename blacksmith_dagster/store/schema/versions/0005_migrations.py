@@ -1,4 +1,4 @@
-"""Migrations of sources and destinations: what became of each, and the barriers that claims read."""
+"""Migrations of sources and destinations, their transitions, and the barriers that claims read."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -12,7 +12,7 @@ _ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
-    """Make the tables."""
+    """Create the tables."""
     op.create_table(
         "migration_barriers",
         sa.Column("target", sa.Text, primary_key=True),

@@ -1,7 +1,8 @@
--- One group commit. The arrays hold an item per event; job_event (1-based) and job_destination a pair
--- per job. A parent is a sequence number, or -n for the n-th event of this commit. Before it takes its
--- first number it holds a shared lock whose key is the sequence's value: all its numbers are above
--- that. `received` is when the events were received, now if NULL.
+-- Inserts a group commit. The first seven arrays have one item per event, the others one per job;
+-- job_event is the index of the job's event, from 1. A parent is a sequence number, or -n for the n-th
+-- event of this commit. Before the first nextval() it takes a shared advisory lock whose key is the
+-- sequence's value: all its sequence numbers are above that. `received` is when the events were received,
+-- now if NULL.
 CREATE OR REPLACE FUNCTION ingest(
     event_types int[], payloads text[], event_keys text[], contexts text[], versions text[],
     sent timestamptz[], parents bigint[], job_event int[], job_destination int[], job_error text[],

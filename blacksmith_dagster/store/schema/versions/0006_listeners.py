@@ -1,4 +1,4 @@
-"""The status of each listener. Raw requests that are kept once, and events that have children."""
+"""The status of listeners, the keys of raw requests, and events with children."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ down_revision = "0005"
 
 
 def upgrade() -> None:
-    """Add the key of raw requests and the listeners, and let ingest know children."""
+    """Add the key to raw requests, create the listeners, and let ingest() resolve parents."""
     op.add_column("quarantine", sa.Column("key", sa.Text))
     op.create_index("quarantine_key", "quarantine", ["event_type", "key"], unique=True)
     op.create_table(
