@@ -1,13 +1,14 @@
-"""How much of a job group that is due runs in its next load. Pure."""
+"""Decides how many jobs of a due job group run in its next load. Pure."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 MAX_LOST_LOADS = 3
+"""After so many lost loads a job group is halved, until the job that kills its loads is isolated."""
+
 MAX_CONSECUTIVE_FAILURES = 10
-"""So many isolated jobs of a group that fail in a row mean an outage, not a poisonous job.
-"""
+"""So many isolated jobs that fail in a row mean that the destination is down, not that a job is bad."""
 
 
 class WaitingGroup(NamedTuple):
@@ -28,10 +29,10 @@ class WaitingGroup(NamedTuple):
 
 
 class Portion(NamedTuple):
-    """What of a job group the next load takes: its first `jobs` jobs.
+    """The part of a job group that the next load claims: its first `jobs` jobs.
 
-    `lost_loads` and `remainder_lost_loads` are what the two parts count from there on; `discard_reason`
-    is why the jobs are not to be run.
+    `lost_loads` and `remainder_lost_loads` are the counts from which the two parts continue.
+    `discard_reason` is why the jobs are discarded without being run, if they are.
     """
 
     jobs: int
@@ -41,20 +42,20 @@ class Portion(NamedTuple):
 
 
 def can_join(waiting: WaitingGroup) -> bool:
-    """Whether nothing speaks against running this job group together with others."""
+    """Whether this job group may run together with others: no load of it raised or was lost."""
     return waiting.raised_in is None and not waiting.isolated and waiting.lost_loads == 0
 
 
 def portion(waiting: WaitingGroup, limit: int, others_succeeded: bool) -> Portion:
     """How the job group runs next.
 
-    - Three lost loads: halved; each half is halved again at one more, until the job that kills is
-      isolated. A single job gets three lost loads of its own before it
-      is discarded.
-    - Its jobs are isolated: one runs at a time, for its last attempt, until ten of them failed in a
-      row.
+    - It has lost three loads: halved. Each half is halved again after one more lost load, until the
+      job that kills its loads is isolated. An isolated job is discarded after three lost loads of its
+      own.
+    - Its jobs are isolated: one job runs, for its last attempt, until ten have failed in a row. Then
+      the rest is discarded.
     - It raised, and another load has succeeded since (`others_succeeded`): halved. If none has, the
-      destination is out of order, and halving would only multiply the calls.
+      destination is down, and halving would only multiply the calls.
     """
     whole, lost_loads = min(limit, waiting.jobs), waiting.lost_loads
     half = min(limit, (waiting.jobs + 1) // 2)
@@ -65,8 +66,8 @@ def portion(waiting: WaitingGroup, limit: int, others_succeeded: bool) -> Portio
             )
         return Portion(half, _after_halving(half), _after_halving(waiting.jobs - half))
     if waiting.isolated and waiting.consecutive_failures >= MAX_CONSECUTIVE_FAILURES:
-        why = f"{waiting.consecutive_failures} isolated jobs of its group failed in a row"
-        return Portion(whole, lost_loads, lost_loads, why)
+        reason = f"{waiting.consecutive_failures} isolated jobs of its group failed in a row"
+        return Portion(whole, lost_loads, lost_loads, reason)
     if waiting.isolated:
         return Portion(1, lost_loads, lost_loads)
     if waiting.raised_in is not None and others_succeeded:

@@ -1,4 +1,4 @@
-"""How much of a job group that is due runs in its next load."""
+"""How many jobs of a due job group run in its next load."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -82,11 +82,11 @@ def test_jobs_are_isolated_until_ten_failed_in_a_row() -> None:
 def test_some_jobs_are_always_taken_and_a_batch_is_never_discarded_for_its_lost_loads(
     waiting: WaitingGroup, limit: int, others_succeeded: bool
 ) -> None:
-    taken = portion(waiting, limit, others_succeeded)
-    assert 1 <= taken.jobs <= min(limit, waiting.jobs)
-    assert taken.lost_loads <= waiting.lost_loads
-    if taken.discard_reason and waiting.jobs > 1:
+    part = portion(waiting, limit, others_succeeded)
+    assert 1 <= part.jobs <= min(limit, waiting.jobs)
+    assert part.lost_loads <= waiting.lost_loads
+    if part.discard_reason and waiting.jobs > 1:
         assert waiting.isolated
         assert waiting.consecutive_failures >= 10
     if can_join(waiting):
-        assert taken == Portion(min(limit, waiting.jobs), 0, 0)
+        assert part == Portion(min(limit, waiting.jobs), 0, 0)
