@@ -20,7 +20,8 @@ from blacksmith_dagster.composition import gateway_of
 from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.importer import load_application
 from blacksmith_dagster.settings import Settings, find_project
-from blacksmith_dagster.store import make_home, open_store
+from blacksmith_dagster.store import open_store
+from blacksmith_dagster.store.sqlite import make_home
 
 if TYPE_CHECKING:
     from blacksmith_dagster.gateway.interface import Gateway

@@ -16,7 +16,7 @@ from blacksmith_dagster.scheduler.decoding import JobDecoder
 from blacksmith_dagster.scheduler.loader import take_lane
 from blacksmith_dagster.scheduler.outcomes import Decision, all_discarded, outcomes
 from blacksmith_dagster.store.interface import FencingToken, Lane, Store
-from blacksmith_dagster.store.maintenance import batched
+from blacksmith_dagster.store.statements import batched
 from blacksmith_dagster.supervisor import Supervisor, here
 
 _BATCH = 1000

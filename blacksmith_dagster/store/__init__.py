@@ -1,9 +1,8 @@
-"""The log of events and jobs, on PostgreSQL and SQLite."""
+"""The store: the log of events and jobs, on PostgreSQL or SQLite. `open_store` opens one by its URL."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
-from pathlib import Path
 from urllib.parse import parse_qs
 
 from sqlalchemy.engine import URL
@@ -12,15 +11,15 @@ from blacksmith_dagster.errors import SettingsError
 from blacksmith_dagster.settings import parse_url
 from blacksmith_dagster.store.interface import Store
 
-__all__ = ["Store", "make_home", "open_store", "read_url"]
+__all__ = ["Store", "open_store", "read_url"]
 
 
 def open_store(url: str, *, upgrade: bool = False, repair: bool = False) -> Store:
     """The store at `url`: `sqlite:////absolute/path` or `postgresql://...`.
 
-    A SQLite file and its tables are made when missing. PostgreSQL's tables are checked, and made or
-    brought to this package's version if `upgrade`; several processes may do so at once. A store that
-    was restored or promoted is refused, unless `repair` (see `Store.repair`).
+    A SQLite file and its tables are created if they don't exist. PostgreSQL's tables are only checked,
+    unless `upgrade`: then they are created or upgraded to this package's version. Several processes may
+    do so at once. A restored or promoted store is rejected, unless `repair` (see `Store.repair`).
 
     Raises `SettingsError` for another URL, `SchemaOutdated`, `SequenceWentBack`, `Unavailable`, and
     `ImportError` when PostgreSQL's driver is not installed.
@@ -37,7 +36,7 @@ def open_store(url: str, *, upgrade: bool = False, repair: bool = False) -> Stor
 
 
 def read_url(url: str) -> URL:
-    """Parse a store's URL. Raises `SettingsError`, which never shows the password."""
+    """Parse a store's URL. Raises `SettingsError`, whose message never shows the password."""
     parsed = parse_url(
         url,
         "the store's URL",
@@ -61,13 +60,6 @@ def read_url(url: str) -> URL:
     )
 
 
-def make_home(folder: Path) -> None:
-    """Make a folder for a store, which git ignores, unless it is there."""
-    if not folder.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".gitignore").write_text("*\n")
-
-
 def _adapter(url: URL, upgrade: bool) -> Store:
     backend = url.get_backend_name()
     if backend == "sqlite":
@@ -83,5 +75,5 @@ def _adapter(url: URL, upgrade: bool) -> Store:
 
         return PostgresStore(url, upgrade=upgrade)
     raise SettingsError(
-        f"{url.drivername!r} is no store; write sqlite:////path or postgresql://..."
+        f"unsupported store {url.drivername!r}: use sqlite:////path or postgresql://..."
     )

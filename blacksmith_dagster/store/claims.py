@@ -1,4 +1,4 @@
-"""How a lane's next load is chosen."""
+"""Chooses the jobs of a lane's next load, and opens it."""
 
 from __future__ import annotations
 
@@ -8,23 +8,26 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import Connection
 
 from blacksmith_dagster.store import loads
-from blacksmith_dagster.store.interface import FencingToken, JobRow, Lane, Load
+from blacksmith_dagster.store.interface import FencingToken, JobRow, Load
 from blacksmith_dagster.store.job_groups import WaitingGroup, can_join, portion
+from blacksmith_dagster.store.tables import LANE_NUMBERS
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from blacksmith_dagster.store.sql import SQLStore
 
-LANES = {Lane.LOAD: 0, Lane.DISCARD: 1, Lane.REPLAY: 2}
-
 
 class LaneState(NamedTuple):
-    """A lane as its fencing token and its last load tell: where its next claim begins.
+    """A lane's fencing token, its last load, and what it could claim now.
 
-    `open` and `first_claim` tell of the last load whether it is executing, and whether it was a
-    first one (so that the next claim takes what is due). `next` is the last of the new jobs that a
-    claim would take, 0 if there are none; `due` whether a job group is due.
+    - `token`, `holder`: its latest fencing token.
+    - `now`: the database's clock.
+    - `last`: the id of its last load, 0 if there has been none. `open`: whether that is executing.
+      `first_claim`: whether it was the first of its jobs (then the next claim prefers due groups).
+    - `position`, `claimed`: as in that load's row.
+    - `next`: the last of the new jobs that a claim would get, 0 if there are none.
+    - `due`: whether a job group is due.
     """
 
     token: int
@@ -45,42 +48,43 @@ class LaneState(NamedTuple):
         holder: str,
         now: datetime,
         last: int | None,
-        opened: bool | None,
+        is_open: bool | None,
         first_claim: bool | None,
         position: int | None,
         claimed: int | None,
-        following: int | None,
+        next_seq: int | None,
         due: bool,
     ) -> LaneState:
-        """The state as the database has it: NULLs where the lane has had no load yet."""
+        """The state from the database's row, in which NULLs mean that the lane has had no load."""
         return cls(
             token,
             holder,
             now,
             last or 0,
-            bool(opened),
+            bool(is_open),
             last is None or bool(first_claim),
             position or 0,
             claimed or 0,
-            following or 0,
+            next_seq or 0,
             bool(due),
         )
 
 
 class Claim:
-    """The ways in which a lane's next load is chosen, within one transaction."""
+    """The ways to choose a lane's next load, in the transaction that has locked the lane."""
 
     def __init__(
         self,
         store: SQLStore,
         conn: Connection,
         token: FencingToken,
-        of: int,
+        destination: int,
         state: LaneState,
         limit: int,
         run: str | None,
     ) -> None:
-        self.store, self.conn, self.token, self.of, self.state = store, conn, token, of, state
+        self.store, self.conn, self.token = store, conn, token
+        self.destination, self.state = destination, state
         self.limit, self.run = limit, run
 
     def new(self, discard_reason: str | None = None) -> Load | None:
@@ -88,46 +92,53 @@ class Claim:
         after, upto = self.state.position, self.state.next
         if not upto:
             return None
-        rows = self.store._jobs_between(self.conn, self.of, after, upto)
+        rows = self.store._jobs_between(self.conn, self.destination, after, upto)
         load_id = self._open(1, upto, len(rows), seq_from=after + 1)
         return self._load(load_id, rows, attempt=1, first_claim=True, discard_reason=discard_reason)
 
     def due(self, max_attempts: int) -> Load | None:
-        """The job group that is longest due, or what its state allows of it; plain listings together."""
+        """The job group that has been due longest, or the part of it that `portion` allows.
+
+        Groups that may run together are claimed together.
+        """
         if not self.state.due:
             return None
-        lane = LANES[self.token.lane]
-        waiting = loads.waiting_groups(self.conn, self.of, due_by=self.state.now, lane=lane)
+        lane = LANE_NUMBERS[self.token.lane]
+        waiting = loads.waiting_groups(
+            self.conn, self.destination, due_by=self.state.now, lane=lane
+        )
         if not waiting:
             return None
-        groups = _together(waiting, self.limit)
+        groups = _joined(waiting, self.limit)
         first = groups[0]
         attempt = min(first.attempts + 1, max_attempts)
         if len(groups) > 1:
             return self._claim_whole(groups, attempt)
-        since = first.raised_in
-        recovered = since is not None and loads.succeeded_since(self.conn, self.of, since)
-        part = portion(first, self.limit, recovered)
+        raised_in = first.raised_in
+        others_succeeded = raised_in is not None and loads.succeeded_since(
+            self.conn, self.destination, raised_in
+        )
+        part = portion(first, self.limit, others_succeeded)
         if part.jobs == first.jobs:
             return self._claim_whole(groups, attempt, part.lost_loads, part.discard_reason)
         load_id = self._open(attempt, None, part.jobs)
-        loads.assign_part(self.conn, first, part, self.of, load_id)
-        return self._load_of(load_id, groups, attempt, part.lost_loads, part.discard_reason)
+        loads.assign_part(self.conn, first, part, self.destination, load_id)
+        return self._load_of_groups(load_id, groups, attempt, part.lost_loads, part.discard_reason)
 
     def next_for_discard(self, reason: str) -> Load | None:
-        """The next of all that waits, due or not."""
-        waiting = loads.waiting_groups(self.conn, self.of)
+        """The next waiting jobs, due or not, and then the new ones."""
+        waiting = loads.waiting_groups(self.conn, self.destination)
         if waiting:
             return self._claim_whole(waiting[:1], waiting[0].attempts, discard_reason=reason)
         return self.new(discard_reason=reason)
 
     def listed_for_discard(self, seqs: Sequence[int], reason: str) -> Load | None:
-        """Those of the jobs that wait to run again."""
+        """The listed jobs that wait to run again."""
         groups = []
         for seq in seqs[: self.limit]:
-            group = loads.waiting_group_of(self.conn, self.of, seq)
+            group = loads.waiting_group_of(self.conn, self.destination, seq)
             if group is not None:
-                groups.append(loads.separate_job(self.conn, group, seq, self.of))
+                groups.append(loads.separate_job(self.conn, group, seq, self.destination))
         return (
             self._claim_whole(groups, groups[0].attempts, discard_reason=reason) if groups else None
         )
@@ -141,9 +152,9 @@ class Claim:
     ) -> Load:
         load_id = self._open(attempt, None, sum(group.jobs for group in groups))
         loads.assign(self.conn, groups, load_id)
-        return self._load_of(load_id, groups, attempt, lost_loads, discard_reason)
+        return self._load_of_groups(load_id, groups, attempt, lost_loads, discard_reason)
 
-    def _load_of(
+    def _load_of_groups(
         self,
         load_id: int,
         groups: Sequence[WaitingGroup],
@@ -154,7 +165,7 @@ class Claim:
         first = groups[0]
         return self._load(
             load_id,
-            self.store._jobs_of_groups(self.conn, self.of, load_id, groups),
+            self.store._jobs_of_groups(self.conn, self.destination, load_id, groups),
             attempt,
             job_key=first.job_key,
             replay=first.replay,
@@ -171,8 +182,8 @@ class Claim:
         return loads.open_load(
             self.conn,
             {
-                "destination": self.of,
-                "lane": LANES[self.token.lane],
+                "destination": self.destination,
+                "lane": LANE_NUMBERS[self.token.lane],
                 "token": self.token.number,
                 "attempt": attempt,
                 "seq_from": seq_from,
@@ -195,23 +206,23 @@ class Claim:
         job_key: str | None = None,
         **state: Any,
     ) -> Load:
-        return Load(
-            load_id, self.token, rows, job_key or str(self.of), attempt, first_claim, **state
-        )
+        job_key = job_key or str(self.destination)
+        return Load(load_id, self.token, rows, job_key, attempt, first_claim, **state)
 
 
-def _together(waiting: Sequence[WaitingGroup], limit: int) -> Sequence[WaitingGroup]:
-    """The job groups that the next load takes: the first, with others like it if all are plain
-    listings.
+def _joined(waiting: Sequence[WaitingGroup], limit: int) -> Sequence[WaitingGroup]:
+    """The first job group, and the later ones that can run in one load with it.
+
+    Only listings are joined, and only those of the same attempt, replay and job key.
     """
     first = waiting[0]
     if not can_join(first) or first.listing is None:
         return [first]
-    groups, total = [first], first.jobs
+    groups, jobs = [first], first.jobs
     for group in waiting[1:]:
         alike = can_join(group) and group.listing is not None and group.attempts == first.attempts
         alike = alike and (group.replay, group.job_key) == (first.replay, first.job_key)
-        if alike and total + group.jobs <= limit:
+        if alike and jobs + group.jobs <= limit:
             groups.append(group)
-            total += group.jobs
+            jobs += group.jobs
     return groups

@@ -13,19 +13,21 @@ Key = tuple[str, str, int]
 
 
 class StoredKey(NamedTuple):
-    """What a key stands for already: the event's number, and the digest of its body."""
+    """A key's row: the sequence number of its event, and the digest of what was sent with it."""
 
     seq: int
     digest: bytes
 
 
 class Resolution(NamedTuple):
-    """What becomes of the requests of one commit.
+    """The result of `resolve` for the requests of one commit.
 
-    `new` are the events to append. `slots` has for each request its `KeyReused`, or for each of its
-    events an index into `new` (0 and up) or `~seq` of the event that it repeats. `parents` are those
-    of the children among `new`, by the child's index: a parent's seq, or `~index` of one in `new`.
-    `claimed` are the keys to be written for the events of `new`, by index.
+    - `new`: the events to append.
+    - `slots`: for each request its `KeyReused`, or for each of its events the index in `new`, or
+      `~seq` of the stored event that it repeats.
+    - `parents`: the parent of each child in `new`, by the child's index: the parent's seq, or `~index`
+      of a parent in `new`.
+    - `claimed`: the keys to write, with the index in `new` of the event of each.
     """
 
     new: Sequence[NewEvent]
@@ -35,22 +37,22 @@ class Resolution(NamedTuple):
 
     @property
     def rejected(self) -> bool:
-        """Whether some request has reused a key."""
+        """Whether a request has reused a key."""
         return any(isinstance(slot, KeyReused) for slot in self.slots)
 
     @property
     def rejections(self) -> list[list[str] | KeyReused]:
-        """The results if nothing is kept, as some request has reused a key."""
+        """The results when nothing is stored because a request has reused a key."""
         return [slot if isinstance(slot, KeyReused) else [] for slot in self.slots]
 
     def results(
         self, ids: Sequence[str], id_of: Callable[[int], str]
     ) -> list[list[str] | KeyReused]:
-        """The public ids of each request's events, given those of the new ones."""
+        """The public ids of each request's events. `ids` are those of the new ones."""
         return [
             slot
             if isinstance(slot, KeyReused)
-            else [id_of(~each) if each < 0 else ids[each] for each in slot]
+            else [id_of(~index) if index < 0 else ids[index] for index in slot]
             for slot in self.slots
         ]
 
@@ -58,15 +60,15 @@ class Resolution(NamedTuple):
 def resolve(requests: Sequence[Sequence[NewEvent]], known: Mapping[Key, StoredKey]) -> Resolution:
     """Decide which events are new. Pure.
 
-    `known` are the keys that were there before this commit. Of two events in this commit with one
-    key the first is kept, and the second is the same event, or the request is rejected.
+    `known` are the keys stored before this commit. If two events of this commit have the same key, the
+    first is stored; the second repeats it, or its request is rejected.
     """
     new: list[NewEvent] = []
     slots: list[KeyReused | Sequence[int]] = []
     parents: dict[int, int] = {}
     claimed: dict[Key, int] = {}
     for request in requests:
-        fresh: dict[Key, int] = {}
+        new_keys: dict[Key, int] = {}
         children: dict[int, int] = {}
         slot: list[int] = []
         rejected: KeyReused | None = None
@@ -75,20 +77,20 @@ def resolve(requests: Sequence[Sequence[NewEvent]], known: Mapping[Key, StoredKe
             index: int | None = None
             if event.key is not None:
                 key = (event.event_type, event.key, event.ordinal)
-                before = known.get(key)
-                index = claimed.get(key, fresh.get(key))
-                digest = before.digest if before else None if index is None else new[index].digest
+                stored = known.get(key)
+                index = claimed.get(key, new_keys.get(key))
+                digest = stored.digest if stored else None if index is None else new[index].digest
                 if digest is not None and digest != event.digest:
                     rejected = KeyReused(
-                        f"the key {event.key!r} came before with another body; send the same body "
+                        f"the key {event.key!r} was sent before with another body; send the same body "
                         "again, or give the new event a key of its own"
                     )
                     break
-                if before is not None:
-                    slot.append(~before.seq)
+                if stored is not None:
+                    slot.append(~stored.seq)
                     continue
                 if index is None:
-                    fresh[key] = len(new)
+                    new_keys[key] = len(new)
             if index is None:
                 index = len(new)
                 new.append(event)
@@ -99,7 +101,7 @@ def resolve(requests: Sequence[Sequence[NewEvent]], known: Mapping[Key, StoredKe
             del new[start:]
             slots.append(rejected)
             continue
-        claimed |= fresh
+        claimed |= new_keys
         parents |= children
         slots.append(slot)
     return Resolution(new, slots, parents, claimed)

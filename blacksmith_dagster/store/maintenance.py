@@ -1,10 +1,10 @@
-"""What keeps a store in order: names, the time index, counters, old keys."""
+"""Maintains a store: its names, the time index, the counters, and keys past their time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -18,9 +18,9 @@ from sqlalchemy import (
     type_coerce,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
 from blacksmith_dagster.errors import UsageError
+from blacksmith_dagster.store.statements import upsert
 from blacksmith_dagster.store.tables import (
     counter,
     destination_events,
@@ -41,59 +41,42 @@ TIME_INDEX_GAP = timedelta(minutes=1)
 _COUNTED_AT_ONCE = 200_000  # events in one transaction, so that writers never wait long
 
 
-T = TypeVar("T")
-
-
-def batched(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """Slices of `size` values, in order; the last may be shorter.
-
-    A statement names only so many values, and a transaction that is short lets others write.
-
-    >>> list(batched("abcde", 2))
-    ['ab', 'cd', 'e']
-    """
-    return (values[start : start + size] for start in range(0, len(values), size))
-
-
-def upsert(conn: Connection, table: Table) -> Any:
-    """An INSERT that can say what to do on a conflict, for the connection's database."""
-    return (postgresql.insert if conn.dialect.name == "postgresql" else sqlite.insert)(table)
-
-
-def know(conn: Connection, table: Table, paths: Iterable[str]) -> None:
-    """Give an id to each path that has none."""
-    known = set(conn.execute(select(table.c.path)).scalars())
-    for path in sorted(set(paths) - known):
+def add_paths(conn: Connection, table: Table, paths: Iterable[str]) -> None:
+    """Insert the paths that a table of names does not have, which gives each an id."""
+    existing = set(conn.execute(select(table.c.path)).scalars())
+    for path in sorted(set(paths) - existing):
         conn.execute(upsert(conn, table).on_conflict_do_nothing(), {"path": path})
 
 
 def rename(conn: Connection, table: Table, old: str, new: str) -> None:
-    """Let what bears a path keep its id under a new one, unless the new one is known."""
-    taken = select(table.c.id).where(table.c.path == new)
-    if conn.execute(taken).first() is None:
+    """Change a path and keep its id, unless the new path exists already."""
+    existing = select(table.c.id).where(table.c.path == new)
+    if conn.execute(existing).first() is None:
         conn.execute(update(table).where(table.c.path == old).values(path=new))
 
 
 def make_fencing_tokens(conn: Connection, lanes: Iterable[int]) -> None:
-    """Make sure that each lane of each destination event has its fencing token."""
-    known = set(conn.execute(select(fencing_tokens.c.destination, fencing_tokens.c.lane)).tuples())
+    """Insert the fencing token of each lane of each destination event, where it is missing."""
+    existing = set(
+        conn.execute(select(fencing_tokens.c.destination, fencing_tokens.c.lane)).tuples()
+    )
     for destination in conn.execute(select(destination_events.c.id)).scalars():
         for lane in lanes:
-            if (destination, lane) not in known:
+            if (destination, lane) not in existing:
                 values = {"destination": destination, "lane": lane, "token": 0, "holder": ""}
                 conn.execute(upsert(conn, fencing_tokens).on_conflict_do_nothing(), values)
 
 
-def highest(conn: Connection) -> int:
-    """The highest sequence number that anything in the store bears."""
-    bearers = (
+def highest_seq(conn: Connection) -> int:
+    """The highest sequence number found in the store's tables."""
+    maxima = (
         func.max(events.c.seq),
         func.max(loads.c.seq_to),
         func.max(counter.c.upto),
         func.max(epochs.c.first_seq - 1),
         func.max(event_types.c.purged_upto),
     )
-    return max(conn.execute(select(bearer)).scalar() or 0 for bearer in bearers)
+    return max(conn.execute(select(maximum)).scalar() or 0 for maximum in maxima)
 
 
 def add_to_time_index(conn: Connection, now: datetime, low: int, high: int) -> None:
@@ -105,47 +88,53 @@ def add_to_time_index(conn: Connection, now: datetime, low: int, high: int) -> N
 
 
 def begin_import(conn: Connection, at: datetime, low: int) -> None:
-    """Add the time of imported history to the time index; refuse it if newer is there already."""
+    """Add the time of imported history to the time index.
+
+    Raises `UsageError` if the index has a later time already.
+    """
     newest = conn.execute(select(func.max(time_index.c.at))).scalar()
     if newest is not None and at < newest:
         raise UsageError(
             f"history of {at:%Y-%m-%d %H:%M} cannot be imported: the store has received events at "
-            f"{newest:%Y-%m-%d %H:%M}; import in the order of time, before the gateway is started"
+            f"{newest:%Y-%m-%d %H:%M}; import history in order of time, before you start the gateway"
         )
     values = {"at": at, "low": low, "high": low}
     conn.execute(upsert(conn, time_index).on_conflict_do_nothing(), values)
 
 
 def end_import(conn: Connection, at: datetime, high: int) -> None:
-    """Let the row of the time index cover what was imported."""
+    """Extend the row of the time index to the imported events."""
     conn.execute(update(time_index).where(time_index.c.at == at).values(high=high))
 
 
 def forget_keys(conn: Connection, now: datetime) -> None:
-    """Delete keys that are older than they are kept."""
+    """Delete keys older than KEYS_KEPT."""
     conn.execute(delete(keys).where(keys.c.received_at < now - KEYS_KEPT))
 
 
-def count(conn: Connection, high_watermark: int) -> bool:
-    """Add a part of the log to the totals; `False` if there was none, or another does it now."""
+def add_to_totals(conn: Connection, high_watermark: int) -> bool:
+    """Add the next part of the log to the totals; returns whether there is more.
+
+    `False` also if another process is doing it now.
+    """
     row = conn.execute(select(counter.c.upto).with_for_update(skip_locked=True)).first()
     if row is None or row.upto >= high_watermark:
         return False
     after, upto = row.upto, min(high_watermark, row.upto + _COUNTED_AT_ONCE)
     day = _day(conn)
-    of_events = (
+    events_per_day = (
         select(events.c.event_type, day, func.count())
         .where(events.c.seq > after, events.c.seq <= upto)
         .group_by(events.c.event_type, day)
     )
-    for event_type, on, number in conn.execute(of_events).all():
-        _add(conn, event_totals, {"event_type": event_type, "day": on}, "events", number)
-    of_jobs = (
+    for event_type, on_day, number in conn.execute(events_per_day).all():
+        _add(conn, event_totals, {"event_type": event_type, "day": on_day}, "events", number)
+    jobs_per_destination = (
         select(jobs.c.destination, func.count())
         .where(jobs.c.seq > after, jobs.c.seq <= upto)
         .group_by(jobs.c.destination)
     )
-    for destination, number in conn.execute(of_jobs).all():
+    for destination, number in conn.execute(jobs_per_destination).all():
         _add(conn, job_totals, {"destination": destination}, "jobs", number)
     conn.execute(update(counter).values(upto=upto))
     return bool(upto < high_watermark)
@@ -158,7 +147,7 @@ def _day(conn: Connection) -> Any:
     return cast(func.timezone("UTC", events.c.received_at), Date)
 
 
-def _add(conn: Connection, table: Table, of: dict[str, Any], column: str, number: int) -> None:
-    added = upsert(conn, table).values({**of, column: number})
+def _add(conn: Connection, table: Table, key: dict[str, Any], column: str, number: int) -> None:
+    added = upsert(conn, table).values({**key, column: number})
     total = table.c[column] + added.excluded[column]
-    conn.execute(added.on_conflict_do_update(index_elements=list(of), set_={column: total}))
+    conn.execute(added.on_conflict_do_update(index_elements=list(key), set_={column: total}))

@@ -1,7 +1,8 @@
-"""The barrier between loads and migrations: which version a destination is of, and who migrates it.
+"""Stops the loads of a destination while it is migrated, or until a migration has run.
 
-A claim holds its lane's fencing token when it reads the barrier. Raising the barrier keeps all claims
-out for that moment: each is either seen by it, as an open load, or sees the barrier.
+A claim reads the barrier after it has locked its lane. Raising the barrier locks out all claims for a
+moment. So each claim either has an open load, which the migration sees and waits for, or sees the
+barrier.
 """
 
 from __future__ import annotations
@@ -13,16 +14,21 @@ import msgspec
 from sqlalchemy import Connection, bindparam, select, update
 
 from blacksmith_dagster.errors import CodeOutdated, FencedOut, MigrationPending
-from blacksmith_dagster.store import maintenance
-from blacksmith_dagster.store.claims import LANES
 from blacksmith_dagster.store.interface import Confirm, Lane
-from blacksmith_dagster.store.tables import EXECUTING, destination_events, fencing_tokens, loads
+from blacksmith_dagster.store.statements import upsert
+from blacksmith_dagster.store.tables import (
+    EXECUTING,
+    LANE_NUMBERS,
+    destination_events,
+    fencing_tokens,
+    loads,
+)
 from blacksmith_dagster.store.tables import migration_barriers as barriers
 
 if TYPE_CHECKING:
     from blacksmith_dagster.store.sql import SQLStore
 
-_LANE_OF = {number: lane for lane, number in LANES.items()}
+_LANES = {number: lane for lane, number in LANE_NUMBERS.items()}
 
 
 class MigrationToken(msgspec.Struct, frozen=True):
@@ -34,30 +40,30 @@ class MigrationToken(msgspec.Struct, frozen=True):
 
 
 def check(conn: Connection, destination_event: str, version: int | None) -> None:
-    """Return if a destination event may be loaded by code that declares its destination's `version`.
+    """Return if code that declares this `version` of the destination's schema may load the event.
 
-    With `None` only a migration under way keeps it out. The lane must be held already.
+    With `None`, only a migration that is running stops it. The lane must be locked already.
 
     Raises `MigrationPending`, `CodeOutdated`.
     """
     destination = destination_event.partition("/")[0]
-    row = conn.execute(_BARRIER, {"of": f"destination/{destination}"}).first()
-    found, migrating_by, waits_for = row or (0, None, None)
-    if version is not None and found > version:
+    row = conn.execute(_BARRIER, {"target": f"destination/{destination}"}).first()
+    migrated_to, migrating_by, waits_for = row or (0, None, None)
+    if version is not None and migrated_to > version:
         raise CodeOutdated(
-            f"destination {destination!r} was migrated to {found}, and this code knows it up to "
+            f"destination {destination!r} was migrated to {migrated_to}, and this code knows it up to "
             f"{version or 'no version'}; start the newer code in its place. The jobs wait"
         )
     if migrating_by:
         raise MigrationPending(
-            f"destination {destination!r} is being migrated by {migrating_by}, and its jobs wait; if "
-            "that has died, run `blacksmith migrations run`"
+            f"destination {destination!r} is being migrated by {migrating_by}; its jobs wait. If that "
+            "process is gone, run `blacksmith migrations run`"
         )
     if version is None:
         return
     if waits_for:
         raise MigrationPending(f"the jobs of destination {destination!r} wait: {waits_for}")
-    if found < version:
+    if migrated_to < version:
         raise MigrationPending(
             f"the jobs of destination {destination!r} wait: its migration {version} has not run; run "
             "`blacksmith migrations run`"
@@ -65,35 +71,35 @@ def check(conn: Connection, destination_event: str, version: int | None) -> None
 
 
 _BARRIER = select(barriers.c.version, barriers.c.migrating_by, barriers.c.waits_for).where(
-    barriers.c.target == bindparam("of")
+    barriers.c.target == bindparam("target")
 )
 
 
 def take_over(store: SQLStore, target: str, holder: str, confirm: Confirm) -> MigrationToken:
-    """Become the one whose migrations of a target count.
+    """Take over the migrations of a target: from now on only this token's records are accepted.
 
-    As `Store.take_over`: the token is raised only if nobody else has raised it meanwhile.
+    As `Store.take_over` does, it raises the token only if no other has raised it meanwhile.
 
     Raises `FencedOut` if `confirm()` says no.
     """
     new = {"target": target, "token": 0, "holder": ""}
-    mine = barriers.c.target == target
+    of_target = barriers.c.target == target
     while True:
         with store.writing() as conn:
-            conn.execute(maintenance.upsert(conn, barriers).on_conflict_do_nothing(), new)
-            latest = conn.execute(select(barriers.c.token).where(mine)).scalar_one()
+            conn.execute(upsert(conn, barriers).on_conflict_do_nothing(), new)
+            latest = conn.execute(select(barriers.c.token).where(of_target)).scalar_one()
         if not confirm():
             raise FencedOut(f"{target}: the lock was lost before it could be used")
         with store.writing() as conn:
-            raised = update(barriers).where(mine, barriers.c.token == latest)
+            raised = update(barriers).where(of_target, barriers.c.token == latest)
             if conn.execute(raised.values(token=latest + 1, holder=holder)).rowcount == 1:
                 return MigrationToken(target, latest + 1, holder)
 
 
-def hold(conn: Connection, token: MigrationToken) -> None:
+def lock_target(conn: Connection, token: MigrationToken) -> None:
     """Lock a target's row, if the token is still its latest. Raises `FencedOut`."""
-    found = select(barriers.c.token, barriers.c.holder).where(barriers.c.target == token.target)
-    row = conn.execute(found.with_for_update()).first()
+    latest = select(barriers.c.token, barriers.c.holder).where(barriers.c.target == token.target)
+    row = conn.execute(latest.with_for_update()).first()
     if row is None or tuple(row) != (token.number, token.holder):
         raise FencedOut(
             f"{token.target}: another run has taken over its migrations; stop, and look at "
@@ -105,10 +111,10 @@ def stop_claims(store: SQLStore, token: MigrationToken, by: str) -> None:
     """Stop further claims for a destination. Raises `FencedOut`."""
     with store.writing() as conn:
         if conn.dialect.name == "postgresql":
-            # It waits for the claims under way, and others wait for it: also those of a destination
-            # event that was made known a moment ago.
+            # Waits for the claims that are running; later ones wait for it, also those of a destination
+            # event registered a moment ago, whose row this transaction may not see.
             conn.exec_driver_sql("LOCK TABLE fencing_tokens IN EXCLUSIVE MODE")
-        hold(conn, token)
+        lock_target(conn, token)
         conn.execute(
             update(barriers).where(barriers.c.target == token.target).values(migrating_by=by)
         )
@@ -120,7 +126,7 @@ def lift(store: SQLStore, token: MigrationToken, version: int, waits_for: str | 
     Raises `FencedOut`.
     """
     with store.writing() as conn:
-        hold(conn, token)
+        lock_target(conn, token)
         lifted = update(barriers).where(barriers.c.target == token.target)
         conn.execute(lifted.values(version=version, migrating_by=None, waits_for=waits_for))
 
@@ -137,7 +143,7 @@ def open_loads(store: SQLStore, destination: str) -> Sequence[tuple[str, Lane]]:
         .limit(1)
         .scalar_subquery()
     )
-    found = (
+    open_lanes = (
         select(destination_events.c.path, fencing_tokens.c.lane)
         .join(fencing_tokens, fencing_tokens.c.destination == destination_events.c.id)
         .where(
@@ -146,4 +152,4 @@ def open_loads(store: SQLStore, destination: str) -> Sequence[tuple[str, Lane]]:
         )
     )
     with store.reading() as conn:
-        return [(path, _LANE_OF[lane]) for path, lane in conn.execute(found)]
+        return [(path, _LANES[lane]) for path, lane in conn.execute(open_lanes)]

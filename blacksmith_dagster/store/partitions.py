@@ -1,4 +1,4 @@
-"""PostgreSQL's partitions of the log: which there are, and dropping those that nothing needs."""
+"""Lists the table partitions of the log in PostgreSQL, and drops those that are purged."""
 
 from __future__ import annotations
 
@@ -13,65 +13,68 @@ if TYPE_CHECKING:
     from blacksmith_dagster.store.postgres import PostgresStore
 
 STEP = 5_000_000
-"""Sequence numbers of a partition, as `make_partitions` of the schema has it."""
+"""Sequence numbers per partition; `make_partitions()` in the schema has the same number."""
 
 _LOCK_NOT_AVAILABLE = "55P03"
 _WAIT = "10s"
-# On a table that is to be dropped: a purge that was killed is known by it, and no table of another.
+# Marks a table that is to be dropped. By it the next purge finds what a killed one has left, and drops
+# only tables of the store.
 _DROP_COMMENT = "blacksmith: purged, to be dropped"
 
 
 class Partition(NamedTuple):
-    """The part of the log from `first` to `last`."""
+    """The table partition of the log with the sequence numbers from `first` to `last`."""
 
     number: int
     first: int
     last: int
 
-    def holds(self, seq: ColumnElement[int]) -> ColumnElement[bool]:
-        """Whether a sequence number is in it."""
+    def contains(self, seq: ColumnElement[int]) -> ColumnElement[bool]:
+        """Whether a sequence number is in this partition."""
         return seq.between(self.first, self.last)
 
 
 class Partitions:
-    """The partitions of a store."""
+    """The table partitions of a store's log."""
 
     def __init__(self, store: PostgresStore) -> None:
         self._store = store
 
-    def listed(self, conn: Connection) -> Sequence[Partition]:
-        """Those that are not to be dropped, the oldest first."""
-        return [of for of, dropped in self._attached(conn) if not dropped]
+    def in_use(self, conn: Connection) -> Sequence[Partition]:
+        """The partitions that are not to be dropped, the oldest first."""
+        return [partition for partition, planned in self._attached(conn) if not planned]
 
     def planned_drops(self, conn: Connection) -> Sequence[Partition]:
-        """Those that are to be dropped, and whose events could not be detached yet."""
-        return [of for of, dropped in self._attached(conn) if dropped]
+        """The partitions that are to be dropped, but whose events could not be detached yet."""
+        return [partition for partition, planned in self._attached(conn) if planned]
 
     def _attached(self, conn: Connection) -> Sequence[tuple[Partition, bool]]:
         rows = conn.exec_driver_sql(_ATTACHED, (_DROP_COMMENT,))
-        return [(Partition(n, n * STEP, (n + 1) * STEP - 1), dropped) for n, dropped in rows]
+        return [(Partition(n, n * STEP, (n + 1) * STEP - 1), planned) for n, planned in rows]
 
     def plan_drop(self, conn: Connection, partition: Partition) -> None:
-        """Decide that a partition is dropped."""
+        """Mark a partition to be dropped."""
         for table in ("jobs", "events"):
             conn.exec_driver_sql(
                 f"COMMENT ON TABLE {table}_{partition.number:d} IS '{_DROP_COMMENT}'"
             )
 
     def drop_planned(self) -> Sequence[str]:
-        """Drop what is planned to be dropped; returns the tables that a reader keeps from being dropped.
+        """Drop the tables of marked partitions; returns those that a reader has locked.
 
-        A table is detached first, so that nobody waits for its lock: those who write and read go on.
+        A table is detached first, so that the lock on it stops neither reads nor writes of the log.
         """
         postponed = []
-        with self._store.reading() as conn, _patience(conn):
+        with self._store.reading() as conn, _lock_timeout(conn):
             for table, parent, pending in conn.exec_driver_sql(
                 _PLANNED_DROPS, (_DROP_COMMENT,)
             ).all():
                 try:
                     if parent:
-                        how = "FINALIZE" if pending else "CONCURRENTLY"
-                        conn.exec_driver_sql(f"ALTER TABLE {parent} DETACH PARTITION {table} {how}")
+                        mode = "FINALIZE" if pending else "CONCURRENTLY"
+                        conn.exec_driver_sql(
+                            f"ALTER TABLE {parent} DETACH PARTITION {table} {mode}"
+                        )
                     conn.exec_driver_sql(f"DROP TABLE {table}")
                 except OperationalError as error:
                     if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
@@ -81,7 +84,7 @@ class Partitions:
 
 
 @contextmanager
-def _patience(conn: Connection) -> Iterator[None]:
+def _lock_timeout(conn: Connection) -> Iterator[None]:
     """Wait for locks no longer than `_WAIT`."""
     before = conn.exec_driver_sql("SHOW lock_timeout").scalar_one()
     conn.exec_driver_sql(f"SET lock_timeout = '{_WAIT}'")
@@ -97,7 +100,8 @@ SELECT substring(c.relname from '^events_(\\d+)$')::bigint,
   FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
  WHERE i.inhparent = 'events'::regclass AND NOT i.inhdetachpending ORDER BY 1
 """
-# Jobs before events: who joins them finds both or no job. Names are quoted and qualified where needed.
+# Jobs are dropped before events, so that a join finds both or no job. regclass::text quotes and
+# qualifies names where needed.
 _PLANNED_DROPS = """
 SELECT c.oid::regclass::text, i.inhparent::regclass::text, i.inhdetachpending
   FROM pg_class c LEFT JOIN pg_inherits i ON i.inhrelid = c.oid

@@ -15,7 +15,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from blacksmith_dagster.errors import KeyReused, Unavailable
 from blacksmith_dagster.store import schema
-from blacksmith_dagster.store.claims import LANES, LaneState
+from blacksmith_dagster.store.claims import LaneState
 from blacksmith_dagster.store.db_errors import committing, translate_errors
 from blacksmith_dagster.store.interface import (
     Cursor,
@@ -30,25 +30,25 @@ from blacksmith_dagster.store.loads import OutcomeRow
 from blacksmith_dagster.store.partitions import Partitions
 from blacksmith_dagster.store.replays import GroupJob
 from blacksmith_dagster.store.sql import SQLStore, fenced_out, no_longer_open
-from blacksmith_dagster.store.tables import Instant
+from blacksmith_dagster.store.tables import DONE, EXECUTING, LANE_NUMBERS, Instant
 
 _CONNECT_SECONDS = 10
-# No parallel workers, and no JIT: to start them takes longer than any of these statements does.
+# No parallel workers and no JIT: starting them takes longer than any of these statements.
 _SESSION = (
     "SET timezone = 'UTC'; SET max_parallel_workers_per_gather = 0; SET jit = off;"
     " SET default_transaction_isolation = 'read committed';"
     " SET statement_timeout = '5min'; SET lock_timeout = '1min';"
     " SET idle_in_transaction_session_timeout = '1min'"
 )
-_PATIENT = (
+_NO_TIMEOUTS = (
     "SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0"
 )
 
 
 class PostgresStore(SQLStore):
-    """A database, shared by any number of machines.
+    """A PostgreSQL database, shared by any number of machines.
 
-    Two stores can share a database by schemas of their own: add
+    Two stores can share a database if each has its own schema: add
     `?options=-csearch_path%3D<schema>` to the URL.
     """
 
@@ -76,13 +76,13 @@ class PostgresStore(SQLStore):
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A connection whose statements are each a transaction that only reads."""
+        """A connection in autocommit mode: each statement is a transaction of its own."""
         with translate_errors(self.label), self.engine.connect() as conn:
             yield conn.execution_options(isolation_level="AUTOCOMMIT")
 
     @contextmanager
     def snapshot(self) -> Iterator[Connection]:
-        """A transaction that only reads, and all whose statements see one state."""
+        """A read-only transaction whose statements all see the same state."""
         with translate_errors(self.label), self.engine.connect() as conn:
             yield conn.execution_options(isolation_level="REPEATABLE READ")
 
@@ -99,17 +99,24 @@ class PostgresStore(SQLStore):
         conn.execute(text("SELECT setval('event_seq', :seq)"), {"seq": seq})
         conn.exec_driver_sql("SELECT make_partitions()")
 
-    def _enter(self, conn: Connection, of: int, lane: int, wanted: int) -> LaneState:
-        row = conn.exec_driver_sql("SELECT * FROM enter_lane(%s, %s, %s)", (of, lane, wanted))
+    def _enter_lane(self, conn: Connection, destination: int, lane: int, wanted: int) -> LaneState:
+        row = conn.exec_driver_sql(
+            "SELECT * FROM enter_lane(%s, %s, %s)", (destination, lane, wanted)
+        )
         return LaneState.read(*row.one())
 
-    def _jobs_between(self, conn: Connection, of: int, after: int, upto: int) -> list[JobRow]:
+    def _jobs_between(
+        self, conn: Connection, destination: int, after: int, upto: int
+    ) -> list[JobRow]:
+        values = (destination, after, upto)
         dense = upto - after <= _DENSE
-        given = (of, after, upto, after, upto) if dense else (of, after, upto)
-        # By the driver: results in binary cost a quarter less, and no row is made twice.
+        # By the driver: binary results cost a quarter less, and no row is built twice.
         driver: Any = conn.connection.driver_connection
         with driver.cursor(binary=True) as cursor:
-            cursor.execute(_DENSE_JOBS if dense else _SPARSE_JOBS, given)
+            if dense:
+                cursor.execute(_DENSE_JOBS, (*values, after, upto))
+            else:
+                cursor.execute(_SPARSE_JOBS, values)
             return self._jobs(cursor.fetchall())
 
     def ingest(
@@ -120,19 +127,19 @@ class PostgresStore(SQLStore):
         released: Sequence[str] = (),
         received_at: datetime | None = None,
     ) -> list[list[str] | KeyReused]:
-        """Of events without keys and parents, one statement is the whole transaction."""
-        asked = [each for each in requests if not isinstance(each, RawRequest)]
-        new = [event for request in asked for event in request]
-        plain = len(asked) == len(requests) and not (cursors or released or received_at)
-        plain = plain and all(each.key is None and each.parent is None for each in new)
+        """Fast path: events without keys and parents are inserted by one statement, a transaction."""
+        extracted = [request for request in requests if not isinstance(request, RawRequest)]
+        new = [event for request in extracted for event in request]
+        is_fast = len(extracted) == len(requests) and not (cursors or released or received_at)
+        is_fast = is_fast and all(event.key is None and event.parent is None for event in new)
         try:
-            if not plain or not new:
+            if not is_fast or not new:
                 return super().ingest(
                     requests, cursors=cursors, released=released, received_at=received_at
                 )
             with self.reading() as conn, committing(self.label):
                 ids = iter(self._epochs.ids_of(self._append(conn, new, {})))
-            return [list(islice(ids, len(request))) for request in asked]
+            return [list(islice(ids, len(request))) for request in extracted]
         except _NoPartition:
             self._make_partitions()
         except _KeyTaken:
@@ -140,15 +147,15 @@ class PostgresStore(SQLStore):
         return self.ingest(requests, cursors=cursors, released=released, received_at=received_at)
 
     def record(self, load: Load, verdict: LoadVerdict) -> None:
-        """A load that all went well for is closed by one statement, the whole transaction."""
+        """Fast path: one statement, a transaction, closes a load whose jobs all succeeded."""
         if load.isolated or verdict != _ALL_SUCCEEDED:
             super().record(load, verdict)
             return
         token = load.token
-        lane = (self._destination(token.destination), LANES[token.lane])
+        lane = (self._destination(token.destination), LANE_NUMBERS[token.lane])
         with self.reading() as conn, committing(self.label):
-            given = (*lane, load.id, token.number, token.holder)
-            number, holder, closed = conn.exec_driver_sql(_CLOSE, given).one()
+            values = (*lane, load.id, token.number, token.holder)
+            number, holder, closed = conn.exec_driver_sql(_CLOSE, values).one()
         if (number, holder) != (token.number, token.holder):
             raise fenced_out(token, holder)
         if closed is None:
@@ -157,18 +164,21 @@ class PostgresStore(SQLStore):
     def _look_up_keys(
         self, conn: Connection, rows: Sequence[tuple[int, str, int]]
     ) -> Iterable[Any]:
-        given = (
+        values = (
             _ints(row[0] for row in rows),
             [row[1] for row in rows],
             _ints(row[2] for row in rows),
         )
-        return conn.exec_driver_sql(_KNOWN_KEYS, given).tuples()
+        return conn.exec_driver_sql(_KNOWN_KEYS, values).tuples()
 
     def _write_keys(
         self, conn: Connection, rows: Sequence[tuple[int, str, int, int, bytes]]
     ) -> None:
-        """Another commit may have written one since they were looked up: it has ended by then."""
-        given = (
+        """Raises `_KeyTaken` if another commit has written one since they were looked up.
+
+        The INSERT waits for that commit to end, so that a retry finds the key.
+        """
+        values = (
             _ints(row[0] for row in rows),
             [row[1] for row in rows],
             _ints(row[2] for row in rows),
@@ -176,7 +186,7 @@ class PostgresStore(SQLStore):
             [row[4] for row in rows],
         )
         try:
-            conn.exec_driver_sql(_WRITE_KEYS, given)
+            conn.exec_driver_sql(_WRITE_KEYS, values)
         except IntegrityError as error:
             if getattr(error.orig, "sqlstate", None) == _UNIQUE_VIOLATION:
                 raise _KeyTaken from None
@@ -191,15 +201,15 @@ class PostgresStore(SQLStore):
         conn.exec_driver_sql(_GROUP_JOBS, (destination, *columns))
 
     def _jobs_of_groups(
-        self, conn: Connection, of: int, load_id: int, groups: Sequence[WaitingGroup]
+        self, conn: Connection, destination: int, load_id: int, groups: Sequence[WaitingGroup]
     ) -> list[JobRow]:
-        """What a replay has listed is read by the driver, as a range, if it lies dense."""
+        """Fast path: the first attempt of a replay's listing is read by the driver, if it is dense."""
         first, last = min(group.seq_from for group in groups), max(group.seq_to for group in groups)
         if any(group.replay is None or group.attempts for group in groups) or last - first > _DENSE:
-            return super()._jobs_of_groups(conn, of, load_id, groups)
+            return super()._jobs_of_groups(conn, destination, load_id, groups)
         driver: Any = conn.connection.driver_connection
         with driver.cursor(binary=True) as cursor:
-            cursor.execute(_LISTED_JOBS, (load_id, of, first, last, first, last))
+            cursor.execute(_LISTED_JOBS, (load_id, destination, first, last, first, last))
             return self._jobs(cursor.fetchall())
 
     def _append(
@@ -209,26 +219,26 @@ class PostgresStore(SQLStore):
         parents: Mapping[int, int],
         received_at: datetime | None = None,
     ) -> list[int]:
-        made = [
+        jobs = [
             (number, self._destination(job.destination), job.when_error)
-            for number, each in enumerate(new, 1)
-            for job in each.jobs
+            for number, event in enumerate(new, 1)
+            for job in event.jobs
         ]
-        given = (
-            [self._event_type(each.event_type) for each in new],
-            [each.payload for each in new],
-            _column([each.key for each in new]),
-            _column([each.context for each in new]),
-            _column([each.version for each in new]),
-            _column([each.sent_at for each in new]),
+        values = (
+            [self._event_type(event.event_type) for event in new],
+            [event.payload for event in new],
+            _column([event.key for event in new]),
+            _column([event.context for event in new]),
+            _column([event.version for event in new]),
+            _column([event.sent_at for event in new]),
             _column(self._parents(new, parents)),
-            [number for number, _, _ in made],
-            [destination for _, destination, _ in made],
-            _column([error for _, _, error in made]),
+            [number for number, _, _ in jobs],
+            [destination for _, destination, _ in jobs],
+            _column([when_error for _, _, when_error in jobs]),
             received_at,
         )
         try:
-            seqs: list[int] = conn.exec_driver_sql(_INGEST, given).scalar_one()
+            seqs: list[int] = conn.exec_driver_sql(_INGEST, values).scalar_one()
         except IntegrityError as error:
             if getattr(error.orig, "sqlstate", None) == _CHECK_VIOLATION:
                 raise _NoPartition(f"{self.label}: no partition for the next events") from None
@@ -240,24 +250,24 @@ class PostgresStore(SQLStore):
             conn.exec_driver_sql("SELECT make_partitions()")
 
     def maintain(self) -> None:
-        """Also make partitions ahead."""
+        """Also create table partitions ahead of the sequence."""
         self._make_partitions()
         super().maintain()
 
 
 class _NoPartition(Unavailable):
-    """The sequence has run past the partitions that were made ahead."""
+    """The sequence has run past the table partitions that were created ahead."""
 
 
 class _KeyTaken(Exception):
-    """A key has been written by another commit since this one looked it up."""
+    """Another commit has written a key since this one looked it up."""
 
 
 _ALL_SUCCEEDED = LoadVerdict()
 _CHECK_VIOLATION = "23514"
 _UNIQUE_VIOLATION = "23505"
-# Where nearly each event of a range has a job, reading the range and merging takes half the time of
-# looking up each event.
+# The largest range that is read whole. If nearly every event of a range has a job, reading the range and
+# merging takes half the time of looking up each event.
 _DENSE = 5_000
 _SPARSE_JOBS = """
 SELECT e.seq, e.event_type, e.payload, e.received_at, e.key, e.context, e.version, e.sent_at, e.parent,
@@ -281,37 +291,36 @@ _GROUP_JOBS = """
 INSERT INTO group_jobs (destination, seq, listing, created, when_error)
 SELECT %s, * FROM unnest(%b::bigint[], %b::bigint[], %b::bool[], %b::text[])
 """
-# From executing (1) to done (2). The fencing token's row is locked first: who takes over meanwhile is
-# waited for, and then seen.
-_CLOSE = """
-WITH held AS MATERIALIZED (
+# Locks the fencing token's row first: this waits for a concurrent take-over, and then sees it.
+_CLOSE = f"""
+WITH lane AS MATERIALIZED (
     SELECT token, holder FROM fencing_tokens WHERE destination = %s AND lane = %s FOR NO KEY UPDATE),
 closed AS (
-    UPDATE loads SET state = 2, finished_at = clock_timestamp()
-     WHERE id = %s AND state = 1
-       AND EXISTS (SELECT FROM held WHERE token = %s AND holder = %s)
+    UPDATE loads SET state = {DONE}, finished_at = clock_timestamp()
+     WHERE id = %s AND state = {EXECUTING}
+       AND EXISTS (SELECT FROM lane WHERE token = %s AND holder = %s)
     RETURNING id)
-SELECT token, holder, (SELECT id FROM closed) FROM held
-"""
+SELECT token, holder, (SELECT id FROM closed) FROM lane
+"""  # noqa: S608 - only numbers of our own
 _INGEST = (
     "SELECT ingest(%b::int[], %b::text[], %b::text[], %b::text[], %b::text[], %b::timestamptz[],"
     " %b::bigint[], %b::int[], %b::int[], %b::text[], %s::timestamptz)"
 )
 
-
-# Arrays: one statement for any number of rows, where parameters end at 65,535.
+# Arrays make one statement for any number of rows; single parameters are limited to 65,535.
 _WRITE_KEYS = """
 INSERT INTO keys (received_at, event_type, key, ordinal, seq, digest)
 SELECT clock_timestamp(), * FROM unnest(%s::int[], %b::text[], %s::int[], %s::bigint[], %b::bytea[])
 """
-# LIMIT has each looked up by the index: to read all keys looks cheaper to the planner for longer than
-# it is.
+# The LIMIT forces an index look-up for each key. Without it the planner reads all keys long after that
+# has become slower.
 _KNOWN_KEYS = """
-SELECT asked.event_type, asked.key, asked.ordinal, found.seq, found.digest
-  FROM unnest(%s::int[], %b::text[], %s::int[]) AS asked(event_type, key, ordinal)
+SELECT wanted.event_type, wanted.key, wanted.ordinal, stored.seq, stored.digest
+  FROM unnest(%s::int[], %b::text[], %s::int[]) AS wanted(event_type, key, ordinal)
  CROSS JOIN LATERAL (
        SELECT seq, digest FROM keys
-        WHERE (event_type, key, ordinal) = (asked.event_type, asked.key, asked.ordinal) LIMIT 1) AS found
+        WHERE (event_type, key, ordinal) = (wanted.event_type, wanted.key, wanted.ordinal)
+        LIMIT 1) AS stored
 """
 _OUTCOMES = """
 INSERT INTO outcomes (load, seq, destination, state, error, listing)
@@ -324,12 +333,12 @@ def _columns(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
 
 
 def _ints(values: Iterable[int]) -> str:
-    """An array as PostgreSQL writes it: the driver takes thrice as long to make one of numbers."""
+    """Numbers as PostgreSQL's array text: the driver takes three times as long to adapt a list."""
     return f"{{{','.join(map(str, values))}}}"
 
 
 def _column(values: list[Any]) -> list[Any] | None:
-    """The values as an array, or no array if there are none: unnest then fills it with NULLs."""
+    """The values as an array, or NULL if all are `None`: unnest() then fills the column with NULLs."""
     return values if any(value is not None for value in values) else None
 
 
@@ -359,8 +368,8 @@ def _engine(url: URL) -> Engine:
 def _upgrade(engine: Engine) -> None:
     """Upgrade the schema, one process at a time, for as long as it takes."""
     with engine.connect() as conn:
-        conn.detach()  # closed at the end, and with it the lock is given back
-        conn.exec_driver_sql(_PATIENT)
+        conn.detach()  # so that the connection is closed at the end, which releases the lock
+        conn.exec_driver_sql(_NO_TIMEOUTS)
         conn.exec_driver_sql("SELECT pg_advisory_lock(hashtext('blacksmith store upgrade'))")
         conn.commit()
         schema.upgrade(conn)

@@ -1,4 +1,4 @@
-"""Replays: which events of a window have a job, and in what state, and the job groups made of them."""
+"""Replays: finds the candidates of a window, and makes job groups of those that are selected."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 
 from blacksmith_dagster.errors import FencedOut
-from blacksmith_dagster.store.claims import LANES
+from blacksmith_dagster.store.group_members import JOB_COLUMNS, RETRY_ERROR, select_members
 from blacksmith_dagster.store.interface import (
     Lane,
     Replay,
@@ -37,14 +37,14 @@ from blacksmith_dagster.store.interface import (
     SelectedJob,
     Window,
 )
-from blacksmith_dagster.store.loads import JOB_COLUMNS, last_load, members
-from blacksmith_dagster.store.maintenance import batched, upsert
-from blacksmith_dagster.store.questions import RETRY_ERROR
-from blacksmith_dagster.store.retention import is_awaited, refuse_purged
+from blacksmith_dagster.store.loads import last_load
+from blacksmith_dagster.store.retention import is_awaited, raise_if_purged
+from blacksmith_dagster.store.statements import batched, upsert
 from blacksmith_dagster.store.tables import (
     DISCARDED,
     DONE,
     EXECUTING,
+    LANE_NUMBERS,
     REPLAYED,
     edits,
     events,
@@ -56,10 +56,10 @@ from blacksmith_dagster.store.tables import (
     replays,
 )
 
-_SPAN = 20_000  # sequence numbers that are looked through at once
-_AT_ONCE = 1_000  # values in one IN
-_DENSE = 4  # so many numbers for each that is wanted
-_LOOKED_AT = 20  # loads that show the pace
+_SPAN = 20_000  # sequence numbers that one page searches
+_BATCH = 1_000  # values in one IN
+_DENSE = 4  # read a whole range if it has at most so many sequence numbers per wanted one
+_PACE_LOADS = 20  # loads from which the pace is computed
 
 
 class GroupJob(NamedTuple):
@@ -84,22 +84,25 @@ def begin(
     now: datetime,
     run: str | None,
 ) -> int:
-    """The replay that was asked for with these words and has not ended, or a new one; its id.
+    """Continue the open replay with the same request, or begin a new one; returns its id.
 
-    Raises `Gone` if events of these types are gone that it has yet to come to.
+    Raises `Gone` if events of these types that it has not reached yet are purged.
     """
-    asked = msgspec.json.encode(request).decode()
-    same = (replays.c.destination == destination, replays.c.request == asked)
-    found = select(replays.c.id, replays.c.planned_upto, replays.c.began_at)
-    found = found.where(*same, replays.c.ended_at.is_(None)).order_by(replays.c.id.desc())
-    row = conn.execute(found).first()
+    encoded = msgspec.json.encode(request).decode()
+    same = (replays.c.destination == destination, replays.c.request == encoded)
+    unended = (
+        select(replays.c.id, replays.c.planned_upto, replays.c.began_at)
+        .where(*same, replays.c.ended_at.is_(None))
+        .order_by(replays.c.id.desc())
+    )
+    row = conn.execute(unended).first()
     if row is None or not is_awaited(conn, destination, row.began_at, now):
-        refuse_purged(conn, event_types, window.after if row is None else row.planned_upto)
-    begun = None if row is None else row.id
-    if begun is None:
+        raise_if_purged(conn, event_types, window.after if row is None else row.planned_upto)
+    replay_id = None if row is None else row.id
+    if replay_id is None:
         values = {
             "destination": destination,
-            "request": asked,
+            "request": encoded,
             "after": window.after,
             "upto": window.upto,
             "planned_upto": window.after,
@@ -107,26 +110,28 @@ def begin(
             "created_jobs": 0,
             "began_at": now,
         }
-        begun = conn.execute(insert(replays).returning(replays.c.id), values).scalar_one()
-    conn.execute(update(replays).where(replays.c.id == begun).values(run=run))
-    left = (
+        replay_id = conn.execute(insert(replays).returning(replays.c.id), values).scalar_one()
+    conn.execute(update(replays).where(replays.c.id == replay_id).values(run=run))
+    of_other_replays = (
         job_groups.c.destination == destination,
-        job_groups.c.lane == LANES[Lane.REPLAY],
+        job_groups.c.lane == LANE_NUMBERS[Lane.REPLAY],
         job_groups.c.load.is_(None),
-        job_groups.c.replay != begun,
+        job_groups.c.replay != replay_id,
     )
-    conn.execute(update(job_groups).where(*left).values(lane=LANES[Lane.LOAD]))
-    return int(begun)
+    conn.execute(update(job_groups).where(*of_other_replays).values(lane=LANE_NUMBERS[Lane.LOAD]))
+    return int(replay_id)
 
 
-_still_waiting = (
+_is_waiting_group = (
     job_groups.c.destination == replays.c.destination,
-    job_groups.c.lane == LANES[Lane.REPLAY],
+    job_groups.c.lane == LANE_NUMBERS[Lane.REPLAY],
     job_groups.c.load.is_(None),
     job_groups.c.replay == replays.c.id,
 )
-_waiting = (
-    select(func.coalesce(func.sum(job_groups.c.jobs), 0)).where(*_still_waiting).scalar_subquery()
+_waiting_jobs = (
+    select(func.coalesce(func.sum(job_groups.c.jobs), 0))
+    .where(*_is_waiting_group)
+    .scalar_subquery()
 )
 
 
@@ -134,14 +139,16 @@ def find_replays(
     conn: Connection, destination: int, limit: int, replay: int | None = None
 ) -> list[Row[Any]]:
     """The rows of replays, the newest first, each with how many of its jobs are `waiting`."""
-    found = select(replays, _waiting.label("waiting")).where(replays.c.destination == destination)
+    statement = select(replays, _waiting_jobs.label("waiting")).where(
+        replays.c.destination == destination
+    )
     if replay is not None:
-        found = found.where(replays.c.id == replay)
-    return list(conn.execute(found.order_by(replays.c.id.desc()).limit(limit)))
+        statement = statement.where(replays.c.id == replay)
+    return list(conn.execute(statement.order_by(replays.c.id.desc()).limit(limit)))
 
 
 def replay_from_row(row: Row[Any], path: str) -> Replay:
-    """The replay that a row of the table holds."""
+    """A row of `find_replays` as a replay."""
     return Replay(
         row.id,
         path,
@@ -159,10 +166,10 @@ def replay_from_row(row: Row[Any], path: str) -> Replay:
 
 
 def end(conn: Connection, replay: Replay, now: datetime) -> bool:
-    """Note its end, unless jobs of it wait."""
+    """Record the end of a replay, unless some of its jobs still wait to run."""
     ended = (
         update(replays)
-        .where(replays.c.id == replay.id, ~exists().where(*_still_waiting))
+        .where(replays.c.id == replay.id, ~exists().where(*_is_waiting_group))
         .values(ended_at=now)
     )
     return conn.execute(ended).rowcount == 1
@@ -172,34 +179,38 @@ def end(conn: Connection, replay: Replay, now: datetime) -> bool:
 
 
 def _pending(conn: Connection, destination: int, window: Window) -> tuple[int, set[int]]:
-    """Where the load lane stands, and which jobs before that wait to run again, or are running.
+    """The position of the load lane, and the jobs up to it that wait to run again or are running.
 
-    It is read before the candidates: what is not pending now will not be, unless a replay has it so.
+    Read before the candidates: a job that is not pending now can become so only by a replay.
     """
     columns = (loads.c.id, loads.c.state, loads.c.position, loads.c.seq_from, loads.c.seq_to)
     last = {
         lane: conn.execute(last_load(destination, number, *columns)).first()
-        for lane, number in LANES.items()
+        for lane, number in LANE_NUMBERS.items()
     }
-    first = last[Lane.LOAD]
-    opened = [each for each in last.values() if each and each.state == EXECUTING]
-    seq_of = bindparam("after") < job_groups.c.seq_to
-    mine = (job_groups.c.destination == destination, seq_of, job_groups.c.seq_from <= window.upto)
-    given = {"after": window.after}
-    held: ColumnElement[bool] = job_groups.c.load.is_(None)
-    if opened:
-        held = or_(held, job_groups.c.load.in_([each.id for each in opened]))
-    busy = set(conn.execute(union_all(*members(_seq, *mine, held)), given).scalars())
-    for each in opened:
-        if each.seq_to is not None:
-            new = select(jobs.c.seq).where(
-                jobs.c.destination == destination, jobs.c.seq.between(each.seq_from, each.seq_to)
+    last_of_load_lane = last[Lane.LOAD]
+    open_loads = [load for load in last.values() if load and load.state == EXECUTING]
+    overlaps_window = (
+        job_groups.c.destination == destination,
+        bindparam("after") < job_groups.c.seq_to,
+        job_groups.c.seq_from <= window.upto,
+    )
+    values = {"after": window.after}
+    is_unfinished: ColumnElement[bool] = job_groups.c.load.is_(None)
+    if open_loads:
+        is_unfinished = or_(is_unfinished, job_groups.c.load.in_([load.id for load in open_loads]))
+    unfinished = union_all(*select_members(_only_seq, *overlaps_window, is_unfinished))
+    pending = set(conn.execute(unfinished, values).scalars())
+    for load in open_loads:
+        if load.seq_to is not None:
+            first_claim = select(jobs.c.seq).where(
+                jobs.c.destination == destination, jobs.c.seq.between(load.seq_from, load.seq_to)
             )
-            busy |= set(conn.execute(new).scalars())
-    return (first.position if first else 0), busy
+            pending |= set(conn.execute(first_claim).scalars())
+    return (last_of_load_lane.position if last_of_load_lane else 0), pending
 
 
-def _seq(seq: Any, _: Any) -> Sequence[Any]:
+def _only_seq(seq: Any, _: Any) -> Sequence[Any]:
     return [seq]
 
 
@@ -220,56 +231,63 @@ def find_page(
     event_types: Sequence[int],
     window: Window,
 ) -> tuple[list[CandidateRow], int]:
-    """The first events of a window that a request's modes and filters select, and up to which number
-    they were looked for."""
-    # What is discarded is indexed; else the log is gone through.
+    """The first events of a window that a request's modes and filters select, and the sequence number
+    up to which the window was searched."""
+    # Discarded jobs have an index; all other modes read the log.
     if set(request.modes) == {ReplayMode.FAILED} or request.error is not None:
-        return _discarded(conn, destination, request, event_types, window)
+        return _find_discarded(conn, destination, request, event_types, window)
     part = Window(window.after, min(window.upto, window.after + _SPAN))
-    return list(_of_log(conn, destination, request, event_types, part)), part.upto
+    return list(_find_in_log(conn, destination, request, event_types, part)), part.upto
 
 
-def _discarded(
+def _find_discarded(
     conn: Connection,
     destination: int,
     request: ReplayRequest,
     event_types: Sequence[int],
     window: Window,
 ) -> tuple[list[CandidateRow], int]:
-    """What is discarded is not pending: the transaction that replays it says so."""
-    found = select(outcomes.c.seq, outcomes.c.error).where(
+    """Candidates by the index of discarded jobs.
+
+    None of them is pending: the transaction that replays a job also ends its state 'discarded'.
+    """
+    statement = select(outcomes.c.seq, outcomes.c.error).where(
         *_is_discarded(destination), outcomes.c.seq > window.after, outcomes.c.seq <= window.upto
     )
     if request.error is not None:
-        found = found.where(outcomes.c.error.contains(request.error, autoescape=True))
-    errors = dict(conn.execute(found.order_by(outcomes.c.seq).limit(_AT_ONCE)).tuples().all())
-    upto = max(errors) if len(errors) == _AT_ONCE else window.upto
-    chosen = _of_window(request, event_types).where(events.c.seq.in_(errors)).order_by(events.c.seq)
+        statement = statement.where(outcomes.c.error.contains(request.error, autoescape=True))
+    errors = dict(conn.execute(statement.order_by(outcomes.c.seq).limit(_BATCH)).tuples().all())
+    upto = max(errors) if len(errors) == _BATCH else window.upto
+    selected = _select_requested(request, event_types).where(events.c.seq.in_(errors))
     return [
         CandidateRow(seq, event_type, received_at, "discarded", errors[seq])
-        for seq, event_type, received_at in conn.execute(chosen).tuples()
+        for seq, event_type, received_at in conn.execute(selected.order_by(events.c.seq)).tuples()
     ], upto
 
 
-def _of_log(
+def _find_in_log(
     conn: Connection,
     destination: int,
     request: ReplayRequest,
     event_types: Sequence[int],
     window: Window,
 ) -> Iterator[CandidateRow]:
-    """Ranges are read one by one and put together here: joined, each event would be looked up in
-    each."""
-    position, busy = _pending(conn, destination, window)
+    """Candidates by the log.
+
+    Each table's range is read by itself and joined here: a SQL join would look up each event in each
+    table.
+    """
+    position, pending = _pending(conn, destination, window)
 
     def between(column: Any) -> Any:
         return and_(column > window.after, column <= window.upto)
 
-    log = select(jobs.c.seq).where(jobs.c.destination == destination, between(jobs.c.seq))
-    later = select(group_jobs.c.seq).where(
+    log_jobs = select(jobs.c.seq).where(jobs.c.destination == destination, between(jobs.c.seq))
+    created_jobs = select(group_jobs.c.seq).where(
         group_jobs.c.destination == destination, between(group_jobs.c.seq), group_jobs.c.created
     )
-    of_log, created = set(conn.execute(log).scalars()), set(conn.execute(later).scalars())
+    in_log = set(conn.execute(log_jobs).scalars())
+    created = set(conn.execute(created_jobs).scalars())
     discarded = select(outcomes.c.seq, outcomes.c.error).where(
         *_is_discarded(destination), between(outcomes.c.seq)
     )
@@ -277,14 +295,14 @@ def _of_log(
     modes = set(request.modes)
     wanted = {"missing"} if ReplayMode.MISSING in modes else set()
     wanted |= {"discarded"} if ReplayMode.FAILED in modes else set()
-    chosen = _of_window(request, event_types).where(between(events.c.seq)).order_by(events.c.seq)
-    for seq, event_type, received_at in conn.execute(chosen).tuples():
-        if (seq in of_log and seq > position) or seq in busy:
+    selected = _select_requested(request, event_types).where(between(events.c.seq))
+    for seq, event_type, received_at in conn.execute(selected.order_by(events.c.seq)).tuples():
+        if (seq in in_log and seq > position) or seq in pending:
             state = "pending"
         elif seq in errors:
             state = "discarded"
         else:
-            state = "succeeded" if seq in of_log or seq in created else "missing"
+            state = "succeeded" if seq in in_log or seq in created else "missing"
         if ReplayMode.ALL in modes or state in wanted:
             yield CandidateRow(seq, event_type, received_at, state, errors.get(seq))
 
@@ -293,39 +311,41 @@ def _is_discarded(destination: int) -> tuple[ColumnElement[bool], ColumnElement[
     return outcomes.c.destination == destination, outcomes.c.state == DISCARDED
 
 
-def _of_window(request: ReplayRequest, event_types: Sequence[int]) -> Select[Any]:
-    chosen = select(events.c.seq, events.c.event_type, events.c.received_at).where(
+def _select_requested(request: ReplayRequest, event_types: Sequence[int]) -> Select[Any]:
+    statement = select(events.c.seq, events.c.event_type, events.c.received_at).where(
         events.c.event_type.in_(event_types),
         events.c.received_at >= request.start,
         events.c.received_at < request.end,
     )
-    return chosen if request.version is None else chosen.where(events.c.version == request.version)
+    if request.version is not None:
+        statement = statement.where(events.c.version == request.version)
+    return statement
 
 
-def rows_of(conn: Connection, destination: int, seqs: Sequence[int]) -> Iterator[Any]:
-    """Events as rows of JOB_COLUMNS."""
-    of_log = and_(jobs.c.destination == destination, jobs.c.seq == events.c.seq)
-    every = select(*JOB_COLUMNS).select_from(events.outerjoin(jobs, of_log))
-    for part in batched(seqs, _AT_ONCE):
-        wanted, span = set(part), part[-1] - part[0]
-        # A list of numbers costs more than to read some too many.
-        dense = span < _DENSE * len(part)
-        some = events.c.seq.between(part[0], part[-1]) if dense else events.c.seq.in_(part)
-        rows = conn.execute(every.where(some).order_by(events.c.seq))
+def job_rows_of(conn: Connection, destination: int, seqs: Sequence[int]) -> Iterator[Any]:
+    """Events as rows of JOB_COLUMNS, with the `when_error` of their jobs, if they have any."""
+    job_of_event = and_(jobs.c.destination == destination, jobs.c.seq == events.c.seq)
+    statement = select(*JOB_COLUMNS).select_from(events.outerjoin(jobs, job_of_event))
+    for batch in batched(seqs, _BATCH):
+        wanted, span = set(batch), batch[-1] - batch[0]
+        # A list of numbers costs more than reading a few rows too many.
+        dense = span < _DENSE * len(batch)
+        in_batch = events.c.seq.between(batch[0], batch[-1]) if dense else events.c.seq.in_(batch)
+        rows = conn.execute(statement.where(in_batch).order_by(events.c.seq))
         yield from (row for row in rows if row.seq in wanted)
 
 
 def pace(conn: Connection, destination: int) -> float | None:
-    """Jobs a second in the last loads."""
+    """Jobs per second in the last loads, `None` if there were none."""
     last = (
         select(loads.c.jobs, loads.c.started_at, loads.c.finished_at)
         .where(loads.c.destination == destination, loads.c.state == DONE)
         .order_by(loads.c.id.desc())
-        .limit(_LOOKED_AT)
+        .limit(_PACE_LOADS)
     )
     rows = conn.execute(last).all()
-    took = sum((row.finished_at - row.started_at).total_seconds() for row in rows)
-    return sum(row.jobs for row in rows) / took if took > 0 else None
+    seconds = sum((row.finished_at - row.started_at).total_seconds() for row in rows)
+    return sum(row.jobs for row in rows) / seconds if seconds > 0 else None
 
 
 def unsettled(conn: Connection, destination: int, limit: int) -> Sequence[Row[Any]]:
@@ -336,7 +356,7 @@ def unsettled(conn: Connection, destination: int, limit: int) -> Sequence[Row[An
     if last is None:
         return []
     columns = (events.c.seq, events.c.event_type, events.c.received_at)
-    waits = members(
+    waiting = select_members(
         lambda *_: [
             *columns,
             job_groups.c.attempts.label("attempts"),
@@ -352,7 +372,7 @@ def unsettled(conn: Connection, destination: int, limit: int) -> Sequence[Row[An
         group_jobs.c.seq == outcomes.c.seq,
         group_jobs.c.listing.in_(select(job_groups.c.id).where(job_groups.c.replay == last)),
     )
-    gone = (
+    discarded = (
         select(*columns, loads.c.attempt, outcomes.c.error, cast(null(), job_groups.c.due_at.type))
         .select_from(
             outcomes.join(events, events.c.seq == outcomes.c.seq).join(
@@ -361,7 +381,7 @@ def unsettled(conn: Connection, destination: int, limit: int) -> Sequence[Row[An
         )
         .where(outcomes.c.destination == destination, outcomes.c.state == DISCARDED, listed)
     )
-    return conn.execute(union_all(*waits, gone).order_by(text("1")).limit(limit)).all()
+    return conn.execute(union_all(*waiting, discarded).order_by(text("1")).limit(limit)).all()
 
 
 # ------------------------------------------------------------------------------------- planning
@@ -376,10 +396,11 @@ def plan(
     batch: int,
     now: datetime,
 ) -> list[GroupJob]:
-    """Make job groups of the selected jobs, whose rows the caller inserts; raises `FencedOut` if the
-    replay has been planned on by another.
+    """Make job groups of the selected jobs; returns the rows of `group_jobs`, for the caller to insert.
+
+    Raises `FencedOut` if another process has planned this replay further.
     """
-    created_jobs = sum(each.state == "missing" for each in selected)
+    created_jobs = sum(job.state == "missing" for job in selected)
     moved = (
         update(replays)
         .where(replays.c.id == replay.id, replays.c.planned_upto == replay.planned_upto)
@@ -390,25 +411,22 @@ def plan(
         )
     )
     if conn.execute(moved).rowcount != 1:
-        raise FencedOut(
-            f"{replay.destination}: replay {replay.id} was planned on by another process"
-        )
-    _mark_replayed(conn, destination, [each.seq for each in selected if each.state == "discarded"])
+        raise FencedOut(f"{replay.destination}: another process is planning replay {replay.id}")
+    _mark_replayed(conn, destination, [job.seq for job in selected if job.state == "discarded"])
     edited = [
-        {"destination": destination, "seq": each.seq, "payload": each.payload}
-        for each in selected
-        if each.payload is not None
+        {"destination": destination, "seq": job.seq, "payload": job.payload}
+        for job in selected
+        if job.payload is not None
     ]
     if edited:
         added = upsert(conn, edits)
-        new = {"payload": added.excluded.payload}
-        key = ["destination", "seq"]
-        conn.execute(added.on_conflict_do_update(index_elements=key, set_=new), edited)
+        key, latest = ["destination", "seq"], {"payload": added.excluded.payload}
+        conn.execute(added.on_conflict_do_update(index_elements=key, set_=latest), edited)
     rows = []
     for part in batched(selected, batch):
         values: dict[str, Any] = {
             "destination": destination,
-            "lane": LANES[Lane.REPLAY],
+            "lane": LANE_NUMBERS[Lane.REPLAY],
             "replay": replay.id,
             "job_key": f"{destination}-{replay.id}" if replay.request.new_key else None,
             "seq_from": part[0].seq,
@@ -416,16 +434,16 @@ def plan(
             "jobs": len(part),
             "due_at": now,
         }
-        of = conn.execute(_MAKE, values).scalar_one()
-        conn.execute(update(job_groups).where(job_groups.c.id == of).values(listing=of))
+        listing = conn.execute(_MAKE_GROUP, values).scalar_one()
+        conn.execute(update(job_groups).where(job_groups.c.id == listing).values(listing=listing))
         rows += [
-            GroupJob(destination, each.seq, of, each.state == "missing", each.when_error)
-            for each in part
+            GroupJob(destination, job.seq, listing, job.state == "missing", job.when_error)
+            for job in part
         ]
     return rows
 
 
-_MAKE = (
+_MAKE_GROUP = (
     insert(job_groups)
     .values(attempts=0, lost_loads=0, isolated=False, consecutive_failures=0)
     .returning(job_groups.c.id)
@@ -434,8 +452,8 @@ _MAKE = (
 
 def _mark_replayed(conn: Connection, destination: int, seqs: Sequence[int]) -> None:
     """Mark discarded jobs as replayed: they no longer count as discarded."""
-    fewer: Counter[int] = Counter()
-    for part in batched(seqs, _AT_ONCE):
+    per_load: Counter[int] = Counter()
+    for part in batched(seqs, _BATCH):
         replayed = (
             update(outcomes)
             .where(
@@ -446,7 +464,7 @@ def _mark_replayed(conn: Connection, destination: int, seqs: Sequence[int]) -> N
             .values(state=REPLAYED)
             .returning(outcomes.c.load)
         )
-        fewer.update(conn.execute(replayed).scalars())
-    for load, number in fewer.items():
-        less = loads.c.discarded - number
-        conn.execute(update(loads).where(loads.c.id == load).values(discarded=less))
+        per_load.update(conn.execute(replayed).scalars())
+    for load_id, number in per_load.items():
+        discarded = loads.c.discarded - number
+        conn.execute(update(loads).where(loads.c.id == load_id).values(discarded=discarded))

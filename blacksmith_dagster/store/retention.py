@@ -1,4 +1,4 @@
-"""Which events are past their time, and which of those are still needed. Reads alone."""
+"""Finds the events past their retention, and those of them that are still needed. Only reads."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from sqlalchemy import (
 
 from blacksmith_dagster.errors import Gone
 from blacksmith_dagster.pipeline.retention import Retention
-from blacksmith_dagster.store.claims import LANES
 from blacksmith_dagster.store.interface import Lane, Window
 from blacksmith_dagster.store.loads import last_load
-from blacksmith_dagster.store.maintenance import batched
+from blacksmith_dagster.store.statements import batched
 from blacksmith_dagster.store.tables import (
     DISCARDED,
     EXECUTING,
+    LANE_NUMBERS,
     counter,
     event_types,
     events,
@@ -39,15 +39,15 @@ from blacksmith_dagster.store.tables import (
     time_index,
 )
 
-_CHUNK = 10_000  # sequence numbers that one statement names
-_REPLAY_AWAITED = timedelta(days=7)  # for which what a replay has yet to come to is kept for it
+_BATCH = 10_000  # sequence numbers in one statement
+_REPLAY_AWAITED = timedelta(days=7)  # an open replay that was idle longer holds no events back
 
 
 class Expiry(NamedTuple):
-    """How far the events of a type are past their time.
+    """How far the events of a type are past their retention.
 
-    All up to `upto` were received before `before`; none is left up to `swept`. A job that was
-    discarded after `discarded_before` holds its event back, any discarded one if that is `None`.
+    Events up to `upto` were received before `before`; up to `swept` none is left. An event stays if a
+    job of it was discarded after `discarded_before`, or at any time if that is `None`.
     """
 
     event_type: int
@@ -58,13 +58,14 @@ class Expiry(NamedTuple):
 
 
 def expiries(conn: Connection, retention: Mapping[int, Retention], now: datetime) -> list[Expiry]:
-    """How far each event type is past its time, by the time index; without those that are kept forever.
+    """How far the events of each type are past their retention, by the time index.
 
-    What the counters have not come to stays: they would never count it.
+    Event types that are kept forever are left out. Events that the totals do not count yet stay, or they
+    would never be counted.
     """
     counted = conn.execute(select(counter.c.upto)).scalar_one()
     swept = dict(conn.execute(select(event_types.c.id, event_types.c.swept_upto)).tuples().all())
-    found = []
+    expired = []
     for event_type, lasting in sorted(retention.items()):
         if lasting.events is None:
             continue
@@ -74,36 +75,35 @@ def expiries(conn: Connection, retention: Mapping[int, Retention], now: datetime
         row = conn.execute(old.order_by(time_index.c.at.desc()).limit(1)).first()
         if row is not None and min(row.low, counted) > swept[event_type]:
             since = None if lasting.discarded is None else now - lasting.discarded
-            found.append(
-                Expiry(event_type, min(row.low, counted), row.at, swept[event_type], since)
-            )
-    return found
+            upto = min(row.low, counted)
+            expired.append(Expiry(event_type, upto, row.at, swept[event_type], since))
+    return expired
 
 
 def is_expired(expiries: Sequence[Expiry], windows: Sequence[Window] = ()) -> ColumnElement[bool]:
-    """Whether an event is past its time, and in none of these windows."""
+    """Whether an event is past its retention, and outside these windows."""
     old = or_(
         *(
             and_(
-                events.c.event_type == each.event_type,
-                events.c.seq > each.swept,
-                events.c.seq <= each.upto,
+                events.c.event_type == expiry.event_type,
+                events.c.seq > expiry.swept,
+                events.c.seq <= expiry.upto,
             )
-            for each in expiries
+            for expiry in expiries
         )
     )
-    return and_(old, *(~events.c.seq.between(each.after + 1, each.upto) for each in windows))
+    return and_(old, *(~events.c.seq.between(window.after + 1, window.upto) for window in windows))
 
 
-def refuse_purged(conn: Connection, of: Sequence[int], after: int) -> None:
-    """Raise `Gone` if events of these types with higher numbers than `after` may be gone.
+def raise_if_purged(conn: Connection, type_ids: Sequence[int], after: int) -> None:
+    """Raise `Gone` if events of these types with sequence numbers above `after` may be purged.
 
-    Their log starts stay where they are until the transaction ends: what it makes of events above them,
-    a purge finds.
+    Their log starts stay locked until the transaction ends, so that a purge sees the jobs that the
+    transaction makes of events above them.
     """
     log_starts = select(event_types.c.path, event_types.c.purged_before, event_types.c.purged_upto)
     locked = (
-        log_starts.where(event_types.c.id.in_(of))
+        log_starts.where(event_types.c.id.in_(type_ids))
         .order_by(event_types.c.id)
         .with_for_update(read=True)
     )
@@ -116,7 +116,7 @@ def refuse_purged(conn: Connection, of: Sequence[int], after: int) -> None:
 
 
 def why_gone(conn: Connection, seq: int) -> str | None:
-    """Why an event that is not there may have been purged, `None` if it was not."""
+    """From when on events are kept, if a missing event may have been purged; `None` if it was not."""
     log_starts = select(event_types.c.path, event_types.c.purged_before).where(
         event_types.c.purged_upto >= seq
     )
@@ -125,12 +125,15 @@ def why_gone(conn: Connection, seq: int) -> str | None:
 
 
 def kept_since(gone: Mapping[str, datetime]) -> str:
-    """From when on events of each type are kept, for people."""
-    since = [
-        f"{', '.join(path for path, at in gone.items() if at == before)} since {before.isoformat()}"
-        for before in sorted(set(gone.values()))
+    """From when on events of each type are kept, as text."""
+    paths_by_start: dict[datetime, list[str]] = {}
+    for path, start in gone.items():
+        paths_by_start.setdefault(start, []).append(path)
+    kept = [
+        f"{', '.join(paths)} since {start.isoformat()}"
+        for start, paths in sorted(paths_by_start.items())
     ]
-    return f"the store keeps {'; '.join(since)}"
+    return f"the store keeps {'; '.join(kept)}"
 
 
 # ------------------------------------------------------------------------------------- needed
@@ -143,18 +146,20 @@ class NeededEvents(NamedTuple):
     windows: Sequence[Window] = ()
 
     def between(self, first: int, last: int) -> Sequence[int]:
-        """Those of `seqs` from `first` to `last`."""
+        """The part of `seqs` from `first` to `last`."""
         return self.seqs[bisect_left(self.seqs, first) : bisect_right(self.seqs, last)]
 
     def any_between(self, first: int, last: int) -> bool:
         """Whether an event from `first` to `last` must stay."""
-        windows = any(each.after < last and first <= each.upto for each in self.windows)
-        return windows or bool(self.between(first, last))
+        in_window = any(window.after < last and first <= window.upto for window in self.windows)
+        return in_window or bool(self.between(first, last))
 
 
 def is_awaited(conn: Connection, destination: int, began_at: datetime, now: datetime) -> bool:
-    """Whether a replay that has not ended is still waited for: it began, or was at work, lately."""
-    last = conn.execute(last_load(destination, LANES[Lane.REPLAY], loads.c.started_at)).scalar()
+    """Whether a replay that has not ended still holds events back: it began, or loaded, recently."""
+    last = conn.execute(
+        last_load(destination, LANE_NUMBERS[Lane.REPLAY], loads.c.started_at)
+    ).scalar()
     return max(began_at, last or began_at) > now - _REPLAY_AWAITED
 
 
@@ -165,110 +170,120 @@ def needed_events(
     outcome_event_types: Sequence[int],
     now: datetime,
 ) -> NeededEvents:
-    """The events past their time that must stay.
+    """The events past their retention that must stay.
 
-    Those of which a job waits or executes, those of which a job was discarded too lately, what
-    outcomes among them came of, and what a replay has yet to come to. To be asked in one snapshot: a
-    job is pending in many ways, and goes from one to the next.
+    These are the events with a pending job, or with a job that was discarded too recently; the parents
+    of outcomes that stay; and the events that a replay has not reached yet. Call it in one snapshot: a
+    pending job can be in several places, and moves from one to the next.
     """
-    upto = max(each.upto for each in expiries)
-    lately = _discarded_lately(expiries)
+    upto = max(expiry.upto for expiry in expiries)
+    discarded_recently = _discarded_recently(expiries)
     windows = []
-    found: set[int] = set()
+    needed: set[int] = set()
     parents: set[int] = set()
-    for of in destinations:
+    for destination in destinations:
         columns = (loads.c.id, loads.c.state, loads.c.position)
         last = {
-            lane: conn.execute(last_load(of, lane, *columns)).first() for lane in LANES.values()
+            lane: conn.execute(last_load(destination, number, *columns)).first()
+            for lane, number in LANE_NUMBERS.items()
         }
-        first = last[LANES[Lane.LOAD]]
-        given = {
-            "of": of,
+        last_of_load_lane = last[Lane.LOAD]
+        values = {
+            "destination": destination,
             "upto": upto,
             "event_types": outcome_event_types,
-            "after": first.position if first else 0,
-            "open": [each.id for each in last.values() if each and each.state == EXECUTING],
+            "after": last_of_load_lane.position if last_of_load_lane else 0,
+            "open": [load.id for load in last.values() if load and load.state == EXECUTING],
         }
-        found.update(conn.execute(_PENDING, given).scalars())
-        found.update(conn.execute(lately, given).scalars())
+        needed.update(conn.execute(_PENDING, values).scalars())
+        needed.update(conn.execute(discarded_recently, values).scalars())
         if outcome_event_types:
-            parents.update(conn.execute(_PARENTS_OF_PENDING, given).scalars())
+            parents.update(conn.execute(_PARENTS_OF_PENDING, values).scalars())
         windows += [
-            Window(each.planned_upto, each.upto)
-            for each in conn.execute(_REPLAYED, given)
-            if is_awaited(conn, of, each.began_at, now)
+            Window(replay.planned_upto, replay.upto)
+            for replay in conn.execute(_OPEN_REPLAYS, values)
+            if is_awaited(conn, destination, replay.began_at, now)
         ]
     for window in windows:
-        given = {**window._asdict(), "event_types": outcome_event_types}
-        parents.update(conn.execute(_PARENTS_OF_WINDOW, given).scalars())
-    parents |= _parents(conn, found, outcome_event_types)
-    while fresh := parents - found:
-        found |= fresh
-        parents = _parents(conn, fresh, outcome_event_types)
-    return NeededEvents(sorted(seq for seq in found if seq <= upto), windows)
+        values = {**window._asdict(), "event_types": outcome_event_types}
+        parents.update(conn.execute(_PARENTS_OF_WINDOW, values).scalars())
+    parents |= _parents(conn, needed, outcome_event_types)
+    while new_parents := parents - needed:
+        needed |= new_parents
+        parents = _parents(conn, new_parents, outcome_event_types)
+    return NeededEvents(sorted(seq for seq in needed if seq <= upto), windows)
 
 
 def _parents(conn: Connection, seqs: set[int], outcome_event_types: Sequence[int]) -> set[int]:
-    found = set[int]()
-    for part in batched(sorted(seqs), _CHUNK):
-        given = {"seqs": part, "event_types": outcome_event_types}
-        found.update(conn.execute(_PARENTS, given).scalars())
-    return found
+    parents = set[int]()
+    for batch in batched(sorted(seqs), _BATCH):
+        values = {"seqs": batch, "event_types": outcome_event_types}
+        parents.update(conn.execute(_PARENTS, values).scalars())
+    return parents
 
 
-_of: Any = bindparam("of")
-_open: Any = bindparam("open", expanding=True)
-_event_types: Any = bindparam("event_types", expanding=True)
+_destination: Any = bindparam("destination")
+_open_loads: Any = bindparam("open", expanding=True)
+_outcome_types: Any = bindparam("event_types", expanding=True)
 _upto: Any = bindparam("upto")
-_waits = and_(
-    job_groups.c.destination == _of, or_(job_groups.c.load.is_(None), job_groups.c.load.in_(_open))
+_is_unfinished_group = and_(
+    job_groups.c.destination == _destination,
+    or_(job_groups.c.load.is_(None), job_groups.c.load.in_(_open_loads)),
 )
-_in_group = (job_groups.c.seq_from, job_groups.c.seq_to)
-_pending = union_all(
-    select(jobs.c.seq).where(jobs.c.destination == _of, jobs.c.seq > bindparam("after")),
+_group_range = (job_groups.c.seq_from, job_groups.c.seq_to)
+_pending_jobs = union_all(
+    select(jobs.c.seq).where(jobs.c.destination == _destination, jobs.c.seq > bindparam("after")),
     select(jobs.c.seq)
     .join(loads, jobs.c.seq.between(loads.c.seq_from, loads.c.seq_to))
-    .where(jobs.c.destination == _of, loads.c.id.in_(_open)),
+    .where(jobs.c.destination == _destination, loads.c.id.in_(_open_loads)),
     select(jobs.c.seq)
-    .join(job_groups, jobs.c.seq.between(*_in_group))
-    .where(jobs.c.destination == _of, _waits, job_groups.c.listing.is_(None)),
+    .join(job_groups, jobs.c.seq.between(*_group_range))
+    .where(
+        jobs.c.destination == _destination, _is_unfinished_group, job_groups.c.listing.is_(None)
+    ),
     select(outcomes.c.seq)
     .join(job_groups, outcomes.c.listing == job_groups.c.listing)
-    .where(_waits, outcomes.c.seq.between(*_in_group)),
+    .where(_is_unfinished_group, outcomes.c.seq.between(*_group_range)),
     select(group_jobs.c.seq)
     .join(job_groups, group_jobs.c.listing == job_groups.c.listing)
-    .where(group_jobs.c.destination == _of, _waits, group_jobs.c.seq.between(*_in_group)),
+    .where(
+        group_jobs.c.destination == _destination,
+        _is_unfinished_group,
+        group_jobs.c.seq.between(*_group_range),
+    ),
 ).subquery()
-_PENDING = select(_pending.c.seq).where(_pending.c.seq <= _upto)
-_of_outcome = and_(events.c.event_type.in_(_event_types), events.c.parent.is_not(None))
+_PENDING = select(_pending_jobs.c.seq).where(_pending_jobs.c.seq <= _upto)
+_is_outcome = and_(events.c.event_type.in_(_outcome_types), events.c.parent.is_not(None))
 _PARENTS_OF_PENDING = (
-    select(events.c.parent).join(_pending, _pending.c.seq == events.c.seq).where(_of_outcome)
+    select(events.c.parent)
+    .join(_pending_jobs, _pending_jobs.c.seq == events.c.seq)
+    .where(_is_outcome)
 )
 _PARENTS = select(events.c.parent).where(
-    _of_outcome, events.c.seq.in_(bindparam("seqs", expanding=True))
+    _is_outcome, events.c.seq.in_(bindparam("seqs", expanding=True))
 )
 _PARENTS_OF_WINDOW = select(events.c.parent).where(
-    _of_outcome, events.c.seq > bindparam("after"), events.c.seq <= _upto
+    _is_outcome, events.c.seq > bindparam("after"), events.c.seq <= _upto
 )
-_REPLAYED = select(replays.c.planned_upto, replays.c.upto, replays.c.began_at).where(
-    replays.c.destination == _of,
+_OPEN_REPLAYS = select(replays.c.planned_upto, replays.c.upto, replays.c.began_at).where(
+    replays.c.destination == _destination,
     replays.c.ended_at.is_(None),
     replays.c.planned_upto < replays.c.upto,
     replays.c.planned_upto < _upto,
 )
 
 
-def _discarded_lately(expiries: Sequence[Expiry]) -> Any:
-    """The events of which a job was discarded too lately."""
-    lately = or_(
+def _discarded_recently(expiries: Sequence[Expiry]) -> Any:
+    """The events with a job that was discarded too recently to purge it."""
+    recently = or_(
         *(
             and_(
-                events.c.event_type == each.event_type,
+                events.c.event_type == expiry.event_type,
                 true()
-                if each.discarded_before is None
-                else loads.c.finished_at > each.discarded_before,
+                if expiry.discarded_before is None
+                else loads.c.finished_at > expiry.discarded_before,
             )
-            for each in expiries
+            for expiry in expiries
         )
     )
     return (
@@ -276,9 +291,9 @@ def _discarded_lately(expiries: Sequence[Expiry]) -> Any:
         .join(events, events.c.seq == outcomes.c.seq)
         .join(loads, loads.c.id == outcomes.c.load)
         .where(
-            outcomes.c.destination == _of,
+            outcomes.c.destination == _destination,
             outcomes.c.state == DISCARDED,
-            or_(outcomes.c.seq <= _upto, events.c.event_type.in_(_event_types)),
-            lately,
+            or_(outcomes.c.seq <= _upto, events.c.event_type.in_(_outcome_types)),
+            recently,
         )
     )

@@ -1,6 +1,6 @@
 """The store on a SQL database: everything that is the same for PostgreSQL and SQLite.
 
-Each adapter adds how it connects, takes the write lock, ingests, and reads the high watermark.
+Each adapter adds how to connect, to lock and append, and to read the high watermark.
 """
 
 from __future__ import annotations
@@ -25,18 +25,20 @@ from blacksmith_dagster.errors import (
 )
 from blacksmith_dagster.pipeline.event import JobResult
 from blacksmith_dagster.store import (
+    counts,
+    group_members,
+    history,
     idempotency,
     loads,
     maintenance,
     migration_barrier,
     quarantine,
-    questions,
     readers,
     replays,
     tables,
 )
-from blacksmith_dagster.store.claims import LANES, Claim, LaneState
-from blacksmith_dagster.store.ids import Epochs
+from blacksmith_dagster.store.claims import Claim, LaneState
+from blacksmith_dagster.store.epochs import Epochs
 from blacksmith_dagster.store.interface import (
     Archive,
     Confirm,
@@ -67,8 +69,8 @@ from blacksmith_dagster.store.interface import (
 )
 from blacksmith_dagster.store.job_groups import WaitingGroup
 from blacksmith_dagster.store.purge import Purge
-from blacksmith_dagster.store.retention import refuse_purged, why_gone
-from blacksmith_dagster.store.tables import DONE, FAILED, RELEASED, UNKNOWN
+from blacksmith_dagster.store.retention import raise_if_purged, why_gone
+from blacksmith_dagster.store.tables import DONE, FAILED, LANE_NUMBERS, RELEASED, UNKNOWN
 
 if TYPE_CHECKING:
     from blacksmith_dagster.pipeline.application import Blacksmith
@@ -77,10 +79,10 @@ if TYPE_CHECKING:
 
 
 class SQLStore(ABC):
-    """A `Store` on SQLAlchemy; see the protocol for what each method promises."""
+    """A `Store` on SQLAlchemy. The protocol documents its methods."""
 
     partitions: Partitions | None = None
-    """Those of the log, where the database has any."""
+    """The table partitions of the log, if the database has any."""
 
     def __init__(self, engine: Engine, label: str) -> None:
         self.engine = engine
@@ -90,26 +92,26 @@ class SQLStore(ABC):
         self._destinations: dict[str, int] = {}
         self._read_names()
 
-    # -- what differs
+    # -- what the adapters implement
     @abstractmethod
     def writing(self) -> Any:
-        """A transaction that may write, as a context manager that gives its `Connection`."""
+        """A context manager: a transaction that may write; gives its `Connection`."""
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A transaction that only reads."""
+        """A read-only transaction."""
         with self.engine.connect() as conn:
             yield conn
 
     @contextmanager
     def snapshot(self) -> Iterator[Connection]:
-        """A transaction that only reads, and all whose statements see one state."""
+        """A read-only transaction whose statements all see the same state."""
         with self.reading() as conn:
             yield conn
 
     @abstractmethod
     def _clock(self) -> ColumnElement[datetime]:
-        """The database's clock, as an expression."""
+        """The database's clock, as a SQL expression."""
 
     def _now(self, conn: Connection) -> datetime:
         now: datetime = conn.execute(select(self._clock())).scalar_one()
@@ -117,15 +119,15 @@ class SQLStore(ABC):
 
     @abstractmethod
     def _high_watermark(self, conn: Connection) -> int:
-        """All events up to this sequence number are committed, or never will be."""
+        """The sequence number up to which each event is committed, or never will be."""
 
     @abstractmethod
     def _sequence(self, conn: Connection) -> int:
-        """The last value that was given to an event."""
+        """The last sequence number given to an event."""
 
     @abstractmethod
     def _set_sequence(self, conn: Connection, seq: int) -> None:
-        """Let the next event get `seq + 1`."""
+        """Set the sequence, so that the next event gets `seq + 1`."""
 
     @abstractmethod
     def _append(
@@ -135,63 +137,68 @@ class SQLStore(ABC):
         parents: Mapping[int, int],
         received_at: datetime | None = None,
     ) -> list[int]:
-        """Write events and their jobs; returns their sequence numbers. `parents` as in `Resolution`."""
+        """Insert events and their jobs; returns their sequence numbers. `parents` as in `Resolution`."""
 
     def _parents(self, new: Sequence[NewEvent], parents: Mapping[int, int]) -> list[int | None]:
         """The parent of each event: its sequence number, or `~index` of one in `new`."""
         return [
             None
-            if each.parent is None
+            if event.parent is None
             else parents[index]
-            if isinstance(each.parent, int)
-            else self._epochs.seq_of(each.parent)
-            for index, each in enumerate(new)
+            if isinstance(event.parent, int)
+            else self._epochs.seq_of(event.parent)
+            for index, event in enumerate(new)
         ]
 
     @abstractmethod
     def _look_up_keys(
         self, conn: Connection, rows: Sequence[tuple[int, str, int]]
     ) -> Iterable[Any]:
-        """The keys (event type, key, ordinal) that exist, each followed by its seq and digest."""
+        """The keys (event type, key, ordinal) that are stored, each with its seq and digest."""
 
     @abstractmethod
     def _write_keys(
         self, conn: Connection, rows: Sequence[tuple[int, str, int, int, bytes]]
     ) -> None:
-        """Write new keys (event type, key, ordinal), each for an event (seq, digest)."""
+        """Insert new keys (event type, key, ordinal), each with the seq and the digest of its event."""
 
     @abstractmethod
     def _insert_outcomes(self, conn: Connection, rows: Sequence[loads.OutcomeRow]) -> None:
-        """Write down jobs that did not succeed."""
+        """Insert the outcomes of jobs that did not succeed."""
 
     @abstractmethod
-    def _enter(self, conn: Connection, of: int, lane: int, wanted: int) -> LaneState:
-        """Lock a lane for this transaction, without writing, and read its state."""
+    def _enter_lane(self, conn: Connection, destination: int, lane: int, wanted: int) -> LaneState:
+        """Lock a lane for this transaction, without writing, and read its state.
+
+        `next` in the state is the last of at most `wanted` new jobs.
+        """
 
     @abstractmethod
-    def _jobs_between(self, conn: Connection, of: int, after: int, upto: int) -> list[JobRow]:
-        """The jobs of a range of the log."""
+    def _jobs_between(
+        self, conn: Connection, destination: int, after: int, upto: int
+    ) -> list[JobRow]:
+        """The jobs of a range of the log: `after < seq <= upto`."""
 
     def _jobs_of_groups(
         self,
         conn: Connection,
-        of: int,
+        destination: int,
         load_id: int,
-        groups: Sequence[WaitingGroup],  # noqa: ARG002 - tells an adapter how it is read best
+        groups: Sequence[WaitingGroup],  # noqa: ARG002 - an adapter chooses the fastest query by it
     ) -> list[JobRow]:
-        """The jobs of a load that took job groups."""
-        return self._jobs(loads.jobs_of(conn, load_id, of))
+        """The jobs of the job groups assigned to a load."""
+        return self._jobs(group_members.jobs_of_load(conn, load_id, destination))
 
     @abstractmethod
     def _insert_group_jobs(self, conn: Connection, rows: Sequence[replays.GroupJob]) -> None:
-        """Write down which jobs are in the listings of a replay."""
+        """Insert the jobs in the listings of a replay."""
 
     def _jobs(self, rows: Sequence[Any]) -> list[JobRow]:
-        """Rows of `loads.JOB_COLUMNS` as jobs."""
+        """Rows of `group_members.JOB_COLUMNS` as jobs."""
         ids = self._epochs.ids_of(row[0] for row in rows)
         event_types, id_of, new = self._event_type_paths, self._epochs.id_of, tuple.__new__
         return [
-            # Past the constructor, which is slower by half: this is done for every job.
+            # Not by the constructor, which takes half as long again: this runs for every job.
             new(
                 JobRow,
                 (
@@ -200,10 +207,10 @@ class SQLStore(ABC):
                     event_types[event_type],
                     *columns,
                     None if parent is None else id_of(parent),
-                    why,
+                    when_error,
                 ),
             )
-            for id_, (seq, event_type, *columns, parent, why) in zip(ids, rows, strict=True)
+            for id_, (seq, event_type, *columns, parent, when_error) in zip(ids, rows, strict=True)
         ]
 
     # -- names
@@ -232,9 +239,11 @@ class SQLStore(ABC):
                         maintenance.rename(
                             conn, tables.event_types, f"{old}.{outcome.name}", outcome.path
                         )
-            maintenance.know(conn, tables.event_types, [*app.source_events, *received, *webhooks])
-            maintenance.know(conn, tables.destination_events, list(app.destination_events))
-            maintenance.make_fencing_tokens(conn, LANES.values())
+            maintenance.add_paths(
+                conn, tables.event_types, [*app.source_events, *received, *webhooks]
+            )
+            maintenance.add_paths(conn, tables.destination_events, list(app.destination_events))
+            maintenance.make_fencing_tokens(conn, LANE_NUMBERS.values())
         self._read_names()
 
     def _destination(self, path: str) -> int:
@@ -243,7 +252,8 @@ class SQLStore(ABC):
         if path not in self._destinations:
             raise NotFound(
                 f"this store has no destination event {path!r}; it has "
-                f"{', '.join(sorted(self._destinations)) or 'none yet'}"
+                f"{', '.join(sorted(self._destinations)) or 'none yet'}; register(app) adds those of an "
+                "application"
             )
         return self._destinations[path]
 
@@ -253,8 +263,8 @@ class SQLStore(ABC):
         if path not in self._event_types:
             raise NotFound(
                 f"this store has no event {path!r}; it has "
-                f"{', '.join(sorted(self._event_types)) or 'none yet'}; register(app) adds an "
-                "application's"
+                f"{', '.join(sorted(self._event_types)) or 'none yet'}; register(app) adds those of an "
+                "application"
             )
         return self._event_types[path]
 
@@ -267,34 +277,35 @@ class SQLStore(ABC):
         released: Sequence[str] = (),
         received_at: datetime | None = None,
     ) -> list[list[str] | KeyReused]:
-        raw_requests = [each for each in requests if isinstance(each, RawRequest)]
-        asked = [each for each in requests if not isinstance(each, RawRequest)]
+        raw_requests = [request for request in requests if isinstance(request, RawRequest)]
+        extracted = [request for request in requests if not isinstance(request, RawRequest)]
         with self.writing() as conn:
             if received_at is not None:
                 maintenance.begin_import(conn, received_at, self._high_watermark(conn))
             readers.move_cursors(conn, cursors)
             quarantine.drop(conn, released)
-            waiting = [[each] for each in self._quarantine(conn, raw_requests)]
-            resolution = idempotency.resolve(
-                asked, self._known_keys(conn, idempotency.keys_of(asked))
-            )
+            quarantined = [[id_] for id_ in self._quarantine(conn, raw_requests)]
+            known = self._known_keys(conn, idempotency.keys_of(extracted))
+            resolution = idempotency.resolve(extracted, known)
             if resolution.rejected and (cursors or released):
                 conn.rollback()
-                per_request, waiting = resolution.rejections, [[] for _ in raw_requests]
+                results, quarantined = resolution.rejections, [[] for _ in raw_requests]
             else:
-                per_request = self._append_with_keys(conn, resolution, received_at)
+                results = self._append_with_keys(conn, resolution, received_at)
         if not raw_requests:
-            return per_request
-        results, quarantined = iter(per_request), iter(waiting)
-        return [next(quarantined if isinstance(each, RawRequest) else results) for each in requests]
+            return results
+        in_order, raw_in_order = iter(results), iter(quarantined)
+        return [
+            next(raw_in_order if isinstance(request, RawRequest) else in_order)
+            for request in requests
+        ]
 
     def _append_with_keys(
         self, conn: Connection, resolution: idempotency.Resolution, received_at: datetime | None
     ) -> list[list[str] | KeyReused]:
         """Append the new events of a commit, with their keys; returns the requests' results.
 
-        The keys are written in sorted order, so that two commits wait for each other and never in a
-        circle.
+        The keys are written in sorted order, so that concurrent commits cannot deadlock.
         """
         new = resolution.new
         seqs = self._append(conn, new, resolution.parents, received_at) if new else []
@@ -309,15 +320,15 @@ class SQLStore(ABC):
         return resolution.results(self._epochs.ids_of(seqs), self._epochs.id_of)
 
     def _known_keys(
-        self, conn: Connection, asked: Iterable[idempotency.Key]
+        self, conn: Connection, wanted: Iterable[idempotency.Key]
     ) -> Mapping[idempotency.Key, idempotency.StoredKey]:
-        """Those of the keys of a commit that are there, with what they stand for."""
-        named = {self._key(key): key for key in asked}
-        if not named:
+        """The keys of a commit that are stored already."""
+        keys = {self._key(key): key for key in wanted}
+        if not keys:
             return {}
         return {
-            named[event_type, key, ordinal]: idempotency.StoredKey(seq, digest)
-            for event_type, key, ordinal, seq, digest in self._look_up_keys(conn, list(named))
+            keys[event_type, key, ordinal]: idempotency.StoredKey(seq, digest)
+            for event_type, key, ordinal, seq, digest in self._look_up_keys(conn, list(keys))
         }
 
     def _key(self, key: idempotency.Key) -> tuple[int, str, int]:
@@ -335,11 +346,9 @@ class SQLStore(ABC):
         """Add raw requests; returns their ids, in order."""
         if not raw_requests:
             return []
-        now, event_types = (
-            self._now(conn),
-            [self._event_type(each.event_type) for each in raw_requests],
-        )
-        # In order of their keys, so that two commits wait for each other and never in a circle.
+        now = self._now(conn)
+        event_types = [self._event_type(raw.event_type) for raw in raw_requests]
+        # In order of their keys, so that concurrent commits cannot deadlock.
         in_order = sorted(
             range(len(raw_requests)), key=lambda n: (event_types[n], raw_requests[n].key or "")
         )
@@ -390,18 +399,18 @@ class SQLStore(ABC):
     def take_over(
         self, destination: str, lane: Lane, holder: str, confirm: Confirm
     ) -> FencingToken:
-        of, lane_number = self._destination(destination), LANES[lane]
+        destination_id, lane_number = self._destination(destination), LANE_NUMBERS[lane]
         tokens = tables.fencing_tokens
-        mine = (tokens.c.destination == of) & (tokens.c.lane == lane_number)
+        of_lane = (tokens.c.destination == destination_id) & (tokens.c.lane == lane_number)
         while True:
             with self.reading() as conn:
-                latest = conn.execute(select(tokens.c.token).where(mine)).scalar_one()
+                latest = conn.execute(select(tokens.c.token).where(of_lane)).scalar_one()
             if not confirm():
                 raise FencedOut(f"{destination}: the lock was lost before it could be used")
             with self.writing() as conn:
-                raised = update(tokens).where(mine, tokens.c.token == latest)
+                raised = update(tokens).where(of_lane, tokens.c.token == latest)
                 if conn.execute(raised.values(token=latest + 1, holder=holder)).rowcount == 1:
-                    state = self._enter(conn, of, lane_number, 0)
+                    state = self._enter_lane(conn, destination_id, lane_number, 0)
                     if state.open:
                         loads.close_load(
                             conn, state.last, UNKNOWN, state.now, "its loader was lost"
@@ -409,34 +418,42 @@ class SQLStore(ABC):
                         loads.requeue(conn, state.last, state.now, lost_loads=1)
                     return FencingToken(destination, lane, latest + 1, holder)
 
-    def _hold(
+    def _lock_lane(
         self, conn: Connection, token: FencingToken, wanted: int = 0
     ) -> tuple[int, LaneState]:
-        """Lock the lane, if the token is still its latest; the destination event's id, and the state."""
-        of = self._destination(token.destination)
-        state = self._enter(conn, of, LANES[token.lane], wanted)
+        """Lock the token's lane; returns the destination event's id, and the lane's state.
+
+        Raises `FencedOut` unless the token is still the lane's latest.
+        """
+        destination = self._destination(token.destination)
+        state = self._enter_lane(conn, destination, LANE_NUMBERS[token.lane], wanted)
         if (state.token, state.holder) != (token.number, token.holder):
             raise fenced_out(token, state.holder)
-        return of, state
+        return destination, state
 
-    def _claiming(
+    def _begin_claim(
         self, conn: Connection, token: FencingToken, limit: int, run: str | None
     ) -> Claim:
-        """A claim in the lane, whose last load must be closed."""
-        of, state = self._hold(conn, token, limit)
+        """Lock the lane for a claim. Raises `UsageError` if its last load is still open."""
+        destination, state = self._lock_lane(conn, token, limit)
         if state.open:
             raise UsageError(
                 f"{token.destination}: load {state.last} is still open; record, release or abandon "
                 "it before the next claim"
             )
-        return Claim(self, conn, token, of, state, limit, run)
+        return Claim(self, conn, token, destination, state, limit, run)
 
-    def _close(self, conn: Connection, load: Load, state: int, **how: Any) -> LaneState:
-        """Close a load, which must be open and the token's."""
-        _, held = self._hold(conn, load.token)
-        if not loads.close_load(conn, load.id, state, held.now, **how):
+    def _close_load(
+        self, conn: Connection, load: Load, state: int, **columns: Any
+    ) -> tuple[int, LaneState]:
+        """Lock the lane and close its open load; returns what `_lock_lane` does.
+
+        Raises `FencedOut` unless the load is open and its token the lane's latest.
+        """
+        destination, lane = self._lock_lane(conn, load.token)
+        if not loads.close_load(conn, load.id, state, lane.now, **columns):
             raise no_longer_open(load)
-        return held
+        return destination, lane
 
     def claim(
         self,
@@ -447,7 +464,7 @@ class SQLStore(ABC):
         version: int | None = None,
     ) -> Load | None:
         with self.writing() as conn:
-            claim = self._claiming(conn, token, limit, run)
+            claim = self._begin_claim(conn, token, limit, run)
             migration_barrier.check(conn, token.destination, version)
             if claim.state.first_claim:
                 return claim.due(max_attempts) or claim.new()
@@ -457,27 +474,32 @@ class SQLStore(ABC):
         self, token: FencingToken, reason: str, limit: int, event_ids: Sequence[str] | None = None
     ) -> Load | None:
         with self.writing() as conn:
-            claim = self._claiming(conn, token, limit, None)
+            claim = self._begin_claim(conn, token, limit, None)
             if event_ids is not None:
-                seqs = [self._epochs.seq_of(each) for each in event_ids]
+                seqs = [self._epochs.seq_of(event_id) for event_id in event_ids]
                 return claim.listed_for_discard(seqs, reason)
             if token.lane is not Lane.LOAD:
-                raise UsageError("only the load lane can discard all that waits")
+                raise UsageError(
+                    "only the load lane can discard all pending jobs; give event_ids, or use its token"
+                )
             return claim.next_for_discard(reason)
 
     def record(self, load: Load, verdict: LoadVerdict) -> None:
-        discarded = sum(each.result is JobResult.DISCARDED for each in verdict.deviations)
+        discarded = sum(job.result is JobResult.DISCARDED for job in verdict.deviations)
         state = DONE if verdict.raised is None else FAILED
         with self.writing() as conn:
-            held = self._close(conn, load, state, error=verdict.raised, discarded=discarded)
+            destination, lane = self._close_load(
+                conn, load, state, error=verdict.raised, discarded=discarded
+            )
             if verdict.raised is not None:
-                due = held.now + timedelta(seconds=verdict.delay)
+                due = lane.now + timedelta(seconds=verdict.delay)
                 loads.requeue(conn, load.id, due, raised=(load.attempt, verdict.isolated))
             elif verdict.deviations:
-                of = self._destination(load.token.destination)
-                listings = loads.group_failed_jobs(conn, load, of, verdict.deviations, held.now)
+                listings = loads.group_failed_jobs(
+                    conn, load, destination, verdict.deviations, lane.now
+                )
                 self._insert_outcomes(
-                    conn, loads.outcome_rows(load, of, verdict.deviations, listings)
+                    conn, loads.outcome_rows(load, destination, verdict.deviations, listings)
                 )
             if load.isolated and load.discard_reason is None:
                 loads.count_consecutive_failures(conn, load.id, failed=bool(verdict.deviations))
@@ -486,23 +508,23 @@ class SQLStore(ABC):
 
     def release(self, load: Load) -> None:
         with self.writing() as conn:
-            held = self._close(conn, load, RELEASED)
-            loads.requeue(conn, load.id, held.now)
+            _, lane = self._close_load(conn, load, RELEASED)
+            loads.requeue(conn, load.id, lane.now)
 
     def abandon(self, load: Load, error: str) -> None:
         with self.writing() as conn:
-            held = self._close(conn, load, UNKNOWN, error=error)
-            loads.requeue(conn, load.id, held.now, lost_loads=1)
+            _, lane = self._close_load(conn, load, UNKNOWN, error=error)
+            loads.requeue(conn, load.id, lane.now, lost_loads=1)
 
     def next_due(self, *destinations: str) -> float | None:
-        asked = [self._destination(each) for each in destinations]
+        ids = [self._destination(path) for path in destinations]
         with self.reading() as conn:
-            return questions.next_due(conn, asked, self._clock())
+            return counts.next_due(conn, ids, self._clock())
 
     def since_load(self, *destinations: str) -> float | None:
-        asked = [self._destination(each) for each in destinations]
+        ids = [self._destination(path) for path in destinations]
         with self.reading() as conn:
-            return questions.since_load(conn, asked, self._clock())
+            return counts.since_load(conn, ids, self._clock())
 
     # -- replays
     def begin_replay(
@@ -512,40 +534,38 @@ class SQLStore(ABC):
         event_types: Sequence[str],
         run: str | None,
     ) -> Replay:
-        asked = [self._event_type(event_type) for event_type in event_types]
+        type_ids = [self._event_type(event_type) for event_type in event_types]
         window = self.window(request.start, request.end)
         with self.writing() as conn:
-            of, held = self._hold(conn, token)
+            destination, lane = self._lock_lane(conn, token)
             upto = max(min(window.upto, self._high_watermark(conn)), window.after)
             window = Window(window.after, upto)
-            begun = replays.begin(conn, of, request, asked, window, held.now, run)
-            return self._replay(conn, token.destination, begun)
+            replay_id = replays.begin(conn, destination, request, type_ids, window, lane.now, run)
+            return self._replay(conn, token.destination, replay_id)
 
-    def _replay(self, conn: Connection, path: str, replay: int) -> Replay:
-        [row] = replays.find_replays(conn, self._destination(path), 1, replay)
+    def _replay(self, conn: Connection, path: str, replay_id: int) -> Replay:
+        [row] = replays.find_replays(conn, self._destination(path), 1, replay_id)
         return replays.replay_from_row(row, path)
 
     def replay_page(
         self, destination: str, request: ReplayRequest, event_types: Sequence[str], window: Window
     ) -> ReplayPage:
-        of = self._destination(destination)
-        asked = [self._event_type(event_type) for event_type in event_types]
+        destination_id = self._destination(destination)
+        type_ids = [self._event_type(event_type) for event_type in event_types]
         with self.reading() as conn:
-            found, upto = replays.find_page(conn, of, request, asked, window)
-        ids, paths = self._epochs.ids_of(each.seq for each in found), self._event_type_paths
+            rows, upto = replays.find_page(conn, destination_id, request, type_ids, window)
+        ids, paths = self._epochs.ids_of(row.seq for row in rows), self._event_type_paths
         return ReplayPage(
             [
                 ReplayCandidate(seq, id_, paths[event_type], received_at, state, error)
-                for id_, (seq, event_type, received_at, state, error) in zip(
-                    ids, found, strict=True
-                )
+                for id_, (seq, event_type, received_at, state, error) in zip(ids, rows, strict=True)
             ],
             upto,
         )
 
     def job_rows(self, destination: str, seqs: Sequence[int]) -> Sequence[JobRow]:
         with self.reading() as conn:
-            return self._jobs(list(replays.rows_of(conn, self._destination(destination), seqs)))
+            return self._jobs(list(replays.job_rows_of(conn, self._destination(destination), seqs)))
 
     def plan(
         self,
@@ -556,16 +576,16 @@ class SQLStore(ABC):
         batch: int,
     ) -> Replay:
         with self.writing() as conn:
-            of, held = self._hold(conn, token)
-            rows = replays.plan(conn, of, replay, upto, selected, batch, held.now)
+            destination, lane = self._lock_lane(conn, token)
+            rows = replays.plan(conn, destination, replay, upto, selected, batch, lane.now)
             if rows:
                 self._insert_group_jobs(conn, rows)
             return self._replay(conn, token.destination, replay.id)
 
     def end_replay(self, token: FencingToken, replay: Replay) -> bool:
         with self.writing() as conn:
-            _, held = self._hold(conn, token)
-            return replays.end(conn, replay, held.now)
+            _, lane = self._lock_lane(conn, token)
+            return replays.end(conn, replay, lane.now)
 
     def replays(self, destination: str, limit: int = 100) -> Sequence[Replay]:
         with self.reading() as conn:
@@ -573,9 +593,8 @@ class SQLStore(ABC):
         return [replays.replay_from_row(row, destination) for row in rows]
 
     def unsettled(self, destination: str, limit: int = 100) -> Sequence[JobState]:
-        of = self._destination(destination)
         with self.reading() as conn:
-            rows = replays.unsettled(conn, of, limit)
+            rows = replays.unsettled(conn, self._destination(destination), limit)
         return [
             self._state(destination, "discarded" if row.due_at is None else "retrying", row)
             for row in rows
@@ -585,35 +604,35 @@ class SQLStore(ABC):
         with self.reading() as conn:
             return replays.pace(conn, self._destination(destination))
 
-    # -- questions
+    # -- counts and history
     def counts(self, destination: str) -> Counts:
         with self.reading() as conn:
-            return questions.counts(conn, self._destination(destination))
+            return counts.count_jobs(conn, self._destination(destination))
 
     def day_counts(self, since: date) -> Sequence[DayCount]:
         with self.reading() as conn:
             return [
                 DayCount(self._event_type_paths[event_type], day, events)
-                for event_type, day, events in questions.day_counts(conn, since)
+                for event_type, day, events in counts.count_events_by_day(conn, since)
             ]
 
     def event(self, event_id: str) -> StoredEvent:
         seq = self._epochs.seq_of(event_id)
         with self.reading() as conn:
-            row = questions.event(conn, seq)
+            row = history.find_event(conn, seq)
             if row is None:
-                if (why := why_gone(conn, seq)) is not None:
-                    raise Gone(f"event {event_id} has been purged: {why}")
+                if (reason := why_gone(conn, seq)) is not None:
+                    raise Gone(f"event {event_id} has been purged: {reason}")
                 raise NotFound(f"event {event_id} is not in this store")
-            return self._stored(row, questions.destinations_by_event(conn, [seq]))
+            return self._stored(row, history.destinations_by_event(conn, [seq]))
 
     def events(self, event_type: str | None = None, limit: int = 100) -> Sequence[StoredEvent]:
         with self.reading() as conn:
-            found = questions.newest(
+            rows = history.newest_events(
                 conn, None if event_type is None else self._event_type(event_type), limit
             )
-            destinations = questions.destinations_by_event(conn, [row.seq for row in found])
-            return [self._stored(row, destinations) for row in found]
+            destinations = history.destinations_by_event(conn, [row.seq for row in rows])
+            return [self._stored(row, destinations) for row in rows]
 
     def _stored(self, row: Any, destinations: Mapping[int, Sequence[str]]) -> StoredEvent:
         return StoredEvent(
@@ -633,18 +652,20 @@ class SQLStore(ABC):
     def history(self, event_id: str) -> Sequence[Transition]:
         event = self.event(event_id)
         with self.reading() as conn:
-            return questions.history(conn, event.seq, event.received_at)
+            return history.history(conn, event.seq, event.received_at)
 
     def jobs(
         self, state: str, destination: str | None = None, limit: int = 100
     ) -> Sequence[JobState]:
-        wanted = list(self._destinations) if destination is None else [destination]
-        found: list[JobState] = []
+        paths = list(self._destinations) if destination is None else [destination]
+        states: list[JobState] = []
         with self.reading() as conn:
-            for path in wanted:
-                rows = questions.jobs_in(conn, state, self._destination(path), limit - len(found))
-                found += [self._state(path, state, row) for row in rows]
-        return found
+            for path in paths:
+                rows = history.jobs_in_state(
+                    conn, state, self._destination(path), limit - len(states)
+                )
+                states += [self._state(path, state, row) for row in rows]
+        return states
 
     def _state(self, destination: str, state: str, row: Any) -> JobState:
         return JobState(
@@ -659,9 +680,9 @@ class SQLStore(ABC):
         )
 
     def originals(self, event_ids: Sequence[str]) -> Mapping[str, JobRow]:
-        seqs = [self._epochs.seq_of(each) for each in event_ids]
+        seqs = [self._epochs.seq_of(event_id) for event_id in event_ids]
         with self.reading() as conn:
-            rows = self._jobs(questions.as_jobs(conn, seqs))
+            rows = self._jobs(history.events_as_jobs(conn, seqs))
         return {row.id: row for row in rows}
 
     def orphans(self, app: Blacksmith) -> Sequence[Orphan]:
@@ -672,7 +693,7 @@ class SQLStore(ABC):
 
     def window(self, start: datetime, end: datetime) -> Window:
         with self.reading() as conn:
-            return questions.window(conn, start, end, self._sequence(conn))
+            return history.window(conn, start, end, self._sequence(conn))
 
     # -- purge
     def purgeable(self, retention: Mapping[str, Retention]) -> Sequence[Purgeable]:
@@ -686,24 +707,24 @@ class SQLStore(ABC):
     def check_not_purged(self, event_types: Sequence[str], start: datetime) -> None:
         window = self.window(start, start)
         with self.reading() as conn:
-            refuse_purged(conn, [self._event_type(each) for each in event_types], window.after)
+            raise_if_purged(conn, [self._event_type(path) for path in event_types], window.after)
 
     # -- maintenance
     def ready(self) -> None:
         self._read_names()  # another process may have begun a new epoch
         with self.reading() as conn:
-            given, last = maintenance.highest(conn), self._sequence(conn)
-        if last < given:
+            highest, last = maintenance.highest_seq(conn), self._sequence(conn)
+        if last < highest:
             raise SequenceWentBack(
-                f"{self.label}: its sequence stands at {last}, but {given} was given already; was it "
-                "restored or promoted? Run `blacksmith store repair`: it moves the sequence past "
-                "what was given and begins a new epoch of ids"
+                f"{self.label}: its sequence is at {last}, but {highest} was used already; was the "
+                "store restored or promoted? Run `blacksmith store repair`: it moves the sequence past "
+                "the numbers used and begins a new epoch of ids"
             )
 
     def repair(self) -> str:
         epoch = secrets.token_hex(4)
         with self.writing() as conn:
-            last = max(maintenance.highest(conn), self._sequence(conn))
+            last = max(maintenance.highest_seq(conn), self._sequence(conn))
             self._set_sequence(conn, last + 1)
             conn.execute(
                 tables.epochs.insert(),
@@ -714,29 +735,29 @@ class SQLStore(ABC):
 
     def maintain(self) -> None:
         with self.writing() as conn:
-            # In this order: what is up to `low` was received before `now`, what is above `high` after.
+            # In this order: events up to `low` were received before `now`, events above `high` after it.
             low, now = self._high_watermark(conn), self._now(conn)
             maintenance.add_to_time_index(conn, now, low, self._sequence(conn))
             maintenance.forget_keys(conn, now)
-        while self._count():
+        while self._add_to_totals():
             pass
 
-    def _count(self) -> bool:
-        """Move the counters on by a part of the log; `False` when there is no more."""
+    def _add_to_totals(self) -> bool:
+        """Add the next part of the log to the totals; returns whether there is more."""
         with self.writing() as conn:
-            return maintenance.count(conn, self._high_watermark(conn))
+            return maintenance.add_to_totals(conn, self._high_watermark(conn))
 
     def close(self) -> None:
         self.engine.dispose()
 
 
 def fenced_out(token: FencingToken, holder: str) -> FencedOut:
-    """The error of one who was taken over."""
+    """The error of a holder whose lane another has taken over."""
     return FencedOut(
-        f"{token.destination}: {holder} has taken over; stop, and acquire the lock anew"
+        f"{token.destination}: {holder} has taken over; stop, and acquire the lock again"
     )
 
 
 def no_longer_open(load: Load) -> FencedOut:
-    """The error of one whose load was closed meanwhile."""
+    """The error of a holder whose load has been closed meanwhile."""
     return FencedOut(f"{load.token.destination}: load {load.id} is no longer open")

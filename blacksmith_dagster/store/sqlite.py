@@ -1,4 +1,4 @@
-"""The store in one SQLite file: to start with, and for one machine."""
+"""The store in a SQLite file: the default, for one machine."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from sqlalchemy.engine import URL
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from blacksmith_dagster.errors import SettingsError
-from blacksmith_dagster.store import make_home, schema
+from blacksmith_dagster.store import schema
 from blacksmith_dagster.store.claims import LaneState
 from blacksmith_dagster.store.db_errors import translate_errors
-from blacksmith_dagster.store.interface import JobRow, NewEvent
+from blacksmith_dagster.store.interface import JobRow, Lane, NewEvent
 from blacksmith_dagster.store.job_groups import WaitingGroup
 from blacksmith_dagster.store.loads import OutcomeRow
 from blacksmith_dagster.store.replays import GroupJob
 from blacksmith_dagster.store.sql import SQLStore
-from blacksmith_dagster.store.tables import Instant, from_micros, to_micros
+from blacksmith_dagster.store.tables import EXECUTING, LANE_NUMBERS, Instant, from_micros, to_micros
 
-_NETWORK = frozenset(
+_NETWORK_FILE_SYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "fuse.sshfs"}
 )
 _BUSY_SECONDS = 30
 
 
 class SQLiteStore(SQLStore):
-    """A file, shared by the processes of one machine.
+    """A SQLite file, shared by the processes of one machine.
 
-    SQLite lets one connection write at a time, and those that wait poll: a busy gateway starves
-    a loader for seconds. So each write first takes the write lock, a lock on a file beside the database.
+    SQLite allows one writer at a time, and waiting writers poll, so that a busy gateway starves a loader
+    for seconds. So every write first takes the write lock: a lock on a file beside the database.
 
     Raises `SettingsError` for a file on a network file system, whose locks cannot be trusted.
     """
@@ -45,16 +45,16 @@ class SQLiteStore(SQLStore):
     def __init__(self, url: URL) -> None:
         if not url.database or url.database == ":memory:":
             raise SettingsError(
-                "sqlite: a store is shared by processes and needs a file: sqlite:////path/store.db"
+                "sqlite: a store is shared by processes and needs a file: write sqlite:////path/store.db"
             )
         path = Path(url.database)
         if not path.is_absolute():
             raise SettingsError(
-                f"sqlite:///{path} is another store in each folder that a command runs in; write "
+                f"sqlite:///{path} is relative: each working folder would have another store; write "
                 f"sqlite:///{path.absolute()}"
             )
         make_home(path.parent)
-        _refuse_network(path.parent)
+        _reject_network_folder(path.parent)
         self._thread_lock = threading.Lock()
         self._write_lock_file = path.with_name(path.name + "-write-lock").open("wb")
         engine = _engine(path)
@@ -73,7 +73,7 @@ class SQLiteStore(SQLStore):
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A transaction that only reads: all its statements see one state."""
+        """A read-only transaction, whose statements all see the same state."""
         with translate_errors(self.label), self.engine.connect() as conn:
             conn.exec_driver_sql("BEGIN")
             yield conn
@@ -88,7 +88,7 @@ class SQLiteStore(SQLStore):
                 fcntl.flock(self._write_lock_file, fcntl.LOCK_UN)
 
     def close(self) -> None:
-        """Close all connections, and the lock's file."""
+        """Close all connections, and the file of the write lock."""
         super().close()
         self._write_lock_file.close()
 
@@ -96,7 +96,7 @@ class SQLiteStore(SQLStore):
         return literal(datetime.now(UTC), Instant())
 
     def _high_watermark(self, conn: Connection) -> int:
-        # One transaction writes at a time: what has a number is committed.
+        # One transaction writes at a time, so every event that has a number is committed.
         return self._sequence(conn)
 
     def _sequence(self, conn: Connection) -> int:
@@ -106,29 +106,44 @@ class SQLiteStore(SQLStore):
         conn.exec_driver_sql("DELETE FROM sqlite_sequence WHERE name = 'events'")
         conn.exec_driver_sql("INSERT INTO sqlite_sequence VALUES ('events', ?)", (seq,))
 
-    def _enter(self, conn: Connection, of: int, lane: int, wanted: int) -> LaneState:
+    def _enter_lane(self, conn: Connection, destination: int, lane: int, wanted: int) -> LaneState:
         now = datetime.now(UTC)
-        given = {"of": of, "lane": lane, "wanted": wanted, "now": to_micros(now)}
-        token, holder, *state = conn.exec_driver_sql(_ENTER, given).one()
+        values = {
+            "destination": destination,
+            "lane": lane,
+            "wanted": wanted,
+            "now": to_micros(now),
+        }
+        token, holder, *state = conn.exec_driver_sql(_ENTER_LANE, values).one()
         return LaneState.read(token, holder, now, *state)
 
-    def _jobs_between(self, conn: Connection, of: int, after: int, upto: int) -> list[JobRow]:
-        return self._read(conn.exec_driver_sql(_JOBS_BETWEEN, (of, after, upto)))
+    def _jobs_between(
+        self, conn: Connection, destination: int, after: int, upto: int
+    ) -> list[JobRow]:
+        return self._read(conn.exec_driver_sql(_JOBS_BETWEEN, (destination, after, upto)))
 
     def _jobs_of_groups(
-        self, conn: Connection, of: int, load_id: int, groups: Sequence[WaitingGroup]
+        self, conn: Connection, destination: int, load_id: int, groups: Sequence[WaitingGroup]
     ) -> list[JobRow]:
-        """What a replay has listed is read by the driver."""
+        """Fast path: the first attempt of a replay's listing is read by the driver."""
         if any(group.replay is None or group.attempts for group in groups):
-            return super()._jobs_of_groups(conn, of, load_id, groups)
+            return super()._jobs_of_groups(conn, destination, load_id, groups)
         return self._read(conn.exec_driver_sql(_LISTED_JOBS, (load_id,)))
 
     def _read(self, rows: Iterable[Any]) -> list[JobRow]:
         return self._jobs(
             [
-                (*event, from_micros(at), *around, sent and from_micros(sent), parent, why)
-                for *event, at, key, context, version, sent, parent, why in rows
-                for around in ((key, context, version),)
+                (
+                    *event,
+                    from_micros(received_at),
+                    key,
+                    context,
+                    version,
+                    sent_at and from_micros(sent_at),
+                    parent,
+                    when_error,
+                )
+                for *event, received_at, key, context, version, sent_at, parent, when_error in rows
             ]
         )
 
@@ -140,8 +155,8 @@ class SQLiteStore(SQLStore):
     def _write_keys(
         self, conn: Connection, rows: Sequence[tuple[int, str, int, int, bytes]]
     ) -> None:
-        at = to_micros(self._now(conn))
-        conn.exec_driver_sql(_WRITE_KEY, [(at, *row) for row in rows])
+        now = to_micros(self._now(conn))
+        conn.exec_driver_sql(_WRITE_KEY, [(now, *row) for row in rows])
 
     def _insert_outcomes(self, conn: Connection, rows: Sequence[OutcomeRow]) -> None:
         conn.exec_driver_sql(_OUTCOME, [tuple(row) for row in rows])
@@ -163,40 +178,40 @@ class SQLiteStore(SQLStore):
             [
                 (
                     seq,
-                    self._event_type(each.event_type),
+                    self._event_type(event.event_type),
                     now,
-                    each.payload,
-                    each.key,
-                    each.context,
-                    each.version,
-                    None if each.sent_at is None else to_micros(each.sent_at),
+                    event.payload,
+                    event.key,
+                    event.context,
+                    event.version,
+                    None if event.sent_at is None else to_micros(event.sent_at),
                     parent if parent is None or parent > 0 else first + ~parent,
                 )
-                for seq, each, parent in zip(count(first), new, self._parents(new, parents))
+                for seq, event, parent in zip(count(first), new, self._parents(new, parents))
             ],
         )
-        made = [
+        jobs = [
             (self._destination(job.destination), seq, job.when_error)
-            for seq, each in enumerate(new, first)
-            for job in each.jobs
+            for seq, event in enumerate(new, first)
+            for job in event.jobs
         ]
-        if made:
-            conn.exec_driver_sql(_JOB, made)
+        if jobs:
+            conn.exec_driver_sql(_JOB, jobs)
         return list(range(first, first + len(new)))
 
 
-_ENTER = """
-SELECT f.token, f.holder, l.id, l.state = 1, l.seq_to IS NOT NULL, l.position, l.claimed,
+_ENTER_LANE = f"""
+SELECT f.token, f.holder, l.id, l.state = {EXECUTING}, l.seq_to IS NOT NULL, l.position, l.claimed,
        (SELECT max(seq) FROM (
-           SELECT seq FROM jobs WHERE :lane = 0 AND destination = :of
+           SELECT seq FROM jobs WHERE :lane = {LANE_NUMBERS[Lane.LOAD]} AND destination = :destination
               AND seq > coalesce(l.position, 0) ORDER BY seq LIMIT :wanted)),
-       EXISTS (SELECT 1 FROM job_groups g WHERE g.destination = :of AND g.lane = :lane AND g.load IS NULL
-                  AND g.due_at <= :now)
+       EXISTS (SELECT 1 FROM job_groups g WHERE g.destination = :destination AND g.lane = :lane
+                  AND g.load IS NULL AND g.due_at <= :now)
   FROM fencing_tokens f
   LEFT JOIN loads l ON l.id = (
-       SELECT id FROM loads WHERE destination = :of AND lane = :lane ORDER BY id DESC LIMIT 1)
- WHERE f.destination = :of AND f.lane = :lane
-"""
+       SELECT id FROM loads WHERE destination = :destination AND lane = :lane ORDER BY id DESC LIMIT 1)
+ WHERE f.destination = :destination AND f.lane = :lane
+"""  # noqa: S608 - only numbers of our own
 _JOBS_BETWEEN = """
 SELECT e.seq, e.event_type, e.payload, e.received_at, e.key, e.context, e.version, e.sent_at, e.parent,
        j.when_error
@@ -215,9 +230,9 @@ SELECT e.seq, e.event_type, coalesce(c.payload, e.payload), e.received_at, e.key
 """
 _KNOWN_KEYS = """
 SELECT k.event_type, k.key, k.ordinal, k.seq, k.digest
-  FROM json_each(?) AS asked
- CROSS JOIN keys k ON k.event_type = json_extract(asked.value, '$[0]')
-   AND k.key = json_extract(asked.value, '$[1]') AND k.ordinal = json_extract(asked.value, '$[2]')
+  FROM json_each(?) AS wanted
+ CROSS JOIN keys k ON k.event_type = json_extract(wanted.value, '$[0]')
+   AND k.key = json_extract(wanted.value, '$[1]') AND k.ordinal = json_extract(wanted.value, '$[2]')
 """
 _WRITE_KEY = (
     "INSERT INTO keys (received_at, event_type, key, ordinal, seq, digest) "
@@ -257,18 +272,25 @@ def _engine(path: Path) -> Engine:
     return engine
 
 
-def _refuse_network(folder: Path) -> None:
+def make_home(folder: Path) -> None:
+    """Create a folder for a store, with a `.gitignore` for all in it, unless the folder exists."""
+    if not folder.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".gitignore").write_text("*\n")
+
+
+def _reject_network_folder(folder: Path) -> None:
     mounts = Path("/proc/self/mounts")
     if not mounts.exists():
         return
     resolved, best, file_system = folder.resolve(), Path("/"), ""
     for line in mounts.read_text().splitlines():
-        _, point, found, *_ = line.split(" ")
-        at = Path(point.encode().decode("unicode_escape"))
-        if resolved.is_relative_to(at) and len(at.parts) >= len(best.parts):
-            best, file_system = at, found
-    if file_system in _NETWORK:
+        _, mount, type_, *_ = line.split(" ")
+        mount_point = Path(mount.encode().decode("unicode_escape"))
+        if resolved.is_relative_to(mount_point) and len(mount_point.parts) >= len(best.parts):
+            best, file_system = mount_point, type_
+    if file_system in _NETWORK_FILE_SYSTEMS:
         raise SettingsError(
-            f"{folder} is on a network file system ({file_system}), where SQLite's locks cannot be "
-            "trusted; choose a local folder, or PostgreSQL by BLACKSMITH_STORE_URL=postgresql://..."
+            f"{folder} is on a network file system ({file_system}), where SQLite's locks are "
+            "not reliable; use a local folder, or PostgreSQL with BLACKSMITH_STORE_URL=postgresql://..."
         )

@@ -1,8 +1,9 @@
-"""The store's tables, as the newest version of its schema has them.
+"""The store's tables, as the newest version of its schema defines them.
 
-`events` and `jobs` are the log: written by ingest alone, never updated. Jobs that run together are a
-job group: the range of the log that a first load covers, or a row of `job_groups`. `loads` has a row
-per run of a job group, `outcomes` a row per job that did not succeed in it.
+`events` and `jobs` are the log: only ingest writes them, and their rows are never updated. No row is
+written per job and attempt. Jobs that run together are a job group: the range of the log that a first
+load claims, or, once jobs wait to run again, a row of `job_groups`. `loads` has one row per attempt of a
+job group, and `outcomes` one row per job that did not succeed in it.
 """
 
 from __future__ import annotations
@@ -31,16 +32,27 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
-EXECUTING, DONE, FAILED, UNKNOWN, RELEASED, DISCARDED, REPLAYED = 1, 2, 3, 4, 5, 6, 7
-"""States: of a load the first five (of a done one each job succeeded unless it has an outcome), of
-an outcome FAILED, DISCARDED, and REPLAYED (it was discarded, and a replay runs it again)."""
+from blacksmith_dagster.store.interface import Lane
+
+# The states of a load.
+EXECUTING = 1  # it is open
+DONE = 2  # each of its jobs succeeded, except those with a row in `outcomes`
+FAILED = 3  # it raised: all of its jobs failed
+UNKNOWN = 4  # it was lost: nothing recorded a result
+RELEASED = 5  # it was given back before it started
+# The states of an outcome: FAILED, and
+DISCARDED = 6
+REPLAYED = 7  # the job was discarded, and a replay runs it again
+
+LANE_NUMBERS = {Lane.LOAD: 0, Lane.DISCARD: 1, Lane.REPLAY: 2}
+"""Lanes as the tables store them."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
 def to_micros(at: datetime) -> int:
-    """A time as microseconds since 1970, the form in which SQLite keeps it."""
+    """A time as microseconds since 1970, as SQLite stores it."""
     return (at - _EPOCH) // _MICROSECOND
 
 
@@ -50,7 +62,7 @@ def from_micros(micros: int) -> datetime:
 
 
 class Instant(TypeDecorator[datetime]):
-    """A time with its zone: `timestamptz` in PostgreSQL, microseconds since 1970 in SQLite."""
+    """A time with a time zone: `timestamptz` in PostgreSQL, microseconds since 1970 in SQLite."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -73,7 +85,7 @@ class Instant(TypeDecorator[datetime]):
 
 metadata = MetaData()
 
-# SQLite makes a rowid only of INTEGER.
+# SQLite makes a column its rowid only if it is declared INTEGER.
 _Id = BigInteger().with_variant(Integer(), "sqlite")
 
 
@@ -85,7 +97,8 @@ def _required(name: str, type_: Any, **options: Any) -> Column[Any]:
     return Column(name, type_, nullable=False, **options)
 
 
-# Each restore or promotion begins a new epoch: it is part of the public ids given from there on.
+# Each restore or promotion begins a new epoch, which is part of the public ids of all events from
+# `first_seq` on.
 epochs = Table(
     "epochs",
     metadata,
@@ -94,8 +107,9 @@ epochs = Table(
     _at("began_at"),
 )
 
-# The log start of an event type: its events up to `purged_upto`, all received before `purged_before`,
-# are gone unless a job needed them. Up to `swept_upto` there is none left.
+# Event types, each with its log start: its events up to `purged_upto`, all received before
+# `purged_before`, are purged, except those that a job still needed. Up to `swept_upto` none is left, so
+# the next purge begins there.
 event_types = Table(
     "event_types",
     metadata,
@@ -113,6 +127,8 @@ destination_events = Table(
     _required("path", Text, unique=True),
 )
 
+# One row per lane of a destination event. Claims and records lock the row, and fail unless they carry
+# its `token` and `holder`. Taking over a lane raises the token.
 fencing_tokens = Table(
     "fencing_tokens",
     metadata,
@@ -122,6 +138,8 @@ fencing_tokens = Table(
     _required("holder", Text),
 )
 
+# The log: one row per event, in the order of `seq`. `parent` is the seq of the event that it was made
+# from.
 events = Table(
     "events",
     metadata,
@@ -138,6 +156,8 @@ events = Table(
     postgresql_partition_by="range (seq)",
 )
 
+# One row per event and destination event that wants it, written with the event. `when_error` is what the
+# flow's `when` raised.
 jobs = Table(
     "jobs",
     metadata,
@@ -148,6 +168,8 @@ jobs = Table(
     postgresql_partition_by="range (seq)",
 )
 
+# The idempotency keys of the last 7 days. `ordinal` tells apart several events sent with one key.
+# `digest` is a hash of what was sent: it tells a repeated request from another one with the same key.
 keys = Table(
     "keys",
     metadata,
@@ -161,10 +183,11 @@ keys = Table(
     sqlite_with_rowid=False,
 )
 
-# A lane has one open load at most, and its last load is its state: up to which number new jobs were
-# claimed (`position`), how many were claimed for the first time (`claimed`), whether one is open.
-# seq_from and seq_to are set for first attempts alone. What changes has no index, so that updates
-# stay in their page (HOT).
+# A lane has at most one open load, and its last load is also the lane's state: `position` is the
+# sequence number up to which new jobs were claimed, `claimed` how many jobs were claimed for the first
+# time, and `state` says whether a load is open. `seq_from` and `seq_to` are set only for a first claim:
+# the jobs of other loads are in the job groups assigned to the load. Closing a load changes no indexed
+# column, so that PostgreSQL keeps the update on its page (HOT).
 loads = Table(
     "loads",
     metadata,
@@ -201,11 +224,15 @@ loads = Table(
     sqlite_autoincrement=True,
 )
 
-# What must run again: the jobs of the log from seq_from to seq_to, or, with a `listing`, those among
-# them that have an outcome or a row of `group_jobs` in it. A listing bears the id of the first group
-# that was made of it. `load` is the load that took it, NULL while it waits. `lane` may claim it;
-# `replay` is the replay that it came of, `job_key` the end of its jobs' idempotency keys if it is a
-# new one.
+# Job groups that wait to run again, and those that a later load has run: the jobs of the log from
+# `seq_from` to `seq_to`, or, if `listing` is set, only the jobs in that range with a row of this listing
+# in `outcomes` or `group_jobs`. A listing has the id of the first group made for it; groups split off
+# that one share it.
+# - `load`: the load that the group is assigned to, NULL while it waits.
+# - `lane`: the lane that may claim it.
+# - `raised_in`: the load in which the whole group failed. `split_from`: the group it was split off.
+# - `replay`: the replay that its jobs came from. `job_key`: the suffix of its jobs' idempotency keys, if
+#   the replay gave them new ones.
 job_groups = Table(
     "job_groups",
     metadata,
@@ -250,6 +277,8 @@ job_groups = Table(
     sqlite_autoincrement=True,
 )
 
+# One row per job that did not succeed, by load. `listing` is that of the job group in which a failed job
+# waits to run again.
 outcomes = Table(
     "outcomes",
     metadata,
@@ -276,8 +305,8 @@ outcomes = Table(
     sqlite_with_rowid=False,
 )
 
-# Jobs in the listings that replays have made. A job that was `created` by its replay has no row in
-# `jobs`: it is above or below the place where the load lane stands, and must not be claimed by it.
+# The jobs in the listings of replays. A job that its replay `created` has no row in `jobs`, where the
+# load lane would claim it too if it is above the lane's position.
 group_jobs = Table(
     "group_jobs",
     metadata,
@@ -289,7 +318,7 @@ group_jobs = Table(
     sqlite_with_rowid=False,
 )
 
-# Data that jobs of a destination event are given instead of their event's.
+# Payloads edited by a replay: the jobs of the destination event get them instead of their events' own.
 edits = Table(
     "edits",
     metadata,
@@ -299,8 +328,8 @@ edits = Table(
     sqlite_with_rowid=False,
 )
 
-# A replay goes through the log from `after` to `upto`, and has come to `planned_upto`: up to there
-# it has put `jobs` jobs into job groups, of which it created `created_jobs`.
+# A replay reads the log from `after` to `upto`. Up to `planned_upto` it has put `jobs` jobs into job
+# groups, of which it created `created_jobs`. `request` is a `ReplayRequest` as JSON.
 replays = Table(
     "replays",
     metadata,
@@ -319,10 +348,12 @@ replays = Table(
     sqlite_autoincrement=True,
 )
 
+# How far each reader (a poll, a subscription, a CDC listener, a landed file) has come.
 cursors = Table(
     "cursors", metadata, Column("reader", Text, primary_key=True), _required("value", Text)
 )
 
+# Raw requests that could not be ingested. One with a `key` is stored once per event type.
 quarantine = Table(
     "quarantine",
     metadata,
@@ -337,7 +368,7 @@ quarantine = Table(
     sqlite_autoincrement=True,
 )
 
-# Who reads a subscription or a database's changes, and how far behind it is.
+# The last known status of each listener; see `ListenerStatus`.
 listeners = Table(
     "listeners",
     metadata,
@@ -350,8 +381,8 @@ listeners = Table(
     _at("at"),
 )
 
-# The time index turns a time into a sequence number: whatever is at or below `low` had been committed at
-# that time, whatever is above `high` had not begun.
+# Turns a time into sequence numbers: at the time `at`, every event up to `low` was committed, and no
+# event above `high` had been received.
 time_index = Table(
     "time_index",
     metadata,
@@ -361,7 +392,7 @@ time_index = Table(
     sqlite_with_rowid=False,
 )
 
-# The counters follow the log: all up to `upto` is in the totals.
+# One row: the totals below count the log up to `upto`.
 counter = Table(
     "counter", metadata, Column("upto", BigInteger, primary_key=True, autoincrement=False)
 )
@@ -379,12 +410,12 @@ job_totals = Table(
     metadata,
     Column("destination", Integer, primary_key=True, autoincrement=False),
     _required("jobs", BigInteger),
-    # Discarded jobs that were purged: no load tells of them any more.
+    # Discarded jobs that were purged, and so are no longer counted in `loads.discarded`.
     _required("purged_discarded", BigInteger, server_default="0"),
 )
 
-# The supervisor's locks. `expires_at` is the database's clock; in SQLite, which has none, it is
-# seconds of the host's monotonic clock, good for the boot that `boot` names.
+# The supervisor's locks. `expires_at` is a time of the database's clock. SQLite has none: there it is
+# seconds of the host's monotonic clock, valid only during the boot that `boot` identifies.
 leases = Table(
     "leases",
     metadata,
@@ -397,7 +428,7 @@ leases = Table(
     Column("address", Text),
 )
 
-# Processes that serve, by the same clock. `tags` are separated by spaces.
+# Processes registered with the supervisor, by the same clock. `tags` are separated by spaces.
 services = Table(
     "services",
     metadata,
@@ -412,9 +443,10 @@ services = Table(
 
 # ------------------------------------------------------------------------------------- migrations
 
-# A row per source and destination that has been migrated, `destination/warehouse`. Its fencing token
-# guards what is tracked of its migrations. Claims read the rest: the `version` of its schema, who is
-# migrating it now (`migrating_by`), and which migration must run first (`waits_for`).
+# One row per source and destination that has been migrated: `target` is `destination/warehouse`. The
+# fencing token (`token`, `holder`) protects the records of its migrations. Every claim reads the rest:
+# the `version` of the target's schema, what is migrating it now (`migrating_by`), and which migration
+# must run first (`waits_for`).
 migration_barriers = Table(
     "migration_barriers",
     metadata,
@@ -426,7 +458,8 @@ migration_barriers = Table(
     Column("waits_for", Text),
 )
 
-# `state` is the last transition's. `atomic`: it last ran in one transaction with its record.
+# `state` is that of the last transition. `atomic`: the migration last ran in one transaction with its
+# record.
 migrations = Table(
     "migrations",
     metadata,

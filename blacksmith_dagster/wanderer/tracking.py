@@ -11,10 +11,11 @@ from sqlalchemy import Connection, func, insert, select
 
 from blacksmith_dagster.errors import SettingsError
 from blacksmith_dagster.pipeline.migration import Migration
-from blacksmith_dagster.store import Store, maintenance, migration_barrier, open_store
+from blacksmith_dagster.store import Store, migration_barrier, open_store
 from blacksmith_dagster.store.interface import Confirm
 from blacksmith_dagster.store.migration_barrier import MigrationToken
 from blacksmith_dagster.store.sql import SQLStore
+from blacksmith_dagster.store.statements import upsert
 from blacksmith_dagster.store.tables import Instant, migration_transitions, migrations
 from blacksmith_dagster.wanderer.files import target_of
 from blacksmith_dagster.wanderer.interface import MigrationState
@@ -126,7 +127,7 @@ class Tracking:
             for number, scope, state, atomic in conn.execute(executing).all():
                 if target_of(scope) == target:
                     left = _ENDED[MigrationState(state)] if atomic else MigrationState.INTERRUPTED
-                    migration_barrier.hold(conn, token)
+                    migration_barrier.lock_target(conn, token)
                     changed = migrations.update().where(migrations.c.id == number)
                     conn.execute(changed.values(state=left.value))
                     self._add(conn, token, number, left, _KILLED)
@@ -158,14 +159,14 @@ class Tracking:
         atomic: bool = False,
     ) -> None:
         """As `record`, in a transaction of the caller's, which may be of another engine."""
-        migration_barrier.hold(conn, token)
+        migration_barrier.lock_target(conn, token)
         values = {
             "name": migration.name,
             "checksum": migration.checksum,
             "state": state.value,
             "atomic": atomic,
         }
-        known: Any = maintenance.upsert(conn, migrations).values(
+        known: Any = upsert(conn, migrations).values(
             scope=scope, version=migration.version, **values
         )
         known = known.on_conflict_do_update(index_elements=["scope", "version"], set_=values)

@@ -21,10 +21,9 @@ from blacksmith_dagster import Request
 from blacksmith_dagster.errors import BlacksmithError, Unavailable
 from blacksmith_dagster.ingest.extract import Extractor
 from blacksmith_dagster.store import open_store
-from blacksmith_dagster.store.claims import LANES
 from blacksmith_dagster.store.interface import Lane
 from blacksmith_dagster.store.sql import SQLStore
-from blacksmith_dagster.store.tables import loads
+from blacksmith_dagster.store.tables import LANE_NUMBERS, loads
 from blacksmith_dagster.supervisor import LockStatus, StoreSupervisor, Supervisor
 from blacksmith_dagster.supervisor.address import parse_consul_url
 from blacksmith_dagster.supervisor.consul import ConsulSupervisor
@@ -217,7 +216,10 @@ class Hosts:
 def one_at_a_time(store: SQLStore, path: str = FLIGHTS) -> None:
     """Check that each load ended before the next began and that fencing tokens only rise: no two
     holders have written at the same time."""
-    is_load = (loads.c.destination == store._destination(path), loads.c.lane == LANES[Lane.LOAD])
+    is_load = (
+        loads.c.destination == store._destination(path),
+        loads.c.lane == LANE_NUMBERS[Lane.LOAD],
+    )
     columns = (loads.c.id, loads.c.token, loads.c.started_at, loads.c.finished_at)
     with store.reading() as connection:
         rows = connection.execute(select(*columns).where(*is_load).order_by(loads.c.id)).all()

@@ -260,7 +260,7 @@ def test_retry_counts_the_key_that_a_request_came_with(store: Store) -> None:
     other = Request(b'{"id": 8}', {"idempotency-key": "order-7"})
     [reused] = failed(store, other)
     said = run("retry", reused, APP, code=1).stdout
-    assert f"{reused} stays: the key 'order-7' came before with another body" in said
+    assert f"{reused} stays: the key 'order-7' was sent before with another body" in said
     assert kept(store) == ['{"id":7}']
     assert [each.id for each in store.quarantined()] == [reused]
 

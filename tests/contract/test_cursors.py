@@ -1,4 +1,4 @@
-"""Where readers are: moved on in the commit that keeps what was read, or not at all."""
+"""The cursors of readers: they move in the commit that stores what was read, or not at all."""
 
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +40,7 @@ def test_several_readers_move_together(store: Store) -> None:
 def test_if_one_reader_was_moved_by_another_nothing_is_kept(store: Store) -> None:
     released = store.quarantine(RAW)
     store.ingest([], cursors=[Cursor("orders/0", None, "1"), Cursor("orders/1", None, "1")])
-    with pytest.raises(CursorMoved, match=r"orders/1 is no longer where it was read"):
+    with pytest.raises(CursorMoved, match=r"the cursor of orders/1 has moved: another process"):
         store.ingest(
             [[new_event(1, key="a")], RAW],
             cursors=[Cursor("orders/0", "1", "2"), Cursor("orders/1", "0", "2")],
@@ -48,8 +48,8 @@ def test_if_one_reader_was_moved_by_another_nothing_is_kept(store: Store) -> Non
         )
     assert [store.cursor(f"orders/{n}") for n in range(2)] == ["1", "1"]
     assert not store.events()
-    assert [each.id for each in store.quarantined()] == [released]
-    # The key was given back: with other data it makes an event.
+    assert [raw.id for raw in store.quarantined()] == [released]
+    # The key is still free: with other data it makes an event.
     assert isinstance(store.ingest([[new_event(2, key="a")]])[0], list)
 
 
@@ -63,11 +63,11 @@ def test_a_reused_key_leaves_nothing_of_what_was_read_with_it(store: Store) -> N
     assert isinstance(results[1], KeyReused)
     assert [results[n] for n in (0, 2, 3)] == [[], [], []]
     assert store.cursor("orders/0") is None
-    assert [each.id for each in store.events()] == [first]
+    assert [event.id for event in store.events()] == [first]
     assert not store.quarantined()
-    # What is left goes on from the same place.
+    # The others continue from the same cursor.
     again = store.ingest([[new_event(2)], RAW, [new_event(5, key="b")]], cursors=[cursor])
-    assert [len(each) for each in again if isinstance(each, list)] == [1, 1, 1]
+    assert [len(ids) for ids in again if isinstance(ids, list)] == [1, 1, 1]
     assert len(store.events()) == 3
 
 
@@ -75,48 +75,48 @@ def test_without_cursors_a_reused_key_leaves_the_others(store: Store) -> None:
     store.ingest([[new_event(1, key="a")]])
     reused, raw, kept = store.ingest([[new_event(2, key="a")], RAW, [new_event(3, key="b")]])
     assert isinstance(reused, KeyReused)
-    assert raw == [each.id for each in store.quarantined()]
+    assert raw == [quarantined.id for quarantined in store.quarantined()]
     assert isinstance(kept, list)
-    assert kept[0] in {each.id for each in store.events()}
+    assert kept[0] in {event.id for event in store.events()}
 
 
 def test_a_reader_moves_for_what_was_ingested_before(store: Store) -> None:
-    """A message that came twice: its event is there, and the reader goes past it."""
+    """A message that came twice: its event is stored already, and the reader moves past it."""
     [[first]] = store.ingest([[new_event(1, key="a")]])
     cursor = Cursor("orders/0", None, "1")
     assert store.ingest([[new_event(1, key="a")]], cursors=[cursor]) == [[first]]
     assert store.cursor("orders/0") == "1"
 
 
-def test_an_event_that_nobody_knows_moves_no_reader(store: Store) -> None:
+def test_an_unknown_event_moves_no_cursor(store: Store) -> None:
     with pytest.raises(NotFound):
         store.ingest([[NewEvent("no/such", "{}")]], cursors=[Cursor("orders/0", None, "1")])
     assert store.cursor("orders/0") is None
 
 
 def test_readers_that_are_moved_in_every_order_do_not_deadlock(store: Store) -> None:
-    """Many processes that believe to be the readers: each step is made once."""
+    """Many processes believe that they are the readers: each step is made once."""
     steps, seed = 15, random.randrange(2**32)
     print(f"seed {seed}")
     readers = [f"orders/{n}" for n in range(8)]
 
     def read_on(number: int) -> int:
-        """Move all readers to the end, in steps; how many steps were this process's own."""
-        chance, made = random.Random(seed + number), 0
+        """Move all readers to the end, in steps; returns how many steps this process made."""
+        chance, own_steps = random.Random(seed + number), 0
         while (before := store.cursor(readers[0])) != str(steps):
             after = str(int(before or 0) + 1)
             cursors = [Cursor(reader, before, after) for reader in readers]
             chance.shuffle(cursors)
             try:
                 store.ingest([[new_event(int(after))]], cursors=cursors)
-                made += 1
+                own_steps += 1
             except CursorMoved:
                 continue
-        return made
+        return own_steps
 
     with ThreadPoolExecutor(6) as threads:
-        made = list(threads.map(read_on, range(6)))
-    assert sum(made) == steps
-    assert sorted(each.payload for each in store.events()) == sorted(
+        own_steps = list(threads.map(read_on, range(6)))
+    assert sum(own_steps) == steps
+    assert sorted(event.payload for event in store.events()) == sorted(
         f'{{"n":{n}}}' for n in range(1, steps + 1)
     )

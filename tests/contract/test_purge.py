@@ -1,4 +1,4 @@
-"""What is past its time goes, what is needed stays, and every query stays right."""
+"""Purges: expired events go, needed ones stay, and every query stays right."""
 
 import itertools
 import threading
@@ -68,17 +68,17 @@ def test_what_is_past_its_time_goes_with_its_jobs_and_their_loads(store: Store) 
     assert purged(store, kept(30 * DAY)) == 7
     assert all(gone(store, old))
     assert not any(gone(store, young))
-    assert [each.id for each in store.events()] == young[::-1]
+    assert [event.id for event in store.events()] == young[::-1]
     assert rows(store) == {"events": 3, "jobs": 3, "loads": 1, "job_groups": 0, "outcomes": 0}
     assert store.counts(FLIGHTS) == counts
     assert counts.succeeded == 10
     store.maintain()
-    found = store.day_counts(date(2026, 1, 1))
-    assert sum(each.events for each in found) == 10 >= sum(each.events for each in totals)
-    assert [each.state for each in store.history(young[0])][-1] == "succeeded"
+    later = store.day_counts(date(2026, 1, 1))
+    assert sum(day.events for day in later) == 10 >= sum(day.events for day in totals)
+    assert [step.state for step in store.history(young[0])][-1] == "succeeded"
 
 
-def test_what_has_no_keep_stays(store: Store) -> None:
+def test_events_without_a_retention_stay(store: Store) -> None:
     ids = ingest_events(store, 3)
     load_all(store, take_over(store))
     index_time(store, 1000 * DAY)
@@ -96,7 +96,7 @@ def test_an_event_without_a_job_goes(store: Store) -> None:
     assert all(gone(store, ids))
 
 
-def test_nothing_goes_before_a_mark_shows_its_age(store: Store) -> None:
+def test_nothing_goes_before_the_time_index_shows_its_age(store: Store) -> None:
     ingest_events(store, 3, to=())
     index_time(store, 29 * DAY)
     assert purged(store, kept(30 * DAY)) == 0
@@ -165,17 +165,17 @@ def test_what_is_pending_stays(store: Store, pend: Callable[[Store, FencingToken
     token = take_over(store)
     load_all(store, token)
     pending = ingest_events(store, 4)
-    also = ingest_events(store, 3, to=())
+    without_jobs = ingest_events(store, 3, to=())
     index_time(store)
     pend(store, token)
-    before = [store.history(each) for each in pending]
+    before = [store.history(event_id) for event_id in pending]
     counts = store.counts(FLIGHTS)
-    assert next(each[2:] for each in store.purgeable(NOW)) == (8, 4)
+    assert next(row[2:] for row in store.purgeable(NOW)) == (8, 4)
     assert purged(store) == 8
-    assert all(gone(store, [*settled, *also]))
+    assert all(gone(store, [*settled, *without_jobs]))
     assert not any(gone(store, pending))
     assert store.counts(FLIGHTS) == counts
-    assert [store.history(each) for each in pending] == before
+    assert [store.history(event_id) for event_id in pending] == before
     assert purged(store) == 0
     # Once they are settled they go too.
     token = take_over(store, "the last")
@@ -196,7 +196,7 @@ def test_what_goes_is_found_among_many_that_stay(store: Store) -> None:
     index_time(store)
     assert purged(store) == 2
     assert gone(store, [*first, *waiting, *last]) == [True, *[False] * 5, True]
-    assert {each.event_id for each in store.jobs("awaiting", FLIGHTS)} == set(waiting)
+    assert {job.event_id for job in store.jobs("awaiting", FLIGHTS)} == set(waiting)
 
 
 def test_a_job_that_waits_for_one_destination_event_keeps_the_event(store: Store) -> None:
@@ -210,7 +210,7 @@ def test_a_job_that_waits_for_one_destination_event_keeps_the_event(store: Store
 
 
 def test_parents_stay_while_an_outcome_waits(store: Store) -> None:
-    """Also those that an outcome of an outcome came of, and that are all settled."""
+    """Also the parents of an outcome's outcome, whose own jobs are all settled."""
     ids = ingest_events(store, 3)
     index_time(store)
     load = claimed(store, take_over(store))
@@ -222,7 +222,7 @@ def test_parents_stay_while_an_outcome_waits(store: Store) -> None:
     [outcome] = ids_of(of_outcome)
     again = NewEvent(OUTCOME, "{}", [NewJob(UNDELIVERABLE)], parent=outcome)
     store.record(of_outcome, LoadVerdict(outcomes=[again]))
-    assert purged(store) == 2, "of those before that time; the outcomes came after it"
+    assert purged(store) == 2, "only events before that time; the outcomes came later"
     young = ingest_events(store, 1)
     index_time(store)
     assert purged(store) == 0
@@ -257,8 +257,8 @@ def test_discarded_jobs_stay_longer(store: Store) -> None:
     assert purged(store, kept(NOTHING, DAY)) == 2
     assert purged(store, kept(NOTHING, None)) == 0
     assert gone(store, ids) == [False, False, True, True]
-    assert {each.event_id for each in store.jobs("discarded", FLIGHTS)} == set(ids[:2])
-    assert [each.state for each in store.history(ids[0])][-1] == "discarded"
+    assert {job.event_id for job in store.jobs("discarded", FLIGHTS)} == set(ids[:2])
+    assert [step.state for step in store.history(ids[0])][-1] == "discarded"
     counts = store.counts(FLIGHTS)
     assert (counts.succeeded, counts.discarded) == (2, 2)
     assert purged(store) == 2
@@ -268,10 +268,10 @@ def test_discarded_jobs_stay_longer(store: Store) -> None:
     assert (counts.succeeded, counts.discarded, counts.pending) == (2, 0, 0)
 
 
-# ------------------------------------------------------------------------------------ what is told
+# ---------------------------------------------------------------------------- what is reported
 
 
-def test_a_question_about_a_purged_event_says_from_when_on_events_are_kept(store: Store) -> None:
+def test_the_error_for_a_purged_event_says_from_when_on_events_are_kept(store: Store) -> None:
     [event] = ingest_events(store, 1, to=())
     index_time(store, DAY)
     purged(store, kept(DAY))
@@ -297,7 +297,7 @@ def test_a_purged_window_is_reported(store: Store) -> None:
         store.check_not_purged([departed.path, OUTCOME], now - 3 * DAY)
 
 
-def test_the_sequence_is_held_against_what_was_purged(store: Store) -> None:
+def test_a_sequence_below_what_was_purged_is_rejected(store: Store) -> None:
     ids = ingest_events(store, 5, to=())
     index_time(store)
     purged(store)
@@ -312,41 +312,41 @@ def test_the_sequence_is_held_against_what_was_purged(store: Store) -> None:
     assert not set(ingest_events(store, 1)) & set(ids)
 
 
-# ------------------------------------------------------------------------------------ going on
+# ---------------------------------------------------------------------------- interrupted purges
 
 
-def test_a_purge_that_ends_early_is_gone_on_with(
+def test_the_next_purge_continues_one_that_ended_early(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After every step: the queries stay right, and the next purge removes the rest."""
-    monkeypatch.setattr(purge, "_AT_ONCE", 2)
+    monkeypatch.setattr(purge, "_DELETED_EVENTS", 2)
     monkeypatch.setattr(purge, "_PAGE", 5)
     ids = ingest_events(store, 12)
     token = take_over(store)
     for result in (JobResult.DISCARDED, JobResult.FAILED, JobResult.DISCARDED):
         load = claimed(store, token, 4)
         store.record(load, LoadVerdict([Deviation(load.rows[0].seq, result, "no", LATER)]))
-    waiting = {each.event_id for each in store.jobs("retrying", FLIGHTS)}
+    waiting = {job.event_id for job in store.jobs("retrying", FLIGHTS)}
     index_time(store)
     for most in itertools.count(1):
-        taken = list(itertools.islice(store.purge(NOW), most))
+        steps = list(itertools.islice(store.purge(NOW), most))
         counts = store.counts(FLIGHTS)
         assert (counts.succeeded, counts.retrying) == (9, 1)
         assert counts.discarded == len(store.jobs("discarded", FLIGHTS))
-        assert {each.event_id for each in store.jobs("retrying", FLIGHTS)} == waiting
+        assert {job.event_id for job in store.jobs("retrying", FLIGHTS)} == waiting
         for event in store.events():
             assert store.history(event.id)[-1].state in ("succeeded", "failed", "discarded")
-        if len(taken) < most:
+        if len(steps) < most:
             break
-    assert [each.id for each in store.events()] == list(waiting)
+    assert [event.id for event in store.events()] == list(waiting)
     assert gone(store, ids).count(True) == 11
-    assert rows(store)["loads"] == 2, "that of what waits, and the last"
+    assert rows(store)["loads"] == 2, "the load of the waiting job, and the last one"
 
 
 def test_two_purges_at_once_do_each_others_work(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(purge, "_AT_ONCE", 3)
+    monkeypatch.setattr(purge, "_DELETED_EVENTS", 3)
     ingest_events(store, 40)
     load = claimed(store, take_over(store))
     store.record(
@@ -358,7 +358,7 @@ def test_two_purges_at_once_do_each_others_work(
     def run() -> None:
         try:
             purged(store)
-        except Exception as error:  # noqa: BLE001 - told by the assertion below
+        except Exception as error:  # noqa: BLE001 - reported by the assertion below
             failures.append(error)
 
     threads = [threading.Thread(target=run) for _ in range(2)]
@@ -375,7 +375,7 @@ def test_two_purges_at_once_do_each_others_work(
 # ------------------------------------------------------------------------------------ archive
 
 
-def test_an_archive_holds_what_went_to_the_letter(store: Store, tmp_path: Path) -> None:
+def test_an_archive_has_the_purged_events_unchanged(store: Store, tmp_path: Path) -> None:
     sent = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
     payload = '{"n":1.0, "big":123456789012345678901234567890, "s":"\\u0000 é"}'
     pretty = '{\r\n  "a": [1,\n 2]\n}'
@@ -402,7 +402,7 @@ def test_an_archive_holds_what_went_to_the_letter(store: Store, tmp_path: Path) 
     load_all(store, take_over(store))
     load = claimed(store, take_over(store, to=SEATS))
     store.record(load, LoadVerdict([Deviation(load.rows[0].seq, JobResult.DISCARDED, "no seat")]))
-    received = [store.event(each).received_at for each in (parent, full, lines)]
+    received = [store.event(event_id).received_at for event_id in (parent, full, lines)]
     index_time(store)
     folder = tmp_path / "new" / "archive"
     files = [step.file for step in store.purge(NOW, FolderArchive(str(folder))) if step.file]
@@ -427,7 +427,7 @@ def test_an_archive_holds_what_went_to_the_letter(store: Store, tmp_path: Path) 
 def test_whatever_goes_is_in_the_archive_even_if_purges_are_killed(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(purge, "_AT_ONCE", 2)
+    monkeypatch.setattr(purge, "_DELETED_EVENTS", 2)
     monkeypatch.setattr(purge, "_PAGE", 5)
     folder = tmp_path / "archive"
     folder.mkdir()
@@ -435,11 +435,11 @@ def test_whatever_goes_is_in_the_archive_even_if_purges_are_killed(
     load_all(store, take_over(store))
     index_time(store)
     for most in itertools.count(1):
-        taken = list(itertools.islice(store.purge(NOW, FolderArchive(str(folder))), most))
-        archived = {each.id for each in read(folder)}
-        left = {each.id for each in store.events()}
+        steps = list(itertools.islice(store.purge(NOW, FolderArchive(str(folder))), most))
+        archived = {event.id for event in read(folder)}
+        left = {event.id for event in store.events()}
         assert archived | left == set(ids)
-        if len(taken) < most:
+        if len(steps) < most:
             break
     assert archived == set(ids)
 
@@ -448,7 +448,7 @@ def test_what_cannot_be_archived_is_not_purged(store: Store, tmp_path: Path) -> 
     ids = ingest_events(store, 3, to=())
     index_time(store)
     (tmp_path / "file").touch()
-    with pytest.raises(Unavailable, match="what is not archived is not purged"):
+    with pytest.raises(Unavailable, match="events are purged only once they are archived"):
         list(store.purge(NOW, FolderArchive(str(tmp_path / "file"))))
     assert not any(gone(store, ids))
     list(store.purge(NOW, FolderArchive("memory://archive")))

@@ -1,4 +1,4 @@
-"""Partitions of the log that nothing needs are dropped whole."""
+"""PostgreSQL's table partitions of the log are dropped whole when nothing needs their events."""
 
 import threading
 import time
@@ -31,7 +31,7 @@ OLD = 6  # events that are in the first partition
 
 @pytest.fixture
 def store(postgres_url: str) -> Iterator[Store]:
-    """A store whose first partition is past, but for a load that holds jobs of the second too."""
+    """A store whose next events are the last of the first partition."""
     opened = open_store(postgres_url, upgrade=True)
     assert isinstance(opened, SQLStore)
     opened.register(app)
@@ -42,21 +42,23 @@ def store(postgres_url: str) -> Iterator[Store]:
 
 
 def tables(store: Store) -> list[str]:
-    """The partitions that there are, attached or not."""
+    """The tables of partitions that exist, attached or not."""
     assert isinstance(store, SQLStore)
-    found = r"SELECT relname FROM pg_class WHERE relkind = 'r' AND relname ~ '^(events|jobs)_\d+$'"
+    partitions_sql = (
+        r"SELECT relname FROM pg_class WHERE relkind = 'r' AND relname ~ '^(events|jobs)_\d+$'"
+    )
     with store.reading() as conn:
-        return sorted(conn.exec_driver_sql(found).scalars())
+        return sorted(conn.exec_driver_sql(partitions_sql).scalars())
 
 
 ALL = [f"{table}_{n}" for table in ("events", "jobs") for n in (0, 1, 2, 3)]
-LATER = [each for each in ALL if not each.endswith("_0")]
+LATER = [table for table in ALL if not table.endswith("_0")]
 
 
 def total(steps: Iterator[PurgeStep]) -> tuple[int, int]:
     """How many events were deleted one by one, and how many partitions dropped."""
-    taken = list(steps)
-    return sum(step.events for step in taken), sum(step.partitions for step in taken)
+    done = list(steps)
+    return sum(step.events for step in done), sum(step.partitions for step in done)
 
 
 def test_a_partition_that_nothing_needs_is_dropped(store: Store) -> None:
@@ -79,7 +81,7 @@ def test_a_partition_that_nothing_needs_is_dropped(store: Store) -> None:
     assert store.counts(FLIGHTS) == counts
     store.ready()
     store.maintain()
-    assert tables(store) == LATER, "what was dropped is not made again"
+    assert tables(store) == LATER, "a dropped partition is not created again"
 
 
 def test_a_partition_with_an_event_that_is_needed_stays(store: Store) -> None:
@@ -110,8 +112,8 @@ def test_a_partition_with_an_event_of_a_type_that_is_kept_stays(store: Store) ->
     ingest_events(store, 3, to=())
     index_time(store)
     ingest_events(store, 1, to=())
-    alone = {departed.path: Retention(timedelta(0), timedelta(0))}
-    assert total(store.purge(alone)) == (OLD - 1 + 3, 0)
+    only_departed = {departed.path: Retention(timedelta(0), timedelta(0))}
+    assert total(store.purge(only_departed)) == (OLD - 1 + 3, 0)
     assert tables(store) == ALL
     assert gone(store, [*old, outcome]) == [True] * (OLD - 1) + [False]
     assert total(store.purge(NOW)) == (0, 1)
@@ -148,17 +150,17 @@ def test_a_purge_that_was_killed_before_the_drop_is_completed(
 def test_events_that_cannot_be_detached_are_left_to_the_next_purge(
     store: Store, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their jobs have gone already: they are not taken for others that have none."""
+    """Their jobs are deleted already; they must not be deleted singly, like events without jobs."""
     monkeypatch.setattr(partitions, "_WAIT", "200ms")
     old = ingest_events(store, OLD)
     load_all(store, take_over(store))
     ingest_events(store, 3, to=())
     index_time(store)
     ingest_events(store, 1, to=())
-    store.maintain()  # it makes partitions, which waits for such a lock
+    store.maintain()  # it creates partitions, which would wait for the lock below
     with psycopg.connect(postgres_url) as another:
         another.execute("LOCK TABLE ONLY events IN SHARE UPDATE EXCLUSIVE MODE")
-        *_, step = (each for each in store.purge(NOW) if each.postponed is not None)
+        *_, step = (step for step in store.purge(NOW) if step.postponed is not None)
         assert step.postponed == ["events_0"]
         assert total(store.purge(NOW)) == (0, 0)
         assert gone(store, old) == [False] * OLD
@@ -168,7 +170,7 @@ def test_events_that_cannot_be_detached_are_left_to_the_next_purge(
 
 
 def test_a_table_of_another_is_not_dropped(store: Store, postgres_url: str) -> None:
-    """Whatever it is called: the store drops what it has planned to drop."""
+    """Whatever its name is: the store drops only the tables that it has marked."""
     with psycopg.connect(postgres_url) as other:
         other.execute("CREATE TABLE events_2026 (n int)")
         other.execute("CREATE TABLE jobs_7 (n int)")
@@ -199,7 +201,7 @@ def test_a_reader_postpones_a_drop_and_ingest_goes_on(
         reader.execute("SELECT count(*) FROM events, jobs")
         beside = threading.Thread(target=ingest)
         beside.start()
-        *_, step = (each for each in store.purge(NOW) if each.postponed is not None)
+        *_, step = (step for step in store.purge(NOW) if step.postponed is not None)
         over.set()
         beside.join()
     assert step.postponed == ["jobs_0", "events_0"]

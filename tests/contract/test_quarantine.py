@@ -1,4 +1,4 @@
-"""What every store promises of requests and messages that could not be ingested."""
+"""The promises of every store about quarantine: requests and messages that could not be ingested."""
 
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -22,25 +22,25 @@ RAW = RawRequest(departed.path, b"\xff\x00{", {"content-type": "text/plain"}, "V
 
 def test_a_raw_request_waits_in_quarantine(store: Store) -> None:
     assert store.quarantine_sizes() == {}
-    kept = store.quarantine(RAW)
-    [found] = store.quarantined()
-    assert (found.id, found.event_type, found.error, found.size) == (
-        kept,
+    quarantine_id = store.quarantine(RAW)
+    [waiting] = store.quarantined()
+    assert (waiting.id, waiting.event_type, waiting.error, waiting.size) == (
+        quarantine_id,
         RAW.event_type,
         RAW.error,
         3,
     )
-    assert abs((datetime.now(UTC) - found.received_at).total_seconds()) < 60
-    assert store.in_quarantine(kept) == RAW
+    assert abs((datetime.now(UTC) - waiting.received_at).total_seconds()) < 60
+    assert store.in_quarantine(quarantine_id) == RAW
     assert store.quarantine_sizes() == {departed.path: 1}
 
 
 def test_raw_requests_are_kept_among_the_others(store: Store) -> None:
     one, two = replace(RAW, body=b"1"), replace(RAW, body=b"2")
     first, raw, [], second, other = store.ingest([[new_event(1)], one, [], [new_event(2)], two])
-    assert [each.id for each in store.quarantined()] == [*raw, *other]
-    assert [store.in_quarantine(each).body for each in (*raw, *other)] == [b"1", b"2"]
-    assert [store.event(each).payload for each in (*first, *second)] == ['{"n":1}', '{"n":2}']
+    assert [raw.id for raw in store.quarantined()] == [*raw, *other]
+    assert [store.in_quarantine(id_).body for id_ in (*raw, *other)] == [b"1", b"2"]
+    assert [store.event(id_).payload for id_ in (*first, *second)] == ['{"n":1}', '{"n":2}']
 
 
 def test_nothing_is_in_quarantine_of_a_commit_that_failed(store: Store) -> None:
@@ -52,7 +52,7 @@ def test_nothing_is_in_quarantine_of_a_commit_that_failed(store: Store) -> None:
     assert not store.events()
 
 
-def test_what_is_kept_again_with_its_key_is_the_same(store: Store) -> None:
+def test_a_raw_request_stored_again_with_its_key_is_the_same(store: Store) -> None:
     keyed = replace(RAW, key="orders/0@7")
     first = store.quarantine(keyed)
     again = replace(keyed, error="another error")
@@ -68,38 +68,38 @@ def test_what_is_kept_again_with_its_key_is_the_same(store: Store) -> None:
     assert len({first, *others}) == 5
 
 
-def test_what_is_kept_by_many_at_once_with_its_key_is_kept_once(store: Store) -> None:
-    """Commits that bring the same in every order: none waits for another in a circle."""
+def test_a_raw_request_stored_by_many_at_once_with_its_key_is_stored_once(store: Store) -> None:
+    """Commits that bring the same requests in every order do not deadlock."""
     seed = random.randrange(2**32)
     print(f"seed {seed}")
 
     def write(number: int) -> dict[str | None, str]:
         chance = random.Random(seed + number)
-        found: dict[str | None, str] = {}
+        ids: dict[str | None, str] = {}
         for _ in range(10):
             raw_requests = [replace(RAW, key=f"k{n}") for n in range(20)]
             chance.shuffle(raw_requests)
             for raw, result in zip(raw_requests, store.ingest(raw_requests), strict=True):
                 assert isinstance(result, list)
-                found[raw.key] = result[0]
-        return found
+                ids[raw.key] = result[0]
+        return ids
 
     with ThreadPoolExecutor(6) as threads:
-        found = list(threads.map(write, range(6)))
-    assert all(each == found[0] for each in found)
+        results = list(threads.map(write, range(6)))
+    assert all(ids == results[0] for ids in results)
     assert len(store.quarantined()) == 20
 
 
 def test_the_oldest_are_listed_first_and_by_event_type(store: Store) -> None:
     other = f"{FLIGHTS}.discarded"
     ids = [
-        store.quarantine(replace(RAW, event_type=each))
-        for each in (RAW.event_type, other, RAW.event_type)
+        store.quarantine(replace(RAW, event_type=event_type))
+        for event_type in (RAW.event_type, other, RAW.event_type)
     ]
-    assert [each.id for each in store.quarantined()] == ids
-    assert [each.id for each in store.quarantined(limit=2)] == ids[:2]
-    assert [each.id for each in store.quarantined(RAW.event_type)] == ids[::2]
-    assert [each.id for each in store.quarantined(other)] == ids[1:2]
+    assert [raw.id for raw in store.quarantined()] == ids
+    assert [raw.id for raw in store.quarantined(limit=2)] == ids[:2]
+    assert [raw.id for raw in store.quarantined(RAW.event_type)] == ids[::2]
+    assert [raw.id for raw in store.quarantined(other)] == ids[1:2]
     assert store.quarantine_sizes() == {RAW.event_type: 2, other: 1}
     with pytest.raises(NotFound, match=departed.path):
         store.quarantined("no/such")
@@ -107,16 +107,16 @@ def test_the_oldest_are_listed_first_and_by_event_type(store: Store) -> None:
 
 def test_what_is_released_leaves_with_the_events(store: Store) -> None:
     released, stays = store.quarantine(RAW), store.quarantine(RAW)
-    [[kept]] = store.ingest([[new_event(1)]], released=[released])
-    assert store.event(kept).payload == '{"n":1}'
-    assert [each.id for each in store.quarantined()] == [stays]
+    [[event_id]] = store.ingest([[new_event(1)]], released=[released])
+    assert store.event(event_id).payload == '{"n":1}'
+    assert [raw.id for raw in store.quarantined()] == [stays]
     for gone in (released, "qua_0", "qua_x", "evt_1"):
         with pytest.raises(NotFound, match="quarantine list"):
             store.in_quarantine(gone)
         with pytest.raises(NotFound, match=gone):
             store.ingest([[new_event(2)]], released=[stays, gone])
     assert len(store.events()) == 1
-    assert [each.id for each in store.quarantined()] == [stays]
+    assert [raw.id for raw in store.quarantined()] == [stays]
 
 
 def test_with_a_reused_key_nothing_is_released(store: Store) -> None:
@@ -129,18 +129,18 @@ def test_with_a_reused_key_nothing_is_released(store: Store) -> None:
     assert len(store.events()) == 1
 
 
-def test_of_two_who_release_the_same_one_keeps_its_events(store: Store) -> None:
+def test_a_request_released_twice_at_once_stores_its_events_once(store: Store) -> None:
     ids = [store.quarantine(RAW) for _ in range(20)]
 
     def release(number: int) -> int:
-        kept = 0
-        for each in ids if number % 2 else reversed(ids):
+        stored = 0
+        for quarantine_id in ids if number % 2 else reversed(ids):
             try:
-                store.ingest([[new_event()]], released=[each])
+                store.ingest([[new_event()]], released=[quarantine_id])
             except NotFound:
                 continue
-            kept += 1
-        return kept
+            stored += 1
+        return stored
 
     with ThreadPoolExecutor(4) as threads:
         assert sum(threads.map(release, range(4))) == 20
@@ -154,7 +154,7 @@ def test_what_is_dropped_is_gone(store: Store) -> None:
         store.drop_quarantined([*ids, "qua_9999"])
     assert store.quarantine_sizes() == {RAW.event_type: 2500}
     store.drop_quarantined([*ids[:-1], ids[0]])
-    assert [each.id for each in store.quarantined()] == ids[-1:]
+    assert [raw.id for raw in store.quarantined()] == ids[-1:]
     store.drop_quarantined([])
 
 

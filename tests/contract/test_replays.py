@@ -1,4 +1,4 @@
-"""What every store promises of replays: their own lane, windows, modes, histories, what they leave."""
+"""The promises of every store about replays: their lane, windows, modes, histories, what they leave."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -46,30 +46,29 @@ def replaying(store: Store, to: str = FLIGHTS, holder: str = "replay") -> Fencin
 def candidates(
     store: Store, request: ReplayRequest, to: str = FLIGHTS
 ) -> Sequence[ReplayCandidate]:
-    """All of the window's."""
+    """All candidates of the request's window."""
     window = store.window(request.start, request.end)
-    found: list[ReplayCandidate] = []
+    all_candidates: list[ReplayCandidate] = []
     while window.after < window.upto:
         page = store.replay_page(to, request, [departed.path], window)
-        found += page.candidates
+        all_candidates += page.candidates
         window = Window(page.upto, window.upto)
-    return found
+    return all_candidates
 
 
 def states(store: Store, request: ReplayRequest, to: str = FLIGHTS) -> dict[str, str]:
-    return {each.id: each.state for each in candidates(store, request, to)}
+    return {event.id: event.state for event in candidates(store, request, to)}
 
 
 def plan(
     store: Store, token: FencingToken, request: ReplayRequest, batch: int = 100, **changed: str
 ) -> Replay:
-    """Begin a replay, and plan all that is not pending."""
+    """Begin a replay, and plan all candidates that are not pending."""
     replay = store.begin_replay(token, request, [departed.path], "run")
-    found = candidates(store, request, token.destination)
     selected = [
-        SelectedJob(each.seq, each.state, payload=changed.get(each.id))
-        for each in found
-        if each.state != "pending"
+        SelectedJob(event.seq, event.state, payload=changed.get(event.id))
+        for event in candidates(store, request, token.destination)
+        if event.state != "pending"
     ]
     return store.plan(token, replay, replay.upto, selected, batch)
 
@@ -83,10 +82,10 @@ def drain(store: Store, token: FencingToken, verdict: LoadVerdict | None = None)
 
 
 def discard(store: Store, token: FencingToken) -> list[str]:
-    """Load all that is due, and discard it."""
+    """Claim everything that is due, and discard it."""
     load = claimed(store, token)
-    gone = [Deviation(row.seq, JobResult.DISCARDED, f"bad {row.payload}") for row in load.rows]
-    store.record(load, LoadVerdict(gone))
+    discards = [Deviation(row.seq, JobResult.DISCARDED, f"bad {row.payload}") for row in load.rows]
+    store.record(load, LoadVerdict(discards))
     return ids_of(load)
 
 
@@ -105,7 +104,7 @@ def test_missing_jobs_are_made_and_never_move_the_load_lane(store: Store) -> Non
     assert store.end_replay(token, replay)
     assert store.counts(SEATS).succeeded == 5
     assert store.event(old[0]).destinations == [SEATS]
-    # The load lane is where it was: it loads what awaits, in the order of the log, and that alone.
+    # The load lane's position is unchanged: it loads the awaiting jobs, in log order, and no others.
     loading = take_over(store, "loader", to=SEATS)
     assert ids_of(claimed(store, loading)) == new
     assert states(store, MISSING, SEATS) == {}
@@ -146,11 +145,11 @@ def test_what_is_pending_or_executing_is_left_alone(store: Store) -> None:
     assert store.counts(FLIGHTS).succeeded == 4
 
 
-def test_discarded_jobs_are_taken_up_again(store: Store) -> None:
+def test_discarded_jobs_are_replayed(store: Store) -> None:
     ids = ingest_events(store, 3)
     discard(store, take_over(store))
     assert states(store, FAILED) == dict.fromkeys(ids, "discarded")
-    assert {each.error for each in candidates(store, FAILED)} == {
+    assert {event.error for event in candidates(store, FAILED)} == {
         f'bad {{"n":{n}}}' for n in range(3)
     }
     token = replaying(store)
@@ -163,7 +162,7 @@ def test_discarded_jobs_are_taken_up_again(store: Store) -> None:
     assert (ids_of(load), load.attempt) == (ids, 1)
     counts = store.counts(FLIGHTS)
     assert (counts.discarded, counts.succeeded) == (0, 3)
-    assert [each.state for each in store.history(ids[0])] == [
+    assert [step.state for step in store.history(ids[0])] == [
         "acknowledged", "awaiting", "executing", "discarded", "awaiting", "executing", "succeeded",
     ]  # fmt: skip
 
@@ -179,7 +178,7 @@ def test_the_history_shows_the_replay(store: Store) -> None:
     assert [job.event_id for job in store.jobs("executing", FLIGHTS)] == [missing]
     store.record(load, LoadVerdict())
     history = store.history(missing)
-    assert [(each.state, each.replay, each.run) for each in history] == [
+    assert [(step.state, step.replay, step.run) for step in history] == [
         ("acknowledged", replay.id, None),
         ("awaiting", replay.id, None),
         ("executing", replay.id, None),
@@ -242,7 +241,7 @@ def test_another_replay_leaves_what_waits_to_the_load_lane(store: Store) -> None
     assert store.claim(token, 100, 3) is None
     load = claimed(store, take_over(store))
     assert ids_of(load) == ids
-    assert {each.id for each in store.replays(FLIGHTS)} == {cancelled.id, other.id}
+    assert {replay.id for replay in store.replays(FLIGHTS)} == {cancelled.id, other.id}
 
 
 def test_a_replay_keeps_the_keys_unless_new_ones_are_asked_for(store: Store) -> None:
@@ -271,8 +270,8 @@ def test_an_edited_job_keeps_its_new_data(store: Store) -> None:
     again = claimed(store, loading)
     assert again.rows[0].payload == '{"n":"fixed"}'
     store.record(again, LoadVerdict([Deviation(again.rows[0].seq, JobResult.DISCARDED, "no")]))
-    anew = ReplayRequest(**EVER, modes=(ReplayMode.FAILED,), new_key=True)
-    plan(store, token, anew, **{one: '{"n":"fixed twice"}'})
+    with_new_key = ReplayRequest(**EVER, modes=(ReplayMode.FAILED,), new_key=True)
+    plan(store, token, with_new_key, **{one: '{"n":"fixed twice"}'})
     assert claimed(store, token).rows[0].payload == '{"n":"fixed twice"}'
     assert store.event(one).payload == '{"n":0}'
 
@@ -284,8 +283,8 @@ def test_what_a_replay_has_left_is_reported_by_its_last_error(store: Store) -> N
     load = claimed(store, token)
     store.record(load, LoadVerdict([Deviation(load.rows[0].seq, JobResult.FAILED, "first", 0.0)]))
     store.record(claimed(store, take_over(store)), LoadVerdict(raised="second"))
-    assert [each.error for each in store.unsettled(FLIGHTS)] == ["second"]
-    assert [each.error for each in store.jobs("retrying")] == ["second"]
+    assert [job.error for job in store.unsettled(FLIGHTS)] == ["second"]
+    assert [job.error for job in store.jobs("retrying")] == ["second"]
 
 
 def test_a_batch_splits_what_was_planned(store: Store) -> None:
@@ -310,7 +309,10 @@ def test_discarding_by_hand_reaches_what_a_replay_has_planned(store: Store) -> N
     store.record(
         load, LoadVerdict([Deviation(load.rows[0].seq, JobResult.DISCARDED, "not wanted")])
     )
-    assert sorted(each for load in drain(store, token) for each in ids_of(load)) == [ids[0], ids[2]]
+    assert sorted(event for load in drain(store, token) for event in ids_of(load)) == [
+        ids[0],
+        ids[2],
+    ]
     assert store.end_replay(token, replay)
     counts = store.counts(FLIGHTS)
     assert (counts.succeeded, counts.discarded, counts.pending) == (2, 1, 0)
@@ -331,12 +333,12 @@ def test_a_plan_of_a_fenced_replay_changes_nothing(store: Store) -> None:
     stale = replaying(store)
     replay = store.begin_replay(stale, MISSING, [departed.path], None)
     token = replaying(store, holder="next")
-    seqs = [each.seq for each in candidates(store, MISSING)]
+    seqs = [event.seq for event in candidates(store, MISSING)]
     selected = [SelectedJob(seq, "missing") for seq in seqs]
     with pytest.raises(FencedOut):
         store.plan(stale, replay, replay.upto, selected, 10)
     store.plan(token, replay, replay.upto, selected, 10)
-    with pytest.raises(FencedOut, match="planned on"):
+    with pytest.raises(FencedOut, match="another process is planning"):
         store.plan(token, replay, replay.upto, selected, 10)
     assert store.counts(FLIGHTS).pending == 2
 
@@ -345,8 +347,8 @@ def test_history_is_imported_with_the_time_when_it_was_received(store: Store) ->
     days = [datetime(2026, 1, day, 12, tzinfo=UTC) for day in (1, 2, 2, 3)]
     ids = []
     for at in days:
-        [made] = store.ingest([[new_event(at.day), new_event(at.day)]], received_at=at)
-        ids.append(made)
+        [stored] = store.ingest([[new_event(at.day), new_event(at.day)]], received_at=at)
+        ids.append(stored)
     recent = ingest_events(store, 1)
     assert store.event(ids[0][0]).received_at == days[0]
     second = ReplayRequest(days[1].replace(hour=0), days[3].replace(hour=0), (ReplayMode.ALL,))
@@ -355,7 +357,7 @@ def test_history_is_imported_with_the_time_when_it_was_received(store: Store) ->
     assert window.upto - window.after <= 8
     assert set(recent) <= set(states(store, ALL))
     store.maintain()
-    with pytest.raises(UsageError, match="in the order of time"):
+    with pytest.raises(UsageError, match="in order of time"):
         store.ingest([[new_event()]], received_at=days[0])
 
 

@@ -1,4 +1,4 @@
-"""What every store promises: the log, its order, keys, counts, history."""
+"""The promises of every store: the log, its order, keys, counts, history."""
 
 import random
 import re
@@ -47,7 +47,7 @@ from tests.contract.pipeline import (
 # ------------------------------------------------------------------------------------ ingest
 
 
-def test_an_event_is_kept_to_the_letter(store: Store) -> None:
+def test_an_event_is_stored_unchanged(store: Store) -> None:
     payload = '{ "n" : 1.0, "big":123456789012345678901234567890, "s":"\\u0000 \\ud83d\\ude00 é" }'
     sent = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
     [[parent]] = store.ingest([[new_event()]])
@@ -62,18 +62,18 @@ def test_an_event_is_kept_to_the_letter(store: Store) -> None:
         parent=parent,
     )
     before = datetime.now(UTC) - timedelta(seconds=5)
-    [[kept]] = store.ingest([[event]])
-    found = store.event(kept)
-    assert (found.payload, found.event_type, found.key) == (payload, departed.path, "k")
-    assert (found.context, found.version) == ('{"ip":"::1"}', "2026-01-01")
-    assert (found.sent_at, found.parent) == (sent, parent)
-    assert before < found.received_at < datetime.now(UTC) + timedelta(seconds=5)
+    [[event_id]] = store.ingest([[event]])
+    stored = store.event(event_id)
+    assert (stored.payload, stored.event_type, stored.key) == (payload, departed.path, "k")
+    assert (stored.context, stored.version) == ('{"ip":"::1"}', "2026-01-01")
+    assert (stored.sent_at, stored.parent) == (sent, parent)
+    assert before < stored.received_at < datetime.now(UTC) + timedelta(seconds=5)
 
 
 def test_ids_are_in_the_order_of_the_request(store: Store) -> None:
     ids = ingest_events(store, 5)
-    assert [store.event(each).payload for each in ids] == [f'{{"n":{n}}}' for n in range(5)]
-    assert [each.id for each in store.events(limit=3)] == ids[:-4:-1]
+    assert [store.event(event_id).payload for event_id in ids] == [f'{{"n":{n}}}' for n in range(5)]
+    assert [event.id for event in store.events(limit=3)] == ids[:-4:-1]
 
 
 def test_an_id_of_another_store_is_unknown(store: Store) -> None:
@@ -83,7 +83,7 @@ def test_an_id_of_another_store_is_unknown(store: Store) -> None:
             store.event(wrong)
 
 
-def test_an_event_that_was_never_registered_is_refused(store: Store) -> None:
+def test_an_event_that_was_never_registered_is_rejected(store: Store) -> None:
     with pytest.raises(NotFound, match="register"):
         store.ingest([[NewEvent("airport/landed", "{}")]])
     assert not store.events()
@@ -113,8 +113,8 @@ def test_a_key_with_another_body_is_rejected_and_leaves_nothing(store: Store) ->
     assert isinstance(rejected, KeyReused)
     assert isinstance(reused, KeyReused)
     assert isinstance(kept, list)
-    assert {each.payload for each in store.events()} == {'{"n":1}', '{"n":3}'}
-    # The rejected request's own key was given back.
+    assert {event.payload for event in store.events()} == {'{"n":1}', '{"n":3}'}
+    # The rejected request's other key is still free.
     assert isinstance(store.ingest([[new_event(10, key="fresh")]])[0], list)
 
 
@@ -186,7 +186,7 @@ def test_concurrent_keys_do_not_deadlock(store: Store) -> None:
             chance.shuffle(requests)
             try:
                 results.extend(store.ingest(requests))
-            except Exception as error:  # noqa: BLE001 - told by the assertion below
+            except Exception as error:  # noqa: BLE001 - reported by the assertion below
                 failures.append(error)
 
     threads = [threading.Thread(target=write, args=(number,)) for number in range(6)]
@@ -196,11 +196,11 @@ def test_concurrent_keys_do_not_deadlock(store: Store) -> None:
         thread.join()
     assert not failures
     assert len(store.events(limit=1000)) == 30
-    assert len({tuple(each) for each in results if isinstance(each, list)}) == 30
+    assert len({tuple(ids) for ids in results if isinstance(ids, list)}) == 30
 
 
 def test_commits_that_race_for_new_keys_make_each_event_once(store: Store) -> None:
-    """Who comes second to a key finds it taken while it commits, and gets the first's id."""
+    """The second commit finds a key taken while it commits, and gets the first one's id."""
     rounds, writers = 20, 4
     together = threading.Barrier(writers, timeout=60)
     results: list[list[list[str] | KeyReused]] = []
@@ -211,13 +211,13 @@ def test_commits_that_race_for_new_keys_make_each_event_once(store: Store) -> No
             keys = list(range(20))
             chance.shuffle(keys)
             together.wait()
-            kept = store.ingest([[new_event(n, key=f"{turn}-{n}")] for n in keys])
-            results.append([each for _, each in sorted(zip(keys, kept, strict=True))])
+            stored = store.ingest([[new_event(n, key=f"{turn}-{n}")] for n in keys])
+            results.append([ids for _, ids in sorted(zip(keys, stored, strict=True))])
 
     with ThreadPoolExecutor(writers) as pool:
         list(pool.map(write, range(writers)))
     assert len(results) == rounds * writers
-    assert len({repr(each) for each in results}) == rounds
+    assert len({repr(ids) for ids in results}) == rounds
     assert len(store.events(limit=1000)) == rounds * 20
 
 
@@ -232,7 +232,7 @@ def test_two_starts_at_once_are_safe(store_url: str) -> None:
             opened = open_store(store_url, upgrade=True)
             opened.register(app)
             opened.close()
-        except Exception as error:  # noqa: BLE001 - told by the assertion below
+        except Exception as error:  # noqa: BLE001 - reported by the assertion below
             failures.append(error)
 
     threads = [threading.Thread(target=start) for _ in range(4)]
@@ -250,7 +250,7 @@ def test_two_starts_at_once_are_safe(store_url: str) -> None:
 def test_an_upgrade_takes_the_time_it_needs(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The time-outs that keep a session of the store short end neither it nor who waits for it."""
+    """The timeouts of a store's session end neither the upgrade nor the process that waits for it."""
     short = re.sub(r"'\d+min'", "'200ms'", postgres._SESSION)
     assert short.count("200ms") == 3
     monkeypatch.setattr(postgres, "_SESSION", short)
@@ -269,8 +269,8 @@ def test_an_upgrade_takes_the_time_it_needs(
     monkeypatch.setattr(schema, "upgrade", slow)
     with ThreadPoolExecutor() as threads:
         starts = [threads.submit(open_store, postgres_url, upgrade=True) for _ in range(2)]
-        for each in starts:
-            each.result().close()
+        for start in starts:
+            start.result().close()
     assert most == 1
 
 
@@ -280,11 +280,11 @@ def test_postgres_wants_its_schema_to_be_upgraded_on_purpose(postgres_url: str) 
 
 
 def test_the_schema_is_what_the_tables_say(store: Store) -> None:
-    """The newest version of the schema, and the tables that the queries are made of."""
+    """The newest version of the schema has the tables that the queries use."""
     assert isinstance(store, SQLStore)
     options = {
         "include_name": lambda name, kind, _: kind != "table" or name in metadata.tables,
-        "compare_type": False,  # what SQLite calls a type is not what was asked for
+        "compare_type": False,  # SQLite reports other types than those declared
     }
     with store.engine.connect() as conn:
         context = MigrationContext.configure(conn, opts=options)
@@ -297,13 +297,15 @@ def test_partitions_are_made_when_the_sequence_runs_past_them(postgres_url: str)
     _set_sequence(postgres_url, 3 * 5_000_000 - 3)
     ingest_events(store, 2)
     ids = ingest_events(store, 10)
-    assert [store.event(each).payload for each in ids] == [f'{{"n":{n}}}' for n in range(10)]
+    assert [store.event(event_id).payload for event_id in ids] == [
+        f'{{"n":{n}}}' for n in range(10)
+    ]
     assert len(claimed(store, take_over(store)).rows) == 12
     store.close()
 
 
 def test_closing_a_load_stays_in_its_page(postgres_url: str) -> None:
-    """No index has what changes: history costs half of what it would (HOT updates)."""
+    """No index has a column that changes: HOT updates halve the cost of the history."""
     store = open_store(postgres_url, upgrade=True)
     store.register(app)
     token = take_over(store)
@@ -325,7 +327,7 @@ def test_closing_a_load_stays_in_its_page(postgres_url: str) -> None:
 @pytest.mark.parametrize(
     ("url", "rule"),
     [
-        ("mysql://root@localhost/x", "no store"),
+        ("mysql://root@localhost/x", "unsupported store"),
         ("sqlite://", "needs a file"),
         ("nonsense", "cannot be read"),
     ],
@@ -355,7 +357,7 @@ def test_a_store_is_not_named_by_the_folder_that_one_is_in(
 @pytest.mark.parametrize(
     "login", ["me:s3cr@hunter2", "me:s3cr@hunter2:5432", "me:p@x:hunter2", "me:p@x/hunter2"]
 )
-def test_a_password_that_is_not_encoded_is_refused_and_not_shown(login: str) -> None:
+def test_a_password_that_is_not_encoded_is_rejected_and_not_shown(login: str) -> None:
     with pytest.raises(SettingsError, match="percent-encode") as raised:
         open_store(f"postgresql://{login}@127.0.0.1:9/none")
     assert "hunter2" not in "".join(traceback.format_exception(raised.value))
@@ -387,7 +389,7 @@ def test_a_standby_that_only_reads_does_not_respond(postgres_url: str) -> None:
             assert not isinstance(raised.value, OutcomeUnknown)
 
 
-def test_a_transaction_that_the_server_timed_out_is_no_refusal(postgres_url: str) -> None:
+def test_a_transaction_that_the_server_timed_out_means_unavailable(postgres_url: str) -> None:
     with closing(open_store(postgres_url, upgrade=True)) as store:
         assert isinstance(store, SQLStore)
 
@@ -411,7 +413,7 @@ def test_a_transaction_that_the_server_timed_out_is_no_refusal(postgres_url: str
         assert store.ingest([]) == []
 
 
-def test_sequence_that_went_back_is_refused(store: Store, store_url: str) -> None:
+def test_a_sequence_that_went_back_is_rejected(store: Store, store_url: str) -> None:
     ids = ingest_events(store, 10)
     _set_sequence(store_url, 3)
     with pytest.raises(SequenceWentBack, match="blacksmith store repair"):
@@ -424,12 +426,12 @@ def test_sequence_that_went_back_is_refused(store: Store, store_url: str) -> Non
     [new] = ingest_events(store, 1)
     assert new not in ids
     assert new[:12] != ids[0][:12], "a new epoch gives other ids"
-    assert [store.event(each).payload for each in ids] == [f'{{"n":{n}}}' for n in range(10)]
+    assert [store.event(event_id).payload for event_id in ids] == [
+        f'{{"n":{n}}}' for n in range(10)
+    ]
 
 
-def test_a_loads_number_that_the_sequence_has_not_reached_is_refused(
-    store: Store, store_url: str
-) -> None:
+def test_a_sequence_below_the_numbers_of_loads_is_rejected(store: Store, store_url: str) -> None:
     """A restore that kept the loads and lost the newest events."""
     ingest_events(store, 10)
     token = take_over(store)
@@ -441,14 +443,14 @@ def test_a_loads_number_that_the_sequence_has_not_reached_is_refused(
 
 
 def test_two_stores_in_one_database(postgres_url: str) -> None:
-    """An ingest that hangs in one schema does not hold back the loader of the other."""
+    """An ingest that hangs in one schema does not delay the loader of the other."""
     _execute(postgres_url, "CREATE SCHEMA one", "CREATE SCHEMA two")
     one, two = (
         open_store(f"{postgres_url}?options=-csearch_path%3D{schema}", upgrade=True)
         for schema in ("one", "two")
     )
-    for each in (one, two):
-        each.register(app)
+    for store in (one, two):
+        store.register(app)
     ingest_events(one, 3)
     engine = create_engine(f"postgresql+psycopg{postgres_url.removeprefix('postgresql')}")
     with engine.begin() as conn:
@@ -457,13 +459,13 @@ def test_two_stores_in_one_database(postgres_url: str) -> None:
         ids = ingest_events(two, 3)
         assert ids_of(claimed(two, take_over(two))) == ids
         ingest_events(one, 3)
-        assert len(claimed(one, take_over(one)).rows) == 3, "those before the one that hangs"
+        assert len(claimed(one, take_over(one)).rows) == 3, "the events before the one that hangs"
     engine.dispose()
     one.close()
     two.close()
 
 
-# ------------------------------------------------------------------------------------ questions
+# ------------------------------------------------------------------------- counts and history
 
 
 def test_counts_follow_every_state(store: Store) -> None:
@@ -476,7 +478,9 @@ def test_counts_follow_every_state(store: Store) -> None:
     store.record(load, LoadVerdict([failed, discarded]))
     assert _states(store) == (6, 0, 1, 2, 1)
     store.maintain()
-    assert _states(store) == (6, 0, 1, 2, 1), "as counted as when they were not counted yet"
+    assert _states(store) == (6, 0, 1, 2, 1), (
+        "the same before and after they are added to the totals"
+    )
     ingest_events(store, 2)
     store.record(claimed(store, token), LoadVerdict(raised="down", delay=3600.0))
     assert _states(store) == (0, 0, 9, 2, 1)
@@ -508,7 +512,7 @@ def test_since_load(store: Store) -> None:
     assert store.since_load(FLIGHTS, SEATS) is None
     ingest_events(store, 1)
     token = take_over(store)
-    assert store.since_load(FLIGHTS, SEATS) is None  # a lock is no load
+    assert store.since_load(FLIGHTS, SEATS) is None  # a lock is not a load
     load = claimed(store, token)
     until(lambda: (store.since_load(FLIGHTS) or 0) > 0.2)  # from when it began
     store.record(load, LoadVerdict())
@@ -526,7 +530,7 @@ def test_totals_per_day_are_counted_once(store: Store) -> None:
     ingest_events(store, 4)
     store.maintain()
     store.maintain()
-    assert [tuple(each) for each in store.day_counts(today)] == [(departed.path, today, 7)]
+    assert [tuple(count) for count in store.day_counts(today)] == [(departed.path, today, 7)]
     assert not store.day_counts(today + timedelta(days=1))
 
 
@@ -536,9 +540,9 @@ def test_a_window_holds_what_was_received_in_it(store: Store) -> None:
     store.maintain()
     ids = ingest_events(store, 3)
     window = store.window(start, datetime.now(UTC))
-    seqs = [store.event(each).seq for each in ids]
+    seqs = [store.event(event_id).seq for event_id in ids]
     assert all(window.after < seq <= window.upto for seq in seqs)
-    # After that row of the time index the first three are known to be older.
+    # By that row of the time index, the first three are older.
     later = store.window(datetime.now(UTC), datetime.now(UTC) + timedelta(hours=1))
     assert later.after == seqs[0] - 1
 
@@ -560,7 +564,7 @@ def test_the_history_of_a_job_is_whole(store: Store) -> None:
     waiting = store.history(event)
     store.record(load, LoadVerdict())
     history = store.history(event)
-    assert [(each.state, each.attempt, each.run, each.error) for each in history] == [
+    assert [(step.state, step.attempt, step.run, step.error) for step in history] == [
         ("acknowledged", 0, None, None),
         ("awaiting", 0, None, None),
         ("executing", 1, "run-1", None),
@@ -636,7 +640,7 @@ def test_a_renamed_destination_event_keeps_its_jobs(store: Store) -> None:
 
 
 def test_a_name_that_is_known_takes_over_no_jobs_which_are_orphans_then(store: Store) -> None:
-    """Another process may have learnt the new name's number, and keep jobs under it."""
+    """Another process may know the id of the new name, and store jobs under it."""
     [late] = ingest_events(store, 1, to=(SEATS,))
     ingest_events(store, 1)
     renamed = Destination("warehouse")
@@ -650,7 +654,7 @@ def test_a_name_that_is_known_takes_over_no_jobs_which_are_orphans_then(store: S
     new = Blacksmith(sources=[source], destinations=[renamed], since="2026-01-01")
     store.register(new)
     assert ids_of(claimed(store, take_over(store, to=SEATS))) == [late]
-    assert [tuple(each) for each in store.orphans(new)] == [(FLIGHTS, 1)]
+    assert [tuple(orphan) for orphan in store.orphans(new)] == [(FLIGHTS, 1)]
 
 
 def test_the_outcomes_of_a_renamed_destination_event_are_still_received(store: Store) -> None:
@@ -684,7 +688,7 @@ def test_what_is_no_longer_declared_waits_as_an_orphan_until_it_is_retired(store
     load = claimed(store, token, limit=1)
     store.record(load, LoadVerdict(raised="down", delay=3600.0))
     less = Blacksmith(sources=[], destinations=[], since="2026-01-01")
-    assert [tuple(each) for each in store.orphans(less)] == [(SEATS, 3)]
+    assert [tuple(orphan) for orphan in store.orphans(less)] == [(SEATS, 3)]
     assert store.orphans(app) == []
     token = take_over(store, to=SEATS)
     discarded = 0

@@ -1,4 +1,4 @@
-"""Public ids of events: opaque, and never given twice, even after a restore."""
+"""Public ids of events: opaque, and never used twice, even after a restore."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _ID = re.compile(r"evt_([0-9a-f]{8})([0-9a-f]{12})")
 
 
 class Epochs:
-    """Which epoch of the store each sequence number belongs to.
+    """The epochs of a store, by which sequence numbers become public ids and back.
 
-    An id is derived from the epoch and the number, so that it needs no column and no index.
+    An id is derived from the epoch and the sequence number, so that it needs neither column nor index.
 
     >>> epochs = Epochs([(0, "0badcafe")])
     >>> epochs.id_of(42)
@@ -32,15 +32,15 @@ class Epochs:
         return self.ids_of((seq,))[0]
 
     def ids_of(self, seqs: Iterable[int]) -> list[str]:
-        """The public ids of several, in their order."""
+        """The public ids of several events, in their order."""
         newest, first = self._names[-1], self._firsts[-1]
-        return [f"evt_{newest if seq >= first else self._before(seq)}{seq:012x}" for seq in seqs]
+        return [f"evt_{newest if seq >= first else self._epoch_of(seq)}{seq:012x}" for seq in seqs]
 
-    def _before(self, seq: int) -> str:
+    def _epoch_of(self, seq: int) -> str:
         return self._names[bisect_right(self._firsts, seq) - 1]
 
     def seq_of(self, event_id: str) -> int:
-        """The sequence number of a public id. Raises `NotFound` if this store never gave it."""
+        """The sequence number of a public id. Raises `NotFound` if the id is not of this store."""
         match = _ID.fullmatch(event_id)
         if match is None or self.id_of(seq := int(match[2], 16)) != event_id:
             raise NotFound(

@@ -1,0 +1,314 @@
+"""Reads events, the jobs in a state, and every transition of an event's jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from msgspec.structs import replace
+from sqlalchemy import (
+    Connection,
+    Row,
+    Select,
+    Text,
+    and_,
+    bindparam,
+    cast,
+    exists,
+    false,
+    literal,
+    null,
+    or_,
+    select,
+    text,
+    true,
+    union_all,
+)
+
+from blacksmith_dagster.errors import UsageError
+from blacksmith_dagster.store.counts import IS_OPEN_LOAD, IS_WAITING_GROUP, position_of
+from blacksmith_dagster.store.group_members import JOB_COLUMNS, RETRY_ERROR, select_members
+from blacksmith_dagster.store.interface import Transition, Window
+from blacksmith_dagster.store.statements import batched
+from blacksmith_dagster.store.tables import (
+    DISCARDED,
+    DONE,
+    EXECUTING,
+    FAILED,
+    RELEASED,
+    UNKNOWN,
+    destination_events,
+    events,
+    group_jobs,
+    job_groups,
+    jobs,
+    loads,
+    outcomes,
+    time_index,
+)
+
+_BATCH = 10_000  # values in one statement, which accepts 65,535 at most
+
+# ---------------------------------------------------------------------------------------- events
+
+
+def find_event(conn: Connection, seq: int) -> Row[Any] | None:
+    """The row of one event."""
+    return conn.execute(select(events).where(events.c.seq == seq)).first()
+
+
+def newest_events(conn: Connection, event_type: int | None, limit: int) -> Sequence[Row[Any]]:
+    """The rows of the newest events, of one type or of all."""
+    statement = select(events).order_by(events.c.seq.desc()).limit(limit)
+    if event_type is not None:
+        statement = statement.where(events.c.event_type == event_type)
+    return conn.execute(statement).all()
+
+
+def destinations_by_event(conn: Connection, seqs: Sequence[int]) -> Mapping[int, Sequence[str]]:
+    """The paths of the destination events that have a job of each event."""
+    paths: dict[int, list[str]] = {}
+    for batch in batched(seqs, _BATCH):
+        for seq, path in conn.execute(_select_destinations(batch)):
+            paths.setdefault(seq, []).append(path)
+    return paths
+
+
+def _select_destinations(seqs: Sequence[int]) -> Select[Any]:
+    created_later = select(group_jobs.c.seq, group_jobs.c.destination).where(
+        # All destination events are listed because they come first in the index: this costs one
+        # look-up for each.
+        group_jobs.c.destination.in_(_all_destinations),
+        group_jobs.c.seq.in_(seqs),
+        group_jobs.c.created,
+    )
+    in_log = select(jobs.c.seq, jobs.c.destination).where(jobs.c.seq.in_(seqs))
+    event_jobs = union_all(in_log, created_later).subquery()
+    return (
+        select(event_jobs.c.seq, destination_events.c.path)
+        .join(destination_events, destination_events.c.id == event_jobs.c.destination)
+        .order_by(destination_events.c.path)
+    )
+
+
+def events_as_jobs(conn: Connection, seqs: Sequence[int]) -> Any:
+    """Events as rows of JOB_COLUMNS, without a `when_error`."""
+    columns = [null() if column is jobs.c.when_error else column for column in JOB_COLUMNS]
+    rows: list[Any] = []
+    for batch in batched(seqs, _BATCH):
+        rows += conn.execute(select(*columns).where(events.c.seq.in_(batch))).all()
+    return rows
+
+
+def window(conn: Connection, start: datetime, end: datetime, last: int) -> Window:
+    """The sequence numbers between the rows of the time index around two times.
+
+    `last` is the highest sequence number, for an end after the last row.
+    """
+    low = (
+        select(time_index.c.low)
+        .where(time_index.c.at <= start)
+        .order_by(time_index.c.at.desc())
+        .limit(1)
+    )
+    high = (
+        select(time_index.c.high).where(time_index.c.at >= end).order_by(time_index.c.at).limit(1)
+    )
+    after, upto = conn.execute(low).scalar(), conn.execute(high).scalar()
+    return Window(after or 0, last if upto is None else upto)
+
+
+# ---------------------------------------------------------------------------------------- history
+
+_seq: Any = bindparam("seq")
+_all_destinations = select(destination_events.c.id)
+_listed_by_replay = and_(group_jobs.c.destination.in_(_all_destinations), group_jobs.c.seq == _seq)
+# The jobs of the event, by destination event. `created`: a replay created it, it is not in the log.
+_event_jobs = union_all(
+    select(jobs.c.destination, false().label("created")).where(jobs.c.seq == _seq),
+    select(group_jobs.c.destination, true()).where(_listed_by_replay, group_jobs.c.created),
+).subquery()
+_first_load = (
+    select(loads.c.id)
+    .where(loads.c.destination == _event_jobs.c.destination, loads.c.seq_to >= _seq)
+    .order_by(loads.c.seq_to)
+    .limit(1)
+    .scalar_subquery()
+)
+_in_group = and_(
+    job_groups.c.destination == _event_jobs.c.destination,
+    job_groups.c.seq_from <= _seq,
+    job_groups.c.seq_to >= _seq,
+    or_(
+        and_(job_groups.c.listing.is_(None), ~_event_jobs.c.created),
+        exists()
+        .where(outcomes.c.listing == job_groups.c.listing, outcomes.c.seq == _seq)
+        .correlate(job_groups, _event_jobs),
+        exists()
+        .where(
+            group_jobs.c.destination == job_groups.c.destination,
+            group_jobs.c.seq == _seq,
+            group_jobs.c.listing == job_groups.c.listing,
+        )
+        .correlate(job_groups, _event_jobs),
+    ),
+)
+# Every load of the job: the first, whose range holds it, and those that took one of its job groups.
+_loads_of_job = union_all(
+    select(_event_jobs.c.destination, _first_load.label("load"), null().label("replay")).where(
+        ~_event_jobs.c.created
+    ),
+    select(_event_jobs.c.destination, job_groups.c.load, job_groups.c.replay)
+    .select_from(_event_jobs)
+    .join(job_groups, _in_group)
+    .where(job_groups.c.load.is_not(None)),
+).subquery()
+_ATTEMPTS = (
+    select(
+        destination_events.c.path,
+        loads.c.id,
+        loads.c.state,
+        loads.c.attempt,
+        loads.c.started_at,
+        loads.c.finished_at,
+        loads.c.run,
+        loads.c.error,
+        outcomes.c.state.label("outcome"),
+        outcomes.c.error.label("outcome_error"),
+        _loads_of_job.c.replay,
+    )
+    .select_from(_loads_of_job)
+    .join(destination_events, destination_events.c.id == _loads_of_job.c.destination)
+    .outerjoin(loads, loads.c.id == _loads_of_job.c.load)
+    .outerjoin(outcomes, and_(outcomes.c.load == loads.c.id, outcomes.c.seq == _seq))
+    .order_by(destination_events.c.path, loads.c.id)
+)
+_DUE_AGAIN = (
+    select(destination_events.c.path, job_groups.c.due_at)
+    .select_from(_event_jobs)
+    .join(job_groups, _in_group)
+    .join(destination_events, destination_events.c.id == _event_jobs.c.destination)
+    .where(job_groups.c.load.is_(None))
+)
+# A replay's listing bears the id of its first job group, whose `due_at` is when it was planned.
+_REPLAYS = (
+    select(
+        destination_events.c.path, job_groups.c.due_at, job_groups.c.replay, group_jobs.c.created
+    )
+    .select_from(group_jobs)
+    .join(job_groups, job_groups.c.id == group_jobs.c.listing)
+    .join(destination_events, destination_events.c.id == group_jobs.c.destination)
+    .where(_listed_by_replay)
+)
+_STATES = {DONE: "succeeded", FAILED: "failed", UNKNOWN: "unknown", RELEASED: "awaiting"}
+
+
+def history(conn: Connection, seq: int, received_at: datetime) -> Sequence[Transition]:
+    """All transitions of the jobs of an event, in order of time."""
+    transitions: list[Transition] = []
+    acknowledged: set[str] = set()
+    for path, planned_at, replay, created in conn.execute(_REPLAYS, {"seq": seq}):
+        if created:
+            acknowledged.add(path)
+            transitions.append(Transition(path, "acknowledged", planned_at, 0, replay=replay))
+        transitions.append(Transition(path, "awaiting", planned_at, 0, replay=replay))
+    due = dict(conn.execute(_DUE_AGAIN, {"seq": seq}).tuples().all())
+    for row in conn.execute(_ATTEMPTS, {"seq": seq}):
+        if row.path not in acknowledged:
+            acknowledged.add(row.path)
+            transitions.append(Transition(row.path, "acknowledged", received_at, 0))
+            transitions.append(Transition(row.path, "awaiting", received_at, 0))
+        if row.id is None:
+            continue
+        load = {"attempt": row.attempt, "load_id": row.id, "run": row.run, "replay": row.replay}
+        transitions.append(Transition(row.path, "executing", row.started_at, **load))
+        if row.state == EXECUTING:
+            continue
+        state, error = _STATES[row.state], row.error
+        if row.outcome is not None:
+            state = "failed" if row.outcome == FAILED else "discarded"
+            error = row.outcome_error
+        transitions.append(Transition(row.path, state, row.finished_at, error=error, **load))
+    transitions.sort(key=lambda transition: transition.at)
+    last = {transition.destination: index for index, transition in enumerate(transitions)}
+    for path, due_at in due.items():
+        index = last[path]
+        transitions[index] = replace(transitions[index], due_at=due_at)
+    return transitions
+
+
+# ---------------------------------------------------------------------------------------- jobs
+
+
+def jobs_in_state(conn: Connection, state: str, destination: int, limit: int) -> Sequence[Row[Any]]:
+    """Jobs in a state, with seq, event type, received_at, attempts, error and due_at."""
+    if state not in _JOBS_IN_STATE:
+        raise UsageError(f"unknown state {state!r}; use one of {', '.join(_JOBS_IN_STATE)}")
+    values = {"destination": destination, "limit": limit}
+    return conn.execute(_JOBS_IN_STATE[state], values).all()
+
+
+_destination: Any = bindparam("destination")
+_limit: Any = bindparam("limit")
+_EVENT_COLUMNS = (events.c.seq, events.c.event_type, events.c.received_at)
+_NO_ERROR = cast(null(), Text).label("error")
+_NOT_DUE = cast(null(), job_groups.c.due_at.type).label("due_at")
+_attempt_of_load = (
+    select(loads.c.attempt)
+    .where(loads.c.id == job_groups.c.load)
+    .scalar_subquery()
+    .label("attempts")
+)
+
+
+def _select_jobs(attempts: Any, error: Any, due_at: Any) -> Any:
+    return select(
+        *_EVENT_COLUMNS,
+        attempts.label("attempts"),
+        error.label("error"),
+        due_at.label("due_at"),
+    )
+
+
+_JOBS_IN_STATE = {
+    "discarded": _select_jobs(loads.c.attempt, outcomes.c.error, null())
+    .select_from(outcomes)
+    .join(events, events.c.seq == outcomes.c.seq)
+    .join(loads, loads.c.id == outcomes.c.load)
+    .where(outcomes.c.destination == _destination, outcomes.c.state == DISCARDED)
+    .order_by(outcomes.c.seq)
+    .limit(_limit),
+    "retrying": union_all(
+        *select_members(
+            lambda *_: [
+                *_EVENT_COLUMNS,
+                job_groups.c.attempts,
+                RETRY_ERROR,
+                job_groups.c.due_at,
+            ],
+            IS_WAITING_GROUP,
+        )
+    )
+    .order_by(text("6, 1"))  # due_at, seq
+    .limit(_limit),
+    "awaiting": _select_jobs(literal(0), null(), null())
+    .select_from(jobs)
+    .join(events, events.c.seq == jobs.c.seq)
+    .where(jobs.c.destination == _destination, jobs.c.seq > position_of(_destination))
+    .order_by(jobs.c.seq)
+    .limit(_limit),
+    "executing": union_all(
+        select(*_EVENT_COLUMNS, loads.c.attempt.label("attempts"), _NO_ERROR, _NOT_DUE)
+        .select_from(loads)
+        .join(jobs, jobs.c.destination == loads.c.destination)
+        .join(events, events.c.seq == jobs.c.seq)
+        .where(*IS_OPEN_LOAD, jobs.c.seq.between(loads.c.seq_from, loads.c.seq_to)),
+        *select_members(
+            lambda *_: [*_EVENT_COLUMNS, _attempt_of_load, _NO_ERROR, _NOT_DUE],
+            job_groups.c.load.in_(select(loads.c.id).where(*IS_OPEN_LOAD)),
+        ),
+    )
+    .order_by(text("1"))
+    .limit(_limit),
+}
