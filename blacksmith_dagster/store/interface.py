@@ -1,9 +1,13 @@
-"""What the rest of the system asks of a store: the log of events and jobs.
+"""The interface of the store, and its records.
 
-The words: an *event type* is the path of a source event or an outcome (`airport/departed`,
-`warehouse/flights.discarded`); `destination` is a destination event's path (`warehouse/flights`).
-A *job group* is jobs that run together: a range of the log, or a list. A *load* is one run of one job
-group.
+The store is a database used as a queue. Events are appended to a log, in the order of their sequence
+numbers, each with one job per destination event that receives it. A loader claims a batch of jobs as a
+*load*, runs it, and records the result; jobs that failed, or whose load was lost, wait as a *job group*
+and are claimed again.
+
+In all methods an *event type* is the path of a source event or of an outcome (`airport/departed`,
+`warehouse/flights.discarded`), and `destination` is the path of a destination event
+(`warehouse/flights`). docs/glossary.md defines the other words.
 """
 
 from __future__ import annotations
@@ -24,9 +28,10 @@ if TYPE_CHECKING:
 
 
 class Lane(Enum):
-    """Work of one kind on a destination event: each lane has its own lock, fencing token and open load.
+    """Independent work on a destination event.
 
-    The lock's key is `<lane>/<destination>/<event>`.
+    Each lane has its own lock, with the key `<lane>/<destination>/<event>`, its own fencing token, and
+    at most one open load.
     """
 
     LOAD = "load"
@@ -38,21 +43,22 @@ class Lane(Enum):
 
 
 class NewJob(msgspec.Struct, frozen=True):
-    """A job to be made with its event. `when_error`: the flow's `when` raised this."""
+    """A job to be stored with its event. `when_error` is what the flow's `when` raised."""
 
     destination: str
     when_error: str | None = None
 
 
 class NewEvent(msgspec.Struct, frozen=True):
-    """An event to be kept, with its jobs.
+    """An event to be stored, with its jobs.
 
-    - `payload`: the data as JSON text, kept to the letter.
+    - `payload`: the data as JSON text, stored unchanged.
     - `context`: JSON text, or `None`.
-    - `key`, `ordinal`: together they make the event once within its event type.
-    - `digest`: of what the key stands for; the same key with another digest is `KeyReused`.
-    - `parent`: the public id of the event that it came of; or, if that is kept with it, its place
-      in the same request, 0 for the first.
+    - `key`, `ordinal`: the idempotency key, and a number that tells apart several events sent with one
+      key. Together they identify an event within its event type.
+    - `digest`: a hash of what was sent with the key; the same key with another digest is `KeyReused`.
+    - `parent`: the public id of the event that it was made from; or, for a parent in the same request,
+      its index there.
     """
 
     event_type: str
@@ -68,9 +74,9 @@ class NewEvent(msgspec.Struct, frozen=True):
 
 
 class Cursor(msgspec.Struct, frozen=True):
-    """How far a source has been read: `reader` was at `before` and is at `after` once this is kept.
+    """How far a reader has come: its cursor moves from `before` to `after` when this is committed.
 
-    `before` is `None` for a reader that the store has not seen.
+    `before` is `None` for a reader that the store does not know yet.
     """
 
     reader: str
@@ -81,8 +87,8 @@ class Cursor(msgspec.Struct, frozen=True):
 class RawRequest(msgspec.Struct, frozen=True):
     """A request or a message that could not be ingested.
 
-    - `event_type`: the source event that it came to, or the source whose webhook it came to.
-    - `key`: makes it once within its event type: kept again with the same key, it is the same.
+    - `event_type`: the path of the source event, or the name of the source whose webhook received it.
+    - `key`: an event type has one raw request per key; storing it again has no effect.
     """
 
     event_type: str
@@ -93,7 +99,7 @@ class RawRequest(msgspec.Struct, frozen=True):
 
 
 class Quarantined(msgspec.Struct, frozen=True):
-    """What is in quarantine: its id (`qua_...`), the time when it came, how many bytes it has."""
+    """A raw request in quarantine, without its body: its id (`qua_...`), and its `size` in bytes."""
 
     id: str
     event_type: str
@@ -103,13 +109,12 @@ class Quarantined(msgspec.Struct, frozen=True):
 
 
 class ListenerStatus(msgspec.Struct, frozen=True):
-    """The status of a listener, which reads a subscription, or waits for a database's changes.
+    """The status of a listener, which reads a subscription or a database's changes.
 
-    - `path`: the source event's; `holder`: who listens, for people.
-    - `lag`: how many `unit`s ('messages', 'bytes') are there that were not read; `None` if nobody
-      knows.
-    - `read_at`: when it last committed something; `error`: why it can't read, if it can't.
-    - `at`: when this was noted, by the database's clock; `None` in what is to be noted.
+    - `path`: the source event's path; `holder`: the process that listens, as text.
+    - `lag`: how many `unit`s ('messages', 'bytes') it has not read yet, `None` if that is unknown.
+    - `read_at`: when it last committed something; `error`: why it cannot read, if it cannot.
+    - `at`: when the status was stored, by the database's clock; `None` before that.
     """
 
     path: str
@@ -125,7 +130,7 @@ class ListenerStatus(msgspec.Struct, frozen=True):
 
 
 class FencingToken(msgspec.Struct, frozen=True):
-    """The right to claim and record in one lane, until another takes over."""
+    """The right to claim and record in one lane, until another holder takes over the lane."""
 
     destination: str
     lane: Lane
@@ -134,7 +139,7 @@ class FencingToken(msgspec.Struct, frozen=True):
 
 
 class JobRow(NamedTuple):
-    """A job as it was kept. `seq` orders the log; `id` is the event's public id."""
+    """A job with its event. `seq` is the event's sequence number in the log, `id` its public id."""
 
     seq: int
     id: str
@@ -150,15 +155,16 @@ class JobRow(NamedTuple):
 
 
 class Load(msgspec.Struct, frozen=True):
-    """One run of one job group, claimed under a fencing token.
+    """One batch of jobs, claimed under a fencing token: one attempt of each job.
 
-    - `job_key`: what its jobs' stable idempotency keys end in, see `key_of`.
-    - `attempt`: the number of this attempt for each of its jobs (1 is the first).
-    - `lost_loads`: how often this job group's loads ended without a result.
-    - `isolated`: this job runs by itself because its job group raised until its last attempt;
-      `consecutive_failures` is how many of the group's jobs have failed so in a row.
-    - `discard_reason`: why its jobs are to be discarded without being run, if they are.
-    - `replay`: the id of the replay that its jobs came of, if they did.
+    - `job_key`: the suffix of its jobs' stable idempotency keys, see `key_of`.
+    - `attempt`: the number of this attempt for each of its jobs, from 1.
+    - `first_claim`: its jobs come from the log, and were never claimed before.
+    - `lost_loads`: how many loads of this job group ended without a result.
+    - `isolated`: its one job runs by itself, because its job group raised until the last attempt;
+      `consecutive_failures` is how many isolated jobs of that group have failed in a row.
+    - `discard_reason`: set if its jobs must be discarded without being run.
+    - `replay`: the id of the replay that its jobs came from, if any.
     """
 
     id: int
@@ -181,7 +187,7 @@ class Load(msgspec.Struct, frozen=True):
 class Deviation(msgspec.Struct, frozen=True):
     """A job of a load that did not succeed.
 
-    A failed one is due again after `delay` seconds, by itself if `isolated`.
+    If it failed, it is due again after `delay` seconds, in isolation if `isolated`.
     """
 
     seq: int
@@ -192,11 +198,11 @@ class Deviation(msgspec.Struct, frozen=True):
 
 
 class LoadVerdict(msgspec.Struct, frozen=True):
-    """How a load ended.
+    """The result of a load.
 
-    Either `raised` (all its jobs failed by one error, and the job group is due again after `delay`
-    seconds, its jobs one by one if `isolated`), or each job succeeded except the `deviations`.
-    `outcomes` are the events that someone receives of it; their `parent` is the job's event.
+    If it `raised`, all its jobs failed with this error and are due again after `delay` seconds, in
+    isolation if `isolated`. Otherwise each job succeeded, except the `deviations`. `outcomes` are the
+    outcomes that a destination event receives, as events whose `parent` is the job's event.
     """
 
     deviations: Sequence[Deviation] = ()
@@ -212,8 +218,8 @@ class LoadVerdict(msgspec.Struct, frozen=True):
 class ReplayMode(Enum):
     """Which of a window's events a replay loads.
 
-    MISSING: those that the flows want and that have no job. FAILED: those whose job is discarded.
-    ALL: all that the flows want. What is pending or executing is on its way, and left alone.
+    MISSING: events that the flows want but that have no job. FAILED: events whose job was discarded.
+    ALL: every event that the flows want. A pending job is never replayed: it will be loaded anyway.
     """
 
     MISSING = "missing"
@@ -222,14 +228,15 @@ class ReplayMode(Enum):
 
 
 class ReplayRequest(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What is to be loaded again: it is also the name by which a replay is gone on with.
+    """What to load again. An equal request continues a replay that has not ended.
 
-    - `start`, `end`: the events received from the one until before the other.
-    - `event_types`: of these events alone; of all that the destination event receives if empty.
-    - `version`: of events of this version alone.
-    - `error`: of jobs that were discarded by an error which holds this text alone.
-    - `when`, `edit`: the names, `module:function`, of what selects events and changes their data.
-    - `new_key`: the jobs get new idempotency keys; those that they had before if not.
+    - `start`, `end`: events received from `start` until before `end`.
+    - `event_types`: only events of these types; if empty, of all types that the destination event
+      receives.
+    - `version`: only events of this version.
+    - `error`: only jobs that were discarded with an error that contains this text.
+    - `when`, `edit`: functions, as `module:function`, that select events and change their data.
+    - `new_key`: give the jobs new idempotency keys. By default they keep theirs.
     """
 
     start: datetime
@@ -244,11 +251,11 @@ class ReplayRequest(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Replay(msgspec.Struct, frozen=True):
-    """A replay, and how far it has come.
+    """A replay and its progress.
 
-    It goes through the log from `after` to `upto`, and up to `planned_upto` it has put `jobs` jobs
-    into job groups, `created_jobs` of them new ones; `waiting` of them have not been run. `run` is
-    the last that worked on it, `ended_at` when all were run once.
+    It reads the log from `after` to `upto`. Up to `planned_upto` it has put `jobs` jobs into job groups,
+    of which it created `created_jobs`; `waiting` of them have not run yet. `run` is the last Dagster run
+    that worked on it, and `ended_at` when all of them had run once.
     """
 
     id: int
@@ -266,8 +273,8 @@ class Replay(msgspec.Struct, frozen=True):
 
 
 class ReplayCandidate(NamedTuple):
-    """An event of a replay's window, and the `state` of its job: 'missing' (it has none), 'succeeded',
-    'discarded' (`error` says why) or 'pending'."""
+    """An event of a replay's window, with the `state` of its job: 'missing' (it has no job),
+    'succeeded', 'discarded' (`error` is the reason) or 'pending'."""
 
     seq: int
     id: str
@@ -278,15 +285,15 @@ class ReplayCandidate(NamedTuple):
 
 
 class ReplayPage(NamedTuple):
-    """The next candidates of a window, up to the sequence number `upto`."""
+    """The next candidates of a window. It was searched up to the sequence number `upto`."""
 
     candidates: Sequence[ReplayCandidate]
     upto: int
 
 
 class SelectedJob(NamedTuple):
-    """A job that a replay runs: `state` as its candidate had it, `when_error` if the flow's `when`
-    raised, `payload` if the event's data was edited."""
+    """A job that a replay runs. `state` is its candidate's, `when_error` what the flow's `when` raised,
+    and `payload` the data if it was edited."""
 
     seq: int
     state: str
@@ -294,14 +301,14 @@ class SelectedJob(NamedTuple):
     payload: str | None = None
 
 
-# ------------------------------------------------------------------------------------- questions
+# ------------------------------------------------------------------------- counts and history
 
 
 class Counts(msgspec.Struct, frozen=True):
     """How many jobs of a destination event are in each state.
 
-    `awaiting`: not yet claimed; `retrying`: failed or unknown, due again; `executing`: in an open
-    load. `oldest_waiting` is when the job that has waited longest was received, or was due.
+    `awaiting`: never claimed; `retrying`: failed or unknown, and due again; `executing`: in an open
+    load. `oldest_waiting` is when the job that has waited longest was received, or became due.
     """
 
     awaiting: int
@@ -326,7 +333,7 @@ class DayCount(NamedTuple):
 
 
 class StoredEvent(msgspec.Struct, frozen=True):
-    """An event as it was kept, with the paths of the destination events that have a job of it."""
+    """An event as it was stored, with the paths of the destination events that have a job of it."""
 
     id: str
     seq: int
@@ -344,9 +351,10 @@ class StoredEvent(msgspec.Struct, frozen=True):
 class Transition(msgspec.Struct, frozen=True):
     """A change of a job's state.
 
-    `state` is 'acknowledged', 'awaiting', 'executing', 'succeeded', 'failed', 'discarded' or
-    'unknown'. `run` is the Dagster run that the load belonged to; `due_at` when a failed or unknown
-    job runs again; `replay` the replay that has it run again.
+    - `state`: 'acknowledged', 'awaiting', 'executing', 'succeeded', 'failed', 'discarded' or 'unknown'.
+    - `run`: the Dagster run of the load.
+    - `due_at`: when a failed or unknown job runs again.
+    - `replay`: the replay that runs the job again.
     """
 
     destination: str
@@ -361,7 +369,7 @@ class Transition(msgspec.Struct, frozen=True):
 
 
 class JobState(msgspec.Struct, frozen=True):
-    """A job with its present state, as `jobs list` shows it."""
+    """A job with its current state, as `blacksmith jobs list` shows it."""
 
     destination: str
     event_id: str
@@ -374,14 +382,14 @@ class JobState(msgspec.Struct, frozen=True):
 
 
 class Orphan(NamedTuple):
-    """A destination event that the application no longer declares, with its waiting jobs."""
+    """A destination event that the application no longer declares, and how many pending jobs it has."""
 
     destination: str
     pending: int
 
 
 class Window(NamedTuple):
-    """Sequence numbers that hold every event received between two times: `after < seq <= upto`."""
+    """A range of sequence numbers, `after < seq <= upto`, that has every event between two times."""
 
     after: int
     upto: int
@@ -391,9 +399,9 @@ class Window(NamedTuple):
 
 
 class Purgeable(NamedTuple):
-    """What of an event type is past its time: all of it was received before `before`.
+    """How many events of a type are past their retention: they were received before `before`.
 
-    `events` of it would go; `needed` stay, because a job, an outcome or a replay needs them.
+    `events` of them would be removed; `needed` stay, because a job, an outcome or a replay needs them.
     """
 
     event_type: str
@@ -405,9 +413,12 @@ class Purgeable(NamedTuple):
 class PurgeStep(msgspec.Struct, frozen=True):
     """What a purge has done since its last step.
 
-    `events` were deleted, `partitions` dropped whole (PostgreSQL's, of 5,000,000 sequence numbers
-    each). `file` was archived. `postponed` are the tables that a reader keeps from being dropped, if
-    it was tried in this step: their events are gone from the log, and the next purge drops them.
+    - `events`: how many were deleted.
+    - `partitions`: how many table partitions were dropped (PostgreSQL's, of 5,000,000 sequence numbers
+      each).
+    - `file`: the file that the archive wrote.
+    - `postponed`: the tables that could not be dropped because a reader has locked them; `None` if the
+      step tried to drop none. Their events are no longer in the log, and the next purge drops them.
     """
 
     events: int = 0
@@ -420,9 +431,9 @@ NOTHING = msgspec.Raw(b"null")
 
 
 class ArchivedJob(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What became of a job of an archived event: 'succeeded', or 'discarded' by an error.
+    """A job of an archived event. `state` is 'succeeded', or 'discarded' with an error.
 
-    `edited` is what it was given instead of the event's data, if a replay has changed it.
+    `edited` is the data that the job got instead of the event's, if a replay edited it.
     """
 
     destination: str
@@ -432,9 +443,9 @@ class ArchivedJob(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ArchivedEvent(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An event that is about to be purged, as an archive keeps it.
+    """An event that is about to be purged, as an archive stores it.
 
-    `data` and `context` are JSON as it was kept, though without line breaks.
+    `data` and `context` are JSON as it was stored, but without line breaks.
     """
 
     id: str
@@ -450,12 +461,12 @@ class ArchivedEvent(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Archive(Protocol):
-    """Where events go before they are purged."""
+    """Where events are written before they are purged."""
 
     def write(self, events: Sequence[ArchivedEvent]) -> str:
-        """Keep events, in order of their sequence numbers; returns where, once they are safe.
+        """Write events, in order of their sequence numbers; returns where, once they are durable.
 
-        The same events may come again, after a purge was killed.
+        After a purge was killed, the same events may be written again.
 
         Raises `Unavailable`.
         """
@@ -466,15 +477,15 @@ class Archive(Protocol):
 
 
 class Store(Protocol):
-    """The log. Safe to share between threads; every call is one transaction or a few short ones.
+    """The store. Threads may share it. Every call is one transaction, or a few short ones.
 
-    Any call may raise `Unavailable` when the database does not respond (nothing was changed), and
-    those that write `OutcomeUnknown`.
+    Any call may raise `Unavailable`, when the database does not respond and nothing was changed. Those
+    that write may raise `OutcomeUnknown`, when the connection broke during the commit.
     """
 
     @property
     def label(self) -> str:
-        """Which store this is, for people: its URL without credentials."""
+        """The store's URL without credentials, for messages."""
         ...
 
     def close(self) -> None:
@@ -489,9 +500,9 @@ class Store(Protocol):
         ...
 
     def register(self, app: Blacksmith) -> None:
-        """Make the application's event types and destination events known; rename what was renamed.
+        """Add the application's event types and destination events; rename those with `renamed_from`.
 
-        Called by every process at its start, and safe to be called by several at once.
+        Every process calls it at its start; several may do so at once.
         """
         ...
 
@@ -504,69 +515,70 @@ class Store(Protocol):
         released: Sequence[str] = (),
         received_at: datetime | None = None,
     ) -> list[list[str] | KeyReused]:
-        """Keep the events of several requests with their jobs, in one commit.
+        """Store the events of several requests with their jobs, in one commit.
 
-        Returns for each request the ids of its events, in order; an event whose key is known gets
-        the first one's id and makes no job. A request with a reused key gets the error,
-        as a value, and leaves nothing; the others are kept. A request that is `RawRequest` is kept in
-        quarantine, and gets its id there.
+        Returns, for each request, the ids of its events, in order. An event whose key is stored already
+        gets the first event's id, and no jobs. For a request with a reused key, the result is the error,
+        as a value, and nothing of it is stored; the other requests are. A `RawRequest` goes to
+        quarantine, and its result is its id there.
 
-        `cursors` of different readers are committed with the events, and what is `released` leaves
-        quarantine with them. With either, a reused key leaves nothing of any request: none is kept,
-        and the results of the others are empty.
+        `cursors`, of different readers, are committed with the events, and the raw requests `released`
+        leave quarantine. With either, all or nothing is stored: after a reused key, the results of the
+        other requests are empty.
 
-        Raises `CursorMoved` if a reader is elsewhere, `NotFound` if something released is not in
-        quarantine any more.
+        `received_at` is for the import of history: when the events were received elsewhere. Import in
+        order of time, before the store receives events of its own.
 
-        `received_at` is for history that is imported from elsewhere: when it was received there.
-        It is imported in that order, before the store receives events of its own; else `UsageError`.
+        Raises `CursorMoved` if a reader's cursor is not at `before`, `NotFound` if a released request is
+        no longer in quarantine, and `UsageError` for an import out of order.
         """
         ...
 
     def cursor(self, reader: str) -> str | None:
-        """A reader's cursor, or `None` if the store has not seen it."""
+        """A reader's cursor, or `None` if the store does not know the reader."""
         ...
 
     def quarantine(self, raw: RawRequest) -> str:
-        """Keep a raw request; returns its id."""
+        """Store a raw request; returns its id."""
         ...
 
     def quarantined(self, event_type: str | None = None, limit: int = 100) -> Sequence[Quarantined]:
-        """What is in quarantine, the oldest first."""
+        """The requests in quarantine, the oldest first."""
         ...
 
     def in_quarantine(self, quarantine_id: str) -> RawRequest:
-        """A request in quarantine, whole. Raises `NotFound`."""
+        """A request in quarantine, with its body. Raises `NotFound`."""
         ...
 
     def drop_quarantined(self, ids: Sequence[str]) -> None:
-        """Remove requests from quarantine for good. Raises `NotFound`, and then removes none."""
+        """Delete requests in quarantine. If one does not exist, raises `NotFound` and deletes none."""
         ...
 
     def quarantine_sizes(self) -> Mapping[str, int]:
-        """How many requests are in quarantine, by event type; reads none of them."""
+        """How many requests are in quarantine, by event type."""
         ...
 
     # -- listeners
     def note_listener(self, status: ListenerStatus) -> None:
-        """Keep the status of a listener, in place of what was kept of it before."""
+        """Store the status of a listener, in place of the previous one."""
         ...
 
     def listeners(self) -> Sequence[ListenerStatus]:
-        """The status of each listener when it was noted last."""
+        """The last status of each listener."""
         ...
 
     # -- loads
     def take_over(
         self, destination: str, lane: Lane, holder: str, confirm: Confirm
     ) -> FencingToken:
-        """Become the one whose claims and records count in this lane.
+        """Take over a lane: from now on only the returned token may claim and record in it.
 
-        Reads the fencing token, asks `confirm()` whether the caller's lock is still its own, and raises
-        the token only if nobody else has meanwhile. An open load of the lane becomes `unknown`, and
-        its jobs are due again.
+        Reads the fencing token, calls `confirm()` to check that the caller still has its lock, and then
+        raises the token, but only if no other has raised it meanwhile. An open load of the lane becomes
+        unknown, and its jobs are due again.
 
-        Raises `FencedOut` if `confirm()` says no, `NotFound` if there is no such destination event.
+        Raises `FencedOut` if `confirm()` returns `False`, and `NotFound` if the destination event does
+        not exist.
         """
         ...
 
@@ -578,55 +590,56 @@ class Store(Protocol):
         run: str | None = None,
         version: int | None = None,
     ) -> Load | None:
-        """The next load of at most `limit` jobs, committed as executing; `None` if nothing is due.
+        """Claim the next load, of at most `limit` jobs, and commit it as executing.
 
-        What is due again goes first, except that while new jobs wait every second claim takes them.
-        A lane has one open load at a time. `version` is that of its destination's schema, as the
-        caller's code declares it; with `None` no migration is waited for but one under way.
+        Returns `None` if nothing is due. Jobs that are due again go first; while new jobs wait, every
+        second claim takes new ones. `version` is the version of the destination's schema that the
+        caller's code declares; `None` if it declares none.
 
-        Raises `FencedOut`; `MigrationPending` and `CodeOutdated` if the destination is not of that
-        version, or is being migrated; `UsageError` if the lane's last load is still open.
+        Raises `FencedOut`; `MigrationPending` if the destination is being migrated, or has not reached
+        that version; `CodeOutdated` if it is past it; `UsageError` if the lane's last load is still
+        open.
         """
         ...
 
     def record(self, load: Load, verdict: LoadVerdict) -> None:
-        """Close a load: all of its jobs succeeded except what the verdict says.
+        """Close a load with its result.
 
-        Raises `FencedOut`: another has taken over, or the load is no longer open.
+        Raises `FencedOut` if another has taken over the lane, or the load is no longer open.
         """
         ...
 
     def release(self, load: Load) -> None:
-        """Give back a load that was claimed and not started: it counts nothing. Raises `FencedOut`."""
+        """Give back a load before it starts; it does not count as an attempt. Raises `FencedOut`."""
         ...
 
     def abandon(self, load: Load, error: str) -> None:
-        """Close a load as `unknown` (it ran past its time-out): its jobs are due again.
+        """Close a load as unknown, because it ran past its timeout: its jobs are due again.
 
-        A late `record` of it raises `FencedOut`.
+        A later `record` of it raises `FencedOut`.
         """
         ...
 
     def next_due(self, *destinations: str) -> float | None:
-        """Seconds until one of these has something to claim (0 if it has now), `None` if nothing
-        waits."""
+        """Seconds until the load lane of one of these can claim; 0 if it can now, `None` if no jobs
+        wait."""
         ...
 
     def since_load(self, *destinations: str) -> float | None:
-        """Seconds since a load of one of these ended (or began, if it is under way), by the
+        """Seconds since the last load of one of these ended, or began if it is executing, by the
         database's clock; `None` if there has been none."""
         ...
 
     def claim_for_discard(
         self, token: FencingToken, reason: str, limit: int, event_ids: Sequence[str] | None = None
     ) -> Load | None:
-        """A load of waiting jobs that are to be discarded: its `discard_reason` is `reason`.
+        """Claim waiting jobs in order to discard them: `reason` becomes the load's `discard_reason`.
 
-        With `event_ids` those of them that are due again, now or later; without, the next of all
-        that waits. `None` if there is none (left).
+        With `event_ids`, only jobs of these events that wait to run again, due now or later. Without,
+        the next of all waiting jobs, including those never claimed. Returns `None` if none is left.
 
-        Raises `FencedOut`; `UsageError` if the lane's last load is still open, or if jobs that were
-        never claimed are to be discarded in another lane than `Lane.LOAD`.
+        Raises `FencedOut`; `UsageError` if the lane's last load is still open, or if `event_ids` is
+        missing in a lane other than `Lane.LOAD`.
         """
         ...
 
@@ -638,23 +651,23 @@ class Store(Protocol):
         event_types: Sequence[str],
         run: str | None,
     ) -> Replay:
-        """Begin a replay, or go on with the one that was asked for with the same words and not ended.
+        """Begin a replay, or continue one with an equal request that has not ended.
 
-        What other replays have left waiting is given to the load lane. `event_types` are the events that
-        it is asked to go through.
+        Jobs that other replays have left waiting move to the load lane. `event_types` are the types that
+        the replay reads.
 
-        Raises `FencedOut`; `Gone` if some of them have been purged.
+        Raises `FencedOut`; `Gone` if events that it has to read are purged.
         """
         ...
 
     def replay_page(
         self, destination: str, request: ReplayRequest, event_types: Sequence[str], window: Window
     ) -> ReplayPage:
-        """The first of a window's events that a request's modes and filters select."""
+        """The first events of a window that a request's modes and filters select."""
         ...
 
     def job_rows(self, destination: str, seqs: Sequence[int]) -> Sequence[JobRow]:
-        """Events by their sequence numbers, in order, in the form of a job of a destination event."""
+        """Events by their sequence numbers, in order, as jobs of a destination event."""
         ...
 
     def plan(
@@ -665,15 +678,14 @@ class Store(Protocol):
         selected: Sequence[SelectedJob],
         batch: int,
     ) -> Replay:
-        """Put jobs into job groups of `batch` jobs, to be claimed in the replay lane, and move on
-        to `upto`.
+        """Put jobs into job groups of `batch` jobs for the replay lane; the replay advances to `upto`.
 
         Raises `FencedOut`.
         """
         ...
 
     def end_replay(self, token: FencingToken, replay: Replay) -> bool:
-        """Note that a replay has ended; `False` if some of its jobs still wait to be run.
+        """Record that a replay has ended; `False` if some of its jobs still wait to run.
 
         Raises `FencedOut`.
         """
@@ -684,24 +696,24 @@ class Store(Protocol):
         ...
 
     def unsettled(self, destination: str, limit: int = 100) -> Sequence[JobState]:
-        """Jobs of its last replay that are 'discarded', or 'retrying'."""
+        """The jobs of its last replay that are discarded, or wait to run again."""
         ...
 
     def pace(self, destination: str) -> float | None:
-        """Jobs a second in its last loads, `None` if there were none."""
+        """Jobs per second in its last loads, `None` if there were none."""
         ...
 
-    # -- questions
+    # -- counts and history
     def counts(self, destination: str) -> Counts:
         """How many of its jobs are in each state. Raises `NotFound`."""
         ...
 
     def day_counts(self, since: date) -> Sequence[DayCount]:
-        """Totals of the events received per event type and UTC day, from `since` on."""
+        """How many events were received per event type and UTC day, from `since` on."""
         ...
 
     def event(self, event_id: str) -> StoredEvent:
-        """Raises `NotFound`; `Gone` if it was received before the oldest that is kept."""
+        """An event by its public id. Raises `NotFound`; `Gone` if it may have been purged."""
         ...
 
     def events(self, event_type: str | None = None, limit: int = 100) -> Sequence[StoredEvent]:
@@ -723,56 +735,56 @@ class Store(Protocol):
         ...
 
     def originals(self, event_ids: Sequence[str]) -> Mapping[str, JobRow]:
-        """Events by id, in the form of a job's row: the parents that outcomes point to."""
+        """Events by their ids, as job rows: the originals that outcomes refer to as parents."""
         ...
 
     def orphans(self, app: Blacksmith) -> Sequence[Orphan]:
-        """Destination events with waiting jobs that the application does not declare."""
+        """Destination events with pending jobs that the application does not declare."""
         ...
 
     def window(self, start: datetime, end: datetime) -> Window:
-        """The sequence numbers among which all events received from `start` to `end` are."""
+        """A range of sequence numbers that has every event received from `start` to `end`."""
         ...
 
     # -- purge
     def purgeable(self, retention: Mapping[str, Retention]) -> Sequence[Purgeable]:
-        """What is past its time, for each event type that is not kept forever. Changes nothing."""
+        """What `purge` would remove, for each event type that is not kept forever. Changes nothing."""
         ...
 
     def purge(
         self, retention: Mapping[str, Retention], archive: Archive | None = None
     ) -> Iterator[PurgeStep]:
-        """Remove what is past its time and not needed, with its jobs, their loads and outcomes.
+        """Remove the events that are past their retention and not needed, with their jobs and loads.
 
-        Each step is committed when it is told, and may be the last that is asked for: the next
-        purge goes on. What a step deletes was archived before, if there is an archive. Ingest and
-        loads go on beside it; two purges at once do each other's work.
+        Each step is committed when it is returned. The caller may stop after any step; the next purge
+        continues. With an archive, a step's events are archived before they are deleted. Ingest and
+        loads may run at the same time; two purges at once are safe, but repeat each other's work.
         """
         ...
 
     def check_not_purged(self, event_types: Sequence[str], start: datetime) -> None:
-        """Return if no event of these types that was received from `start` on has been purged.
+        """Raise `Gone` if events of these types that were received from `start` on may be purged.
 
-        Raises `Gone`, which says from when on they are kept.
+        The error states from when on they are kept.
         """
         ...
 
     # -- maintenance
     def repair(self) -> str:
-        """After a restore or a promotion: move the sequence past all that it made, and begin a new
-        epoch, so that no new event gets the id of one that was lost. Returns the epoch."""
+        """Repair a restored or promoted store: move the sequence past every number used, and begin a new
+        epoch, so that no new event gets the id of a lost one. Returns the epoch."""
         ...
 
     def maintain(self) -> None:
-        """What must be done now and then (the gateway does it every few seconds): add a row a
-        minute to the time index, move the counters on, make partitions ahead, forget keys older than
-        7 days."""
+        """Do what must be done regularly: add a row per minute to the time index, update the totals,
+        create table partitions ahead, and delete keys older than 7 days. The gateway calls it every few
+        seconds."""
         ...
 
 
 class Confirm(Protocol):
-    """Asks the supervisor, consistently, whether an acquisition is still the caller's."""
+    """Asks the supervisor, by a consistent read, whether the caller still has its lock."""
 
     def __call__(self) -> bool:
-        """`False` if it is lost."""
+        """`False` if the lock is lost."""
         ...
