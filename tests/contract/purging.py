@@ -1,4 +1,4 @@
-"""How the tests of purges let events be old, and what they ask afterwards."""
+"""For the tests of purges: make events old, purge, and read what is left."""
 
 import gzip
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ NOTHING, DAY = timedelta(0), timedelta(days=1)
 def kept(
     events: timedelta | None, discarded: timedelta | None = NOTHING
 ) -> Mapping[str, Retention]:
-    """Both event types of the application are kept for so long."""
+    """A retention of this length for both event types of the application."""
     return dict.fromkeys((departed.path, OUTCOME), Retention(events, discarded))
 
 
@@ -30,7 +30,7 @@ NOW = kept(NOTHING)
 
 
 def index_time(store: Store, ago: timedelta = NOTHING) -> None:
-    """All that is in the store was received so long ago, or before."""
+    """Add a row to the time index: every event in the store was received this long ago, or before."""
     assert isinstance(store, SQLStore)
     with store.writing() as conn:
         low, high = store._high_watermark(conn), store._sequence(conn)
@@ -51,15 +51,15 @@ def load_all(store: Store, token: FencingToken) -> None:
 
 def gone(store: Store, ids: Sequence[str]) -> list[bool]:
     """Which of these events have been purged."""
-    found = []
-    for each in ids:
+    purged_events = []
+    for event_id in ids:
         try:
-            store.event(each)
+            store.event(event_id)
         except Gone:
-            found.append(True)
+            purged_events.append(True)
         else:
-            found.append(False)
-    return found
+            purged_events.append(False)
+    return purged_events
 
 
 def rows(store: Store) -> dict[str, int]:
@@ -67,8 +67,8 @@ def rows(store: Store) -> dict[str, int]:
     assert isinstance(store, SQLStore)
     with store.reading() as conn:
         return {
-            each.name: conn.execute(select(func.count()).select_from(each)).scalar_one()
-            for each in (
+            table.name: conn.execute(select(func.count()).select_from(table)).scalar_one()
+            for table in (
                 tables.events,
                 tables.jobs,
                 tables.loads,
@@ -80,9 +80,9 @@ def rows(store: Store) -> dict[str, int]:
 
 def read(folder: Path) -> list[ArchivedEvent]:
     """The events of an archive, in the order of its files' names."""
-    found: list[ArchivedEvent] = []
+    archived: list[ArchivedEvent] = []
     for path in sorted(folder.iterdir()):
         assert path.name.endswith(".jsonl.gz")
         with gzip.open(path, "rb") as lines:
-            found += [msgspec.json.decode(line, type=ArchivedEvent) for line in lines]
-    return found
+            archived += [msgspec.json.decode(line, type=ArchivedEvent) for line in lines]
+    return archived

@@ -1,4 +1,4 @@
-"""Events that are kept with the events that they came of."""
+"""Children: events that are stored with their parents."""
 
 import random
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ def child(number: int, of: int | str, *, key: str | None = None) -> NewEvent:
 
 
 def parents(store: Store, ids: Sequence[str]) -> list[str | None]:
-    return [store.event(each).parent for each in ids]
+    return [store.event(event_id).parent for event_id in ids]
 
 
 def test_children_have_the_public_id_of_their_parent(store: Store) -> None:
@@ -93,15 +93,15 @@ def test_a_family_may_be_large(store: Store) -> None:
 
 
 def test_families_that_are_kept_at_once_stay_together(store: Store) -> None:
-    """Their numbers interleave: each child has the parent that it came with."""
+    """Their sequence numbers interleave; each child still has its own parent."""
     seed = random.randrange(2**32)
     print(f"seed {seed}")
 
     def write(number: int) -> list[list[str]]:
-        chance, kept = random.Random(seed + number), []
+        chance, stored = random.Random(seed + number), []
         for _ in range(15):
             size = chance.randint(1, 30)
-            keyed = f"{number}.{len(kept)}" if chance.random() < 0.5 else None
+            keyed = f"{number}.{len(stored)}" if chance.random() < 0.5 else None
             family = [
                 new_event(0, key=keyed),
                 *(child(n, chance.randrange(n)) for n in range(1, size)),
@@ -109,12 +109,12 @@ def test_families_that_are_kept_at_once_stay_together(store: Store) -> None:
             [ids] = store.ingest([family])
             assert isinstance(ids, list)
             assert parents(store, ids) == [
-                ids[each.parent] if isinstance(each.parent, int) else None for each in family
+                ids[event.parent] if isinstance(event.parent, int) else None for event in family
             ]
-            kept.append(ids)
-        return kept
+            stored.append(ids)
+        return stored
 
     with ThreadPoolExecutor(6) as threads:
-        families = [ids for made in threads.map(write, range(6)) for ids in made]
-    kept = [each for ids in families for each in ids]
-    assert len(set(kept)) == len(kept)
+        families = [ids for stored in threads.map(write, range(6)) for ids in stored]
+    all_ids = [event_id for ids in families for event_id in ids]
+    assert len(set(all_ids)) == len(all_ids)

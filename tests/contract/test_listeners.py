@@ -1,4 +1,4 @@
-"""What every store promises of how listeners stand."""
+"""The promises of every store about the status of listeners."""
 
 from datetime import UTC, datetime
 
@@ -8,7 +8,7 @@ from blacksmith_dagster.store import Store
 from blacksmith_dagster.store.interface import ListenerStatus
 
 
-def test_a_listener_stands_as_it_was_noted_last(store: Store) -> None:
+def test_the_last_status_of_a_listener_is_stored(store: Store) -> None:
     assert store.listeners() == []
     at = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
     store.note_listener(ListenerStatus("shop/ordered", "a@1", 12, "messages", at))
@@ -27,4 +27,4 @@ def test_a_listener_stands_as_it_was_noted_last(store: Store) -> None:
     assert changed.at <= ordered.at
     assert abs((datetime.now(UTC) - ordered.at).total_seconds()) < 60
     store.note_listener(replace(newest, error=None, read_at=at))
-    assert [(each.error, each.read_at) for each in store.listeners()][1] == (None, at)
+    assert [(status.error, status.read_at) for status in store.listeners()][1] == (None, at)

@@ -1,4 +1,4 @@
-"""What every store promises of loads: claims, fencing tokens, lanes, retries, lost loads, halving,
+"""The promises of every store about loads: claims, fencing tokens, lanes, retries, lost loads, halving,
 fairness."""
 
 from datetime import UTC, datetime
@@ -23,14 +23,14 @@ RAISED = LoadVerdict(raised="down")
 
 
 def failed(load: Load, *numbers: int, delay: float = 0.0) -> LoadVerdict:
-    """The jobs of a load with these places have failed, the others succeeded."""
+    """The jobs of a load at these indexes failed, the others succeeded."""
     return LoadVerdict(
         [Deviation(load.rows[n].seq, JobResult.FAILED, f"bad {n}", delay) for n in numbers]
     )
 
 
 def drain(store: Store, token: FencingToken, max_attempts: int = 3) -> list[list[str]]:
-    """Load all that is due, successfully; the ids of each load."""
+    """Load everything that is due, successfully; returns the ids of each load."""
     loaded = []
     while load := store.claim(token, 1000, max_attempts):
         loaded.append(ids_of(load))
@@ -66,13 +66,13 @@ def test_a_claim_says_what_a_job_needs(store: Store) -> None:
         key="k",
         digest=b"d",
     )
-    [[kept]] = store.ingest([[event]])
+    [[event_id]] = store.ingest([[event]])
     load = claimed(store, take_over(store))
     [row] = load.rows
-    assert (row.id, row.event_type, row.payload) == (kept, "airport/departed", '{"n":1}')
+    assert (row.id, row.event_type, row.payload) == (event_id, "airport/departed", '{"n":1}')
     assert (row.key, row.context, row.version) == ("k", "{}", "v")
     assert row.when_error == "ValueError: no"
-    assert row.received_at == store.event(kept).received_at
+    assert row.received_at == store.event(event_id).received_at
 
 
 def test_a_lane_has_one_open_load(store: Store) -> None:
@@ -121,7 +121,7 @@ def test_a_stale_loader_is_fenced(store: Store) -> None:
 
 
 def test_a_stale_process_cannot_evict_the_holder(store: Store) -> None:
-    """It lost its lock between reading the fencing token and raising it: its take-over is refused."""
+    """It lost its lock between reading the fencing token and raising it: its take-over is rejected."""
     take_over(store, "stale")
     holder: list[FencingToken] = []
 
@@ -187,7 +187,7 @@ def test_jobs_of_one_load_can_be_due_at_different_times(store: Store) -> None:
     assert ids_of(claimed(store, token)) == [ids[0], ids[2]]
 
 
-def test_retries_of_many_loads_are_taken_together(store: Store) -> None:
+def test_retries_of_many_loads_are_claimed_together(store: Store) -> None:
     ids = ingest_events(store, 6)
     token = take_over(store)
     for _ in range(3):
@@ -225,7 +225,7 @@ def test_a_discarded_job_never_runs_again(store: Store) -> None:
 
 
 def test_an_outage_does_not_halve_the_group(store: Store) -> None:
-    """Nothing has succeeded since it raised: the destination is down, not the batch bad."""
+    """Nothing has succeeded since it raised: the destination is down, the batch is not bad."""
     ids = ingest_events(store, 8)
     token = take_over(store)
     for attempt in (1, 2, 3):
@@ -259,9 +259,9 @@ def test_the_last_attempt_is_isolated(store: Store) -> None:
     while load := store.claim(token, 1000, 2):
         seen.append((ids_of(load), load.attempt, load.isolated))
         bad = load.rows[0].id == ids[1]
-        gone = [Deviation(load.rows[0].seq, JobResult.DISCARDED, "poison")] if bad else []
-        store.record(load, LoadVerdict(gone))
-    assert seen == [([each], 2, True) for each in ids]
+        poison = [Deviation(load.rows[0].seq, JobResult.DISCARDED, "poison")] if bad else []
+        store.record(load, LoadVerdict(poison))
+    assert seen == [([event_id], 2, True) for event_id in ids]
     counts = store.counts(FLIGHTS)
     assert (counts.succeeded, counts.discarded) == (3, 1)
 
@@ -322,7 +322,7 @@ def test_an_abandoned_load_rejects_its_late_result(store: Store) -> None:
 
 
 def test_what_kills_its_loader_is_found_and_discarded(store: Store) -> None:
-    """Halved after three lost loads, and again at each more; the killer is discarded, nothing else."""
+    """Halved after three lost loads, and after each further one; only the killer is discarded."""
     ids = ingest_events(store, 100)
     killer = ids[37]
     lost = 0
@@ -362,19 +362,19 @@ def test_lost_loads_do_not_use_up_attempts(store: Store) -> None:
 
 
 def test_new_jobs_are_not_starved_by_retries(store: Store) -> None:
-    """With twenty job groups due at once, every second claim takes what is new."""
+    """With twenty job groups due at once, every second claim takes new jobs."""
     token = take_over(store)
     for _ in range(20):
         ingest_events(store, 2)
         store.record(claimed(store, token), LoadVerdict(raised="down", delay=0.5))
     _wait_until_all_are_due(store)
     ingest_events(store, 6)
-    kinds = []
+    claims = []
     for _ in range(12):
         load = claimed(store, token, limit=2)
-        kinds.append("new" if load.first_claim else "due")
+        claims.append("new" if load.first_claim else "due")
         store.record(load, LoadVerdict())
-    assert kinds[:6] in (["due", "new"] * 3, ["new", "due"] * 3)
+    assert claims[:6] in (["due", "new"] * 3, ["new", "due"] * 3)
 
 
 # ------------------------------------------------------------------------------------ outcomes
@@ -422,8 +422,12 @@ def test_chosen_jobs_are_claimed_for_discard_out_of_their_group(store: Store) ->
         LoadVerdict([Deviation(row.seq, JobResult.DISCARDED, "not wanted") for row in load.rows]),
     )
     assert store.claim_for_discard(operator, "again", 10, ids[1:2]) is None
-    assert [each for part in drain(store, token) for each in part] == [ids[0], ids[2], ids[3]]
-    states = [each.state for each in store.history(ids[4])]
+    assert [event_id for part in drain(store, token) for event_id in part] == [
+        ids[0],
+        ids[2],
+        ids[3],
+    ]
+    states = [step.state for step in store.history(ids[4])]
     assert states == ["acknowledged", "awaiting", "executing", "failed", "executing", "discarded"]
 
 

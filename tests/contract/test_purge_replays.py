@@ -1,4 +1,5 @@
-"""What a replay needs stays, what has gone is not replayed, and what replays have left goes too."""
+"""Purges and replays: what a replay needs stays, purged events are not replayed, and the rows that
+replays have left go too."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,12 +28,12 @@ from tests.contract.test_replays import ALL, MISSING, drain, plan, replaying
 
 
 def begin(store: Store, to: str = FLIGHTS) -> Replay:
-    """A replay that has planned nothing yet."""
+    """Begin a replay that plans nothing yet."""
     return store.begin_replay(replaying(store, to), MISSING, [departed.path], "run")
 
 
 def begun(store: Store, ago: timedelta) -> None:
-    """Let all replays, and their loads, have begun so long ago."""
+    """Set the beginning of all replays and loads to this long ago."""
     assert isinstance(store, SQLStore)
     with store.writing() as conn:
         at = store._now(conn) - ago
@@ -40,17 +41,17 @@ def begun(store: Store, ago: timedelta) -> None:
         conn.execute(update(tables.loads).values(started_at=at))
 
 
-def test_what_a_replay_has_yet_to_come_to_stays(store: Store) -> None:
+def test_events_that_a_replay_has_not_reached_stay(store: Store) -> None:
     ids = ingest_events(store, 6, to=())
     token = replaying(store)
     replay = store.begin_replay(token, MISSING, [departed.path], "run")
     index_time(store)
-    assert [each[2:] for each in store.purgeable(NOW)][:1] == [(0, 6)]
+    assert [row[2:] for row in store.purgeable(NOW)][:1] == [(0, 6)]
     assert purged(store) == 0
-    seqs = [store.event(each).seq for each in ids]
+    seqs = [store.event(event_id).seq for event_id in ids]
     half = [SelectedJob(seq, "missing") for seq in seqs[:2]]
     replay = store.plan(token, replay, seqs[2], half, 10)
-    # The third was not selected: it has been come to, and goes.
+    # The third was not selected, and the replay has passed it: it goes.
     assert purged(store) == 1
     assert gone(store, ids) == [False, False, True, False, False, False]
     drain(store, token)
@@ -85,7 +86,7 @@ def test_what_replays_have_left_goes_with_the_events(store: Store, tmp_path: Pat
     list(store.purge(NOW, FolderArchive(str(tmp_path / "archive"))))
     edited = msgspec.Raw(b'{"n":"edited"}')
     archived = read(tmp_path / "archive")
-    assert [each.jobs for each in archived[:3]] == [
+    assert [event.jobs for event in archived[:3]] == [
         [ArchivedJob(FLIGHTS, "succeeded")],
         [ArchivedJob(FLIGHTS, "discarded", "never", edited)],
         [ArchivedJob(FLIGHTS, "succeeded")],
@@ -100,7 +101,7 @@ def test_what_replays_have_left_goes_with_the_events(store: Store, tmp_path: Pat
 
 
 def test_the_history_of_what_stays_of_a_replays_list_stays(store: Store) -> None:
-    """Also if it was split, and the part that the listing began with has gone."""
+    """Also if the listing was split, and its first part has gone."""
     ids = ingest_events(store, 4, to=())
     token = replaying(store)
     plan(store, token, MISSING)
@@ -115,13 +116,13 @@ def test_the_history_of_what_stays_of_a_replays_list_stays(store: Store) -> None
         store.record(load, LoadVerdict())
     assert len(halves) > 1
     index_time(store)
-    before = [store.history(each) for each in ids]
+    before = [store.history(event_id) for event_id in ids]
     assert purged(store, kept(timedelta(0), DAY)) == 4 - len(halves[0].rows)
-    there = [not each for each in gone(store, ids)]
+    there = [not is_gone for is_gone in gone(store, ids)]
     assert any(there)
-    assert [store.history(each) for each, stays in zip(ids, there, strict=True) if stays] == [
-        history for history, stays in zip(before, there, strict=True) if stays
-    ]
+    assert [
+        store.history(event_id) for event_id, stays in zip(ids, there, strict=True) if stays
+    ] == [history for history, stays in zip(before, there, strict=True) if stays]
 
 
 def test_what_the_outcomes_of_a_replays_window_came_of_stays(store: Store) -> None:
@@ -132,7 +133,7 @@ def test_what_the_outcomes_of_a_replays_window_came_of_stays(store: Store) -> No
     load_all(store, take_over(store, to=SEATS))
     token = replaying(store, SEATS)
     store.begin_replay(token, ALL, [OUTCOME], "run")
-    assert purged(store) == 0, "all is in the window"
+    assert purged(store) == 0, "all of it is in the window"
     with pytest.raises(Gone):
         begin(store)
     begun(store, 8 * DAY)
@@ -157,7 +158,7 @@ def test_a_replay_that_was_left_for_a_week_holds_nothing(store: Store) -> None:
     index_time(store)
     begun(store, 6 * DAY)
     assert purged(store) == 0
-    assert begin(store).id == store.replays(FLIGHTS)[0].id, "it is gone on with"
+    assert begin(store).id == store.replays(FLIGHTS)[0].id, "the replay continues"
     begun(store, 8 * DAY)
     assert purged(store) == 3
     assert all(gone(store, ids))

@@ -46,7 +46,7 @@ AWAITING, EXECUTING, RETRYING, SUCCEEDED, DISCARDED = (
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """The store, and beside it what the test knows of each job."""
+    """The store, and a model: the state of each job that the test expects."""
 
     store: Store
 
@@ -93,14 +93,14 @@ class StoreMachine(RuleBasedStateMachine):
             if isinstance(result, KeyReused):
                 assert self._conflicts(request)
                 continue
-            for event, given in zip(request, result, strict=True):
+            for event, event_id in zip(request, result, strict=True):
                 if event.key is not None and event.key in self.keys:
-                    assert self.keys[event.key] == (given, event.digest)
+                    assert self.keys[event.key] == (event_id, event.digest)
                     continue
-                assert given not in self.states
-                self.states[given] = AWAITING
+                assert event_id not in self.states
+                self.states[event_id] = AWAITING
                 if event.key is not None and event.digest is not None:
-                    self.keys[event.key] = (given, event.digest)
+                    self.keys[event.key] = (event_id, event.digest)
 
     def _conflicts(self, request: list[NewEvent]) -> bool:
         known = {key: digest for key, (_, digest) in self.keys.items()}
@@ -114,7 +114,7 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.load is None)
     @rule(limit=st.integers(1, 5))
     def claim(self, limit: int) -> None:
-        """The next load: only jobs that wait, nothing if there are none."""
+        """The next load has only waiting jobs; there is none if no jobs wait."""
         load = self.store.claim(self.token, limit, ATTEMPTS)
         if load is None:
             assert not self._in(AWAITING)
@@ -165,7 +165,7 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.load is not None)
     @rule()
     def abandon(self) -> None:
-        """It ran past its time-out."""
+        """The load ran past its timeout."""
         load = self._open()
         self.store.abandon(load, "too late")
         self._all(load, RETRYING)
@@ -175,7 +175,7 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.load is not None)
     @rule()
     def release(self) -> None:
-        """It was never started."""
+        """The load was never started."""
         load = self._open()
         self.store.release(load)
         self._all(load, RETRYING)
@@ -195,7 +195,7 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.stale)
     @rule(data=st.data())
     def come_back_late(self, data: st.DataObject) -> None:
-        """Whatever a fenced-out process still tries is refused and changes nothing."""
+        """Whatever a fenced-out process still tries is rejected and changes nothing."""
         token, load = data.draw(st.sampled_from(self.stale))
         if load is not None:
             with pytest.raises(FencedOut):
@@ -212,7 +212,7 @@ class StoreMachine(RuleBasedStateMachine):
         chosen = data.draw(st.lists(st.sampled_from(sorted(self.states)), min_size=1, max_size=4))
         token = take_over(self.store, "operator", Lane.DISCARD)
         load = self.store.claim_for_discard(token, "not wanted", 10, chosen)
-        expected = {each for each in chosen if self.states[each] == RETRYING}
+        expected = {event_id for event_id in chosen if self.states[event_id] == RETRYING}
         assert {row.id for row in load.rows} == expected if load else not expected
         if load is None:
             return
@@ -226,7 +226,7 @@ class StoreMachine(RuleBasedStateMachine):
         verdicts=st.lists(st.sampled_from(["", "failed", "discarded"]), min_size=5, max_size=5),
     )
     def replay(self, mode: ReplayMode, batch: int, verdicts: list[str]) -> None:
-        """What is settled is run again, each job once; what is pending stays as it is."""
+        """Settled jobs run again, each once; pending jobs stay as they are."""
         token = take_over(self.store, "replay", Lane.REPLAY)
         request = ReplayRequest(self.since, datetime.now(UTC) + timedelta(days=1), (mode,))
         replay = self.store.begin_replay(token, request, [departed.path], None)
@@ -234,17 +234,17 @@ class StoreMachine(RuleBasedStateMachine):
         while replay.planned_upto < replay.upto:
             window = Window(replay.planned_upto, replay.upto)
             page = self.store.replay_page(FLIGHTS, request, [departed.path], window)
-            for each in page.candidates:
-                state = self.states[each.id]
+            for event in page.candidates:
+                state = self.states[event.id]
                 pending = state in (AWAITING, EXECUTING, RETRYING)
-                assert each.state == ("pending" if pending else state)
-            part = [SelectedJob(each.seq, each.state) for each in page.candidates]
-            part = [each for each in part if each.state != "pending"]
+                assert event.state == ("pending" if pending else state)
+            part = [SelectedJob(event.seq, event.state) for event in page.candidates]
+            part = [job for job in part if job.state != "pending"]
             replay = self.store.plan(token, replay, page.upto, part, batch)
             selected += part
         wanted = {ReplayMode.MISSING: (), ReplayMode.FAILED: (DISCARDED,)}
         states = wanted.get(mode, (DISCARDED, SUCCEEDED))
-        expected = {each for state in states for each in self._in(state)} - self.before
+        expected = {event_id for state in states for event_id in self._in(state)} - self.before
         assert len(selected) == len(expected)
         ran: set[str] = set()
         while load := self.store.claim(token, 5, ATTEMPTS):
@@ -255,7 +255,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def purge(self) -> None:
-        """What is settled goes, and is counted as before; what is pending stays."""
+        """Settled jobs go, and are counted as before; pending jobs stay."""
         index_time(self.store)
         assert purged(self.store) >= len(self._in(SUCCEEDED) | self._in(DISCARDED))
         for event in self._in(SUCCEEDED) | self._in(DISCARDED):
@@ -264,7 +264,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.succeeded_before += len(self._in(SUCCEEDED))
         self.discarded_before = 0
         pending = (AWAITING, EXECUTING, RETRYING)
-        self.states = {event: each for event, each in self.states.items() if each in pending}
+        self.states = {event: state for event, state in self.states.items() if state in pending}
         self.since, self.before = datetime.now(UTC), set(self.states)
 
     @rule()
@@ -294,7 +294,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert (history[-1].due_at is not None) == (state == RETRYING)
 
     def _in(self, state: str) -> set[str]:
-        return {event for event, each in self.states.items() if each == state}
+        return {event for event, own_state in self.states.items() if own_state == state}
 
     def _open(self) -> Load:
         assert self.load is not None
@@ -305,7 +305,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.states[row.id] = state
 
     def _settle_what_earlier_runs_left(self) -> None:
-        """Hypothesis runs many machines on one store: each begins with nothing that waits."""
+        """Hypothesis runs many machines on one store: each must begin without waiting jobs."""
         while load := self.store.claim_for_discard(self.token, "left over", 1000):
             self.store.record(
                 load,

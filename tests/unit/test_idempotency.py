@@ -1,4 +1,4 @@
-"""Which events of a commit are new, given the keys that were there before."""
+"""Which events of a commit are new, given the keys that are stored already."""
 
 from msgspec.structs import replace
 
@@ -37,7 +37,7 @@ def test_a_rejected_request_leaves_nothing_and_its_keys_are_free() -> None:
     rejected, kept = [event("b"), event("a")], [event("b", "z")]
     resolution = resolve([rejected, kept], known)
     assert isinstance(resolution.slots[0], KeyReused)
-    assert [each.payload for each in resolution.new] == ["z"]
+    assert [new.payload for new in resolution.new] == ["z"]
     assert resolution.claimed == {("airport/departed", "b", 0): 0}
     assert not resolve([[*rejected, event("c")]], known).claimed
 
