@@ -24,7 +24,7 @@ from blacksmith_dagster.store import open_store
 from blacksmith_dagster.store.sqlite import make_home
 
 if TYPE_CHECKING:
-    from blacksmith_dagster.gateway.interface import Gateway
+    from blacksmith_dagster.gateway.server import Gateway
 
 _STOP_SECONDS = 30
 

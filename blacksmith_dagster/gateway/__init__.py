@@ -1,6 +1,5 @@
 """The gateway: an HTTP server that turns requests into committed events."""
 
-from blacksmith_dagster.gateway.interface import Gateway
-from blacksmith_dagster.gateway.server import StandardGateway
+from blacksmith_dagster.gateway.server import Gateway, StandardGateway
 
 __all__ = ["Gateway", "StandardGateway"]

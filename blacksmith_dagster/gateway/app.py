@@ -40,7 +40,7 @@ from blacksmith_dagster.ingest.group_commit import STORE_IS_DOWN, GroupCommit
 from blacksmith_dagster.ingest.quarantine import raw_request_of
 from blacksmith_dagster.pipeline.access import is_within
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.source import SourceEvent, Webhook
+from blacksmith_dagster.pipeline.source import AnySourceEvent, Webhook
 from blacksmith_dagster.pipeline.triggers import HTTP, Reply, Request
 from blacksmith_dagster.pubsub.notifier import Notifier
 from blacksmith_dagster.redaction import traced
@@ -49,9 +49,12 @@ from blacksmith_dagster.supervisor import Supervisor
 
 BODIES_AT_ONCE = 256 * 1024 * 1024
 
-# Bodies above this are taken apart in a thread, so that the small requests beside them go on.
+# Larger bodies are processed in a thread, so that they do not delay small requests.
 _LARGE = 128 * 1024
-_LOOKED_AT = ((b"content-type", "content-type"), (VERSION_HEADER.encode(), VERSION_HEADER))
+_HEADERS_WITHOUT_FUNCTION = (
+    (b"content-type", "content-type"),
+    (VERSION_HEADER.encode(), VERSION_HEADER),
+)
 
 _log = logging.getLogger(__name__)
 
@@ -66,9 +69,9 @@ def create_app(
 ) -> ASGIApp:
     """The ASGI application that receives the events of `app` and keeps them in `store`.
 
-    At most `queue` events wait for their commit; more get a 429. The store's application
-    must be registered. `notifier` publishes new jobs; `supervisor`, if it is another service than
-    the store, is asked by `/_health`.
+    At most `queue` events wait for their commit; more get a 429. The application must be registered
+    in the store. `notifier` publishes new jobs. `/_health` checks `supervisor`; pass it only if it is
+    not the store.
     """
     bodies = BodyReader(BODIES_AT_ONCE)
     deprecations = Deprecations(app.source_events.values())
@@ -89,9 +92,9 @@ def create_app(
         commits = GroupCommit(store, queue, notifier.notify if notifier else None)
         for endpoint in endpoints:
             endpoint.commits = commits
-        watching = asyncio.create_task(bodies.watch())
+        watcher = asyncio.create_task(bodies.watch())
         yield
-        watching.cancel()
+        watcher.cancel()
         await commits.stop()
 
     description = msgspec.json.encode(described(app))
@@ -103,56 +106,57 @@ def create_app(
     for endpoint in endpoints:
         methods.setdefault(endpoint.path, []).append(endpoint.method)
     routes = [
-        # Requests by these methods never come here, but straight to their endpoint.
+        # Starlette uses these only for 405: `_dispatch` serves the methods of an endpoint.
         *(Route(endpoint.path, endpoint, methods=methods[endpoint.path]) for endpoint in endpoints),
         Route("/_health", Health(store, notifier, supervisor).respond),
         Route("/_openapi.json", serve_openapi),
     ]
-    others = Starlette(
+    fallback = Starlette(
         routes=routes,
         exception_handlers={HTTPException: routing_problem, Exception: internal_problem},
         lifespan=lifespan,
     )
-    others.router.redirect_slashes = False
-    served = _straight_to(endpoints, others)
+    fallback.router.redirect_slashes = False
+    served = _dispatch(endpoints, fallback)
     for middleware, args, kwargs in reversed(app.middleware):
         served = middleware(served, *args, **kwargs)
     return ServerErrorMiddleware(served, internal_problem) if app.middleware else served
 
 
-def _straight_to(endpoints: Sequence[EventEndpoint], others: ASGIApp) -> ASGIApp:
-    """Endpoints are found by one look-up: Starlette's router and the layers around it take a fifth of
-    the time that a small request needs."""
-    found = {(endpoint.method, endpoint.path): endpoint.behind_cors() for endpoint in endpoints}
-    asked = {path for (_, path), endpoint in found.items() if isinstance(endpoint, CORSMiddleware)}
+def _dispatch(endpoints: Sequence[EventEndpoint], fallback: ASGIApp) -> ASGIApp:
+    """Find the endpoint by one look-up: Starlette's router and the layers around it take a fifth of
+    the time of a small request."""
+    by_route = {(endpoint.method, endpoint.path): endpoint.behind_cors() for endpoint in endpoints}
+    cors_paths = {path for (_, path), app in by_route.items() if isinstance(app, CORSMiddleware)}
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        served = others
+        served = fallback
         if scope["type"] == "http":
             method, path = scope["method"], scope["path"]
-            if method == "OPTIONS" and path in asked:  # a browser asks for another method
-                method = _asked_for(scope)
-            served = found.get((method, path), others)
+            if method == "OPTIONS" and path in cors_paths:
+                method = _preflighted_method(scope)
+            served = by_route.get((method, path), fallback)
         await served(scope, receive, send)
 
     return serve
 
 
-def _asked_for(scope: Scope) -> str:
+def _preflighted_method(scope: Scope) -> str:
+    """The method that a browser wants to use, if this is a CORS preflight request."""
     headers = dict(scope["headers"])
     wanted: bytes = headers.get(b"access-control-request-method", b"OPTIONS")
     return wanted.decode("latin-1") if b"origin" in headers else "OPTIONS"
 
 
 class EventEndpoint:
-    """Receives the requests to one source event, or to one webhook: an ASGI application."""
+    """The ASGI application that receives the requests to one source event or webhook."""
 
     commits: GroupCommit
 
     def __init__(
         self,
         app: Blacksmith,
-        event: SourceEvent[Any, Any, Any] | Webhook,
+        event: AnySourceEvent | Webhook,
         on: HTTP,
         store: Store,
         bodies: BodyReader,
@@ -171,7 +175,7 @@ class EventEndpoint:
         self._body_seconds = cast(float, event.limits.body_seconds)
 
     def behind_cors(self) -> ASGIApp:
-        """The endpoint as it is served: to pages of other sites too, if it is declared so."""
+        """The endpoint, with CORS if it is declared."""
         cors = self._event.cors
         if cors is None:
             return self
@@ -192,8 +196,8 @@ class EventEndpoint:
             return
         except RequestError as error:
             response = rejection(error)
-        except Exception:  # noqa: BLE001 - a bug of ours: it is logged, and the sender gets a 500
-            _log.exception("%s has failed at a request", self._event.path)
+        except Exception:  # noqa: BLE001 - our bug: log it and answer 500
+            _log.exception("%s failed to process a request", self._event.path)
             response = internal()
         if isinstance(response, Response):
             await response(scope, receive, send)
@@ -216,7 +220,7 @@ class EventEndpoint:
         body = await self._bodies.read(
             receive, headers.get(b"content-length"), self._request_bytes, self._body_seconds
         )
-        held = len(body)
+        reserved = len(body)
         try:
             encoding = headers.get(b"content-encoding")
             if encoding is not None:
@@ -224,17 +228,17 @@ class EventEndpoint:
                     unpack, body, encoding.decode("latin-1"), self._request_bytes
                 )
                 self._bodies.reserve(len(body))
-                held += len(body)
+                reserved += len(body)
             if auth is not None:
                 if len(body) > _LARGE:
-                    proved = await run_in_threadpool(auth.verify, headers, body)
+                    signed_key = await run_in_threadpool(auth.verify, headers, body)
                 else:
-                    proved = auth.verify(headers, body)
-                # It counts before what anyone could have added to a signed request.
-                key = proved or key
+                    signed_key = auth.verify(headers, body)
+                # Anyone could have added an unsigned Idempotency-Key to a signed request.
+                key = signed_key or key
             return await self._ingest(self._request(scope, headers, body, key), key)
         finally:
-            self._bodies.release(held)
+            self._bodies.release(reserved)
 
     def _check_network(self, scope: Scope) -> None:
         networks = self._event.networks
@@ -242,31 +246,34 @@ class EventEndpoint:
             host = scope["client"][0] if scope["client"] else ""
             if not is_within(networks, host):
                 raise Forbidden(
-                    f"requests from {host or 'here'} are not accepted by this source; send from a "
-                    "network that is"
+                    f"this source does not accept requests from {host or 'here'}; send from an allowed "
+                    "network"
                 )
 
     def _request(
         self, scope: Scope, headers: Mapping[bytes, bytes], body: bytes, key: str | None
     ) -> Request:
-        # No one reads more of the request than this.
+        # Fast path: without a function, no other part of the request is read.
         if self._event.function is None and not self._quarantines_invalid:
-            few = {
-                name: headers[raw].decode("latin-1") for raw, name in _LOOKED_AT if raw in headers
+            read_headers = {
+                name: headers[raw].decode("latin-1")
+                for raw, name in _HEADERS_WITHOUT_FUNCTION
+                if raw in headers
             }
-            return Request(body, few)
-        named: dict[str, str] = {}
+            return Request(body, read_headers)
+        text_headers: dict[str, str] = {}
         for raw_name, raw_value in scope["headers"]:
             name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
-            named[name] = f"{named[name]}, {value}" if name in named else value
-        if key is not None:  # the one that counts: a retry from quarantine uses it
-            named["idempotency-key"] = key
-        if self._event.auth is not None:  # it has been looked at, and is for nobody else
-            named.pop("authorization", None)
+            first = text_headers.get(name)
+            text_headers[name] = value if first is None else f"{first}, {value}"
+        if key is not None:  # the key in effect, for a retry from quarantine
+            text_headers["idempotency-key"] = key
+        if self._event.auth is not None:  # already verified; never pass credentials to user code
+            text_headers.pop("authorization", None)
         query = scope["query_string"]
         return Request(
             body,
-            named,
+            text_headers,
             dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)) if query else {},
             scope["method"],
             scope["path"],
@@ -292,7 +299,9 @@ class EventEndpoint:
         if isinstance(result, list):
             response = self._accepted(result[: len(extracted)], result[len(extracted) :])
             deprecation = self._deprecations.header(extracted)
-            return response if deprecation is None else _with(response, "Deprecation", deprecation)
+            if deprecation is not None:
+                response = _with_header(response, "Deprecation", deprecation)
+            return response
         if isinstance(result, RequestError):
             return rejection(result)
         if isinstance(result, STORE_IS_DOWN):
@@ -301,21 +310,21 @@ class EventEndpoint:
 
     def _raw_request_of(self, request: Request, key: str | None, item: InvalidItem) -> RawRequest:
         headers = request.headers
-        if key is not None:  # it will be retried without the others
+        if key is not None:  # a key of its own: it is retried without the other items
             headers = {**headers, "idempotency-key": f"{item.place}.{key}"[:KEY_CHARACTERS]}
-        one = structs.replace(request, body=item.body, headers=headers)
-        return raw_request_of(self._event.path, one, item.error)
+        item_request = structs.replace(request, body=item.body, headers=headers)
+        return raw_request_of(self._event.path, item_request, item.error)
 
     async def _quarantine(self, request: Request, error: Exception) -> Response | dict[str, Any]:
         _log.error("%s could not ingest a request\n%s", self._event.path, traced(error))
         try:
-            quarantined = await run_in_threadpool(
+            quarantine_id = await run_in_threadpool(
                 self._store.quarantine, raw_request_of(self._event.path, request, error)
             )
-        except Exception as failed:  # noqa: BLE001 - whatever it is, the request is not kept
-            _log.error("its request could not be quarantined", exc_info=failed)
-            return unavailable(failed)
-        return self._accepted([], [quarantined])
+        except Exception as quarantine_error:  # noqa: BLE001 - the request is not stored
+            _log.error("the request could not be quarantined", exc_info=quarantine_error)
+            return unavailable(quarantine_error)
+        return self._accepted([], [quarantine_id])
 
     def _accepted(self, ids: list[str], quarantined: list[str]) -> Response | dict[str, Any]:
         if self._webhook_response is not None:
@@ -329,12 +338,12 @@ def _idempotency_key(raw: bytes | None) -> str | None:
     key = raw.decode("latin-1")
     if not key.isascii() or not key.isprintable() or not key.strip():
         raise BadRequest(
-            "Idempotency-Key is one to 512 printable ASCII characters; send such a one"
+            "Idempotency-Key must be 1 to 512 printable ASCII characters; send another key"
         )
     return key
 
 
-def _with(response: Response | dict[str, Any], name: str, value: str) -> Response:
+def _with_header(response: Response | dict[str, Any], name: str, value: str) -> Response:
     if not isinstance(response, Response):
         response = Response(msgspec.json.encode(response), 202, media_type="application/json")
     response.headers[name] = value

@@ -1,4 +1,4 @@
-"""Reading a request's body: in time, within its limit, unpacked, and with flat memory."""
+"""Reads a request's body: in time, within its limit, decompressed, and with bounded memory."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from blacksmith_dagster.errors import (
     UnsupportedMedia,
 )
 
-_LOOK_SECONDS = 0.25
+_CHECK_SECONDS = 0.25
 _GZIP, _ZLIB, _BARE = 31, 15, -15  # zlib's names for its formats: RFC 1952, RFC 1950, RFC 1951
 _MEMBERS = 100  # gzip files may follow each other in one (RFC 1952, section 2.2)
 
 
 class BodyReader:
-    """Reads the bodies of requests; knows how much they hold together, and which are late.
+    """Reads the bodies of all requests, within one limit of memory and each within its time.
 
-    `capacity` is how many bytes may be held at once, being read or waiting for a commit.
+    `capacity` is how many bytes may be in memory at once: bodies being read or waiting for a commit.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -39,7 +39,7 @@ class BodyReader:
         """Reserve `size` bytes. Raises `TooManyRequests` unless they are the first."""
         if self._held and self._held + size > self._capacity:
             raise TooManyRequests(
-                f"{self._held} bytes of other requests are under way; try again in a second"
+                f"{self._held} bytes of other requests are being processed; try again in a second"
             )
         self._held += size
 
@@ -52,8 +52,8 @@ class BodyReader:
     ) -> bytes:
         """A body; its bytes stay reserved until they are released.
 
-        `declared` is the Content-Length: it is not believed, but a body that says itself that it is
-        too large need not be read.
+        `declared` is the Content-Length: it is not trusted, but a body that declares itself too large
+        is rejected unread.
 
         Raises `TooLarge`, `RequestTimeout`, `TooManyRequests`, and `ClientDisconnect`.
         """
@@ -81,7 +81,7 @@ class BodyReader:
             if task in self._late and isinstance(error, asyncio.CancelledError):
                 task.uncancel()
                 raise RequestTimeout(
-                    f"the body has not come within {seconds:g} seconds; send it at once"
+                    f"the body did not arrive within {seconds:g} seconds; send it at once"
                 ) from error
             raise
         finally:
@@ -89,12 +89,12 @@ class BodyReader:
             self._late.discard(task)
 
     async def watch(self) -> None:
-        """End the reading of what is late, for ever.
+        """Cancel the reading of late bodies, until cancelled itself.
 
-        It looks a few times a second: a timer for each request would cost a tenth of its time.
+        It checks a few times a second: a timer per request would cost a tenth of the request's time.
         """
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_CHECK_SECONDS)
             now = time.monotonic()
             for task, deadline in list(self._deadlines.items()):
                 if deadline < now:
@@ -103,7 +103,7 @@ class BodyReader:
 
 
 def unpack(body: bytes, encoding: str, limit: int) -> bytes:
-    """The body without its Content-Encoding. At no time are more than `limit` bytes made of it.
+    """The body without its Content-Encoding. Decompressing stops beyond `limit` bytes.
 
     Raises `UnsupportedMedia`, `BadRequest`, `TooLarge`.
     """
@@ -113,7 +113,7 @@ def unpack(body: bytes, encoding: str, limit: int) -> bytes:
     if encoding in ("gzip", "x-gzip"):
         formats = [_GZIP]
     elif encoding == "deflate":
-        # It means zlib's format, but some senders leave out its header.
+        # The standard means zlib's format, but some senders leave out its header.
         formats = [_ZLIB, _BARE]
     else:
         raise UnsupportedMedia(
@@ -138,11 +138,11 @@ def _inflated(body: bytes, wbits: int, limit: int) -> bytes:
         room -= len(part)
         parts.append(part)
         if not inflater.eof:
-            raise zlib.error("it ends too early")
+            raise zlib.error("it is truncated")
         body = inflater.unused_data
         if not body:
             return b"".join(parts)
-    raise zlib.error("something follows after its end")
+    raise zlib.error("there is data after its end")
 
 
 def _over(limit: int) -> str:

@@ -1,4 +1,4 @@
-"""Whether the gateway can accept events, as `/_health` reports."""
+"""`/_health`: reports whether the gateway can accept events."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from blacksmith_dagster.pubsub.notifier import Notifier
 from blacksmith_dagster.store.interface import Store
 from blacksmith_dagster.supervisor import Supervisor
 
-_READY_FOR = 1.0  # seconds for which a result holds: strangers may ask for it too
+_READY_FOR = 1.0  # seconds for which a result is reused: strangers may request it too
 _READY_WAIT = 5.0
-_SUPERVISOR_WAIT = 1.0  # its silence must not make the gateway look dead
+_SUPERVISOR_WAIT = 1.0  # a slow supervisor must not make the gateway look dead
 
 _log = logging.getLogger(__name__)
 
 
 class Health:
-    """Says whether the gateway lives, and whether its store can accept events.
+    """Reports whether the gateway is alive, and whether its store can accept events.
 
-    Neither a broker nor a supervisor that does not respond makes it less ready: how many notifications
-    could not be published at their time is reported, and whether the supervisor can be reached.
+    It is ready even if the broker or the supervisor does not respond: these are reported as the number
+    of notifications that were not published on time, and as the supervisor's state.
     """
 
     def __init__(
@@ -38,51 +38,53 @@ class Health:
         self._store = store
         self._notifier = notifier
         self._supervisor = supervisor
-        self._asking = anyio.Lock()
-        self._asked = -_READY_FOR
-        self._why: str | None = None
-        self._unsupervised: str | None = None
+        self._checking = anyio.Lock()
+        self._checked_at = -_READY_FOR
+        self._not_ready_because: str | None = None
+        self._supervisor_problem: str | None = None
 
     async def respond(self, request: Request) -> Response:  # noqa: ARG002
-        """200 if events can be accepted now, else 503 and why not."""
-        async with self._asking:
-            if time.monotonic() - self._asked >= _READY_FOR:
-                await self._ask_both()
-                self._asked = time.monotonic()
-        state: dict[str, Any] = {"live": True, "ready": self._why is None}
+        """Respond 200 if events can be accepted now, else 503 with the reason."""
+        async with self._checking:
+            if time.monotonic() - self._checked_at >= _READY_FOR:
+                await self._check_both()
+                self._checked_at = time.monotonic()
+        state: dict[str, Any] = {"live": True, "ready": self._not_ready_because is None}
         if self._notifier is not None:
             state["notifications_unpublished"] = self._notifier.unpublished
         if self._supervisor is not None:
-            state["supervisor"] = self._unsupervised or "reachable"
-        if self._why is None:
+            state["supervisor"] = self._supervisor_problem or "reachable"
+        if self._not_ready_because is None:
             return Response(msgspec.json.encode(state), media_type="application/json")
-        return problem(503, self._why, headers={"Retry-After": "1"}, members=state)
+        return problem(503, self._not_ready_because, headers={"Retry-After": "1"}, members=state)
 
-    async def _ask_both(self) -> None:
+    async def _check_both(self) -> None:
         async with anyio.create_task_group() as both:
-            both.start_soon(self._ask_store)
+            both.start_soon(self._check_store)
             if self._supervisor is not None:
-                both.start_soon(self._ask_supervisor, self._supervisor)
+                both.start_soon(self._check_supervisor, self._supervisor)
 
-    async def _ask_store(self) -> None:
-        self._why = await _ask(
+    async def _check_store(self) -> None:
+        self._not_ready_because = await _problem(
             self._store.ready,
             _READY_WAIT,
             "the store does not respond",
             "the store cannot accept events; the gateway's log says why",
         )
 
-    async def _ask_supervisor(self, supervisor: Supervisor) -> None:
-        self._unsupervised = await _ask(
+    async def _check_supervisor(self, supervisor: Supervisor) -> None:
+        self._supervisor_problem = await _problem(
             supervisor.ready,
             _SUPERVISOR_WAIT,
             "the supervisor does not respond",
-            "the supervisor refuses this process; the gateway's log says why",
+            "the supervisor rejects this process; the gateway's log says why",
         )
 
 
-async def _ask(ready: Callable[[], None], seconds: float, silent: str, refused: str) -> str | None:
-    """Why something is not ready, as strangers may know it; the log has more."""
+async def _problem(
+    ready: Callable[[], None], seconds: float, silent: str, failing: str
+) -> str | None:
+    """Why a service is not ready, in words that strangers may read; the log has more."""
     try:
         with anyio.fail_after(seconds):
             await anyio.to_thread.run_sync(ready, abandon_on_cancel=True)
@@ -90,5 +92,5 @@ async def _ask(ready: Callable[[], None], seconds: float, silent: str, refused: 
         return silent
     except BlacksmithError as error:
         _log.error("%s", error)
-        return refused
+        return failing
     return None

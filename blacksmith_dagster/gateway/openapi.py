@@ -1,4 +1,4 @@
-"""The gateway's endpoints as an OpenAPI 3.1 description: pure."""
+"""Describes the gateway's endpoints in OpenAPI 3.1: pure."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from blacksmith_dagster.pipeline.signatures import (
     StandardWebhooksSignature,
     StripeSignature,
 )
-from blacksmith_dagster.pipeline.source import SourceEvent, Webhook
+from blacksmith_dagster.pipeline.source import AnySourceEvent, SourceEvent, Webhook
 from blacksmith_dagster.pipeline.triggers import HTTP, Reply
 
 _PROBLEM = "application/problem+json"
 _REJECTIONS = {
     "400": "The request cannot be read.",
-    "408": "The body has not come in time.",
+    "408": "The body did not arrive in time.",
     "413": "The body, or an event in it, is over its limit.",
-    "415": "The body is of a type, or has an encoding, that is not supported.",
-    "422": "The content is rejected: it breaks a limit, does not fit the model, or its key was used.",
-    "429": "Too many events wait to be stored; send it again.",
-    "503": "The store accepts no events now; send it again, with the same key.",
+    "415": "The Content-Type or Content-Encoding is not supported.",
+    "422": "The content is over a limit, does not fit the model, or reuses an idempotency key.",
+    "429": "Too many events are waiting to be stored; send the request again.",
+    "503": "The store accepts no events now; send the request again with the same key.",
 }
 _SCHEMAS: Mapping[str, Any] = {
-    "Kept": {
+    "Accepted": {
         "type": "object",
-        "description": "What is kept: the ids of the events, and of what went to quarantine.",
+        "description": "The ids of the stored events, and of the requests in quarantine.",
         "properties": {
             "ids": {"type": "array", "items": {"type": "string"}},
             "quarantined": {"type": "array", "items": {"type": "string"}},
@@ -52,7 +52,7 @@ _SCHEMAS: Mapping[str, Any] = {
 _KEY = {
     "name": "Idempotency-Key",
     "in": "header",
-    "description": "Makes the request once, however often it is sent within 7 days.",
+    "description": "Within 7 days, requests with the same key are stored once.",
     "schema": {"type": "string", "minLength": 1, "maxLength": 512},
 }
 
@@ -99,7 +99,7 @@ def described(app: Blacksmith) -> dict[str, Any]:
     }
 
 
-def _endpoints(app: Blacksmith) -> Iterator[tuple[SourceEvent[Any, Any, Any] | Webhook, HTTP]]:
+def _endpoints(app: Blacksmith) -> Iterator[tuple[AnySourceEvent | Webhook, HTTP]]:
     for event in app.source_events.values():
         if isinstance(event.trigger, HTTP):
             yield event, event.trigger
@@ -107,66 +107,64 @@ def _endpoints(app: Blacksmith) -> Iterator[tuple[SourceEvent[Any, Any, Any] | W
         yield webhook, webhook.on
 
 
-def _parameters(event: SourceEvent[Any, Any, Any] | Webhook) -> Iterator[Mapping[str, Any]]:
+def _parameters(event: AnySourceEvent | Webhook) -> Iterator[Mapping[str, Any]]:
     yield _KEY
     events = [event] if isinstance(event, SourceEvent) else event.source.events.values()
-    known = sorted({version for each in events for version in each.versions.accepted})
-    if known:
+    versions = sorted({version for declared in events for version in declared.versions.accepted})
+    if versions:
         yield {
             "name": "Api-Version",
             "in": "header",
-            "description": "The version of those events that name none themselves.",
-            "schema": {"type": "string", "enum": known},
+            "description": "The version of the events that name none.",
+            "schema": {"type": "string", "enum": versions},
         }
 
 
-def _content(
-    event: SourceEvent[Any, Any, Any] | Webhook, schemas: dict[str, Any]
-) -> Mapping[str, Any]:
-    """A body that no function reads is JSON that fits the model; of others only a function knows."""
+def _content(event: AnySourceEvent | Webhook, schemas: dict[str, Any]) -> Mapping[str, Any]:
+    """Without a function, the body is JSON that fits the model; with one, it may be anything."""
     if isinstance(event, Webhook) or event.function is not None:
         return {"application/json": {"schema": {}}, "*/*": {"schema": {}}}
-    one: dict[str, Any] = {}
+    event_schema: dict[str, Any] = {}
     schema = json_schema(event.model)
     if schema:
         name = event.path.replace("/", ".")
-        one = {"$ref": f"#/components/schemas/{name}"}
+        event_schema = {"$ref": f"#/components/schemas/{name}"}
         schemas[name] = _moved(schema, f"#/components/schemas/{name}")
-    several = {"type": "array", "items": one}
-    # An array is always several events, whatever the model says.
-    single = {"allOf": [one, {"not": {"type": "array"}}]}
+    several = {"type": "array", "items": event_schema}
+    # An array always holds several events, even if the model allows arrays.
+    single = {"allOf": [event_schema, {"not": {"type": "array"}}]}
     return {
         "application/json": {"schema": {"anyOf": [single, several]}},
         "application/x-ndjson": {"schema": {"type": "string"}},
     }
 
 
-def _responses(event: SourceEvent[Any, Any, Any] | Webhook) -> Mapping[str, Any]:
+def _responses(event: AnySourceEvent | Webhook) -> Mapping[str, Any]:
     problem = {_PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     responses = {
         "202": {
-            "description": "Kept.",
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Kept"}}},
+            "description": "Stored.",
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Accepted"}}},
         }
     }
     rejections = dict(_REJECTIONS)
     if event.auth is not None:
-        rejections["401"] = "The sender has not proved who they are."
+        rejections["401"] = "The sender's credentials are missing or wrong."
     if event.networks is not None:
-        rejections["403"] = "Requests from this network are not accepted."
+        rejections["403"] = "The sender's address is not in an allowed network."
     if isinstance(event, Webhook) and event.response is not None:
         responses = {str(event.response.status): _replied(event.response)}
     responses |= {
-        status: {"description": why, "content": problem} for status, why in rejections.items()
+        status: {"description": reason, "content": problem} for status, reason in rejections.items()
     }
     if event.function is not None:
-        responses["default"] = {"description": "Whatever else the source's function replies."}
+        responses["default"] = {"description": "Any other reply of the source's function."}
     return dict(sorted(responses.items()))
 
 
 def _replied(reply: Reply) -> dict[str, Any]:
     media = reply.content_type.partition(";")[0]
-    response: dict[str, Any] = {"description": "Kept."}
+    response: dict[str, Any] = {"description": "Stored."}
     return {**response, "content": {media: {"schema": {}}}} if reply.body else response
 
 
@@ -174,7 +172,11 @@ def _scheme(auth: Auth) -> dict[str, Any]:
     if isinstance(auth, Bearer):
         return {"type": "http", "scheme": "bearer"}
     if isinstance(auth, WriteKey):
-        return {"type": "http", "scheme": "basic", "description": "The key is the user's name."}
+        return {
+            "type": "http",
+            "scheme": "basic",
+            "description": "The key is sent as the user name.",
+        }
     header = "Authorization"
     if isinstance(auth, (HMACSignature, StripeSignature, StandardWebhooksSignature)):
         header = auth.header
@@ -188,7 +190,7 @@ def _scheme(auth: Auth) -> dict[str, Any]:
 
 
 def _moved(schema: Any, to: str) -> Any:
-    """A schema as it is written where it is a part of a document: its references lead into it."""
+    """A schema as a part of a larger document: its references point to where it is now."""
     if isinstance(schema, Mapping):
         if "$id" in schema:  # a document of its own
             return schema
@@ -198,4 +200,4 @@ def _moved(schema: Any, to: str) -> Any:
             else _moved(value, to)
             for key, value in schema.items()
         }
-    return [_moved(each, to) for each in schema] if isinstance(schema, list) else schema
+    return [_moved(item, to) for item in schema] if isinstance(schema, list) else schema

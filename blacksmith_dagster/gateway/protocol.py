@@ -1,4 +1,4 @@
-"""What uvicorn's HTTP protocol lacks: a time-out and a limit for heads, and one write for a response."""
+"""Extends uvicorn's HTTP protocol: a time-out and a limit for request heads, one write per response."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
     b"content-type: application/problem+json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%s"
 )
-_WHY = (
+_TOO_LARGE_BODY = (
     b'{"type":"about:blank","title":"Request Header Fields Too Large","status":431,'
     b'"detail":"the request line and the headers are over the limit of %d bytes; send fewer"}'
     % HEAD_BYTES
@@ -22,26 +22,26 @@ _WHY = (
 
 
 class GatewayProtocol(HttpToolsProtocol):
-    """uvicorn's protocol; it closes a connection whose next request line and headers stay out, or
-    have no end.
+    """uvicorn's protocol; it closes a connection whose next request line and headers do not arrive in
+    time, or are too large.
 
-    uvicorn itself waits for ever, and for any number of headers: senders that open connections and
-    say little, or too much, would fill the gateway. Between two requests its own keep-alive limit
-    holds. What follows the last chunk of a body, trailers, is held to the same limit.
+    uvicorn itself waits without a limit, so senders that open connections and send little, or too
+    many headers, would exhaust the gateway. Between two requests uvicorn's own keep-alive limit
+    applies. The trailers after a chunked body have the same size limit.
     """
 
     _in_head = False
     _too_large = False
-    _unparsed = 0  # bytes that have come since the parser last told of something whole
+    _unparsed = 0  # bytes received since the parser last completed a part
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for the first head."""
+        """Start the time-out of the first head."""
         super().connection_made(cast(asyncio.Transport, _OneWrite(transport, self.loop)))
         self._wait_for_head()
 
     def data_received(self, data: bytes) -> None:
-        """Nearly every head comes whole, and needs no timer."""
+        """Most request heads arrive in one read and need no timer."""
         self._unparsed += len(data)
         super().data_received(data)
         if self._too_large or self._unparsed > HEAD_BYTES:
@@ -54,7 +54,7 @@ class GatewayProtocol(HttpToolsProtocol):
             self._deadline = None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no more."""
+        """Stop the time-out."""
         if self._deadline is not None:
             self._deadline.cancel()
         super().connection_lost(exc)
@@ -65,22 +65,22 @@ class GatewayProtocol(HttpToolsProtocol):
         self._in_head = True
 
     def on_headers_complete(self) -> None:
-        """The head is there."""
+        """The head is complete."""
         self._in_head = False
-        # It may have come whole, with all that is read at once.
+        # One read may hold a head of any size, complete.
         self._too_large = self._unparsed > HEAD_BYTES and self._head_bytes() > HEAD_BYTES
         self._unparsed = 0
         if not self._too_large:
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """A piece of the body is there."""
+        """A part of the body has arrived."""
         self._unparsed = 0
         if not self._too_large:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The request is there."""
+        """The request is complete."""
         self._unparsed = 0
         if not self._too_large:
             super().on_message_complete()
@@ -90,7 +90,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def _reject_head(self) -> None:
         if not self.transport.is_closing():
-            self.transport.write(_TOO_LARGE % (len(_WHY), _WHY))
+            self.transport.write(_TOO_LARGE % (len(_TOO_LARGE_BODY), _TOO_LARGE_BODY))
             self.transport.close()
 
     def _wait_for_head(self) -> None:
@@ -98,10 +98,10 @@ class GatewayProtocol(HttpToolsProtocol):
 
 
 class _OneWrite:
-    """A transport that joins what is written in one turn of the loop.
+    """A transport that joins all writes of one iteration of the event loop.
 
-    uvicorn writes a response's head and its body apart, and each costs a system call and
-    wakes the other side: a fifth of the time that a small request takes.
+    uvicorn writes a response's head and body separately; the second system call, which wakes the
+    other side again, costs a fifth of the time of a small request.
     """
 
     __slots__ = (
@@ -118,7 +118,7 @@ class _OneWrite:
         self._transport = transport
         self._loop = loop
         self._waiting: list[bytes] = []
-        # All that uvicorn uses of a transport besides.
+        # The other methods that uvicorn uses.
         self.get_extra_info = transport.get_extra_info
         self.is_closing = transport.is_closing
         self.pause_reading = transport.pause_reading

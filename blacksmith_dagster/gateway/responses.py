@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem documents."""
+"""Responses: errors as RFC 9457 problem documents, and the `Deprecation` header."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ from blacksmith_dagster.errors import (
     Unavailable,
     UnsupportedMedia,
 )
-from blacksmith_dagster.pipeline.source import SourceEvent
+from blacksmith_dagster.pipeline.source import AnySourceEvent
 from blacksmith_dagster.redaction import clean
 from blacksmith_dagster.store.interface import NewEvent
 
 _WORD = re.compile(r"(?<!^)(?=[A-Z])")
+
+_log = logging.getLogger(__name__)
 
 
 def problem(
@@ -39,8 +41,8 @@ def problem(
     headers: Mapping[str, str] | None = None,
     members: Mapping[str, Any] | None = None,
 ) -> Response:
-    """A problem document as a response. `title` is the status's name unless given; `members` are
-    added to it (RFC 9457, section 3.2)."""
+    """A problem document as a response. `title` defaults to the status's name; `members` are added to
+    the document (RFC 9457, section 3.2)."""
     document: dict[str, Any] = {
         "type": kind,
         "title": title or http.HTTPStatus(status).phrase,
@@ -72,24 +74,27 @@ def rejection(error: RequestError) -> Response:
 
 
 def unavailable(error: Exception) -> Response:
-    """The response when the store has not kept a request, or has not said so.
+    """The response when the store has not committed a request, or the outcome is unknown.
 
-    What the database said stays in the log: it may tell more than a stranger should know.
+    The database's own message stays in the log: it may say more than a stranger should know.
     """
-    kind, detail = "unavailable", "the store accepts no events now; nothing was kept, send it again"
+    kind, detail = (
+        "unavailable",
+        "the store accepts no events now; nothing was stored, send it again",
+    )
     if isinstance(error, OutcomeUnknown):
         kind = "outcome-unknown"
         detail = (
-            "the connection to the store broke during the commit: this may have been kept or not; "
-            "send it again with the same Idempotency-Key, which makes it once at most"
+            "the connection to the store broke during the commit: this may or may not be stored; send "
+            "it again with the same Idempotency-Key, and it is stored at most once"
         )
     elif isinstance(error, Unavailable):
-        detail = "the store does not respond; nothing was kept, send it again"
+        detail = "the store does not respond; nothing was stored, send it again"
     return problem(503, detail, kind=f"urn:blacksmith:{kind}", headers={"Retry-After": "1"})
 
 
 async def routing_problem(request: Request, error: Exception) -> Response:
-    """The response to a request that meets no route (404) or the wrong method (405)."""
+    """The response to a request whose path (404) or method (405) has no route."""
     assert isinstance(error, HTTPException)
     details = {
         404: "no source event is served at this path",
@@ -101,24 +106,21 @@ async def routing_problem(request: Request, error: Exception) -> Response:
 
 
 def internal() -> Response:
-    """The response to a request that met a bug of ours."""
+    """The response to a request that failed because of our bug."""
     return problem(
-        500, "the gateway has failed at this request; nothing was kept, its log says why"
+        500, "the gateway failed to process this request; nothing was stored, its log says why"
     )
 
 
 async def internal_problem(request: Request, error: Exception) -> Response:  # noqa: ARG001
-    """The same, where Starlette asks for it: a middleware has failed."""
+    """The same for Starlette, when a middleware has failed."""
     return internal()
 
 
-_log = logging.getLogger(__name__)
-
-
 class Deprecations:
-    """Knows the deprecated versions of some source events; logs each once."""
+    """The deprecated versions of source events; logs each once, when it is used."""
 
-    def __init__(self, events: Iterable[SourceEvent[Any, Any, Any]]) -> None:
+    def __init__(self, events: Iterable[AnySourceEvent]) -> None:
         self._versions = {
             event.path: event.versions
             for event in events
@@ -127,24 +129,27 @@ class Deprecations:
         self._logged: set[tuple[str, str]] = set()
 
     def header(self, events: Iterable[NewEvent]) -> str | None:
-        """The `Deprecation` of a response (RFC 9745), if one of its events is of such a version."""
+        """The `Deprecation` header (RFC 9745) of a response, if an event has a deprecated version."""
         if not self._versions:
             return None
         today = datetime.now(UTC).date()
-        found: list[date] = []
+        dates: list[date] = []
         for event in events:
             versions = self._versions.get(event.event_type)
             since = versions and versions.deprecated_since(event.version, today)
             if since:
-                found.append(since)
+                dates.append(since)
                 self._log_once(event.event_type, str(event.version), since)
-        if not found:
+        if not dates:
             return None
-        return f"@{datetime.combine(min(found), time.min, UTC).timestamp():.0f}"
+        return f"@{datetime.combine(min(dates), time.min, UTC).timestamp():.0f}"
 
     def _log_once(self, path: str, version: str, since: date) -> None:
         if (path, version) not in self._logged:
             self._logged.add((path, version))
             _log.warning(
-                "%s is still sent in version %s, which is deprecated since %s", path, version, since
+                "%s is still sent in version %s, which has been deprecated since %s",
+                path,
+                version,
+                since,
             )

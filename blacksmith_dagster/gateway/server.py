@@ -1,4 +1,4 @@
-"""The gateway that we ship: uvicorn, in one process or several."""
+"""The gateway's interface, and the standard gateway: uvicorn in one process or several."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import click
 
@@ -37,25 +37,33 @@ if TYPE_CHECKING:
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _EVERYWHERE = ("", "0.0.0.0", "::")
-_GRACE = 20  # seconds that requests under way have to end in
+_GRACE = 20  # seconds in which requests under way have to end
 _KEEP_ALIVE = 75  # seconds; longer than the 60 of most load balancers
 _BACKLOG = 2048
-_MAINTENANCE_SECONDS = 5.0  # what is not counted yet counts slowly
-_RESTART_GAP = 1.0  # a worker that lived shorter is replaced after this many seconds
+_MAINTENANCE_SECONDS = 5.0  # events are counted slowly until `Store.maintain` has added them up
+_RESTART_GAP = 1.0  # seconds; the pause before a worker that lived shorter than this is replaced
 
 _log = logging.getLogger(__name__)
+
+
+class Gateway(Protocol):
+    """Receives events and commits them to the store. A team can write its own."""
+
+    def serve(self, app: Blacksmith, settings: Settings) -> None:
+        """Receive until SIGTERM or SIGINT; what was accepted is committed before it returns."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class StandardGateway:
     """Receives events over HTTP, on uvicorn.
 
-    - `host`, `port`: the loopback unless told otherwise; port 0 takes a free one.
+    - `host`, `port`: the loopback by default; port 0 takes a free one.
     - `workers`: processes that serve the same port, each with its own store connection.
     - `tls_certificate`, `tls_key`: PEM files; the certificate's may hold the key too.
     - `queue`: how many events may wait for their commit in each worker; more get a 429.
-    - `trusted_proxies`: addresses or networks of the proxies before it. What those say of the client,
-      in X-Forwarded-For and X-Forwarded-Proto, is believed; of nobody else, by default.
+    - `trusted_proxies`: addresses or networks of the proxies before it. Only their X-Forwarded-For
+      and X-Forwarded-Proto, which name the client, are believed; by default no one's are.
 
     >>> StandardGateway(port=8080).host
     '127.0.0.1'
@@ -72,13 +80,13 @@ class StandardGateway:
     def __post_init__(self) -> None:
         if self.workers < 1 or self.queue < 1:
             raise DeclarationError(
-                f"StandardGateway(workers={self.workers}, queue={self.queue}): numbers above 0"
+                f"StandardGateway(workers={self.workers}, queue={self.queue}): use numbers above 0"
             )
         if self.trusted_proxies:
             checked_networks("StandardGateway(trusted_proxies=...)", self.trusted_proxies)
         if self.tls_key is not None and self.tls_certificate is None:
             raise DeclarationError(
-                "StandardGateway(tls_key=...) is the key of a certificate; give tls_certificate too"
+                "StandardGateway(tls_key=...) is the key of a certificate; pass tls_certificate too"
             )
 
     def serve(self, app: Blacksmith, settings: Settings) -> None:
@@ -92,9 +100,9 @@ class StandardGateway:
         events, webhooks = app.source_events.values(), app.webhooks
         for auth in [*(event.auth for event in events), *(webhook.auth for webhook in webhooks)]:
             if auth is not None:
-                auth.check()  # an impossible token is reported now, not to a sender
+                auth.check()  # report an invalid token now, not to a sender
         with self._listen() as listener:
-            # The schema is brought up to date once, before anyone is let in, and before the fork.
+            # Upgrade the schema once, before the first request and before the fork.
             with Backends(settings, upgrade=True) as backends:
                 backends.store.register(app)
                 click.echo(f"blacksmith gateway: {self._url(listener)}, {backends.label}")
@@ -110,7 +118,7 @@ class StandardGateway:
         except OSError as error:
             raise SettingsError(
                 f"the gateway cannot listen on {self.host}, port {self.port} ({error.strerror}); "
-                "stop what uses it, or choose another with --port"
+                "stop the process that uses it, or choose another port with --port"
             ) from error
 
     def _check_tls(self) -> None:
@@ -123,7 +131,7 @@ class StandardGateway:
         except OSError as error:
             raise SettingsError(
                 f"the TLS certificate {self.tls_certificate} and its key cannot be used ({error}); "
-                "give PEM files that this process may read"
+                "pass PEM files that this process may read"
             ) from error
 
     def _url(self, listener: socket.socket, host: str | None = None) -> str:
@@ -147,7 +155,7 @@ class StandardGateway:
     def _work(
         self, app: Blacksmith, settings: Settings, listener: socket.socket, *, maintains: bool
     ) -> None:
-        # Imported here: who only declares a gateway, as Dagster's processes do, needs no server.
+        # Imported here: a process that only declares a gateway, as Dagster's do, needs no server.
         import uvicorn
 
         from blacksmith_dagster.gateway.app import create_app
@@ -182,21 +190,21 @@ class StandardGateway:
                 ssl_keyfile=self.tls_key,
             )
             server = uvicorn.Server(config)
-            # What is loaded by now stays: collections that walk it again and again would show as
-            # pauses of tens of milliseconds.
+            # The objects of this moment stay: without the freeze, each garbage collection would walk
+            # them, in pauses of tens of milliseconds.
             gc.collect()
             gc.freeze()
-            if maintains:  # one process of a gateway is the gateway, to whom it matters
+            if maintains:  # one of its processes registers the gateway
                 opened.enter_context(registered(supervisor, self._service(app, listener)))
             with _stopped_by_signals(server), _maintenance(store if maintains else None):
                 server.run(sockets=[listener])
 
 
 class _WorkerProcesses:
-    """Worker processes, forked: the application is made of functions, which cannot be sent.
+    """Worker processes, forked: an application consists of functions, which cannot be pickled.
 
-    One that dies is replaced. They end when the parent does, however it dies: each watches a pipe
-    whose other end the parent holds.
+    A worker that dies is replaced. Workers end with their parent, however it dies: each watches a
+    pipe whose other end the parent holds.
     """
 
     def __init__(
@@ -211,14 +219,14 @@ class _WorkerProcesses:
         self._settings = settings
         self._listener = listener
         self._fork = multiprocessing.get_context("fork")
-        self._parent_lives, self._held_by_parent = self._fork.Pipe(duplex=False)
+        self._parent_pipe, self._parents_end = self._fork.Pipe(duplex=False)
         self._running: dict[int, BaseProcess] = {}
         self._started: dict[int, float] = {}
         self._stopping = False
 
     def run(self) -> None:
         """Keep the workers running until SIGTERM or SIGINT, then stop them and wait for them."""
-        before = {each: signal.signal(each, self._stop) for each in _STOP_SIGNALS}
+        before = {number: signal.signal(number, self._stop) for number in _STOP_SIGNALS}
         try:
             for number in range(self._gateway.workers):
                 self._start(number)
@@ -228,12 +236,12 @@ class _WorkerProcesses:
                     if not worker.is_alive():
                         self._ended(number, worker)
         finally:
-            for each, handler in before.items():
-                signal.signal(each, handler)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _start(self, number: int) -> None:
         worker = self._fork.Process(target=self._worker, args=(number,), name=f"gateway-{number}")
-        # A signal waits until the worker is known here, and there until it has its own handlers.
+        # Signals are blocked here until `_running` has the worker, there until it has its handlers.
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
         try:
             worker.start()
@@ -259,35 +267,35 @@ class _WorkerProcesses:
             worker.terminate()
 
     def _worker(self, number: int) -> None:
-        os.setpgrp()  # Ctrl-C is the parent's: it tells the workers, once
-        for each in _STOP_SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
+        os.setpgrp()  # only the parent gets Ctrl-C, and stops each worker once
+        for stop_signal in _STOP_SIGNALS:
+            signal.signal(stop_signal, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
-        self._held_by_parent.close()
-        threading.Thread(target=_stop_with, args=(self._parent_lives,), daemon=True).start()
+        self._parents_end.close()
+        threading.Thread(target=_stop_with, args=(self._parent_pipe,), daemon=True).start()
         self._gateway._work(self._app, self._settings, self._listener, maintains=number == 0)
 
 
 def _stop_with(parent: Connection) -> None:
     with contextlib.suppress(EOFError):
-        parent.recv_bytes()  # nothing is ever sent: it ends when the parent has
+        parent.recv_bytes()  # nothing is ever sent; raises EOFError when the parent has ended
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextlib.contextmanager
 def _stopped_by_signals(server: uvicorn.Server) -> Iterator[None]:
-    """Stop at a signal that comes before uvicorn's handlers are there, and outlive the one that it
-    raises again at its end."""
+    """Stop at a signal that arrives before uvicorn has installed its handlers, and survive the signal
+    that it raises again at its end."""
 
     def stop(*_: object) -> None:
         server.should_exit = True
 
-    before = {each: signal.signal(each, stop) for each in _STOP_SIGNALS}
+    before = {number: signal.signal(number, stop) for number in _STOP_SIGNALS}
     try:
         yield
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -300,9 +308,9 @@ def _maintenance(store: Store | None) -> Iterator[None]:
             try:
                 store.maintain()
             except BlacksmithError as error:
-                _log.warning("the store's maintenance is put off: %s", error)
+                _log.warning("the store's maintenance is postponed: %s", error)
             except Exception:  # noqa: BLE001 - a gateway that receives events must survive this
-                _log.exception("the store's maintenance has failed; it is tried again")
+                _log.exception("the store's maintenance has failed and will be retried")
             ended.wait(_MAINTENANCE_SECONDS)
 
     if store is None:
@@ -320,7 +328,7 @@ def _maintenance(store: Store | None) -> Iterator[None]:
 
 
 def _raise_file_limit() -> None:
-    """Many systems allow 1,024 open files unless asked: too few for a thousand slow senders."""
+    """Raise the soft limit of open files. It is often 1,024: too few for a thousand slow senders."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with contextlib.suppress(ValueError, OSError):

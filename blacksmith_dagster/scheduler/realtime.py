@@ -239,7 +239,7 @@ class _RealtimeLoader(LockLoop):
 
     def _wait(self, lease: Lease, retry_at: float) -> None:
         """Wait until woken or stopped, until the next retry, or until the lock is lost."""
-        # `woken` alone does not suffice for the stop: its notification may have been cleared unseen.
+        # The stop sets `woken` too, but that may have been cleared before it was seen.
         while not (self._stopping.is_set() or lease.lost.is_set()):
             left = retry_at - time.monotonic()
             if left <= 0 or self.woken.wait(min(left, SWEEP)):

@@ -15,19 +15,18 @@ from blacksmith_dagster.supervisor.interface import Lease, Supervisor
 
 _log = logging.getLogger(__name__)
 
-_WAIT_FOR_LOCK = (
-    2.0  # seconds of one attempt, and how long a lock that was given back is left to others
-)
+# Seconds of one attempt to acquire a lock, and for which a lock that was given back is left to others.
+_WAIT_FOR_LOCK = 2.0
 
 
 class LockLoop(threading.Thread, ABC):
     """A thread that waits for a lock, works while it holds it, and starts over until it is stopped.
 
-    - `key`: of the lock; `holder`: the name under which it is held, for people.
+    - `key`: the lock; `holder`: the name under which it is held, for people.
     - `activity`: what the thread does, for the log: `loading warehouse/flights`.
     - `stopping`: ends the thread once it is set.
     - `pauses`: seconds of the first pause and of the longest; each is twice as long as the last.
-    - `give_back_after`: seconds after which a lock that is held in vain is given back.
+    - `give_back_after`: seconds of an outage after which the lock is given back.
 
     During an outage the lock is kept: if its supervisor does not respond either, it could not be
     released and would have to expire. But when the outage lasts, the lock is given back, as another
@@ -107,6 +106,8 @@ class LockLoop(threading.Thread, ABC):
             self._log_once(error)
             self._stopping.wait(self._first_pause)
             return
+        if self._outage_began == math.inf:
+            self._last_reason = None  # only the supervisor did not respond, and it does now
         if lease is None:
             return
         with lease:
@@ -115,7 +116,7 @@ class LockLoop(threading.Thread, ABC):
             self._stopping.wait(_WAIT_FOR_LOCK)  # for another host to acquire it
 
     def _work_under(self, lease: Lease) -> bool:
-        """Work while the lease holds; returns `True` to give it up, as an outage has lasted too long."""
+        """Work while the lease holds; returns whether to give it up because of a long outage."""
         acquired_at = time.monotonic()
         try:
             while not (self._stopping.is_set() or lease.lost.is_set()):
@@ -123,8 +124,8 @@ class LockLoop(threading.Thread, ABC):
                     self.work(lease)
                 except Unavailable as error:
                     self.pause(error)
-                in_vain_since = max(self._outage_began, acquired_at)
-                if time.monotonic() - in_vain_since >= self._give_back_after:
+                outage_began = max(self._outage_began, acquired_at)
+                if time.monotonic() - outage_began >= self._give_back_after:
                     return True
         except FencedOut as error:
             _log.warning("%s", error)

@@ -115,7 +115,7 @@ def test_an_event_type_that_is_not_there_is_reported_with_those_that_are(ids: li
 def test_gateway_refuses_a_key_without_its_certificate(ids: list[str], tmp_path: Path) -> None:
     (tmp_path / "key.pem").touch()
     result = run("gateway", APP, f"--tls-key={tmp_path / 'key.pem'}", code=1)
-    assert "give tls_certificate too" in result.stderr
+    assert "pass tls_certificate too" in result.stderr
 
 
 @pytest.mark.parametrize("token", ["hunter2\n", " hunter2", "hunter\x072"])

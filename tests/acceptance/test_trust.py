@@ -461,6 +461,8 @@ def test_deprecated_version_warns(process: GatewayProcess) -> None:
         assert "deprecation" not in client.post("/v1/crm/user", json={}).headers
         mixed = client.post("/crm/named", json=[{"version": "2020-10-01"}, {}])
         assert mixed.headers["deprecation"] == "@1609372800"
-    warning = "crm/user is still sent in version 2020-06-01, which is deprecated since 2020-07-01"
+    warning = (
+        "crm/user is still sent in version 2020-06-01, which has been deprecated since 2020-07-01"
+    )
     until(lambda: warning in process.log)
     assert process.log.count(warning) == 1
