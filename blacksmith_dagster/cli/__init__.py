@@ -7,27 +7,25 @@ from typing import Any
 import click
 
 from blacksmith_dagster.cli.inspect import destinations, events, jobs, status
-from blacksmith_dagster.cli.keys import keys
 from blacksmith_dagster.cli.migrations import migrations
 from blacksmith_dagster.cli.purge import purge
 from blacksmith_dagster.cli.quarantine import quarantine
-from blacksmith_dagster.cli.replay import export_jobs, replay
-from blacksmith_dagster.cli.serve import dev, gateway, store
-from blacksmith_dagster.cli.worker import worker
+from blacksmith_dagster.cli.replay import replay
+from blacksmith_dagster.cli.serve import dev, gateway, keys, store, worker
 from blacksmith_dagster.errors import BlacksmithError
 
 __all__ = ["main"]
 
 
 class _Commands(click.Group):
-    """Commands whose known errors end with one line and exit code 1, without a traceback."""
+    """Prints the package's own errors as one line, without a traceback, and exits with code 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except BlacksmithError as error:
-            said = " ".join(str(error).split()) or type(error).__name__
-            raise click.ClickException(said) from error
+            message = " ".join(str(error).split()) or type(error).__name__
+            raise click.ClickException(message) from error
         except ImportError as error:
             if error.name is not None:  # a module is missing: the traceback says where
                 raise
@@ -40,7 +38,6 @@ def main() -> None:
     """Receive events, keep every one of them, deliver each to every destination that wants it."""
 
 
-jobs.add_command(export_jobs)
 for _command in (
     dev,
     gateway,

@@ -1,4 +1,4 @@
-"""`python -m blacksmith_dagster.cli`: the `blacksmith` command of this very interpreter."""
+"""`python -m blacksmith_dagster.cli`: the `blacksmith` command, run by this interpreter."""
 
 from blacksmith_dagster.cli import main
 

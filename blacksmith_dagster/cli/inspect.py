@@ -1,37 +1,46 @@
-"""The commands that show what became of events and jobs, and those that settle jobs by hand."""
+"""The commands that show events and jobs, and those that discard jobs by hand."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 import click
 import msgspec
 
 from blacksmith_dagster.cli.common import (
+    age,
     app_option,
     event_of,
     json_option,
     limit_option,
     opened,
+    show,
+    table,
+    utc_text,
 )
-from blacksmith_dagster.cli.tables import age, as_json, table, utc_text
 from blacksmith_dagster.errors import NotFound, SettingsError, Unavailable, UsageError
 from blacksmith_dagster.importer import load_application
 from blacksmith_dagster.scheduler.discard import discard, retire
 from blacksmith_dagster.store.interface import (
     Counts,
+    JobRow,
     ListenerStatus,
     Orphan,
     Store,
     StoredEvent,
     Transition,
 )
+from blacksmith_dagster.store.statements import batched
 from blacksmith_dagster.supervisor import LockStatus, ServiceStatus, Supervisor
+
+_BATCH = 1000
 
 
 class _DestinationStatus(msgspec.Struct, frozen=True):
-    """A destination event in `status`: `counts` is `None` before a process has registered it.
+    """A destination event in `status`; `counts` is `None` before a process has registered it.
 
     `lag` is how many jobs have neither succeeded nor been discarded.
     """
@@ -42,7 +51,7 @@ class _DestinationStatus(msgspec.Struct, frozen=True):
 
 
 class _SupervisorReport(msgspec.Struct, frozen=True):
-    """What the supervisor knows, or why it is not known."""
+    """The supervisor's services and locks, or the error that kept them from being read."""
 
     supervisor: str
     services: Sequence[ServiceStatus] = ()
@@ -63,20 +72,19 @@ class _StatusReport(msgspec.Struct, frozen=True):
 @app_option
 @json_option
 def status(app: str | None, json: bool) -> None:
-    """Show which services run, who holds which lock, how far each destination event and each listener
-    is, and what is in quarantine."""
+    """Show services, locks, destination events, listeners, orphans and the size of the quarantine."""
     application = load_application(app)
     with opened() as backends:
-        store, supervisor = backends.store, backends.supervisor
-        found = _StatusReport(
+        store = backends.store
+        report = _StatusReport(
             store.label,
-            _supervision(supervisor),
+            _supervision(backends.supervisor),
             [_destination_status(store, path) for path in application.destination_events],
             store.orphans(application),
             store.listeners(),
             store.quarantine_sizes(),
         )
-    click.echo(as_json(found) if json else _status_text(found))
+    show(report, json=json, text=_status_text(report))
 
 
 def _supervision(supervisor: Supervisor) -> _SupervisorReport:
@@ -94,94 +102,92 @@ def _destination_status(store: Store, path: str) -> _DestinationStatus:
     return _DestinationStatus(path, counts, counts.pending if counts else None)
 
 
-def _status_text(found: _StatusReport) -> str:
+def _status_text(report: _StatusReport) -> str:
     now = datetime.now(UTC)
-    holders = {lock.key: lock.holder for lock in found.supervision.locks}
+    holders = {lock.key: lock.holder for lock in report.supervision.locks}
     states = ("awaiting", "executing", "retrying", "succeeded", "discarded")
     rows = [
         [
-            row.destination,
-            *(getattr(row.counts, state, None) for state in states),
-            row.lag,
-            age(row.counts.oldest_waiting, now) if row.counts else "",
-            holders.get(f"load/{row.destination}"),
+            status.destination,
+            *(getattr(status.counts, state, None) for state in states),
+            status.lag,
+            age(status.counts.oldest_waiting, now) if status.counts else "",
+            holders.get(f"load/{status.destination}"),
         ]
-        for row in found.destinations
+        for status in report.destinations
     ]
     head = ["destination event", *states, "lag", "oldest waiting", "loaded by"]
-    parts = [*_supervision_text(found.supervision, now), table(head, rows)]
-    if found.listeners:
-        parts.append(_listeners_text(found.listeners, now))
-    if found.orphans:
+    parts = [*_supervision_text(report.supervision, now), table(head, rows)]
+    if report.listeners:
+        parts.append(_listeners_text(report.listeners, now))
+    if report.orphans:
         fix = "declare it again until they are loaded, or `blacksmith destinations retire` it"
         parts.append(f"No longer declared ({fix}):")
-        parts.append(table(["destination event", "jobs waiting"], found.orphans))
-    if found.quarantined:
-        each = ", ".join(
-            f"{number} of {event_type}" for event_type, number in found.quarantined.items()
-        )
-        parts.append(f"In quarantine: {each} (`blacksmith quarantine list`)")
+        parts.append(table(["destination event", "jobs waiting"], report.orphans))
+    if report.quarantined:
+        sizes = ", ".join(f"{number} of {path}" for path, number in report.quarantined.items())
+        parts.append(f"In quarantine: {sizes} (`blacksmith quarantine list`)")
     return "\n\n".join(parts)
 
 
 def _listeners_text(listeners: Sequence[ListenerStatus], now: datetime) -> str:
     rows = [
         [
-            each.path,
-            each.holder,
-            "not known" if each.lag is None else f"{each.lag} {each.unit}",
-            each.read_at,
-            age(each.at, now),
-            each.error,
+            listener.path,
+            listener.holder,
+            "not known" if listener.lag is None else f"{listener.lag} {listener.unit}",
+            listener.read_at,
+            age(listener.at, now),
+            listener.error,
         ]
-        for each in listeners
+        for listener in listeners
     ]
     return table(["listener", "holder", "lag", "read (UTC)", "noted ago", "error"], rows)
 
 
-def _supervision_text(found: _SupervisorReport, now: datetime) -> list[str]:
-    if found.error:
-        return [f"Services and locks are not known: {found.error}"]
+def _supervision_text(report: _SupervisorReport, now: datetime) -> list[str]:
+    if report.error:
+        return [f"Services and locks are not known: {report.error}"]
     parts = []
-    if found.services:
-        rows: list[list[object]] = [
+    if report.services:
+        services = [
             [
-                each.name,
-                each.address,
-                "passing" if each.passing else "critical",
-                each.version,
-                ", ".join(each.tags),
+                service.name,
+                service.address,
+                "passing" if service.passing else "critical",
+                service.version,
+                ", ".join(service.tags),
             ]
-            for each in found.services
+            for service in report.services
         ]
-        parts.append(table(["service", "address", "state", "version", "serves"], rows))
-    if found.locks:
-        rows = [[each.key, each.holder, each.address, age(each.since, now)] for each in found.locks]
-        parts.append(table(["lock", "held by", "at", "for"], rows))
+        parts.append(table(["service", "address", "state", "version", "serves"], services))
+    if report.locks:
+        locks = [
+            [lock.key, lock.holder, lock.address, age(lock.since, now)] for lock in report.locks
+        ]
+        parts.append(table(["lock", "held by", "at", "for"], locks))
     return parts
 
 
 @click.group()
 def events() -> None:
-    """Events as they were kept."""
+    """Show stored events."""
 
 
 @events.command("show")
 @click.argument("event_id", metavar="ID")
 @json_option
 def show_event(event_id: str, json: bool) -> None:
-    """Tell what happened to an event: its jobs, every transition of each, and its run."""
+    """Show an event, its jobs, and every transition of each job with its run."""
     with opened() as backends:
         event, history = backends.store.event(event_id), backends.store.history(event_id)
-    if json:
-        click.echo(as_json({"event": event, "history": history}))
-        return
     by_job: dict[str, list[Transition]] = {path: [] for path in event.destinations}
     for transition in history:
         by_job.setdefault(transition.destination, []).append(transition)
-    click.echo("\n\n".join([_event_text(event), *(_job_text(*job) for job in by_job.items())]))
+    parts = [_event_text(event), *(_job_text(*job) for job in by_job.items())]
     if not by_job:
-        click.echo("\nNo destination event wanted it: it has no job.")
+        parts.append("It has no job: no destination event receives it.")
+    show({"event": event, "history": history}, json=json, text="\n\n".join(parts))
 
 
 def _event_text(event: StoredEvent) -> str:
@@ -201,8 +207,16 @@ def _event_text(event: StoredEvent) -> str:
 
 def _job_text(destination: str, history: Sequence[Transition]) -> str:
     rows = [
-        [each.at, each.state, each.attempt, each.load_id, each.run, each.due_at, each.error]
-        for each in history
+        [
+            transition.at,
+            transition.state,
+            transition.attempt,
+            transition.load_id,
+            transition.run,
+            transition.due_at,
+            transition.error,
+        ]
+        for transition in history
     ]
     head = ["at (UTC)", "state", "attempt", "load", "run", "due again", "error"]
     return f"job of {destination}\n{table(head, rows)}"
@@ -215,19 +229,18 @@ def _job_text(destination: str, history: Sequence[Transition]) -> str:
 def list_events(event_type: str | None, limit: int, json: bool) -> None:
     """List the newest events, newest first."""
     with opened() as backends:
-        found = backends.store.events(event_type, limit)
-    if json:
-        click.echo(as_json(found))
-        return
+        stored = backends.store.events(event_type, limit)
     rows = [
-        [each.id, each.event_type, each.received_at, ", ".join(each.destinations)] for each in found
+        [event.id, event.event_type, event.received_at, ", ".join(event.destinations)]
+        for event in stored
     ]
-    click.echo(table(["event", "event type", "received (UTC)", "jobs for"], rows))
+    head = ["event", "event type", "received (UTC)", "jobs for"]
+    show(stored, json=json, text=table(head, rows))
 
 
 @click.group()
 def jobs() -> None:
-    """Jobs: one event to be loaded by one destination event."""
+    """Show, export and discard jobs. A job is one event to be loaded by one destination event."""
 
 
 @jobs.command("list")
@@ -237,22 +250,19 @@ def jobs() -> None:
     default="discarded",
     show_default=True,
 )
-@click.option("--destination", metavar="DESTINATION/EVENT", help="Only those of this one.")
+@click.option("--destination", metavar="DESTINATION/EVENT", help="Only the jobs of this one.")
 @limit_option
 @json_option
 def list_jobs(state: str, destination: str | None, limit: int, json: bool) -> None:
     """List the jobs in a state."""
     with opened() as backends:
-        found = backends.store.jobs(state, destination, limit)
-    if json:
-        click.echo(as_json(found))
-        return
+        stored = backends.store.jobs(state, destination, limit)
     rows = [
-        [each.destination, each.event_id, each.event_type, each.attempts, each.due_at, each.error]
-        for each in found
+        [job.destination, job.event_id, job.event_type, job.attempts, job.due_at, job.error]
+        for job in stored
     ]
     head = ["destination event", "event", "event type", "attempts", "due again", "error"]
-    click.echo(table(head, rows))
+    show(stored, json=json, text=table(head, rows))
 
 
 @jobs.command("discard")
@@ -261,7 +271,7 @@ def list_jobs(state: str, destination: str | None, limit: int, json: bool) -> No
 @click.option("--why", required=True, help="The reason, kept in the jobs' history.")
 @app_option
 def discard_jobs(destination: str, event_ids: tuple[str, ...], why: str, app: str | None) -> None:
-    """Discard jobs that are due again: they are not tried any more."""
+    """Discard jobs that are due again, so that they are not tried any more."""
     application = load_application(app)
     event = event_of(application, destination)
     with opened() as backends:
@@ -271,20 +281,63 @@ def discard_jobs(destination: str, event_ids: tuple[str, ...], why: str, app: st
     click.echo(f"{discarded} of {len(event_ids)} discarded")
 
 
+@jobs.command("export")
+@click.argument("destination", metavar="DESTINATION/EVENT")
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["jsonl", "csv"]),
+    default="jsonl",
+    show_default=True,
+    help="JSON lines, or CSV with a column for each field of the data.",
+)
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="A file to write.")
+def export_jobs(destination: str, file_format: str, output: Path | None) -> None:
+    """Export the discarded jobs of a destination event, with their events' data."""
+    with opened() as backends:
+        discarded = backends.store.jobs("discarded", destination, sys.maxsize)
+        originals: dict[str, JobRow] = {}
+        for event_ids in batched([job.event_id for job in discarded], _BATCH):
+            originals |= backends.store.originals(event_ids)
+    rows = [
+        {
+            "event_id": job.event_id,
+            "event_type": job.event_type,
+            "received_at": job.received_at.isoformat(),
+            "attempts": job.attempts,
+            "error": job.error,
+            "data": msgspec.json.decode(originals[job.event_id].payload),
+        }
+        for job in discarded
+    ]
+    if file_format == "csv":
+        import pandas
+
+        exported = pandas.json_normalize(rows).to_csv(index=False)
+    else:
+        exported = "".join(msgspec.json.encode(row).decode() + "\n" for row in rows)
+    if output is None:
+        click.echo(exported, nl=False)
+    else:
+        output.write_text(exported)
+        click.echo(f"{len(rows)} discarded jobs written to {output}", err=True)
+
+
 @click.group()
 def destinations() -> None:
-    """Destination events."""
+    """Retire destination events."""
 
 
 @destinations.command("retire")
 @click.argument("destination", metavar="DESTINATION/EVENT")
 @app_option
 def retire_destination(destination: str, app: str | None) -> None:
-    """Discard what waits for a destination event that is no longer declared."""
+    """Discard all pending jobs of a destination event that is no longer declared."""
     if destination in load_application(app).destination_events:
         raise UsageError(f"{destination} is still declared; remove it from the application first")
     with opened() as backends:
-        store, supervisor = backends.store, backends.supervisor
-        why = "the destination event was retired"
-        discarded = retire(destination, why, store=store, supervisor=supervisor)
-    click.echo(f"{destination} is retired; {discarded} waiting jobs were discarded")
+        reason = "the destination event was retired"
+        discarded = retire(
+            destination, reason, store=backends.store, supervisor=backends.supervisor
+        )
+    click.echo(f"{destination} is retired; {discarded} pending jobs were discarded")

@@ -12,8 +12,7 @@ from typing import Any
 
 import click
 
-from blacksmith_dagster.cli.common import app_option, json_option, opened
-from blacksmith_dagster.cli.tables import as_json, table
+from blacksmith_dagster.cli.common import app_option, json_option, opened, show, table
 from blacksmith_dagster.errors import MigrationError
 from blacksmith_dagster.importer import load_application
 from blacksmith_dagster.settings import Settings
@@ -33,7 +32,7 @@ _HEAD = ["scope", "version", "name", "action", "state", "seconds", "error"]
 
 _scopes: Callable[[Any], Any] = click.argument("scopes", nargs=-1, metavar="[SCOPE]...")
 _dry_run: Callable[[Any], Any] = click.option(
-    "--dry-run", is_flag=True, help="Only show what would be done, and its SQL."
+    "--dry-run", is_flag=True, help="Show what would be done, with its SQL, and change nothing."
 )
 
 
@@ -42,8 +41,8 @@ def migrations() -> None:
     """Migrations of sources, destinations and their events.
 
     A SCOPE is source:crm, source/event:crm/user, destination:warehouse or
-    destination/event:warehouse/flights; s:, s/e:, d: and d/e: are short for the kinds. Without any,
-    all are meant.
+    destination/event:warehouse/flights; s:, s/e:, d: and d/e: are short forms. Without a SCOPE, the
+    command applies to all of them.
     """
 
 
@@ -52,7 +51,7 @@ def migrations() -> None:
 @click.argument("scope")
 @click.argument("name")
 def new_migration(app: str | None, scope: str, name: str) -> None:
-    """Make the two files of a migration in the folder of SCOPE, for you to write."""
+    """Create the two empty files of a migration in the folder of SCOPE."""
     for path in new_files(load_application(app), scope, name, datetime.now(UTC)):
         click.echo(path)
 
@@ -60,13 +59,13 @@ def new_migration(app: str | None, scope: str, name: str) -> None:
 @migrations.command()
 @app_option
 @_scopes
-@click.option("--to", type=int, metavar="VERSION", help="Up to this one; all if not given.")
-@click.option("--discard", is_flag=True, help="Discard them instead: they never run.")
+@click.option("--to", type=int, metavar="VERSION", help="Up to this version. Default: all.")
+@click.option("--discard", is_flag=True, help="Discard them instead, so that they never run.")
 @_dry_run
 def ack(
     app: str | None, scopes: tuple[str, ...], to: int | None, discard: bool, dry_run: bool
 ) -> None:
-    """Acknowledge migrations that are new: until they have run, their destinations' jobs wait."""
+    """Acknowledge new migrations. Their destinations' jobs wait until they have run."""
     request = MigrationRequest(scopes, to, discard=discard, dry_run=dry_run)
     with _wanderer(app) as wanderer:
         _print_report(wanderer.ack(request), dry_run)
@@ -75,13 +74,15 @@ def ack(
 @migrations.command("run")
 @app_option
 @_scopes
-@click.option("--to", type=int, metavar="VERSION", help="Up to this one; all if not given.")
-@click.option("--out-of-order", is_flag=True, help="Also what is older than one that has run.")
+@click.option("--to", type=int, metavar="VERSION", help="Up to this version. Default: all.")
+@click.option(
+    "--out-of-order", is_flag=True, help="Also run migrations older than one that has run."
+)
 @_dry_run
 def run_migrations(
     app: str | None, scopes: tuple[str, ...], to: int | None, out_of_order: bool, dry_run: bool
 ) -> None:
-    """Run what has not run, oldest to newest. Ctrl-C lets the migration under way finish."""
+    """Run pending migrations, oldest to newest. Ctrl-C lets the current one finish."""
     request = MigrationRequest(scopes, to, dry_run=dry_run, out_of_order=out_of_order)
     with _wanderer(app) as wanderer:
         _print_report(wanderer.run(request), dry_run)
@@ -91,24 +92,29 @@ def run_migrations(
 @app_option
 @_scopes
 @click.option(
-    "--to", type=int, metavar="VERSION", required=True, help="This one stays; 0: none does."
+    "--to",
+    type=int,
+    metavar="VERSION",
+    required=True,
+    help="Keep this version and older ones; 0 rolls back all.",
 )
-@click.option("--discard", is_flag=True, help="What was rolled back shall never run again.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option(
+    "--discard", is_flag=True, help="Discard what was rolled back, so that it never runs again."
+)
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @_dry_run
 def rollback(
     app: str | None, scopes: tuple[str, ...], to: int, discard: bool, yes: bool, dry_run: bool
 ) -> None:
-    """Roll back what is newer than a version, newest to oldest, after asking."""
+    """Roll back what is newer than a version, newest to oldest, after confirmation."""
     request = MigrationRequest(scopes, to, discard=discard)
-    plan = MigrationRequest(scopes, to, discard=discard, dry_run=True)
     if dry_run or not yes:
         with _wanderer(app) as wanderer:
-            planned = wanderer.rollback(plan)
-        _print_report(planned, dry_run=True, sql=dry_run)
-        if dry_run or not planned.planned:
+            report = wanderer.rollback(MigrationRequest(scopes, to, discard=discard, dry_run=True))
+        _print_report(report, dry_run=True, sql=dry_run)
+        if dry_run or not report.planned:
             return
-        click.confirm("Roll these back?", abort=True)  # where Ctrl-C is a no
+        click.confirm("Roll these back?", abort=True)  # outside of _wanderer: Ctrl-C means no
     with _wanderer(app) as wanderer:
         _print_report(wanderer.rollback(request), dry_run=False)
 
@@ -118,25 +124,23 @@ def rollback(
 @_scopes
 @json_option
 def migration_status(app: str | None, scopes: tuple[str, ...], json: bool) -> None:
-    """Show how each migration stands, the oldest first."""
+    """Show the state of each migration, oldest first."""
     with _wanderer(app) as wanderer:
-        found = wanderer.status(scopes)
-    if json:
-        click.echo(as_json(found))
-        return
+        statuses = wanderer.status(scopes)
     rows = [
         [
-            each.scope,
-            str(each.version),
-            each.name if each.declared else f"{each.name} (not declared)",
-            each.state.value if each.state else "new",
-            each.at,
-            each.run or each.by,
-            each.error,
+            status.scope,
+            str(status.version),
+            status.name if status.declared else f"{status.name} (not declared)",
+            status.state.value if status.state else "new",
+            status.at,
+            status.run or status.by,
+            status.error,
         ]
-        for each in found
+        for status in statuses
     ]
-    click.echo(table(["scope", "version", "name", "state", "at (UTC)", "by", "error"], rows))
+    head = ["scope", "version", "name", "state", "at (UTC)", "by", "error"]
+    show(statuses, json=json, text=table(head, rows))
 
 
 @migrations.command("repair")
@@ -146,15 +150,15 @@ def migration_status(app: str | None, scopes: tuple[str, ...], json: bool) -> No
 @click.option(
     "--applied/--not-applied",
     default=None,
-    help="What you have found in the target: the migration's effect is there, or it is not.",
+    help="What you found in the target: the migration's effect is there, or it is not.",
 )
 def repair_migration(app: str | None, scope: str, version: int, applied: bool | None) -> None:
-    """Record what is true of a migration that was interrupted, has failed, or was done by hand."""
+    """Record the true state of a migration that was interrupted, has failed, or was run by hand."""
     if applied is None:
         raise MigrationError("look into the target, then say --applied or --not-applied")
     with _wanderer(app) as wanderer:
-        done = wanderer.repair(scope, version, applied=applied)
-    click.echo(table(_HEAD, [_row(done)]))
+        completed = wanderer.repair(scope, version, applied=applied)
+    click.echo(table(_HEAD, [_row(completed)]))
 
 
 @contextmanager
@@ -173,21 +177,27 @@ def _wanderer(app: str | None) -> Iterator[Wanderer]:
             tracking=tracking,
             holder=f"{os.environ.get('USER', 'someone')}@{here()}",
             stop=stop,
-            report=lambda done: click.echo(_line(done), err=True),
+            report=_print_action,
         )
 
 
-def _line(done: CompletedAction) -> str:
-    action = done.action
-    return f"{action.scope} {action.version} {action.name}: {done.state.value}"
+def _print_action(completed: CompletedAction) -> None:
+    action, state = completed.action, completed.state.value
+    click.echo(f"{action.scope} {action.version} {action.name}: {state}", err=True)
 
 
 def _print_report(report: MigrationReport, dry_run: bool, *, sql: bool = True) -> None:
-    """Show what was planned and done; ends the process with 1 if not all of it was."""
+    """Print what was planned and what was done; exits with code 1 if an action failed."""
     if not report.planned:
         click.echo("nothing to do")
     else:
-        click.echo(table(_HEAD, _rows(report, "planned" if dry_run else "not done")))
+        state = "planned" if dry_run else "not done"
+        rows = [_row(completed) for completed in report.done]
+        rows += [
+            [action.scope, str(action.version), action.name, action.what, state, "", ""]
+            for action in report.planned[len(rows) :]
+        ]
+        click.echo(table(_HEAD, rows))
     if dry_run and sql:
         for action in report.planned:
             if action.sql is not None:
@@ -198,15 +208,8 @@ def _print_report(report: MigrationReport, dry_run: bool, *, sql: bool = True) -
         sys.exit(1)
 
 
-def _rows(report: MigrationReport, otherwise: str) -> list[Sequence[object]]:
-    done = [_row(each) for each in report.done]
-    rest = report.planned[len(done) :]
-    return done + [
-        [each.scope, str(each.version), each.name, each.what, otherwise, "", ""] for each in rest
-    ]
-
-
-def _row(done: CompletedAction) -> Sequence[object]:
-    action, seconds = done.action, f"{done.seconds:.3f}" if done.seconds else ""
-    named = [action.scope, str(action.version), action.name, action.what]
-    return [*named, done.state.value, seconds, done.error]
+def _row(completed: CompletedAction) -> Sequence[object]:
+    action = completed.action
+    seconds = f"{completed.seconds:.3f}" if completed.seconds else ""
+    cells = [action.scope, str(action.version), action.name, action.what]
+    return [*cells, completed.state.value, seconds, completed.error]

@@ -1,46 +1,81 @@
-"""The commands that run a deployment."""
+"""The commands that run a deployment: the gateway, the worker, both with Dagster; its store and keys."""
 
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
+from blacksmith_dagster.backends import Backends
 from blacksmith_dagster.cli.common import app_option
-from blacksmith_dagster.composition import gateway_of
+from blacksmith_dagster.composition import (
+    Loop,
+    build_listeners,
+    build_realtime,
+    gateway_of,
+    running,
+)
 from blacksmith_dagster.errors import UsageError
+from blacksmith_dagster.gateway import Gateway, StandardGateway
 from blacksmith_dagster.importer import load_application
+from blacksmith_dagster.ingest.listeners import listened_events
+from blacksmith_dagster.ingest.subscription import broker_of
+from blacksmith_dagster.pipeline.access import hashed
+from blacksmith_dagster.pipeline.application import Blacksmith
+from blacksmith_dagster.pipeline.destination import Destination
+from blacksmith_dagster.pipeline.source import Source
+from blacksmith_dagster.pipeline.triggers import Subscription
+from blacksmith_dagster.scheduler import realtime_events
 from blacksmith_dagster.settings import Settings, find_project
+from blacksmith_dagster.signals import on_stop
 from blacksmith_dagster.store import open_store
 from blacksmith_dagster.store.sqlite import make_home
+from blacksmith_dagster.supervisor import here
 
 if TYPE_CHECKING:
-    from blacksmith_dagster.gateway.server import Gateway
+    from blacksmith_dagster.orchestration.loads import RunlessReporter
 
 _STOP_SECONDS = 30
+_LOOK_SECONDS = 1.0
 
 
 @click.command()
 @app_option
-@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8420, show_default=True)
-@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--tls-cert", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--tls-key", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="How many processes serve the port.",
+)
+@click.option(
+    "--tls-cert",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A PEM file with the TLS certificate.",
+)
+@click.option(
+    "--tls-key",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A PEM file with the certificate's key, if it is not in the same file.",
+)
 @click.option(
     "--trusted-proxy",
     multiple=True,
     metavar="NETWORK",
-    help="A proxy whose X-Forwarded-For is believed; may be given several times.",
+    help="Trust the X-Forwarded-For of this proxy; may be given several times.",
 )
 def gateway(
     app: str | None,
@@ -51,17 +86,15 @@ def gateway(
     tls_key: Path | None,
     trusted_proxy: tuple[str, ...],
 ) -> None:
-    """Receive events over HTTP and keep them, until Ctrl-C or SIGTERM.
+    """Receive events over HTTP and store them, until Ctrl-C or SIGTERM.
 
-    An application that brings a gateway of its own runs that one, and takes no options here.
+    An application that has its own gateway runs that one, and accepts none of these options.
     """
-    from blacksmith_dagster.gateway import StandardGateway
-
     application = load_application(app)
     own = gateway_of(application)
     if own is not None:
         _refuse_options("host", "port", "workers", "tls_cert", "tls_key", "trusted_proxy")
-    chosen = own or StandardGateway(
+    standard = StandardGateway(
         host=host,
         port=port,
         workers=workers,
@@ -69,7 +102,7 @@ def gateway(
         tls_key=tls_key,
         trusted_proxies=trusted_proxy,
     )
-    chosen.serve(application, Settings.read())
+    (own or standard).serve(application, Settings.read())
 
 
 @click.command()
@@ -92,9 +125,9 @@ def dev(app: str | None, port: int, ui_port: int) -> None:
     """Run the gateway and `dagster dev` together, until Ctrl-C.
 
     DAGSTER_HOME is BLACKSMITH_HOME unless it is set. Both listen on 127.0.0.1, unless the
-    application brings a gateway that listens elsewhere.
+    application has its own gateway that listens elsewhere.
     """
-    application = load_application(app)  # a wrong declaration is reported here, once
+    application = load_application(app)  # a wrong declaration is reported here, only once
     own = gateway_of(application)
     gateway_command = [sys.executable, "-m", "blacksmith_dagster.cli", "gateway"]
     gateway_command += [f"--app={app}"] if app else []
@@ -110,10 +143,10 @@ def dev(app: str | None, port: int, ui_port: int) -> None:
     environment = {**os.environ, "BLACKSMITH_HOME": str(home)}
     environment.setdefault("DAGSTER_HOME", str(home))
     if url is not None:
-        environment.setdefault("BLACKSMITH_GATEWAY_URL", url)  # what checks ask
+        environment.setdefault("BLACKSMITH_GATEWAY_URL", url)  # for the check `gateway reachable`
     dagster_command = [sys.executable, "-m", "dagster", "dev", f"--port={ui_port}"]
-    where = url or "the application's own"
-    click.echo(f"gateway: {where}   Dagster: http://127.0.0.1:{ui_port}", err=True)
+    shown_url = url or "the application's own"
+    click.echo(f"gateway: {shown_url}   Dagster: http://127.0.0.1:{ui_port}", err=True)
     _run_together(
         {"gateway": gateway_command, "dagster dev": dagster_command}, project, environment
     )
@@ -121,22 +154,20 @@ def dev(app: str | None, port: int, ui_port: int) -> None:
 
 def _refuse_options(*names: str) -> None:
     context = click.get_current_context()
-    given = [
+    options = [
         f"--{name.replace('_', '-')}"
         for name in names
         if context.get_parameter_source(name) is not ParameterSource.DEFAULT
     ]
-    if given:
+    if options:
         raise UsageError(
-            f"the application brings its own gateway, which {', '.join(given)} would not reach; "
-            "leave it out, or change it where the gateway is made: Blacksmith(gateway=...)"
+            f"the application brings its own gateway, which {', '.join(options)} would not reach; "
+            "leave it out, or set it where the gateway is created: Blacksmith(gateway=...)"
         )
 
 
 def _url_of(gateway: Gateway) -> str | None:
-    """Where a gateway can be reached from this machine, if that is known before it listens."""
-    from blacksmith_dagster.gateway import StandardGateway
-
+    """The gateway's URL on this machine, if it is known before the gateway listens."""
     if not isinstance(gateway, StandardGateway) or gateway.port == 0:
         return None
     local = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
@@ -150,12 +181,12 @@ def _run_together(
 ) -> None:
     """Run the commands until Ctrl-C, SIGTERM, SIGHUP or the end of one; then stop them all.
 
-    Each has a process group of its own, so that Ctrl-C reaches it once, from here, and that
-    nothing it has started outlives it.
+    Each command has a process group of its own, so that it gets Ctrl-C once, from here, and so that
+    nothing that it has started outlives it.
     """
-    # SIGINT too: a shell starts what runs in its background with SIGINT ignored.
-    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ending, signal.default_int_handler)
+    # SIGINT too: a shell starts its background processes with SIGINT ignored.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     children: dict[str, subprocess.Popen[bytes]] = {}
     ended: dict[str, int] = {}
     try:
@@ -176,7 +207,7 @@ def _run_together(
         ended_children = ", ".join(
             f"{name} ended with exit code {code}" for name, code in ended.items()
         )
-        raise click.ClickException(f"{ended_children}; its last lines above say why")
+        raise click.ClickException(f"{ended_children}; see its last lines above")
 
 
 def _stop(children: Sequence[subprocess.Popen[bytes]]) -> None:
@@ -193,14 +224,109 @@ def _stop(children: Sequence[subprocess.Popen[bytes]]) -> None:
         child.wait()
 
 
+@click.command()
+@app_option
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+def worker(app: str | None, names: tuple[str, ...]) -> None:
+    """Load realtime events, and listen for messages and changes, until Ctrl-C or SIGTERM.
+
+    NAME is a destination with realtime events, or a source with subscriptions or CDC. Default: all of
+    them.
+
+    It does what warm runs do, outside of Dagster. If DAGSTER_HOME is set, it reports what it loads
+    there, as materializations. It stands by while another worker or a run holds the locks. It ends
+    with an error when a load runs past its time-out: let a service manager restart it.
+    """
+    application, stop = load_application(app), threading.Event()
+    destinations, sources = _chosen(application, names)
+    with on_stop(stop.set), Backends(Settings.read()) as backends, ExitStack() as opened:
+        listened = [event for source in sources for event in listened_events(source)]
+        for event in listened:
+            if isinstance(event.trigger, Subscription):
+                broker_of(event, backends.pubsub)  # a missing broker is reported before it begins
+        reporter = _reporter(application) if destinations else None
+        if reporter:
+            opened.enter_context(closing(reporter))
+        loops: list[Loop] = [
+            build_realtime(
+                application,
+                destination,
+                backends,
+                holder=here(),
+                report=reporter.add if reporter else lambda *_: None,
+            )
+            for destination in destinations
+        ]
+        loops += [
+            build_listeners(application, source, backends, holder=here()) for source in sources
+        ]
+        backends.store.register(application)
+        served = [destination.name for destination in destinations]
+        served += [source.name for source in sources]
+        opened.enter_context(running(loops, backends, served))
+        realtime = [event for destination in destinations for event in realtime_events(destination)]
+        paths = [event.path for event in realtime] + [event.path for event in listened]
+        reported = ""
+        if destinations:
+            reported = ", reported to" if reporter else ", not reported, as there is no"
+            reported += " DAGSTER_HOME"
+        click.echo(f"blacksmith worker: {', '.join(paths)}, {backends.label}{reported}")
+        failure = None
+        while failure is None and not stop.wait(_LOOK_SECONDS):
+            if reporter:
+                reporter.report_if_due()
+            failure = next((loop.failure for loop in loops if loop.failure), None)
+    if failure is not None:
+        raise failure
+
+
+def _chosen(
+    app: Blacksmith, names: Sequence[str]
+) -> tuple[Sequence[Destination[Any]], Sequence[Source]]:
+    """The destinations with realtime events, and the sources to listen for, that have these names;
+    all of them if there are no names."""
+    realtime = {
+        name: destination
+        for name, destination in app.destinations.items()
+        if realtime_events(destination)
+    }
+    listened = {name: source for name, source in app.sources.items() if listened_events(source)}
+    available = realtime | listened
+    for name in names:
+        if name not in available:
+            raise UsageError(
+                f"{name!r} is not a destination with realtime events, nor a source with subscriptions "
+                f"or CDC; this application has {', '.join(available) or 'none'}"
+            )
+    if not available:
+        raise UsageError(
+            "no destination event is realtime, and no source event is a subscription or CDC; give a "
+            "destination, or one of its events, schedule=Schedule(realtime=True)"
+        )
+    chosen = dict.fromkeys(names or available)
+    return (
+        [realtime[name] for name in chosen if name in realtime],
+        [listened[name] for name in chosen if name in listened],
+    )
+
+
+def _reporter(app: Blacksmith) -> RunlessReporter | None:
+    """The reporter to Dagster, if DAGSTER_HOME is set; Dagster is imported only then."""
+    if not os.environ.get("DAGSTER_HOME"):
+        return None
+    from blacksmith_dagster.orchestration.loads import RunlessReporter
+
+    return RunlessReporter(app)
+
+
 @click.group()
 def store() -> None:
-    """The store itself."""
+    """Upgrade or repair the store."""
 
 
 @store.command()
 def upgrade() -> None:
-    """Bring the store's tables to this version of the package."""
+    """Upgrade the store's tables to this version of the package."""
     with closing(open_store(Settings.read().store_url, upgrade=True)) as opened:
         click.echo(f"{opened.label}: the tables are up to date")
 
@@ -209,8 +335,24 @@ def upgrade() -> None:
 def repair_store() -> None:
     """After a restore or a promotion: let the store accept events again.
 
-    Its sequence is moved past all that it made, and a new epoch begins, so that no new event gets
-    the id of one that was lost.
+    This moves its sequence past all numbers that it has used and begins a new epoch, so that no new
+    event gets the id of a lost one.
     """
     with closing(open_store(Settings.read().store_url, repair=True)) as opened:
         click.echo(f"{opened.label}: accepts events again")
+
+
+@click.group()
+def keys() -> None:
+    """Create keys for senders."""
+
+
+@keys.command("new")
+def new_key() -> None:
+    """Create a key for a sender, and its hash.
+
+    Give the key to the sender. Give the gateway the hash, in the environment variable that the
+    source's Secret names. The key itself is not stored.
+    """
+    key = secrets.token_urlsafe(32)
+    click.echo(f"key   {key}\nhash  {hashed(key)}")

@@ -216,6 +216,17 @@ def test_jobs_discard_ends_a_retry(ids: list[str]) -> None:
     assert lines[-1].endswith("closed shop")
 
 
+def test_a_row_is_one_line_however_wide_it_is(
+    ids: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    reason = " ".join(f"reason-{n}" for n in range(50))
+    run("jobs", "discard", "mail/thanks", ids[1], "--why", reason, APP)
+    lines = run("jobs", "list").stdout.splitlines()
+    assert len(lines) == 3
+    assert any(line.endswith(reason) for line in lines)
+
+
 def test_retire_refuses_what_is_declared(ids: list[str]) -> None:
     assert "still declared" in run("destinations", "retire", "mail/thanks", APP, code=1).stderr
 

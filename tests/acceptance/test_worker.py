@@ -230,7 +230,7 @@ def test_a_destination_that_is_none_is_reported(
 ) -> None:
     monkeypatch.setenv("BLACKSMITH_STORE_URL", postgres_url)
     said = run(monkeypatch, f"--app={APP}", "sink", "sinc", pubsub="postgres")
-    assert "'sinc' is no destination with realtime events" in said
+    assert "'sinc' is not a destination with realtime events" in said
     assert "has sink" in said
 
 
