@@ -1,4 +1,4 @@
-"""Ready-made destinations: SQL tables and HTTP endpoints. They use nothing that yours could not."""
+"""Ready-made destinations: SQL tables and HTTP endpoints. They use only what a team's own can use."""
 
 from blacksmith_dagster.destinations.http import HTTPDestination
 from blacksmith_dagster.destinations.sql import SQLDestination

@@ -1,4 +1,4 @@
-"""What PostgreSQL and SQLite do each in their own way: open, read a table's columns, write rows."""
+"""The differences between PostgreSQL and SQLite: connecting, reading a table's columns, writing rows."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ BUSY_SECONDS = 30
 
 
 class TableWriter(Protocol):
-    """Writes rows into one table, whose `columns` those are that can be written."""
+    """Writes rows into one table; `columns` are those that can be written."""
 
     columns: frozenset[str]
 
     def write(self, connection: sa.Connection, rows: Sequence[TableRow]) -> None:
-        """Insert or upsert rows that all have the same columns, and no two the same key."""
+        """Insert or upsert rows with the same columns and different keys."""
         ...
 
 
 def open_engine(where: str, url: str) -> sa.Engine:
     """An engine for the database at `url`; it does not connect yet.
 
-    Raises `SettingsError` for another database than PostgreSQL and SQLite or a URL that cannot be
-    read, `ImportError` when the driver is not installed. No message shows the URL.
+    Raises `SettingsError` for a database other than PostgreSQL and SQLite, or an invalid URL, and
+    `ImportError` if the driver is not installed. No message shows the URL.
     """
     try:
         parsed = sa.make_url(url)
     except (sa.exc.ArgumentError, ValueError):
         raise SettingsError(
-            f"{where}: its url cannot be read; write postgresql://user:password@host:5432/database "
+            f"{where}: its url is invalid; write postgresql://user:password@host:5432/database "
             "or sqlite:////path/to/file.db, with special characters percent-encoded"
         ) from None
     backend = parsed.drivername.partition("+")[0]
     if backend in ("postgresql", "postgres"):
-        # A plain postgresql:// means psycopg2 to SQLAlchemy 2.0; ours is psycopg 3.
+        # SQLAlchemy 2.0 takes a plain postgresql:// as psycopg2; we use psycopg 3.
         psycopg = parsed.set(drivername="postgresql+psycopg")
         # Poolers in transaction mode lose prepared statements.
         options = {"connect_timeout": CONNECT_SECONDS, "prepare_threshold": None}
@@ -64,60 +64,60 @@ def open_engine(where: str, url: str) -> sa.Engine:
             hide_parameters=True,
             connect_args={"timeout": BUSY_SECONDS},
         )
-        # Python's driver begins a transaction too late for savepoints: SQLAlchemy begins it instead,
-        # and at once for writing, so that it waits for another writer rather than fail.
-        sa.event.listen(engine, "connect", _leave_transactions_alone)
+        # Python's driver begins a transaction too late for savepoints, so SQLAlchemy begins it; as a
+        # write transaction, so that it waits for another writer instead of failing.
+        sa.event.listen(engine, "connect", _disable_driver_transactions)
         sa.event.listen(engine, "begin", _begin_immediate)
         return engine
     raise SettingsError(
         f"{where}: SQLDestination writes to PostgreSQL and SQLite, not to {backend!r}; declare a "
-        "Destination with connect= and a function of your own"
+        "Destination with connect= and your own function"
     )
 
 
-def bound_transaction(connection: sa.Connection, seconds: float) -> None:
-    """See that the transaction does not outlive the load, and that each row fails by itself."""
+def limit_transaction(connection: sa.Connection, seconds: float) -> None:
+    """End the transaction with the load at the latest, and let each row fail separately."""
     if connection.dialect.name == "postgresql":
         connection.execute(_BOUND, {"limit": str(int(seconds * 1000))})
-        # A deferred constraint would fail at the commit, and all rows with it.
+        # A deferred constraint would fail at the commit, with all rows.
         connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
 
 
 def open_writer(
     connection: sa.Connection, table: sa.TableClause, key: Sequence[str], newest: str | None
 ) -> TableWriter:
-    """A writer for `table` as it now is in the database; without columns if there is none."""
+    """A writer for `table` as the database has it now; without columns if it does not exist."""
     if connection.dialect.name == "postgresql":
         return PostgreSQLTable(connection, table, key, newest)
     return SQLiteTable(connection, table, key, newest)
 
 
-def fault_of_the_data(error: Exception) -> str | None:
-    """What is wrong with the rows, if that is why writing them failed; else `None`."""
+def data_error(error: Exception) -> str | None:
+    """Why the data made the write fail; `None` if the data was not the reason."""
     if isinstance(error, sa.exc.DBAPIError):
         state = getattr(error.orig, "sqlstate", None)
         if state is None:
             of_data = isinstance(error, (sa.exc.DataError, sa.exc.IntegrityError))
         else:
-            of_data = state[:2] in _STATES_OF_DATA
-        return said_by(error) if of_data else None
-    # An integer over 64 bits for SQLite, half a surrogate pair, a text where a time is kept.
+            of_data = state[:2] in _DATA_SQLSTATES
+        return database_message(error) if of_data else None
+    # Not from the database: an integer over 64 bits, half a surrogate pair, text for a time column.
     return str(error)
 
 
-def said_by(error: sa.exc.DBAPIError) -> str:
-    """The database's own words, without the statement and, on PostgreSQL, without the whole row."""
+def database_message(error: sa.exc.DBAPIError) -> str:
+    """The database's message, without the statement and, on PostgreSQL, without the whole row."""
     diagnosis = getattr(error.orig, "diag", None)
-    said = diagnosis and diagnosis.message_primary
-    return said or next(iter(str(error.orig).splitlines()), type(error.orig).__name__)
+    message = diagnosis and diagnosis.message_primary
+    return message or next(iter(str(error.orig).splitlines()), type(error.orig).__name__)
 
 
 class PostgreSQLTable:
     """One statement with one bound value, the rows as JSON.
 
-    PostgreSQL itself reads each value as its column's type, as it reads a literal: the text
-    '2013-01-01T10:00:00Z' is a time where the column is one. It needs no temporary table, as COPY
-    does, whose making is a write to the catalog.
+    PostgreSQL converts each value to its column's type, like a literal: the text
+    '2013-01-01T10:00:00Z' becomes a time in a time column. Unlike COPY it needs no temporary table,
+    and so no write to the catalog.
     """
 
     def __init__(
@@ -128,8 +128,8 @@ class PostgreSQLTable:
         newest: str | None,
     ) -> None:
         quoted = connection.dialect.identifier_preparer.format_table(table)
-        found = connection.execute(_COLUMNS, {"table": quoted})
-        self._types = {name: _DeclaredType(kind) for name, kind in found}
+        columns = connection.execute(_COLUMNS, {"table": quoted})
+        self._types = {name: _DeclaredType(spec) for name, spec in columns}
         self.columns = frozenset(self._types)
         self._upsert = _Upsert(table.name, table.schema, self.columns, key, newest)
         self._statements: dict[frozenset[str], sa.Executable] = {}
@@ -143,20 +143,20 @@ class PostgreSQLTable:
 
     def _statement(self, names: Sequence[str]) -> sa.Executable:
         text = sa.bindparam("rows", type_=sa.Text)
-        given = (
+        records = (
             sa.func.json_to_recordset(sa.cast(text, postgresql.JSON))
             .table_valued(
                 *(sa.column(quoted_name(name, True), self._types[name]) for name in names)
             )
-            .render_derived(name="given", with_types=True)
+            .render_derived(name="records", with_types=True)
         )
-        rows = sa.select(*(given.c[name] for name in names))
+        rows = sa.select(*(records.c[name] for name in names))
         insert = postgresql.insert(self._upsert.table).from_select(list(names), rows)
         return self._upsert.on_conflict(insert, names)
 
 
 class SQLiteTable:
-    """One prepared statement, run for each row."""
+    """One prepared statement, executed for each row."""
 
     def __init__(
         self,
@@ -166,10 +166,10 @@ class SQLiteTable:
         newest: str | None,
     ) -> None:
         try:
-            found = sa.inspect(connection).get_columns(table.name, table.schema)
+            columns = sa.inspect(connection).get_columns(table.name, table.schema)
         except sa.exc.NoSuchTableError:
-            found = []
-        written = [column for column in found if "computed" not in column]
+            columns = []
+        written = [column for column in columns if "computed" not in column]
         self.columns = frozenset(column["name"] for column in written)
         self._converters = {column["name"]: _converter(column["type"]) for column in written}
         self._upsert = _Upsert(table.name, table.schema, self.columns, key, newest)
@@ -188,7 +188,7 @@ class SQLiteTable:
 
 
 class _Upsert:
-    """`ON CONFLICT`, which both databases write alike."""
+    """`ON CONFLICT`, which both databases have in the same form."""
 
     def __init__(
         self,
@@ -198,7 +198,7 @@ class _Upsert:
         key: Sequence[str],
         newest: str | None,
     ) -> None:
-        # Quoted always: SQLAlchemy does not know each database's every keyword.
+        # Always quoted: SQLAlchemy does not know every keyword of each database.
         quoted: list[sa.ColumnClause[Any]] = [
             sa.column(quoted_name(column, True)) for column in sorted(columns)
         ]
@@ -226,10 +226,10 @@ class _Upsert:
 
 
 class _DeclaredType(UserDefinedType[Any]):
-    """A type as PostgreSQL writes it, whatever extension it comes from.
+    """A type in PostgreSQL's own notation, whichever extension it comes from.
 
-    A time without a zone is read as one with a zone, and cast: else its offset would be ignored,
-    and two hours of difference be lost.
+    A value for a time without a zone is read with its zone and then cast; otherwise PostgreSQL would
+    ignore its offset.
     """
 
     cache_ok = True
@@ -244,30 +244,29 @@ class _DeclaredType(UserDefinedType[Any]):
 
 
 def _as_json(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The same, with what JSON lacks in the words that PostgreSQL reads."""
-    lacking = {
+    """The same values, with those that JSON cannot express as text that PostgreSQL reads."""
+    as_text = {
         name: f"\\x{value.hex()}" if type(value) is bytes else str(value)
         for name, value in values.items()
         if type(value) is bytes or (type(value) is float and not isfinite(value))
     }
-    return {**values, **lacking} if lacking else values
+    return {**values, **as_text} if as_text else values
 
 
 def _converter(column: sa.types.TypeEngine[Any]) -> Callable[[Any], Any]:
-    """How SQLite stores a value in a column of this type, which has neither times nor JSON."""
+    """How to store a value in a column of this type in SQLite, which has neither times nor JSON."""
     if isinstance(column, sa.JSON):
         return lambda value: None if value is None else msgspec.json.encode(value).decode()
-    for kind, python in ((sa.DateTime, datetime), (sa.Date, date), (sa.Time, time)):
-        if isinstance(column, kind):
-            return lambda value: _plain(
-                msgspec.convert(value, python) if isinstance(value, str) else value
+    for sql_type, python_type in ((sa.DateTime, datetime), (sa.Date, date), (sa.Time, time)):
+        if isinstance(column, sql_type):
+            return lambda value: _sqlite_value(
+                msgspec.convert(value, python_type) if isinstance(value, str) else value
             )
-    return _plain
+    return _sqlite_value
 
 
-def _plain(value: Any) -> Any:
-    kind = type(value)
-    if kind in _PLAIN:
+def _sqlite_value(value: Any) -> Any:
+    if type(value) in _SQLITE_TYPES:
         return value
     if isinstance(value, datetime):
         utc = value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value
@@ -277,7 +276,7 @@ def _plain(value: Any) -> Any:
     return msgspec.json.encode(value).decode() if isinstance(value, (dict, list)) else str(value)
 
 
-def _leave_transactions_alone(connection: Any, _: object) -> None:
+def _disable_driver_transactions(connection: Any, _: object) -> None:
     connection.isolation_level = None
 
 
@@ -285,18 +284,18 @@ def _begin_immediate(connection: sa.Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-_PLAIN = frozenset({type(None), str, int, float, bool, bytes})
+_SQLITE_TYPES = frozenset({type(None), str, int, float, bool, bytes})
 
-# Data, integrity, check option, limits of a value, raised by a trigger. "Cardinality" (21) is two
-# keys in one statement that only the database knows for equal: apart they can be written.
-_STATES_OF_DATA = frozenset({"21", "22", "23", "44", "54", "P0"})
+# Data, integrity, check option, program limits, raised by a trigger. "Cardinality" (21) is two keys in
+# one statement that only the database considers equal: in separate statements they can be written.
+_DATA_SQLSTATES = frozenset({"21", "22", "23", "44", "54", "P0"})
 
 _COLUMNS = sa.text(
     "SELECT attname, format_type(atttypid, atttypmod) FROM pg_catalog.pg_attribute "
     "WHERE attrelid = to_regclass(CAST(:table AS text)) "
     "AND attnum > 0 AND NOT attisdropped AND attgenerated = ''"
 )
-# A time without a zone is taken as UTC. A process that is paused in a transaction loses it.
+# A time without a zone counts as UTC. A process that is paused in a transaction loses the transaction.
 _BOUND = sa.text(
     "SELECT set_config('TimeZone', 'UTC', true), set_config('statement_timeout', :limit, true), "
     "set_config('idle_in_transaction_session_timeout', :limit, true)"

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from blacksmith_dagster.destinations.responses import excerpt, may_be_a_part, verdict_of
+from blacksmith_dagster.destinations.responses import excerpt, may_reject_one_job, verdict_of
 from blacksmith_dagster.errors import DeclarationError, SettingsError
 from blacksmith_dagster.pipeline.destination import Destination, DestinationEvent
 from blacksmith_dagster.pipeline.event import Batch, Job, JobResult, JobVerdict
@@ -30,7 +30,7 @@ from blacksmith_dagster.redaction import RedactingFilter, Secret, redacted
 
 T = TypeVar("T")
 
-_READ = 65_536  # bytes of a response's body; the connection of a longer one is closed
+_READ_BYTES = 65_536  # of a response's body; the connection of a longer one is closed
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
 _HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
 _PATH = re.compile(r"(/[A-Za-z0-9._~%-]+)*/?")
@@ -40,11 +40,11 @@ class HTTPDestination(Destination[httpx.Client]):
     """An HTTP service.
 
     - `url`: `https://host/path`, or a `Secret` that holds one (a webhook's URL is often its only
-      password). It is never printed; a user and a password in it are sent as basic authentication.
+      password). It is never printed. A user and password in it are sent as basic authentication.
     - `headers`: sent with each request; a value may be a `Secret`.
 
-    `post` sends jobs; a function of your own, declared with `event`, is handed the `httpx.Client`
-    with this base URL and these headers.
+    `post` sends jobs. Your own function, declared with `event`, gets an `httpx.Client` with this base
+    URL and these headers.
 
     >>> departed = Source("airport").accept("departed")
     >>> alerts = HTTPDestination("alerts", url=Secret("ALERTS_URL"))
@@ -115,18 +115,19 @@ class HTTPDestination(Destination[httpx.Client]):
     ) -> DestinationEvent[T]:
         """Send each job as JSON in a POST request.
 
-        A response of 2xx has loaded it. 4xx discards it; 408, 425, 429, 5xx, a redirect, no response
-        and a broken connection fail it, and it is tried again, after the response's `Retry-After` if
-        it has one (a day at most). The job's key is sent as `Idempotency-Key`.
+        A 2xx response means success; a 4xx discards the job. On 408, 425, 429, 5xx, a redirect, no
+        response or a broken connection the job fails and is retried, after the response's
+        `Retry-After` if it has one (at most a day). The job's key is sent as `Idempotency-Key`.
 
         - `path`: appended to the destination's URL.
-        - `body(job)`: what is sent, anything that msgspec writes as JSON; the job's data if `None`.
-          If it raises, the job fails alone.
-        - `batched`: send a batch in one request, as a JSON array, with a key made of its jobs' keys.
-          Rejected with 400, 409, 413 or 422 it is sent in halves, until the job at fault is alone.
-        - `concurrency`: how many requests are under way at once, from 1 to 256.
+        - `body(job)`: returns the request's body, anything that msgspec encodes as JSON; by default the
+          job's data. If it raises, only that job fails.
+        - `batched`: send a batch in one request, as a JSON array, with a key derived from its jobs'
+          keys. If it is rejected with 400, 409, 413 or 422, it is sent in halves until the faulty
+          job is isolated.
+        - `concurrency`: the number of concurrent requests, from 1 to 256.
         - `request_timeout`: how long to wait for a connection, and then for the response. A load holds
-          no more jobs than can all get a response that late within its `timeout`.
+          only as many jobs as can all take this long within its `timeout`.
 
         The remaining arguments are those of `Destination.event`.
 
@@ -140,25 +141,28 @@ class HTTPDestination(Destination[httpx.Client]):
         """
         where = f"{self.name}/{name}"
         if not _PATH.fullmatch(path):
-            raise DeclarationError(f"{where}: path={path!r}: write '/late', without a query")
+            raise DeclarationError(
+                f"{where}: path={path!r} is invalid; write '/late', without a query"
+            )
         if not 1 <= concurrency <= 256 or (batched and concurrency > 1):
             raise DeclarationError(
-                f"{where}: concurrency={concurrency}: a number from 1 to 256; leave it out with "
-                "batched=True, where a batch is one request"
+                f"{where}: concurrency={concurrency} is invalid; give a number from 1 to 256, and none "
+                "with batched=True, where a batch is one request"
             )
         patience = duration(f"{where}: request_timeout", request_timeout).total_seconds()
         whole = duration(f"{where}: timeout", timeout) if timeout else self.timeout
-        # The last request may need it twice: for the connection, and for the response.
+        # The last request may need it twice: for the connection and for the response.
         sending = whole.total_seconds() - 2 * patience
         if sending < patience:
             raise DeclarationError(
-                f"{where}: request_timeout={request_timeout!r}: a third of the load's timeout at most"
+                f"{where}: request_timeout={request_timeout!r} is too long; give at most a third "
+                "of the load's timeout"
             )
         jobs = self.batch if batch is None else batch
-        post = _Post(self._endpoint, path, body or _data, concurrency, patience, sending)
+        post = _Post(self._endpoint, path, body or _job_data, concurrency, patience, sending)
 
         def load(batch: Batch[T], client: httpx.Client) -> None:
-            (post.together if batched else post.each)(batch, client)
+            (post.together if batched else post.one_by_one)(batch, client)
 
         event: DestinationEvent[T] = self.event(
             receives=receives,
@@ -194,7 +198,7 @@ class HTTPDestination(Destination[httpx.Client]):
 
 @dataclass(frozen=True)
 class _HTTPTarget:
-    """Where to send, with what headers, and which texts of that are nobody's business."""
+    """The URL and headers of requests, and the texts in them that must stay secret."""
 
     where: str
     url: Secret | str
@@ -202,16 +206,16 @@ class _HTTPTarget:
 
     def base(self) -> httpx.URL:
         try:
-            url = httpx.URL(_revealed(self.url))
+            url = httpx.URL(_reveal(self.url))
         except httpx.InvalidURL:
             url = httpx.URL()
         if url.scheme in ("http", "https") and url.host:
             return url
         if isinstance(self.url, Secret):
             raise SettingsError(
-                f"{self.where}: {self.url.name} holds no address; set it to https://…"
+                f"{self.where}: {self.url.name} does not hold a URL; set it to https://…"
             )
-        raise DeclarationError(f"{self.where}: its url is no address; write https://…")
+        raise DeclarationError(f"{self.where}: its url is invalid; write https://…")
 
     def target(self, path: str) -> httpx.URL:
         base = self.base()
@@ -220,11 +224,11 @@ class _HTTPTarget:
         return base.copy_with(raw_path=whole) if path else base
 
     def header_values(self) -> dict[str, str]:
-        values = {name: _revealed(value) for name, value in self.headers.items()}
+        values = {name: _reveal(value) for name, value in self.headers.items()}
         for name, value in values.items():
             if not _HEADER_VALUE.fullmatch(value):
                 raise SettingsError(
-                    f"{self.where}: the value of header {name!r} has a character that no header may "
+                    f"{self.where}: the value of header {name!r} has a character that headers must not "
                     "have; look for a line break at its end"
                 )
         return values
@@ -248,7 +252,7 @@ class _HTTPTarget:
 
 @dataclass(frozen=True)
 class _Post:
-    """How jobs are sent: each waits `patience` seconds, none is begun after `sending` seconds."""
+    """Sends jobs: a request waits `patience` seconds; none starts after `sending` seconds."""
 
     endpoint: _HTTPTarget
     path: str
@@ -257,8 +261,8 @@ class _Post:
     patience: float
     sending: float
 
-    def each(self, batch: Batch[Any], client: httpx.Client) -> None:
-        """A request for each job."""
+    def one_by_one(self, batch: Batch[Any], client: httpx.Client) -> None:
+        """Send a request for each job."""
         send = self._sender(client)
         jobs, contents = self._contents(batch)
         pool = ThreadPoolExecutor(min(self.concurrency, len(jobs) or 1))
@@ -270,7 +274,7 @@ class _Post:
             pool.shutdown(cancel_futures=True)
 
     def together(self, batch: Batch[Any], client: httpx.Client) -> None:
-        """A request for the batch; for halves of it if it is rejected for what is in it."""
+        """Send one request for the batch, and for its halves if one of its jobs may be at fault."""
         send = self._sender(client)
         jobs, contents = self._contents(batch)
         waiting = [(jobs, contents)] if jobs else []
@@ -279,14 +283,14 @@ class _Post:
             keys = "\n".join(job.key for job in jobs)
             array = b"[" + b",".join(contents) + b"]"
             status, job_verdict = send(array, hashlib.sha256(keys.encode()).hexdigest())
-            if len(jobs) > 1 and may_be_a_part(status):
+            if len(jobs) > 1 and may_reject_one_job(status):
                 half = len(jobs) // 2
                 waiting += [(jobs[half:], contents[half:]), (jobs[:half], contents[:half])]
             else:
                 _decide(batch, jobs, job_verdict)
 
     def _contents(self, batch: Batch[Any]) -> tuple[list[Job[Any]], list[bytes]]:
-        """The jobs that have a body, and their bodies; the others have failed."""
+        """The jobs with their bodies; fails the jobs whose `body` raises."""
         jobs: list[Job[Any]] = []
         contents: list[bytes] = []
         for job in batch:
@@ -294,7 +298,7 @@ class _Post:
                 contents.append(encode(self.body(job)))
                 jobs.append(job)
             except Exception as error:  # noqa: BLE001 — the user's function: whatever it raises
-                batch.fail(job, f"its body cannot be made: {type(error).__name__}: {error}")
+                batch.fail(job, f"its body() raised {type(error).__name__}: {error}")
         return jobs, contents
 
     def _sender(self, client: httpx.Client) -> Callable[[bytes, str], tuple[int, JobVerdict]]:
@@ -317,9 +321,9 @@ def _send(
     content: bytes,
     key: str,
 ) -> tuple[int, JobVerdict]:
-    """The response's status, 0 if there is none, and what it means for what was sent."""
+    """The response's status, 0 if there is none, and the verdict for its jobs."""
     if time.monotonic() > latest:
-        return 0, _failed("not sent: the requests before it took the load's whole time")
+        return 0, _failed("not sent: earlier requests used up the load's time")
     headers = {
         "Content-Type": client.headers.get("Content-Type", "application/json"),
         "Idempotency-Key": key,
@@ -328,7 +332,7 @@ def _send(
     try:
         response = client.send(request, stream=True)
         try:
-            body = _beginning(response, time.monotonic() + patience)
+            body = _read_body(response, time.monotonic() + patience)
         finally:
             response.close()
     except httpx.TimeoutException as error:
@@ -347,13 +351,13 @@ def _send(
     return response.status_code, job_verdict
 
 
-def _beginning(response: httpx.Response, latest: float) -> bytes:
-    """The body, or as much of it as is worth waiting for: the status has decided already."""
+def _read_body(response: httpx.Response, latest: float) -> bytes:
+    """The beginning of the body: only the status decides, so the rest is not worth waiting for."""
     read = bytearray()
     with suppress(httpx.TransportError):
         for part in response.iter_raw():
             read += part
-            if len(read) > _READ or time.monotonic() > latest:
+            if len(read) > _READ_BYTES or time.monotonic() > latest:
                 break
     return bytes(read)
 
@@ -372,9 +376,9 @@ def _failed(reason: str) -> JobVerdict:
     return JobVerdict(JobResult.FAILED, reason)
 
 
-def _data(job: Job[Any]) -> Any:
+def _job_data(job: Job[Any]) -> Any:
     return job.data
 
 
-def _revealed(value: Secret | str) -> str:
+def _reveal(value: Secret | str) -> str:
     return value.reveal() if isinstance(value, Secret) else value

@@ -10,10 +10,10 @@ from http import HTTPStatus
 from blacksmith_dagster.pipeline.event import JobResult, JobVerdict
 from blacksmith_dagster.redaction import redacted
 
-_EXCERPT = 200  # characters of a response's body in an error
-_LONGEST_WAIT = 86_400.0  # seconds: what a server may ask for; a wrong clock must not park a job
-_TRY_AGAIN = frozenset({408, 425, 429})  # the 4xx that speak of the moment, not of the request
-_OF_THE_BODY = frozenset({400, 409, 413, 422})
+_EXCERPT_CHARACTERS = 200  # characters of a response's body in an error
+_MAX_WAIT = 86_400.0  # seconds: a server's wrong clock must not delay a job for longer
+_RETRYABLE = frozenset({408, 425, 429})  # the 4xx that may pass with time
+_REJECTED_BODY = frozenset({400, 409, 413, 422})
 
 
 def verdict_of(status: int, retry_after: str | None, excerpt: str, now: datetime) -> JobVerdict:
@@ -27,38 +27,38 @@ def verdict_of(status: int, retry_after: str | None, excerpt: str, now: datetime
     """
     if 200 <= status < 300:
         return JobVerdict(JobResult.SUCCEEDED)
-    reason = f"{_named(status)}: {excerpt}" if excerpt else _named(status)
+    reason = f"{_status_text(status)}: {excerpt}" if excerpt else _status_text(status)
     if 300 <= status < 400:
         return JobVerdict(
             JobResult.FAILED, f"{reason}; redirects are not followed: give the new address"
         )
-    if 400 <= status < 500 and status not in _TRY_AGAIN:
+    if 400 <= status < 500 and status not in _RETRYABLE:
         return JobVerdict(JobResult.DISCARDED, reason)
-    return JobVerdict(JobResult.FAILED, reason, wait(retry_after, now))
+    return JobVerdict(JobResult.FAILED, reason, retry_after_seconds(retry_after, now))
 
 
-def may_be_a_part(status: int) -> bool:
-    """Whether a batch is rejected with `status` for what is in it, perhaps for one job only."""
-    return status in _OF_THE_BODY
+def may_reject_one_job(status: int) -> bool:
+    """Whether a batch rejected with `status` may have been rejected for one of its jobs."""
+    return status in _REJECTED_BODY
 
 
-def wait(retry_after: str | None, now: datetime) -> float | None:
-    """The seconds that a `Retry-After` asks for (RFC 9110, section 10.2.3), a day at most.
+def retry_after_seconds(retry_after: str | None, now: datetime) -> float | None:
+    """The seconds of a `Retry-After` header (RFC 9110, section 10.2.3), at most a day.
 
-    `None` if there is none, or none that can be read.
+    `None` if the header is missing or invalid.
 
-    >>> wait("Wed, 21 Oct 2026 07:28:00 GMT", datetime(2026, 10, 21, 7, 27, tzinfo=UTC))
+    >>> retry_after_seconds("Wed, 21 Oct 2026 07:28:00 GMT", datetime(2026, 10, 21, 7, 27, tzinfo=UTC))
     60.0
     """
-    given = (retry_after or "").strip()
-    if given.isascii() and given.isdigit():
-        return min(float(given), _LONGEST_WAIT)
+    value = (retry_after or "").strip()
+    if value.isascii() and value.isdigit():
+        return min(float(value), _MAX_WAIT)
     try:
-        at = parsedate_to_datetime(given)
+        date = parsedate_to_datetime(value)
     except ValueError:
         return None
-    seconds = (at.replace(tzinfo=at.tzinfo or UTC) - now).total_seconds()
-    return min(max(seconds, 0.0), _LONGEST_WAIT)
+    seconds = (date.replace(tzinfo=date.tzinfo or UTC) - now).total_seconds()
+    return min(max(seconds, 0.0), _MAX_WAIT)
 
 
 def excerpt(body: bytes, hidden: Iterable[str]) -> str:
@@ -68,11 +68,11 @@ def excerpt(body: bytes, hidden: Iterable[str]) -> str:
     'no such hook: ***'
     """
     text = redacted(body.decode(errors="replace"), hidden)
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return line if len(line) <= _EXCERPT else f"{line[:_EXCERPT]}…"
+    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    return line if len(line) <= _EXCERPT_CHARACTERS else f"{line[:_EXCERPT_CHARACTERS]}…"
 
 
-def _named(status: int) -> str:
+def _status_text(status: int) -> str:
     try:
         return f"{status} {HTTPStatus(status).phrase}"
     except ValueError:

@@ -13,7 +13,7 @@ import msgspec
 from blacksmith_dagster.pipeline.event import Job
 from blacksmith_dagster.pipeline.model import to_builtins
 
-_KEPT = (bytes, datetime, date, time, Decimal)
+_NATIVE_TYPES = (bytes, datetime, date, time, Decimal)
 
 
 class TableRow(msgspec.Struct, frozen=True):
@@ -23,10 +23,10 @@ class TableRow(msgspec.Struct, frozen=True):
     values: Mapping[str, Any]
 
 
-def fitted(
+def fit_rows(
     jobs: Iterable[Job[Any]], columns: Set[str], table: str, needed: Sequence[str]
 ) -> tuple[list[TableRow], list[tuple[Job[Any], str]]]:
-    """The jobs whose data fits a table with these columns, as rows, and the others with the reason.
+    """Rows for the jobs whose data fits a table with these columns, and the other jobs with the reason.
 
     `needed` are the columns that must have a value: those of the key, and `newest`.
     """
@@ -42,12 +42,12 @@ def fitted(
 
 def _values(data: Any, columns: Set[str], table: str, needed: Sequence[str]) -> Mapping[str, Any]:
     try:
-        values = to_builtins(data, _KEPT)
+        values = to_builtins(data, _NATIVE_TYPES)
     except (TypeError, ValueError) as error:
         raise ValueError(f"its data cannot be written: {error}") from error
     if not isinstance(values, dict) or not values:
         raise ValueError(
-            f"its data is {_called(values)}, not an object with fields; give the flow a transform "
+            f"its data is {_kind_of(values)}, not an object with fields; give the flow a transform "
             "that makes one"
         )
     if not values.keys() <= columns:
@@ -61,31 +61,31 @@ def _values(data: Any, columns: Set[str], table: str, needed: Sequence[str]) -> 
         value = values.get(name)
         if value is None or isinstance(value, (dict, list)):
             raise ValueError(
-                f"its field {name!r} is {_called(value)}, and a row is known by it; give the flow a "
+                f"its field {name!r} is {_kind_of(value)}, which identifies a row; give the flow a "
                 "transform that fills it"
             )
     return values
 
 
-def statements(rows: Sequence[TableRow], key: Sequence[str]) -> list[list[TableRow]]:
-    """The rows in groups, each for one statement, to be run in the order given.
+def group_rows(rows: Sequence[TableRow], key: Sequence[str]) -> list[list[TableRow]]:
+    """The rows in groups, one per statement, in the order to run them.
 
-    The rows of a group have the same columns, and no two the same key; of two rows with the same
-    key the earlier comes in an earlier group. So the outcome is that of writing row by row.
+    The rows of a group have the same columns and different keys. Two rows with the same key are in two
+    groups, in their order. So the result is the same as writing row by row.
     """
     seen: Counter[tuple[Any, ...]] = Counter()
     groups: dict[tuple[int, frozenset[str]], list[TableRow]] = {}
     for row in rows:
         earlier = 0
         if key:
-            its_key = tuple([row.values[name] for name in key])
-            earlier = seen[its_key]
-            seen[its_key] = earlier + 1
+            values = tuple([row.values[name] for name in key])
+            earlier = seen[values]
+            seen[values] = earlier + 1
         groups.setdefault((earlier, frozenset(row.values)), []).append(row)
     return [group for _, group in sorted(groups.items(), key=lambda item: item[0][0])]
 
 
-def _called(value: Any) -> str:
+def _kind_of(value: Any) -> str:
     if value is None:
         return "missing or null"
     if isinstance(value, dict):

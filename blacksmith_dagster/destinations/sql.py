@@ -12,13 +12,13 @@ import sqlalchemy as sa
 
 from blacksmith_dagster.destinations.dialects import (
     TableWriter,
-    bound_transaction,
-    fault_of_the_data,
+    data_error,
+    database_message,
+    limit_transaction,
     open_engine,
     open_writer,
-    said_by,
 )
-from blacksmith_dagster.destinations.rows import TableRow, fitted, statements
+from blacksmith_dagster.destinations.rows import TableRow, fit_rows, group_rows
 from blacksmith_dagster.destinations.statements import split_postgresql, split_sqlite
 from blacksmith_dagster.errors import (
     BlacksmithError,
@@ -35,7 +35,7 @@ from blacksmith_dagster.redaction import Secret
 
 T = TypeVar("T")
 
-_ROWS = 10_000  # of one statement: it bounds the memory that its text takes
+_ROWS = 10_000  # per statement: limits the memory of its text
 
 
 class SQLDestination(Destination[sa.Engine]):
@@ -44,8 +44,8 @@ class SQLDestination(Destination[sa.Engine]):
     - `url`: `postgresql://user:password@host/database`, `sqlite:////path/to/file.db`, or a `Secret`
       that holds one. It is never printed.
 
-    `table` loads jobs into a table; a function of your own, declared with `event`, is handed the
-    SQLAlchemy engine.
+    `table` loads jobs into a table. Your own function, declared with `event`, gets the SQLAlchemy
+    engine.
 
     >>> departed = Source("airport").accept("departed")
     >>> warehouse = SQLDestination("warehouse", url=Secret("WAREHOUSE_URL"))
@@ -104,18 +104,18 @@ class SQLDestination(Destination[sa.Engine]):
     ) -> DestinationEvent[T]:
         """Load each job into a row of the table `name`: its data's fields are the columns.
 
-        A batch is one transaction. A row that the database rejects, and one with a field that the
-        table lacks, fails alone.
+        A batch is one transaction. A row that the database rejects, or that has a field without a
+        column, fails without the others.
 
-        - `key`: columns with a unique index. A row whose key is there already replaces the fields
-          it has; without `key` each job is inserted, again if it is loaded again.
-        - `newest`: a column that is none of the key's. A row is replaced only by one in which it is
-          at least as great.
-        - `create`: makes this table if it is missing; its name and schema then count, not `name`.
+        - `key`: columns with a unique index. A row updates the existing row with the same key; without
+          `key` each job is inserted, and again if it is loaded again.
+        - `newest`: a column outside the key. A row is replaced only by one whose value in it is at
+          least as great.
+        - `create`: creates this table if it is missing; its name and schema apply instead of `name`.
 
-        The remaining arguments are those of `Destination.event`. A load raises `Unavailable` when
-        the database does not respond, and `DeclarationError` when there is no such table, or it
-        cannot be written as declared: no row's fault, so that all jobs are tried again.
+        The remaining arguments are those of `Destination.event`. A load raises `Unavailable` if
+        the database does not respond, and `DeclarationError` if the table does not exist or cannot be
+        written as declared: all jobs are retried then.
 
         >>> departed = Source("airport").accept("departed")
         >>> warehouse = SQLDestination("warehouse", url="sqlite:///warehouse.db")
@@ -136,8 +136,8 @@ class SQLDestination(Destination[sa.Engine]):
             )
         if newest is not None and newest in key:
             raise DeclarationError(
-                f"{self.name}/{name}: newest={newest!r} is of the key, and so the same in the two rows "
-                "that it should decide between; name a column that tells the newer from the older"
+                f"{self.name}/{name}: newest={newest!r} is part of the key, so it is equal in the two "
+                "rows that it should order; name a column that is greater in the newer row"
             )
         table = _TargetTable(f"{self.name}/{name}", name, tuple(key), newest, create)
 
@@ -165,10 +165,10 @@ class SQLDestination(Destination[sa.Engine]):
         """Run a migration of the destination or of one of its events in one transaction.
 
         A function is called with the SQLAlchemy connection. SQL with a line
-        `-- blacksmith: no transaction` is run statement by statement, outside of any (as
-        `CREATE INDEX CONCURRENTLY` must be).
+        `-- blacksmith: no transaction` runs statement by statement without one, as
+        `CREATE INDEX CONCURRENTLY` requires.
 
-        Raises `MigrationError` if the SQL ends the transaction itself, and what the database raises.
+        Raises `MigrationError` if the SQL ends the transaction itself, and the database's errors.
         """
         self.migrate_and_record(migration, direction, lambda _: None)
 
@@ -178,11 +178,11 @@ class SQLDestination(Destination[sa.Engine]):
         direction: Direction,
         record: Callable[[sa.Connection], None],
     ) -> None:
-        """As `migrate`; `record` is called within the transaction, before it is committed."""
+        """Like `migrate`, and call `record` within the transaction, before its commit."""
         step = migration.step(direction)
         with contextmanager(self._connect)() as engine:
             if not migration.in_transaction(direction):
-                _run_alone(engine, migration.sql(direction))
+                _run_statements(engine, migration.sql(direction))
                 return
             with engine.begin() as connection:
                 if callable(step):
@@ -194,7 +194,7 @@ class SQLDestination(Destination[sa.Engine]):
     def is_at(self, url: sa.URL) -> bool:
         """Whether its database is the one at `url`. Raises `MissingSecret`, `SettingsError`."""
         with contextmanager(self._connect)() as engine:
-            return _place(engine.url) == _place(url)
+            return _database_of(engine.url) == _database_of(url)
 
     def _connect(self) -> Iterator[sa.Engine]:
         url = self.url.reveal() if isinstance(self.url, Secret) else self.url
@@ -206,13 +206,13 @@ class SQLDestination(Destination[sa.Engine]):
 
 
 def _run_script(connection: sa.Connection, migration: Migration, direction: Direction) -> None:
-    """Run SQL in the connection's transaction, by the driver: no ':' or '%' is a parameter to it."""
+    """Run SQL in the connection's transaction; the driver treats no ':' or '%' as a parameter."""
     script = migration.sql(direction)
     driver: Any = connection.connection.driver_connection
     if connection.dialect.name == "postgresql":
         from psycopg.pq import TransactionStatus
 
-        driver.execute(script)  # the server takes it apart
+        driver.execute(script)  # the server splits it into statements
         within = driver.info.transaction_status != TransactionStatus.IDLE
     else:
         for statement in split_sqlite(script):
@@ -220,13 +220,13 @@ def _run_script(connection: sa.Connection, migration: Migration, direction: Dire
         within = driver.in_transaction
     if not within:
         raise MigrationError(
-            f"{migration}: its SQL has ended the transaction in which it runs; remove COMMIT and "
+            f"{migration}: its SQL ended its transaction; remove COMMIT and "
             "ROLLBACK, or write a line `-- blacksmith: no transaction`"
         )
 
 
-def _run_alone(engine: sa.Engine, script: str) -> None:
-    """Run SQL statement by statement, outside of any transaction."""
+def _run_statements(engine: sa.Engine, script: str) -> None:
+    """Run SQL statement by statement, without a transaction."""
     pooled = engine.raw_connection()
     try:
         driver: Any = pooled.driver_connection
@@ -240,15 +240,15 @@ def _run_alone(engine: sa.Engine, script: str) -> None:
         pooled.close()
 
 
-def _place(url: sa.URL) -> tuple[object, ...]:
-    """Where a database is, and which schema of it."""
+def _database_of(url: sa.URL) -> tuple[object, ...]:
+    """What identifies a database: its address, name and options."""
     if url.get_backend_name() == "sqlite":
         return ("sqlite", Path(url.database or "").absolute())
     return (url.get_backend_name(), url.host, url.port or 5432, url.database, url.query)
 
 
 class _TargetTable:
-    """One table, and what is known of it: read once per engine, and again after an error."""
+    """One table and its columns, which are read once per engine, and again after an error."""
 
     def __init__(
         self,
@@ -266,7 +266,7 @@ class _TargetTable:
         self._newest = newest
         self._needed = (*key, newest) if newest else key
         self._create = create
-        self._known: tuple[sa.Engine, TableWriter] | None = None
+        self._cached: tuple[sa.Engine, TableWriter] | None = None
 
     @property
     def description(self) -> str:
@@ -276,28 +276,28 @@ class _TargetTable:
         return f"{by}, keeping the newest {self._newest}." if self._newest else f"{by}."
 
     def load(self, batch: Batch[Any], engine: sa.Engine, seconds: float) -> None:
-        """Write the batch in one transaction that takes `seconds` at most."""
+        """Write the batch in one transaction of at most `seconds`."""
         try:
-            writer, rows = self._fitted(batch, engine)
+            writer, rows = self._fit(batch, engine)
             with engine.begin() as connection:
-                bound_transaction(connection, seconds)
-                for group in statements(rows, self._key):
+                limit_transaction(connection, seconds)
+                for group in group_rows(rows, self._key):
                     for start in range(0, len(group), _ROWS):
                         _write(writer, connection, group[start : start + _ROWS], batch)
         except sa.exc.DBAPIError as error:
-            self._known = None
-            raise self._refused(error) from error
+            self._cached = None
+            raise self._database_error(error) from error
 
-    def _fitted(self, batch: Batch[Any], engine: sa.Engine) -> tuple[TableWriter, list[TableRow]]:
-        """The rows that the table can hold; the jobs of the others have failed."""
-        known = self._known[1] if self._known and self._known[0] is engine else None
-        writer = known or self._read(engine)
-        rows, invalid = fitted(batch, writer.columns, self._table.name, self._needed)
-        if invalid and known:  # a column may have been added since
+    def _fit(self, batch: Batch[Any], engine: sa.Engine) -> tuple[TableWriter, list[TableRow]]:
+        """The rows that fit the table; fails the jobs of the others."""
+        cached = self._cached[1] if self._cached and self._cached[0] is engine else None
+        writer = cached or self._read(engine)
+        rows, invalid = fit_rows(batch, writer.columns, self._table.name, self._needed)
+        if invalid and cached:  # a column may have been added since
             writer = self._read(engine)
-            rows, invalid = fitted(batch, writer.columns, self._table.name, self._needed)
-        for job, why in invalid:
-            batch.fail(job, why)
+            rows, invalid = fit_rows(batch, writer.columns, self._table.name, self._needed)
+        for job, reason in invalid:
+            batch.fail(job, reason)
         return writer, rows
 
     def _read(self, engine: sa.Engine) -> TableWriter:
@@ -316,12 +316,12 @@ class _TargetTable:
                 f"{self._path}: table {name!r} has no column {', '.join(sorted(missing))}, which key= "
                 "or newest= names; add it, or name another"
             )
-        self._known = engine, writer
+        self._cached = engine, writer
         return writer
 
-    def _refused(self, error: sa.exc.DBAPIError) -> BlacksmithError:
-        said = said_by(error)
-        if "ON CONFLICT" in said:
+    def _database_error(self, error: sa.exc.DBAPIError) -> BlacksmithError:
+        message = database_message(error)
+        if "ON CONFLICT" in message:
             columns = ", ".join(f'"{column}"' for column in self._key)
             return DeclarationError(
                 f"{self._path}: the key of table {self._table.name!r} is not unique; CREATE UNIQUE "
@@ -329,17 +329,17 @@ class _TargetTable:
             )
         if isinstance(error, (sa.exc.OperationalError, sa.exc.InterfaceError)):
             return Unavailable(
-                f"{self._path}: the database rejected the batch, whose jobs are tried again: {said}"
+                f"{self._path}: the database rejected the batch, whose jobs are retried: {message}"
             )
         return DeclarationError(
-            f"{self._path}: table {self._table.name!r} cannot be written as declared: {said}"
+            f"{self._path}: table {self._table.name!r} cannot be written as declared: {message}"
         )
 
 
 def _write(
     writer: TableWriter, connection: sa.Connection, rows: Sequence[TableRow], batch: Batch[Any]
 ) -> None:
-    """Write what can be written, in order; a rejected batch is halved down to the row at fault."""
+    """Write all valid rows in order; a rejected batch is halved until the faulty row is isolated."""
     waiting = [rows]
     while waiting:
         part = waiting.pop()
@@ -347,11 +347,11 @@ def _write(
             with connection.begin_nested():
                 writer.write(connection, part)
         except (sa.exc.DBAPIError, OverflowError, ValueError) as error:
-            why = fault_of_the_data(error)
-            if why is None:
+            reason = data_error(error)
+            if reason is None:
                 raise
             if len(part) == 1:
-                batch.fail(part[0].job, why)
+                batch.fail(part[0].job, reason)
             else:
                 half = len(part) // 2
                 waiting += [part[half:], part[:half]]

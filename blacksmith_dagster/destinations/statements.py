@@ -1,4 +1,4 @@
-"""A script of SQL as its statements, as `psql` and SQLite's shell take it apart."""
+"""Splits a SQL script into its statements, as `psql` and SQLite's shell do."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _COMMENT = re.compile(r"/\*|\*/")
 
 
 def split_postgresql(script: str) -> Iterator[str]:
-    """Its statements, without the semicolon at their end.
+    """The statements of a script, without their semicolons.
 
-    A semicolon ends none within quotes, dollar quotes, comments, parentheses and `BEGIN ATOMIC`.
+    A semicolon within quotes, dollar quotes, comments, parentheses or `BEGIN ATOMIC` does not end one.
 
     >>> list(split_postgresql("SELECT ';'; SELECT $a$;$a$ -- ;"))
     ["SELECT ';'", 'SELECT $a$;$a$ -- ;']
@@ -31,7 +31,7 @@ def split_postgresql(script: str) -> Iterator[str]:
     start = position = inside = body = 0
     before, empty = "", True
     while token := _TOKEN.search(script, position):
-        # Signs that are no token, `$1` for example, are a part of the statement too.
+        # Text without a token, such as `$1`, is part of the statement too.
         empty = empty and not script[position : token.start()].strip()
         position = token.end()
         word = (token["word"] or "").upper()
@@ -56,7 +56,7 @@ def split_postgresql(script: str) -> Iterator[str]:
 
 
 def split_sqlite(script: str) -> Iterator[str]:
-    """Its statements, each with its semicolon; a trigger's body is a part of its own.
+    """The statements of a script, with their semicolons; a trigger's body is part of its statement.
 
     >>> list(split_sqlite("SELECT ';'; SELECT 1"))
     ["SELECT ';';", 'SELECT 1']
@@ -71,7 +71,7 @@ def split_sqlite(script: str) -> Iterator[str]:
 
 
 def _after_comment(script: str, position: int) -> int:
-    """Where a comment ends that was begun before `position`: one may hold others."""
+    """The end of the comment that started before `position`; comments can be nested."""
     depth = 1
     while depth and (sign := _COMMENT.search(script, position)):
         depth += 1 if sign[0] == "/*" else -1

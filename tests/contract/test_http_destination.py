@@ -175,7 +175,7 @@ def test_body_makes_what_is_sent(server: Server) -> None:
     ]
     assert verdicts["key-1"].result is JobResult.FAILED
     assert (
-        verdicts["key-1"].reason == "its body cannot be made: ZeroDivisionError: division by zero"
+        verdicts["key-1"].reason == "its body() raised ZeroDivisionError: division by zero"
     )
     assert verdicts["key-0"].result is verdicts["key-2"].result is JobResult.SUCCEEDED
 
@@ -453,7 +453,7 @@ def test_a_header_that_cannot_be_sent_is_not_shown(
 
 @pytest.mark.parametrize("url", ["canary-1", "ftp://canary-1/", "http://", "http://canary-1:port/"])
 def test_no_error_shows_the_url(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DeclarationError, match="its url is no address") as declared:
+    with pytest.raises(DeclarationError, match="its url is invalid") as declared:
         HTTPDestination("alerts", url=url)
     monkeypatch.setenv("ALERTS_URL", url)
     with pytest.raises(SettingsError, match="ALERTS_URL holds no address") as caught:

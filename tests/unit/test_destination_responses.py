@@ -4,7 +4,12 @@ from datetime import UTC, datetime
 
 import pytest
 
-from blacksmith_dagster.destinations.responses import excerpt, may_be_a_part, verdict_of, wait
+from blacksmith_dagster.destinations.responses import (
+    excerpt,
+    may_reject_one_job,
+    retry_after_seconds,
+    verdict_of,
+)
 from blacksmith_dagster.pipeline.event import JobResult
 
 NOW = datetime(2026, 10, 21, 7, 27, tzinfo=UTC)
@@ -48,7 +53,7 @@ def test_the_reason_holds_status_and_excerpt() -> None:
     ],
 )
 def test_retry_after_in_seconds_or_as_a_date(header: str | None, seconds: float | None) -> None:
-    assert wait(header, NOW) == seconds
+    assert retry_after_seconds(header, NOW) == seconds
 
 
 def test_retry_after_counts_for_what_is_tried_again() -> None:
@@ -58,7 +63,12 @@ def test_retry_after_counts_for_what_is_tried_again() -> None:
 
 
 def test_only_what_speaks_of_the_body_can_be_the_fault_of_one_job() -> None:
-    assert [status for status in range(100, 600) if may_be_a_part(status)] == [400, 409, 413, 422]
+    assert [status for status in range(100, 600) if may_reject_one_job(status)] == [
+        400,
+        409,
+        413,
+        422,
+    ]
 
 
 def test_an_excerpt_is_short_and_one_line_and_hides_secrets() -> None:

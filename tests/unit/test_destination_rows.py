@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from blacksmith_dagster import Event, Job
-from blacksmith_dagster.destinations.rows import TableRow, fitted, statements
+from blacksmith_dagster.destinations.rows import TableRow, fit_rows, group_rows
 
 
 class Flight(msgspec.Struct):
@@ -28,7 +28,7 @@ def job(data: Any, key: str = "k") -> Job[Any]:
 
 
 def why(data: Any) -> str:
-    rows, invalid = fitted([job(data)], {"id", "delay"}, "flights", ["id"])
+    rows, invalid = fit_rows([job(data)], {"id", "delay"}, "flights", ["id"])
     assert not rows
     return invalid[0][1]
 
@@ -45,7 +45,7 @@ def why(data: Any) -> str:
     ],
 )
 def test_dicts_structs_and_dataclasses_are_rows(data: Any, values: dict[str, Any]) -> None:
-    rows, invalid = fitted([job(data)], values.keys(), "flights", ["id"])
+    rows, invalid = fit_rows([job(data)], values.keys(), "flights", ["id"])
     assert not invalid
     assert rows[0].values == values
 
@@ -82,14 +82,14 @@ def test_what_cannot_be_a_row_says_why(data: Any, said: str) -> None:
 
 def test_an_invalid_row_leaves_the_others_alone() -> None:
     jobs = [job({"id": "a"}, "1"), job({"id": None}, "2"), job({"id": "c"}, "3")]
-    rows, invalid = fitted(jobs, {"id"}, "flights", ["id"])
+    rows, invalid = fit_rows(jobs, {"id"}, "flights", ["id"])
     assert [row.job.key for row in rows] == ["1", "3"]
     assert [each.key for each, _ in invalid] == ["2"]
 
 
 def test_rows_with_the_same_columns_are_one_statement() -> None:
     rows = [TableRow(job({}), {"id": n, "delay": n}) for n in range(1000)]
-    assert [len(group) for group in statements(rows, ["id"])] == [1000]
+    assert [len(group) for group in group_rows(rows, ["id"])] == [1000]
 
 
 def test_statements_have_the_outcome_of_writing_row_by_row() -> None:
@@ -108,7 +108,7 @@ def test_statements_have_the_outcome_of_writing_row_by_row() -> None:
         for row in rows:
             one_by_one.setdefault(row.values["id"], {}).update(row.values)
         grouped: dict[int, dict[str, Any]] = {}
-        for group in statements(rows, ["id"]):
+        for group in group_rows(rows, ["id"]):
             assert len({row.values["id"] for row in group}) == len(group), "a key twice"
             assert len({frozenset(row.values) for row in group}) == 1, "different columns"
             for row in group:
@@ -118,4 +118,4 @@ def test_statements_have_the_outcome_of_writing_row_by_row() -> None:
 
 def test_without_a_key_rows_keep_their_order() -> None:
     rows = [TableRow(job({}), {"id": 1}) for _ in range(5)]
-    assert statements(rows, []) == [rows]
+    assert group_rows(rows, []) == [rows]

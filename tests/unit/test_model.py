@@ -26,7 +26,7 @@ from blacksmith_dagster import (
     Source,
     testing,
 )
-from blacksmith_dagster.destinations.rows import fitted
+from blacksmith_dagster.destinations.rows import fit_rows
 from blacksmith_dagster.errors import ValidationError
 from blacksmith_dagster.pipeline.model import checked_model, decoder, encode, json_schema
 
@@ -161,7 +161,7 @@ def test_pydantic_goes_all_the_way_to_a_destination() -> None:
     assert one.data == PydanticFlight.model_validate(sent)
     assert list_of.data == [one.data]
     assert Batch("lake/flights", [one]).frame()["departedAt"].tolist() == [noon]
-    rows, invalid = fitted([one], frozenset({"id", "legs", "departedAt"}), "flights", ["id"])
+    rows, invalid = fit_rows([one], frozenset({"id", "legs", "departedAt"}), "flights", ["id"])
     assert not invalid
     assert rows[0].values == {"id": "UA1545", "legs": [], "departedAt": noon}
 
