@@ -174,9 +174,7 @@ def test_body_makes_what_is_sent(server: Server) -> None:
         {"text": "UA3 is 5 late"},
     ]
     assert verdicts["key-1"].result is JobResult.FAILED
-    assert (
-        verdicts["key-1"].reason == "its body() raised ZeroDivisionError: division by zero"
-    )
+    assert verdicts["key-1"].reason == "its body() raised ZeroDivisionError: division by zero"
     assert verdicts["key-0"].result is verdicts["key-2"].result is JobResult.SUCCEEDED
 
 
@@ -456,7 +454,7 @@ def test_no_error_shows_the_url(url: str, monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(DeclarationError, match="its url is invalid") as declared:
         HTTPDestination("alerts", url=url)
     monkeypatch.setenv("ALERTS_URL", url)
-    with pytest.raises(SettingsError, match="ALERTS_URL holds no address") as caught:
+    with pytest.raises(SettingsError, match="ALERTS_URL does not hold a URL") as caught:
         send(HTTPDestination("alerts", url=Secret("ALERTS_URL")), 1)
     assert "canary" not in f"{declared.value} {caught.value} {declared.value.__cause__}"
 

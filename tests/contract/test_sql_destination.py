@@ -673,7 +673,9 @@ def test_wrong_declarations() -> None:
         warehouse.table("flights", receives=departed, key="id")
     with pytest.raises(DeclarationError, match="give the key too"):
         warehouse.table("flights", receives=departed, newest="seen")
-    with pytest.raises(DeclarationError, match=r"newest='seen' is part of the key.*name a column that"):
+    with pytest.raises(
+        DeclarationError, match=r"newest='seen' is part of the key.*name a column that"
+    ):
         warehouse.table("flights", receives=departed, key=["id", "seen"], newest="seen")
 
 
