@@ -42,3 +42,13 @@ def test_links_lead_somewhere(document: str) -> None:
     text = (PROJECT / document).read_text()
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
         assert ((PROJECT / document).parent / target).exists(), f"{document} links to {target}"
+
+
+def test_architecture_names_files_that_exist() -> None:
+    text = (PROJECT / "docs/architecture.md").read_text()
+    names = re.findall(r"`([a-z_/]+(?:/|\.py))`", text)
+    assert len(names) > 25
+    package = PROJECT / "blacksmith_dagster"
+    assert [
+        name for name in names if not (package / name.removeprefix("blacksmith_dagster/")).exists()
+    ] == []
