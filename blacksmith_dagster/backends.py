@@ -77,4 +77,4 @@ class Backends:
 
 
 def _ignore(_: Iterable[str]) -> None:
-    """Notify nobody: there is no broker."""
+    """Do nothing: there is no broker to notify loaders through."""

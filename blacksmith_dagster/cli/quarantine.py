@@ -31,7 +31,7 @@ _HEX_BYTES = 32  # in a line
 _event_option: Callable[[Any], Any] = click.option(
     "--event",
     metavar="SOURCE/EVENT",
-    help="Only what came to this one, or through a source's webhook endpoints.",
+    help="Only what was sent to this source event or webhook endpoint.",
 )
 
 

@@ -1,4 +1,4 @@
-"""From the store to a destination: claim, load, record, retry; by schedule or at once."""
+"""Loads jobs from the store to destinations, on a schedule or in realtime; replays and discards."""
 
 from blacksmith_dagster.scheduler.interface import LoadReport, Scheduler, Summary, Tally
 from blacksmith_dagster.scheduler.loader import StandardScheduler

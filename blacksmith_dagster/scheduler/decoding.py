@@ -1,4 +1,4 @@
-"""From the rows of the log to the jobs that a destination event is handed. Pure."""
+"""Decodes the rows of the log into the jobs that a destination event's function gets. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 
 from blacksmith_dagster.errors import StoreError
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.destination import DestinationEvent
+from blacksmith_dagster.pipeline.destination import AnyDestinationEvent
 from blacksmith_dagster.pipeline.event import Cause, Event, Job, JobResult
 from blacksmith_dagster.pipeline.flow import Flow
 from blacksmith_dagster.pipeline.model import decoder
@@ -25,28 +25,28 @@ NO_LONGER_WANTED = "the flow's when no longer wants this event"
 
 
 class DecodeFailure(NamedTuple):
-    """What became of a job that is not handed to the function: it failed, or is discarded."""
+    """Why a job does not reach the function: it failed, or is discarded."""
 
     result: JobResult
     error: str
 
 
 class Decoded(NamedTuple):
-    """The jobs of a load that are handed to the function; by seq, those that are not."""
+    """The jobs of a load that the function gets; and, by seq, the failures of those that it does not."""
 
     jobs: Sequence[Job[Any]]
     failures: Mapping[int, DecodeFailure]
 
 
 class JobDecoder:
-    """Makes the jobs of one destination event. Keeps a decoder per event type."""
+    """Decodes the jobs of one destination event, with a decoder for each event type."""
 
-    def __init__(self, app: Blacksmith, event: DestinationEvent[Any]) -> None:
+    def __init__(self, app: Blacksmith, event: AnyDestinationEvent) -> None:
         self._event = event
         self._origins = {
-            outcome.path: each
-            for each in app.destination_events.values()
-            for outcome in each.outcomes
+            outcome.path: origin
+            for origin in app.destination_events.values()
+            for outcome in origin.outcomes
         }
         self._data = {
             path: decoder(source_event.model, stored=True)
@@ -63,20 +63,20 @@ class JobDecoder:
         rows: Iterable[JobRow],
         fetch: Callable[[Sequence[str]], Mapping[str, JobRow]],
     ) -> Mapping[str, JobRow]:
-        """The events that the outcomes among `rows` came of, and those that they came of, by id."""
-        found: dict[str, JobRow] = {}
-        wanted = self._parents(rows)
-        while wanted:
-            fetched = fetch(sorted(wanted))
-            found |= fetched
-            wanted = self._parents(fetched.values()) - found.keys()
-        return found
+        """The parents of the outcomes among `rows`, and those parents' own parents, by id."""
+        originals: dict[str, JobRow] = {}
+        missing = self._parents(rows)
+        while missing:
+            fetched = fetch(sorted(missing))
+            originals |= fetched
+            missing = self._parents(fetched.values()) - originals.keys()
+        return originals
 
     def decode(self, load: Load, originals: Mapping[str, JobRow]) -> Decoded:
         """The jobs of a load, in its order.
 
-        A job whose data cannot be made (its event type is no longer received, it does not fit the model,
-        `transform` or `when` raises) fails alone.
+        A job that cannot be decoded (its event type is no longer received, its data does not fit the
+        model, `transform` or `when` raises) fails; the others do not.
         """
         jobs: list[Job[Any]] = []
         failures: dict[int, DecodeFailure] = {}
@@ -93,31 +93,30 @@ class JobDecoder:
                 version,
                 sent_at,
                 parent,
-                asked,
+                when_error,
             ) = row
             try:
-                if (
-                    asked is None and event_type in self._plain
-                ):  # almost all are, and each call counts
-                    read, transform = self._plain[event_type]
-                    around = _NOTHING if context is None else _CONTEXT.decode(context)
+                # Almost all jobs are plain; a call for each would cost more than the decoding.
+                if when_error is None and event_type in self._plain:
+                    decode, transform = self._plain[event_type]
+                    fields = _NOTHING if context is None else _CONTEXT.decode(context)
                     event = Event(
-                        read(payload), key, sent_at, around, version, id_, received_at, parent
+                        decode(payload), key, sent_at, fields, version, id_, received_at, parent
                     )
                     data = event.data if transform is None else transform(event)
                     jobs.append(Job(data, event, id_ + suffix, attempt))
                 else:
-                    made = self._job(row, attempt, suffix, originals)
-                    if isinstance(made, Job):
-                        jobs.append(made)
+                    job = self._job(row, attempt, suffix, originals)
+                    if isinstance(job, Job):
+                        jobs.append(job)
                     else:
-                        failures[seq] = made
+                        failures[seq] = job
             except Exception as error:  # noqa: BLE001 - users' code: whatever it raises fails the job
                 failures[seq] = DecodeFailure(JobResult.FAILED, describe(error))
         return Decoded(jobs, failures)
 
     def event(self, row: JobRow, originals: Mapping[str, JobRow]) -> Event[Any]:
-        """The event of a row, as a flow's `when` is asked about it."""
+        """The event of a row, as a flow's `when` gets it."""
         return self._event_and_cause(row, originals)[0]
 
     def _job(
@@ -126,22 +125,22 @@ class JobDecoder:
         flow = self._event.flows.get(row.event_type)
         if flow is None:
             raise StoreError(
-                f"{self._event.path} does not receive {row.event_type} (any more); add it to its "
+                f"{self._event.path} does not receive {row.event_type} (any more); add that to its "
                 "receives=, or discard the job"
             )
         event, cause = self._event_and_cause(row, originals)
         if row.when_error is not None:
-            # It fails once for a `when` that raised at ingest, and is asked again at each retry.
+            # It fails once, because `when` raised at ingest; each retry calls `when` again.
             if attempt == 1:
                 return DecodeFailure(JobResult.FAILED, row.when_error)
             if flow.when is not None and not flow.when(event):
                 return DecodeFailure(JobResult.DISCARDED, NO_LONGER_WANTED)
-        return Job(_given(flow, event), event, row.id + suffix, attempt, cause)
+        return Job(_transformed(flow, event), event, row.id + suffix, attempt, cause)
 
     def _event_and_cause(
         self, row: JobRow, originals: Mapping[str, JobRow]
     ) -> tuple[Event[Any], Cause | None]:
-        """The event of a row; for an outcome, with the data that the original job was given."""
+        """The event of a row; for an outcome, with its cause and the data of the original job."""
         origin = self._origins.get(row.event_type)
         if origin is None:
             return self._event_of(row), None
@@ -154,13 +153,13 @@ class JobDecoder:
         flow = origin.flows.get(original.event_type)
         if flow is None:
             raise StoreError(
-                f"{origin.path} does not receive {original.event_type} (any more), so that the data "
-                "which the original job was given cannot be made; discard the job"
+                f"{origin.path} does not receive {original.event_type} (any more), so the data of the "
+                "original job cannot be decoded; discard the job"
             )
-        before, _ = self._event_and_cause(original, originals)
+        original_event, _ = self._event_and_cause(original, originals)
         event = msgspec.structs.replace(
-            before,
-            data=_given(flow, before),
+            original_event,
+            data=_transformed(flow, original_event),
             id=row.id,
             received_at=row.received_at,
             parent=row.parent,
@@ -168,14 +167,14 @@ class JobDecoder:
         return event, _CAUSE.decode(row.payload)
 
     def _event_of(self, row: JobRow) -> Event[Any]:
-        read = self._data.get(row.event_type)
-        if read is None:
+        decode = self._data.get(row.event_type)
+        if decode is None:
             raise StoreError(
                 f"the application has no source event {row.event_type} (any more); declare it, or "
                 "discard the job"
             )
         return Event(
-            read(row.payload),
+            decode(row.payload),
             row.key,
             row.sent_at,
             _NOTHING if row.context is None else _CONTEXT.decode(row.context),
@@ -191,5 +190,5 @@ class JobDecoder:
         }
 
 
-def _given(flow: Flow[Any], event: Event[Any]) -> Any:
+def _transformed(flow: Flow[Any], event: Event[Any]) -> Any:
     return event.data if flow.transform is None else flow.transform(event)

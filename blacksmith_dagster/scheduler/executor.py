@@ -1,4 +1,4 @@
-"""The threads in which destinations' functions run, with what `connect` opened for them."""
+"""Runs destination events' functions, each destination's in a thread with its connection."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from blacksmith_dagster.redaction import describe
 _log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT = 10.0
-"""Seconds that closing a connection may take."""
+"""Seconds to wait for a connection to be closed."""
 
 
 class Executor:
     """One thread per destination, and in it the one connection that `connect` opened.
 
-    The connection is opened by the first call, used and closed in the same thread: many drivers
-    (`sqlite3` is one) allow no other. It is closed by `close`, at the latest at the process's end,
-    and after a call that raised: it may have broken, and the next call opens another.
+    The first call opens the connection. It is opened, used and closed in the same thread, as many
+    drivers (such as `sqlite3`) require. It is closed by `close`, at the latest when the process ends,
+    and after a call that raised: the connection may be broken, and the next call opens another.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Executor:
         atexit.register(self.close)
 
     def call(self, event: DestinationEvent[Any], batch: Batch[Any]) -> Future[None]:
-        """Begin to load a batch. The future holds what the function raised."""
+        """Start loading a batch. The future has the exception that the function raises, if any."""
         with self._lock:
             worker = self._workers.get(event.destination)
             if worker is None:
@@ -43,7 +43,7 @@ class Executor:
         return worker.submit(lambda: event(batch, *worker.connection()))
 
     def close(self) -> None:
-        """Close all connections; those in use by a call that does not return are left alone."""
+        """Close all connections, except those in use by a call that does not return."""
         with self._lock:
             workers, self._workers = list(self._workers.values()), {}
         atexit.unregister(self.close)
@@ -52,6 +52,8 @@ class Executor:
 
 
 class _Worker:
+    """One destination's thread and connection."""
+
     def __init__(self, destination: Destination[Any]) -> None:
         self._destination = destination
         self._connection: tuple[Any, ...] | None = None
@@ -59,7 +61,7 @@ class _Worker:
         self._last: Future[None] | None = None
         self._tasks: queue.SimpleQueue[tuple[Callable[[], None], Future[None]] | None]
         self._tasks = queue.SimpleQueue()
-        # A daemon: a call that never returns must not keep the process from ending.
+        # A daemon thread: a call that never returns must not keep the process alive.
         self._thread = threading.Thread(
             target=self._work, name=f"load-{destination.name}", daemon=True
         )
@@ -71,7 +73,7 @@ class _Worker:
         return future
 
     def connection(self) -> tuple[Any, ...]:
-        """What the function is called with beside the batch; opened when first asked for."""
+        """The function's arguments after the batch: the connection, opened if it is not, or nothing."""
         if self._connection is None:
             self._connection = self._open()
         return self._connection
@@ -93,14 +95,14 @@ class _Worker:
                 self._disconnect()
             else:
                 future.set_result(None)
-            del item, task, future  # or the last batch lives until the next
+            del item, task, future  # otherwise the last batch stays in memory until the next one
         self._disconnect()
 
     def _disconnect(self) -> None:
         finish, self._finish, self._connection = self._finish, lambda: None, None
         try:
             finish()
-        except BaseException as error:  # noqa: BLE001 - users' code; nothing depends on it any more
+        except BaseException as error:  # noqa: BLE001 - users' code; nothing depends on its result
             _log.warning(
                 "the connection of destination %s was not closed: %s",
                 self._destination.name,

@@ -1,23 +1,23 @@
-"""What loads a destination event, and what it tells of it. A team can write its own."""
+"""The interface of a scheduler, which loads destination events, and what it reports."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
 from datetime import date
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 if TYPE_CHECKING:
     from blacksmith_dagster.pipeline.application import Blacksmith
-    from blacksmith_dagster.pipeline.destination import DestinationEvent
+    from blacksmith_dagster.pipeline.destination import AnyDestinationEvent
     from blacksmith_dagster.store.interface import Store
     from blacksmith_dagster.supervisor.interface import Supervisor
 
 
 class Tally(msgspec.Struct, frozen=True):
-    """How many jobs ended how. `failed` counts attempts that will be repeated."""
+    """Numbers of jobs, by how their attempt ended. `failed` attempts will be repeated."""
 
     succeeded: int = 0
     failed: int = 0
@@ -32,9 +32,9 @@ class Tally(msgspec.Struct, frozen=True):
 
 
 class LoadReport(msgspec.Struct, frozen=True):
-    """One load that has been recorded: its jobs per UTC day of `received_at`.
+    """One recorded load, with a tally for each UTC day of its events' `received_at`.
 
-    `seconds` is how long the destination event's function took; `error` the first error, if any.
+    `seconds` is how long the destination event's function took; `error` is the first error, if any.
     """
 
     load_id: int
@@ -47,9 +47,9 @@ class LoadReport(msgspec.Struct, frozen=True):
 class Summary(msgspec.Struct, frozen=True):
     """What a call of `Scheduler.load` did.
 
-    `skipped` says why nothing (more) was done: the lock is held by another, or the destination waits
-    for a migration. It is `None` if all that was due was loaded;
-    `stopped` is true when it was asked to stop before everything due was loaded.
+    `skipped` says why it loaded nothing (more): another holder has the lock, or the destination waits
+    for a migration. It is `None` if everything due was loaded. `stopped` is true if it was stopped
+    before everything due was loaded.
     """
 
     loads: int = 0
@@ -59,12 +59,12 @@ class Summary(msgspec.Struct, frozen=True):
 
 
 class Scheduler(Protocol):
-    """Loads what is due of a destination event."""
+    """Loads what is due of a destination event. A team can write its own."""
 
     def load(
         self,
         app: Blacksmith,
-        event: DestinationEvent[Any],
+        event: AnyDestinationEvent,
         *,
         store: Store,
         supervisor: Supervisor,
@@ -77,8 +77,8 @@ class Scheduler(Protocol):
         `run` names the Dagster run in the history; `report` is called after each recorded load, in
         the caller's thread.
 
-        Raises `FencedOut` when another took over, `CodeOutdated` when the destination was migrated
-        beyond this code, `Timeout` when a load ran past its time-out and its function has not returned
-        (end the process), `Unavailable` when the store or the supervisor does not respond.
+        Raises `FencedOut` when another process took over, `CodeOutdated` when the destination was
+        migrated beyond this code, `Timeout` when a load ran past its time-out and its function has not
+        returned (end the process), `Unavailable` when the store or the supervisor does not respond.
         """
         ...

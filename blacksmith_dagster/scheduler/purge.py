@@ -1,4 +1,4 @@
-"""Purging: what is past its time goes, one process at a time."""
+"""Purges events past their retention, in one process at a time."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from blacksmith_dagster.store.interface import Archive, Store
 from blacksmith_dagster.supervisor.interface import Supervisor
 
 ARCHIVE_URL = "BLACKSMITH_ARCHIVE_URL"
-"""The environment variable that says where events are archived, for those who are not told."""
+"""The environment variable with the archive's URL, used where none is passed."""
 
 _LOCK = "purge"
-_WAIT = 20.0  # seconds: who was killed holds the lock for 15
-_PAUSE = 0.01  # seconds after each transaction: others get to write
+_WAIT = 20.0  # seconds; longer than the 15 s lease of a killed process
+_PAUSE = 0.01  # seconds after each transaction, in which others can write
 
 
 class PurgeReport(msgspec.Struct, frozen=True):
     """What a purge has done.
 
-    - `events`: how many were deleted; those of partitions that were dropped whole are not counted.
-    - `partitions`: how many were dropped, each of at most 5,000,000 events.
+    - `events`: how many were deleted, without those of table partitions that were dropped whole.
+    - `partitions`: how many table partitions were dropped, each of at most 5,000,000 events.
     - `files`: what the archive has written.
-    - `postponed`: tables that a reader keeps from being dropped. The next purge drops them.
-    - `skipped`: why nothing was done (another is at it), `None` if it was.
-    - `stopped`: whether its lock was lost before it came to the end. The next purge goes on.
+    - `postponed`: tables that could not be dropped because a reader uses them; the next purge drops
+      them.
+    - `skipped`: why it did nothing (another purge is running); `None` if it ran.
+    - `stopped`: whether it lost its lock before its end; the next purge continues.
     """
 
     events: int = 0
@@ -46,18 +47,18 @@ def purge(
     holder: str,
     archive: str | None = None,
 ) -> PurgeReport:
-    """Remove the events that are past their `keep` and that nothing needs any more.
+    """Remove the events that are past their `keep` and that no job, outcome or replay needs.
 
-    - `holder`: names the caller to others.
-    - `archive`: the folder, or the URL that fsspec knows, to which events are written before they go;
-      the one of `BLACKSMITH_ARCHIVE_URL` if `None`, none if that is not set.
+    - `holder`: the name under which it holds the lock, for people.
+    - `archive`: the folder, or the fsspec URL, to which events are written before they are removed. If
+      `None`, it is `BLACKSMITH_ARCHIVE_URL`; if that is not set, nothing is archived.
 
     Raises `SettingsError` for a URL that cannot be used, `Unavailable`.
 
     >>> purge(app, store=store, supervisor=locks, holder="me")  # doctest: +SKIP
     PurgeReport(events=2641, partitions=1, files=(), postponed=(), skipped=None, stopped=False)
     """
-    opened = _opened(archive or os.environ.get(ARCHIVE_URL))
+    opened_archive = _open_archive(archive or os.environ.get(ARCHIVE_URL))
     lease = supervisor.acquire(_LOCK, holder, wait=_WAIT)
     if lease is None:
         return PurgeReport(skipped=f"held by {supervisor.status(_LOCK).held_by}")
@@ -65,7 +66,7 @@ def purge(
     files: list[str] = []
     postponed: Sequence[str] = ()
     with lease:
-        for step in store.purge(app.retention(), opened):
+        for step in store.purge(app.retention(), opened_archive):
             events += step.events
             partitions += step.partitions
             files += [step.file] if step.file else []
@@ -75,9 +76,9 @@ def purge(
     return PurgeReport(events, partitions, files, postponed)
 
 
-def _opened(url: str | None) -> Archive | None:
+def _open_archive(url: str | None) -> Archive | None:
     if not url:
         return None
-    from blacksmith_dagster.store.archive import FolderArchive  # fsspec takes its time to import
+    from blacksmith_dagster.store.archive import FolderArchive  # importing fsspec takes time
 
     return FolderArchive(url)
