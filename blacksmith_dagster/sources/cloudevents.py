@@ -12,7 +12,7 @@ from blacksmith_dagster.errors import BadRequest, UnsupportedMedia, ValidationEr
 from blacksmith_dagster.pipeline.event import TypedEvent
 from blacksmith_dagster.pipeline.source import WebhookResult
 from blacksmith_dagster.pipeline.triggers import Request, decode_body
-from blacksmith_dagster.sources.typed import TypedSource, parse_time, text_field
+from blacksmith_dagster.sources.senders import TypedSource, parse_time, text_field
 
 _PREFIX = "ce-"
 _ESCAPED = re.compile(r"\\(.)")

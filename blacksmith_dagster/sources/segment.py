@@ -15,7 +15,7 @@ from blacksmith_dagster.pipeline.event import TypedEvent
 from blacksmith_dagster.pipeline.source import Properties, Source, SourceEvent, WebhookResult
 from blacksmith_dagster.pipeline.triggers import HTTP, Reply, Request
 from blacksmith_dagster.redaction import Secret
-from blacksmith_dagster.sources.typed import parse_time, several, with_auth
+from blacksmith_dagster.sources.senders import as_secrets, parse_time, with_auth
 
 _Message: TypeAlias = dict[str, Any]
 
@@ -64,7 +64,7 @@ class SegmentSource(Source):
         path: str = "/v1",
         **properties: Unpack[Properties],
     ) -> None:
-        key = SegmentKey(*several(write_key))
+        key = SegmentKey(*as_secrets(write_key))
         super().__init__(name, **with_auth(key, name, properties))
         self.track: SourceEvent[_Message, Any, Any] = self.child("track")
         self.identify: SourceEvent[_Message, Any, Any] = self.child("identify")

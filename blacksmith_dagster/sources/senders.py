@@ -1,0 +1,348 @@
+"""Webhooks of known senders: GitHub, Stripe, Slack, Standard Webhooks; and the base of their sources."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, TypeVar, Unpack, overload
+
+from blacksmith_dagster.errors import BadRequest, DeclarationError, Reject, ValidationError
+from blacksmith_dagster.pipeline.access import Auth
+from blacksmith_dagster.pipeline.model import JSONSchema
+from blacksmith_dagster.pipeline.signatures import (
+    GitHubSignature,
+    SlackSignature,
+    StandardWebhooksSignature,
+    StripeSignature,
+)
+from blacksmith_dagster.pipeline.source import (
+    AnySourceEvent,
+    Properties,
+    Source,
+    SourceEvent,
+    WebhookResult,
+)
+from blacksmith_dagster.pipeline.triggers import HTTP, Reply, Request, decode_body
+from blacksmith_dagster.redaction import Secret
+
+T = TypeVar("T")
+
+_OTHERS = "*"
+
+_NOT_IN_NAMES = re.compile(r"[^a-z0-9]+")
+_FORM = "application/x-www-form-urlencoded"
+
+
+class TypedSource(Source, ABC):
+    """A source whose events come to one path, `POST /v1/<name>`, each with its sender's type.
+
+    `on` declares the types that are accepted. A subclass reads the requests of one sender.
+
+    Raises `DeclarationError`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        signature: Auth | None = None,
+        response: Reply | None = None,
+        **properties: Unpack[Properties],
+    ) -> None:
+        super().__init__(name, **with_auth(signature, name, properties))
+        self._types: dict[str, AnySourceEvent] = {}
+        self.webhook(HTTP(f"/v1/{self.name}"), response=response)(self._receive)
+
+    @overload
+    def on(
+        self,
+        type: str,
+        *,
+        name: str | None = None,
+        model: type[T],
+        description: str | None = None,
+        **own: Unpack[Properties],
+    ) -> SourceEvent[T, Any, Any]: ...
+    @overload
+    def on(
+        self,
+        type: str,
+        *,
+        name: str | None = None,
+        model: JSONSchema,
+        description: str | None = None,
+        **own: Unpack[Properties],
+    ) -> AnySourceEvent: ...
+    @overload
+    def on(
+        self,
+        type: str,
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        **own: Unpack[Properties],
+    ) -> AnySourceEvent: ...
+    def on(
+        self,
+        type: str,
+        *,
+        name: str | None = None,
+        model: Any = Any,
+        description: str | None = None,
+        **own: Unpack[Properties],
+    ) -> AnySourceEvent:
+        """A source event for this type; `'*'` is for every type that is not declared.
+
+        Its default name is the type in lower case, with `_` for characters that a name cannot have
+        (`invoice.paid` becomes `invoice_paid`). Data that does not fit `model` is rejected with 422 and
+        the place of the fault. A type that is not declared is rejected with 422 and the list of the
+        declared types.
+
+        Raises `DeclarationError`.
+        """
+        if type in self._types:
+            raise DeclarationError(
+                f"source {self.name!r} has an event on {type!r} already: "
+                f"{self._types[type].name}; receive that one"
+            )
+        if name is None and type == _OTHERS:
+            raise DeclarationError(
+                f"source {self.name!r}: on('*') needs a name; write on('*', name='other')"
+            )
+        event_name = _NOT_IN_NAMES.sub("_", type.lower()).strip("_") if name is None else name
+        event = self.child(event_name, model=model, description=description, **own)
+        self._types[type] = event
+        return event
+
+    @abstractmethod
+    def _receive(self, request: Request) -> WebhookResult:
+        """The events of a request, or a reply. Raises `RequestError`."""
+
+    def _source_event(self, type: str) -> AnySourceEvent:
+        source_event = self._types.get(type) or self._types.get(_OTHERS)
+        if source_event is None:
+            raise Reject(
+                f"{self.name} accepts no events of the type {type!r}; it accepts "
+                f"{', '.join(self._types) or 'none at all'}"
+            )
+        return source_event
+
+
+class GitHubSource(TypedSource):
+    """The webhooks of GitHub's repositories, organizations and apps.
+
+    - `secret`: the webhook's secret; several while a new one replaces an old one.
+
+    `X-GitHub-Event` is the type, `X-GitHub-Delivery` the key. The event's data is the payload, its
+    context `{"event": ...}`. A `ping` that is not declared gets a 200, and is not stored.
+
+    >>> github = GitHubSource("github", secret=Secret("GITHUB_SECRET"))
+    >>> pushed = github.on("push")
+    >>> pushed.path, github.webhooks[0].on.path
+    ('github/push', '/v1/github')
+
+    Raises `DeclarationError`.
+    """
+
+    def __init__(
+        self, name: str, *, secret: Secret | Sequence[Secret], **properties: Unpack[Properties]
+    ) -> None:
+        super().__init__(name, signature=GitHubSignature(*as_secrets(secret)), **properties)
+
+    def _receive(self, request: Request) -> WebhookResult:
+        """A delivery of a GitHub webhook."""
+        event = _header(request, "X-GitHub-Event")
+        delivery = _header(request, "X-GitHub-Delivery")
+        if event == "ping" and event not in self._types:
+            return Reply(200, "pong")
+        source_event = self._source_event(event)
+        if request.headers.get("content-type", "").startswith(_FORM):
+            payload = request.form().get("payload")
+            if payload is None:
+                raise Reject("the form has no field payload")
+            data = decode_body(payload.encode(), dict)
+        else:
+            data = request.json(dict)
+        return source_event.of(data, key=delivery, context={"event": event})
+
+
+class StripeSource(TypedSource):
+    """The events of a Stripe account.
+
+    - `secret`: the webhook endpoint's secret; several while a new one replaces an old one.
+
+    Stripe's id of the event is the key, `created` is `sent_at`, `api_version` the version. The
+    event's data is Stripe's `data` (`object`, and `previous_attributes` of an update), its context the
+    other fields. A thin event has no data: its object is named in the context, as `related_object`.
+
+    >>> stripe = StripeSource("stripe", secret=Secret("STRIPE_SECRET"))
+    >>> paid = stripe.on("invoice.paid")
+    >>> paid.path
+    'stripe/invoice_paid'
+
+    Raises `DeclarationError`.
+    """
+
+    def __init__(
+        self, name: str, *, secret: Secret | Sequence[Secret], **properties: Unpack[Properties]
+    ) -> None:
+        super().__init__(name, signature=StripeSignature(*as_secrets(secret)), **properties)
+
+    def _receive(self, request: Request) -> WebhookResult:
+        """An event of Stripe."""
+        event = request.json(dict)
+        source_event = self._source_event(text_field(event, "type"))
+        version = None if event.get("api_version") is None else text_field(event, "api_version")
+        return source_event.of(
+            event.pop("data", None),
+            key=text_field(event, "id"),
+            sent_at=parse_time(event.get("created"), "$.created"),
+            version=version,
+            context=event,
+        )
+
+
+class SlackSource(TypedSource):
+    """The events of a Slack app.
+
+    - `secret`: the app's signing secret; several while a new one replaces an old one.
+
+    The handshake (`url_verification`) is answered. An `event_callback` has the type of its `event`,
+    which is the event's data. `event_id`, which Slack's retries repeat, is the key, `event_time` is
+    `sent_at`, and the other fields are the context. Other requests of Slack, such as
+    `app_rate_limited`, become events without data. The response is always 200.
+
+    >>> slack = SlackSource("slack", secret=Secret("SLACK_SIGNING_SECRET"))
+    >>> mentioned = slack.on("app_mention")
+    >>> mentioned.path
+    'slack/app_mention'
+
+    Raises `DeclarationError`.
+    """
+
+    def __init__(
+        self, name: str, *, secret: Secret | Sequence[Secret], **properties: Unpack[Properties]
+    ) -> None:
+        super().__init__(
+            name, signature=SlackSignature(*as_secrets(secret)), response=Reply(200), **properties
+        )
+
+    def _receive(self, request: Request) -> WebhookResult:
+        """A request of Slack's Events API."""
+        body = request.json(dict)
+        outer = text_field(body, "type")
+        if outer == "url_verification":
+            return Reply(200, text_field(body, "challenge"))
+        # Slack's older verification token, a secret; the signature replaces it.
+        body.pop("token", None)
+        if outer != "event_callback":
+            return self._source_event(outer).of(None, context=body)
+        event: Any = body.pop("event", None)
+        if not isinstance(event, dict):
+            raise ValidationError("the body does not fit: an object is needed - at `$.event`")
+        return self._source_event(text_field(event, "type", "$.event")).of(
+            event,
+            key=text_field(body, "event_id"),
+            sent_at=parse_time(body.get("event_time"), "$.event_time"),
+            context=body,
+        )
+
+
+class StandardWebhooksSource(TypedSource):
+    """The webhooks of a sender that follows the Standard Webhooks specification.
+
+    - `secret`: in base64, with or without the prefix `whsec_`; several while a new one replaces an old
+      one.
+
+    A body is `{"type": ..., "timestamp": ..., "data": ...}`; `webhook-id` is the key, `timestamp` is
+    `sent_at` (the header's timestamp if the body has none). The event's data is `data`, its context the
+    other fields.
+
+    >>> hooks = StandardWebhooksSource("billing", secret=Secret("BILLING_SECRET"))
+    >>> created = hooks.on("user.created")
+    >>> created.path
+    'billing/user_created'
+
+    Raises `DeclarationError`.
+    """
+
+    def __init__(
+        self, name: str, *, secret: Secret | Sequence[Secret], **properties: Unpack[Properties]
+    ) -> None:
+        super().__init__(
+            name, signature=StandardWebhooksSignature(*as_secrets(secret)), **properties
+        )
+
+    def _receive(self, request: Request) -> WebhookResult:
+        """A webhook in the format of Standard Webhooks."""
+        body: dict[str, Any] = request.json(dict)
+        source_event = self._source_event(text_field(body, "type"))
+        if "data" not in body:
+            raise ValidationError("the body does not fit: a value is needed - at `$.data`")
+        timestamp: Any = body.get("timestamp")
+        if not isinstance(timestamp, str):
+            timestamp = int(_header(request, "webhook-timestamp"))
+        return source_event.of(
+            body.pop("data"),
+            key=_header(request, "webhook-id"),
+            sent_at=parse_time(timestamp, "$.timestamp"),
+            context=body,
+        )
+
+
+def with_auth(auth: Auth | None, name: str, properties: Properties) -> Properties:
+    """The properties of a source whose senders authenticate with `auth`, if it is not `None`."""
+    if auth is None:
+        return properties
+    if properties.get("auth") is not None:
+        raise DeclarationError(
+            f"source {name!r}: its senders authenticate with {type(auth).__name__}; leave auth= out"
+        )
+    with_own: Properties = {**properties, "auth": auth}
+    return with_own
+
+
+def as_secrets(secret: Secret | Sequence[Secret]) -> Sequence[Secret]:
+    """One secret, or several, as a sequence."""
+    return (secret,) if isinstance(secret, Secret) else secret
+
+
+def _header(request: Request, name: str) -> str:
+    """A header that the sender always sends. Raises `BadRequest` without it."""
+    value = request.headers.get(name.lower())
+    if not value:
+        raise BadRequest(
+            f"the header {name} is missing; this path accepts only that sender's requests"
+        )
+    return value
+
+
+def text_field(body: Mapping[str, Any], field: str, place: str = "$") -> str:
+    """A field that must be a text that is not empty. Raises `ValidationError`."""
+    value = body.get(field)
+    if not isinstance(value, str) or not value:
+        raise ValidationError(f"the body does not fit: a text is needed - at `{place}.{field}`")
+    return value
+
+
+def parse_time(value: Any, place: str) -> datetime | None:
+    """A time from seconds since 1970 or ISO 8601 text, in UTC if it names no zone; `None` for `None`.
+
+    Raises `ValidationError`.
+    """
+    if value is None:
+        return None
+    try:
+        if isinstance(value, int):
+            return datetime.fromtimestamp(value, UTC)
+        if isinstance(value, str):
+            time = datetime.fromisoformat(value.upper())
+            return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+    except (ValueError, OverflowError, OSError):
+        pass
+    raise ValidationError(
+        "the body does not fit: a time is needed, as seconds since 1970 or as "
+        f"'2026-01-31T12:00:00Z' - at `{place}`"
+    )
