@@ -1,4 +1,4 @@
-"""A pipeline whose source events receive requests in every way there is."""
+"""A pipeline whose source events receive requests in every possible way."""
 
 import sys
 from collections.abc import Iterator
@@ -51,7 +51,7 @@ def form(request: Request) -> Event[dict[str, str]]:
 
 @inbox.event(HTTP("/inbox/odd"))
 def odd(request: Request) -> Event[Any] | Reply:
-    """Whatever a function can do but return an event."""
+    """Everything that a function can do instead of returning an event."""
     asked = request.json()
     if asked == "reject":
         raise Reject("no such airport: \ud800\0\r\nX-Evil: 1")

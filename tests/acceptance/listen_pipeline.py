@@ -1,4 +1,4 @@
-"""What the tests of listening runs run: a source whose log is a file that the test appends to."""
+"""The pipeline of the tests of listening runs: its source's log is a file to which a test appends."""
 
 import json
 import os
@@ -18,13 +18,13 @@ shop = Source("shop")
 
 @shop.event(CDC())
 def changed(listener: Listener) -> Iterator[Event[float]]:
-    """Lines of a file: notes in another when each was read, and by whom."""
+    """Lines of a file; another file notes when each was read, and by which process."""
     at = listener.cursor or 0
     while not listener.wait(0.05):
         with Path(os.environ[LOG]).open() as log:
             log.seek(at)
             lines = log.readlines()
-        listener.lag = 17  # so that there is some to be shown
+        listener.lag = 17  # some lag to show
         for line in lines:
             if line.endswith("\n"):
                 at += len(line)

@@ -1,4 +1,4 @@
-"""What a process of a test does that listens until SIGTERM."""
+"""The code of a test's process that listens until SIGTERM."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ TTL = 2.0  # seconds until another may listen after this one was killed
 def listen(
     app: Blacksmith, source: Source, changed: Callable[[SQLStore], None] = lambda _: None
 ) -> int:
-    """Listen for the events of a source; the store's schema must be there. `changed` is given the
+    """Listen for the events of a source; the store's schema must exist. `changed` is called with the
     store first. Returns the exit code."""
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())

@@ -1,7 +1,7 @@
-"""A process that listens to the messages of a broker's topic until SIGTERM, or dies when it is told.
+"""A process that listens to a broker's topic until SIGTERM, or until a commit that the test names.
 
-It dies by SIGKILL, once, when the file at BLACKSMITH_TEST_DIES says 'read' (in the midst of what it
-has read, before its commit) or 'commit' (after it, before the broker is told).
+It dies by SIGKILL, once, when the file at BLACKSMITH_TEST_DIES says 'read' (after reading, before
+the commit) or 'commit' (after the commit, before it acknowledges to the broker).
 """
 
 import os

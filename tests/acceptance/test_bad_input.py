@@ -1,5 +1,5 @@
-"""Whatever is sent: a clear 4xx or a lossless event, flat memory, nothing else stored, and the next
-request is served in time."""
+"""Any request gets a clear 4xx or becomes a lossless event: memory stays flat, nothing else is stored,
+and the next request is served in time."""
 
 import gzip
 import json
@@ -24,12 +24,12 @@ from tests.acceptance.processes import GatewayProcess, peak_memory
 MIB = 1024 * 1024
 ACCEPTED = "/v1/inbox/accepted"
 PARSED = "/inbox/parsed"
-# Eight times the largest request: it is read, unpacked, cut into events and decoded.
+# Eight times the largest request, which is read, decompressed, split into events and decoded.
 FLAT = 64 * MIB
 
 
 class Attacked:
-    """A gateway under attack, with the payloads that it is right to keep of it."""
+    """A gateway under attack, with the payloads that it must store."""
 
     def __init__(self, process: GatewayProcess, store: Store) -> None:
         self.process = process
@@ -52,13 +52,13 @@ class Attacked:
     def rejected(
         self, status: int, path: str, body: bytes | Iterator[bytes], **headers: str
     ) -> str:
-        """Assert that the body is rejected so; the reason given."""
+        """Assert that the body is rejected with this status; returns the reason."""
         got, document = self.post(path, body, **headers)
         assert got == status, document
         return str(document["detail"])
 
     def kept(self, path: str, body: bytes, payload: str | None = None, **headers: str) -> None:
-        """Assert that the body is ingested as one event, whose payload is the body unless given."""
+        """Assert that the body is ingested as one event, whose payload is the body by default."""
         status, document = self.post(path, body, **headers)
         assert status == 202, document
         (event_id,) = document["ids"]  # type: ignore[misc]
@@ -68,15 +68,15 @@ class Attacked:
     @staticmethod
     def document(response: httpx.Response) -> dict[str, object]:
         """The response's document; an error's must be one of RFC 9457."""
-        found: dict[str, object] = response.json()
+        document: dict[str, object] = response.json()
         if response.status_code >= 400:
             assert response.headers["content-type"] == "application/problem+json"
-            assert found["status"] == response.status_code
-            assert {"type", "title", "detail"} < found.keys()
-        return found
+            assert document["status"] == response.status_code
+            assert {"type", "title", "detail"} < document.keys()
+        return document
 
     def raw(self, request: bytes, timeout: float = 10.0) -> bytes:
-        """The response to these very bytes until the gateway closes or falls silent."""
+        """The response to exactly these bytes, until the gateway closes or falls silent."""
         with socket.create_connection(("127.0.0.1", self.process.port), timeout) as connection:
             connection.sendall(request)
             connection.settimeout(timeout)
@@ -103,13 +103,13 @@ def _head(path: str, *headers: str, method: str = "POST") -> bytes:
 def gateway(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[GatewayProcess, Store]]:
-    """One gateway for all of these tests: each finds it as the one before has left it."""
+    """One gateway for all of these tests: none may leave it broken for the next."""
     if request.param == "postgres":
         url = request.getfixturevalue("postgres").create_database()
     else:
         url = f"sqlite:///{tmp_path_factory.mktemp('store')}/store.db"
     with GatewayProcess(url) as process, closing(open_store(url)) as store:
-        # Whatever it needs to read and decode its largest request it takes once.
+        # The memory to read and decode the largest request is allocated once.
         with process.client() as client:
             client.post(ACCEPTED, json=["x" * (MIB - 9)] * 7).raise_for_status()
         yield process, store
@@ -172,7 +172,7 @@ def test_nul_in_string(attacked: Attacked, path: str) -> None:
     status = 400 if path == ACCEPTED else 422
     attacked.rejected(status, path, b'{"a": "\x00"}')
     attacked.rejected(status, path, b"\x00")
-    # Written as JSON wants it, it is a character like others.
+    # Escaped as JSON requires, it is a character like any other.
     attacked.kept(path, b'{"wanted":1,"a\\u0000":"\\u0000"}')
     assert "NUL" in attacked.rejected(422, "/inbox/keyed", b'{"key": "a\\u0000b"}')
 
@@ -244,17 +244,17 @@ def test_duplicate_keys(attacked: Attacked) -> None:
 
 def test_lying_content_length(attacked: Attacked) -> None:
     slow = "/v1/inbox/slow"
-    # More than comes: the rest is waited for, but not for ever.
+    # More than is sent: the gateway waits for the rest, but not forever.
     response = attacked.raw(_head(slow, "Content-Length: 100") + b'{"wanted": 1}', SLOW_SECONDS + 5)
     assert response.startswith(b"HTTP/1.1 408 "), response
     assert b'"title":"Request timeout"' in response
-    # The sender is gone before it has come.
+    # The sender disconnects before the rest arrives.
     with socket.create_connection(("127.0.0.1", attacked.process.port)) as connection:
         connection.sendall(_head(ACCEPTED, "Content-Length: 13") + b'{"wanted": 1')
-    # Less than comes: what is left over is no request.
+    # Less than is sent: the remaining bytes are not a request.
     response = attacked.raw(_head(ACCEPTED, "Content-Length: 5") + b'{"wanted": 1}')
     assert response.startswith(b"HTTP/1.1 400 "), response
-    # More than is accepted: rejected before anything has come.
+    # More than is accepted: rejected before any of the body arrives.
     response = attacked.raw(_head(ACCEPTED, "Content-Length: 99999999999"))
     assert response.startswith(b"HTTP/1.1 413 "), response
     for lie in (
@@ -284,7 +284,7 @@ def test_body_over_limit(attacked: Attacked) -> None:
 def test_gzip_bomb(attacked: Attacked) -> None:
     deflater = zlib.compressobj(9, wbits=-15)
     mebibyte = deflater.compress(bytes(MIB)) + deflater.flush(zlib.Z_FULL_FLUSH)
-    # A full flush forgets what was before: the block may be repeated.
+    # A full flush resets the compression: the block may be repeated.
     two_gibibytes = mebibyte * 2048
     assert len(two_gibibytes) < 8 * MIB
     attacked.rejected(413, ACCEPTED, two_gibibytes, content_encoding="deflate")
@@ -304,7 +304,7 @@ def test_unknown_route(attacked: Attacked) -> None:
         "/",
         "/v1/inbox",
         "/v1/inbox/accepted/",
-        "/v1/nobody/knows",
+        "/v1/unknown/event",
         "/_health/x",
         "/inbox/../x",
     ):
@@ -338,7 +338,7 @@ def test_wrong_token(attacked: Attacked) -> None:
         head = _head(
             path, f"Authorization: {token}", "Content-Length: 1000000", "Connection: close"
         )
-        response = attacked.raw(head)  # and the body is not waited for
+        response = attacked.raw(head)  # without waiting for the body
         assert response.startswith(b"HTTP/1.1 401 "), response
         assert b"www-authenticate: Bearer" in response
         assert b"a-token" not in response
@@ -377,7 +377,7 @@ def test_slow_heads(attacked: Attacked) -> None:
     try:
         for connection in connections[100:]:
             connection.sendall(b"POST /v1/inbox/accepted HTTP/1.1\r\nHost:")
-        for connection in connections[200:]:  # a whole request first
+        for connection in connections[200:]:  # one complete request first
             connection.sendall(b" x\r\nContent-Length: 13\r\n\r\n" + b'{"wanted": 1}')
             attacked.right.append('{"wanted": 1}')
             response = b""
@@ -444,9 +444,9 @@ def test_noise(attacked: Attacked) -> None:
 
     requests = [spoiled(n) for n in range(100)]
     with ThreadPoolExecutor(16) as pool:
-        responses = list(pool.map(lambda each: attacked.raw(each, 1), requests))
+        responses = list(pool.map(lambda request: attacked.raw(request, 1), requests))
     assert not [response for response in responses if response.startswith(b"HTTP/1.1 5")]
-    # A request that still makes sense is rightly kept.
+    # A request that still makes sense is rightly stored.
     attacked.right += ['{"wanted": 1}'] * sum(a.count(b"HTTP/1.1 202") for a in responses)
 
 

@@ -1,4 +1,4 @@
-"""Changes of a database under faults, with a real store: each that was committed is there once."""
+"""Changes of a database under faults, with a real store: each committed change arrives once."""
 
 import contextlib
 import random
@@ -18,9 +18,9 @@ from tests.services.postgres import PostgresServer
 
 
 class Writer(threading.Thread):
-    """Writes rows that are counted, some in the same transaction, until it is told to end.
+    """Writes rows that are counted, some in the same transaction, until it is stopped.
 
-    `accepted`: how many there are, as far as it knows; a commit without a response may have been.
+    `accepted`: how many there are, as far as it knows; a commit without a response may have succeeded.
     """
 
     def __init__(self, url: str, randomly: random.Random) -> None:
@@ -73,11 +73,11 @@ def store(store_url: str) -> Iterator[Store]:
 
 
 def newest(store: Store) -> int:
-    """The row that came last; the mark at a snapshot's end may come after it."""
+    """The last row; the mark at a snapshot's end may follow it."""
     changes = [
-        msgspec.json.decode(each.payload, type=Change) for each in store.events(counted.path, 2)
+        msgspec.json.decode(event.payload, type=Change) for event in store.events(counted.path, 2)
     ]
-    return max((each.new["id"] for each in changes if each.new is not None), default=0)
+    return max((change.new["id"] for change in changes if change.new is not None), default=0)
 
 
 def snapshot_is_whole(store: Store) -> bool:
@@ -86,19 +86,19 @@ def snapshot_is_whole(store: Store) -> bool:
 
 
 def numbers(store: Store) -> list[int]:
-    """The rows that the changes in the store are of, in the order in which they were kept.
+    """The rows of the changes in the store, in the order of their commits.
 
-    Those of a snapshot that was broken off do not count: it was taken anew, at another place.
+    Rows of an interrupted snapshot do not count: the snapshot was repeated, at another LSN.
     """
     changes = [
-        msgspec.json.decode(each.payload, type=Change)
-        for each in reversed(store.events(counted.path, 1_000_000))
+        msgspec.json.decode(event.payload, type=Change)
+        for event in reversed(store.events(counted.path, 1_000_000))
     ]
-    whole = {each.lsn for each in changes if each.operation == "snapshot_completed"}
+    whole = {change.lsn for change in changes if change.operation == "snapshot_completed"}
     return [
-        each.new["id"]
-        for each in changes
-        if each.new is not None and (each.operation == "insert" or each.lsn in whole)
+        change.new["id"]
+        for change in changes
+        if change.new is not None and (change.operation == "insert" or change.lsn in whole)
     ]
 
 
@@ -122,7 +122,7 @@ def test_database_restarted_under_cdc(
         writer.start()
         wanted = 0
         for turn in range(3):
-            if turn:  # the first may break off the snapshot
+            if turn:  # the first may interrupt the snapshot
                 process.until(lambda: snapshot_is_whole(store))
             wanted = max(writer.accepted, wanted) + randomly.randint(1, 2_000)
             process.until(lambda: newest(store) >= wanted)  # noqa: B023

@@ -1,4 +1,4 @@
-"""`blacksmith quarantine` and what `blacksmith status` tells of listeners."""
+"""`blacksmith quarantine`, and the listeners in `blacksmith status`."""
 
 import base64
 import contextlib
@@ -53,7 +53,9 @@ def ordered(request: Request) -> Event[dict[str, object]] | Reply:
     if order == "rejected":
         raise Reject("no order")
     seen = {"query": request.query, "agent": request.headers.get("user-agent")}
-    return Event(order, context=seen, children=[line.of(each) for each in order.get("lines", ())])
+    return Event(
+        order, context=seen, children=[line.of(order_line) for order_line in order.get("lines", ())]
+    )
 
 
 @shop.event(Subscription("parcels"))
@@ -106,12 +108,12 @@ def store(store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 @pytest.fixture
 def fix(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The extract functions are right from the beginning of the test's commands."""
+    """The extract functions are fixed before the test's commands run."""
     monkeypatch.setattr(sys.modules[__name__], "fixed", True)
 
 
-def run(*arguments: str, code: int = 0, given: str | None = None) -> Result:
-    result = CliRunner().invoke(main, ["quarantine", *arguments], input=given)
+def run(*arguments: str, code: int = 0, answer: str | None = None) -> Result:
+    result = CliRunner().invoke(main, ["quarantine", *arguments], input=answer)
     assert result.exit_code == code, result.output
     assert "Traceback" not in result.output
     return result
@@ -119,14 +121,16 @@ def run(*arguments: str, code: int = 0, given: str | None = None) -> Result:
 
 def failed(store: Store, *came: Request | Message) -> list[str]:
     """Requests to `ordered` and messages to `sent` that met the bug; their ids in quarantine."""
-    paths = [sent.path if isinstance(each, Message) else ordered.path for each in came]
-    raw_requests = [raw_request_of(path, each, BUG) for path, each in zip(paths, came, strict=True)]
+    paths = [sent.path if isinstance(request, Message) else ordered.path for request in came]
+    raw_requests = [
+        raw_request_of(path, request, BUG) for path, request in zip(paths, came, strict=True)
+    ]
     return [store.quarantine(raw) for raw in raw_requests]
 
 
 def kept(store: Store) -> list[str]:
     """The events' data, the newest first."""
-    return [each.payload for each in store.events()]
+    return [event.payload for event in store.events()]
 
 
 # ---------------------------------------------------------------------------------- list, show
@@ -135,7 +139,7 @@ def kept(store: Store) -> list[str]:
 def test_list_shows_the_oldest_without_bodies_and_headers(store: Store) -> None:
     secret = Request(b"cAnAry1", {"x-shop-key": "cAnAry2"}, {"token": "cAnAry3"})
     order, message = failed(store, secret, Message(b"{}"))
-    rows = [each.split() for each in run("list").stdout.splitlines()[1:]]
+    rows = [row.split() for row in run("list").stdout.splitlines()[1:]]
     assert [(row[0], row[3], row[4]) for row in rows] == [
         (order, "shop/ordered", "7"),
         (message, "shop/sent", "2"),
@@ -150,10 +154,10 @@ def test_list_shows_the_oldest_without_bodies_and_headers(store: Store) -> None:
 
 def test_list_cuts_a_long_error_that_show_shows_whole(store: Store) -> None:
     long = "no such airport: " + "x" * 500 + "\nEND"
-    kept = store.quarantine(RawRequest(ordered.path, b"{}", {}, long))
+    quarantine_id = store.quarantine(RawRequest(ordered.path, b"{}", {}, long))
     assert "END" not in run("list").stdout
     assert max(map(len, run("list").stdout.splitlines())) < 200
-    assert "END" in run("show", kept).stdout.splitlines()
+    assert "END" in run("show", quarantine_id).stdout.splitlines()
 
 
 def test_show_shows_a_request_without_what_may_be_a_credential(store: Store) -> None:
@@ -227,9 +231,9 @@ def test_retry_ingests_a_request_as_it_came(store: Store) -> None:
         path="/shop/orders",
     )
     [order] = failed(store, came)
-    said = run("retry", order, APP).stdout
+    output = run("retry", order, APP).stdout
     child, parent = store.events()
-    assert said.splitlines() == [f"{order} ingested: {parent.id}, {child.id}", "1 of 1 ingested"]
+    assert output.splitlines() == [f"{order} ingested: {parent.id}, {child.id}", "1 of 1 ingested"]
     assert (parent.event_type, child.event_type, child.parent) == (
         "shop/ordered",
         "shop/line",
@@ -242,27 +246,27 @@ def test_retry_ingests_a_request_as_it_came(store: Store) -> None:
 
 @pytest.mark.usefixtures("fix")
 def test_retry_ingests_a_message_as_it_came(store: Store) -> None:
-    at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-    message = Message(b'{"n": 1}', {}, "parcels", "k7", "m7", at, "parcels/3@1545")
+    time = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    message = Message(b'{"n": 1}', {}, "parcels", "k7", "m7", time, "parcels/3@1545")
     run("retry", *failed(store, message), APP)
     [event] = store.events()
     assert event.context == '{"topic":"parcels","key":"k7","place":"parcels/3@1545"}'
-    assert event.sent_at == at
+    assert event.sent_at == time
 
 
 @pytest.mark.usefixtures("fix")
 def test_retry_counts_the_key_that_a_request_came_with(store: Store) -> None:
     came = Request(b'{"id": 7}', {"idempotency-key": "order-7"})
     [order] = failed(store, came)
-    # Its sender has sent it again, after the fix.
+    # Its sender has sent it again after the fix.
     [[first]] = ingest(blacksmith, store, ordered, [came])
     assert f"{order} ingested: {first}" in run("retry", order, APP).stdout
     other = Request(b'{"id": 8}', {"idempotency-key": "order-7"})
     [reused] = failed(store, other)
-    said = run("retry", reused, APP, code=1).stdout
-    assert f"{reused} stays: the key 'order-7' was sent before with another body" in said
+    output = run("retry", reused, APP, code=1).stdout
+    assert f"{reused} stays: the key 'order-7' was sent before with another body" in output
     assert kept(store) == ['{"id":7}']
-    assert [each.id for each in store.quarantined()] == [reused]
+    assert [raw.id for raw in store.quarantined()] == [reused]
 
 
 @pytest.mark.usefixtures("fix")
@@ -286,31 +290,31 @@ def test_retry_wakes_who_loads_at_once(
 
 def test_retry_reports_what_fails_again_and_leaves_it(store: Store) -> None:
     ids = failed(store, Request(b"1"), Request(b"2"))
-    said = run("retry", "--all", APP, code=1).stdout
-    assert said.splitlines() == [
-        *(f"{each} stays: RuntimeError: a bug" for each in ids),
+    output = run("retry", "--all", APP, code=1).stdout
+    assert output.splitlines() == [
+        *(f"{quarantine_id} stays: RuntimeError: a bug" for quarantine_id in ids),
         "0 of 2 ingested",
     ]
-    assert [each.id for each in store.quarantined()] == ids
+    assert [raw.id for raw in store.quarantined()] == ids
     assert not store.events()
 
 
 @pytest.mark.usefixtures("fix")
 def test_retry_goes_on_past_what_fails(store: Store) -> None:
-    bad, rejected, good = failed(store, *(Request(each) for each in (b"{", b'"rejected"', b"{}")))
-    said = run("retry", "--all", APP, code=1).stdout
-    assert f"{bad} stays: the body" in said
-    assert f"{rejected} stays: no order" in said
-    assert "1 of 3 ingested" in said
+    bad, rejected, good = failed(store, *(Request(body) for body in (b"{", b'"rejected"', b"{}")))
+    output = run("retry", "--all", APP, code=1).stdout
+    assert f"{bad} stays: the body" in output
+    assert f"{rejected} stays: no order" in output
+    assert "1 of 3 ingested" in output
     assert kept(store) == ["{}"]
-    assert good not in {each.id for each in store.quarantined()}
+    assert good not in {raw.id for raw in store.quarantined()}
 
 
 @pytest.mark.usefixtures("fix")
 def test_retry_of_one_event_leaves_the_others(store: Store) -> None:
     order, message = failed(store, Request(b"{}"), Message(b"{}"))
     assert "1 of 1 ingested" in run("retry", "--event=shop/sent", APP).stdout
-    assert [each.id for each in store.quarantined()] == [order]
+    assert [raw.id for raw in store.quarantined()] == [order]
     assert message not in run("list").stdout
 
 
@@ -324,8 +328,8 @@ def test_a_request_that_gets_a_reply_makes_no_event(store: Store) -> None:
 
 def test_retry_of_what_came_through_a_webhook_calls_the_function_of_its_path(store: Store) -> None:
     came = Request(b'{"sku": "A1"}', {}, {"from": "till"}, "PUT", "/shop/hook")
-    kept = store.quarantine(raw_request_of("shop", came, BUG))
-    assert "1 of 1 ingested" in run("retry", kept, APP).stdout
+    quarantine_id = store.quarantine(raw_request_of("shop", came, BUG))
+    assert "1 of 1 ingested" in run("retry", quarantine_id, APP).stdout
     [event] = store.events()
     assert (event.event_type, event.payload) == ("shop/line", '{"sku":"A1"}')
 
@@ -334,7 +338,7 @@ def test_retry_of_what_the_application_does_not_have_any_more_says_so(store: Sto
     [order] = failed(store, Request(b"{}"))
     hook = store.quarantine(raw_request_of("shop", Request(b"{}", path="/shop/old"), BUG))
     child = store.quarantine(raw_request_of("shop/line", Request(b"{}"), BUG))
-    for each, app, why in (
+    for quarantine_id, app, reason in (
         (
             order,
             LESS,
@@ -343,9 +347,9 @@ def test_retry_of_what_the_application_does_not_have_any_more_says_so(store: Sto
         (hook, APP, "came to POST /shop/old, where source 'shop' has no webhook; declare it again"),
         (child, APP, "came to shop/line, whose function accepts neither requests nor messages"),
     ):
-        said = run("retry", each, app, code=1).stdout
-        assert why in said
-        assert f"`blacksmith quarantine drop {each}`" in said
+        output = run("retry", quarantine_id, app, code=1).stdout
+        assert reason in output
+        assert f"`blacksmith quarantine drop {quarantine_id}`" in output
     assert len(store.quarantined()) == 3
 
 
@@ -360,9 +364,9 @@ def test_retry_wants_to_know_what(store: Store) -> None:
 
 def test_drop_asks(store: Store) -> None:
     ids = failed(store, Request(b"1"), Request(b"2"), Request(b"3"))
-    run("drop", ids[0], code=1, given="n\n")
+    run("drop", ids[0], code=1, answer="n\n")
     assert len(store.quarantined()) == 3
-    assert "Drop qua_1 for good?" in run("drop", ids[0], given="y\n").stdout
+    assert "Drop qua_1 for good?" in run("drop", ids[0], answer="y\n").stdout
     assert "2 dropped" in run("drop", *ids[1:], "--yes").stdout
     assert not store.quarantined()
 
@@ -385,15 +389,15 @@ def test_the_documented_commands_do_what_they_say(
     error = KeyError("id")
     for body in (b'{"total": 5}', b'{"total": 6}'):
         store.quarantine(raw_request_of("shop/ordered", Request(body, path="/shop/orders"), error))
-    said = [
-        run(*shlex.split(line, comments=True)[2:], given="y\n").stdout
+    output = [
+        run(*shlex.split(line, comments=True)[2:], answer="y\n").stdout
         for line in commands.splitlines()
     ]
-    assert [line.split()[0] for line in said[0].splitlines()[1:]] == ["qua_1", "qua_2"]
-    assert "KeyError: 'id'" in said[1]
-    assert '{"total": 5}' in said[1]
-    assert "1 of 1 ingested" in said[2]
-    assert "1 dropped" in said[3]
+    assert [line.split()[0] for line in output[0].splitlines()[1:]] == ["qua_1", "qua_2"]
+    assert "KeyError: 'id'" in output[1]
+    assert '{"total": 5}' in output[1]
+    assert "1 of 1 ingested" in output[2]
+    assert "1 dropped" in output[3]
     assert kept(store) == ['{"total":5}']
     assert not store.quarantined()
 
@@ -416,14 +420,14 @@ def test_status_reports_what_is_in_quarantine(store: Store) -> None:
     assert output["quarantined"] == {"shop/ordered": 2, "shop/sent": 1}
 
 
-def test_status_reports_how_each_listener_stands(store: Store) -> None:
+def test_status_reports_every_listener(store: Store) -> None:
     assert "listener" not in status()
-    at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-    store.note_listener(ListenerStatus("shop/sent", "worker@a", 12, "messages", at))
+    time = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    store.note_listener(ListenerStatus("shop/sent", "worker@a", 12, "messages", time))
     store.note_listener(ListenerStatus("shop/changed", "run-7", error="the slot is gone"))
     lines = status().splitlines()
-    [changed] = [each for each in lines if each.startswith("shop/changed")]
-    [sent] = [each for each in lines if each.startswith("shop/sent")]
+    [changed] = [line for line in lines if line.startswith("shop/changed")]
+    [sent] = [line for line in lines if line.startswith("shop/sent")]
     assert changed.split()[1:4] == ["run-7", "not", "known"]
     assert changed.endswith("the slot is gone")
     assert sent.split()[1:6] == ["worker@a", "12", "messages", "2026-01-02", "03:04:05"]

@@ -1,4 +1,4 @@
-"""What got a 2xx is in the store, once, whatever breaks."""
+"""Whatever breaks, each event whose request got a 2xx is in the store once."""
 
 import contextlib
 import fcntl
@@ -69,8 +69,8 @@ def test_graceful_stop_under_load(gateway: GatewayProcess, store: Store) -> None
         gateway.start()
     ledger.check(store)
     assert "Traceback" not in gateway.log
-    # Whoever got no response was not accepted: no request has failed within the gateway.
-    assert not [each for each in ledger.errors if each[0].isdigit()]
+    # Requests without a response were not accepted: none has failed within the gateway.
+    assert not [error for error in ledger.errors if error[0].isdigit()]
 
 
 def test_stop_waits_for_the_request_under_way(gateway: GatewayProcess, store: Store) -> None:
@@ -79,7 +79,7 @@ def test_stop_waits_for_the_request_under_way(gateway: GatewayProcess, store: St
             b"POST /v1/inbox/accepted HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
             % len(EVENT)
         )
-        time.sleep(0.3)  # nothing tells that it has been read
+        time.sleep(0.3)  # nothing shows when it has been read
         os.kill(gateway.pid, signal.SIGTERM)
         until(lambda: _refuses(gateway.port), what="no connection is accepted any more")
         connection.sendall(EVENT)
@@ -136,7 +136,7 @@ def test_queue_full_gives_429(gateway: GatewayProcess, store: Store, store_url: 
             responses = [pool.submit(send, n) for n in range(4)]
             until(lambda: sum(response.done() for response in responses) == 3)
             rejected = [response.result() for response in responses if response.done()]
-            # What waits for nobody still gets a response.
+            # Requests that need no commit still get a response.
             assert gateway.client_get("/nowhere").status_code == 404
         accepted = [
             response.result() for response in responses if response.result() not in rejected
@@ -152,7 +152,7 @@ def test_queue_full_gives_429(gateway: GatewayProcess, store: Store, store_url: 
 
 @contextlib.contextmanager
 def _no_writes(store_url: str) -> Iterator[None]:
-    """Nobody can write to the store within the block."""
+    """No process can write to the store within the block."""
     if store_url.startswith("sqlite"):
         path = Path(store_url.removeprefix("sqlite:///") + "-write-lock")
         with path.open("wb") as lock:
@@ -178,16 +178,16 @@ def test_extract_that_raises_is_quarantined(gateway: GatewayProcess, store: Stor
         response = client.post("/inbox/odd?from=here", content=b'[ "raise" ]', headers=headers)
         assert response.status_code == 202
         assert response.json()["ids"] == []
-        (kept,) = store.quarantined()
-        assert response.json() == {"ids": [], "quarantined": [kept.id]}
-        raw = store.in_quarantine(kept.id)
+        (quarantined,) = store.quarantined()
+        assert response.json() == {"ids": [], "quarantined": [quarantined.id]}
+        raw = store.in_quarantine(quarantined.id)
         assert (raw.event_type, raw.body) == ("inbox/odd", b'[ "raise" ]')
         assert raw.error == "RuntimeError: a bug in the extract function"
         assert raw.headers["x-kept"] == "yes"
         assert raw.headers[":path"] == "/inbox/odd?from=here"
         assert "canary" not in repr(raw)
         assert "canary" not in gateway.log
-        # A reject, or a reply, is none.
+        # A `Reject` or a `Reply` is not a failure.
         assert client.post("/inbox/odd", json="reject").status_code == 422
         assert client.post("/inbox/odd", json="reply").text == "hello"
         assert client.post("/inbox/odd", json="evil reply").json()["quarantined"]
@@ -225,7 +225,7 @@ def test_concurrent_keys_do_not_deadlock(store_url: str) -> None:
             with gateway.client() as client:
                 response = client.post(KEYED, content=body)
             assert response.status_code == 202, response.text
-            sent = [each["key"] for each in json.loads(body)]
+            sent = [item["key"] for item in json.loads(body)]
             return list(zip(sent, response.json()["ids"], strict=True))
 
         for pairs in pool.map(send, bodies):
@@ -234,7 +234,7 @@ def test_concurrent_keys_do_not_deadlock(store_url: str) -> None:
         with closing(open_store(store_url)) as store:
             assert len(store.events(limit=1000)) == len(ids)
         assert "Traceback" not in gateway.log
-    assert all(len(each) == 1 for each in ids.values())
+    assert all(len(event_ids) == 1 for event_ids in ids.values())
 
 
 def test_worker_that_dies_is_replaced(store_url: str) -> None:
@@ -272,7 +272,7 @@ def test_workers_end_with_their_parent(how: signal.Signals, tmp_path: Path) -> N
 
 
 class Proxy:
-    """Passes bytes between the gateway and PostgreSQL, until it is told to cut at a commit.
+    """Passes bytes between the gateway and PostgreSQL, and cuts the connection at a commit on request.
 
     It lets the statement through, waits until the server responds, and closes both ends.
     """
@@ -304,7 +304,7 @@ class Proxy:
                         key.data.sendall(data)
                         if self._cut_at and key.fileobj is client and self._cut_at in data:
                             self._cut_at = None
-                            server.recv(1)  # it has committed, and nobody will know
+                            server.recv(1)  # it has committed, and the gateway will not know
                             return
 
     def cut(self, at: bytes) -> None:
@@ -312,7 +312,7 @@ class Proxy:
         self._cut_at = at
 
     def has_cut(self) -> bool:
-        """Whether it has cut since it was last told to."""
+        """Whether it has cut since the last request to."""
         return self._cut_at is None
 
     def close(self) -> None:
@@ -336,11 +336,11 @@ def test_commit_outcome_unknown(postgres: Postgres, postgres_url: str) -> None:
         assert response.json()["type"] == "urn:blacksmith:outcome-unknown", gateway.log
         assert "Idempotency-Key" in response.json()["detail"]
         assert proxy.has_cut()
-        # It had happened, and was not done again.
+        # The commit had succeeded, and was not repeated.
         (event,) = store.events()
         again = client.post(ACCEPTED, content=EVENT, headers=headers)
         assert (again.status_code, again.json()) == (202, {"ids": [event.id]})
-        # Without a key it is one statement, which commits by itself.
+        # Without a key it is one auto-committed statement.
         proxy.cut(at=b"SELECT ingest(")
         response = client.post("/inbox/parsed", content=b'{"n": -2, "wanted": true}')
         assert response.status_code == 503
@@ -395,7 +395,7 @@ def test_gateway_starts_only_with_its_store(durable_postgres: PostgresServer) ->
 
 @contextlib.contextmanager
 def _small_disk(megabytes: int) -> Iterator[Path]:
-    """A folder on a disk of its own, which everybody may write to."""
+    """A folder on a disk of its own, which every user may write to."""
     folder = Path(tempfile.mkdtemp(prefix="blacksmith-disk-"))
     mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=777", "tmpfs", str(folder)]
     try:
@@ -427,8 +427,8 @@ def test_disk_full(kind: str, request: pytest.FixtureRequest) -> None:
                 until(lambda: "503 urn:blacksmith:unavailable" in ledger.errors, 60)
                 accepted = len(ledger.accepted)
                 filler.unlink()
-                until(lambda: len(ledger.accepted) > accepted + 50, 60, "it goes on")
-            assert not [each for each in ledger.errors if not each.startswith("503 ")]
+                until(lambda: len(ledger.accepted) > accepted + 50, 60, "it continues")
+            assert not [error for error in ledger.errors if not error.startswith("503 ")]
             ledger.check(store)
             assert "Traceback" not in gateway.log
 
@@ -473,7 +473,7 @@ def test_certificate_is_served(tmp_path: Path) -> None:
 def test_gateway_is_small(store_url: str) -> None:
     with GatewayProcess(store_url) as gateway:
         with gateway.client() as client:
-            # Of the modules of the process that responds.
+            # From the modules of the process that responds.
             assert client.post("/inbox/odd", json="modules").text == "False"
         process = psutil.Process(gateway.pid)
         time.sleep(1)

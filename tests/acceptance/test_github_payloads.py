@@ -23,13 +23,15 @@ def test_github_payloads(store_url: str) -> None:
                 "X-GitHub-Event": name,
                 "X-GitHub-Delivery": f"delivery-{number}",
             }
-            # As people write it, with other letters than ASCII left as they are or escaped.
+            # As people write it: letters beyond ASCII as they are, or escaped.
             body = json.dumps(example, indent=number % 3 or None, ensure_ascii=number % 2 == 0)
-            kept = client.post("/v1/github/raw", content=body.encode(), headers=headers)
-            (raw,) = kept.json()["ids"]
+            raw_response = client.post("/v1/github/raw", content=body.encode(), headers=headers)
+            (raw,) = raw_response.json()["ids"]
             assert store.event(raw).payload == body
-            made = client.post("/github/webhook", content=body.encode(), headers=headers)
-            (webhook,) = made.json()["ids"]
+            webhook_response = client.post(
+                "/github/webhook", content=body.encode(), headers=headers
+            )
+            (webhook,) = webhook_response.json()["ids"]
             event = store.event(webhook)
             assert json.loads(event.payload) == json.loads(body)
             assert event.context == f'{{"event":"{name}"}}'

@@ -1,4 +1,4 @@
-"""Lines of a landed file are ingested like requests, and how far it was read is kept with them."""
+"""Lines of a landed file are ingested like requests, together with the file's cursor."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -23,16 +23,19 @@ def store(store_url: str) -> Iterator[Store]:
 def test_cursor_is_committed_with_the_events(store: Store) -> None:
     lines = [Request(b'{"wanted": true}'), Request(b'{"wanted": false}')]
     ids = ingest(blacksmith, store, accepted, lines, Cursor("landing", None, "2"))
-    assert [store.event(each).payload for (each,) in ids] == [
+    assert [store.event(event_id).payload for (event_id,) in ids] == [
         '{"wanted": true}',
         '{"wanted": false}',
     ]
-    assert [list(store.event(each).destinations) for (each,) in ids] == [["lake/waters"], []]
+    assert [list(store.event(event_id).destinations) for (event_id,) in ids] == [
+        ["lake/waters"],
+        [],
+    ]
     assert store.cursor("landing") == "2"
     with pytest.raises(CursorMoved):
         ingest(blacksmith, store, accepted, lines, Cursor("landing", None, "2"))
     assert len(store.events()) == 2
-    # Lines that hold no event move it too.
+    # Lines without an event move the cursor too.
     assert ingest(blacksmith, store, accepted, [], Cursor("landing", "2", "3")) == []
     assert store.cursor("landing") == "3"
 
@@ -42,8 +45,8 @@ def test_line_that_cannot_be_ingested_goes_to_quarantine(store: Store) -> None:
     assert ingest(blacksmith, store, odd, lines) == [[], [], []]
     lines = [Request(b"{"), Request(b'{"wanted": 1}'), Request(b"[1, 2]")]
     ids = ingest(blacksmith, store, accepted, lines)
-    assert [len(each) for each in ids] == [0, 1, 2]
-    assert [each.error.partition(":")[0] for each in store.quarantined()] == [
+    assert [len(event_ids) for event_ids in ids] == [0, 1, 2]
+    assert [raw.error.partition(":")[0] for raw in store.quarantined()] == [
         "Reject",
         "RuntimeError",
         "BadRequest",
@@ -54,6 +57,6 @@ def test_key_that_came_before_with_other_data_goes_to_quarantine(store: Store) -
     ((first,),) = ingest(blacksmith, store, keyed, [Request(b'{"key": "k", "n": 1}')])
     lines = [Request(b'{"key": "k", "n": 1}'), Request(b'{"key": "k", "n": 2}')]
     assert ingest(blacksmith, store, keyed, lines) == [[first], []]
-    (kept,) = store.quarantined()
-    assert kept.error.startswith("KeyReused")
-    assert store.in_quarantine(kept.id).body == b'{"key": "k", "n": 2}'
+    (quarantined,) = store.quarantined()
+    assert quarantined.error.startswith("KeyReused")
+    assert store.in_quarantine(quarantined.id).body == b'{"key": "k", "n": 2}'

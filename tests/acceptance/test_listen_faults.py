@@ -1,6 +1,6 @@
 """Messages under faults, with real brokers, a real store and real processes.
 
-The oracle: what was sent = events + what is in quarantine, each once.
+The oracle: messages sent = events + requests in quarantine, each once.
 """
 
 import contextlib
@@ -35,12 +35,12 @@ from tests.acceptance.loading_process import LoaderProcess
 from tests.contract.consuming import Feed, KafkaFeed, NATSFeed, RabbitMQFeed, numbered
 from tests.services.kafka import KafkaServer
 
-GIVEN_UP = 90.0  # seconds: PostgreSQL ends what has done nothing in a transaction for a minute
+GIVEN_UP = 90.0  # seconds; PostgreSQL ends a transaction that has been idle for a minute
 FEEDS = {"kafka": KafkaFeed, "nats": NATSFeed, "rabbitmq": RabbitMQFeed}
 
 
 class Orders:
-    """A topic, a store, and the processes that listen to the one for the other."""
+    """A topic, a store, and the processes that listen to the topic for the store."""
 
     def __init__(self, feed: Feed, store_url: str, folder: Path) -> None:
         self.feed = feed
@@ -53,7 +53,7 @@ class Orders:
         self.feed.make()
 
     def listen(self, dies: str | None = None) -> LoaderProcess:
-        """Start a process that listens, and perhaps one that will die."""
+        """Start a process that listens, and may be made to die."""
         dying = self.folder / "dies"
         if dies:
             dying.write_text(dies)
@@ -75,24 +75,24 @@ class Orders:
 
     @property
     def kept(self) -> list[bytes]:
-        """The bodies of what is kept."""
+        """The bodies of the stored events."""
         events = self.store.events(placed.path, 1_000_000)
-        return [bytes.fromhex(msgspec.json.decode(each.payload)) for each in reversed(events)]
+        return [bytes.fromhex(msgspec.json.decode(event.payload)) for event in reversed(events)]
 
     @property
     def quarantined(self) -> list[bytes]:
-        """The bodies of what is in quarantine."""
-        found = self.store.quarantined(placed.path, 1_000_000)
-        return [self.store.in_quarantine(each.id).body for each in found]
+        """The bodies in quarantine."""
+        quarantined = self.store.quarantined(placed.path, 1_000_000)
+        return [self.store.in_quarantine(raw.id).body for raw in quarantined]
 
     def left(self) -> int | None:
-        """How many messages the broker believes were not acknowledged, as soon as it can tell."""
-        with contextlib.suppress(KafkaException):  # its coordinator of groups has just begun
+        """How many messages the broker counts as not acknowledged, as soon as it can say."""
+        with contextlib.suppress(KafkaException):  # its group coordinator has just started
             return self.feed.left()
         return None
 
     def judge(self, process: LoaderProcess, sent: list[bytes] | None = None) -> None:
-        """The oracle, once all is there, and nothing more comes."""
+        """Apply the oracle, once all messages have arrived and no more follow."""
         wanted = self.sent if sent is None else sent
         process.until(lambda: process.log.count("ready") == process.starts)
         process.until(lambda: len(self.kept) + len(self.quarantined) >= len(wanted))
@@ -110,8 +110,8 @@ class Orders:
 def feed(request: pytest.FixtureRequest) -> Feed:
     server = request.getfixturevalue(request.param)
     name = f"{request.node.originalname[5:]}-{os.getpid()}-{random.randrange(10**6)}"
-    made: Feed = FEEDS[request.param](server, name.replace("_", "-"))
-    return made
+    feed: Feed = FEEDS[request.param](server, name.replace("_", "-"))
+    return feed
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_listener_killed_after_commit_before_ack(orders: Orders) -> None:
     first = orders.listen(dies="commit")
     assert first.process.wait(60) == -signal.SIGKILL, first.log
     assert orders.kept
-    first.until(lambda: orders.left() == 300)  # the broker has it that nothing was read
+    first.until(lambda: orders.left() == 300)  # the broker counts all as unread
     first.start_again_if_ended()
     orders.send(b"behind what comes again")
     orders.judge(first)
@@ -176,8 +176,8 @@ def test_broker_restarted(orders_on_postgres: Orders, randomly: random.Random) -
 def test_rebalance_under_load(
     orders_on_postgres: Orders, kafka: KafkaServer, randomly: random.Random
 ) -> None:
-    """Two listeners of one group, of which one is killed, paused or stopped again and again; a
-    stranger joins and leaves the group; the topic gets more partitions."""
+    """Two listeners of one group: one is killed, paused or stopped repeatedly, a stranger joins and
+    leaves the group, and the topic gets more partitions."""
     orders = orders_on_postgres
     feed = orders.feed
     assert isinstance(feed, KafkaFeed)
@@ -196,7 +196,7 @@ def test_rebalance_under_load(
             for number in itertools.islice(numbers, randomly.randint(1, 200)):
                 to = number % feed.partitions
                 body = b"%d" % number
-                with contextlib.suppress(KafkaException):  # it knows new partitions a little later
+                with contextlib.suppress(KafkaException):  # it sees new partitions a little later
                     producer.produce(feed.topic, body, partition=to, on_delivery=delivered)
             producer.flush(30)
 
@@ -219,7 +219,7 @@ def test_rebalance_under_load(
             if fault == "pause":
                 one.pause(orders.store)
                 wanted = len(orders.sent) + 500
-                # In the midst of a commit it holds up the other, until its transaction is given up.
+                # Paused during a commit, it blocks the other until its transaction is ended.
                 one.until(lambda: len(orders.kept) >= wanted, GIVEN_UP)  # noqa: B023
                 one.go_on()
             else:
@@ -227,8 +227,8 @@ def test_rebalance_under_load(
                 listening[turn % 2] = orders.listen()
             stranger.close()
             if turn == 2:
-                made = admin.create_partitions([NewPartitions(feed.topic, 3)])
-                made[feed.topic].result(10)
+                created = admin.create_partitions([NewPartitions(feed.topic, 3)])
+                created[feed.topic].result(10)
                 one.until(
                     lambda: len(admin.list_topics(feed.topic).topics[feed.topic].partitions) == 3
                 )
@@ -242,13 +242,13 @@ def test_rebalance_under_load(
 
 
 def test_same_message_hundred_times(orders_on_postgres: Orders) -> None:
-    """With a key that its function gives; the id that a sender gives, where there is one, does too."""
+    """By the key that its function sets, or by the id that its sender sets, if it has one."""
     orders = orders_on_postgres
     process = orders.listen()
     for number in range(100):
         ids = [f"id-{number}"]
         orders.feed.send(b"again", headers={KEY: "one"}, ids=ids)
-    if not isinstance(orders.feed, KafkaFeed):  # it has no ids
+    if not isinstance(orders.feed, KafkaFeed):  # Kafka has no ids
         for _ in range(100):
             orders.feed.send(b"the same", ids=["the same"])
         orders.sent += [b"the same"]
@@ -263,10 +263,10 @@ def test_poison_message_is_quarantined(orders: Orders, monkeypatch: pytest.Monke
     assert len(orders.kept) == 30
     assert sorted(orders.quarantined) == [b"poison", b"poison too"]
     monkeypatch.setenv(FIXED, "yes")
-    for each in orders.store.quarantined(placed.path):
-        assert each.error == "ValueError: this is poison"
-        assert orders.store.in_quarantine(each.id).headers[":place"]
-        assert len(retry_quarantined(blacksmith, orders.store, each.id)) == 1
+    for raw in orders.store.quarantined(placed.path):
+        assert raw.error == "ValueError: this is poison"
+        assert orders.store.in_quarantine(raw.id).headers[":place"]
+        assert len(retry_quarantined(blacksmith, orders.store, raw.id)) == 1
     assert orders.quarantined == []
     assert Counter(orders.kept) == Counter(orders.sent)
 

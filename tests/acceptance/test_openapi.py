@@ -1,4 +1,4 @@
-"""The gateway describes its endpoints, and keeps to what it says, whatever it is sent."""
+"""The gateway describes its endpoints, and conforms to its description, whatever it receives."""
 
 import os
 import random
@@ -26,8 +26,8 @@ ENV = {
     "SLACK_SECRET": SECRETS[0],
     "HOOKS_SECRET": WHSEC[0],
 }
-# A key may be used once, for one body, which no schema can say; and what does not fit is accepted
-# where it is declared so, or where pydantic knows what is meant.
+# No schema can say that a key may be used only for one body. Items that do not fit are accepted where
+# that is declared, or where pydantic can convert them.
 NOT_PROMISED = "positive_data_acceptance,negative_data_rejection"
 
 

@@ -1,4 +1,4 @@
-"""What a poll keeps, and what is left of one that fails, is killed or is not alone."""
+"""What a poll stores, and what remains of one that fails, is killed or runs beside another."""
 
 import contextlib
 import os
@@ -42,8 +42,8 @@ READER = "cron/tower/seen"
 
 
 class Tower:
-    """Source `tower`, whose event `seen` is polled by a function that the test gives; each of its
-    events makes a job of `lake/all`, and of `lake/large` if it is above 100."""
+    """Source `tower`, whose event `seen` is polled by the test's function; each of its events makes a
+    job of `lake/all`, and of `lake/large` if it is above 100."""
 
     def __init__(self, store_url: str) -> None:
         self.store = open_store(store_url, upgrade=True)
@@ -81,7 +81,7 @@ class Tower:
         )
 
     def kept(self) -> list[str]:
-        return [each.payload for each in reversed(self.store.events("tower/seen"))]
+        return [event.payload for event in reversed(self.store.events("tower/seen"))]
 
     def close(self) -> None:
         self.supervisor.close()
@@ -117,7 +117,7 @@ def yields_nothing(poll: Poll) -> Iterator[Event[int]]:
 @pytest.mark.parametrize(
     ("function", "events"),
     [(one, 1), (many, 3), (none, 0), (yields, 3), (yields_nothing, 0)],
-    ids=lambda given: getattr(given, "__name__", None),
+    ids=lambda function: getattr(function, "__name__", None),
 )
 def test_a_function_returns_or_yields_one_event_many_or_none(
     tower: Tower, function: Callable[[Poll], Any], events: int
@@ -152,9 +152,9 @@ def test_a_cursor_comes_back_as_it_was_set(tower: Tower, cursor: Any) -> None:
 
 def test_what_a_generator_sets_at_its_end_counts(tower: Tower) -> None:
     def counts(poll: Poll) -> Iterator[Event[int]]:
-        for each in range(3):
-            poll.cursor = each
-            yield Event(each)
+        for number in range(3):
+            poll.cursor = number
+            yield Event(number)
         poll.cursor = "end"
 
     tower.poll(counts)
@@ -235,14 +235,14 @@ def test_an_event_that_cannot_be_kept_is_quarantined_with_the_cursor(tower: Towe
 
     assert tower.poll(function) == Polled(events=2, quarantined=2)
     assert tower.kept() == ["1", "3"]
-    found = {each.error.split(":")[0] for each in tower.store.quarantined("tower/seen")}
-    assert found == {"Unprocessable", "KeyReused"}
+    errors = {raw.error.split(":")[0] for raw in tower.store.quarantined("tower/seen")}
+    assert errors == {"Unprocessable", "KeyReused"}
     assert tower.store.cursor(READER) == '"read"'
     assert tower.poll(lambda poll: Event(2, key="same")) == Polled(quarantined=1)
     bodies = [
-        tower.store.in_quarantine(each.id).body for each in tower.store.quarantined("tower/seen")
+        tower.store.in_quarantine(raw.id).body for raw in tower.store.quarantined("tower/seen")
     ]
-    assert bodies.count(b"2") == 1  # the same again is the same
+    assert bodies.count(b"2") == 1  # the same body again is not stored twice
 
 
 def test_children_and_jobs_come_with_their_event(tower: Tower) -> None:
@@ -250,7 +250,7 @@ def test_children_and_jobs_come_with_their_event(tower: Tower) -> None:
         tower.poll(lambda poll: [Event(7, children=[tower.part.of("x")]), Event(200)]).events == 3
     )
     (part,) = tower.store.events("tower/part")
-    parents = {each.id: each.payload for each in tower.store.events("tower/seen")}
+    parents = {event.id: event.payload for event in tower.store.events("tower/seen")}
     assert parents[part.parent or ""] == "7"
     assert tower.store.counts("lake/everything").awaiting == 2
     assert tower.store.counts("lake/large").awaiting == 1
@@ -324,7 +324,7 @@ def opened(store_url: str) -> Iterator[Store]:
 
 
 class Runs:
-    """Runs of `poll_tower__seen`, each a process of its own."""
+    """Runs of `poll_tower__seen`, each in its own process."""
 
     def __init__(self, store_url: str, home: Path) -> None:
         self.home = home
@@ -341,7 +341,7 @@ class Runs:
         }
 
     def see(self, first: int, last: int) -> None:
-        """Add lines to what is polled."""
+        """Add lines to the polled file."""
         with self.origin.open("a") as file:
             file.writelines(f"{number}\n" for number in range(first, last + 1))
 
@@ -375,16 +375,16 @@ def test_cron_run_killed_keeps_the_cursor(place: str, store_url: str, tmp_path: 
         runs.see(6, 10)
         runs.kill.write_text(place)
         assert runs.run() == -signal.SIGKILL
-        kept = 10 if place == "after the commit" else 5
-        assert store.cursor(READER) == str(kept)
-        assert len(store.events("tower/seen")) == kept
+        stored = 10 if place == "after the commit" else 5
+        assert store.cursor(READER) == str(stored)
+        assert len(store.events("tower/seen")) == stored
         assert isinstance(store, SQLStore)
-        with store.writing() as conn:  # as if its lock's time to live had passed
+        with store.writing() as conn:  # as if its lease had ended
             assert conn.execute(delete(leases)).rowcount == 1
         runs.see(11, 12)
         assert runs.run() == 0
         assert store.cursor(READER) == "12"
-        seen = [each.payload for each in reversed(store.events("tower/seen"))]
+        seen = [event.payload for event in reversed(store.events("tower/seen"))]
         assert seen == [f'"{number}"' for number in range(1, 13)]  # nothing lost, nothing twice
     with DagsterInstance.from_config(str(tmp_path)) as instance:
         assert len(instance.get_runs()) == 3

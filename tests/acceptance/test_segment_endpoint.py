@@ -1,4 +1,4 @@
-"""Segment's own library sends to the gateway as to Segment, and is content."""
+"""Segment's own library sends to the gateway as to Segment, without an error."""
 
 import base64
 import json
@@ -39,7 +39,7 @@ def webhooks(running: Webhooks, monkeypatch: pytest.MonkeyPatch) -> Webhooks:
 
 
 class Library:
-    """Segment's library for Python, and what it says has gone wrong."""
+    """Segment's library for Python, and the errors that it reports."""
 
     def __init__(self, webhooks: Webhooks, write_key: str = SEGMENT_KEY, **options: Any) -> None:
         self.errors: list[tuple[Exception, list[Any]]] = []
@@ -71,7 +71,7 @@ def say_everything(client: Client) -> list[str]:
 
 @pytest.mark.parametrize("gzip", [False, True])
 @pytest.mark.parametrize("sync_mode", [False, True])
-def test_each_call_is_an_event(webhooks: Webhooks, gzip: bool, sync_mode: bool) -> None:
+def test_every_call_is_an_event(webhooks: Webhooks, gzip: bool, sync_mode: bool) -> None:
     began = datetime.now(UTC)
     library = Library(webhooks, gzip=gzip, sync_mode=sync_mode)
     ids = say_everything(library.client)
@@ -92,7 +92,7 @@ def test_each_call_is_an_event(webhooks: Webhooks, gzip: bool, sync_mode: bool) 
     track = events[1]
     assert json.loads(track.payload)["properties"] == {"price": 18.99}
     assert json.loads(track.context or "")["ip"] == "192.0.2.1"
-    # Each makes its own jobs.
+    # Each type has its own jobs.
     assert [len(event.destinations) for event in events] == [1, 2, 1, 1, 1, 1]
     assert set(track.destinations) == {"lake/everything", "lake/ordered"}
 
@@ -162,7 +162,7 @@ def sent(webhooks: Webhooks, path: str, body: Any, **headers: str) -> httpx.Resp
 
 
 def test_pages_send_the_key_in_the_body(webhooks: Webhooks) -> None:
-    """As analytics.js does from a page: one letter, and text/plain, for which nobody is asked."""
+    """As analytics.js does from a page: text/plain, for which a browser sends no preflight request."""
     message = {"anonymousId": "a-1", "event": "Ordered", "writeKey": SEGMENT_KEY}
     plain = {"Content-Type": "text/plain"}
     retried = [

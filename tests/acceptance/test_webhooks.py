@@ -87,7 +87,7 @@ def hooks_signed(
 
 
 def repeated(webhooks: Webhooks, path: str, body: str, sign: Callable[[str], Headers]) -> Any:
-    """What is kept of a request that is sent, and sent again with a new signature: one event."""
+    """The event of a request that is sent, and sent again with a new signature: only one."""
     headers = sign(body)
     first = webhooks.post(path, body, headers)
     (event,) = webhooks.new()
@@ -121,10 +121,10 @@ def test_github_payloads_at_their_webhook(webhooks: Webhooks) -> None:
                 assert (response.status_code, response.text) == (200, "pong")
             else:
                 assert response.status_code == 202, response.text
-    kept = [each for each in recorded if each[0] != "ping"]
+    wanted = [delivery for delivery in recorded if delivery[0] != "ping"]
     events = webhooks.new()
-    assert len(events) == len(kept)
-    for event, (name, payload) in zip(events, kept, strict=True):
+    assert len(events) == len(wanted)
+    for event, (name, payload) in zip(events, wanted, strict=True):
         assert event.event_type == ("github/push" if name == "push" else "github/other")
         assert json.loads(event.payload) == payload
         assert json.loads(event.context or "") == {"event": name}
@@ -261,12 +261,12 @@ def test_batch_of_cloud_events(webhooks: Webhooks) -> None:
         order_placed(data={"id": 8, "total": 101}),
         order_placed(type="com.example.order.lost", data=[1]),
     ]
-    body = b"[%s]" % b",".join(to_structured_event(each).body for each in sent)
+    body = b"[%s]" % b",".join(to_structured_event(event).body for event in sent)
     headers = {"Content-Type": "application/cloudevents-batch+json"}
     first, again = (webhooks.post("/v1/orders", body, headers) for _ in range(2))
     events = webhooks.new()
     assert first.json() == again.json() == {"ids": [event.id for event in events]}
-    # Each makes its own jobs; `when` is asked with the model.
+    # Each type has its own jobs; `when` gets the model.
     assert [(event.event_type, set(event.destinations)) for event in events] == [
         ("orders/placed", {"lake/everything"}),
         ("orders/placed", {"lake/everything", "lake/large"}),
@@ -280,13 +280,13 @@ def test_binary_data_of_cloud_events(webhooks: Webhooks) -> None:
     for mode in (to_binary_event, to_structured_event):
         message = mode(sent)
         assert webhooks.post("/v1/orders", message.body, message.headers).status_code == 202
-    (event,) = webhooks.new()  # one event, in whichever mode it comes
+    (event,) = webhooks.new()  # one event, in whichever mode it is sent
     assert json.loads(event.context or "")["datacontentencoding"] == "base64"
 
 
 def test_one_bad_event_in_a_batch(webhooks: Webhooks) -> None:
     bad = order_placed(data={"total": 1})
-    body = b"[%s]" % b",".join(to_structured_event(each).body for each in (order_placed(), bad))
+    body = b"[%s]" % b",".join(to_structured_event(event).body for event in (order_placed(), bad))
     headers = {"Content-Type": "application/cloudevents-batch+json"}
     response = webhooks.post("/v1/orders", body, headers)
     assert is_problem(response, 422, "event 2 does not fit orders/placed")

@@ -1,4 +1,4 @@
-"""A gateway with a webhook endpoint for every ready-made source, and what is kept behind it."""
+"""A gateway with a webhook endpoint for every ready-made source, and its store."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,12 +33,12 @@ class Webhooks:
             return client.post(path, content=body, headers=headers)
 
     def new(self) -> Sequence[StoredEvent]:
-        """The events that were kept since this was last asked, in their order."""
-        found = [
+        """The events stored since the last call, in order."""
+        events = [
             event for event in reversed(self.store.events(limit=10_000)) if event.seq > self._seen
         ]
-        self._seen = max((event.seq for event in found), default=self._seen)
-        return found
+        self._seen = max((event.seq for event in events), default=self._seen)
+        return events
 
 
 @contextlib.contextmanager

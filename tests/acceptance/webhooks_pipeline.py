@@ -16,7 +16,7 @@ from blacksmith_dagster.sources import (
 
 
 class Order(msgspec.Struct):
-    """What an order has at least."""
+    """The fields that every order has."""
 
     id: int
     total: float = 0.0
@@ -60,12 +60,12 @@ def everything(batch: Batch[Any]) -> None:
 
 @lake.event(receives=Flow(segment.track, when=lambda event: event.data["event"] == "Ordered"))
 def ordered(batch: Batch[Any]) -> None:
-    """Loads nothing either."""
+    """Loads nothing."""
 
 
 @lake.event(receives=Flow(placed, when=lambda event: event.data.total > 100))
 def large(batch: Batch[Order]) -> None:
-    """Nor does it."""
+    """Loads nothing."""
 
 
 blacksmith = Blacksmith(

@@ -10,8 +10,8 @@ from blacksmith_dagster.store.interface import ListenerStatus
 
 def test_the_last_status_of_a_listener_is_stored(store: Store) -> None:
     assert store.listeners() == []
-    at = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
-    store.note_listener(ListenerStatus("shop/ordered", "a@1", 12, "messages", at))
+    read_at = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+    store.note_listener(ListenerStatus("shop/ordered", "a@1", 12, "messages", read_at))
     store.note_listener(
         ListenerStatus("bank/changed", "b@2", None, "bytes", None, "the slot is gone")
     )
@@ -26,5 +26,5 @@ def test_the_last_status_of_a_listener_is_stored(store: Store) -> None:
     assert ordered.at is not None
     assert changed.at <= ordered.at
     assert abs((datetime.now(UTC) - ordered.at).total_seconds()) < 60
-    store.note_listener(replace(newest, error=None, read_at=at))
-    assert [(status.error, status.read_at) for status in store.listeners()][1] == (None, at)
+    store.note_listener(replace(newest, error=None, read_at=read_at))
+    assert [(status.error, status.read_at) for status in store.listeners()][1] == (None, read_at)

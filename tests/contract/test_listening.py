@@ -1,4 +1,4 @@
-"""Listening, on every store: what generators yield is kept once, with how far they were read."""
+"""Listening, on every store: what generators yield is stored once, together with its cursor."""
 
 import contextlib
 import threading
@@ -24,7 +24,7 @@ Generate = Callable[[Listener], Iterator[Any]]
 
 
 class Shop:
-    """A source with the one event that a test generates, on a store with its locks."""
+    """A source with one event, which the test generates, on a store with its locks."""
 
     def __init__(self, url: str) -> None:
         self.store: Store = open_store(url, upgrade=True)
@@ -34,7 +34,7 @@ class Shop:
         self._started: list[Listeners] = []
 
     def listen(self, generate: Generate, holder: str = "the test") -> Listeners:
-        """Start to listen for what a generator yields."""
+        """Start to listen to a generator."""
         shop = Source("shop")
         shop.event(CDC(), name="changed")(generate)
         shop.child("line")
@@ -62,14 +62,14 @@ class Shop:
 
     @property
     def kept(self) -> list[str]:
-        """The data of what is kept, in order."""
-        return [each.payload for each in reversed(self.store.events(CHANGED, limit=100_000))]
+        """The data of the stored events, in order."""
+        return [event.payload for event in reversed(self.store.events(CHANGED, limit=100_000))]
 
     @property
     def noted(self) -> ListenerStatus:
-        """How the store says that the listener stands."""
-        (found,) = self.store.listeners()
-        return found
+        """The listener's status in the store."""
+        (status,) = self.store.listeners()
+        return status
 
     def close(self) -> None:
         for listeners in self._started:
@@ -85,7 +85,7 @@ def shop(store_url: str) -> Iterator[Shop]:
 
 
 class Log:
-    """A log that is read from the cursor on, as a database's: lines of numbers."""
+    """A log that is read from the cursor on, as a database's is: lines of numbers."""
 
     def __init__(self, lines: int = 0) -> None:
         self.lines = lines
@@ -127,7 +127,7 @@ def test_what_is_yielded_is_kept_once_and_read_on_from_there(shop: Shop) -> None
     assert shop.notified == {"lake/changes"}
     until(lambda: shop.reported == 5003)
     until(lambda: log.committed[-1] == 5003)
-    committed = [each or 0 for each in log.committed]
+    committed = [cursor or 0 for cursor in log.committed]
     assert committed == sorted(committed)
 
 
@@ -177,7 +177,7 @@ def test_what_was_yielded_when_it_is_stopped_is_kept(shop: Shop) -> None:
 
     def changes(listener: Listener) -> Iterator[Event[int]]:
         try:
-            while True:  # it does not even ask whether it is to stop
+            while True:  # it never checks whether to stop
                 yielded.append(len(yielded) + 1)
                 listener.cursor = yielded[-1]
                 yield Event(yielded[-1])
@@ -188,7 +188,7 @@ def test_what_was_yielded_when_it_is_stopped_is_kept(shop: Shop) -> None:
     until(lambda: len(yielded) > 5000)
     listeners.stop()
     assert closed.is_set()
-    assert shop.kept == [str(each) for each in yielded]
+    assert shop.kept == [str(number) for number in yielded]
     assert not shop.supervisor.status(LOCK).held
 
 
@@ -231,8 +231,7 @@ def test_what_cannot_be_kept_goes_to_quarantine_and_holds_up_nothing(shop: Shop)
     assert shop.kept == ['{"n":1}', '{"n":5}']
     assert shop.store.quarantine_sizes() == {CHANGED: 3}
     errors = {
-        shop.store.in_quarantine(each.id).body: each.error
-        for each in shop.store.quarantined(CHANGED)
+        shop.store.in_quarantine(raw.id).body: raw.error for raw in shop.store.quarantined(CHANGED)
     }
     assert "the key 'one'" in errors.pop(b'{"n":3}')
     assert "cannot be written as JSON" in errors.pop(rb"{'n': '\ud800'}")
@@ -342,4 +341,4 @@ def test_children_are_kept_with_their_event(shop: Shop) -> None:
     until(lambda: shop.reported == 3)
     (parent,) = shop.store.events(CHANGED)
     lines = shop.store.events("shop/line")
-    assert {each.parent for each in lines} == {parent.id}
+    assert {line.parent for line in lines} == {parent.id}

@@ -1,4 +1,4 @@
-"""The realtime loop, on every store: what wakes it, what holds it up, and what it says of itself."""
+"""The realtime loop, on every store: what wakes it, what delays it, and what it reports."""
 
 import contextlib
 import threading
@@ -19,49 +19,49 @@ from tests.contract.loading import airport, departed, ingest, numbers, until
 
 FLIGHTS, SEATS, LOST = "warehouse/flights", "warehouse/seats", "warehouse/lost"
 LOCK = f"load/{FLIGHTS}"
-AT_ONCE = 1.5  # seconds; the sweep is far behind where this matters
+AT_ONCE = 1.5  # seconds; where this matters, the sweep comes much later
 NEVER = 3600.0
 
 
 class Messages:
-    """A subscriber in this process, which hears what the test says, and fails as it says."""
+    """A subscriber in this process: the test sends its notifications, and makes it fail."""
 
     def __init__(self) -> None:
-        self._said: SimpleQueue[Collection[str]] = SimpleQueue()
+        self._notified: SimpleQueue[Collection[str]] = SimpleQueue()
         self._down: Exception | None = None
         self.connected = False
         self.closed = False
         self.waits = 0
 
     def say(self, *paths: str) -> None:
-        self._said.put(paths)
+        self._notified.put(paths)
 
     def cut(self) -> None:
-        """It connects anew by itself, and has missed what was said meanwhile."""
-        self._said.put(())
+        """It reconnects, and has missed the notifications sent meanwhile."""
+        self._notified.put(())
 
     def fail(self, error: Exception) -> None:
         """The broker is away until `heal`."""
         self._down = error
-        self._said.put(())
+        self._notified.put(())
 
     def heal(self) -> None:
         self._down = None
 
     def wait(self, timeout: float) -> Collection[str]:
         self.waits += 1
-        said: Collection[str] = ()
+        paths: Collection[str] = ()
         if self.connected:
             with contextlib.suppress(Empty):
-                said = self._said.get(timeout=timeout)
+                paths = self._notified.get(timeout=timeout)
         self.connected = self._down is None
         if self._down is not None:
             raise self._down
-        return said
+        return paths
 
     def close(self) -> None:
         self.closed = True
-        self._said.put(())
+        self._notified.put(())
 
 
 class Away:
@@ -73,9 +73,9 @@ class Away:
         self.asked = 0
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._store, name)
-        if not self.away or not callable(found):
-            return found
+        attribute = getattr(self._store, name)
+        if not self.away or not callable(attribute):
+            return attribute
 
         def refuse(*_: Any, **__: Any) -> Any:
             self.asked += 1
@@ -96,7 +96,7 @@ class Warm:
         self._loops: list[Realtime] = []
 
     def start(self, app: Blacksmith, store: Any = None) -> Realtime:
-        """Start the loop; it listens, but need not have its locks yet."""
+        """Start the loop; it is subscribed, but may not have its locks yet."""
         self.store.register(app)
         loop = Realtime(
             app,
@@ -129,7 +129,7 @@ def warm(store_url: str) -> Iterator[Warm]:
 
 @pytest.fixture
 def no_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is loaded was not found by the sweep."""
+    """The sweep never runs, so it cannot be what finds a job."""
     monkeypatch.setattr(realtime, "SWEEP", NEVER)
 
 
@@ -198,7 +198,7 @@ def test_a_message_wakes_at_once(warm: Warm) -> None:
         took.append(loaded.at[n][0] - began)
     assert sorted(took)[10] < 0.1
     until(lambda: [path for path, _ in warm.reports] == [FLIGHTS] * 20)
-    # Messages of nothing, of what is loaded already or of what is not here harm nothing.
+    # Notifications without jobs, for jobs already loaded, or for unknown destinations do no harm.
     for paths in ((), (FLIGHTS,), (FLIGHTS, FLIGHTS, "elsewhere/unknown")):
         warm.messages.say(*paths)
     ingest(warm.store, [{"n": 20}])
@@ -222,7 +222,7 @@ def test_a_retry_runs_when_it_is_due_without_a_message(warm: Warm) -> None:
     ingest(warm.store, [{"n": 1}])
     warm.messages.say(FLIGHTS)
     until(tried.has(1))
-    # What comes meanwhile does not make it forgotten.
+    # Events that arrive meanwhile do not make it forget the retry.
     time.sleep(0.3)
     ingest(warm.store, [{"n": 2}])
     warm.messages.say(FLIGHTS)
@@ -250,7 +250,7 @@ def test_a_broker_that_is_away_is_reported_once_and_looked_around(
 ) -> None:
     monkeypatch.setattr(realtime, "SWEEP_ALONE", 0.2)
     loaded = Loaded()
-    warm.messages.fail(Unavailable("nobody at broker:4222"))  # from the beginning
+    warm.messages.fail(Unavailable("no broker at broker:4222"))  # from the start
     loop = warm.start(app_of(flights=loaded))
     until(lambda: loop.holds_locks)
     for n in range(3):
@@ -263,7 +263,9 @@ def test_a_broker_that_is_away_is_reported_once_and_looked_around(
     ingest(warm.store, [{"n": 3}])
     warm.messages.say(FLIGHTS)
     until(loaded.has(3), AT_ONCE)
-    assert [each for each in caplog.messages if "nobody at broker:4222" in each] == caplog.messages
+    assert [
+        message for message in caplog.messages if "no broker at broker:4222" in message
+    ] == caplog.messages
     assert len(caplog.messages) == 1
     warm.messages.fail(Unavailable("gone again"))
     until(lambda: "gone again" in caplog.text)
@@ -361,10 +363,10 @@ def test_a_store_that_is_away_is_reported_once_and_waited_for(
         until(loaded.has(10 * outage + 1))
         until(lambda: loop.holds_locks)
         assert loop.failure is None
-        reported = [each for each in caplog.messages if "the store is away" in each]
-        assert len(reported) <= 2 * outage  # whoever sweeps and whoever loads, once an outage
-        assert sum(FLIGHTS in each for each in reported) == outage
-        assert warm.supervisor.status(LOCK).since == since  # nobody has to wait for it to run out
+        reported = [message for message in caplog.messages if "the store is away" in message]
+        assert len(reported) <= 2 * outage  # the sweep and the loader, once per outage each
+        assert sum(FLIGHTS in message for message in reported) == outage
+        assert warm.supervisor.status(LOCK).since == since  # it need not expire for anyone
 
 
 def test_who_cannot_reach_the_store_gives_its_lock_to_another(
@@ -402,12 +404,12 @@ def test_an_event_past_its_time_out_is_left_and_the_others_go_on(
     until(lambda: loop.failure)
     assert isinstance(loop.failure, Timeout)
     assert "end this process" in str(loop.failure)
-    assert any(FLIGHTS in each and "has stopped" in each for each in caplog.messages)
+    assert any(FLIGHTS in message and "has stopped" in message for message in caplog.messages)
     assert warm.store.history(late)[-1].state == "unknown"
     ingest(warm.store, [{"n": 1}], SEATS)
     warm.messages.say(SEATS)
     until(seats.has(1), AT_ONCE)
-    # Nobody is kept out of the event that is left, and nobody waits for what hangs.
+    # The lock of the abandoned event is free, and stopping does not wait for the call that hangs.
     assert not warm.supervisor.status(LOCK).held
     began = time.monotonic()
     loop.stop()
@@ -505,7 +507,7 @@ def test_idle_and_holds_locks_tell_the_truth(warm: Warm) -> None:
     assert not loop.holds_locks
     other.release()
     until(lambda: loop.holds_locks)
-    until(lambda: loop.idle > 0.4)  # looking and finding nothing is no work
+    until(lambda: loop.idle > 0.4)  # looking and finding nothing counts as idle
     ingest(warm.store, [{"n": 1}])
     warm.messages.say(FLIGHTS)
     assert began.wait(10)

@@ -1,4 +1,4 @@
-"""Bodies are unpacked within their limit, whatever they claim to be. No I/O."""
+"""Bodies are decompressed within their limit, whatever they claim to be. No I/O."""
 
 import asyncio
 import gzip
@@ -80,7 +80,7 @@ def read(
     declared: bytes | None = None,
     bodies: BodyReader | None = None,
 ) -> bytes:
-    """The body that comes in these messages, within 10 bytes and a third of a second."""
+    """The body in these messages, with limits of 10 bytes and a third of a second."""
     left = list(messages)
 
     async def receive() -> Any:

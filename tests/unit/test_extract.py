@@ -59,20 +59,20 @@ def calling(function: Callable[[Request], Any], limits: Limits | None = None) ->
     return Extractor(Blacksmith(sources=[source], destinations=[], since="2026-01-01"), event)
 
 
-def events(found: list[NewEvent] | Reply) -> list[NewEvent]:
-    assert isinstance(found, list)
-    return found
+def events(extracted: list[NewEvent] | Reply) -> list[NewEvent]:
+    assert isinstance(extracted, list)
+    return extracted
 
 
-def payloads(found: list[NewEvent] | Reply) -> list[str]:
-    return [event.payload for event in events(found)]
+def payloads(extracted: list[NewEvent] | Reply) -> list[str]:
+    return [event.payload for event in events(extracted)]
 
 
 def ndjson(body: bytes) -> Request:
     return Request(body, {"content-type": "application/x-ndjson"})
 
 
-# ------------------------------------------------------------------------- what is an event
+# ------------------------------------------------------------------------- events
 
 
 def test_accepted_body_is_kept_to_the_byte() -> None:
@@ -80,7 +80,7 @@ def test_accepted_body_is_kept_to_the_byte() -> None:
     assert payloads(accepting()(Request(body))) == [body.decode()]
 
 
-def test_array_is_an_event_an_item_and_each_is_kept_to_the_byte() -> None:
+def test_an_array_has_an_event_per_item_with_its_exact_bytes() -> None:
     body = b'\n[ {"a" : 1.50} ,"x",\t[2], null ]'
     assert payloads(accepting()(Request(body))) == ['{"a" : 1.50}', '"x"', "[2]", "null"]
 
@@ -96,8 +96,8 @@ def test_nothing_is_no_event(request_: Request) -> None:
 
 @given(st.lists(st.recursive(st.none() | st.integers() | st.text(), st.lists, max_leaves=9)))
 def test_items_come_out_as_they_went_in(items: list[Any]) -> None:
-    made = payloads(accepting()(Request(msgspec.json.encode(items))))
-    assert [msgspec.json.decode(each) for each in made] == items
+    extracted = payloads(accepting()(Request(msgspec.json.encode(items))))
+    assert [msgspec.json.decode(payload) for payload in extracted] == items
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_errors_of_the_function_pass() -> None:
         calling(fails)(Request(b'"b"'))
 
 
-# ------------------------------------------------------------------------- what is rejected
+# ------------------------------------------------------------------------- rejections
 
 
 @pytest.mark.parametrize(
@@ -339,8 +339,8 @@ def test_events_that_no_store_can_keep_are_rejected(event: Event[Any], says: str
 def test_what_an_event_knows_is_kept() -> None:
     sent_at = datetime(2026, 1, 31, 12, tzinfo=timezone(timedelta(hours=2)))
     event = Event(Flight("UA1"), sent_at=sent_at, context={"agent": "x"}, version="2", parent="p")
-    (kept,) = events(calling(lambda _: event)(Request(b"1")))
-    assert kept == NewEvent(
+    (extracted,) = events(calling(lambda _: event)(Request(b"1")))
+    assert extracted == NewEvent(
         "airport/departed",
         '{"flight":"UA1","delay":0}',
         context='{"agent":"x"}',

@@ -40,8 +40,8 @@ def a_shop(*, key: str | None = None, **properties: Any) -> tuple[Blacksmith, An
     def ordered(request: Request) -> Event[dict]:
         order = request.json()
         lines = [
-            line.of(each, children=[tax.of(rate) for rate in each.get("taxes", ())])
-            for each in order.get("lines", ())
+            line.of(order_line, children=[tax.of(rate) for rate in order_line.get("taxes", ())])
+            for order_line in order.get("lines", ())
         ]
         return Event(order, key=key, children=lines)
 
@@ -56,43 +56,45 @@ ORDER = {"lines": [{"n": 1, "taxes": [7, 19]}, {"n": 2}]}
 
 
 def made(app: Blacksmith, event: Any, request: Request, key: str | None = None) -> list[NewEvent]:
-    found = Extractor(app, event)(request, key)
-    assert not isinstance(found, Reply)
-    return found
+    events = Extractor(app, event)(request, key)
+    assert not isinstance(events, Reply)
+    return events
 
 
 def test_children_follow_their_parent_and_make_their_own_jobs() -> None:
     app, order, _, _ = a_shop()
-    found = made(app, order, Request.of(ORDER))
-    assert [(each.event_type, each.parent) for each in found] == [
+    events = made(app, order, Request.of(ORDER))
+    assert [(event.event_type, event.parent) for event in events] == [
         ("shop/ordered", None),
         ("shop/line", 0),
         ("shop/tax", 1),
         ("shop/tax", 1),
         ("shop/line", 0),
     ]
-    assert [each.jobs for each in found if each.event_type == "shop/line"] == [
+    assert [event.jobs for event in events if event.event_type == "shop/line"] == [
         (NewJob("lake/lines"),)
     ] * 2
 
 
 def test_children_are_made_once_with_a_parent_that_has_a_key() -> None:
     app, order, _, _ = a_shop(key="7")
-    found = made(app, order, Request.of(ORDER), "the request's")
-    assert [(each.key, each.ordinal) for each in found] == [
+    events = made(app, order, Request.of(ORDER), "the request's")
+    assert [(event.key, event.ordinal) for event in events] == [
         ("7", 0),
         ("shop/ordered:7", 1),
         ("shop/ordered:7", 2),
         ("shop/ordered:7", 3),
         ("shop/ordered:7", 4),
     ]
-    assert len({each.digest for each in found}) == 5
+    assert len({event.digest for event in events}) == 5
 
 
 def test_children_of_events_without_a_key_count_by_the_requests() -> None:
     app, order, _, _ = a_shop()
-    found = made(app, order, Request.of([ORDER, {}]), "k")
-    assert [(each.key, each.ordinal) for each in found] == [("k", place) for place in range(1, 7)]
+    events = made(app, order, Request.of([ORDER, {}]), "k")
+    assert [(event.key, event.ordinal) for event in events] == [
+        ("k", place) for place in range(1, 7)
+    ]
 
 
 def test_two_parents_with_one_key_and_children_of_one_type_do_not_meet() -> None:
@@ -105,7 +107,7 @@ def test_two_parents_with_one_key_and_children_of_one_type_do_not_meet() -> None
         for name in ("ordered", "returned")
     ]
     app = Blacksmith(sources=[shop], destinations=[], since="2026-01-01")
-    keys = [made(app, each, Request.of(1))[1].key for each in source_events]
+    keys = [made(app, source_event, Request.of(1))[1].key for source_event in source_events]
     assert len(set(keys)) == 2
 
 
@@ -144,13 +146,13 @@ def a_webhook(function: Any, **properties: Any) -> Extractor:
 def by_state(request: Request) -> Any:
     shop = Source("shop")
     children = {True: shop.child("opened"), False: shop.child("closed")}
-    return [children[each["open"]].of(each) for each in request.json()]
+    return [children[state["open"]].of(state) for state in request.json()]
 
 
-def test_a_webhooks_function_is_handed_the_whole_body_and_says_what_each_is() -> None:
-    found = a_webhook(by_state)(Request.of([{"open": True}, {"open": False}]), "k")
-    assert isinstance(found, list)
-    assert [(each.event_type, each.ordinal) for each in found] == [
+def test_a_webhooks_function_gets_the_whole_body_and_names_the_event_types() -> None:
+    events = a_webhook(by_state)(Request.of([{"open": True}, {"open": False}]), "k")
+    assert isinstance(events, list)
+    assert [(event.event_type, event.ordinal) for event in events] == [
         ("shop/opened", 1),
         ("shop/closed", 2),
     ]
@@ -183,7 +185,7 @@ def test_the_sources_limits_hold_at_its_webhooks(
         a_webhook(opened, limits=limits)(Request(body))
 
 
-def test_keys_and_depth_are_limited_of_each_event_at_a_webhook() -> None:
+def test_keys_and_depth_are_limited_per_event_at_a_webhook() -> None:
     """A request of many events has many keys."""
     webhook = a_webhook(by_state, limits=Limits(depth=1, keys=2))
     assert len(webhook(Request.of([{"open": True}] * 100))) == 100
@@ -230,7 +232,7 @@ VERSIONS = {"2": None, "1": date(2026, 1, 1)}
 
 def versions_of(request: Request, **properties: Any) -> list[str | None]:
     app, order, _, _ = a_shop(**properties)
-    return [each.version for each in made(app, order, request)]
+    return [event.version for event in made(app, order, request)]
 
 
 def test_an_event_without_a_version_is_of_the_default_one() -> None:
@@ -270,23 +272,23 @@ def a_subscription(function: Any = None, **properties: Any) -> Extractor:
 
 
 def test_a_message_is_one_item_whatever_it_holds() -> None:
-    found = a_subscription()(Message(b"[1, 2]"))
-    assert isinstance(found, list)
-    assert [each.payload for each in found] == ["[1, 2]"]
+    events = a_subscription()(Message(b"[1, 2]"))
+    assert isinstance(events, list)
+    assert [event.payload for event in events] == ["[1, 2]"]
 
 
 def test_a_message_is_handed_over_as_it_came() -> None:
     handed = []
     message = Message(b"\x00\xff", {"a": "b"}, "orders", "k", "m1")
-    a_subscription(lambda given: handed.append(given) or Event(1))(message, message.id)
+    a_subscription(lambda argument: handed.append(argument) or Event(1))(message, message.id)
     assert handed == [message]
 
 
 def test_the_id_of_a_message_makes_its_events_once() -> None:
     extractor = a_subscription(lambda message: [Event(1), Event(2)])
-    found = extractor(Message(b"x"), "m1")
-    assert isinstance(found, list)
-    assert [(each.key, each.ordinal) for each in found] == [("m1", 1), ("m1", 2)]
+    events = extractor(Message(b"x"), "m1")
+    assert isinstance(events, list)
+    assert [(event.key, event.ordinal) for event in events] == [("m1", 1), ("m1", 2)]
 
 
 @pytest.mark.parametrize(

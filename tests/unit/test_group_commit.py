@@ -21,7 +21,7 @@ Results = Callable[[Sequence[Sequence[NewEvent]]], list[Any]]
 
 
 class Scripted:
-    """A store that returns what it is told to, and waits to be let."""
+    """A store that returns what the test sets, once the test lets it commit."""
 
     def __init__(self, results: Results) -> None:
         self.commits: list[int] = []
@@ -48,12 +48,12 @@ def events(*payloads: str) -> list[NewEvent]:
 async def gathered(
     store: Scripted, commits: GroupCommit, requests: list[list[NewEvent]]
 ) -> list[Any]:
-    """Submit a request, and while its commit is under way the others."""
+    """Submit a request, and the others during its commit."""
     store.may_commit.clear()
     first, *others = requests
     futures = [commits.submit(first)]
     assert await asyncio.to_thread(store.asked.wait, 10)
-    futures += [commits.submit(each) for each in others]
+    futures += [commits.submit(other) for other in others]
     store.may_commit.set()
     return await asyncio.gather(*futures)
 
@@ -156,14 +156,14 @@ def test_stop_commits_what_was_submitted() -> None:
 
 
 def test_what_is_committed_is_published_and_nothing_else() -> None:
-    def one_of_each(requests: Sequence[Sequence[NewEvent]]) -> list[Any]:
+    def one_id_and_one_error(requests: Sequence[Sequence[NewEvent]]) -> list[Any]:
         return [["1"], KeyReused("again")] if len(requests) == 2 else [["0"]]
 
     def event(payload: str, *destinations: str) -> list[NewEvent]:
-        return [NewEvent("a/b", payload, [NewJob(each) for each in destinations])]
+        return [NewEvent("a/b", payload, [NewJob(destination) for destination in destinations])]
 
     notified: list[str] = []
-    store = Scripted(one_of_each)
+    store = Scripted(one_id_and_one_error)
 
     async def main() -> None:
         commits = GroupCommit(cast(Store, store), 100, notified.extend)

@@ -34,7 +34,7 @@ ALL: list[Source] = [*SOURCES, SegmentSource("segment", write_key=SECRET)]
 APP = Blacksmith(sources=ALL, destinations=[], since="2026-01-01")
 WEBHOOKS = {webhook.on.path: Extractor(APP, webhook) for webhook in APP.webhooks}
 
-# What the webhooks look for, so that they find it, and not as they expect it.
+# The fields that the webhooks look for, with values that they do not expect.
 FIELDS = [
     *("type", "id", "data", "created", "timestamp", "event", "event_id", "event_time", "challenge"),
     *("specversion", "source", "time", "data_base64", "datacontenttype", "api_version"),
