@@ -20,6 +20,7 @@ check: .venv/dev.stamp
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
+	.venv/bin/python -m scripts.check_words
 
 format: .venv/dev.stamp
 	.venv/bin/ruff check --fix

@@ -1,8 +1,8 @@
 """Rejects words that the project does not use: `python -m scripts.check_words [PATH ...]`.
 
-Names and prose keep to docs/glossary.md and to plain English. Checked are the identifiers of the
-package, and the comments, docstrings, messages and documentation. Prints each finding as
-`file:line: found -> write instead` and exits with 1 if there is any.
+Names keep to docs/glossary.md, prose to plain English: the names, comments, docstrings and messages
+of the package and the example, and the documentation. Prints `file:line: found -> write instead` for
+each finding and exits with code 1 if there are any.
 """
 
 import ast
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 PROJECT = Path(__file__).resolve().parents[1]
 
-# Parts of an identifier (`_` and capitals part them), and the glossary's word for what they named.
+# Words within identifiers, split at `_` and capitals, with their replacements.
 IDENTIFIERS = {
     "announcer": "notifier",
     "condemn": "claim for discard",
@@ -47,7 +47,7 @@ IDENTIFIERS = {
     "wakeups": "notifications",
 }
 
-# Patterns of prose, and what to write instead.
+# Patterns of prose with their replacements. A pattern without capitals ignores case.
 PROSE = {
     r"\bmend(s|ed|ing)?\b": "fix",
     r"\banew\b": "again",
@@ -62,13 +62,19 @@ PROSE = {
     r"(?<!left )(?<!leave )(?<!leaves )\balone\b": "only, by itself",
     r"(^|[.:;] )Of (?!course)[a-z]": "start with the subject",
     r"\bnobody\b": "no one, nothing, not",
+    r"\btried again\b": "retried",
+    r"\b(is|has \w+) no more\b": "no longer",
+    r"\b(is|are) handed\b": "gets, passed to",
+    r"\bfor want of\b": "because there is no",
     r"\bwake-ups?\b": "notification",
     r"\b(misfit|condemned|retaken|sifted)\b": "the glossary's word",
     r"\bdoors?\b": "webhook endpoint",
 }
 
-_PATTERNS = [(re.compile(pattern, re.IGNORECASE), better) for pattern, better in PROSE.items()]
-_CASED = re.compile(r"(^|[.:;] )(Of|Who)\b")
+_PATTERNS = [
+    (re.compile(pattern, re.IGNORECASE if pattern.islower() else 0), better)
+    for pattern, better in PROSE.items()
+]
 _PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _CODE = re.compile(r"`[^`\n]*`")
 
@@ -86,41 +92,40 @@ class Finding(NamedTuple):
 
 
 def prose_findings(path: Path) -> Iterator[Finding]:
-    """What is rejected in a file's prose: a Python file's comments and strings, or a Markdown text."""
-    lines = _python_prose(path) if path.suffix == ".py" else _markdown_prose(path)
-    for number, text in lines:
+    """What is rejected in a file's prose: comments and strings of code, or the text of Markdown."""
+    lines = {".py": _python_prose, ".sql": _sql_prose, ".md": _markdown_prose}[path.suffix]
+    for number, text in lines(path):
         plain = _CODE.sub("`code`", text)
         for pattern, better in _PATTERNS:
             for match in pattern.finditer(plain):
-                if (
-                    match[0][:1].isalpha()
-                    and pattern.pattern.startswith("(^")
-                    and not _CASED.match(match[0])
-                ):
-                    continue
                 yield Finding(path, number, match[0].strip(), better)
 
 
 def identifier_findings(path: Path) -> Iterator[Finding]:
-    """What is rejected in the names that a Python file binds, of classes, functions and variables."""
+    """What is rejected in the names that a Python file binds, and in the words of a SQL file."""
+    for number, name in _sql_names(path) if path.suffix == ".sql" else _python_names(path):
+        for part in _PART.findall(name):
+            if (better := IDENTIFIERS.get(part.lower())) is not None:
+                yield Finding(path, number, name, better)
+
+
+def _sql_names(path: Path) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(path.read_text().split("\n"), 1):
+        for name in re.findall(r"[A-Za-z_]\w*", line.partition("--")[0]):
+            yield number, name
+
+
+def _python_names(path: Path) -> Iterator[tuple[int, str]]:
     for node in ast.walk(ast.parse(path.read_text())):
-        for name in _bound_by(node):
-            for part in _PART.findall(name):
-                if (better := IDENTIFIERS.get(part.lower())) is not None:
-                    yield Finding(path, getattr(node, "lineno", 0), name, better)
-
-
-def _bound_by(node: ast.AST) -> list[str]:
-    match node:
-        case ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
-            return [node.name]
-        case ast.arg():
-            return [node.arg]
-        case ast.Name(ctx=ast.Store()):
-            return [node.id]
-        case ast.Attribute(ctx=ast.Store()):
-            return [node.attr]
-    return []
+        match node:
+            case ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
+                yield node.lineno, node.name
+            case ast.arg():
+                yield node.lineno, node.arg
+            case ast.Name(ctx=ast.Store()):
+                yield node.lineno, node.id
+            case ast.Attribute(ctx=ast.Store()):
+                yield node.lineno, node.attr
 
 
 def _python_prose(path: Path) -> Iterator[tuple[int, str]]:
@@ -132,6 +137,11 @@ def _python_prose(path: Path) -> Iterator[tuple[int, str]]:
                 yield token.start[0] + offset, line.strip().lstrip("rbfuRBFU").strip("\"'")
 
 
+def _sql_prose(path: Path) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(path.read_text().split("\n"), 1):
+        yield number, line.partition("--")[2].strip()
+
+
 def _markdown_prose(path: Path) -> Iterator[tuple[int, str]]:
     in_code = False
     for number, line in enumerate(path.read_text().split("\n"), 1):
@@ -141,35 +151,31 @@ def _markdown_prose(path: Path) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
-def checked_files() -> tuple[list[Path], list[Path]]:
-    """The Python files of the package and the example deployment, and the Markdown files."""
-    package = [
-        *(
-            path
-            for name in ("blacksmith_dagster", "assets", "sensors")
-            for path in (PROJECT / name).rglob("*.py")
-        ),
-        PROJECT / "definitions.py",
+def checked_files() -> list[Path]:
+    """The code of the package and the example, and the documentation."""
+    code = [
+        path
+        for folder in ("blacksmith_dagster", "assets", "sensors", "migrations")
+        for path in (PROJECT / folder).rglob("*")
+        if path.suffix in {".py", ".sql"}
     ]
     documents = [*PROJECT.glob("*.md"), *(PROJECT / "docs").rglob("*.md")]
-    return sorted(package), sorted(documents)
+    return sorted([*code, PROJECT / "definitions.py", *documents])
 
 
-def findings(paths: Iterable[Path] = ()) -> list[Finding]:
-    """Every finding in `paths`, or in all files that are checked."""
-    package, documents = checked_files()
-    chosen = [path.resolve() for path in paths]
+def findings(paths: Iterable[Path]) -> list[Finding]:
+    """Every finding in these files."""
     found: list[Finding] = []
-    for path in chosen or [*package, *documents]:
+    for path in paths:
         found += prose_findings(path)
-        if path.suffix == ".py":
+        if path.suffix != ".md":
             found += identifier_findings(path)
     return found
 
 
 def main() -> int:
     """Check the files named, or all; returns the exit code."""
-    found = findings(Path(argument) for argument in sys.argv[1:])
+    found = findings([Path(argument).resolve() for argument in sys.argv[1:]] or checked_files())
     for finding in found:
         print(finding._replace(path=finding.path.relative_to(PROJECT)))
     return 1 if found else 0

@@ -158,7 +158,7 @@ class Batch(Generic[T]):
     def fail(
         self, job: Job[T], reason: str, *, retry_after: float | timedelta | None = None
     ) -> None:
-        """This job is not loaded. It is tried again, until its attempts are used up.
+        """This job is not loaded. It is retried, until its attempts are used up.
 
         `retry_after` is in seconds, or a `timedelta`; the schedule's gap by default.
 
@@ -167,7 +167,7 @@ class Batch(Generic[T]):
         self._decide(job, JobVerdict(JobResult.FAILED, _text(reason), self._seconds(retry_after)))
 
     def discard(self, job: Job[T], reason: str) -> None:
-        """This job can never be loaded: it is not tried again."""
+        """This job can never be loaded: it is not retried."""
         self._decide(job, JobVerdict(JobResult.DISCARDED, _text(reason)))
 
     @property

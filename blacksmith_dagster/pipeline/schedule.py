@@ -1,4 +1,4 @@
-"""Schedules: when a destination event is loaded, and when a failed job is tried again."""
+"""Schedules: when a destination event is loaded, and when a failed job is retried."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ class Cron(Trigger[Poll], Inheriting):
     - `timezone`: the IANA name of the time zone of a cron expression. When the clocks change, a time of
       day still comes exactly once: if it is skipped, right after the change; if it is repeated, the
       second time.
-    - `max_retries`: how often a poll that raised is tried again, soon after; after that, the next poll
+    - `max_retries`: how often a poll that raised is retried, soon after; after that, the next poll
       runs when it is due. Nothing is lost, as the cursor stays unchanged.
 
     >>> Cron("*/5 * * * *").inherit(DEFAULT_CRON)

@@ -43,7 +43,7 @@ GRACE = 1.0
 """Seconds in which a call that ran past its time-out can still return."""
 
 RECORD_FOR = 60.0
-"""Seconds for which recording is tried again while the store does not respond."""
+"""Seconds for which recording is retried while the store does not respond."""
 
 _RECORD_AGAIN = 0.5
 

@@ -272,7 +272,7 @@ class ConsulSupervisor:
         except requests.RequestException as error:
             raise Unavailable(
                 f"{self.label} does not respond ({type(error).__name__}); check that a Consul agent "
-                "runs there and that BLACKSMITH_SUPERVISOR_URL names it. The call is tried again"
+                "runs there and that BLACKSMITH_SUPERVISOR_URL names it. The call is retried"
             ) from error
         except consul.NotFound as error:
             raise _SessionEnded(f"{self.label} has no such session any more") from error
@@ -284,7 +284,7 @@ class ConsulSupervisor:
             ) from error
         except consul.ConsulException as error:
             raise Unavailable(
-                f"{self.label} failed ({_message_of(error)}); the call is tried again"
+                f"{self.label} failed ({_message_of(error)}); the call is retried"
             ) from error
 
 

@@ -95,7 +95,7 @@ class Renewals:
       all held leases as soon as one of them is due.
     - `register`: registers a service for `registration_seconds`; called again at half of that.
 
-    An exception of either is logged (for a service, once per outage) and the call is tried again.
+    An exception of either is logged (for a service, once per outage) and the call is retried.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class Renewals:
                 interval = self._ttl / 3
                 if service.id not in self._failed:
                     is_bug = not isinstance(error, BlacksmithError)
-                    message = "%s could not be registered, and is tried again: %s"
+                    message = "%s could not be registered, and is retried: %s"
                     _log.warning(message, service.id, error, exc_info=error if is_bug else None)
                 self._failed.add(service.id)
             else:

@@ -1,4 +1,4 @@
-"""A process that replays a window once, as a Dagster run does: tried again when the store is away."""
+"""A process that replays a window once, as a Dagster run does: retried when the store is away."""
 
 import os
 import signal

@@ -249,7 +249,7 @@ def bodies(messages: Sequence[Received]) -> list[bytes]:
 
 
 def goes_on(consumer: Consumer, kept: Kept, wanted: int) -> None:
-    """As its user does: what fails is tried again, and begins behind what is kept."""
+    """As its user does: what fails is retried, and begins behind what is kept."""
     deadline = time.monotonic() + 2 * SOON
     while len(kept.bodies) < wanted:
         assert time.monotonic() < deadline, f"{len(kept.bodies)} of {wanted} messages came"

@@ -1,4 +1,4 @@
-"""Schedules: what is accepted, and when a failed job is tried again."""
+"""Schedules: what is accepted, and when a failed job is retried."""
 
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any

@@ -64,7 +64,7 @@ class PostgresSource(Source):
         - `slot`: the name of the replication slot, and of the publication of the tables; missing ones
           are created. `blacksmith_<source>_<event>` by default. A new name starts over.
 
-        The remaining arguments are those of `Source.event`. Listening is tried again after it has
+        The remaining arguments are those of `Source.event`. Listening is retried after it has
         raised `Unavailable` (the database does not respond), `SettingsError` or `DeclarationError`
         (the message says what the server, its user or a table lacks), or `ChangesLost` (the slot or
         its changes are gone).
@@ -97,7 +97,7 @@ class PostgresSource(Source):
     ) -> SourceEvent[Notification, Listener, Iterable[Event[Notification]]]:
         """The notifications on `channel` that are sent while the listener runs: the server keeps none.
 
-        The remaining arguments are those of `Source.event`. Listening is tried again after it has
+        The remaining arguments are those of `Source.event`. Listening is retried after it has
         raised `Unavailable` (the database does not respond) or `SettingsError` (the URL cannot be
         read).
 
