@@ -16,7 +16,7 @@ from psycopg.sql import SQL, Identifier
 from sqlalchemy.engine import URL
 
 from blacksmith_dagster.errors import SettingsError
-from blacksmith_dagster.pubsub.connection import (
+from blacksmith_dagster.pubsub.client import (
     BrokerPublisher,
     BrokerSubscriber,
     ConnectionLost,

@@ -25,7 +25,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec, TopicDescription
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pipeline.triggers import Message
 from blacksmith_dagster.pubsub.address import BrokerAddress
-from blacksmith_dagster.pubsub.connection import BrokerConsumer, ConnectionLost
+from blacksmith_dagster.pubsub.client import BrokerConsumer, ConnectionLost, header_text, unix_time
 from blacksmith_dagster.pubsub.interface import CursorOf, Received
 from blacksmith_dagster.pubsub.kafka.connection import (
     CONSUMER,
@@ -38,10 +38,9 @@ from blacksmith_dagster.pubsub.kafka.connection import (
     settings,
     wait_for,
 )
-from blacksmith_dagster.pubsub.wire import header_text, unix_time
 from blacksmith_dagster.store.interface import Cursor
 
-_logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _CHECK_SECONDS = 5.0  # between two checks that the topic and its partitions are the same
 _CLOSE_SECONDS = 0.5
@@ -176,7 +175,7 @@ class KafkaConsumer(BrokerConsumer[Consumer]):
         serious = {error.str() for error in errors if error.code() in _COMMIT_ERRORS}
         for reason in serious - self._logged_errors:
             self._logged_errors.add(reason)
-            _logger.warning(
+            _log.warning(
                 "%s: the offsets of group %s are not committed, so its lag is shown wrongly: %s; "
                 "let the user read the group, and keep other members out of it. Reading continues",
                 *(self._address.label, self._address.subscription, reason),
@@ -249,13 +248,13 @@ class KafkaConsumer(BrokerConsumer[Consumer]):
     def _warn_of_gap(self, partition: int, start: int, begin: int, end: int) -> None:
         label = self._address.label
         if start < begin:
-            _logger.warning(
+            _log.warning(
                 "%s: %d offsets of partition %d were deleted before they were read: it begins at %d "
                 "and was read up to %d; give the topic a longer retention, or read more often",
                 *(label, begin - start, partition, begin, start - 1),
             )
         else:
-            _logger.warning(
+            _log.warning(
                 "%s: partition %d was read up to %d and ends at %d: the broker has lost its end; it "
                 "is read again from its oldest message, at %d",
                 *(label, partition, start - 1, end, begin),

@@ -10,10 +10,12 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from confluent_kafka.cimpl import NewTopic
 
 from blacksmith_dagster.pubsub.address import BrokerAddress
-from blacksmith_dagster.pubsub.connection import (
+from blacksmith_dagster.pubsub.client import (
     BrokerPublisher,
     BrokerSubscriber,
     ConnectionLost,
+    decode_notification,
+    encode_notifications,
 )
 from blacksmith_dagster.pubsub.kafka.connection import (
     CONSUMER,
@@ -27,7 +29,6 @@ from blacksmith_dagster.pubsub.kafka.connection import (
     settings,
     wait_for,
 )
-from blacksmith_dagster.pubsub.wire import decode_notification, encode_notifications
 
 _BATCH = 1000
 # The only partition that is used: a notification is a few bytes, and a subscriber that reads one

@@ -13,9 +13,9 @@ import nats.errors
 from nats.aio.client import Client
 
 from blacksmith_dagster.pubsub.address import BrokerAddress
-from blacksmith_dagster.pubsub.connection import ConnectionLost
+from blacksmith_dagster.pubsub.client import ConnectionLost
 
-_logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _CALL_SECONDS = 5.0
@@ -106,7 +106,7 @@ class NATSConnection:
         has_token = address.password is None
 
         async def note(error: Exception) -> None:
-            _logger.debug("%s: %s", address.label, error)
+            _log.debug("%s: %s", address.label, error)
             self._reported = error
 
         async def closed() -> None:
@@ -158,4 +158,4 @@ async def _close(client: Client) -> None:
     try:
         await asyncio.wait_for(client.close(), _CLOSE_SECONDS)
     except (nats.errors.Error, OSError) as error:
-        _logger.debug("closing a connection: %s", error)
+        _log.debug("closing a connection: %s", error)

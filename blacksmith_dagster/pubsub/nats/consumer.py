@@ -22,13 +22,12 @@ from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
 from blacksmith_dagster.errors import SettingsError, Unavailable
 from blacksmith_dagster.pipeline.triggers import Message
 from blacksmith_dagster.pubsub.address import BrokerAddress
-from blacksmith_dagster.pubsub.connection import BrokerConsumer, ConnectionLost
+from blacksmith_dagster.pubsub.client import BrokerConsumer, ConnectionLost, unix_time
 from blacksmith_dagster.pubsub.interface import CursorOf, Received
 from blacksmith_dagster.pubsub.nats.connection import RESPONSE_SECONDS, NATSConnection
-from blacksmith_dagster.pubsub.wire import unix_time
 from blacksmith_dagster.store.interface import Cursor
 
-_logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 # How often we ask whether the server still has our consumer: it does not tell us.
 _CHECK_SECONDS = 2.0
@@ -276,7 +275,7 @@ class _DurableConsumer:
         try:
             await self._server.consumer_info(self._stream, self._address.subscription)
         except (nats.errors.Error, OSError) as error:
-            _logger.debug("%s: the consumer is lost: %s", self._address.label, error)
+            _log.debug("%s: the consumer is lost: %s", self._address.label, error)
             self.is_lost = True
             return
         if self.has_room or monotonic() > self._request_ends_at:
@@ -315,7 +314,7 @@ def _first_sequence(address: BrokerAddress, stream: StreamInfo, stored: str | No
         return 1
     begin, state = int(stored) + 1, stream.state
     if begin > state.last_seq + 1:
-        _logger.warning(
+        _log.warning(
             "%s: stream %s was read up to %s and ends at %d: the broker has lost its end; it is read "
             "again from its oldest message",
             *(address.label, stream.config.name, stored, state.last_seq),
@@ -323,7 +322,7 @@ def _first_sequence(address: BrokerAddress, stream: StreamInfo, stored: str | No
         return 1
     is_all = stream.config.subjects == [address.topic]  # else what is missing may not be ours
     if stream.config.retention == RetentionPolicy.LIMITS and is_all and begin < state.first_seq:
-        _logger.warning(
+        _log.warning(
             "%s: %d messages of stream %s were deleted before they were read: it begins at %d and "
             "was read up to %s; let it keep more, or read more often",
             *(address.label, state.first_seq - begin, stream.config.name, state.first_seq, stored),

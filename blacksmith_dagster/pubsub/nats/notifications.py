@@ -9,13 +9,14 @@ from time import monotonic
 from nats.aio.msg import Msg
 
 from blacksmith_dagster.pubsub.address import BrokerAddress
-from blacksmith_dagster.pubsub.connection import (
+from blacksmith_dagster.pubsub.client import (
     BrokerPublisher,
     BrokerSubscriber,
     ConnectionLost,
+    decode_notification,
+    encode_notifications,
 )
 from blacksmith_dagster.pubsub.nats.connection import NATSConnection
-from blacksmith_dagster.pubsub.wire import decode_notification, encode_notifications
 
 
 class NATSPublisher(BrokerPublisher[NATSConnection]):

@@ -11,12 +11,11 @@ from typing import Any
 from blacksmith_dagster.errors import SettingsError, Unavailable
 from blacksmith_dagster.pipeline.triggers import Message
 from blacksmith_dagster.pubsub.address import BrokerAddress
-from blacksmith_dagster.pubsub.connection import BrokerConsumer
+from blacksmith_dagster.pubsub.client import BrokerConsumer, header_text, unix_time
 from blacksmith_dagster.pubsub.interface import CursorOf, Received
 from blacksmith_dagster.pubsub.rabbitmq.connection import ChannelClosed, RabbitMQConnection
-from blacksmith_dagster.pubsub.wire import header_text, unix_time
 
-_logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 # Nothing sends heartbeats during a commit. While reading, we ask whether the broker responds.
 _HEARTBEAT = 600
@@ -96,7 +95,7 @@ class RabbitMQConsumer(BrokerConsumer[RabbitMQConnection]):
         self._tag_to_ack = tag
         if not properties.message_id and not self._warned_of_no_id:
             self._warned_of_no_id = True
-            _logger.warning(
+            _log.warning(
                 "%s: messages of queue %s have no message_id: those that the broker sends again, "
                 "after a crash or a lost connection, become events again; have the sender set it",
                 *(self._address.label, self._address.subscription),

@@ -7,9 +7,13 @@ from collections.abc import Collection
 from typing import Any
 
 from blacksmith_dagster.pubsub.address import BrokerAddress
-from blacksmith_dagster.pubsub.connection import BrokerPublisher, BrokerSubscriber
+from blacksmith_dagster.pubsub.client import (
+    BrokerPublisher,
+    BrokerSubscriber,
+    decode_notification,
+    encode_notifications,
+)
 from blacksmith_dagster.pubsub.rabbitmq.connection import RabbitMQConnection
-from blacksmith_dagster.pubsub.wire import decode_notification, encode_notifications
 
 # A waiting subscriber sends heartbeats. A publisher can't between two calls: TCP keeps its connection
 # alive, and the broker ends it after two silent hours.

@@ -1,4 +1,4 @@
-"""What publishers, subscribers and consumers share: a connection that opens when it is needed."""
+"""What the clients of every broker share: how they connect, and how messages are encoded."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import contextlib
 import logging
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from time import monotonic
 from typing import Generic, Protocol, TypeVar
+
+import msgspec
 
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pubsub.interface import Received
 
-_logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
+_notification_decoder = msgspec.json.Decoder(list[str])
 
 
 class _Closeable(Protocol):
@@ -74,7 +78,7 @@ class BrokerClient(ABC, Generic[C]):
             try:
                 return work(self._connection)
             except ConnectionLost as error:
-                _logger.debug("connecting again, after: %s", error)
+                _log.debug("connecting again, after: %s", error)
                 self._disconnect()
         if self._is_closed:
             return None
@@ -143,7 +147,7 @@ class BrokerConsumer(BrokerClient[C]):
                 try:
                     self._acknowledge(self._connection)
                 except Unavailable as error:
-                    _logger.debug("not acknowledged: %s", error)
+                    _log.debug("not acknowledged: %s", error)
 
     def lag(self) -> int | None:
         """See `Consumer`."""
@@ -163,3 +167,46 @@ class BrokerConsumer(BrokerClient[C]):
     @abstractmethod
     def _lag(self, connection: C) -> int:
         """How many messages wait at the broker or here."""
+
+
+def encode_notifications(paths: Collection[str]) -> Mapping[str, bytes]:
+    """By destination, one message: the names of its destination events as a JSON array.
+
+    >>> encode_notifications(["warehouse/flights", "alerts/late", "warehouse/delays"])
+    {'warehouse': b'["delays","flights"]', 'alerts': b'["late"]'}
+    """
+    events: dict[str, set[str]] = {}
+    for path in paths:
+        destination, _, event = path.partition("/")
+        events.setdefault(destination, set()).add(event)
+    return {
+        destination: msgspec.json.encode(sorted(names)) for destination, names in events.items()
+    }
+
+
+def decode_notification(destination: str, message: bytes) -> Collection[str]:
+    """The paths of the destination events in a notification; none if it cannot be decoded.
+
+    >>> sorted(decode_notification("warehouse", b'["delays","flights"]'))
+    ['warehouse/delays', 'warehouse/flights']
+    """
+    try:
+        return {f"{destination}/{event}" for event in _notification_decoder.decode(message)}
+    except msgspec.DecodeError as error:
+        _log.debug("ignored a notification to %s that cannot be decoded: %s", destination, error)
+        return ()
+
+
+def unix_time(seconds: float) -> datetime | None:
+    """The time so many seconds after 1970; `None` if out of range, as senders may write anything."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def header_text(value: object) -> str:
+    """A header's value as text: bytes are decoded as UTF-8, U+FFFD for invalid ones; `None` is ''."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return "" if value is None else str(value)
