@@ -21,13 +21,14 @@ from blacksmith_dagster.pipeline.migration import (
 )
 from blacksmith_dagster.pipeline.schedule import Schedule, checked_cron
 from blacksmith_dagster.pipeline.validation import (
+    ANY_VERSION,
     checked_function,
     checked_name,
     checked_owners,
     checked_tags,
+    checked_versions,
     duration,
 )
-from blacksmith_dagster.pipeline.versions import ANY, checked_versions
 
 T = TypeVar("T")
 C = TypeVar("C")
@@ -228,7 +229,7 @@ class Destination(Generic[C]):
         self.batch = _batch(where, DEFAULT_BATCH if batch is None else batch)
         self.owners = checked_owners(where, owners) or ()
         self.tags = checked_tags(where, tags) or {}
-        self.versions = checked_versions(where, versions, default_version) or ANY
+        self.versions = checked_versions(where, versions, default_version) or ANY_VERSION
         self.migrations = checked_migrations(where, migrations)
         self.wait_for_migrations = wait_for_migrations
         self._events: dict[str, AnyDestinationEvent] = {}

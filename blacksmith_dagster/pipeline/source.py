@@ -35,12 +35,13 @@ from blacksmith_dagster.pipeline.triggers import (
     Trigger,
 )
 from blacksmith_dagster.pipeline.validation import (
+    ANY_VERSION,
     checked_function,
     checked_name,
     checked_owners,
     checked_tags,
+    checked_versions,
 )
-from blacksmith_dagster.pipeline.versions import ANY, checked_versions
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -269,7 +270,7 @@ class Source:
         versions = checked_versions(
             where, properties.get("versions"), properties.get("default_version")
         )
-        self.versions = versions or ANY
+        self.versions = versions or ANY_VERSION
         self.owners = checked_owners(where, properties.get("owners")) or ()
         self.tags = checked_tags(where, properties.get("tags")) or {}
         self.migrations = checked_migrations(where, properties.get("migrations"))
