@@ -1,1 +1,1 @@
-"""The numbers of docs/benchmarks.md, each measured beside its limit: `python -m benchmarks --help`."""
+"""The benchmarks of docs/benchmarks.md, each beside its limit: `python -m benchmarks --help`."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--quick] [NAME ...]`: measure, and print a line per figure."""
+"""Runs benchmarks and prints a line per figure: `python -m benchmarks [--quick] [NAME ...]`."""
 
 import argparse
 import sys
@@ -33,11 +33,12 @@ BENCHMARKS: Mapping[str, str] = {
     "warm": "realtime_dagster",
     "naive": "realtime_dagster",
 }
-"""The module of each: imported when it is measured, as processes that one starts import this one."""
+"""Each benchmark's module, imported when it runs: the processes that a benchmark starts import this
+module too."""
 
 
 def main() -> int:
-    """Measure what was asked for, all by default; 1 if a bound does not hold."""
+    """Run the named benchmarks, by default all; returns 1 if a bound does not hold."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""The limit of the gateway: a server that reads and decodes what it is sent, and keeps nothing."""
+"""The gateway's limit: a server that reads and decodes requests and stores nothing."""
 
 import gc
 from collections.abc import AsyncIterator

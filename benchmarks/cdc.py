@@ -18,7 +18,7 @@ from blacksmith_dagster.sources import PostgresSource
 from blacksmith_dagster.store import open_store
 from tests.services.postgres import PostgresServer
 
-WANTED = 15_000
+BOUND = 15_000
 ROWS = 100_000
 SLOT = "blacksmith_bench"
 
@@ -36,14 +36,14 @@ END $$"""
 
 
 def cdc(effort: Effort) -> Iterator[Figure]:
-    """Transactions of 100 rows, written before they are read. Database and store are two servers."""
+    """Changes a second; transactions of 100 rows, written before they are read. Two servers."""
     rows = effort.of(ROWS)
     with postgres() as stores, closing(PostgresServer(durable=True)) as server:
         server.start()
         url = server.create_database()
         _run(url, TABLE, f"CREATE PUBLICATION {SLOT} FOR TABLE orders")
 
-        def rate(take: Callable[[int], None]) -> float:
+        def rate(read: Callable[[int], None]) -> float:
             _run(
                 url,
                 f"SELECT pg_drop_replication_slot('{SLOT}') FROM pg_replication_slots",
@@ -54,7 +54,7 @@ def cdc(effort: Effort) -> Iterator[Figure]:
             )
             stores.settle()
             started = time.perf_counter()
-            take(rows)
+            read(rows)
             seconds = time.perf_counter() - started
             _wait_until_free(url)
             return rows / seconds
@@ -72,7 +72,7 @@ def cdc(effort: Effort) -> Iterator[Figure]:
             lambda: rate(lambda rows: _decode(url, rows)),
             lambda: rate(lambda _: _receive(url)),
         )
-    yield at_least(f"row changes into the store; {stores.name}", stored, WANTED, "changes/s")
+    yield at_least(f"row changes into the store; {stores.name}", stored, BOUND, "changes/s")
     yield beside("the same, beside decoding alone", stored, decoded, "changes/s")
     yield beside("decoding, beside pg_recvlogical", decoded, received, "changes/s")
 
@@ -83,7 +83,7 @@ def _pipeline(url: str) -> tuple[Blacksmith, Any]:
     sink = Destination("sink")
 
     @sink.event(receives=changed)
-    def each(batch: Batch[Any]) -> None:
+    def orders(batch: Batch[Any]) -> None:
         """Do nothing."""
 
     return Blacksmith(sources=[source], destinations=[sink], since="2026-01-01"), changed
@@ -94,24 +94,24 @@ def _store(url: str, store_url: str, rows: int) -> None:
     with closing(open_store(store_url)) as store:
         store.register(app)
         with closing(Changes(app, changed, store, lambda _: None)) as changes:
-            kept = 0
-            while kept < rows:
-                kept += changes.read(1.0) or 0
+            stored = 0
+            while stored < rows:
+                stored += changes.read(1.0) or 0
 
 
 def _decode(url: str, rows: int) -> None:
     _, changed = _pipeline(url)
     with closing(changed(Listener())) as events:
-        next(events)  # the cursor of where the slot begins
+        next(events)  # the cursor where the slot begins
         for _ in islice(events, rows):
             pass
 
 
 def _receive(url: str) -> None:
-    """The limit: PostgreSQL's own receiver, which writes down nothing."""
+    """The limit: PostgreSQL's own receiver, which writes to /dev/null."""
     program = shutil.which("pg_recvlogical")
     if program is None:
-        raise RuntimeError("pg_recvlogical is not there; apt-get install postgresql-client")
+        raise RuntimeError("pg_recvlogical is missing; apt-get install postgresql-client")
     with psycopg.connect(url) as connection:
         (end,) = connection.execute("SELECT pg_current_wal_flush_lsn()").fetchone()
     options = {"proto_version": "1", "publication_names": SLOT}
@@ -125,8 +125,8 @@ def _receive(url: str) -> None:
 
 def _run(url: str, *statements: str) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
-        for each in statements:
-            connection.execute(each)
+        for statement in statements:
+            connection.execute(statement)
 
 
 def _wait_until_free(url: str) -> None:

@@ -5,31 +5,31 @@ from collections.abc import Iterator
 from contextlib import closing
 
 from benchmarks.measure import Effort, Figure, alternate, at_most, shown
-from benchmarks.pipeline import each, half, requests
+from benchmarks.pipeline import full, half, requests
 from benchmarks.stores import BATCH, BOTH, fill, opened, postgres
 
 JOBS = 10_000_000
 UNCOUNTED = 1_000_000
-"""Jobs that come between two calls of `maintain`, which are a minute apart."""
+"""Jobs that arrive between two calls of `maintain`, a minute apart."""
 
 
 def counts(effort: Effort) -> Iterator[Figure]:
-    """Milliseconds for all destination events, after maintenance and just before the next."""
+    """Milliseconds for all destination events, after maintenance and just before the next one."""
     events, late = effort.of(JOBS * 2 // 3), effort.of(UNCOUNTED * 2 // 3)
-    for databases in BOTH:
-        with databases() as made:
-            url = made.create()
+    for backend in BOTH:
+        with backend() as databases:
+            url = databases.create()
             fill(url, events, payload="{}", discarded=2)
             with closing(opened(url)) as store:
                 started = time.perf_counter()
                 store.maintain()
                 rate = events / (time.perf_counter() - started)
-                found = store.counts(each.path)
-                assert found.succeeded + found.discarded == events, found
+                counted = store.counts(full.path)
+                assert counted.succeeded + counted.discarded == events, counted
 
                 def milliseconds(store=store) -> float:
                     started = time.perf_counter()
-                    for path in (each.path, half.path):
+                    for path in (full.path, half.path):
                         store.counts(path)
                     return (time.perf_counter() - started) * 1000
 
@@ -43,9 +43,9 @@ def counts(effort: Effort) -> Iterator[Figure]:
                 ("", fresh),
                 (f", {late * 3 // 2:,} of them not counted yet", behind),
             ):
-                title = f"{what}{when}; {made.name}"
-                if databases is postgres:
+                title = f"{what}{when}; {databases.name}"
+                if backend is postgres:
                     yield at_most(title, figures, 50, "ms")
                 else:
                     yield Figure(title, shown(figures, "ms"))
-            yield Figure(f"counters follow the log; {made.name}", shown([rate], "events/s"))
+            yield Figure(f"counters follow the log; {databases.name}", shown([rate], "events/s"))

@@ -13,7 +13,7 @@ from pathlib import Path
 from dagster import DagsterInstance
 
 from benchmarks.measure import Effort, Figure, alternate, at_most, shown
-from benchmarks.pipeline import each, half, payload
+from benchmarks.pipeline import full, half, payload
 from benchmarks.stores import BATCH, Databases, fill, opened, postgres
 from tests.acceptance.processes import ROOT_FOLDER
 
@@ -22,25 +22,27 @@ COMMAND = ["-m", "dagster", "job", "execute", "-m", "benchmarks.definitions", "-
 
 
 def dagster_run(effort: Effort) -> Iterator[Figure]:
-    """How long the run takes, how much memory it needs, how many rows it leaves in Dagster."""
+    """The run's time, its memory, and its rows in Dagster's event log."""
     events = effort.of(JOBS * 2 // 3)
     loaded: list[Run] = []
     empty: list[Run] = []
-    with postgres() as made:
-        alternate(effort.rounds, _measure(made, events, loaded), _measure(made, 0, empty))
+    with postgres() as databases:
+        alternate(effort.rounds, _measure(databases, events, loaded), _measure(databases, 0, empty))
         what = f"Dagster run that loads {events * 3 // 2:,} jobs in batches of {BATCH}"
-        yield at_most(f"{what}; {made.name}", [run.seconds for run in loaded], 15, "s")
+        yield at_most(f"{what}; {databases.name}", [run.seconds for run in loaded], 15, "s")
         process = f"{what}, its process from start to end"
-        yield Figure(f"{process}; {made.name}", shown([run.process_seconds for run in loaded], "s"))
-    above = [(full.peak - idle.peak) / 1e6 for full, idle in zip(loaded, empty, strict=True)]
+        yield Figure(
+            f"{process}; {databases.name}", shown([run.process_seconds for run in loaded], "s")
+        )
+    above = [(run.peak - idle.peak) / 1e6 for run, idle in zip(loaded, empty, strict=True)]
     yield at_most(f"{what}: peak memory above an empty run's", above, 150, "MB")
     yield at_most(f"{what}: rows in Dagster's event log", [run.rows for run in loaded], 99, "rows")
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run took: `seconds` as Dagster times it, `process_seconds` with the start and the end
-    of its process, `peak` memory in bytes, and `rows` in Dagster's event log."""
+    """What a run cost: `seconds` as Dagster times it, `process_seconds` from the start to the end of
+    its process, `peak` memory in bytes, and `rows` in Dagster's event log."""
 
     seconds: float
     process_seconds: float
@@ -48,25 +50,25 @@ class Run:
     rows: int
 
 
-def _measure(made: Databases, events: int, runs: list[Run]) -> Callable[[], float]:
+def _measure(databases: Databases, events: int, runs: list[Run]) -> Callable[[], float]:
     def seconds() -> float:
-        url = made.create()
+        url = databases.create()
         if events:
             fill(url, events, payload=payload(0), drained=False)
-        made.settle()
+        databases.settle()
         runs.append(_run(url))
         with closing(opened(url)) as store:
             store.maintain()
-            done = sum(store.counts(event.path).succeeded for event in (each, half))
+            done = sum(store.counts(event.path).succeeded for event in (full, half))
         assert done == events * 3 // 2, f"{done} jobs were loaded"
-        made.drop(url)
+        databases.drop(url)
         return runs[-1].seconds
 
     return seconds
 
 
 def _run(store_url: str) -> Run:
-    """One run, in a process and a Dagster instance of its own."""
+    """Run once, in its own process and Dagster instance."""
     with tempfile.TemporaryDirectory(prefix="blacksmith-bench-") as home:
         (Path(home) / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
         log, peak = Path(home) / "log", 0
@@ -84,7 +86,7 @@ def _run(store_url: str) -> Run:
                 time.sleep(0.01)
             seconds = time.perf_counter() - started
         if process.returncode:
-            raise RuntimeError(f"the run has failed:\n{log.read_text()[-3000:]}")
+            raise RuntimeError(f"the run failed:\n{log.read_text()[-3000:]}")
         with DagsterInstance.from_config(home) as instance:
             (record,) = instance.get_run_records()
             assert record.start_time is not None
@@ -98,4 +100,4 @@ def _peak(pid: int) -> int:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
-    return 0  # it has just ended
+    return 0  # the process has just ended

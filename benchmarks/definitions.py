@@ -1,4 +1,4 @@
-"""What Dagster is shown of the application that is measured."""
+"""The Dagster definitions of the measured application."""
 
 from benchmarks.pipeline import app
 from blacksmith_dagster.orchestration import build_definitions

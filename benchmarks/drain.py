@@ -1,11 +1,11 @@
-"""Jobs out of the store, through the scheduler, beside what reading and decoding them takes."""
+"""Jobs loaded by the scheduler, beside only reading and decoding them."""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 
 from benchmarks.measure import Effort, Figure, alternate, beside
-from benchmarks.pipeline import app, each, payload, requests
+from benchmarks.pipeline import app, full, payload, requests
 from benchmarks.reading import read_jobs
 from benchmarks.stores import BATCH, BOTH, Databases, fill, opened, postgres
 from blacksmith_dagster.scheduler import StandardScheduler
@@ -18,18 +18,20 @@ HISTORIES = (0, 1_000_000, 5_000_000)
 
 
 def drain(effort: Effort) -> Iterator[Figure]:
-    """The scheduler's rate beside that of SELECT and msgspec."""
+    """The scheduler's rate, beside the rate of SELECT and msgspec."""
     count = effort.of(200_000)
-    for databases in BOTH:
-        with databases() as made, closing(opened(made.create())) as store:
+    for backend in BOTH:
+        with backend() as databases, closing(opened(databases.create())) as store:
             _check_same_jobs(store)
 
-            def load(made: Databases = made, store: SQLStore = store) -> float:
-                _receive(made, store, count)
+            def load(databases: Databases = databases, store: SQLStore = store) -> float:
+                _receive(databases, store, count)
                 return _load(store, count)
 
-            def select(made: Databases = made, store: SQLStore = store, gc: bool = True) -> float:
-                _receive(made, store, count)
+            def select(
+                databases: Databases = databases, store: SQLStore = store, gc: bool = True
+            ) -> float:
+                _receive(databases, store, count)
                 rate = _select(store, count, gc)
                 _load(store, count)
                 return rate
@@ -37,62 +39,62 @@ def drain(effort: Effort) -> Iterator[Figure]:
             rates, limits, best = alternate(
                 effort.rounds, load, select, lambda read=select: read(gc=False)
             )
-            bound = 0.75 if databases is postgres else None
+            bound = 0.75 if backend is postgres else None
             what = f"drain, batches of {BATCH}"
-            yield beside(f"{what}; {made.name}", rates, limits, "jobs/s", bound)
-            title = f"{what}, the limit's garbage collector paused; {made.name}"
+            yield beside(f"{what}; {databases.name}", rates, limits, "jobs/s", bound)
+            title = f"{what}, the limit's garbage collector paused; {databases.name}"
             yield beside(title, rates, best, "jobs/s")
 
 
 def history(effort: Effort) -> Iterator[Figure]:
-    """The scheduler's rate with a long history beside that with none."""
+    """The scheduler's rate with a long history, beside the rate without one."""
     count = effort.of(200_000)
-    for databases in BOTH:
-        with databases() as made:
-            measures = [_after(made, effort.of(n) if n else 0, count) for n in HISTORIES]
+    for backend in BOTH:
+        with backend() as databases:
+            measures = [_after(databases, effort.of(n) if n else 0, count) for n in HISTORIES]
             rates = alternate(effort.rounds, *measures)
             for events, rate in zip(HISTORIES[1:], rates[1:], strict=True):
                 what = f"drain after {effort.of(events):,} drained events, beside after none"
-                bound = 0.85 if databases is postgres else None
-                yield beside(f"{what}; {made.name}", rate, rates[0], "jobs/s", bound)
+                bound = 0.85 if backend is postgres else None
+                yield beside(f"{what}; {databases.name}", rate, rates[0], "jobs/s", bound)
 
 
-def _after(made: Databases, drained: int, count: int) -> Callable[[], float]:
-    filled = made.create()
+def _after(databases: Databases, drained: int, count: int) -> Callable[[], float]:
+    filled = databases.create()
     if drained:
         fill(filled, drained, payload=payload(0))
 
     def load() -> float:
-        url = filled if drained else made.create()
+        url = filled if drained else databases.create()
         with closing(opened(url)) as store:
-            _receive(made, store, count)
+            _receive(databases, store, count)
             rate = _load(store, count)
         if not drained:
-            made.drop(url)
+            databases.drop(url)
         return rate
 
     return load
 
 
-def _receive(made: Databases, store: SQLStore, count: int) -> None:
+def _receive(databases: Databases, store: SQLStore, count: int) -> None:
     new = requests(BATCH)
     for _ in range(count // BATCH):
         store.ingest(new)
-    made.settle()
+    databases.settle()
 
 
 def _load(store: SQLStore, count: int) -> float:
-    """Jobs per second, from taking the lock to giving it back."""
+    """Jobs per second, from acquiring the lock to releasing it."""
     with closing(open_supervisor(None, store)) as supervisor, closing(StandardScheduler()) as loads:
         started = time.perf_counter()
-        summary = loads.load(app, each, store=store, supervisor=supervisor)
+        summary = loads.load(app, full, store=store, supervisor=supervisor)
         seconds = time.perf_counter() - started
     assert summary.tally.succeeded == count, summary
     return count / seconds
 
 
 def _select(store: SQLStore, count: int, collect: bool) -> float:
-    """Jobs per second that are read and decoded, and nothing else."""
+    """Jobs per second that are only read and decoded."""
     with closing(read_jobs(store, collect=collect)) as batches:
         started = time.perf_counter()
         read = sum(len(batch) for batch in batches)
@@ -102,12 +104,12 @@ def _select(store: SQLStore, count: int, collect: bool) -> float:
 
 
 def _check_same_jobs(store: SQLStore) -> None:
-    """The limit makes the very jobs that the scheduler hands to a destination."""
+    """Check that the limit builds the same jobs as the scheduler."""
     store.ingest(requests(BATCH))
-    token = store.take_over(each.path, Lane.LOAD, "check", lambda: True)
+    token = store.take_over(full.path, Lane.LOAD, "check", lambda: True)
     with closing(read_jobs(store)) as batches:
         read = next(batches)
     load = store.claim(token, BATCH, max_attempts=1)
     assert load is not None
-    assert JobDecoder(app, each).decode(load, {}).jobs == read
+    assert JobDecoder(app, full).decode(load, {}).jobs == read
     store.record(load, LoadVerdict())

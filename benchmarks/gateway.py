@@ -1,4 +1,4 @@
-"""Events over HTTP, each with its response after its commit, beside a server that keeps nothing."""
+"""Events over HTTP, each answered after its commit, beside a server that stores nothing."""
 
 import shutil
 import subprocess
@@ -22,10 +22,10 @@ from tests.services import free_port, kill_tree
 PATH = "/v1/bench/happened"
 CONNECTIONS = (64, 256)
 BOUNDS = {1: 0.50, 2: 0.40}
-"""Of the limit, by the number of workers."""
+"""Fractions of the limit, by the number of workers."""
 ARRAY = 100
 
-# The server of the gateway, and what it is configured with.
+# uvicorn's options, as the gateway sets them.
 SERVER = [
     "--http=blacksmith_dagster.gateway.protocol:GatewayProtocol",
     "--loop=uvloop",
@@ -41,46 +41,44 @@ SERVER = [
 
 
 def gateway(effort: Effort) -> Iterator[Figure]:
-    """Requests per second of one event each, and how long the slowest of a hundred takes."""
+    """Requests per second of one event each, and their 99th percentile."""
     if shutil.which("wrk") is None:
         yield _missing("gateway, one event a request")
         return
-    with postgres() as made, _bodies([payload(n) for n in range(1000)]) as bodies:
+    with postgres() as databases, _bodies([payload(n) for n in range(1000)]) as bodies:
         for workers, bound in BOUNDS.items():
             for connections in CONNECTIONS:
                 sender = Sender(bodies, connections, effort.seconds)
                 responses: list[Responses] = []
                 rates, limits = alternate(
                     effort.rounds,
-                    _into_store(made, workers, sender, responses),
+                    _into_store(databases, workers, sender, responses),
                     _into_nothing(workers, sender),
                 )
                 what = (
                     f"gateway, one event a request, {_workers(workers)}, {connections} connections"
                 )
-                yield beside(f"{what}; {made.name}", rates, limits, "requests/s", bound)
+                yield beside(f"{what}; {databases.name}", rates, limits, "requests/s", bound)
                 slowest = [response.p99_ms for response in responses]
-                yield at_most(f"{what}, 99th percentile; {made.name}", slowest, 40, "ms")
+                yield at_most(f"{what}, 99th percentile; {databases.name}", slowest, 40, "ms")
 
 
 def arrays(effort: Effort) -> Iterator[Figure]:
-    """Events per second in requests of a hundred."""
+    """Events per second in requests of 100 events."""
     if shutil.which("wrk") is None:
         yield _missing(f"gateway, arrays of {ARRAY}")
         return
-    some = [
-        f"[{','.join(payload(n * ARRAY + place) for place in range(ARRAY))}]" for n in range(10)
-    ]
-    with postgres() as made, _bodies(some) as bodies:
+    requests = [f"[{','.join(payload(n * ARRAY + i) for i in range(ARRAY))}]" for n in range(10)]
+    with postgres() as databases, _bodies(requests) as bodies:
         sender = Sender(bodies, CONNECTIONS[0], effort.seconds, events=ARRAY)
         for workers in BOUNDS:
-            (rates,) = alternate(effort.rounds, _into_store(made, workers, sender, []))
+            (rates,) = alternate(effort.rounds, _into_store(databases, workers, sender, []))
             what = f"gateway, arrays of {ARRAY}, {_workers(workers)}, {CONNECTIONS[0]} connections"
-            yield at_least(f"{what}; {made.name}", rates, 60_000, "events/s")
+            yield at_least(f"{what}; {databases.name}", rates, 60_000, "events/s")
 
 
 class Responses(msgspec.Struct):
-    """What post.lua prints."""
+    """The responses to a run of `wrk`, as post.lua prints them."""
 
     requests: int
     seconds: float
@@ -91,7 +89,7 @@ class Responses(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Sender:
-    """Posts the lines of a file, each of so many events, over as many connections at once."""
+    """Posts the lines of a file over many connections; a line holds `events` events."""
 
     bodies: Path
     connections: int
@@ -101,9 +99,9 @@ class Sender:
     header: str = "Accept: */*"
 
     def send(self, url: str) -> Responses:
-        """Post to a server that has just been warmed up.
+        """Warm the server up, then post.
 
-        By few: what they still wait for at their end counts for the queue of those that follow.
+        Over few connections: requests still waiting when the warm-up ends would queue ahead of ours.
         """
         self._post(url, 8, 1)
         return self._post(url, self.connections, self.seconds)
@@ -117,38 +115,38 @@ class Sender:
         ).stdout
         responses = msgspec.json.decode(output.splitlines()[-1], type=Responses)
         if responses.failed or not responses.requests:
-            raise RuntimeError(f"requests have failed:\n{output}")
+            raise RuntimeError(f"requests failed:\n{output}")
         return responses
 
 
 def _into_store(
-    made: Databases,
+    databases: Databases,
     workers: int,
     sender: Sender,
     responses: list[Responses],
     app: str = "benchmarks.pipeline:app",
     env: Mapping[str, str] | None = None,
 ) -> Callable[[], float]:
-    """Events per second that the gateway keeps in a new store."""
+    """Measures the events per second that the gateway commits to a new store."""
 
     def rate() -> float:
-        url = made.create()
+        url = databases.create()
         with GatewayProcess(url, app, workers=workers, env=env) as running:
-            made.settle()
+            databases.settle()
             response = sender.send(running.url)
         responses.append(response)
         with closing(opened(url)) as store, store.reading() as conn:
-            kept = conn.execute(text("SELECT count(*) FROM events")).scalar_one()
+            stored = conn.execute(text("SELECT count(*) FROM events")).scalar_one()
         accepted = response.requests * sender.events
-        assert kept >= accepted, f"{accepted} accepted, {kept} kept"
-        made.drop(url)
+        assert stored >= accepted, f"{accepted} accepted, {stored} stored"
+        databases.drop(url)
         return accepted / response.seconds
 
     return rate
 
 
 def _into_nothing(workers: int, sender: Sender) -> Callable[[], float]:
-    """Events per second of the limit."""
+    """Measures the events per second of the limit."""
 
     def rate() -> float:
         with _bare(workers) as url:
@@ -162,8 +160,8 @@ def _into_nothing(workers: int, sender: Sender) -> Callable[[], float]:
 def _bare(workers: int) -> Iterator[str]:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    where = ["benchmarks.bare:app", f"--port={port}", f"--workers={workers}"]
-    command = [sys.executable, "-m", "uvicorn", *where, *SERVER]
+    arguments = ["benchmarks.bare:app", f"--port={port}", f"--workers={workers}"]
+    command = [sys.executable, "-m", "uvicorn", *arguments, *SERVER]
     process = subprocess.Popen(command, cwd=ROOT_FOLDER)
     try:
         until(lambda: _responds(url), 30, "the server without a store responds")
@@ -192,4 +190,4 @@ def _workers(count: int) -> str:
 
 
 def _missing(what: str) -> Figure:
-    return Figure(what, "not measured: there is no `wrk`; `apt-get install wrk` brings it")
+    return Figure(what, "not measured: `wrk` is missing; run `apt-get install wrk`")

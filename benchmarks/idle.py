@@ -1,4 +1,4 @@
-"""The example's gateway: what it has imported, and what it costs while nothing comes."""
+"""The example's gateway: the modules that it imports, and its CPU time while idle."""
 
 import re
 import sqlite3
@@ -26,7 +26,7 @@ _IMPORTED = re.compile(r"^import time: +\d+ \| +\d+ \| +(\S+)$", re.MULTILINE)
 
 
 def idle(effort: Effort) -> Iterator[Figure]:
-    """Whether Dagster is among its modules after an event; percent of a core afterwards."""
+    """Whether it imported Dagster for an event; then percent of a core while idle."""
     with tempfile.TemporaryDirectory(prefix="blacksmith-bench-") as folder:
         gateway = GatewayProcess(
             f"sqlite:///{folder}/store.db",
@@ -39,7 +39,7 @@ def idle(effort: Effort) -> Iterator[Figure]:
             process = psutil.Process(running.pid)
             percent = [_percent(process, 20 * effort.scale) for _ in range(effort.rounds)]
             imported = set(_IMPORTED.findall(running.log))
-    assert "blacksmith_dagster.gateway.app" in imported, "the log of imports is not complete"
+    assert "blacksmith_dagster.gateway.app" in imported, "the log of imports is incomplete"
     dagster = {name for name in imported if name.partition(".")[0] == "dagster"}
     what = "gateway of the example"
     yield Figure(
@@ -48,8 +48,8 @@ def idle(effort: Effort) -> Iterator[Figure]:
         bound="0",
         holds=not dagster,
     )
-    where = f"SQLite {sqlite3.sqlite_version}"
-    yield at_most(f"{what}, nothing to do; {where}", percent, 1, "% of a core")
+    store = f"SQLite {sqlite3.sqlite_version}"
+    yield at_most(f"{what}, nothing to do; {store}", percent, 1, "% of a core")
 
 
 def _percent(process: psutil.Process, seconds: float) -> float:

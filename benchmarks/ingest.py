@@ -1,4 +1,4 @@
-"""Events into the store, in commits of several sizes, beside the same rows copied into bare tables."""
+"""Events ingested in commits of several sizes, beside the same rows copied into bare tables."""
 
 import multiprocessing
 import sqlite3
@@ -25,39 +25,39 @@ Row: TypeAlias = tuple[object, ...]
 
 
 def ingest(effort: Effort) -> Iterator[Figure]:
-    """The store's rate beside that of COPY (on SQLite, of INSERT)."""
-    for databases in BOTH:
-        with databases() as made:
+    """The store's rate, beside the rate of COPY (on SQLite, of INSERT)."""
+    for backend in BOTH:
+        with backend() as databases:
             for writers, commit, bound in SHAPES:
-                needed = bound if databases is postgres else None
-                yield _beside_bare(made, effort, writers, commit, needed)
+                required = bound if backend is postgres else None
+                yield _beside_bare(databases, effort, writers, commit, required)
 
 
 def _beside_bare(
-    made: Databases, effort: Effort, writers: int, commit: int, bound: float | None
+    databases: Databases, effort: Effort, writers: int, commit: int, bound: float | None
 ) -> Figure:
-    url = made.create()
+    url = databases.create()
     _make_bare_tables(url)
 
     def rate(prepare: Prepare) -> float:
-        made.settle()
+        databases.settle()
         return _rate(prepare, url, writers, commit, effort.of(200_000))
 
     stored, bare = alternate(
         effort.rounds, lambda: rate(_into_store), lambda: rate(_into_bare_tables)
     )
-    made.drop(url)
+    databases.drop(url)
     what = f"ingest, {writers} writer{'s' if writers > 1 else ''}, commits of {commit}"
-    return beside(f"{what}; {made.name}", stored, bare, "events/s", bound)
+    return beside(f"{what}; {databases.name}", stored, bare, "events/s", bound)
 
 
 def _rate(prepare: Prepare, url: str, writers: int, commit: int, events: int) -> float:
-    """Events per second that processes, each with a connection of its own, commit together."""
+    """Events per second that processes commit in total, each over its own connection."""
     spawn = multiprocessing.get_context("spawn")
     together = spawn.Barrier(writers + 1)
-    each = events // writers // commit
+    times = events // writers // commit
     processes = [
-        spawn.Process(target=_write, args=(prepare, url, commit, each, together), daemon=True)
+        spawn.Process(target=_write, args=(prepare, url, commit, times, together), daemon=True)
         for _ in range(writers)
     ]
     for process in processes:
@@ -68,12 +68,12 @@ def _rate(prepare: Prepare, url: str, writers: int, commit: int, events: int) ->
     seconds = time.perf_counter() - started
     for process in processes:
         process.join()
-    return each * commit * writers / seconds
+    return times * commit * writers / seconds
 
 
 def _write(prepare: Prepare, url: str, commit: int, times: int, together: Barrier) -> None:
     write = prepare(url, commit)
-    write()  # the first finds statements unprepared, and caches empty
+    write()  # the first one prepares statements and fills caches
     together.wait()
     for _ in range(times):
         write()
@@ -90,15 +90,15 @@ def _into_store(url: str, commit: int) -> Commit:
 
 
 def _into_bare_tables(url: str, commit: int) -> Commit:
-    """The limit: rows that are ready to be sent, no index, no numbering."""
+    """The limit: prepared rows, no index, no numbering."""
     rows = _rows([event for request in requests(commit) for event in request])
     return (_insert if url.startswith("sqlite") else _copy)(url, *rows)
 
 
 def _rows(new: list[NewEvent]) -> tuple[list[Row], list[Row]]:
     now = datetime.now(UTC).isoformat()
-    events = [(seq, 1, now, each.payload, *[None] * 5) for seq, each in enumerate(new)]
-    jobs = [(n, seq, None) for seq, each in enumerate(new) for n, _ in enumerate(each.jobs)]
+    events = [(seq, 1, now, event.payload, *[None] * 5) for seq, event in enumerate(new)]
+    jobs = [(n, seq, None) for seq, event in enumerate(new) for n, _ in enumerate(event.jobs)]
     return events, jobs
 
 
@@ -141,6 +141,6 @@ def _make_bare_tables(url: str) -> None:
     """The store's columns without its indexes."""
     with closing(opened(url)) as store, store.writing() as conn:
         for table in ("events", "jobs"):
-            made = f"CREATE TABLE bare_{table} "
+            create = f"CREATE TABLE bare_{table} "
             like = f"(LIKE {table})" if conn.dialect.name == "postgresql" else ""
-            conn.exec_driver_sql(made + (like or f"AS SELECT * FROM {table} WHERE 0"))
+            conn.exec_driver_sql(create + (like or f"AS SELECT * FROM {table} WHERE 0"))

@@ -1,4 +1,4 @@
-"""Medians, alternation, and how a figure is printed beside its limit and its bound."""
+"""How benchmarks repeat, compare and print their figures."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ from statistics import median
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure: `rounds` of each, `seconds` of a run over HTTP, sizes times `scale`."""
+    """How much to measure: `rounds` per figure, `seconds` per run over HTTP, sizes times `scale`."""
 
     rounds: int = 5
     seconds: int = 30
@@ -27,7 +27,7 @@ QUICK = Effort(rounds=3, seconds=5, scale=0.1)
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the table. `holds` is `None` for what is only reported."""
+    """One line of the table. `holds` is `None` if the figure has no bound."""
 
     what: str
     figure: str
@@ -38,7 +38,7 @@ class Figure:
 
 
 def alternate(rounds: int, *measures: Callable[[], float]) -> list[list[float]]:
-    """Run each measure in turn, `rounds` times over: whatever the machine does besides hits them all."""
+    """Run each measure in turn, `rounds` times: other load on the machine then affects all of them."""
     results: list[list[float]] = [[] for _ in measures]
     for number in range(1, rounds + 1):
         for result, measure in zip(results, measures, strict=True):
@@ -54,7 +54,7 @@ def beside(
     unit: str,
     at_least: float | None = None,
 ) -> Figure:
-    """Medians of a figure and of its limit; the bound is of their ratio."""
+    """The medians of a figure and its limit; the bound applies to their ratio."""
     ratio = median(figures) / median(limits)
     return Figure(
         what,
@@ -79,7 +79,7 @@ def at_most(what: str, figures: Sequence[float], bound: float, unit: str) -> Fig
 
 
 def shown(figures: Sequence[float], unit: str) -> str:
-    """The median, with the lowest and the highest."""
+    """Format the median, with the lowest and the highest."""
     if len(figures) == 1:
         return f"{_number(figures[0])} {unit}"
     low, high = _number(min(figures)), _number(max(figures))
@@ -87,7 +87,7 @@ def shown(figures: Sequence[float], unit: str) -> str:
 
 
 def table(figures: Sequence[Figure]) -> str:
-    """The figures as Markdown."""
+    """Format the figures as a Markdown table."""
     labels = {True: "yes", False: "**no**", None: ""}
     rows = [("what", "figure", "limit", "ratio", "bound", "holds"), ("---",) * 6]
     rows += [(f.what, f.figure, f.limit, f.ratio, f.bound, labels[f.holds]) for f in figures]
@@ -95,7 +95,7 @@ def table(figures: Sequence[Figure]) -> str:
 
 
 def machine() -> str:
-    """What it was measured on."""
+    """Describe the machine."""
     models = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()

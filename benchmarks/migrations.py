@@ -1,4 +1,4 @@
-"""Ten thousand migrations: planned, shown, and found to have run."""
+"""Ten thousand migrations: to plan a run, to show their status, to find nothing to do."""
 
 import tempfile
 import time
@@ -26,42 +26,42 @@ BEGAN = datetime(2020, 1, 1, tzinfo=UTC)
 
 
 def migrations(effort: Effort) -> Iterator[Figure]:
-    """Seconds to plan them, to show them, and of a run that has nothing to do."""
+    """Seconds to plan a run and to show the status; milliseconds of a run with nothing to do."""
     count = effort.of(MIGRATIONS)
     with tempfile.TemporaryDirectory(prefix="blacksmith-bench-") as folder:
         app = _application(Path(folder), count)
-        found = declared(app)
-        known = [_tracked(each) for each in found[SCOPE][: count // 2]]
-        plan = alternate(effort.rounds, _timed(lambda: plan_run(found, known, EVERY)))[0]
+        by_scope = declared(app)
+        tracked = [_tracked(migration) for migration in by_scope[SCOPE][: count // 2]]
+        plan = alternate(effort.rounds, _timed(lambda: plan_run(by_scope, tracked, EVERY)))[0]
         yield at_most(f"plan a run of {count // 2:,} of {count:,} migrations", plan, 0.5, "s")
-        for databases in BOTH:
-            with databases() as made:
-                url = made.create()
+        for backend in BOTH:
+            with backend() as databases:
+                url = databases.create()
                 with (
                     closing(opened(url)) as store,
                     closing(StoreSupervisor(store)) as supervisor,
                 ):
-                    _track(store, found[SCOPE])
+                    _track(store, by_scope[SCOPE])
                     wanderer = StandardWanderer(
                         app, store=store, supervisor=supervisor, holder="a benchmark"
                     )
                     assert len(wanderer.status()) == count
                     shown = alternate(effort.rounds, _timed(wanderer.status))[0]
-                few = _application(Path(tempfile.mkdtemp(dir=folder)), 20)
-                url = made.create()
+                small = _application(Path(tempfile.mkdtemp(dir=folder)), 20)
+                url = databases.create()
                 with (
                     closing(opened(url)) as store,
                     closing(StoreSupervisor(store)) as supervisor,
                 ):
                     wanderer = StandardWanderer(
-                        few, store=store, supervisor=supervisor, holder="a benchmark"
+                        small, store=store, supervisor=supervisor, holder="a benchmark"
                     )
                     wanderer.run(EVERY)
                     assert wanderer.run(EVERY).planned == []
                     empty = alternate(effort.rounds, _timed(lambda w=wanderer: w.run(EVERY)))[0]
-                yield at_most(f"status of {count:,} migrations; {made.name}", shown, 1, "s")
+                yield at_most(f"status of {count:,} migrations; {databases.name}", shown, 1, "s")
                 yield at_most(
-                    f"a run that finds nothing to do; {made.name}",
+                    f"a run that finds nothing to do; {databases.name}",
                     [1000 * seconds for seconds in empty],
                     100,
                     "ms",
@@ -69,7 +69,7 @@ def migrations(effort: Effort) -> Iterator[Figure]:
 
 
 class _Nowhere(Destination[None]):
-    """It accepts SQL, and runs none."""
+    """A destination that accepts SQL and runs nothing."""
 
     def migrate(self, migration: object, direction: object) -> None: ...
 
@@ -84,26 +84,30 @@ def _application(folder: Path, count: int) -> Blacksmith:
     )
 
 
-def _tracked(each: Migration) -> TrackedMigration:
+def _tracked(migration: Migration) -> TrackedMigration:
     return TrackedMigration(
-        SCOPE, each.version, each.name, each.checksum, MigrationState.SUCCEEDED_UP
+        SCOPE,
+        migration.version,
+        migration.name,
+        migration.checksum,
+        MigrationState.SUCCEEDED_UP,
     )
 
 
-def _track(store: SQLStore, found: list[Migration]) -> None:
-    """Note that all have run, three transitions each, past the wanderer."""
+def _track(store: SQLStore, migrations: list[Migration]) -> None:
+    """Record all as run, with three transitions each, bypassing the wanderer."""
     states = (MigrationState.ACKNOWLEDGED, MigrationState.EXECUTING_UP, MigrationState.SUCCEEDED_UP)
     rows = [
         {
             "id": number,
             "scope": SCOPE,
-            "version": each.version,
-            "name": each.name,
-            "checksum": each.checksum,
+            "version": migration.version,
+            "name": migration.name,
+            "checksum": migration.checksum,
             "state": MigrationState.SUCCEEDED_UP.value,
             "atomic": False,
         }
-        for number, each in enumerate(found, 1)
+        for number, migration in enumerate(migrations, 1)
     ]
     transitions = [
         {

@@ -1,4 +1,4 @@
-"""What one would write first: a sensor that launches a run for each event, a line of a file."""
+"""The naive pipeline to compare with: a sensor launches a run for each event, a line of a file."""
 
 import json
 import os
@@ -24,30 +24,30 @@ EVENTS, CALLED = "BENCHMARK_EVENTS", "BENCHMARK_CALLED"
 
 
 class Event(Config):
-    """When it was sent, in monotonic seconds."""
+    """`sent`: when the event was sent, in monotonic seconds."""
 
     sent: float
 
 
 @op
 def deliver(config: Event) -> None:
-    """Write down how late the event is here."""
+    """Record how late the event arrived."""
     with Path(os.environ[CALLED]).open("a") as file:
         file.write(json.dumps(time.monotonic() - config.sent) + "\n")
 
 
 @job(executor_def=in_process_executor)
-def one() -> None:
+def deliver_one() -> None:
     """Deliver one event."""
     deliver()
 
 
-@sensor(job=one, minimum_interval_seconds=1, default_status=DefaultSensorStatus.RUNNING)
-def each(context: SensorEvaluationContext) -> SensorResult:
-    """Launch a run for every line that was not there at the last look."""
-    known = int(context.cursor or 0)
+@sensor(job=deliver_one, minimum_interval_seconds=1, default_status=DefaultSensorStatus.RUNNING)
+def new_lines(context: SensorEvaluationContext) -> SensorResult:
+    """Launch a run for every line that was added since the last tick."""
+    launched = int(context.cursor or 0)
     lines = Path(os.environ[EVENTS]).read_text().splitlines()
-    requests = [_request(number, line) for number, line in enumerate(lines)][known:]
+    requests = [_request(number, line) for number, line in enumerate(lines)][launched:]
     return SensorResult(run_requests=requests, cursor=str(len(lines)))
 
 
@@ -56,4 +56,4 @@ def _request(number: int, line: str) -> RunRequest:
     return RunRequest(run_key=str(number), run_config=RunConfig(ops=config))
 
 
-defs = Definitions(jobs=[one], sensors=[each])
+defs = Definitions(jobs=[deliver_one], sensors=[new_lines])

@@ -1,7 +1,7 @@
-"""A sender that keeps to its times, whatever the responses do: `python -m benchmarks.open_loop`.
+"""Sends events at fixed times, whatever the responses do: `python -m benchmarks.open_loop`.
 
-Latency from the time when a request was to be sent, not from when it was: a server that stalls is
-charged for all that had to wait meanwhile.
+Each event carries the time when it was due, not when it was sent: if the server stalls, the latency
+includes the wait of every request behind it.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ CONNECTIONS = 64
 
 
 class _Connection(asyncio.Protocol):
-    """An HTTP/1.1 connection with one request under way at most."""
+    """An HTTP/1.1 connection with at most one request in progress."""
 
     def __init__(self, idle: "asyncio.Queue[_Connection]") -> None:
         self._idle = idle
@@ -37,7 +37,7 @@ class _Connection(asyncio.Protocol):
 
 
 async def send(host: str, port: int, path: str, rate: float, seconds: float) -> Sequence[bytes]:
-    """Post `rate` events a second for `seconds`; the status codes of the responses."""
+    """Post `rate` events a second for `seconds`; returns the responses' status codes."""
     loop = asyncio.get_running_loop()
     idle: asyncio.Queue[_Connection] = asyncio.Queue()
     connections = [
@@ -46,9 +46,9 @@ async def send(host: str, port: int, path: str, rate: float, seconds: float) -> 
     ]
     head = f"POST {path} HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n"
     rest = payload(0)[1:]
-    began = time.monotonic() + 0.1
+    start = time.monotonic() + 0.1
     for number in range(int(rate * seconds)):
-        due = began + number / rate
+        due = start + number / rate
         await asyncio.sleep(max(0.0, due - time.monotonic()))
         connection = await idle.get()
         body = f'{{"due": {due:.6f}, {rest}'
@@ -62,7 +62,7 @@ async def send(host: str, port: int, path: str, rate: float, seconds: float) -> 
 
 
 def main() -> int:
-    """Arguments: host, port, path, rate, seconds. 1 if an event was not accepted."""
+    """Arguments: host, port, path, rate, seconds. Returns 1 if an event was not accepted."""
     host, port, path, rate, seconds = sys.argv[1:]
     statuses = asyncio.run(send(host, int(port), path, float(rate), float(seconds)))
     rejected = [status for status in statuses if status != b"202"]

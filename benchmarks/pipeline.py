@@ -1,6 +1,6 @@
-"""The application that is measured: events of 636 bytes, for destinations that do nothing.
+"""The measured application: events of 636 bytes, and destination events that do nothing.
 
-Each event makes a job of `sink/each`, every second one of `sink/half`: 1.5 jobs per event.
+Each event makes a job of `sink/full`, every second one also a job of `sink/half`: 1.5 jobs per event.
 """
 
 import json
@@ -13,7 +13,7 @@ PAYLOAD_BYTES = 636
 
 
 def payload(number: int) -> str:
-    """A document like those that web analytics send, of 636 bytes."""
+    """A JSON document of 636 bytes, like those of web analytics."""
     document = {
         "n": number,
         "type": "track",
@@ -26,8 +26,8 @@ def payload(number: int) -> str:
         "sent_at": "2026-01-31T12:00:00.000Z",
         "note": "",
     }
-    short = PAYLOAD_BYTES - len(json.dumps(document))
-    return json.dumps(document | {"note": "x" * short})
+    missing = PAYLOAD_BYTES - len(json.dumps(document))
+    return json.dumps(document | {"note": "x" * missing})
 
 
 source = Source("bench")
@@ -36,12 +36,12 @@ sink = Destination("sink")
 
 
 @sink.event(receives=happened)
-def each(batch: Batch[Any]) -> None:
+def full(batch: Batch[Any]) -> None:
     """Do nothing."""
 
 
 def is_even(event: Event[Any]) -> bool:
-    """Whether `sink/half` wants it."""
+    """Whether `sink/half` receives the event."""
     return event.data["n"] % 2 == 0
 
 
@@ -52,7 +52,7 @@ def half(batch: Batch[Any]) -> None:
 
 app = Blacksmith(sources=[source], destinations=[sink], since="2026-01-01")
 
-_JOBS = (NewJob(each.path), NewJob(half.path))
+_JOBS = (NewJob(full.path), NewJob(half.path))
 
 
 def requests(count: int) -> list[list[NewEvent]]:

@@ -1,17 +1,17 @@
--- wrk -s post.lua URL -- FILE: posts the lines of FILE in turn, and prints what came of it as JSON.
--- Twelve @ in a line become a number that is another one in each request, and in each run.
+-- wrk -s post.lua URL -- FILE: posts the lines of FILE in turn and prints the result as JSON.
+-- Twelve @ in a line become a number that differs in every request and every run.
 
 local MARK = string.rep("@", 12)
 local requests, last = {}, os.time() % 1e6 * 1e6
 
--- The pieces of a text between its marks: to join them again is as quick as to copy them.
+-- The pieces of a text between its marks; joining them is as fast as copying the text.
 local function pieces(text)
-  local found, from = {}, 1
+  local parts, from = {}, 1
   while true do
     local first, past = text:find(MARK, from, true)
-    found[#found + 1] = text:sub(from, (first or 0) - 1)
+    parts[#parts + 1] = text:sub(from, (first or 0) - 1)
     if not first then
-      return found
+      return parts
     end
     from = past + 1
   end

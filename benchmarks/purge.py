@@ -1,4 +1,4 @@
-"""Events that nothing needs any more: how long until they are gone, and what ingest feels of it."""
+"""Purges of expired events, and how they slow commits that run beside them."""
 
 import os
 import time
@@ -22,40 +22,40 @@ from blacksmith_dagster.store.partitions import STEP
 from blacksmith_dagster.store.sql import SQLStore
 
 WHOLE, ROWS = 5_000_000, 500_000
-ROUNDS = 3  # each fills a store anew
+ROUNDS = 3  # each fills a new store
 AT_ONCE = {happened.path: Retention(timedelta(0), timedelta(0))}
 
 
 def purge(effort: Effort) -> Iterator[Figure]:
-    """Seconds for a partition, events a second for rows, and the commits beside."""
-    with postgres() as made:
+    """Seconds per table partition, events a second row by row, and commit latencies beside a purge."""
+    with postgres() as databases:
         count = effort.of(WHOLE)
-        seconds, limits = zip(*(_dropped(made, count) for _ in range(ROUNDS)), strict=True)
-        what = f"purge {count:,} drained events, a partition; {made.name}"
+        seconds, limits = zip(*(_dropped(databases, count) for _ in range(ROUNDS)), strict=True)
+        what = f"purge {count:,} drained events, a partition; {databases.name}"
         yield replace(
             at_most(what, seconds, 2, "s"),
             limit=shown(limits, "s"),
             ratio=f"{median(seconds) / median(limits):.2f}",
         )
-    for databases in BOTH:
-        with databases() as made:
+    for backend in BOTH:
+        with backend() as databases:
             count = effort.of(ROWS)
             rates, with_purge, without = [], [], []
             for _ in range(ROUNDS):
-                rate, during, after = _deleted(made, count)
+                rate, during, after = _deleted(databases, count)
                 rates.append(rate)
                 with_purge.append(during)
                 without.append(after)
-            what = f"of {count:,} drained events, row by row; {made.name}"
+            what = f"of {count:,} drained events, row by row; {databases.name}"
             yield Figure(f"purge {what}", shown(rates, "events/s"))
             yield beside(
                 f"commits of one event, p99, beside a purge {what}", with_purge, without, "ms"
             )
 
 
-def _dropped(made: Databases, count: int) -> tuple[float, float]:
-    """Seconds to purge a partition of drained events, and to remove files of its size."""
-    url = made.create()
+def _dropped(databases: Databases, count: int) -> tuple[float, float]:
+    """Seconds to purge a table partition of drained events, and to remove files of its size."""
+    url = databases.create()
     fill(url, count, payload=payload(0))
     with closing(opened(url)) as store:
         with store.writing() as conn:
@@ -63,22 +63,22 @@ def _dropped(made: Databases, count: int) -> tuple[float, float]:
         _ready(store)
         with store.reading() as conn:
             size = conn.exec_driver_sql(_SIZE).scalar_one()
-        made.settle()
+        databases.settle()
         started = time.perf_counter()
         dropped = sum(step.partitions for step in store.purge(AT_ONCE))
         seconds = time.perf_counter() - started
         assert dropped == 1
         assert not store.events()
-    made.drop(url)
+    databases.drop(url)
     return seconds, _removed(int(size))
 
 
 _SIZE = "SELECT pg_total_relation_size('events_0') + pg_total_relation_size('jobs_0')"
-_SEGMENT = 1024**3  # of the files of a table
+_SEGMENT = 1024**3  # the size of one file of a table
 
 
 def _removed(size: int) -> float:
-    """Seconds to remove files of this size in all."""
+    """Seconds to remove files of this total size."""
     with TemporaryDirectory(prefix="blacksmith-bench-") as folder:
         paths = [Path(folder) / str(n) for n in range(0, size, _SEGMENT)]
         for path in paths:
@@ -92,33 +92,33 @@ def _removed(size: int) -> float:
         return (time.perf_counter() - started) * size / (len(paths) * _SEGMENT)
 
 
-def _deleted(made: Databases, count: int) -> tuple[float, float, float]:
-    """Events purged a second, and the 99th percentile of commits beside and without, in ms."""
-    url = made.create()
+def _deleted(databases: Databases, count: int) -> tuple[float, float, float]:
+    """Events purged a second, and the 99th percentile of commits during and after the purge, in ms."""
+    url = databases.create()
     fill(url, count, payload=payload(0))
     with (
         closing(opened(url)) as store,
-        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as others,
+        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as committer,
     ):
         _ready(store)
-        made.settle()
-        others.submit(_commits, url, 0.1).result()
-        started, gone = time.perf_counter(), 0
+        databases.settle()
+        committer.submit(_commits, url, 0.1).result()
+        started, purged = time.perf_counter(), 0
         during = None
         for step in store.purge(AT_ONCE):
-            during = during or others.submit(_commits, url, 3.0)
-            gone += step.events
+            during = during or committer.submit(_commits, url, 3.0)
+            purged += step.events
             time.sleep(_PAUSE)
         seconds = time.perf_counter() - started
         assert during is not None
-        assert gone == count, gone
-        latencies = during.result(), others.submit(_commits, url, 3.0).result()
-    made.drop(url)
+        assert purged == count, purged
+        latencies = during.result(), committer.submit(_commits, url, 3.0).result()
+    databases.drop(url)
     return count / seconds, *latencies
 
 
 def _ready(store: SQLStore) -> None:
-    """Count all that is there, and mark it as old."""
+    """Count all events and mark them as old."""
     store.maintain()
     with store.writing() as conn:
         now, low = store._now(conn), store._high_watermark(conn)
@@ -129,9 +129,9 @@ def _commits(url: str, seconds: float) -> float:
     """The 99th percentile of commits of one event, in ms."""
     with closing(opened(url)) as store:
         store.register(app)
-        new, took = requests(1), []
+        new, latencies = requests(1), []
         ends = time.perf_counter() + seconds
         while (started := time.perf_counter()) < ends:
             store.ingest(new)
-            took.append(time.perf_counter() - started)
-    return sorted(took)[len(took) * 99 // 100] * 1000
+            latencies.append(time.perf_counter() - started)
+    return sorted(latencies)[len(latencies) * 99 // 100] * 1000

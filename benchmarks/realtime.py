@@ -1,4 +1,4 @@
-"""From the time when an event was to be sent to the call of its destination event, by broker."""
+"""Latency from an event's due time to the call of its destination event, per broker."""
 
 import subprocess
 import sys
@@ -22,43 +22,45 @@ PATH = "/v1/bench/happened"
 RATE = 500
 WARM_UP = 10.0
 BOUNDS = {"nats": (10, 50), "rabbitmq": (10, 50), "postgres": (10, 50), "kafka": (20, 100)}
-"""Milliseconds, the median and the 99th percentile."""
+"""Milliseconds: the median and the 99th percentile."""
 
 _SERVERS = {"nats": "NATSServer", "rabbitmq": "RabbitMQServer", "kafka": "KafkaServer"}
 
 
 def realtime(effort: Effort) -> Iterator[Figure]:
     """Latency at 500 events a second, through each broker."""
-    with postgres() as made:
+    with postgres() as databases:
         for broker, (median, slow) in BOUNDS.items():
             with _broker(broker) as url:
-                late = _latencies(made, url, effort)
+                late = _latencies(databases, url, effort)
             what = f"sent to called, {RATE} events/s, {broker}"
-            yield at_most(f"{what}, median; {made.name}", [late[len(late) // 2]], median, "ms")
+            yield at_most(f"{what}, median; {databases.name}", [late[len(late) // 2]], median, "ms")
             slowest = late[int(len(late) * 0.99)]
-            yield at_most(f"{what}, 99th percentile; {made.name}", [slowest], slow, "ms")
+            yield at_most(f"{what}, 99th percentile; {databases.name}", [slowest], slow, "ms")
             yield Figure(f"{what}, slowest of {len(late):,}", f"{late[-1]:.0f} ms")
 
 
 def sustained(effort: Effort) -> Iterator[Figure]:
-    """Requests per second that the gateway accepts while all is loaded at once, and what waits."""
-    with postgres() as made, _bodies([payload(n) for n in range(1000)]) as bodies:
+    """Requests per second while a worker loads everything at once, and the longest wait."""
+    with postgres() as databases, _bodies([payload(n) for n in range(1000)]) as bodies:
         sender = Sender(bodies, 64, effort.seconds)
-        alone, _ = _sustained(made, sender, worker=False)
-        rate, waited = _sustained(made, sender, worker=True)
+        without, _ = _sustained(databases, sender, worker=False)
+        rate, longest = _sustained(databases, sender, worker=True)
     what = "one event a request, 64 connections, loaded at once into nothing"
-    yield beside(f"{what}, beside the gateway alone; {made.name}", [rate], [alone], "requests/s")
-    yield at_most(f"{what}, the longest wait; {made.name}", [waited], 1, "s")
+    yield beside(
+        f"{what}, beside the gateway alone; {databases.name}", [rate], [without], "requests/s"
+    )
+    yield at_most(f"{what}, the longest wait; {databases.name}", [longest], 1, "s")
 
 
-def _latencies(made: Databases, broker: str, effort: Effort) -> list[float]:
-    """Milliseconds of each event after the warm-up, in order."""
+def _latencies(databases: Databases, broker: str, effort: Effort) -> list[float]:
+    """The latency of each event after the warm-up in milliseconds, sorted."""
     seconds = WARM_UP + 60 * (1 if effort.scale == 1 else 0.25)
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="blacksmith-bench-"))
         file = Path(folder) / "latencies"
         env = {"BLACKSMITH_PUBSUB_URL": broker, LATENCIES: str(file)}
-        url = made.create()
+        url = databases.create()
         gateway = stack.enter_context(
             GatewayProcess(url, "benchmarks.realtime_pipeline:app", env=env)
         )
@@ -68,19 +70,21 @@ def _latencies(made: Databases, broker: str, effort: Effort) -> list[float]:
             [*sending, PATH, str(RATE), str(seconds)], cwd=ROOT_FOLDER, check=True, timeout=600
         )
         until(lambda: file.exists() and file.stat().st_size == 16 * RATE * int(seconds), 30)
-        noted = array("d", file.read_bytes())
+        times = array("d", file.read_bytes())
         stack.close()
-        made.drop(url)
-    due, called = noted[::2], noted[1::2]
-    after = min(due) + WARM_UP
-    return sorted(1000 * (there - at) for at, there in zip(due, called, strict=True) if at >= after)
+        databases.drop(url)
+    due, called = times[::2], times[1::2]
+    begin = min(due) + WARM_UP
+    return sorted(
+        1000 * (end - start) for start, end in zip(due, called, strict=True) if start >= begin
+    )
 
 
-def _sustained(made: Databases, sender: Sender, *, worker: bool) -> tuple[float, float]:
-    """Requests per second, and the longest that an event was seen to wait, in seconds."""
+def _sustained(databases: Databases, sender: Sender, *, worker: bool) -> tuple[float, float]:
+    """Requests per second, and the longest observed wait of an event in seconds."""
     longest, ended = 0.0, threading.Event()
     with ExitStack() as stack:
-        url, app = made.create(), "benchmarks.realtime_pipeline:sustained"
+        url, app = databases.create(), "benchmarks.realtime_pipeline:sustained"
         env = {"BLACKSMITH_PUBSUB_URL": "postgres"} if worker else {}
         gateway = stack.enter_context(GatewayProcess(url, app, env=env))
         if worker:
@@ -94,15 +98,15 @@ def _sustained(made: Databases, sender: Sender, *, worker: bool) -> tuple[float,
                 if oldest is not None:
                     longest = max(longest, (datetime.now(UTC) - oldest).total_seconds())
 
-        watching = threading.Thread(target=watch)
+        watcher = threading.Thread(target=watch)
         if worker:
-            watching.start()
+            watcher.start()
         responses = sender.send(gateway.url)
         ended.set()
         if worker:
-            watching.join()
+            watcher.join()
         stack.close()
-        made.drop(url)
+        databases.drop(url)
     return responses.requests / responses.seconds, longest
 
 

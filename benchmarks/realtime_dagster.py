@@ -1,4 +1,4 @@
-"""Warm runs in a default `dagster dev`: how soon the first is there, and what one costs."""
+"""Warm runs in a default `dagster dev`: how soon one starts, and what it costs."""
 
 import json
 import os
@@ -27,14 +27,14 @@ COLD = 20
 IDLE_SECONDS = 60.0
 BUSY_SECONDS = 300.0
 NAIVE = 20
-# A warm run's life by default, which the rows of a shorter one are extrapolated to.
+# A warm run's default life; the rows of a shorter run are extrapolated to it.
 _RUNS_AN_HOUR = 4
 _MATERIALIZATIONS_A_RUN = 16  # one a minute for 15 minutes, and one at the end
 
 
 @contextmanager
 def _alerts(**warm: str) -> Iterator[tuple[PostgresServer, WarmDeployment]]:
-    """A gateway and two realtime events on a PostgreSQL of its own, woken through it."""
+    """A gateway and two realtime destination events, with their own PostgreSQL as store and broker."""
     server = PostgresServer(durable=True)
     try:
         server.start()
@@ -49,8 +49,8 @@ def _alerts(**warm: str) -> Iterator[tuple[PostgresServer, WarmDeployment]]:
 
 
 def cold(effort: Effort) -> Iterator[Figure]:
-    """From an event's request to its load, while no run is alive, at any moment of Dagster's clock."""
-    found = []
+    """Seconds from an event's request to its load when no run is alive, at random moments."""
+    latencies = []
     with _alerts(idle="2s") as (_, alerts):
         alerts.dev()
         for number in range(1, max(3, round(COLD * effort.scale)) + 1):
@@ -59,27 +59,27 @@ def cold(effort: Effort) -> Iterator[Figure]:
             sent = time.monotonic()
             alerts.send()
             until(lambda since=sent: alerts.latencies(since), 120, "the event is loaded")
-            found += alerts.latencies(sent)
-            print(f"  cold {number}: {found[-1]:.1f} s", file=sys.stderr)
-    what = f"cold, no run alive: request to load, worst of {len(found)}; default dagster dev"
-    yield at_most(what, [max(found)], 15, "s")
-    yield Figure("the same, all of them", shown(found, "s"))
+            latencies += alerts.latencies(sent)
+            print(f"  cold {number}: {latencies[-1]:.1f} s", file=sys.stderr)
+    what = f"cold, no run alive: request to load, worst of {len(latencies)}; default dagster dev"
+    yield at_most(what, [max(latencies)], 15, "s")
+    yield Figure("the same, all of them", shown(latencies, "s"))
 
 
 def _was_idle(alerts: WarmDeployment) -> bool:
-    """Whether the sensor has nothing to launch a run for."""
+    """Whether the sensor has no reason to launch a run."""
     since = alerts.store.since_load("alerts/late", "alerts/stuck")
     return since is None or since > 2
 
 
 def warm(effort: Effort) -> Iterator[Figure]:
-    """What a warm run costs: a core and the store while idle, rows in Dagster while busy."""
+    """A warm run's CPU time and statements while idle, and its rows in Dagster while busy."""
     busy = BUSY_SECONDS * effort.scale
     with _alerts(age=f"{60 + IDLE_SECONDS + busy:.0f}s", notice="20s") as (server, alerts):
         alerts.dev()
         alerts.send()
         process = psutil.Process(alerts.warm())
-        time.sleep(5)  # what the start has left to do
+        time.sleep(5)  # until the run has settled after its start
         percent, statements = _idle(server, process)
         what = f"idle warm run, its process over {IDLE_SECONDS:.0f} s"
         yield at_most(what, [percent], 1, "% of a core")
@@ -91,16 +91,18 @@ def warm(effort: Effort) -> Iterator[Figure]:
 
 
 def _idle(server: PostgresServer, process: psutil.Process) -> tuple[float, float]:
-    """Percent of a core, and statements a second by PostgreSQL's own log, of one process."""
+    """A process's percent of a core, and its statements a second by PostgreSQL's own log."""
     _log_statements(server, "all")
     before, began = sum(process.cpu_times()[:2]), time.monotonic()
     time.sleep(IDLE_SECONDS)
     seconds = time.monotonic() - began
     percent = 100 * (sum(process.cpu_times()[:2]) - before) / seconds
-    ports = {str(each.laddr.port) for each in process.net_connections() if each.laddr}
+    ports = {
+        str(connection.laddr.port) for connection in process.net_connections() if connection.laddr
+    }
     _log_statements(server, "none")
-    found = _STATEMENT.findall((server.folder / "log").read_text())
-    counted = Counter(verb for port, verb in found if port in ports)
+    statements = _STATEMENT.findall((server.folder / "log").read_text())
+    counted = Counter(verb for port, verb in statements if port in ports)
     print(f"  idle: {dict(counted)}", file=sys.stderr)
     work = sum(times for verb, times in counted.items() if verb not in _TRANSACTION)
     return percent, work / seconds
@@ -109,7 +111,7 @@ def _idle(server: PostgresServer, process: psutil.Process) -> tuple[float, float
 _STATEMENT = re.compile(
     r"^from=\S+\((\d+)\) LOG:  (?:statement|execute [^:]+): +(\w+)", re.MULTILINE
 )
-# Each is a transaction of one statement, which these surround.
+# Every other statement is a transaction of its own, between two of these.
 _TRANSACTION = {"BEGIN", "COMMIT", "ROLLBACK"}
 
 
@@ -122,11 +124,11 @@ def _log_statements(server: PostgresServer, which: str) -> None:
 
 
 def _rows(alerts: WarmDeployment, busy: float) -> Iterator[Figure]:
-    """What an hour of warm runs leaves in Dagster, from one run: as if the destination had one event
-    alone, which all that is told of the run counts for."""
+    """An hour's rows in Dagster's event log, extrapolated from one run. Counted for a destination with
+    a single event: `stuck` is left out, and the run's own rows count for the other one."""
     run = alerts.runs()[0]
     with alerts.instance() as instance:
-        messages = [each.message for each in instance.all_logs(run.run_id)]
+        messages = [entry.message for entry in instance.all_logs(run.run_id)]
     own = [message for message in messages if "stuck" not in message]
     minutes = sum(message.startswith("Materialized") for message in own)
     hourly = _RUNS_AN_HOUR * (_MATERIALIZATIONS_A_RUN + len(own) - minutes)
@@ -139,7 +141,7 @@ def _rows(alerts: WarmDeployment, busy: float) -> Iterator[Figure]:
 
 
 def naive(effort: Effort) -> Iterator[Figure]:
-    """The same default `dagster dev`, and a sensor that launches a run for each event, one a second."""
+    """The same `dagster dev`, with a sensor that launches a run per event, at one event a second."""
     events = max(5, round(NAIVE * effort.scale))
     with tempfile.TemporaryDirectory(prefix="blacksmith-bench-") as folder:
         home = Path(folder)
@@ -159,7 +161,9 @@ def naive(effort: Effort) -> Iterator[Figure]:
             )
         try:
             until(
-                lambda: "Checking for new runs for sensor: each" in log.read_text(), 120, "a look"
+                lambda: "Checking for new runs for sensor: new_lines" in log.read_text(),
+                120,
+                "the sensor ticks",
             )
             began = time.monotonic()
             for _ in range(events):
@@ -170,7 +174,7 @@ def naive(effort: Effort) -> Iterator[Figure]:
             seconds = time.monotonic() - began
         finally:
             kill_tree(process)
-        found = [json.loads(line) for line in called.read_text().splitlines()]
+        latencies = [json.loads(line) for line in called.read_text().splitlines()]
     what = f"a run per event, {events} events, one a second: event to op"
-    yield Figure(what, shown(found, "s"))
+    yield Figure(what, shown(latencies, "s"))
     yield Figure("the same: runs a second", shown([events / seconds], "/s"))

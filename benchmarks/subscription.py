@@ -1,4 +1,4 @@
-"""Messages of each broker into PostgreSQL, beside what its consumer receives and keeps nowhere."""
+"""Messages of each broker stored in PostgreSQL, beside only receiving them."""
 
 import asyncio
 import time
@@ -28,19 +28,19 @@ _names = count(1)
 
 
 def subscription(effort: Effort) -> Iterator[Figure]:
-    """Messages a second through each broker, with a job each."""
-    with postgres() as made:
+    """Messages a second from each broker, each stored as an event with a job."""
+    with postgres() as databases:
         for broker in (
             _Broker("Kafka", KafkaServer, _to_kafka, 20_000),
             _Broker("NATS", NATSServer, _to_nats, 20_000),
             _Broker("RabbitMQ", RabbitMQServer, _to_rabbitmq, 8_000),
         ):
             with _running(broker) as server:
-                kept, received = _rates(made, broker, server, effort)
+                stored, received = _rates(databases, broker, server, effort)
             what = f"messages of {BYTES} bytes from {broker.name}"
-            yield at_least(f"{what}; {made.name}", kept, broker.bound, "messages/s")
+            yield at_least(f"{what}; {databases.name}", stored, broker.bound, "messages/s")
             yield beside(
-                f"{what}, beside receiving alone; {made.name}", kept, received, "messages/s"
+                f"{what}, beside receiving alone; {databases.name}", stored, received, "messages/s"
             )
 
 
@@ -59,7 +59,7 @@ def _running(broker: _Broker) -> Iterator[Any]:
 
 
 def _rates(
-    made: Databases, broker: _Broker, server: Any, effort: Effort
+    databases: Databases, broker: _Broker, server: Any, effort: Effort
 ) -> tuple[list[float], list[float]]:
     messages = effort.of(broker.bound * 10)
     pubsub = open_pubsub(server.urls(TOPIC)[0], "")
@@ -68,15 +68,17 @@ def _rates(
     def rate(measure: Callable[[Databases, PubSub, str, int], float]) -> float:
         topic = f"{TOPIC}{next(_names)}"
         broker.send(server, topic, messages)
-        made.settle()
-        return measure(made, pubsub, topic, messages)
+        databases.settle()
+        return measure(databases, pubsub, topic, messages)
 
-    kept, received = alternate(effort.rounds, lambda: rate(_kept), lambda: rate(_received))
-    return kept, received
+    stored, received = alternate(
+        effort.rounds, lambda: rate(_store_rate), lambda: rate(_receive_rate)
+    )
+    return stored, received
 
 
-def _kept(made: Databases, pubsub: PubSub, topic: str, messages: int) -> float:
-    """Messages a second that are committed as events, each with a job."""
+def _store_rate(databases: Databases, pubsub: PubSub, topic: str, messages: int) -> float:
+    """Messages a second that are committed as events with a job."""
     source, sink = Source("feed"), Destination("sink")
 
     @source.event(Subscription(topic, subscription=topic))
@@ -84,21 +86,21 @@ def _kept(made: Databases, pubsub: PubSub, topic: str, messages: int) -> float:
         return Event(message.json())
 
     @sink.event(receives=ordered)
-    def each(batch: Batch[Any]) -> None:
+    def all_messages(batch: Batch[Any]) -> None:
         """Do nothing."""
 
     app = Blacksmith(sources=[source], destinations=[sink], since="2026-01-01")
-    url = made.create()
+    url = databases.create()
     with closing(open_store(url)) as store:
         store.register(app)
         with closing(Messages(app, ordered, store, pubsub, lambda _: None)) as reader:
             first = reader.read(10) or 0
-            took = _seconds(lambda: reader.read(10) or 0, messages - first)
-    made.drop(url)
-    return (messages - first) / took
+            seconds = _seconds(lambda: reader.read(10) or 0, messages - first)
+    databases.drop(url)
+    return (messages - first) / seconds
 
 
-def _received(_: Databases, pubsub: PubSub, topic: str, messages: int) -> float:
+def _receive_rate(_: Databases, pubsub: PubSub, topic: str, messages: int) -> float:
     """The limit: messages a second that are received and acknowledged."""
     with closing(pubsub.consumer(topic, topic, {}.get)) as consumer:
 
@@ -108,8 +110,8 @@ def _received(_: Databases, pubsub: PubSub, topic: str, messages: int) -> float:
             return number
 
         first = read()
-        took = _seconds(read, messages - first)
-    return (messages - first) / took
+        seconds = _seconds(read, messages - first)
+    return (messages - first) / seconds
 
 
 def _seconds(read: Callable[[], int], messages: int) -> float:
@@ -117,16 +119,16 @@ def _seconds(read: Callable[[], int], messages: int) -> float:
     while messages > 0:
         number = read()
         if not number:
-            raise RuntimeError(f"{messages} messages did not come")
+            raise RuntimeError(f"{messages} messages did not arrive")
         messages -= number
     return time.perf_counter() - began
 
 
 def _bodies(messages: int) -> Iterator[tuple[str, bytes]]:
-    """Each with an id."""
+    """Pairs of an id and a body."""
     spare = len(payload(0)) - BYTES
-    made = [payload(n).replace("x" * spare, "", 1).encode() for n in range(1000)]
-    return ((str(n), made[n % 1000]) for n in range(messages))
+    bodies = [payload(n).replace("x" * spare, "", 1).encode() for n in range(1000)]
+    return ((str(n), bodies[n % 1000]) for n in range(messages))
 
 
 def _to_kafka(server: KafkaServer, topic: str, messages: int) -> None:
@@ -163,8 +165,8 @@ def _to_rabbitmq(server: RabbitMQServer, topic: str, messages: int) -> None:
     with server.connection() as connection:
         channel = connection.channel()
         channel.queue_declare(topic, durable=True)
-        for named, body in _bodies(messages):
-            properties = pika.BasicProperties(message_id=named, delivery_mode=2)
+        for message_id, body in _bodies(messages):
+            properties = pika.BasicProperties(message_id=message_id, delivery_mode=2)
             channel.basic_publish("", topic, body, properties)
         while channel.queue_declare(topic, passive=True).method.message_count < messages:
             time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Locks: how long one takes, a hand-over, a take-over, and what it costs to keep one."""
+"""Locks: the time to acquire one, to hand it over, to take it over, and the cost of renewals."""
 
 import subprocess
 import sys
@@ -36,13 +36,13 @@ with connected(url, float(ttl)) as supervisor:
 
 
 def supervisor(effort: Effort) -> Iterator[Figure]:
-    """The store's own locks on PostgreSQL and SQLite, and Consul's on one durable server."""
+    """The store's own locks on PostgreSQL and SQLite, and Consul's locks on one durable server."""
     with ExitStack() as stack:
-        made = [stack.enter_context(postgres()), stack.enter_context(sqlite())]
-        for each in made:
-            url = each.create()
-            yield from _measure(f"locks in {each.name}", url, effort, 5, TTL + 2)
-            each.drop(url)
+        for backend in (postgres, sqlite):
+            databases = stack.enter_context(backend())
+            url = databases.create()
+            yield from _measure(f"locks in {databases.name}", url, effort, 5, TTL + 2)
+            databases.drop(url)
         server = ConsulServer()
         stack.callback(server.close)
         server.start()
@@ -56,17 +56,21 @@ def _measure(
 ) -> Iterator[Figure]:
     with ExitStack() as stack:
         ours, theirs = (stack.enter_context(connected(url, TTL)) for _ in range(2))
-        took = [_acquire(ours, number) for number in range(max(50, effort.of(1000) // 5))]
-        slow = sorted(took)[int(len(took) * 0.99)]
-        yield at_most(f"an uncontended acquire; {what}", took, acquire_ms, "ms")
+        acquired = [_acquire(ours, number) for number in range(max(50, effort.of(1000) // 5))]
+        slow = sorted(acquired)[int(len(acquired) * 0.99)]
+        yield at_most(f"an uncontended acquire; {what}", acquired, acquire_ms, "ms")
         yield Figure(f"an uncontended acquire, 99th percentile; {what}", f"{slow:.3g} ms")
-        handed = [_hand_over(ours, theirs) for _ in range(4 * effort.rounds)]
-        yield at_most(f"from a clean release to the next holder; {what}", handed, HANDED_OVER, "ms")
-        taken = [_take_over(theirs, url) for _ in range(effort.rounds)]
+        handed_over = [_hand_over(ours, theirs) for _ in range(4 * effort.rounds)]
+        yield at_most(
+            f"from a clean release to the next holder; {what}", handed_over, HANDED_OVER, "ms"
+        )
+        taken_over = [_take_over(theirs, url) for _ in range(effort.rounds)]
         terms = f"time to live {TTL:g} s" + (
             f", lock-delay {LOCK_DELAY:g} s" if url.startswith("consul") else ""
         )
-        yield at_most(f"from kill -9 to the next holder, {terms}; {what}", taken, take_over, "s")
+        yield at_most(
+            f"from kill -9 to the next holder, {terms}; {what}", taken_over, take_over, "s"
+        )
         spent = _renewals(url, 120 * effort.scale)
         yield at_most(f"renewals, of {LEASES} leases, each; {what}", [spent], 0.1, "% of a core")
 
@@ -74,10 +78,10 @@ def _measure(
 def _acquire(supervisor: Supervisor, number: int) -> float:
     began = time.perf_counter()
     lease = supervisor.acquire(f"load/free/{number}", "benchmark")
-    took = time.perf_counter() - began
+    seconds = time.perf_counter() - began
     assert lease
     lease.release()
-    return 1000 * took
+    return 1000 * seconds
 
 
 def _hand_over(ours: Supervisor, theirs: Supervisor) -> float:
@@ -85,7 +89,7 @@ def _hand_over(ours: Supervisor, theirs: Supervisor) -> float:
     assert lease
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(_next, theirs, "load/wanted/one")
-        time.sleep(0.15)  # it waits by now
+        time.sleep(0.15)  # until it waits
         began = time.perf_counter()
         lease.release()
         return 1000 * (waiting.result() - began)
@@ -93,10 +97,10 @@ def _hand_over(ours: Supervisor, theirs: Supervisor) -> float:
 
 def _next(supervisor: Supervisor, key: str) -> float:
     lease = supervisor.acquire(key, "next", wait=60)
-    at = time.perf_counter()
+    acquired_at = time.perf_counter()
     assert lease
     lease.release()
-    return at
+    return acquired_at
 
 
 def _take_over(theirs: Supervisor, url: str) -> float:
@@ -107,9 +111,9 @@ def _take_over(theirs: Supervisor, url: str) -> float:
 
 
 def _renewals(url: str, seconds: float) -> float:
-    """Percent of a core for each lease, with the times to live that are the defaults."""
+    """Percent of a core per lease, with the default times to live."""
     ttl = 10.0 if url.startswith("consul:") else 15.0
-    seconds = max(seconds, 2 * ttl)  # each is renewed some times
+    seconds = max(seconds, 2 * ttl)  # long enough for several renewals
     with _holder(url.removesuffix(OPTIONS), ttl, LEASES) as process:
         spent = _cpu(process.pid)
         time.sleep(seconds)

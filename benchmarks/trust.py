@@ -1,4 +1,4 @@
-"""Signed events that are held against a model, beside the same ones that nobody checks."""
+"""Signed events that the gateway validates against a model, beside the same events unchecked."""
 
 import hmac
 import shutil
@@ -26,9 +26,9 @@ def trust(effort: Effort) -> Iterator[Figure]:
     if shutil.which("wrk") is None:
         yield _missing(what)
         return
-    body = payload(8)  # the same in all requests, which have one signature
+    body = payload(8)  # the same in all requests, so that one signature fits all
     digest = hmac.digest(KEY.encode(), body.encode(), "sha256").hex()
-    with postgres() as made, _bodies([body]) as bodies:
+    with postgres() as databases, _bodies([body]) as bodies:
         plain = Sender(bodies, CONNECTIONS[0], effort.seconds)
         signed = {
             name: replace(
@@ -38,13 +38,13 @@ def trust(effort: Effort) -> Iterator[Figure]:
         }
         limits, *checked = alternate(
             effort.rounds,
-            _into_store(made, 1, plain, []),
+            _into_store(databases, 1, plain, []),
             *(
-                _into_store(made, 1, sender, [], "benchmarks.trust_pipeline:app", ENV)
+                _into_store(databases, 1, sender, [], "benchmarks.trust_pipeline:app", ENV)
                 for sender in signed.values()
             ),
         )
         for name, rates in zip(MODELS, checked, strict=True):
             yield beside(
-                f"{what} {REPORTED[name]}; {made.name}", rates, limits, "requests/s", BOUND
+                f"{what} {REPORTED[name]}; {databases.name}", rates, limits, "requests/s", BOUND
             )

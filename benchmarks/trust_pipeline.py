@@ -1,4 +1,4 @@
-"""The events of `pipeline`, signed, and held against a model of each kind."""
+"""The events of `pipeline`, signed, and validated against a model of each kind."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ ENV = {"BENCH_SIGNING_SECRET": KEY}
 
 
 class User(msgspec.Struct):
-    """Who it was."""
+    """The user of a track event."""
 
     id: str
     plan: str
@@ -31,7 +31,7 @@ class User(msgspec.Struct):
 
 
 class Page(msgspec.Struct):
-    """Where."""
+    """The page that the user saw."""
 
     path: str
     title: str
@@ -39,7 +39,7 @@ class Page(msgspec.Struct):
 
 
 class Viewed(msgspec.Struct):
-    """What was viewed."""
+    """The product that the user saw."""
 
     sku: str
     price: float
@@ -48,7 +48,7 @@ class Viewed(msgspec.Struct):
 
 
 class Library(msgspec.Struct):
-    """What has sent it."""
+    """The library that sent the event."""
 
     name: str
     version: str
@@ -95,7 +95,7 @@ EVENTS = [source.accept(name, model=model) for name, model in MODELS.items()]
 
 
 @sink.event(receives=EVENTS)
-def each(batch: Batch[Any]) -> None:
+def full(batch: Batch[Any]) -> None:
     """Do nothing."""
 
 

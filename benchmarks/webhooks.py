@@ -1,7 +1,7 @@
 """Segment's endpoint, beside a plain one that receives events of the same size.
 
-What Segment's libraries send is made once by its key, which costs the store as much as the event. So
-it is measured beside arrays that are made once too, by an Idempotency-Key, and beside others.
+Each message of Segment's libraries has an idempotency key, which costs the store as much as the
+event. So the limits are arrays with an Idempotency-Key, and arrays without one.
 """
 
 import shutil
@@ -21,27 +21,29 @@ BASIC = f"Authorization: Basic {b64encode(f'{WRITE_KEY}:'.encode()).decode()}"
 
 
 def webhooks(effort: Effort) -> Iterator[Figure]:
-    """Events per second in batches of a hundred, beside arrays of a hundred."""
+    """Events per second in batches of 100, beside arrays of 100."""
     what = f"Segment's endpoint, batches of {ARRAY}"
     if shutil.which("wrk") is None:
         yield _missing(what)
         return
     with (
-        postgres() as made,
+        postgres() as databases,
         _bodies([_batch(n) for n in range(10)]) as batches,
         _bodies([_array(n) for n in range(10)]) as arrays,
     ):
         segment = Sender(batches, CONNECTIONS[0], effort.seconds, ARRAY, "/v1/batch", BASIC)
         plain = Sender(arrays, CONNECTIONS[0], effort.seconds, ARRAY)
-        rates, keyed, keyless = alternate(
+        rates, with_key, without_key = alternate(
             effort.rounds,
-            _into_store(made, 1, segment, [], "benchmarks.webhooks_pipeline:app", ENV),
-            _into_store(made, 1, replace(plain, header=KEY), []),
-            _into_store(made, 1, plain, []),
+            _into_store(databases, 1, segment, [], "benchmarks.webhooks_pipeline:app", ENV),
+            _into_store(databases, 1, replace(plain, header=KEY), []),
+            _into_store(databases, 1, plain, []),
         )
-        where = f"1 worker, {CONNECTIONS[0]} connections; {made.name}"
-        yield beside(f"{what}, beside arrays with a key, {where}", rates, keyed, "events/s", BOUND)
-        yield beside(f"{what}, beside arrays without, {where}", rates, keyless, "events/s")
+        where = f"1 worker, {CONNECTIONS[0]} connections; {databases.name}"
+        yield beside(
+            f"{what}, beside arrays with a key, {where}", rates, with_key, "events/s", BOUND
+        )
+        yield beside(f"{what}, beside arrays without, {where}", rates, without_key, "events/s")
 
 
 def _batch(number: int) -> str:

@@ -1,4 +1,4 @@
-"""The application whose webhook endpoints are measured: events of 636 bytes, and 1.5 jobs for each."""
+"""The application for the webhook benchmark: messages of 636 bytes, 1.5 jobs per event."""
 
 import json
 from typing import Any
@@ -15,7 +15,7 @@ sink = Destination("sink")
 
 
 def message(number: int) -> str:
-    """A message as Segment's libraries send it, of 636 bytes; see post.lua for its id."""
+    """A message of 636 bytes as Segment's libraries send it; post.lua fills in its id."""
     document = {
         "type": "track",
         "event": "Product Viewed",
@@ -30,18 +30,18 @@ def message(number: int) -> str:
         },
         "properties": {"n": number, "sku": "G-32", "price": 18.99, "tags": ["steel", "forged"]},
     }
-    short = PAYLOAD_BYTES - len(json.dumps(document)) - len(', "note": ""')
-    document["properties"] |= {"note": "x" * short}
+    missing = PAYLOAD_BYTES - len(json.dumps(document)) - len(', "note": ""')
+    document["properties"] |= {"note": "x" * missing}
     return json.dumps(document)
 
 
 @sink.event(receives=segment.track)
-def each(batch: Batch[Any]) -> None:
+def full(batch: Batch[Any]) -> None:
     """Do nothing."""
 
 
 def is_even(event: Event[Any]) -> bool:
-    """Whether `sink/half` wants it."""
+    """Whether `sink/half` receives the event."""
     return event.data["properties"]["n"] % 2 == 0
 
 
