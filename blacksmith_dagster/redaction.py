@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, urlencode
 
-from blacksmith_dagster.errors import DeclarationError, MissingSecret
+from blacksmith_dagster.errors import BlacksmithError, DeclarationError, MissingSecret
 
 CREDENTIAL_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization"})
 """Headers, in lower case, that are never stored with a request."""
@@ -103,6 +103,15 @@ def describe(error: BaseException) -> str:
     return clean(f"{type(error).__name__}: {text}" if text else type(error).__name__)
 
 
+def explain(error: BaseException) -> str:
+    """The message of one of this package's errors, which says what to do; another error's description.
+
+    >>> explain(MissingSecret("TOKEN")).startswith("MissingSecret"), explain(ValueError("13th month"))
+    (False, 'ValueError: 13th month')
+    """
+    return clean(str(error)) if isinstance(error, BlacksmithError) else describe(error)
+
+
 def clean(text: str) -> str:
     """`text` as it may be stored and shown.
 
@@ -113,6 +122,19 @@ def clean(text: str) -> str:
     if len(text) > _LONGEST_TEXT:
         text = text[: _LONGEST_TEXT - 2] + " …"
     return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
+
+
+def one_line(text: str, limit: int | None = None) -> str:
+    """`text` on one line: its first `limit` characters, then "…" if there are more.
+
+    Characters that cannot be printed, which may control a terminal, become spaces.
+
+    >>> one_line("no such\\n\\x1b hook", 10)
+    'no such ho…'
+    """
+    printable = "".join(character if character.isprintable() else " " for character in text)
+    line = " ".join(printable.split())
+    return line if limit is None or len(line) <= limit else f"{line[:limit]}…"
 
 
 def traced(error: BaseException) -> str:

@@ -17,15 +17,15 @@ from blacksmith_dagster.cli.common import (
     show,
     table,
 )
-from blacksmith_dagster.errors import BlacksmithError, SchemaOutdated, Unavailable
+from blacksmith_dagster.errors import SchemaOutdated, Unavailable
 from blacksmith_dagster.importer import load_application
 from blacksmith_dagster.ingest.quarantine import retry_quarantined
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pubsub.notifier import Notify
-from blacksmith_dagster.redaction import clean, describe, redacted_headers
+from blacksmith_dagster.redaction import explain, one_line, redacted_headers
 from blacksmith_dagster.store import Store
 
-_ERROR_CHARACTERS = 100  # in a list
+_ERROR_LIMIT = 100  # characters of an error in a list
 _HEX_BYTES = 32  # in a line
 
 _event_option: Callable[[Any], Any] = click.option(
@@ -49,7 +49,7 @@ def list_quarantine(event: str | None, limit: int, json: bool) -> None:
     with opened() as backends:
         quarantined = backends.store.quarantined(event, limit)
     rows = [
-        [item.id, item.received_at, item.event_type, item.size, _shortened(item.error)]
+        [item.id, item.received_at, item.event_type, item.size, _line(item.error, _ERROR_LIMIT)]
         for item in quarantined
     ]
     head = ["id", "received (UTC)", "event", "bytes", "error"]
@@ -122,20 +122,14 @@ def _is_ingested(app: Blacksmith, store: Store, quarantine_id: str, notify: Noti
     except (Unavailable, SchemaOutdated):
         raise
     except Exception as error:  # noqa: BLE001 - raised by the user's code, or by its result
-        reason = clean(str(error)) if isinstance(error, BlacksmithError) else describe(error)
-        click.echo(f"{quarantine_id} stays: {_line(reason)}")
+        click.echo(f"{quarantine_id} stays: {_line(explain(error))}")
         return False
     click.echo(f"{quarantine_id} ingested: {', '.join(event_ids) or 'it makes no event'}")
     return True
 
 
-def _shortened(error: str) -> str:
-    line = _line(error)
-    return line if len(line) <= _ERROR_CHARACTERS else f"{line[: _ERROR_CHARACTERS - 1]}…"
-
-
-def _line(text: str) -> str:
-    return " ".join(_text(text).split())
+def _line(error: str, limit: int | None = None) -> str:
+    return one_line(_text(error), limit)
 
 
 def _body_text(body: bytes) -> str:

@@ -8,7 +8,7 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
 from blacksmith_dagster.pipeline.event import JobResult, JobVerdict
-from blacksmith_dagster.redaction import redacted
+from blacksmith_dagster.redaction import one_line, redacted
 
 _EXCERPT_CHARACTERS = 200  # characters of a response's body in an error
 _MAX_WAIT = 86_400.0  # seconds: a server's wrong clock must not delay a job for longer
@@ -67,9 +67,7 @@ def excerpt(body: bytes, hidden: Iterable[str]) -> str:
     >>> excerpt(b"no such hook:\\n/T0/secret", ["/T0/secret"])
     'no such hook: ***'
     """
-    text = redacted(body.decode(errors="replace"), hidden)
-    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-    return line if len(line) <= _EXCERPT_CHARACTERS else f"{line[:_EXCERPT_CHARACTERS]}…"
+    return one_line(redacted(body.decode(errors="replace"), hidden), _EXCERPT_CHARACTERS)
 
 
 def _status_text(status: int) -> str:

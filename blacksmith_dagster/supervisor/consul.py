@@ -15,7 +15,7 @@ import requests
 from consul.callback import CB
 
 from blacksmith_dagster.errors import BlacksmithError, SettingsError, Unavailable
-from blacksmith_dagster.redaction import clean, hide
+from blacksmith_dagster.redaction import clean, hide, one_line
 from blacksmith_dagster.supervisor.address import ConsulAddress
 from blacksmith_dagster.supervisor.interface import (
     GATEWAY,
@@ -289,7 +289,7 @@ class ConsulSupervisor:
 
 
 def _message_of(error: Exception) -> str:
-    return " ".join(clean(str(error)).split())[:_LONGEST_MESSAGE]
+    return one_line(clean(str(error)), _LONGEST_MESSAGE)
 
 
 class _SessionEnded(Unavailable):

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from blacksmith_dagster.errors import BlacksmithError, FencedOut, Unavailable
-from blacksmith_dagster.redaction import clean, describe, traced
+from blacksmith_dagster.redaction import clean, explain, traced
 from blacksmith_dagster.supervisor.interface import Lease, Supervisor
 
 _log = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ class LockLoop(threading.Thread, ABC):
         return False
 
     def _log_once(self, error: Exception) -> str:
-        reason = clean(str(error)) if isinstance(error, BlacksmithError) else describe(error)
+        reason = explain(error)
         if reason != self._last_reason:
             _log.warning(
                 "%s is interrupted and will be retried: %s", self._activity, _logged(error)
