@@ -18,63 +18,63 @@ _NAME = re.compile(r"\w+(\.\w+)*:\w+")
 
 
 def load_application(app: str | None = None) -> Blacksmith:
-    """The application that `app` names as `package.module:attribute`, or that pyproject.toml does.
+    """The application that `app`, or else pyproject.toml, names as `package.module:attribute`.
 
-    Modules are looked for in the current folder if `app` is given, else beside pyproject.toml.
+    Modules are imported from the current folder if `app` is given, else from that of pyproject.toml.
 
-    Raises `SettingsError` if it is not there, and whatever its module raises.
+    Raises `SettingsError` if the application is missing, and whatever its module raises.
     """
-    named: object = app
-    folder, where = Path.cwd(), "the application"
+    name: object = app
+    folder, origin = Path.cwd(), "the application"
     if app is None:
         folder = find_project()
-        named = (project_table(folder) or {}).get("app")
-        where = f"app in [tool.blacksmith] of {folder / 'pyproject.toml'}"
-    if not isinstance(named, str) or not _NAME.fullmatch(named):
-        given = "is missing" if named is None else f"is {named!r}"
+        name = (project_table(folder) or {}).get("app")
+        origin = f"app in [tool.blacksmith] of {folder / 'pyproject.toml'}"
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        problem = "is missing" if name is None else f"is {name!r}"
         raise SettingsError(
-            f"{where} {given}; write 'package.module:name', for example "
+            f"{origin} {problem}; write 'package.module:name', for example "
             "'assets.application:blacksmith'"
         )
-    module, _, attribute = named.partition(":")
-    imported = _imported(module, folder, f"{where} is {named!r}, and")
-    found = getattr(imported, attribute, None)
-    if not isinstance(found, Blacksmith):
-        kind = "nothing" if found is None else f"a {type(found).__name__}"
+    module_name, _, attribute = name.partition(":")
+    module = _import_module(module_name, folder, f"{origin} is {name!r}, and")
+    value = getattr(module, attribute, None)
+    if not isinstance(value, Blacksmith):
+        description = "nothing" if value is None else f"a {type(value).__name__}"
         raise SettingsError(
-            f"{where} is {named!r}, and {attribute!r} in {imported.__file__} is {kind}; name the "
+            f"{origin} is {name!r}, and {attribute!r} in {module.__file__} is {description}; name the "
             "Blacksmith(...) itself"
         )
-    return found
+    return value
 
 
 def load_function(name: str) -> Callable[..., Any]:
-    """The function that `name` names as `package.module:function`, in the application's folder too.
+    """The function that `name` names as `package.module:function`, imported from the current folder too.
 
-    Raises `SettingsError` if it is not there, and whatever its module raises.
+    Raises `SettingsError` if the function is missing, and whatever its module raises.
     """
-    found = None
+    function = None
     if _NAME.fullmatch(name):
-        module, _, attribute = name.partition(":")
-        imported = _imported(module, Path.cwd(), f"there is no function {name!r}:")
-        found = getattr(imported, attribute, None)
-    if not callable(found):
+        module_name, _, attribute = name.partition(":")
+        module = _import_module(module_name, Path.cwd(), f"there is no function {name!r}:")
+        function = getattr(module, attribute, None)
+    if not callable(function):
         raise SettingsError(
             f"there is no function {name!r}; write 'package.module:function', and run this where the "
             "module is"
         )
-    return cast("Callable[..., Any]", found)
+    return cast("Callable[..., Any]", function)
 
 
-def _imported(module: str, folder: Path, problem: str) -> ModuleType:
-    """A module, looked for in `folder` first; `problem` begins what is said if it is not there."""
+def _import_module(module: str, folder: Path, problem: str) -> ModuleType:
+    """Import a module, from `folder` first; the error for a missing one begins with `problem`."""
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # its module is there; what that imports is not
+            raise  # the module exists, but a module that it imports does not
         raise SettingsError(
             f"{problem} there is no module {error.name!r} in {folder}; correct the name, or run this "
             "where the module is"

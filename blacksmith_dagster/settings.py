@@ -1,10 +1,10 @@
-"""The settings of a process, read from the environment once.
+"""The settings of a process, read once from its environment, and the parser of their URLs.
 
-- `BLACKSMITH_HOME`: where the default store lives; `.blacksmith/` beside the pyproject.toml that
-  names the application, so never the folder a command happens to run in.
+- `BLACKSMITH_HOME`: the folder of the default store; by default `.blacksmith/` beside the
+  pyproject.toml that names the application, wherever a command runs.
 - `BLACKSMITH_STORE_URL`: `postgresql://...` or `sqlite:///path`; by default SQLite in the home.
 - `BLACKSMITH_PUBSUB_URL`: `kafka://...`, `nats://...`, `amqp://...` or `postgres`; unset, the
-  schedules serve realtime events too.
+  schedules load realtime events too.
 - `BLACKSMITH_SUPERVISOR_URL`: `consul://host:8500`; unset, the store keeps the locks.
 - `BLACKSMITH_WANDERER_URL`: where migrations are tracked, a store's URL; by default the store.
 """
@@ -34,9 +34,9 @@ _HOST = re.compile(r"(?P<host>\[[^\[\]]+\]|[^:\[\]]+)(?::(?P<port>[^:]*))?")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Where this process finds its home, its store, its broker and its supervisor.
+    """The home of this process and the URLs of its store, broker, supervisor and wanderer.
 
-    The URLs may hold passwords.
+    The URLs may contain passwords, so `repr` shows only the home.
     """
 
     home: Path
@@ -52,9 +52,9 @@ class Settings:
         Raises `SettingsError` if neither `BLACKSMITH_HOME` nor a pyproject.toml with
         `[tool.blacksmith]` says where the home is.
         """
-        given = os.environ.get("BLACKSMITH_HOME")
+        folder = os.environ.get("BLACKSMITH_HOME")
         home = (
-            Path(given).expanduser().resolve() if given else find_project(project) / ".blacksmith"
+            Path(folder).expanduser().resolve() if folder else find_project(project) / ".blacksmith"
         )
         url = os.environ.get("BLACKSMITH_STORE_URL") or f"sqlite:///{home / 'store.db'}"
         return cls(
@@ -127,7 +127,8 @@ def parse_url(
         return SettingsError(f"{name}: {reason}. {hint}")
 
     match = _URL.fullmatch(url)
-    scheme = found[0] if (found := _SCHEME.match(url)) else "?"
+    scheme_match = _SCHEME.match(url)
+    scheme = scheme_match[0] if scheme_match else "?"
     if options is not None and scheme not in options:
         raise invalid(f"unsupported scheme {scheme}://")
     if match is None:
@@ -167,9 +168,9 @@ def project_table(folder: Path) -> dict[str, object] | None:
     if not path.is_file():
         return None
     try:
-        read = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # not TOML, or not UTF-8
         raise SettingsError(f"{path} cannot be read: {error}; fix it") from error
-    tool = read.get("tool")
+    tool = document.get("tool")
     table = tool.get("blacksmith") if isinstance(tool, dict) else None
     return table if isinstance(table, dict) else None

@@ -1,4 +1,4 @@
-"""Migrations of every source, destination and event: planned, guarded, tracked."""
+"""Plans, runs and tracks the migrations of sources, destinations and their events."""
 
 from blacksmith_dagster.wanderer.interface import (
     CompletedAction,

@@ -1,4 +1,4 @@
-"""What migrates sources, destinations and their events. A team can write its own."""
+"""The interface of a wanderer, with its requests and reports. A team can write its own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 
 
 class MigrationState(Enum):
-    """What became of a migration: its last transition."""
+    """The state of a migration: its last transition."""
 
     ACKNOWLEDGED = "acknowledged"
     EXECUTING_UP = "executing(up)"
@@ -25,14 +25,14 @@ class MigrationState(Enum):
 
 
 class MigrationRequest(msgspec.Struct, frozen=True):
-    """What is asked for.
+    """Which migrations to run, roll back, acknowledge or discard.
 
     - `scopes`: `destination:warehouse`, `d/e:warehouse/flights` and so on; all if empty.
-    - `version`: run up to this one, roll back down to this one (which stays), acknowledge or discard
-      up to this one. `None`: run all; a rollback must give it (0: everything).
-    - `discard`: what is acknowledged, or rolled back, shall never run (again).
+    - `version`: run, acknowledge or discard up to this version; roll back to this version, which
+      stays. `None` stands for all; a rollback needs a version (0 rolls back everything).
+    - `discard`: the acknowledged, or rolled back, migrations never run (again).
     - `dry_run`: only plan.
-    - `out_of_order`: also run what is older than a migration that has run.
+    - `out_of_order`: also run migrations that are older than one that has run.
     """
 
     scopes: Sequence[str] = ()
@@ -43,8 +43,8 @@ class MigrationRequest(msgspec.Struct, frozen=True):
 
 
 class MigrationAction(msgspec.Struct, frozen=True):
-    """One thing to do with a migration. `what` is 'acknowledge', 'up', 'down' or 'discard'; `sql` is
-    what it runs, `None` for a function and where nothing runs."""
+    """One step of a plan. `what` is 'acknowledge', 'up', 'down' or 'discard'; `sql` is the SQL that it
+    runs, `None` if it runs a function or nothing."""
 
     what: str
     scope: str
@@ -54,7 +54,7 @@ class MigrationAction(msgspec.Struct, frozen=True):
 
 
 class CompletedAction(msgspec.Struct, frozen=True):
-    """An action that was done, or has failed with `error`; `seconds` is how long it took."""
+    """An action that has ended, with its `error` if it failed; `seconds` is how long it took."""
 
     action: MigrationAction
     state: MigrationState
@@ -63,9 +63,9 @@ class CompletedAction(msgspec.Struct, frozen=True):
 
 
 class MigrationReport(msgspec.Struct, frozen=True):
-    """What a call planned, and what it did: nothing if it was a dry run.
+    """The planned actions of a call, and those that it did: none in a dry run.
 
-    `error` says why the rest was not done: a migration failed, or the call was asked to stop.
+    `error` says why the rest was not done: a migration failed, or the call was stopped.
     """
 
     planned: Sequence[MigrationAction]
@@ -74,8 +74,8 @@ class MigrationReport(msgspec.Struct, frozen=True):
 
 
 class MigrationStatus(msgspec.Struct, frozen=True):
-    """A migration as it stands. `state` is `None` if it is declared and not acknowledged yet;
-    `declared` is false if it was acknowledged and the code has it no more."""
+    """A migration and its state. `state` is `None` if it is declared but not acknowledged yet;
+    `declared` is false if it was acknowledged but the code no longer declares it."""
 
     scope: str
     version: int
@@ -89,35 +89,34 @@ class MigrationStatus(msgspec.Struct, frozen=True):
 
 
 class Wanderer(Protocol):
-    """Migrates the targets of an application, one run at a time on each.
+    """Migrates the targets of an application, with one run at a time per target.
 
-    Each call may raise `MigrationError` (it says which files or migrations and what to do; nothing
-    was run), `MigrationLocked` when another run has the target, `FencedOut` when another has taken
-    over, and `Unavailable`. A call that is asked to stop finishes the migration under way.
+    Each call may raise `MigrationError` (it names the files or migrations and what to do; nothing was
+    run), `MigrationLocked` if another run holds the target, `FencedOut` if another run has taken it
+    over, and `Unavailable`. A call that is stopped finishes the current migration.
     """
 
     def ack(self, request: MigrationRequest) -> MigrationReport:
-        """Acknowledge what is new, or `discard` what has not run: it never will."""
+        """Acknowledge the new migrations; with `discard`, discard all that have not run."""
         ...
 
     def run(self, request: MigrationRequest) -> MigrationReport:
-        """Acknowledge what is new, and run what has not run, oldest to newest across scopes."""
+        """Acknowledge the new migrations, and run all that have not run, oldest first across scopes."""
         ...
 
     def rollback(self, request: MigrationRequest) -> MigrationReport:
-        """Roll back what is newer than `request.version`, newest to oldest across scopes."""
+        """Roll back the migrations after `request.version`, newest first across scopes."""
         ...
 
     def repair(self, scope: str, version: int, *, applied: bool) -> CompletedAction:
-        """Record what is true of a migration that was interrupted, has failed, or was acknowledged and
-        done by hand: whether its effect is there."""
+        """Record whether a migration that was interrupted, has failed or was done by hand is applied."""
         ...
 
     def status(self, scopes: Sequence[str] = ()) -> Sequence[MigrationStatus]:
-        """Every migration, in the order in which they run."""
+        """All migrations, in the order in which they run."""
         ...
 
     def waits_for(self, destination: str) -> str | None:
-        """Which migration of a destination (its name) keeps it from being loaded, and what to do;
-        `None` if it is up to date."""
+        """The migration that pauses the loads of a destination, and what to do; `None` if it is up to
+        date."""
         ...

@@ -1,4 +1,4 @@
-"""What is to be done, decided from what is declared and what is tracked: no I/O but the files'."""
+"""Plans which migrations to run, from the declared and the tracked ones. Reads only their files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from blacksmith_dagster.wanderer.interface import MigrationAction, MigrationRequ
 
 
 class TrackedMigration(NamedTuple):
-    """A migration as it was tracked, with its last transition."""
+    """A tracked migration with its last transition."""
 
     scope: str
     version: int
@@ -38,18 +38,18 @@ class PlannedAction(NamedTuple):
 
 
 APPLIED = frozenset({MigrationState.SUCCEEDED_UP, MigrationState.FAILED_DOWN})
-"""The effect of the migration is there."""
+"""The migration is applied."""
 
 PENDING = frozenset(
     {MigrationState.ACKNOWLEDGED, MigrationState.FAILED_UP, MigrationState.SUCCEEDED_DOWN}
 )
-"""The migration runs next time."""
+"""The next run runs the migration."""
 
-# Whether the effect is there cannot be told from what is tracked.
+# Tracking cannot say whether the migration is applied.
 _UNCLEAR = frozenset(
     {MigrationState.EXECUTING_UP, MigrationState.EXECUTING_DOWN, MigrationState.INTERRUPTED}
 )
-_WAITED_FOR = _UNCLEAR | {
+_UNFINISHED = _UNCLEAR | {
     MigrationState.ACKNOWLEDGED,
     MigrationState.FAILED_UP,
     MigrationState.FAILED_DOWN,
@@ -62,19 +62,19 @@ Declared = Mapping[str, Sequence[Migration]]
 def plan_ack(
     declared: Declared, tracked: Iterable[TrackedMigration], request: MigrationRequest
 ) -> list[PlannedAction]:
-    """Acknowledge what is new; with `request.discard`, discard it and all that has not run.
+    """Acknowledge the new migrations; with `request.discard`, discard these and all that have not run.
 
     Raises `MigrationError`.
     """
-    known = _by_version(tracked)
-    _refuse_unclear(known.values())
+    by_version = _by_version(tracked)
+    _refuse_unclear(by_version.values())
     planned = []
     for scope, migration in _oldest_first(declared, request.version):
-        found = known.get((scope, migration.version))
-        if found is None:
-            _ = migration.checksum  # a file that cannot be read is said now
+        current = by_version.get((scope, migration.version))
+        if current is None:
+            _ = migration.checksum  # raises now if the file cannot be read
             what = "discard" if request.discard else "acknowledge"
-        elif request.discard and found.state in PENDING:
+        elif request.discard and current.state in PENDING:
             what = "discard"
         else:
             continue
@@ -89,23 +89,25 @@ def plan_ack(
 def plan_run(
     declared: Declared, tracked: Iterable[TrackedMigration], request: MigrationRequest
 ) -> list[PlannedAction]:
-    """Run what has not run, oldest to newest across scopes.
+    """Run the migrations that have not run, oldest first across scopes.
 
-    Raises `MigrationError`: a migration was interrupted, changed after it ran, or is older than one of
-    the same target that has run (unless `request.out_of_order`).
+    Raises `MigrationError`: a migration was interrupted, was changed after it ran, or is older than one
+    of the same target that has run (unless `request.out_of_order`).
     """
-    known = _by_version(tracked)
-    _refuse_unclear(known.values())
-    _refuse_changed(declared, known)
+    by_version = _by_version(tracked)
+    _refuse_unclear(by_version.values())
+    _refuse_changed(declared, by_version)
     newest: dict[str, TrackedMigration] = {}
-    for found in known.values():
-        if found.state in APPLIED:
-            target = target_of(found.scope)
-            newest[target] = max(newest.get(target, found), found, key=lambda each: each.version)
+    for applied in by_version.values():
+        if applied.state in APPLIED:
+            target = target_of(applied.scope)
+            newest[target] = max(
+                newest.get(target, applied), applied, key=lambda migration: migration.version
+            )
     planned, late = [], []
     for scope, migration in _oldest_first(declared, request.version):
-        found_ = known.get((scope, migration.version))
-        if found_ is not None and found_.state not in PENDING:
+        current = by_version.get((scope, migration.version))
+        if current is not None and current.state not in PENDING:
             continue
         last = newest.get(target_of(scope))
         if last is not None and last.version > migration.version:
@@ -113,8 +115,8 @@ def plan_run(
         planned.append(_step(scope, migration, Direction.UP))
     if late and not request.out_of_order:
         raise MigrationError(
-            f"older than what has run on the same target: {', '.join(late)}; give them a newer "
-            "version, or run them so with --out-of-order (out_of_order: true)"
+            f"older than a migration of the same target that has run: {', '.join(late)}; give them a "
+            "newer version, or run them with --out-of-order (out_of_order: true)"
         )
     return planned
 
@@ -122,126 +124,155 @@ def plan_run(
 def plan_rollback(
     declared: Declared, tracked: Iterable[TrackedMigration], request: MigrationRequest
 ) -> list[PlannedAction]:
-    """Roll back what is newer than `request.version`, newest to oldest across scopes.
+    """Roll back the migrations after `request.version`, newest first across scopes.
 
-    Raises `MigrationError`: no version was given, a migration was interrupted, its files are gone, or
-    it has no down.
+    Raises `MigrationError`: the version is missing, a migration was interrupted, the code no longer
+    declares it, or it has no down step.
     """
     version = request.version
     if version is None:
         raise MigrationError(
-            "roll back down to which version? Give it: it stays, and what is newer goes; 0 rolls back "
-            "everything"
+            "the version to roll back to is missing; give it: newer migrations are rolled back, and it "
+            "stays; 0 rolls back everything"
         )
-    known = _by_version(tracked)
-    _refuse_unclear(known.values())
-    there = {(scope, each.version): each for scope, all_ in declared.items() for each in all_}
+    by_version = _by_version(tracked)
+    _refuse_unclear(by_version.values())
+    available = {
+        (scope, migration.version): migration
+        for scope, migrations in declared.items()
+        for migration in migrations
+    }
     applied = [
-        each
-        for each in known.values()
-        if each.state in APPLIED
-        and each.version > version
-        and (not request.scopes or each.scope in declared)
+        migration
+        for migration in by_version.values()
+        if migration.state in APPLIED
+        and migration.version > version
+        and (not request.scopes or migration.scope in declared)
     ]
-    applied.sort(key=lambda each: (each.version, each.scope), reverse=True)
-    gone = [str(each) for each in applied if (each.scope, each.version) not in there]
+    applied.sort(key=lambda migration: (migration.version, migration.scope), reverse=True)
+    gone = [
+        str(migration)
+        for migration in applied
+        if (migration.scope, migration.version) not in available
+    ]
     if gone:
         raise MigrationError(
-            f"the code has no more: {', '.join(gone)}; restore what it was declared with, so that it "
-            "can be rolled back"
+            f"the code no longer declares {', '.join(gone)}; restore the declaration, so that it can be "
+            "rolled back"
         )
-    steps = [(each.scope, there[each.scope, each.version]) for each in applied]
-    no_way = [f"{migration} of {scope}" for scope, migration in steps if migration.down is None]
-    if no_way:
+    steps = [
+        (migration.scope, available[migration.scope, migration.version]) for migration in applied
+    ]
+    without_down = [
+        f"{migration} of {scope}" for scope, migration in steps if migration.down is None
+    ]
+    if without_down:
         raise MigrationError(
-            f"no way down from {', '.join(no_way)}; write the .down.sql (or down=), or roll back to a "
-            "newer version"
+            f"no down step in {', '.join(without_down)}; write the .down.sql (or down=), or roll back "
+            "to a newer version"
         )
     return [_step(scope, migration, Direction.DOWN) for scope, migration in steps]
 
 
-def waits_for(declared: Iterable[TrackedMigration]) -> str | None:
-    """Which of a target's declared and tracked migrations keeps it from being loaded, and what to do.
+def waits_for(tracked: Iterable[TrackedMigration]) -> str | None:
+    """The migration that pauses the loads of a target, and what to do; `None` if there is none.
 
     >>> state = MigrationState.ACKNOWLEDGED
     >>> waits_for([TrackedMigration("destination:lake", 20260131120000, "add_gate", None, state)])
     '20260131120000 add_gate of destination:lake has not run; run `blacksmith migrations run`'
     """
-    stuck = [each for each in declared if each.state in _WAITED_FOR]
-    if not stuck:
+    unfinished = [migration for migration in tracked if migration.state in _UNFINISHED]
+    if not unfinished:
         return None
-    # What was tried comes before what waits for it.
-    first = min(stuck, key=lambda each: (each.state is MigrationState.ACKNOWLEDGED, each.version))
+    # A migration that was tried comes before those that wait for it.
+    first = min(
+        unfinished,
+        key=lambda migration: (migration.state is MigrationState.ACKNOWLEDGED, migration.version),
+    )
     if first.state is MigrationState.ACKNOWLEDGED:
         return f"{first} has not run; run `blacksmith migrations run`"
     if first.state in _UNCLEAR:
         return f"{first} {_unclear(first)}"
-    again = (
+    command = (
         "run"
         if first.state is MigrationState.FAILED_UP
         else f"rollback --to VERSION (< {first.version})"
     )
-    why = f": {first.error}" if first.error else ""
-    return f"{first} {first.state.value}{why}; fix it, then run `blacksmith migrations {again}`"
+    error = f": {first.error}" if first.error else ""
+    return f"{first} {first.state.value}{error}; fix it, then run `blacksmith migrations {command}`"
 
 
 def settled_version(declared: Declared, tracked: Iterable[TrackedMigration]) -> int:
-    """The version of a target's schema: the newest that has run, or that is declared and discarded."""
-    there = {(scope, each.version) for scope, all_ in declared.items() for each in all_}
+    """The version of a target's schema: the newest that is applied, or declared and discarded."""
+    available = versions_of(declared)
     return max(
         (
-            each.version
-            for each in tracked
-            if each.state in APPLIED
-            or (each.state is MigrationState.DISCARDED and (each.scope, each.version) in there)
+            migration.version
+            for migration in tracked
+            if migration.state in APPLIED
+            or (
+                migration.state is MigrationState.DISCARDED
+                and (migration.scope, migration.version) in available
+            )
         ),
         default=0,
     )
 
 
+def versions_of(declared: Declared) -> set[tuple[str, int]]:
+    """The declared migrations, as pairs of scope and version."""
+    return {
+        (scope, migration.version)
+        for scope, migrations in declared.items()
+        for migration in migrations
+    }
+
+
 def _unclear(tracked: TrackedMigration) -> str:
     if tracked.state is MigrationState.INTERRUPTED:
         return (
-            "was interrupted: look into the target whether it is there, and tell by `blacksmith "
+            "was interrupted: look whether the target has it, and record that with `blacksmith "
             "migrations repair SCOPE VERSION --applied` or `--not-applied`"
         )
     by = f"run {tracked.run}" if tracked.run else tracked.by
     return (
         f"is {tracked.state.value} by {by}; wait until that has ended. If it has died, `blacksmith "
-        "migrations run` tells how it was left"
+        "migrations run` shows how it ended"
     )
 
 
 def _by_version(tracked: Iterable[TrackedMigration]) -> dict[tuple[str, int], TrackedMigration]:
-    return {(each.scope, each.version): each for each in tracked}
+    return {(migration.scope, migration.version): migration for migration in tracked}
 
 
-def _oldest_first(declared: Declared, upto: int | None) -> list[tuple[str, Migration]]:
-    found = [
-        (scope, each)
+def _oldest_first(declared: Declared, last: int | None) -> list[tuple[str, Migration]]:
+    pairs = [
+        (scope, migration)
         for scope, migrations in declared.items()
-        for each in migrations
-        if upto is None or each.version <= upto
+        for migration in migrations
+        if last is None or migration.version <= last
     ]
-    return sorted(found, key=lambda pair: (pair[1].version, pair[0]))
+    return sorted(pairs, key=lambda pair: (pair[1].version, pair[0]))
 
 
 def _refuse_unclear(tracked: Iterable[TrackedMigration]) -> None:
-    for each in tracked:
-        if each.state in _UNCLEAR:
-            raise MigrationError(f"{each} {_unclear(each)}")
+    for migration in tracked:
+        if migration.state in _UNCLEAR:
+            raise MigrationError(f"{migration} {_unclear(migration)}")
 
 
-def _refuse_changed(declared: Declared, known: Mapping[tuple[str, int], TrackedMigration]) -> None:
+def _refuse_changed(
+    declared: Declared, by_version: Mapping[tuple[str, int], TrackedMigration]
+) -> None:
     for scope, migrations in declared.items():
         for migration in migrations:
-            found = known.get((scope, migration.version))
-            if found is None or found.state not in APPLIED or found.checksum is None:
+            applied = by_version.get((scope, migration.version))
+            if applied is None or applied.state not in APPLIED or applied.checksum is None:
                 continue
-            if migration.checksum != found.checksum:
+            if migration.checksum != applied.checksum:
                 raise MigrationError(
                     f"{migration.up if isinstance(migration.up, Path) else migration} was changed after "
-                    f"it ran ({found}); restore what ran, and write the change as a new migration"
+                    f"it ran ({applied}); restore it, and write the change as a new migration"
                 )
 
 

@@ -1,4 +1,4 @@
-"""Running migrations under their targets' locks, behind the destinations' migration barriers."""
+"""Runs migrations, holding the locks of their targets and the migration barriers of destinations."""
 
 from __future__ import annotations
 
@@ -45,18 +45,19 @@ from blacksmith_dagster.wanderer.plan import (
     plan_rollback,
     plan_run,
     settled_version,
+    versions_of,
     waits_for,
 )
 from blacksmith_dagster.wanderer.tracking import Tracking, sql_store
 
-LOOK = 0.05
-"""Seconds between two looks at the loads that a migration waits for."""
+POLL = 0.05
+"""Seconds between two checks of the loads that a migration waits for."""
 
 RECORD_FOR = 60.0
-"""Seconds for which the end of a migration is recorded again while the database does not respond."""
+"""Seconds for which recording the end of a migration is tried while the database does not respond."""
 
 _RECORD_AGAIN = 0.5
-_STOPPED = "asked to stop: the rest was not run; run again, and it goes on"
+_STOPPED = "stopped: the rest was not run; run again to continue"
 _EXECUTING = {
     Direction.UP: MigrationState.EXECUTING_UP,
     Direction.DOWN: MigrationState.EXECUTING_DOWN,
@@ -77,7 +78,7 @@ _Plan = Callable[[Declared, Sequence[TrackedMigration], MigrationRequest], list[
 
 @runtime_checkable
 class Recording(Protocol):
-    """A source or destination that can commit a migration together with what is recorded of it."""
+    """A source or destination that can commit a migration together with its record."""
 
     def is_at(self, url: URL) -> bool:
         """Whether its database is the one at `url`."""
@@ -91,7 +92,7 @@ class Recording(Protocol):
 
 
 class _LockedTarget(NamedTuple):
-    """A target that this run has: its lock, and its fencing token in each database."""
+    """A target that this run holds: its lock, and its fencing token in each database."""
 
     lease: Lease
     tracking_token: MigrationToken
@@ -102,11 +103,12 @@ class StandardWanderer:
     """The wanderer that we ship; see `Wanderer`.
 
     - `tracking`: the store that tracks migrations; `store` itself if `None`.
-    - `holder`, `run`: who does it, for people and for the history; `run` is the Dagster run's id.
-    - `stop`: once set, the migration under way is finished, and no other begun.
-    - `report`: called after each action that was done.
+    - `holder`: the person or process that migrates, for people and for the history.
+    - `run`: the id of the Dagster run.
+    - `stop`: once set, the current migration is finished, and no other begins.
+    - `report`: called after each completed action.
 
-    Raises `SettingsError` if a store is none in which migrations can be tracked.
+    Raises `SettingsError` if a store cannot track migrations.
 
     >>> wanderer = StandardWanderer(  # doctest: +SKIP
     ...     app, store=store, supervisor=supervisor, holder="deploy"
@@ -130,9 +132,11 @@ class StandardWanderer:
         self._adapters = adapters(app)
         self._app = app
         self._store = sql_store(store)
-        tracked_in = sql_store(store if tracking is None else tracking)
-        self._elsewhere = tracked_in.engine.url != self._store.engine.url
-        self._tracking = Tracking(tracked_in if self._elsewhere else self._store, holder, run)
+        tracking_store = sql_store(store if tracking is None else tracking)
+        self._tracks_elsewhere = tracking_store.engine.url != self._store.engine.url
+        self._tracking = Tracking(
+            tracking_store if self._tracks_elsewhere else self._store, holder, run
+        )
         self._supervisor = supervisor
         self._by = f"run {run}" if run else holder
         self._stop = stop or threading.Event()
@@ -140,130 +144,137 @@ class StandardWanderer:
 
     def ack(self, request: MigrationRequest) -> MigrationReport:
         """See `Wanderer.ack`."""
-        return self._carry_out(plan_ack, request)
+        return self._execute(plan_ack, request)
 
     def run(self, request: MigrationRequest) -> MigrationReport:
         """See `Wanderer.run`."""
-        return self._carry_out(plan_run, request)
+        return self._execute(plan_run, request)
 
     def rollback(self, request: MigrationRequest) -> MigrationReport:
         """See `Wanderer.rollback`."""
-        return self._carry_out(plan_rollback, request)
+        return self._execute(plan_rollback, request)
 
     def repair(self, scope: str, version: int, *, applied: bool) -> CompletedAction:
         """See `Wanderer.repair`."""
         [scope] = chosen_scopes(self._app, [scope])
         target = target_of(scope)
-        found = declared(self._app, scopes_of(self._adapters[target]))
+        by_scope = declared(self._app, scopes_of(self._adapters[target]))
         with self._lock([target]) as held:
             tracked = [
-                each
-                for each in self._tracking.tracked([target])
-                if (each.scope, each.version) == (scope, version)
+                migration
+                for migration in self._tracking.tracked([target])
+                if (migration.scope, migration.version) == (scope, version)
             ]
             if not tracked or tracked[0].state not in _REPAIRABLE:
-                stands = tracked[0].state.value if tracked else "unknown"
+                state_name = tracked[0].state.value if tracked else "unknown"
                 raise MigrationError(
-                    f"{version} of {scope} is {stands}; only what is acknowledged, was interrupted or "
-                    "has failed is repaired"
+                    f"{version} of {scope} is {state_name}; only a migration that is acknowledged, was "
+                    "interrupted or has failed can be repaired"
                 )
-            migration = next((each for each in found[scope] if each.version == version), None)
+            migration = next(
+                (declared_ for declared_ in by_scope[scope] if declared_.version == version), None
+            )
             if migration is None:
                 raise MigrationError(
-                    f"the code has no {version} of {scope}; restore what it was declared with, and "
+                    f"the code no longer declares {version} of {scope}; restore the declaration, and "
                     "repair it then"
                 )
             state = MigrationState.SUCCEEDED_UP if applied else self._unapplied(tracked[0])
             self._tracking.record(held[target].tracking_token, scope, migration, state)
-            self._lift_barriers(held, found)
-        done = CompletedAction(MigrationAction("repair", scope, version, migration.name), state)
-        self._report(done)
-        return done
+            self._lift_barriers(held, by_scope)
+        completed = CompletedAction(
+            MigrationAction("repair", scope, version, migration.name), state
+        )
+        self._report(completed)
+        return completed
 
     def _unapplied(self, tracked: TrackedMigration) -> MigrationState:
-        """How a migration stands whose effect is not there: it has been rolled back if it ever was."""
+        """The state of a migration that is not applied: rolled back if it ever was applied."""
         history = self._tracking.history(tracked.scope, tracked.version)
-        ever = any(each.state in APPLIED for each in history)
-        return MigrationState.SUCCEEDED_DOWN if ever else MigrationState.ACKNOWLEDGED
+        was_applied = any(transition.state in APPLIED for transition in history)
+        return MigrationState.SUCCEEDED_DOWN if was_applied else MigrationState.ACKNOWLEDGED
 
     def status(self, scopes: Sequence[str] = ()) -> Sequence[MigrationStatus]:
         """See `Wanderer.status`."""
-        found = declared(self._app, chosen_scopes(self._app, scopes))
-        wanted = set(map(canonical, scopes))
-        there = {
-            (each.version, each.scope): each
-            for each in self._tracking.tracked(self._adapters)
-            if not wanted or each.scope in wanted
+        requested = set(map(canonical, scopes))
+        tracked = {
+            (migration.version, migration.scope): migration
+            for migration in self._tracking.tracked(self._adapters)
+            if not requested or migration.scope in requested
         }
-        all_ = {(each.version, scope): each.name for scope in found for each in found[scope]}
-        names = {key: each.name for key, each in there.items()} | all_
+        names_in_code = {
+            (migration.version, scope): migration.name
+            for scope, migrations in declared(self._app, chosen_scopes(self._app, scopes)).items()
+            for migration in migrations
+        }
+        names = {key: migration.name for key, migration in tracked.items()} | names_in_code
         return [
             MigrationStatus(
                 scope,
                 version,
                 names[version, scope],
-                known and known.state,
-                (version, scope) in all_,
-                known and known.at,
-                known and known.by,
-                known and known.run,
-                known and known.error,
+                current and current.state,
+                (version, scope) in names_in_code,
+                current and current.at,
+                current and current.by,
+                current and current.run,
+                current and current.error,
             )
             for version, scope in sorted(names)
-            for known in (there.get((version, scope)),)
+            for current in (tracked.get((version, scope)),)
         ]
 
     def waits_for(self, destination: str) -> str | None:
         """See `Wanderer.waits_for`."""
         target = f"destination/{destination}"
-        found = declared(self._app, scopes_of(self._adapters[target]))
+        by_scope = declared(self._app, scopes_of(self._adapters[target]))
         tracked = self._tracking.tracked([target])
-        if why := waits_for(_counting(found, tracked)):
-            return why
-        known = {(each.scope, each.version): each for each in tracked}
-        for scope, migrations in found.items():
-            for each in migrations:
-                known_as = known.get((scope, each.version))
-                if known_as is None or known_as.state in PENDING:
-                    return f"{each} of {scope} has not run; run `blacksmith migrations run`"
+        if reason := waits_for(_without_traceless(by_scope, tracked)):
+            return reason
+        states = {(migration.scope, migration.version): migration.state for migration in tracked}
+        for scope, migrations in by_scope.items():
+            for migration in migrations:
+                state = states.get((scope, migration.version))
+                if state is None or state in PENDING:
+                    return f"{migration} of {scope} has not run; run `blacksmith migrations run`"
         return None
 
-    # -- carrying out
-    def _carry_out(self, plan: _Plan, request: MigrationRequest) -> MigrationReport:
+    # -- plans and their execution
+    def _execute(self, plan: _Plan, request: MigrationRequest) -> MigrationReport:
         chosen = chosen_scopes(self._app, request.scopes)
         targets = {target_of(scope) for scope in chosen}
-        found = declared(
-            self._app, [scope for each in targets for scope in scopes_of(self._adapters[each])]
+        by_scope = declared(
+            self._app, [scope for target in targets for scope in scopes_of(self._adapters[target])]
         )
-        asked = {scope: found[scope] for scope in chosen}
+        requested = {scope: by_scope[scope] for scope in chosen}
         tracked = self._tracking.tracked(targets)
         if request.dry_run:
-            return MigrationReport([each.action for each in plan(asked, tracked, request)])
-        used = {target_of(scope) for scope, migrations in found.items() if migrations}
-        used |= {target_of(each.scope) for each in tracked}
+            return MigrationReport([step.action for step in plan(requested, tracked, request)])
+        used = {target_of(scope) for scope, migrations in by_scope.items() if migrations}
+        used |= {target_of(migration.scope) for migration in tracked}
         with self._lock(sorted(used)) as held:
             tracked = self._tracking.tracked(used)
             try:
-                planned = plan(asked, tracked, request)
-                recorders = [self._recorder(each) for each in planned]
+                planned = plan(requested, tracked, request)
+                recorders = [self._recorder(step) for step in planned]
             except MigrationError:
-                self._lift_barriers(held, found)  # a run that died has left its barriers up
+                self._lift_barriers(held, by_scope)  # a run that died has left its barriers up
                 raise
-            known = {(each.scope, each.version) for each in tracked}
+            acknowledged = {(migration.scope, migration.version) for migration in tracked}
             done: list[CompletedAction] = []
             error = self._stop_claims(held, planned)
-            for each, recorder in zip(planned, recorders, strict=True):
+            for step, recorder in zip(planned, recorders, strict=True):
                 if error is None and self._stop.is_set():
                     error = _STOPPED
                 if error is not None:
                     break
-                new = (each.action.scope, each.action.version) not in known
-                one = held[target_of(each.action.scope)]
-                done.append(self._perform(one, each, recorder, request, new=new))
+                new = (step.action.scope, step.action.version) not in acknowledged
+                target = held[target_of(step.action.scope)]
+                done.append(self._perform(target, step, recorder, request, new=new))
                 self._report(done[-1])
                 error = done[-1].error
-            self._lift_barriers(held, found)
-        return MigrationReport([each.action for each in planned], done, error)
+            self._lift_barriers(held, by_scope)
+        return MigrationReport([step.action for step in planned], done, error)
 
     def _perform(
         self,
@@ -274,12 +285,12 @@ class StandardWanderer:
         *,
         new: bool,
     ) -> CompletedAction:
-        """Do one action, and record it. The target's barrier is up if it runs something."""
+        """Do one action, and record it. If it runs a migration, the target's barrier is up."""
         action, migration = planned
         if held.lease.lost.is_set():
             raise FencedOut(
                 f"the lock {held.lease.key} could not be renewed, and another run may hold it; "
-                "nothing more is run here: run again"
+                "this run has stopped: run again"
             )
         if action.what in ("acknowledge", "discard"):
             state = (
@@ -294,9 +305,9 @@ class StandardWanderer:
             self._tracking.record(
                 held.tracking_token, action.scope, migration, MigrationState.ACKNOWLEDGED
             )
-        began = time.monotonic()
+        started = time.monotonic()
         error = self._migrate(held, action.scope, migration, direction, recorder)
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - started
         if error is not None:
             return CompletedAction(action, _FAILED[direction], seconds, error)
         if request.discard and direction is Direction.DOWN:
@@ -314,7 +325,7 @@ class StandardWanderer:
         direction: Direction,
         recorder: Recording | None,
     ) -> str | None:
-        """Run a migration with its transitions; the error if it failed."""
+        """Run a migration and record its transitions; returns the error if it failed."""
         track, token = self._tracking, held.tracking_token
         executing, succeeded = _EXECUTING[direction], _SUCCEEDED[direction]
         track.record(token, scope, migration, executing, atomic=recorder is not None)
@@ -329,7 +340,7 @@ class StandardWanderer:
                 self._adapters[target_of(scope)].migrate(migration, direction)
         except FencedOut:
             raise
-        except Exception as raised:  # noqa: BLE001 - it is the migration's
+        except Exception as raised:  # noqa: BLE001 - a migration may raise anything
             if recorder is not None and track.history(scope, migration.version)[-1].state is (
                 succeeded
             ):
@@ -349,7 +360,7 @@ class StandardWanderer:
         state: MigrationState,
         error: str | None = None,
     ) -> None:
-        """Record how a migration ended, again if the database does not respond: nobody else knows."""
+        """Record how a migration ended. Only this process knows it, so it tries again for a while."""
         give_up = time.monotonic() + RECORD_FOR
         while True:
             try:
@@ -362,22 +373,23 @@ class StandardWanderer:
             time.sleep(_RECORD_AGAIN)
 
     def _recorder(self, planned: PlannedAction) -> Recording | None:
-        """The adapter, if it can commit this migration together with its record."""
+        """The adapter if it can commit this migration together with its record, else `None`."""
         action, migration = planned
         adapter = self._adapters[target_of(action.scope)]
         if action.what not in ("up", "down") or not isinstance(adapter, Recording):
             return None
-        # Whoever overrides `migrate` alone means it to be called.
-        definer = next(each for each in type(adapter).__mro__ if "migrate" in vars(each))
+        # A class that overrides only `migrate` wants that to be called.
+        definer = next(class_ for class_ in type(adapter).__mro__ if "migrate" in vars(class_))
         if "migrate_and_record" not in vars(definer):
             return None
-        within = migration.in_transaction(Direction(action.what))
-        return adapter if within and adapter.is_at(self._tracking.store.engine.url) else None
+        in_transaction = migration.in_transaction(Direction(action.what))
+        at_tracking = adapter.is_at(self._tracking.store.engine.url)
+        return adapter if in_transaction and at_tracking else None
 
     # -- locks, fencing tokens and barriers
     @contextmanager
     def _lock(self, targets: Iterable[str]) -> Iterator[Mapping[str, _LockedTarget]]:
-        """The locks and fencing tokens of some targets, taken in sorted order: two runs never cross.
+        """Hold the locks and fencing tokens of the targets. Sorted targets can't deadlock two runs.
 
         Raises `MigrationLocked`, `FencedOut`.
         """
@@ -397,7 +409,7 @@ class StandardWanderer:
             for target, lease in locks.items():
                 tracking_token = self._tracking.take_over(target, lease.id, lease.confirm)
                 barrier_token = tracking_token
-                if self._elsewhere:
+                if self._tracks_elsewhere:
                     barrier_token = migration_barrier.take_over(
                         self._store, target, lease.id, lease.confirm
                     )
@@ -407,51 +419,56 @@ class StandardWanderer:
     def _stop_claims(
         self, held: Mapping[str, _LockedTarget], planned: Sequence[PlannedAction]
     ) -> str | None:
-        """Raise the barriers of the destinations in which something runs, and wait for their open loads;
-        the error if it is asked to stop meanwhile."""
-        ran = {
-            target_of(each.action.scope) for each in planned if each.action.what in ("up", "down")
+        """Raise the barriers of the destinations that will be migrated, and wait for their open loads;
+        returns the error if the run is stopped meanwhile."""
+        targets = {
+            target_of(step.action.scope) for step in planned if step.action.what in ("up", "down")
         }
-        chosen = [each for each in sorted(ran) if isinstance(self._adapters[each], Destination)]
-        for target in chosen:
+        destinations = [
+            target for target in sorted(targets) if isinstance(self._adapters[target], Destination)
+        ]
+        for target in destinations:
             migration_barrier.stop_claims(self._store, held[target].barrier_token, self._by)
-        for target in chosen:
+        for target in destinations:
             adapter: Any = self._adapters[target]
-            patience = max(
+            longest_load = max(
                 (event.timeout.total_seconds() for event in adapter.events.values()), default=0.0
             )
-            give_up = time.monotonic() + patience
+            give_up = time.monotonic() + longest_load
             while open_loads := migration_barrier.open_loads(self._store, adapter.name):
                 if self._stop.is_set():
                     return _STOPPED
                 lease = held[target].lease
                 for path, lane in open_loads:
-                    # Whoever has lost the lock loads no more, or is fenced out.
-                    loads = self._supervisor.status(f"{lane.value}/{path}").held
-                    if not loads or time.monotonic() >= give_up:
+                    # A loader that lost its lock has stopped, or this fences it out.
+                    is_loading = self._supervisor.status(f"{lane.value}/{path}").held
+                    if not is_loading or time.monotonic() >= give_up:
                         self._store.take_over(path, lane, lease.id, lease.confirm)
-                self._stop.wait(LOOK)
+                self._stop.wait(POLL)
         return None
 
-    def _lift_barriers(self, held: Mapping[str, _LockedTarget], found: Declared) -> None:
-        """Lift the barriers: each destination is at the version that its migrations say."""
+    def _lift_barriers(self, held: Mapping[str, _LockedTarget], by_scope: Declared) -> None:
+        """Lift the barriers; each destination has the version that its migrations give it."""
         tracked = self._tracking.tracked(held)
-        for target, one in held.items():
+        for target, locked in held.items():
             if isinstance(self._adapters[target], Source):
                 continue
-            own = {scope: all_ for scope, all_ in found.items() if target_of(scope) == target}
-            known = [each for each in tracked if target_of(each.scope) == target]
-            why = waits_for(_counting(own, known))
-            migration_barrier.lift(self._store, one.barrier_token, settled_version(own, known), why)
+            own = {scope: all_ for scope, all_ in by_scope.items() if target_of(scope) == target}
+            of_target = [migration for migration in tracked if target_of(migration.scope) == target]
+            reason = waits_for(_without_traceless(own, of_target))
+            version = settled_version(own, of_target)
+            migration_barrier.lift(self._store, locked.barrier_token, version, reason)
 
 
-def _counting(found: Declared, tracked: Iterable[TrackedMigration]) -> Sequence[TrackedMigration]:
-    """Those that can keep a target from being loaded: what the code has no more does not, if it has
-    left no trace."""
-    there = {(scope, each.version) for scope, all_ in found.items() for each in all_}
+def _without_traceless(
+    by_scope: Declared, tracked: Iterable[TrackedMigration]
+) -> Sequence[TrackedMigration]:
+    """The migrations that can pause a target's loads: all but those that the code no longer declares
+    and that left no trace in the target."""
+    available = versions_of(by_scope)
     traceless = {MigrationState.ACKNOWLEDGED, MigrationState.FAILED_UP}
     return [
-        each
-        for each in tracked
-        if (each.scope, each.version) in there or each.state not in traceless
+        migration
+        for migration in tracked
+        if (migration.scope, migration.version) in available or migration.state not in traceless
     ]

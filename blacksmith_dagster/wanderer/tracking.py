@@ -1,4 +1,4 @@
-"""What became of each migration, kept in a store's database under the target's fencing token."""
+"""Keeps the transitions of every migration in a store's database, guarded by fencing tokens."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class MigrationTransition(NamedTuple):
 
 @contextmanager
 def open_tracking(url: str | None, store: Store) -> Iterator[Store]:
-    """Where migrations are tracked: in the database at `url`, in the store if it is `None` or empty.
+    """The store that tracks migrations: the database at `url`, or `store` if it is `None` or empty.
 
-    Its tables are made if they are missing. Raises what `open_store` raises.
+    Missing tables are created. Raises what `open_store` raises.
     """
     if not url:
         yield store
@@ -55,20 +55,16 @@ def open_tracking(url: str | None, store: Store) -> Iterator[Store]:
 
 
 def sql_store(store: Store) -> SQLStore:
-    """`store`, if migrations can be tracked in it. Raises `SettingsError`."""
+    """`store`, if it can track migrations. Raises `SettingsError`."""
     if not isinstance(store, SQLStore):
         raise SettingsError(
-            f"{type(store).__name__} tracks no migrations; migrate a pipeline whose store is "
-            "PostgreSQL or SQLite"
+            f"{type(store).__name__} can't track migrations; use a store on PostgreSQL or SQLite"
         )
     return store
 
 
 class Tracking:
-    """The migrations of all targets, as a database has them.
-
-    `by` and `run` are kept with each transition.
-    """
+    """The tracked migrations of all targets. Each transition is recorded with `by` and `run`."""
 
     def __init__(self, store: SQLStore, by: str, run: str | None) -> None:
         self.store = store
@@ -77,45 +73,44 @@ class Tracking:
 
     def tracked(self, targets: Iterable[str]) -> list[TrackedMigration]:
         """The migrations of these targets, with the last transition of each."""
-        wanted, last = set(targets), migration_transitions
-        of = migrations.c
+        chosen, column, last = set(targets), migrations.c, migration_transitions.c
         newest = (
-            select(func.max(last.c.id)).where(last.c.migration == of.id).correlate(migrations)
+            select(func.max(last.id)).where(last.migration == column.id).correlate(migrations)
         ).scalar_subquery()
-        found = (
-            select(of.scope, of.version, of.name, of.checksum, of.state)
-            .add_columns(last.c.at, last.c.by, last.c.run, last.c.error)
-            .join(last, last.c.id == newest)
-            .order_by(of.version, of.scope)
+        query = (
+            select(column.scope, column.version, column.name, column.checksum, column.state)
+            .add_columns(last.at, last.by, last.run, last.error)
+            .join(migration_transitions, last.id == newest)
+            .order_by(column.version, column.scope)
         )
         with self.store.reading() as conn:
-            rows = conn.execute(found).tuples().all()
+            rows = conn.execute(query).tuples().all()
         return [
             TrackedMigration(scope, version, name, checksum, MigrationState(state), *rest)
             for scope, version, name, checksum, state, *rest in rows
-            if target_of(scope) in wanted
+            if target_of(scope) in chosen
         ]
 
     def history(self, scope: str, version: int) -> Sequence[MigrationTransition]:
-        """Every transition of a migration, the oldest first."""
-        of = migration_transitions.c
-        found = (
-            select(of.state, of.at, of.by, of.run, of.error)
-            .join(migrations, migrations.c.id == of.migration)
+        """Every transition of a migration, oldest first."""
+        column = migration_transitions.c
+        query = (
+            select(column.state, column.at, column.by, column.run, column.error)
+            .join(migrations, migrations.c.id == column.migration)
             .where(migrations.c.scope == scope, migrations.c.version == version)
-            .order_by(of.id)
+            .order_by(column.id)
         )
         with self.store.reading() as conn:
             return [
                 MigrationTransition(MigrationState(state), *rest)
-                for state, *rest in conn.execute(found)
+                for state, *rest in conn.execute(query)
             ]
 
     def take_over(self, target: str, holder: str, confirm: Confirm) -> MigrationToken:
-        """Become the one whose migrations of a target count.
+        """Take over the migrations of a target; returns the fencing token.
 
-        What is executing was left behind by a run that is no more: it has failed if it ran in one
-        transaction with its record, else nobody knows, and it is interrupted.
+        A migration that is executing was left behind by a run that has ended. It has failed if it ran
+        in one transaction with its record; otherwise its result is unknown, and it is interrupted.
 
         Raises `FencedOut`.
         """
@@ -123,14 +118,14 @@ class Tracking:
         with self.store.writing() as conn:
             executing = select(
                 migrations.c.id, migrations.c.scope, migrations.c.state, migrations.c.atomic
-            ).where(migrations.c.state.in_([each.value for each in _ENDED]))
+            ).where(migrations.c.state.in_([state.value for state in _ENDED]))
             for number, scope, state, atomic in conn.execute(executing).all():
                 if target_of(scope) == target:
-                    left = _ENDED[MigrationState(state)] if atomic else MigrationState.INTERRUPTED
+                    ended = _ENDED[MigrationState(state)] if atomic else MigrationState.INTERRUPTED
                     migration_barrier.lock_target(conn, token)
-                    changed = migrations.update().where(migrations.c.id == number)
-                    conn.execute(changed.values(state=left.value))
-                    self._add(conn, token, number, left, _KILLED)
+                    change = migrations.update().where(migrations.c.id == number)
+                    conn.execute(change.values(state=ended.value))
+                    self._add(conn, token, number, ended, _KILLED)
         return token
 
     def record(
@@ -143,7 +138,7 @@ class Tracking:
         error: str | None = None,
         atomic: bool = False,
     ) -> None:
-        """Keep a transition. Raises `FencedOut`: another run has taken over."""
+        """Record a transition. Raises `FencedOut` if another run has taken over."""
         with self.store.writing() as conn:
             self.write(conn, token, scope, migration, state, error=error, atomic=atomic)
 
@@ -158,7 +153,7 @@ class Tracking:
         error: str | None = None,
         atomic: bool = False,
     ) -> None:
-        """As `record`, in a transaction of the caller's, which may be of another engine."""
+        """Like `record`, in the caller's transaction, which may belong to another engine."""
         migration_barrier.lock_target(conn, token)
         values = {
             "name": migration.name,
@@ -166,11 +161,13 @@ class Tracking:
             "state": state.value,
             "atomic": atomic,
         }
-        known: Any = upsert(conn, migrations).values(
+        insertion: Any = upsert(conn, migrations).values(
             scope=scope, version=migration.version, **values
         )
-        known = known.on_conflict_do_update(index_elements=["scope", "version"], set_=values)
-        number = conn.execute(known.returning(migrations.c.id)).scalar_one()
+        insertion = insertion.on_conflict_do_update(
+            index_elements=["scope", "version"], set_=values
+        )
+        number = conn.execute(insertion.returning(migrations.c.id)).scalar_one()
         self._add(conn, token, number, state, error)
 
     def _add(
@@ -194,7 +191,7 @@ class Tracking:
 
 
 def _now(conn: Connection) -> datetime:
-    if conn.dialect.name == "sqlite":  # it has no clock
+    if conn.dialect.name == "sqlite":  # SQLite has no clock
         return datetime.now(UTC)
     now: datetime = conn.execute(select(func.clock_timestamp(type_=Instant()))).scalar_one()
     return now

@@ -1,7 +1,7 @@
-"""A process that runs migrations, and stays where a test wants to kill it.
+"""A process that runs migrations, and pauses at the point at which a test kills it.
 
-It touches the file PAUSED there and waits: before the effect, within the migration, or after the
-effect and before its record.
+At the point POINT it touches the file PAUSED and waits: before the migration, within it, between its
+statements, or after it and before its record.
 """
 
 import os
@@ -20,47 +20,47 @@ from blacksmith_dagster.wanderer.tracking import Tracking
 from tests.contract.migrating import ONE, airport, departed, runs
 
 POINT, PAUSED = "POINT", "PAUSED"
-ALONE = """-- blacksmith: no transaction
+WITHOUT_TRANSACTION = """-- blacksmith: no transaction
 CREATE TABLE t1 (n INT);
 SELECT 'pause';
 CREATE TABLE t2 (n INT)"""
 
 
-def pause(here: str) -> None:
-    """Stay here, if this is the point at which a test wants it."""
-    if here == os.environ.get(POINT):
+def pause(point: str) -> None:
+    """Pause if this is the point that the test has chosen."""
+    if point == os.environ.get(POINT):
         Path(os.environ[PAUSED]).touch()
         time.sleep(600)
 
 
 def up(connection: sa.Connection) -> None:
-    """Makes a table, stays, and makes another."""
+    """Create a table, pause, and create another one."""
     connection.exec_driver_sql("CREATE TABLE t1 (n INT)")
     pause("within")
     connection.exec_driver_sql("CREATE TABLE t2 (n INT)")
 
 
-def application(target_url: str, *, alone: bool) -> Blacksmith:
-    """A warehouse with one migration, in a transaction or outside of any."""
-    step = Migration(ONE, "step", up=ALONE if alone else up)
+def application(target_url: str, *, in_transaction: bool) -> Blacksmith:
+    """A warehouse with one migration, with or without a transaction."""
+    step = Migration(ONE, "step", up=up if in_transaction else WITHOUT_TRANSACTION)
     warehouse = SQLDestination("warehouse", url=target_url, migrations=[step])
 
     @warehouse.event(receives=departed, name="flights")
     def load(batch: Batch[Any], engine: sa.Engine) -> None:
-        """Takes all."""
+        """Accept all jobs."""
 
     return Blacksmith(sources=[airport], destinations=[warehouse], since="2026-01-01")
 
 
-def stay_between() -> None:
-    """Let the process stay between two statements, and before and after the effect."""
+def add_pauses() -> None:
+    """Add the points to pause at: between two statements, and before and after the migration."""
     sql.split_sqlite, sql.split_postgresql = (
         _pausing(sql.split_sqlite),
         _pausing(sql.split_postgresql),
     )
     record = Tracking.record
 
-    def stay(
+    def record_or_pause(
         tracking: Tracking, token: Any, scope: str, step: Migration, to: MigrationState, **rest: Any
     ) -> None:
         pause(
@@ -70,25 +70,25 @@ def stay_between() -> None:
         )
         record(tracking, token, scope, step, to, **rest)
 
-    Tracking.record = stay  # type: ignore[method-assign]
+    Tracking.record = record_or_pause  # type: ignore[method-assign]
 
 
 def _pausing(split: Callable[[str], Iterator[str]]) -> Callable[[str], Iterator[str]]:
     def pausing(script: str) -> Iterator[str]:
         for statement in split(script):
             if "pause" in statement:
-                pause("alone")
+                pause("between statements")
             yield statement
 
     return pausing
 
 
 def main(store_url: str, target_url: str) -> MigrationReport:
-    """Run all that has not run."""
-    stay_between()
-    app = application(target_url, alone=os.environ[POINT] == "alone")
-    with runs(store_url, os.environ.get("BLACKSMITH_SUPERVISOR_URL")) as made:
-        return made.wanderer(app).run(MigrationRequest())
+    """Run the migration."""
+    add_pauses()
+    app = application(target_url, in_transaction=os.environ[POINT] != "between statements")
+    with runs(store_url, os.environ.get("BLACKSMITH_SUPERVISOR_URL")) as wandering:
+        return wandering.wanderer(app).run(MigrationRequest())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`blacksmith migrations`: what it prints, what it ends with, what it leaves."""
+"""`blacksmith migrations`: its output, its exit codes and its effects."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ ONE, TWO = 20260101000000, 20260102000000
 
 @pytest.fixture
 def target(store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The URL of the warehouse; in the current folder two migrations of it."""
+    """The URL of the warehouse, with two migrations in the current folder."""
     url = f"sqlite:///{tmp_path}/warehouse.db"
     monkeypatch.setenv("BLACKSMITH_HOME", str(tmp_path))
     monkeypatch.setenv("BLACKSMITH_STORE_URL", store_url)
@@ -48,13 +48,14 @@ def run(command: str, *arguments: str, code: int = 0, answer: str | None = None)
     return result
 
 
-def stands() -> list[str | None]:
-    return [each["state"] for each in msgspec.json.decode(run("status", "--json").stdout)]
+def states() -> list[str | None]:
+    rows = msgspec.json.decode(run("status", "--json").stdout)
+    return [row["state"] for row in rows]
 
 
 def test_they_are_acknowledged_run_and_rolled_back(target: str) -> None:
     assert "acknowledged" in run("ack").stdout
-    assert stands() == ["acknowledged", "acknowledged"]
+    assert states() == ["acknowledged", "acknowledged"]
     done = run("run", "d:warehouse", "--to", str(ONE)).stdout.splitlines()
     assert done[1].split()[:5] == ["destination:warehouse", str(ONE), "t1", "up", "succeeded(up)"]
     assert "t2" in run("run").stdout
@@ -68,11 +69,11 @@ def test_they_are_acknowledged_run_and_rolled_back(target: str) -> None:
 
 
 def test_a_dry_run_prints_the_plan_and_the_sql(target: str) -> None:
-    said = run("run", "--dry-run").stdout
-    assert "planned" in said
-    assert f"-- destination:warehouse {ONE} t1 (up)\nCREATE TABLE t1 (n INTEGER);" in said
+    output = run("run", "--dry-run").stdout
+    assert "planned" in output
+    assert f"-- destination:warehouse {ONE} t1 (up)\nCREATE TABLE t1 (n INTEGER);" in output
     assert tables(target) == set()
-    assert stands() == [None, None]
+    assert states() == [None, None]
 
 
 def test_a_rollback_asks(target: str) -> None:
@@ -96,70 +97,73 @@ def test_a_failure_ends_with_1_and_its_error(target: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("scope", "said"),
+    ("scope", "reason"),
     [("d:sea", "has no scope 'destination:sea'"), ("warehouse", "has no scope 'warehouse'")],
 )
-def test_an_unknown_scope_is_one_line(target: str, scope: str, said: str) -> None:
+def test_an_unknown_scope_is_one_line(target: str, scope: str, reason: str) -> None:
     result = run("run", scope, code=1)
     assert result.stderr.startswith("Error: ") or "\nError: " in result.stderr
-    assert said in result.stderr
+    assert reason in result.stderr
 
 
-def test_new_makes_two_files_to_be_written(target: str, tmp_path: Path) -> None:
-    made = [Path(line) for line in run("new", "d:warehouse", "add_gate").stdout.splitlines()]
-    assert [path.name.split(".", 1)[1] for path in made] == ["add_gate.up.sql", "add_gate.down.sql"]
+def test_new_creates_two_files_to_fill_in(target: str, tmp_path: Path) -> None:
+    files = [Path(line) for line in run("new", "d:warehouse", "add_gate").stdout.splitlines()]
+    assert [path.name.split(".", 1)[1] for path in files] == [
+        "add_gate.up.sql",
+        "add_gate.down.sql",
+    ]
     assert "holds no statement" in run("run", "--dry-run", code=1).output
-    made[0].write_text("CREATE TABLE t3 (n INTEGER);")
+    files[0].write_text("CREATE TABLE t3 (n INTEGER);")
     run("run")
     assert tables(target) == {"t1", "t2", "t3"}
     assert "has no folder" in run("new", "d/e:warehouse/flights", "x", code=1).output
     assert "letters, digits" in run("new", "d:warehouse", "a b", code=1).output
 
 
-def test_what_did_not_fail_is_not_repaired(target: str) -> None:
+def test_a_migration_that_did_not_fail_is_not_repaired(target: str) -> None:
     assert "say --applied or --not-applied" in run("repair", "d:warehouse", str(ONE), code=1).output
     assert "is unknown" in run("repair", "d:warehouse", str(ONE), "--applied", code=1).output
 
 
-def test_what_has_failed_is_repaired(target: str, tmp_path: Path) -> None:
+def test_a_failed_migration_is_repaired(target: str, tmp_path: Path) -> None:
     (tmp_path / "migrations" / f"{ONE}.t1.up.sql").write_text("SELECT nowhere;")
     run("run", code=1)
     assert "succeeded(up)" in run("repair", "d:warehouse", str(ONE), "--applied").stdout
     assert "t2" in run("run").stdout
-    assert stands() == ["succeeded(up)", "succeeded(up)"]
+    assert states() == ["succeeded(up)", "succeeded(up)"]
 
 
-def test_what_is_found_not_to_be_there_runs_again(target: str, tmp_path: Path) -> None:
+def test_a_migration_that_is_not_applied_runs_again(target: str, tmp_path: Path) -> None:
     file = tmp_path / "migrations" / f"{ONE}.t1.up.sql"
     file.write_text("SELECT nowhere;")
     run("run", code=1)
     assert "acknowledged" in run("repair", "d:warehouse", str(ONE), "--not-applied").stdout
-    assert stands() == ["acknowledged", None]
+    assert states() == ["acknowledged", None]
     file.write_text("CREATE TABLE t1 (n INTEGER);")
     run("run")
     assert tables(target) == {"t1", "t2"}
-    assert stands() == ["succeeded(up)", "succeeded(up)"]
+    assert states() == ["succeeded(up)", "succeeded(up)"]
 
 
-def test_what_is_discarded_never_runs(target: str) -> None:
+def test_a_discarded_migration_never_runs(target: str) -> None:
     assert "discarded" in run("ack", "--discard", "--to", str(ONE)).stdout
-    assert stands() == ["discarded", None]
+    assert states() == ["discarded", None]
     assert "t2" in run("run").stdout
     assert tables(target) == {"t2"}
-    assert stands() == ["discarded", "succeeded(up)"]
+    assert states() == ["discarded", "succeeded(up)"]
 
 
-def test_what_is_late_runs_out_of_order(target: str, tmp_path: Path) -> None:
+def test_a_late_migration_runs_out_of_order(target: str, tmp_path: Path) -> None:
     run("run")
     late = ONE + 1
     (tmp_path / "migrations" / f"{late}.t3.up.sql").write_text("CREATE TABLE t3 (n INTEGER);")
-    said = run("run", code=1).stderr
-    assert f"{late} t3 of destination:warehouse (after {TWO} t2)" in said
-    assert "--out-of-order" in said
+    error = run("run", code=1).stderr
+    assert f"{late} t3 of destination:warehouse (after {TWO} t2)" in error
+    assert "--out-of-order" in error
     assert tables(target) == {"t1", "t2"}
     run("run", "--out-of-order")
     assert tables(target) == {"t1", "t2", "t3"}
-    assert stands() == ["succeeded(up)"] * 3
+    assert states() == ["succeeded(up)"] * 3
 
 
 def test_they_are_tracked_where_the_wanderers_url_says(
@@ -167,4 +171,4 @@ def test_they_are_tracked_where_the_wanderers_url_says(
 ) -> None:
     run("run")
     monkeypatch.setenv("BLACKSMITH_WANDERER_URL", f"sqlite:///{tmp_path}/wanderer.db")
-    assert stands() == [None, None]
+    assert states() == [None, None]

@@ -22,10 +22,10 @@ VERSION = 20260101120000
 
 
 class Terminal:
-    """A `blacksmith migrations` command under way on a terminal of its own."""
+    """A running `blacksmith migrations` command on its own terminal."""
 
     def __init__(self, home: Path, *arguments: str) -> None:
-        self.said = ""
+        self.output = ""
         self._ours, theirs = os.openpty()
         command = [sys.executable, "-W", "error", "-m", "blacksmith_dagster.cli", "migrations"]
         env = {
@@ -45,14 +45,14 @@ class Terminal:
         os.close(theirs)
 
     def wait_for(self, text: str) -> None:
-        """Read until it has said `text`."""
+        """Read until the output contains `text`."""
         deadline = time.monotonic() + 60
-        while text not in self.said:
-            assert time.monotonic() < deadline, self.said
-            assert self._read() or text in self.said, self.said
+        while text not in self.output:
+            assert time.monotonic() < deadline, self.output
+            assert self._read() or text in self.output, self.output
 
     def ends_with(self) -> int:
-        """Read all that it says; its exit code."""
+        """Read the output to its end; returns the exit code."""
         while self._read():
             pass
         return self.process.wait(60)
@@ -63,19 +63,19 @@ class Terminal:
         os.close(self._ours)
 
     def _read(self) -> bool:
-        """Read what it has said; false once it has ended."""
+        """Read more output; false once the command has ended."""
         ready, _, _ = select.select([self._ours], [], [], 60)
-        assert ready, f"it says nothing:\n{self.said}"
+        assert ready, f"no output:\n{self.output}"
         with contextlib.suppress(OSError):  # the other side is closed
             part = os.read(self._ours, 65536)
-            self.said += part.decode()
+            self.output += part.decode()
             return bool(part)
         return False
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A home with an empty store, and a migration of the warehouse that makes the table `t1`."""
+    """A home with an empty store, and a migration of the warehouse that creates the table `t1`."""
     open_store(f"sqlite:///{tmp_path}/store.db", upgrade=True).close()
     folder = tmp_path / "migrations" / "warehouse"
     folder.mkdir(parents=True)
@@ -86,28 +86,28 @@ def home(tmp_path: Path) -> Path:
 
 @contextlib.contextmanager
 def terminal(home: Path, *arguments: str) -> Iterator[Terminal]:
-    started = Terminal(home, *arguments)
+    terminal = Terminal(home, *arguments)
     try:
-        yield started
+        yield terminal
     finally:
-        started.close()
+        terminal.close()
 
 
 def test_states_have_colours_on_a_terminal(home: Path) -> None:
     with terminal(home, "run", "d:warehouse") as run:
-        assert run.ends_with() == 0, run.said
-    assert "\x1b[32msucceeded(up)" in run.said
+        assert run.ends_with() == 0, run.output
+    assert "\x1b[32msucceeded(up)" in run.output
 
 
 def test_ctrl_c_at_the_question_rolls_nothing_back(home: Path) -> None:
     with terminal(home, "run", "d:warehouse") as run:
-        assert run.ends_with() == 0, run.said
+        assert run.ends_with() == 0, run.output
     with terminal(home, "rollback", "d:warehouse", "--to", "0") as rollback:
         rollback.wait_for("Roll these back?")
         rollback.process.send_signal(signal.SIGINT)
         assert rollback.ends_with() == 1
-    assert "Aborted!" in rollback.said
-    assert "Traceback" not in rollback.said
+    assert "Aborted!" in rollback.output
+    assert "Traceback" not in rollback.output
     assert tables(f"sqlite:///{home}/warehouse.db") == {"t1"}
 
 
@@ -118,16 +118,16 @@ def test_ctrl_c_lets_the_migration_under_way_finish_and_a_second_run_ends_at_onc
         until((home / "lake").exists, 60, "the first migration has begun")
         with terminal(home, "run", "d:lake") as second:
             assert second.ends_with() == 1
-        assert "Error: destination/lake is being migrated by" in second.said
-        assert f":{run.process.pid}" in second.said  # the holder is named
+        assert "Error: destination/lake is being migrated by" in second.output
+        assert f":{run.process.pid}" in second.output  # the holder is named
         run.process.send_signal(signal.SIGINT)
         (home / "go").touch()
         assert run.ends_with() == 1
     assert (home / "lake").read_text().split() == [str(SLOW[0])]
-    assert "Traceback" not in run.said
-    assert "asked to stop" in run.said
+    assert "Traceback" not in run.output
+    assert "stopped: the rest was not run" in run.output
     with terminal(home, "status", "d:lake") as status:
         assert status.ends_with() == 0
-    first, second_row = status.said.splitlines()[-2:]
+    first, second_row = status.output.splitlines()[-2:]
     assert "succeeded(up)" in first
     assert " new" in second_row

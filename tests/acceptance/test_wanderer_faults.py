@@ -1,4 +1,4 @@
-"""Processes that migrate are killed, and what they leave is rolled back or told, never 'succeeded'."""
+"""Migrating processes are killed: the migration is rolled back or reported, never 'succeeded'."""
 
 import os
 import subprocess
@@ -27,15 +27,15 @@ _MAIN = "tests.acceptance.migrating_main"
 
 @pytest.fixture(params=["together", "apart"])
 def target_url(request: pytest.FixtureRequest, store_url: str, tmp_path: Path) -> str:
-    """The URL of the database that is migrated: the tracking one, or another."""
+    """The URL of the database that is migrated: the one that tracks, or another."""
     return store_url if request.param == "together" else f"sqlite:///{tmp_path}/warehouse.db"
 
 
 @pytest.fixture
 def wandering(store_url: str, locks_url: str | None) -> Iterator[Runs]:
-    with runs(store_url, locks_url) as made:
-        made.store()  # its tables are there before the processes start
-        yield made
+    with runs(store_url, locks_url) as wandering:
+        wandering.store()  # creates the tables before the processes start
+        yield wandering
 
 
 def kill_at(point: str, wandering: Runs, target_url: str, folder: Path) -> None:
@@ -59,7 +59,7 @@ def kill_at(point: str, wandering: Runs, target_url: str, folder: Path) -> None:
 
 
 def run_again(wanderer: StandardWanderer) -> MigrationReport:
-    """Run once the lock of the one that was killed has run out."""
+    """Run once the lock of the killed process has expired."""
     ended: list[MigrationReport] = []
 
     def runs_through() -> bool:
@@ -74,13 +74,15 @@ def run_again(wanderer: StandardWanderer) -> MigrationReport:
 
 
 def history(wandering: Runs) -> list[MigrationState]:
-    return [each.state for each in Tracking(wandering.store(), "", None).history(SCOPE, ONE)]
+    return [
+        transition.state for transition in Tracking(wandering.store(), "", None).history(SCOPE, ONE)
+    ]
 
 
 def test_killed_before_a_migration(wandering: Runs, target_url: str, tmp_path: Path) -> None:
-    """The next run lifts the barrier that it had raised."""
+    """The next run lifts the barrier that the killed one had raised."""
     kill_at("before", wandering, target_url, tmp_path)
-    app = application(target_url, alone=False)
+    app = application(target_url, in_transaction=True)
     wanderer = wandering.wanderer(app)
     ingest(wandering.store(), [{"n": 1}])
     assert "being migrated" in (load(wandering, app).skipped or "")
@@ -96,10 +98,10 @@ def test_killed_before_a_migration(wandering: Runs, target_url: str, tmp_path: P
 def test_killed_in_a_transactional_migration(
     wandering: Runs, target_url: str, tmp_path: Path
 ) -> None:
-    """The database has rolled it back. Where it tracks its migrations itself, the next run goes on;
-    elsewhere nobody can tell that it was not committed, and somebody must look."""
+    """The database has rolled it back. If the database itself tracks migrations, the next run continues;
+    otherwise nothing shows that it was not committed, and a person must look."""
     kill_at("within", wandering, target_url, tmp_path)
-    wanderer = wandering.wanderer(application(target_url, alone=False))
+    wanderer = wandering.wanderer(application(target_url, in_transaction=True))
     until(lambda: tables(target_url) == set(), 10)
     if target_url == wandering.store_url:
         assert run_again(wanderer).error is None
@@ -116,13 +118,13 @@ def test_killed_in_a_transactional_migration(
 def test_killed_in_a_nontransactional_migration(
     wandering: Runs, target_url: str, tmp_path: Path
 ) -> None:
-    """Half of it is there: it was interrupted, and never has succeeded."""
-    kill_at("alone", wandering, target_url, tmp_path)
-    app = application(target_url, alone=True)
+    """Half of it is applied: it was interrupted, and did not succeed."""
+    kill_at("between statements", wandering, target_url, tmp_path)
+    app = application(target_url, in_transaction=False)
     wanderer = wandering.wanderer(app)
     assert tables(target_url) == {"t1"}
 
-    with pytest.raises(MigrationError, match="was interrupted: look into the target"):
+    with pytest.raises(MigrationError, match="was interrupted: look whether the target has it"):
         run_again(wanderer)
 
     assert history(wandering) == [
@@ -136,14 +138,14 @@ def test_killed_in_a_nontransactional_migration(
 def test_killed_after_the_effect_before_the_record(
     wandering: Runs, target_url: str, tmp_path: Path
 ) -> None:
-    """Together they are one commit: there is no moment between them. Apart, it was interrupted."""
+    """In one database both are one commit, without a moment between them. Apart, it was interrupted."""
     if target_url == wandering.store_url:
         kill_at("within", wandering, target_url, tmp_path)
         until(lambda: tables(target_url) == set(), 10)
         assert MigrationState.SUCCEEDED_UP not in history(wandering)
         return
     kill_at("after", wandering, target_url, tmp_path)
-    wanderer = wandering.wanderer(application(target_url, alone=False))
+    wanderer = wandering.wanderer(application(target_url, in_transaction=True))
     assert tables(target_url) == {"t1", "t2"}
 
     with pytest.raises(MigrationError, match="was interrupted"):

@@ -44,7 +44,7 @@ mutation Launch($selector: JobOrPipelineSelector!, $config: RunConfigData) {
 
 
 class Wandering:
-    """A running `dagster dev` on `wanderer_pipeline`, with a store and a warehouse of its own."""
+    """A running `dagster dev` on `wanderer_pipeline`, with its own store and warehouse."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -78,7 +78,7 @@ class Wandering:
             return [row[1] for row in database.execute("PRAGMA table_info(flights)")]
 
     def launch(self, job: str, op: str, scopes: Sequence[str]) -> str:
-        """Launch a run by the UI's own API; its id."""
+        """Launch a run through the UI's own API; returns its id."""
         response = self.dagster.graphql(
             LAUNCH,
             selector={
@@ -99,7 +99,7 @@ class Wandering:
             return run
 
     def ended(self, run_id: str) -> DagsterRunStatus:
-        """How a run has ended, once it has."""
+        """Wait until a run has ended; returns its status."""
         until(lambda: self.run(run_id).is_finished, 90, "the run has ended")
         return self.run(run_id).status
 
@@ -111,7 +111,7 @@ class Wandering:
             closing(open_supervisor(None, store)) as supervisor,
         ):
             wanderer = StandardWanderer(app, store=store, supervisor=supervisor, holder="the test")
-            return [each.state for each in wanderer.status()]
+            return [status.state for status in wanderer.status()]
 
 
 @pytest.fixture(scope="module")
@@ -157,9 +157,7 @@ def see_table(page: Page, rows: Sequence[Sequence[str]]) -> None:
         assert cells.all_inner_texts()[: len(row)] == list(row)
 
 
-def test_launched_with_config_it_shows_what_was_done_in_a_table(
-    wandering: Wandering, page: Page
-) -> None:
+def test_a_run_with_config_shows_its_actions_in_a_table(wandering: Wandering, page: Page) -> None:
     config = "ops:\n  run_migrations:\n    config:\n      scopes: ['d:warehouse']\n"
     launch_by_hand(page, "wanderer_run", config + f"      version: {CREATED}\n")
     see_table(page, [["destination:warehouse", str(CREATED), "create_flights", "up"]])

@@ -1,7 +1,7 @@
-"""What the tests of the wanderer's jobs run: a warehouse with files of SQL, and a lake whose
-migrations wait for a file of the test's.
+"""The pipeline of the wanderer's acceptance tests: a warehouse with SQL files, and a lake whose
+migrations wait until the test creates a file.
 
-They are told by environment variables where the files are.
+Environment variables name the folder and the warehouse.
 """
 
 import os
@@ -21,7 +21,7 @@ folder = Path(os.environ.get(FOLDER, "nowhere"))
 
 
 def wait(began: str, until: str) -> None:
-    """Note in `lake` that a migration has begun, and wait for the file that lets it go on."""
+    """Record in the file `lake` that a migration has begun, and wait for the file `until`."""
     with (folder / "lake").open("a") as lake:
         lake.write(f"{began}\n")
     deadline = time.monotonic() + 60

@@ -1,4 +1,4 @@
-"""Pipelines with migrations, and wanderers as several runs have them."""
+"""Pipelines with migrations, and the stores, supervisors and wanderers of several runs."""
 
 import contextlib
 import re
@@ -24,7 +24,7 @@ departed = airport.accept("departed")
 
 
 def migration(version: int, up: Any = None, down: Any = None) -> Migration:
-    """Makes the table `t<day>`, unless told otherwise."""
+    """A migration, by default one that creates the table `t<day>`."""
     table = f"t{version // 1_000_000 % 100}"
     return Migration(
         version, table, up or f"CREATE TABLE {table} (n INTEGER);", down or f"DROP TABLE {table};"
@@ -39,7 +39,7 @@ def warehouse(
 
     @destination.event(receives=departed, name="flights")
     def load(batch: Batch[Any], engine: sa.Engine) -> None:
-        """Takes all."""
+        """Accept all jobs."""
 
     return destination
 
@@ -53,17 +53,17 @@ def tables(url: str) -> set[str]:
     engine = open_engine("test", url)
     try:
         return {
-            each for each in sa.inspect(engine).get_table_names() if re.fullmatch(r"t\d+", each)
+            name for name in sa.inspect(engine).get_table_names() if re.fullmatch(r"t\d+", name)
         }
     finally:
         engine.dispose()
 
 
 class Runs:
-    """Makes stores, supervisors and wanderers, each with connections of its own.
+    """Makes stores, supervisors and wanderers, each with its own connections.
 
-    `supervisor_url` is what `open_supervisor` takes; without, the store's own locks, which are soon
-    free again.
+    `supervisor_url` is passed to `open_supervisor`; without it, the store keeps the locks, with a short
+    time to live.
     """
 
     def __init__(
@@ -83,12 +83,12 @@ class Runs:
         return store
 
     def supervisor(self, store: SQLStore) -> Supervisor:
-        made: Supervisor = (
+        supervisor: Supervisor = (
             open_supervisor(self.supervisor_url, store)
             if self.supervisor_url
             else StoreSupervisor(store, ttl=TTL)
         )
-        return self._opened.enter_context(contextlib.closing(made))
+        return self._opened.enter_context(contextlib.closing(supervisor))
 
     def wanderer(self, app: Blacksmith, **options: Any) -> StandardWanderer:
         store = self.store(app)

@@ -1,6 +1,6 @@
-"""Migrations are run in order, one run at a time on each target, and tracked as they went.
+"""Migrations run in order, with one run at a time per target, and every transition is tracked.
 
-Each on PostgreSQL and SQLite, where the migrated database is the tracking one, and where it is not.
+The tests run on PostgreSQL and SQLite, with tracking in the migrated database and in another one.
 """
 
 import threading
@@ -61,20 +61,20 @@ SCOPE, FLIGHTS = "destination:warehouse", "warehouse/flights"
 
 @pytest.fixture
 def wandering(store_url: str, locks_url: str | None) -> Iterator[Runs]:
-    with runs(store_url, locks_url) as made:
-        yield made
+    with runs(store_url, locks_url) as wandering:
+        yield wandering
 
 
 @pytest.fixture(params=["together", "apart"])
 def target_url(request: pytest.FixtureRequest, store_url: str, tmp_path: Path) -> str:
-    """The URL of the database that is migrated: the tracking one, or another."""
+    """The URL of the database that is migrated: the one that tracks, or another."""
     if request.param == "together":
         return store_url
     return f"sqlite:///{tmp_path}/warehouse.db"
 
 
 def states(wanderer: Wanderer) -> list[MigrationState | None]:
-    return [each.state for each in wanderer.status()]
+    return [status.state for status in wanderer.status()]
 
 
 def load(wandering: Runs, app: Blacksmith) -> Summary:
@@ -105,7 +105,7 @@ def test_migrations_run_up_and_are_rolled_back(wandering: Runs, target_url: str)
 
     report = wanderer.run(MigrationRequest(version=TWO))
 
-    assert [(each.action.version, each.state) for each in report.done] == [
+    assert [(completed.action.version, completed.state) for completed in report.done] == [
         (ONE, MigrationState.SUCCEEDED_UP),
         (TWO, MigrationState.SUCCEEDED_UP),
     ]
@@ -113,7 +113,7 @@ def test_migrations_run_up_and_are_rolled_back(wandering: Runs, target_url: str)
     assert wanderer.run(MigrationRequest()).error is None
     assert wanderer.run(MigrationRequest()).planned == []
     report = wanderer.rollback(MigrationRequest(version=ONE))
-    assert [each.action.version for each in report.done] == [THREE, TWO]
+    assert [completed.action.version for completed in report.done] == [THREE, TWO]
     assert tables(target_url) == {"t1"}
     assert states(wanderer) == [
         MigrationState.SUCCEEDED_UP,
@@ -124,7 +124,7 @@ def test_migrations_run_up_and_are_rolled_back(wandering: Runs, target_url: str)
     assert tables(target_url) == {"t1", "t2", "t3"}
 
 
-def test_every_transition_is_kept_with_who_and_run(wandering: Runs, target_url: str) -> None:
+def test_every_transition_is_kept_with_its_holder_and_run(wandering: Runs, target_url: str) -> None:
     app = application(warehouse(target_url, [migration(ONE)]))
     wanderer = wandering.wanderer(app, holder="deploy", run="abc")
 
@@ -132,7 +132,7 @@ def test_every_transition_is_kept_with_who_and_run(wandering: Runs, target_url: 
     wanderer.rollback(MigrationRequest(version=0, discard=True))
 
     history = Tracking(wandering.store(), "", None).history(SCOPE, ONE)
-    assert [each.state.value for each in history] == [
+    assert [transition.state.value for transition in history] == [
         "acknowledged",
         "executing(up)",
         "succeeded(up)",
@@ -140,7 +140,7 @@ def test_every_transition_is_kept_with_who_and_run(wandering: Runs, target_url: 
         "succeeded(down)",
         "discarded",
     ]
-    assert {(each.by, each.run) for each in history} == {("deploy", "abc")}
+    assert {(transition.by, transition.run) for transition in history} == {("deploy", "abc")}
     assert wanderer.run(MigrationRequest()).planned == []
 
 
@@ -149,7 +149,7 @@ def test_a_dry_run_shows_the_plan_and_the_sql_and_does_nothing(
 ) -> None:
     wanderer = wandering.wanderer(application(warehouse(target_url, [migration(ONE)])))
     report = wanderer.run(MigrationRequest(dry_run=True))
-    assert [(each.what, each.sql) for each in report.planned] == [
+    assert [(action.what, action.sql) for action in report.planned] == [
         ("up", "CREATE TABLE t1 (n INTEGER);")
     ]
     assert report.done == ()
@@ -164,13 +164,13 @@ def test_events_migrations_run_by_their_destination(wandering: Runs, target_url:
     )
     wanderer = wandering.wanderer(application(destination))
     done = wanderer.run(MigrationRequest(scopes=["d/e:warehouse/flights"])).done
-    assert [each.action.scope for each in done] == ["destination/event:warehouse/flights"]
+    assert [completed.action.scope for completed in done] == ["destination/event:warehouse/flights"]
     assert tables(target_url) == {"t1"}
     wanderer.run(MigrationRequest())
     assert tables(target_url) == {"t1", "t2"}
 
 
-def test_a_function_is_given_the_connection_of_its_transaction(
+def test_a_function_receives_the_connection_of_its_transaction(
     wandering: Runs, target_url: str
 ) -> None:
     def up(connection: sa.Connection) -> None:
@@ -201,7 +201,7 @@ def test_sql_without_a_transaction_runs_statement_by_statement(
     assert states(wanderer) == [MigrationState.FAILED_UP]
 
 
-def test_whoever_overrides_migrate_has_it_called(wandering: Runs, store_url: str) -> None:
+def test_an_overridden_migrate_is_called(wandering: Runs, store_url: str) -> None:
     ran = []
 
     class Own(SQLDestination):
@@ -214,7 +214,7 @@ def test_whoever_overrides_migrate_has_it_called(wandering: Runs, store_url: str
 
 
 def test_migrations_are_tracked_elsewhere(wandering: Runs, target_url: str, tmp_path: Path) -> None:
-    """In another store, with the fencing tokens that guard it; the barriers are where the loads are."""
+    """In another store, with its fencing tokens; the barriers stay in the store of the loads."""
     app = application(warehouse(target_url, [migration(ONE)]))
     with runs(f"sqlite:///{tmp_path}/wanderer.db") as other:
         tracking = other.store()
@@ -231,9 +231,9 @@ def test_migrations_are_tracked_elsewhere(wandering: Runs, target_url: str, tmp_
 
 
 def test_third_of_five_fails(wandering: Runs, target_url: str) -> None:
-    """Two stay, the rest do not run, and the next run goes on."""
+    """Two stay, the rest does not run, and the next run continues."""
     versions = [ONE, TWO, THREE, FOUR, FIVE]
-    broken = [failing(each) if each == THREE else migration(each) for each in versions]
+    broken = [failing(version) if version == THREE else migration(version) for version in versions]
     wanderer = wandering.wanderer(application(warehouse(target_url, broken)))
 
     report = wanderer.run(MigrationRequest())
@@ -245,13 +245,13 @@ def test_third_of_five_fails(wandering: Runs, target_url: str) -> None:
         MigrationState.SUCCEEDED_UP,
         MigrationState.FAILED_UP,
     ]
-    said = wanderer.waits_for("warehouse") or ""
-    assert f"{THREE} t3 of {SCOPE} failed(up)" in said
-    assert "blacksmith migrations run" in said
+    reason = wanderer.waits_for("warehouse") or ""
+    assert f"{THREE} t3 of {SCOPE} failed(up)" in reason
+    assert "blacksmith migrations run" in reason
     fixed = wandering.wanderer(
-        application(warehouse(target_url, [migration(each) for each in versions]))
+        application(warehouse(target_url, [migration(version) for version in versions]))
     )
-    assert [each.action.version for each in fixed.run(MigrationRequest()).done] == [
+    assert [completed.action.version for completed in fixed.run(MigrationRequest()).done] == [
         THREE,
         FOUR,
         FIVE,
@@ -261,7 +261,7 @@ def test_third_of_five_fails(wandering: Runs, target_url: str) -> None:
 
 
 def test_down_fails(wandering: Runs, target_url: str) -> None:
-    """What was rolled back before it stays so, it and the rest are still there."""
+    """Earlier rollbacks stay; the failed migration and the older ones are still applied."""
     broken = migration(TWO, down="DROP TABLE t2; SELECT no;")
     app = application(warehouse(target_url, [migration(ONE), broken, migration(THREE)]))
     wanderer = wandering.wanderer(app)
@@ -277,13 +277,13 @@ def test_down_fails(wandering: Runs, target_url: str) -> None:
     ]
     assert "rollback" in (wanderer.waits_for("warehouse") or "")
     fixed = wandering.wanderer(
-        application(warehouse(target_url, [migration(each) for each in (ONE, TWO, THREE)]))
+        application(warehouse(target_url, [migration(version) for version in (ONE, TWO, THREE)]))
     )
     assert fixed.rollback(MigrationRequest(version=0)).error is None
     assert tables(target_url) == set()
 
 
-def test_a_run_that_is_stopped_finishes_the_migration_under_way(
+def test_a_run_that_is_stopped_finishes_the_current_migration(
     wandering: Runs, target_url: str
 ) -> None:
     stop = threading.Event()
@@ -294,13 +294,13 @@ def test_a_run_that_is_stopped_finishes_the_migration_under_way(
 
     app = application(warehouse(target_url, [migration(ONE, up=up), migration(TWO)]))
     report = wandering.wanderer(app, stop=stop).run(MigrationRequest())
-    assert [each.action.version for each in report.done] == [ONE]
-    assert "asked to stop" in (report.error or "")
+    assert [completed.action.version for completed in report.done] == [ONE]
+    assert "stopped: the rest was not run" in (report.error or "")
     assert tables(target_url) == {"t1"}
 
 
-def written(folder: Path, version: int, up: str | None = None) -> Path:
-    """The file of a migration that makes the table `t<day>`, unless told otherwise."""
+def write_file(folder: Path, version: int, up: str | None = None) -> Path:
+    """Write the file of a migration, by default one that creates the table `t<day>`."""
     step = migration(version, up)
     path = folder / f"{version}.{step.name}.up.sql"
     path.write_text(step.sql(Direction.UP))
@@ -308,44 +308,44 @@ def written(folder: Path, version: int, up: str | None = None) -> Path:
 
 
 def test_changed_after_run(wandering: Runs, store_url: str, tmp_path: Path) -> None:
-    """What is tracked of its SQL tells; nothing runs until what ran is restored."""
-    file = written(tmp_path, ONE)
+    """The tracked checksum shows it; nothing runs until the file is restored."""
+    file = write_file(tmp_path, ONE)
     wanderer = wandering.wanderer(application(warehouse(store_url, tmp_path)))
     assert wanderer.run(MigrationRequest()).error is None
-    written(tmp_path, ONE, up="CREATE TABLE t1 (n INTEGER, gate TEXT);")
-    written(tmp_path, TWO)
+    write_file(tmp_path, ONE, up="CREATE TABLE t1 (n INTEGER, gate TEXT);")
+    write_file(tmp_path, TWO)
 
-    with pytest.raises(MigrationError) as refused:
+    with pytest.raises(MigrationError) as error:
         wanderer.run(MigrationRequest())
 
-    said = str(refused.value)
-    assert said.startswith(f"{file} was changed after it ran ({ONE} t1 of {SCOPE})")
-    assert said.endswith("restore what ran, and write the change as a new migration")
+    message = str(error.value)
+    assert message.startswith(f"{file} was changed after it ran ({ONE} t1 of {SCOPE})")
+    assert message.endswith("restore it, and write the change as a new migration")
     assert tables(store_url) == {"t1"}
     assert states(wanderer) == [MigrationState.SUCCEEDED_UP, None]
-    written(tmp_path, ONE)
+    write_file(tmp_path, ONE)
     done = wanderer.run(MigrationRequest()).done
-    assert [each.action.version for each in done] == [TWO]
+    assert [completed.action.version for completed in done] == [TWO]
 
 
 def test_late_lower_version(wandering: Runs, store_url: str, tmp_path: Path) -> None:
-    """It is refused with what ran before it, and runs when that is asked for."""
-    written(tmp_path, ONE)
-    written(tmp_path, THREE)
+    """It is refused, naming the newer migration that has run, and runs with `out_of_order`."""
+    write_file(tmp_path, ONE)
+    write_file(tmp_path, THREE)
     wanderer = wandering.wanderer(application(warehouse(store_url, tmp_path)))
     assert wanderer.run(MigrationRequest()).error is None
-    written(tmp_path, TWO)
+    write_file(tmp_path, TWO)
 
-    with pytest.raises(MigrationError) as refused:
+    with pytest.raises(MigrationError) as error:
         wanderer.run(MigrationRequest())
 
-    said = str(refused.value)
-    assert f"{TWO} t2 of {SCOPE} (after {THREE} t3)" in said
-    assert "give them a newer version, or run them so with --out-of-order" in said
+    message = str(error.value)
+    assert f"{TWO} t2 of {SCOPE} (after {THREE} t3)" in message
+    assert "give them a newer version, or run them with --out-of-order" in message
     assert tables(store_url) == {"t1", "t3"}
     assert states(wanderer) == [MigrationState.SUCCEEDED_UP, None, MigrationState.SUCCEEDED_UP]
     done = wanderer.run(MigrationRequest(out_of_order=True)).done
-    assert [each.action.version for each in done] == [TWO]
+    assert [completed.action.version for completed in done] == [TWO]
     assert states(wanderer) == [MigrationState.SUCCEEDED_UP] * 3
 
 
@@ -355,16 +355,16 @@ def test_late_lower_version(wandering: Runs, store_url: str, tmp_path: Path) -> 
 def test_a_second_run_on_a_target_in_use_fails_at_once_and_names_the_holder(
     wandering: Runs,
 ) -> None:
-    under_way, finish = threading.Event(), threading.Event()
+    started, finish = threading.Event(), threading.Event()
 
     def up() -> None:
-        under_way.set()
+        started.set()
         finish.wait(30)
 
     app = lake(Migration(ONE, "go", up=up), load=lambda batch: None)
     with ThreadPoolExecutor() as threads:
         first = threads.submit(wandering.wanderer(app, run="abc").run, MigrationRequest())
-        assert under_way.wait(30)
+        assert started.wait(30)
         try:
             with pytest.raises(MigrationLocked, match="warehouse is being migrated by run abc"):
                 wandering.wanderer(app).run(MigrationRequest())
@@ -376,13 +376,13 @@ def test_a_second_run_on_a_target_in_use_fails_at_once_and_names_the_holder(
 def test_a_sources_events_are_accepted_while_it_is_behind_and_while_it_is_migrated(
     wandering: Runs,
 ) -> None:
-    """And loaded: a source has a lock and no barrier. Its own `migrate` runs its events' too."""
-    under_way, finish = threading.Event(), threading.Event()
+    """They are loaded too: a source has no barrier. Its `migrate` also runs its events' migrations."""
+    started, finish = threading.Event(), threading.Event()
     ran: list[int] = []
 
     class Own(Source):
         def migrate(self, migration: Migration, direction: Direction) -> None:
-            under_way.set()
+            started.set()
             assert finish.wait(30)
             ran.append(migration.version)
 
@@ -403,7 +403,7 @@ def test_a_sources_events_are_accepted_while_it_is_behind_and_while_it_is_migrat
     with ThreadPoolExecutor() as threads:
         first = threads.submit(wanderer.run, MigrationRequest())
         try:
-            assert under_way.wait(30)
+            assert started.wait(30)
             assert states(wanderer) == [MigrationState.EXECUTING_UP, MigrationState.ACKNOWLEDGED]
             assert accepted_and_loaded()
             assert wandering.supervisor(store).status("migrate/source/crm").holder == "run abc"
@@ -419,8 +419,8 @@ def test_a_sources_events_are_accepted_while_it_is_behind_and_while_it_is_migrat
 
 
 def test_two_runs_race_for_one_target(wandering: Runs, target_url: str) -> None:
-    """Whoever comes first migrates; the others are told so, or find nothing to do."""
-    app = application(warehouse(target_url, [migration(each) for each in (ONE, TWO, THREE)]))
+    """The first one migrates; the others raise `MigrationLocked`, or find nothing to do."""
+    app = application(warehouse(target_url, [migration(version) for version in (ONE, TWO, THREE)]))
     racers = [wandering.wanderer(app, run=f"run {number}") for number in range(4)]
     start, ended = threading.Barrier(len(racers)), []
 
@@ -432,21 +432,21 @@ def test_two_runs_race_for_one_target(wandering: Runs, target_url: str) -> None:
             ended.append(error)
 
     threads = [threading.Thread(target=race, args=(number,)) for number in range(len(racers))]
-    for each in threads:
-        each.start()
-    for each in threads:
-        each.join(60)
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
 
     assert len(ended) == len(racers)
-    reports = [each for each in ended if not isinstance(each, MigrationLocked)]
-    assert sorted(len(each.done) for each in reports) == [0] * (len(reports) - 1) + [3]
-    assert all(each.error is None for each in reports)
+    reports = [result for result in ended if not isinstance(result, MigrationLocked)]
+    assert sorted(len(report.done) for report in reports) == [0] * (len(reports) - 1) + [3]
+    assert all(report.error is None for report in reports)
     assert tables(target_url) == {"t1", "t2", "t3"}
     assert len(Tracking(wandering.store(), "", None).history(SCOPE, ONE)) == 3
 
 
 def test_two_runs_cross_over_two_targets(wandering: Runs, target_url: str) -> None:
-    """Asked for in opposite orders they never wait for each other in a circle."""
+    """Two runs that name the targets in opposite orders cannot deadlock."""
     one = warehouse(target_url, [migration(ONE)], name="one")
     two = warehouse(target_url, [migration(TWO)], name="two")
     app = application(one, two)
@@ -463,19 +463,19 @@ def test_two_runs_cross_over_two_targets(wandering: Runs, target_url: str) -> No
             except MigrationLocked as error:
                 into.append(error)
 
-        threads = [threading.Thread(target=cross, args=(each,)) for each in requests]
-        for each in threads:
-            each.start()
-        for each in threads:
-            each.join(60)
+        threads = [threading.Thread(target=cross, args=(request,)) for request in requests]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
         assert len(ended) == 2
-        assert any(not isinstance(each, MigrationLocked) for each in ended)
+        assert any(not isinstance(result, MigrationLocked) for result in ended)
         assert tables(target_url) == {"t1", "t2"}
         wandering.wanderer(app).rollback(MigrationRequest(version=0))
 
 
-def test_one_that_was_taken_over_records_nothing_more(wandering: Runs, target_url: str) -> None:
-    """Paused past its lock's time to live, it finds its record refused, whatever it believes."""
+def test_a_run_that_was_taken_over_records_nothing_more(wandering: Runs, target_url: str) -> None:
+    """A run that was paused past its lock's time to live finds its record rejected."""
     app = application(warehouse(target_url, [migration(ONE)]))
     store = wandering.store(app)
     tracking = Tracking(store, "a test", None)
@@ -502,15 +502,15 @@ def test_loads_wait_and_resume(wandering: Runs, target_url: str) -> None:
 
     wanderer.ack(MigrationRequest())
 
-    said = load(wandering, app).skipped or ""
-    assert f"{ONE} t1 of {SCOPE} has not run; run `blacksmith migrations run`" in said
+    reason = load(wandering, app).skipped or ""
+    assert f"{ONE} t1 of {SCOPE} has not run; run `blacksmith migrations run`" in reason
     assert store.counts(FLIGHTS).awaiting == 1
     wanderer.run(MigrationRequest())
     assert load(wandering, app).tally.succeeded == 1
 
 
 def test_a_destination_may_choose_not_to_wait(wandering: Runs, target_url: str) -> None:
-    """But for a migration under way it waits all the same."""
+    """It still waits for a migration that is running."""
     app = application(warehouse(target_url, [migration(ONE)], wait_for_migrations=False))
     store = wandering.store(app)
     ingest(store, [{"n": 1}])
@@ -560,7 +560,7 @@ def lake(*migrations: Migration, load: Callable[..., None]) -> Blacksmith:
 
 
 def test_an_open_load_is_waited_for(wandering: Runs) -> None:
-    """And nothing is claimed after it."""
+    """A migration waits for the open load, and nothing is claimed after it."""
     loading, finish = threading.Event(), threading.Event()
     order: list[str] = []
 
@@ -577,19 +577,19 @@ def test_an_open_load_is_waited_for(wandering: Runs) -> None:
         loads = threads.submit(load, wandering, old)
         assert loading.wait(30)
         runs_up = threads.submit(wandering.wanderer(new).run, MigrationRequest())
-        until(lambda: is_shut(store))
+        until(lambda: has_barrier(store))
         assert order == []
         finish.set()
         assert runs_up.result(30).error is None
         error = loads.exception(30)
     assert order == ["loaded", "migrated"]
-    # It has claimed while the barrier was up, or after the migration: neither gives it a job.
+    # It claimed while the barrier was up or after the migration: neither gives it a job.
     assert isinstance(error, CodeOutdated) if error else loads.result().skipped
     assert store.counts(FLIGHTS).awaiting == 1
     assert load(wandering, new).tally.succeeded == 1
 
 
-def is_shut(store: SQLStore) -> bool:
+def has_barrier(store: SQLStore) -> bool:
     with store.reading() as conn:
         try:
             migration_barrier.check(conn, FLIGHTS, None)
@@ -617,7 +617,7 @@ def test_migration_under_load(wandering: Runs) -> None:
         return load
 
     versions = [ONE, TWO, THREE]
-    steps = [Migration(each, "step", up=up) for each in versions]
+    steps = [Migration(version, "step", up=up) for version in versions]
     apps = [lake(*steps[:count], load=load_as(count)) for count in range(len(steps) + 1)]
     store = wandering.store(apps[0])
     stop, outdated = threading.Event(), []
@@ -636,17 +636,17 @@ def test_migration_under_load(wandering: Runs) -> None:
 
     with ThreadPoolExecutor() as threads:
         try:
-            loaders = [threads.submit(keep_loading, each) for each in apps]
+            loaders = [threads.submit(keep_loading, app) for app in apps]
             for app in apps[1:]:
                 ingest(store, ({"n": number} for number in range(sent, sent + 40)))
                 sent += 40
                 assert wandering.wanderer(app).run(MigrationRequest()).error is None
             until(lambda: store.counts(FLIGHTS).pending == 0)
-            until(lambda: len(outdated) == len(versions))  # each comes to its turn
+            until(lambda: len(outdated) == len(versions))  # each of the older ones
         finally:
             stop.set()
-        for each in loaders:
-            each.result(30)
+        for loader in loaders:
+            loader.result(30)
     assert store.counts(FLIGHTS).succeeded == sent
     assert loaded.keys() == set(range(sent))
 
@@ -667,7 +667,7 @@ def test_the_load_of_a_loader_that_is_gone_is_fenced_out(wandering: Runs, target
 
 
 class Silent:
-    """A broker of which nothing is ever heard."""
+    """A broker that never sends anything."""
 
     def __init__(self) -> None:
         self._closed = threading.Event()
@@ -681,7 +681,7 @@ class Silent:
 
 
 def test_a_realtime_loop_of_older_code_ends_and_newer_code_waits(wandering: Runs) -> None:
-    """The older one ends with the reason, the newer one loads once the migration has run."""
+    """The loop of older code ends with the reason; the newer one loads once the migration has run."""
     loaded: list[str] = []
     old = lake(load=lambda batch: loaded.append("old"))
     new = lake(
@@ -724,7 +724,7 @@ def test_a_realtime_loop_of_older_code_ends_and_newer_code_waits(wandering: Runs
 
 
 def test_concurrent_index_does_not_deadlock(wandering: Runs, store_url: str) -> None:
-    """It waits for every transaction of its database, the store's among them: none waits for it."""
+    """The index waits for every transaction of its database, the store's too, but none waits for it."""
     concurrently = "CONCURRENTLY" if store_url.startswith("postgres") else ""
     index = (
         "-- blacksmith: no transaction\n"
@@ -738,7 +738,7 @@ def test_concurrent_index_does_not_deadlock(wandering: Runs, store_url: str) -> 
         try:
             while not stop.is_set():
                 ingest(store, [{"n": 1}])
-        except Exception as error:  # noqa: BLE001 - told below
+        except Exception as error:  # noqa: BLE001 - asserted below
             failures.append(error)
 
     busy = threading.Thread(target=stay_busy)
@@ -750,7 +750,7 @@ def test_concurrent_index_does_not_deadlock(wandering: Runs, store_url: str) -> 
         busy.join(30)
     assert not failures
     engine = open_engine("test", store_url)
-    assert [each["name"] for each in sa.inspect(engine).get_indexes("t1")] == ["t1_n"]
+    assert [index["name"] for index in sa.inspect(engine).get_indexes("t1")] == ["t1_n"]
     engine.dispose()
 
 
@@ -773,8 +773,8 @@ def test_repair_records_what_happened(wandering: Runs, target_url: str, applied:
     assert wanderer.repair("d:warehouse", ONE, applied=applied).action.version == ONE
 
     done = wanderer.run(MigrationRequest()).done
-    assert [each.action.version for each in done] == ([TWO] if applied else [ONE, TWO])
-    history = [each.state for each in tracking.history(SCOPE, ONE)]
+    assert [completed.action.version for completed in done] == ([TWO] if applied else [ONE, TWO])
+    history = [transition.state for transition in tracking.history(SCOPE, ONE)]
     assert history[1] is MigrationState.INTERRUPTED
     assert history[2] is (MigrationState.SUCCEEDED_UP if applied else MigrationState.ACKNOWLEDGED)
     with pytest.raises(MigrationError, match=r"is succeeded\(up\)"):

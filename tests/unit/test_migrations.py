@@ -1,4 +1,4 @@
-"""Which migrations an application has, and what is to be done with them."""
+"""The migrations that an application declares, and the plans for them."""
 
 import time
 from collections.abc import Sequence
@@ -67,9 +67,10 @@ def tracked(
     )
 
 
-def refused(app: Blacksmith, known: Sequence[TrackedMigration] = ()) -> str:
+def refused(app: Blacksmith, tracked_before: Sequence[TrackedMigration] = ()) -> str:
+    """The message with which a run is refused."""
     with pytest.raises(MigrationError) as raised:
-        plan_run(declared(app), known, MigrationRequest())
+        plan_run(declared(app), tracked_before, MigrationRequest())
     return str(raised.value)
 
 
@@ -78,12 +79,15 @@ def refused(app: Blacksmith, known: Sequence[TrackedMigration] = ()) -> str:
 
 def test_a_folder_holds_a_migration_per_pair_of_files(tmp_path: Path) -> None:
     lake = folder(tmp_path, v2_up="SELECT 2;", v2_down="SELECT 0;", v1_up="SELECT 1;")
-    (tmp_path / "README.md").write_text("what these are")
+    (tmp_path / "README.md").write_text("about these files")
 
-    found = declared(application(lake=lake))[LAKE]
+    migrations = declared(application(lake=lake))[LAKE]
 
-    assert [(each.version, each.down is not None) for each in found] == [(ONE, False), (TWO, True)]
-    assert found[1].sql(Direction.UP) == "SELECT 2;"
+    assert [(step.version, step.down is not None) for step in migrations] == [
+        (ONE, False),
+        (TWO, True),
+    ]
+    assert migrations[1].sql(Direction.UP) == "SELECT 2;"
 
 
 def test_a_relative_folder_is_beside_the_pyproject_that_names_the_application(
@@ -105,7 +109,7 @@ def test_a_scope_has_a_short_form() -> None:
     assert canonical(ROWS) == ROWS
 
 
-def test_scopes_are_those_asked_for_or_all() -> None:
+def test_scopes_are_the_requested_ones_or_all() -> None:
     app = application()
     assert chosen_scopes(app, ["d/e:lake/rows"]) == [ROWS]
     assert chosen_scopes(app, []) == ["source:airport", "source/event:airport/departed", LAKE, ROWS]
@@ -128,14 +132,14 @@ def test_an_adapter_runs_its_migrations_and_its_events(tmp_path: Path) -> None:
         lake.migrate(Migration(ONE, "go", up=lambda: None), Direction.DOWN)
 
 
-@pytest.mark.parametrize("given", [7, ["20260101000000.a.up.sql"], ""])
-def test_migrations_of_another_kind_are_refused(given: object) -> None:
+@pytest.mark.parametrize("migrations", [7, ["20260101000000.a.up.sql"], ""])
+def test_migrations_of_another_type_are_refused(migrations: object) -> None:
     with pytest.raises(DeclarationError, match=r"destination 'lake'.*migrations="):
-        Destination("lake", migrations=given)  # type: ignore[call-overload]
+        Destination("lake", migrations=migrations)  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("version", [0, 2026, 20261301000000, "20260101000000"])
-def test_a_version_that_is_no_time_is_refused(version: object) -> None:
+def test_a_version_that_is_not_a_time_is_refused(version: object) -> None:
     with pytest.raises(DeclarationError, match=r"YYYYMMDDHHMMSS|as in"):
         Migration(version, "a", up="SELECT 1")  # type: ignore[arg-type]
 
@@ -154,55 +158,57 @@ def test_a_name_with_other_signs_is_refused() -> None:
 )
 def test_bad_file_name(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("SELECT 1;")
-    said = refused(application(lake=tmp_path))
-    assert str(tmp_path / name) in said
-    assert "name it YYYYMMDDHHMMSS" in said
+    message = refused(application(lake=tmp_path))
+    assert str(tmp_path / name) in message
+    assert "name it YYYYMMDDHHMMSS" in message
 
 
 def test_two_files_of_one_version(tmp_path: Path) -> None:
     (tmp_path / f"{ONE}.this.up.sql").write_text("SELECT 1;")
     (tmp_path / f"{ONE}.that.up.sql").write_text("SELECT 1;")
-    said = refused(application(lake=tmp_path))
-    assert str(tmp_path) in said
-    assert "that and this; give one of them another version" in said
+    message = refused(application(lake=tmp_path))
+    assert str(tmp_path) in message
+    assert f"that and this have the same version {ONE}; give one of them another version" in message
 
 
 def test_up_without_down(tmp_path: Path) -> None:
-    """It runs up; to roll it back is refused before anything is."""
+    """It runs, but rolling it back is refused before anything is rolled back."""
     app = application(lake=folder(tmp_path, v1_up="SELECT 1;", v2_up="SELECT 2;", v2_down="--\n;"))
-    found = declared(app)
-    known = [tracked(each, MigrationState.SUCCEEDED_UP) for each in found[LAKE]]
-    assert len(plan_run(found, [], MigrationRequest())) == 2
+    by_scope = declared(app)
+    tracked_before = [
+        tracked(migration, MigrationState.SUCCEEDED_UP) for migration in by_scope[LAKE]
+    ]
+    assert len(plan_run(by_scope, [], MigrationRequest())) == 2
     with pytest.raises(MigrationError, match=rf"{ONE} step of {LAKE}; write the \.down\.sql"):
-        plan_rollback(found, known, MigrationRequest(version=0))
+        plan_rollback(by_scope, tracked_before, MigrationRequest(version=0))
 
 
 def test_down_without_up(tmp_path: Path) -> None:
-    said = refused(application(lake=folder(tmp_path, v1_down="SELECT 1;")))
-    assert f"{ONE}.step.down.sql" in said
-    assert "write it, or remove" in said
+    message = refused(application(lake=folder(tmp_path, v1_down="SELECT 1;")))
+    assert f"{ONE}.step.down.sql" in message
+    assert "write it, or remove" in message
 
 
 @pytest.mark.parametrize("content", ["", "  \n", "-- nothing\n/* at\nall */ ;;"])
 def test_empty_sql(tmp_path: Path, content: str) -> None:
-    said = refused(application(lake=folder(tmp_path, v1_up=content)))
-    assert str(tmp_path / f"{ONE}.step.up.sql") in said
-    assert "holds no statement; write the migration's up, or `SELECT 1;`" in said
+    message = refused(application(lake=folder(tmp_path, v1_up=content)))
+    assert str(tmp_path / f"{ONE}.step.up.sql") in message
+    assert "holds no statement; write the migration's up, or `SELECT 1;`" in message
 
 
 def test_not_utf8(tmp_path: Path) -> None:
-    said = refused(application(lake=folder(tmp_path, v1_up=b"SELECT '\xe9';")))
-    assert str(tmp_path / f"{ONE}.step.up.sql") in said
-    assert "(byte 8); save it as UTF-8" in said
+    message = refused(application(lake=folder(tmp_path, v1_up=b"SELECT '\xe9';")))
+    assert str(tmp_path / f"{ONE}.step.up.sql") in message
+    assert "(byte 8); save it as UTF-8" in message
 
 
 def test_version_in_the_future(tmp_path: Path) -> None:
     version = f"{datetime.now(UTC) + timedelta(days=2):%Y%m%d%H%M%S}"
     (tmp_path / f"{version}.soon.up.sql").write_text("SELECT 1;")
-    said = refused(application(lake=tmp_path))
-    assert str(tmp_path) in said
-    assert f"{version} soon is from the future" in said
-    assert "`blacksmith migrations new` makes one" in said
+    message = refused(application(lake=tmp_path))
+    assert str(tmp_path) in message
+    assert f"{version} soon is from the future" in message
+    assert "`blacksmith migrations new` makes one" in message
 
 
 def test_unknown_scope() -> None:
@@ -211,103 +217,106 @@ def test_unknown_scope() -> None:
 
 
 def test_missing_folder(tmp_path: Path) -> None:
-    said = refused(application(lake=tmp_path / "no"))
-    assert str(tmp_path / "no") in said
-    assert "make it, or correct migrations=" in said
+    message = refused(application(lake=tmp_path / "no"))
+    assert str(tmp_path / "no") in message
+    assert "create it, or correct migrations=" in message
 
 
 def test_changed_after_run(tmp_path: Path) -> None:
     app = application(lake=folder(tmp_path, v1_up="SELECT 1;"))
-    known = [tracked(*declared(app)[LAKE], MigrationState.SUCCEEDED_UP)]
-    assert plan_run(declared(app), known, MigrationRequest()) == []
+    tracked_before = [tracked(*declared(app)[LAKE], MigrationState.SUCCEEDED_UP)]
+    assert plan_run(declared(app), tracked_before, MigrationRequest()) == []
 
     folder(tmp_path, v1_up="SELECT 2;")
 
-    said = refused(app, known)
-    assert f"{tmp_path / f'{ONE}.step.up.sql'} was changed after it ran" in said
-    assert "restore what ran, and write the change as a new migration" in said
+    message = refused(app, tracked_before)
+    assert f"{tmp_path / f'{ONE}.step.up.sql'} was changed after it ran" in message
+    assert "restore it, and write the change as a new migration" in message
 
 
 def test_late_lower_version() -> None:
-    found: Declared = {LAKE: sql(ONE, TWO), ROWS: sql(THREE)}
-    known = [
-        tracked(found[LAKE][0], MigrationState.SUCCEEDED_UP),
+    by_scope: Declared = {LAKE: sql(ONE, TWO), ROWS: sql(THREE)}
+    tracked_before = [
+        tracked(by_scope[LAKE][0], MigrationState.SUCCEEDED_UP),
         tracked(*sql(THREE), MigrationState.SUCCEEDED_UP),
     ]
-    known = [known[0], known[1]._replace(scope=ROWS)]
+    tracked_before = [tracked_before[0], tracked_before[1]._replace(scope=ROWS)]
     with pytest.raises(MigrationError, match=rf"{TWO} step of {LAKE} \(after {THREE} step\)"):
-        plan_run(found, known, MigrationRequest())
-    planned = plan_run(found, known, MigrationRequest(out_of_order=True))
-    assert [each.action.version for each in planned] == [TWO]
+        plan_run(by_scope, tracked_before, MigrationRequest())
+    planned = plan_run(by_scope, tracked_before, MigrationRequest(out_of_order=True))
+    assert [step.action.version for step in planned] == [TWO]
 
 
 # ------------------------------------------------------------------------------------- planning
 
 
 def test_a_run_goes_from_the_oldest_to_the_newest_across_scopes() -> None:
-    found: Declared = {ROWS: sql(TWO), LAKE: sql(ONE, THREE)}
-    planned = plan_run(found, [], MigrationRequest())
-    assert [(each.action.scope, each.action.version) for each in planned] == [
+    by_scope: Declared = {ROWS: sql(TWO), LAKE: sql(ONE, THREE)}
+    planned = plan_run(by_scope, [], MigrationRequest())
+    assert [(step.action.scope, step.action.version) for step in planned] == [
         (LAKE, ONE),
         (ROWS, TWO),
         (LAKE, THREE),
     ]
-    assert {each.action.what for each in planned} == {"up"}
+    assert {step.action.what for step in planned} == {"up"}
     assert planned[0].action.sql == f"SELECT {ONE};"
 
 
-def test_a_run_goes_up_to_a_version_and_leaves_what_is_done_or_discarded() -> None:
-    found: Declared = {LAKE: sql(ONE, TWO, THREE)}
-    known = [
-        tracked(found[LAKE][0], MigrationState.SUCCEEDED_UP),
-        tracked(found[LAKE][1], MigrationState.DISCARDED),
+def test_a_run_ends_at_a_version_and_skips_the_done_and_the_discarded() -> None:
+    by_scope: Declared = {LAKE: sql(ONE, TWO, THREE)}
+    tracked_before = [
+        tracked(by_scope[LAKE][0], MigrationState.SUCCEEDED_UP),
+        tracked(by_scope[LAKE][1], MigrationState.DISCARDED),
     ]
-    assert plan_run(found, known, MigrationRequest(version=TWO)) == []
-    assert [each.action.version for each in plan_run(found, known, MigrationRequest())] == [THREE]
+    assert plan_run(by_scope, tracked_before, MigrationRequest(version=TWO)) == []
+    planned = plan_run(by_scope, tracked_before, MigrationRequest())
+    assert [step.action.version for step in planned] == [THREE]
 
 
 @pytest.mark.parametrize(
     "state", [MigrationState.ACKNOWLEDGED, MigrationState.FAILED_UP, MigrationState.SUCCEEDED_DOWN]
 )
-def test_what_has_not_run_runs_next_time(state: MigrationState) -> None:
-    found: Declared = {LAKE: sql(ONE)}
-    assert len(plan_run(found, [tracked(*found[LAKE], state)], MigrationRequest())) == 1
+def test_a_migration_that_has_not_run_runs_next_time(state: MigrationState) -> None:
+    by_scope: Declared = {LAKE: sql(ONE)}
+    assert len(plan_run(by_scope, [tracked(*by_scope[LAKE], state)], MigrationRequest())) == 1
 
 
 def test_a_rollback_goes_from_the_newest_down_to_a_version_that_stays() -> None:
-    found: Declared = {LAKE: sql(ONE, THREE), ROWS: sql(TWO)}
-    known = [tracked(each, MigrationState.SUCCEEDED_UP) for each in found[LAKE]]
-    known += [tracked(*found[ROWS], MigrationState.FAILED_DOWN, scope=ROWS)]
-    planned = plan_rollback(found, known, MigrationRequest(version=ONE))
-    assert [(each.action.what, each.action.version) for each in planned] == [
+    by_scope: Declared = {LAKE: sql(ONE, THREE), ROWS: sql(TWO)}
+    tracked_before = [
+        tracked(migration, MigrationState.SUCCEEDED_UP) for migration in by_scope[LAKE]
+    ]
+    tracked_before += [tracked(*by_scope[ROWS], MigrationState.FAILED_DOWN, scope=ROWS)]
+    planned = plan_rollback(by_scope, tracked_before, MigrationRequest(version=ONE))
+    assert [(step.action.what, step.action.version) for step in planned] == [
         ("down", THREE),
         ("down", TWO),
     ]
-    with pytest.raises(MigrationError, match="which version"):
-        plan_rollback(found, known, MigrationRequest())
+    with pytest.raises(MigrationError, match="the version to roll back to is missing"):
+        plan_rollback(by_scope, tracked_before, MigrationRequest())
 
 
-def test_what_the_code_has_no_more_cannot_be_rolled_back() -> None:
-    known = [tracked(*sql(ONE), MigrationState.SUCCEEDED_UP)]
-    with pytest.raises(MigrationError, match=f"has no more: {ONE} step of {LAKE}"):
-        plan_rollback({LAKE: []}, known, MigrationRequest(version=0))
+def test_a_migration_that_the_code_no_longer_declares_cannot_be_rolled_back() -> None:
+    tracked_before = [tracked(*sql(ONE), MigrationState.SUCCEEDED_UP)]
+    with pytest.raises(MigrationError, match=f"no longer declares {ONE} step of {LAKE}"):
+        plan_rollback({LAKE: []}, tracked_before, MigrationRequest(version=0))
 
 
-def test_what_is_new_is_acknowledged_once() -> None:
-    found: Declared = {LAKE: sql(ONE, TWO)}
-    known = [tracked(found[LAKE][0], MigrationState.SUCCEEDED_UP)]
-    planned = plan_ack(found, known, MigrationRequest())
-    assert [(each.action.what, each.action.version) for each in planned] == [("acknowledge", TWO)]
+def test_a_new_migration_is_acknowledged_once() -> None:
+    by_scope: Declared = {LAKE: sql(ONE, TWO)}
+    tracked_before = [tracked(by_scope[LAKE][0], MigrationState.SUCCEEDED_UP)]
+    planned = plan_ack(by_scope, tracked_before, MigrationRequest())
+    assert [(step.action.what, step.action.version) for step in planned] == [("acknowledge", TWO)]
 
 
-def test_what_has_not_run_can_be_discarded() -> None:
-    found: Declared = {LAKE: sql(ONE, TWO, THREE)}
-    known = [
-        tracked(found[LAKE][0], MigrationState.SUCCEEDED_UP),
-        tracked(found[LAKE][1], MigrationState.FAILED_UP),
+def test_a_migration_that_has_not_run_can_be_discarded() -> None:
+    by_scope: Declared = {LAKE: sql(ONE, TWO, THREE)}
+    tracked_before = [
+        tracked(by_scope[LAKE][0], MigrationState.SUCCEEDED_UP),
+        tracked(by_scope[LAKE][1], MigrationState.FAILED_UP),
     ]
-    planned = plan_ack(found, known, MigrationRequest(discard=True))
-    assert [(each.action.what, each.action.version) for each in planned] == [
+    planned = plan_ack(by_scope, tracked_before, MigrationRequest(discard=True))
+    assert [(step.action.what, step.action.version) for step in planned] == [
         ("discard", TWO),
         ("discard", THREE),
     ]
@@ -321,16 +330,16 @@ def test_what_has_not_run_can_be_discarded() -> None:
         (MigrationState.EXECUTING_DOWN, "by run abc; wait"),
     ],
 )
-def test_nothing_is_planned_on_what_is_unclear(state: MigrationState, fix: str) -> None:
-    found: Declared = {LAKE: sql(ONE, TWO)}
-    known = [tracked(found[LAKE][0], state)._replace(run="abc")]
+def test_nothing_is_planned_while_a_result_is_unknown(state: MigrationState, fix: str) -> None:
+    by_scope: Declared = {LAKE: sql(ONE, TWO)}
+    tracked_before = [tracked(by_scope[LAKE][0], state)._replace(run="abc")]
     for plan in (plan_run, plan_rollback, plan_ack):
         with pytest.raises(MigrationError, match=fix):
-            plan(found, known, MigrationRequest(version=TWO))
-    assert fix in (waits_for(known) or "")
+            plan(by_scope, tracked_before, MigrationRequest(version=TWO))
+    assert fix in (waits_for(tracked_before) or "")
 
 
-def test_what_keeps_a_destination_from_being_loaded() -> None:
+def test_the_migration_that_pauses_the_loads_is_named() -> None:
     one, two = sql(ONE, TWO)
     assert (
         waits_for(
@@ -338,11 +347,11 @@ def test_what_keeps_a_destination_from_being_loaded() -> None:
         )
         is None
     )
-    said = waits_for(
+    message = waits_for(
         [tracked(one, MigrationState.SUCCEEDED_UP), tracked(two, MigrationState.ACKNOWLEDGED)]
     )
-    assert said is not None
-    assert said.startswith(f"{TWO} step of {LAKE} has not run; run")
+    assert message is not None
+    assert message.startswith(f"{TWO} step of {LAKE} has not run; run")
     failed = waits_for(
         [
             tracked(one, MigrationState.ACKNOWLEDGED),
@@ -353,13 +362,19 @@ def test_what_keeps_a_destination_from_being_loaded() -> None:
     assert failed.startswith(f"{TWO} step of {LAKE} failed(up): no table; fix it")
 
 
-def test_the_version_of_a_target_is_that_of_what_ran_or_shall_never_run() -> None:
-    found: Declared = {LAKE: sql(ONE, TWO, THREE)}
-    one, two, three = found[LAKE]
-    known = [tracked(one, MigrationState.SUCCEEDED_UP), tracked(two, MigrationState.DISCARDED)]
-    assert settled_version(found, known) == TWO
-    assert settled_version({LAKE: [one]}, known) == ONE
-    assert settled_version(found, [*known, tracked(three, MigrationState.SUCCEEDED_DOWN)]) == TWO
+def test_the_version_of_a_target_is_the_newest_applied_or_discarded() -> None:
+    by_scope: Declared = {LAKE: sql(ONE, TWO, THREE)}
+    one, two, three = by_scope[LAKE]
+    tracked_before = [
+        tracked(one, MigrationState.SUCCEEDED_UP),
+        tracked(two, MigrationState.DISCARDED),
+    ]
+    assert settled_version(by_scope, tracked_before) == TWO
+    assert settled_version({LAKE: [one]}, tracked_before) == ONE
+    assert (
+        settled_version(by_scope, [*tracked_before, tracked(three, MigrationState.SUCCEEDED_DOWN)])
+        == TWO
+    )
 
 
 def test_ten_thousand_migrations_are_planned_within_half_a_second() -> None:
@@ -367,8 +382,10 @@ def test_ten_thousand_migrations_are_planned_within_half_a_second() -> None:
     versions = [
         int(f"{start + timedelta(minutes=number):%Y%m%d%H%M%S}") for number in range(10_000)
     ]
-    found: Declared = {LAKE: sql(*versions)}
-    known = [tracked(each, MigrationState.SUCCEEDED_UP) for each in found[LAKE][:9_000]]
-    began = time.process_time()
-    assert len(plan_run(found, known, MigrationRequest())) == 1_000
-    assert time.process_time() - began < 0.5
+    by_scope: Declared = {LAKE: sql(*versions)}
+    tracked_before = [
+        tracked(migration, MigrationState.SUCCEEDED_UP) for migration in by_scope[LAKE][:9_000]
+    ]
+    started = time.process_time()
+    assert len(plan_run(by_scope, tracked_before, MigrationRequest())) == 1_000
+    assert time.process_time() - started < 0.5

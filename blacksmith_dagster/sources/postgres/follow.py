@@ -149,25 +149,16 @@ class _LogProgress:
     def report(self, *, now: bool = False) -> None:
         """Report to the server what is committed, if a report is due."""
         elapsed = monotonic() - self._reported_at
-        if not (now or self._wants_response) and elapsed < _REPORT_SECONDS:
+        is_wanted = now or self._wants_response
+        if not is_wanted and elapsed < _REPORT_SECONDS:
             return
         cursor = self._listener.committed
         if cursor is not None and cursor["slot"] == self._slot:
             self._committed = max(self._committed, parse_lsn(cursor["lsn"]))
-        self._listener.lag = max(0, max(self.reached, self._end) - self._committed)
-        if (
-            now
-            or self._wants_response
-            or self._committed > self._confirmed
-            or elapsed >= _PING_SECONDS
-        ):
-            ping = elapsed >= _PING_SECONDS
+        committed, ping = self._committed, elapsed >= _PING_SECONDS
+        self._listener.lag = max(0, max(self.reached, self._end) - committed)
+        if is_wanted or ping or committed > self._confirmed:
             now_us = int((time() - _EPOCH) * 1_000_000)
-            self._session.send(
-                _REPORT(b"r", self.reached, self._committed, self._committed, now_us, ping)
-            )
-            self._confirmed, self._wants_response, self._reported_at = (
-                self._committed,
-                False,
-                monotonic(),
-            )
+            self._session.send(_REPORT(b"r", self.reached, committed, committed, now_us, ping))
+            self._confirmed, self._wants_response = committed, False
+            self._reported_at = monotonic()
