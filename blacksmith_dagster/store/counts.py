@@ -71,7 +71,7 @@ def since_load(
 
 
 def count_events_by_day(conn: Connection, since: date) -> Sequence[Row[Any]]:
-    """Totals per event type and day, as far as the counters have come."""
+    """How many events of each type were received per day, as far as the totals count the log."""
     columns = event_totals.c
     totals = select(columns.event_type, columns.day, columns.events).where(columns.day >= since)
     return conn.execute(totals.order_by(columns.day, columns.event_type)).all()

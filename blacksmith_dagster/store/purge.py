@@ -64,7 +64,7 @@ class Purge:
         store.maintain()  # only events that the totals count are purged
         store._read_names()
         ids = store._event_types
-        by_type = {ids[path]: lasting for path, lasting in retention.items() if path in ids}
+        by_type = {ids[path]: kept_for for path, kept_for in retention.items() if path in ids}
         with store.reading() as conn:
             self._now = store._now(conn)
             self._expiries = expiries(conn, by_type, self._now)

@@ -66,15 +66,15 @@ def expiries(conn: Connection, retention: Mapping[int, Retention], now: datetime
     counted = conn.execute(select(counter.c.upto)).scalar_one()
     swept = dict(conn.execute(select(event_types.c.id, event_types.c.swept_upto)).tuples().all())
     expired = []
-    for event_type, lasting in sorted(retention.items()):
-        if lasting.events is None:
+    for event_type, kept_for in sorted(retention.items()):
+        if kept_for.events is None:
             continue
         old = select(time_index.c.at, time_index.c.low).where(
-            time_index.c.at <= now - lasting.events
+            time_index.c.at <= now - kept_for.events
         )
         row = conn.execute(old.order_by(time_index.c.at.desc()).limit(1)).first()
         if row is not None and min(row.low, counted) > swept[event_type]:
-            since = None if lasting.discarded is None else now - lasting.discarded
+            since = None if kept_for.discarded is None else now - kept_for.discarded
             upto = min(row.low, counted)
             expired.append(Expiry(event_type, upto, row.at, swept[event_type], since))
     return expired

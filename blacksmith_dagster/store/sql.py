@@ -99,7 +99,7 @@ class SQLStore(ABC):
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A read-only transaction."""
+        """A connection for reads. Only in `snapshot` are all statements sure to see the same state."""
         with self.engine.connect() as conn:
             yield conn
 

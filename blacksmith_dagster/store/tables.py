@@ -97,6 +97,10 @@ def _required(name: str, type_: Any, **options: Any) -> Column[Any]:
     return Column(name, type_, nullable=False, **options)
 
 
+def _partial_index(name: str, *columns: str, where: str) -> Index:
+    return Index(name, *columns, postgresql_where=text(where), sqlite_where=text(where))
+
+
 # Each restore or promotion begins a new epoch, which is part of the public ids of all events from
 # `first_seq` on.
 epochs = Table(
@@ -208,19 +212,8 @@ loads = Table(
     Column("run", Text),
     Column("error", Text),
     Index("loads_lane", "destination", "lane", "id"),
-    Index(
-        "loads_range",
-        "destination",
-        "seq_to",
-        postgresql_where=text("seq_to is not null"),
-        sqlite_where=text("seq_to is not null"),
-    ),
-    Index(
-        "loads_discarded",
-        "destination",
-        postgresql_where=text("discarded > 0"),
-        sqlite_where=text("discarded > 0"),
-    ),
+    _partial_index("loads_range", "destination", "seq_to", where="seq_to is not null"),
+    _partial_index("loads_discarded", "destination", where="discarded > 0"),
     sqlite_autoincrement=True,
 )
 
@@ -253,27 +246,10 @@ job_groups = Table(
     Column("split_from", BigInteger),
     _at("due_at"),
     Column("load", BigInteger),
-    Index(
-        "job_groups_due",
-        "destination",
-        "lane",
-        "due_at",
-        postgresql_where=text("load is null"),
-        sqlite_where=text("load is null"),
-    ),
-    Index(
-        "job_groups_load",
-        "load",
-        postgresql_where=text("load is not null"),
-        sqlite_where=text("load is not null"),
-    ),
+    _partial_index("job_groups_due", "destination", "lane", "due_at", where="load is null"),
+    _partial_index("job_groups_load", "load", where="load is not null"),
     Index("job_groups_range", "destination", "seq_to"),
-    Index(
-        "job_groups_replay",
-        "replay",
-        postgresql_where=text("replay is not null"),
-        sqlite_where=text("replay is not null"),
-    ),
+    _partial_index("job_groups_replay", "replay", where="replay is not null"),
     sqlite_autoincrement=True,
 )
 
@@ -288,20 +264,8 @@ outcomes = Table(
     _required("state", SmallInteger),
     _required("error", Text),
     Column("listing", BigInteger),
-    Index(
-        "outcomes_listing",
-        "listing",
-        "seq",
-        postgresql_where=text("listing is not null"),
-        sqlite_where=text("listing is not null"),
-    ),
-    Index(
-        "outcomes_discarded",
-        "destination",
-        "seq",
-        postgresql_where=text(f"state = {DISCARDED}"),
-        sqlite_where=text(f"state = {DISCARDED}"),
-    ),
+    _partial_index("outcomes_listing", "listing", "seq", where="listing is not null"),
+    _partial_index("outcomes_discarded", "destination", "seq", where=f"state = {DISCARDED}"),
     sqlite_with_rowid=False,
 )
 
