@@ -1,5 +1,5 @@
-# Needs python3 >= 3.11 with venv, make and git; everything else it installs into .venv,
-# except the test services, which scripts/services gets from Debian where it may.
+# Needs python3 >= 3.11 with venv, make and git. Everything else is installed into .venv, except
+# the test services, which scripts/services installs from Debian if it has the rights.
 PYTHON ?= python3
 
 .PHONY: demo test soak check format bench services clean
@@ -10,7 +10,7 @@ demo: .venv/demo.stamp
 test: .venv/dev.stamp services
 	.venv/bin/python -m pytest $(PYTEST_ARGS)
 
-# The random rounds of faults on many machines: a hundred of them, which takes half an hour or so.
+# Rounds of random faults in a deployment of several hosts: 100 rounds take about half an hour.
 soak: .venv/dev.stamp services
 	BLACKSMITH_TEST_SOAK=true BLACKSMITH_TEST_ROUNDS=$(or $(ROUNDS),100) BLACKSMITH_TEST_SEED=$(SEED) \
 		.venv/bin/python -m pytest -s tests/acceptance/test_supervision_outages.py $(PYTEST_ARGS)
@@ -36,7 +36,7 @@ services:
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
-# A stamp is older than pyproject.toml when a dependency may have changed.
+# A stamp that is older than pyproject.toml means that dependencies may have changed.
 .venv/demo.stamp: pyproject.toml
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install -qq --editable '.[demo]'

@@ -1,4 +1,4 @@
-"""A listener for tests, which keeps the events of a database and their cursor as a store does."""
+"""A listener for tests of CDC, which keeps events and their cursor as a store does."""
 
 import threading
 import time
@@ -16,7 +16,7 @@ from blacksmith_dagster.sources import Change
 Changes = SourceEvent[Change, Listener, Iterable[Event[Change]]]
 
 RESPONDS_SOON = "?options=-c%20wal_sender_timeout%3D2s"
-"""Makes the server ask for a report every second instead of every half minute."""
+"""Makes the server request a report every second instead of every half minute."""
 
 PATIENCE = 60.0
 
@@ -24,7 +24,7 @@ PATIENCE = 60.0
 class Ledger:
     """Keeps the data of events and their cursor in one step, as a store does.
 
-    - `held`: while it is set, yielded events are read and not kept.
+    - `held`: while it is set, yielded events are read but not kept.
     - `stop_after`: stop abruptly once this many events are kept; later ones are lost.
     """
 
@@ -90,8 +90,8 @@ class Ledger:
         pending: list[Any] = []
         events = iter(event(listener))
         try:
-            for yielded in events:
-                pending += [] if yielded == [] else [yielded.data]
+            for item in events:
+                pending += [] if item == [] else [item.data]
                 cursor = msgspec.json.encode(listener.cursor).decode()
                 if self.held.is_set():
                     continue
@@ -125,7 +125,7 @@ def ask(url: str, query: str) -> Any:
 
 
 def confirmed(url: str) -> int:
-    """The place in the log that is confirmed for the database's only slot, as a number."""
+    """The confirmed position in the log of the database's only slot, as a number."""
     return int(ask(url, "SELECT confirmed_flush_lsn - '0/0' FROM pg_replication_slots"))
 
 

@@ -1,4 +1,4 @@
-"""What the contracts run against: a store on SQLite and on PostgreSQL, a broker of notifications."""
+"""Fixtures of the contract tests: a store on SQLite and on PostgreSQL, a broker of notifications."""
 
 import contextlib
 import itertools
@@ -18,7 +18,7 @@ _topics = itertools.count(1)
 
 @pytest.fixture
 def store(store_url: str) -> Iterator[Store]:
-    """An empty store that knows the contract's application."""
+    """An empty store with the contract's application registered."""
     opened = open_store(store_url, upgrade=True)
     opened.register(pipeline.app)
     yield opened
@@ -27,20 +27,20 @@ def store(store_url: str) -> Iterator[Store]:
 
 @pytest.fixture
 def topic() -> str:
-    """A topic of the test's own."""
+    """A topic for this test only."""
     return f"test-{os.getpid()}-{next(_topics)}"
 
 
 @pytest.fixture
 def opened() -> Iterator[contextlib.ExitStack]:
-    """What is closed at the end of the test."""
+    """A stack that is closed at the end of the test."""
     with contextlib.ExitStack() as stack:
         yield stack
 
 
 @pytest.fixture
 def pubsub(broker: Broker, topic: str) -> PubSub:
-    """The broker that the module's fixture `broker` is, as an application opens it."""
+    """The module's fixture `broker`, opened as an application does."""
     return opening(broker.urls(topic))
 
 
@@ -52,7 +52,7 @@ def publisher(pubsub: PubSub, opened: contextlib.ExitStack) -> Publisher:
 
 @pytest.fixture
 def subscribe(pubsub: PubSub, opened: contextlib.ExitStack) -> Subscribe:
-    """Makes subscribers to the topic that hear from now on."""
+    """Creates subscribers to the topic, which receive notifications from then on."""
 
     def subscribe(destination: str) -> Subscriber:
         subscriber = opened.enter_context(contextlib.closing(pubsub.subscriber(destination)))

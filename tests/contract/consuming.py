@@ -1,4 +1,4 @@
-"""Feeds, which send messages to a broker, and what a store would keep of the messages."""
+"""Helpers for tests of consumers: feeds that send messages to a broker, and what a store would keep."""
 
 import sys
 import time
@@ -22,7 +22,7 @@ SENT_AT = 1_700_000_000
 
 
 class Kept:
-    """What a store keeps: events, each once by its id, and how far each reader has come."""
+    """What a store would keep: bodies, once per message id, and each reader's cursor."""
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
@@ -30,7 +30,7 @@ class Kept:
         self._ids: set[str] = set()
 
     def keep(self, received: Sequence[Received]) -> None:
-        """Commit: a reader that is elsewhere is a fault of the consumer."""
+        """Commit messages; fails if a cursor does not continue the reader's last one."""
         for message, cursor in received:
             if cursor is not None:
                 assert self.cursors.get(cursor.reader) == cursor.before
@@ -45,13 +45,13 @@ class Feed(Protocol):
     """A topic of a broker, and a client that sends to it."""
 
     topic: str
-    """What a subscription names."""
+    """The topic that a subscription names."""
     subscription: str
-    """What it is called."""
+    """The subscription's name."""
     server: Broker
 
     def make(self) -> None:
-        """Make the topic, and whatever keeps its messages until they are read."""
+        """Create the topic, and whatever keeps its messages until they are read."""
         ...
 
     def send(
@@ -60,15 +60,15 @@ class Feed(Protocol):
         headers: dict[str, Any] | None = None,
         ids: Sequence[str] | None = None,
     ) -> None:
-        """Send messages; returns once the broker has them. Their ids are their numbers if not given."""
+        """Send messages; returns once the broker has them. Without `ids`, the ids are their numbers."""
         ...
 
     def left(self) -> int:
-        """How many messages the broker counts as not acknowledged, without a consumer connected."""
+        """How many messages the broker counts as unacknowledged while no consumer is connected."""
         ...
 
     def missing(self) -> str:
-        """What a subscription names that is not there, and what `make` does not make."""
+        """The part of a subscription that an error names as missing when `make` was not called."""
         ...
 
 
@@ -85,8 +85,10 @@ class KafkaFeed:
 
         def created() -> bool:
             topic = NewTopic(self.topic, self.partitions)
-            failed = admin.create_topics([topic])[self.topic].exception(10)
-            return failed is None or ("being deleted" in str(failed) and False)
+            error = admin.create_topics([topic])[self.topic].exception(10)
+            # A deleted topic of this name may still be going.
+            assert error is None or "being deleted" in str(error), error
+            return error is None
 
         until(created)
         until(lambda: self.topic in admin.list_topics(timeout=10).topics)
@@ -124,7 +126,7 @@ class KafkaFeed:
 
 
 class NATSFeed:
-    """A stream of the subjects below its name."""
+    """A stream with the subjects below its name."""
 
     def __init__(self, server: NATSServer, name: str, **config: Any) -> None:
         self.server = server
@@ -148,9 +150,9 @@ class NATSFeed:
     ) -> None:
         async def send(client: Any) -> None:
             for number, body in enumerate(bodies):
-                named = {"Nats-Msg-Id": ids[number]} if ids else {}
+                id_header = {"Nats-Msg-Id": ids[number]} if ids else {}
                 await client.jetstream().publish(
-                    f"{self.stream}.{below}", body, headers=(headers or {}) | named
+                    f"{self.stream}.{below}", body, headers=(headers or {}) | id_header
                 )
 
         self.server.using(send)
@@ -177,7 +179,7 @@ class NATSFeed:
 
 
 class RabbitMQFeed:
-    """A queue, bound to the topic's words on amq.topic."""
+    """A queue that is bound to the topic's pattern on amq.topic."""
 
     def __init__(self, server: RabbitMQServer, name: str) -> None:
         self.server = server
@@ -204,9 +206,9 @@ class RabbitMQFeed:
             channel.confirm_delivery()
             for number, body in enumerate(bodies):
                 self._sent += 1
-                named = ids[number] if ids else str(self._sent)
+                message_id = ids[number] if ids else str(self._sent)
                 properties = pika.BasicProperties(
-                    message_id=named if with_ids else None,
+                    message_id=message_id if with_ids else None,
                     headers=headers,
                     timestamp=SENT_AT,
                     delivery_mode=pika.DeliveryMode.Persistent,
@@ -223,7 +225,7 @@ class RabbitMQFeed:
 
 
 def opened(server: Broker, *, port: int | None = None, password: str | None = None) -> PubSub:
-    """The broker, by a URL that the variable `VARIABLE` holds."""
+    """Open the broker by a URL that is the value of the environment variable `VARIABLE`."""
     url, store_url = server.urls("notifications", port=port, password=password)
     pubsub = open_pubsub(url, store_url, VARIABLE)
     assert pubsub is not None
@@ -235,11 +237,11 @@ def numbered(n: int, begin: int = 0) -> list[bytes]:
 
 
 def received(consumer: Consumer, wanted: int, limit: int = 1000) -> list[Received]:
-    """As many messages as are wanted; fails when they do not come."""
+    """Receive `wanted` messages; fails when they do not arrive."""
     messages: list[Received] = []
     deadline = time.monotonic() + SOON
     while len(messages) < wanted:
-        assert time.monotonic() < deadline, f"{len(messages)} of {wanted} messages came"
+        assert time.monotonic() < deadline, f"{len(messages)} of {wanted} messages arrived"
         messages += consumer.receive(min(limit, wanted - len(messages)), 1.0)
     return messages
 
@@ -248,16 +250,16 @@ def bodies(messages: Sequence[Received]) -> list[bytes]:
     return [received.message.body for received in messages]
 
 
-def goes_on(consumer: Consumer, kept: Kept, wanted: int) -> None:
-    """As its user does: what fails is retried, and begins behind what is kept."""
+def keep_receiving(consumer: Consumer, kept: Kept, wanted: int) -> None:
+    """Receive until `wanted` bodies are kept, as a listener does: retry after an `Unavailable`."""
     deadline = time.monotonic() + 2 * SOON
     while len(kept.bodies) < wanted:
-        assert time.monotonic() < deadline, f"{len(kept.bodies)} of {wanted} messages came"
+        assert time.monotonic() < deadline, f"{len(kept.bodies)} of {wanted} messages arrived"
         try:
             kept.keep(consumer.receive(1000, 1.0))
             consumer.acknowledge()
         except Unavailable:
-            time.sleep(0.1)  # as its user would: it is raised at once while the port is closed
+            time.sleep(0.1)  # as a listener does: it is raised at once while the port is closed
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -268,13 +270,13 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def until_reported(consumer: Consumer) -> None:
-    """Receive until that fails; what has come already may be received before."""
+    """Receive until it fails; messages that have arrived may be received first."""
     while True:
         consumer.receive(10, 1.0)
 
 
 def main(url: str, topic: str, subscription: str, wanted: str) -> None:
-    """A process that receives messages, tells so, and then hangs with what it has received."""
+    """A process that receives messages, prints their number, and hangs without acknowledging them."""
     pubsub = open_pubsub(url, "sqlite://", VARIABLE)
     assert pubsub is not None
     consumer = pubsub.consumer(topic, subscription, {}.get)

@@ -1,4 +1,4 @@
-"""A pipeline of one source event, for tests that load."""
+"""A pipeline with one source event, for tests that load."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -28,26 +28,26 @@ def pipeline(
 
 
 def ingest(store: Store, data: Iterable[Any], destination: str = "warehouse/flights") -> list[str]:
-    """An event with one job for each item of data; returns their ids."""
+    """Ingest an event with one job per item of data; returns the event ids."""
     events = [
-        NewEvent(departed.path, msgspec.json.encode(each).decode(), [NewJob(destination)])
-        for each in data
+        NewEvent(departed.path, msgspec.json.encode(item).decode(), [NewJob(destination)])
+        for item in data
     ]
     ids: list[str] = []
     for start in range(0, len(events), 1000):
-        (made,) = store.ingest([events[start : start + 1000]])
-        assert isinstance(made, list)
-        ids += made
+        (page,) = store.ingest([events[start : start + 1000]])
+        assert isinstance(page, list)
+        ids += page
     return ids
 
 
 def until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
-    """Wait until a condition holds; returns what it gave."""
+    """Wait until a condition holds; returns its value."""
     give_up = time.monotonic() + seconds
-    while not (found := condition()):
+    while not (value := condition()):
         assert time.monotonic() < give_up, f"waited {seconds} s in vain"
         time.sleep(0.01)
-    return found
+    return value
 
 
 def numbers(batch: Batch[Any]) -> list[int]:

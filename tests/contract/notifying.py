@@ -1,4 +1,4 @@
-"""Publishing and hearing notifications, and faults of the broker."""
+"""Helpers for tests of notifications: publish and receive them, and break the broker."""
 
 import contextlib
 import socket
@@ -13,12 +13,12 @@ from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pubsub import Publisher, PubSub, Subscriber, open_pubsub
 from tests.services.broker import Broker
 
-SOON = 20.0  # what heals by itself has healed by then
+SOON = 20.0  # seconds within which publishers and subscribers recover
 
 FLIGHTS, DELAYS, LATE = "warehouse/flights", "warehouse/delays", "alerts/late"
 
 Subscribe: TypeAlias = Callable[[str], Subscriber]
-"""Makes a subscriber to a destination that hears from now on."""
+"""Creates a subscriber to a destination, which receives notifications from then on."""
 
 
 def opening(urls: tuple[str, str]) -> PubSub:
@@ -28,7 +28,7 @@ def opening(urls: tuple[str, str]) -> PubSub:
 
 
 def heard(subscriber: Subscriber, wanted: Collection[str]) -> set[str]:
-    """What a subscriber hears until it has heard all that is wanted, and a moment longer."""
+    """What a subscriber receives until it has received all `wanted` paths, and a moment longer."""
     paths: set[str] = set()
     deadline = time.monotonic() + SOON
     while not paths.issuperset(wanted) and time.monotonic() < deadline:
@@ -37,19 +37,19 @@ def heard(subscriber: Subscriber, wanted: Collection[str]) -> set[str]:
     return paths
 
 
-def goes_on(publisher: Publisher, subscriber: Subscriber) -> None:
-    """Both find their way back by themselves: what is published is heard again."""
+def assert_recovers(publisher: Publisher, subscriber: Subscriber) -> None:
+    """Publisher and subscriber recover without help: what is published is received again."""
     again, after = "warehouse/again", "warehouse/after"  # not to be confused with earlier ones
     paths: set[str] = set()
     deadline = time.monotonic() + SOON
     while again not in paths:
-        assert time.monotonic() < deadline, "nothing was heard"
+        assert time.monotonic() < deadline, "nothing was received"
         with contextlib.suppress(Unavailable):
             publisher.publish([again])
         try:
             paths.update(subscriber.wait(0.5))
         except Unavailable:
-            time.sleep(0.1)  # as its user would: it is raised at once while the port is closed
+            time.sleep(0.1)  # as a worker does: it is raised at once while the port is closed
     # From here on nothing is lost and nothing fails.
     publisher.publish([after])
     assert after in heard(subscriber, [after])
@@ -57,7 +57,7 @@ def goes_on(publisher: Publisher, subscriber: Subscriber) -> None:
 
 @contextlib.contextmanager
 def down(broker: Broker, how: str) -> Iterator[None]:
-    """An outage of the broker."""
+    """An outage of the broker: `how` is 'stop' or 'kill'."""
     getattr(broker, how)()
     try:
         yield
@@ -66,14 +66,14 @@ def down(broker: Broker, how: str) -> Iterator[None]:
 
 
 def _runs(process: psutil.Process) -> bool:
-    """Whether a thread of a process that is to stop still runs: threads stop one by one."""
+    """Whether a thread of a stopping process still runs: threads stop one by one."""
     states = [file.read_text() for file in Path(f"/proc/{process.pid}/task").glob("*/stat")]
     return any(state.rpartition(")")[2].split()[0] not in "TZ" for state in states)
 
 
 @contextlib.contextmanager
 def frozen(broker: Broker) -> Iterator[None]:
-    """A broker that keeps its connections and does nothing."""
+    """Freeze the broker: it keeps its connections and does nothing."""
     assert broker.process is not None
     parent = psutil.Process(broker.process.pid)
     processes = [parent, *parent.children(recursive=True)]

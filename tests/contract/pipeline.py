@@ -1,4 +1,4 @@
-"""The application that the store's tests keep events for, and how they make them."""
+"""The application of the store's tests, and helpers to create its events and loads."""
 
 from collections.abc import Sequence
 
@@ -25,7 +25,7 @@ def seats(batch: Batch[object]) -> None:
 
 @warehouse.event(receives=flights.discarded)
 def undeliverable(batch: Batch[object]) -> None:
-    """What flights discarded."""
+    """Discarded jobs of `flights`."""
 
 
 app = Blacksmith(sources=[airport], destinations=[warehouse], since="2026-01-01")
@@ -43,7 +43,7 @@ def new_event(
 def ingest_events(
     store: Store, count: int, *, to: Sequence[str] = (FLIGHTS,), start: int = 0
 ) -> list[str]:
-    """Keep so many events in one commit; their ids."""
+    """Ingest `count` events in one commit; returns their ids."""
     [ids] = store.ingest([[new_event(start + n, to=to) for n in range(count)]])
     assert isinstance(ids, list)
     return ids
@@ -52,12 +52,12 @@ def ingest_events(
 def take_over(
     store: Store, holder: str = "loader", lane: Lane = Lane.LOAD, to: str = FLIGHTS
 ) -> FencingToken:
-    """Take over a lane, with a lock that is said to be held."""
+    """Take over a lane, with a lock that counts as held."""
     return store.take_over(to, lane, holder, lambda: True)
 
 
 def claimed(store: Store, token: FencingToken, limit: int = 1000, max_attempts: int = 3) -> Load:
-    """The next load, which must be there."""
+    """Claim the next load; fails if there is none."""
     load = store.claim(token, limit, max_attempts)
     assert load is not None
     return load

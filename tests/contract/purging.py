@@ -1,4 +1,4 @@
-"""For the tests of purges: make events old, purge, and read what is left."""
+"""Helpers for tests of purges: make events old, purge, and read what is left."""
 
 import gzip
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ NOW = kept(NOTHING)
 
 
 def index_time(store: Store, ago: timedelta = NOTHING) -> None:
-    """Add a row to the time index: every event in the store was received this long ago, or before."""
+    """Add a row to the time index: every event in the store was received this long ago or earlier."""
     assert isinstance(store, SQLStore)
     with store.writing() as conn:
         low, high = store._high_watermark(conn), store._sequence(conn)

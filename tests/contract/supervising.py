@@ -1,4 +1,4 @@
-"""Supervisors with connections of their own, as several processes have them."""
+"""Supervisors with their own connections, as in several processes."""
 
 import contextlib
 from collections.abc import Iterator

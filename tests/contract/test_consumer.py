@@ -27,7 +27,7 @@ from tests.contract.consuming import (
     NATSFeed,
     RabbitMQFeed,
     bodies,
-    goes_on,
+    keep_receiving,
     numbered,
     opened,
     received,
@@ -148,7 +148,7 @@ def test_killed_after_receive(feed: Feed, consume: Consume, kept: Kept) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == b"12\n"
         process.kill()
-    goes_on(consume(), kept, 20)
+    keep_receiving(consume(), kept, 20)
     assert kept.bodies == numbered(20)
 
 
@@ -179,7 +179,7 @@ def test_what_was_kept_and_not_acknowledged_is_known(
         kept.keep(received(consumer, 5))
         consumer.close()
     consumer = consume()
-    goes_on(consumer, kept, 20)
+    keep_receiving(consumer, kept, 20)
     assert kept.bodies == numbered(20)
     until(lambda: not consumer.receive(10, 0.2) and consumer.lag() == 0)
 
@@ -255,7 +255,7 @@ def test_a_topic_that_is_missing_is_reported_and_used_once_it_is_there(
         if missing_feed.missing() == missing_feed.topic:
             missing_feed.make()
             missing_feed.send(b"one")
-            goes_on(consumer, kept, 1)
+            keep_receiving(consumer, kept, 1)
 
 
 def test_wrong_credentials_fail_clearly(
@@ -309,7 +309,7 @@ def test_broker_restarted(
         consumer.acknowledge()
         assert consumer.lag() is None
     feed.send(*numbered(20, 20), ids=[f"after-{n}" for n in range(20)])
-    goes_on(consumer, kept, 40)
+    keep_receiving(consumer, kept, 40)
     assert kept.bodies == numbered(40)
     assert [record.name for record in caplog.records] == []
     assert capfd.readouterr().err == ""
@@ -328,7 +328,7 @@ def test_a_receive_under_way_lives_through_a_restart(
         # It continues, or fails because it could not connect: it never just waits.
         with contextlib.suppress(Unavailable):
             kept.keep(waiting.result(timeout=SOON))
-    goes_on(consumer, kept, 3)
+    keep_receiving(consumer, kept, 3)
     assert kept.bodies == numbered(3)
 
 
@@ -340,7 +340,7 @@ def test_a_connection_that_was_cut_while_idle_loses_nothing(
     kept.keep(received(consumer, 10))
     feed.server.cut()
     feed.send(*numbered(10, 10), ids=[f"after-{n}" for n in range(10)])
-    goes_on(consumer, kept, 20)
+    keep_receiving(consumer, kept, 20)
     assert kept.bodies == numbered(20)
 
 

@@ -19,7 +19,16 @@ from confluent_kafka.admin import (
 
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pubsub import Publisher, PubSub, Subscriber
-from tests.contract.notifying import DELAYS, FLIGHTS, LATE, SOON, Subscribe, goes_on, heard, opening
+from tests.contract.notifying import (
+    DELAYS,
+    FLIGHTS,
+    LATE,
+    SOON,
+    Subscribe,
+    assert_recovers,
+    heard,
+    opening,
+)
 from tests.services import free_port
 from tests.services.kafka import GUEST, GUESTS_PASSWORD, PASSWORD, USER, KafkaServer
 
@@ -116,7 +125,7 @@ def test_a_topic_created_again_by_others_is_heard(
         publisher.publish([FLIGHTS])
     broker.delete(topic)
     make_topic(broker, topic, 1)
-    goes_on(publisher, subscriber)
+    assert_recovers(publisher, subscriber)
 
 
 def test_a_server_that_is_down_beside_one_that_serves(broker: KafkaServer, topic: str) -> None:

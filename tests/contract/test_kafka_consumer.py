@@ -14,7 +14,7 @@ from blacksmith_dagster.pubsub import Consumer, open_pubsub
 from tests.contract.consuming import (
     KafkaFeed,
     Kept,
-    goes_on,
+    keep_receiving,
     numbered,
     opened,
     received,
@@ -69,7 +69,7 @@ def test_a_partition_that_is_added_is_read_from_its_beginning(feed: KafkaFeed, k
         admin.create_partitions([NewPartitions(feed.topic, 2)])[feed.topic].result(10)
         until(lambda: len(admin.list_topics(feed.topic).topics[feed.topic].partitions) == 2)
         feed.send(*numbered(3, 3), partition=1)
-        goes_on(consumer, kept, 6)
+        keep_receiving(consumer, kept, 6)
     assert kept.bodies == numbered(6)
 
 
@@ -89,11 +89,11 @@ def test_a_topic_created_again_is_read_from_its_beginning(
         kept.keep(received(consumer, 20))
         if reading:
             create_again()
-            goes_on(consumer, kept, 25)
+            keep_receiving(consumer, kept, 25)
     if not reading:
         create_again()
         with consumer_of(feed, kept) as consumer:
-            goes_on(consumer, kept, 25)
+            keep_receiving(consumer, kept, 25)
     assert kept.bodies == numbered(25)
     assert len(kept.cursors) == 2
 
@@ -110,7 +110,7 @@ def test_messages_that_were_deleted_before_they_were_read_are_reported(
     admin, before = feed.server.admin(), TopicPartition(feed.topic, 0, 30)
     admin.delete_records([before])[before].result(10)
     with consumer_of(feed, kept) as consumer:
-        goes_on(consumer, kept, 30)
+        keep_receiving(consumer, kept, 30)
     assert kept.bodies == numbered(10) + numbered(20, 30)
     (warning,) = (record.getMessage() for record in caplog.records)
     assert "20 offsets of partition 0 were deleted before they were read" in warning
@@ -128,7 +128,7 @@ def test_a_partition_that_has_lost_its_end_is_reported_and_read_again(
     kept.cursors[reader] = "1000"  # as after a restore of the broker to an earlier state
     kept.bodies.clear()
     with consumer_of(feed, kept) as consumer:
-        goes_on(consumer, kept, 3)
+        keep_receiving(consumer, kept, 3)
     assert kept.bodies == numbered(3)
     (warning,) = (record.getMessage() for record in caplog.records)
     assert "was read up to 1000 and ends at 3" in warning
@@ -143,17 +143,17 @@ def test_rebalance_takes_nothing_away(
     settings = feed.server._settings() | {"group.id": feed.subscription}
     with consumer_of(feed, kept) as consumer:
         feed.send(*numbered(10), partition=0)
-        goes_on(consumer, kept, 10)
+        keep_receiving(consumer, kept, 10)
         member = Member(settings)
         member.subscribe([feed.topic])
         until(lambda: member.poll(0.1) is not None or len(member.assignment()) == 2)
         feed.send(*numbered(10, 10), partition=0)
         feed.send(*numbered(10, 20), partition=1)
-        goes_on(consumer, kept, 30)
+        keep_receiving(consumer, kept, 30)
         until(lambda: not consumer.receive(1, 0.1) and bool(caplog.records))
         member.close()
         feed.send(*numbered(10, 30), partition=1)
-        goes_on(consumer, kept, 40)
+        keep_receiving(consumer, kept, 40)
         until(lambda: not consumer.receive(1, 0.1) and feed.left() == 0)
     assert in_order(kept.bodies) == numbered(40)
     (warning,) = (record.getMessage() for record in caplog.records)
@@ -186,7 +186,7 @@ def test_uncommitted_messages_are_not_received_and_leave_no_lag(
         else:
             producer.abort_transaction(10)
     with consumer_of(feed, kept) as consumer:
-        goes_on(consumer, kept, 10)
+        keep_receiving(consumer, kept, 10)
         until(lambda: not consumer.receive(1, 0.1) and consumer.lag() == 0)
     assert kept.bodies == numbered(5) + numbered(5, 10)
 

@@ -14,7 +14,7 @@ from tests.contract.consuming import (
     Kept,
     NATSFeed,
     bodies,
-    goes_on,
+    keep_receiving,
     numbered,
     opened,
     received,
@@ -71,7 +71,7 @@ def test_a_subject_that_is_wider_than_the_stream(feed: NATSFeed, kept: Kept) -> 
     feed.make()
     feed.send(b"one", below="eu.paid")
     with consumer_of(feed, kept, f"{feed.stream}.>") as consumer:
-        goes_on(consumer, kept, 1)
+        keep_receiving(consumer, kept, 1)
     assert kept.bodies == [b"one"]
 
 
@@ -110,11 +110,11 @@ def test_a_stream_created_again_is_read_from_its_beginning(
         kept.keep(received(consumer, 20))
         if reading:
             create_again()
-            goes_on(consumer, kept, 25)
+            keep_receiving(consumer, kept, 25)
     if not reading:
         create_again()
         with consumer_of(feed, kept) as consumer:
-            goes_on(consumer, kept, 25)
+            keep_receiving(consumer, kept, 25)
     assert kept.bodies == numbered(25)
     assert len(kept.cursors) == 2
 
@@ -128,7 +128,7 @@ def test_a_consumer_that_was_deleted_is_made_again(feed: NATSFeed, kept: Kept) -
             lambda client: client.jetstream().delete_consumer(feed.stream, feed.subscription)
         )
         feed.send(*numbered(5, 5))
-        goes_on(consumer, kept, 10)
+        keep_receiving(consumer, kept, 10)
     assert kept.bodies == numbered(10)
 
 
@@ -142,7 +142,7 @@ def test_a_consumer_that_others_created_is_created_again(feed: NATSFeed, kept: K
 
     feed.server.using(make)
     with consumer_of(feed, kept) as consumer:
-        goes_on(consumer, kept, 5)
+        keep_receiving(consumer, kept, 5)
     assert kept.bodies == numbered(5)
 
 
@@ -156,7 +156,7 @@ def test_what_was_kept_leaves_a_work_queue(work_queue: NATSFeed, kept: Kept) -> 
         kept.keep(received(consumer, 4))  # and is killed before it can acknowledge
     work_queue.send(*numbered(5, 20))
     with consumer_of(work_queue, kept) as consumer:
-        goes_on(consumer, kept, 25)
+        keep_receiving(consumer, kept, 25)
     assert kept.bodies == numbered(25)
     until(lambda: work_queue.messages() == 0)
 
@@ -180,9 +180,9 @@ def test_a_wider_subject_finds_what_a_work_queue_still_has(
     work_queue.send(*numbered(3), below="other")
     work_queue.send(*numbered(3, 3), below="ours")
     with consumer_of(work_queue, kept, f"{work_queue.stream}.ours") as consumer:
-        goes_on(consumer, kept, 3)
+        keep_receiving(consumer, kept, 3)
     with consumer_of(work_queue, kept) as consumer:
-        goes_on(consumer, kept, 6)
+        keep_receiving(consumer, kept, 6)
     assert kept.bodies == numbered(3, 3) + numbered(3)
 
 
@@ -198,7 +198,7 @@ def test_a_stream_of_interest_loses_nothing_while_there_is_no_reader(
             kept.keep(received(consumer, 6))  # and is killed before it can acknowledge
         interest.send(*numbered(10, begin + 10))
     with consumer_of(interest, kept) as consumer:
-        goes_on(consumer, kept, 40)
+        keep_receiving(consumer, kept, 40)
     assert kept.bodies == numbered(40)
     assert interest.consumers() == [interest.subscription]
     until(lambda: interest.messages() == 0)
@@ -224,7 +224,7 @@ def test_a_stream_of_interest_survives_a_kill_while_its_consumer_is_created_agai
     interest.server.using(half)
     interest.send(*numbered(5, 5))
     with consumer_of(interest, kept) as consumer:
-        goes_on(consumer, kept, 10)
+        keep_receiving(consumer, kept, 10)
     assert kept.bodies == numbered(10)
     assert interest.consumers() == [interest.subscription]
 
@@ -240,7 +240,7 @@ def test_messages_that_were_deleted_before_they_were_read_are_reported(
         kept.keep(received(consumer, 5))
     feed.send(*numbered(30, 5))
     with consumer_of(feed, kept) as consumer:
-        goes_on(consumer, kept, 15)
+        keep_receiving(consumer, kept, 15)
     assert kept.bodies == numbered(5) + numbered(10, 25)
     (warning,) = (record.getMessage() for record in caplog.records)
     assert "20 messages" in warning
@@ -259,7 +259,7 @@ def test_a_stream_that_has_lost_its_end_is_reported_and_read_again(
     kept.cursors[reader] = "1000"  # as after a power cut took what was not on disk yet
     kept.bodies.clear()
     with consumer_of(feed, kept) as consumer:
-        goes_on(consumer, kept, 3)
+        keep_receiving(consumer, kept, 3)
     assert kept.bodies == numbered(3)
     (warning,) = (record.getMessage() for record in caplog.records)
     assert "was read up to 1000 and ends at 3" in warning

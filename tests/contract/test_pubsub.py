@@ -20,9 +20,9 @@ from tests.contract.notifying import (
     LATE,
     SOON,
     Subscribe,
+    assert_recovers,
     down,
     frozen,
-    goes_on,
     heard,
     listener,
     opening,
@@ -205,7 +205,7 @@ def test_an_outage_is_reported_and_survived(
             assert time.monotonic() - began < A_FEW_SECONDS
         with pytest.raises(Unavailable):
             wait_until_raised(subscriber)
-    goes_on(publisher, subscriber)
+    assert_recovers(publisher, subscriber)
     # Whoever publishes logs the outage: the client's library is quiet.
     assert [record.name for record in caplog.records] == []
     assert capfd.readouterr().err == ""
@@ -223,7 +223,7 @@ def test_a_wait_under_way_lives_through_a_restart(
         # It ends because it has connected again, or fails because it could not: it never just waits.
         with contextlib.suppress(Unavailable):
             assert not waiting.result(timeout=SOON)
-    goes_on(publisher, subscriber)
+    assert_recovers(publisher, subscriber)
 
 
 def test_topic_deleted(
@@ -233,7 +233,7 @@ def test_topic_deleted(
     publisher.publish([FLIGHTS])
     assert heard(subscriber, [FLIGHTS]) == {FLIGHTS}
     broker.delete(topic)
-    goes_on(publisher, subscriber)
+    assert_recovers(publisher, subscriber)
 
 
 def test_a_connection_that_was_cut_while_idle_fails_no_publish(
@@ -243,7 +243,7 @@ def test_a_connection_that_was_cut_while_idle_fails_no_publish(
     publisher.publish([FLIGHTS])
     broker.cut()
     publisher.publish([FLIGHTS])
-    goes_on(publisher, subscriber)
+    assert_recovers(publisher, subscriber)
 
 
 def test_a_broker_that_hangs_is_reported_within_seconds(

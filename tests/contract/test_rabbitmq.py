@@ -10,7 +10,15 @@ import pytest
 import blacksmith_dagster.pubsub.rabbitmq.notifications as adapter
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pubsub import Publisher, PubSub
-from tests.contract.notifying import DELAYS, FLIGHTS, SOON, Subscribe, goes_on, heard, opening
+from tests.contract.notifying import (
+    DELAYS,
+    FLIGHTS,
+    SOON,
+    Subscribe,
+    assert_recovers,
+    heard,
+    opening,
+)
 from tests.services import free_port
 from tests.services.rabbitmq import RabbitMQServer
 
@@ -103,7 +111,7 @@ def test_exchange_deleted(
         pytest.raises(pika.exceptions.ChannelClosedByBroker, match="ACCESS_REFUSED"),
     ):
         connection.channel().exchange_delete("amq.direct")
-    goes_on(publisher, subscriber)
+    assert_recovers(publisher, subscriber)
 
 
 def test_a_publisher_that_sent_no_heartbeat_is_cut_off_and_does_not_fail(
@@ -149,7 +157,7 @@ def test_a_broker_short_of_memory_accepts_nothing_and_says_so(
             publisher.publish([FLIGHTS])
     finally:
         broker.control("set_vm_memory_high_watermark", "0.4")
-    goes_on(publisher, subscriber)
+    assert_recovers(publisher, subscriber)
 
 
 def test_tls(broker: RabbitMQServer, topic: str) -> None:

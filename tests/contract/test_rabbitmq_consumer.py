@@ -15,7 +15,7 @@ from tests.contract.consuming import (
     Kept,
     RabbitMQFeed,
     bodies,
-    goes_on,
+    keep_receiving,
     numbered,
     opened,
     received,
@@ -57,7 +57,7 @@ def test_a_queue_is_made_bound_and_kept(
     rabbitmq.start()
     feed.send(*numbered(5, 5))
     with consumer_of(feed) as consumer:
-        goes_on(consumer, kept, 10)
+        keep_receiving(consumer, kept, 10)
     assert kept.bodies == numbered(10)
 
 
@@ -84,7 +84,7 @@ def test_an_exchange_of_ones_own(feed: RabbitMQFeed, kept: Kept, kind: str, key:
     with consumer_of(feed, f"{exchange}/{key}") as consumer:
         assert not consumer.receive(1, 0.1)
         feed.send(*numbered(3), exchange=exchange)
-        goes_on(consumer, kept, 3)
+        keep_receiving(consumer, kept, 3)
     assert kept.bodies == numbered(3)
 
 
@@ -100,7 +100,7 @@ def test_a_missing_exchange_leaves_no_queue_behind(
             connection.channel().exchange_declare(exchange, "topic")
         assert not consumer.receive(1, 0.1)
         feed.send(b"one", exchange=exchange)
-        goes_on(consumer, kept, 1)
+        keep_receiving(consumer, kept, 1)
     assert kept.bodies == [b"one"]
 
 
@@ -117,7 +117,7 @@ def test_a_queue_that_is_there_is_used_as_it_is(feed: RabbitMQFeed, kept: Kept) 
         for body in numbered(8):
             channel.basic_publish("", feed.subscription, body)
     with consumer_of(feed) as consumer:
-        goes_on(consumer, kept, 5)
+        keep_receiving(consumer, kept, 5)
         feed.send(b"it is not bound to the topic")
         assert not consumer.receive(1, 0.2)
     assert kept.bodies == numbered(5, 3)
@@ -133,7 +133,7 @@ def test_a_quorum_queue(feed: RabbitMQFeed, kept: Kept) -> None:
     with consumer_of(feed) as consumer:
         kept.keep(received(consumer, 10))
     with consumer_of(feed) as consumer:
-        goes_on(consumer, kept, 20)
+        keep_receiving(consumer, kept, 20)
     assert kept.bodies == numbered(20)
 
 
@@ -141,12 +141,12 @@ def test_a_queue_that_was_deleted_is_made_again(feed: RabbitMQFeed, kept: Kept) 
     feed.make()
     feed.send(*numbered(3))
     with consumer_of(feed) as consumer:
-        goes_on(consumer, kept, 3)
+        keep_receiving(consumer, kept, 3)
         with feed.server.connection() as connection:
             connection.channel().queue_delete(feed.subscription)
         until(lambda: not consumer.receive(1, 0.1) and consumer.lag() == 0)
         feed.send(*numbered(3, 3))
-        goes_on(consumer, kept, 6)
+        keep_receiving(consumer, kept, 6)
     assert kept.bodies == numbered(6)
 
 
@@ -179,7 +179,7 @@ def test_more_wait_than_are_sent_ahead(
         assert not consumer.receive(1, 0.2)  # until these are acknowledged
         assert consumer.lag() == 25
         consumer.acknowledge()
-        goes_on(consumer, kept, 35)
+        keep_receiving(consumer, kept, 35)
     assert kept.bodies == numbered(35)
 
 
@@ -212,9 +212,9 @@ def test_a_reader_that_was_busy_past_its_heartbeats_goes_on(
         listed = ("list_connections", "-q", "pid", "timeout")
         until(lambda: "\t1\n" not in feed.server.control(*listed))
         consumer.acknowledge()  # the broker does not get it: these come again
-        goes_on(consumer, kept, 10)
+        keep_receiving(consumer, kept, 10)
         feed.send(*numbered(5, 10))
-        goes_on(consumer, kept, 15)
+        keep_receiving(consumer, kept, 15)
     assert kept.bodies == numbered(15)
 
 
@@ -230,5 +230,5 @@ def test_rights_that_are_missing_are_reported(
         with pytest.raises(Unavailable, match="it must read the queue"):
             consumer.receive(1, 10)
         rabbitmq.control("set_permissions", user, "", "", f"^{feed.subscription}")
-        goes_on(consumer, kept, 1)  # to read is enough where the queue is there
+        keep_receiving(consumer, kept, 1)  # to read is enough where the queue is there
     assert kept.bodies == [b"one"]

@@ -1,7 +1,7 @@
-"""Real services for tests: one module each, and here what they share.
+"""Real services for tests: one module per service, and here what they share.
 
-A service binds to the loopback only, on a free port, keeps its data in a temporary folder, and runs
-as a child that is waited for. One that cannot be had raises `Unavailable` with the reason.
+A service listens on a free port of the loopback only, keeps its data in a temporary folder and runs
+as a child process. Without its program, creating it raises `Unavailable` with the reason.
 """
 
 import contextlib
@@ -20,9 +20,10 @@ from pathlib import Path
 import psutil
 
 ROOT = os.geteuid() == 0
+_USER, _GROUP = "nobody", "nogroup"
 
-# A child's --pdeathsig means the death of the thread that started it: one thread starts them all
-# and lives as long as the session, whichever thread of a test restarts a server.
+# A child's --pdeathsig fires when the thread that started it ends. So one thread starts them all and
+# lives as long as the session, whichever thread of a test restarts a server.
 _starter = ThreadPoolExecutor(1, thread_name_prefix="services")
 
 
@@ -36,10 +37,10 @@ class Unavailable(Exception):
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody uses.
+    """An unused port of the loopback.
 
-    Below the range that outgoing connections take theirs from: a server that was killed finds its
-    port still free when it is started again.
+    It is below the range of outgoing connections, so that a killed server finds its port still free
+    when it starts again.
     """
     while True:
         port = random.randint(20_000, 32_000)
@@ -53,23 +54,23 @@ def free_port() -> int:
 
 
 def private_folder(prefix: str) -> Path:
-    """A new temporary folder that belongs to whom `unprivileged` runs a command as.
+    """A new temporary folder, owned by the user that `unprivileged` runs commands as.
 
-    Not pytest's: only its owner may enter that.
+    It is not in pytest's folder, which only its owner may enter.
     """
     folder = Path(tempfile.mkdtemp(prefix=f"blacksmith-{prefix}-"))
     if ROOT:
-        shutil.chown(folder, "nobody", "nogroup")
+        shutil.chown(folder, _USER, _GROUP)
     return folder
 
 
 def unprivileged(command: Sequence[str | Path], *, drop: bool = ROOT) -> list[str]:
-    """The command line that runs `command` as nobody when we are root, as ourselves otherwise.
+    """The command line that runs `command` as an unprivileged user if we are root, else as ourselves.
 
-    The child gets SIGINT when the thread that started it ends, so that no service outlives us.
+    The child gets SIGINT when the thread that started it ends, so that no service outlives the tests.
     """
-    who = ["--reuid=nobody", "--regid=nogroup", "--clear-groups"] if drop else []
-    return ["setpriv", "--pdeathsig", "INT", *who, "--", *map(str, command)]
+    user = [f"--reuid={_USER}", f"--regid={_GROUP}", "--clear-groups"] if drop else []
+    return ["setpriv", "--pdeathsig", "INT", *user, "--", *map(str, command)]
 
 
 def start(
@@ -80,9 +81,9 @@ def start(
     log: Path,
     drop: bool = ROOT,
 ) -> subprocess.Popen[bytes]:
-    """Start a service as a child in `folder`; what it prints is appended to `log`.
+    """Start a service as a child in `folder`; its output is appended to `log`.
 
-    Without `drop` it stays root if we are: nobody may not be let into the folder of its program.
+    Without `drop` it stays root if we are, for a program in a folder that only root may enter.
     """
     with log.open("ab") as out:
         return _starter.submit(
@@ -97,25 +98,25 @@ def start(
 
 
 def kill_tree(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to a process and all that descend from it; returns when none of them is left."""
+    """SIGKILL to a process and all its descendants; returns when all have ended."""
     try:
         parent = psutil.Process(process.pid)
-        parent.suspend()  # it starts no child while we count them
+        parent.suspend()  # so that it starts no child meanwhile
         children = parent.children(recursive=True)
     except psutil.NoSuchProcess:
         children = []
-    for each in children:
+    for child in children:
         with contextlib.suppress(psutil.NoSuchProcess):
-            each.kill()
+            child.kill()
     process.send_signal(signal.SIGKILL)
     process.wait()
-    while any(_lives(each) for each in children):
+    while any(_is_alive(child) for child in children):
         time.sleep(0.01)
 
 
-def _lives(process: psutil.Process) -> bool:
+def _is_alive(process: psutil.Process) -> bool:
     try:
-        # Orphans are init's to reap, and some take their time: a zombie holds nothing any more.
+        # init reaps orphans, sometimes late; a zombie holds nothing any more.
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False

@@ -1,11 +1,11 @@
-"""What the contract of notifications needs of a broker: each broker's module has it."""
+"""The interface of a broker that tests start, stop and break; each broker's module implements it."""
 
 import subprocess
 from typing import Protocol
 
 
 class Broker(Protocol):
-    """A running broker that a test may stop, kill and start again, with its data, at its port."""
+    """A broker that a test may stop, kill and start again with its data at its port."""
 
     process: subprocess.Popen[bytes] | None
     """The server, the parent of all its processes; `None` while it is down."""
@@ -15,7 +15,7 @@ class Broker(Protocol):
         ...
 
     def stop(self) -> None:
-        """Stop the server as an operator does, and wait for its end."""
+        """Stop the server as an operator does, and wait until it has ended."""
         ...
 
     def kill(self) -> None:
@@ -25,10 +25,10 @@ class Broker(Protocol):
     def urls(
         self, topic: str, *, port: int | None = None, password: str | None = None
     ) -> tuple[str, str]:
-        """What `open_pubsub` is given: the URL of the broker and that of a store.
+        """The arguments of `open_pubsub`: the URL of the broker and the URL of a store.
 
-        `port` is another one of the loopback, where something else listens or nothing.
-        `password` is another one than the server knows.
+        `port`: another port of the loopback instead, where something else listens, or nothing.
+        `password`: a wrong password instead.
         """
         ...
 
@@ -37,9 +37,9 @@ class Broker(Protocol):
         ...
 
     def delete(self, topic: str) -> None:
-        """Remove all that the broker keeps for a topic: the topic itself, its queues and the like."""
+        """Remove everything that the broker keeps for a topic: the topic itself, its queues, etc."""
         ...
 
     def cut(self) -> None:
-        """Let the server end the connections of all clients, as it does with idle ones."""
+        """Make the server end the connections of all clients, as it does with idle ones."""
         ...

@@ -1,4 +1,4 @@
-"""Consul: an agent of the test's own, or a cluster of three servers on the loopback."""
+"""Consul: a single server, or a cluster of three servers on the loopback."""
 
 import json
 import os
@@ -14,15 +14,15 @@ import httpx
 from tests.services import Unavailable, free_port, kill_tree, private_folder, start
 
 _SERVICE = "Consul"
-_BROUGHT = Path(__file__).parents[2] / ".cache/consul/consul"
+_DOWNLOADED = Path(__file__).parents[2] / ".cache/consul/consul"
 
 
 class ConsulServer:
     """A server that the test starts, stops and kills; it keeps its data while it is down.
 
-    - `members`: of the cluster that it belongs to, itself among them; none for a single one.
-    - `acl_token`: the management token, if only those with a token may do anything.
-    - `certificate`: a certificate and its key, if it is to speak TLS at `https_port`.
+    - `members`: the servers of its cluster, itself included; empty for a single server.
+    - `acl_token`: the management token; with it, calls without a token are rejected.
+    - `certificate`: a certificate and its key; with it, the server speaks TLS at `https_port`.
     """
 
     def __init__(
@@ -44,12 +44,12 @@ class ConsulServer:
 
     @property
     def url(self) -> str:
-        """As BLACKSMITH_SUPERVISOR_URL takes it."""
+        """The value for BLACKSMITH_SUPERVISOR_URL."""
         return f"consul://127.0.0.1:{self.port}"
 
     @property
     def is_running(self) -> bool:
-        """Whether it was started, and not killed since."""
+        """Whether it was started and has not been killed since."""
         return self._process is not None
 
     def start(self) -> None:
@@ -58,7 +58,7 @@ class ConsulServer:
         until_ready([self])
 
     def launch(self) -> None:
-        """Start the server; a cluster's has a leader once most of them run."""
+        """Start the server; a cluster has a leader once most of its servers run."""
         assert self._process is None, "already started"
         (self._folder / "config.json").write_text(json.dumps(self._configuration()))
         self._process = start(
@@ -81,7 +81,7 @@ class ConsulServer:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def call(self, method: str, path: str, body: Any = None, token: str | None = None) -> Any:
-        """One call of the HTTP API, past all of our own code; with the management token if any."""
+        """Call the HTTP API without our own client, by default with the management token if any."""
         token = token or self._acl_token
         response = httpx.request(
             method,
@@ -94,7 +94,7 @@ class ConsulServer:
         return response.raise_for_status().json() if response.content else None
 
     def clear(self) -> None:
-        """Forget every session, key and service."""
+        """Remove every session, key and service."""
         for session in self.call("GET", "session/list"):
             self.call("PUT", f"session/destroy/{session['ID']}")
         self.call("DELETE", "kv/?recurse=true")
@@ -102,7 +102,7 @@ class ConsulServer:
             self.call("PUT", f"agent/service/deregister/{service}")
 
     def ready(self) -> bool:
-        """Whether it has a leader, and accepts writes."""
+        """Whether it has a leader and accepts writes."""
         if self._process is None or self._process.poll() is not None:
             raise RuntimeError(f"{_SERVICE} has ended:\n{self.log[-3000:]}")
         try:
@@ -113,16 +113,16 @@ class ConsulServer:
             return False
 
     def leader_is(self, other: "ConsulServer") -> bool:
-        """Whether this one takes another for the leader."""
+        """Whether this server considers another one the leader."""
         return bool(self.call("GET", "status/leader") == f"127.0.0.1:{other.rpc_port}")
 
     @property
     def log(self) -> str:
-        """Everything that it has printed."""
+        """Everything that it printed."""
         return (self._folder / "log").read_text()
 
     def _configuration(self) -> dict[str, Any]:
-        peers = [f"127.0.0.1:{each.serf_port}" for each in self._members if each is not self]
+        peers = [f"127.0.0.1:{member.serf_port}" for member in self._members if member is not self]
         acl = {
             "enabled": True,
             "default_policy": "deny",
@@ -161,7 +161,7 @@ class ConsulServer:
 
 
 class ConsulCluster:
-    """Three servers, each an agent that may be asked."""
+    """Three servers, each of which is an agent that accepts calls."""
 
     def __init__(self) -> None:
         self.servers: list[ConsulServer] = []
@@ -169,20 +169,20 @@ class ConsulCluster:
             self.servers.append(ConsulServer(self.servers))
 
     def start(self) -> None:
-        """Start them, and wait until each has a leader and accepts writes."""
+        """Start the servers and wait until each has a leader and accepts writes."""
         for server in self.servers:
             server.launch()
         until_ready(self.servers)
 
     def leader(self) -> ConsulServer:
-        """The one that the others take for their leader."""
+        """The server that all of them consider the leader."""
         for server in self.servers:
             if all(other.leader_is(server) for other in self.servers):
                 return server
         raise RuntimeError("the servers do not agree on a leader")
 
     def close(self) -> None:
-        """End all of them and remove their data."""
+        """End all servers and remove their data."""
         for server in self.servers:
             server.close()
 
@@ -198,9 +198,9 @@ def until_ready(servers: Sequence[ConsulServer]) -> None:
 
 
 def _binary() -> Path:
-    found = os.environ.get("CONSUL_BIN") or (_BROUGHT if _BROUGHT.is_file() else None)
-    if found is None:
-        found = shutil.which("consul")
-    if found is None:
-        raise Unavailable(_SERVICE, "no server found; `scripts/get-consul` brings one")
-    return Path(found).resolve()
+    binary = os.environ.get("CONSUL_BIN") or (_DOWNLOADED if _DOWNLOADED.is_file() else None)
+    if binary is None:
+        binary = shutil.which("consul")
+    if binary is None:
+        raise Unavailable(_SERVICE, "no server found; run `scripts/get-consul`")
+    return Path(binary).resolve()

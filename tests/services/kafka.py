@@ -1,4 +1,4 @@
-"""Kafka: a broker of the test session's own, with a user and a password, and TLS on a second port."""
+"""Kafka: the test session's own broker, with passwords, and TLS on a second port."""
 
 import base64
 import os
@@ -18,7 +18,7 @@ _SERVICE = "Kafka"
 USER = "blacksmith"
 PASSWORD = "knows-all"
 GUEST, GUESTS_PASSWORD = "guest", "sees-nothing"
-"""Another user, who has no rights but those that a test gives."""
+"""Another user, whose only rights are those that a test grants."""
 
 _IDLE = 2.0
 
@@ -26,8 +26,8 @@ _IDLE = 2.0
 class KafkaServer:
     """A broker that the test starts, stops and kills; its topics are kept in a folder.
 
-    It makes no topics by itself, and ends connections that were idle for two seconds.
-    `port` is where clients connect, `tls_port` where they do so by TLS.
+    It does not create topics automatically, and ends connections that were idle for two seconds.
+    Clients connect at `port`, or with TLS at `tls_port`.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,9 @@ class KafkaServer:
         self.process: subprocess.Popen[bytes] | None = None
         self._folder = private_folder("kafka")
         try:
-            shutil.copytree(jars, self._folder / "lib")  # ours may be where others cannot read
+            shutil.copytree(
+                jars, self._folder / "lib"
+            )  # the server's user may not be able to read ours
             self.certificate, key = make_certificate(self._folder)
             pem = self._folder / "server.pem"
             pem.write_text(key.read_text() + self.certificate.read_text())
@@ -77,7 +79,7 @@ class KafkaServer:
             time.sleep(0.1)
 
     def stop(self) -> None:
-        """Stop the broker as an operator does, and wait for its end."""
+        """Stop the broker as an operator does, and wait until it has ended."""
         if self.process is not None:
             self.process.send_signal(signal.SIGTERM)
             try:
@@ -100,7 +102,7 @@ class KafkaServer:
     def urls(
         self, topic: str, *, port: int | None = None, password: str | None = None
     ) -> tuple[str, str]:
-        """The URL for `open_pubsub`, and that of a store, which Kafka asks nothing of."""
+        """The URL for `open_pubsub`, and the URL of a store, which Kafka does not use."""
         login = f"{USER}:{password or PASSWORD}"
         return f"kafka://{login}@127.0.0.1:{port or self.port}?topic={topic}", "sqlite://"
 
@@ -114,42 +116,42 @@ class KafkaServer:
 
     def delete(self, topic: str) -> None:
         """Delete the topic."""
-        admin = self.admin()  # kept: its end would end what it is asked to do
+        admin = self.admin()  # a local: when the client is collected, its request is cancelled
         admin.delete_topics([topic])[topic].result(10)
 
     def cut(self) -> None:
-        """Let the broker end the connections of all clients that do nothing but wait to be used."""
+        """Wait until the broker has ended the idle connections of all clients."""
         before = self._connections()
-        time.sleep(_IDLE + 1)  # it looks for them once in a while, which nothing tells of
+        time.sleep(_IDLE + 1)  # it checks now and then, at no known moment
         assert before - self._connections(), "nothing was idle"
 
     def admin(self) -> Any:
-        """A client that may do everything."""
+        """A client with all rights."""
         from confluent_kafka.admin import AdminClient
 
         return AdminClient(self._settings())
 
     def allow(self, kind: Any, name: str, *operations: Any) -> None:
-        """Give the guest rights on resources of a kind whose names begin so."""
+        """Grant the guest rights on the resources of a kind whose names begin with `name`."""
         from confluent_kafka.admin import AclBinding, AclPermissionType, ResourcePatternType
 
         admin = self.admin()
         prefixed, allowed = ResourcePatternType.PREFIXED, AclPermissionType.ALLOW
-        wanted = [
-            AclBinding(kind, name, prefixed, f"User:{GUEST}", "*", each, allowed)
-            for each in operations
+        bindings = [
+            AclBinding(kind, name, prefixed, f"User:{GUEST}", "*", operation, allowed)
+            for operation in operations
         ]
-        for made in admin.create_acls(wanted).values():
-            made.result(10)
+        for creation in admin.create_acls(bindings).values():
+            creation.result(10)
 
     def _connections(self) -> set[int]:
-        """The clients' ports."""
+        """The ports of the connected clients."""
         assert self.process is not None, "not started"
-        found = psutil.Process(self.process.pid).net_connections("tcp")
+        connections = psutil.Process(self.process.pid).net_connections("tcp")
         return {
-            each.raddr.port
-            for each in found
-            if each.status == psutil.CONN_ESTABLISHED and each.laddr.port == self.port
+            connection.raddr.port
+            for connection in connections
+            if connection.status == psutil.CONN_ESTABLISHED and connection.laddr.port == self.port
         }
 
     def _ready(self) -> bool:
@@ -171,7 +173,7 @@ class KafkaServer:
         }
 
     def _command(self, main: str) -> list[str | Path]:
-        # What starts soon matters, not what is fast after an hour: two cores serve all the tests.
+        # A fast start matters more than long-term speed: two cores serve all tests.
         options = ["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
         quiet = "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"
         return [self._java, *options, quiet, "-cp", f"{self._folder}/lib/*", main]
@@ -208,7 +210,7 @@ class KafkaServer:
             "auto.create.topics.enable": "false",
             "connections.max.idle.ms": int(1000 * _IDLE),
             "connection.failed.authentication.delay.ms": 0,
-            # After a kill it is only taken back when its controller has missed it for so long.
+            # After a kill, the controller lets the broker rejoin only once this time is over.
             "broker.session.timeout.ms": 2000,
             "broker.heartbeat.interval.ms": 500,
             "offsets.topic.num.partitions": 1,
@@ -228,16 +230,14 @@ class KafkaServer:
 
 
 def _java() -> str:
-    found = shutil.which("java")
-    if found is None:
-        raise Unavailable(
-            _SERVICE, "no Java found; `apt-get install default-jre-headless` brings one"
-        )
-    return found
+    java = shutil.which("java")
+    if java is None:
+        raise Unavailable(_SERVICE, "no Java found; run `apt-get install default-jre-headless`")
+    return java
 
 
 def _jars() -> Path:
     jars = Path(__file__).parents[2] / ".cache" / "kafka" / "lib"
     if not jars.is_dir():
-        raise Unavailable(_SERVICE, "no jars found; `scripts/services` brings them, by Maven")
+        raise Unavailable(_SERVICE, "no jars found; `scripts/services` downloads them with Maven")
     return jars

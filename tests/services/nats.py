@@ -1,4 +1,4 @@
-"""NATS with JetStream: a server of the test session's own, with a user and a password."""
+"""NATS with JetStream: the test session's own server, with a user and a password."""
 
 import asyncio
 import json
@@ -27,9 +27,9 @@ class NATSServer:
     """A server that the test starts, stops and kills; its streams are kept in a folder."""
 
     def __init__(self, *, tls: tuple[Path, Path] | None = None) -> None:
-        """`tls` are a certificate and its key, PEM files that everybody may read.
+        """`tls`: a certificate and its key, PEM files that every user may read.
 
-        What else is set below counts from the next `start` on.
+        `authorization` and `jetstream` may be changed; they apply from the next `start`.
         """
         self._bin = _binary()
         self._port = free_port()
@@ -37,7 +37,7 @@ class NATSServer:
         self._folder = private_folder("nats")
         self._tls = ""
         if tls is not None:
-            certificate, key = (shutil.copy(each, self._folder) for each in tls)
+            certificate, key = (shutil.copy(file, self._folder) for file in tls)
             self._tls = f"tls {{ cert_file: {certificate}, key_file: {key} }}"
         self.authorization = _LOGIN.format(_PASSWORD)
         self.jetstream = True
@@ -63,7 +63,7 @@ class NATSServer:
             time.sleep(0.02)
 
     def stop(self) -> None:
-        """Stop the server as an operator does, and wait for its end."""
+        """Stop the server as an operator does, and wait until it has ended."""
         if self.process is not None:
             self.process.send_signal(signal.SIGTERM)
             try:
@@ -86,17 +86,17 @@ class NATSServer:
     def urls(
         self, topic: str, *, port: int | None = None, password: str | None = None
     ) -> tuple[str, str]:
-        """The URL for `open_pubsub`, and that of a store, which NATS asks nothing of."""
-        shown = (password or _PASSWORD).replace("/", "%2F").replace("@", "%40")
-        return f"nats://{_USER}:{shown}@127.0.0.1:{port or self._port}?topic={topic}", "sqlite://"
+        """The URL for `open_pubsub`, and the URL of a store, which NATS does not use."""
+        quoted = (password or _PASSWORD).replace("/", "%2F").replace("@", "%40")
+        return f"nats://{_USER}:{quoted}@127.0.0.1:{port or self._port}?topic={topic}", "sqlite://"
 
     def send(self, topic: str, destination: str, body: bytes) -> None:
         """Send a message to the subscribers of a destination, whatever its body."""
         self.using(lambda client: client.publish(f"{topic}.{destination}", body))
 
     def delete(self, topic: str) -> None:
-        """Delete the topic's stream, with its consumers; or, as the server stores nothing for
-        notifications, end the connections of all clients."""
+        """Delete the topic's stream and its consumers. Notifications have no stream: for them, end the
+        connections of all clients."""
         from nats.js.errors import NotFoundError
 
         try:
@@ -105,12 +105,12 @@ class NATSServer:
             self.cut()
 
     def using(self, use: Callable[[Any], Awaitable[T]]) -> T:
-        """What a client of nats-py gets once it has logged in."""
+        """Call `use` with a connected client of nats-py; returns its result."""
         import nats
 
         async def run() -> T:
-            where = f"nats://127.0.0.1:{self._port}"
-            client = await nats.connect(where, user=_USER, password=_PASSWORD)
+            url = f"nats://127.0.0.1:{self._port}"
+            client = await nats.connect(url, user=_USER, password=_PASSWORD)
             try:
                 return await use(client)
             finally:
@@ -119,7 +119,7 @@ class NATSServer:
         return asyncio.run(run())
 
     def cut(self) -> None:
-        """End the connections of all clients: their password is changed, and changed back."""
+        """End the connections of all clients by changing their password, and then back."""
         self._reload(_LOGIN.format("another"))
         while self._connections():
             time.sleep(0.01)
@@ -148,18 +148,18 @@ class NATSServer:
     def _connections(self) -> int:
         return int((self._ask("connz") or {})["num_connections"])
 
-    def _ask(self, what: str) -> dict[str, Any] | None:
+    def _ask(self, path: str) -> dict[str, Any] | None:
         try:
-            with urlopen(f"http://127.0.0.1:{self._monitor}/{what}", timeout=5) as response:
-                found: dict[str, Any] = json.load(response)
-                return found
+            with urlopen(f"http://127.0.0.1:{self._monitor}/{path}", timeout=5) as response:
+                document: dict[str, Any] = json.load(response)
+                return document
         except (URLError, OSError):
             return None
 
 
 def _binary() -> Path:
-    # Debian keeps it in /usr/sbin, which is not in everybody's PATH.
-    found = shutil.which("nats-server", path=f"/usr/sbin:{os.environ['PATH']}")
-    if found is None:
-        raise Unavailable(_SERVICE, "no server found; `apt-get install nats-server` brings one")
-    return Path(found)
+    # Debian installs it in /usr/sbin, which is not in every user's PATH.
+    server = shutil.which("nats-server", path=f"/usr/sbin:{os.environ['PATH']}")
+    if server is None:
+        raise Unavailable(_SERVICE, "no server found; run `apt-get install nats-server`")
+    return Path(server)

@@ -1,4 +1,4 @@
-"""PostgreSQL: a server of the test session's own, or a running one that it is pointed at."""
+"""PostgreSQL: the test session's own server, or a running one given by its URL."""
 
 import itertools
 import os
@@ -18,16 +18,16 @@ _serial = itertools.count(1)
 
 
 class Postgres:
-    """A running PostgreSQL in which tests make databases. `url` is one that may create them."""
+    """A running PostgreSQL in which tests create databases. `url` logs in with the right to do so."""
 
     def __init__(self, url: str) -> None:
         self.url = url
 
     def create_database(self, template: str | None = None) -> str:
-        """Make a database, empty or a copy of the one at the URL `template`; returns its URL."""
+        """Create a database, empty or a copy of the one at the URL `template`; returns its URL."""
         name = f"blacksmith_test_{os.getpid()}_{next(_serial)}"
-        copied = f' TEMPLATE "{_database(template)}"' if template else ""
-        self._execute(f'CREATE DATABASE "{name}"{copied}')
+        template_clause = f' TEMPLATE "{_database(template)}"' if template else ""
+        self._execute(f'CREATE DATABASE "{name}"{template_clause}')
         return urlunsplit(urlsplit(self.url)._replace(path=f"/{name}"))
 
     def drop_database(self, url: str) -> None:
@@ -44,9 +44,9 @@ class Postgres:
 class PostgresServer(Postgres):
     """A server that the test starts, stops and kills.
 
-    With `durable` it keeps PostgreSQL's own settings for fsync and commits, as a test that kills it
-    needs; without, it is as fast as it can be and loses everything in a crash. `wal_level` is
-    'logical' so that changes can be read from it.
+    With `durable` it has PostgreSQL's default settings for fsync and commits, for tests that kill it;
+    without, it is as fast as possible and loses everything in a crash. `wal_level` is 'logical' so
+    that row changes can be read from it.
     """
 
     def __init__(self, *, durable: bool, wal_level: str = "logical") -> None:
@@ -83,7 +83,7 @@ class PostgresServer(Postgres):
             env=self._environment(),
             log=log,
         )
-        deadline = time.monotonic() + 60  # a restart after a kill replays the log first
+        deadline = time.monotonic() + 60  # after a kill, it replays its log first
         while not self._ready():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
@@ -91,7 +91,7 @@ class PostgresServer(Postgres):
             time.sleep(0.05)
 
     def stop(self, mode: Literal["smart", "fast", "immediate"] = "fast") -> None:
-        """Stop the server and wait for its end: `immediate` as in a crash, with no checkpoint."""
+        """Stop the server and wait until it has ended; `immediate` is like a crash: no checkpoint."""
         if self.process is not None:
             self.process.send_signal(_STOP[mode])
             try:
@@ -107,7 +107,7 @@ class PostgresServer(Postgres):
             self.process = None
 
     def restart(self, mode: Literal["smart", "fast", "immediate"] = "fast") -> None:
-        """Stop the server if it runs, and start it at the same URL."""
+        """Stop the server if it runs, and start it again at the same URL."""
         self.stop(mode)
         self.start()
 
@@ -145,12 +145,12 @@ def _database(url: str) -> str:
 
 
 def _binaries() -> Path:
-    # Debian keeps the server out of PATH, a folder for each version; the newest serves.
-    places = sorted(
+    # Debian installs each version in a folder outside PATH; use the newest.
+    servers = sorted(
         Path("/usr/lib/postgresql").glob("*/bin/postgres"),
         key=lambda path: int(path.parts[-3]),
     )
-    found = str(places[-1]) if places else shutil.which("postgres")
-    if found is None:
-        raise Unavailable(_SERVICE, "no server found; `apt-get install postgresql` brings one")
-    return Path(found).resolve().parent
+    server = str(servers[-1]) if servers else shutil.which("postgres")
+    if server is None:
+        raise Unavailable(_SERVICE, "no server found; run `apt-get install postgresql`")
+    return Path(server).resolve().parent

@@ -1,4 +1,4 @@
-"""PostgreSQL as a broker of notifications: the test session's own server, which asks for a password."""
+"""PostgreSQL as a broker of notifications: the test session's own server, with a password."""
 
 from urllib.parse import urlsplit
 
@@ -11,7 +11,7 @@ _PASSWORD = "knows/@all"
 
 
 class PostgresBroker(PostgresServer):
-    """A server that the test stops and kills; its tests share a database."""
+    """A server that tests stop and kill; they share a database."""
 
     def __init__(self) -> None:
         super().__init__(durable=True)
@@ -21,26 +21,26 @@ class PostgresBroker(PostgresServer):
     def start(self) -> None:
         super().start()
         with psycopg.connect(self.url) as connection:
-            known = connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [_USER])
-            if known.rowcount == 0:
+            role = connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [_USER])
+            if role.rowcount == 0:
                 connection.execute(f"CREATE ROLE {_USER} LOGIN PASSWORD '{_PASSWORD}'")
 
     def urls(
         self, topic: str, *, port: int | None = None, password: str | None = None
     ) -> tuple[str, str]:
-        """The URL for `open_pubsub`, and that of the store whose database it uses."""
-        shown = (password or _PASSWORD).replace("/", "%2F").replace("@", "%40")
-        where = f"127.0.0.1:{port or urlsplit(self.url).port}"
-        return f"postgres?topic={topic}", f"postgresql://{_USER}:{shown}@{where}/postgres"
+        """The URL for `open_pubsub`, and the URL of the store whose database it uses."""
+        quoted = (password or _PASSWORD).replace("/", "%2F").replace("@", "%40")
+        address = f"127.0.0.1:{port or urlsplit(self.url).port}"
+        return f"postgres?topic={topic}", f"postgresql://{_USER}:{quoted}@{address}/postgres"
 
     def send(self, topic: str, destination: str, body: bytes) -> None:
-        """Notify the channel; a payload is text without NUL, so what cannot be one is escaped."""
+        """Notify the channel. A payload is text without NUL, so other bytes are escaped."""
         payload = body.decode(errors="backslashreplace").replace("\0", "\\0")
         with psycopg.connect(self.url, autocommit=True) as connection:
             connection.execute("SELECT pg_notify(%s, %s)", [topic, payload])
 
     def delete(self, topic: str) -> None:
-        """PostgreSQL keeps nothing for a channel but who listens: those are cut off."""
+        """PostgreSQL keeps only the listening sessions of a channel: end them."""
         self.cut()
 
     def cut(self) -> None:

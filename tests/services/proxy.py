@@ -1,4 +1,4 @@
-"""A link to a service that can be cut, silenced and slowed: the wire between two hosts."""
+"""A TCP link to a service that tests cut, silence and slow, like the network between two hosts."""
 
 import contextlib
 import socket
@@ -10,17 +10,17 @@ _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close by a reset
 
 
 class Link:
-    """Passes connections on to a port of the loopback, as long as it is whole.
+    """Forwards connections to a port of the loopback.
 
-    While it is *silent* nothing gets through, and connections stay open: what was sent arrives once
-    it is fixed, however late. While it is *cut* connections are reset, and new ones refused.
-    `delay` is how many seconds each piece takes, in each direction.
+    While the link is *silent*, nothing gets through and connections stay open; what was sent arrives
+    once the link is fixed. While it is *cut*, connections are reset and new ones refused.
+    `delay`: the seconds by which each chunk is delayed, in each direction.
     """
 
     def __init__(self, target: int) -> None:
         self._target = target
-        self._whole = threading.Event()
-        self._whole.set()
+        self._forwarding = threading.Event()
+        self._forwarding.set()
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._listener: socket.socket | None = None
@@ -29,7 +29,7 @@ class Link:
         self._listen()
 
     def cut(self) -> None:
-        """Reset all connections, and refuse new ones."""
+        """Reset all connections and refuse new ones."""
         with self._lock:
             listener, self._listener = self._listener, None
             connections, self._open = self._open, set()
@@ -37,18 +37,18 @@ class Link:
             with contextlib.suppress(OSError):
                 listener.shutdown(socket.SHUT_RDWR)
             listener.close()
-        for each in connections:
-            _reset(each)
-        self._whole.set()
+        for connection in connections:
+            _reset(connection)
+        self._forwarding.set()
 
     def silence(self) -> None:
-        """Let nothing through from now on."""
-        self._whole.clear()
+        """Stop forwarding, with open connections."""
+        self._forwarding.clear()
 
     def fix(self) -> None:
         """Let everything through again, at full speed."""
         self.delay = 0.0
-        self._whole.set()
+        self._forwarding.set()
         if self._listener is None:
             self._listen()
 
@@ -78,24 +78,24 @@ class Link:
                 return
             self._open |= {near, far}
         for source, sink in ((near, far), (far, near)):
-            threading.Thread(target=self._pass_on, args=(source, sink), daemon=True).start()
+            threading.Thread(target=self._forward, args=(source, sink), daemon=True).start()
 
-    def _pass_on(self, source: socket.socket, sink: socket.socket) -> None:
+    def _forward(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
-            while piece := source.recv(65_536):
+            while chunk := source.recv(65_536):
                 time.sleep(self.delay)
-                self._whole.wait()
-                sink.sendall(piece)
+                self._forwarding.wait()
+                sink.sendall(chunk)
         with self._lock:
             self._open -= {source, sink}
-        for each in (source, sink):
+        for connection in (source, sink):
             with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-            each.close()
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
 
 
 def _reset(connection: socket.socket) -> None:
     with contextlib.suppress(OSError):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        connection.shutdown(socket.SHUT_RDWR)  # wakes whoever waits in it
+        connection.shutdown(socket.SHUT_RDWR)  # wakes the threads that block in it
     connection.close()

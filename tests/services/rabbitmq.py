@@ -1,4 +1,4 @@
-"""RabbitMQ: a node of the test session's own, with TLS on a second port."""
+"""RabbitMQ: the test session's own node, with TLS on a second port."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ _SERVICE = "RabbitMQ"
 
 
 class RabbitMQServer:
-    """A node that the test starts, stops and kills; its user is guest, its password too."""
+    """A node that the test starts, stops and kills; user and password are guest."""
 
     def __init__(self) -> None:
         self._sbin = _binaries()
@@ -49,11 +49,11 @@ class RabbitMQServer:
             "RABBITMQ_CONF_ENV_FILE": str(self._folder / "env.conf"),
             "RABBITMQ_CONFIG_FILE": str(self._folder / "rabbitmq.conf"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self._folder / "plugins"),
-            # One scheduler that never spins: the node shares two cores with the tests.
+            # One scheduler that does not spin: the node shares two cores with the tests.
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1 +sbwt none"
             " -kernel inet_dist_use_interface {127,0,0,1}",
         }
-        # A node would start it as a daemon, which outlives us.
+        # Otherwise the node starts it as a daemon, which outlives the tests.
         self._epmd = start(
             ["epmd", "-port", str(epmd_port), "-address", "127.0.0.1"],
             folder=self._folder,
@@ -79,7 +79,7 @@ class RabbitMQServer:
             time.sleep(0.1)
 
     def stop(self) -> None:
-        """Stop the node in order and wait for its end."""
+        """Stop the node cleanly and wait until it has ended."""
         if self.process is not None:
             os.kill(int((self._folder / "pid").read_text()), signal.SIGTERM)
             try:
@@ -111,9 +111,9 @@ class RabbitMQServer:
             connection.channel().basic_publish("amq.direct", f"{topic}.{destination}", body)
 
     def delete(self, topic: str) -> None:
-        """Delete the queues of the topic's subscribers, which no other client may do."""
-        listed = self.control("list_bindings", "--silent", "destination_name", "routing_key")
-        for queue, key in (line.split("\t") for line in listed.splitlines()):
+        """Delete the queues of the topic's subscribers; they are exclusive, so clients cannot."""
+        bindings = self.control("list_bindings", "--silent", "destination_name", "routing_key")
+        for queue, key in (line.split("\t") for line in bindings.splitlines()):
             if key.startswith(f"{topic}."):
                 self.control("delete_queue", queue)
 
@@ -121,12 +121,12 @@ class RabbitMQServer:
         self.control("close_all_connections", "idle")
 
     def queues(self) -> dict[str, int]:
-        """The names of all queues, each with the number of messages that it holds."""
-        listed = self.control("list_queues", "--silent", "name", "messages")
-        return {name: int(n) for name, n in (line.split("\t") for line in listed.splitlines())}
+        """The number of messages per queue, by its name."""
+        queues = self.control("list_queues", "--silent", "name", "messages")
+        return {name: int(n) for name, n in (line.split("\t") for line in queues.splitlines())}
 
     def control(self, *arguments: str) -> str:
-        """What `rabbitmqctl` prints."""
+        """Run `rabbitmqctl`; returns its output."""
         return subprocess.run(
             unprivileged([self._sbin / "rabbitmqctl", *arguments]),
             check=True,
@@ -137,7 +137,7 @@ class RabbitMQServer:
         ).stdout
 
     def connection(self) -> pika.BlockingConnection:
-        """A connection of the tests' own."""
+        """A connection for the test itself."""
         return pika.BlockingConnection(pika.ConnectionParameters("127.0.0.1", self.port))
 
     def _ready(self) -> bool:
@@ -150,10 +150,10 @@ class RabbitMQServer:
 
 
 def _binaries() -> Path:
-    # The one on PATH is Debian's wrapper, which switches to the package's user.
-    places = sorted(Path("/usr/lib/rabbitmq/lib").glob("rabbitmq_server-*/sbin"))
-    if not places or shutil.which("epmd") is None:
-        raise Unavailable(_SERVICE, "no server; `apt-get install rabbitmq-server` brings one")
+    # On PATH is Debian's wrapper, which switches to the package's user.
+    folders = sorted(Path("/usr/lib/rabbitmq/lib").glob("rabbitmq_server-*/sbin"))
+    if not folders or shutil.which("epmd") is None:
+        raise Unavailable(_SERVICE, "no server found; run `apt-get install rabbitmq-server`")
     if shutil.which("openssl") is None:
-        raise Unavailable(_SERVICE, "no certificate; `apt-get install openssl` brings its maker")
-    return places[-1]
+        raise Unavailable(_SERVICE, "no `openssl` for a certificate; run `apt-get install openssl`")
+    return folders[-1]

@@ -1,4 +1,4 @@
-"""A certificate for servers on the loopback, which clients trust by naming it as their authority."""
+"""A self-signed certificate for servers on the loopback; clients trust it as their authority."""
 
 import subprocess
 from pathlib import Path
