@@ -58,7 +58,7 @@ class PostgresStore(SQLStore):
         try:
             with translate_errors(label):
                 if upgrade:
-                    _upgrade(engine)
+                    _upgrade(engine, label)
                 schema.check_schema(engine, label)
             super().__init__(engine, label)
             self.partitions = Partitions(self)
@@ -365,11 +365,11 @@ def _engine(url: URL) -> Engine:
     return engine
 
 
-def _upgrade(engine: Engine) -> None:
+def _upgrade(engine: Engine, label: str) -> None:
     """Upgrade the schema, one process at a time, for as long as it takes."""
     with engine.connect() as conn:
         conn.detach()  # so that the connection is closed at the end, which releases the lock
         conn.exec_driver_sql(_NO_TIMEOUTS)
         conn.exec_driver_sql("SELECT pg_advisory_lock(hashtext('blacksmith store upgrade'))")
         conn.commit()
-        schema.upgrade(conn)
+        schema.upgrade(conn, label)

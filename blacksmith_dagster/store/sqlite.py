@@ -60,7 +60,7 @@ class SQLiteStore(SQLStore):
         engine = _engine(path)
         label = f"sqlite:///{path}"
         with translate_errors(label), self._write_lock(), engine.connect() as conn:
-            schema.upgrade(conn)
+            schema.upgrade(conn, label)
         super().__init__(engine, label)
 
     @contextmanager

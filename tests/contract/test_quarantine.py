@@ -2,19 +2,15 @@
 
 import random
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from datetime import UTC, datetime
 
 import pytest
-from alembic import command
 from msgspec.structs import replace
-from sqlalchemy import create_engine
 
 from blacksmith_dagster import HTTP, Blacksmith, Reply, Request, Source
 from blacksmith_dagster.errors import KeyReused, NotFound
-from blacksmith_dagster.store import Store, open_store, schema
+from blacksmith_dagster.store import Store
 from blacksmith_dagster.store.interface import NewEvent, RawRequest
-from blacksmith_dagster.store.tables import event_types, quarantine
 from tests.contract.pipeline import FLIGHTS, departed, new_event
 
 RAW = RawRequest(departed.path, b"\xff\x00{", {"content-type": "text/plain"}, "ValueError: no")
@@ -176,30 +172,3 @@ def test_requests_through_a_webhook_are_kept_under_its_source(store: Store) -> N
     store.register(Blacksmith(sources=[shop], destinations=[], since="2026-01-01"))
     store.quarantine(replace(RAW, event_type="shop"))
     assert store.quarantine_sizes() == {"shop": 1}
-
-
-def test_what_was_in_quarantine_before_an_upgrade_stays_there(store_url: str) -> None:
-    engine = create_engine(store_url.replace("postgresql://", "postgresql+psycopg://"))
-    with engine.begin() as conn:
-        config = schema._config()
-        config.attributes["connection"] = conn
-        command.upgrade(config, "0005")
-    at = datetime(2026, 1, 2, tzinfo=UTC)
-    row = {
-        "event_type": 1,
-        "received_at": at,
-        "headers": '{"a":"b"}',
-        "body": b"\xff",
-        "error": "no",
-    }
-    with engine.begin() as conn:
-        conn.execute(event_types.insert(), {"id": 1, "path": "airport/departed"})
-        conn.execute(quarantine.insert().inline(), [row, row])
-    engine.dispose()
-    with closing(open_store(store_url, upgrade=True)) as store:
-        [first, second] = store.quarantined()
-        assert (first.event_type, first.received_at, first.size) == ("airport/departed", at, 1)
-        raw = RawRequest("airport/departed", b"\xff", {"a": "b"}, "no")
-        assert store.in_quarantine(second.id) == raw
-        store.ingest([replace(raw, key="k")], released=[first.id])
-        assert store.quarantine_sizes() == {"airport/departed": 2}

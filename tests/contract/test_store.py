@@ -256,14 +256,14 @@ def test_an_upgrade_takes_the_time_it_needs(
     monkeypatch.setattr(postgres, "_SESSION", short)
     upgrade, under_way, most = schema.upgrade, 0, 0
 
-    def slow(conn: Connection) -> None:
+    def slow(conn: Connection, label: str) -> None:
         nonlocal under_way, most
         under_way += 1
         most = max(most, under_way)
         time.sleep(0.4)
         conn.exec_driver_sql("SELECT pg_sleep(0.4)")
         conn.rollback()
-        upgrade(conn)
+        upgrade(conn, label)
         under_way -= 1
 
     monkeypatch.setattr(schema, "upgrade", slow)
@@ -277,6 +277,17 @@ def test_an_upgrade_takes_the_time_it_needs(
 def test_postgres_wants_its_schema_to_be_upgraded_on_purpose(postgres_url: str) -> None:
     with pytest.raises(SchemaOutdated, match="blacksmith store upgrade"):
         open_store(postgres_url)
+
+
+@pytest.mark.parametrize("upgrade", [False, True])
+def test_a_store_of_an_unknown_version_is_rejected(store_url: str, upgrade: bool) -> None:
+    open_store(store_url, upgrade=True).close()
+    engine = create_engine(store_url.replace("postgresql://", "postgresql+psycopg://"))
+    with engine.begin() as conn:
+        conn.exec_driver_sql(f"UPDATE {schema.VERSION_TABLE} SET version_num = '0006'")
+    engine.dispose()
+    with pytest.raises(SchemaOutdated, match=r"version 0006.*empty database or file"):
+        open_store(store_url, upgrade=upgrade)
 
 
 def test_the_schema_is_what_the_tables_say(store: Store) -> None:

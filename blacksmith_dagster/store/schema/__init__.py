@@ -16,10 +16,14 @@ from blacksmith_dagster.errors import SchemaOutdated
 VERSION_TABLE = "blacksmith_version"
 
 
-def upgrade(conn: Connection) -> None:
-    """Upgrade the schema to this package's version. The caller prevents concurrent upgrades."""
+def upgrade(conn: Connection, label: str) -> None:
+    """Upgrade the schema to this package's version. The caller prevents concurrent upgrades.
+
+    Raises `SchemaOutdated` for a store with a version that this package does not know.
+    """
     with conn.begin():
         config = _config()
+        _check_known(_current(conn), ScriptDirectory.from_config(config), label)
         config.attributes["connection"] = conn
         command.upgrade(config, "head")
 
@@ -29,20 +33,27 @@ def check_schema(engine: Engine, label: str) -> None:
     script = ScriptDirectory.from_config(_config())
     head = script.get_current_head()
     with engine.connect() as conn:
-        context = MigrationContext.configure(conn, opts={"version_table": VERSION_TABLE})
-        current = context.get_current_revision()
-    if current == head:
-        return
-    if current is not None and current not in {
-        version.revision for version in script.walk_revisions()
-    }:
+        current = _current(conn)
+    _check_known(current, script, label)
+    if current != head:
         raise SchemaOutdated(
-            f"the store {label} has version {current}, which a newer blacksmith-dagster created; "
-            "install that version or a later one"
+            f"the store {label} has version {current or 'none yet'}, this package needs {head}; "
+            "run `blacksmith store upgrade`"
         )
+
+
+def _current(conn: Connection) -> str | None:
+    context = MigrationContext.configure(conn, opts={"version_table": VERSION_TABLE})
+    return context.get_current_revision()
+
+
+def _check_known(current: str | None, script: ScriptDirectory, label: str) -> None:
+    if current is None or current in {version.revision for version in script.walk_revisions()}:
+        return
     raise SchemaOutdated(
-        f"the store {label} has version {current or 'none yet'}, this package needs {head}; "
-        "run `blacksmith store upgrade`"
+        f"the store {label} has version {current}, which this package does not know. If a newer "
+        "blacksmith-dagster created it, install that version or a later one; if it is older than "
+        "version 0.1.0, start again with an empty database or file"
     )
 
 

@@ -1,4 +1,4 @@
-"""The log of events and jobs, loads and their job groups, keys, the time index, counters, leases."""
+"""The first version of the schema: one SQL script per database."""
 
 import secrets
 from datetime import UTC, datetime
@@ -9,7 +9,7 @@ from sqlalchemy import column, table, text
 
 from blacksmith_dagster.store.tables import Instant
 
-revision = "0001"
+revision = "0001_initial"
 down_revision = None
 
 

@@ -8,6 +8,9 @@ CREATE TABLE epochs (
 CREATE TABLE event_types (
     id INTEGER NOT NULL,
     path TEXT NOT NULL,
+    purged_upto BIGINT DEFAULT '0' NOT NULL,
+    purged_before BIGINT,
+    swept_upto BIGINT DEFAULT '0' NOT NULL,
     PRIMARY KEY (id),
     UNIQUE (path)
 );
@@ -82,6 +85,9 @@ CREATE INDEX loads_range ON loads (destination, seq_to) WHERE seq_to is not null
 CREATE TABLE job_groups (
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     destination INTEGER NOT NULL,
+    lane SMALLINT DEFAULT '0' NOT NULL,
+    replay BIGINT,
+    job_key TEXT,
     listing BIGINT,
     seq_from BIGINT NOT NULL,
     seq_to BIGINT NOT NULL,
@@ -95,9 +101,10 @@ CREATE TABLE job_groups (
     due_at BIGINT NOT NULL,
     load BIGINT
 );
-CREATE INDEX job_groups_due ON job_groups (destination, due_at) WHERE load is null;
+CREATE INDEX job_groups_due ON job_groups (destination, lane, due_at) WHERE load is null;
 CREATE INDEX job_groups_load ON job_groups (load) WHERE load is not null;
 CREATE INDEX job_groups_range ON job_groups (destination, seq_to);
+CREATE INDEX job_groups_replay ON job_groups (replay) WHERE replay is not null;
 
 CREATE TABLE outcomes (
     load BIGINT NOT NULL,
@@ -111,6 +118,37 @@ CREATE TABLE outcomes (
 CREATE INDEX outcomes_discarded ON outcomes (destination, seq) WHERE state = 6;
 CREATE INDEX outcomes_listing ON outcomes (listing, seq) WHERE listing is not null;
 
+CREATE TABLE group_jobs (
+    destination INTEGER NOT NULL,
+    seq BIGINT NOT NULL,
+    listing BIGINT NOT NULL,
+    created BOOLEAN NOT NULL,
+    when_error TEXT,
+    PRIMARY KEY (destination, seq, listing)
+) WITHOUT ROWID;
+
+CREATE TABLE edits (
+    destination INTEGER NOT NULL,
+    seq BIGINT NOT NULL,
+    payload TEXT NOT NULL,
+    PRIMARY KEY (destination, seq)
+) WITHOUT ROWID;
+
+CREATE TABLE replays (
+    id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    destination INTEGER NOT NULL,
+    request TEXT NOT NULL,
+    after BIGINT NOT NULL,
+    upto BIGINT NOT NULL,
+    planned_upto BIGINT NOT NULL,
+    jobs BIGINT NOT NULL,
+    created_jobs BIGINT NOT NULL,
+    began_at BIGINT NOT NULL,
+    ended_at BIGINT,
+    run TEXT
+);
+CREATE INDEX replays_destination ON replays (destination);
+
 CREATE TABLE cursors (
     reader TEXT NOT NULL,
     value TEXT NOT NULL,
@@ -123,7 +161,20 @@ CREATE TABLE quarantine (
     received_at BIGINT NOT NULL,
     headers TEXT NOT NULL,
     body BLOB NOT NULL,
-    error TEXT NOT NULL
+    error TEXT NOT NULL,
+    "key" TEXT
+);
+CREATE UNIQUE INDEX quarantine_key ON quarantine (event_type, "key");
+
+CREATE TABLE listeners (
+    path TEXT NOT NULL,
+    holder TEXT NOT NULL,
+    lag BIGINT,
+    unit TEXT NOT NULL,
+    read_at BIGINT,
+    error TEXT,
+    at BIGINT NOT NULL,
+    PRIMARY KEY (path)
 );
 
 CREATE TABLE time_index (
@@ -148,6 +199,7 @@ CREATE TABLE event_totals (
 CREATE TABLE job_totals (
     destination INTEGER NOT NULL,
     jobs BIGINT NOT NULL,
+    purged_discarded BIGINT DEFAULT '0' NOT NULL,
     PRIMARY KEY (destination)
 );
 
@@ -158,5 +210,52 @@ CREATE TABLE leases (
     since BIGINT NOT NULL,
     expires_at FLOAT NOT NULL,
     boot TEXT,
+    address TEXT,
     PRIMARY KEY ("key")
 );
+
+CREATE TABLE services (
+    id TEXT NOT NULL,
+    name TEXT NOT NULL,
+    address TEXT NOT NULL,
+    version TEXT NOT NULL,
+    tags TEXT NOT NULL,
+    expires_at FLOAT NOT NULL,
+    boot TEXT,
+    PRIMARY KEY (id)
+);
+
+CREATE TABLE migration_barriers (
+    target TEXT NOT NULL,
+    token BIGINT NOT NULL,
+    holder TEXT NOT NULL,
+    version BIGINT DEFAULT '0' NOT NULL,
+    migrating_by TEXT,
+    waits_for TEXT,
+    PRIMARY KEY (target)
+);
+
+CREATE TABLE migrations (
+    id INTEGER NOT NULL,
+    scope TEXT NOT NULL,
+    version BIGINT NOT NULL,
+    name TEXT NOT NULL,
+    checksum TEXT,
+    state TEXT NOT NULL,
+    atomic BOOLEAN NOT NULL,
+    PRIMARY KEY (id),
+    UNIQUE (scope, version)
+);
+
+CREATE TABLE migration_transitions (
+    id INTEGER NOT NULL,
+    migration BIGINT NOT NULL,
+    state TEXT NOT NULL,
+    token BIGINT NOT NULL,
+    at BIGINT NOT NULL,
+    "by" TEXT NOT NULL,
+    run TEXT,
+    error TEXT,
+    PRIMARY KEY (id)
+);
+CREATE INDEX migration_transitions_migration ON migration_transitions (migration, id);

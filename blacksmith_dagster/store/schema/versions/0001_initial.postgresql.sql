@@ -8,6 +8,9 @@ CREATE TABLE epochs (
 CREATE TABLE event_types (
     id SERIAL NOT NULL,
     path TEXT NOT NULL,
+    purged_upto BIGINT DEFAULT '0' NOT NULL,
+    purged_before TIMESTAMP WITH TIME ZONE,
+    swept_upto BIGINT DEFAULT '0' NOT NULL,
     PRIMARY KEY (id),
     UNIQUE (path)
 );
@@ -87,6 +90,9 @@ CREATE INDEX loads_range ON loads (destination, seq_to) WHERE seq_to is not null
 CREATE TABLE job_groups (
     id BIGSERIAL NOT NULL,
     destination INTEGER NOT NULL,
+    lane SMALLINT DEFAULT '0' NOT NULL,
+    replay BIGINT,
+    job_key TEXT,
     listing BIGINT,
     seq_from BIGINT NOT NULL,
     seq_to BIGINT NOT NULL,
@@ -101,9 +107,10 @@ CREATE TABLE job_groups (
     load BIGINT,
     PRIMARY KEY (id)
 );
-CREATE INDEX job_groups_due ON job_groups (destination, due_at) WHERE load is null;
+CREATE INDEX job_groups_due ON job_groups (destination, lane, due_at) WHERE load is null;
 CREATE INDEX job_groups_load ON job_groups (load) WHERE load is not null;
 CREATE INDEX job_groups_range ON job_groups (destination, seq_to);
+CREATE INDEX job_groups_replay ON job_groups (replay) WHERE replay is not null;
 
 CREATE TABLE outcomes (
     load BIGINT NOT NULL,
@@ -116,6 +123,38 @@ CREATE TABLE outcomes (
 );
 CREATE INDEX outcomes_discarded ON outcomes (destination, seq) WHERE state = 6;
 CREATE INDEX outcomes_listing ON outcomes (listing, seq) WHERE listing is not null;
+
+CREATE TABLE group_jobs (
+    destination INTEGER NOT NULL,
+    seq BIGINT NOT NULL,
+    listing BIGINT NOT NULL,
+    created BOOLEAN NOT NULL,
+    when_error TEXT,
+    PRIMARY KEY (destination, seq, listing)
+);
+
+CREATE TABLE edits (
+    destination INTEGER NOT NULL,
+    seq BIGINT NOT NULL,
+    payload TEXT NOT NULL,
+    PRIMARY KEY (destination, seq)
+);
+
+CREATE TABLE replays (
+    id BIGSERIAL NOT NULL,
+    destination INTEGER NOT NULL,
+    request TEXT NOT NULL,
+    after BIGINT NOT NULL,
+    upto BIGINT NOT NULL,
+    planned_upto BIGINT NOT NULL,
+    jobs BIGINT NOT NULL,
+    created_jobs BIGINT NOT NULL,
+    began_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    ended_at TIMESTAMP WITH TIME ZONE,
+    run TEXT,
+    PRIMARY KEY (id)
+);
+CREATE INDEX replays_destination ON replays (destination);
 
 CREATE TABLE cursors (
     reader TEXT NOT NULL,
@@ -130,7 +169,20 @@ CREATE TABLE quarantine (
     headers TEXT NOT NULL,
     body BYTEA NOT NULL,
     error TEXT NOT NULL,
+    key TEXT,
     PRIMARY KEY (id)
+);
+CREATE UNIQUE INDEX quarantine_key ON quarantine (event_type, key);
+
+CREATE TABLE listeners (
+    path TEXT NOT NULL,
+    holder TEXT NOT NULL,
+    lag BIGINT,
+    unit TEXT NOT NULL,
+    read_at TIMESTAMP WITH TIME ZONE,
+    error TEXT,
+    at TIMESTAMP WITH TIME ZONE NOT NULL,
+    PRIMARY KEY (path)
 );
 
 CREATE TABLE time_index (
@@ -155,6 +207,7 @@ CREATE TABLE event_totals (
 CREATE TABLE job_totals (
     destination INTEGER NOT NULL,
     jobs BIGINT NOT NULL,
+    purged_discarded BIGINT DEFAULT '0' NOT NULL,
     PRIMARY KEY (destination)
 );
 
@@ -165,8 +218,55 @@ CREATE TABLE leases (
     since TIMESTAMP WITH TIME ZONE NOT NULL,
     expires_at TIMESTAMP WITH TIME ZONE NOT NULL,
     boot TEXT,
+    address TEXT,
     PRIMARY KEY (key)
 );
+
+CREATE TABLE services (
+    id TEXT NOT NULL,
+    name TEXT NOT NULL,
+    address TEXT NOT NULL,
+    version TEXT NOT NULL,
+    tags TEXT NOT NULL,
+    expires_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    boot TEXT,
+    PRIMARY KEY (id)
+);
+
+CREATE TABLE migration_barriers (
+    target TEXT NOT NULL,
+    token BIGINT NOT NULL,
+    holder TEXT NOT NULL,
+    version BIGINT DEFAULT '0' NOT NULL,
+    migrating_by TEXT,
+    waits_for TEXT,
+    PRIMARY KEY (target)
+);
+
+CREATE TABLE migrations (
+    id BIGSERIAL NOT NULL,
+    scope TEXT NOT NULL,
+    version BIGINT NOT NULL,
+    name TEXT NOT NULL,
+    checksum TEXT,
+    state TEXT NOT NULL,
+    atomic BOOLEAN NOT NULL,
+    PRIMARY KEY (id),
+    UNIQUE (scope, version)
+);
+
+CREATE TABLE migration_transitions (
+    id BIGSERIAL NOT NULL,
+    migration BIGINT NOT NULL,
+    state TEXT NOT NULL,
+    token BIGINT NOT NULL,
+    at TIMESTAMP WITH TIME ZONE NOT NULL,
+    "by" TEXT NOT NULL,
+    run TEXT,
+    error TEXT,
+    PRIMARY KEY (id)
+);
+CREATE INDEX migration_transitions_migration ON migration_transitions (migration, id);
 
 -- Creates the table partitions of events and jobs, from the sequence's current one to two ahead.
 CREATE FUNCTION make_partitions() RETURNS void LANGUAGE plpgsql AS $$
@@ -188,31 +288,30 @@ BEGIN
 END $$;
 
 -- Inserts a group commit. The first seven arrays have one item per event, the others one per job;
--- job_event is the index of the job's event, from 1. Before the first nextval() it takes a shared
--- advisory lock whose key is the sequence's value: all its sequence numbers are above that.
+-- job_event is the index of the job's event, from 1. A parent is a sequence number, or -n for the n-th
+-- event of this commit. Before the first nextval() it takes a shared advisory lock whose key is the
+-- sequence's value: all its sequence numbers are above that. `received` is when the events were received,
+-- now if NULL.
 CREATE FUNCTION ingest(
     event_types int[], payloads text[], event_keys text[], contexts text[], versions text[],
-    sent timestamptz[], parents bigint[], job_event int[], job_destination int[], job_error text[]
+    sent timestamptz[], parents bigint[], job_event int[], job_destination int[], job_error text[],
+    received timestamptz DEFAULT NULL
 ) RETURNS bigint[] LANGUAGE plpgsql AS $$
 DECLARE
     made bigint[];
 BEGIN
     PERFORM pg_advisory_xact_lock_shared(
         'event_seq'::regclass::oid::bigint::bit(32)::int, last_value::bit(32)::int) FROM event_seq;
-    WITH item AS MATERIALIZED (
-        SELECT nextval('event_seq') AS seq, n, event_type, payload, event_key, context, version, sent_at, parent
-          FROM unnest(event_types, payloads, event_keys, contexts, versions, sent, parents)
-               WITH ORDINALITY AS t(event_type, payload, event_key, context, version, sent_at, parent, n)),
-    event AS (
+    SELECT array_agg(nextval('event_seq')) INTO made FROM generate_series(1, cardinality(event_types));
+    WITH event AS (
         INSERT INTO events (seq, event_type, received_at, payload, key, context, version, sent_at, parent)
-        SELECT seq, event_type, clock_timestamp(), payload, event_key, context, version, sent_at, parent
-          FROM item),
-    job AS (
-        INSERT INTO jobs (destination, seq, when_error)
-        SELECT j.destination, item.seq, j.error
-          FROM unnest(job_event, job_destination, job_error) AS j(n, destination, error)
-          JOIN item ON item.n = j.n)
-    SELECT array_agg(seq ORDER BY n) INTO made FROM item;
+        SELECT seq, event_type, coalesce(received, clock_timestamp()), payload, event_key, context, version,
+               sent_at, CASE WHEN parent < 0 THEN made[-parent] ELSE parent END
+          FROM unnest(made, event_types, payloads, event_keys, contexts, versions, sent, parents)
+               AS t(seq, event_type, payload, event_key, context, version, sent_at, parent))
+    INSERT INTO jobs (destination, seq, when_error)
+    SELECT j.destination, made[j.n], j.error
+      FROM unnest(job_event, job_destination, job_error) AS j(n, destination, error);
     RETURN made;
 END $$;
 
@@ -236,8 +335,8 @@ END $$;
 
 -- Locks a lane for this transaction, without writing a new version of its row, and reads its state. Each
 -- statement sees what was committed before it began: first the fencing token, then the high watermark,
--- then the rest. `next` is the last of at most `wanted` new jobs, NULL if there is none. State 1 is
--- executing.
+-- then the rest. `next` is the last of at most `wanted` new jobs, NULL if there is none; only the load
+-- lane (0) claims new jobs. State 1 is executing.
 CREATE FUNCTION enter_lane(
     of int, in_lane int, wanted int, OUT token bigint, OUT holder text, OUT now timestamptz,
     OUT last bigint, OUT open boolean, OUT first_claim boolean, OUT at bigint, OUT claimed bigint,
@@ -260,12 +359,15 @@ BEGIN
      WHERE (l.destination, l.lane, l.id) >= (of, in_lane, 0)
        AND (l.destination, l.lane, l.id) < (of, in_lane + 1, 0)
      ORDER BY l.destination DESC, l.lane DESC, l.id DESC LIMIT 1;
-    SELECT max(n.seq) INTO next FROM (
-        SELECT j.seq FROM jobs j
-         WHERE j.destination = of AND j.seq > coalesce(at, 0) AND j.seq <= upto
-         ORDER BY j.seq LIMIT wanted) n;
+    IF in_lane = 0 THEN
+        SELECT max(n.seq) INTO next FROM (
+            SELECT j.seq FROM jobs j
+             WHERE j.destination = of AND j.seq > coalesce(at, 0) AND j.seq <= upto
+             ORDER BY j.seq LIMIT wanted) n;
+    END IF;
     due := EXISTS (
-        SELECT FROM job_groups g WHERE g.destination = of AND g.load IS NULL AND g.due_at <= now);
+        SELECT FROM job_groups g WHERE g.destination = of AND g.lane = in_lane AND g.load IS NULL
+                             AND g.due_at <= now);
 END $$;
 
 -- Uses up the first number: last_value does not show whether a sequence was ever called.
