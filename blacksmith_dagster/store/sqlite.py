@@ -59,9 +59,14 @@ class SQLiteStore(SQLStore):
         self._write_lock_file = path.with_name(path.name + "-write-lock").open("wb")
         engine = _engine(path)
         label = f"sqlite:///{path}"
-        with translate_errors(label), self._write_lock(), engine.connect() as conn:
-            schema.upgrade(conn, label)
-        super().__init__(engine, label)
+        try:
+            with translate_errors(label), self._write_lock(), engine.connect() as conn:
+                schema.upgrade(conn, label)
+            super().__init__(engine, label)
+        except BaseException:
+            engine.dispose()
+            self._write_lock_file.close()
+            raise
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
