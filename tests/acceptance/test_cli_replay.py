@@ -28,7 +28,7 @@ def thanks(batch: Batch[dict[str, int]]) -> None:
             batch.discard(job, f"no address {job.data['n']}")
 
 
-keys: dict[str, list[str]] = {}  # of each event's jobs that `news` was given
+keys: dict[str, list[str]] = {}  # of the jobs that `news` got, by event
 
 
 @mail.event(receives=ordered)
@@ -76,10 +76,10 @@ def test_a_dry_run_reports_what_would_be_loaded(ids: list[str]) -> None:
     output = run(*THANKS, "--dry-run").stdout
     assert "3 jobs would be run" in output
     assert "no address 1" in output
-    found = msgspec.json.decode(run(*THANKS, "--dry-run", "--mode=failed", "--json").stdout)
-    assert found["jobs"] == 2
-    assert list(found["days"].values()) == [{"missing": 1, "discarded": 2}]
-    assert [each["event_id"] for each in found["sample"]] == ids[:2]
+    expected = msgspec.json.decode(run(*THANKS, "--dry-run", "--mode=failed", "--json").stdout)
+    assert expected["jobs"] == 2
+    assert list(expected["days"].values()) == [{"missing": 1, "discarded": 2}]
+    assert [job["event_id"] for job in expected["sample"]] == ids[:2]
 
 
 def test_discarded_jobs_are_exported_edited_and_loaded_again(
@@ -107,7 +107,9 @@ def test_a_new_destination_event_is_filled(ids: list[str]) -> None:
     output = run("replay", "mail/news", "--from=2026-01-01T00:00Z", f"--app={HERE}:blacksmith")
     assert output.stdout.startswith("1 succeeded")
     history = run("events", "show", ids[2], "--json").stdout
-    assert [each["state"] for each in msgspec.json.decode(history)["history"]][-1] == "succeeded"
+    assert [transition["state"] for transition in msgspec.json.decode(history)["history"]][
+        -1
+    ] == "succeeded"
 
 
 def test_a_job_keeps_its_key_unless_a_new_one_is_asked_for(ids: list[str]) -> None:
@@ -130,11 +132,11 @@ def test_a_rate_is_kept(ids: list[str]) -> None:
 def test_events_of_one_version_alone(ids: list[str], store_url: str) -> None:
     with contextlib.closing(open_store(store_url)) as store:
         store.register(blacksmith)
-        new = [NewEvent(ordered.path, '{"n":4}', version=each) for each in ("1", "2", "2")]
-        [made] = store.ingest([new])
-    assert isinstance(made, list)
+        new = [NewEvent(ordered.path, '{"n":4}', version=version) for version in ("1", "2", "2")]
+        [event_ids] = store.ingest([new])
+    assert isinstance(event_ids, list)
     assert run(*NEWS, "--version=2").stdout.startswith("2 succeeded")
-    assert [event_id in keys for event_id in made] == [False, True, True]
+    assert [event_id in keys for event_id in event_ids] == [False, True, True]
     assert ids[2] not in keys
 
 

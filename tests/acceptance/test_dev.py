@@ -31,11 +31,12 @@ STUBBORN = (
 def handlers() -> Iterator[None]:
     """Signal handlers as they were, after the test."""
     before = {
-        each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        number: signal.getsignal(number)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     }
     yield
-    for each, handler in before.items():
-        signal.signal(each, handler)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 OWN = """
@@ -63,7 +64,7 @@ def dev(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("BLACKSMITH_HOME", str(tmp_path / "home"))
     ran: list[Dev] = []
-    monkeypatch.setattr(serve, "_run_together", lambda *given: ran.append(Dev(*given)))
+    monkeypatch.setattr(serve, "_run_together", lambda *arguments: ran.append(Dev(*arguments)))
 
     def invoke(gateway: str, *options: str) -> tuple[Result, Dev]:
         name = f"place_of_dev_{next(_modules)}"
@@ -122,7 +123,7 @@ def test_one_that_ends_ends_the_other(tmp_path: Path) -> None:
     commands = {"gateway": ["sh", "-c", "exit 3"], "dagster dev": ["sleep", "600"]}
     with pytest.raises(click.ClickException, match="gateway ended with exit code 3"):
         serve._run_together(commands, tmp_path, dict(os.environ))
-    assert not [each for each in psutil.Process().children() if "sleep" in each.cmdline()]
+    assert not [child for child in psutil.Process().children() if "sleep" in child.cmdline()]
 
 
 def test_one_that_ignores_the_signal_is_killed_with_its_children(

@@ -91,10 +91,10 @@ class Bench:
         return ids
 
     def loaded(self, path: str = EACH) -> list[Loaded]:
-        return [each for each in loaded(self.folder / "record") if each.path == path]
+        return [load for load in loaded(self.folder / "record") if load.path == path]
 
     def has(self, ids: list[str]) -> Callable[[], bool]:
-        return lambda: {each.id for each in self.loaded()} >= set(ids)
+        return lambda: {load.id for load in self.loaded()} >= set(ids)
 
     def close(self) -> None:
         self.hold.unlink(missing_ok=True)
@@ -115,13 +115,13 @@ def test_one_loads_and_another_takes_over_when_it_is_killed(bench: Bench) -> Non
     until(bench.has(bench.send({"n": 0}, {"n": 1})))
     for n in range(2, 6):
         until(bench.has(bench.send({"n": n})))
-    (pid,) = {each.pid for each in bench.loaded()}
+    (pid,) = {load.pid for load in bench.loaded()}
     holder, other = (first, second) if pid == first.pid else (second, first)
     os.kill(holder.pid, signal.SIGKILL)
     killed = time.monotonic()
     ids = bench.send({"n": 6}, {"n": 7})
     until(bench.has(ids), LEASE + 10)
-    by = {each.pid for each in bench.loaded() if each.id in ids}
+    by = {load.pid for load in bench.loaded() if load.id in ids}
     assert by == {other.pid}
     assert time.monotonic() - killed > 1, "it did not wait for the lock"
     began = time.monotonic()
@@ -158,7 +158,7 @@ def test_a_signal_lets_it_finish_its_batch(bench: Bench, by: signal.Signals) -> 
         psutil.Process(worker.pid).wait(0.5)
     bench.hold.unlink()
     assert worker.wait() == 0
-    assert [each.id for each in bench.loaded()] == [begun]
+    assert [load.id for load in bench.loaded()] == [begun]
     assert bench.store.history(begun)[-1].state == "succeeded"
     assert bench.store.history(later)[-1].state == "awaiting"
     assert "Traceback" not in worker.log
@@ -170,11 +170,13 @@ def test_a_load_that_hangs_ends_the_process(bench: Bench) -> None:
     until(lambda: bench.loaded(STUCK))
     assert worker.wait(10) == 1
     assert "Traceback" not in worker.log
-    (said,) = [line for line in worker.log.splitlines() if line.startswith("Error: ")]
-    assert f"{STUCK}: the load ran past its time-out of 0.5 s" in said
-    assert "end this process" in said
-    assert [each.id for each in bench.loaded()] == [hanging]  # the other event was loaded
-    states = {each.destination: each.state for each in bench.store.history(hanging)}
+    (output,) = [line for line in worker.log.splitlines() if line.startswith("Error: ")]
+    assert f"{STUCK}: the load ran past its time-out of 0.5 s" in output
+    assert "end this process" in output
+    assert [load.id for load in bench.loaded()] == [hanging]  # the other event was loaded
+    states = {
+        transition.destination: transition.state for transition in bench.store.history(hanging)
+    }
     assert states[STUCK] == "unknown"
 
 
@@ -192,9 +194,14 @@ def test_materializations_are_reported_to_dagster_home(
     with DagsterInstance.from_config(str(home)) as instance:
         for name, count in (("each", 3), ("odd", 1)):
             reported = instance.fetch_materializations(AssetKey(["sink", name]), limit=10).records
-            assert {each.partition_key for each in reported} == {today}
-            made = [each.asset_materialization for each in reported if each.asset_materialization]
-            assert sum(int(str(each.metadata["events_loaded"].value)) for each in made) == count
+            assert {event.partition_key for event in reported} == {today}
+            materializations = [
+                event.asset_materialization for event in reported if event.asset_materialization
+            ]
+            assert (
+                sum(int(str(event.metadata["events_loaded"].value)) for event in materializations)
+                == count
+            )
     assert "reported to DAGSTER_HOME" in worker.log
     assert "Traceback" not in worker.log
 
@@ -204,11 +211,11 @@ def test_a_destination_that_is_named_is_loaded_alone(bench: Bench) -> None:
     worker = bench.worker("alerts", app=f"{__name__}:two")
     assert f"blacksmith worker: {ALERTS}, store" in worker.log
     ids = bench.send({"n": 0}, {"n": 1}, app=two)
-    until(lambda: [each.id for each in bench.loaded(ALERTS)] == ids)
+    until(lambda: [load.id for load in bench.loaded(ALERTS)] == ids)
     everything = bench.worker(app=f"{__name__}:two")
     until(bench.has(ids))
-    assert {each.pid for each in bench.loaded(ALERTS)} == {worker.pid}
-    assert {each.pid for each in bench.loaded(EACH)} == {everything.pid}
+    assert {load.pid for load in bench.loaded(ALERTS)} == {worker.pid}
+    assert {load.pid for load in bench.loaded(EACH)} == {everything.pid}
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str, pubsub: str) -> str:
@@ -221,17 +228,17 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str, pubsub: str) -> str:
 
 
 def test_without_a_pubsub_it_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = run(monkeypatch, f"--app={APP}", pubsub="")
-    assert "set BLACKSMITH_PUBSUB_URL" in said
+    output = run(monkeypatch, f"--app={APP}", pubsub="")
+    assert "set BLACKSMITH_PUBSUB_URL" in output
 
 
 def test_a_destination_that_is_none_is_reported(
     monkeypatch: pytest.MonkeyPatch, postgres_url: str
 ) -> None:
     monkeypatch.setenv("BLACKSMITH_STORE_URL", postgres_url)
-    said = run(monkeypatch, f"--app={APP}", "sink", "sinc", pubsub="postgres")
-    assert "'sinc' is not a destination with realtime events" in said
-    assert "has sink" in said
+    output = run(monkeypatch, f"--app={APP}", "sink", "sinc", pubsub="postgres")
+    assert "'sinc' is not a destination with realtime events" in output
+    assert "has sink" in output
 
 
 def test_an_application_without_realtime_events_is_reported(
@@ -239,9 +246,9 @@ def test_an_application_without_realtime_events_is_reported(
 ) -> None:
     monkeypatch.setenv("BLACKSMITH_STORE_URL", postgres_url)
     app = "tests.acceptance.loading_pipeline:blacksmith"
-    said = run(monkeypatch, f"--app={app}", pubsub="postgres")
-    assert "no destination event is realtime" in said
-    assert "schedule=Schedule(realtime=True)" in said
+    output = run(monkeypatch, f"--app={app}", pubsub="postgres")
+    assert "no destination event is realtime" in output
+    assert "schedule=Schedule(realtime=True)" in output
 
 
 # ------------------------------------------------------------------------------ listening
@@ -254,8 +261,8 @@ COUNTED = "counters/counted"
 def counted(listener: Listener) -> Iterator[Event[int]]:
     """Counts, as long as the test's file says."""
     while not listener.wait(0.01):
-        at, to = listener.cursor or 0, int(Path(os.environ[COUNT]).read_text())
-        for number in range(at + 1, to + 1):
+        start, end = listener.cursor or 0, int(Path(os.environ[COUNT]).read_text())
+        for number in range(start + 1, end + 1):
             listener.cursor = number
             yield Event(number)
 
@@ -266,7 +273,7 @@ BOTH = f"{__name__}:both"
 
 
 def counts(bench: Bench) -> list[int]:
-    return [int(each.payload) for each in reversed(bench.store.events(COUNTED, 100_000))]
+    return [int(event.payload) for event in reversed(bench.store.events(COUNTED, 100_000))]
 
 
 def test_a_worker_of_sources_alone_needs_no_broker(bench: Bench) -> None:
@@ -299,8 +306,8 @@ def test_a_subscription_without_a_broker_is_reported(
     monkeypatch: pytest.MonkeyPatch, postgres_url: str
 ) -> None:
     monkeypatch.setenv("BLACKSMITH_STORE_URL", postgres_url)
-    said = run(monkeypatch, f"--app={__name__}:subscribing", "orders", pubsub="")
-    assert "orders/placed subscribes to a broker, but none is configured" in said
+    output = run(monkeypatch, f"--app={__name__}:subscribing", "orders", pubsub="")
+    assert "orders/placed subscribes to a broker, but none is configured" in output
 
 
 orders = Source("orders")

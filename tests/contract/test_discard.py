@@ -30,7 +30,7 @@ def fail(batch: Batch[Any]) -> None:
 
 
 def test_discarded_by_hand_is_received(store: Store, supervisor: Supervisor) -> None:
-    given: list[tuple[Any, str, str | None, int]] = []
+    received: list[tuple[Any, str, str | None, int]] = []
     desk = Destination("desk")
     app, flights = pipeline(fail, desk)
 
@@ -38,7 +38,7 @@ def test_discarded_by_hand_is_received(store: Store, supervisor: Supervisor) -> 
     def undeliverable(batch: Batch[Any]) -> None:
         for job in batch:
             assert job.cause is not None
-            given.append((job.data, job.cause.outcome, job.cause.error, job.cause.attempts))
+            received.append((job.data, job.cause.outcome, job.cause.error, job.cause.attempts))
 
     app = Blacksmith(
         sources=list(app.sources.values()),
@@ -56,7 +56,7 @@ def test_discarded_by_hand_is_received(store: Store, supervisor: Supervisor) -> 
         scheduler.load(app, undeliverable, **services)
     counts = store.counts(flights.path)
     assert (counts.retrying, counts.discarded) == (1, 2)
-    assert sorted(given, key=lambda each: each[0]["n"]) == [
+    assert sorted(received, key=lambda job: job[0]["n"]) == [
         ({"n": 0}, "discarded", "gone\\0", 1),
         ({"n": 2}, "discarded", "gone\\0", 1),
     ]

@@ -58,7 +58,7 @@ def test_everything_due_is_loaded_in_order_and_reported(loading: Loading) -> Non
     summary = loading.load(app, flights, run="run 7", report=reports.append)
     assert loaded == [[0, 1], [2, 3], [4]]
     assert summary == Summary(3, Tally(succeeded=5))
-    assert [sum(each.days.values(), start=Tally()) for each in reports] == [
+    assert [sum(report.days.values(), start=Tally()) for report in reports] == [
         Tally(succeeded=2),
         Tally(succeeded=2),
         Tally(succeeded=1),
@@ -66,8 +66,8 @@ def test_everything_due_is_loaded_in_order_and_reported(loading: Loading) -> Non
     counts = loading.store.counts(flights.path)
     assert (counts.succeeded, counts.pending) == (5, 0)
     history = loading.store.history(ids[0])
-    assert [each.state for each in history][-1] == "succeeded"
-    assert {each.run for each in history if each.load_id is not None} == {"run 7"}
+    assert [transition.state for transition in history][-1] == "succeeded"
+    assert {transition.run for transition in history if transition.load_id is not None} == {"run 7"}
     assert loading.load(app, flights) == Summary()
 
 
@@ -185,8 +185,8 @@ def test_what_was_claimed_and_not_begun_is_given_back(loading: Loading) -> None:
         def __getattr__(self, name: str) -> Any:
             return getattr(loading.store, name)
 
-        def claim(self, *given: Any) -> Any:
-            load = loading.store.claim(*given)
+        def claim(self, *arguments: Any) -> Any:
+            load = loading.store.claim(*arguments)
             stop.set()
             return load
 
@@ -218,7 +218,7 @@ def test_a_load_past_its_time_out_counts_for_nothing(loading: Loading) -> None:
     while not summary.loads:  # the jobs of an abandoned load may be due at once, or a little later
         summary = loading.load(app, flights)
     assert calls == [[0], [0]]
-    states = [each.state for each in loading.store.history(first)]
+    states = [transition.state for transition in loading.store.history(first)]
     assert states[-4:] == ["executing", "unknown", "executing", "succeeded"]
 
 
@@ -266,7 +266,7 @@ def test_a_load_that_waits_for_another_event_of_its_destination_loses_nothing(
         until(lambda: len(loading.store.history(waiting)) > 6)
         release.set()
         assert first.result(30).tally == second.result(30).tally == Tally(succeeded=1)
-    states = {each.state for each in loading.store.history(waiting)}
+    states = {transition.state for transition in loading.store.history(waiting)}
     assert "unknown" not in states
     assert "succeeded" in states
 
@@ -331,7 +331,7 @@ def test_what_is_loaded_is_recorded_once_the_store_responds(
     app, flights = pipeline(lambda batch: loaded.extend(numbers(batch)))
     loading.store.register(app)
     ingest(loading.store, [{"n": 0}])
-    if committed:  # nobody can know whether it was this record that closed the load
+    if committed:  # whether this record closed the load cannot be known
         with pytest.raises(OutcomeUnknown):
             loading.load(app, flights, store=Restarting())
     else:

@@ -64,12 +64,12 @@ class Replaying:
     def ingest(self, *data: Any) -> list[str]:
         """Events without a job."""
         new = [NewEvent(departed.path, f'{{"n":{n}}}') for n in data]
-        (made,) = self.store.ingest([new])
-        assert isinstance(made, list)
-        return made
+        (event_ids,) = self.store.ingest([new])
+        assert isinstance(event_ids, list)
+        return event_ids
 
     def load_elsewhere(self, event: DestinationEvent[Any]) -> FencingToken:
-        """The right to load what is new, as another process has it, and a job that it can claim."""
+        """Another process's right to load new jobs, and a job that it can claim."""
         lease = self.supervisor.acquire(f"load/{event.path}", "another process")
         assert lease
         token = self.store.take_over(event.path, Lane.LOAD, lease.id, lease.confirm)
@@ -83,9 +83,9 @@ class Replaying:
 
 @pytest.fixture
 def replaying(store_url: str) -> Iterator[Replaying]:
-    made = Replaying(store_url)
-    yield made
-    made.close()
+    replaying = Replaying(store_url)
+    yield replaying
+    replaying.close()
 
 
 def test_a_new_destination_event_is_filled_from_history(replaying: Replaying) -> None:
@@ -94,11 +94,15 @@ def test_a_new_destination_event_is_filled_from_history(replaying: Replaying) ->
     replaying.store.register(app)
     ids = replaying.ingest(*range(10))
     reports: list[ReplayProgress] = []
-    summary = replaying.replay(app, flights, run="run 7", report=lambda _, at: reports.append(at))
+    summary = replaying.replay(
+        app, flights, run="run 7", report=lambda _, progress: reports.append(progress)
+    )
     assert loaded == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert (summary.tally, summary.loads, summary.stopped) == (Tally(succeeded=10), 3, False)
-    assert [(each.done, each.left) for each in reports] == [(4, 6), (8, 2), (10, 0)]
-    assert {each.run for each in replaying.store.history(ids[0]) if each.load_id} == {"run 7"}
+    assert [(progress.done, progress.left) for progress in reports] == [(4, 6), (8, 2), (10, 0)]
+    assert {
+        transition.run for transition in replaying.store.history(ids[0]) if transition.load_id
+    } == {"run 7"}
     again = replaying.replay(app, flights)
     assert (again.loads, again.replay > summary.replay) == (0, True)
 
@@ -114,8 +118,8 @@ def test_the_flows_of_today_are_asked(replaying: Replaying) -> None:
     app = Blacksmith(sources=[airport], destinations=[warehouse], since="2026-01-01")
     replaying.store.register(app)
     replaying.ingest(*range(6))
-    found = forecast(app, flights, ReplayRequest(**EVER), store=replaying.store)
-    assert found.jobs == 3
+    expected = forecast(app, flights, ReplayRequest(**EVER), store=replaying.store)
+    assert expected.jobs == 3
     replaying.replay(app, flights)
     assert loaded == [0, 2, 4]
 
@@ -152,7 +156,7 @@ def test_discarded_jobs_are_edited_and_loaded_again(replaying: Replaying) -> Non
     asked: dict[str, Any] = {"modes": (ReplayMode.FAILED,), "edit": f"{HERE}:fixed"}
     assert replaying.replay(app, flights, error="bad 1", **asked).tally == Tally(succeeded=1)
     assert replaying.replay(app, flights, when=f"{HERE}:is_even", **asked).tally.succeeded == 2
-    assert sorted(each["n"] for each in loaded) == [0, 1, 2]
+    assert sorted(data["n"] for data in loaded) == [0, 1, 2]
     counts = replaying.store.counts(flights.path)
     assert (counts.succeeded, counts.discarded, counts.pending) == (3, 0, 0)
 
@@ -200,7 +204,7 @@ def test_a_rate_limits_it(replaying: Replaying) -> None:
 
 
 def test_progress_reports_the_rate_and_the_seconds_left(replaying: Replaying) -> None:
-    """Of what this call has run: what ran before it was stopped counts as done alone."""
+    """It counts what this call has run; jobs that ran before the stop only count as done."""
     app, flights = pipeline(lambda batch: None, batch=10)
     replaying.store.register(app)
     replaying.ingest(*range(40))
@@ -209,18 +213,24 @@ def test_progress_reports_the_rate_and_the_seconds_left(replaying: Replaying) ->
     reports: list[tuple[ReplayProgress, float]] = []
     began = time.monotonic()
 
-    def report(_: object, at: ReplayProgress) -> None:
-        reports.append((at, time.monotonic() - began))
+    def report(_: object, progress: ReplayProgress) -> None:
+        reports.append((progress, time.monotonic() - began))
 
     replaying.replay(app, flights, rate=50, report=report)
-    assert [(at.done, at.left) for at, _ in reports] == [(20, 20), (30, 10), (40, 0)]
-    for number, (at, elapsed) in enumerate(reports):
-        assert 0.19 * number <= (at.done - 10) / at.rate <= elapsed  # ten jobs each 0.2 s
-        assert at.seconds_left == pytest.approx(at.left / at.rate)
+    assert [(progress.done, progress.left) for progress, _ in reports] == [
+        (20, 20),
+        (30, 10),
+        (40, 0),
+    ]
+    for number, (progress, elapsed) in enumerate(reports):
+        assert (
+            0.19 * number <= (progress.done - 10) / progress.rate <= elapsed
+        )  # ten jobs each 0.2 s
+        assert progress.seconds_left == pytest.approx(progress.left / progress.rate)
 
 
 def test_live_loads_go_first(replaying: Replaying, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While whoever loads what is new has something to claim, a replay's next load does not begin."""
+    """While the process that loads new jobs has something to claim, a replay's next load waits."""
     monkeypatch.setattr(f"{replay.__module__}._YIELD_AT_MOST", 120.0)
     first, second = threading.Event(), threading.Event()
     app, flights = pipeline(lambda _: (second if first.is_set() else first).set(), batch=1)
@@ -278,14 +288,14 @@ def test_a_dry_run_changes_nothing(replaying: Replaying) -> None:
     ids = ingest(replaying.store, [{"n": n} for n in range(3)])
     replaying.load(app, flights)
     missing = replaying.ingest(3, 4, 5, 6, 7, 8)
-    found = forecast(app, flights, ReplayRequest(**EVER), store=replaying.store)
-    (counts,) = found.days.values()
+    expected = forecast(app, flights, ReplayRequest(**EVER), store=replaying.store)
+    (counts,) = expected.days.values()
     assert counts == {"succeeded": 2, "discarded": 1, "missing": 6}
-    assert found.jobs == 7
-    assert (found.seconds or 0) > 0
-    assert [(each.event_id, each.state, each.error) for each in found.sample] == [
+    assert expected.jobs == 7
+    assert (expected.seconds or 0) > 0
+    assert [(job.event_id, job.state, job.error) for job in expected.sample] == [
         (ids[1], "discarded", "bad"),
-        *((each, "missing", None) for each in missing[:4]),
+        *((event_id, "missing", None) for event_id in missing[:4]),
     ]
     assert replaying.store.replays(flights.path) == []
 
@@ -352,7 +362,7 @@ def test_transform_raises_for_one_event(replaying: Replaying) -> None:
 
 
 def test_new_events_flow_beside_a_replay(replaying: Replaying) -> None:
-    """The load lane loads what is new while a replay waits within its batch."""
+    """The load lane loads new jobs while a replay waits within its batch."""
     begun, go_on = threading.Event(), threading.Event()
 
     def load(batch: Batch[Any]) -> None:

@@ -106,5 +106,5 @@ def load(
     )
 
 
-def decode(given: Load, event: Any = flights) -> Decoded:
-    return JobDecoder(app, event).decode(given, {})
+def decode(claimed: Load, event: Any = flights) -> Decoded:
+    return JobDecoder(app, event).decode(claimed, {})

@@ -72,22 +72,22 @@ def test_when_that_raises_keeps_the_job_and_is_asked_again() -> None:
     assert decode(load([broken], attempt=2)).failures[3].result is JobResult.FAILED
 
 
-def originals(event: Any, rows: Sequence[JobRow], kept: dict[str, JobRow]) -> dict[str, JobRow]:
+def originals(event: Any, rows: Sequence[JobRow], stored: dict[str, JobRow]) -> dict[str, JobRow]:
     def fetch(ids: Sequence[str]) -> dict[str, JobRow]:
-        return {each: kept[each] for each in ids if each in kept}
+        return {event_id: stored[event_id] for event_id in ids if event_id in stored}
 
     return dict(JobDecoder(app, event).originals(rows, fetch))
 
 
 def test_an_outcomes_job_has_what_the_original_was_given_and_its_cause() -> None:
-    kept = {"evt_1": row(1, event_type=cancelled.path), "evt_2": row(2)}
+    stored = {"evt_1": row(1, event_type=cancelled.path), "evt_2": row(2)}
     rows = [
         row(5, caused(), event_type=flights.discarded.path, parent="evt_1"),
         row(6, caused("failed"), event_type=flights.failed.path, parent="evt_2"),
     ]
-    found = originals(reported, rows, kept)
-    assert found == kept
-    first, second = JobDecoder(app, reported).decode(load(rows), found).jobs
+    parents = originals(reported, rows, stored)
+    assert parents == stored
+    first, second = JobDecoder(app, reported).decode(load(rows), parents).jobs
     assert first.data == "F1"
     assert (first.event.id, first.event.parent, first.event.key) == ("evt_5", "evt_1", "k1")
     assert first.cause == Cause("discarded", "no such airport", 4, 7, NOW)
@@ -97,22 +97,22 @@ def test_an_outcomes_job_has_what_the_original_was_given_and_its_cause() -> None
 
 
 def test_an_outcome_of_an_outcome_is_followed_to_its_beginning() -> None:
-    kept = {
+    stored = {
         "evt_1": row(1, event_type=cancelled.path),
         "evt_2": row(2, caused(), event_type=flights.discarded.path, parent="evt_1"),
     }
     rows = [row(9, caused(), event_type=reported.discarded.path, parent="evt_2")]
-    found = originals(reported_again, rows, kept)
-    assert found == kept
-    (job,) = JobDecoder(app, reported_again).decode(load(rows), found).jobs
+    parents = originals(reported_again, rows, stored)
+    assert parents == stored
+    (job,) = JobDecoder(app, reported_again).decode(load(rows), parents).jobs
     assert job.data == "F1"
 
 
 def test_an_outcome_whose_event_is_gone_fails_with_the_fix() -> None:
     rows = [row(5, caused(), event_type=flights.discarded.path, parent="evt_1")]
-    found = originals(reported, rows, {})
-    assert found == {}
-    decoded = JobDecoder(app, reported).decode(load(rows), found)
+    parents = originals(reported, rows, {})
+    assert parents == {}
+    decoded = JobDecoder(app, reported).decode(load(rows), parents)
     assert "evt_1" in decoded.failures[5].error
     assert "discard the job" in decoded.failures[5].error
 

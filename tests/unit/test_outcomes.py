@@ -23,34 +23,34 @@ LAST = SCHEDULE.max_attempts
 REPORTED = [NewJob(reported.path)]
 
 
-def made(
-    given: Load,
+def outcomes_of(
+    claimed: Load,
     *,
     fail: dict[int, str] | None = None,
     discard: dict[int, str] | None = None,
     raised: Exception | None = None,
 ) -> list[NewEvent]:
-    decoded = decode(given) if given.discard_reason is None else Decoded((), {})
+    decoded = decode(claimed) if claimed.discard_reason is None else Decoded((), {})
     batch = Batch(flights.path, decoded.jobs)
-    for index, why in (fail or {}).items():
-        batch.fail(batch[index], why)
-    for index, why in (discard or {}).items():
-        batch.discard(batch[index], why)
-    decision = decide(given, decoded, batch.verdicts, raised, SCHEDULE, NOW)
-    return outcomes(app, flights, given, decoded, decision, NOW)
+    for index, reason in (fail or {}).items():
+        batch.fail(batch[index], reason)
+    for index, reason in (discard or {}).items():
+        batch.discard(batch[index], reason)
+    decision = decide(claimed, decoded, batch.verdicts, raised, SCHEDULE, NOW)
+    return outcomes(app, flights, claimed, decoded, decision, NOW)
 
 
 def cause(event: NewEvent) -> Cause:
     return msgspec.json.decode(event.payload, type=Cause)
 
 
-def kinds(events: list[NewEvent]) -> list[tuple[str, str | None]]:
+def names_and_parents(events: list[NewEvent]) -> list[tuple[str, str | None]]:
     return [(event.event_type.rpartition(".")[2], event.parent) for event in events]
 
 
 def test_each_jobs_end_is_an_event_whose_parent_is_the_jobs() -> None:
-    events = made(load([row(1), row(2), row(3)]), fail={1: "later"}, discard={2: "never"})
-    assert kinds(events) == [
+    events = outcomes_of(load([row(1), row(2), row(3)]), fail={1: "later"}, discard={2: "never"})
+    assert names_and_parents(events) == [
         ("succeeded", "evt_1"),
         ("failed", "evt_2"),
         ("discarded", "evt_3"),
@@ -64,49 +64,56 @@ def test_each_jobs_end_is_an_event_whose_parent_is_the_jobs() -> None:
 
 
 def test_a_whole_failed_attempt_is_an_event_per_job() -> None:
-    events = made(load([row(1), row(2)], attempt=2), raised=OSError("down"))
-    assert kinds(events) == [("failed", "evt_1"), ("failed", "evt_2")]
+    events = outcomes_of(load([row(1), row(2)], attempt=2), raised=OSError("down"))
+    assert names_and_parents(events) == [("failed", "evt_1"), ("failed", "evt_2")]
     assert cause(events[0]) == Cause("failed", "OSError: down", 2, 9, NOW)
 
 
 def test_the_last_failed_attempt_is_both_failed_and_discarded() -> None:
-    events = made(load([row(1), row(3)], attempt=LAST), fail={0: "again"}, discard={1: "never"})
-    assert kinds(events) == [("failed", "evt_1"), ("discarded", "evt_1"), ("discarded", "evt_3")]
+    events = outcomes_of(
+        load([row(1), row(3)], attempt=LAST), fail={0: "again"}, discard={1: "never"}
+    )
+    assert names_and_parents(events) == [
+        ("failed", "evt_1"),
+        ("discarded", "evt_1"),
+        ("discarded", "evt_3"),
+    ]
 
 
 def test_when_is_asked_with_what_the_job_was_given() -> None:
-    events = made(load([row(1), row(2)]), discard={0: "odd", 1: "even"})
-    assert kinds(events) == [("discarded", "evt_1")]  # its delay is odd
+    events = outcomes_of(load([row(1), row(2)]), discard={0: "odd", 1: "even"})
+    assert names_and_parents(events) == [("discarded", "evt_1")]  # its delay is odd
 
 
 def test_when_that_raises_makes_the_job() -> None:
-    # What the transform made is a str, and has no delay.
-    (event,) = made(load([row(1, event_type=cancelled.path)]), discard={0: "never"})
+    # The transform returned a str, which has no delay.
+    (event,) = outcomes_of(load([row(1, event_type=cancelled.path)]), discard={0: "never"})
     (job,) = event.jobs
     assert job.when_error == "AttributeError: 'str' object has no attribute 'delay'"
 
 
 def test_a_job_whose_data_cannot_be_made_is_reported_too() -> None:
     broken = row(1, '{"no":"id"}', event_type=cancelled.path)
-    failed, discarded = made(load([broken], attempt=LAST))
+    failed, discarded = outcomes_of(load([broken], attempt=LAST))
     assert list(failed.jobs) == REPORTED
     skipped = "`when` was skipped, as the job's data is not available: KeyError: 'id'"
     assert discarded.jobs[0].when_error == skipped
 
 
 def test_a_load_to_discard_runs_no_users_code() -> None:
-    given = load([row(1)], discard_reason="lost 3 times", lost_loads=3)
-    (event,) = made(given)
+    claimed = load([row(1)], discard_reason="lost 3 times", lost_loads=3)
+    (event,) = outcomes_of(claimed)
     assert event.jobs[0].when_error is not None
     assert cause(event) == Cause("discarded", "lost 3 times", 3, 9, NOW)
 
 
 def test_what_nobody_receives_is_not_made() -> None:
-    given = load([row(1)])
-    decoded = decode(given)
-    decision = decide(given, decoded, {}, OSError(), SCHEDULE, NOW)
-    assert outcomes(app, reported_again, given, decoded, decision, NOW) == []
-    assert outcomes(app, reported, given, decoded, decision, NOW) == []  # its discarded alone is
+    claimed = load([row(1)])
+    decoded = decode(claimed)
+    decision = decide(claimed, decoded, {}, OSError(), SCHEDULE, NOW)
+    assert outcomes(app, reported_again, claimed, decoded, decision, NOW) == []
+    # Only the .discarded of `reported` is received.
+    assert outcomes(app, reported, claimed, decoded, decision, NOW) == []
 
 
 def test_the_outcomes_event_has_no_id_of_its_own_yet() -> None:
@@ -119,7 +126,7 @@ def test_the_outcomes_event_has_no_id_of_its_own_yet() -> None:
     flow = reported.flows[flights.discarded.path]
     before, flow.when = flow.when, when
     try:
-        assert made(load([row(1)]), discard={0: "never"}) == []
+        assert outcomes_of(load([row(1)]), discard={0: "never"}) == []
     finally:
         flow.when = before
     assert (asked[0].id, asked[0].received_at, asked[0].parent) == (None, None, "evt_1")

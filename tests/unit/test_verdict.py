@@ -24,13 +24,13 @@ ERROR = ConnectionError("refused")
 
 
 def verdict(
-    given: Load,
+    claimed: Load,
     job_verdicts: dict[int, JobVerdict] | None = None,
     raised: BaseException | None = None,
     failures: dict[int, DecodeFailure] | None = None,
 ) -> LoadVerdict:
     by_key = {f"evt_{seq}-2": job_verdict for seq, job_verdict in (job_verdicts or {}).items()}
-    return decide(given, Decoded((), failures or {}), by_key, raised, SCHEDULE, NOW).verdict
+    return decide(claimed, Decoded((), failures or {}), by_key, raised, SCHEDULE, NOW).verdict
 
 
 def test_a_function_that_returns_has_succeeded_with_every_job() -> None:
@@ -54,7 +54,7 @@ def test_each_job_that_was_named_has_its_own_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "given"),
+    ("asked", "delay"),
     [
         (0.0, 0.0),
         (0.31, 0.4),
@@ -66,11 +66,11 @@ def test_each_job_that_was_named_has_its_own_end() -> None:
         (float("nan"), GAP),
     ],
 )
-def test_a_delay_is_accepted_if_it_makes_sense_and_rounded_up(asked: float, given: float) -> None:
+def test_a_delay_is_accepted_if_it_makes_sense_and_rounded_up(asked: float, delay: float) -> None:
     load_verdict = verdict(
         load([row(1), row(2)]), {1: JobVerdict(JobResult.FAILED, "later", asked)}
     )
-    assert load_verdict.deviations[0].delay == given
+    assert load_verdict.deviations[0].delay == delay
 
 
 def test_a_delay_is_said_in_seconds_or_as_a_timedelta_and_else_refused() -> None:
@@ -132,7 +132,10 @@ def test_a_job_group_that_may_be_tried_once_is_isolated_after_it_raised() -> Non
 def test_those_undecided_are_not_discarded_with_the_one_that_raised() -> None:
     job_verdicts = {1: JobVerdict(JobResult.SUCCEEDED)}
     load_verdict = verdict(load([row(1), row(2), row(3)], attempt=LAST), job_verdicts, ERROR)
-    assert [each.result for each in load_verdict.deviations] == [JobResult.FAILED, JobResult.FAILED]
+    assert [deviation.result for deviation in load_verdict.deviations] == [
+        JobResult.FAILED,
+        JobResult.FAILED,
+    ]
 
 
 def test_a_job_that_was_not_handed_over_fails_alone() -> None:
@@ -153,8 +156,8 @@ def test_a_job_that_was_not_handed_over_fails_alone() -> None:
 
 
 def test_a_load_claimed_for_discard_is_discarded_whole() -> None:
-    given = load([row(1), row(2)], discard_reason="lost 3 times")
-    assert verdict(given) == LoadVerdict(
+    claimed = load([row(1), row(2)], discard_reason="lost 3 times")
+    assert verdict(claimed) == LoadVerdict(
         [Deviation(seq, JobResult.DISCARDED, "lost 3 times") for seq in (1, 2)]
     )
 
@@ -177,8 +180,8 @@ def test_a_report_counts_per_utc_day_of_receipt() -> None:
         1: JobVerdict(JobResult.DISCARDED, "never"),
         3: JobVerdict(JobResult.FAILED, "later"),
     }
-    given = load(jobs)
-    reported = load_report(given, verdict(given, job_verdicts), 1.5)
+    claimed = load(jobs)
+    reported = load_report(claimed, verdict(claimed, job_verdicts), 1.5)
     assert reported.days == {
         date(2026, 3, 1): Tally(succeeded=1, discarded=1),
         date(2026, 2, 28): Tally(succeeded=1, failed=1),
@@ -190,9 +193,9 @@ def test_a_report_counts_per_utc_day_of_receipt() -> None:
         "never",
     )
 
-    outage = load_report(given, verdict(given, raised=ERROR), 1.5)
+    outage = load_report(claimed, verdict(claimed, raised=ERROR), 1.5)
     assert sum(outage.days.values(), start=Tally()) == Tally(failed=4)
-    assert load_report(given, LoadVerdict(), 0.0).days[date(2026, 3, 1)] == Tally(succeeded=2)
+    assert load_report(claimed, LoadVerdict(), 0.0).days[date(2026, 3, 1)] == Tally(succeeded=2)
 
 
 _JOB_VERDICTS = st.one_of(
@@ -208,8 +211,8 @@ def test_every_job_ends_in_one_way_or_is_due_again(
     job_verdicts: list[JobVerdict | None], attempt: int, raises: bool
 ) -> None:
     jobs = [row(seq) for seq in range(len(job_verdicts))]
-    given = load(jobs, attempt=attempt)
-    batch = Batch("warehouse/flights", decode(given).jobs)
+    claimed = load(jobs, attempt=attempt)
+    batch = Batch("warehouse/flights", decode(claimed).jobs)
     for job, job_verdict in zip(batch, job_verdicts, strict=True):
         if job_verdict is not None and job_verdict.result is JobResult.SUCCEEDED:
             batch.succeed(job)
@@ -218,10 +221,10 @@ def test_every_job_ends_in_one_way_or_is_due_again(
         elif job_verdict is not None:
             batch.discard(job, job_verdict.reason)
     raised = ERROR if raises else None
-    decision = decide(given, decode(given), batch.verdicts, raised, SCHEDULE, NOW)
+    decision = decide(claimed, decode(claimed), batch.verdicts, raised, SCHEDULE, NOW)
     ended = decision.verdict
 
-    deviating = {each.seq: each for each in ended.deviations}
+    deviating = {deviation.seq: deviation for deviation in ended.deviations}
     assert len(deviating) == len(ended.deviations)
     assert decision.exhausted <= deviating.keys()
     assert not (ended.raised and deviating)
@@ -244,5 +247,5 @@ def test_every_job_ends_in_one_way_or_is_due_again(
             assert deviation.result is JobResult.DISCARDED
             discards = job_verdict is not None and job_verdict.result is JobResult.DISCARDED
             assert discards or attempt == LAST
-    tally = sum(load_report(given, ended, 0.0).days.values(), start=Tally())
+    tally = sum(load_report(claimed, ended, 0.0).days.values(), start=Tally())
     assert tally.succeeded + tally.failed + tally.discarded == len(jobs)
