@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as StillRunning
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -28,8 +28,7 @@ from blacksmith_dagster.pipeline.event import Batch
 from blacksmith_dagster.pubsub.notifier import Notify
 from blacksmith_dagster.scheduler.decoding import Decoded, JobDecoder
 from blacksmith_dagster.scheduler.executor import Executor
-from blacksmith_dagster.scheduler.interface import LoadReport, Summary
-from blacksmith_dagster.scheduler.outcomes import decide, load_report, outcomes
+from blacksmith_dagster.scheduler.outcomes import LoadReport, Summary, decide, load_report, outcomes
 from blacksmith_dagster.store.interface import FencingToken, Lane, Load, LoadVerdict, Store
 from blacksmith_dagster.supervisor import here
 from blacksmith_dagster.wanderer.files import version_of
@@ -46,6 +45,32 @@ RECORD_FOR = 60.0
 """Seconds for which recording is retried while the store does not respond."""
 
 _RECORD_AGAIN = 0.5
+
+
+class Scheduler(Protocol):
+    """Loads what is due of a destination event. A team can write its own."""
+
+    def load(
+        self,
+        app: Blacksmith,
+        event: AnyDestinationEvent,
+        *,
+        store: Store,
+        supervisor: Supervisor,
+        run: str | None = None,
+        stop: threading.Event | None = None,
+        report: Callable[[LoadReport], None] | None = None,
+    ) -> Summary:
+        """Load until nothing is due, or until `stop` is set (the load under way is finished).
+
+        `run` names the Dagster run in the history; `report` is called after each recorded load, in
+        the caller's thread.
+
+        Raises `FencedOut` when another process took over, `CodeOutdated` when the destination was
+        migrated beyond this code, `Timeout` when a load ran past its time-out and its function has not
+        returned (end the process), `Unavailable` when the store or the supervisor does not respond.
+        """
+        ...
 
 
 class StandardScheduler:

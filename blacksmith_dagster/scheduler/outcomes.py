@@ -1,4 +1,4 @@
-"""How a load ended: its verdict, the outcomes that destination events receive, and its report. Pure."""
+"""How a load ended: its verdict, the outcomes that are received, and what is reported. No I/O."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from blacksmith_dagster.pipeline.flow import Flow, Outcome
 from blacksmith_dagster.pipeline.schedule import Schedule
 from blacksmith_dagster.redaction import clean, describe
 from blacksmith_dagster.scheduler.decoding import Decoded
-from blacksmith_dagster.scheduler.interface import LoadReport, Tally
 from blacksmith_dagster.store.interface import (
     Deviation,
     JobRow,
@@ -28,6 +27,48 @@ from blacksmith_dagster.store.interface import (
 )
 
 _LONGEST_DELAY = 366 * 86400.0
+
+
+class Tally(msgspec.Struct, frozen=True):
+    """Numbers of jobs, by how their attempt ended. `failed` attempts will be repeated."""
+
+    succeeded: int = 0
+    failed: int = 0
+    discarded: int = 0
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(
+            self.succeeded + other.succeeded,
+            self.failed + other.failed,
+            self.discarded + other.discarded,
+        )
+
+
+class LoadReport(msgspec.Struct, frozen=True):
+    """One recorded load, with a tally for each UTC day of its events' `received_at`.
+
+    `seconds` is how long the destination event's function took; `error` is the first error, if any.
+    """
+
+    load_id: int
+    days: Mapping[date, Tally]
+    seconds: float
+    attempt: int
+    error: str | None = None
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """What a call of `Scheduler.load` did.
+
+    `skipped` says why it loaded nothing (more): another holder has the lock, or the destination waits
+    for a migration. It is `None` if everything due was loaded. `stopped` is true if it was stopped
+    before everything due was loaded.
+    """
+
+    loads: int = 0
+    tally: Tally = Tally()
+    skipped: str | None = None
+    stopped: bool = False
 
 
 class Decision(NamedTuple):

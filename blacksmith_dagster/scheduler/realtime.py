@@ -15,8 +15,8 @@ from blacksmith_dagster.pipeline.destination import AnyDestinationEvent, Destina
 from blacksmith_dagster.pubsub import Subscriber
 from blacksmith_dagster.pubsub.notifier import Notify
 from blacksmith_dagster.scheduler.executor import Executor
-from blacksmith_dagster.scheduler.interface import LoadReport
 from blacksmith_dagster.scheduler.loader import Loader
+from blacksmith_dagster.scheduler.outcomes import LoadReport
 from blacksmith_dagster.store.interface import Lane, Store
 from blacksmith_dagster.supervisor.interface import Lease, Supervisor
 from blacksmith_dagster.supervisor.lock_loop import LockLoop, LockLoops

@@ -22,8 +22,8 @@ from blacksmith_dagster.pubsub.notifier import Notify
 from blacksmith_dagster.redaction import describe
 from blacksmith_dagster.scheduler.decoding import JobDecoder
 from blacksmith_dagster.scheduler.executor import Executor
-from blacksmith_dagster.scheduler.interface import LoadReport, Tally
 from blacksmith_dagster.scheduler.loader import HeldLane, Loader, take_lane
+from blacksmith_dagster.scheduler.outcomes import LoadReport, Tally
 from blacksmith_dagster.store.interface import (
     JobRow,
     Lane,
