@@ -77,7 +77,7 @@ class Listeners(LockLoops):
             return Messages(app, event, store, pubsub, notify)
 
         self._listeners = [
-            _Listener(event, open_reader, store, supervisor, holder, report, stopping)
+            _ListenLoop(event, open_reader, store, supervisor, holder, report, stopping)
             for event in listened_events(source)
         ]
         super().__init__(self._listeners, stopping)
@@ -88,7 +88,7 @@ class Listeners(LockLoops):
         return [listener.status for listener in self._listeners if listener.status]
 
 
-class _Listener(LockLoop):
+class _ListenLoop(LockLoop):
     """Listens for one source event."""
 
     def __init__(

@@ -242,7 +242,7 @@ def test_a_run_that_has_a_bug_fails(shop: Shop, instance: DagsterInstance) -> No
 
     shop.lines = 1
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("blacksmith_dagster.ingest.listeners._Listener.work", report)
+        patch.setattr("blacksmith_dagster.ingest.listeners._ListenLoop.work", report)
         with pytest.raises(SystemError, match="a bug"):
             shop.run(instance)
     (run,) = instance.get_runs()
