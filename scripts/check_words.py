@@ -15,6 +15,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 PROJECT = Path(__file__).resolve().parents[1]
+CHECKED = [
+    PROJECT / "definitions.py",
+    *(PROJECT / name for name in ("blacksmith_dagster", "assets", "sensors", "migrations", "docs")),
+    *sorted(PROJECT.glob("*.md")),
+]
 
 # Words within identifiers, split at `_` and capitals, with their replacements.
 IDENTIFIERS = {
@@ -151,16 +156,10 @@ def _markdown_prose(path: Path) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
-def checked_files() -> list[Path]:
-    """The code of the package and the example, and the documentation."""
-    code = [
-        path
-        for folder in ("blacksmith_dagster", "assets", "sensors", "migrations")
-        for path in (PROJECT / folder).rglob("*")
-        if path.suffix in {".py", ".sql"}
-    ]
-    documents = [*PROJECT.glob("*.md"), *(PROJECT / "docs").rglob("*.md")]
-    return sorted([*code, PROJECT / "definitions.py", *documents])
+def checked_files(paths: Iterable[Path] = CHECKED) -> list[Path]:
+    """The Python, SQL and Markdown files among `paths`, and in the folders among them."""
+    files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*"))]
+    return sorted(file for file in files if file.suffix in {".py", ".sql", ".md"})
 
 
 def findings(paths: Iterable[Path]) -> list[Finding]:
@@ -175,7 +174,8 @@ def findings(paths: Iterable[Path]) -> list[Finding]:
 
 def main() -> int:
     """Check the files named, or all; returns the exit code."""
-    found = findings([Path(argument).resolve() for argument in sys.argv[1:]] or checked_files())
+    paths = [Path(argument).resolve() for argument in sys.argv[1:]]
+    found = findings(checked_files(paths or CHECKED))
     for finding in found:
         print(finding._replace(path=finding.path.relative_to(PROJECT)))
     return 1 if found else 0
