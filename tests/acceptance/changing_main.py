@@ -1,4 +1,4 @@
-"""A process that listens to the changes of a database's table `counted` until SIGTERM."""
+"""A process that listens to the row changes of the table `counted` until SIGTERM."""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""A source that is polled: it reads a file from the cursor on, a line an event.
+"""A polled source: each line of a file, from the cursor on, is an event.
 
-Environment variables say which file that is, how often it is read, and where the process that runs
-kills itself, once: a file that is there names the place.
+Environment variables name the file, the interval, the record of what is loaded, and a file with the
+place where the process kills itself once.
 """
 
 import json
@@ -28,7 +28,7 @@ lake = Destination("lake", schedule=Schedule("@every 5s"))
 
 
 def kill_at(place: str) -> None:
-    """SIGKILL to this process if it is to die here."""
+    """SIGKILL this process, once, if the test wants it to die here."""
     flag = Path(os.environ.get(KILL, "none"))
     if flag.is_file() and flag.read_text() == place:
         flag.unlink()
@@ -37,7 +37,7 @@ def kill_at(place: str) -> None:
 
 @tower.event(Cron())
 def seen(poll: Poll) -> Iterator[Event[str]]:
-    """A line of the file."""
+    """A line of the file per event."""
     lines = Path(os.environ[ORIGIN]).read_text().splitlines()
     since = poll.cursor or 0
     for number, line in enumerate(lines[since:], since):
@@ -57,7 +57,7 @@ def sightings(batch: Batch[str]) -> None:
 
 
 class Mortal(BlacksmithResource):
-    """A resource whose store's commits may be the last thing that its process does."""
+    """A resource whose store may kill the process before or after a commit."""
 
     def store(self, app: Blacksmith) -> Store:
         store = super().store(app)
@@ -67,9 +67,9 @@ class Mortal(BlacksmithResource):
             requests: Sequence[Sequence[NewEvent] | RawRequest], **options: Any
         ) -> list[list[str] | KeyReused]:
             kill_at("before the commit")
-            kept = commit(requests, **options)
+            result = commit(requests, **options)
             kill_at("after the commit")
-            return kept
+            return result
 
         store.ingest = ingest  # type: ignore[method-assign]
         return store

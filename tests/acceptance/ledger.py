@@ -1,4 +1,4 @@
-"""Clients that know what they were promised: the ledger of every 2xx."""
+"""Clients that record every 2xx in a ledger, and check the store against it."""
 
 import contextlib
 import http.client
@@ -17,7 +17,7 @@ CONNECTION_ERRORS = (OSError, http.client.HTTPException)
 
 @dataclass
 class Ledger:
-    """What the senders were told, by the number that each event carries."""
+    """The responses that the senders got, by the number in each event's data."""
 
     accepted: dict[int, str] = field(default_factory=dict)
     errors: Counter[str] = field(default_factory=Counter)
@@ -25,11 +25,11 @@ class Ledger:
 
     def check(self, store: Store) -> None:
         """Assert that each accepted event is in the store once, under the id of the response, and
-        that nothing else is there but what a sender was left unsure about."""
-        kept = store.events(limit=1_000_000)
-        numbers = Counter(json.loads(event.payload)["n"] for event in kept)
-        ids = {event.id: json.loads(event.payload)["n"] for event in kept}
-        assert len(ids) == len(kept)
+        that every other event is one whose sender got no clear response."""
+        events = store.events(limit=1_000_000)
+        numbers = Counter(json.loads(event.payload)["n"] for event in events)
+        ids = {event.id: json.loads(event.payload)["n"] for event in events}
+        assert len(ids) == len(events)
         lost = {n for n, event_id in self.accepted.items() if ids.get(event_id) != n}
         assert not lost, f"{len(lost)} accepted events are not in the store: {sorted(lost)[:9]}"
         assert [n for n, times in numbers.items() if times > 1] == []
@@ -37,10 +37,10 @@ class Ledger:
 
 
 class Sender:
-    """One client: sends an event after another, as fast as the responses come.
+    """A client that sends one event after another, as fast as the responses arrive.
 
-    With `retry` it sends each with an Idempotency-Key, again and again until it is accepted, as a
-    client should that must lose nothing.
+    With `retry` each event has an Idempotency-Key and is sent until it is accepted, as by a client
+    that must not lose events.
     """
 
     def __init__(
@@ -96,22 +96,22 @@ class Sender:
             self._connection = None
 
     def end(self, *, at_once: bool = False) -> None:
-        """End after the event under way, which a retrying sender gets accepted first."""
+        """End after the current event; unless `at_once`, a retrying sender first gets it accepted."""
         self._retry = self._retry and not at_once
         self._ending.set()
 
     def join(self) -> None:
-        """Wait for the end."""
+        """Wait until the sender has ended."""
         self._thread.join(60)
-        assert not self._thread.is_alive(), "an event is not accepted for ever"
+        assert not self._thread.is_alive(), "an event was never accepted"
         self._close()
 
 
 @contextlib.contextmanager
 def load_on(gateway: GatewayProcess, senders: int = 8) -> Iterator[Ledger]:
-    """Senders on the gateway, every second of which retries, until the block ends."""
+    """Put load on the gateway until the block ends: senders, of which every second one retries."""
     ledger = Ledger()
-    # A number for each event: next() of a count is atomic.
+    # The threads share the numbers: next() of a count is atomic.
     numbers = itertools.count()
     running = [Sender(gateway, ledger, numbers, retry=n % 2 == 0) for n in range(senders)]
     try:

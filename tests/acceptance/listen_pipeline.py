@@ -19,16 +19,16 @@ shop = Source("shop")
 @shop.event(CDC())
 def changed(listener: Listener) -> Iterator[Event[float]]:
     """Lines of a file; another file notes when each was read, and by which process."""
-    at = listener.cursor or 0
+    offset = listener.cursor or 0
     while not listener.wait(0.05):
         with Path(os.environ[LOG]).open() as log:
-            log.seek(at)
+            log.seek(offset)
             lines = log.readlines()
         listener.lag = 17  # some lag to show
         for line in lines:
             if line.endswith("\n"):
-                at += len(line)
-                listener.cursor = at
+                offset += len(line)
+                listener.cursor = offset
                 note = {"at": time.monotonic(), "pid": os.getpid(), "sent": float(line)}
                 with Path(os.environ[RECORD]).open("a") as record:
                     record.write(json.dumps(note) + "\n")

@@ -12,11 +12,11 @@ from blacksmith_dagster.store import open_store
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.supervisor import StoreSupervisor
 
-TTL = 2.0  # seconds until another may listen after this one was killed
+TTL = 2.0  # seconds until another process may listen after this one was killed
 
 
 def listen(
-    app: Blacksmith, source: Source, changed: Callable[[SQLStore], None] = lambda _: None
+    app: Blacksmith, source: Source, prepare: Callable[[SQLStore], None] = lambda _: None
 ) -> int:
     """Listen for the events of a source; the store's schema must exist. `changed` is called with the
     store first. Returns the exit code."""
@@ -24,7 +24,7 @@ def listen(
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     with closing(open_store(os.environ["BLACKSMITH_STORE_URL"])) as store:
         assert isinstance(store, SQLStore)
-        changed(store)
+        prepare(store)
         with closing(StoreSupervisor(store, ttl=TTL)) as supervisor:
             listeners = Listeners(
                 app,

@@ -30,9 +30,9 @@ orders = Source("orders")
     Subscription(os.environ.get(TOPIC, "orders"), os.environ.get(SUBSCRIPTION), url=Secret(URL))
 )
 def placed(message: Message) -> Event[str]:
-    """Keeps the body in hex, whatever it is; one that is poison is rejected until that is fixed."""
+    """An event with the body in hex; fails for poison until FIXED is set."""
     if message.body == DIES_AT:
-        die_if_asked("read")
+        die_at("read")
     if message.body.startswith(b"poison") and FIXED not in os.environ:
         raise ValueError("this is poison")
     return Event(message.body.hex(), key=message.headers.get(KEY))
@@ -41,22 +41,22 @@ def placed(message: Message) -> Event[str]:
 blacksmith = Blacksmith(sources=[orders], destinations=[], since="2026-01-01")
 
 
-def die_if_asked(when: str) -> None:
+def die_at(place: str) -> None:
     file = Path(os.environ.get(DIES, "/nowhere"))
     with suppress(FileNotFoundError):
-        if file.read_text() == when:
+        if file.read_text() == place:
             file.unlink()
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 def dying(store: SQLStore) -> None:
-    """Let a commit be the last that this process does."""
+    """Make the process kill itself after a commit, if the test wants it."""
     ingest = store.ingest
 
     def ingest_and_die(*requests: Any, **options: Any) -> Any:
-        kept = ingest(*requests, **options)
-        die_if_asked("commit")
-        return kept
+        result = ingest(*requests, **options)
+        die_at("commit")
+        return result
 
     store.ingest = ingest_and_die  # type: ignore[method-assign]
 

@@ -1,7 +1,8 @@
-"""A process that loads again and again, as a scheduler would have it.
+"""A process that loads destination events again and again until SIGTERM.
 
-It imports little: it is started often. BLACKSMITH_SUPERVISOR_URL names its supervisor; without, the
-store keeps the locks, for TTL seconds. BLACKSMITH_TEST_RECORD_FOR is how long it tries to record.
+It imports little, because tests start it often. BLACKSMITH_SUPERVISOR_URL names its supervisor;
+without it, the store keeps the locks, for TTL seconds. BLACKSMITH_TEST_RECORD_FOR: for how many
+seconds it tries to record a load.
 """
 
 import os
@@ -24,7 +25,7 @@ from blacksmith_dagster.supervisor import (
 )
 from tests.acceptance.loading_pipeline import blacksmith
 
-if "FAKETIME" in os.environ:  # libfaketime 0.9.10 breaks the real one: it fails with EINVAL
+if "FAKETIME" in os.environ:  # under libfaketime 0.9.10 the real one fails with EINVAL
     time.sleep = lambda seconds: threading.Event().wait(seconds) and None
 
 TTL = 2.0
@@ -33,7 +34,7 @@ UNAVAILABLE = 69
 
 
 def main(paths: Sequence[str]) -> int:
-    """Load until SIGTERM. Says what happens in a line each."""
+    """Load until SIGTERM, and print a line about each load or error."""
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:

@@ -1,7 +1,7 @@
-"""A pipeline whose destination does what each job's data says, and records what it has loaded.
+"""A pipeline whose destination does what each job's data says, and records what it loads.
 
-Data: `{"n": 1}` is loaded; `{"n": 1, "do": ...}` raises, fails, discards, hangs, kills the process or
-waits (while a file is there) first, and only for the first `times` calls if that is given.
+`{"n": 1}` is loaded. With `"do"`, the destination first raises, fails or discards the job, hangs,
+kills the process, or waits while a file exists; with `"times"`, only in the first so many calls.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import Any
 
 from blacksmith_dagster import Batch, Blacksmith, Destination, Event, Flow, Job, Schedule, Source
 
-RECORDING = "BLACKSMITH_TEST_RECORDING"  # the folder that the recording is in
+RECORDING = "BLACKSMITH_TEST_RECORDING"  # the folder of the recording
 FLIGHTS, HURRIED = "warehouse/flights", "warehouse/hurried"
 ALERTS, REPORTED = "alerts/late", "mail/reported"
 
@@ -25,7 +25,7 @@ create table if not exists loaded (path text, id text, pid integer, at real, wha
 
 
 class Recording:
-    """What the destinations have seen and loaded, in a SQLite file of their own."""
+    """What the destinations were called with and what they loaded, in its own SQLite file."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -34,7 +34,7 @@ class Recording:
 
     @classmethod
     def open(cls) -> Iterator["Recording"]:
-        """As a destination's `connect`."""
+        """The recording, as a destination's `connect`."""
         recording = cls(Path(os.environ[RECORDING]))
         yield recording
         recording.close()
@@ -44,7 +44,7 @@ class Recording:
 
     @property
     def hold(self) -> Path:
-        """While this file is there, jobs with `"do": "wait"` wait."""
+        """While this file exists, jobs with `"do": "wait"` wait."""
         return self.folder / "hold"
 
     def call(self, path: str, jobs: list[Job[Any]]) -> None:
@@ -61,31 +61,31 @@ class Recording:
             self._connection.executemany(f"insert into {table} values ({marks})", rows)
 
     def calls(self, event_id: str, path: str = FLIGHTS) -> int:
-        """How often a job was handed to its destination."""
-        question = "select count(*) from calls where path = ? and id = ?"
-        found: int = self._connection.execute(question, (path, event_id)).fetchone()[0]
-        return found
+        """How often a job was passed to its destination event."""
+        query = "select count(*) from calls where path = ? and id = ?"
+        number: int = self._connection.execute(query, (path, event_id)).fetchone()[0]
+        return number
 
     def loaded(self, path: str = FLIGHTS) -> list[str]:
-        """The ids of what was loaded, in the order of loading; those loaded twice are there twice."""
-        question = "select id from loaded where path = ? order by rowid"
-        return [row[0] for row in self._connection.execute(question, (path,))]
+        """The event ids of loaded jobs, in the order of loading; twice if loaded twice."""
+        query = "select id from loaded where path = ? order by rowid"
+        return [row[0] for row in self._connection.execute(query, (path,))]
 
     def times(self, path: str = FLIGHTS) -> dict[str, float]:
-        """When each id was loaded first, as seconds since 1970."""
-        question = "select id, min(at) from loaded where path = ? group by id"
-        return dict(self._connection.execute(question, (path,)).fetchall())
+        """When each id was first loaded, in seconds since 1970."""
+        query = "select id, min(at) from loaded where path = ? group by id"
+        return dict(self._connection.execute(query, (path,)).fetchall())
 
     def pids(self, path: str = FLIGHTS) -> dict[str, list[int]]:
         """Which processes loaded each id."""
-        found: dict[str, list[int]] = {}
-        question = "select id, pid from loaded where path = ? order by rowid"
-        for event_id, pid in self._connection.execute(question, (path,)):
-            found.setdefault(event_id, []).append(pid)
-        return found
+        pids: dict[str, list[int]] = {}
+        query = "select id, pid from loaded where path = ? order by rowid"
+        for event_id, pid in self._connection.execute(query, (path,)):
+            pids.setdefault(event_id, []).append(pid)
+        return pids
 
 
-airport = Source("airport", keep="500ms", keep_discarded="1s")  # for those that purge
+airport = Source("airport", keep="500ms", keep_discarded="1s")  # for the tests of purges
 departed = airport.accept("departed")
 
 SOON = Schedule("@every 5s", max_retries=3, backoff="100ms")
@@ -101,13 +101,13 @@ def hurries(event: Event[Any]) -> bool:
 
 @warehouse.event(receives=Flow(departed, when=lambda event: not hurries(event)))
 def flights(batch: Batch[Any], recording: Recording) -> None:
-    """Does what each job says."""
+    """Do what each job says."""
     do(batch, recording)
 
 
 @warehouse.event(receives=Flow(departed, when=hurries), timeout="1s")
 def hurried(batch: Batch[Any], recording: Recording) -> None:
-    """Does what each job says, within a second."""
+    """Do what each job says, within a second."""
     do(batch, recording)
 
 
@@ -146,13 +146,13 @@ def _now(job: Job[Any], recording: Recording) -> str:
 
 @alerts.event(receives=Flow(departed, when=lambda event: event.data.get("late", False)))
 def late(batch: Batch[Any], recording: Recording) -> None:
-    """Loads whatever it is given."""
+    """Load everything."""
     recording.load(batch.path, list(batch))
 
 
 @mail.event(receives=[flights.failed, flights.discarded])
 def reported(batch: Batch[Any], recording: Recording) -> None:
-    """Records what became of flights."""
+    """Record the outcomes of `flights`."""
     for job in batch:
         assert job.cause is not None
         recording.load(batch.path, [job], job.cause.outcome)

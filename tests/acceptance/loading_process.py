@@ -1,4 +1,4 @@
-"""How tests handle a process that loads."""
+"""Starts, pauses, kills and restarts processes that load (`loading_main`)."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ _MAIN = "tests.acceptance.loading_main"
 
 
 class LoaderProcess:
-    """A process that loads what is due of some destination events, until it is stopped."""
+    """A process that loads due jobs of some destination events until it is stopped."""
 
     def __init__(
         self,
@@ -56,18 +56,18 @@ class LoaderProcess:
 
     @property
     def log(self) -> str:
-        """Everything that it has printed since it was first started."""
+        """Its output since it was first started."""
         return self._log.read_text()
 
     def until(self, condition: Callable[[], object], seconds: float = 60.0) -> None:
-        """Wait for a condition; fails with what the process has printed."""
+        """Wait for a condition; fails with the process's output."""
         try:
             until(condition, seconds)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.log[-5000:]}") from error
 
     def start_again_if_ended(self) -> None:
-        """As a scheduler does at its next tick. Fails for an end that the faults do not explain."""
+        """Start it again, as Dagster's next tick does. Fails if the exit code is unexpected."""
         if (code := self.process.poll()) is not None:
             assert code in (-signal.SIGKILL, TIMED_OUT, UNAVAILABLE), (
                 f"ended with {code}:\n{self.log}"
@@ -81,7 +81,7 @@ class LoaderProcess:
         self.process.wait()
 
     def pause(self, store: Store) -> None:
-        """SIGSTOP, though never within a write: that would keep SQLite's write lock from all others."""
+        """SIGSTOP, but not within a write, which would block all others by SQLite's write lock."""
         while True:
             self.process.send_signal(signal.SIGSTOP)
             probe = threading.Thread(target=_write, args=(store,), daemon=True)
@@ -89,10 +89,10 @@ class LoaderProcess:
             probe.join(1.0)
             if not probe.is_alive():
                 return
-            self.go_on()
+            self.resume()
             probe.join()
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """SIGCONT."""
         self.process.send_signal(signal.SIGCONT)
 
@@ -122,7 +122,7 @@ def keep_running(loaders: Sequence[LoaderProcess], store: Store, paths: Sequence
             loader.start_again_if_ended()
         try:
             return all(store.counts(path).pending == 0 for path in paths)
-        except Unavailable:  # it has been restarted
+        except Unavailable:  # the database restarts
             return False
 
     loaders[0].until(settled, 120)

@@ -1,9 +1,8 @@
-"""The judge of every test that breaks something.
+"""The oracle: checks the store and a destination's recording after every test that breaks something.
 
-Per destination event, as sets of event ids: what is *wanted* (the test's own ledger of accepted ids,
-with the flows applied by the test) = succeeded + pending + discarded, disjoint; every pending job has
-a due time; the destination's own recording holds every id that succeeded; an id that was never
-accepted appears nowhere.
+Per destination event, as sets of event ids: *wanted* (the test's ledger of accepted ids, after the
+flows) = succeeded + pending + discarded, which are disjoint. Every pending job has a due time, the
+recording has every id that succeeded, and no id appears that was not accepted.
 """
 
 from collections.abc import Collection, Iterable
@@ -14,8 +13,8 @@ from blacksmith_dagster.store import Store
 _ALL = 10_000_000
 
 
-class Found(NamedTuple):
-    """What the store says of a destination event's jobs, by event id."""
+class JobSets(NamedTuple):
+    """The jobs of a destination event by state, as event ids."""
 
     succeeded: set[str]
     pending: set[str]
@@ -30,11 +29,11 @@ def judge(
     *,
     accepted: Iterable[str] | None = None,
     histories: int = 50,
-) -> Found:
-    """Hold the store and a destination's recording against the ledger; returns what was found.
+) -> JobSets:
+    """Check the store and a destination's recording against the ledger; returns the jobs by state.
 
-    `accepted`: all ids with a 2xx, if more than `wanted`. The history of so many jobs is read too:
-    it must end as the store says that the job did.
+    `accepted`: all ids with a 2xx, if more than `wanted`. `histories`: how many jobs per state are
+    also checked for a history that ends in that state.
     """
     ledger = set(wanted)
     allowed = ledger if accepted is None else set(accepted)
@@ -43,15 +42,15 @@ def judge(
         state: store.jobs(state, destination, _ALL)
         for state in ("discarded", "retrying", "executing", "awaiting")
     }
-    found = {state: {job.event_id for job in jobs} for state, jobs in states.items()}
+    ids_in = {state: {job.event_id for job in jobs} for state, jobs in states.items()}
     for state, jobs in states.items():
-        assert len(jobs) == len(found[state]), f"a job is twice {state}"
-    parts = list(found.values())
+        assert len(jobs) == len(ids_in[state]), f"a job is {state} twice"
+    parts = list(ids_in.values())
     assert len(set().union(*parts)) == sum(map(len, parts)), "a job is in two states at once"
-    discarded = found["discarded"]
-    pending = found["retrying"] | found["executing"] | found["awaiting"]
+    discarded = ids_in["discarded"]
+    pending = ids_in["retrying"] | ids_in["executing"] | ids_in["awaiting"]
 
-    assert pending | discarded <= ledger, "a job that nobody wanted"
+    assert pending | discarded <= ledger, "a job that is not wanted"
     assert set(recorded) <= allowed, "an id that was never accepted was loaded"
     succeeded = ledger - pending - discarded
     missing = succeeded - set(recorded)
@@ -63,12 +62,14 @@ def judge(
     ), f"the counts are {counts}"
 
     assert all(job.due_at is not None for job in states["retrying"]), "pending, and never due"
-    if found["awaiting"]:
+    if ids_in["awaiting"]:
         assert store.next_due(destination) == 0, "jobs await, and nothing is due"
     ends = [(succeeded, {"succeeded"}), (discarded, {"discarded"})]
-    ends += [(found["retrying"], {"failed", "unknown"})]
+    ends += [(ids_in["retrying"], {"failed", "unknown"})]
     for ids, last in ends:
         for event_id in sorted(ids)[:histories]:
-            own = [each for each in store.history(event_id) if each.destination == destination]
-            assert own[-1].state in last, own
-    return Found(succeeded, pending, discarded)
+            entries = [
+                entry for entry in store.history(event_id) if entry.destination == destination
+            ]
+            assert entries[-1].state in last, entries
+    return JobSets(succeeded, pending, discarded)

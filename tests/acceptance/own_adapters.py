@@ -1,4 +1,4 @@
-"""The example's application with a gateway and a scheduler of a user's own, a few lines each."""
+"""The example application with a minimal gateway and scheduler, as a user may write them."""
 
 import os
 import signal
@@ -49,7 +49,7 @@ class PlainGateway:
 
 
 class PlainScheduler:
-    """Loads without retries of its own, time-outs or outcomes: whatever raises ends the run."""
+    """Loads without retries, time-outs or outcomes: an exception ends the run."""
 
     def load(
         self,
@@ -75,8 +75,8 @@ class PlainScheduler:
                     data = msgspec.json.decode(
                         row.payload, type=event.flows[row.event_type].on.model
                     )
-                    kept = Event(data, id=row.id, received_at=row.received_at)
-                    jobs.append(Job(data, kept, load.key_of(row.id), load.attempt))
+                    stored = Event(data, id=row.id, received_at=row.received_at)
+                    jobs.append(Job(data, stored, load.key_of(row.id), load.attempt))
                 event(Batch(event.path, jobs), opened)
                 store.record(load, LoadVerdict())
                 day = load.rows[0].received_at.date()

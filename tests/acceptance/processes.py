@@ -1,4 +1,4 @@
-"""Real processes of this package, started as its users start them."""
+"""Real `blacksmith` processes, started as users start them."""
 
 import contextlib
 import os
@@ -32,7 +32,7 @@ def until(condition: Callable[[], object], seconds: float = 20.0, what: str = ""
 
 @contextlib.contextmanager
 def repeated(action: Callable[[], object], rate: float) -> Iterator[None]:
-    """Do something so many times a second, in a thread, until the block ends."""
+    """Call `action` `rate` times a second, in a thread, until the block ends."""
     ending = threading.Event()
 
     def run() -> None:
@@ -52,7 +52,7 @@ def repeated(action: Callable[[], object], rate: float) -> Iterator[None]:
 
 
 class BlacksmithProcess:
-    """A `blacksmith` command under way. What it prints is kept in `log`."""
+    """A running `blacksmith` command. Its output is in `log`."""
 
     def __init__(
         self, arguments: Sequence[str], store_url: str, env: Mapping[str, str] | None = None
@@ -71,7 +71,7 @@ class BlacksmithProcess:
 
     @property
     def log(self) -> str:
-        """Everything that it has printed since it was first started."""
+        """Its output since it was first started."""
         return self._log.read_text() if self._log.exists() else ""
 
     @property
@@ -103,12 +103,12 @@ class BlacksmithProcess:
             self.kill()
 
     def wait(self, seconds: float = 30.0) -> int:
-        """Wait for its end; returns the exit code."""
+        """Wait until it has ended; returns the exit code."""
         assert self.process is not None, "not started"
         return self.process.wait(seconds)
 
     def kill(self) -> None:
-        """SIGKILL to it and all that descend from it."""
+        """SIGKILL to the process and all its descendants."""
         if self.process is not None:
             kill_tree(self.process)
             self.process = None
@@ -122,7 +122,7 @@ class BlacksmithProcess:
 
 
 class GatewayProcess(BlacksmithProcess):
-    """A running `blacksmith gateway`, which responds once it is started."""
+    """A `blacksmith gateway`; after `start` it accepts events."""
 
     def __init__(
         self,
@@ -138,14 +138,14 @@ class GatewayProcess(BlacksmithProcess):
         self.url = f"{'https' if certificate else 'http'}://127.0.0.1:{self.port}"
         self.verify: ssl.SSLContext | bool = True
         arguments = ["gateway", f"--app={app}", f"--port={self.port}", f"--workers={workers}"]
-        arguments += [f"--trusted-proxy={each}" for each in trusted_proxies]
+        arguments += [f"--trusted-proxy={proxy}" for proxy in trusted_proxies]
         if certificate is not None:
             arguments.append(f"--tls-cert={certificate}")
             self.verify = ssl.create_default_context(cafile=str(certificate))
         super().__init__(arguments, store_url, {"CLOSED_TOKEN": "a-token", **(env or {})})
 
     def start(self) -> None:
-        """Start it, and return when it is ready."""
+        """Start it and wait until it is ready."""
         super().start()
         until(self.ready, 30, f"the gateway is ready:\n{self.log}")
 
@@ -158,7 +158,7 @@ class GatewayProcess(BlacksmithProcess):
         return False
 
     def client_get(self, path: str) -> httpx.Response:
-        """GET by a connection of its own."""
+        """GET over a new connection."""
         return httpx.get(self.url + path, verify=self.verify, timeout=10, trust_env=False)
 
     def client(self) -> httpx.Client:
@@ -172,7 +172,7 @@ class GatewayProcess(BlacksmithProcess):
 
 @contextlib.contextmanager
 def peak_memory(process: GatewayProcess) -> Iterator[Callable[[], int]]:
-    """By how many bytes the process's memory has been higher, at its peak, than at the beginning."""
+    """By how many bytes the peak of the process's memory exceeded its memory at the beginning."""
     Path(f"/proc/{process.pid}/clear_refs").write_text("5")
     before = psutil.Process(process.pid).memory_info().rss
     yield lambda: _peak(process.pid) - before

@@ -1,7 +1,7 @@
-"""A pipeline whose realtime destination notes when it was given what.
+"""A pipeline whose realtime destination records what it loaded and when.
 
-An event's data is what the senders of `ledger` send: a number. With `"waits": true` its load lasts
-while the record's folder has a file `hold`; with `"hangs": true` it is given to `stuck`, too.
+An event's data has a number, as the senders of `ledger` send it. With `"waits": true` its load lasts
+while the record's folder has a file `hold`; with `"hangs": true` it is also loaded by `stuck`.
 """
 
 import os
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from blacksmith_dagster import Batch, Blacksmith, Destination, Flow, Schedule, Source
 
 RECORD = "BLACKSMITH_TEST_RECORD"
-EACH, ODD, STUCK = "sink/each", "sink/odd", "sink/stuck"
+FULL, ODD, STUCK = "sink/full", "sink/odd", "sink/stuck"
 
 inbox = Source("inbox")
 accepted = inbox.accept("accepted")
@@ -22,7 +22,7 @@ sink = Destination("sink", schedule=Schedule("@every 1h", realtime=True))
 
 
 class Loaded(NamedTuple):
-    """A job that was loaded: its event's id, and when by the machine's monotonic clock."""
+    """A loaded job: `id` is its event's id, `at` the time on the machine's monotonic clock."""
 
     path: str
     id: str
@@ -38,17 +38,17 @@ def record(batch: Batch[Any]) -> None:
 
 
 def loaded(file: Path) -> list[Loaded]:
-    """What was loaded, in its order."""
+    """The loaded jobs, in the order of loading."""
     if not file.exists():
         return []
-    whole = file.read_text().rpartition("\n")[0]  # the last line may be under way
+    whole = file.read_text().rpartition("\n")[0]  # the last line may be incomplete
     fields = (line.split() for line in whole.splitlines())
     return [Loaded(path, event, float(at), int(pid)) for path, event, at, pid in fields]
 
 
 @sink.event(receives=accepted)
-def each(batch: Batch[Any]) -> None:
-    """Notes every event, when its load is about to end."""
+def full(batch: Batch[Any]) -> None:
+    """Record every event just before its load ends."""
     hold = Path(os.environ[RECORD]).parent / "hold"
     while hold.exists() and any(job.data.get("waits") for job in batch):
         hold.with_name("waiting").touch()
@@ -58,13 +58,13 @@ def each(batch: Batch[Any]) -> None:
 
 @sink.event(receives=Flow(accepted, when=lambda event: event.data["n"] % 2 == 1))
 def odd(batch: Batch[Any]) -> None:
-    """Notes every second event."""
+    """Record every second event."""
     record(batch)
 
 
 @sink.event(receives=Flow(accepted, when=lambda event: "hangs" in event.data), timeout="500ms")
 def stuck(batch: Batch[Any]) -> None:
-    """Never returns."""
+    """Record the event and never return."""
     record(batch)
     threading.Event().wait()
 

@@ -1,4 +1,4 @@
-"""A gateway and a worker with a broker between them, and the faults that are put in there."""
+"""A gateway and a worker with a broker between them, and faults on the way of notifications."""
 
 import contextlib
 import itertools
@@ -18,7 +18,7 @@ from blacksmith_dagster.store import open_store
 from tests.acceptance.ledger import Ledger, Sender
 from tests.acceptance.oracle import judge
 from tests.acceptance.processes import BlacksmithProcess, GatewayProcess, until
-from tests.acceptance.realtime_pipeline import EACH, ODD, RECORD, blacksmith, loaded
+from tests.acceptance.realtime_pipeline import FULL, ODD, RECORD, blacksmith, loaded
 
 APP = "tests.acceptance.realtime_pipeline:blacksmith"
 RATE = 50.0  # events a second
@@ -27,20 +27,19 @@ HEALED = 20.0
 
 
 @dataclass(frozen=True)
-class Wakes:
-    """A broker, which tests stop, start and ask things of, and a store: with postgres it is one
-    server."""
+class Backends:
+    """A broker that tests stop and start, and a store; with postgres they are the same server."""
 
     name: str
     server: Any
     store_url: str
 
     @property
-    def store_goes_with_it(self) -> bool:
+    def store_is_the_broker(self) -> bool:
         return self.name == "postgres"
 
     def url(self, topic: str, **changed: Any) -> str:
-        """For `BLACKSMITH_PUBSUB_URL`: with this topic, and another port or password if it is given."""
+        """A `BLACKSMITH_PUBSUB_URL` with this topic, and another port or password if given."""
         if self.name == "postgres":
             return f"postgres?topic={topic}"
         url: str = self.server.urls(topic, **changed)[0]
@@ -49,14 +48,14 @@ class Wakes:
 
 @dataclass
 class Sending:
-    """What one client has sent, by number: when, and how long it took to be accepted."""
+    """What a client sent, by number: when, and how long it took until it was accepted."""
 
     ledger: Ledger = field(default_factory=Ledger)
     sent: dict[int, float] = field(default_factory=dict)
     took: dict[int, float] = field(default_factory=dict)
 
     def numbers(self, rate: float) -> Iterator[int]:
-        """The numbers of further events, so many a second."""
+        """The numbers of further events, `rate` a second."""
         due = time.monotonic()
         for number in itertools.count(len(self.sent)):
             time.sleep(max(0.0, due - time.monotonic()))
@@ -70,24 +69,24 @@ class Sending:
 
 
 class System:
-    """A gateway and a worker on one store, woken through the topics that they are given."""
+    """A gateway and a worker on one store, with the topics of their notifications."""
 
     def __init__(
         self,
-        wakes: Wakes,
+        backends: Backends,
         folder: Path,
         url: str,
         worker_url: str | None = None,
         *,
         store_url: str | None = None,
     ) -> None:
-        """`url` is where the gateway tells, and the worker hears unless it has another. `store_url` is
-        another way to the store."""
-        self.wakes = wakes
+        """The gateway publishes to `url`; the worker subscribes to `worker_url`, by default the same.
+        `store_url`: another route to the store."""
+        self.backends = backends
         self.topic = url.partition("topic=")[2]
         self.sending = Sending()
         self._file = folder / "record"
-        store = store_url or wakes.store_url
+        store = store_url or backends.store_url
         self.gateway = GatewayProcess(store, APP, env={"BLACKSMITH_PUBSUB_URL": url})
         self.worker = BlacksmithProcess(
             ["worker", f"--app={APP}"],
@@ -107,7 +106,7 @@ class System:
 
     @contextlib.contextmanager
     def load(self) -> Iterator[None]:
-        """A client that sends at a constant rate until the block ends, and has each event accepted."""
+        """Send at a constant rate until the block ends, each event until it is accepted."""
         numbers = self.sending.numbers(RATE)
         sender = Sender(self.gateway, self.sending.ledger, numbers, retry=True)
         try:
@@ -120,22 +119,22 @@ class System:
         sender.join()
 
     def more(self, events: int, seconds: float = 30.0) -> None:
-        """Return when so many more events are accepted."""
+        """Return when `events` more events are accepted."""
         wanted = self.sending.count() + events
         until(lambda: self.sending.count() >= wanted, seconds, f"{events} more events")
 
     def latencies(self) -> dict[int, float]:
-        """Seconds from sending each event until it was loaded first, by number, in order."""
+        """Seconds from sending each event to its first load, by number, in order."""
         first: dict[str, float] = {}
-        for each in loaded(self._file):
-            if each.path == EACH:
-                first.setdefault(each.id, each.at)
+        for job in loaded(self._file):
+            if job.path == FULL:
+                first.setdefault(job.id, job.at)
         accepted = sorted(dict(self.sending.ledger.accepted).items())
         sent = self.sending.sent
-        return {n: first[made] - sent[n] for n, made in accepted if made in first}
+        return {n: first[event_id] - sent[n] for n, event_id in accepted if event_id in first}
 
     def back_to_normal(self, events: int = 20) -> None:
-        """Return when the events that are sent from now on are loaded at once."""
+        """Return when events sent from now on are loaded without delay."""
 
         def normal() -> bool:
             late = [seconds for n, seconds in self.latencies().items() if n > before]
@@ -145,33 +144,33 @@ class System:
         until(normal, HEALED, "latency is back to normal")
 
     def settle(self) -> None:
-        """Return when everything that was accepted is loaded."""
-        with contextlib.closing(open_store(self.wakes.store_url)) as store:
+        """Return when every accepted event is loaded."""
+        with contextlib.closing(open_store(self.backends.store_url)) as store:
             store.register(blacksmith)
-            until(lambda: not any(store.counts(path).pending for path in (EACH, ODD)), HEALED)
+            until(lambda: not any(store.counts(path).pending for path in (FULL, ODD)), HEALED)
 
     def judge(self) -> None:
-        """Hold all against the client's ledger; nothing may be pending."""
+        """Ask the oracle; no job may be pending."""
         ledger = self.sending.ledger
-        ids = {EACH: set(ledger.accepted.values())}
-        ids[ODD] = {made for n, made in ledger.accepted.items() if n % 2 == 1}
+        ids = {FULL: set(ledger.accepted.values())}
+        ids[ODD] = {event_id for n, event_id in ledger.accepted.items() if n % 2 == 1}
         assert ids[ODD], "nothing was sent"
-        with contextlib.closing(open_store(self.wakes.store_url)) as store:
+        with contextlib.closing(open_store(self.backends.store_url)) as store:
             store.register(blacksmith)
             ledger.check(store)
             for path, wanted in ids.items():
-                recorded = {each.id for each in loaded(self._file) if each.path == path}
-                found = judge(store, path, wanted, recorded)
-                assert (found.pending, found.discarded) == (set(), set())
+                recorded = {job.id for job in loaded(self._file) if job.path == path}
+                result = judge(store, path, wanted, recorded)
+                assert (result.pending, result.discarded) == (set(), set())
         late = sorted(self.latencies().values())
         assert late[0] > 0
         print(f"{len(late)} loaded, median {late[len(late) // 2]:.3f} s, latest {late[-1]:.3f} s")
 
     def times_loaded(self) -> Collection[int]:
-        """How often the jobs were loaded."""
+        """The different numbers of times that jobs were loaded."""
         times: dict[tuple[str, str], int] = {}
-        for each in loaded(self._file):
-            times[each.path, each.id] = times.get((each.path, each.id), 0) + 1
+        for job in loaded(self._file):
+            times[job.path, job.id] = times.get((job.path, job.id), 0) + 1
         return set(times.values())
 
     def latest(self) -> float:
@@ -180,8 +179,8 @@ class System:
         return max(late - took.get(n, 0.0) for n, late in self.latencies().items())
 
     def reported(self) -> tuple[int, int, int]:
-        """How often the logs tell that notifications are not published, that they are again, and that
-        none are heard."""
+        """How often the logs report that notifications cannot be published, that they can again, and
+        that none arrive."""
         gateway, worker = self.gateway.log, self.worker.log
         return (
             gateway.count("notifications cannot be published"),
@@ -191,7 +190,7 @@ class System:
 
 
 def unpublished(gateway: GatewayProcess) -> int:
-    """What the gateway's health tells of notifications, which make it no less ready."""
+    """`notifications_unpublished` of the gateway's health, which stays ready in any case."""
     response = gateway.client_get("/_health")
     assert response.status_code == 200, response.text
     unpublished: int = response.json()["notifications_unpublished"]
@@ -199,40 +198,40 @@ def unpublished(gateway: GatewayProcess) -> int:
 
 
 class Relay:
-    """Hears what is told under one topic, and tells it under another: as it is, or as it is told to."""
+    """Passes notifications from one topic to another, unchanged or with a `fault`."""
 
-    def __init__(self, wakes: Wakes, heard: str, target: str) -> None:
-        hears = open_pubsub(wakes.url(heard), wakes.store_url)
-        tells = open_pubsub(wakes.url(target), wakes.store_url)
-        assert hears is not None
-        assert tells is not None
-        self._subscriber, self._publisher = hears.subscriber("sink"), tells.publisher()
+    def __init__(self, backends: Backends, source: str, target: str) -> None:
+        incoming = open_pubsub(backends.url(source), backends.store_url)
+        outgoing = open_pubsub(backends.url(target), backends.store_url)
+        assert incoming is not None
+        assert outgoing is not None
+        self._subscriber, self._publisher = incoming.subscriber("sink"), outgoing.publisher()
         self.fault: Callable[[list[str]], None] | None = None
         self.messages = 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def tell(self, *paths: str) -> None:
+    def publish(self, *paths: str) -> None:
         self._publisher.publish(paths)
 
     def lose(self, messages: list[str]) -> None:
-        """Lose all."""
+        """Drop all messages."""
 
     def double_and_reorder(self, messages: list[str]) -> None:
-        """Gather for a moment; then each message twice, in any order."""
+        """Gather for a moment, then pass each message on twice, in random order."""
         gathered = list(messages)
         give_up = time.monotonic() + 0.05
         while (left := give_up - time.monotonic()) > 0:
             gathered += self._subscriber.wait(left)
         gathered *= 2
         random.shuffle(gathered)
-        for each in gathered:
-            self.tell(each)
+        for path in gathered:
+            self.publish(path)
 
     def delay(self, messages: list[str]) -> None:
-        """Hold everything up: what comes meanwhile waits too."""
+        """Delay the messages, and those that arrive meanwhile."""
         self._ended.wait(0.7)
-        self.tell(*messages)
+        self.publish(*messages)
 
     def _run(self) -> None:
         while not self._ended.is_set():
@@ -240,12 +239,12 @@ class Relay:
                 if messages := sorted(self._subscriber.wait(0.2)):
                     self.messages += 1
                     if self.fault is None:
-                        self.tell(*messages)
+                        self.publish(*messages)
                     else:
                         self.fault(messages)
 
     def __enter__(self) -> Self:
-        self._subscriber.wait(HEALED)  # it listens from now on
+        self._subscriber.wait(HEALED)  # until it is subscribed
         self._thread.start()
         return self
 
@@ -257,10 +256,10 @@ class Relay:
 
 
 class Proxy:
-    """A TCP proxy on the loopback that forwards as it is told to.
+    """A TCP proxy on the loopback that delays, blocks or cuts connections.
 
-    `delay`: seconds before anything is forwarded, or `None`, and nothing is. `refuse`: a connection
-    over which one of these texts is sent is cut.
+    `delay`: seconds before anything is forwarded; `None` blocks. `refuse`: a connection over which
+    one of these texts is sent is cut.
     """
 
     def __init__(self, port: int, *refuse: bytes) -> None:
@@ -290,9 +289,9 @@ class Proxy:
                     time.sleep(0.05)
                 time.sleep(self.delay)
                 sink.sendall(data)
-        for each in (source, sink):
+        for connection in (source, sink):
             with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
+                connection.shutdown(socket.SHUT_RDWR)
 
     def __enter__(self) -> Self:
         return self
@@ -300,5 +299,5 @@ class Proxy:
     def __exit__(self, *_: object) -> None:
         self._listener.close()
         self.delay = 0.0
-        for each in self._open:
-            each.close()
+        for connection in self._open:
+            connection.close()

@@ -18,7 +18,7 @@ from tests.acceptance.loading_pipeline import blacksmith
 
 
 def main(path: str, start: str, end: str, *modes: str) -> int:
-    """Replay until all has been run once, or until SIGTERM."""
+    """Replay until all jobs have run once, or until SIGTERM."""
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     request = ReplayRequest(

@@ -1,4 +1,4 @@
-"""A pipeline with a secret in every place where one can be, and something that fails at each."""
+"""A pipeline with a secret in every possible place, and a failure at each."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ vault = Source("vault", auth=Bearer(Secret(TOKEN)))
 
 @vault.event(HTTP("/vault/opened"))
 def opened(request: Request) -> Event[Any]:
-    """Some openings are misunderstood."""
+    """An opening; fails without a number."""
     return Event({"number": request.json()["number"]})
 
 

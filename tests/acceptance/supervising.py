@@ -30,7 +30,7 @@ from blacksmith_dagster.supervisor.consul import ConsulSupervisor
 from tests.acceptance.loading_main import TTL
 from tests.acceptance.loading_pipeline import FLIGHTS, Recording, blacksmith, departed
 from tests.acceptance.loading_process import LoaderProcess
-from tests.acceptance.oracle import Found, judge
+from tests.acceptance.oracle import JobSets, judge
 from tests.acceptance.processes import GatewayProcess, until
 from tests.services.consul import ConsulServer
 from tests.services.proxy import Link
@@ -77,12 +77,12 @@ class Host:
     def links(self) -> list[Link]:
         return [self.to_store] + ([self.to_consul] if self.to_consul else [])
 
-    def run_on(self) -> None:
+    def recover(self) -> None:
         """Undo every fault: fix the links, resume the process, start it again if it was killed."""
         for link in self.links():
             link.fix()
         if self.loader.process.poll() is None:
-            self.loader.go_on()
+            self.loader.resume()
         self.loader.start_again_if_ended()
 
     def close(self) -> None:
@@ -158,7 +158,7 @@ class Hosts:
         self.until(holds, 60)
         return holders[0]
 
-    def caught_in_a_load(self) -> Host:
+    def holder_in_a_load(self) -> Host:
         """The host that is in the middle of a load, which continues once `let_go` is called."""
         self.recording.hold.touch()
         (event_id, *_) = self.accept(5, do="wait")
@@ -166,7 +166,7 @@ class Hosts:
         return self.holder()
 
     def let_go(self) -> None:
-        """Let the load of `caught_in_a_load` continue."""
+        """Let the load of `holder_in_a_load` continue."""
         self.recording.hold.unlink()
 
     def until(self, condition: Any, seconds: float = 60.0) -> None:
@@ -178,7 +178,7 @@ class Hosts:
             raise AssertionError(f"{error}\n{self.status()}\n{logs}") from error
 
     def pending(self) -> int:
-        """How many jobs wait or are being loaded."""
+        """The number of pending jobs; -1 while the store does not respond."""
         try:
             return self.store.counts(FLIGHTS).pending
         except Unavailable:
@@ -189,7 +189,7 @@ class Hosts:
         self.until(lambda: self.pending() == 0, seconds)
 
     # -- the end
-    def judge(self) -> Found:
+    def judge(self) -> JobSets:
         """Ask the oracle, and check that the writes of two holders never both count."""
         self.settle()
         result = judge(self.store, FLIGHTS, self.accepted, self.recording.loaded(), histories=20)
@@ -231,7 +231,7 @@ def one_at_a_time(store: SQLStore, path: str = FLIGHTS) -> None:
 
 
 class Senders:
-    """A client per gateway, which sends one event after another and keeps the ids of accepted ones.
+    """A client per gateway, which sends one event after another and collects the ids of accepted ones.
 
     It sends an event again, with its key, to the next gateway until one accepts it.
     """

@@ -1,6 +1,6 @@
 """The real UI of `dagster dev` on the example deployment, in a browser.
 
-With BLACKSMITH_SCREENSHOTS=docs/images the screenshots of the documentation are made anew.
+With BLACKSMITH_SCREENSHOTS=docs/images it renews the screenshots of the documentation.
 """
 
 import os
@@ -50,7 +50,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[demo.Deploymen
             deadline,
         )
         assert demo.judge(deployed, flights, FLIGHTS) == []
-        # Dagster's invitation to its newsletter would lie over the first page.
+        # Otherwise Dagster's invitation to its newsletter covers the first page.
         httpx.post(f"{deployed.ui}/graphql", json={"query": "mutation { setNuxSeen }"}, timeout=30)
         yield deployed
 

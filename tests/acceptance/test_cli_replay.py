@@ -1,4 +1,4 @@
-"""`blacksmith replay` and `blacksmith jobs export`: what they print, what they do."""
+"""`blacksmith replay` and `blacksmith jobs export`: their output and their effects."""
 
 import contextlib
 import time
@@ -50,7 +50,7 @@ def fixed(event: Event[dict[str, int]]) -> dict[str, int]:
 
 @pytest.fixture
 def ids(store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Three events: two were discarded by `mail/thanks`, and one has no job at all."""
+    """Three events: `mail/thanks` discarded the jobs of two, and one has no job."""
     monkeypatch.setenv("BLACKSMITH_HOME", str(tmp_path))
     monkeypatch.setenv("BLACKSMITH_STORE_URL", store_url)
     with contextlib.closing(open_store(store_url, upgrade=True)) as store:
@@ -112,7 +112,7 @@ def test_a_new_destination_event_is_filled(ids: list[str]) -> None:
     ] == "succeeded"
 
 
-def test_a_job_keeps_its_key_unless_a_new_one_is_asked_for(ids: list[str]) -> None:
+def test_a_job_keeps_its_key_unless_a_new_one_is_requested(ids: list[str]) -> None:
     run(*NEWS, "--mode=all")
     run(*NEWS, "--mode=all", "--new-key")
     for event_id in ids[:2]:
@@ -122,14 +122,14 @@ def test_a_job_keeps_its_key_unless_a_new_one_is_asked_for(ids: list[str]) -> No
     assert len({key for event_id in ids for key in keys[event_id]}) == 6
 
 
-def test_a_rate_is_kept(ids: list[str]) -> None:
-    began = time.monotonic()
+def test_a_rate_is_respected(ids: list[str]) -> None:
+    start = time.monotonic()
     assert run(*NEWS, "--mode=all", "--rate=1.5").stdout.startswith("3 succeeded")
-    assert time.monotonic() - began >= 2  # seconds, for three jobs
+    assert time.monotonic() - start >= 2  # seconds, for three jobs
     assert "--rate" in run(*NEWS, "--rate=0", code=2).output
 
 
-def test_events_of_one_version_alone(ids: list[str], store_url: str) -> None:
+def test_events_of_one_version_only(ids: list[str], store_url: str) -> None:
     with contextlib.closing(open_store(store_url)) as store:
         store.register(blacksmith)
         new = [NewEvent(ordered.path, '{"n":4}', version=version) for version in ("1", "2", "2")]
@@ -153,5 +153,5 @@ def test_what_cannot_be_replayed(ids: list[str], arguments: tuple[str, ...], pro
     assert problem in run(*options, code=1).output
 
 
-def test_a_wrong_moment(ids: list[str]) -> None:
+def test_a_wrong_date(ids: list[str]) -> None:
     assert "write 2026-01-31" in run("replay", "mail/thanks", "--from=yesterday", code=2).output

@@ -1,4 +1,4 @@
-"""Polls by a real Dagster daemon, from the origin to a destination."""
+"""Polls by a real Dagster daemon, from the source to a destination."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -23,23 +23,23 @@ class Polling(Deployment):
     job = "poll_tower__seen"
 
     def see(self, first: int, last: int) -> None:
-        """Add lines to what is polled."""
+        """Add lines to the polled file."""
         with (self.home / "origin").open("a") as file:
             file.writelines(f"{number}\n" for number in range(first, last + 1))
 
     def has_loaded(self, last: int) -> Callable[[], bool]:
-        """Whether everything up to this number has reached the destination."""
+        """Whether all numbers up to `last` have reached the destination."""
         wanted = {str(number) for number in range(1, last + 1)}
-        return lambda: {each for line in self.lines() for each in line["data"]} == wanted
+        return lambda: {item for line in self.lines() for item in line["data"]} == wanted
 
     def all_runs(self) -> list[DagsterRun]:
-        """The runs that poll, and those that load."""
+        """The runs of the poll and of the load."""
         return [*self.runs(), *self.runs_of("load_lake")]
 
     def seen(self) -> list[int]:
-        """What was received, oldest first."""
+        """The received numbers, oldest first."""
         events = self.store.events("tower/seen", limit=10_000)
-        return [int(json.loads(each.payload)) for each in reversed(events)]
+        return [int(json.loads(event.payload)) for event in reversed(events)]
 
 
 @pytest.fixture
@@ -57,19 +57,21 @@ def tower(store_url: str, tmp_path: Path) -> Iterator[Polling]:
 def test_polled_events_reach_a_destination(tower: Polling) -> None:
     tower.see(1, 10)
     daemon = tower.daemon()
-    until(tower.has_loaded(10), 120, "what was there is loaded")
+    until(tower.has_loaded(10), 120, "the first lines are loaded")
     until(lambda: all(run.is_finished for run in tower.all_runs()), 60, "all runs have ended")
     daemon.kill()
-    tower.see(11, 500)  # and the daemon is down
+    tower.see(11, 500)  # while the daemon is down
     tower.daemon()
-    until(tower.has_loaded(500), 120, "what was missed is loaded")
-    assert tower.seen() == list(range(1, 501))  # nothing lost, nothing twice
+    until(tower.has_loaded(500), 120, "the missed lines are loaded")
+    assert tower.seen() == list(range(1, 501))  # none lost, none twice
     with tower.instance() as instance:
         key = AssetKey(["tower", "seen"])
         observed = instance.fetch_observations(key, limit=10, ascending=True).records
     reported = {record.run_id: record.asset_observation for record in observed}
     received = [
-        each.metadata["events_received"].value for each in reported.values() if each is not None
+        materialization.metadata["events_received"].value
+        for materialization in reported.values()
+        if materialization is not None
     ]
-    assert received == [10, 490]  # one run has brought all that was missed
+    assert received == [10, 490]  # one run has polled everything that was missed
     assert reported.keys() <= {run.run_id for run in tower.runs()}

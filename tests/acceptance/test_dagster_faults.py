@@ -1,4 +1,4 @@
-"""Dagster is terminated, killed and doubled while it loads."""
+"""Dagster is terminated, killed and run twice while it loads."""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -22,15 +22,15 @@ mutation Terminate($run: String!) {
 
 @pytest.fixture
 def deploy(store_url: str, tmp_path: Path) -> Iterator[Callable[..., Deployment]]:
-    made: list[Deployment] = []
+    deployments: list[Deployment] = []
 
     def deployment(**options: Any) -> Deployment:
-        made.append(Deployment(store_url, tmp_path, **options))
-        return made[-1]
+        deployments.append(Deployment(store_url, tmp_path, **options))
+        return deployments[-1]
 
     yield deployment
-    for each in made:
-        each.close()
+    for deployment in deployments:
+        deployment.close()
 
 
 def test_run_terminated_from_ui(deploy: Callable[..., Deployment]) -> None:
@@ -45,11 +45,11 @@ def test_run_terminated_from_ui(deploy: Callable[..., Deployment]) -> None:
     began, ended = (
         [line["ids"] for line in lake.lines() if line["what"] == what] for what in ("begin", "end")
     )
-    assert began == ended  # the batch under way was finished
-    loaded = {each for ids in ended for each in ids}
+    assert began == ended  # the current batch was finished
+    loaded = {event_id for ids in ended for event_id in ids}
     assert 0 < len(loaded) < 300
-    states = {each: lake.store.history(each)[-1].state for each in lake.wanted}
-    assert {each for each, state in states.items() if state == "succeeded"} == loaded
+    states = {event_id: lake.store.history(event_id)[-1].state for event_id in lake.wanted}
+    assert {event_id for event_id, state in states.items() if state == "succeeded"} == loaded
     assert set(states.values()) == {"succeeded", "awaiting"}
 
 

@@ -1,4 +1,4 @@
-"""`make demo`: it judges, and it leaves nothing running."""
+"""`make demo` checks its result and leaves no process running."""
 
 import re
 import signal
@@ -27,7 +27,7 @@ def receiver() -> Iterator[demo.Receiver]:
 
 
 class Quiet(demo.Deployment):
-    """One in which nothing has happened."""
+    """An instance without runs."""
 
     def runs(self) -> dict[str, Counter[str]]:
         return {}
@@ -38,7 +38,7 @@ def test_january_and_the_year_are_whole() -> None:
     assert len(demo.keys_of(demo.read_flights(whole_year=True))) == 336_776
 
 
-def test_each_poll_of_the_weather_brings_the_next_day() -> None:
+def test_every_poll_of_the_weather_brings_the_next_day() -> None:
     poll = Poll()
     polled = [list(observed(poll)) for _ in range(3)]
     days = [{event.data.time_hour.date().isoformat() for event in events} for events in polled]
@@ -47,7 +47,7 @@ def test_each_poll_of_the_weather_brings_the_next_day() -> None:
     assert list(observed(Poll(cursor="2013-12-31"))) == []
 
 
-def test_each_miss_is_reported(receiver: demo.Receiver, tmp_path: Path) -> None:
+def test_every_miss_is_reported(receiver: demo.Receiver, tmp_path: Path) -> None:
     process = subprocess.Popen(["true"])
     process.wait()
     nothing = Quiet(tmp_path, "", "", receiver, demo.Warehouse(tmp_path / "none.db"), process)
@@ -63,7 +63,7 @@ def test_each_miss_is_reported(receiver: demo.Receiver, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM], ids=str)
-def test_nothing_outlives_it(ending: signal.Signals, tmp_path: Path) -> None:
+def test_no_process_outlives_the_demo(ending: signal.Signals, tmp_path: Path) -> None:
     output = tmp_path / "out"
     with output.open("wb") as out:
         process = subprocess.Popen(
@@ -85,19 +85,19 @@ def test_nothing_outlives_it(ending: signal.Signals, tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
-        for each in started:
-            if each.is_running():
-                each.kill()
+        for process in started:
+            if process.is_running():
+                process.kill()
     [home] = re.findall(r"home +(\S+)", output.read_text())
     assert not Path(home).exists()
 
 
 @pytest.mark.parametrize("chosen", ["kafka", "rabbitmq", "postgres"])
-def test_alerts_come_at_once_through_the_broker_that_one_variable_names(
+def test_alerts_arrive_at_once_through_the_configured_broker(
     chosen: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """NATS is what the demo itself starts."""
-    if chosen == "postgres":  # is the store as well
+    """With NATS, which the demo starts itself."""
+    if chosen == "postgres":  # it is the store as well
         monkeypatch.setenv("BLACKSMITH_STORE_URL", request.getfixturevalue("postgres_url"))
         monkeypatch.setenv("BLACKSMITH_PUBSUB_URL", "postgres")
     else:
@@ -107,10 +107,10 @@ def test_alerts_come_at_once_through_the_broker_that_one_variable_names(
     with demo.broker(tmp_path) as pubsub, demo.deployment(tmp_path, pubsub) as running:
         running.wait_for("gateway", lambda: demo.responds(f"{running.gateway}/_health"), deadline)
         running.wait_for("Dagster", lambda: demo.responds(f"{running.ui}/server_info"), deadline)
-        demo.see_an_alert_come(running, 0, deadline)  # by whichever run comes first
+        demo.see_an_alert_come(running, 0, deadline)  # by whichever run is first
         running.wait_for(
             "warm run", lambda: "STARTED" in running.runs().get("realtime_alerts", {}), deadline
         )
         seconds = [demo.see_an_alert_come(running, number, deadline) for number in range(1, 10)]
-    # Found by the sweep alone, every 5 seconds, most would take longer.
+    # If only the sweep found them, every 5 seconds, most would take longer.
     assert sorted(seconds)[4] < 1

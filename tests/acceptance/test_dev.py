@@ -29,7 +29,7 @@ STUBBORN = (
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    """Signal handlers as they were, after the test."""
+    """Restore the signal handlers after the test."""
     before = {
         number: signal.getsignal(number)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -48,7 +48,7 @@ app = Blacksmith(sources=[], destinations=[], since="2026-01-01", gateway={gatew
 
 @dataclass
 class Dev:
-    """What `blacksmith dev` would run, and where."""
+    """The commands that `blacksmith dev` would run, and their folder."""
 
     commands: dict[str, list[str]]
     folder: Path
@@ -57,7 +57,7 @@ class Dev:
 
 @pytest.fixture
 def dev(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Result, Dev]]:
-    """Runs `blacksmith dev` in an application with its own gateway, up to its two processes."""
+    """Runs `blacksmith dev` with an application, except its two processes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path.copy())
     for name in ("BLACKSMITH_STORE_URL", "BLACKSMITH_GATEWAY_URL", "DAGSTER_HOME"):
@@ -83,7 +83,7 @@ def dev(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[
         ("StandardGateway(host='::', tls_certificate='c.pem')", "https://[::1]:8420"),
     ],
 )
-def test_the_gateways_url_is_that_of_the_one_that_runs(
+def test_the_gateways_url_is_that_of_the_running_gateway(
     gateway: str, url: str, dev: Callable[..., tuple[Result, Dev]]
 ) -> None:
     result, would = dev(gateway)
@@ -92,7 +92,7 @@ def test_the_gateways_url_is_that_of_the_one_that_runs(
     assert ("--port=8420" in would.commands["gateway"]) == (gateway == "None")
 
 
-def test_the_url_of_a_gateway_of_another_kind_is_not_made_up(
+def test_a_custom_gateway_has_no_url(
     dev: Callable[..., tuple[Result, Dev]],
 ) -> None:
     result, would = dev("type('Mine', (), {'serve': print})()")
@@ -100,7 +100,7 @@ def test_the_url_of_a_gateway_of_another_kind_is_not_made_up(
     assert "BLACKSMITH_GATEWAY_URL" not in would.environment
 
 
-def test_an_application_that_is_named_needs_no_project(
+def test_a_named_application_needs_no_project(
     dev: Callable[..., tuple[Result, Dev]], tmp_path: Path
 ) -> None:
     result, would = dev("None")
@@ -109,7 +109,7 @@ def test_an_application_that_is_named_needs_no_project(
     assert (tmp_path / "home" / ".gitignore").read_text() == "*\n"
 
 
-def test_an_option_that_would_not_count_is_refused(dev: Callable[..., tuple[Result, Dev]]) -> None:
+def test_an_option_without_effect_is_refused(dev: Callable[..., tuple[Result, Dev]]) -> None:
     result, would = dev("StandardGateway(port=8555)", "--port=8420")
     assert result.exit_code != 0
     assert "the application brings its own gateway, which --port would not reach" in result.output
@@ -119,14 +119,14 @@ def test_an_option_that_would_not_count_is_refused(dev: Callable[..., tuple[Resu
     assert "which --tls-key would not reach" in refused.output
 
 
-def test_one_that_ends_ends_the_other(tmp_path: Path) -> None:
+def test_when_one_process_ends_the_other_is_stopped(tmp_path: Path) -> None:
     commands = {"gateway": ["sh", "-c", "exit 3"], "dagster dev": ["sleep", "600"]}
     with pytest.raises(click.ClickException, match="gateway ended with exit code 3"):
         serve._run_together(commands, tmp_path, dict(os.environ))
     assert not [child for child in psutil.Process().children() if "sleep" in child.cmdline()]
 
 
-def test_one_that_ignores_the_signal_is_killed_with_its_children(
+def test_a_process_that_ignores_the_signal_is_killed_with_its_children(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(serve, "_STOP_SECONDS", 0.5)

@@ -27,7 +27,7 @@ import pytest
 from blacksmith_dagster.store import Store, open_store
 from tests.acceptance.ledger import load_on
 from tests.acceptance.processes import GatewayProcess, until
-from tests.services import ROOT
+from tests.services import ROOT, UNPRIVILEGED
 from tests.services.postgres import Postgres, PostgresServer
 
 ACCEPTED = "/v1/inbox/accepted"
@@ -440,7 +440,7 @@ def _on_disk(postgres: PostgresServer, disk: Path) -> str:
     folder = disk / "tablespace"
     folder.mkdir()
     if ROOT:
-        shutil.chown(folder, "nobody", "nogroup")
+        shutil.chown(folder, *UNPRIVILEGED)
     url = postgres.create_database()
     name = urlsplit(url).path.removeprefix("/")
     with psycopg.connect(postgres.url, autocommit=True) as connection:

@@ -101,7 +101,7 @@ class Orders:
 
     def close(self) -> None:
         for process in self._processes:
-            process.go_on()
+            process.resume()
             process.kill()
         self.store.close()
 
@@ -213,23 +213,23 @@ def test_rebalance_under_load(
             stranger = Consumer(settings)
             stranger.subscribe([feed.topic])
             stranger.poll(0.5)
-            one = listening[turn % 2]
+            listener = listening[turn % 2]
             fault = randomly.choice(["kill", "pause", "stop"])
             print(f"turn {turn}: {fault}")
             if fault == "pause":
-                one.pause(orders.store)
+                listener.pause(orders.store)
                 wanted = len(orders.sent) + 500
                 # Paused during a commit, it blocks the other until its transaction is ended.
-                one.until(lambda: len(orders.kept) >= wanted, GIVEN_UP)  # noqa: B023
-                one.go_on()
+                listener.until(lambda: len(orders.kept) >= wanted, GIVEN_UP)  # noqa: B023
+                listener.resume()
             else:
-                one.kill() if fault == "kill" else one.stop()
+                listener.kill() if fault == "kill" else listener.stop()
                 listening[turn % 2] = orders.listen()
             stranger.close()
             if turn == 2:
                 created = admin.create_partitions([NewPartitions(feed.topic, 3)])
                 created[feed.topic].result(10)
-                one.until(
+                listener.until(
                     lambda: len(admin.list_topics(feed.topic).topics[feed.topic].partitions) == 3
                 )
                 feed.partitions = 3

@@ -1,4 +1,4 @@
-"""Listening runs in Dagster's own processes: launched, followed, killed, and shown in the UI."""
+"""Listening runs in Dagster's own processes: launched, handed over, killed, and shown in the UI."""
 
 import json
 import os
@@ -19,13 +19,13 @@ from tests.acceptance.test_dagster_faults import TERMINATE
 
 pytestmark = pytest.mark.timeout(300)
 
-# Launching a run takes many times as long, on a machine that does something else as well.
+# On a busy machine, launching a run takes many times as long.
 NO_GAP = 4.0
 CHANGED = "shop/changed"
 
 
 class Listening(Deployment):
-    """The pipeline of `listen_pipeline`, with the log that it reads."""
+    """The pipeline of `listen_pipeline`, with its log."""
 
     module = "tests.acceptance.listen_pipeline"
     app = blacksmith
@@ -39,46 +39,46 @@ class Listening(Deployment):
         self.sent: list[float] = []
 
     def send(self) -> None:
-        """Append a line: the time."""
+        """Append a line with the time to the log."""
         with self.log.open("a") as log:
             self.sent.append(time.monotonic())
             log.write(f"{self.sent[-1]!r}\n")
 
     def stream(self, rate: float = 20.0) -> AbstractContextManager[None]:
-        """Lines at a constant rate, until the block ends."""
+        """Append lines at a constant rate until the block ends."""
         return repeated(self.send, rate)
 
     def pids(self) -> list[int]:
-        """The processes that have read, in the order in which they began."""
-        return list(dict.fromkeys(each["pid"] for each in self.lines()))
+        """The processes that have read, in the order of their first line."""
+        return list(dict.fromkeys(line["pid"] for line in self.lines()))
 
     def reading(self, number: int = 1) -> int:
-        """Wait until a run, the first or a later one, has read something; its process."""
+        """Wait until the run of this number has read something; returns its pid."""
         until(lambda: len(self.pids()) >= number, 90, f"run {number} reads")
         return self.pids()[number - 1]
 
     def judge(self) -> None:
-        """What was appended is kept, each once and in order."""
+        """Check that every appended line was ingested, once and in order."""
 
         def kept() -> list[float]:
             events = self.store.events(CHANGED, 1_000_000)
-            return [float(each.payload) for each in reversed(events)]
+            return [float(event.payload) for event in reversed(events)]
 
-        until(lambda: len(kept()) >= len(self.sent), 60, "all is kept")
+        until(lambda: len(kept()) >= len(self.sent), 60, "all lines are ingested")
         assert kept() == self.sent
 
 
 @pytest.fixture
 def deploy(postgres_url: str, tmp_path: Path) -> Iterator[Callable[..., Listening]]:
-    made: list[Listening] = []
+    deployments: list[Listening] = []
 
     def deployment(**warm: str) -> Listening:
-        made.append(Listening(postgres_url, tmp_path, **warm))
-        return made[-1]
+        deployments.append(Listening(postgres_url, tmp_path, **warm))
+        return deployments[-1]
 
     yield deployment
-    for each in made:
-        each.close()
+    for deployment in deployments:
+        deployment.close()
 
 
 SHOWN = """
@@ -97,22 +97,22 @@ query Shown($path: [String!]!) {
 
 
 def shown(dagster: Any) -> list[dict[str, Any]]:
-    """What the UI shows of the asset: the metadata of its observations, newest first."""
+    """The metadata of the asset's observations in the UI, newest first."""
     response = dagster.graphql(SHOWN, path=CHANGED.split("/"))
     return [
         {
             entry["label"]: entry.get("intValue", entry.get("text"))
-            for entry in each["metadataEntries"]
+            for entry in observation["metadataEntries"]
         }
-        | {"run": each["runId"]}
-        for each in response["assetOrError"]["assetObservations"]
+        | {"run": observation["runId"]}
+        for observation in response["assetOrError"]["assetObservations"]
     ]
 
 
 def test_a_run_is_launched_and_handed_over_without_a_gap(
     deploy: Callable[..., Listening],
 ) -> None:
-    """And the UI shows what came, the lag, and who listened."""
+    """The UI shows how many events arrived, the lag, and which run listened."""
     shop = deploy(age="30s", notice="20s")
     dagster = shop.dev()
     shop.send()
@@ -121,20 +121,21 @@ def test_a_run_is_launched_and_handed_over_without_a_gap(
     with shop.stream():
         shop.reading(2)
     shop.judge()
-    late = [each["at"] - each["sent"] for each in shop.lines() if each["sent"] > since]
+    late = [line["at"] - line["sent"] for line in shop.lines() if line["sent"] > since]
     print(f"{len(late)} events through a handover, the latest by {max(late) * 1000:.0f} ms")
     assert max(late) < NO_GAP
     first = shop.runs()[0]
     until(lambda: shop.status(first.run_id) is DagsterRunStatus.SUCCESS, 30, "it ended well")
     until(lambda: shown(dagster), 30, "the UI shows observations")
-    reported = [each for each in shown(dagster) if each["run"] == first.run_id]
-    assert sum(each["events_received"] for each in reported) > 0
-    assert {(each["lag"], each["lag_unit"], each["held_by"]) for each in reported} == {
-        (17, "bytes", first.run_id)
-    }
+    reported = [observation for observation in shown(dagster) if observation["run"] == first.run_id]
+    assert sum(observation["events_received"] for observation in reported) > 0
+    assert {
+        (observation["lag"], observation["lag_unit"], observation["held_by"])
+        for observation in reported
+    } == {(17, "bytes", first.run_id)}
 
 
-def test_a_killed_run_is_followed(deploy: Callable[..., Listening]) -> None:
+def test_a_killed_run_is_replaced(deploy: Callable[..., Listening]) -> None:
     shop = deploy()
     shop.daemon()
     shop.send()
@@ -161,6 +162,6 @@ def test_a_terminated_run_keeps_what_it_has_read(deploy: Callable[..., Listening
     shop.judge()
     with shop.instance() as instance:
         records = instance.fetch_observations(AssetKey(CHANGED.split("/")), limit=10).records
-    assert run.run_id in {each.run_id for each in records}
-    read = [each["sent"] for each in shop.lines()]
-    assert len(read) == len(set(read))  # nothing was read and thrown away
+    assert run.run_id in {record.run_id for record in records}
+    read = [line["sent"] for line in shop.lines()]
+    assert len(read) == len(set(read))  # no line was read and dropped

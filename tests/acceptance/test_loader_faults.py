@@ -1,4 +1,4 @@
-"""Faults of destinations and of loaders, for real, and what is left of the jobs."""
+"""Real faults of destinations and of loaders, and their effect on the jobs."""
 
 import contextlib
 import random
@@ -55,9 +55,9 @@ def accept(
     app: Blacksmith = blacksmith,
     event: SourceEvent[Any, Any, Any] = departed,
 ) -> list[str]:
-    """Keep an event for each item of data, as the gateway does; returns their ids.
+    """Ingest an event per item of data, as the gateway does; returns their ids.
 
-    As a client would, it sends the same again, with its key, while the store does not respond.
+    While the store does not respond, it repeats the request with its key, as a client does.
     """
     request = Request(msgspec.json.encode(data), {"content-type": "application/json"})
     events = Extractor(app, event)(request, key=uuid.uuid4().hex)
@@ -128,7 +128,7 @@ class Pipeline:
         return loaded.tally
 
     def settle(self) -> None:
-        """Load until nothing is pending; 60 s at most."""
+        """Load until nothing is pending, for at most 60 s."""
 
         def settled() -> bool:
             self.load()
@@ -137,7 +137,7 @@ class Pipeline:
         until(settled, 60, "nothing is pending")
 
     def history(self, event_id: str) -> list[tuple[str, str | None]]:
-        return [(each.state, each.error) for each in self.store.history(event_id)]
+        return [(entry.state, entry.error) for entry in self.store.history(event_id)]
 
 
 def test_when_that_raises_keeps_the_job(store: Store) -> None:
@@ -148,12 +148,15 @@ def test_when_that_raises_keeps_the_job(store: Store) -> None:
     later = Schedule("@every 5s", max_retries=3, backoff="2s")
     pipeline = Pipeline(store, when=when, schedule=later)
     ids = pipeline.accept([{"n": 1}, {"n": 5}])
-    assert pipeline.load() == Tally(failed=2)  # nothing was dropped, and nothing loaded
+    assert pipeline.load() == Tally(failed=2)  # no job was dropped or loaded
     judge(store, "lake/kept", ids, pipeline.loaded)
-    by |= {"least": 3, "divisor": 1}  # the bug is fixed: the first is wanted, the second is not
+    by |= {
+        "least": 3,
+        "divisor": 1,
+    }  # after the fix, `when` accepts the first event and rejects the second
     pipeline.settle()
-    found = judge(store, "lake/kept", ids, pipeline.loaded)
-    assert pipeline.loaded == found.succeeded == {ids[0]}
+    result = judge(store, "lake/kept", ids, pipeline.loaded)
+    assert pipeline.loaded == result.succeeded == {ids[0]}
     errors = [error for state, error in pipeline.history(ids[1]) if error]
     assert "ZeroDivisionError" in errors[0]
     assert errors[-1] == "the flow's when no longer wants this event"
@@ -166,8 +169,8 @@ def test_transform_that_raises_fails_its_job(store: Store) -> None:
     pipeline = Pipeline(store, transform=transform)
     ids = pipeline.accept([{"n": n} for n in range(100)])
     pipeline.settle()
-    found = judge(store, "lake/kept", ids, pipeline.loaded)
-    assert found.discarded == {ids[0]}
+    result = judge(store, "lake/kept", ids, pipeline.loaded)
+    assert result.discarded == {ids[0]}
     assert pipeline.loaded == set(ids[1:])
     failures = [
         error for state, error in pipeline.history(ids[0]) if state != "executing" and error
@@ -190,8 +193,8 @@ def test_poison_among_thousand(store: Store, others: bool) -> None:
             late += pipeline.accept([{"n": -1}])
         pipeline.load()
         until(lambda: store.next_due("lake/kept") in (0, None), 30)
-    found = judge(store, "lake/kept", ids + late, pipeline.loaded)
-    assert found.discarded == {ids[500]}
+    result = judge(store, "lake/kept", ids + late, pipeline.loaded)
+    assert result.discarded == {ids[500]}
     assert len(pipeline.loaded & set(ids)) == 999
 
 
@@ -210,9 +213,9 @@ def test_new_jobs_are_not_starved_by_retries(store: Store) -> None:
     ids = pipeline.accept([{"n": n} for n in range(100)])
     stop, news = threading.Event(), [1000]
 
-    def tell(_: object) -> None:
+    def report(_: object) -> None:
         nonlocal failing
-        if len(handed) == 60:  # twenty job groups fail, over and over, and are due at once
+        if len(handed) == 60:  # twenty job groups fail repeatedly and are due at once
             ids.extend(pipeline.accept([{"n": 1000}]))
             news.append(len(handed))
         if len(handed) >= 70:
@@ -222,11 +225,16 @@ def test_new_jobs_are_not_starved_by_retries(store: Store) -> None:
     scheduler = StandardScheduler()
     with contextlib.closing(StoreSupervisor(store)) as supervisor:
         scheduler.load(
-            pipeline.app, pipeline.kept, store=store, supervisor=supervisor, stop=stop, report=tell
+            pipeline.app,
+            pipeline.kept,
+            store=store,
+            supervisor=supervisor,
+            stop=stop,
+            report=report,
         )
     scheduler.close()
     turn = next(turn for turn, jobs in enumerate(handed) if 1000 in jobs)
-    assert turn - news[1] <= 1, "every second claim takes new jobs"
+    assert turn - news[1] <= 1, "every second claim is for new jobs"
     assert judge(store, "lake/kept", ids, pipeline.loaded).succeeded == set(ids)
 
 
@@ -253,15 +261,15 @@ def test_hundred_thousand_retries_due_at_once(store: Store) -> None:
     new = pipeline.accept([{"n": -1}])
     before = time.monotonic()
     pipeline.settle()
-    took = time.monotonic() - before
-    print(f"100,000 retries took {took:.1f} s")
-    found = judge(store, "lake/kept", ids + new, pipeline.loaded, histories=5)
-    assert found.succeeded == set(ids + new)
-    assert took < 30
+    seconds = time.monotonic() - before
+    print(f"100,000 retries took {seconds:.1f} s")
+    result = judge(store, "lake/kept", ids + new, pipeline.loaded, histories=5)
+    assert result.succeeded == set(ids + new)
+    assert seconds < 30
 
 
 def test_stale_process_cannot_evict_the_holder(store: Store) -> None:
-    """One is paused between being told that it holds the lock and using it."""
+    """A process is paused after its lock is confirmed and before it uses it."""
     pipeline = Pipeline(store)
     ids = pipeline.accept([{"n": 1}])
     assert isinstance(store, SQLStore)
@@ -271,25 +279,25 @@ def test_stale_process_cannot_evict_the_holder(store: Store) -> None:
     ):
         lease = stale.acquire("load/lake/kept", "stale")
         assert lease is not None
-        stale._renewals.stop()  # paused: it renews no more
-        asked: list[bool] = []
+        stale._renewals.stop()  # paused: it no longer renews
+        confirmations: list[bool] = []
 
         def confirm() -> bool:
-            asked.append(lease.confirm())
-            if len(asked) == 1:
+            confirmations.append(lease.confirm())
+            if len(confirmations) == 1:
                 theirs = other.acquire("load/lake/kept", "holder", wait=30)
                 assert theirs is not None
                 tokens.append(store.take_over("lake/kept", Lane.LOAD, theirs.id, theirs.confirm))
                 load = store.claim(tokens[0], 10, 3)
                 assert load is not None
                 loads.append(load)
-            return asked[-1]
+            return confirmations[-1]
 
         tokens: list[Any] = []
         loads: list[Any] = []
         with pytest.raises(FencedOut):
             store.take_over("lake/kept", Lane.LOAD, lease.id, confirm)
-        assert asked == [True, False]
+        assert confirmations == [True, False]
         store.record(loads[0], LoadVerdict())  # the holder's record counts
     assert store.counts("lake/kept").succeeded == len(ids)
 
@@ -305,19 +313,18 @@ def test_loader_killed_in_load(store: Store, store_url: str, recording: Recordin
         first, second = (killed, other) if killed.process.pid == at_work else (other, killed)
         first.kill()
         second.until(lambda: store.counts(FLIGHTS).pending == 0, 60)
-    found = judge(store, FLIGHTS, ids, recording.loaded())
-    assert found.succeeded == set(ids)
-    states = [each.state for each in store.history(ids[0]) if each.destination == FLIGHTS]
+    result = judge(store, FLIGHTS, ids, recording.loaded())
+    assert result.succeeded == set(ids)
+    states = [entry.state for entry in store.history(ids[0]) if entry.destination == FLIGHTS]
     assert states[-4:] == ["executing", "unknown", "executing", "succeeded"]
     assert recording.pids()[ids[0]] == [second.process.pid]
 
 
 def _pid_of_call(recording: Recording, event_id: str) -> int:
     with contextlib.closing(sqlite3.connect(recording.folder / "recording.db")) as connection:
-        found: int = connection.execute(
-            "select pid from calls where id = ?", (event_id,)
-        ).fetchone()[0]
-    return found
+        query = "select pid from calls where id = ?"
+        (pid,) = connection.execute(query, (event_id,)).fetchone()
+    return int(pid)
 
 
 def test_stale_loader_is_fenced(store: Store, store_url: str, recording: Recording) -> None:
@@ -325,18 +332,18 @@ def test_stale_loader_is_fenced(store: Store, store_url: str, recording: Recordi
     ids = accept(store, [{"n": n, "do": "wait"} for n in range(10)])
     with LoaderProcess(store_url, recording.folder) as stale:
         stale.until(lambda: recording.calls(ids[-1]) == 1, 30)
-        stale.pause(store)  # in the middle of a load, for longer than its lock lives
+        stale.pause(store)  # in the middle of a load, for longer than its lock's time to live
         recording.hold.unlink()
         with LoaderProcess(store_url, recording.folder) as other:
             other.until(lambda: store.counts(FLIGHTS).pending == 0, 60)
-            after = [store.history(each) for each in ids]
-            stale.go_on()
+            after = [store.history(event_id) for event_id in ids]
+            stale.resume()
             stale.until(lambda: "fenced:" in stale.log, 30)
             assert "no longer" in stale.log or "taken over" in stale.log
             assert "fenced" not in other.log
-            # It has loaded what it had been given, and its word counts for nothing.
+            # It finished its load, but its record was rejected.
             until(lambda: len(recording.loaded()) == 20, 30)
-            assert [store.history(each) for each in ids] == after
+            assert [store.history(event_id) for event_id in ids] == after
             more = accept(store, [{"n": 1}])
             until(lambda: store.counts(FLIGHTS).succeeded == 11, 30)
     assert judge(store, FLIGHTS, ids + more, recording.loaded()).succeeded == {*ids, *more}
@@ -349,13 +356,13 @@ def test_destination_hangs_past_timeout(store: Store, store_url: str, recording:
         LoaderProcess(store_url, recording.folder, HURRIED) as hurried,
         LoaderProcess(store_url, recording.folder, ALERTS) as alerts,
     ):
-        # One slow destination slows no other.
+        # A slow destination does not slow the others.
         alerts.until(lambda: store.counts(ALERTS).pending == 0, 20)
         keep_running([hurried, alerts], store, [HURRIED, ALERTS])
         assert "timed out: warehouse/hurried: the load ran past its time-out" in hurried.log
         assert alerts.starts == 1
-    found = judge(store, HURRIED, ids, recording.loaded(HURRIED))
-    assert found.discarded == {ids[-1]}
+    result = judge(store, HURRIED, ids, recording.loaded(HURRIED))
+    assert result.discarded == {ids[-1]}
     assert judge(store, ALERTS, ids, recording.loaded(ALERTS)).succeeded == set(ids)
 
 
@@ -366,9 +373,9 @@ def test_job_that_kills_its_process(store: Store, store_url: str, recording: Rec
     with LoaderProcess(store_url, recording.folder) as loader:
         keep_running([loader], store, [FLIGHTS])
         deaths = loader.starts - 1
-    found = judge(store, FLIGHTS, ids, recording.loaded())
-    assert found.discarded == {ids[5]}
-    # Three lost loads, one at each halving but the last, and three of its own.
+    result = judge(store, FLIGHTS, ids, recording.loaded())
+    assert result.discarded == {ids[5]}
+    # Three lost loads, one per halving except the last, and three of the isolated job.
     assert deaths <= 9
     (job,) = store.jobs("discarded", FLIGHTS)
     assert job.error is not None
@@ -384,24 +391,24 @@ def test_received_outcomes_exactly_once(store: Store, store_url: str, recording:
         for _ in range(6):
             do = ("load", "fail", "discard")
             ids += accept(store, [{"n": n, "do": dice.choice(do)} for n in range(50)])
-            time.sleep(dice.uniform(0.0, 0.6))  # the moment of the kill is the experiment
+            time.sleep(dice.uniform(0.0, 0.6))  # any moment of the kill
             loader.kill()
             loader.start_again_if_ended()
         keep_running([loader], store, [FLIGHTS, REPORTED])
 
     ends: dict[str, list[str]] = {}
     for event_id in ids:
-        own = [each for each in store.history(event_id) if each.destination == FLIGHTS]
-        ends[event_id] = [each.state for each in own]
+        entries = [entry for entry in store.history(event_id) if entry.destination == FLIGHTS]
+        ends[event_id] = [entry.state for entry in entries]
     by_parent = _outcomes_by_parent(store)
     for event_id, states in ends.items():
         last_failed = states[-1] == "discarded" and "failed" in states
         failed = states.count("failed") + last_failed
         assert by_parent.get(event_id, []).count("failed") == failed, (event_id, states, by_parent)
         assert by_parent.get(event_id, []).count("discarded") == states.count("discarded")
-    found = judge(store, FLIGHTS, ids, recording.loaded())
-    assert found.pending == set()
-    outcomes = [each.id for each in _outcomes(store)]
+    result = judge(store, FLIGHTS, ids, recording.loaded())
+    assert result.pending == set()
+    outcomes = [event.id for event in _outcomes(store)]
     judge(store, REPORTED, outcomes, recording.loaded(REPORTED))
 
 
@@ -441,18 +448,18 @@ def test_sqlite_gateway_and_loader_share_turns(tmp_path: Path, recording: Record
     ):
         loader.until(lambda: "ready" in loader.log)
         senders = [threading.Thread(target=send, args=(gateway,)) for _ in range(8)]
-        for each in senders:
-            each.start()
+        for sender in senders:
+            sender.start()
         time.sleep(6)  # under load for so long
         over.set()
-        for each in senders:
-            each.join()
+        for sender in senders:
+            sender.join()
         loader.until(lambda: store.counts(FLIGHTS).pending == 0, 60)
-        found = judge(store, FLIGHTS, accepted, recording.loaded())
-        assert found.succeeded == set(accepted)
+        result = judge(store, FLIGHTS, accepted, recording.loaded())
+        assert result.succeeded == set(accepted)
         loaded = recording.times()
-        waited = sorted(loaded[each] - at for each, at in accepted.items())
-        p99 = waited[len(waited) * 99 // 100]
+        waits = sorted(loaded[event_id] - accepted_at for event_id, accepted_at in accepted.items())
+        p99 = waits[len(waits) * 99 // 100]
         print(f"{len(accepted)} events, p99 {p99:.3f} s until loaded")
         assert len(accepted) > 300
         assert p99 < 1.0, "the gateway's commits starve the loader"
@@ -466,14 +473,14 @@ def test_postgres_restarted_under_load(
     url = durable_postgres.create_database()
     with opened(url) as store, LoaderProcess(url, recording.folder) as loader:
         ids = accept(store, [{"n": n} for n in range(100)])
-        for seconds in (0.0, 1.0, 5.0):  # the last is longer than the lock lives
+        for seconds in (0.0, 1.0, 5.0):  # the last is longer than the lock's time to live
             ids += _restart_in_a_load(durable_postgres, mode, seconds, store, loader, recording)
             ids += accept(store, [{"n": n} for n in range(100)])
         keep_running([loader], store, [FLIGHTS])
         assert loader.starts == 1
     with contextlib.closing(open_store(url)) as store:
-        found = judge(store, FLIGHTS, ids, recording.loaded())
-        assert found.succeeded == set(ids)
+        result = judge(store, FLIGHTS, ids, recording.loaded())
+        assert result.succeeded == set(ids)
 
 
 def _restart_in_a_load(
@@ -491,7 +498,7 @@ def _restart_in_a_load(
     server.stop(mode)
     recording.hold.unlink()
     loader.until(lambda: len(recording.loaded()) >= before + 10)
-    time.sleep(seconds)  # it tries to record, in vain
+    time.sleep(seconds)  # meanwhile it fails to record
     server.start()
     keep_running([loader], store, [FLIGHTS])
     return ids

@@ -1,4 +1,4 @@
-"""The demo's main path with the gateway and the scheduler of a user's own."""
+"""The demo's main path with a user's own gateway and scheduler."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Purges beside everything else, killed and resumed, and what is told of what has gone."""
+"""Purges during loads and replays, killed and resumed, and the errors about purged events."""
 
 import contextlib
 import gzip
@@ -71,7 +71,7 @@ def settings(store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def index_time(store: Store) -> None:
-    """Note the time, which the gateway does once a minute."""
+    """Add a row to the time index, as the gateway does once a minute."""
     assert isinstance(store, SQLStore)
     with store.writing() as conn:
         low, now = store._high_watermark(conn), store._now(conn)
@@ -79,13 +79,13 @@ def index_time(store: Store) -> None:
 
 
 def grow_old(store: Store) -> None:
-    """Let all that is in the store be past its time."""
+    """Make all events in the store expire."""
     index_time(store)
-    time.sleep(1.1)  # `keep_discarded`, the longer of the two
+    time.sleep(1.1)  # `keep_discarded`, the longer retention
 
 
 def unlock(store: Store) -> None:
-    """Let the lock of a purge that was killed be free now, not in 15 seconds."""
+    """Release the lock of a killed purge now instead of after 15 seconds."""
     assert isinstance(store, SQLStore)
     with store.writing() as conn:
         conn.execute(delete(leases).where(leases.c.key == "purge"))
@@ -99,7 +99,7 @@ def command(*arguments: str, code: int = 0) -> Result:
 
 
 def left(store: Store) -> set[str]:
-    """The ids of the events that there are."""
+    """The ids of the events in the store."""
     assert isinstance(store, SQLStore)
     with store.reading() as conn:
         return set(store._epochs.ids_of(conn.execute(select(events.c.seq)).scalars()))
@@ -109,34 +109,34 @@ def left(store: Store) -> set[str]:
 
 
 class Beside:
-    """What goes on beside purges, each in a thread of its own, until `end`."""
+    """Activities beside purges, each in its own thread, until `end`."""
 
     def __init__(self, store: Store, chance: random.Random) -> None:
         self._store = store
         self._chance = chance
         self._over = threading.Event()
-        self.accepted: dict[str, str] = {}  # what each event's job is told to do, by id
+        self.accepted: dict[str, str] = {}  # what each event's job does, by event id
         self.replayed = self.refused = 0
         self.failures: list[Exception] = []
         self._threads = [
             threading.Thread(target=self._repeat, args=(what, pause))
             for what, pause in ((self._send, 0.05), (self._index_time, 0.1), (self._replay, 0.1))
         ]
-        for each in self._threads:
-            each.start()
+        for thread in self._threads:
+            thread.start()
 
     def _repeat(self, what: Callable[[], None], pause: float) -> None:
         while not self._over.wait(pause):
             try:
                 what()
-            except Exception as error:  # noqa: BLE001 - told by the test
+            except Exception as error:  # noqa: BLE001 - raised by the test
                 self.failures.append(error)
                 return
 
     def _send(self) -> None:
         todo = self._chance.choices(["load", "fail", "discard"], [90, 5, 5], k=20)
         data = [{"n": n, "do": do, "times": 1} for n, do in enumerate(todo)]
-        data = [{"n": 0, "do": "discard"} if each["do"] == "discard" else each for each in data]
+        data = [{"n": 0, "do": "discard"} if item["do"] == "discard" else item for item in data]
         ids = accept(self._store, data)
         self.accepted |= dict(zip(ids, todo, strict=True))
 
@@ -144,7 +144,7 @@ class Beside:
         index_time(self._store)
 
     def _replay(self) -> None:
-        """Half of the windows begin before what may have been purged."""
+        """Replay windows, half of which begin before events that may have been purged."""
         assert isinstance(self._store, SQLStore)
         now = datetime.now(UTC)
         ago = self._chance.choice([0.3, 5.0])
@@ -158,13 +158,13 @@ class Beside:
 
     def end(self) -> None:
         self._over.set()
-        for each in self._threads:
-            each.join()
+        for thread in self._threads:
+            thread.join()
         assert not self.failures
 
 
 def test_purge_during_loads_and_replays(store: Store, store_url: str, recording: Recording) -> None:
-    """Purges and a loader are killed all the time: what goes was settled, and all is counted once."""
+    """Purges and a loader are killed repeatedly: only settled events are purged, each counted once."""
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     chance = random.Random(seed)
@@ -188,15 +188,19 @@ def test_purge_during_loads_and_replays(store: Store, store_url: str, recording:
                 loader.start_again_if_ended()
         beside.end()
         keep_running([loader], store, [FLIGHTS, REPORTED])
-    accepted, there = beside.accepted, left(store)
+    accepted, remaining = beside.accepted, left(store)
     discarded = {event for event, do in accepted.items() if do == "discard"}
     loaded = set(recording.loaded())
-    print(f"{len(accepted)} events, {len(accepted.keys() - there)} gone, {beside.replayed} replays")
+    print(
+        f"{len(accepted)} events, {len(accepted.keys() - remaining)} purged, {beside.replayed} replays"
+    )
     assert loaded == accepted.keys() - discarded
-    assert 0 < len(accepted.keys() - there) < len(accepted)
-    assert len(recording.loaded(REPORTED)) >= len(discarded), "a parent has gone before its outcome"
-    for event in sorted(there & accepted.keys())[:50]:
-        end = [each for each in store.history(event) if each.destination == FLIGHTS][-1]
+    assert 0 < len(accepted.keys() - remaining) < len(accepted)
+    assert len(recording.loaded(REPORTED)) >= len(discarded), (
+        "a parent was purged before its outcome"
+    )
+    for event in sorted(remaining & accepted.keys())[:50]:
+        end = [entry for entry in store.history(event) if entry.destination == FLIGHTS][-1]
         assert end.state == ("discarded" if event in discarded else "succeeded")
     grow_old(store)
     list(store.purge(blacksmith.retention()))
@@ -208,7 +212,7 @@ def test_purge_during_loads_and_replays(store: Store, store_url: str, recording:
 
 
 def test_purge_killed_and_resumed(store: Store, store_url: str, tmp_path: Path) -> None:
-    """By SIGKILL, as soon as it has removed something: nothing goes that is not archived."""
+    """SIGKILL as soon as it has removed something: no event is purged that is not archived."""
     new = NewEvent(departed.path, "{}", [NewJob(FLIGHTS)])
     ids: set[str] = set()
     for _ in range(30):
@@ -224,9 +228,9 @@ def test_purge_killed_and_resumed(store: Store, store_url: str, tmp_path: Path) 
     with process:
         until(lambda: len(left(store)) < len(ids), 60, process.log)
         process.kill()
-    some = left(store)
-    assert 0 < len(some) < len(ids), "it was killed in the midst of it"
-    assert some | archived(folder) == ids
+    remaining = left(store)
+    assert 0 < len(remaining) < len(ids), "it was killed in the middle"
+    assert remaining | archived(folder) == ids
     unlock(store)
     with process:
         assert process.process is not None
@@ -238,11 +242,11 @@ def test_purge_killed_and_resumed(store: Store, store_url: str, tmp_path: Path) 
 
 def archived(folder: Path) -> set[str]:
     """The ids of the events in an archive."""
-    found: set[str] = set()
+    ids: set[str] = set()
     for path in folder.glob("*.jsonl.gz"):
         with gzip.open(path, "rb") as lines:
-            found |= {msgspec.json.decode(line, type=ArchivedEvent).id for line in lines}
-    return found
+            ids |= {msgspec.json.decode(line, type=ArchivedEvent).id for line in lines}
+    return ids
 
 
 # ------------------------------------------------------------------------------------ refusals
@@ -250,7 +254,7 @@ def archived(folder: Path) -> set[str]:
 
 @pytest.mark.usefixtures("settings")
 def test_purged_window_is_refused(store: Store) -> None:
-    """With the oldest date kept, by whatever asks for it."""
+    """By every function that reads it; the error names the oldest date that is kept."""
     before = datetime.now(UTC)
     [event] = accept(store, [{"n": 1, "hurry": True}])
     token = store.take_over(HURRIED, Lane.LOAD, "loader", lambda: True)
@@ -258,35 +262,37 @@ def test_purged_window_is_refused(store: Store) -> None:
         store.record(load, LoadVerdict())
     grow_old(store)
     command("purge", APP)
-    said = command("events", "show", event, code=1).stderr
-    [since] = re.findall(r"keeps airport/departed.* since (\S+)", said)
-    kept = datetime.fromisoformat(since)
-    assert before < kept < datetime.now(UTC) - timedelta(seconds=1)
+    error = command("events", "show", event, code=1).stderr
+    [since] = re.findall(r"keeps airport/departed.* since (\S+)", error)
+    oldest_kept = datetime.fromisoformat(since)
+    assert before < oldest_kept < datetime.now(UTC) - timedelta(seconds=1)
     for dry_run in ([], ["--dry-run"]):
         window = ("--from", before.isoformat(), "--to", datetime.now(UTC).isoformat())
         refused = command("replay", FLIGHTS, APP, *window, *dry_run, code=1)
         assert f"begin with {since}" in refused.stderr
     assert isinstance(store, SQLStore)
-    gone = ReplayRequest(before, datetime.now(UTC))
-    there = ReplayRequest(kept, datetime.now(UTC))
+    purged_window = ReplayRequest(before, datetime.now(UTC))
+    kept_window = ReplayRequest(oldest_kept, datetime.now(UTC))
     with contextlib.closing(StoreSupervisor(store)) as supervisor:
         locks = {"store": store, "supervisor": supervisor}
         for ask in (
-            lambda: replay(blacksmith, FLIGHTS_EVENT, gone, **locks),
-            lambda: forecast(blacksmith, FLIGHTS_EVENT, gone, store=store),
+            lambda: replay(blacksmith, FLIGHTS_EVENT, purged_window, **locks),
+            lambda: forecast(blacksmith, FLIGHTS_EVENT, purged_window, store=store),
         ):
             with pytest.raises(Gone, match=f"begin with {re.escape(since)}"):
                 ask()
-        assert replay(blacksmith, FLIGHTS_EVENT, there, **locks).loads == 0
-    assert forecast(blacksmith, FLIGHTS_EVENT, there, store=store).jobs == 0
-    assert store.replays(FLIGHTS)[0].request == there, "the one that was refused has not begun"
+        assert replay(blacksmith, FLIGHTS_EVENT, kept_window, **locks).loads == 0
+    assert forecast(blacksmith, FLIGHTS_EVENT, kept_window, store=store).jobs == 0
+    assert store.replays(FLIGHTS)[0].request == kept_window, "the refused replay has not begun"
 
 
 # ------------------------------------------------------------------------------------ the command
 
 
 @pytest.mark.usefixtures("settings")
-def test_a_dry_run_reports_what_would_go_and_changes_nothing(store: Store, tmp_path: Path) -> None:
+def test_a_dry_run_reports_what_would_be_purged_and_changes_nothing(
+    store: Store, tmp_path: Path
+) -> None:
     ids = accept(store, [{"n": n, "hurry": False} for n in range(3)])
     token = store.take_over(FLIGHTS, Lane.LOAD, "loader", lambda: True)
     load = store.claim(token, 2, 3)
@@ -301,15 +307,15 @@ def test_a_dry_run_reports_what_would_go_and_changes_nothing(store: Store, tmp_p
         rest[-1:],
     )
     [found] = [
-        each
-        for each in msgspec.json.decode(command("purge", APP, "--dry-run", "--json").stdout)
-        if each[0] == "airport/departed"
+        item
+        for item in msgspec.json.decode(command("purge", APP, "--dry-run", "--json").stdout)
+        if item[0] == "airport/departed"
     ]
     assert found[2:] == [2, 1]
     assert left(store) == set(ids)
-    said = command("purge", APP, f"--archive={tmp_path}/archive").stdout.splitlines()
-    assert said[0] == "2 events deleted, 0 partitions dropped"
-    assert said[1].startswith(f"archived in 1 files, the last {tmp_path}/archive/{ids[0]}")
+    lines = command("purge", APP, f"--archive={tmp_path}/archive").stdout.splitlines()
+    assert lines[0] == "2 events deleted, 0 partitions dropped"
+    assert lines[1].startswith(f"archived in 1 files, the last {tmp_path}/archive/{ids[0]}")
     assert left(store) == {ids[2]}
     output = msgspec.json.decode(command("purge", APP, "--json").stdout)
     assert (output["events"], output["skipped"], output["stopped"]) == (0, None, False)
@@ -327,6 +333,6 @@ def test_a_purge_beside_another_is_refused(store: Store, monkeypatch: pytest.Mon
 
 
 @pytest.mark.usefixtures("settings", "store")
-def test_a_purge_where_all_is_kept_forever_says_how_to_have_one() -> None:
+def test_a_purge_without_retention_says_how_to_set_it() -> None:
     result = command("purge", "--app=tests.acceptance.test_cli:blacksmith", code=1)
     assert "keep='30d'" in result.stderr

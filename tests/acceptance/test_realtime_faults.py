@@ -1,5 +1,5 @@
-"""Brokers are killed, emptied and slowed; messages are lost, doubled and late: latency changes, and
-nothing else."""
+"""Brokers are killed, emptied and slowed; notifications are lost, doubled and delayed. Only the
+latency changes."""
 
 import contextlib
 import itertools
@@ -20,36 +20,36 @@ from tests.acceptance.processes import BlacksmithProcess, GatewayProcess, until
 from tests.acceptance.realtime_pipeline import blacksmith
 from tests.acceptance.realtime_system import (
     APP,
+    Backends,
     Proxy,
     Relay,
     Sending,
     System,
-    Wakes,
     unpublished,
 )
 from tests.contract.notifying import frozen
 from tests.services.postgres import Postgres, PostgresServer
 from tests.services.postgres_broker import PostgresBroker
 
-MARGIN = 2.5  # a machine of two cores, busy with the test's own servers
+MARGIN = 2.5  # on a machine of two cores that also runs the test's servers
 
-SLOW = 0.3  # seconds for whatever goes to a slow broker or comes from it
+SLOW = 0.3  # seconds that data takes to and from a slow broker
 WRONG = "open-sesame"
 
 _topics = itertools.count(1)
 
 
 BROKERS = ["kafka", "nats", "rabbitmq"]
-each_broker = pytest.mark.parametrize("broker", [*BROKERS, "postgres"], indirect=True)
+with_every_broker = pytest.mark.parametrize("broker", [*BROKERS, "postgres"], indirect=True)
 
 
 @pytest.fixture
-def broker(request: pytest.FixtureRequest) -> Wakes:
-    """A broker, running, and a store; with postgres it is one server."""
+def broker(request: pytest.FixtureRequest) -> Backends:
+    """A running broker and a store; with postgres they are the same server."""
     if request.param == "postgres":
         server: PostgresServer = request.getfixturevalue("durable_postgres")
-        return Wakes(request.param, server, server.create_database())
-    return Wakes(
+        return Backends(request.param, server, server.create_database())
+    return Backends(
         request.param,
         request.getfixturevalue(request.param),
         request.getfixturevalue("postgres_url"),
@@ -57,8 +57,8 @@ def broker(request: pytest.FixtureRequest) -> Wakes:
 
 
 @pytest.fixture
-def system(broker: Wakes, tmp_path: Path) -> System:
-    """A gateway and a worker that meet at the broker; they are not started yet."""
+def system(broker: Backends, tmp_path: Path) -> System:
+    """A gateway and a worker on the broker, not started yet."""
     return System(broker, tmp_path, broker.url(new_topic()))
 
 
@@ -66,15 +66,15 @@ def system(broker: Wakes, tmp_path: Path) -> System:
 def relayed(
     request: pytest.FixtureRequest, postgres: Postgres, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[System, Relay]]:
-    """A gateway and a worker, and between them a relay for messages. They live through all faults."""
+    """A gateway and a worker with a relay between them; they run through all faults of a broker."""
     is_postgres = request.param == "postgres"
     server = postgres if is_postgres else request.getfixturevalue(request.param)
-    broker = Wakes(request.param, server, postgres.create_database())
-    heard, reported = new_topic(), new_topic()
+    broker = Backends(request.param, server, postgres.create_database())
+    source_topic, target_topic = new_topic(), new_topic()
     folder = tmp_path_factory.mktemp("relayed")
     with (
-        Relay(broker, heard, reported) as relay,
-        System(broker, folder, broker.url(heard), broker.url(reported)) as system,
+        Relay(broker, source_topic, target_topic) as relay,
+        System(broker, folder, broker.url(source_topic), broker.url(target_topic)) as system,
     ):
         yield system, relay
     postgres.drop_database(broker.store_url)
@@ -84,42 +84,44 @@ def new_topic() -> str:
     return f"faults-{os.getpid()}-{next(_topics)}"
 
 
-@each_broker
-def test_broker_killed_and_restarted_under_load(broker: Wakes, system: System) -> None:
+@with_every_broker
+def test_broker_killed_and_restarted_under_load(broker: Backends, system: System) -> None:
     with system:
         with system.load():
             system.back_to_normal()
             broker.server.kill()
             try:
-                if broker.store_goes_with_it:
+                if broker.store_is_the_broker:
                     until(lambda: system.sending.ledger.errors, 10, "requests are rejected")
                     until(lambda: system.reported()[2], 10, "the worker has noticed")
                 else:
                     system.more(100)
-                    until(lambda: unpublished(system.gateway) > 0, 10, "the gateway tells of it")
+                    until(lambda: unpublished(system.gateway) > 0, 10, "the gateway reports it")
             finally:
                 broker.server.start()
             system.back_to_normal()
         system.settle()
-        # Nothing had to be done, and nothing but one outage is told.
+        # It recovered without help, and the logs report a single outage.
         outages, ends, unheard = system.reported()
         assert outages == ends <= 1, system.gateway.log
-        assert outages == 1 or broker.store_goes_with_it, "nothing was accepted, to be told of"
+        assert outages == 1 or broker.store_is_the_broker, (
+            "no event was accepted that the log could report"
+        )
         assert unheard <= 1, system.worker.log
         unpublished(system.gateway)
     assert system.latest() < SWEEP + MARGIN
     system.judge()
 
 
-@each_broker
-def test_broker_down_for_the_whole_run(broker: Wakes, system: System, tmp_path: Path) -> None:
+@with_every_broker
+def test_broker_down_for_the_whole_run(broker: Backends, system: System, tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
-        if broker.store_goes_with_it:
-            # The store responds; whoever listens or notifies is cut off.
+        if broker.store_is_the_broker:
+            # The store responds; sessions that listen or notify are cut off.
             parts = urlsplit(broker.store_url)
             proxy = stack.enter_context(Proxy(parts.port or 0, b"LISTEN ", b"pg_notify"))
-            where = f"{parts.username}@127.0.0.1:{proxy.port}"
-            through = parts._replace(netloc=where).geturl()
+            address = f"{parts.username}@127.0.0.1:{proxy.port}"
+            through = parts._replace(netloc=address).geturl()
             system = System(broker, tmp_path, broker.url(new_topic()), store_url=through)
         else:
             broker.server.kill()
@@ -181,7 +183,7 @@ def test_messages_delayed(relayed: tuple[System, Relay]) -> None:
         delayed = relay.messages
         system.more(100)
         until(lambda: relay.messages > delayed + 1, 10, "messages are delayed")
-        assert max(list(system.latencies().values())[-50:]) > 0.3  # the fault is one
+        assert max(list(system.latencies().values())[-50:]) > 0.3  # so the fault has an effect
         relay.fault = None
         system.back_to_normal()
     system.settle()
@@ -192,7 +194,7 @@ def test_messages_delayed(relayed: tuple[System, Relay]) -> None:
 
 
 @pytest.mark.parametrize("broker", BROKERS, indirect=True)
-def test_topic_or_queue_deleted(broker: Wakes, system: System) -> None:
+def test_topic_or_queue_deleted(broker: Backends, system: System) -> None:
     with system:
         with system.load():
             for _ in range(2):
@@ -207,14 +209,14 @@ def test_topic_or_queue_deleted(broker: Wakes, system: System) -> None:
 
 
 @pytest.mark.parametrize("broker", BROKERS, indirect=True)
-def test_wrong_credentials_fail_clearly(broker: Wakes, tmp_path: Path) -> None:
+def test_wrong_credentials_fail_clearly(broker: Backends, tmp_path: Path) -> None:
     url = broker.url(new_topic(), password=WRONG)
     with System(broker, tmp_path, url) as system:
         with system.load():
             system.more(50)
         system.settle()
         assert not system.sending.ledger.errors
-        until(lambda: system.reported() == (1, 0, 1), 20, "both have told of it once")
+        until(lambda: system.reported() == (1, 0, 1), 20, "both have reported it once")
         assert unpublished(system.gateway) > 0
         health = system.gateway.client_get("/_health").text
         for log in (system.gateway.log, system.worker.log):
@@ -239,11 +241,11 @@ def test_wrong_credentials_of_the_store_fail_clearly(
 
 
 @pytest.mark.parametrize("broker", BROKERS, indirect=True)
-def test_slow_broker_never_slows_a_request(broker: Wakes) -> None:
+def test_slow_broker_never_slows_a_request(broker: Backends) -> None:
     sending, topic = Sending(), new_topic()
 
     def requests(gateway: GatewayProcess) -> float:
-        """Seconds that all but one in a hundred of some requests stayed below."""
+        """The 99th percentile of the duration of requests, in seconds."""
         before = len(sending.took)
         sender = Sender(gateway, sending.ledger, sending.numbers(100.0), retry=True)
         until(lambda: len(sending.took) >= before + 120, 60)
@@ -256,24 +258,24 @@ def test_slow_broker_never_slows_a_request(broker: Wakes) -> None:
         env = {"BLACKSMITH_PUBSUB_URL": broker.url(topic, **changed)}
         return GatewayProcess(broker.store_url, APP, env=env)
 
-    took: dict[str, float] = {}
+    latencies: dict[str, float] = {}
     with gateway() as direct:
-        took["none"] = requests(direct)
+        latencies["none"] = requests(direct)
         assert unpublished(direct) == 0
         with frozen(broker.server):
-            took["frozen"] = requests(direct)
+            latencies["frozen"] = requests(direct)
             until(lambda: unpublished(direct), 20, "the broker does not respond")
     with Proxy(urlsplit(broker.url(topic)).port or 0) as proxy:
         proxy.delay = SLOW
         with gateway(port=proxy.port) as slowed:
-            took["slow"] = requests(slowed)
+            latencies["slow"] = requests(slowed)
         proxy.delay = None
         with gateway(port=proxy.port) as stalled:
-            took["stalled"] = requests(stalled)
+            latencies["stalled"] = requests(stalled)
             until(lambda: unpublished(stalled), 20, "the broker does not respond")
-    print(took)
-    # A request that waited for the broker would take twice that at least, there and back.
-    assert max(took.values()) < max(3 * took["none"], SLOW), took
+    print(latencies)
+    # A request that waited for the broker would take at least twice that, there and back.
+    assert max(latencies.values()) < max(3 * latencies["none"], SLOW), latencies
     with contextlib.closing(open_store(broker.store_url)) as store:
         store.register(blacksmith)
         sending.ledger.check(store)

@@ -1,4 +1,4 @@
-"""Warm runs are killed, paused, doubled, terminated and followed by others, while events come."""
+"""Warm runs are killed, paused, run twice, terminated and handed over while events arrive."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from tests.acceptance.warm_processes import LATE, WarmDeployment, is_alive
 
 pytestmark = pytest.mark.timeout(300)
 
-# Launching a run takes many times as long, on a machine that does something else as well.
+# On a busy machine, launching a run takes many times as long.
 NO_GAP = 3.0
 
 Deploy = Callable[..., WarmDeployment]
@@ -24,15 +24,15 @@ Deploy = Callable[..., WarmDeployment]
 
 @pytest.fixture
 def deploy(postgres_url: str, tmp_path: Path) -> Iterator[Deploy]:
-    made: list[WarmDeployment] = []
+    deployments: list[WarmDeployment] = []
 
     def deployment(**options: Any) -> WarmDeployment:
-        made.append(WarmDeployment(postgres_url, tmp_path, **options))
-        return made[-1]
+        deployments.append(WarmDeployment(postgres_url, tmp_path, **options))
+        return deployments[-1]
 
     yield deployment
-    for each in made:
-        each.close()
+    for deployment in deployments:
+        deployment.close()
 
 
 def test_warm_run_killed(deploy: Deploy) -> None:
@@ -57,18 +57,18 @@ def test_warm_run_stopped_past_its_lease_and_resumed(deploy: Deploy) -> None:
     first = alerts.warm()
     torn = alerts.send()
     until(lambda: torn in alerts.notes()[-1]["ids"], 20, "a batch begins")
-    os.kill(first, signal.SIGSTOP)  # in the middle of it
+    os.kill(first, signal.SIGSTOP)  # in the middle of the batch
     try:
         alerts.warm(2)
         until(lambda: alerts.pending() == 0, 60, "the next run has loaded the batch")
     finally:
         os.kill(first, signal.SIGCONT)
-    until(lambda: torn in alerts.notes("end")[-1]["ids"], 20, "the first run goes on")
+    until(lambda: torn in alerts.notes("end")[-1]["ids"], 20, "the first run continues")
     with alerts.stream():
         until(lambda: not is_alive(first), 60, "the first run has ended")
     until(alerts.is_settled, 60, "latency is normal again")
     alerts.judge()
-    states = [each.state for each in alerts.store.history(torn) if each.destination == LATE]
+    states = [entry.state for entry in alerts.store.history(torn) if entry.destination == LATE]
     assert states == ["acknowledged", "awaiting", "executing", "unknown", "executing", "succeeded"]
 
 
@@ -84,7 +84,7 @@ def test_dev_killed_while_its_run_lives_on(deploy: Deploy) -> None:
         alerts.warm(2)
     assert max(alerts.latencies(since)) < NO_GAP
     until(lambda: not is_alive(first), 30, "the orphan has ended")
-    until(lambda: alerts.status_of(1) is DagsterRunStatus.SUCCESS, 30, "and ended well")
+    until(lambda: alerts.status_of(1) is DagsterRunStatus.SUCCESS, 30, "it has succeeded")
     until(alerts.is_settled, 60, "everything is loaded")
     alerts.judge()
     assert alerts.overlaps() == []
@@ -100,7 +100,7 @@ def test_two_daemons_one_loader(deploy: Deploy) -> None:
             most = max(most, len(alerts.active()))
             time.sleep(0.2)
     assert len(alerts.pids()) == 2
-    assert most == 2  # one loads, one follows
+    assert most == 2  # one run and its successor
     assert all(daemon.process.poll() is None for daemon in daemons)
     until(alerts.is_settled, 60, "everything is loaded")
     alerts.judge()
@@ -122,13 +122,13 @@ def test_one_event_hangs_the_others_flow(deploy: Deploy, tmp_path: Path) -> None
         until(lambda: not is_alive(first), 30, "the first run has ended")
         after = time.monotonic()
         fixed.touch()
-        until(lambda: alerts.latencies(after, "stuck"), 90, "what hung loads again")
+        until(lambda: alerts.latencies(after, "stuck"), 90, "the job that hung is loaded again")
     assert alerts.status_of(1) is DagsterRunStatus.FAILURE
     assert max(alerts.latencies(since)) < NO_GAP
     until(alerts.is_settled, 60, "everything is loaded")
     alerts.judge()
-    loads = [each for each in alerts.notes(event="stuck") if hanging in each["ids"]]
-    assert len({each["pid"] for each in loads}) >= 2
+    loads = [note for note in alerts.notes(event="stuck") if hanging in note["ids"]]
+    assert len({note["pid"] for note in loads}) >= 2
 
 
 def test_terminated_in_the_middle_of_a_batch(deploy: Deploy) -> None:
@@ -143,7 +143,7 @@ def test_terminated_in_the_middle_of_a_batch(deploy: Deploy) -> None:
         assert response["terminateRun"]["__typename"] == "TerminateRunSuccess"
         until(lambda: alerts.status(run.run_id) is DagsterRunStatus.CANCELED, 30, "it is canceled")
         began, ended = (
-            [each["ids"] for each in alerts.notes(what) if each["pid"] == alerts.pids()[0]]
+            [note["ids"] for note in alerts.notes(what) if note["pid"] == alerts.pids()[0]]
             for what in ("begin", "end")
         )
         assert began == ended
@@ -151,8 +151,8 @@ def test_terminated_in_the_middle_of_a_batch(deploy: Deploy) -> None:
     until(alerts.is_settled, 60, "latency is normal again")
     alerts.judge()
     assert alerts.overlaps() == []
-    loads = [event for each in alerts.notes() for event in each["ids"]]
-    assert len(loads) == len(set(loads))  # nothing was cut off and loaded again
+    loads = [event for note in alerts.notes() for event in note["ids"]]
+    assert len(loads) == len(set(loads))  # no load was cut off and repeated
 
 
 def test_handover_leaves_no_gap(deploy: Deploy) -> None:
@@ -199,7 +199,7 @@ def test_code_reload_during_a_warm_run(deploy: Deploy) -> None:
         assert response["reloadWorkspace"]["__typename"] == "Workspace"
         alerts.warm(2)
     assert max(alerts.latencies(since)) < NO_GAP
-    versions = {each["pid"]: each["version"] for each in alerts.notes()}
+    versions = {note["pid"]: note["version"] for note in alerts.notes()}
     assert [versions[pid] for pid in alerts.pids()] == ["1", "2"]
     until(lambda: not is_alive(first), 30, "the run with the old code has ended")
     assert alerts.status_of(1) is DagsterRunStatus.SUCCESS

@@ -41,31 +41,31 @@ on_postgres = pytest.mark.parametrize("store_url", ["postgres"], indirect=True)
 
 @pytest.fixture
 def deploy(store_url: str, tmp_path: Path) -> Iterator[Callable[..., Deployment]]:
-    made: list[Deployment] = []
+    deployments: list[Deployment] = []
 
     def deployment(numbers: Sequence[int], **options: Any) -> Deployment:
-        """So many events of each of the three days, without a job."""
+        """A deployment with events of three days, without jobs."""
         lake = Deployment(store_url, tmp_path, interval="@every 1h", **options)
-        made.append(lake)
+        deployments.append(lake)
         for number, day in zip(numbers, DAYS, strict=True):
             noon = datetime.combine(datetime.fromisoformat(day), time(12), UTC)
             lake.receive(number, received_at=noon, with_jobs=False)
         return lake
 
     yield deployment
-    for each in made:
-        each.close()
+    for deployment in deployments:
+        deployment.close()
 
 
 def backfill(dagster: DagsterProcess) -> None:
-    """A backfill of the three days, which the daemon makes a run of."""
+    """Launch a backfill of the three days, of which the daemon makes a run."""
     params = {"assetSelection": [{"path": FLIGHTS.split("/")}], "partitionNames": DAYS}
     response = dagster.graphql(BACKFILL, params=params)["launchPartitionBackfill"]
     assert response["__typename"] == "LaunchBackfillSuccess", response
 
 
 def launch(dagster: DagsterProcess) -> None:
-    """A run of the three days, at once."""
+    """Launch a run of the three days directly."""
     tags = {"start": DAYS[0], "end": DAYS[-1]}
     params = {
         "selector": {
@@ -105,13 +105,15 @@ def test_cancelled_from_the_ui(deploy: Callable[..., Deployment]) -> None:
     began, ended = (
         [line["ids"] for line in lake.lines() if line["what"] == what] for what in ("begin", "end")
     )
-    assert began == ended  # the batch under way was finished
+    assert began == ended  # the current batch was finished
     assert 0 < len(ended) < 12
     assert materialized(lake) == set()
     launch(dagster)
-    until(lambda: materialized(lake) == set(DAYS), 90, "the next launch goes on")
+    until(lambda: materialized(lake) == set(DAYS), 90, "the next launch continues")
     lake.judge()
-    loaded = [each for line in lake.lines() if line["what"] == "end" for each in line["ids"]]
+    loaded = [
+        event_id for line in lake.lines() if line["what"] == "end" for event_id in line["ids"]
+    ]
     assert len(loaded) == len(set(loaded)) == 120
     (replayed,) = lake.store.replays(FLIGHTS)
     assert (replayed.jobs, replayed.created_jobs, replayed.waiting) == (120, 120, 0)
@@ -123,10 +125,10 @@ def test_daemon_killed_in_a_backfill(deploy: Callable[..., Deployment]) -> None:
     dagster = lake.dev()
     backfill(dagster)
     until(lake.began, 90, "a batch begins")
-    dagster.kill()  # with the run, and all that it has started
+    dagster.kill()  # with the run and all other descendants
     dagster = lake.dev()
     launch(dagster)
-    until(lambda: materialized(lake) == set(DAYS), 120, "the next launch goes on")
+    until(lambda: materialized(lake) == set(DAYS), 120, "the next launch continues")
     lake.judge()
     (replayed,) = lake.store.replays(FLIGHTS)
     assert (replayed.jobs, replayed.waiting) == (120, 0)
@@ -146,7 +148,7 @@ def page(chromium: str) -> Iterator[Page]:
 def test_a_backfill_launched_in_the_browser(deploy: Callable[..., Deployment], page: Page) -> None:
     lake = deploy((20, 30, 10), seconds=0.05)
     dagster = lake.dev()
-    dagster.graphql("mutation { setNuxSeen }")  # an invitation would lie over the page
+    dagster.graphql("mutation { setNuxSeen }")  # otherwise an invitation covers the page
     page.goto(f"{dagster.url}/assets/{FLIGHTS}?view=partitions")
     page.locator("button").filter(has_text="Materialize…").click()
     dialog = page.get_by_role("dialog")
@@ -154,7 +156,7 @@ def test_a_backfill_launched_in_the_browser(deploy: Callable[..., Deployment], p
     days.fill(f"[{DAYS[0]}...{DAYS[-1]}]")
     days.press("Enter")
     dialog.locator("button").filter(has_text="Launch backfill").click()
-    until(lambda: materialized(lake) == set(DAYS), 120, "the days turn")
+    until(lambda: materialized(lake) == set(DAYS), 120, "the days become materialized")
     for day, number in zip(DAYS, (20, 30, 10), strict=True):
         page.goto(f"{dagster.url}/assets/{FLIGHTS}?view=partitions&partition={day}")
         expect(page.get_by_text("Materialized (3)")).to_be_visible()

@@ -1,7 +1,7 @@
-"""Replays that are killed, doubled, starved of their database, or that run beside whatever else does.
+"""Replays that are killed, run twice, lose their database, or run beside other work.
 
-The oracle: after the end every event of the window that the flows want is succeeded, or discarded
-with an error, each counted once per replay.
+The oracle: at the end every job of the window has succeeded or is discarded with an error, and each
+is counted once per replay.
 """
 
 import contextlib
@@ -45,9 +45,9 @@ def recording(tmp_path: Path) -> Iterator[Recording]:
 
 
 def ingest_events(store: Store, data: Sequence[str], *to: str) -> list[str]:
-    """Keep an event for each item of data, with jobs for these alone."""
+    """Ingest an event per item of data, with jobs only for these destination events."""
     (ids,) = store.ingest(
-        [[NewEvent(departed.path, each, [NewJob(path) for path in to]) for each in data]]
+        [[NewEvent(departed.path, payload, [NewJob(path) for path in to]) for payload in data]]
     )
     assert isinstance(ids, list)
     return ids
@@ -65,7 +65,7 @@ def replaying(store_url: str, recording: Recording, *modes: str) -> LoaderProces
 
 
 def ended(process: LoaderProcess) -> None:
-    """Wait until the replay has ended well."""
+    """Wait until the replay has succeeded."""
     process.until(lambda: process.process.poll() is not None, 60)
     assert process.process.returncode == 0, process.log
 
@@ -84,10 +84,10 @@ def test_replay_killed_and_resumed(store: Store, store_url: str, recording: Reco
         recording.hold.unlink()
     with replaying(store_url, recording) as process:
         ended(process)
-    found = judge(store, FLIGHTS, ids, recording.loaded())
-    assert found.discarded == {ids[2000]}
-    assert found.pending == set()
-    assert len(recording.loaded()) == len(ids) - 1  # none was loaded twice
+    result = judge(store, FLIGHTS, ids, recording.loaded())
+    assert result.discarded == {ids[2000]}
+    assert result.pending == set()
+    assert len(recording.loaded()) == len(ids) - 1  # no job was loaded twice
     (row,) = store.replays(FLIGHTS)
     assert (row.jobs, row.created_jobs, row.waiting) == (3500, 3500, 0)
     assert row.ended_at is not None
@@ -111,14 +111,14 @@ def test_database_restarted_in_a_replay(
         recording.hold.unlink()
         ended(process)
     with contextlib.closing(open_store(url)) as store:
-        found = judge(store, FLIGHTS, ids, recording.loaded())
-        assert found.succeeded == set(ids)
+        result = judge(store, FLIGHTS, ids, recording.loaded())
+        assert result.succeeded == set(ids)
         (row,) = store.replays(FLIGHTS)
         assert (row.jobs, row.waiting) == (2500, 0)
 
 
 class Flowing:
-    """Events that arrive again and again, until the end of the block."""
+    """Events that keep arriving until the block ends."""
 
     def __init__(self, store: Store, *to: str) -> None:
         self.ids: list[str] = []
@@ -142,7 +142,7 @@ class Flowing:
 def test_window_that_still_receives_events(
     store: Store, store_url: str, recording: Recording
 ) -> None:
-    """All of a window is replayed that goes on into the future, and receives events meanwhile."""
+    """A window that ends in the future and still receives events is replayed completely."""
     with LoaderProcess(store_url, recording.folder) as loader:
         before = ingest_events(store, ['{"n": 1}'] * 2500, FLIGHTS)
         loader.until(lambda: store.counts(FLIGHTS).succeeded == 2500)
@@ -151,10 +151,10 @@ def test_window_that_still_receives_events(
             loader.until(lambda: len(flowing.ids) > 100)
         loader.until(lambda: store.counts(FLIGHTS).pending == 0)
         ids = before + flowing.ids
-    found = judge(store, FLIGHTS, ids, recording.loaded())
-    assert found.succeeded == set(ids)
+    result = judge(store, FLIGHTS, ids, recording.loaded())
+    assert result.succeeded == set(ids)
     (row,) = store.replays(FLIGHTS)
-    # Once by the loader, and once by the replay what it has found loaded.
+    # Once by the loader; and by the replay once more, if the loader was first.
     assert row.jobs >= 2500
     assert len(recording.loaded()) == len(ids) + row.jobs
 
@@ -162,21 +162,21 @@ def test_window_that_still_receives_events(
 def test_new_destination_while_events_flow(
     store: Store, store_url: str, recording: Recording
 ) -> None:
-    """It is filled from history while new events arrive, before and after the gateway knows it."""
+    """It is filled from history while new events arrive, before and after the gateway's restart."""
     history = ingest_events(store, ['{"n": 1}'] * 3000)
     with LoaderProcess(store_url, recording.folder) as loader:
         with Flowing(store) as flowing:
             loader.until(lambda: len(flowing.ids) > 50)
-            flowing.to = (FLIGHTS,)  # the gateway was started anew
-            made = len(flowing.ids)
-            loader.until(lambda: len(flowing.ids) > made + 50)
+            flowing.to = (FLIGHTS,)  # the gateway was restarted
+            ingested = len(flowing.ids)
+            loader.until(lambda: len(flowing.ids) > ingested + 50)
             with replaying(store_url, recording) as process:
                 ended(process)
-            loader.until(lambda: len(flowing.ids) > made + 200)
+            loader.until(lambda: len(flowing.ids) > ingested + 200)
         loader.until(lambda: store.counts(FLIGHTS).pending == 0)
     ids = history + flowing.ids
-    found = judge(store, FLIGHTS, ids, recording.loaded())
-    assert found.succeeded == set(ids)
+    result = judge(store, FLIGHTS, ids, recording.loaded())
+    assert result.succeeded == set(ids)
     assert len(recording.loaded()) == len(ids)  # each once
 
 
@@ -186,8 +186,8 @@ def test_new_destination_while_events_flow(
 def run_replay(store: Store, app: Blacksmith, path: str, **request: Any) -> ReplaySummary:
     with contextlib.closing(open_supervisor(None, store)) as supervisor:
         event = app.destination_events[path]
-        asked = ReplayRequest(*EVER, **request)
-        return replay(app, event, asked, store=store, supervisor=supervisor)
+        window = ReplayRequest(*EVER, **request)
+        return replay(app, event, window, store=store, supervisor=supervisor)
 
 
 def load(store: Store, app: Blacksmith, path: str) -> None:
@@ -224,7 +224,7 @@ def test_replay_does_not_overwrite_newer_rows(store: Store, tmp_path: Path) -> N
 
 
 def test_renamed_destination_event(store: Store) -> None:
-    """Under its new name its discarded jobs are loaded again, with their keys and their history."""
+    """Under its new name, its discarded jobs are loaded again with their keys and history."""
     keys: dict[str, list[str]] = {"flights": [], "departures": []}
     good: list[bool] = []
 
@@ -252,7 +252,7 @@ def test_renamed_destination_event(store: Store) -> None:
         path = "warehouse/departures"
         assert run_replay(renamed, after, path).tally == Tally(succeeded=3)
         assert renamed.counts(path).succeeded == 3
-        states = [each.state for each in renamed.history(ids[0]) if each.destination == path]
+        states = [entry.state for entry in renamed.history(ids[0]) if entry.destination == path]
     assert (states.count("discarded"), states[-1]) == (1, "succeeded")
     assert keys["departures"] == keys["flights"]
 

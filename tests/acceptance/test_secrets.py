@@ -1,4 +1,4 @@
-"""A secret is used and never told: not by a log, an error, a response or Dagster's storage."""
+"""Secrets are used but never appear in a log, an error, a response or Dagster's storage."""
 
 import os
 import sqlite3
@@ -23,7 +23,7 @@ CANARY = "cAnAry0f5e1d"
 
 
 class Echo(BaseHTTPRequestHandler):
-    """A service that refuses, and repeats all that it was told."""
+    """A service that rejects every request and echoes it."""
 
     received: list[str]
 
@@ -51,7 +51,7 @@ def echo() -> Iterator[tuple[str, list[str]]]:
 
 
 def run(*command: str, env: Mapping[str, str]) -> str:
-    """Run a command of this interpreter's; returns whatever it printed, even if it failed."""
+    """Run a Python module; returns its output, even if it failed."""
     done = subprocess.run(
         [sys.executable, "-m", *command],
         env=dict(env),
@@ -66,9 +66,9 @@ def run(*command: str, env: Mapping[str, str]) -> str:
 
 
 def kept(folder: Path) -> str:
-    """Everything in the files of a folder; of SQLite's, whatever can be selected."""
+    """The contents of all files in a folder; SQLite files are read with SELECT."""
     parts = []
-    for path in sorted(each for each in folder.rglob("*") if each.is_file()):
+    for path in sorted(file for file in folder.rglob("*") if file.is_file()):
         content = path.read_bytes()
         parts.append(content.decode(errors="replace"))
         if content.startswith(b"SQLite format 3"):
@@ -83,11 +83,11 @@ def test_secrets_appear_nowhere(store_url: str, tmp_path: Path) -> None:
     dagster_home.mkdir()
     (dagster_home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
     parts = urlsplit(store_url)
-    if parts.hostname:  # the server trusts everyone, and is told a password all the same
+    if parts.hostname:  # the server trusts every client, but gets a password all the same
         store_url = parts._replace(
             netloc=f"{parts.username}:{CANARY}@{parts.hostname}:{parts.port}"
         ).geturl()
-    said: dict[str, str] = {}
+    outputs: dict[str, str] = {}
     with echo() as (address, received):
         env = {
             **os.environ,
@@ -114,18 +114,20 @@ def test_secrets_appear_nowhere(store_url: str, tmp_path: Path) -> None:
                 ),
             ]
             gateway.stop()
-            said["the gateway's log"] = gateway.log
+            outputs["the gateway's log"] = gateway.log
         statuses = [response.status_code for response in responses]
         assert statuses[:4] == [200, 202, 202, 422]  # the second 202 is in quarantine
         assert set(statuses[4:]) == {401}
-        said["responses"] = "\n".join(f"{each.headers}\n{each.text}" for each in responses)
+        outputs["responses"] = "\n".join(
+            f"{response.headers}\n{response.text}" for response in responses
+        )
 
         for job in ("load_alerts", "load_warehouse"):
             execute = ("dagster", "job", "execute", "-m", PIPELINE, "-d", str(ROOT_FOLDER))
-            said[job] = run(*execute, "-j", job, env=env)
-            assert "STEP_START" in said[job]
+            outputs[job] = run(*execute, "-j", job, env=env)
+            assert "STEP_START" in outputs[job]
         assert len(received) == 1
-        assert CANARY in received[0]  # it was used
+        assert CANARY in received[0]  # the secret was used
 
         for command in (
             "status",
@@ -136,25 +138,25 @@ def test_secrets_appear_nowhere(store_url: str, tmp_path: Path) -> None:
         ):
             blacksmith = ("blacksmith_dagster.cli", *command.split())
             app = (f"--app={PIPELINE}:blacksmith",) if command == "status" else ()
-            said[command] = run(*blacksmith, *app, env=env)
-        assert "alerts/openings" in said["jobs list --state discarded --json"]
-        assert "vault/opened" in said["quarantine list --json"]
-        assert "KeyError" in said["quarantine show qua_1"]
+            outputs[command] = run(*blacksmith, *app, env=env)
+        assert "alerts/openings" in outputs["jobs list --state discarded --json"]
+        assert "vault/opened" in outputs["quarantine list --json"]
+        assert "KeyError" in outputs["quarantine show qua_1"]
 
         for port in (free_port(), "no-port"):
             broken = {
                 **env,
                 "BLACKSMITH_STORE_URL": f"postgresql://app:{CANARY}@127.0.0.1:{port}/events",
             }
-            gone = f"with the store at port {port}"
+            place = f"with the store at port {port}"
             app = (f"--app={PIPELINE}:blacksmith",)
-            said[f"gateway {gone}"] = run("blacksmith_dagster.cli", "gateway", *app, env=broken)
-            said[f"status {gone}"] = run("blacksmith_dagster.cli", "status", *app, env=broken)
-            said[f"job {gone}"] = run(*execute, "-j", "load_alerts", env=broken)
+            outputs[f"gateway {place}"] = run("blacksmith_dagster.cli", "gateway", *app, env=broken)
+            outputs[f"status {place}"] = run("blacksmith_dagster.cli", "status", *app, env=broken)
+            outputs[f"job {place}"] = run(*execute, "-j", "load_alerts", env=broken)
 
-    said["Dagster's storage"] = kept(dagster_home)
-    assert "load_alerts" in said["Dagster's storage"]
-    leaked = {where: lines for where, text in said.items() if (lines := with_canary(text))}
+    outputs["Dagster's storage"] = kept(dagster_home)
+    assert "load_alerts" in outputs["Dagster's storage"]
+    leaked = {place: lines for place, text in outputs.items() if (lines := with_canary(text))}
     assert leaked == {}
 
 

@@ -57,7 +57,7 @@ class Library:
 
 def say_everything(client: Client) -> list[str]:
     """Call each of the library's methods; returns the ids of the messages."""
-    said = [
+    messages = [
         client.identify("u-1", {"plan": "enterprise"}),
         client.track("u-1", "Ordered", {"price": 18.99}, context={"ip": "192.0.2.1"}),
         client.page("u-1", "shop", "Anvils", {"path": "/anvils"}),
@@ -65,8 +65,8 @@ def say_everything(client: Client) -> list[str]:
         client.group("u-1", "g-1", {"seats": 12}),
         client.alias("u-0", "u-1"),
     ]
-    assert all(accepted for accepted, _ in said)
-    return [message["messageId"] for _, message in said]
+    assert all(accepted for accepted, _ in messages)
+    return [message["messageId"] for _, message in messages]
 
 
 @pytest.mark.parametrize("gzip", [False, True])
@@ -212,9 +212,9 @@ def test_clock_is_set_right_by_the_time_of_arrival_when_a_request_is_retried(
         "timestamp": YESTERDAY.isoformat(),
         "sentAt": (YESTERDAY + minute).isoformat(),
     }
-    came = Request(json.dumps(message).encode(), path="/v1/track", received_at=YESTERDAY)
+    request = Request(json.dumps(message).encode(), path="/v1/track", received_at=YESTERDAY)
     waiting = webhooks.store.quarantine(
-        raw_request_of("segment", came, RuntimeError("a bug, since fixed"))
+        raw_request_of("segment", request, RuntimeError("a bug, since fixed"))
     )
     (kept,) = retry_quarantined(blacksmith, webhooks.store, waiting)
     (event,) = webhooks.new()

@@ -53,7 +53,7 @@ def take_over(hosts: Hosts, lost: Host) -> float:
 
 
 def test_holder_killed(hosts: Hosts) -> None:
-    killed = hosts.caught_in_a_load()
+    killed = hosts.holder_in_a_load()
     killed.loader.kill()
     hosts.let_go()
     assert take_over(hosts, killed) < hosts.take_over_seconds
@@ -64,13 +64,13 @@ def test_holder_killed(hosts: Hosts) -> None:
 
 
 def test_holder_stopped_past_ttl_then_resumed(hosts: Hosts) -> None:
-    stale = hosts.caught_in_a_load()
+    stale = hosts.holder_in_a_load()
     stale.loader.pause(hosts.store)
     hosts.let_go()
     assert take_over(hosts, stale) < hosts.take_over_seconds
     hosts.settle()
     before = [hosts.store.history(event_id) for event_id in hosts.accepted]
-    stale.loader.go_on()
+    stale.loader.resume()
     hosts.until(lambda: "fenced:" in stale.loader.log)
     # It has loaded the jobs that it had claimed, and its record was rejected.
     hosts.until(lambda: len(hosts.recording.loaded()) == 2 * len(hosts.accepted))
@@ -81,7 +81,7 @@ def test_holder_stopped_past_ttl_then_resumed(hosts: Hosts) -> None:
 
 @pytest.mark.parametrize("how", ["silent", "cut"])
 def test_holder_cut_off_from_consul_not_from_store(on_consul: Hosts, how: str) -> None:
-    hosts, lost = on_consul, on_consul.caught_in_a_load()
+    hosts, lost = on_consul, on_consul.holder_in_a_load()
     if how == "silent":
         lost.consul_link().silence()
     else:
@@ -100,7 +100,7 @@ def test_holder_cut_off_from_consul_not_from_store(on_consul: Hosts, how: str) -
 
 
 def test_holder_cut_off_from_store_not_from_consul(on_consul: Hosts) -> None:
-    hosts, lost = on_consul, on_consul.caught_in_a_load()
+    hosts, lost = on_consul, on_consul.holder_in_a_load()
     lost.to_store.cut()
     hosts.let_go()
     # It tries to record for as long as it may (3 s here), and then releases the lock.
@@ -123,7 +123,7 @@ def _holds_again(hosts: Hosts, host: Host) -> None:
 
 
 def test_session_expired_by_hand(on_consul: Hosts, consul: ConsulServer) -> None:
-    hosts, lost = on_consul, on_consul.caught_in_a_load()
+    hosts, lost = on_consul, on_consul.holder_in_a_load()
     (entry,) = consul.call("GET", f"kv/blacksmith/{KEY}")
     consul.call("PUT", f"session/destroy/{entry['Session']}")
     assert take_over(hosts, lost) < TTL + LOCK_DELAY + 1
@@ -134,7 +134,7 @@ def test_session_expired_by_hand(on_consul: Hosts, consul: ConsulServer) -> None
 
 
 def test_slow_renewals(hosts: Hosts) -> None:
-    slow = hosts.caught_in_a_load()
+    slow = hosts.holder_in_a_load()
     slow.to_store.delay = TTL / 40  # a renewal takes several round trips, each of twice that
     if slow.to_consul:
         slow.to_consul.delay = TTL / 16
@@ -167,7 +167,7 @@ def test_clock_wrong_by_ten_minutes(hosts: Hosts) -> None:
         preload = {"LD_PRELOAD": str(FAKETIME), "FAKETIME": shift}
         hosts.add({**preload, "FAKETIME_DONT_FAKE_MONOTONIC": "1"})
     wrong = hosts.hosts[right:]
-    killed = hosts.caught_in_a_load()
+    killed = hosts.holder_in_a_load()
     assert killed in wrong
     since = time.monotonic()
     while time.monotonic() < since + 2 * TTL:
@@ -177,7 +177,9 @@ def test_clock_wrong_by_ten_minutes(hosts: Hosts) -> None:
     hosts.let_go()
     assert take_over(hosts, killed) < hosts.take_over_seconds
     hosts.judge()
-    shifts = {round((at - time.time()) / 600) for at in hosts.recording.times().values()}
+    shifts = {
+        round((loaded_at - time.time()) / 600) for loaded_at in hosts.recording.times().values()
+    }
     assert shifts <= {1, -1}, "the hosts' clocks were not wrong"
 
 
@@ -196,7 +198,7 @@ def test_release_by_a_stale_holder(hosts: Hosts) -> None:
         assert new.confirm()
         assert hosts.status().holder == "rightful"
         assert rightful.acquire(KEY, "another") is None
-    hosts.hosts[0].run_on()
+    hosts.hosts[0].recover()
     hosts.accept(5)
     hosts.judge()
 
@@ -221,7 +223,7 @@ def test_stale_holder_cannot_fence_out_the_rightful_one(hosts: Hosts) -> None:
             hosts.store.take_over(FLIGHTS, Lane.LOAD, old.id, old.confirm)
         with pytest.raises(FencedOut):
             hosts.store.claim(token, 10, 3)
-        hosts.store.record(load, LoadVerdict())  # the rightful one's record counts
+        hosts.store.record(load, LoadVerdict())  # the current holder's record is accepted
     result = judge(hosts.store, FLIGHTS, ids, [row.id for row in load.rows])
     assert result.succeeded == set(ids)
     one_at_a_time(hosts.store)

@@ -187,7 +187,7 @@ def test_status_has_tables_of_services_and_locks(
         gateways(postgres_url, consul_url + OPTIONS),
         Hosts(postgres_url, tmp_path, [consul], 1) as hosts,
     ):
-        host = hosts.caught_in_a_load()
+        host = hosts.holder_in_a_load()
         until(lambda: len(hosts.supervisor.services()) == 2, 20)
         output = CliRunner().invoke(main, ["status", f"--app={PIPELINE}"]).stdout
         hosts.let_go()
@@ -264,7 +264,7 @@ class Faults:
             if not server.is_running:
                 server.launch()
         for host in self._hosts.hosts:
-            host.run_on()
+            host.recover()
         for gateway in self._gateways:
             if gateway.process is None:
                 gateway.start()

@@ -1,4 +1,4 @@
-"""Who is let in by the gateway, with what; and what response the others get."""
+"""The gateway's authentication, networks, CORS, models and versions, and its rejections."""
 
 import base64
 import gzip
@@ -59,7 +59,7 @@ ALL = {"bearer": bearer, "write_key": write_key, **SIGNATURES}
 
 
 class Sender:
-    """One who signs for the endpoint of a scheme."""
+    """A client that signs requests to the endpoint of a scheme."""
 
     def __init__(self, gateway: GatewayProcess, name: str) -> None:
         self._gateway = gateway
@@ -69,12 +69,12 @@ class Sender:
     def signed(
         self, secret: str | None = None, body: bytes = BODY, at: float | None = None
     ) -> dict[str, str]:
-        """The headers that prove who sends."""
+        """The headers that authenticate the sender."""
         moment = int(time.time() if at is None else at)
         return ALL[self._name](secret or self.new, body, moment)
 
     def post(self, headers: dict[str, str], body: bytes = BODY) -> httpx.Response:
-        """The response to a request with these headers."""
+        """Send a request with these headers; returns the response."""
         with self._gateway.client() as client:
             return client.post(
                 f"/v1/signed/{self._name}",
@@ -83,7 +83,7 @@ class Sender:
             )
 
     def rejected(self, headers: dict[str, str], body: bytes = BODY) -> str:
-        """Assert that such a request is rejected; the reason given."""
+        """Assert that such a request is rejected; returns the reason."""
         response = self.post(headers, body)
         assert response.status_code == 401, response.text
         assert response.headers["www-authenticate"]
@@ -126,7 +126,7 @@ def process(gateway: tuple[GatewayProcess, Store]) -> GatewayProcess:
 
 @pytest.fixture
 def new_events(gateway: tuple[GatewayProcess, Store]) -> Callable[[], list[Any]]:
-    """What has been kept since the test began, the oldest first."""
+    """The events stored since the test began, oldest first."""
     _, store = gateway
     before = {event.id for event in store.events(limit=100_000)}
     return lambda: [
@@ -160,7 +160,9 @@ def test_old_signature(signer: Sender, new_events: Callable[[], list[Any]]) -> N
     for at, how in ((time.time() - 400, "old"), (time.time() + 400, "ahead")):
         headers = signer.signed(at=at)
         if len(headers) == 1 and "Stripe-Signature" not in headers:
-            assert signer.post(headers).status_code == 202  # GitHub's says nothing of the time
+            assert (
+                signer.post(headers).status_code == 202
+            )  # GitHub's signature does not cover the time
         else:
             assert how in signer.rejected(headers)
             assert new_events() == []
@@ -171,22 +173,22 @@ def test_replayed_signature(signer: Sender, new_events: Callable[[], list[Any]])
     headers = signer.signed(body=body)
     first = signer.post(headers, body)
     again = signer.post(headers, body)
-    # An attacker may add what is not signed.
+    # An attacker may add unsigned headers.
     added = signer.post({**headers, "Idempotency-Key": "another"}, body)
-    assert [each.status_code for each in (first, again, added)] == [202] * 3
-    if "X-Hub-Signature-256" in headers:  # nothing that is signed tells them apart
+    assert [response.status_code for response in (first, again, added)] == [202] * 3
+    if "X-Hub-Signature-256" in headers:  # the signed parts do not distinguish them
         assert len(new_events()) == 3
         return
     assert first.json() == again.json() == added.json()
     assert len(new_events()) == 1
 
 
-def test_honest_retry_is_signed_anew(process: GatewayProcess) -> None:
+def test_honest_retry_is_signed_again(process: GatewayProcess) -> None:
     sender = Sender(process, "standard")
     now = int(time.time())
     first, again, other = (
-        sender.post(standard_webhooks(sender.new, body, at, "msg_retried"), body)
-        for body, at in ((b"{}", now - 60), (b"{}", now), (b"[1]", now))
+        sender.post(standard_webhooks(sender.new, body, sent_at, "msg_retried"), body)
+        for body, sent_at in ((b"{}", now - 60), (b"{}", now), (b"[1]", now))
     )
     assert first.json() == again.json()
     assert (other.status_code, other.json()["type"]) == (422, "urn:blacksmith:key-reused")
@@ -206,7 +208,7 @@ def test_body_changed_by_one_byte(signer: Sender, new_events: Callable[[], list[
     assert new_events() == []
 
 
-def test_a_large_or_packed_body_is_signed_as_it_is_unpacked(
+def test_a_large_or_compressed_body_is_verified_uncompressed(
     signer: Sender, new_events: Callable[[], list[Any]]
 ) -> None:
     body = b'{"at": %d, "note": "%s"}' % (time.time_ns(), b"x" * 300_000)
@@ -220,7 +222,7 @@ def test_a_large_or_packed_body_is_signed_as_it_is_unpacked(
 
 
 def test_rotation_needs_no_pause(store_url: str) -> None:
-    """The old key alone, both, the new one by its hash alone: some sender is let in at all times."""
+    """With the old key, both, or only the new key's hash: some sender is accepted at all times."""
 
     def let_in(env: dict[str, str]) -> set[str]:
         others = {WHSEC_NEW: WHSEC[0], WHSEC_OLD: ""}
@@ -234,7 +236,7 @@ def test_rotation_needs_no_pause(store_url: str) -> None:
     assert let_in({NEW: hashed(new), OLD: ""}) == {new}
 
 
-def test_what_proves_who_sends_is_not_handed_on(
+def test_credentials_are_not_passed_to_functions(
     process: GatewayProcess, new_events: Callable[[], list[Any]]
 ) -> None:
     with process.client() as client:
@@ -256,7 +258,7 @@ def test_networks(process: GatewayProcess) -> None:
         assert client.post("/v1/near/event", json={}).status_code == 202
         rejected = client.post("/v1/far/event", json={})
         assert (rejected.status_code, rejected.json()["type"]) == (403, "urn:blacksmith:forbidden")
-        # Nobody has said that a proxy stands before it.
+        # No trusted proxy is configured.
         forwarded = {"X-Forwarded-For": "198.51.100.7"}
         assert client.post("/v1/far/event", json={}, headers=forwarded).status_code == 403
 
@@ -268,16 +270,16 @@ def test_a_trusted_proxy_gives_the_clients_address(store_url: str) -> None:
             GatewayProcess(store_url, PIPELINE, env=env, trusted_proxies=[proxy]) as gateway,
             gateway.client() as client,
         ):
-            for address, wanted in (
+            for address, expected in (
                 ("198.51.100.7", let_in),
                 ("2001:db8::7", let_in),
-                # What a client has written itself stands before what the proxy has added.
+                # A client's own entries precede the proxy's.
                 ("198.51.100.7, 203.0.113.9", False),
                 ("nonsense", False),
             ):
                 headers = {"X-Forwarded-For": address}
                 status = client.post("/v1/far/event", json={}, headers=headers).status_code
-                assert status == (202 if wanted else 403), address
+                assert status == (202 if expected else 403), address
 
 
 def test_cors(process: GatewayProcess) -> None:
@@ -309,7 +311,7 @@ def test_cors(process: GatewayProcess) -> None:
         sent = client.post("/v1/web/clicked", json={}, headers={"Origin": SHOP})
         assert sent.status_code == 202
         assert sent.headers["access-control-allow-origin"] == SHOP
-        # A page may read why its request was rejected.
+        # A page may read the reason of a rejection.
         rejected = client.post("/v1/web/locked", json={}, headers={"Origin": SHOP})
         assert rejected.status_code == 401
         assert rejected.headers["access-control-allow-origin"] == SHOP
@@ -319,7 +321,7 @@ def test_cors(process: GatewayProcess) -> None:
 
 
 def heads(size: int) -> Iterator[bytes]:
-    """Request lines and headers of this size, which have no end."""
+    """Request lines and headers of this size, without an end."""
     start = b"POST /v1/plain/event HTTP/1.1\r\nHost: x\r\n"
     yield start + b"X-One: " + b"a" * size
     yield start + b"".join(b"X-%d: %s\r\n" % (n, b"a" * 100) for n in range(size // 100))
@@ -336,7 +338,7 @@ def test_huge_headers(process: GatewayProcess, new_events: Callable[[], list[Any
                 while chunk := connection.recv(65536):
                     received += chunk
             except (BrokenPipeError, ConnectionResetError):
-                pass  # closed while the rest was still being sent
+                pass  # closed before the rest was sent
         return received
 
     chunked = b"POST /v1/plain/event HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -354,7 +356,7 @@ def test_huge_headers(process: GatewayProcess, new_events: Callable[[], list[Any
         assert risen() < 8 * MIB
     payloads = [event.payload for event in new_events()]
     assert payloads == ['{"other":1}'] * 10
-    # What other servers accept is accepted, and a body of any size is no head.
+    # Sizes that other servers accept are accepted; a body does not count as part of the head.
     fits = {"X-One": "a" * (HEAD_BYTES - 1024)}
     with process.client() as client:
         assert client.post("/v1/plain/event", json={}, headers=fits).status_code == 202
@@ -391,21 +393,21 @@ def test_one_bad_event_in_a_batch(
     process, store = gateway
     batch = [GOOD | {"id": n} for n in range(5)]
     batch[2] = BAD
-    good = [each for each in batch if each is not BAD]
+    good = [order for order in batch if order is not BAD]
     with process.client() as client:
-        # Rejected, it is all or nothing.
+        # When one is rejected, none is stored.
         rejected = client.post(path % "orders", json=batch)
         assert rejected.status_code == 422
         assert new_events() == []
-        # By itself it waits in quarantine; sent again, nothing is kept twice.
-        before = {each.id for each in store.quarantined()}
+        # Only the invalid one waits in quarantine; sent again, no event is stored twice.
+        before = {request.id for request in store.quarantined()}
         key = {"Idempotency-Key": f"batch of {path} {process.port} {time.time_ns()}"}
         responses = [client.post(path % "lenient", json=batch, headers=key) for _ in range(2)]
         assert [response.status_code for response in responses] == [202, 202], responses[0].text
         assert responses[0].json() == responses[1].json()
     kept = new_events()
     assert [json.loads(event.payload) for event in kept] == good
-    (quarantined,) = [each for each in store.quarantined() if each.id not in before]
+    (quarantined,) = [request for request in store.quarantined() if request.id not in before]
     assert responses[0].json() == {
         "ids": [event.id for event in kept],
         "quarantined": [quarantined.id],
@@ -415,7 +417,7 @@ def test_one_bad_event_in_a_batch(
     assert "$.lines[1].count" in raw.error
 
 
-def test_a_webhook_holds_each_event_against_its_own_model(
+def test_a_webhook_validates_every_event_against_its_own_model(
     process: GatewayProcess, new_events: Callable[[], list[Any]]
 ) -> None:
     with process.client() as client:

@@ -104,7 +104,7 @@ class Wandering:
         return self.run(run_id).status
 
     def states_of_lake(self) -> list[MigrationState | None]:
-        """The states of its migrations, oldest first."""
+        """The states of the lake's migrations, oldest first."""
         app = Blacksmith(sources=[airport], destinations=[lake], since="2026-01-01")
         with (
             closing(open_store(self.store_url)) as store,
@@ -133,7 +133,7 @@ def page(wandering: Wandering, chromium: str) -> Iterator[Page]:
 
 
 def launch_by_hand(page: Page, job: str, config: str) -> None:
-    """Write the configuration in the launchpad, and launch."""
+    """Write the configuration into the launchpad and launch."""
     page.goto(f"/locations/{MODULE}/jobs/{job}")
     page.get_by_role("tab", name="Launchpad").click()
     editor = page.locator(".CodeMirror").first
@@ -145,7 +145,7 @@ def launch_by_hand(page: Page, job: str, config: str) -> None:
 
 
 def see_table(page: Page, rows: Sequence[Sequence[str]]) -> None:
-    """Look into the run's log for the table of migrations, with these cells in its rows."""
+    """Check that the run's log has the table of migrations, with these cells in its rows."""
     expect(page.get_by_text("RUN_SUCCESS").first).to_be_visible(timeout=60_000)
     page.get_by_placeholder("Filter…").fill("type:STEP_OUTPUT")
     page.keyboard.press("Enter")
@@ -176,12 +176,12 @@ def test_rolled_back_from_the_launchpad(wandering: Wandering, page: Page) -> Non
     assert wandering.ended(run) is DagsterRunStatus.SUCCESS
     config = "ops:\n  rollback_migrations:\n    config:\n      scopes: ['d:warehouse']\n"
     launch_by_hand(page, "wanderer_rollback", config + "      version: 0\n")
-    where, state = "destination:warehouse", "succeeded(down)"
+    scope, state = "destination:warehouse", "succeeded(down)"
     see_table(
         page,
         [
-            [where, str(GATED), "add_gate", "down", state],
-            [where, str(CREATED), "create_flights", "down", state],
+            [scope, str(GATED), "add_gate", "down", state],
+            [scope, str(CREATED), "create_flights", "down", state],
         ],
     )
     assert wandering.columns() == []
@@ -191,8 +191,8 @@ def test_a_second_run_fails_at_once_and_a_terminated_one_finishes_its_migration(
     wandering: Wandering, page: Page
 ) -> None:
     first = wandering.launch("wanderer_run", "run_migrations", ["d:lake"])
-    noted = wandering.home / "lake"
-    until(noted.exists, 60, "the first migration has begun")
+    record = wandering.home / "lake"
+    until(record.exists, 60, "the first migration has begun")
 
     second = wandering.launch("wanderer_run", "run_migrations", ["d:lake"])
     assert wandering.ended(second) is DagsterRunStatus.FAILURE
@@ -204,5 +204,5 @@ def test_a_second_run_fails_at_once_and_a_terminated_one_finishes_its_migration(
     until(lambda: wandering.run(first).status is DagsterRunStatus.CANCELING, 20, "it is canceling")
     (wandering.home / "go").touch()
     assert wandering.ended(first) is DagsterRunStatus.CANCELED
-    assert noted.read_text().split() == [str(SLOW[0])]
+    assert record.read_text().split() == [str(SLOW[0])]
     assert wandering.states_of_lake() == [MigrationState.SUCCEEDED_UP, None]

@@ -121,10 +121,10 @@ def test_github_payloads_at_their_webhook(webhooks: Webhooks) -> None:
                 assert (response.status_code, response.text) == (200, "pong")
             else:
                 assert response.status_code == 202, response.text
-    wanted = [delivery for delivery in recorded if delivery[0] != "ping"]
+    deliveries = [delivery for delivery in recorded if delivery[0] != "ping"]
     events = webhooks.new()
-    assert len(events) == len(wanted)
-    for event, (name, payload) in zip(events, wanted, strict=True):
+    assert len(events) == len(deliveries)
+    for event, (name, payload) in zip(events, deliveries, strict=True):
         assert event.event_type == ("github/push" if name == "push" else "github/other")
         assert json.loads(event.payload) == payload
         assert json.loads(event.context or "") == {"event": name}

@@ -1,4 +1,4 @@
-"""`blacksmith worker`: one loads, another stands by, and each ends as it should."""
+"""`blacksmith worker`: one loads, another stands by, and both end properly."""
 
 import contextlib
 import os
@@ -32,7 +32,7 @@ from blacksmith_dagster.pubsub import Publisher, open_pubsub
 from blacksmith_dagster.store import Store, open_store
 from tests.acceptance.processes import BlacksmithProcess, until
 from tests.acceptance.realtime_pipeline import (
-    EACH,
+    FULL,
     ODD,
     RECORD,
     STUCK,
@@ -52,17 +52,17 @@ ALERTS = "alerts/late"
 
 @alerts.event(receives=accepted)
 def late(batch: Batch[Any]) -> None:
-    """Notes every event, too."""
+    """Record every event, too."""
     record(batch)
 
 
 two = Blacksmith(sources=[inbox], destinations=[sink, alerts], since="2026-01-01")
 
-LEASE = 15.0  # seconds until the lock of a worker that was killed is another's
+LEASE = 15.0  # seconds until another worker has the lock of a killed one
 
 
 class Bench:
-    """A store that accepts events and wakes whoever listens, and the workers on it."""
+    """A store, a publisher of notifications, and workers on the store."""
 
     def __init__(self, store_url: str, folder: Path) -> None:
         self.folder = folder
@@ -76,7 +76,7 @@ class Bench:
         self._workers: list[BlacksmithProcess] = []
 
     def worker(self, *arguments: str, app: str = APP, **env: str) -> BlacksmithProcess:
-        """A worker that is ready."""
+        """Start a worker and wait until it is ready."""
         env = {"BLACKSMITH_PUBSUB_URL": "postgres", RECORD: str(self.folder / "record"), **env}
         worker = BlacksmithProcess(["worker", f"--app={app}", *arguments], self._url, env)
         self._workers.append(worker)
@@ -85,12 +85,12 @@ class Bench:
         return worker
 
     def send(self, *data: dict[str, Any], app: Blacksmith = blacksmith) -> list[str]:
-        """Have events committed, and tell of them; returns their ids."""
+        """Commit events and publish notifications; returns their ids."""
         [ids] = ingest(app, self.store, accepted, [Request.of(list(data))])
-        self._publisher.publish([EACH, ODD, STUCK, ALERTS])
+        self._publisher.publish([FULL, ODD, STUCK, ALERTS])
         return ids
 
-    def loaded(self, path: str = EACH) -> list[Loaded]:
+    def loaded(self, path: str = FULL) -> list[Loaded]:
         return [load for load in loaded(self.folder / "record") if load.path == path]
 
     def has(self, ids: list[str]) -> Callable[[], bool]:
@@ -121,14 +121,14 @@ def test_one_loads_and_another_takes_over_when_it_is_killed(bench: Bench) -> Non
     killed = time.monotonic()
     ids = bench.send({"n": 6}, {"n": 7})
     until(bench.has(ids), LEASE + 10)
-    by = {load.pid for load in bench.loaded() if load.id in ids}
-    assert by == {other.pid}
+    pids = {load.pid for load in bench.loaded() if load.id in ids}
+    assert pids == {other.pid}
     assert time.monotonic() - killed > 1, "it did not wait for the lock"
     began = time.monotonic()
     until(bench.has(bench.send({"n": 8})))
-    assert time.monotonic() - began < 1  # it is woken as the first was
+    assert time.monotonic() - began < 1  # notifications wake it like the first one
     assert len(bench.loaded()) == 9
-    assert bench.store.counts(EACH).succeeded == 9
+    assert bench.store.counts(FULL).succeeded == 9
 
 
 def test_a_worker_that_is_stopped_hands_over_at_once(bench: Bench) -> None:
@@ -150,7 +150,7 @@ def test_a_signal_lets_it_finish_its_batch(bench: Bench, by: signal.Signals) -> 
     bench.hold.touch()
     worker = bench.worker()
     (begun,) = bench.send({"n": 0, "waits": True})
-    until(lambda: bench.store.counts(EACH).executing == 1)
+    until(lambda: bench.store.counts(FULL).executing == 1)
     until((bench.folder / "waiting").exists)
     os.kill(worker.pid, by)
     (later,) = bench.send({"n": 2})
@@ -192,7 +192,7 @@ def test_materializations_are_reported_to_dagster_home(
     assert worker.stop() == 0
     today = datetime.now(UTC).date().isoformat()
     with DagsterInstance.from_config(str(home)) as instance:
-        for name, count in (("each", 3), ("odd", 1)):
+        for name, count in (("full", 3), ("odd", 1)):
             reported = instance.fetch_materializations(AssetKey(["sink", name]), limit=10).records
             assert {event.partition_key for event in reported} == {today}
             materializations = [
@@ -206,7 +206,7 @@ def test_materializations_are_reported_to_dagster_home(
     assert "Traceback" not in worker.log
 
 
-def test_a_destination_that_is_named_is_loaded_alone(bench: Bench) -> None:
+def test_only_the_named_destination_is_loaded(bench: Bench) -> None:
     bench.store.register(two)
     worker = bench.worker("alerts", app=f"{__name__}:two")
     assert f"blacksmith worker: {ALERTS}, store" in worker.log
@@ -215,11 +215,11 @@ def test_a_destination_that_is_named_is_loaded_alone(bench: Bench) -> None:
     everything = bench.worker(app=f"{__name__}:two")
     until(bench.has(ids))
     assert {load.pid for load in bench.loaded(ALERTS)} == {worker.pid}
-    assert {load.pid for load in bench.loaded(EACH)} == {everything.pid}
+    assert {load.pid for load in bench.loaded(FULL)} == {everything.pid}
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str, pubsub: str) -> str:
-    """What a worker says that does not even start."""
+    """The output of a worker that does not start."""
     monkeypatch.setenv("BLACKSMITH_PUBSUB_URL", pubsub)
     result = CliRunner().invoke(main, ["worker", *arguments])
     assert result.exit_code == 1, result.output
@@ -232,7 +232,7 @@ def test_without_a_pubsub_it_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -
     assert "set BLACKSMITH_PUBSUB_URL" in output
 
 
-def test_a_destination_that_is_none_is_reported(
+def test_an_unknown_destination_is_reported(
     monkeypatch: pytest.MonkeyPatch, postgres_url: str
 ) -> None:
     monkeypatch.setenv("BLACKSMITH_STORE_URL", postgres_url)
@@ -259,7 +259,7 @@ COUNTED = "counters/counted"
 
 @counters.event(CDC())
 def counted(listener: Listener) -> Iterator[Event[int]]:
-    """Counts, as long as the test's file says."""
+    """Count up to the number in the test's file."""
     while not listener.wait(0.01):
         start, end = listener.cursor or 0, int(Path(os.environ[COUNT]).read_text())
         for number in range(start + 1, end + 1):
@@ -276,7 +276,7 @@ def counts(bench: Bench) -> list[int]:
     return [int(event.payload) for event in reversed(bench.store.events(COUNTED, 100_000))]
 
 
-def test_a_worker_of_sources_alone_needs_no_broker(bench: Bench) -> None:
+def test_a_worker_of_only_sources_needs_no_broker(bench: Bench) -> None:
     bench.store.register(both)
     count = bench.folder / "count"
     count.write_text("100")

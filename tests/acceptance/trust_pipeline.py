@@ -1,4 +1,4 @@
-"""A pipeline whose endpoints are protected in every way there is."""
+"""A pipeline whose endpoints are protected in every possible way."""
 
 from datetime import date
 from typing import Any
@@ -48,7 +48,7 @@ for _name, _auth in AUTHS.items():
 
 @signed.event(HTTP("/signed/headers"), auth=AUTHS["bearer"])
 def headers(request: Request) -> Event[dict[str, str]]:
-    """The headers that a function is handed."""
+    """The headers that a function gets."""
     return Event(dict(request.headers))
 
 
@@ -60,7 +60,7 @@ class Line(msgspec.Struct):
 
 
 class Order(msgspec.Struct):
-    """As msgspec decodes it."""
+    """An order, decoded by msgspec."""
 
     id: int
     lines: list[Line] = []
@@ -74,7 +74,7 @@ class PydanticLine(pydantic.BaseModel):
 
 
 class PydanticOrder(pydantic.BaseModel):
-    """The same, as pydantic does."""
+    """An order, decoded by pydantic."""
 
     id: int
     lines: list[PydanticLine] = []
@@ -109,13 +109,13 @@ for _name, _model in MODELS.items():
 
 @orders.event(HTTP("/orders/read"))
 def read(request: Request) -> Event[PydanticOrder]:
-    """What a function decodes itself."""
+    """An order that the function decodes itself."""
     return Event(request.json(PydanticOrder))
 
 
 @lenient.event(HTTP("/lenient/read"))
 def leniently_read(request: Request) -> Event[PydanticOrder]:
-    """What a function decodes itself."""
+    """An order that the function decodes itself."""
     return Event(request.json(PydanticOrder))
 
 
@@ -124,8 +124,8 @@ line = orders.child("line", model=PydanticLine)
 
 @orders.webhook(HTTP("/orders/lines"))
 def lines(request: Request) -> list[TypedEvent]:
-    """The lines of an order, as they come."""
-    return [line.of(each) for each in request.json()["lines"]]
+    """The lines of an order, one event per line."""
+    return [line.of(item) for item in request.json()["lines"]]
 
 
 crm = Source(

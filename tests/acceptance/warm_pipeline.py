@@ -1,6 +1,6 @@
-"""What the tests of warm runs run: a realtime destination that notes when each batch began and ended.
+"""The pipeline of the tests of warm runs: records the begin and end of each batch.
 
-It is told by environment variables where to write, how long a batch takes and how long a run lives.
+Environment variables name the record, the seconds that a batch takes and the life of a run.
 """
 
 import json
@@ -17,7 +17,7 @@ SECONDS = "BLACKSMITH_TEST_SECONDS"
 WARM = "BLACKSMITH_TEST_WARM"
 VERSION = "BLACKSMITH_TEST_VERSION"
 
-# Read once: it is the version of the code that this process has imported.
+# Read once: the version of the code that this process has imported.
 version = Path(os.environ[VERSION]).read_text() if VERSION in os.environ else ""
 
 airport = Source("airport")
@@ -28,7 +28,7 @@ alerts = Destination(
 
 
 def note(what: str, event: str, batch: Batch[Any]) -> None:
-    """Write a line: one clock for all processes of the machine."""
+    """Append a line to the record; the clock is the same for all processes of the machine."""
     line = {
         "what": what,
         "event": event,

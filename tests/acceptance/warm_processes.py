@@ -1,4 +1,4 @@
-"""Warm runs in Dagster's own processes, fed by a gateway of its own."""
+"""Warm runs in Dagster's own processes, with a gateway that receives events."""
 
 from __future__ import annotations
 
@@ -56,28 +56,28 @@ class WarmDeployment(Deployment):
         super().close()
 
     def send(self, **data: Any) -> str:
-        """Have the gateway accept an event; returns its id."""
+        """Send an event to the gateway; returns its id."""
         body = {"sent": time.monotonic(), **data}
         response = self._client.post("/v1/airport/departed", json=body)
-        (made,) = response.raise_for_status().json()["ids"]
-        self.wanted.add(made)
-        return str(made)
+        (event_id,) = response.raise_for_status().json()["ids"]
+        self.wanted.add(event_id)
+        return str(event_id)
 
     def stream(self, rate: float = 20.0) -> AbstractContextManager[None]:
-        """Events at a constant rate, until the block ends."""
+        """Send events at a constant rate until the block ends."""
         return repeated(self.send, rate)
 
     # -- what happened
     def notes(self, what: str = "begin", event: str = "late") -> list[dict[str, Any]]:
-        """The lines of a destination event, of when its batches began or ended."""
-        return [each for each in self.lines() if (each["what"], each["event"]) == (what, event)]
+        """The lines of a destination event's batches that began, or that ended."""
+        return [line for line in self.lines() if (line["what"], line["event"]) == (what, event)]
 
     def pids(self) -> list[int]:
-        """The processes that have loaded, in the order in which they began."""
-        return list(dict.fromkeys(each["pid"] for each in self.notes()))
+        """The processes that have loaded, in the order of their first load."""
+        return list(dict.fromkeys(note["pid"] for note in self.notes()))
 
     def warm(self, number: int = 1) -> int:
-        """Wait until a run, the first or a later one, has loaded something; its process."""
+        """Wait until the run of this number has loaded something; returns its pid."""
         until(lambda: len(self.pids()) >= number, 90, f"warm run {number} loads")
         return self.pids()[number - 1]
 
@@ -85,9 +85,9 @@ class WarmDeployment(Deployment):
         """For each event sent after `since` (monotonic): seconds until its first load began."""
         first: dict[str, float] = {}
         for line in self.notes(event=event):
-            for each, sent in zip(line["ids"], line["sent"], strict=True):
+            for event_id, sent in zip(line["ids"], line["sent"], strict=True):
                 if sent >= since:
-                    first.setdefault(each, line["at"] - sent)
+                    first.setdefault(event_id, line["at"] - sent)
         return list(first.values())
 
     def active(self) -> Sequence[DagsterRun]:
@@ -99,7 +99,7 @@ class WarmDeployment(Deployment):
         return sum(self.store.counts(path).pending for path in (LATE, STUCK))
 
     def is_settled(self) -> bool:
-        """Whether nothing waits, and the latest event was loaded within a second."""
+        """Whether nothing is pending and a new event is loaded within a second."""
         if self.pending():
             return False
         sent = time.monotonic()
@@ -108,13 +108,13 @@ class WarmDeployment(Deployment):
         return max(self.latencies(sent)) < 1.0
 
     def judge(self) -> None:
-        """The oracle, for both destination events: all that was accepted has succeeded."""
+        """Ask the oracle about both destination events: every accepted event has succeeded."""
         self.store.maintain()
         for path in (LATE, STUCK):
             ended = self.notes("end", path.split("/")[1])
-            recorded = {each for line in ended for each in line["ids"]}
-            found = judge(self.store, path, self.wanted, recorded)
-            assert found.succeeded == self.wanted
+            recorded = {event_id for line in ended for event_id in line["ids"]}
+            result = judge(self.store, path, self.wanted, recorded)
+            assert result.succeeded == self.wanted
 
     def overlaps(self) -> list[tuple[Any, Any]]:
         """Batches of one destination event that two processes loaded at the same time."""
@@ -122,11 +122,11 @@ class WarmDeployment(Deployment):
         return [
             pair
             for event in ("late", "stuck")
-            for pair in overlapping([each for each in lines if each["event"] == event])
+            for pair in overlapping([line for line in lines if line["event"] == event])
         ]
 
     def status_of(self, number: int) -> DagsterRunStatus:
-        """The status of a warm run, by its number from the first on."""
+        """The status of the warm run of this number, from 1."""
         return self.runs()[number - 1].status
 
 

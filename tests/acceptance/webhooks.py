@@ -43,7 +43,7 @@ class Webhooks:
 
 @contextlib.contextmanager
 def opened(kind: str, request: pytest.FixtureRequest, folder: Path) -> Iterator[Webhooks]:
-    """The gateway on a new store on 'sqlite' or 'postgres'."""
+    """Start the gateway on a new store, by `kind` on 'sqlite' or 'postgres'."""
     url = f"sqlite:///{folder}/store.db"
     if kind == "postgres":
         url = request.getfixturevalue("postgres").create_database()

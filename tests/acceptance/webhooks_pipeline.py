@@ -55,7 +55,7 @@ lake = Destination("lake")
     ]
 )
 def everything(batch: Batch[Any]) -> None:
-    """Loads nothing: no loader runs beside these tests."""
+    """Do nothing: no loader runs in these tests."""
 
 
 @lake.event(receives=Flow(segment.track, when=lambda event: event.data["event"] == "Ordered"))

@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 
 ROOT = os.geteuid() == 0
-_USER, _GROUP = "nobody", "nogroup"
+UNPRIVILEGED = "nobody", "nogroup"  # the user and the group of services when we are root
 
 # A child's --pdeathsig fires when the thread that started it ends. So one thread starts them all and
 # lives as long as the session, whichever thread of a test restarts a server.
@@ -60,7 +60,7 @@ def private_folder(prefix: str) -> Path:
     """
     folder = Path(tempfile.mkdtemp(prefix=f"blacksmith-{prefix}-"))
     if ROOT:
-        shutil.chown(folder, _USER, _GROUP)
+        shutil.chown(folder, *UNPRIVILEGED)
     return folder
 
 
@@ -69,8 +69,9 @@ def unprivileged(command: Sequence[str | Path], *, drop: bool = ROOT) -> list[st
 
     The child gets SIGINT when the thread that started it ends, so that no service outlives the tests.
     """
-    user = [f"--reuid={_USER}", f"--regid={_GROUP}", "--clear-groups"] if drop else []
-    return ["setpriv", "--pdeathsig", "INT", *user, "--", *map(str, command)]
+    user, group = UNPRIVILEGED
+    identity = [f"--reuid={user}", f"--regid={group}", "--clear-groups"] if drop else []
+    return ["setpriv", "--pdeathsig", "INT", *identity, "--", *map(str, command)]
 
 
 def start(
