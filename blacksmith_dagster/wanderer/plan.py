@@ -202,6 +202,20 @@ def waits_for(tracked: Iterable[TrackedMigration]) -> str | None:
     return f"{first} {first.state.value}{error}; fix it, then run `blacksmith migrations {command}`"
 
 
+def without_traceless(
+    declared: Declared, tracked: Iterable[TrackedMigration]
+) -> Sequence[TrackedMigration]:
+    """The migrations that can pause a target's loads: all but those that the code no longer declares
+    and that left no trace in the target."""
+    available = versions_of(declared)
+    traceless = {MigrationState.ACKNOWLEDGED, MigrationState.FAILED_UP}
+    return [
+        migration
+        for migration in tracked
+        if (migration.scope, migration.version) in available or migration.state not in traceless
+    ]
+
+
 def settled_version(declared: Declared, tracked: Iterable[TrackedMigration]) -> int:
     """The version of a target's schema: the newest that is applied, or declared and discarded."""
     available = versions_of(declared)

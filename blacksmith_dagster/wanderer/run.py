@@ -1,24 +1,20 @@
-"""Runs migrations, holding the locks of their targets and the migration barriers of destinations."""
+"""Runs planned migrations, and records each transition."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 from sqlalchemy import URL, Connection
 
-from blacksmith_dagster.errors import FencedOut, MigrationError, MigrationLocked, Unavailable
+from blacksmith_dagster.errors import FencedOut, MigrationError, Unavailable
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.destination import Destination
 from blacksmith_dagster.pipeline.migration import Direction, Migration
-from blacksmith_dagster.pipeline.source import Source
 from blacksmith_dagster.redaction import describe
-from blacksmith_dagster.store import Store, migration_barrier
-from blacksmith_dagster.store.migration_barrier import MigrationToken
-from blacksmith_dagster.supervisor.interface import Lease, Supervisor
+from blacksmith_dagster.store import Store
+from blacksmith_dagster.supervisor.interface import Supervisor
 from blacksmith_dagster.wanderer.files import (
     adapters,
     canonical,
@@ -35,6 +31,7 @@ from blacksmith_dagster.wanderer.interface import (
     MigrationState,
     MigrationStatus,
 )
+from blacksmith_dagster.wanderer.locks import LockedTarget, TargetLocks
 from blacksmith_dagster.wanderer.plan import (
     APPLIED,
     PENDING,
@@ -44,14 +41,10 @@ from blacksmith_dagster.wanderer.plan import (
     plan_ack,
     plan_rollback,
     plan_run,
-    settled_version,
-    versions_of,
     waits_for,
+    without_traceless,
 )
 from blacksmith_dagster.wanderer.tracking import Tracking, sql_store
-
-POLL = 0.05
-"""Seconds between two checks of the loads that a migration waits for."""
 
 RECORD_FOR = 60.0
 """Seconds for which recording the end of a migration is tried while the database does not respond."""
@@ -91,14 +84,6 @@ class Recording(Protocol):
         ...
 
 
-class _LockedTarget(NamedTuple):
-    """A target that this run holds: its lock, and its fencing token in each database."""
-
-    lease: Lease
-    tracking_token: MigrationToken
-    barrier_token: MigrationToken
-
-
 class StandardWanderer:
     """The wanderer that we ship; see `Wanderer`.
 
@@ -131,14 +116,17 @@ class StandardWanderer:
     ) -> None:
         self._adapters = adapters(app)
         self._app = app
-        self._store = sql_store(store)
+        own_store = sql_store(store)
         tracking_store = sql_store(store if tracking is None else tracking)
-        self._tracks_elsewhere = tracking_store.engine.url != self._store.engine.url
-        self._tracking = Tracking(
-            tracking_store if self._tracks_elsewhere else self._store, holder, run
+        tracks_elsewhere = tracking_store.engine.url != own_store.engine.url
+        self._tracking = Tracking(tracking_store if tracks_elsewhere else own_store, holder, run)
+        self._locks = TargetLocks(
+            self._adapters,
+            store=own_store,
+            tracking=self._tracking,
+            supervisor=supervisor,
+            holder=f"run {run}" if run else holder,
         )
-        self._supervisor = supervisor
-        self._by = f"run {run}" if run else holder
         self._stop = stop or threading.Event()
         self._report = report
 
@@ -159,7 +147,7 @@ class StandardWanderer:
         [scope] = chosen_scopes(self._app, [scope])
         target = target_of(scope)
         by_scope = declared(self._app, scopes_of(self._adapters[target]))
-        with self._lock([target]) as held:
+        with self._locks.lock([target]) as held:
             tracked = [
                 migration
                 for migration in self._tracking.tracked([target])
@@ -181,7 +169,7 @@ class StandardWanderer:
                 )
             state = MigrationState.SUCCEEDED_UP if applied else self._unapplied(tracked[0])
             self._tracking.record(held[target].tracking_token, scope, migration, state)
-            self._lift_barriers(held, by_scope)
+            self._locks.lift_barriers(held, by_scope)
         completed = CompletedAction(
             MigrationAction("repair", scope, version, migration.name), state
         )
@@ -229,7 +217,7 @@ class StandardWanderer:
         target = f"destination/{destination}"
         by_scope = declared(self._app, scopes_of(self._adapters[target]))
         tracked = self._tracking.tracked([target])
-        if reason := waits_for(_without_traceless(by_scope, tracked)):
+        if reason := waits_for(without_traceless(by_scope, tracked)):
             return reason
         states = {(migration.scope, migration.version): migration.state for migration in tracked}
         for scope, migrations in by_scope.items():
@@ -252,17 +240,21 @@ class StandardWanderer:
             return MigrationReport([step.action for step in plan(requested, tracked, request)])
         used = {target_of(scope) for scope, migrations in by_scope.items() if migrations}
         used |= {target_of(migration.scope) for migration in tracked}
-        with self._lock(sorted(used)) as held:
+        with self._locks.lock(sorted(used)) as held:
             tracked = self._tracking.tracked(used)
             try:
                 planned = plan(requested, tracked, request)
                 recorders = [self._recorder(step) for step in planned]
             except MigrationError:
-                self._lift_barriers(held, by_scope)  # a run that died has left its barriers up
+                self._locks.lift_barriers(
+                    held, by_scope
+                )  # a run that died has left its barriers up
                 raise
             acknowledged = {(migration.scope, migration.version) for migration in tracked}
             done: list[CompletedAction] = []
-            error = self._stop_claims(held, planned)
+            running = {step.action.scope for step in planned if step.action.what in ("up", "down")}
+            ready = self._locks.stop_claims(held, map(target_of, running), self._stop)
+            error = None if ready else _STOPPED
             for step, recorder in zip(planned, recorders, strict=True):
                 if error is None and self._stop.is_set():
                     error = _STOPPED
@@ -273,12 +265,12 @@ class StandardWanderer:
                 done.append(self._perform(target, step, recorder, request, new=new))
                 self._report(done[-1])
                 error = done[-1].error
-            self._lift_barriers(held, by_scope)
+            self._locks.lift_barriers(held, by_scope)
         return MigrationReport([step.action for step in planned], done, error)
 
     def _perform(
         self,
-        held: _LockedTarget,
+        held: LockedTarget,
         planned: PlannedAction,
         recorder: Recording | None,
         request: MigrationRequest,
@@ -319,7 +311,7 @@ class StandardWanderer:
 
     def _migrate(
         self,
-        held: _LockedTarget,
+        held: LockedTarget,
         scope: str,
         migration: Migration,
         direction: Direction,
@@ -354,7 +346,7 @@ class StandardWanderer:
 
     def _record_end(
         self,
-        held: _LockedTarget,
+        held: LockedTarget,
         scope: str,
         migration: Migration,
         state: MigrationState,
@@ -385,90 +377,3 @@ class StandardWanderer:
         in_transaction = migration.in_transaction(Direction(action.what))
         at_tracking = adapter.is_at(self._tracking.store.engine.url)
         return adapter if in_transaction and at_tracking else None
-
-    # -- locks, fencing tokens and barriers
-    @contextmanager
-    def _lock(self, targets: Iterable[str]) -> Iterator[Mapping[str, _LockedTarget]]:
-        """Hold the locks and fencing tokens of the targets. Sorted targets can't deadlock two runs.
-
-        Raises `MigrationLocked`, `FencedOut`.
-        """
-        held: dict[str, _LockedTarget] = {}
-        with ExitStack() as leases:
-            locks = {}
-            for target in targets:
-                key = f"migrate/{target}"
-                lease = self._supervisor.acquire(key, self._by)
-                if lease is None:
-                    holder = self._supervisor.status(key).holder or "another run"
-                    raise MigrationLocked(
-                        f"{target} is being migrated by {holder}; wait until that has ended, and run "
-                        "again"
-                    )
-                locks[target] = leases.enter_context(lease)
-            for target, lease in locks.items():
-                tracking_token = self._tracking.take_over(target, lease.id, lease.confirm)
-                barrier_token = tracking_token
-                if self._tracks_elsewhere:
-                    barrier_token = migration_barrier.take_over(
-                        self._store, target, lease.id, lease.confirm
-                    )
-                held[target] = _LockedTarget(lease, tracking_token, barrier_token)
-            yield held
-
-    def _stop_claims(
-        self, held: Mapping[str, _LockedTarget], planned: Sequence[PlannedAction]
-    ) -> str | None:
-        """Raise the barriers of the destinations that will be migrated, and wait for their open loads;
-        returns the error if the run is stopped meanwhile."""
-        targets = {
-            target_of(step.action.scope) for step in planned if step.action.what in ("up", "down")
-        }
-        destinations = [
-            target for target in sorted(targets) if isinstance(self._adapters[target], Destination)
-        ]
-        for target in destinations:
-            migration_barrier.stop_claims(self._store, held[target].barrier_token, self._by)
-        for target in destinations:
-            adapter: Any = self._adapters[target]
-            longest_load = max(
-                (event.timeout.total_seconds() for event in adapter.events.values()), default=0.0
-            )
-            give_up = time.monotonic() + longest_load
-            while open_loads := migration_barrier.open_loads(self._store, adapter.name):
-                if self._stop.is_set():
-                    return _STOPPED
-                lease = held[target].lease
-                for path, lane in open_loads:
-                    # A loader that lost its lock has stopped, or this fences it out.
-                    is_loading = self._supervisor.status(f"{lane.value}/{path}").held
-                    if not is_loading or time.monotonic() >= give_up:
-                        self._store.take_over(path, lane, lease.id, lease.confirm)
-                self._stop.wait(POLL)
-        return None
-
-    def _lift_barriers(self, held: Mapping[str, _LockedTarget], by_scope: Declared) -> None:
-        """Lift the barriers; each destination has the version that its migrations give it."""
-        tracked = self._tracking.tracked(held)
-        for target, locked in held.items():
-            if isinstance(self._adapters[target], Source):
-                continue
-            own = {scope: all_ for scope, all_ in by_scope.items() if target_of(scope) == target}
-            of_target = [migration for migration in tracked if target_of(migration.scope) == target]
-            reason = waits_for(_without_traceless(own, of_target))
-            version = settled_version(own, of_target)
-            migration_barrier.lift(self._store, locked.barrier_token, version, reason)
-
-
-def _without_traceless(
-    by_scope: Declared, tracked: Iterable[TrackedMigration]
-) -> Sequence[TrackedMigration]:
-    """The migrations that can pause a target's loads: all but those that the code no longer declares
-    and that left no trace in the target."""
-    available = versions_of(by_scope)
-    traceless = {MigrationState.ACKNOWLEDGED, MigrationState.FAILED_UP}
-    return [
-        migration
-        for migration in tracked
-        if (migration.scope, migration.version) in available or migration.state not in traceless
-    ]
