@@ -6,11 +6,10 @@ from typing import Any
 
 import click
 
+from blacksmith_dagster.cli.history import purge, replay
 from blacksmith_dagster.cli.inspect import destinations, events, jobs, status
 from blacksmith_dagster.cli.migrations import migrations
-from blacksmith_dagster.cli.purge import purge
 from blacksmith_dagster.cli.quarantine import quarantine
-from blacksmith_dagster.cli.replay import replay
 from blacksmith_dagster.cli.serve import dev, gateway, keys, store, worker
 from blacksmith_dagster.errors import BlacksmithError
 
