@@ -424,7 +424,7 @@ def test_a_transaction_that_the_server_timed_out_means_unavailable(postgres_url:
         assert store.ingest([]) == []
 
 
-def test_a_sequence_that_went_back_is_rejected(store: Store, store_url: str) -> None:
+def test_sequence_that_went_back_is_refused(store: Store, store_url: str) -> None:
     ids = ingest_events(store, 10)
     _set_sequence(store_url, 3)
     with pytest.raises(SequenceWentBack, match="blacksmith store repair"):
