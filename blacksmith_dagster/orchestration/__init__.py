@@ -1,4 +1,4 @@
-"""Dagster: assets, jobs, schedules, sensors and checks. The only room that imports it."""
+"""Dagster: assets, jobs, schedules, sensors and checks. Only this package imports it."""
 
 from importlib.metadata import version
 
