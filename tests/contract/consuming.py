@@ -86,8 +86,10 @@ class KafkaFeed:
         def created() -> bool:
             topic = NewTopic(self.topic, self.partitions)
             error = admin.create_topics([topic])[self.topic].exception(10)
-            # A deleted topic of this name may still be going.
-            assert error is None or "being deleted" in str(error), error
+            # Only two errors pass: a topic of this name is still being deleted, or the broker has
+            # just started again and its controller has not admitted it yet.
+            passing = ("being deleted", "currently fenced")
+            assert error is None or any(text in str(error) for text in passing), error
             return error is None
 
         until(created)
