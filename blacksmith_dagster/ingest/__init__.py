@@ -1,4 +1,4 @@
-"""Anything becomes committed events: requests, messages, polls and changes."""
+"""Turns requests, messages, the results of polls, and changes into committed events."""
 
 from blacksmith_dagster.ingest.ingest import ingest
 

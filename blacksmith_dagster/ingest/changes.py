@@ -25,7 +25,9 @@ from blacksmith_dagster.store.interface import Cursor, RawRequest, Store
 EVENTS = 2_000
 """The most events in one commit."""
 
-_WAITING = 4_000  # with so many yielded events uncommitted, the generator is not resumed
+_MAX_UNCOMMITTED = (
+    4_000  # while this many yielded events are uncommitted, the generator is not resumed
+)
 _GRACE = 10.0  # seconds in which a stopped generator has to return
 
 
@@ -90,7 +92,7 @@ class Changes:
         self._stop.set()
         deadline = time.monotonic() + _GRACE
         while self._ended is None and time.monotonic() < deadline:
-            yield self.read(1.0)  # what a generator that does not return yields later is read again
+            yield self.read(1.0)  # what the generator yields later is read again from the cursor
         self._raise_if_ended()
 
     def close(self) -> None:
@@ -121,9 +123,11 @@ class Changes:
         self._yielded.put(_GeneratorEnd(error))
 
     def _wait_for_room(self) -> None:
-        while self._yielded.qsize() >= _WAITING:
+        while self._yielded.qsize() >= _MAX_UNCOMMITTED:
             self._has_room.clear()
-            if self._yielded.qsize() >= _WAITING:  # not if `_gather` made room before `clear`
+            if (
+                self._yielded.qsize() >= _MAX_UNCOMMITTED
+            ):  # false if `_gather` made room before `clear`
                 self._has_room.wait()
 
     def _gather(self, timeout: float) -> list[_YieldedEvent]:

@@ -139,7 +139,7 @@ class Extractor:
             for event in events_in(returned, Event, path, rule):
                 self._add_event(extracted, own, event)
             return
-        rule = "what SourceEvent.of makes, several of it, or a Reply"
+        rule = "an event made by SourceEvent.of, several of them, or a Reply"
         for typed in events_in(returned, TypedEvent, path, rule):
             self._add_event(extracted, self._prepared_of(typed.event_type), typed.event)
 
@@ -175,7 +175,7 @@ class Extractor:
             raise Unprocessable(
                 f"event {place} of {prepared.path} cannot be written as JSON: {error}"
             ) from error
-        if self._own is None:  # a webhook: only now is the shape of one event known
+        if self._own is None:  # at a webhook, the shape of an event is not known earlier
             self._items.check_shape(payload)
             if context is not None:
                 self._items.check_shape(context)
@@ -244,7 +244,7 @@ class _ExtractedEvents:
 
 
 class _PreparedEvent:
-    """All that can be computed of a source event before its first event arrives."""
+    """What is computed for a source event in advance, before its first event arrives."""
 
     def __init__(self, app: Blacksmith, event: AnySourceEvent) -> None:
         self.path = event.path
@@ -277,7 +277,7 @@ class _PreparedEvent:
 
 
 def events_in(returned: Any, event_class: type[Any], path: str, rule: str) -> Iterator[Any]:
-    """The events in what the function of `path` has returned: one event, or several.
+    """The events, one or several, that the function of `path` returned.
 
     Raises `TypeError` with `rule`, which says what it must return.
     """

@@ -23,11 +23,11 @@ from blacksmith_dagster.supervisor.lock_loop import LockLoop, LockLoops
 
 _log = logging.getLogger(__name__)
 
-NOTE = 5.0
+NOTE_INTERVAL = 5.0
 """Seconds between two notes of a listener's status."""
 
 _FIRST_PAUSE = 0.5
-_LONGEST_PAUSE = 30.0  # as long, an event that cannot be read keeps its lock
+_LONGEST_PAUSE = 30.0  # during a pause, an event that cannot be read keeps its lock
 
 ReportReceived = Callable[[AnySourceEvent, int], None]
 
@@ -122,7 +122,7 @@ class _ListenLoop(LockLoop):
     def work(self, lease: Lease) -> None:
         """Read until stopped, until the lock is lost, or until something does not respond."""
         self.holds_lock = True
-        # The status is noted soon, but not before something may have been read.
+        # Note the first status soon, but not before there was time to read something.
         self._began = self._noted_at = time.monotonic()
         try:
             self._read_at = self._read_at or self._last_read()
@@ -154,7 +154,7 @@ class _ListenLoop(LockLoop):
         self._count(number)
         if number is not None or time.monotonic() - self._began > _LONGEST_PAUSE:
             self.recovered()
-        if time.monotonic() - self._noted_at >= NOTE:
+        if time.monotonic() - self._noted_at >= NOTE_INTERVAL:
             self._note(*reader.lag())
 
     def _count(self, number: int | None) -> None:

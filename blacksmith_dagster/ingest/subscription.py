@@ -55,7 +55,7 @@ class Messages:
         return len(received) or None
 
     def finish(self) -> Iterable[int]:
-        """Nothing is left to do: what was received is committed."""
+        """Does nothing: all messages received so far are committed already."""
         return ()
 
     def close(self) -> None:

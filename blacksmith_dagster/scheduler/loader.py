@@ -44,11 +44,11 @@ GRACE = 1.0
 RECORD_FOR = 60.0
 """Seconds for which recording is retried while the store does not respond."""
 
-_RECORD_AGAIN = 0.5
+_RECORD_PAUSE = 0.5
 
 
 class Scheduler(Protocol):
-    """Loads what is due of a destination event. A team can write its own."""
+    """Loads the due jobs of a destination event. A team can write its own scheduler."""
 
     def load(
         self,
@@ -257,7 +257,7 @@ class Loader:
         return load_report(load, verdict, seconds)
 
     def _abandon(self, load: Load, call: Future[None]) -> None:
-        """Let the jobs of a load that took too long be due again, whatever its call still does."""
+        """Make the jobs of a load that took too long due again, even if its call is still running."""
         limit = self._event.timeout.total_seconds()
         error = f"the load ran past its time-out of {limit:g} s"
         self._store.abandon(load, error)
@@ -287,14 +287,14 @@ class Loader:
             except FencedOut:
                 if unknown is None:
                     raise
-                raise unknown from None  # the load is closed: perhaps by the record without an answer
-            stop.wait(_RECORD_AGAIN)
+                raise unknown from None  # maybe the unanswered call closed the load
+            stop.wait(_RECORD_PAUSE)
 
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """While a batch is built, its objects only grow in number: a garbage collection would find
-    nothing, and all of them together would cost more than building the batch."""
+    """Pause garbage collection while a batch is built: building only adds objects, so collections would
+    free nothing, and together they would cost more than building the batch."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

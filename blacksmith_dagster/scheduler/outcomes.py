@@ -140,7 +140,7 @@ def all_discarded(load: Load) -> LoadVerdict:
 
 
 def _job_delay(retry_after: float | None, delay: float) -> float:
-    """Seconds until a failed job is due: what its verdict says, if that makes sense, else `delay`.
+    """Seconds until a failed job is due: its verdict's `retry_after` if that is valid, else `delay`.
 
     Rounded up to tenths, and from one second on to whole seconds: jobs that are due together run
     together.

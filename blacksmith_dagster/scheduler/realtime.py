@@ -30,7 +30,7 @@ SWEEP_ALONE = 1.0
 """Seconds between two sweeps while the broker does not respond."""
 
 _RETRY = 1.0
-_GIVE_BACK = 15.0  # seconds without the store; as long as a lease in the store lasts
+_GIVE_BACK_AFTER = 15.0  # seconds without the store; as long as a lease in the store lasts
 
 ReportLoad = Callable[[AnyDestinationEvent, LoadReport], None]
 
@@ -141,8 +141,8 @@ class Realtime(LockLoops):
             _log.error("this process has stopped waking the loads of %s: %s", self._name, error)
 
     def _must_sweep(self, timeout: float) -> bool:
-        """Wait for notifications; returns whether it is time to sweep: none has come, or some may
-        have been missed, as a subscriber that has just reconnected returns none."""
+        """Wait for notifications; returns whether to sweep: because none arrived, or because some may
+        have been missed (a subscriber that has just reconnected returns none)."""
         try:
             paths = self._subscriber.wait(timeout)
         except Unavailable as error:
@@ -191,7 +191,7 @@ class _RealtimeLoader(LockLoop):
             activity=f"loading {event.path}",
             stopping=stopping,
             pauses=(_RETRY, _RETRY),
-            give_back_after=_GIVE_BACK,
+            give_back_after=_GIVE_BACK_AFTER,
         )
         self._event = event
         self._store = store

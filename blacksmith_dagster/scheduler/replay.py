@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 WAIT = 20.0
 """Seconds to wait for an overlapping replay: longer than the 15 s lease of a killed process."""
 
-_LOOK = 0.05  # seconds between two looks at what the load lane has to do
-_YIELD_AT_MOST = 5.0  # seconds for which a replay lets that go first
+_POLL = 0.05  # seconds between two checks of the load lane for jobs to claim
+_LONGEST_YIELD = 5.0  # seconds that a replay waits for the load lane, at most
 _SAMPLE = 5
 
 # By the state of an event's job: the modes in which a replay runs it.
@@ -114,9 +114,10 @@ def replay(
     notify: Notify = lambda _: None,
     wait: float = WAIT,
 ) -> ReplaySummary:
-    """Load what the request asks for, until all of it was run once or `stop` is set.
+    """Load the jobs that the request selects, until each has run once or `stop` is set.
 
-    It continues an equal request's replay that has not ended. The scheduled loads retry what fails.
+    If a replay with an equal request has not ended, it continues that. The scheduled loads retry jobs
+    that fail.
     `rate` limits it, in jobs a second; while a load of new jobs is running and has something to claim,
     that load goes first. `run` names the caller's run; `report` is called after each recorded load, in
     this thread, and `notify` with the destination events that have new jobs by its outcomes. It waits
@@ -145,7 +146,7 @@ def replay(
 
         def report_load(load: LoadReport) -> None:
             tracker.report(load)
-            load_lane.go_first()
+            load_lane.wait_until_idle()
 
         while True:
             drained = loader.drain(token, lease, stop, report_load)
@@ -163,7 +164,7 @@ def replay(
             elif store.end_replay(token, planned):
                 return ReplaySummary(begun.id, loads, tally)
             else:
-                stop.wait(_LOOK)  # an operator is discarding jobs that are left
+                stop.wait(_POLL)  # an operator is discarding jobs that are left
 
 
 def forecast(
@@ -238,7 +239,7 @@ def _wait_for_lane(
                 f"{path}: run {other} is already replaying {start:%Y-%m-%d %H:%M} to "
                 f"{end:%Y-%m-%d %H:%M}; wait until it has ended, or terminate it"
             )
-        stop.wait(_LOOK)
+        stop.wait(_POLL)
     return None
 
 
@@ -286,21 +287,21 @@ class _LoadLane:
         self, path: str, store: Store, supervisor: Supervisor, stop: threading.Event
     ) -> None:
         self._path, self._store, self._supervisor, self._stop = path, store, supervisor, stop
-        self._looked = 0.0
+        self._checked_at = 0.0
 
-    def go_first(self) -> None:
+    def wait_until_idle(self) -> None:
         """Wait while the load lane has something to claim, and a process that claims it."""
         now = time.monotonic()
-        if now - self._looked < _LOOK:
+        if now - self._checked_at < _POLL:
             return
         while (
-            time.monotonic() - now < _YIELD_AT_MOST
+            time.monotonic() - now < _LONGEST_YIELD
             and self._store.next_due(self._path) == 0
             and self._supervisor.status(f"load/{self._path}").held
-            and not self._stop.wait(_LOOK / 5)
+            and not self._stop.wait(_POLL / 5)
         ):
             pass
-        self._looked = time.monotonic()
+        self._checked_at = time.monotonic()
 
 
 class ReplaySelector:

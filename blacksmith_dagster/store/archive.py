@@ -23,7 +23,7 @@ _ENCODER = msgspec.json.Encoder()
 
 
 def read_archived(store: SQLStore, seqs: Sequence[int]) -> Sequence[ArchivedEvent]:
-    """Events, and what became of their jobs. Only reads."""
+    """Read events, and how their jobs ended. Changes nothing."""
     id_of, event_type_paths = store._epochs.id_of, store._event_type_paths
     archived = []
     with store.reading() as conn:
@@ -51,7 +51,7 @@ def read_archived(store: SQLStore, seqs: Sequence[int]) -> Sequence[ArchivedEven
 def _read_jobs(
     store: SQLStore, conn: Connection, seqs: Sequence[int]
 ) -> Mapping[int, Sequence[ArchivedJob]]:
-    """What became of the jobs of events, including the jobs that a replay created."""
+    """How the jobs of these events ended, including the jobs that a replay created."""
     paths = {number: path for path, number in store._destinations.items()}
     discards = (
         select(outcomes.c.destination, outcomes.c.seq, outcomes.c.error)

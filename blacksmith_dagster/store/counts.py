@@ -47,7 +47,7 @@ def count_jobs(conn: Connection, destination: int) -> Counts:
 def next_due(
     conn: Connection, destinations: Sequence[int], clock: ColumnElement[datetime]
 ) -> float | None:
-    """Seconds until the load lane of one can claim, 0 if it can now, `None` if nothing waits."""
+    """Seconds until the load lane of one of these can claim; 0 if it can now, `None` if no jobs wait."""
     statement = _FIRST_DUE.add_columns(clock.label("now"))
     rows = conn.execute(statement, {"destinations": destinations}).all()
     seconds = [
@@ -91,7 +91,7 @@ def _of_last_load(column: Any, lane: int, destination: Any) -> Any:
 
 
 def position_of(destination: Any) -> Any:
-    """Up to which sequence number the load lane has claimed new jobs."""
+    """The sequence number up to which the load lane has claimed new jobs."""
     return _or_zero(_of_last_load(loads.c.position, _LOAD_LANE, destination))
 
 

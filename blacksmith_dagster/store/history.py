@@ -102,9 +102,9 @@ def events_as_jobs(conn: Connection, seqs: Sequence[int]) -> Any:
 
 
 def window(conn: Connection, start: datetime, end: datetime, last: int) -> Window:
-    """The sequence numbers between the rows of the time index around two times.
+    """The sequence numbers between the time index's last row up to `start` and its first from `end`.
 
-    `last` is the highest sequence number, for an end after the last row.
+    `last` is the highest sequence number; it is used if no row is as late as `end`.
     """
     low = (
         select(time_index.c.low)
@@ -124,7 +124,7 @@ def window(conn: Connection, start: datetime, end: datetime, last: int) -> Windo
 _seq: Any = bindparam("seq")
 _all_destinations = select(destination_events.c.id)
 _listed_by_replay = and_(group_jobs.c.destination.in_(_all_destinations), group_jobs.c.seq == _seq)
-# The jobs of the event, by destination event. `created`: a replay created it, it is not in the log.
+# The jobs of the event, by destination event. `created`: a replay created it, so it is not in the log.
 _event_jobs = union_all(
     select(jobs.c.destination, false().label("created")).where(jobs.c.seq == _seq),
     select(group_jobs.c.destination, true()).where(_listed_by_replay, group_jobs.c.created),
@@ -191,7 +191,7 @@ _DUE_AGAIN = (
     .join(destination_events, destination_events.c.id == _event_jobs.c.destination)
     .where(job_groups.c.load.is_(None))
 )
-# A replay's listing bears the id of its first job group, whose `due_at` is when it was planned.
+# A replay's listing has the id of its first job group; that group's `due_at` is when it was planned.
 _REPLAYS = (
     select(
         destination_events.c.path, job_groups.c.due_at, job_groups.c.replay, group_jobs.c.created

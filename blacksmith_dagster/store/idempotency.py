@@ -1,4 +1,4 @@
-"""Idempotency keys: what makes a repeated event one event."""
+"""Idempotency keys, which ensure that a repeated event is stored only once."""
 
 from __future__ import annotations
 

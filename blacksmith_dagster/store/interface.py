@@ -228,7 +228,7 @@ class ReplayMode(Enum):
 
 
 class ReplayRequest(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What to load again. An equal request continues a replay that has not ended.
+    """Which events to load again. If a replay with an equal request has not ended, it is continued.
 
     - `start`, `end`: events received from `start` until before `end`.
     - `event_types`: only events of these types; if empty, of all types that the destination event
@@ -466,7 +466,7 @@ class Archive(Protocol):
     def write(self, events: Sequence[ArchivedEvent]) -> str:
         """Write events, in order of their sequence numbers; returns where, once they are durable.
 
-        After a purge was killed, the same events may be written again.
+        If a purge is killed, the next one may write the same events again.
 
         Raises `Unavailable`.
         """
@@ -493,7 +493,7 @@ class Store(Protocol):
         ...
 
     def ready(self) -> None:
-        """Return if the store can accept events now.
+        """Check that the store can accept events now.
 
         Raises `SchemaOutdated`, `SequenceWentBack` or `Unavailable`.
         """
@@ -518,13 +518,13 @@ class Store(Protocol):
         """Store the events of several requests with their jobs, in one commit.
 
         Returns, for each request, the ids of its events, in order. An event whose key is stored already
-        gets the first event's id, and no jobs. For a request with a reused key, the result is the error,
-        as a value, and nothing of it is stored; the other requests are. A `RawRequest` goes to
-        quarantine, and its result is its id there.
+        gets the first event's id, and no jobs. If a request reuses a key, its result is the error (it
+        is not raised) and none of its events is stored; the other requests are stored. A `RawRequest`
+        goes to quarantine, and its result is its id there.
 
         `cursors`, of different readers, are committed with the events, and the raw requests `released`
-        leave quarantine. With either, all or nothing is stored: after a reused key, the results of the
-        other requests are empty.
+        leave quarantine. With either, the commit is all or nothing: if a request reuses a key, nothing
+        is stored, and the results of the other requests are empty.
 
         `received_at` is for the import of history: when the events were received elsewhere. Import in
         order of time, before the store receives events of its own.
@@ -763,9 +763,9 @@ class Store(Protocol):
         ...
 
     def check_not_purged(self, event_types: Sequence[str], start: datetime) -> None:
-        """Raise `Gone` if events of these types that were received from `start` on may be purged.
+        """Raise `Gone` if events of these types received at or after `start` may have been purged.
 
-        The error states from when on they are kept.
+        The error says since when they are kept.
         """
         ...
 
@@ -776,7 +776,7 @@ class Store(Protocol):
         ...
 
     def maintain(self) -> None:
-        """Do what must be done regularly: add a row per minute to the time index, update the totals,
+        """Do the regular maintenance: add a row per minute to the time index, update the totals,
         create table partitions ahead, and delete keys older than 7 days. The gateway calls it every few
         seconds."""
         ...

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 MAX_LOST_LOADS = 3
-"""After so many lost loads a job group is halved, until the job that kills its loads is isolated."""
+"""A job group is halved after this many lost loads, until the job that kills its loads is isolated."""
 
 MAX_CONSECUTIVE_FAILURES = 10
-"""So many isolated jobs that fail in a row mean that the destination is down, not that a job is bad."""
+"""If this many isolated jobs fail in a row, the destination is down: the jobs are not to blame."""
 
 
 class WaitingGroup(NamedTuple):
@@ -49,15 +49,15 @@ def can_join(waiting: WaitingGroup) -> bool:
 def portion(waiting: WaitingGroup, limit: int, others_succeeded: bool) -> Portion:
     """How the job group runs next.
 
-    - It has lost three loads: halved. Each half is halved again after one more lost load, until the
-      job that kills its loads is isolated. An isolated job is discarded after three lost loads of its
-      own.
-    - Its jobs are isolated: one job runs, for its last attempt, until ten have failed in a row. Then
-      the rest is discarded.
-    - It raised, and another load has succeeded since (`others_succeeded`): halved. If none has, the
-      destination is down, and halving would only multiply the calls.
+    - If it has lost three loads, it is halved. Each half is halved again after one more lost load,
+      until the job that kills its loads is isolated. An isolated job is discarded after three lost
+      loads of its own.
+    - If its jobs are isolated, they run one at a time, each for its last attempt. Once ten have failed
+      in a row, the rest are discarded.
+    - If it raised and another load has succeeded since (`others_succeeded`), it is halved. If none has,
+      the destination is down, and halving would only multiply the calls.
     """
-    whole, lost_loads = min(limit, waiting.jobs), waiting.lost_loads
+    claimable, lost_loads = min(limit, waiting.jobs), waiting.lost_loads
     half = min(limit, (waiting.jobs + 1) // 2)
     if lost_loads >= MAX_LOST_LOADS:
         if waiting.jobs == 1:
@@ -67,12 +67,12 @@ def portion(waiting: WaitingGroup, limit: int, others_succeeded: bool) -> Portio
         return Portion(half, _after_halving(half), _after_halving(waiting.jobs - half))
     if waiting.isolated and waiting.consecutive_failures >= MAX_CONSECUTIVE_FAILURES:
         reason = f"{waiting.consecutive_failures} isolated jobs of its group failed in a row"
-        return Portion(whole, lost_loads, lost_loads, reason)
+        return Portion(claimable, lost_loads, lost_loads, reason)
     if waiting.isolated:
         return Portion(1, lost_loads, lost_loads)
     if waiting.raised_in is not None and others_succeeded:
         return Portion(half, lost_loads, lost_loads)
-    return Portion(whole, lost_loads, lost_loads)
+    return Portion(claimable, lost_loads, lost_loads)
 
 
 def _after_halving(jobs: int) -> int:

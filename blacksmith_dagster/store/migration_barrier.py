@@ -40,9 +40,9 @@ class MigrationToken(msgspec.Struct, frozen=True):
 
 
 def check(conn: Connection, destination_event: str, version: int | None) -> None:
-    """Return if code that declares this `version` of the destination's schema may load the event.
+    """Check that code that declares this `version` of the destination's schema may load the event.
 
-    With `None`, only a migration that is running stops it. The lane must be locked already.
+    If `version` is `None`, only a running migration forbids it. The lane must be locked already.
 
     Raises `MigrationPending`, `CodeOutdated`.
     """
@@ -80,7 +80,7 @@ def take_over(store: SQLStore, target: str, holder: str, confirm: Confirm) -> Mi
 
     As `Store.take_over` does, it raises the token only if no other has raised it meanwhile.
 
-    Raises `FencedOut` if `confirm()` says no.
+    Raises `FencedOut` if `confirm()` returns `False`.
     """
     new = {"target": target, "token": 0, "holder": ""}
     of_target = barriers.c.target == target

@@ -17,8 +17,8 @@ STEP = 5_000_000
 
 _LOCK_NOT_AVAILABLE = "55P03"
 _WAIT = "10s"
-# Marks a table that is to be dropped. By it the next purge finds what a killed one has left, and drops
-# only tables of the store.
+# Marks a table that is to be dropped, so that the next purge finds the tables that a killed one left,
+# and drops only tables of the store.
 _DROP_COMMENT = "blacksmith: purged, to be dropped"
 
 

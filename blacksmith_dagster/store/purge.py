@@ -135,7 +135,7 @@ class Purge:
                 conn.execute(update(event_types).where(*below).values(log_start))
 
     def _move_swept(self) -> None:
-        """Record the first event of each type that this purge has left: the next one begins there."""
+        """Record the first remaining event of each type: the next purge begins there."""
         with self._store.writing() as conn:
             first_left: dict[int, int] = {}
             for part in reversed(list(batched(self._needed.seqs, _DELETED_ROWS))):
@@ -214,7 +214,7 @@ class Purge:
         """Delete events and their jobs."""
         first, last = part[0], part[-1]
         needed = self._needed.between(first, last)
-        # By the shorter of the two lists: a long one takes more time than all the rest.
+        # Name the events in the shorter of the two lists: a long one would take most of the time.
         removable: ColumnElement[bool] = events.c.seq.in_(part)
         if len(needed) < len(part):
             removable = and_(

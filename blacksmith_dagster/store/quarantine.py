@@ -108,5 +108,5 @@ def sizes(conn: Connection) -> dict[str, int]:
 
 def _not_in_quarantine(quarantine_id: str) -> NotFound:
     return NotFound(
-        f"no request {quarantine_id!r} in quarantine; `blacksmith quarantine list` lists those that are"
+        f"no request {quarantine_id!r} in quarantine; `blacksmith quarantine list` lists the requests"
     )

@@ -58,7 +58,7 @@ from blacksmith_dagster.store.tables import (
 
 _SPAN = 20_000  # sequence numbers that one page searches
 _BATCH = 1_000  # values in one IN
-_DENSE = 4  # read a whole range if it has at most so many sequence numbers per wanted one
+_DENSE = 4  # read a whole range if it has at most this many sequence numbers per wanted one
 _PACE_LOADS = 20  # loads from which the pace is computed
 
 
@@ -181,7 +181,7 @@ def end(conn: Connection, replay: Replay, now: datetime) -> bool:
 def _pending(conn: Connection, destination: int, window: Window) -> tuple[int, set[int]]:
     """The position of the load lane, and the jobs up to it that wait to run again or are running.
 
-    Read before the candidates: a job that is not pending now can become so only by a replay.
+    Call this before reading the candidates: after it, only a replay can make another job pending.
     """
     columns = (loads.c.id, loads.c.state, loads.c.position, loads.c.seq_from, loads.c.seq_to)
     last = {

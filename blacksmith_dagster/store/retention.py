@@ -40,7 +40,7 @@ from blacksmith_dagster.store.tables import (
 )
 
 _BATCH = 10_000  # sequence numbers in one statement
-_REPLAY_AWAITED = timedelta(days=7)  # an open replay that was idle longer holds no events back
+_REPLAY_IDLE_LIMIT = timedelta(days=7)  # an open replay that was idle longer holds no events back
 
 
 class Expiry(NamedTuple):
@@ -96,7 +96,7 @@ def is_expired(expiries: Sequence[Expiry], windows: Sequence[Window] = ()) -> Co
 
 
 def raise_if_purged(conn: Connection, type_ids: Sequence[int], after: int) -> None:
-    """Raise `Gone` if events of these types with sequence numbers above `after` may be purged.
+    """Raise `Gone` if events of these types with sequence numbers above `after` may have been purged.
 
     Their log starts stay locked until the transaction ends, so that a purge sees the jobs that the
     transaction makes of events above them.
@@ -116,7 +116,7 @@ def raise_if_purged(conn: Connection, type_ids: Sequence[int], after: int) -> No
 
 
 def why_gone(conn: Connection, seq: int) -> str | None:
-    """From when on events are kept, if a missing event may have been purged; `None` if it was not."""
+    """Since when events are kept, if a missing event may have been purged; `None` if it was not."""
     log_starts = select(event_types.c.path, event_types.c.purged_before).where(
         event_types.c.purged_upto >= seq
     )
@@ -125,7 +125,7 @@ def why_gone(conn: Connection, seq: int) -> str | None:
 
 
 def kept_since(gone: Mapping[str, datetime]) -> str:
-    """From when on events of each type are kept, as text."""
+    """Since when the events of each type are kept, as text."""
     paths_by_start: dict[datetime, list[str]] = {}
     for path, start in gone.items():
         paths_by_start.setdefault(start, []).append(path)
@@ -160,7 +160,7 @@ def is_awaited(conn: Connection, destination: int, began_at: datetime, now: date
     last = conn.execute(
         last_load(destination, LANE_NUMBERS[Lane.REPLAY], loads.c.started_at)
     ).scalar()
-    return max(began_at, last or began_at) > now - _REPLAY_AWAITED
+    return max(began_at, last or began_at) > now - _REPLAY_IDLE_LIMIT
 
 
 def needed_events(

@@ -99,7 +99,7 @@ class SQLStore(ABC):
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A connection for reads. Only in `snapshot` are all statements sure to see the same state."""
+        """A connection for reads. Its statements may see different states; in `snapshot` they don't."""
         with self.engine.connect() as conn:
             yield conn
 
@@ -119,7 +119,7 @@ class SQLStore(ABC):
 
     @abstractmethod
     def _high_watermark(self, conn: Connection) -> int:
-        """The sequence number up to which each event is committed, or never will be."""
+        """A sequence number: each event up to it is committed, or never will be."""
 
     @abstractmethod
     def _sequence(self, conn: Connection) -> int:
@@ -198,7 +198,7 @@ class SQLStore(ABC):
         ids = self._epochs.ids_of(row[0] for row in rows)
         event_types, id_of, new = self._event_type_paths, self._epochs.id_of, tuple.__new__
         return [
-            # Not by the constructor, which takes half as long again: this runs for every job.
+            # This runs for every job, and the constructor would take half as long again.
             new(
                 JobRow,
                 (

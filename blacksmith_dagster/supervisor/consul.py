@@ -66,7 +66,7 @@ class ConsulSupervisor:
             cert=address.certificate,
             connections_timeout=min(self._ttl / 3, _LONGEST_CALL),
         )
-        self._client.token = address.token  # before the token of the environment
+        self._client.token = address.token  # overrides the token of the environment
         session = self._client.http.session
         session.trust_env = False  # ignore proxies and .netrc
         session.max_redirects = 0  # a redirect would pass the token on
@@ -230,7 +230,7 @@ class ConsulSupervisor:
                 "HTTP": service.health,
                 "Interval": seconds,
                 "Timeout": seconds,
-                "TLSSkipVerify": True,  # its certificate may not name the address that the agent calls
+                "TLSSkipVerify": True,  # the certificate may be for another address
             }
         with self._translate_errors():
             self._client.agent.service.register(

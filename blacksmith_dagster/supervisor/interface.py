@@ -153,7 +153,7 @@ class Supervisor(Protocol):
         ...
 
     def ready(self) -> None:
-        """Return if locks can be acquired now; otherwise raise as described above."""
+        """Check that locks can be acquired now; raises as described above if not."""
         ...
 
     def acquire(self, key: str, holder: str, *, wait: float = 0.0) -> Lease | None:

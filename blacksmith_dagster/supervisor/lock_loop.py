@@ -15,7 +15,7 @@ from blacksmith_dagster.supervisor.interface import Lease, Supervisor
 
 _log = logging.getLogger(__name__)
 
-# Seconds of one attempt to acquire a lock, and for which a lock that was given back is left to others.
+# Seconds that one attempt to acquire a lock waits, and that a lock given back is left to others.
 _WAIT_FOR_LOCK = 2.0
 
 
@@ -111,8 +111,8 @@ class LockLoop(threading.Thread, ABC):
         if lease is None:
             return
         with lease:
-            gives_up = self._work_under(lease)
-        if gives_up:
+            give_back = self._work_under(lease)
+        if give_back:
             self._stopping.wait(_WAIT_FOR_LOCK)  # for another host to acquire it
 
     def _work_under(self, lease: Lease) -> bool:

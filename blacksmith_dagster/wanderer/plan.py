@@ -38,12 +38,12 @@ class PlannedAction(NamedTuple):
 
 
 APPLIED = frozenset({MigrationState.SUCCEEDED_UP, MigrationState.FAILED_DOWN})
-"""The migration is applied."""
+"""The states in which a migration is applied."""
 
 PENDING = frozenset(
     {MigrationState.ACKNOWLEDGED, MigrationState.FAILED_UP, MigrationState.SUCCEEDED_DOWN}
 )
-"""The next run runs the migration."""
+"""The states of a migration that the next run will run."""
 
 # Tracking cannot say whether the migration is applied.
 _UNCLEAR = frozenset(

@@ -49,7 +49,7 @@ from blacksmith_dagster.wanderer.tracking import Tracking, sql_store
 RECORD_FOR = 60.0
 """Seconds for which recording the end of a migration is tried while the database does not respond."""
 
-_RECORD_AGAIN = 0.5
+_RECORD_PAUSE = 0.5
 _STOPPED = "stopped: the rest was not run; run again to continue"
 _EXECUTING = {
     Direction.UP: MigrationState.EXECUTING_UP,
@@ -362,7 +362,7 @@ class StandardWanderer:
             except Unavailable:
                 if held.lease.lost.is_set() or time.monotonic() > give_up:
                     raise
-            time.sleep(_RECORD_AGAIN)
+            time.sleep(_RECORD_PAUSE)
 
     def _recorder(self, planned: PlannedAction) -> Recording | None:
         """The adapter if it can commit this migration together with its record, else `None`."""
@@ -370,9 +370,11 @@ class StandardWanderer:
         adapter = self._adapters[target_of(action.scope)]
         if action.what not in ("up", "down") or not isinstance(adapter, Recording):
             return None
-        # A class that overrides only `migrate` wants that to be called.
-        definer = next(class_ for class_ in type(adapter).__mro__ if "migrate" in vars(class_))
-        if "migrate_and_record" not in vars(definer):
+        # If a class overrides only `migrate`, that method must be called.
+        defining_class = next(
+            class_ for class_ in type(adapter).__mro__ if "migrate" in vars(class_)
+        )
+        if "migrate_and_record" not in vars(defining_class):
             return None
         in_transaction = migration.in_transaction(Direction(action.what))
         at_tracking = adapter.is_at(self._tracking.store.engine.url)

@@ -310,7 +310,7 @@ def test_who_finds_that_another_has_read_on_goes_on_from_there(shop: Shop) -> No
 
 
 def test_it_is_noted_how_a_listener_stands(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listeners_module, "NOTE", 0.05)
+    monkeypatch.setattr(listeners_module, "NOTE_INTERVAL", 0.05)
 
     def changes(listener: Listener) -> Iterator[Event[int]]:
         listener.lag, listener.unit = 700, "rows"

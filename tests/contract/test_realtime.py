@@ -373,7 +373,7 @@ def test_who_cannot_reach_the_store_gives_its_lock_to_another(
     warm: Warm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(realtime, "_RETRY", 0.1)
-    monkeypatch.setattr(realtime, "_GIVE_BACK", 0.5)
+    monkeypatch.setattr(realtime, "_GIVE_BACK_AFTER", 0.5)
     store = Away(warm.store)
     loop = warm.start(app_of(flights=Loaded()), store)
     until(lambda: loop.holds_locks)

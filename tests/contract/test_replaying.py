@@ -231,7 +231,7 @@ def test_progress_reports_the_rate_and_the_seconds_left(replaying: Replaying) ->
 
 def test_live_loads_go_first(replaying: Replaying, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the process that loads new jobs has something to claim, a replay's next load waits."""
-    monkeypatch.setattr(f"{replay.__module__}._YIELD_AT_MOST", 120.0)
+    monkeypatch.setattr(f"{replay.__module__}._LONGEST_YIELD", 120.0)
     first, second = threading.Event(), threading.Event()
     app, flights = pipeline(lambda _: (second if first.is_set() else first).set(), batch=1)
     replaying.store.register(app)
@@ -252,7 +252,7 @@ def test_live_loads_go_first(replaying: Replaying, monkeypatch: pytest.MonkeyPat
 def test_a_replay_waits_for_live_loads_so_long_at_most(
     replaying: Replaying, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(f"{replay.__module__}._YIELD_AT_MOST", 0.5)
+    monkeypatch.setattr(f"{replay.__module__}._LONGEST_YIELD", 0.5)
     times: list[float] = []
     app, flights = pipeline(lambda _: times.append(time.monotonic()), batch=1)
     replaying.store.register(app)
@@ -267,7 +267,7 @@ def test_a_replay_waits_for_live_loads_so_long_at_most(
 def test_a_replay_does_not_wait_where_nobody_loads_what_is_new(
     replaying: Replaying, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(f"{replay.__module__}._YIELD_AT_MOST", 120.0)
+    monkeypatch.setattr(f"{replay.__module__}._LONGEST_YIELD", 120.0)
     app, flights = pipeline(lambda batch: None, batch=1)
     replaying.store.register(app)
     replaying.ingest(1, 2)

@@ -161,7 +161,7 @@ def test_lag_is_reported_while_it_stays(
 ) -> None:
     """Not only at its end; and each event is reported once."""
     monkeypatch.setattr(listen, "_REPORT_SECONDS", 0.5)
-    monkeypatch.setattr("blacksmith_dagster.ingest.listeners.NOTE", 0.1)
+    monkeypatch.setattr("blacksmith_dagster.ingest.listeners.NOTE_INTERVAL", 0.1)
     shop.lines = 5
     shop.run(instance)
     reported = observations(instance)
