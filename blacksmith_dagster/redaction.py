@@ -1,4 +1,4 @@
-"""What an error, a log or a page may show: everything but secrets."""
+"""Removes secrets from what errors, logs and pages show."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def hide(secret: str) -> None:
     """
     global _hidden
     if len(secret) >= _SHORTEST_SECRET and secret not in _hidden:
-        # As it is, and as a repr shows it. Replaced, not changed: other threads are reading it.
+        # Mask the value itself and its repr. Other threads read the tuple, so it is replaced.
         with _hiding:
             forms = {*_hidden, secret, repr(secret)[1:-1]}
             _hidden = tuple(sorted(forms, key=len, reverse=True))

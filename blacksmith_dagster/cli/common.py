@@ -78,7 +78,7 @@ def show(value: object, *, json: bool, text: str) -> None:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """The rows under their head, however wide: numbers to the right, other columns to the left.
+    """The rows under a header, at any width: numbers right-aligned, other columns left-aligned.
 
     A state's cell has a colour; `click.echo` drops colours where there is no terminal.
 

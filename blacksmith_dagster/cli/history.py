@@ -145,7 +145,7 @@ def replay(
 
 
 def _tomorrow() -> datetime:
-    """The end of today: a whole day, so that the same command, run again today, is the same replay."""
+    """The end of today, not now, so that running a command again today continues the same replay."""
     return datetime.combine(datetime.now(UTC).date() + timedelta(days=1), time_of_day(), UTC)
 
 

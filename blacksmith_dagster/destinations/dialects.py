@@ -78,7 +78,7 @@ def open_engine(where: str, url: str) -> sa.Engine:
 def limit_transaction(connection: sa.Connection, seconds: float) -> None:
     """End the transaction with the load at the latest, and let each row fail separately."""
     if connection.dialect.name == "postgresql":
-        connection.execute(_BOUND, {"limit": str(int(seconds * 1000))})
+        connection.execute(_SET_LIMITS, {"limit": str(int(seconds * 1000))})
         # A deferred constraint would fail at the commit, with all rows.
         connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
 
@@ -296,7 +296,7 @@ _COLUMNS = sa.text(
     "AND attnum > 0 AND NOT attisdropped AND attgenerated = ''"
 )
 # A time without a zone counts as UTC. A process that is paused in a transaction loses the transaction.
-_BOUND = sa.text(
+_SET_LIMITS = sa.text(
     "SELECT set_config('TimeZone', 'UTC', true), set_config('statement_timeout', :limit, true), "
     "set_config('idle_in_transaction_session_timeout', :limit, true)"
 )

@@ -149,17 +149,19 @@ class HTTPDestination(Destination[httpx.Client]):
                 f"{where}: concurrency={concurrency} is invalid; give a number from 1 to 256, and none "
                 "with batched=True, where a batch is one request"
             )
-        patience = duration(f"{where}: request_timeout", request_timeout).total_seconds()
+        request_seconds = duration(f"{where}: request_timeout", request_timeout).total_seconds()
         whole = duration(f"{where}: timeout", timeout) if timeout else self.timeout
-        # The last request may need it twice: for the connection and for the response.
-        sending = whole.total_seconds() - 2 * patience
-        if sending < patience:
+        # The last request may wait twice: for the connection and for the response.
+        sending_seconds = whole.total_seconds() - 2 * request_seconds
+        if sending_seconds < request_seconds:
             raise DeclarationError(
                 f"{where}: request_timeout={request_timeout!r} is too long; give at most a third "
                 "of the load's timeout"
             )
         jobs = self.batch if batch is None else batch
-        post = _Post(self._endpoint, path, body or _job_data, concurrency, patience, sending)
+        post = _Post(
+            self._endpoint, path, body or _job_data, concurrency, request_seconds, sending_seconds
+        )
 
         def load(batch: Batch[T], client: httpx.Client) -> None:
             (post.together if batched else post.one_by_one)(batch, client)
@@ -169,7 +171,9 @@ class HTTPDestination(Destination[httpx.Client]):
             name=name,
             schedule=schedule,
             timeout=timeout,
-            batch=jobs if batched else min(jobs, int(sending / patience) * concurrency),
+            batch=jobs
+            if batched
+            else min(jobs, int(sending_seconds / request_seconds) * concurrency),
             owners=owners,
             tags=tags,
             renamed_from=renamed_from,
@@ -252,14 +256,14 @@ class _HTTPTarget:
 
 @dataclass(frozen=True)
 class _Post:
-    """Sends jobs: a request waits `patience` seconds; none starts after `sending` seconds."""
+    """Sends jobs: a request waits `request_seconds`; none starts after `sending_seconds`."""
 
     endpoint: _HTTPTarget
     path: str
     body: Callable[[Job[Any]], Any]
     concurrency: int
-    patience: float
-    sending: float
+    request_seconds: float
+    sending_seconds: float
 
     def one_by_one(self, batch: Batch[Any], client: httpx.Client) -> None:
         """Send a request for each job."""
@@ -307,8 +311,8 @@ class _Post:
             client,
             self.endpoint.target(self.path),
             self.endpoint.hidden(),
-            self.patience,
-            time.monotonic() + self.sending,
+            self.request_seconds,
+            time.monotonic() + self.sending_seconds,
         )
 
 
@@ -316,7 +320,7 @@ def _send(
     client: httpx.Client,
     url: httpx.URL,
     hidden: Iterable[str],
-    patience: float,
+    request_seconds: float,
     latest: float,
     content: bytes,
     key: str,
@@ -328,15 +332,17 @@ def _send(
         "Content-Type": client.headers.get("Content-Type", "application/json"),
         "Idempotency-Key": key,
     }
-    request = client.build_request("POST", url, content=content, headers=headers, timeout=patience)
+    request = client.build_request(
+        "POST", url, content=content, headers=headers, timeout=request_seconds
+    )
     try:
         response = client.send(request, stream=True)
         try:
-            body = _read_body(response, time.monotonic() + patience)
+            body = _read_body(response, time.monotonic() + request_seconds)
         finally:
             response.close()
     except httpx.TimeoutException as error:
-        return 0, _failed(f"no response within {patience:g} s ({type(error).__name__})")
+        return 0, _failed(f"no response within {request_seconds:g} s ({type(error).__name__})")
     except httpx.NetworkError as error:
         return 0, _failed(f"the connection failed: {redacted(str(error), hidden)}")
     except httpx.TransportError as error:

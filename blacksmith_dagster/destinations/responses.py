@@ -12,7 +12,7 @@ from blacksmith_dagster.redaction import one_line, redacted
 
 _EXCERPT_CHARACTERS = 200  # characters of a response's body in an error
 _MAX_WAIT = 86_400.0  # seconds: a server's wrong clock must not delay a job for longer
-_RETRYABLE = frozenset({408, 425, 429})  # the 4xx that may pass with time
+_RETRYABLE = frozenset({408, 425, 429})  # the 4xx that may succeed later
 _REJECTED_BODY = frozenset({400, 409, 413, 422})
 
 

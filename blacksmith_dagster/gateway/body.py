@@ -36,7 +36,7 @@ class BodyReader:
         self._late: set[asyncio.Task[object]] = set()
 
     def reserve(self, size: int) -> None:
-        """Reserve `size` bytes. Raises `TooManyRequests` unless they are the first."""
+        """Reserve `size` bytes. Raises `TooManyRequests` over the capacity, unless none are held."""
         if self._held and self._held + size > self._capacity:
             raise TooManyRequests(
                 f"{self._held} bytes of other requests are being processed; try again in a second"

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from blacksmith_dagster.store.interface import Store
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_EVERYWHERE = ("", "0.0.0.0", "::")
+_WILDCARD_HOSTS = ("", "0.0.0.0", "::")
 _GRACE = 20  # seconds in which requests under way have to end
 _KEEP_ALIVE = 75  # seconds; longer than the 60 of most load balancers
 _BACKLOG = 2048
@@ -63,7 +63,7 @@ class StandardGateway:
     - `tls_certificate`, `tls_key`: PEM files; the certificate's may hold the key too.
     - `queue`: how many events may wait for their commit in each worker; more get a 429.
     - `trusted_proxies`: addresses or networks of the proxies before it. Only their X-Forwarded-For
-      and X-Forwarded-Proto, which name the client, are believed; by default no one's are.
+      and X-Forwarded-Proto, which name the client, are trusted; by default no proxy's are.
 
     >>> StandardGateway(port=8080).host
     '127.0.0.1'
@@ -141,7 +141,7 @@ class StandardGateway:
 
     def _service(self, app: Blacksmith, listener: socket.socket) -> Service:
         name, port = socket.gethostname(), listener.getsockname()[1]
-        host = name if self.host in _EVERYWHERE else self.host
+        host = name if self.host in _WILDCARD_HOSTS else self.host
         return Service(
             GATEWAY,
             f"{GATEWAY}:{name}:{port}",
@@ -190,8 +190,8 @@ class StandardGateway:
                 ssl_keyfile=self.tls_key,
             )
             server = uvicorn.Server(config)
-            # The objects of this moment stay: without the freeze, each garbage collection would walk
-            # them, in pauses of tens of milliseconds.
+            # The objects created so far stay alive. Unless they are frozen, each garbage collection
+            # would walk them, and pause the process for tens of milliseconds.
             gc.collect()
             gc.freeze()
             if maintains:  # one of its processes registers the gateway
@@ -241,7 +241,7 @@ class _WorkerProcesses:
 
     def _start(self, number: int) -> None:
         worker = self._fork.Process(target=self._worker, args=(number,), name=f"gateway-{number}")
-        # Signals are blocked here until `_running` has the worker, there until it has its handlers.
+        # Block signals: here until `_running` has the worker, in the worker until it has its handlers.
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
         try:
             worker.start()

@@ -1,7 +1,7 @@
 """The asset checks: discarded, overdue, quarantined and orphaned jobs, listeners, services, migrations.
 
-A load evaluates the checks of its own destination event, the report sensor evaluates all of them, and
-so does the UI by hand. A finding is a value: only `run_checks` queries the store, the supervisor and
+A load evaluates the checks of its own destination event; the report sensor evaluates all of them, and a
+user can do so in the UI. A finding is data: only `run_checks` queries the store, the supervisor and
 the gateway, and `migrations_up_to_date` the wanderer.
 """
 
@@ -43,14 +43,14 @@ GATEWAY_URL = "BLACKSMITH_GATEWAY_URL"
 _DEFAULT_GATEWAY = "http://127.0.0.1:8420"
 _GATEWAY_SECONDS = 2.0
 _REALTIME = timedelta(seconds=10)
-# The time that a load may take from the moment when it is due until it runs its first job.
+# How long after a load is due it may take to run its first job.
 _GRACE = timedelta(minutes=5)
 # The status of a listener is stored every few seconds.
 _SILENT = timedelta(seconds=60)
 _STUCK = timedelta(minutes=5)
 
-MOST_NAMED = 1000
-"""How many jobs of a replay are looked at."""
+MAX_UNSETTLED_READ = 1000
+"""The maximum number of jobs of a replay that the check reads."""
 
 _NAMED = 10
 _ERROR_LENGTH = 200
@@ -144,7 +144,7 @@ def run_checks(
     now = datetime.now(UTC)
     for path, event in app.destination_events.items():
         yield from check_destination(keys[path], event.schedule, store.counts(path), now, woken)
-        yield replay_settled(keys[path], store.unsettled(path, MOST_NAMED))
+        yield replay_settled(keys[path], store.unsettled(path, MAX_UNSETTLED_READ))
     sizes = store.quarantine_sizes()
     for path, source_event in app.source_events.items():
         at_webhooks = sizes.get(source_event.source.name, 0)
@@ -263,13 +263,13 @@ def listening(
 def replay_settled(key: AssetKey, unsettled: Sequence[JobState]) -> Finding:
     """Whether all jobs of the last replay have succeeded.
 
-    `unsettled`: the jobs that have not, or the first `MOST_NAMED` of them.
+    `unsettled`: the jobs that have not, or the first `MAX_UNSETTLED_READ` of them.
     """
     days = Counter((job.received_at.astimezone(UTC).date(), job.state) for job in unsettled)
     states_by_day: dict[str, dict[str, int]] = {}
     for (day, state), jobs in sorted(days.items()):
         states_by_day.setdefault(day.isoformat(), {})[state] = jobs
-    more = "+" if len(unsettled) == MOST_NAMED else ""
+    more = "+" if len(unsettled) == MAX_UNSETTLED_READ else ""
     jobs_with_errors = [
         f"{job.event_id}: {(job.error or '')[:_ERROR_LENGTH]}" for job in unsettled[:_NAMED]
     ]

@@ -1,4 +1,4 @@
-"""All that Dagster needs to know of an application: its definitions, or a component for `dg`."""
+"""Everything that Dagster needs to know of an application: its definitions, or a component for `dg`."""
 
 # Dagster reads the component's fields as they stand: no `from __future__ import annotations`.
 

@@ -84,8 +84,8 @@ def build_load_job(
 def _build_load_op(
     app: Blacksmith, event: AnyDestinationEvent, translator: BlacksmithTranslator
 ) -> OpDefinition:
-    # A plain function: at every `next()` of a generator Dagster installs its own signal handlers
-    # again, and a termination would interrupt a batch.
+    # A plain function: with a generator, Dagster would reinstall its own signal handlers at every
+    # `next()`, and a termination would interrupt a batch.
     @op(
         name=event.path.replace("/", "__"),
         description=f"Loads everything that is due for {event.path}.",
@@ -99,7 +99,7 @@ def _build_load_op(
 def build_replay(
     app: Blacksmith, event: AnyDestinationEvent, spec: AssetSpec, translator: BlacksmithTranslator
 ) -> AssetsDefinition:
-    """The asset of a destination event: to materialize it is to replay it.
+    """The asset of a destination event; materializing it replays the event.
 
     Days that are materialized together are one run.
     """

@@ -34,7 +34,7 @@ from blacksmith_dagster.scheduler import LoadReport, Scheduler, Summary, Tally
 from blacksmith_dagster.signals import on_stop
 from blacksmith_dagster.store.interface import Store
 
-# A load waits for a job that is due this soon: the clocks of Dagster and the database differ a little.
+# A load waits for a job due within this time: the clocks of Dagster and the database may differ.
 DUE_SOON = 5.0
 # An op waits this long before it is retried, and holds no lock meanwhile.
 RETRY_SECONDS = 5.0
@@ -87,7 +87,7 @@ class DayOfLoads(msgspec.Struct, frozen=True):
     def event(self, key: AssetKey, day: date, links: Links) -> DayEvent:
         """The event of the day's partition.
 
-        Nothing is materialized where nothing was loaded: assets downstream would follow it.
+        If no job succeeded, it is an observation: a materialization would trigger downstream assets.
         """
         event_class = AssetMaterialization if self.tally.succeeded else AssetObservation
         return event_class(key, partition=day.isoformat(), metadata=self.metadata(links))
@@ -266,8 +266,8 @@ def conclude(op: OpExecutionContext, summary: Summary, stop_reason: str | None) 
 def interrupt_if_terminated(op: OpExecutionContext) -> None:
     """Raise `DagsterExecutionInterruptedError` if a user has terminated this run.
 
-    Dagster marks the run by what its op does. The run is read again, to tell a termination from a
-    signal to the process.
+    Dagster sets the run's status by how its op ends. This reads the run again, to tell a termination
+    from a signal to the process.
     """
     run = op.instance.get_run_by_id(op.run_id)
     if run and run.status in (DagsterRunStatus.CANCELING, DagsterRunStatus.CANCELED):

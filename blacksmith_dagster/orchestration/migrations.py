@@ -137,8 +137,8 @@ def build_migration_jobs(app: Blacksmith, keys: Mapping[str, AssetKey]) -> Seque
 
 
 def _build_job(name: str, migrate: OpDefinition) -> JobDefinition:
-    # In the run's own process: a termination is a signal to it, which the op handles. An instance
-    # that retries failed runs must not retry these: a person looks at what has failed.
+    # Runs in the run's own process, where a termination arrives as a signal that the op handles.
+    # Never retried, even if the instance retries failed runs: a person must look at the failure.
     @job(
         name=name,
         description=migrate.description,

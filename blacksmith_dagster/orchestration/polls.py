@@ -88,8 +88,8 @@ def build_poll_trigger(
             status = blacksmith.supervisor.status(f"listen/{event.path}")
             return status.held and status.holder == run_id
 
-        # While no run is active, no lock is looked at: a run that cannot have the lock is retried,
-        # and fails.
+        # Locks are checked only if a run is active: a new run that cannot acquire its lock is retried,
+        # and then fails.
         try:
             return already_active(instance, target.name, holds)
         except (Unavailable, SettingsError) as error:

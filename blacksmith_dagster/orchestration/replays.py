@@ -27,7 +27,11 @@ from pydantic import Field
 
 from blacksmith_dagster.backends import Backends
 from blacksmith_dagster.errors import FencedOut, Unavailable
-from blacksmith_dagster.orchestration.checks import MOST_NAMED, check_destination, replay_settled
+from blacksmith_dagster.orchestration.checks import (
+    MAX_UNSETTLED_READ,
+    check_destination,
+    replay_settled,
+)
 from blacksmith_dagster.orchestration.loads import (
     DayOfLoads,
     LoadReporter,
@@ -158,7 +162,7 @@ def replay_partitions(
             datetime.now(UTC),
             backends.pubsub is not None,
         )
-        evaluate(op, [replay_settled(key, store.unsettled(event.path, MOST_NAMED))])
+        evaluate(op, [replay_settled(key, store.unsettled(event.path, MAX_UNSETTLED_READ))])
         evaluate(op, check_destination(key, event.schedule, counts, now, woken))
     return summary
 

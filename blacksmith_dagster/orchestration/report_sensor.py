@@ -1,4 +1,4 @@
-"""The sensor `blacksmith_report`: reports to Dagster how many events came per day, and the checks."""
+"""The sensor `blacksmith_report`: reports to Dagster the events per day and the checks' results."""
 
 # Dagster reads the annotation of `context` as it stands: no `from __future__ import annotations`.
 
@@ -35,8 +35,8 @@ from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.store.interface import DayCount
 
 _LOOK_SECONDS = 30
-# Dagster writes them one by one, about 100 a second, and a tick has 60 seconds.
-_MOST = 200
+# Dagster writes totals one by one, about 100 a second, and a tick has 60 seconds.
+_MAX_TOTALS_PER_TICK = 200
 # The count of a past day may still grow: clocks differ, and the counter follows the log.
 _OPEN_DAYS = timedelta(days=7)
 _REPEAT_SECONDS = 3600.0
@@ -75,7 +75,7 @@ def changed_totals(
         (count for count in counted if cursor.totals.get(_label(count)) != count.events),
         key=lambda count: (count.day, count.event_type),
     )
-    reported, rest = changed[:_MOST], changed[_MOST:]
+    reported, rest = changed[:_MAX_TOTALS_PER_TICK], changed[_MAX_TOTALS_PER_TICK:]
     since = max(cursor.since, min([today - _OPEN_DAYS, *(count.day for count in rest)]))
     totals = {**cursor.totals, **{_label(count): count.events for count in reported}}
     open_totals = {label: events for label, events in totals.items() if _day(label) >= since}

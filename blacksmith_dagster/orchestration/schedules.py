@@ -46,10 +46,10 @@ FINAL = {DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CA
 ACTIVE = [status for status in DagsterRunStatus if status not in FINAL]
 UNDER_WAY = {DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING}
 
-# A run that is under way holds one of its locks, except for moments. One that is not takes as long
-# to start as Dagster grants by default.
-_YOUNG = {True: timedelta(seconds=15), False: timedelta(seconds=180)}
-_MOMENT_SECONDS = RETRY_SECONDS + DUE_SOON + 5.0
+# A run that is under way holds one of its locks, except for short gaps. A run that is not yet under
+# way may take as long to start as Dagster allows by default.
+_GRACE_BY_UNDER_WAY = {True: timedelta(seconds=15), False: timedelta(seconds=180)}
+_LOCK_GAP_SECONDS = RETRY_SECONDS + DUE_SOON + 5.0
 _LOOK_SECONDS = 30
 _RANGE = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
 
@@ -120,7 +120,7 @@ def build_trigger(
 
 
 def too_early(cursor: str | None, interval: timedelta, now: float) -> str | None:
-    """Why an interval forbids a run now, or `None`. `cursor` holds the time of the last launch.
+    """Why it is too early for the next run, or `None`. `cursor` holds the time of the last launch.
 
     >>> too_early("1000.0", timedelta(seconds=60), 1015.0)
     'the next run is in 0:00:45'
@@ -130,9 +130,9 @@ def too_early(cursor: str | None, interval: timedelta, now: float) -> str | None
 
 
 def look_seconds(interval: timedelta) -> int:
-    """How often a sensor looks: retries fall due between the ticks of an interval.
+    """Seconds between two evaluations of a sensor: retries become due between the runs of an interval.
 
-    Dagster looks every 5 seconds at best.
+    Dagster evaluates a sensor every 5 seconds at most.
     """
     return 5 if interval.total_seconds() < 2 * _LOOK_SECONDS else _LOOK_SECONDS
 
@@ -266,8 +266,8 @@ def already_active(instance: DagsterInstance, job: str, holds: Holds) -> str | N
     """The active run of a job, as a reason to skip. Runs whose process is gone are marked as failed.
 
     Dagster's default launcher doesn't notice when the machine goes down with its runs: they stay
-    'started' forever, and would block every later run. The lock is the truth: `holds` says whether a
-    run has one of its locks now.
+    'started' forever, and would block every later run. Only the locks are reliable: `holds` says whether
+    a run has one of its locks now.
     """
     runs = instance.get_run_records(RunsFilter(job_name=job, statuses=ACTIVE), ascending=True)
     for record in runs:
@@ -276,7 +276,7 @@ def already_active(instance: DagsterInstance, job: str, holds: Holds) -> str | N
             return f"run {run.run_id} is queued"
         age = datetime.now(UTC) - record.update_timestamp
         under_way = run.status in UNDER_WAY
-        if age < _YOUNG[under_way] or (under_way and _is_alive(run.run_id, holds)):
+        if age < _GRACE_BY_UNDER_WAY[under_way] or (under_way and _is_alive(run.run_id, holds)):
             return f"run {run.run_id} is still under way"
         fail_gone(instance, run.run_id)
     return None
@@ -294,10 +294,10 @@ def fail_gone(instance: DagsterInstance, run_id: str) -> None:
 def _is_alive(run_id: str, holds: Holds) -> bool:
     """Whether a run holds any of its locks.
 
-    It is watched for a while: it holds no lock while it changes from one to the next, nor while it
-    waits to be retried.
+    Keeps checking for a while: a run holds no lock while it moves from one lock to the next, or
+    while it waits to be retried.
     """
-    deadline = time.monotonic() + _MOMENT_SECONDS
+    deadline = time.monotonic() + _LOCK_GAP_SECONDS
     while not holds(run_id):
         if time.monotonic() > deadline:
             return False

@@ -28,8 +28,8 @@ from blacksmith_dagster.orchestration.warm_runs import ENDING_TAG
 from blacksmith_dagster.supervisor import Supervisor
 
 _LOOK_SECONDS = 5  # Dagster can't look more often
-# A run under way that holds no lock takes one within moments. A run that is not under way takes as
-# long to start as Dagster grants by default.
+# A run under way that holds no lock acquires one within seconds. A run that is not yet under way may
+# take as long to start as Dagster allows by default.
 _GONE_SECONDS = 15.0
 _START_SECONDS = 180.0
 _PAUSE = timedelta(seconds=30)
@@ -69,7 +69,7 @@ def is_gone(run: WarmRun) -> bool:
     """Whether the process of an active run is gone.
 
     Dagster's default launcher does not notice when the machine goes down with its runs, nor when a
-    run is killed: they stay 'started' forever. The locks are the truth.
+    run is killed: they stay 'started' forever. Only the locks are reliable.
     """
     if run.status is DagsterRunStatus.QUEUED:
         return False
@@ -141,8 +141,8 @@ def build_warm_run_sensor(
         if reason:
             return SkipReason(reason)
         instance, now = context.instance, datetime.now(UTC)
-        # Read first: two daemons that decide the same at once build the same run key here, and launch
-        # one run.
+        # Read this first: two daemons that decide at the same time then build the same run key, and
+        # launch only one run.
         newest = instance.get_run_records(RunsFilter(job_name=target.name), limit=2)
         holders = {path: _holder(blacksmith.supervisor, key) for path, key in locks.items()}
         cursor = _WarmSensorCursor.read(context.cursor)

@@ -102,7 +102,7 @@ class WarmRunState(NamedTuple):
 class Ending(NamedTuple):
     """Why a run ends.
 
-    It ends at once; or, if it is to be `followed`, when its successor has started and `notice`
+    The run ends at once or, if it is to be `followed`, once its successor has started and `notice`
     seconds have passed.
     """
 

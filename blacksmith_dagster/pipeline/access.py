@@ -30,14 +30,14 @@ class Auth(Protocol):
         ...
 
     def admit(self, headers: Mapping[bytes, bytes]) -> None:
-        """Return unless the headers (names in lower case) already rule the request out.
+        """Check the headers (names in lower case), and return if they do not rule out the request.
 
         Raises `Unauthorized`.
         """
         ...
 
     def verify(self, headers: Mapping[bytes, bytes], body: bytes) -> str | None:
-        """Return if the sender is authenticated, with the idempotency key that was signed, if any.
+        """Authenticate the sender; returns the signed idempotency key, if there is one.
 
         That key replaces the `Idempotency-Key` header, which is not signed.
 

@@ -72,8 +72,8 @@ class Blacksmith:
     def retention(self) -> Mapping[str, Retention]:
         """How long events of each type are kept, by path.
 
-        Source events as they declare it. An outcome is kept as long as the events that its destination
-        event receives, whichever of them stays longest.
+        A source event is kept as it declares. An outcome is kept as long as the longest-kept of the
+        events that its destination event receives.
 
         >>> airport = Source("airport", keep="30d", keep_discarded="90d")
         >>> departed = airport.accept("departed")

@@ -351,7 +351,7 @@ class Destination(Generic[C]):
         """Run a migration of this destination or of one of its events; override it to run SQL.
 
         By default it calls the migration's function, without arguments. The error that it raises is
-        stored as the reason of the failure.
+        stored as the reason for the failure.
         """
         run_function(f"destination {self.name!r}", migration, direction)
 

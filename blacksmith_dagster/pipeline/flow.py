@@ -46,7 +46,7 @@ class Outcome(Receivable[T_co]):
 
 
 class Flow(Receives[R_co]):
-    """The way of an event to a destination event.
+    """How an event reaches a destination event.
 
     - `when(event)`: whether the event gets a job, decided when it is stored. If it raises, the job is
       created and fails with that error, so that no bug drops an event.

@@ -21,7 +21,7 @@ Decode: TypeAlias = Callable[[bytes | str], Any]
 
 _UNKNOWN = "objects of type {} cannot be written as JSON"
 _PLAIN = frozenset({type(None), bool, int, float, str, list, dict})
-# What a wrong annotation raises, or one whose names are not defined.
+# Raised for an annotation that is invalid or uses undefined names.
 _NOT_THERE = (NameError, AttributeError, SyntaxError, TypeError, ValueError)
 
 _is_json = msgspec.json.Decoder(msgspec.Raw).decode

@@ -54,7 +54,7 @@ _ARGUMENT_NAMES: Mapping[type, str] = {Cron: "poll", Subscription: "message", CD
 WebhookResult: TypeAlias = TypedEvent | Iterable[TypedEvent] | Reply
 """The result of a webhook's function."""
 
-# What a wrong annotation raises, or one whose names are not defined.
+# Raised for an annotation that is invalid or uses undefined names.
 _ANNOTATION_ERRORS = (NameError, AttributeError, SyntaxError, TypeError, ValueError)
 
 
@@ -457,7 +457,7 @@ class Source:
         """Run a migration of this source or of one of its events; override it to run SQL.
 
         By default it calls the migration's function, without arguments. The error that it raises is
-        stored as the reason of the failure.
+        stored as the reason for the failure.
         """
         run_function(f"source {self.name!r}", migration, direction)
 

@@ -33,8 +33,8 @@ def open_pubsub(url: str | None, store_url: str, variable: str = VARIABLE) -> Pu
     """The broker at `url`, or `None` if it is `None` or empty: then the schedules load.
 
     `kafka://host:9092,...`, `nats://host:4222`, `amqp://host:5672`, or `postgres`, which is the
-    store's own database at `store_url`. Connects to nothing yet. `variable` names where the URL
-    comes from; errors tell to correct it.
+    store's own database at `store_url`. Connects to nothing yet. `variable` is the
+    environment variable that holds the URL, named in errors.
 
     Raises `SettingsError` for another URL, and `ImportError` when the broker's client is not
     installed.

@@ -35,7 +35,7 @@ class BrokerAddress:
     - `tls`: whether the connection is encrypted, `ca`: a PEM file of the authority to trust, `None`
       for the system's.
     - `sasl`: Kafka's mechanism, used if there is a username.
-    - `variable`: the environment variable that holds the URL, which errors tell to fix.
+    - `variable`: the environment variable that holds the URL, named in errors.
     """
 
     scheme: str

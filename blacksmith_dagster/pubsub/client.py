@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class ConnectionLost(Unavailable):
-    """The connection has ended, as it does when it was idle for long: a new one may work."""
+    """The connection has ended, for example after being idle for long: a new one may work."""
 
 
 class BrokerClient(ABC, Generic[C]):
@@ -51,16 +51,16 @@ class BrokerClient(ABC, Generic[C]):
         """Set up a new connection before it is used. Raises `Unavailable`."""
 
     def _wake(self) -> None:
-        """Let the thread that waits at the connection see that it `_is_closed`."""
+        """Wake the thread that waits on the connection, so that it sees `_is_closed`."""
 
     def close(self) -> None:
-        """Disconnect, at once if the connection is not in use; otherwise its user does so soon."""
+        """Disconnect at once if the connection is idle; if not, the thread that uses it does so soon."""
         self._is_closed = True
         self._wake()
         self._disconnect_if_closed()
 
     def _use(self, work: Callable[[C], T], when_new: Callable[[C], T] | None = None) -> T | None:
-        """What `work` returns, or `when_new` if a connection had to be opened; `None` once closed."""
+        """Call `work`, or `when_new` with a new connection; returns the result, `None` once closed."""
         with self._in_use():
             try:
                 return self._attempt(work, when_new or work)
@@ -70,7 +70,7 @@ class BrokerClient(ABC, Generic[C]):
                 self._disconnect()
                 raise
             self._disconnect()
-        # A new error: the traceback of the one above would keep the client, and Kafka's its threads.
+        # Raise a new error: the traceback of the first one would keep the client, and Kafka's threads.
         raise Unavailable(message)
 
     def _attempt(self, work: Callable[[C], T], when_new: Callable[[C], T]) -> T | None:

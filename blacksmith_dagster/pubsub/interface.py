@@ -1,7 +1,7 @@
-"""What a broker is to us: a publisher and subscribers of notifications, and consumers of messages.
+"""The interface of a broker: a publisher and subscribers of notifications, and consumers of messages.
 
-A notification is a hint that a destination event has new jobs: one that is lost, late or doubled changes
-when a job is loaded, nothing else. A message of a subscription is an event: the store knows how far
+A notification only hints that a destination event has new jobs: if one is lost, late or duplicated, that
+only changes when a job is loaded. A message of a subscription is an event: the store knows how far
 the subscription was read.
 """
 
@@ -38,18 +38,18 @@ class Publisher(Protocol):
 
 
 class Subscriber(Protocol):
-    """Hears of new jobs of one destination. Used by one thread, except for `close`.
+    """Receives the notifications of one destination. Used by one thread, except for `close`.
 
-    Every subscriber of a destination hears every notification, so one that is about to end takes
-    nothing from its successor.
+    Every subscriber of a destination receives every notification, so a subscriber that is about to
+    end takes none from its successor.
     """
 
     def wait(self, timeout: float) -> Collection[str]:
         """The paths of the destination events that were notified since the last call.
 
         Waits for the first of them, for `timeout` seconds at most. Connects on the first call, and
-        again after a failure, and returns nothing as soon as it has connected: notifications from
-        that moment on are heard, and the caller looks into the store for whatever came before.
+        again after a failure, and returns nothing as soon as it has connected: from then on it
+        receives notifications, and the caller checks the store for jobs that came before.
 
         Raises `Unavailable` when the broker does not respond or rejects us; the next call tries again.
         """
@@ -63,8 +63,8 @@ class Subscriber(Protocol):
 class Received(NamedTuple):
     """A message, and how reading it moves its reader's cursor.
 
-    The cursor is `None` if the broker does not number messages: then only the message's id tells
-    whether it came before.
+    The cursor is `None` if the broker does not number messages: then only the message's id shows
+    whether it was received before.
     """
 
     message: Message
@@ -75,14 +75,14 @@ class Consumer(Protocol):
     """Reads the messages of a subscription. Used by one thread, except for `close`.
 
     One consumer of a subscription reads at a time: its user holds a lock. If the broker numbers its
-    messages, reading begins behind the cursors in the store, not where the broker believes it to be.
+    messages, reading begins after the cursors in the store, not at the broker's own position.
     """
 
     def receive(self, limit: int, timeout: float) -> Sequence[Received]:
         """The next messages, `limit` at most, in the order of the broker.
 
         Waits for the first of them, for `timeout` seconds at most. Connects on the first call, and
-        again after a failure, and then begins behind what is committed.
+        again after a failure, and then begins after the last committed message.
 
         Raises `Unavailable` when the broker does not respond or rejects us; the next call tries again.
         Raises `SettingsError` for a subscription that can't be read in this way.

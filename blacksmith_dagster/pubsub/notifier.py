@@ -84,7 +84,7 @@ class Notifier:
             return responded
         try:
             self._publisher.publish(pending | self._late)
-        except Exception as error:  # noqa: BLE001 - no failure may end the notifications
+        except Exception as error:  # noqa: BLE001 - no error may end this thread
             self.unpublished += len(pending)
             if responded:
                 _log.warning(

@@ -145,7 +145,7 @@ class SegmentSource(Source):
 
 
 class SegmentKey(WriteKey):
-    """A key as Segment's libraries send it: in the header, or in the body from pages, which set none."""
+    """A key as Segment's libraries send it: in the header, or in the body (web pages set no header)."""
 
     def admit(self, headers: Mapping[bytes, bytes]) -> None:
         if b"authorization" in headers:

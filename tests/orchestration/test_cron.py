@@ -294,8 +294,10 @@ def test_a_poll_that_is_still_running_is_not_started_again(
 def test_a_poll_whose_process_is_gone_is_failed_and_replaced(
     store_url: str, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schedules, "_YOUNG", dict.fromkeys((True, False), timedelta(0)))
-    monkeypatch.setattr(schedules, "_MOMENT_SECONDS", 0.1)
+    monkeypatch.setattr(
+        schedules, "_GRACE_BY_UNDER_WAY", dict.fromkeys((True, False), timedelta(0))
+    )
+    monkeypatch.setattr(schedules, "_LOCK_GAP_SECONDS", 0.1)
     polling = Polling(store_url, Cron("*/5 * * * *"))
     run = instance.add_run(DagsterRun(job_name=JOB, status=DagsterRunStatus.STARTED))
     with contextlib.closing(polling.open()) as store:
@@ -310,13 +312,15 @@ def test_a_poll_whose_process_is_gone_is_failed_and_replaced(
 
 
 def test_a_run_that_pauses_does_not_count_as_gone() -> None:
-    assert polls._LONGEST_PAUSE + 1 < schedules._MOMENT_SECONDS
+    assert polls._LONGEST_PAUSE + 1 < schedules._LOCK_GAP_SECONDS
 
 
 def test_no_run_is_replaced_while_the_locks_are_out_of_reach(
     store_url: str, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schedules, "_YOUNG", dict.fromkeys((True, False), timedelta(0)))
+    monkeypatch.setattr(
+        schedules, "_GRACE_BY_UNDER_WAY", dict.fromkeys((True, False), timedelta(0))
+    )
     monkeypatch.setenv("BLACKSMITH_SUPERVISOR_URL", "consul://127.0.0.1:1")
     polling = Polling(store_url, Cron("*/5 * * * *"))
     polling.open().close()

@@ -482,8 +482,10 @@ def test_what_a_warm_run_loads_is_left_to_it_by_the_schedule(
 def test_a_load_run_that_is_gone_is_not_mistaken_for_the_warm_run(
     alerts: Alerts, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schedules, "_YOUNG", dict.fromkeys((True, False), timedelta(0)))
-    monkeypatch.setattr(schedules, "_MOMENT_SECONDS", 0.1)
+    monkeypatch.setattr(
+        schedules, "_GRACE_BY_UNDER_WAY", dict.fromkeys((True, False), timedelta(0))
+    )
+    monkeypatch.setattr(schedules, "_LOCK_GAP_SECONDS", 0.1)
     alerts.receive("stuck")
     gone = instance.add_run(DagsterRun(job_name="load_alerts", status=STARTED))
     with _locked(alerts, "a warm run", "late"):

@@ -137,8 +137,10 @@ def test_a_finished_run_does_not_hinder_the_next(instance: DagsterInstance, tmp_
 def test_a_run_whose_process_is_gone_is_failed_and_replaced(
     store_url: str, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schedules, "_YOUNG", dict.fromkeys((True, False), timedelta(0)))
-    monkeypatch.setattr(schedules, "_MOMENT_SECONDS", 0.1)
+    monkeypatch.setattr(
+        schedules, "_GRACE_BY_UNDER_WAY", dict.fromkeys((True, False), timedelta(0))
+    )
+    monkeypatch.setattr(schedules, "_LOCK_GAP_SECONDS", 0.1)
     pipeline = Pipeline(store_url)
     pipeline.receive(1)
     run = instance.add_run(DagsterRun(job_name="load_lake", status=DagsterRunStatus.STARTED))
@@ -160,7 +162,9 @@ def test_a_run_between_two_tries_of_an_op_is_not_gone(
     store_url: str, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It holds no lock while it waits to try again, and then for what is due soon."""
-    monkeypatch.setattr(schedules, "_YOUNG", dict.fromkeys((True, False), timedelta(0)))
+    monkeypatch.setattr(
+        schedules, "_GRACE_BY_UNDER_WAY", dict.fromkeys((True, False), timedelta(0))
+    )
     pipeline = Pipeline(store_url)
     pipeline.receive(1)
     run = instance.add_run(DagsterRun(job_name="load_lake", status=DagsterRunStatus.STARTED))

@@ -50,7 +50,7 @@ _AFTER = re.compile(r" \(after \d+ms in state \w+\)$")
 
 
 class ClientErrors:
-    """What a client reports of its connections, and the `Unavailable` that it amounts to.
+    """Collects the connection errors that a client reports, and turns them into `Unavailable`.
 
     `rights` are those that its user needs.
     """
@@ -72,12 +72,12 @@ class ClientErrors:
             return
         if error.code() == KafkaError._AUTHENTICATION:
             self.is_lost = True
-        # That a message was not delivered in time says less than what went wrong before.
+        # Keep an earlier error: it says more than that a message was not delivered in time.
         if self._reported is None or error.code() != KafkaError._MSG_TIMED_OUT:
             self._reported = error
 
     @contextlib.contextmanager
-    def explained(self) -> Iterator[None]:
+    def translated(self) -> Iterator[None]:
         """Raise `Unavailable` for what Kafka's client raises."""
         try:
             yield

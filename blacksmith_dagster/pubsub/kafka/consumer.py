@@ -42,7 +42,7 @@ from blacksmith_dagster.store.interface import Cursor
 
 _log = logging.getLogger(__name__)
 
-_CHECK_SECONDS = 5.0  # between two checks that the topic and its partitions are the same
+_CHECK_SECONDS = 5.0  # between two checks whether the topic or its partitions changed
 _CLOSE_SECONDS = 0.5
 _CONSUMER: dict[str, Any] = CONSUMER | {
     "isolation.level": "read_committed",
@@ -51,7 +51,7 @@ _CONSUMER: dict[str, Any] = CONSUMER | {
     # Report an offset that is missing: reading begins again and finds out why.
     "auto.offset.reset": "error",
 }
-# The topic or messages were deleted, or a leader has moved: beginning again finds out which.
+# The topic or messages were deleted, or a leader has moved: starting again shows which.
 _RECONNECT_CODES = NO_TOPIC | {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
 _COMMIT_ERRORS = DENIED | {KafkaError.UNKNOWN_MEMBER_ID}
 
@@ -98,7 +98,7 @@ class KafkaConsumer(BrokerConsumer[Consumer]):
 
     def _read(self, connection: Consumer, limit: int, deadline: float) -> Sequence[Received]:
         while not self._is_closed:
-            with self._errors.explained():
+            with self._errors.translated():
                 self._check_topic()
                 self._commit()
                 left = max(deadline - monotonic(), 0.0)
@@ -182,7 +182,7 @@ class KafkaConsumer(BrokerConsumer[Consumer]):
             )
 
     def _finish_commits(self) -> None:
-        """Wait a moment for the request in progress: it would end with its client."""
+        """Wait briefly for the request in progress: closing the client would abort it."""
         deadline = monotonic() + _CLOSE_SECONDS
         while not self._errors.is_lost and (left := deadline - monotonic()) > 0:
             self._commit()
@@ -194,7 +194,7 @@ class KafkaConsumer(BrokerConsumer[Consumer]):
 
     def _open(self) -> Consumer:
         self._errors = self._new_errors()
-        with self._errors.explained():
+        with self._errors.translated():
             self._admin = admin_client(self._address, self._errors)
             (topic,) = self._results([self._describe()])
             self._topic = _identity(topic)
@@ -211,7 +211,7 @@ class KafkaConsumer(BrokerConsumer[Consumer]):
             )
 
     def _prepare(self, connection: Consumer) -> None:
-        with self._errors.explained():
+        with self._errors.translated():
             connection.assign(
                 [
                     TopicPartition(self._address.topic, number, partition.next)

@@ -52,7 +52,7 @@ _NO_LEADER = {KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITI
 
 class _Producer(Producer):
     def close(self) -> bool:
-        self.purge(blocking=False)  # else its end waits for the broker
+        self.purge(blocking=False)  # otherwise closing waits for the broker
         return True
 
 
@@ -71,7 +71,7 @@ class KafkaPublisher(BrokerPublisher[_Producer]):
 
     def _send(self, connection: _Producer, paths: Collection[str]) -> None:
         connection.poll(0)
-        self._errors.clear()  # an error while nothing was published is over, or comes again
+        self._errors.clear()  # if an earlier error persists, it is reported again
         messages = encode_notifications(paths)
         unconfirmed = {destination.encode() for destination in messages}
 
@@ -128,7 +128,7 @@ class KafkaSubscriber(BrokerSubscriber[Consumer]):
         left = 1.0
         while left > 0 and not (paths or self._is_closed):
             left = deadline - monotonic()
-            with self._errors.explained():
+            with self._errors.translated():
                 first = connection.poll(min(max(left, 0.0), POLL_SECONDS))
                 messages = [] if first is None else [first, *connection.consume(_BATCH, 0)]
             if self._errors.is_lost:

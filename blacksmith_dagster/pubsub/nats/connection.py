@@ -56,7 +56,7 @@ class NATSConnection:
         return not self.client.is_connected
 
     def call(self, work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
-        """What `work` returns, done in the loop."""
+        """Run `work` in the loop, and return its result."""
 
         async def in_time() -> _T:
             self._reported = None
@@ -69,7 +69,7 @@ class NATSConnection:
             raise ConnectionLost(self._explain(error)) from None
 
     async def flush(self) -> None:
-        """Wait until the server has handled what was sent. Raises what it has rejected of it."""
+        """Wait until the server has handled what was sent. Raises an error if it rejected any."""
         await self.client.flush(RESPONSE_SECONDS)
         if self._reported is not None:
             raise self._reported
@@ -128,7 +128,7 @@ class NATSConnection:
             user=None if has_token else address.username,
             password=address.password,
         )
-        if not client.is_connected:  # nats-py takes an end of the stream for a welcome
+        if not client.is_connected:  # nats-py mistakes a closed stream for success
             raise ConnectionResetError("the server ended the connection")
 
     def _explain(self, error: Exception) -> str:

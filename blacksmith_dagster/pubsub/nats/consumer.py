@@ -45,8 +45,9 @@ _DONE_STATUSES = ("404", "408")  # of a request: there are no more messages, or 
 class NATSConsumer(BrokerConsumer[NATSConnection]):
     """A `Consumer` of a subject, through a durable consumer on the stream that has it.
 
-    The durable consumer is created again at the store's cursor whenever reading begins. Resumed, it
-    would redeliver unacknowledged messages behind newer ones, where no cursor finds them.
+    The durable consumer is created again at the store's cursor whenever reading begins. If it
+    were resumed, it would redeliver unacknowledged messages after newer ones, and the cursor would
+    already be past them.
     """
 
     def __init__(self, address: BrokerAddress, cursor_of: CursorOf) -> None:
@@ -213,24 +214,26 @@ class _DurableConsumer:
             ack_wait=_ACK_SECONDS,
             max_ack_pending=-1,
         )
-        behind = config.evolve(
+        resume_config = config.evolve(
             deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=self._handed_out + 1
         )
         if self._retention == RetentionPolicy.WORK_QUEUE:
-            # What the stream holds was never acknowledged; it accepts no other start.
+            # A work-queue stream holds only unacknowledged messages, and accepts no start sequence.
             await self._delete(durable)
             await self._server.add_consumer(self._stream, config)
         elif self._retention == RetentionPolicy.INTEREST:
-            # The stream drops what no consumer wants, so another one wants it meanwhile.
-            holding = f"{durable}_handover"
-            await self._server.add_consumer(self._stream, config.evolve(durable_name=holding))
+            # The stream drops messages that no consumer covers, so a temporary one covers them.
+            temporary_name = f"{durable}_handover"
+            await self._server.add_consumer(
+                self._stream, config.evolve(durable_name=temporary_name)
+            )
             await self._delete(durable)
-            await self._server.add_consumer(self._stream, behind)
-            await self._delete(holding)
+            await self._server.add_consumer(self._stream, resume_config)
+            await self._delete(temporary_name)
         else:
             await self._delete(durable)
-            behind.ack_policy = AckPolicy.ALL
-            await self._server.add_consumer(self._stream, behind)
+            resume_config.ack_policy = AckPolicy.ALL
+            await self._server.add_consumer(self._stream, resume_config)
 
     async def _delete(self, consumer: str) -> None:
         with contextlib.suppress(NotFoundError):
@@ -303,7 +306,7 @@ def _reader(address: BrokerAddress, stream: StreamInfo) -> str:
     # A stream that was deleted and created again begins with its own first message.
     name = f"nats/{address.subscription}/{stream.config.name}@{stream.created:%Y%m%dT%H%M%S.%fZ}"
     if stream.config.retention == RetentionPolicy.WORK_QUEUE:
-        # Everything it holds before the cursor was read, which is true of one subject only.
+        # A cursor means that every earlier message was read, which holds for one subject only.
         name += f"/{address.topic}"
     return name
 
@@ -320,7 +323,7 @@ def _first_sequence(address: BrokerAddress, stream: StreamInfo, stored: str | No
             *(address.label, stream.config.name, stored, state.last_seq),
         )
         return 1
-    is_all = stream.config.subjects == [address.topic]  # else what is missing may not be ours
+    is_all = stream.config.subjects == [address.topic]  # otherwise other subjects' may be missing
     if stream.config.retention == RetentionPolicy.LIMITS and is_all and begin < state.first_seq:
         _log.warning(
             "%s: %d messages of stream %s were deleted before they were read: it begins at %d and "

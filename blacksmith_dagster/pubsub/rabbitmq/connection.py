@@ -37,11 +37,11 @@ class ChannelClosed(ConnectionLost):
 
 
 class RabbitMQConnection:
-    """A connection with one channel, which works while its methods are called; each ends in time.
+    """A connection with one channel. It does I/O only in its methods, each of which has a time limit.
 
     `heartbeat` is in seconds, `rights` are those that the user needs.
 
-    pika's BlockingConnection has no time-outs. This does the same as that, on the same loop.
+    It replaces pika's BlockingConnection, which has no time-outs, and uses the same I/O loop.
     Raises `Unavailable`, and `ChannelClosed` when the connection or the channel has ended.
     """
 
@@ -176,7 +176,7 @@ class RabbitMQConnection:
         return f"{self._address.label} {self._reason_of(error)}"
 
     def _reason_of(self, error: BaseException) -> str:
-        """What went wrong, without pika's own layers, and where the servers differ, what says most."""
+        """The reason without pika's wrapper errors; if servers failed differently, the clearest one."""
         failed = workflow.AMQPConnectionWorkflowFailed
         causes = list(error.exceptions) if isinstance(error, failed) else [error]
         for index, cause in enumerate(causes):
@@ -195,7 +195,7 @@ _EXPLAINED: Mapping[type[BaseException], str] = {
     pika.exceptions.AuthenticationError: _CREDENTIALS,
     pika.exceptions.ProbableAuthenticationError: _CREDENTIALS,
     pika.exceptions.ProbableAccessDeniedError: (
-        "refused the virtual host; fix the path in {}, or let the user in"
+        "refused the virtual host; fix the path in {}, or give the user access to it"
     ),
     pika.exceptions.IncompatibleProtocolError: (
         "does not speak AMQP 0-9-1 here; fix the port or amqps:// in {}"

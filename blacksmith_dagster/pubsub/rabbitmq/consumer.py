@@ -29,7 +29,7 @@ _NOT_FOUND = 404
 class RabbitMQConsumer(BrokerConsumer[RabbitMQConnection]):
     """A `Consumer` of a queue, which is declared and bound if it does not exist.
 
-    The broker does not number messages: only its `message_id` tells whether a message came before.
+    The broker does not number messages: only `message_id` shows whether a message was received before.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class RabbitMQConsumer(BrokerConsumer[RabbitMQConnection]):
                 self._check_at = monotonic() + _CHECK_SECONDS
 
     def _read_ready(self, connection: RabbitMQConnection, limit: int) -> None:
-        """Read what the socket holds already: it came in parts while its user was busy."""
+        """Read everything that arrived while the caller was busy; one pass may read only a part."""
         count = 0
         while count < len(self._arrived) < limit and self._size < _BYTES:
             count = len(self._arrived)
