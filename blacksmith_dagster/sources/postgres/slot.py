@@ -17,7 +17,7 @@ from blacksmith_dagster.sources.postgres.session import ServerError, Session
 _log = logging.getLogger(__name__)
 
 _OLDEST = 130_000
-_HOW_TO_START_OVER = (
+_START_OVER = (
     "to start over, name another slot (slot='...'), with snapshot=True to read the tables again"
 )
 # A missing slot or publication, perhaps for a part of the log; an invalidated slot; removed log files.
@@ -93,7 +93,9 @@ def check_continuous(
     session: Session, label: str, position: SlotPosition, slot: Slot | None
 ) -> None:
     """Raise `ChangesLost` if the slot no longer has every change after `position`."""
-    missing = f"changes that were committed after {position.lsn} can't be read any more; {_HOW_TO_START_OVER}"
+    missing = (
+        f"changes that were committed after {position.lsn} can't be read any more; {_START_OVER}"
+    )
     if slot is None:
         raise ChangesLost(f"{label}: the replication slot {position.slot!r} is gone: {missing}")
     if slot.lost:
@@ -110,7 +112,8 @@ def check_continuous(
     if parse_lsn(end) < parse_lsn(position.lsn):
         raise ChangesLost(
             f"{label}: the server's log ends at {end}, before {position.lsn}, up to which it was read: "
-            f"the server was restored to an earlier state and may write other changes there; {_HOW_TO_START_OVER}"
+            "the server was restored to an earlier state and may write other changes there; "
+            f"{_START_OVER}"
         )
 
 
@@ -122,7 +125,7 @@ def lost_if_refused(label: str) -> Iterator[None]:
     except ServerError as error:
         if error.state not in _LOST_STATES:
             raise
-        raise ChangesLost(f"{label}: {error}; {_HOW_TO_START_OVER}") from None
+        raise ChangesLost(f"{label}: {error}; {_START_OVER}") from None
 
 
 def find_tables(session: Session, publication: str) -> Sequence[PublishedTable]:
@@ -169,7 +172,7 @@ def publish(
     elif not create:
         raise ChangesLost(
             f"{label}: the publication {publication!r} is gone: changes that were committed since can't "
-            f"be read any more; {_HOW_TO_START_OVER}"
+            f"be read any more; {_START_OVER}"
         )
     for oid, table in wanted.items():
         _check_identity(session, label, oid, table)
