@@ -7,13 +7,15 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, TypeAlias, cast
 
 from blacksmith_dagster.backends import Backends
-from blacksmith_dagster.errors import DeclarationError, SettingsError
+from blacksmith_dagster.errors import DeclarationError, SettingsError, UsageError
 from blacksmith_dagster.gateway import Gateway
-from blacksmith_dagster.ingest.listeners import Listeners, ReportReceived
+from blacksmith_dagster.ingest.listeners import Listeners, ReportReceived, listened_events
+from blacksmith_dagster.ingest.subscription import broker_of
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import Destination
 from blacksmith_dagster.pipeline.source import Source
-from blacksmith_dagster.scheduler import Realtime, Scheduler
+from blacksmith_dagster.pipeline.triggers import Subscription
+from blacksmith_dagster.scheduler import Realtime, Scheduler, realtime_events
 from blacksmith_dagster.scheduler.realtime import ReportLoad
 from blacksmith_dagster.supervisor import SCHEDULER, registered, this_process
 
@@ -104,6 +106,65 @@ def build_listeners(
         notify=backends.notify(app),
         report=report,
     )
+
+
+def select_served(
+    app: Blacksmith, names: Sequence[str]
+) -> tuple[Sequence[Destination[Any]], Sequence[Source]]:
+    """The destinations with realtime events, and the sources to listen for, that have these names;
+    all of them if there are no names.
+
+    Raises `UsageError` for an unknown name, or if the application has nothing for a worker to do.
+    """
+    realtime = {
+        name: destination
+        for name, destination in app.destinations.items()
+        if realtime_events(destination)
+    }
+    listened = {name: source for name, source in app.sources.items() if listened_events(source)}
+    available = realtime | listened
+    for name in names:
+        if name not in available:
+            raise UsageError(
+                f"{name!r} is not a destination with realtime events, nor a source with subscriptions "
+                f"or CDC; this application has {', '.join(available) or 'none'}"
+            )
+    if not available:
+        raise UsageError(
+            "no destination event is realtime, and no source event is a subscription or CDC; give a "
+            "destination, or one of its events, schedule=Schedule(realtime=True)"
+        )
+    chosen = dict.fromkeys(names or available)
+    return (
+        [realtime[name] for name in chosen if name in realtime],
+        [listened[name] for name in chosen if name in listened],
+    )
+
+
+def build_worker(
+    app: Blacksmith,
+    destinations: Sequence[Destination[Any]],
+    sources: Sequence[Source],
+    backends: Backends,
+    *,
+    holder: str,
+    report: ReportLoad,
+) -> list[Loop]:
+    """The loops of a worker for these destinations and sources. Registers the application.
+
+    Raises `SettingsError` if a broker that they need is not configured.
+    """
+    for source in sources:
+        for event in listened_events(source):
+            if isinstance(event.trigger, Subscription):
+                broker_of(event, backends.pubsub)
+    loops: list[Loop] = [
+        build_realtime(app, destination, backends, holder=holder, report=report)
+        for destination in destinations
+    ]
+    loops += [build_listeners(app, source, backends, holder=holder) for source in sources]
+    backends.store.register(app)
+    return loops
 
 
 @contextmanager

@@ -12,30 +12,20 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
 
 from blacksmith_dagster.backends import Backends
 from blacksmith_dagster.cli.common import app_option
-from blacksmith_dagster.composition import (
-    Loop,
-    build_listeners,
-    build_realtime,
-    gateway_of,
-    running,
-)
+from blacksmith_dagster.composition import build_worker, gateway_of, running, select_served
 from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.gateway import Gateway, StandardGateway
 from blacksmith_dagster.importer import load_application
 from blacksmith_dagster.ingest.listeners import listened_events
-from blacksmith_dagster.ingest.subscription import broker_of
 from blacksmith_dagster.pipeline.access import hashed
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.destination import Destination
-from blacksmith_dagster.pipeline.source import Source
-from blacksmith_dagster.pipeline.triggers import Subscription
 from blacksmith_dagster.scheduler import realtime_events
 from blacksmith_dagster.settings import Settings, find_project
 from blacksmith_dagster.signals import on_stop
@@ -238,34 +228,26 @@ def worker(app: str | None, names: tuple[str, ...]) -> None:
     with an error when a load runs past its time-out: let a service manager restart it.
     """
     application, stop = load_application(app), threading.Event()
-    destinations, sources = _chosen(application, names)
+    destinations, sources = select_served(application, names)
     with on_stop(stop.set), Backends(Settings.read()) as backends, ExitStack() as opened:
-        listened = [event for source in sources for event in listened_events(source)]
-        for event in listened:
-            if isinstance(event.trigger, Subscription):
-                broker_of(event, backends.pubsub)  # a missing broker is reported before it begins
         reporter = _reporter(application) if destinations else None
         if reporter:
             opened.enter_context(closing(reporter))
-        loops: list[Loop] = [
-            build_realtime(
-                application,
-                destination,
-                backends,
-                holder=here(),
-                report=reporter.add if reporter else lambda *_: None,
-            )
-            for destination in destinations
-        ]
-        loops += [
-            build_listeners(application, source, backends, holder=here()) for source in sources
-        ]
-        backends.store.register(application)
+        loops = build_worker(
+            application,
+            destinations,
+            sources,
+            backends,
+            holder=here(),
+            report=reporter.add if reporter else lambda *_: None,
+        )
         served = [destination.name for destination in destinations]
         served += [source.name for source in sources]
         opened.enter_context(running(loops, backends, served))
-        realtime = [event for destination in destinations for event in realtime_events(destination)]
-        paths = [event.path for event in realtime] + [event.path for event in listened]
+        paths = [
+            *(event.path for destination in destinations for event in realtime_events(destination)),
+            *(event.path for source in sources for event in listened_events(source)),
+        ]
         reported = ""
         if destinations:
             reported = ", reported to" if reporter else ", not reported, as there is no"
@@ -278,36 +260,6 @@ def worker(app: str | None, names: tuple[str, ...]) -> None:
             failure = next((loop.failure for loop in loops if loop.failure), None)
     if failure is not None:
         raise failure
-
-
-def _chosen(
-    app: Blacksmith, names: Sequence[str]
-) -> tuple[Sequence[Destination[Any]], Sequence[Source]]:
-    """The destinations with realtime events, and the sources to listen for, that have these names;
-    all of them if there are no names."""
-    realtime = {
-        name: destination
-        for name, destination in app.destinations.items()
-        if realtime_events(destination)
-    }
-    listened = {name: source for name, source in app.sources.items() if listened_events(source)}
-    available = realtime | listened
-    for name in names:
-        if name not in available:
-            raise UsageError(
-                f"{name!r} is not a destination with realtime events, nor a source with subscriptions "
-                f"or CDC; this application has {', '.join(available) or 'none'}"
-            )
-    if not available:
-        raise UsageError(
-            "no destination event is realtime, and no source event is a subscription or CDC; give a "
-            "destination, or one of its events, schedule=Schedule(realtime=True)"
-        )
-    chosen = dict.fromkeys(names or available)
-    return (
-        [realtime[name] for name in chosen if name in realtime],
-        [listened[name] for name in chosen if name in listened],
-    )
 
 
 def _reporter(app: Blacksmith) -> RunlessReporter | None:
