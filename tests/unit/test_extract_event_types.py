@@ -163,7 +163,8 @@ def test_a_webhook_may_respond_at_once() -> None:
 
 
 def test_what_a_webhook_must_return_is_reported() -> None:
-    with pytest.raises(TypeError, match=r"gave a Event; it must return what SourceEvent\.of makes"):
+    expected = r"gave a Event; it must return an event made by SourceEvent\.of"
+    with pytest.raises(TypeError, match=expected):
         a_webhook(lambda request: Event(1))(Request.of(1))
 
 
