@@ -295,15 +295,16 @@ def events_in(returned: Any, event_class: type[Any], path: str, rule: str) -> It
     raise TypeError(f"{path} gave a {type(returned).__name__}; it must return {rule}")
 
 
-def destinations_to_notify(extracted: Iterable[list[NewEvent] | RawRequest]) -> set[str]:
-    """The destination events that have new jobs."""
-    return {
+def destinations_to_notify(extracted: Iterable[list[NewEvent] | RawRequest]) -> list[str]:
+    """The destination events that have new jobs, each once, in the order of their first job."""
+    destinations = (
         job.destination
         for events in extracted
         if not isinstance(events, RawRequest)
         for event in events
         for job in event.jobs
-    }
+    )
+    return list(dict.fromkeys(destinations))
 
 
 def check_key(key: str) -> str:
