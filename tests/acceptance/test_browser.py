@@ -31,6 +31,15 @@ BROWSER_OPTIONS = (
 TODAY = datetime.now(UTC).date().isoformat()
 
 
+REPORTS = """{ assetOrError(assetKey: {path: ["airport", "departed"]}) {
+    ... on Asset { assetMaterializations(limit: 1) { timestamp } } } }"""
+
+
+def is_reported(deployed: demo.Deployment) -> bool:
+    """Whether the sensor has reported the day's events, which it does every half minute."""
+    return bool(deployed.graphql(REPORTS)["assetOrError"].get("assetMaterializations"))
+
+
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[demo.Deployment]:
     """The example deployment with real flights, loaded, and its pandas asset materialized."""
@@ -50,6 +59,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[demo.Deploymen
             deadline,
         )
         assert demo.judge(deployed, flights, FLIGHTS) == []
+        deployed.wait_for("report of the day", lambda: is_reported(deployed), deadline)
         # Otherwise Dagster's invitation to its newsletter covers the first page.
         httpx.post(f"{deployed.ui}/graphql", json={"query": "mutation { setNuxSeen }"}, timeout=30)
         yield deployed
