@@ -248,7 +248,7 @@ def broker(home: Path) -> Iterator[str]:
         return
     port = free_port(0)
     command = [str(Path(sys.executable).with_name("nats-server")), "-a", "127.0.0.1"]
-    command += ["-p", str(port), "-js", "-sd", str(home / "nats"), "-l", str(home / "nats.log")]
+    command += ["-p", str(port), "-l", str(home / "nats.log")]
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
         yield f"nats://127.0.0.1:{port}"
