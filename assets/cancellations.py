@@ -37,8 +37,8 @@ cancellations = reports.table(
     receives=Flow(departed, when=is_cancelled, transform=cancellation),
     key=["carrier", "flight", "time_hour"],
     # Each night the day before: events without a job, and discarded jobs.
-    backfill="0 3 * * *",
-    create=sa.Table(
+    backfill_schedule="0 3 * * *",
+    definition=sa.Table(
         "cancellations",
         sa.MetaData(),
         sa.Column("carrier", sa.Text, primary_key=True),

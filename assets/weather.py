@@ -46,7 +46,7 @@ weather_by_hour = reports.table(
     "weather",
     receives=observed,
     key=["origin", "time_hour"],
-    create=sa.Table(
+    definition=sa.Table(
         "weather",
         sa.MetaData(),
         sa.Column("origin", sa.Text, primary_key=True),

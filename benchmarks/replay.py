@@ -169,7 +169,7 @@ def _plan(store: SQLStore, event: DestinationEvent[Any], request: ReplayRequest,
         window = Window(progress.planned_upto, progress.upto)
         page = store.replay_page(event.path, request, selector.event_types, window)
         selected = selector.select(page.candidates, store)
-        progress = store.plan(token, progress, page.upto, selected, event.batch)
+        progress = store.plan(token, progress, page.upto, selected, event.batch_size)
 
 
 # ------------------------------------------------------------------------------------- live loads

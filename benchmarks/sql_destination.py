@@ -127,5 +127,5 @@ _table = sa.Table(
     *(sa.Column(name, sa.Text) for name in _TEXTS),
 )
 _flights = SQLDestination("warehouse", url="sqlite://").table(
-    "flights", receives=Source("airport").accept("departed"), key=KEY, newest="sched_arr_time"
+    "flights", receives=Source("airport").accept("departed"), key=KEY, sequence_by="sched_arr_time"
 )

@@ -200,13 +200,13 @@ def _summary_text(summary: ReplaySummary) -> str:
 )
 @json_option
 def purge(app: str | None, dry_run: bool, archive: str | None, json: bool) -> None:
-    """Remove the events that are past their `keep` and that no job, outcome or replay needs."""
+    """Remove the events that are past their retention and that no job, outcome or replay needs."""
     application = load_application(app)
     retentions = application.retention()
     if all(retention.events is None for retention in retentions.values()):
         raise UsageError(
             "no event is ever past its retention: no source says how long its events are kept; write "
-            "Source(..., keep='30d'), for example"
+            "Source(..., retention='30d'), for example"
         )
     with opened() as backends:
         backends.store.register(application)

@@ -84,12 +84,12 @@ def limit_transaction(connection: sa.Connection, seconds: float) -> None:
 
 
 def open_writer(
-    connection: sa.Connection, table: sa.TableClause, key: Sequence[str], newest: str | None
+    connection: sa.Connection, table: sa.TableClause, key: Sequence[str], sequence_by: str | None
 ) -> TableWriter:
     """A writer for `table` as the database has it now; without columns if it does not exist."""
     if connection.dialect.name == "postgresql":
-        return PostgreSQLTable(connection, table, key, newest)
-    return SQLiteTable(connection, table, key, newest)
+        return PostgreSQLTable(connection, table, key, sequence_by)
+    return SQLiteTable(connection, table, key, sequence_by)
 
 
 def data_error(error: Exception) -> str | None:
@@ -125,13 +125,13 @@ class PostgreSQLTable:
         connection: sa.Connection,
         table: sa.TableClause,
         key: Sequence[str],
-        newest: str | None,
+        sequence_by: str | None,
     ) -> None:
         quoted = connection.dialect.identifier_preparer.format_table(table)
         columns = connection.execute(_COLUMNS, {"table": quoted})
         self._types = {name: _DeclaredType(spec) for name, spec in columns}
         self.columns = frozenset(self._types)
-        self._upsert = _Upsert(table.name, table.schema, self.columns, key, newest)
+        self._upsert = _Upsert(table.name, table.schema, self.columns, key, sequence_by)
         self._statements: dict[frozenset[str], sa.Executable] = {}
 
     def write(self, connection: sa.Connection, rows: Sequence[TableRow]) -> None:
@@ -163,7 +163,7 @@ class SQLiteTable:
         connection: sa.Connection,
         table: sa.TableClause,
         key: Sequence[str],
-        newest: str | None,
+        sequence_by: str | None,
     ) -> None:
         try:
             columns = sa.inspect(connection).get_columns(table.name, table.schema)
@@ -172,7 +172,7 @@ class SQLiteTable:
         written = [column for column in columns if "computed" not in column]
         self.columns = frozenset(column["name"] for column in written)
         self._converters = {column["name"]: _converter(column["type"]) for column in written}
-        self._upsert = _Upsert(table.name, table.schema, self.columns, key, newest)
+        self._upsert = _Upsert(table.name, table.schema, self.columns, key, sequence_by)
         self._statements: dict[frozenset[str], sa.Executable] = {}
 
     def write(self, connection: sa.Connection, rows: Sequence[TableRow]) -> None:
@@ -196,7 +196,7 @@ class _Upsert:
         schema: str | None,
         columns: frozenset[str],
         key: Sequence[str],
-        newest: str | None,
+        sequence_by: str | None,
     ) -> None:
         # Always quoted: SQLAlchemy does not know every keyword of each database.
         quoted: list[sa.ColumnClause[Any]] = [
@@ -204,7 +204,7 @@ class _Upsert:
         ]
         self.table = sa.table(quoted_name(name, True), *quoted, schema=schema)
         self._key = key
-        self._newest = newest
+        self._sequence_by = sequence_by
 
     def on_conflict(
         self, insert: postgresql.Insert | sqlite.Insert, names: Sequence[str] | frozenset[str]
@@ -217,9 +217,9 @@ class _Upsert:
                 index_elements=[self.table.c[name] for name in self._key]
             )
         newer = None
-        if self._newest is not None:
-            stored = self.table.c[self._newest]
-            newer = sa.or_(stored.is_(None), insert.excluded[self._newest] >= stored)
+        if self._sequence_by is not None:
+            stored = self.table.c[self._sequence_by]
+            newer = sa.or_(stored.is_(None), insert.excluded[self._sequence_by] >= stored)
         return insert.on_conflict_do_update(
             index_elements=[self.table.c[name] for name in self._key], set_=replaced, where=newer
         )

@@ -62,7 +62,7 @@ class HTTPDestination(Destination[httpx.Client]):
         headers: Mapping[str, Secret | str] | None = None,
         schedule: Schedule | None = None,
         timeout: str | None = None,
-        batch: int | None = None,
+        batch_size: int | None = None,
         owners: Sequence[str] = (),
         tags: Mapping[str, str] | None = None,
         versions: Mapping[str, date | None] | None = None,
@@ -75,7 +75,7 @@ class HTTPDestination(Destination[httpx.Client]):
             connect=self._connect,
             schedule=schedule,
             timeout=timeout,
-            batch=batch,
+            batch_size=batch_size,
             owners=owners,
             tags=tags,
             versions=versions,
@@ -104,11 +104,11 @@ class HTTPDestination(Destination[httpx.Client]):
         request_timeout: str = "10s",
         schedule: Schedule | None = None,
         timeout: str | None = None,
-        batch: int | None = None,
+        batch_size: int | None = None,
         owners: Sequence[str] | None = None,
         tags: Mapping[str, str] | None = None,
         renamed_from: str | None = None,
-        backfill: str | None = None,
+        backfill_schedule: str | None = None,
         backfill_days: int = 1,
         version: str | None = None,
         migrations: Migrations | None = None,
@@ -134,7 +134,7 @@ class HTTPDestination(Destination[httpx.Client]):
         >>> departed = Source("airport").accept("departed")
         >>> alerts = HTTPDestination("alerts", url="https://alerts.example")
         >>> late = alerts.post("late", receives=departed, path="/late", concurrency=16)
-        >>> late.batch
+        >>> late.batch_size
         448
 
         Raises `DeclarationError`.
@@ -158,7 +158,7 @@ class HTTPDestination(Destination[httpx.Client]):
                 f"{where}: request_timeout={request_timeout!r} is too long; give at most a third "
                 "of the load's timeout"
             )
-        jobs = self.batch if batch is None else batch
+        jobs = self.batch_size if batch_size is None else batch_size
         post = _Post(
             self._endpoint, path, body or _job_data, concurrency, request_seconds, sending_seconds
         )
@@ -171,13 +171,13 @@ class HTTPDestination(Destination[httpx.Client]):
             name=name,
             schedule=schedule,
             timeout=timeout,
-            batch=jobs
+            batch_size=jobs
             if batched
             else min(jobs, int(sending_seconds / request_seconds) * concurrency),
             owners=owners,
             tags=tags,
             renamed_from=renamed_from,
-            backfill=backfill,
+            backfill_schedule=backfill_schedule,
             backfill_days=backfill_days,
             version=version,
             migrations=migrations,

@@ -28,7 +28,7 @@ def fit_rows(
 ) -> tuple[list[TableRow], list[tuple[Job[Any], str]]]:
     """Rows for the jobs whose data fits a table with these columns, and the other jobs with the reason.
 
-    `needed` are the columns that must have a value: those of the key, and `newest`.
+    `needed` are the columns that must have a value: those of the key, and `sequence_by`.
     """
     rows: list[TableRow] = []
     invalid: list[tuple[Job[Any], str]] = []

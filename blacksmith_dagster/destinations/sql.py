@@ -60,7 +60,7 @@ class SQLDestination(Destination[sa.Engine]):
         url: Secret | str,
         schedule: Schedule | None = None,
         timeout: str | None = None,
-        batch: int | None = None,
+        batch_size: int | None = None,
         owners: Sequence[str] = (),
         tags: Mapping[str, str] | None = None,
         versions: Mapping[str, date | None] | None = None,
@@ -73,7 +73,7 @@ class SQLDestination(Destination[sa.Engine]):
             connect=self._connect,
             schedule=schedule,
             timeout=timeout,
-            batch=batch,
+            batch_size=batch_size,
             owners=owners,
             tags=tags,
             versions=versions,
@@ -89,15 +89,15 @@ class SQLDestination(Destination[sa.Engine]):
         *,
         receives: Receives[T] | Sequence[Receives[T]],
         key: Sequence[str] = (),
-        newest: str | None = None,
-        create: sa.Table | None = None,
+        sequence_by: str | None = None,
+        definition: sa.Table | None = None,
         schedule: Schedule | None = None,
         timeout: str | None = None,
-        batch: int | None = None,
+        batch_size: int | None = None,
         owners: Sequence[str] | None = None,
         tags: Mapping[str, str] | None = None,
         renamed_from: str | None = None,
-        backfill: str | None = None,
+        backfill_schedule: str | None = None,
         backfill_days: int = 1,
         version: str | None = None,
         migrations: Migrations | None = None,
@@ -109,9 +109,9 @@ class SQLDestination(Destination[sa.Engine]):
 
         - `key`: columns with a unique index. A row updates the existing row with the same key; without
           `key` each job is inserted, and again if it is loaded again.
-        - `newest`: a column outside the key. A row is replaced only by one whose value in it is at
-          least as great.
-        - `create`: creates this table if it is missing; its name and schema apply instead of `name`.
+        - `sequence_by`: a column outside the key. A row is replaced only by one whose value in it
+          is at least as great.
+        - `definition`: the table, created if it is missing; its name and schema apply instead of `name`.
 
         The remaining arguments are those of `Destination.event`. A load raises `Unavailable` if
         the database does not respond, and `DeclarationError` if the table does not exist or cannot be
@@ -119,7 +119,7 @@ class SQLDestination(Destination[sa.Engine]):
 
         >>> departed = Source("airport").accept("departed")
         >>> warehouse = SQLDestination("warehouse", url="sqlite:///warehouse.db")
-        >>> flights = warehouse.table("flights", receives=departed, key=["id"], newest="updated_at")
+        >>> flights = warehouse.table("flights", receives=departed, key=["id"], sequence_by="updated_at")
         >>> flights.description
         'Upserts into the table flights by id, keeping the newest updated_at.'
 
@@ -129,17 +129,17 @@ class SQLDestination(Destination[sa.Engine]):
             raise DeclarationError(
                 f"{self.name}/{name}: key={key!r}: write a list, as in [{key!r}]"
             )
-        if newest is not None and not key:
+        if sequence_by is not None and not key:
             raise DeclarationError(
-                f"{self.name}/{name}: newest={newest!r} decides which of two rows with the same key "
-                "stays; give the key too"
+                f"{self.name}/{name}: sequence_by={sequence_by!r} decides which of two rows with the "
+                "same key stays; give the key too"
             )
-        if newest is not None and newest in key:
+        if sequence_by is not None and sequence_by in key:
             raise DeclarationError(
-                f"{self.name}/{name}: newest={newest!r} is part of the key, so it is equal in the two "
-                "rows that it should order; name a column that is greater in the newer row"
+                f"{self.name}/{name}: sequence_by={sequence_by!r} is part of the key, so it is equal in "
+                "the two rows that it should order; name a column that is greater in the newer row"
             )
-        table = _TargetTable(f"{self.name}/{name}", name, tuple(key), newest, create)
+        table = _TargetTable(f"{self.name}/{name}", name, tuple(key), sequence_by, definition)
 
         def load(batch: Batch[T], engine: sa.Engine) -> None:
             table.load(batch, engine, event.timeout.total_seconds())
@@ -150,11 +150,11 @@ class SQLDestination(Destination[sa.Engine]):
             name=name,
             schedule=schedule,
             timeout=timeout,
-            batch=batch,
+            batch_size=batch_size,
             owners=owners,
             tags=tags,
             renamed_from=renamed_from,
-            backfill=backfill,
+            backfill_schedule=backfill_schedule,
             backfill_days=backfill_days,
             version=version,
             migrations=migrations,
@@ -255,17 +255,19 @@ class _TargetTable:
         path: str,
         name: str,
         key: tuple[str, ...],
-        newest: str | None,
-        create: sa.Table | None,
+        sequence_by: str | None,
+        definition: sa.Table | None,
     ) -> None:
         self._path = path
         self._table = (
-            sa.table(name) if create is None else sa.table(create.name, schema=create.schema)
+            sa.table(name)
+            if definition is None
+            else sa.table(definition.name, schema=definition.schema)
         )
         self._key = key
-        self._newest = newest
-        self._needed = (*key, newest) if newest else key
-        self._create = create
+        self._sequence_by = sequence_by
+        self._needed = (*key, sequence_by) if sequence_by else key
+        self._definition = definition
         self._cached: tuple[sa.Engine, TableWriter] | None = None
 
     @property
@@ -273,7 +275,7 @@ class _TargetTable:
         if not self._key:
             return f"Inserts into the table {self._table.name}."
         by = f"Upserts into the table {self._table.name} by {', '.join(self._key)}"
-        return f"{by}, keeping the newest {self._newest}." if self._newest else f"{by}."
+        return f"{by}, keeping the newest {self._sequence_by}." if self._sequence_by else f"{by}."
 
     def load(self, batch: Batch[Any], engine: sa.Engine, seconds: float) -> None:
         """Write the batch in one transaction of at most `seconds`."""
@@ -301,20 +303,20 @@ class _TargetTable:
         return writer, rows
 
     def _read(self, engine: sa.Engine) -> TableWriter:
-        if self._create is not None:
-            self._create.create(engine, checkfirst=True)
+        if self._definition is not None:
+            self._definition.create(engine, checkfirst=True)
         with engine.connect() as connection:
-            writer = open_writer(connection, self._table, self._key, self._newest)
+            writer = open_writer(connection, self._table, self._key, self._sequence_by)
         name = self._table.name
         if not writer.columns:
             raise DeclarationError(
                 f"{self._path}: the database has no table {name!r}; create it, or declare it with "
-                "create=<a SQLAlchemy Table>"
+                "definition=<a SQLAlchemy Table>"
             )
         if missing := set(self._needed) - writer.columns:
             raise DeclarationError(
                 f"{self._path}: table {name!r} has no column {', '.join(sorted(missing))}, which key= "
-                "or newest= names; add it, or name another"
+                "or sequence_by= names; add it, or name another"
             )
         self._cached = engine, writer
         return writer

@@ -169,7 +169,7 @@ class EventEndpoint:
         self._store = store
         self._bodies = bodies
         self._extract = Extractor(app, event)
-        self._quarantines_invalid = event.invalid == "quarantine"
+        self._quarantines_invalid = event.on_invalid == "quarantine"
         self._deprecations = deprecations
         self._request_bytes = cast(int, event.limits.request_bytes)
         self._body_seconds = cast(float, event.limits.body_seconds)

@@ -132,7 +132,7 @@ def _metadata(event: AnyEvent) -> Mapping[str, Any]:
         "interval": schedule.interval or "",
         "realtime": bool(schedule.realtime),
         "max_retries": schedule.max_attempts - 1,
-        "batch": event.batch,
+        "batch_size": event.batch_size,
         "timeout_seconds": event.timeout.total_seconds(),
         **({"version": event.version} if event.version else {}),
         **({"deprecated_since": event.deprecated.isoformat()} if event.deprecated else {}),

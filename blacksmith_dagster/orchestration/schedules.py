@@ -228,9 +228,9 @@ def build_backfill(
 ) -> ScheduleDefinition | None:
     """The schedule that replays the last days of a destination event, running by default.
 
-    `None` if the event has no `backfill`.
+    `None` if the event has no `backfill_schedule`.
     """
-    if event.backfill is None:
+    if event.backfill_schedule is None:
         return None
     name = f"backfill_{event.path.replace('/', '__')}"
     target: Any = define_asset_job(
@@ -243,7 +243,7 @@ def build_backfill(
     @schedule(
         name=f"{name}_schedule",
         job=target,
-        cron_schedule=event.backfill,
+        cron_schedule=event.backfill_schedule,
         execution_timezone="UTC",
         default_status=DefaultScheduleStatus.RUNNING,
     )

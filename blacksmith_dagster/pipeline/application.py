@@ -75,14 +75,14 @@ class Blacksmith:
         A source event is kept as it declares. An outcome is kept as long as the longest-kept of the
         events that its destination event receives.
 
-        >>> airport = Source("airport", keep="30d", keep_discarded="90d")
+        >>> airport = Source("airport", retention="30d", discarded_retention="90d")
         >>> departed = airport.accept("departed")
         >>> app = Blacksmith(sources=[airport], destinations=[], since="2026-01-01")
         >>> app.retention()["airport/departed"].discarded.days
         90
         """
         retentions = {
-            path: Retention.declared(event.keep, event.keep_discarded)
+            path: Retention.declared(event.retention, event.discarded_retention)
             for path, event in self.source_events.items()
         }
         origins = {

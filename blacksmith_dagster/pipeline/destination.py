@@ -34,7 +34,7 @@ T = TypeVar("T")
 C = TypeVar("C")
 C_co = TypeVar("C_co", covariant=True)
 
-DEFAULT_BATCH = 1000
+DEFAULT_BATCH_SIZE = 1000
 DEFAULT_TIMEOUT = "5m"
 
 
@@ -58,11 +58,11 @@ class DestinationEvent(Generic[T]):
         *,
         schedule: Schedule | None,
         timeout: str | None,
-        batch: int | None,
+        batch_size: int | None,
         owners: Sequence[str] | None,
         tags: Mapping[str, str] | None,
         renamed_from: str | None,
-        backfill: str | None,
+        backfill_schedule: str | None,
         backfill_days: int,
         version: str | None,
         migrations: Migrations | None,
@@ -78,7 +78,9 @@ class DestinationEvent(Generic[T]):
         self.own_schedule = schedule is not None and schedule.interval is not None
         self.schedule = (schedule or Schedule()).inherit(destination.schedule)
         self.timeout = destination.timeout if timeout is None else _timeout(self.path, timeout)
-        self.batch = _batch(self.path, batch) if batch is not None else destination.batch
+        self.batch_size = (
+            _batch_size(self.path, batch_size) if batch_size is not None else destination.batch_size
+        )
         self.owners = (
             destination.owners if owners is None else checked_owners(self.path, owners) or ()
         )
@@ -90,7 +92,9 @@ class DestinationEvent(Generic[T]):
         self.renamed_from = renamed_from
         if renamed_from is not None:
             checked_name(f"{self.path}: renamed_from", renamed_from)
-        self.backfill = None if backfill is None else checked_cron(self.path, backfill)
+        self.backfill_schedule = (
+            None if backfill_schedule is None else checked_cron(self.path, backfill_schedule)
+        )
         self.backfill_days = _backfill_days(self.path, backfill_days)
         self.description = function.__doc__
         model = _common_model(self.flows.values())
@@ -136,7 +140,7 @@ class Destination(Generic[C]):
     - `schedule`: see `Schedule`.
     - `timeout`: how long a load may take (5 minutes). After that the load is `unknown`, and its late
       results are ignored.
-    - `batch`: the most jobs that a load holds (1000).
+    - `batch_size`: the most jobs that a load holds (1000).
     - `owners` (e-mail addresses or `team:name`) and `tags`: shown in Dagster.
     - `versions`: the versions of the destination's API, each with the day from which it is deprecated,
       or `None`.
@@ -166,7 +170,7 @@ class Destination(Generic[C]):
         connect: None = None,
         schedule: Schedule | None = None,
         timeout: str | None = None,
-        batch: int | None = None,
+        batch_size: int | None = None,
         owners: Sequence[str] = (),
         tags: Mapping[str, str] | None = None,
         versions: Mapping[str, date | None] | None = None,
@@ -182,7 +186,7 @@ class Destination(Generic[C]):
         connect: Callable[[], Iterator[C]],
         schedule: Schedule | None = None,
         timeout: str | None = None,
-        batch: int | None = None,
+        batch_size: int | None = None,
         owners: Sequence[str] = (),
         tags: Mapping[str, str] | None = None,
         versions: Mapping[str, date | None] | None = None,
@@ -198,7 +202,7 @@ class Destination(Generic[C]):
         connect: Callable[[], C],
         schedule: Schedule | None = None,
         timeout: str | None = None,
-        batch: int | None = None,
+        batch_size: int | None = None,
         owners: Sequence[str] = (),
         tags: Mapping[str, str] | None = None,
         versions: Mapping[str, date | None] | None = None,
@@ -213,7 +217,7 @@ class Destination(Generic[C]):
         connect: Callable[[], Any] | None = None,
         schedule: Schedule | None = None,
         timeout: str | None = None,
-        batch: int | None = None,
+        batch_size: int | None = None,
         owners: Sequence[str] = (),
         tags: Mapping[str, str] | None = None,
         versions: Mapping[str, date | None] | None = None,
@@ -226,7 +230,9 @@ class Destination(Generic[C]):
         self.connect = connect and checked_function(f"{where}: connect", connect, may_yield=True)
         self.schedule = (schedule or Schedule()).inherit(_schedule.DEFAULT)
         self.timeout = _timeout(where, DEFAULT_TIMEOUT if timeout is None else timeout)
-        self.batch = _batch(where, DEFAULT_BATCH if batch is None else batch)
+        self.batch_size = _batch_size(
+            where, DEFAULT_BATCH_SIZE if batch_size is None else batch_size
+        )
         self.owners = checked_owners(where, owners) or ()
         self.tags = checked_tags(where, tags) or {}
         self.versions = checked_versions(where, versions, default_version) or ANY_VERSION
@@ -247,11 +253,11 @@ class Destination(Generic[C]):
         name: str | None = None,
         schedule: Schedule | None = None,
         timeout: str | None = None,
-        batch: int | None = None,
+        batch_size: int | None = None,
         owners: Sequence[str] | None = None,
         tags: Mapping[str, str] | None = None,
         renamed_from: str | None = None,
-        backfill: str | None = None,
+        backfill_schedule: str | None = None,
         backfill_days: int = 1,
         version: str | None = None,
         migrations: Migrations | None = None,
@@ -264,11 +270,11 @@ class Destination(Generic[C]):
         name: str | None = None,
         schedule: Schedule | None = None,
         timeout: str | None = None,
-        batch: int | None = None,
+        batch_size: int | None = None,
         owners: Sequence[str] | None = None,
         tags: Mapping[str, str] | None = None,
         renamed_from: str | None = None,
-        backfill: str | None = None,
+        backfill_schedule: str | None = None,
         backfill_days: int = 1,
         version: str | None = None,
         migrations: Migrations | None = None,
@@ -280,11 +286,11 @@ class Destination(Generic[C]):
         name: str | None = None,
         schedule: Schedule | None = None,
         timeout: str | None = None,
-        batch: int | None = None,
+        batch_size: int | None = None,
         owners: Sequence[str] | None = None,
         tags: Mapping[str, str] | None = None,
         renamed_from: str | None = None,
-        backfill: str | None = None,
+        backfill_schedule: str | None = None,
         backfill_days: int = 1,
         version: str | None = None,
         migrations: Migrations | None = None,
@@ -294,8 +300,8 @@ class Destination(Generic[C]):
         - `receives`: the events, flows and outcomes whose jobs it loads.
         - `name`: the function's name by default.
         - `renamed_from`: the event's former name; it keeps the waiting jobs and the history of that.
-        - `backfill`: a cron expression, in UTC. At these times the last `backfill_days` days (1: the
-          day before) are replayed: events that have no job, or whose job was discarded, are loaded.
+        - `backfill_schedule`: a cron expression, in UTC. At these times the last `backfill_days` days
+          (1: the day before) are replayed: events without a job, or with a discarded one, are loaded.
         - `version`: the version of the destination's API that the function is written for, shown in
           Dagster and available as `batch.version`. A deprecated one warns (`DeprecationWarning`).
         - `migrations`: the event's own, run as its destination runs them.
@@ -321,11 +327,11 @@ class Destination(Generic[C]):
                 flows,
                 schedule=schedule,
                 timeout=timeout,
-                batch=batch,
+                batch_size=batch_size,
                 owners=owners,
                 tags=tags,
                 renamed_from=renamed_from,
-                backfill=backfill,
+                backfill_schedule=backfill_schedule,
                 backfill_days=backfill_days,
                 version=self._version(path, version),
                 migrations=migrations,
@@ -410,7 +416,9 @@ def _backfill_days(where: str, days: int) -> int:
     return days
 
 
-def _batch(where: str, jobs: int) -> int:
+def _batch_size(where: str, jobs: int) -> int:
     if not (isinstance(jobs, int) and 1 <= jobs <= 1_000_000):
-        raise DeclarationError(f"{where}: batch={jobs!r}: write a number of jobs from 1 to 1000000")
+        raise DeclarationError(
+            f"{where}: batch_size={jobs!r}: write a number of jobs from 1 to 1000000"
+        )
     return jobs

@@ -127,7 +127,7 @@ class Batch(Generic[T]):
     >>> job = Job({"n": 1}, Event({"n": 1}), "k", 1)
     >>> batch = Batch("warehouse/flights", [job])
     >>> batch.fail(job, "no such airport")
-    >>> batch.frame()["n"].tolist()
+    >>> batch.to_pandas()["n"].tolist()
     [1]
     """
 
@@ -175,7 +175,7 @@ class Batch(Generic[T]):
         """The verdicts so far, by the job's key."""
         return self._verdicts
 
-    def frame(self) -> pandas.DataFrame:
+    def to_pandas(self) -> pandas.DataFrame:
         """The jobs' data as a pandas DataFrame: one row per job, in the batch's order."""
         import pandas
 

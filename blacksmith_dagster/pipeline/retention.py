@@ -23,13 +23,16 @@ class Retention:
     discarded: timedelta | None = None
 
     @classmethod
-    def declared(cls, keep: str | None, keep_discarded: str | None) -> Retention:
-        """From the properties `keep` and `keep_discarded`, which is as long as `keep` if `None`.
+    def declared(cls, retention: str | None, discarded_retention: str | None) -> Retention:
+        """From the properties `retention` and `discarded_retention`, the same as `retention` if `None`.
 
         >>> Retention.declared("30d", None).discarded.days
         30
         """
-        return cls(_length(keep), _length(keep if keep_discarded is None else keep_discarded))
+        return cls(
+            _length(retention),
+            _length(retention if discarded_retention is None else discarded_retention),
+        )
 
     @classmethod
     def longest(cls, retentions: Iterable[Retention]) -> Retention:
@@ -41,15 +44,17 @@ class Retention:
         )
 
 
-def checked_keep(where: str, keep: str | None) -> str | None:
-    """`keep` if it is a duration or 'forever'; else raises `DeclarationError`."""
-    if keep is not None and keep != _FOREVER:
-        duration(where, keep)
-    return keep
+def checked_retention(where: str, retention: str | None) -> str | None:
+    """`retention` if it is a duration or 'forever'; else raises `DeclarationError`."""
+    if retention is not None and retention != _FOREVER:
+        duration(where, retention)
+    return retention
 
 
-def _length(keep: str | None) -> timedelta | None:
-    return None if keep is None or keep == _FOREVER else duration("keep", keep)
+def _length(retention: str | None) -> timedelta | None:
+    if retention is None or retention == _FOREVER:
+        return None
+    return duration("retention", retention)
 
 
 def _longest(lengths: list[timedelta | None]) -> timedelta | None:

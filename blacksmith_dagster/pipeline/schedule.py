@@ -121,8 +121,8 @@ def checked_cron(where: str, text: str) -> str:
     if isinstance(text, str) and (text in _NICKNAMES or _is_cron(text)):
         return text
     raise DeclarationError(
-        f"{where}: backfill={text!r}: write a cron expression of five fields that matches some date, "
-        "such as '0 3 * * *', or a nickname such as '@daily'"
+        f"{where}: backfill_schedule={text!r}: write a cron expression of five fields that matches some "
+        "date, such as '0 3 * * *', or a nickname such as '@daily'"
     )
 
 

@@ -22,7 +22,7 @@ from blacksmith_dagster.pipeline.migration import (
     run_function,
 )
 from blacksmith_dagster.pipeline.model import JSONSchema, checked_model
-from blacksmith_dagster.pipeline.retention import checked_keep
+from blacksmith_dagster.pipeline.retention import checked_retention
 from blacksmith_dagster.pipeline.triggers import (
     CDC,
     DEFAULT_CRON,
@@ -66,13 +66,13 @@ class Properties(TypedDict, total=False):
       default. Behind a proxy, name it to the gateway: `StandardGateway(trusted_proxies=)`.
     - `cors`: the sites whose pages may send; none by default.
     - `limits`: the limits of a request.
-    - `invalid`: the response to data that does not fit its event's model. 'reject', the default,
+    - `on_invalid`: the response to data that does not fit its event's model. 'reject', the default,
       returns 422 with the place of the fault; 'quarantine' accepts the request and stores the data in
       quarantine.
-    - `keep`: how long an event is kept after it was received ('30d'), and at least while one of its
-      jobs waits; 'forever' by default.
-    - `keep_discarded`: how long an event is kept after one of its jobs was discarded; as long as `keep`
-      by default. `blacksmith purge` removes what is past its time.
+    - `retention`: how long an event is kept after it was received ('30d'), and at least while one of
+      its jobs waits; 'forever' by default.
+    - `discarded_retention`: how long an event is kept after one of its jobs was discarded; as long as
+      `retention` by default. `blacksmith purge` removes what is past its time.
     - `versions`: the versions of the source's API, each with the day from which it is deprecated, or
       `None`.
     - `default_version`: the version of an event that names none.
@@ -84,9 +84,9 @@ class Properties(TypedDict, total=False):
     networks: Sequence[str] | None
     cors: CORS | None
     limits: Limits | None
-    invalid: Literal["reject", "quarantine"] | None
-    keep: str | None
-    keep_discarded: str | None
+    on_invalid: Literal["reject", "quarantine"] | None
+    retention: str | None
+    discarded_retention: str | None
     versions: Mapping[str, date | None] | None
     default_version: str | None
     owners: Sequence[str] | None
@@ -121,11 +121,15 @@ class SourceEvent(Receivable[T_co], Generic[T_co, In_contra, Out]):
         networks = checked_networks(f"{path}: networks", own.get("networks"))
         self.networks = networks or source.networks
         self.cors = _checked_cors(path, own.get("cors")) or source.cors
-        self.invalid = _checked_invalid(path, own.get("invalid")) or source.invalid
+        self.on_invalid = _checked_on_invalid(path, own.get("on_invalid")) or source.on_invalid
         self.limits = (own.get("limits") or Limits()).inherit(source.limits)
-        self.keep = checked_keep(f"{path}: keep", own.get("keep")) or source.keep
-        discarded = checked_keep(f"{path}: keep_discarded", own.get("keep_discarded"))
-        self.keep_discarded = discarded or source.keep_discarded
+        self.retention = (
+            checked_retention(f"{path}: retention", own.get("retention")) or source.retention
+        )
+        discarded = checked_retention(
+            f"{path}: discarded_retention", own.get("discarded_retention")
+        )
+        self.discarded_retention = discarded or source.discarded_retention
         versions = checked_versions(path, own.get("versions"), own.get("default_version"))
         self.versions = versions or source.versions
         owners = checked_owners(path, own.get("owners"))
@@ -226,9 +230,9 @@ class Webhook:
         return self.source.cors
 
     @property
-    def invalid(self) -> Literal["reject", "quarantine"]:
+    def on_invalid(self) -> Literal["reject", "quarantine"]:
         """The source's."""
-        return self.source.invalid
+        return self.source.on_invalid
 
     @property
     def limits(self) -> Limits:
@@ -261,11 +265,11 @@ class Source:
         self.auth = properties.get("auth")
         self.networks = checked_networks(f"{where}: networks", properties.get("networks"))
         self.cors = _checked_cors(where, properties.get("cors"))
-        self.invalid = _checked_invalid(where, properties.get("invalid")) or "reject"
+        self.on_invalid = _checked_on_invalid(where, properties.get("on_invalid")) or "reject"
         self.limits = (properties.get("limits") or Limits()).inherit(_limits.DEFAULT)
-        self.keep = checked_keep(f"{where}: keep", properties.get("keep"))
-        self.keep_discarded = checked_keep(
-            f"{where}: keep_discarded", properties.get("keep_discarded")
+        self.retention = checked_retention(f"{where}: retention", properties.get("retention"))
+        self.discarded_retention = checked_retention(
+            f"{where}: discarded_retention", properties.get("discarded_retention")
         )
         versions = checked_versions(
             where, properties.get("versions"), properties.get("default_version")
@@ -365,7 +369,7 @@ class Source:
 
         By default it is sent to `/v1/<source>/<name>`. A body that does not fit `model` (a type that
         msgspec decodes, a model of pydantic, or a `JSONSchema`) is rejected with 422, or stored in
-        quarantine; see `invalid` of `Properties`.
+        quarantine; see `on_invalid` of `Properties`.
 
         >>> Source("airport").accept("cancelled").trigger
         HTTP(path='/v1/airport/cancelled', method='POST')
@@ -481,12 +485,14 @@ def _checked_cors(where: str, cors: CORS | None) -> CORS | None:
     return cors
 
 
-def _checked_invalid(
-    where: str, invalid: Literal["reject", "quarantine"] | None
+def _checked_on_invalid(
+    where: str, on_invalid: Literal["reject", "quarantine"] | None
 ) -> Literal["reject", "quarantine"] | None:
-    if invalid not in (None, "reject", "quarantine"):
-        raise DeclarationError(f"{where}: invalid={invalid!r}: write 'reject' or 'quarantine'")
-    return invalid
+    if on_invalid not in (None, "reject", "quarantine"):
+        raise DeclarationError(
+            f"{where}: on_invalid={on_invalid!r}: write 'reject' or 'quarantine'"
+        )
+    return on_invalid
 
 
 def _returned_model(where: str, function: Callable[..., Any]) -> Any:

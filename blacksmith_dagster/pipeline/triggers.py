@@ -67,7 +67,7 @@ class Request(msgspec.Struct, frozen=True):
         """The body decoded from JSON, into `type` if one is given: a type that msgspec decodes (Structs,
         dataclasses, TypedDicts, ...), or a model of pydantic.
 
-        Raises `Reject` (422) with the place of the fault if the body does not fit; see `invalid` of
+        Raises `Reject` (422) with the place of the fault if the body does not fit; see `on_invalid` of
         `Properties`.
         """
         return decode_body(self.body, type)

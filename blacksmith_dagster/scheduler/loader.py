@@ -205,7 +205,7 @@ class Loader:
                 with _collector_paused():
                     load = self._store.claim(
                         token,
-                        self._event.batch,
+                        self._event.batch_size,
                         self._event.schedule.max_attempts,
                         self._run,
                         self._version,
@@ -268,7 +268,7 @@ class Loader:
             raise Timeout(
                 f"{self._event.path}: {error}, and its function has not returned: end this process. "
                 "The jobs are due again; if the function needs longer, give the event a longer "
-                "timeout= or a smaller batch="
+                "timeout= or a smaller batch_size="
             ) from None
 
     def _record(

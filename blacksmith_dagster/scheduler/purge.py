@@ -47,7 +47,7 @@ def purge(
     holder: str,
     archive: str | None = None,
 ) -> PurgeReport:
-    """Remove the events that are past their `keep` and that no job, outcome or replay needs.
+    """Remove the events that are past their retention and that no job, outcome or replay needs.
 
     - `holder`: the name under which it holds the lock, for people.
     - `archive`: the folder, or the fsspec URL, to which events are written before they are removed. If

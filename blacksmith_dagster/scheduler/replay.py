@@ -160,7 +160,7 @@ def replay(
                 window = Window(planned.planned_upto, planned.upto)
                 page = store.replay_page(event.path, request, selector.event_types, window)
                 selected = selector.select(page.candidates, store)
-                tracker.replay = store.plan(token, planned, page.upto, selected, event.batch)
+                tracker.replay = store.plan(token, planned, page.upto, selected, event.batch_size)
             elif store.end_replay(token, planned):
                 return ReplaySummary(begun.id, loads, tally)
             else:

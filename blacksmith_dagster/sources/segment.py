@@ -47,7 +47,7 @@ class SegmentSource(Source):
     the time of arrival - (`sentAt` - `timestamp`).
 
     A batch is ingested completely or not at all: one bad message rejects it with 422 and its place,
-    unless `invalid="quarantine"`. The response is 200 `{"success": true}`.
+    unless `on_invalid="quarantine"`. The response is 200 `{"success": true}`.
 
     >>> segment = SegmentSource("shop", write_key=Secret("SEGMENT_KEY"))
     >>> segment.track.path

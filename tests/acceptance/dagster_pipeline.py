@@ -18,7 +18,7 @@ SECONDS = "BLACKSMITH_TEST_SECONDS"
 
 airport = Source("airport")
 departed = airport.accept("departed")
-lake = Destination("lake", schedule=Schedule(os.environ.get(INTERVAL, "@every 5s")), batch=10)
+lake = Destination("lake", schedule=Schedule(os.environ.get(INTERVAL, "@every 5s")), batch_size=10)
 
 
 def note(what: str, batch: Batch[Any]) -> None:

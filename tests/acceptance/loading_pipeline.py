@@ -85,7 +85,7 @@ class Recording:
         return pids
 
 
-airport = Source("airport", keep="500ms", keep_discarded="1s")  # for the tests of purges
+airport = Source("airport", retention="500ms", discarded_retention="1s")  # for the tests of purges
 departed = airport.accept("departed")
 
 SOON = Schedule("@every 5s", max_retries=3, backoff="100ms")

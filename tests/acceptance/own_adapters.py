@@ -69,7 +69,7 @@ class PlainScheduler:
         with lease:
             token = store.take_over(event.path, Lane.LOAD, lease.id, lease.confirm)
             opened = next(connection)
-            while load := store.claim(token, event.batch, event.schedule.max_attempts, run):
+            while load := store.claim(token, event.batch_size, event.schedule.max_attempts, run):
                 jobs = []
                 for row in load.rows:
                     data = msgspec.json.decode(

@@ -94,14 +94,14 @@ class Pipeline:
         function: Callable[[Batch[Any]], None] = lambda batch: None,
         *,
         schedule: Schedule = AT_ONCE,
-        batch: int = 1000,
+        batch_size: int = 1000,
         **flow: Any,
     ) -> None:
         self.store = store
         self.loaded: set[str] = set()
         self.site = Source("site")
         self.seen = self.site.accept("seen")
-        lake = Destination("lake", schedule=schedule, batch=batch)
+        lake = Destination("lake", schedule=schedule, batch_size=batch_size)
 
         def kept(batch: Batch[Any]) -> None:
             function(batch)
@@ -209,7 +209,7 @@ def test_new_jobs_are_not_starved_by_retries(store: Store) -> None:
                 batch.fail(job, "not yet", retry_after=0.0)
 
     schedule = Schedule("@every 5s", max_retries=10_000)
-    pipeline = Pipeline(store, load, schedule=schedule, batch=5)
+    pipeline = Pipeline(store, load, schedule=schedule, batch_size=5)
     ids = pipeline.accept([{"n": n} for n in range(100)])
     stop, news = threading.Event(), [1000]
 
@@ -251,7 +251,7 @@ def test_hundred_thousand_retries_due_at_once(store: Store) -> None:
                 all_failed.set()
 
     schedule = Schedule("@every 5s", max_retries=1000)
-    pipeline = Pipeline(store, load, schedule=schedule, batch=10_000)
+    pipeline = Pipeline(store, load, schedule=schedule, batch_size=10_000)
     ids: list[str] = []
     for start in range(0, 100_000, 10_000):
         ids += pipeline.accept([{"n": start + n} for n in range(10_000)])

@@ -81,7 +81,7 @@ def index_time(store: Store) -> None:
 def grow_old(store: Store) -> None:
     """Make all events in the store expire."""
     index_time(store)
-    time.sleep(1.1)  # `keep_discarded`, the longer retention
+    time.sleep(1.1)  # `discarded_retention`, the longer retention
 
 
 def unlock(store: Store) -> None:
@@ -335,4 +335,4 @@ def test_a_purge_beside_another_is_refused(store: Store, monkeypatch: pytest.Mon
 @pytest.mark.usefixtures("settings", "store")
 def test_a_purge_without_retention_says_how_to_set_it() -> None:
     result = command("purge", "--app=tests.acceptance.test_cli:blacksmith", code=1)
-    assert "keep='30d'" in result.stderr
+    assert "retention='30d'" in result.stderr

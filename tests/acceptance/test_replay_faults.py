@@ -208,7 +208,7 @@ def test_replay_does_not_overwrite_newer_rows(store: Store, tmp_path: Path) -> N
         connection.execute("create table flights (id integer primary key, at integer, gate text)")
     airport = Source("airport")
     warehouse = SQLDestination("warehouse", url=f"sqlite:///{file}")
-    warehouse.table("flights", receives=airport.accept("departed"), key=["id"], newest="at")
+    warehouse.table("flights", receives=airport.accept("departed"), key=["id"], sequence_by="at")
     app = Blacksmith(sources=[airport], destinations=[warehouse], since="2026-01-01")
     store.register(app)
     ingest_events(

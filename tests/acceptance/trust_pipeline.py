@@ -101,7 +101,7 @@ SCHEMA = JSONSchema(
 MODELS: dict[str, Any] = {"msgspec": Order, "pydantic": PydanticOrder, "jsonschema": SCHEMA}
 
 orders = Source("orders")
-lenient = Source("lenient", invalid="quarantine")
+lenient = Source("lenient", on_invalid="quarantine")
 for _name, _model in MODELS.items():
     orders.accept(_name, model=_model)
     lenient.accept(_name, model=_model)

@@ -23,7 +23,7 @@ version = Path(os.environ[VERSION]).read_text() if VERSION in os.environ else ""
 airport = Source("airport")
 departed = airport.accept("departed")
 alerts = Destination(
-    "alerts", schedule=Schedule("0 0 1 1 *", realtime=True), batch=10, timeout="30s"
+    "alerts", schedule=Schedule("0 0 1 1 *", realtime=True), batch_size=10, timeout="30s"
 )
 
 

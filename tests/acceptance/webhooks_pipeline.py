@@ -24,7 +24,7 @@ class Order(msgspec.Struct):
 
 segment = SegmentSource("segment", write_key=[Secret("SEGMENT_KEY"), Secret("SEGMENT_KEY_OLD")])
 lenient = SegmentSource(
-    "lenient", write_key=Secret("SEGMENT_KEY"), path="/lenient/v1", invalid="quarantine"
+    "lenient", write_key=Secret("SEGMENT_KEY"), path="/lenient/v1", on_invalid="quarantine"
 )
 github = GitHubSource("github", secret=[Secret("GITHUB_SECRET"), Secret("GITHUB_SECRET_OLD")])
 pushed = github.on("push")

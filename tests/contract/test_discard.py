@@ -71,7 +71,7 @@ def test_an_id_that_no_event_has(store: Store, supervisor: Supervisor) -> None:
 
 
 def test_retire_discards_all_that_waits(store: Store, supervisor: Supervisor) -> None:
-    app, flights = pipeline(fail, batch=1000)
+    app, flights = pipeline(fail, batch_size=1000)
     store.register(app)
     ingest(store, [{"n": n} for n in range(1500)])
     with closing(StandardScheduler()) as scheduler:

@@ -397,7 +397,7 @@ def test_a_load_that_runs_late_begins_no_request(server: Server) -> None:
     server.raw = lambda _: released.wait(30)
     alerts = HTTPDestination("alerts", url=server.url, timeout="900ms")
     late = alerts.post("late", receives=departed, request_timeout="200ms")
-    assert late.batch == 2
+    assert late.batch_size == 2
     began = time.monotonic()
     with connected(alerts) as load:
         verdicts = load(late, *range(20)).verdicts
@@ -477,7 +477,7 @@ def test_wrong_declarations() -> None:
 
 def test_a_load_holds_no_more_than_can_get_a_late_response() -> None:
     alerts = HTTPDestination("alerts", url="https://alerts.example", timeout="1m")
-    assert alerts.post("one", receives=departed).batch == 4
-    assert alerts.post("many", receives=departed, concurrency=16).batch == 64
-    assert alerts.post("few", receives=departed, batch=3).batch == 3
-    assert alerts.post("whole", receives=departed, batched=True).batch == 1000
+    assert alerts.post("one", receives=departed).batch_size == 4
+    assert alerts.post("many", receives=departed, concurrency=16).batch_size == 64
+    assert alerts.post("few", receives=departed, batch_size=3).batch_size == 3
+    assert alerts.post("whole", receives=departed, batched=True).batch_size == 1000

@@ -51,7 +51,7 @@ def due(loading: Loading) -> None:
 
 def test_everything_due_is_loaded_in_order_and_reported(loading: Loading) -> None:
     loaded: list[list[int]] = []
-    app, flights = pipeline(lambda batch: loaded.append(numbers(batch)), batch=2)
+    app, flights = pipeline(lambda batch: loaded.append(numbers(batch)), batch_size=2)
     loading.store.register(app)
     ids = ingest(loading.store, [{"n": n} for n in range(5)])
     reports: list[LoadReport] = []
@@ -166,7 +166,7 @@ def test_a_load_that_finds_the_lock_held_ends_well(loading: Loading) -> None:
 
 def test_who_is_asked_to_stop_finishes_the_load_under_way(loading: Loading) -> None:
     stop = threading.Event()
-    app, flights = pipeline(lambda batch: stop.set(), batch=1)
+    app, flights = pipeline(lambda batch: stop.set(), batch_size=1)
     loading.store.register(app)
     ingest(loading.store, [{"n": n} for n in range(3)])
     summary = loading.load(app, flights, stop=stop)
@@ -299,7 +299,7 @@ def test_who_has_lost_the_lock_records_and_claims_no_more(loading: Loading) -> N
             held.append(loading.supervisor.acquire(key, holder, wait=wait))
             return held[-1]
 
-    app, flights = pipeline(lambda batch: held[-1].lost.set(), batch=1)
+    app, flights = pipeline(lambda batch: held[-1].lost.set(), batch_size=1)
     loading.store.register(app)
     ingest(loading.store, [{"n": 0}, {"n": 1}])
     with pytest.raises(FencedOut, match="could not be renewed"):

@@ -90,7 +90,7 @@ def replaying(store_url: str) -> Iterator[Replaying]:
 
 def test_a_new_destination_event_is_filled_from_history(replaying: Replaying) -> None:
     loaded: list[list[int]] = []
-    app, flights = pipeline(lambda batch: loaded.append(numbers(batch)), batch=4)
+    app, flights = pipeline(lambda batch: loaded.append(numbers(batch)), batch_size=4)
     replaying.store.register(app)
     ids = replaying.ingest(*range(10))
     reports: list[ReplayProgress] = []
@@ -184,7 +184,7 @@ def test_it_goes_on_where_it_stopped(replaying: Replaying) -> None:
         if len(loaded) == 4:
             stop.set()
 
-    app, flights = pipeline(load, batch=2)
+    app, flights = pipeline(load, batch_size=2)
     replaying.store.register(app)
     replaying.ingest(*range(10))
     first = replaying.replay(app, flights, stop=stop)
@@ -195,7 +195,7 @@ def test_it_goes_on_where_it_stopped(replaying: Replaying) -> None:
 
 
 def test_a_rate_limits_it(replaying: Replaying) -> None:
-    app, flights = pipeline(lambda batch: None, batch=10)
+    app, flights = pipeline(lambda batch: None, batch_size=10)
     replaying.store.register(app)
     replaying.ingest(*range(40))
     began = time.monotonic()
@@ -205,7 +205,7 @@ def test_a_rate_limits_it(replaying: Replaying) -> None:
 
 def test_progress_reports_the_rate_and_the_seconds_left(replaying: Replaying) -> None:
     """It counts what this call has run; jobs that ran before the stop only count as done."""
-    app, flights = pipeline(lambda batch: None, batch=10)
+    app, flights = pipeline(lambda batch: None, batch_size=10)
     replaying.store.register(app)
     replaying.ingest(*range(40))
     stop = threading.Event()
@@ -233,7 +233,7 @@ def test_live_loads_go_first(replaying: Replaying, monkeypatch: pytest.MonkeyPat
     """While the process that loads new jobs has something to claim, a replay's next load waits."""
     monkeypatch.setattr(f"{replay.__module__}._LONGEST_YIELD", 120.0)
     first, second = threading.Event(), threading.Event()
-    app, flights = pipeline(lambda _: (second if first.is_set() else first).set(), batch=1)
+    app, flights = pipeline(lambda _: (second if first.is_set() else first).set(), batch_size=1)
     replaying.store.register(app)
     replaying.ingest(1, 2)
     token = replaying.load_elsewhere(flights)
@@ -254,7 +254,7 @@ def test_a_replay_waits_for_live_loads_so_long_at_most(
 ) -> None:
     monkeypatch.setattr(f"{replay.__module__}._LONGEST_YIELD", 0.5)
     times: list[float] = []
-    app, flights = pipeline(lambda _: times.append(time.monotonic()), batch=1)
+    app, flights = pipeline(lambda _: times.append(time.monotonic()), batch_size=1)
     replaying.store.register(app)
     replaying.ingest(1, 2)
     replaying.load_elsewhere(flights)  # and it never claims
@@ -268,7 +268,7 @@ def test_a_replay_does_not_wait_where_nobody_loads_what_is_new(
     replaying: Replaying, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(f"{replay.__module__}._LONGEST_YIELD", 120.0)
-    app, flights = pipeline(lambda batch: None, batch=1)
+    app, flights = pipeline(lambda batch: None, batch_size=1)
     replaying.store.register(app)
     replaying.ingest(1, 2)
     ingest(replaying.store, [{"n": 99}])

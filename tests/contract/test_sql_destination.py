@@ -110,7 +110,7 @@ def test_a_table_of_nothing_but_its_key(database: Database) -> None:
 
 def test_newest_is_replaced_only_by_one_at_least_as_new(database: Database) -> None:
     database.execute("CREATE TABLE flights (id TEXT PRIMARY KEY, seen TIMESTAMP, note TEXT)")
-    flights = database.table(key=["id"], newest="seen")
+    flights = database.table(key=["id"], sequence_by="seen")
 
     def at(id_: str, minute: int, note: str) -> dict[str, str]:
         return {"id": id_, "seen": f"2026-01-01T00:{minute:02}:00Z", "note": note}
@@ -135,7 +135,7 @@ def test_newest_is_replaced_only_by_one_at_least_as_new(database: Database) -> N
 
 def test_equal_keys_in_a_batch_keep_the_newest(database: Database) -> None:
     database.execute("CREATE TABLE flights (id TEXT PRIMARY KEY, version INT, note TEXT)")
-    flights = database.table(key=["id"], newest="version")
+    flights = database.table(key=["id"], sequence_by="version")
     versions = [("a", 2), ("b", 1), ("a", 3), ("a", 1), ("b", 10), ("b", 9), ("a", 3)]
     data = [{"id": id_, "version": v, "note": f"job {n}"} for n, (id_, v) in enumerate(versions)]
     assert not failed(database.load(flights, *data))
@@ -147,7 +147,7 @@ def test_equal_keys_in_a_batch_keep_the_newest(database: Database) -> None:
 
 def test_newest_compares_times_not_texts(database: Database) -> None:
     database.execute("CREATE TABLE flights (id TEXT PRIMARY KEY, seen TIMESTAMP)")
-    flights = database.table(key=["id"], newest="seen")
+    flights = database.table(key=["id"], sequence_by="seen")
     # In texts the second is the greater; it is an hour earlier.
     database.load(
         flights,
@@ -295,7 +295,7 @@ def test_a_table_is_read_once_per_process(database: Database) -> None:
 def test_a_declaration_may_be_opened_on_another_database(tmp_path: Path) -> None:
     warehouse = SQLDestination("warehouse", url=Secret("WAREHOUSE_URL"))
     table = sa.Table("flights", sa.MetaData(), sa.Column("id", sa.Text, primary_key=True))
-    flights = warehouse.table("flights", receives=departed, key=["id"], create=table)
+    flights = warehouse.table("flights", receives=departed, key=["id"], definition=table)
     for name in ("one", "two"):
         with pytest.MonkeyPatch.context() as environment:
             environment.setenv("WAREHOUSE_URL", f"sqlite:///{tmp_path}/{name}.db")
@@ -317,7 +317,7 @@ def test_create_makes_the_table_that_it_is_given(database: Database) -> None:
         sa.Column("id", sa.Text, primary_key=True),
         sa.Column("n", sa.Integer),
     )
-    flights = database.table(key=["id"], create=table)
+    flights = database.table(key=["id"], definition=table)
     database.load(flights, {"id": "a", "n": 1})
     database.load(flights, {"id": "a", "n": 2})
     assert database.execute('SELECT * FROM "Flight Log"') == [("a", 2)]
@@ -332,7 +332,7 @@ def test_a_table_in_a_schema(postgres_url: str) -> None:
             sa.Column("id", sa.Text, primary_key=True),
             sa.Column("n", sa.Integer),
         )
-        flights = database.table(key=["id"], newest="n", create=table)
+        flights = database.table(key=["id"], sequence_by="n", definition=table)
         for n in (2, 1, 3, 2):
             database.load(flights, {"id": "a", "n": n})
         assert database.execute('SELECT * FROM "Raw".flights') == [("a", 3)]
@@ -354,7 +354,7 @@ def test_names_that_look_like_sql(database: Database) -> None:
     table = sa.Table(
         "drop table", sa.MetaData(), sa.Column("select", sa.Text, primary_key=True), *columns
     )
-    flights = database.table(key=["select"], newest='quo"ted', create=table)
+    flights = database.table(key=["select"], sequence_by='quo"ted', definition=table)
     data = {each: f"{each}'; DROP TABLE flights; --" for each in ["select", *column]}
     assert not failed(database.load(flights, data, data))
     with database.engine.connect() as connection:
@@ -413,7 +413,7 @@ def test_values_arrive_as_what_they_are(database: Database) -> None:
         "document": {"a": [1, None, "x"], "at": "2026-01-01T00:00:00Z"},
         "uuid": str(uuid),
     }
-    flights = database.table(key=["id"], create=table)
+    flights = database.table(key=["id"], definition=table)
     assert not failed(database.load(flights, struct))
     assert _only_row(database, table) == expected
 
@@ -521,8 +521,10 @@ def test_a_key_that_is_not_unique_names_the_fix(database: Database) -> None:
 
 def test_a_key_or_newest_that_the_table_lacks(database: Database) -> None:
     database.execute("CREATE TABLE flights (id TEXT PRIMARY KEY)")
-    with pytest.raises(DeclarationError, match="no column number, seen, which key= or newest="):
-        database.load(database.table(key=["number"], newest="seen"), {"id": "a"})
+    with pytest.raises(
+        DeclarationError, match="no column number, seen, which key= or sequence_by="
+    ):
+        database.load(database.table(key=["number"], sequence_by="seen"), {"id": "a"})
 
 
 def test_a_table_that_went_away_and_came_back(database: Database) -> None:
@@ -605,9 +607,9 @@ def test_sqlite_waits_for_another_writer(tmp_path: Path) -> None:
 
 def test_two_loads_of_one_table_lose_nothing(database: Database) -> None:
     database.execute("CREATE TABLE flights (id INT PRIMARY KEY, version INT)")
-    first = database.table("flights", key=["id"], newest="version")
+    first = database.table("flights", key=["id"], sequence_by="version")
     second = SQLDestination("other", url=database.url).table(
-        "flights", receives=departed, key=["id"], newest="version"
+        "flights", receives=departed, key=["id"], sequence_by="version"
     )
     errors: list[BaseException] = []
 
@@ -672,11 +674,11 @@ def test_wrong_declarations() -> None:
     with pytest.raises(DeclarationError, match=r"write a list, as in \['id'\]"):
         warehouse.table("flights", receives=departed, key="id")
     with pytest.raises(DeclarationError, match="give the key too"):
-        warehouse.table("flights", receives=departed, newest="seen")
+        warehouse.table("flights", receives=departed, sequence_by="seen")
     with pytest.raises(
-        DeclarationError, match=r"newest='seen' is part of the key.*name a column that"
+        DeclarationError, match=r"sequence_by='seen' is part of the key.*name a column that"
     ):
-        warehouse.table("flights", receives=departed, key=["id", "seen"], newest="seen")
+        warehouse.table("flights", receives=departed, key=["id", "seen"], sequence_by="seen")
 
 
 def _load_into(database: Database, event: DestinationEvent[Any], seen: list[BaseException]) -> None:

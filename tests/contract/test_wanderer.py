@@ -553,7 +553,7 @@ def test_another_destination_is_loaded_meanwhile(wandering: Runs, target_url: st
 def lake(*migrations: Migration, load: Callable[..., None]) -> Blacksmith:
     """An application whose destination `warehouse` is a function that loads one job at a time."""
     destination = Destination(
-        "warehouse", migrations=migrations, batch=1, schedule=Schedule(realtime=True)
+        "warehouse", migrations=migrations, batch_size=1, schedule=Schedule(realtime=True)
     )
     destination.event(receives=departed, name="flights")(load)
     return application(destination)

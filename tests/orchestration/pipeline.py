@@ -27,7 +27,7 @@ class Pipeline:
         store_url: str,
         *,
         interval: str = "@every 10m",
-        batch: int = 1000,
+        batch_size: int = 1000,
         judge: Callable[[Batch[Any]], None] = lambda batch: None,
         scheduler: Scheduler | None = None,
         timeout: str = "1m",
@@ -39,7 +39,7 @@ class Pipeline:
         self.lake = Destination(
             "lake",
             schedule=Schedule(interval, max_retries=1),
-            batch=batch,
+            batch_size=batch_size,
             timeout=timeout,
             owners=["data@example.com"],
         )

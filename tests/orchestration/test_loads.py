@@ -55,7 +55,7 @@ def checks(result: ExecuteInProcessResult, op: str = "lake__flights") -> dict[st
 def test_each_day_is_reported_once_with_its_counts(
     store_url: str, instance: DagsterInstance
 ) -> None:
-    pipeline = Pipeline(store_url, batch=4)
+    pipeline = Pipeline(store_url, batch_size=4)
     days = [TODAY - timedelta(days=2), TODAY - timedelta(days=1), TODAY]
     ids = [
         event_id
@@ -162,7 +162,9 @@ def test_a_signal_ends_the_run_after_the_batch_under_way(
     store_url: str, instance: DagsterInstance
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    pipeline = Pipeline(store_url, batch=1, judge=lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    pipeline = Pipeline(
+        store_url, batch_size=1, judge=lambda _: os.kill(os.getpid(), signal.SIGTERM)
+    )
     pipeline.receive(3)
     pipeline.receive(1, to=["lake/undeliverable"])
     result = pipeline.run(instance)
@@ -176,7 +178,7 @@ def test_a_signal_ends_the_run_after_the_batch_under_way(
 
 
 def test_a_run_of_many_loads_writes_few_rows(instance: DagsterInstance, tmp_path: Any) -> None:
-    pipeline = Pipeline(f"sqlite:///{tmp_path}/store.db", batch=10)
+    pipeline = Pipeline(f"sqlite:///{tmp_path}/store.db", batch_size=10)
     pipeline.receive(3000)
     result = pipeline.run(instance)
     assert reported(instance, result)[TODAY.isoformat()]["loads"] == 300

@@ -16,7 +16,7 @@ from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.store.tables import time_index
 from blacksmith_dagster.supervisor import open_supervisor
 
-SITE = Source("site", keep="30d")
+SITE = Source("site", retention="30d")
 SEEN = SITE.accept("seen")
 APP = Blacksmith(sources=[SITE], destinations=[], since="2026-01-01")
 
@@ -86,8 +86,8 @@ def test_the_schedule_is_there_only_if_events_are_purged() -> None:
     (schedule,) = build_definitions(APP).schedules or ()
     assert schedule.name == "blacksmith_purge_schedule"
     assert schedule.default_status is DefaultScheduleStatus.RUNNING
-    forever = Source("site", keep_discarded="30d")
-    forever.accept("seen", keep="forever")
+    forever = Source("site", discarded_retention="30d")
+    forever.accept("seen", retention="forever")
     app = Blacksmith(sources=[forever], destinations=[], since="2026-01-01")
     assert not build_definitions(app).schedules
     assert not build_definitions(app).jobs

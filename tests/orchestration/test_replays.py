@@ -140,7 +140,7 @@ def with_backfill(backfill: str | None, days: int = 1, since: date = DAYS[0]) ->
     airport, lake = Source("airport"), Destination("lake")
     departed = airport.accept("departed")
 
-    @lake.event(receives=departed, backfill=backfill, backfill_days=days)
+    @lake.event(receives=departed, backfill_schedule=backfill, backfill_days=days)
     def flights(batch: Batch[Any]) -> None: ...
 
     app = Blacksmith(sources=[airport], destinations=[lake], since=since)

@@ -34,7 +34,7 @@ def found(listener: Listener) -> Iterator[Event[Row] | Sequence[Event[Row]]]:
 assert_type(added, SourceEvent[Row, Listener, Iterable[Event[Row]]])
 assert_type(found, SourceEvent[Row, Listener, Iterable[Event[Row] | Sequence[Event[Row]]]])
 
-crm = PostgresSource("crm", url=Secret("CRM_URL"), keep="30d")
+crm = PostgresSource("crm", url=Secret("CRM_URL"), retention="30d")
 customers = crm.changes("customers", tables=["public.customers"], snapshot=True, tags={"a": "b"})
 alerts = crm.notifications("alerts", channel="alerts")
 assert_type(alerts, SourceEvent[Notification, Listener, Iterable[Event[Notification]]])

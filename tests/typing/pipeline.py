@@ -86,7 +86,7 @@ def boarded(request: Request) -> Event[Boarding]:
 
 
 cancelled = airport.accept("cancelled", model=Cancellation)
-boarding = airport.accept("boarding", model=Boarding, invalid="quarantine")
+boarding = airport.accept("boarding", model=Boarding, on_invalid="quarantine")
 schemed = airport.accept("schemed", model=JSONSchema({"type": "object"}))
 bag = airport.child("bag", model=Boarding, networks=["192.0.2.0/24"])
 assert_type(boarding, SourceEvent[Boarding, Any, Any])
@@ -127,7 +127,7 @@ def open_lake_simply() -> sqlite3.Connection:
 warehouse = SQLDestination(
     "warehouse", url=Secret("WAREHOUSE_URL"), schedule=Schedule("@every 10m")
 )
-flights = warehouse.table("flights", receives=departed, key=["id"], newest="time_hour")
+flights = warehouse.table("flights", receives=departed, key=["id"], sequence_by="time_hour")
 changes = warehouse.table("changes", receives=[departed, Flow(cancelled, transform=to_row)])
 
 
@@ -155,7 +155,7 @@ late = alerts.post(
 )
 all_of_it = alerts.post("all_of_it", receives=[departed, cancelled], batched=True)
 
-lake = Destination("lake", connect=open_lake, batch=50_000, timeout="10m")
+lake = Destination("lake", connect=open_lake, batch_size=50_000, timeout="10m")
 pond = Destination("pond", connect=open_lake_simply)
 logbook = Destination("logbook", schedule=Schedule("@every 10m"))
 
@@ -165,7 +165,7 @@ logbook = Destination("logbook", schedule=Schedule("@every 10m"))
     schedule=Schedule(max_retries=3),
 )
 def movements(batch: Batch[Flight | Cancellation], connection: sqlite3.Connection) -> None:
-    batch.frame().to_sql("movements", connection, if_exists="append")
+    batch.to_pandas().to_sql("movements", connection, if_exists="append")
 
 
 @pond.event(receives=Flow(cancelled, transform=to_row))

@@ -39,10 +39,10 @@ segment = SegmentSource(
     "shop",
     write_key=[Secret("SEGMENT_KEY"), Secret("SEGMENT_KEY_OLD")],
     path="/shop/v1",
-    invalid="quarantine",
+    on_invalid="quarantine",
 )
 github = GitHubSource("github", secret=Secret("GITHUB_SECRET"), owners=["team:platform"])
-stripe = StripeSource("stripe", secret=Secret("STRIPE_SECRET"), keep="30d")
+stripe = StripeSource("stripe", secret=Secret("STRIPE_SECRET"), retention="30d")
 slack = SlackSource("slack", secret=Secret("SLACK_SIGNING_SECRET"), limits=Limits(keys=1000))
 hooks = StandardWebhooksSource("billing", secret=[Secret("BILLING"), Secret("BILLING_OLD")])
 orders = CloudEventsSource("orders", auth=Bearer(Secret("ORDERS_TOKEN")))

@@ -118,11 +118,11 @@ def test_secrets_are_named(kind: Any) -> None:
 
 def test_cors_and_what_becomes_of_invalid_data_are_declared() -> None:
     shop = CORS(origins=["https://shop.example", "http://127.0.0.1:8080", "http://[::1]:80"])
-    source = Source("web", cors=shop, invalid="quarantine")
+    source = Source("web", cors=shop, on_invalid="quarantine")
     inherits = source.accept("clicked")
-    assert (inherits.cors, inherits.invalid) == (shop, "quarantine")
-    own = source.accept("viewed", cors=CORS(["*"]), invalid="reject")
-    assert (own.cors, own.invalid) == (CORS(["*"]), "reject")
+    assert (inherits.cors, inherits.on_invalid) == (shop, "quarantine")
+    own = source.accept("viewed", cors=CORS(["*"]), on_invalid="reject")
+    assert (own.cors, own.on_invalid) == (CORS(["*"]), "reject")
     for origin in ("shop.example", "https://shop.example/", "https://Shop.example", "null", None):
         with pytest.raises(DeclarationError, match="not an origin"):
             CORS([origin])  # type: ignore[list-item]

@@ -357,9 +357,11 @@ def test_limits_that_count_are_whole(field: str) -> None:
 @pytest.mark.parametrize("jobs", [0, -1, 1_000_001, 2.5, "all"])
 def test_a_batch_is_a_number_of_jobs(jobs: Any) -> None:
     _, departed, lake = pair()
-    says, fix = f"batch={jobs!r}", "from 1 to 1000000"
-    refused(partial(Destination, "lake", batch=jobs), says=says, fix=fix)
-    refused(lake.event(receives=departed, batch=jobs), load, says=f"lake/load: {says}", fix=fix)
+    says, fix = f"batch_size={jobs!r}", "from 1 to 1000000"
+    refused(partial(Destination, "lake", batch_size=jobs), says=says, fix=fix)
+    refused(
+        lake.event(receives=departed, batch_size=jobs), load, says=f"lake/load: {says}", fix=fix
+    )
 
 
 WRONG_DURATIONS = ["", "5", "five minutes", "5 m", "-5m", "5m ", "1e3s", "5M", "0s", "0.0001ms"]

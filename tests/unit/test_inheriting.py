@@ -72,7 +72,7 @@ def test_only_an_interval_makes_a_schedule_of_its_own() -> None:
     ("field", "default", "of", "own"),
     [
         ("timeout", timedelta(minutes=5), ("10m", timedelta(minutes=10)), ("1s", timedelta(0, 1))),
-        ("batch", 1000, (50_000, 50_000), (1, 1)),
+        ("batch_size", 1000, (50_000, 50_000), (1, 1)),
         ("owners", (), (["team:lake"], ("team:lake",)), (["a@b.org"], ("a@b.org",))),
         ("tags", {}, ({"tier": "1"}, {"tier": "1"}), ({"kind": "raw"}, {"kind": "raw"})),
     ],
@@ -125,8 +125,8 @@ def test_every_limit_is_tested() -> None:
     ("field", "default", "of", "own"),
     [
         ("auth", None, Bearer(Secret("SITE")), Bearer(Secret("CLICKED"))),
-        ("keep", None, "30d", "forever"),
-        ("keep_discarded", None, "90d", "forever"),
+        ("retention", None, "30d", "forever"),
+        ("discarded_retention", None, "90d", "forever"),
         ("owners", (), ("team:site",), ("a@b.org",)),
         ("tags", {}, {"tier": "1"}, {"kind": "raw"}),
     ],
@@ -147,8 +147,8 @@ def test_an_event_may_be_without_its_parents_owners_and_tags() -> None:
 
 
 def test_a_parent_does_not_inherit_from_its_events() -> None:
-    event = loaded({}, {"schedule": Schedule("@daily"), "batch": 7, "timeout": "1s"})
+    event = loaded({}, {"schedule": Schedule("@daily"), "batch_size": 7, "timeout": "1s"})
     assert event.destination.schedule == Schedule("@every 1h", realtime=False, max_retries=72)
-    assert (event.destination.batch, event.destination.timeout) == (1000, timedelta(minutes=5))
+    assert (event.destination.batch_size, event.destination.timeout) == (1000, timedelta(minutes=5))
     source_event = accepted({}, {"limits": Limits(depth=7)})
     assert source_event.source.limits.depth == 64

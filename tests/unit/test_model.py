@@ -160,7 +160,7 @@ def test_pydantic_goes_all_the_way_to_a_destination() -> None:
     noon = datetime(2026, 1, 31, 12, tzinfo=UTC)
     assert one.data == PydanticFlight.model_validate(sent)
     assert list_of.data == [one.data]
-    assert Batch("lake/flights", [one]).frame()["departedAt"].tolist() == [noon]
+    assert Batch("lake/flights", [one]).to_pandas()["departedAt"].tolist() == [noon]
     rows, invalid = fit_rows([one], frozenset({"id", "legs", "departedAt"}), "flights", ["id"])
     assert not invalid
     assert rows[0].values == {"id": "UA1545", "legs": [], "departedAt": noon}

@@ -9,7 +9,7 @@ from blacksmith_dagster.sources import Change, Notification, PostgresSource
 
 
 def source() -> PostgresSource:
-    return PostgresSource("crm", url=Secret("CRM_URL"), keep="30d", owners=["team:crm"])
+    return PostgresSource("crm", url=Secret("CRM_URL"), retention="30d", owners=["team:crm"])
 
 
 def test_events_are_listened_for_and_inherit() -> None:
@@ -18,7 +18,7 @@ def test_events_are_listened_for_and_inherit() -> None:
     alerts = crm.notifications("alerts", channel="alerts")
     assert [type(event.trigger) for event in crm.events.values()] == [CDC, CDC]
     assert (changed.model, alerts.model) == (Change, Notification)
-    assert (changed.keep, changed.owners) == (crm.keep, crm.owners)
+    assert (changed.retention, changed.owners) == (crm.retention, crm.owners)
     assert changed.tags == {"a": "b"}
     assert alerts.description == "The notifications on the channel alerts."
 

@@ -24,12 +24,12 @@ def kept(source: Source) -> Retention:
     ("of", "own", "events", "discarded"),
     [
         ({}, {}, None, None),
-        ({"keep": "30d"}, {}, MONTH, MONTH),
-        ({"keep": "30d", "keep_discarded": "90d"}, {}, MONTH, QUARTER),
-        ({"keep": "30d"}, {"keep": "7d"}, WEEK, WEEK),
-        ({"keep": "30d", "keep_discarded": "90d"}, {"keep": "7d"}, WEEK, QUARTER),
-        ({"keep": "30d"}, {"keep_discarded": "forever"}, MONTH, None),
-        ({"keep": "30d"}, {"keep": "forever"}, None, None),
+        ({"retention": "30d"}, {}, MONTH, MONTH),
+        ({"retention": "30d", "discarded_retention": "90d"}, {}, MONTH, QUARTER),
+        ({"retention": "30d"}, {"retention": "7d"}, WEEK, WEEK),
+        ({"retention": "30d", "discarded_retention": "90d"}, {"retention": "7d"}, WEEK, QUARTER),
+        ({"retention": "30d"}, {"discarded_retention": "forever"}, MONTH, None),
+        ({"retention": "30d"}, {"retention": "forever"}, None, None),
     ],
 )
 def test_discarded_jobs_are_kept_as_long_as_events_unless_it_is_said(
@@ -45,7 +45,7 @@ def test_discarded_jobs_are_kept_as_long_as_events_unless_it_is_said(
 
 def test_an_outcome_is_kept_as_long_as_what_it_may_have_come_of() -> None:
     site = Source("site")
-    short, long = site.accept("short", keep="7d"), site.accept("long", keep="30d")
+    short, long = site.accept("short", retention="7d"), site.accept("long", retention="30d")
     lake = Destination("lake")
     both = lake.event(receives=[short, long], name="both")(load)
     one = lake.event(receives=short, name="one")(load)
@@ -61,6 +61,6 @@ def test_an_outcome_is_kept_as_long_as_what_it_may_have_come_of() -> None:
 @pytest.mark.parametrize("wrong", ["30", "a month", "", "0s", 30])
 def test_what_is_no_duration_is_refused(wrong: Any) -> None:
     with pytest.raises(DeclarationError, match="keep"):
-        Source("site", keep=wrong)
-    with pytest.raises(DeclarationError, match="site/seen: keep_discarded"):
-        Source("site").accept("seen", keep_discarded=wrong)
+        Source("site", retention=wrong)
+    with pytest.raises(DeclarationError, match="site/seen: discarded_retention"):
+        Source("site").accept("seen", discarded_retention=wrong)

@@ -97,7 +97,7 @@ def test_secrets_may_be_several_while_one_is_replaced(kind: Any) -> None:
 
 
 def test_properties_are_those_of_any_source() -> None:
-    source = StripeSource("money", secret=NEW, owners=["team:money"], keep="30d")
+    source = StripeSource("money", secret=NEW, owners=["team:money"], retention="30d")
     assert source.on("invoice.paid").owners == ("team:money",)
     assert [(webhook.on.path, webhook.auth) for webhook in source.webhooks] == [
         ("/v1/money", source.auth)

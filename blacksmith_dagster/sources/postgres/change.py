@@ -49,7 +49,7 @@ class Change(msgspec.Struct, frozen=True):
     def order(self) -> str:
         """Text that sorts the changes of a database: a later change has the greater text.
 
-        Stored with a row, as a destination's `newest`, it tells which of two changes is the later.
+        Stored with a row, as a destination's `sequence_by`, it tells which of two changes is the later.
         """
         return f"{parse_lsn(self.lsn):016X}-{self.position:08d}"
 
