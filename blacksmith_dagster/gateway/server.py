@@ -27,8 +27,7 @@ from blacksmith_dagster.errors import BlacksmithError, DeclarationError, Setting
 from blacksmith_dagster.pipeline.access import checked_networks
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.settings import Settings
-from blacksmith_dagster.supervisor import GATEWAY, Service, registered
-from blacksmith_dagster.supervisor.interface import package_version
+from blacksmith_dagster.supervisor import GATEWAY, Service, package_version, registered
 
 if TYPE_CHECKING:
     import uvicorn

@@ -18,7 +18,7 @@ from blacksmith_dagster.pipeline.triggers import CDC, Subscription
 from blacksmith_dagster.pubsub import PubSub
 from blacksmith_dagster.pubsub.notifier import Notify
 from blacksmith_dagster.store.interface import ListenerStatus, Store
-from blacksmith_dagster.supervisor.interface import Lease, Supervisor
+from blacksmith_dagster.supervisor import Lease, Supervisor
 from blacksmith_dagster.supervisor.lock_loop import LockLoop, LockLoops
 
 _log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from blacksmith_dagster.pipeline.source import AnySourceEvent
 from blacksmith_dagster.pipeline.triggers import Poll
 from blacksmith_dagster.pubsub.notifier import Notify
 from blacksmith_dagster.store.interface import Cursor, RawRequest, Store
-from blacksmith_dagster.supervisor.interface import Lease, Supervisor
+from blacksmith_dagster.supervisor import Lease, Supervisor
 
 _RULE = "an Event or a list of them, or yield them; an empty list if there is nothing new"
 

@@ -34,7 +34,7 @@ from blacksmith_dagster.supervisor import here
 from blacksmith_dagster.wanderer.files import version_of
 
 if TYPE_CHECKING:
-    from blacksmith_dagster.supervisor.interface import Lease, Supervisor
+    from blacksmith_dagster.supervisor import Lease, Supervisor
 
 _log = logging.getLogger(__name__)
 

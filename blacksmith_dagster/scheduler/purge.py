@@ -9,7 +9,7 @@ import msgspec
 
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.store.interface import Archive, Store
-from blacksmith_dagster.supervisor.interface import Supervisor
+from blacksmith_dagster.supervisor import Supervisor
 
 ARCHIVE_URL = "BLACKSMITH_ARCHIVE_URL"
 """The environment variable with the archive's URL, used where none is passed."""

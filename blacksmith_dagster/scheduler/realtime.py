@@ -18,7 +18,7 @@ from blacksmith_dagster.scheduler.executor import Executor
 from blacksmith_dagster.scheduler.loader import Loader
 from blacksmith_dagster.scheduler.outcomes import LoadReport
 from blacksmith_dagster.store.interface import Lane, Store
-from blacksmith_dagster.supervisor.interface import Lease, Supervisor
+from blacksmith_dagster.supervisor import Lease, Supervisor
 from blacksmith_dagster.supervisor.lock_loop import LockLoop, LockLoops
 
 _log = logging.getLogger(__name__)

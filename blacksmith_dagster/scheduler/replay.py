@@ -38,7 +38,7 @@ from blacksmith_dagster.store.interface import (
 from blacksmith_dagster.supervisor import here
 
 if TYPE_CHECKING:
-    from blacksmith_dagster.supervisor.interface import Supervisor
+    from blacksmith_dagster.supervisor import Supervisor
 
 WAIT = 20.0
 """Seconds to wait for an overlapping replay: longer than the 15 s lease of a killed process."""

@@ -6,16 +6,15 @@ from blacksmith_dagster.errors import SettingsError
 from blacksmith_dagster.store import Store
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.supervisor.address import parse_consul_url
-from blacksmith_dagster.supervisor.interface import (
+from blacksmith_dagster.supervisor.interface import LockStatus, Supervisor, registered
+from blacksmith_dagster.supervisor.renewals import Lease
+from blacksmith_dagster.supervisor.services import (
     GATEWAY,
     SCHEDULER,
-    Lease,
-    LockStatus,
     Service,
     ServiceStatus,
-    Supervisor,
     here,
-    registered,
+    package_version,
     this_process,
 )
 from blacksmith_dagster.supervisor.store import StoreSupervisor
@@ -31,6 +30,7 @@ __all__ = [
     "Supervisor",
     "here",
     "open_supervisor",
+    "package_version",
     "registered",
     "this_process",
 ]

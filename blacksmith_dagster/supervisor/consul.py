@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -14,20 +13,18 @@ import consul
 import requests
 from consul.callback import CB
 
-from blacksmith_dagster.errors import BlacksmithError, SettingsError, Unavailable
+from blacksmith_dagster.errors import SettingsError, Unavailable
 from blacksmith_dagster.redaction import clean, hide, one_line
 from blacksmith_dagster.supervisor.address import ConsulAddress
-from blacksmith_dagster.supervisor.interface import (
+from blacksmith_dagster.supervisor.interface import LockStatus, Supervisor
+from blacksmith_dagster.supervisor.renewals import Lease
+from blacksmith_dagster.supervisor.services import (
     GATEWAY,
     SCHEDULER,
-    LockStatus,
     Service,
     ServiceStatus,
     here,
 )
-from blacksmith_dagster.supervisor.renewals import Deadline, HeldLease, Renewals
-
-_log = logging.getLogger(__name__)
 
 PREFIX = "blacksmith/"
 """The prefix of every lock's key in Consul."""
@@ -39,7 +36,7 @@ _LONGEST_MESSAGE = 200  # characters of an error response
 _LEAST_DEREGISTRATION = 60.0  # seconds; Consul's minimum
 
 
-class ConsulSupervisor:
+class ConsulSupervisor(Supervisor):
     """Keeps locks as keys under `blacksmith/` in Consul, each with a session of its own.
 
     Only its time to live ends a session, not the failure of its agent's node, so a holder always
@@ -53,8 +50,8 @@ class ConsulSupervisor:
     """
 
     def __init__(self, address: ConsulAddress) -> None:
-        self._address = address
-        self._ttl = address.ttl
+        super().__init__(address.label, address.ttl)
+        self._lock_delay = address.lock_delay
         if address.token:
             hide(address.token)
         self._client = consul.Consul(
@@ -72,22 +69,17 @@ class ConsulSupervisor:
         session.max_redirects = 0  # a redirect would pass the token on
         if address.namespace:
             session.headers["X-Consul-Namespace"] = address.namespace
-        self._renewals = Renewals(self._ttl, self._renew, self._ensure_registered)
 
-    @property
-    def label(self) -> str:
-        """See `Supervisor.label`."""
-        return self._address.label
-
-    def ready(self) -> None:
-        """See `Supervisor.ready`."""
-        self._read("ready")
+    def close(self) -> None:
+        """See `Supervisor.close`."""
+        super().close()
+        self._client.http.session.close()
 
     # -- locks
-    def acquire(self, key: str, holder: str, *, wait: float = 0.0) -> HeldLease | None:
+    def acquire(self, key: str, holder: str, *, wait: float = 0.0) -> Lease | None:
         """See `Supervisor.acquire`."""
         give_up = time.monotonic() + wait
-        lease: HeldLease | None = None
+        lease: Lease | None = None
         acquired, state = False, _KeyState()
         try:
             while True:
@@ -133,32 +125,38 @@ class ConsulSupervisor:
             return _KeyState(version)
         return _KeyState(version, entry.get("Session"), entry["Value"])
 
-    def _open_session(self, key: str) -> HeldLease:
+    def _open_session(self, key: str) -> Lease:
         # session.create rejects a time to live below 10 s, which the server may allow.
         sent = time.monotonic()
         session = {
             "Name": PREFIX + key,
             "TTL": f"{self._ttl:g}s",
-            "LockDelay": f"{self._address.lock_delay:g}s",
+            "LockDelay": f"{self._lock_delay:g}s",
             "Checks": [],
             "NodeChecks": [],
             "Behavior": "release",
         }
-        session_id: str = self._put(CB.json(is_id=True), "/v1/session/create", session)
-        lost = Deadline(sent + self._ttl)
-        lease = HeldLease(key, session_id, lost, self._confirm, self._release)
+        with self._translate_errors():
+            session_id = self._client.http.put(
+                CB.json(is_id=True),
+                "/v1/session/create",
+                params=[("dc", self._client.dc)] if self._client.dc else [],
+                headers=self._client.prepare_headers(),
+                data=json.dumps(session),
+            )
+        lease = self._lease(key, session_id, sent)
         self._renewals.add(lease)
         return lease
 
-    def _try_acquire(self, lease: HeldLease, holder: str) -> bool:
+    def _try_acquire(self, lease: Lease, holder: str) -> bool:
         value = {"holder": holder, "address": here(), "since": datetime.now(UTC).isoformat()}
         with self._translate_errors():
             return bool(
                 self._client.kv.put(PREFIX + lease.key, json.dumps(value), acquire=lease.id)
             )
 
-    def _renew(self, due: Sequence[HeldLease]) -> None:
-        for lease in due:
+    def _renew(self, leases: Sequence[Lease]) -> None:
+        for lease in leases:
             sent = time.monotonic()
             try:
                 with self._translate_errors():
@@ -168,37 +166,18 @@ class ConsulSupervisor:
             else:
                 lease.lost.move(sent + self._ttl)
 
-    def _confirm(self, lease: HeldLease) -> bool:
+    def _confirm(self, lease: Lease) -> bool:
         with self._translate_errors():
             _, entry = self._client.kv.get(PREFIX + lease.key, consistency="consistent")
         return entry is not None and entry.get("Session") == lease.id
 
-    def _release(self, lease: HeldLease) -> None:
-        self._renewals.remove(lease)
-        try:
-            with self._translate_errors():
-                # The key first: destroying a session that holds keys starts their lock-delay.
-                self._client.kv.put(PREFIX + lease.key, None, release=lease.id)
-                self._client.session.destroy(lease.id)
-        except BlacksmithError as error:  # its session expires
-            _log.warning("the lock %s could not be released: %s", lease.key, error)
+    def _unlock(self, lease: Lease) -> None:
+        with self._translate_errors():
+            # The key first: destroying a session that holds keys starts their lock-delay.
+            self._client.kv.put(PREFIX + lease.key, None, release=lease.id)
+            self._client.session.destroy(lease.id)
 
     # -- services
-    def register(self, service: Service) -> None:
-        """See `Supervisor.register`."""
-        self._renewals.add_service(service)
-
-    def deregister(self, service: Service) -> None:
-        """See `Supervisor.deregister`."""
-        self._renewals.forget(service)
-        try:
-            with self._translate_errors():
-                self._client.agent.service.deregister(service.id)
-        except (
-            BlacksmithError
-        ) as error:  # Consul deregisters it once its check has failed for long enough
-            _log.warning("%s could not be deregistered: %s", service.id, error)
-
     def services(self) -> Sequence[ServiceStatus]:
         """See `Supervisor.services`."""
         services: list[ServiceStatus] = []
@@ -210,21 +189,12 @@ class ConsulSupervisor:
                     services += sorted(map(_service, entries), key=lambda service: service.id)
         return services
 
-    def _ensure_registered(self, service: Service) -> None:
-        """Register the service if the agent does not know it, for example after a restart."""
-        with self._translate_errors():
-            registered = self._client.agent.services()
-        if service.id not in registered:
-            self._register(service)
-        if service.health is None:
-            with self._translate_errors():
-                self._client.agent.check.ttl_pass(f"service:{service.id}")
-
     def _register(self, service: Service) -> None:
+        """Register the service if the agent does not know it, for example after a restart."""
         seconds = f"{self._ttl / 2:g}s"
-        deregister_after = f"{max(_LEAST_DEREGISTRATION, self._renewals.registration_seconds):g}s"
+        expiry = self._renewals.registration_seconds
         if service.health is None:
-            check: dict[str, Any] = {"TTL": f"{self._renewals.registration_seconds:g}s"}
+            check: dict[str, Any] = {"TTL": f"{expiry:g}s"}
         else:
             check = {
                 "HTTP": service.health,
@@ -232,38 +202,28 @@ class ConsulSupervisor:
                 "Timeout": seconds,
                 "TLSSkipVerify": True,  # the certificate may be for another address
             }
+        check["DeregisterCriticalServiceAfter"] = f"{max(_LEAST_DEREGISTRATION, expiry):g}s"
+        check["Status"] = "passing"
         with self._translate_errors():
-            self._client.agent.service.register(
-                service.name,
-                service.id,
-                service.host,
-                service.port,
-                list(service.tags),
-                {**check, "DeregisterCriticalServiceAfter": deregister_after, "Status": "passing"},
-                meta={"version": service.version},
-            )
+            if service.id not in self._client.agent.services():
+                self._client.agent.service.register(
+                    service.name,
+                    service.id,
+                    service.host,
+                    service.port,
+                    list(service.tags),
+                    check,
+                    meta={"version": service.version},
+                )
+            if service.health is None:
+                self._client.agent.check.ttl_pass(f"service:{service.id}")
 
-    def close(self) -> None:
-        """See `Supervisor.close`."""
-        unreleased, registered = self._renewals.stop()
-        for lease in unreleased:
-            lease.release()
-        for service in registered:
-            self.deregister(service)
-        self._client.http.session.close()
+    def _deregister(self, service: Service) -> None:
+        # If this fails, Consul deregisters it once its check has failed for long enough.
+        with self._translate_errors():
+            self._client.agent.service.deregister(service.id)
 
     # -- calls
-    def _put(self, parse: Callable[[Any], Any], path: str, body: Mapping[str, Any]) -> Any:
-        params = [("dc", self._client.dc)] if self._client.dc else []
-        with self._translate_errors():
-            return self._client.http.put(
-                parse,
-                path,
-                params=params,
-                headers=self._client.prepare_headers(),
-                data=json.dumps(body),
-            )
-
     @contextmanager
     def _translate_errors(self) -> Iterator[None]:
         """Raise the client's errors as ours, which say what to do and never show the token."""

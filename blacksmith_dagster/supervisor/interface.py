@@ -2,82 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import threading
+import logging
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from importlib.metadata import version
-from typing import Protocol
 
 import msgspec
 
-GATEWAY = "blacksmith-gateway"
-"""The name of the services that receive events."""
+from blacksmith_dagster.errors import BlacksmithError
+from blacksmith_dagster.supervisor.renewals import Deadline, Lease, Renewals
+from blacksmith_dagster.supervisor.services import Service, ServiceStatus
 
-SCHEDULER = "blacksmith-scheduler"
-"""The name of the services that load or listen until they are stopped."""
-
-
-class Service(msgspec.Struct, frozen=True):
-    """A service as it is registered: one running process.
-
-    - `name`: `blacksmith-gateway` or `blacksmith-scheduler`; `id` identifies the process.
-    - `host`, `port`: where it accepts connections; the port is `None` if it accepts none.
-    - `health`: the URL that returns 200 while the service is healthy; without one, the service counts
-      as healthy while its process renews the registration.
-    """
-
-    name: str
-    id: str
-    host: str
-    port: int | None = None
-    health: str | None = None
-    version: str = ""
-    tags: Sequence[str] = ()
-
-    @property
-    def address(self) -> str:
-        """`host:port`, or only the host.
-
-        >>> Service("blacksmith-gateway", "1", "::1", 8420).address
-        '[::1]:8420'
-        """
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port is None else f"{host}:{self.port}"
-
-
-class ServiceStatus(msgspec.Struct, frozen=True):
-    """A registered service, and whether it is healthy."""
-
-    name: str
-    id: str
-    address: str
-    passing: bool
-    version: str = ""
-    tags: Sequence[str] = ()
-
-
-def here() -> str:
-    """This process, as `host:pid`."""
-    return f"{socket.gethostname()}:{os.getpid()}"
-
-
-def this_process(name: str, tags: Sequence[str] = ()) -> Service:
-    """This process as a service that accepts no connections and is healthy while it runs.
-
-    >>> this_process(SCHEDULER, ["lake"]).name
-    'blacksmith-scheduler'
-    """
-    return Service(
-        name, f"{name}:{here()}", socket.gethostname(), version=package_version(), tags=tags
-    )
-
-
-def package_version() -> str:
-    """The version of this package."""
-    return version("blacksmith-dagster")
+_log = logging.getLogger(__name__)
 
 
 class LockStatus(msgspec.Struct, frozen=True):
@@ -105,68 +42,40 @@ class LockStatus(msgspec.Struct, frozen=True):
         return f"{holder} at {self.address}" if self.address not in (None, self.holder) else holder
 
 
-class Lease(Protocol):
-    """A held lock, which is renewed in the background well within its time to live."""
-
-    @property
-    def key(self) -> str:
-        """What is locked: `load/<destination>/<event>`."""
-        ...
-
-    @property
-    def id(self) -> str:
-        """Identifies this acquisition; a fencing token stores it as its holder."""
-        ...
-
-    @property
-    def lost(self) -> threading.Event:
-        """Set once another process may hold the lock: when the time to live has passed since the last
-        successful renewal was sent, or when a renewal was rejected."""
-        ...
-
-    def confirm(self) -> bool:
-        """Whether this acquisition still holds the lock, by a consistent read of the supervisor.
-
-        Raises `Unavailable` when the supervisor does not respond.
-        """
-        ...
-
-    def release(self) -> None:
-        """Release the lock. If it was lost, its new holder is not affected."""
-        ...
-
-    def __enter__(self) -> Lease: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-class Supervisor(Protocol):
+class Supervisor(ABC):
     """Keeps locks by key, and a register of services. Threads may share one.
 
     A call raises `Unavailable`, within seconds, if the supervisor does not respond, and
     `SettingsError` if it rejects this process's credentials.
+
+    - `label`: the supervisor's URL without credentials, for people.
+    - `ttl`: seconds for which a lock is held without a renewal.
     """
 
-    @property
-    def label(self) -> str:
-        """The supervisor's URL without credentials, for people."""
-        ...
+    def __init__(self, label: str, ttl: float) -> None:
+        self.label = label
+        self._ttl = ttl
+        self._renewals = Renewals(ttl, self._renew, self._register)
+
+    @abstractmethod
+    def acquire(self, key: str, holder: str, *, wait: float = 0.0) -> Lease | None:
+        """Acquire a lock; `None` if another holder still has it after `wait` seconds."""
+
+    @abstractmethod
+    def status(self, key: str) -> LockStatus:
+        """Whether the lock is held, and by whom."""
+
+    @abstractmethod
+    def locks(self) -> Sequence[LockStatus]:
+        """Every lock that is held, sorted by key."""
+
+    @abstractmethod
+    def services(self) -> Sequence[ServiceStatus]:
+        """The registered services of all processes, sorted by name."""
 
     def ready(self) -> None:
         """Check that locks can be acquired now; raises as described above if not."""
-        ...
-
-    def acquire(self, key: str, holder: str, *, wait: float = 0.0) -> Lease | None:
-        """Acquire a lock; `None` if another holder still has it after `wait` seconds."""
-        ...
-
-    def status(self, key: str) -> LockStatus:
-        """Whether the lock is held, and by whom."""
-        ...
-
-    def locks(self) -> Sequence[LockStatus]:
-        """Every lock that is held, sorted by key."""
-        ...
+        self.status("ready")
 
     def register(self, service: Service) -> None:
         """Keep a service registered until it is deregistered or this process ends.
@@ -174,19 +83,54 @@ class Supervisor(Protocol):
         Returns at once and raises nothing: registration happens in the background, within a second
         or as soon as the supervisor responds.
         """
-        ...
+        self._renewals.add_service(service)
 
     def deregister(self, service: Service) -> None:
         """Remove a service that this object registered. Raises nothing."""
-        ...
-
-    def services(self) -> Sequence[ServiceStatus]:
-        """The registered services of all processes, sorted by name."""
-        ...
+        self._renewals.forget(service)
+        try:
+            self._deregister(service)
+        except BlacksmithError as error:  # its registration expires
+            _log.warning("%s could not be deregistered: %s", service.id, error)
 
     def close(self) -> None:
         """Stop renewing: release the leases that are still held, and deregister the services."""
-        ...
+        unreleased, registered = self._renewals.stop()
+        for lease in unreleased:
+            lease.release()
+        for service in registered:
+            self.deregister(service)
+
+    def _lease(self, key: str, id: str, sent: float) -> Lease:
+        """A lease for a lock that was requested at `sent`."""
+        return Lease(key, id, Deadline(sent + self._ttl), self._confirm, self._release)
+
+    def _release(self, lease: Lease) -> None:
+        self._renewals.remove(lease)
+        try:
+            self._unlock(lease)
+        except BlacksmithError as error:  # it expires
+            _log.warning("the lock %s could not be released: %s", lease.key, error)
+
+    @abstractmethod
+    def _renew(self, leases: Sequence[Lease]) -> None:
+        """Move `lost` of each lease, or set it if the renewal was rejected."""
+
+    @abstractmethod
+    def _confirm(self, lease: Lease) -> bool:
+        """Whether the lease still holds its lock, by a consistent read."""
+
+    @abstractmethod
+    def _unlock(self, lease: Lease) -> None:
+        """Free the lock, if the lease still holds it."""
+
+    @abstractmethod
+    def _register(self, service: Service) -> None:
+        """Register the service for `registration_seconds`, if it is not registered."""
+
+    @abstractmethod
+    def _deregister(self, service: Service) -> None:
+        """Remove the service."""
 
 
 @contextmanager

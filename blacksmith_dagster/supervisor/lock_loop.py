@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from blacksmith_dagster.errors import BlacksmithError, FencedOut, Unavailable
 from blacksmith_dagster.redaction import clean, explain, traced
-from blacksmith_dagster.supervisor.interface import Lease, Supervisor
+from blacksmith_dagster.supervisor.interface import Supervisor
+from blacksmith_dagster.supervisor.renewals import Lease
 
 _log = logging.getLogger(__name__)
 

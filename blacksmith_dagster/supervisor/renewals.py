@@ -6,9 +6,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from blacksmith_dagster.errors import BlacksmithError
-from blacksmith_dagster.supervisor.interface import Service
+from blacksmith_dagster.supervisor.services import Service
 
 _log = logging.getLogger(__name__)
 
@@ -55,32 +56,34 @@ class Deadline(threading.Event):
         return True
 
 
-class HeldLease:
-    """A held lock; see `Lease`. Its supervisor passes `confirm` and `release`."""
+@dataclass(frozen=True, eq=False)
+class Lease:
+    """A held lock, which is renewed in the background well within its time to live.
 
-    def __init__(
-        self,
-        key: str,
-        id: str,
-        lost: Deadline,
-        confirm: Callable[[HeldLease], bool],
-        release: Callable[[HeldLease], None],
-    ) -> None:
-        self.key = key
-        self.id = id
-        self.lost = lost
-        self._confirm = confirm
-        self._release = release
+    - `key`: what is locked: `load/<destination>/<event>`.
+    - `id`: identifies this acquisition; a fencing token stores it as its holder.
+    - `lost`: set once another process may hold the lock: when the time to live has passed since the
+      last successful renewal was sent, or when a renewal was rejected.
+    """
+
+    key: str
+    id: str
+    lost: Deadline
+    _confirm: Callable[[Lease], bool]
+    _release: Callable[[Lease], None]
 
     def confirm(self) -> bool:
-        """See `Lease.confirm`."""
+        """Whether this acquisition still holds the lock, by a consistent read of the supervisor.
+
+        Raises `Unavailable` when the supervisor does not respond.
+        """
         return self._confirm(self)
 
     def release(self) -> None:
-        """See `Lease.release`."""
+        """Release the lock. If it was lost, its new holder is not affected."""
         self._release(self)
 
-    def __enter__(self) -> HeldLease:
+    def __enter__(self) -> Lease:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -101,17 +104,16 @@ class Renewals:
     def __init__(
         self,
         ttl: float,
-        renew: Callable[[Sequence[HeldLease]], None],
+        renew: Callable[[Sequence[Lease]], None],
         register: Callable[[Service], None],
     ) -> None:
         self._ttl = ttl
         self._renew = renew
         self._register = register
         self._lock = threading.Lock()
-        self._leases: set[HeldLease] = set()
-        self._services: dict[
-            str, tuple[Service, float]
-        ] = {}  # by id, with the time of the next one
+        self._leases: set[Lease] = set()
+        # By id, with the time of the next registration.
+        self._services: dict[str, tuple[Service, float]] = {}
         self._registering = threading.Lock()
         self._failed: set[str] = set()  # the ids of services whose last registration failed
         self._thread: threading.Thread | None = None
@@ -122,13 +124,13 @@ class Renewals:
         """Seconds for which a registration holds: longer than a lease, as nothing waits for its end."""
         return 4 * self._ttl
 
-    def add(self, lease: HeldLease) -> None:
+    def add(self, lease: Lease) -> None:
         """Renew a lease from now on."""
         with self._lock:
             self._leases.add(lease)
             self._start_thread()
 
-    def remove(self, lease: HeldLease) -> None:
+    def remove(self, lease: Lease) -> None:
         """Stop renewing a lease."""
         with self._lock:
             self._leases.discard(lease)
@@ -144,7 +146,7 @@ class Renewals:
         with self._registering, self._lock:
             self._services.pop(service.id, None)
 
-    def stop(self) -> tuple[Sequence[HeldLease], Sequence[Service]]:
+    def stop(self) -> tuple[Sequence[Lease], Sequence[Service]]:
         """End the thread; returns the remaining leases and services."""
         self.closing.set()
         if self._thread is not None:
@@ -167,7 +169,7 @@ class Renewals:
                 if time.monotonic() >= due:
                     self._register_or_log(service)
 
-    def _renew_or_log(self, leases: Sequence[HeldLease]) -> None:
+    def _renew_or_log(self, leases: Sequence[Lease]) -> None:
         try:
             self._renew(leases)
         except BlacksmithError as error:  # the next round tries again, until they are lost

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -25,19 +24,16 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.store.tables import leases, services
-from blacksmith_dagster.supervisor.interface import LockStatus, Service, ServiceStatus, here
-from blacksmith_dagster.supervisor.renewals import Deadline, HeldLease, Renewals
+from blacksmith_dagster.supervisor.interface import LockStatus, Supervisor
+from blacksmith_dagster.supervisor.renewals import Lease
+from blacksmith_dagster.supervisor.services import Service, ServiceStatus, here
 
-_log = logging.getLogger(__name__)
-
-POLL = 0.1
-"""Seconds between two checks of a lock that another process holds."""
+_POLL = 0.1  # seconds between two checks of a lock that another process holds
 
 
-class StoreSupervisor:
+class StoreSupervisor(Supervisor):
     """Keeps locks in the store's table `leases` and services in `services`, by the database's clock.
 
     A lock is free again if its holder has not renewed it for `ttl` seconds, and a service is removed
@@ -52,27 +48,17 @@ class StoreSupervisor:
     """
 
     def __init__(self, store: SQLStore, ttl: float = 15.0) -> None:
+        super().__init__(store.label, ttl)
         self._store = store
         self._dialect = _POSTGRESQL if store.engine.dialect.name == "postgresql" else _SQLITE
-        self._ttl = ttl
-        self._renewals = Renewals(ttl, self._renew, self._ensure_registered)
 
-    @property
-    def label(self) -> str:
-        """See `Supervisor.label`."""
-        return self._store.label
-
-    def ready(self) -> None:
-        """See `Supervisor.ready`."""
-        self.status("ready")
-
-    def acquire(self, key: str, holder: str, *, wait: float = 0.0) -> HeldLease | None:
+    def acquire(self, key: str, holder: str, *, wait: float = 0.0) -> Lease | None:
         """See `Supervisor.acquire`."""
         give_up = time.monotonic() + wait
         lease = self._try_acquire(key, holder)
         while lease is None:
             left = give_up - time.monotonic()
-            if left <= 0 or self._renewals.closing.wait(min(POLL, left)):
+            if left <= 0 or self._renewals.closing.wait(min(_POLL, left)):
                 return None
             if not self.status(key).held:  # a read before the write: many processes may wait
                 lease = self._try_acquire(key, holder)
@@ -88,21 +74,6 @@ class StoreSupervisor:
         """See `Supervisor.locks`."""
         return self._held(true())
 
-    def register(self, service: Service) -> None:
-        """See `Supervisor.register`."""
-        self._renewals.add_service(service)
-
-    def deregister(self, service: Service) -> None:
-        """See `Supervisor.deregister`."""
-        self._renewals.forget(service)
-        try:
-            with self._store.writing() as connection:
-                # Remove expired services too: nothing else does.
-                expired = ~self._dialect.clock(services, 0).valid
-                connection.execute(delete(services).where((services.c.id == service.id) | expired))
-        except Unavailable as error:  # its registration expires
-            _log.warning("%s could not be deregistered: %s", service.id, error)
-
     def services(self) -> Sequence[ServiceStatus]:
         """See `Supervisor.services`."""
         valid = self._dialect.clock(services, 0).valid
@@ -117,14 +88,6 @@ class StoreSupervisor:
                 for row in rows
             ]
 
-    def close(self) -> None:
-        """See `Supervisor.close`."""
-        unreleased, registered = self._renewals.stop()
-        for lease in unreleased:
-            lease.release()
-        for service in registered:
-            self.deregister(service)
-
     def _held(self, condition: ColumnElement[bool]) -> Sequence[LockStatus]:
         valid = self._dialect.clock(leases, 0).valid
         query = select(leases.c.key, leases.c.holder, leases.c.address, leases.c.since)
@@ -132,10 +95,10 @@ class StoreSupervisor:
             rows = connection.execute(query.where(condition, valid).order_by(leases.c.key))
             return [LockStatus(row.key, True, row.holder, row.address, row.since) for row in rows]
 
-    def _try_acquire(self, key: str, holder: str) -> HeldLease | None:
+    def _try_acquire(self, key: str, holder: str) -> Lease | None:
         """Acquire the lock if it is free: one statement, so that no process can come between."""
         sent, clock = time.monotonic(), self._dialect.clock(leases, self._ttl)
-        lease_id, lost = secrets.token_hex(16), Deadline(sent + self._ttl)
+        lease_id = secrets.token_hex(16)
         row = {
             "id": lease_id,
             "holder": holder,
@@ -151,24 +114,33 @@ class StoreSupervisor:
             .returning(leases.c.id)
         )
         with self._store.writing() as connection:
-            if connection.execute(acquire).first() is None:
-                return None
-        return HeldLease(key, lease_id, lost, self._confirm, self._release)
+            acquired = connection.execute(acquire).first()
+        return self._lease(key, lease_id, sent) if acquired else None
 
-    def _renew(self, due: Sequence[HeldLease]) -> None:
+    def _renew(self, held: Sequence[Lease]) -> None:
         """Renew all leases in one statement."""
         sent, clock = time.monotonic(), self._dialect.clock(leases, self._ttl)
-        renew = update(leases).where(leases.c.id.in_([lease.id for lease in due]))
+        renew = update(leases).where(leases.c.id.in_([lease.id for lease in held]))
         with self._store.writing() as connection:
             statement = renew.values(expires_at=clock.expiry).returning(leases.c.id)
             renewed = set(connection.execute(statement).scalars())
-        for lease in due:
+        for lease in held:
             if lease.id in renewed:
                 lease.lost.move(sent + self._ttl)
             else:
                 lease.lost.set()
 
-    def _ensure_registered(self, service: Service) -> None:
+    def _confirm(self, lease: Lease) -> bool:
+        valid = self._dialect.clock(leases, 0).valid
+        with self._store.reading() as connection:
+            rows = connection.execute(select(leases.c.key).where(*_is_row_of(lease), valid))
+            return rows.first() is not None
+
+    def _unlock(self, lease: Lease) -> None:
+        with self._store.writing() as connection:
+            connection.execute(delete(leases).where(*_is_row_of(lease)))
+
+    def _register(self, service: Service) -> None:
         clock = self._dialect.clock(services, self._renewals.registration_seconds)
         row = {
             "name": service.name,
@@ -182,19 +154,11 @@ class StoreSupervisor:
         with self._store.writing() as connection:
             connection.execute(write.on_conflict_do_update(index_elements=["id"], set_=row))
 
-    def _confirm(self, lease: HeldLease) -> bool:
-        valid = self._dialect.clock(leases, 0).valid
-        with self._store.reading() as connection:
-            rows = connection.execute(select(leases.c.key).where(*_is_row_of(lease), valid))
-            return rows.first() is not None
-
-    def _release(self, lease: HeldLease) -> None:
-        self._renewals.remove(lease)
-        try:
-            with self._store.writing() as connection:
-                connection.execute(delete(leases).where(*_is_row_of(lease)))
-        except Unavailable as error:  # it expires
-            _log.warning("the lock %s could not be released: %s", lease.key, error)
+    def _deregister(self, service: Service) -> None:
+        with self._store.writing() as connection:
+            # Remove expired services too: nothing else does.
+            expired = ~self._dialect.clock(services, 0).valid
+            connection.execute(delete(services).where((services.c.id == service.id) | expired))
 
 
 class _Clock(NamedTuple):
@@ -234,5 +198,5 @@ def _boot() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def _is_row_of(lease: HeldLease) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+def _is_row_of(lease: Lease) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
     return leases.c.key == lease.key, leases.c.id == lease.id

@@ -14,7 +14,7 @@ from blacksmith_dagster.pipeline.source import Source
 from blacksmith_dagster.store import migration_barrier
 from blacksmith_dagster.store.migration_barrier import MigrationToken
 from blacksmith_dagster.store.sql import SQLStore
-from blacksmith_dagster.supervisor.interface import Lease, Supervisor
+from blacksmith_dagster.supervisor import Lease, Supervisor
 from blacksmith_dagster.wanderer.files import target_of
 from blacksmith_dagster.wanderer.plan import (
     Declared,

@@ -14,7 +14,7 @@ from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.migration import Direction, Migration
 from blacksmith_dagster.redaction import describe
 from blacksmith_dagster.store import Store
-from blacksmith_dagster.supervisor.interface import Supervisor
+from blacksmith_dagster.supervisor import Supervisor
 from blacksmith_dagster.wanderer.files import (
     adapters,
     canonical,

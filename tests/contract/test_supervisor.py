@@ -22,12 +22,12 @@ from blacksmith_dagster.supervisor import (
     Service,
     StoreSupervisor,
     Supervisor,
+    here,
     open_supervisor,
     registered,
     this_process,
 )
 from blacksmith_dagster.supervisor.consul import ConsulSupervisor
-from blacksmith_dagster.supervisor.interface import here
 from tests.acceptance.processes import ROOT_FOLDER, until
 from tests.contract.supervising import connected
 

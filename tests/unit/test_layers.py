@@ -28,7 +28,7 @@ UPWARD = [
     ("store/loads.py", "blacksmith_dagster.supervisor.interface"),
     ("destinations/sql.py", "blacksmith_dagster.store.interface"),
     ("ingest/ingest.py", "blacksmith_dagster.scheduler.loader"),
-    ("supervisor/interface.py", "blacksmith_dagster.supervisor.renewals"),
+    ("supervisor/renewals.py", "blacksmith_dagster.supervisor.interface"),
     ("gateway/app.py", "dagster"),
 ]
 
