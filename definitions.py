@@ -8,7 +8,7 @@ from blacksmith_dagster.orchestration import build_definitions
 from sensors.landing import landing
 
 defs = Definitions.merge(
-    build_definitions(blacksmith),
+    build_definitions(blacksmith, start_date="2026-01-01"),
     Definitions(
         assets=[daily_delays],
         sensors=[

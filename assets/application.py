@@ -5,8 +5,4 @@ from assets.flights import airport, alerts, desk, warehouse
 from assets.weather import station
 from blacksmith_dagster import Blacksmith
 
-blacksmith = Blacksmith(
-    sources=[airport, station],
-    destinations=[warehouse, alerts, desk, reports],
-    since="2026-01-01",
-)
+blacksmith = Blacksmith(sources=[airport, station], destinations=[warehouse, alerts, desk, reports])

@@ -86,7 +86,7 @@ def _pipeline(url: str) -> tuple[Blacksmith, Any]:
     def orders(batch: Batch[Any]) -> None:
         """Do nothing."""
 
-    return Blacksmith(sources=[source], destinations=[sink], since="2026-01-01"), changed
+    return Blacksmith(sources=[source], destinations=[sink]), changed
 
 
 def _store(url: str, store_url: str, rows: int) -> None:

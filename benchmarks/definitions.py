@@ -3,4 +3,4 @@
 from benchmarks.pipeline import app
 from blacksmith_dagster.orchestration import build_definitions
 
-defs = build_definitions(app)
+defs = build_definitions(app, start_date="2026-01-01")

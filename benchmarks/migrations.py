@@ -79,9 +79,7 @@ def _application(folder: Path, count: int) -> Blacksmith:
         version = f"{BEGAN + timedelta(minutes=number):%Y%m%d%H%M%S}"
         (folder / f"{version}.step.up.sql").write_text(f"CREATE TABLE t{number} (n INTEGER);")
         (folder / f"{version}.step.down.sql").write_text(f"DROP TABLE t{number};")
-    return Blacksmith(
-        sources=[], destinations=[_Nowhere("lake", migrations=folder)], since="2026-01-01"
-    )
+    return Blacksmith(sources=[], destinations=[_Nowhere("lake", migrations=folder)])
 
 
 def _tracked(migration: Migration) -> TrackedMigration:

@@ -50,7 +50,7 @@ def half(batch: Batch[Any]) -> None:
     """Do nothing."""
 
 
-app = Blacksmith(sources=[source], destinations=[sink], since="2026-01-01")
+app = Blacksmith(sources=[source], destinations=[sink])
 
 _JOBS = (NewJob(full.path), NewJob(half.path))
 

@@ -29,7 +29,7 @@ def later(batch: Batch[Any]) -> None:
     """Loaded by its schedule only."""
 
 
-app = Blacksmith(sources=[source], destinations=[sink], since="2026-01-01")
+app = Blacksmith(sources=[source], destinations=[sink])
 
 nothing = Destination("nothing", schedule=Schedule(realtime=True))
 
@@ -39,4 +39,4 @@ def at_all(batch: Batch[Any]) -> None:
     """Do nothing."""
 
 
-sustained = Blacksmith(sources=[source], destinations=[nothing], since="2026-01-01")
+sustained = Blacksmith(sources=[source], destinations=[nothing])

@@ -186,7 +186,7 @@ def _record_arrivals(batch: Batch[Any]) -> None:
     _arrived.extend((job.data["n"], now) for job in batch if job.data["n"] > 1e9)
 
 
-_live_app = Blacksmith(sources=[source], destinations=[_sink], since="2026-01-01")
+_live_app = Blacksmith(sources=[source], destinations=[_sink])
 
 
 def _latency(databases: Databases, effort: Effort, *, replaying: bool) -> float:

@@ -89,7 +89,7 @@ def _store_rate(databases: Databases, pubsub: PubSub, topic: str, messages: int)
     def all_messages(batch: Batch[Any]) -> None:
         """Do nothing."""
 
-    app = Blacksmith(sources=[source], destinations=[sink], since="2026-01-01")
+    app = Blacksmith(sources=[source], destinations=[sink])
     url = databases.create()
     with closing(open_store(url)) as store:
         store.register(app)

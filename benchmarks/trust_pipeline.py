@@ -109,4 +109,4 @@ def half(batch: Batch[Any]) -> None:
     """Do nothing."""
 
 
-app = Blacksmith(sources=[source], destinations=[sink], since="2026-01-01")
+app = Blacksmith(sources=[source], destinations=[sink])

@@ -50,4 +50,4 @@ def half(batch: Batch[Any]) -> None:
     """Do nothing."""
 
 
-app = Blacksmith(sources=[segment], destinations=[sink], since="2026-01-01")
+app = Blacksmith(sources=[segment], destinations=[sink])

@@ -39,7 +39,7 @@ def run(
     >>> lake = Destination("lake")
     >>> @lake.event(receives=Flow(departed, when=lambda event: event.data["delay"] > 120))
     ... def late(batch: Batch) -> None: ...
-    >>> app = Blacksmith(sources=[departed.source], destinations=[lake], since="2026-01-01")
+    >>> app = Blacksmith(sources=[departed.source], destinations=[lake])
     >>> jobs = run(app, [(departed, {"delay": 5}), (departed, {"delay": 200})])
     >>> [job.data for job in jobs["lake/late"]]
     [{'delay': 200}]

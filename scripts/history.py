@@ -51,9 +51,7 @@ def import_history(
 
     `days` has the day of the month of each row.
     """
-    before = Blacksmith(
-        sources=[airport], destinations=[warehouse, alerts, desk], since=partitions()[0]
-    )
+    before = Blacksmith(sources=[airport], destinations=[warehouse, alerts, desk])
     numbered = list(zip(days, rows, strict=True))
     with closing(open_store(store_url, upgrade=True)) as store:
         store.register(before)

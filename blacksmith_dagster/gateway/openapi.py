@@ -62,7 +62,7 @@ def described(app: Blacksmith) -> dict[str, Any]:
 
     >>> from blacksmith_dagster import Blacksmith, Source
     >>> sources = [Source("airport").accept("departed").source]
-    >>> described(Blacksmith(sources=sources, destinations=[], since="2026-01-01"))["openapi"]
+    >>> described(Blacksmith(sources=sources, destinations=[]))["openapi"]
     '3.1.0'
     """
     paths: dict[str, dict[str, Any]] = {}

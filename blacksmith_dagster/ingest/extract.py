@@ -40,7 +40,7 @@ class Extractor:
     >>> from blacksmith_dagster import Blacksmith, Request, Source
     >>> airport = Source("airport")
     >>> cancelled = airport.accept("cancelled")
-    >>> app = Blacksmith(sources=[airport], destinations=[], since="2026-01-01")
+    >>> app = Blacksmith(sources=[airport], destinations=[])
     >>> [event.payload for event in Extractor(app, cancelled)(Request(b'[{"n": 1}, 2]'))]
     ['{"n": 1}', '2']
     """

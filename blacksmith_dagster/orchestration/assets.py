@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import date
 from typing import Any, TypeAlias
 
 from dagster import AssetKey, AssetSpec, DailyPartitionsDefinition
@@ -35,10 +36,11 @@ def asset_key(event: AnyEvent) -> AssetKey:
 
 @dataclass(frozen=True, slots=True)
 class EventData:
-    """What a translator receives: an event, and the application that it belongs to."""
+    """What a translator receives: an event, its application, and the first day of the partitions."""
 
     app: Blacksmith
     event: AnyEvent
+    start_date: date
 
     @property
     def upstream(self) -> Sequence[EventData]:
@@ -50,7 +52,7 @@ class EventData:
             for path, flow in self.event.flows.items()
         )
         events: Mapping[str, AnyEvent] = {**self.app.source_events, **self.app.destination_events}
-        return [EventData(self.app, events[origin]) for origin in origins]
+        return [replace(self, event=events[origin]) for origin in origins]
 
 
 class BlacksmithTranslator:
@@ -81,7 +83,7 @@ class BlacksmithTranslator:
             tags=event.tags,
             metadata=_metadata(event),
             # A day is a partition from its first moment, not only once it has passed.
-            partitions_def=DailyPartitionsDefinition(data.app.since.isoformat(), end_offset=1),
+            partitions_def=DailyPartitionsDefinition(data.start_date.isoformat(), end_offset=1),
         )
 
 

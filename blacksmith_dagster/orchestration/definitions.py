@@ -4,6 +4,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, date, datetime
 from typing import Any
 
 from dagster import (
@@ -24,6 +25,7 @@ from dagster import (
 from dagster.components import scaffold_component
 
 from blacksmith_dagster.composition import scheduler_of
+from blacksmith_dagster.errors import DeclarationError
 from blacksmith_dagster.importer import load_application
 from blacksmith_dagster.ingest.listeners import listened_events
 from blacksmith_dagster.orchestration.assets import (
@@ -57,12 +59,14 @@ from blacksmith_dagster.scheduler import realtime_events
 def build_definitions(
     app: Blacksmith,
     *,
+    start_date: str | date,
     translator: BlacksmithTranslator | None = None,
     resource: BlacksmithResource | None = None,
     warm: WarmRuns | None = None,
 ) -> Definitions:
     """Dagster's definitions of an application: assets, jobs, what launches them, and checks.
 
+    - `start_date`: the first day of the assets' partitions, which are UTC days of `received_at`.
     - `translator`: changes the assets' specs; `BlacksmithTranslator()` if `None`.
     - `resource`: opens the store; by default the one that `BLACKSMITH_STORE_URL` names. Its key is
       `blacksmith`.
@@ -71,17 +75,21 @@ def build_definitions(
     Merge them with your own:
 
     ```python
-    defs = Definitions.merge(build_definitions(application), Definitions(assets=[daily_delays]))
+    events = build_definitions(application, start_date="2026-01-01")
+    defs = Definitions.merge(events, Definitions(assets=[daily_delays]))
     ```
 
     >>> from blacksmith_dagster import Source
-    >>> app = Blacksmith(sources=[Source("airport")], destinations=[], since="2026-01-01")
-    >>> [sensor.name for sensor in build_definitions(app).sensors]
+    >>> app = Blacksmith(sources=[Source("airport")], destinations=[])
+    >>> [sensor.name for sensor in build_definitions(app, start_date="2026-01-01").sensors]
     ['blacksmith_report']
+
+    Raises `DeclarationError` if `start_date` is not a day, or the application's scheduler is not one.
     """
     scheduler_of(app)  # a wrong one is reported here, not by the first load
     translator, warm = translator or BlacksmithTranslator(), warm or WarmRuns()
-    specs = _specs(app, translator)
+    first_day = _day(start_date)
+    specs = _specs(app, translator, first_day)
     keys: Mapping[str, AssetKey] = {path: spec.key for path, spec in specs.items()}
 
     jobs: list[JobDefinition] = []
@@ -103,7 +111,7 @@ def build_definitions(
     replays: dict[str, AssetsDefinition] = {}
     for path, event in app.destination_events.items():
         replays[path] = build_replay(app, event, specs[path], translator)
-        if backfill := build_backfill(app, event, specs[path]):
+        if backfill := build_backfill(event, specs[path], first_day):
             triggers.append(backfill)
     if purge := build_purge_job(app):
         jobs.append(purge)
@@ -115,21 +123,41 @@ def build_definitions(
         jobs=jobs,
         schedules=[trigger for trigger in triggers if isinstance(trigger, ScheduleDefinition)],
         sensors=[
-            build_report_sensor(app, keys),
+            build_report_sensor(app, keys, first_day),
             *(trigger for trigger in triggers if isinstance(trigger, SensorDefinition)),
         ],
         resources={"blacksmith": resource or BlacksmithResource()},
     )
 
 
-def _specs(app: Blacksmith, translator: BlacksmithTranslator) -> Mapping[str, AssetSpec]:
+def _specs(
+    app: Blacksmith, translator: BlacksmithTranslator, start_date: date
+) -> Mapping[str, AssetSpec]:
     events: list[AnyEvent] = [*app.source_events.values(), *app.destination_events.values()]
-    return {event.path: translator.get_asset_spec(EventData(app, event)) for event in events}
+    return {
+        event.path: translator.get_asset_spec(EventData(app, event, start_date)) for event in events
+    }
+
+
+def _day(start_date: str | date) -> date:
+    try:
+        day = date.fromisoformat(start_date) if isinstance(start_date, str) else start_date
+    except ValueError:
+        day = None
+    if not isinstance(day, date) or isinstance(day, datetime):
+        raise DeclarationError(f"start_date={start_date!r}: write a day, in UTC, as '2026-01-31'")
+    return day
 
 
 class _Scaffolder(Scaffolder[Any]):
     def scaffold(self, request: ScaffoldRequest[Any]) -> None:
-        scaffold_component(request, {"app": "my_package.application:blacksmith"})
+        scaffold_component(
+            request,
+            {
+                "app": "my_package.application:blacksmith",
+                "start_date": datetime.now(UTC).date().isoformat(),
+            },
+        )
 
 
 @scaffold_with(_Scaffolder)
@@ -137,15 +165,21 @@ class _Scaffolder(Scaffolder[Any]):
 class BlacksmithComponent(Component, Resolvable):
     """The definitions of the application that `app` names as `package.module:name`.
 
+    `start_date`: the first day of the assets' partitions, in UTC.
+
     ```yaml
     type: blacksmith_dagster.orchestration.BlacksmithComponent
     attributes:
       app: my_package.application:blacksmith
+      start_date: "2026-01-01"
     ```
     """
 
     app: str
+    start_date: str
 
     def build_defs(self, context: ComponentLoadContext) -> Definitions:  # noqa: ARG002
-        """Called by Dagster. Raises `SettingsError` if there is no such application."""
-        return build_definitions(load_application(self.app))
+        """Called by Dagster. Raises `SettingsError` if there is no such application, and
+        `DeclarationError` if `start_date` is not a day.
+        """
+        return build_definitions(load_application(self.app), start_date=self.start_date)

@@ -99,7 +99,9 @@ def to_repeat(
     return due, ReportCursor(cursor.since, cursor.totals, reported)
 
 
-def build_report_sensor(app: Blacksmith, keys: Mapping[str, AssetKey]) -> SensorDefinition:
+def build_report_sensor(
+    app: Blacksmith, keys: Mapping[str, AssetKey], start_date: date
+) -> SensorDefinition:
     """The sensor `blacksmith_report`: totals per source event and day, and the checks."""
 
     @sensor(
@@ -111,7 +113,7 @@ def build_report_sensor(app: Blacksmith, keys: Mapping[str, AssetKey]) -> Sensor
     def report(context: SensorEvaluationContext, blacksmith: BlacksmithResource) -> SensorResult:
         store = blacksmith.store(app)
         store.maintain()  # brings the counts below up to date with the log
-        cursor = ReportCursor.read(context.cursor, app.since)
+        cursor = ReportCursor.read(context.cursor, start_date)
         counted = [
             count
             for count in store.day_counts(cursor.since)

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 from dagster import (
@@ -222,4 +223,5 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
 def _key(
     app: Blacksmith, event: AnyDestinationEvent, translator: BlacksmithTranslator | None
 ) -> AssetKey:
-    return (translator or BlacksmithTranslator()).get_asset_spec(EventData(app, event)).key
+    data = EventData(app, event, datetime.now(UTC).date())  # the key does not depend on the date
+    return (translator or BlacksmithTranslator()).get_asset_spec(data).key

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from types import MappingProxyType
 from typing import Any, TypeAlias, cast
 
@@ -224,7 +224,7 @@ def build_purge_schedule(target: JobDefinition) -> ScheduleDefinition:
 
 
 def build_backfill(
-    app: Blacksmith, event: AnyDestinationEvent, spec: AssetSpec
+    event: AnyDestinationEvent, spec: AssetSpec, start_date: date
 ) -> ScheduleDefinition | None:
     """The schedule that replays the last days of a destination event, running by default.
 
@@ -250,9 +250,9 @@ def build_backfill(
     def backfill(context: ScheduleEvaluationContext) -> RunRequest | SkipReason:
         today = context.scheduled_execution_time.astimezone(UTC).date()
         last = today - timedelta(days=1)
-        first = max(today - timedelta(days=event.backfill_days), app.since)
+        first = max(today - timedelta(days=event.backfill_days), start_date)
         if first > last:
-            return SkipReason(f"the first day, {app.since}, has not passed")
+            return SkipReason(f"the first day, {start_date}, has not passed")
         days = (first.isoformat(), last.isoformat())
         return RunRequest(tags=dict(zip(_RANGE, days, strict=True)))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
 from blacksmith_dagster.errors import DeclarationError
@@ -21,12 +20,11 @@ if TYPE_CHECKING:
 class Blacksmith:
     """One deployment's sources and destinations.
 
-    - `since`: the first day of Dagster's partitions (UTC days of `received_at`).
     - `middleware`: Starlette middleware around the gateway, outermost first.
     - `gateway`, `scheduler`: your own `Gateway` and `Scheduler`; `StandardGateway` and
       `StandardScheduler` if `None`. They are checked when a process first needs them.
 
-    >>> app = Blacksmith(sources=[Source("airport")], destinations=[], since="2026-01-01")
+    >>> app = Blacksmith(sources=[Source("airport")], destinations=[])
     >>> list(app.sources)
     ['airport']
 
@@ -40,7 +38,6 @@ class Blacksmith:
         *,
         sources: Sequence[Source],
         destinations: Sequence[Destination[Any]],
-        since: str | date,
         middleware: Sequence[Middleware] = (),
         gateway: Any = None,
         scheduler: Any = None,
@@ -49,7 +46,6 @@ class Blacksmith:
         self.destinations: Mapping[str, Destination[Any]] = _by_name(
             "destination", Destination, destinations
         )
-        self.since = _day(since)
         self.middleware = tuple(middleware)
         self.gateway = gateway
         self.scheduler = scheduler
@@ -77,7 +73,7 @@ class Blacksmith:
 
         >>> airport = Source("airport", retention="30d", discarded_retention="90d")
         >>> departed = airport.accept("departed")
-        >>> app = Blacksmith(sources=[airport], destinations=[], since="2026-01-01")
+        >>> app = Blacksmith(sources=[airport], destinations=[])
         >>> app.retention()["airport/departed"].discarded.days
         90
         """
@@ -180,13 +176,3 @@ def _by_name(what: str, type_: type[Any], items: Sequence[Any]) -> dict[str, Any
             raise DeclarationError(f"two {what}s are named {item.name!r}; rename one")
         by_name[item.name] = item
     return by_name
-
-
-def _day(since: str | date) -> date:
-    try:
-        day = date.fromisoformat(since) if isinstance(since, str) else since
-    except ValueError:
-        day = None
-    if not isinstance(day, date) or isinstance(day, datetime):
-        raise DeclarationError(f"since={since!r}: write a day, in UTC, as '2026-01-31'")
-    return day

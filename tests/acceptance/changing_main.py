@@ -10,7 +10,7 @@ URL = "BLACKSMITH_TEST_CRM_URL"
 
 crm = PostgresSource("crm", url=Secret(URL))
 counted = crm.changes("counted", tables=["counted"], snapshot=True)
-blacksmith = Blacksmith(sources=[crm], destinations=[], since="2026-01-01")
+blacksmith = Blacksmith(sources=[crm], destinations=[])
 
 
 if __name__ == "__main__":

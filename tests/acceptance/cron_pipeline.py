@@ -75,5 +75,5 @@ class Mortal(BlacksmithResource):
         return store
 
 
-blacksmith = Blacksmith(sources=[tower], destinations=[lake], since="2026-01-01")
-defs = build_definitions(blacksmith, resource=Mortal())
+blacksmith = Blacksmith(sources=[tower], destinations=[lake])
+defs = build_definitions(blacksmith, start_date="2026-01-01", resource=Mortal())

@@ -40,5 +40,5 @@ def flights(batch: Batch[Any]) -> None:
     note("end", batch)
 
 
-blacksmith = Blacksmith(sources=[airport], destinations=[lake], since="2026-01-01")
-defs = build_definitions(blacksmith)
+blacksmith = Blacksmith(sources=[airport], destinations=[lake])
+defs = build_definitions(blacksmith, start_date="2026-01-01")

@@ -78,4 +78,4 @@ def waters(batch: Batch[Any]) -> None:
     """Do nothing: no loader runs in these tests."""
 
 
-blacksmith = Blacksmith(sources=[inbox, locked], destinations=[lake], since="2026-01-01")
+blacksmith = Blacksmith(sources=[inbox, locked], destinations=[lake])

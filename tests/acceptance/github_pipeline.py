@@ -27,4 +27,4 @@ def payloads(batch: Batch[Any]) -> None:
     """Do nothing."""
 
 
-blacksmith = Blacksmith(sources=[github], destinations=[archive], since="2026-01-01")
+blacksmith = Blacksmith(sources=[github], destinations=[archive])

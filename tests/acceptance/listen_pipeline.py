@@ -35,5 +35,7 @@ def changed(listener: Listener) -> Iterator[Event[float]]:
                 yield Event(float(line))
 
 
-blacksmith = Blacksmith(sources=[shop], destinations=[], since="2026-01-01")
-defs = build_definitions(blacksmith, warm=WarmRuns(**json.loads(os.environ.get(WARM, "{}"))))
+blacksmith = Blacksmith(sources=[shop], destinations=[])
+defs = build_definitions(
+    blacksmith, start_date="2026-01-01", warm=WarmRuns(**json.loads(os.environ.get(WARM, "{}")))
+)

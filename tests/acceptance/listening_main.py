@@ -38,7 +38,7 @@ def placed(message: Message) -> Event[str]:
     return Event(message.body.hex(), key=message.headers.get(KEY))
 
 
-blacksmith = Blacksmith(sources=[orders], destinations=[], since="2026-01-01")
+blacksmith = Blacksmith(sources=[orders], destinations=[])
 
 
 def die_at(place: str) -> None:

@@ -158,6 +158,4 @@ def reported(batch: Batch[Any], recording: Recording) -> None:
         recording.load(batch.path, [job], job.cause.outcome)
 
 
-blacksmith = Blacksmith(
-    sources=[airport], destinations=[warehouse, alerts, mail], since="2026-01-01"
-)
+blacksmith = Blacksmith(sources=[airport], destinations=[warehouse, alerts, mail])

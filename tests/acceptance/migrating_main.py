@@ -49,7 +49,7 @@ def application(target_url: str, *, in_transaction: bool) -> Blacksmith:
     def load(batch: Batch[Any], engine: sa.Engine) -> None:
         """Accept all jobs."""
 
-    return Blacksmith(sources=[airport], destinations=[warehouse], since="2026-01-01")
+    return Blacksmith(sources=[airport], destinations=[warehouse])
 
 
 def add_pauses() -> None:

@@ -90,7 +90,6 @@ class PlainScheduler:
 blacksmith = Blacksmith(
     sources=[airport],
     destinations=[warehouse, alerts, desk],
-    since="2026-01-01",
     gateway=PlainGateway(),
     scheduler=PlainScheduler(),
 )

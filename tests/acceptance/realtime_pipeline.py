@@ -69,4 +69,4 @@ def stuck(batch: Batch[Any]) -> None:
     threading.Event().wait()
 
 
-blacksmith = Blacksmith(sources=[inbox], destinations=[sink], since="2026-01-01")
+blacksmith = Blacksmith(sources=[inbox], destinations=[sink])

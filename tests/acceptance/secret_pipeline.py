@@ -30,5 +30,5 @@ alerts = HTTPDestination(
 )
 alerts.post("openings", receives=opened)
 
-blacksmith = Blacksmith(sources=[vault], destinations=[warehouse, alerts], since="2026-01-01")
-defs = build_definitions(blacksmith)
+blacksmith = Blacksmith(sources=[vault], destinations=[warehouse, alerts])
+defs = build_definitions(blacksmith, start_date="2026-01-01")

@@ -47,13 +47,12 @@ def thanks(batch: Batch[dict[str, int]]) -> None:
             batch.discard(job, "no address")
 
 
-blacksmith = Blacksmith(sources=[shop], destinations=[mail], since="2026-01-01")
+blacksmith = Blacksmith(sources=[shop], destinations=[mail])
 closed = Blacksmith(
     sources=[
         Source("till", auth=Bearer(Secret("BLACKSMITH_TEST_SHOP_TOKEN"))).accept("paid").source
     ],
     destinations=[],
-    since="2026-01-01",
 )
 README = Path(__file__).parents[2] / "README.md"
 APP = "--app=tests.acceptance.test_cli:blacksmith"

@@ -16,7 +16,7 @@ airport = Source("airport")
 departed = airport.accept("departed")
 warehouse = SQLDestination("warehouse", url=Secret("WAREHOUSE_URL"), migrations="migrations")
 flights = warehouse.table("flights", receives=departed)
-blacksmith = Blacksmith(sources=[airport], destinations=[warehouse], since="2026-01-01")
+blacksmith = Blacksmith(sources=[airport], destinations=[warehouse])
 
 APP = "--app=tests.acceptance.test_cli_migrations:blacksmith"
 ONE, TWO = 20260101000000, 20260102000000

@@ -90,8 +90,8 @@ alerts = Destination("alerts", schedule=Schedule(realtime=True))
 def parcel(batch: Batch[object]) -> None: ...
 
 
-blacksmith = Blacksmith(sources=[shop], destinations=[mail, alerts], since="2026-01-01")
-less = Blacksmith(sources=[Source("shop")], destinations=[], since="2026-01-01")
+blacksmith = Blacksmith(sources=[shop], destinations=[mail, alerts])
+less = Blacksmith(sources=[Source("shop")], destinations=[])
 APP = "--app=tests.acceptance.test_cli_quarantine:blacksmith"
 LESS = "--app=tests.acceptance.test_cli_quarantine:less"
 

@@ -37,8 +37,8 @@ def news(batch: Batch[dict[str, int]]) -> None:
         keys.setdefault(job.event.id or "", []).append(job.key)
 
 
-before = Blacksmith(sources=[shop], destinations=[], since="2026-01-01")
-blacksmith = Blacksmith(sources=[shop], destinations=[mail], since="2026-01-01")
+before = Blacksmith(sources=[shop], destinations=[])
+blacksmith = Blacksmith(sources=[shop], destinations=[mail])
 HERE = "tests.acceptance.test_cli_replay"
 THANKS = ("replay", "mail/thanks", "--from", "2026-01-01", f"--app={HERE}:blacksmith")
 NEWS = ("replay", "mail/news", *THANKS[2:])

@@ -42,7 +42,7 @@ def handlers() -> Iterator[None]:
 OWN = """
 from blacksmith_dagster import Blacksmith
 from blacksmith_dagster.gateway import StandardGateway
-app = Blacksmith(sources=[], destinations=[], since="2026-01-01", gateway={gateway})
+app = Blacksmith(sources=[], destinations=[], gateway={gateway})
 """
 
 

@@ -109,7 +109,7 @@ class Pipeline:
             self.loaded |= {str(job.event.id) for job in batch if job.key not in said}
 
         self.kept: DestinationEvent[Any] = lake.event(receives=Flow(self.seen, **flow))(kept)
-        self.app = Blacksmith(sources=[self.site], destinations=[lake], since="2026-01-01")
+        self.app = Blacksmith(sources=[self.site], destinations=[lake])
         store.register(self.app)
         assert isinstance(store, SQLStore)
         self._supervisor = StoreSupervisor(store)

@@ -48,7 +48,7 @@ def test_main_path_with_own_gateway_and_scheduler(
         gateway.terminate()
         assert gateway.wait(30) == 0
 
-    definitions = build_definitions(blacksmith)
+    definitions = build_definitions(blacksmith, start_date="2026-01-01")
     with DagsterInstance.ephemeral() as instance:
         for job in ("wanderer_run", "load_warehouse", "load_alerts"):
             assert definitions.resolve_job_def(job).execute_in_process(instance=instance).success

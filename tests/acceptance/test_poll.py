@@ -65,7 +65,7 @@ class Tower:
         def large(batch: Batch[Any]) -> None: ...
 
         self.seen = seen
-        self.app = Blacksmith(sources=[tower], destinations=[lake], since="2026-01-01")
+        self.app = Blacksmith(sources=[tower], destinations=[lake])
         self.store.register(self.app)
 
     def poll(self, function: Callable[[Poll], Any]) -> Polled:

@@ -209,7 +209,7 @@ def test_replay_does_not_overwrite_newer_rows(store: Store, tmp_path: Path) -> N
     airport = Source("airport")
     warehouse = SQLDestination("warehouse", url=f"sqlite:///{file}")
     warehouse.table("flights", receives=airport.accept("departed"), key=["id"], sequence_by="at")
-    app = Blacksmith(sources=[airport], destinations=[warehouse], since="2026-01-01")
+    app = Blacksmith(sources=[airport], destinations=[warehouse])
     store.register(app)
     ingest_events(
         store, ['{"id": 1, "at": 1, "gate": "A"}', '{"id": 2, "at": 1, "gate": "A"}'], FLIGHTS
@@ -239,7 +239,7 @@ def test_renamed_destination_event(store: Store) -> None:
                 if not good:
                     batch.discard(job, "not yet")
 
-        return Blacksmith(sources=[airport], destinations=[warehouse], since="2026-01-01")
+        return Blacksmith(sources=[airport], destinations=[warehouse])
 
     before = application("flights", None)
     store.register(before)

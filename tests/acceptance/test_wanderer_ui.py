@@ -105,7 +105,7 @@ class Wandering:
 
     def states_of_lake(self) -> list[MigrationState | None]:
         """The states of the lake's migrations, oldest first."""
-        app = Blacksmith(sources=[airport], destinations=[lake], since="2026-01-01")
+        app = Blacksmith(sources=[airport], destinations=[lake])
         with (
             closing(open_store(self.store_url)) as store,
             closing(open_supervisor(None, store)) as supervisor,

@@ -56,7 +56,7 @@ def late(batch: Batch[Any]) -> None:
     record(batch)
 
 
-two = Blacksmith(sources=[inbox], destinations=[sink, alerts], since="2026-01-01")
+two = Blacksmith(sources=[inbox], destinations=[sink, alerts])
 
 LEASE = 15.0  # seconds until another worker has the lock of a killed one
 
@@ -268,7 +268,7 @@ def counted(listener: Listener) -> Iterator[Event[int]]:
 
 
 COUNT = "BLACKSMITH_TEST_COUNT"
-both = Blacksmith(sources=[inbox, counters], destinations=[sink], since="2026-01-01")
+both = Blacksmith(sources=[inbox, counters], destinations=[sink])
 BOTH = f"{__name__}:both"
 
 
@@ -312,4 +312,4 @@ def test_a_subscription_without_a_broker_is_reported(
 
 orders = Source("orders")
 orders.accept("placed", on=Subscription("orders"))
-subscribing = Blacksmith(sources=[orders], destinations=[], since="2026-01-01")
+subscribing = Blacksmith(sources=[orders], destinations=[])

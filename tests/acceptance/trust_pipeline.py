@@ -156,7 +156,5 @@ web.accept("clicked_otherwise", on=HTTP("/v1/web/clicked", method="PUT"), cors=C
 plain = Source("plain").accept("event").source
 
 blacksmith = Blacksmith(
-    sources=[signed, orders, lenient, crm, near, far, web, plain],
-    destinations=[],
-    since="2026-01-01",
+    sources=[signed, orders, lenient, crm, near, far, web, plain], destinations=[]
 )

@@ -50,5 +50,5 @@ lake = Destination(
 def movements(batch: Batch[Any]) -> None: ...
 
 
-blacksmith = Blacksmith(sources=[airport], destinations=[warehouse, lake], since="2026-01-01")
-defs = build_definitions(blacksmith)
+blacksmith = Blacksmith(sources=[airport], destinations=[warehouse, lake])
+defs = build_definitions(blacksmith, start_date="2026-01-01")

@@ -58,5 +58,7 @@ def stuck(batch: Batch[Any]) -> None:
     note("end", "stuck", batch)
 
 
-blacksmith = Blacksmith(sources=[airport], destinations=[alerts], since="2026-01-01")
-defs = build_definitions(blacksmith, warm=WarmRuns(**json.loads(os.environ.get(WARM, "{}"))))
+blacksmith = Blacksmith(sources=[airport], destinations=[alerts])
+defs = build_definitions(
+    blacksmith, start_date="2026-01-01", warm=WarmRuns(**json.loads(os.environ.get(WARM, "{}")))
+)

@@ -69,7 +69,5 @@ def large(batch: Batch[Order]) -> None:
 
 
 blacksmith = Blacksmith(
-    sources=[segment, lenient, github, stripe, slack, hooks, orders],
-    destinations=[lake],
-    since="2026-01-01",
+    sources=[segment, lenient, github, stripe, slack, hooks, orders], destinations=[lake]
 )

@@ -23,7 +23,7 @@ def pipeline(
     options.setdefault("schedule", SOON)
     warehouse: Destination[Any] = Destination("warehouse", connect=connect)
     flights = warehouse.event(receives=departed, name="flights", **options)(function)
-    app = Blacksmith(sources=[airport], destinations=[warehouse, *others], since="2026-01-01")
+    app = Blacksmith(sources=[airport], destinations=[warehouse, *others])
     return app, flights
 
 

@@ -45,7 +45,7 @@ def warehouse(
 
 
 def application(*destinations: Destination[Any]) -> Blacksmith:
-    return Blacksmith(sources=[airport], destinations=destinations, since="2026-01-01")
+    return Blacksmith(sources=[airport], destinations=destinations)
 
 
 def tables(url: str) -> set[str]:

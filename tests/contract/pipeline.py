@@ -28,7 +28,7 @@ def undeliverable(batch: Batch[object]) -> None:
     """Discarded jobs of `flights`."""
 
 
-app = Blacksmith(sources=[airport], destinations=[warehouse], since="2026-01-01")
+app = Blacksmith(sources=[airport], destinations=[warehouse])
 
 
 def new_event(

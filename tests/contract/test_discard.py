@@ -15,7 +15,7 @@ from blacksmith_dagster.store import Store
 from blacksmith_dagster.supervisor import Supervisor, open_supervisor
 from tests.contract.loading import ingest, pipeline
 
-WITHOUT_IT = Blacksmith(sources=[Source("airport")], destinations=[], since="2026-01-01")
+WITHOUT_IT = Blacksmith(sources=[Source("airport")], destinations=[])
 
 
 @pytest.fixture
@@ -40,11 +40,7 @@ def test_discarded_by_hand_is_received(store: Store, supervisor: Supervisor) -> 
             assert job.cause is not None
             received.append((job.data, job.cause.outcome, job.cause.error, job.cause.attempts))
 
-    app = Blacksmith(
-        sources=list(app.sources.values()),
-        destinations=[*app.destinations.values()],
-        since=app.since,
-    )
+    app = Blacksmith(sources=list(app.sources.values()), destinations=[*app.destinations.values()])
     store.register(app)
     first, second, third = ingest(store, [{"n": n} for n in range(3)])
     with closing(StandardScheduler()) as scheduler:

@@ -40,7 +40,7 @@ class Shop:
         shop.child("line")
         lake = Destination("lake", schedule=Schedule(realtime=True))
         lake.event(receives=shop.events["changed"], name="changes")(lambda _: None)
-        app = Blacksmith(sources=[shop], destinations=[lake], since="2026-01-01")
+        app = Blacksmith(sources=[shop], destinations=[lake])
         self.store.register(app)
 
         def report(_: Any, number: int) -> None:

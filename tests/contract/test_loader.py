@@ -255,7 +255,7 @@ def test_a_load_that_waits_for_another_event_of_its_destination_loses_nothing(
     @warehouse.event(receives=departed, timeout="50ms")
     def quick(batch: Batch[Any]) -> None: ...
 
-    app = Blacksmith(sources=[departed.source], destinations=[warehouse], since="2026-01-01")
+    app = Blacksmith(sources=[departed.source], destinations=[warehouse])
     loading.store.register(app)
     ingest(loading.store, [{"n": 0}], slow.path)
     (waiting,) = ingest(loading.store, [{"n": 1}], quick.path)
@@ -358,7 +358,7 @@ def test_received_outcomes_are_loaded_with_their_cause(loading: Loading) -> None
             assert job.cause is not None
             reports.append((job.data, job.cause.outcome, job.cause.error, job.cause.attempts))
 
-    app = Blacksmith(sources=[departed.source], destinations=[warehouse, mail], since="2026-01-01")
+    app = Blacksmith(sources=[departed.source], destinations=[warehouse, mail])
     loading.store.register(app)
     ingest(loading.store, [{"n": n} for n in range(4)])
     loading.load(app, flights)

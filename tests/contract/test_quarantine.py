@@ -169,6 +169,6 @@ def test_requests_through_a_webhook_are_kept_under_its_source(store: Store) -> N
 
     with pytest.raises(NotFound, match="register"):
         store.quarantine(replace(RAW, event_type="shop"))
-    store.register(Blacksmith(sources=[shop], destinations=[], since="2026-01-01"))
+    store.register(Blacksmith(sources=[shop], destinations=[]))
     store.quarantine(replace(RAW, event_type="shop"))
     assert store.quarantine_sizes() == {"shop": 1}

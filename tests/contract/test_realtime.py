@@ -154,7 +154,7 @@ def app_of(timeout: str = "1m", **functions: Callable[[Batch[Any]], None]) -> Bl
     )
     for name, function in functions.items():
         warehouse.event(receives=departed, name=name)(function)
-    return Blacksmith(sources=[airport], destinations=[warehouse], since="2026-01-01")
+    return Blacksmith(sources=[airport], destinations=[warehouse])
 
 
 def test_only_realtime_events_are_loaded(warm: Warm) -> None:
@@ -163,7 +163,7 @@ def test_only_realtime_events_are_loaded(warm: Warm) -> None:
     warehouse.event(receives=departed, name="flights", schedule=Schedule(realtime=True))(loaded)
     warehouse.event(receives=departed, name="seats")(left)
     assert [event.path for event in realtime_events(warehouse)] == [FLIGHTS]
-    loop = warm.start(Blacksmith(sources=[airport], destinations=[warehouse], since="2026-01-01"))
+    loop = warm.start(Blacksmith(sources=[airport], destinations=[warehouse]))
     until(lambda: loop.holds_locks)
     ingest(warm.store, [{"n": 1}])
     ingest(warm.store, [{"n": 2}], SEATS)
@@ -478,7 +478,7 @@ def test_the_jobs_that_outcomes_make_are_published(warm: Warm) -> None:
                 batch.discard(job, "no such airport")
 
     warehouse.event(receives=flights.discarded, name="lost")(lost)
-    loop = warm.start(Blacksmith(sources=[airport], destinations=[warehouse], since="2026-01-01"))
+    loop = warm.start(Blacksmith(sources=[airport], destinations=[warehouse]))
     until(lambda: loop.holds_locks)
     ingest(warm.store, [{"n": 0}])
     warm.messages.say(FLIGHTS)

@@ -115,7 +115,7 @@ def test_the_flows_of_today_are_asked(replaying: Replaying) -> None:
     def flights(batch: Batch[int]) -> None:
         loaded.extend(job.data for job in batch)
 
-    app = Blacksmith(sources=[airport], destinations=[warehouse], since="2026-01-01")
+    app = Blacksmith(sources=[airport], destinations=[warehouse])
     replaying.store.register(app)
     replaying.ingest(*range(6))
     expected = forecast(app, flights, ReplayRequest(**EVER), store=replaying.store)
@@ -130,7 +130,7 @@ def test_a_when_that_raises_makes_a_job_that_fails(replaying: Replaying) -> None
     @warehouse.event(receives=Flow(departed, when=refuses_two))
     def flights(batch: Batch[int]) -> None: ...
 
-    app = Blacksmith(sources=[airport], destinations=[warehouse], since="2026-01-01")
+    app = Blacksmith(sources=[airport], destinations=[warehouse])
     replaying.store.register(app)
     replaying.ingest(*range(4))
     assert replaying.replay(app, flights).tally == Tally(succeeded=3, failed=1)
@@ -346,7 +346,7 @@ def test_transform_raises_for_one_event(replaying: Replaying) -> None:
     def flights(batch: Batch[int]) -> None:
         loaded.extend(job.event.data["n"] for job in batch)
 
-    app = Blacksmith(sources=[airport], destinations=[warehouse], since="2026-01-01")
+    app = Blacksmith(sources=[airport], destinations=[warehouse])
     replaying.store.register(app)
     ids = replaying.ingest(*range(5))
     assert replaying.replay(app, flights).tally == Tally(succeeded=4, failed=1)

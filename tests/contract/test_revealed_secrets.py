@@ -81,9 +81,7 @@ def test_an_error_that_holds_a_secret_is_kept_without_it(
     def outcomes(batch: Batch[Any]) -> None:
         causes.extend(job.cause for job in batch)
 
-    app = Blacksmith(
-        sources=[airport], destinations=[lake, connecting, reported], since="2026-01-01"
-    )
+    app = Blacksmith(sources=[airport], destinations=[lake, connecting, reported])
     store.register(app)
     reports: list[LoadReport] = []
     shown: list[Any] = [reports, causes]
@@ -127,7 +125,7 @@ def test_a_request_that_trips_a_function_is_logged_and_kept_without_secrets(
 ) -> None:
     vault = Source("vault")
     vault.event(HTTP("/vault/opened"), name="opened")(trip)
-    app = Blacksmith(sources=[vault], destinations=[], since="2026-01-01")
+    app = Blacksmith(sources=[vault], destinations=[])
     store.register(app)
     with TestClient(create_app(app, store, queue=10)) as client:
         response = client.post("/vault/opened", json={"n": 1})
@@ -143,7 +141,7 @@ def test_a_request_that_trips_a_function_is_logged_and_kept_without_secrets(
 def test_a_stranger_does_not_learn_where_the_store_is(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    app = Blacksmith(sources=[airport], destinations=[], since="2026-01-01")
+    app = Blacksmith(sources=[airport], destinations=[])
     store.register(app)
     store.ingest([[NewEvent(departed.path, str(n)) for n in range(3)]])
     assert isinstance(store, SQLStore)

@@ -642,7 +642,7 @@ def test_a_renamed_destination_event_keeps_its_jobs(store: Store) -> None:
 
     source = Source("airport")
     source._add(departed)
-    new = Blacksmith(sources=[source], destinations=[renamed], since="2026-01-01")
+    new = Blacksmith(sources=[source], destinations=[renamed])
     store.register(new)
     store.register(new)
     assert ids_of(claimed(store, take_over(store, to="warehouse/departures"))) == ids
@@ -662,7 +662,7 @@ def test_a_name_that_is_known_takes_over_no_jobs_which_are_orphans_then(store: S
 
     source = Source("airport")
     source._add(departed)
-    new = Blacksmith(sources=[source], destinations=[renamed], since="2026-01-01")
+    new = Blacksmith(sources=[source], destinations=[renamed])
     store.register(new)
     assert ids_of(claimed(store, take_over(store, to=SEATS))) == [late]
     assert [tuple(orphan) for orphan in store.orphans(new)] == [(FLIGHTS, 1)]
@@ -684,7 +684,7 @@ def test_the_outcomes_of_a_renamed_destination_event_are_still_received(store: S
 
     source = Source("airport")
     source._add(departed)
-    new = Blacksmith(sources=[source], destinations=[renamed], since="2026-01-01")
+    new = Blacksmith(sources=[source], destinations=[renamed])
     for _ in range(2):
         store.register(new)
         assert store.events(departures.discarded.path)
@@ -698,7 +698,7 @@ def test_what_is_no_longer_declared_waits_as_an_orphan_until_it_is_retired(store
     token = take_over(store, to=SEATS)
     load = claimed(store, token, limit=1)
     store.record(load, LoadVerdict(raised="down", delay=3600.0))
-    less = Blacksmith(sources=[], destinations=[], since="2026-01-01")
+    less = Blacksmith(sources=[], destinations=[])
     assert [tuple(orphan) for orphan in store.orphans(less)] == [(SEATS, 3)]
     assert store.orphans(app) == []
     token = take_over(store, to=SEATS)

@@ -390,7 +390,7 @@ def test_a_sources_events_are_accepted_while_it_is_behind_and_while_it_is_migrat
     signed_up = crm.accept("signed_up", migrations=[migration(TWO)])
     lake = Destination("warehouse")
     lake.event(receives=signed_up, name="flights")(lambda batch: None)
-    app = Blacksmith(sources=[crm], destinations=[lake], since="2026-01-01")
+    app = Blacksmith(sources=[crm], destinations=[lake])
     store, wanderer = wandering.store(app), wandering.wanderer(app, run="abc")
 
     def accepted_and_loaded() -> bool:

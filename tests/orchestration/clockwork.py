@@ -22,8 +22,8 @@ def often(poll: Poll) -> Iterator[Event[list[str]]]:
     poll.cursor = poll.at.isoformat()
 
 
-by_night = Blacksmith(sources=[berlin], destinations=[], since="2026-01-01")
-by_day = Blacksmith(sources=[tower], destinations=[], since="2026-01-01")
+by_night = Blacksmith(sources=[berlin], destinations=[])
+by_day = Blacksmith(sources=[tower], destinations=[])
 
-nightly_definitions = build_definitions(by_night)
-often_definitions = build_definitions(by_day)
+nightly_definitions = build_definitions(by_night, start_date="2026-01-01")
+often_definitions = build_definitions(by_day, start_date="2026-01-01")

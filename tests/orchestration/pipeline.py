@@ -65,7 +65,6 @@ class Pipeline:
         self.app = Blacksmith(
             sources=[self.airport],
             destinations=[self.lake],
-            since=TODAY - timedelta(days=30),
             scheduler=scheduler,
         )
 
@@ -75,7 +74,9 @@ class Pipeline:
 
     @property
     def definitions(self) -> Definitions:
-        return build_definitions(self.app, resource=self.resource)
+        return build_definitions(
+            self.app, start_date=TODAY - timedelta(days=30), resource=self.resource
+        )
 
     def open(self) -> Store:
         store = open_store(self.store_url, upgrade=True)

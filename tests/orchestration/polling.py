@@ -44,9 +44,7 @@ class Polling:
         def alerts(batch: Batch[Any]) -> None: ...
 
         self.seen = seen
-        self.app = Blacksmith(
-            sources=[self.tower], destinations=[self.lake], since=TODAY - timedelta(days=30)
-        )
+        self.app = Blacksmith(sources=[self.tower], destinations=[self.lake])
 
     def news(self, poll: Poll) -> Iterator[Event[int]]:
         """What the origin has beyond the cursor."""
@@ -60,7 +58,9 @@ class Polling:
 
     @property
     def definitions(self) -> Definitions:
-        return build_definitions(self.app, resource=self.resource)
+        return build_definitions(
+            self.app, start_date=TODAY - timedelta(days=30), resource=self.resource
+        )
 
     def open(self) -> Store:
         store = open_store(self.store_url, upgrade=True)

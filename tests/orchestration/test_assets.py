@@ -1,6 +1,6 @@
 """How an application's events appear as assets."""
 
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from string import ascii_letters, ascii_lowercase, digits
 from typing import Any
 
@@ -29,6 +29,7 @@ from blacksmith_dagster.orchestration import (
     build_definitions,
 )
 from tests.orchestration.pipeline import TODAY, Pipeline
+from tests.unit.declaring import refused
 
 NOWHERE = "sqlite:////nowhere/store.db"  # definitions open no store
 
@@ -76,8 +77,8 @@ def test_a_destination_event_shows_its_version() -> None:
     lake.event(receives=departed, name="new")(loaded)
     with pytest.warns(DeprecationWarning, match="lake/old"):
         lake.event(receives=departed, name="old", version="1")(loaded)
-    app = Blacksmith(sources=[departed.source], destinations=[lake], since="2026-01-01")
-    assets = specs(build_definitions(app))
+    app = Blacksmith(sources=[departed.source], destinations=[lake])
+    assets = specs(build_definitions(app, start_date="2026-01-01"))
     new, old = (assets[key].metadata for key in ("lake/new", "lake/old"))
     assert new["version"] == "2"
     assert "deprecated_since" not in new
@@ -92,9 +93,9 @@ def test_a_source_event_shows_how_it_comes() -> None:
     shop.accept("ordered", on=Subscription("orders", url=Secret("ORDERS_URL")))
     shop.accept("paid", on=Subscription("payments.>", subscription="billing"))
     shop.event(CDC(), name="changed")(lambda listener: iter(()))
-    app = Blacksmith(sources=[shop], destinations=[], since="2026-01-01")
+    app = Blacksmith(sources=[shop], destinations=[])
     specs = {
-        name: BlacksmithTranslator().get_asset_spec(EventData(app, event))
+        name: BlacksmithTranslator().get_asset_spec(EventData(app, event, TODAY))
         for name, event in shop.events.items()
     }
     shown = {name: dict(spec.metadata) for name, spec in specs.items()}
@@ -124,7 +125,7 @@ def test_a_source_event_shows_how_it_comes() -> None:
     }
 
 
-def test_partitions_are_the_utc_days_from_since_to_today() -> None:
+def test_partitions_are_the_utc_days_from_start_date_to_today() -> None:
     pipeline = Pipeline(NOWHERE)
     for spec in specs(pipeline.definitions).values():
         if spec.key != AssetKey("blacksmith"):
@@ -152,7 +153,9 @@ def test_a_translator_changes_a_key_in_the_lineage_as_well() -> None:
             return spec.replace_attributes(key=spec.key.with_prefix("raw"))
 
     pipeline = Pipeline(NOWHERE)
-    definitions = build_definitions(pipeline.app, translator=Prefixed(), resource=pipeline.resource)
+    definitions = build_definitions(
+        pipeline.app, start_date=TODAY, translator=Prefixed(), resource=pipeline.resource
+    )
     Definitions.validate_loadable(definitions)
     assets = specs(definitions)
     assert assets["raw/lake/undeliverable"].deps[0].asset_key == AssetKey(
@@ -177,8 +180,20 @@ def test_dagster_accepts_whatever_can_be_declared(
         lake.event(receives=departed, name=name)(lambda batch: None)
     except DeclarationError:
         return
-    app = Blacksmith(sources=[departed.source], destinations=[lake], since=TODAY)
-    assert len(specs(build_definitions(app))) == 3
+    app = Blacksmith(sources=[departed.source], destinations=[lake])
+    assert len(specs(build_definitions(app, start_date=TODAY))) == 3
+
+
+@pytest.mark.parametrize(
+    "start_date",
+    ["", "yesterday", "2026-13-01", "01/01/2026", None, 20260101, datetime(2026, 1, 1, tzinfo=UTC)],
+)
+def test_start_date_is_a_day(start_date: Any) -> None:
+    refused(
+        lambda: build_definitions(Pipeline(NOWHERE).app, start_date=start_date),
+        says=f"start_date={start_date!r}",
+        fix="as '2026-01-31'",
+    )
 
 
 def test_an_event_with_an_interval_of_its_own_has_a_job_of_its_own() -> None:

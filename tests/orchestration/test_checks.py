@@ -32,7 +32,7 @@ from blacksmith_dagster.orchestration.checks import (
 from blacksmith_dagster.store import open_store
 from blacksmith_dagster.store.interface import Counts, ListenerStatus, RawRequest
 from blacksmith_dagster.supervisor import here, open_supervisor
-from tests.orchestration.pipeline import TODAY, Pipeline
+from tests.orchestration.pipeline import Pipeline
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 KEY = AssetKey(["lake", "flights"])
@@ -135,7 +135,7 @@ def test_jobs_of_a_destination_event_that_is_gone_are_orphans(store_url: str) ->
     try:
         store.maintain()
         assert no_orphans(store.orphans(pipeline.app)).passed
-        smaller = Blacksmith(sources=[pipeline.airport], destinations=[], since=TODAY)
+        smaller = Blacksmith(sources=[pipeline.airport], destinations=[])
         finding = no_orphans(store.orphans(smaller))
         assert "declare it again until they are loaded, or run" in finding.description
     finally:
@@ -220,7 +220,7 @@ def test_what_is_in_quarantine_is_reported_with_how_to_retry_it(store_url: str) 
     shop = Source("shop")
     ordered, paid = shop.accept("ordered"), shop.accept("paid")
     shop.webhook(HTTP("/shop"))(lambda request: ordered.of(request.json()))
-    app = Blacksmith(sources=[shop], destinations=[], since="2026-01-01")
+    app = Blacksmith(sources=[shop], destinations=[])
     keys = {event.path: asset_key(event) for event in (ordered, paid)}
     store = open_store(store_url, upgrade=True)
     with closing(store), closing(open_supervisor(None, store)) as supervisor:

@@ -1,5 +1,6 @@
 """The application as a component, and the package as Dagster knows it."""
 
+from datetime import date
 from importlib.metadata import entry_points
 
 import pytest
@@ -25,7 +26,10 @@ def test_a_component_has_the_definitions_of_its_application() -> None:
             defs_path="events",
             defs_yaml_contents={
                 "type": COMPONENT,
-                "attributes": {"app": "tests.acceptance.dagster_pipeline:blacksmith"},
+                "attributes": {
+                    "app": "tests.acceptance.dagster_pipeline:blacksmith",
+                    "start_date": "2026-01-01",
+                },
             },
         )
         with sandbox.build_all_defs() as definitions:
@@ -37,7 +41,8 @@ def test_a_scaffolded_component_says_what_to_fill_in() -> None:
         folder = sandbox.scaffold_component(component_cls=BlacksmithComponent, defs_path="events")
         written = yaml.safe_load((folder / "defs.yaml").read_text())
         assert written["type"].endswith(".BlacksmithComponent")
-        assert written["attributes"] == {"app": "my_package.application:blacksmith"}
+        assert written["attributes"]["app"] == "my_package.application:blacksmith"
+        assert date.fromisoformat(written["attributes"]["start_date"])
 
 
 def test_dg_and_dagster_know_the_package() -> None:

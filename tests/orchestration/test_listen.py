@@ -57,13 +57,15 @@ class Shop:
                     listener.cursor = at
                     yield Event(at)
 
-        self.app = Blacksmith(sources=[shop], destinations=[], since="2026-01-01")
+        self.app = Blacksmith(sources=[shop], destinations=[])
         self.build(WarmRuns(age="3s", notice="1s"))
         self.cursor: str | None = None
         self.store.register(self.app)
 
     def build(self, warm: WarmRuns) -> None:
-        self.definitions = build_definitions(self.app, resource=self.resource, warm=warm)
+        self.definitions = build_definitions(
+            self.app, start_date="2026-01-01", resource=self.resource, warm=warm
+        )
 
     def run(self, instance: DagsterInstance, **options: Any) -> Any:
         """A listening run in this process."""
@@ -129,8 +131,10 @@ def test_the_job_is_tagged_for_limits_and_ends_at_the_latest(shop: Shop) -> None
 def test_a_source_that_is_only_sent_to_has_no_listening_run(store_url: str) -> None:
     airport = Source("airport")
     airport.accept("departed")
-    app = Blacksmith(sources=[airport], destinations=[], since="2026-01-01")
-    definitions = build_definitions(app, resource=BlacksmithResource(store_url=store_url))
+    app = Blacksmith(sources=[airport], destinations=[])
+    definitions = build_definitions(
+        app, start_date="2026-01-01", resource=BlacksmithResource(store_url=store_url)
+    )
     assert [job.name for job in definitions.jobs or ()] == []
     assert [sensor.name for sensor in definitions.sensors or ()] == ["blacksmith_report"]
 
@@ -284,8 +288,10 @@ def test_a_subscription_without_a_broker_is_reported(
             shop.accept(f"ordered_{number}", on=subscription)
         if also:
             shop.event(CDC(), name="changed")(lambda listener: iter(()))
-        app = Blacksmith(sources=[shop], destinations=[], since="2026-01-01")
-        return look(build_definitions(app, resource=resource), resource, instance)[0]
+        app = Blacksmith(sources=[shop], destinations=[])
+        return look(
+            build_definitions(app, start_date="2026-01-01", resource=resource), resource, instance
+        )[0]
 
     skipped = look_at(Subscription("orders")).skip_message
     assert "no broker is configured for shop/ordered_0: set BLACKSMITH_PUBSUB_URL" in skipped

@@ -60,7 +60,7 @@ class Migrated:
         @lake.event(receives=signed_up, migrations=[self.migration(SECOND), self.migration(FIFTH)])
         def users(batch: Batch[Any]) -> None: ...
 
-        self.app = Blacksmith(sources=[crm], destinations=[lake], since="2026-01-01")
+        self.app = Blacksmith(sources=[crm], destinations=[lake])
         open_store(store_url, upgrade=True).close()
 
     def migration(self, version: int) -> Migration:
@@ -99,7 +99,9 @@ class Migrated:
 
     def _job(self, name: str) -> JobDefinition:
         resource = BlacksmithResource(store_url=self._store_url)
-        return build_definitions(self.app, resource=resource).resolve_job_def(name)
+        return build_definitions(
+            self.app, start_date="2026-01-01", resource=resource
+        ).resolve_job_def(name)
 
     def fails(self, instance: DagsterInstance, job: str, **config: Any) -> Mapping[str, Any]:
         """The metadata of a run that must fail, with its reason as `description`."""
@@ -361,12 +363,13 @@ def test_the_report_says_what_is_wrong_with_migrations_that_cannot_be_read(
     crm = Source("crm")
     lake = Destination("lake", migrations=tmp_path / "nowhere", wait_for_migrations=waits)
     lake.event(receives=crm.accept("signed_up"), name="users")(lambda batch: None)
-    app = Blacksmith(sources=[crm], destinations=[lake], since="2026-01-01")
+    app = Blacksmith(sources=[crm], destinations=[lake])
     open_store(one_store, upgrade=True).close()
     resource = BlacksmithResource(store_url=one_store)
     [report] = [
         sensor
-        for sensor in build_definitions(app, resource=resource).sensors or ()
+        for sensor in build_definitions(app, start_date="2026-01-01", resource=resource).sensors
+        or ()
         if sensor.name == "blacksmith_report"
     ]
     with build_sensor_context(instance, resources={"blacksmith": resource}) as context:

@@ -18,7 +18,7 @@ from blacksmith_dagster.supervisor import open_supervisor
 
 SITE = Source("site", retention="30d")
 SEEN = SITE.accept("seen")
-APP = Blacksmith(sources=[SITE], destinations=[], since="2026-01-01")
+APP = Blacksmith(sources=[SITE], destinations=[])
 
 
 @pytest.fixture
@@ -37,7 +37,9 @@ def store(store_url: str) -> Iterator[Store]:
 
 
 def run(store_url: str, instance: DagsterInstance) -> ExecuteInProcessResult:
-    definitions = build_definitions(APP, resource=BlacksmithResource(store_url=store_url))
+    definitions = build_definitions(
+        APP, start_date="2026-01-01", resource=BlacksmithResource(store_url=store_url)
+    )
     job = definitions.resolve_job_def("blacksmith_purge")
     return job.execute_in_process(instance=instance)
 
@@ -83,11 +85,11 @@ def test_a_run_beside_another_purge_is_skipped(
 
 
 def test_the_schedule_is_there_only_if_events_are_purged() -> None:
-    (schedule,) = build_definitions(APP).schedules or ()
+    (schedule,) = build_definitions(APP, start_date="2026-01-01").schedules or ()
     assert schedule.name == "blacksmith_purge_schedule"
     assert schedule.default_status is DefaultScheduleStatus.RUNNING
     forever = Source("site", discarded_retention="30d")
     forever.accept("seen", retention="forever")
-    app = Blacksmith(sources=[forever], destinations=[], since="2026-01-01")
-    assert not build_definitions(app).schedules
-    assert not build_definitions(app).jobs
+    app = Blacksmith(sources=[forever], destinations=[])
+    assert not build_definitions(app, start_date="2026-01-01").schedules
+    assert not build_definitions(app, start_date="2026-01-01").jobs

@@ -238,9 +238,11 @@ class Alerts:
         def stuck(batch: Batch[Any]) -> None:
             threading.Event().wait()
 
-        self.app = Blacksmith(sources=[airport], destinations=[alerts], since="2026-01-01")
+        self.app = Blacksmith(sources=[airport], destinations=[alerts])
         warm = WarmRuns(idle="1s", notice="1s")
-        self.definitions = build_definitions(self.app, resource=self.resource, warm=warm)
+        self.definitions = build_definitions(
+            self.app, start_date="2026-01-01", resource=self.resource, warm=warm
+        )
         self.cursors: dict[str, str | None] = {}
         self.store.register(self.app)
 
@@ -323,7 +325,9 @@ def test_a_warm_run_materializes_while_it_stays(
     """Not only at its end: the second event comes when the first has been reported."""
     monkeypatch.setattr(realtime, "_REPORT_SECONDS", 0.1)
     warm = WarmRuns(idle="5s", notice="1s")
-    alerts.definitions = build_definitions(alerts.app, resource=alerts.resource, warm=warm)
+    alerts.definitions = build_definitions(
+        alerts.app, start_date="2026-01-01", resource=alerts.resource, warm=warm
+    )
 
     def reported() -> list[Any]:
         records = instance.fetch_materializations(AssetKey(["alerts", "late"]), limit=10).records
@@ -354,7 +358,9 @@ def test_a_warm_run_announces_its_end_and_fails_when_a_load_hangs(
     alerts: Alerts, instance: DagsterInstance
 ) -> None:
     warm = WarmRuns(age="2s", notice="1s")
-    alerts.definitions = build_definitions(alerts.app, resource=alerts.resource, warm=warm)
+    alerts.definitions = build_definitions(
+        alerts.app, start_date="2026-01-01", resource=alerts.resource, warm=warm
+    )
     alerts.receive("stuck")
     began = time.monotonic()
     with pytest.raises(Timeout, match="alerts/stuck"):
@@ -454,9 +460,7 @@ def test_a_scheduled_load_wakes_the_receivers_of_its_outcomes(
     @pipeline.lake.event(receives=pipeline.flights.discarded, schedule=Schedule(realtime=True))
     def alerts(batch: Batch[Any]) -> None: ...
 
-    pipeline.app = Blacksmith(
-        sources=[pipeline.airport], destinations=[pipeline.lake], since="2026-01-01"
-    )
+    pipeline.app = Blacksmith(sources=[pipeline.airport], destinations=[pipeline.lake])
     pipeline.receive(1)
     pubsub = open_pubsub("postgres", postgres_url)
     assert pubsub

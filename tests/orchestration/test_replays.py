@@ -136,15 +136,15 @@ def test_modes_filters_and_a_dry_run_by_config(store_url: str, instance: Dagster
     assert not replay(pipeline, instance, modes=["everything"]).success
 
 
-def with_backfill(backfill: str | None, days: int = 1, since: date = DAYS[0]) -> Definitions:
+def with_backfill(backfill: str | None, days: int = 1, start_date: date = DAYS[0]) -> Definitions:
     airport, lake = Source("airport"), Destination("lake")
     departed = airport.accept("departed")
 
     @lake.event(receives=departed, backfill_schedule=backfill, backfill_days=days)
     def flights(batch: Batch[Any]) -> None: ...
 
-    app = Blacksmith(sources=[airport], destinations=[lake], since=since)
-    return build_definitions(app)
+    app = Blacksmith(sources=[airport], destinations=[lake])
+    return build_definitions(app, start_date=start_date)
 
 
 def schedule_context(definitions: Definitions) -> Any:
@@ -166,7 +166,7 @@ def test_a_scheduled_backfill_replays_the_last_days(days: int, first: str) -> No
 
 
 def test_a_scheduled_backfill_waits_for_the_first_day_to_pass() -> None:
-    definitions = with_backfill("@daily", since=TODAY)
+    definitions = with_backfill("@daily", start_date=TODAY)
     schedule = definitions.resolve_schedule_def("backfill_lake__flights_schedule")
     data = schedule.evaluate_tick(schedule_context(definitions))
     assert not data.run_requests

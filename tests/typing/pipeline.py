@@ -186,7 +186,5 @@ assert_type(late.discarded, Outcome[Flight])
 assert_type(movements.succeeded, Outcome[Flight | Cancellation])
 
 blacksmith = Blacksmith(
-    sources=[airport, partner],
-    destinations=[warehouse, alerts, lake, pond, logbook],
-    since="2026-01-01",
+    sources=[airport, partner], destinations=[warehouse, alerts, lake, pond, logbook]
 )

@@ -91,7 +91,5 @@ def anything(batch: Batch[Any]) -> None:
 
 
 blacksmith = Blacksmith(
-    sources=[segment, github, stripe, slack, hooks, orders],
-    destinations=[lake],
-    since="2026-01-01",
+    sources=[segment, github, stripe, slack, hooks, orders], destinations=[lake]
 )

@@ -53,7 +53,7 @@ def reported(batch: Batch[Any]) -> None: ...
 def reported_again(batch: Batch[Any]) -> None: ...
 
 
-app = Blacksmith(sources=[airport], destinations=[warehouse], since="2026-01-01")
+app = Blacksmith(sources=[airport], destinations=[warehouse])
 
 
 def row(

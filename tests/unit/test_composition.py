@@ -14,7 +14,7 @@ from blacksmith_dagster.scheduler import StandardScheduler
 
 
 def app(**adapters: Any) -> Blacksmith:
-    return Blacksmith(sources=[], destinations=[], since="2026-01-01", **adapters)
+    return Blacksmith(sources=[], destinations=[], **adapters)
 
 
 def test_an_application_without_its_own_has_the_standard_ones() -> None:
@@ -52,4 +52,4 @@ def test_one_that_cannot_serve_is_rejected(
 
 def test_a_wrong_scheduler_is_reported_when_the_definitions_are_built() -> None:
     with pytest.raises(DeclarationError, match="object has no method load"):
-        build_definitions(app(scheduler=object()))
+        build_definitions(app(scheduler=object()), start_date="2026-01-01")

@@ -3,7 +3,6 @@
 import dataclasses
 import re
 from collections.abc import Callable
-from datetime import UTC, date, datetime
 from functools import partial
 from typing import Any
 
@@ -32,11 +31,10 @@ from blacksmith_dagster.pipeline.validation import duration
 from tests.unit.declaring import load, pair, refused
 
 
-def application(*parts: Source | Destination[Any], since: Any = "2026-01-01") -> Blacksmith:
+def application(*parts: Source | Destination[Any]) -> Blacksmith:
     return Blacksmith(
         sources=[part for part in parts if isinstance(part, Source)],
         destinations=[part for part in parts if isinstance(part, Destination)],
-        since=since,
     )
 
 
@@ -452,22 +450,9 @@ def test_dagster_accepts_the_tags_that_are_accepted(key: str, value: str) -> Non
     assert AssetSpec("airport", tags=tags).tags == {key: value}
 
 
-@pytest.mark.parametrize(
-    "since",
-    ["", "yesterday", "2026-13-01", "01/01/2026", None, 20260101, datetime(2026, 1, 1, tzinfo=UTC)],
-)
-def test_since_is_a_day(since: Any) -> None:
-    refused(partial(application, since=since), says=f"since={since!r}", fix="as '2026-01-31'")
-
-
-def test_since_may_be_a_date() -> None:
-    day = date(2026, 1, 1)
-    assert application(since=day).since == application(since="2026-01-01").since == day
-
-
 def test_an_application_is_made_of_sources_and_destinations() -> None:
     source, departed, lake = pair()
-    make: Any = partial(Blacksmith, since="2026-01-01")
+    make: Any = Blacksmith
     for sources, destinations, says in (
         ([lake], [], "sources=: <Destination lake> is not a Source"),
         ([departed], [], "sources=: <SourceEvent airport/departed> is not a Source"),
@@ -493,7 +478,7 @@ def test_an_applications_parts_are_lists(wrap: Callable[[Any], Any]) -> None:
     source, _, lake = pair()
     given: Any = wrap(source) if wrap is not iter else iter([source])
     refused(
-        partial(Blacksmith, sources=given, destinations=[lake], since="2026-01-01"),
+        partial(Blacksmith, sources=given, destinations=[lake]),
         says=f"sources={given!r}",
         fix="write sources=[...]",
     )

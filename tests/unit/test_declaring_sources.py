@@ -104,7 +104,6 @@ def test_a_path_is_served_once() -> None:
         Blacksmith,
         sources=[shop],
         destinations=[],
-        since="2026-01-01",
         says="shop/ordered and shop are both sent to POST /shop",
         fix="another path",
     )
@@ -116,13 +115,12 @@ def test_a_subscription_is_read_by_one_event() -> None:
     shop.accept("ordered", on=Subscription("orders", "readers"))
     shop.accept("paid", on=Subscription("payments", "readers", Secret("PAYMENTS_URL")))
     shop.accept("shipped", on=Subscription("orders"))
-    Blacksmith(sources=[shop], destinations=[], since="2026-01-01")
+    Blacksmith(sources=[shop], destinations=[])
     shop.accept("returned", on=Subscription("returns", "readers"))
     refused(
         Blacksmith,
         sources=[shop],
         destinations=[],
-        since="2026-01-01",
         says="shop/ordered and shop/returned both read the subscription 'readers'",
         fix="rename one",
     )

@@ -132,7 +132,7 @@ def test_an_error_is_kept_in_a_form_that_every_database_accepts() -> None:
     @lake.event(receives=Flow(clicked, transform=broken))
     def clicks(batch: Batch[str]) -> None: ...
 
-    site = Blacksmith(sources=[source], destinations=[lake], since="2026-01-01")
+    site = Blacksmith(sources=[source], destinations=[lake])
     decoded = JobDecoder(site, clicks).decode(load([row(1, event_type=clicked.path)]), {})
     error = decoded.failures[1].error
     assert error.startswith("ValueError: nul \\0, surrogate \\ud800, and long")

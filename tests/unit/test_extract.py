@@ -49,14 +49,14 @@ def accepting(*, model: Any = Any, limits: Limits | None = None, flows: Any = ()
     destination = Destination("lake")
     for number, flow in enumerate(flows):
         destination.event(receives=flow(event), name=f"e{number}")(nothing)
-    app = Blacksmith(sources=[source], destinations=[destination], since="2026-01-01")
+    app = Blacksmith(sources=[source], destinations=[destination])
     return Extractor(app, event)
 
 
 def calling(function: Callable[[Request], Any], limits: Limits | None = None) -> Extractor:
     source = Source("airport", limits=limits)
     event = source.event(HTTP("/departures"), name="departed")(function)
-    return Extractor(Blacksmith(sources=[source], destinations=[], since="2026-01-01"), event)
+    return Extractor(Blacksmith(sources=[source], destinations=[]), event)
 
 
 def events(extracted: list[NewEvent] | Reply) -> list[NewEvent]:

@@ -48,7 +48,7 @@ def a_shop(*, key: str | None = None, **properties: Any) -> tuple[Blacksmith, An
     order = shop.event(HTTP("/orders"))(ordered)
     lake = Destination("lake")
     lake.event(receives=line, name="lines")(load)
-    app = Blacksmith(sources=[shop], destinations=[lake], since="2026-01-01")
+    app = Blacksmith(sources=[shop], destinations=[lake])
     return app, order, line, tax
 
 
@@ -106,7 +106,7 @@ def test_two_parents_with_one_key_and_children_of_one_type_do_not_meet() -> None
         )
         for name in ("ordered", "returned")
     ]
-    app = Blacksmith(sources=[shop], destinations=[], since="2026-01-01")
+    app = Blacksmith(sources=[shop], destinations=[])
     keys = [made(app, source_event, Request.of(1))[1].key for source_event in source_events]
     assert len(set(keys)) == 2
 
@@ -117,7 +117,7 @@ def test_a_child_of_another_source_is_reported() -> None:
     ordered = shop.event(HTTP("/orders"), name="ordered")(
         lambda request: Event(1, children=[other.of(2)])
     )
-    app = Blacksmith(sources=[shop], destinations=[], since="2026-01-01")
+    app = Blacksmith(sources=[shop], destinations=[])
     with pytest.raises(
         ValueError, match=r"other/line, which its source does not have.*shop/ordered"
     ):
@@ -138,9 +138,7 @@ def a_webhook(function: Any, **properties: Any) -> Extractor:
     for name in ("opened", "closed"):
         shop.child(name)
     shop.webhook(HTTP("/shop"))(function)
-    return Extractor(
-        Blacksmith(sources=[shop], destinations=[], since="2026-01-01"), shop.webhooks[0]
-    )
+    return Extractor(Blacksmith(sources=[shop], destinations=[]), shop.webhooks[0])
 
 
 def by_state(request: Request) -> Any:
@@ -217,9 +215,7 @@ def test_when_is_asked_with_the_model_of_what_came_through_a_webhook() -> None:
     lake = Destination("lake")
 
     lake.event(receives=Flow(placed, when=lambda event: event.data.total > 100), name="large")(load)
-    webhook = Extractor(
-        Blacksmith(sources=[shop], destinations=[lake], since="2026-01-01"), shop.webhooks[0]
-    )
+    webhook = Extractor(Blacksmith(sources=[shop], destinations=[lake]), shop.webhooks[0])
     for total, jobs in ((99, 0), (101, 1)):
         [event] = webhook(Request.of({"total": total, "unknown": "is kept"}))
         assert [job.when_error for job in event.jobs] == [None] * jobs
@@ -269,7 +265,7 @@ def a_subscription(function: Any = None, **properties: Any) -> Extractor:
         event: Any = shop.accept("ordered", on=Subscription("orders"))
     else:
         event = shop.event(Subscription("orders"), name="ordered")(function)
-    return Extractor(Blacksmith(sources=[shop], destinations=[], since="2026-01-01"), event)
+    return Extractor(Blacksmith(sources=[shop], destinations=[]), event)
 
 
 def test_a_message_is_one_item_whatever_it_holds() -> None:

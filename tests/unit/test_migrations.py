@@ -39,7 +39,7 @@ def application(
     departed = airport.accept("departed")
     destination = Destination("lake", migrations=lake)
     destination.event(receives=departed, name="rows", migrations=rows)(lambda batch: None)
-    return Blacksmith(sources=[airport], destinations=[destination], since="2026-01-01")
+    return Blacksmith(sources=[airport], destinations=[destination])
 
 
 def folder(path: Path, **files: str | bytes) -> Path:

@@ -152,7 +152,7 @@ def test_pydantic_goes_all_the_way_to_a_destination() -> None:
     def flights(batch: Batch[Any]) -> None:
         """Loads nothing."""
 
-    app = Blacksmith(sources=[airport], destinations=[lake], since="2026-01-01")
+    app = Blacksmith(sources=[airport], destinations=[lake])
     sent = {"id": "UA1545", "departedAt": "2026-01-31T12:00:00Z"}
     given = [(departed, sent), (departed, {"id": "late"}), (several, Request(encode([sent])))]
     given[2] = (several, Event([PydanticFlight.model_validate(sent)]))
@@ -187,7 +187,7 @@ def test_a_json_schema_leaves_the_data_as_it_is() -> None:
     departed = airport.accept("departed", model=JSONSchema(SCHEMA))
     lake = Destination("lake")
     lake.event(receives=departed, name="flights")(lambda batch: None)
-    app = Blacksmith(sources=[airport], destinations=[lake], since="2026-01-01")
+    app = Blacksmith(sources=[airport], destinations=[lake])
     (job,) = testing.run(app, [(departed, {"id": "1", "more": 1.50})])["lake/flights"]
     assert job.data == {"id": "1", "more": 1.5}
     with pytest.raises(ValidationError, match=r"event 1 does not fit airport/departed"):

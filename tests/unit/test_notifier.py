@@ -40,7 +40,7 @@ def rows(batch: Batch[Any]) -> None:
     """Realtime."""
 
 
-app = Blacksmith(sources=[shop], destinations=[mail, lake], since="2026-01-01")
+app = Blacksmith(sources=[shop], destinations=[mail, lake])
 
 
 class Broker:

@@ -16,7 +16,7 @@ def load(batch: Batch[Any]) -> None: ...
 
 def kept(source: Source) -> Retention:
     """How long its event `seen` is kept."""
-    app = Blacksmith(sources=[source], destinations=[], since="2026-01-01")
+    app = Blacksmith(sources=[source], destinations=[])
     return app.retention()[f"{source.name}/seen"]
 
 
@@ -51,7 +51,7 @@ def test_an_outcome_is_kept_as_long_as_what_it_may_have_come_of() -> None:
     one = lake.event(receives=short, name="one")(load)
     second = lake.event(receives=[one.failed, both.discarded], name="second")(load)
     endless = lake.event(receives=[short, site.accept("kept")], name="endless")(load)
-    retention = Blacksmith(sources=[site], destinations=[lake], since="2026-01-01").retention()
+    retention = Blacksmith(sources=[site], destinations=[lake]).retention()
     assert retention[one.failed.path].events == WEEK
     assert retention[both.discarded.path].events == MONTH
     assert retention[second.succeeded.path].events == MONTH

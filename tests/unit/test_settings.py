@@ -12,7 +12,7 @@ from blacksmith_dagster.settings import ParsedURL, Settings, find_project, parse
 
 APPLICATION = """
 from blacksmith_dagster import Blacksmith, Source
-pipeline = Blacksmith(sources=[Source("{name}")], destinations=[], since="2026-01-01")
+pipeline = Blacksmith(sources=[Source("{name}")], destinations=[])
 """
 
 

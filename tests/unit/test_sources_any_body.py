@@ -31,7 +31,7 @@ SOURCES: list[Any] = [
 for source in SOURCES:
     source.on("*", name="anything")
 ALL: list[Source] = [*SOURCES, SegmentSource("segment", write_key=SECRET)]
-APP = Blacksmith(sources=ALL, destinations=[], since="2026-01-01")
+APP = Blacksmith(sources=ALL, destinations=[])
 WEBHOOKS = {webhook.on.path: Extractor(APP, webhook) for webhook in APP.webhooks}
 
 # The fields that the webhooks look for, with values that they do not expect.

@@ -57,7 +57,7 @@ def late(batch: Batch[Any]) -> None: ...
 def undeliverable(batch: Batch[Any]) -> None: ...
 
 
-app = Blacksmith(sources=[airport], destinations=[lake], since="2026-01-01")
+app = Blacksmith(sources=[airport], destinations=[lake])
 
 
 def test_events_are_extracted_asked_for_and_transformed() -> None:
@@ -107,7 +107,7 @@ def test_when_is_asked_as_at_ingest_with_what_the_function_returned() -> None:
     @pond.event(receives=Flow(clicked, when=when))
     def fish(batch: Batch[Any]) -> None: ...
 
-    small = Blacksmith(sources=[site], destinations=[pond], since="2026-01-01")
+    small = Blacksmith(sources=[site], destinations=[pond])
     data = {"id": "UA1", "delay": 3}
     for given in (data, Event(data, key="k")):
         (job,) = run(small, [(clicked, given)])["pond/fish"]
@@ -152,7 +152,7 @@ def test_a_function_is_tested_by_calling_it() -> None:
     def fish(batch: Batch[Flight]) -> None:
         loaded.extend(job.data.id for job in batch)
 
-    small = Blacksmith(sources=[airport], destinations=[pond], since="2026-01-01")
+    small = Blacksmith(sources=[airport], destinations=[pond])
     jobs = run(small, [(cancelled, {"id": "AA2"})])["pond/fish"]
     fish(Batch("pond/fish", jobs))
     assert loaded == ["AA2"]
@@ -170,6 +170,6 @@ def test_a_poll_is_an_event_for_each_that_its_function_returns() -> None:
     @pond.event(receives=seen)
     def fish(batch: Batch[Flight]) -> None: ...
 
-    small = Blacksmith(sources=[tower], destinations=[pond], since="2026-01-01")
+    small = Blacksmith(sources=[tower], destinations=[pond])
     jobs = run(small, [(seen, Poll(cursor=2))])["pond/fish"]
     assert [job.data.id for job in jobs] == ["0", "1"]
