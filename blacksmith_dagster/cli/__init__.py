@@ -31,25 +31,25 @@ class _Commands(click.Group):
             raise click.ClickException(str(error)) from error  # an extra is missing
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Commands,
+    commands=[
+        dev,
+        gateway,
+        worker,
+        status,
+        events,
+        jobs,
+        destinations,
+        keys,
+        migrations,
+        quarantine,
+        replay,
+        purge,
+        store,
+    ],
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(package_name="blacksmith-dagster")
 def main() -> None:
     """Receive events, keep every one of them, deliver each to every destination that wants it."""
-
-
-for _command in (
-    dev,
-    gateway,
-    worker,
-    status,
-    events,
-    jobs,
-    destinations,
-    keys,
-    migrations,
-    quarantine,
-    replay,
-    purge,
-    store,
-):
-    main.add_command(_command)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -13,15 +13,23 @@ from tabulate import tabulate
 
 from blacksmith_dagster.backends import Backends
 from blacksmith_dagster.errors import UsageError
+from blacksmith_dagster.importer import load_application
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import AnyDestinationEvent
 from blacksmith_dagster.settings import Settings
 
-app_option: Callable[[Any], Any] = click.option(
-    "--app",
-    metavar="MODULE:NAME",
-    help="The application. Default: the one that pyproject.toml names in [tool.blacksmith].",
-)
+
+def _app_option(**attributes: Any) -> Callable[[Any], Any]:
+    return click.option(
+        "--app",
+        metavar="MODULE:NAME",
+        help="The application. Default: the one that pyproject.toml names in [tool.blacksmith].",
+        **attributes,
+    )
+
+
+app_option = _app_option(callback=lambda _context, _option, name: load_application(name))
+app_name_option = _app_option()
 json_option: Callable[[Any], Any] = click.option(
     "--json", "json", is_flag=True, help="Print JSON, for scripts."
 )
@@ -52,10 +60,15 @@ _COLOURS = {
 
 
 @contextmanager
-def opened() -> Iterator[Backends]:
-    """The backends that this process's settings name; prints the store's name on standard error."""
+def opened(app: Blacksmith | None = None) -> Iterator[Backends]:
+    """The backends that this process's settings name; prints the store's name on standard error.
+
+    Registers the application in the store, if there is one.
+    """
     with Backends(Settings.read()) as backends:
         click.echo(f"store: {backends.store.label}", err=True)
+        if app is not None:
+            backends.store.register(app)
         yield backends
 
 
@@ -77,7 +90,7 @@ def show(value: object, *, json: bool, text: str) -> None:
     click.echo(text)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
     """The rows under a header, at any width: numbers right-aligned, other columns left-aligned.
 
     A state's cell has a colour; `click.echo` drops colours where there is no terminal.
@@ -87,12 +100,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     awaiting       7
     due           12
     """
+    cells = [list(row) for row in rows]
     aligned = [
         "right" if all(isinstance(value, int) for value in column) else "left"
-        for column in zip(*rows, strict=True)
+        for column in zip(*cells, strict=True)
     ]
     return tabulate(
-        [[_cell(value) for value in row] for row in rows],
+        [[_cell(value) for value in row] for row in cells],
         [click.style(name, bold=True) for name in head],
         "plain",
         disable_numparse=True,  # a version or an id is not a number

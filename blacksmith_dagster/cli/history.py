@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from datetime import UTC, date, datetime, timedelta
-from datetime import time as time_of_day
+from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from time import monotonic
 from typing import Any
 
@@ -13,7 +13,7 @@ import click
 
 from blacksmith_dagster.cli.common import app_option, event_of, json_option, opened, show, table
 from blacksmith_dagster.errors import UsageError
-from blacksmith_dagster.importer import load_application
+from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.scheduler import LoadReport
 from blacksmith_dagster.scheduler.purge import PurgeReport
 from blacksmith_dagster.scheduler.purge import purge as purge_store
@@ -26,33 +26,38 @@ from blacksmith_dagster.supervisor import here
 _PRINT_SECONDS = 2.0
 
 
-class TimeParam(click.ParamType[datetime]):
+def _utc(text: str) -> datetime:
     """A day, or a time with its zone (without one, in UTC)."""
-
-    name = "time"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> datetime:
-        """Called by click."""
-        if isinstance(value, datetime):
-            return value
-        try:
-            if len(value) == len("2026-01-31"):
-                return datetime.combine(date.fromisoformat(value), time_of_day(), UTC)
-            time = datetime.fromisoformat(value)
-        except ValueError:
-            self.fail(f"{value!r}: write 2026-01-31 or 2026-01-31T12:00Z", param, ctx)
-        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    try:
+        value = datetime.fromisoformat(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r}: write 2026-01-31 or 2026-01-31T12:00Z") from None
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
+def _tomorrow() -> str:
+    """The end of today, not now, so that running a command again today continues the same replay."""
+    return (datetime.now(UTC) + timedelta(days=1)).date().isoformat()
+
+
+# The options that select what is replayed are named as the fields of ReplayRequest.
 @click.command()
 @click.argument("destination", metavar="DESTINATION/EVENT")
 @click.option(
-    "--from", "start", type=TimeParam(), required=True, help="From this day or time on, in UTC."
+    "--from",
+    "start",
+    type=_utc,
+    metavar="TIME",
+    required=True,
+    help="From this day or time on, in UTC.",
 )
 @click.option(
-    "--to", "end", type=TimeParam(), help="Up to this day or time. Default: the end of today."
+    "--to",
+    "end",
+    type=_utc,
+    metavar="TIME",
+    default=_tomorrow,
+    help="Up to this day or time. Default: the end of today.",
 )
 @click.option(
     "--mode",
@@ -61,6 +66,7 @@ class TimeParam(click.ParamType[datetime]):
     type=click.Choice([mode.value for mode in ReplayMode]),
     default=["missing", "failed"],
     show_default=True,
+    callback=lambda _context, _option, modes: tuple(map(ReplayMode, modes)),
     help="missing: events without a job; failed: discarded jobs; all: all that are not pending.",
 )
 @click.option(
@@ -89,52 +95,30 @@ class TimeParam(click.ParamType[datetime]):
 @json_option
 def replay(
     destination: str,
-    start: datetime,
-    end: datetime | None,
-    modes: tuple[str, ...],
-    event_types: tuple[str, ...],
-    version: str | None,
-    error: str | None,
-    when: str | None,
-    edit: str | None,
-    new_key: bool,
     rate: float | None,
     dry_run: bool,
-    app: str | None,
+    app: Blacksmith,
     json: bool,
+    **selection: Any,
 ) -> None:
     """Load a window of the log again.
 
     Ctrl-C stops it after the current batch; the same command continues from there.
     """
-    application = load_application(app)
-    event = event_of(application, destination)
-    request = ReplayRequest(
-        start,
-        end or _tomorrow(),
-        tuple(ReplayMode(mode) for mode in modes),
-        event_types,
-        version,
-        error,
-        when,
-        edit,
-        new_key,
-    )
-    with opened() as backends:
-        store, supervisor = backends.store, backends.supervisor
-        store.register(application)
+    event, request = event_of(app, destination), ReplayRequest(**selection)
+    with opened(app) as backends:
         if dry_run:
-            expected = forecast(application, event, request, store=store)
+            expected = forecast(app, event, request, store=backends.store)
             show(expected, json=json, text=_forecast_text(expected))
             return
         stop = threading.Event()
         with on_stop(stop.set):
             summary = replay_window(
-                application,
+                app,
                 event,
                 request,
-                store=store,
-                supervisor=supervisor,
+                store=backends.store,
+                supervisor=backends.supervisor,
                 stop=stop,
                 rate=rate,
                 report=_progress_printer(),
@@ -142,11 +126,6 @@ def replay(
     show(summary, json=json, text=_summary_text(summary))
     if summary.stopped:
         raise click.exceptions.Exit(1)
-
-
-def _tomorrow() -> datetime:
-    """The end of today, not now, so that running a command again today continues the same replay."""
-    return datetime.combine(datetime.now(UTC).date() + timedelta(days=1), time_of_day(), UTC)
 
 
 def _progress_printer() -> Callable[[LoadReport, ReplayProgress], None]:
@@ -175,7 +154,7 @@ def _forecast_text(expected: Forecast) -> str:
     about = "" if expected.seconds is None else f", in about {expected.seconds:.0f} s"
     parts = [table(["day (UTC)", *states], days), f"{expected.jobs} jobs would be run{about}"]
     if expected.sample:
-        sample = [[job.event_id, job.event_type, job.state, job.error] for job in expected.sample]
+        sample = map(attrgetter("event_id", "event_type", "state", "error"), expected.sample)
         parts.append(table(["event", "event type", "job", "error"], sample))
     return "\n\n".join(parts)
 
@@ -199,27 +178,22 @@ def _summary_text(summary: ReplaySummary) -> str:
     "Default: BLACKSMITH_ARCHIVE_URL.",
 )
 @json_option
-def purge(app: str | None, dry_run: bool, archive: str | None, json: bool) -> None:
+def purge(app: Blacksmith, dry_run: bool, archive: str | None, json: bool) -> None:
     """Remove the events that are past their retention and that no job, outcome or replay needs."""
-    application = load_application(app)
-    retentions = application.retention()
+    retentions = app.retention()
     if all(retention.events is None for retention in retentions.values()):
         raise UsageError(
             "no event is ever past its retention: no source says how long its events are kept; write "
             "Source(..., retention='30d'), for example"
         )
-    with opened() as backends:
-        backends.store.register(application)
+    with opened(app) as backends:
         if dry_run:
             counts = backends.store.purgeable(retentions)
-            rows = [
-                [count.event_type, count.before, count.events, count.needed] for count in counts
-            ]
             head = ["event", "received before (UTC)", "would be removed", "needed"]
-            show(counts, json=json, text=table(head, rows))
+            show(counts, json=json, text=table(head, counts))
             return
         report = purge_store(
-            application,
+            app,
             store=backends.store,
             supervisor=backends.supervisor,
             holder=here(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from operator import attrgetter
 from pathlib import Path
 
 import click
@@ -22,7 +23,7 @@ from blacksmith_dagster.cli.common import (
     utc_text,
 )
 from blacksmith_dagster.errors import NotFound, SettingsError, Unavailable, UsageError
-from blacksmith_dagster.importer import load_application
+from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.scheduler.discard import discard, retire
 from blacksmith_dagster.store.interface import (
     Counts,
@@ -71,20 +72,19 @@ class _StatusReport(msgspec.Struct, frozen=True):
 @click.command()
 @app_option
 @json_option
-def status(app: str | None, json: bool) -> None:
+def status(app: Blacksmith, json: bool) -> None:
     """Show services, locks, destination events, listeners, orphans and the size of the quarantine."""
-    application = load_application(app)
     with opened() as backends:
         store = backends.store
         report = _StatusReport(
             store.label,
             _supervision(backends.supervisor),
-            [_destination_status(store, path) for path in application.destination_events],
-            store.orphans(application),
+            [_destination_status(store, path) for path in app.destination_events],
+            store.orphans(app),
             store.listeners(),
             store.quarantine_sizes(),
         )
-    show(report, json=json, text=_status_text(report))
+    show(report, json=json, text=_status_text(report, datetime.now(UTC)))
 
 
 def _supervision(supervisor: Supervisor) -> _SupervisorReport:
@@ -98,12 +98,58 @@ def _destination_status(store: Store, path: str) -> _DestinationStatus:
     try:
         counts = store.counts(path)
     except NotFound:
-        counts = None
-    return _DestinationStatus(path, counts, counts.pending if counts else None)
+        return _DestinationStatus(path, None, None)
+    return _DestinationStatus(path, counts, counts.pending)
 
 
-def _status_text(report: _StatusReport) -> str:
-    now = datetime.now(UTC)
+def _status_text(report: _StatusReport, now: datetime) -> str:
+    supervision, parts = report.supervision, []
+    if supervision.error:
+        parts.append(f"Services and locks are not known: {supervision.error}")
+    if supervision.services:
+        services = [
+            [
+                service.name,
+                service.address,
+                "passing" if service.passing else "critical",
+                service.version,
+                ", ".join(service.tags),
+            ]
+            for service in supervision.services
+        ]
+        parts.append(table(["service", "address", "state", "version", "serves"], services))
+    if supervision.locks:
+        locks = [
+            [lock.key, lock.holder, lock.address, age(lock.since, now)]
+            for lock in supervision.locks
+        ]
+        parts.append(table(["lock", "held by", "at", "for"], locks))
+    parts.append(_destinations_text(report, now))
+    if report.listeners:
+        listeners = [
+            [
+                listener.path,
+                listener.holder,
+                "not known" if listener.lag is None else f"{listener.lag} {listener.unit}",
+                listener.read_at,
+                age(listener.at, now),
+                listener.error,
+            ]
+            for listener in report.listeners
+        ]
+        head = ["listener", "holder", "lag", "read (UTC)", "noted ago", "error"]
+        parts.append(table(head, listeners))
+    if report.orphans:
+        fix = "declare it again until they are loaded, or `blacksmith destinations retire` it"
+        parts.append(f"No longer declared ({fix}):")
+        parts.append(table(["destination event", "jobs waiting"], report.orphans))
+    if report.quarantined:
+        sizes = ", ".join(f"{number} of {path}" for path, number in report.quarantined.items())
+        parts.append(f"In quarantine: {sizes} (`blacksmith quarantine list`)")
+    return "\n\n".join(parts)
+
+
+def _destinations_text(report: _StatusReport, now: datetime) -> str:
     holders = {lock.key: lock.holder for lock in report.supervision.locks}
     states = ("awaiting", "executing", "retrying", "succeeded", "discarded")
     rows = [
@@ -116,57 +162,7 @@ def _status_text(report: _StatusReport) -> str:
         ]
         for status in report.destinations
     ]
-    head = ["destination event", *states, "lag", "oldest waiting", "loaded by"]
-    parts = [*_supervision_text(report.supervision, now), table(head, rows)]
-    if report.listeners:
-        parts.append(_listeners_text(report.listeners, now))
-    if report.orphans:
-        fix = "declare it again until they are loaded, or `blacksmith destinations retire` it"
-        parts.append(f"No longer declared ({fix}):")
-        parts.append(table(["destination event", "jobs waiting"], report.orphans))
-    if report.quarantined:
-        sizes = ", ".join(f"{number} of {path}" for path, number in report.quarantined.items())
-        parts.append(f"In quarantine: {sizes} (`blacksmith quarantine list`)")
-    return "\n\n".join(parts)
-
-
-def _listeners_text(listeners: Sequence[ListenerStatus], now: datetime) -> str:
-    rows = [
-        [
-            listener.path,
-            listener.holder,
-            "not known" if listener.lag is None else f"{listener.lag} {listener.unit}",
-            listener.read_at,
-            age(listener.at, now),
-            listener.error,
-        ]
-        for listener in listeners
-    ]
-    return table(["listener", "holder", "lag", "read (UTC)", "noted ago", "error"], rows)
-
-
-def _supervision_text(report: _SupervisorReport, now: datetime) -> list[str]:
-    if report.error:
-        return [f"Services and locks are not known: {report.error}"]
-    parts = []
-    if report.services:
-        services = [
-            [
-                service.name,
-                service.address,
-                "passing" if service.passing else "critical",
-                service.version,
-                ", ".join(service.tags),
-            ]
-            for service in report.services
-        ]
-        parts.append(table(["service", "address", "state", "version", "serves"], services))
-    if report.locks:
-        locks = [
-            [lock.key, lock.holder, lock.address, age(lock.since, now)] for lock in report.locks
-        ]
-        parts.append(table(["lock", "held by", "at", "for"], locks))
-    return parts
+    return table(["destination event", *states, "lag", "oldest waiting", "loaded by"], rows)
 
 
 @click.group()
@@ -206,20 +202,9 @@ def _event_text(event: StoredEvent) -> str:
 
 
 def _job_text(destination: str, history: Sequence[Transition]) -> str:
-    rows = [
-        [
-            transition.at,
-            transition.state,
-            transition.attempt,
-            transition.load_id,
-            transition.run,
-            transition.due_at,
-            transition.error,
-        ]
-        for transition in history
-    ]
     head = ["at (UTC)", "state", "attempt", "load", "run", "due again", "error"]
-    return f"job of {destination}\n{table(head, rows)}"
+    values = attrgetter("at", "state", "attempt", "load_id", "run", "due_at", "error")
+    return f"job of {destination}\n{table(head, map(values, history))}"
 
 
 @events.command("list")
@@ -257,12 +242,9 @@ def list_jobs(state: str, destination: str | None, limit: int, json: bool) -> No
     """List the jobs in a state."""
     with opened() as backends:
         stored = backends.store.jobs(state, destination, limit)
-    rows = [
-        [job.destination, job.event_id, job.event_type, job.attempts, job.due_at, job.error]
-        for job in stored
-    ]
     head = ["destination event", "event", "event type", "attempts", "due again", "error"]
-    show(stored, json=json, text=table(head, rows))
+    values = attrgetter("destination", "event_id", "event_type", "attempts", "due_at", "error")
+    show(stored, json=json, text=table(head, map(values, stored)))
 
 
 @jobs.command("discard")
@@ -270,14 +252,13 @@ def list_jobs(state: str, destination: str | None, limit: int, json: bool) -> No
 @click.argument("event_ids", metavar="ID...", nargs=-1, required=True)
 @click.option("--why", required=True, help="The reason, kept in the jobs' history.")
 @app_option
-def discard_jobs(destination: str, event_ids: tuple[str, ...], why: str, app: str | None) -> None:
+def discard_jobs(destination: str, event_ids: tuple[str, ...], why: str, app: Blacksmith) -> None:
     """Discard jobs that are due again, so that they are not tried any more."""
-    application = load_application(app)
-    event = event_of(application, destination)
-    with opened() as backends:
-        store, supervisor = backends.store, backends.supervisor
-        store.register(application)
-        discarded = discard(application, event, event_ids, why, store=store, supervisor=supervisor)
+    event = event_of(app, destination)
+    with opened(app) as backends:
+        discarded = discard(
+            app, event, event_ids, why, store=backends.store, supervisor=backends.supervisor
+        )
     click.echo(f"{discarded} of {len(event_ids)} discarded")
 
 
@@ -331,9 +312,9 @@ def destinations() -> None:
 @destinations.command("retire")
 @click.argument("destination", metavar="DESTINATION/EVENT")
 @app_option
-def retire_destination(destination: str, app: str | None) -> None:
+def retire_destination(destination: str, app: Blacksmith) -> None:
     """Discard all pending jobs of a destination event that is no longer declared."""
-    if destination in load_application(app).destination_events:
+    if destination in app.destination_events:
         raise UsageError(f"{destination} is still declared; remove it from the application first")
     with opened() as backends:
         reason = "the destination event was retired"

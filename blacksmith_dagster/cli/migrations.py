@@ -14,7 +14,7 @@ import click
 
 from blacksmith_dagster.cli.common import app_option, json_option, opened, show, table
 from blacksmith_dagster.errors import MigrationError
-from blacksmith_dagster.importer import load_application
+from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.settings import Settings
 from blacksmith_dagster.signals import on_stop
 from blacksmith_dagster.supervisor import here
@@ -31,6 +31,9 @@ from blacksmith_dagster.wanderer.files import new_files
 _HEAD = ["scope", "version", "name", "action", "state", "seconds", "error"]
 
 _scopes: Callable[[Any], Any] = click.argument("scopes", nargs=-1, metavar="[SCOPE]...")
+_to: Callable[[Any], Any] = click.option(
+    "--to", type=int, metavar="VERSION", help="Up to this version. Default: all."
+)
 _dry_run: Callable[[Any], Any] = click.option(
     "--dry-run", is_flag=True, help="Show what would be done, with its SQL, and change nothing."
 )
@@ -50,20 +53,20 @@ def migrations() -> None:
 @app_option
 @click.argument("scope")
 @click.argument("name")
-def new_migration(app: str | None, scope: str, name: str) -> None:
+def new_migration(app: Blacksmith, scope: str, name: str) -> None:
     """Create the two empty files of a migration in the folder of SCOPE."""
-    for path in new_files(load_application(app), scope, name, datetime.now(UTC)):
+    for path in new_files(app, scope, name, datetime.now(UTC)):
         click.echo(path)
 
 
 @migrations.command()
 @app_option
 @_scopes
-@click.option("--to", type=int, metavar="VERSION", help="Up to this version. Default: all.")
+@_to
 @click.option("--discard", is_flag=True, help="Discard them instead, so that they never run.")
 @_dry_run
 def ack(
-    app: str | None, scopes: tuple[str, ...], to: int | None, discard: bool, dry_run: bool
+    app: Blacksmith, scopes: tuple[str, ...], to: int | None, discard: bool, dry_run: bool
 ) -> None:
     """Acknowledge new migrations. Their destinations' jobs wait until they have run."""
     request = MigrationRequest(scopes, to, discard=discard, dry_run=dry_run)
@@ -74,13 +77,13 @@ def ack(
 @migrations.command("run")
 @app_option
 @_scopes
-@click.option("--to", type=int, metavar="VERSION", help="Up to this version. Default: all.")
+@_to
 @click.option(
     "--out-of-order", is_flag=True, help="Also run migrations older than one that has run."
 )
 @_dry_run
 def run_migrations(
-    app: str | None, scopes: tuple[str, ...], to: int | None, out_of_order: bool, dry_run: bool
+    app: Blacksmith, scopes: tuple[str, ...], to: int | None, out_of_order: bool, dry_run: bool
 ) -> None:
     """Run pending migrations, oldest to newest. Ctrl-C lets the current one finish."""
     request = MigrationRequest(scopes, to, dry_run=dry_run, out_of_order=out_of_order)
@@ -104,7 +107,7 @@ def run_migrations(
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @_dry_run
 def rollback(
-    app: str | None, scopes: tuple[str, ...], to: int, discard: bool, yes: bool, dry_run: bool
+    app: Blacksmith, scopes: tuple[str, ...], to: int, discard: bool, yes: bool, dry_run: bool
 ) -> None:
     """Roll back what is newer than a version, newest to oldest, after confirmation."""
     request = MigrationRequest(scopes, to, discard=discard)
@@ -123,7 +126,7 @@ def rollback(
 @app_option
 @_scopes
 @json_option
-def migration_status(app: str | None, scopes: tuple[str, ...], json: bool) -> None:
+def migration_status(app: Blacksmith, scopes: tuple[str, ...], json: bool) -> None:
     """Show the state of each migration, oldest first."""
     with _wanderer(app) as wanderer:
         statuses = wanderer.status(scopes)
@@ -152,7 +155,7 @@ def migration_status(app: str | None, scopes: tuple[str, ...], json: bool) -> No
     default=None,
     help="What you found in the target: the migration's effect is there, or it is not.",
 )
-def repair_migration(app: str | None, scope: str, version: int, applied: bool | None) -> None:
+def repair_migration(app: Blacksmith, scope: str, version: int, applied: bool | None) -> None:
     """Record the true state of a migration that was interrupted, has failed, or was run by hand."""
     if applied is None:
         raise MigrationError("look into the target, then say --applied or --not-applied")
@@ -162,16 +165,16 @@ def repair_migration(app: str | None, scope: str, version: int, applied: bool | 
 
 
 @contextmanager
-def _wanderer(app: str | None) -> Iterator[Wanderer]:
+def _wanderer(app: Blacksmith) -> Iterator[Wanderer]:
     """The wanderer of this process's settings, which SIGINT and SIGTERM stop."""
-    application, stop = load_application(app), threading.Event()
+    stop = threading.Event()
     with (
         on_stop(stop.set),
         opened() as backends,
         open_tracking(Settings.read().wanderer_url, backends.store) as tracking,
     ):
         yield StandardWanderer(
-            application,
+            app,
             store=backends.store,
             supervisor=backends.supervisor,
             tracking=tracking,

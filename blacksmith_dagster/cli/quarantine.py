@@ -18,7 +18,6 @@ from blacksmith_dagster.cli.common import (
     table,
 )
 from blacksmith_dagster.errors import SchemaOutdated, Unavailable
-from blacksmith_dagster.importer import load_application
 from blacksmith_dagster.ingest.quarantine import retry_quarantined
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pubsub.notifier import Notify
@@ -82,7 +81,7 @@ def show_quarantined(quarantine_id: str, body: bool, json: bool) -> None:
 @_event_option
 @click.option("--all", "everything", is_flag=True, help="Everything that is in quarantine.")
 @app_option
-def retry(ids: tuple[str, ...], event: str | None, everything: bool, app: str | None) -> None:
+def retry(ids: tuple[str, ...], event: str | None, everything: bool, app: Blacksmith) -> None:
     """Retry requests and messages with the application's current functions.
 
     What is ingested leaves the quarantine with the commit of its events; what fails stays, and its
@@ -90,14 +89,12 @@ def retry(ids: tuple[str, ...], event: str | None, everything: bool, app: str | 
     """
     if [bool(ids), event is not None, everything].count(True) != 1:
         raise click.UsageError("name the IDs, or give --event or --all")
-    application = load_application(app)
-    with opened() as backends:
-        store, notify = backends.store, backends.notify(application)
-        store.register(application)
+    with opened(app) as backends:
+        store, notify = backends.store, backends.notify(app)
         if not ids:
             size = sum(store.quarantine_sizes().values())
             ids = tuple(item.id for item in store.quarantined(event, size))
-        failed = [item for item in ids if not _is_ingested(application, store, item, notify)]
+        failed = [item for item in ids if not _is_ingested(app, store, item, notify)]
     click.echo(f"{len(ids) - len(failed)} of {len(ids)} ingested")
     if failed:
         sys.exit(1)

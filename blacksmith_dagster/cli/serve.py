@@ -12,13 +12,13 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from blacksmith_dagster.backends import Backends
-from blacksmith_dagster.cli.common import app_option
+from blacksmith_dagster.cli.common import app_name_option, app_option
 from blacksmith_dagster.composition import build_worker, gateway_of, running, select_served
 from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.gateway import Gateway, StandardGateway
@@ -38,12 +38,15 @@ if TYPE_CHECKING:
 
 _STOP_SECONDS = 30
 _LOOK_SECONDS = 1.0
+_PORT = click.IntRange(1, 65535)
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
+# All options but --app are named as the fields of StandardGateway.
 @click.command()
 @app_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
-@click.option("--port", type=click.IntRange(1, 65535), default=8420, show_default=True)
+@click.option("--port", type=_PORT, default=8420, show_default=True)
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
@@ -52,64 +55,36 @@ _LOOK_SECONDS = 1.0
     help="How many processes serve the port.",
 )
 @click.option(
-    "--tls-cert",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A PEM file with the TLS certificate.",
+    "--tls-cert", "tls_certificate", type=_FILE, help="A PEM file with the TLS certificate."
 )
 @click.option(
     "--tls-key",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=_FILE,
     help="A PEM file with the certificate's key, if it is not in the same file.",
 )
 @click.option(
     "--trusted-proxy",
+    "trusted_proxies",
     multiple=True,
     metavar="NETWORK",
     help="Trust the X-Forwarded-For of this proxy; may be given several times.",
 )
-def gateway(
-    app: str | None,
-    host: str,
-    port: int,
-    workers: int,
-    tls_cert: Path | None,
-    tls_key: Path | None,
-    trusted_proxy: tuple[str, ...],
-) -> None:
+def gateway(app: Blacksmith, **options: Any) -> None:
     """Receive events over HTTP and store them, until Ctrl-C or SIGTERM.
 
     An application that has its own gateway runs that one, and accepts none of these options.
     """
-    application = load_application(app)
-    own = gateway_of(application)
+    own = gateway_of(app)
     if own is not None:
-        _refuse_options("host", "port", "workers", "tls_cert", "tls_key", "trusted_proxy")
-    standard = StandardGateway(
-        host=host,
-        port=port,
-        workers=workers,
-        tls_certificate=tls_cert,
-        tls_key=tls_key,
-        trusted_proxies=trusted_proxy,
-    )
-    (own or standard).serve(application, Settings.read())
+        _refuse_options(*options)
+    (own or StandardGateway(**options)).serve(app, Settings.read())
 
 
 @click.command()
-@app_option
+@app_name_option
+@click.option("--port", type=_PORT, default=8420, show_default=True, help="The gateway's port.")
 @click.option(
-    "--port",
-    type=click.IntRange(1, 65535),
-    default=8420,
-    show_default=True,
-    help="The gateway's port.",
-)
-@click.option(
-    "--ui-port",
-    type=click.IntRange(1, 65535),
-    default=3000,
-    show_default=True,
-    help="The port of Dagster's UI.",
+    "--ui-port", type=_PORT, default=3000, show_default=True, help="The port of Dagster's UI."
 )
 def dev(app: str | None, port: int, ui_port: int) -> None:
     """Run the gateway and `dagster dev` together, until Ctrl-C.
@@ -117,8 +92,7 @@ def dev(app: str | None, port: int, ui_port: int) -> None:
     DAGSTER_HOME is BLACKSMITH_HOME unless it is set. Both listen on 127.0.0.1, unless the
     application has its own gateway that listens elsewhere.
     """
-    application = load_application(app)  # a wrong declaration is reported here, only once
-    own = gateway_of(application)
+    own = gateway_of(load_application(app))  # a wrong declaration is reported here, only once
     gateway_command = [sys.executable, "-m", "blacksmith_dagster.cli", "gateway"]
     gateway_command += [f"--app={app}"] if app else []
     url: str | None = f"http://127.0.0.1:{port}"
@@ -145,9 +119,10 @@ def dev(app: str | None, port: int, ui_port: int) -> None:
 def _refuse_options(*names: str) -> None:
     context = click.get_current_context()
     options = [
-        f"--{name.replace('_', '-')}"
-        for name in names
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+        option.opts[0]
+        for option in context.command.params
+        if option.name in names
+        and context.get_parameter_source(option.name) is not ParameterSource.DEFAULT
     ]
     if options:
         raise UsageError(
@@ -217,7 +192,7 @@ def _stop(children: Sequence[subprocess.Popen[bytes]]) -> None:
 @click.command()
 @app_option
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-def worker(app: str | None, names: tuple[str, ...]) -> None:
+def worker(app: Blacksmith, names: tuple[str, ...]) -> None:
     """Load realtime events, and listen for messages and changes, until Ctrl-C or SIGTERM.
 
     NAME is a destination with realtime events, or a source with subscriptions or CDC. Default: all of
@@ -227,14 +202,14 @@ def worker(app: str | None, names: tuple[str, ...]) -> None:
     there, as materializations. It stands by while another worker or a run holds the locks. It ends
     with an error when a load runs past its time-out: let a service manager restart it.
     """
-    application, stop = load_application(app), threading.Event()
-    destinations, sources = select_served(application, names)
+    stop = threading.Event()
+    destinations, sources = select_served(app, names)
     with on_stop(stop.set), Backends(Settings.read()) as backends, ExitStack() as opened:
-        reporter = _reporter(application) if destinations else None
+        reporter = _reporter(app) if destinations else None
         if reporter:
             opened.enter_context(closing(reporter))
         loops = build_worker(
-            application,
+            app,
             destinations,
             sources,
             backends,
@@ -248,10 +223,8 @@ def worker(app: str | None, names: tuple[str, ...]) -> None:
             *(event.path for destination in destinations for event in realtime_events(destination)),
             *(event.path for source in sources for event in listened_events(source)),
         ]
-        reported = ""
-        if destinations:
-            reported = ", reported to" if reporter else ", not reported, as there is no"
-            reported += " DAGSTER_HOME"
+        reported = "reported to" if reporter else "not reported, as there is no"
+        reported = f", {reported} DAGSTER_HOME" if destinations else ""
         click.echo(f"blacksmith worker: {', '.join(paths)}, {backends.label}{reported}")
         failure = None
         while failure is None and not stop.wait(_LOOK_SECONDS):
