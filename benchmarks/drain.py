@@ -8,7 +8,7 @@ from benchmarks.measure import Effort, Figure, alternate, beside
 from benchmarks.pipeline import app, full, payload, requests
 from benchmarks.reading import read_jobs
 from benchmarks.stores import BATCH, BOTH, Databases, fill, opened, postgres
-from blacksmith_dagster.scheduler import StandardScheduler
+from blacksmith_dagster.scheduler import StandardScheduler, load
 from blacksmith_dagster.scheduler.decoding import JobDecoder
 from blacksmith_dagster.store.interface import Lane, LoadVerdict
 from blacksmith_dagster.store.sql import SQLStore
@@ -87,7 +87,7 @@ def _load(store: SQLStore, count: int) -> float:
     """Jobs per second, from acquiring the lock to releasing it."""
     with closing(open_supervisor(None, store)) as supervisor, closing(StandardScheduler()) as loads:
         started = time.perf_counter()
-        summary = loads.load(app, full, store=store, supervisor=supervisor)
+        summary = load(app, full, loads, store=store, supervisor=supervisor)
         seconds = time.perf_counter() - started
     assert summary.tally.succeeded == count, summary
     return count / seconds

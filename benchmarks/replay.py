@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from multiprocessing import get_context
 from statistics import median
 from typing import Any
@@ -16,9 +17,8 @@ from benchmarks.measure import Effort, Figure, alternate, at_least, at_most, bes
 from benchmarks.pipeline import app, full, half, happened, payload, source
 from benchmarks.stores import BATCH, BOTH, Databases, fill, opened, postgres
 from blacksmith_dagster import Batch, Blacksmith, Destination, DestinationEvent
-from blacksmith_dagster.scheduler.executor import Executor
-from blacksmith_dagster.scheduler.loader import Loader
-from blacksmith_dagster.scheduler.replay import ReplaySelector
+from blacksmith_dagster.scheduler import StandardScheduler
+from blacksmith_dagster.scheduler.replay import ReplaySelector, plan_page
 from blacksmith_dagster.scheduler.replay import replay as replay_window
 from blacksmith_dagster.store.interface import (
     Lane,
@@ -26,7 +26,6 @@ from blacksmith_dagster.store.interface import (
     NewJob,
     ReplayMode,
     ReplayRequest,
-    Window,
 )
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.store.tables import time_index
@@ -166,10 +165,7 @@ def _plan(store: SQLStore, event: DestinationEvent[Any], request: ReplayRequest,
     token = store.take_over(event.path, Lane.REPLAY, run, lambda: True)
     progress = store.begin_replay(token, request, selector.event_types, run)
     while progress.planned_upto < progress.upto:
-        window = Window(progress.planned_upto, progress.upto)
-        page = store.replay_page(event.path, request, selector.event_types, window)
-        selected = selector.select(page.candidates, store)
-        progress = store.plan(token, progress, page.upto, selected, event.batch_size)
+        progress = plan_page(progress, token, selector, event.batch_size, store)
 
 
 # ------------------------------------------------------------------------------------- live loads
@@ -197,18 +193,18 @@ def _latency(databases: Databases, effort: Effort, *, replaying: bool) -> float:
     with (
         closing(opened(url)) as store,
         closing(open_supervisor(None, store)) as supervisor,
-        closing(Executor()) as executor,
+        closing(StandardScheduler()) as scheduler,
     ):
         _without_jobs(databases, store, 200_000 if replaying else 1000)
         lease = supervisor.acquire(f"load/{full.path}", "live")
         assert lease is not None
         token = store.take_over(full.path, Lane.LOAD, lease.id, lease.confirm)
-        loader = Loader(_live_app, _record_arrivals, store=store, executor=executor)
         stop = threading.Event()
+        drain = partial(scheduler.drain, _live_app, _record_arrivals, store=store, run=None)
 
         def load() -> None:
             while not stop.wait(0.002):
-                loader.drain(token, lease, stop, lambda _: None)
+                drain(token=token, lease=lease, stop=stop, report=lambda _: None)
 
         loading_thread = threading.Thread(target=load)
         loading_thread.start()
@@ -240,4 +236,4 @@ def _replay_all(url: str) -> None:
         request = ReplayRequest(
             datetime.now(UTC) - timedelta(days=1), datetime.now(UTC), (ReplayMode.MISSING,)
         )
-        replay_window(app, full, request, store=store, supervisor=supervisor)
+        replay_window(app, full, request, StandardScheduler(), store=store, supervisor=supervisor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any, TypeAlias, cast
 
 from blacksmith_dagster.backends import Backends
@@ -12,10 +12,10 @@ from blacksmith_dagster.gateway import Gateway
 from blacksmith_dagster.ingest.listeners import Listeners, ReportReceived, listened_events
 from blacksmith_dagster.ingest.subscription import broker_of
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.destination import Destination
+from blacksmith_dagster.pipeline.destination import AnyDestinationEvent, Destination
 from blacksmith_dagster.pipeline.source import Source
 from blacksmith_dagster.pipeline.triggers import Subscription
-from blacksmith_dagster.scheduler import Realtime, Scheduler, realtime_events
+from blacksmith_dagster.scheduler import LoadReport, Realtime, StandardScheduler, realtime_events
 from blacksmith_dagster.scheduler.realtime import ReportLoad
 from blacksmith_dagster.supervisor import SCHEDULER, registered, this_process
 
@@ -31,13 +31,26 @@ def gateway_of(app: Blacksmith) -> Gateway | None:
     return cast("Gateway | None", _adapter(app.gateway, "gateway", "serve", "app, settings"))
 
 
-def scheduler_of(app: Blacksmith) -> Scheduler | None:
-    """The application's own scheduler, `None` if it has the standard one.
+def scheduler_of(app: Blacksmith) -> StandardScheduler | None:
+    """The application's own scheduler, which has the standard one's `drain`; `None` if it has none.
 
     Raises `DeclarationError` for an object that is not a scheduler.
     """
-    arguments = "app, event, *, store, supervisor, run, stop, report"
-    return cast("Scheduler | None", _adapter(app.scheduler, "scheduler", "load", arguments))
+    arguments = "app, event, *, store, token, lease, run, stop, report"
+    return cast(
+        "StandardScheduler | None", _adapter(app.scheduler, "scheduler", "drain", arguments)
+    )
+
+
+@contextmanager
+def open_scheduler(app: Blacksmith) -> Iterator[StandardScheduler]:
+    """The application's own scheduler; else the standard one, which is closed at the block's end."""
+    own = scheduler_of(app)
+    if own is not None:
+        yield own
+    else:
+        with closing(StandardScheduler()) as standard:
+            yield standard
 
 
 def _adapter(adapter: object, name: str, method: str, arguments: str) -> object:
@@ -49,8 +62,8 @@ def _adapter(adapter: object, name: str, method: str, arguments: str) -> object:
     if adapter is not None and not callable(getattr(adapter, method, None)):
         raise DeclarationError(
             f"Blacksmith({name}=...): {type(adapter).__name__} has no method {method}; write "
-            f"{method}({arguments}), as blacksmith_dagster.{name}.{name.title()} describes it, or "
-            f"leave {name}= out to use Standard{name.title()}"
+            f"{method}({arguments}), as blacksmith_dagster.{name}.Standard{name.title()} has it, or "
+            f"leave {name}= out to use that one"
         )
     return adapter
 
@@ -58,6 +71,7 @@ def _adapter(adapter: object, name: str, method: str, arguments: str) -> object:
 def build_realtime(
     app: Blacksmith,
     destination: Destination[Any],
+    scheduler: StandardScheduler,
     backends: Backends,
     *,
     holder: str,
@@ -74,16 +88,22 @@ def build_realtime(
             "kafka://host:9092, nats://host:4222, amqp://host:5672 or postgres; without a broker the "
             "schedules load them too, and a worker can only listen: name the sources it listens for"
         )
+    notify = backends.notify(app)
+
+    def report_and_notify(event: AnyDestinationEvent, done: LoadReport) -> None:
+        notify(done.receivers)
+        report(event, done)
+
     return Realtime(
         app,
         destination,
+        scheduler,
         store=backends.store,
         supervisor=backends.supervisor,
         subscriber=backends.pubsub.subscriber(destination.name),
         holder=holder,
         run=run,
-        report=report,
-        notify=backends.notify(app),
+        report=report_and_notify,
     )
 
 
@@ -145,6 +165,7 @@ def build_worker(
     app: Blacksmith,
     destinations: Sequence[Destination[Any]],
     sources: Sequence[Source],
+    scheduler: StandardScheduler,
     backends: Backends,
     *,
     holder: str,
@@ -159,7 +180,7 @@ def build_worker(
             if isinstance(event.trigger, Subscription):
                 broker_of(event, backends.pubsub)
     loops: list[Loop] = [
-        build_realtime(app, destination, backends, holder=holder, report=report)
+        build_realtime(app, destination, scheduler, backends, holder=holder, report=report)
         for destination in destinations
     ]
     loops += [build_listeners(app, source, backends, holder=holder) for source in sources]

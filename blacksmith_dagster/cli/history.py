@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from blacksmith_dagster.cli.common import app_option, event_of, json_option, opened, show, table
+from blacksmith_dagster.composition import open_scheduler
 from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.scheduler import LoadReport
@@ -106,7 +107,7 @@ def replay(
     Ctrl-C stops it after the current batch; the same command continues from there.
     """
     event, request = event_of(app, destination), ReplayRequest(**selection)
-    with opened(app) as backends:
+    with opened(app) as backends, open_scheduler(app) as scheduler:
         if dry_run:
             expected = forecast(app, event, request, store=backends.store)
             show(expected, json=json, text=_forecast_text(expected))
@@ -117,6 +118,7 @@ def replay(
                 app,
                 event,
                 request,
+                scheduler,
                 store=backends.store,
                 supervisor=backends.supervisor,
                 stop=stop,

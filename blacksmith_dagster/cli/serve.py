@@ -19,7 +19,13 @@ from click.core import ParameterSource
 
 from blacksmith_dagster.backends import Backends
 from blacksmith_dagster.cli.common import app_name_option, app_option
-from blacksmith_dagster.composition import build_worker, gateway_of, running, select_served
+from blacksmith_dagster.composition import (
+    build_worker,
+    gateway_of,
+    open_scheduler,
+    running,
+    select_served,
+)
 from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.gateway import Gateway, StandardGateway
 from blacksmith_dagster.importer import load_application
@@ -212,6 +218,7 @@ def worker(app: Blacksmith, names: tuple[str, ...]) -> None:
             app,
             destinations,
             sources,
+            opened.enter_context(open_scheduler(app)),
             backends,
             holder=here(),
             report=reporter.add if reporter else lambda *_: None,

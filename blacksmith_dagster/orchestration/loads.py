@@ -30,7 +30,7 @@ from blacksmith_dagster.orchestration.assets import asset_key
 from blacksmith_dagster.orchestration.checks import Finding, check_destination
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import AnyDestinationEvent
-from blacksmith_dagster.scheduler import LoadReport, Scheduler, Summary, Tally
+from blacksmith_dagster.scheduler import LoadReport, StandardScheduler, Summary, Tally, loader
 from blacksmith_dagster.signals import on_stop
 from blacksmith_dagster.store.interface import Store
 
@@ -185,8 +185,8 @@ def load(
     app: Blacksmith,
     event: AnyDestinationEvent,
     key: AssetKey,
+    scheduler: StandardScheduler,
     *,
-    scheduler: Scheduler,
     backends: Backends,
     stop: threading.Event,
 ) -> Summary:
@@ -198,17 +198,20 @@ def load(
     store, woken = backends.store, backends.pubsub is not None
     op = context.op_execution_context if isinstance(context, AssetExecutionContext) else context
     reporter = LoadReporter({event.path: key}, op.log_event, links=links_of(op))
+    notify = backends.notify(app)
 
     def report(recorded: LoadReport) -> None:
+        notify(recorded.receivers)
         reporter.add(event, recorded)
         reporter.report_if_due()
 
     with on_stop(stop.set):
         try:
             _wait_if_due_soon(store, event, stop)
-            summary = scheduler.load(
+            summary = loader.load(
                 app,
                 event,
+                scheduler,
                 store=store,
                 supervisor=backends.supervisor,
                 run=op.run_id,

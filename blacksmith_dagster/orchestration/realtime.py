@@ -56,7 +56,13 @@ def _load(
     own_keys = {event.path: keys[event.path] for event in events}
     reporter = LoadReporter(own_keys, op.log_event, _REPORT_SECONDS, links_of(op))
     loop = build_realtime(
-        app, destination, blacksmith.backends, holder=op.run_id, report=reporter.add, run=op.run_id
+        app,
+        destination,
+        blacksmith.scheduler(app),
+        blacksmith.backends,
+        holder=op.run_id,
+        report=reporter.add,
+        run=op.run_id,
     )
 
     def conclude_run(reason: str, stopped: bool) -> None:

@@ -41,7 +41,7 @@ from blacksmith_dagster.orchestration.loads import (
 )
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import AnyDestinationEvent
-from blacksmith_dagster.scheduler import LoadReport, Tally
+from blacksmith_dagster.scheduler import LoadReport, StandardScheduler, Tally
 from blacksmith_dagster.scheduler.replay import (
     Forecast,
     ReplayProgress,
@@ -107,6 +107,7 @@ def replay_partitions(
     event: AnyDestinationEvent,
     key: AssetKey,
     config: ReplayConfig,
+    scheduler: StandardScheduler,
     *,
     backends: Backends,
     stop: threading.Event,
@@ -120,9 +121,11 @@ def replay_partitions(
         context.log_event(AssetObservation(key, metadata=_forecast_metadata(would_load)))
         return would_load
     reporter, logged_at = LoadReporter({event.path: key}, context.log_event), time.monotonic()
+    notify = backends.notify(app)
 
     def report(recorded: LoadReport, progress: ReplayProgress) -> None:
         nonlocal logged_at
+        notify(recorded.receivers)
         reporter.add(event, recorded)
         if time.monotonic() - logged_at >= _LOG_SECONDS:
             logged_at = time.monotonic()
@@ -134,13 +137,13 @@ def replay_partitions(
                 app,
                 event,
                 request,
+                scheduler,
                 store=store,
                 supervisor=backends.supervisor,
                 run=context.run.run_id,
                 stop=stop,
                 rate=config.rate,
                 report=report,
-                notify=backends.notify(app),
             )
         except (Unavailable, FencedOut) as error:  # the next attempt acquires the lock again
             context.log.warning(f"{event.path}: {error}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from dagster import (
 from pydantic import PrivateAttr
 
 from blacksmith_dagster.backends import Backends
-from blacksmith_dagster.composition import scheduler_of
+from blacksmith_dagster.composition import open_scheduler
 from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.orchestration.assets import BlacksmithTranslator, EventData
 from blacksmith_dagster.orchestration.loads import load
@@ -62,7 +62,8 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
     store_url: str | None = None
 
     _backends: Backends | None = PrivateAttr(default=None)
-    _standard: StandardScheduler | None = PrivateAttr(default=None)
+    _opened: ExitStack = PrivateAttr(default_factory=ExitStack)
+    _schedulers: dict[int, StandardScheduler] = PrivateAttr(default_factory=dict)
     _registered: set[int] = PrivateAttr(default_factory=set)
     _stop: threading.Event = PrivateAttr(default_factory=threading.Event)
 
@@ -76,16 +77,13 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
         Raises `SettingsError`, `SchemaOutdated`, `Unavailable`.
         """
         try:
-            with Backends(self._settings()) as backends:
+            with Backends(self._settings()) as backends, self._opened:
                 backends.supervisor  # noqa: B018 - opened now, with the store: an error is raised here
                 self._backends = backends
-                try:
-                    yield self
-                finally:
-                    if self._standard:
-                        self._standard.close()
+                yield self
         finally:
-            self._backends = self._standard = None
+            self._backends = None
+            self._schedulers.clear()
 
     def _settings(self) -> Settings:
         if not self.store_url:
@@ -125,6 +123,12 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
         Raises `SettingsError`, and `ImportError` when the broker's client is not installed.
         """
         return self.backends.pubsub
+
+    def scheduler(self, app: Blacksmith) -> StandardScheduler:
+        """The application's scheduler, its own or the standard one, until the run ends."""
+        if id(app) not in self._schedulers:
+            self._schedulers[id(app)] = self._opened.enter_context(open_scheduler(app))
+        return self._schedulers[id(app)]
 
     def notifier(self, app: Blacksmith) -> Notifier | None:
         """Notifies loaders of new jobs of realtime events, until the run or the tick ends.
@@ -179,15 +183,13 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
         Raises `FencedOut` when another process has taken over, `Timeout` when the event's function has
         not returned in time, `RetryRequested` (Dagster's) when a service does not respond.
         """
-        if self._standard is None:
-            self._standard = StandardScheduler(self.backends.notify(app))
         self.store(app)  # registers the application
         return load(
             context,
             app,
             event,
             _key(app, event, translator),
-            scheduler=scheduler_of(app) or self._standard,
+            self.scheduler(app),
             backends=self.backends,
             stop=self._stop,
         )
@@ -215,6 +217,7 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
             event,
             _key(app, event, translator),
             config,
+            self.scheduler(app),
             backends=self.backends,
             stop=self._stop,
         )

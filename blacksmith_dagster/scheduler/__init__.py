@@ -1,15 +1,15 @@
 """Loads jobs from the store to destinations, on a schedule or in realtime; replays and discards."""
 
-from blacksmith_dagster.scheduler.loader import Scheduler, StandardScheduler
+from blacksmith_dagster.scheduler.loader import StandardScheduler, load
 from blacksmith_dagster.scheduler.outcomes import LoadReport, Summary, Tally
 from blacksmith_dagster.scheduler.realtime import Realtime, realtime_events
 
 __all__ = [
     "LoadReport",
     "Realtime",
-    "Scheduler",
     "StandardScheduler",
     "Summary",
     "Tally",
+    "load",
     "realtime_events",
 ]

@@ -1,4 +1,4 @@
-"""Runs destination events' functions, each destination's in a thread with its connection."""
+"""Runs destination events' functions, each in a thread that has the destination's connection."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CLOSE_TIMEOUT = 10.0
 
 
 class Executor:
-    """One thread per destination, and in it the one connection that `connect` opened.
+    """For each calling thread and destination a thread, in it the one connection that `connect` opened.
 
     The first call opens the connection. It is opened, used and closed in the same thread, as many
     drivers (such as `sqlite3`) require. It is closed by `close`, at the latest when the process ends,
@@ -31,15 +31,16 @@ class Executor:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._workers: dict[Destination[Any], _Worker] = {}
+        self._workers: dict[tuple[int, Destination[Any]], _Worker] = {}
         atexit.register(self.close)
 
     def call(self, event: DestinationEvent[Any], batch: Batch[Any]) -> Future[None]:
         """Start loading a batch. The future has the exception that the function raises, if any."""
+        key = threading.get_ident(), event.destination
         with self._lock:
-            worker = self._workers.get(event.destination)
+            worker = self._workers.get(key)
             if worker is None:
-                worker = self._workers[event.destination] = _Worker(event.destination)
+                worker = self._workers[key] = _Worker(event.destination)
         return worker.submit(lambda: event(batch, *worker.connection()))
 
     def close(self) -> None:

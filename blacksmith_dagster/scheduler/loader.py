@@ -1,4 +1,4 @@
-"""Loads a destination event under its lock: claim, decode, call, record, until nothing is due."""
+"""Loads a destination event: lock and token, then claim, decode, call, record until nothing is due."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as StillRunning
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -25,7 +25,6 @@ from blacksmith_dagster.errors import (
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import AnyDestinationEvent
 from blacksmith_dagster.pipeline.event import Batch
-from blacksmith_dagster.pubsub.notifier import Notify
 from blacksmith_dagster.scheduler.decoding import Decoded, JobDecoder
 from blacksmith_dagster.scheduler.executor import Executor
 from blacksmith_dagster.scheduler.outcomes import LoadReport, Summary, decide, load_report, outcomes
@@ -47,72 +46,41 @@ RECORD_FOR = 60.0
 _RECORD_PAUSE = 0.5
 
 
-class Scheduler(Protocol):
-    """Loads the due jobs of a destination event. A team can write its own scheduler."""
+def load(
+    app: Blacksmith,
+    event: AnyDestinationEvent,
+    scheduler: StandardScheduler,
+    *,
+    store: Store,
+    supervisor: Supervisor,
+    run: str | None = None,
+    stop: threading.Event | None = None,
+    report: Callable[[LoadReport], None] = lambda _: None,
+) -> Summary:
+    """Load all that is due for a destination event, under its lock `load/<destination>/<event>`.
 
-    def load(
-        self,
-        app: Blacksmith,
-        event: AnyDestinationEvent,
-        *,
-        store: Store,
-        supervisor: Supervisor,
-        run: str | None = None,
-        stop: threading.Event | None = None,
-        report: Callable[[LoadReport], None] | None = None,
-    ) -> Summary:
-        """Load until nothing is due, or until `stop` is set (the load under way is finished).
+    See `StandardScheduler.drain` for `run`, `stop`, `report` and the errors. If another holder has the
+    lock, that is not an error: the summary says `skipped`.
 
-        `run` names the Dagster run in the history; `report` is called after each recorded load, in
-        the caller's thread.
-
-        Raises `FencedOut` when another process took over, `CodeOutdated` when the destination was
-        migrated beyond this code, `Timeout` when a load ran past its time-out and its function has not
-        returned (end the process), `Unavailable` when the store or the supervisor does not respond.
-        """
-        ...
-
-
-class StandardScheduler:
-    """Loads a destination event under its lock, `load/<destination>/<event>`.
-
-    A destination's connection is opened by its first load and kept for the next ones, until `close`
-    or the end of the process. `notify` is called with the destination events that have new jobs by
-    the loads' outcomes.
-
-    >>> StandardScheduler().load(app, flights, store=store, supervisor=supervisor)  # doctest: +SKIP
+    >>> with closing(StandardScheduler()) as scheduler:  # doctest: +SKIP
+    ...     load(app, flights, scheduler, store=store, supervisor=supervisor)
     Summary(loads=3, tally=Tally(succeeded=2641, failed=0, discarded=0), skipped=None, stopped=False)
     """
-
-    def __init__(self, notify: Notify = lambda _: None) -> None:
-        self._executor = Executor()
-        self._notify = notify
-
-    def load(
-        self,
-        app: Blacksmith,
-        event: AnyDestinationEvent,
-        *,
-        store: Store,
-        supervisor: Supervisor,
-        run: str | None = None,
-        stop: threading.Event | None = None,
-        report: Callable[[LoadReport], None] | None = None,
-    ) -> Summary:
-        """See `Scheduler.load`."""
-        lane = take_lane(Lane.LOAD, event.path, run or here(), store=store, supervisor=supervisor)
-        if lane is None:
-            status = supervisor.status(f"load/{event.path}")
-            return Summary(skipped=f"held by {status.held_by}")
-        with lane.lease:
-            loader = Loader(
-                app, event, store=store, executor=self._executor, run=run, notify=self._notify
-            )
-            return loader.drain(*lane, stop or threading.Event(), report or (lambda _: None))
-
-    def close(self) -> None:
-        """Close the destinations' connections."""
-        self._executor.close()
+    lane = take_lane(Lane.LOAD, event.path, run or here(), store=store, supervisor=supervisor)
+    if lane is None:
+        return Summary(skipped=f"held by {supervisor.status(f'load/{event.path}').held_by}")
+    token, lease = lane
+    with lease:
+        return scheduler.drain(
+            app,
+            event,
+            store=store,
+            token=token,
+            lease=lease,
+            run=run,
+            stop=stop or threading.Event(),
+            report=report,
+        )
 
 
 class HeldLane(NamedTuple):
@@ -147,148 +115,185 @@ def take_lane(
         raise
 
 
-class Loader:
-    """Loads what is due of one destination event.
+class StandardScheduler:
+    """Loads what is due in a lane of a destination event: scheduled, in realtime, replayed, discarded.
 
-    The caller holds the lock (`lease`) and the right to claim (`token`). `run` names the caller's run
-    in the history; `notify` is called with the destination events that have new jobs by a load's
-    outcomes.
+    A team can write its own, an object with the same `drain`: `Blacksmith(scheduler=...)`. Every path
+    that loads calls it. The locks, the lanes and their fencing tokens are the caller's.
 
-    Raises `MigrationError` if the destination's migrations cannot be read.
+    Each thread that calls `drain` has its own connection to a destination, so that no event in realtime
+    waits for another. Its first load opens the connection, and the next ones use it, until `close` or
+    the end of the process.
     """
 
-    def __init__(
+    def __init__(self) -> None:
+        self._executor = Executor()
+        self._prepared: dict[
+            tuple[Blacksmith, AnyDestinationEvent], tuple[JobDecoder, int | None]
+        ] = {}
+
+    def drain(
         self,
         app: Blacksmith,
         event: AnyDestinationEvent,
         *,
         store: Store,
-        executor: Executor,
-        run: str | None = None,
-        notify: Notify = lambda _: None,
-    ) -> None:
-        self._app = app
-        self._event = event
-        self._store = store
-        self._executor = executor
-        self._run = run
-        self._notify = notify
-        self._decoder = JobDecoder(app, event)
-        self._version = (
-            version_of(event.destination) if event.destination.wait_for_migrations else None
-        )
-
-    def drain(
-        self,
         token: FencingToken,
         lease: Lease,
+        run: str | None,
         stop: threading.Event,
-        report_load: Callable[[LoadReport], None],
+        report: Callable[[LoadReport], None],
     ) -> Summary:
         """Load until nothing is due, or until `stop` is set; the load under way is finished.
 
-        `report_load` is called after each recorded load, in this thread. The summary says `skipped`
-        if the destination waits for a migration.
+        - `token`: the right to claim jobs of its lane and to record their loads.
+        - `lease`: the lane's lock. Once it is lost, nothing more is claimed.
+        - `run`: names the caller's run in the history.
+        - `report`: is called after each recorded load, in the caller's thread.
 
-        Raises `FencedOut` when another process took over or may have (the lease is lost),
-        `CodeOutdated` when the destination was migrated beyond this code, `Timeout` when a load ran
-        past its time-out and its function has not returned, `Unavailable`.
+        The summary says `skipped` if the destination waits for a migration.
+
+        Raises `FencedOut` when another process took over or may have, `CodeOutdated` when the
+        destination was migrated beyond this code, `Timeout` when a load ran past its time-out and its
+        function has not returned (end the process), `MigrationError` when the destination's migrations
+        cannot be read, `Unavailable` when the store does not respond.
         """
+        decoder, version = self._prepare(app, event)
         summary = Summary()
         while not stop.is_set():
-            if lease.lost.is_set():
-                raise FencedOut(
-                    f"the lock {lease.key} could not be renewed, and another process may hold it; "
-                    "this one claims nothing more, and the next run continues"
-                )
+            _check_held(lease)
             try:
                 with _collector_paused():
-                    load = self._store.claim(
-                        token,
-                        self._event.batch_size,
-                        self._event.schedule.max_attempts,
-                        self._run,
-                        self._version,
+                    load = store.claim(
+                        token, event.batch_size, event.schedule.max_attempts, run, version
                     )
             except MigrationPending as error:
                 return Summary(summary.loads, summary.tally, skipped=str(error))
             if load is None:
                 return summary
             if stop.is_set():
-                self._store.release(load)
+                store.release(load)
                 break
-            report = self._load(load, lease, stop)
-            if report is not None:
-                tally = sum(report.days.values(), start=summary.tally)
-                summary = Summary(summary.loads + 1, tally)
-                report_load(report)
+            decoded = _decode(decoder, load, store)
+            batch = Batch(event.path, decoded.jobs, event.version)
+            call = self._call(event, load, batch, store)
+            if call is None:
+                continue
+            verdict = _verdict(app, event, load, decoded, batch, call.raised)
+            _record(store, load, verdict, lease, stop)
+            done = load_report(load, verdict, call.seconds)
+            del load, decoded, batch, verdict  # large ones are freed before the next claim
+            summary = Summary(summary.loads + 1, summary.tally + done.tally)
+            report(done)
         return Summary(summary.loads, summary.tally, stopped=True)
 
-    def _load(self, load: Load, lease: Lease, stop: threading.Event) -> LoadReport | None:
-        """Run one load. `None` if it has no result: it took too long, or could not begin."""
-        decoded, batch = Decoded((), {}), Batch[Any](self._event.path, ())
-        raised: BaseException | None = None
+    def close(self) -> None:
+        """Close the destinations' connections."""
+        self._executor.close()
+
+    def _prepare(
+        self, app: Blacksmith, event: AnyDestinationEvent
+    ) -> tuple[JobDecoder, int | None]:
+        """The event's decoder, and the version of the destination's schema that this code needs."""
+        prepared = self._prepared.get((app, event))
+        if prepared is None:
+            waits = event.destination.wait_for_migrations
+            version = version_of(event.destination) if waits else None
+            prepared = self._prepared[app, event] = JobDecoder(app, event), version
+        return prepared
+
+    def _call(
+        self, event: AnyDestinationEvent, load: Load, batch: Batch[Any], store: Store
+    ) -> _Call | None:
+        """Call the event's function. `None` if that took too long or did not begin: it has no result."""
+        if load.discard_reason is not None or not len(batch):
+            return _Call(None, 0.0)
         started = time.monotonic()
-        if load.discard_reason is None:
-            originals = self._decoder.originals(load.rows, self._store.originals)
-            with _collector_paused():
-                decoded = self._decoder.decode(load, originals)
-            batch = Batch(self._event.path, decoded.jobs, self._event.version)
-            if decoded.jobs:
-                call = self._executor.call(self._event, batch)
-                try:
-                    raised = call.exception(self._event.timeout.total_seconds())
-                except StillRunning:
-                    if call.cancel():  # it did not begin: another call to this destination ran
-                        self._store.release(load)
-                    else:
-                        self._abandon(load, call)
-                    return None
-        seconds = time.monotonic() - started
-        now = datetime.now(UTC)
-        decision = decide(load, decoded, batch.verdicts, raised, self._event.schedule, now)
-        events = outcomes(self._app, self._event, load, decoded, decision, now)
-        verdict = decision.verdict
-        if events:
-            verdict = msgspec.structs.replace(verdict, outcomes=events)
-        self._record(load, verdict, lease, stop)
-        if events:
-            self._notify(job.destination for outcome in events for job in outcome.jobs)
-        return load_report(load, verdict, seconds)
-
-    def _abandon(self, load: Load, call: Future[None]) -> None:
-        """Make the jobs of a load that took too long due again, even if its call is still running."""
-        limit = self._event.timeout.total_seconds()
-        error = f"the load ran past its time-out of {limit:g} s"
-        self._store.abandon(load, error)
-        _log.warning("%s: load %d: %s", self._event.path, load.id, error)
+        call = self._executor.call(event, batch)
         try:
-            call.exception(GRACE)
+            raised = call.exception(event.timeout.total_seconds())
         except StillRunning:
-            raise Timeout(
-                f"{self._event.path}: {error}, and its function has not returned: end this process. "
-                "The jobs are due again; if the function needs longer, give the event a longer "
-                "timeout= or a smaller batch_size="
-            ) from None
+            if call.cancel():  # it did not begin: another call to this destination ran
+                store.release(load)
+            else:
+                _abandon(event, load, call, store)
+            return None
+        return _Call(raised, time.monotonic() - started)
 
-    def _record(
-        self, load: Load, verdict: LoadVerdict, lease: Lease, stop: threading.Event
-    ) -> None:
-        """Record a load; again if the store does not respond, so that it is not loaded twice."""
-        give_up = time.monotonic() + RECORD_FOR
-        unknown: OutcomeUnknown | None = None
-        while True:
-            try:
-                return self._store.record(load, verdict)
-            except Unavailable as error:
-                unknown = error if isinstance(error, OutcomeUnknown) else unknown
-                if lease.lost.is_set() or stop.is_set() or time.monotonic() > give_up:
-                    raise
-            except FencedOut:
-                if unknown is None:
-                    raise
-                raise unknown from None  # maybe the unanswered call closed the load
-            stop.wait(_RECORD_PAUSE)
+
+class _Call(NamedTuple):
+    """A call of a destination event's function: what it raised, and how long it took."""
+
+    raised: BaseException | None
+    seconds: float
+
+
+def _check_held(lease: Lease) -> None:
+    if lease.lost.is_set():
+        raise FencedOut(
+            f"the lock {lease.key} could not be renewed, and another process may hold it; this one "
+            "claims nothing more, and the next run continues"
+        )
+
+
+def _decode(decoder: JobDecoder, load: Load, store: Store) -> Decoded:
+    """The jobs of a load; none if it is to be discarded, as users' code may have killed its process."""
+    if load.discard_reason is not None:
+        return Decoded((), {})
+    originals = decoder.originals(load.rows, store.originals)
+    with _collector_paused():
+        return decoder.decode(load, originals)
+
+
+def _verdict(
+    app: Blacksmith,
+    event: AnyDestinationEvent,
+    load: Load,
+    decoded: Decoded,
+    batch: Batch[Any],
+    raised: BaseException | None,
+) -> LoadVerdict:
+    """What becomes of the jobs of a load, with the outcomes that are received."""
+    now = datetime.now(UTC)
+    decision = decide(load, decoded, batch.verdicts, raised, event.schedule, now)
+    events = outcomes(app, event, load, decoded, decision, now)
+    verdict = decision.verdict
+    return msgspec.structs.replace(verdict, outcomes=events) if events else verdict
+
+
+def _abandon(event: AnyDestinationEvent, load: Load, call: Future[None], store: Store) -> None:
+    """Make the jobs of a load that took too long due again, even if its call is still running."""
+    error = f"the load ran past its time-out of {event.timeout.total_seconds():g} s"
+    store.abandon(load, error)
+    _log.warning("%s: load %d: %s", event.path, load.id, error)
+    try:
+        call.exception(GRACE)
+    except StillRunning:
+        raise Timeout(
+            f"{event.path}: {error}, and its function has not returned: end this process. The jobs are "
+            "due again; if the function needs longer, give the event a longer timeout= or a smaller "
+            "batch_size="
+        ) from None
+
+
+def _record(
+    store: Store, load: Load, verdict: LoadVerdict, lease: Lease, stop: threading.Event
+) -> None:
+    """Record a load; again if the store does not respond, so that it is not loaded twice."""
+    give_up = time.monotonic() + RECORD_FOR
+    unknown: OutcomeUnknown | None = None
+    while True:
+        try:
+            return store.record(load, verdict)
+        except Unavailable as error:
+            unknown = error if isinstance(error, OutcomeUnknown) else unknown
+            if lease.lost.is_set() or stop.is_set() or time.monotonic() > give_up:
+                raise
+        except FencedOut:
+            if unknown is None:
+                raise
+            raise unknown from None  # maybe the unanswered call closed the load
+        stop.wait(_RECORD_PAUSE)
 
 
 @contextmanager

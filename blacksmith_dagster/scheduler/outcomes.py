@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Any, NamedTuple
 
@@ -47,7 +47,9 @@ class Tally(msgspec.Struct, frozen=True):
 class LoadReport(msgspec.Struct, frozen=True):
     """One recorded load, with a tally for each UTC day of its events' `received_at`.
 
-    `seconds` is how long the destination event's function took; `error` is the first error, if any.
+    - `seconds`: how long the destination event's function took.
+    - `error`: the first error, if any.
+    - `receivers`: the destination events that have new jobs by the load's outcomes.
     """
 
     load_id: int
@@ -55,10 +57,16 @@ class LoadReport(msgspec.Struct, frozen=True):
     seconds: float
     attempt: int
     error: str | None = None
+    receivers: Collection[str] = ()
+
+    @property
+    def tally(self) -> Tally:
+        """The tally of all days."""
+        return sum(self.days.values(), start=Tally())
 
 
 class Summary(msgspec.Struct, frozen=True):
-    """What a call of `Scheduler.load` did.
+    """What a scheduler did until nothing was due.
 
     `skipped` says why it loaded nothing (more): another holder has the lock, or the destination waits
     for a migration. It is `None` if everything due was loaded. `stopped` is true if it was stopped
@@ -242,12 +250,21 @@ def _outcome_jobs(
 def load_report(load: Load, verdict: LoadVerdict, seconds: float) -> LoadReport:
     """The report of a recorded load. `seconds`: how long its function took."""
     jobs_by_day = _per_day([row.received_at for row in load.rows])
-    if verdict.raised is not None:
+    receivers = {job.destination for outcome in verdict.outcomes for job in outcome.jobs}
+    days: Mapping[date, Tally]
+    error = verdict.raised
+    if error is not None:
         days = {day: Tally(failed=jobs) for day, jobs in jobs_by_day.items()}
-        return LoadReport(load.id, days, seconds, load.attempt, verdict.raised)
-    if not verdict.deviations:
+    elif not verdict.deviations:
         days = {day: Tally(succeeded=jobs) for day, jobs in jobs_by_day.items()}
-        return LoadReport(load.id, days, seconds, load.attempt)
+    else:
+        days, error = _deviating_days(load, verdict, jobs_by_day), verdict.deviations[0].error
+    return LoadReport(load.id, days, seconds, load.attempt, error, receivers)
+
+
+def _deviating_days(
+    load: Load, verdict: LoadVerdict, jobs_by_day: Mapping[date, int]
+) -> Mapping[date, Tally]:
     received = {row.seq: row.received_at for row in load.rows}
     failed, discarded = (
         _per_day(
@@ -259,11 +276,10 @@ def load_report(load: Load, verdict: LoadVerdict, seconds: float) -> LoadReport:
         )
         for result in (JobResult.FAILED, JobResult.DISCARDED)
     )
-    days = {
+    return {
         day: Tally(jobs - failed[day] - discarded[day], failed[day], discarded[day])
         for day, jobs in jobs_by_day.items()
     }
-    return LoadReport(load.id, days, seconds, load.attempt, verdict.deviations[0].error)
 
 
 def _per_day(times: Sequence[datetime]) -> Counter[date]:

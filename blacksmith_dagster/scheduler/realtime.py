@@ -7,16 +7,15 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import AnyDestinationEvent, Destination
 from blacksmith_dagster.pubsub import Subscriber
-from blacksmith_dagster.pubsub.notifier import Notify
-from blacksmith_dagster.scheduler.executor import Executor
-from blacksmith_dagster.scheduler.loader import Loader
-from blacksmith_dagster.scheduler.outcomes import LoadReport
+from blacksmith_dagster.scheduler.loader import StandardScheduler
+from blacksmith_dagster.scheduler.outcomes import LoadReport, Summary
 from blacksmith_dagster.store.interface import Lane, Store
 from blacksmith_dagster.supervisor import Lease, Supervisor
 from blacksmith_dagster.supervisor.lock_loop import LockLoop, LockLoops
@@ -44,13 +43,11 @@ class Realtime(LockLoops):
     """Loads the realtime events of one destination until it is stopped, each in a thread of its own.
 
     A thread waits for its event's lock, then loads whenever it is woken: by a notification, by a
-    retry that falls due, or by the sweep that finds what a lost notification missed. Each event has
-    its own connection to the destination, so a slow one does not delay the others.
+    retry that falls due, or by the sweep that finds what a lost notification missed.
 
     - `holder`: the name under which it holds the locks, for people; `run` the Dagster run in the
       history.
     - `report(event, done)` is called after each load, in the event's thread.
-    - `notify`: is called with the destination events that get jobs from a load's outcomes.
 
     It waits for a store, supervisor or broker that does not respond. A thread that cannot continue,
     because its load ran past the time-out (`Timeout`) or because of a bug, ends and leaves its error
@@ -61,13 +58,13 @@ class Realtime(LockLoops):
         self,
         app: Blacksmith,
         destination: Destination[Any],
+        scheduler: StandardScheduler,
         *,
         store: Store,
         supervisor: Supervisor,
         subscriber: Subscriber,
         holder: str,
         report: ReportLoad,
-        notify: Notify,
         run: str | None = None,
     ) -> None:
         stopping = threading.Event()
@@ -76,13 +73,15 @@ class Realtime(LockLoops):
         self._broker_responds: bool | None = None  # None until the first attempt
         self._store_responds = True
         self._waker_failure: BaseException | None = None
-
-        def open_loader(event: AnyDestinationEvent, executor: Executor) -> Loader:
-            return Loader(app, event, store=store, executor=executor, run=run, notify=notify)
-
         self._loaders = {
             event.path: _RealtimeLoader(
-                event, store, supervisor, holder, open_loader, report, stopping
+                event,
+                store,
+                supervisor,
+                holder,
+                partial(scheduler.drain, app, event, store=store, run=run, stop=stopping),
+                report,
+                stopping,
             )
             for event in realtime_events(destination)
         }
@@ -180,7 +179,7 @@ class _RealtimeLoader(LockLoop):
         store: Store,
         supervisor: Supervisor,
         holder: str,
-        open_loader: Callable[[AnyDestinationEvent, Executor], Loader],
+        drain: Callable[..., Summary],
         report: ReportLoad,
         stopping: threading.Event,
     ) -> None:
@@ -195,8 +194,7 @@ class _RealtimeLoader(LockLoop):
         )
         self._event = event
         self._store = store
-        self._executor = Executor()
-        self._loader = open_loader(event, self._executor)
+        self._drain = drain
         self._report = report
         self._skipped: str | None = None
         self._loading = False
@@ -206,9 +204,6 @@ class _RealtimeLoader(LockLoop):
     @property
     def idle(self) -> float:
         return 0.0 if self._loading else time.monotonic() - self._loaded_at
-
-    def close(self) -> None:
-        self._executor.close()
 
     def work(self, lease: Lease) -> None:
         """Load whenever woken."""
@@ -220,7 +215,7 @@ class _RealtimeLoader(LockLoop):
             while not self._stopping.is_set():
                 self.woken.clear()
                 self._loading = True
-                done = self._loader.drain(token, lease, self._stopping, self._report_load)
+                done = self._drain(token=token, lease=lease, report=self._report_load)
                 self._loading = False
                 if done.skipped and done.skipped != self._skipped:
                     _log.warning("%s", done.skipped)

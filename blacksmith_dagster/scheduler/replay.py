@@ -1,4 +1,4 @@
-"""Loads a window of the log again: selects its jobs page by page, and loads them by a `Loader`."""
+"""Loads a window of the log again: selects its jobs page by page, and lets the scheduler load them."""
 
 from __future__ import annotations
 
@@ -6,25 +6,24 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from datetime import UTC, date
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from blacksmith_dagster.errors import MigrationPending, UsageError
+from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.importer import load_function
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import AnyDestinationEvent
 from blacksmith_dagster.pipeline.event import Event
 from blacksmith_dagster.pipeline.model import decoder, encode
-from blacksmith_dagster.pubsub.notifier import Notify
 from blacksmith_dagster.redaction import describe
 from blacksmith_dagster.scheduler.decoding import JobDecoder
-from blacksmith_dagster.scheduler.executor import Executor
-from blacksmith_dagster.scheduler.loader import HeldLane, Loader, take_lane
+from blacksmith_dagster.scheduler.loader import HeldLane, StandardScheduler, take_lane
 from blacksmith_dagster.scheduler.outcomes import LoadReport, Tally
 from blacksmith_dagster.store.interface import (
+    FencingToken,
     JobRow,
     Lane,
     Replay,
@@ -104,67 +103,72 @@ def replay(
     app: Blacksmith,
     event: AnyDestinationEvent,
     request: ReplayRequest,
+    scheduler: StandardScheduler,
     *,
     store: Store,
     supervisor: Supervisor,
     run: str | None = None,
     stop: threading.Event | None = None,
     rate: float | None = None,
-    report: Callable[[LoadReport, ReplayProgress], None] | None = None,
-    notify: Notify = lambda _: None,
-    wait: float = WAIT,
+    report: Callable[[LoadReport, ReplayProgress], None] = lambda *_: None,
 ) -> ReplaySummary:
     """Load the jobs that the request selects, until each has run once or `stop` is set.
 
     If a replay with an equal request has not ended, it continues that. The scheduled loads retry jobs
-    that fail.
-    `rate` limits it, in jobs a second; while a load of new jobs is running and has something to claim,
-    that load goes first. `run` names the caller's run; `report` is called after each recorded load, in
-    this thread, and `notify` with the destination events that have new jobs by its outcomes. It waits
-    for another replay of this destination event, `wait` seconds at most if the two overlap.
+    that fail. It waits for another replay of this destination event, 20 s at most if the two overlap.
 
-    Raises `UsageError` if an overlapping replay still runs then, or if a function of the request
-    raises; `Gone` if events of the window have been purged; `MigrationPending` if the destination
-    waits for a migration; what `Scheduler.load` raises.
+    - `run`: names the caller's run in the history.
+    - `rate`: limits it, in jobs a second. While a load of new jobs is running and has something to
+      claim, that load goes first.
+    - `report`: is called after each recorded load, in this thread.
 
-    >>> replay(app, flights, ReplayRequest(start, end), store=store, supervisor=locks)  # doctest: +SKIP
+    Raises `UsageError` if an overlapping replay still runs, if a function of the request raises, or if
+    the scheduler skips, as while the destination waits for a migration; `Gone` if events of the window
+    have been purged; what `StandardScheduler.drain` raises.
+
+    >>> replay(app, flights, request, scheduler, store=store, supervisor=supervisor)  # doctest: +SKIP
     ReplaySummary(replay=1, loads=3, tally=Tally(succeeded=2641, failed=0, discarded=0), stopped=False)
     """
-    stop = stop or threading.Event()
+    stop, holder = stop or threading.Event(), run or here()
     selector = ReplaySelector(app, event, request)
-    holder = run or here()
-    lane = _wait_for_lane(event.path, request, holder, store, supervisor, stop, wait)
+    lane = _wait_for_lane(event.path, request, holder, store, supervisor, stop)
     if lane is None:
         return ReplaySummary(0, stopped=True)
     token, lease = lane
-    with lease, closing(Executor()) as executor:
+    with lease:
         begun = store.begin_replay(token, request, selector.event_types, holder)
-        loader = Loader(app, event, store=store, executor=executor, run=run, notify=notify)
-        tracker = _ProgressTracker(begun, rate, stop, report or (lambda *_: None))
-        load_lane = _LoadLane(event.path, store, supervisor, stop)
-        loads, tally = 0, Tally()
-
-        def report_load(load: LoadReport) -> None:
-            tracker.report(load)
-            load_lane.wait_until_idle()
-
+        pace = _Pace(begun, store, supervisor, stop, rate, report)
+        drain = partial(
+            scheduler.drain, app, event, store=store, token=token, lease=lease, run=run, stop=stop
+        )
+        summary = ReplaySummary(begun.id)
         while True:
-            drained = loader.drain(token, lease, stop, report_load)
-            loads, tally = loads + drained.loads, tally + drained.tally
+            drained = drain(report=pace.loaded)
+            loads, tally = summary.loads + drained.loads, summary.tally + drained.tally
+            summary = ReplaySummary(begun.id, loads, tally, drained.stopped or stop.is_set())
+            if summary.stopped:
+                return summary
             if drained.skipped:
-                raise MigrationPending(drained.skipped)
-            if drained.stopped or stop.is_set():
-                return ReplaySummary(begun.id, loads, tally, stopped=True)
-            planned = tracker.replay
+                raise UsageError(
+                    f"{event.path}: the replay has not ended: {drained.skipped}; launch it again later, "
+                    "and it continues"
+                )
+            planned = pace.replay
             if planned.planned_upto < planned.upto:
-                window = Window(planned.planned_upto, planned.upto)
-                page = store.replay_page(event.path, request, selector.event_types, window)
-                selected = selector.select(page.candidates, store)
-                tracker.replay = store.plan(token, planned, page.upto, selected, event.batch_size)
+                pace.replay = plan_page(planned, token, selector, event.batch_size, store)
             elif store.end_replay(token, planned):
-                return ReplaySummary(begun.id, loads, tally)
+                return summary
             else:
                 stop.wait(_POLL)  # an operator is discarding jobs that are left
+
+
+def plan_page(
+    replay: Replay, token: FencingToken, selector: ReplaySelector, batch: int, store: Store
+) -> Replay:
+    """Put the selected jobs of the next page into job groups of the replay lane."""
+    window = Window(replay.planned_upto, replay.upto)
+    page = store.replay_page(replay.destination, replay.request, selector.event_types, window)
+    return store.plan(token, replay, page.upto, selector.select(page.candidates, store), batch)
 
 
 def forecast(
@@ -214,14 +218,11 @@ def _wait_for_lane(
     store: Store,
     supervisor: Supervisor,
     stop: threading.Event,
-    wait: float,
 ) -> HeldLane | None:
     """The replay lane, or `None` once `stop` is set. Raises `UsageError` for a replay that overlaps."""
-    give_up = time.monotonic() + wait
+    give_up = time.monotonic() + WAIT
     while not stop.is_set():
-        lane = take_lane(
-            Lane.REPLAY, path, holder, store=store, supervisor=supervisor, wait=min(wait, 1.0)
-        )
+        lane = take_lane(Lane.REPLAY, path, holder, store=store, supervisor=supervisor, wait=1.0)
         if lane is not None:
             return lane
         other = supervisor.status(f"replay/{path}").holder
@@ -243,65 +244,60 @@ def _wait_for_lane(
     return None
 
 
-class _ProgressTracker:
-    """Knows how far a replay is and how fast it runs, and slows it down to its rate."""
+class _Pace:
+    """Reports how far a replay is, and holds it to its rate and behind the loads of new jobs."""
 
     def __init__(
         self,
         replay: Replay,
-        rate: float | None,
+        store: Store,
+        supervisor: Supervisor,
         stop: threading.Event,
+        rate: float | None,
         report: Callable[[LoadReport, ReplayProgress], None],
     ) -> None:
         self.replay = replay
-        self._rate = rate
-        self._stop = stop
-        self._report = report
+        self._store, self._supervisor, self._stop = store, supervisor, stop
+        self._rate, self._report = rate, report
         self._done_before = replay.jobs - replay.waiting
         self._done = 0
         self._began = self._next = time.monotonic()
+        self._lane_checked_at = 0.0
 
-    def report(self, load: LoadReport) -> None:
-        """Report a load, then wait as long as the rate asks for."""
-        jobs = sum(tally.succeeded + tally.failed + tally.discarded for tally in load.days.values())
+    def loaded(self, load: LoadReport) -> None:
+        """Report a load, then wait as long as the rate asks for, and while the load lane has work."""
+        jobs = load.tally.succeeded + load.tally.failed + load.tally.discarded
         self._done += jobs
         now = time.monotonic()
+        self._report(load, self._progress(now))
+        if self._rate is not None:
+            self._next = max(self._next, now - 1.0) + jobs / self._rate
+            self._stop.wait(max(self._next - time.monotonic(), 0.0))
+        self._wait_for_load_lane()
+
+    def _progress(self, now: float) -> ReplayProgress:
         replay = self.replay
         unplanned, planned = replay.upto - replay.planned_upto, replay.planned_upto - replay.after
         left = max(replay.jobs - self._done_before - self._done, 0)
         left += round(unplanned * replay.jobs / planned) if planned else 0
         speed = self._done / (now - self._began) if now > self._began else 0.0
-        progress = ReplayProgress(
+        return ReplayProgress(
             self._done_before + self._done, left, speed, left / speed if speed else None
         )
-        self._report(load, progress)
-        if self._rate is not None:
-            self._next = max(self._next, now - 1.0) + jobs / self._rate
-            self._stop.wait(max(self._next - time.monotonic(), 0.0))
 
-
-class _LoadLane:
-    """Lets the loads of new jobs go first, while a process runs them."""
-
-    def __init__(
-        self, path: str, store: Store, supervisor: Supervisor, stop: threading.Event
-    ) -> None:
-        self._path, self._store, self._supervisor, self._stop = path, store, supervisor, stop
-        self._checked_at = 0.0
-
-    def wait_until_idle(self) -> None:
+    def _wait_for_load_lane(self) -> None:
         """Wait while the load lane has something to claim, and a process that claims it."""
-        now = time.monotonic()
-        if now - self._checked_at < _POLL:
+        now, path = time.monotonic(), self.replay.destination
+        if now - self._lane_checked_at < _POLL:
             return
         while (
             time.monotonic() - now < _LONGEST_YIELD
-            and self._store.next_due(self._path) == 0
-            and self._supervisor.status(f"load/{self._path}").held
+            and self._store.next_due(path) == 0
+            and self._supervisor.status(f"load/{path}").held
             and not self._stop.wait(_POLL / 5)
         ):
             pass
-        self._checked_at = time.monotonic()
+        self._lane_checked_at = time.monotonic()
 
 
 class ReplaySelector:

@@ -70,9 +70,6 @@ class LockLoop(threading.Thread, ABC):
         and acquire it again. Any other error ends the thread.
         """
 
-    def close(self) -> None:
-        """Release what the thread uses, at its end."""
-
     def interrupted(self, reason: str) -> None:
         """Called before each pause."""
 
@@ -97,8 +94,6 @@ class LockLoop(threading.Thread, ABC):
         except BaseException as error:  # noqa: BLE001 - reported as `failure`
             self.failure = error
             _log.error("this process has stopped %s: %s", self._activity, _logged(error))
-        finally:
-            self.close()
 
     def _acquire_and_work(self) -> None:
         try:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 
 from blacksmith_dagster.errors import FencedOut, Timeout, Unavailable
-from blacksmith_dagster.scheduler import StandardScheduler, loader
+from blacksmith_dagster.scheduler import StandardScheduler, load, loader
 from blacksmith_dagster.store import open_store
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.supervisor import (
@@ -55,8 +55,14 @@ def main(paths: Sequence[str]) -> int:
         for path in paths:
             event = blacksmith.destination_events[path]
             try:
-                summary = scheduler.load(
-                    blacksmith, event, store=store, supervisor=supervisor, run=run, stop=stop
+                summary = load(
+                    blacksmith,
+                    event,
+                    scheduler,
+                    store=store,
+                    supervisor=supervisor,
+                    run=run,
+                    stop=stop,
                 )
             except FencedOut as error:
                 print("fenced:", error)

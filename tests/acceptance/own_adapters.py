@@ -15,8 +15,8 @@ from blacksmith_dagster.ingest import ingest
 from blacksmith_dagster.scheduler import LoadReport, Summary, Tally
 from blacksmith_dagster.settings import Settings
 from blacksmith_dagster.store import Store, open_store
-from blacksmith_dagster.store.interface import Lane, LoadVerdict
-from blacksmith_dagster.supervisor import Supervisor
+from blacksmith_dagster.store.interface import FencingToken, LoadVerdict
+from blacksmith_dagster.supervisor import Lease
 
 
 class PlainGateway:
@@ -51,39 +51,32 @@ class PlainGateway:
 class PlainScheduler:
     """Loads without retries, time-outs or outcomes: an exception ends the run."""
 
-    def load(
+    def drain(
         self,
         app: Blacksmith,
         event: DestinationEvent[Any],
         *,
         store: Store,
-        supervisor: Supervisor,
-        run: str | None = None,
-        stop: threading.Event | None = None,
-        report: Callable[[LoadReport], None] | None = None,
+        token: FencingToken,
+        lease: Lease,
+        run: str | None,
+        stop: threading.Event,
+        report: Callable[[LoadReport], None],
     ) -> Summary:
-        lease = supervisor.acquire(f"load/{event.path}", "plain")
-        if lease is None:
-            return Summary(skipped="held by another")
         summary, connection = Summary(), event.destination.connect()
-        with lease:
-            token = store.take_over(event.path, Lane.LOAD, lease.id, lease.confirm)
-            opened = next(connection)
-            while load := store.claim(token, event.batch_size, event.schedule.max_attempts, run):
-                jobs = []
-                for row in load.rows:
-                    data = msgspec.json.decode(
-                        row.payload, type=event.flows[row.event_type].on.model
-                    )
-                    stored = Event(data, id=row.id, received_at=row.received_at)
-                    jobs.append(Job(data, stored, load.key_of(row.id), load.attempt))
-                event(Batch(event.path, jobs), opened)
-                store.record(load, LoadVerdict())
-                day = load.rows[0].received_at.date()
-                if report:
-                    report(LoadReport(load.id, {day: Tally(len(jobs))}, 0.0, load.attempt))
-                summary = Summary(summary.loads + 1, summary.tally + Tally(len(jobs)))
-            connection.close()
+        opened = next(connection)
+        while load := store.claim(token, event.batch_size, event.schedule.max_attempts, run):
+            jobs = []
+            for row in load.rows:
+                data = msgspec.json.decode(row.payload, type=event.flows[row.event_type].on.model)
+                stored = Event(data, id=row.id, received_at=row.received_at)
+                jobs.append(Job(data, stored, load.key_of(row.id), load.attempt))
+            event(Batch(event.path, jobs), opened)
+            store.record(load, LoadVerdict())
+            day = load.rows[0].received_at.date()
+            report(LoadReport(load.id, {day: Tally(len(jobs))}, 0.0, load.attempt))
+            summary = Summary(summary.loads + 1, summary.tally + Tally(len(jobs)))
+        connection.close()
         return summary
 
 

@@ -8,6 +8,7 @@ import time
 from datetime import datetime
 
 from blacksmith_dagster.errors import FencedOut, Unavailable
+from blacksmith_dagster.scheduler import StandardScheduler
 from blacksmith_dagster.scheduler.replay import replay
 from blacksmith_dagster.store import open_store
 from blacksmith_dagster.store.interface import ReplayMode, ReplayRequest
@@ -36,11 +37,11 @@ def main(path: str, start: str, end: str, *modes: str) -> int:
                 blacksmith,
                 blacksmith.destination_events[path],
                 request,
+                StandardScheduler(),
                 store=store,
                 supervisor=supervisor,
                 run=f"process {os.getpid()}",
                 stop=stop,
-                wait=10,
             )
         except (Unavailable, FencedOut) as error:
             print(type(error).__name__, error)

@@ -28,7 +28,7 @@ from blacksmith_dagster import (
 )
 from blacksmith_dagster.cli import main
 from blacksmith_dagster.ingest import ingest
-from blacksmith_dagster.scheduler import StandardScheduler
+from blacksmith_dagster.scheduler import StandardScheduler, load
 from blacksmith_dagster.store import open_store
 from blacksmith_dagster.supervisor import open_supervisor
 from scripts.demo import free_port
@@ -68,8 +68,13 @@ def ids(store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list
         store.register(blacksmith)
         [ids] = ingest(blacksmith, store, ordered, [Request.of([{"n": n} for n in range(3)])])
         with contextlib.closing(open_supervisor(None, store)) as supervisor:
-            StandardScheduler().load(
-                blacksmith, thanks, store=store, supervisor=supervisor, run="run-1"
+            load(
+                blacksmith,
+                thanks,
+                StandardScheduler(),
+                store=store,
+                supervisor=supervisor,
+                run="run-1",
             )
     return ids
 

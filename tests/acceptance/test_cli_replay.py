@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from blacksmith_dagster import Batch, Blacksmith, Destination, Event, Request, Schedule, Source
 from blacksmith_dagster.cli import main
 from blacksmith_dagster.ingest import ingest
-from blacksmith_dagster.scheduler import StandardScheduler
+from blacksmith_dagster.scheduler import StandardScheduler, load
 from blacksmith_dagster.store import open_store
 from blacksmith_dagster.store.interface import NewEvent
 from blacksmith_dagster.supervisor import open_supervisor
@@ -59,7 +59,7 @@ def ids(store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list
         [more] = ingest(before, store, ordered, [Request.of([{"n": 2}])])
         with contextlib.closing(open_supervisor(None, store)) as supervisor:
             for event in (thanks, news):
-                StandardScheduler().load(blacksmith, event, store=store, supervisor=supervisor)
+                load(blacksmith, event, StandardScheduler(), store=store, supervisor=supervisor)
     assert isinstance(ids, list)
     assert isinstance(more, list)
     return ids + more

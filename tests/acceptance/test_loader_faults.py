@@ -28,6 +28,7 @@ from blacksmith_dagster.errors import FencedOut, Unavailable
 from blacksmith_dagster.ingest.extract import Extractor
 from blacksmith_dagster.pipeline.source import SourceEvent
 from blacksmith_dagster.scheduler import StandardScheduler, Tally
+from blacksmith_dagster.scheduler import load as load_due
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.interface import Lane, LoadVerdict
 from blacksmith_dagster.store.sql import SQLStore
@@ -118,14 +119,9 @@ class Pipeline:
         return accept(self.store, data, self.app, self.seen)
 
     def load(self, stop: threading.Event | None = None) -> Tally:
-        scheduler = StandardScheduler()
-        try:
-            loaded = scheduler.load(
-                self.app, self.kept, store=self.store, supervisor=self._supervisor, stop=stop
-            )
-        finally:
-            scheduler.close()
-        return loaded.tally
+        services: dict[str, Any] = {"store": self.store, "supervisor": self._supervisor}
+        with contextlib.closing(StandardScheduler()) as scheduler:
+            return load_due(self.app, self.kept, scheduler, stop=stop, **services).tally
 
     def settle(self) -> None:
         """Load until nothing is pending, for at most 60 s."""
@@ -222,17 +218,19 @@ def test_new_jobs_are_not_starved_by_retries(store: Store) -> None:
             failing = False
 
     assert isinstance(store, SQLStore)
-    scheduler = StandardScheduler()
-    with contextlib.closing(StoreSupervisor(store)) as supervisor:
-        scheduler.load(
+    with (
+        contextlib.closing(StoreSupervisor(store)) as supervisor,
+        contextlib.closing(StandardScheduler()) as scheduler,
+    ):
+        load_due(
             pipeline.app,
             pipeline.kept,
+            scheduler,
             store=store,
             supervisor=supervisor,
             stop=stop,
             report=report,
         )
-    scheduler.close()
     turn = next(turn for turn, jobs in enumerate(handed) if 1000 in jobs)
     assert turn - news[1] <= 1, "every second claim is for new jobs"
     assert judge(store, "lake/kept", ids, pipeline.loaded).succeeded == set(ids)

@@ -18,6 +18,7 @@ from sqlalchemy import delete, select
 
 from blacksmith_dagster.cli import main
 from blacksmith_dagster.errors import Gone
+from blacksmith_dagster.scheduler import StandardScheduler
 from blacksmith_dagster.scheduler import purge as purging
 from blacksmith_dagster.scheduler.replay import forecast, replay
 from blacksmith_dagster.store import Store
@@ -151,7 +152,14 @@ class Beside:
         request = ReplayRequest(now - timedelta(seconds=ago), now, ALL)
         with contextlib.closing(StoreSupervisor(self._store)) as supervisor:
             try:
-                replay(blacksmith, FLIGHTS_EVENT, request, store=self._store, supervisor=supervisor)
+                replay(
+                    blacksmith,
+                    FLIGHTS_EVENT,
+                    request,
+                    StandardScheduler(),
+                    store=self._store,
+                    supervisor=supervisor,
+                )
                 self.replayed += 1
             except Gone:
                 self.refused += 1
@@ -274,7 +282,7 @@ def test_purged_window_is_refused(store: Store) -> None:
     purged_window = ReplayRequest(before, datetime.now(UTC))
     kept_window = ReplayRequest(oldest_kept, datetime.now(UTC))
     with contextlib.closing(StoreSupervisor(store)) as supervisor:
-        locks = {"store": store, "supervisor": supervisor}
+        locks = {"scheduler": StandardScheduler(), "store": store, "supervisor": supervisor}
         for ask in (
             lambda: replay(blacksmith, FLIGHTS_EVENT, purged_window, **locks),
             lambda: forecast(blacksmith, FLIGHTS_EVENT, purged_window, store=store),

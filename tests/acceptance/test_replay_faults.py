@@ -17,6 +17,7 @@ import pytest
 from blacksmith_dagster import Batch, Blacksmith, Destination, Event, Source
 from blacksmith_dagster.destinations import SQLDestination
 from blacksmith_dagster.scheduler import StandardScheduler, Tally
+from blacksmith_dagster.scheduler import load as load_due
 from blacksmith_dagster.scheduler.replay import ReplaySummary, replay
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.interface import NewEvent, NewJob, ReplayMode, ReplayRequest
@@ -187,7 +188,7 @@ def run_replay(store: Store, app: Blacksmith, path: str, **request: Any) -> Repl
     with contextlib.closing(open_supervisor(None, store)) as supervisor:
         event = app.destination_events[path]
         window = ReplayRequest(*EVER, **request)
-        return replay(app, event, window, store=store, supervisor=supervisor)
+        return replay(app, event, window, StandardScheduler(), store=store, supervisor=supervisor)
 
 
 def load(store: Store, app: Blacksmith, path: str) -> None:
@@ -195,7 +196,8 @@ def load(store: Store, app: Blacksmith, path: str) -> None:
         contextlib.closing(open_supervisor(None, store)) as supervisor,
         contextlib.closing(StandardScheduler()) as scheduler,
     ):
-        scheduler.load(app, app.destination_events[path], store=store, supervisor=supervisor)
+        event = app.destination_events[path]
+        load_due(app, event, scheduler, store=store, supervisor=supervisor)
 
 
 def is_older(event: Event[Any]) -> bool:

@@ -9,7 +9,7 @@ import pytest
 from blacksmith_dagster import Batch, Destination, Source
 from blacksmith_dagster.errors import NotFound, UsageError
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.scheduler import StandardScheduler
+from blacksmith_dagster.scheduler import StandardScheduler, load
 from blacksmith_dagster.scheduler.discard import discard, retire
 from blacksmith_dagster.store import Store
 from blacksmith_dagster.supervisor import Supervisor, open_supervisor
@@ -44,12 +44,12 @@ def test_discarded_by_hand_is_received(store: Store, supervisor: Supervisor) -> 
     store.register(app)
     first, second, third = ingest(store, [{"n": n} for n in range(3)])
     with closing(StandardScheduler()) as scheduler:
-        scheduler.load(app, flights, store=store, supervisor=supervisor)
+        load(app, flights, scheduler, store=store, supervisor=supervisor)
         ids = [third, first, first]
         services: dict[str, Any] = {"store": store, "supervisor": supervisor}
         assert discard(app, flights, ids, "gone\0", **services) == 2
         assert discard(app, flights, ids, "gone", **services) == 0  # they wait no more
-        scheduler.load(app, undeliverable, **services)
+        load(app, undeliverable, scheduler, **services)
     counts = store.counts(flights.path)
     assert (counts.retrying, counts.discarded) == (1, 2)
     assert sorted(received, key=lambda job: job[0]["n"]) == [
@@ -71,7 +71,7 @@ def test_retire_discards_all_that_waits(store: Store, supervisor: Supervisor) ->
     store.register(app)
     ingest(store, [{"n": n} for n in range(1500)])
     with closing(StandardScheduler()) as scheduler:
-        scheduler.load(app, flights, store=store, supervisor=supervisor)
+        load(app, flights, scheduler, store=store, supervisor=supervisor)
     ingest(store, [{"n": n} for n in range(1200)])
     assert store.orphans(WITHOUT_IT)[0].pending == 2700
     assert retire(flights.path, "retired", store=store, supervisor=supervisor) == 2700

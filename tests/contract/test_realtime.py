@@ -9,9 +9,15 @@ from typing import Any
 
 import pytest
 
-from blacksmith_dagster import Batch, Blacksmith, Destination, Schedule
+from blacksmith_dagster import Batch, Blacksmith, Destination, DestinationEvent, Schedule
 from blacksmith_dagster.errors import Timeout, Unavailable
-from blacksmith_dagster.scheduler import LoadReport, Realtime, realtime, realtime_events
+from blacksmith_dagster.scheduler import (
+    LoadReport,
+    Realtime,
+    StandardScheduler,
+    realtime,
+    realtime_events,
+)
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.interface import Lane
 from blacksmith_dagster.supervisor import Supervisor, open_supervisor
@@ -93,6 +99,7 @@ class Warm:
         self.messages = Messages()
         self.notified: list[str] = []
         self.reports: list[tuple[str, LoadReport]] = []
+        self._scheduler = StandardScheduler()
         self._loops: list[Realtime] = []
 
     def start(self, app: Blacksmith, store: Any = None) -> Realtime:
@@ -101,21 +108,26 @@ class Warm:
         loop = Realtime(
             app,
             app.destinations["warehouse"],
+            self._scheduler,
             store=store or self.store,
             supervisor=self.supervisor,
             subscriber=self.messages,
             holder="the test",
-            report=lambda event, done: self.reports.append((event.path, done)),
-            notify=self.notified.extend,
+            report=self._report,
         )
         self._loops.append(loop)
         loop.start()
         until(lambda: self.messages.waits > 1)
         return loop
 
+    def _report(self, event: DestinationEvent[Any], done: LoadReport) -> None:
+        self.reports.append((event.path, done))
+        self.notified.extend(done.receivers)
+
     def close(self) -> None:
         for loop in self._loops:
             loop.stop()
+        self._scheduler.close()
         self.supervisor.close()
         self.store.close()
 

@@ -11,7 +11,8 @@ import pytest
 
 from blacksmith_dagster import Batch, Blacksmith, Destination, DestinationEvent, Event, Flow
 from blacksmith_dagster.errors import SettingsError, UsageError
-from blacksmith_dagster.scheduler import StandardScheduler, Tally
+from blacksmith_dagster.scheduler import StandardScheduler, Tally, load
+from blacksmith_dagster.scheduler import replay as replays
 from blacksmith_dagster.scheduler.replay import ReplayProgress, ReplaySummary, forecast, replay
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.interface import (
@@ -52,14 +53,15 @@ class Replaying:
     def replay(
         self, app: Blacksmith, event: DestinationEvent[Any], *, stop: Any = None, **asked: Any
     ) -> ReplaySummary:
-        how = {key: asked.pop(key) for key in ("rate", "report", "run", "wait") if key in asked}
+        how = {key: asked.pop(key) for key in ("rate", "report", "run") if key in asked}
         services: dict[str, Any] = {"store": self.store, "supervisor": self.supervisor}
         request = ReplayRequest(**{**EVER, **asked})
-        return replay(app, event, request, stop=stop, **services, **how)
+        with closing(StandardScheduler()) as scheduler:
+            return replay(app, event, request, scheduler, stop=stop, **services, **how)
 
     def load(self, app: Blacksmith, event: DestinationEvent[Any]) -> None:
         with closing(StandardScheduler()) as scheduler:
-            scheduler.load(app, event, store=self.store, supervisor=self.supervisor)
+            load(app, event, scheduler, store=self.store, supervisor=self.supervisor)
 
     def ingest(self, *data: Any) -> list[str]:
         """Events without a job."""
@@ -300,9 +302,10 @@ def test_a_dry_run_changes_nothing(replaying: Replaying) -> None:
     assert replaying.store.replays(flights.path) == []
 
 
-def test_overlapping_replays_refused(replaying: Replaying) -> None:
+def test_overlapping_replays_refused(replaying: Replaying, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second replay of the same window while one runs is refused, naming the run; one of another
     window waits for its turn."""
+    monkeypatch.setattr(replays, "WAIT", 0.2)
     begun, go_on = threading.Event(), threading.Event()
 
     def load(batch: Batch[Any]) -> None:
@@ -318,12 +321,12 @@ def test_overlapping_replays_refused(replaying: Replaying) -> None:
     running.start()
     assert begun.wait(30)
     with pytest.raises(UsageError, match="run 7 is already replaying"):
-        replaying.replay(app, flights, run="run 8", wait=0.2)
+        replaying.replay(app, flights, run="run 8")
     done = threading.Event()
 
     def elsewhere() -> None:
         past = {"start": NOW - timedelta(days=3), "end": NOW - timedelta(days=2)}
-        replaying.replay(app, flights, run="run 9", wait=0.2, **past)
+        replaying.replay(app, flights, run="run 9", **past)
         done.set()
 
     other = threading.Thread(target=elsewhere, daemon=True)

@@ -24,6 +24,7 @@ from blacksmith_dagster import (
 )
 from blacksmith_dagster.gateway.app import create_app
 from blacksmith_dagster.scheduler import LoadReport, StandardScheduler
+from blacksmith_dagster.scheduler import load as load_due
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.interface import NewEvent
 from blacksmith_dagster.store.sql import SQLStore
@@ -91,7 +92,7 @@ def test_an_error_that_holds_a_secret_is_kept_without_it(
         def load(path: str) -> None:
             until(lambda: store.next_due(path) == 0)
             event = app.destination_events[path]
-            scheduler.load(app, event, store=store, supervisor=locks, report=reports.append)
+            load_due(app, event, scheduler, store=store, supervisor=locks, report=reports.append)
 
         for path in app.destination_events:
             if path == outcomes.path:

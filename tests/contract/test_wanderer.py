@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from blacksmith_dagster.errors import (
 from blacksmith_dagster.ingest import ingest as ingest_requests
 from blacksmith_dagster.pipeline import triggers
 from blacksmith_dagster.scheduler import Realtime, StandardScheduler, Summary
+from blacksmith_dagster.scheduler import load as load_due
 from blacksmith_dagster.store import migration_barrier
 from blacksmith_dagster.store.interface import Lane, LoadVerdict
 from blacksmith_dagster.store.sql import SQLStore
@@ -79,16 +81,15 @@ def states(wanderer: Wanderer) -> list[MigrationState | None]:
 
 def load(wandering: Runs, app: Blacksmith) -> Summary:
     """A scheduled load of the flights."""
-    store, scheduler = wandering.store(), StandardScheduler()
-    try:
-        return scheduler.load(
+    store = wandering.store()
+    with closing(StandardScheduler()) as scheduler:
+        return load_due(
             app,
             app.destination_events[FLIGHTS],
+            scheduler,
             store=store,
             supervisor=wandering.supervisor(store),
         )
-    finally:
-        scheduler.close()
 
 
 def failing(version: int) -> Migration:
@@ -694,12 +695,12 @@ def test_a_realtime_loop_of_older_code_ends_and_newer_code_waits(wandering: Runs
         loop = Realtime(
             app,
             app.destinations["warehouse"],
+            StandardScheduler(),
             store=store,
             supervisor=wandering.supervisor(store),
             subscriber=Silent(),
             holder="a test",
             report=lambda *_: None,
-            notify=lambda _: None,
         )
         loop.start()
         return loop

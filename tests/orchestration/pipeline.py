@@ -9,7 +9,7 @@ from sqlalchemy import update
 
 from blacksmith_dagster import Batch, Blacksmith, Destination, Schedule, Source
 from blacksmith_dagster.orchestration import BlacksmithResource, build_definitions
-from blacksmith_dagster.scheduler import Scheduler
+from blacksmith_dagster.scheduler import StandardScheduler
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.interface import NewEvent, NewJob
 from blacksmith_dagster.store.sql import SQLStore
@@ -29,7 +29,7 @@ class Pipeline:
         interval: str = "@every 10m",
         batch_size: int = 1000,
         judge: Callable[[Batch[Any]], None] = lambda batch: None,
-        scheduler: Scheduler | None = None,
+        scheduler: StandardScheduler | None = None,
         timeout: str = "1m",
     ) -> None:
         self.store_url = store_url

@@ -204,11 +204,9 @@ class Broken(StandardScheduler):
         self.errors = list(errors)
         self.calls: list[str] = []
 
-    def load(self, app: Any, event: Any, **options: Any) -> Summary:
+    def drain(self, app: Any, event: Any, **options: Any) -> Summary:
         self.calls.append(event.path)
-        if options["stop"].is_set():
-            return Summary(stopped=True)
-        summary = super().load(app, event, **options)
+        summary = super().drain(app, event, **options)
         if self.errors:
             raise self.errors.pop(0)
         return summary

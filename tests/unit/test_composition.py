@@ -33,7 +33,7 @@ def test_an_applications_own_are_used() -> None:
     ("name", "check", "method", "standard"),
     [
         ("gateway", gateway_of, "serve(app, settings)", StandardGateway),
-        ("scheduler", scheduler_of, "load(app, event, *, store, ", StandardScheduler),
+        ("scheduler", scheduler_of, "drain(app, event, *, store, token, ", StandardScheduler),
     ],
 )
 def test_one_that_cannot_serve_is_rejected(
@@ -45,11 +45,11 @@ def test_one_that_cannot_serve_is_rejected(
         error.value
     )
     assert f"write {method}" in str(error.value)
-    assert f"leave {name}= out to use {standard.__name__}" in str(error.value)
+    assert f"{standard.__name__} has it, or leave {name}= out" in str(error.value)
     with pytest.raises(DeclarationError, match=rf"write {name}={standard.__name__}\(\.\.\.\)"):
         check(app(**{name: standard}))
 
 
 def test_a_wrong_scheduler_is_reported_when_the_definitions_are_built() -> None:
-    with pytest.raises(DeclarationError, match="object has no method load"):
+    with pytest.raises(DeclarationError, match="object has no method drain"):
         build_definitions(app(scheduler=object()), start_date="2026-01-01")
