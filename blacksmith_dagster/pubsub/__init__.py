@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 
 from blacksmith_dagster.errors import SettingsError
-from blacksmith_dagster.pubsub.address import VARIABLE, BrokerAddress, parse_broker_url
-from blacksmith_dagster.pubsub.interface import (
-    Adapter,
-    Consumer,
-    CursorOf,
-    Publisher,
-    PubSub,
-    Received,
-    Subscriber,
-)
+from blacksmith_dagster.pubsub.address import VARIABLE, parse_broker_url
+from blacksmith_dagster.pubsub.interface import Consumer, Publisher, PubSub, Received, Subscriber
+from blacksmith_dagster.store import read_url
 
 __all__ = ["Consumer", "PubSub", "Publisher", "Received", "Subscriber", "open_pubsub"]
 
-# By scheme: the package of the adapter, which is also the name of its extra, and the client it imports.
+# By scheme: the module of the adapter, which is also the name of its extra, and the client it imports.
 _ADAPTERS = {
     "kafka": ("kafka", "confluent_kafka"),
     "nats": ("nats", "nats"),
     "amqp": ("rabbitmq", "pika"),
     "amqps": ("rabbitmq", "pika"),
+    "postgresql": ("postgres", "psycopg"),
 }
 
 
@@ -51,35 +45,17 @@ def open_pubsub(url: str | None, store_url: str, variable: str = VARIABLE) -> Pu
                 f"{variable} is postgres, but the store is not PostgreSQL: give the store a "
                 "postgresql:// URL, or choose another broker"
             )
-        from blacksmith_dagster.pubsub.postgres import PostgresPubSub
-
-        return PostgresPubSub(store_url, address.topic)
-    package, client = _ADAPTERS[address.scheme]
+        url_of_store = read_url(store_url)
+        address = replace(
+            address,
+            scheme="postgresql",
+            hosts=[(url_of_store.host or "", url_of_store.port or 5432)],
+            path=f"/{url_of_store.database or ''}",
+            store_url=store_url,
+        )
+    module, client = _ADAPTERS[address.scheme]
     if find_spec(client) is None:
         raise ImportError(
-            f"{address.scheme}:// needs its client; run `pip install 'blacksmith-dagster[{package}]'`"
+            f"{address.scheme}:// needs its client; run `pip install 'blacksmith-dagster[{module}]'`"
         )
-    adapter: Adapter = import_module(f"{__name__}.{package}").ADAPTER
-    return _Broker(address, adapter)
-
-
-@dataclass(frozen=True, slots=True)
-class _Broker:
-    """A `PubSub`: an adapter at an address."""
-
-    address: BrokerAddress
-    adapter: Adapter
-
-    @property
-    def label(self) -> str:
-        return self.address.label
-
-    def publisher(self) -> Publisher:
-        return self.adapter.publisher(self.address)
-
-    def subscriber(self, destination: str) -> Subscriber:
-        return self.adapter.subscriber(self.address, destination)
-
-    def consumer(self, topic: str, subscription: str, cursor_of: CursorOf) -> Consumer:
-        address = replace(self.address, topic=topic, subscription=subscription)
-        return self.adapter.consumer(address, cursor_of)
+    return PubSub(address, import_module(f"{__name__}.{module}").ADAPTER)

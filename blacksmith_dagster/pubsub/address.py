@@ -17,6 +17,7 @@ VARIABLE = "BLACKSMITH_PUBSUB_URL"
 """The environment variable that holds the URL, unless a subscription names another."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
+_LONGEST_CHANNEL = 63  # PostgreSQL's
 _OPTIONS: Mapping[str, frozenset[str]] = {
     "kafka": frozenset({"topic", "subscription", "tls", "ca", "sasl"}),
     "nats": frozenset({"topic", "subscription", "tls", "ca"}),
@@ -36,6 +37,7 @@ class BrokerAddress:
       for the system's.
     - `sasl`: Kafka's mechanism, used if there is a username.
     - `variable`: the environment variable that holds the URL, named in errors.
+    - `store_url`: the store's URL, if its database is the broker.
     """
 
     scheme: str
@@ -49,6 +51,7 @@ class BrokerAddress:
     ca: str | None = None
     sasl: str = "PLAIN"
     variable: str = VARIABLE
+    store_url: str = field(default="", repr=False)
 
     @property
     def servers(self) -> str:
@@ -99,6 +102,8 @@ def parse_broker_url(url: str, variable: str = VARIABLE) -> BrokerAddress:
     for name in ("topic", "subscription"):
         if not _NAME.fullmatch(options.get(name, "blacksmith")):
             raise invalid(f"{name}= is up to 100 letters, digits, '_' and '-'")
+    if bare and len(options.get("topic", "")) > _LONGEST_CHANNEL:
+        raise invalid(f"with postgres, topic= has up to {_LONGEST_CHANNEL} characters; shorten it")
     tls = options.get("tls", "false")
     if tls not in ("true", "false"):
         raise invalid("tls= is true or false")

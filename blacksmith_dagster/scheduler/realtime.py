@@ -62,7 +62,7 @@ class Realtime(LockLoops):
         *,
         store: Store,
         supervisor: Supervisor,
-        subscriber: Subscriber,
+        subscriber: Subscriber[Any],
         holder: str,
         report: ReportLoad,
         run: str | None = None,

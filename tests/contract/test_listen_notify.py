@@ -7,7 +7,6 @@ import pytest
 
 from blacksmith_dagster.errors import SettingsError
 from blacksmith_dagster.pubsub import open_pubsub
-from blacksmith_dagster.pubsub.postgres import PostgresPubSub
 from tests.contract.notifying import FLIGHTS, opening
 
 
@@ -31,13 +30,13 @@ def test_a_store_that_is_not_postgresql_is_refused() -> None:
 
 
 def test_a_topic_is_no_longer_than_a_channel() -> None:
-    PostgresPubSub("postgresql://db/blacksmith", "t" * 63)
+    open_pubsub("postgres?topic=" + "t" * 63, "postgresql://db/blacksmith")
     with pytest.raises(SettingsError, match="63 characters; shorten it"):
-        PostgresPubSub("postgresql://db/blacksmith", "t" * 64)
+        open_pubsub("postgres?topic=" + "t" * 64, "postgresql://db/blacksmith")
 
 
 def test_the_password_is_not_shown() -> None:
-    pubsub = PostgresPubSub("postgresql://me:open-sesame@db/blacksmith", "orders")
+    pubsub = open_pubsub("postgres?topic=orders", "postgresql://me:open-sesame@db/blacksmith")
     assert "sesame" not in f"{pubsub!r} {pubsub.label}"
     for url in (
         "me:open-sesame@db",
@@ -45,12 +44,12 @@ def test_the_password_is_not_shown() -> None:
         "postgresql://me:o@pen:sesame@db",
     ):
         with pytest.raises(SettingsError) as refused:
-            PostgresPubSub(url, "orders")
+            open_pubsub("postgres?topic=orders", url)
         assert "sesame" not in str(refused.value)
 
 
 def test_a_peer_that_vanished_is_noticed(postgres_url: str) -> None:
-    pubsub = PostgresPubSub(postgres_url, "orders")
+    pubsub = open_pubsub("postgres?topic=orders", postgres_url)
     with contextlib.closing(pubsub.subscriber("warehouse")) as subscriber:
         subscriber.wait(10)
         connected = socket.socket(fileno=subscriber._connection.fileno())

@@ -14,7 +14,7 @@ from confluent_kafka.admin import AdminClient
 
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pubsub.address import BrokerAddress
-from blacksmith_dagster.pubsub.client import ConnectionLost
+from blacksmith_dagster.pubsub.interface import ConnectionLost
 
 RESPONSE_SECONDS = 3.0
 REQUEST_SECONDS = 2.0  # shorter: leaves time to repeat a request whose connection has died

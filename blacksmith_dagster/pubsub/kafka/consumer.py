@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
+import confluent_kafka
 from confluent_kafka import (
     TIMESTAMP_NOT_AVAILABLE,
-    Consumer,
     ConsumerGroupTopicPartitions,
     KafkaError,
     KafkaException,
@@ -25,8 +25,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec, TopicDescription
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pipeline.triggers import Message
 from blacksmith_dagster.pubsub.address import BrokerAddress
-from blacksmith_dagster.pubsub.client import BrokerConsumer, ConnectionLost, header_text, unix_time
-from blacksmith_dagster.pubsub.interface import CursorOf, Received
+from blacksmith_dagster.pubsub.interface import ConnectionLost, Consumer, CursorOf, Received
 from blacksmith_dagster.pubsub.kafka.connection import (
     CONSUMER,
     DENIED,
@@ -38,6 +37,7 @@ from blacksmith_dagster.pubsub.kafka.connection import (
     settings,
     wait_for,
 )
+from blacksmith_dagster.pubsub.messages import header_text, unix_time
 from blacksmith_dagster.store.interface import Cursor
 
 _log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ _RECONNECT_CODES = NO_TOPIC | {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_
 _COMMIT_ERRORS = DENIED | {KafkaError.UNKNOWN_MEMBER_ID}
 
 
-class KafkaConsumer(BrokerConsumer[Consumer]):
+class KafkaConsumer(Consumer[confluent_kafka.Consumer]):
     """A `Consumer` of all partitions of a topic; its address has the topic and the group.
 
     The holder of the listener's lock reads, so it assigns itself the partitions. The group's own
@@ -66,9 +66,7 @@ class KafkaConsumer(BrokerConsumer[Consumer]):
     """
 
     def __init__(self, address: BrokerAddress, cursor_of: CursorOf) -> None:
-        super().__init__()
-        self._address = address
-        self._cursor_of = cursor_of
+        super().__init__(address, cursor_of)
         self._errors = self._new_errors()
         self._admin: AdminClient | None = None
         self._topic: object = None  # its id and how many partitions it has
@@ -96,7 +94,9 @@ class KafkaConsumer(BrokerConsumer[Consumer]):
 
     # -- reading
 
-    def _read(self, connection: Consumer, limit: int, deadline: float) -> Sequence[Received]:
+    def _read(
+        self, connection: confluent_kafka.Consumer, limit: int, deadline: float
+    ) -> Sequence[Received]:
         while not self._is_closed:
             with self._errors.translated():
                 self._check_topic()
@@ -128,7 +128,7 @@ class KafkaConsumer(BrokerConsumer[Consumer]):
             received.append(Received(_message(record), cursor))
         return received
 
-    def _lag(self, connection: Consumer) -> int:
+    def _lag(self, connection: confluent_kafka.Consumer) -> int:
         lag = 0
         for number, partition in self._partitions.items():
             topic_partition = TopicPartition(self._address.topic, number)
@@ -139,7 +139,7 @@ class KafkaConsumer(BrokerConsumer[Consumer]):
 
     # -- committing
 
-    def _acknowledge(self, connection: Consumer) -> None:  # noqa: ARG002 - `_commit` says why
+    def _acknowledge(self, connection: confluent_kafka.Consumer) -> None:  # noqa: ARG002 - `_commit` says why
         self._uncommitted = self._has_cursor()
         self._commit()
 
@@ -192,7 +192,7 @@ class KafkaConsumer(BrokerConsumer[Consumer]):
 
     # -- connecting
 
-    def _open(self) -> Consumer:
+    def _open(self) -> confluent_kafka.Consumer:
         self._errors = self._new_errors()
         with self._errors.translated():
             self._admin = admin_client(self._address, self._errors)
@@ -201,7 +201,7 @@ class KafkaConsumer(BrokerConsumer[Consumer]):
             self._check_at = monotonic() + _CHECK_SECONDS
             self._partitions = self._assigned(topic)
             self._uncommitted = self._has_cursor()
-            return Consumer(
+            return confluent_kafka.Consumer(
                 settings(self._address)
                 | _CONSUMER
                 | {
@@ -210,7 +210,7 @@ class KafkaConsumer(BrokerConsumer[Consumer]):
                 }
             )
 
-    def _prepare(self, connection: Consumer) -> None:
+    def _prepare(self, connection: confluent_kafka.Consumer) -> None:
         with self._errors.translated():
             connection.assign(
                 [

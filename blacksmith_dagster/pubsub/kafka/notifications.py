@@ -10,13 +10,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from confluent_kafka.cimpl import NewTopic
 
 from blacksmith_dagster.pubsub.address import BrokerAddress
-from blacksmith_dagster.pubsub.client import (
-    BrokerPublisher,
-    BrokerSubscriber,
-    ConnectionLost,
-    decode_notification,
-    encode_notifications,
-)
+from blacksmith_dagster.pubsub.interface import ConnectionLost, Publisher, Subscriber
 from blacksmith_dagster.pubsub.kafka.connection import (
     CONSUMER,
     DENIED,
@@ -29,6 +23,7 @@ from blacksmith_dagster.pubsub.kafka.connection import (
     settings,
     wait_for,
 )
+from blacksmith_dagster.pubsub.messages import decode_notification, encode_notifications
 
 _BATCH = 1000
 # The only partition that is used: a notification is a few bytes, and a subscriber that reads one
@@ -56,13 +51,8 @@ class _Producer(Producer):
         return True
 
 
-class KafkaPublisher(BrokerPublisher[_Producer]):
-    """A `Publisher`."""
-
-    def __init__(self, address: BrokerAddress) -> None:
-        super().__init__()
-        self._address = address
-        self._errors = _errors(address)
+class KafkaPublisher(Publisher[_Producer]):
+    """See `Publisher`."""
 
     def _open(self) -> _Producer:
         _create_topic(self._address)
@@ -72,39 +62,25 @@ class KafkaPublisher(BrokerPublisher[_Producer]):
     def _send(self, connection: _Producer, paths: Collection[str]) -> None:
         connection.poll(0)
         self._errors.clear()  # if an earlier error persists, it is reported again
-        messages = encode_notifications(paths)
-        unconfirmed = {destination.encode() for destination in messages}
+        failed: list[KafkaError] = []
 
-        def confirm(error: KafkaError | None, message: Message) -> None:
+        def confirm(error: KafkaError | None, _: Message) -> None:
             if error is not None:
-                self._errors.note(error)
-                self._errors.is_lost = True
-            unconfirmed.discard(message.key())
+                failed.append(error)
 
         try:
-            for destination, body in messages.items():
+            for destination, body in encode_notifications(paths).items():
                 connection.produce(
                     self._address.topic, body, destination, _PARTITION, on_delivery=confirm
                 )
-            deadline = monotonic() + RESPONSE_SECONDS
-            while unconfirmed and not self._errors.is_lost and (left := deadline - monotonic()) > 0:
-                connection.poll(min(left, POLL_SECONDS))
         except KafkaException as error:
             raise self._errors.lost(error.args[0]) from None
-        if unconfirmed or self._errors.is_lost:
-            raise self._errors.lost()
+        if connection.flush(RESPONSE_SECONDS) or failed:
+            raise self._errors.lost(failed[0] if failed else None)
 
 
-class KafkaSubscriber(BrokerSubscriber[Consumer]):
-    """A `Subscriber`."""
-
-    def __init__(self, address: BrokerAddress, destination: str) -> None:
-        super().__init__()
-        self._address = address
-        self._destination = destination
-        self._key = destination.encode()
-        self._denied: KafkaError | None = None
-        self._errors = _errors(address)
+class KafkaSubscriber(Subscriber[Consumer]):
+    """See `Subscriber`."""
 
     def _open(self) -> Consumer:
         self._denied = _create_topic(self._address)
@@ -138,7 +114,7 @@ class KafkaSubscriber(BrokerSubscriber[Consumer]):
                     if error.code() in NO_TOPIC:
                         raise ConnectionLost(error.str())
                     raise self._errors.unavailable(error)
-                if message.key() == self._key:
+                if message.key() == self._destination.encode():
                     paths.update(decode_notification(self._destination, message.value() or b""))
         return paths
 

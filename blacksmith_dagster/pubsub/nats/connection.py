@@ -13,7 +13,7 @@ import nats.errors
 from nats.aio.client import Client
 
 from blacksmith_dagster.pubsub.address import BrokerAddress
-from blacksmith_dagster.pubsub.client import ConnectionLost
+from blacksmith_dagster.pubsub.interface import ConnectionLost
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")

@@ -22,8 +22,8 @@ from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
 from blacksmith_dagster.errors import SettingsError, Unavailable
 from blacksmith_dagster.pipeline.triggers import Message
 from blacksmith_dagster.pubsub.address import BrokerAddress
-from blacksmith_dagster.pubsub.client import BrokerConsumer, ConnectionLost, unix_time
-from blacksmith_dagster.pubsub.interface import CursorOf, Received
+from blacksmith_dagster.pubsub.interface import ConnectionLost, Consumer, CursorOf, Received
+from blacksmith_dagster.pubsub.messages import unix_time
 from blacksmith_dagster.pubsub.nats.connection import RESPONSE_SECONDS, NATSConnection
 from blacksmith_dagster.store.interface import Cursor
 
@@ -42,7 +42,7 @@ _NAME = re.compile(r"[^.*>/\\]+")
 _DONE_STATUSES = ("404", "408")  # of a request: there are no more messages, or it took too long
 
 
-class NATSConsumer(BrokerConsumer[NATSConnection]):
+class NATSConsumer(Consumer[NATSConnection]):
     """A `Consumer` of a subject, through a durable consumer on the stream that has it.
 
     The durable consumer is created again at the store's cursor whenever reading begins. If it
@@ -56,9 +56,7 @@ class NATSConsumer(BrokerConsumer[NATSConnection]):
                 f"Subscription(subscription={address.subscription!r}): NATS accepts no name with "
                 "'.', '*', '>', '/' or '\\'; choose another"
             )
-        super().__init__()
-        self._address = address
-        self._cursor_of = cursor_of
+        super().__init__(address, cursor_of)
         self._changed = threading.Event()
         self._check_at = 0.0
 

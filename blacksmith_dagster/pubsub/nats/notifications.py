@@ -9,22 +9,13 @@ from time import monotonic
 from nats.aio.msg import Msg
 
 from blacksmith_dagster.pubsub.address import BrokerAddress
-from blacksmith_dagster.pubsub.client import (
-    BrokerPublisher,
-    BrokerSubscriber,
-    ConnectionLost,
-    decode_notification,
-    encode_notifications,
-)
+from blacksmith_dagster.pubsub.interface import ConnectionLost, Publisher, Subscriber
+from blacksmith_dagster.pubsub.messages import decode_notification, encode_notifications
 from blacksmith_dagster.pubsub.nats.connection import NATSConnection
 
 
-class NATSPublisher(BrokerPublisher[NATSConnection]):
-    """A `Publisher`."""
-
-    def __init__(self, address: BrokerAddress) -> None:
-        super().__init__()
-        self._address = address
+class NATSPublisher(Publisher[NATSConnection]):
+    """See `Publisher`."""
 
     def _open(self) -> NATSConnection:
         return NATSConnection(self._address, on_lost=lambda: None)
@@ -38,14 +29,11 @@ class NATSPublisher(BrokerPublisher[NATSConnection]):
         connection.call(send)
 
 
-class NATSSubscriber(BrokerSubscriber[NATSConnection]):
-    """A `Subscriber`."""
+class NATSSubscriber(Subscriber[NATSConnection]):
+    """See `Subscriber`."""
 
     def __init__(self, address: BrokerAddress, destination: str) -> None:
-        super().__init__()
-        self._address = address
-        self._destination = destination
-        self._paths: set[str] = set()
+        super().__init__(address, destination)
         self._changed = threading.Condition()
 
     def _open(self) -> NATSConnection:

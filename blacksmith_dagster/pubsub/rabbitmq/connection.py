@@ -16,7 +16,7 @@ from pika.adapters.utils import connection_workflow as workflow
 
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pubsub.address import BrokerAddress
-from blacksmith_dagster.pubsub.client import ConnectionLost
+from blacksmith_dagster.pubsub.interface import ConnectionLost
 
 _CONNECT_SECONDS = 3.0  # for all servers together
 _RESPONSE_SECONDS = 3.0

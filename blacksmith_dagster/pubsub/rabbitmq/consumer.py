@@ -11,8 +11,8 @@ from typing import Any
 from blacksmith_dagster.errors import SettingsError, Unavailable
 from blacksmith_dagster.pipeline.triggers import Message
 from blacksmith_dagster.pubsub.address import BrokerAddress
-from blacksmith_dagster.pubsub.client import BrokerConsumer, header_text, unix_time
-from blacksmith_dagster.pubsub.interface import CursorOf, Received
+from blacksmith_dagster.pubsub.interface import Consumer, CursorOf, Received
+from blacksmith_dagster.pubsub.messages import header_text, unix_time
 from blacksmith_dagster.pubsub.rabbitmq.connection import ChannelClosed, RabbitMQConnection
 
 _log = logging.getLogger(__name__)
@@ -26,17 +26,13 @@ _RIGHTS = "read the queue; and, where that is missing, configure and write it an
 _NOT_FOUND = 404
 
 
-class RabbitMQConsumer(BrokerConsumer[RabbitMQConnection]):
+class RabbitMQConsumer(Consumer[RabbitMQConnection]):
     """A `Consumer` of a queue, which is declared and bound if it does not exist.
 
     The broker does not number messages: only `message_id` shows whether a message was received before.
     """
 
-    def __init__(
-        self,
-        address: BrokerAddress,
-        cursor_of: CursorOf,  # noqa: ARG002 - there are no cursors without numbers
-    ) -> None:
+    def __init__(self, address: BrokerAddress, cursor_of: CursorOf) -> None:
         exchange, slash, key = address.topic.partition("/")
         self._exchange, self._key = (exchange, key) if slash else ("amq.topic", address.topic)
         if not self._exchange:
@@ -44,8 +40,7 @@ class RabbitMQConsumer(BrokerConsumer[RabbitMQConnection]):
                 f"Subscription({address.topic!r}): no queue can be bound to the exchange without a "
                 "name; write '<exchange>/<binding key>', or a binding key on amq.topic"
             )
-        super().__init__()
-        self._address = address
+        super().__init__(address, cursor_of)
         self._check_at = 0.0
         self._arrived: deque[_Delivery] = deque()
         self._size = 0  # bytes that have arrived

@@ -7,12 +7,8 @@ from collections.abc import Collection
 from typing import Any
 
 from blacksmith_dagster.pubsub.address import BrokerAddress
-from blacksmith_dagster.pubsub.client import (
-    BrokerPublisher,
-    BrokerSubscriber,
-    decode_notification,
-    encode_notifications,
-)
+from blacksmith_dagster.pubsub.interface import Publisher, Subscriber
+from blacksmith_dagster.pubsub.messages import decode_notification, encode_notifications
 from blacksmith_dagster.pubsub.rabbitmq.connection import RabbitMQConnection
 
 # A waiting subscriber sends heartbeats. A publisher can't between two calls: TCP keeps its connection
@@ -24,12 +20,8 @@ _EXCHANGE = "amq.direct"
 _QUEUE_LENGTH = 100
 
 
-class RabbitMQPublisher(BrokerPublisher[RabbitMQConnection]):
-    """A `Publisher`."""
-
-    def __init__(self, address: BrokerAddress) -> None:
-        super().__init__()
-        self._address = address
+class RabbitMQPublisher(Publisher[RabbitMQConnection]):
+    """See `Publisher`."""
 
     def _open(self) -> RabbitMQConnection:
         return _connect(self._address, _PUBLISHER_HEARTBEAT)
@@ -43,14 +35,8 @@ class RabbitMQPublisher(BrokerPublisher[RabbitMQConnection]):
         connection.request(channel.exchange_declare, _EXCHANGE, passive=True)
 
 
-class RabbitMQSubscriber(BrokerSubscriber[RabbitMQConnection]):
-    """A `Subscriber`."""
-
-    def __init__(self, address: BrokerAddress, destination: str) -> None:
-        super().__init__()
-        self._address = address
-        self._destination = destination
-        self._paths: set[str] = set()
+class RabbitMQSubscriber(Subscriber[RabbitMQConnection]):
+    """See `Subscriber`."""
 
     def _open(self) -> RabbitMQConnection:
         return _connect(self._address, _SUBSCRIBER_HEARTBEAT)
