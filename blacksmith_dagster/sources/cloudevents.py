@@ -12,7 +12,7 @@ from blacksmith_dagster.errors import BadRequest, UnsupportedMedia, ValidationEr
 from blacksmith_dagster.pipeline.event import TypedEvent
 from blacksmith_dagster.pipeline.source import WebhookResult
 from blacksmith_dagster.pipeline.triggers import Request, decode_body
-from blacksmith_dagster.sources.senders import TypedSource, parse_time, text_field
+from blacksmith_dagster.sources.senders import TypedSource, invalid_body, parse_time, text_field
 
 _PREFIX = "ce-"
 _ESCAPED = re.compile(r"\\(.)")
@@ -68,7 +68,7 @@ class CloudEventsSource(TypedSource):
 
     def _structured(self, event: Any, place: str) -> TypedEvent:
         if not isinstance(event, dict):
-            raise ValidationError(f"the body does not fit: an object is needed - at `{place}`")
+            raise invalid_body("an object is needed", place)
         data, binary = event.pop("data", None), event.pop("data_base64", None)
         if binary is not None:
             if data is not None:

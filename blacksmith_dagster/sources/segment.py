@@ -9,13 +9,12 @@ from typing import Any, TypeAlias, Unpack
 
 import msgspec
 
-from blacksmith_dagster.errors import ValidationError
 from blacksmith_dagster.pipeline.access import WriteKey
 from blacksmith_dagster.pipeline.event import TypedEvent
 from blacksmith_dagster.pipeline.source import Properties, Source, SourceEvent, WebhookResult
 from blacksmith_dagster.pipeline.triggers import HTTP, Reply, Request
 from blacksmith_dagster.redaction import Secret
-from blacksmith_dagster.sources.senders import as_secrets, parse_time, with_auth
+from blacksmith_dagster.sources.senders import as_secrets, invalid_body, parse_time, with_auth
 
 _Message: TypeAlias = dict[str, Any]
 
@@ -82,7 +81,7 @@ class SegmentSource(Source):
             """A message of Segment's HTTP tracking API."""
             message = request.json(dict)
             if message.setdefault("type", type_) != type_:
-                raise _invalid(f"a message of the type {type_!r} is needed", "$.type")
+                raise invalid_body(f"a message of the type {type_!r} is needed", "$.type")
             return self._typed_event(message, "$", _received_at(request), None, {})
 
         return read
@@ -92,7 +91,7 @@ class SegmentSource(Source):
         body = request.json(dict)
         messages = body.get("batch")
         if not isinstance(messages, list):
-            raise _invalid("an array is needed", "$.batch")
+            raise invalid_body("an array is needed", "$.batch")
         received_at = _received_at(request)
         sent_at = parse_time(body.get("sentAt"), "$.sentAt")
         shared = _object(body, "context", "$")
@@ -111,18 +110,18 @@ class SegmentSource(Source):
     ) -> TypedEvent:
         """The event of a message; a batch has one `sent_at` and `shared_context` for all messages."""
         if not isinstance(message, dict):
-            raise _invalid("an object is needed", place)
+            raise invalid_body("an object is needed", place)
         type_ = message.get("type")
         if not isinstance(type_, str) or type_ not in _REQUIRED:
-            raise _invalid(f"one of {', '.join(_REQUIRED)} is needed", f"{place}.type")
+            raise invalid_body(f"one of {', '.join(_REQUIRED)} is needed", f"{place}.type")
         if not (message.get("userId") or message.get("anonymousId")):
-            raise _invalid("a userId or an anonymousId is needed", place)
+            raise invalid_body("a userId or an anonymousId is needed", place)
         for field in _REQUIRED[type_]:
             if not message.get(field):
-                raise _invalid(f"a call of {type_} needs it", f"{place}.{field}")
+                raise invalid_body(f"a call of {type_} needs it", f"{place}.{field}")
         key = message.get("messageId")
         if key is not None and not isinstance(key, str):
-            raise _invalid("a text is needed", f"{place}.messageId")
+            raise invalid_body("a text is needed", f"{place}.messageId")
         context = _object(message, "context", place)
         happened_at = parse_time(
             message.get("timestamp") or message.get("originalTimestamp"), f"{place}.timestamp"
@@ -133,7 +132,7 @@ class SegmentSource(Source):
             try:
                 happened_at = received_at - (sent_at - happened_at)
             except OverflowError as error:
-                raise _invalid("this is too far from sentAt", f"{place}.timestamp") from error
+                raise invalid_body("this is too far from sentAt", f"{place}.timestamp") from error
         for field in _NOT_DATA:
             message.pop(field, None)
         return self.events[type_].of(
@@ -174,12 +173,8 @@ def _object(body: Mapping[str, Any], field: str, place: str) -> Mapping[str, Any
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise _invalid("an object is needed", f"{place}.{field}")
+        raise invalid_body("an object is needed", f"{place}.{field}")
     return value
-
-
-def _invalid(reason: str, place: str) -> ValidationError:
-    return ValidationError(f"the body does not fit: {reason} - at `{place}`")
 
 
 def _received_at(request: Request) -> datetime:

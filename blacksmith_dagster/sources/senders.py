@@ -6,7 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, TypeVar, Unpack, overload
+from typing import Any, ClassVar, TypeAlias, TypeVar, Unpack, overload
 
 from blacksmith_dagster.errors import BadRequest, DeclarationError, Reject, ValidationError
 from blacksmith_dagster.pipeline.access import Auth
@@ -28,6 +28,9 @@ from blacksmith_dagster.pipeline.triggers import HTTP, Reply, Request, decode_bo
 from blacksmith_dagster.redaction import Secret
 
 T = TypeVar("T")
+_Signature: TypeAlias = (
+    GitHubSignature | SlackSignature | StandardWebhooksSignature | StripeSignature
+)
 
 _OTHERS = "*"
 
@@ -43,17 +46,12 @@ class TypedSource(Source, ABC):
     Raises `DeclarationError`.
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        signature: Auth | None = None,
-        response: Reply | None = None,
-        **properties: Unpack[Properties],
-    ) -> None:
-        super().__init__(name, **with_auth(signature, name, properties))
+    _response: ClassVar[Reply | None] = None
+
+    def __init__(self, name: str, **properties: Unpack[Properties]) -> None:
+        super().__init__(name, **properties)
         self._types: dict[str, AnySourceEvent] = {}
-        self.webhook(HTTP(f"/v1/{self.name}"), response=response)(self._receive)
+        self.webhook(HTTP(f"/v1/{self.name}"), response=self._response)(self._receive)
 
     @overload
     def on(
@@ -71,16 +69,7 @@ class TypedSource(Source, ABC):
         type: str,
         *,
         name: str | None = None,
-        model: JSONSchema,
-        description: str | None = None,
-        **own: Unpack[Properties],
-    ) -> AnySourceEvent: ...
-    @overload
-    def on(
-        self,
-        type: str,
-        *,
-        name: str | None = None,
+        model: JSONSchema = ...,
         description: str | None = None,
         **own: Unpack[Properties],
     ) -> AnySourceEvent: ...
@@ -130,7 +119,22 @@ class TypedSource(Source, ABC):
         return source_event
 
 
-class GitHubSource(TypedSource):
+class SignedSource(TypedSource):
+    """A `TypedSource` whose sender signs its requests with a `secret`.
+
+    Raises `DeclarationError`.
+    """
+
+    _signature: ClassVar[type[_Signature]]
+
+    def __init__(
+        self, name: str, *, secret: Secret | Sequence[Secret], **properties: Unpack[Properties]
+    ) -> None:
+        signature = self._signature(*as_secrets(secret))
+        super().__init__(name, **with_auth(signature, name, properties))
+
+
+class GitHubSource(SignedSource):
     """The webhooks of GitHub's repositories, organizations and apps.
 
     - `secret`: the webhook's secret; several while a new one replaces an old one.
@@ -146,10 +150,7 @@ class GitHubSource(TypedSource):
     Raises `DeclarationError`.
     """
 
-    def __init__(
-        self, name: str, *, secret: Secret | Sequence[Secret], **properties: Unpack[Properties]
-    ) -> None:
-        super().__init__(name, signature=GitHubSignature(*as_secrets(secret)), **properties)
+    _signature = GitHubSignature
 
     def _receive(self, request: Request) -> WebhookResult:
         """A delivery of a GitHub webhook."""
@@ -168,7 +169,7 @@ class GitHubSource(TypedSource):
         return source_event.of(data, key=delivery, context={"event": event})
 
 
-class StripeSource(TypedSource):
+class StripeSource(SignedSource):
     """The events of a Stripe account.
 
     - `secret`: the webhook endpoint's secret; several while a new one replaces an old one.
@@ -185,10 +186,7 @@ class StripeSource(TypedSource):
     Raises `DeclarationError`.
     """
 
-    def __init__(
-        self, name: str, *, secret: Secret | Sequence[Secret], **properties: Unpack[Properties]
-    ) -> None:
-        super().__init__(name, signature=StripeSignature(*as_secrets(secret)), **properties)
+    _signature = StripeSignature
 
     def _receive(self, request: Request) -> WebhookResult:
         """An event of Stripe."""
@@ -204,7 +202,7 @@ class StripeSource(TypedSource):
         )
 
 
-class SlackSource(TypedSource):
+class SlackSource(SignedSource):
     """The events of a Slack app.
 
     - `secret`: the app's signing secret; several while a new one replaces an old one.
@@ -222,12 +220,8 @@ class SlackSource(TypedSource):
     Raises `DeclarationError`.
     """
 
-    def __init__(
-        self, name: str, *, secret: Secret | Sequence[Secret], **properties: Unpack[Properties]
-    ) -> None:
-        super().__init__(
-            name, signature=SlackSignature(*as_secrets(secret)), response=Reply(200), **properties
-        )
+    _signature = SlackSignature
+    _response = Reply(200)
 
     def _receive(self, request: Request) -> WebhookResult:
         """A request of Slack's Events API."""
@@ -241,7 +235,7 @@ class SlackSource(TypedSource):
             return self._source_event(outer).of(None, context=body)
         event: Any = body.pop("event", None)
         if not isinstance(event, dict):
-            raise ValidationError("the body does not fit: an object is needed - at `$.event`")
+            raise invalid_body("an object is needed", "$.event")
         return self._source_event(text_field(event, "type", "$.event")).of(
             event,
             key=text_field(body, "event_id"),
@@ -250,7 +244,7 @@ class SlackSource(TypedSource):
         )
 
 
-class StandardWebhooksSource(TypedSource):
+class StandardWebhooksSource(SignedSource):
     """The webhooks of a sender that follows the Standard Webhooks specification.
 
     - `secret`: in base64, with or without the prefix `whsec_`; several while a new one replaces an old
@@ -268,19 +262,14 @@ class StandardWebhooksSource(TypedSource):
     Raises `DeclarationError`.
     """
 
-    def __init__(
-        self, name: str, *, secret: Secret | Sequence[Secret], **properties: Unpack[Properties]
-    ) -> None:
-        super().__init__(
-            name, signature=StandardWebhooksSignature(*as_secrets(secret)), **properties
-        )
+    _signature = StandardWebhooksSignature
 
     def _receive(self, request: Request) -> WebhookResult:
         """A webhook in the format of Standard Webhooks."""
         body: dict[str, Any] = request.json(dict)
         source_event = self._source_event(text_field(body, "type"))
         if "data" not in body:
-            raise ValidationError("the body does not fit: a value is needed - at `$.data`")
+            raise invalid_body("a value is needed", "$.data")
         timestamp: Any = body.get("timestamp")
         if not isinstance(timestamp, str):
             timestamp = int(_header(request, "webhook-timestamp"))
@@ -292,10 +281,8 @@ class StandardWebhooksSource(TypedSource):
         )
 
 
-def with_auth(auth: Auth | None, name: str, properties: Properties) -> Properties:
-    """The properties of a source whose senders authenticate with `auth`, if it is not `None`."""
-    if auth is None:
-        return properties
+def with_auth(auth: Auth, name: str, properties: Properties) -> Properties:
+    """The properties of a source whose senders authenticate with `auth`."""
     if properties.get("auth") is not None:
         raise DeclarationError(
             f"source {name!r}: its senders authenticate with {type(auth).__name__}; leave auth= out"
@@ -323,7 +310,7 @@ def text_field(body: Mapping[str, Any], field: str, place: str = "$") -> str:
     """A field that must be a text that is not empty. Raises `ValidationError`."""
     value = body.get(field)
     if not isinstance(value, str) or not value:
-        raise ValidationError(f"the body does not fit: a text is needed - at `{place}.{field}`")
+        raise invalid_body("a text is needed", f"{place}.{field}")
     return value
 
 
@@ -342,7 +329,11 @@ def parse_time(value: Any, place: str) -> datetime | None:
             return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
     except (ValueError, OverflowError, OSError):
         pass
-    raise ValidationError(
-        "the body does not fit: a time is needed, as seconds since 1970 or as "
-        f"'2026-01-31T12:00:00Z' - at `{place}`"
+    raise invalid_body(
+        "a time is needed, as seconds since 1970 or as '2026-01-31T12:00:00Z'", place
     )
+
+
+def invalid_body(reason: str, place: str) -> ValidationError:
+    """The error for a body in which something is wrong at `place`."""
+    return ValidationError(f"the body does not fit: {reason} - at `{place}`")
