@@ -179,7 +179,8 @@ def test_without_backfill_there_is_no_schedule() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"backfill": "every day"}, {"backfill": "@every 1h"}, {"backfill_days": 0}]
+    "options",
+    [{"backfill_schedule": "every day"}, {"backfill_schedule": "@every 1h"}, {"backfill_days": 0}],
 )
 def test_a_wrong_backfill_fails_at_import(options: dict[str, Any]) -> None:
     departed = Source("airport").accept("departed")

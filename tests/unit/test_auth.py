@@ -133,7 +133,10 @@ def test_cors_and_what_becomes_of_invalid_data_are_declared() -> None:
     with pytest.raises(DeclarationError, match="whole number of seconds"):
         cors(["*"], max_age=-1)
     make: Any = Source
-    for given, says in (({"cors": "*"}, "CORS"), ({"invalid": "drop"}, "'reject' or 'quarantine'")):
+    for given, says in (
+        ({"cors": "*"}, "CORS"),
+        ({"on_invalid": "drop"}, "'reject' or 'quarantine'"),
+    ):
         with pytest.raises(DeclarationError, match=says):
             make("web", **given)
 

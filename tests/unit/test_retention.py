@@ -60,7 +60,7 @@ def test_an_outcome_is_kept_as_long_as_what_it_may_have_come_of() -> None:
 
 @pytest.mark.parametrize("wrong", ["30", "a month", "", "0s", 30])
 def test_what_is_no_duration_is_refused(wrong: Any) -> None:
-    with pytest.raises(DeclarationError, match="keep"):
+    with pytest.raises(DeclarationError, match="retention"):
         Source("site", retention=wrong)
     with pytest.raises(DeclarationError, match="site/seen: discarded_retention"):
         Source("site").accept("seen", discarded_retention=wrong)
