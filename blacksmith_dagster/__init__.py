@@ -9,7 +9,7 @@ from blacksmith_dagster.pipeline.flow import Flow, Outcome
 from blacksmith_dagster.pipeline.limits import Limits
 from blacksmith_dagster.pipeline.migration import Direction, Migration
 from blacksmith_dagster.pipeline.model import JSONSchema
-from blacksmith_dagster.pipeline.schedule import Schedule
+from blacksmith_dagster.pipeline.schedule import RetryPolicy, Schedule
 from blacksmith_dagster.pipeline.signatures import (
     GitHubSignature,
     HMACSignature,
@@ -61,6 +61,7 @@ __all__ = [
     "Reject",
     "Reply",
     "Request",
+    "RetryPolicy",
     "Schedule",
     "Secret",
     "SlackSignature",

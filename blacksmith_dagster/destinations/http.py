@@ -11,21 +11,24 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import httpx
 
 from blacksmith_dagster.destinations.responses import excerpt, may_reject_one_job, verdict_of
 from blacksmith_dagster.errors import DeclarationError, SettingsError
-from blacksmith_dagster.pipeline.destination import Destination, DestinationEvent
+from blacksmith_dagster.pipeline.destination import (
+    Destination,
+    DestinationEvent,
+    DestinationEventProperties,
+    DestinationProperties,
+)
 from blacksmith_dagster.pipeline.event import Batch, Job, JobResult, JobVerdict
 from blacksmith_dagster.pipeline.flow import Receives
-from blacksmith_dagster.pipeline.migration import Migrations
 from blacksmith_dagster.pipeline.model import encode
-from blacksmith_dagster.pipeline.schedule import Schedule
-from blacksmith_dagster.pipeline.validation import duration
+from blacksmith_dagster.pipeline.validation import Duration, duration
 from blacksmith_dagster.redaction import RedactingFilter, Secret, redacted
 
 T = TypeVar("T")
@@ -42,6 +45,7 @@ class HTTPDestination(Destination[httpx.Client]):
     - `url`: `https://host/path`, or a `Secret` that holds one (a webhook's URL is often its only
       password). It is never printed. A user and password in it are sent as basic authentication.
     - `headers`: sent with each request; a value may be a `Secret`.
+    - the others are the `DestinationProperties` of every destination.
 
     `post` sends jobs. Your own function, declared with `event`, gets an `httpx.Client` with this base
     URL and these headers.
@@ -60,29 +64,9 @@ class HTTPDestination(Destination[httpx.Client]):
         *,
         url: Secret | str,
         headers: Mapping[str, Secret | str] | None = None,
-        schedule: Schedule | None = None,
-        timeout: str | None = None,
-        batch_size: int | None = None,
-        owners: Sequence[str] = (),
-        tags: Mapping[str, str] | None = None,
-        versions: Mapping[str, date | None] | None = None,
-        default_version: str | None = None,
-        migrations: Migrations | None = None,
-        wait_for_migrations: bool = True,
+        **own: Unpack[DestinationProperties],
     ) -> None:
-        super().__init__(
-            name,
-            connect=self._connect,
-            schedule=schedule,
-            timeout=timeout,
-            batch_size=batch_size,
-            owners=owners,
-            tags=tags,
-            versions=versions,
-            default_version=default_version,
-            migrations=migrations,
-            wait_for_migrations=wait_for_migrations,
-        )
+        super().__init__(name, connect=self._connect, **own)
         self._endpoint = _HTTPTarget(f"destination {name!r}", url, dict(headers or {}))
         if isinstance(url, str):
             self._endpoint.base()
@@ -101,17 +85,8 @@ class HTTPDestination(Destination[httpx.Client]):
         body: Callable[[Job[T]], Any] | None = None,
         batched: bool = False,
         concurrency: int = 1,
-        request_timeout: str = "10s",
-        schedule: Schedule | None = None,
-        timeout: str | None = None,
-        batch_size: int | None = None,
-        owners: Sequence[str] | None = None,
-        tags: Mapping[str, str] | None = None,
-        renamed_from: str | None = None,
-        backfill_schedule: str | None = None,
-        backfill_days: int = 1,
-        version: str | None = None,
-        migrations: Migrations | None = None,
+        request_timeout: Duration = "10s",
+        **own: Unpack[DestinationEventProperties],
     ) -> DestinationEvent[T]:
         """Send each job as JSON in a POST request.
 
@@ -128,8 +103,7 @@ class HTTPDestination(Destination[httpx.Client]):
         - `concurrency`: the number of concurrent requests, from 1 to 256.
         - `request_timeout`: how long to wait for a connection, and then for the response. A load holds
           only as many jobs as can all take this long within its `timeout`.
-
-        The remaining arguments are those of `Destination.event`.
+        - the others are `DestinationEventProperties`, as with `Destination.event`.
 
         >>> departed = Source("airport").accept("departed")
         >>> alerts = HTTPDestination("alerts", url="https://alerts.example")
@@ -150,7 +124,8 @@ class HTTPDestination(Destination[httpx.Client]):
                 "with batched=True, where a batch is one request"
             )
         request_seconds = duration(f"{where}: request_timeout", request_timeout).total_seconds()
-        whole = duration(f"{where}: timeout", timeout) if timeout else self.timeout
+        timeout = own.get("timeout")
+        whole = self.timeout if timeout is None else duration(f"{where}: timeout", timeout)
         # The last request may wait twice: for the connection and for the response.
         sending_seconds = whole.total_seconds() - 2 * request_seconds
         if sending_seconds < request_seconds:
@@ -158,7 +133,6 @@ class HTTPDestination(Destination[httpx.Client]):
                 f"{where}: request_timeout={request_timeout!r} is too long; give at most a third "
                 "of the load's timeout"
             )
-        jobs = self.batch_size if batch_size is None else batch_size
         post = _Post(
             self._endpoint, path, body or _job_data, concurrency, request_seconds, sending_seconds
         )
@@ -166,22 +140,10 @@ class HTTPDestination(Destination[httpx.Client]):
         def load(batch: Batch[T], client: httpx.Client) -> None:
             (post.together if batched else post.one_by_one)(batch, client)
 
-        event: DestinationEvent[T] = self.event(
-            receives=receives,
-            name=name,
-            schedule=schedule,
-            timeout=timeout,
-            batch_size=jobs
-            if batched
-            else min(jobs, int(sending_seconds / request_seconds) * concurrency),
-            owners=owners,
-            tags=tags,
-            renamed_from=renamed_from,
-            backfill_schedule=backfill_schedule,
-            backfill_days=backfill_days,
-            version=version,
-            migrations=migrations,
-        )(load)
+        event: DestinationEvent[T] = self.event(receives=receives, name=name, **own)(load)
+        if not batched:  # a load's jobs must all have the time that each may take
+            per_load = int(sending_seconds / request_seconds) * concurrency
+            event.batch_size = min(event.batch_size, per_load)
         return event
 
     def _connect(self) -> Iterator[httpx.Client]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
@@ -11,7 +11,7 @@ from blacksmith_dagster.pipeline.event import JobResult, JobVerdict
 from blacksmith_dagster.redaction import one_line, redacted
 
 _EXCERPT_CHARACTERS = 200  # characters of a response's body in an error
-_MAX_WAIT = 86_400.0  # seconds: a server's wrong clock must not delay a job for longer
+_MAX_WAIT = timedelta(days=1)  # a server's wrong clock must not delay a job for longer
 _RETRYABLE = frozenset({408, 425, 429})  # the 4xx that may succeed later
 _REJECTED_BODY = frozenset({400, 409, 413, 422})
 
@@ -23,7 +23,7 @@ def verdict_of(status: int, retry_after: str | None, excerpt: str, now: datetime
 
     >>> verdict = verdict_of(503, "120", "down for repair", datetime.now(UTC))
     >>> verdict.reason, verdict.retry_after
-    ('503 Service Unavailable: down for repair', 120.0)
+    ('503 Service Unavailable: down for repair', datetime.timedelta(seconds=120))
     """
     if 200 <= status < 300:
         return JobVerdict(JobResult.SUCCEEDED)
@@ -34,7 +34,7 @@ def verdict_of(status: int, retry_after: str | None, excerpt: str, now: datetime
         )
     if 400 <= status < 500 and status not in _RETRYABLE:
         return JobVerdict(JobResult.DISCARDED, reason)
-    return JobVerdict(JobResult.FAILED, reason, retry_after_seconds(retry_after, now))
+    return JobVerdict(JobResult.FAILED, reason, retry_after_delay(retry_after, now))
 
 
 def may_reject_one_job(status: int) -> bool:
@@ -42,23 +42,22 @@ def may_reject_one_job(status: int) -> bool:
     return status in _REJECTED_BODY
 
 
-def retry_after_seconds(retry_after: str | None, now: datetime) -> float | None:
-    """The seconds of a `Retry-After` header (RFC 9110, section 10.2.3), at most a day.
+def retry_after_delay(retry_after: str | None, now: datetime) -> timedelta | None:
+    """The delay of a `Retry-After` header (RFC 9110, section 10.2.3), at most a day.
 
     `None` if the header is missing or invalid.
 
-    >>> retry_after_seconds("Wed, 21 Oct 2026 07:28:00 GMT", datetime(2026, 10, 21, 7, 27, tzinfo=UTC))
-    60.0
+    >>> retry_after_delay("Wed, 21 Oct 2026 07:28:00 GMT", datetime(2026, 10, 21, 7, 27, tzinfo=UTC))
+    datetime.timedelta(seconds=60)
     """
     value = (retry_after or "").strip()
     if value.isascii() and value.isdigit():
-        return min(float(value), _MAX_WAIT)
+        return timedelta(seconds=min(float(value), _MAX_WAIT.total_seconds()))
     try:
         date = parsedate_to_datetime(value)
     except ValueError:
         return None
-    seconds = (date.replace(tzinfo=date.tzinfo or UTC) - now).total_seconds()
-    return min(max(seconds, 0.0), _MAX_WAIT)
+    return min(max(date.replace(tzinfo=date.tzinfo or UTC) - now, timedelta(0)), _MAX_WAIT)
 
 
 def excerpt(body: bytes, hidden: Iterable[str]) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import date
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import sqlalchemy as sa
 
@@ -26,11 +25,15 @@ from blacksmith_dagster.errors import (
     MigrationError,
     Unavailable,
 )
-from blacksmith_dagster.pipeline.destination import Destination, DestinationEvent
+from blacksmith_dagster.pipeline.destination import (
+    Destination,
+    DestinationEvent,
+    DestinationEventProperties,
+    DestinationProperties,
+)
 from blacksmith_dagster.pipeline.event import Batch
 from blacksmith_dagster.pipeline.flow import Receives
-from blacksmith_dagster.pipeline.migration import Direction, Migration, Migrations
-from blacksmith_dagster.pipeline.schedule import Schedule
+from blacksmith_dagster.pipeline.migration import Direction, Migration
 from blacksmith_dagster.redaction import Secret
 
 T = TypeVar("T")
@@ -43,6 +46,7 @@ class SQLDestination(Destination[sa.Engine]):
 
     - `url`: `postgresql://user:password@host/database`, `sqlite:////path/to/file.db`, or a `Secret`
       that holds one. It is never printed.
+    - the others are the `DestinationProperties` of every destination.
 
     `table` loads jobs into a table. Your own function, declared with `event`, gets the SQLAlchemy
     engine.
@@ -58,29 +62,9 @@ class SQLDestination(Destination[sa.Engine]):
         name: str,
         *,
         url: Secret | str,
-        schedule: Schedule | None = None,
-        timeout: str | None = None,
-        batch_size: int | None = None,
-        owners: Sequence[str] = (),
-        tags: Mapping[str, str] | None = None,
-        versions: Mapping[str, date | None] | None = None,
-        default_version: str | None = None,
-        migrations: Migrations | None = None,
-        wait_for_migrations: bool = True,
+        **own: Unpack[DestinationProperties],
     ) -> None:
-        super().__init__(
-            name,
-            connect=self._connect,
-            schedule=schedule,
-            timeout=timeout,
-            batch_size=batch_size,
-            owners=owners,
-            tags=tags,
-            versions=versions,
-            default_version=default_version,
-            migrations=migrations,
-            wait_for_migrations=wait_for_migrations,
-        )
+        super().__init__(name, connect=self._connect, **own)
         self.url = url
 
     def table(
@@ -91,16 +75,7 @@ class SQLDestination(Destination[sa.Engine]):
         key: Sequence[str] = (),
         sequence_by: str | None = None,
         definition: sa.Table | None = None,
-        schedule: Schedule | None = None,
-        timeout: str | None = None,
-        batch_size: int | None = None,
-        owners: Sequence[str] | None = None,
-        tags: Mapping[str, str] | None = None,
-        renamed_from: str | None = None,
-        backfill_schedule: str | None = None,
-        backfill_days: int = 1,
-        version: str | None = None,
-        migrations: Migrations | None = None,
+        **own: Unpack[DestinationEventProperties],
     ) -> DestinationEvent[T]:
         """Load each job into a row of the table `name`: its data's fields are the columns.
 
@@ -111,9 +86,11 @@ class SQLDestination(Destination[sa.Engine]):
           `key` each job is inserted, and again if it is loaded again.
         - `sequence_by`: a column outside the key. A row is replaced only by one whose value in it
           is at least as great.
-        - `definition`: the table, created if it is missing; its name and schema apply instead of `name`.
+        - `definition`: the table, created if it is missing; its name and schema apply instead
+          of `name`.
+        - the others are `DestinationEventProperties`, as with `Destination.event`.
 
-        The remaining arguments are those of `Destination.event`. A load raises `Unavailable` if
+        A load raises `Unavailable` if
         the database does not respond, and `DeclarationError` if the table does not exist or cannot be
         written as declared: all jobs are retried then.
 
@@ -145,20 +122,7 @@ class SQLDestination(Destination[sa.Engine]):
             table.load(batch, engine, event.timeout.total_seconds())
 
         load.__doc__ = table.description
-        event: DestinationEvent[T] = self.event(
-            receives=receives,
-            name=name,
-            schedule=schedule,
-            timeout=timeout,
-            batch_size=batch_size,
-            owners=owners,
-            tags=tags,
-            renamed_from=renamed_from,
-            backfill_schedule=backfill_schedule,
-            backfill_days=backfill_days,
-            version=version,
-            migrations=migrations,
-        )(load)
+        event: DestinationEvent[T] = self.event(receives=receives, name=name, **own)(load)
         return event
 
     def migrate(self, migration: Migration, direction: Direction) -> None:

@@ -172,7 +172,7 @@ class EventEndpoint:
         self._quarantines_invalid = event.on_invalid == "quarantine"
         self._deprecations = deprecations
         self._request_bytes = cast(int, event.limits.request_bytes)
-        self._body_seconds = cast(float, event.limits.body_seconds)
+        self._body_seconds = event.limits.body_seconds
 
     def behind_cors(self) -> ASGIApp:
         """The endpoint, with CORS if it is declared."""
@@ -185,7 +185,7 @@ class EventEndpoint:
             allow_methods=[self.method],
             allow_headers=["*"],
             expose_headers=["Deprecation", "Retry-After"],
-            max_age=cors.max_age,
+            max_age=cors.max_age_seconds,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -133,7 +133,7 @@ def _metadata(event: AnyEvent) -> Mapping[str, Any]:
     return {
         "interval": schedule.interval or "",
         "realtime": bool(schedule.realtime),
-        "max_retries": schedule.max_attempts - 1,
+        "max_retries": event.retry.max_attempts - 1,
         "batch_size": event.batch_size,
         "timeout_seconds": event.timeout.total_seconds(),
         **({"version": event.version} if event.version else {}),

@@ -24,7 +24,7 @@ from dagster import (
 from blacksmith_dagster.composition import Loop, running
 from blacksmith_dagster.errors import DeclarationError, Unavailable
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
-from blacksmith_dagster.pipeline.validation import duration
+from blacksmith_dagster.pipeline.validation import Duration, duration
 from blacksmith_dagster.redaction import describe
 from blacksmith_dagster.signals import on_stop
 from blacksmith_dagster.supervisor import Supervisor
@@ -43,7 +43,7 @@ _READY_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class WarmRuns:
-    """How long a warm run lives. Durations are written as in `"90s"` or `"1h30m"`.
+    """How long a warm run lives. A duration is a `timedelta`, or text: `"90s"`, `"1h30m"`.
 
     - `idle`: a run that loads ends when nothing was loaded for this long; the next event is loaded
       when another run has started. A run that listens is never idle.
@@ -55,9 +55,9 @@ class WarmRuns:
     '10m'
     """
 
-    idle: str = "10m"
-    age: str = "15m"
-    notice: str = "60s"
+    idle: Duration = "10m"
+    age: Duration = "15m"
+    notice: Duration = "60s"
 
     def __post_init__(self) -> None:
         if self.idle_seconds <= 0 or self.age_seconds <= self.notice_seconds:
@@ -69,17 +69,17 @@ class WarmRuns:
     @property
     def idle_seconds(self) -> float:
         """`idle` in seconds."""
-        return duration("WarmRuns(idle=)", self.idle).total_seconds()
+        return duration("WarmRuns: idle", self.idle).total_seconds()
 
     @property
     def age_seconds(self) -> float:
         """`age` in seconds."""
-        return duration("WarmRuns(age=)", self.age).total_seconds()
+        return duration("WarmRuns: age", self.age).total_seconds()
 
     @property
     def notice_seconds(self) -> float:
         """`notice` in seconds."""
-        return duration("WarmRuns(notice=)", self.notice).total_seconds()
+        return duration("WarmRuns: notice", self.notice).total_seconds()
 
 
 class WarmRunState(NamedTuple):

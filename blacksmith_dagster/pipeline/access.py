@@ -9,11 +9,13 @@ import ipaddress
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import lru_cache
 from hashlib import sha256
 from typing import Protocol, TypeAlias
 
 from blacksmith_dagster.errors import DeclarationError, MissingSecret, SettingsError, Unauthorized
+from blacksmith_dagster.pipeline.validation import Duration, duration
 from blacksmith_dagster.redaction import Secret
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -134,19 +136,19 @@ class CORS:
     """The sites whose pages a browser lets send to a source (Cross-Origin Resource Sharing).
 
     - `origins`: scheme, host and port as browsers send them (`https://shop.example`); `'*'` for all.
-    - `max_age`: how many seconds a browser may cache the answer to its preflight request (600).
+    - `max_age`: how long a browser may cache the response to its preflight request ('10m').
 
     Cookies are never requested. Any header may be sent. CORS restricts only browsers: use `auth` against
     other clients.
 
-    >>> CORS(origins=["https://shop.example"]).max_age
+    >>> CORS(origins=["https://shop.example"]).max_age_seconds
     600
 
     Raises `DeclarationError`.
     """
 
     origins: Sequence[str]
-    max_age: int = 600
+    max_age: Duration = "10m"
 
     def __post_init__(self) -> None:
         origins = self.origins
@@ -161,10 +163,12 @@ class CORS:
                     "host in lower case, and port unless it is the scheme's default, without a "
                     "trailing slash: 'https://shop.example'; or '*' for all"
                 )
-        if not (isinstance(self.max_age, int) and self.max_age >= 0):
-            raise DeclarationError(
-                f"CORS(max_age={self.max_age!r}): write a whole number of seconds"
-            )
+        duration("CORS: max_age", self.max_age, least=timedelta(0))
+
+    @property
+    def max_age_seconds(self) -> int:
+        """`max_age` in whole seconds."""
+        return int(duration("max_age", self.max_age, least=timedelta(0)).total_seconds())
 
 
 def checked_networks(what: str, networks: Sequence[str] | None) -> tuple[Network, ...] | None:

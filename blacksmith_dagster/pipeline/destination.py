@@ -5,8 +5,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar, overload
+from typing import Any, Generic, Protocol, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
 from blacksmith_dagster.errors import DeclarationError, Unprocessable
 from blacksmith_dagster.pipeline import schedule as _schedule
@@ -19,34 +20,108 @@ from blacksmith_dagster.pipeline.migration import (
     checked_migrations,
     run_function,
 )
-from blacksmith_dagster.pipeline.schedule import Schedule, checked_cron
+from blacksmith_dagster.pipeline.schedule import RetryPolicy, Schedule, checked_cron
 from blacksmith_dagster.pipeline.validation import (
     ANY_VERSION,
+    Duration,
     checked_function,
+    checked_keywords,
     checked_name,
+    checked_number,
     checked_owners,
     checked_tags,
     checked_versions,
     duration,
+    inherited,
 )
 
 T = TypeVar("T")
 C = TypeVar("C")
 C_co = TypeVar("C_co", covariant=True)
 
-DEFAULT_BATCH_SIZE = 1000
-DEFAULT_TIMEOUT = "5m"
+
+class _LoadProperties(TypedDict, total=False):
+    schedule: Schedule | None
+    retry: RetryPolicy | None
+    timeout: Duration | None
+    batch_size: int | None
+    owners: Sequence[str] | None
+    tags: Mapping[str, str] | None
+    migrations: Migrations | None
 
 
-class DestinationEvent(Generic[T]):
+class DestinationProperties(_LoadProperties, total=False):
+    """The properties of a destination. An event inherits the first six, and may override each.
+
+    - `schedule`: when jobs are loaded; see `Schedule`.
+    - `retry`: when failed jobs are retried; see `RetryPolicy`.
+    - `timeout`: how long a load may take ('5m'). After that the load is `unknown`, and its late
+      results are ignored.
+    - `batch_size`: the most jobs that a load holds (1000).
+    - `owners` (e-mail addresses or `team:name`) and `tags`: shown in Dagster.
+    - `migrations`: the migrations of the destination's own schema; see `Destination.migrate`. An event
+      has its own in addition.
+    - `versions`: the versions of the destination's API, each with the day from which it is deprecated,
+      or `None`.
+    - `default_version`: the version of an event that names none.
+    - `wait_for_migrations`: the jobs of all its events wait while a migration has not run, or has
+      failed (`True`).
+    """
+
+    versions: Mapping[str, date | None] | None
+    default_version: str | None
+    wait_for_migrations: bool
+
+
+class DestinationEventProperties(_LoadProperties, total=False):
+    """The properties of a destination event: those that it inherits, and its own.
+
+    - `renamed_from`: the event's former name; it keeps the waiting jobs and the history of that.
+    - `backfill_schedule`: a cron expression, in UTC. At these times the last `backfill_days` days (1:
+      the day before) are replayed: events without a job, or with a discarded one, are loaded.
+    - `version`: the version of the destination's API that the function is written for, shown in
+      Dagster and available as `batch.version`. A deprecated one warns (`DeprecationWarning`).
+    """
+
+    renamed_from: str | None
+    backfill_schedule: str | None
+    backfill_days: int
+    version: str | None
+
+
+class _DestinationConfig:
+    """What a destination and its events have in common; the class's values are the defaults."""
+
+    schedule: Schedule = _schedule.DEFAULT
+    retry: RetryPolicy = _schedule.DEFAULT_RETRY
+    timeout: timedelta = timedelta(minutes=5)
+    batch_size: int = 1000
+    owners: tuple[str, ...] = ()
+    tags: Mapping[str, str] = MappingProxyType({})
+    migrations: Path | tuple[Migration, ...] = ()
+
+    def _configure(self, where: str, own: Mapping[str, Any], parent: _DestinationConfig) -> None:
+        self.schedule = inherited(f"{where}: schedule", own.get("schedule"), parent.schedule)
+        self.retry = inherited(f"{where}: retry", own.get("retry"), parent.retry)
+        timeout = own.get("timeout")
+        self.timeout = parent.timeout if timeout is None else duration(f"{where}: timeout", timeout)
+        batch_size = own.get("batch_size")
+        if batch_size is not None:
+            checked_number(f"{where}: batch_size", batch_size, 1, 1_000_000)
+        self.batch_size = batch_size or parent.batch_size
+        owners = checked_owners(where, own.get("owners"))
+        self.owners = parent.owners if owners is None else owners
+        tags = checked_tags(where, own.get("tags"))
+        self.tags = parent.tags if tags is None else tags
+        self.migrations = checked_migrations(where, own.get("migrations"))
+
+
+class DestinationEvent(_DestinationConfig, Generic[T]):
     """What a destination does with a job, made by `Destination.event`.
 
     It stays callable, with a batch and the connection. A property that was not set is its
     destination's, else the default. Its outcomes can be received like events: `succeeded` (this costs a
     row per job), `failed` (each failed attempt) and `discarded`.
-
-    `version` is the version of its destination's API that it is written for, `deprecated` the day from
-    which that version is deprecated; both may be `None`.
     """
 
     def __init__(
@@ -55,47 +130,27 @@ class DestinationEvent(Generic[T]):
         name: str,
         function: Callable[..., None],
         flows: Sequence[Flow[Any]],
-        *,
-        schedule: Schedule | None,
-        timeout: str | None,
-        batch_size: int | None,
-        owners: Sequence[str] | None,
-        tags: Mapping[str, str] | None,
-        renamed_from: str | None,
-        backfill_schedule: str | None,
-        backfill_days: int,
-        version: str | None,
-        migrations: Migrations | None,
+        **own: Unpack[DestinationEventProperties],
     ) -> None:
-        where = f"destination {destination.name!r}: event"
-        self.destination = destination
-        self.name = checked_name(where, name)
+        self.name = checked_name(f"destination {destination.name!r}: event", name)
         self.path = f"{destination.name}/{name}"
+        checked_keywords(self.path, own, DestinationEventProperties)
+        self.destination = destination
         self.function = function
         self.flows: Mapping[str, Flow[Any]] = MappingProxyType(
             {flow.on.path: flow for flow in _checked_flows(self.path, flows)}
         )
+        self._configure(self.path, own, destination)
+        schedule = own.get("schedule")
         self.own_schedule = schedule is not None and schedule.interval is not None
-        self.schedule = (schedule or Schedule()).inherit(destination.schedule)
-        self.timeout = destination.timeout if timeout is None else _timeout(self.path, timeout)
-        self.batch_size = (
-            _batch_size(self.path, batch_size) if batch_size is not None else destination.batch_size
-        )
-        self.owners = (
-            destination.owners if owners is None else checked_owners(self.path, owners) or ()
-        )
-        self.tags = destination.tags if tags is None else checked_tags(self.path, tags) or {}
-        self.version = version
-        today = datetime.now(UTC).date()
-        self.deprecated = destination.versions.deprecated_since(version, today)
-        self.migrations = checked_migrations(self.path, migrations)
-        self.renamed_from = renamed_from
-        if renamed_from is not None:
-            checked_name(f"{self.path}: renamed_from", renamed_from)
-        self.backfill_schedule = (
-            None if backfill_schedule is None else checked_cron(self.path, backfill_schedule)
-        )
-        self.backfill_days = _backfill_days(self.path, backfill_days)
+        self.version = self._checked_version(own.get("version"))
+        self.renamed_from = own.get("renamed_from")
+        if self.renamed_from is not None:
+            checked_name(f"{self.path}: renamed_from", self.renamed_from)
+        backfill = own.get("backfill_schedule")
+        self.backfill_schedule = None if backfill is None else checked_cron(self.path, backfill)
+        self.backfill_days = own.get("backfill_days", 1)
+        checked_number(f"{self.path}: backfill_days", self.backfill_days, 1, 366)
         self.description = function.__doc__
         model = _common_model(self.flows.values())
         self.succeeded: Outcome[T] = Outcome(self.path, "succeeded", model)
@@ -106,6 +161,26 @@ class DestinationEvent(Generic[T]):
     def outcomes(self) -> tuple[Outcome[T], Outcome[T], Outcome[T]]:
         """`succeeded`, `failed` and `discarded`."""
         return self.succeeded, self.failed, self.discarded
+
+    @property
+    def deprecated(self) -> date | None:
+        """The day since which its `version` is deprecated; `None` if it is not deprecated today."""
+        today = datetime.now(UTC).date()
+        return self.destination.versions.deprecated_since(self.version, today)
+
+    def retry_delay(self, attempt: int, now: datetime) -> timedelta:
+        """How long after `now`, when attempt number `attempt` failed, a job is due again."""
+        return self.retry.delay_after(attempt, self.schedule.gap(now))
+
+    def _checked_version(self, version: str | None) -> str | None:
+        versions = self.destination.versions
+        try:
+            return versions.of(self.path, version)
+        except Unprocessable as error:
+            raise DeclarationError(
+                f"{self.path}: its destination has no version {version!r}; write one of "
+                f"{', '.join(versions.accepted)}"
+            ) from error
 
     def __call__(self, batch: Batch[T], *connection: Any) -> None:
         self.function(batch, *connection)
@@ -130,36 +205,25 @@ class _UnconnectedLoadDecorator(Protocol):
     def __call__(self, function: Callable[[Batch[T]], None], /) -> DestinationEvent[T]: ...
 
 
-class Destination(Generic[C]):
+class Destination(_DestinationConfig, Generic[C]):
     """Where events are loaded: a warehouse, a service, a lake.
 
     - `connect`: opens what a load needs, once per process. The functions receive what it returns, and
       its `close()` is called when the process ends; a generator function that yields once closes after
       its `yield` instead. It is also closed after a function has raised, as the connection may be
       broken: the next load opens another.
-    - `schedule`: see `Schedule`.
-    - `timeout`: how long a load may take (5 minutes). After that the load is `unknown`, and its late
-      results are ignored.
-    - `batch_size`: the most jobs that a load holds (1000).
-    - `owners` (e-mail addresses or `team:name`) and `tags`: shown in Dagster.
-    - `versions`: the versions of the destination's API, each with the day from which it is deprecated,
-      or `None`.
-    - `default_version`: the version of an event that names none.
-    - `migrations`: the migrations of the destination's own schema; see `migrate`. An event may have
-      its own in addition.
-    - `wait_for_migrations`: the jobs of all its events wait while a migration has not run, or has
-      failed (`True`).
-
-    Each event inherits the other properties, and may override each.
+    - the others are `DestinationProperties`.
 
     >>> from blacksmith_dagster import Source
     >>> departed = Source("airport").accept("departed")
     >>> lake = Destination("lake", schedule=Schedule("@every 10m"))
-    >>> @lake.event(receives=departed, schedule=Schedule(max_retries=3))
+    >>> @lake.event(receives=departed, schedule=Schedule(realtime=True), batch_size=10)
     ... def movements(batch: Batch) -> None:
     ...     print(len(batch))
     >>> movements.schedule
-    Schedule(interval='@every 10m', realtime=False, max_retries=3, backoff=None)
+    Schedule(interval='@every 10m', realtime=True)
+
+    Raises `DeclarationError`.
     """
 
     @overload
@@ -168,76 +232,32 @@ class Destination(Generic[C]):
         name: str,
         *,
         connect: None = None,
-        schedule: Schedule | None = None,
-        timeout: str | None = None,
-        batch_size: int | None = None,
-        owners: Sequence[str] = (),
-        tags: Mapping[str, str] | None = None,
-        versions: Mapping[str, date | None] | None = None,
-        default_version: str | None = None,
-        migrations: Migrations | None = None,
-        wait_for_migrations: bool = True,
+        **own: Unpack[DestinationProperties],
     ) -> None: ...
     @overload
     def __init__(
-        self,
-        name: str,
-        *,
-        connect: Callable[[], Iterator[C]],
-        schedule: Schedule | None = None,
-        timeout: str | None = None,
-        batch_size: int | None = None,
-        owners: Sequence[str] = (),
-        tags: Mapping[str, str] | None = None,
-        versions: Mapping[str, date | None] | None = None,
-        default_version: str | None = None,
-        migrations: Migrations | None = None,
-        wait_for_migrations: bool = True,
+        self, name: str, *, connect: Callable[[], Iterator[C]], **own: Unpack[DestinationProperties]
     ) -> None: ...
     @overload
     def __init__(
-        self,
-        name: str,
-        *,
-        connect: Callable[[], C],
-        schedule: Schedule | None = None,
-        timeout: str | None = None,
-        batch_size: int | None = None,
-        owners: Sequence[str] = (),
-        tags: Mapping[str, str] | None = None,
-        versions: Mapping[str, date | None] | None = None,
-        default_version: str | None = None,
-        migrations: Migrations | None = None,
-        wait_for_migrations: bool = True,
+        self, name: str, *, connect: Callable[[], C], **own: Unpack[DestinationProperties]
     ) -> None: ...
     def __init__(
         self,
         name: str,
         *,
         connect: Callable[[], Any] | None = None,
-        schedule: Schedule | None = None,
-        timeout: str | None = None,
-        batch_size: int | None = None,
-        owners: Sequence[str] = (),
-        tags: Mapping[str, str] | None = None,
-        versions: Mapping[str, date | None] | None = None,
-        default_version: str | None = None,
-        migrations: Migrations | None = None,
-        wait_for_migrations: bool = True,
+        **own: Unpack[DestinationProperties],
     ) -> None:
         where = f"destination {name!r}"
         self.name = checked_name("destination", name)
+        checked_keywords(where, own, DestinationProperties)
         self.connect = connect and checked_function(f"{where}: connect", connect, may_yield=True)
-        self.schedule = (schedule or Schedule()).inherit(_schedule.DEFAULT)
-        self.timeout = _timeout(where, DEFAULT_TIMEOUT if timeout is None else timeout)
-        self.batch_size = _batch_size(
-            where, DEFAULT_BATCH_SIZE if batch_size is None else batch_size
+        self._configure(where, own, self)  # which has the defaults
+        self.versions = (
+            checked_versions(where, own.get("versions"), own.get("default_version")) or ANY_VERSION
         )
-        self.owners = checked_owners(where, owners) or ()
-        self.tags = checked_tags(where, tags) or {}
-        self.versions = checked_versions(where, versions, default_version) or ANY_VERSION
-        self.migrations = checked_migrations(where, migrations)
-        self.wait_for_migrations = wait_for_migrations
+        self.wait_for_migrations = own.get("wait_for_migrations", True)
         self._events: dict[str, AnyDestinationEvent] = {}
 
     @property
@@ -251,16 +271,7 @@ class Destination(Generic[C]):
         *,
         receives: Receives[Any] | Sequence[Receives[Any]],
         name: str | None = None,
-        schedule: Schedule | None = None,
-        timeout: str | None = None,
-        batch_size: int | None = None,
-        owners: Sequence[str] | None = None,
-        tags: Mapping[str, str] | None = None,
-        renamed_from: str | None = None,
-        backfill_schedule: str | None = None,
-        backfill_days: int = 1,
-        version: str | None = None,
-        migrations: Migrations | None = None,
+        **own: Unpack[DestinationEventProperties],
     ) -> _UnconnectedLoadDecorator: ...
     @overload
     def event(
@@ -268,43 +279,20 @@ class Destination(Generic[C]):
         *,
         receives: Receives[Any] | Sequence[Receives[Any]],
         name: str | None = None,
-        schedule: Schedule | None = None,
-        timeout: str | None = None,
-        batch_size: int | None = None,
-        owners: Sequence[str] | None = None,
-        tags: Mapping[str, str] | None = None,
-        renamed_from: str | None = None,
-        backfill_schedule: str | None = None,
-        backfill_days: int = 1,
-        version: str | None = None,
-        migrations: Migrations | None = None,
+        **own: Unpack[DestinationEventProperties],
     ) -> _LoadDecorator[C]: ...
     def event(
         self,
         *,
         receives: Receives[Any] | Sequence[Receives[Any]],
         name: str | None = None,
-        schedule: Schedule | None = None,
-        timeout: str | None = None,
-        batch_size: int | None = None,
-        owners: Sequence[str] | None = None,
-        tags: Mapping[str, str] | None = None,
-        renamed_from: str | None = None,
-        backfill_schedule: str | None = None,
-        backfill_days: int = 1,
-        version: str | None = None,
-        migrations: Migrations | None = None,
+        **own: Unpack[DestinationEventProperties],
     ) -> Any:
         """Declare a destination event: the decorated function loads a batch.
 
         - `receives`: the events, flows and outcomes whose jobs it loads.
         - `name`: the function's name by default.
-        - `renamed_from`: the event's former name; it keeps the waiting jobs and the history of that.
-        - `backfill_schedule`: a cron expression, in UTC. At these times the last `backfill_days` days
-          (1: the day before) are replayed: events without a job, or with a discarded one, are loaded.
-        - `version`: the version of the destination's API that the function is written for, shown in
-          Dagster and available as `batch.version`. A deprecated one warns (`DeprecationWarning`).
-        - `migrations`: the event's own, run as its destination runs them.
+        - the others are `DestinationEventProperties`.
 
         The function is called as `function(batch)`, or `function(batch, connection)` if the
         destination has a `connect`.
@@ -319,23 +307,8 @@ class Destination(Generic[C]):
 
         def declare(function: Callable[..., None]) -> AnyDestinationEvent:
             event_name = getattr(function, "__name__", "") if name is None else name
-            path = f"{self.name}/{event_name}"
-            event: AnyDestinationEvent = DestinationEvent(
-                self,
-                event_name,
-                checked_function(path, function, *arguments),
-                flows,
-                schedule=schedule,
-                timeout=timeout,
-                batch_size=batch_size,
-                owners=owners,
-                tags=tags,
-                renamed_from=renamed_from,
-                backfill_schedule=backfill_schedule,
-                backfill_days=backfill_days,
-                version=self._version(path, version),
-                migrations=migrations,
-            )
+            checked_function(f"{self.name}/{event_name}", function, *arguments)
+            event: AnyDestinationEvent = DestinationEvent(self, event_name, function, flows, **own)
             if event.deprecated is not None:
                 warnings.warn(
                     f"{event.path} is written for version {event.version} of its destination, which "
@@ -360,15 +333,6 @@ class Destination(Generic[C]):
         stored as the reason for the failure.
         """
         run_function(f"destination {self.name!r}", migration, direction)
-
-    def _version(self, path: str, version: str | None) -> str | None:
-        try:
-            return self.versions.of(path, version)
-        except Unprocessable as error:
-            raise DeclarationError(
-                f"{path}: its destination has no version {version!r}; write one of "
-                f"{', '.join(self.versions.accepted)}"
-            ) from error
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
@@ -402,23 +366,3 @@ def _common_model(flows: Any) -> Any:
     """The type of an outcome's data: `Any` unless all flows bring the same type."""
     models = [Any if flow.transform else flow.on.model for flow in flows]
     return models[0] if all(model is models[0] for model in models) else Any
-
-
-def _timeout(where: str, text: str) -> timedelta:
-    return duration(f"{where}: timeout", text)
-
-
-def _backfill_days(where: str, days: int) -> int:
-    if not (isinstance(days, int) and 1 <= days <= 366):
-        raise DeclarationError(
-            f"{where}: backfill_days={days!r}: write a number of days from 1 to 366"
-        )
-    return days
-
-
-def _batch_size(where: str, jobs: int) -> int:
-    if not (isinstance(jobs, int) and 1 <= jobs <= 1_000_000):
-        raise DeclarationError(
-            f"{where}: batch_size={jobs!r}: write a number of jobs from 1 to 1000000"
-        )
-    return jobs

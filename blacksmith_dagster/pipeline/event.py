@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import msgspec
 
-from blacksmith_dagster.errors import UsageError
+from blacksmith_dagster.errors import DeclarationError, UsageError
 from blacksmith_dagster.pipeline.model import to_builtins
+from blacksmith_dagster.pipeline.validation import Duration, duration
 
 if TYPE_CHECKING:
     import pandas
@@ -108,12 +109,12 @@ class JobResult(Enum):
 class JobVerdict(msgspec.Struct, frozen=True):
     """What a destination decided about one job.
 
-    `reason` is empty for a success. `retry_after` (seconds) overrides the schedule's gap of a failure.
+    `reason` is empty for a success. `retry_after` overrides the delay of the retry policy.
     """
 
     result: JobResult
     reason: str = ""
-    retry_after: float | None = None
+    retry_after: timedelta | None = None
 
 
 class Batch(Generic[T]):
@@ -155,16 +156,21 @@ class Batch(Generic[T]):
         """This job is loaded, even if the function raises later."""
         self._decide(job, JobVerdict(JobResult.SUCCEEDED))
 
-    def fail(
-        self, job: Job[T], reason: str, *, retry_after: float | timedelta | None = None
-    ) -> None:
+    def fail(self, job: Job[T], reason: str, *, retry_after: Duration | None = None) -> None:
         """This job is not loaded. It is retried, until its attempts are used up.
 
-        `retry_after` is in seconds, or a `timedelta`; the schedule's gap by default.
+        `retry_after` is a duration, as text or as a `timedelta`, and may be 0; by default the delay of
+        the retry policy.
 
-        Raises `UsageError` for a `retry_after` that is neither.
+        Raises `UsageError` for a `retry_after` that is not a duration.
         """
-        self._decide(job, JobVerdict(JobResult.FAILED, _text(reason), self._seconds(retry_after)))
+        delay = None
+        if retry_after is not None:
+            try:
+                delay = duration(f"{self.path}: retry_after", retry_after, least=timedelta(0))
+            except DeclarationError as error:
+                raise UsageError(str(error)) from None
+        self._decide(job, JobVerdict(JobResult.FAILED, _text(reason), delay))
 
     def discard(self, job: Job[T], reason: str) -> None:
         """This job can never be loaded: it is not retried."""
@@ -176,27 +182,19 @@ class Batch(Generic[T]):
         return self._verdicts
 
     def to_pandas(self) -> pandas.DataFrame:
-        """The jobs' data as a pandas DataFrame: one row per job, in the batch's order."""
-        import pandas
+        """The jobs' data as a pandas DataFrame: one row per job, in the batch's order.
+
+        Raises `ImportError` without the extra `pandas`.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError(
+                "Batch.to_pandas() needs pandas; run `pip install 'blacksmith-dagster[pandas]'`"
+            ) from error
 
         rows: Any = [to_builtins(job.data, _PANDAS_TYPES) for job in self._jobs]
         return pandas.DataFrame(rows)
-
-    def _seconds(self, retry_after: Any) -> float | None:
-        if retry_after is None:
-            return None
-        if isinstance(retry_after, timedelta):
-            return retry_after.total_seconds()
-        try:
-            # Any library's number is accepted. A header's text is not: it may hold a date.
-            if not isinstance(retry_after, str | bytes):
-                return float(retry_after)
-        except (TypeError, ValueError, OverflowError):
-            pass
-        raise UsageError(
-            f"{self.path}: retry_after={retry_after!r:.40} is not valid; give seconds as a number, "
-            "or a timedelta"
-        )
 
     def _decide(self, job: Job[T], verdict: JobVerdict) -> None:
         if self._keys is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from blacksmith_dagster.errors import DeclarationError
-from blacksmith_dagster.pipeline.validation import Inheriting
+from blacksmith_dagster.pipeline.validation import Duration, Inheriting, duration
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Limits(Inheriting):
     - `depth`: how deep arrays and objects may be nested (64): 422.
     - `keys`: the keys in all objects of one event (10,000): 422.
       Both apply to each body that looks like JSON, whatever its content type says.
-    - `body_seconds`: how long the whole body may take to arrive (30 s): 408.
+    - `body_timeout`: how long the whole body may take to arrive ('30s'): 408.
 
     >>> Limits(event_bytes=64 * 1024).inherit(DEFAULT).depth
     64
@@ -29,24 +29,25 @@ class Limits(Inheriting):
     request_bytes: int | None = None
     depth: int | None = None
     keys: int | None = None
-    body_seconds: float | None = None
+    body_timeout: Duration | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            is_time = field.name == "body_seconds"
-            fits = isinstance(value, (int, float) if is_time else int) and value > 0
-            if value is not None and not fits:
-                number = "number" if is_time else "whole number"
+            if value is None:
+                continue
+            if field.name == "body_timeout":
+                duration("Limits: body_timeout", value)
+            elif not (isinstance(value, int) and value > 0):
                 raise DeclarationError(
-                    f"Limits({field.name}={value!r}): write a {number} above 0, or leave it out"
+                    f"Limits({field.name}={value!r}): write a whole number above 0, or leave it out"
                 )
 
+    @property
+    def body_seconds(self) -> float:
+        """`body_timeout` in seconds."""
+        return duration("body_timeout", self.body_timeout or _BODY_TIMEOUT).total_seconds()
 
-DEFAULT = Limits(
-    event_bytes=1024 * 1024,
-    request_bytes=8 * 1024 * 1024,
-    depth=64,
-    keys=10_000,
-    body_seconds=30.0,
-)
+
+_BODY_TIMEOUT = "30s"
+DEFAULT = Limits(1024 * 1024, 8 * 1024 * 1024, 64, 10_000, _BODY_TIMEOUT)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 
-from blacksmith_dagster.pipeline.validation import duration
+from blacksmith_dagster.pipeline.validation import Duration, duration
 
 _FOREVER = "forever"
 
@@ -23,7 +23,9 @@ class Retention:
     discarded: timedelta | None = None
 
     @classmethod
-    def declared(cls, retention: str | None, discarded_retention: str | None) -> Retention:
+    def declared(
+        cls, retention: Duration | None, discarded_retention: Duration | None
+    ) -> Retention:
         """From the properties `retention` and `discarded_retention`, the same as `retention` if `None`.
 
         >>> Retention.declared("30d", None).discarded.days
@@ -44,14 +46,14 @@ class Retention:
         )
 
 
-def checked_retention(where: str, retention: str | None) -> str | None:
+def checked_retention(where: str, retention: Duration | None) -> Duration | None:
     """`retention` if it is a duration or 'forever'; else raises `DeclarationError`."""
     if retention is not None and retention != _FOREVER:
         duration(where, retention)
     return retention
 
 
-def _length(retention: str | None) -> timedelta | None:
+def _length(retention: Duration | None) -> timedelta | None:
     if retention is None or retention == _FOREVER:
         return None
     return duration("retention", retention)

@@ -1,4 +1,4 @@
-"""Schedules: when a destination event is loaded, and when a failed job is retried."""
+"""When a destination event is loaded (`Schedule`), and a failed job is retried (`RetryPolicy`)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from datetime import UTC, datetime, timedelta
 from croniter import CroniterError, croniter
 
 from blacksmith_dagster.errors import DeclarationError
-from blacksmith_dagster.pipeline.validation import Inheriting, duration
+from blacksmith_dagster.pipeline.validation import Duration, Inheriting, checked_number, duration
 
 _EVERY = "@every "
 _DEFAULT_INTERVAL = "@every 1h"
+_MAX_RETRIES = 72
 _SOME_DAY = datetime(2026, 1, 1, tzinfo=UTC)
 _NICKNAMES = frozenset(
     {"@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly", "@annually"}
@@ -27,62 +28,106 @@ _CRON = re.compile(r"[0-9*,/L \-]+")
 
 @dataclass(frozen=True, slots=True)
 class Schedule(Inheriting):
-    """When jobs are loaded and retried. A field that is `None` is inherited.
+    """When jobs are loaded. A field that is `None` is inherited.
 
-    The event's field applies, else the destination's, else the default: not realtime,
-    `@every 1h`, 72 retries, no backoff.
+    The event's field applies, else the destination's, else the default: not realtime, `@every 1h`.
 
     - `interval`: `@every <duration>` (5 s at least), a cron expression of five fields or a nickname
-      (`@daily`), in UTC. It is also the gap between a failed attempt and the next.
+      (`@daily`), in UTC.
     - `realtime`: load as soon as an event is committed.
-    - `max_retries`: attempts after the first, 0 or more; then the job is discarded.
-    - `backoff`: a duration. The first retry comes about this long after the failure, each further
-      one after twice as long, with jitter (a factor of 0.5 to 1), and never later than by `interval`.
 
-    >>> Schedule("@every 10m", max_retries=3)
-    Schedule(interval='@every 10m', realtime=None, max_retries=3, backoff=None)
+    >>> Schedule("@every 10m")
+    Schedule(interval='@every 10m', realtime=None)
+
+    Raises `DeclarationError`.
     """
 
     interval: str | None = None
     realtime: bool | None = None
-    max_retries: int | None = None
-    backoff: str | None = None
 
     def __post_init__(self) -> None:
         if self.interval is not None:
             checked_interval("Schedule", self.interval)
-        if self.backoff is not None:
-            duration("Schedule(backoff=)", self.backoff)
-        retries = self.max_retries
-        if retries is not None and not (isinstance(retries, int) and 0 <= retries <= 10_000):
-            raise DeclarationError(
-                f"Schedule(max_retries={retries!r}): write a number from 0 (no retry) to 10000"
-            )
 
     @property
     def every(self) -> timedelta | None:
         """The interval's length, or `None` if it is a cron expression."""
         return every(self.interval or _DEFAULT_INTERVAL)
 
+    def gap(self, now: datetime) -> timedelta:
+        """How long after `now`, which has a time zone, jobs are loaded again.
+
+        This is the interval's length, or the time until the next tick of a cron, 1 s at least.
+        """
+        if (every := self.every) is not None:
+            return every
+        following: datetime = croniter(self.interval, now.astimezone(UTC)).get_next(datetime)
+        return max(following - now, timedelta(seconds=1))
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy(Inheriting):
+    """How often a failed job is retried, and how far apart. A field that is `None` is inherited.
+
+    The event's field applies, else the destination's, else the default.
+
+    - `max_retries`: attempts after the first (72); then the job is discarded.
+    - `delay`: how long after a failure the first retry is due; by default the interval of the
+      schedule, or the time until the next tick of its cron.
+    - `backoff`: how many times as long each further delay is; 2 if `delay` is set, else 1.
+    - `max_delay`: the longest delay; by default the schedule's interval, or `delay` if that is longer.
+    - `jitter`: the fraction of a delay, from 0 to 1, by which it is shortened at random at most, so
+      that jobs that failed together are not retried together; 0.5 if the delays grow, else 0.
+
+    >>> RetryPolicy(delay="10s", max_delay="5m").inherit(DEFAULT_RETRY).max_attempts
+    73
+
+    Raises `DeclarationError`.
+    """
+
+    max_retries: int | None = None
+    delay: Duration | None = None
+    backoff: float | None = None
+    max_delay: Duration | None = None
+    jitter: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_retries is not None:
+            checked_number("RetryPolicy: max_retries", self.max_retries, 0, 10_000)
+        if self.backoff is not None:
+            checked_number("RetryPolicy: backoff", self.backoff, 1, 100, whole=False)
+        if self.jitter is not None:
+            checked_number("RetryPolicy: jitter", self.jitter, 0, 1, whole=False)
+        delays = [
+            duration(f"RetryPolicy: {name}", delay)
+            for name, delay in (("delay", self.delay), ("max_delay", self.max_delay))
+            if delay is not None
+        ]
+        if delays != sorted(delays):
+            raise DeclarationError(
+                f"RetryPolicy(delay={self.delay!r}, max_delay={self.max_delay!r}): the longest delay "
+                "is shorter than the first; write a longer max_delay"
+            )
+
     @property
     def max_attempts(self) -> int:
         """The first attempt and its retries: `1 + max_retries`."""
-        return 1 + (DEFAULT.max_retries or 0 if self.max_retries is None else self.max_retries)
+        return 1 + (_MAX_RETRIES if self.max_retries is None else self.max_retries)
 
-    def retry_delay(self, attempt: int, now: datetime) -> timedelta:
+    def delay_after(self, attempt: int, gap: timedelta) -> timedelta:
         """How long after the failure of attempt number `attempt` (1 is the first) the next one is due.
 
-        `now` is the time of the failure, with a time zone. The jitter is random.
+        `gap` is that of the schedule. The jitter is random.
         """
-        gap = self.every
-        if gap is None:
-            following: datetime = croniter(self.interval, now.astimezone(UTC)).get_next(datetime)
-            gap = max(following - now, timedelta(seconds=1))
-        if self.backoff is None:
-            return gap
-        first = duration("Schedule(backoff=)", self.backoff).total_seconds()
-        doubled = first * 2.0 ** min(attempt - 1, 64) * random.uniform(0.5, 1.0)
-        return timedelta(seconds=min(doubled, gap.total_seconds()))
+        first = gap if self.delay is None else duration("delay", self.delay)
+        longest = (
+            max(gap, first) if self.max_delay is None else duration("max_delay", self.max_delay)
+        )
+        backoff = (1 if self.delay is None else 2) if self.backoff is None else self.backoff
+        jitter = (0.5 if backoff > 1 else 0.0) if self.jitter is None else self.jitter
+        grown = first.total_seconds() * float(backoff) ** min(attempt - 1, 64)
+        spread = grown * random.uniform(1.0 - jitter, 1.0)
+        return timedelta(seconds=min(spread, longest.total_seconds()))
 
 
 def every(interval: str) -> timedelta | None:
@@ -138,4 +183,5 @@ def _is_cron(text: str) -> bool:
     return months != [2] or days not in ([30], [31])
 
 
-DEFAULT = Schedule(_DEFAULT_INTERVAL, realtime=False, max_retries=72)
+DEFAULT = Schedule(_DEFAULT_INTERVAL, realtime=False)
+DEFAULT_RETRY = RetryPolicy(_MAX_RETRIES)

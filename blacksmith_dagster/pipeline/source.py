@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import date, datetime
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Generic, Literal, Protocol, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
 from blacksmith_dagster.errors import DeclarationError
@@ -36,11 +37,15 @@ from blacksmith_dagster.pipeline.triggers import (
 )
 from blacksmith_dagster.pipeline.validation import (
     ANY_VERSION,
+    Duration,
+    Versions,
     checked_function,
+    checked_keywords,
     checked_name,
     checked_owners,
     checked_tags,
     checked_versions,
+    inherited,
 )
 
 T = TypeVar("T")
@@ -58,7 +63,7 @@ WebhookResult: TypeAlias = TypedEvent | Iterable[TypedEvent] | Reply
 _ANNOTATION_ERRORS = (NameError, AttributeError, SyntaxError, TypeError, ValueError)
 
 
-class Properties(TypedDict, total=False):
+class SourceProperties(TypedDict, total=False):
     """The properties of a source and of its events; an event inherits those that it does not set.
 
     - `auth`: how senders authenticate; by default they need not (the gateway listens on loopback).
@@ -85,8 +90,8 @@ class Properties(TypedDict, total=False):
     cors: CORS | None
     limits: Limits | None
     on_invalid: Literal["reject", "quarantine"] | None
-    retention: str | None
-    discarded_retention: str | None
+    retention: Duration | None
+    discarded_retention: Duration | None
     versions: Mapping[str, date | None] | None
     default_version: str | None
     owners: Sequence[str] | None
@@ -94,7 +99,49 @@ class Properties(TypedDict, total=False):
     migrations: Migrations | None
 
 
-class SourceEvent(Receivable[T_co], Generic[T_co, In_contra, Out]):
+class _SourceConfig:
+    """What a source, its events and its webhooks have in common; the class's values are the defaults."""
+
+    auth: Auth | None = None
+    networks: tuple[Network, ...] | None = None
+    cors: CORS | None = None
+    limits: Limits = _limits.DEFAULT
+    on_invalid: Literal["reject", "quarantine"] = "reject"
+    retention: Duration | None = None
+    discarded_retention: Duration | None = None
+    versions: Versions = ANY_VERSION
+    owners: tuple[str, ...] = ()
+    tags: Mapping[str, str] = MappingProxyType({})
+    migrations: Path | tuple[Migration, ...] = ()
+
+    def _configure(self, where: str, own: SourceProperties, parent: _SourceConfig) -> None:
+        checked_keywords(where, own, SourceProperties)
+        self.auth = own.get("auth") or parent.auth
+        networks = checked_networks(f"{where}: networks", own.get("networks"))
+        self.networks = networks or parent.networks
+        self.cors = _checked_cors(where, own.get("cors")) or parent.cors
+        self.limits = inherited(f"{where}: limits", own.get("limits"), parent.limits)
+        self.on_invalid = own.get("on_invalid") or parent.on_invalid
+        if self.on_invalid not in ("reject", "quarantine"):
+            raise DeclarationError(
+                f"{where}: on_invalid={self.on_invalid!r}: write 'reject' or 'quarantine'"
+            )
+        retention = checked_retention(f"{where}: retention", own.get("retention"))
+        self.retention = parent.retention if retention is None else retention
+        discarded = checked_retention(
+            f"{where}: discarded_retention", own.get("discarded_retention")
+        )
+        self.discarded_retention = parent.discarded_retention if discarded is None else discarded
+        versions = checked_versions(where, own.get("versions"), own.get("default_version"))
+        self.versions = versions or parent.versions
+        owners = checked_owners(where, own.get("owners"))
+        self.owners = parent.owners if owners is None else owners
+        tags = checked_tags(where, own.get("tags"))
+        self.tags = parent.tags if tags is None else tags
+        self.migrations = checked_migrations(where, own.get("migrations"))
+
+
+class SourceEvent(Receivable[T_co], _SourceConfig, Generic[T_co, In_contra, Out]):
     """A kind of event of a source, made by `Source.event` or `Source.accept`.
 
     It stays callable: `departed(Request.of({...}))` runs the extract function. A property that was not
@@ -109,35 +156,16 @@ class SourceEvent(Receivable[T_co], Generic[T_co, In_contra, Out]):
         function: Callable[[In_contra], Out] | None,
         model: Any,
         description: str | None,
-        **own: Unpack[Properties],
+        **own: Unpack[SourceProperties],
     ) -> None:
         path = f"{source.name}/{checked_name(f'source {source.name!r}: event', name)}"
         super().__init__(path, checked_model(path, model))
+        self._configure(path, own, source)
         self.source = source
         self.name = name
         self.trigger = trigger.inherit(source.cron) if isinstance(trigger, Cron) else trigger
         self.function = function
-        self.auth = own.get("auth") or source.auth
-        networks = checked_networks(f"{path}: networks", own.get("networks"))
-        self.networks = networks or source.networks
-        self.cors = _checked_cors(path, own.get("cors")) or source.cors
-        self.on_invalid = _checked_on_invalid(path, own.get("on_invalid")) or source.on_invalid
-        self.limits = (own.get("limits") or Limits()).inherit(source.limits)
-        self.retention = (
-            checked_retention(f"{path}: retention", own.get("retention")) or source.retention
-        )
-        discarded = checked_retention(
-            f"{path}: discarded_retention", own.get("discarded_retention")
-        )
-        self.discarded_retention = discarded or source.discarded_retention
-        versions = checked_versions(path, own.get("versions"), own.get("default_version"))
-        self.versions = versions or source.versions
-        owners = checked_owners(path, own.get("owners"))
-        self.owners = source.owners if owners is None else owners
-        tags = checked_tags(path, own.get("tags"))
-        self.tags = source.tags if tags is None else tags
         self.description = description
-        self.migrations = checked_migrations(path, own.get("migrations"))
 
     def __call__(self, input: In_contra) -> Out:
         if self.function is None:
@@ -197,54 +225,29 @@ class _Extract(Protocol[In]):
     ) -> SourceEvent[T, In, Iterable[Event[T] | Sequence[Event[T]]]]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Webhook:
+class Webhook(_SourceConfig):
     """An HTTP path of a source where events of several types arrive, made by `Source.webhook`.
 
-    `response` is sent once a request's events are stored; by default 202 with their ids.
+    `response` is sent once a request's events are stored; by default 202 with their ids. `path`, the
+    event type of its requests in quarantine, is the source's name; its properties are the source's.
     """
 
-    source: Source
-    on: HTTP
-    function: Callable[[Request], Any]
-    response: Reply | None = None
-
-    @property
-    def path(self) -> str:
-        """The event type of its requests in quarantine: the source's name."""
-        return self.source.name
-
-    @property
-    def auth(self) -> Auth | None:
-        """The source's."""
-        return self.source.auth
-
-    @property
-    def networks(self) -> tuple[Network, ...] | None:
-        """The source's."""
-        return self.source.networks
-
-    @property
-    def cors(self) -> CORS | None:
-        """The source's."""
-        return self.source.cors
-
-    @property
-    def on_invalid(self) -> Literal["reject", "quarantine"]:
-        """The source's."""
-        return self.source.on_invalid
-
-    @property
-    def limits(self) -> Limits:
-        """The source's."""
-        return self.source.limits
+    def __init__(
+        self, source: Source, on: HTTP, function: Callable[[Request], Any], response: Reply | None
+    ) -> None:
+        self._configure(source.name, {}, source)
+        self.path = source.name
+        self.source = source
+        self.on = on
+        self.function = function
+        self.response = response
 
 
-class Source:
+class Source(_SourceConfig):
     """Where events come from: a site, an application, a partner.
 
     - `cron`: inherited by its `Cron` events; `@every 1h` by default.
-    - the others are `Properties`, which each event inherits and may override.
+    - the others are `SourceProperties`, which each event inherits and may override.
 
     >>> airport = Source("airport", owners=["team:flights"])
     >>> @airport.event(HTTP("/airport/departures"))
@@ -257,27 +260,12 @@ class Source:
     """
 
     def __init__(
-        self, name: str, *, cron: Cron | None = None, **properties: Unpack[Properties]
+        self, name: str, *, cron: Cron | None = None, **own: Unpack[SourceProperties]
     ) -> None:
-        self.name = checked_name("source", name)
         where = f"source {name!r}"
-        self.cron = (cron or Cron()).inherit(DEFAULT_CRON)
-        self.auth = properties.get("auth")
-        self.networks = checked_networks(f"{where}: networks", properties.get("networks"))
-        self.cors = _checked_cors(where, properties.get("cors"))
-        self.on_invalid = _checked_on_invalid(where, properties.get("on_invalid")) or "reject"
-        self.limits = (properties.get("limits") or Limits()).inherit(_limits.DEFAULT)
-        self.retention = checked_retention(f"{where}: retention", properties.get("retention"))
-        self.discarded_retention = checked_retention(
-            f"{where}: discarded_retention", properties.get("discarded_retention")
-        )
-        versions = checked_versions(
-            where, properties.get("versions"), properties.get("default_version")
-        )
-        self.versions = versions or ANY_VERSION
-        self.owners = checked_owners(where, properties.get("owners")) or ()
-        self.tags = checked_tags(where, properties.get("tags")) or {}
-        self.migrations = checked_migrations(where, properties.get("migrations"))
+        self.name = checked_name("source", name)
+        self.cron = inherited(f"{where}: cron", cron, DEFAULT_CRON)
+        self._configure(where, own, self)  # which has the defaults
         self._events: dict[str, AnySourceEvent] = {}
         self._webhooks: list[Webhook] = []
 
@@ -292,7 +280,7 @@ class Source:
         return self._webhooks
 
     def event(
-        self, on: Trigger[In], *, name: str | None = None, **own: Unpack[Properties]
+        self, on: Trigger[In], *, name: str | None = None, **own: Unpack[SourceProperties]
     ) -> _Extract[In]:
         """Declare a source event: the decorated function turns the trigger's input into events.
 
@@ -335,7 +323,7 @@ class Source:
         model: type[T],
         on: HTTP | Subscription | None = None,
         description: str | None = None,
-        **own: Unpack[Properties],
+        **own: Unpack[SourceProperties],
     ) -> SourceEvent[T, Any, Any]: ...
     @overload
     def accept(
@@ -345,7 +333,7 @@ class Source:
         model: JSONSchema,
         on: HTTP | Subscription | None = None,
         description: str | None = None,
-        **own: Unpack[Properties],
+        **own: Unpack[SourceProperties],
     ) -> AnySourceEvent: ...
     @overload
     def accept(
@@ -354,7 +342,7 @@ class Source:
         *,
         on: HTTP | Subscription | None = None,
         description: str | None = None,
-        **own: Unpack[Properties],
+        **own: Unpack[SourceProperties],
     ) -> AnySourceEvent: ...
     def accept(
         self,
@@ -363,13 +351,13 @@ class Source:
         model: Any = Any,
         on: HTTP | Subscription | None = None,
         description: str | None = None,
-        **own: Unpack[Properties],
+        **own: Unpack[SourceProperties],
     ) -> AnySourceEvent:
         """A source event without a function: a JSON body is stored byte for byte.
 
         By default it is sent to `/v1/<source>/<name>`. A body that does not fit `model` (a type that
         msgspec decodes, a model of pydantic, or a `JSONSchema`) is rejected with 422, or stored in
-        quarantine; see `on_invalid` of `Properties`.
+        quarantine; see `on_invalid` of `SourceProperties`.
 
         >>> Source("airport").accept("cancelled").trigger
         HTTP(path='/v1/airport/cancelled', method='POST')
@@ -386,7 +374,7 @@ class Source:
         *,
         model: type[T],
         description: str | None = None,
-        **own: Unpack[Properties],
+        **own: Unpack[SourceProperties],
     ) -> SourceEvent[T, Any, Any]: ...
     @overload
     def child(
@@ -395,11 +383,11 @@ class Source:
         *,
         model: JSONSchema,
         description: str | None = None,
-        **own: Unpack[Properties],
+        **own: Unpack[SourceProperties],
     ) -> AnySourceEvent: ...
     @overload
     def child(
-        self, name: str, *, description: str | None = None, **own: Unpack[Properties]
+        self, name: str, *, description: str | None = None, **own: Unpack[SourceProperties]
     ) -> AnySourceEvent: ...
     def child(
         self,
@@ -407,7 +395,7 @@ class Source:
         *,
         model: Any = Any,
         description: str | None = None,
-        **own: Unpack[Properties],
+        **own: Unpack[SourceProperties],
     ) -> AnySourceEvent:
         """A source event that arrives only as the child of an event, or through a webhook endpoint.
 
@@ -483,16 +471,6 @@ def _checked_cors(where: str, cors: CORS | None) -> CORS | None:
             f"{where}: cors={cors!r}: write CORS(origins=['https://shop.example'])"
         )
     return cors
-
-
-def _checked_on_invalid(
-    where: str, on_invalid: Literal["reject", "quarantine"] | None
-) -> Literal["reject", "quarantine"] | None:
-    if on_invalid not in (None, "reject", "quarantine"):
-        raise DeclarationError(
-            f"{where}: on_invalid={on_invalid!r}: write 'reject' or 'quarantine'"
-        )
-    return on_invalid
 
 
 def _returned_model(where: str, function: Callable[..., Any]) -> Any:

@@ -68,7 +68,7 @@ class Request(msgspec.Struct, frozen=True):
         dataclasses, TypedDicts, ...), or a model of pydantic.
 
         Raises `Reject` (422) with the place of the fault if the body does not fit; see `on_invalid` of
-        `Properties`.
+        `SourceProperties`.
         """
         return decode_body(self.body, type)
 

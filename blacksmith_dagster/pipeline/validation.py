@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import date, datetime, timedelta
-from typing import Any, Self
+from typing import Any, Self, TypeAlias, TypeVar
 
 from blacksmith_dagster.errors import DeclarationError, Unprocessable
 
@@ -21,6 +21,9 @@ _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _LONGEST = timedelta(days=3650)
+
+Duration: TypeAlias = str | timedelta
+"""A `timedelta`, or numbers with ms, s, m, h or d: '90s', '1h30m'."""
 
 
 class Inheriting:
@@ -40,6 +43,18 @@ class Inheriting:
             },
         )
         return inherited
+
+
+I = TypeVar("I", bound=Inheriting)  # noqa: E741
+
+
+def inherited(where: str, own: I | None, parent: I) -> I:
+    """`own` with the parent's value in each field that it does not set; `parent` if it is `None`."""
+    if own is None:
+        return parent
+    if not isinstance(own, type(parent)):
+        raise DeclarationError(f"{where}={own!r}: write a {type(parent).__name__}(...)")
+    return own.inherit(parent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +104,28 @@ def checked_name(what: str, name: str) -> str:
             "single underscores; rename it, for example to 'flight_departed'"
         )
     return name
+
+
+def checked_keywords(where: str, given: Mapping[str, Any], properties: type) -> None:
+    """Raise `DeclarationError` if a `given` keyword is not one of the `properties`.
+
+    `properties` is a TypedDict, which only type checkers enforce.
+    """
+    known = properties.__annotations__
+    unknown = sorted(given.keys() - known)
+    if unknown:
+        raise DeclarationError(
+            f"{where} has no property {', '.join(unknown)}; write one of {', '.join(sorted(known))}"
+        )
+
+
+def checked_number(where: str, number: Any, low: float, high: float, *, whole: bool = True) -> None:
+    """Raise `DeclarationError` unless `number` is one from `low` to `high`."""
+    is_number = isinstance(number, int if whole else (int, float)) and not isinstance(number, bool)
+    if not (is_number and low <= number <= high):
+        raise DeclarationError(
+            f"{where}={number!r}: write a {'whole ' if whole else ''}number from {low} to {high}"
+        )
 
 
 def checked_owners(where: str, owners: Sequence[str] | None) -> tuple[str, ...] | None:
@@ -146,17 +183,28 @@ def checked_versions(
     return Versions(dict(versions), default)
 
 
-def duration(where: str, text: str) -> timedelta:
-    """`text` as a duration: numbers with ms, s, m, h or d, as in '90s' or '1h30m'."""
-    if not isinstance(text, str) or not _DURATION.fullmatch(text):
+def duration(where: str, value: Duration, *, least: timedelta | None = None) -> timedelta:
+    """`value` as a `timedelta`: longer than 0 or, if given, `least` at least; 3650 days at most.
+
+    >>> duration("timeout", "1h30m")
+    datetime.timedelta(seconds=5400)
+
+    Raises `DeclarationError`.
+    """
+    if isinstance(value, timedelta):
+        length = value
+    elif isinstance(value, str) and _DURATION.fullmatch(value):
+        seconds = sum(float(number) * _SECONDS[unit] for number, unit in _PART.findall(value))
+        length = timedelta(seconds=min(seconds, 2 * _LONGEST.total_seconds()))
+    else:
         raise DeclarationError(
-            f"{where}: {text!r} is not a duration; write numbers with ms, s, m, h or d: '90s', '1h30m'"
+            f"{where}: {value!r} is not a duration; write numbers with ms, s, m, h or d, as in '90s' "
+            "or '1h30m', or a timedelta"
         )
-    seconds = sum(float(number) * _SECONDS[unit] for number, unit in _PART.findall(text))
-    length = timedelta(seconds=min(seconds, 2 * _LONGEST.total_seconds()))
-    if not timedelta(0) < length <= _LONGEST:
+    if length > _LONGEST or (length <= timedelta(0) if least is None else length < least):
+        at_least = "longer than 0" if least is None else f"of {least.total_seconds():g}s at least"
         raise DeclarationError(
-            f"{where}: {text!r}: write a duration longer than 0 and {_LONGEST.days}d at most"
+            f"{where}: {value!r}: write a duration {at_least} and {_LONGEST.days}d at most"
         )
     return length
 

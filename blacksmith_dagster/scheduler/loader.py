@@ -165,7 +165,7 @@ class StandardScheduler:
             try:
                 with _collector_paused():
                     load = store.claim(
-                        token, event.batch_size, event.schedule.max_attempts, run, version
+                        token, event.batch_size, event.retry.max_attempts, run, version
                     )
             except MigrationPending as error:
                 return Summary(summary.loads, summary.tally, skipped=str(error))
@@ -255,7 +255,7 @@ def _verdict(
 ) -> LoadVerdict:
     """What becomes of the jobs of a load, with the outcomes that are received."""
     now = datetime.now(UTC)
-    decision = decide(load, decoded, batch.verdicts, raised, event.schedule, now)
+    decision = decide(load, decoded, batch.verdicts, raised, event, now)
     events = outcomes(app, event, load, decoded, decision, now)
     verdict = decision.verdict
     return msgspec.structs.replace(verdict, outcomes=events) if events else verdict

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, NamedTuple
 
 import msgspec
@@ -14,7 +14,6 @@ from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import AnyDestinationEvent
 from blacksmith_dagster.pipeline.event import Cause, Event, Job, JobResult, JobVerdict
 from blacksmith_dagster.pipeline.flow import Flow, Outcome
-from blacksmith_dagster.pipeline.schedule import Schedule
 from blacksmith_dagster.redaction import clean, describe
 from blacksmith_dagster.scheduler.decoding import Decoded
 from blacksmith_dagster.store.interface import (
@@ -92,7 +91,7 @@ def decide(
     decoded: Decoded,
     job_verdicts: Mapping[str, JobVerdict],
     raised: BaseException | None,
-    schedule: Schedule,
+    event: AnyDestinationEvent,
     now: datetime,
 ) -> Decision:
     """The verdict of a load.
@@ -108,18 +107,18 @@ def decide(
     if raised is None and not job_verdicts and not decoded.failures:
         return Decision(LoadVerdict())
     several = len(load.rows) > 1
-    last = load.attempt >= schedule.max_attempts
-    delay = schedule.retry_delay(load.attempt, now).total_seconds()
+    last = load.attempt >= event.retry.max_attempts
+    delay = event.retry_delay(load.attempt, now).total_seconds()
     error_text = "" if raised is None else describe(raised)
     if raised is not None and not job_verdicts and not decoded.failures and (several or not last):
-        isolated = several and load.attempt >= schedule.max_attempts - 1
+        isolated = several and load.attempt >= event.retry.max_attempts - 1
         return Decision(LoadVerdict(raised=error_text, delay=delay, isolated=isolated))
 
     deviations: list[Deviation] = []
     exhausted: set[int] = set()
     for row in load.rows:
         undecided = False
-        retry_after: float | None = None
+        retry_after: timedelta | None = None
         if (failure := decoded.failures.get(row.seq)) is not None:
             result, error = failure
         elif (job_verdict := job_verdicts.get(load.key_of(row.id))) is not None:
@@ -133,7 +132,7 @@ def decide(
             result = JobResult.DISCARDED
             exhausted.add(row.seq)
         if result is JobResult.FAILED:
-            isolated = undecided and several and load.attempt >= schedule.max_attempts - 1
+            isolated = undecided and several and load.attempt >= event.retry.max_attempts - 1
             job_delay = _job_delay(retry_after, delay)
             deviations.append(Deviation(row.seq, result, error, job_delay, isolated))
         elif result is JobResult.DISCARDED:
@@ -147,15 +146,15 @@ def all_discarded(load: Load) -> LoadVerdict:
     return LoadVerdict([Deviation(row.seq, JobResult.DISCARDED, reason) for row in load.rows])
 
 
-def _job_delay(retry_after: float | None, delay: float) -> float:
-    """Seconds until a failed job is due: its verdict's `retry_after` if that is valid, else `delay`.
+def _job_delay(retry_after: timedelta | None, delay: float) -> float:
+    """Seconds until a failed job is due: its verdict's `retry_after`, else `delay`.
 
     Rounded up to tenths, and from one second on to whole seconds: jobs that are due together run
     together.
     """
-    if retry_after is None or math.isnan(retry_after) or retry_after < 0:
+    if retry_after is None:
         return delay
-    seconds = min(retry_after, _LONGEST_DELAY)
+    seconds = min(retry_after.total_seconds(), _LONGEST_DELAY)
     return float(math.ceil(seconds)) if seconds >= 1 else math.ceil(seconds * 10) / 10
 
 

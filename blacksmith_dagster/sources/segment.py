@@ -11,7 +11,7 @@ import msgspec
 
 from blacksmith_dagster.pipeline.access import WriteKey
 from blacksmith_dagster.pipeline.event import TypedEvent
-from blacksmith_dagster.pipeline.source import Properties, Source, SourceEvent, WebhookResult
+from blacksmith_dagster.pipeline.source import Source, SourceEvent, SourceProperties, WebhookResult
 from blacksmith_dagster.pipeline.triggers import HTTP, Reply, Request
 from blacksmith_dagster.redaction import Secret
 from blacksmith_dagster.sources.senders import as_secrets, invalid_body, parse_time, with_auth
@@ -61,7 +61,7 @@ class SegmentSource(Source):
         *,
         write_key: Secret | Sequence[Secret],
         path: str = "/v1",
-        **properties: Unpack[Properties],
+        **properties: Unpack[SourceProperties],
     ) -> None:
         key = SegmentKey(*as_secrets(write_key))
         super().__init__(name, **with_auth(key, name, properties))

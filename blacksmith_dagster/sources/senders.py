@@ -19,9 +19,9 @@ from blacksmith_dagster.pipeline.signatures import (
 )
 from blacksmith_dagster.pipeline.source import (
     AnySourceEvent,
-    Properties,
     Source,
     SourceEvent,
+    SourceProperties,
     WebhookResult,
 )
 from blacksmith_dagster.pipeline.triggers import HTTP, Reply, Request, decode_body
@@ -48,7 +48,7 @@ class TypedSource(Source, ABC):
 
     _response: ClassVar[Reply | None] = None
 
-    def __init__(self, name: str, **properties: Unpack[Properties]) -> None:
+    def __init__(self, name: str, **properties: Unpack[SourceProperties]) -> None:
         super().__init__(name, **properties)
         self._types: dict[str, AnySourceEvent] = {}
         self.webhook(HTTP(f"/v1/{self.name}"), response=self._response)(self._receive)
@@ -61,7 +61,7 @@ class TypedSource(Source, ABC):
         name: str | None = None,
         model: type[T],
         description: str | None = None,
-        **own: Unpack[Properties],
+        **own: Unpack[SourceProperties],
     ) -> SourceEvent[T, Any, Any]: ...
     @overload
     def on(
@@ -71,7 +71,7 @@ class TypedSource(Source, ABC):
         name: str | None = None,
         model: JSONSchema = ...,
         description: str | None = None,
-        **own: Unpack[Properties],
+        **own: Unpack[SourceProperties],
     ) -> AnySourceEvent: ...
     def on(
         self,
@@ -80,7 +80,7 @@ class TypedSource(Source, ABC):
         name: str | None = None,
         model: Any = Any,
         description: str | None = None,
-        **own: Unpack[Properties],
+        **own: Unpack[SourceProperties],
     ) -> AnySourceEvent:
         """A source event for this type; `'*'` is for every type that is not declared.
 
@@ -128,7 +128,11 @@ class SignedSource(TypedSource):
     _signature: ClassVar[type[_Signature]]
 
     def __init__(
-        self, name: str, *, secret: Secret | Sequence[Secret], **properties: Unpack[Properties]
+        self,
+        name: str,
+        *,
+        secret: Secret | Sequence[Secret],
+        **properties: Unpack[SourceProperties],
     ) -> None:
         signature = self._signature(*as_secrets(secret))
         super().__init__(name, **with_auth(signature, name, properties))
@@ -281,13 +285,13 @@ class StandardWebhooksSource(SignedSource):
         )
 
 
-def with_auth(auth: Auth, name: str, properties: Properties) -> Properties:
+def with_auth(auth: Auth, name: str, properties: SourceProperties) -> SourceProperties:
     """The properties of a source whose senders authenticate with `auth`."""
     if properties.get("auth") is not None:
         raise DeclarationError(
             f"source {name!r}: its senders authenticate with {type(auth).__name__}; leave auth= out"
         )
-    with_own: Properties = {**properties, "auth": auth}
+    with_own: SourceProperties = {**properties, "auth": auth}
     return with_own
 
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 from blacksmith_dagster import (
@@ -24,7 +25,7 @@ SLOW_SECONDS = 3.0
 
 inbox = Source("inbox")
 accepted = inbox.accept("accepted")
-slow = inbox.accept("slow", limits=Limits(body_seconds=SLOW_SECONDS))
+slow = inbox.accept("slow", limits=Limits(body_timeout=timedelta(seconds=SLOW_SECONDS)))
 
 locked = Source("locked", auth=Bearer(Secret("CLOSED_TOKEN")))
 secret = locked.accept("secret")

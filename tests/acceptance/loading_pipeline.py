@@ -12,7 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from blacksmith_dagster import Batch, Blacksmith, Destination, Event, Flow, Job, Schedule, Source
+from blacksmith_dagster import (
+    Batch,
+    Blacksmith,
+    Destination,
+    Event,
+    Flow,
+    Job,
+    RetryPolicy,
+    Schedule,
+    Source,
+)
 
 RECORDING = "BLACKSMITH_TEST_RECORDING"  # the folder of the recording
 FLIGHTS, HURRIED = "warehouse/flights", "warehouse/hurried"
@@ -88,11 +98,11 @@ class Recording:
 airport = Source("airport", retention="500ms", discarded_retention="1s")  # for the tests of purges
 departed = airport.accept("departed")
 
-SOON = Schedule("@every 5s", max_retries=3, backoff="100ms")
+SOON: dict[str, Any] = {"schedule": Schedule("@every 5s"), "retry": RetryPolicy(3, "100ms")}
 
-warehouse = Destination("warehouse", connect=Recording.open, schedule=SOON)
-alerts = Destination("alerts", connect=Recording.open, schedule=SOON)
-mail = Destination("mail", connect=Recording.open, schedule=SOON)
+warehouse = Destination("warehouse", connect=Recording.open, **SOON)
+alerts = Destination("alerts", connect=Recording.open, **SOON)
+mail = Destination("mail", connect=Recording.open, **SOON)
 
 
 def hurries(event: Event[Any]) -> bool:

@@ -65,7 +65,7 @@ class PlainScheduler:
     ) -> Summary:
         summary, connection = Summary(), event.destination.connect()
         opened = next(connection)
-        while load := store.claim(token, event.batch_size, event.schedule.max_attempts, run):
+        while load := store.claim(token, event.batch_size, event.retry.max_attempts, run):
             jobs = []
             for row in load.rows:
                 data = msgspec.json.decode(row.payload, type=event.flows[row.event_type].on.model)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from blacksmith_dagster import HTTP, Bearer, Blacksmith, Event, Request, Schedule, Secret, Source
+from blacksmith_dagster import HTTP, Bearer, Blacksmith, Event, Request, RetryPolicy, Secret, Source
 from blacksmith_dagster.destinations import HTTPDestination, SQLDestination
 from blacksmith_dagster.orchestration import build_definitions
 
@@ -11,7 +11,7 @@ WAREHOUSE = "BLACKSMITH_TEST_WAREHOUSE_URL"
 ALERTS = "BLACKSMITH_TEST_ALERTS_URL"
 ALERTS_KEY = "BLACKSMITH_TEST_ALERTS_KEY"
 
-SCHEDULE = Schedule("@every 1h", max_retries=0)
+ONCE = RetryPolicy(max_retries=0)
 
 vault = Source("vault", auth=Bearer(Secret(TOKEN)))
 
@@ -22,11 +22,11 @@ def opened(request: Request) -> Event[Any]:
     return Event({"number": request.json()["number"]})
 
 
-warehouse = SQLDestination("warehouse", url=Secret(WAREHOUSE), schedule=SCHEDULE)
+warehouse = SQLDestination("warehouse", url=Secret(WAREHOUSE), retry=ONCE)
 warehouse.table("openings", receives=opened)
 
 alerts = HTTPDestination(
-    "alerts", url=Secret(ALERTS), headers={"X-Api-Key": Secret(ALERTS_KEY)}, schedule=SCHEDULE
+    "alerts", url=Secret(ALERTS), headers={"X-Api-Key": Secret(ALERTS_KEY)}, retry=ONCE
 )
 alerts.post("openings", receives=opened)
 

@@ -21,6 +21,7 @@ from blacksmith_dagster import (
     Event,
     Flow,
     Request,
+    RetryPolicy,
     Schedule,
     Source,
 )
@@ -47,7 +48,7 @@ from tests.acceptance.oracle import judge
 from tests.acceptance.processes import GatewayProcess, until
 from tests.services.postgres import PostgresServer
 
-AT_ONCE = Schedule("@every 5s", max_retries=3, backoff="1ms")
+AT_ONCE = RetryPolicy(max_retries=3, delay="1ms")
 
 
 def accept(
@@ -94,7 +95,7 @@ class Pipeline:
         store: Store,
         function: Callable[[Batch[Any]], None] = lambda batch: None,
         *,
-        schedule: Schedule = AT_ONCE,
+        retry: RetryPolicy = AT_ONCE,
         batch_size: int = 1000,
         **flow: Any,
     ) -> None:
@@ -102,7 +103,9 @@ class Pipeline:
         self.loaded: set[str] = set()
         self.site = Source("site")
         self.seen = self.site.accept("seen")
-        lake = Destination("lake", schedule=schedule, batch_size=batch_size)
+        lake = Destination(
+            "lake", schedule=Schedule("@every 5s"), retry=retry, batch_size=batch_size
+        )
 
         def kept(batch: Batch[Any]) -> None:
             function(batch)
@@ -141,8 +144,7 @@ def test_when_that_raises_keeps_the_job(store: Store) -> None:
         return bool(10 // event.data["n"] > by.get("least", 0) // by.get("divisor", 0))
 
     by: dict[str, int] = {}
-    later = Schedule("@every 5s", max_retries=3, backoff="2s")
-    pipeline = Pipeline(store, when=when, schedule=later)
+    pipeline = Pipeline(store, when=when, retry=RetryPolicy(max_retries=3, delay="2s"))
     ids = pipeline.accept([{"n": 1}, {"n": 5}])
     assert pipeline.load() == Tally(failed=2)  # no job was dropped or loaded
     judge(store, "lake/kept", ids, pipeline.loaded)
@@ -180,8 +182,8 @@ def test_poison_among_thousand(store: Store, others: bool) -> None:
         if any(job.data["n"] == 500 for job in batch):
             raise ValueError("poison")
 
-    schedule = Schedule("@every 5s", max_retries=12 if others else 3, backoff="1ms")
-    pipeline = Pipeline(store, load, schedule=schedule)
+    retry = RetryPolicy(max_retries=12 if others else 3, delay="1ms")
+    pipeline = Pipeline(store, load, retry=retry)
     ids = pipeline.accept([{"n": n} for n in range(1000)])
     late: list[str] = []
     while store.counts("lake/kept").pending:
@@ -202,10 +204,9 @@ def test_new_jobs_are_not_starved_by_retries(store: Store) -> None:
         handed.append([job.data["n"] for job in batch])
         for job in batch:
             if failing and job.data["n"] < 1000:
-                batch.fail(job, "not yet", retry_after=0.0)
+                batch.fail(job, "not yet", retry_after="0s")
 
-    schedule = Schedule("@every 5s", max_retries=10_000)
-    pipeline = Pipeline(store, load, schedule=schedule, batch_size=5)
+    pipeline = Pipeline(store, load, retry=RetryPolicy(max_retries=10_000), batch_size=5)
     ids = pipeline.accept([{"n": n} for n in range(100)])
     stop, news = threading.Event(), [1000]
 
@@ -244,12 +245,11 @@ def test_hundred_thousand_retries_due_at_once(store: Store) -> None:
         if not all_failed.is_set():
             failed.update(job.key for job in batch)
             for job in batch:
-                batch.fail(job, "not yet", retry_after=1.0)
+                batch.fail(job, "not yet", retry_after="1s")
             if len(failed) == 100_000:
                 all_failed.set()
 
-    schedule = Schedule("@every 5s", max_retries=1000)
-    pipeline = Pipeline(store, load, schedule=schedule, batch_size=10_000)
+    pipeline = Pipeline(store, load, retry=RetryPolicy(max_retries=1000), batch_size=10_000)
     ids: list[str] = []
     for start in range(0, 100_000, 10_000):
         ids += pipeline.accept([{"n": start + n} for n in range(10_000)])

@@ -148,7 +148,7 @@ near.accept("event")
 far = Source("far", networks=["198.51.100.0/24", "2001:db8::/32"])
 far.accept("event")
 
-web = Source("web", cors=CORS(origins=[SHOP], max_age=60))
+web = Source("web", cors=CORS(origins=[SHOP], max_age="1m"))
 web.accept("clicked")
 web.accept("locked", auth=AUTHS["bearer"])
 web.accept("own", cors=CORS(origins=["*"]))

@@ -6,10 +6,10 @@ from typing import Any
 
 import msgspec
 
-from blacksmith_dagster import Batch, Blacksmith, Destination, DestinationEvent, Schedule, Source
+from blacksmith_dagster import Batch, Blacksmith, Destination, DestinationEvent, RetryPolicy, Source
 from blacksmith_dagster.store.interface import NewEvent, NewJob, Store
 
-SOON = Schedule("@every 1h", max_retries=2, backoff="400ms")
+SOON = RetryPolicy(max_retries=2, delay="400ms")
 
 airport = Source("airport")
 departed = airport.accept("departed")
@@ -20,7 +20,7 @@ def pipeline(
 ) -> tuple[Blacksmith, DestinationEvent[Any]]:
     """An application whose destination event `warehouse/flights` is this function."""
     connect = options.pop("connect", None)
-    options.setdefault("schedule", SOON)
+    options.setdefault("retry", SOON)
     warehouse: Destination[Any] = Destination("warehouse", connect=connect)
     flights = warehouse.event(receives=departed, name="flights", **options)(function)
     app = Blacksmith(sources=[airport], destinations=[warehouse, *others])

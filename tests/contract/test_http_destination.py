@@ -185,7 +185,9 @@ def test_a_struct_is_sent_as_json(server: Server) -> None:
 
 def test_429_fails_until_retry_after(server: Server) -> None:
     server.respond = lambda body: (429, {"Retry-After": "17"}, b"slow down")
-    assert alone(server) == JobVerdict(JobResult.FAILED, "429 Too Many Requests: slow down", 17.0)
+    assert alone(server) == JobVerdict(
+        JobResult.FAILED, "429 Too Many Requests: slow down", timedelta(seconds=17)
+    )
 
 
 def test_retry_after_as_a_date(server: Server) -> None:
@@ -194,7 +196,7 @@ def test_retry_after_as_a_date(server: Server) -> None:
     verdict = alone(server)
     assert verdict.result is JobResult.FAILED
     assert verdict.retry_after is not None
-    assert 110 < verdict.retry_after <= 120
+    assert 110 < verdict.retry_after.total_seconds() <= 120
 
 
 def test_500_fails(server: Server) -> None:
@@ -380,7 +382,8 @@ def test_a_batch_that_is_too_early_fails_whole(server: Server) -> None:
     server.respond = lambda body: (429, {"Retry-After": "3"}, b"")
     verdicts = send(HTTPDestination("alerts", url=server.url), 1, 2, batched=True)
     assert (
-        list(verdicts.values()) == [JobVerdict(JobResult.FAILED, "429 Too Many Requests", 3.0)] * 2
+        list(verdicts.values())
+        == [JobVerdict(JobResult.FAILED, "429 Too Many Requests", timedelta(seconds=3))] * 2
     )
     assert len(server.requests) == 1
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from blacksmith_dagster import Batch, Blacksmith, Destination, DestinationEvent, Schedule
+from blacksmith_dagster import Batch, Blacksmith, Destination, DestinationEvent, RetryPolicy
 from blacksmith_dagster.errors import FencedOut, OutcomeUnknown, Timeout, Unavailable
 from blacksmith_dagster.scheduler import LoadReport, StandardScheduler, Summary, Tally, load
 from blacksmith_dagster.store import Store, open_store
@@ -246,7 +246,7 @@ def test_a_load_that_waits_for_another_event_of_its_destination_loses_nothing(
 ) -> None:
     """A call that hangs keeps its thread's connection; a load that cannot begin is given back."""
     release = threading.Event()
-    warehouse = Destination("warehouse", schedule=SOON, timeout="50ms")
+    warehouse = Destination("warehouse", retry=SOON, timeout="50ms")
 
     @warehouse.event(receives=departed)
     def slow(batch: Batch[Any]) -> None:
@@ -342,7 +342,7 @@ def test_what_is_loaded_is_recorded_once_the_store_responds(
 
 def test_received_outcomes_are_loaded_with_their_cause(loading: Loading) -> None:
     reports: list[tuple[Any, str, str | None, int]] = []
-    mail = Destination("mail", schedule=SOON)
+    mail = Destination("mail", retry=SOON)
 
     def load(batch: Batch[Any]) -> None:
         for job in batch:
@@ -374,7 +374,7 @@ def test_poison_among_many_is_found_without_discarding_the_others(loading: Loadi
             raise ValueError("unlucky")
         loaded.update(numbers(batch))
 
-    app, flights = pipeline(load, schedule=Schedule("@every 1h", max_retries=1, backoff="1ms"))
+    app, flights = pipeline(load, retry=RetryPolicy(1, "1ms"))
     loading.store.register(app)
     ingest(loading.store, [{"n": n} for n in range(20)])
     while loading.store.counts(flights.path).pending:

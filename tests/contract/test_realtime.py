@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 
-from blacksmith_dagster import Batch, Blacksmith, Destination, DestinationEvent, Schedule
+from blacksmith_dagster import (
+    Batch,
+    Blacksmith,
+    Destination,
+    DestinationEvent,
+    RetryPolicy,
+    Schedule,
+)
 from blacksmith_dagster.errors import Timeout, Unavailable
 from blacksmith_dagster.scheduler import (
     LoadReport,
@@ -162,7 +169,7 @@ class Loaded:
 def app_of(timeout: str = "1m", **functions: Callable[[Batch[Any]], None]) -> Blacksmith:
     """An application with a realtime destination, an event of it for each function."""
     warehouse: Destination[Any] = Destination(
-        "warehouse", schedule=Schedule(realtime=True, max_retries=3, backoff="1s"), timeout=timeout
+        "warehouse", schedule=Schedule(realtime=True), retry=RetryPolicy(3, "1s"), timeout=timeout
     )
     for name, function in functions.items():
         warehouse.event(receives=departed, name=name)(function)
@@ -227,7 +234,7 @@ def test_a_retry_runs_when_it_is_due_without_a_message(warm: Warm) -> None:
         tried(batch)
         for job in batch:
             if job.data["n"] == 1 and job.attempt < 3:
-                batch.fail(job, "not yet", retry_after=1.0)
+                batch.fail(job, "not yet", retry_after="1s")
 
     loop = warm.start(app_of(flights=flights, seats=other))
     until(lambda: loop.holds_locks)

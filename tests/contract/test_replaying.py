@@ -111,7 +111,7 @@ def test_a_new_destination_event_is_filled_from_history(replaying: Replaying) ->
 
 def test_the_flows_of_today_are_asked(replaying: Replaying) -> None:
     loaded: list[int] = []
-    warehouse = Destination("warehouse", schedule=SOON)
+    warehouse = Destination("warehouse", retry=SOON)
 
     @warehouse.event(receives=Flow(departed, when=is_even, transform=lambda event: event.data["n"]))
     def flights(batch: Batch[int]) -> None:
@@ -127,7 +127,7 @@ def test_the_flows_of_today_are_asked(replaying: Replaying) -> None:
 
 
 def test_a_when_that_raises_makes_a_job_that_fails(replaying: Replaying) -> None:
-    warehouse = Destination("warehouse", schedule=SOON)
+    warehouse = Destination("warehouse", retry=SOON)
 
     @warehouse.event(receives=Flow(departed, when=refuses_two))
     def flights(batch: Batch[int]) -> None: ...
@@ -340,7 +340,7 @@ def test_overlapping_replays_refused(replaying: Replaying, monkeypatch: pytest.M
 
 def test_transform_raises_for_one_event(replaying: Replaying) -> None:
     loaded: list[int] = []
-    warehouse = Destination("warehouse", schedule=SOON)
+    warehouse = Destination("warehouse", retry=SOON)
 
     def transform(event: Event[Any]) -> int:
         return int(10 / (event.data["n"] - 2))

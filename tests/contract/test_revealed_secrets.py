@@ -18,7 +18,7 @@ from blacksmith_dagster import (
     Destination,
     Event,
     Flow,
-    Schedule,
+    RetryPolicy,
     Secret,
     Source,
 )
@@ -34,7 +34,7 @@ from tests.contract.loading import airport, departed, ingest, until
 VARIABLE = "BLACKSMITH_TEST_WAREHOUSE_URL"
 CANARY = "cAnAry5d0c91"
 PASSWORD = Secret(VARIABLE)
-SOON = Schedule("@every 1h", max_retries=1, backoff="400ms")
+SOON = RetryPolicy(max_retries=1, delay="400ms")
 
 
 def trip(*_: object) -> NoReturn:
@@ -68,12 +68,12 @@ def store(store_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
 def test_an_error_that_holds_a_secret_is_kept_without_it(
     store: Store, store_url: str, tmp_path: Path
 ) -> None:
-    lake: Destination[Any] = Destination("lake", schedule=SOON)
+    lake: Destination[Any] = Destination("lake", retry=SOON)
     raising = lake.event(receives=departed, name="raising")(trip)
     for name, function in (("failing", failing), ("discarding", discarding)):
         lake.event(receives=departed, name=name)(function)
     lake.event(receives=Flow(departed, transform=transformed), name="transforming")(nothing)
-    connecting: Destination[Any] = Destination("house", connect=trip, schedule=SOON)
+    connecting: Destination[Any] = Destination("house", connect=trip, retry=SOON)
     connecting.event(receives=departed, name="flights")(lambda batch, connection: None)
     causes: list[Cause | None] = []
     reported: Destination[Any] = Destination("reported")

@@ -7,7 +7,7 @@ from typing import Any
 from dagster import DagsterInstance, Definitions, ExecuteInProcessResult
 from sqlalchemy import update
 
-from blacksmith_dagster import Batch, Blacksmith, Destination, Schedule, Source
+from blacksmith_dagster import Batch, Blacksmith, Destination, RetryPolicy, Schedule, Source
 from blacksmith_dagster.orchestration import BlacksmithResource, build_definitions
 from blacksmith_dagster.scheduler import StandardScheduler
 from blacksmith_dagster.store import Store, open_store
@@ -38,7 +38,8 @@ class Pipeline:
         self.departed = self.airport.accept("departed", description="A flight has left.")
         self.lake = Destination(
             "lake",
-            schedule=Schedule(interval, max_retries=1),
+            schedule=Schedule(interval),
+            retry=RetryPolicy(max_retries=1),
             batch_size=batch_size,
             timeout=timeout,
             owners=["data@example.com"],

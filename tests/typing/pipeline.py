@@ -25,6 +25,7 @@ from blacksmith_dagster import (
     Reject,
     Reply,
     Request,
+    RetryPolicy,
     Schedule,
     Secret,
     Source,
@@ -162,7 +163,7 @@ logbook = Destination("logbook", schedule=Schedule("@every 10m"))
 
 @lake.event(
     receives=[Flow(departed, when=lambda e: e.data.dep_delay > 120), cancelled],
-    schedule=Schedule(max_retries=3),
+    retry=RetryPolicy(max_retries=3),
 )
 def movements(batch: Batch[Flight | Cancellation], connection: sqlite3.Connection) -> None:
     batch.to_pandas().to_sql("movements", connection, if_exists="append")

@@ -6,12 +6,21 @@ from typing import Any
 
 import msgspec
 
-from blacksmith_dagster import Batch, Blacksmith, Cause, Destination, Event, Flow, Schedule, Source
+from blacksmith_dagster import (
+    Batch,
+    Blacksmith,
+    Cause,
+    Destination,
+    Event,
+    Flow,
+    RetryPolicy,
+    Schedule,
+    Source,
+)
 from blacksmith_dagster.scheduler.decoding import Decoded, JobDecoder
 from blacksmith_dagster.store.interface import FencingToken, JobRow, Lane, Load
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
-SCHEDULE = Schedule("@every 10m", max_retries=3)
 
 
 class Flight(msgspec.Struct):
@@ -22,7 +31,9 @@ class Flight(msgspec.Struct):
 airport = Source("airport")
 departed = airport.accept("departed", model=Flight)
 cancelled = airport.accept("cancelled")
-warehouse = Destination("warehouse", schedule=SCHEDULE)
+warehouse = Destination(
+    "warehouse", schedule=Schedule("@every 10m"), retry=RetryPolicy(max_retries=3)
+)
 
 
 def shout(event: Event[Any]) -> str:

@@ -1,8 +1,8 @@
 """A wrong declaration fails where it is written, with the rule and the fix."""
 
-import dataclasses
 import re
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -12,21 +12,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blacksmith_dagster import (
+    CORS,
     HTTP,
+    Batch,
     Bearer,
     Blacksmith,
     DeclarationError,
     Destination,
     Event,
     Flow,
+    HMACSignature,
+    Job,
     Limits,
     Outcome,
     Request,
+    RetryPolicy,
     Schedule,
     Secret,
     Source,
+    StripeSignature,
 )
+from blacksmith_dagster.destinations import HTTPDestination
+from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.gateway import StandardGateway
+from blacksmith_dagster.orchestration import WarmRuns
 from blacksmith_dagster.pipeline.validation import duration
 from tests.unit.declaring import load, pair, refused
 
@@ -338,18 +347,13 @@ def test_an_event_needs_a_trigger() -> None:
 
 
 # ------------------------------------------------------------------------------------- numbers
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Limits)])
-@pytest.mark.parametrize("value", [0, -1, float("nan"), "64"])
+@pytest.mark.parametrize("field", ["event_bytes", "request_bytes", "depth", "keys"])
+@pytest.mark.parametrize("value", [0, -1, float("nan"), 2.0, "64"])
 def test_limits_are_above_nothing(field: str, value: Any) -> None:
     limits: Any = Limits
-    refused(partial(limits, **{field: value}), says=f"{field}={value!r}", fix="number above 0")
-
-
-@pytest.mark.parametrize("field", ["event_bytes", "request_bytes", "depth", "keys"])
-def test_limits_that_count_are_whole(field: str) -> None:
-    limits: Any = Limits
-    refused(partial(limits, **{field: 2.0}), says=f"{field}=2.0", fix="a whole number above 0")
-    assert Limits(body_seconds=0.5).body_seconds == 0.5
+    refused(
+        partial(limits, **{field: value}), says=f"{field}={value!r}", fix="whole number above 0"
+    )
 
 
 @pytest.mark.parametrize("jobs", [0, -1, 1_000_001, 2.5, "all"])
@@ -362,20 +366,56 @@ def test_a_batch_is_a_number_of_jobs(jobs: Any) -> None:
     )
 
 
-WRONG_DURATIONS = ["", "5", "five minutes", "5 m", "-5m", "5m ", "1e3s", "5M", "0s", "0.0001ms"]
-WRONG_DURATIONS += ["3651d", "9" * 400 + "d", None, 300]
+DURATIONS: dict[str, Callable[[Any], Any]] = {
+    "destination 'lake': timeout": lambda given: Destination("lake", timeout=given),
+    "lake/load: timeout": lambda given: declared_event(timeout=given),
+    "RetryPolicy: delay": lambda given: RetryPolicy(delay=given),
+    "RetryPolicy: max_delay": lambda given: RetryPolicy(max_delay=given),
+    "source 'shop': retention": lambda given: Source("shop", retention=given),
+    "shop/seen: discarded_retention": lambda given: Source("shop").accept(
+        "seen", discarded_retention=given
+    ),
+    "Limits: body_timeout": lambda given: Limits(body_timeout=given),
+    "CORS: max_age": lambda given: CORS(["*"], max_age=given),
+    "StripeSignature: tolerance": lambda given: StripeSignature(Secret("S"), tolerance=given),
+    "HMACSignature: tolerance": lambda given: HMACSignature(
+        Secret("S"), header="X", tolerance=given
+    ),
+    "mail/sent: request_timeout": lambda given: HTTPDestination(
+        "mail", url="https://mail.example"
+    ).post("sent", receives=pair()[1], request_timeout=given),
+    "WarmRuns: idle": lambda given: WarmRuns(idle=given),
+    "WarmRuns: age": lambda given: WarmRuns(age=given, notice="1ms"),
+    "WarmRuns: notice": lambda given: WarmRuns(notice=given),
+    "lake/load: retry_after": lambda given: BATCH.fail(BATCH[0], "busy", retry_after=given),
+}
+BATCH = Batch("lake/load", [Job({}, Event({}), "k", 1)])
+MAY_BE_ZERO = {"CORS: max_age", "lake/load: retry_after"}
+WRONG_DURATIONS: list[Any] = ["", "5", "five minutes", "5 m", "-5m", "5m ", "1e3s", "5M", "3651d"]
+WRONG_DURATIONS += ["9" * 400 + "d", 300, 0.5, timedelta(-1), timedelta(3651)]
 
 
-@pytest.mark.parametrize("text", WRONG_DURATIONS)
-def test_a_wrong_duration_is_refused(text: Any) -> None:
-    refused(duration, "timeout", text, says=f"timeout: {text!r}", fix="write")
-    if text is not None:  # which inherits
-        _, departed, lake = pair()
-        refused(partial(Destination, "lake", timeout=text), says="timeout", fix="write")
-        event = lake.event(receives=departed, timeout=text)
-        refused(event, load, says="lake/load: timeout", fix="write")
-        refused(partial(Schedule, backoff=text), says="backoff", fix="write")
-        refused(partial(Schedule, f"@every {text}"), says="Schedule", fix="write")
+def declared_event(**properties: Any) -> Any:
+    _, departed, lake = pair()
+    return lake.event(receives=departed, **properties)(load)
+
+
+@pytest.mark.parametrize("place", DURATIONS)
+def test_durations_as_text_or_timedelta(place: str) -> None:
+    give = DURATIONS[place]
+    for right in ("70s", "1m10s", timedelta(seconds=70)) if "mail" not in place else ("9s",):
+        give(right)
+    nothing = [] if place in MAY_BE_ZERO else ["0s", "0.0001ms", timedelta(0)]
+    for wrong in (*WRONG_DURATIONS, *nothing):
+        with pytest.raises((DeclarationError, UsageError)) as raised:
+            give(wrong)
+        assert f"{place}: {wrong!r}" in str(raised.value)
+        assert "write" in str(raised.value)
+
+
+@pytest.mark.parametrize("text", [text for text in WRONG_DURATIONS if isinstance(text, str)])
+def test_a_wrong_interval_is_refused(text: str) -> None:
+    refused(partial(Schedule, f"@every {text}"), says="Schedule", fix="write")
 
 
 @pytest.mark.parametrize(
@@ -389,8 +429,42 @@ def test_a_right_duration_is_accepted(text: str, seconds: float) -> None:
 @pytest.mark.parametrize("retries", [-1, 10_001, 2.5, "3"])
 def test_max_retries_is_a_number(retries: Any) -> None:
     refused(
-        partial(Schedule, max_retries=retries), says=f"max_retries={retries!r}", fix="from 0 (no"
+        partial(RetryPolicy, max_retries=retries), says=f"max_retries={retries!r}", fix="from 0 to"
     )
+
+
+@pytest.mark.parametrize(
+    ("declare", "says"),
+    [
+        (
+            partial(Source, "shop", keep="30d"),
+            "source 'shop' has no property keep; write one of auth,",
+        ),
+        (partial(Source("shop").accept, "seen", key="id"), "shop/seen has no property key; write"),
+        (partial(Destination, "lake", batch=5), "destination 'lake' has no property batch; write"),
+        (
+            partial(declared_event, batch=5),
+            "lake/load has no property batch; write one of backfill",
+        ),
+    ],
+)
+def test_an_unknown_property_is_refused(declare: Callable[[], Any], says: str) -> None:
+    refused(declare, says=says, fix="owners")
+
+
+@pytest.mark.parametrize(
+    ("declare", "says"),
+    [
+        (
+            partial(Destination, "lake", schedule="@daily"),
+            "schedule='@daily': write a Schedule(...)",
+        ),
+        (partial(declared_event, retry=3), "lake/load: retry=3: write a RetryPolicy(...)"),
+        (partial(Source, "shop", limits=7), "source 'shop': limits=7: write a Limits(...)"),
+    ],
+)
+def test_a_record_is_not_written_as_text(declare: Callable[[], Any], says: str) -> None:
+    refused(declare, says=says, fix="write")
 
 
 # ------------------------------------------------------------------------------------- the rest

@@ -1,13 +1,13 @@
 """What an HTTP response means for a job."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from blacksmith_dagster.destinations.responses import (
     excerpt,
     may_reject_one_job,
-    retry_after_seconds,
+    retry_after_delay,
     verdict_of,
 )
 from blacksmith_dagster.pipeline.event import JobResult
@@ -53,12 +53,13 @@ def test_the_reason_holds_status_and_excerpt() -> None:
     ],
 )
 def test_retry_after_in_seconds_or_as_a_date(header: str | None, seconds: float | None) -> None:
-    assert retry_after_seconds(header, NOW) == seconds
+    delay = None if seconds is None else timedelta(seconds=seconds)
+    assert retry_after_delay(header, NOW) == delay
 
 
 def test_retry_after_counts_for_what_is_tried_again() -> None:
-    assert verdict_of(429, "5", "", NOW).retry_after == 5.0
-    assert verdict_of(503, "5", "", NOW).retry_after == 5.0
+    assert verdict_of(429, "5", "", NOW).retry_after == timedelta(seconds=5)
+    assert verdict_of(503, "5", "", NOW).retry_after == timedelta(seconds=5)
     assert verdict_of(400, "5", "", NOW).retry_after is None
 
 

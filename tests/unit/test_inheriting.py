@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from blacksmith_dagster import Batch, Bearer, Destination, Limits, Schedule, Secret, Source
+from blacksmith_dagster import (
+    Batch,
+    Bearer,
+    Destination,
+    Limits,
+    RetryPolicy,
+    Schedule,
+    Secret,
+    Source,
+)
 
 departed = Source("airport").accept("departed")
 
@@ -26,45 +35,53 @@ def accepted(of: Mapping[str, Any], own: Mapping[str, Any]) -> Any:
     return Source("site", **of).accept("clicked", **own)
 
 
-SCHEDULE_FIELDS = [
-    ("interval", "@every 1h", "@every 10m", "@daily"),
-    ("realtime", False, True, False),
-    ("max_retries", 72, 3, 0),
-    ("backoff", None, "10s", "5s"),
+FIELDS = [
+    ("schedule", Schedule, "interval", "@every 1h", "@every 10m", "@daily"),
+    ("schedule", Schedule, "realtime", False, True, False),
+    ("retry", RetryPolicy, "max_retries", 72, 3, 0),
+    ("retry", RetryPolicy, "delay", None, "10s", timedelta(seconds=5)),
+    ("retry", RetryPolicy, "backoff", None, 3, 1.5),
+    ("retry", RetryPolicy, "max_delay", None, "1h", "2h"),
+    ("retry", RetryPolicy, "jitter", None, 0.5, 0.0),
 ]
 
 
-@pytest.mark.parametrize(("field", "default", "of", "own"), SCHEDULE_FIELDS)
-def test_each_field_of_a_schedule_is_inherited(field: str, default: Any, of: Any, own: Any) -> None:
-    def schedule(of_destination: Any, of_event: Any) -> Any:
-        return getattr(loaded({"schedule": of_destination}, {"schedule": of_event}).schedule, field)
+@pytest.mark.parametrize(("name", "record", "field", "default", "of", "own"), FIELDS)
+def test_each_field_of_a_schedule_and_of_a_retry_policy_is_inherited(
+    name: str, record: Any, field: str, default: Any, of: Any, own: Any
+) -> None:
+    def found(of_destination: Any, of_event: Any) -> Any:
+        return getattr(getattr(loaded({name: of_destination}, {name: of_event}), name), field)
 
-    its, parents = Schedule(**{field: own}), Schedule(**{field: of})
-    assert schedule(None, None) == default
-    assert schedule(Schedule(), Schedule()) == default
-    assert schedule(parents, None) == of
-    assert schedule(parents, Schedule()) == of
-    assert schedule(None, its) == own
-    assert schedule(parents, its) == own
-
-
-def test_a_schedules_other_fields_stay_when_one_is_given() -> None:
-    of = Schedule("@every 10m", realtime=True, max_retries=5, backoff="10s")
-    for field, _, _, own in SCHEDULE_FIELDS:
-        found = loaded({"schedule": of}, {"schedule": Schedule(**{field: own})}).schedule
-        assert found == dataclasses.replace(of, **{field: own})
+    its, parents = record(**{field: own}), record(**{field: of})
+    assert found(None, None) == default
+    assert found(record(), record()) == default
+    assert found(parents, None) == of
+    assert found(parents, record()) == of
+    assert found(None, its) == own
+    assert found(parents, its) == own
 
 
-def test_every_field_of_a_schedule_is_tested() -> None:
-    assert [row[0] for row in SCHEDULE_FIELDS] == [
-        field.name for field in dataclasses.fields(Schedule)
-    ]
+def test_the_other_fields_stay_when_one_is_given() -> None:
+    of = {
+        "schedule": Schedule("@every 10m", realtime=True),
+        "retry": RetryPolicy(5, "10s", 3, "1h", 0.1),
+    }
+    for name, record, field, _, _, own in FIELDS:
+        event = loaded(of, {name: record(**{field: own})})
+        assert getattr(event, name) == dataclasses.replace(of[name], **{field: own})
+
+
+def test_every_field_is_tested() -> None:
+    records = (Schedule, RetryPolicy)
+    fields = [(record, field.name) for record in records for field in dataclasses.fields(record)]
+    assert [(record, field) for _, record, field, *_ in FIELDS] == fields
 
 
 def test_only_an_interval_makes_a_schedule_of_its_own() -> None:
     of = {"schedule": Schedule("@every 10m")}
     assert not loaded(of, {}).own_schedule
-    assert not loaded(of, {"schedule": Schedule(max_retries=3)}).own_schedule
+    assert not loaded(of, {"schedule": Schedule(realtime=True)}).own_schedule
     assert loaded(of, {"schedule": Schedule("@daily")}).own_schedule
 
 
@@ -93,7 +110,7 @@ LIMITS = [
     ("request_bytes", 8 * 1024 * 1024, 5, 7),
     ("depth", 64, 5, 7),
     ("keys", 10_000, 5, 7),
-    ("body_seconds", 30.0, 5.0, 0.5),
+    ("body_timeout", "30s", "5s", timedelta(seconds=0.5)),
 ]
 
 
@@ -148,7 +165,7 @@ def test_an_event_may_be_without_its_parents_owners_and_tags() -> None:
 
 def test_a_parent_does_not_inherit_from_its_events() -> None:
     event = loaded({}, {"schedule": Schedule("@daily"), "batch_size": 7, "timeout": "1s"})
-    assert event.destination.schedule == Schedule("@every 1h", realtime=False, max_retries=72)
+    assert event.destination.schedule == Schedule("@every 1h", realtime=False)
     assert (event.destination.batch_size, event.destination.timeout) == (1000, timedelta(minutes=5))
     source_event = accepted({}, {"limits": Limits(depth=7)})
     assert source_event.source.limits.depth == 64

@@ -8,7 +8,6 @@ from blacksmith_dagster.scheduler.outcomes import decide, outcomes
 from blacksmith_dagster.store.interface import Load, NewEvent, NewJob
 from tests.unit.loads import (
     NOW,
-    SCHEDULE,
     app,
     cancelled,
     decode,
@@ -19,7 +18,7 @@ from tests.unit.loads import (
     row,
 )
 
-LAST = SCHEDULE.max_attempts
+LAST = flights.retry.max_attempts
 REPORTED = [NewJob(reported.path)]
 
 
@@ -36,7 +35,7 @@ def outcomes_of(
         batch.fail(batch[index], reason)
     for index, reason in (discard or {}).items():
         batch.discard(batch[index], reason)
-    decision = decide(claimed, decoded, batch.verdicts, raised, SCHEDULE, NOW)
+    decision = decide(claimed, decoded, batch.verdicts, raised, flights, NOW)
     return outcomes(app, flights, claimed, decoded, decision, NOW)
 
 
@@ -110,7 +109,7 @@ def test_a_load_to_discard_runs_no_users_code() -> None:
 def test_what_nobody_receives_is_not_made() -> None:
     claimed = load([row(1)])
     decoded = decode(claimed)
-    decision = decide(claimed, decoded, {}, OSError(), SCHEDULE, NOW)
+    decision = decide(claimed, decoded, {}, OSError(), flights, NOW)
     assert outcomes(app, reported_again, claimed, decoded, decision, NOW) == []
     # Only the .discarded of `reported` is received.
     assert outcomes(app, reported, claimed, decoded, decision, NOW) == []

@@ -1,4 +1,4 @@
-"""Schedules: what is accepted, and when a failed job is retried."""
+"""Schedules and retry policies: what is accepted, and when a failed job is retried."""
 
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -9,9 +9,10 @@ from dagster._utils.schedules import cron_string_iterator, is_valid_cron_string
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from blacksmith_dagster import DeclarationError, Schedule
+from blacksmith_dagster import DeclarationError, RetryPolicy, Schedule
 
 NOW = datetime(2026, 3, 1, 12, 7, 30, tzinfo=UTC)
+HOUR = timedelta(hours=1)
 FIX = "write '@every <duration>', a nickname such as '@daily', or a cron expression of five fields"
 
 TAKEN = [
@@ -132,14 +133,14 @@ def test_a_failed_job_is_due_at_dagsters_next_tick(cron: str, now: datetime) -> 
     except DeclarationError:
         assume(False)
     assert is_valid_cron_string(cron)
-    due = now + schedule.retry_delay(1, now)
+    due = now + RetryPolicy().delay_after(1, schedule.gap(now))
     assert due == max(next_tick(cron, now), now + timedelta(seconds=1))
 
 
 def test_a_cron_is_in_utc_whatever_zone_the_failure_is_shown_in() -> None:
     elsewhere = NOW.astimezone(timezone(timedelta(hours=5, minutes=30)))
     for now in (NOW, elsewhere):
-        assert Schedule("0 13 * * *").retry_delay(1, now) == timedelta(minutes=52, seconds=30)
+        assert Schedule("0 13 * * *").gap(now) == timedelta(minutes=52, seconds=30)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +154,8 @@ def test_a_cron_is_in_utc_whatever_zone_the_failure_is_shown_in() -> None:
 def test_an_interval_is_the_gap_between_attempts(interval: str, every: timedelta) -> None:
     schedule = Schedule(interval)
     assert schedule.every == every
-    assert {schedule.retry_delay(attempt, NOW) for attempt in (1, 2, 72)} == {every}
+    delays = {RetryPolicy().delay_after(attempt, schedule.gap(NOW)) for attempt in (1, 2, 72)}
+    assert delays == {every}
 
 
 @pytest.mark.parametrize("interval", ["@every 4s", "@every 4999ms", "@every 1ms"])
@@ -172,34 +174,71 @@ DURATIONS = st.integers(1, 315_360_000).map("{}s".format)
     NOWS,
 )
 @example("1d", "@every 30d", 72, NOW)
-def test_a_backoff_doubles_with_jitter_and_is_never_later_than_the_interval(
-    backoff: str, interval: str, attempt: int, now: datetime
+def test_a_delay_doubles_with_jitter_and_is_never_longer_than_the_interval(
+    first: str, interval: str, attempt: int, now: datetime
 ) -> None:
+    """Unless the first delay is: then that is the longest."""
     try:
-        schedule = Schedule(interval, backoff=backoff)
+        gap = Schedule(interval).gap(now)
     except DeclarationError:
         assume(False)
-    gap = Schedule(interval).retry_delay(attempt, now)
-    longest = int(backoff[:-1]) * 2 ** (min(attempt, 40) - 1)
-    delay = schedule.retry_delay(attempt, now).total_seconds()
-    assert min(longest / 2, gap.total_seconds()) * 0.999999 <= delay
-    assert delay <= min(longest, gap.total_seconds()) * 1.000001
+    cap = max(gap.total_seconds(), int(first[:-1]))
+    longest = int(first[:-1]) * 2 ** (min(attempt, 40) - 1)
+    delay = RetryPolicy(delay=first).delay_after(attempt, gap).total_seconds()
+    assert min(longest / 2, cap) * 0.999999 <= delay
+    assert delay <= min(longest, cap) * 1.000001
 
 
-def test_a_backoffs_jitter_spreads_the_retries() -> None:
-    schedule = Schedule("@every 1h", backoff="10s")
+def test_jitter_spreads_the_retries() -> None:
+    policy = RetryPolicy(delay="10s")
     for attempt, longest in ((1, 10), (2, 20), (5, 160)):
-        delays = [schedule.retry_delay(attempt, NOW).total_seconds() for _ in range(500)]
+        delays = [policy.delay_after(attempt, HOUR).total_seconds() for _ in range(500)]
         assert len(set(delays)) > 100
         assert longest / 2 <= min(delays) < 0.6 * longest
         assert 0.9 * longest < max(delays) <= longest
 
 
+@pytest.mark.parametrize(
+    ("policy", "seconds"),
+    [
+        (RetryPolicy(), [3600, 3600, 3600]),
+        (RetryPolicy(delay="10s", backoff=1), [10, 10, 10]),
+        (RetryPolicy(delay="10s", backoff=3, jitter=0), [10, 30, 90]),
+        (RetryPolicy(delay="10s", backoff=1.5, jitter=0, max_delay="20s"), [10, 15, 20]),
+        (RetryPolicy(delay=timedelta(hours=2), jitter=0), [7200, 7200, 7200]),
+        (RetryPolicy(delay="50m", jitter=0), [3000, 3600, 3600]),
+        (RetryPolicy(backoff=2, max_delay="3h", jitter=0), [3600, 7200, 10_800]),
+        (RetryPolicy(max_delay="5m"), [300, 300, 300]),
+    ],
+)
+def test_a_retry_policy_spaces_the_attempts(policy: RetryPolicy, seconds: list[float]) -> None:
+    delays = [policy.delay_after(attempt, HOUR).total_seconds() for attempt in (1, 2, 3)]
+    assert delays == seconds
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"max_retries": -1}, "max_retries=-1: write a whole number from 0 to 10000"),
+        ({"max_retries": True}, "max_retries=True: write a whole number"),
+        ({"backoff": "10s"}, "backoff='10s': write a number from 1 to 100"),
+        ({"backoff": 0.5}, "backoff=0.5: write a number from 1 to 100"),
+        ({"backoff": float("nan")}, "backoff=nan: write a number from 1 to 100"),
+        ({"jitter": 1.1}, "jitter=1.1: write a number from 0 to 1"),
+        ({"jitter": True}, "jitter=True: write a number from 0 to 1"),
+        ({"delay": "1m", "max_delay": "30s"}, "write a longer max_delay"),
+    ],
+)
+def test_a_wrong_retry_policy_is_refused(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(DeclarationError, match=f"RetryPolicy.*{says}"):
+        RetryPolicy(**fields)
+
+
 def test_what_is_not_given_counts_as_the_default() -> None:
-    assert Schedule(max_retries=3).retry_delay(1, NOW) == timedelta(hours=1)
-    assert Schedule().max_attempts == 73
+    assert Schedule(realtime=True).gap(NOW) == HOUR
+    assert RetryPolicy(delay="1s").max_attempts == 73
 
 
 @pytest.mark.parametrize("retries", [0, 1, 72, 10_000])
 def test_attempts_are_the_first_and_its_retries(retries: int) -> None:
-    assert Schedule(max_retries=retries).max_attempts == 1 + retries
+    assert RetryPolicy(max_retries=retries).max_attempts == 1 + retries

@@ -9,7 +9,7 @@ from typing import Unpack
 
 from blacksmith_dagster.errors import DeclarationError
 from blacksmith_dagster.pipeline.event import Event
-from blacksmith_dagster.pipeline.source import Properties, Source, SourceEvent
+from blacksmith_dagster.pipeline.source import Source, SourceEvent, SourceProperties
 from blacksmith_dagster.pipeline.triggers import CDC, Listener
 from blacksmith_dagster.redaction import Secret
 from blacksmith_dagster.sources.postgres.change import Change, Notification
@@ -23,7 +23,7 @@ class PostgresSource(Source):
 
     - `url`: `postgresql://user:password@host/database`, or a `Secret` that holds it. It is never
       printed. Each listener needs its own session: give a URL that bypasses a pooler.
-    - the others are the `Properties` of every source.
+    - the others are the `SourceProperties` of every source.
 
     >>> crm = PostgresSource("crm", url=Secret("CRM_URL"))
     >>> customers = crm.changes("customers", tables=["public.customers"], snapshot=True)
@@ -33,7 +33,9 @@ class PostgresSource(Source):
     Raises `DeclarationError`.
     """
 
-    def __init__(self, name: str, *, url: Secret | str, **properties: Unpack[Properties]) -> None:
+    def __init__(
+        self, name: str, *, url: Secret | str, **properties: Unpack[SourceProperties]
+    ) -> None:
         super().__init__(name, **properties)
         if not isinstance(url, Secret | str):
             raise DeclarationError(
@@ -49,7 +51,7 @@ class PostgresSource(Source):
         tables: Sequence[str],
         snapshot: bool = False,
         slot: str | None = None,
-        **properties: Unpack[Properties],
+        **properties: Unpack[SourceProperties],
     ) -> SourceEvent[Change, Listener, Iterable[Event[Change]]]:
         """The inserts, updates, deletes and truncates of `tables`, one event per row.
 
@@ -93,7 +95,7 @@ class PostgresSource(Source):
         return self.event(CDC(), name=name, **properties)(listen)
 
     def notifications(
-        self, name: str, *, channel: str, **properties: Unpack[Properties]
+        self, name: str, *, channel: str, **properties: Unpack[SourceProperties]
     ) -> SourceEvent[Notification, Listener, Iterable[Event[Notification]]]:
         """The notifications on `channel` that are sent while the listener runs: the server keeps none.
 
