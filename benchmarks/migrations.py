@@ -15,7 +15,7 @@ from blacksmith_dagster import Blacksmith, Destination, Migration
 from blacksmith_dagster.store import tables
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.supervisor import StoreSupervisor
-from blacksmith_dagster.wanderer import MigrationRequest, MigrationState, StandardWanderer
+from blacksmith_dagster.wanderer import MigrationRequest, MigrationState, Wanderer
 from blacksmith_dagster.wanderer.files import declared
 from blacksmith_dagster.wanderer.plan import TrackedMigration, plan_run
 
@@ -42,7 +42,7 @@ def migrations(effort: Effort) -> Iterator[Figure]:
                     closing(StoreSupervisor(store)) as supervisor,
                 ):
                     _track(store, by_scope[SCOPE])
-                    wanderer = StandardWanderer(
+                    wanderer = Wanderer(
                         app, store=store, supervisor=supervisor, holder="a benchmark"
                     )
                     assert len(wanderer.status()) == count
@@ -53,7 +53,7 @@ def migrations(effort: Effort) -> Iterator[Figure]:
                     closing(opened(url)) as store,
                     closing(StoreSupervisor(store)) as supervisor,
                 ):
-                    wanderer = StandardWanderer(
+                    wanderer = Wanderer(
                         small, store=store, supervisor=supervisor, holder="a benchmark"
                     )
                     wanderer.run(EVERY)

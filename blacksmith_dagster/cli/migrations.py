@@ -22,7 +22,6 @@ from blacksmith_dagster.wanderer import (
     CompletedAction,
     MigrationReport,
     MigrationRequest,
-    StandardWanderer,
     Wanderer,
     open_tracking,
 )
@@ -173,7 +172,7 @@ def _wanderer(app: Blacksmith) -> Iterator[Wanderer]:
         opened() as backends,
         open_tracking(Settings.read().wanderer_url, backends.store) as tracking,
     ):
-        yield StandardWanderer(
+        yield Wanderer(
             app,
             store=backends.store,
             supervisor=backends.supervisor,

@@ -33,7 +33,7 @@ from blacksmith_dagster.scheduler.replay import Forecast, ReplaySummary
 from blacksmith_dagster.settings import Settings
 from blacksmith_dagster.store import Store
 from blacksmith_dagster.supervisor import Supervisor, here
-from blacksmith_dagster.wanderer import CompletedAction, StandardWanderer, Wanderer, open_tracking
+from blacksmith_dagster.wanderer import CompletedAction, Wanderer, open_tracking
 
 
 class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
@@ -146,7 +146,7 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
         stop: threading.Event | None = None,
         report: Callable[[CompletedAction], None] = lambda _: None,
     ) -> Iterator[Wanderer]:
-        """Migrates the application's sources and destinations; see `StandardWanderer`.
+        """Migrates the application's sources and destinations; see `Wanderer`.
 
         Migrations are tracked where `BLACKSMITH_WANDERER_URL` says, by default in the store.
 
@@ -155,7 +155,7 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
         """
         store = self.store(app)
         with open_tracking(os.environ.get("BLACKSMITH_WANDERER_URL"), store) as tracking:
-            yield StandardWanderer(
+            yield Wanderer(
                 app,
                 store=store,
                 supervisor=self.supervisor,

@@ -1,15 +1,14 @@
 """Plans, runs and tracks the migrations of sources, destinations and their events."""
 
-from blacksmith_dagster.wanderer.interface import (
+from blacksmith_dagster.wanderer.records import (
     CompletedAction,
     MigrationAction,
     MigrationReport,
     MigrationRequest,
     MigrationState,
     MigrationStatus,
-    Wanderer,
 )
-from blacksmith_dagster.wanderer.run import StandardWanderer
+from blacksmith_dagster.wanderer.run import Wanderer
 from blacksmith_dagster.wanderer.tracking import open_tracking
 
 __all__ = [
@@ -19,7 +18,6 @@ __all__ = [
     "MigrationRequest",
     "MigrationState",
     "MigrationStatus",
-    "StandardWanderer",
     "Wanderer",
     "open_tracking",
 ]

@@ -88,9 +88,8 @@ def declared(
 
     Raises `MigrationError` for a folder or a file that breaks a rule.
     """
-    now = datetime.now(UTC)
     return {
-        scope: read_scope(scope, source, now)
+        scope: read_scope(scope, source)
         for adapter in adapters(app).values()
         for scope, source in scopes_of(adapter).items()
         if scopes is None or scope in scopes
@@ -102,25 +101,29 @@ def version_of(destination: Destination[Any]) -> int:
 
     Raises `MigrationError`.
     """
-    now = datetime.now(UTC)
     return max(
         (
             migration.version
             for scope, source in scopes_of(destination).items()
-            for migration in read_scope(scope, source, now)
+            for migration in read_scope(scope, source)
         ),
         default=0,
     )
 
 
-def read_scope(scope: str, source: MigrationSource, now: datetime) -> list[Migration]:
+def read_scope(scope: str, source: MigrationSource) -> list[Migration]:
     """A scope's migrations, oldest first, checked against the rules. The files are not opened.
 
     Raises `MigrationError`.
     """
     origin = scope
     if isinstance(source, Path):
-        folder = _existing_folder(scope, source)
+        folder = project_folder() / source
+        if not folder.is_dir():
+            raise MigrationError(
+                f"{scope}: its folder of migrations, {folder}, does not exist; create it, or "
+                "correct migrations="
+            )
         origin, source = str(folder), tuple(_read_folder(folder))
     migrations = sorted(source, key=lambda migration: migration.version)
     for first, second in pairwise(migrations):
@@ -129,23 +132,13 @@ def read_scope(scope: str, source: MigrationSource, now: datetime) -> list[Migra
                 f"{origin}: {first.name} and {second.name} have the same version {first.version}; "
                 "give one of them another version"
             )
-    latest = int((now + _AHEAD).strftime("%Y%m%d%H%M%S"))
+    latest = int((datetime.now(UTC) + _AHEAD).strftime("%Y%m%d%H%M%S"))
     if migrations and migrations[-1].version > latest:
         raise MigrationError(
             f"{origin}: {migrations[-1]} is from the future; a version is the time at which a "
             "migration was written: `blacksmith migrations new` makes one"
         )
     return migrations
-
-
-def _existing_folder(scope: str, source: Path) -> Path:
-    folder = project_folder() / source
-    if not folder.is_dir():
-        raise MigrationError(
-            f"{scope}: its folder of migrations, {folder}, does not exist; create it, or "
-            "correct migrations="
-        )
-    return folder
 
 
 def new_files(app: Blacksmith, scope: str, name: str, now: datetime) -> Sequence[Path]:

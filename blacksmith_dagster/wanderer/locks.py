@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -88,16 +88,14 @@ class TargetLocks:
             yield held
 
     def stop_claims(
-        self, held: Mapping[str, LockedTarget], targets: Iterable[str], stop: threading.Event
-    ) -> bool:
+        self, held: Mapping[str, LockedTarget], targets: Set[str], stop: threading.Event
+    ) -> None:
         """Raise the barriers of the destinations among `targets`, and wait for their open loads.
 
-        Returns false if `stop` is set meanwhile.
+        Returns at once if `stop` is set meanwhile.
         """
         destinations = [
-            target
-            for target in sorted(set(targets))
-            if isinstance(self._adapters[target], Destination)
+            target for target in sorted(targets) if isinstance(self._adapters[target], Destination)
         ]
         for target in destinations:
             migration_barrier.stop_claims(self._store, held[target].barrier_token, self._holder)
@@ -109,7 +107,7 @@ class TargetLocks:
             give_up = time.monotonic() + longest_load
             while open_loads := migration_barrier.open_loads(self._store, adapter.name):
                 if stop.is_set():
-                    return False
+                    return
                 lease = held[target].lease
                 for path, lane in open_loads:
                     # A loader that lost its lock has stopped, or this fences it out.
@@ -117,7 +115,6 @@ class TargetLocks:
                     if not is_loading or time.monotonic() >= give_up:
                         self._store.take_over(path, lane, lease.id, lease.confirm)
                 stop.wait(POLL)
-        return True
 
     def lift_barriers(self, held: Mapping[str, LockedTarget], by_scope: Declared) -> None:
         """Lift the barriers; each destination has the version that its migrations give it."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from blacksmith_dagster.errors import MigrationError
 from blacksmith_dagster.pipeline.migration import Direction, Migration
 from blacksmith_dagster.wanderer.files import target_of
-from blacksmith_dagster.wanderer.interface import MigrationAction, MigrationRequest, MigrationState
+from blacksmith_dagster.wanderer.records import MigrationAction, MigrationRequest, MigrationState
 
 
 class TrackedMigration(NamedTuple):
@@ -31,10 +31,15 @@ class TrackedMigration(NamedTuple):
 
 
 class PlannedAction(NamedTuple):
-    """An action, and the migration that it runs."""
+    """An action, and its migration.
+
+    `is_new`: the migration is not tracked yet. `discard`: it is discarded after it was rolled back.
+    """
 
     action: MigrationAction
     migration: Migration
+    is_new: bool = False
+    discard: bool = False
 
 
 APPLIED = frozenset({MigrationState.SUCCEEDED_UP, MigrationState.FAILED_DOWN})
@@ -66,7 +71,7 @@ def plan_ack(
 
     Raises `MigrationError`.
     """
-    by_version = _by_version(tracked)
+    by_version = tracked_by_key(tracked)
     _refuse_unclear(by_version.values())
     planned = []
     for scope, migration in _oldest_first(declared, request.version):
@@ -78,11 +83,8 @@ def plan_ack(
             what = "discard"
         else:
             continue
-        planned.append(
-            PlannedAction(
-                MigrationAction(what, scope, migration.version, migration.name), migration
-            )
-        )
+        action = MigrationAction(what, scope, migration.version, migration.name)
+        planned.append(PlannedAction(action, migration))
     return planned
 
 
@@ -94,7 +96,7 @@ def plan_run(
     Raises `MigrationError`: a migration was interrupted, was changed after it ran, or is older than one
     of the same target that has run (unless `request.out_of_order`).
     """
-    by_version = _by_version(tracked)
+    by_version = tracked_by_key(tracked)
     _refuse_unclear(by_version.values())
     _refuse_changed(declared, by_version)
     newest: dict[str, TrackedMigration] = {}
@@ -112,7 +114,8 @@ def plan_run(
         last = newest.get(target_of(scope))
         if last is not None and last.version > migration.version:
             late.append(f"{migration} of {scope} (after {last.version} {last.name})")
-        planned.append(_step(scope, migration, Direction.UP))
+        action = _action(scope, migration, Direction.UP)
+        planned.append(PlannedAction(action, migration, is_new=current is None))
     if late and not request.out_of_order:
         raise MigrationError(
             f"older than a migration of the same target that has run: {', '.join(late)}; give them a "
@@ -135,13 +138,9 @@ def plan_rollback(
             "the version to roll back to is missing; give it: newer migrations are rolled back, and it "
             "stays; 0 rolls back everything"
         )
-    by_version = _by_version(tracked)
+    by_version = tracked_by_key(tracked)
     _refuse_unclear(by_version.values())
-    available = {
-        (scope, migration.version): migration
-        for scope, migrations in declared.items()
-        for migration in migrations
-    }
+    available = by_key(declared)
     applied = [
         migration
         for migration in by_version.values()
@@ -171,7 +170,10 @@ def plan_rollback(
             f"no down step in {', '.join(without_down)}; write the .down.sql (or down=), or roll back "
             "to a newer version"
         )
-    return [_step(scope, migration, Direction.DOWN) for scope, migration in steps]
+    return [
+        PlannedAction(_action(scope, migration, Direction.DOWN), migration, discard=request.discard)
+        for scope, migration in steps
+    ]
 
 
 def waits_for(tracked: Iterable[TrackedMigration]) -> str | None:
@@ -207,7 +209,7 @@ def without_traceless(
 ) -> Sequence[TrackedMigration]:
     """The migrations that can pause a target's loads: all but those that the code no longer declares
     and that left no trace in the target."""
-    available = versions_of(declared)
+    available = by_key(declared)
     traceless = {MigrationState.ACKNOWLEDGED, MigrationState.FAILED_UP}
     return [
         migration
@@ -218,7 +220,7 @@ def without_traceless(
 
 def settled_version(declared: Declared, tracked: Iterable[TrackedMigration]) -> int:
     """The version of a target's schema: the newest that is applied, or declared and discarded."""
-    available = versions_of(declared)
+    available = by_key(declared)
     return max(
         (
             migration.version
@@ -233,13 +235,18 @@ def settled_version(declared: Declared, tracked: Iterable[TrackedMigration]) -> 
     )
 
 
-def versions_of(declared: Declared) -> set[tuple[str, int]]:
-    """The declared migrations, as pairs of scope and version."""
+def by_key(declared: Declared) -> Mapping[tuple[str, int], Migration]:
+    """The declared migrations by scope and version."""
     return {
-        (scope, migration.version)
+        (scope, migration.version): migration
         for scope, migrations in declared.items()
         for migration in migrations
     }
+
+
+def tracked_by_key(tracked: Iterable[TrackedMigration]) -> dict[tuple[str, int], TrackedMigration]:
+    """The tracked migrations by scope and version."""
+    return {(migration.scope, migration.version): migration for migration in tracked}
 
 
 def _unclear(tracked: TrackedMigration) -> str:
@@ -255,16 +262,11 @@ def _unclear(tracked: TrackedMigration) -> str:
     )
 
 
-def _by_version(tracked: Iterable[TrackedMigration]) -> dict[tuple[str, int], TrackedMigration]:
-    return {(migration.scope, migration.version): migration for migration in tracked}
-
-
 def _oldest_first(declared: Declared, last: int | None) -> list[tuple[str, Migration]]:
     pairs = [
         (scope, migration)
-        for scope, migrations in declared.items()
-        for migration in migrations
-        if last is None or migration.version <= last
+        for (scope, version), migration in by_key(declared).items()
+        if last is None or version <= last
     ]
     return sorted(pairs, key=lambda pair: (pair[1].version, pair[0]))
 
@@ -278,20 +280,17 @@ def _refuse_unclear(tracked: Iterable[TrackedMigration]) -> None:
 def _refuse_changed(
     declared: Declared, by_version: Mapping[tuple[str, int], TrackedMigration]
 ) -> None:
-    for scope, migrations in declared.items():
-        for migration in migrations:
-            applied = by_version.get((scope, migration.version))
-            if applied is None or applied.state not in APPLIED or applied.checksum is None:
-                continue
-            if migration.checksum != applied.checksum:
-                raise MigrationError(
-                    f"{migration.up if isinstance(migration.up, Path) else migration} was changed after "
-                    f"it ran ({applied}); restore it, and write the change as a new migration"
-                )
+    for key, migration in by_key(declared).items():
+        applied = by_version.get(key)
+        if applied is None or applied.state not in APPLIED or applied.checksum is None:
+            continue
+        if migration.checksum != applied.checksum:
+            raise MigrationError(
+                f"{migration.up if isinstance(migration.up, Path) else migration} was changed after "
+                f"it ran ({applied}); restore it, and write the change as a new migration"
+            )
 
 
-def _step(scope: str, migration: Migration, direction: Direction) -> PlannedAction:
+def _action(scope: str, migration: Migration, direction: Direction) -> MigrationAction:
     sql = None if callable(migration.step(direction)) else migration.sql(direction)
-    return PlannedAction(
-        MigrationAction(direction.value, scope, migration.version, migration.name, sql), migration
-    )
+    return MigrationAction(direction.value, scope, migration.version, migration.name, sql)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 from sqlalchemy import URL, Connection
@@ -23,14 +24,6 @@ from blacksmith_dagster.wanderer.files import (
     scopes_of,
     target_of,
 )
-from blacksmith_dagster.wanderer.interface import (
-    CompletedAction,
-    MigrationAction,
-    MigrationReport,
-    MigrationRequest,
-    MigrationState,
-    MigrationStatus,
-)
 from blacksmith_dagster.wanderer.locks import LockedTarget, TargetLocks
 from blacksmith_dagster.wanderer.plan import (
     APPLIED,
@@ -38,11 +31,21 @@ from blacksmith_dagster.wanderer.plan import (
     Declared,
     PlannedAction,
     TrackedMigration,
+    by_key,
     plan_ack,
     plan_rollback,
     plan_run,
+    tracked_by_key,
     waits_for,
     without_traceless,
+)
+from blacksmith_dagster.wanderer.records import (
+    CompletedAction,
+    MigrationAction,
+    MigrationReport,
+    MigrationRequest,
+    MigrationState,
+    MigrationStatus,
 )
 from blacksmith_dagster.wanderer.tracking import Tracking, sql_store
 
@@ -51,15 +54,6 @@ RECORD_FOR = 60.0
 
 _RECORD_PAUSE = 0.5
 _STOPPED = "stopped: the rest was not run; run again to continue"
-_EXECUTING = {
-    Direction.UP: MigrationState.EXECUTING_UP,
-    Direction.DOWN: MigrationState.EXECUTING_DOWN,
-}
-_SUCCEEDED = {
-    Direction.UP: MigrationState.SUCCEEDED_UP,
-    Direction.DOWN: MigrationState.SUCCEEDED_DOWN,
-}
-_FAILED = {Direction.UP: MigrationState.FAILED_UP, Direction.DOWN: MigrationState.FAILED_DOWN}
 _REPAIRABLE = {
     MigrationState.ACKNOWLEDGED,
     MigrationState.INTERRUPTED,
@@ -84,8 +78,8 @@ class Recording(Protocol):
         ...
 
 
-class StandardWanderer:
-    """The wanderer that we ship; see `Wanderer`.
+class Wanderer:
+    """Migrates the targets of an application, with one run at a time per target.
 
     - `tracking`: the store that tracks migrations; `store` itself if `None`.
     - `holder`: the person or process that migrates, for people and for the history.
@@ -93,9 +87,13 @@ class StandardWanderer:
     - `stop`: once set, the current migration is finished, and no other begins.
     - `report`: called after each completed action.
 
+    Each call may raise `MigrationError` (it names the files or migrations and what to do; nothing was
+    run), `MigrationLocked` if another run holds the target, `FencedOut` if another run has taken it
+    over, and `Unavailable`. A call that is stopped finishes the current migration.
+
     Raises `SettingsError` if a store cannot track migrations.
 
-    >>> wanderer = StandardWanderer(  # doctest: +SKIP
+    >>> wanderer = Wanderer(  # doctest: +SKIP
     ...     app, store=store, supervisor=supervisor, holder="deploy"
     ... )
     >>> wanderer.run(MigrationRequest()).done[0].state  # doctest: +SKIP
@@ -131,43 +129,41 @@ class StandardWanderer:
         self._report = report
 
     def ack(self, request: MigrationRequest) -> MigrationReport:
-        """See `Wanderer.ack`."""
+        """Acknowledge the new migrations; with `discard`, discard all that have not run."""
         return self._execute(plan_ack, request)
 
     def run(self, request: MigrationRequest) -> MigrationReport:
-        """See `Wanderer.run`."""
+        """Acknowledge the new migrations, and run all that have not run, oldest first across scopes."""
         return self._execute(plan_run, request)
 
     def rollback(self, request: MigrationRequest) -> MigrationReport:
-        """See `Wanderer.rollback`."""
+        """Roll back the migrations after `request.version`, newest first across scopes."""
         return self._execute(plan_rollback, request)
 
     def repair(self, scope: str, version: int, *, applied: bool) -> CompletedAction:
-        """See `Wanderer.repair`."""
+        """Record whether a migration that was interrupted, has failed or was done by hand is applied."""
         [scope] = chosen_scopes(self._app, [scope])
         target = target_of(scope)
         by_scope = declared(self._app, scopes_of(self._adapters[target]))
         with self._locks.lock([target]) as held:
-            tracked = [
-                migration
-                for migration in self._tracking.tracked([target])
-                if (migration.scope, migration.version) == (scope, version)
-            ]
-            if not tracked or tracked[0].state not in _REPAIRABLE:
-                state_name = tracked[0].state.value if tracked else "unknown"
+            tracked = tracked_by_key(self._tracking.tracked([target])).get((scope, version))
+            if tracked is None or tracked.state not in _REPAIRABLE:
                 raise MigrationError(
-                    f"{version} of {scope} is {state_name}; only a migration that is acknowledged, was "
-                    "interrupted or has failed can be repaired"
+                    f"{version} of {scope} is {tracked.state.value if tracked else 'unknown'}; only a "
+                    "migration that is acknowledged, was interrupted or has failed can be repaired"
                 )
-            migration = next(
-                (declared_ for declared_ in by_scope[scope] if declared_.version == version), None
-            )
+            migration = by_key(by_scope).get((scope, version))
             if migration is None:
                 raise MigrationError(
                     f"the code no longer declares {version} of {scope}; restore the declaration, and "
                     "repair it then"
                 )
-            state = MigrationState.SUCCEEDED_UP if applied else self._unapplied(tracked[0])
+            history = self._tracking.history(scope, version)
+            state = MigrationState.ACKNOWLEDGED
+            if applied:
+                state = MigrationState.SUCCEEDED_UP
+            elif any(transition.state in APPLIED for transition in history):
+                state = MigrationState.SUCCEEDED_DOWN
             self._tracking.record(held[target].tracking_token, scope, migration, state)
             self._locks.lift_barriers(held, by_scope)
         completed = CompletedAction(
@@ -176,58 +172,43 @@ class StandardWanderer:
         self._report(completed)
         return completed
 
-    def _unapplied(self, tracked: TrackedMigration) -> MigrationState:
-        """The state of a migration that is not applied: rolled back if it ever was applied."""
-        history = self._tracking.history(tracked.scope, tracked.version)
-        was_applied = any(transition.state in APPLIED for transition in history)
-        return MigrationState.SUCCEEDED_DOWN if was_applied else MigrationState.ACKNOWLEDGED
-
     def status(self, scopes: Sequence[str] = ()) -> Sequence[MigrationStatus]:
-        """See `Wanderer.status`."""
+        """All migrations, in the order in which they run."""
         requested = set(map(canonical, scopes))
-        tracked = {
-            (migration.version, migration.scope): migration
-            for migration in self._tracking.tracked(self._adapters)
-            if not requested or migration.scope in requested
+        in_code = by_key(declared(self._app, chosen_scopes(self._app, scopes)))
+        statuses = {
+            (scope, version): MigrationStatus(scope, version, migration.name, None, True)
+            for (scope, version), migration in in_code.items()
         }
-        names_in_code = {
-            (migration.version, scope): migration.name
-            for scope, migrations in declared(self._app, chosen_scopes(self._app, scopes)).items()
-            for migration in migrations
-        }
-        names = {key: migration.name for key, migration in tracked.items()} | names_in_code
-        return [
-            MigrationStatus(
-                scope,
-                version,
-                names[version, scope],
-                current and current.state,
-                (version, scope) in names_in_code,
-                current and current.at,
-                current and current.by,
-                current and current.run,
-                current and current.error,
-            )
-            for version, scope in sorted(names)
-            for current in (tracked.get((version, scope)),)
-        ]
+        for key, tracked in tracked_by_key(self._tracking.tracked(self._adapters)).items():
+            if not requested or tracked.scope in requested:
+                statuses[key] = MigrationStatus(
+                    tracked.scope,
+                    tracked.version,
+                    in_code[key].name if key in in_code else tracked.name,
+                    tracked.state,
+                    key in in_code,
+                    tracked.at,
+                    tracked.by,
+                    tracked.run,
+                    tracked.error,
+                )
+        return sorted(statuses.values(), key=lambda status: (status.version, status.scope))
 
     def waits_for(self, destination: str) -> str | None:
-        """See `Wanderer.waits_for`."""
+        """The migration that pauses the loads of a destination, and what to do; `None` if it is up to
+        date."""
         target = f"destination/{destination}"
         by_scope = declared(self._app, scopes_of(self._adapters[target]))
         tracked = self._tracking.tracked([target])
         if reason := waits_for(without_traceless(by_scope, tracked)):
             return reason
-        states = {(migration.scope, migration.version): migration.state for migration in tracked}
-        for scope, migrations in by_scope.items():
-            for migration in migrations:
-                state = states.get((scope, migration.version))
-                if state is None or state in PENDING:
-                    return f"{migration} of {scope} has not run; run `blacksmith migrations run`"
+        states = {key: migration.state for key, migration in tracked_by_key(tracked).items()}
+        for (scope, version), migration in by_key(by_scope).items():
+            if states.get((scope, version), MigrationState.ACKNOWLEDGED) in PENDING:
+                return f"{migration} of {scope} has not run; run `blacksmith migrations run`"
         return None
 
-    # -- plans and their execution
     def _execute(self, plan: _Plan, request: MigrationRequest) -> MigrationReport:
         chosen = chosen_scopes(self._app, request.scopes)
         targets = {target_of(scope) for scope in chosen}
@@ -246,39 +227,31 @@ class StandardWanderer:
                 planned = plan(requested, tracked, request)
                 recorders = [self._recorder(step) for step in planned]
             except MigrationError:
-                self._locks.lift_barriers(
-                    held, by_scope
-                )  # a run that died has left its barriers up
+                # A run that died has left its barriers up.
+                self._locks.lift_barriers(held, by_scope)
                 raise
-            acknowledged = {(migration.scope, migration.version) for migration in tracked}
-            done: list[CompletedAction] = []
             running = {step.action.scope for step in planned if step.action.what in ("up", "down")}
-            ready = self._locks.stop_claims(held, map(target_of, running), self._stop)
-            error = None if ready else _STOPPED
+            self._locks.stop_claims(held, set(map(target_of, running)), self._stop)
+            done: list[CompletedAction] = []
+            error = None
             for step, recorder in zip(planned, recorders, strict=True):
-                if error is None and self._stop.is_set():
+                if self._stop.is_set():
                     error = _STOPPED
-                if error is not None:
                     break
-                new = (step.action.scope, step.action.version) not in acknowledged
-                target = held[target_of(step.action.scope)]
-                done.append(self._perform(target, step, recorder, request, new=new))
+                done.append(self._perform(held[target_of(step.action.scope)], step, recorder))
                 self._report(done[-1])
                 error = done[-1].error
+                if error is not None:
+                    break
             self._locks.lift_barriers(held, by_scope)
         return MigrationReport([step.action for step in planned], done, error)
 
     def _perform(
-        self,
-        held: LockedTarget,
-        planned: PlannedAction,
-        recorder: Recording | None,
-        request: MigrationRequest,
-        *,
-        new: bool,
+        self, held: LockedTarget, planned: PlannedAction, recorder: Recording | None
     ) -> CompletedAction:
         """Do one action, and record it. If it runs a migration, the target's barrier is up."""
-        action, migration = planned
+        action, migration = planned.action, planned.migration
+        record = partial(self._tracking.record, held.tracking_token, action.scope, migration)
         if held.lease.lost.is_set():
             raise FencedOut(
                 f"the lock {held.lease.key} could not be renewed, and another run may hold it; "
@@ -290,24 +263,19 @@ class StandardWanderer:
                 if action.what == "acknowledge"
                 else MigrationState.DISCARDED
             )
-            self._tracking.record(held.tracking_token, action.scope, migration, state)
+            record(state)
             return CompletedAction(action, state)
         direction = Direction(action.what)
-        if new:
-            self._tracking.record(
-                held.tracking_token, action.scope, migration, MigrationState.ACKNOWLEDGED
-            )
+        if planned.is_new:
+            record(MigrationState.ACKNOWLEDGED)
         started = time.monotonic()
         error = self._migrate(held, action.scope, migration, direction, recorder)
         seconds = time.monotonic() - started
-        if error is not None:
-            return CompletedAction(action, _FAILED[direction], seconds, error)
-        if request.discard and direction is Direction.DOWN:
-            self._tracking.record(
-                held.tracking_token, action.scope, migration, MigrationState.DISCARDED
-            )
-            return CompletedAction(action, MigrationState.DISCARDED, seconds)
-        return CompletedAction(action, _SUCCEEDED[direction], seconds)
+        state = _state("succeeded" if error is None else "failed", direction)
+        if planned.discard and error is None:
+            state = MigrationState.DISCARDED
+            record(state)
+        return CompletedAction(action, state, seconds, error)
 
     def _migrate(
         self,
@@ -319,7 +287,7 @@ class StandardWanderer:
     ) -> str | None:
         """Run a migration and record its transitions; returns the error if it failed."""
         track, token = self._tracking, held.tracking_token
-        executing, succeeded = _EXECUTING[direction], _SUCCEEDED[direction]
+        executing, succeeded = _state("executing", direction), _state("succeeded", direction)
         track.record(token, scope, migration, executing, atomic=recorder is not None)
         try:
             if recorder is not None:
@@ -338,7 +306,7 @@ class StandardWanderer:
             ):
                 return None  # the connection broke after the commit
             error = describe(raised)
-            self._record_end(held, scope, migration, _FAILED[direction], error)
+            self._record_end(held, scope, migration, _state("failed", direction), error)
             return error
         if recorder is None:
             self._record_end(held, scope, migration, succeeded)
@@ -366,7 +334,7 @@ class StandardWanderer:
 
     def _recorder(self, planned: PlannedAction) -> Recording | None:
         """The adapter if it can commit this migration together with its record, else `None`."""
-        action, migration = planned
+        action, migration = planned.action, planned.migration
         adapter = self._adapters[target_of(action.scope)]
         if action.what not in ("up", "down") or not isinstance(adapter, Recording):
             return None
@@ -379,3 +347,7 @@ class StandardWanderer:
         in_transaction = migration.in_transaction(Direction(action.what))
         at_tracking = adapter.is_at(self._tracking.store.engine.url)
         return adapter if in_transaction and at_tracking else None
+
+
+def _state(result: str, direction: Direction) -> MigrationState:
+    return MigrationState(f"{result}({direction.value})")

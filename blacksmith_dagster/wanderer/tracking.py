@@ -18,8 +18,8 @@ from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.store.statements import upsert
 from blacksmith_dagster.store.tables import Instant, migration_transitions, migrations
 from blacksmith_dagster.wanderer.files import target_of
-from blacksmith_dagster.wanderer.interface import MigrationState
 from blacksmith_dagster.wanderer.plan import TrackedMigration
+from blacksmith_dagster.wanderer.records import MigrationState
 
 _ENDED = {
     MigrationState.EXECUTING_UP: MigrationState.FAILED_UP,

@@ -13,7 +13,7 @@ from blacksmith_dagster.wanderer import (
     MigrationReport,
     MigrationRequest,
     MigrationState,
-    StandardWanderer,
+    Wanderer,
 )
 from blacksmith_dagster.wanderer.tracking import Tracking
 from tests.acceptance.migrating_main import PAUSED, POINT, application
@@ -58,7 +58,7 @@ def kill_at(point: str, wandering: Runs, target_url: str, folder: Path) -> None:
         process.wait()
 
 
-def run_again(wanderer: StandardWanderer) -> MigrationReport:
+def run_again(wanderer: Wanderer) -> MigrationReport:
     """Run once the lock of the killed process has expired."""
     ended: list[MigrationReport] = []
 

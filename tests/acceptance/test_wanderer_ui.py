@@ -14,7 +14,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 from blacksmith_dagster import Blacksmith
 from blacksmith_dagster.store import open_store
 from blacksmith_dagster.supervisor import open_supervisor
-from blacksmith_dagster.wanderer import MigrationState, StandardWanderer
+from blacksmith_dagster.wanderer import MigrationState, Wanderer
 from tests.acceptance.dagster_processes import DagsterProcess
 from tests.acceptance.processes import ROOT_FOLDER, until
 from tests.acceptance.test_browser import BROWSER_OPTIONS, shoot
@@ -110,7 +110,7 @@ class Wandering:
             closing(open_store(self.store_url)) as store,
             closing(open_supervisor(None, store)) as supervisor,
         ):
-            wanderer = StandardWanderer(app, store=store, supervisor=supervisor, holder="the test")
+            wanderer = Wanderer(app, store=store, supervisor=supervisor, holder="the test")
             return [status.state for status in wanderer.status()]
 
 

@@ -14,7 +14,7 @@ from blacksmith_dagster.destinations.dialects import open_engine
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.supervisor import StoreSupervisor, Supervisor, open_supervisor
-from blacksmith_dagster.wanderer import StandardWanderer
+from blacksmith_dagster.wanderer import Wanderer
 
 ONE, TWO, THREE, FOUR, FIVE = (20260100000000 + day * 1_000_000 for day in range(1, 6))
 TTL = 2.0
@@ -90,9 +90,9 @@ class Runs:
         )
         return self._opened.enter_context(contextlib.closing(supervisor))
 
-    def wanderer(self, app: Blacksmith, **options: Any) -> StandardWanderer:
+    def wanderer(self, app: Blacksmith, **options: Any) -> Wanderer:
         store = self.store(app)
-        return StandardWanderer(
+        return Wanderer(
             app,
             store=store,
             supervisor=options.pop("supervisor", None) or self.supervisor(store),

@@ -17,7 +17,6 @@ from blacksmith_dagster import (
 )
 from blacksmith_dagster.errors import MigrationError
 from blacksmith_dagster.wanderer.files import canonical, chosen_scopes, declared, version_of
-from blacksmith_dagster.wanderer.interface import MigrationRequest, MigrationState
 from blacksmith_dagster.wanderer.plan import (
     Declared,
     TrackedMigration,
@@ -27,6 +26,7 @@ from blacksmith_dagster.wanderer.plan import (
     settled_version,
     waits_for,
 )
+from blacksmith_dagster.wanderer.records import MigrationRequest, MigrationState
 
 LAKE, ROWS = "destination:lake", "destination/event:lake/rows"
 ONE, TWO, THREE = 20260101000000, 20260102000000, 20260103000000

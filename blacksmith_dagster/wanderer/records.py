@@ -1,11 +1,10 @@
-"""The interface of a wanderer, with its requests and reports. A team can write its own."""
+"""What a wanderer is asked to do, and what it reports."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
 from enum import Enum
-from typing import Protocol
 
 import msgspec
 
@@ -86,37 +85,3 @@ class MigrationStatus(msgspec.Struct, frozen=True):
     by: str | None = None
     run: str | None = None
     error: str | None = None
-
-
-class Wanderer(Protocol):
-    """Migrates the targets of an application, with one run at a time per target.
-
-    Each call may raise `MigrationError` (it names the files or migrations and what to do; nothing was
-    run), `MigrationLocked` if another run holds the target, `FencedOut` if another run has taken it
-    over, and `Unavailable`. A call that is stopped finishes the current migration.
-    """
-
-    def ack(self, request: MigrationRequest) -> MigrationReport:
-        """Acknowledge the new migrations; with `discard`, discard all that have not run."""
-        ...
-
-    def run(self, request: MigrationRequest) -> MigrationReport:
-        """Acknowledge the new migrations, and run all that have not run, oldest first across scopes."""
-        ...
-
-    def rollback(self, request: MigrationRequest) -> MigrationReport:
-        """Roll back the migrations after `request.version`, newest first across scopes."""
-        ...
-
-    def repair(self, scope: str, version: int, *, applied: bool) -> CompletedAction:
-        """Record whether a migration that was interrupted, has failed or was done by hand is applied."""
-        ...
-
-    def status(self, scopes: Sequence[str] = ()) -> Sequence[MigrationStatus]:
-        """All migrations, in the order in which they run."""
-        ...
-
-    def waits_for(self, destination: str) -> str | None:
-        """The migration that pauses the loads of a destination, and what to do; `None` if it is up to
-        date."""
-        ...
