@@ -26,9 +26,6 @@ _log = logging.getLogger(__name__)
 NOTE_INTERVAL = 5.0
 """Seconds between two notes of a listener's status."""
 
-_FIRST_PAUSE = 0.5
-_LONGEST_PAUSE = 30.0  # during a pause, an event that cannot be read keeps its lock
-
 ReportReceived = Callable[[AnySourceEvent, int], None]
 
 
@@ -91,6 +88,9 @@ class Listeners(LockLoops):
 class _ListenLoop(LockLoop):
     """Listens for one source event."""
 
+    first_pause = 0.5
+    longest_pause = give_back_after = 30.0  # during a pause, it keeps its lock
+
     def __init__(
         self,
         event: AnySourceEvent,
@@ -101,15 +101,8 @@ class _ListenLoop(LockLoop):
         report: ReportReceived,
         stopping: threading.Event,
     ) -> None:
-        super().__init__(
-            f"listen/{event.path}",
-            supervisor=supervisor,
-            holder=holder,
-            activity=f"listening for {event.path}",
-            stopping=stopping,
-            pauses=(_FIRST_PAUSE, _LONGEST_PAUSE),
-            give_back_after=_LONGEST_PAUSE,
-        )
+        activity = f"listening for {event.path}"
+        super().__init__(f"listen/{event.path}", activity, supervisor, holder, stopping)
         self._event = event
         self._open_reader = open_reader
         self._store = store
@@ -135,7 +128,7 @@ class _ListenLoop(LockLoop):
                     self._note(*reader.lag())
         except CursorMoved as error:
             _log.warning("%s", error)  # the next attempt reads on from the new cursor
-            self._stopping.wait(_FIRST_PAUSE)
+            self._stopping.wait(self.first_pause)
         except Exception as error:  # noqa: BLE001 - a user's generator may raise anything
             self.pause(error)
 
@@ -152,7 +145,7 @@ class _ListenLoop(LockLoop):
     def _read(self, reader: Messages | Changes) -> None:
         number = reader.read(timeout=1.0)
         self._count(number)
-        if number is not None or time.monotonic() - self._began > _LONGEST_PAUSE:
+        if number is not None or time.monotonic() - self._began > self.longest_pause:
             self.recovered()
         if time.monotonic() - self._noted_at >= NOTE_INTERVAL:
             self._note(*reader.lag())

@@ -29,7 +29,6 @@ SWEEP_ALONE = 1.0
 """Seconds between two sweeps while the broker does not respond."""
 
 _RETRY = 1.0
-_GIVE_BACK_AFTER = 15.0  # seconds without the store; as long as a lease in the store lasts
 
 ReportLoad = Callable[[AnyDestinationEvent, LoadReport], None]
 
@@ -173,6 +172,9 @@ class Realtime(LockLoops):
 class _RealtimeLoader(LockLoop):
     """Loads the jobs of one destination event."""
 
+    first_pause = longest_pause = _RETRY
+    give_back_after = 15.0  # as long as a lease in the store lasts
+
     def __init__(
         self,
         event: AnyDestinationEvent,
@@ -183,15 +185,8 @@ class _RealtimeLoader(LockLoop):
         report: ReportLoad,
         stopping: threading.Event,
     ) -> None:
-        super().__init__(
-            f"load/{event.path}",
-            supervisor=supervisor,
-            holder=holder,
-            activity=f"loading {event.path}",
-            stopping=stopping,
-            pauses=(_RETRY, _RETRY),
-            give_back_after=_GIVE_BACK_AFTER,
-        )
+        activity = f"loading {event.path}"
+        super().__init__(f"load/{event.path}", activity, supervisor, holder, stopping)
         self._event = event
         self._store = store
         self._drain = drain

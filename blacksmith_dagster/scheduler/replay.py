@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, date
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -244,60 +245,57 @@ def _wait_for_lane(
     return None
 
 
+@dataclass
 class _Pace:
     """Reports how far a replay is, and holds it to its rate and behind the loads of new jobs."""
 
-    def __init__(
-        self,
-        replay: Replay,
-        store: Store,
-        supervisor: Supervisor,
-        stop: threading.Event,
-        rate: float | None,
-        report: Callable[[LoadReport, ReplayProgress], None],
-    ) -> None:
-        self.replay = replay
-        self._store, self._supervisor, self._stop = store, supervisor, stop
-        self._rate, self._report = rate, report
-        self._done_before = replay.jobs - replay.waiting
-        self._done = 0
-        self._began = self._next = time.monotonic()
-        self._lane_checked_at = 0.0
+    replay: Replay
+    store: Store
+    supervisor: Supervisor
+    stop: threading.Event
+    rate: float | None
+    report: Callable[[LoadReport, ReplayProgress], None]
+    done: int = 0
+    lane_checked_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.done_before = self.replay.jobs - self.replay.waiting
+        self.began = self.next = time.monotonic()
 
     def loaded(self, load: LoadReport) -> None:
         """Report a load, then wait as long as the rate asks for, and while the load lane has work."""
         jobs = load.tally.succeeded + load.tally.failed + load.tally.discarded
-        self._done += jobs
+        self.done += jobs
         now = time.monotonic()
-        self._report(load, self._progress(now))
-        if self._rate is not None:
-            self._next = max(self._next, now - 1.0) + jobs / self._rate
-            self._stop.wait(max(self._next - time.monotonic(), 0.0))
+        self.report(load, self._progress(now))
+        if self.rate is not None:
+            self.next = max(self.next, now - 1.0) + jobs / self.rate
+            self.stop.wait(max(self.next - time.monotonic(), 0.0))
         self._wait_for_load_lane()
 
     def _progress(self, now: float) -> ReplayProgress:
         replay = self.replay
         unplanned, planned = replay.upto - replay.planned_upto, replay.planned_upto - replay.after
-        left = max(replay.jobs - self._done_before - self._done, 0)
+        left = max(replay.jobs - self.done_before - self.done, 0)
         left += round(unplanned * replay.jobs / planned) if planned else 0
-        speed = self._done / (now - self._began) if now > self._began else 0.0
+        speed = self.done / (now - self.began) if now > self.began else 0.0
         return ReplayProgress(
-            self._done_before + self._done, left, speed, left / speed if speed else None
+            self.done_before + self.done, left, speed, left / speed if speed else None
         )
 
     def _wait_for_load_lane(self) -> None:
         """Wait while the load lane has something to claim, and a process that claims it."""
         now, path = time.monotonic(), self.replay.destination
-        if now - self._lane_checked_at < _POLL:
+        if now - self.lane_checked_at < _POLL:
             return
         while (
             time.monotonic() - now < _LONGEST_YIELD
-            and self._store.next_due(path) == 0
-            and self._supervisor.status(f"load/{path}").held
-            and not self._stop.wait(_POLL / 5)
+            and self.store.next_due(path) == 0
+            and self.supervisor.status(f"load/{path}").held
+            and not self.stop.wait(_POLL / 5)
         ):
             pass
-        self._lane_checked_at = time.monotonic()
+        self.lane_checked_at = time.monotonic()
 
 
 class ReplaySelector:

@@ -26,7 +26,7 @@ class LockLoop(threading.Thread, ABC):
     - `key`: the lock; `holder`: the name under which it is held, for people.
     - `activity`: what the thread does, for the log: `loading warehouse/flights`.
     - `stopping`: ends the thread once it is set.
-    - `pauses`: seconds of the first pause and of the longest; each is twice as long as the last.
+    - `first_pause`, `longest_pause`: seconds; each pause is twice as long as the last.
     - `give_back_after`: seconds of an outage after which the lock is given back.
 
     During an outage the lock is kept: if its supervisor does not respond either, it could not be
@@ -37,16 +37,17 @@ class LockLoop(threading.Thread, ABC):
     ended the thread.
     """
 
+    first_pause: float
+    longest_pause: float
+    give_back_after: float
+
     def __init__(
         self,
         key: str,
-        *,
+        activity: str,
         supervisor: Supervisor,
         holder: str,
-        activity: str,
         stopping: threading.Event,
-        pauses: tuple[float, float],
-        give_back_after: float,
     ) -> None:
         super().__init__(name=key, daemon=True)
         self._key = key
@@ -54,9 +55,7 @@ class LockLoop(threading.Thread, ABC):
         self._holder = holder
         self._activity = activity
         self._stopping = stopping
-        self._first_pause, self._longest_pause = pauses
-        self._give_back_after = give_back_after
-        self._next_pause = self._first_pause
+        self._next_pause = self.first_pause
         self._outage_began = math.inf
         self._last_reason: str | None = None
         self.holds_lock = False
@@ -78,11 +77,11 @@ class LockLoop(threading.Thread, ABC):
         self.interrupted(self._log_once(error))
         self._outage_began = min(self._outage_began, time.monotonic())
         self._stopping.wait(self._next_pause)
-        self._next_pause = min(2 * self._next_pause, self._longest_pause)
+        self._next_pause = min(2 * self._next_pause, self.longest_pause)
 
     def recovered(self) -> None:
         """End the outage: the next one is logged, and begins with a short pause."""
-        self._next_pause = self._first_pause
+        self._next_pause = self.first_pause
         self._outage_began = math.inf
         self._last_reason = None
 
@@ -100,7 +99,7 @@ class LockLoop(threading.Thread, ABC):
             lease = self._supervisor.acquire(self._key, self._holder, wait=_WAIT_FOR_LOCK)
         except Unavailable as error:
             self._log_once(error)
-            self._stopping.wait(self._first_pause)
+            self._stopping.wait(self.first_pause)
             return
         if self._outage_began == math.inf:
             self._last_reason = None  # only the supervisor did not respond, and it does now
@@ -121,7 +120,7 @@ class LockLoop(threading.Thread, ABC):
                 except Unavailable as error:
                     self.pause(error)
                 outage_began = max(self._outage_began, acquired_at)
-                if time.monotonic() - outage_began >= self._give_back_after:
+                if time.monotonic() - outage_began >= self.give_back_after:
                     return True
         except FencedOut as error:
             _log.warning("%s", error)

@@ -284,8 +284,9 @@ def test_who_reads_nothing_for_long_lets_another_try(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another host may reach what this one cannot."""
-    monkeypatch.setattr(listeners_module, "_FIRST_PAUSE", 0.05)
-    monkeypatch.setattr(listeners_module, "_LONGEST_PAUSE", 0.2)
+    monkeypatch.setattr(listeners_module._ListenLoop, "first_pause", 0.05)
+    monkeypatch.setattr(listeners_module._ListenLoop, "longest_pause", 0.2)
+    monkeypatch.setattr(listeners_module._ListenLoop, "give_back_after", 0.2)
 
     def cannot(listener: Listener) -> Iterator[Event[int]]:
         raise ConnectionError("no route to the log")

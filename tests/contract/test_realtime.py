@@ -365,7 +365,8 @@ def test_a_store_that_is_away_is_reported_once_and_waited_for(
 ) -> None:
     monkeypatch.setattr(realtime, "SWEEP", 0.1)
     monkeypatch.setattr(realtime, "SWEEP_ALONE", 0.1)
-    monkeypatch.setattr(realtime, "_RETRY", 0.1)
+    monkeypatch.setattr(realtime._RealtimeLoader, "first_pause", 0.1)
+    monkeypatch.setattr(realtime._RealtimeLoader, "longest_pause", 0.1)
     loaded = Loaded()
     store = Away(warm.store)
     loop = warm.start(app_of(flights=loaded), store)
@@ -391,8 +392,9 @@ def test_a_store_that_is_away_is_reported_once_and_waited_for(
 def test_who_cannot_reach_the_store_gives_its_lock_to_another(
     warm: Warm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(realtime, "_RETRY", 0.1)
-    monkeypatch.setattr(realtime, "_GIVE_BACK_AFTER", 0.5)
+    monkeypatch.setattr(realtime._RealtimeLoader, "first_pause", 0.1)
+    monkeypatch.setattr(realtime._RealtimeLoader, "longest_pause", 0.1)
+    monkeypatch.setattr(realtime._RealtimeLoader, "give_back_after", 0.5)
     store = Away(warm.store)
     loop = warm.start(app_of(flights=Loaded()), store)
     until(lambda: loop.holds_locks)
