@@ -18,7 +18,7 @@ from blacksmith_dagster import (
     Source,
 )
 from blacksmith_dagster.destinations import HTTPDestination, SQLDestination
-from blacksmith_dagster.settings import Settings
+from blacksmith_dagster.settings import find_home
 
 
 class Flight(msgspec.Struct):
@@ -90,7 +90,7 @@ desk = Destination("desk", schedule=Schedule("@every 1m"))
 @desk.event(receives=[flights.discarded, late.discarded])
 def undeliverable(batch: Batch[Any]) -> None:
     """Write a line for each discarded job to `undeliverable.ndjson`, for someone to look at."""
-    with (Settings.read().home / "undeliverable.ndjson").open("a") as file:
+    with (find_home() / "undeliverable.ndjson").open("a") as file:
         for job in batch:
             row = {"event": job.event.parent, "cause": job.cause, "data": job.data}
             file.write(msgspec.json.encode(row).decode() + "\n")

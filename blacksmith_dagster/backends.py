@@ -23,7 +23,7 @@ class Backends:
     """
 
     def __init__(self, settings: Settings, *, upgrade: bool = False) -> None:
-        self._settings = settings
+        self.settings = settings
         self._upgrade = upgrade
         self._opened = ExitStack()
         self._notifiers: dict[Blacksmith, Notifier] = {}
@@ -37,19 +37,19 @@ class Backends:
     @cached_property
     def store(self) -> Store:
         """The store; no application is registered in it yet."""
-        store = open_store(self._settings.store_url, upgrade=self._upgrade)
+        store = open_store(self.settings.store_url, upgrade=self._upgrade)
         return self._opened.enter_context(closing(store))
 
     @cached_property
     def supervisor(self) -> Supervisor:
         """The supervisor: Consul, or the store's own locks."""
-        supervisor = open_supervisor(self._settings.supervisor_url, self.store)
+        supervisor = open_supervisor(self.settings.supervisor_url, self.store)
         return self._opened.enter_context(closing(supervisor))
 
     @cached_property
     def pubsub(self) -> PubSub | None:
         """The broker; `None` if none is configured, and the schedules serve realtime events too."""
-        return open_pubsub(self._settings.pubsub_url, self._settings.store_url)
+        return open_pubsub(self.settings.pubsub_url, self.settings.store_url)
 
     def notifier(self, app: Blacksmith) -> Notifier | None:
         """What notifies loaders of the application's new jobs; `None` without a broker."""
@@ -71,7 +71,7 @@ class Backends:
         labels = [f"store {self.store.label}"]
         if self.pubsub is not None:
             labels.append(f"notifications through {self.pubsub.label}")
-        if self._settings.supervisor_url:
+        if self.settings.supervisor_url:
             labels.append(f"supervisor {self.supervisor.label}")
         return ", ".join(labels)
 

@@ -7,6 +7,7 @@
   schedules load realtime events too.
 - `BLACKSMITH_SUPERVISOR_URL`: `consul://host:8500`; unset, the store keeps the locks.
 - `BLACKSMITH_WANDERER_URL`: where migrations are tracked, a store's URL; by default the store.
+- `BLACKSMITH_GATEWAY_URL`: where Dagster's check reaches the gateway; by default on this machine.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import re
 import tomllib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote
 
@@ -32,41 +33,39 @@ _SCHEME = re.compile(r"[A-Za-z][\w+.-]*(?=:)")
 _HOST = re.compile(r"(?P<host>\[[^\[\]]+\]|[^:\[\]]+)(?::(?P<port>[^:]*))?")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)  # the URLs may contain passwords
 class Settings:
-    """The home of this process and the URLs of its store, broker, supervisor and wanderer.
+    """The URLs of this process's store, broker, supervisor, wanderer and gateway."""
 
-    The URLs may contain passwords, so `repr` shows only the home.
-    """
-
-    home: Path
     store_url: str
     pubsub_url: str | None = None
     supervisor_url: str | None = None
     wanderer_url: str | None = None
+    gateway_url: str = "http://127.0.0.1:8420"
 
     @classmethod
-    def read(cls, project: Path | None = None) -> Settings:
+    def read(cls, project: Path | None = None, **urls: str | None) -> Settings:
         """The settings of the project in (or above) the folder `project`, the current one if `None`.
 
-        Raises `SettingsError` if neither `BLACKSMITH_HOME` nor a pyproject.toml with
-        `[tool.blacksmith]` says where the home is.
-        """
-        folder = os.environ.get("BLACKSMITH_HOME")
-        home = (
-            Path(folder).expanduser().resolve() if folder else find_project(project) / ".blacksmith"
-        )
-        url = os.environ.get("BLACKSMITH_STORE_URL") or f"sqlite:///{home / 'store.db'}"
-        return cls(
-            home,
-            url,
-            os.environ.get("BLACKSMITH_PUBSUB_URL") or None,
-            os.environ.get("BLACKSMITH_SUPERVISOR_URL") or None,
-            os.environ.get("BLACKSMITH_WANDERER_URL") or None,
-        )
+        `urls`: those that count before the environment's, by the names of the fields.
 
-    def __repr__(self) -> str:
-        return f"Settings(home={self.home})"
+        Raises `SettingsError` if no URL of a store is given, and neither `BLACKSMITH_HOME` nor a
+        pyproject.toml with `[tool.blacksmith]` says where the home is.
+        """
+        given = {
+            name: urls.get(name) or os.environ.get(f"BLACKSMITH_{name.upper()}")
+            for name in (field.name for field in fields(cls))
+        }
+        given["store_url"] = given["store_url"] or f"sqlite:///{find_home(project) / 'store.db'}"
+        return cls(**{name: url for name, url in given.items() if url})
+
+
+def find_home(project: Path | None = None) -> Path:
+    """`BLACKSMITH_HOME`, or `.blacksmith` in the folder of `find_project`, whose errors it raises."""
+    folder = os.environ.get("BLACKSMITH_HOME")
+    if folder:
+        return Path(folder).expanduser().resolve()
+    return find_project(project) / ".blacksmith"
 
 
 def find_project(start: Path | None = None) -> Path:

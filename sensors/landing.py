@@ -10,7 +10,7 @@ from assets.flights import departed
 from blacksmith_dagster import Request
 from blacksmith_dagster.ingest import ingest
 from blacksmith_dagster.orchestration import BlacksmithResource
-from blacksmith_dagster.settings import Settings
+from blacksmith_dagster.settings import find_home
 from blacksmith_dagster.store import Store
 from blacksmith_dagster.store.interface import Cursor
 
@@ -21,7 +21,7 @@ TICK_SECONDS = 30  # Dagster gives a sensor 60
 @sensor(minimum_interval_seconds=10, default_status=DefaultSensorStatus.RUNNING)
 def landing(blacksmith: BlacksmithResource) -> SkipReason:
     """Ingests the departures in `landing/*.ndjson` under BLACKSMITH_HOME, without launching a run."""
-    folder, store = Settings.read().home / "landing", blacksmith.store(application)
+    folder, store = find_home() / "landing", blacksmith.store
     ends = time.monotonic() + TICK_SECONDS
     ingested = {
         path.name: ingest_file(store, path, ends) for path in sorted(folder.glob("*.ndjson"))

@@ -33,7 +33,7 @@ from blacksmith_dagster.ingest.listeners import listened_events
 from blacksmith_dagster.pipeline.access import hashed
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.scheduler import realtime_events
-from blacksmith_dagster.settings import Settings, find_project
+from blacksmith_dagster.settings import Settings, find_home, find_project
 from blacksmith_dagster.signals import on_stop
 from blacksmith_dagster.store import open_store
 from blacksmith_dagster.store.sqlite import make_home
@@ -107,7 +107,7 @@ def dev(app: str | None, port: int, ui_port: int) -> None:
     else:
         _refuse_options("port")
         url = _url_of(own)
-    home = Settings.read().home
+    home = find_home()
     project = Path.cwd() if app else find_project()
     make_home(home)
     environment = {**os.environ, "BLACKSMITH_HOME": str(home)}

@@ -22,6 +22,8 @@ from blacksmith_dagster.pubsub.address import VARIABLE as PUBSUB_URL
 AnyEvent: TypeAlias = AnySourceEvent | AnyDestinationEvent
 
 STORE_KEY = AssetKey("blacksmith")
+# In the metadata of an event's asset: its path. `blacksmith worker` finds the asset's key by it.
+EVENT = "blacksmith/event"
 
 
 def asset_key(event: AnyEvent) -> AssetKey:
@@ -100,7 +102,7 @@ def store_spec() -> AssetSpec:
 def _trigger_metadata(event: AnySourceEvent) -> dict[str, Any]:
     trigger = event.trigger
     if isinstance(trigger, HTTP):
-        return {"received_at": _endpoint(trigger)}
+        return {"endpoint": _endpoint(trigger)}
     if isinstance(trigger, Cron):
         return {"interval": trigger.interval, "timezone": trigger.timezone}
     if isinstance(trigger, Subscription):

@@ -7,7 +7,6 @@ the gateway, and `migrations_up_to_date` the wanderer.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from dagster import (
     MetadataValue,
 )
 
+from blacksmith_dagster.backends import Backends
 from blacksmith_dagster.errors import MigrationError, SettingsError, Unavailable
 from blacksmith_dagster.ingest.listeners import listened_events
 from blacksmith_dagster.orchestration.assets import STORE_KEY
@@ -35,12 +35,10 @@ from blacksmith_dagster.pipeline.destination import Destination
 from blacksmith_dagster.pipeline.schedule import DEFAULT, Schedule
 from blacksmith_dagster.pipeline.source import AnySourceEvent, Source
 from blacksmith_dagster.pipeline.triggers import HTTP
-from blacksmith_dagster.store.interface import Counts, JobState, ListenerStatus, Orphan, Store
+from blacksmith_dagster.store.interface import Counts, JobState, ListenerStatus, Orphan
 from blacksmith_dagster.supervisor import Supervisor
 from blacksmith_dagster.wanderer import Wanderer
 
-GATEWAY_URL = "BLACKSMITH_GATEWAY_URL"
-_DEFAULT_GATEWAY = "http://127.0.0.1:8420"
 _GATEWAY_SECONDS = 2.0
 _REALTIME = timedelta(seconds=10)
 # How long after a load is due it may take to run its first job.
@@ -130,18 +128,13 @@ def check_specs(app: Blacksmith, keys: Mapping[str, AssetKey]) -> Sequence[Asset
 
 
 def run_checks(
-    app: Blacksmith,
-    keys: Mapping[str, AssetKey],
-    store: Store,
-    supervisor: Supervisor,
-    *,
-    woken: bool,
+    app: Blacksmith, keys: Mapping[str, AssetKey], backends: Backends
 ) -> Iterator[Finding]:
-    """Evaluate every check except those of migrations. `woken`: see `check_destination`.
+    """Evaluate every check except those of migrations.
 
     Raises `Unavailable` when the store does not respond.
     """
-    now = datetime.now(UTC)
+    store, woken, now = backends.store, backends.pubsub is not None, datetime.now(UTC)
     for path, event in app.destination_events.items():
         yield from check_destination(keys[path], event.schedule, store.counts(path), now, woken)
         yield replay_settled(keys[path], store.unsettled(path, MAX_UNSETTLED_READ))
@@ -154,12 +147,12 @@ def run_checks(
         yield listening(keys[source_event.path], source_event, statuses.get(source_event.path), now)
     over_http = _over_http(app)
     if over_http:
-        passed, description = gateway_reachable()
+        passed, description = gateway_reachable(backends.settings.gateway_url)
         for path in over_http:
             yield Finding(
                 keys[path], "gateway_reachable", passed, description, AssetCheckSeverity.ERROR
             )
-    yield supervisor_reachable(supervisor)
+    yield supervisor_reachable(backends.supervisor)
     yield no_orphans(store.orphans(app))
 
 
@@ -368,19 +361,16 @@ def migrations_up_to_date(
             )
 
 
-def gateway_reachable() -> tuple[bool, str]:
-    """Whether the gateway is ready, and how it responded.
-
-    The request goes to `BLACKSMITH_GATEWAY_URL` (http://127.0.0.1:8420), with a time-out of 2 seconds.
-    """
-    url = (os.environ.get(GATEWAY_URL) or _DEFAULT_GATEWAY).rstrip("/")
+def gateway_reachable(url: str) -> tuple[bool, str]:
+    """Whether the gateway at `url` is ready, and how it responded within 2 seconds."""
+    url = url.rstrip("/")
     shown = _without_credentials(url)
     try:
         status = httpx.get(f"{url}/_health", timeout=_GATEWAY_SECONDS, trust_env=False).status_code
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return False, (
             f"{shown} does not respond ({type(error).__name__}): start `blacksmith gateway`, or set "
-            f"{GATEWAY_URL} where Dagster runs"
+            "BLACKSMITH_GATEWAY_URL where Dagster runs"
         )
     return status == httpx.codes.OK, f"{shown}/_health returned {status}"
 

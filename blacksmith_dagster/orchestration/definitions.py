@@ -8,7 +8,6 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 from dagster import (
-    AssetKey,
     AssetsDefinition,
     AssetSpec,
     Component,
@@ -23,12 +22,14 @@ from dagster import (
     scaffold_with,
 )
 from dagster.components import scaffold_component
+from dagster.components.utils.translation import ResolvedTranslationFn, TranslationFn
 
 from blacksmith_dagster.composition import scheduler_of
 from blacksmith_dagster.errors import DeclarationError
 from blacksmith_dagster.importer import load_application
 from blacksmith_dagster.ingest.listeners import listened_events
 from blacksmith_dagster.orchestration.assets import (
+    EVENT,
     AnyEvent,
     BlacksmithTranslator,
     EventData,
@@ -68,8 +69,8 @@ def build_definitions(
 
     - `start_date`: the first day of the assets' partitions, which are UTC days of `received_at`.
     - `translator`: changes the assets' specs; `BlacksmithTranslator()` if `None`.
-    - `resource`: opens the store; by default the one that `BLACKSMITH_STORE_URL` names. Its key is
-      `blacksmith`.
+    - `resource`: the resource `blacksmith`, which is bound to the application; `BlacksmithResource()`
+      if `None`.
     - `warm`: how long runs that load realtime events or listen stay alive; `WarmRuns()` if `None`.
 
     Merge them with your own:
@@ -84,33 +85,37 @@ def build_definitions(
     >>> [sensor.name for sensor in build_definitions(app, start_date="2026-01-01").sensors]
     ['blacksmith_report']
 
-    Raises `DeclarationError` if `start_date` is not a day, or the application's scheduler is not one.
+    Raises `DeclarationError` if `start_date` is not a day, the application's scheduler is not one, or
+    `resource` is bound to another application.
     """
     scheduler_of(app)  # a wrong one is reported here, not by the first load
-    translator, warm = translator or BlacksmithTranslator(), warm or WarmRuns()
-    first_day = _day(start_date)
-    specs = _specs(app, translator, first_day)
-    keys: Mapping[str, AssetKey] = {path: spec.key for path, spec in specs.items()}
+    warm, resource, first_day = (
+        warm or WarmRuns(),
+        resource or BlacksmithResource(),
+        _day(start_date),
+    )
+    specs = _specs(app, translator or BlacksmithTranslator(), first_day)
+    resource.bind(app, {path: spec.key for path, spec in specs.items()})
 
     jobs: list[JobDefinition] = []
-    triggers: list[ScheduleDefinition | SensorDefinition] = []
+    triggers: list[ScheduleDefinition | SensorDefinition] = [build_report_sensor(first_day)]
     for load_job in load_jobs(app):
-        jobs.append(build_load_job(app, load_job, translator))
-        triggers.append(build_load_trigger(app, load_job, jobs[-1]))
+        jobs.append(build_load_job(load_job))
+        triggers.append(build_load_trigger(load_job, jobs[-1]))
     for polled in cron_events(app):
-        jobs.append(build_poll_job(app, polled, keys[polled.path]))
+        jobs.append(build_poll_job(polled))
         triggers.append(build_poll_trigger(polled, jobs[-1]))
     for destination in filter(realtime_events, app.destinations.values()):
-        jobs.append(build_realtime_job(app, destination, keys, warm))
-        triggers.append(build_realtime_sensor(app, destination, jobs[-1], warm))
+        jobs.append(build_realtime_job(destination, warm))
+        triggers.append(build_realtime_sensor(destination, jobs[-1], warm))
     for source in filter(listened_events, app.sources.values()):
-        jobs.append(build_listen_job(app, source, keys, warm))
+        jobs.append(build_listen_job(source, warm))
         triggers.append(build_listen_sensor(source, jobs[-1]))
-    jobs += build_migration_jobs(app, keys)
+    jobs += build_migration_jobs(app)
 
     replays: dict[str, AssetsDefinition] = {}
     for path, event in app.destination_events.items():
-        replays[path] = build_replay(app, event, specs[path], translator)
+        replays[path] = build_replay(event, specs[path])
         if backfill := build_backfill(event, specs[path], first_day):
             triggers.append(backfill)
     if purge := build_purge_job(app):
@@ -119,14 +124,11 @@ def build_definitions(
 
     return Definitions(
         assets=[*(replays.get(path, spec) for path, spec in specs.items()), store_spec()],
-        asset_checks=[build_checks(app, keys)],
+        asset_checks=[build_checks(app, resource.asset_keys)],
         jobs=jobs,
         schedules=[trigger for trigger in triggers if isinstance(trigger, ScheduleDefinition)],
-        sensors=[
-            build_report_sensor(app, keys, first_day),
-            *(trigger for trigger in triggers if isinstance(trigger, SensorDefinition)),
-        ],
-        resources={"blacksmith": resource or BlacksmithResource()},
+        sensors=[trigger for trigger in triggers if isinstance(trigger, SensorDefinition)],
+        resources={"blacksmith": resource},
     )
 
 
@@ -135,7 +137,10 @@ def _specs(
 ) -> Mapping[str, AssetSpec]:
     events: list[AnyEvent] = [*app.source_events.values(), *app.destination_events.values()]
     return {
-        event.path: translator.get_asset_spec(EventData(app, event, start_date)) for event in events
+        event.path: translator.get_asset_spec(EventData(app, event, start_date)).merge_attributes(
+            metadata={EVENT: event.path}
+        )
+        for event in events
     }
 
 
@@ -151,35 +156,50 @@ def _day(start_date: str | date) -> date:
 
 class _Scaffolder(Scaffolder[Any]):
     def scaffold(self, request: ScaffoldRequest[Any]) -> None:
-        scaffold_component(
-            request,
-            {
-                "app": "my_package.application:blacksmith",
-                "start_date": datetime.now(UTC).date().isoformat(),
-            },
-        )
+        today = datetime.now(UTC).date().isoformat()
+        attributes = {"app": "my_package.application:blacksmith", "start_date": today}
+        scaffold_component(request, attributes)
+
+
+@dataclass(frozen=True)
+class _ComponentTranslator(BlacksmithTranslator):
+    translate: TranslationFn[EventData]
+
+    def get_asset_spec(self, data: EventData) -> AssetSpec:
+        return self.translate(super().get_asset_spec(data), data)
 
 
 @scaffold_with(_Scaffolder)
 @dataclass
 class BlacksmithComponent(Component, Resolvable):
-    """The definitions of the application that `app` names as `package.module:name`.
+    """The definitions of an application; see `build_definitions`.
 
-    `start_date`: the first day of the assets' partitions, in UTC.
+    - `app`: the application, as `package.module:name`.
+    - `start_date`: the first day of the assets' partitions, in UTC.
+    - `translation`: changes the assets' specs, as in Dagster's own integrations; the templates know
+      `spec` and `data`, the `EventData`.
 
     ```yaml
     type: blacksmith_dagster.orchestration.BlacksmithComponent
     attributes:
       app: my_package.application:blacksmith
       start_date: "2026-01-01"
+      translation:
+        key_prefix: events
     ```
     """
 
     app: str
     start_date: str
+    translation: ResolvedTranslationFn[EventData] = None
 
     def build_defs(self, context: ComponentLoadContext) -> Definitions:  # noqa: ARG002
-        """Called by Dagster. Raises `SettingsError` if there is no such application, and
-        `DeclarationError` if `start_date` is not a day.
+        """Called by Dagster.
+
+        Raises `SettingsError` if there is no such application, and what `build_definitions` raises.
         """
-        return build_definitions(load_application(self.app), start_date=self.start_date)
+        return build_definitions(
+            load_application(self.app),
+            start_date=self.start_date,
+            translator=_ComponentTranslator(self.translation) if self.translation else None,
+        )

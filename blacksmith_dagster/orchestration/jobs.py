@@ -20,7 +20,6 @@ from dagster import (
     op,
 )
 
-from blacksmith_dagster.orchestration.assets import BlacksmithTranslator
 from blacksmith_dagster.orchestration.replays import ReplayConfig
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
 from blacksmith_dagster.pipeline.application import Blacksmith
@@ -62,11 +61,9 @@ def load_jobs(app: Blacksmith) -> Sequence[LoadJob]:
     return jobs
 
 
-def build_load_job(
-    app: Blacksmith, load_job: LoadJob, translator: BlacksmithTranslator
-) -> JobDefinition:
+def build_load_job(load_job: LoadJob) -> JobDefinition:
     """The Dagster job: an op per destination event, one after another in the run's own process."""
-    ops = [_build_load_op(app, event, translator) for event in load_job.events]
+    ops = [_build_load_op(event) for event in load_job.events]
 
     @job(
         name=load_job.name,
@@ -81,9 +78,7 @@ def build_load_job(
     return loads
 
 
-def _build_load_op(
-    app: Blacksmith, event: AnyDestinationEvent, translator: BlacksmithTranslator
-) -> OpDefinition:
+def _build_load_op(event: AnyDestinationEvent) -> OpDefinition:
     # A plain function: with a generator, Dagster would reinstall its own signal handlers at every
     # `next()`, and a termination would interrupt a batch.
     @op(
@@ -91,14 +86,12 @@ def _build_load_op(
         description=f"Loads everything that is due for {event.path}.",
     )
     def load_event(context: OpExecutionContext, blacksmith: BlacksmithResource) -> None:
-        blacksmith.load(context, app, event, translator=translator)
+        blacksmith.load(context, event)
 
     return load_event
 
 
-def build_replay(
-    app: Blacksmith, event: AnyDestinationEvent, spec: AssetSpec, translator: BlacksmithTranslator
-) -> AssetsDefinition:
+def build_replay(event: AnyDestinationEvent, spec: AssetSpec) -> AssetsDefinition:
     """The asset of a destination event; materializing it replays the event.
 
     Days that are materialized together are one run.
@@ -114,7 +107,7 @@ def build_replay(
     def replay_days(
         context: AssetExecutionContext, config: ReplayConfig, blacksmith: BlacksmithResource
     ) -> Iterator[Any]:
-        blacksmith.replay(context, app, event, config, translator=translator)
+        blacksmith.replay(context, event, config)
         yield from ()
 
     return replay_days
@@ -129,7 +122,7 @@ def build_purge_job(app: Blacksmith) -> JobDefinition | None:
     def purge_store(context: OpExecutionContext, blacksmith: BlacksmithResource) -> None:
         report = purge(
             app,
-            store=blacksmith.store(app),
+            store=blacksmith.store,
             supervisor=blacksmith.supervisor,
             holder=context.run_id,
         )

@@ -23,7 +23,6 @@ from blacksmith_dagster.orchestration.loads import interrupt_if_terminated, link
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
 from blacksmith_dagster.orchestration.warm_run_sensor import Holders, build_warm_run_sensor
 from blacksmith_dagster.orchestration.warm_runs import WarmRuns, build_warm_job, serve_until_end
-from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.source import AnySourceEvent, Source
 from blacksmith_dagster.pipeline.triggers import Subscription
 from blacksmith_dagster.store.interface import ListenerStatus
@@ -31,14 +30,12 @@ from blacksmith_dagster.store.interface import ListenerStatus
 _REPORT_SECONDS = 60.0
 
 
-def build_listen_job(
-    app: Blacksmith, source: Source, keys: Mapping[str, AssetKey], warm: WarmRuns
-) -> JobDefinition:
-    """The job `listen_<source>`; `keys`: the asset keys by the events' paths."""
+def build_listen_job(source: Source, warm: WarmRuns) -> JobDefinition:
+    """The job `listen_<source>`."""
     paths = ", ".join(event.path for event in listened_events(source))
 
     def serve(op: OpExecutionContext, blacksmith: BlacksmithResource) -> None:
-        _listen(op, blacksmith, app, source, keys, warm)
+        _listen(op, blacksmith, source, warm)
 
     return build_warm_job("listen", source.name, f"Listens for {paths}.", serve, warm)
 
@@ -81,16 +78,12 @@ def _needs_broker(event: AnySourceEvent) -> bool:
 
 
 def _listen(
-    op: OpExecutionContext,
-    blacksmith: BlacksmithResource,
-    app: Blacksmith,
-    source: Source,
-    keys: Mapping[str, AssetKey],
-    warm: WarmRuns,
+    op: OpExecutionContext, blacksmith: BlacksmithResource, source: Source, warm: WarmRuns
 ) -> None:
-    blacksmith.store(app)  # registers the application
-    reporter = _ListenReporter(op, keys, lambda: loop.statuses)
-    loop = build_listeners(app, source, blacksmith.backends, holder=op.run_id, report=reporter.add)
+    reporter = _ListenReporter(op, blacksmith.asset_keys, lambda: loop.statuses)
+    loop = build_listeners(
+        blacksmith.app, source, blacksmith.backends, holder=op.run_id, report=reporter.add
+    )
 
     def conclude(reason: str, stopped: bool) -> None:
         op.add_output_metadata(

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dagster import (
-    AssetKey,
     Config,
     Failure,
     JobDefinition,
@@ -91,11 +90,8 @@ class RollbackConfig(_MigrationConfig):
     )
 
 
-def build_migration_jobs(app: Blacksmith, keys: Mapping[str, AssetKey]) -> Sequence[JobDefinition]:
-    """`wanderer_ack`, `wanderer_run` and `wanderer_rollback`; empty if nothing declares migrations.
-
-    `keys`: the asset keys by the events' paths.
-    """
+def build_migration_jobs(app: Blacksmith) -> Sequence[JobDefinition]:
+    """`wanderer_ack`, `wanderer_run` and `wanderer_rollback`; empty if nothing declares migrations."""
     sources, destinations = app.sources.values(), app.destinations.values()
     if not (any(map(has_migrations, sources)) or any(map(has_migrations, destinations))):
         return []
@@ -104,30 +100,19 @@ def build_migration_jobs(app: Blacksmith, keys: Mapping[str, AssetKey]) -> Seque
     def ack_migrations(
         context: OpExecutionContext, config: AckConfig, blacksmith: BlacksmithResource
     ) -> None:
-        _migrate(
-            context, app, keys, blacksmith, config, lambda wanderer, request: wanderer.ack(request)
-        )
+        _migrate(context, blacksmith, config, lambda wanderer, request: wanderer.ack(request))
 
     @op(description="Runs migrations, oldest to newest.")
     def run_migrations(
         context: OpExecutionContext, config: UpConfig, blacksmith: BlacksmithResource
     ) -> None:
-        _migrate(
-            context, app, keys, blacksmith, config, lambda wanderer, request: wanderer.run(request)
-        )
+        _migrate(context, blacksmith, config, lambda wanderer, request: wanderer.run(request))
 
     @op(description="Rolls migrations back, newest to oldest.")
     def rollback_migrations(
         context: OpExecutionContext, config: RollbackConfig, blacksmith: BlacksmithResource
     ) -> None:
-        _migrate(
-            context,
-            app,
-            keys,
-            blacksmith,
-            config,
-            lambda wanderer, request: wanderer.rollback(request),
-        )
+        _migrate(context, blacksmith, config, lambda wanderer, request: wanderer.rollback(request))
 
     return [
         _build_job("wanderer_ack", ack_migrations),
@@ -153,8 +138,6 @@ def _build_job(name: str, migrate: OpDefinition) -> JobDefinition:
 
 def _migrate(
     op: OpExecutionContext,
-    app: Blacksmith,
-    keys: Mapping[str, AssetKey],
     blacksmith: BlacksmithResource,
     config: _MigrationConfig,
     call: Callable[[Wanderer, MigrationRequest], MigrationReport],
@@ -173,11 +156,10 @@ def _migrate(
 
     with on_stop(stop.set):
         try:
-            with blacksmith.wanderer(app, run=op.run_id, stop=stop, report=report_done) as wanderer:
+            with blacksmith.wanderer(run=op.run_id, stop=stop, report=report_done) as wanderer:
                 report = call(wanderer, MigrationRequest(**config.model_dump()))
-                findings = (
-                    [] if config.dry_run else list(migrations_up_to_date(app, keys, wanderer))
-                )
+                checks = migrations_up_to_date(blacksmith.app, blacksmith.asset_keys, wanderer)
+                findings = [] if config.dry_run else list(checks)
         except BlacksmithError as error:
             raise Failure(clean(str(error)), allow_retries=False) from error
         evaluate(op, findings)

@@ -53,13 +53,13 @@ def retry_delay(retry: int) -> float:
     return min(2.0 ** (retry - 1), _LONGEST_PAUSE) * random.uniform(0.5, 1.0)
 
 
-def build_poll_job(app: Blacksmith, event: AnySourceEvent, key: AssetKey) -> JobDefinition:
+def build_poll_job(event: AnySourceEvent) -> JobDefinition:
     """The Dagster job `poll_<source>__<event>`: one op, which calls the event's function."""
     name = event.path.replace("/", "__")
 
     @op(name=name, description=f"Asks for new events of {event.path}, and stores them.")
     def poll_event(context: OpExecutionContext, blacksmith: BlacksmithResource) -> None:
-        _report_poll(context, key, _poll(context, app, event, blacksmith))
+        _report_poll(context, blacksmith.asset_keys[event.path], _poll(context, event, blacksmith))
 
     @job(
         name=f"poll_{name}",
@@ -106,20 +106,17 @@ def build_poll_trigger(
 
 
 def _poll(
-    context: OpExecutionContext,
-    app: Blacksmith,
-    event: AnySourceEvent,
-    blacksmith: BlacksmithResource,
+    context: OpExecutionContext, event: AnySourceEvent, blacksmith: BlacksmithResource
 ) -> Polled:
     try:
         return poll(
-            app,
+            blacksmith.app,
             event,
-            store=blacksmith.store(app),
+            store=blacksmith.store,
             supervisor=blacksmith.supervisor,
             at=_due_at(context),
             holder=context.run_id,
-            notify=blacksmith.backends.notify(app),
+            notify=blacksmith.backends.notify(blacksmith.app),
         )
     except Exception as error:  # noqa: BLE001 - the user's code; its run fails with it
         # Dagster shows errors as they are; the log gets this one without the secrets in it.

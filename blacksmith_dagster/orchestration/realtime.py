@@ -16,7 +16,6 @@ from blacksmith_dagster.orchestration.resource import BlacksmithResource
 from blacksmith_dagster.orchestration.schedules import why_not_due
 from blacksmith_dagster.orchestration.warm_run_sensor import Holders, build_warm_run_sensor
 from blacksmith_dagster.orchestration.warm_runs import WarmRuns, build_warm_job, serve_until_end
-from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import AnyDestinationEvent, Destination
 from blacksmith_dagster.scheduler import Summary, realtime_events
 from blacksmith_dagster.store import Store
@@ -24,15 +23,13 @@ from blacksmith_dagster.store import Store
 _REPORT_SECONDS = 60.0
 
 
-def build_realtime_job(
-    app: Blacksmith, destination: Destination[Any], keys: Mapping[str, AssetKey], warm: WarmRuns
-) -> JobDefinition:
-    """The job `realtime_<destination>`; `keys`: the asset keys by the events' paths."""
+def build_realtime_job(destination: Destination[Any], warm: WarmRuns) -> JobDefinition:
+    """The job `realtime_<destination>`."""
     events = realtime_events(destination)
     paths = ", ".join(event.path for event in events)
 
     def serve(op: OpExecutionContext, blacksmith: BlacksmithResource) -> None:
-        _load(op, blacksmith, app, destination, keys, warm)
+        _load(op, blacksmith, destination, warm)
 
     return build_warm_job(
         "realtime",
@@ -47,18 +44,15 @@ def build_realtime_job(
 def _load(
     op: OpExecutionContext,
     blacksmith: BlacksmithResource,
-    app: Blacksmith,
     destination: Destination[Any],
-    keys: Mapping[str, AssetKey],
     warm: WarmRuns,
 ) -> None:
-    store, events = blacksmith.store(app), realtime_events(destination)
-    own_keys = {event.path: keys[event.path] for event in events}
-    reporter = LoadReporter(own_keys, op.log_event, _REPORT_SECONDS, links_of(op))
+    store, keys, events = blacksmith.store, blacksmith.asset_keys, realtime_events(destination)
+    reporter = LoadReporter(keys, op.log_event, _REPORT_SECONDS, links_of(op))
     loop = build_realtime(
-        app,
+        blacksmith.app,
         destination,
-        blacksmith.scheduler(app),
+        blacksmith.scheduler,
         blacksmith.backends,
         holder=op.run_id,
         report=reporter.add,
@@ -116,7 +110,7 @@ def why_idle(
 
 
 def build_realtime_sensor(
-    app: Blacksmith, destination: Destination[Any], target: JobDefinition, warm: WarmRuns
+    destination: Destination[Any], target: JobDefinition, warm: WarmRuns
 ) -> SensorDefinition:
     """The sensor `realtime_<destination>_sensor`."""
     paths = [event.path for event in realtime_events(destination)]
@@ -128,7 +122,7 @@ def build_realtime_sensor(
         return "the schedules serve; set BLACKSMITH_PUBSUB_URL to load at once"
 
     def why_no_run(blacksmith: BlacksmithResource, holders: Holders) -> str | None:
-        store = blacksmith.store(app)
+        store = blacksmith.store
         due = {path: store.next_due(path) for path in paths}
         return why_idle(due, store.since_load(*paths), holders, warm)
 

@@ -99,9 +99,7 @@ def to_repeat(
     return due, ReportCursor(cursor.since, cursor.totals, reported)
 
 
-def build_report_sensor(
-    app: Blacksmith, keys: Mapping[str, AssetKey], start_date: date
-) -> SensorDefinition:
+def build_report_sensor(start_date: date) -> SensorDefinition:
     """The sensor `blacksmith_report`: totals per source event and day, and the checks."""
 
     @sensor(
@@ -111,18 +109,18 @@ def build_report_sensor(
         default_status=DefaultSensorStatus.RUNNING,
     )
     def report(context: SensorEvaluationContext, blacksmith: BlacksmithResource) -> SensorResult:
-        store = blacksmith.store(app)
+        store = blacksmith.store
         store.maintain()  # brings the counts below up to date with the log
         cursor = ReportCursor.read(context.cursor, start_date)
         counted = [
             count
             for count in store.day_counts(cursor.since)
-            if count.event_type in app.source_events
+            if count.event_type in blacksmith.app.source_events
         ]
         totals, cursor = changed_totals(cursor, counted, datetime.now(UTC).date())
-        findings, cursor = to_repeat(cursor, _findings(app, keys, blacksmith), time.time())
+        findings, cursor = to_repeat(cursor, _findings(blacksmith), time.time())
         events: list[AssetMaterialization | AssetCheckEvaluation] = [
-            _materialization(keys[count.event_type], count) for count in totals
+            _materialization(blacksmith.asset_keys[count.event_type], count) for count in totals
         ]
         events += [finding.evaluation() for finding in findings]
         return SensorResult(
@@ -143,21 +141,19 @@ def build_checks(app: Blacksmith, keys: Mapping[str, AssetKey]) -> AssetChecksDe
     def checks(
         context: AssetCheckExecutionContext, blacksmith: BlacksmithResource
     ) -> Iterator[AssetCheckResult]:
-        for finding in _findings(app, keys, blacksmith):
+        for finding in _findings(blacksmith):
             if finding.check_key in context.selected_asset_check_keys:
                 yield finding.result()
 
     return checks
 
 
-def _findings(
-    app: Blacksmith, keys: Mapping[str, AssetKey], blacksmith: BlacksmithResource
-) -> Iterator[Finding]:
-    store, woken = blacksmith.store(app), blacksmith.pubsub is not None
-    yield from run_checks(app, keys, store, blacksmith.supervisor, woken=woken)
+def _findings(blacksmith: BlacksmithResource) -> Iterator[Finding]:
+    app, keys = blacksmith.app, blacksmith.asset_keys
+    yield from run_checks(app, keys, blacksmith.backends)
     # Migrations may be tracked in another database, which each tick would have to open.
     if any(map(has_migrations, app.destinations.values())):
-        with blacksmith.wanderer(app) as wanderer:
+        with blacksmith.wanderer() as wanderer:
             yield from migrations_up_to_date(app, keys, wanderer)
 
 

@@ -1,13 +1,11 @@
-"""The resource: the store, the supervisor and the broker, open for the length of a run or a tick."""
+"""The resource: the application with its store, supervisor and broker, open for a run or a tick."""
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
 
 from dagster import (
     AssetExecutionContext,
@@ -16,18 +14,16 @@ from dagster import (
     InitResourceContext,
     OpExecutionContext,
 )
-from pydantic import PrivateAttr
+from pydantic import Field, PrivateAttr
 
 from blacksmith_dagster.backends import Backends
 from blacksmith_dagster.composition import open_scheduler
-from blacksmith_dagster.errors import UsageError
-from blacksmith_dagster.orchestration.assets import BlacksmithTranslator, EventData
+from blacksmith_dagster.errors import DeclarationError, UsageError
 from blacksmith_dagster.orchestration.loads import load
 from blacksmith_dagster.orchestration.replays import ReplayConfig, replay_partitions
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import AnyDestinationEvent
 from blacksmith_dagster.pubsub import PubSub
-from blacksmith_dagster.pubsub.notifier import Notifier
 from blacksmith_dagster.scheduler import StandardScheduler, Summary
 from blacksmith_dagster.scheduler.replay import Forecast, ReplaySummary
 from blacksmith_dagster.settings import Settings
@@ -35,37 +31,77 @@ from blacksmith_dagster.store import Store
 from blacksmith_dagster.supervisor import Supervisor, here
 from blacksmith_dagster.wanderer import CompletedAction, Wanderer, open_tracking
 
+T = TypeVar("T")
+
+
+class _Bound(NamedTuple):
+    """What a resource is bound to: an application, and the asset keys by its events' paths."""
+
+    app: Blacksmith
+    keys: Mapping[str, AssetKey]
+
+
+def _url(description: str) -> Any:
+    # Dagster's UI masks such a field, unless it is an `EnvVar`: then it shows the variable's name.
+    return Field(None, description=description, json_schema_extra={"dagster__is_secret": True})
+
 
 class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
-    """The store and the supervisor, opened for each run and each tick and closed after it.
+    """The application and its store, supervisor and broker, opened for each run and each tick.
 
-    The environment of the process names the supervisor, the broker of notifications and the database
-    that tracks migrations.
+    Each URL is by default that of the environment, which `blacksmith gateway` and the other commands
+    read as well. Dagster's UI does not show them, but its database keeps them: give a URL with a
+    password as an `EnvVar`.
 
-    - `store_url`: the store's URL. If `None`: `BLACKSMITH_STORE_URL`, else SQLite in
-      `BLACKSMITH_HOME`. Dagster shows a resource's configuration: give a URL with a password as
-      `EnvVar("WAREHOUSE_STORE")`, never in plain text.
+    - `store_url`: the store; else `BLACKSMITH_STORE_URL`, else SQLite in `BLACKSMITH_HOME`.
+    - `pubsub_url`: the broker of notifications; else `BLACKSMITH_PUBSUB_URL`, else there is none.
+    - `supervisor_url`: the supervisor; else `BLACKSMITH_SUPERVISOR_URL`, else the store keeps the locks.
+    - `wanderer_url`: what tracks migrations; else `BLACKSMITH_WANDERER_URL`, else the store does.
+    - `gateway_url`: what the check `gateway_reachable` asks; else `BLACKSMITH_GATEWAY_URL`, else
+      http://127.0.0.1:8420.
 
     >>> from dagster import EnvVar
     >>> BlacksmithResource(store_url=EnvVar("EVENTS_STORE_URL")).store_url  # the name, no value yet
     'EVENTS_STORE_URL'
 
-    An op or an asset of your own can load as well:
+    `build_definitions` binds it to the application, and names it `blacksmith`. An op, an asset or a
+    sensor of your own can use it as well:
 
     ```python
     @op
     def flights_now(context: OpExecutionContext, blacksmith: BlacksmithResource) -> None:
-        blacksmith.load(context, application, flights)
+        blacksmith.load(context, flights)
     ```
     """
 
-    store_url: str | None = None
+    store_url: str | None = _url("The store. Default: BLACKSMITH_STORE_URL, else SQLite.")
+    pubsub_url: str | None = _url("The broker of notifications. Default: BLACKSMITH_PUBSUB_URL.")
+    supervisor_url: str | None = _url("The supervisor. Default: BLACKSMITH_SUPERVISOR_URL.")
+    wanderer_url: str | None = _url("What tracks migrations. Default: BLACKSMITH_WANDERER_URL.")
+    gateway_url: str | None = _url("The gateway. Default: BLACKSMITH_GATEWAY_URL.")
 
+    _bound: _Bound | None = PrivateAttr(default=None)
     _backends: Backends | None = PrivateAttr(default=None)
-    _opened: ExitStack = PrivateAttr(default_factory=ExitStack)
-    _schedulers: dict[int, StandardScheduler] = PrivateAttr(default_factory=dict)
-    _registered: set[int] = PrivateAttr(default_factory=set)
+    _scheduler: StandardScheduler | None = PrivateAttr(default=None)
     _stop: threading.Event = PrivateAttr(default_factory=threading.Event)
+
+    def bind(self, app: Blacksmith, keys: Mapping[str, AssetKey]) -> None:
+        """Bind it to an application and its asset keys, by the events' paths.
+
+        Called by `build_definitions`. Raises `DeclarationError` if it is bound to another application.
+        """
+        if self._bound and self._bound.app is not app:
+            raise DeclarationError(
+                "this BlacksmithResource belongs to another application; make one for each"
+            )
+        self._bound = _Bound(app, keys)
+
+    def _with_updated_values(self, values: Mapping[str, Any] | None) -> BlacksmithResource:
+        # Dagster opens a copy, which this method makes, and which has no private attributes.
+        copy = super()._with_updated_values(values)
+        assert isinstance(copy, BlacksmithResource)
+        copy._bound = self._bound
+        return copy
 
     @contextmanager
     def yield_for_execution(
@@ -74,40 +110,53 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
     ) -> Iterator[BlacksmithResource]:
         """Open the store and the supervisor; called by Dagster.
 
-        Raises `SettingsError`, `SchemaOutdated`, `Unavailable`.
+        Raises `SettingsError`, `SchemaOutdated`, `Unavailable`, and `UsageError` if it is not bound.
         """
+        settings = Settings.read(
+            store_url=self.store_url,
+            pubsub_url=self.pubsub_url,
+            supervisor_url=self.supervisor_url,
+            wanderer_url=self.wanderer_url,
+            gateway_url=self.gateway_url,
+        )
+        app = self.app
         try:
-            with Backends(self._settings()) as backends, self._opened:
+            with Backends(settings) as backends, open_scheduler(app) as scheduler:
                 backends.supervisor  # noqa: B018 - opened now, with the store: an error is raised here
-                self._backends = backends
+                backends.store.register(app)
+                self._backends, self._scheduler = backends, scheduler
                 yield self
         finally:
-            self._backends = None
-            self._schedulers.clear()
+            self._backends = self._scheduler = None
 
-    def _settings(self) -> Settings:
-        if not self.store_url:
-            return Settings.read()
-        urls = map(os.environ.get, ("BLACKSMITH_PUBSUB_URL", "BLACKSMITH_SUPERVISOR_URL"))
-        return Settings(Path(), self.store_url, *urls)  # without the default store it needs no home
+    @property
+    def app(self) -> Blacksmith:
+        """The application. Raises `UsageError` if the resource is not bound to one."""
+        return self._binding.app
+
+    @property
+    def asset_keys(self) -> Mapping[str, AssetKey]:
+        """The asset keys by the events' paths. Raises `UsageError` if the resource is not bound."""
+        return self._binding.keys
+
+    @property
+    def _binding(self) -> _Bound:
+        if self._bound is None:
+            raise UsageError(
+                "this BlacksmithResource knows no application: give it to "
+                "build_definitions(app, resource=...), or use the one that it makes, 'blacksmith'"
+            )
+        return self._bound
 
     @property
     def backends(self) -> Backends:
         """The store, the supervisor and the broker. Raises `UsageError` outside of a run or a tick."""
-        if self._backends is None:
-            raise UsageError("the store is open only in an op, a sensor or a schedule")
-        return self._backends
+        return _opened(self._backends)
 
-    def store(self, app: Blacksmith) -> Store:
-        """The open store, in which the application is registered.
-
-        Raises `UsageError` outside of a run or a tick.
-        """
-        store = self.backends.store
-        if id(app) not in self._registered:
-            store.register(app)
-            self._registered.add(id(app))
-        return store
+    @property
+    def store(self) -> Store:
+        """The open store. Raises `UsageError` outside of a run or a tick."""
+        return self.backends.store
 
     @property
     def supervisor(self) -> Supervisor:
@@ -116,31 +165,21 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
 
     @property
     def pubsub(self) -> PubSub | None:
-        """The broker that `BLACKSMITH_PUBSUB_URL` names.
+        """The broker; `None` without one: the schedules then serve realtime events too.
 
-        `None` if the variable is not set; the schedules then serve realtime events too.
-
-        Raises `SettingsError`, and `ImportError` when the broker's client is not installed.
+        Raises `UsageError` outside of a run or a tick, `SettingsError`, and `ImportError` when the
+        broker's client is not installed.
         """
         return self.backends.pubsub
 
-    def scheduler(self, app: Blacksmith) -> StandardScheduler:
-        """The application's scheduler, its own or the standard one, until the run ends."""
-        if id(app) not in self._schedulers:
-            self._schedulers[id(app)] = self._opened.enter_context(open_scheduler(app))
-        return self._schedulers[id(app)]
-
-    def notifier(self, app: Blacksmith) -> Notifier | None:
-        """Notifies loaders of new jobs of realtime events, until the run or the tick ends.
-
-        `None` without a broker.
-        """
-        return self.backends.notifier(app)
+    @property
+    def scheduler(self) -> StandardScheduler:
+        """What drains destination events. Raises `UsageError` outside of a run or a tick."""
+        return _opened(self._scheduler)
 
     @contextmanager
     def wanderer(
         self,
-        app: Blacksmith,
         *,
         run: str | None = None,
         stop: threading.Event | None = None,
@@ -148,16 +187,13 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
     ) -> Iterator[Wanderer]:
         """Migrates the application's sources and destinations; see `Wanderer`.
 
-        Migrations are tracked where `BLACKSMITH_WANDERER_URL` says, by default in the store.
-
         Raises `UsageError` outside of a run or a tick, `SettingsError`, `SchemaOutdated`,
         `Unavailable`.
         """
-        store = self.store(app)
-        with open_tracking(os.environ.get("BLACKSMITH_WANDERER_URL"), store) as tracking:
+        with open_tracking(self.backends.settings.wanderer_url, self.store) as tracking:
             yield Wanderer(
-                app,
-                store=store,
+                self.app,
+                store=self.store,
                 supervisor=self.supervisor,
                 tracking=tracking,
                 holder=run or here(),
@@ -167,12 +203,7 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
             )
 
     def load(
-        self,
-        context: OpExecutionContext | AssetExecutionContext,
-        app: Blacksmith,
-        event: AnyDestinationEvent,
-        *,
-        translator: BlacksmithTranslator | None = None,
+        self, context: OpExecutionContext | AssetExecutionContext, event: AnyDestinationEvent
     ) -> Summary:
         """Load everything that is due for a destination event, and report it to the run of `context`.
 
@@ -181,27 +212,21 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
         summary says `skipped`. When the run is terminated, the batch under way is finished first.
 
         Raises `FencedOut` when another process has taken over, `Timeout` when the event's function has
-        not returned in time, `RetryRequested` (Dagster's) when a service does not respond.
+        not returned in time, `RetryRequested` (Dagster's) when a service does not respond, and
+        `UsageError` for an event that is not the application's.
         """
-        self.store(app)  # registers the application
         return load(
             context,
-            app,
+            self.app,
             event,
-            _key(app, event, translator),
-            self.scheduler(app),
+            self._key(event),
+            self.scheduler,
             backends=self.backends,
             stop=self._stop,
         )
 
     def replay(
-        self,
-        context: AssetExecutionContext,
-        app: Blacksmith,
-        event: AnyDestinationEvent,
-        config: ReplayConfig,
-        *,
-        translator: BlacksmithTranslator | None = None,
+        self, context: AssetExecutionContext, event: AnyDestinationEvent, config: ReplayConfig
     ) -> ReplaySummary | Forecast:
         """Load the days that the run of `context` materializes again, as `config` says.
 
@@ -210,21 +235,26 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
 
         Raises `UsageError` while another run replays some of these days, and what `load` raises.
         """
-        self.store(app)  # registers the application
         return replay_partitions(
             context,
-            app,
+            self.app,
             event,
-            _key(app, event, translator),
+            self._key(event),
             config,
-            self.scheduler(app),
+            self.scheduler,
             backends=self.backends,
             stop=self._stop,
         )
 
+    def _key(self, event: AnyDestinationEvent) -> AssetKey:
+        if self.app.destination_events.get(event.path) is not event:
+            raise UsageError(
+                f"{event.path} is not in this application; add its destination to destinations="
+            )
+        return self.asset_keys[event.path]
 
-def _key(
-    app: Blacksmith, event: AnyDestinationEvent, translator: BlacksmithTranslator | None
-) -> AssetKey:
-    data = EventData(app, event, datetime.now(UTC).date())  # the key does not depend on the date
-    return (translator or BlacksmithTranslator()).get_asset_spec(data).key
+
+def _opened(part: T | None) -> T:
+    if part is None:
+        raise UsageError("the store is open only in an op, a sensor or a schedule")
+    return part

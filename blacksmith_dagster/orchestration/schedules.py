@@ -37,7 +37,6 @@ from blacksmith_dagster.errors import SettingsError, Unavailable
 from blacksmith_dagster.orchestration.jobs import LoadJob
 from blacksmith_dagster.orchestration.loads import DUE_SOON, RETRY_SECONDS
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
-from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import AnyDestinationEvent
 from blacksmith_dagster.pipeline.schedule import every
 from blacksmith_dagster.supervisor import Supervisor
@@ -141,13 +140,13 @@ def look_seconds(interval: timedelta) -> int:
 
 
 def build_load_trigger(
-    app: Blacksmith, load_job: LoadJob, target: JobDefinition
+    load_job: LoadJob, target: JobDefinition
 ) -> ScheduleDefinition | SensorDefinition:
     """What launches a load job: only when something is due."""
     interval = cast(str, load_job.schedule.interval)  # inherited, so never `None`
 
     def why_not(instance: DagsterInstance, blacksmith: BlacksmithResource) -> str | None:
-        store, supervisor = blacksmith.store(app), blacksmith.supervisor
+        store, supervisor = blacksmith.store, blacksmith.supervisor
         due = {event.path: store.next_due(event.path) for event in load_job.events}
         reason = why_not_due(due)
         if reason:

@@ -33,6 +33,7 @@ class Pipeline:
         timeout: str = "1m",
     ) -> None:
         self.store_url = store_url
+        self.resource = BlacksmithResource(store_url=store_url)
         self.loaded: dict[str, list[str]] = {"flights": [], "movements": [], "undeliverable": []}
         self.airport = Source("airport", owners=["team:flights"], tags={"tier": "1"})
         self.departed = self.airport.accept("departed", description="A flight has left.")
@@ -68,10 +69,6 @@ class Pipeline:
             destinations=[self.lake],
             scheduler=scheduler,
         )
-
-    @property
-    def resource(self) -> BlacksmithResource:
-        return BlacksmithResource(store_url=self.store_url)
 
     @property
     def definitions(self) -> Definitions:

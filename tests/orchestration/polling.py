@@ -26,6 +26,7 @@ class Polling:
         self, store_url: str, cron: Cron | None = None, *, function: PollFunction | None = None
     ) -> None:
         self.store_url = store_url
+        self.resource = BlacksmithResource(store_url=store_url)
         self.origin: list[int] = []
         self.polls: list[Poll] = []
         self.tower = Source("tower", cron=Cron(max_retries=1))
@@ -51,10 +52,6 @@ class Polling:
         for number in self.origin[poll.cursor or 0 :]:
             yield Event(number)
         poll.cursor = len(self.origin)
-
-    @property
-    def resource(self) -> BlacksmithResource:
-        return BlacksmithResource(store_url=self.store_url)
 
     @property
     def definitions(self) -> Definitions:

@@ -60,7 +60,7 @@ def test_an_asset_shows_what_was_declared() -> None:
     assert source.tags["tier"] == "1"
     assert source.kinds == {"blacksmith", "http"}
     assert source.description == "A flight has left."
-    assert source.metadata["received_at"] == "POST /v1/airport/departed"
+    assert source.metadata["endpoint"] == "POST /v1/airport/departed"
     assert destination.group_name == "lake"
     assert list(destination.owners) == ["data@example.com"]
     assert destination.kinds == {"blacksmith", "python"}

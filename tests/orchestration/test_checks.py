@@ -18,6 +18,7 @@ from dagster import (
 )
 
 from blacksmith_dagster import HTTP, Blacksmith, Schedule, Source, Subscription
+from blacksmith_dagster.backends import Backends
 from blacksmith_dagster.orchestration import asset_key
 from blacksmith_dagster.orchestration.checks import (
     Finding,
@@ -29,7 +30,7 @@ from blacksmith_dagster.orchestration.checks import (
     run_checks,
     supervisor_reachable,
 )
-from blacksmith_dagster.store import open_store
+from blacksmith_dagster.settings import Settings
 from blacksmith_dagster.store.interface import Counts, ListenerStatus, RawRequest
 from blacksmith_dagster.supervisor import here, open_supervisor
 from tests.orchestration.pipeline import Pipeline
@@ -90,18 +91,21 @@ def health(status: int) -> Iterator[str]:
         thread.join()
 
 
-def test_a_gateway_that_is_ready_is_reachable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gateway_that_is_ready_is_reachable() -> None:
     with health(200) as address:
-        monkeypatch.setenv("BLACKSMITH_GATEWAY_URL", f"http://reader:canary@{address}/")
-        assert gateway_reachable() == (True, f"http://{address}/_health returned 200")
+        assert gateway_reachable(f"http://reader:canary@{address}/") == (
+            True,
+            f"http://{address}/_health returned 200",
+        )
     with health(503) as address:
-        monkeypatch.setenv("BLACKSMITH_GATEWAY_URL", f"http://{address}")
-        assert gateway_reachable() == (False, f"http://{address}/_health returned 503")
+        assert gateway_reachable(f"http://{address}") == (
+            False,
+            f"http://{address}/_health returned 503",
+        )
 
 
-def test_a_gateway_that_is_gone_is_not_reachable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BLACKSMITH_GATEWAY_URL", "http://127.0.0.1:1")
-    passed, description = gateway_reachable()
+def test_a_gateway_that_is_gone_is_not_reachable() -> None:
+    passed, description = gateway_reachable("http://127.0.0.1:1")
     assert not passed
     assert description.startswith(
         "http://127.0.0.1:1 does not respond (ConnectError): start `blacksmith"
@@ -222,12 +226,12 @@ def test_what_is_in_quarantine_is_reported_with_how_to_retry_it(store_url: str) 
     shop.webhook(HTTP("/shop"))(lambda request: ordered.of(request.json()))
     app = Blacksmith(sources=[shop], destinations=[])
     keys = {event.path: asset_key(event) for event in (ordered, paid)}
-    store = open_store(store_url, upgrade=True)
-    with closing(store), closing(open_supervisor(None, store)) as supervisor:
+    with Backends(Settings(store_url), upgrade=True) as backends:
+        store = backends.store
         store.register(app)
 
         def by_name() -> dict[str, Finding]:
-            findings = run_checks(app, keys, store, supervisor, woken=False)
+            findings = run_checks(app, keys, backends)
             return {
                 finding.key.path[-1]: finding
                 for finding in findings

@@ -5,7 +5,7 @@ from importlib.metadata import entry_points
 
 import pytest
 import yaml
-from dagster import DagsterLibraryRegistry
+from dagster import AssetKey, DagsterLibraryRegistry
 from dagster.components.testing import create_defs_folder_sandbox
 
 from blacksmith_dagster.orchestration import BlacksmithComponent
@@ -29,11 +29,19 @@ def test_a_component_has_the_definitions_of_its_application() -> None:
                 "attributes": {
                     "app": "tests.acceptance.dagster_pipeline:blacksmith",
                     "start_date": "2026-01-01",
+                    "translation": {
+                        "key": "events/{{ data.event.path }}",
+                        "group_name": "{{ spec.group_name }}_events",
+                    },
                 },
             },
         )
         with sandbox.build_all_defs() as definitions:
             assert definitions.resolve_job_def("load_lake")
+            specs = {spec.key: spec for spec in definitions.resolve_all_asset_specs()}
+    flights = specs[AssetKey(["events", "lake", "flights"])]
+    assert flights.group_name == "lake_events"
+    assert [dep.asset_key for dep in flights.deps] == [AssetKey(["events", "airport", "departed"])]
 
 
 def test_a_scaffolded_component_says_what_to_fill_in() -> None:

@@ -10,7 +10,7 @@ from dagster import DagsterInstance, SkipReason, build_sensor_context
 
 from assets.application import blacksmith
 from blacksmith_dagster.errors import CursorMoved
-from blacksmith_dagster.orchestration import BlacksmithResource
+from blacksmith_dagster.orchestration import BlacksmithResource, build_definitions
 from blacksmith_dagster.store import Store, open_store
 from scripts import demo
 from sensors.landing import ingest_file, landing
@@ -36,11 +36,11 @@ def store(folder: Path, store_url: str) -> Iterator[Store]:
 
 
 def tick() -> str:
+    resource = BlacksmithResource()
+    build_definitions(blacksmith, start_date="2026-01-01", resource=resource)
     with (
         DagsterInstance.ephemeral() as instance,
-        build_sensor_context(
-            instance=instance, resources={"blacksmith": BlacksmithResource()}
-        ) as context,
+        build_sensor_context(instance=instance, resources={"blacksmith": resource}) as context,
     ):
         reason = landing(context)
     assert isinstance(reason, SkipReason)

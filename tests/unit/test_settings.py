@@ -8,7 +8,7 @@ import pytest
 
 from blacksmith_dagster.errors import BlacksmithError, DeclarationError, SettingsError
 from blacksmith_dagster.importer import load_application, load_function
-from blacksmith_dagster.settings import ParsedURL, Settings, find_project, parse_url
+from blacksmith_dagster.settings import ParsedURL, Settings, find_home, find_project, parse_url
 
 APPLICATION = """
 from blacksmith_dagster import Blacksmith, Source
@@ -51,7 +51,8 @@ def test_the_home_is_beside_the_projects_file(
 ) -> None:
     monkeypatch.chdir(project / inside)
     home = project / ".blacksmith"
-    assert Settings.read() == Settings(home, f"sqlite:///{home}/store.db")
+    assert find_home() == home
+    assert Settings.read() == Settings(f"sqlite:///{home}/store.db")
     assert list(load_application().sources) == ["of_the_project"]
 
 
@@ -74,18 +75,18 @@ def test_the_nearest_project_counts(project: Path) -> None:
 
 
 def test_a_given_folder_counts_instead_of_the_current_one(project: Path) -> None:
-    assert Settings.read(project / "place").home == project / ".blacksmith"
+    assert find_home(project / "place") == project / ".blacksmith"
 
 
 def test_blacksmith_home_needs_no_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BLACKSMITH_HOME", str(tmp_path / "elsewhere"))
-    assert Settings.read().home == tmp_path / "elsewhere"
+    assert find_home() == tmp_path / "elsewhere"
     assert Settings.read().store_url == f"sqlite:///{tmp_path}/elsewhere/store.db"
     monkeypatch.setenv("BLACKSMITH_HOME", "~/of_mine")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert Settings.read().home == tmp_path / "of_mine"
+    assert find_home() == tmp_path / "of_mine"
     monkeypatch.setenv("BLACKSMITH_HOME", "relative")
-    assert Settings.read().home == tmp_path / "relative"
+    assert find_home() == tmp_path / "relative"
 
 
 def test_blacksmith_home_counts_before_the_project(
@@ -93,9 +94,9 @@ def test_blacksmith_home_counts_before_the_project(
 ) -> None:
     monkeypatch.chdir(project)
     monkeypatch.setenv("BLACKSMITH_HOME", str(tmp_path))
-    assert Settings.read().home == tmp_path
+    assert find_home() == tmp_path
     monkeypatch.setenv("BLACKSMITH_HOME", "")
-    assert Settings.read().home == project / ".blacksmith"
+    assert find_home() == project / ".blacksmith"
 
 
 def test_the_stores_url_is_accepted_and_not_shown(
@@ -106,6 +107,17 @@ def test_the_stores_url_is_accepted_and_not_shown(
     settings = Settings.read(project)
     assert settings.store_url == url
     assert "hunter2" not in f"{settings!r} {settings}"
+
+
+def test_a_given_url_counts_before_the_environments_and_needs_no_home(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BLACKSMITH_PUBSUB_URL", "nats://one")
+    monkeypatch.setenv("BLACKSMITH_SUPERVISOR_URL", "")
+    settings = Settings.read(
+        store_url="sqlite:////a.db", pubsub_url="nats://two", wanderer_url=None
+    )
+    assert settings == Settings("sqlite:////a.db", "nats://two")
 
 
 def test_without_home_and_project_it_says_what_to_write() -> None:
@@ -222,7 +234,7 @@ def test_a_table_without_an_application_is_reported(
 ) -> None:
     (project / "pyproject.toml").write_text(f"[tool.blacksmith]\n{table}\n")
     monkeypatch.chdir(project)
-    assert Settings.read().home == project / ".blacksmith"
+    assert find_home() == project / ".blacksmith"
     with pytest.raises(SettingsError, match=rf"{says}; write 'package.module:name'"):
         load_application()
 
