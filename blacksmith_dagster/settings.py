@@ -15,8 +15,8 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote
 
@@ -90,6 +90,7 @@ class ParsedURL:
     - `username`, `password`: percent-decoded; `None` if missing or empty.
     - `hosts`: each host with its port, which is `None` if the URL has none.
     - `path`, `query`: as they were written.
+    - `name`, `hint`: see `parse_url`; they begin and end each error.
     """
 
     scheme: str
@@ -98,11 +99,24 @@ class ParsedURL:
     hosts: tuple[tuple[str, int | None], ...] = ()
     path: str = ""
     query: str = ""
+    name: str = field(default="", compare=False)
+    hint: str = field(default="", compare=False)
 
     @property
     def options(self) -> dict[str, str]:
         """The options of the query, percent-decoded; the last value of one that is repeated."""
         return dict(parse_qsl(self.query, keep_blank_values=True))
+
+    def choice(self, option: str, allowed: Sequence[str], default: str) -> str:
+        """The value of an option that must be one of `allowed`. Raises `SettingsError`."""
+        value = self.options.get(option, default)
+        if value not in allowed:
+            raise self.invalid(f"{option}= is {', '.join(allowed[:-1])} or {allowed[-1]}")
+        return value
+
+    def invalid(self, reason: str) -> SettingsError:
+        """The error to raise for this URL."""
+        return SettingsError(f"{self.name}: {reason}. {self.hint}")
 
 
 def parse_url(
@@ -121,40 +135,37 @@ def parse_url(
     >>> parse_url("nats://me:secret@one,two:4223?topic=orders", "ORDERS_URL", "").hosts
     (('one', None), ('two', 4223))
     """
-
-    def invalid(reason: str) -> SettingsError:
-        return SettingsError(f"{name}: {reason}. {hint}")
-
     match = _URL.fullmatch(url)
     scheme_match = _SCHEME.match(url)
     scheme = scheme_match[0] if scheme_match else "?"
+    parsed = ParsedURL(scheme, name=name, hint=hint)
     if options is not None and scheme not in options:
-        raise invalid(f"unsupported scheme {scheme}://")
+        raise parsed.invalid(f"unsupported scheme {scheme}://")
     if match is None:
-        raise invalid("it cannot be read")
+        raise parsed.invalid("it cannot be read")
     # Otherwise a part of the password would be used, and shown, as the host.
     if match["login"] and "@" in url[match.end("login") :]:
-        raise invalid("it has more than one @; percent-encode those in the password, as %40")
+        raise parsed.invalid("it has more than one @; percent-encode those in the password, as %40")
     hosts = []
     for server in match["hosts"].split(",") if match["hosts"] else ():
         host = _HOST.fullmatch(server)
         if host is None:
-            raise invalid("a host is missing or invalid")
+            raise parsed.invalid("a host is missing or invalid")
         port = host["port"] or None
         if port and not (port.isdecimal() and int(port) <= _LAST_PORT):
-            raise invalid(f"the port is not a number up to {_LAST_PORT}")
+            raise parsed.invalid(f"the port is not a number up to {_LAST_PORT}")
         hosts.append((host["host"].strip("[]"), int(port) if port else None))
-    parsed = ParsedURL(
-        scheme,
-        unquote(match["username"] or "") or None,
-        unquote(match["password"] or "") or None,
-        tuple(hosts),
-        match["path"] or "",
-        match["query"] or "",
+    parsed = replace(
+        parsed,
+        username=unquote(match["username"] or "") or None,
+        password=unquote(match["password"] or "") or None,
+        hosts=tuple(hosts),
+        path=match["path"] or "",
+        query=match["query"] or "",
     )
     if options is not None and (unknown := sorted(parsed.options.keys() - set(options[scheme]))):
         supported = ", ".join(sorted(options[scheme])) or "none"
-        raise invalid(f"{scheme} has no option {', '.join(unknown)}; it has {supported}")
+        raise parsed.invalid(f"{scheme} has no option {', '.join(unknown)}; it has {supported}")
     return parsed
 
 

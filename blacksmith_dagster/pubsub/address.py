@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from blacksmith_dagster.errors import SettingsError
 from blacksmith_dagster.settings import parse_url
 
 PORTS: Mapping[str, int] = {"kafka": 9092, "nats": 4222, "amqp": 5672, "amqps": 5671}
@@ -90,29 +89,23 @@ def parse_broker_url(url: str, variable: str = VARIABLE) -> BrokerAddress:
     parsed = parse_url(
         url.replace("postgres", "postgres://", 1) if bare else url, variable, hint, _OPTIONS
     )
-
-    def invalid(reason: str) -> SettingsError:
-        return SettingsError(f"{variable}: {reason}. {hint}")
-
     scheme, options = parsed.scheme, parsed.options
     if scheme == "postgres" and not bare:
-        raise invalid("postgres is the store's own database: it has no address")
+        raise parsed.invalid("postgres is the store's own database: it has no address")
     if not parsed.hosts and not bare:
-        raise invalid("a host is missing")
+        raise parsed.invalid("a host is missing")
     for name in ("topic", "subscription"):
         if not _NAME.fullmatch(options.get(name, "blacksmith")):
-            raise invalid(f"{name}= is up to 100 letters, digits, '_' and '-'")
+            raise parsed.invalid(f"{name}= is up to 100 letters, digits, '_' and '-'")
     if bare and len(options.get("topic", "")) > _LONGEST_CHANNEL:
-        raise invalid(f"with postgres, topic= has up to {_LONGEST_CHANNEL} characters; shorten it")
-    tls = options.get("tls", "false")
-    if tls not in ("true", "false"):
-        raise invalid("tls= is true or false")
+        raise parsed.invalid(
+            f"with postgres, topic= has up to {_LONGEST_CHANNEL} characters; shorten it"
+        )
     ca = options.get("ca")
     if ca is not None and not Path(ca).is_file():
-        raise invalid(f"ca={ca}: there is no such file")
-    sasl = options.get("sasl", "PLAIN")
-    if sasl not in ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"):
-        raise invalid("sasl= is PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512")
+        raise parsed.invalid(f"ca={ca}: there is no such file")
+    tls = parsed.choice("tls", ("true", "false"), "false")
+    sasl = parsed.choice("sasl", ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"), "PLAIN")
     return BrokerAddress(
         scheme,
         [(host, port or PORTS[scheme]) for host, port in parsed.hosts],

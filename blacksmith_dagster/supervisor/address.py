@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from blacksmith_dagster.errors import SettingsError
 from blacksmith_dagster.settings import ParsedURL, parse_url
@@ -78,14 +77,13 @@ def parse_consul_url(url: str, environment: Mapping[str, str] = os.environ) -> C
             {"http": (), "https": ()},
         )
     if len(agent.hosts) > 1:
-        raise _invalid("it names several hosts; name one agent")
+        raise agent.invalid("it names several hosts; name one agent")
     host, port = agent.hosts[0] if agent.hosts else ("127.0.0.1", None)
-    scheme = options.get("scheme") or _scheme(agent, environment)
-    if scheme not in ("http", "https"):
-        raise _invalid("scheme= is http or https")
+    is_https = _boolean(environment, "CONSUL_HTTP_SSL", default=False) or agent.scheme == "https"
+    scheme = parsed.choice("scheme", ("http", "https"), "https" if is_https else "http")
     certificate, key = environment.get("CONSUL_CLIENT_CERT"), environment.get("CONSUL_CLIENT_KEY")
     verifies = _boolean(environment, "CONSUL_HTTP_SSL_VERIFY", default=True)
-    ttl = _seconds(options, "ttl", 10.0, least=1.0)
+    ttl = _seconds(parsed, "ttl", 10.0, least=1.0)
     return ConsulAddress(
         host,
         port or 8500,
@@ -96,13 +94,8 @@ def parse_consul_url(url: str, environment: Mapping[str, str] = os.environ) -> C
         (environment.get("CONSUL_CACERT") or True) if verifies else False,
         (certificate, key) if certificate and key else None,
         ttl,
-        _seconds(options, "lock_delay", ttl / 2, least=0.0),
+        _seconds(parsed, "lock_delay", ttl / 2, least=0.0),
     )
-
-
-def _scheme(agent: ParsedURL, environment: Mapping[str, str]) -> str:
-    is_https = _boolean(environment, "CONSUL_HTTP_SSL", default=False) or agent.scheme == "https"
-    return "https" if is_https else "http"
 
 
 def _token(environment: Mapping[str, str]) -> str | None:
@@ -125,15 +118,12 @@ def _boolean(environment: Mapping[str, str], name: str, *, default: bool) -> boo
     return value in _TRUE if value else default
 
 
-def _seconds(options: Mapping[str, Any], name: str, default: float, *, least: float) -> float:
-    if name not in options:
+def _seconds(url: ParsedURL, name: str, default: float, *, least: float) -> float:
+    if name not in url.options:
         return default
-    match = _SECONDS.fullmatch(options[name])
+    match = _SECONDS.fullmatch(url.options[name])
     seconds = float(match[1]) if match else -1.0
     if not least <= seconds <= 60:  # Consul's limit for a lock-delay
-        raise _invalid(f"{name}= is seconds, from {least:g} to 60, for example {name}={default:g}")
+        reason = f"{name}= is seconds, from {least:g} to 60, for example {name}={default:g}"
+        raise url.invalid(reason)
     return seconds
-
-
-def _invalid(reason: str) -> SettingsError:
-    return SettingsError(f"BLACKSMITH_SUPERVISOR_URL: {reason}. {_HINT}")
