@@ -14,7 +14,7 @@ from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pipeline.event import Event
 from blacksmith_dagster.pipeline.triggers import Listener
 from blacksmith_dagster.sources.postgres.change import Change, format_lsn, parse_lsn
-from blacksmith_dagster.sources.postgres.pgoutput import Begin, Commit, PgoutputDecoder
+from blacksmith_dagster.sources.postgres.pgoutput import Begin, Commit, PgoutputDecoder, RowChange
 from blacksmith_dagster.sources.postgres.session import Session
 
 NOTHING = cast("Event[Change]", [])
@@ -37,116 +37,115 @@ def cursor_at(slot: str, lsn: str, change: int = 0) -> dict[str, Any]:
     return {"slot": slot, "lsn": lsn, "change": change}
 
 
-def follow(session: Session, label: str, slot: str, listener: Listener) -> Iterator[Event[Change]]:
-    """Yield the changes after the listener's cursor, until the listener stops.
+class LogReader:
+    """Reads the changes of a slot after the listener's cursor, and reports what is committed.
 
     The server may discard only what lies before the cursor that the store has committed. It sends a
     partly committed transaction again, and the committed part is skipped.
-    """
-    decode = PgoutputDecoder().decode
-    read, read_changes = parse_lsn(listener.cursor["lsn"]), listener.cursor["change"]
-    end = parse_lsn(session.rows(SQL("IDENTIFY_SYSTEM"))[0][2] or "0/0")
-    progress = _LogProgress(session, label, slot, listener, read, end)
-    transaction: Begin | None = None
-    lsn, position, skip = "", 0, 0
-    session.execute(
-        SQL(
-            "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names {})"
-        ).format(Identifier(slot), Literal(f'"{slot}"'))
-    )
-    while not listener.stopping:
-        message = session.receive()
-        if message is None:
-            progress.check_silence()
-        elif message[0] == _DATA:
-            decoded = decode(message, _DATA_HEADER)
-            if isinstance(decoded, Begin):
-                transaction, lsn, position = decoded, format_lsn(decoded.lsn), 0
-                skip = sys.maxsize if decoded.lsn < read else 0
-                if decoded.lsn == read:
-                    skip = read_changes
-            elif isinstance(decoded, Commit):
-                transaction = None
-                progress.reached = max(progress.reached, decoded.end)
-            elif transaction is not None:
-                for row in decoded:
-                    position += 1
-                    if position <= skip:
-                        continue
-                    listener.cursor = cursor_at(slot, lsn, position)
-                    yield Event(
-                        Change(
-                            row.operation,
-                            row.relation.schema,
-                            row.relation.table,
-                            lsn,
-                            position,
-                            transaction.committed_at,
-                            transaction.xid,
-                            row.new,
-                            row.old,
-                        ),
-                        sent_at=transaction.committed_at,
-                    )
-                    progress.changed_at = monotonic()
-            progress.received_at = monotonic()
-        elif message[0] == _KEEPALIVE:
-            progress.read_keepalive(message, between=transaction is None)
-        if transaction is None and progress.is_idle():
-            listener.cursor = cursor_at(slot, format_lsn(progress.reached))
-            yield NOTHING
-        progress.report()
-    progress.report(now=True)
 
-
-class _LogProgress:
-    """How far the log was read, and how much of it was reported to the server as committed.
-
-    Every transaction that was committed before `reached` has been yielded. `end` is where the log
+    Every transaction that was committed before `_reached` has been yielded. `_end` is where the log
     ended when reading began; later ends come with the server's messages.
     """
 
-    def __init__(
-        self, session: Session, label: str, slot: str, listener: Listener, read: int, end: int
-    ) -> None:
+    def __init__(self, session: Session, slot: str, listener: Listener) -> None:
         self._session = session
-        self._label = label
         self._slot = slot
         self._listener = listener
-        self._committed = read
-        self._end = end
+        self._decode = PgoutputDecoder().decode
+        cursor = listener.cursor
+        self._transaction: Begin | None = None
+        self._position = self._skip = 0  # of the transaction's changes
+        self._begin, self._begin_changes = parse_lsn(cursor["lsn"]), cursor["change"]
+        self._end = parse_lsn(session.rows(SQL("IDENTIFY_SYSTEM"))[0][2] or "0/0")
+        self._reached = self._committed = self._begin
         self._confirmed = 0
         self._wants_response = False
-        self.reached = read
-        self._reported_at = self.received_at = self.changed_at = monotonic()
+        self._reported_at = self._received_at = self._changed_at = monotonic()
 
-    def read_keepalive(self, message: bytes, *, between: bool) -> None:
-        """Read the server's place in the log, which it sends `between` transactions or within one."""
+    def read(self) -> Iterator[Event[Change]]:
+        """Yield the changes, until the listener stops.
+
+        Raises `Unavailable` if the server has sent nothing for 30 seconds.
+        """
+        self._session.execute(
+            SQL(
+                "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names {})"
+            ).format(Identifier(self._slot), Literal(f'"{self._slot}"'))
+        )
+        while not self._listener.stopping:
+            message = self._session.receive()
+            if message is None:
+                if monotonic() - self._received_at > _SILENT_SECONDS:
+                    raise Unavailable(
+                        f"{self._session.label} has been silent for {_SILENT_SECONDS:g} seconds"
+                    )
+            else:
+                if message[0] == _DATA:
+                    yield from self._changes(message)
+                elif message[0] == _KEEPALIVE:
+                    self._read_keepalive(message)
+                self._received_at = monotonic()
+            if self._transaction is None and self._is_idle():
+                self._listener.cursor = cursor_at(self._slot, format_lsn(self._reached))
+                yield NOTHING
+            self._report()
+        self._report(now=True)
+
+    def _changes(self, message: bytes) -> Iterator[Event[Change]]:
+        decoded = self._decode(message, _DATA_HEADER)
+        if isinstance(decoded, Begin):
+            self._transaction, self._position, self._skip = decoded, 0, 0
+            if decoded.lsn < self._begin:
+                self._skip = sys.maxsize
+            elif decoded.lsn == self._begin:
+                self._skip = self._begin_changes
+        elif isinstance(decoded, Commit):
+            self._transaction = None
+            self._reached = max(self._reached, decoded.end)
+        elif self._transaction is not None:
+            for row in decoded:
+                self._position += 1
+                if self._position > self._skip:
+                    yield self._event(self._transaction, row)
+                    self._changed_at = monotonic()
+
+    def _event(self, transaction: Begin, row: RowChange) -> Event[Change]:
+        lsn = format_lsn(transaction.lsn)
+        self._listener.cursor = cursor_at(self._slot, lsn, self._position)
+        change = Change(
+            row.operation,
+            row.relation.schema,
+            row.relation.table,
+            lsn,
+            self._position,
+            transaction.committed_at,
+            transaction.xid,
+            row.new,
+            row.old,
+        )
+        return Event(change, sent_at=transaction.committed_at)
+
+    def _read_keepalive(self, message: bytes) -> None:
+        """Read the server's place in the log; within a transaction, that was not reached yet."""
         position, _, wants_response = _KEEPALIVE_FIELDS(message)
-        if between:
-            self.reached = max(self.reached, position)
+        if self._transaction is None:
+            self._reached = max(self._reached, position)
         self._wants_response = self._wants_response or bool(wants_response)
-        self.received_at = monotonic()
 
-    def check_silence(self) -> None:
-        """Raise `Unavailable` if the server has sent nothing for 30 seconds."""
-        if monotonic() - self.received_at > _SILENT_SECONDS:
-            raise Unavailable(f"{self._label} has been silent for {_SILENT_SECONDS:g} seconds")
-
-    def is_idle(self) -> bool:
+    def _is_idle(self) -> bool:
         """Whether to commit the cursor without a change.
 
         That is due after a while, or when the server requests a response: it does not shut down
         before everything is confirmed.
         """
         listener = self._listener
-        is_due = self._wants_response or monotonic() - self.changed_at > _IDLE_SECONDS
+        is_due = self._wants_response or monotonic() - self._changed_at > _IDLE_SECONDS
         if not is_due or listener.committed != listener.cursor:
             return False
-        self.changed_at = monotonic()
-        return self.reached > parse_lsn(listener.cursor["lsn"])
+        self._changed_at = monotonic()
+        return self._reached > parse_lsn(listener.cursor["lsn"])
 
-    def report(self, *, now: bool = False) -> None:
+    def _report(self, *, now: bool = False) -> None:
         """Report to the server what is committed, if a report is due."""
         elapsed = monotonic() - self._reported_at
         is_wanted = now or self._wants_response
@@ -156,9 +155,9 @@ class _LogProgress:
         if cursor is not None and cursor["slot"] == self._slot:
             self._committed = max(self._committed, parse_lsn(cursor["lsn"]))
         committed, ping = self._committed, elapsed >= _PING_SECONDS
-        self._listener.lag = max(0, max(self.reached, self._end) - committed)
+        self._listener.lag = max(0, max(self._reached, self._end) - committed)
         if is_wanted or ping or committed > self._confirmed:
             now_us = int((time() - _EPOCH) * 1_000_000)
-            self._session.send(_REPORT(b"r", self.reached, committed, committed, now_us, ping))
+            self._session.send(_REPORT(b"r", self._reached, committed, committed, now_us, ping))
             self._confirmed, self._wants_response = committed, False
             self._reported_at = monotonic()

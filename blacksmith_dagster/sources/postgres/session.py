@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import select
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -16,14 +16,17 @@ from psycopg.pq.abc import PGresult
 from psycopg.sql import SQL, Composable, Literal
 
 from blacksmith_dagster.errors import SettingsError, Unavailable
+from blacksmith_dagster.pipeline.event import Event
 from blacksmith_dagster.pipeline.triggers import Listener
 from blacksmith_dagster.redaction import Secret
 from blacksmith_dagster.sources.postgres.values import SETTINGS
 
+T = TypeVar("T")
+
 RESPONSE_SECONDS = 30.0
 
 _TICK = 0.5
-_CONNECTION = {
+_CONNECTION: dict[str, Any] = {
     "autocommit": True,
     "client_encoding": "utf8",
     "connect_timeout": 10,
@@ -55,83 +58,26 @@ class ServerError(Exception):
         self.state = state
 
 
-class SourceDatabase:
-    """The database of a source event. `label` names both, without the user and the password.
-
-    Raises `SettingsError` for a URL that cannot be read, and `MissingSecret`.
-    """
-
-    def __init__(self, path: str, url: Secret | str) -> None:
-        revealed = url.reveal() if isinstance(url, Secret) else url
-        try:
-            options = conninfo_to_dict(revealed)
-        except psycopg.Error:
-            options = {}
-        if not options or not revealed.startswith(("postgresql://", "postgres://")):
-            raise SettingsError(
-                f"{path}: its url cannot be read; write postgresql://user:password@host:5432/database, "
-                "with special characters percent-encoded"
-            ) from None
-        address = (
-            f"{options.get('host', '')}:{options.get('port', 5432)}/{options.get('dbname', '')}"
-        )
-        self.label = f"{path} at postgresql://{address}"
-        self._url = revealed
-
-    def connect(self, **options: Any) -> psycopg.Connection:
-        """Connect to the database.
-
-        Raises `SettingsError` if the user may not replicate, and `Unavailable`.
-        """
-        try:
-            connection = psycopg.connect(self._url, **{**_CONNECTION, **options})
-        except psycopg.Error as error:
-            message = _first_line(error)
-            if re.search("walsender|WAL sender", message):
-                raise SettingsError(
-                    f"{self.label}: its user may not replicate; run ALTER ROLE ... REPLICATION, or "
-                    "grant the role of your managed database (rds_replication, for example)"
-                ) from None
-            raise Unavailable(f"{self.label} does not respond: {message}") from None
-        return connection
-
-    @contextmanager
-    def translate_errors(self) -> Iterator[None]:
-        """Raise the errors of the server and the driver as ours."""
-        try:
-            yield
-        except ServerError as error:
-            raise self._translated(error) from None
-        except (psycopg.Error, OSError) as error:
-            raise Unavailable(f"{self.label} does not respond: {_first_line(error)}") from None
-
-    def _translated(self, error: ServerError) -> Exception:
-        if error.state == "42501":
-            return SettingsError(f"{self.label}: {error}; grant it to the user of its url")
-        if error.state == "53400":
-            return SettingsError(
-                f"{self.label}: {error}; drop an unused slot, or raise max_replication_slots"
-            )
-        if error.state == "55006":
-            return Unavailable(
-                f"{self.label}: {error}; unless a listener has just ended, another "
-                "deployment reads this slot: give one of them another slot="
-            )
-        return Unavailable(f"{self.label} failed: {error}")
-
-
 class Session:
-    """A connection whose statements end early when the listener stops.
+    """A connection whose statements end early when the listener stops. `label` names it in errors.
 
     With `replication` it can create slots and stream changes. It uses the driver's low-level calls,
     because the driver's own statements wait forever for a hanging server and cannot replicate.
     """
 
-    def __init__(
-        self, database: SourceDatabase, listener: Listener, *, replication: bool = False
-    ) -> None:
+    def __init__(self, label: str, url: str, listener: Listener, *, replication: bool) -> None:
+        self.label = label
         self._listener = listener
-        self.connection = database.connect(**{"replication": "database"} if replication else {})
+        replicating = {"replication": "database"} if replication else {}
+        try:
+            self.connection = psycopg.connect(url, **{**_CONNECTION, **replicating})
+        except psycopg.Error as error:
+            if re.search("walsender|WAL sender", _first_line(error)):
+                raise SettingsError(
+                    f"{label}: its user may not replicate; run ALTER ROLE ... REPLICATION, or "
+                    "grant the role of your managed database (rds_replication, for example)"
+                ) from None
+            raise
         self._driver = self.connection.pgconn
         self._poll = select.poll()
         self._poll.register(self._driver.socket, select.POLLIN)
@@ -224,6 +170,62 @@ class Session:
             raise TimeoutError("no response in time")
         if self._poll.poll(_TICK * 1000):
             self._driver.consume_input()
+
+
+def read_in_session(
+    path: str,
+    url: Secret | str,
+    listener: Listener,
+    read: Callable[[Session], Iterator[Event[T]]],
+    *,
+    replication: bool = False,
+) -> Iterator[Event[T]]:
+    """Yield what `read` yields in a session with the database of the source event `path`.
+
+    Ends when the listener stops. Raises `SettingsError` for a URL that cannot be read or a user that
+    lacks a right, `MissingSecret`, and `Unavailable`; and what `read` raises.
+    """
+    revealed = url.reveal() if isinstance(url, Secret) else url
+    label = f"{path} at {_address(path, revealed)}"
+    try:
+        with closing(Session(label, revealed, listener, replication=replication)) as session:
+            yield from read(session)
+    except ListenerStopped:
+        return
+    except ServerError as error:
+        raise _translated(label, error) from None
+    except (psycopg.Error, OSError) as error:
+        raise Unavailable(f"{label} does not respond: {_first_line(error)}") from None
+
+
+def _address(path: str, url: str) -> str:
+    """The URL without the user and the password."""
+    try:
+        options = conninfo_to_dict(url)
+    except psycopg.Error:
+        options = {}
+    if not options or not url.startswith(("postgresql://", "postgres://")):
+        raise SettingsError(
+            f"{path}: its url cannot be read; write postgresql://user:password@host:5432/database, "
+            "with special characters percent-encoded"
+        ) from None
+    host, port = options.get("host", ""), options.get("port", 5432)
+    return f"postgresql://{host}:{port}/{options.get('dbname', '')}"
+
+
+def _translated(label: str, error: ServerError) -> Exception:
+    if error.state == "42501":
+        return SettingsError(f"{label}: {error}; grant it to the user of its url")
+    if error.state == "53400":
+        return SettingsError(
+            f"{label}: {error}; drop an unused slot, or raise max_replication_slots"
+        )
+    if error.state == "55006":
+        return Unavailable(
+            f"{label}: {error}; unless a listener has just ended, another "
+            "deployment reads this slot: give one of them another slot="
+        )
+    return Unavailable(f"{label} failed: {error}")
 
 
 def _server_error(result: PGresult) -> ServerError:

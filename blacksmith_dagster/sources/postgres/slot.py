@@ -56,21 +56,23 @@ class Slot(NamedTuple):
     lost: bool
 
 
-def check_server(session: Session, label: str) -> None:
+def check_server(session: Session) -> None:
     """Raise `SettingsError` if the server is too old, or does not log for logical replication."""
     version = session.connection.info.server_version
     if version < _OLDEST:
-        raise SettingsError(f"{label} is PostgreSQL {version // 10_000}; upgrade it to 13 or newer")
+        raise SettingsError(
+            f"{session.label} is PostgreSQL {version // 10_000}; upgrade it to 13 or newer"
+        )
     level = session.rows(SQL("SHOW wal_level"))[0][0]
     if level != "logical":
         raise SettingsError(
-            f"{label}: its wal_level is {level}; set wal_level = logical in postgresql.conf (in a "
-            "managed database, the parameter for it, such as rds.logical_replication) and restart the "
-            "server"
+            f"{session.label}: its wal_level is {level}; set wal_level = logical in "
+            "postgresql.conf (in a managed database, the parameter for it, such as "
+            "rds.logical_replication) and restart the server"
         )
 
 
-def find_slot(session: Session, label: str, name: str) -> Slot | None:
+def find_slot(session: Session, name: str) -> Slot | None:
     """The slot, if it exists. Raises `SettingsError` if it has another database or plugin."""
     rows = session.rows(
         SQL(
@@ -83,49 +85,50 @@ def find_slot(session: Session, label: str, name: str) -> Slot | None:
     plugin, is_own, confirmed, lost = rows[0]
     if plugin != "pgoutput" or is_own != "t":
         raise SettingsError(
-            f"{label}: the replication slot {name!r} belongs to another database or plugin; drop "
-            "it, or give another slot="
+            f"{session.label}: the replication slot {name!r} belongs to another database or "
+            "plugin; drop it, or give another slot="
         )
     return Slot(confirmed or "0/0", lost == "t")
 
 
-def check_continuous(
-    session: Session, label: str, position: SlotPosition, slot: Slot | None
-) -> None:
+def check_continuous(session: Session, position: SlotPosition, slot: Slot | None) -> None:
     """Raise `ChangesLost` if the slot no longer has every change after `position`."""
     missing = (
         f"changes that were committed after {position.lsn} can't be read any more; {_START_OVER}"
     )
     if slot is None:
-        raise ChangesLost(f"{label}: the replication slot {position.slot!r} is gone: {missing}")
+        raise ChangesLost(
+            f"{session.label}: the replication slot {position.slot!r} is gone: {missing}"
+        )
     if slot.lost:
         raise ChangesLost(
-            f"{label}: the server has invalidated the replication slot {position.slot!r}, which was "
-            f"too far behind (max_slot_wal_keep_size): {missing}"
+            f"{session.label}: the server has invalidated the replication slot {position.slot!r}, "
+            f"which was too far behind (max_slot_wal_keep_size): {missing}"
         )
     if parse_lsn(slot.confirmed) > parse_lsn(position.lsn):
         raise ChangesLost(
-            f"{label}: the replication slot {position.slot!r} begins only at {slot.confirmed}; it was "
-            f"created again, or another client has read or advanced it: {missing}"
+            f"{session.label}: the replication slot {position.slot!r} begins only at "
+            f"{slot.confirmed}; it was created again, or another client has read or advanced it: "
+            f"{missing}"
         )
     end = session.rows(SQL("IDENTIFY_SYSTEM"))[0][2] or "0/0"
     if parse_lsn(end) < parse_lsn(position.lsn):
         raise ChangesLost(
-            f"{label}: the server's log ends at {end}, before {position.lsn}, up to which it was read: "
-            "the server was restored to an earlier state and may write other changes there; "
-            f"{_START_OVER}"
+            f"{session.label}: the server's log ends at {end}, before {position.lsn}, up to which "
+            "it was read: the server was restored to an earlier state and may write other changes "
+            f"there; {_START_OVER}"
         )
 
 
 @contextmanager
-def lost_if_refused(label: str) -> Iterator[None]:
+def lost_if_refused(session: Session) -> Iterator[None]:
     """Raise `ChangesLost` for an error that says that the slot can't be streamed from any more."""
     try:
         yield
     except ServerError as error:
         if error.state not in _LOST_STATES:
             raise
-        raise ChangesLost(f"{label}: {error}; {_START_OVER}") from None
+        raise ChangesLost(f"{session.label}: {error}; {_START_OVER}") from None
 
 
 def find_tables(session: Session, publication: str) -> Sequence[PublishedTable]:
@@ -152,15 +155,13 @@ def find_tables(session: Session, publication: str) -> Sequence[PublishedTable]:
     ]
 
 
-def publish(
-    session: Session, label: str, publication: str, tables: Sequence[str], *, create: bool
-) -> None:
+def publish(session: Session, publication: str, tables: Sequence[str], *, create: bool) -> None:
     """Make the publication hold exactly these tables; with `create`, create it if it is missing.
 
     Raises `DeclarationError` for a table that is missing or cannot be published, `SettingsError` if
     the user may not change the publication, and `ChangesLost` if it is missing without `create`.
     """
-    wanted = {_oid_of(session, label, table): table for table in tables}
+    wanted = {_oid_of(session, table): table for table in tables}
     publications = session.rows(
         SQL("SELECT oid FROM pg_publication WHERE pubname = {}").format(Literal(publication))
     )
@@ -171,11 +172,11 @@ def publish(
             return
     elif not create:
         raise ChangesLost(
-            f"{label}: the publication {publication!r} is gone: changes that were committed since can't "
-            f"be read any more; {_START_OVER}"
+            f"{session.label}: the publication {publication!r} is gone: changes that were "
+            f"committed since can't be read any more; {_START_OVER}"
         )
     for oid, table in wanted.items():
-        _check_identity(session, label, oid, table)
+        _check_identity(session, oid, table)
     names = SQL(", ").join(
         SQL("ONLY {}.{}").format(Identifier(schema), Identifier(name))
         for schema, name in (_name(session, oid) for oid in wanted)
@@ -191,13 +192,14 @@ def publish(
         text = statement.as_string(session.connection)
         if error.state == "42501":
             raise SettingsError(
-                f"{label}: {error}; have the tables' owner run: {text}; or make this user their owner"
+                f"{session.label}: {error}; have the tables' owner run: {text}; or make this user "
+                "their owner"
             ) from None
-        raise DeclarationError(f"{label}: {error}, in response to: {text}") from None
-    _log.info("%s: %s", label, statement.as_string(session.connection))
+        raise DeclarationError(f"{session.label}: {error}, in response to: {text}") from None
+    _log.info("%s: %s", session.label, statement.as_string(session.connection))
 
 
-def create_slot(session: Session, label: str, name: str, *, snapshot: bool) -> str:
+def create_slot(session: Session, name: str, *, snapshot: bool) -> str:
     """Create the slot; returns the place in the log at which its changes begin.
 
     With `snapshot`, the session is then in a transaction that sees the tables as they were there.
@@ -206,7 +208,8 @@ def create_slot(session: Session, label: str, name: str, *, snapshot: bool) -> s
     if snapshot:
         session.execute(SQL("BEGIN READ ONLY ISOLATION LEVEL REPEATABLE READ"))
     _log.info(
-        "%s: creating the slot %r; this waits for the transactions that are open now", label, name
+        "%s: creating the slot %r; this waits for the transactions that are open now",
+        *(session.label, name),
     )
     result = session.execute(
         SQL("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput {}").format(Identifier(name), SQL(use)),
@@ -222,15 +225,15 @@ def drop_slot(session: Session, name: str) -> None:
     session.execute(SQL("DROP_REPLICATION_SLOT {}").format(Identifier(name)))
 
 
-def _oid_of(session: Session, label: str, table: str) -> int:
+def _oid_of(session: Session, table: str) -> int:
     try:
         rows = session.rows(SQL("SELECT to_regclass({})::oid").format(Literal(table)))
     except ServerError as error:  # not a valid name
-        raise DeclarationError(f"{label}: table {table!r}: {error}") from None
+        raise DeclarationError(f"{session.label}: table {table!r}: {error}") from None
     if (oid := rows[0][0]) is None:
         raise DeclarationError(
-            f"{label}: its user sees no table {table!r}; create it, or name its schema too, as in "
-            "'public.customers'"
+            f"{session.label}: its user sees no table {table!r}; create it, or name its schema "
+            "too, as in 'public.customers'"
         )
     return int(oid)
 
@@ -244,7 +247,7 @@ def _name(session: Session, oid: int) -> tuple[str, str]:
     return schema or "", name or ""
 
 
-def _check_identity(session: Session, label: str, oid: int, table: str) -> None:
+def _check_identity(session: Session, oid: int, table: str) -> None:
     """Raise `DeclarationError` if the table, once published, would reject updates and deletes."""
     query = SQL(
         "SELECT c.oid::regclass FROM pg_class c WHERE c.relkind = 'r'"
@@ -254,6 +257,7 @@ def _check_identity(session: Session, label: str, oid: int, table: str) -> None:
     )
     if rows := session.rows(query.format(Literal(oid))):
         raise DeclarationError(
-            f"{label}: table {rows[0][0]} (of {table!r}) has no primary key: once published, it would "
-            "reject every UPDATE and DELETE; add one, or run ALTER TABLE ... REPLICA IDENTITY FULL"
+            f"{session.label}: table {rows[0][0]} (of {table!r}) has no primary key: once "
+            "published, it would reject every UPDATE and DELETE; add one, or run ALTER TABLE ... "
+            "REPLICA IDENTITY FULL"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import Unpack
 
@@ -87,9 +88,11 @@ class PostgresSource(Source):
 
         def listen(listener: Listener) -> Iterator[Event[Change]]:
             _check_driver(path)
+            from blacksmith_dagster.sources.postgres.session import read_in_session
             from blacksmith_dagster.sources.postgres.streams import ChangeStream
 
-            return ChangeStream(path, self.url, tuple(tables), slot, snapshot).listen(listener)
+            stream = ChangeStream(tuple(tables), slot, snapshot, listener)
+            return read_in_session(path, self.url, listener, stream.read, replication=True)
 
         listen.__doc__ = f"The changes of {', '.join(tables)}, by the replication slot {slot}."
         return self.event(CDC(), name=name, **properties)(listen)
@@ -117,9 +120,11 @@ class PostgresSource(Source):
 
         def listen(listener: Listener) -> Iterator[Event[Notification]]:
             _check_driver(path)
-            from blacksmith_dagster.sources.postgres.streams import NotificationStream
+            from blacksmith_dagster.sources.postgres.session import read_in_session
+            from blacksmith_dagster.sources.postgres.streams import notifications
 
-            return NotificationStream(path, self.url, channel).listen(listener)
+            read = partial(notifications, channel=channel, listener=listener)
+            return read_in_session(path, self.url, listener, read)
 
         listen.__doc__ = f"The notifications on the channel {channel}."
         return self.event(CDC(), name=name, **properties)(listen)

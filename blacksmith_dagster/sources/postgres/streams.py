@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -15,10 +14,9 @@ from psycopg.sql import SQL, Identifier
 from blacksmith_dagster.errors import DeclarationError
 from blacksmith_dagster.pipeline.event import Event
 from blacksmith_dagster.pipeline.triggers import Listener
-from blacksmith_dagster.redaction import Secret
 from blacksmith_dagster.sources.postgres.change import Change, Notification, Operation
-from blacksmith_dagster.sources.postgres.follow import NOTHING, cursor_at, follow
-from blacksmith_dagster.sources.postgres.session import ListenerStopped, Session, SourceDatabase
+from blacksmith_dagster.sources.postgres.follow import NOTHING, LogReader, cursor_at
+from blacksmith_dagster.sources.postgres.session import Session
 from blacksmith_dagster.sources.postgres.slot import (
     PublishedTable,
     SlotPosition,
@@ -42,105 +40,80 @@ _TICK = 0.5  # seconds between two checks whether the listener stops
 
 @dataclass(frozen=True, slots=True)
 class ChangeStream:
-    """Listens for the changes of `tables`. The slot and the publication are both named `slot`."""
+    """The changes of `tables`. The slot and the publication are both named `slot`."""
 
-    path: str
-    url: Secret | str
     tables: Sequence[str]
     slot: str
     snapshot: bool
+    listener: Listener
 
-    def listen(self, listener: Listener) -> Iterator[Event[Change]]:
+    def read(self, session: Session) -> Iterator[Event[Change]]:
         """Yield the changes since the listener's cursor, until the listener stops.
 
         Raises `SettingsError`, `DeclarationError`, `ChangesLost`, `Unavailable`.
         """
-        database = SourceDatabase(self.path, self.url)
-        try:
-            with (
-                database.translate_errors(),
-                closing(Session(database, listener, replication=True)) as session,
-            ):
-                yield from self._prepare(session, database.label, listener)
-                with lost_if_refused(database.label):
-                    yield from follow(session, database.label, self.slot, listener)
-        except ListenerStopped:
-            return
+        yield from self._prepare(session)
+        with lost_if_refused(session):
+            yield from LogReader(session, self.slot, self.listener).read()
 
-    def _prepare(self, session: Session, label: str, listener: Listener) -> Iterator[Event[Change]]:
+    def _prepare(self, session: Session) -> Iterator[Event[Change]]:
         """Prepare the slot so that it can be followed from the listener's cursor; yields a snapshot."""
-        check_server(session, label)
-        position = _position_of(label, listener.cursor)
-        slot = find_slot(session, label, self.slot)
+        check_server(session)
+        position = _position_of(session.label, self.listener.cursor)
+        slot = find_slot(session, self.slot)
         if position is not None and position.slot != self.slot:
             _log.warning(
                 "%s starts over with the slot %r; if the server still has %r, drop that, or the server "
                 "keeps its log: SELECT pg_drop_replication_slot('%s')",
-                *(label, self.slot, position.slot, position.slot),
+                *(session.label, self.slot, position.slot, position.slot),
             )
             position = None
         starts_over = position is None or (position.row is not None and self.snapshot)
         if position is not None and not starts_over:
-            check_continuous(session, label, position, slot)
+            check_continuous(session, position, slot)
         # The publication first: it does not apply to the log that was written before it.
-        publish(session, label, self.slot, self.tables, create=starts_over)
+        publish(session, self.slot, self.tables, create=starts_over)
         if starts_over and self.snapshot:
             # An existing slot belongs to an unfinished snapshot, which can't be continued.
             if slot is not None:
                 drop_slot(session, self.slot)
-            lsn = create_slot(session, label, self.slot, snapshot=True)
-            yield from self._read_tables(session, lsn, listener)
+            lsn = create_slot(session, self.slot, snapshot=True)
+            yield from self._read_tables(session, lsn)
             session.execute(SQL("COMMIT"))
             return
         if starts_over:
-            lsn = slot.confirmed if slot else create_slot(session, label, self.slot, snapshot=False)
+            lsn = slot.confirmed if slot else create_slot(session, self.slot, snapshot=False)
         elif position is not None and position.row is not None:  # snapshot= was removed meanwhile
             lsn = position.lsn
         else:
             return
-        listener.cursor = cursor_at(self.slot, lsn)
+        self.listener.cursor = cursor_at(self.slot, lsn)
         yield NOTHING
 
-    def _read_tables(
-        self, session: Session, lsn: str, listener: Listener
-    ) -> Iterator[Event[Change]]:
+    def _read_tables(self, session: Session, lsn: str) -> Iterator[Event[Change]]:
         tables = find_tables(session, self.slot)
         read_at = datetime.fromisoformat(session.rows(SQL("SELECT now()"))[0][0] or "")
         number = 0
         for table in tables:
             for row in _rows(session, table):
                 number += 1
-                listener.cursor = {"slot": self.slot, "lsn": lsn, "row": number}
+                self.listener.cursor = {"slot": self.slot, "lsn": lsn, "row": number}
                 yield _snapshot_event("snapshot", table, lsn, read_at, row)
             number += 1
-            listener.cursor = {"slot": self.slot, "lsn": lsn, "row": number}
+            self.listener.cursor = {"slot": self.slot, "lsn": lsn, "row": number}
             if table is tables[-1]:
-                listener.cursor = cursor_at(self.slot, lsn)
+                self.listener.cursor = cursor_at(self.slot, lsn)
             yield _snapshot_event("snapshot_completed", table, lsn, read_at, None)
 
 
-@dataclass(frozen=True, slots=True)
-class NotificationStream:
-    """Listens for the notifications on a channel."""
-
-    path: str
-    url: Secret | str
-    channel: str
-
-    def listen(self, listener: Listener) -> Iterator[Event[Notification]]:
-        """Yield the notifications from now on, until the listener stops.
-
-        Raises `SettingsError`, `Unavailable`.
-        """
-        database = SourceDatabase(self.path, self.url)
-        try:
-            with database.translate_errors(), closing(Session(database, listener)) as session:
-                session.execute(SQL("LISTEN {}").format(Identifier(self.channel)))
-                while not listener.stopping:
-                    for notify in session.connection.notifies(timeout=_TICK):
-                        yield Event(Notification(notify.channel, notify.payload, notify.pid))
-        except ListenerStopped:
-            return
+def notifications(
+    session: Session, channel: str, listener: Listener
+) -> Iterator[Event[Notification]]:
+    """Yield the notifications on a channel from now on, until the listener stops."""
+    session.execute(SQL("LISTEN {}").format(Identifier(channel)))
+    while not listener.stopping:
+        for notify in session.connection.notifies(timeout=_TICK):
+            yield Event(Notification(notify.channel, notify.payload, notify.pid))
 
 
 def _position_of(label: str, cursor: Any) -> SlotPosition | None:
