@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
@@ -292,9 +295,7 @@ def export_jobs(destination: str, file_format: str, output: Path | None) -> None
         for job in discarded
     ]
     if file_format == "csv":
-        import pandas
-
-        exported = pandas.json_normalize(rows).to_csv(index=False)
+        exported = as_csv(rows)
     else:
         exported = "".join(msgspec.json.encode(row).decode() + "\n" for row in rows)
     if output is None:
@@ -302,6 +303,25 @@ def export_jobs(destination: str, file_format: str, output: Path | None) -> None
     else:
         output.write_text(exported)
         click.echo(f"{len(rows)} discarded jobs written to {output}", err=True)
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV, with a column for each field that one of them has; `data.flight` if it is nested."""
+    flat = [dict(_fields("", row)) for row in rows]
+    written = io.StringIO()
+    columns = dict.fromkeys(name for row in flat for name in row)
+    writer = csv.DictWriter(written, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return written.getvalue()
+
+
+def _fields(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _fields(f"{name}.{key}" if name else key, inner)
+    else:
+        yield name, msgspec.json.encode(value).decode() if isinstance(value, list) else value
 
 
 @click.group()

@@ -45,10 +45,10 @@ class Inheriting:
         return inherited
 
 
-I = TypeVar("I", bound=Inheriting)  # noqa: E741
+Record = TypeVar("Record", bound=Inheriting)
 
 
-def inherited(where: str, own: I | None, parent: I) -> I:
+def inherited(where: str, own: Record | None, parent: Record) -> Record:
     """`own` with the parent's value in each field that it does not set; `parent` if it is `None`."""
     if own is None:
         return parent
