@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence, Set
 from datetime import UTC, date, datetime, time
 from math import isfinite
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
@@ -18,16 +19,6 @@ from blacksmith_dagster.errors import SettingsError
 
 CONNECT_SECONDS = 10
 BUSY_SECONDS = 30
-
-
-class TableWriter(Protocol):
-    """Writes rows into one table; `columns` are those that can be written."""
-
-    columns: frozenset[str]
-
-    def write(self, connection: sa.Connection, rows: Sequence[TableRow]) -> None:
-        """Insert or upsert rows with the same columns and different keys."""
-        ...
 
 
 def open_engine(where: str, url: str) -> sa.Engine:
@@ -88,8 +79,17 @@ def open_writer(
 ) -> TableWriter:
     """A writer for `table` as the database has it now; without columns if it does not exist."""
     if connection.dialect.name == "postgresql":
-        return PostgreSQLTable(connection, table, key, sequence_by)
-    return SQLiteTable(connection, table, key, sequence_by)
+        quoted = connection.dialect.identifier_preparer.format_table(table)
+        specs = connection.execute(_COLUMNS, {"table": quoted})
+        types = {name: _DeclaredType(spec) for name, spec in specs}
+        return _PostgreSQLTable(table, types, key, sequence_by)
+    try:
+        columns = sa.inspect(connection).get_columns(table.name, table.schema)
+    except sa.exc.NoSuchTableError:
+        columns = []
+    written = [column for column in columns if "computed" not in column]
+    converters = {column["name"]: _converter(column["type"]) for column in written}
+    return _SQLiteTable(table, converters, key, sequence_by)
 
 
 def data_error(error: Exception) -> str | None:
@@ -112,7 +112,58 @@ def database_message(error: sa.exc.DBAPIError) -> str:
     return message or next(iter(str(error.orig).splitlines()), type(error.orig).__name__)
 
 
-class PostgreSQLTable:
+class TableWriter(ABC):
+    """Writes rows into one table; `columns` are those that can be written, with their types."""
+
+    def __init__(
+        self,
+        table: sa.TableClause,
+        columns: Mapping[str, Any],
+        key: Sequence[str],
+        sequence_by: str | None,
+    ) -> None:
+        self.columns = columns
+        # Always quoted: SQLAlchemy does not know every keyword of each database.
+        quoted: list[sa.ColumnClause[Any]] = [
+            sa.column(quoted_name(column, True)) for column in sorted(columns)
+        ]
+        self._table = sa.table(quoted_name(table.name, True), *quoted, schema=table.schema)
+        self._key = key
+        self._sequence_by = sequence_by
+        self._statements: dict[frozenset[str], sa.Executable] = {}
+
+    def write(self, connection: sa.Connection, rows: Sequence[TableRow]) -> None:
+        """Insert or upsert rows with the same columns and different keys."""
+        names = frozenset(rows[0].values)
+        if names not in self._statements:
+            self._statements[names] = self._on_conflict(self._insert(sorted(names)), names)
+        connection.execute(self._statements[names], self._parameters(rows))
+
+    @abstractmethod
+    def _insert(self, names: Sequence[str]) -> postgresql.Insert | sqlite.Insert:
+        """The statement that inserts rows with these columns."""
+
+    @abstractmethod
+    def _parameters(self, rows: Sequence[TableRow]) -> Any:
+        """What the statement is executed with to insert these rows."""
+
+    def _on_conflict(
+        self, insert: postgresql.Insert | sqlite.Insert, names: Set[str]
+    ) -> sa.Executable:
+        if not self._key:
+            return insert
+        key = [self._table.c[name] for name in self._key]
+        replaced = {name: insert.excluded[name] for name in names if name not in self._key}
+        if not replaced:
+            return insert.on_conflict_do_nothing(index_elements=key)
+        newer = None
+        if self._sequence_by is not None:
+            stored = self._table.c[self._sequence_by]
+            newer = sa.or_(stored.is_(None), insert.excluded[self._sequence_by] >= stored)
+        return insert.on_conflict_do_update(index_elements=key, set_=replaced, where=newer)
+
+
+class _PostgreSQLTable(TableWriter):
     """One statement with one bound value, the rows as JSON.
 
     PostgreSQL converts each value to its column's type, like a literal: the text
@@ -120,109 +171,31 @@ class PostgreSQLTable:
     and so no write to the catalog.
     """
 
-    def __init__(
-        self,
-        connection: sa.Connection,
-        table: sa.TableClause,
-        key: Sequence[str],
-        sequence_by: str | None,
-    ) -> None:
-        quoted = connection.dialect.identifier_preparer.format_table(table)
-        columns = connection.execute(_COLUMNS, {"table": quoted})
-        self._types = {name: _DeclaredType(spec) for name, spec in columns}
-        self.columns = frozenset(self._types)
-        self._upsert = _Upsert(table.name, table.schema, self.columns, key, sequence_by)
-        self._statements: dict[frozenset[str], sa.Executable] = {}
-
-    def write(self, connection: sa.Connection, rows: Sequence[TableRow]) -> None:
-        names = frozenset(rows[0].values)
-        if names not in self._statements:
-            self._statements[names] = self._statement(sorted(names))
-        encoded = msgspec.json.encode([_as_json(row.values) for row in rows]).decode()
-        connection.execute(self._statements[names], {"rows": encoded})
-
-    def _statement(self, names: Sequence[str]) -> sa.Executable:
+    def _insert(self, names: Sequence[str]) -> postgresql.Insert:
         text = sa.bindparam("rows", type_=sa.Text)
         records = (
             sa.func.json_to_recordset(sa.cast(text, postgresql.JSON))
             .table_valued(
-                *(sa.column(quoted_name(name, True), self._types[name]) for name in names)
+                *(sa.column(quoted_name(name, True), self.columns[name]) for name in names)
             )
             .render_derived(name="records", with_types=True)
         )
         rows = sa.select(*(records.c[name] for name in names))
-        insert = postgresql.insert(self._upsert.table).from_select(list(names), rows)
-        return self._upsert.on_conflict(insert, names)
+        return postgresql.insert(self._table).from_select(list(names), rows)
+
+    def _parameters(self, rows: Sequence[TableRow]) -> Mapping[str, str]:
+        return {"rows": msgspec.json.encode([_as_json(row.values) for row in rows]).decode()}
 
 
-class SQLiteTable:
+class _SQLiteTable(TableWriter):
     """One prepared statement, executed for each row."""
 
-    def __init__(
-        self,
-        connection: sa.Connection,
-        table: sa.TableClause,
-        key: Sequence[str],
-        sequence_by: str | None,
-    ) -> None:
-        try:
-            columns = sa.inspect(connection).get_columns(table.name, table.schema)
-        except sa.exc.NoSuchTableError:
-            columns = []
-        written = [column for column in columns if "computed" not in column]
-        self.columns = frozenset(column["name"] for column in written)
-        self._converters = {column["name"]: _converter(column["type"]) for column in written}
-        self._upsert = _Upsert(table.name, table.schema, self.columns, key, sequence_by)
-        self._statements: dict[frozenset[str], sa.Executable] = {}
+    def _insert(self, names: Sequence[str]) -> sqlite.Insert:  # noqa: ARG002
+        return sqlite.insert(self._table)
 
-    def write(self, connection: sa.Connection, rows: Sequence[TableRow]) -> None:
-        names = frozenset(rows[0].values)
-        if names not in self._statements:
-            insert = sqlite.insert(self._upsert.table)
-            self._statements[names] = self._upsert.on_conflict(insert, names)
-        convert = self._converters
-        connection.execute(
-            self._statements[names],
-            [{name: convert[name](value) for name, value in row.values.items()} for row in rows],
-        )
-
-
-class _Upsert:
-    """`ON CONFLICT`, which both databases have in the same form."""
-
-    def __init__(
-        self,
-        name: str,
-        schema: str | None,
-        columns: frozenset[str],
-        key: Sequence[str],
-        sequence_by: str | None,
-    ) -> None:
-        # Always quoted: SQLAlchemy does not know every keyword of each database.
-        quoted: list[sa.ColumnClause[Any]] = [
-            sa.column(quoted_name(column, True)) for column in sorted(columns)
-        ]
-        self.table = sa.table(quoted_name(name, True), *quoted, schema=schema)
-        self._key = key
-        self._sequence_by = sequence_by
-
-    def on_conflict(
-        self, insert: postgresql.Insert | sqlite.Insert, names: Sequence[str] | frozenset[str]
-    ) -> sa.Executable:
-        if not self._key:
-            return insert
-        replaced = {name: insert.excluded[name] for name in names if name not in self._key}
-        if not replaced:
-            return insert.on_conflict_do_nothing(
-                index_elements=[self.table.c[name] for name in self._key]
-            )
-        newer = None
-        if self._sequence_by is not None:
-            stored = self.table.c[self._sequence_by]
-            newer = sa.or_(stored.is_(None), insert.excluded[self._sequence_by] >= stored)
-        return insert.on_conflict_do_update(
-            index_elements=[self.table.c[name] for name in self._key], set_=replaced, where=newer
-        )
+    def _parameters(self, rows: Sequence[TableRow]) -> Sequence[Mapping[str, Any]]:
+        convert = self.columns
+        return [{name: convert[name](value) for name, value in row.values.items()} for row in rows]
 
 
 class _DeclaredType(UserDefinedType[Any]):

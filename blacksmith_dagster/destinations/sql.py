@@ -58,11 +58,7 @@ class SQLDestination(Destination[sa.Engine]):
     """
 
     def __init__(
-        self,
-        name: str,
-        *,
-        url: Secret | str,
-        **own: Unpack[DestinationProperties],
+        self, name: str, *, url: Secret | str, **own: Unpack[DestinationProperties]
     ) -> None:
         super().__init__(name, connect=self._connect, **own)
         self.url = url
@@ -258,10 +254,10 @@ class _TargetTable:
         """The rows that fit the table; fails the jobs of the others."""
         cached = self._cached[1] if self._cached and self._cached[0] is engine else None
         writer = cached or self._read(engine)
-        rows, invalid = fit_rows(batch, writer.columns, self._table.name, self._needed)
+        rows, invalid = fit_rows(batch, writer.columns.keys(), self._table.name, self._needed)
         if invalid and cached:  # a column may have been added since
             writer = self._read(engine)
-            rows, invalid = fit_rows(batch, writer.columns, self._table.name, self._needed)
+            rows, invalid = fit_rows(batch, writer.columns.keys(), self._table.name, self._needed)
         for job, reason in invalid:
             batch.fail(job, reason)
         return writer, rows
@@ -277,7 +273,7 @@ class _TargetTable:
                 f"{self._path}: the database has no table {name!r}; create it, or declare it with "
                 "definition=<a SQLAlchemy Table>"
             )
-        if missing := set(self._needed) - writer.columns:
+        if missing := set(self._needed) - writer.columns.keys():
             raise DeclarationError(
                 f"{self._path}: table {name!r} has no column {', '.join(sorted(missing))}, which key= "
                 "or sequence_by= names; add it, or name another"
