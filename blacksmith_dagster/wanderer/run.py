@@ -15,7 +15,7 @@ from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.migration import Direction, Migration
 from blacksmith_dagster.redaction import describe
 from blacksmith_dagster.store import Store
-from blacksmith_dagster.supervisor import Supervisor
+from blacksmith_dagster.supervisor import Lease, Supervisor
 from blacksmith_dagster.wanderer.files import (
     adapters,
     canonical,
@@ -251,86 +251,57 @@ class Wanderer:
     ) -> CompletedAction:
         """Do one action, and record it. If it runs a migration, the target's barrier is up."""
         action, migration = planned.action, planned.migration
-        record = partial(self._tracking.record, held.tracking_token, action.scope, migration)
         if held.lease.lost.is_set():
             raise FencedOut(
                 f"the lock {held.lease.key} could not be renewed, and another run may hold it; "
                 "this run has stopped: run again"
             )
+        record = partial(self._tracking.record, held.tracking_token, action.scope, migration)
         if action.what in ("acknowledge", "discard"):
-            state = (
-                MigrationState.ACKNOWLEDGED
-                if action.what == "acknowledge"
-                else MigrationState.DISCARDED
-            )
+            acknowledged = action.what == "acknowledge"
+            state = MigrationState.ACKNOWLEDGED if acknowledged else MigrationState.DISCARDED
             record(state)
             return CompletedAction(action, state)
-        direction = Direction(action.what)
         if planned.is_new:
             record(MigrationState.ACKNOWLEDGED)
+        record(_state("executing", action), atomic=recorder is not None)
         started = time.monotonic()
-        error = self._migrate(held, action.scope, migration, direction, recorder)
+        error = self._migrate(held, planned, recorder)
         seconds = time.monotonic() - started
-        state = _state("succeeded" if error is None else "failed", direction)
+        state = _state("succeeded" if error is None else "failed", action)
+        if recorder is None or error is not None:
+            _keep_trying(lambda: record(state, error=error), held.lease)
         if planned.discard and error is None:
             state = MigrationState.DISCARDED
             record(state)
         return CompletedAction(action, state, seconds, error)
 
     def _migrate(
-        self,
-        held: LockedTarget,
-        scope: str,
-        migration: Migration,
-        direction: Direction,
-        recorder: Recording | None,
+        self, held: LockedTarget, planned: PlannedAction, recorder: Recording | None
     ) -> str | None:
-        """Run a migration and record its transitions; returns the error if it failed."""
-        track, token = self._tracking, held.tracking_token
-        executing, succeeded = _state("executing", direction), _state("succeeded", direction)
-        track.record(token, scope, migration, executing, atomic=recorder is not None)
+        """Run a migration, and record its success if there is a `recorder`; the error if it failed."""
+        action, migration, track = planned.action, planned.migration, self._tracking
+        direction, succeeded = Direction(action.what), _state("succeeded", action)
         try:
-            if recorder is not None:
+            if recorder is None:
+                self._adapters[target_of(action.scope)].migrate(migration, direction)
+            else:
                 recorder.migrate_and_record(
                     migration,
                     direction,
-                    lambda conn: track.write(conn, token, scope, migration, succeeded),
+                    lambda conn: track.write(
+                        conn, held.tracking_token, action.scope, migration, succeeded
+                    ),
                 )
-            else:
-                self._adapters[target_of(scope)].migrate(migration, direction)
         except FencedOut:
             raise
         except Exception as raised:  # noqa: BLE001 - a migration may raise anything
-            if recorder is not None and track.history(scope, migration.version)[-1].state is (
-                succeeded
-            ):
-                return None  # the connection broke after the commit
-            error = describe(raised)
-            self._record_end(held, scope, migration, _state("failed", direction), error)
-            return error
-        if recorder is None:
-            self._record_end(held, scope, migration, succeeded)
+            if recorder is not None:
+                last = track.history(action.scope, migration.version)[-1]
+                if last.state is succeeded:
+                    return None  # the connection broke after the commit
+            return describe(raised)
         return None
-
-    def _record_end(
-        self,
-        held: LockedTarget,
-        scope: str,
-        migration: Migration,
-        state: MigrationState,
-        error: str | None = None,
-    ) -> None:
-        """Record how a migration ended. Only this process knows it, so it tries again for a while."""
-        give_up = time.monotonic() + RECORD_FOR
-        while True:
-            try:
-                return self._tracking.record(
-                    held.tracking_token, scope, migration, state, error=error
-                )
-            except Unavailable:
-                if held.lease.lost.is_set() or time.monotonic() > give_up:
-                    raise
-            time.sleep(_RECORD_PAUSE)
 
     def _recorder(self, planned: PlannedAction) -> Recording | None:
         """The adapter if it can commit this migration together with its record, else `None`."""
@@ -349,5 +320,17 @@ class Wanderer:
         return adapter if in_transaction and at_tracking else None
 
 
-def _state(result: str, direction: Direction) -> MigrationState:
-    return MigrationState(f"{result}({direction.value})")
+def _keep_trying(record: Callable[[], None], lease: Lease) -> None:
+    """Record how a migration ended. Only this process knows it, so it tries again for a while."""
+    give_up = time.monotonic() + RECORD_FOR
+    while True:
+        try:
+            return record()
+        except Unavailable:
+            if lease.lost.is_set() or time.monotonic() > give_up:
+                raise
+        time.sleep(_RECORD_PAUSE)
+
+
+def _state(result: str, action: MigrationAction) -> MigrationState:
+    return MigrationState(f"{result}({action.what})")
