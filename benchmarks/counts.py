@@ -24,19 +24,19 @@ def counts(effort: Effort) -> Iterator[Figure]:
                 started = time.perf_counter()
                 store.maintain()
                 rate = events / (time.perf_counter() - started)
-                counted = store.counts(full.path)
+                counted = store.counts.of(full.path)
                 assert counted.succeeded + counted.discarded == events, counted
 
                 def milliseconds(store=store) -> float:
                     started = time.perf_counter()
                     for path in (full.path, half.path):
-                        store.counts(path)
+                        store.counts.of(path)
                     return (time.perf_counter() - started) * 1000
 
                 fresh = alternate(effort.rounds, milliseconds)[0]
                 new = requests(BATCH)
                 for _ in range(late // BATCH):
-                    store.ingest(new)
+                    store.log.append(new)
                 behind = alternate(effort.rounds, milliseconds)[0]
             what = f"counts by state of both destination events, {events * 3 // 2:,} jobs"
             for when, figures in (

@@ -59,7 +59,7 @@ def _measure(databases: Databases, events: int, runs: list[Run]) -> Callable[[],
         runs.append(_run(url))
         with closing(opened(url)) as store:
             store.maintain()
-            done = sum(store.counts(event.path).succeeded for event in (full, half))
+            done = sum(store.counts.of(event.path).succeeded for event in (full, half))
         assert done == events * 3 // 2, f"{done} jobs were loaded"
         databases.drop(url)
         return runs[-1].seconds

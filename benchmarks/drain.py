@@ -10,8 +10,8 @@ from benchmarks.reading import read_jobs
 from benchmarks.stores import BATCH, BOTH, Databases, fill, opened, postgres
 from blacksmith_dagster.scheduler import StandardScheduler, load
 from blacksmith_dagster.scheduler.decoding import JobDecoder
-from blacksmith_dagster.store.interface import Lane, LoadVerdict
-from blacksmith_dagster.store.sql import SQLStore
+from blacksmith_dagster.store import Store
+from blacksmith_dagster.store.records import Lane, LoadVerdict
 from blacksmith_dagster.supervisor import open_supervisor
 
 HISTORIES = (0, 1_000_000, 5_000_000)
@@ -24,12 +24,12 @@ def drain(effort: Effort) -> Iterator[Figure]:
         with backend() as databases, closing(opened(databases.create())) as store:
             _check_same_jobs(store)
 
-            def load(databases: Databases = databases, store: SQLStore = store) -> float:
+            def load(databases: Databases = databases, store: Store = store) -> float:
                 _receive(databases, store, count)
                 return _load(store, count)
 
             def select(
-                databases: Databases = databases, store: SQLStore = store, gc: bool = True
+                databases: Databases = databases, store: Store = store, gc: bool = True
             ) -> float:
                 _receive(databases, store, count)
                 rate = _select(store, count, gc)
@@ -76,16 +76,19 @@ def _after(databases: Databases, drained: int, count: int) -> Callable[[], float
     return load
 
 
-def _receive(databases: Databases, store: SQLStore, count: int) -> None:
+def _receive(databases: Databases, store: Store, count: int) -> None:
     new = requests(BATCH)
     for _ in range(count // BATCH):
-        store.ingest(new)
+        store.log.append(new)
     databases.settle()
 
 
-def _load(store: SQLStore, count: int) -> float:
+def _load(store: Store, count: int) -> float:
     """Jobs per second, from acquiring the lock to releasing it."""
-    with closing(open_supervisor(None, store)) as supervisor, closing(StandardScheduler()) as loads:
+    with (
+        closing(open_supervisor(None, store.database)) as supervisor,
+        closing(StandardScheduler()) as loads,
+    ):
         started = time.perf_counter()
         summary = load(app, full, loads, store=store, supervisor=supervisor)
         seconds = time.perf_counter() - started
@@ -93,7 +96,7 @@ def _load(store: SQLStore, count: int) -> float:
     return count / seconds
 
 
-def _select(store: SQLStore, count: int, collect: bool) -> float:
+def _select(store: Store, count: int, collect: bool) -> float:
     """Jobs per second that are only read and decoded."""
     with closing(read_jobs(store, collect=collect)) as batches:
         started = time.perf_counter()
@@ -103,13 +106,13 @@ def _select(store: SQLStore, count: int, collect: bool) -> float:
     return count / seconds
 
 
-def _check_same_jobs(store: SQLStore) -> None:
+def _check_same_jobs(store: Store) -> None:
     """Check that the limit builds the same jobs as the scheduler."""
-    store.ingest(requests(BATCH))
-    token = store.take_over(full.path, Lane.LOAD, "check", lambda: True)
+    store.log.append(requests(BATCH))
+    token = store.loads.take_over(full.path, Lane.LOAD, "check", lambda: True)
     with closing(read_jobs(store)) as batches:
         read = next(batches)
-    load = store.claim(token, BATCH, max_attempts=1)
+    load = store.loads.claim(token, BATCH, max_attempts=1)
     assert load is not None
     assert JobDecoder(app, full).decode(load, {}).jobs == read
-    store.record(load, LoadVerdict())
+    store.loads.record(load, LoadVerdict())

@@ -135,7 +135,7 @@ def _into_store(
             databases.settle()
             response = sender.send(running.url)
         responses.append(response)
-        with closing(opened(url)) as store, store.reading() as conn:
+        with closing(opened(url)) as store, store.database.reading() as conn:
             stored = conn.execute(text("SELECT count(*) FROM events")).scalar_one()
         accepted = response.requests * sender.events
         assert stored >= accepted, f"{accepted} accepted, {stored} stored"

@@ -14,7 +14,7 @@ import psycopg
 from benchmarks.measure import Effort, Figure, alternate, beside
 from benchmarks.pipeline import requests
 from benchmarks.stores import BOTH, Databases, opened, postgres
-from blacksmith_dagster.store.interface import NewEvent
+from blacksmith_dagster.store.records import NewEvent
 
 COLUMNS = "seq, event_type, received_at, payload, key, context, version, sent_at, parent"
 SHAPES = [(1, 1000, 0.40), (1, 200, None), (1, 50, None), (4, 200, None), (4, 50, None)]
@@ -84,7 +84,7 @@ def _into_store(url: str, commit: int) -> Commit:
     store, new = opened(url), requests(commit)
 
     def write() -> None:
-        store.ingest(new)
+        store.log.append(new)
 
     return write
 
@@ -139,7 +139,7 @@ def _insert(url: str, events: list[Row], jobs: list[Row]) -> Commit:
 
 def _make_bare_tables(url: str) -> None:
     """The store's columns without its indexes."""
-    with closing(opened(url)) as store, store.writing() as conn:
+    with closing(opened(url)) as store, store.database.writing() as conn:
         for table in ("events", "jobs"):
             create = f"CREATE TABLE bare_{table} "
             like = f"(LIKE {table})" if conn.dialect.name == "postgresql" else ""

@@ -12,8 +12,7 @@ from sqlalchemy import insert
 from benchmarks.measure import Effort, Figure, alternate, at_most
 from benchmarks.stores import BOTH, opened
 from blacksmith_dagster import Blacksmith, Destination, Migration
-from blacksmith_dagster.store import tables
-from blacksmith_dagster.store.sql import SQLStore
+from blacksmith_dagster.store import Store, tables
 from blacksmith_dagster.supervisor import StoreSupervisor
 from blacksmith_dagster.wanderer import MigrationRequest, MigrationState, Wanderer
 from blacksmith_dagster.wanderer.files import declared
@@ -39,11 +38,11 @@ def migrations(effort: Effort) -> Iterator[Figure]:
                 url = databases.create()
                 with (
                     closing(opened(url)) as store,
-                    closing(StoreSupervisor(store)) as supervisor,
+                    closing(StoreSupervisor(store.database)) as supervisor,
                 ):
                     _track(store, by_scope[SCOPE])
                     wanderer = Wanderer(
-                        app, store=store, supervisor=supervisor, holder="a benchmark"
+                        app, database=store.database, supervisor=supervisor, holder="a benchmark"
                     )
                     assert len(wanderer.status()) == count
                     shown = alternate(effort.rounds, _timed(wanderer.status))[0]
@@ -51,10 +50,10 @@ def migrations(effort: Effort) -> Iterator[Figure]:
                 url = databases.create()
                 with (
                     closing(opened(url)) as store,
-                    closing(StoreSupervisor(store)) as supervisor,
+                    closing(StoreSupervisor(store.database)) as supervisor,
                 ):
                     wanderer = Wanderer(
-                        small, store=store, supervisor=supervisor, holder="a benchmark"
+                        small, database=store.database, supervisor=supervisor, holder="a benchmark"
                     )
                     wanderer.run(EVERY)
                     assert wanderer.run(EVERY).planned == []
@@ -92,7 +91,7 @@ def _tracked(migration: Migration) -> TrackedMigration:
     )
 
 
-def _track(store: SQLStore, migrations: list[Migration]) -> None:
+def _track(store: Store, migrations: list[Migration]) -> None:
     """Record all as run, with three transitions each, bypassing the wanderer."""
     states = (MigrationState.ACKNOWLEDGED, MigrationState.EXECUTING_UP, MigrationState.SUCCEEDED_UP)
     rows = [
@@ -118,7 +117,7 @@ def _track(store: SQLStore, migrations: list[Migration]) -> None:
         for row in rows
         for state in states
     ]
-    with store.writing() as conn:
+    with store.database.writing() as conn:
         conn.execute(insert(tables.migrations), rows)
         conn.execute(insert(tables.migration_transitions), transitions)
 

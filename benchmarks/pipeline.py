@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from blacksmith_dagster import Batch, Blacksmith, Destination, Event, Flow, Source
-from blacksmith_dagster.store.interface import NewEvent, NewJob
+from blacksmith_dagster.store.records import NewEvent, NewJob
 
 PAYLOAD_BYTES = 636
 

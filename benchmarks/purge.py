@@ -17,9 +17,8 @@ from benchmarks.pipeline import app, happened, payload, requests
 from benchmarks.stores import BOTH, Databases, fill, opened, postgres
 from blacksmith_dagster.pipeline.retention import Retention
 from blacksmith_dagster.scheduler.purge import _PAUSE
-from blacksmith_dagster.store import tables
+from blacksmith_dagster.store import Store, tables
 from blacksmith_dagster.store.partitions import STEP
-from blacksmith_dagster.store.sql import SQLStore
 
 WHOLE, ROWS = 5_000_000, 500_000
 ROUNDS = 3  # each fills a new store
@@ -58,17 +57,17 @@ def _dropped(databases: Databases, count: int) -> tuple[float, float]:
     url = databases.create()
     fill(url, count, payload=payload(0))
     with closing(opened(url)) as store:
-        with store.writing() as conn:
-            store._set_sequence(conn, max(store._sequence(conn), STEP))
+        with store.database.writing() as conn:
+            store.database.set_sequence(conn, max(store.database.sequence(conn), STEP))
         _ready(store)
-        with store.reading() as conn:
+        with store.database.reading() as conn:
             size = conn.exec_driver_sql(_SIZE).scalar_one()
         databases.settle()
         started = time.perf_counter()
-        dropped = sum(step.partitions for step in store.purge(AT_ONCE))
+        dropped = sum(step.partitions for step in store.log.purge(AT_ONCE))
         seconds = time.perf_counter() - started
         assert dropped == 1
-        assert not store.events()
+        assert not store.log.newest()
     databases.drop(url)
     return seconds, _removed(int(size))
 
@@ -105,7 +104,7 @@ def _deleted(databases: Databases, count: int) -> tuple[float, float, float]:
         committer.submit(_commits, url, 0.1).result()
         started, purged = time.perf_counter(), 0
         during = None
-        for step in store.purge(AT_ONCE):
+        for step in store.log.purge(AT_ONCE):
             during = during or committer.submit(_commits, url, 3.0)
             purged += step.events
             time.sleep(_PAUSE)
@@ -117,11 +116,11 @@ def _deleted(databases: Databases, count: int) -> tuple[float, float, float]:
     return count / seconds, *latencies
 
 
-def _ready(store: SQLStore) -> None:
+def _ready(store: Store) -> None:
     """Count all events and mark them as old."""
     store.maintain()
-    with store.writing() as conn:
-        now, low = store._now(conn), store._high_watermark(conn)
+    with store.database.writing() as conn:
+        now, low = store.database.now(conn), store.database.high_watermark(conn)
         conn.execute(tables.time_index.insert(), {"at": now, "low": low, "high": low})
 
 
@@ -132,6 +131,6 @@ def _commits(url: str, seconds: float) -> float:
         new, latencies = requests(1), []
         ends = time.perf_counter() + seconds
         while (started := time.perf_counter()) < ends:
-            store.ingest(new)
+            store.log.append(new)
             latencies.append(time.perf_counter() - started)
     return sorted(latencies)[len(latencies) * 99 // 100] * 1000

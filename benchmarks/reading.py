@@ -13,7 +13,7 @@ import psycopg
 from benchmarks.pipeline import full
 from benchmarks.stores import BATCH
 from blacksmith_dagster import Event, Job
-from blacksmith_dagster.store.sql import SQLStore
+from blacksmith_dagster.store import Store
 from blacksmith_dagster.store.tables import from_micros
 
 _POSITION = "SELECT coalesce(max(position), 0) FROM loads WHERE destination = {id}"
@@ -24,16 +24,16 @@ _NEXT = (
 )
 
 
-def read_jobs(store: SQLStore, *, collect: bool = True) -> Generator[list[Job[Any]]]:
+def read_jobs(store: Store, *, collect: bool = True) -> Generator[list[Job[Any]]]:
     """Read the awaiting jobs of `sink/full`, as the scheduler would build them.
 
     Without `collect`, Python's garbage collector is paused while a batch is built: by default it
     visits each object several times, which takes longer than building them.
     """
-    destination = store._destination(full.path)
-    epoch, suffix = store._epochs._names[-1], f"-{destination}"
+    destination = store.database.destination(full.path)
+    epoch, suffix = store.database.epochs._names[-1], f"-{destination}"
     decode, nothing = msgspec.json.Decoder().decode, MappingProxyType({})
-    sqlite = store.engine.dialect.name == "sqlite"
+    sqlite = store.database.engine.dialect.name == "sqlite"
     with closing(_connect(store)) as conn:
         cursor = conn.cursor() if sqlite else conn.cursor(binary=True)
         (after,) = cursor.execute(_POSITION.format(id=destination)).fetchone()
@@ -53,8 +53,8 @@ def read_jobs(store: SQLStore, *, collect: bool = True) -> Generator[list[Job[An
             yield batch
 
 
-def _connect(store: SQLStore) -> Any:
-    url = store.engine.url
+def _connect(store: Store) -> Any:
+    url = store.database.engine.url
     if url.get_backend_name() == "sqlite":
         return sqlite3.connect(url.database or "")
     plain = url.set(drivername="postgresql").render_as_string(hide_password=False)

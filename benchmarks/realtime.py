@@ -94,7 +94,7 @@ def _sustained(databases: Databases, sender: Sender, *, worker: bool) -> tuple[f
         def watch() -> None:
             nonlocal longest
             while not ended.wait(0.1):
-                oldest = store.counts(nothing.events["at_all"].path).oldest_waiting
+                oldest = store.counts.of(nothing.events["at_all"].path).oldest_waiting
                 if oldest is not None:
                     longest = max(longest, (datetime.now(UTC) - oldest).total_seconds())
 

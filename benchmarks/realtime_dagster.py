@@ -68,7 +68,7 @@ def cold(effort: Effort) -> Iterator[Figure]:
 
 def _was_idle(alerts: WarmDeployment) -> bool:
     """Whether the sensor has no reason to launch a run."""
-    since = alerts.store.since_load("alerts/late", "alerts/stuck")
+    since = alerts.store.counts.since_load("alerts/late", "alerts/stuck")
     return since is None or since > 2
 
 

@@ -20,14 +20,8 @@ from blacksmith_dagster import Batch, Blacksmith, Destination, DestinationEvent
 from blacksmith_dagster.scheduler import StandardScheduler
 from blacksmith_dagster.scheduler.replay import ReplaySelector, plan_page
 from blacksmith_dagster.scheduler.replay import replay as replay_window
-from blacksmith_dagster.store.interface import (
-    Lane,
-    NewEvent,
-    NewJob,
-    ReplayMode,
-    ReplayRequest,
-)
-from blacksmith_dagster.store.sql import SQLStore
+from blacksmith_dagster.store import Store
+from blacksmith_dagster.store.records import Lane, NewEvent, NewJob, ReplayMode, ReplayRequest
 from blacksmith_dagster.store.tables import time_index
 from blacksmith_dagster.supervisor import open_supervisor
 
@@ -75,7 +69,7 @@ def window(effort: Effort) -> Iterator[Figure]:
             end = datetime.now(UTC)
             start = end - timedelta(minutes=MINUTES)
             with closing(opened(url)) as store:
-                with store.writing() as conn:
+                with store.database.writing() as conn:
                     rows = [
                         {"at": start + timedelta(minutes=n), "low": seq, "high": seq}
                         for n in range(MINUTES)
@@ -86,7 +80,7 @@ def window(effort: Effort) -> Iterator[Figure]:
                 for day in range(1, 29):
                     noon = start + timedelta(days=day)
                     began = time.perf_counter()
-                    day_window = store.window(noon, noon + timedelta(days=1))
+                    day_window = store.log.window(noon, noon + timedelta(days=1))
                     milliseconds.append((time.perf_counter() - began) * 1000)
                     assert day_window.upto - day_window.after <= events / 29
             title = f"a day's window among {events:,} events; {databases.name}"
@@ -127,16 +121,19 @@ def _request() -> ReplayRequest:
     return ReplayRequest(now - timedelta(days=1), now + timedelta(days=1))
 
 
-def _without_jobs(databases: Databases, store: SQLStore, count: int) -> None:
+def _without_jobs(databases: Databases, store: Store, count: int) -> None:
     new = [[NewEvent(happened.path, payload(n))] for n in range(BATCH)]
     for _ in range(count // BATCH):
-        store.ingest(new)
+        store.log.append(new)
     databases.settle()
 
 
 def _replay_rate(databases: Databases, count: int, *, planned: bool) -> float:
     url, request = databases.create(), _request()
-    with closing(opened(url)) as store, closing(open_supervisor(None, store)) as supervisor:
+    with (
+        closing(opened(url)) as store,
+        closing(open_supervisor(None, store.database)) as supervisor,
+    ):
         _without_jobs(databases, store, count)
         if planned:
             _plan(store, full, request, "run")
@@ -160,10 +157,10 @@ def _planning_rate(databases: Databases, count: int, event: DestinationEvent[Any
     return count / seconds
 
 
-def _plan(store: SQLStore, event: DestinationEvent[Any], request: ReplayRequest, run: str) -> None:
+def _plan(store: Store, event: DestinationEvent[Any], request: ReplayRequest, run: str) -> None:
     selector = ReplaySelector(app, event, request)
-    token = store.take_over(event.path, Lane.REPLAY, run, lambda: True)
-    progress = store.begin_replay(token, request, selector.event_types, run)
+    token = store.loads.take_over(event.path, Lane.REPLAY, run, lambda: True)
+    progress = store.replays.begin(token, request, selector.event_types, run)
     while progress.planned_upto < progress.upto:
         progress = plan_page(progress, token, selector, event.batch_size, store)
 
@@ -192,13 +189,13 @@ def _latency(databases: Databases, effort: Effort, *, replaying: bool) -> float:
     _arrived.clear()
     with (
         closing(opened(url)) as store,
-        closing(open_supervisor(None, store)) as supervisor,
+        closing(open_supervisor(None, store.database)) as supervisor,
         closing(StandardScheduler()) as scheduler,
     ):
         _without_jobs(databases, store, 200_000 if replaying else 1000)
         lease = supervisor.acquire(f"load/{full.path}", "live")
         assert lease is not None
-        token = store.take_over(full.path, Lane.LOAD, lease.id, lease.confirm)
+        token = store.loads.take_over(full.path, Lane.LOAD, lease.id, lease.confirm)
         stop = threading.Event()
         drain = partial(scheduler.drain, _live_app, _record_arrivals, store=store, run=None)
 
@@ -211,13 +208,13 @@ def _latency(databases: Databases, effort: Effort, *, replaying: bool) -> float:
         replayer = get_context("spawn").Process(target=_replay_all, args=(url,))
         if replaying:
             replayer.start()
-            while not any(replay.jobs for replay in store.replays(full.path)):
+            while not any(replay.jobs for replay in store.replays.newest(full.path)):
                 time.sleep(0.05)
         ends = time.time() + seconds
         while time.time() < ends:
             sent = time.time()
             event = NewEvent(happened.path, f'{{"n": {sent!r}}}', [NewJob(full.path)])
-            store.ingest([[event]])
+            store.log.append([[event]])
             time.sleep(0.02)
         assert not replaying or replayer.is_alive(), "the replay ended before the measurement"
         stop.set()
@@ -231,7 +228,10 @@ def _latency(databases: Databases, effort: Effort, *, replaying: bool) -> float:
 
 
 def _replay_all(url: str) -> None:
-    with closing(opened(url)) as store, closing(open_supervisor(None, store)) as supervisor:
+    with (
+        closing(opened(url)) as store,
+        closing(open_supervisor(None, store.database)) as supervisor,
+    ):
         store.register(app)
         request = ReplayRequest(
             datetime.now(UTC) - timedelta(days=1), datetime.now(UTC), (ReplayMode.MISSING,)

@@ -13,8 +13,7 @@ import psycopg
 from sqlalchemy import TextClause, bindparam, text
 
 from benchmarks.pipeline import app, full, half, happened
-from blacksmith_dagster.store import open_store
-from blacksmith_dagster.store.sql import SQLStore
+from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.tables import DISCARDED, DONE, Instant
 from tests.services.postgres import PostgresServer
 
@@ -105,11 +104,9 @@ def sqlite() -> Iterator[Databases]:
 BOTH = (postgres, sqlite)
 
 
-def opened(url: str) -> SQLStore:
+def opened(url: str) -> Store:
     """Open the store at `url`; the caller closes it."""
-    store = open_store(url)
-    assert isinstance(store, SQLStore)
-    return store
+    return open_store(url)
 
 
 def fill(url: str, events: int, *, payload: str, drained: bool = True, discarded: int = 0) -> None:
@@ -118,11 +115,14 @@ def fill(url: str, events: int, *, payload: str, drained: bool = True, discarded
     If `drained`, loads of 1000 have loaded all jobs, of which each discarded `discarded`.
     """
     with closing(opened(url)) as store:
-        with store.writing() as conn:
-            shared = {"at": datetime.now(UTC), "event_type": store._event_type(happened.path)}
+        with store.database.writing() as conn:
+            shared = {
+                "at": datetime.now(UTC),
+                "event_type": store.database.event_type(happened.path),
+            }
             conn.execute(_EVENTS, shared | {"last": events, "payload": payload})
             for event, every in ((full, 1), (half, 2)):
-                lane = {"destination": store._destination(event.path), "every": every}
+                lane = {"destination": store.database.destination(event.path), "every": every}
                 conn.execute(_JOBS, lane | {"last": events // every})
                 if drained:
                     loads = {"last": events // every // BATCH, "at": shared["at"]}
@@ -130,7 +130,9 @@ def fill(url: str, events: int, *, payload: str, drained: bool = True, discarded
                     if discarded:
                         conn.execute(_OUTCOMES, lane | {"last": discarded})
         store.repair()  # moves the sequence past the written rows
-        with store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
+        with store.database.engine.connect().execution_options(
+            isolation_level="AUTOCOMMIT"
+        ) as conn:
             postgres = conn.dialect.name == "postgresql"
             conn.exec_driver_sql("VACUUM ANALYZE" if postgres else "ANALYZE")
 

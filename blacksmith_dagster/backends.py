@@ -43,7 +43,7 @@ class Backends:
     @cached_property
     def supervisor(self) -> Supervisor:
         """The supervisor: Consul, or the store's own locks."""
-        supervisor = open_supervisor(self.settings.supervisor_url, self.store)
+        supervisor = open_supervisor(self.settings.supervisor_url, self.store.database)
         return self._opened.enter_context(closing(supervisor))
 
     @cached_property

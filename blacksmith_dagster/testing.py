@@ -16,7 +16,7 @@ from blacksmith_dagster.pipeline.model import decoder, encode
 from blacksmith_dagster.pipeline.source import AnySourceEvent
 from blacksmith_dagster.pipeline.triggers import Message, Poll, Reply, Request, Subscription
 from blacksmith_dagster.store.idempotency import resolve
-from blacksmith_dagster.store.interface import NewEvent
+from blacksmith_dagster.store.records import NewEvent
 
 
 def run(
@@ -50,9 +50,10 @@ def run(
     for request, slot in zip(requests, admission.slots, strict=True):
         if isinstance(slot, KeyReused):
             raise slot
-        for new, index in zip(request, slot, strict=True):
+        indexes = cast("Sequence[int]", slot)  # no key is stored before
+        for new, index in zip(request, indexes, strict=True):
             parent = new.parent
-            parents[index] = _id(slot[parent]) if isinstance(parent, int) else parent
+            parents[index] = _id(indexes[parent]) if isinstance(parent, int) else parent
     jobs: dict[str, list[Job[Any]]] = {path: [] for path in app.destination_events}
     for index, new in enumerate(admission.new):
         event = _as_stored(app, new, _id(index), parents[index])

@@ -12,7 +12,7 @@ from blacksmith_dagster.ingest import ingest
 from blacksmith_dagster.orchestration import BlacksmithResource
 from blacksmith_dagster.settings import find_home
 from blacksmith_dagster.store import Store
-from blacksmith_dagster.store.interface import Cursor
+from blacksmith_dagster.store.records import Cursor
 
 CHUNK_BYTES = 1024 * 1024
 TICK_SECONDS = 30  # Dagster gives a sensor 60
@@ -39,7 +39,7 @@ def ingest_file(store: Store, path: Path, ends: float) -> int:
     reader, events = f"landing/{path.name}", 0
     with path.open("rb") as file:
         while time.monotonic() < ends:
-            before = store.cursor(reader)
+            before = store.log.cursor(reader)
             file.seek(int(before or 0))
             lines = file.readlines(CHUNK_BYTES)
             if lines and not lines[-1].endswith(b"\n"):

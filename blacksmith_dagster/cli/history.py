@@ -21,7 +21,7 @@ from blacksmith_dagster.scheduler.purge import purge as purge_store
 from blacksmith_dagster.scheduler.replay import Forecast, ReplayProgress, ReplaySummary, forecast
 from blacksmith_dagster.scheduler.replay import replay as replay_window
 from blacksmith_dagster.signals import on_stop
-from blacksmith_dagster.store.interface import ReplayMode, ReplayRequest
+from blacksmith_dagster.store.records import ReplayMode, ReplayRequest
 from blacksmith_dagster.supervisor import here
 
 _PRINT_SECONDS = 2.0
@@ -190,7 +190,7 @@ def purge(app: Blacksmith, dry_run: bool, archive: str | None, json: bool) -> No
         )
     with opened(app) as backends:
         if dry_run:
-            counts = backends.store.purgeable(retentions)
+            counts = backends.store.log.purgeable(retentions)
             head = ["event", "received before (UTC)", "would be removed", "needed"]
             show(counts, json=json, text=table(head, counts))
             return

@@ -28,12 +28,12 @@ from blacksmith_dagster.cli.common import (
 from blacksmith_dagster.errors import NotFound, SettingsError, Unavailable, UsageError
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.scheduler.discard import discard, retire
-from blacksmith_dagster.store.interface import (
-    Counts,
+from blacksmith_dagster.store import Store
+from blacksmith_dagster.store.records import (
+    JobCounts,
     JobRow,
     ListenerStatus,
     Orphan,
-    Store,
     StoredEvent,
     Transition,
 )
@@ -50,7 +50,7 @@ class _DestinationStatus(msgspec.Struct, frozen=True):
     """
 
     destination: str
-    counts: Counts | None
+    counts: JobCounts | None
     lag: int | None
 
 
@@ -83,9 +83,9 @@ def status(app: Blacksmith, json: bool) -> None:
             store.label,
             _supervision(backends.supervisor),
             [_destination_status(store, path) for path in app.destination_events],
-            store.orphans(app),
-            store.listeners(),
-            store.quarantine_sizes(),
+            store.counts.orphans(app),
+            store.log.listeners(),
+            store.quarantine.sizes(),
         )
     show(report, json=json, text=_status_text(report, datetime.now(UTC)))
 
@@ -99,7 +99,7 @@ def _supervision(supervisor: Supervisor) -> _SupervisorReport:
 
 def _destination_status(store: Store, path: str) -> _DestinationStatus:
     try:
-        counts = store.counts(path)
+        counts = store.counts.of(path)
     except NotFound:
         return _DestinationStatus(path, None, None)
     return _DestinationStatus(path, counts, counts.pending)
@@ -179,7 +179,10 @@ def events() -> None:
 def show_event(event_id: str, json: bool) -> None:
     """Show an event, its jobs, and every transition of each job with its run."""
     with opened() as backends:
-        event, history = backends.store.event(event_id), backends.store.history(event_id)
+        event, history = (
+            backends.store.log.event(event_id),
+            backends.store.history.transitions(event_id),
+        )
     by_job: dict[str, list[Transition]] = {path: [] for path in event.destinations}
     for transition in history:
         by_job.setdefault(transition.destination, []).append(transition)
@@ -217,7 +220,7 @@ def _job_text(destination: str, history: Sequence[Transition]) -> str:
 def list_events(event_type: str | None, limit: int, json: bool) -> None:
     """List the newest events, newest first."""
     with opened() as backends:
-        stored = backends.store.events(event_type, limit)
+        stored = backends.store.log.newest(event_type, limit)
     rows = [
         [event.id, event.event_type, event.received_at, ", ".join(event.destinations)]
         for event in stored
@@ -244,7 +247,7 @@ def jobs() -> None:
 def list_jobs(state: str, destination: str | None, limit: int, json: bool) -> None:
     """List the jobs in a state."""
     with opened() as backends:
-        stored = backends.store.jobs(state, destination, limit)
+        stored = backends.store.history.jobs(state, destination, limit)
     head = ["destination event", "event", "event type", "attempts", "due again", "error"]
     values = attrgetter("destination", "event_id", "event_type", "attempts", "due_at", "error")
     show(stored, json=json, text=table(head, map(values, stored)))
@@ -279,10 +282,10 @@ def discard_jobs(destination: str, event_ids: tuple[str, ...], why: str, app: Bl
 def export_jobs(destination: str, file_format: str, output: Path | None) -> None:
     """Export the discarded jobs of a destination event, with their events' data."""
     with opened() as backends:
-        discarded = backends.store.jobs("discarded", destination, sys.maxsize)
+        discarded = backends.store.history.jobs("discarded", destination, sys.maxsize)
         originals: dict[str, JobRow] = {}
         for event_ids in batched([job.event_id for job in discarded], _BATCH):
-            originals |= backends.store.originals(event_ids)
+            originals |= backends.store.log.originals(event_ids)
     rows = [
         {
             "event_id": job.event_id,

@@ -170,11 +170,11 @@ def _wanderer(app: Blacksmith) -> Iterator[Wanderer]:
     with (
         on_stop(stop.set),
         opened() as backends,
-        open_tracking(Settings.read().wanderer_url, backends.store) as tracking,
+        open_tracking(Settings.read().wanderer_url, backends.store.database) as tracking,
     ):
         yield Wanderer(
             app,
-            store=backends.store,
+            database=backends.store.database,
             supervisor=backends.supervisor,
             tracking=tracking,
             holder=f"{os.environ.get('USER', 'someone')}@{here()}",

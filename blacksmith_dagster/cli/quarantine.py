@@ -46,7 +46,7 @@ def quarantine() -> None:
 def list_quarantine(event: str | None, limit: int, json: bool) -> None:
     """List what is in quarantine, oldest first."""
     with opened() as backends:
-        quarantined = backends.store.quarantined(event, limit)
+        quarantined = backends.store.quarantine.oldest(event, limit)
     rows = [
         [item.id, item.received_at, item.event_type, item.size, _line(item.error, _ERROR_LIMIT)]
         for item in quarantined
@@ -65,7 +65,7 @@ def show_quarantined(quarantine_id: str, body: bool, json: bool) -> None:
     Leaves out the values of headers and of a query that may be credentials.
     """
     with opened() as backends:
-        raw = backends.store.in_quarantine(quarantine_id)
+        raw = backends.store.quarantine.get(quarantine_id)
     if body:
         click.echo(raw.body, nl=False)
         return
@@ -92,8 +92,8 @@ def retry(ids: tuple[str, ...], event: str | None, everything: bool, app: Blacks
     with opened(app) as backends:
         store, notify = backends.store, backends.notify(app)
         if not ids:
-            size = sum(store.quarantine_sizes().values())
-            ids = tuple(item.id for item in store.quarantined(event, size))
+            size = sum(store.quarantine.sizes().values())
+            ids = tuple(item.id for item in store.quarantine.oldest(event, size))
         failed = [item for item in ids if not _is_ingested(app, store, item, notify)]
     click.echo(f"{len(ids) - len(failed)} of {len(ids)} ingested")
     if failed:
@@ -108,7 +108,7 @@ def drop(ids: tuple[str, ...], yes: bool) -> None:
     with opened() as backends:
         if not yes:
             click.confirm(f"Drop {', '.join(ids)} for good?", abort=True)
-        backends.store.drop_quarantined(ids)
+        backends.store.quarantine.drop(ids)
     click.echo(f"{len(ids)} dropped")
 
 

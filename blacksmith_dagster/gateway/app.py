@@ -44,7 +44,8 @@ from blacksmith_dagster.pipeline.source import AnySourceEvent, Webhook
 from blacksmith_dagster.pipeline.triggers import HTTP, Reply, Request
 from blacksmith_dagster.pubsub.notifier import Notifier
 from blacksmith_dagster.redaction import traced
-from blacksmith_dagster.store.interface import RawRequest, Store
+from blacksmith_dagster.store import Store
+from blacksmith_dagster.store.records import RawRequest
 from blacksmith_dagster.supervisor import Supervisor
 
 BODIES_AT_ONCE = 256 * 1024 * 1024
@@ -319,7 +320,7 @@ class EventEndpoint:
         _log.error("%s could not ingest a request\n%s", self._event.path, traced(error))
         try:
             quarantine_id = await run_in_threadpool(
-                self._store.quarantine, raw_request_of(self._event.path, request, error)
+                self._store.quarantine.add, raw_request_of(self._event.path, request, error)
             )
         except Exception as quarantine_error:  # noqa: BLE001 - the request is not stored
             _log.error("the request could not be quarantined", exc_info=quarantine_error)

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from blacksmith_dagster.errors import BlacksmithError, Unavailable
 from blacksmith_dagster.gateway.responses import problem
 from blacksmith_dagster.pubsub.notifier import Notifier
-from blacksmith_dagster.store.interface import Store
+from blacksmith_dagster.store import Store
 from blacksmith_dagster.supervisor import Supervisor
 
 _READY_FOR = 1.0  # seconds for which a result is reused: strangers may request it too

@@ -25,7 +25,7 @@ from blacksmith_dagster.errors import (
 )
 from blacksmith_dagster.pipeline.source import AnySourceEvent
 from blacksmith_dagster.redaction import clean
-from blacksmith_dagster.store.interface import NewEvent
+from blacksmith_dagster.store.records import NewEvent
 
 _WORD = re.compile(r"(?<!^)(?=[A-Z])")
 

@@ -32,7 +32,8 @@ from blacksmith_dagster.supervisor import GATEWAY, Service, package_version, reg
 if TYPE_CHECKING:
     import uvicorn
 
-    from blacksmith_dagster.store.interface import Store
+    from blacksmith_dagster.store import Store
+
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _WILDCARD_HOSTS = ("", "0.0.0.0", "::")

@@ -20,7 +20,8 @@ from blacksmith_dagster.pipeline.event import Event
 from blacksmith_dagster.pipeline.source import AnySourceEvent
 from blacksmith_dagster.pipeline.triggers import Listener
 from blacksmith_dagster.pubsub.notifier import Notify
-from blacksmith_dagster.store.interface import Cursor, RawRequest, Store
+from blacksmith_dagster.store import Store
+from blacksmith_dagster.store.records import Cursor, RawRequest
 
 EVENTS = 2_000
 """The most events in one commit."""
@@ -58,7 +59,7 @@ class Changes:
         self._store = store
         self._notify = notify
         self._extractor = Extractor(app, event)
-        self._cursor = store.cursor(self._reader)
+        self._cursor = store.log.cursor(self._reader)
         self._stop = threading.Event()
         cursor = None if self._cursor is None else msgspec.json.decode(self._cursor)
         self._listener = Listener(cursor, self._stop)

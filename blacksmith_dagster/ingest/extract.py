@@ -23,7 +23,7 @@ from blacksmith_dagster.pipeline.model import decoder, encode, is_plain
 from blacksmith_dagster.pipeline.source import AnySourceEvent, Webhook
 from blacksmith_dagster.pipeline.triggers import Message, Reply, Request
 from blacksmith_dagster.redaction import describe
-from blacksmith_dagster.store.interface import NewEvent, NewJob, RawRequest
+from blacksmith_dagster.store.records import NewEvent, NewJob, RawRequest
 
 VERSION_HEADER = "api-version"
 """The header with the version of those events that name none."""

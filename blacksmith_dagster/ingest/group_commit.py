@@ -19,7 +19,8 @@ from blacksmith_dagster.errors import (
 )
 from blacksmith_dagster.ingest.extract import destinations_to_notify
 from blacksmith_dagster.pubsub.notifier import Notify
-from blacksmith_dagster.store.interface import NewEvent, RawRequest, Store
+from blacksmith_dagster.store import Store
+from blacksmith_dagster.store.records import NewEvent, RawRequest
 
 CommitResult: TypeAlias = list[str] | Exception
 _Part: TypeAlias = list[NewEvent] | RawRequest
@@ -110,7 +111,7 @@ class GroupCommit:
             return []
         for may_retry in (True, False):
             try:
-                return self._store.ingest(requests)
+                return self._store.log.append(requests)
             except STORE_IS_DOWN as error:
                 # A connection that died while idle fails at its next commit. A commit with an
                 # unknown outcome is never retried here: only the sender's key makes that safe.

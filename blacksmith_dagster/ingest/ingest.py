@@ -11,7 +11,8 @@ from blacksmith_dagster.ingest.quarantine import EventGroup, key_of, raw_request
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.source import AnySourceEvent
 from blacksmith_dagster.pipeline.triggers import Message, Reply, Request
-from blacksmith_dagster.store.interface import Cursor, NewEvent, RawRequest, Store
+from blacksmith_dagster.store import Store
+from blacksmith_dagster.store.records import Cursor, NewEvent, RawRequest
 
 
 def ingest(
@@ -75,16 +76,16 @@ def commit_extracted(
 
     Raises `CursorMoved`, and what the store raises.
     """
-    results = store.ingest(extracted, cursors=cursors, received_at=received_at)
+    results = store.log.append(extracted, cursors=cursors, received_at=received_at)
     while reused := {
         index: result for index, result in enumerate(results) if isinstance(result, KeyReused)
     }:
         for index, error in reused.items():
             extracted[index] = raw_request_of(path, requests[index], error)
         if cursors:  # nothing was stored: with cursors, it is all or nothing
-            results = store.ingest(extracted, cursors=cursors, received_at=received_at)
+            results = store.log.append(extracted, cursors=cursors, received_at=received_at)
         else:
-            retried = store.ingest([extracted[index] for index in reused])
+            retried = store.log.append([extracted[index] for index in reused])
             for index, ids in zip(reused, retried, strict=True):
                 results[index] = ids
     return [result for result in results if not isinstance(result, KeyReused)]

@@ -17,7 +17,8 @@ from blacksmith_dagster.pipeline.source import AnySourceEvent, Source
 from blacksmith_dagster.pipeline.triggers import CDC, Subscription
 from blacksmith_dagster.pubsub import PubSub
 from blacksmith_dagster.pubsub.notifier import Notify
-from blacksmith_dagster.store.interface import ListenerStatus, Store
+from blacksmith_dagster.store import Store
+from blacksmith_dagster.store.records import ListenerStatus
 from blacksmith_dagster.supervisor import Lease, Supervisor
 from blacksmith_dagster.supervisor.lock_loop import LockLoop, LockLoops
 
@@ -138,7 +139,7 @@ class _ListenLoop(LockLoop):
 
     def _last_read(self) -> datetime | None:
         """When the previous listener last read something."""
-        statuses = {status.path: status for status in self._store.listeners()}
+        statuses = {status.path: status for status in self._store.log.listeners()}
         previous = statuses.get(self._event.path)
         return None if previous is None else previous.read_at
 
@@ -162,6 +163,6 @@ class _ListenLoop(LockLoop):
         path = self._event.path
         self.status = ListenerStatus(path, self._holder, lag, unit, self._read_at, error)
         try:
-            self._store.note_listener(self.status)
+            self._store.log.note_listener(self.status)
         except Unavailable as unavailable:
             _log.debug("%s: its status is noted later: %s", path, unavailable)

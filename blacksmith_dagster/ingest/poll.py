@@ -17,7 +17,8 @@ from blacksmith_dagster.pipeline.event import Event
 from blacksmith_dagster.pipeline.source import AnySourceEvent
 from blacksmith_dagster.pipeline.triggers import Poll
 from blacksmith_dagster.pubsub.notifier import Notify
-from blacksmith_dagster.store.interface import Cursor, RawRequest, Store
+from blacksmith_dagster.store import Store
+from blacksmith_dagster.store.records import Cursor, RawRequest
 from blacksmith_dagster.supervisor import Lease, Supervisor
 
 _RULE = "an Event or a list of them, or yield them; an empty list if there is nothing new"
@@ -78,7 +79,7 @@ def _poll(
     notify: Notify,
 ) -> Polled:
     reader = f"cron/{event.path}"
-    before = store.cursor(reader)
+    before = store.log.cursor(reader)
     cron_poll = Poll(None if before is None else msgspec.json.decode(before), at)
     returned = events_in(event(cron_poll), Event, event.path, _RULE)
     events: list[Event[Any]] = list(islice(returned, REQUEST_EVENTS + 1))

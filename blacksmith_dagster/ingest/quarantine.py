@@ -18,7 +18,8 @@ from blacksmith_dagster.pipeline.source import AnySourceEvent, SourceEvent, Webh
 from blacksmith_dagster.pipeline.triggers import HTTP, Message, Reply, Request, Subscription
 from blacksmith_dagster.pubsub.notifier import Notify
 from blacksmith_dagster.redaction import CREDENTIAL_HEADERS, describe
-from blacksmith_dagster.store.interface import RawRequest, Store
+from blacksmith_dagster.store import Store
+from blacksmith_dagster.store.records import RawRequest
 
 EventGroup: TypeAlias = Event[Any] | Iterable[Event[Any]]
 """What a poll or a listener yields: an event, or several that are committed together."""
@@ -109,13 +110,13 @@ def retry_quarantined(
     quarantine. Raises `UsageError` if no part of the application receives it, `NotFound` if it is not
     in quarantine, and what the store raises.
     """
-    raw = store.in_quarantine(quarantine_id)
+    raw = store.quarantine.get(quarantine_id)
     event = _receiver_of(app, quarantine_id, raw)
     subscribes = isinstance(event, SourceEvent) and isinstance(event.trigger, Subscription)
     request = _message(raw) if subscribes else _request(raw)
     extracted = Extractor(app, event)(request, key_of(request))
     events = [] if isinstance(extracted, Reply) else extracted
-    [result] = store.ingest([events], released=[quarantine_id])
+    [result] = store.log.append([events], released=[quarantine_id])
     if isinstance(result, KeyReused):
         raise result
     if notify is not None:

@@ -15,7 +15,8 @@ from blacksmith_dagster.pipeline.triggers import Subscription
 from blacksmith_dagster.pubsub import PubSub, open_pubsub
 from blacksmith_dagster.pubsub.interface import Received
 from blacksmith_dagster.pubsub.notifier import Notify
-from blacksmith_dagster.store.interface import Cursor, NewEvent, RawRequest, Store
+from blacksmith_dagster.store import Store
+from blacksmith_dagster.store.records import Cursor, NewEvent, RawRequest
 
 MESSAGES = 2_000
 """The most messages in one commit."""
@@ -41,7 +42,7 @@ class Messages:
         self._store = store
         self._notify = notify
         self._extractor = Extractor(app, event)
-        self._consumer = broker_of(event, pubsub).consumer(trigger.topic, name, store.cursor)
+        self._consumer = broker_of(event, pubsub).consumer(trigger.topic, name, store.log.cursor)
 
     def read(self, timeout: float) -> int | None:
         """Commit the next messages; returns how many, or `None` if none arrives for `timeout` seconds.

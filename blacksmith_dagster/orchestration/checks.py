@@ -35,7 +35,7 @@ from blacksmith_dagster.pipeline.destination import Destination
 from blacksmith_dagster.pipeline.schedule import DEFAULT, Schedule
 from blacksmith_dagster.pipeline.source import AnySourceEvent, Source
 from blacksmith_dagster.pipeline.triggers import HTTP
-from blacksmith_dagster.store.interface import Counts, JobState, ListenerStatus, Orphan
+from blacksmith_dagster.store.records import JobCounts, JobState, ListenerStatus, Orphan
 from blacksmith_dagster.supervisor import Supervisor
 from blacksmith_dagster.wanderer import Wanderer
 
@@ -136,13 +136,13 @@ def run_checks(
     """
     store, woken, now = backends.store, backends.pubsub is not None, datetime.now(UTC)
     for path, event in app.destination_events.items():
-        yield from check_destination(keys[path], event.schedule, store.counts(path), now, woken)
-        yield replay_settled(keys[path], store.unsettled(path, MAX_UNSETTLED_READ))
-    sizes = store.quarantine_sizes()
+        yield from check_destination(keys[path], event.schedule, store.counts.of(path), now, woken)
+        yield replay_settled(keys[path], store.replays.unsettled(path, MAX_UNSETTLED_READ))
+    sizes = store.quarantine.sizes()
     for path, source_event in app.source_events.items():
         at_webhooks = sizes.get(source_event.source.name, 0)
         yield nothing_in_quarantine(keys[path], path, sizes.get(path, 0), at_webhooks)
-    statuses = {status.path: status for status in store.listeners()}
+    statuses = {status.path: status for status in store.log.listeners()}
     for source_event in _listened(app):
         yield listening(keys[source_event.path], source_event, statuses.get(source_event.path), now)
     over_http = _over_http(app)
@@ -153,11 +153,11 @@ def run_checks(
                 keys[path], "gateway_reachable", passed, description, AssetCheckSeverity.ERROR
             )
     yield supervisor_reachable(backends.supervisor)
-    yield no_orphans(store.orphans(app))
+    yield no_orphans(store.counts.orphans(app))
 
 
 def check_destination(
-    key: AssetKey, schedule: Schedule, counts: Counts, now: datetime, woken: bool
+    key: AssetKey, schedule: Schedule, counts: JobCounts, now: datetime, woken: bool
 ) -> Iterator[Finding]:
     """The two checks of a destination event, from its counts.
 

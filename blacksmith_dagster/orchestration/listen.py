@@ -25,7 +25,7 @@ from blacksmith_dagster.orchestration.warm_run_sensor import Holders, build_warm
 from blacksmith_dagster.orchestration.warm_runs import WarmRuns, build_warm_job, serve_until_end
 from blacksmith_dagster.pipeline.source import AnySourceEvent, Source
 from blacksmith_dagster.pipeline.triggers import Subscription
-from blacksmith_dagster.store.interface import ListenerStatus
+from blacksmith_dagster.store.records import ListenerStatus
 
 _REPORT_SECONDS = 60.0
 

@@ -32,7 +32,7 @@ from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import AnyDestinationEvent
 from blacksmith_dagster.scheduler import LoadReport, StandardScheduler, Summary, Tally, loader
 from blacksmith_dagster.signals import on_stop
-from blacksmith_dagster.store.interface import Store
+from blacksmith_dagster.store import Store
 
 # A load waits for a job due within this time: the clocks of Dagster and the database may differ.
 DUE_SOON = 5.0
@@ -218,7 +218,7 @@ def load(
                 stop=stop,
                 report=report,
             )
-            counts = store.counts(event.path)
+            counts = store.counts.of(event.path)
         except Timeout:
             # The call that hangs may block its destination's other events. This process, which ends
             # with its run, loads nothing more.
@@ -286,6 +286,6 @@ def links_of(op: OpExecutionContext) -> Links:
 
 
 def _wait_if_due_soon(store: Store, event: AnyDestinationEvent, stop: threading.Event) -> None:
-    due = store.next_due(event.path)
+    due = store.counts.next_due(event.path)
     if due is not None and 0 < due <= DUE_SOON:
         stop.wait(due)

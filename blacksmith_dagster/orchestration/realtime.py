@@ -86,7 +86,7 @@ def _check(
     now = datetime.now(UTC)
     try:
         for event in events:
-            counts = store.counts(event.path)
+            counts = store.counts.of(event.path)
             evaluate(
                 op, check_destination(keys[event.path], event.schedule, counts, now, woken=True)
             )
@@ -123,8 +123,8 @@ def build_realtime_sensor(
 
     def why_no_run(blacksmith: BlacksmithResource, holders: Holders) -> str | None:
         store = blacksmith.store
-        due = {path: store.next_due(path) for path in paths}
-        return why_idle(due, store.since_load(*paths), holders, warm)
+        due = {path: store.counts.next_due(path) for path in paths}
+        return why_idle(due, store.counts.since_load(*paths), holders, warm)
 
     return build_warm_run_sensor(
         target,

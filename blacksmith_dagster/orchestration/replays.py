@@ -50,7 +50,7 @@ from blacksmith_dagster.scheduler.replay import (
     replay,
 )
 from blacksmith_dagster.signals import on_stop
-from blacksmith_dagster.store.interface import ReplayMode, ReplayRequest
+from blacksmith_dagster.store.records import ReplayMode, ReplayRequest
 
 _LOG_SECONDS = 30.0
 _RETRIES = 10
@@ -161,11 +161,14 @@ def replay_partitions(
             )
             context.log_event(AssetMaterialization(key, partition=partition, metadata=metadata))
         counts, now, woken = (
-            store.counts(event.path),
+            store.counts.of(event.path),
             datetime.now(UTC),
             backends.pubsub is not None,
         )
-        evaluate(op, [replay_settled(key, store.unsettled(event.path, MAX_UNSETTLED_READ))])
+        evaluate(
+            op,
+            [replay_settled(key, store.replays.unsettled(event.path, MAX_UNSETTLED_READ))],
+        )
         evaluate(op, check_destination(key, event.schedule, counts, now, woken))
     return summary
 

@@ -32,7 +32,7 @@ from blacksmith_dagster.orchestration.checks import (
 )
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.store.interface import DayCount
+from blacksmith_dagster.store.records import DayCount
 
 _LOOK_SECONDS = 30
 # Dagster writes totals one by one, about 100 a second, and a tick has 60 seconds.
@@ -114,7 +114,7 @@ def build_report_sensor(start_date: date) -> SensorDefinition:
         cursor = ReportCursor.read(context.cursor, start_date)
         counted = [
             count
-            for count in store.day_counts(cursor.since)
+            for count in store.counts.days(cursor.since)
             if count.event_type in blacksmith.app.source_events
         ]
         totals, cursor = changed_totals(cursor, counted, datetime.now(UTC).date())

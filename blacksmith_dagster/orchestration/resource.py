@@ -190,10 +190,10 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
         Raises `UsageError` outside of a run or a tick, `SettingsError`, `SchemaOutdated`,
         `Unavailable`.
         """
-        with open_tracking(self.backends.settings.wanderer_url, self.store) as tracking:
+        with open_tracking(self.backends.settings.wanderer_url, self.store.database) as tracking:
             yield Wanderer(
                 self.app,
-                store=self.store,
+                database=self.store.database,
                 supervisor=self.supervisor,
                 tracking=tracking,
                 holder=run or here(),

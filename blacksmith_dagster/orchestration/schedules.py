@@ -147,7 +147,7 @@ def build_load_trigger(
 
     def why_not(instance: DagsterInstance, blacksmith: BlacksmithResource) -> str | None:
         store, supervisor = blacksmith.store, blacksmith.supervisor
-        due = {event.path: store.next_due(event.path) for event in load_job.events}
+        due = {event.path: store.counts.next_due(event.path) for event in load_job.events}
         reason = why_not_due(due)
         if reason:
             return reason

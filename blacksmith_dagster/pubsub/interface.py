@@ -19,7 +19,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pipeline.triggers import Message
 from blacksmith_dagster.pubsub.address import BrokerAddress
-from blacksmith_dagster.store.interface import Cursor
+from blacksmith_dagster.store.records import Cursor
 
 _log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from blacksmith_dagster.pipeline.event import Cause, Event, Job, JobResult
 from blacksmith_dagster.pipeline.flow import Flow
 from blacksmith_dagster.pipeline.model import decoder
 from blacksmith_dagster.redaction import describe
-from blacksmith_dagster.store.interface import JobRow, Load
+from blacksmith_dagster.store.records import JobRow, Load
 
 _CONTEXT = msgspec.json.Decoder(dict[str, Any])
 _NOTHING: Mapping[str, Any] = MappingProxyType({})

@@ -15,7 +15,8 @@ from blacksmith_dagster.redaction import clean
 from blacksmith_dagster.scheduler.decoding import JobDecoder
 from blacksmith_dagster.scheduler.loader import take_lane
 from blacksmith_dagster.scheduler.outcomes import Decision, all_discarded, outcomes
-from blacksmith_dagster.store.interface import FencingToken, Lane, Store
+from blacksmith_dagster.store import Store
+from blacksmith_dagster.store.records import FencingToken, Lane
 from blacksmith_dagster.store.statements import batched
 from blacksmith_dagster.supervisor import Supervisor, here
 
@@ -42,11 +43,11 @@ def discard(
     ids, decoder, discarded = list(dict.fromkeys(event_ids)), JobDecoder(app, event), 0
     with _fencing_token(Lane.DISCARD, event.path, store, supervisor) as token:
         for batch in batched(ids, _BATCH):
-            while load := store.claim_for_discard(token, clean(reason), _BATCH, batch):
-                decoded = decoder.decode(load, decoder.originals(load.rows, store.originals))
+            while load := store.loads.claim_for_discard(token, clean(reason), _BATCH, batch):
+                decoded = decoder.decode(load, decoder.originals(load.rows, store.log.originals))
                 verdict, now = all_discarded(load), datetime.now(UTC)
                 events = outcomes(app, event, load, decoded, Decision(verdict), now)
-                store.record(load, msgspec.structs.replace(verdict, outcomes=events))
+                store.loads.record(load, msgspec.structs.replace(verdict, outcomes=events))
                 discarded += len(load.rows)
     return discarded
 
@@ -61,8 +62,8 @@ def retire(path: str, reason: str, *, store: Store, supervisor: Supervisor) -> i
     """
     discarded = 0
     with _fencing_token(Lane.LOAD, path, store, supervisor) as token:
-        while load := store.claim_for_discard(token, clean(reason), _BATCH):
-            store.record(load, all_discarded(load))
+        while load := store.loads.claim_for_discard(token, clean(reason), _BATCH):
+            store.loads.record(load, all_discarded(load))
             discarded += len(load.rows)
     return discarded
 

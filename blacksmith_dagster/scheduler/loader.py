@@ -28,7 +28,8 @@ from blacksmith_dagster.pipeline.event import Batch
 from blacksmith_dagster.scheduler.decoding import Decoded, JobDecoder
 from blacksmith_dagster.scheduler.executor import Executor
 from blacksmith_dagster.scheduler.outcomes import LoadReport, Summary, decide, load_report, outcomes
-from blacksmith_dagster.store.interface import FencingToken, Lane, Load, LoadVerdict, Store
+from blacksmith_dagster.store import Store
+from blacksmith_dagster.store.records import FencingToken, Lane, Load, LoadVerdict
 from blacksmith_dagster.supervisor import here
 from blacksmith_dagster.wanderer.files import version_of
 
@@ -109,7 +110,7 @@ def take_lane(
     if lease is None:
         return None
     try:
-        return HeldLane(store.take_over(path, lane, lease.id, lease.confirm), lease)
+        return HeldLane(store.loads.take_over(path, lane, lease.id, lease.confirm), lease)
     except BaseException:
         lease.release()
         raise
@@ -164,7 +165,7 @@ class StandardScheduler:
             _check_held(lease)
             try:
                 with _collector_paused():
-                    load = store.claim(
+                    load = store.loads.claim(
                         token, event.batch_size, event.retry.max_attempts, run, version
                     )
             except MigrationPending as error:
@@ -172,7 +173,7 @@ class StandardScheduler:
             if load is None:
                 return summary
             if stop.is_set():
-                store.release(load)
+                store.loads.release(load)
                 break
             decoded = _decode(decoder, load, store)
             batch = Batch(event.path, decoded.jobs, event.version)
@@ -214,7 +215,7 @@ class StandardScheduler:
             raised = call.exception(event.timeout.total_seconds())
         except StillRunning:
             if call.cancel():  # it did not begin: another call to this destination ran
-                store.release(load)
+                store.loads.release(load)
             else:
                 _abandon(event, load, call, store)
             return None
@@ -240,7 +241,7 @@ def _decode(decoder: JobDecoder, load: Load, store: Store) -> Decoded:
     """The jobs of a load; none if it is to be discarded, as users' code may have killed its process."""
     if load.discard_reason is not None:
         return Decoded((), {})
-    originals = decoder.originals(load.rows, store.originals)
+    originals = decoder.originals(load.rows, store.log.originals)
     with _collector_paused():
         return decoder.decode(load, originals)
 
@@ -264,7 +265,7 @@ def _verdict(
 def _abandon(event: AnyDestinationEvent, load: Load, call: Future[None], store: Store) -> None:
     """Make the jobs of a load that took too long due again, even if its call is still running."""
     error = f"the load ran past its time-out of {event.timeout.total_seconds():g} s"
-    store.abandon(load, error)
+    store.loads.abandon(load, error)
     _log.warning("%s: load %d: %s", event.path, load.id, error)
     try:
         call.exception(GRACE)
@@ -284,7 +285,7 @@ def _record(
     unknown: OutcomeUnknown | None = None
     while True:
         try:
-            return store.record(load, verdict)
+            return store.loads.record(load, verdict)
         except Unavailable as error:
             unknown = error if isinstance(error, OutcomeUnknown) else unknown
             if lease.lost.is_set() or stop.is_set() or time.monotonic() > give_up:

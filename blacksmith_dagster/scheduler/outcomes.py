@@ -16,14 +16,7 @@ from blacksmith_dagster.pipeline.event import Cause, Event, Job, JobResult, JobV
 from blacksmith_dagster.pipeline.flow import Flow, Outcome
 from blacksmith_dagster.redaction import clean, describe
 from blacksmith_dagster.scheduler.decoding import Decoded
-from blacksmith_dagster.store.interface import (
-    Deviation,
-    JobRow,
-    Load,
-    LoadVerdict,
-    NewEvent,
-    NewJob,
-)
+from blacksmith_dagster.store.records import Deviation, JobRow, Load, LoadVerdict, NewEvent, NewJob
 
 _LONGEST_DELAY = 366 * 86400.0
 

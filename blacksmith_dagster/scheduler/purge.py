@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import msgspec
 
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.store.interface import Archive, Store
+from blacksmith_dagster.store import Store
+from blacksmith_dagster.store.records import Archive
 from blacksmith_dagster.supervisor import Supervisor
 
 ARCHIVE_URL = "BLACKSMITH_ARCHIVE_URL"
@@ -66,7 +67,7 @@ def purge(
     files: list[str] = []
     postponed: Sequence[str] = ()
     with lease:
-        for step in store.purge(app.retention(), opened_archive):
+        for step in store.log.purge(app.retention(), opened_archive):
             events += step.events
             partitions += step.partitions
             files += [step.file] if step.file else []

@@ -16,7 +16,8 @@ from blacksmith_dagster.pipeline.destination import AnyDestinationEvent, Destina
 from blacksmith_dagster.pubsub import Subscriber
 from blacksmith_dagster.scheduler.loader import StandardScheduler
 from blacksmith_dagster.scheduler.outcomes import LoadReport, Summary
-from blacksmith_dagster.store.interface import Lane, Store
+from blacksmith_dagster.store import Store
+from blacksmith_dagster.store.records import Lane
 from blacksmith_dagster.supervisor import Lease, Supervisor
 from blacksmith_dagster.supervisor.lock_loop import LockLoop, LockLoops
 
@@ -157,7 +158,7 @@ class Realtime(LockLoops):
         """Wake all if something is due; returns the seconds until the next sweep."""
         pause = SWEEP if self._broker_responds else SWEEP_ALONE
         try:
-            due = self._store.next_due(*self._loaders)
+            due = self._store.counts.next_due(*self._loaders)
         except Unavailable as error:
             if self._store_responds:
                 _log.warning("the store does not respond and will be swept again: %s", error)
@@ -202,7 +203,7 @@ class _RealtimeLoader(LockLoop):
 
     def work(self, lease: Lease) -> None:
         """Load whenever woken."""
-        token = self._store.take_over(self._event.path, Lane.LOAD, lease.id, lease.confirm)
+        token = self._store.loads.take_over(self._event.path, Lane.LOAD, lease.id, lease.confirm)
         self.recovered()
         self.holds_lock = True
         retry_at = math.inf
@@ -223,7 +224,7 @@ class _RealtimeLoader(LockLoop):
 
     def _next_retry(self) -> float:
         """When a failed job is due again, on the monotonic clock. The sweep may look too late."""
-        due = self._store.next_due(self._event.path)
+        due = self._store.counts.next_due(self._event.path)
         # 0: it cannot be claimed now, or has just become due.
         return math.inf if due is None else time.monotonic() + (due or _RETRY)
 

@@ -23,7 +23,8 @@ from blacksmith_dagster.redaction import describe
 from blacksmith_dagster.scheduler.decoding import JobDecoder
 from blacksmith_dagster.scheduler.loader import HeldLane, StandardScheduler, take_lane
 from blacksmith_dagster.scheduler.outcomes import LoadReport, Tally
-from blacksmith_dagster.store.interface import (
+from blacksmith_dagster.store import Store
+from blacksmith_dagster.store.records import (
     FencingToken,
     JobRow,
     Lane,
@@ -32,7 +33,6 @@ from blacksmith_dagster.store.interface import (
     ReplayMode,
     ReplayRequest,
     SelectedJob,
-    Store,
     Window,
 )
 from blacksmith_dagster.supervisor import here
@@ -137,7 +137,7 @@ def replay(
         return ReplaySummary(0, stopped=True)
     token, lease = lane
     with lease:
-        begun = store.begin_replay(token, request, selector.event_types, holder)
+        begun = store.replays.begin(token, request, selector.event_types, holder)
         pace = _Pace(begun, store, supervisor, stop, rate, report)
         drain = partial(
             scheduler.drain, app, event, store=store, token=token, lease=lease, run=run, stop=stop
@@ -157,7 +157,7 @@ def replay(
             planned = pace.replay
             if planned.planned_upto < planned.upto:
                 pace.replay = plan_page(planned, token, selector, event.batch_size, store)
-            elif store.end_replay(token, planned):
+            elif store.replays.end(token, planned):
                 return summary
             else:
                 stop.wait(_POLL)  # an operator is discarding jobs that are left
@@ -168,8 +168,10 @@ def plan_page(
 ) -> Replay:
     """Put the selected jobs of the next page into job groups of the replay lane."""
     window = Window(replay.planned_upto, replay.upto)
-    page = store.replay_page(replay.destination, replay.request, selector.event_types, window)
-    return store.plan(token, replay, page.upto, selector.select(page.candidates, store), batch)
+    page = store.replays.page(replay.destination, replay.request, selector.event_types, window)
+    return store.replays.plan(
+        token, replay, page.upto, selector.select(page.candidates, store), batch
+    )
 
 
 def forecast(
@@ -180,16 +182,16 @@ def forecast(
     Raises `UsageError`, `Gone`, `Unavailable`.
     """
     selector = ReplaySelector(app, event, request)
-    store.check_not_purged(selector.event_types, request.start)
+    store.log.check_not_purged(selector.event_types, request.start)
     every = msgspec.structs.replace(request, modes=(ReplayMode.ALL,), error=None)
     missing = ReplaySelector(
         app, event, ReplayRequest(request.start, request.end, event_types=request.event_types)
     )
-    window = store.window(request.start, request.end)
+    window = store.log.window(request.start, request.end)
     days: dict[date, Counter[str]] = {}
     jobs, sample = 0, list[Sample]()
     while window.after < window.upto:
-        page = store.replay_page(event.path, every, selector.event_types, window)
+        page = store.replays.page(event.path, every, selector.event_types, window)
         window = Window(page.upto, window.upto)
         wanted = {job.seq for job in missing.select(page.candidates, store)}
         for candidate in page.candidates:
@@ -199,7 +201,7 @@ def forecast(
         selected = {job.seq for job in selector.select(page.candidates, store)}
         jobs += len(selected)
         sample += _sampled(page.candidates, selected, _SAMPLE - len(sample))
-    pace = store.pace(event.path)
+    pace = store.counts.pace(event.path)
     return Forecast(dict(sorted(days.items())), jobs, jobs / pace if pace else None, sample)
 
 
@@ -229,7 +231,7 @@ def _wait_for_lane(
         other = supervisor.status(f"replay/{path}").holder
         overlapping = [
             replay.request
-            for replay in store.replays(path)
+            for replay in store.replays.newest(path)
             if replay.ended_at is None
             and replay.run == other
             and replay.request.start < request.end
@@ -290,7 +292,7 @@ class _Pace:
             return
         while (
             time.monotonic() - now < _LONGEST_YIELD
-            and self.store.next_due(path) == 0
+            and self.store.counts.next_due(path) == 0
             and self.supervisor.status(f"load/{path}").held
             and not self.stop.wait(_POLL / 5)
         ):
@@ -338,8 +340,8 @@ class ReplaySelector:
         if self._plain:
             return [SelectedJob(candidate.seq, candidate.state) for candidate in matching]
         states = {candidate.seq: candidate.state for candidate in matching}
-        rows = store.job_rows(self._event.path, list(states))
-        originals = self._decoder.originals(rows, store.originals)
+        rows = store.replays.job_rows(self._event.path, list(states))
+        originals = self._decoder.originals(rows, store.log.originals)
         jobs = (self._select_job(row, states[row.seq], originals) for row in rows)
         return [job for job in jobs if job is not None]
 

@@ -9,7 +9,8 @@ from sqlalchemy.engine import URL
 
 from blacksmith_dagster.errors import SettingsError
 from blacksmith_dagster.settings import parse_url
-from blacksmith_dagster.store.interface import Store
+from blacksmith_dagster.store.database import Database
+from blacksmith_dagster.store.store import Store
 
 __all__ = ["Store", "open_store", "read_url"]
 
@@ -24,7 +25,7 @@ def open_store(url: str, *, upgrade: bool = False, repair: bool = False) -> Stor
     Raises `SettingsError` for another URL, `SchemaOutdated`, `SequenceWentBack`, `Unavailable`, and
     `ImportError` when PostgreSQL's driver is not installed.
     """
-    store = _adapter(read_url(url), upgrade)
+    store = Store(_open_database(read_url(url), upgrade))
     try:
         if repair:
             store.repair()
@@ -60,20 +61,20 @@ def read_url(url: str) -> URL:
     )
 
 
-def _adapter(url: URL, upgrade: bool) -> Store:
+def _open_database(url: URL, upgrade: bool) -> Database:
     backend = url.get_backend_name()
     if backend == "sqlite":
-        from blacksmith_dagster.store.sqlite import SQLiteStore
+        from blacksmith_dagster.store.sqlite import SQLiteDatabase
 
-        return SQLiteStore(url)
+        return SQLiteDatabase(url)
     if backend in ("postgresql", "postgres"):
         if find_spec("psycopg") is None:
             raise ImportError(
                 "PostgreSQL needs its driver; run `pip install 'blacksmith-dagster[postgres]'`"
             )
-        from blacksmith_dagster.store.postgres import PostgresStore
+        from blacksmith_dagster.store.postgres import PostgresDatabase
 
-        return PostgresStore(url, upgrade=upgrade)
+        return PostgresDatabase(url, upgrade=upgrade)
     raise SettingsError(
         f"unsupported store {url.drivername!r}: use sqlite:////path or postgresql://..."
     )

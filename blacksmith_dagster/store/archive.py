@@ -5,30 +5,28 @@ from __future__ import annotations
 import gzip
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, and_, select, union
 
 from blacksmith_dagster.errors import SettingsError, Unavailable
-from blacksmith_dagster.store.interface import NOTHING, ArchivedEvent, ArchivedJob
+from blacksmith_dagster.store.database import Database
+from blacksmith_dagster.store.records import NOTHING, ArchivedEvent, ArchivedJob
 from blacksmith_dagster.store.statements import batched
 from blacksmith_dagster.store.tables import DISCARDED, edits, events, group_jobs, jobs, outcomes
-
-if TYPE_CHECKING:
-    from blacksmith_dagster.store.sql import SQLStore
 
 _BATCH = 5_000  # events named in one statement
 _ENCODER = msgspec.json.Encoder()
 
 
-def read_archived(store: SQLStore, seqs: Sequence[int]) -> Sequence[ArchivedEvent]:
+def read_archived(database: Database, seqs: Sequence[int]) -> Sequence[ArchivedEvent]:
     """Read events, and how their jobs ended. Changes nothing."""
-    id_of, event_type_paths = store._epochs.id_of, store._event_type_paths
+    id_of, event_type_paths = database.epochs.id_of, database.event_type_paths
     archived = []
-    with store.reading() as conn:
+    with database.reading() as conn:
         for batch in batched(seqs, _BATCH):
-            jobs_by_event = _read_jobs(store, conn, batch)
+            jobs_by_event = _read_jobs(database, conn, batch)
             rows = select(events).where(events.c.seq.in_(batch)).order_by(events.c.seq)
             archived += [
                 ArchivedEvent(
@@ -49,10 +47,10 @@ def read_archived(store: SQLStore, seqs: Sequence[int]) -> Sequence[ArchivedEven
 
 
 def _read_jobs(
-    store: SQLStore, conn: Connection, seqs: Sequence[int]
+    database: Database, conn: Connection, seqs: Sequence[int]
 ) -> Mapping[int, Sequence[ArchivedJob]]:
     """How the jobs of these events ended, including the jobs that a replay created."""
-    paths = {number: path for path, number in store._destinations.items()}
+    paths = {number: path for path, number in database.destinations.items()}
     discards = (
         select(outcomes.c.destination, outcomes.c.seq, outcomes.c.error)
         .where(

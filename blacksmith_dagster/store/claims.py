@@ -3,71 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import Connection
 
-from blacksmith_dagster.store import loads
-from blacksmith_dagster.store.interface import FencingToken, JobRow, Load
+from blacksmith_dagster.store import lanes, waiting_groups
+from blacksmith_dagster.store.database import Database, LaneState
 from blacksmith_dagster.store.job_groups import WaitingGroup, can_join, portion
+from blacksmith_dagster.store.records import FencingToken, JobRow, Load
 from blacksmith_dagster.store.tables import LANE_NUMBERS
-
-if TYPE_CHECKING:
-    from datetime import datetime
-
-    from blacksmith_dagster.store.sql import SQLStore
-
-
-class LaneState(NamedTuple):
-    """A lane's fencing token, its last load, and what it could claim now.
-
-    - `token`, `holder`: its latest fencing token.
-    - `now`: the database's clock.
-    - `last`: the id of its last load, 0 if there has been none. `open`: whether that is executing.
-      `first_claim`: whether it was the first of its jobs (then the next claim prefers due groups).
-    - `position`, `claimed`: as in that load's row.
-    - `next`: the last of the new jobs that a claim would get, 0 if there are none.
-    - `due`: whether a job group is due.
-    """
-
-    token: int
-    holder: str
-    now: datetime
-    last: int
-    open: bool
-    first_claim: bool
-    position: int
-    claimed: int
-    next: int
-    due: bool
-
-    @classmethod
-    def read(
-        cls,
-        token: int,
-        holder: str,
-        now: datetime,
-        last: int | None,
-        is_open: bool | None,
-        first_claim: bool | None,
-        position: int | None,
-        claimed: int | None,
-        next_seq: int | None,
-        due: bool,
-    ) -> LaneState:
-        """The state from the database's row, in which NULLs mean that the lane has had no load."""
-        return cls(
-            token,
-            holder,
-            now,
-            last or 0,
-            bool(is_open),
-            last is None or bool(first_claim),
-            position or 0,
-            claimed or 0,
-            next_seq or 0,
-            bool(due),
-        )
 
 
 class Claim:
@@ -75,7 +19,7 @@ class Claim:
 
     def __init__(
         self,
-        store: SQLStore,
+        database: Database,
         conn: Connection,
         token: FencingToken,
         destination: int,
@@ -83,7 +27,7 @@ class Claim:
         limit: int,
         run: str | None,
     ) -> None:
-        self.store, self.conn, self.token = store, conn, token
+        self.database, self.conn, self.token = database, conn, token
         self.destination, self.state = destination, state
         self.limit, self.run = limit, run
 
@@ -92,7 +36,7 @@ class Claim:
         after, upto = self.state.position, self.state.next
         if not upto:
             return None
-        rows = self.store._jobs_between(self.conn, self.destination, after, upto)
+        rows = self.database.jobs_between(self.conn, self.destination, after, upto)
         load_id = self._open(1, upto, len(rows), seq_from=after + 1)
         return self._load(load_id, rows, attempt=1, first_claim=True, discard_reason=discard_reason)
 
@@ -104,7 +48,7 @@ class Claim:
         if not self.state.due:
             return None
         lane = LANE_NUMBERS[self.token.lane]
-        waiting = loads.waiting_groups(
+        waiting = waiting_groups.waiting_groups(
             self.conn, self.destination, due_by=self.state.now, lane=lane
         )
         if not waiting:
@@ -115,19 +59,19 @@ class Claim:
         if len(groups) > 1:
             return self._claim_whole(groups, attempt)
         raised_in = first.raised_in
-        others_succeeded = raised_in is not None and loads.succeeded_since(
+        others_succeeded = raised_in is not None and lanes.succeeded_since(
             self.conn, self.destination, raised_in
         )
         part = portion(first, self.limit, others_succeeded)
         if part.jobs == first.jobs:
             return self._claim_whole(groups, attempt, part.lost_loads, part.discard_reason)
         load_id = self._open(attempt, None, part.jobs)
-        loads.assign_part(self.conn, first, part, self.destination, load_id)
+        waiting_groups.assign_part(self.conn, first, part, self.destination, load_id)
         return self._load_of_groups(load_id, groups, attempt, part.lost_loads, part.discard_reason)
 
     def next_for_discard(self, reason: str) -> Load | None:
         """The next waiting jobs, due or not, and then the new ones."""
-        waiting = loads.waiting_groups(self.conn, self.destination)
+        waiting = waiting_groups.waiting_groups(self.conn, self.destination)
         if waiting:
             return self._claim_whole(waiting[:1], waiting[0].attempts, discard_reason=reason)
         return self.new(discard_reason=reason)
@@ -136,9 +80,9 @@ class Claim:
         """The listed jobs that wait to run again."""
         groups = []
         for seq in seqs[: self.limit]:
-            group = loads.waiting_group_of(self.conn, self.destination, seq)
+            group = waiting_groups.waiting_group_of(self.conn, self.destination, seq)
             if group is not None:
-                groups.append(loads.separate_job(self.conn, group, seq, self.destination))
+                groups.append(waiting_groups.separate_job(self.conn, group, seq, self.destination))
         return (
             self._claim_whole(groups, groups[0].attempts, discard_reason=reason) if groups else None
         )
@@ -151,7 +95,7 @@ class Claim:
         discard_reason: str | None = None,
     ) -> Load:
         load_id = self._open(attempt, None, sum(group.jobs for group in groups))
-        loads.assign(self.conn, groups, load_id)
+        waiting_groups.assign(self.conn, groups, load_id)
         return self._load_of_groups(load_id, groups, attempt, lost_loads, discard_reason)
 
     def _load_of_groups(
@@ -165,7 +109,7 @@ class Claim:
         first = groups[0]
         return self._load(
             load_id,
-            self.store._jobs_of_groups(self.conn, self.destination, load_id, groups),
+            self.database.jobs_of_groups(self.conn, self.destination, load_id, groups),
             attempt,
             job_key=first.job_key,
             replay=first.replay,
@@ -179,7 +123,7 @@ class Claim:
         self, attempt: int, seq_to: int | None, jobs: int, seq_from: int | None = None
     ) -> int:
         first_claim = seq_to is not None
-        return loads.open_load(
+        return lanes.open_load(
             self.conn,
             {
                 "destination": self.destination,

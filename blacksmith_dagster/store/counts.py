@@ -1,16 +1,18 @@
-"""Counts jobs by state and events by day, and says when a destination event has something to load."""
+"""`store.counts`: jobs by state, events by day, and when a destination event has something to load."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import date, datetime
-from typing import Any
+from datetime import date
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, func, select
+from sqlalchemy import Row, Select, and_, bindparam, func, select
 
-from blacksmith_dagster.store.interface import Counts, Lane
-from blacksmith_dagster.store.loads import last_load
+from blacksmith_dagster.store.database import Database
+from blacksmith_dagster.store.lanes import last_load
+from blacksmith_dagster.store.records import DayCount, JobCounts, Lane, Orphan
 from blacksmith_dagster.store.tables import (
+    DONE,
     EXECUTING,
     LANE_NUMBERS,
     counter,
@@ -24,57 +26,97 @@ from blacksmith_dagster.store.tables import (
     replays,
 )
 
+if TYPE_CHECKING:
+    from blacksmith_dagster.pipeline.application import Blacksmith
+
 _LOAD_LANE = LANE_NUMBERS[Lane.LOAD]
+_PACE_LOADS = 20  # loads from which the pace is computed
 
 
-def count_jobs(conn: Connection, destination: int) -> Counts:
-    """The jobs of a destination event by state. One statement, and so one snapshot."""
-    row = conn.execute(_COUNT_JOBS, {"destination": destination}).one()
-    waiting_since = [row.first_due_at, row.first_received_at]
-    return Counts(
-        awaiting=row.counted + row.uncounted - row.claimed,
-        executing=row.executing,
-        retrying=row.retrying,
-        # int: PostgreSQL adds bigints up to a numeric.
-        succeeded=int(
-            row.claimed + row.created_jobs - row.executing_or_retrying - row.ever_discarded
-        ),
-        discarded=row.discarded,
-        oldest_waiting=min((at for at in waiting_since if at is not None), default=None),
-    )
+class Counts:
+    """What a store counts. `destination` is the path of a destination event."""
 
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
-def next_due(
-    conn: Connection, destinations: Sequence[int], clock: ColumnElement[datetime]
-) -> float | None:
-    """Seconds until the load lane of one of these can claim; 0 if it can now, `None` if no jobs wait."""
-    statement = _FIRST_DUE.add_columns(clock.label("now"))
-    rows = conn.execute(statement, {"destinations": destinations}).all()
-    seconds = [
-        0.0 if row.first_new is not None else max(0.0, (row.first_due_at - row.now).total_seconds())
-        for row in rows
-        if row.first_new is not None or row.first_due_at is not None
-    ]
-    return min(seconds, default=None)
+    def of(self, destination: str) -> JobCounts:
+        """How many of its jobs are in each state. Raises `NotFound`."""
+        values = {"destination": self._database.destination(destination)}
+        with self._database.reading() as conn:  # one statement, and so one snapshot
+            row = conn.execute(_COUNT_JOBS, values).one()
+        waiting_since = [row.first_due_at, row.first_received_at]
+        return JobCounts(
+            awaiting=row.counted + row.uncounted - row.claimed,
+            executing=row.executing,
+            retrying=row.retrying,
+            # int: PostgreSQL adds bigints up to a numeric.
+            succeeded=int(
+                row.claimed + row.created_jobs - row.executing_or_retrying - row.ever_discarded
+            ),
+            discarded=row.discarded,
+            oldest_waiting=min((at for at in waiting_since if at is not None), default=None),
+        )
 
+    def days(self, since: date) -> Sequence[DayCount]:
+        """How many events were received per event type and UTC day, from `since` on."""
+        columns, paths = event_totals.c, self._database.event_type_paths
+        totals = select(columns.event_type, columns.day, columns.events).where(columns.day >= since)
+        with self._database.reading() as conn:
+            rows = conn.execute(totals.order_by(columns.day, columns.event_type)).tuples()
+            return [DayCount(paths[event_type], day, events) for event_type, day, events in rows]
 
-def since_load(
-    conn: Connection, destinations: Sequence[int], clock: ColumnElement[datetime]
-) -> float | None:
-    """Seconds since a load of one of these ended or began, `None` if there has been none."""
-    statement = _LAST_LOADED.add_columns(clock.label("now"))
-    rows = conn.execute(statement, {"destinations": destinations}).all()
-    return min(
-        (max(0.0, (row.now - row.loaded_at).total_seconds()) for row in rows if row.loaded_at),
-        default=None,
-    )
+    def next_due(self, *destinations: str) -> float | None:
+        """Seconds until the load lane of one of these can claim; 0 if it can now, `None` if no jobs
+        wait."""
+        return min(
+            (
+                0.0
+                if row.first_new is not None
+                else max(0.0, (row.first_due_at - row.now).total_seconds())
+                for row in self._of_destinations(_FIRST_DUE, destinations)
+                if row.first_new is not None or row.first_due_at is not None
+            ),
+            default=None,
+        )
 
+    def since_load(self, *destinations: str) -> float | None:
+        """Seconds since the last load of one of these ended, or began if it is executing, by the
+        database's clock; `None` if there has been none."""
+        return min(
+            (
+                max(0.0, (row.now - row.loaded_at).total_seconds())
+                for row in self._of_destinations(_LAST_LOADED, destinations)
+                if row.loaded_at
+            ),
+            default=None,
+        )
 
-def count_events_by_day(conn: Connection, since: date) -> Sequence[Row[Any]]:
-    """How many events of each type were received per day, as far as the totals count the log."""
-    columns = event_totals.c
-    totals = select(columns.event_type, columns.day, columns.events).where(columns.day >= since)
-    return conn.execute(totals.order_by(columns.day, columns.event_type)).all()
+    def _of_destinations(self, statement: Select[Any], paths: Sequence[str]) -> Sequence[Row[Any]]:
+        ids = [self._database.destination(path) for path in paths]
+        statement = statement.add_columns(self._database.clock().label("now"))
+        with self._database.reading() as conn:
+            return conn.execute(statement, {"destinations": ids}).all()
+
+    def pace(self, destination: str) -> float | None:
+        """Jobs per second in its last loads, `None` if there were none."""
+        of_destination = loads.c.destination == self._database.destination(destination)
+        last = (
+            select(loads.c.jobs, loads.c.started_at, loads.c.finished_at)
+            .where(of_destination, loads.c.state == DONE)
+            .order_by(loads.c.id.desc())
+            .limit(_PACE_LOADS)
+        )
+        with self._database.reading() as conn:
+            rows = conn.execute(last).all()
+        seconds = sum((row.finished_at - row.started_at).total_seconds() for row in rows)
+        return sum(row.jobs for row in rows) / seconds if seconds > 0 else None
+
+    def orphans(self, app: Blacksmith) -> Sequence[Orphan]:
+        """Destination events with pending jobs that the application does not declare."""
+        self._database.read_names()
+        undeclared = sorted(self._database.destinations.keys() - app.destination_events.keys())
+        waiting = [Orphan(path, self.of(path).pending) for path in undeclared]
+        return [orphan for orphan in waiting if orphan.pending]
 
 
 # ------------------------------------------------------------------------------- fragments

@@ -1,4 +1,4 @@
-"""Reads events, the jobs in a state, and every transition of an event's jobs."""
+"""`store.history`: every transition of an event's jobs, the jobs in a state, and stored events."""
 
 from __future__ import annotations
 
@@ -26,10 +26,12 @@ from sqlalchemy import (
     union_all,
 )
 
-from blacksmith_dagster.errors import UsageError
+from blacksmith_dagster.errors import Gone, NotFound, UsageError
 from blacksmith_dagster.store.counts import IS_OPEN_LOAD, IS_WAITING_GROUP, position_of
+from blacksmith_dagster.store.database import Database
 from blacksmith_dagster.store.group_members import JOB_COLUMNS, RETRY_ERROR, select_members
-from blacksmith_dagster.store.interface import Transition, Window
+from blacksmith_dagster.store.records import JobState, Transition, Window
+from blacksmith_dagster.store.retention import why_gone
 from blacksmith_dagster.store.statements import batched
 from blacksmith_dagster.store.tables import (
     DISCARDED,
@@ -50,12 +52,63 @@ from blacksmith_dagster.store.tables import (
 
 _BATCH = 10_000  # values in one statement, which accepts 65,535 at most
 
+
+class History:
+    """What became of the jobs of events."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def transitions(self, event_id: str) -> Sequence[Transition]:
+        """Every transition of every job of an event, in order of time.
+
+        Raises `NotFound`; `Gone` if the event may have been purged.
+        """
+        seq = self._database.epochs.seq_of(event_id)
+        with self._database.reading() as conn:
+            return _transitions(conn, seq, existing_event(conn, event_id, seq).received_at)
+
+    def jobs(
+        self, state: str, destination: str | None = None, limit: int = 100
+    ) -> Sequence[JobState]:
+        """Jobs in a state: 'discarded', 'retrying' (failed or unknown, due again), 'executing' or
+        'awaiting'."""
+        paths = list(self._database.destinations) if destination is None else [destination]
+        states: list[JobState] = []
+        with self._database.reading() as conn:
+            for path in paths:
+                rows = _jobs_in_state(
+                    conn, state, self._database.destination(path), limit - len(states)
+                )
+                states += [job_state(self._database, path, state, row) for row in rows]
+        return states
+
+
+def job_state(database: Database, destination: str, state: str, row: Any) -> JobState:
+    """A row with seq, event type, received_at, attempts, error and due_at as the state of a job."""
+    return JobState(
+        destination,
+        database.epochs.id_of(row.seq),
+        database.event_type_paths[row.event_type],
+        state,
+        row.received_at,
+        row.attempts,
+        row.error,
+        row.due_at,
+    )
+
+
 # ---------------------------------------------------------------------------------------- events
 
 
-def find_event(conn: Connection, seq: int) -> Row[Any] | None:
-    """The row of one event."""
-    return conn.execute(select(events).where(events.c.seq == seq)).first()
+def existing_event(conn: Connection, event_id: str, seq: int) -> Row[Any]:
+    """The row of an event. Raises `NotFound`; `Gone` if it may have been purged."""
+    row = conn.execute(select(events).where(events.c.seq == seq)).first()
+    if row is None:
+        if (reason := why_gone(conn, seq)) is not None:
+            raise Gone(f"event {event_id} has been purged: {reason}")
+        raise NotFound(f"event {event_id} is not in this store")
+    return row
 
 
 def newest_events(conn: Connection, event_type: int | None, limit: int) -> Sequence[Row[Any]]:
@@ -204,7 +257,7 @@ _REPLAYS = (
 _STATES = {DONE: "succeeded", FAILED: "failed", UNKNOWN: "unknown", RELEASED: "awaiting"}
 
 
-def history(conn: Connection, seq: int, received_at: datetime) -> Sequence[Transition]:
+def _transitions(conn: Connection, seq: int, received_at: datetime) -> Sequence[Transition]:
     """All transitions of the jobs of an event, in order of time."""
     transitions: list[Transition] = []
     acknowledged: set[str] = set()
@@ -241,7 +294,9 @@ def history(conn: Connection, seq: int, received_at: datetime) -> Sequence[Trans
 # ---------------------------------------------------------------------------------------- jobs
 
 
-def jobs_in_state(conn: Connection, state: str, destination: int, limit: int) -> Sequence[Row[Any]]:
+def _jobs_in_state(
+    conn: Connection, state: str, destination: int, limit: int
+) -> Sequence[Row[Any]]:
     """Jobs in a state, with seq, event type, received_at, attempts, error and due_at."""
     if state not in _JOBS_IN_STATE:
         raise UsageError(f"unknown state {state!r}; use one of {', '.join(_JOBS_IN_STATE)}")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from blacksmith_dagster.errors import KeyReused
-from blacksmith_dagster.store.interface import NewEvent
+from blacksmith_dagster.store.records import NewEvent
 
 Key = tuple[str, str, int]
 """Event type, key, ordinal in the request."""
@@ -19,20 +19,22 @@ class StoredKey(NamedTuple):
     digest: bytes
 
 
+EventRef: TypeAlias = int | StoredKey
+"""An event of a commit: its index in `Resolution.new`, or the key of the event that it repeats."""
+
+
 class Resolution(NamedTuple):
     """The result of `resolve` for the requests of one commit.
 
     - `new`: the events to append.
-    - `slots`: for each request its `KeyReused`, or for each of its events the index in `new`, or
-      `~seq` of the stored event that it repeats.
-    - `parents`: the parent of each child in `new`, by the child's index: the parent's seq, or `~index`
-      of a parent in `new`.
+    - `slots`: for each request its `KeyReused`, or its events.
+    - `parents`: the parent of each child in `new`, by the child's index.
     - `claimed`: the keys to write, with the index in `new` of the event of each.
     """
 
     new: Sequence[NewEvent]
-    slots: Sequence[KeyReused | Sequence[int]]
-    parents: Mapping[int, int]
+    slots: Sequence[KeyReused | Sequence[EventRef]]
+    parents: Mapping[int, EventRef]
     claimed: Mapping[Key, int]
 
     @property
@@ -52,7 +54,7 @@ class Resolution(NamedTuple):
         return [
             slot
             if isinstance(slot, KeyReused)
-            else [id_of(~index) if index < 0 else ids[index] for index in slot]
+            else [id_of(ref.seq) if isinstance(ref, StoredKey) else ids[ref] for ref in slot]
             for slot in self.slots
         ]
 
@@ -64,47 +66,58 @@ def resolve(requests: Sequence[Sequence[NewEvent]], known: Mapping[Key, StoredKe
     first is stored; the second repeats it, or its request is rejected.
     """
     new: list[NewEvent] = []
-    slots: list[KeyReused | Sequence[int]] = []
-    parents: dict[int, int] = {}
+    slots: list[KeyReused | Sequence[EventRef]] = []
+    parents: dict[int, EventRef] = {}
     claimed: dict[Key, int] = {}
     for request in requests:
-        new_keys: dict[Key, int] = {}
-        children: dict[int, int] = {}
-        slot: list[int] = []
-        rejected: KeyReused | None = None
         start = len(new)
-        for event in request:
-            index: int | None = None
-            if event.key is not None:
-                key = (event.event_type, event.key, event.ordinal)
-                stored = known.get(key)
-                index = claimed.get(key, new_keys.get(key))
-                digest = stored.digest if stored else None if index is None else new[index].digest
-                if digest is not None and digest != event.digest:
-                    rejected = KeyReused(
-                        f"the key {event.key!r} was sent before with another body; send the same body "
-                        "again, or give the new event a key of its own"
-                    )
-                    break
-                if stored is not None:
-                    slot.append(~stored.seq)
-                    continue
-                if index is None:
-                    new_keys[key] = len(new)
-            if index is None:
-                index = len(new)
-                new.append(event)
-                if isinstance(event.parent, int):
-                    children[index] = ~slot[event.parent]
-            slot.append(index)
-        if rejected is not None:
+        try:
+            slot, new_keys, children = _resolve_request(request, known, claimed, new)
+        except KeyReused as error:
             del new[start:]
-            slots.append(rejected)
+            slots.append(error)
             continue
         claimed |= new_keys
         parents |= children
         slots.append(slot)
     return Resolution(new, slots, parents, claimed)
+
+
+def _resolve_request(
+    request: Sequence[NewEvent],
+    known: Mapping[Key, StoredKey],
+    claimed: Mapping[Key, int],
+    new: list[NewEvent],
+) -> tuple[list[EventRef], dict[Key, int], dict[int, EventRef]]:
+    """Add the new events of a request to `new`; returns its slot, its keys and its children's parents.
+
+    Raises `KeyReused`.
+    """
+    slot: list[EventRef] = []
+    new_keys: dict[Key, int] = {}
+    children: dict[int, EventRef] = {}
+    for event in request:
+        if event.key is not None:
+            key = (event.event_type, event.key, event.ordinal)
+            stored, index = known.get(key), claimed.get(key, new_keys.get(key))
+            digest = stored.digest if stored else None if index is None else new[index].digest
+            if digest is not None and digest != event.digest:
+                raise KeyReused(
+                    f"the key {event.key!r} was sent before with another body; send the same body "
+                    "again, or give the new event a key of its own"
+                )
+            if stored is not None:
+                slot.append(stored)
+                continue
+            if index is not None:
+                slot.append(index)
+                continue
+            new_keys[key] = len(new)
+        if isinstance(event.parent, int):
+            children[len(new)] = slot[event.parent]
+        slot.append(len(new))
+        new.append(event)
+    return slot, new_keys, children
 
 
 def keys_of(requests: Iterable[Iterable[NewEvent]]) -> set[Key]:

@@ -1,375 +1,200 @@
-"""The statements that claim and close loads, in a transaction that has locked the lane."""
+"""`store.loads`: loaders take over a lane, claim its jobs as loads, and record the results."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from datetime import timedelta
 
-from sqlalchemy import (
-    Connection,
-    Select,
-    bindparam,
-    exists,
-    false,
-    insert,
-    literal,
-    null,
-    select,
-    tuple_,
-    update,
-)
+from sqlalchemy import Connection, select, update
 
+from blacksmith_dagster.errors import FencedOut, UsageError
 from blacksmith_dagster.pipeline.event import JobResult
-from blacksmith_dagster.store.group_members import seqs_of
-from blacksmith_dagster.store.interface import Deviation, Lane, Load
-from blacksmith_dagster.store.job_groups import Portion, WaitingGroup
+from blacksmith_dagster.store import migration_barrier, waiting_groups
+from blacksmith_dagster.store.claims import Claim
+from blacksmith_dagster.store.database import Database, LaneState
+from blacksmith_dagster.store.lanes import close_load, fenced_out, lock_lane
+from blacksmith_dagster.store.records import Confirm, FencingToken, Lane, Load, LoadVerdict
 from blacksmith_dagster.store.tables import (
-    DISCARDED,
     DONE,
-    EXECUTING,
     FAILED,
     LANE_NUMBERS,
-    group_jobs,
-    job_groups,
-    loads,
-    outcomes,
+    RELEASED,
+    UNKNOWN,
+    fencing_tokens,
 )
 
-_MAX_GROUPS = 1000  # job groups read for one load
-
-# ----------------------------------------------------------------------------- waiting groups
+_ALL_SUCCEEDED = LoadVerdict()
 
 
-def waiting_groups(
-    conn: Connection, destination: int, *, due_by: datetime | None = None, lane: int | None = None
-) -> list[WaitingGroup]:
-    """Waiting job groups, the longest due first, locked: those of a lane that are due by a time, or
-    all.
-    """
-    statement = _WAITING_GROUPS
-    if lane is not None:
-        statement = statement.where(job_groups.c.lane == lane, job_groups.c.due_at <= due_by)
-    return [WaitingGroup(*row) for row in conn.execute(statement, {"destination": destination})]
+class Loads:
+    """The loads of all destination events."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def take_over(
+        self, destination: str, lane: Lane, holder: str, confirm: Confirm
+    ) -> FencingToken:
+        """Take over a lane: from now on only the returned token may claim and record in it.
+
+        Reads the fencing token, calls `confirm()` to check that the caller still has its lock, and then
+        raises the token, but only if no other has raised it meanwhile. An open load of the lane becomes
+        unknown, and its jobs are due again.
+
+        Raises `FencedOut` if `confirm()` returns `False`, and `NotFound` if the destination event does
+        not exist.
+        """
+        destination_id, lane_number = self._database.destination(destination), LANE_NUMBERS[lane]
+        columns = fencing_tokens.c
+        of_lane = (columns.destination == destination_id) & (columns.lane == lane_number)
+        while True:
+            with self._database.reading() as conn:
+                latest = conn.execute(select(columns.token).where(of_lane)).scalar_one()
+            if not confirm():
+                raise FencedOut(f"{destination}: the lock was lost before it could be used")
+            with self._database.writing() as conn:
+                raised = update(fencing_tokens).where(of_lane, columns.token == latest)
+                if conn.execute(raised.values(token=latest + 1, holder=holder)).rowcount == 1:
+                    state = self._database.enter_lane(conn, destination_id, lane_number, 0)
+                    if state.open:
+                        close_load(conn, state.last, UNKNOWN, state.now, "its loader was lost")
+                        waiting_groups.requeue(conn, state.last, state.now, lost_loads=1)
+                    return FencingToken(destination, lane, latest + 1, holder)
+
+    def claim(
+        self,
+        token: FencingToken,
+        limit: int,
+        max_attempts: int,
+        run: str | None = None,
+        version: int | None = None,
+    ) -> Load | None:
+        """Claim the next load, of at most `limit` jobs, and commit it as executing.
+
+        Returns `None` if nothing is due. Jobs that are due again go first; while new jobs wait, every
+        second claim takes new ones. `version` is the version of the destination's schema that the
+        caller's code declares; `None` if it declares none.
+
+        Raises `FencedOut`; `MigrationPending` if the destination is being migrated, or has not reached
+        that version; `CodeOutdated` if it is past it; `UsageError` if the lane's last load is still
+        open.
+        """
+        with self._database.writing() as conn:
+            claim = self._begin_claim(conn, token, limit, run)
+            migration_barrier.check(conn, token.destination, version)
+            if claim.state.first_claim:
+                return claim.due(max_attempts) or claim.new()
+            return claim.new() or claim.due(max_attempts)
+
+    def claim_for_discard(
+        self, token: FencingToken, reason: str, limit: int, event_ids: Sequence[str] | None = None
+    ) -> Load | None:
+        """Claim waiting jobs in order to discard them: `reason` becomes the load's `discard_reason`.
+
+        With `event_ids`, only jobs of these events that wait to run again, due now or later. Without,
+        the next of all waiting jobs, including those never claimed. Returns `None` if none is left.
+
+        Raises `FencedOut`; `UsageError` if the lane's last load is still open, or if `event_ids` is
+        missing in a lane other than `Lane.LOAD`.
+        """
+        with self._database.writing() as conn:
+            claim = self._begin_claim(conn, token, limit, None)
+            if event_ids is not None:
+                seqs = [self._database.epochs.seq_of(event_id) for event_id in event_ids]
+                return claim.listed_for_discard(seqs, reason)
+            if token.lane is not Lane.LOAD:
+                raise UsageError(
+                    "only the load lane can discard all pending jobs; give event_ids, or use its token"
+                )
+            return claim.next_for_discard(reason)
+
+    def _begin_claim(
+        self, conn: Connection, token: FencingToken, limit: int, run: str | None
+    ) -> Claim:
+        """Lock the lane for a claim. Raises `UsageError` if its last load is still open."""
+        destination, state = lock_lane(self._database, conn, token, limit)
+        if state.open:
+            raise UsageError(
+                f"{token.destination}: load {state.last} is still open; record, release or abandon "
+                "it before the next claim"
+            )
+        return Claim(self._database, conn, token, destination, state, limit, run)
+
+    def record(self, load: Load, verdict: LoadVerdict) -> None:
+        """Close a load with its result.
+
+        Raises `FencedOut` if another has taken over the lane, or the load is no longer open.
+        """
+        if verdict == _ALL_SUCCEEDED and not load.isolated:
+            self._record_succeeded(load)
+        else:
+            self._database.commit(lambda: self._record(load, verdict))
+
+    def _record(self, load: Load, verdict: LoadVerdict) -> None:
+        discarded = sum(job.result is JobResult.DISCARDED for job in verdict.deviations)
+        state = DONE if verdict.raised is None else FAILED
+        with self._database.writing() as conn:
+            destination, lane = self._close(conn, load, state, verdict.raised, discarded)
+            if verdict.raised is not None:
+                due = lane.now + timedelta(seconds=verdict.delay)
+                waiting_groups.requeue(conn, load.id, due, raised=(load.attempt, verdict.isolated))
+            elif verdict.deviations:
+                listings = waiting_groups.group_failed_jobs(
+                    conn, load, destination, verdict.deviations, lane.now
+                )
+                self._database.insert_outcomes(
+                    conn,
+                    waiting_groups.outcome_rows(load, destination, verdict.deviations, listings),
+                )
+            if load.isolated and load.discard_reason is None:
+                waiting_groups.count_consecutive_failures(
+                    conn, load.id, failed=bool(verdict.deviations)
+                )
+            if verdict.outcomes:
+                self._database.append(conn, verdict.outcomes, {})
+
+    def _record_succeeded(self, load: Load) -> None:
+        """Close a load whose jobs all succeeded: one statement is the whole transaction."""
+        destination = self._database.destination(load.token.destination)
+        with self._database.one_statement() as conn:
+            token, closed = self._database.close_succeeded(conn, destination, load.id, load.token)
+        if token != (load.token.number, load.token.holder):
+            raise fenced_out(load.token, token[1])
+        if not closed:
+            raise _no_longer_open(load)
+
+    def release(self, load: Load) -> None:
+        """Give back a load before it starts; it does not count as an attempt. Raises `FencedOut`."""
+        with self._database.writing() as conn:
+            _, lane = self._close(conn, load, RELEASED)
+            waiting_groups.requeue(conn, load.id, lane.now)
+
+    def abandon(self, load: Load, error: str) -> None:
+        """Close a load as unknown, because it ran past its timeout: its jobs are due again.
+
+        A later `record` of it raises `FencedOut`.
+        """
+        with self._database.writing() as conn:
+            _, lane = self._close(conn, load, UNKNOWN, error)
+            waiting_groups.requeue(conn, load.id, lane.now, lost_loads=1)
+
+    def _close(
+        self,
+        conn: Connection,
+        load: Load,
+        state: int,
+        error: str | None = None,
+        discarded: int = 0,
+    ) -> tuple[int, LaneState]:
+        """Lock the lane and close its open load; returns what `lock_lane` does.
+
+        Raises `FencedOut` unless the load is open and its token the lane's latest.
+        """
+        destination, lane = lock_lane(self._database, conn, load.token)
+        if not close_load(conn, load.id, state, lane.now, error, discarded):
+            raise _no_longer_open(load)
+        return destination, lane
 
 
-_WAITING_GROUPS = (
-    select(*(job_groups.c[name] for name in WaitingGroup._fields))
-    .where(job_groups.c.destination == bindparam("destination"), job_groups.c.load.is_(None))
-    .order_by(job_groups.c.due_at, job_groups.c.id)
-    .limit(_MAX_GROUPS)
-    # SKIP LOCKED: someone may be discarding jobs of a group, and a claim need not wait for that.
-    .with_for_update(skip_locked=True)
-)
-
-
-def waiting_group_of(conn: Connection, destination: int, seq: int) -> WaitingGroup | None:
-    """The job group in which a job waits, locked; `None` if the job does not wait."""
-    row = conn.execute(_WAITING_GROUP_OF, {"destination": destination, "seq": seq}).first()
-    return WaitingGroup(*row) if row else None
-
-
-_WAITING_GROUP_OF = (
-    select(*(job_groups.c[name] for name in WaitingGroup._fields))
-    .where(
-        job_groups.c.destination == bindparam("destination"),
-        job_groups.c.load.is_(None),
-        job_groups.c.seq_from <= bindparam("seq"),
-        job_groups.c.seq_to >= bindparam("seq"),
-        job_groups.c.listing.is_(None)
-        | exists().where(
-            outcomes.c.listing == job_groups.c.listing, outcomes.c.seq == bindparam("seq")
-        )
-        | exists().where(
-            group_jobs.c.destination == job_groups.c.destination,
-            group_jobs.c.seq == bindparam("seq"),
-            group_jobs.c.listing == job_groups.c.listing,
-        ),
-    )
-    .with_for_update()
-)
-
-
-def assign(conn: Connection, groups: Sequence[WaitingGroup], load_id: int) -> None:
-    """Assign whole job groups to a load."""
-    ids = [group.id for group in groups]
-    conn.execute(update(job_groups).where(job_groups.c.id.in_(ids)).values(load=load_id))
-
-
-def assign_part(
-    conn: Connection, group: WaitingGroup, part: Portion, destination: int, load_id: int
-) -> None:
-    """Assign the first jobs of a job group to a load; the others keep waiting."""
-    seqs = seqs_of(group, destination).limit(1).offset(part.jobs - 1)
-    boundary = conn.execute(seqs).scalar_one()
-    split_off(conn, group, group.seq_from, boundary, part.jobs, load_id, lost_loads=part.lost_loads)
-    conn.execute(
-        update(job_groups)
-        .where(job_groups.c.id == group.id)
-        .values(
-            seq_from=boundary + 1,
-            jobs=group.jobs - part.jobs,
-            lost_loads=part.remainder_lost_loads,
-            raised_in=group.raised_in if group.isolated else None,
-        )
-    )
-
-
-def split_off(
-    conn: Connection,
-    group: WaitingGroup,
-    seq_from: int,
-    seq_to: int,
-    count: int,
-    load_id: int | None,
-    *,
-    lost_loads: int,
-) -> int:
-    """Split a part off a job group, as a group of its own; returns its id."""
-    columns = [
-        job_groups.c[name] for name in ("destination", "lane", "replay", "job_key", "listing")
-    ]
-    inherited = [
-        job_groups.c[name]
-        for name in ("attempts", "raised_in", "isolated", "consecutive_failures", "due_at")
-    ]
-    part = {
-        "seq_from": literal(seq_from),
-        "seq_to": literal(seq_to),
-        "jobs": literal(count),
-        "lost_loads": literal(lost_loads),
-        "split_from": literal(group.id),
-        "load": null() if load_id is None else literal(load_id),
-    }
-    values = select(*columns, *part.values(), *inherited).where(job_groups.c.id == group.id)
-    names: list[Any] = [*columns, *part, *inherited]
-    added = insert(job_groups).from_select(names, values).returning(job_groups.c.id)
-    return int(conn.execute(added).scalar_one())
-
-
-def separate_job(conn: Connection, group: WaitingGroup, seq: int, destination: int) -> WaitingGroup:
-    """Split one job off a job group, as a group of its own."""
-    if group.jobs == 1:
-        return group
-    seqs = list(conn.execute(seqs_of(group, destination)).scalars())
-    before, after = seqs.index(seq), len(seqs) - seqs.index(seq) - 1
-    if after:
-        split_off(conn, group, seq + 1, group.seq_to, after, None, lost_loads=group.lost_loads)
-    if not before:
-        conn.execute(
-            update(job_groups).where(job_groups.c.id == group.id).values(seq_to=seq, jobs=1)
-        )
-        return group._replace(seq_to=seq, jobs=1)
-    group_id = split_off(conn, group, seq, seq, 1, None, lost_loads=group.lost_loads)
-    conn.execute(
-        update(job_groups).where(job_groups.c.id == group.id).values(seq_to=seq - 1, jobs=before)
-    )
-    return group._replace(id=group_id, seq_from=seq, seq_to=seq, jobs=1)
-
-
-# -------------------------------------------------------------------------------------- loads
-
-
-def last_load(destination: Any, lane: int, *columns: Any) -> Select[Any]:
-    """These columns of a lane's last load; `destination` is the destination event's id.
-
-    The WHERE compares rows, as a range of the index `loads_lane`: with plain equalities, PostgreSQL's
-    generic plan walks back through all loads by id.
-    """
-    key = tuple_(loads.c.destination, loads.c.lane, loads.c.id)
-    return (
-        select(*columns)
-        .where(
-            key >= tuple_(destination, literal(lane), literal(0)),
-            key < tuple_(destination, literal(lane + 1), literal(0)),
-        )
-        .order_by(loads.c.destination.desc(), loads.c.lane.desc(), loads.c.id.desc())
-        .limit(1)
-    )
-
-
-def succeeded_since(conn: Connection, destination: int, load_id: int) -> bool:
-    """Whether a later load of the destination event ended without raising."""
-    later = select(loads.c.id).where(
-        loads.c.destination == destination, loads.c.id > load_id, loads.c.state == DONE
-    )
-    return conn.execute(later.limit(1)).first() is not None
-
-
-def open_load(conn: Connection, values: Mapping[str, Any]) -> int:
-    """Insert a load that is executing; returns its id."""
-    return int(conn.execute(_OPEN, values).scalar_one())
-
-
-_OPEN = insert(loads).values(state=EXECUTING).returning(loads.c.id)
-
-
-def close_load(
-    conn: Connection,
-    load_id: int,
-    state: int,
-    now: datetime,
-    error: str | None = None,
-    discarded: int = 0,
-) -> bool:
-    """Close an executing load; `False` if it is no longer executing."""
-    values = {
-        "load": load_id,
-        "to_state": state,
-        "now": now,
-        "load_error": error,
-        "discarded_jobs": discarded,
-    }
-    return conn.execute(_CLOSE, values).rowcount == 1
-
-
-_CLOSE = (
-    update(loads)
-    .where(loads.c.id == bindparam("load"), loads.c.state == EXECUTING)
-    .values(
-        state=bindparam("to_state"),
-        finished_at=bindparam("now", type_=loads.c.finished_at.type),
-        error=bindparam("load_error"),
-        discarded=bindparam("discarded_jobs"),
-    )
-)
-
-
-def requeue(
-    conn: Connection,
-    load_id: int,
-    due_at: datetime,
-    *,
-    lost_loads: int = 0,
-    raised: tuple[int, bool] | None = None,
-) -> None:
-    """Queue the jobs of a closed load again.
-
-    The range of a first load becomes a job group; otherwise each group assigned to the load is copied
-    as a waiting one. The assigned rows stay, as the history of their jobs.
-
-    `lost_loads` is added to the groups' own. `raised`, of a load that failed as a whole, is the number
-    of its attempt and whether its jobs are isolated from now on: they then wait in the load lane,
-    whichever lane attempted them. Otherwise they stay in the lane where they were.
-    """
-    due = literal(due_at, job_groups.c.due_at.type)
-    attempts, isolated = raised or (None, None)
-    for source, of_load in (
-        (loads, loads.c.id == load_id),
-        (job_groups, job_groups.c.load == load_id),
-    ):
-        before = source.c if source is job_groups else _NeverRun
-        columns = {
-            "destination": source.c.destination,
-            "lane": before.lane if raised is None else literal(LANE_NUMBERS[Lane.LOAD]),
-            "replay": before.replay,
-            "job_key": before.job_key,
-            "listing": before.listing,
-            "seq_from": source.c.seq_from,
-            "seq_to": source.c.seq_to,
-            "jobs": source.c.jobs,
-            "attempts": before.attempts if attempts is None else literal(attempts),
-            "lost_loads": before.lost_loads + lost_loads if raised is None else literal(0),
-            "raised_in": before.raised_in if raised is None else literal(load_id),
-            "isolated": before.isolated if isolated is None else literal(isolated),
-            "consecutive_failures": (before.consecutive_failures if raised is None else literal(0)),
-            "due_at": due,
-        }
-        values = select(*columns.values()).where(of_load, source.c.seq_to.is_not(None))
-        conn.execute(insert(job_groups).from_select(list(columns), values))
-
-
-class _NeverRun:
-    """The columns of a job group for the jobs of a first load, which has no group yet."""
-
-    lane = literal(LANE_NUMBERS[Lane.LOAD])
-    replay = null()
-    job_key = null()
-    listing = null()
-    attempts = literal(0)
-    lost_loads = literal(0)
-    raised_in = null()
-    isolated = false()
-    consecutive_failures = literal(0)
-
-
-# ---------------------------------------------------------------------- jobs that did not succeed
-
-
-class OutcomeRow(NamedTuple):
-    """A row of `outcomes`."""
-
-    load: int
-    seq: int
-    destination: int
-    state: int
-    error: str
-    listing: int | None
-
-
-def group_failed_jobs(
-    conn: Connection, load: Load, destination: int, deviations: Sequence[Deviation], now: datetime
-) -> Mapping[tuple[float, bool], int]:
-    """Make a job group of the failed jobs for each (delay, isolated); returns the groups' listings."""
-    due: dict[tuple[float, bool], list[int]] = {}
-    for deviation in deviations:
-        if deviation.result is JobResult.FAILED:
-            due.setdefault(_delay_and_isolation(deviation), []).append(deviation.seq)
-    listings = {}
-    for (delay, isolated), seqs in due.items():
-        values = {
-            "destination": destination,
-            "seq_from": min(seqs),
-            "seq_to": max(seqs),
-            "jobs": len(seqs),
-            "attempts": load.attempt,
-            "raised_in": load.id if isolated else None,
-            "isolated": isolated,
-            "due_at": now + timedelta(seconds=delay),
-            "replay": load.replay,
-            "job_key": None if load.job_key == str(destination) else load.job_key,
-        }
-        group_id = conn.execute(_MAKE_GROUP, values).scalar_one()
-        conn.execute(update(job_groups).where(job_groups.c.id == group_id).values(listing=group_id))
-        listings[delay, isolated] = group_id
-    return listings
-
-
-_MAKE_GROUP = (
-    insert(job_groups).values(lost_loads=0, consecutive_failures=0).returning(job_groups.c.id)
-)
-
-
-def outcome_rows(
-    load: Load,
-    destination: int,
-    deviations: Sequence[Deviation],
-    listings: Mapping[tuple[float, bool], int],
-) -> list[OutcomeRow]:
-    """The rows of the jobs of a load that did not succeed."""
-    rows = []
-    for deviation in deviations:
-        state, listing = DISCARDED, None
-        if deviation.result is JobResult.FAILED:
-            state, listing = FAILED, listings[_delay_and_isolation(deviation)]
-        rows.append(
-            OutcomeRow(load.id, deviation.seq, destination, state, deviation.error, listing)
-        )
-    return rows
-
-
-def _delay_and_isolation(failed: Deviation) -> tuple[float, bool]:
-    return failed.delay or 0.0, failed.isolated
-
-
-def count_consecutive_failures(conn: Connection, load_id: int, failed: bool) -> None:
-    """Count the result of an isolated job in the group that it was split from: failures in a row."""
-    split_from = (
-        select(job_groups.c.split_from).where(job_groups.c.load == load_id).scalar_subquery()
-    )
-    consecutive_failures = job_groups.c.consecutive_failures + 1 if failed else literal(0)
-    conn.execute(
-        update(job_groups)
-        .where(job_groups.c.id == split_from)
-        .values(consecutive_failures=consecutive_failures)
-    )
+def _no_longer_open(load: Load) -> FencedOut:
+    return FencedOut(f"{load.token.destination}: load {load.id} is no longer open")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     BigInteger,
@@ -20,8 +20,10 @@ from sqlalchemy import (
 )
 
 from blacksmith_dagster.errors import UsageError
+from blacksmith_dagster.store.database import Database
 from blacksmith_dagster.store.statements import upsert
 from blacksmith_dagster.store.tables import (
+    LANE_NUMBERS,
     counter,
     destination_events,
     epochs,
@@ -36,26 +38,58 @@ from blacksmith_dagster.store.tables import (
     time_index,
 )
 
+if TYPE_CHECKING:
+    from blacksmith_dagster.pipeline.application import Blacksmith
+
 KEYS_KEPT = timedelta(days=7)
 TIME_INDEX_GAP = timedelta(minutes=1)
 _COUNTED_AT_ONCE = 200_000  # events in one transaction, so that writers never wait long
 
 
-def add_paths(conn: Connection, table: Table, paths: Iterable[str]) -> None:
+def register(conn: Connection, app: Blacksmith) -> None:
+    """Add the application's names, and rename those with `renamed_from`."""
+    received = {path for path in app.receivers if path not in app.source_events}
+    webhooks = {webhook.path for source in app.sources.values() for webhook in source.webhooks}
+    for event in app.destination_events.values():
+        if event.renamed_from:
+            old = f"{event.destination.name}/{event.renamed_from}"
+            _rename(conn, destination_events, old, event.path)
+            for outcome in event.outcomes:
+                _rename(conn, event_types, f"{old}.{outcome.name}", outcome.path)
+    _add_paths(conn, event_types, [*app.source_events, *received, *webhooks])
+    _add_paths(conn, destination_events, list(app.destination_events))
+    _make_fencing_tokens(conn, LANE_NUMBERS.values())
+
+
+def maintain(database: Database) -> None:
+    """Do the regular maintenance; see `Store.maintain`."""
+    database.make_partitions()
+    with database.writing() as conn:
+        # In this order: events up to `low` were received before `now`, events above `high` after it.
+        low, now = database.high_watermark(conn), database.now(conn)
+        _add_to_time_index(conn, now, low, database.sequence(conn))
+        _forget_keys(conn, now)
+    has_more = True
+    while has_more:
+        with database.writing() as conn:
+            has_more = _add_to_totals(conn, database.high_watermark(conn))
+
+
+def _add_paths(conn: Connection, table: Table, paths: Iterable[str]) -> None:
     """Insert the paths that a table of names does not have, which gives each an id."""
     existing = set(conn.execute(select(table.c.path)).scalars())
     for path in sorted(set(paths) - existing):
         conn.execute(upsert(conn, table).on_conflict_do_nothing(), {"path": path})
 
 
-def rename(conn: Connection, table: Table, old: str, new: str) -> None:
+def _rename(conn: Connection, table: Table, old: str, new: str) -> None:
     """Change a path and keep its id, unless the new path exists already."""
     existing = select(table.c.id).where(table.c.path == new)
     if conn.execute(existing).first() is None:
         conn.execute(update(table).where(table.c.path == old).values(path=new))
 
 
-def make_fencing_tokens(conn: Connection, lanes: Iterable[int]) -> None:
+def _make_fencing_tokens(conn: Connection, lanes: Iterable[int]) -> None:
     """Insert the fencing token of each lane of each destination event, where it is missing."""
     existing = set(
         conn.execute(select(fencing_tokens.c.destination, fencing_tokens.c.lane)).tuples()
@@ -79,7 +113,7 @@ def highest_seq(conn: Connection) -> int:
     return max(conn.execute(select(maximum)).scalar() or 0 for maximum in maxima)
 
 
-def add_to_time_index(conn: Connection, now: datetime, low: int, high: int) -> None:
+def _add_to_time_index(conn: Connection, now: datetime, low: int, high: int) -> None:
     """Add a row to the time index, unless one was added within the last minute."""
     last = conn.execute(select(func.max(time_index.c.at))).scalar()
     if last is None or now - last > TIME_INDEX_GAP:
@@ -107,12 +141,12 @@ def end_import(conn: Connection, at: datetime, high: int) -> None:
     conn.execute(update(time_index).where(time_index.c.at == at).values(high=high))
 
 
-def forget_keys(conn: Connection, now: datetime) -> None:
+def _forget_keys(conn: Connection, now: datetime) -> None:
     """Delete keys older than KEYS_KEPT."""
     conn.execute(delete(keys).where(keys.c.received_at < now - KEYS_KEPT))
 
 
-def add_to_totals(conn: Connection, high_watermark: int) -> bool:
+def _add_to_totals(conn: Connection, high_watermark: int) -> bool:
     """Add the next part of the log to the totals; returns whether there is more.
 
     `False` also if another process is doing it now.

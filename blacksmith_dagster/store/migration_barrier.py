@@ -8,13 +8,13 @@ barrier.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import msgspec
 from sqlalchemy import Connection, bindparam, select, update
 
 from blacksmith_dagster.errors import CodeOutdated, FencedOut, MigrationPending
-from blacksmith_dagster.store.interface import Confirm, Lane
+from blacksmith_dagster.store.database import Database
+from blacksmith_dagster.store.records import Confirm, Lane
 from blacksmith_dagster.store.statements import upsert
 from blacksmith_dagster.store.tables import (
     EXECUTING,
@@ -24,9 +24,6 @@ from blacksmith_dagster.store.tables import (
     loads,
 )
 from blacksmith_dagster.store.tables import migration_barriers as barriers
-
-if TYPE_CHECKING:
-    from blacksmith_dagster.store.sql import SQLStore
 
 _LANES = {number: lane for lane, number in LANE_NUMBERS.items()}
 
@@ -75,22 +72,22 @@ _BARRIER = select(barriers.c.version, barriers.c.migrating_by, barriers.c.waits_
 )
 
 
-def take_over(store: SQLStore, target: str, holder: str, confirm: Confirm) -> MigrationToken:
+def take_over(database: Database, target: str, holder: str, confirm: Confirm) -> MigrationToken:
     """Take over the migrations of a target: from now on only this token's records are accepted.
 
-    As `Store.take_over` does, it raises the token only if no other has raised it meanwhile.
+    As `Loads.take_over` does, it raises the token only if no other has raised it meanwhile.
 
     Raises `FencedOut` if `confirm()` returns `False`.
     """
     new = {"target": target, "token": 0, "holder": ""}
     of_target = barriers.c.target == target
     while True:
-        with store.writing() as conn:
+        with database.writing() as conn:
             conn.execute(upsert(conn, barriers).on_conflict_do_nothing(), new)
             latest = conn.execute(select(barriers.c.token).where(of_target)).scalar_one()
         if not confirm():
             raise FencedOut(f"{target}: the lock was lost before it could be used")
-        with store.writing() as conn:
+        with database.writing() as conn:
             raised = update(barriers).where(of_target, barriers.c.token == latest)
             if conn.execute(raised.values(token=latest + 1, holder=holder)).rowcount == 1:
                 return MigrationToken(target, latest + 1, holder)
@@ -107,9 +104,9 @@ def lock_target(conn: Connection, token: MigrationToken) -> None:
         )
 
 
-def stop_claims(store: SQLStore, token: MigrationToken, by: str) -> None:
+def stop_claims(database: Database, token: MigrationToken, by: str) -> None:
     """Stop further claims for a destination. Raises `FencedOut`."""
-    with store.writing() as conn:
+    with database.writing() as conn:
         if conn.dialect.name == "postgresql":
             # Waits for the claims that are running; later ones wait for it, also those of a destination
             # event registered a moment ago, whose row this transaction may not see.
@@ -120,18 +117,18 @@ def stop_claims(store: SQLStore, token: MigrationToken, by: str) -> None:
         )
 
 
-def lift(store: SQLStore, token: MigrationToken, version: int, waits_for: str | None) -> None:
+def lift(database: Database, token: MigrationToken, version: int, waits_for: str | None) -> None:
     """Lift the barrier: the target is at `version`, and `waits_for` names what must run first.
 
     Raises `FencedOut`.
     """
-    with store.writing() as conn:
+    with database.writing() as conn:
         lock_target(conn, token)
         lifted = update(barriers).where(barriers.c.target == token.target)
         conn.execute(lifted.values(version=version, migrating_by=None, waits_for=waits_for))
 
 
-def open_loads(store: SQLStore, destination: str) -> Sequence[tuple[str, Lane]]:
+def open_loads(database: Database, destination: str) -> Sequence[tuple[str, Lane]]:
     """The lanes of a destination's events that have an open load."""
     state = (
         select(loads.c.state)
@@ -151,5 +148,5 @@ def open_loads(store: SQLStore, destination: str) -> Sequence[tuple[str, Lane]]:
             state == EXECUTING,
         )
     )
-    with store.reading() as conn:
+    with database.reading() as conn:
         return [(path, _LANES[lane]) for path, lane in conn.execute(open_lanes)]

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Connection
 from sqlalchemy.exc import OperationalError
-
-if TYPE_CHECKING:
-    from blacksmith_dagster.store.postgres import PostgresStore
 
 STEP = 5_000_000
 """Sequence numbers per partition; `make_partitions()` in the schema has the same number."""
@@ -35,10 +32,10 @@ class Partition(NamedTuple):
 
 
 class Partitions:
-    """The table partitions of a store's log."""
+    """The table partitions of a log."""
 
-    def __init__(self, store: PostgresStore) -> None:
-        self._store = store
+    def __init__(self, reading: Callable[[], AbstractContextManager[Connection]]) -> None:
+        self._reading = reading
 
     def in_use(self, conn: Connection) -> Sequence[Partition]:
         """The partitions that are not to be dropped, the oldest first."""
@@ -65,7 +62,7 @@ class Partitions:
         A table is detached first, so that the lock on it stops neither reads nor writes of the log.
         """
         postponed = []
-        with self._store.reading() as conn, _lock_timeout(conn):
+        with self._reading() as conn, _lock_timeout(conn):
             for table, parent, pending in conn.exec_driver_sql(
                 _PLANNED_DROPS, (_DROP_COMMENT,)
             ).all():

@@ -1,11 +1,11 @@
-"""The store on PostgreSQL."""
+"""The store's database on PostgreSQL."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from itertools import islice
+from operator import invert
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, create_engine, event, func, text
@@ -13,23 +13,20 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from blacksmith_dagster.errors import KeyReused, Unavailable
 from blacksmith_dagster.store import schema
-from blacksmith_dagster.store.claims import LaneState
-from blacksmith_dagster.store.db_errors import committing, translate_errors
-from blacksmith_dagster.store.interface import (
-    Cursor,
-    JobRow,
-    Load,
-    LoadVerdict,
-    NewEvent,
-    RawRequest,
+from blacksmith_dagster.store.database import (
+    CommitConflict,
+    Database,
+    GroupJobRow,
+    LaneState,
+    NoPartition,
+    OutcomeRow,
 )
+from blacksmith_dagster.store.db_errors import committing, translate_errors
+from blacksmith_dagster.store.idempotency import EventRef
 from blacksmith_dagster.store.job_groups import WaitingGroup
-from blacksmith_dagster.store.loads import OutcomeRow
 from blacksmith_dagster.store.partitions import Partitions
-from blacksmith_dagster.store.replays import GroupJob
-from blacksmith_dagster.store.sql import SQLStore, fenced_out, no_longer_open
+from blacksmith_dagster.store.records import FencingToken, JobRow, NewEvent
 from blacksmith_dagster.store.tables import DONE, EXECUTING, LANE_NUMBERS, Instant
 
 _CONNECT_SECONDS = 10
@@ -45,7 +42,7 @@ _NO_TIMEOUTS = (
 )
 
 
-class PostgresStore(SQLStore):
+class PostgresDatabase(Database):
     """A PostgreSQL database, shared by any number of machines.
 
     Two stores can share a database if each has its own schema: add
@@ -61,7 +58,7 @@ class PostgresStore(SQLStore):
                     _upgrade(engine, label)
                 schema.check_schema(engine, label)
             super().__init__(engine, label)
-            self.partitions = Partitions(self)
+            self.partitions = Partitions(self.reading)
         except BaseException:
             engine.dispose()
             raise
@@ -75,6 +72,12 @@ class PostgresStore(SQLStore):
                 conn.commit()
 
     @contextmanager
+    def one_statement(self) -> Iterator[Connection]:
+        """A connection in autocommit mode."""
+        with self.reading() as conn, committing(self.label):
+            yield conn
+
+    @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A connection in autocommit mode: each statement is a transaction of its own."""
         with translate_errors(self.label), self.engine.connect() as conn:
@@ -86,26 +89,26 @@ class PostgresStore(SQLStore):
         with translate_errors(self.label), self.engine.connect() as conn:
             yield conn.execution_options(isolation_level="REPEATABLE READ")
 
-    def _clock(self) -> ColumnElement[datetime]:
+    def clock(self) -> ColumnElement[datetime]:
         return func.clock_timestamp(type_=Instant())
 
-    def _high_watermark(self, conn: Connection) -> int:
+    def high_watermark(self, conn: Connection) -> int:
         return int(conn.exec_driver_sql("SELECT high_watermark()").scalar_one())
 
-    def _sequence(self, conn: Connection) -> int:
+    def sequence(self, conn: Connection) -> int:
         return int(conn.exec_driver_sql("SELECT last_value FROM event_seq").scalar_one())
 
-    def _set_sequence(self, conn: Connection, seq: int) -> None:
+    def set_sequence(self, conn: Connection, seq: int) -> None:
         conn.execute(text("SELECT setval('event_seq', :seq)"), {"seq": seq})
         conn.exec_driver_sql("SELECT make_partitions()")
 
-    def _enter_lane(self, conn: Connection, destination: int, lane: int, wanted: int) -> LaneState:
+    def enter_lane(self, conn: Connection, destination: int, lane: int, wanted: int) -> LaneState:
         row = conn.exec_driver_sql(
             "SELECT * FROM enter_lane(%s, %s, %s)", (destination, lane, wanted)
         )
         return LaneState.read(*row.one())
 
-    def _jobs_between(
+    def jobs_between(
         self, conn: Connection, destination: int, after: int, upto: int
     ) -> list[JobRow]:
         values = (destination, after, upto)
@@ -117,53 +120,17 @@ class PostgresStore(SQLStore):
                 cursor.execute(_DENSE_JOBS, (*values, after, upto))
             else:
                 cursor.execute(_SPARSE_JOBS, values)
-            return self._jobs(cursor.fetchall())
+            return self.job_rows(cursor.fetchall())
 
-    def ingest(
-        self,
-        requests: Sequence[Sequence[NewEvent] | RawRequest],
-        *,
-        cursors: Sequence[Cursor] = (),
-        released: Sequence[str] = (),
-        received_at: datetime | None = None,
-    ) -> list[list[str] | KeyReused]:
-        """Fast path: events without keys and parents are inserted by one statement, a transaction."""
-        extracted = [request for request in requests if not isinstance(request, RawRequest)]
-        new = [event for request in extracted for event in request]
-        is_fast = len(extracted) == len(requests) and not (cursors or released or received_at)
-        is_fast = is_fast and all(event.key is None and event.parent is None for event in new)
-        try:
-            if not is_fast or not new:
-                return super().ingest(
-                    requests, cursors=cursors, released=released, received_at=received_at
-                )
-            with self.reading() as conn, committing(self.label):
-                ids = iter(self._epochs.ids_of(self._append(conn, new, {})))
-            return [list(islice(ids, len(request))) for request in extracted]
-        except _NoPartition:
-            self._make_partitions()
-        except _KeyTaken:
-            pass
-        return self.ingest(requests, cursors=cursors, released=released, received_at=received_at)
+    def close_succeeded(
+        self, conn: Connection, destination: int, load_id: int, token: FencingToken
+    ) -> tuple[tuple[int, str], bool]:
+        lane = (destination, LANE_NUMBERS[token.lane])
+        values = (*lane, load_id, token.number, token.holder)
+        number, holder, closed = conn.exec_driver_sql(_CLOSE, values).one()
+        return (number, holder), closed is not None
 
-    def record(self, load: Load, verdict: LoadVerdict) -> None:
-        """Fast path: one statement, a transaction, closes a load whose jobs all succeeded."""
-        if load.isolated or verdict != _ALL_SUCCEEDED:
-            super().record(load, verdict)
-            return
-        token = load.token
-        lane = (self._destination(token.destination), LANE_NUMBERS[token.lane])
-        with self.reading() as conn, committing(self.label):
-            values = (*lane, load.id, token.number, token.holder)
-            number, holder, closed = conn.exec_driver_sql(_CLOSE, values).one()
-        if (number, holder) != (token.number, token.holder):
-            raise fenced_out(token, holder)
-        if closed is None:
-            raise no_longer_open(load)
-
-    def _look_up_keys(
-        self, conn: Connection, rows: Sequence[tuple[int, str, int]]
-    ) -> Iterable[Any]:
+    def look_up_keys(self, conn: Connection, rows: Sequence[tuple[int, str, int]]) -> Iterable[Any]:
         values = (
             _ints(row[0] for row in rows),
             [row[1] for row in rows],
@@ -171,13 +138,10 @@ class PostgresStore(SQLStore):
         )
         return conn.exec_driver_sql(_KNOWN_KEYS, values).tuples()
 
-    def _write_keys(
+    def write_keys(
         self, conn: Connection, rows: Sequence[tuple[int, str, int, int, bytes]]
     ) -> None:
-        """Raises `_KeyTaken` if another commit has written one since they were looked up.
-
-        The INSERT waits for that commit to end, so that a retry finds the key.
-        """
+        # The INSERT waits for a commit that writes one of the keys, so that a retry finds the key.
         values = (
             _ints(row[0] for row in rows),
             [row[1] for row in rows],
@@ -189,49 +153,49 @@ class PostgresStore(SQLStore):
             conn.exec_driver_sql(_WRITE_KEYS, values)
         except IntegrityError as error:
             if getattr(error.orig, "sqlstate", None) == _UNIQUE_VIOLATION:
-                raise _KeyTaken from None
+                raise CommitConflict from None
             raise
 
-    def _insert_outcomes(self, conn: Connection, rows: Sequence[OutcomeRow]) -> None:
+    def insert_outcomes(self, conn: Connection, rows: Sequence[OutcomeRow]) -> None:
         conn.exec_driver_sql(_OUTCOMES, (*_columns(rows),))
 
-    def _insert_group_jobs(self, conn: Connection, rows: Sequence[GroupJob]) -> None:
+    def insert_group_jobs(self, conn: Connection, rows: Sequence[GroupJobRow]) -> None:
         destination = rows[0].destination
         _, *columns = _columns(rows)
         conn.exec_driver_sql(_GROUP_JOBS, (destination, *columns))
 
-    def _jobs_of_groups(
+    def jobs_of_groups(
         self, conn: Connection, destination: int, load_id: int, groups: Sequence[WaitingGroup]
     ) -> list[JobRow]:
         """Fast path: the first attempt of a replay's listing is read by the driver, if it is dense."""
         first, last = min(group.seq_from for group in groups), max(group.seq_to for group in groups)
         if any(group.replay is None or group.attempts for group in groups) or last - first > _DENSE:
-            return super()._jobs_of_groups(conn, destination, load_id, groups)
+            return super().jobs_of_groups(conn, destination, load_id, groups)
         driver: Any = conn.connection.driver_connection
         with driver.cursor(binary=True) as cursor:
             cursor.execute(_LISTED_JOBS, (load_id, destination, first, last, first, last))
-            return self._jobs(cursor.fetchall())
+            return self.job_rows(cursor.fetchall())
 
-    def _append(
+    def append(
         self,
         conn: Connection,
         new: Sequence[NewEvent],
-        parents: Mapping[int, int],
+        parents: Mapping[int, EventRef],
         received_at: datetime | None = None,
     ) -> list[int]:
         jobs = [
-            (number, self._destination(job.destination), job.when_error)
+            (number, self.destination(job.destination), job.when_error)
             for number, event in enumerate(new, 1)
             for job in event.jobs
         ]
         values = (
-            [self._event_type(event.event_type) for event in new],
+            [self.event_type(event.event_type) for event in new],
             [event.payload for event in new],
             _column([event.key for event in new]),
             _column([event.context for event in new]),
             _column([event.version for event in new]),
             _column([event.sent_at for event in new]),
-            _column(self._parents(new, parents)),
+            _column(self.parents(new, parents, invert)),  # ingest() takes an index as `~index`
             [number for number, _, _ in jobs],
             [destination for _, destination, _ in jobs],
             _column([when_error for _, _, when_error in jobs]),
@@ -241,29 +205,16 @@ class PostgresStore(SQLStore):
             seqs: list[int] = conn.exec_driver_sql(_INGEST, values).scalar_one()
         except IntegrityError as error:
             if getattr(error.orig, "sqlstate", None) == _CHECK_VIOLATION:
-                raise _NoPartition(f"{self.label}: no partition for the next events") from None
+                raise NoPartition from None
             raise
         return seqs
 
-    def _make_partitions(self) -> None:
+    def make_partitions(self) -> None:
+        """Create table partitions ahead of the sequence."""
         with self.writing() as conn:
             conn.exec_driver_sql("SELECT make_partitions()")
 
-    def maintain(self) -> None:
-        """Also create table partitions ahead of the sequence."""
-        self._make_partitions()
-        super().maintain()
 
-
-class _NoPartition(Unavailable):
-    """The sequence has run past the table partitions that were created ahead."""
-
-
-class _KeyTaken(Exception):
-    """Another commit has written a key since this one looked it up."""
-
-
-_ALL_SUCCEEDED = LoadVerdict()
 _CHECK_VIOLATION = "23514"
 _UNIQUE_VIOLATION = "23505"
 # The largest range that is read whole. If nearly every event of a range has a job, reading the range and

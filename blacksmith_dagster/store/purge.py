@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
@@ -27,10 +27,12 @@ from sqlalchemy import (
 )
 
 from blacksmith_dagster.pipeline.retention import Retention
+from blacksmith_dagster.store import maintenance
 from blacksmith_dagster.store.archive import read_archived
-from blacksmith_dagster.store.interface import Archive, Purgeable, PurgeStep, Window
-from blacksmith_dagster.store.loads import last_load
+from blacksmith_dagster.store.database import Database
+from blacksmith_dagster.store.lanes import last_load
 from blacksmith_dagster.store.partitions import Partition, Partitions
+from blacksmith_dagster.store.records import Archive, Purgeable, PurgeStep, Window
 from blacksmith_dagster.store.retention import NeededEvents, expiries, is_expired, needed_events
 from blacksmith_dagster.store.statements import batched, upsert
 from blacksmith_dagster.store.tables import (
@@ -48,9 +50,6 @@ from blacksmith_dagster.store.tables import (
     outcomes,
 )
 
-if TYPE_CHECKING:
-    from blacksmith_dagster.store.sql import SQLStore
-
 _SPAN = 1_000_000  # sequence numbers that one statement searches
 _PAGE = 50_000  # events that are archived together
 _DELETED_EVENTS = 1_000  # in one transaction, while other writers wait
@@ -58,18 +57,18 @@ _DELETED_ROWS = 5_000  # job groups or loads, in one transaction
 
 
 class Purge:
-    """One purge of a store."""
+    """One purge of a store's log."""
 
-    def __init__(self, store: SQLStore, retention: Mapping[str, Retention]) -> None:
-        store.maintain()  # only events that the totals count are purged
-        store._read_names()
-        ids = store._event_types
+    def __init__(self, database: Database, retention: Mapping[str, Retention]) -> None:
+        maintenance.maintain(database)  # only events that the totals count are purged
+        database.read_names()
+        ids = database.event_types
         by_type = {ids[path]: kept_for for path, kept_for in retention.items() if path in ids}
-        with store.reading() as conn:
-            self._now = store._now(conn)
+        with database.reading() as conn:
+            self._now = database.now(conn)
             self._expiries = expiries(conn, by_type, self._now)
-        self._store = store
-        self._destinations = sorted(store._destinations.values())
+        self._database = database
+        self._destinations = sorted(database.destinations.values())
         self._start = min((expiry.swept for expiry in self._expiries), default=0)
         self._top = max((expiry.upto for expiry in self._expiries), default=0)
         self._needed = NeededEvents()
@@ -81,7 +80,7 @@ class Purge:
         self._find_needed()
         expired: Counter[int] = Counter()
         removable: Counter[int] = Counter()
-        with self._store.reading() as conn:
+        with self._database.reading() as conn:
             for after in range(self._start, self._top, _PAGE):
                 page = events.c.seq.between(after + 1, min(after + _PAGE, self._top))
                 expired += _per_event_type(conn, page, is_expired(self._expiries))
@@ -94,7 +93,7 @@ class Purge:
                 )
         return [
             Purgeable(
-                self._store._event_type_paths[expiry.event_type],
+                self._database.event_type_paths[expiry.event_type],
                 expiry.before,
                 removable[expiry.event_type],
                 expired[expiry.event_type] - removable[expiry.event_type],
@@ -104,7 +103,7 @@ class Purge:
 
     def run(self, archive: Archive | None) -> Iterator[PurgeStep]:
         """Remove the events that are expired and not needed, step by step."""
-        partitions = self._store.partitions
+        partitions = self._database.partitions
         if partitions is not None:
             # What a killed purge has left.
             yield PurgeStep(postponed=partitions.drop_planned())
@@ -116,7 +115,7 @@ class Purge:
             yield from self._drop(partitions, archive)
         for page in self._pages(self._start, self._top):
             if archive is not None:
-                yield PurgeStep(file=archive.write(read_archived(self._store, page)))
+                yield PurgeStep(file=archive.write(read_archived(self._database, page)))
             for part in batched(page, _DELETED_EVENTS):
                 self._delete(part)
                 yield PurgeStep(events=len(part))
@@ -125,7 +124,7 @@ class Purge:
 
     # -- log starts
     def _move_log_starts(self) -> None:
-        with self._store.writing() as conn:
+        with self._database.writing() as conn:
             for expiry in self._expiries:
                 below = (
                     event_types.c.id == expiry.event_type,
@@ -136,7 +135,7 @@ class Purge:
 
     def _move_swept(self) -> None:
         """Record the first remaining event of each type: the next purge begins there."""
-        with self._store.writing() as conn:
+        with self._database.writing() as conn:
             first_left: dict[int, int] = {}
             for part in reversed(list(batched(self._needed.seqs, _DELETED_ROWS))):
                 first = select(events.c.event_type, func.min(events.c.seq)).where(
@@ -154,9 +153,9 @@ class Purge:
     def _find_needed(self) -> None:
         # No name of a source or of its event has a dot.
         outcome_event_types = [
-            event_type for path, event_type in self._store._event_types.items() if "." in path
+            event_type for path, event_type in self._database.event_types.items() if "." in path
         ]
-        with self._store.snapshot() as conn:
+        with self._database.snapshot() as conn:
             self._needed = needed_events(
                 conn, self._expiries, self._destinations, outcome_event_types, self._now
             )
@@ -169,7 +168,7 @@ class Purge:
         expired = [
             expiry.event_type for expiry in self._expiries if max(expiry.upto, expiry.swept) >= last
         ]
-        with self._store.reading() as conn:
+        with self._database.reading() as conn:
             received = conn.execute(select(event_totals.c.event_type).distinct()).scalars()
             others = set(received) - set(expired)
             of_others = (events.c.seq.between(first, last), events.c.event_type.in_(others))
@@ -182,7 +181,7 @@ class Purge:
             end = min(after + _SPAN, upto)
             in_span = (events.c.seq > after, events.c.seq <= end, expired)
             page = select(events.c.seq).where(*in_span).order_by(events.c.seq).limit(_PAGE)
-            with self._store.reading() as conn:
+            with self._database.reading() as conn:
                 seqs = conn.execute(page).scalars().all()
             after = seqs[-1] if len(seqs) == _PAGE else end
             needed = set(self._needed.between(seqs[0], seqs[-1])) if seqs else ()
@@ -192,17 +191,17 @@ class Purge:
     # -- removing
     def _drop(self, partitions: Partitions, archive: Archive | None) -> Iterator[PurgeStep]:
         """Drop the partitions that have only events to remove."""
-        with self._store.reading() as conn:
+        with self._database.reading() as conn:
             in_use = partitions.in_use(conn)
         for partition in filter(self._is_removable, in_use):
             if archive is not None:
                 for page in self._pages(partition.first - 1, partition.last):
-                    yield PurgeStep(file=archive.write(read_archived(self._store, page)))
-            with self._store.writing() as conn:
+                    yield PurgeStep(file=archive.write(read_archived(self._database, page)))
+            with self._database.writing() as conn:
                 self._delete_job_records(conn, partition.contains)
                 partitions.plan_drop(conn, partition)
             yield PurgeStep(partitions=1, postponed=partitions.drop_planned())
-        with self._store.reading() as conn:
+        with self._database.reading() as conn:
             planned = [
                 Window(partition.first - 1, partition.last)
                 for partition in partitions.planned_drops(conn)
@@ -224,7 +223,7 @@ class Purge:
         def without_event(seq: ColumnElement[int]) -> ColumnElement[bool]:
             return and_(seq.between(first, last), ~exists().where(events.c.seq == seq))
 
-        with self._store.writing() as conn:
+        with self._database.writing() as conn:
             conn.execute(delete(events).where(events.c.seq.between(first, last), removable))
             conn.execute(delete(jobs).where(*self._rows_of(jobs, without_event(jobs.c.seq))))
             self._delete_job_records(conn, without_event)
@@ -267,7 +266,7 @@ class Purge:
         A lane's last load stays, because it is the lane's state.
         """
         for destination in self._destinations:
-            with self._store.reading() as conn:
+            with self._database.reading() as conn:
                 last = [
                     conn.execute(last_load(destination, lane, loads.c.id)).scalar()
                     for lane in LANE_NUMBERS.values()
@@ -280,7 +279,7 @@ class Purge:
                 }
                 empty = _empty_groups(conn, values)
             for part in batched(empty, _DELETED_ROWS):
-                with self._store.writing() as conn:
+                with self._database.writing() as conn:
                     conn.execute(
                         delete(job_groups).where(job_groups.c.id.in_([row.id for row in part]))
                     )
@@ -288,11 +287,11 @@ class Purge:
                     ids = sorted({row.load for row in part})
                     _delete_loads(conn, loads.c.id.in_(ids), ~has_group)
                 yield PurgeStep()
-            with self._store.reading() as conn:
+            with self._database.reading() as conn:
                 empty_loads = select(loads.c.id).where(*_empty_loads(values)).order_by(loads.c.id)
                 load_ids = conn.execute(empty_loads).scalars().all()
             for part in batched(load_ids, _DELETED_ROWS):
-                with self._store.writing() as conn:
+                with self._database.writing() as conn:
                     in_part = loads.c.id.between(part[0], part[-1])
                     _delete_loads(conn, in_part, *_empty_loads(values))
                 yield PurgeStep()

@@ -1,17 +1,16 @@
-"""Quarantine: raw requests that could not be ingested, until they are retried or dropped."""
+"""`store.quarantine`: raw requests that could not be ingested, until they are retried or dropped."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from datetime import datetime
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from sqlalchemy import Connection, delete, func, select
 
 from blacksmith_dagster.errors import NotFound
-from blacksmith_dagster.store.interface import RawRequest
+from blacksmith_dagster.store.database import Database
+from blacksmith_dagster.store.records import Quarantined, RawRequest
 from blacksmith_dagster.store.statements import batched, upsert
 from blacksmith_dagster.store.tables import event_types, quarantine
 
@@ -19,40 +18,95 @@ _ID = re.compile(r"qua_([1-9][0-9]{0,17})")
 _BATCH = 1000  # ids in one statement
 
 
-def format_quarantine_id(number: int) -> str:
-    """The public id of a request in quarantine."""
-    return f"qua_{number}"
+class Quarantine:
+    """The requests in quarantine. Their ids are `qua_...`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, raw: RawRequest) -> str:
+        """Store a raw request; returns its id."""
+        with self._database.writing() as conn:
+            return insert_all(self._database, conn, [raw])[0]
+
+    def oldest(self, event_type: str | None = None, limit: int = 100) -> Sequence[Quarantined]:
+        """The requests in quarantine, of one event type or of all, the oldest first."""
+        size = func.length(quarantine.c.body)
+        columns = (quarantine.c.id, event_types.c.path, quarantine.c.received_at)
+        statement = select(*columns, quarantine.c.error, size).join(
+            event_types, event_types.c.id == quarantine.c.event_type
+        )
+        if event_type is not None:
+            of_type = quarantine.c.event_type == self._database.event_type(event_type)
+            statement = statement.where(of_type)
+        with self._database.reading() as conn:
+            rows = conn.execute(statement.order_by(quarantine.c.id).limit(limit)).tuples()
+            return [Quarantined(f"qua_{number}", *columns) for number, *columns in rows]
+
+    def get(self, quarantine_id: str) -> RawRequest:
+        """A request in quarantine, with its body. Raises `NotFound`."""
+        number = _parse_id(quarantine_id)
+        statement = select(quarantine, event_types.c.path).join(
+            event_types, event_types.c.id == quarantine.c.event_type
+        )
+        with self._database.reading() as conn:
+            row = conn.execute(statement.where(quarantine.c.id == number)).first()
+        if row is None:
+            raise _not_in_quarantine(quarantine_id)
+        return RawRequest(row.path, row.body, msgspec.json.decode(row.headers), row.error, row.key)
+
+    def drop(self, ids: Sequence[str]) -> None:
+        """Delete requests in quarantine. If one does not exist, raises `NotFound` and deletes none."""
+        with self._database.writing() as conn:
+            drop(conn, ids)
+
+    def sizes(self) -> Mapping[str, int]:
+        """How many requests are in quarantine, by event type."""
+        per_type = (
+            select(quarantine.c.event_type, func.count().label("requests"))
+            .group_by(quarantine.c.event_type)
+            .subquery()
+        )
+        by_path = select(event_types.c.path, per_type.c.requests).join(
+            per_type, per_type.c.event_type == event_types.c.id
+        )
+        with self._database.reading() as conn:
+            return dict(conn.execute(by_path.order_by(event_types.c.path)).tuples().all())
 
 
-def parse_quarantine_id(quarantine_id: str) -> int:
-    """The number of a public id. Raises `NotFound` if it is not such an id."""
-    match = _ID.fullmatch(quarantine_id)
-    if match is None:
-        raise _not_in_quarantine(quarantine_id)
-    return int(match[1])
-
-
-def insert_raw(conn: Connection, event_type: int, raw: RawRequest, now: datetime) -> int:
-    """Insert a raw request; returns its number, or that of the stored request with the same key."""
-    added = upsert(conn, quarantine).values(
-        event_type=event_type,
-        received_at=now,
-        headers=msgspec.json.encode(raw.headers).decode(),
-        body=raw.body,
-        error=raw.error,
-        key=raw.key,
-    )
-    if raw.key is not None:
-        # An update that changes nothing, because RETURNING returns only rows that were written.
-        same = {"key": added.excluded.key}
-        added = added.on_conflict_do_update(index_elements=["event_type", "key"], set_=same)
-    number: int = conn.execute(added.returning(quarantine.c.id)).scalar_one()
-    return number
+def insert_all(
+    database: Database, conn: Connection, raw_requests: Sequence[RawRequest]
+) -> list[str]:
+    """Insert raw requests; returns their ids, in order. The id of one with a known key is that key's."""
+    if not raw_requests:
+        return []
+    now = database.now(conn)
+    ids: dict[int, str] = {}
+    event_type_of = [database.event_type(raw.event_type) for raw in raw_requests]
+    # In order of their keys, so that concurrent commits cannot deadlock.
+    for n in sorted(
+        range(len(raw_requests)), key=lambda n: (event_type_of[n], raw_requests[n].key or "")
+    ):
+        raw = raw_requests[n]
+        added = upsert(conn, quarantine).values(
+            event_type=event_type_of[n],
+            received_at=now,
+            headers=msgspec.json.encode(raw.headers).decode(),
+            body=raw.body,
+            error=raw.error,
+            key=raw.key,
+        )
+        if raw.key is not None:
+            # An update that changes nothing, because RETURNING returns only rows that were written.
+            same = {"key": added.excluded.key}
+            added = added.on_conflict_do_update(index_elements=["event_type", "key"], set_=same)
+        ids[n] = f"qua_{conn.execute(added.returning(quarantine.c.id)).scalar_one()}"
+    return [ids[n] for n in range(len(raw_requests))]
 
 
 def drop(conn: Connection, ids: Sequence[str]) -> None:
     """Remove requests. Raises `NotFound` if one of them does not exist."""
-    numbers = {quarantine_id: parse_quarantine_id(quarantine_id) for quarantine_id in ids}
+    numbers = {quarantine_id: _parse_id(quarantine_id) for quarantine_id in ids}
     existing: set[int] = set()
     # Locked in the order of their ids, so that concurrent drops cannot deadlock.
     for batch in batched(sorted(set(numbers.values())), _BATCH):
@@ -65,45 +119,11 @@ def drop(conn: Connection, ids: Sequence[str]) -> None:
             raise _not_in_quarantine(quarantine_id)
 
 
-def find_quarantined(conn: Connection, quarantine_id: str) -> Any:
-    """The complete row of a request, with the path of its event type. Raises `NotFound`."""
-    number = parse_quarantine_id(quarantine_id)
-    row = conn.execute(
-        select(quarantine, event_types.c.path)
-        .join(event_types, event_types.c.id == quarantine.c.event_type)
-        .where(quarantine.c.id == number)
-    ).first()
-    if row is None:
+def _parse_id(quarantine_id: str) -> int:
+    match = _ID.fullmatch(quarantine_id)
+    if match is None:
         raise _not_in_quarantine(quarantine_id)
-    return row
-
-
-def oldest(conn: Connection, event_type: int | None, limit: int) -> Sequence[Any]:
-    """Rows of the oldest requests, with the size of each body instead of the body."""
-    size = func.length(quarantine.c.body).label("size")
-    columns = (
-        quarantine.c.id,
-        event_types.c.path,
-        quarantine.c.received_at,
-        quarantine.c.error,
-        size,
-    )
-    statement = select(*columns).join(event_types, event_types.c.id == quarantine.c.event_type)
-    if event_type is not None:
-        statement = statement.where(quarantine.c.event_type == event_type)
-    return conn.execute(statement.order_by(quarantine.c.id).limit(limit)).all()
-
-
-def sizes(conn: Connection) -> dict[str, int]:
-    """How many requests there are, by the path of their event type."""
-    number = func.count().label("requests")
-    per_event_type = (
-        select(quarantine.c.event_type, number).group_by(quarantine.c.event_type).subquery()
-    )
-    sizes_by_path = select(event_types.c.path, per_event_type.c.requests).join(
-        per_event_type, per_event_type.c.event_type == event_types.c.id
-    )
-    return dict(conn.execute(sizes_by_path.order_by(event_types.c.path)).tuples().all())
+    return int(match[1])
 
 
 def _not_in_quarantine(quarantine_id: str) -> NotFound:

@@ -9,7 +9,7 @@ import msgspec
 from sqlalchemy import Connection, select, update
 
 from blacksmith_dagster.errors import CursorMoved
-from blacksmith_dagster.store.interface import Cursor, ListenerStatus
+from blacksmith_dagster.store.records import Cursor, ListenerStatus
 from blacksmith_dagster.store.statements import upsert
 from blacksmith_dagster.store.tables import cursors, listeners
 

@@ -1,4 +1,4 @@
-"""Replays: finds the candidates of a window, and makes job groups of those that are selected."""
+"""`store.replays`: finds the candidates of a window, and makes job groups of those that are selected."""
 
 from __future__ import annotations
 
@@ -28,21 +28,27 @@ from sqlalchemy import (
 )
 
 from blacksmith_dagster.errors import FencedOut
+from blacksmith_dagster.store import history
+from blacksmith_dagster.store.database import Database, GroupJobRow
 from blacksmith_dagster.store.group_members import JOB_COLUMNS, RETRY_ERROR, select_members
-from blacksmith_dagster.store.interface import (
+from blacksmith_dagster.store.lanes import last_load, lock_lane
+from blacksmith_dagster.store.records import (
+    FencingToken,
+    JobRow,
+    JobState,
     Lane,
     Replay,
+    ReplayCandidate,
     ReplayMode,
+    ReplayPage,
     ReplayRequest,
     SelectedJob,
     Window,
 )
-from blacksmith_dagster.store.loads import last_load
 from blacksmith_dagster.store.retention import is_awaited, raise_if_purged
 from blacksmith_dagster.store.statements import batched, upsert
 from blacksmith_dagster.store.tables import (
     DISCARDED,
-    DONE,
     EXECUTING,
     LANE_NUMBERS,
     REPLAYED,
@@ -59,23 +65,119 @@ from blacksmith_dagster.store.tables import (
 _SPAN = 20_000  # sequence numbers that one page searches
 _BATCH = 1_000  # values in one IN
 _DENSE = 4  # read a whole range if it has at most this many sequence numbers per wanted one
-_PACE_LOADS = 20  # loads from which the pace is computed
 
 
-class GroupJob(NamedTuple):
-    """A row of `group_jobs`."""
+class Replays:
+    """The replays of all destination events. `destination` is the path of a destination event."""
 
-    destination: int
-    seq: int
-    listing: int
-    created: bool
-    when_error: str | None
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def begin(
+        self,
+        token: FencingToken,
+        request: ReplayRequest,
+        event_types: Sequence[str],
+        run: str | None,
+    ) -> Replay:
+        """Begin a replay, or continue one with an equal request that has not ended.
+
+        Jobs that other replays have left waiting move to the load lane. `event_types` are the types that
+        the replay reads.
+
+        Raises `FencedOut`; `Gone` if events that it has to read are purged.
+        """
+        database = self._database
+        type_ids = [database.event_type(event_type) for event_type in event_types]
+        with database.reading() as conn:
+            after, upto = history.window(conn, request.start, request.end, database.sequence(conn))
+        with database.writing() as conn:
+            destination, lane = lock_lane(database, conn, token)
+            window = Window(after, max(min(upto, database.high_watermark(conn)), after))
+            replay_id = _begin(conn, destination, request, type_ids, window, lane.now, run)
+            return self._replay(conn, token.destination, replay_id)
+
+    def _replay(self, conn: Connection, path: str, replay_id: int) -> Replay:
+        [row] = _find_replays(conn, self._database.destination(path), 1, replay_id)
+        return _replay_from_row(row, path)
+
+    def page(
+        self, destination: str, request: ReplayRequest, event_types: Sequence[str], window: Window
+    ) -> ReplayPage:
+        """The first events of a window that a request's modes and filters select."""
+        destination_id = self._database.destination(destination)
+        type_ids = [self._database.event_type(event_type) for event_type in event_types]
+        with self._database.reading() as conn:
+            rows, upto = _find_page(conn, destination_id, request, type_ids, window)
+        ids = self._database.epochs.ids_of(row.seq for row in rows)
+        paths = self._database.event_type_paths
+        return ReplayPage(
+            [
+                ReplayCandidate(seq, id_, paths[event_type], received_at, state, error)
+                for id_, (seq, event_type, received_at, state, error) in zip(ids, rows, strict=True)
+            ],
+            upto,
+        )
+
+    def job_rows(self, destination: str, seqs: Sequence[int]) -> Sequence[JobRow]:
+        """Events by their sequence numbers, in order, as jobs of a destination event."""
+        destination_id = self._database.destination(destination)
+        with self._database.reading() as conn:
+            return self._database.job_rows(list(_job_rows_of(conn, destination_id, seqs)))
+
+    def plan(
+        self,
+        token: FencingToken,
+        replay: Replay,
+        upto: int,
+        selected: Sequence[SelectedJob],
+        batch: int,
+    ) -> Replay:
+        """Put jobs into job groups of `batch` jobs for the replay lane; the replay advances to `upto`.
+
+        Raises `FencedOut`.
+        """
+        with self._database.writing() as conn:
+            destination, lane = lock_lane(self._database, conn, token)
+            rows = _plan(conn, destination, replay, upto, selected, batch, lane.now)
+            if rows:
+                self._database.insert_group_jobs(conn, rows)
+            return self._replay(conn, token.destination, replay.id)
+
+    def end(self, token: FencingToken, replay: Replay) -> bool:
+        """Record that a replay has ended; `False` if some of its jobs still wait to run.
+
+        Raises `FencedOut`.
+        """
+        ended = update(replays).where(
+            replays.c.id == replay.id, ~exists().where(*_is_waiting_group)
+        )
+        with self._database.writing() as conn:
+            _, lane = lock_lane(self._database, conn, token)
+            return conn.execute(ended.values(ended_at=lane.now)).rowcount == 1
+
+    def newest(self, destination: str, limit: int = 100) -> Sequence[Replay]:
+        """The replays of a destination event, the newest first."""
+        with self._database.reading() as conn:
+            rows = _find_replays(conn, self._database.destination(destination), limit)
+        return [_replay_from_row(row, destination) for row in rows]
+
+    def unsettled(self, destination: str, limit: int = 100) -> Sequence[JobState]:
+        """The jobs of its last replay that are discarded, or wait to run again."""
+        with self._database.reading() as conn:
+            rows = _unsettled(conn, self._database.destination(destination), limit)
+        return [
+            history.job_state(
+                self._database, destination, "discarded" if row.due_at is None else "retrying", row
+            )
+            for row in rows
+        ]
 
 
 # ------------------------------------------------------------------------------------- the replay
 
 
-def begin(
+def _begin(
     conn: Connection,
     destination: int,
     request: ReplayRequest,
@@ -135,7 +237,7 @@ _waiting_jobs = (
 )
 
 
-def find_replays(
+def _find_replays(
     conn: Connection, destination: int, limit: int, replay: int | None = None
 ) -> list[Row[Any]]:
     """The rows of replays, the newest first, each with how many of its jobs are `waiting`."""
@@ -147,7 +249,7 @@ def find_replays(
     return list(conn.execute(statement.order_by(replays.c.id.desc()).limit(limit)))
 
 
-def replay_from_row(row: Row[Any], path: str) -> Replay:
+def _replay_from_row(row: Row[Any], path: str) -> Replay:
     """A row of `find_replays` as a replay."""
     return Replay(
         row.id,
@@ -163,16 +265,6 @@ def replay_from_row(row: Row[Any], path: str) -> Replay:
         row.ended_at,
         row.run,
     )
-
-
-def end(conn: Connection, replay: Replay, now: datetime) -> bool:
-    """Record the end of a replay, unless some of its jobs still wait to run."""
-    ended = (
-        update(replays)
-        .where(replays.c.id == replay.id, ~exists().where(*_is_waiting_group))
-        .values(ended_at=now)
-    )
-    return conn.execute(ended).rowcount == 1
 
 
 # ------------------------------------------------------------------------------------- candidates
@@ -214,7 +306,7 @@ def _only_seq(seq: Any, _: Any) -> Sequence[Any]:
     return [seq]
 
 
-class CandidateRow(NamedTuple):
+class _CandidateRow(NamedTuple):
     """An event of a window, as `ReplayCandidate` has it."""
 
     seq: int
@@ -224,13 +316,13 @@ class CandidateRow(NamedTuple):
     error: str | None
 
 
-def find_page(
+def _find_page(
     conn: Connection,
     destination: int,
     request: ReplayRequest,
     event_types: Sequence[int],
     window: Window,
-) -> tuple[list[CandidateRow], int]:
+) -> tuple[list[_CandidateRow], int]:
     """The first events of a window that a request's modes and filters select, and the sequence number
     up to which the window was searched."""
     # Discarded jobs have an index; all other modes read the log.
@@ -246,7 +338,7 @@ def _find_discarded(
     request: ReplayRequest,
     event_types: Sequence[int],
     window: Window,
-) -> tuple[list[CandidateRow], int]:
+) -> tuple[list[_CandidateRow], int]:
     """Candidates by the index of discarded jobs.
 
     None of them is pending: the transaction that replays a job also ends its state 'discarded'.
@@ -260,7 +352,7 @@ def _find_discarded(
     upto = max(errors) if len(errors) == _BATCH else window.upto
     selected = _select_requested(request, event_types).where(events.c.seq.in_(errors))
     return [
-        CandidateRow(seq, event_type, received_at, "discarded", errors[seq])
+        _CandidateRow(seq, event_type, received_at, "discarded", errors[seq])
         for seq, event_type, received_at in conn.execute(selected.order_by(events.c.seq)).tuples()
     ], upto
 
@@ -271,7 +363,7 @@ def _find_in_log(
     request: ReplayRequest,
     event_types: Sequence[int],
     window: Window,
-) -> Iterator[CandidateRow]:
+) -> Iterator[_CandidateRow]:
     """Candidates by the log.
 
     Each table's range is read by itself and joined here: a SQL join would look up each event in each
@@ -304,7 +396,7 @@ def _find_in_log(
         else:
             state = "succeeded" if seq in in_log or seq in created else "missing"
         if ReplayMode.ALL in modes or state in wanted:
-            yield CandidateRow(seq, event_type, received_at, state, errors.get(seq))
+            yield _CandidateRow(seq, event_type, received_at, state, errors.get(seq))
 
 
 def _is_discarded(destination: int) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
@@ -322,7 +414,7 @@ def _select_requested(request: ReplayRequest, event_types: Sequence[int]) -> Sel
     return statement
 
 
-def job_rows_of(conn: Connection, destination: int, seqs: Sequence[int]) -> Iterator[Any]:
+def _job_rows_of(conn: Connection, destination: int, seqs: Sequence[int]) -> Iterator[Any]:
     """Events as rows of JOB_COLUMNS, with the `when_error` of their jobs, if they have any."""
     job_of_event = and_(jobs.c.destination == destination, jobs.c.seq == events.c.seq)
     statement = select(*JOB_COLUMNS).select_from(events.outerjoin(jobs, job_of_event))
@@ -335,20 +427,7 @@ def job_rows_of(conn: Connection, destination: int, seqs: Sequence[int]) -> Iter
         yield from (row for row in rows if row.seq in wanted)
 
 
-def pace(conn: Connection, destination: int) -> float | None:
-    """Jobs per second in the last loads, `None` if there were none."""
-    last = (
-        select(loads.c.jobs, loads.c.started_at, loads.c.finished_at)
-        .where(loads.c.destination == destination, loads.c.state == DONE)
-        .order_by(loads.c.id.desc())
-        .limit(_PACE_LOADS)
-    )
-    rows = conn.execute(last).all()
-    seconds = sum((row.finished_at - row.started_at).total_seconds() for row in rows)
-    return sum(row.jobs for row in rows) / seconds if seconds > 0 else None
-
-
-def unsettled(conn: Connection, destination: int, limit: int) -> Sequence[Row[Any]]:
+def _unsettled(conn: Connection, destination: int, limit: int) -> Sequence[Row[Any]]:
     """Jobs of the last replay that wait for a retry, or are discarded (without `due_at`)."""
     last = conn.execute(
         select(func.max(replays.c.id)).where(replays.c.destination == destination)
@@ -387,7 +466,7 @@ def unsettled(conn: Connection, destination: int, limit: int) -> Sequence[Row[An
 # ------------------------------------------------------------------------------------- planning
 
 
-def plan(
+def _plan(
     conn: Connection,
     destination: int,
     replay: Replay,
@@ -395,7 +474,7 @@ def plan(
     selected: Sequence[SelectedJob],
     batch: int,
     now: datetime,
-) -> list[GroupJob]:
+) -> list[GroupJobRow]:
     """Make job groups of the selected jobs; returns the rows of `group_jobs`, for the caller to insert.
 
     Raises `FencedOut` if another process has planned this replay further.
@@ -437,7 +516,7 @@ def plan(
         listing = conn.execute(_MAKE_GROUP, values).scalar_one()
         conn.execute(update(job_groups).where(job_groups.c.id == listing).values(listing=listing))
         rows += [
-            GroupJob(destination, job.seq, listing, job.state == "missing", job.when_error)
+            GroupJobRow(destination, job.seq, listing, job.state == "missing", job.when_error)
             for job in part
         ]
     return rows

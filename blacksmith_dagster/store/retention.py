@@ -20,8 +20,8 @@ from sqlalchemy import (
 
 from blacksmith_dagster.errors import Gone
 from blacksmith_dagster.pipeline.retention import Retention
-from blacksmith_dagster.store.interface import Lane, Window
-from blacksmith_dagster.store.loads import last_load
+from blacksmith_dagster.store.lanes import last_load
+from blacksmith_dagster.store.records import Lane, Window
 from blacksmith_dagster.store.statements import batched
 from blacksmith_dagster.store.tables import (
     DISCARDED,

@@ -1,11 +1,11 @@
-"""The store in a SQLite file: the default, for one machine."""
+"""The store's database in a SQLite file: the default, for one machine."""
 
 from __future__ import annotations
 
 import fcntl
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -18,14 +18,20 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from blacksmith_dagster.errors import SettingsError
 from blacksmith_dagster.store import schema
-from blacksmith_dagster.store.claims import LaneState
+from blacksmith_dagster.store.database import Database, GroupJobRow, LaneState, OutcomeRow
 from blacksmith_dagster.store.db_errors import translate_errors
-from blacksmith_dagster.store.interface import JobRow, Lane, NewEvent
+from blacksmith_dagster.store.idempotency import EventRef
 from blacksmith_dagster.store.job_groups import WaitingGroup
-from blacksmith_dagster.store.loads import OutcomeRow
-from blacksmith_dagster.store.replays import GroupJob
-from blacksmith_dagster.store.sql import SQLStore
-from blacksmith_dagster.store.tables import EXECUTING, LANE_NUMBERS, Instant, from_micros, to_micros
+from blacksmith_dagster.store.lanes import close_load
+from blacksmith_dagster.store.records import FencingToken, JobRow, Lane, NewEvent
+from blacksmith_dagster.store.tables import (
+    DONE,
+    EXECUTING,
+    LANE_NUMBERS,
+    Instant,
+    from_micros,
+    to_micros,
+)
 
 _NETWORK_FILE_SYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "fuse.sshfs"}
@@ -33,7 +39,7 @@ _NETWORK_FILE_SYSTEMS = frozenset(
 _BUSY_SECONDS = 30
 
 
-class SQLiteStore(SQLStore):
+class SQLiteDatabase(Database):
     """A SQLite file, shared by the processes of one machine.
 
     SQLite allows one writer at a time, and waiting writers poll, so that a busy gateway starves a loader
@@ -76,6 +82,10 @@ class SQLiteStore(SQLStore):
             yield conn
             conn.commit()
 
+    def one_statement(self) -> AbstractContextManager[Connection]:
+        """A transaction as any other: nothing is saved by a single statement."""
+        return self.writing()
+
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A read-only transaction, whose statements all see the same state."""
@@ -97,21 +107,21 @@ class SQLiteStore(SQLStore):
         super().close()
         self._write_lock_file.close()
 
-    def _clock(self) -> ColumnElement[datetime]:
+    def clock(self) -> ColumnElement[datetime]:
         return literal(datetime.now(UTC), Instant())
 
-    def _high_watermark(self, conn: Connection) -> int:
+    def high_watermark(self, conn: Connection) -> int:
         # One transaction writes at a time, so every event that has a number is committed.
-        return self._sequence(conn)
+        return self.sequence(conn)
 
-    def _sequence(self, conn: Connection) -> int:
+    def sequence(self, conn: Connection) -> int:
         return int(conn.exec_driver_sql(_SEQUENCE).scalar() or 0)
 
-    def _set_sequence(self, conn: Connection, seq: int) -> None:
+    def set_sequence(self, conn: Connection, seq: int) -> None:
         conn.exec_driver_sql("DELETE FROM sqlite_sequence WHERE name = 'events'")
         conn.exec_driver_sql("INSERT INTO sqlite_sequence VALUES ('events', ?)", (seq,))
 
-    def _enter_lane(self, conn: Connection, destination: int, lane: int, wanted: int) -> LaneState:
+    def enter_lane(self, conn: Connection, destination: int, lane: int, wanted: int) -> LaneState:
         now = datetime.now(UTC)
         values = {
             "destination": destination,
@@ -122,21 +132,31 @@ class SQLiteStore(SQLStore):
         token, holder, *state = conn.exec_driver_sql(_ENTER_LANE, values).one()
         return LaneState.read(token, holder, now, *state)
 
-    def _jobs_between(
+    def close_succeeded(
+        self, conn: Connection, destination: int, load_id: int, token: FencingToken
+    ) -> tuple[tuple[int, str], bool]:
+        state = self.enter_lane(conn, destination, LANE_NUMBERS[token.lane], 0)
+        latest = (state.token, state.holder)
+        closed = latest == (token.number, token.holder) and close_load(
+            conn, load_id, DONE, state.now
+        )
+        return latest, closed
+
+    def jobs_between(
         self, conn: Connection, destination: int, after: int, upto: int
     ) -> list[JobRow]:
         return self._read(conn.exec_driver_sql(_JOBS_BETWEEN, (destination, after, upto)))
 
-    def _jobs_of_groups(
+    def jobs_of_groups(
         self, conn: Connection, destination: int, load_id: int, groups: Sequence[WaitingGroup]
     ) -> list[JobRow]:
         """Fast path: the first attempt of a replay's listing is read by the driver."""
         if any(group.replay is None or group.attempts for group in groups):
-            return super()._jobs_of_groups(conn, destination, load_id, groups)
+            return super().jobs_of_groups(conn, destination, load_id, groups)
         return self._read(conn.exec_driver_sql(_LISTED_JOBS, (load_id,)))
 
     def _read(self, rows: Iterable[Any]) -> list[JobRow]:
-        return self._jobs(
+        return self.job_rows(
             [
                 (
                     *event,
@@ -152,51 +172,51 @@ class SQLiteStore(SQLStore):
             ]
         )
 
-    def _look_up_keys(
-        self, conn: Connection, rows: Sequence[tuple[int, str, int]]
-    ) -> Iterable[Any]:
+    def look_up_keys(self, conn: Connection, rows: Sequence[tuple[int, str, int]]) -> Iterable[Any]:
         return conn.exec_driver_sql(_KNOWN_KEYS, (msgspec.json.encode(rows).decode(),)).tuples()
 
-    def _write_keys(
+    def write_keys(
         self, conn: Connection, rows: Sequence[tuple[int, str, int, int, bytes]]
     ) -> None:
-        now = to_micros(self._now(conn))
+        now = to_micros(self.now(conn))
         conn.exec_driver_sql(_WRITE_KEY, [(now, *row) for row in rows])
 
-    def _insert_outcomes(self, conn: Connection, rows: Sequence[OutcomeRow]) -> None:
+    def insert_outcomes(self, conn: Connection, rows: Sequence[OutcomeRow]) -> None:
         conn.exec_driver_sql(_OUTCOME, [tuple(row) for row in rows])
 
-    def _insert_group_jobs(self, conn: Connection, rows: Sequence[GroupJob]) -> None:
+    def insert_group_jobs(self, conn: Connection, rows: Sequence[GroupJobRow]) -> None:
         conn.exec_driver_sql(_GROUP_JOB, [tuple(row) for row in rows])
 
-    def _append(
+    def append(
         self,
         conn: Connection,
         new: Sequence[NewEvent],
-        parents: Mapping[int, int],
+        parents: Mapping[int, EventRef],
         received_at: datetime | None = None,
     ) -> list[int]:
-        first = self._sequence(conn) + 1
+        first = self.sequence(conn) + 1
         now = to_micros(received_at or datetime.now(UTC))
         conn.exec_driver_sql(
             _EVENT,
             [
                 (
                     seq,
-                    self._event_type(event.event_type),
+                    self.event_type(event.event_type),
                     now,
                     event.payload,
                     event.key,
                     event.context,
                     event.version,
                     None if event.sent_at is None else to_micros(event.sent_at),
-                    parent if parent is None or parent > 0 else first + ~parent,
+                    parent,
                 )
-                for seq, event, parent in zip(count(first), new, self._parents(new, parents))
+                for seq, event, parent in zip(
+                    count(first), new, self.parents(new, parents, first.__add__)
+                )
             ],
         )
         jobs = [
-            (self._destination(job.destination), seq, job.when_error)
+            (self.destination(job.destination), seq, job.when_error)
             for seq, event in enumerate(new, first)
             for job in event.jobs
         ]

@@ -32,7 +32,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
-from blacksmith_dagster.store.interface import Lane
+from blacksmith_dagster.store.records import Lane
 
 # The states of a load.
 EXECUTING = 1  # it is open

@@ -2,9 +2,7 @@
 
 from importlib.util import find_spec
 
-from blacksmith_dagster.errors import SettingsError
-from blacksmith_dagster.store import Store
-from blacksmith_dagster.store.sql import SQLStore
+from blacksmith_dagster.store.database import Database
 from blacksmith_dagster.supervisor.address import parse_consul_url
 from blacksmith_dagster.supervisor.interface import LockStatus, Supervisor, registered
 from blacksmith_dagster.supervisor.renewals import Lease
@@ -36,7 +34,7 @@ __all__ = [
 ]
 
 
-def open_supervisor(url: str | None, store: Store) -> Supervisor:
+def open_supervisor(url: str | None, database: Database) -> Supervisor:
     """The supervisor at `url`: `consul://host:8500`; the store's own locks if it is `None` or empty.
 
     It does not connect yet. `supervisor.address.parse_consul_url` lists what the URL can hold.
@@ -52,8 +50,4 @@ def open_supervisor(url: str | None, store: Store) -> Supervisor:
         from blacksmith_dagster.supervisor.consul import ConsulSupervisor
 
         return ConsulSupervisor(address)
-    if not isinstance(store, SQLStore):
-        raise SettingsError(
-            f"{type(store).__name__} keeps no locks; pass a supervisor where one is used"
-        )
-    return StoreSupervisor(store)
+    return StoreSupervisor(database)

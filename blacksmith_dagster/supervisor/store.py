@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from blacksmith_dagster.store.sql import SQLStore
+from blacksmith_dagster.store.database import Database
 from blacksmith_dagster.store.tables import leases, services
 from blacksmith_dagster.supervisor.interface import LockStatus, Supervisor
 from blacksmith_dagster.supervisor.renewals import Lease
@@ -41,16 +41,16 @@ class StoreSupervisor(Supervisor):
     statement. SQLite has no clock of its own: its processes use their host's monotonic clock, and a
     reboot frees the locks.
 
-    >>> supervisor = StoreSupervisor(store)  # doctest: +SKIP
+    >>> supervisor = StoreSupervisor(store.database)  # doctest: +SKIP
     >>> with supervisor.acquire("load/warehouse/flights", "me") as lease:  # doctest: +SKIP
     ...     lease.confirm()
     True
     """
 
-    def __init__(self, store: SQLStore, ttl: float = 15.0) -> None:
-        super().__init__(store.label, ttl)
-        self._store = store
-        self._dialect = _POSTGRESQL if store.engine.dialect.name == "postgresql" else _SQLITE
+    def __init__(self, database: Database, ttl: float = 15.0) -> None:
+        super().__init__(database.label, ttl)
+        self._database = database
+        self._dialect = _POSTGRESQL if database.engine.dialect.name == "postgresql" else _SQLITE
 
     def acquire(self, key: str, holder: str, *, wait: float = 0.0) -> Lease | None:
         """See `Supervisor.acquire`."""
@@ -77,7 +77,7 @@ class StoreSupervisor(Supervisor):
     def services(self) -> Sequence[ServiceStatus]:
         """See `Supervisor.services`."""
         valid = self._dialect.clock(services, 0).valid
-        with self._store.reading() as connection:
+        with self._database.reading() as connection:
             rows = connection.execute(
                 select(services).where(valid).order_by(services.c.name, services.c.id)
             )
@@ -91,7 +91,7 @@ class StoreSupervisor(Supervisor):
     def _held(self, condition: ColumnElement[bool]) -> Sequence[LockStatus]:
         valid = self._dialect.clock(leases, 0).valid
         query = select(leases.c.key, leases.c.holder, leases.c.address, leases.c.since)
-        with self._store.reading() as connection:
+        with self._database.reading() as connection:
             rows = connection.execute(query.where(condition, valid).order_by(leases.c.key))
             return [LockStatus(row.key, True, row.holder, row.address, row.since) for row in rows]
 
@@ -113,7 +113,7 @@ class StoreSupervisor(Supervisor):
             .on_conflict_do_update(index_elements=["key"], set_=row, where=~clock.valid)
             .returning(leases.c.id)
         )
-        with self._store.writing() as connection:
+        with self._database.writing() as connection:
             acquired = connection.execute(acquire).first()
         return self._lease(key, lease_id, sent) if acquired else None
 
@@ -121,7 +121,7 @@ class StoreSupervisor(Supervisor):
         """Renew all leases in one statement."""
         sent, clock = time.monotonic(), self._dialect.clock(leases, self._ttl)
         renew = update(leases).where(leases.c.id.in_([lease.id for lease in held]))
-        with self._store.writing() as connection:
+        with self._database.writing() as connection:
             statement = renew.values(expires_at=clock.expiry).returning(leases.c.id)
             renewed = set(connection.execute(statement).scalars())
         for lease in held:
@@ -132,12 +132,12 @@ class StoreSupervisor(Supervisor):
 
     def _confirm(self, lease: Lease) -> bool:
         valid = self._dialect.clock(leases, 0).valid
-        with self._store.reading() as connection:
+        with self._database.reading() as connection:
             rows = connection.execute(select(leases.c.key).where(*_is_row_of(lease), valid))
             return rows.first() is not None
 
     def _unlock(self, lease: Lease) -> None:
-        with self._store.writing() as connection:
+        with self._database.writing() as connection:
             connection.execute(delete(leases).where(*_is_row_of(lease)))
 
     def _register(self, service: Service) -> None:
@@ -151,11 +151,11 @@ class StoreSupervisor(Supervisor):
             "boot": clock.boot,
         }
         write: Any = self._dialect.insert(services).values(id=service.id, **row)
-        with self._store.writing() as connection:
+        with self._database.writing() as connection:
             connection.execute(write.on_conflict_do_update(index_elements=["id"], set_=row))
 
     def _deregister(self, service: Service) -> None:
-        with self._store.writing() as connection:
+        with self._database.writing() as connection:
             # Remove expired services too: nothing else does.
             expired = ~self._dialect.clock(services, 0).valid
             connection.execute(delete(services).where((services.c.id == service.id) | expired))

@@ -12,8 +12,9 @@ from blacksmith_dagster.errors import MigrationLocked
 from blacksmith_dagster.pipeline.destination import Destination
 from blacksmith_dagster.pipeline.source import Source
 from blacksmith_dagster.store import migration_barrier
+from blacksmith_dagster.store.database import Database
+from blacksmith_dagster.store.loads import Loads
 from blacksmith_dagster.store.migration_barrier import MigrationToken
-from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.supervisor import Lease, Supervisor
 from blacksmith_dagster.wanderer.files import target_of
 from blacksmith_dagster.wanderer.plan import (
@@ -40,20 +41,20 @@ class TargetLocks:
     """Locks the targets of an application for one holder.
 
     - `adapters`: the sources and destinations by target.
-    - `store`: keeps the barriers; `tracking` may use another store.
+    - `database`: keeps the barriers; `tracking` may use another one.
     """
 
     def __init__(
         self,
         adapters: Mapping[str, Source | Destination[Any]],
         *,
-        store: SQLStore,
+        database: Database,
         tracking: Tracking,
         supervisor: Supervisor,
         holder: str,
     ) -> None:
         self._adapters = adapters
-        self._store = store
+        self._database = database
         self._tracking = tracking
         self._supervisor = supervisor
         self._holder = holder
@@ -80,9 +81,9 @@ class TargetLocks:
             for target, lease in locks.items():
                 tracking_token = self._tracking.take_over(target, lease.id, lease.confirm)
                 barrier_token = tracking_token
-                if self._tracking.store is not self._store:
+                if self._tracking.database is not self._database:
                     barrier_token = migration_barrier.take_over(
-                        self._store, target, lease.id, lease.confirm
+                        self._database, target, lease.id, lease.confirm
                     )
                 held[target] = LockedTarget(lease, tracking_token, barrier_token)
             yield held
@@ -98,14 +99,14 @@ class TargetLocks:
             target for target in sorted(targets) if isinstance(self._adapters[target], Destination)
         ]
         for target in destinations:
-            migration_barrier.stop_claims(self._store, held[target].barrier_token, self._holder)
+            migration_barrier.stop_claims(self._database, held[target].barrier_token, self._holder)
         for target in destinations:
             adapter: Any = self._adapters[target]
             longest_load = max(
                 (event.timeout.total_seconds() for event in adapter.events.values()), default=0.0
             )
             give_up = time.monotonic() + longest_load
-            while open_loads := migration_barrier.open_loads(self._store, adapter.name):
+            while open_loads := migration_barrier.open_loads(self._database, adapter.name):
                 if stop.is_set():
                     return
                 lease = held[target].lease
@@ -113,7 +114,7 @@ class TargetLocks:
                     # A loader that lost its lock has stopped, or this fences it out.
                     is_loading = self._supervisor.status(f"{lane.value}/{path}").held
                     if not is_loading or time.monotonic() >= give_up:
-                        self._store.take_over(path, lane, lease.id, lease.confirm)
+                        Loads(self._database).take_over(path, lane, lease.id, lease.confirm)
                 stop.wait(POLL)
 
     def lift_barriers(self, held: Mapping[str, LockedTarget], by_scope: Declared) -> None:
@@ -126,4 +127,4 @@ class TargetLocks:
             of_target = [migration for migration in tracked if target_of(migration.scope) == target]
             reason = waits_for(without_traceless(own, of_target))
             version = settled_version(own, of_target)
-            migration_barrier.lift(self._store, locked.barrier_token, version, reason)
+            migration_barrier.lift(self._database, locked.barrier_token, version, reason)

@@ -14,7 +14,7 @@ from blacksmith_dagster.errors import FencedOut, MigrationError, Unavailable
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.migration import Direction, Migration
 from blacksmith_dagster.redaction import describe
-from blacksmith_dagster.store import Store
+from blacksmith_dagster.store.database import Database
 from blacksmith_dagster.supervisor import Lease, Supervisor
 from blacksmith_dagster.wanderer.files import (
     adapters,
@@ -47,7 +47,7 @@ from blacksmith_dagster.wanderer.records import (
     MigrationState,
     MigrationStatus,
 )
-from blacksmith_dagster.wanderer.tracking import Tracking, sql_store
+from blacksmith_dagster.wanderer.tracking import Tracking
 
 RECORD_FOR = 60.0
 """Seconds for which recording the end of a migration is tried while the database does not respond."""
@@ -81,7 +81,8 @@ class Recording(Protocol):
 class Wanderer:
     """Migrates the targets of an application, with one run at a time per target.
 
-    - `tracking`: the store that tracks migrations; `store` itself if `None`.
+    - `database`: the store's.
+    - `tracking`: the database that tracks migrations; `database` itself if `None`.
     - `holder`: the person or process that migrates, for people and for the history.
     - `run`: the id of the Dagster run.
     - `stop`: once set, the current migration is finished, and no other begins.
@@ -91,10 +92,8 @@ class Wanderer:
     run), `MigrationLocked` if another run holds the target, `FencedOut` if another run has taken it
     over, and `Unavailable`. A call that is stopped finishes the current migration.
 
-    Raises `SettingsError` if a store cannot track migrations.
-
     >>> wanderer = Wanderer(  # doctest: +SKIP
-    ...     app, store=store, supervisor=supervisor, holder="deploy"
+    ...     app, database=store.database, supervisor=supervisor, holder="deploy"
     ... )
     >>> wanderer.run(MigrationRequest()).done[0].state  # doctest: +SKIP
     <MigrationState.SUCCEEDED_UP: 'succeeded(up)'>
@@ -104,9 +103,9 @@ class Wanderer:
         self,
         app: Blacksmith,
         *,
-        store: Store,
+        database: Database,
         supervisor: Supervisor,
-        tracking: Store | None = None,
+        tracking: Database | None = None,
         holder: str,
         run: str | None = None,
         stop: threading.Event | None = None,
@@ -114,13 +113,12 @@ class Wanderer:
     ) -> None:
         self._adapters = adapters(app)
         self._app = app
-        own_store = sql_store(store)
-        tracking_store = sql_store(store if tracking is None else tracking)
-        tracks_elsewhere = tracking_store.engine.url != own_store.engine.url
-        self._tracking = Tracking(tracking_store if tracks_elsewhere else own_store, holder, run)
+        if tracking is None or tracking.engine.url == database.engine.url:
+            tracking = database
+        self._tracking = Tracking(tracking, holder, run)
         self._locks = TargetLocks(
             self._adapters,
-            store=own_store,
+            database=database,
             tracking=self._tracking,
             supervisor=supervisor,
             holder=f"run {run}" if run else holder,
@@ -316,7 +314,7 @@ class Wanderer:
         if "migrate_and_record" not in vars(defining_class):
             return None
         in_transaction = migration.in_transaction(Direction(action.what))
-        at_tracking = adapter.is_at(self._tracking.store.engine.url)
+        at_tracking = adapter.is_at(self._tracking.database.engine.url)
         return adapter if in_transaction and at_tracking else None
 
 

@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, func, insert, select
 
-from blacksmith_dagster.errors import SettingsError
 from blacksmith_dagster.pipeline.migration import Migration
-from blacksmith_dagster.store import Store, migration_barrier, open_store
-from blacksmith_dagster.store.interface import Confirm
+from blacksmith_dagster.store import migration_barrier, open_store
+from blacksmith_dagster.store.database import Database
 from blacksmith_dagster.store.migration_barrier import MigrationToken
-from blacksmith_dagster.store.sql import SQLStore
+from blacksmith_dagster.store.records import Confirm
 from blacksmith_dagster.store.statements import upsert
 from blacksmith_dagster.store.tables import Instant, migration_transitions, migrations
 from blacksmith_dagster.wanderer.files import target_of
@@ -39,35 +38,26 @@ class MigrationTransition(NamedTuple):
 
 
 @contextmanager
-def open_tracking(url: str | None, store: Store) -> Iterator[Store]:
-    """The store that tracks migrations: the database at `url`, or `store` if it is `None` or empty.
+def open_tracking(url: str | None, database: Database) -> Iterator[Database]:
+    """The database that tracks migrations: that at `url`, or `database` if it is `None` or empty.
 
     Missing tables are created. Raises what `open_store` raises.
     """
     if not url:
-        yield store
+        yield database
         return
     tracking = open_store(url, upgrade=True)
     try:
-        yield tracking
+        yield tracking.database
     finally:
         tracking.close()
-
-
-def sql_store(store: Store) -> SQLStore:
-    """`store`, if it can track migrations. Raises `SettingsError`."""
-    if not isinstance(store, SQLStore):
-        raise SettingsError(
-            f"{type(store).__name__} can't track migrations; use a store on PostgreSQL or SQLite"
-        )
-    return store
 
 
 class Tracking:
     """The tracked migrations of all targets. Each transition is recorded with `by` and `run`."""
 
-    def __init__(self, store: SQLStore, by: str, run: str | None) -> None:
-        self.store = store
+    def __init__(self, database: Database, by: str, run: str | None) -> None:
+        self.database = database
         self._by = by
         self._run = run
 
@@ -83,7 +73,7 @@ class Tracking:
             .join(migration_transitions, last.id == newest)
             .order_by(column.version, column.scope)
         )
-        with self.store.reading() as conn:
+        with self.database.reading() as conn:
             rows = conn.execute(query).tuples().all()
         return [
             TrackedMigration(scope, version, name, checksum, MigrationState(state), *rest)
@@ -100,7 +90,7 @@ class Tracking:
             .where(migrations.c.scope == scope, migrations.c.version == version)
             .order_by(column.id)
         )
-        with self.store.reading() as conn:
+        with self.database.reading() as conn:
             return [
                 MigrationTransition(MigrationState(state), *rest)
                 for state, *rest in conn.execute(query)
@@ -114,8 +104,8 @@ class Tracking:
 
         Raises `FencedOut`.
         """
-        token = migration_barrier.take_over(self.store, target, holder, confirm)
-        with self.store.writing() as conn:
+        token = migration_barrier.take_over(self.database, target, holder, confirm)
+        with self.database.writing() as conn:
             executing = select(
                 migrations.c.id, migrations.c.scope, migrations.c.state, migrations.c.atomic
             ).where(migrations.c.state.in_([state.value for state in _ENDED]))
@@ -139,7 +129,7 @@ class Tracking:
         atomic: bool = False,
     ) -> None:
         """Record a transition. Raises `FencedOut` if another run has taken over."""
-        with self.store.writing() as conn:
+        with self.database.writing() as conn:
             self.write(conn, token, scope, migration, state, error=error, atomic=atomic)
 
     def write(

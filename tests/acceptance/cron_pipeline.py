@@ -16,7 +16,7 @@ from blacksmith_dagster import Batch, Blacksmith, Cron, Destination, Event, Poll
 from blacksmith_dagster.errors import KeyReused
 from blacksmith_dagster.orchestration import BlacksmithResource, build_definitions
 from blacksmith_dagster.store import Store
-from blacksmith_dagster.store.interface import NewEvent, RawRequest
+from blacksmith_dagster.store.records import NewEvent, RawRequest
 
 ORIGIN = "BLACKSMITH_TEST_ORIGIN"
 RECORD = "BLACKSMITH_TEST_RECORD"
@@ -61,7 +61,7 @@ class Mortal(BlacksmithResource):
 
     def store(self, app: Blacksmith) -> Store:
         store = super().store(app)
-        commit = store.ingest
+        commit = store.log.append
 
         def ingest(
             requests: Sequence[Sequence[NewEvent] | RawRequest], **options: Any
@@ -71,7 +71,7 @@ class Mortal(BlacksmithResource):
             kill_at("after the commit")
             return result
 
-        store.ingest = ingest  # type: ignore[method-assign]
+        store.log.append = ingest  # type: ignore[method-assign]
         return store
 
 

@@ -20,7 +20,7 @@ from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
 
 from blacksmith_dagster import Blacksmith
 from blacksmith_dagster.store import Store, open_store
-from blacksmith_dagster.store.interface import NewEvent, NewJob
+from blacksmith_dagster.store.records import NewEvent, NewJob
 from tests.acceptance.dagster_pipeline import INTERVAL, RECORD, SECONDS, blacksmith
 from tests.acceptance.oracle import judge
 from tests.acceptance.processes import ROOT_FOLDER, until
@@ -79,7 +79,7 @@ class Deployment:
     ) -> None:
         """Ingest events, each with a job unless a replay is to create it."""
         new = NewEvent("airport/departed", "{}", [NewJob(FLIGHTS)] if with_jobs else ())
-        (ids,) = self.store.ingest([[new] * number], received_at=received_at)
+        (ids,) = self.store.log.append([[new] * number], received_at=received_at)
         assert isinstance(ids, list)
         self.wanted |= set(ids)
 
@@ -139,7 +139,7 @@ class Deployment:
     def pending(self) -> int:
         """The number of pending jobs."""
         self.store.maintain()
-        return self.store.counts(FLIGHTS).pending
+        return self.store.counts.of(FLIGHTS).pending
 
     def judge(self) -> None:
         """Ask the oracle, once nothing is pending: all jobs have succeeded, and no two batches were

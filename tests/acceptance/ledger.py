@@ -26,7 +26,7 @@ class Ledger:
     def check(self, store: Store) -> None:
         """Assert that each accepted event is in the store once, under the id of the response, and
         that every other event is one whose sender got no clear response."""
-        events = store.events(limit=1_000_000)
+        events = store.log.newest(limit=1_000_000)
         numbers = Counter(json.loads(event.payload)["n"] for event in events)
         ids = {event.id: json.loads(event.payload)["n"] for event in events}
         assert len(ids) == len(events)

@@ -8,24 +8,22 @@ from contextlib import closing
 
 from blacksmith_dagster import Blacksmith, Source
 from blacksmith_dagster.ingest.listeners import Listeners
-from blacksmith_dagster.store import open_store
-from blacksmith_dagster.store.sql import SQLStore
+from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.supervisor import StoreSupervisor
 
 TTL = 2.0  # seconds until another process may listen after this one was killed
 
 
 def listen(
-    app: Blacksmith, source: Source, prepare: Callable[[SQLStore], None] = lambda _: None
+    app: Blacksmith, source: Source, prepare: Callable[[Store], None] = lambda _: None
 ) -> int:
     """Listen for the events of a source; the store's schema must exist. `changed` is called with the
     store first. Returns the exit code."""
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     with closing(open_store(os.environ["BLACKSMITH_STORE_URL"])) as store:
-        assert isinstance(store, SQLStore)
         prepare(store)
-        with closing(StoreSupervisor(store, ttl=TTL)) as supervisor:
+        with closing(StoreSupervisor(store.database, ttl=TTL)) as supervisor:
             listeners = Listeners(
                 app,
                 source,

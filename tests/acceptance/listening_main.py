@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from blacksmith_dagster import Blacksmith, Event, Message, Secret, Source, Subscription
-from blacksmith_dagster.store.sql import SQLStore
+from blacksmith_dagster.store import Store
 from tests.acceptance.listening import listen
 
 URL = "BLACKSMITH_TEST_ORDERS_URL"
@@ -49,16 +49,16 @@ def die_at(place: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def dying(store: SQLStore) -> None:
+def dying(store: Store) -> None:
     """Make the process kill itself after a commit, if the test wants it."""
-    ingest = store.ingest
+    ingest = store.log.append
 
     def ingest_and_die(*requests: Any, **options: Any) -> Any:
         result = ingest(*requests, **options)
         die_at("commit")
         return result
 
-    store.ingest = ingest_and_die  # type: ignore[method-assign]
+    store.log.append = ingest_and_die  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

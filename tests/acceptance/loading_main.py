@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from blacksmith_dagster.errors import FencedOut, Timeout, Unavailable
 from blacksmith_dagster.scheduler import StandardScheduler, load, loader
 from blacksmith_dagster.store import open_store
-from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.supervisor import (
     SCHEDULER,
     StoreSupervisor,
@@ -39,10 +38,9 @@ def main(paths: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
         store = open_store(os.environ["BLACKSMITH_STORE_URL"])
-        assert isinstance(store, SQLStore)
-        supervisor: Supervisor = StoreSupervisor(store, ttl=TTL)
+        supervisor: Supervisor = StoreSupervisor(store.database, ttl=TTL)
         if url := os.environ.get("BLACKSMITH_SUPERVISOR_URL"):
-            supervisor = open_supervisor(url, store)
+            supervisor = open_supervisor(url, store.database)
         supervisor.register(this_process(SCHEDULER, paths))
     except Unavailable as error:
         print("unavailable at the start:", error)

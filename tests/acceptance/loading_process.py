@@ -12,7 +12,6 @@ from typing import Self
 
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.store import Store, open_store
-from blacksmith_dagster.store.sql import SQLStore
 from tests.acceptance.loading_main import TIMED_OUT, UNAVAILABLE
 from tests.acceptance.loading_pipeline import FLIGHTS, RECORDING, blacksmith
 from tests.acceptance.processes import ROOT_FOLDER, until
@@ -109,8 +108,7 @@ class LoaderProcess:
 
 
 def _write(store: Store) -> None:
-    assert isinstance(store, SQLStore)
-    with store.writing():
+    with store.database.writing():
         pass
 
 
@@ -121,7 +119,7 @@ def keep_running(loaders: Sequence[LoaderProcess], store: Store, paths: Sequence
         for loader in loaders:
             loader.start_again_if_ended()
         try:
-            return all(store.counts(path).pending == 0 for path in paths)
+            return all(store.counts.of(path).pending == 0 for path in paths)
         except Unavailable:  # the database restarts
             return False
 

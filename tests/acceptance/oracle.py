@@ -37,9 +37,9 @@ def judge(
     """
     ledger = set(wanted)
     allowed = ledger if accepted is None else set(accepted)
-    counts = store.counts(destination)
+    counts = store.counts.of(destination)
     states = {
-        state: store.jobs(state, destination, _ALL)
+        state: store.history.jobs(state, destination, _ALL)
         for state in ("discarded", "retrying", "executing", "awaiting")
     }
     ids_in = {state: {job.event_id for job in jobs} for state, jobs in states.items()}
@@ -63,13 +63,15 @@ def judge(
 
     assert all(job.due_at is not None for job in states["retrying"]), "pending, and never due"
     if ids_in["awaiting"]:
-        assert store.next_due(destination) == 0, "jobs await, and nothing is due"
+        assert store.counts.next_due(destination) == 0, "jobs await, and nothing is due"
     ends = [(succeeded, {"succeeded"}), (discarded, {"discarded"})]
     ends += [(ids_in["retrying"], {"failed", "unknown"})]
     for ids, last in ends:
         for event_id in sorted(ids)[:histories]:
             entries = [
-                entry for entry in store.history(event_id) if entry.destination == destination
+                entry
+                for entry in store.history.transitions(event_id)
+                if entry.destination == destination
             ]
             assert entries[-1].state in last, entries
     return JobSets(succeeded, pending, discarded)

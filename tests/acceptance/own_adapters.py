@@ -15,7 +15,7 @@ from blacksmith_dagster.ingest import ingest
 from blacksmith_dagster.scheduler import LoadReport, Summary, Tally
 from blacksmith_dagster.settings import Settings
 from blacksmith_dagster.store import Store, open_store
-from blacksmith_dagster.store.interface import FencingToken, LoadVerdict
+from blacksmith_dagster.store.records import FencingToken, LoadVerdict
 from blacksmith_dagster.supervisor import Lease
 
 
@@ -65,14 +65,14 @@ class PlainScheduler:
     ) -> Summary:
         summary, connection = Summary(), event.destination.connect()
         opened = next(connection)
-        while load := store.claim(token, event.batch_size, event.retry.max_attempts, run):
+        while load := store.loads.claim(token, event.batch_size, event.retry.max_attempts, run):
             jobs = []
             for row in load.rows:
                 data = msgspec.json.decode(row.payload, type=event.flows[row.event_type].on.model)
                 stored = Event(data, id=row.id, received_at=row.received_at)
                 jobs.append(Job(data, stored, load.key_of(row.id), load.attempt))
             event(Batch(event.path, jobs), opened)
-            store.record(load, LoadVerdict())
+            store.loads.record(load, LoadVerdict())
             day = load.rows[0].received_at.date()
             report(LoadReport(load.id, {day: Tally(len(jobs))}, 0.0, load.attempt))
             summary = Summary(summary.loads + 1, summary.tally + Tally(len(jobs)))

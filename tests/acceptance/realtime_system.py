@@ -147,7 +147,7 @@ class System:
         """Return when every accepted event is loaded."""
         with contextlib.closing(open_store(self.backends.store_url)) as store:
             store.register(blacksmith)
-            until(lambda: not any(store.counts(path).pending for path in (FULL, ODD)), HEALED)
+            until(lambda: not any(store.counts.of(path).pending for path in (FULL, ODD)), HEALED)
 
     def judge(self) -> None:
         """Ask the oracle; no job may be pending."""

@@ -11,8 +11,7 @@ from blacksmith_dagster.errors import FencedOut, Unavailable
 from blacksmith_dagster.scheduler import StandardScheduler
 from blacksmith_dagster.scheduler.replay import replay
 from blacksmith_dagster.store import open_store
-from blacksmith_dagster.store.interface import ReplayMode, ReplayRequest
-from blacksmith_dagster.store.sql import SQLStore
+from blacksmith_dagster.store.records import ReplayMode, ReplayRequest
 from blacksmith_dagster.supervisor import StoreSupervisor
 from tests.acceptance.loading_main import TTL
 from tests.acceptance.loading_pipeline import blacksmith
@@ -28,8 +27,7 @@ def main(path: str, start: str, end: str, *modes: str) -> int:
         tuple(ReplayMode(mode) for mode in modes),
     )
     store = open_store(os.environ["BLACKSMITH_STORE_URL"])
-    assert isinstance(store, SQLStore)
-    supervisor = StoreSupervisor(store, ttl=TTL)
+    supervisor = StoreSupervisor(store.database, ttl=TTL)
     print("ready")
     while True:
         try:

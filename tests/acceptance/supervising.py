@@ -20,9 +20,8 @@ from sqlalchemy import select
 from blacksmith_dagster import Request
 from blacksmith_dagster.errors import BlacksmithError, Unavailable
 from blacksmith_dagster.ingest.extract import Extractor
-from blacksmith_dagster.store import open_store
-from blacksmith_dagster.store.interface import Lane
-from blacksmith_dagster.store.sql import SQLStore
+from blacksmith_dagster.store import Store, open_store
+from blacksmith_dagster.store.records import Lane
 from blacksmith_dagster.store.tables import LANE_NUMBERS, loads
 from blacksmith_dagster.supervisor import LockStatus, StoreSupervisor, Supervisor
 from blacksmith_dagster.supervisor.address import parse_consul_url
@@ -99,7 +98,6 @@ class Hosts:
     ) -> None:
         self.store_url, self.folder, self.consuls = store_url, folder, consuls
         store = open_store(store_url, upgrade=True)
-        assert isinstance(store, SQLStore)
         self.store = store
         self.store.register(blacksmith)
         self.recording = Recording(folder)
@@ -119,7 +117,7 @@ class Hosts:
         """The test's own supervisor, which bypasses the links."""
         if self.consuls:
             return ConsulSupervisor(parse_consul_url(self.consuls[0].url + OPTIONS, {}))
-        return StoreSupervisor(self.store, ttl=TTL)
+        return StoreSupervisor(self.store.database, ttl=TTL)
 
     @property
     def take_over_seconds(self) -> float:
@@ -133,7 +131,7 @@ class Hosts:
         request = Request(body, {"content-type": "application/json"})
         events = Extractor(blacksmith, departed)(request, None)
         assert isinstance(events, list)
-        (ids,) = self.store.ingest([events])
+        (ids,) = self.store.log.append([events])
         assert isinstance(ids, list)
         self.accepted += ids
         return ids
@@ -180,7 +178,7 @@ class Hosts:
     def pending(self) -> int:
         """The number of pending jobs; -1 while the store does not respond."""
         try:
-            return self.store.counts(FLIGHTS).pending
+            return self.store.counts.of(FLIGHTS).pending
         except Unavailable:
             return -1
 
@@ -213,15 +211,15 @@ class Hosts:
         self.close()
 
 
-def one_at_a_time(store: SQLStore, path: str = FLIGHTS) -> None:
+def one_at_a_time(store: Store, path: str = FLIGHTS) -> None:
     """Check that each load ended before the next began and that fencing tokens only rise: no two
     holders have written at the same time."""
     is_load = (
-        loads.c.destination == store._destination(path),
+        loads.c.destination == store.database.destination(path),
         loads.c.lane == LANE_NUMBERS[Lane.LOAD],
     )
     columns = (loads.c.id, loads.c.token, loads.c.started_at, loads.c.finished_at)
-    with store.reading() as connection:
+    with store.database.reading() as connection:
         rows = connection.execute(select(*columns).where(*is_load).order_by(loads.c.id)).all()
     assert rows, "nothing was loaded"
     for earlier, later in itertools.pairwise(rows):

@@ -37,7 +37,7 @@ class Attacked:
         self.right: list[str] = []
 
     def stored(self) -> list[str]:
-        return [event.payload for event in self.store.events(limit=1_000_000)]
+        return [event.payload for event in self.store.log.newest(limit=1_000_000)]
 
     def post(
         self, path: str, body: bytes | Iterator[bytes], **headers: str
@@ -63,7 +63,7 @@ class Attacked:
         assert status == 202, document
         (event_id,) = document["ids"]  # type: ignore[misc]
         self.right.append(body.decode() if payload is None else payload)
-        assert self.store.event(event_id).payload == self.right[-1]
+        assert self.store.log.event(event_id).payload == self.right[-1]
 
     @staticmethod
     def document(response: httpx.Response) -> dict[str, object]:
@@ -127,7 +127,7 @@ def attacked(gateway: tuple[GatewayProcess, Store]) -> Iterator[Attacked]:
         assert time.monotonic() - began < 2
         assert risen() < FLAT
     assert sorted(attack.stored()) == sorted(before + attack.right)
-    assert not store.quarantined()
+    assert not store.quarantine.oldest()
 
 
 @pytest.mark.parametrize("path", [ACCEPTED, PARSED])

@@ -75,14 +75,15 @@ def store(store_url: str) -> Iterator[Store]:
 def newest(store: Store) -> int:
     """The last row; the mark at a snapshot's end may follow it."""
     changes = [
-        msgspec.json.decode(event.payload, type=Change) for event in store.events(counted.path, 2)
+        msgspec.json.decode(event.payload, type=Change)
+        for event in store.log.newest(counted.path, 2)
     ]
     return max((change.new["id"] for change in changes if change.new is not None), default=0)
 
 
 def snapshot_is_whole(store: Store) -> bool:
     """Whether changes are read by now."""
-    return '"change"' in (store.cursor(f"cdc/{counted.path}") or "")
+    return '"change"' in (store.log.cursor(f"cdc/{counted.path}") or "")
 
 
 def numbers(store: Store) -> list[int]:
@@ -92,7 +93,7 @@ def numbers(store: Store) -> list[int]:
     """
     changes = [
         msgspec.json.decode(event.payload, type=Change)
-        for event in reversed(store.events(counted.path, 1_000_000))
+        for event in reversed(store.log.newest(counted.path, 1_000_000))
     ]
     whole = {change.lsn for change in changes if change.operation == "snapshot_completed"}
     return [

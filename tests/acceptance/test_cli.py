@@ -67,7 +67,7 @@ def ids(store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list
     with contextlib.closing(open_store(store_url, upgrade=True)) as store:
         store.register(blacksmith)
         [ids] = ingest(blacksmith, store, ordered, [Request.of([{"n": n} for n in range(3)])])
-        with contextlib.closing(open_supervisor(None, store)) as supervisor:
+        with contextlib.closing(open_supervisor(None, store.database)) as supervisor:
             load(
                 blacksmith,
                 thanks,

@@ -34,7 +34,7 @@ from blacksmith_dagster.ingest import ingest
 from blacksmith_dagster.ingest.quarantine import raw_request_of
 from blacksmith_dagster.pubsub import open_pubsub
 from blacksmith_dagster.store import Store, open_store
-from blacksmith_dagster.store.interface import ListenerStatus, RawRequest
+from blacksmith_dagster.store.records import ListenerStatus, RawRequest
 
 BUG = RuntimeError("a bug")
 fixed = False  # whether the extract functions have been fixed
@@ -125,12 +125,12 @@ def failed(store: Store, *came: Request | Message) -> list[str]:
     raw_requests = [
         raw_request_of(path, request, BUG) for path, request in zip(paths, came, strict=True)
     ]
-    return [store.quarantine(raw) for raw in raw_requests]
+    return [store.quarantine.add(raw) for raw in raw_requests]
 
 
 def kept(store: Store) -> list[str]:
     """The events' data, the newest first."""
-    return [event.payload for event in store.events()]
+    return [event.payload for event in store.log.newest()]
 
 
 # ---------------------------------------------------------------------------------- list, show
@@ -154,7 +154,7 @@ def test_list_shows_the_oldest_without_bodies_and_headers(store: Store) -> None:
 
 def test_list_cuts_a_long_error_that_show_shows_whole(store: Store) -> None:
     long = "no such airport: " + "x" * 500 + "\nEND"
-    quarantine_id = store.quarantine(RawRequest(ordered.path, b"{}", {}, long))
+    quarantine_id = store.quarantine.add(RawRequest(ordered.path, b"{}", {}, long))
     assert "END" not in run("list").stdout
     assert max(map(len, run("list").stdout.splitlines())) < 200
     assert "END" in run("show", quarantine_id).stdout.splitlines()
@@ -232,7 +232,7 @@ def test_retry_ingests_a_request_as_it_came(store: Store) -> None:
     )
     [order] = failed(store, came)
     output = run("retry", order, APP).stdout
-    child, parent = store.events()
+    child, parent = store.log.newest()
     assert output.splitlines() == [f"{order} ingested: {parent.id}, {child.id}", "1 of 1 ingested"]
     assert (parent.event_type, child.event_type, child.parent) == (
         "shop/ordered",
@@ -241,7 +241,7 @@ def test_retry_ingests_a_request_as_it_came(store: Store) -> None:
     )
     assert parent.context == '{"query":{"from":"till"},"agent":"till/1"}'
     assert parent.destinations == ["mail/thanks"]
-    assert not store.quarantined()
+    assert not store.quarantine.oldest()
 
 
 @pytest.mark.usefixtures("fix")
@@ -249,7 +249,7 @@ def test_retry_ingests_a_message_as_it_came(store: Store) -> None:
     time = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     message = Message(b'{"n": 1}', {}, "parcels", "k7", "m7", time, "parcels/3@1545")
     run("retry", *failed(store, message), APP)
-    [event] = store.events()
+    [event] = store.log.newest()
     assert event.context == '{"topic":"parcels","key":"k7","place":"parcels/3@1545"}'
     assert event.sent_at == time
 
@@ -266,7 +266,7 @@ def test_retry_counts_the_key_that_a_request_came_with(store: Store) -> None:
     output = run("retry", reused, APP, code=1).stdout
     assert f"{reused} stays: the key 'order-7' was sent before with another body" in output
     assert kept(store) == ['{"id":7}']
-    assert [raw.id for raw in store.quarantined()] == [reused]
+    assert [raw.id for raw in store.quarantine.oldest()] == [reused]
 
 
 @pytest.mark.usefixtures("fix")
@@ -295,8 +295,8 @@ def test_retry_reports_what_fails_again_and_leaves_it(store: Store) -> None:
         *(f"{quarantine_id} stays: RuntimeError: a bug" for quarantine_id in ids),
         "0 of 2 ingested",
     ]
-    assert [raw.id for raw in store.quarantined()] == ids
-    assert not store.events()
+    assert [raw.id for raw in store.quarantine.oldest()] == ids
+    assert not store.log.newest()
 
 
 @pytest.mark.usefixtures("fix")
@@ -307,14 +307,14 @@ def test_retry_goes_on_past_what_fails(store: Store) -> None:
     assert f"{rejected} stays: no order" in output
     assert "1 of 3 ingested" in output
     assert kept(store) == ["{}"]
-    assert good not in {raw.id for raw in store.quarantined()}
+    assert good not in {raw.id for raw in store.quarantine.oldest()}
 
 
 @pytest.mark.usefixtures("fix")
 def test_retry_of_one_event_leaves_the_others(store: Store) -> None:
     order, message = failed(store, Request(b"{}"), Message(b"{}"))
     assert "1 of 1 ingested" in run("retry", "--event=shop/sent", APP).stdout
-    assert [raw.id for raw in store.quarantined()] == [order]
+    assert [raw.id for raw in store.quarantine.oldest()] == [order]
     assert message not in run("list").stdout
 
 
@@ -322,22 +322,22 @@ def test_retry_of_one_event_leaves_the_others(store: Store) -> None:
 def test_a_request_that_gets_a_reply_makes_no_event(store: Store) -> None:
     [ping] = failed(store, Request(b'"ping"'))
     assert f"{ping} ingested: it makes no event" in run("retry", ping, APP).stdout
-    assert not store.quarantined()
-    assert not store.events()
+    assert not store.quarantine.oldest()
+    assert not store.log.newest()
 
 
 def test_retry_of_what_came_through_a_webhook_calls_the_function_of_its_path(store: Store) -> None:
     came = Request(b'{"sku": "A1"}', {}, {"from": "till"}, "PUT", "/shop/hook")
-    quarantine_id = store.quarantine(raw_request_of("shop", came, BUG))
+    quarantine_id = store.quarantine.add(raw_request_of("shop", came, BUG))
     assert "1 of 1 ingested" in run("retry", quarantine_id, APP).stdout
-    [event] = store.events()
+    [event] = store.log.newest()
     assert (event.event_type, event.payload) == ("shop/line", '{"sku":"A1"}')
 
 
 def test_retry_of_what_the_application_does_not_have_any_more_says_so(store: Store) -> None:
     [order] = failed(store, Request(b"{}"))
-    hook = store.quarantine(raw_request_of("shop", Request(b"{}", path="/shop/old"), BUG))
-    child = store.quarantine(raw_request_of("shop/line", Request(b"{}"), BUG))
+    hook = store.quarantine.add(raw_request_of("shop", Request(b"{}", path="/shop/old"), BUG))
+    child = store.quarantine.add(raw_request_of("shop/line", Request(b"{}"), BUG))
     for quarantine_id, app, reason in (
         (
             order,
@@ -350,7 +350,7 @@ def test_retry_of_what_the_application_does_not_have_any_more_says_so(store: Sto
         output = run("retry", quarantine_id, app, code=1).stdout
         assert reason in output
         assert f"`blacksmith quarantine drop {quarantine_id}`" in output
-    assert len(store.quarantined()) == 3
+    assert len(store.quarantine.oldest()) == 3
 
 
 def test_retry_wants_to_know_what(store: Store) -> None:
@@ -365,10 +365,10 @@ def test_retry_wants_to_know_what(store: Store) -> None:
 def test_drop_asks(store: Store) -> None:
     ids = failed(store, Request(b"1"), Request(b"2"), Request(b"3"))
     run("drop", ids[0], code=1, answer="n\n")
-    assert len(store.quarantined()) == 3
+    assert len(store.quarantine.oldest()) == 3
     assert "Drop qua_1 for good?" in run("drop", ids[0], answer="y\n").stdout
     assert "2 dropped" in run("drop", *ids[1:], "--yes").stdout
-    assert not store.quarantined()
+    assert not store.quarantine.oldest()
 
 
 # ---------------------------------------------------------------------------------- docs
@@ -388,7 +388,9 @@ def test_the_documented_commands_do_what_they_say(
     monkeypatch.syspath_prepend(tmp_path)
     error = KeyError("id")
     for body in (b'{"total": 5}', b'{"total": 6}'):
-        store.quarantine(raw_request_of("shop/ordered", Request(body, path="/shop/orders"), error))
+        store.quarantine.add(
+            raw_request_of("shop/ordered", Request(body, path="/shop/orders"), error)
+        )
     output = [
         run(*shlex.split(line, comments=True)[2:], answer="y\n").stdout
         for line in commands.splitlines()
@@ -399,7 +401,7 @@ def test_the_documented_commands_do_what_they_say(
     assert "1 of 1 ingested" in output[2]
     assert "1 dropped" in output[3]
     assert kept(store) == ['{"total":5}']
-    assert not store.quarantined()
+    assert not store.quarantine.oldest()
 
 
 # ---------------------------------------------------------------------------------- status
@@ -423,8 +425,8 @@ def test_status_reports_what_is_in_quarantine(store: Store) -> None:
 def test_status_reports_every_listener(store: Store) -> None:
     assert "listener" not in status()
     time = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-    store.note_listener(ListenerStatus("shop/sent", "worker@a", 12, "messages", time))
-    store.note_listener(ListenerStatus("shop/changed", "run-7", error="the slot is gone"))
+    store.log.note_listener(ListenerStatus("shop/sent", "worker@a", 12, "messages", time))
+    store.log.note_listener(ListenerStatus("shop/changed", "run-7", error="the slot is gone"))
     lines = status().splitlines()
     [changed] = [line for line in lines if line.startswith("shop/changed")]
     [sent] = [line for line in lines if line.startswith("shop/sent")]

@@ -13,7 +13,7 @@ from blacksmith_dagster.cli import main
 from blacksmith_dagster.ingest import ingest
 from blacksmith_dagster.scheduler import StandardScheduler, load
 from blacksmith_dagster.store import open_store
-from blacksmith_dagster.store.interface import NewEvent
+from blacksmith_dagster.store.records import NewEvent
 from blacksmith_dagster.supervisor import open_supervisor
 
 shop = Source("shop")
@@ -57,7 +57,7 @@ def ids(store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list
         store.register(blacksmith)
         [ids] = ingest(blacksmith, store, ordered, [Request.of([{"n": 0}, {"n": 1}])])
         [more] = ingest(before, store, ordered, [Request.of([{"n": 2}])])
-        with contextlib.closing(open_supervisor(None, store)) as supervisor:
+        with contextlib.closing(open_supervisor(None, store.database)) as supervisor:
             for event in (thanks, news):
                 load(blacksmith, event, StandardScheduler(), store=store, supervisor=supervisor)
     assert isinstance(ids, list)
@@ -133,7 +133,7 @@ def test_events_of_one_version_only(ids: list[str], store_url: str) -> None:
     with contextlib.closing(open_store(store_url)) as store:
         store.register(blacksmith)
         new = [NewEvent(ordered.path, '{"n":4}', version=version) for version in ("1", "2", "2")]
-        [event_ids] = store.ingest([new])
+        [event_ids] = store.log.append([new])
     assert isinstance(event_ids, list)
     assert run(*NEWS, "--version=2").stdout.startswith("2 succeeded")
     assert [event_id in keys for event_id in event_ids] == [False, True, True]

@@ -38,7 +38,7 @@ class Polling(Deployment):
 
     def seen(self) -> list[int]:
         """The received numbers, oldest first."""
-        events = self.store.events("tower/seen", limit=10_000)
+        events = self.store.log.newest("tower/seen", limit=10_000)
         return [int(json.loads(event.payload)) for event in reversed(events)]
 
 

@@ -48,7 +48,9 @@ def test_run_terminated_from_ui(deploy: Callable[..., Deployment]) -> None:
     assert began == ended  # the current batch was finished
     loaded = {event_id for ids in ended for event_id in ids}
     assert 0 < len(loaded) < 300
-    states = {event_id: lake.store.history(event_id)[-1].state for event_id in lake.wanted}
+    states = {
+        event_id: lake.store.history.transitions(event_id)[-1].state for event_id in lake.wanted
+    }
     assert {event_id for event_id, state in states.items() if state == "succeeded"} == loaded
     assert set(states.values()) == {"succeeded", "awaiting"}
 

@@ -84,7 +84,7 @@ def test_stop_waits_for_the_request_under_way(gateway: GatewayProcess, store: St
         until(lambda: _refuses(gateway.port), what="no connection is accepted any more")
         connection.sendall(EVENT)
         assert connection.recv(65536).startswith(b"HTTP/1.1 202 ")
-    assert [event.payload for event in store.events()] == [EVENT.decode()]
+    assert [event.payload for event in store.log.newest()] == [EVENT.decode()]
     assert gateway.stop() == 0
 
 
@@ -98,8 +98,8 @@ def test_retry_after_lost_answer_makes_one_event(gateway: GatewayProcess, store:
     array = b"[" + EVENT + b"," + EVENT + b"]"
     with socket.create_connection(("127.0.0.1", gateway.port), 10) as connection:
         connection.sendall(head.format(ACCEPTED, len(array)).encode() + array)
-        until(lambda: len(store.events()) == 2)
-    first = [event.id for event in reversed(store.events())]
+        until(lambda: len(store.log.newest()) == 2)
+    first = [event.id for event in reversed(store.log.newest())]
     with gateway.client() as client:
         for _ in range(3):
             response = client.post(ACCEPTED, content=array, headers={"Idempotency-Key": "k"})
@@ -110,7 +110,7 @@ def test_retry_after_lost_answer_makes_one_event(gateway: GatewayProcess, store:
         # A key is scoped to its source event.
         elsewhere = client.post("/inbox/parsed", content=EVENT, headers={"Idempotency-Key": "k"})
         assert elsewhere.status_code == 202
-    assert len(store.events()) == 3
+    assert len(store.log.newest()) == 3
 
 
 def test_large_request_is_repeated_with_its_key(gateway: GatewayProcess, store: Store) -> None:
@@ -121,7 +121,7 @@ def test_large_request_is_repeated_with_its_key(gateway: GatewayProcess, store: 
         ]
     assert [response.status_code for response in responses] == [202, 202], responses[1].text
     assert responses[0].json() == responses[1].json()
-    assert len(store.events(limit=100_000)) == 40_000
+    assert len(store.log.newest(limit=100_000)) == 40_000
 
 
 def test_queue_full_gives_429(gateway: GatewayProcess, store: Store, store_url: str) -> None:
@@ -146,7 +146,7 @@ def test_queue_full_gives_429(gateway: GatewayProcess, store: Store, store_url: 
         assert response.headers["retry-after"] == "1"
         assert response.json()["type"] == "urn:blacksmith:too-many-requests"
     assert [response.status_code for response in accepted] == [202]
-    assert len(store.events(limit=100_000)) == 6_000
+    assert len(store.log.newest(limit=100_000)) == 6_000
     assert send(0).status_code == 202
 
 
@@ -178,9 +178,9 @@ def test_extract_that_raises_is_quarantined(gateway: GatewayProcess, store: Stor
         response = client.post("/inbox/odd?from=here", content=b'[ "raise" ]', headers=headers)
         assert response.status_code == 202
         assert response.json()["ids"] == []
-        (quarantined,) = store.quarantined()
+        (quarantined,) = store.quarantine.oldest()
         assert response.json() == {"ids": [], "quarantined": [quarantined.id]}
-        raw = store.in_quarantine(quarantined.id)
+        raw = store.quarantine.get(quarantined.id)
         assert (raw.event_type, raw.body) == ("inbox/odd", b'[ "raise" ]')
         assert raw.error == "RuntimeError: a bug in the extract function"
         assert raw.headers["x-kept"] == "yes"
@@ -191,15 +191,15 @@ def test_extract_that_raises_is_quarantined(gateway: GatewayProcess, store: Stor
         assert client.post("/inbox/odd", json="reject").status_code == 422
         assert client.post("/inbox/odd", json="reply").text == "hello"
         assert client.post("/inbox/odd", json="evil reply").json()["quarantined"]
-    assert store.events() == []
-    assert len(store.quarantined()) == 2
+    assert store.log.newest() == []
+    assert len(store.quarantine.oldest()) == 2
 
 
 def test_when_that_raises_makes_the_job(gateway: GatewayProcess, store: Store) -> None:
     with gateway.client() as client:
         for body in ({"wanted": True}, {"wanted": False}, {"else": 1}):
             client.post(ACCEPTED, json=body).raise_for_status()
-    assert [list(event.destinations) for event in reversed(store.events())] == [
+    assert [list(event.destinations) for event in reversed(store.log.newest())] == [
         ["lake/waters"],
         [],
         ["lake/waters"],
@@ -232,7 +232,7 @@ def test_concurrent_keys_do_not_deadlock(store_url: str) -> None:
             for name, event_id in pairs:
                 ids.setdefault(name, set()).add(event_id)
         with closing(open_store(store_url)) as store:
-            assert len(store.events(limit=1000)) == len(ids)
+            assert len(store.log.newest(limit=1000)) == len(ids)
         assert "Traceback" not in gateway.log
     assert all(len(event_ids) == 1 for event_ids in ids.values())
 
@@ -337,7 +337,7 @@ def test_commit_outcome_unknown(postgres: Postgres, postgres_url: str) -> None:
         assert "Idempotency-Key" in response.json()["detail"]
         assert proxy.has_cut()
         # The commit had succeeded, and was not repeated.
-        (event,) = store.events()
+        (event,) = store.log.newest()
         again = client.post(ACCEPTED, content=EVENT, headers=headers)
         assert (again.status_code, again.json()) == (202, {"ids": [event.id]})
         # Without a key it is one auto-committed statement.
@@ -345,7 +345,7 @@ def test_commit_outcome_unknown(postgres: Postgres, postgres_url: str) -> None:
         response = client.post("/inbox/parsed", content=b'{"n": -2, "wanted": true}')
         assert response.status_code == 503
         assert response.json()["type"] == "urn:blacksmith:outcome-unknown", gateway.log
-        assert len(store.events()) == 2
+        assert len(store.log.newest()) == 2
         with load_on(gateway) as ledger:
             for _ in range(5):
                 accepted = len(ledger.accepted)

@@ -27,12 +27,12 @@ def test_github_payloads(store_url: str) -> None:
             body = json.dumps(example, indent=number % 3 or None, ensure_ascii=number % 2 == 0)
             raw_response = client.post("/v1/github/raw", content=body.encode(), headers=headers)
             (raw,) = raw_response.json()["ids"]
-            assert store.event(raw).payload == body
+            assert store.log.event(raw).payload == body
             webhook_response = client.post(
                 "/github/webhook", content=body.encode(), headers=headers
             )
             (webhook,) = webhook_response.json()["ids"]
-            event = store.event(webhook)
+            event = store.log.event(webhook)
             assert json.loads(event.payload) == json.loads(body)
             assert event.context == f'{{"event":"{name}"}}'
             assert event.key == f"delivery-{number}"
@@ -43,5 +43,5 @@ def test_github_payloads(store_url: str) -> None:
             "/v1/github/raw", content=everything, headers={"Content-Type": "application/json"}
         )
         assert len(array.json()["ids"]) == 329
-        assert len(store.events(limit=2000)) == 3 * 329
-        assert not store.quarantined()
+        assert len(store.log.newest(limit=2000)) == 3 * 329
+        assert not store.quarantine.oldest()

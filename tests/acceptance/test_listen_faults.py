@@ -76,14 +76,14 @@ class Orders:
     @property
     def kept(self) -> list[bytes]:
         """The bodies of the stored events."""
-        events = self.store.events(placed.path, 1_000_000)
+        events = self.store.log.newest(placed.path, 1_000_000)
         return [bytes.fromhex(msgspec.json.decode(event.payload)) for event in reversed(events)]
 
     @property
     def quarantined(self) -> list[bytes]:
         """The bodies in quarantine."""
-        quarantined = self.store.quarantined(placed.path, 1_000_000)
-        return [self.store.in_quarantine(raw.id).body for raw in quarantined]
+        quarantined = self.store.quarantine.oldest(placed.path, 1_000_000)
+        return [self.store.quarantine.get(raw.id).body for raw in quarantined]
 
     def left(self) -> int | None:
         """How many messages the broker counts as not acknowledged, as soon as it can say."""
@@ -263,9 +263,9 @@ def test_poison_message_is_quarantined(orders: Orders, monkeypatch: pytest.Monke
     assert len(orders.kept) == 30
     assert sorted(orders.quarantined) == [b"poison", b"poison too"]
     monkeypatch.setenv(FIXED, "yes")
-    for raw in orders.store.quarantined(placed.path):
+    for raw in orders.store.quarantine.oldest(placed.path):
         assert raw.error == "ValueError: this is poison"
-        assert orders.store.in_quarantine(raw.id).headers[":place"]
+        assert orders.store.quarantine.get(raw.id).headers[":place"]
         assert len(retry_quarantined(blacksmith, orders.store, raw.id)) == 1
     assert orders.quarantined == []
     assert Counter(orders.kept) == Counter(orders.sent)

@@ -61,7 +61,7 @@ class Listening(Deployment):
         """Check that every appended line was ingested, once and in order."""
 
         def kept() -> list[float]:
-            events = self.store.events(CHANGED, 1_000_000)
+            events = self.store.log.newest(CHANGED, 1_000_000)
             return [float(event.payload) for event in reversed(events)]
 
         until(lambda: len(kept()) >= len(self.sent), 60, "all lines are ingested")

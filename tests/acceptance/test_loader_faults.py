@@ -31,8 +31,7 @@ from blacksmith_dagster.pipeline.source import SourceEvent
 from blacksmith_dagster.scheduler import StandardScheduler, Tally
 from blacksmith_dagster.scheduler import load as load_due
 from blacksmith_dagster.store import Store, open_store
-from blacksmith_dagster.store.interface import Lane, LoadVerdict
-from blacksmith_dagster.store.sql import SQLStore
+from blacksmith_dagster.store.records import Lane, LoadVerdict
 from blacksmith_dagster.supervisor import StoreSupervisor
 from tests.acceptance.loading_pipeline import (
     ALERTS,
@@ -67,7 +66,7 @@ def accept(
     give_up = time.monotonic() + 30
     while True:
         try:
-            (ids,) = store.ingest([events])
+            (ids,) = store.log.append([events])
         except Unavailable:
             assert time.monotonic() < give_up
             continue
@@ -115,8 +114,7 @@ class Pipeline:
         self.kept: DestinationEvent[Any] = lake.event(receives=Flow(self.seen, **flow))(kept)
         self.app = Blacksmith(sources=[self.site], destinations=[lake])
         store.register(self.app)
-        assert isinstance(store, SQLStore)
-        self._supervisor = StoreSupervisor(store)
+        self._supervisor = StoreSupervisor(store.database)
 
     def accept(self, data: Sequence[Any]) -> list[str]:
         return accept(self.store, data, self.app, self.seen)
@@ -131,12 +129,12 @@ class Pipeline:
 
         def settled() -> bool:
             self.load()
-            return self.store.counts("lake/kept").pending == 0
+            return self.store.counts.of("lake/kept").pending == 0
 
         until(settled, 60, "nothing is pending")
 
     def history(self, event_id: str) -> list[tuple[str, str | None]]:
-        return [(entry.state, entry.error) for entry in self.store.history(event_id)]
+        return [(entry.state, entry.error) for entry in self.store.history.transitions(event_id)]
 
 
 def test_when_that_raises_keeps_the_job(store: Store) -> None:
@@ -186,11 +184,11 @@ def test_poison_among_thousand(store: Store, others: bool) -> None:
     pipeline = Pipeline(store, load, retry=retry)
     ids = pipeline.accept([{"n": n} for n in range(1000)])
     late: list[str] = []
-    while store.counts("lake/kept").pending:
+    while store.counts.of("lake/kept").pending:
         if others and len(late) < 12:
             late += pipeline.accept([{"n": -1}])
         pipeline.load()
-        until(lambda: store.next_due("lake/kept") in (0, None), 30)
+        until(lambda: store.counts.next_due("lake/kept") in (0, None), 30)
     result = judge(store, "lake/kept", ids + late, pipeline.loaded)
     assert result.discarded == {ids[500]}
     assert len(pipeline.loaded & set(ids)) == 999
@@ -218,9 +216,8 @@ def test_new_jobs_are_not_starved_by_retries(store: Store) -> None:
         if len(handed) >= 70:
             failing = False
 
-    assert isinstance(store, SQLStore)
     with (
-        contextlib.closing(StoreSupervisor(store)) as supervisor,
+        contextlib.closing(StoreSupervisor(store.database)) as supervisor,
         contextlib.closing(StandardScheduler()) as scheduler,
     ):
         load_due(
@@ -254,7 +251,7 @@ def test_hundred_thousand_retries_due_at_once(store: Store) -> None:
     for start in range(0, 100_000, 10_000):
         ids += pipeline.accept([{"n": start + n} for n in range(10_000)])
     pipeline.load(stop=all_failed)
-    assert store.counts("lake/kept").retrying == 100_000
+    assert store.counts.of("lake/kept").retrying == 100_000
     time.sleep(1.0)  # all of them are due now
     new = pipeline.accept([{"n": -1}])
     before = time.monotonic()
@@ -270,10 +267,9 @@ def test_stale_process_cannot_evict_the_holder(store: Store) -> None:
     """A process is paused after its lock is confirmed and before it uses it."""
     pipeline = Pipeline(store)
     ids = pipeline.accept([{"n": 1}])
-    assert isinstance(store, SQLStore)
     with (
-        contextlib.closing(StoreSupervisor(store, ttl=0.3)) as stale,
-        contextlib.closing(StoreSupervisor(store)) as other,
+        contextlib.closing(StoreSupervisor(store.database, ttl=0.3)) as stale,
+        contextlib.closing(StoreSupervisor(store.database)) as other,
     ):
         lease = stale.acquire("load/lake/kept", "stale")
         assert lease is not None
@@ -285,8 +281,10 @@ def test_stale_process_cannot_evict_the_holder(store: Store) -> None:
             if len(confirmations) == 1:
                 theirs = other.acquire("load/lake/kept", "holder", wait=30)
                 assert theirs is not None
-                tokens.append(store.take_over("lake/kept", Lane.LOAD, theirs.id, theirs.confirm))
-                load = store.claim(tokens[0], 10, 3)
+                tokens.append(
+                    store.loads.take_over("lake/kept", Lane.LOAD, theirs.id, theirs.confirm)
+                )
+                load = store.loads.claim(tokens[0], 10, 3)
                 assert load is not None
                 loads.append(load)
             return confirmations[-1]
@@ -294,10 +292,10 @@ def test_stale_process_cannot_evict_the_holder(store: Store) -> None:
         tokens: list[Any] = []
         loads: list[Any] = []
         with pytest.raises(FencedOut):
-            store.take_over("lake/kept", Lane.LOAD, lease.id, confirm)
+            store.loads.take_over("lake/kept", Lane.LOAD, lease.id, confirm)
         assert confirmations == [True, False]
-        store.record(loads[0], LoadVerdict())  # the holder's record counts
-    assert store.counts("lake/kept").succeeded == len(ids)
+        store.loads.record(loads[0], LoadVerdict())  # the holder's record counts
+    assert store.counts.of("lake/kept").succeeded == len(ids)
 
 
 def test_loader_killed_in_load(store: Store, store_url: str, recording: Recording) -> None:
@@ -310,10 +308,12 @@ def test_loader_killed_in_load(store: Store, store_url: str, recording: Recordin
         at_work = _pid_of_call(recording, ids[0])
         first, second = (killed, other) if killed.process.pid == at_work else (other, killed)
         first.kill()
-        second.until(lambda: store.counts(FLIGHTS).pending == 0, 60)
+        second.until(lambda: store.counts.of(FLIGHTS).pending == 0, 60)
     result = judge(store, FLIGHTS, ids, recording.loaded())
     assert result.succeeded == set(ids)
-    states = [entry.state for entry in store.history(ids[0]) if entry.destination == FLIGHTS]
+    states = [
+        entry.state for entry in store.history.transitions(ids[0]) if entry.destination == FLIGHTS
+    ]
     assert states[-4:] == ["executing", "unknown", "executing", "succeeded"]
     assert recording.pids()[ids[0]] == [second.process.pid]
 
@@ -333,17 +333,17 @@ def test_stale_loader_is_fenced(store: Store, store_url: str, recording: Recordi
         stale.pause(store)  # in the middle of a load, for longer than its lock's time to live
         recording.hold.unlink()
         with LoaderProcess(store_url, recording.folder) as other:
-            other.until(lambda: store.counts(FLIGHTS).pending == 0, 60)
-            after = [store.history(event_id) for event_id in ids]
+            other.until(lambda: store.counts.of(FLIGHTS).pending == 0, 60)
+            after = [store.history.transitions(event_id) for event_id in ids]
             stale.resume()
             stale.until(lambda: "fenced:" in stale.log, 30)
             assert "no longer" in stale.log or "taken over" in stale.log
             assert "fenced" not in other.log
             # It finished its load, but its record was rejected.
             until(lambda: len(recording.loaded()) == 20, 30)
-            assert [store.history(event_id) for event_id in ids] == after
+            assert [store.history.transitions(event_id) for event_id in ids] == after
             more = accept(store, [{"n": 1}])
-            until(lambda: store.counts(FLIGHTS).succeeded == 11, 30)
+            until(lambda: store.counts.of(FLIGHTS).succeeded == 11, 30)
     assert judge(store, FLIGHTS, ids + more, recording.loaded()).succeeded == {*ids, *more}
 
 
@@ -355,7 +355,7 @@ def test_destination_hangs_past_timeout(store: Store, store_url: str, recording:
         LoaderProcess(store_url, recording.folder, ALERTS) as alerts,
     ):
         # A slow destination does not slow the others.
-        alerts.until(lambda: store.counts(ALERTS).pending == 0, 20)
+        alerts.until(lambda: store.counts.of(ALERTS).pending == 0, 20)
         keep_running([hurried, alerts], store, [HURRIED, ALERTS])
         assert "timed out: warehouse/hurried: the load ran past its time-out" in hurried.log
         assert alerts.starts == 1
@@ -375,7 +375,7 @@ def test_job_that_kills_its_process(store: Store, store_url: str, recording: Rec
     assert result.discarded == {ids[5]}
     # Three lost loads, one per halving except the last, and three of the isolated job.
     assert deaths <= 9
-    (job,) = store.jobs("discarded", FLIGHTS)
+    (job,) = store.history.jobs("discarded", FLIGHTS)
     assert job.error is not None
     assert "without a result" in job.error
 
@@ -396,7 +396,9 @@ def test_received_outcomes_exactly_once(store: Store, store_url: str, recording:
 
     ends: dict[str, list[str]] = {}
     for event_id in ids:
-        entries = [entry for entry in store.history(event_id) if entry.destination == FLIGHTS]
+        entries = [
+            entry for entry in store.history.transitions(event_id) if entry.destination == FLIGHTS
+        ]
         ends[event_id] = [entry.state for entry in entries]
     by_parent = _outcomes_by_parent(store)
     for event_id, states in ends.items():
@@ -414,7 +416,7 @@ def _outcomes(store: Store) -> list[Any]:
     return [
         event
         for kind in ("failed", "discarded")
-        for event in store.events(f"{FLIGHTS}.{kind}", 100_000)
+        for event in store.log.newest(f"{FLIGHTS}.{kind}", 100_000)
     ]
 
 
@@ -452,7 +454,7 @@ def test_sqlite_gateway_and_loader_share_turns(tmp_path: Path, recording: Record
         over.set()
         for sender in senders:
             sender.join()
-        loader.until(lambda: store.counts(FLIGHTS).pending == 0, 60)
+        loader.until(lambda: store.counts.of(FLIGHTS).pending == 0, 60)
         result = judge(store, FLIGHTS, accepted, recording.loaded())
         assert result.succeeded == set(accepted)
         loaded = recording.times()

@@ -30,8 +30,7 @@ from blacksmith_dagster.errors import CursorMoved, FencedOut, TooLarge, UsageErr
 from blacksmith_dagster.ingest import poll as polls
 from blacksmith_dagster.ingest.poll import Polled, poll
 from blacksmith_dagster.store import Store, open_store
-from blacksmith_dagster.store.interface import Cursor
-from blacksmith_dagster.store.sql import SQLStore
+from blacksmith_dagster.store.records import Cursor
 from blacksmith_dagster.store.tables import leases
 from blacksmith_dagster.supervisor import Lease, StoreSupervisor, Supervisor
 from tests.acceptance import cron_pipeline
@@ -47,8 +46,7 @@ class Tower:
 
     def __init__(self, store_url: str) -> None:
         self.store = open_store(store_url, upgrade=True)
-        assert isinstance(self.store, SQLStore)
-        self.supervisor: Supervisor = StoreSupervisor(self.store)
+        self.supervisor: Supervisor = StoreSupervisor(self.store.database)
         self.function: Callable[[Poll], Any] = lambda poll: []
         self.notified: list[set[str]] = []
         tower, lake = Source("tower"), Destination("lake")
@@ -81,7 +79,7 @@ class Tower:
         )
 
     def kept(self) -> list[str]:
-        return [event.payload for event in reversed(self.store.events("tower/seen"))]
+        return [event.payload for event in reversed(self.store.log.newest("tower/seen"))]
 
     def close(self) -> None:
         self.supervisor.close()
@@ -124,7 +122,7 @@ def test_a_function_returns_or_yields_one_event_many_or_none(
 ) -> None:
     assert tower.poll(function) == Polled(events)
     assert tower.kept() == ["1", "2", "3"][:events]
-    assert tower.store.cursor(READER) is None  # it has none
+    assert tower.store.log.cursor(READER) is None  # it has none
 
 
 def test_a_function_learns_when_the_poll_was_due(tower: Tower) -> None:
@@ -158,7 +156,7 @@ def test_what_a_generator_sets_at_its_end_counts(tower: Tower) -> None:
         poll.cursor = "end"
 
     tower.poll(counts)
-    assert tower.store.cursor(READER) == '"end"'
+    assert tower.store.log.cursor(READER) == '"end"'
 
 
 @pytest.mark.parametrize("error", [ConnectionError("silent"), Reject("not today")], ids=str)
@@ -176,8 +174,8 @@ def test_a_function_that_raises_leaves_everything_as_it_was(tower: Tower, error:
     with pytest.raises(type(error)):
         tower.poll(breaks)
     assert tower.kept() == []
-    assert tower.store.quarantined() == []
-    assert tower.store.cursor(READER) == "1"
+    assert tower.store.quarantine.oldest() == []
+    assert tower.store.log.cursor(READER) == "1"
     assert tower.poll(lambda poll: Event(poll.cursor)).events == 1  # the lock is free again
 
 
@@ -235,12 +233,13 @@ def test_an_event_that_cannot_be_kept_is_quarantined_with_the_cursor(tower: Towe
 
     assert tower.poll(function) == Polled(events=2, quarantined=2)
     assert tower.kept() == ["1", "3"]
-    errors = {raw.error.split(":")[0] for raw in tower.store.quarantined("tower/seen")}
+    errors = {raw.error.split(":")[0] for raw in tower.store.quarantine.oldest("tower/seen")}
     assert errors == {"Unprocessable", "KeyReused"}
-    assert tower.store.cursor(READER) == '"read"'
+    assert tower.store.log.cursor(READER) == '"read"'
     assert tower.poll(lambda poll: Event(2, key="same")) == Polled(quarantined=1)
     bodies = [
-        tower.store.in_quarantine(raw.id).body for raw in tower.store.quarantined("tower/seen")
+        tower.store.quarantine.get(raw.id).body
+        for raw in tower.store.quarantine.oldest("tower/seen")
     ]
     assert bodies.count(b"2") == 1  # the same body again is not stored twice
 
@@ -249,11 +248,11 @@ def test_children_and_jobs_come_with_their_event(tower: Tower) -> None:
     assert (
         tower.poll(lambda poll: [Event(7, children=[tower.part.of("x")]), Event(200)]).events == 3
     )
-    (part,) = tower.store.events("tower/part")
-    parents = {event.id: event.payload for event in tower.store.events("tower/seen")}
+    (part,) = tower.store.log.newest("tower/part")
+    parents = {event.id: event.payload for event in tower.store.log.newest("tower/seen")}
     assert parents[part.parent or ""] == "7"
-    assert tower.store.counts("lake/everything").awaiting == 2
-    assert tower.store.counts("lake/large").awaiting == 1
+    assert tower.store.counts.of("lake/everything").awaiting == 2
+    assert tower.store.counts.of("lake/large").awaiting == 1
     assert tower.notified == [{"lake/everything", "lake/large"}]
 
 
@@ -281,13 +280,13 @@ def test_a_poll_beside_another_is_skipped_and_says_who_polls(tower: Tower) -> No
 def test_a_poll_that_was_overtaken_keeps_nothing(tower: Tower) -> None:
     def overtaken(poll: Poll) -> Event[int]:
         poll.cursor = 5
-        assert tower.store.ingest([], cursors=[Cursor(READER, None, "6")]) == []
+        assert tower.store.log.append([], cursors=[Cursor(READER, None, "6")]) == []
         return Event(1)
 
     with pytest.raises(CursorMoved, match="tower/seen was polled by another process meanwhile"):
         tower.poll(overtaken)
     assert tower.kept() == []
-    assert tower.store.cursor(READER) == "6"
+    assert tower.store.log.cursor(READER) == "6"
 
 
 def test_a_poll_that_has_lost_its_lock_keeps_nothing(
@@ -300,8 +299,7 @@ def test_a_poll_that_has_lost_its_lock_keeps_nothing(
         return held[-1]
 
     def loses(poll: Poll) -> Event[int]:
-        assert isinstance(tower.store, SQLStore)
-        with tower.store.writing() as conn:
+        with tower.store.database.writing() as conn:
             conn.execute(delete(leases))
         assert held[-1]
         assert held[-1].lost.wait(30)
@@ -371,20 +369,19 @@ def test_cron_run_killed_keeps_the_cursor(place: str, store_url: str, tmp_path: 
     with opened(store_url) as store:
         runs.see(1, 5)
         assert runs.run() == 0
-        assert store.cursor(READER) == "5"
+        assert store.log.cursor(READER) == "5"
         runs.see(6, 10)
         runs.kill.write_text(place)
         assert runs.run() == -signal.SIGKILL
         stored = 10 if place == "after the commit" else 5
-        assert store.cursor(READER) == str(stored)
-        assert len(store.events("tower/seen")) == stored
-        assert isinstance(store, SQLStore)
-        with store.writing() as conn:  # as if its lease had ended
+        assert store.log.cursor(READER) == str(stored)
+        assert len(store.log.newest("tower/seen")) == stored
+        with store.database.writing() as conn:  # as if its lease had ended
             assert conn.execute(delete(leases)).rowcount == 1
         runs.see(11, 12)
         assert runs.run() == 0
-        assert store.cursor(READER) == "12"
-        seen = [event.payload for event in reversed(store.events("tower/seen"))]
+        assert store.log.cursor(READER) == "12"
+        seen = [event.payload for event in reversed(store.log.newest("tower/seen"))]
         assert seen == [f'"{number}"' for number in range(1, 13)]  # nothing lost, nothing twice
     with DagsterInstance.from_config(str(tmp_path)) as instance:
         assert len(instance.get_runs()) == 3

@@ -22,7 +22,7 @@ from blacksmith_dagster.scheduler import StandardScheduler
 from blacksmith_dagster.scheduler import purge as purging
 from blacksmith_dagster.scheduler.replay import forecast, replay
 from blacksmith_dagster.store import Store
-from blacksmith_dagster.store.interface import (
+from blacksmith_dagster.store.records import (
     ArchivedEvent,
     Lane,
     LoadVerdict,
@@ -31,7 +31,6 @@ from blacksmith_dagster.store.interface import (
     ReplayMode,
     ReplayRequest,
 )
-from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.store.tables import events, leases, time_index
 from blacksmith_dagster.supervisor import StoreSupervisor
 from tests.acceptance.loading_pipeline import (
@@ -73,10 +72,11 @@ def settings(store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def index_time(store: Store) -> None:
     """Add a row to the time index, as the gateway does once a minute."""
-    assert isinstance(store, SQLStore)
-    with store.writing() as conn:
-        low, now = store._high_watermark(conn), store._now(conn)
-        conn.execute(time_index.insert(), {"at": now, "low": low, "high": store._sequence(conn)})
+    with store.database.writing() as conn:
+        low, now = store.database.high_watermark(conn), store.database.now(conn)
+        conn.execute(
+            time_index.insert(), {"at": now, "low": low, "high": store.database.sequence(conn)}
+        )
 
 
 def grow_old(store: Store) -> None:
@@ -87,8 +87,7 @@ def grow_old(store: Store) -> None:
 
 def unlock(store: Store) -> None:
     """Release the lock of a killed purge now instead of after 15 seconds."""
-    assert isinstance(store, SQLStore)
-    with store.writing() as conn:
+    with store.database.writing() as conn:
         conn.execute(delete(leases).where(leases.c.key == "purge"))
 
 
@@ -101,9 +100,8 @@ def command(*arguments: str, code: int = 0) -> Result:
 
 def left(store: Store) -> set[str]:
     """The ids of the events in the store."""
-    assert isinstance(store, SQLStore)
-    with store.reading() as conn:
-        return set(store._epochs.ids_of(conn.execute(select(events.c.seq)).scalars()))
+    with store.database.reading() as conn:
+        return set(store.database.epochs.ids_of(conn.execute(select(events.c.seq)).scalars()))
 
 
 # ------------------------------------------------------------------------------------ faults
@@ -146,11 +144,10 @@ class Beside:
 
     def _replay(self) -> None:
         """Replay windows, half of which begin before events that may have been purged."""
-        assert isinstance(self._store, SQLStore)
         now = datetime.now(UTC)
         ago = self._chance.choice([0.3, 5.0])
         request = ReplayRequest(now - timedelta(seconds=ago), now, ALL)
-        with contextlib.closing(StoreSupervisor(self._store)) as supervisor:
+        with contextlib.closing(StoreSupervisor(self._store.database)) as supervisor:
             try:
                 replay(
                     blacksmith,
@@ -208,12 +205,14 @@ def test_purge_during_loads_and_replays(store: Store, store_url: str, recording:
         "a parent was purged before its outcome"
     )
     for event in sorted(remaining & accepted.keys())[:50]:
-        end = [entry for entry in store.history(event) if entry.destination == FLIGHTS][-1]
+        end = [entry for entry in store.history.transitions(event) if entry.destination == FLIGHTS][
+            -1
+        ]
         assert end.state == ("discarded" if event in discarded else "succeeded")
     grow_old(store)
-    list(store.purge(blacksmith.retention()))
+    list(store.log.purge(blacksmith.retention()))
     assert not left(store)
-    counts = store.counts(FLIGHTS)
+    counts = store.counts.of(FLIGHTS)
     assert (counts.pending, counts.discarded) == (0, 0)
     assert counts.succeeded == len(accepted) - len(discarded)
     store.ready()
@@ -224,12 +223,12 @@ def test_purge_killed_and_resumed(store: Store, store_url: str, tmp_path: Path) 
     new = NewEvent(departed.path, "{}", [NewJob(FLIGHTS)])
     ids: set[str] = set()
     for _ in range(30):
-        [made] = store.ingest([[new] * 1000])
+        [made] = store.log.append([[new] * 1000])
         assert isinstance(made, list)
         ids |= set(made)
-    token = store.take_over(FLIGHTS, Lane.LOAD, "loader", lambda: True)
-    while load := store.claim(token, 5000, 3):
-        store.record(load, LoadVerdict())
+    token = store.loads.take_over(FLIGHTS, Lane.LOAD, "loader", lambda: True)
+    while load := store.loads.claim(token, 5000, 3):
+        store.loads.record(load, LoadVerdict())
     grow_old(store)
     folder = tmp_path / "archive"
     process = BlacksmithProcess(["purge", APP, f"--archive={folder}"], store_url)
@@ -245,7 +244,7 @@ def test_purge_killed_and_resumed(store: Store, store_url: str, tmp_path: Path) 
         assert process.process.wait(60) == 0, process.log
     assert not left(store)
     assert archived(folder) == ids
-    assert store.counts(FLIGHTS).succeeded == len(ids)
+    assert store.counts.of(FLIGHTS).succeeded == len(ids)
 
 
 def archived(folder: Path) -> set[str]:
@@ -265,9 +264,9 @@ def test_purged_window_is_refused(store: Store) -> None:
     """By every function that reads it; the error names the oldest date that is kept."""
     before = datetime.now(UTC)
     [event] = accept(store, [{"n": 1, "hurry": True}])
-    token = store.take_over(HURRIED, Lane.LOAD, "loader", lambda: True)
-    while load := store.claim(token, 10, 3):
-        store.record(load, LoadVerdict())
+    token = store.loads.take_over(HURRIED, Lane.LOAD, "loader", lambda: True)
+    while load := store.loads.claim(token, 10, 3):
+        store.loads.record(load, LoadVerdict())
     grow_old(store)
     command("purge", APP)
     error = command("events", "show", event, code=1).stderr
@@ -278,10 +277,9 @@ def test_purged_window_is_refused(store: Store) -> None:
         window = ("--from", before.isoformat(), "--to", datetime.now(UTC).isoformat())
         refused = command("replay", FLIGHTS, APP, *window, *dry_run, code=1)
         assert f"begin with {since}" in refused.stderr
-    assert isinstance(store, SQLStore)
     purged_window = ReplayRequest(before, datetime.now(UTC))
     kept_window = ReplayRequest(oldest_kept, datetime.now(UTC))
-    with contextlib.closing(StoreSupervisor(store)) as supervisor:
+    with contextlib.closing(StoreSupervisor(store.database)) as supervisor:
         locks = {"scheduler": StandardScheduler(), "store": store, "supervisor": supervisor}
         for ask in (
             lambda: replay(blacksmith, FLIGHTS_EVENT, purged_window, **locks),
@@ -291,7 +289,9 @@ def test_purged_window_is_refused(store: Store) -> None:
                 ask()
         assert replay(blacksmith, FLIGHTS_EVENT, kept_window, **locks).loads == 0
     assert forecast(blacksmith, FLIGHTS_EVENT, kept_window, store=store).jobs == 0
-    assert store.replays(FLIGHTS)[0].request == kept_window, "the refused replay has not begun"
+    assert store.replays.newest(FLIGHTS)[0].request == kept_window, (
+        "the refused replay has not begun"
+    )
 
 
 # ------------------------------------------------------------------------------------ the command
@@ -302,10 +302,10 @@ def test_a_dry_run_reports_what_would_be_purged_and_changes_nothing(
     store: Store, tmp_path: Path
 ) -> None:
     ids = accept(store, [{"n": n, "hurry": False} for n in range(3)])
-    token = store.take_over(FLIGHTS, Lane.LOAD, "loader", lambda: True)
-    load = store.claim(token, 2, 3)
+    token = store.loads.take_over(FLIGHTS, Lane.LOAD, "loader", lambda: True)
+    load = store.loads.claim(token, 2, 3)
     assert load
-    store.record(load, LoadVerdict())
+    store.loads.record(load, LoadVerdict())
     grow_old(store)
     head, row, *rest = command("purge", APP, "--dry-run").stdout.splitlines()
     assert head.split("  ")[0] == "event"
@@ -332,8 +332,7 @@ def test_a_dry_run_reports_what_would_be_purged_and_changes_nothing(
 @pytest.mark.usefixtures("settings")
 def test_a_purge_beside_another_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(purging, "_WAIT", 0.1)
-    assert isinstance(store, SQLStore)
-    with contextlib.closing(StoreSupervisor(store)) as supervisor:
+    with contextlib.closing(StoreSupervisor(store.database)) as supervisor:
         lease = supervisor.acquire("purge", "another")
         assert lease
         with lease:

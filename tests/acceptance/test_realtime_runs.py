@@ -68,7 +68,9 @@ def test_warm_run_stopped_past_its_lease_and_resumed(deploy: Deploy) -> None:
         until(lambda: not is_alive(first), 60, "the first run has ended")
     until(alerts.is_settled, 60, "latency is normal again")
     alerts.judge()
-    states = [entry.state for entry in alerts.store.history(torn) if entry.destination == LATE]
+    states = [
+        entry.state for entry in alerts.store.history.transitions(torn) if entry.destination == LATE
+    ]
     assert states == ["acknowledged", "awaiting", "executing", "unknown", "executing", "succeeded"]
 
 

@@ -115,7 +115,7 @@ def test_cancelled_from_the_ui(deploy: Callable[..., Deployment]) -> None:
         event_id for line in lake.lines() if line["what"] == "end" for event_id in line["ids"]
     ]
     assert len(loaded) == len(set(loaded)) == 120
-    (replayed,) = lake.store.replays(FLIGHTS)
+    (replayed,) = lake.store.replays.newest(FLIGHTS)
     assert (replayed.jobs, replayed.created_jobs, replayed.waiting) == (120, 120, 0)
 
 
@@ -130,7 +130,7 @@ def test_daemon_killed_in_a_backfill(deploy: Callable[..., Deployment]) -> None:
     launch(dagster)
     until(lambda: materialized(lake) == set(DAYS), 120, "the next launch continues")
     lake.judge()
-    (replayed,) = lake.store.replays(FLIGHTS)
+    (replayed,) = lake.store.replays.newest(FLIGHTS)
     assert (replayed.jobs, replayed.waiting) == (120, 0)
 
 

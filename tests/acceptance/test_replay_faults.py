@@ -20,7 +20,7 @@ from blacksmith_dagster.scheduler import StandardScheduler, Tally
 from blacksmith_dagster.scheduler import load as load_due
 from blacksmith_dagster.scheduler.replay import ReplaySummary, replay
 from blacksmith_dagster.store import Store, open_store
-from blacksmith_dagster.store.interface import NewEvent, NewJob, ReplayMode, ReplayRequest
+from blacksmith_dagster.store.records import NewEvent, NewJob, ReplayMode, ReplayRequest
 from blacksmith_dagster.supervisor import open_supervisor
 from tests.acceptance.loading_pipeline import FLIGHTS, Recording, departed
 from tests.acceptance.loading_process import LoaderProcess, opened
@@ -47,7 +47,7 @@ def recording(tmp_path: Path) -> Iterator[Recording]:
 
 def ingest_events(store: Store, data: Sequence[str], *to: str) -> list[str]:
     """Ingest an event per item of data, with jobs only for these destination events."""
-    (ids,) = store.ingest(
+    (ids,) = store.log.append(
         [[NewEvent(departed.path, payload, [NewJob(path) for path in to]) for payload in data]]
     )
     assert isinstance(ids, list)
@@ -89,7 +89,7 @@ def test_replay_killed_and_resumed(store: Store, store_url: str, recording: Reco
     assert result.discarded == {ids[2000]}
     assert result.pending == set()
     assert len(recording.loaded()) == len(ids) - 1  # no job was loaded twice
-    (row,) = store.replays(FLIGHTS)
+    (row,) = store.replays.newest(FLIGHTS)
     assert (row.jobs, row.created_jobs, row.waiting) == (3500, 3500, 0)
     assert row.ended_at is not None
 
@@ -114,7 +114,7 @@ def test_database_restarted_in_a_replay(
     with contextlib.closing(open_store(url)) as store:
         result = judge(store, FLIGHTS, ids, recording.loaded())
         assert result.succeeded == set(ids)
-        (row,) = store.replays(FLIGHTS)
+        (row,) = store.replays.newest(FLIGHTS)
         assert (row.jobs, row.waiting) == (2500, 0)
 
 
@@ -146,15 +146,15 @@ def test_window_that_still_receives_events(
     """A window that ends in the future and still receives events is replayed completely."""
     with LoaderProcess(store_url, recording.folder) as loader:
         before = ingest_events(store, ['{"n": 1}'] * 2500, FLIGHTS)
-        loader.until(lambda: store.counts(FLIGHTS).succeeded == 2500)
+        loader.until(lambda: store.counts.of(FLIGHTS).succeeded == 2500)
         with Flowing(store, FLIGHTS) as flowing, replaying(store_url, recording, "all") as process:
             ended(process)
             loader.until(lambda: len(flowing.ids) > 100)
-        loader.until(lambda: store.counts(FLIGHTS).pending == 0)
+        loader.until(lambda: store.counts.of(FLIGHTS).pending == 0)
         ids = before + flowing.ids
     result = judge(store, FLIGHTS, ids, recording.loaded())
     assert result.succeeded == set(ids)
-    (row,) = store.replays(FLIGHTS)
+    (row,) = store.replays.newest(FLIGHTS)
     # Once by the loader; and by the replay once more, if the loader was first.
     assert row.jobs >= 2500
     assert len(recording.loaded()) == len(ids) + row.jobs
@@ -174,7 +174,7 @@ def test_new_destination_while_events_flow(
             with replaying(store_url, recording) as process:
                 ended(process)
             loader.until(lambda: len(flowing.ids) > ingested + 200)
-        loader.until(lambda: store.counts(FLIGHTS).pending == 0)
+        loader.until(lambda: store.counts.of(FLIGHTS).pending == 0)
     ids = history + flowing.ids
     result = judge(store, FLIGHTS, ids, recording.loaded())
     assert result.succeeded == set(ids)
@@ -185,7 +185,7 @@ def test_new_destination_while_events_flow(
 
 
 def run_replay(store: Store, app: Blacksmith, path: str, **request: Any) -> ReplaySummary:
-    with contextlib.closing(open_supervisor(None, store)) as supervisor:
+    with contextlib.closing(open_supervisor(None, store.database)) as supervisor:
         event = app.destination_events[path]
         window = ReplayRequest(*EVER, **request)
         return replay(app, event, window, StandardScheduler(), store=store, supervisor=supervisor)
@@ -193,7 +193,7 @@ def run_replay(store: Store, app: Blacksmith, path: str, **request: Any) -> Repl
 
 def load(store: Store, app: Blacksmith, path: str) -> None:
     with (
-        contextlib.closing(open_supervisor(None, store)) as supervisor,
+        contextlib.closing(open_supervisor(None, store.database)) as supervisor,
         contextlib.closing(StandardScheduler()) as scheduler,
     ):
         event = app.destination_events[path]
@@ -253,11 +253,15 @@ def test_renamed_destination_event(store: Store) -> None:
         good.append(True)
         path = "warehouse/departures"
         assert run_replay(renamed, after, path).tally == Tally(succeeded=3)
-        assert renamed.counts(path).succeeded == 3
-        states = [entry.state for entry in renamed.history(ids[0]) if entry.destination == path]
+        assert renamed.counts.of(path).succeeded == 3
+        states = [
+            entry.state
+            for entry in renamed.history.transitions(ids[0])
+            if entry.destination == path
+        ]
     assert (states.count("discarded"), states[-1]) == (1, "succeeded")
     assert keys["departures"] == keys["flights"]
 
 
 def _url_of(store: Store) -> str:
-    return str(store.engine.url.render_as_string(hide_password=False))  # type: ignore[attr-defined]
+    return str(store.database.engine.url.render_as_string(hide_password=False))  # type: ignore[attr-defined]

@@ -126,14 +126,14 @@ def test_same_message_twice_is_one_event(webhooks: Webhooks) -> None:
 
 def test_gateway_killed_under_the_library(webhooks: Webhooks) -> None:
     library = Library(webhooks, upload_size=5)
-    before = len(webhooks.store.events("segment/track"))
+    before = len(webhooks.store.log.newest("segment/track"))
     ids = []
     with closing(library):
         for number in range(60):
             _, message = library.client.track("u-1", "Counted", {"n": number})
             ids.append(message["messageId"])
             if number == 30:
-                until(lambda: len(webhooks.store.events("segment/track")) > before)
+                until(lambda: len(webhooks.store.log.newest("segment/track")) > before)
                 webhooks.gateway.kill()
             if number == 45:
                 webhooks.gateway.start()
@@ -195,10 +195,10 @@ def test_one_bad_event_in_a_batch(webhooks: Webhooks) -> None:
     assert response.json()["type"] == "urn:blacksmith:validation-error"
     assert "at `$.batch[2].event`" in response.json()["detail"]
     assert not webhooks.new()
-    before = len(webhooks.store.quarantined())
+    before = len(webhooks.store.quarantine.oldest())
     kept = sent(webhooks, "/lenient/v1/batch", batch)
     assert (kept.status_code, kept.json()) == (200, {"success": True})
-    assert len(webhooks.store.quarantined()) == before + 1
+    assert len(webhooks.store.quarantine.oldest()) == before + 1
     assert not webhooks.new()
 
 
@@ -213,7 +213,7 @@ def test_clock_is_set_right_by_the_time_of_arrival_when_a_request_is_retried(
         "sentAt": (YESTERDAY + minute).isoformat(),
     }
     request = Request(json.dumps(message).encode(), path="/v1/track", received_at=YESTERDAY)
-    waiting = webhooks.store.quarantine(
+    waiting = webhooks.store.quarantine.add(
         raw_request_of("segment", request, RuntimeError("a bug, since fixed"))
     )
     (kept,) = retry_quarantined(blacksmith, webhooks.store, waiting)

@@ -90,7 +90,7 @@ def status(url: str, tmp_path: Path) -> "subprocess.CompletedProcess[str]":
 def test_wrong_address(store: Store, tmp_path: Path) -> None:
     for host in (f"127.0.0.1:{free_port()}", "no-such-host.invalid:8500"):
         url = f"consul://:{CANARY}@{host}?ttl=3"
-        with contextlib.closing(open_supervisor(url, store)) as supervisor:
+        with contextlib.closing(open_supervisor(url, store.database)) as supervisor:
             for error in errors_of(supervisor):
                 assert isinstance(error, Unavailable)
                 assert f"consul://{host} does not respond" in str(error)
@@ -106,7 +106,7 @@ def test_refused_token(
     guarded: ConsulServer, store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     url = guarded.url.replace("//", f"//:{CANARY}@")
-    with contextlib.closing(open_supervisor(url, store)) as supervisor:
+    with contextlib.closing(open_supervisor(url, store.database)) as supervisor:
         for error in errors_of(supervisor)[:3]:
             assert isinstance(error, SettingsError)
             assert "refuses the token" in str(error)
@@ -134,7 +134,7 @@ def test_a_token_with_the_rights_is_accepted(
     token = guarded.call("PUT", "acl/token", {"Policies": [{"Name": "blacksmith"}]})
     monkeypatch.setenv("CONSUL_HTTP_TOKEN", token["SecretID"])
     monkeypatch.setenv("CONSUL_HTTP_ADDR", f"127.0.0.1:{guarded.port}")
-    with contextlib.closing(open_supervisor("consul://", store)) as supervisor:
+    with contextlib.closing(open_supervisor("consul://", store.database)) as supervisor:
         lease = supervisor.acquire(KEY, "we")
         assert lease
         assert lease.confirm()
@@ -152,22 +152,24 @@ def test_an_agent_that_speaks_tls(
     url = f"consul://127.0.0.1:{server.https_port}?scheme=https"
     with contextlib.closing(server):
         server.start()
-        with contextlib.closing(open_supervisor(url, store)) as stranger:
+        with contextlib.closing(open_supervisor(url, store.database)) as stranger:
             for error in errors_of(stranger):
                 assert "does not respond (SSLError)" in str(error)
         monkeypatch.setenv("CONSUL_CACERT", str(certificate[0]))
-        with contextlib.closing(open_supervisor(f"{url}&dc=dc1", store)) as supervisor:
+        with contextlib.closing(open_supervisor(f"{url}&dc=dc1", store.database)) as supervisor:
             lease = supervisor.acquire(KEY, "we")
             assert lease
             assert lease.confirm()
-        with contextlib.closing(open_supervisor(f"{url}&dc=elsewhere", store)) as supervisor:
+        with contextlib.closing(
+            open_supervisor(f"{url}&dc=elsewhere", store.database)
+        ) as supervisor:
             for error in errors_of(supervisor):
                 assert "No path to datacenter" in str(error)
 
 
 def test_silent_agent(store: Store, silent: int, tmp_path: Path) -> None:
     url = f"consul://:{CANARY}@127.0.0.1:{silent}?ttl=3"
-    with contextlib.closing(open_supervisor(url, store)) as supervisor:
+    with contextlib.closing(open_supervisor(url, store.database)) as supervisor:
         began = time.monotonic()
         errors = errors_of(supervisor)
         assert (
@@ -196,7 +198,7 @@ def test_silent_agent(store: Store, silent: int, tmp_path: Path) -> None:
 
 def test_unknown_scheme(store: Store, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="unsupported scheme zookeeper://") as caught:
-        open_supervisor(f"zookeeper://me:{CANARY}@host", store)
+        open_supervisor(f"zookeeper://me:{CANARY}@host", store.database)
     assert "consul://host:8500" in str(caught.value)
     assert CANARY not in str(caught.value)
     ended = status(f"zookeeper://me:{CANARY}@host", tmp_path)
@@ -223,7 +225,7 @@ def test_a_response_that_is_not_consuls(store: Store) -> None:
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         url = f"consul://127.0.0.1:{server.server_port}"
-        with contextlib.closing(open_supervisor(url, store)) as supervisor:
+        with contextlib.closing(open_supervisor(url, store.database)) as supervisor:
             for call in (lambda: supervisor.status("status"), lambda: supervisor.status(KEY)):
                 with pytest.raises(Unavailable) as caught:
                     call()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from blacksmith_dagster.errors import FencedOut
-from blacksmith_dagster.store.interface import Lane, LoadVerdict
+from blacksmith_dagster.store.records import Lane, LoadVerdict
 from blacksmith_dagster.supervisor.address import parse_consul_url
 from blacksmith_dagster.supervisor.consul import ConsulSupervisor
 from tests.acceptance.loading_main import TTL
@@ -59,7 +59,7 @@ def test_holder_killed(hosts: Hosts) -> None:
     assert take_over(hosts, killed) < hosts.take_over_seconds
     hosts.accept(5)
     hosts.judge()
-    states = [transition.state for transition in hosts.store.history(hosts.accepted[0])]
+    states = [transition.state for transition in hosts.store.history.transitions(hosts.accepted[0])]
     assert states[-4:] == ["executing", "unknown", "executing", "succeeded"]
 
 
@@ -69,12 +69,12 @@ def test_holder_stopped_past_ttl_then_resumed(hosts: Hosts) -> None:
     hosts.let_go()
     assert take_over(hosts, stale) < hosts.take_over_seconds
     hosts.settle()
-    before = [hosts.store.history(event_id) for event_id in hosts.accepted]
+    before = [hosts.store.history.transitions(event_id) for event_id in hosts.accepted]
     stale.loader.resume()
     hosts.until(lambda: "fenced:" in stale.loader.log)
     # It has loaded the jobs that it had claimed, and its record was rejected.
     hosts.until(lambda: len(hosts.recording.loaded()) == 2 * len(hosts.accepted))
-    assert [hosts.store.history(event_id) for event_id in hosts.accepted] == before
+    assert [hosts.store.history.transitions(event_id) for event_id in hosts.accepted] == before
     hosts.accept(5)
     hosts.judge()
 
@@ -211,19 +211,19 @@ def test_stale_holder_cannot_fence_out_the_rightful_one(hosts: Hosts) -> None:
     with contextlib.closing(rightful):
         old = stale.acquire(KEY, "stale", wait=30)
         assert old
-        token = hosts.store.take_over(FLIGHTS, Lane.LOAD, old.id, old.confirm)
+        token = hosts.store.loads.take_over(FLIGHTS, Lane.LOAD, old.id, old.confirm)
         _stop_renewing(stale)
         ids = hosts.accept(5)
         new = rightful.acquire(KEY, "rightful", wait=30)
         assert new
-        held = hosts.store.take_over(FLIGHTS, Lane.LOAD, new.id, new.confirm)
-        load = hosts.store.claim(held, 10, 3)
+        held = hosts.store.loads.take_over(FLIGHTS, Lane.LOAD, new.id, new.confirm)
+        load = hosts.store.loads.claim(held, 10, 3)
         assert load
         with pytest.raises(FencedOut):
-            hosts.store.take_over(FLIGHTS, Lane.LOAD, old.id, old.confirm)
+            hosts.store.loads.take_over(FLIGHTS, Lane.LOAD, old.id, old.confirm)
         with pytest.raises(FencedOut):
-            hosts.store.claim(token, 10, 3)
-        hosts.store.record(load, LoadVerdict())  # the current holder's record is accepted
+            hosts.store.loads.claim(token, 10, 3)
+        hosts.store.loads.record(load, LoadVerdict())  # the current holder's record is accepted
     result = judge(hosts.store, FLIGHTS, ids, [row.id for row in load.rows])
     assert result.succeeded == set(ids)
     one_at_a_time(hosts.store)

@@ -146,7 +146,7 @@ def _supervisor_state(gateway: GatewayProcess) -> str:
 
 
 def _loads(hosts: Hosts) -> int:
-    with hosts.store.reading() as connection:
+    with hosts.store.database.reading() as connection:
         return int(connection.execute(select(func.count()).select_from(loads)).scalar_one())
 
 

@@ -128,9 +128,9 @@ def process(gateway: tuple[GatewayProcess, Store]) -> GatewayProcess:
 def new_events(gateway: tuple[GatewayProcess, Store]) -> Callable[[], list[Any]]:
     """The events stored since the test began, oldest first."""
     _, store = gateway
-    before = {event.id for event in store.events(limit=100_000)}
+    before = {event.id for event in store.log.newest(limit=100_000)}
     return lambda: [
-        event for event in reversed(store.events(limit=100_000)) if event.id not in before
+        event for event in reversed(store.log.newest(limit=100_000)) if event.id not in before
     ]
 
 
@@ -400,19 +400,19 @@ def test_one_bad_event_in_a_batch(
         assert rejected.status_code == 422
         assert new_events() == []
         # Only the invalid one waits in quarantine; sent again, no event is stored twice.
-        before = {request.id for request in store.quarantined()}
+        before = {request.id for request in store.quarantine.oldest()}
         key = {"Idempotency-Key": f"batch of {path} {process.port} {time.time_ns()}"}
         responses = [client.post(path % "lenient", json=batch, headers=key) for _ in range(2)]
         assert [response.status_code for response in responses] == [202, 202], responses[0].text
         assert responses[0].json() == responses[1].json()
     kept = new_events()
     assert [json.loads(event.payload) for event in kept] == good
-    (quarantined,) = [request for request in store.quarantined() if request.id not in before]
+    (quarantined,) = [request for request in store.quarantine.oldest() if request.id not in before]
     assert responses[0].json() == {
         "ids": [event.id for event in kept],
         "quarantined": [quarantined.id],
     }
-    raw = store.in_quarantine(quarantined.id)
+    raw = store.quarantine.get(quarantined.id)
     assert json.loads(raw.body) == BAD
     assert "$.lines[1].count" in raw.error
 

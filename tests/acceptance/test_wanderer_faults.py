@@ -75,7 +75,8 @@ def run_again(wanderer: Wanderer) -> MigrationReport:
 
 def history(wandering: Runs) -> list[MigrationState]:
     return [
-        transition.state for transition in Tracking(wandering.store(), "", None).history(SCOPE, ONE)
+        transition.state
+        for transition in Tracking(wandering.store().database, "", None).history(SCOPE, ONE)
     ]
 
 

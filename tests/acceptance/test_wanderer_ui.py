@@ -108,9 +108,11 @@ class Wandering:
         app = Blacksmith(sources=[airport], destinations=[lake])
         with (
             closing(open_store(self.store_url)) as store,
-            closing(open_supervisor(None, store)) as supervisor,
+            closing(open_supervisor(None, store.database)) as supervisor,
         ):
-            wanderer = Wanderer(app, store=store, supervisor=supervisor, holder="the test")
+            wanderer = Wanderer(
+                app, database=store.database, supervisor=supervisor, holder="the test"
+            )
             return [status.state for status in wanderer.status()]
 
 

@@ -128,7 +128,7 @@ def test_one_loads_and_another_takes_over_when_it_is_killed(bench: Bench) -> Non
     until(bench.has(bench.send({"n": 8})))
     assert time.monotonic() - began < 1  # notifications wake it like the first one
     assert len(bench.loaded()) == 9
-    assert bench.store.counts(FULL).succeeded == 9
+    assert bench.store.counts.of(FULL).succeeded == 9
 
 
 def test_a_worker_that_is_stopped_hands_over_at_once(bench: Bench) -> None:
@@ -150,7 +150,7 @@ def test_a_signal_lets_it_finish_its_batch(bench: Bench, by: signal.Signals) -> 
     bench.hold.touch()
     worker = bench.worker()
     (begun,) = bench.send({"n": 0, "waits": True})
-    until(lambda: bench.store.counts(FULL).executing == 1)
+    until(lambda: bench.store.counts.of(FULL).executing == 1)
     until((bench.folder / "waiting").exists)
     os.kill(worker.pid, by)
     (later,) = bench.send({"n": 2})
@@ -159,8 +159,8 @@ def test_a_signal_lets_it_finish_its_batch(bench: Bench, by: signal.Signals) -> 
     bench.hold.unlink()
     assert worker.wait() == 0
     assert [load.id for load in bench.loaded()] == [begun]
-    assert bench.store.history(begun)[-1].state == "succeeded"
-    assert bench.store.history(later)[-1].state == "awaiting"
+    assert bench.store.history.transitions(begun)[-1].state == "succeeded"
+    assert bench.store.history.transitions(later)[-1].state == "awaiting"
     assert "Traceback" not in worker.log
 
 
@@ -175,7 +175,8 @@ def test_a_load_that_hangs_ends_the_process(bench: Bench) -> None:
     assert "end this process" in output
     assert [load.id for load in bench.loaded()] == [hanging]  # the other event was loaded
     states = {
-        transition.destination: transition.state for transition in bench.store.history(hanging)
+        transition.destination: transition.state
+        for transition in bench.store.history.transitions(hanging)
     }
     assert states[STUCK] == "unknown"
 
@@ -273,7 +274,7 @@ BOTH = f"{__name__}:both"
 
 
 def counts(bench: Bench) -> list[int]:
-    return [int(event.payload) for event in reversed(bench.store.events(COUNTED, 100_000))]
+    return [int(event.payload) for event in reversed(bench.store.log.newest(COUNTED, 100_000))]
 
 
 def test_a_worker_of_only_sources_needs_no_broker(bench: Bench) -> None:

@@ -96,7 +96,7 @@ class WarmDeployment(Deployment):
 
     def pending(self) -> int:
         self.store.maintain()
-        return sum(self.store.counts(path).pending for path in (LATE, STUCK))
+        return sum(self.store.counts.of(path).pending for path in (LATE, STUCK))
 
     def is_settled(self) -> bool:
         """Whether nothing is pending and a new event is loaded within a second."""

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from blacksmith_dagster.store import Store, open_store
-from blacksmith_dagster.store.interface import StoredEvent
+from blacksmith_dagster.store.records import StoredEvent
 from tests.acceptance.processes import GatewayProcess
 
 SEGMENT_KEY, SEGMENT_KEY_OLD = "segment-write-key", "segment-write-key-of-last-year"
@@ -35,7 +35,9 @@ class Webhooks:
     def new(self) -> Sequence[StoredEvent]:
         """The events stored since the last call, in order."""
         events = [
-            event for event in reversed(self.store.events(limit=10_000)) if event.seq > self._seen
+            event
+            for event in reversed(self.store.log.newest(limit=10_000))
+            if event.seq > self._seen
         ]
         self._seen = max((event.seq for event in events), default=self._seen)
         return events

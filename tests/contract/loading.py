@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from blacksmith_dagster import Batch, Blacksmith, Destination, DestinationEvent, RetryPolicy, Source
-from blacksmith_dagster.store.interface import NewEvent, NewJob, Store
+from blacksmith_dagster.store import Store
+from blacksmith_dagster.store.records import NewEvent, NewJob
 
 SOON = RetryPolicy(max_retries=2, delay="400ms")
 
@@ -35,7 +36,7 @@ def ingest(store: Store, data: Iterable[Any], destination: str = "warehouse/flig
     ]
     ids: list[str] = []
     for start in range(0, len(events), 1000):
-        (page,) = store.ingest([events[start : start + 1000]])
+        (page,) = store.log.append([events[start : start + 1000]])
         assert isinstance(page, list)
         ids += page
     return ids

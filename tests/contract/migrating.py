@@ -12,7 +12,6 @@ from blacksmith_dagster import Batch, Blacksmith, Destination, Migration, Source
 from blacksmith_dagster.destinations import SQLDestination
 from blacksmith_dagster.destinations.dialects import open_engine
 from blacksmith_dagster.store import Store, open_store
-from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.supervisor import StoreSupervisor, Supervisor, open_supervisor
 from blacksmith_dagster.wanderer import Wanderer
 
@@ -73,20 +72,19 @@ class Runs:
         self.supervisor_url = supervisor_url
         self._opened = opened
 
-    def store(self, app: Blacksmith | None = None) -> SQLStore:
+    def store(self, app: Blacksmith | None = None) -> Store:
         store: Store = self._opened.enter_context(
             contextlib.closing(open_store(self.store_url, upgrade=True))
         )
-        assert isinstance(store, SQLStore)
         if app:
             store.register(app)
         return store
 
-    def supervisor(self, store: SQLStore) -> Supervisor:
+    def supervisor(self, store: Store) -> Supervisor:
         supervisor: Supervisor = (
-            open_supervisor(self.supervisor_url, store)
+            open_supervisor(self.supervisor_url, store.database)
             if self.supervisor_url
-            else StoreSupervisor(store, ttl=TTL)
+            else StoreSupervisor(store.database, ttl=TTL)
         )
         return self._opened.enter_context(contextlib.closing(supervisor))
 
@@ -94,7 +92,7 @@ class Runs:
         store = self.store(app)
         return Wanderer(
             app,
-            store=store,
+            database=store.database,
             supervisor=options.pop("supervisor", None) or self.supervisor(store),
             holder=options.pop("holder", "a test"),
             **options,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from blacksmith_dagster import Batch, Blacksmith, Destination, Source
 from blacksmith_dagster.store import Store
-from blacksmith_dagster.store.interface import FencingToken, Lane, Load, NewEvent, NewJob
+from blacksmith_dagster.store.records import FencingToken, Lane, Load, NewEvent, NewJob
 
 FLIGHTS, SEATS = "warehouse/flights", "warehouse/seats"
 
@@ -44,7 +44,7 @@ def ingest_events(
     store: Store, count: int, *, to: Sequence[str] = (FLIGHTS,), start: int = 0
 ) -> list[str]:
     """Ingest `count` events in one commit; returns their ids."""
-    [ids] = store.ingest([[new_event(start + n, to=to) for n in range(count)]])
+    [ids] = store.log.append([[new_event(start + n, to=to) for n in range(count)]])
     assert isinstance(ids, list)
     return ids
 
@@ -53,12 +53,12 @@ def take_over(
     store: Store, holder: str = "loader", lane: Lane = Lane.LOAD, to: str = FLIGHTS
 ) -> FencingToken:
     """Take over a lane, with a lock that counts as held."""
-    return store.take_over(to, lane, holder, lambda: True)
+    return store.loads.take_over(to, lane, holder, lambda: True)
 
 
 def claimed(store: Store, token: FencingToken, limit: int = 1000, max_attempts: int = 3) -> Load:
     """Claim the next load; fails if there is none."""
-    load = store.claim(token, limit, max_attempts)
+    load = store.loads.claim(token, limit, max_attempts)
     assert load is not None
     return load
 

@@ -11,8 +11,7 @@ from sqlalchemy import func, select
 from blacksmith_dagster.errors import Gone
 from blacksmith_dagster.pipeline.retention import Retention
 from blacksmith_dagster.store import Store, tables
-from blacksmith_dagster.store.interface import ArchivedEvent, FencingToken, LoadVerdict
-from blacksmith_dagster.store.sql import SQLStore
+from blacksmith_dagster.store.records import ArchivedEvent, FencingToken, LoadVerdict
 from tests.contract.pipeline import departed
 
 OUTCOME, UNDELIVERABLE = "warehouse/flights.discarded", "warehouse/undeliverable"
@@ -31,22 +30,21 @@ NOW = kept(NOTHING)
 
 def index_time(store: Store, ago: timedelta = NOTHING) -> None:
     """Add a row to the time index: every event in the store was received this long ago or earlier."""
-    assert isinstance(store, SQLStore)
-    with store.writing() as conn:
-        low, high = store._high_watermark(conn), store._sequence(conn)
-        values = {"at": store._now(conn) - ago, "low": low, "high": high}
+    with store.database.writing() as conn:
+        low, high = store.database.high_watermark(conn), store.database.sequence(conn)
+        values = {"at": store.database.now(conn) - ago, "low": low, "high": high}
         conn.execute(tables.time_index.insert(), values)
 
 
 def purged(store: Store, retention: Mapping[str, Retention] = NOW) -> int:
     """Purge; returns how many events were deleted one by one."""
-    return sum(step.events for step in store.purge(retention))
+    return sum(step.events for step in store.log.purge(retention))
 
 
 def load_all(store: Store, token: FencingToken) -> None:
     """Load until nothing is due."""
-    while load := store.claim(token, 1000, 3):
-        store.record(load, LoadVerdict())
+    while load := store.loads.claim(token, 1000, 3):
+        store.loads.record(load, LoadVerdict())
 
 
 def gone(store: Store, ids: Sequence[str]) -> list[bool]:
@@ -54,7 +52,7 @@ def gone(store: Store, ids: Sequence[str]) -> list[bool]:
     purged_events = []
     for event_id in ids:
         try:
-            store.event(event_id)
+            store.log.event(event_id)
         except Gone:
             purged_events.append(True)
         else:
@@ -64,8 +62,7 @@ def gone(store: Store, ids: Sequence[str]) -> list[bool]:
 
 def rows(store: Store) -> dict[str, int]:
     """How many rows each table of the log has."""
-    assert isinstance(store, SQLStore)
-    with store.reading() as conn:
+    with store.database.reading() as conn:
         return {
             table.name: conn.execute(select(func.count()).select_from(table)).scalar_one()
             for table in (

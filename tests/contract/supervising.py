@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Iterator
 
 from blacksmith_dagster.store import open_store
-from blacksmith_dagster.store.sql import SQLStore
 from blacksmith_dagster.supervisor import StoreSupervisor, Supervisor
 from blacksmith_dagster.supervisor.address import parse_consul_url
 from blacksmith_dagster.supervisor.consul import ConsulSupervisor
@@ -19,7 +18,6 @@ def connected(url: str, ttl: float) -> Iterator[Supervisor]:
             supervisor = ConsulSupervisor(parse_consul_url(url, {}))
         else:
             store = opened.enter_context(contextlib.closing(open_store(url, upgrade=True)))
-            assert isinstance(store, SQLStore)
-            supervisor = StoreSupervisor(store, ttl=ttl)
+            supervisor = StoreSupervisor(store.database, ttl=ttl)
         opened.enter_context(contextlib.closing(supervisor))
         yield supervisor

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from blacksmith_dagster.errors import KeyReused
 from blacksmith_dagster.store import Store
-from blacksmith_dagster.store.interface import Cursor, NewEvent
+from blacksmith_dagster.store.records import Cursor, NewEvent
 from tests.contract.pipeline import FLIGHTS, claimed, new_event, take_over
 
 
@@ -18,11 +18,11 @@ def child(number: int, of: int | str, *, key: str | None = None) -> NewEvent:
 
 
 def parents(store: Store, ids: Sequence[str]) -> list[str | None]:
-    return [store.event(event_id).parent for event_id in ids]
+    return [store.log.event(event_id).parent for event_id in ids]
 
 
 def test_children_have_the_public_id_of_their_parent(store: Store) -> None:
-    first, second = store.ingest(
+    first, second = store.log.append(
         [
             [new_event(1), child(2, 0), child(3, 1), child(4, 0)],
             [new_event(5), new_event(6), child(7, 1)],
@@ -35,7 +35,7 @@ def test_children_have_the_public_id_of_their_parent(store: Store) -> None:
 
 
 def test_children_have_jobs_of_their_own(store: Store) -> None:
-    [ids] = store.ingest([[new_event(1), child(2, 0)]])
+    [ids] = store.log.append([[new_event(1), child(2, 0)]])
     assert isinstance(ids, list)
     load = claimed(store, take_over(store, to=FLIGHTS))
     assert [(row.id, row.parent) for row in load.rows] == [(ids[0], None), (ids[1], ids[0])]
@@ -47,8 +47,8 @@ def test_a_child_of_an_event_that_is_known_by_its_key_has_its_id(
 ) -> None:
     parent = new_event(1, key="a")
     if before:
-        store.ingest([[new_event(0)], [parent]])
-    first, second = store.ingest([[parent, child(2, 0)], [new_event(3), parent, child(4, 1)]])
+        store.log.append([[new_event(0)], [parent]])
+    first, second = store.log.append([[parent, child(2, 0)], [new_event(3), parent, child(4, 1)]])
     assert isinstance(first, list)
     assert isinstance(second, list)
     assert second[1] == first[0]
@@ -57,8 +57,8 @@ def test_a_child_of_an_event_that_is_known_by_its_key_has_its_id(
 
 
 def test_a_child_that_is_known_by_its_key_keeps_its_parent(store: Store) -> None:
-    [first] = store.ingest([[new_event(1), child(2, 0, key="c")]])
-    [second] = store.ingest([[new_event(3), child(2, 0, key="c"), child(4, 1), new_event(5)]])
+    [first] = store.log.append([[new_event(1), child(2, 0, key="c")]])
+    [second] = store.log.append([[new_event(3), child(2, 0, key="c"), child(4, 1), new_event(5)]])
     assert isinstance(first, list)
     assert isinstance(second, list)
     assert second[1] == first[1]
@@ -66,8 +66,8 @@ def test_a_child_that_is_known_by_its_key_keeps_its_parent(store: Store) -> None
 
 
 def test_a_rejected_family_takes_no_others_parents(store: Store) -> None:
-    store.ingest([[new_event(1, key="a")]])
-    rejected, kept = store.ingest(
+    store.log.append([[new_event(1, key="a")]])
+    rejected, kept = store.log.append(
         [
             [new_event(2), child(3, 0), child(4, 0, key="a")],
             [new_event(5), new_event(6), new_event(7), child(8, 2)],
@@ -79,15 +79,17 @@ def test_a_rejected_family_takes_no_others_parents(store: Store) -> None:
 
 
 def test_a_child_may_come_later_than_its_parent(store: Store) -> None:
-    [[parent]] = store.ingest([[new_event(1)]])
-    [ids] = store.ingest([[child(2, parent), child(3, 0)]], cursors=[Cursor("orders/0", None, "1")])
+    [[parent]] = store.log.append([[new_event(1)]])
+    [ids] = store.log.append(
+        [[child(2, parent), child(3, 0)]], cursors=[Cursor("orders/0", None, "1")]
+    )
     assert isinstance(ids, list)
     assert parents(store, ids) == [parent, ids[0]]
 
 
 def test_a_family_may_be_large(store: Store) -> None:
     family = [new_event(0), *(child(n, 0 if n % 2 else n - 1) for n in range(1, 20_000))]
-    [ids] = store.ingest([family])
+    [ids] = store.log.append([family])
     assert isinstance(ids, list)
     assert parents(store, [ids[1], ids[-2], ids[-1]]) == [ids[0], ids[-3], ids[0]]
 
@@ -106,7 +108,7 @@ def test_families_that_are_kept_at_once_stay_together(store: Store) -> None:
                 new_event(0, key=keyed),
                 *(child(n, chance.randrange(n)) for n in range(1, size)),
             ]
-            [ids] = store.ingest([family])
+            [ids] = store.log.append([family])
             assert isinstance(ids, list)
             assert parents(store, ids) == [
                 ids[event.parent] if isinstance(event.parent, int) else None for event in family

@@ -20,7 +20,7 @@ WITHOUT_IT = Blacksmith(sources=[Source("airport")], destinations=[])
 
 @pytest.fixture
 def supervisor(store: Store) -> Iterator[Supervisor]:
-    with closing(open_supervisor(None, store)) as supervisor:
+    with closing(open_supervisor(None, store.database)) as supervisor:
         yield supervisor
 
 
@@ -50,13 +50,13 @@ def test_discarded_by_hand_is_received(store: Store, supervisor: Supervisor) -> 
         assert discard(app, flights, ids, "gone\0", **services) == 2
         assert discard(app, flights, ids, "gone", **services) == 0  # they wait no more
         load(app, undeliverable, scheduler, **services)
-    counts = store.counts(flights.path)
+    counts = store.counts.of(flights.path)
     assert (counts.retrying, counts.discarded) == (1, 2)
     assert sorted(received, key=lambda job: job[0]["n"]) == [
         ({"n": 0}, "discarded", "gone\\0", 1),
         ({"n": 2}, "discarded", "gone\\0", 1),
     ]
-    assert store.history(second)[-1].state == "failed"
+    assert store.history.transitions(second)[-1].state == "failed"
 
 
 def test_an_id_that_no_event_has(store: Store, supervisor: Supervisor) -> None:
@@ -73,10 +73,10 @@ def test_retire_discards_all_that_waits(store: Store, supervisor: Supervisor) ->
     with closing(StandardScheduler()) as scheduler:
         load(app, flights, scheduler, store=store, supervisor=supervisor)
     ingest(store, [{"n": n} for n in range(1200)])
-    assert store.orphans(WITHOUT_IT)[0].pending == 2700
+    assert store.counts.orphans(WITHOUT_IT)[0].pending == 2700
     assert retire(flights.path, "retired", store=store, supervisor=supervisor) == 2700
-    assert store.orphans(WITHOUT_IT) == []
-    assert store.counts(flights.path).discarded == 2700
+    assert store.counts.orphans(WITHOUT_IT) == []
+    assert store.counts.of(flights.path).discarded == 2700
 
 
 def test_retire_refuses_what_is_being_loaded(

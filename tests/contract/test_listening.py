@@ -12,7 +12,7 @@ from blacksmith_dagster.ingest import changes as changes_module
 from blacksmith_dagster.ingest import listeners as listeners_module
 from blacksmith_dagster.ingest.listeners import Listeners
 from blacksmith_dagster.store import Store, open_store
-from blacksmith_dagster.store.interface import Cursor, ListenerStatus
+from blacksmith_dagster.store.records import Cursor, ListenerStatus
 from blacksmith_dagster.supervisor import Supervisor, open_supervisor
 from tests.contract.loading import until
 
@@ -28,7 +28,7 @@ class Shop:
 
     def __init__(self, url: str) -> None:
         self.store: Store = open_store(url, upgrade=True)
-        self.supervisor: Supervisor = open_supervisor(None, self.store)
+        self.supervisor: Supervisor = open_supervisor(None, self.store.database)
         self.notified: set[str] = set()
         self.reported = 0
         self._started: list[Listeners] = []
@@ -63,12 +63,12 @@ class Shop:
     @property
     def kept(self) -> list[str]:
         """The data of the stored events, in order."""
-        return [event.payload for event in reversed(self.store.events(CHANGED, limit=100_000))]
+        return [event.payload for event in reversed(self.store.log.newest(CHANGED, limit=100_000))]
 
     @property
     def noted(self) -> ListenerStatus:
         """The listener's status in the store."""
-        (status,) = self.store.listeners()
+        (status,) = self.store.log.listeners()
         return status
 
     def close(self) -> None:
@@ -123,7 +123,7 @@ def test_what_is_yielded_is_kept_once_and_read_on_from_there(shop: Shop) -> None
     shop.listen(log)
     until(lambda: len(shop.kept) == 5003)
     assert shop.kept == numbers(5003)
-    assert shop.store.cursor(READER) == "5003"
+    assert shop.store.log.cursor(READER) == "5003"
     assert shop.notified == {"lake/changes"}
     until(lambda: shop.reported == 5003)
     until(lambda: log.committed[-1] == 5003)
@@ -229,9 +229,10 @@ def test_what_cannot_be_kept_goes_to_quarantine_and_holds_up_nothing(shop: Shop)
     shop.listen(changes)
     until(lambda: shop.reported == 5)
     assert shop.kept == ['{"n":1}', '{"n":5}']
-    assert shop.store.quarantine_sizes() == {CHANGED: 3}
+    assert shop.store.quarantine.sizes() == {CHANGED: 3}
     errors = {
-        shop.store.in_quarantine(raw.id).body: raw.error for raw in shop.store.quarantined(CHANGED)
+        shop.store.quarantine.get(raw.id).body: raw.error
+        for raw in shop.store.quarantine.oldest(CHANGED)
     }
     assert "the key 'one'" in errors.pop(b'{"n":3}')
     assert "cannot be written as JSON" in errors.pop(rb"{'n': '\ud800'}")
@@ -247,7 +248,7 @@ def test_without_a_cursor_nothing_is_remembered(shop: Shop) -> None:
 
     shop.listen(changes)
     until(lambda: shop.kept == ["1", "2"])
-    assert shop.store.cursor(READER) is None
+    assert shop.store.log.cursor(READER) is None
 
 
 def test_a_cursor_without_an_event_is_kept(shop: Shop) -> None:
@@ -257,7 +258,7 @@ def test_a_cursor_without_an_event_is_kept(shop: Shop) -> None:
         listener.wait(60)
 
     shop.listen(changes)
-    until(lambda: shop.store.cursor(READER) == '{"at":[1,2]}')
+    until(lambda: shop.store.log.cursor(READER) == '{"at":[1,2]}')
     assert shop.kept == []
     assert shop.reported == 0
 
@@ -275,7 +276,7 @@ def test_one_listens_and_another_takes_over(shop: Shop) -> None:
     until(lambda: len(shop.kept) == 20)
     assert shop.kept == numbers(20)
     assert second.holds_locks
-    until(lambda: shop.store.listeners() and shop.noted.holder == "second")
+    until(lambda: shop.store.log.listeners() and shop.noted.holder == "second")
     assert first.is_over
     assert not second.is_over
 
@@ -304,7 +305,7 @@ def test_who_finds_that_another_has_read_on_goes_on_from_there(shop: Shop) -> No
     log = Log(3)
     shop.listen(log)
     until(lambda: len(shop.kept) == 3)
-    shop.store.ingest([], cursors=[Cursor(READER, "3", "10")])
+    shop.store.log.append([], cursors=[Cursor(READER, "3", "10")])
     log.lines = 12
     until(lambda: len(shop.kept) == 5)
     assert shop.kept == ["1", "2", "3", "11", "12"]
@@ -320,7 +321,7 @@ def test_it_is_noted_how_a_listener_stands(shop: Shop, monkeypatch: pytest.Monke
         listener.wait(60)
 
     listeners = shop.listen(changes)
-    until(lambda: shop.store.listeners() and shop.noted.read_at)
+    until(lambda: shop.store.log.listeners() and shop.noted.read_at)
     noted = shop.noted
     assert (noted.path, noted.holder, noted.lag, noted.unit) == (CHANGED, "the test", 700, "rows")
     assert noted.error is None
@@ -340,6 +341,6 @@ def test_children_are_kept_with_their_event(shop: Shop) -> None:
 
     shop.listen(changes)
     until(lambda: shop.reported == 3)
-    (parent,) = shop.store.events(CHANGED)
-    lines = shop.store.events("shop/line")
+    (parent,) = shop.store.log.newest(CHANGED)
+    lines = shop.store.log.newest("shop/line")
     assert {line.parent for line in lines} == {parent.id}

@@ -12,7 +12,7 @@ from blacksmith_dagster import Batch, Blacksmith, Destination, DestinationEvent,
 from blacksmith_dagster.errors import FencedOut, OutcomeUnknown, Timeout, Unavailable
 from blacksmith_dagster.scheduler import LoadReport, StandardScheduler, Summary, Tally, load
 from blacksmith_dagster.store import Store, open_store
-from blacksmith_dagster.store.interface import Lane, Load, LoadVerdict
+from blacksmith_dagster.store.records import Lane, Load, LoadVerdict
 from blacksmith_dagster.supervisor import Supervisor, here, open_supervisor
 from tests.contract.loading import SOON, departed, ingest, numbers, pipeline, until
 
@@ -24,7 +24,7 @@ class Loading:
 
     def __init__(self, url: str) -> None:
         self.store: Store = open_store(url, upgrade=True)
-        self.supervisor: Supervisor = open_supervisor(None, self.store)
+        self.supervisor: Supervisor = open_supervisor(None, self.store.database)
         self.scheduler = StandardScheduler()
 
     def load(self, app: Blacksmith, event: DestinationEvent[Any], **options: Any) -> Summary:
@@ -46,7 +46,7 @@ def loading(store_url: str) -> Iterator[Loading]:
 
 def due(loading: Loading) -> None:
     """Wait until a failed job's retry is due."""
-    until(lambda: loading.store.next_due("warehouse/flights") == 0)
+    until(lambda: loading.store.counts.next_due("warehouse/flights") == 0)
 
 
 def test_everything_due_is_loaded_in_order_and_reported(loading: Loading) -> None:
@@ -63,9 +63,9 @@ def test_everything_due_is_loaded_in_order_and_reported(loading: Loading) -> Non
         Tally(succeeded=2),
         Tally(succeeded=1),
     ]
-    counts = loading.store.counts(flights.path)
+    counts = loading.store.counts.of(flights.path)
     assert (counts.succeeded, counts.pending) == (5, 0)
-    history = loading.store.history(ids[0])
+    history = loading.store.history.transitions(ids[0])
     assert [transition.state for transition in history][-1] == "succeeded"
     assert {transition.run for transition in history if transition.load_id is not None} == {"run 7"}
     assert loading.load(app, flights) == Summary()
@@ -98,7 +98,7 @@ def test_a_failed_job_is_tried_again_until_it_is_discarded(loading: Loading) -> 
     due(loading)
     assert loading.load(app, flights).tally == Tally(discarded=1)
     assert attempts == [(0, 1), (1, 1), (1, 2), (1, 3)]
-    (job,) = loading.store.jobs("discarded", flights.path)
+    (job,) = loading.store.history.jobs("discarded", flights.path)
     assert (job.error, job.attempts) == ("no such airport", 3)
 
 
@@ -171,7 +171,7 @@ def test_who_is_asked_to_stop_finishes_the_load_under_way(loading: Loading) -> N
     ingest(loading.store, [{"n": n} for n in range(3)])
     summary = loading.load(app, flights, stop=stop)
     assert summary == Summary(1, Tally(succeeded=1), stopped=True)
-    assert loading.store.counts(flights.path).awaiting == 2
+    assert loading.store.counts.of(flights.path).awaiting == 2
     assert not loading.supervisor.status(KEY).held
     assert loading.load(app, flights).tally == Tally(succeeded=2)
 
@@ -186,7 +186,7 @@ def test_what_was_claimed_and_not_begun_is_given_back(loading: Loading) -> None:
             return getattr(loading.store, name)
 
         def claim(self, *arguments: Any) -> Any:
-            load = loading.store.claim(*arguments)
+            load = loading.store.loads.claim(*arguments)
             stop.set()
             return load
 
@@ -218,7 +218,7 @@ def test_a_load_past_its_time_out_counts_for_nothing(loading: Loading) -> None:
     while not summary.loads:  # the jobs of an abandoned load may be due at once, or a little later
         summary = loading.load(app, flights)
     assert calls == [[0], [0]]
-    states = [transition.state for transition in loading.store.history(first)]
+    states = [transition.state for transition in loading.store.history.transitions(first)]
     assert states[-4:] == ["executing", "unknown", "executing", "succeeded"]
 
 
@@ -234,7 +234,7 @@ def test_a_call_that_does_not_return_ends_the_load(loading: Loading) -> None:
     try:
         with pytest.raises(Timeout, match=r"past its time-out of 0\.2 s.*end this process"):
             loading.load(app, flights)
-        counts = loading.store.counts(flights.path)
+        counts = loading.store.counts.of(flights.path)
         assert (counts.retrying, counts.executing) == (1, 0)
         assert not loading.supervisor.status(KEY).held
     finally:
@@ -263,10 +263,10 @@ def test_a_load_that_waits_for_another_event_of_its_destination_loses_nothing(
         first = thread.submit(loading.load, app, slow)
         second = thread.submit(loading.load, app, quick)
         assert isinstance(first.exception(30), Timeout)
-        until(lambda: len(loading.store.history(waiting)) > 6)
+        until(lambda: len(loading.store.history.transitions(waiting)) > 6)
         release.set()
         assert second.result(30).tally == Tally(succeeded=1)
-    states = {transition.state for transition in loading.store.history(waiting)}
+    states = {transition.state for transition in loading.store.history.transitions(waiting)}
     assert "unknown" not in states
     assert "succeeded" in states
 
@@ -277,7 +277,7 @@ def test_who_was_taken_over_stops(loading: Loading) -> None:
     def load(batch: Batch[Any]) -> None:
         nonlocal taken
         taken = True
-        loading.store.take_over(flights.path, Lane.LOAD, "another", lambda: True)
+        loading.store.loads.take_over(flights.path, Lane.LOAD, "another", lambda: True)
 
     app, flights = pipeline(load)
     loading.store.register(app)
@@ -285,7 +285,7 @@ def test_who_was_taken_over_stops(loading: Loading) -> None:
     with pytest.raises(FencedOut):
         loading.load(app, flights)
     assert taken
-    assert loading.store.counts(flights.path).succeeded == 0
+    assert loading.store.counts.of(flights.path).succeeded == 0
 
 
 def test_who_has_lost_the_lock_records_and_claims_no_more(loading: Loading) -> None:
@@ -304,7 +304,7 @@ def test_who_has_lost_the_lock_records_and_claims_no_more(loading: Loading) -> N
     ingest(loading.store, [{"n": 0}, {"n": 1}])
     with pytest.raises(FencedOut, match="could not be renewed"):
         loading.load(app, flights, supervisor=Remembering())
-    counts = loading.store.counts(flights.path)
+    counts = loading.store.counts.of(flights.path)
     assert (counts.succeeded, counts.awaiting) == (1, 1)
 
 
@@ -322,10 +322,10 @@ def test_what_is_loaded_is_recorded_once_the_store_responds(
 
         def record(self, load: Load, verdict: LoadVerdict) -> None:
             if committed and len(raised) == 1:
-                loading.store.record(load, verdict)
+                loading.store.loads.record(load, verdict)
             if raised:
                 raise raised.pop()
-            loading.store.record(load, verdict)
+            loading.store.loads.record(load, verdict)
 
     loaded: list[int] = []
     app, flights = pipeline(lambda batch: loaded.extend(numbers(batch)))
@@ -377,9 +377,9 @@ def test_poison_among_many_is_found_without_discarding_the_others(loading: Loadi
     app, flights = pipeline(load, retry=RetryPolicy(1, "1ms"))
     loading.store.register(app)
     ingest(loading.store, [{"n": n} for n in range(20)])
-    while loading.store.counts(flights.path).pending:
+    while loading.store.counts.of(flights.path).pending:
         due(loading)
         loading.load(app, flights)
     assert loaded == set(range(20)) - {13}
-    (job,) = loading.store.jobs("discarded", flights.path)
+    (job,) = loading.store.history.jobs("discarded", flights.path)
     assert job.error == "ValueError: unlucky"

@@ -15,7 +15,7 @@ from blacksmith_dagster.pipeline.event import JobResult
 from blacksmith_dagster.pipeline.retention import Retention
 from blacksmith_dagster.store import Store, purge, tables
 from blacksmith_dagster.store.archive import FolderArchive
-from blacksmith_dagster.store.interface import (
+from blacksmith_dagster.store.records import (
     ArchivedEvent,
     ArchivedJob,
     Deviation,
@@ -24,7 +24,6 @@ from blacksmith_dagster.store.interface import (
     NewEvent,
     NewJob,
 )
-from blacksmith_dagster.store.sql import SQLStore
 from tests.contract.pipeline import (
     FLIGHTS,
     SEATS,
@@ -59,23 +58,23 @@ LATER = 86_400.0  # a delay in seconds that no test outlives
 def test_what_is_past_its_time_goes_with_its_jobs_and_their_loads(store: Store) -> None:
     old = ingest_events(store, 7)
     token = take_over(store)
-    while load := store.claim(token, 2, 3):
-        store.record(load, LoadVerdict())
+    while load := store.loads.claim(token, 2, 3):
+        store.loads.record(load, LoadVerdict())
     index_time(store, 31 * DAY)
     young = ingest_events(store, 3)
     load_all(store, token)
-    counts, totals = store.counts(FLIGHTS), store.day_counts(date(2026, 1, 1))
+    counts, totals = store.counts.of(FLIGHTS), store.counts.days(date(2026, 1, 1))
     assert purged(store, kept(30 * DAY)) == 7
     assert all(gone(store, old))
     assert not any(gone(store, young))
-    assert [event.id for event in store.events()] == young[::-1]
+    assert [event.id for event in store.log.newest()] == young[::-1]
     assert rows(store) == {"events": 3, "jobs": 3, "loads": 1, "job_groups": 0, "outcomes": 0}
-    assert store.counts(FLIGHTS) == counts
+    assert store.counts.of(FLIGHTS) == counts
     assert counts.succeeded == 10
     store.maintain()
-    later = store.day_counts(date(2026, 1, 1))
+    later = store.counts.days(date(2026, 1, 1))
     assert sum(day.events for day in later) == 10 >= sum(day.events for day in totals)
-    assert [step.state for step in store.history(young[0])][-1] == "succeeded"
+    assert [step.state for step in store.history.transitions(young[0])][-1] == "succeeded"
 
 
 def test_events_without_a_retention_stay(store: Store) -> None:
@@ -84,9 +83,9 @@ def test_events_without_a_retention_stay(store: Store) -> None:
     index_time(store, 1000 * DAY)
     for retention in (kept(None), {}, {"airport/unheard_of": Retention(NOTHING, NOTHING)}):
         assert purged(store, retention) == 0
-        assert store.purgeable(retention) == []
+        assert store.log.purgeable(retention) == []
     assert not any(gone(store, ids))
-    store.check_not_purged([departed.path], datetime(2020, 1, 1, tzinfo=UTC))
+    store.log.check_not_purged([departed.path], datetime(2020, 1, 1, tzinfo=UTC))
 
 
 def test_an_event_without_a_job_goes(store: Store) -> None:
@@ -105,7 +104,7 @@ def test_nothing_goes_before_the_time_index_shows_its_age(store: Store) -> None:
 
 def test_one_event_type_may_go_before_another(store: Store) -> None:
     [parent] = ingest_events(store, 1)
-    [outcomes] = store.ingest([[NewEvent(OUTCOME, "{}", parent=parent)] * 3])
+    [outcomes] = store.log.append([[NewEvent(OUTCOME, "{}", parent=parent)] * 3])
     ids = ingest_events(store, 3, to=())
     assert isinstance(outcomes, list)
     load_all(store, take_over(store))
@@ -129,13 +128,13 @@ def _executing(store: Store, token: FencingToken) -> None:
 
 def _failed(store: Store, token: FencingToken) -> None:
     load = claimed(store, token)
-    store.record(
+    store.loads.record(
         load, LoadVerdict([Deviation(row.seq, JobResult.FAILED, "no", LATER) for row in load.rows])
     )
 
 
 def _raised(store: Store, token: FencingToken) -> None:
-    store.record(claimed(store, token), LoadVerdict(raised="down", delay=LATER))
+    store.loads.record(claimed(store, token), LoadVerdict(raised="down", delay=LATER))
 
 
 def _lost(store: Store, token: FencingToken) -> None:
@@ -144,13 +143,13 @@ def _lost(store: Store, token: FencingToken) -> None:
 
 
 def _executing_again(store: Store, token: FencingToken) -> None:
-    store.record(claimed(store, token), LoadVerdict(raised="down"))
+    store.loads.record(claimed(store, token), LoadVerdict(raised="down"))
     claimed(store, token)
 
 
 def _executing_a_list_again(store: Store, token: FencingToken) -> None:
     load = claimed(store, token)
-    store.record(
+    store.loads.record(
         load, LoadVerdict([Deviation(row.seq, JobResult.FAILED, "no", 0.0) for row in load.rows])
     )
     claimed(store, token)
@@ -168,19 +167,19 @@ def test_what_is_pending_stays(store: Store, pend: Callable[[Store, FencingToken
     without_jobs = ingest_events(store, 3, to=())
     index_time(store)
     pend(store, token)
-    before = [store.history(event_id) for event_id in pending]
-    counts = store.counts(FLIGHTS)
-    assert next(row[2:] for row in store.purgeable(NOW)) == (8, 4)
+    before = [store.history.transitions(event_id) for event_id in pending]
+    counts = store.counts.of(FLIGHTS)
+    assert next(row[2:] for row in store.log.purgeable(NOW)) == (8, 4)
     assert purged(store) == 8
     assert all(gone(store, [*settled, *without_jobs]))
     assert not any(gone(store, pending))
-    assert store.counts(FLIGHTS) == counts
-    assert [store.history(event_id) for event_id in pending] == before
+    assert store.counts.of(FLIGHTS) == counts
+    assert [store.history.transitions(event_id) for event_id in pending] == before
     assert purged(store) == 0
     # Once they are settled they go too.
     token = take_over(store, "the last")
-    while load := store.claim_for_discard(token, "not wanted", 100):
-        store.record(load, LoadVerdict())
+    while load := store.loads.claim_for_discard(token, "not wanted", 100):
+        store.loads.record(load, LoadVerdict())
     assert purged(store) == 4
     assert all(gone(store, pending))
     assert rows(store)["events"] == rows(store)["jobs"] == rows(store)["outcomes"] == 0
@@ -196,7 +195,7 @@ def test_what_goes_is_found_among_many_that_stay(store: Store) -> None:
     index_time(store)
     assert purged(store) == 2
     assert gone(store, [*first, *waiting, *last]) == [True, *[False] * 5, True]
-    assert {job.event_id for job in store.jobs("awaiting", FLIGHTS)} == set(waiting)
+    assert {job.event_id for job in store.history.jobs("awaiting", FLIGHTS)} == set(waiting)
 
 
 def test_a_job_that_waits_for_one_destination_event_keeps_the_event(store: Store) -> None:
@@ -216,19 +215,19 @@ def test_parents_stay_while_an_outcome_waits(store: Store) -> None:
     load = claimed(store, take_over(store))
     of_discarded = NewEvent(OUTCOME, "{}", [NewJob(SEATS)], parent=ids[1])
     discarded = [Deviation(load.rows[1].seq, JobResult.DISCARDED, "no")]
-    store.record(load, LoadVerdict(discarded, outcomes=[of_discarded]))
+    store.loads.record(load, LoadVerdict(discarded, outcomes=[of_discarded]))
     token = take_over(store, to=SEATS)
     of_outcome = claimed(store, token)
     [outcome] = ids_of(of_outcome)
     again = NewEvent(OUTCOME, "{}", [NewJob(UNDELIVERABLE)], parent=outcome)
-    store.record(of_outcome, LoadVerdict(outcomes=[again]))
+    store.loads.record(of_outcome, LoadVerdict(outcomes=[again]))
     assert purged(store) == 2, "only events before that time; the outcomes came later"
     young = ingest_events(store, 1)
     index_time(store)
     assert purged(store) == 0
     assert gone(store, ids) == [True, False, True]
     assert not any(gone(store, [outcome, *young]))
-    assert set(store.originals([outcome, ids[1]])) == {outcome, ids[1]}
+    assert set(store.log.originals([outcome, ids[1]])) == {outcome, ids[1]}
     load_all(store, take_over(store, to=UNDELIVERABLE))
     assert purged(store) == 3
     assert gone(store, [*ids, outcome]) == [True] * 4
@@ -239,9 +238,9 @@ def test_the_parent_of_an_outcome_whose_job_was_discarded_lately_stays(store: St
     ids = ingest_events(store, 2)
     load_all(store, take_over(store))
     index_time(store)
-    store.ingest([[NewEvent(OUTCOME, "{}", [NewJob(SEATS)], parent=ids[0])]])
+    store.log.append([[NewEvent(OUTCOME, "{}", [NewJob(SEATS)], parent=ids[0])]])
     load = claimed(store, take_over(store, to=SEATS))
-    store.record(load, LoadVerdict([Deviation(load.rows[0].seq, JobResult.DISCARDED, "no")]))
+    store.loads.record(load, LoadVerdict([Deviation(load.rows[0].seq, JobResult.DISCARDED, "no")]))
     assert purged(store, kept(NOTHING, DAY)) == 1
     assert gone(store, ids) == [False, True]
     assert purged(store) == 1
@@ -252,19 +251,19 @@ def test_discarded_jobs_stay_longer(store: Store) -> None:
     ids = ingest_events(store, 4)
     load = claimed(store, take_over(store))
     discarded = [Deviation(row.seq, JobResult.DISCARDED, "no") for row in load.rows[:2]]
-    store.record(load, LoadVerdict(discarded))
+    store.loads.record(load, LoadVerdict(discarded))
     index_time(store)
     assert purged(store, kept(NOTHING, DAY)) == 2
     assert purged(store, kept(NOTHING, None)) == 0
     assert gone(store, ids) == [False, False, True, True]
-    assert {job.event_id for job in store.jobs("discarded", FLIGHTS)} == set(ids[:2])
-    assert [step.state for step in store.history(ids[0])][-1] == "discarded"
-    counts = store.counts(FLIGHTS)
+    assert {job.event_id for job in store.history.jobs("discarded", FLIGHTS)} == set(ids[:2])
+    assert [step.state for step in store.history.transitions(ids[0])][-1] == "discarded"
+    counts = store.counts.of(FLIGHTS)
     assert (counts.succeeded, counts.discarded) == (2, 2)
     assert purged(store) == 2
     assert all(gone(store, ids))
-    assert store.jobs("discarded", FLIGHTS) == []
-    counts = store.counts(FLIGHTS)
+    assert store.history.jobs("discarded", FLIGHTS) == []
+    counts = store.counts.of(FLIGHTS)
     assert (counts.succeeded, counts.discarded, counts.pending) == (2, 0, 0)
 
 
@@ -276,12 +275,12 @@ def test_the_error_for_a_purged_event_says_from_when_on_events_are_kept(store: S
     index_time(store, DAY)
     purged(store, kept(DAY))
     day = (datetime.now(UTC) - DAY).date().isoformat()
-    for ask in (store.event, store.history):
+    for ask in (store.log.event, store.history.transitions):
         with pytest.raises(Gone, match=rf"{event} has been purged.*departed.* since {day}"):
             ask(event)
     for unknown in (f"{event[:12]}{99:012x}", "nonsense"):
         with pytest.raises(NotFound) as raised:
-            store.event(unknown)
+            store.log.event(unknown)
         assert not isinstance(raised.value, Gone)
 
 
@@ -289,12 +288,12 @@ def test_a_purged_window_is_reported(store: Store) -> None:
     ingest_events(store, 1, to=())
     index_time(store, 2 * DAY)
     now = datetime.now(UTC)
-    store.check_not_purged([departed.path], now - 9 * DAY)
+    store.log.check_not_purged([departed.path], now - 9 * DAY)
     purged(store, kept(DAY))
-    store.check_not_purged([departed.path], now - DAY)
+    store.log.check_not_purged([departed.path], now - DAY)
     day = (now - 2 * DAY).date().isoformat()
     with pytest.raises(Gone, match=rf"{departed.path}.* since {day}.*begin with {day}"):
-        store.check_not_purged([departed.path, OUTCOME], now - 3 * DAY)
+        store.log.check_not_purged([departed.path, OUTCOME], now - 3 * DAY)
 
 
 def test_a_sequence_below_what_was_purged_is_rejected(store: Store) -> None:
@@ -302,10 +301,9 @@ def test_a_sequence_below_what_was_purged_is_rejected(store: Store) -> None:
     index_time(store)
     purged(store)
     store.ready()
-    assert isinstance(store, SQLStore)
-    with store.writing() as conn:
+    with store.database.writing() as conn:
         conn.execute(update(tables.counter).values(upto=0))
-        store._set_sequence(conn, 2)
+        store.database.set_sequence(conn, 2)
     with pytest.raises(SequenceWentBack):
         store.ready()
     store.repair()
@@ -325,20 +323,24 @@ def test_the_next_purge_continues_one_that_ended_early(
     token = take_over(store)
     for result in (JobResult.DISCARDED, JobResult.FAILED, JobResult.DISCARDED):
         load = claimed(store, token, 4)
-        store.record(load, LoadVerdict([Deviation(load.rows[0].seq, result, "no", LATER)]))
-    waiting = {job.event_id for job in store.jobs("retrying", FLIGHTS)}
+        store.loads.record(load, LoadVerdict([Deviation(load.rows[0].seq, result, "no", LATER)]))
+    waiting = {job.event_id for job in store.history.jobs("retrying", FLIGHTS)}
     index_time(store)
     for most in itertools.count(1):
-        steps = list(itertools.islice(store.purge(NOW), most))
-        counts = store.counts(FLIGHTS)
+        steps = list(itertools.islice(store.log.purge(NOW), most))
+        counts = store.counts.of(FLIGHTS)
         assert (counts.succeeded, counts.retrying) == (9, 1)
-        assert counts.discarded == len(store.jobs("discarded", FLIGHTS))
-        assert {job.event_id for job in store.jobs("retrying", FLIGHTS)} == waiting
-        for event in store.events():
-            assert store.history(event.id)[-1].state in ("succeeded", "failed", "discarded")
+        assert counts.discarded == len(store.history.jobs("discarded", FLIGHTS))
+        assert {job.event_id for job in store.history.jobs("retrying", FLIGHTS)} == waiting
+        for event in store.log.newest():
+            assert store.history.transitions(event.id)[-1].state in (
+                "succeeded",
+                "failed",
+                "discarded",
+            )
         if len(steps) < most:
             break
-    assert [event.id for event in store.events()] == list(waiting)
+    assert [event.id for event in store.log.newest()] == list(waiting)
     assert gone(store, ids).count(True) == 11
     assert rows(store)["loads"] == 2, "the load of the waiting job, and the last one"
 
@@ -349,7 +351,7 @@ def test_two_purges_at_once_do_each_others_work(
     monkeypatch.setattr(purge, "_DELETED_EVENTS", 3)
     ingest_events(store, 40)
     load = claimed(store, take_over(store))
-    store.record(
+    store.loads.record(
         load, LoadVerdict([Deviation(row.seq, JobResult.DISCARDED, "no") for row in load.rows])
     )
     index_time(store)
@@ -368,7 +370,7 @@ def test_two_purges_at_once_do_each_others_work(
         thread.join()
     assert not failures
     assert rows(store) == {"events": 0, "jobs": 0, "loads": 1, "job_groups": 0, "outcomes": 0}
-    counts = store.counts(FLIGHTS)
+    counts = store.counts.of(FLIGHTS)
     assert (counts.succeeded, counts.discarded, counts.pending) == (0, 0, 0)
 
 
@@ -379,9 +381,9 @@ def test_an_archive_has_the_purged_events_unchanged(store: Store, tmp_path: Path
     sent = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
     payload = '{"n":1.0, "big":123456789012345678901234567890, "s":"\\u0000 é"}'
     pretty = '{\r\n  "a": [1,\n 2]\n}'
-    [[parent]] = store.ingest([[new_event(to=())]])
+    [[parent]] = store.log.append([[new_event(to=())]])
     jobs = [NewJob(FLIGHTS), NewJob(SEATS)]
-    [[full, lines]] = store.ingest(
+    [[full, lines]] = store.log.append(
         [
             [
                 NewEvent(
@@ -401,11 +403,13 @@ def test_an_archive_has_the_purged_events_unchanged(store: Store, tmp_path: Path
     )
     load_all(store, take_over(store))
     load = claimed(store, take_over(store, to=SEATS))
-    store.record(load, LoadVerdict([Deviation(load.rows[0].seq, JobResult.DISCARDED, "no seat")]))
-    received = [store.event(event_id).received_at for event_id in (parent, full, lines)]
+    store.loads.record(
+        load, LoadVerdict([Deviation(load.rows[0].seq, JobResult.DISCARDED, "no seat")])
+    )
+    received = [store.log.event(event_id).received_at for event_id in (parent, full, lines)]
     index_time(store)
     folder = tmp_path / "new" / "archive"
-    files = [step.file for step in store.purge(NOW, FolderArchive(str(folder))) if step.file]
+    files = [step.file for step in store.log.purge(NOW, FolderArchive(str(folder))) if step.file]
     assert files == [str(folder / f"{parent}-{lines}.jsonl.gz")]
     first, second, third = read(folder)
     assert first == ArchivedEvent(parent, departed.path, received[0], msgspec.Raw(b'{"n":0}'))
@@ -435,9 +439,9 @@ def test_whatever_goes_is_in_the_archive_even_if_purges_are_killed(
     load_all(store, take_over(store))
     index_time(store)
     for most in itertools.count(1):
-        steps = list(itertools.islice(store.purge(NOW, FolderArchive(str(folder))), most))
+        steps = list(itertools.islice(store.log.purge(NOW, FolderArchive(str(folder))), most))
         archived = {event.id for event in read(folder)}
-        left = {event.id for event in store.events()}
+        left = {event.id for event in store.log.newest()}
         assert archived | left == set(ids)
         if len(steps) < most:
             break
@@ -449,9 +453,9 @@ def test_what_cannot_be_archived_is_not_purged(store: Store, tmp_path: Path) -> 
     index_time(store)
     (tmp_path / "file").touch()
     with pytest.raises(Unavailable, match="events are purged only once they are archived"):
-        list(store.purge(NOW, FolderArchive(str(tmp_path / "file"))))
+        list(store.log.purge(NOW, FolderArchive(str(tmp_path / "file"))))
     assert not any(gone(store, ids))
-    list(store.purge(NOW, FolderArchive("memory://archive")))
+    list(store.log.purge(NOW, FolderArchive("memory://archive")))
     assert all(gone(store, ids))
 
 

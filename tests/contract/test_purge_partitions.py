@@ -10,10 +10,9 @@ import pytest
 
 from blacksmith_dagster.pipeline.event import JobResult
 from blacksmith_dagster.pipeline.retention import Retention
-from blacksmith_dagster.store import open_store, partitions
-from blacksmith_dagster.store.interface import Deviation, LoadVerdict, NewEvent, PurgeStep, Store
+from blacksmith_dagster.store import Store, open_store, partitions
 from blacksmith_dagster.store.partitions import STEP, Partitions
-from blacksmith_dagster.store.sql import SQLStore
+from blacksmith_dagster.store.records import Deviation, LoadVerdict, NewEvent, PurgeStep
 from tests.contract.pipeline import (
     FLIGHTS,
     SEATS,
@@ -33,21 +32,19 @@ OLD = 6  # events that are in the first partition
 def store(postgres_url: str) -> Iterator[Store]:
     """A store whose next events are the last of the first partition."""
     opened = open_store(postgres_url, upgrade=True)
-    assert isinstance(opened, SQLStore)
     opened.register(app)
-    with opened.writing() as conn:
-        opened._set_sequence(conn, STEP - 1 - OLD)
+    with opened.database.writing() as conn:
+        opened.database.set_sequence(conn, STEP - 1 - OLD)
     yield opened
     opened.close()
 
 
 def tables(store: Store) -> list[str]:
     """The tables of partitions that exist, attached or not."""
-    assert isinstance(store, SQLStore)
     partitions_sql = (
         r"SELECT relname FROM pg_class WHERE relkind = 'r' AND relname ~ '^(events|jobs)_\d+$'"
     )
-    with store.reading() as conn:
+    with store.database.reading() as conn:
         return sorted(conn.exec_driver_sql(partitions_sql).scalars())
 
 
@@ -66,19 +63,19 @@ def test_a_partition_that_nothing_needs_is_dropped(store: Store) -> None:
     young = ingest_events(store, 3, to=[FLIGHTS, SEATS])
     for path in (FLIGHTS, SEATS):
         token = take_over(store, to=path)
-        while load := store.claim(token, 4, 3):
-            store.record(load, LoadVerdict())
+        while load := store.loads.claim(token, 4, 3):
+            store.loads.record(load, LoadVerdict())
     index_time(store)
     later = ingest_events(store, 2, to=())
-    counts = store.counts(FLIGHTS)
+    counts = store.counts.of(FLIGHTS)
     store.maintain()
     assert tables(store) == ALL
-    assert total(store.purge(NOW)) == (3, 1)
+    assert total(store.log.purge(NOW)) == (3, 1)
     assert tables(store) == LATER
     assert all(gone(store, [*old, *young]))
     assert not any(gone(store, later))
     assert rows(store) == {"events": 2, "jobs": 0, "loads": 2, "job_groups": 0, "outcomes": 0}
-    assert store.counts(FLIGHTS) == counts
+    assert store.counts.of(FLIGHTS) == counts
     store.ready()
     store.maintain()
     assert tables(store) == LATER, "a dropped partition is not created again"
@@ -91,32 +88,32 @@ def test_a_partition_with_an_event_that_is_needed_stays(store: Store) -> None:
     load = claimed(store, token)
     later = Deviation(load.rows[2].seq, JobResult.FAILED, "later", 86_400.0)
     discarded = Deviation(load.rows[3].seq, JobResult.DISCARDED, "no")
-    store.record(load, LoadVerdict([later, discarded]))
+    store.loads.record(load, LoadVerdict([later, discarded]))
     index_time(store)
     ingest_events(store, 1, to=())
-    assert total(store.purge(kept(timedelta(0), None))) == (OLD - 2 + len(young), 0)
+    assert total(store.log.purge(kept(timedelta(0), None))) == (OLD - 2 + len(young), 0)
     assert tables(store) == ALL
     assert gone(store, old) == [True, True, False, False, True, True]
     again = take_over(store, "another")
-    waits = store.claim_for_discard(again, "no", 10)
+    waits = store.loads.claim_for_discard(again, "no", 10)
     assert waits
-    store.record(waits, LoadVerdict())
-    assert total(store.purge(kept(timedelta(0), None))) == (1, 0)
-    assert total(store.purge(NOW)) == (0, 1)
+    store.loads.record(waits, LoadVerdict())
+    assert total(store.log.purge(kept(timedelta(0), None))) == (1, 0)
+    assert total(store.log.purge(NOW)) == (0, 1)
     assert tables(store) == LATER
 
 
 def test_a_partition_with_an_event_of_a_type_that_is_kept_stays(store: Store) -> None:
     old = ingest_events(store, OLD - 1, to=())
-    [[outcome]] = store.ingest([[NewEvent(OUTCOME, "{}")]])
+    [[outcome]] = store.log.append([[NewEvent(OUTCOME, "{}")]])
     ingest_events(store, 3, to=())
     index_time(store)
     ingest_events(store, 1, to=())
     only_departed = {departed.path: Retention(timedelta(0), timedelta(0))}
-    assert total(store.purge(only_departed)) == (OLD - 1 + 3, 0)
+    assert total(store.log.purge(only_departed)) == (OLD - 1 + 3, 0)
     assert tables(store) == ALL
     assert gone(store, [*old, outcome]) == [True] * (OLD - 1) + [False]
-    assert total(store.purge(NOW)) == (0, 1)
+    assert total(store.log.purge(NOW)) == (0, 1)
     assert tables(store) == LATER
 
 
@@ -126,7 +123,7 @@ def test_a_purge_that_was_killed_before_the_drop_is_completed(
     old = ingest_events(store, OLD)
     ingest_events(store, 3, to=())
     load = claimed(store, take_over(store))
-    store.record(load, LoadVerdict([Deviation(load.rows[0].seq, JobResult.DISCARDED, "no")]))
+    store.loads.record(load, LoadVerdict([Deviation(load.rows[0].seq, JobResult.DISCARDED, "no")]))
     index_time(store)
     ingest_events(store, 1, to=())
 
@@ -134,16 +131,16 @@ def test_a_purge_that_was_killed_before_the_drop_is_completed(
         raise SystemExit
 
     with monkeypatch.context() as patched:
-        steps = store.purge(NOW)
+        steps = store.log.purge(NOW)
         next(steps)
         patched.setattr(Partitions, "drop_planned", killed)
         with pytest.raises(SystemExit):
             next(steps)
     assert tables(store) == ALL
-    assert total(store.purge(NOW)) == (3, 0)
+    assert total(store.log.purge(NOW)) == (3, 0)
     assert tables(store) == LATER
     assert all(gone(store, old))
-    counts = store.counts(FLIGHTS)
+    counts = store.counts.of(FLIGHTS)
     assert (counts.succeeded, counts.discarded, counts.pending) == (OLD - 1, 0, 0)
 
 
@@ -160,11 +157,11 @@ def test_events_that_cannot_be_detached_are_left_to_the_next_purge(
     store.maintain()  # it creates partitions, which would wait for the lock below
     with psycopg.connect(postgres_url) as another:
         another.execute("LOCK TABLE ONLY events IN SHARE UPDATE EXCLUSIVE MODE")
-        *_, step = (step for step in store.purge(NOW) if step.postponed is not None)
+        *_, step = (step for step in store.log.purge(NOW) if step.postponed is not None)
         assert step.postponed == ["events_0"]
-        assert total(store.purge(NOW)) == (0, 0)
+        assert total(store.log.purge(NOW)) == (0, 0)
         assert gone(store, old) == [False] * OLD
-    assert total(store.purge(NOW)) == (0, 0)
+    assert total(store.log.purge(NOW)) == (0, 0)
     assert all(gone(store, old))
     assert tables(store) == LATER
 
@@ -177,7 +174,7 @@ def test_a_table_of_another_is_not_dropped(store: Store, postgres_url: str) -> N
     ingest_events(store, OLD + 1, to=())
     index_time(store)
     ingest_events(store, 1, to=())
-    assert total(store.purge(NOW)) == (1, 1)
+    assert total(store.log.purge(NOW)) == (1, 1)
     assert set(tables(store)) == {*LATER, "events_2026", "jobs_7"}
 
 
@@ -194,18 +191,18 @@ def test_a_reader_postpones_a_drop_and_ingest_goes_on(
         nonlocal slowest
         while not over.is_set():
             started = time.monotonic()
-            store.ingest([[new_event(to=())]])
+            store.log.append([[new_event(to=())]])
             slowest = max(slowest, time.monotonic() - started)
 
     with psycopg.connect(postgres_url) as reader:
         reader.execute("SELECT count(*) FROM events, jobs")
         beside = threading.Thread(target=ingest)
         beside.start()
-        *_, step = (step for step in store.purge(NOW) if step.postponed is not None)
+        *_, step = (step for step in store.log.purge(NOW) if step.postponed is not None)
         over.set()
         beside.join()
     assert step.postponed == ["jobs_0", "events_0"]
     print(f"slowest ingest {slowest:.3f} s")
     assert slowest < 0.4, "a commit has waited for the reader"
-    assert total(store.purge(NOW)) == (0, 0)
+    assert total(store.log.purge(NOW)) == (0, 0)
     assert tables(store) == LATER

@@ -12,7 +12,7 @@ from blacksmith_dagster.errors import Gone
 from blacksmith_dagster.pipeline.event import JobResult
 from blacksmith_dagster.store import Store, tables
 from blacksmith_dagster.store.archive import FolderArchive
-from blacksmith_dagster.store.interface import (
+from blacksmith_dagster.store.records import (
     ArchivedJob,
     Deviation,
     LoadVerdict,
@@ -21,7 +21,6 @@ from blacksmith_dagster.store.interface import (
     Replay,
     SelectedJob,
 )
-from blacksmith_dagster.store.sql import SQLStore
 from tests.contract.pipeline import FLIGHTS, SEATS, claimed, departed, ingest_events, take_over
 from tests.contract.purging import DAY, NOW, OUTCOME, gone, index_time, kept, load_all, purged, read
 from tests.contract.test_replays import ALL, MISSING, drain, plan, replaying
@@ -29,14 +28,13 @@ from tests.contract.test_replays import ALL, MISSING, drain, plan, replaying
 
 def begin(store: Store, to: str = FLIGHTS) -> Replay:
     """Begin a replay that plans nothing yet."""
-    return store.begin_replay(replaying(store, to), MISSING, [departed.path], "run")
+    return store.replays.begin(replaying(store, to), MISSING, [departed.path], "run")
 
 
 def begun(store: Store, ago: timedelta) -> None:
     """Set the beginning of all replays and loads to this long ago."""
-    assert isinstance(store, SQLStore)
-    with store.writing() as conn:
-        at = store._now(conn) - ago
+    with store.database.writing() as conn:
+        at = store.database.now(conn) - ago
         conn.execute(update(tables.replays).values(began_at=at))
         conn.execute(update(tables.loads).values(started_at=at))
 
@@ -44,46 +42,48 @@ def begun(store: Store, ago: timedelta) -> None:
 def test_events_that_a_replay_has_not_reached_stay(store: Store) -> None:
     ids = ingest_events(store, 6, to=())
     token = replaying(store)
-    replay = store.begin_replay(token, MISSING, [departed.path], "run")
+    replay = store.replays.begin(token, MISSING, [departed.path], "run")
     index_time(store)
-    assert [row[2:] for row in store.purgeable(NOW)][:1] == [(0, 6)]
+    assert [row[2:] for row in store.log.purgeable(NOW)][:1] == [(0, 6)]
     assert purged(store) == 0
-    seqs = [store.event(event_id).seq for event_id in ids]
+    seqs = [store.log.event(event_id).seq for event_id in ids]
     half = [SelectedJob(seq, "missing") for seq in seqs[:2]]
-    replay = store.plan(token, replay, seqs[2], half, 10)
+    replay = store.replays.plan(token, replay, seqs[2], half, 10)
     # The third was not selected, and the replay has passed it: it goes.
     assert purged(store) == 1
     assert gone(store, ids) == [False, False, True, False, False, False]
     drain(store, token)
     assert purged(store) == 2
     rest = [SelectedJob(seq, "missing") for seq in seqs[3:]]
-    replay = store.plan(token, replay, replay.upto, rest, 10)
+    replay = store.replays.plan(token, replay, replay.upto, rest, 10)
     assert purged(store) == 0, "they wait in a job group"
     drain(store, token)
-    assert store.end_replay(token, replay)
-    counts = store.counts(FLIGHTS)
+    assert store.replays.end(token, replay)
+    counts = store.counts.of(FLIGHTS)
     assert purged(store) == 3
     assert all(gone(store, ids))
-    assert store.counts(FLIGHTS) == counts
+    assert store.counts.of(FLIGHTS) == counts
     assert counts.succeeded == 5
 
 
 def test_what_replays_have_left_goes_with_the_events(store: Store, tmp_path: Path) -> None:
     ids = ingest_events(store, 5)
     load = claimed(store, take_over(store))
-    store.record(load, LoadVerdict([Deviation(load.rows[0].seq, JobResult.DISCARDED, "no")]))
+    store.loads.record(load, LoadVerdict([Deviation(load.rows[0].seq, JobResult.DISCARDED, "no")]))
     token = replaying(store)
     replay = plan(store, token, ALL, 2, **{ids[1]: '{"n":"edited"}'})
     again = claimed(store, token)
-    store.record(again, LoadVerdict([Deviation(again.rows[1].seq, JobResult.DISCARDED, "never")]))
+    store.loads.record(
+        again, LoadVerdict([Deviation(again.rows[1].seq, JobResult.DISCARDED, "never")])
+    )
     drain(store, token)
-    assert store.end_replay(token, replay)
+    assert store.replays.end(token, replay)
     ingest_events(store, 1)
     load_all(store, take_over(store, "another"))
     index_time(store)
-    counts = store.counts(FLIGHTS)
+    counts = store.counts.of(FLIGHTS)
     assert (counts.succeeded, counts.discarded) == (5, 1)
-    list(store.purge(NOW, FolderArchive(str(tmp_path / "archive"))))
+    list(store.log.purge(NOW, FolderArchive(str(tmp_path / "archive"))))
     edited = msgspec.Raw(b'{"n":"edited"}')
     archived = read(tmp_path / "archive")
     assert [event.jobs for event in archived[:3]] == [
@@ -91,10 +91,9 @@ def test_what_replays_have_left_goes_with_the_events(store: Store, tmp_path: Pat
         [ArchivedJob(FLIGHTS, "discarded", "never", edited)],
         [ArchivedJob(FLIGHTS, "succeeded")],
     ]
-    counts = store.counts(FLIGHTS)
+    counts = store.counts.of(FLIGHTS)
     assert (counts.succeeded, counts.discarded, counts.pending) == (5, 0, 0)
-    assert isinstance(store, SQLStore)
-    with store.reading() as conn:
+    with store.database.reading() as conn:
         for table in (tables.group_jobs, tables.edits, tables.outcomes):
             assert conn.execute(select(func.count()).select_from(table)).scalar_one() == 0
         assert conn.execute(select(func.count()).select_from(tables.loads)).scalar_one() == 2
@@ -110,18 +109,20 @@ def test_the_history_of_what_stays_of_a_replays_list_stays(store: Store) -> None
         token = replaying(store)
     halves = [claimed(store, token)]
     lost = LoadVerdict([Deviation(row.seq, JobResult.DISCARDED, "no") for row in halves[0].rows])
-    store.record(halves[0], lost)
-    while load := store.claim(token, 100, 3):
+    store.loads.record(halves[0], lost)
+    while load := store.loads.claim(token, 100, 3):
         halves.append(load)
-        store.record(load, LoadVerdict())
+        store.loads.record(load, LoadVerdict())
     assert len(halves) > 1
     index_time(store)
-    before = [store.history(event_id) for event_id in ids]
+    before = [store.history.transitions(event_id) for event_id in ids]
     assert purged(store, kept(timedelta(0), DAY)) == 4 - len(halves[0].rows)
     there = [not is_gone for is_gone in gone(store, ids)]
     assert any(there)
     assert [
-        store.history(event_id) for event_id, stays in zip(ids, there, strict=True) if stays
+        store.history.transitions(event_id)
+        for event_id, stays in zip(ids, there, strict=True)
+        if stays
     ] == [history for history, stays in zip(before, there, strict=True) if stays]
 
 
@@ -129,10 +130,10 @@ def test_what_the_outcomes_of_a_replays_window_came_of_stays(store: Store) -> No
     ids = ingest_events(store, 2)
     load_all(store, take_over(store))
     index_time(store)
-    store.ingest([[NewEvent(OUTCOME, "{}", [NewJob(SEATS)], parent=ids[0])]])
+    store.log.append([[NewEvent(OUTCOME, "{}", [NewJob(SEATS)], parent=ids[0])]])
     load_all(store, take_over(store, to=SEATS))
     token = replaying(store, SEATS)
-    store.begin_replay(token, ALL, [OUTCOME], "run")
+    store.replays.begin(token, ALL, [OUTCOME], "run")
     assert purged(store) == 0, "all of it is in the window"
     with pytest.raises(Gone):
         begin(store)
@@ -146,10 +147,10 @@ def test_a_window_below_the_log_start_is_not_begun(store: Store) -> None:
     assert purged(store) == 2
     with pytest.raises(Gone, match=rf"{departed.path}.* since .*; begin with"):
         begin(store)
-    assert store.replays(FLIGHTS) == []
+    assert store.replays.newest(FLIGHTS) == []
     now = datetime.now(UTC)
     later = msgspec.structs.replace(MISSING, start=now, end=now + DAY)
-    store.begin_replay(replaying(store), later, [departed.path], "run")
+    store.replays.begin(replaying(store), later, [departed.path], "run")
 
 
 def test_a_replay_that_was_left_for_a_week_holds_nothing(store: Store) -> None:
@@ -158,7 +159,7 @@ def test_a_replay_that_was_left_for_a_week_holds_nothing(store: Store) -> None:
     index_time(store)
     begun(store, 6 * DAY)
     assert purged(store) == 0
-    assert begin(store).id == store.replays(FLIGHTS)[0].id, "the replay continues"
+    assert begin(store).id == store.replays.newest(FLIGHTS)[0].id, "the replay continues"
     begun(store, 8 * DAY)
     assert purged(store) == 3
     assert all(gone(store, ids))

@@ -26,7 +26,7 @@ from blacksmith_dagster.scheduler import (
     realtime_events,
 )
 from blacksmith_dagster.store import Store, open_store
-from blacksmith_dagster.store.interface import Lane
+from blacksmith_dagster.store.records import Lane
 from blacksmith_dagster.supervisor import Supervisor, open_supervisor
 from tests.contract.loading import airport, departed, ingest, numbers, until
 
@@ -102,7 +102,7 @@ class Warm:
 
     def __init__(self, url: str) -> None:
         self.store: Store = open_store(url, upgrade=True)
-        self.supervisor: Supervisor = open_supervisor(None, self.store)
+        self.supervisor: Supervisor = open_supervisor(None, self.store.database)
         self.messages = Messages()
         self.notified: list[str] = []
         self.reports: list[tuple[str, LoadReport]] = []
@@ -189,7 +189,7 @@ def test_only_realtime_events_are_loaded(warm: Warm) -> None:
     warm.messages.say(FLIGHTS, SEATS)
     until(loaded.has(1))
     assert not left.at
-    assert warm.store.counts(SEATS).pending == 1
+    assert warm.store.counts.of(SEATS).pending == 1
     assert not warm.supervisor.status(f"load/{SEATS}").held
 
 
@@ -316,7 +316,7 @@ def test_an_event_that_takes_its_time_holds_up_no_other(warm: Warm) -> None:
     until(lambda: loop.holds_locks)
     ingest(warm.store, [{"n": 0}])
     warm.messages.say(FLIGHTS)
-    until(lambda: warm.store.counts(FLIGHTS).executing == 1)
+    until(lambda: warm.store.counts.of(FLIGHTS).executing == 1)
     for n in range(3):
         ingest(warm.store, [{"n": n}], SEATS)
         warm.messages.say(SEATS)
@@ -349,7 +349,7 @@ def test_fenced_out_it_takes_over_anew(warm: Warm, caplog: pytest.LogCaptureFixt
     loaded = Loaded()
     loop = warm.start(app_of(flights=loaded))
     until(lambda: loop.holds_locks)
-    warm.store.take_over(FLIGHTS, Lane.LOAD, "another", lambda: True)
+    warm.store.loads.take_over(FLIGHTS, Lane.LOAD, "another", lambda: True)
     ingest(warm.store, [{"n": 1}])
     warm.messages.say(FLIGHTS)
     until(loaded.has(1))
@@ -426,7 +426,7 @@ def test_an_event_past_its_time_out_is_left_and_the_others_go_on(
     assert isinstance(loop.failure, Timeout)
     assert "end this process" in str(loop.failure)
     assert any(FLIGHTS in message and "has stopped" in message for message in caplog.messages)
-    assert warm.store.history(late)[-1].state == "unknown"
+    assert warm.store.history.transitions(late)[-1].state == "unknown"
     ingest(warm.store, [{"n": 1}], SEATS)
     warm.messages.say(SEATS)
     until(seats.has(1), AT_ONCE)
@@ -480,7 +480,7 @@ def test_stop_finishes_the_batch_and_releases_the_locks(warm: Warm) -> None:
     stopping.join(10)
     assert not stopping.is_alive()
     assert list(loaded.at) == [1]
-    counts = warm.store.counts(FLIGHTS)
+    counts = warm.store.counts.of(FLIGHTS)
     assert (counts.succeeded, counts.executing, counts.awaiting) == (1, 0, 1)
     assert not warm.supervisor.status(LOCK).held
     assert not loop.holds_locks

@@ -15,7 +15,7 @@ from blacksmith_dagster.scheduler import StandardScheduler, Tally, load
 from blacksmith_dagster.scheduler import replay as replays
 from blacksmith_dagster.scheduler.replay import ReplayProgress, ReplaySummary, forecast, replay
 from blacksmith_dagster.store import Store, open_store
-from blacksmith_dagster.store.interface import (
+from blacksmith_dagster.store.records import (
     FencingToken,
     Lane,
     LoadVerdict,
@@ -48,7 +48,7 @@ def refuses_two(event: Event[Any]) -> bool:
 class Replaying:
     def __init__(self, url: str) -> None:
         self.store: Store = open_store(url, upgrade=True)
-        self.supervisor: Supervisor = open_supervisor(None, self.store)
+        self.supervisor: Supervisor = open_supervisor(None, self.store.database)
 
     def replay(
         self, app: Blacksmith, event: DestinationEvent[Any], *, stop: Any = None, **asked: Any
@@ -66,7 +66,7 @@ class Replaying:
     def ingest(self, *data: Any) -> list[str]:
         """Events without a job."""
         new = [NewEvent(departed.path, f'{{"n":{n}}}') for n in data]
-        (event_ids,) = self.store.ingest([new])
+        (event_ids,) = self.store.log.append([new])
         assert isinstance(event_ids, list)
         return event_ids
 
@@ -74,7 +74,7 @@ class Replaying:
         """Another process's right to load new jobs, and a job that it can claim."""
         lease = self.supervisor.acquire(f"load/{event.path}", "another process")
         assert lease
-        token = self.store.take_over(event.path, Lane.LOAD, lease.id, lease.confirm)
+        token = self.store.loads.take_over(event.path, Lane.LOAD, lease.id, lease.confirm)
         ingest(self.store, [{"n": 99}])
         return token
 
@@ -103,7 +103,9 @@ def test_a_new_destination_event_is_filled_from_history(replaying: Replaying) ->
     assert (summary.tally, summary.loads, summary.stopped) == (Tally(succeeded=10), 3, False)
     assert [(progress.done, progress.left) for progress in reports] == [(4, 6), (8, 2), (10, 0)]
     assert {
-        transition.run for transition in replaying.store.history(ids[0]) if transition.load_id
+        transition.run
+        for transition in replaying.store.history.transitions(ids[0])
+        if transition.load_id
     } == {"run 7"}
     again = replaying.replay(app, flights)
     assert (again.loads, again.replay > summary.replay) == (0, True)
@@ -136,7 +138,7 @@ def test_a_when_that_raises_makes_a_job_that_fails(replaying: Replaying) -> None
     replaying.store.register(app)
     replaying.ingest(*range(4))
     assert replaying.replay(app, flights).tally == Tally(succeeded=3, failed=1)
-    [job] = replaying.store.jobs("retrying", flights.path)
+    [job] = replaying.store.history.jobs("retrying", flights.path)
     assert job.error == "ValueError: two"
 
 
@@ -154,12 +156,12 @@ def test_discarded_jobs_are_edited_and_loaded_again(replaying: Replaying) -> Non
     replaying.store.register(app)
     ingest(replaying.store, [{"n": n} for n in range(3)])
     replaying.load(app, flights)
-    assert replaying.store.counts(flights.path).discarded == 3
+    assert replaying.store.counts.of(flights.path).discarded == 3
     asked: dict[str, Any] = {"modes": (ReplayMode.FAILED,), "edit": f"{HERE}:fixed"}
     assert replaying.replay(app, flights, error="bad 1", **asked).tally == Tally(succeeded=1)
     assert replaying.replay(app, flights, when=f"{HERE}:is_even", **asked).tally.succeeded == 2
     assert sorted(data["n"] for data in loaded) == [0, 1, 2]
-    counts = replaying.store.counts(flights.path)
+    counts = replaying.store.counts.of(flights.path)
     assert (counts.succeeded, counts.discarded, counts.pending) == (3, 0, 0)
 
 
@@ -169,7 +171,7 @@ def test_a_function_of_the_request_that_raises_stops_the_replay(replaying: Repla
     ids = replaying.ingest(*range(4))
     with pytest.raises(UsageError, match=ids[2]):
         replaying.replay(app, flights, when=f"{HERE}:refuses_two")
-    assert replaying.store.counts(flights.path).pending == 0
+    assert replaying.store.counts.of(flights.path).pending == 0
     for wrong in ("nowhere:x", f"{HERE}:nothing", HERE):
         with pytest.raises(SettingsError, match="no function"):
             replaying.replay(app, flights, when=wrong)
@@ -243,12 +245,12 @@ def test_live_loads_go_first(replaying: Replaying, monkeypatch: pytest.MonkeyPat
     running.start()
     assert first.wait(30)
     assert not second.wait(0.7)
-    load = replaying.store.claim(token, 10, 3)
+    load = replaying.store.loads.claim(token, 10, 3)
     assert load
     assert second.wait(30)
     running.join(30)
-    replaying.store.record(load, LoadVerdict())
-    assert replaying.store.counts(flights.path).succeeded == 3
+    replaying.store.loads.record(load, LoadVerdict())
+    assert replaying.store.counts.of(flights.path).succeeded == 3
 
 
 def test_a_replay_waits_for_live_loads_so_long_at_most(
@@ -263,7 +265,7 @@ def test_a_replay_waits_for_live_loads_so_long_at_most(
     assert replaying.replay(app, flights).tally == Tally(succeeded=2)
     first, second = times
     assert second - first >= 0.5
-    assert replaying.store.counts(flights.path).pending == 1
+    assert replaying.store.counts.of(flights.path).pending == 1
 
 
 def test_a_replay_does_not_wait_where_nobody_loads_what_is_new(
@@ -299,7 +301,7 @@ def test_a_dry_run_changes_nothing(replaying: Replaying) -> None:
         (ids[1], "discarded", "bad"),
         *((event_id, "missing", None) for event_id in missing[:4]),
     ]
-    assert replaying.store.replays(flights.path) == []
+    assert replaying.store.replays.newest(flights.path) == []
 
 
 def test_overlapping_replays_refused(replaying: Replaying, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,11 +358,11 @@ def test_transform_raises_for_one_event(replaying: Replaying) -> None:
 
     def settled() -> bool:
         replaying.load(app, flights)
-        return replaying.store.counts(flights.path).pending == 0
+        return replaying.store.counts.of(flights.path).pending == 0
 
     until(settled)
     assert sorted(loaded) == [0, 1, 3, 4]
-    [job] = replaying.store.jobs("discarded", flights.path)
+    [job] = replaying.store.history.jobs("discarded", flights.path)
     assert (job.event_id, job.error) == (ids[2], "ZeroDivisionError: division by zero")
 
 
@@ -381,7 +383,7 @@ def test_new_events_flow_beside_a_replay(replaying: Replaying) -> None:
     assert begun.wait(30)
     ingest(replaying.store, [{"n": 2}])
     replaying.load(app, flights)
-    assert replaying.store.counts(flights.path).succeeded == 1
+    assert replaying.store.counts.of(flights.path).succeeded == 1
     go_on.set()
     running.join(30)
-    assert replaying.store.counts(flights.path).succeeded == 2
+    assert replaying.store.counts.of(flights.path).succeeded == 2

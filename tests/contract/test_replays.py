@@ -8,7 +8,7 @@ import pytest
 from blacksmith_dagster.errors import FencedOut, UsageError
 from blacksmith_dagster.pipeline.event import JobResult
 from blacksmith_dagster.store import Store
-from blacksmith_dagster.store.interface import (
+from blacksmith_dagster.store.records import (
     Deviation,
     FencingToken,
     Lane,
@@ -47,10 +47,10 @@ def candidates(
     store: Store, request: ReplayRequest, to: str = FLIGHTS
 ) -> Sequence[ReplayCandidate]:
     """All candidates of the request's window."""
-    window = store.window(request.start, request.end)
+    window = store.log.window(request.start, request.end)
     all_candidates: list[ReplayCandidate] = []
     while window.after < window.upto:
-        page = store.replay_page(to, request, [departed.path], window)
+        page = store.replays.page(to, request, [departed.path], window)
         all_candidates += page.candidates
         window = Window(page.upto, window.upto)
     return all_candidates
@@ -64,20 +64,20 @@ def plan(
     store: Store, token: FencingToken, request: ReplayRequest, batch: int = 100, **changed: str
 ) -> Replay:
     """Begin a replay, and plan all candidates that are not pending."""
-    replay = store.begin_replay(token, request, [departed.path], "run")
+    replay = store.replays.begin(token, request, [departed.path], "run")
     selected = [
         SelectedJob(event.seq, event.state, payload=changed.get(event.id))
         for event in candidates(store, request, token.destination)
         if event.state != "pending"
     ]
-    return store.plan(token, replay, replay.upto, selected, batch)
+    return store.replays.plan(token, replay, replay.upto, selected, batch)
 
 
 def drain(store: Store, token: FencingToken, verdict: LoadVerdict | None = None) -> list[Load]:
     loaded = []
-    while load := store.claim(token, 100, 3, "run"):
+    while load := store.loads.claim(token, 100, 3, "run"):
         loaded.append(load)
-        store.record(load, verdict or LoadVerdict())
+        store.loads.record(load, verdict or LoadVerdict())
     return loaded
 
 
@@ -85,7 +85,7 @@ def discard(store: Store, token: FencingToken) -> list[str]:
     """Claim everything that is due, and discard it."""
     load = claimed(store, token)
     discards = [Deviation(row.seq, JobResult.DISCARDED, f"bad {row.payload}") for row in load.rows]
-    store.record(load, LoadVerdict(discards))
+    store.loads.record(load, LoadVerdict(discards))
     return ids_of(load)
 
 
@@ -96,14 +96,14 @@ def test_missing_jobs_are_made_and_never_move_the_load_lane(store: Store) -> Non
     assert states(store, MISSING, SEATS) == dict.fromkeys(old, "missing")
     replay = plan(store, token, MISSING, batch=2)
     assert (replay.jobs, replay.created_jobs, replay.waiting) == (5, 5, 5)
-    counts = store.counts(SEATS)
+    counts = store.counts.of(SEATS)
     assert (counts.awaiting, counts.retrying) == (3, 5)
     loads = drain(store, token)
     assert [ids_of(load) for load in loads] == [old]  # small job groups run together
     assert [row.payload for row in loads[0].rows] == [f'{{"n":{n}}}' for n in range(5)]
-    assert store.end_replay(token, replay)
-    assert store.counts(SEATS).succeeded == 5
-    assert store.event(old[0]).destinations == [SEATS]
+    assert store.replays.end(token, replay)
+    assert store.counts.of(SEATS).succeeded == 5
+    assert store.log.event(old[0]).destinations == [SEATS]
     # The load lane's position is unchanged: it loads the awaiting jobs, in log order, and no others.
     loading = take_over(store, "loader", to=SEATS)
     assert ids_of(claimed(store, loading)) == new
@@ -115,21 +115,21 @@ def test_the_counts_are_right_after_maintenance(store: Store) -> None:
     token = replaying(store)
     plan(store, token, MISSING)
     store.maintain()
-    counts = store.counts(FLIGHTS)
+    counts = store.counts.of(FLIGHTS)
     assert (counts.awaiting, counts.retrying, counts.succeeded) == (0, 4, 0)
     drain(store, token)
     store.maintain()
-    counts = store.counts(FLIGHTS)
+    counts = store.counts.of(FLIGHTS)
     assert (counts.pending, counts.succeeded, counts.discarded) == (0, 4, 0)
 
 
 def test_what_is_pending_or_executing_is_left_alone(store: Store) -> None:
     loading = take_over(store)
     done = ingest_events(store, 2)
-    store.record(claimed(store, loading), LoadVerdict())
+    store.loads.record(claimed(store, loading), LoadVerdict())
     waits = ingest_events(store, 1)
     load = claimed(store, loading)
-    store.record(
+    store.loads.record(
         load, LoadVerdict([Deviation(load.rows[0].seq, JobResult.FAILED, "later", 3600.0)])
     )
     runs = ingest_events(store, 2)
@@ -141,8 +141,8 @@ def test_what_is_pending_or_executing_is_left_alone(store: Store) -> None:
     plan(store, token, ALL)
     [replayed] = drain(store, token)
     assert ids_of(replayed) == done
-    store.record(load, LoadVerdict())  # the loader was not disturbed
-    assert store.counts(FLIGHTS).succeeded == 4
+    store.loads.record(load, LoadVerdict())  # the loader was not disturbed
+    assert store.counts.of(FLIGHTS).succeeded == 4
 
 
 def test_discarded_jobs_are_replayed(store: Store) -> None:
@@ -154,15 +154,15 @@ def test_discarded_jobs_are_replayed(store: Store) -> None:
     }
     token = replaying(store)
     plan(store, token, FAILED)
-    counts = store.counts(FLIGHTS)
+    counts = store.counts.of(FLIGHTS)
     assert (counts.discarded, counts.retrying) == (0, 3)
-    assert store.jobs("discarded", FLIGHTS) == []
-    assert {job.event_id for job in store.jobs("retrying", FLIGHTS)} == set(ids)
+    assert store.history.jobs("discarded", FLIGHTS) == []
+    assert {job.event_id for job in store.history.jobs("retrying", FLIGHTS)} == set(ids)
     [load] = drain(store, token)
     assert (ids_of(load), load.attempt) == (ids, 1)
-    counts = store.counts(FLIGHTS)
+    counts = store.counts.of(FLIGHTS)
     assert (counts.discarded, counts.succeeded) == (0, 3)
-    assert [step.state for step in store.history(ids[0])] == [
+    assert [step.state for step in store.history.transitions(ids[0])] == [
         "acknowledged", "awaiting", "executing", "discarded", "awaiting", "executing", "succeeded",
     ]  # fmt: skip
 
@@ -171,13 +171,13 @@ def test_the_history_shows_the_replay(store: Store) -> None:
     [missing] = ingest_events(store, 1, to=())
     token = replaying(store)
     replay = plan(store, token, MISSING)
-    *_, last = store.history(missing)
+    *_, last = store.history.transitions(missing)
     assert (last.state, last.replay, last.due_at is None) == ("awaiting", replay.id, False)
     load = claimed(store, token)
-    assert store.history(missing)[-1].state == "executing"
-    assert [job.event_id for job in store.jobs("executing", FLIGHTS)] == [missing]
-    store.record(load, LoadVerdict())
-    history = store.history(missing)
+    assert store.history.transitions(missing)[-1].state == "executing"
+    assert [job.event_id for job in store.history.jobs("executing", FLIGHTS)] == [missing]
+    store.loads.record(load, LoadVerdict())
+    history = store.history.transitions(missing)
     assert [(step.state, step.replay, step.run) for step in history] == [
         ("acknowledged", replay.id, None),
         ("awaiting", replay.id, None),
@@ -191,24 +191,24 @@ def test_failed_jobs_are_retried_by_the_load_lane(store: Store) -> None:
     token = replaying(store)
     replay = plan(store, token, MISSING)
     load = claimed(store, token)
-    store.record(
+    store.loads.record(
         load, LoadVerdict([Deviation(load.rows[1].seq, JobResult.FAILED, "not ready", 0.0)])
     )
-    assert store.claim(token, 100, 3) is None
-    assert store.end_replay(token, replay)
-    assert store.next_due(FLIGHTS) == 0
+    assert store.loads.claim(token, 100, 3) is None
+    assert store.replays.end(token, replay)
+    assert store.counts.next_due(FLIGHTS) == 0
     again = claimed(store, take_over(store))
     assert (ids_of(again), again.attempt, again.replay) == ([ids[1]], 2, replay.id)
     assert again.job_key == load.job_key
-    assert store.history(ids[1])[-1].state == "executing"
+    assert store.history.transitions(ids[1])[-1].state == "executing"
 
 
 def test_what_raised_as_a_whole_is_retried_by_the_load_lane(store: Store) -> None:
     ids = ingest_events(store, 3, to=())
     token = replaying(store)
     plan(store, token, MISSING)
-    store.record(claimed(store, token), LoadVerdict(raised="down"))
-    assert store.claim(token, 100, 3) is None
+    store.loads.record(claimed(store, token), LoadVerdict(raised="down"))
+    assert store.loads.claim(token, 100, 3) is None
     again = claimed(store, take_over(store))
     assert (ids_of(again), again.attempt) == (ids, 2)
 
@@ -218,18 +218,18 @@ def test_what_a_killed_replay_had_begun_stays_in_its_lane(store: Store) -> None:
     killed = replaying(store)
     plan(store, killed, MISSING)
     claimed(store, killed)
-    assert store.claim(take_over(store), 100, 3) is None
+    assert store.loads.claim(take_over(store), 100, 3) is None
     token = replaying(store, holder="next")
     with pytest.raises(FencedOut):
-        store.claim(killed, 100, 3)
-    replay = store.begin_replay(token, MISSING, [departed.path], "next run")
+        store.loads.claim(killed, 100, 3)
+    replay = store.replays.begin(token, MISSING, [departed.path], "next run")
     assert (replay.run, replay.waiting, replay.planned_upto) == ("next run", 3, replay.upto)
-    assert not store.end_replay(token, replay)
+    assert not store.replays.end(token, replay)
     [load] = drain(store, token)
     assert (ids_of(load), load.lost_loads) == (ids, 1)
-    assert store.end_replay(token, replay)
+    assert store.replays.end(token, replay)
     assert (
-        store.begin_replay(token, MISSING, [departed.path], None).id != replay.id
+        store.replays.begin(token, MISSING, [departed.path], None).id != replay.id
     )  # that one has ended
 
 
@@ -237,17 +237,17 @@ def test_another_replay_leaves_what_waits_to_the_load_lane(store: Store) -> None
     ids = ingest_events(store, 3, to=())
     token = replaying(store)
     cancelled = plan(store, token, MISSING)
-    other = store.begin_replay(token, ALL, [departed.path], "other")
-    assert store.claim(token, 100, 3) is None
+    other = store.replays.begin(token, ALL, [departed.path], "other")
+    assert store.loads.claim(token, 100, 3) is None
     load = claimed(store, take_over(store))
     assert ids_of(load) == ids
-    assert {replay.id for replay in store.replays(FLIGHTS)} == {cancelled.id, other.id}
+    assert {replay.id for replay in store.replays.newest(FLIGHTS)} == {cancelled.id, other.id}
 
 
 def test_a_replay_keeps_the_keys_unless_new_ones_are_asked_for(store: Store) -> None:
     ingest_events(store, 2)
     first = claimed(store, loading := take_over(store))
-    store.record(first, LoadVerdict())
+    store.loads.record(first, LoadVerdict())
     token = replaying(store)
     plan(store, token, ALL)
     [again] = drain(store, token)
@@ -255,7 +255,9 @@ def test_a_replay_keeps_the_keys_unless_new_ones_are_asked_for(store: Store) -> 
     replay = plan(store, token, ReplayRequest(**EVER, modes=(ReplayMode.ALL,), new_key=True))
     load = claimed(store, token)
     assert load.job_key == f"{first.job_key}-{replay.id}"
-    store.record(load, LoadVerdict([Deviation(load.rows[0].seq, JobResult.FAILED, "no", 0.0)]))
+    store.loads.record(
+        load, LoadVerdict([Deviation(load.rows[0].seq, JobResult.FAILED, "no", 0.0)])
+    )
     assert claimed(store, loading).job_key == load.job_key
 
 
@@ -266,14 +268,18 @@ def test_an_edited_job_keeps_its_new_data(store: Store) -> None:
     plan(store, token, FAILED, **{one: '{"n":"fixed"}'})
     load = claimed(store, token)
     assert [row.payload for row in load.rows] == ['{"n":"fixed"}', '{"n":1}']
-    store.record(load, LoadVerdict([Deviation(load.rows[0].seq, JobResult.FAILED, "no", 0.0)]))
+    store.loads.record(
+        load, LoadVerdict([Deviation(load.rows[0].seq, JobResult.FAILED, "no", 0.0)])
+    )
     again = claimed(store, loading)
     assert again.rows[0].payload == '{"n":"fixed"}'
-    store.record(again, LoadVerdict([Deviation(again.rows[0].seq, JobResult.DISCARDED, "no")]))
+    store.loads.record(
+        again, LoadVerdict([Deviation(again.rows[0].seq, JobResult.DISCARDED, "no")])
+    )
     with_new_key = ReplayRequest(**EVER, modes=(ReplayMode.FAILED,), new_key=True)
     plan(store, token, with_new_key, **{one: '{"n":"fixed twice"}'})
     assert claimed(store, token).rows[0].payload == '{"n":"fixed twice"}'
-    assert store.event(one).payload == '{"n":0}'
+    assert store.log.event(one).payload == '{"n":0}'
 
 
 def test_what_a_replay_has_left_is_reported_by_its_last_error(store: Store) -> None:
@@ -281,10 +287,12 @@ def test_what_a_replay_has_left_is_reported_by_its_last_error(store: Store) -> N
     token = replaying(store)
     plan(store, token, MISSING)
     load = claimed(store, token)
-    store.record(load, LoadVerdict([Deviation(load.rows[0].seq, JobResult.FAILED, "first", 0.0)]))
-    store.record(claimed(store, take_over(store)), LoadVerdict(raised="second"))
-    assert [job.error for job in store.unsettled(FLIGHTS)] == ["second"]
-    assert [job.error for job in store.jobs("retrying")] == ["second"]
+    store.loads.record(
+        load, LoadVerdict([Deviation(load.rows[0].seq, JobResult.FAILED, "first", 0.0)])
+    )
+    store.loads.record(claimed(store, take_over(store)), LoadVerdict(raised="second"))
+    assert [job.error for job in store.replays.unsettled(FLIGHTS)] == ["second"]
+    assert [job.error for job in store.history.jobs("retrying")] == ["second"]
 
 
 def test_a_batch_splits_what_was_planned(store: Store) -> None:
@@ -292,9 +300,9 @@ def test_a_batch_splits_what_was_planned(store: Store) -> None:
     token = replaying(store)
     plan(store, token, MISSING, batch=10)
     parts = []
-    while load := store.claim(token, 4, 3):
+    while load := store.loads.claim(token, 4, 3):
         parts.append(ids_of(load))
-        store.record(load, LoadVerdict())
+        store.loads.record(load, LoadVerdict())
     assert parts == [ids[:4], ids[4:8], ids[8:]]
 
 
@@ -303,18 +311,18 @@ def test_discarding_by_hand_reaches_what_a_replay_has_planned(store: Store) -> N
     token = replaying(store)
     replay = plan(store, token, MISSING)
     by_hand = take_over(store, "operator", Lane.DISCARD)
-    load = store.claim_for_discard(by_hand, "not wanted", 10, [ids[1]])
+    load = store.loads.claim_for_discard(by_hand, "not wanted", 10, [ids[1]])
     assert load is not None
     assert ids_of(load) == [ids[1]]
-    store.record(
+    store.loads.record(
         load, LoadVerdict([Deviation(load.rows[0].seq, JobResult.DISCARDED, "not wanted")])
     )
     assert sorted(event for load in drain(store, token) for event in ids_of(load)) == [
         ids[0],
         ids[2],
     ]
-    assert store.end_replay(token, replay)
-    counts = store.counts(FLIGHTS)
+    assert store.replays.end(token, replay)
+    counts = store.counts.of(FLIGHTS)
     assert (counts.succeeded, counts.discarded, counts.pending) == (2, 1, 0)
 
 
@@ -331,38 +339,38 @@ def test_filters_by_time_version_and_error(store: Store) -> None:
 def test_a_plan_of_a_fenced_replay_changes_nothing(store: Store) -> None:
     ingest_events(store, 2, to=())
     stale = replaying(store)
-    replay = store.begin_replay(stale, MISSING, [departed.path], None)
+    replay = store.replays.begin(stale, MISSING, [departed.path], None)
     token = replaying(store, holder="next")
     seqs = [event.seq for event in candidates(store, MISSING)]
     selected = [SelectedJob(seq, "missing") for seq in seqs]
     with pytest.raises(FencedOut):
-        store.plan(stale, replay, replay.upto, selected, 10)
-    store.plan(token, replay, replay.upto, selected, 10)
+        store.replays.plan(stale, replay, replay.upto, selected, 10)
+    store.replays.plan(token, replay, replay.upto, selected, 10)
     with pytest.raises(FencedOut, match="another process is planning"):
-        store.plan(token, replay, replay.upto, selected, 10)
-    assert store.counts(FLIGHTS).pending == 2
+        store.replays.plan(token, replay, replay.upto, selected, 10)
+    assert store.counts.of(FLIGHTS).pending == 2
 
 
 def test_history_is_imported_with_the_time_when_it_was_received(store: Store) -> None:
     days = [datetime(2026, 1, day, 12, tzinfo=UTC) for day in (1, 2, 2, 3)]
     ids = []
     for at in days:
-        [stored] = store.ingest([[new_event(at.day), new_event(at.day)]], received_at=at)
+        [stored] = store.log.append([[new_event(at.day), new_event(at.day)]], received_at=at)
         ids.append(stored)
     recent = ingest_events(store, 1)
-    assert store.event(ids[0][0]).received_at == days[0]
+    assert store.log.event(ids[0][0]).received_at == days[0]
     second = ReplayRequest(days[1].replace(hour=0), days[3].replace(hour=0), (ReplayMode.ALL,))
     assert sorted(states(store, second)) == sorted([*ids[1], *ids[2]])
-    window = store.window(second.start, second.end)
+    window = store.log.window(second.start, second.end)
     assert window.upto - window.after <= 8
     assert set(recent) <= set(states(store, ALL))
     store.maintain()
     with pytest.raises(UsageError, match="in order of time"):
-        store.ingest([[new_event()]], received_at=days[0])
+        store.log.append([[new_event()]], received_at=days[0])
 
 
 def test_the_pace_of_the_last_loads(store: Store) -> None:
-    assert store.pace(FLIGHTS) is None
+    assert store.counts.pace(FLIGHTS) is None
     ingest_events(store, 10)
-    store.record(claimed(store, take_over(store)), LoadVerdict())
-    assert (store.pace(FLIGHTS) or 0) > 0
+    store.loads.record(claimed(store, take_over(store)), LoadVerdict())
+    assert (store.counts.pace(FLIGHTS) or 0) > 0

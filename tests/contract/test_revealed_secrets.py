@@ -26,8 +26,7 @@ from blacksmith_dagster.gateway.app import create_app
 from blacksmith_dagster.scheduler import LoadReport, StandardScheduler
 from blacksmith_dagster.scheduler import load as load_due
 from blacksmith_dagster.store import Store, open_store
-from blacksmith_dagster.store.interface import NewEvent
-from blacksmith_dagster.store.sql import SQLStore
+from blacksmith_dagster.store.records import NewEvent
 from blacksmith_dagster.supervisor import open_supervisor
 from tests.contract.loading import airport, departed, ingest, until
 
@@ -87,10 +86,13 @@ def test_an_error_that_holds_a_secret_is_kept_without_it(
     reports: list[LoadReport] = []
     shown: list[Any] = [reports, causes]
     retrying = discarded = 0
-    with closing(open_supervisor(None, store)) as locks, closing(StandardScheduler()) as scheduler:
+    with (
+        closing(open_supervisor(None, store.database)) as locks,
+        closing(StandardScheduler()) as scheduler,
+    ):
 
         def load(path: str) -> None:
-            until(lambda: store.next_due(path) == 0)
+            until(lambda: store.counts.next_due(path) == 0)
             event = app.destination_events[path]
             load_due(app, event, scheduler, store=store, supervisor=locks, report=reports.append)
 
@@ -99,13 +101,13 @@ def test_an_error_that_holds_a_secret_is_kept_without_it(
                 continue
             (id_,) = ingest(store, [{"n": 1}], path)
             load(path)
-            shown.append(kept := store.jobs("retrying", path))
+            shown.append(kept := store.history.jobs("retrying", path))
             retrying += len(kept)
             if kept:
                 load(path)
-            shown.append(kept := store.jobs("discarded", path))
+            shown.append(kept := store.history.jobs("discarded", path))
             discarded += len(kept)
-            shown += [store.event(id_), store.history(id_)]
+            shown += [store.log.event(id_), store.history.transitions(id_)]
         load(outcomes.path)
     assert (retrying, discarded) == (4, 5)
     assert [cause and cause.outcome for cause in causes] == ["failed", "failed", "discarded"]
@@ -131,7 +133,7 @@ def test_a_request_that_trips_a_function_is_logged_and_kept_without_secrets(
     with TestClient(create_app(app, store, queue=10)) as client:
         response = client.post("/vault/opened", json={"n": 1})
     assert response.status_code == 202
-    [kept] = store.quarantined()
+    [kept] = store.quarantine.oldest()
     assert response.json() == {"ids": [], "quarantined": [kept.id]}
     assert kept.error == "ConnectionError: cannot log in as app:***"
     assert "in trip\n" in caplog.text  # with its traceback
@@ -144,10 +146,9 @@ def test_a_stranger_does_not_learn_where_the_store_is(
 ) -> None:
     app = Blacksmith(sources=[airport], destinations=[])
     store.register(app)
-    store.ingest([[NewEvent(departed.path, str(n)) for n in range(3)]])
-    assert isinstance(store, SQLStore)
-    with store.writing() as conn:
-        store._set_sequence(conn, 1)
+    store.log.append([[NewEvent(departed.path, str(n)) for n in range(3)]])
+    with store.database.writing() as conn:
+        store.database.set_sequence(conn, 1)
     with TestClient(create_app(app, store, queue=10)) as client:
         response = client.get("/_health")
     assert response.status_code == 503

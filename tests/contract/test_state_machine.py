@@ -17,7 +17,7 @@ from hypothesis.stateful import (
 from blacksmith_dagster.errors import FencedOut, Gone, KeyReused
 from blacksmith_dagster.pipeline.event import JobResult
 from blacksmith_dagster.store import Store, open_store
-from blacksmith_dagster.store.interface import (
+from blacksmith_dagster.store.records import (
     Deviation,
     FencingToken,
     Lane,
@@ -89,7 +89,7 @@ class StoreMachine(RuleBasedStateMachine):
             ]
             for request in requests
         ]
-        for request, result in zip(built, self.store.ingest(built), strict=True):
+        for request, result in zip(built, self.store.log.append(built), strict=True):
             if isinstance(result, KeyReused):
                 assert self._conflicts(request)
                 continue
@@ -115,7 +115,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(limit=st.integers(1, 5))
     def claim(self, limit: int) -> None:
         """The next load has only waiting jobs; there is none if no jobs wait."""
-        load = self.store.claim(self.token, limit, ATTEMPTS)
+        load = self.store.loads.claim(self.token, limit, ATTEMPTS)
         if load is None:
             assert not self._in(AWAITING)
             return
@@ -149,14 +149,14 @@ class StoreMachine(RuleBasedStateMachine):
                 delay = NEVER if verdict == "later" else 0.0
                 deviations.append(Deviation(row.seq, JobResult.FAILED, verdict, delay))
                 self.states[row.id] = RETRYING
-        self.store.record(load, LoadVerdict(deviations))
+        self.store.loads.record(load, LoadVerdict(deviations))
 
     @precondition(lambda self: self.load is not None)
     @rule(isolated=st.booleans())
     def record_that_it_raised(self, isolated: bool) -> None:
         """All jobs fail together."""
         load = self._open()
-        self.store.record(
+        self.store.loads.record(
             load, LoadVerdict(raised="down", isolated=isolated and len(load.rows) > 1)
         )
         self._all(load, RETRYING)
@@ -167,7 +167,7 @@ class StoreMachine(RuleBasedStateMachine):
     def abandon(self) -> None:
         """The load ran past its timeout."""
         load = self._open()
-        self.store.abandon(load, "too late")
+        self.store.loads.abandon(load, "too late")
         self._all(load, RETRYING)
         self.stale.append((self.token, load))
         self.load = None
@@ -177,7 +177,7 @@ class StoreMachine(RuleBasedStateMachine):
     def release(self) -> None:
         """The load was never started."""
         load = self._open()
-        self.store.release(load)
+        self.store.loads.release(load)
         self._all(load, RETRYING)
         self.stale.append((self.token, load))
         self.load = None
@@ -199,10 +199,10 @@ class StoreMachine(RuleBasedStateMachine):
         token, load = data.draw(st.sampled_from(self.stale))
         if load is not None:
             with pytest.raises(FencedOut):
-                self.store.record(load, LoadVerdict())
+                self.store.loads.record(load, LoadVerdict())
         if token != self.token:
             with pytest.raises(FencedOut):
-                self.store.claim(token, 5, ATTEMPTS)
+                self.store.loads.claim(token, 5, ATTEMPTS)
 
     @rule(data=st.data())
     def discard(self, data: st.DataObject) -> None:
@@ -211,13 +211,13 @@ class StoreMachine(RuleBasedStateMachine):
             return
         chosen = data.draw(st.lists(st.sampled_from(sorted(self.states)), min_size=1, max_size=4))
         token = take_over(self.store, "operator", Lane.DISCARD)
-        load = self.store.claim_for_discard(token, "not wanted", 10, chosen)
+        load = self.store.loads.claim_for_discard(token, "not wanted", 10, chosen)
         expected = {event_id for event_id in chosen if self.states[event_id] == RETRYING}
         assert {row.id for row in load.rows} == expected if load else not expected
         if load is None:
             return
         gone = [Deviation(row.seq, JobResult.DISCARDED, "not wanted") for row in load.rows]
-        self.store.record(load, LoadVerdict(gone))
+        self.store.loads.record(load, LoadVerdict(gone))
         self._all(load, DISCARDED)
 
     @rule(
@@ -229,29 +229,29 @@ class StoreMachine(RuleBasedStateMachine):
         """Settled jobs run again, each once; pending jobs stay as they are."""
         token = take_over(self.store, "replay", Lane.REPLAY)
         request = ReplayRequest(self.since, datetime.now(UTC) + timedelta(days=1), (mode,))
-        replay = self.store.begin_replay(token, request, [departed.path], None)
+        replay = self.store.replays.begin(token, request, [departed.path], None)
         selected: list[SelectedJob] = []
         while replay.planned_upto < replay.upto:
             window = Window(replay.planned_upto, replay.upto)
-            page = self.store.replay_page(FLIGHTS, request, [departed.path], window)
+            page = self.store.replays.page(FLIGHTS, request, [departed.path], window)
             for event in page.candidates:
                 state = self.states[event.id]
                 pending = state in (AWAITING, EXECUTING, RETRYING)
                 assert event.state == ("pending" if pending else state)
             part = [SelectedJob(event.seq, event.state) for event in page.candidates]
             part = [job for job in part if job.state != "pending"]
-            replay = self.store.plan(token, replay, page.upto, part, batch)
+            replay = self.store.replays.plan(token, replay, page.upto, part, batch)
             selected += part
         wanted = {ReplayMode.MISSING: (), ReplayMode.FAILED: (DISCARDED,)}
         states = wanted.get(mode, (DISCARDED, SUCCEEDED))
         expected = {event_id for state in states for event_id in self._in(state)} - self.before
         assert len(selected) == len(expected)
         ran: set[str] = set()
-        while load := self.store.claim(token, 5, ATTEMPTS):
+        while load := self.store.loads.claim(token, 5, ATTEMPTS):
             ran |= {row.id for row in load.rows}
             self._record(load, verdicts)
         assert ran == expected
-        assert self.store.end_replay(token, replay)
+        assert self.store.replays.end(token, replay)
 
     @rule()
     def purge(self) -> None:
@@ -260,7 +260,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert purged(self.store) >= len(self._in(SUCCEEDED) | self._in(DISCARDED))
         for event in self._in(SUCCEEDED) | self._in(DISCARDED):
             with pytest.raises(Gone):
-                self.store.event(event)
+                self.store.log.event(event)
         self.succeeded_before += len(self._in(SUCCEEDED))
         self.discarded_before = 0
         pending = (AWAITING, EXECUTING, RETRYING)
@@ -275,7 +275,7 @@ class StoreMachine(RuleBasedStateMachine):
     @invariant()
     def counts_agree(self) -> None:
         """Every job is in one state, and the store counts as the model does."""
-        counts = self.store.counts(FLIGHTS)
+        counts = self.store.counts.of(FLIGHTS)
         assert counts.awaiting == len(self._in(AWAITING))
         assert counts.executing == len(self._in(EXECUTING))
         assert counts.retrying == len(self._in(RETRYING))
@@ -286,10 +286,12 @@ class StoreMachine(RuleBasedStateMachine):
     def lists_and_histories_agree(self) -> None:
         """The lists by state and the last transition of each job say the same."""
         for state in (AWAITING, EXECUTING, RETRYING):
-            assert {job.event_id for job in self.store.jobs(state, FLIGHTS)} == self._in(state)
+            assert {job.event_id for job in self.store.history.jobs(state, FLIGHTS)} == self._in(
+                state
+            )
         last = {AWAITING: {"awaiting"}, RETRYING: {"failed", "unknown", "awaiting"}}
         for event, state in list(self.states.items())[-3:]:
-            history = self.store.history(event)
+            history = self.store.history.transitions(event)
             assert history[-1].state in last.get(state, {state}), history
             assert (history[-1].due_at is not None) == (state == RETRYING)
 
@@ -306,14 +308,14 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _settle_what_earlier_runs_left(self) -> None:
         """Hypothesis runs many machines on one store: each must begin without waiting jobs."""
-        while load := self.store.claim_for_discard(self.token, "left over", 1000):
-            self.store.record(
+        while load := self.store.loads.claim_for_discard(self.token, "left over", 1000):
+            self.store.loads.record(
                 load,
                 LoadVerdict(
                     [Deviation(row.seq, JobResult.DISCARDED, "left over") for row in load.rows]
                 ),
             )
-        counts = self.store.counts(FLIGHTS)
+        counts = self.store.counts.of(FLIGHTS)
         self.discarded_before, self.succeeded_before = counts.discarded, counts.succeeded
 
 

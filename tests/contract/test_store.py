@@ -28,8 +28,7 @@ from blacksmith_dagster.errors import (
 )
 from blacksmith_dagster.pipeline.event import JobResult
 from blacksmith_dagster.store import Store, open_store, postgres, schema
-from blacksmith_dagster.store.interface import Deviation, LoadVerdict, NewEvent, NewJob
-from blacksmith_dagster.store.sql import SQLStore
+from blacksmith_dagster.store.records import Deviation, LoadVerdict, NewEvent, NewJob
 from blacksmith_dagster.store.tables import metadata
 from tests.contract.loading import until
 from tests.contract.pipeline import (
@@ -50,7 +49,7 @@ from tests.contract.pipeline import (
 def test_an_event_is_stored_unchanged(store: Store) -> None:
     payload = '{ "n" : 1.0, "big":123456789012345678901234567890, "s":"\\u0000 \\ud83d\\ude00 é" }'
     sent = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
-    [[parent]] = store.ingest([[new_event()]])
+    [[parent]] = store.log.append([[new_event()]])
     event = NewEvent(
         departed.path,
         payload,
@@ -62,8 +61,8 @@ def test_an_event_is_stored_unchanged(store: Store) -> None:
         parent=parent,
     )
     before = datetime.now(UTC) - timedelta(seconds=5)
-    [[event_id]] = store.ingest([[event]])
-    stored = store.event(event_id)
+    [[event_id]] = store.log.append([[event]])
+    stored = store.log.event(event_id)
     assert (stored.payload, stored.event_type, stored.key) == (payload, departed.path, "k")
     assert (stored.context, stored.version) == ('{"ip":"::1"}', "2026-01-01")
     assert (stored.sent_at, stored.parent) == (sent, parent)
@@ -72,38 +71,40 @@ def test_an_event_is_stored_unchanged(store: Store) -> None:
 
 def test_ids_are_in_the_order_of_the_request(store: Store) -> None:
     ids = ingest_events(store, 5)
-    assert [store.event(event_id).payload for event_id in ids] == [f'{{"n":{n}}}' for n in range(5)]
-    assert [event.id for event in store.events(limit=3)] == ids[:-4:-1]
+    assert [store.log.event(event_id).payload for event_id in ids] == [
+        f'{{"n":{n}}}' for n in range(5)
+    ]
+    assert [event.id for event in store.log.newest(limit=3)] == ids[:-4:-1]
 
 
 def test_an_id_of_another_store_is_unknown(store: Store) -> None:
     [mine] = ingest_events(store, 1)
     for wrong in ("evt_0000000000000000000f", "no id", mine[:-1], mine[:-1] + "9"):
         with pytest.raises(NotFound, match=r"in this store"):
-            store.event(wrong)
+            store.log.event(wrong)
 
 
 def test_an_event_that_was_never_registered_is_rejected(store: Store) -> None:
     with pytest.raises(NotFound, match="register"):
-        store.ingest([[NewEvent("airport/landed", "{}")]])
-    assert not store.events()
+        store.log.append([[NewEvent("airport/landed", "{}")]])
+    assert not store.log.newest()
 
 
 def test_one_key_is_one_event(store: Store) -> None:
-    first, again, other = store.ingest(
+    first, again, other = store.log.append(
         [[new_event(1, key="a")], [new_event(1, key="a")], [new_event(2, key="b")]]
     )
-    later = store.ingest([[new_event(1, key="a"), new_event(3)]])[0]
+    later = store.log.append([[new_event(1, key="a"), new_event(3)]])[0]
     assert first == again != other
     assert isinstance(later, list)
     assert later[0] == first[0]
-    assert len(store.events()) == 3
-    assert store.counts(FLIGHTS).awaiting == 3
+    assert len(store.log.newest()) == 3
+    assert store.counts.of(FLIGHTS).awaiting == 3
 
 
 def test_a_key_with_another_body_is_rejected_and_leaves_nothing(store: Store) -> None:
-    store.ingest([[new_event(1, key="a")]])
-    rejected, kept, reused = store.ingest(
+    store.log.append([[new_event(1, key="a")]])
+    rejected, kept, reused = store.log.append(
         [
             [new_event(9, key="fresh"), new_event(2, key="a")],
             [new_event(3, key="c")],
@@ -113,15 +114,15 @@ def test_a_key_with_another_body_is_rejected_and_leaves_nothing(store: Store) ->
     assert isinstance(rejected, KeyReused)
     assert isinstance(reused, KeyReused)
     assert isinstance(kept, list)
-    assert {event.payload for event in store.events()} == {'{"n":1}', '{"n":3}'}
+    assert {event.payload for event in store.log.newest()} == {'{"n":1}', '{"n":3}'}
     # The rejected request's other key is still free.
-    assert isinstance(store.ingest([[new_event(10, key="fresh")]])[0], list)
+    assert isinstance(store.log.append([[new_event(10, key="fresh")]])[0], list)
 
 
 def test_a_key_belongs_to_its_event_type_and_place(store: Store) -> None:
     outcome = "warehouse/flights.discarded"
-    store.ingest([[new_event(1, key="a")]])
-    [ids] = store.ingest(
+    store.log.append([[new_event(1, key="a")]])
+    [ids] = store.log.append(
         [
             [
                 NewEvent(outcome, "{}", key="a", digest=b"x"),
@@ -130,16 +131,16 @@ def test_a_key_belongs_to_its_event_type_and_place(store: Store) -> None:
         ]
     )
     assert isinstance(ids, list)
-    assert len(store.events()) == 3
+    assert len(store.log.newest()) == 3
 
 
 def test_a_request_may_have_more_keys_than_a_statement_has_parameters(store: Store) -> None:
     events = [new_event(n, key=f"k{n}") for n in range(40_000)]
-    [first] = store.ingest([events])
+    [first] = store.log.append([events])
     assert isinstance(first, list)
     assert len(set(first)) == 40_000
-    assert store.ingest([events]) == [first]
-    assert store.counts(FLIGHTS).awaiting == 40_000
+    assert store.log.append([events]) == [first]
+    assert store.counts.of(FLIGHTS).awaiting == 40_000
 
 
 def test_out_of_order_commits_lose_nothing(store: Store) -> None:
@@ -162,10 +163,10 @@ def test_out_of_order_commits_lose_nothing(store: Store) -> None:
     loaded: list[str] = []
     while True:
         done = running.is_set()
-        load = store.claim(token, 50, 3)
+        load = store.loads.claim(token, 50, 3)
         if load is not None:
             loaded += ids_of(load)
-            store.record(load, LoadVerdict())
+            store.loads.record(load, LoadVerdict())
         elif done:
             break
     assert sorted(loaded) == sorted(kept)
@@ -185,7 +186,7 @@ def test_concurrent_keys_do_not_deadlock(store: Store) -> None:
             requests = [[new_event(n, key=f"k{n}")] for n in range(30)]
             chance.shuffle(requests)
             try:
-                results.extend(store.ingest(requests))
+                results.extend(store.log.append(requests))
             except Exception as error:  # noqa: BLE001 - reported by the assertion below
                 failures.append(error)
 
@@ -195,7 +196,7 @@ def test_concurrent_keys_do_not_deadlock(store: Store) -> None:
     for thread in threads:
         thread.join()
     assert not failures
-    assert len(store.events(limit=1000)) == 30
+    assert len(store.log.newest(limit=1000)) == 30
     assert len({tuple(ids) for ids in results if isinstance(ids, list)}) == 30
 
 
@@ -211,14 +212,14 @@ def test_commits_that_race_for_new_keys_make_each_event_once(store: Store) -> No
             keys = list(range(20))
             chance.shuffle(keys)
             together.wait()
-            stored = store.ingest([[new_event(n, key=f"{turn}-{n}")] for n in keys])
+            stored = store.log.append([[new_event(n, key=f"{turn}-{n}")] for n in keys])
             results.append([ids for _, ids in sorted(zip(keys, stored, strict=True))])
 
     with ThreadPoolExecutor(writers) as pool:
         list(pool.map(write, range(writers)))
     assert len(results) == rounds * writers
     assert len({repr(ids) for ids in results}) == rounds
-    assert len(store.events(limit=1000)) == rounds * 20
+    assert len(store.log.newest(limit=1000)) == rounds * 20
 
 
 # ------------------------------------------------------------------------------------ starting
@@ -292,12 +293,11 @@ def test_a_store_of_an_unknown_version_is_rejected(store_url: str, upgrade: bool
 
 def test_the_schema_is_what_the_tables_say(store: Store) -> None:
     """The newest version of the schema has the tables that the queries use."""
-    assert isinstance(store, SQLStore)
     options = {
         "include_name": lambda name, kind, _: kind != "table" or name in metadata.tables,
         "compare_type": False,  # SQLite reports other types than those declared
     }
-    with store.engine.connect() as conn:
+    with store.database.engine.connect() as conn:
         context = MigrationContext.configure(conn, opts=options)
         assert compare_metadata(context, metadata) == []
 
@@ -308,7 +308,7 @@ def test_partitions_are_made_when_the_sequence_runs_past_them(postgres_url: str)
     _set_sequence(postgres_url, 3 * 5_000_000 - 3)
     ingest_events(store, 2)
     ids = ingest_events(store, 10)
-    assert [store.event(event_id).payload for event_id in ids] == [
+    assert [store.log.event(event_id).payload for event_id in ids] == [
         f'{{"n":{n}}}' for n in range(10)
     ]
     assert len(claimed(store, take_over(store)).rows) == 12
@@ -322,7 +322,7 @@ def test_closing_a_load_stays_in_its_page(postgres_url: str) -> None:
     token = take_over(store)
     for _ in range(20):
         ingest_events(store, 1)
-        store.record(claimed(store, token), LoadVerdict())
+        store.loads.record(claimed(store, token), LoadVerdict())
     store.close()
     engine = create_engine(postgres_url.replace("postgresql://", "postgresql+psycopg://"))
     updates = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'loads'"
@@ -385,16 +385,18 @@ def test_an_unreachable_database_is_reported_without_its_password() -> None:
 
 def test_a_standby_that_only_reads_does_not_respond(postgres_url: str) -> None:
     with closing(open_store(postgres_url, upgrade=True)) as store:
-        assert isinstance(store, SQLStore)
         store.register(app)
-        with store.writing() as conn:
+        with store.database.writing() as conn:
             database = conn.exec_driver_sql("SELECT current_database()").scalar_one()
             conn.exec_driver_sql(
                 f'ALTER DATABASE "{database}" SET default_transaction_read_only = on'
             )
         keyed = new_event(key="k")
-        store.engine.dispose()  # its next connections are read-only, as after a failover
-        for ingest in (lambda: store.ingest([[new_event()]]), lambda: store.ingest([[keyed]])):
+        store.database.engine.dispose()  # its next connections are read-only, as after a failover
+        for ingest in (
+            lambda: store.log.append([[new_event()]]),
+            lambda: store.log.append([[keyed]]),
+        ):
             with pytest.raises(Unavailable, match="read-only") as raised:
                 ingest()
             assert not isinstance(raised.value, OutcomeUnknown)
@@ -402,13 +404,12 @@ def test_a_standby_that_only_reads_does_not_respond(postgres_url: str) -> None:
 
 def test_a_transaction_that_the_server_timed_out_means_unavailable(postgres_url: str) -> None:
     with closing(open_store(postgres_url, upgrade=True)) as store:
-        assert isinstance(store, SQLStore)
 
         def paused() -> None:
-            with store.writing() as conn:
+            with store.database.writing() as conn:
                 pid = conn.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
                 conn.exec_driver_sql("SET idle_in_transaction_session_timeout = '50ms'")
-                with store.reading() as other:
+                with store.database.reading() as other:
                     until(
                         lambda: (
                             other.exec_driver_sql(
@@ -421,7 +422,7 @@ def test_a_transaction_that_the_server_timed_out_means_unavailable(postgres_url:
 
         with pytest.raises(Unavailable, match="idle-in-transaction"):
             paused()
-        assert store.ingest([]) == []
+        assert store.log.append([]) == []
 
 
 def test_sequence_that_went_back_is_refused(store: Store, store_url: str) -> None:
@@ -437,7 +438,7 @@ def test_sequence_that_went_back_is_refused(store: Store, store_url: str) -> Non
     [new] = ingest_events(store, 1)
     assert new not in ids
     assert new[:12] != ids[0][:12], "a new epoch gives other ids"
-    assert [store.event(event_id).payload for event_id in ids] == [
+    assert [store.log.event(event_id).payload for event_id in ids] == [
         f'{{"n":{n}}}' for n in range(10)
     ]
 
@@ -446,7 +447,7 @@ def test_a_sequence_below_the_numbers_of_loads_is_rejected(store: Store, store_u
     """A restore that kept the loads and lost the newest events."""
     ingest_events(store, 10)
     token = take_over(store)
-    store.record(claimed(store, token), LoadVerdict())
+    store.loads.record(claimed(store, token), LoadVerdict())
     _execute(store_url, "DELETE FROM jobs", "DELETE FROM events")
     _set_sequence(store_url, 3)
     with pytest.raises(SequenceWentBack):
@@ -486,52 +487,52 @@ def test_counts_follow_every_state(store: Store) -> None:
     assert _states(store) == (6, 4, 0, 0, 0)
     failed = Deviation(load.rows[0].seq, JobResult.FAILED, "later", 3600.0)
     discarded = Deviation(load.rows[1].seq, JobResult.DISCARDED, "never")
-    store.record(load, LoadVerdict([failed, discarded]))
+    store.loads.record(load, LoadVerdict([failed, discarded]))
     assert _states(store) == (6, 0, 1, 2, 1)
     store.maintain()
     assert _states(store) == (6, 0, 1, 2, 1), (
         "the same before and after they are added to the totals"
     )
     ingest_events(store, 2)
-    store.record(claimed(store, token), LoadVerdict(raised="down", delay=3600.0))
+    store.loads.record(claimed(store, token), LoadVerdict(raised="down", delay=3600.0))
     assert _states(store) == (0, 0, 9, 2, 1)
-    assert store.counts(SEATS).pending == 0
+    assert store.counts.of(SEATS).pending == 0
 
 
 def test_the_oldest_waiting_job_is_reported(store: Store) -> None:
-    assert store.counts(FLIGHTS).oldest_waiting is None
+    assert store.counts.of(FLIGHTS).oldest_waiting is None
     [event] = ingest_events(store, 1)
-    assert store.counts(FLIGHTS).oldest_waiting == store.event(event).received_at
-    store.record(claimed(store, take_over(store)), LoadVerdict(raised="down", delay=3600.0))
-    due = store.counts(FLIGHTS).oldest_waiting
+    assert store.counts.of(FLIGHTS).oldest_waiting == store.log.event(event).received_at
+    store.loads.record(claimed(store, take_over(store)), LoadVerdict(raised="down", delay=3600.0))
+    due = store.counts.of(FLIGHTS).oldest_waiting
     assert due is not None
     assert due > datetime.now(UTC) + timedelta(minutes=55)
 
 
 def test_next_due(store: Store) -> None:
-    assert store.next_due(FLIGHTS) is None
+    assert store.counts.next_due(FLIGHTS) is None
     ingest_events(store, 1)
-    assert store.next_due(FLIGHTS) == 0
+    assert store.counts.next_due(FLIGHTS) == 0
     token = take_over(store)
-    store.record(claimed(store, token), LoadVerdict(raised="down", delay=600.0))
-    due = store.next_due(FLIGHTS)
+    store.loads.record(claimed(store, token), LoadVerdict(raised="down", delay=600.0))
+    due = store.counts.next_due(FLIGHTS)
     assert due is not None
     assert 500 < due <= 600
 
 
 def test_since_load(store: Store) -> None:
-    assert store.since_load(FLIGHTS, SEATS) is None
+    assert store.counts.since_load(FLIGHTS, SEATS) is None
     ingest_events(store, 1)
     token = take_over(store)
-    assert store.since_load(FLIGHTS, SEATS) is None  # a lock is not a load
+    assert store.counts.since_load(FLIGHTS, SEATS) is None  # a lock is not a load
     load = claimed(store, token)
-    until(lambda: (store.since_load(FLIGHTS) or 0) > 0.2)  # from when it began
-    store.record(load, LoadVerdict())
-    ended = store.since_load(FLIGHTS, SEATS)
+    until(lambda: (store.counts.since_load(FLIGHTS) or 0) > 0.2)  # from when it began
+    store.loads.record(load, LoadVerdict())
+    ended = store.counts.since_load(FLIGHTS, SEATS)
     assert ended is not None
     assert 0 <= ended < 0.2
-    assert store.since_load(SEATS) is None
-    until(lambda: (store.since_load(SEATS, FLIGHTS) or 0) > 0.2)
+    assert store.counts.since_load(SEATS) is None
+    until(lambda: (store.counts.since_load(SEATS, FLIGHTS) or 0) > 0.2)
 
 
 def test_totals_per_day_are_counted_once(store: Store) -> None:
@@ -541,8 +542,8 @@ def test_totals_per_day_are_counted_once(store: Store) -> None:
     ingest_events(store, 4)
     store.maintain()
     store.maintain()
-    assert [tuple(count) for count in store.day_counts(today)] == [(departed.path, today, 7)]
-    assert not store.day_counts(today + timedelta(days=1))
+    assert [tuple(count) for count in store.counts.days(today)] == [(departed.path, today, 7)]
+    assert not store.counts.days(today + timedelta(days=1))
 
 
 def test_a_window_holds_what_was_received_in_it(store: Store) -> None:
@@ -550,11 +551,11 @@ def test_a_window_holds_what_was_received_in_it(store: Store) -> None:
     start = datetime.now(UTC) - timedelta(seconds=10)
     store.maintain()
     ids = ingest_events(store, 3)
-    window = store.window(start, datetime.now(UTC))
-    seqs = [store.event(event_id).seq for event_id in ids]
+    window = store.log.window(start, datetime.now(UTC))
+    seqs = [store.log.event(event_id).seq for event_id in ids]
     assert all(window.after < seq <= window.upto for seq in seqs)
     # By that row of the time index, the first three are older.
-    later = store.window(datetime.now(UTC), datetime.now(UTC) + timedelta(hours=1))
+    later = store.log.window(datetime.now(UTC), datetime.now(UTC) + timedelta(hours=1))
     assert later.after == seqs[0] - 1
 
 
@@ -562,19 +563,21 @@ def test_the_history_of_a_job_is_whole(store: Store) -> None:
     """Failed by itself, then with its group, then lost, then loaded: each with its load and run."""
     [event, _] = ingest_events(store, 2)
     token = take_over(store)
-    load = store.claim(token, 10, 5, run="run-1")
+    load = store.loads.claim(token, 10, 5, run="run-1")
     assert load is not None
-    store.record(load, LoadVerdict([Deviation(load.rows[0].seq, JobResult.FAILED, "no gate", 0.0)]))
-    load = store.claim(token, 10, 5, run="run-2")
+    store.loads.record(
+        load, LoadVerdict([Deviation(load.rows[0].seq, JobResult.FAILED, "no gate", 0.0)])
+    )
+    load = store.loads.claim(token, 10, 5, run="run-2")
     assert load is not None
-    store.record(load, LoadVerdict(raised="down", delay=0.0))
-    store.claim(token, 10, 5, run="run-3")
+    store.loads.record(load, LoadVerdict(raised="down", delay=0.0))
+    store.loads.claim(token, 10, 5, run="run-3")
     token = take_over(store, "another")
-    load = store.claim(token, 10, 5, run="run-4")
+    load = store.loads.claim(token, 10, 5, run="run-4")
     assert load is not None
-    waiting = store.history(event)
-    store.record(load, LoadVerdict())
-    history = store.history(event)
+    waiting = store.history.transitions(event)
+    store.loads.record(load, LoadVerdict())
+    history = store.history.transitions(event)
     assert [(step.state, step.attempt, step.run, step.error) for step in history] == [
         ("acknowledged", 0, None, None),
         ("awaiting", 0, None, None),
@@ -593,12 +596,12 @@ def test_the_history_of_a_job_is_whole(store: Store) -> None:
 
 def test_a_failed_job_reports_when_it_is_due_again(store: Store) -> None:
     [event] = ingest_events(store, 1)
-    store.record(claimed(store, take_over(store)), LoadVerdict(raised="down", delay=600.0))
-    last = store.history(event)[-1]
+    store.loads.record(claimed(store, take_over(store)), LoadVerdict(raised="down", delay=600.0))
+    last = store.history.transitions(event)[-1]
     assert last.state == "failed"
     assert last.due_at is not None
     assert abs((last.due_at - last.at).total_seconds() - 600) < 1
-    [job] = store.jobs("retrying")
+    [job] = store.history.jobs("retrying")
     assert (job.event_id, job.attempts, job.error, job.due_at) == (event, 1, "down", last.due_at)
 
 
@@ -606,7 +609,7 @@ def test_jobs_are_listed_by_state(store: Store) -> None:
     ids = ingest_events(store, 6)
     token = take_over(store)
     load = claimed(store, token, limit=3)
-    store.record(
+    store.loads.record(
         load,
         LoadVerdict(
             [
@@ -617,7 +620,7 @@ def test_jobs_are_listed_by_state(store: Store) -> None:
     )
     claimed(store, token, limit=2)
     listed = {
-        state: [(job.event_id, job.error) for job in store.jobs(state, FLIGHTS)]
+        state: [(job.event_id, job.error) for job in store.history.jobs(state, FLIGHTS)]
         for state in ("discarded", "retrying", "executing", "awaiting")
     }
     assert listed == {
@@ -626,7 +629,7 @@ def test_jobs_are_listed_by_state(store: Store) -> None:
         "executing": [(ids[3], None), (ids[4], None)],
         "awaiting": [(ids[5], None)],
     }
-    assert len(store.jobs("awaiting", limit=0)) == 0
+    assert len(store.history.jobs("awaiting", limit=0)) == 0
 
 
 # ------------------------------------------------------------------------------------ renaming
@@ -647,7 +650,7 @@ def test_a_renamed_destination_event_keeps_its_jobs(store: Store) -> None:
     store.register(new)
     assert ids_of(claimed(store, take_over(store, to="warehouse/departures"))) == ids
     with pytest.raises(NotFound, match="warehouse/departures"):
-        store.counts(FLIGHTS)
+        store.counts.of(FLIGHTS)
 
 
 def test_a_name_that_is_known_takes_over_no_jobs_which_are_orphans_then(store: Store) -> None:
@@ -665,13 +668,13 @@ def test_a_name_that_is_known_takes_over_no_jobs_which_are_orphans_then(store: S
     new = Blacksmith(sources=[source], destinations=[renamed])
     store.register(new)
     assert ids_of(claimed(store, take_over(store, to=SEATS))) == [late]
-    assert [tuple(orphan) for orphan in store.orphans(new)] == [(FLIGHTS, 1)]
+    assert [tuple(orphan) for orphan in store.counts.orphans(new)] == [(FLIGHTS, 1)]
 
 
 def test_the_outcomes_of_a_renamed_destination_event_are_still_received(store: Store) -> None:
     undeliverable = "warehouse/undeliverable"
     outcome = NewEvent(f"{FLIGHTS}.discarded", "1", [NewJob(undeliverable)])
-    store.ingest([[outcome]])
+    store.log.append([[outcome]])
     renamed = Destination("warehouse")
 
     @renamed.event(receives=departed, renamed_from="flights")
@@ -687,7 +690,7 @@ def test_the_outcomes_of_a_renamed_destination_event_are_still_received(store: S
     new = Blacksmith(sources=[source], destinations=[renamed])
     for _ in range(2):
         store.register(new)
-        assert store.events(departures.discarded.path)
+        assert store.log.newest(departures.discarded.path)
     load = claimed(store, take_over(store, to=undeliverable))
     assert [row.event_type for row in load.rows] == [departures.discarded.path]
     assert load.rows[0].event_type in received.flows
@@ -697,26 +700,26 @@ def test_what_is_no_longer_declared_waits_as_an_orphan_until_it_is_retired(store
     ingest_events(store, 3, to=(SEATS,))
     token = take_over(store, to=SEATS)
     load = claimed(store, token, limit=1)
-    store.record(load, LoadVerdict(raised="down", delay=3600.0))
+    store.loads.record(load, LoadVerdict(raised="down", delay=3600.0))
     less = Blacksmith(sources=[], destinations=[])
-    assert [tuple(orphan) for orphan in store.orphans(less)] == [(SEATS, 3)]
-    assert store.orphans(app) == []
+    assert [tuple(orphan) for orphan in store.counts.orphans(less)] == [(SEATS, 3)]
+    assert store.counts.orphans(app) == []
     token = take_over(store, to=SEATS)
     discarded = 0
-    while load := store.claim_for_discard(token, "retired", 2):
+    while load := store.loads.claim_for_discard(token, "retired", 2):
         assert load.discard_reason == "retired"
-        store.record(
+        store.loads.record(
             load,
             LoadVerdict([Deviation(row.seq, JobResult.DISCARDED, "retired") for row in load.rows]),
         )
         discarded += len(load.rows)
     assert discarded == 3
-    assert store.orphans(less) == []
-    assert store.counts(SEATS).discarded == 3
+    assert store.counts.orphans(less) == []
+    assert store.counts.of(SEATS).discarded == 3
 
 
 def _states(store: Store) -> tuple[int, int, int, int, int]:
-    counts = store.counts(FLIGHTS)
+    counts = store.counts.of(FLIGHTS)
     return (
         counts.awaiting,
         counts.executing,

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import delete, text
 
-from blacksmith_dagster.store import open_store
-from blacksmith_dagster.store.sql import SQLStore
+from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.tables import leases
 from blacksmith_dagster.supervisor import StoreSupervisor
 
@@ -17,16 +16,15 @@ TTL = 1.0
 
 
 @pytest.fixture
-def store(store_url: str) -> Iterator[SQLStore]:
+def store(store_url: str) -> Iterator[Store]:
     store = open_store(store_url, upgrade=True)
-    assert isinstance(store, SQLStore)
     with contextlib.closing(store):
         yield store
 
 
 @pytest.fixture
-def supervisor(store: SQLStore) -> Iterator[StoreSupervisor]:
-    with contextlib.closing(StoreSupervisor(store, ttl=TTL)) as supervisor:
+def supervisor(store: Store) -> Iterator[StoreSupervisor]:
+    with contextlib.closing(StoreSupervisor(store.database, ttl=TTL)) as supervisor:
         yield supervisor
 
 
@@ -34,22 +32,21 @@ def test_a_lock_whose_renewal_hangs_is_lost_in_time(
     supervisor: StoreSupervisor, store_url: str
 ) -> None:
     with contextlib.closing(open_store(store_url)) as other:
-        assert isinstance(other, SQLStore)
         before = time.monotonic()
         lease = supervisor.acquire(KEY, "we")
         assert lease is not None
-        with other.writing() as connection:
+        with other.database.writing() as connection:
             if connection.dialect.name == "postgresql":
                 connection.execute(text("lock table leases in share mode"))
             assert lease.lost.wait(5 * TTL)
             assert time.monotonic() - before < TTL + 0.3
 
 
-def test_a_rejected_renewal_is_a_loss(supervisor: StoreSupervisor, store: SQLStore) -> None:
+def test_a_rejected_renewal_is_a_loss(supervisor: StoreSupervisor, store: Store) -> None:
     lease = supervisor.acquire(KEY, "we")
     assert lease is not None
     before = time.monotonic()
-    with store.writing() as connection:
+    with store.database.writing() as connection:
         connection.execute(delete(leases))
     assert lease.lost.wait(TTL)
     assert time.monotonic() - before < TTL * 2 / 3
@@ -58,11 +55,12 @@ def test_a_rejected_renewal_is_a_loss(supervisor: StoreSupervisor, store: SQLSto
 
 def test_a_lock_of_an_earlier_boot_is_free(tmp_path_factory: pytest.TempPathFactory) -> None:
     url = f"sqlite:///{tmp_path_factory.mktemp('boot')}/store.db"
-    with contextlib.closing(open_store(url)) as store:
-        assert isinstance(store, SQLStore)
-        with contextlib.closing(StoreSupervisor(store, ttl=3600)) as supervisor:
-            assert supervisor.acquire(KEY, "before the boot") is not None
-            with store.writing() as connection:
-                connection.execute(leases.update().values(boot="another"))
-            assert not supervisor.status(KEY).held
-            assert supervisor.acquire(KEY, "after it") is not None
+    with (
+        contextlib.closing(open_store(url)) as store,
+        contextlib.closing(StoreSupervisor(store.database, ttl=3600)) as supervisor,
+    ):
+        assert supervisor.acquire(KEY, "before the boot") is not None
+        with store.database.writing() as connection:
+            connection.execute(leases.update().values(boot="another"))
+        assert not supervisor.status(KEY).held
+        assert supervisor.acquire(KEY, "after it") is not None

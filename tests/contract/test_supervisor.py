@@ -275,13 +275,15 @@ def test_ready_raises_nothing_while_locks_can_be_acquired(connect: Connect) -> N
 
 def test_open_supervisor_opens_the_stores_own_and_consul(store_url: str) -> None:
     with contextlib.closing(open_store(store_url, upgrade=True)) as store:
-        with contextlib.closing(open_supervisor(None, store)) as supervisor:
+        with contextlib.closing(open_supervisor(None, store.database)) as supervisor:
             assert isinstance(supervisor, StoreSupervisor)
             assert supervisor.label == store.label
-        with contextlib.closing(open_supervisor("consul://:secret@host", store)) as supervisor:
+        with contextlib.closing(
+            open_supervisor("consul://:secret@host", store.database)
+        ) as supervisor:
             assert supervisor.label == "consul://host:8500"
         with pytest.raises(SettingsError, match="zookeeper://"):
-            open_supervisor("zookeeper://me:secret@host", store)
+            open_supervisor("zookeeper://me:secret@host", store.database)
 
 
 def test_a_missing_client_names_its_extra(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,4 +292,4 @@ def test_a_missing_client_names_its_extra(store_url: str, monkeypatch: pytest.Mo
         contextlib.closing(open_store(store_url, upgrade=True)) as store,
         pytest.raises(ImportError, match=r"blacksmith-dagster\[consul\]"),
     ):
-        open_supervisor("consul://host", store)
+        open_supervisor("consul://host", store.database)

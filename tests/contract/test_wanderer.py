@@ -37,9 +37,8 @@ from blacksmith_dagster.ingest import ingest as ingest_requests
 from blacksmith_dagster.pipeline import triggers
 from blacksmith_dagster.scheduler import Realtime, StandardScheduler, Summary
 from blacksmith_dagster.scheduler import load as load_due
-from blacksmith_dagster.store import migration_barrier
-from blacksmith_dagster.store.interface import Lane, LoadVerdict
-from blacksmith_dagster.store.sql import SQLStore
+from blacksmith_dagster.store import Store, migration_barrier
+from blacksmith_dagster.store.records import Lane, LoadVerdict
 from blacksmith_dagster.wanderer import MigrationRequest, MigrationState, Wanderer
 from blacksmith_dagster.wanderer.tracking import Tracking
 from tests.contract.loading import ingest, until
@@ -132,7 +131,7 @@ def test_every_transition_is_kept_with_its_holder_and_run(wandering: Runs, targe
     wanderer.run(MigrationRequest())
     wanderer.rollback(MigrationRequest(version=0, discard=True))
 
-    history = Tracking(wandering.store(), "", None).history(SCOPE, ONE)
+    history = Tracking(wandering.store().database, "", None).history(SCOPE, ONE)
     assert [transition.state.value for transition in history] == [
         "acknowledged",
         "executing(up)",
@@ -218,12 +217,12 @@ def test_migrations_are_tracked_elsewhere(wandering: Runs, target_url: str, tmp_
     """In another store, with its fencing tokens; the barriers stay in the store of the loads."""
     app = application(warehouse(target_url, [migration(ONE)]))
     with runs(f"sqlite:///{tmp_path}/wanderer.db") as other:
-        tracking = other.store()
+        tracking = other.store().database
         wanderer = wandering.wanderer(app, tracking=tracking)
         assert wanderer.run(MigrationRequest()).error is None
         assert states(wanderer) == [MigrationState.SUCCEEDED_UP]
         assert len(Tracking(tracking, "", None).history(SCOPE, ONE)) == 3
-        assert Tracking(wandering.store(), "", None).history(SCOPE, ONE) == []
+        assert Tracking(wandering.store().database, "", None).history(SCOPE, ONE) == []
         done = load(wandering, app)
     assert done.skipped is None
 
@@ -443,7 +442,7 @@ def test_two_runs_race_for_one_target(wandering: Runs, target_url: str) -> None:
     assert sorted(len(report.done) for report in reports) == [0] * (len(reports) - 1) + [3]
     assert all(report.error is None for report in reports)
     assert tables(target_url) == {"t1", "t2", "t3"}
-    assert len(Tracking(wandering.store(), "", None).history(SCOPE, ONE)) == 3
+    assert len(Tracking(wandering.store().database, "", None).history(SCOPE, ONE)) == 3
 
 
 def test_two_runs_cross_over_two_targets(wandering: Runs, target_url: str) -> None:
@@ -479,7 +478,7 @@ def test_a_run_that_was_taken_over_records_nothing_more(wandering: Runs, target_
     """A run that was paused past its lock's time to live finds its record rejected."""
     app = application(warehouse(target_url, [migration(ONE)]))
     store = wandering.store(app)
-    tracking = Tracking(store, "a test", None)
+    tracking = Tracking(store.database, "a test", None)
     token = tracking.take_over("destination/warehouse", "first", lambda: True)
     tracking.record(token, SCOPE, migration(ONE), MigrationState.EXECUTING_UP)
 
@@ -488,7 +487,7 @@ def test_a_run_that_was_taken_over_records_nothing_more(wandering: Runs, target_
     with pytest.raises(FencedOut, match="another run has taken over"):
         tracking.record(token, SCOPE, migration(ONE), MigrationState.SUCCEEDED_UP)
     with pytest.raises(FencedOut):
-        migration_barrier.lift(store, token, ONE, None)
+        migration_barrier.lift(store.database, token, ONE, None)
     assert tracking.history(SCOPE, ONE)[-1].state is MigrationState.INTERRUPTED
 
 
@@ -505,7 +504,7 @@ def test_loads_wait_and_resume(wandering: Runs, target_url: str) -> None:
 
     reason = load(wandering, app).skipped or ""
     assert f"{ONE} t1 of {SCOPE} has not run; run `blacksmith migrations run`" in reason
-    assert store.counts(FLIGHTS).awaiting == 1
+    assert store.counts.of(FLIGHTS).awaiting == 1
     wanderer.run(MigrationRequest())
     assert load(wandering, app).tally.succeeded == 1
 
@@ -515,12 +514,14 @@ def test_a_destination_may_choose_not_to_wait(wandering: Runs, target_url: str) 
     app = application(warehouse(target_url, [migration(ONE)], wait_for_migrations=False))
     store = wandering.store(app)
     ingest(store, [{"n": 1}])
-    token = migration_barrier.take_over(store, "destination/warehouse", "a migration", lambda: True)
+    token = migration_barrier.take_over(
+        store.database, "destination/warehouse", "a migration", lambda: True
+    )
 
-    migration_barrier.stop_claims(store, token, "run abc")
+    migration_barrier.stop_claims(store.database, token, "run abc")
     assert "being migrated by run abc" in (load(wandering, app).skipped or "")
 
-    migration_barrier.lift(store, token, 0, "a migration has failed")
+    migration_barrier.lift(store.database, token, 0, "a migration has failed")
     assert load(wandering, app).tally.succeeded == 1
 
 
@@ -547,8 +548,8 @@ def test_another_destination_is_loaded_meanwhile(wandering: Runs, target_url: st
     store = wandering.store(app)
     wandering.wanderer(app).ack(MigrationRequest())
     ingest(store, [{"n": 1}], "other/flights")
-    token = store.take_over("other/flights", Lane.LOAD, "loader", lambda: True)
-    assert store.claim(token, 10, 3, version=0) is not None
+    token = store.loads.take_over("other/flights", Lane.LOAD, "loader", lambda: True)
+    assert store.loads.claim(token, 10, 3, version=0) is not None
 
 
 def lake(*migrations: Migration, load: Callable[..., None]) -> Blacksmith:
@@ -586,12 +587,12 @@ def test_an_open_load_is_waited_for(wandering: Runs) -> None:
     assert order == ["loaded", "migrated"]
     # It claimed while the barrier was up or after the migration: neither gives it a job.
     assert isinstance(error, CodeOutdated) if error else loads.result().skipped
-    assert store.counts(FLIGHTS).awaiting == 1
+    assert store.counts.of(FLIGHTS).awaiting == 1
     assert load(wandering, new).tally.succeeded == 1
 
 
-def has_barrier(store: SQLStore) -> bool:
-    with store.reading() as conn:
+def has_barrier(store: Store) -> bool:
+    with store.database.reading() as conn:
         try:
             migration_barrier.check(conn, FLIGHTS, None)
         except MigrationPending:
@@ -642,13 +643,13 @@ def test_migration_under_load(wandering: Runs) -> None:
                 ingest(store, ({"n": number} for number in range(sent, sent + 40)))
                 sent += 40
                 assert wandering.wanderer(app).run(MigrationRequest()).error is None
-            until(lambda: store.counts(FLIGHTS).pending == 0)
+            until(lambda: store.counts.of(FLIGHTS).pending == 0)
             until(lambda: len(outdated) == len(versions))  # each of the older ones
         finally:
             stop.set()
         for loader in loaders:
             loader.result(30)
-    assert store.counts(FLIGHTS).succeeded == sent
+    assert store.counts.of(FLIGHTS).succeeded == sent
     assert loaded.keys() == set(range(sent))
 
 
@@ -656,15 +657,15 @@ def test_the_load_of_a_loader_that_is_gone_is_fenced_out(wandering: Runs, target
     app = application(warehouse(target_url, [migration(ONE)]))
     store = wandering.store(app)
     ingest(store, [{"n": 1}])
-    token = store.take_over(FLIGHTS, Lane.LOAD, "a loader without a lock", lambda: True)
-    claimed = store.claim(token, 10, 3)
+    token = store.loads.take_over(FLIGHTS, Lane.LOAD, "a loader without a lock", lambda: True)
+    claimed = store.loads.claim(token, 10, 3)
     assert claimed is not None
 
     assert wandering.wanderer(app).run(MigrationRequest()).error is None
 
     with pytest.raises(FencedOut):
-        store.record(claimed, LoadVerdict())
-    assert store.counts(FLIGHTS).retrying == 1
+        store.loads.record(claimed, LoadVerdict())
+    assert store.counts.of(FLIGHTS).retrying == 1
 
 
 class Silent:
@@ -717,9 +718,9 @@ def test_a_realtime_loop_of_older_code_ends_and_newer_code_waits(wandering: Runs
     wanderer.rollback(MigrationRequest(version=0))
     following = realtime(new)
     until(lambda: following.holds_locks)
-    assert store.counts(FLIGHTS).awaiting == 1
+    assert store.counts.of(FLIGHTS).awaiting == 1
     wanderer.run(MigrationRequest())
-    until(lambda: store.counts(FLIGHTS).succeeded == 1)
+    until(lambda: store.counts.of(FLIGHTS).succeeded == 1)
     following.stop()
     assert loaded == ["new"]
 
@@ -761,7 +762,7 @@ def test_concurrent_index_does_not_deadlock(wandering: Runs, store_url: str) -> 
 @pytest.mark.parametrize("applied", [True, False])
 def test_repair_records_what_happened(wandering: Runs, target_url: str, applied: bool) -> None:
     app = application(warehouse(target_url, [migration(ONE), migration(TWO)]))
-    tracking = Tracking(wandering.store(app), "a run that died", None)
+    tracking = Tracking(wandering.store(app).database, "a run that died", None)
     token = tracking.take_over("destination/warehouse", "first", lambda: True)
     tracking.record(token, SCOPE, migration(ONE), MigrationState.EXECUTING_UP)
     wanderer = wandering.wanderer(app)

@@ -54,12 +54,12 @@ def loaded(context: AssetExecutionContext, blacksmith: BlacksmithResource) -> No
     blacksmith.load(context, flights)
     with blacksmith.wanderer() as wanderer:
         assert wanderer.waits_for("lake") is None
-    assert blacksmith.store.counts("lake/flights").pending == 0
+    assert blacksmith.store.counts.of("lake/flights").pending == 0
 
 
 @sensor(job_name="own")
 def watch(context: SensorEvaluationContext, blacksmith: BlacksmithResource) -> SkipReason:
-    return SkipReason(f"{blacksmith.store.counts('lake/flights').pending} wait")
+    return SkipReason(f"{blacksmith.store.counts.of('lake/flights').pending} wait")
 
 
 @job

@@ -11,8 +11,7 @@ from blacksmith_dagster import Batch, Blacksmith, Destination, RetryPolicy, Sche
 from blacksmith_dagster.orchestration import BlacksmithResource, build_definitions
 from blacksmith_dagster.scheduler import StandardScheduler
 from blacksmith_dagster.store import Store, open_store
-from blacksmith_dagster.store.interface import NewEvent, NewJob
-from blacksmith_dagster.store.sql import SQLStore
+from blacksmith_dagster.store.records import NewEvent, NewJob
 from blacksmith_dagster.store.tables import events
 
 TODAY = datetime.now(UTC).date()
@@ -88,10 +87,10 @@ class Pipeline:
         store = self.open()
         try:
             new = NewEvent("airport/departed", "{}", [NewJob(path) for path in to])
-            (ids,) = store.ingest([[new] * number])
+            (ids,) = store.log.append([[new] * number])
             assert isinstance(ids, list)
             if day != TODAY:
-                _move(store, [store.event(event_id).seq for event_id in ids], day)
+                _move(store, [store.log.event(event_id).seq for event_id in ids], day)
             return ids
         finally:
             store.close()
@@ -107,9 +106,8 @@ class Pipeline:
 
 def _move(store: Store, seqs: Sequence[int], day: date) -> None:
     # Only the database's clock says when an event was received, so the test corrects it afterwards.
-    assert isinstance(store, SQLStore)
     noon = datetime.combine(day, time(12), UTC)
-    with store.writing() as connection:
+    with store.database.writing() as connection:
         connection.execute(
             update(events).where(events.c.seq.in_(list(seqs))).values(received_at=noon)
         )

@@ -75,4 +75,4 @@ class Polling:
 
 def payloads(store: Store) -> list[str]:
     """The data of the events that were stored, oldest first."""
-    return [event.payload for event in reversed(store.events("tower/seen", limit=10_000))]
+    return [event.payload for event in reversed(store.log.newest("tower/seen", limit=10_000))]

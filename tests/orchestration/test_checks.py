@@ -31,7 +31,7 @@ from blacksmith_dagster.orchestration.checks import (
     supervisor_reachable,
 )
 from blacksmith_dagster.settings import Settings
-from blacksmith_dagster.store.interface import Counts, ListenerStatus, RawRequest
+from blacksmith_dagster.store.records import JobCounts, ListenerStatus, RawRequest
 from blacksmith_dagster.supervisor import here, open_supervisor
 from tests.orchestration.pipeline import Pipeline
 
@@ -41,7 +41,7 @@ KEY = AssetKey(["lake", "flights"])
 
 def overdue(schedule: Schedule, waiting: timedelta | None, woken: bool = True) -> bool:
     oldest = None if waiting is None else NOW - waiting
-    counts = Counts(int(waiting is not None), 0, 0, 5, 0, oldest)
+    counts = JobCounts(int(waiting is not None), 0, 0, 5, 0, oldest)
     _, finding = check_destination(KEY, schedule, counts, NOW, woken)
     return not finding.passed
 
@@ -114,7 +114,7 @@ def test_a_gateway_that_is_gone_is_not_reachable() -> None:
 
 def test_the_supervisor_is_reachable_and_names_the_holders(store_url: str) -> None:
     store = Pipeline(store_url).open()
-    with closing(store), closing(open_supervisor(None, store)) as supervisor:
+    with closing(store), closing(open_supervisor(None, store.database)) as supervisor:
         assert supervisor_reachable(supervisor).passed
         assert supervisor.acquire("load/lake/flights", "run 7")
         finding = supervisor_reachable(supervisor)
@@ -125,7 +125,7 @@ def test_the_supervisor_is_reachable_and_names_the_holders(store_url: str) -> No
 def test_a_supervisor_that_does_not_respond_is_reported(store_url: str) -> None:
     store = Pipeline(store_url).open()
     url = "consul://:canary@127.0.0.1:1"
-    with closing(store), closing(open_supervisor(url, store)) as supervisor:
+    with closing(store), closing(open_supervisor(url, store.database)) as supervisor:
         finding = supervisor_reachable(supervisor)
     assert not finding.passed
     assert finding.description.startswith("consul://127.0.0.1:1 does not respond")
@@ -138,9 +138,9 @@ def test_jobs_of_a_destination_event_that_is_gone_are_orphans(store_url: str) ->
     store = pipeline.open()
     try:
         store.maintain()
-        assert no_orphans(store.orphans(pipeline.app)).passed
+        assert no_orphans(store.counts.orphans(pipeline.app)).passed
         smaller = Blacksmith(sources=[pipeline.airport], destinations=[])
-        finding = no_orphans(store.orphans(smaller))
+        finding = no_orphans(store.counts.orphans(smaller))
         assert "declare it again until they are loaded, or run" in finding.description
     finally:
         store.close()
@@ -243,7 +243,7 @@ def test_what_is_in_quarantine_is_reported_with_how_to_retry_it(store_url: str) 
             "paid": True,
         }
         for event_type in ("shop/ordered", "shop/ordered", "shop"):
-            store.quarantine(RawRequest(event_type, b"{", {}, "it is not JSON"))
+            store.quarantine.add(RawRequest(event_type, b"{", {}, "it is not JSON"))
         quarantined = by_name()
     assert not quarantined["ordered"].passed
     assert quarantined["ordered"].metadata == {"in_quarantine": 2, "in_quarantine_at_webhooks": 1}

@@ -77,7 +77,7 @@ def test_a_run_reports_what_it_received(store_url: str, instance: DagsterInstanc
         assert observed.asset_key.to_user_string() == "tower/seen"
         assert observed.metadata["events_received"].value == 3
         assert payloads(store) == ["1", "2", "3"]
-        assert store.counts("lake/sightings").awaiting == 3
+        assert store.counts.of("lake/sightings").awaiting == 3
 
 
 def test_each_run_continues_from_the_cursor(store_url: str, instance: DagsterInstance) -> None:
@@ -113,7 +113,7 @@ def test_a_function_that_raises_is_tried_again_with_the_same_poll(
         assert cause
         assert "ConnectionError: the tower is silent" in cause.message
         assert payloads(store) == ["1", "2"]
-        assert store.cursor("cron/tower/seen") == '"half way"'
+        assert store.log.cursor("cron/tower/seen") == '"half way"'
 
 
 def test_a_run_fails_with_the_error_and_the_next_gets_everything(
@@ -130,7 +130,7 @@ def test_a_run_fails_with_the_error_and_the_next_gets_everything(
         assert "ConnectionError: the tower is silent" in failure(result)
         assert len(polling.polls) == 3  # the first attempt and two retries
         assert payloads(store) == []
-        assert store.cursor("cron/tower/seen") is None
+        assert store.log.cursor("cron/tower/seen") is None
         again = Polling(store_url)
         again.origin += [1, 2]
         assert again.run(instance).success
@@ -168,7 +168,7 @@ def test_a_poll_beside_another_is_skipped_with_the_holders_name(
     polling = Polling(store_url)
     polling.origin += [1]
     with contextlib.closing(polling.open()) as store:
-        supervisor = open_supervisor(None, store)
+        supervisor = open_supervisor(None, store.database)
         with contextlib.closing(supervisor), supervisor.acquire("listen/tower/seen", "run 7"):  # type: ignore[union-attr]
             reported = metadata(polling.run(instance))
         assert reported.pop("skipped").startswith("tower/seen is polled by run 7")
@@ -301,7 +301,7 @@ def test_a_poll_whose_process_is_gone_is_failed_and_replaced(
     polling = Polling(store_url, Cron("*/5 * * * *"))
     run = instance.add_run(DagsterRun(job_name=JOB, status=DagsterRunStatus.STARTED))
     with contextlib.closing(polling.open()) as store:
-        supervisor = open_supervisor(None, store)
+        supervisor = open_supervisor(None, store.database)
         with contextlib.closing(supervisor):
             with supervisor.acquire("listen/tower/seen", run.run_id):  # type: ignore[union-attr]
                 assert tick(polling, instance).skipped == f"run {run.run_id} is still under way"
@@ -350,7 +350,9 @@ def clock_store(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
 def payloads_of(store: Store, app: Blacksmith) -> list[Any]:
     """The data of all events of an application, oldest first."""
     (event_type,) = app.source_events
-    return [json.loads(event.payload) for event in reversed(store.events(event_type, limit=1000))]
+    return [
+        json.loads(event.payload) for event in reversed(store.log.newest(event_type, limit=1000))
+    ]
 
 
 @of_its_own

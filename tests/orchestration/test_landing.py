@@ -49,7 +49,7 @@ def tick() -> str:
 
 
 def awaiting(store: Store) -> int:
-    return store.counts("warehouse/flights").awaiting
+    return store.counts.of("warehouse/flights").awaiting
 
 
 def test_nothing_landed(store: Store, folder: Path) -> None:
@@ -69,8 +69,8 @@ def test_each_line_is_ingested_once_as_the_file_grows(store: Store, folder: Path
 def test_a_bad_line_is_quarantined_and_stops_nothing(store: Store, folder: Path) -> None:
     (folder / "flights.ndjson").write_bytes(LINES[0] + b"{no json\n\n" + LINES[1])
     assert tick() == "events ingested: 2 from flights.ndjson"
-    [quarantined] = store.quarantined()
-    assert store.in_quarantine(quarantined.id).body == b"{no json"
+    [quarantined] = store.quarantine.oldest()
+    assert store.quarantine.get(quarantined.id).body == b"{no json"
 
 
 def test_a_reader_that_was_overtaken_ingests_nothing(
@@ -79,7 +79,7 @@ def test_a_reader_that_was_overtaken_ingests_nothing(
     file = folder / "flights.ndjson"
     file.write_bytes(b"".join(LINES[:10]))
     ever = float("inf")
-    read, overtaken = store.cursor, False
+    read, overtaken = store.log.cursor, False
 
     def cursor_then_overtaken(reader: str) -> str | None:
         nonlocal overtaken
@@ -89,7 +89,7 @@ def test_a_reader_that_was_overtaken_ingests_nothing(
             assert ingest_file(store, file, ever) == 10
         return cursor
 
-    monkeypatch.setattr(store, "cursor", cursor_then_overtaken)
+    monkeypatch.setattr(store.log, "cursor", cursor_then_overtaken)
     with pytest.raises(CursorMoved):
         ingest_file(store, file, ever)
     assert awaiting(store) == 10

@@ -41,7 +41,7 @@ class Shop:
     def __init__(self, store_url: str) -> None:
         self.resource = BlacksmithResource(store_url=store_url)
         self.store = open_store(store_url, upgrade=True)
-        self.supervisor = open_supervisor(None, self.store)
+        self.supervisor = open_supervisor(None, self.store.database)
         self.lines = 0
         self.on_line: Callable[[int], None] = lambda number: None
         shop = Source("shop")
@@ -79,7 +79,7 @@ class Shop:
 
     @property
     def stored(self) -> list[int]:
-        return [int(event.payload) for event in reversed(self.store.events(CHANGED, 10_000))]
+        return [int(event.payload) for event in reversed(self.store.log.newest(CHANGED, 10_000))]
 
     def close(self) -> None:
         self.supervisor.close()
@@ -186,7 +186,7 @@ def test_sigterm_ends_it_well_and_keeps_what_was_read(
     result = shop.run(instance)
     assert outputs(result)["stop_reason"] == "asked to stop"
     assert shop.stored[0] == 1
-    assert shop.store.cursor(f"cdc/{CHANGED}") == str(len(shop.stored))
+    assert shop.store.log.cursor(f"cdc/{CHANGED}") == str(len(shop.stored))
     assert not shop.supervisor.status(LOCK).held
 
 
@@ -206,7 +206,7 @@ def test_a_terminated_run_commits_what_was_read_and_ends_canceled(
     (run,) = instance.get_runs()
     assert run.status is DagsterRunStatus.CANCELED
     assert shop.stored == list(range(1, len(shop.stored) + 1))
-    assert shop.store.cursor(f"cdc/{CHANGED}") == str(len(shop.stored))
+    assert shop.store.log.cursor(f"cdc/{CHANGED}") == str(len(shop.stored))
     (reported,) = observations(instance)
     assert reported["events_received"] == len(shop.stored)
 

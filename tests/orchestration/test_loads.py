@@ -133,7 +133,7 @@ def test_a_held_lock_ends_the_run_well_and_says_who_holds_it(
     pipeline = Pipeline(store_url)
     pipeline.receive(1)
     store = pipeline.open()
-    supervisor = open_supervisor(None, store)
+    supervisor = open_supervisor(None, store.database)
     try:
         with supervisor.acquire("load/lake/flights", "run-of-another") as lease:
             assert lease
@@ -191,7 +191,7 @@ def test_the_history_names_the_dagster_run(store_url: str, instance: DagsterInst
     result = pipeline.run(instance)
     store = pipeline.open()
     try:
-        assert store.history(event_id)[-1].run == result.run_id
+        assert store.history.transitions(event_id)[-1].run == result.run_id
     finally:
         store.close()
 

@@ -26,7 +26,7 @@ from blacksmith_dagster import Batch, Blacksmith, Destination, Migration, Secret
 from blacksmith_dagster.orchestration import BlacksmithResource, build_definitions
 from blacksmith_dagster.orchestration.migrations import metadata_of
 from blacksmith_dagster.store import open_store
-from blacksmith_dagster.store.interface import NewEvent, NewJob
+from blacksmith_dagster.store.records import NewEvent, NewJob
 from blacksmith_dagster.supervisor import open_supervisor
 from blacksmith_dagster.wanderer import MigrationAction, MigrationReport
 from tests.orchestration.pipeline import Pipeline
@@ -76,7 +76,7 @@ class Migrated:
         """Keep an event with a job for `users`."""
         with closing(open_store(self._store_url)) as store:
             store.register(self.app)
-            store.ingest([[NewEvent("crm/signed_up", "{}", [NewJob("lake/users")])]])
+            store.log.append([[NewEvent("crm/signed_up", "{}", [NewJob("lake/users")])]])
 
     def load(self, instance: DagsterInstance) -> Mapping[str, Any]:
         """What the load of the destination has reported, by name."""
@@ -310,7 +310,7 @@ def test_a_target_in_use_fails_the_run_at_once_and_names_the_holder(
 ) -> None:
     migrated = Migrated(store_url)
     store = open_store(store_url)
-    supervisor = open_supervisor(None, store)
+    supervisor = open_supervisor(None, store.database)
     try:
         with supervisor.acquire("migrate/destination/lake", "run-of-another") as lease:
             assert lease

@@ -16,7 +16,7 @@ from blacksmith_dagster.composition import build_realtime, open_scheduler
 from blacksmith_dagster.orchestration import build_definitions
 from blacksmith_dagster.scheduler import StandardScheduler, Summary
 from blacksmith_dagster.settings import Settings
-from blacksmith_dagster.store.interface import Lane
+from blacksmith_dagster.store.records import Lane
 from tests.contract.loading import departed, ingest, until
 from tests.contract.test_realtime import Messages
 
@@ -103,7 +103,7 @@ def test_own_scheduler_serves_every_path(backends: Backends, instance: DagsterIn
     job = definitions.resolve_job_def("load_warehouse")
     assert job.execute_in_process(instance=instance).success
     assert lanes() == {Lane.LOAD}
-    assert (store.counts(FLIGHTS).succeeded, store.counts(FLIGHTS).retrying) == (1, 1)
+    assert (store.counts.of(FLIGHTS).succeeded, store.counts.of(FLIGHTS).retrying) == (1, 1)
 
     ingest(store, [{"n": 2}])
     broker = Broker()
@@ -113,7 +113,7 @@ def test_own_scheduler_serves_every_path(backends: Backends, instance: DagsterIn
             blacksmith, warehouse, own, backends, holder="a test", report=lambda *_: None
         )
         loop.start()
-        until(lambda: store.counts(FLIGHTS).succeeded == 2)
+        until(lambda: store.counts.of(FLIGHTS).succeeded == 2)
         loop.stop()
     assert lanes() == {Lane.LOAD}
 

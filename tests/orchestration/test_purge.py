@@ -11,8 +11,7 @@ from blacksmith_dagster import Blacksmith, Source
 from blacksmith_dagster.orchestration import BlacksmithResource, build_definitions
 from blacksmith_dagster.scheduler import purge as purging
 from blacksmith_dagster.store import Store, open_store
-from blacksmith_dagster.store.interface import NewEvent
-from blacksmith_dagster.store.sql import SQLStore
+from blacksmith_dagster.store.records import NewEvent
 from blacksmith_dagster.store.tables import time_index
 from blacksmith_dagster.supervisor import open_supervisor
 
@@ -25,13 +24,12 @@ APP = Blacksmith(sources=[SITE], destinations=[])
 def store(store_url: str) -> Iterator[Store]:
     """A store with three events that are older than they are kept, and one that is not."""
     opened = open_store(store_url, upgrade=True)
-    assert isinstance(opened, SQLStore)
     opened.register(APP)
-    opened.ingest([[NewEvent(SEEN.path, "{}")] * 3])
-    with opened.writing() as conn:
-        at, last = opened._now(conn) - timedelta(days=31), opened._sequence(conn)
+    opened.log.append([[NewEvent(SEEN.path, "{}")] * 3])
+    with opened.database.writing() as conn:
+        at, last = opened.database.now(conn) - timedelta(days=31), opened.database.sequence(conn)
         conn.execute(time_index.insert(), {"at": at, "low": last, "high": last})
-    opened.ingest([[NewEvent(SEEN.path, "{}")]])
+    opened.log.append([[NewEvent(SEEN.path, "{}")]])
     yield opened
     opened.close()
 
@@ -64,7 +62,7 @@ def test_a_run_purges_and_reports_what_has_gone(
         "files_archived": 1,
         "tables_postponed": 0,
     }
-    assert len(store.events()) == 1
+    assert len(store.log.newest()) == 1
     assert len(list((tmp_path / "archive").iterdir())) == 1
     assert metadata(run(store_url, instance))["events_deleted"] == 0
 
@@ -73,7 +71,7 @@ def test_a_run_beside_another_purge_is_skipped(
     store: Store, store_url: str, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(purging, "_WAIT", 0.1)
-    supervisor = open_supervisor(None, store)
+    supervisor = open_supervisor(None, store.database)
     try:
         with supervisor.acquire("purge", "another run") as lease:
             assert lease
@@ -81,7 +79,7 @@ def test_a_run_beside_another_purge_is_skipped(
     finally:
         supervisor.close()
     assert skipped.startswith("held by another run at ")
-    assert len(store.events()) == 4
+    assert len(store.log.newest()) == 4
 
 
 def test_the_schedule_is_there_only_if_events_are_purged() -> None:

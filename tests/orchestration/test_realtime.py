@@ -42,7 +42,7 @@ from blacksmith_dagster.orchestration.warm_run_sensor import (
 from blacksmith_dagster.orchestration.warm_runs import ENDING_TAG, WarmRunState, ending
 from blacksmith_dagster.pubsub import open_pubsub
 from blacksmith_dagster.store import open_store
-from blacksmith_dagster.store.interface import NewEvent, NewJob
+from blacksmith_dagster.store.records import NewEvent, NewJob
 from blacksmith_dagster.supervisor import open_supervisor
 from tests.orchestration.pipeline import Pipeline
 
@@ -248,7 +248,7 @@ class Alerts:
 
     def receive(self, *events: str) -> str:
         new = NewEvent("airport/departed", "{}", [NewJob(f"alerts/{event}") for event in events])
-        [[event_id]] = self.store.ingest([[new]])  # type: ignore[misc]
+        [[event_id]] = self.store.log.append([[new]])  # type: ignore[misc]
         return event_id
 
     def run(self, instance: DagsterInstance) -> Any:
@@ -315,7 +315,11 @@ def test_a_warm_run_loads_reports_and_ends_when_idle(
         for event in ("late", "stuck")
         for name in ("no_discarded", "nothing_overdue")
     }
-    (run,) = {transition.run for transition in alerts.store.history(ids[0]) if transition.load_id}
+    (run,) = {
+        transition.run
+        for transition in alerts.store.history.transitions(ids[0])
+        if transition.load_id
+    }
     assert run == result.run_id
 
 
@@ -500,7 +504,7 @@ def test_a_load_run_that_is_gone_is_not_mistaken_for_the_warm_run(
 
 @contextmanager
 def _locked(alerts: Alerts, holder: str, *events: str) -> Iterator[None]:
-    supervisor = open_supervisor(None, alerts.store)
+    supervisor = open_supervisor(None, alerts.store.database)
     try:
         for event in events or ("late", "stuck"):
             assert supervisor.acquire(f"load/alerts/{event}", holder)

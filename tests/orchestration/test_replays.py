@@ -104,7 +104,7 @@ def test_a_day_with_failures_is_materialized_and_its_check_names_them(
     pipeline = Pipeline(store_url, judge=judge)
     receive(pipeline, 2, 0, 1)
     with closing(pipeline.open()) as store:
-        failing.add(store.events()[0].id)
+        failing.add(store.log.newest()[0].id)
     result = replay(pipeline, instance)
     assert result.success
     reported = metadata_of(result)

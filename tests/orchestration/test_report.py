@@ -17,7 +17,7 @@ from dagster import (
 from blacksmith_dagster import Batch
 from blacksmith_dagster.orchestration.checks import Finding
 from blacksmith_dagster.orchestration.report_sensor import ReportCursor, changed_totals, to_repeat
-from blacksmith_dagster.store.interface import DayCount
+from blacksmith_dagster.store.records import DayCount
 from tests.orchestration.pipeline import TODAY, Pipeline
 
 DEPARTED = AssetKey(["airport", "departed"])

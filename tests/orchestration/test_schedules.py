@@ -145,7 +145,7 @@ def test_a_run_whose_process_is_gone_is_failed_and_replaced(
     pipeline.receive(1)
     run = instance.add_run(DagsterRun(job_name="load_lake", status=DagsterRunStatus.STARTED))
     store = pipeline.open()
-    supervisor = open_supervisor(None, store)
+    supervisor = open_supervisor(None, store.database)
     try:
         with supervisor.acquire("load/lake/undeliverable", run.run_id) as lease:
             assert lease
@@ -169,7 +169,7 @@ def test_a_run_between_two_tries_of_an_op_is_not_gone(
     pipeline.receive(1)
     run = instance.add_run(DagsterRun(job_name="load_lake", status=DagsterRunStatus.STARTED))
     store = pipeline.open()
-    supervisor = open_supervisor(None, store)
+    supervisor = open_supervisor(None, store.database)
     leases = contextlib.ExitStack()
     now = 0.0
 

@@ -18,7 +18,7 @@ from blacksmith_dagster import (
     Source,
 )
 from blacksmith_dagster.scheduler.decoding import Decoded, JobDecoder
-from blacksmith_dagster.store.interface import FencingToken, JobRow, Lane, Load
+from blacksmith_dagster.store.records import FencingToken, JobRow, Lane, Load
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 

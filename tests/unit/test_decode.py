@@ -6,7 +6,7 @@ from typing import Any
 from blacksmith_dagster import Batch, Blacksmith, Cause, Destination, Event, Flow, Job, Source
 from blacksmith_dagster.pipeline.event import JobResult
 from blacksmith_dagster.scheduler.decoding import JobDecoder
-from blacksmith_dagster.store.interface import JobRow
+from blacksmith_dagster.store.records import JobRow
 from tests.unit.loads import (
     NOW,
     Flight,

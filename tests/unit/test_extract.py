@@ -31,7 +31,7 @@ from blacksmith_dagster.errors import (
 )
 from blacksmith_dagster.ingest.extract import Extractor
 from blacksmith_dagster.ingest.items import REQUEST_EVENTS
-from blacksmith_dagster.store.interface import NewEvent, NewJob
+from blacksmith_dagster.store.records import NewEvent, NewJob
 
 
 class Flight(msgspec.Struct):

@@ -23,7 +23,7 @@ from blacksmith_dagster import (
 from blacksmith_dagster.errors import BadRequest, RequestError, TooLarge, Unprocessable
 from blacksmith_dagster.ingest.extract import Extractor
 from blacksmith_dagster.pipeline.limits import Limits
-from blacksmith_dagster.store.interface import NewEvent, NewJob
+from blacksmith_dagster.store.records import NewEvent, NewJob
 from blacksmith_dagster.testing import run
 
 

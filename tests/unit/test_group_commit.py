@@ -15,7 +15,8 @@ from blacksmith_dagster.errors import (
     Unavailable,
 )
 from blacksmith_dagster.ingest.group_commit import GroupCommit
-from blacksmith_dagster.store.interface import NewEvent, NewJob, Store
+from blacksmith_dagster.store import Store
+from blacksmith_dagster.store.records import NewEvent, NewJob
 
 Results = Callable[[Sequence[Sequence[NewEvent]]], list[Any]]
 

@@ -4,7 +4,7 @@ from msgspec.structs import replace
 
 from blacksmith_dagster.errors import KeyReused
 from blacksmith_dagster.store.idempotency import StoredKey, resolve
-from blacksmith_dagster.store.interface import NewEvent
+from blacksmith_dagster.store.records import NewEvent
 
 
 def event(key: str | None, body: str = "x", ordinal: int = 0) -> NewEvent:
@@ -54,11 +54,12 @@ def test_a_request_key_counts_with_the_place_in_the_request() -> None:
 
 
 def test_a_child_points_to_the_number_or_the_place_of_its_parent() -> None:
-    known = {("airport/departed", "a", 0): StoredKey(seq=42, digest=b"x")}
+    stored = StoredKey(seq=42, digest=b"x")
+    known = {("airport/departed", "a", 0): stored}
     family = [event("a"), replace(event(None), parent=0), replace(event(None), parent=1)]
     resolution = resolve([[event(None)], family], known)
-    assert resolution.slots == [[0], [~42, 1, 2]]
-    assert resolution.parents == {1: 42, 2: ~1}
+    assert resolution.slots == [[0], [stored, 1, 2]]
+    assert resolution.parents == {1: stored, 2: 1}
 
 
 def test_a_rejected_family_leaves_no_parents() -> None:

@@ -26,7 +26,7 @@ def project(tmp_path: Path) -> Path:
 UPWARD = [
     ("pipeline/application.py", "blacksmith_dagster.gateway.server"),
     ("store/loads.py", "blacksmith_dagster.supervisor.interface"),
-    ("destinations/sql.py", "blacksmith_dagster.store.interface"),
+    ("destinations/sql.py", "blacksmith_dagster.store.records"),
     ("ingest/ingest.py", "blacksmith_dagster.scheduler.loader"),
     ("supervisor/renewals.py", "blacksmith_dagster.supervisor.interface"),
     ("gateway/app.py", "dagster"),

@@ -5,7 +5,7 @@ import msgspec
 from blacksmith_dagster import Batch, Cause, Event
 from blacksmith_dagster.scheduler.decoding import Decoded
 from blacksmith_dagster.scheduler.outcomes import decide, outcomes
-from blacksmith_dagster.store.interface import Load, NewEvent, NewJob
+from blacksmith_dagster.store.records import Load, NewEvent, NewJob
 from tests.unit.loads import (
     NOW,
     app,

@@ -12,7 +12,7 @@ from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.pipeline.event import JobResult, JobVerdict
 from blacksmith_dagster.scheduler.decoding import Decoded, DecodeFailure
 from blacksmith_dagster.scheduler.outcomes import Tally, decide, load_report
-from blacksmith_dagster.store.interface import Deviation, Load, LoadVerdict
+from blacksmith_dagster.store.records import Deviation, Load, LoadVerdict
 from tests.unit.loads import NOW, decode, departed, flights, load, row
 
 LAST = flights.retry.max_attempts

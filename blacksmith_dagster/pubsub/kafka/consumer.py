@@ -38,7 +38,7 @@ from blacksmith_dagster.pubsub.kafka.connection import (
     wait_for,
 )
 from blacksmith_dagster.pubsub.messages import header_text, unix_time
-from blacksmith_dagster.store.interface import Cursor
+from blacksmith_dagster.store.records import Cursor
 
 _log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from blacksmith_dagster.pubsub.address import BrokerAddress
 from blacksmith_dagster.pubsub.interface import ConnectionLost, Consumer, CursorOf, Received
 from blacksmith_dagster.pubsub.messages import unix_time
 from blacksmith_dagster.pubsub.nats.connection import RESPONSE_SECONDS, NATSConnection
-from blacksmith_dagster.store.interface import Cursor
+from blacksmith_dagster.store.records import Cursor
 
 _log = logging.getLogger(__name__)
 

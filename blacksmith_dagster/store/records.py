@@ -1,30 +1,28 @@
-"""The interface of the store, and its records.
+"""The records of the store: what its parts take and return.
 
-The store is a database used as a queue. Events are appended to a log, in the order of their sequence
+The store is a database used as a queue: events are appended to a log, in the order of their sequence
 numbers, each with one job per destination event that receives it. A loader claims a batch of jobs as a
 *load*, runs it, and records the result; jobs that failed, or whose load was lost, wait as a *job group*
 and are claimed again.
 
-In all methods an *event type* is the path of a source event or of an outcome (`airport/departed`,
+In the store an *event type* is the path of a source event or of an outcome (`airport/departed`,
 `warehouse/flights.discarded`), and `destination` is the path of a destination event
 (`warehouse/flights`). docs/glossary.md defines the other words.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
-from blacksmith_dagster.errors import KeyReused
 from blacksmith_dagster.pipeline.event import JobResult
 
-if TYPE_CHECKING:
-    from blacksmith_dagster.pipeline.application import Blacksmith
-    from blacksmith_dagster.pipeline.retention import Retention
+Confirm: TypeAlias = Callable[[], bool]
+"""Asks the supervisor, by a consistent read, whether the caller still has its lock."""
 
 
 class Lane(Enum):
@@ -304,7 +302,7 @@ class SelectedJob(NamedTuple):
 # ------------------------------------------------------------------------- counts and history
 
 
-class Counts(msgspec.Struct, frozen=True):
+class JobCounts(msgspec.Struct, frozen=True):
     """How many jobs of a destination event are in each state.
 
     `awaiting`: never claimed; `retrying`: failed or unknown, and due again; `executing`: in an open
@@ -470,321 +468,4 @@ class Archive(Protocol):
 
         Raises `Unavailable`.
         """
-        ...
-
-
-# ------------------------------------------------------------------------------------- the store
-
-
-class Store(Protocol):
-    """The store. Threads may share it. Every call is one transaction, or a few short ones.
-
-    Any call may raise `Unavailable`, when the database does not respond and nothing was changed. Those
-    that write may raise `OutcomeUnknown`, when the connection broke during the commit.
-    """
-
-    @property
-    def label(self) -> str:
-        """The store's URL without credentials, for messages."""
-        ...
-
-    def close(self) -> None:
-        """Close all connections."""
-        ...
-
-    def ready(self) -> None:
-        """Check that the store can accept events now.
-
-        Raises `SchemaOutdated`, `SequenceWentBack` or `Unavailable`.
-        """
-        ...
-
-    def register(self, app: Blacksmith) -> None:
-        """Add the application's event types and destination events; rename those with `renamed_from`.
-
-        Every process calls it at its start; several may do so at once.
-        """
-        ...
-
-    # -- ingest
-    def ingest(
-        self,
-        requests: Sequence[Sequence[NewEvent] | RawRequest],
-        *,
-        cursors: Sequence[Cursor] = (),
-        released: Sequence[str] = (),
-        received_at: datetime | None = None,
-    ) -> list[list[str] | KeyReused]:
-        """Store the events of several requests with their jobs, in one commit.
-
-        Returns, for each request, the ids of its events, in order. An event whose key is stored already
-        gets the first event's id, and no jobs. If a request reuses a key, its result is the error (it
-        is not raised) and none of its events is stored; the other requests are stored. A `RawRequest`
-        goes to quarantine, and its result is its id there.
-
-        `cursors`, of different readers, are committed with the events, and the raw requests `released`
-        leave quarantine. With either, the commit is all or nothing: if a request reuses a key, nothing
-        is stored, and the results of the other requests are empty.
-
-        `received_at` is for the import of history: when the events were received elsewhere. Import in
-        order of time, before the store receives events of its own.
-
-        Raises `CursorMoved` if a reader's cursor is not at `before`, `NotFound` if a released request is
-        no longer in quarantine, and `UsageError` for an import out of order.
-        """
-        ...
-
-    def cursor(self, reader: str) -> str | None:
-        """A reader's cursor, or `None` if the store does not know the reader."""
-        ...
-
-    def quarantine(self, raw: RawRequest) -> str:
-        """Store a raw request; returns its id."""
-        ...
-
-    def quarantined(self, event_type: str | None = None, limit: int = 100) -> Sequence[Quarantined]:
-        """The requests in quarantine, the oldest first."""
-        ...
-
-    def in_quarantine(self, quarantine_id: str) -> RawRequest:
-        """A request in quarantine, with its body. Raises `NotFound`."""
-        ...
-
-    def drop_quarantined(self, ids: Sequence[str]) -> None:
-        """Delete requests in quarantine. If one does not exist, raises `NotFound` and deletes none."""
-        ...
-
-    def quarantine_sizes(self) -> Mapping[str, int]:
-        """How many requests are in quarantine, by event type."""
-        ...
-
-    # -- listeners
-    def note_listener(self, status: ListenerStatus) -> None:
-        """Store the status of a listener, in place of the previous one."""
-        ...
-
-    def listeners(self) -> Sequence[ListenerStatus]:
-        """The last status of each listener."""
-        ...
-
-    # -- loads
-    def take_over(
-        self, destination: str, lane: Lane, holder: str, confirm: Confirm
-    ) -> FencingToken:
-        """Take over a lane: from now on only the returned token may claim and record in it.
-
-        Reads the fencing token, calls `confirm()` to check that the caller still has its lock, and then
-        raises the token, but only if no other has raised it meanwhile. An open load of the lane becomes
-        unknown, and its jobs are due again.
-
-        Raises `FencedOut` if `confirm()` returns `False`, and `NotFound` if the destination event does
-        not exist.
-        """
-        ...
-
-    def claim(
-        self,
-        token: FencingToken,
-        limit: int,
-        max_attempts: int,
-        run: str | None = None,
-        version: int | None = None,
-    ) -> Load | None:
-        """Claim the next load, of at most `limit` jobs, and commit it as executing.
-
-        Returns `None` if nothing is due. Jobs that are due again go first; while new jobs wait, every
-        second claim takes new ones. `version` is the version of the destination's schema that the
-        caller's code declares; `None` if it declares none.
-
-        Raises `FencedOut`; `MigrationPending` if the destination is being migrated, or has not reached
-        that version; `CodeOutdated` if it is past it; `UsageError` if the lane's last load is still
-        open.
-        """
-        ...
-
-    def record(self, load: Load, verdict: LoadVerdict) -> None:
-        """Close a load with its result.
-
-        Raises `FencedOut` if another has taken over the lane, or the load is no longer open.
-        """
-        ...
-
-    def release(self, load: Load) -> None:
-        """Give back a load before it starts; it does not count as an attempt. Raises `FencedOut`."""
-        ...
-
-    def abandon(self, load: Load, error: str) -> None:
-        """Close a load as unknown, because it ran past its timeout: its jobs are due again.
-
-        A later `record` of it raises `FencedOut`.
-        """
-        ...
-
-    def next_due(self, *destinations: str) -> float | None:
-        """Seconds until the load lane of one of these can claim; 0 if it can now, `None` if no jobs
-        wait."""
-        ...
-
-    def since_load(self, *destinations: str) -> float | None:
-        """Seconds since the last load of one of these ended, or began if it is executing, by the
-        database's clock; `None` if there has been none."""
-        ...
-
-    def claim_for_discard(
-        self, token: FencingToken, reason: str, limit: int, event_ids: Sequence[str] | None = None
-    ) -> Load | None:
-        """Claim waiting jobs in order to discard them: `reason` becomes the load's `discard_reason`.
-
-        With `event_ids`, only jobs of these events that wait to run again, due now or later. Without,
-        the next of all waiting jobs, including those never claimed. Returns `None` if none is left.
-
-        Raises `FencedOut`; `UsageError` if the lane's last load is still open, or if `event_ids` is
-        missing in a lane other than `Lane.LOAD`.
-        """
-        ...
-
-    # -- replays
-    def begin_replay(
-        self,
-        token: FencingToken,
-        request: ReplayRequest,
-        event_types: Sequence[str],
-        run: str | None,
-    ) -> Replay:
-        """Begin a replay, or continue one with an equal request that has not ended.
-
-        Jobs that other replays have left waiting move to the load lane. `event_types` are the types that
-        the replay reads.
-
-        Raises `FencedOut`; `Gone` if events that it has to read are purged.
-        """
-        ...
-
-    def replay_page(
-        self, destination: str, request: ReplayRequest, event_types: Sequence[str], window: Window
-    ) -> ReplayPage:
-        """The first events of a window that a request's modes and filters select."""
-        ...
-
-    def job_rows(self, destination: str, seqs: Sequence[int]) -> Sequence[JobRow]:
-        """Events by their sequence numbers, in order, as jobs of a destination event."""
-        ...
-
-    def plan(
-        self,
-        token: FencingToken,
-        replay: Replay,
-        upto: int,
-        selected: Sequence[SelectedJob],
-        batch: int,
-    ) -> Replay:
-        """Put jobs into job groups of `batch` jobs for the replay lane; the replay advances to `upto`.
-
-        Raises `FencedOut`.
-        """
-        ...
-
-    def end_replay(self, token: FencingToken, replay: Replay) -> bool:
-        """Record that a replay has ended; `False` if some of its jobs still wait to run.
-
-        Raises `FencedOut`.
-        """
-        ...
-
-    def replays(self, destination: str, limit: int = 100) -> Sequence[Replay]:
-        """The replays of a destination event, the newest first."""
-        ...
-
-    def unsettled(self, destination: str, limit: int = 100) -> Sequence[JobState]:
-        """The jobs of its last replay that are discarded, or wait to run again."""
-        ...
-
-    def pace(self, destination: str) -> float | None:
-        """Jobs per second in its last loads, `None` if there were none."""
-        ...
-
-    # -- counts and history
-    def counts(self, destination: str) -> Counts:
-        """How many of its jobs are in each state. Raises `NotFound`."""
-        ...
-
-    def day_counts(self, since: date) -> Sequence[DayCount]:
-        """How many events were received per event type and UTC day, from `since` on."""
-        ...
-
-    def event(self, event_id: str) -> StoredEvent:
-        """An event by its public id. Raises `NotFound`; `Gone` if it may have been purged."""
-        ...
-
-    def events(self, event_type: str | None = None, limit: int = 100) -> Sequence[StoredEvent]:
-        """The newest events, newest first."""
-        ...
-
-    def history(self, event_id: str) -> Sequence[Transition]:
-        """Every transition of every job of an event, in order of time.
-
-        Raises `NotFound`, `Gone`.
-        """
-        ...
-
-    def jobs(
-        self, state: str, destination: str | None = None, limit: int = 100
-    ) -> Sequence[JobState]:
-        """Jobs in a state: 'discarded', 'retrying' (failed or unknown, due again), 'executing' or
-        'awaiting'."""
-        ...
-
-    def originals(self, event_ids: Sequence[str]) -> Mapping[str, JobRow]:
-        """Events by their ids, as job rows: the originals that outcomes refer to as parents."""
-        ...
-
-    def orphans(self, app: Blacksmith) -> Sequence[Orphan]:
-        """Destination events with pending jobs that the application does not declare."""
-        ...
-
-    def window(self, start: datetime, end: datetime) -> Window:
-        """A range of sequence numbers that has every event received from `start` to `end`."""
-        ...
-
-    # -- purge
-    def purgeable(self, retention: Mapping[str, Retention]) -> Sequence[Purgeable]:
-        """What `purge` would remove, for each event type that is not kept forever. Changes nothing."""
-        ...
-
-    def purge(
-        self, retention: Mapping[str, Retention], archive: Archive | None = None
-    ) -> Iterator[PurgeStep]:
-        """Remove the events that are past their retention and not needed, with their jobs and loads.
-
-        Each step is committed when it is returned. The caller may stop after any step; the next purge
-        continues. With an archive, a step's events are archived before they are deleted. Ingest and
-        loads may run at the same time; two purges at once are safe, but repeat each other's work.
-        """
-        ...
-
-    def check_not_purged(self, event_types: Sequence[str], start: datetime) -> None:
-        """Raise `Gone` if events of these types received at or after `start` may have been purged.
-
-        The error says since when they are kept.
-        """
-        ...
-
-    # -- maintenance
-    def repair(self) -> str:
-        """Repair a restored or promoted store: move the sequence past every number used, and begin a new
-        epoch, so that no new event gets the id of a lost one. Returns the epoch."""
-        ...
-
-    def maintain(self) -> None:
-        """Do the regular maintenance: add a row per minute to the time index, update the totals,
-        create table partitions ahead, and delete keys older than 7 days. The gateway calls it every few
-        seconds."""
-        ...
-
-
-class Confirm(Protocol):
-    """Asks the supervisor, by a consistent read, whether the caller still has its lock."""
-
-    def __call__(self) -> bool:
-        """`False` if the lock is lost."""
         ...

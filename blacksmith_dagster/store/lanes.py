@@ -1,0 +1,100 @@
+"""A lane of a destination event: its fencing token, and its loads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Select, bindparam, insert, literal, select, tuple_, update
+
+from blacksmith_dagster.errors import FencedOut
+from blacksmith_dagster.store.database import Database, LaneState
+from blacksmith_dagster.store.records import FencingToken
+from blacksmith_dagster.store.tables import DONE, EXECUTING, LANE_NUMBERS, loads
+
+
+def lock_lane(
+    database: Database, conn: Connection, token: FencingToken, wanted: int = 0
+) -> tuple[int, LaneState]:
+    """Lock the token's lane; returns the destination event's number, and the lane's state.
+
+    Raises `FencedOut` unless the token is still the lane's latest.
+    """
+    destination = database.destination(token.destination)
+    state = database.enter_lane(conn, destination, LANE_NUMBERS[token.lane], wanted)
+    if (state.token, state.holder) != (token.number, token.holder):
+        raise fenced_out(token, state.holder)
+    return destination, state
+
+
+def fenced_out(token: FencingToken, holder: str) -> FencedOut:
+    """The error of a holder whose lane another has taken over."""
+    return FencedOut(
+        f"{token.destination}: {holder} has taken over; stop, and acquire the lock again"
+    )
+
+
+def last_load(destination: Any, lane: int, *columns: Any) -> Select[Any]:
+    """These columns of a lane's last load; `destination` is the destination event's id.
+
+    The WHERE compares rows, as a range of the index `loads_lane`: with plain equalities, PostgreSQL's
+    generic plan walks back through all loads by id.
+    """
+    key = tuple_(loads.c.destination, loads.c.lane, loads.c.id)
+    return (
+        select(*columns)
+        .where(
+            key >= tuple_(destination, literal(lane), literal(0)),
+            key < tuple_(destination, literal(lane + 1), literal(0)),
+        )
+        .order_by(loads.c.destination.desc(), loads.c.lane.desc(), loads.c.id.desc())
+        .limit(1)
+    )
+
+
+def succeeded_since(conn: Connection, destination: int, load_id: int) -> bool:
+    """Whether a later load of the destination event ended without raising."""
+    later = select(loads.c.id).where(
+        loads.c.destination == destination, loads.c.id > load_id, loads.c.state == DONE
+    )
+    return conn.execute(later.limit(1)).first() is not None
+
+
+def open_load(conn: Connection, values: Mapping[str, Any]) -> int:
+    """Insert a load that is executing; returns its id."""
+    return int(conn.execute(_OPEN, values).scalar_one())
+
+
+_OPEN = insert(loads).values(state=EXECUTING).returning(loads.c.id)
+
+
+def close_load(
+    conn: Connection,
+    load_id: int,
+    state: int,
+    now: datetime,
+    error: str | None = None,
+    discarded: int = 0,
+) -> bool:
+    """Close an executing load; `False` if it is no longer executing."""
+    values = {
+        "load": load_id,
+        "to_state": state,
+        "now": now,
+        "load_error": error,
+        "discarded_jobs": discarded,
+    }
+    return conn.execute(_CLOSE, values).rowcount == 1
+
+
+_CLOSE = (
+    update(loads)
+    .where(loads.c.id == bindparam("load"), loads.c.state == EXECUTING)
+    .values(
+        state=bindparam("to_state"),
+        finished_at=bindparam("now", type_=loads.c.finished_at.type),
+        error=bindparam("load_error"),
+        discarded=bindparam("discarded_jobs"),
+    )
+)
