@@ -48,8 +48,47 @@ class Auth(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, init=False)
-class Bearer:
+@dataclass(frozen=True, init=False)
+class _Token:
+    """What the schemes share whose senders know a secret: each of several is accepted."""
+
+    secrets: tuple[Secret, ...]
+
+    def __init__(self, *secrets: Secret) -> None:
+        object.__setattr__(self, "secrets", checked_secrets(type(self).__name__, secrets))
+
+    def check(self) -> None:
+        """Raises `SettingsError` for one that no header can hold, `MissingSecret` if none is set."""
+        for secret, token in in_use(self.secrets):
+            if token.startswith(_HASHED) and not _HASH.fullmatch(token, len(_HASHED)):
+                raise SettingsError(
+                    f"{secret.name} begins with {_HASHED} but is not a SHA-256 of 64 hexadecimal "
+                    "digits; run `blacksmith keys new` for a token with its hash"
+                )
+            if token != token.strip() or not token.isprintable():
+                raise SettingsError(
+                    f"the token in {secret.name} begins or ends with a space or a line break, or has a "
+                    "control character, so no Authorization header can match it; remove these "
+                    "characters"
+                )
+
+    def verify(self, headers: Mapping[bytes, bytes], body: bytes) -> str | None:  # noqa: ARG002
+        return None
+
+    def _accepts(self, sent: bytes) -> bool:
+        """Whether `sent` is a secret, in a time that does not reveal how much of it is right."""
+        is_one = False
+        digest = sha256(sent).digest()
+        for _, token in in_use(self.secrets):
+            if token.startswith(_HASHED):
+                expected = bytes.fromhex(token.removeprefix(_HASHED))
+            else:
+                expected = sha256(token.encode()).digest()
+            is_one |= hmac.compare_digest(digest, expected)
+        return is_one
+
+
+class Bearer(_Token):
     """A bearer token: `Authorization: Bearer <token>` (RFC 6750, section 2.1).
 
     Each of the secrets is accepted, so that a new token can be introduced while the old one is still
@@ -63,15 +102,6 @@ class Bearer:
     Raises `DeclarationError` for a token that is not a `Secret`.
     """
 
-    secrets: tuple[Secret, ...]
-
-    def __init__(self, *secrets: Secret) -> None:
-        object.__setattr__(self, "secrets", checked_secrets("Bearer", secrets))
-
-    def check(self) -> None:
-        """Raises `SettingsError` for a token that no header can hold, `MissingSecret` if none is set."""
-        _check_tokens(self.secrets)
-
     def admit(self, headers: Mapping[bytes, bytes]) -> None:
         scheme, _, credentials = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() != b"bearer":
@@ -79,18 +109,14 @@ class Bearer:
                 "this source requires its token; send it as Authorization: Bearer <token>",
                 "Bearer",
             )
-        if not _is_one_of(self.secrets, credentials.strip()):
+        if not self._accepts(credentials.strip()):
             raise Unauthorized(
                 "this source does not accept the bearer token, or no longer does; send a current one",
                 'Bearer error="invalid_token"',
             )
 
-    def verify(self, headers: Mapping[bytes, bytes], body: bytes) -> str | None:  # noqa: ARG002
-        return None
 
-
-@dataclass(frozen=True, slots=True, init=False)
-class WriteKey:
+class WriteKey(_Token):
     """A key as the user name of HTTP basic authentication, without a password (RFC 7617).
 
     The secrets follow the same rules as those of `Bearer`.
@@ -100,15 +126,6 @@ class WriteKey:
 
     Raises `DeclarationError` for a key that is not a `Secret`.
     """
-
-    secrets: tuple[Secret, ...]
-
-    def __init__(self, *secrets: Secret) -> None:
-        object.__setattr__(self, "secrets", checked_secrets("WriteKey", secrets))
-
-    def check(self) -> None:
-        """Raises `SettingsError` for a key that no header can hold, `MissingSecret` if none is set."""
-        _check_tokens(self.secrets)
 
     def admit(self, headers: Mapping[bytes, bytes]) -> None:
         scheme, _, credentials = headers.get(b"authorization", b"").partition(b" ")
@@ -120,15 +137,12 @@ class WriteKey:
                 )
             except binascii.Error:
                 pass
-        if password or not _is_one_of(self.secrets, user):
+        if password or not self._accepts(user):
             raise Unauthorized(
                 "this source requires its write key; send it as the user name of "
                 "basic authentication, with an empty password",
                 'Basic realm="write key"',
             )
-
-    def verify(self, headers: Mapping[bytes, bytes], body: bytes) -> str | None:  # noqa: ARG002
-        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,30 +260,3 @@ def in_use(secrets: Sequence[Secret]) -> Iterator[tuple[Secret, str]]:
             yield secret, value
     if not any_is_set:
         raise MissingSecret(secrets[0].name)
-
-
-def _check_tokens(secrets: Sequence[Secret]) -> None:
-    for secret, token in in_use(secrets):
-        if token.startswith(_HASHED) and not _HASH.fullmatch(token, len(_HASHED)):
-            raise SettingsError(
-                f"{secret.name} begins with {_HASHED} but is not a SHA-256 of 64 hexadecimal digits; "
-                "run `blacksmith keys new` for a token with its hash"
-            )
-        if token != token.strip() or not token.isprintable():
-            raise SettingsError(
-                f"the token in {secret.name} begins or ends with a space or a line break, or has a "
-                "control character, so no Authorization header can match it; remove these characters"
-            )
-
-
-def _is_one_of(secrets: Sequence[Secret], sent: bytes) -> bool:
-    """Whether `sent` is one of the secrets, in a time that does not reveal how much of it is right."""
-    is_one = False
-    digest = sha256(sent).digest()
-    for _, token in in_use(secrets):
-        if token.startswith(_HASHED):
-            expected = bytes.fromhex(token.removeprefix(_HASHED))
-        else:
-            expected = sha256(token.encode()).digest()
-        is_one |= hmac.compare_digest(digest, expected)
-    return is_one

@@ -6,6 +6,7 @@ import random
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from croniter import CroniterError, croniter
 
@@ -149,7 +150,7 @@ def checked_interval(where: str, interval: str) -> str:
                 "or longer" + (", or Schedule(realtime=True)" if where == "Schedule" else "")
             )
         return interval
-    if isinstance(interval, str) and (interval in _NICKNAMES or _is_cron(interval)):
+    if _is_cron(interval):
         return interval
     raise DeclarationError(
         f"{where}({interval!r}): write '@every <duration>', a nickname such as '@daily', or a "
@@ -163,7 +164,7 @@ def checked_cron(where: str, text: str) -> str:
 
     Raises `DeclarationError` if not.
     """
-    if isinstance(text, str) and (text in _NICKNAMES or _is_cron(text)):
+    if _is_cron(text):
         return text
     raise DeclarationError(
         f"{where}: backfill_schedule={text!r}: write a cron expression of five fields that matches some "
@@ -171,7 +172,12 @@ def checked_cron(where: str, text: str) -> str:
     )
 
 
-def _is_cron(text: str) -> bool:
+def _is_cron(text: Any) -> bool:
+    """Whether `text` is a nickname, or a cron expression that Dagster accepts and that comes true."""
+    if not isinstance(text, str):
+        return False
+    if text in _NICKNAMES:
+        return True
     if len(text.split()) != 5 or not _CRON.fullmatch(_NAMED.sub("0", text)):
         return False
     try:

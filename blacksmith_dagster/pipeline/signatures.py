@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from blacksmith_dagster.errors import DeclarationError, SettingsError, Unauthorized
 from blacksmith_dagster.pipeline.access import checked_secrets, in_use
-from blacksmith_dagster.pipeline.validation import duration
+from blacksmith_dagster.pipeline.validation import Duration, duration
 from blacksmith_dagster.redaction import Secret
 
 TOLERANCE = "5m"
@@ -45,21 +45,23 @@ class _SignatureHeaders(NamedTuple):
     key: str | None = None
 
 
+@dataclass(frozen=True, init=False)
 class _Signature(ABC):
     """What the schemes share: a signature in the headers, checked with a keyed hash (HMAC)."""
 
     secrets: tuple[Secret, ...]
-    tolerance: str
+    tolerance: Duration
     header: str
-    algorithm = "sha256"
+    algorithm: str = "sha256"
 
-    def __init__(self, *secrets: Secret, tolerance: str = TOLERANCE) -> None:
+    def __init__(self, *secrets: Secret, tolerance: Duration = TOLERANCE) -> None:
         what = type(self).__name__
-        _set(
-            self,
-            secrets=checked_secrets(what, secrets),
-            tolerance=_checked_tolerance(what, tolerance),
-        )
+        if duration(f"{what}: tolerance", tolerance) > _LONGEST:
+            raise DeclarationError(
+                f"{what}: tolerance={tolerance!r}: write {_LONGEST.days}d at most; keys are stored "
+                "that long, and an older request would be accepted again"
+            )
+        _set(self, secrets=checked_secrets(what, secrets), tolerance=tolerance)
 
     def check(self) -> None:
         """Raises `SettingsError` for a secret with a wrong format, `MissingSecret` if none is set."""
@@ -143,14 +145,10 @@ class HMACSignature(_Signature):
     Raises `DeclarationError`.
     """
 
-    secrets: tuple[Secret, ...]
-    header: str
-    algorithm: str
-    encoding: str
-    prefix: str
-    timestamp_header: str | None
-    signed: str
-    tolerance: str
+    encoding: str = "hex"
+    prefix: str = ""
+    timestamp_header: str | None = None
+    signed: str = "{body}"
 
     def __init__(
         self,
@@ -161,8 +159,9 @@ class HMACSignature(_Signature):
         prefix: str = "",
         timestamp_header: str | None = None,
         signed: str | None = None,
-        tolerance: str = TOLERANCE,
+        tolerance: Duration = TOLERANCE,
     ) -> None:
+        super().__init__(*secrets, tolerance=tolerance)
         what = type(self).__name__
         if signed is None:
             signed = "{timestamp}.{body}" if timestamp_header else "{body}"
@@ -186,14 +185,12 @@ class HMACSignature(_Signature):
             )
         _set(
             self,
-            secrets=checked_secrets(what, secrets),
             header=header,
             algorithm=algorithm,
             encoding=encoding,
             prefix=prefix,
             timestamp_header=timestamp_header,
             signed=signed,
-            tolerance=_checked_tolerance(what, tolerance),
         )
 
     def _signature(self, headers: Mapping[bytes, bytes]) -> _SignatureHeaders:
@@ -235,7 +232,7 @@ class SlackSignature(HMACSignature):
     Raises `DeclarationError`.
     """
 
-    def __init__(self, *secrets: Secret, tolerance: str = TOLERANCE) -> None:
+    def __init__(self, *secrets: Secret, tolerance: Duration = TOLERANCE) -> None:
         super().__init__(
             *secrets,
             header="X-Slack-Signature",
@@ -246,7 +243,6 @@ class SlackSignature(HMACSignature):
         )
 
 
-@dataclass(frozen=True, init=False)
 class StripeSignature(_Signature):
     """Stripe's: `Stripe-Signature: t=<seconds>,v1=<hex>`, of the timestamp and the body.
 
@@ -258,8 +254,6 @@ class StripeSignature(_Signature):
     Raises `DeclarationError`.
     """
 
-    secrets: tuple[Secret, ...]
-    tolerance: str
     header = "Stripe-Signature"
 
     def _signature(self, headers: Mapping[bytes, bytes]) -> _SignatureHeaders:
@@ -274,7 +268,6 @@ class StripeSignature(_Signature):
         return _SignatureHeaders(timestamps[0] + b".", signatures, seconds)
 
 
-@dataclass(frozen=True, init=False)
 class StandardWebhooksSignature(_Signature):
     """Standard Webhooks': `webhook-id`, `webhook-timestamp` and `webhook-signature`.
 
@@ -289,8 +282,6 @@ class StandardWebhooksSignature(_Signature):
     Raises `DeclarationError`.
     """
 
-    secrets: tuple[Secret, ...]
-    tolerance: str
     header = "webhook-signature"
 
     def _signature(self, headers: Mapping[bytes, bytes]) -> _SignatureHeaders:
@@ -331,17 +322,8 @@ def _decoded(encoding: str, signatures: Iterable[bytes]) -> list[bytes]:
 
 
 @lru_cache(maxsize=64)
-def _seconds_of(tolerance: str) -> float:
+def _seconds_of(tolerance: Duration) -> float:
     return duration("tolerance", tolerance).total_seconds()
-
-
-def _checked_tolerance(what: str, tolerance: str) -> str:
-    if duration(f"{what}: tolerance", tolerance) > _LONGEST:
-        raise DeclarationError(
-            f"{what}: tolerance={tolerance!r}: write {_LONGEST.days}d at most; keys are stored that "
-            "long, and an older request would be accepted again"
-        )
-    return tolerance
 
 
 def _set(record: object, **fields: Any) -> None:

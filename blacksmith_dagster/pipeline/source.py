@@ -330,16 +330,7 @@ class Source(_SourceConfig):
         self,
         name: str,
         *,
-        model: JSONSchema,
-        on: HTTP | Subscription | None = None,
-        description: str | None = None,
-        **own: Unpack[SourceProperties],
-    ) -> AnySourceEvent: ...
-    @overload
-    def accept(
-        self,
-        name: str,
-        *,
+        model: JSONSchema = ...,
         on: HTTP | Subscription | None = None,
         description: str | None = None,
         **own: Unpack[SourceProperties],
@@ -381,13 +372,9 @@ class Source(_SourceConfig):
         self,
         name: str,
         *,
-        model: JSONSchema,
+        model: JSONSchema = ...,
         description: str | None = None,
         **own: Unpack[SourceProperties],
-    ) -> AnySourceEvent: ...
-    @overload
-    def child(
-        self, name: str, *, description: str | None = None, **own: Unpack[SourceProperties]
     ) -> AnySourceEvent: ...
     def child(
         self,

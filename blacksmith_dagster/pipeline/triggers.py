@@ -16,7 +16,7 @@ import msgspec
 from blacksmith_dagster.errors import DeclarationError, Reject, ValidationError
 from blacksmith_dagster.pipeline import model
 from blacksmith_dagster.pipeline.schedule import checked_interval
-from blacksmith_dagster.pipeline.validation import Inheriting
+from blacksmith_dagster.pipeline.validation import Inheriting, checked_number
 from blacksmith_dagster.redaction import Secret
 
 In = TypeVar("In")
@@ -30,7 +30,27 @@ class Trigger(Generic[In]):
     """The base class of all triggers; `In` is the argument of the extract function."""
 
 
-class Request(msgspec.Struct, frozen=True):
+class _Received(msgspec.Struct, frozen=True):
+    """What a request and a message have in common."""
+
+    body: bytes
+    headers: Mapping[str, str] = {}
+
+    @overload
+    def json(self) -> Any: ...
+    @overload
+    def json(self, type: type[T]) -> T: ...
+    def json(self, type: Any = Any) -> Any:
+        """The body decoded from JSON, into `type` if one is given: a type that msgspec decodes (Structs,
+        dataclasses, TypedDicts, ...), or a model of pydantic.
+
+        Raises `Reject` with the place of the fault if the body does not fit: a request gets a 422,
+        unless `on_invalid` says otherwise, and a message goes to quarantine.
+        """
+        return decode_body(self.body, type)
+
+
+class Request(_Received, frozen=True):
     """An HTTP request, or one item of it if its body is a JSON array or NDJSON.
 
     - `body`: the item's bytes, unchanged.
@@ -39,8 +59,6 @@ class Request(msgspec.Struct, frozen=True):
     - `received_at`: when it was received, if it is retried from quarantine; else `None`, meaning now.
     """
 
-    body: bytes
-    headers: Mapping[str, str] = {}
     query: Mapping[str, str] = {}
     method: str = "POST"
     path: str = "/"
@@ -58,19 +76,6 @@ class Request(msgspec.Struct, frozen=True):
             {"content-type": "application/json"}
             | {name.lower(): value for name, value in (headers or {}).items()},
         )
-
-    @overload
-    def json(self) -> Any: ...
-    @overload
-    def json(self, type: type[T]) -> T: ...
-    def json(self, type: Any = Any) -> Any:
-        """The body decoded from JSON, into `type` if one is given: a type that msgspec decodes (Structs,
-        dataclasses, TypedDicts, ...), or a model of pydantic.
-
-        Raises `Reject` (422) with the place of the fault if the body does not fit; see `on_invalid` of
-        `SourceProperties`.
-        """
-        return decode_body(self.body, type)
 
     def form(self) -> dict[str, str]:
         """The body of an HTML form (`application/x-www-form-urlencoded`), decoded.
@@ -178,17 +183,14 @@ class Cron(Trigger[Poll], Inheriting):
                     f"Cron(timezone={self.timezone!r}) is not a time zone; write an IANA name, "
                     "such as 'Europe/Berlin'"
                 ) from error
-        retries = self.max_retries
-        if retries is not None and not (isinstance(retries, int) and 0 <= retries <= 100):
-            raise DeclarationError(
-                f"Cron(max_retries={retries!r}): write a number from 0 (no retry) to 100"
-            )
+        if self.max_retries is not None:
+            checked_number("Cron: max_retries", self.max_retries, 0, 100)
 
 
 DEFAULT_CRON = Cron("@every 1h", "UTC", 3)
 
 
-class Message(msgspec.Struct, frozen=True):
+class Message(_Received, frozen=True):
     """A broker's message, the argument of a `Subscription` event's function.
 
     - `body`: its bytes.
@@ -201,8 +203,6 @@ class Message(msgspec.Struct, frozen=True):
     - `place`: where the broker stores it, for people: `orders/3@1545`.
     """
 
-    body: bytes
-    headers: Mapping[str, str] = {}
     topic: str = ""
     key: str | None = None
     id: str | None = None
@@ -217,18 +217,6 @@ class Message(msgspec.Struct, frozen=True):
         {'order': 7}
         """
         return cls(msgspec.json.encode(data), headers or {})
-
-    @overload
-    def json(self) -> Any: ...
-    @overload
-    def json(self, type: type[T]) -> T: ...
-    def json(self, type: Any = Any) -> Any:
-        """The body decoded from JSON, into `type` if one is given.
-
-        Raises `Reject` with the place of the fault if the body does not fit; the message then goes to
-        quarantine.
-        """
-        return decode_body(self.body, type)
 
 
 @dataclass(frozen=True, slots=True)
