@@ -6,6 +6,7 @@ import importlib
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -18,34 +19,42 @@ _NAME = re.compile(r"\w+(\.\w+)*:\w+")
 
 
 def load_application(app: str | None = None) -> Blacksmith:
-    """The application that `app`, or else pyproject.toml, names as `package.module:attribute`.
+    """The application that `app`, or else pyproject.toml, names; see `load_named`."""
+    value, found = load_named("app", app, "the application", "assets.application:blacksmith")
+    if not isinstance(value, Blacksmith):
+        raise SettingsError(f"{found}; name the Blacksmith(...) itself")
+    return value
 
-    Modules are imported from the current folder if `app` is given, else from that of pyproject.toml.
 
-    Raises `SettingsError` if the application is missing, and whatever its module raises.
+def load_named(key: str, name: object, what: str, example: str) -> tuple[object, str]:
+    """What `name`, or else `key` in pyproject.toml, names as `package.module:attribute`.
+
+    The second value says what was found where; an error begins with it. Modules are imported from the
+    current folder if `name` is given, else from that of pyproject.toml.
+
+    Raises `SettingsError` if the name or its module is missing, and whatever the module raises.
     """
-    name: object = app
-    folder, origin = Path.cwd(), "the application"
-    if app is None:
-        folder = find_project()
-        name = (project_table(folder) or {}).get("app")
-        origin = f"app in [tool.blacksmith] of {folder / 'pyproject.toml'}"
+    folder, origin = Path.cwd(), what
+    if name is None:
+        folder, name = find_project(), project_entry(key)
+        origin = f"{key} in [tool.blacksmith] of {folder / 'pyproject.toml'}"
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         problem = "is missing" if name is None else f"is {name!r}"
         raise SettingsError(
-            f"{origin} {problem}; write 'package.module:name', for example "
-            "'assets.application:blacksmith'"
+            f"{origin} {problem}; write 'package.module:name', for example {example!r}"
         )
     module_name, _, attribute = name.partition(":")
     module = _import_module(module_name, folder, f"{origin} is {name!r}, and")
     value = getattr(module, attribute, None)
-    if not isinstance(value, Blacksmith):
-        description = "nothing" if value is None else f"a {type(value).__name__}"
-        raise SettingsError(
-            f"{origin} is {name!r}, and {attribute!r} in {module.__file__} is {description}; name the "
-            "Blacksmith(...) itself"
-        )
-    return value
+    description = "nothing" if value is None else f"a {type(value).__name__}"
+    return value, f"{origin} is {name!r}, and {attribute!r} in {module.__file__} is {description}"
+
+
+def project_entry(key: str) -> object:
+    """The value of a key in `[tool.blacksmith]` of the current project; `None` if there is none."""
+    with suppress(SettingsError):
+        return (project_table(find_project()) or {}).get(key)
+    return None
 
 
 def load_function(name: str) -> Callable[..., Any]:

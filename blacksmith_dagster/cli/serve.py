@@ -12,7 +12,8 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from warnings import catch_warnings
 
 import click
 from click.core import ParameterSource
@@ -28,7 +29,7 @@ from blacksmith_dagster.composition import (
 )
 from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.gateway import Gateway, StandardGateway
-from blacksmith_dagster.importer import load_application
+from blacksmith_dagster.importer import load_application, load_named, project_entry
 from blacksmith_dagster.ingest.listeners import listened_events
 from blacksmith_dagster.pipeline.access import hashed
 from blacksmith_dagster.pipeline.application import Blacksmith
@@ -38,9 +39,6 @@ from blacksmith_dagster.signals import on_stop
 from blacksmith_dagster.store import open_store
 from blacksmith_dagster.store.sqlite import make_home
 from blacksmith_dagster.supervisor import here
-
-if TYPE_CHECKING:
-    from blacksmith_dagster.orchestration.loads import RunlessReporter
 
 _STOP_SECONDS = 30
 _LOOK_SECONDS = 1.0
@@ -197,23 +195,36 @@ def _stop(children: Sequence[subprocess.Popen[bytes]]) -> None:
 
 @click.command()
 @app_option
+@click.option(
+    "--definitions",
+    metavar="MODULE:NAME",
+    help="Dagster's definitions, for the asset keys. Default: those that pyproject.toml names in "
+    "[tool.blacksmith].",
+)
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-def worker(app: Blacksmith, names: tuple[str, ...]) -> None:
+def worker(app: Blacksmith, definitions: str | None, names: tuple[str, ...]) -> None:
     """Load realtime events, and listen for messages and changes, until Ctrl-C or SIGTERM.
 
     NAME is a destination with realtime events, or a source with subscriptions or CDC. Default: all of
     them.
 
     It does what warm runs do, outside of Dagster. If DAGSTER_HOME is set, it reports what it loads
-    there, as materializations. It stands by while another worker or a run holds the locks. It ends
-    with an error when a load runs past its time-out: let a service manager restart it.
+    there, as materializations of the assets in --definitions. It stands by while another worker or a
+    run holds the locks. It ends with an error when a load runs past its time-out: let a service
+    manager restart it.
     """
     stop = threading.Event()
     destinations, sources = select_served(app, names)
     with on_stop(stop.set), Backends(Settings.read()) as backends, ExitStack() as opened:
-        reporter = _reporter(app) if destinations else None
-        if reporter:
-            opened.enter_context(closing(reporter))
+        reporter = None
+        if destinations and os.environ.get("DAGSTER_HOME"):
+            # Dagster is imported only here.
+            from blacksmith_dagster.orchestration.assets import asset_keys
+            from blacksmith_dagster.orchestration.loads import runless_reporter
+
+            with catch_warnings(action="ignore"):  # Dagster warns of the beta features that it uses
+                keys = asset_keys(app, _definitions(definitions))
+            reporter = opened.enter_context(runless_reporter(keys))
         loops = build_worker(
             app,
             destinations,
@@ -242,13 +253,12 @@ def worker(app: Blacksmith, names: tuple[str, ...]) -> None:
         raise failure
 
 
-def _reporter(app: Blacksmith) -> RunlessReporter | None:
-    """The reporter to Dagster, if DAGSTER_HOME is set; Dagster is imported only then."""
-    if not os.environ.get("DAGSTER_HOME"):
+def _definitions(name: str | None) -> tuple[object, str] | None:
+    """What `name`, or else pyproject.toml, names; `None` if neither does, or `--app` is another."""
+    of_project = click.get_current_context().get_parameter_source("app") is ParameterSource.DEFAULT
+    if name is None and not (of_project and project_entry("definitions")):
         return None
-    from blacksmith_dagster.orchestration.loads import RunlessReporter
-
-    return RunlessReporter(app)
+    return load_named("definitions", name, "the definitions", "definitions:defs")
 
 
 @click.group()

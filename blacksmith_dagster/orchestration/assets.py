@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any, TypeAlias
 
-from dagster import AssetKey, AssetSpec, DailyPartitionsDefinition
+from dagster import AssetKey, AssetSpec, DailyPartitionsDefinition, Definitions
+from dagster.components.definitions import LazyDefinitions
 
+from blacksmith_dagster.errors import SettingsError
 from blacksmith_dagster.ingest.subscription import subscription_of
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import AnyDestinationEvent
@@ -34,6 +36,32 @@ def asset_key(event: AnyEvent) -> AssetKey:
     'airport/departed'
     """
     return AssetKey(event.path.split("/"))
+
+
+def asset_keys(app: Blacksmith, named: tuple[object, str] | None) -> Mapping[str, AssetKey]:
+    """The asset keys by the events' paths, in the definitions that `build_definitions` went into.
+
+    `named`: the definitions and how an error describes them; if `None`, the keys are those of the
+    default translator.
+
+    Raises `SettingsError` if the application's events are not in them, and whatever loading them raises.
+    """
+    events: Mapping[str, AnyEvent] = {**app.source_events, **app.destination_events}
+    if named is None:
+        return {path: asset_key(event) for path, event in events.items()}
+    value, found = named
+    definitions = value() if isinstance(value, LazyDefinitions) else value
+    if not isinstance(definitions, Definitions):
+        raise SettingsError(f"{found}; name the Definitions(...), or a function with @definitions")
+    specs = definitions.resolve_all_asset_specs()
+    keys = {spec.metadata[EVENT]: spec.key for spec in specs if EVENT in spec.metadata}
+    missing = events.keys() - keys.keys()
+    if missing:
+        raise SettingsError(
+            f"{found} without {', '.join(sorted(missing))}; merge build_definitions(...) of this "
+            "application into it"
+        )
+    return keys
 
 
 @dataclass(frozen=True, slots=True)

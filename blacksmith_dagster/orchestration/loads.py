@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -26,7 +27,6 @@ from dagster import (
 
 from blacksmith_dagster.backends import Backends
 from blacksmith_dagster.errors import Timeout, Unavailable
-from blacksmith_dagster.orchestration.assets import asset_key
 from blacksmith_dagster.orchestration.checks import Finding, check_destination
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import AnyDestinationEvent
@@ -150,34 +150,30 @@ class LoadReporter:
             self._log_event(counted.event(self._keys[path], day, self._links))
 
 
-class RunlessReporter(LoadReporter):
+@contextmanager
+def runless_reporter(keys: Mapping[str, AssetKey]) -> Iterator[LoadReporter]:
     """Reports loads that happen outside of runs, once a minute, to the instance of `DAGSTER_HOME`.
 
-    The assets are those that `asset_key` names. An event that Dagster does not accept is logged and
-    not reported again: the store has it.
-
-    Raises what Dagster raises when it cannot open the instance.
+    An event that Dagster does not accept is logged and not reported again: the store has it. Raises
+    what Dagster raises when it cannot open the instance.
     """
+    with DagsterInstance.get() as instance:
 
-    def __init__(self, app: Blacksmith) -> None:
-        keys = {path: asset_key(event) for path, event in app.destination_events.items()}
-        super().__init__(keys, self._log_runless_event, _RUNLESS_REPORT_SECONDS)
-        self._instance = DagsterInstance.get()
+        def log_event(event: DayEvent) -> None:
+            try:
+                instance.report_runless_asset_event(event)
+            except Exception:  # noqa: BLE001 - Dagster's database; loading continues without it
+                _log.exception(
+                    "%s: %s loads are not reported to Dagster",
+                    event.asset_key.to_user_string(),
+                    event.metadata["loads"].value,
+                )
 
-    def close(self) -> None:
-        """Report the rest, and close the instance."""
-        self.report()
-        self._instance.dispose()
-
-    def _log_runless_event(self, event: DayEvent) -> None:
+        reporter = LoadReporter(keys, log_event, _RUNLESS_REPORT_SECONDS)
         try:
-            self._instance.report_runless_asset_event(event)
-        except Exception:  # noqa: BLE001 - Dagster's database; loading continues without it
-            _log.exception(
-                "%s: %s loads are not reported to Dagster",
-                event.asset_key.to_user_string(),
-                event.metadata["loads"].value,
-            )
+            yield reporter
+        finally:
+            reporter.report()
 
 
 def load(

@@ -48,6 +48,7 @@ from tests.acceptance.realtime_system import APP
 
 alerts = Destination("alerts", schedule=Schedule("@every 1h", realtime=True))
 ALERTS = "alerts/late"
+TRANSLATED = "tests.acceptance.translated_definitions"
 
 
 @alerts.event(receives=accepted)
@@ -81,7 +82,7 @@ class Bench:
         worker = BlacksmithProcess(["worker", f"--app={app}", *arguments], self._url, env)
         self._workers.append(worker)
         worker.start()
-        until(lambda: "blacksmith worker: " in worker.log, 30, worker.log)
+        until(lambda: "blacksmith worker: " in worker.log, 60, worker.log)
         return worker
 
     def send(self, *data: dict[str, Any], app: Blacksmith = blacksmith) -> list[str]:
@@ -205,6 +206,38 @@ def test_materializations_are_reported_to_dagster_home(
             )
     assert "reported to DAGSTER_HOME" in worker.log
     assert "Traceback" not in worker.log
+
+
+def test_worker_reports_under_translated_keys(
+    bench: Bench, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    home = tmp_path_factory.mktemp("dagster")
+    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    worker = bench.worker(f"--definitions={TRANSLATED}:defs", DAGSTER_HOME=str(home))
+    until(bench.has(bench.send({"n": 0})))
+    assert worker.stop() == 0
+    with DagsterInstance.from_config(str(home)) as instance:
+        assert instance.get_latest_materialization_event(AssetKey(["raw", "sink", "full"]))
+        assert not instance.get_latest_materialization_event(AssetKey(["sink", "full"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        (
+            f"{TRANSLATED}:blacksmith",
+            "is a Blacksmith; name the Definitions(...), or a function with",
+        ),
+        (f"{TRANSLATED}:others", "without inbox/accepted, sink/full, sink/odd, sink/stuck; merge"),
+    ],
+)
+def test_wrong_definitions_are_reported(
+    monkeypatch: pytest.MonkeyPatch, postgres_url: str, tmp_path: Path, name: str, says: str
+) -> None:
+    monkeypatch.setenv("BLACKSMITH_STORE_URL", postgres_url)
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    arguments = [f"--app={APP}", f"--definitions={name}"]
+    assert says in run(monkeypatch, *arguments, pubsub="postgres")
 
 
 def test_only_the_named_destination_is_loaded(bench: Bench) -> None:
