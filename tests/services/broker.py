@@ -1,27 +1,14 @@
-"""The interface of a broker that tests start, stop and break; each broker's module implements it."""
+"""A broker that tests start, stop and break; each broker's module implements it."""
 
-import subprocess
-from typing import Protocol
+from abc import abstractmethod
+
+from tests.services.server import Server
 
 
-class Broker(Protocol):
+class Broker(Server):
     """A broker that a test may stop, kill and start again with its data at its port."""
 
-    process: subprocess.Popen[bytes] | None
-    """The server, the parent of all its processes; `None` while it is down."""
-
-    def start(self) -> None:
-        """Start the server and wait until it serves."""
-        ...
-
-    def stop(self) -> None:
-        """Stop the server as an operator does, and wait until it has ended."""
-        ...
-
-    def kill(self) -> None:
-        """SIGKILL to the server and all its children."""
-        ...
-
+    @abstractmethod
     def urls(
         self, topic: str, *, port: int | None = None, password: str | None = None
     ) -> tuple[str, str]:
@@ -30,16 +17,15 @@ class Broker(Protocol):
         `port`: another port of the loopback instead, where something else listens, or nothing.
         `password`: a wrong password instead.
         """
-        ...
 
+    @abstractmethod
     def send(self, topic: str, destination: str, body: bytes) -> None:
         """Send a message to the subscribers of a destination, whatever its body."""
-        ...
 
+    @abstractmethod
     def delete(self, topic: str) -> None:
         """Remove everything that the broker keeps for a topic: the topic itself, its queues, etc."""
-        ...
 
+    @abstractmethod
     def cut(self) -> None:
         """Make the server end the connections of all clients, as it does with idle ones."""
-        ...

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,19 +10,22 @@ from typing import Any
 
 import httpx
 
-from tests.services import Unavailable, free_port, kill_tree, private_folder, start
+from tests.services import Unavailable, free_port
+from tests.services.server import Server
 
-_SERVICE = "Consul"
 _DOWNLOADED = Path(__file__).parents[2] / ".cache/consul/consul"
 
 
-class ConsulServer:
+class ConsulServer(Server):
     """A server that the test starts, stops and kills; it keeps its data while it is down.
 
     - `members`: the servers of its cluster, itself included; empty for a single server.
     - `acl_token`: the management token; with it, calls without a token are rejected.
     - `certificate`: a certificate and its key; with it, the server speaks TLS at `https_port`.
     """
+
+    service = "Consul"
+    drop = False
 
     def __init__(
         self,
@@ -33,12 +35,11 @@ class ConsulServer:
         certificate: tuple[Path, Path] | None = None,
     ) -> None:
         self._binary = _binary()
+        super().__init__()
         self._members = members
         self._acl_token = acl_token
         self._certificate = certificate
         self.https_port = free_port() if certificate else -1
-        self._folder = private_folder("consul")
-        self._process: subprocess.Popen[bytes] | None = None
         self.port, self.rpc_port, self.serf_port = free_port(), free_port(), free_port()
         self.name = f"server-{self.port}"
 
@@ -50,35 +51,16 @@ class ConsulServer:
     @property
     def is_running(self) -> bool:
         """Whether it was started and has not been killed since."""
-        return self._process is not None
+        return self.process is not None
 
     def start(self) -> None:
         """Start the server and wait until it has a leader and accepts writes."""
         self.launch()
         until_ready([self])
 
-    def launch(self) -> None:
-        """Start the server; a cluster has a leader once most of its servers run."""
-        assert self._process is None, "already started"
-        (self._folder / "config.json").write_text(json.dumps(self._configuration()))
-        self._process = start(
-            [self._binary, "agent", "-config-file", self._folder / "config.json"],
-            folder=self._folder,
-            env={"HOME": str(self._folder), "PATH": os.environ["PATH"]},
-            log=self._folder / "log",
-            drop=False,
-        )
-
-    def kill(self) -> None:
-        """SIGKILL."""
-        if self._process is not None:
-            kill_tree(self._process)
-            self._process = None
-
-    def close(self) -> None:
-        """End the server and remove its data."""
-        self.kill()
-        shutil.rmtree(self._folder, ignore_errors=True)
+    def _command(self) -> list[str | Path]:
+        (self.folder / "config.json").write_text(json.dumps(self._configuration()))
+        return [self._binary, "agent", "-config-file", self.folder / "config.json"]
 
     def call(self, method: str, path: str, body: Any = None, token: str | None = None) -> Any:
         """Call the HTTP API without our own client, by default with the management token if any."""
@@ -103,8 +85,8 @@ class ConsulServer:
 
     def ready(self) -> bool:
         """Whether it has a leader and accepts writes."""
-        if self._process is None or self._process.poll() is not None:
-            raise RuntimeError(f"{_SERVICE} has ended:\n{self.log[-3000:]}")
+        if self.process is None or self.process.poll() is not None:
+            raise RuntimeError(f"Consul has ended:\n{self.log[-3000:]}")
         try:
             return bool(self.call("GET", "status/leader")) and bool(
                 self.call("PUT", f"kv/ready/{self.name}", 1)
@@ -115,11 +97,6 @@ class ConsulServer:
     def leader_is(self, other: "ConsulServer") -> bool:
         """Whether this server considers another one the leader."""
         return bool(self.call("GET", "status/leader") == f"127.0.0.1:{other.rpc_port}")
-
-    @property
-    def log(self) -> str:
-        """Everything that it printed."""
-        return (self._folder / "log").read_text()
 
     def _configuration(self) -> dict[str, Any]:
         peers = [f"127.0.0.1:{member.serf_port}" for member in self._members if member is not self]
@@ -133,7 +110,7 @@ class ConsulServer:
         return {
             "server": True,
             "node_name": self.name,
-            "data_dir": str(self._folder / "data"),
+            "data_dir": str(self.folder / "data"),
             "bootstrap_expect": max(len(self._members), 1),
             "retry_join": peers,
             "retry_interval": "1s",
@@ -193,7 +170,7 @@ def until_ready(servers: Sequence[ConsulServer]) -> None:
     while not all(server.ready() for server in servers):
         if time.monotonic() > deadline:
             logs = "\n".join(server.log[-2000:] for server in servers)
-            raise RuntimeError(f"{_SERVICE} did not start:\n{logs}")
+            raise RuntimeError(f"Consul did not start:\n{logs}")
         time.sleep(0.05)
 
 
@@ -202,5 +179,5 @@ def _binary() -> Path:
     if binary is None:
         binary = shutil.which("consul")
     if binary is None:
-        raise Unavailable(_SERVICE, "no server found; run `scripts/get-consul`")
+        raise Unavailable("Consul", "no server found; run `scripts/get-consul`")
     return Path(binary).resolve()

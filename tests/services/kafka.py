@@ -1,9 +1,7 @@
 """Kafka: the test session's own broker, with passwords, and TLS on a second port."""
 
 import base64
-import os
 import shutil
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -11,10 +9,10 @@ from typing import Any
 
 import psutil
 
-from tests.services import Unavailable, free_port, kill_tree, private_folder, start, unprivileged
+from tests.services import Unavailable, free_port, unprivileged
+from tests.services.broker import Broker
 from tests.services.tls import make_certificate
 
-_SERVICE = "Kafka"
 USER = "blacksmith"
 PASSWORD = "knows-all"
 GUEST, GUESTS_PASSWORD = "guest", "sees-nothing"
@@ -23,81 +21,44 @@ GUEST, GUESTS_PASSWORD = "guest", "sees-nothing"
 _IDLE = 2.0
 
 
-class KafkaServer:
+class KafkaServer(Broker):
     """A broker that the test starts, stops and kills; its topics are kept in a folder.
 
     It does not create topics automatically, and ends connections that were idle for two seconds.
     Clients connect at `port`, or with TLS at `tls_port`.
     """
 
+    service = "Kafka"
+
     def __init__(self) -> None:
         self._java, jars = _java(), _jars()
+        super().__init__()
         self.port, self.tls_port, self._controller = free_port(), free_port(), free_port()
-        self.process: subprocess.Popen[bytes] | None = None
-        self._folder = private_folder("kafka")
         try:
             shutil.copytree(
-                jars, self._folder / "lib"
+                jars, self.folder / "lib"
             )  # the server's user may not be able to read ours
-            self.certificate, key = make_certificate(self._folder)
-            pem = self._folder / "server.pem"
+            self.certificate, key = make_certificate(self.folder)
+            pem = self.folder / "server.pem"
             pem.write_text(key.read_text() + self.certificate.read_text())
             self._configure(pem)
             cluster = base64.urlsafe_b64encode(b"blacksmith-tests").decode().rstrip("=")
             subprocess.run(
                 unprivileged(
                     [
-                        *self._command("kafka.tools.StorageTool"),
-                        *("format", "-t", cluster, "-c", self._folder / "server.properties"),
+                        *self._jvm("kafka.tools.StorageTool"),
+                        *("format", "-t", cluster, "-c", self.folder / "server.properties"),
                     ]
                 ),
                 check=True,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 env=self._environment(),
-                cwd=self._folder,
+                cwd=self.folder,
             )
         except BaseException:
             self.close()
             raise
-
-    def start(self) -> None:
-        """Start the broker and wait until it serves."""
-        assert self.process is None, "already started"
-        log = self._folder / "log"
-        self.process = start(
-            [*self._command("kafka.Kafka"), self._folder / "server.properties"],
-            folder=self._folder,
-            env=self._environment(),
-            log=log,
-        )
-        deadline = time.monotonic() + 60
-        while not self._ready():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                self.kill()
-                raise RuntimeError(f"{_SERVICE} did not start:\n{log.read_text()[-3000:]}")
-            time.sleep(0.1)
-
-    def stop(self) -> None:
-        """Stop the broker as an operator does, and wait until it has ended."""
-        if self.process is not None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                kill_tree(self.process)
-            self.process = None
-
-    def kill(self) -> None:
-        """SIGKILL to the broker."""
-        if self.process is not None:
-            kill_tree(self.process)
-            self.process = None
-
-    def close(self) -> None:
-        """End the broker and remove its data."""
-        self.kill()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def urls(
         self, topic: str, *, port: int | None = None, password: str | None = None
@@ -154,7 +115,7 @@ class KafkaServer:
             if connection.status == psutil.CONN_ESTABLISHED and connection.laddr.port == self.port
         }
 
-    def _ready(self) -> bool:
+    def ready(self) -> bool:
         from confluent_kafka import KafkaException
 
         try:
@@ -172,11 +133,14 @@ class KafkaServer:
             "log_level": 0,
         }
 
-    def _command(self, main: str) -> list[str | Path]:
+    def _command(self) -> list[str | Path]:
+        return [*self._jvm("kafka.Kafka"), self.folder / "server.properties"]
+
+    def _jvm(self, main: str) -> list[str | Path]:
         # A fast start matters more than long-term speed: two cores serve all tests.
         options = ["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
         quiet = "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"
-        return [self._java, *options, quiet, "-cp", f"{self._folder}/lib/*", main]
+        return [self._java, *options, quiet, "-cp", f"{self.folder}/lib/*", main]
 
     def _configure(self, pem: Path) -> None:
         plain, tls = "listener.name.sasl_plaintext", "listener.name.sasl_ssl"
@@ -206,7 +170,7 @@ class KafkaServer:
             "super.users": f"User:{USER};User:ANONYMOUS",  # the controller has no name
             "ssl.keystore.type": "PEM",
             "ssl.keystore.location": pem,
-            "log.dirs": self._folder / "data",
+            "log.dirs": self.folder / "data",
             "auto.create.topics.enable": "false",
             "connections.max.idle.ms": int(1000 * _IDLE),
             "connection.failed.authentication.delay.ms": 0,
@@ -221,23 +185,20 @@ class KafkaServer:
             "num.network.threads": 1,
             "num.io.threads": 2,
         }
-        (self._folder / "server.properties").write_text(
+        (self.folder / "server.properties").write_text(
             "".join(f"{name}={value}\n" for name, value in settings.items())
         )
-
-    def _environment(self) -> dict[str, str]:
-        return {"HOME": str(self._folder), "LC_ALL": "C.UTF-8", "PATH": os.environ["PATH"]}
 
 
 def _java() -> str:
     java = shutil.which("java")
     if java is None:
-        raise Unavailable(_SERVICE, "no Java found; run `apt-get install default-jre-headless`")
+        raise Unavailable("Kafka", "no Java found; run `apt-get install default-jre-headless`")
     return java
 
 
 def _jars() -> Path:
     jars = Path(__file__).parents[2] / ".cache" / "kafka" / "lib"
     if not jars.is_dir():
-        raise Unavailable(_SERVICE, "no jars found; `scripts/services` downloads them with Maven")
+        raise Unavailable("Kafka", "no jars found; `scripts/services` downloads them with Maven")
     return jars

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -13,18 +12,20 @@ from typing import Any, TypeVar
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from tests.services import Unavailable, free_port, kill_tree, private_folder, start
+from tests.services import Unavailable, free_port
+from tests.services.broker import Broker
 
 T = TypeVar("T")
 
-_SERVICE = "NATS"
 _USER = "blacksmith"
 _PASSWORD = "knows/@all"
 _LOGIN = f'user: {_USER}, password: "{{}}"'
 
 
-class NATSServer:
+class NATSServer(Broker):
     """A server that the test starts, stops and kills; its streams are kept in a folder."""
+
+    service = "NATS"
 
     def __init__(self, *, tls: tuple[Path, Path] | None = None) -> None:
         """`tls`: a certificate and its key, PEM files that every user may read.
@@ -34,54 +35,13 @@ class NATSServer:
         self._bin = _binary()
         self._port = free_port()
         self._monitor = free_port()
-        self._folder = private_folder("nats")
+        super().__init__()
         self._tls = ""
         if tls is not None:
-            certificate, key = (shutil.copy(file, self._folder) for file in tls)
+            certificate, key = (shutil.copy(file, self.folder) for file in tls)
             self._tls = f"tls {{ cert_file: {certificate}, key_file: {key} }}"
         self.authorization = _LOGIN.format(_PASSWORD)
         self.jetstream = True
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Start the server and wait until it serves."""
-        assert self.process is None, "already started"
-        self._configure()
-        log = self._folder / "log"
-        self.process = start(
-            [self._bin, "-c", self._folder / "nats.conf"],
-            folder=self._folder,
-            env={"HOME": str(self._folder), "PATH": os.environ["PATH"]},
-            log=log,
-        )
-        deadline = time.monotonic() + 30
-        health = f"healthz?js-enabled-only={str(self.jetstream).lower()}"
-        while self._ask(health) is None:
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                self.kill()
-                raise RuntimeError(f"{_SERVICE} did not start:\n{log.read_text()[-3000:]}")
-            time.sleep(0.02)
-
-    def stop(self) -> None:
-        """Stop the server as an operator does, and wait until it has ended."""
-        if self.process is not None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                kill_tree(self.process)
-            self.process = None
-
-    def kill(self) -> None:
-        """SIGKILL to the server."""
-        if self.process is not None:
-            kill_tree(self.process)
-            self.process = None
-
-    def close(self) -> None:
-        """End the server and remove its data."""
-        self.kill()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def urls(
         self, topic: str, *, port: int | None = None, password: str | None = None
@@ -134,9 +94,17 @@ class NATSServer:
         while self._configured_at() == before:
             time.sleep(0.01)
 
+    def _command(self) -> list[str | Path]:
+        self._configure()
+        return [self._bin, "-c", self.folder / "nats.conf"]
+
+    def ready(self) -> bool:
+        health = f"healthz?js-enabled-only={str(self.jetstream).lower()}"
+        return self._ask(health) is not None
+
     def _configure(self) -> None:
-        jetstream = f"jetstream {{ store_dir: {self._folder} }}" if self.jetstream else ""
-        (self._folder / "nats.conf").write_text(
+        jetstream = f"jetstream {{ store_dir: {self.folder} }}" if self.jetstream else ""
+        (self.folder / "nats.conf").write_text(
             f"listen: 127.0.0.1:{self._port}\n"
             f"http: 127.0.0.1:{self._monitor}\n"
             f"authorization {{ {self.authorization} }}\n{jetstream}\n{self._tls}\n"
@@ -161,5 +129,5 @@ def _binary() -> Path:
     # Debian installs it in /usr/sbin, which is not in every user's PATH.
     server = shutil.which("nats-server", path=f"/usr/sbin:{os.environ['PATH']}")
     if server is None:
-        raise Unavailable(_SERVICE, "no server found; run `apt-get install nats-server`")
+        raise Unavailable("NATS", "no server found; run `apt-get install nats-server`")
     return Path(server)

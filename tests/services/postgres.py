@@ -5,14 +5,13 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit, urlunsplit
 
-from tests.services import Unavailable, free_port, kill_tree, private_folder, start, unprivileged
+from tests.services import Unavailable, free_port, unprivileged
+from tests.services.server import Server
 
-_SERVICE = "PostgreSQL"
 _STOP = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 _serial = itertools.count(1)
 
@@ -41,7 +40,7 @@ class Postgres:
             connection.execute(statement)
 
 
-class PostgresServer(Postgres):
+class PostgresServer(Postgres, Server):
     """A server that the test starts, stops and kills.
 
     With `durable` it has PostgreSQL's default settings for fsync and commits, for tests that kill it;
@@ -49,23 +48,22 @@ class PostgresServer(Postgres):
     that row changes can be read from it.
     """
 
+    service = "PostgreSQL"
+
     def __init__(self, *, durable: bool, wal_level: str = "logical") -> None:
         self._bin = _binaries()
         self._durable = durable
         self._wal_level = wal_level
         self._port = free_port()
-        self.folder = private_folder("postgres")
-        self.process: subprocess.Popen[bytes] | None = None
-        super().__init__(f"postgresql://postgres@127.0.0.1:{self._port}/postgres")
+        Server.__init__(self)
+        Postgres.__init__(self, f"postgresql://postgres@127.0.0.1:{self._port}/postgres")
         try:
             self._initialize()
         except BaseException:
             self.close()
             raise
 
-    def start(self) -> None:
-        """Start the server and wait until it responds."""
-        assert self.process is None, "already started"
+    def _command(self) -> list[str | Path]:
         options: dict[str, str | int | Path] = {
             "listen_addresses": "127.0.0.1",
             "port": self._port,
@@ -76,45 +74,17 @@ class PostgresServer(Postgres):
         if not self._durable:
             options |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
         settings = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
-        log = self.folder / "log"
-        self.process = start(
-            [self._bin / "postgres", "-D", self.folder / "data", *settings],
-            folder=self.folder,
-            env=self._environment(),
-            log=log,
-        )
-        deadline = time.monotonic() + 60  # after a kill, it replays its log first
-        while not self._ready():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                self.kill()
-                raise RuntimeError(f"{_SERVICE} did not start:\n{log.read_text()[-3000:]}")
-            time.sleep(0.05)
+        return [self._bin / "postgres", "-D", self.folder / "data", *settings]
 
     def stop(self, mode: Literal["smart", "fast", "immediate"] = "fast") -> None:
         """Stop the server and wait until it has ended; `immediate` is like a crash: no checkpoint."""
         if self.process is not None:
-            self.process.send_signal(_STOP[mode])
-            try:
-                self.process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                kill_tree(self.process)
-            self.process = None
-
-    def kill(self) -> None:
-        """SIGKILL to the server and all its children at once."""
-        if self.process is not None:
-            kill_tree(self.process)
-            self.process = None
+            self._end(self.process.pid, _STOP[mode])
 
     def restart(self, mode: Literal["smart", "fast", "immediate"] = "fast") -> None:
         """Stop the server if it runs, and start it again at the same URL."""
         self.stop(mode)
         self.start()
-
-    def close(self) -> None:
-        """End the server and remove its data."""
-        self.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _initialize(self) -> None:
         options = ["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8"]
@@ -127,7 +97,7 @@ class PostgresServer(Postgres):
             cwd=self.folder,
         )
 
-    def _ready(self) -> bool:
+    def ready(self) -> bool:
         import psycopg
 
         try:
@@ -135,9 +105,6 @@ class PostgresServer(Postgres):
         except psycopg.OperationalError:
             return False
         return True
-
-    def _environment(self) -> dict[str, str]:
-        return {"HOME": str(self.folder), "LC_ALL": "C.UTF-8", "PATH": os.environ["PATH"]}
 
 
 def _database(url: str) -> str:
@@ -152,5 +119,5 @@ def _binaries() -> Path:
     )
     server = str(servers[-1]) if servers else shutil.which("postgres")
     if server is None:
-        raise Unavailable(_SERVICE, "no server found; run `apt-get install postgresql`")
+        raise Unavailable("PostgreSQL", "no server found; run `apt-get install postgresql`")
     return Path(server).resolve().parent

@@ -4,13 +4,14 @@ from urllib.parse import urlsplit
 
 import psycopg
 
+from tests.services.broker import Broker
 from tests.services.postgres import PostgresServer
 
 _USER = "wakeful"
 _PASSWORD = "knows/@all"
 
 
-class PostgresBroker(PostgresServer):
+class PostgresBroker(PostgresServer, Broker):
     """A server that tests stop and kill; they share a database."""
 
     def __init__(self) -> None:
