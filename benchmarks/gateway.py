@@ -16,8 +16,9 @@ from sqlalchemy import text
 from benchmarks.measure import Effort, Figure, alternate, at_least, at_most, beside
 from benchmarks.pipeline import payload
 from benchmarks.stores import Databases, opened, postgres
-from tests.acceptance.processes import ROOT_FOLDER, GatewayProcess, until
+from tests.acceptance.processes import ROOT_FOLDER, GatewayProcess
 from tests.services import free_port, kill_tree
+from tests.waiting import until
 
 PATH = "/v1/bench/happened"
 CONNECTIONS = (64, 256)

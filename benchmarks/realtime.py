@@ -16,7 +16,8 @@ from benchmarks.measure import Effort, Figure, at_most, beside
 from benchmarks.pipeline import payload
 from benchmarks.realtime_pipeline import LATENCIES, nothing
 from benchmarks.stores import Databases, opened, postgres
-from tests.acceptance.processes import ROOT_FOLDER, BlacksmithProcess, GatewayProcess, until
+from tests.acceptance.processes import ROOT_FOLDER, BlacksmithProcess, GatewayProcess
+from tests.waiting import until
 
 PATH = "/v1/bench/happened"
 RATE = 500

@@ -18,10 +18,11 @@ import psycopg
 
 from benchmarks.measure import Effort, Figure, at_most, shown
 from benchmarks.naive_definitions import CALLED, EVENTS
-from tests.acceptance.processes import ROOT_FOLDER, until
+from tests.acceptance.processes import ROOT_FOLDER
 from tests.acceptance.warm_processes import WarmDeployment, is_alive
 from tests.services import free_port, kill_tree
 from tests.services.postgres import PostgresServer
+from tests.waiting import until
 
 COLD = 20
 IDLE_SECONDS = 60.0

@@ -23,8 +23,9 @@ from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.records import NewEvent, NewJob
 from tests.acceptance.dagster_pipeline import INTERVAL, RECORD, SECONDS, blacksmith
 from tests.acceptance.oracle import judge
-from tests.acceptance.processes import ROOT_FOLDER, until
+from tests.acceptance.processes import ROOT_FOLDER
 from tests.services import free_port, kill_tree
+from tests.waiting import until
 
 FLIGHTS = "lake/flights"
 

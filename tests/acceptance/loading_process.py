@@ -14,7 +14,8 @@ from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.store import Store, open_store
 from tests.acceptance.loading_main import TIMED_OUT, UNAVAILABLE
 from tests.acceptance.loading_pipeline import FLIGHTS, RECORDING, blacksmith
-from tests.acceptance.processes import ROOT_FOLDER, until
+from tests.acceptance.processes import ROOT_FOLDER
+from tests.waiting import until
 
 _MAIN = "tests.acceptance.loading_main"
 

@@ -17,17 +17,10 @@ import httpx
 import psutil
 
 from tests.services import free_port, kill_tree
+from tests.waiting import until
 
 ROOT_FOLDER = Path(__file__).parents[2]
 GATEWAY_PIPELINE = "tests.acceptance.gateway_pipeline:blacksmith"
-
-
-def until(condition: Callable[[], object], seconds: float = 20.0, what: str = "") -> None:
-    """Return once `condition` holds; fail if it does not within `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what or condition}"
-        time.sleep(0.02)
 
 
 @contextlib.contextmanager

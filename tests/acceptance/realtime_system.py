@@ -17,8 +17,9 @@ from blacksmith_dagster.pubsub import open_pubsub
 from blacksmith_dagster.store import open_store
 from tests.acceptance.ledger import Ledger, Sender
 from tests.acceptance.oracle import judge
-from tests.acceptance.processes import BlacksmithProcess, GatewayProcess, until
+from tests.acceptance.processes import BlacksmithProcess, GatewayProcess
 from tests.acceptance.realtime_pipeline import FULL, ODD, RECORD, blacksmith, loaded
+from tests.waiting import until
 
 APP = "tests.acceptance.realtime_pipeline:blacksmith"
 RATE = 50.0  # events a second

@@ -30,9 +30,10 @@ from tests.acceptance.loading_main import TTL
 from tests.acceptance.loading_pipeline import FLIGHTS, Recording, blacksmith, departed
 from tests.acceptance.loading_process import LoaderProcess
 from tests.acceptance.oracle import JobSets, judge
-from tests.acceptance.processes import GatewayProcess, until
+from tests.acceptance.processes import GatewayProcess
 from tests.services.consul import ConsulServer
 from tests.services.proxy import Link
+from tests.waiting import until
 
 KEY = f"load/{FLIGHTS}"
 LOCK_DELAY = 0.5

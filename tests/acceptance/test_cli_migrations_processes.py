@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from blacksmith_dagster.store import open_store
-from tests.acceptance.processes import ROOT_FOLDER, until
+from tests.acceptance.processes import ROOT_FOLDER
 from tests.acceptance.wanderer_pipeline import FOLDER, SLOW, WAREHOUSE
 from tests.contract.migrating import tables
+from tests.waiting import until
 
 APP = "--app=tests.acceptance.wanderer_pipeline:blacksmith"
 VERSION = 20260101120000

@@ -10,7 +10,7 @@ from dagster import AssetKey, DagsterRun
 
 from tests.acceptance import cron_pipeline
 from tests.acceptance.dagster_processes import Deployment
-from tests.acceptance.processes import until
+from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(300)
 

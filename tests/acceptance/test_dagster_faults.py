@@ -9,7 +9,7 @@ import pytest
 from dagster import DagsterRunStatus
 
 from tests.acceptance.dagster_processes import Deployment
-from tests.acceptance.processes import until
+from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -26,9 +26,10 @@ import pytest
 
 from blacksmith_dagster.store import Store, open_store
 from tests.acceptance.ledger import load_on
-from tests.acceptance.processes import GatewayProcess, until
+from tests.acceptance.processes import GatewayProcess
 from tests.services import ROOT, UNPRIVILEGED
 from tests.services.postgres import Postgres, PostgresServer
+from tests.waiting import until
 
 ACCEPTED = "/v1/inbox/accepted"
 KEYED = "/inbox/keyed"

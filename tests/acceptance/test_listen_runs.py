@@ -14,8 +14,9 @@ from dagster import AssetKey, DagsterRunStatus
 
 from tests.acceptance.dagster_processes import Deployment
 from tests.acceptance.listen_pipeline import LOG, WARM, blacksmith
-from tests.acceptance.processes import repeated, until
+from tests.acceptance.processes import repeated
 from tests.acceptance.test_dagster_faults import TERMINATE
+from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(300)
 

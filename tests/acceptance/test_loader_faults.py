@@ -44,8 +44,9 @@ from tests.acceptance.loading_pipeline import (
 )
 from tests.acceptance.loading_process import LoaderProcess, keep_running, opened
 from tests.acceptance.oracle import judge
-from tests.acceptance.processes import GatewayProcess, until
+from tests.acceptance.processes import GatewayProcess
 from tests.services.postgres import PostgresServer
+from tests.waiting import until
 
 AT_ONCE = RetryPolicy(max_retries=3, delay="1ms")
 

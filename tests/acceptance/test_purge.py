@@ -43,8 +43,9 @@ from tests.acceptance.loading_pipeline import (
     departed,
 )
 from tests.acceptance.loading_process import LoaderProcess, keep_running, opened
-from tests.acceptance.processes import BlacksmithProcess, until
+from tests.acceptance.processes import BlacksmithProcess
 from tests.acceptance.test_loader_faults import accept
+from tests.waiting import until
 
 APP = "--app=tests.acceptance.loading_pipeline:blacksmith"
 FLIGHTS_EVENT = blacksmith.destination_events[FLIGHTS]

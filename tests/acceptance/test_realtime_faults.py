@@ -16,7 +16,7 @@ import pytest
 from blacksmith_dagster.scheduler.realtime import SWEEP, SWEEP_ALONE
 from blacksmith_dagster.store import open_store
 from tests.acceptance.ledger import Sender
-from tests.acceptance.processes import BlacksmithProcess, GatewayProcess, until
+from tests.acceptance.processes import BlacksmithProcess, GatewayProcess
 from tests.acceptance.realtime_pipeline import blacksmith
 from tests.acceptance.realtime_system import (
     APP,
@@ -30,6 +30,7 @@ from tests.acceptance.realtime_system import (
 from tests.contract.notifying import frozen
 from tests.services.postgres import Postgres, PostgresServer
 from tests.services.postgres_broker import PostgresBroker
+from tests.waiting import until
 
 MARGIN = 2.5  # on a machine of two cores that also runs the test's servers
 

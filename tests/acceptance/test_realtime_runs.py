@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from dagster import DagsterRunStatus
 
-from tests.acceptance.processes import until
 from tests.acceptance.test_dagster_faults import TERMINATE
 from tests.acceptance.warm_processes import LATE, WarmDeployment, is_alive
+from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(300)
 

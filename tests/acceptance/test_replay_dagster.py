@@ -10,9 +10,9 @@ from dagster import AssetKey, DagsterRunStatus
 from playwright.sync_api import Page, expect, sync_playwright
 
 from tests.acceptance.dagster_processes import FLIGHTS, DagsterProcess, Deployment
-from tests.acceptance.processes import until
 from tests.acceptance.test_browser import BROWSER_OPTIONS
 from tests.acceptance.test_dagster_faults import TERMINATE
+from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(300)
 

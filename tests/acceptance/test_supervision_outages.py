@@ -20,7 +20,7 @@ from blacksmith_dagster.supervisor.address import parse_consul_url
 from blacksmith_dagster.supervisor.consul import ConsulSupervisor
 from tests.acceptance.loading_main import TTL
 from tests.acceptance.loading_pipeline import RECORDING
-from tests.acceptance.processes import GatewayProcess, until
+from tests.acceptance.processes import GatewayProcess
 from tests.acceptance.supervising import (
     LOCK_DELAY,
     OPTIONS,
@@ -31,6 +31,7 @@ from tests.acceptance.supervising import (
     gateways,
 )
 from tests.services.consul import ConsulCluster, ConsulServer
+from tests.waiting import until
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ import pytest
 from blacksmith_dagster.gateway.protocol import HEAD_BYTES
 from blacksmith_dagster.pipeline.access import hashed
 from blacksmith_dagster.store import Store, open_store
-from tests.acceptance.processes import GatewayProcess, peak_memory, until
+from tests.acceptance.processes import GatewayProcess, peak_memory
 from tests.acceptance.trust_pipeline import MODELS, NEW, OLD, SHOP, WHSEC_NEW, WHSEC_OLD
 from tests.unit.test_signatures import (
     WHSEC,
@@ -26,6 +26,7 @@ from tests.unit.test_signatures import (
     standard_webhooks,
     stripe_header,
 )
+from tests.waiting import until
 
 PIPELINE = "tests.acceptance.trust_pipeline:blacksmith"
 SECRETS = ("hunter2-new", "hunter2-old")

@@ -17,10 +17,11 @@ from blacksmith_dagster.wanderer import (
 )
 from blacksmith_dagster.wanderer.tracking import Tracking
 from tests.acceptance.migrating_main import PAUSED, POINT, application
-from tests.acceptance.processes import ROOT_FOLDER, until
+from tests.acceptance.processes import ROOT_FOLDER
 from tests.contract.loading import ingest
 from tests.contract.migrating import ONE, Runs, runs, tables
 from tests.contract.test_wanderer import SCOPE, load
+from tests.waiting import until
 
 _MAIN = "tests.acceptance.migrating_main"
 

@@ -16,11 +16,12 @@ from blacksmith_dagster.store import open_store
 from blacksmith_dagster.supervisor import open_supervisor
 from blacksmith_dagster.wanderer import MigrationState, Wanderer
 from tests.acceptance.dagster_processes import DagsterProcess
-from tests.acceptance.processes import ROOT_FOLDER, until
+from tests.acceptance.processes import ROOT_FOLDER
 from tests.acceptance.test_browser import BROWSER_OPTIONS, shoot
 from tests.acceptance.test_dagster_faults import TERMINATE
 from tests.acceptance.wanderer_pipeline import FOLDER, SLOW, WAREHOUSE, airport, lake
 from tests.services import free_port
+from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(300)
 

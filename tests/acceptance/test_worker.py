@@ -30,7 +30,7 @@ from blacksmith_dagster.cli import main
 from blacksmith_dagster.ingest import ingest
 from blacksmith_dagster.pubsub import Publisher, open_pubsub
 from blacksmith_dagster.store import Store, open_store
-from tests.acceptance.processes import BlacksmithProcess, until
+from tests.acceptance.processes import BlacksmithProcess
 from tests.acceptance.realtime_pipeline import (
     FULL,
     ODD,
@@ -45,6 +45,7 @@ from tests.acceptance.realtime_pipeline import (
     sink,
 )
 from tests.acceptance.realtime_system import APP
+from tests.waiting import until
 
 alerts = Destination("alerts", schedule=Schedule("@every 1h", realtime=True))
 ALERTS = "alerts/late"

@@ -14,8 +14,9 @@ from dagster import DagsterRun, DagsterRunStatus
 
 from tests.acceptance.dagster_processes import Deployment, overlapping
 from tests.acceptance.oracle import judge
-from tests.acceptance.processes import GatewayProcess, repeated, until
+from tests.acceptance.processes import GatewayProcess, repeated
 from tests.acceptance.warm_pipeline import SECONDS, VERSION, WARM, blacksmith
+from tests.waiting import until
 
 LATE, STUCK = "alerts/late", "alerts/stuck"
 

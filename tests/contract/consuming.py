@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import pika
@@ -16,6 +16,7 @@ from tests.services.broker import Broker
 from tests.services.kafka import KafkaServer
 from tests.services.nats import NATSServer
 from tests.services.rabbitmq import RabbitMQServer
+from tests.waiting import until
 
 VARIABLE = "ORDERS_URL"
 SENT_AT = 1_700_000_000
@@ -262,13 +263,6 @@ def keep_receiving(consumer: Consumer, kept: Kept, wanted: int) -> None:
             consumer.acknowledge()
         except Unavailable:
             time.sleep(0.1)  # as a listener does: it is raised at once while the port is closed
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SOON
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def until_reported(consumer: Consumer) -> None:

@@ -1,6 +1,5 @@
 """A pipeline with one source event, for tests that load."""
 
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -40,15 +39,6 @@ def ingest(store: Store, data: Iterable[Any], destination: str = "warehouse/flig
         assert isinstance(page, list)
         ids += page
     return ids
-
-
-def until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
-    """Wait until a condition holds; returns its value."""
-    give_up = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < give_up, f"waited {seconds} s in vain"
-        time.sleep(0.01)
-    return value
 
 
 def numbers(batch: Batch[Any]) -> list[int]:

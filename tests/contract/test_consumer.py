@@ -31,10 +31,10 @@ from tests.contract.consuming import (
     numbered,
     opened,
     received,
-    until,
     until_reported,
 )
 from tests.contract.notifying import SOON, down, frozen, listener
+from tests.waiting import until
 
 A_FEW_SECONDS = 8.0
 PROJECT = Path(__file__).parents[2]

@@ -1,8 +1,6 @@
 """What only Kafka does: its topic, several partitions and servers, rights, SCRAM, TLS."""
 
 import contextlib
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,6 +29,7 @@ from tests.contract.notifying import (
 )
 from tests.services import free_port
 from tests.services.kafka import GUEST, GUESTS_PASSWORD, PASSWORD, USER, KafkaServer
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -76,13 +75,6 @@ def refusal(pubsub: PubSub) -> str:
             subscriber.wait(SOON)
     assert str(raised.value) == str(raised_too.value)
     return str(raised.value)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SOON
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def make_topic(broker: KafkaServer, topic: str, partitions: int) -> None:

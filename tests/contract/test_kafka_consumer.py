@@ -11,17 +11,10 @@ from confluent_kafka.admin import AclOperation, NewPartitions, ResourceType
 
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pubsub import Consumer, open_pubsub
-from tests.contract.consuming import (
-    KafkaFeed,
-    Kept,
-    keep_receiving,
-    numbered,
-    opened,
-    received,
-    until,
-)
+from tests.contract.consuming import KafkaFeed, Kept, keep_receiving, numbered, opened, received
 from tests.contract.notifying import SOON
 from tests.services.kafka import GUEST, GUESTS_PASSWORD, KafkaServer
+from tests.waiting import until
 
 
 @pytest.fixture

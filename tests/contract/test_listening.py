@@ -14,7 +14,7 @@ from blacksmith_dagster.ingest.listeners import Listeners
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.records import Cursor, ListenerStatus
 from blacksmith_dagster.supervisor import Supervisor, open_supervisor
-from tests.contract.loading import until
+from tests.waiting import until
 
 CHANGED = "shop/changed"
 READER = f"cdc/{CHANGED}"

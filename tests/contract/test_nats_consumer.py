@@ -18,9 +18,9 @@ from tests.contract.consuming import (
     numbered,
     opened,
     received,
-    until,
 )
 from tests.services.nats import NATSServer
+from tests.waiting import until
 
 
 @pytest.fixture

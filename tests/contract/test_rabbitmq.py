@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pika
 import pytest
@@ -21,6 +21,7 @@ from tests.contract.notifying import (
 )
 from tests.services import free_port
 from tests.services.rabbitmq import RabbitMQServer
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -38,13 +39,6 @@ def user(broker: RabbitMQServer, topic: str) -> Iterator[str]:
 
 def pubsub_at(url: str) -> PubSub:
     return opening((url, "sqlite://"))
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SOON
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def refusal(pubsub: PubSub) -> str:

@@ -19,9 +19,9 @@ from tests.contract.consuming import (
     numbered,
     opened,
     received,
-    until,
 )
 from tests.services.rabbitmq import RabbitMQServer
+from tests.waiting import until
 
 
 @pytest.fixture

@@ -24,7 +24,8 @@ from blacksmith_dagster.store.records import (
     ReplayRequest,
 )
 from blacksmith_dagster.supervisor import Supervisor, open_supervisor
-from tests.contract.loading import SOON, airport, departed, ingest, numbers, pipeline, until
+from tests.contract.loading import SOON, airport, departed, ingest, numbers, pipeline
+from tests.waiting import until
 
 NOW = datetime.now(UTC)
 EVER = {"start": NOW - timedelta(days=1), "end": NOW + timedelta(days=1)}

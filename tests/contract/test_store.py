@@ -30,7 +30,6 @@ from blacksmith_dagster.pipeline.event import JobResult
 from blacksmith_dagster.store import Store, open_store, postgres, schema
 from blacksmith_dagster.store.records import Deviation, LoadVerdict, NewEvent, NewJob
 from blacksmith_dagster.store.tables import metadata
-from tests.contract.loading import until
 from tests.contract.pipeline import (
     FLIGHTS,
     SEATS,
@@ -42,6 +41,7 @@ from tests.contract.pipeline import (
     new_event,
     take_over,
 )
+from tests.waiting import until
 
 # ------------------------------------------------------------------------------------ ingest
 

@@ -28,8 +28,9 @@ from blacksmith_dagster.supervisor import (
     this_process,
 )
 from blacksmith_dagster.supervisor.consul import ConsulSupervisor
-from tests.acceptance.processes import ROOT_FOLDER, until
+from tests.acceptance.processes import ROOT_FOLDER
 from tests.contract.supervising import connected
+from tests.waiting import until
 
 KEY = "load/warehouse/flights"
 TTL = 1.0

@@ -41,7 +41,7 @@ from blacksmith_dagster.store import Store, migration_barrier
 from blacksmith_dagster.store.records import Lane, LoadVerdict
 from blacksmith_dagster.wanderer import MigrationRequest, MigrationState, Wanderer
 from blacksmith_dagster.wanderer.tracking import Tracking
-from tests.contract.loading import ingest, until
+from tests.contract.loading import ingest
 from tests.contract.migrating import (
     FIVE,
     FOUR,
@@ -56,6 +56,7 @@ from tests.contract.migrating import (
     tables,
     warehouse,
 )
+from tests.waiting import until
 
 SCOPE, FLIGHTS = "destination:warehouse", "warehouse/flights"
 

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from blacksmith_dagster import Batch, Blacksmith, Destination, Schedule, Source
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pubsub import Subscriber
 from blacksmith_dagster.pubsub.notifier import Notifier
+from tests.waiting import until
 
 shop = Source("shop")
 ordered = shop.accept("ordered")
@@ -87,13 +88,6 @@ def notifier(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Notifi
     yield notifier
     broker.open.set()
     notifier.close()
-
-
-def until(condition: Callable[[], object]) -> None:
-    give_up = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < give_up, "waited in vain"
-        time.sleep(0.001)
 
 
 def test_published_at_once(broker: Broker, notifier: Notifier) -> None:
