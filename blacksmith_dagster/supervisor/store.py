@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -22,9 +22,9 @@ from sqlalchemy import (
     true,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
 from blacksmith_dagster.store.database import Database
+from blacksmith_dagster.store.statements import upsert
 from blacksmith_dagster.store.tables import leases, services
 from blacksmith_dagster.supervisor.interface import LockStatus, Supervisor
 from blacksmith_dagster.supervisor.renewals import Lease
@@ -50,7 +50,7 @@ class StoreSupervisor(Supervisor):
     def __init__(self, database: Database, ttl: float = 15.0) -> None:
         super().__init__(database.label, ttl)
         self._database = database
-        self._dialect = _POSTGRESQL if database.engine.dialect.name == "postgresql" else _SQLITE
+        self._clock = _postgresql if database.engine.dialect.name == "postgresql" else _sqlite
 
     def acquire(self, key: str, holder: str, *, wait: float = 0.0) -> Lease | None:
         """See `Supervisor.acquire`."""
@@ -76,7 +76,7 @@ class StoreSupervisor(Supervisor):
 
     def services(self) -> Sequence[ServiceStatus]:
         """See `Supervisor.services`."""
-        valid = self._dialect.clock(services, 0).valid
+        valid = self._clock(services).valid
         with self._database.reading() as connection:
             rows = connection.execute(
                 select(services).where(valid).order_by(services.c.name, services.c.id)
@@ -89,7 +89,7 @@ class StoreSupervisor(Supervisor):
             ]
 
     def _held(self, condition: ColumnElement[bool]) -> Sequence[LockStatus]:
-        valid = self._dialect.clock(leases, 0).valid
+        valid = self._clock(leases).valid
         query = select(leases.c.key, leases.c.holder, leases.c.address, leases.c.since)
         with self._database.reading() as connection:
             rows = connection.execute(query.where(condition, valid).order_by(leases.c.key))
@@ -97,7 +97,7 @@ class StoreSupervisor(Supervisor):
 
     def _try_acquire(self, key: str, holder: str) -> Lease | None:
         """Acquire the lock if it is free: one statement, so that no process can come between."""
-        sent, clock = time.monotonic(), self._dialect.clock(leases, self._ttl)
+        sent, clock = time.monotonic(), self._clock(leases, self._ttl)
         lease_id = secrets.token_hex(16)
         row = {
             "id": lease_id,
@@ -107,19 +107,18 @@ class StoreSupervisor(Supervisor):
             "expires_at": clock.expiry,
             "boot": clock.boot,
         }
-        acquire: Any = (
-            self._dialect.insert(leases)
-            .values(key=key, **row)
-            .on_conflict_do_update(index_elements=["key"], set_=row, where=~clock.valid)
-            .returning(leases.c.id)
-        )
         with self._database.writing() as connection:
-            acquired = connection.execute(acquire).first()
+            acquire = upsert(connection, leases).values(key=key, **row)
+            acquired = connection.execute(
+                acquire.on_conflict_do_update(
+                    index_elements=["key"], set_=row, where=~clock.valid
+                ).returning(leases.c.id)
+            ).first()
         return self._lease(key, lease_id, sent) if acquired else None
 
     def _renew(self, held: Sequence[Lease]) -> None:
         """Renew all leases in one statement."""
-        sent, clock = time.monotonic(), self._dialect.clock(leases, self._ttl)
+        sent, clock = time.monotonic(), self._clock(leases, self._ttl)
         renew = update(leases).where(leases.c.id.in_([lease.id for lease in held]))
         with self._database.writing() as connection:
             statement = renew.values(expires_at=clock.expiry).returning(leases.c.id)
@@ -131,7 +130,7 @@ class StoreSupervisor(Supervisor):
                 lease.lost.set()
 
     def _confirm(self, lease: Lease) -> bool:
-        valid = self._dialect.clock(leases, 0).valid
+        valid = self._clock(leases).valid
         with self._database.reading() as connection:
             rows = connection.execute(select(leases.c.key).where(*_is_row_of(lease), valid))
             return rows.first() is not None
@@ -141,7 +140,7 @@ class StoreSupervisor(Supervisor):
             connection.execute(delete(leases).where(*_is_row_of(lease)))
 
     def _register(self, service: Service) -> None:
-        clock = self._dialect.clock(services, self._renewals.registration_seconds)
+        clock = self._clock(services, self._renewals.registration_seconds)
         row = {
             "name": service.name,
             "address": service.address,
@@ -150,14 +149,14 @@ class StoreSupervisor(Supervisor):
             "expires_at": clock.expiry,
             "boot": clock.boot,
         }
-        write: Any = self._dialect.insert(services).values(id=service.id, **row)
         with self._database.writing() as connection:
+            write = upsert(connection, services).values(id=service.id, **row)
             connection.execute(write.on_conflict_do_update(index_elements=["id"], set_=row))
 
     def _deregister(self, service: Service) -> None:
         with self._database.writing() as connection:
             # Remove expired services too: nothing else does.
-            expired = ~self._dialect.clock(services, 0).valid
+            expired = ~self._clock(services).valid
             connection.execute(delete(services).where((services.c.id == service.id) | expired))
 
 
@@ -171,26 +170,15 @@ class _Clock(NamedTuple):
     boot: str | None
 
 
-class _Dialect(NamedTuple):
-    """A database's clock, and its `insert` that can update on a conflict."""
-
-    clock: Callable[[Table, float], _Clock]
-    insert: Callable[[Table], Any]
-
-
-def _postgresql(table: Table, ttl: float) -> _Clock:
+def _postgresql(table: Table, ttl: float = 0.0) -> _Clock:
     now = func.clock_timestamp(type_=DateTime(timezone=True))
     return _Clock(now, now + literal(timedelta(seconds=ttl)), table.c.expires_at > now, None)
 
 
-def _sqlite(table: Table, ttl: float) -> _Clock:
+def _sqlite(table: Table, ttl: float = 0.0) -> _Clock:
     now, boot = time.monotonic(), _boot()
     valid = and_(table.c.boot == boot, table.c.expires_at > now)
     return _Clock(datetime.now(UTC), now + ttl, valid, boot)
-
-
-_POSTGRESQL = _Dialect(_postgresql, postgresql.insert)
-_SQLITE = _Dialect(_sqlite, sqlite.insert)
 
 
 @cache
