@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -200,18 +201,13 @@ def forecast(
                 days.setdefault(day, Counter())[candidate.state] += 1
         selected = {job.seq for job in selector.select(page.candidates, store)}
         jobs += len(selected)
-        sample += _sampled(page.candidates, selected, _SAMPLE - len(sample))
+        run = (candidate for candidate in page.candidates if candidate.seq in selected)
+        sample += [
+            Sample(candidate.id, candidate.event_type, candidate.state, candidate.error)
+            for candidate in islice(run, _SAMPLE - len(sample))
+        ]
     pace = store.counts.pace(event.path)
     return Forecast(dict(sorted(days.items())), jobs, jobs / pace if pace else None, sample)
-
-
-def _sampled(
-    candidates: Sequence[ReplayCandidate], selected: set[int], number: int
-) -> list[Sample]:
-    picked = [event for event in candidates if event.seq in selected] if number else []
-    return [
-        Sample(event.id, event.event_type, event.state, event.error) for event in picked[:number]
-    ]
 
 
 def _wait_for_lane(
