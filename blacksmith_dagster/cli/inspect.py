@@ -25,6 +25,7 @@ from blacksmith_dagster.cli.common import (
     table,
     utc_text,
 )
+from blacksmith_dagster.composition import open_scheduler
 from blacksmith_dagster.errors import NotFound, SettingsError, Unavailable, UsageError
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.scheduler.discard import discard, retire
@@ -261,9 +262,10 @@ def list_jobs(state: str, destination: str | None, limit: int, json: bool) -> No
 def discard_jobs(destination: str, event_ids: tuple[str, ...], why: str, app: Blacksmith) -> None:
     """Discard jobs that are due again, so that they are not tried any more."""
     event = event_of(app, destination)
-    with opened(app) as backends:
+    with opened(app) as backends, open_scheduler(app) as scheduler:
+        store, supervisor = backends.store, backends.supervisor
         discarded = discard(
-            app, event, event_ids, why, store=backends.store, supervisor=backends.supervisor
+            app, event, scheduler, event_ids, why, store=store, supervisor=supervisor
         )
     click.echo(f"{discarded} of {len(event_ids)} discarded")
 

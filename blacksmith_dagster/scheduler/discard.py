@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
-
-import msgspec
 
 from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import AnyDestinationEvent
 from blacksmith_dagster.redaction import clean
-from blacksmith_dagster.scheduler.decoding import JobDecoder
-from blacksmith_dagster.scheduler.loader import take_lane
-from blacksmith_dagster.scheduler.outcomes import Decision, all_discarded, outcomes
+from blacksmith_dagster.scheduler.loader import HeldLane, StandardScheduler, take_lane
+from blacksmith_dagster.scheduler.outcomes import all_discarded
 from blacksmith_dagster.store import Store
-from blacksmith_dagster.store.records import FencingToken, Lane
+from blacksmith_dagster.store.records import Lane
 from blacksmith_dagster.store.statements import batched
 from blacksmith_dagster.supervisor import Supervisor, here
 
@@ -27,6 +24,7 @@ _WAIT = 10.0  # seconds
 def discard(
     app: Blacksmith,
     event: AnyDestinationEvent,
+    scheduler: StandardScheduler,
     event_ids: Sequence[str],
     reason: str,
     *,
@@ -35,21 +33,32 @@ def discard(
 ) -> int:
     """Discard the jobs of these events that are due again, now or later; returns how many.
 
-    Loads continue meanwhile. Destination events that receive `event.discarded` get them.
+    Loads continue meanwhile. Destination events that receive `event.discarded` get them. If this
+    process ends before it has discarded them, the next load of the destination event does.
 
-    Raises `UsageError` while another process discards jobs of this destination event, `NotFound` for
-    an id that no event has, `Unavailable`.
+    Raises `UsageError` while another process discards jobs of this destination event, or if the
+    scheduler skips; `NotFound` for an id that no event has; what `StandardScheduler.drain` raises.
     """
-    ids, decoder, discarded = list(dict.fromkeys(event_ids)), JobDecoder(app, event), 0
-    with _fencing_token(Lane.DISCARD, event.path, store, supervisor) as token:
-        for batch in batched(ids, _BATCH):
-            while load := store.loads.claim_for_discard(token, clean(reason), _BATCH, batch):
-                decoded = decoder.decode(load, decoder.originals(load.rows, store.log.originals))
-                verdict, now = all_discarded(load), datetime.now(UTC)
-                events = outcomes(app, event, load, decoded, Decision(verdict), now)
-                store.loads.record(load, msgspec.structs.replace(verdict, outcomes=events))
-                discarded += len(load.rows)
-    return discarded
+    with _take_lane(Lane.DISCARD, event.path, store, supervisor) as (token, lease):
+        marked = sum(
+            store.loads.mark_for_discard(token, batch, clean(reason))
+            for batch in batched(list(dict.fromkeys(event_ids)), _BATCH)
+        )
+        drained = scheduler.drain(
+            app,
+            event,
+            store=store,
+            token=token,
+            lease=lease,
+            run=None,
+            stop=threading.Event(),
+            report=lambda _: None,
+        )
+    if drained.skipped:
+        raise UsageError(
+            f"{event.path}: {marked} jobs wait to be discarded by a later load: {drained.skipped}"
+        )
+    return marked
 
 
 def retire(path: str, reason: str, *, store: Store, supervisor: Supervisor) -> int:
@@ -61,7 +70,7 @@ def retire(path: str, reason: str, *, store: Store, supervisor: Supervisor) -> i
     `Unavailable`.
     """
     discarded = 0
-    with _fencing_token(Lane.LOAD, path, store, supervisor) as token:
+    with _take_lane(Lane.LOAD, path, store, supervisor) as (token, _):
         while load := store.loads.claim_for_discard(token, clean(reason), _BATCH):
             store.loads.record(load, all_discarded(load))
             discarded += len(load.rows)
@@ -69,9 +78,7 @@ def retire(path: str, reason: str, *, store: Store, supervisor: Supervisor) -> i
 
 
 @contextmanager
-def _fencing_token(
-    lane: Lane, path: str, store: Store, supervisor: Supervisor
-) -> Iterator[FencingToken]:
+def _take_lane(lane: Lane, path: str, store: Store, supervisor: Supervisor) -> Iterator[HeldLane]:
     held = take_lane(lane, path, here(), store=store, supervisor=supervisor, wait=_WAIT)
     if held is None:
         key = f"{lane.value}/{path}"
@@ -80,4 +87,4 @@ def _fencing_token(
             "again"
         )
     with held.lease:
-        yield held.token
+        yield held

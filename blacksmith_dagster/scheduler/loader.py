@@ -238,8 +238,8 @@ def _check_held(lease: Lease) -> None:
 
 
 def _decode(decoder: JobDecoder, load: Load, store: Store) -> Decoded:
-    """The jobs of a load; none if it is to be discarded, as users' code may have killed its process."""
-    if load.discard_reason is not None:
+    """The jobs of a load; none if it is to be discarded and users' code may have killed its process."""
+    if load.discard_reason is not None and load.lost_loads:
         return Decoded((), {})
     originals = decoder.originals(load.rows, store.log.originals)
     with _collector_paused():

@@ -166,15 +166,15 @@ def outcomes(
 
     Each failed attempt is a `.failed`, also the last one, which a `.discarded` follows. A flow's
     `when` is called with the data that the original job had. If there is no such data (the transform
-    raised, or the load was claimed for discard and users' code must not run), or if `when` raises,
+    raised, or users' code must not run, as it may have killed an earlier load), or if `when` raises,
     the job is created and fails once with that error: a bug drops nothing.
     """
     receivers = {outcome: app.receivers.get(outcome.path, ()) for outcome in event.outcomes}
     if not any(receivers.values()):
         return []
     originals = {job.key: job for job in decoded.jobs}
-    # A lost attempt has no number of its own, but the job was tried. A job discarded for its lost
-    # loads is claimed as one attempt more; a job discarded by hand (without lost loads), as the last.
+    # A lost attempt has no number of its own, but the job was tried. A job to be discarded that had
+    # lost loads is claimed as one attempt more; a job discarded by hand without them, as the last.
     discarded_as_lost = load.discard_reason is not None and load.lost_loads > 0
     attempts = load.attempt + load.lost_loads - discarded_as_lost
     events: list[NewEvent] = []

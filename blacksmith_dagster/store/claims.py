@@ -55,6 +55,8 @@ class Claim:
             return None
         groups = _joined(waiting, self.limit)
         first = groups[0]
+        if first.discard_reason is not None:
+            return self._claim_marked(groups)
         attempt = min(first.attempts + 1, max_attempts)
         if len(groups) > 1:
             return self._claim_whole(groups, attempt)
@@ -76,16 +78,15 @@ class Claim:
             return self._claim_whole(waiting[:1], waiting[0].attempts, discard_reason=reason)
         return self.new(discard_reason=reason)
 
-    def listed_for_discard(self, seqs: Sequence[int], reason: str) -> Load | None:
-        """The listed jobs that wait to run again."""
-        groups = []
-        for seq in seqs[: self.limit]:
-            group = waiting_groups.waiting_group_of(self.conn, self.destination, seq)
-            if group is not None:
-                groups.append(waiting_groups.separate_job(self.conn, group, seq, self.destination))
-        return (
-            self._claim_whole(groups, groups[0].attempts, discard_reason=reason) if groups else None
-        )
+    def marked(self) -> Load | None:
+        """The next jobs that are marked to be discarded."""
+        waiting = waiting_groups.waiting_groups(self.conn, self.destination, marked=True)
+        return self._claim_marked(_joined(waiting, self.limit)) if waiting else None
+
+    def _claim_marked(self, groups: Sequence[WaitingGroup]) -> Load:
+        first = groups[0]
+        attempt = first.attempts + (first.lost_loads > 0)  # as of a job discarded for lost loads
+        return self._claim_whole(groups, attempt, first.lost_loads, first.discard_reason)
 
     def _claim_whole(
         self,
@@ -157,16 +158,24 @@ class Claim:
 def _joined(waiting: Sequence[WaitingGroup], limit: int) -> Sequence[WaitingGroup]:
     """The first job group, and the later ones that can run in one load with it.
 
-    Only listings are joined, and only those of the same attempt, replay and job key.
+    Only listings and jobs to be discarded are joined, and only those of the same attempt, replay, job
+    key and reason.
     """
     first = waiting[0]
-    if not can_join(first) or first.listing is None:
-        return [first]
     groups, jobs = [first], first.jobs
     for group in waiting[1:]:
-        alike = can_join(group) and group.listing is not None and group.attempts == first.attempts
-        alike = alike and (group.replay, group.job_key) == (first.replay, first.job_key)
-        if alike and jobs + group.jobs <= limit:
+        if _are_alike(first, group) and jobs + group.jobs <= limit:
             groups.append(group)
             jobs += group.jobs
     return groups
+
+
+def _are_alike(first: WaitingGroup, other: WaitingGroup) -> bool:
+    if first.discard_reason is None and not all(
+        can_join(group) and group.listing is not None for group in (first, other)
+    ):
+        return False
+    return all(
+        getattr(first, name) == getattr(other, name)
+        for name in ("attempts", "lost_loads", "replay", "job_key", "discard_reason")
+    )

@@ -26,6 +26,7 @@ class WaitingGroup(NamedTuple):
     consecutive_failures: int
     replay: int | None = None
     job_key: str | None = None
+    discard_reason: str | None = None
 
 
 class Portion(NamedTuple):

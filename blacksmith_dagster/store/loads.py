@@ -72,8 +72,9 @@ class Loads:
         """Claim the next load, of at most `limit` jobs, and commit it as executing.
 
         Returns `None` if nothing is due. Jobs that are due again go first; while new jobs wait, every
-        second claim takes new ones. `version` is the version of the destination's schema that the
-        caller's code declares; `None` if it declares none.
+        second claim takes new ones. The discard lane claims only jobs marked by `mark_for_discard`.
+        `version` is the version of the destination's schema that the caller's code declares; `None` if
+        it declares none.
 
         Raises `FencedOut`; `MigrationPending` if the destination is being migrated, or has not reached
         that version; `CodeOutdated` if it is past it; `UsageError` if the lane's last load is still
@@ -81,32 +82,39 @@ class Loads:
         """
         with self._database.writing() as conn:
             claim = self._begin_claim(conn, token, limit, run)
+            if token.lane is Lane.DISCARD:
+                return claim.marked()
             migration_barrier.check(conn, token.destination, version)
             if claim.state.first_claim:
                 return claim.due(max_attempts) or claim.new()
             return claim.new() or claim.due(max_attempts)
 
-    def claim_for_discard(
-        self, token: FencingToken, reason: str, limit: int, event_ids: Sequence[str] | None = None
-    ) -> Load | None:
-        """Claim waiting jobs in order to discard them: `reason` becomes the load's `discard_reason`.
+    def mark_for_discard(self, token: FencingToken, event_ids: Sequence[str], reason: str) -> int:
+        """Mark the jobs of these events that wait to run again, due now or later; returns how many.
 
-        With `event_ids`, only jobs of these events that wait to run again, due now or later. Without,
-        the next of all waiting jobs, including those never claimed. Returns `None` if none is left.
+        The next claim of the discard lane, or of the load lane, has `reason` as its `discard_reason`.
 
-        Raises `FencedOut`; `UsageError` if the lane's last load is still open, or if `event_ids` is
-        missing in a lane other than `Lane.LOAD`.
+        Raises `FencedOut`; `NotFound` for an id that no event has.
         """
+        seqs = dict.fromkeys(map(self._database.epochs.seq_of, event_ids))
         with self._database.writing() as conn:
-            claim = self._begin_claim(conn, token, limit, None)
-            if event_ids is not None:
-                seqs = [self._database.epochs.seq_of(event_id) for event_id in event_ids]
-                return claim.listed_for_discard(seqs, reason)
-            if token.lane is not Lane.LOAD:
-                raise UsageError(
-                    "only the load lane can discard all pending jobs; give event_ids, or use its token"
-                )
-            return claim.next_for_discard(reason)
+            destination, state = lock_lane(self._database, conn, token)
+            return sum(
+                waiting_groups.mark(conn, destination, seq, reason, state.now) for seq in seqs
+            )
+
+    def claim_for_discard(self, token: FencingToken, reason: str, limit: int) -> Load | None:
+        """Claim the next of all waiting jobs, including those never claimed, in order to discard them.
+
+        `reason` becomes the load's `discard_reason`. Returns `None` if none is left.
+
+        Raises `FencedOut`; `UsageError` if the lane's last load is still open, or if it is not the load
+        lane.
+        """
+        if token.lane is not Lane.LOAD:
+            raise UsageError("only the load lane can discard all pending jobs; use its token")
+        with self._database.writing() as conn:
+            return self._begin_claim(conn, token, limit, None).next_for_discard(reason)
 
     def _begin_claim(
         self, conn: Connection, token: FencingToken, limit: int, run: str | None

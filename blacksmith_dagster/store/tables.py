@@ -245,6 +245,7 @@ job_groups = Table(
     _required("consecutive_failures", SmallInteger),
     Column("split_from", BigInteger),
     _at("due_at"),
+    Column("discard_reason", Text),
     Column("load", BigInteger),
     _partial_index("job_groups_due", "destination", "lane", "due_at", where="load is null"),
     _partial_index("job_groups_load", "load", where="load is not null"),

@@ -40,14 +40,21 @@ _MAX_GROUPS = 1000  # job groups read for one load
 
 
 def waiting_groups(
-    conn: Connection, destination: int, *, due_by: datetime | None = None, lane: int | None = None
+    conn: Connection,
+    destination: int,
+    *,
+    due_by: datetime | None = None,
+    lane: int | None = None,
+    marked: bool = False,
 ) -> list[WaitingGroup]:
-    """Waiting job groups, the longest due first, locked: those of a lane that are due by a time, or
-    all.
+    """Waiting job groups, the longest due first, locked: those of a lane that are due by a time, those
+    marked to be discarded, or all.
     """
     statement = _WAITING_GROUPS
     if lane is not None:
         statement = statement.where(job_groups.c.lane == lane, job_groups.c.due_at <= due_by)
+    if marked:
+        statement = statement.where(job_groups.c.discard_reason.is_not(None))
     return [WaitingGroup(*row) for row in conn.execute(statement, {"destination": destination})]
 
 
@@ -61,10 +68,18 @@ _WAITING_GROUPS = (
 )
 
 
-def waiting_group_of(conn: Connection, destination: int, seq: int) -> WaitingGroup | None:
-    """The job group in which a job waits, locked; `None` if the job does not wait."""
+def mark(conn: Connection, destination: int, seq: int, reason: str, now: datetime) -> bool:
+    """Mark a job to be discarded, in a group of its own that is due in the load lane.
+
+    `False` if the job does not wait.
+    """
     row = conn.execute(_WAITING_GROUP_OF, {"destination": destination, "seq": seq}).first()
-    return WaitingGroup(*row) if row else None
+    if row is None:
+        return False
+    group_id = separate_job(conn, WaitingGroup(*row), seq, destination)
+    values = {"lane": LANE_NUMBERS[Lane.LOAD], "due_at": now, "discard_reason": reason}
+    conn.execute(update(job_groups).where(job_groups.c.id == group_id).values(values))
+    return True
 
 
 _WAITING_GROUP_OF = (
@@ -145,10 +160,10 @@ def split_off(
     return int(conn.execute(added).scalar_one())
 
 
-def separate_job(conn: Connection, group: WaitingGroup, seq: int, destination: int) -> WaitingGroup:
-    """Split one job off a job group, as a group of its own."""
+def separate_job(conn: Connection, group: WaitingGroup, seq: int, destination: int) -> int:
+    """Split one job off a job group, as a group of its own; returns its id."""
     if group.jobs == 1:
-        return group
+        return group.id
     seqs = list(conn.execute(seqs_of(group, destination)).scalars())
     before, after = seqs.index(seq), len(seqs) - seqs.index(seq) - 1
     if after:
@@ -157,12 +172,12 @@ def separate_job(conn: Connection, group: WaitingGroup, seq: int, destination: i
         conn.execute(
             update(job_groups).where(job_groups.c.id == group.id).values(seq_to=seq, jobs=1)
         )
-        return group._replace(seq_to=seq, jobs=1)
+        return group.id
     group_id = split_off(conn, group, seq, seq, 1, None, lost_loads=group.lost_loads)
     conn.execute(
         update(job_groups).where(job_groups.c.id == group.id).values(seq_to=seq - 1, jobs=before)
     )
-    return group._replace(id=group_id, seq_from=seq, seq_to=seq, jobs=1)
+    return group_id
 
 
 def requeue(
@@ -204,6 +219,7 @@ def requeue(
             "isolated": before.isolated if isolated is None else literal(isolated),
             "consecutive_failures": (before.consecutive_failures if raised is None else literal(0)),
             "due_at": due,
+            "discard_reason": before.discard_reason,
         }
         values = select(*columns.values()).where(of_load, source.c.seq_to.is_not(None))
         conn.execute(insert(job_groups).from_select(list(columns), values))
@@ -221,6 +237,7 @@ class _NeverRun:
     raised_in = null()
     isolated = false()
     consecutive_failures = literal(0)
+    discard_reason = null()
 
 
 def group_failed_jobs(

@@ -47,8 +47,8 @@ def test_discarded_by_hand_is_received(store: Store, supervisor: Supervisor) -> 
         load(app, flights, scheduler, store=store, supervisor=supervisor)
         ids = [third, first, first]
         services: dict[str, Any] = {"store": store, "supervisor": supervisor}
-        assert discard(app, flights, ids, "gone\0", **services) == 2
-        assert discard(app, flights, ids, "gone", **services) == 0  # they wait no more
+        assert discard(app, flights, scheduler, ids, "gone\0", **services) == 2
+        assert discard(app, flights, scheduler, ids, "gone", **services) == 0  # they wait no more
         load(app, undeliverable, scheduler, **services)
     counts = store.counts.of(flights.path)
     assert (counts.retrying, counts.discarded) == (1, 2)
@@ -62,8 +62,9 @@ def test_discarded_by_hand_is_received(store: Store, supervisor: Supervisor) -> 
 def test_an_id_that_no_event_has(store: Store, supervisor: Supervisor) -> None:
     app, flights = pipeline(fail)
     store.register(app)
-    with pytest.raises(NotFound):
-        discard(app, flights, ["evt_none"], "gone", store=store, supervisor=supervisor)
+    services: dict[str, Any] = {"store": store, "supervisor": supervisor}
+    with closing(StandardScheduler()) as scheduler, pytest.raises(NotFound):
+        discard(app, flights, scheduler, ["evt_none"], "gone", **services)
 
 
 def test_retire_discards_all_that_waits(store: Store, supervisor: Supervisor) -> None:

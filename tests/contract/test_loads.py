@@ -416,14 +416,16 @@ def test_chosen_jobs_are_claimed_for_discard_out_of_their_group(store: Store) ->
     token = take_over(store)
     store.loads.record(claimed(store, token), LoadVerdict(raised="down", delay=0.0))
     operator = take_over(store, "operator", Lane.DISCARD)
-    load = store.loads.claim_for_discard(operator, "not wanted", 10, [ids[1], ids[4], ids[1]])
+    assert store.loads.mark_for_discard(operator, [ids[1], ids[4], ids[1]], "not wanted") == 2
+    load = store.loads.claim(operator, 10, 3)
     assert load is not None
     assert (ids_of(load), load.discard_reason) == ([ids[1], ids[4]], "not wanted")
     store.loads.record(
         load,
         LoadVerdict([Deviation(row.seq, JobResult.DISCARDED, "not wanted") for row in load.rows]),
     )
-    assert store.loads.claim_for_discard(operator, "again", 10, ids[1:2]) is None
+    assert store.loads.mark_for_discard(operator, ids[1:2], "again") == 0
+    assert store.loads.claim(operator, 10, 3) is None
     assert [event_id for part in drain(store, token) for event_id in part] == [
         ids[0],
         ids[2],
@@ -439,10 +441,32 @@ def test_a_listing_is_claimed_for_discard_as_a_range_is(store: Store) -> None:
     load = claimed(store, token)
     store.loads.record(load, failed(load, 1, 3, 5, delay=3600.0))
     operator = take_over(store, "operator", Lane.DISCARD)
-    gone = store.loads.claim_for_discard(operator, "not wanted", 10, [ids[3], ids[2]])
+    assert store.loads.mark_for_discard(operator, [ids[3], ids[2]], "not wanted") == 1
+    gone = store.loads.claim(operator, 10, 3)
     assert gone is not None
     assert ids_of(gone) == [ids[3]]
     assert store.counts.of(FLIGHTS).retrying == 2
+
+
+def test_what_an_operator_has_marked_is_discarded_whoever_claims_it(store: Store) -> None:
+    """The operator may die after marking, or while a load of the marked jobs is open."""
+    ids = ingest_events(store, 4)
+    token = take_over(store)
+    store.loads.record(claimed(store, token), LoadVerdict(raised="down", delay=3600.0))
+    operator = take_over(store, "operator", Lane.DISCARD)
+    assert store.loads.mark_for_discard(operator, ids[:3], "not wanted") == 3
+    assert store.loads.claim(operator, 2, 3) is not None
+    take_over(store, "another operator", Lane.DISCARD)  # the load was lost
+    assert store.counts.next_due(FLIGHTS) == 0
+    gone: set[str] = set()
+    while load := store.loads.claim(token, 10, 3):
+        assert load.discard_reason == "not wanted"
+        gone |= set(ids_of(load))
+        verdict = [Deviation(row.seq, JobResult.DISCARDED, "not wanted") for row in load.rows]
+        store.loads.record(load, LoadVerdict(verdict))
+    assert gone == set(ids[:3])
+    counts = store.counts.of(FLIGHTS)
+    assert (counts.retrying, counts.discarded) == (1, 3)
 
 
 def test_only_the_load_lane_claims_for_discard_all_that_waits(store: Store) -> None:

@@ -311,7 +311,8 @@ def test_discarding_by_hand_reaches_what_a_replay_has_planned(store: Store) -> N
     token = replaying(store)
     replay = plan(store, token, MISSING)
     by_hand = take_over(store, "operator", Lane.DISCARD)
-    load = store.loads.claim_for_discard(by_hand, "not wanted", 10, [ids[1]])
+    assert store.loads.mark_for_discard(by_hand, [ids[1]], "not wanted") == 1
+    load = store.loads.claim(by_hand, 10, 3)
     assert load is not None
     assert ids_of(load) == [ids[1]]
     store.loads.record(

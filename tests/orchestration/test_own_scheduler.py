@@ -100,7 +100,7 @@ def test_own_scheduler_serves_every_path(backends: Backends, instance: DagsterIn
         return result.stdout
 
     lanes()
-    ingest(store, [{"n": 1}, {"n": -1}])
+    _, failing = ingest(store, [{"n": 1}, {"n": -1}])
     job = definitions.resolve_job_def("load_warehouse")
     assert job.execute_in_process(instance=instance).success
     assert lanes() == {Lane.LOAD}
@@ -120,6 +120,9 @@ def test_own_scheduler_serves_every_path(backends: Backends, instance: DagsterIn
 
     assert "2 succeeded" in command("replay", FLIGHTS, f"--from={TODAY}", "--mode=all")
     assert lanes() == {Lane.REPLAY}
+    assert "1 of 1 discarded" in command("jobs", "discard", FLIGHTS, failing, "--why=not wanted")
+    assert lanes() == {Lane.DISCARD}
+    assert store.counts.of(FLIGHTS).discarded == 1
     replay = definitions.resolve_implicit_global_asset_job_def()
     assert (
         replay.get_subset(asset_selection={AssetKey(["warehouse", "flights"])})

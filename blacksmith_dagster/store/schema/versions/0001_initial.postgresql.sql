@@ -104,6 +104,7 @@ CREATE TABLE job_groups (
     consecutive_failures SMALLINT NOT NULL,
     split_from BIGINT,
     due_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    discard_reason TEXT,
     load BIGINT,
     PRIMARY KEY (id)
 );

@@ -99,6 +99,7 @@ CREATE TABLE job_groups (
     consecutive_failures SMALLINT NOT NULL,
     split_from BIGINT,
     due_at BIGINT NOT NULL,
+    discard_reason TEXT,
     load BIGINT
 );
 CREATE INDEX job_groups_due ON job_groups (destination, lane, due_at) WHERE load is null;
