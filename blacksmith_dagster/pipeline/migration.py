@@ -14,7 +14,6 @@ from typing import Any, TypeAlias
 from blacksmith_dagster.errors import DeclarationError, MigrationError
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
-_YEAR_1000 = 1000_00_00  # so that the version has 14 digits
 _NO_TRANSACTION = re.compile(r"^\s*--\s*blacksmith:\s*no transaction\s*$", re.MULTILINE)
 
 
@@ -121,21 +120,14 @@ folder is next to the pyproject.toml that names the application, else in the cur
 
 def is_version(number: Any) -> bool:
     """Whether `number` is a time as YYYYMMDDHHMMSS."""
-    if not isinstance(number, int):
+    text = str(number)
+    if not isinstance(number, int) or len(text) != 14:
         return False
-    day, time = divmod(number, 1_000_000)
     try:
-        datetime(  # noqa: DTZ001 - only checks that it is a date and time
-            day // 10_000,
-            day // 100 % 100,
-            day % 100,
-            time // 10_000,
-            time // 100 % 100,
-            time % 100,
-        )
+        datetime.strptime(text, "%Y%m%d%H%M%S")  # noqa: DTZ007 - only checks that it is a time
     except ValueError:
         return False
-    return day >= _YEAR_1000
+    return True
 
 
 def without_comments(sql: str) -> str:

@@ -30,7 +30,7 @@ class Trigger(Generic[In]):
     """The base class of all triggers; `In` is the argument of the extract function."""
 
 
-class _Received(msgspec.Struct, frozen=True):
+class _JSONBody(msgspec.Struct, frozen=True):
     """What a request and a message have in common."""
 
     body: bytes
@@ -50,7 +50,7 @@ class _Received(msgspec.Struct, frozen=True):
         return decode_body(self.body, type)
 
 
-class Request(_Received, frozen=True):
+class Request(_JSONBody, frozen=True):
     """An HTTP request, or one item of it if its body is a JSON array or NDJSON.
 
     - `body`: the item's bytes, unchanged.
@@ -190,7 +190,7 @@ class Cron(Trigger[Poll], Inheriting):
 DEFAULT_CRON = Cron("@every 1h", "UTC", 3)
 
 
-class Message(_Received, frozen=True):
+class Message(_JSONBody, frozen=True):
     """A broker's message, the argument of a `Subscription` event's function.
 
     - `body`: its bytes.

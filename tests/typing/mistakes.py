@@ -1,6 +1,7 @@
 """A user's mistakes: the type checkers find each; a comment for one they don't find is an error."""
 
 from blacksmith_dagster import HTTP, Batch, Destination, Event, Flow, Request, Source
+from blacksmith_dagster.destinations import HTTPDestination
 
 airport = Source("airport")
 
@@ -33,6 +34,13 @@ def unconnected(batch: Batch[int]) -> None: ...
 
 @lake.event(receives=departed)  # type: ignore
 def connected_otherwise(batch: Batch[int], connection: dict[str, int]) -> None: ...
+
+
+Destination("pond", batch=1000)  # type: ignore
+Destination("pond", batch_size="all")  # type: ignore
+lake.event(receives=departed, retries=3)  # type: ignore
+lake.event(receives=departed, schedule="@daily")  # type: ignore
+HTTPDestination("alerts", url="https://alerts.example", wait_for_migrations=0.5)  # type: ignore
 
 
 def length(event: Event[str]) -> int:

@@ -1,12 +1,13 @@
 """The versions of a destination's API that its events are written for."""
 
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from blacksmith_dagster import Batch, DeclarationError, Destination, Source
 from blacksmith_dagster.destinations import HTTPDestination, SQLDestination
+from blacksmith_dagster.pipeline.validation import Versions
 
 departed = Source("airport").accept("departed")
 
@@ -42,6 +43,15 @@ def test_deprecated_version_warns() -> None:
         event = lake().event(receives=departed, version="2020")(loaded)
     assert event.deprecated == date(2020, 12, 31)
     assert raised[0].filename == __file__
+
+
+def test_a_version_is_deprecated_from_its_day_on_in_a_running_process() -> None:
+    tomorrow = datetime.now(UTC).date() + timedelta(days=1)
+    destination = lake(versions={"1": tomorrow}, default_version="1")
+    event = destination.event(receives=departed)(loaded)
+    assert event.deprecated is None
+    destination.versions = Versions({"1": tomorrow - timedelta(days=1)})
+    assert event.deprecated == tomorrow - timedelta(days=1)
 
 
 def test_ready_made_destinations_have_versions_too() -> None:
