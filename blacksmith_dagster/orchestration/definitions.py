@@ -98,13 +98,14 @@ def build_definitions(
     resource.bind(app, {path: spec.key for path, spec in specs.items()})
 
     jobs: list[JobDefinition] = []
-    triggers: list[ScheduleDefinition | SensorDefinition] = [build_report_sensor(first_day)]
+    triggers: list[ScheduleDefinition | SensorDefinition] = []
     for load_job in load_jobs(app):
         jobs.append(build_load_job(load_job))
         triggers.append(build_load_trigger(load_job, jobs[-1]))
     for polled in cron_events(app):
         jobs.append(build_poll_job(polled))
         triggers.append(build_poll_trigger(polled, jobs[-1]))
+    triggers.insert(0, build_report_sensor(first_day, {job.name for job in jobs}))
     for destination in filter(realtime_events, app.destinations.values()):
         jobs.append(build_realtime_job(destination, warm))
         triggers.append(build_realtime_sensor(destination, jobs[-1], warm))

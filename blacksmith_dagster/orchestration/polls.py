@@ -84,14 +84,10 @@ def build_poll_trigger(
     interval = cast(str, cron.interval)  # inherited, so never `None`
 
     def why_not(instance: DagsterInstance, blacksmith: BlacksmithResource) -> str | None:
-        def holds(run_id: str) -> bool:
-            status = blacksmith.supervisor.status(f"listen/{event.path}")
-            return status.held and status.holder == run_id
-
         # Locks are checked only if a run is active: a new run that cannot acquire its lock is retried,
         # and then fails.
         try:
-            return already_active(instance, target.name, holds)
+            return already_active(instance, target.name, blacksmith.supervisor)
         except (Unavailable, SettingsError) as error:
             return f"cannot tell whether a run of {target.name} is still under way: {error}"
 

@@ -3,7 +3,7 @@
 # Dagster reads the annotation of `context` as it stands: no `from __future__ import annotations`.
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -22,7 +22,9 @@ from dagster import (
     multi_asset_check,
     sensor,
 )
+from msgspec import structs
 
+from blacksmith_dagster.errors import SettingsError, Unavailable
 from blacksmith_dagster.orchestration.checks import (
     Finding,
     check_specs,
@@ -31,6 +33,7 @@ from blacksmith_dagster.orchestration.checks import (
     run_checks,
 )
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
+from blacksmith_dagster.orchestration.schedules import fail_gone_runs
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.store.records import DayCount
 
@@ -48,11 +51,13 @@ class ReportCursor(msgspec.Struct, frozen=True):
     - `since`: the counts of earlier days are final.
     - `totals`: by '<path> <day>', from `since` on.
     - `checks`: by '<asset> <check>', whether it passed and when that was reported.
+    - `lockless`: see `fail_gone_runs`.
     """
 
     since: date
     totals: Mapping[str, int] = {}
     checks: Mapping[str, tuple[bool, float]] = {}
+    lockless: Mapping[str, float] = {}
 
     @classmethod
     def read(cls, text: str | None, first: date) -> "ReportCursor":
@@ -79,7 +84,7 @@ def changed_totals(
     since = max(cursor.since, min([today - _OPEN_DAYS, *(count.day for count in rest)]))
     totals = {**cursor.totals, **{_label(count): count.events for count in reported}}
     open_totals = {label: events for label, events in totals.items() if _day(label) >= since}
-    return reported, ReportCursor(since, open_totals, cursor.checks)
+    return reported, structs.replace(cursor, since=since, totals=open_totals)
 
 
 def to_repeat(
@@ -96,11 +101,14 @@ def to_repeat(
         else:
             reported[label] = (finding.passed, now)
             due.append(finding)
-    return due, ReportCursor(cursor.since, cursor.totals, reported)
+    return due, structs.replace(cursor, checks=reported)
 
 
-def build_report_sensor(start_date: date) -> SensorDefinition:
-    """The sensor `blacksmith_report`: totals per source event and day, and the checks."""
+def build_report_sensor(start_date: date, jobs: Collection[str]) -> SensorDefinition:
+    """The sensor `blacksmith_report`: totals per source event and day, the checks, and gone runs.
+
+    `jobs`: the names of the jobs whose runs are marked as failed when their processes are gone.
+    """
 
     @sensor(
         name="blacksmith_report",
@@ -119,6 +127,13 @@ def build_report_sensor(start_date: date) -> SensorDefinition:
         ]
         totals, cursor = changed_totals(cursor, counted, datetime.now(UTC).date())
         findings, cursor = to_repeat(cursor, _findings(blacksmith), time.time())
+        try:
+            lockless = fail_gone_runs(
+                context.instance, jobs, blacksmith.supervisor, cursor.lockless
+            )
+            cursor = structs.replace(cursor, lockless=lockless)
+        except (Unavailable, SettingsError) as error:  # a check reports that, too
+            context.log.warning(f"cannot tell which runs are still under way: {error}")
         events: list[AssetMaterialization | AssetCheckEvaluation] = [
             _materialization(blacksmith.asset_keys[count.event_type], count) for count in totals
         ]

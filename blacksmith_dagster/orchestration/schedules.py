@@ -1,12 +1,12 @@
 """What launches jobs at an interval: a Dagster schedule for a cron expression, a sensor for `@every`.
 
-Two runs of one job are never launched side by side, and a run whose process is gone is marked as failed.
+No run is launched beside another of its job, unless the process of that one seems to be gone.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, date, datetime, timedelta
 from types import MappingProxyType
 from typing import Any, TypeAlias, cast
@@ -19,6 +19,7 @@ from dagster import (
     DefaultScheduleStatus,
     DefaultSensorStatus,
     JobDefinition,
+    RunRecord,
     RunRequest,
     RunsFilter,
     ScheduleDefinition,
@@ -48,12 +49,10 @@ UNDER_WAY = {DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING}
 # A run that is under way holds one of its locks, except for short gaps. A run that is not yet under
 # way may take as long to start as Dagster allows by default.
 _GRACE_BY_UNDER_WAY = {True: timedelta(seconds=15), False: timedelta(seconds=180)}
-_LOCK_GAP_SECONDS = RETRY_SECONDS + DUE_SOON + 5.0
+# The longest that a run that is alive holds no lock: it waits to be retried, then for what is due soon.
+LOCK_GAP_SECONDS = RETRY_SECONDS + DUE_SOON + 5.0
 _LOOK_SECONDS = 30
 _RANGE = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
-
-Holds: TypeAlias = Callable[[str], bool]
-"""Whether the run of this id holds any of its locks now."""
 
 WhyNot: TypeAlias = Callable[[DagsterInstance, BlacksmithResource], str | None]
 """Why a job need not run now, or `None` if it must."""
@@ -153,7 +152,7 @@ def build_load_trigger(
             return reason
         try:
             supervisor.ready()
-            reason = already_active(instance, load_job.name, _holds(load_job, supervisor))
+            reason = already_active(instance, load_job.name, supervisor)
             return reason or why_not_due(due, _realtime_holders(load_job, supervisor))
         except (Unavailable, SettingsError) as error:
             return f"nothing is loaded without a lock: {error}"
@@ -193,20 +192,6 @@ def _realtime_holders(load_job: LoadJob, supervisor: Supervisor) -> Mapping[str,
     """What loads realtime events at once: a warm run or a worker."""
     locks = {event.path: supervisor.status(f"load/{event.path}") for event in load_job.realtime}
     return {path: lock.holder or "another process" for path, lock in locks.items() if lock.held}
-
-
-def _holds(load_job: LoadJob, supervisor: Supervisor) -> Holds:
-    """Whether a run holds any of a load job's locks. A warm run may hold that of a realtime event."""
-    realtime = {event.path for event in load_job.realtime}
-
-    def holds(run_id: str) -> bool:
-        for event in load_job.events:
-            status = supervisor.status(f"load/{event.path}")
-            if status.held and (event.path not in realtime or status.holder == run_id):
-                return True
-        return False
-
-    return holds
 
 
 # ------------------------------------------------------------------------------ once a day
@@ -261,24 +246,57 @@ def build_backfill(
 # ------------------------------------------------------------------------------ one run at a time
 
 
-def already_active(instance: DagsterInstance, job: str, holds: Holds) -> str | None:
-    """The active run of a job, as a reason to skip. Runs whose process is gone are marked as failed.
+def already_active(instance: DagsterInstance, job: str, supervisor: Supervisor) -> str | None:
+    """The active run of a job, as a reason to skip.
 
-    Dagster's default launcher doesn't notice when the machine goes down with its runs: they stay
-    'started' forever, and would block every later run. Only the locks are reliable: `holds` says whether
-    a run has one of its locks now.
+    A run whose process seems to be gone is no reason: the report sensor marks it as failed. Should it
+    be alive, the locks let one of the two runs load.
     """
-    runs = instance.get_run_records(RunsFilter(job_name=job, statuses=ACTIVE), ascending=True)
-    for record in runs:
+    records = instance.get_run_records(RunsFilter(job_name=job, statuses=ACTIVE), ascending=True)
+    holders = {lock.holder for lock in supervisor.locks()} if records else set()
+    for record in records:
         run = record.dagster_run
         if run.status is DagsterRunStatus.QUEUED:
             return f"run {run.run_id} is queued"
-        age = datetime.now(UTC) - record.update_timestamp
-        under_way = run.status in UNDER_WAY
-        if age < _GRACE_BY_UNDER_WAY[under_way] or (under_way and _is_alive(run.run_id, holds)):
+        if not _seems_gone(record, holders):
             return f"run {run.run_id} is still under way"
-        fail_gone(instance, run.run_id)
     return None
+
+
+def fail_gone_runs(
+    instance: DagsterInstance,
+    jobs: Collection[str],
+    supervisor: Supervisor,
+    lockless: Mapping[str, float],
+) -> Mapping[str, float]:
+    """Mark the runs of these jobs as failed whose processes are gone.
+
+    `lockless`: since when (seconds since 1970) a run has held no lock. Returns it for the next call.
+    """
+    records = instance.get_run_records(RunsFilter(statuses=ACTIVE))
+    records = [record for record in records if record.dagster_run.job_name in jobs]
+    holders = {lock.holder for lock in supervisor.locks()} if records else set()
+    gone = {record.dagster_run.run_id for record in records if _seems_gone(record, holders)}
+    now = time.time()
+    since = {run_id: lockless.get(run_id, now) for run_id in gone}
+    for run_id in gone:
+        if now - since[run_id] >= LOCK_GAP_SECONDS:
+            fail_gone(instance, run_id)
+            del since[run_id]
+    return since
+
+
+def _seems_gone(record: RunRecord, holders: Collection[str | None]) -> bool:
+    """Whether a run holds no lock although it should.
+
+    Dagster's default launcher doesn't notice when the machine goes down with its runs: they stay
+    'started' forever. Only the locks are reliable. But a run holds none while it moves from one lock to
+    the next, or waits to be retried.
+    """
+    status, age = record.dagster_run.status, datetime.now(UTC) - record.update_timestamp
+    if status is DagsterRunStatus.QUEUED or record.dagster_run.run_id in holders:
+        return False
+    return age >= _GRACE_BY_UNDER_WAY[status in UNDER_WAY]
 
 
 def fail_gone(instance: DagsterInstance, run_id: str) -> None:
@@ -288,17 +306,3 @@ def fail_gone(instance: DagsterInstance, run_id: str) -> None:
         instance.report_run_failed(
             run, "The process of this run is gone: it holds none of its locks."
         )
-
-
-def _is_alive(run_id: str, holds: Holds) -> bool:
-    """Whether a run holds any of its locks.
-
-    Keeps checking for a while: a run holds no lock while it moves from one lock to the next, or
-    while it waits to be retried.
-    """
-    deadline = time.monotonic() + _LOCK_GAP_SECONDS
-    while not holds(run_id):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.5)
-    return True

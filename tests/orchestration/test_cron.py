@@ -297,7 +297,6 @@ def test_a_poll_whose_process_is_gone_is_failed_and_replaced(
     monkeypatch.setattr(
         schedules, "_GRACE_BY_UNDER_WAY", dict.fromkeys((True, False), timedelta(0))
     )
-    monkeypatch.setattr(schedules, "_LOCK_GAP_SECONDS", 0.1)
     polling = Polling(store_url, Cron("*/5 * * * *"))
     run = instance.add_run(DagsterRun(job_name=JOB, status=DagsterRunStatus.STARTED))
     with contextlib.closing(polling.open()) as store:
@@ -307,12 +306,13 @@ def test_a_poll_whose_process_is_gone_is_failed_and_replaced(
                 assert tick(polling, instance).skipped == f"run {run.run_id} is still under way"
             with supervisor.acquire("listen/tower/seen", "another"):  # type: ignore[union-attr]
                 assert len(tick(polling, instance).due) == 1
+            schedules.fail_gone_runs(instance, {JOB}, supervisor, {run.run_id: 0.0})
     (failed,) = instance.get_runs(RunsFilter(run_ids=[run.run_id]))
     assert failed.status is DagsterRunStatus.FAILURE
 
 
 def test_a_run_that_pauses_does_not_count_as_gone() -> None:
-    assert polls._LONGEST_PAUSE + 1 < schedules._LOCK_GAP_SECONDS
+    assert polls._LONGEST_PAUSE + 1 < schedules.LOCK_GAP_SECONDS
 
 
 def test_no_run_is_replaced_while_the_locks_are_out_of_reach(

@@ -493,13 +493,10 @@ def test_a_load_run_that_is_gone_is_not_mistaken_for_the_warm_run(
     monkeypatch.setattr(
         schedules, "_GRACE_BY_UNDER_WAY", dict.fromkeys((True, False), timedelta(0))
     )
-    monkeypatch.setattr(schedules, "_LOCK_GAP_SECONDS", 0.1)
     alerts.receive("stuck")
-    gone = instance.add_run(DagsterRun(job_name="load_alerts", status=STARTED))
+    instance.add_run(DagsterRun(job_name="load_alerts", status=STARTED))
     with _locked(alerts, "a warm run", "late"):
         assert alerts.look(instance, "load_alerts_sensor").run_requests
-    (failed,) = instance.get_runs(RunsFilter(run_ids=[gone.run_id]))
-    assert failed.status is FAILURE
 
 
 @contextmanager

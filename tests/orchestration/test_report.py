@@ -11,10 +11,14 @@ from dagster import (
     AssetKey,
     AssetMaterialization,
     DagsterInstance,
+    DagsterRun,
+    DagsterRunStatus,
+    RunsFilter,
     build_sensor_context,
 )
 
 from blacksmith_dagster import Batch
+from blacksmith_dagster.orchestration import schedules
 from blacksmith_dagster.orchestration.checks import Finding
 from blacksmith_dagster.orchestration.report_sensor import ReportCursor, changed_totals, to_repeat
 from blacksmith_dagster.store.records import DayCount
@@ -68,6 +72,26 @@ def test_totals_are_reported_per_day_and_only_when_they_change(
     pipeline.receive(4)
     third = Tick(pipeline, instance, first.cursor)
     assert third.totals == {TODAY.isoformat(): 6}
+
+
+def test_a_run_whose_process_is_gone_is_marked_as_failed(
+    instance: DagsterInstance, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedules, "_GRACE_BY_UNDER_WAY", {True: timedelta(0), False: timedelta(0)})
+    pipeline = Pipeline(f"sqlite:///{tmp_path}/store.db")
+    pipeline.open().close()
+    load, _ = (
+        instance.add_run(DagsterRun(job_name=job, status=DagsterRunStatus.STARTED)).run_id
+        for job in ("load_lake", "a_job_of_the_team")
+    )
+    first = Tick(pipeline, instance, None)
+    monkeypatch.setattr(schedules, "LOCK_GAP_SECONDS", 0.0)
+    assert first.cursor
+    assert Tick(pipeline, instance, first.cursor).cursor != first.cursor
+    failed = {
+        run.run_id for run in instance.get_runs(RunsFilter(statuses=[DagsterRunStatus.FAILURE]))
+    }
+    assert failed == {load}
 
 
 def test_a_tick_that_is_repeated_reports_the_same(

@@ -3,7 +3,6 @@
 import contextlib
 import time
 from datetime import timedelta
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -140,51 +139,33 @@ def test_a_run_whose_process_is_gone_is_failed_and_replaced(
     monkeypatch.setattr(
         schedules, "_GRACE_BY_UNDER_WAY", dict.fromkeys((True, False), timedelta(0))
     )
-    monkeypatch.setattr(schedules, "_LOCK_GAP_SECONDS", 0.1)
     pipeline = Pipeline(store_url)
     pipeline.receive(1)
     run = instance.add_run(DagsterRun(job_name="load_lake", status=DagsterRunStatus.STARTED))
-    store = pipeline.open()
-    supervisor = open_supervisor(None, store.database)
-    try:
+    with contextlib.ExitStack() as opened:
+        store = opened.enter_context(contextlib.closing(pipeline.open()))
+        supervisor = open_supervisor(None, store.database)
+        opened.enter_context(contextlib.closing(supervisor))
+
+        def failed(lockless_since: float) -> bool:
+            """Whether the run is marked as failed, which held no lock since `lockless_since`."""
+            lockless = {run.run_id: lockless_since}
+            schedules.fail_gone_runs(instance, {"load_lake"}, supervisor, lockless)
+            (now,) = instance.get_runs(RunsFilter(run_ids=[run.run_id]))
+            return now.status is DagsterRunStatus.FAILURE
+
         with supervisor.acquire("load/lake/undeliverable", run.run_id) as lease:
             assert lease
             assert look(pipeline, instance).skipped == f"run {run.run_id} is still under way"
-    finally:
-        supervisor.close()
-        store.close()
-    assert look(pipeline, instance).launched == 1
-    (failed,) = instance.get_runs(RunsFilter(run_ids=[run.run_id]))
-    assert failed.status is DagsterRunStatus.FAILURE
+            assert not failed(0.0)
+        assert look(pipeline, instance).launched == 1
+        assert not failed(time.time())
+        assert failed(time.time() - schedules.LOCK_GAP_SECONDS)
 
 
-def test_a_run_between_two_tries_of_an_op_is_not_gone(
-    store_url: str, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_between_two_tries_of_an_op_is_not_gone() -> None:
     """It holds no lock while it waits to try again, and then for what is due soon."""
-    monkeypatch.setattr(
-        schedules, "_GRACE_BY_UNDER_WAY", dict.fromkeys((True, False), timedelta(0))
-    )
-    pipeline = Pipeline(store_url)
-    pipeline.receive(1)
-    run = instance.add_run(DagsterRun(job_name="load_lake", status=DagsterRunStatus.STARTED))
-    store = pipeline.open()
-    supervisor = open_supervisor(None, store.database)
-    leases = contextlib.ExitStack()
-    now = 0.0
-
-    def sleep(seconds: float) -> None:
-        nonlocal now
-        if now <= loads.RETRY_SECONDS + loads.DUE_SOON < now + seconds:
-            lease = supervisor.acquire("load/lake/flights", run.run_id)
-            assert lease
-            leases.enter_context(lease)
-        now += seconds
-
-    clock = SimpleNamespace(monotonic=lambda: now, sleep=sleep, time=time.time)
-    monkeypatch.setattr(schedules, "time", clock)
-    with contextlib.closing(store), contextlib.closing(supervisor), leases:
-        assert look(pipeline, instance).skipped == f"run {run.run_id} is still under way"
+    assert loads.RETRY_SECONDS + loads.DUE_SOON < schedules.LOCK_GAP_SECONDS
 
 
 def test_nothing_is_launched_while_no_lock_can_be_had(
