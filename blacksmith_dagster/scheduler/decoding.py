@@ -76,8 +76,11 @@ class JobDecoder:
         """The jobs of a load, in its order.
 
         A job that cannot be decoded (its event type is no longer received, its data does not fit the
-        model, `transform` or `when` raises) fails; the others do not.
+        model, `transform` or `when` raises) fails; the others do not. None is decoded if the load is to
+        be discarded after lost loads: users' code may have killed those.
         """
+        if load.discard_reason is not None and load.lost_loads:
+            return Decoded((), {})
         jobs: list[Job[Any]] = []
         failures: dict[int, DecodeFailure] = {}
         attempt, suffix = load.attempt, load.key_of("")  # a call per load, not per job

@@ -10,10 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as StillRunning
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import msgspec
+from typing import TYPE_CHECKING, NamedTuple
 
 from blacksmith_dagster.errors import (
     FencedOut,
@@ -25,9 +22,9 @@ from blacksmith_dagster.errors import (
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import AnyDestinationEvent
 from blacksmith_dagster.pipeline.event import Batch
-from blacksmith_dagster.scheduler.decoding import Decoded, JobDecoder
+from blacksmith_dagster.scheduler.decoding import JobDecoder
 from blacksmith_dagster.scheduler.executor import Executor
-from blacksmith_dagster.scheduler.outcomes import LoadReport, Summary, decide, load_report, outcomes
+from blacksmith_dagster.scheduler.outcomes import LoadReport, Summary, judge, load_report
 from blacksmith_dagster.store import Store
 from blacksmith_dagster.store.records import FencingToken, Lane, Load, LoadVerdict
 from blacksmith_dagster.supervisor import here
@@ -45,6 +42,8 @@ RECORD_FOR = 60.0
 """Seconds for which recording is retried while the store does not respond."""
 
 _RECORD_PAUSE = 0.5
+_NOTHING_CALLED: Future[None] = Future()
+_NOTHING_CALLED.set_result(None)
 
 
 def load(
@@ -175,15 +174,20 @@ class StandardScheduler:
             if stop.is_set():
                 store.loads.release(load)
                 break
-            decoded = _decode(decoder, load, store)
-            batch = Batch(event.path, decoded.jobs, event.version)
-            call = self._call(event, load, batch, store)
-            if call is None:
+            originals = decoder.originals(load.rows, store.log.originals)
+            with _collector_paused():
+                decoded = decoder.decode(load, originals)
+            jobs = decoded.jobs if load.discard_reason is None else ()
+            batch = Batch(event.path, jobs, event.version)
+            started = time.monotonic()
+            call = self._executor.call(event, batch) if jobs else _NOTHING_CALLED
+            if not _wait(call, event, load, store):
                 continue
-            verdict = _verdict(app, event, load, decoded, batch, call.raised)
-            _record(store, load, verdict, lease, stop)
-            done = load_report(load, verdict, call.seconds)
-            del load, decoded, batch, verdict  # large ones are freed before the next claim
+            seconds = time.monotonic() - started
+            verdict = judge(app, event, load, decoded, batch.verdicts, call.exception())
+            record(store, load, verdict, lease, stop)
+            done = load_report(load, verdict, seconds)
+            del load, originals, decoded, jobs, batch, call, verdict  # before the next claim: large
             summary = Summary(summary.loads + 1, summary.tally + done.tally)
             report(done)
         return Summary(summary.loads, summary.tally, stopped=True)
@@ -203,31 +207,6 @@ class StandardScheduler:
             prepared = self._prepared[app, event] = JobDecoder(app, event), version
         return prepared
 
-    def _call(
-        self, event: AnyDestinationEvent, load: Load, batch: Batch[Any], store: Store
-    ) -> _Call | None:
-        """Call the event's function. `None` if that took too long or did not begin: it has no result."""
-        if load.discard_reason is not None or not len(batch):
-            return _Call(None, 0.0)
-        started = time.monotonic()
-        call = self._executor.call(event, batch)
-        try:
-            raised = call.exception(event.timeout.total_seconds())
-        except StillRunning:
-            if call.cancel():  # it did not begin: another call to this destination ran
-                store.loads.release(load)
-            else:
-                _abandon(event, load, call, store)
-            return None
-        return _Call(raised, time.monotonic() - started)
-
-
-class _Call(NamedTuple):
-    """A call of a destination event's function: what it raised, and how long it took."""
-
-    raised: BaseException | None
-    seconds: float
-
 
 def _check_held(lease: Lease) -> None:
     if lease.lost.is_set():
@@ -237,38 +216,25 @@ def _check_held(lease: Lease) -> None:
         )
 
 
-def _decode(decoder: JobDecoder, load: Load, store: Store) -> Decoded:
-    """The jobs of a load; none if it is to be discarded and users' code may have killed its process."""
-    if load.discard_reason is not None and load.lost_loads:
-        return Decoded((), {})
-    originals = decoder.originals(load.rows, store.log.originals)
-    with _collector_paused():
-        return decoder.decode(load, originals)
+def _wait(call: Future[None], event: AnyDestinationEvent, load: Load, store: Store) -> bool:
+    """Wait for a call. `False` if it took too long or did not begin: its jobs are due again.
 
-
-def _verdict(
-    app: Blacksmith,
-    event: AnyDestinationEvent,
-    load: Load,
-    decoded: Decoded,
-    batch: Batch[Any],
-    raised: BaseException | None,
-) -> LoadVerdict:
-    """What becomes of the jobs of a load, with the outcomes that are received."""
-    now = datetime.now(UTC)
-    decision = decide(load, decoded, batch.verdicts, raised, event, now)
-    events = outcomes(app, event, load, decoded, decision, now)
-    verdict = decision.verdict
-    return msgspec.structs.replace(verdict, outcomes=events) if events else verdict
-
-
-def _abandon(event: AnyDestinationEvent, load: Load, call: Future[None], store: Store) -> None:
-    """Make the jobs of a load that took too long due again, even if its call is still running."""
-    error = f"the load ran past its time-out of {event.timeout.total_seconds():g} s"
+    Raises `Timeout` if it has not returned even then.
+    """
+    limit = event.timeout.total_seconds()
+    try:
+        call.exception(limit)
+        return True
+    except StillRunning:
+        if call.cancel():  # it did not begin: another call to this destination ran
+            store.loads.release(load)
+            return False
+    error = f"the load ran past its time-out of {limit:g} s"
     store.loads.abandon(load, error)
     _log.warning("%s: load %d: %s", event.path, load.id, error)
     try:
         call.exception(GRACE)
+        return False
     except StillRunning:
         raise Timeout(
             f"{event.path}: {error}, and its function has not returned: end this process. The jobs are "
@@ -277,7 +243,7 @@ def _abandon(event: AnyDestinationEvent, load: Load, call: Future[None], store: 
         ) from None
 
 
-def _record(
+def record(
     store: Store, load: Load, verdict: LoadVerdict, lease: Lease, stop: threading.Event
 ) -> None:
     """Record a load; again if the store does not respond, so that it is not loaded twice."""

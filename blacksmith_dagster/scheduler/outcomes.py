@@ -71,6 +71,21 @@ class Summary(msgspec.Struct, frozen=True):
     stopped: bool = False
 
 
+def judge(
+    app: Blacksmith,
+    event: AnyDestinationEvent,
+    load: Load,
+    decoded: Decoded,
+    job_verdicts: Mapping[str, JobVerdict],
+    raised: BaseException | None,
+) -> LoadVerdict:
+    """The verdict of a load that ended now, with the outcomes that are received; see `decide`."""
+    now = datetime.now(UTC)
+    decision = decide(load, decoded, job_verdicts, raised, event, now)
+    events = outcomes(app, event, load, decoded, decision, now)
+    return msgspec.structs.replace(decision.verdict, outcomes=tuple(events))
+
+
 class Decision(NamedTuple):
     """A load's verdict. `exhausted`: the jobs (by seq) discarded because their last attempt failed,
     not by their function's verdict."""

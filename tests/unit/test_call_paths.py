@@ -1,0 +1,51 @@
+"""The two call paths that docs/architecture.md names: their functions exist, and call each other."""
+
+import ast
+import importlib
+import inspect
+import re
+import textwrap
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PAGE = Path(__file__).parents[2] / "docs" / "architecture.md"
+STEP = re.compile(r"^\d+\. `(?P<file>[\w/]+)\.py`, `(?P<name>[\w.]+)`", re.MULTILINE)
+
+
+def documented_path(title: str) -> list[Any]:
+    """The functions of the numbered list below a heading, in order."""
+    _, _, rest = PAGE.read_text().partition(f"### {title}\n")
+    section, _, _ = rest.partition("\n#")
+    return [
+        attrgetter(step["name"])(
+            importlib.import_module(f"blacksmith_dagster.{step['file'].replace('/', '.')}")
+        )
+        for step in STEP.finditer(section)
+    ]
+
+
+def calls_of(function: Any) -> list[str]:
+    """The names of what a function calls, in the order of its source."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    calls.sort(key=lambda call: (call.end_lineno, call.end_col_offset))
+    return [getattr(call.func, "attr", None) or getattr(call.func, "id", "") for call in calls]
+
+
+@pytest.mark.parametrize(("title", "at_most"), [("From the op to the destination's function", 9)])
+def test_call_paths_are_as_documented(title: str, at_most: int) -> None:
+    """Each function is called by the one before it or, as a further step, by that one's caller."""
+    first, *others = documented_path(title)
+    assert others
+    assert 1 + len(others) <= at_most
+    callers = [(first, calls_of(first))]
+    for function in others:
+        while callers and function.__name__ not in callers[-1][1]:
+            callers.pop()
+        assert callers, f"{function.__qualname__} is not called by the functions before it"
+        caller, calls = callers.pop()
+        callers.append((caller, calls[calls.index(function.__name__) + 1 :]))
+        callers.append((function, calls_of(function)))
