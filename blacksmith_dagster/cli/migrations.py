@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -70,7 +70,7 @@ def ack(
     """Acknowledge new migrations. Their destinations' jobs wait until they have run."""
     request = MigrationRequest(scopes, to, discard=discard, dry_run=dry_run)
     with _wanderer(app) as wanderer:
-        _print_report(wanderer.ack(request), dry_run)
+        _print_report(wanderer.ack(request), sql=dry_run)
 
 
 @migrations.command("run")
@@ -87,7 +87,7 @@ def run_migrations(
     """Run pending migrations, oldest to newest. Ctrl-C lets the current one finish."""
     request = MigrationRequest(scopes, to, dry_run=dry_run, out_of_order=out_of_order)
     with _wanderer(app) as wanderer:
-        _print_report(wanderer.run(request), dry_run)
+        _print_report(wanderer.run(request), sql=dry_run)
 
 
 @migrations.command()
@@ -113,12 +113,12 @@ def rollback(
     if dry_run or not yes:
         with _wanderer(app) as wanderer:
             report = wanderer.rollback(MigrationRequest(scopes, to, discard=discard, dry_run=True))
-        _print_report(report, dry_run=True, sql=dry_run)
+        _print_report(report, sql=dry_run)
         if dry_run or not report.planned:
             return
         click.confirm("Roll these back?", abort=True)  # outside of _wanderer: Ctrl-C means no
     with _wanderer(app) as wanderer:
-        _print_report(wanderer.rollback(request), dry_run=False)
+        _print_report(wanderer.rollback(request))
 
 
 @migrations.command("status")
@@ -160,7 +160,7 @@ def repair_migration(app: Blacksmith, scope: str, version: int, applied: bool | 
         raise MigrationError("look into the target, then say --applied or --not-applied")
     with _wanderer(app) as wanderer:
         completed = wanderer.repair(scope, version, applied=applied)
-    click.echo(table(_HEAD, [_row(completed)]))
+    _print_report(MigrationReport([completed.action], [completed]))
 
 
 @contextmanager
@@ -184,34 +184,15 @@ def _wanderer(app: Blacksmith) -> Iterator[Wanderer]:
 
 
 def _print_action(completed: CompletedAction) -> None:
-    action, state = completed.action, completed.state.value
-    click.echo(f"{action.scope} {action.version} {action.name}: {state}", err=True)
+    click.echo(f"{completed.action}: {completed.state.value}", err=True)
 
 
-def _print_report(report: MigrationReport, dry_run: bool, *, sql: bool = True) -> None:
+def _print_report(report: MigrationReport, *, sql: bool = False) -> None:
     """Print what was planned and what was done; exits with code 1 if an action failed."""
-    if not report.planned:
-        click.echo("nothing to do")
-    else:
-        state = "planned" if dry_run else "not done"
-        rows = [_row(completed) for completed in report.done]
-        rows += [
-            [action.scope, str(action.version), action.name, action.what, state, "", ""]
-            for action in report.planned[len(rows) :]
-        ]
-        click.echo(table(_HEAD, rows))
-    if dry_run and sql:
-        for action in report.planned:
-            if action.sql is not None:
-                click.echo(f"\n-- {action.scope} {action.version} {action.name} ({action.what})")
-                click.echo(action.sql.strip())
+    rows = [row.values() for row in report.rows()]
+    click.echo(table(_HEAD, rows) if rows else "nothing to do")
+    if sql and report.sql():
+        click.echo(f"\n{report.sql()}")
     if report.error is not None:
         click.echo(f"Error: {report.error}", err=True)
         sys.exit(1)
-
-
-def _row(completed: CompletedAction) -> Sequence[object]:
-    action = completed.action
-    seconds = f"{completed.seconds:.3f}" if completed.seconds else ""
-    cells = [action.scope, str(action.version), action.name, action.what]
-    return [*cells, completed.state.value, seconds, completed.error]

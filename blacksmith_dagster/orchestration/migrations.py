@@ -14,7 +14,6 @@ from dagster import (
     OpDefinition,
     OpExecutionContext,
     TableColumn,
-    TableMetadataValue,
     TableRecord,
     TableSchema,
     in_process_executor,
@@ -185,51 +184,22 @@ def _conclude(
 def metadata_of(report: MigrationReport, dry_run: bool) -> Mapping[str, Any]:
     """What a run reports of migrations: a table of them, and how many were done.
 
-    A dry run also shows the SQL of its plan.
+    A dry run also shows the SQL of its plan. Only the first 1000 actions are shown: the wanderer's own
+    tables have the whole history.
     """
+    shown = MigrationReport(report.planned[:_MOST_ROWS], report.done[:_MOST_ROWS], report.error)
     metadata: dict[str, Any] = {
-        "migrations": table_of(report, "planned" if dry_run else "not done"),
+        "migrations": MetadataValue.table(
+            [TableRecord(dict(row)) for row in shown.rows()], _COLUMNS
+        ),
         "migrations_planned": len(report.planned),
         "migrations_done": sum(done.error is None for done in report.done),
     }
-    statements = [
-        f"-- {action.scope} {action.version} {action.name} ({action.what})\n{action.sql.strip()}"
-        for action in report.planned[:_MOST_ROWS]
-        if action.sql is not None
-    ]
-    if dry_run and statements:
-        metadata["sql"] = MetadataValue.md("```sql\n" + "\n\n".join(statements) + "\n```")
+    if dry_run and (sql := shown.sql()):
+        metadata["sql"] = MetadataValue.md(f"```sql\n{sql}\n```")
     return metadata
 
 
-def table_of(report: MigrationReport, otherwise: str) -> TableMetadataValue:
-    """A row for each planned action, with the state it ended in, or `otherwise` if it was not done.
-
-    Only the first 1000 actions: the wanderer's own tables have the whole history.
-    """
-    completed = {done.action: done for done in report.done}
-    rows = []
-    for action in report.planned[:_MOST_ROWS]:
-        done = completed.get(action)
-        rows.append(
-            TableRecord(
-                {
-                    "scope": action.scope,
-                    "version": str(action.version),
-                    "name": action.name,
-                    "action": action.what,
-                    "state": done.state.value if done else otherwise,
-                    "seconds": round(done.seconds, 3) if done else None,
-                    "error": done.error if done else None,
-                }
-            )
-        )
-    return MetadataValue.table(rows, _COLUMNS)
-
-
 def _line(done: CompletedAction) -> str:
-    action = done.action
-    line = (
-        f"{action.scope} {action.version} {action.name}: {done.state.value}, {done.seconds:.1f} s"
-    )
+    line = f"{done.action}: {done.state.value}, {done.seconds:.1f} s"
     return f"{line}: {done.error}" if done.error else line

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
+from itertools import zip_longest
 
 import msgspec
 
@@ -51,6 +52,9 @@ class MigrationAction(msgspec.Struct, frozen=True):
     name: str
     sql: str | None = None
 
+    def __str__(self) -> str:
+        return f"{self.scope} {self.version} {self.name}"
+
 
 class CompletedAction(msgspec.Struct, frozen=True):
     """An action that has ended, with its `error` if it failed; `seconds` is how long it took."""
@@ -70,6 +74,27 @@ class MigrationReport(msgspec.Struct, frozen=True):
     planned: Sequence[MigrationAction]
     done: Sequence[CompletedAction] = ()
     error: str | None = None
+
+    def rows(self) -> Iterator[Mapping[str, str | float | None]]:
+        """A row for each planned action, with its state."""
+        for action, done in zip_longest(self.planned, self.done):
+            yield {
+                "scope": action.scope,
+                "version": str(action.version),
+                "name": action.name,
+                "action": action.what,
+                "state": done.state.value if done else "not done" if self.error else "planned",
+                "seconds": round(done.seconds, 3) if done and done.seconds else None,
+                "error": done.error if done else None,
+            }
+
+    def sql(self) -> str:
+        """The SQL of the planned actions, each after a comment that names it."""
+        return "\n\n".join(
+            f"-- {action} ({action.what})\n{action.sql.strip()}"
+            for action in self.planned
+            if action.sql is not None
+        )
 
 
 class MigrationStatus(msgspec.Struct, frozen=True):
