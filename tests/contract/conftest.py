@@ -10,8 +10,10 @@ import pytest
 from blacksmith_dagster.pubsub import Publisher, PubSub, Subscriber
 from blacksmith_dagster.store import Store, open_store
 from tests.contract import pipeline
+from tests.contract.consuming import Kept
 from tests.contract.notifying import SOON, Subscribe, opening
 from tests.services.broker import Broker
+from tests.services.rabbitmq import RabbitMQServer
 
 _topics = itertools.count(1)
 
@@ -60,3 +62,17 @@ def subscribe(pubsub: PubSub, opened: contextlib.ExitStack) -> Subscribe:
         return subscriber
 
     return subscribe
+
+
+@pytest.fixture
+def kept() -> Kept:
+    """What a store would keep of a consumer's messages."""
+    return Kept()
+
+
+@pytest.fixture
+def user(rabbitmq: RabbitMQServer, topic: str) -> Iterator[str]:
+    """A user of RabbitMQ whose password is his name, without any rights."""
+    rabbitmq.control("add_user", topic, topic)
+    yield topic
+    rabbitmq.control("delete_user", topic)

@@ -1,5 +1,6 @@
 """Helpers for tests of consumers: feeds that send messages to a broker, and what a store would keep."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Sequence
@@ -112,6 +113,11 @@ class KafkaFeed:
             producer.poll(0)
         assert producer.flush(10) == 0
 
+    def delete(self) -> None:
+        """Delete the topic."""
+        self.server.delete(self.topic)
+        until(lambda: self.topic not in self.server.admin().list_topics(timeout=10).topics)
+
     def left(self) -> int:
         admin = self.server.admin()
         group = ConsumerGroupTopicPartitions(self.subscription)
@@ -159,6 +165,10 @@ class NATSFeed:
                 )
 
         self.server.using(send)
+
+    def delete(self) -> None:
+        """Delete the stream."""
+        self.server.delete(self.stream)
 
     def left(self) -> int:
         async def left(client: Any) -> int:
@@ -233,6 +243,16 @@ def opened(server: Broker, *, port: int | None = None, password: str | None = No
     pubsub = open_pubsub(url, store_url, VARIABLE)
     assert pubsub is not None
     return pubsub
+
+
+def consumer_of(
+    feed: Feed, kept: Kept, topic: str | None = None
+) -> contextlib.closing[Consumer[Any]]:
+    """A consumer of the feed, or of another topic, that continues from what is kept."""
+    consumer = opened(feed.server).consumer(
+        topic or feed.topic, feed.subscription, kept.cursors.get
+    )
+    return contextlib.closing(consumer)
 
 
 def numbered(n: int, begin: int = 0) -> list[bytes]:

@@ -37,6 +37,15 @@ def heard(subscriber: Subscriber, wanted: Collection[str]) -> set[str]:
     return paths
 
 
+def works(pubsub: PubSub) -> bool:
+    """Whether a notification arrives."""
+    publisher, subscriber = pubsub.publisher(), pubsub.subscriber("warehouse")
+    with contextlib.closing(publisher), contextlib.closing(subscriber):
+        assert not subscriber.wait(SOON)
+        publisher.publish([FLIGHTS])
+        return heard(subscriber, [FLIGHTS]) == {FLIGHTS}
+
+
 def assert_recovers(publisher: Publisher, subscriber: Subscriber) -> None:
     """Publisher and subscriber recover without help: what is published is received again."""
     again, after = "warehouse/again", "warehouse/after"  # not to be confused with earlier ones

@@ -27,6 +27,7 @@ from tests.contract.consuming import (
     NATSFeed,
     RabbitMQFeed,
     bodies,
+    consumer_of,
     keep_receiving,
     numbered,
     opened,
@@ -65,21 +66,12 @@ def feed(missing_feed: Feed) -> Feed:
 
 
 @pytest.fixture
-def kept() -> Kept:
-    return Kept()
-
-
-@pytest.fixture
 def consume(missing_feed: Feed, kept: Kept) -> Iterator[Consume]:
     """Makes consumers of the topic that continue from what is kept."""
     with contextlib.ExitStack() as stack:
 
         def consume() -> Consumer:
-            pubsub = opened(missing_feed.server)
-            consumer = pubsub.consumer(
-                missing_feed.topic, missing_feed.subscription, kept.cursors.get
-            )
-            return stack.enter_context(contextlib.closing(consumer))
+            return stack.enter_context(consumer_of(missing_feed, kept))
 
         yield consume
 
@@ -443,3 +435,47 @@ def test_a_database_has_no_messages() -> None:
     with pytest.raises(SettingsError, match=r"Kafka, NATS or RabbitMQ.*PostgresSource") as raised:
         pubsub.consumer("orders", "night", {}.get)
     assert "open-sesame" not in str(raised.value)
+
+
+@pytest.mark.parametrize("broker", ["kafka", "nats"], indirect=True)
+@pytest.mark.parametrize("reading", [True, False], ids=["reading", "closed"])
+def test_a_topic_created_again_is_read_from_its_beginning(
+    feed: KafkaFeed | NATSFeed, kept: Kept, reading: bool
+) -> None:
+    def create_again() -> None:
+        feed.delete()
+        feed.make()
+        feed.send(*numbered(5, 20))
+
+    feed.send(*numbered(20))
+    with consumer_of(feed, kept) as consumer:
+        kept.keep(received(consumer, 20))
+        if reading:
+            create_again()
+            keep_receiving(consumer, kept, 25)
+    if not reading:
+        create_again()
+        with consumer_of(feed, kept) as consumer:
+            keep_receiving(consumer, kept, 25)
+    assert kept.bodies == numbered(25)
+    assert len(kept.cursors) == 2
+
+
+@pytest.mark.parametrize("broker", ["kafka", "nats"], indirect=True)
+def test_a_topic_that_has_lost_its_end_is_reported_and_read_again(
+    feed: Feed, kept: Kept, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    feed.send(*numbered(3))
+    with consumer_of(feed, kept) as consumer:
+        kept.keep(received(consumer, 3))
+    (reader,) = kept.cursors
+    kept.cursors[reader] = (
+        "1000"  # as after a restore, or a power cut that took what was not on disk
+    )
+    kept.bodies.clear()
+    with consumer_of(feed, kept) as consumer:
+        keep_receiving(consumer, kept, 3)
+    assert kept.bodies == numbered(3)
+    (warning,) = (record.getMessage() for record in caplog.records)
+    assert "was read up to 1000 and ends at 3" in warning

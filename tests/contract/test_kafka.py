@@ -26,6 +26,7 @@ from tests.contract.notifying import (
     assert_recovers,
     heard,
     opening,
+    works,
 )
 from tests.services import free_port
 from tests.services.kafka import GUEST, GUESTS_PASSWORD, PASSWORD, USER, KafkaServer
@@ -41,14 +42,6 @@ def pubsub_at(
     where: str, topic: str, login: str = f"{USER}:{PASSWORD}", options: str = ""
 ) -> PubSub:
     return opening((f"kafka://{login}@{where}?topic={topic}{options}", "sqlite://"))
-
-
-def works(pubsub: PubSub) -> bool:
-    publisher, subscriber = pubsub.publisher(), pubsub.subscriber("warehouse")
-    with contextlib.closing(publisher), contextlib.closing(subscriber):
-        assert not subscriber.wait(SOON)
-        publisher.publish([FLIGHTS])
-        return heard(subscriber, [FLIGHTS]) == {FLIGHTS}
 
 
 def publishes(pubsub: PubSub) -> bool:

@@ -10,8 +10,15 @@ from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AclOperation, NewPartitions, ResourceType
 
 from blacksmith_dagster.errors import Unavailable
-from blacksmith_dagster.pubsub import Consumer, open_pubsub
-from tests.contract.consuming import KafkaFeed, Kept, keep_receiving, numbered, opened, received
+from blacksmith_dagster.pubsub import open_pubsub
+from tests.contract.consuming import (
+    KafkaFeed,
+    Kept,
+    consumer_of,
+    keep_receiving,
+    numbered,
+    received,
+)
 from tests.contract.notifying import SOON
 from tests.services.kafka import GUEST, GUESTS_PASSWORD, KafkaServer
 from tests.waiting import until
@@ -20,16 +27,6 @@ from tests.waiting import until
 @pytest.fixture
 def feed(kafka: KafkaServer, topic: str) -> KafkaFeed:
     return KafkaFeed(kafka, topic)
-
-
-@pytest.fixture
-def kept() -> Kept:
-    return Kept()
-
-
-def consumer_of(feed: KafkaFeed, kept: Kept) -> contextlib.closing[Consumer]:
-    pubsub = opened(feed.server)
-    return contextlib.closing(pubsub.consumer(feed.topic, feed.subscription, kept.cursors.get))
 
 
 def in_order(bodies: list[bytes]) -> list[bytes]:
@@ -66,31 +63,6 @@ def test_a_partition_that_is_added_is_read_from_its_beginning(feed: KafkaFeed, k
     assert kept.bodies == numbered(6)
 
 
-@pytest.mark.parametrize("reading", [True, False], ids=["reading", "closed"])
-def test_a_topic_created_again_is_read_from_its_beginning(
-    feed: KafkaFeed, kept: Kept, reading: bool
-) -> None:
-    def create_again() -> None:
-        feed.server.delete(feed.topic)
-        until(lambda: feed.topic not in feed.server.admin().list_topics(timeout=10).topics)
-        feed.make()
-        feed.send(*numbered(5, 20))
-
-    feed.make()
-    feed.send(*numbered(20))
-    with consumer_of(feed, kept) as consumer:
-        kept.keep(received(consumer, 20))
-        if reading:
-            create_again()
-            keep_receiving(consumer, kept, 25)
-    if not reading:
-        create_again()
-        with consumer_of(feed, kept) as consumer:
-            keep_receiving(consumer, kept, 25)
-    assert kept.bodies == numbered(25)
-    assert len(kept.cursors) == 2
-
-
 def test_messages_that_were_deleted_before_they_were_read_are_reported(
     feed: KafkaFeed, kept: Kept, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -107,24 +79,6 @@ def test_messages_that_were_deleted_before_they_were_read_are_reported(
     assert kept.bodies == numbered(10) + numbered(20, 30)
     (warning,) = (record.getMessage() for record in caplog.records)
     assert "20 offsets of partition 0 were deleted before they were read" in warning
-
-
-def test_a_partition_that_has_lost_its_end_is_reported_and_read_again(
-    feed: KafkaFeed, kept: Kept, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.WARNING)
-    feed.make()
-    feed.send(*numbered(3))
-    with consumer_of(feed, kept) as consumer:
-        kept.keep(received(consumer, 3))
-    (reader,) = kept.cursors
-    kept.cursors[reader] = "1000"  # as after a restore of the broker to an earlier state
-    kept.bodies.clear()
-    with consumer_of(feed, kept) as consumer:
-        keep_receiving(consumer, kept, 3)
-    assert kept.bodies == numbered(3)
-    (warning,) = (record.getMessage() for record in caplog.records)
-    assert "was read up to 1000 and ends at 3" in warning
 
 
 def test_rebalance_takes_nothing_away(

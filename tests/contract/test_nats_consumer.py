@@ -1,6 +1,5 @@
 """What only NATS' consumer does: retention, wildcards, streams that are created again."""
 
-import contextlib
 import logging
 import re
 from typing import Any
@@ -9,11 +8,11 @@ import pytest
 from nats.js.api import ConsumerConfig, RetentionPolicy
 
 from blacksmith_dagster.errors import SettingsError, Unavailable
-from blacksmith_dagster.pubsub import Consumer
 from tests.contract.consuming import (
     Kept,
     NATSFeed,
     bodies,
+    consumer_of,
     keep_receiving,
     numbered,
     opened,
@@ -36,19 +35,6 @@ def work_queue(nats: NATSServer, topic: str) -> NATSFeed:
 @pytest.fixture
 def interest(nats: NATSServer, topic: str) -> NATSFeed:
     return NATSFeed(nats, topic, retention=RetentionPolicy.INTEREST)
-
-
-@pytest.fixture
-def kept() -> Kept:
-    return Kept()
-
-
-def consumer_of(
-    feed: NATSFeed, kept: Kept, subject: str | None = None
-) -> contextlib.closing[Consumer]:
-    pubsub = opened(feed.server)
-    subject = subject or feed.topic
-    return contextlib.closing(pubsub.consumer(subject, feed.subscription, kept.cursors.get))
 
 
 def test_wildcards_choose_subjects(feed: NATSFeed, kept: Kept) -> None:
@@ -93,30 +79,6 @@ def test_a_subject_in_several_streams_is_refused(
 def test_a_name_that_nats_does_not_accept_is_refused(feed: NATSFeed) -> None:
     with pytest.raises(SettingsError, match=re.escape("'night.shift'")):
         opened(feed.server).consumer(feed.topic, "night.shift", {}.get)
-
-
-@pytest.mark.parametrize("reading", [True, False], ids=["reading", "closed"])
-def test_a_stream_created_again_is_read_from_its_beginning(
-    feed: NATSFeed, kept: Kept, reading: bool
-) -> None:
-    def create_again() -> None:
-        feed.server.delete(feed.stream)
-        feed.make()
-        feed.send(*numbered(5, 20))
-
-    feed.make()
-    feed.send(*numbered(20))
-    with consumer_of(feed, kept) as consumer:
-        kept.keep(received(consumer, 20))
-        if reading:
-            create_again()
-            keep_receiving(consumer, kept, 25)
-    if not reading:
-        create_again()
-        with consumer_of(feed, kept) as consumer:
-            keep_receiving(consumer, kept, 25)
-    assert kept.bodies == numbered(25)
-    assert len(kept.cursors) == 2
 
 
 def test_a_consumer_that_was_deleted_is_made_again(feed: NATSFeed, kept: Kept) -> None:
@@ -245,24 +207,6 @@ def test_messages_that_were_deleted_before_they_were_read_are_reported(
     (warning,) = (record.getMessage() for record in caplog.records)
     assert "20 messages" in warning
     assert "deleted before they were read" in warning
-
-
-def test_a_stream_that_has_lost_its_end_is_reported_and_read_again(
-    feed: NATSFeed, kept: Kept, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.WARNING)
-    feed.make()
-    feed.send(*numbered(3))
-    with consumer_of(feed, kept) as consumer:
-        kept.keep(received(consumer, 3))
-    (reader,) = kept.cursors
-    kept.cursors[reader] = "1000"  # as after a power cut took what was not on disk yet
-    kept.bodies.clear()
-    with consumer_of(feed, kept) as consumer:
-        keep_receiving(consumer, kept, 3)
-    assert kept.bodies == numbered(3)
-    (warning,) = (record.getMessage() for record in caplog.records)
-    assert "was read up to 1000 and ends at 3" in warning
 
 
 def test_ids_are_the_senders(feed: NATSFeed, kept: Kept) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
 
 import pika
 import pytest
@@ -18,6 +17,7 @@ from tests.contract.notifying import (
     assert_recovers,
     heard,
     opening,
+    works,
 )
 from tests.services import free_port
 from tests.services.rabbitmq import RabbitMQServer
@@ -27,14 +27,6 @@ from tests.waiting import until
 @pytest.fixture
 def broker(rabbitmq: RabbitMQServer) -> RabbitMQServer:
     return rabbitmq
-
-
-@pytest.fixture
-def user(broker: RabbitMQServer, topic: str) -> Iterator[str]:
-    """A user whose password is his name, without any rights."""
-    broker.control("add_user", topic, topic)
-    yield topic
-    broker.control("delete_user", topic)
 
 
 def pubsub_at(url: str) -> PubSub:
@@ -51,14 +43,6 @@ def refusal(pubsub: PubSub) -> str:
             subscriber.wait(SOON)
     assert str(raised.value) == str(raised_too.value)
     return str(raised.value)
-
-
-def works(pubsub: PubSub) -> bool:
-    publisher, subscriber = pubsub.publisher(), pubsub.subscriber("warehouse")
-    with contextlib.closing(publisher), contextlib.closing(subscriber):
-        assert not subscriber.wait(SOON)
-        publisher.publish([FLIGHTS])
-        return heard(subscriber, [FLIGHTS]) == {FLIGHTS}
 
 
 def test_little_piles_up_for_a_subscriber_that_does_not_read(

@@ -2,19 +2,19 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
 
 import pika
 import pytest
 
 import blacksmith_dagster.pubsub.rabbitmq.consumer as adapter
 from blacksmith_dagster.errors import SettingsError, Unavailable
-from blacksmith_dagster.pubsub import Consumer, open_pubsub
+from blacksmith_dagster.pubsub import open_pubsub
 from tests.contract.consuming import (
     SENT_AT,
     Kept,
     RabbitMQFeed,
     bodies,
+    consumer_of,
     keep_receiving,
     numbered,
     opened,
@@ -29,41 +29,23 @@ def feed(rabbitmq: RabbitMQServer, topic: str) -> RabbitMQFeed:
     return RabbitMQFeed(rabbitmq, topic)
 
 
-@pytest.fixture
-def kept() -> Kept:
-    return Kept()
-
-
-@pytest.fixture
-def user(rabbitmq: RabbitMQServer, topic: str) -> Iterator[str]:
-    """A user whose password is his name, without any rights."""
-    rabbitmq.control("add_user", topic, topic)
-    yield topic
-    rabbitmq.control("delete_user", topic)
-
-
-def consumer_of(feed: RabbitMQFeed, topic: str | None = None) -> contextlib.closing[Consumer]:
-    pubsub = opened(feed.server)
-    return contextlib.closing(pubsub.consumer(topic or feed.topic, feed.subscription, {}.get))
-
-
 def test_a_queue_is_made_bound_and_kept(
     rabbitmq: RabbitMQServer, feed: RabbitMQFeed, kept: Kept
 ) -> None:
-    with consumer_of(feed) as consumer:
+    with consumer_of(feed, kept) as consumer:
         assert not consumer.receive(1, 0.1)
     feed.send(*numbered(5))  # while there is no reader
     rabbitmq.stop()
     rabbitmq.start()
     feed.send(*numbered(5, 5))
-    with consumer_of(feed) as consumer:
+    with consumer_of(feed, kept) as consumer:
         keep_receiving(consumer, kept, 10)
     assert kept.bodies == numbered(10)
 
 
-def test_binding_keys_choose_messages(feed: RabbitMQFeed) -> None:
+def test_binding_keys_choose_messages(feed: RabbitMQFeed, kept: Kept) -> None:
     prefix = feed.topic.removesuffix(".#")
-    with consumer_of(feed, f"{prefix}.*.paid") as consumer:
+    with consumer_of(feed, kept, f"{prefix}.*.paid") as consumer:
         assert not consumer.receive(1, 0.1)
         with feed.server.connection() as connection:
             channel = connection.channel()
@@ -81,7 +63,7 @@ def test_an_exchange_of_ones_own(feed: RabbitMQFeed, kept: Kept, kind: str, key:
     exchange = f"{feed.subscription}-{kind}"
     with feed.server.connection() as connection:
         connection.channel().exchange_declare(exchange, kind)
-    with consumer_of(feed, f"{exchange}/{key}") as consumer:
+    with consumer_of(feed, kept, f"{exchange}/{key}") as consumer:
         assert not consumer.receive(1, 0.1)
         feed.send(*numbered(3), exchange=exchange)
         keep_receiving(consumer, kept, 3)
@@ -92,7 +74,7 @@ def test_a_missing_exchange_leaves_no_queue_behind(
     rabbitmq: RabbitMQServer, feed: RabbitMQFeed, kept: Kept
 ) -> None:
     exchange = f"{feed.subscription}-late"
-    with consumer_of(feed, f"{exchange}/#") as consumer:
+    with consumer_of(feed, kept, f"{exchange}/#") as consumer:
         with pytest.raises(Unavailable, match=f"there is no exchange {exchange}"):
             consumer.receive(1, 10)
         assert feed.subscription not in rabbitmq.queues()
@@ -116,7 +98,7 @@ def test_a_queue_that_is_there_is_used_as_it_is(feed: RabbitMQFeed, kept: Kept) 
         channel.queue_declare(feed.subscription, durable=False, arguments=arguments)
         for body in numbered(8):
             channel.basic_publish("", feed.subscription, body)
-    with consumer_of(feed) as consumer:
+    with consumer_of(feed, kept) as consumer:
         keep_receiving(consumer, kept, 5)
         feed.send(b"it is not bound to the topic")
         assert not consumer.receive(1, 0.2)
@@ -130,9 +112,9 @@ def test_a_quorum_queue(feed: RabbitMQFeed, kept: Kept) -> None:
         channel.queue_declare(feed.subscription, durable=True, arguments=quorum)
         channel.queue_bind(feed.subscription, "amq.topic", feed.topic)
     feed.send(*numbered(20))
-    with consumer_of(feed) as consumer:
+    with consumer_of(feed, kept) as consumer:
         kept.keep(received(consumer, 10))
-    with consumer_of(feed) as consumer:
+    with consumer_of(feed, kept) as consumer:
         keep_receiving(consumer, kept, 20)
     assert kept.bodies == numbered(20)
 
@@ -140,7 +122,7 @@ def test_a_quorum_queue(feed: RabbitMQFeed, kept: Kept) -> None:
 def test_a_queue_that_was_deleted_is_made_again(feed: RabbitMQFeed, kept: Kept) -> None:
     feed.make()
     feed.send(*numbered(3))
-    with consumer_of(feed) as consumer:
+    with consumer_of(feed, kept) as consumer:
         keep_receiving(consumer, kept, 3)
         with feed.server.connection() as connection:
             connection.channel().queue_delete(feed.subscription)
@@ -156,14 +138,14 @@ def test_messages_without_an_id_come_again_and_are_reported_once(
     caplog.set_level(logging.WARNING)
     feed.make()
     feed.send(*numbered(3), with_ids=False)
-    with consumer_of(feed) as consumer:
+    with consumer_of(feed, kept) as consumer:
         messages = received(consumer, 3)
         assert {one.message.id for one in messages} == {None}
         assert {one.cursor for one in messages} == {None}
         kept.keep(messages)
     (warning,) = (record.getMessage() for record in caplog.records)
     assert "have no message_id" in warning
-    with consumer_of(feed) as consumer:
+    with consumer_of(feed, kept) as consumer:
         kept.keep(received(consumer, 3))
     assert kept.bodies == numbered(3) * 2
 
@@ -174,7 +156,7 @@ def test_more_wait_than_are_sent_ahead(
     monkeypatch.setattr(adapter, "_PREFETCH", 10)
     feed.make()
     feed.send(*numbered(35))
-    with consumer_of(feed) as consumer:
+    with consumer_of(feed, kept) as consumer:
         kept.keep(received(consumer, 10))
         assert not consumer.receive(1, 0.2)  # until these are acknowledged
         assert consumer.lag() == 25
@@ -183,7 +165,7 @@ def test_more_wait_than_are_sent_ahead(
     assert kept.bodies == numbered(35)
 
 
-def test_headers_and_times_of_every_kind(feed: RabbitMQFeed) -> None:
+def test_headers_and_times_of_every_kind(feed: RabbitMQFeed, kept: Kept) -> None:
     feed.make()
     headers = {"n": 1, "b": b"\xff", "l": [1, "a"], "none": None, "yes": True}
     with feed.server.connection() as connection:
@@ -192,7 +174,7 @@ def test_headers_and_times_of_every_kind(feed: RabbitMQFeed) -> None:
             properties = pika.BasicProperties(headers=headers, timestamp=timestamp)
             channel.basic_publish("", feed.subscription, b"x", properties)
         channel.basic_publish("", feed.subscription, b"x")
-    with consumer_of(feed) as consumer:
+    with consumer_of(feed, kept) as consumer:
         first, millis, far, bare = (one.message for one in received(consumer, 4))
     assert first.headers == {"n": "1", "b": "\ufffd", "l": "[1, 'a']", "none": "", "yes": "True"}
     assert first.sent_at is not None
@@ -207,7 +189,7 @@ def test_a_reader_that_was_busy_past_its_heartbeats_goes_on(
     monkeypatch.setattr(adapter, "_HEARTBEAT", 1)
     feed.make()
     feed.send(*numbered(10))
-    with consumer_of(feed) as consumer:
+    with consumer_of(feed, kept) as consumer:
         kept.keep(received(consumer, 5))
         listed = ("list_connections", "-q", "pid", "timeout")
         until(lambda: "\t1\n" not in feed.server.control(*listed))
