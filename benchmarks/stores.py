@@ -14,7 +14,7 @@ from sqlalchemy import TextClause, bindparam, text
 
 from benchmarks.pipeline import app, full, half, happened
 from blacksmith_dagster.store import Store, open_store
-from blacksmith_dagster.store.tables import DISCARDED, DONE, Instant
+from blacksmith_dagster.store.tables import Instant
 from tests.services.postgres import PostgresServer
 
 BATCH = 1000
@@ -158,11 +158,11 @@ _JOBS = _numbered("INSERT INTO jobs (destination, seq) SELECT :destination, i * 
 _LOADS = _numbered(
     "INSERT INTO loads (destination, lane, state, token, attempt, seq_from, seq_to, jobs,"
     " discarded, position, claimed, started_at, finished_at)"
-    f" SELECT :destination, 0, {DONE}, 0, 1, (i - 1) * {BATCH} * :every + 1, i * {BATCH} * :every,"
-    f" {BATCH}, :discarded, i * {BATCH} * :every, i * {BATCH}, :at, :at FROM n"
+    f" SELECT :destination, 'load', 'succeeded', 0, 1, (i - 1) * {BATCH} * :every + 1,"
+    f" i * {BATCH} * :every, {BATCH}, :discarded, i * {BATCH} * :every, i * {BATCH}, :at, :at FROM n"
 ).bindparams(_AT)
 _OUTCOMES = _numbered(
     "INSERT INTO outcomes (load, seq, destination, state, error)"
-    f" SELECT id, seq_to - i * :every, destination, {DISCARDED}, 'no such thing'"
+    " SELECT id, seq_to - i * :every, destination, 'discarded', 'no such thing'"
     " FROM loads, n WHERE destination = :destination"
 )

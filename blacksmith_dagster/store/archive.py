@@ -14,7 +14,14 @@ from blacksmith_dagster.errors import SettingsError, Unavailable
 from blacksmith_dagster.store.database import Database
 from blacksmith_dagster.store.records import NOTHING, ArchivedEvent, ArchivedJob
 from blacksmith_dagster.store.statements import batched
-from blacksmith_dagster.store.tables import DISCARDED, edits, events, group_jobs, jobs, outcomes
+from blacksmith_dagster.store.tables import (
+    IS_DISCARDED,
+    edits,
+    events,
+    group_jobs,
+    jobs,
+    outcomes,
+)
 
 _BATCH = 5_000  # events named in one statement
 _ENCODER = msgspec.json.Encoder()
@@ -56,7 +63,7 @@ def _read_jobs(
         .where(
             outcomes.c.destination.in_(paths),
             outcomes.c.seq.in_(seqs),
-            outcomes.c.state == DISCARDED,
+            IS_DISCARDED,
         )
         .subquery()
     )

@@ -11,7 +11,6 @@ from blacksmith_dagster.store import lanes, waiting_groups
 from blacksmith_dagster.store.database import Database, LaneState
 from blacksmith_dagster.store.job_groups import WaitingGroup, can_join, portion
 from blacksmith_dagster.store.records import FencingToken, JobRow, Load
-from blacksmith_dagster.store.tables import LANE_NUMBERS
 
 
 class Claim:
@@ -47,7 +46,7 @@ class Claim:
         """
         if not self.state.due:
             return None
-        lane = LANE_NUMBERS[self.token.lane]
+        lane = self.token.lane
         waiting = waiting_groups.waiting_groups(
             self.conn, self.destination, due_by=self.state.now, lane=lane
         )
@@ -128,7 +127,7 @@ class Claim:
             self.conn,
             {
                 "destination": self.destination,
-                "lane": LANE_NUMBERS[self.token.lane],
+                "lane": self.token.lane,
                 "token": self.token.number,
                 "attempt": attempt,
                 "seq_from": seq_from,

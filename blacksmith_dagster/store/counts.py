@@ -12,9 +12,7 @@ from blacksmith_dagster.store.database import Database
 from blacksmith_dagster.store.lanes import last_load
 from blacksmith_dagster.store.records import DayCount, JobCounts, Lane, Orphan
 from blacksmith_dagster.store.tables import (
-    DONE,
-    EXECUTING,
-    LANE_NUMBERS,
+    LoadState,
     counter,
     destination_events,
     event_totals,
@@ -29,7 +27,6 @@ from blacksmith_dagster.store.tables import (
 if TYPE_CHECKING:
     from blacksmith_dagster.pipeline.application import Blacksmith
 
-_LOAD_LANE = LANE_NUMBERS[Lane.LOAD]
 _PACE_LOADS = 20  # loads from which the pace is computed
 
 
@@ -102,7 +99,7 @@ class Counts:
         of_destination = loads.c.destination == self._database.destination(destination)
         last = (
             select(loads.c.jobs, loads.c.started_at, loads.c.finished_at)
-            .where(of_destination, loads.c.state == DONE)
+            .where(of_destination, loads.c.state == LoadState.SUCCEEDED)
             .order_by(loads.c.id.desc())
             .limit(_PACE_LOADS)
         )
@@ -128,13 +125,13 @@ def _or_zero(statement: Any) -> Any:
     return func.coalesce(statement.scalar_subquery(), 0)
 
 
-def _of_last_load(column: Any, lane: int, destination: Any) -> Any:
+def _of_last_load(column: Any, lane: Lane, destination: Any) -> Any:
     return last_load(destination, lane, column).correlate(destination_events)
 
 
 def position_of(destination: Any) -> Any:
     """The sequence number up to which the load lane has claimed new jobs."""
-    return _or_zero(_of_last_load(loads.c.position, _LOAD_LANE, destination))
+    return _or_zero(_of_last_load(loads.c.position, Lane.LOAD, destination))
 
 
 def _first_due_at(destination: Any, *conditions: Any) -> Any:
@@ -162,12 +159,9 @@ IS_WAITING_GROUP = and_(job_groups.c.destination == _destination, job_groups.c.l
 
 IS_OPEN_LOAD = (
     loads.c.id.in_(
-        [
-            _of_last_load(loads.c.id, lane, _destination).scalar_subquery()
-            for lane in LANE_NUMBERS.values()
-        ]
+        [_of_last_load(loads.c.id, lane, _destination).scalar_subquery() for lane in Lane]
     ),
-    loads.c.state == EXECUTING,
+    loads.c.state == LoadState.EXECUTING,
 )
 """Whether a load of the `destination` is open: only the last load of a lane can be."""
 
@@ -175,7 +169,7 @@ _counted_jobs = select(job_totals.c.jobs).where(job_totals.c.destination == _des
 _uncounted_jobs = select(func.count()).where(
     jobs.c.destination == _destination, jobs.c.seq > _or_zero(select(counter.c.upto))
 )
-_claimed_jobs = _of_last_load(loads.c.claimed, _LOAD_LANE, _destination)
+_claimed_jobs = _of_last_load(loads.c.claimed, Lane.LOAD, _destination)
 _created_jobs = select(func.sum(replays.c.created_jobs)).where(
     replays.c.destination == _destination
 )
@@ -208,12 +202,12 @@ _COUNT_JOBS = select(
 
 _of_destinations = destination_events.c.id.in_(bindparam("destinations", expanding=True))
 _FIRST_DUE = select(
-    _first_due_at(destination_events.c.id, job_groups.c.lane == _LOAD_LANE).label("first_due_at"),
+    _first_due_at(destination_events.c.id, job_groups.c.lane == Lane.LOAD).label("first_due_at"),
     _first_new_seq(destination_events.c.id).label("first_new"),
 ).where(_of_destinations)
 _loaded_at = func.coalesce(loads.c.finished_at, loads.c.started_at)
 _LAST_LOADED = select(
-    _of_last_load(_loaded_at, _LOAD_LANE, destination_events.c.id)
+    _of_last_load(_loaded_at, Lane.LOAD, destination_events.c.id)
     .scalar_subquery()
     .label("loaded_at"),
 ).where(_of_destinations)

@@ -16,8 +16,8 @@ from blacksmith_dagster.store.epochs import Epochs
 from blacksmith_dagster.store.idempotency import EventRef, StoredKey
 from blacksmith_dagster.store.job_groups import WaitingGroup
 from blacksmith_dagster.store.partitions import Partitions
-from blacksmith_dagster.store.records import FencingToken, JobRow, NewEvent
-from blacksmith_dagster.store.tables import destination_events, epochs, event_types
+from blacksmith_dagster.store.records import FencingToken, JobRow, Lane, NewEvent
+from blacksmith_dagster.store.tables import OutcomeState, destination_events, epochs, event_types
 
 T = TypeVar("T")
 
@@ -73,7 +73,7 @@ class OutcomeRow(NamedTuple):
     load: int
     seq: int
     destination: int
-    state: int
+    state: OutcomeState
     error: str
     listing: int | None
 
@@ -254,7 +254,7 @@ class Database(ABC):
         """
 
     @abstractmethod
-    def enter_lane(self, conn: Connection, destination: int, lane: int, wanted: int) -> LaneState:
+    def enter_lane(self, conn: Connection, destination: int, lane: Lane, wanted: int) -> LaneState:
         """Lock a lane for this transaction, without writing, and read its state.
 
         `next` in the state is the last of at most `wanted` new jobs.

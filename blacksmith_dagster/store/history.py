@@ -34,12 +34,9 @@ from blacksmith_dagster.store.records import JobState, Transition, Window
 from blacksmith_dagster.store.retention import why_gone
 from blacksmith_dagster.store.statements import batched
 from blacksmith_dagster.store.tables import (
-    DISCARDED,
-    DONE,
-    EXECUTING,
-    FAILED,
-    RELEASED,
-    UNKNOWN,
+    IS_DISCARDED,
+    LoadState,
+    OutcomeState,
     destination_events,
     events,
     group_jobs,
@@ -254,7 +251,6 @@ _REPLAYS = (
     .join(destination_events, destination_events.c.id == group_jobs.c.destination)
     .where(_listed_by_replay)
 )
-_STATES = {DONE: "succeeded", FAILED: "failed", UNKNOWN: "unknown", RELEASED: "awaiting"}
 
 
 def _transitions(conn: Connection, seq: int, received_at: datetime) -> Sequence[Transition]:
@@ -276,12 +272,15 @@ def _transitions(conn: Connection, seq: int, received_at: datetime) -> Sequence[
             continue
         load = {"attempt": row.attempt, "load_id": row.id, "run": row.run, "replay": row.replay}
         transitions.append(Transition(row.path, "executing", row.started_at, **load))
-        if row.state == EXECUTING:
+        if row.state == LoadState.EXECUTING:
             continue
-        state, error = _STATES[row.state], row.error
-        if row.outcome is not None:
-            state = "failed" if row.outcome == FAILED else "discarded"
-            error = row.outcome_error
+        state, error = row.state, row.error
+        if state == LoadState.RELEASED:
+            state = "awaiting"
+        elif row.outcome is not None:
+            # A job that was replayed had been discarded.
+            replayed = row.outcome == OutcomeState.REPLAYED
+            state, error = "discarded" if replayed else row.outcome, row.outcome_error
         transitions.append(Transition(row.path, state, row.finished_at, error=error, **load))
     transitions.sort(key=lambda transition: transition.at)
     last = {transition.destination: index for index, transition in enumerate(transitions)}
@@ -331,7 +330,7 @@ _JOBS_IN_STATE = {
     .select_from(outcomes)
     .join(events, events.c.seq == outcomes.c.seq)
     .join(loads, loads.c.id == outcomes.c.load)
-    .where(outcomes.c.destination == _destination, outcomes.c.state == DISCARDED)
+    .where(outcomes.c.destination == _destination, IS_DISCARDED)
     .order_by(outcomes.c.seq)
     .limit(_limit),
     "retrying": union_all(

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, bindparam, insert, literal, select, tuple_, update
+from sqlalchemy import Connection, Select, Text, bindparam, insert, literal, select, tuple_, update
 
 from blacksmith_dagster.errors import FencedOut
 from blacksmith_dagster.store.database import Database, LaneState
-from blacksmith_dagster.store.records import FencingToken
-from blacksmith_dagster.store.tables import DONE, EXECUTING, LANE_NUMBERS, loads
+from blacksmith_dagster.store.records import FencingToken, Lane
+from blacksmith_dagster.store.tables import LoadState, loads
+
+_MAX_ID = 2**63 - 1
 
 
 def lock_lane(
@@ -22,7 +24,7 @@ def lock_lane(
     Raises `FencedOut` unless the token is still the lane's latest.
     """
     destination = database.destination(token.destination)
-    state = database.enter_lane(conn, destination, LANE_NUMBERS[token.lane], wanted)
+    state = database.enter_lane(conn, destination, token.lane, wanted)
     if (state.token, state.holder) != (token.number, token.holder):
         raise fenced_out(token, state.holder)
     return destination, state
@@ -35,7 +37,7 @@ def fenced_out(token: FencingToken, holder: str) -> FencedOut:
     )
 
 
-def last_load(destination: Any, lane: int, *columns: Any) -> Select[Any]:
+def last_load(destination: Any, lane: Lane, *columns: Any) -> Select[Any]:
     """These columns of a lane's last load; `destination` is the destination event's id.
 
     The WHERE compares rows, as a range of the index `loads_lane`: with plain equalities, PostgreSQL's
@@ -45,8 +47,8 @@ def last_load(destination: Any, lane: int, *columns: Any) -> Select[Any]:
     return (
         select(*columns)
         .where(
-            key >= tuple_(destination, literal(lane), literal(0)),
-            key < tuple_(destination, literal(lane + 1), literal(0)),
+            key >= tuple_(destination, literal(lane, Text()), literal(0)),
+            key <= tuple_(destination, literal(lane, Text()), literal(_MAX_ID)),
         )
         .order_by(loads.c.destination.desc(), loads.c.lane.desc(), loads.c.id.desc())
         .limit(1)
@@ -56,7 +58,9 @@ def last_load(destination: Any, lane: int, *columns: Any) -> Select[Any]:
 def succeeded_since(conn: Connection, destination: int, load_id: int) -> bool:
     """Whether a later load of the destination event ended without raising."""
     later = select(loads.c.id).where(
-        loads.c.destination == destination, loads.c.id > load_id, loads.c.state == DONE
+        loads.c.destination == destination,
+        loads.c.id > load_id,
+        loads.c.state == LoadState.SUCCEEDED,
     )
     return conn.execute(later.limit(1)).first() is not None
 
@@ -66,13 +70,13 @@ def open_load(conn: Connection, values: Mapping[str, Any]) -> int:
     return int(conn.execute(_OPEN, values).scalar_one())
 
 
-_OPEN = insert(loads).values(state=EXECUTING).returning(loads.c.id)
+_OPEN = insert(loads).values(state=LoadState.EXECUTING).returning(loads.c.id)
 
 
 def close_load(
     conn: Connection,
     load_id: int,
-    state: int,
+    state: LoadState,
     now: datetime,
     error: str | None = None,
     discarded: int = 0,
@@ -90,7 +94,7 @@ def close_load(
 
 _CLOSE = (
     update(loads)
-    .where(loads.c.id == bindparam("load"), loads.c.state == EXECUTING)
+    .where(loads.c.id == bindparam("load"), loads.c.state == LoadState.EXECUTING)
     .values(
         state=bindparam("to_state"),
         finished_at=bindparam("now", type_=loads.c.finished_at.type),

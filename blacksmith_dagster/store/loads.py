@@ -14,14 +14,7 @@ from blacksmith_dagster.store.claims import Claim
 from blacksmith_dagster.store.database import Database, LaneState
 from blacksmith_dagster.store.lanes import close_load, fenced_out, lock_lane
 from blacksmith_dagster.store.records import Confirm, FencingToken, Lane, Load, LoadVerdict
-from blacksmith_dagster.store.tables import (
-    DONE,
-    FAILED,
-    LANE_NUMBERS,
-    RELEASED,
-    UNKNOWN,
-    fencing_tokens,
-)
+from blacksmith_dagster.store.tables import LoadState, fencing_tokens
 
 _ALL_SUCCEEDED = LoadVerdict()
 
@@ -44,9 +37,9 @@ class Loads:
         Raises `FencedOut` if `confirm()` returns `False`, and `NotFound` if the destination event does
         not exist.
         """
-        destination_id, lane_number = self._database.destination(destination), LANE_NUMBERS[lane]
+        destination_id = self._database.destination(destination)
         columns = fencing_tokens.c
-        of_lane = (columns.destination == destination_id) & (columns.lane == lane_number)
+        of_lane = (columns.destination == destination_id) & (columns.lane == lane)
         while True:
             with self._database.reading() as conn:
                 latest = conn.execute(select(columns.token).where(of_lane)).scalar_one()
@@ -55,9 +48,11 @@ class Loads:
             with self._database.writing() as conn:
                 raised = update(fencing_tokens).where(of_lane, columns.token == latest)
                 if conn.execute(raised.values(token=latest + 1, holder=holder)).rowcount == 1:
-                    state = self._database.enter_lane(conn, destination_id, lane_number, 0)
+                    state = self._database.enter_lane(conn, destination_id, lane, 0)
                     if state.open:
-                        close_load(conn, state.last, UNKNOWN, state.now, "its loader was lost")
+                        close_load(
+                            conn, state.last, LoadState.UNKNOWN, state.now, "its loader was lost"
+                        )
                         waiting_groups.requeue(conn, state.last, state.now, lost_loads=1)
                     return FencingToken(destination, lane, latest + 1, holder)
 
@@ -140,7 +135,7 @@ class Loads:
 
     def _record(self, load: Load, verdict: LoadVerdict) -> None:
         discarded = sum(job.result is JobResult.DISCARDED for job in verdict.deviations)
-        state = DONE if verdict.raised is None else FAILED
+        state = LoadState.SUCCEEDED if verdict.raised is None else LoadState.FAILED
         with self._database.writing() as conn:
             destination, lane = self._close(conn, load, state, verdict.raised, discarded)
             if verdict.raised is not None:
@@ -174,7 +169,7 @@ class Loads:
     def release(self, load: Load) -> None:
         """Give back a load before it starts; it does not count as an attempt. Raises `FencedOut`."""
         with self._database.writing() as conn:
-            _, lane = self._close(conn, load, RELEASED)
+            _, lane = self._close(conn, load, LoadState.RELEASED)
             waiting_groups.requeue(conn, load.id, lane.now)
 
     def abandon(self, load: Load, error: str) -> None:
@@ -183,14 +178,14 @@ class Loads:
         A later `record` of it raises `FencedOut`.
         """
         with self._database.writing() as conn:
-            _, lane = self._close(conn, load, UNKNOWN, error)
+            _, lane = self._close(conn, load, LoadState.UNKNOWN, error)
             waiting_groups.requeue(conn, load.id, lane.now, lost_loads=1)
 
     def _close(
         self,
         conn: Connection,
         load: Load,
-        state: int,
+        state: LoadState,
         error: str | None = None,
         discarded: int = 0,
     ) -> tuple[int, LaneState]:

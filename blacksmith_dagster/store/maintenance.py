@@ -21,9 +21,9 @@ from sqlalchemy import (
 
 from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.store.database import Database
+from blacksmith_dagster.store.records import Lane
 from blacksmith_dagster.store.statements import upsert
 from blacksmith_dagster.store.tables import (
-    LANE_NUMBERS,
     counter,
     destination_events,
     epochs,
@@ -58,7 +58,7 @@ def register(conn: Connection, app: Blacksmith) -> None:
                 _rename(conn, event_types, f"{old}.{outcome.name}", outcome.path)
     _add_paths(conn, event_types, [*app.source_events, *received, *webhooks])
     _add_paths(conn, destination_events, list(app.destination_events))
-    _make_fencing_tokens(conn, LANE_NUMBERS.values())
+    _make_fencing_tokens(conn)
 
 
 def maintain(database: Database) -> None:
@@ -89,13 +89,13 @@ def _rename(conn: Connection, table: Table, old: str, new: str) -> None:
         conn.execute(update(table).where(table.c.path == old).values(path=new))
 
 
-def _make_fencing_tokens(conn: Connection, lanes: Iterable[int]) -> None:
+def _make_fencing_tokens(conn: Connection) -> None:
     """Insert the fencing token of each lane of each destination event, where it is missing."""
     existing = set(
         conn.execute(select(fencing_tokens.c.destination, fencing_tokens.c.lane)).tuples()
     )
     for destination in conn.execute(select(destination_events.c.id)).scalars():
-        for lane in lanes:
+        for lane in Lane:
             if (destination, lane) not in existing:
                 values = {"destination": destination, "lane": lane, "token": 0, "holder": ""}
                 conn.execute(upsert(conn, fencing_tokens).on_conflict_do_nothing(), values)

@@ -16,16 +16,8 @@ from blacksmith_dagster.errors import CodeOutdated, FencedOut, MigrationPending
 from blacksmith_dagster.store.database import Database
 from blacksmith_dagster.store.records import Confirm, Lane
 from blacksmith_dagster.store.statements import upsert
-from blacksmith_dagster.store.tables import (
-    EXECUTING,
-    LANE_NUMBERS,
-    destination_events,
-    fencing_tokens,
-    loads,
-)
+from blacksmith_dagster.store.tables import LoadState, destination_events, fencing_tokens, loads
 from blacksmith_dagster.store.tables import migration_barriers as barriers
-
-_LANES = {number: lane for lane, number in LANE_NUMBERS.items()}
 
 
 class MigrationToken(msgspec.Struct, frozen=True):
@@ -145,8 +137,8 @@ def open_loads(database: Database, destination: str) -> Sequence[tuple[str, Lane
         .join(fencing_tokens, fencing_tokens.c.destination == destination_events.c.id)
         .where(
             destination_events.c.path.startswith(f"{destination}/", autoescape=True),
-            state == EXECUTING,
+            state == LoadState.EXECUTING,
         )
     )
     with database.reading() as conn:
-        return [(path, _LANES[lane]) for path, lane in conn.execute(open_lanes)]
+        return [(path, Lane(lane)) for path, lane in conn.execute(open_lanes)]

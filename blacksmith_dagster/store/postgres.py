@@ -26,8 +26,8 @@ from blacksmith_dagster.store.db_errors import committing, translate_errors
 from blacksmith_dagster.store.idempotency import EventRef
 from blacksmith_dagster.store.job_groups import WaitingGroup
 from blacksmith_dagster.store.partitions import Partitions
-from blacksmith_dagster.store.records import FencingToken, JobRow, NewEvent
-from blacksmith_dagster.store.tables import DONE, EXECUTING, LANE_NUMBERS, Instant
+from blacksmith_dagster.store.records import FencingToken, JobRow, Lane, NewEvent
+from blacksmith_dagster.store.tables import Instant
 
 _CONNECT_SECONDS = 10
 # No parallel workers and no JIT: starting them takes longer than any of these statements.
@@ -102,7 +102,7 @@ class PostgresDatabase(Database):
         conn.execute(text("SELECT setval('event_seq', :seq)"), {"seq": seq})
         conn.exec_driver_sql("SELECT make_partitions()")
 
-    def enter_lane(self, conn: Connection, destination: int, lane: int, wanted: int) -> LaneState:
+    def enter_lane(self, conn: Connection, destination: int, lane: Lane, wanted: int) -> LaneState:
         row = conn.exec_driver_sql(
             "SELECT * FROM enter_lane(%s, %s, %s)", (destination, lane, wanted)
         )
@@ -125,7 +125,7 @@ class PostgresDatabase(Database):
     def close_succeeded(
         self, conn: Connection, destination: int, load_id: int, token: FencingToken
     ) -> tuple[tuple[int, str], bool]:
-        lane = (destination, LANE_NUMBERS[token.lane])
+        lane = (destination, token.lane)
         values = (*lane, load_id, token.number, token.holder)
         number, holder, closed = conn.exec_driver_sql(_CLOSE, values).one()
         return (number, holder), closed is not None
@@ -243,16 +243,16 @@ INSERT INTO group_jobs (destination, seq, listing, created, when_error)
 SELECT %s, * FROM unnest(%b::bigint[], %b::bigint[], %b::bool[], %b::text[])
 """
 # Locks the fencing token's row first: this waits for a concurrent take-over, and then sees it.
-_CLOSE = f"""
+_CLOSE = """
 WITH lane AS MATERIALIZED (
     SELECT token, holder FROM fencing_tokens WHERE destination = %s AND lane = %s FOR NO KEY UPDATE),
 closed AS (
-    UPDATE loads SET state = {DONE}, finished_at = clock_timestamp()
-     WHERE id = %s AND state = {EXECUTING}
+    UPDATE loads SET state = 'succeeded', finished_at = clock_timestamp()
+     WHERE id = %s AND state = 'executing'
        AND EXISTS (SELECT FROM lane WHERE token = %s AND holder = %s)
     RETURNING id)
 SELECT token, holder, (SELECT id FROM closed) FROM lane
-"""  # noqa: S608 - only numbers of our own
+"""
 _INGEST = (
     "SELECT ingest(%b::int[], %b::text[], %b::text[], %b::text[], %b::text[], %b::timestamptz[],"
     " %b::bigint[], %b::int[], %b::int[], %b::text[], %s::timestamptz)"
@@ -275,7 +275,7 @@ SELECT wanted.event_type, wanted.key, wanted.ordinal, stored.seq, stored.digest
 """
 _OUTCOMES = """
 INSERT INTO outcomes (load, seq, destination, state, error, listing)
-SELECT * FROM unnest(%b::bigint[], %b::bigint[], %b::int[], %b::smallint[], %b::text[], %b::bigint[])
+SELECT * FROM unnest(%b::bigint[], %b::bigint[], %b::int[], %b::text[], %b::text[], %b::bigint[])
 """
 
 

@@ -32,12 +32,11 @@ from blacksmith_dagster.store.archive import read_archived
 from blacksmith_dagster.store.database import Database
 from blacksmith_dagster.store.lanes import last_load
 from blacksmith_dagster.store.partitions import Partition, Partitions
-from blacksmith_dagster.store.records import Archive, Purgeable, PurgeStep, Window
+from blacksmith_dagster.store.records import Archive, Lane, Purgeable, PurgeStep, Window
 from blacksmith_dagster.store.retention import NeededEvents, expiries, is_expired, needed_events
 from blacksmith_dagster.store.statements import batched, upsert
 from blacksmith_dagster.store.tables import (
-    DISCARDED,
-    LANE_NUMBERS,
+    IS_DISCARDED,
     edits,
     event_totals,
     event_types,
@@ -239,7 +238,7 @@ class Purge:
             conn.execute(delete(table).where(*self._rows_of(table, condition(table.c.seq))))
         discarded = (
             *self._rows_of(outcomes, condition(outcomes.c.seq)),
-            outcomes.c.state == DISCARDED,
+            IS_DISCARDED,
         )
         deletion = delete(outcomes).where(*discarded)
         rows = conn.execute(deletion.returning(outcomes.c.load, outcomes.c.destination)).all()
@@ -268,8 +267,7 @@ class Purge:
         for destination in self._destinations:
             with self._database.reading() as conn:
                 last = [
-                    conn.execute(last_load(destination, lane, loads.c.id)).scalar()
-                    for lane in LANE_NUMBERS.values()
+                    conn.execute(last_load(destination, lane, loads.c.id)).scalar() for lane in Lane
                 ]
                 values = {
                     "destination": destination,

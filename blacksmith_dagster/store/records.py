@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import NamedTuple, Protocol, TypeAlias
 
 import msgspec
@@ -25,7 +25,7 @@ Confirm: TypeAlias = Callable[[], bool]
 """Asks the supervisor, by a consistent read, whether the caller still has its lock."""
 
 
-class Lane(Enum):
+class Lane(StrEnum):
     """Independent work on a destination event.
 
     Each lane has its own lock, with the key `<lane>/<destination>/<event>`, its own fencing token, and

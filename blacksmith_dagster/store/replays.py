@@ -48,10 +48,9 @@ from blacksmith_dagster.store.records import (
 from blacksmith_dagster.store.retention import is_awaited, raise_if_purged
 from blacksmith_dagster.store.statements import batched, upsert
 from blacksmith_dagster.store.tables import (
-    DISCARDED,
-    EXECUTING,
-    LANE_NUMBERS,
-    REPLAYED,
+    IS_DISCARDED,
+    LoadState,
+    OutcomeState,
     edits,
     events,
     group_jobs,
@@ -216,17 +215,17 @@ def _begin(
     conn.execute(update(replays).where(replays.c.id == replay_id).values(run=run))
     of_other_replays = (
         job_groups.c.destination == destination,
-        job_groups.c.lane == LANE_NUMBERS[Lane.REPLAY],
+        job_groups.c.lane == Lane.REPLAY,
         job_groups.c.load.is_(None),
         job_groups.c.replay != replay_id,
     )
-    conn.execute(update(job_groups).where(*of_other_replays).values(lane=LANE_NUMBERS[Lane.LOAD]))
+    conn.execute(update(job_groups).where(*of_other_replays).values(lane=Lane.LOAD))
     return int(replay_id)
 
 
 _is_waiting_group = (
     job_groups.c.destination == replays.c.destination,
-    job_groups.c.lane == LANE_NUMBERS[Lane.REPLAY],
+    job_groups.c.lane == Lane.REPLAY,
     job_groups.c.load.is_(None),
     job_groups.c.replay == replays.c.id,
 )
@@ -276,12 +275,9 @@ def _pending(conn: Connection, destination: int, window: Window) -> tuple[int, s
     Call this before reading the candidates: after it, only a replay can make another job pending.
     """
     columns = (loads.c.id, loads.c.state, loads.c.position, loads.c.seq_from, loads.c.seq_to)
-    last = {
-        lane: conn.execute(last_load(destination, number, *columns)).first()
-        for lane, number in LANE_NUMBERS.items()
-    }
+    last = {lane: conn.execute(last_load(destination, lane, *columns)).first() for lane in Lane}
     last_of_load_lane = last[Lane.LOAD]
-    open_loads = [load for load in last.values() if load and load.state == EXECUTING]
+    open_loads = [load for load in last.values() if load and load.state == LoadState.EXECUTING]
     overlaps_window = (
         job_groups.c.destination == destination,
         bindparam("after") < job_groups.c.seq_to,
@@ -400,7 +396,7 @@ def _find_in_log(
 
 
 def _is_discarded(destination: int) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
-    return outcomes.c.destination == destination, outcomes.c.state == DISCARDED
+    return outcomes.c.destination == destination, IS_DISCARDED
 
 
 def _select_requested(request: ReplayRequest, event_types: Sequence[int]) -> Select[Any]:
@@ -458,7 +454,7 @@ def _unsettled(conn: Connection, destination: int, limit: int) -> Sequence[Row[A
                 loads, loads.c.id == outcomes.c.load
             )
         )
-        .where(outcomes.c.destination == destination, outcomes.c.state == DISCARDED, listed)
+        .where(outcomes.c.destination == destination, IS_DISCARDED, listed)
     )
     return conn.execute(union_all(*waiting, discarded).order_by(text("1")).limit(limit)).all()
 
@@ -505,7 +501,7 @@ def _plan(
     for part in batched(selected, batch):
         values: dict[str, Any] = {
             "destination": destination,
-            "lane": LANE_NUMBERS[Lane.REPLAY],
+            "lane": Lane.REPLAY,
             "replay": replay.id,
             "job_key": f"{destination}-{replay.id}" if replay.request.new_key else None,
             "seq_from": part[0].seq,
@@ -537,10 +533,10 @@ def _mark_replayed(conn: Connection, destination: int, seqs: Sequence[int]) -> N
             update(outcomes)
             .where(
                 outcomes.c.destination == destination,
-                outcomes.c.state == DISCARDED,
+                IS_DISCARDED,
                 outcomes.c.seq.in_(part),
             )
-            .values(state=REPLAYED)
+            .values(state=OutcomeState.REPLAYED)
             .returning(outcomes.c.load)
         )
         per_load.update(conn.execute(replayed).scalars())

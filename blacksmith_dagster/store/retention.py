@@ -24,9 +24,8 @@ from blacksmith_dagster.store.lanes import last_load
 from blacksmith_dagster.store.records import Lane, Window
 from blacksmith_dagster.store.statements import batched
 from blacksmith_dagster.store.tables import (
-    DISCARDED,
-    EXECUTING,
-    LANE_NUMBERS,
+    IS_DISCARDED,
+    LoadState,
     counter,
     event_types,
     events,
@@ -157,9 +156,7 @@ class NeededEvents(NamedTuple):
 
 def is_awaited(conn: Connection, destination: int, began_at: datetime, now: datetime) -> bool:
     """Whether a replay that has not ended still holds events back: it began, or loaded, recently."""
-    last = conn.execute(
-        last_load(destination, LANE_NUMBERS[Lane.REPLAY], loads.c.started_at)
-    ).scalar()
+    last = conn.execute(last_load(destination, Lane.REPLAY, loads.c.started_at)).scalar()
     return max(began_at, last or began_at) > now - _REPLAY_IDLE_LIMIT
 
 
@@ -183,17 +180,16 @@ def needed_events(
     parents: set[int] = set()
     for destination in destinations:
         columns = (loads.c.id, loads.c.state, loads.c.position)
-        last = {
-            lane: conn.execute(last_load(destination, number, *columns)).first()
-            for lane, number in LANE_NUMBERS.items()
-        }
+        last = {lane: conn.execute(last_load(destination, lane, *columns)).first() for lane in Lane}
         last_of_load_lane = last[Lane.LOAD]
         values = {
             "destination": destination,
             "upto": upto,
             "event_types": outcome_event_types,
             "after": last_of_load_lane.position if last_of_load_lane else 0,
-            "open": [load.id for load in last.values() if load and load.state == EXECUTING],
+            "open": [
+                load.id for load in last.values() if load and load.state == LoadState.EXECUTING
+            ],
         }
         needed.update(conn.execute(_PENDING, values).scalars())
         needed.update(conn.execute(discarded_recently, values).scalars())
@@ -292,7 +288,7 @@ def _discarded_recently(expiries: Sequence[Expiry]) -> Any:
         .join(loads, loads.c.id == outcomes.c.load)
         .where(
             outcomes.c.destination == _destination,
-            outcomes.c.state == DISCARDED,
+            IS_DISCARDED,
             or_(outcomes.c.seq <= _upto, events.c.event_type.in_(_outcome_types)),
             recently,
         )

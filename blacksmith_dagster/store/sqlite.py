@@ -24,14 +24,7 @@ from blacksmith_dagster.store.idempotency import EventRef
 from blacksmith_dagster.store.job_groups import WaitingGroup
 from blacksmith_dagster.store.lanes import close_load
 from blacksmith_dagster.store.records import FencingToken, JobRow, Lane, NewEvent
-from blacksmith_dagster.store.tables import (
-    DONE,
-    EXECUTING,
-    LANE_NUMBERS,
-    Instant,
-    from_micros,
-    to_micros,
-)
+from blacksmith_dagster.store.tables import Instant, LoadState, from_micros, to_micros
 
 _NETWORK_FILE_SYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "fuse.sshfs"}
@@ -121,7 +114,7 @@ class SQLiteDatabase(Database):
         conn.exec_driver_sql("DELETE FROM sqlite_sequence WHERE name = 'events'")
         conn.exec_driver_sql("INSERT INTO sqlite_sequence VALUES ('events', ?)", (seq,))
 
-    def enter_lane(self, conn: Connection, destination: int, lane: int, wanted: int) -> LaneState:
+    def enter_lane(self, conn: Connection, destination: int, lane: Lane, wanted: int) -> LaneState:
         now = datetime.now(UTC)
         values = {
             "destination": destination,
@@ -135,10 +128,10 @@ class SQLiteDatabase(Database):
     def close_succeeded(
         self, conn: Connection, destination: int, load_id: int, token: FencingToken
     ) -> tuple[tuple[int, str], bool]:
-        state = self.enter_lane(conn, destination, LANE_NUMBERS[token.lane], 0)
+        state = self.enter_lane(conn, destination, token.lane, 0)
         latest = (state.token, state.holder)
         closed = latest == (token.number, token.holder) and close_load(
-            conn, load_id, DONE, state.now
+            conn, load_id, LoadState.SUCCEEDED, state.now
         )
         return latest, closed
 
@@ -225,10 +218,10 @@ class SQLiteDatabase(Database):
         return list(range(first, first + len(new)))
 
 
-_ENTER_LANE = f"""
-SELECT f.token, f.holder, l.id, l.state = {EXECUTING}, l.seq_to IS NOT NULL, l.position, l.claimed,
+_ENTER_LANE = """
+SELECT f.token, f.holder, l.id, l.state = 'executing', l.seq_to IS NOT NULL, l.position, l.claimed,
        (SELECT max(seq) FROM (
-           SELECT seq FROM jobs WHERE :lane = {LANE_NUMBERS[Lane.LOAD]} AND destination = :destination
+           SELECT seq FROM jobs WHERE :lane = 'load' AND destination = :destination
               AND seq > coalesce(l.position, 0) ORDER BY seq LIMIT :wanted)),
        EXISTS (SELECT 1 FROM job_groups g WHERE g.destination = :destination AND g.lane = :lane
                   AND g.load IS NULL AND g.due_at <= :now)
@@ -236,7 +229,7 @@ SELECT f.token, f.holder, l.id, l.state = {EXECUTING}, l.seq_to IS NOT NULL, l.p
   LEFT JOIN loads l ON l.id = (
        SELECT id FROM loads WHERE destination = :destination AND lane = :lane ORDER BY id DESC LIMIT 1)
  WHERE f.destination = :destination AND f.lane = :lane
-"""  # noqa: S608 - only numbers of our own
+"""
 _JOBS_BETWEEN = """
 SELECT e.seq, e.event_type, e.payload, e.received_at, e.key, e.context, e.version, e.sent_at, e.parent,
        j.when_error

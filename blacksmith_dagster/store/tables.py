@@ -9,11 +9,13 @@ job group, and `outcomes` one row per job that did not succeed in it.
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import (
     BigInteger,
     Boolean,
+    CheckConstraint,
     Column,
     Date,
     DateTime,
@@ -23,29 +25,37 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    Sequence,
     SmallInteger,
     Table,
     Text,
     TypeDecorator,
     UniqueConstraint,
+    literal_column,
     text,
 )
 from sqlalchemy.types import TypeEngine
 
 from blacksmith_dagster.store.records import Lane
 
-# The states of a load.
-EXECUTING = 1  # it is open
-DONE = 2  # each of its jobs succeeded, except those with a row in `outcomes`
-FAILED = 3  # it raised: all of its jobs failed
-UNKNOWN = 4  # it was lost: nothing recorded a result
-RELEASED = 5  # it was given back before it started
-# The states of an outcome: FAILED, and
-DISCARDED = 6
-REPLAYED = 7  # the job was discarded, and a replay runs it again
 
-LANE_NUMBERS = {Lane.LOAD: 0, Lane.DISCARD: 1, Lane.REPLAY: 2}
-"""Lanes as the tables store them."""
+class LoadState(StrEnum):
+    """The state of a load."""
+
+    EXECUTING = "executing"  # it is open
+    SUCCEEDED = "succeeded"  # each of its jobs succeeded, except those with a row in `outcomes`
+    FAILED = "failed"  # it raised: all of its jobs failed
+    UNKNOWN = "unknown"  # it was lost: nothing recorded a result
+    RELEASED = "released"  # it was given back before it started
+
+
+class OutcomeState(StrEnum):
+    """The state of a job that did not succeed in a load."""
+
+    FAILED = "failed"
+    DISCARDED = "discarded"
+    REPLAYED = "replayed"  # it was discarded, and a replay runs it again
+
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -97,6 +107,11 @@ def _required(name: str, type_: Any, **options: Any) -> Column[Any]:
     return Column(name, type_, nullable=False, **options)
 
 
+def _one_of(name: str, values: type[StrEnum], *, primary_key: bool = False) -> Column[str]:
+    check = f"{name} IN ({', '.join(repr(str(value)) for value in values)})"
+    return Column(name, Text, CheckConstraint(check), primary_key=primary_key, nullable=False)
+
+
 def _partial_index(name: str, *columns: str, where: str) -> Index:
     return Index(name, *columns, postgresql_where=text(where), sqlite_where=text(where))
 
@@ -137,17 +152,18 @@ fencing_tokens = Table(
     "fencing_tokens",
     metadata,
     Column("destination", Integer, primary_key=True, autoincrement=False),
-    Column("lane", SmallInteger, primary_key=True, autoincrement=False),
+    _one_of("lane", Lane, primary_key=True),
     _required("token", BigInteger),
     _required("holder", Text),
 )
 
 # The log: one row per event, in the order of `seq`. `parent` is the seq of the event that it was made
-# from.
+# from. In PostgreSQL, sequence numbers are not committed in their order: see high_watermark(), which
+# needs a sequence that caches no numbers.
 events = Table(
     "events",
     metadata,
-    Column("seq", _Id, primary_key=True),
+    Column("seq", _Id, Sequence("event_seq", cache=1), primary_key=True),
     _required("event_type", Integer),
     _at("received_at"),
     _required("payload", Text),
@@ -197,8 +213,8 @@ loads = Table(
     metadata,
     Column("id", _Id, primary_key=True),
     _required("destination", Integer),
-    _required("lane", SmallInteger),
-    _required("state", SmallInteger),
+    _one_of("lane", Lane),
+    _one_of("state", LoadState),
     _required("token", BigInteger),
     _required("attempt", SmallInteger),
     Column("seq_from", BigInteger),
@@ -231,7 +247,7 @@ job_groups = Table(
     metadata,
     Column("id", _Id, primary_key=True),
     _required("destination", Integer),
-    _required("lane", SmallInteger, server_default="0"),
+    _one_of("lane", Lane),
     Column("replay", BigInteger),
     Column("job_key", Text),
     Column("listing", BigInteger),
@@ -262,13 +278,16 @@ outcomes = Table(
     Column("load", BigInteger, primary_key=True, autoincrement=False),
     Column("seq", BigInteger, primary_key=True, autoincrement=False),
     _required("destination", Integer),
-    _required("state", SmallInteger),
+    _one_of("state", OutcomeState),
     _required("error", Text),
     Column("listing", BigInteger),
     _partial_index("outcomes_listing", "listing", "seq", where="listing is not null"),
-    _partial_index("outcomes_discarded", "destination", "seq", where=f"state = {DISCARDED}"),
+    _partial_index("outcomes_discarded", "destination", "seq", where="state = 'discarded'"),
     sqlite_with_rowid=False,
 )
+
+IS_DISCARDED = outcomes.c.state == literal_column(f"'{OutcomeState.DISCARDED}'")
+"""Whether an outcome's job is discarded. No parameter: both planners look for the index's own words."""
 
 # The jobs in the listings of replays. A job that its replay `created` has no row in `jobs`, where the
 # load lane would claim it too if it is above the lane's position.

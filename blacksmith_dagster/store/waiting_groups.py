@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import (
     Connection,
+    Text,
     bindparam,
     exists,
     false,
@@ -24,15 +25,7 @@ from blacksmith_dagster.store.database import OutcomeRow
 from blacksmith_dagster.store.group_members import seqs_of
 from blacksmith_dagster.store.job_groups import Portion, WaitingGroup
 from blacksmith_dagster.store.records import Deviation, Lane, Load
-from blacksmith_dagster.store.tables import (
-    DISCARDED,
-    FAILED,
-    LANE_NUMBERS,
-    group_jobs,
-    job_groups,
-    loads,
-    outcomes,
-)
+from blacksmith_dagster.store.tables import OutcomeState, group_jobs, job_groups, loads, outcomes
 
 _MAX_GROUPS = 1000  # job groups read for one load
 
@@ -44,7 +37,7 @@ def waiting_groups(
     destination: int,
     *,
     due_by: datetime | None = None,
-    lane: int | None = None,
+    lane: Lane | None = None,
     marked: bool = False,
 ) -> list[WaitingGroup]:
     """Waiting job groups, the longest due first, locked: those of a lane that are due by a time, those
@@ -77,7 +70,7 @@ def mark(conn: Connection, destination: int, seq: int, reason: str, now: datetim
     if row is None:
         return False
     group_id = separate_job(conn, WaitingGroup(*row), seq, destination)
-    values = {"lane": LANE_NUMBERS[Lane.LOAD], "due_at": now, "discard_reason": reason}
+    values = {"lane": Lane.LOAD, "due_at": now, "discard_reason": reason}
     conn.execute(update(job_groups).where(job_groups.c.id == group_id).values(values))
     return True
 
@@ -206,7 +199,7 @@ def requeue(
         before = source.c if source is job_groups else _NeverRun
         columns = {
             "destination": source.c.destination,
-            "lane": before.lane if raised is None else literal(LANE_NUMBERS[Lane.LOAD]),
+            "lane": before.lane if raised is None else literal(Lane.LOAD, Text()),
             "replay": before.replay,
             "job_key": before.job_key,
             "listing": before.listing,
@@ -228,7 +221,7 @@ def requeue(
 class _NeverRun:
     """The columns of a job group for the jobs of a first load, which has no group yet."""
 
-    lane = literal(LANE_NUMBERS[Lane.LOAD])
+    lane = literal(Lane.LOAD, Text())
     replay = null()
     job_key = null()
     listing = null()
@@ -269,7 +262,9 @@ def group_failed_jobs(
 
 
 _MAKE_GROUP = (
-    insert(job_groups).values(lost_loads=0, consecutive_failures=0).returning(job_groups.c.id)
+    insert(job_groups)
+    .values(lane=Lane.LOAD, lost_loads=0, consecutive_failures=0)
+    .returning(job_groups.c.id)
 )
 
 
@@ -282,9 +277,9 @@ def outcome_rows(
     """The rows of the jobs of a load that did not succeed."""
     rows = []
     for deviation in deviations:
-        state, listing = DISCARDED, None
+        state, listing = OutcomeState.DISCARDED, None
         if deviation.result is JobResult.FAILED:
-            state, listing = FAILED, listings[_delay_and_isolation(deviation)]
+            state, listing = OutcomeState.FAILED, listings[_delay_and_isolation(deviation)]
         rows.append(
             OutcomeRow(load.id, deviation.seq, destination, state, deviation.error, listing)
         )

@@ -22,7 +22,7 @@ from blacksmith_dagster.errors import BlacksmithError, Unavailable
 from blacksmith_dagster.ingest.extract import Extractor
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.records import Lane
-from blacksmith_dagster.store.tables import LANE_NUMBERS, loads
+from blacksmith_dagster.store.tables import loads
 from blacksmith_dagster.supervisor import LockStatus, StoreSupervisor, Supervisor
 from blacksmith_dagster.supervisor.address import parse_consul_url
 from blacksmith_dagster.supervisor.consul import ConsulSupervisor
@@ -217,7 +217,7 @@ def one_at_a_time(store: Store, path: str = FLIGHTS) -> None:
     holders have written at the same time."""
     is_load = (
         loads.c.destination == store.database.destination(path),
-        loads.c.lane == LANE_NUMBERS[Lane.LOAD],
+        loads.c.lane == Lane.LOAD,
     )
     columns = (loads.c.id, loads.c.token, loads.c.started_at, loads.c.finished_at)
     with store.database.reading() as connection:

@@ -2,6 +2,8 @@
 
 import random
 import re
+import sqlite3
+import subprocess
 import threading
 import time
 import traceback
@@ -11,12 +13,15 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 
+import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection, create_engine, text
+from click.testing import CliRunner
+from sqlalchemy import Connection, create_engine, make_url, text
 
 from blacksmith_dagster import Batch, Blacksmith, Destination, Source
+from blacksmith_dagster.cli import main
 from blacksmith_dagster.errors import (
     KeyReused,
     NotFound,
@@ -41,6 +46,7 @@ from tests.contract.pipeline import (
     new_event,
     take_over,
 )
+from tests.services.postgres import binaries
 from tests.waiting import until
 
 # ------------------------------------------------------------------------------------ ingest
@@ -280,15 +286,42 @@ def test_postgres_wants_its_schema_to_be_upgraded_on_purpose(postgres_url: str) 
         open_store(postgres_url)
 
 
-@pytest.mark.parametrize("upgrade", [False, True])
-def test_a_store_of_an_unknown_version_is_rejected(store_url: str, upgrade: bool) -> None:
-    open_store(store_url, upgrade=True).close()
-    engine = create_engine(store_url.replace("postgresql://", "postgresql+psycopg://"))
-    with engine.begin() as conn:
-        conn.exec_driver_sql(f"UPDATE {schema.VERSION_TABLE} SET version_num = '0006'")
-    engine.dispose()
-    with pytest.raises(SchemaOutdated, match=r"version 0006.*empty database or file"):
-        open_store(store_url, upgrade=upgrade)
+def test_store_from_older_schema_is_rejected(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A filled store of the schema before this one says how to start again, and stays as it was."""
+    sqlite_file = make_url(store_url).database if store_url.startswith("sqlite") else None
+    name = "sqlite" if sqlite_file else "postgresql"
+    script = (Path(__file__).parent / "older_store" / f"{name}.sql").read_text()
+    if sqlite_file:
+        with closing(sqlite3.connect(sqlite_file)) as connection:
+            connection.executescript(script)
+    else:
+        with psycopg.connect(store_url, autocommit=True) as connection:
+            connection.execute(script.encode())
+    before = _dump(store_url)
+    assert "too late" in before
+    says = (
+        r"(?s)version 0001_initial .*nothing in it was changed.*set BLACKSMITH_STORE_URL to a new"
+    )
+    for upgrade in (False, True):
+        with pytest.raises(SchemaOutdated, match=says):
+            open_store(store_url, upgrade=upgrade)
+    monkeypatch.setenv("BLACKSMITH_STORE_URL", store_url)
+    result = CliRunner().invoke(main, ["store", "upgrade"])
+    assert result.exit_code != 0
+    assert re.search(says, re.sub(r"\s+", " ", result.output))
+    assert _dump(store_url) == before
+
+
+def _dump(url: str) -> str:
+    """Everything in a database, as text."""
+    if url.startswith("sqlite"):
+        with closing(sqlite3.connect(str(make_url(url).database))) as connection:
+            return "\n".join(connection.iterdump())
+    dump = [str(binaries() / "pg_dump"), "--inserts", "-d", url]
+    lines = subprocess.run(dump, check=True, capture_output=True, text=True).stdout.splitlines()
+    return "\n".join(line for line in lines if not line.startswith("\\"))  # one is random
 
 
 def test_the_schema_is_what_the_tables_say(store: Store) -> None:

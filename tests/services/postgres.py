@@ -51,7 +51,7 @@ class PostgresServer(Postgres, Server):
     service = "PostgreSQL"
 
     def __init__(self, *, durable: bool, wal_level: str = "logical") -> None:
-        self._bin = _binaries()
+        self._bin = binaries()
         self._durable = durable
         self._wal_level = wal_level
         self._port = free_port()
@@ -111,7 +111,8 @@ def _database(url: str) -> str:
     return urlsplit(url).path.removeprefix("/")
 
 
-def _binaries() -> Path:
+def binaries() -> Path:
+    """The folder of the server's programs."""
     # Debian installs each version in a folder outside PATH; use the newest.
     servers = sorted(
         Path("/usr/lib/postgresql").glob("*/bin/postgres"),

@@ -51,9 +51,11 @@ def _check_known(current: str | None, script: ScriptDirectory, label: str) -> No
     if current is None or current in {version.revision for version in script.walk_revisions()}:
         return
     raise SchemaOutdated(
-        f"the store {label} has version {current}, which this package does not know. If a newer "
-        "blacksmith-dagster created it, install that version or a later one; if it is older than "
-        "version 0.1.0, start again with an empty database or file"
+        f"the store {label} has version {current} of the schema, which this blacksmith-dagster does not "
+        "know; nothing in it was changed. Open it with the version that created it, or a later one. A "
+        "store older than 0.1.0 cannot be upgraded: let the version that created it load what is "
+        "pending (`blacksmith status` shows it), and start again with an empty store: set "
+        "BLACKSMITH_STORE_URL to a new file, database or schema"
     )
 
 
