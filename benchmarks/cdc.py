@@ -10,16 +10,15 @@ from typing import Any
 
 import psycopg
 
-from benchmarks.measure import Effort, Figure, alternate, at_least, beside
-from benchmarks.stores import postgres
-from blacksmith_dagster import Batch, Blacksmith, Destination, Listener
+from benchmarks.measure import Effort, Figure, alternate, figure, timed
+from benchmarks.pipeline import application
+from benchmarks.stores import Databases, measured_on, opened, postgres
+from blacksmith_dagster import Blacksmith, Listener
 from blacksmith_dagster.ingest.changes import Changes
 from blacksmith_dagster.sources import PostgresSource
-from blacksmith_dagster.store import open_store
+from tests.services import Unavailable
 from tests.services.postgres import PostgresServer
 
-BOUND = 15_000
-ROWS = 100_000
 SLOT = "blacksmith_bench"
 
 TABLE = """CREATE TABLE orders (
@@ -35,15 +34,16 @@ WRITE = """DO $$ BEGIN
 END $$"""
 
 
-def cdc(effort: Effort) -> Iterator[Figure]:
+@measured_on(postgres)
+def cdc(databases: Databases, effort: Effort) -> Iterator[Figure]:
     """Changes a second; transactions of 100 rows, written before they are read. Two servers."""
-    rows = effort.of(ROWS)
-    with postgres() as stores, closing(PostgresServer(durable=True)) as server:
+    rows = effort.of(100_000)
+    with closing(PostgresServer(durable=True)) as server:
         server.start()
         url = server.create_database()
         _run(url, TABLE, f"CREATE PUBLICATION {SLOT} FOR TABLE orders")
 
-        def rate(read: Callable[[int], None]) -> float:
+        def rate(read: Callable[[], None]) -> float:
             _run(
                 url,
                 f"SELECT pg_drop_replication_slot('{SLOT}') FROM pg_replication_slots",
@@ -52,46 +52,36 @@ def cdc(effort: Effort) -> Iterator[Figure]:
                 WRITE.format(rows=rows),
                 "CHECKPOINT",
             )
-            stores.settle()
-            started = time.perf_counter()
-            read(rows)
-            seconds = time.perf_counter() - started
+            databases.settle()
+            seconds, _ = timed(read)
             _wait_until_free(url)
             return rows / seconds
 
         def into_store() -> float:
-            store_url = stores.create()
-            try:
-                return rate(lambda rows: _store(url, store_url, rows))
-            finally:
-                stores.drop(store_url)
+            with databases.new() as store_url:
+                return rate(lambda: _store(url, store_url, rows))
 
         stored, decoded, received = alternate(
             effort.rounds,
             into_store,
-            lambda: rate(lambda rows: _decode(url, rows)),
-            lambda: rate(lambda _: _receive(url)),
+            lambda: rate(lambda: _decode(url, rows)),
+            lambda: rate(lambda: _receive(url)),
         )
-    yield at_least(f"row changes into the store; {stores.name}", stored, BOUND, "changes/s")
-    yield beside("the same, beside decoding alone", stored, decoded, "changes/s")
-    yield beside("decoding, beside pg_recvlogical", decoded, received, "changes/s")
+    what = f"row changes into the store; {databases.name}"
+    yield figure(what, stored, "changes/s", at_least=15_000)
+    yield figure("the same, beside decoding alone", stored, "changes/s", limits=decoded)
+    yield figure("decoding, beside pg_recvlogical", decoded, "changes/s", limits=received)
 
 
 def _pipeline(url: str) -> tuple[Blacksmith, Any]:
     source = PostgresSource("bench", url=url)
     changed = source.changes("changed", tables=["orders"], slot=SLOT)
-    sink = Destination("sink")
-
-    @sink.event(receives=changed)
-    def orders(batch: Batch[Any]) -> None:
-        """Do nothing."""
-
-    return Blacksmith(sources=[source], destinations=[sink]), changed
+    return application(source, [changed]), changed
 
 
 def _store(url: str, store_url: str, rows: int) -> None:
     app, changed = _pipeline(url)
-    with closing(open_store(store_url)) as store:
+    with opened(store_url) as store:
         store.register(app)
         with closing(Changes(app, changed, store, lambda _: None)) as changes:
             stored = 0
@@ -111,7 +101,7 @@ def _receive(url: str) -> None:
     """The limit: PostgreSQL's own receiver, which writes to /dev/null."""
     program = shutil.which("pg_recvlogical")
     if program is None:
-        raise RuntimeError("pg_recvlogical is missing; apt-get install postgresql-client")
+        raise Unavailable("pg_recvlogical", "not found; run `apt-get install postgresql-client`")
     with psycopg.connect(url) as connection:
         (end,) = connection.execute("SELECT pg_current_wal_flush_lsn()").fetchone()
     options = {"proto_version": "1", "publication_names": SLOT}

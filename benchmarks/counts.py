@@ -1,51 +1,32 @@
 """Counts by state per destination event, in a store of ten million jobs."""
 
-import time
 from collections.abc import Iterator
-from contextlib import closing
 
-from benchmarks.measure import Effort, Figure, alternate, at_most, shown
-from benchmarks.pipeline import full, half, requests
-from benchmarks.stores import BATCH, BOTH, fill, opened, postgres
-
-JOBS = 10_000_000
-UNCOUNTED = 1_000_000
-"""Jobs that arrive between two calls of `maintain`, a minute apart."""
+from benchmarks.drain import receive
+from benchmarks.measure import Effort, Figure, alternate, figure, timed
+from benchmarks.pipeline import full, half
+from benchmarks.stores import Databases, fill, measured_on, opened, postgres, sqlite
 
 
-def counts(effort: Effort) -> Iterator[Figure]:
+@measured_on(postgres, sqlite)
+def counts(databases: Databases, effort: Effort) -> Iterator[Figure]:
     """Milliseconds for all destination events, after maintenance and just before the next one."""
-    events, late = effort.of(JOBS * 2 // 3), effort.of(UNCOUNTED * 2 // 3)
-    for backend in BOTH:
-        with backend() as databases:
-            url = databases.create()
-            fill(url, events, payload="{}", discarded=2)
-            with closing(opened(url)) as store:
-                started = time.perf_counter()
-                store.maintain()
-                rate = events / (time.perf_counter() - started)
-                counted = store.counts.of(full.path)
-                assert counted.succeeded + counted.discarded == events, counted
+    events, late = effort.of(10_000_000 * 2 // 3), effort.of(1_000_000 * 2 // 3)
+    with databases.new() as url, opened(url) as store:
 
-                def milliseconds(store=store) -> float:
-                    started = time.perf_counter()
-                    for path in (full.path, half.path):
-                        store.counts.of(path)
-                    return (time.perf_counter() - started) * 1000
+        def milliseconds() -> float:
+            return 1000 * timed(lambda: [store.counts.of(event.path) for event in (full, half)])[0]
 
-                fresh = alternate(effort.rounds, milliseconds)[0]
-                new = requests(BATCH)
-                for _ in range(late // BATCH):
-                    store.log.append(new)
-                behind = alternate(effort.rounds, milliseconds)[0]
-            what = f"counts by state of both destination events, {events * 3 // 2:,} jobs"
-            for when, figures in (
-                ("", fresh),
-                (f", {late * 3 // 2:,} of them not counted yet", behind),
-            ):
-                title = f"{what}{when}; {databases.name}"
-                if backend is postgres:
-                    yield at_most(title, figures, 50, "ms")
-                else:
-                    yield Figure(title, shown(figures, "ms"))
-            yield Figure(f"counters follow the log; {databases.name}", shown([rate], "events/s"))
+        fill(store, events, payload="{}", discarded=2)
+        seconds, _ = timed(store.maintain)
+        counted = store.counts.of(full.path)
+        assert counted.succeeded + counted.discarded == events, counted
+        (fresh,) = alternate(effort.rounds, milliseconds)
+        receive(databases, store, late)
+        (behind,) = alternate(effort.rounds, milliseconds)
+    what = f"counts by state of both destination events, {events * 3 // 2:,} jobs"
+    bound, name = databases.bound(50), databases.name
+    yield figure(f"{what}; {name}", fresh, "ms", at_most=bound)
+    uncounted = f"{late * 3 // 2:,} of them not counted yet"
+    yield figure(f"{what}, {uncounted}; {name}", behind, "ms", at_most=bound)
+    yield figure(f"counters follow the log; {name}", [events / seconds], "events/s")

@@ -1,108 +1,107 @@
 """Jobs loaded by the scheduler, beside only reading and decoding them."""
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import closing
+import gc
+import sqlite3
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing
+from functools import partial
+from types import MappingProxyType
+from typing import Any
 
-from benchmarks.measure import Effort, Figure, alternate, beside
+import msgspec
+import psycopg
+
+from benchmarks.measure import Effort, Figure, alternate, figure, timed
 from benchmarks.pipeline import app, full, payload, requests
-from benchmarks.reading import read_jobs
-from benchmarks.stores import BATCH, BOTH, Databases, fill, opened, postgres
+from benchmarks.stores import BATCH, Databases, fill, measured_on, opened, postgres, sqlite
+from blacksmith_dagster import Event, Job
 from blacksmith_dagster.scheduler import StandardScheduler, load
 from blacksmith_dagster.scheduler.decoding import JobDecoder
 from blacksmith_dagster.store import Store
 from blacksmith_dagster.store.records import Lane, LoadVerdict
+from blacksmith_dagster.store.tables import from_micros
 from blacksmith_dagster.supervisor import open_supervisor
 
-HISTORIES = (0, 1_000_000, 5_000_000)
+HISTORIES = (1_000_000, 5_000_000)
 
 
-def drain(effort: Effort) -> Iterator[Figure]:
+@measured_on(postgres, sqlite)
+def drain(databases: Databases, effort: Effort) -> Iterator[Figure]:
     """The scheduler's rate, beside the rate of SELECT and msgspec."""
     count = effort.of(200_000)
-    for backend in BOTH:
-        with backend() as databases, closing(opened(databases.create())) as store:
-            _check_same_jobs(store)
+    with databases.new() as url, opened(url) as store:
+        _check_same_jobs(store)
 
-            def load(databases: Databases = databases, store: Store = store) -> float:
-                _receive(databases, store, count)
-                return _load(store, count)
+        def loaded() -> float:
+            receive(databases, store, count)
+            return load_rate(store, count)
 
-            def select(
-                databases: Databases = databases, store: Store = store, gc: bool = True
-            ) -> float:
-                _receive(databases, store, count)
-                rate = _select(store, count, gc)
-                _load(store, count)
-                return rate
+        def select(*, collect: bool = True) -> float:
+            receive(databases, store, count)
+            with closing(_read_jobs(store, collect=collect)) as batches:
+                seconds, read = timed(lambda: sum(len(batch) for batch in batches))
+            assert read == count, read
+            load_rate(store, count)
+            return count / seconds
 
-            rates, limits, best = alternate(
-                effort.rounds, load, select, lambda read=select: read(gc=False)
-            )
-            bound = 0.75 if backend is postgres else None
-            what = f"drain, batches of {BATCH}"
-            yield beside(f"{what}; {databases.name}", rates, limits, "jobs/s", bound)
-            title = f"{what}, the limit's garbage collector paused; {databases.name}"
-            yield beside(title, rates, best, "jobs/s")
+        rates, limits, best = alternate(
+            effort.rounds, loaded, select, lambda: select(collect=False)
+        )
+    what = f"drain, batches of {BATCH}"
+    bound = databases.bound(0.75)
+    yield figure(f"{what}; {databases.name}", rates, "jobs/s", limits=limits, at_least=bound)
+    title = f"{what}, the limit's garbage collector paused; {databases.name}"
+    yield figure(title, rates, "jobs/s", limits=best)
 
 
-def history(effort: Effort) -> Iterator[Figure]:
+@measured_on(postgres, sqlite)
+def history(databases: Databases, effort: Effort) -> Iterator[Figure]:
     """The scheduler's rate with a long history, beside the rate without one."""
     count = effort.of(200_000)
-    for backend in BOTH:
-        with backend() as databases:
-            measures = [_after(databases, effort.of(n) if n else 0, count) for n in HISTORIES]
-            rates = alternate(effort.rounds, *measures)
-            for events, rate in zip(HISTORIES[1:], rates[1:], strict=True):
-                what = f"drain after {effort.of(events):,} drained events, beside after none"
-                bound = 0.85 if backend is postgres else None
-                yield beside(f"{what}; {databases.name}", rate, rates[0], "jobs/s", bound)
+    with ExitStack() as stack:
+        urls = [stack.enter_context(databases.new()) for _ in HISTORIES]
+        for url, events in zip(urls, HISTORIES, strict=True):
+            with opened(url) as store:
+                fill(store, effort.of(events), payload=payload(0))
+        without, *rates = alternate(
+            effort.rounds,
+            lambda: first_load_rate(databases, count),
+            *(partial(_load_rate_at, databases, url, count) for url in urls),
+        )
+    for events, rate in zip(HISTORIES, rates, strict=True):
+        what = f"drain after {effort.of(events):,} drained events, beside after none"
+        bound = databases.bound(0.85)
+        yield figure(f"{what}; {databases.name}", rate, "jobs/s", limits=without, at_least=bound)
 
 
-def _after(databases: Databases, drained: int, count: int) -> Callable[[], float]:
-    filled = databases.create()
-    if drained:
-        fill(filled, drained, payload=payload(0))
-
-    def load() -> float:
-        url = filled if drained else databases.create()
-        with closing(opened(url)) as store:
-            _receive(databases, store, count)
-            rate = _load(store, count)
-        if not drained:
-            databases.drop(url)
-        return rate
-
-    return load
+def first_load_rate(databases: Databases, count: int) -> float:
+    """Jobs per second of a new store."""
+    with databases.new() as url:
+        return _load_rate_at(databases, url, count)
 
 
-def _receive(databases: Databases, store: Store, count: int) -> None:
-    new = requests(BATCH)
+def _load_rate_at(databases: Databases, url: str, count: int) -> float:
+    with opened(url) as store:
+        receive(databases, store, count)
+        return load_rate(store, count)
+
+
+def receive(databases: Databases, store: Store, count: int, *, jobs: bool = True) -> None:
+    """Ingest events, with their jobs or without."""
+    new = requests(BATCH, jobs=jobs)
     for _ in range(count // BATCH):
         store.log.append(new)
     databases.settle()
 
 
-def _load(store: Store, count: int) -> float:
+def load_rate(store: Store, count: int) -> float:
     """Jobs per second, from acquiring the lock to releasing it."""
     with (
         closing(open_supervisor(None, store.database)) as supervisor,
         closing(StandardScheduler()) as loads,
     ):
-        started = time.perf_counter()
-        summary = load(app, full, loads, store=store, supervisor=supervisor)
-        seconds = time.perf_counter() - started
+        seconds, summary = timed(lambda: load(app, full, loads, store=store, supervisor=supervisor))
     assert summary.tally.succeeded == count, summary
-    return count / seconds
-
-
-def _select(store: Store, count: int, collect: bool) -> float:
-    """Jobs per second that are only read and decoded."""
-    with closing(read_jobs(store, collect=collect)) as batches:
-        started = time.perf_counter()
-        read = sum(len(batch) for batch in batches)
-        seconds = time.perf_counter() - started
-    assert read == count, read
     return count / seconds
 
 
@@ -110,9 +109,57 @@ def _check_same_jobs(store: Store) -> None:
     """Check that the limit builds the same jobs as the scheduler."""
     store.log.append(requests(BATCH))
     token = store.loads.take_over(full.path, Lane.LOAD, "check", lambda: True)
-    with closing(read_jobs(store)) as batches:
+    with closing(_read_jobs(store)) as batches:
         read = next(batches)
     load = store.loads.claim(token, BATCH, max_attempts=1)
     assert load is not None
     assert JobDecoder(app, full).decode(load, {}).jobs == read
     store.loads.record(load, LoadVerdict())
+
+
+# ------------------------------------------------------------------------------------- the limit
+
+
+_POSITION = "SELECT coalesce(max(position), 0) FROM loads WHERE destination = {id}"
+_NEXT = (
+    "SELECT events.seq, received_at, payload, key, context, version, sent_at, parent"
+    " FROM jobs JOIN events ON events.seq = jobs.seq"
+    f" WHERE destination = {{id}} AND jobs.seq > {{after}} ORDER BY jobs.seq LIMIT {BATCH}"
+)
+
+
+def _read_jobs(store: Store, *, collect: bool = True) -> Generator[list[Job[Any]]]:
+    """Read the awaiting jobs of `sink/full`, as the scheduler would build them.
+
+    Without `collect`, Python's garbage collector is paused while a batch is built: by default it
+    visits each object several times, which takes longer than building them.
+    """
+    destination = store.database.destination(full.path)
+    epoch, suffix = store.database.epochs._names[-1], f"-{destination}"
+    decode, nothing = msgspec.json.Decoder().decode, MappingProxyType({})
+    sqlite = store.database.engine.dialect.name == "sqlite"
+    with closing(_connect(store)) as conn:
+        cursor = conn.cursor() if sqlite else conn.cursor(binary=True)
+        (after,) = cursor.execute(_POSITION.format(id=destination)).fetchone()
+        statement = _NEXT.format(id=destination, after="?" if sqlite else "%s")
+        while rows := cursor.execute(statement, (after,)).fetchall():
+            after = rows[-1][0]
+            batch = []
+            if not collect:
+                gc.disable()
+            for seq, received_at, payload, key, _, version, sent_at, parent in rows:
+                received = from_micros(received_at) if sqlite else received_at
+                id_ = f"evt_{epoch}{seq:012x}"
+                data = decode(payload)
+                event = Event(data, key, sent_at, nothing, version, id_, received, parent)
+                batch.append(Job(data, event, id_ + suffix, 1))
+            gc.enable()
+            yield batch
+
+
+def _connect(store: Store) -> Any:
+    url = store.database.engine.url
+    if url.get_backend_name() == "sqlite":
+        return sqlite3.connect(url.database or "")
+    plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
+    return psycopg.connect(plain, autocommit=True)

@@ -2,19 +2,18 @@
 
 import multiprocessing
 import sqlite3
-import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from datetime import UTC, datetime
+from functools import partial
 from multiprocessing.synchronize import Barrier
 from typing import TypeAlias
 
 import psycopg
 
-from benchmarks.measure import Effort, Figure, alternate, beside
+from benchmarks.measure import Effort, Figure, alternate, figure, timed
 from benchmarks.pipeline import requests
-from benchmarks.stores import BOTH, Databases, opened, postgres
-from blacksmith_dagster.store.records import NewEvent
+from benchmarks.stores import Databases, measured_on, opened, postgres, sqlite
+from blacksmith_dagster.store import open_store
 
 COLUMNS = "seq, event_type, received_at, payload, key, context, version, sent_at, parent"
 SHAPES = [(1, 1000, 0.40), (1, 200, None), (1, 50, None), (4, 200, None), (4, 50, None)]
@@ -24,35 +23,30 @@ Prepare: TypeAlias = Callable[[str, int], Commit]
 Row: TypeAlias = tuple[object, ...]
 
 
-def ingest(effort: Effort) -> Iterator[Figure]:
+@measured_on(postgres, sqlite)
+def ingest(databases: Databases, effort: Effort) -> Iterator[Figure]:
     """The store's rate, beside the rate of COPY (on SQLite, of INSERT)."""
-    for backend in BOTH:
-        with backend() as databases:
-            for writers, commit, bound in SHAPES:
-                required = bound if backend is postgres else None
-                yield _beside_bare(databases, effort, writers, commit, required)
+    for writers, commit, bound in SHAPES:
+        with databases.new() as url:
+            _make_bare_tables(url)
+
+            measures = [
+                partial(_rate, databases, prepare, url, writers, commit, effort.of(200_000))
+                for prepare in (_into_store, _into_bare_tables)
+            ]
+            stored, bare = alternate(effort.rounds, *measures)
+        what = f"ingest, {writers} writer{'s' if writers > 1 else ''}, commits of {commit}"
+        required = databases.bound(bound)
+        yield figure(
+            f"{what}; {databases.name}", stored, "events/s", limits=bare, at_least=required
+        )
 
 
-def _beside_bare(
-    databases: Databases, effort: Effort, writers: int, commit: int, bound: float | None
-) -> Figure:
-    url = databases.create()
-    _make_bare_tables(url)
-
-    def rate(prepare: Prepare) -> float:
-        databases.settle()
-        return _rate(prepare, url, writers, commit, effort.of(200_000))
-
-    stored, bare = alternate(
-        effort.rounds, lambda: rate(_into_store), lambda: rate(_into_bare_tables)
-    )
-    databases.drop(url)
-    what = f"ingest, {writers} writer{'s' if writers > 1 else ''}, commits of {commit}"
-    return beside(f"{what}; {databases.name}", stored, bare, "events/s", bound)
-
-
-def _rate(prepare: Prepare, url: str, writers: int, commit: int, events: int) -> float:
+def _rate(
+    databases: Databases, prepare: Prepare, url: str, writers: int, commit: int, events: int
+) -> float:
     """Events per second that processes commit in total, each over its own connection."""
+    databases.settle()
     spawn = multiprocessing.get_context("spawn")
     together = spawn.Barrier(writers + 1)
     times = events // writers // commit
@@ -63,9 +57,7 @@ def _rate(prepare: Prepare, url: str, writers: int, commit: int, events: int) ->
     for process in processes:
         process.start()
     together.wait(timeout=60)
-    started = time.perf_counter()
-    together.wait(timeout=600)
-    seconds = time.perf_counter() - started
+    seconds, _ = timed(lambda: together.wait(timeout=600))
     for process in processes:
         process.join()
     return times * commit * writers / seconds
@@ -81,7 +73,7 @@ def _write(prepare: Prepare, url: str, commit: int, times: int, together: Barrie
 
 
 def _into_store(url: str, commit: int) -> Commit:
-    store, new = opened(url), requests(commit)
+    store, new = open_store(url), requests(commit)
 
     def write() -> None:
         store.log.append(new)
@@ -91,15 +83,10 @@ def _into_store(url: str, commit: int) -> Commit:
 
 def _into_bare_tables(url: str, commit: int) -> Commit:
     """The limit: prepared rows, no index, no numbering."""
-    rows = _rows([event for request in requests(commit) for event in request])
-    return (_insert if url.startswith("sqlite") else _copy)(url, *rows)
-
-
-def _rows(new: list[NewEvent]) -> tuple[list[Row], list[Row]]:
-    now = datetime.now(UTC).isoformat()
+    new, now = [event for (event,) in requests(commit)], datetime.now(UTC).isoformat()
     events = [(seq, 1, now, event.payload, *[None] * 5) for seq, event in enumerate(new)]
     jobs = [(n, seq, None) for seq, event in enumerate(new) for n, _ in enumerate(event.jobs)]
-    return events, jobs
+    return (_insert if url.startswith("sqlite") else _copy)(url, events, jobs)
 
 
 def _copy(url: str, events: list[Row], jobs: list[Row]) -> Commit:
@@ -139,7 +126,7 @@ def _insert(url: str, events: list[Row], jobs: list[Row]) -> Commit:
 
 def _make_bare_tables(url: str) -> None:
     """The store's columns without its indexes."""
-    with closing(opened(url)) as store, store.database.writing() as conn:
+    with opened(url) as store, store.database.writing() as conn:
         for table in ("events", "jobs"):
             create = f"CREATE TABLE bare_{table} "
             like = f"(LIKE {table})" if conn.dialect.name == "postgresql" else ""

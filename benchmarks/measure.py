@@ -3,10 +3,18 @@
 import os
 import platform
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
+
+import psutil
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,53 +45,70 @@ class Figure:
     holds: bool | None = None
 
 
-def alternate(rounds: int, *measures: Callable[[], float]) -> list[list[float]]:
-    """Run each measure in turn, `rounds` times: other load on the machine then affects all of them."""
-    results: list[list[float]] = [[] for _ in measures]
+def alternate(rounds: int, *measures: Callable[[], T]) -> list[list[T]]:
+    """Run each measure in turn, `rounds` times: other load on the machine then affects all of them.
+
+    A measure returns a number, or a tuple that begins with one.
+    """
+    results: list[list[T]] = [[] for _ in measures]
     for number in range(1, rounds + 1):
         for result, measure in zip(results, measures, strict=True):
             result.append(measure())
-        print(f"  round {number}: {', '.join(_number(r[-1]) for r in results)}", file=sys.stderr)
+        last = [
+            result[-1][0] if isinstance(result[-1], tuple) else result[-1] for result in results
+        ]
+        print(f"  round {number}: {', '.join(map(_number, last))}", file=sys.stderr)
     return results
 
 
-def beside(
+def figure(
     what: str,
-    figures: Sequence[float],
-    limits: Sequence[float],
+    measured: Sequence[float],
     unit: str,
+    *,
+    limits: Sequence[float] = (),
     at_least: float | None = None,
+    at_most: float | None = None,
 ) -> Figure:
-    """The medians of a figure and its limit; the bound applies to their ratio."""
-    ratio = median(figures) / median(limits)
-    return Figure(
-        what,
-        shown(figures, unit),
-        shown(limits, unit),
-        f"{ratio:.2f}",
-        "" if at_least is None else f"≥ {at_least:.2f} of the limit",
-        None if at_least is None else ratio >= at_least,
-    )
+    """The median of what was measured, with the lowest and the highest, and that of its limit.
+
+    The bound applies to the ratio of the two medians; without a limit, to the median itself.
+    """
+    value = median(measured) / median(limits) if limits else median(measured)
+    sign, bound = ("≤", at_most) if at_least is None else ("≥", at_least)
+    if bound is None:
+        bounded, holds = "", None
+    else:
+        least = f"{bound:.2f} of the limit" if limits else f"{_number(bound)} {unit}"
+        bounded, holds = f"{sign} {least}", value >= bound if sign == "≥" else value <= bound
+    limit, ratio = (_shown(limits, unit), f"{value:.2f}") if limits else ("", "")
+    return Figure(what, _shown(measured, unit), limit, ratio, bounded, holds)
 
 
-def at_least(what: str, figures: Sequence[float], bound: float, unit: str) -> Figure:
-    """The median of a figure that must reach a bound."""
-    bounded = f"≥ {_number(bound)} {unit}"
-    return Figure(what, shown(figures, unit), bound=bounded, holds=median(figures) >= bound)
+def timed(call: Callable[[], T]) -> tuple[float, T]:
+    """The seconds that a call takes, and its result."""
+    began = time.perf_counter()
+    result = call()
+    return time.perf_counter() - began, result
 
 
-def at_most(what: str, figures: Sequence[float], bound: float, unit: str) -> Figure:
-    """The median of a figure that must stay within a bound."""
-    bounded = f"≤ {_number(bound)} {unit}"
-    return Figure(what, shown(figures, unit), bound=bounded, holds=median(figures) <= bound)
+def p99(figures: Sequence[float]) -> float:
+    """The 99th percentile."""
+    return sorted(figures)[len(figures) * 99 // 100]
 
 
-def shown(figures: Sequence[float], unit: str) -> str:
-    """Format the median, with the lowest and the highest."""
-    if len(figures) == 1:
-        return f"{_number(figures[0])} {unit}"
-    low, high = _number(min(figures)), _number(max(figures))
-    return f"{_number(median(figures))} {unit} ({low}-{high})"
+def percent_of_core(process: psutil.Process, seconds: float) -> float:
+    """The CPU time that a process uses in the next `seconds`."""
+    before, began = sum(process.cpu_times()[:2]), time.monotonic()
+    time.sleep(seconds)
+    return 100 * (sum(process.cpu_times()[:2]) - before) / (time.monotonic() - began)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that is removed at the end of the block."""
+    with tempfile.TemporaryDirectory(prefix="blacksmith-bench-") as folder:
+        yield Path(folder)
 
 
 def table(figures: Sequence[Figure]) -> str:
@@ -107,6 +132,13 @@ def machine() -> str:
         f"{gigabytes:.0f} GiB, Linux {platform.release().partition('-')[0]}, "
         f"Python {platform.python_version()}"
     )
+
+
+def _shown(figures: Sequence[float], unit: str) -> str:
+    middle = f"{_number(median(figures))} {unit}"
+    if len(figures) == 1:
+        return middle
+    return f"{middle} ({_number(min(figures))}-{_number(max(figures))})"
 
 
 def _number(value: float) -> str:

@@ -1,16 +1,13 @@
 """Ten thousand migrations: to plan a run, to show their status, to find nothing to do."""
 
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 from sqlalchemy import insert
 
-from benchmarks.measure import Effort, Figure, alternate, at_most
-from benchmarks.stores import BOTH, opened
+from benchmarks.measure import Effort, Figure, alternate, figure, temporary_folder, timed
+from benchmarks.stores import Databases, measured_on, opened, postgres, sqlite
 from blacksmith_dagster import Blacksmith, Destination, Migration
 from blacksmith_dagster.store import Store, tables
 from blacksmith_dagster.supervisor import StoreSupervisor
@@ -22,49 +19,36 @@ MIGRATIONS = 10_000
 SCOPE = "destination:lake"
 EVERY = MigrationRequest()
 BEGAN = datetime(2020, 1, 1, tzinfo=UTC)
+STATES = (MigrationState.ACKNOWLEDGED, MigrationState.EXECUTING_UP, MigrationState.SUCCEEDED_UP)
 
 
 def migrations(effort: Effort) -> Iterator[Figure]:
     """Seconds to plan a run and to show the status; milliseconds of a run with nothing to do."""
     count = effort.of(MIGRATIONS)
-    with tempfile.TemporaryDirectory(prefix="blacksmith-bench-") as folder:
-        app = _application(Path(folder), count)
+    with _application(count) as app:
         by_scope = declared(app)
-        tracked = [_tracked(migration) for migration in by_scope[SCOPE][: count // 2]]
-        plan = alternate(effort.rounds, _timed(lambda: plan_run(by_scope, tracked, EVERY)))[0]
-        yield at_most(f"plan a run of {count // 2:,} of {count:,} migrations", plan, 0.5, "s")
-        for backend in BOTH:
-            with backend() as databases:
-                url = databases.create()
-                with (
-                    closing(opened(url)) as store,
-                    closing(StoreSupervisor(store.database)) as supervisor,
-                ):
-                    _track(store, by_scope[SCOPE])
-                    wanderer = Wanderer(
-                        app, database=store.database, supervisor=supervisor, holder="a benchmark"
-                    )
-                    assert len(wanderer.status()) == count
-                    shown = alternate(effort.rounds, _timed(wanderer.status))[0]
-                small = _application(Path(tempfile.mkdtemp(dir=folder)), 20)
-                url = databases.create()
-                with (
-                    closing(opened(url)) as store,
-                    closing(StoreSupervisor(store.database)) as supervisor,
-                ):
-                    wanderer = Wanderer(
-                        small, database=store.database, supervisor=supervisor, holder="a benchmark"
-                    )
-                    wanderer.run(EVERY)
-                    assert wanderer.run(EVERY).planned == []
-                    empty = alternate(effort.rounds, _timed(lambda w=wanderer: w.run(EVERY)))[0]
-                yield at_most(f"status of {count:,} migrations; {databases.name}", shown, 1, "s")
-                yield at_most(
-                    f"a run that finds nothing to do; {databases.name}",
-                    [1000 * seconds for seconds in empty],
-                    100,
-                    "ms",
-                )
+        ran = [
+            TrackedMigration(SCOPE, each.version, each.name, each.checksum, STATES[-1])
+            for each in by_scope[SCOPE][: count // 2]
+        ]
+        (plan,) = alternate(effort.rounds, lambda: timed(lambda: plan_run(by_scope, ran, EVERY))[0])
+    yield figure(f"plan a run of {count // 2:,} of {count:,} migrations", plan, "s", at_most=0.5)
+    yield from _runs(effort)
+
+
+@measured_on(postgres, sqlite)
+def _runs(databases: Databases, effort: Effort) -> Iterator[Figure]:
+    count = effort.of(MIGRATIONS)
+    with _application(count) as app, _wanderer(databases, app) as (wanderer, store):
+        _track(store, declared(app)[SCOPE])
+        assert len(wanderer.status()) == count
+        (status,) = alternate(effort.rounds, lambda: timed(wanderer.status)[0])
+    with _application(20) as app, _wanderer(databases, app) as (wanderer, _):
+        wanderer.run(EVERY)
+        assert wanderer.run(EVERY).planned == []
+        (empty,) = alternate(effort.rounds, lambda: 1000 * timed(lambda: wanderer.run(EVERY))[0])
+    yield figure(f"status of {count:,} migrations; {databases.name}", status, "s", at_most=1)
+    yield figure(f"a run that finds nothing to do; {databases.name}", empty, "ms", at_most=100)
 
 
 class _Nowhere(Destination[None]):
@@ -73,27 +57,32 @@ class _Nowhere(Destination[None]):
     def migrate(self, migration: object, direction: object) -> None: ...
 
 
-def _application(folder: Path, count: int) -> Blacksmith:
-    for number in range(count):
-        version = f"{BEGAN + timedelta(minutes=number):%Y%m%d%H%M%S}"
-        (folder / f"{version}.step.up.sql").write_text(f"CREATE TABLE t{number} (n INTEGER);")
-        (folder / f"{version}.step.down.sql").write_text(f"DROP TABLE t{number};")
-    return Blacksmith(sources=[], destinations=[_Nowhere("lake", migrations=folder)])
+@contextmanager
+def _application(count: int) -> Iterator[Blacksmith]:
+    with temporary_folder() as folder:
+        for number in range(count):
+            version = f"{BEGAN + timedelta(minutes=number):%Y%m%d%H%M%S}"
+            (folder / f"{version}.step.up.sql").write_text(f"CREATE TABLE t{number} (n INTEGER);")
+            (folder / f"{version}.step.down.sql").write_text(f"DROP TABLE t{number};")
+        lake = _Nowhere("lake", migrations=folder)
+        yield Blacksmith(sources=[], destinations=[lake])
 
 
-def _tracked(migration: Migration) -> TrackedMigration:
-    return TrackedMigration(
-        SCOPE,
-        migration.version,
-        migration.name,
-        migration.checksum,
-        MigrationState.SUCCEEDED_UP,
-    )
+@contextmanager
+def _wanderer(databases: Databases, app: Blacksmith) -> Iterator[tuple[Wanderer, Store]]:
+    with (
+        databases.new() as url,
+        opened(url) as store,
+        closing(StoreSupervisor(store.database)) as supervisor,
+    ):
+        yield (
+            Wanderer(app, database=store.database, supervisor=supervisor, holder="benchmark"),
+            store,
+        )
 
 
 def _track(store: Store, migrations: list[Migration]) -> None:
     """Record all as run, with three transitions each, bypassing the wanderer."""
-    states = (MigrationState.ACKNOWLEDGED, MigrationState.EXECUTING_UP, MigrationState.SUCCEEDED_UP)
     rows = [
         {
             "id": number,
@@ -101,31 +90,15 @@ def _track(store: Store, migrations: list[Migration]) -> None:
             "version": migration.version,
             "name": migration.name,
             "checksum": migration.checksum,
-            "state": MigrationState.SUCCEEDED_UP.value,
+            "state": STATES[-1].value,
             "atomic": False,
         }
         for number, migration in enumerate(migrations, 1)
     ]
+    shared = {"token": 1, "at": BEGAN, "by": "benchmark"}
     transitions = [
-        {
-            "migration": row["id"],
-            "state": state.value,
-            "token": 1,
-            "at": BEGAN,
-            "by": "a benchmark",
-        }
-        for row in rows
-        for state in states
+        {"migration": row["id"], "state": state.value, **shared} for row in rows for state in STATES
     ]
     with store.database.writing() as conn:
         conn.execute(insert(tables.migrations), rows)
         conn.execute(insert(tables.migration_transitions), transitions)
-
-
-def _timed(call: Callable[[], object]) -> Callable[[], float]:
-    def seconds() -> float:
-        began = time.perf_counter()
-        call()
-        return time.perf_counter() - began
-
-    return seconds

@@ -1,12 +1,10 @@
-"""The measured application: events of 636 bytes, and destination events that do nothing.
-
-Each event makes a job of `sink/full`, every second one also a job of `sink/half`: 1.5 jobs per event.
-"""
+"""The measured application: events of 636 bytes, 1.5 jobs each, and destinations that do nothing."""
 
 import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from blacksmith_dagster import Batch, Blacksmith, Destination, Event, Flow, Source
+from blacksmith_dagster import Batch, Blacksmith, Destination, Flow, Source, SourceEvent
 from blacksmith_dagster.store.records import NewEvent, NewJob
 
 PAYLOAD_BYTES = 636
@@ -30,34 +28,39 @@ def payload(number: int) -> str:
     return json.dumps(document | {"note": "x" * missing})
 
 
+def application(
+    source: Source,
+    events: Sequence[SourceEvent[Any, Any, Any]],
+    is_even: Callable[[Any], bool] | None = None,
+) -> Blacksmith:
+    """Each event makes a job of `sink/full`, and if `is_even` also a job of `sink/half`."""
+    sink = Destination("sink")
+
+    @sink.event(receives=events)
+    def full(batch: Batch[Any]) -> None:
+        """Do nothing."""
+
+    if is_even is not None:
+
+        @sink.event(receives=[Flow(event, when=is_even) for event in events])
+        def half(batch: Batch[Any]) -> None:
+            """Do nothing."""
+
+    return Blacksmith(sources=[source], destinations=[sink])
+
+
 source = Source("bench")
 happened = source.accept("happened")
-sink = Destination("sink")
-
-
-@sink.event(receives=happened)
-def full(batch: Batch[Any]) -> None:
-    """Do nothing."""
-
-
-def is_even(event: Event[Any]) -> bool:
-    """Whether `sink/half` receives the event."""
-    return event.data["n"] % 2 == 0
-
-
-@sink.event(receives=Flow(happened, when=is_even))
-def half(batch: Batch[Any]) -> None:
-    """Do nothing."""
-
-
-app = Blacksmith(sources=[source], destinations=[sink])
+app = application(source, [happened], lambda event: event.data["n"] % 2 == 0)
+full, half = app.destination_events["sink/full"], app.destination_events["sink/half"]
 
 _JOBS = (NewJob(full.path), NewJob(half.path))
 
 
-def requests(count: int) -> list[list[NewEvent]]:
-    """Requests of one event each, as the gateway makes them."""
+def requests(count: int, *, jobs: bool = True) -> list[list[NewEvent]]:
+    """Requests of one event each, as the gateway makes them, or without jobs."""
+    made = _JOBS if jobs else ()
     return [
-        [NewEvent(happened.path, payload(n), _JOBS if n % 2 == 0 else _JOBS[:1])]
+        [NewEvent(happened.path, payload(n), made if n % 2 == 0 else made[:1])]
         for n in range(count)
     ]

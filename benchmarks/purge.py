@@ -4,17 +4,13 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from multiprocessing import get_context
-from pathlib import Path
-from statistics import median
-from tempfile import TemporaryDirectory
 
-from benchmarks.measure import Effort, Figure, at_most, beside, shown
+from benchmarks.measure import Effort, Figure, alternate, figure, p99, temporary_folder, timed
 from benchmarks.pipeline import app, happened, payload, requests
-from benchmarks.stores import BOTH, Databases, fill, opened, postgres
+from benchmarks.stores import Databases, fill, measured_on, opened, postgres, sqlite
 from blacksmith_dagster.pipeline.retention import Retention
 from blacksmith_dagster.scheduler.purge import _PAUSE
 from blacksmith_dagster.store import Store, tables
@@ -27,48 +23,44 @@ AT_ONCE = {happened.path: Retention(timedelta(0), timedelta(0))}
 
 def purge(effort: Effort) -> Iterator[Figure]:
     """Seconds per table partition, events a second row by row, and commit latencies beside a purge."""
-    with postgres() as databases:
-        count = effort.of(WHOLE)
-        seconds, limits = zip(*(_dropped(databases, count) for _ in range(ROUNDS)), strict=True)
-        what = f"purge {count:,} drained events, a partition; {databases.name}"
-        yield replace(
-            at_most(what, seconds, 2, "s"),
-            limit=shown(limits, "s"),
-            ratio=f"{median(seconds) / median(limits):.2f}",
-        )
-    for backend in BOTH:
-        with backend() as databases:
-            count = effort.of(ROWS)
-            rates, with_purge, without = [], [], []
-            for _ in range(ROUNDS):
-                rate, during, after = _deleted(databases, count)
-                rates.append(rate)
-                with_purge.append(during)
-                without.append(after)
-            what = f"of {count:,} drained events, row by row; {databases.name}"
-            yield Figure(f"purge {what}", shown(rates, "events/s"))
-            yield beside(
-                f"commits of one event, p99, beside a purge {what}", with_purge, without, "ms"
-            )
+    yield from _whole(effort)
+    yield from _row_by_row(effort)
+
+
+@measured_on(postgres)
+def _whole(databases: Databases, effort: Effort) -> Iterator[Figure]:
+    count = effort.of(WHOLE)
+    (rounds,) = alternate(ROUNDS, lambda: _dropped(databases, count))
+    seconds, limits = zip(*rounds, strict=True)
+    what = f"purge {count:,} drained events, a partition; {databases.name}"
+    bounded = figure(what, seconds, "s", at_most=2)
+    beside = figure(what, seconds, "s", limits=limits)
+    yield replace(bounded, limit=beside.limit, ratio=beside.ratio)
+
+
+@measured_on(postgres, sqlite)
+def _row_by_row(databases: Databases, effort: Effort) -> Iterator[Figure]:
+    count = effort.of(ROWS)
+    (rounds,) = alternate(ROUNDS, lambda: _deleted(databases, count))
+    rates, during, after = zip(*rounds, strict=True)
+    what = f"of {count:,} drained events, row by row; {databases.name}"
+    yield figure(f"purge {what}", rates, "events/s")
+    yield figure(f"commits of one event, p99, beside a purge {what}", during, "ms", limits=after)
 
 
 def _dropped(databases: Databases, count: int) -> tuple[float, float]:
     """Seconds to purge a table partition of drained events, and to remove files of its size."""
-    url = databases.create()
-    fill(url, count, payload=payload(0))
-    with closing(opened(url)) as store:
+    with databases.new() as url, opened(url) as store:
+        fill(store, count, payload=payload(0))
         with store.database.writing() as conn:
             store.database.set_sequence(conn, max(store.database.sequence(conn), STEP))
         _ready(store)
         with store.database.reading() as conn:
             size = conn.exec_driver_sql(_SIZE).scalar_one()
         databases.settle()
-        started = time.perf_counter()
-        dropped = sum(step.partitions for step in store.log.purge(AT_ONCE))
-        seconds = time.perf_counter() - started
-        assert dropped == 1
+        seconds, steps = timed(lambda: list(store.log.purge(AT_ONCE)))
+        assert sum(step.partitions for step in steps) == 1
         assert not store.log.newest()
-    databases.drop(url)
     return seconds, _removed(int(size))
 
 
@@ -78,32 +70,29 @@ _SEGMENT = 1024**3  # the size of one file of a table
 
 def _removed(size: int) -> float:
     """Seconds to remove files of this total size."""
-    with TemporaryDirectory(prefix="blacksmith-bench-") as folder:
-        paths = [Path(folder) / str(n) for n in range(0, size, _SEGMENT)]
+    with temporary_folder() as folder:
+        paths = [folder / str(n) for n in range(0, size, _SEGMENT)]
         for path in paths:
             with path.open("wb") as file:
                 for _ in range(_SEGMENT // 2**20):
                     file.write(bytes(2**20))
                 os.fsync(file.fileno())
-        started = time.perf_counter()
-        for path in paths:
-            path.unlink()
-        return (time.perf_counter() - started) * size / (len(paths) * _SEGMENT)
+        seconds, _ = timed(lambda: [path.unlink() for path in paths])
+        return seconds * size / (len(paths) * _SEGMENT)
 
 
 def _deleted(databases: Databases, count: int) -> tuple[float, float, float]:
     """Events purged a second, and the 99th percentile of commits during and after the purge, in ms."""
-    url = databases.create()
-    fill(url, count, payload=payload(0))
     with (
-        closing(opened(url)) as store,
+        databases.new() as url,
+        opened(url) as store,
         ProcessPoolExecutor(1, mp_context=get_context("spawn")) as committer,
     ):
+        fill(store, count, payload=payload(0))
         _ready(store)
         databases.settle()
         committer.submit(_commits, url, 0.1).result()
-        started, purged = time.perf_counter(), 0
-        during = None
+        started, purged, during = time.perf_counter(), 0, None
         for step in store.log.purge(AT_ONCE):
             during = during or committer.submit(_commits, url, 3.0)
             purged += step.events
@@ -112,7 +101,6 @@ def _deleted(databases: Databases, count: int) -> tuple[float, float, float]:
         assert during is not None
         assert purged == count, purged
         latencies = during.result(), committer.submit(_commits, url, 3.0).result()
-    databases.drop(url)
     return count / seconds, *latencies
 
 
@@ -126,11 +114,10 @@ def _ready(store: Store) -> None:
 
 def _commits(url: str, seconds: float) -> float:
     """The 99th percentile of commits of one event, in ms."""
-    with closing(opened(url)) as store:
+    with opened(url) as store:
         store.register(app)
         new, latencies = requests(1), []
         ends = time.perf_counter() + seconds
-        while (started := time.perf_counter()) < ends:
-            store.log.append(new)
-            latencies.append(time.perf_counter() - started)
-    return sorted(latencies)[len(latencies) * 99 // 100] * 1000
+        while time.perf_counter() < ends:
+            latencies.append(1000 * timed(lambda: store.log.append(new))[0])
+    return p99(latencies)

@@ -1,119 +1,136 @@
 """Latency from an event's due time to the call of its destination event, per broker."""
 
+import os
 import subprocess
 import sys
-import tempfile
 import threading
+import time
 from array import array
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
+from statistics import median
+from typing import Any
 
-from benchmarks.gateway import Sender, _bodies
-from benchmarks.measure import Effort, Figure, at_most, beside
-from benchmarks.pipeline import payload
-from benchmarks.realtime_pipeline import LATENCIES, nothing
-from benchmarks.stores import Databases, opened, postgres
+from benchmarks.measure import Effort, Figure, figure, p99, temporary_folder
+from benchmarks.stores import Databases, measured_on, opened, postgres
+from benchmarks.wrk import PATH, single
+from blacksmith_dagster import Batch, Blacksmith, Destination, Schedule, Source
+from blacksmith_dagster.store import Store
 from tests.acceptance.processes import ROOT_FOLDER, BlacksmithProcess, GatewayProcess
 from tests.waiting import until
 
-PATH = "/v1/bench/happened"
 RATE = 500
 WARM_UP = 10.0
 BOUNDS = {"nats": (10, 50), "rabbitmq": (10, 50), "postgres": (10, 50), "kafka": (20, 100)}
 """Milliseconds: the median and the 99th percentile."""
 
+LATENCIES = "BENCHMARK_LATENCIES"
+"""The environment variable that names a file of doubles: due, called, in monotonic seconds."""
+
 _SERVERS = {"nats": "NATSServer", "rabbitmq": "RabbitMQServer", "kafka": "KafkaServer"}
 
+_source = Source("bench")
+_happened = _source.accept("happened")
+_sink = Destination("sink", schedule=Schedule(realtime=True))
+_nothing = Destination("nothing", schedule=Schedule(realtime=True))
 
-def realtime(effort: Effort) -> Iterator[Figure]:
+
+@_sink.event(receives=_happened)
+def recorded(batch: Batch[Any]) -> None:
+    """Record when each event was due and when it arrived."""
+    now = time.monotonic()
+    with Path(os.environ[LATENCIES]).open("ab") as file:
+        array("d", [t for job in batch for t in (job.data["due"], now)]).tofile(file)
+
+
+@_sink.event(receives=_happened, schedule=Schedule(realtime=False))
+def later(batch: Batch[Any]) -> None:
+    """Loaded by its schedule only."""
+
+
+@_nothing.event(receives=_happened)
+def at_all(batch: Batch[Any]) -> None:
+    """Do nothing."""
+
+
+app = Blacksmith(sources=[_source], destinations=[_sink])
+into_nothing = Blacksmith(sources=[_source], destinations=[_nothing])
+
+
+@measured_on(postgres)
+def realtime(databases: Databases, effort: Effort) -> Iterator[Figure]:
     """Latency at 500 events a second, through each broker."""
-    with postgres() as databases:
-        for broker, (median, slow) in BOUNDS.items():
-            with _broker(broker) as url:
-                late = _latencies(databases, url, effort)
-            what = f"sent to called, {RATE} events/s, {broker}"
-            yield at_most(f"{what}, median; {databases.name}", [late[len(late) // 2]], median, "ms")
-            slowest = late[int(len(late) * 0.99)]
-            yield at_most(f"{what}, 99th percentile; {databases.name}", [slowest], slow, "ms")
-            yield Figure(f"{what}, slowest of {len(late):,}", f"{late[-1]:.0f} ms")
+    for broker, (middle, slow) in BOUNDS.items():
+        with _broker(broker) as url:
+            late = _latencies(databases, url, effort)
+        what = f"sent to called, {RATE} events/s, {broker}"
+        yield figure(f"{what}, median; {databases.name}", [median(late)], "ms", at_most=middle)
+        slowest = f"{what}, 99th percentile; {databases.name}"
+        yield figure(slowest, [p99(late)], "ms", at_most=slow)
+        yield figure(f"{what}, slowest of {len(late):,}", [max(late)], "ms")
 
 
-def sustained(effort: Effort) -> Iterator[Figure]:
-    """Requests per second while a worker loads everything at once, and the longest wait."""
-    with postgres() as databases, _bodies([payload(n) for n in range(1000)]) as bodies:
-        sender = Sender(bodies, 64, effort.seconds)
-        without, _ = _sustained(databases, sender, worker=False)
-        rate, longest = _sustained(databases, sender, worker=True)
+@measured_on(postgres)
+def sustained(databases: Databases, effort: Effort) -> Iterator[Figure]:
+    """Requests per second while a worker loads everything at once, and the longest observed wait."""
+    sender, longest, ended = single(64, effort.seconds), 0.0, threading.Event()
+    with databases.new() as url, _processes(url, "into_nothing") as gateway:
+        without = sender.send(gateway.url)
+
+    def watch(store: Store) -> None:
+        nonlocal longest
+        while not ended.wait(0.1):
+            oldest = store.counts.of("nothing/at_all").oldest_waiting
+            if oldest is not None:
+                longest = max(longest, (datetime.now(UTC) - oldest).total_seconds())
+
+    with (
+        databases.new() as url,
+        _processes(url, "into_nothing", "postgres") as gateway,
+        opened(url) as store,
+    ):
+        watcher = threading.Thread(target=watch, args=(store,))
+        watcher.start()
+        sent = sender.send(gateway.url)
+        ended.set()
+        watcher.join()
     what = "one event a request, 64 connections, loaded at once into nothing"
-    yield beside(
-        f"{what}, beside the gateway alone; {databases.name}", [rate], [without], "requests/s"
-    )
-    yield at_most(f"{what}, the longest wait; {databases.name}", [longest], 1, "s")
+    beside = f"{what}, beside the gateway alone; {databases.name}"
+    yield figure(beside, [sent.rate], "requests/s", limits=[without.rate])
+    yield figure(f"{what}, the longest wait; {databases.name}", [longest], "s", at_most=1)
 
 
 def _latencies(databases: Databases, broker: str, effort: Effort) -> list[float]:
-    """The latency of each event after the warm-up in milliseconds, sorted."""
+    """The latency of each event after the warm-up in milliseconds."""
     seconds = WARM_UP + 60 * (1 if effort.scale == 1 else 0.25)
-    with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="blacksmith-bench-"))
-        file = Path(folder) / "latencies"
-        env = {"BLACKSMITH_PUBSUB_URL": broker, LATENCIES: str(file)}
-        url = databases.create()
-        gateway = stack.enter_context(
-            GatewayProcess(url, "benchmarks.realtime_pipeline:app", env=env)
-        )
-        _worker(stack, url, "benchmarks.realtime_pipeline:app", env)
-        sending = [sys.executable, "-m", "benchmarks.open_loop", "127.0.0.1", str(gateway.port)]
-        subprocess.run(
-            [*sending, PATH, str(RATE), str(seconds)], cwd=ROOT_FOLDER, check=True, timeout=600
-        )
-        until(lambda: file.exists() and file.stat().st_size == 16 * RATE * int(seconds), 30)
+    with temporary_folder() as folder, databases.new() as url:
+        file = folder / "latencies"
+        with _processes(url, "app", broker, {LATENCIES: str(file)}) as gateway:
+            to = [str(gateway.port), PATH, str(RATE), str(seconds)]
+            command = [sys.executable, "-m", "benchmarks.open_loop", *to]
+            subprocess.run(command, cwd=ROOT_FOLDER, check=True, timeout=600)
+            until(lambda: file.exists() and file.stat().st_size == 16 * RATE * int(seconds), 30)
         times = array("d", file.read_bytes())
-        stack.close()
-        databases.drop(url)
     due, called = times[::2], times[1::2]
     begin = min(due) + WARM_UP
-    return sorted(
-        1000 * (end - start) for start, end in zip(due, called, strict=True) if start >= begin
-    )
+    return [1000 * (end - start) for start, end in zip(due, called, strict=True) if start >= begin]
 
 
-def _sustained(databases: Databases, sender: Sender, *, worker: bool) -> tuple[float, float]:
-    """Requests per second, and the longest observed wait of an event in seconds."""
-    longest, ended = 0.0, threading.Event()
-    with ExitStack() as stack:
-        url, app = databases.create(), "benchmarks.realtime_pipeline:sustained"
-        env = {"BLACKSMITH_PUBSUB_URL": "postgres"} if worker else {}
-        gateway = stack.enter_context(GatewayProcess(url, app, env=env))
-        if worker:
-            _worker(stack, url, app, env)
-        store = stack.enter_context(closing(opened(url)))
-
-        def watch() -> None:
-            nonlocal longest
-            while not ended.wait(0.1):
-                oldest = store.counts.of(nothing.events["at_all"].path).oldest_waiting
-                if oldest is not None:
-                    longest = max(longest, (datetime.now(UTC) - oldest).total_seconds())
-
-        watcher = threading.Thread(target=watch)
-        if worker:
-            watcher.start()
-        responses = sender.send(gateway.url)
-        ended.set()
-        if worker:
-            watcher.join()
-        stack.close()
-        databases.drop(url)
-    return responses.requests / responses.seconds, longest
-
-
-def _worker(stack: ExitStack, url: str, app: str, env: dict[str, str]) -> None:
-    worker = stack.enter_context(BlacksmithProcess(["worker", f"--app={app}"], url, env))
-    until(lambda: "blacksmith worker" in worker.log, 30, worker.log)
+@contextmanager
+def _processes(
+    url: str, name: str, broker: str | None = None, env: dict[str, str] | None = None
+) -> Iterator[GatewayProcess]:
+    """A gateway, and with a broker a worker."""
+    app = f"benchmarks.realtime:{name}"
+    env = {**(env or {}), **({"BLACKSMITH_PUBSUB_URL": broker} if broker else {})}
+    worker = BlacksmithProcess(["worker", f"--app={app}"], url, env)
+    with GatewayProcess(url, app, env=env) as gateway, worker if broker else nullcontext():
+        if broker:
+            until(lambda: "blacksmith worker" in worker.log, 30, worker.log)
+        yield gateway
 
 
 @contextmanager
@@ -121,9 +138,6 @@ def _broker(name: str) -> Iterator[str]:
     if name == "postgres":
         yield name
         return
-    server = getattr(import_module(f"tests.services.{name}"), _SERVERS[name])()
-    try:
+    with closing(getattr(import_module(f"tests.services.{name}"), _SERVERS[name])()) as server:
         server.start()
         yield server.urls("benchmark")[0]
-    finally:
-        server.close()

@@ -1,26 +1,22 @@
 """Warm runs in a default `dagster dev`: how soon one starts, and what it costs."""
 
-import json
 import os
 import random
 import re
-import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import closing, contextmanager
 
 import psutil
 import psycopg
 
-from benchmarks.measure import Effort, Figure, at_most, shown
+from benchmarks.measure import Effort, Figure, figure, percent_of_core, temporary_folder
 from benchmarks.naive_definitions import CALLED, EVENTS
-from tests.acceptance.processes import ROOT_FOLDER
+from tests.acceptance.dagster_processes import DagsterProcess
 from tests.acceptance.warm_processes import WarmDeployment, is_alive
-from tests.services import free_port, kill_tree
+from tests.services import free_port
 from tests.services.postgres import PostgresServer
 from tests.waiting import until
 
@@ -36,17 +32,10 @@ _MATERIALIZATIONS_A_RUN = 16  # one a minute for 15 minutes, and one at the end
 @contextmanager
 def _alerts(**warm: str) -> Iterator[tuple[PostgresServer, WarmDeployment]]:
     """A gateway and two realtime destination events, with their own PostgreSQL as store and broker."""
-    server = PostgresServer(durable=True)
-    try:
+    with closing(PostgresServer(durable=True)) as server, temporary_folder() as home:
         server.start()
-        with tempfile.TemporaryDirectory(prefix="blacksmith-bench-") as home:
-            alerts = WarmDeployment(server.create_database(), Path(home), **warm)
-            try:
-                yield server, alerts
-            finally:
-                alerts.close()
-    finally:
-        server.close()
+        with closing(WarmDeployment(server.create_database(), home, **warm)) as alerts:
+            yield server, alerts
 
 
 def cold(effort: Effort) -> Iterator[Figure]:
@@ -63,8 +52,8 @@ def cold(effort: Effort) -> Iterator[Figure]:
             latencies += alerts.latencies(sent)
             print(f"  cold {number}: {latencies[-1]:.1f} s", file=sys.stderr)
     what = f"cold, no run alive: request to load, worst of {len(latencies)}; default dagster dev"
-    yield at_most(what, [max(latencies)], 15, "s")
-    yield Figure("the same, all of them", shown(latencies, "s"))
+    yield figure(what, [max(latencies)], "s", at_most=15)
+    yield figure("the same, all of them", latencies, "s")
 
 
 def _was_idle(alerts: WarmDeployment) -> bool:
@@ -83,9 +72,9 @@ def warm(effort: Effort) -> Iterator[Figure]:
         time.sleep(5)  # until the run has settled after its start
         percent, statements = _idle(server, process)
         what = f"idle warm run, its process over {IDLE_SECONDS:.0f} s"
-        yield at_most(what, [percent], 1, "% of a core")
+        yield figure(what, [percent], "% of a core", at_most=1)
         label = "the same: statements in the store, leases included, without BEGIN and COMMIT"
-        yield at_most(label, [statements], 0.5, "/s")
+        yield figure(label, [statements], "/s", at_most=0.5)
         with alerts.stream(20.0):
             until(lambda: not is_alive(process.pid), IDLE_SECONDS + busy + 120, "the run has ended")
         yield from _rows(alerts, busy)
@@ -94,10 +83,7 @@ def warm(effort: Effort) -> Iterator[Figure]:
 def _idle(server: PostgresServer, process: psutil.Process) -> tuple[float, float]:
     """A process's percent of a core, and its statements a second by PostgreSQL's own log."""
     _log_statements(server, "all")
-    before, began = sum(process.cpu_times()[:2]), time.monotonic()
-    time.sleep(IDLE_SECONDS)
-    seconds = time.monotonic() - began
-    percent = 100 * (sum(process.cpu_times()[:2]) - before) / seconds
+    percent = percent_of_core(process, IDLE_SECONDS)
     ports = {
         str(connection.laddr.port) for connection in process.net_connections() if connection.laddr
     }
@@ -106,7 +92,7 @@ def _idle(server: PostgresServer, process: psutil.Process) -> tuple[float, float
     counted = Counter(verb for port, verb in statements if port in ports)
     print(f"  idle: {dict(counted)}", file=sys.stderr)
     work = sum(times for verb, times in counted.items() if verb not in _TRANSACTION)
-    return percent, work / seconds
+    return percent, work / IDLE_SECONDS
 
 
 _STATEMENT = re.compile(
@@ -138,34 +124,30 @@ def _rows(alerts: WarmDeployment, busy: float) -> Iterator[Figure]:
     what = (
         "a destination event's rows an hour: 4 runs, each with 16 materializations and the others"
     )
-    yield at_most(what, [hourly], 249, "rows")
+    yield figure(what, [hourly], "rows", at_most=249)
 
 
 def naive(effort: Effort) -> Iterator[Figure]:
     """The same `dagster dev`, with a sensor that launches a run per event, at one event a second."""
     events = max(5, round(NAIVE * effort.scale))
-    with tempfile.TemporaryDirectory(prefix="blacksmith-bench-") as folder:
-        home = Path(folder)
-        sent, called, log = home / "sent", home / "called", home / "log"
+    with temporary_folder() as home:
+        sent, called = home / "sent", home / "called"
         sent.touch()
         called.touch()
         (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
-        arguments = ["dev", "-m", "benchmarks.naive_definitions", "--port", str(free_port())]
-        environment = {"DAGSTER_HOME": folder, EVENTS: str(sent), CALLED: str(called)}
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "dagster", *arguments],
-                cwd=ROOT_FOLDER,
-                env={**os.environ, **environment},
-                stdout=out,
-                stderr=out,
-            )
+        arguments = [
+            "dagster",
+            "dev",
+            "-m",
+            "benchmarks.naive_definitions",
+            "--port",
+            str(free_port()),
+        ]
+        environment = {"DAGSTER_HOME": str(home), EVENTS: str(sent), CALLED: str(called)}
+        process = DagsterProcess(arguments, os.environ | environment, home)
         try:
-            until(
-                lambda: "Checking for new runs for sensor: new_lines" in log.read_text(),
-                120,
-                "the sensor ticks",
-            )
+            ticks = "Checking for new runs for sensor: new_lines"
+            until(lambda: ticks in process.log, 120, "the sensor ticks")
             began = time.monotonic()
             for _ in range(events):
                 with sent.open("a") as file:
@@ -174,8 +156,8 @@ def naive(effort: Effort) -> Iterator[Figure]:
             until(lambda: len(called.read_text().splitlines()) == events, 600, "all are delivered")
             seconds = time.monotonic() - began
         finally:
-            kill_tree(process)
-        latencies = [json.loads(line) for line in called.read_text().splitlines()]
+            process.kill()
+        latencies = [float(line) for line in called.read_text().splitlines()]
     what = f"a run per event, {events} events, one a second: event to op"
-    yield Figure(what, shown(latencies, "s"))
-    yield Figure("the same: runs a second", shown([events / seconds], "/s"))
+    yield figure(what, latencies, "s")
+    yield figure("the same: runs a second", [events / seconds], "/s")

@@ -7,160 +7,127 @@ from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from multiprocessing import get_context
-from statistics import median
 from typing import Any
 
 from sqlalchemy import insert
 
-from benchmarks.drain import _load, _receive
-from benchmarks.measure import Effort, Figure, alternate, at_least, at_most, beside, shown
-from benchmarks.pipeline import app, full, half, happened, payload, source
-from benchmarks.stores import BATCH, BOTH, Databases, fill, opened, postgres
+from benchmarks.drain import first_load_rate, receive
+from benchmarks.measure import Effort, Figure, alternate, figure, p99, timed
+from benchmarks.pipeline import app, full, half, happened, source
+from benchmarks.stores import Databases, fill, measured_on, opened, postgres, sqlite
 from blacksmith_dagster import Batch, Blacksmith, Destination, DestinationEvent
 from blacksmith_dagster.scheduler import StandardScheduler
-from blacksmith_dagster.scheduler.replay import ReplaySelector, plan_page
+from blacksmith_dagster.scheduler.replay import ReplaySelector, ReplaySummary, plan_page
 from blacksmith_dagster.scheduler.replay import replay as replay_window
 from blacksmith_dagster.store import Store
-from blacksmith_dagster.store.records import Lane, NewEvent, NewJob, ReplayMode, ReplayRequest
+from blacksmith_dagster.store.records import (
+    Lane,
+    NewEvent,
+    NewJob,
+    ReplayMode,
+    ReplayRequest,
+)
 from blacksmith_dagster.store.tables import time_index
 from blacksmith_dagster.supervisor import open_supervisor
 
 MINUTES = 30 * 24 * 60
+DAY = timedelta(days=1)
 
 
-def replay(effort: Effort) -> Iterator[Figure]:
+@measured_on(postgres, sqlite)
+def replay(databases: Databases, effort: Effort) -> Iterator[Figure]:
     """The rate of a replay beside that of first loads of the same jobs, and the rate of planning."""
-    count = effort.of(200_000)
-    for backend in BOTH:
-        with backend() as databases:
-            first, drained, whole = alternate(
-                effort.rounds,
-                lambda databases=databases: _first_load_rate(databases, count),
-                lambda databases=databases: _replay_rate(databases, count, planned=True),
-                lambda databases=databases: _replay_rate(databases, count, planned=False),
-            )
-            bound = 0.7 if backend is postgres else None
-            what = f"replay of planned jobs, beside first loads; {databases.name}"
-            yield beside(what, drained, first, "jobs/s", bound)
-            title = f"replay and its planning, beside first loads; {databases.name}"
-            yield beside(title, whole, first, "jobs/s")
-            without_when, with_when = alternate(
-                effort.rounds,
-                lambda databases=databases: _planning_rate(databases, count, full),
-                lambda databases=databases: _planning_rate(databases, count, half),
-            )
-            if backend is postgres:
-                yield at_least(f"jobs made; {databases.name}", without_when, 100_000, "jobs/s")
-            else:
-                yield Figure(f"jobs made; {databases.name}", shown(without_when, "jobs/s"))
-            yield Figure(
-                f"events asked by a `when`, half of them made; {databases.name}",
-                shown(with_when, "events/s"),
-            )
+    count, name = effort.of(200_000), databases.name
+    first, planned, whole = alternate(
+        effort.rounds,
+        lambda: first_load_rate(databases, count),
+        lambda: _replay_rate(databases, count, planned=True),
+        lambda: _replay_rate(databases, count, planned=False),
+    )
+    what, bound = f"replay of planned jobs, beside first loads; {name}", databases.bound(0.7)
+    yield figure(what, planned, "jobs/s", limits=first, at_least=bound)
+    yield figure(
+        f"replay and its planning, beside first loads; {name}", whole, "jobs/s", limits=first
+    )
+    without_when, with_when = alternate(
+        effort.rounds,
+        lambda: _planning_rate(databases, count, full),
+        lambda: _planning_rate(databases, count, half),
+    )
+    bound = databases.bound(100_000)
+    yield figure(f"jobs made; {name}", without_when, "jobs/s", at_least=bound)
+    yield figure(f"events asked by a `when`, half of them made; {name}", with_when, "events/s")
 
 
-def window(effort: Effort) -> Iterator[Figure]:
+@measured_on(postgres, sqlite)
+def window(databases: Databases, effort: Effort) -> Iterator[Figure]:
     """Milliseconds to find a day among 5M events; the time index has a row a minute for 30 days."""
-    events = effort.of(5_000_000)
-    for backend in BOTH:
-        with backend() as databases:
-            url = databases.create()
-            fill(url, events, payload="{}")
-            end = datetime.now(UTC)
-            start = end - timedelta(minutes=MINUTES)
-            with closing(opened(url)) as store:
-                with store.database.writing() as conn:
-                    rows = [
-                        {"at": start + timedelta(minutes=n), "low": seq, "high": seq}
-                        for n in range(MINUTES)
-                        for seq in (events * n // MINUTES,)
-                    ]
-                    conn.execute(insert(time_index), rows)
-                milliseconds = []
-                for day in range(1, 29):
-                    noon = start + timedelta(days=day)
-                    began = time.perf_counter()
-                    day_window = store.log.window(noon, noon + timedelta(days=1))
-                    milliseconds.append((time.perf_counter() - began) * 1000)
-                    assert day_window.upto - day_window.after <= events / 29
-            title = f"a day's window among {events:,} events; {databases.name}"
-            yield at_most(title, milliseconds, 50, "ms")
+    events, start = effort.of(5_000_000), datetime.now(UTC) - timedelta(minutes=MINUTES)
+    minutes = ((start + timedelta(minutes=n), events * n // MINUTES) for n in range(MINUTES))
+    rows = [{"at": at, "low": seq, "high": seq} for at, seq in minutes]
+    milliseconds = []
+    with databases.new() as url, opened(url) as store:
+        fill(store, events, payload="{}")
+        with store.database.writing() as conn:
+            conn.execute(insert(time_index), rows)
+        for day in range(1, 29):
+            noon = start + timedelta(days=day)
+            seconds, found = timed(lambda noon=noon: store.log.window(noon, noon + DAY))
+            milliseconds.append(1000 * seconds)
+            assert found.upto - found.after <= events / 29
+    title = f"a day's window among {events:,} events; {databases.name}"
+    yield figure(title, milliseconds, "ms", at_most=50)
 
 
-def live(effort: Effort) -> Iterator[Figure]:
+@measured_on(postgres)
+def live(databases: Databases, effort: Effort) -> Iterator[Figure]:
     """The p99 from an event's commit to its load, with and without a replay in another process."""
-    with postgres() as databases:
-        with_replay, without = alternate(
-            effort.rounds,
-            lambda: _latency(databases, effort, replaying=True),
-            lambda: _latency(databases, effort, replaying=False),
-        )
-        title = f"live p99 under a running replay, beside that without; {databases.name}"
-        ratio = median(with_replay) / median(without)
-        yield Figure(
-            title,
-            shown(with_replay, "ms"),
-            shown(without, "ms"),
-            f"{ratio:.2f}",
-            "≤ 2.00",
-            ratio <= 2,
-        )
+    with_replay, without = alternate(
+        effort.rounds,
+        lambda: _latency(databases, effort, replaying=True),
+        lambda: _latency(databases, effort, replaying=False),
+    )
+    title = f"live p99 under a running replay, beside that without; {databases.name}"
+    yield figure(title, with_replay, "ms", limits=without, at_most=2)
 
 
-def _first_load_rate(databases: Databases, count: int) -> float:
-    url = databases.create()
-    with closing(opened(url)) as store:
-        _receive(databases, store, count)
-        rate = _load(store, count)
-    databases.drop(url)
-    return rate
-
-
-def _request() -> ReplayRequest:
+def _request(*modes: ReplayMode) -> ReplayRequest:
     now = datetime.now(UTC)
-    return ReplayRequest(now - timedelta(days=1), now + timedelta(days=1))
-
-
-def _without_jobs(databases: Databases, store: Store, count: int) -> None:
-    new = [[NewEvent(happened.path, payload(n))] for n in range(BATCH)]
-    for _ in range(count // BATCH):
-        store.log.append(new)
-    databases.settle()
+    return ReplayRequest(now - DAY, now + DAY, *([modes] if modes else []))
 
 
 def _replay_rate(databases: Databases, count: int, *, planned: bool) -> float:
-    url, request = databases.create(), _request()
-    with (
-        closing(opened(url)) as store,
-        closing(open_supervisor(None, store.database)) as supervisor,
-    ):
-        _without_jobs(databases, store, count)
+    request = _request()
+    with databases.new() as url, opened(url) as store:
+        receive(databases, store, count, jobs=False)
         if planned:
-            _plan(store, full, request, "run")
+            _plan(store, full, request)
             databases.settle()
-        began = time.perf_counter()
-        summary = replay_window(app, full, request, store=store, supervisor=supervisor, run="run")
-        seconds = time.perf_counter() - began
+        seconds, summary = timed(lambda: _replay(store, request))
     assert summary.tally.succeeded == count, summary
-    databases.drop(url)
     return count / seconds
+
+
+def _replay(store: Store, request: ReplayRequest) -> ReplaySummary:
+    with (
+        closing(open_supervisor(None, store.database)) as supervisor,
+        closing(StandardScheduler()) as scheduler,
+    ):
+        return replay_window(
+            app, full, request, scheduler, store=store, supervisor=supervisor, run="run"
+        )
 
 
 def _planning_rate(databases: Databases, count: int, event: DestinationEvent[Any]) -> float:
-    url = databases.create()
-    with closing(opened(url)) as store:
-        _without_jobs(databases, store, count)
-        began = time.perf_counter()
-        _plan(store, event, _request(), "run")
-        seconds = time.perf_counter() - began
-    databases.drop(url)
-    return count / seconds
+    with databases.new() as url, opened(url) as store:
+        receive(databases, store, count, jobs=False)
+        return count / timed(lambda: _plan(store, event, _request()))[0]
 
 
-def _plan(store: Store, event: DestinationEvent[Any], request: ReplayRequest, run: str) -> None:
+def _plan(store: Store, event: DestinationEvent[Any], request: ReplayRequest) -> None:
     selector = ReplaySelector(app, event, request)
-    token = store.loads.take_over(event.path, Lane.REPLAY, run, lambda: True)
-    progress = store.replays.begin(token, request, selector.event_types, run)
+    token = store.loads.take_over(event.path, Lane.REPLAY, "run", lambda: True)
+    progress = store.replays.begin(token, request, selector.event_types, "run")
     while progress.planned_upto < progress.upto:
         progress = plan_page(progress, token, selector, event.batch_size, store)
 
@@ -184,15 +151,14 @@ _live_app = Blacksmith(sources=[source], destinations=[_sink])
 
 def _latency(databases: Databases, effort: Effort, *, replaying: bool) -> float:
     """The 99th percentile in ms at 50 events a second, loaded by a loop that checks every 2 ms."""
-    url = databases.create()
-    seconds = max(effort.seconds / 5, 3)
     _arrived.clear()
     with (
-        closing(opened(url)) as store,
+        databases.new() as url,
+        opened(url) as store,
         closing(open_supervisor(None, store.database)) as supervisor,
         closing(StandardScheduler()) as scheduler,
     ):
-        _without_jobs(databases, store, 200_000 if replaying else 1000)
+        receive(databases, store, 200_000 if replaying else 1000, jobs=False)
         lease = supervisor.acquire(f"load/{full.path}", "live")
         assert lease is not None
         token = store.loads.take_over(full.path, Lane.LOAD, lease.id, lease.confirm)
@@ -210,9 +176,8 @@ def _latency(databases: Databases, effort: Effort, *, replaying: bool) -> float:
             replayer.start()
             while not any(replay.jobs for replay in store.replays.newest(full.path)):
                 time.sleep(0.05)
-        ends = time.time() + seconds
-        while time.time() < ends:
-            sent = time.time()
+        ends = time.time() + max(effort.seconds / 5, 3)
+        while (sent := time.time()) < ends:
             event = NewEvent(happened.path, f'{{"n": {sent!r}}}', [NewJob(full.path)])
             store.log.append([[event]])
             time.sleep(0.02)
@@ -222,18 +187,10 @@ def _latency(databases: Databases, effort: Effort, *, replaying: bool) -> float:
         if replaying:
             replayer.kill()
             replayer.join()
-    databases.drop(url)
-    latencies = sorted((arrived - sent) * 1000 for sent, arrived in _arrived)
-    return latencies[len(latencies) * 99 // 100]
+    return p99([(arrived - sent) * 1000 for sent, arrived in _arrived])
 
 
 def _replay_all(url: str) -> None:
-    with (
-        closing(opened(url)) as store,
-        closing(open_supervisor(None, store.database)) as supervisor,
-    ):
+    with opened(url) as store:
         store.register(app)
-        request = ReplayRequest(
-            datetime.now(UTC) - timedelta(days=1), datetime.now(UTC), (ReplayMode.MISSING,)
-        )
-        replay_window(app, full, request, StandardScheduler(), store=store, supervisor=supervisor)
+        _replay(store, _request(ReplayMode.MISSING))

@@ -3,15 +3,18 @@
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import TypeAlias
 
 import psycopg
 from sqlalchemy import TextClause, bindparam, text
 
+from benchmarks.measure import Effort, Figure, temporary_folder
 from benchmarks.pipeline import app, full, half, happened
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.tables import Instant
@@ -20,127 +23,109 @@ from tests.services.postgres import PostgresServer
 BATCH = 1000
 
 
-class Databases(Protocol):
-    """Creates stores in one database system. `name` is the system's, with its version."""
+@dataclass(frozen=True)
+class Databases:
+    """Creates databases in one system. `name` is the system's, with its version.
+
+    `settle` completes deferred writes, so that the next measure does not pay for the last one.
+    """
 
     name: str
+    create: Callable[[], str]
+    drop: Callable[[str], None]
+    settle: Callable[[], object]
 
-    def create(self) -> str:
-        """Create an empty store with the application registered; returns its URL."""
-        ...
+    @contextmanager
+    def new(self) -> Iterator[str]:
+        """The URL of an empty store with the application registered; it is dropped afterwards."""
+        url = self.create()
+        with closing(open_store(url, upgrade=True)) as store:
+            store.register(app)
+        yield url
+        self.drop(url)
 
-    def drop(self, url: str) -> None:
-        """Remove a store."""
-        ...
-
-    def settle(self) -> None:
-        """Complete deferred writes now, so that the next measure does not pay for the last one."""
-        ...
-
-
-class Postgres:
-    """A PostgreSQL server with default settings for fsync and commits."""
-
-    def __init__(self, server: PostgresServer) -> None:
-        self._server = server
-        with psycopg.connect(server.url) as conn:
-            settings = [
-                conn.execute(f"SHOW {setting}").fetchone()[0]
-                for setting in ("server_version", "fsync", "synchronous_commit")
-            ]
-        if settings[1:] != ["on", "on"]:
-            raise RuntimeError(
-                f"the server is not durable: fsync, synchronous_commit = {settings[1:]}"
-            )
-        self.name = f"PostgreSQL {settings[0].split()[0]}"
-
-    def create(self) -> str:
-        return _registered(self._server.create_database())
-
-    def drop(self, url: str) -> None:
-        self._server.drop_database(url)
-
-    def settle(self) -> None:
-        with psycopg.connect(self._server.url, autocommit=True) as conn:
-            conn.execute("CHECKPOINT")
-
-
-class SQLite:
-    """SQLite files, each in its own folder."""
-
-    name = f"SQLite {sqlite3.sqlite_version}"
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def create(self) -> str:
-        return _registered(f"sqlite:///{tempfile.mkdtemp(dir=self._folder)}/store.db")
-
-    def drop(self, url: str) -> None:
-        shutil.rmtree(Path(url.removeprefix("sqlite:///")).parent)
-
-    def settle(self) -> None:
-        pass
+    def bound(self, value: float | None) -> float | None:
+        """A bound that applies to PostgreSQL only."""
+        return value if self.name.startswith("PostgreSQL") else None
 
 
 @contextmanager
 def postgres() -> Iterator[Databases]:
-    """A durable PostgreSQL server, until the block ends."""
-    server = PostgresServer(durable=True)
-    try:
+    """A PostgreSQL server with default settings for fsync and commits."""
+    with closing(PostgresServer(durable=True)) as server:
         server.start()
-        yield Postgres(server)
-    finally:
-        server.close()
+        with psycopg.connect(server.url, autocommit=True) as conn:
+            version, *durable = (
+                conn.execute(f"SHOW {setting}").fetchone()[0]
+                for setting in ("server_version", "fsync", "synchronous_commit")
+            )
+            if durable != ["on", "on"]:
+                raise RuntimeError(
+                    f"the server is not durable: fsync, synchronous_commit = {durable}"
+                )
+            name = f"PostgreSQL {version.split()[0]}"
+            settle = partial(conn.execute, "CHECKPOINT")
+            yield Databases(name, server.create_database, server.drop_database, settle)
 
 
 @contextmanager
 def sqlite() -> Iterator[Databases]:
-    """A temporary folder of SQLite files, until the block ends."""
-    with tempfile.TemporaryDirectory(prefix="blacksmith-bench-") as folder:
-        yield SQLite(Path(folder))
+    """SQLite files, each in its own temporary folder."""
+    with temporary_folder() as folder:
+        yield Databases(
+            f"SQLite {sqlite3.sqlite_version}",
+            lambda: f"sqlite:///{tempfile.mkdtemp(dir=folder)}/store.db",
+            lambda url: shutil.rmtree(Path(url.removeprefix("sqlite:///")).parent),
+            lambda: None,
+        )
 
 
-BOTH = (postgres, sqlite)
+Measure: TypeAlias = Callable[[Databases, Effort], Iterator[Figure]]
 
 
-def opened(url: str) -> Store:
-    """Open the store at `url`; the caller closes it."""
-    return open_store(url)
+def measured_on(
+    *systems: Callable[[], AbstractContextManager[Databases]],
+) -> Callable[[Measure], Callable[[Effort], Iterator[Figure]]]:
+    """Run a benchmark on each database system in turn."""
+
+    def decorate(measure: Measure) -> Callable[[Effort], Iterator[Figure]]:
+        def benchmark(effort: Effort) -> Iterator[Figure]:
+            for system in systems:
+                with system() as databases:
+                    yield from measure(databases, effort)
+
+        return benchmark
+
+    return decorate
 
 
-def fill(url: str, events: int, *, payload: str, drained: bool = True, discarded: int = 0) -> None:
+def opened(url: str) -> closing[Store]:
+    """Open the store at `url` until the block ends."""
+    return closing(open_store(url))
+
+
+def fill(
+    store: Store, events: int, *, payload: str, drained: bool = True, discarded: int = 0
+) -> None:
     """Fill an empty store with events and their jobs, by SQL instead of through the store.
 
     If `drained`, loads of 1000 have loaded all jobs, of which each discarded `discarded`.
     """
-    with closing(opened(url)) as store:
-        with store.database.writing() as conn:
-            shared = {
-                "at": datetime.now(UTC),
-                "event_type": store.database.event_type(happened.path),
-            }
-            conn.execute(_EVENTS, shared | {"last": events, "payload": payload})
-            for event, every in ((full, 1), (half, 2)):
-                lane = {"destination": store.database.destination(event.path), "every": every}
-                conn.execute(_JOBS, lane | {"last": events // every})
-                if drained:
-                    loads = {"last": events // every // BATCH, "at": shared["at"]}
-                    conn.execute(_LOADS, lane | loads | {"discarded": discarded})
-                    if discarded:
-                        conn.execute(_OUTCOMES, lane | {"last": discarded})
-        store.repair()  # moves the sequence past the written rows
-        with store.database.engine.connect().execution_options(
-            isolation_level="AUTOCOMMIT"
-        ) as conn:
-            postgres = conn.dialect.name == "postgresql"
-            conn.exec_driver_sql("VACUUM ANALYZE" if postgres else "ANALYZE")
-
-
-def _registered(url: str) -> str:
-    with closing(open_store(url, upgrade=True)) as store:
-        store.register(app)
-    return url
+    database, at = store.database, datetime.now(UTC)
+    with database.writing() as conn:
+        kind = {"event_type": database.event_type(happened.path), "at": at}
+        conn.execute(_EVENTS, kind | {"last": events, "payload": payload})
+        for event, every in ((full, 1), (half, 2)):
+            lane = {"destination": database.destination(event.path), "every": every}
+            conn.execute(_JOBS, lane | {"last": events // every})
+            if drained:
+                loads = {"last": events // every // BATCH, "at": at, "discarded": discarded}
+                conn.execute(_LOADS, lane | loads)
+                if discarded:
+                    conn.execute(_OUTCOMES, lane | {"last": discarded})
+    store.repair()  # moves the sequence past the written rows
+    with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
+        conn.exec_driver_sql("VACUUM ANALYZE" if conn.dialect.name == "postgresql" else "ANALYZE")
 
 
 def _numbered(insert: str) -> TextClause:

@@ -3,21 +3,20 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import pika
 from confluent_kafka import Producer
 from confluent_kafka.admin import NewTopic
 
-from benchmarks.measure import Effort, Figure, alternate, at_least, beside
-from benchmarks.pipeline import payload
-from benchmarks.stores import Databases, postgres
-from blacksmith_dagster import Batch, Blacksmith, Destination, Event, Message, Source, Subscription
+from benchmarks.measure import Effort, Figure, alternate, figure
+from benchmarks.pipeline import application, payload
+from benchmarks.stores import Databases, measured_on, opened, postgres
+from blacksmith_dagster import Event, Message, Source, Subscription
 from blacksmith_dagster.ingest.subscription import MESSAGES, Messages
 from blacksmith_dagster.pubsub import PubSub, open_pubsub
-from blacksmith_dagster.store import open_store
 from tests.services.kafka import KafkaServer
 from tests.services.nats import NATSServer
 from tests.services.rabbitmq import RabbitMQServer
@@ -26,81 +25,58 @@ TOPIC = "bench"
 BYTES = 600
 _names = count(1)
 
+Send: TypeAlias = Callable[[Any, str, int], None]
 
-def subscription(effort: Effort) -> Iterator[Figure]:
+
+@measured_on(postgres)
+def subscription(databases: Databases, effort: Effort) -> Iterator[Figure]:
     """Messages a second from each broker, each stored as an event with a job."""
-    with postgres() as databases:
-        for broker in (
-            _Broker("Kafka", KafkaServer, _to_kafka, 20_000),
-            _Broker("NATS", NATSServer, _to_nats, 20_000),
-            _Broker("RabbitMQ", RabbitMQServer, _to_rabbitmq, 8_000),
-        ):
-            with _running(broker) as server:
-                stored, received = _rates(databases, broker, server, effort)
-            what = f"messages of {BYTES} bytes from {broker.name}"
-            yield at_least(f"{what}; {databases.name}", stored, broker.bound, "messages/s")
-            yield beside(
-                f"{what}, beside receiving alone; {databases.name}", stored, received, "messages/s"
-            )
+    yield from _measure(databases, effort, "Kafka", KafkaServer(), _to_kafka, 20_000)
+    yield from _measure(databases, effort, "NATS", NATSServer(), _to_nats, 20_000)
+    yield from _measure(databases, effort, "RabbitMQ", RabbitMQServer(), _to_rabbitmq, 8_000)
 
 
-class _Broker(NamedTuple):
-    name: str
-    server: Callable[[], Any]
-    send: Callable[[Any, str, int], None]
-    bound: int
-
-
-@contextmanager
-def _running(broker: _Broker) -> Iterator[Any]:
-    with closing(broker.server()) as server:
+def _measure(
+    databases: Databases, effort: Effort, name: str, broker: Any, send: Send, bound: int
+) -> Iterator[Figure]:
+    messages = effort.of(bound * 10)
+    with closing(broker) as server:
         server.start()
-        yield server
+        pubsub = open_pubsub(server.urls(TOPIC)[0], "")
 
+        def filled() -> str:
+            topic = f"{TOPIC}{next(_names)}"
+            send(server, topic, messages)
+            databases.settle()
+            return topic
 
-def _rates(
-    databases: Databases, broker: _Broker, server: Any, effort: Effort
-) -> tuple[list[float], list[float]]:
-    messages = effort.of(broker.bound * 10)
-    pubsub = open_pubsub(server.urls(TOPIC)[0], "")
-    assert pubsub is not None
-
-    def rate(measure: Callable[[Databases, PubSub, str, int], float]) -> float:
-        topic = f"{TOPIC}{next(_names)}"
-        broker.send(server, topic, messages)
-        databases.settle()
-        return measure(databases, pubsub, topic, messages)
-
-    stored, received = alternate(
-        effort.rounds, lambda: rate(_store_rate), lambda: rate(_receive_rate)
-    )
-    return stored, received
+        stored, received = alternate(
+            effort.rounds,
+            lambda: _store_rate(databases, pubsub, filled(), messages),
+            lambda: _receive_rate(pubsub, filled(), messages),
+        )
+    what = f"messages of {BYTES} bytes from {name}"
+    yield figure(f"{what}; {databases.name}", stored, "messages/s", at_least=bound)
+    beside = f"{what}, beside receiving alone; {databases.name}"
+    yield figure(beside, stored, "messages/s", limits=received)
 
 
 def _store_rate(databases: Databases, pubsub: PubSub, topic: str, messages: int) -> float:
     """Messages a second that are committed as events with a job."""
-    source, sink = Source("feed"), Destination("sink")
+    source = Source("feed")
 
     @source.event(Subscription(topic, subscription=topic))
     def ordered(message: Message) -> Event[Any]:
         return Event(message.json())
 
-    @sink.event(receives=ordered)
-    def all_messages(batch: Batch[Any]) -> None:
-        """Do nothing."""
-
-    app = Blacksmith(sources=[source], destinations=[sink])
-    url = databases.create()
-    with closing(open_store(url)) as store:
+    app = application(source, [ordered])
+    with databases.new() as url, opened(url) as store:
         store.register(app)
         with closing(Messages(app, ordered, store, pubsub, lambda _: None)) as reader:
-            first = reader.read(10) or 0
-            seconds = _seconds(lambda: reader.read(10) or 0, messages - first)
-    databases.drop(url)
-    return (messages - first) / seconds
+            return _rate(lambda: reader.read(10) or 0, messages)
 
 
-def _receive_rate(_: Databases, pubsub: PubSub, topic: str, messages: int) -> float:
+def _receive_rate(pubsub: PubSub, topic: str, messages: int) -> float:
     """The limit: messages a second that are received and acknowledged."""
     with closing(pubsub.consumer(topic, topic, {}.get)) as consumer:
 
@@ -109,19 +85,19 @@ def _receive_rate(_: Databases, pubsub: PubSub, topic: str, messages: int) -> fl
             consumer.acknowledge()
             return number
 
-        first = read()
-        seconds = _seconds(read, messages - first)
-    return (messages - first) / seconds
+        return _rate(read, messages)
 
 
-def _seconds(read: Callable[[], int], messages: int) -> float:
+def _rate(read: Callable[[], int], messages: int) -> float:
+    """Messages a second, after the first ones have arrived."""
+    missing = after_first = messages - read()
     began = time.perf_counter()
-    while messages > 0:
+    while missing > 0:
         number = read()
         if not number:
-            raise RuntimeError(f"{messages} messages did not arrive")
-        messages -= number
-    return time.perf_counter() - began
+            raise RuntimeError(f"{missing} messages did not arrive")
+        missing -= number
+    return after_first / (time.perf_counter() - began)
 
 
 def _bodies(messages: int) -> Iterator[tuple[str, bytes]]:
