@@ -42,6 +42,7 @@ from blacksmith_dagster.pipeline.access import is_within
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.source import AnySourceEvent, Webhook
 from blacksmith_dagster.pipeline.triggers import HTTP, Reply, Request
+from blacksmith_dagster.pipeline.validation import Duration, seconds
 from blacksmith_dagster.pubsub.notifier import Notifier
 from blacksmith_dagster.redaction import traced
 from blacksmith_dagster.store import Store
@@ -173,7 +174,7 @@ class EventEndpoint:
         self._quarantines_invalid = event.on_invalid == "quarantine"
         self._deprecations = deprecations
         self._request_bytes = cast(int, event.limits.request_bytes)
-        self._body_seconds = event.limits.body_seconds
+        self._body_seconds = seconds(cast(Duration, event.limits.body_timeout))
 
     def behind_cors(self) -> ASGIApp:
         """The endpoint, with CORS if it is declared."""
@@ -186,7 +187,7 @@ class EventEndpoint:
             allow_methods=[self.method],
             allow_headers=["*"],
             expose_headers=["Deprecation", "Retry-After"],
-            max_age=cors.max_age_seconds,
+            max_age=int(seconds(cors.max_age)),
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -17,6 +17,7 @@ from blacksmith_dagster.orchestration.schedules import why_not_due
 from blacksmith_dagster.orchestration.warm_run_sensor import Holders, build_warm_run_sensor
 from blacksmith_dagster.orchestration.warm_runs import WarmRuns, build_warm_job, serve_until_end
 from blacksmith_dagster.pipeline.destination import AnyDestinationEvent, Destination
+from blacksmith_dagster.pipeline.validation import seconds
 from blacksmith_dagster.scheduler import Summary, realtime_events
 from blacksmith_dagster.store import Store
 
@@ -104,7 +105,7 @@ def why_idle(
     """
     if all(holders.values()):
         return ", ".join(f"{path} is loaded by {holder}" for path, holder in holders.items())
-    if since_load is not None and since_load < warm.idle_seconds:
+    if since_load is not None and since_load < seconds(warm.idle):
         return None
     return why_not_due(due)
 

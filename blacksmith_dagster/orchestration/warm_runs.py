@@ -24,7 +24,7 @@ from dagster import (
 from blacksmith_dagster.composition import Loop, running
 from blacksmith_dagster.errors import DeclarationError, Unavailable
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
-from blacksmith_dagster.pipeline.validation import Duration, duration
+from blacksmith_dagster.pipeline.validation import Duration, duration, seconds
 from blacksmith_dagster.redaction import describe
 from blacksmith_dagster.signals import on_stop
 from blacksmith_dagster.supervisor import Supervisor
@@ -60,26 +60,13 @@ class WarmRuns:
     notice: Duration = "60s"
 
     def __post_init__(self) -> None:
-        if self.idle_seconds <= 0 or self.age_seconds <= self.notice_seconds:
+        for name in ("idle", "age", "notice"):
+            duration(f"WarmRuns: {name}", getattr(self, name))
+        if seconds(self.age) <= seconds(self.notice):
             raise DeclarationError(
                 f"WarmRuns(age={self.age!r}, notice={self.notice!r}): a run announces its end "
                 "before it comes; write a longer age="
             )
-
-    @property
-    def idle_seconds(self) -> float:
-        """`idle` in seconds."""
-        return duration("WarmRuns: idle", self.idle).total_seconds()
-
-    @property
-    def age_seconds(self) -> float:
-        """`age` in seconds."""
-        return duration("WarmRuns: age", self.age).total_seconds()
-
-    @property
-    def notice_seconds(self) -> float:
-        """`notice` in seconds."""
-        return duration("WarmRuns: notice", self.notice).total_seconds()
 
 
 class WarmRunState(NamedTuple):
@@ -122,14 +109,14 @@ def ending(state: WarmRunState, warm: WarmRuns) -> Ending | None:
     if state.stopped:
         return Ending("asked to stop")
     if state.failure:
-        return Ending(state.failure, not state.over, 0.0 if state.over else warm.notice_seconds)
-    patience = warm.notice_seconds + _PATIENCE_SECONDS
+        return Ending(state.failure, not state.over, 0.0 if state.over else seconds(warm.notice))
+    patience = seconds(warm.notice) + _PATIENCE_SECONDS
     if state.lockless >= patience:
         return Ending(f"it has held none of its locks for {patience:g} s")
-    if not state.lockless and state.idle >= warm.idle_seconds:
+    if not state.lockless and state.idle >= seconds(warm.idle):
         return Ending(f"idle for {warm.idle}")
-    left = warm.age_seconds - state.age
-    if left <= warm.notice_seconds:
+    left = seconds(warm.age) - state.age
+    if left <= seconds(warm.notice):
         return Ending(f"{warm.age} old, and another takes over", True, max(left, 0.0))
     return None
 
@@ -155,7 +142,7 @@ def build_warm_job(
     def stay(context: OpExecutionContext, blacksmith: BlacksmithResource) -> None:
         serve(context, blacksmith)
 
-    max_runtime = 2 * warm.age_seconds + warm.notice_seconds + longest_load + _END_SECONDS
+    max_runtime = 2 * seconds(warm.age) + seconds(warm.notice) + longest_load + _END_SECONDS
 
     @job(
         name=f"{prefix}_{served}",
@@ -245,7 +232,11 @@ def _watch(
         if end and announced is None:
             announced, ends_at = end, now + end.notice
             _announce(op, end)
-        if announced and now >= ends_at and (_is_followed(op) or now >= ends_at + warm.age_seconds):
+        if (
+            announced
+            and now >= ends_at
+            and (_is_followed(op) or now >= ends_at + seconds(warm.age))
+        ):
             return announced.reason
 
 

@@ -155,8 +155,8 @@ class CORS:
     Cookies are never requested. Any header may be sent. CORS restricts only browsers: use `auth` against
     other clients.
 
-    >>> CORS(origins=["https://shop.example"]).max_age_seconds
-    600
+    >>> CORS(origins=["https://shop.example"]).max_age
+    '10m'
 
     Raises `DeclarationError`.
     """
@@ -178,11 +178,6 @@ class CORS:
                     "trailing slash: 'https://shop.example'; or '*' for all"
                 )
         duration("CORS: max_age", self.max_age, least=timedelta(0))
-
-    @property
-    def max_age_seconds(self) -> int:
-        """`max_age` in whole seconds."""
-        return int(duration("max_age", self.max_age, least=timedelta(0)).total_seconds())
 
 
 def checked_networks(what: str, networks: Sequence[str] | None) -> tuple[Network, ...] | None:

@@ -43,11 +43,5 @@ class Limits(Inheriting):
                     f"Limits({field.name}={value!r}): write a whole number above 0, or leave it out"
                 )
 
-    @property
-    def body_seconds(self) -> float:
-        """`body_timeout` in seconds."""
-        return duration("body_timeout", self.body_timeout or _BODY_TIMEOUT).total_seconds()
 
-
-_BODY_TIMEOUT = "30s"
-DEFAULT = Limits(1024 * 1024, 8 * 1024 * 1024, 64, 10_000, _BODY_TIMEOUT)
+DEFAULT = Limits(1024 * 1024, 8 * 1024 * 1024, 64, 10_000, "30s")

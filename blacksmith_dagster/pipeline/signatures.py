@@ -11,13 +11,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import lru_cache
 from hashlib import sha256
 from typing import Any, NamedTuple, NoReturn
 
 from blacksmith_dagster.errors import DeclarationError, SettingsError, Unauthorized
 from blacksmith_dagster.pipeline.access import checked_secrets, in_use
-from blacksmith_dagster.pipeline.validation import Duration, duration
+from blacksmith_dagster.pipeline.validation import Duration, duration, seconds
 from blacksmith_dagster.redaction import Secret
 
 TOLERANCE = "5m"
@@ -73,7 +72,7 @@ class _Signature(ABC):
         if signed_at is None:
             return
         age = time.time() - signed_at
-        if abs(age) > _seconds_of(self.tolerance):
+        if abs(age) > seconds(self.tolerance):
             self._reject(
                 f"the signature's timestamp is {abs(age):.0f} seconds "
                 f"{'old' if age > 0 else 'ahead'}, more than the allowed {self.tolerance}; sign the "
@@ -319,11 +318,6 @@ def _decoded(encoding: str, signatures: Iterable[bytes]) -> list[bytes]:
         except ValueError:
             continue
     return decoded
-
-
-@lru_cache(maxsize=64)
-def _seconds_of(tolerance: Duration) -> float:
-    return duration("tolerance", tolerance).total_seconds()
 
 
 def _set(record: object, **fields: Any) -> None:

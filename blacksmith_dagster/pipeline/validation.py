@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import date, datetime, timedelta
+from functools import lru_cache
 from typing import Any, Self, TypeAlias, TypeVar
 
 from blacksmith_dagster.errors import DeclarationError, Unprocessable
@@ -49,7 +50,10 @@ Record = TypeVar("Record", bound=Inheriting)
 
 
 def inherited(where: str, own: Record | None, parent: Record) -> Record:
-    """`own` with the parent's value in each field that it does not set; `parent` if it is `None`."""
+    """`own` with the parent's value in each field that it does not set; `parent` if it is `None`.
+
+    Raises `DeclarationError` if `own` is of another class.
+    """
     if own is None:
         return parent
     if not isinstance(own, type(parent)):
@@ -194,8 +198,8 @@ def duration(where: str, value: Duration, *, least: timedelta | None = None) -> 
     if isinstance(value, timedelta):
         length = value
     elif isinstance(value, str) and _DURATION.fullmatch(value):
-        seconds = sum(float(number) * _SECONDS[unit] for number, unit in _PART.findall(value))
-        length = timedelta(seconds=min(seconds, 2 * _LONGEST.total_seconds()))
+        total = sum(float(number) * _SECONDS[unit] for number, unit in _PART.findall(value))
+        length = timedelta(seconds=min(total, 2 * _LONGEST.total_seconds()))
     else:
         raise DeclarationError(
             f"{where}: {value!r} is not a duration; write numbers with ms, s, m, h or d, as in '90s' "
@@ -207,6 +211,12 @@ def duration(where: str, value: Duration, *, least: timedelta | None = None) -> 
             f"{where}: {value!r}: write a duration {at_least} and {_LONGEST.days}d at most"
         )
     return length
+
+
+@lru_cache(maxsize=256)
+def seconds(declared: Duration) -> float:
+    """A duration that was declared, in seconds."""
+    return duration("duration", declared, least=timedelta(0)).total_seconds()
 
 
 def checked_function(where: str, function: Any, *arguments: str, may_yield: bool = False) -> Any:
