@@ -177,27 +177,25 @@ def test_who_is_asked_to_stop_finishes_the_load_under_way(loading: Loading) -> N
     assert loading.load(app, flights).tally == Tally(succeeded=2)
 
 
-def test_what_was_claimed_and_not_begun_is_given_back(loading: Loading) -> None:
-    stop = threading.Event()
+def test_what_was_claimed_and_not_begun_is_given_back(
+    loading: Loading, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stop comes while the store claims."""
+    stop, claim = threading.Event(), loading.store.loads.claim
 
-    class Stopping:
-        """The store, and a stop that comes while it claims."""
+    def claim_and_stop(*arguments: Any) -> Any:
+        load = claim(*arguments)
+        stop.set()
+        return load
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(loading.store, name)
-
-        def claim(self, *arguments: Any) -> Any:
-            load = loading.store.loads.claim(*arguments)
-            stop.set()
-            return load
-
+    monkeypatch.setattr(loading.store.loads, "claim", claim_and_stop)
     loaded: list[tuple[int, int]] = []
     app, flights = pipeline(
         lambda batch: loaded.extend((job.data["n"], job.attempt) for job in batch)
     )
     loading.store.register(app)
     ingest(loading.store, [{"n": 0}])
-    summary = loading.load(app, flights, stop=stop, store=Stopping())
+    summary = loading.load(app, flights, stop=stop)
     assert summary == Summary(stopped=True)
     assert loaded == []
     assert loading.load(app, flights).tally == Tally(succeeded=1)
@@ -311,32 +309,29 @@ def test_who_has_lost_the_lock_records_and_claims_no_more(loading: Loading) -> N
 
 @pytest.mark.parametrize("committed", [False, True])
 def test_what_is_loaded_is_recorded_once_the_store_responds(
-    loading: Loading, committed: bool
+    loading: Loading, committed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The store breaks when a load is to be recorded, and responds a little later."""
     raised: list[Unavailable] = [OutcomeUnknown("broken"), Unavailable("starting up")]
+    record = loading.store.loads.record
 
-    class Restarting:
-        """The store, which breaks when a load is to be recorded, and responds a little later."""
+    def restarting(load: Load, verdict: LoadVerdict) -> None:
+        if committed and len(raised) == 1:
+            record(load, verdict)
+        if raised:
+            raise raised.pop()
+        record(load, verdict)
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(loading.store, name)
-
-        def record(self, load: Load, verdict: LoadVerdict) -> None:
-            if committed and len(raised) == 1:
-                loading.store.loads.record(load, verdict)
-            if raised:
-                raise raised.pop()
-            loading.store.loads.record(load, verdict)
-
+    monkeypatch.setattr(loading.store.loads, "record", restarting)
     loaded: list[int] = []
     app, flights = pipeline(lambda batch: loaded.extend(numbers(batch)))
     loading.store.register(app)
     ingest(loading.store, [{"n": 0}])
     if committed:  # whether this record closed the load cannot be known
         with pytest.raises(OutcomeUnknown):
-            loading.load(app, flights, store=Restarting())
+            loading.load(app, flights)
     else:
-        assert loading.load(app, flights, store=Restarting()).tally == Tally(succeeded=1)
+        assert loading.load(app, flights).tally == Tally(succeeded=1)
     assert loading.load(app, flights) == Summary()
     assert loaded == [0]
 

@@ -1,10 +1,12 @@
 """The realtime loop, on every store: what wakes it, what delays it, and what it reports."""
 
 import contextlib
+import inspect
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from queue import Empty, SimpleQueue
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -82,20 +84,26 @@ class Away:
     """A store that does not respond while `away` is set."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
         self.away = False
         self.asked = 0
+        self.loads, self.log, self.counts = map(self._part, (store.loads, store.log, store.counts))
 
-    def __getattr__(self, name: str) -> Any:
-        attribute = getattr(self._store, name)
-        if not self.away or not callable(attribute):
-            return attribute
+    def _part(self, part: Any) -> Any:
+        return SimpleNamespace(
+            **{
+                name: self._unless_away(method)
+                for name, method in inspect.getmembers(part, inspect.ismethod)
+            }
+        )
 
-        def refuse(*_: Any, **__: Any) -> Any:
-            self.asked += 1
-            raise Unavailable("the store is away")
+    def _unless_away(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if self.away:
+                self.asked += 1
+                raise Unavailable("the store is away")
+            return method(*arguments, **options)
 
-        return refuse
+        return call
 
 
 class Warm:
