@@ -15,6 +15,7 @@ from benchmarks.pipeline import application
 from benchmarks.stores import Databases, measured_on, opened, postgres
 from blacksmith_dagster import Blacksmith, Listener
 from blacksmith_dagster.ingest.changes import Changes
+from blacksmith_dagster.ingest.ingest import Ingester
 from blacksmith_dagster.sources import PostgresSource
 from tests.services import Unavailable
 from tests.services.postgres import PostgresServer
@@ -83,7 +84,7 @@ def _store(url: str, store_url: str, rows: int) -> None:
     app, changed = _pipeline(url)
     with opened(store_url) as store:
         store.register(app)
-        with closing(Changes(app, changed, store, lambda _: None)) as changes:
+        with closing(Changes(changed, Ingester(app, changed, store))) as changes:
             stored = 0
             while stored < rows:
                 stored += changes.read(1.0) or 0

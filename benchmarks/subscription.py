@@ -15,6 +15,7 @@ from benchmarks.measure import Effort, Figure, alternate, figure
 from benchmarks.pipeline import application, payload
 from benchmarks.stores import Databases, measured_on, opened, postgres
 from blacksmith_dagster import Event, Message, Source, Subscription
+from blacksmith_dagster.ingest.ingest import Ingester
 from blacksmith_dagster.ingest.subscription import MESSAGES, Messages
 from blacksmith_dagster.pubsub import PubSub, open_pubsub
 from tests.services.kafka import KafkaServer
@@ -72,7 +73,7 @@ def _store_rate(databases: Databases, pubsub: PubSub, topic: str, messages: int)
     app = application(source, [ordered])
     with databases.new() as url, opened(url) as store:
         store.register(app)
-        with closing(Messages(app, ordered, store, pubsub, lambda _: None)) as reader:
+        with closing(Messages(ordered, Ingester(app, ordered, store), pubsub)) as reader:
             return _rate(lambda: reader.read(10) or 0, messages)
 
 

@@ -14,7 +14,7 @@ from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.event import Event, Job
 from blacksmith_dagster.pipeline.model import decoder, encode
 from blacksmith_dagster.pipeline.source import AnySourceEvent
-from blacksmith_dagster.pipeline.triggers import Message, Poll, Reply, Request, Subscription
+from blacksmith_dagster.pipeline.triggers import Message, Poll, Request, Subscription
 from blacksmith_dagster.store.idempotency import resolve
 from blacksmith_dagster.store.records import NewEvent
 
@@ -81,15 +81,12 @@ def _extract(app: Blacksmith, source_event: AnySourceEvent, sent: Any) -> Sequen
         if source_event.function is None:  # no function returns the event: its data is a body
             data = decoder(source_event.model)(encode(sent.data))
             sent = msgspec.structs.replace(sent, data=data)
-        return extractor.events(sent)
+        return extractor.extract_returned(sent)
     if isinstance(sent, Poll):
-        return extractor.events(source_event(sent))
+        return extractor.extract_returned(source_event(sent))
     if isinstance(source_event.trigger, Subscription):
-        message = sent if isinstance(sent, Message) else Message.of(sent)
-        return cast("list[NewEvent]", extractor(message, message.id))
-    request = sent if isinstance(sent, Request) else Request.of(sent)
-    extracted = extractor(request, request.headers.get("idempotency-key"))
-    return [] if isinstance(extracted, Reply) else extracted
+        return extractor.extract(sent if isinstance(sent, Message) else Message.of(sent)).events
+    return extractor.extract(sent if isinstance(sent, Request) else Request.of(sent)).events
 
 
 def _as_stored(app: Blacksmith, new: NewEvent, event_id: str, parent: str | None) -> Event[Any]:

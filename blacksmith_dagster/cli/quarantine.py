@@ -18,7 +18,7 @@ from blacksmith_dagster.cli.common import (
     table,
 )
 from blacksmith_dagster.errors import SchemaOutdated, Unavailable
-from blacksmith_dagster.ingest.quarantine import retry_quarantined
+from blacksmith_dagster.ingest.ingest import retry_quarantined
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pubsub.notifier import Notify
 from blacksmith_dagster.redaction import explain, one_line, redacted_headers

@@ -7,11 +7,10 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, cast
+from typing import cast
 from urllib.parse import parse_qsl
 
 import msgspec
-from msgspec import structs
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -24,24 +23,24 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from blacksmith_dagster.errors import BadRequest, Forbidden, RequestError
-from blacksmith_dagster.gateway.body import BodyReader, unpack
+from blacksmith_dagster.gateway.body import BodyReader, Reservation, unpack
 from blacksmith_dagster.gateway.health import Health
-from blacksmith_dagster.gateway.openapi import described
+from blacksmith_dagster.gateway.openapi import described, http_endpoints
 from blacksmith_dagster.gateway.responses import (
+    Accepted,
     Deprecations,
-    internal,
+    error_response,
     internal_problem,
-    rejection,
+    reply_response,
     routing_problem,
-    unavailable,
 )
-from blacksmith_dagster.ingest.extract import KEY_CHARACTERS, VERSION_HEADER, Extractor, InvalidItem
+from blacksmith_dagster.ingest.extract import VERSION_HEADER, Extracted, Extractor
 from blacksmith_dagster.ingest.group_commit import STORE_IS_DOWN, GroupCommit
-from blacksmith_dagster.ingest.quarantine import raw_request_of
+from blacksmith_dagster.ingest.quarantine import KEY_HEADER, raw_request_of
 from blacksmith_dagster.pipeline.access import is_within
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.source import AnySourceEvent, Webhook
-from blacksmith_dagster.pipeline.triggers import HTTP, Reply, Request
+from blacksmith_dagster.pipeline.triggers import HTTP, Request
 from blacksmith_dagster.pipeline.validation import Duration, seconds
 from blacksmith_dagster.pubsub.notifier import Notifier
 from blacksmith_dagster.redaction import traced
@@ -53,9 +52,8 @@ BODIES_AT_ONCE = 256 * 1024 * 1024
 
 # Larger bodies are processed in a thread, so that they do not delay small requests.
 _LARGE = 128 * 1024
-_HEADERS_WITHOUT_FUNCTION = (
-    (b"content-type", "content-type"),
-    (VERSION_HEADER.encode(), VERSION_HEADER),
+_HEADERS_WITHOUT_FUNCTION = tuple(
+    (name.encode(), name) for name in ("content-type", VERSION_HEADER)
 )
 
 _log = logging.getLogger(__name__)
@@ -76,24 +74,13 @@ def create_app(
     not the store.
     """
     bodies = BodyReader(BODIES_AT_ONCE)
-    deprecations = Deprecations(app.source_events.values())
+    commits = GroupCommit(store, queue, notifier.notify if notifier else None)
     endpoints = [
-        *(
-            EventEndpoint(app, event, event.trigger, store, bodies, deprecations)
-            for event in app.source_events.values()
-            if isinstance(event.trigger, HTTP)
-        ),
-        *(
-            EventEndpoint(app, webhook, webhook.on, store, bodies, deprecations)
-            for webhook in app.webhooks
-        ),
+        EventEndpoint(app, event, on, bodies, commits) for event, on in http_endpoints(app)
     ]
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        commits = GroupCommit(store, queue, notifier.notify if notifier else None)
-        for endpoint in endpoints:
-            endpoint.commits = commits
         watcher = asyncio.create_task(bodies.watch())
         yield
         watcher.cancel()
@@ -153,26 +140,22 @@ def _preflighted_method(scope: Scope) -> str:
 class EventEndpoint:
     """The ASGI application that receives the requests to one source event or webhook."""
 
-    commits: GroupCommit
-
     def __init__(
         self,
         app: Blacksmith,
         event: AnySourceEvent | Webhook,
         on: HTTP,
-        store: Store,
         bodies: BodyReader,
-        deprecations: Deprecations,
+        commits: GroupCommit,
     ) -> None:
         self.path = on.path
         self.method = on.method
         self._event = event
-        self._webhook_response = event.response if isinstance(event, Webhook) else None
-        self._store = store
         self._bodies = bodies
-        self._extract = Extractor(app, event)
+        self._commits = commits
         self._quarantines_invalid = event.on_invalid == "quarantine"
-        self._deprecations = deprecations
+        self._extractor = Extractor(app, event, quarantines_invalid=self._quarantines_invalid)
+        self._deprecations = Deprecations(event.source.events.values())
         self._request_bytes = cast(int, event.limits.request_bytes)
         self._body_seconds = seconds(cast(Duration, event.limits.body_timeout))
 
@@ -191,56 +174,40 @@ class EventEndpoint:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Respond to one request."""
+        """Receive a request, extract its events, commit them, and respond."""
+        response: Response
         try:
-            response = await self._respond(scope, receive)
+            with Reservation(self._bodies) as memory:
+                request = await self._receive(scope, receive, memory)
+                extracted = await self._extract(request)
+                committed = await self._commit(request, extracted)
+                response = self._respond(extracted, *committed)
         except ClientDisconnect:
             return
-        except RequestError as error:
-            response = rejection(error)
-        except Exception:  # noqa: BLE001 - our bug: log it and answer 500
-            _log.exception("%s failed to process a request", self._event.path)
-            response = internal()
-        if isinstance(response, Response):
-            await response(scope, receive, send)
-            return
-        content = msgspec.json.encode(response)
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(content)),
-        ]
-        await send({"type": "http.response.start", "status": 202, "headers": headers})
-        await send({"type": "http.response.body", "body": content})
+        except Exception as error:  # noqa: BLE001 - mapped to a response, which says so
+            response = error_response(error, self._event.path)
+        await response(scope, receive, send)
 
-    async def _respond(self, scope: Scope, receive: Receive) -> Response | dict[str, Any]:
+    async def _receive(self, scope: Scope, receive: Receive, memory: Reservation) -> Request:
+        """A request whose sender may send it. Its header `idempotency-key` is the key in effect."""
         self._check_network(scope)
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        auth = self._event.auth
+        auth, limit = self._event.auth, self._request_bytes
         if auth is not None:
             auth.admit(headers)
         key = _idempotency_key(headers.get(b"idempotency-key"))
-        body = await self._bodies.read(
-            receive, headers.get(b"content-length"), self._request_bytes, self._body_seconds
-        )
-        reserved = len(body)
-        try:
-            encoding = headers.get(b"content-encoding")
-            if encoding is not None:
-                body = await run_in_threadpool(
-                    unpack, body, encoding.decode("latin-1"), self._request_bytes
-                )
-                self._bodies.reserve(len(body))
-                reserved += len(body)
-            if auth is not None:
-                if len(body) > _LARGE:
-                    signed_key = await run_in_threadpool(auth.verify, headers, body)
-                else:
-                    signed_key = auth.verify(headers, body)
-                # Anyone could have added an unsigned Idempotency-Key to a signed request.
-                key = signed_key or key
-            return await self._ingest(self._request(scope, headers, body, key), key)
-        finally:
-            self._bodies.release(reserved)
+        length, encoding = headers.get(b"content-length"), headers.get(b"content-encoding")
+        body = await self._bodies.read(receive, memory, length, limit, self._body_seconds)
+        if encoding is not None:
+            body = await run_in_threadpool(unpack, body, encoding.decode("latin-1"), limit)
+            memory.add(len(body))
+        if auth is not None:
+            # Anyone could have added an unsigned Idempotency-Key to a signed request.
+            if len(body) > _LARGE:
+                key = await run_in_threadpool(auth.verify, headers, body) or key
+            else:
+                key = auth.verify(headers, body) or key
+        return self._request(scope, headers, body, key)
 
     def _check_network(self, scope: Scope) -> None:
         networks = self._event.networks
@@ -257,19 +224,21 @@ class EventEndpoint:
     ) -> Request:
         # Fast path: without a function, no other part of the request is read.
         if self._event.function is None and not self._quarantines_invalid:
-            read_headers = {
+            text_headers = {
                 name: headers[raw].decode("latin-1")
                 for raw, name in _HEADERS_WITHOUT_FUNCTION
                 if raw in headers
             }
-            return Request(body, read_headers)
-        text_headers: dict[str, str] = {}
+            if key is not None:
+                text_headers[KEY_HEADER] = key
+            return Request(body, text_headers)
+        text_headers = {}
         for raw_name, raw_value in scope["headers"]:
             name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
             first = text_headers.get(name)
             text_headers[name] = value if first is None else f"{first}, {value}"
-        if key is not None:  # the key in effect, for a retry from quarantine
-            text_headers["idempotency-key"] = key
+        if key is not None:
+            text_headers[KEY_HEADER] = key
         if self._event.auth is not None:  # already verified; never pass credentials to user code
             text_headers.pop("authorization", None)
         query = scope["query_string"]
@@ -281,57 +250,44 @@ class EventEndpoint:
             scope["path"],
         )
 
-    async def _ingest(self, request: Request, key: str | None) -> Response | dict[str, Any]:
-        invalid: list[InvalidItem] | None = [] if self._quarantines_invalid else None
+    async def _extract(self, request: Request) -> Extracted:
         try:
             if len(request.body) > _LARGE:
-                extracted = await run_in_threadpool(self._extract, request, key, invalid)
-            else:
-                extracted = self._extract(request, key, invalid)
+                return await run_in_threadpool(self._extractor.extract, request)
+            return self._extractor.extract(request)
         except RequestError:
             raise
         except Exception as error:  # noqa: BLE001 - the user's code
-            return await self._quarantine(request, error)
-        if isinstance(extracted, Reply):
-            return _reply(extracted)
-        raw_requests = [self._raw_request_of(request, key, item) for item in invalid or ()]
-        result = (
-            await self.commits.submit(extracted, raw_requests) if extracted or raw_requests else []
-        )
-        if isinstance(result, list):
-            response = self._accepted(result[: len(extracted)], result[len(extracted) :])
-            deprecation = self._deprecations.header(extracted)
-            if deprecation is not None:
-                response = _with_header(response, "Deprecation", deprecation)
-            return response
-        if isinstance(result, RequestError):
-            return rejection(result)
-        if isinstance(result, STORE_IS_DOWN):
-            return unavailable(result)
-        return await self._quarantine(request, result)
+            return Extracted([], [self._quarantined(request, error)])
 
-    def _raw_request_of(self, request: Request, key: str | None, item: InvalidItem) -> RawRequest:
-        headers = request.headers
-        if key is not None:  # a key of its own: it is retried without the other items
-            headers = {**headers, "idempotency-key": f"{item.place}.{key}"[:KEY_CHARACTERS]}
-        item_request = structs.replace(request, body=item.body, headers=headers)
-        return raw_request_of(self._event.path, item_request, item.error)
-
-    async def _quarantine(self, request: Request, error: Exception) -> Response | dict[str, Any]:
-        _log.error("%s could not ingest a request\n%s", self._event.path, traced(error))
+    async def _commit(self, request: Request, extracted: Extracted) -> tuple[list[str], list[str]]:
+        """The ids of the events, and of what went to quarantine."""
+        events = extracted.events
+        if not events and not extracted.quarantined:
+            return [], []
         try:
-            quarantine_id = await run_in_threadpool(
-                self._store.quarantine.add, raw_request_of(self._event.path, request, error)
-            )
-        except Exception as quarantine_error:  # noqa: BLE001 - the request is not stored
-            _log.error("the request could not be quarantined", exc_info=quarantine_error)
-            return unavailable(quarantine_error)
-        return self._accepted([], [quarantine_id])
+            ids = await self._commits.submit(events, extracted.quarantined)
+            return ids[: len(events)], ids[len(events) :]
+        except (RequestError, *STORE_IS_DOWN):
+            raise
+        except Exception as error:  # the database rejects the request's data
+            if not events:
+                raise
+            return [], await self._commits.submit([], [self._quarantined(request, error)])
 
-    def _accepted(self, ids: list[str], quarantined: list[str]) -> Response | dict[str, Any]:
-        if self._webhook_response is not None:
-            return _reply(self._webhook_response)
-        return {"ids": ids, "quarantined": quarantined} if quarantined else {"ids": ids}
+    def _respond(self, extracted: Extracted, ids: list[str], quarantined: list[str]) -> Response:
+        reply = extracted.reply
+        if reply is None and isinstance(self._event, Webhook):
+            reply = self._event.response
+        response = Accepted(ids, quarantined) if reply is None else reply_response(reply)
+        deprecation = self._deprecations.header(extracted.events)
+        if deprecation is not None:
+            response.headers["Deprecation"] = deprecation
+        return response
+
+    def _quarantined(self, request: Request, error: Exception) -> RawRequest:
+        _log.error("%s could not ingest a request\n%s", self._event.path, traced(error))
+        return raw_request_of(self._event.path, request, error)
 
 
 def _idempotency_key(raw: bytes | None) -> str | None:
@@ -343,14 +299,3 @@ def _idempotency_key(raw: bytes | None) -> str | None:
             "Idempotency-Key must be 1 to 512 printable ASCII characters; send another key"
         )
     return key
-
-
-def _with_header(response: Response | dict[str, Any], name: str, value: str) -> Response:
-    if not isinstance(response, Response):
-        response = Response(msgspec.json.encode(response), 202, media_type="application/json")
-    response.headers[name] = value
-    return response
-
-
-def _reply(reply: Reply) -> Response:
-    return Response(reply.body, reply.status, {"content-type": reply.content_type})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
-from typing import cast
+from typing import Self, cast
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
@@ -30,27 +30,20 @@ class BodyReader:
     """
 
     def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._held = 0
+        self.capacity = capacity
+        self.reserved = 0
         self._deadlines: dict[asyncio.Task[object], float] = {}
         self._late: set[asyncio.Task[object]] = set()
 
-    def reserve(self, size: int) -> None:
-        """Reserve `size` bytes. Raises `TooManyRequests` over the capacity, unless none are held."""
-        if self._held and self._held + size > self._capacity:
-            raise TooManyRequests(
-                f"{self._held} bytes of other requests are being processed; try again in a second"
-            )
-        self._held += size
-
-    def release(self, size: int) -> None:
-        """Release `size` bytes."""
-        self._held -= size
-
     async def read(
-        self, receive: Receive, declared: bytes | None, limit: int, seconds: float
+        self,
+        receive: Receive,
+        memory: Reservation,
+        declared: bytes | None,
+        limit: int,
+        seconds: float,
     ) -> bytes:
-        """A body; its bytes stay reserved until they are released.
+        """A body; its bytes are reserved in `memory`.
 
         `declared` is the Content-Length: it is not trusted, but a body that declares itself too large
         is rejected unread.
@@ -62,28 +55,25 @@ class BodyReader:
         task = cast("asyncio.Task[object]", asyncio.current_task())
         self._deadlines[task] = time.monotonic() + seconds
         chunks: list[bytes] = []
-        size = 0
         try:
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise ClientDisconnect
                 chunk: bytes = message.get("body", b"")
-                if size + len(chunk) > limit:
+                if memory.size + len(chunk) > limit:
                     raise TooLarge(_over(limit))
-                self.reserve(len(chunk))
-                size += len(chunk)
+                memory.add(len(chunk))
                 chunks.append(chunk)
                 if not message.get("more_body", False):
                     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        except BaseException as error:
-            self.release(size)
-            if task in self._late and isinstance(error, asyncio.CancelledError):
-                task.uncancel()
-                raise RequestTimeout(
-                    f"the body did not arrive within {seconds:g} seconds; send it at once"
-                ) from error
-            raise
+        except asyncio.CancelledError as error:
+            if task not in self._late:
+                raise
+            task.uncancel()
+            raise RequestTimeout(
+                f"the body did not arrive within {seconds:g} seconds; send it at once"
+            ) from error
         finally:
             del self._deadlines[task]
             self._late.discard(task)
@@ -100,6 +90,32 @@ class BodyReader:
                 if deadline < now:
                     self._late.add(task)
                     task.cancel()
+
+
+class Reservation:
+    """The bytes in memory of one request, of those of a `BodyReader`; a `with` block releases them."""
+
+    __slots__ = ("_reader", "size")
+
+    def __init__(self, reader: BodyReader) -> None:
+        self._reader = reader
+        self.size = 0
+
+    def add(self, size: int) -> None:
+        """Reserve more bytes. Raises `TooManyRequests` over the capacity, unless none are reserved."""
+        reader = self._reader
+        if reader.reserved and reader.reserved + size > reader.capacity:
+            raise TooManyRequests(
+                f"{reader.reserved} bytes of other requests are being processed; try again in a second"
+            )
+        reader.reserved += size
+        self.size += size
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._reader.reserved -= self.size
 
 
 def unpack(body: bytes, encoding: str, limit: int) -> bytes:

@@ -68,7 +68,7 @@ def described(app: Blacksmith) -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     schemas: dict[str, Any] = dict(_SCHEMAS)
     security: dict[str, Any] = {}
-    for event, on in _endpoints(app):
+    for event, on in http_endpoints(app):
         operation: dict[str, Any] = {
             "operationId": f"{on.method.lower()} {on.path}",
             "tags": [event.source.name],
@@ -99,7 +99,8 @@ def described(app: Blacksmith) -> dict[str, Any]:
     }
 
 
-def _endpoints(app: Blacksmith) -> Iterator[tuple[AnySourceEvent | Webhook, HTTP]]:
+def http_endpoints(app: Blacksmith) -> Iterator[tuple[AnySourceEvent | Webhook, HTTP]]:
+    """What is received over HTTP, and where."""
     for event in app.source_events.values():
         if isinstance(event.trigger, HTTP):
             yield event, event.trigger

@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime, time
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -15,15 +16,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from blacksmith_dagster.errors import (
+    BlacksmithError,
     OutcomeUnknown,
     RequestError,
     RequestTimeout,
+    StoreError,
     TooManyRequests,
     Unauthorized,
     Unavailable,
     UnsupportedMedia,
 )
 from blacksmith_dagster.pipeline.source import AnySourceEvent
+from blacksmith_dagster.pipeline.triggers import Reply
 from blacksmith_dagster.redaction import clean
 from blacksmith_dagster.store.records import NewEvent
 
@@ -55,8 +59,41 @@ def problem(
     )
 
 
-def rejection(error: RequestError) -> Response:
-    """The response to a request that is rejected."""
+class Accepted(Response):
+    """The response to a request whose events are stored.
+
+    It leaves out most of what Starlette's constructor does for any response, a tenth of the time of a
+    small request.
+    """
+
+    def __init__(self, ids: list[str], quarantined: list[str]) -> None:
+        self.status_code = 202
+        self.background = None
+        document = {"ids": ids, "quarantined": quarantined} if quarantined else {"ids": ids}
+        self.body = msgspec.json.encode(document)
+        self.raw_headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(self.body)),
+        ]
+
+
+def reply_response(reply: Reply) -> Response:
+    """What a source's function responds, or its webhook."""
+    return Response(reply.body, reply.status, {"content-type": reply.content_type})
+
+
+def error_response(error: Exception, path: str) -> Response:
+    """The response to a request to `path` that was not stored."""
+    if isinstance(error, RequestError):
+        return _rejection(error)
+    if isinstance(error, Unavailable | StoreError):
+        return _unavailable(error)
+    # Our bug: log it and answer 500.
+    _log.error("%s failed to process a request", path, exc_info=error)
+    return _internal()
+
+
+def _rejection(error: RequestError) -> Response:
     headers: dict[str, str] = {}
     if isinstance(error, TooManyRequests):
         headers["Retry-After"] = str(error.retry_after)
@@ -73,11 +110,8 @@ def rejection(error: RequestError) -> Response:
     )
 
 
-def unavailable(error: Exception) -> Response:
-    """The response when the store has not committed a request, or the outcome is unknown.
-
-    The database's own message stays in the log: it may say more than a stranger should know.
-    """
+def _unavailable(error: BlacksmithError) -> Response:
+    # The database's own message stays in the log: it may say more than a stranger should know.
     kind, detail = (
         "unavailable",
         "the store accepts no events now; nothing was stored, send it again",
@@ -105,16 +139,9 @@ async def routing_problem(request: Request, error: Exception) -> Response:
     )
 
 
-def internal() -> Response:
-    """The response to a request that failed because of our bug."""
-    return problem(
-        500, "the gateway failed to process this request; nothing was stored, its log says why"
-    )
-
-
 async def internal_problem(request: Request, error: Exception) -> Response:  # noqa: ARG001
-    """The same for Starlette, when a middleware has failed."""
-    return internal()
+    """The response when a middleware has failed."""
+    return _internal()
 
 
 class Deprecations:
@@ -126,7 +153,6 @@ class Deprecations:
             for event in events
             if any(day is not None for day in event.versions.accepted.values())
         }
-        self._logged: set[tuple[str, str]] = set()
 
     def header(self, events: Iterable[NewEvent]) -> str | None:
         """The `Deprecation` header (RFC 9745) of a response, if an event has a deprecated version."""
@@ -139,17 +165,20 @@ class Deprecations:
             since = versions and versions.deprecated_since(event.version, today)
             if since:
                 dates.append(since)
-                self._log_once(event.event_type, str(event.version), since)
+                _log_deprecated(event.event_type, event.version, since)
         if not dates:
             return None
         return f"@{datetime.combine(min(dates), time.min, UTC).timestamp():.0f}"
 
-    def _log_once(self, path: str, version: str, since: date) -> None:
-        if (path, version) not in self._logged:
-            self._logged.add((path, version))
-            _log.warning(
-                "%s is still sent in version %s, which has been deprecated since %s",
-                path,
-                version,
-                since,
-            )
+
+@cache
+def _log_deprecated(path: str, version: str | None, since: date) -> None:
+    _log.warning(
+        "%s is still sent in version %s, which has been deprecated since %s", path, version, since
+    )
+
+
+def _internal() -> Response:
+    return problem(
+        500, "the gateway failed to process this request; nothing was stored, its log says why"
+    )

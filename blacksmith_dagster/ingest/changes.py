@@ -12,23 +12,18 @@ from typing import Any, NamedTuple
 import msgspec
 
 from blacksmith_dagster.errors import UsageError
-from blacksmith_dagster.ingest.extract import Extractor, destinations_to_notify
-from blacksmith_dagster.ingest.ingest import commit_extracted, extract_group
+from blacksmith_dagster.ingest.ingest import Ingester
 from blacksmith_dagster.ingest.quarantine import EventGroup
-from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.event import Event
 from blacksmith_dagster.pipeline.source import AnySourceEvent
 from blacksmith_dagster.pipeline.triggers import Listener
-from blacksmith_dagster.pubsub.notifier import Notify
-from blacksmith_dagster.store import Store
-from blacksmith_dagster.store.records import Cursor, RawRequest
+from blacksmith_dagster.store.records import Cursor
 
 EVENTS = 2_000
 """The most events in one commit."""
 
-_MAX_UNCOMMITTED = (
-    4_000  # while this many yielded events are uncommitted, the generator is not resumed
-)
+# While this many yielded events are uncommitted, the generator is not resumed.
+_MAX_UNCOMMITTED = 4_000
 _GRACE = 10.0  # seconds in which a stopped generator has to return
 
 
@@ -48,18 +43,10 @@ class Changes:
     cannot be ingested goes to quarantine with its error.
     """
 
-    def __init__(
-        self,
-        app: Blacksmith,
-        event: AnySourceEvent,
-        store: Store,
-        notify: Notify,
-    ) -> None:
-        self._path = event.path
-        self._store = store
-        self._notify = notify
-        self._extractor = Extractor(app, event)
-        self._cursor = store.log.cursor(self._reader)
+    def __init__(self, event: AnySourceEvent, ingester: Ingester) -> None:
+        self._ingester = ingester
+        self._reader = f"cdc/{event.path}"
+        self._cursor = ingester.store.log.cursor(self._reader)
         self._stop = threading.Event()
         cursor = None if self._cursor is None else msgspec.json.decode(self._cursor)
         self._listener = Listener(cursor, self._stop)
@@ -71,10 +58,6 @@ class Changes:
             target=self._run, args=[event.function], name=f"cdc-{event.path}", daemon=True
         )
         self._thread.start()
-
-    @property
-    def _reader(self) -> str:
-        return f"cdc/{self._path}"
 
     def read(self, timeout: float) -> int | None:
         """Commit what was yielded; returns how many events, or `None` if the generator has yielded
@@ -126,9 +109,8 @@ class Changes:
     def _wait_for_room(self) -> None:
         while self._yielded.qsize() >= _MAX_UNCOMMITTED:
             self._has_room.clear()
-            if (
-                self._yielded.qsize() >= _MAX_UNCOMMITTED
-            ):  # false if `_gather` made room before `clear`
+            # False if `_gather` made room before `clear`.
+            if self._yielded.qsize() >= _MAX_UNCOMMITTED:
                 self._has_room.wait()
 
     def _gather(self, timeout: float) -> list[_YieldedEvent]:
@@ -152,22 +134,21 @@ class Changes:
             raise self._ended.error
         if not self._stop.is_set():
             raise UsageError(
-                f"{self._path}: its generator has returned, but a listener must run until "
+                f"{self._ingester.path}: its generator has returned, but a listener must run until "
                 "`listener.stopping`; wait for more with `listener.wait(seconds)`"
             )
 
     def _commit(self, gathered: list[_YieldedEvent]) -> int:
         groups = [yielded.event for yielded in gathered]
-        extracted = [extract_group(self._extractor, group) for group in groups]
+        extracted = [self._ingester.extract_group(group) for group in groups]
         cursor = gathered[-1].cursor
         moves = self._cursor is not None or cursor != "null"
         cursors = [Cursor(self._reader, self._cursor, cursor)] if moves else []
-        commit_extracted(self._store, self._path, groups, extracted, cursors)
+        ingested = self._ingester.commit(groups, extracted, cursors)
         if moves:
             self._cursor = cursor
         self._listener.committed = msgspec.json.decode(cursor)
-        self._notify(destinations_to_notify(extracted))
-        return sum(1 if isinstance(events, RawRequest) else len(events) for events in extracted)
+        return ingested.number
 
 
 def _generator(returned: Iterable[Event[Any]]) -> Generator[Event[Any], None, None]:

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from hashlib import blake2b
-from typing import Any, NamedTuple, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 from msgspec import structs
 
 from blacksmith_dagster.errors import BadRequest, TooLarge, Unprocessable, ValidationError
 from blacksmith_dagster.ingest.items import (
+    KEY_CHARACTERS,
     REQUEST_EVENTS,
     TOO_MANY,
     ItemSplitter,
     looks_like_json,
 )
+from blacksmith_dagster.ingest.quarantine import item_of, key_of, raw_request_of
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.event import Event, TypedEvent
 from blacksmith_dagster.pipeline.model import decoder, encode, is_plain
@@ -28,89 +30,108 @@ from blacksmith_dagster.store.records import NewEvent, NewJob, RawRequest
 VERSION_HEADER = "api-version"
 """The header with the version of those events that name none."""
 
-KEY_CHARACTERS = 512
-
+T = TypeVar("T")
 _UNENCODABLE = (TypeError, ValueError, OverflowError, RecursionError)
 _UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+class Extracted(msgspec.Struct, frozen=True):
+    """What a request or a message is turned into.
+
+    - `reply`: what its function responds at once; then there are no events.
+    - `quarantined`: the items that do not fit their model, if those go to quarantine.
+    """
+
+    events: list[NewEvent]
+    quarantined: Sequence[RawRequest] = ()
+    reply: Reply | None = None
 
 
 class Extractor:
     """Turns the requests or messages to one source event or webhook into events with their jobs.
 
+    With `quarantines_invalid`, an item that does not fit its model goes to quarantine instead of
+    rejecting its request.
+
     >>> from blacksmith_dagster import Blacksmith, Request, Source
     >>> airport = Source("airport")
     >>> cancelled = airport.accept("cancelled")
     >>> app = Blacksmith(sources=[airport], destinations=[])
-    >>> [event.payload for event in Extractor(app, cancelled)(Request(b'[{"n": 1}, 2]'))]
+    >>> extracted = Extractor(app, cancelled).extract(Request(b'[{"n": 1}, 2]'))
+    >>> [event.payload for event in extracted.events]
     ['{"n": 1}', '2']
     """
 
-    def __init__(self, app: Blacksmith, event: AnySourceEvent | Webhook) -> None:
+    def __init__(
+        self,
+        app: Blacksmith,
+        event: AnySourceEvent | Webhook,
+        *,
+        quarantines_invalid: bool = False,
+    ) -> None:
         self.event = event
+        self._quarantines_invalid = quarantines_invalid
         self._function: Callable[[Any], Any] | None = event.function
         self._items = ItemSplitter(event)
         events = event.source.events.values()
         self._prepared = {own.path: _PreparedEvent(app, own) for own in events}
         # For the source event's own events; `None` at a webhook, where each event names its type.
         self._own = self._prepared.get(event.path)
+        self._returns: tuple[type[Any], str, str] = (
+            (TypedEvent, event.path, "an event made by SourceEvent.of, several of them, or a Reply")
+            if self._own is None
+            else (Event, event.path, "an Event, several Events, or a Reply")
+        )
 
-    def __call__(
-        self,
-        request: Request | Message,
-        key: str | None = None,
-        invalid: list[InvalidItem] | None = None,
-    ) -> list[NewEvent] | Reply:
+    def extract(self, request: Request | Message) -> Extracted:
         """The events of a request or a message, or the reply that its function gave to a request; all
         or nothing.
 
-        `key` is the request's `Idempotency-Key`, or the message's id: it stands for the whole body,
-        and applies to the events that have no key of their own. If `invalid` is given, items that do
-        not fit their model are added to it, and the others become events.
+        The request's `Idempotency-Key`, or the message's id, stands for the whole body, and applies to
+        the events that have no key of their own.
 
         Raises `RequestError` for what is rejected, and what the source event's function raises.
         """
-        digest = None
-        if key is not None:
-            digest = _digest(request.body)
-            check_key(key)
-        extracted = _ExtractedEvents(key, digest, request.headers.get(VERSION_HEADER))
-        if isinstance(request, Message) or self._own is None:
-            items: Sequence[bytes] = (request.body,)
-            self._items.check_size(request.body)
-            if self._own is not None and looks_like_json(request.body):
-                self._items.check_shape(request.body)
-        else:
-            items = self._items.split(request)
-        for item in items:
-            before = len(extracted.events)
+        facts = _facts_of(request)
+        events: list[NewEvent] = []
+        quarantined: list[RawRequest] = []
+        for item in self._split(request):
+            # Items in quarantine keep their places, so that the others have the same once it is fixed.
+            place = len(events) + len(quarantined) + 1
             try:
                 if self._function is None:
-                    self._accept(extracted, item)
+                    events.append(self._accepted(item, place, facts))
                     continue
                 whole = item is request.body
                 returned = self._function(request if whole else structs.replace(request, body=item))
                 if isinstance(returned, Reply) and isinstance(request, Request):
-                    return _checked_reply(self.event.path, returned)
-                self._add(extracted, returned)
+                    return Extracted([], reply=_checked_reply(self.event.path, returned))
+                events += self._events_of(returned, len(events), place, facts)
             except ValidationError as error:
-                if invalid is None:
+                if not self._quarantines_invalid:
                     raise
-                del extracted.events[before:]
-                invalid.append(InvalidItem(extracted.place, item, error))
-                extracted.left_out += 1
-        return extracted.events
+                kept = item_of(request, item, place)
+                quarantined.append(raw_request_of(self.event.path, kept, error))
+        return Extracted(events, quarantined)
 
-    def events(self, returned: Any) -> list[NewEvent]:
+    def extract_returned(self, returned: Any) -> list[NewEvent]:
         """The events that the function of a poll or a listener has returned.
 
         Raises `RequestError` for one that cannot be stored, and `TypeError` for anything else.
         """
-        extracted = _ExtractedEvents()
-        self._add(extracted, returned)
-        return extracted.events
+        return self._events_of(returned, 0, 1, _NO_FACTS)
 
-    def _accept(self, extracted: _ExtractedEvents, item: bytes) -> None:
-        prepared, place = cast(_PreparedEvent, self._own), extracted.place
+    def _split(self, request: Request | Message) -> Sequence[bytes]:
+        if self._own is not None and isinstance(request, Request):
+            return self._items.split(request)
+        self._items.check_size(request.body)
+        if self._own is not None and looks_like_json(request.body):
+            self._items.check_shape(request.body)
+        return (request.body,)
+
+    def _accepted(self, item: bytes, place: int, facts: _RequestFacts) -> NewEvent:
+        """The event of an item, without a function."""
+        prepared = cast(_PreparedEvent, self._own)
         try:
             payload = item.decode()
             data = prepared.decode(item)
@@ -118,56 +139,59 @@ class Extractor:
             raise ValidationError(f"event {place} does not fit {prepared.path}: {error}") from error
         except _UNDECODABLE as error:
             raise BadRequest(f"event {place} is not JSON: {error}") from error
-        extracted.events.append(
-            NewEvent(
-                prepared.path,
-                payload,
-                prepared.jobs(Event(data)) if prepared.has_conditions else prepared.all_jobs,
-                extracted.key,
-                place if extracted.key is not None else 0,
-                extracted.digest,
-                None,
-                prepared.version(extracted.version),
-            )
+        return NewEvent(
+            prepared.path,
+            payload,
+            prepared.jobs(Event(data)) if prepared.has_conditions else prepared.all_jobs,
+            facts.key,
+            place if facts.key is not None else 0,
+            facts.digest,
+            None,
+            prepared.version(facts.version),
         )
 
-    def _add(self, extracted: _ExtractedEvents, returned: Any) -> None:
-        """Add the events that a function has returned; typed events at a webhook."""
-        path, own = self.event.path, self._own
-        if own is not None:
-            rule = "an Event, several Events, or a Reply"
-            for event in events_in(returned, Event, path, rule):
-                self._add_event(extracted, own, event)
-            return
-        rule = "an event made by SourceEvent.of, several of them, or a Reply"
-        for typed in events_in(returned, TypedEvent, path, rule):
-            self._add_event(extracted, self._prepared_of(typed.event_type), typed.event)
+    def _events_of(
+        self, returned: Any, index: int, place: int, facts: _RequestFacts
+    ) -> list[NewEvent]:
+        """The events that a function has returned, each followed by its children and theirs.
 
-    def _prepared_of(self, path: str) -> _PreparedEvent:
-        prepared = self._prepared.get(path)
+        `index` and `place` are those of the first: among the request's events, and among its events and
+        items in quarantine.
+        """
+        events: list[NewEvent] = []
+        own = self._own
+        for root in events_in(returned, *self._returns):
+            waiting = [self._member(root) if own is None else _Member(own, root)]
+            while waiting:
+                member = waiting.pop()
+                at = len(events)
+                if index + at == REQUEST_EVENTS:
+                    raise TooLarge(TOO_MANY)
+                events.append(self._new_event(member, index + at, place + at, facts))
+                if member.event.children:
+                    waiting += self._children(member, index + at)
+        return events
+
+    def _children(self, parent: _Member, index: int) -> list[_Member]:
+        """The children of an event, the last first."""
+        family = parent.family
+        if parent.event.key is not None:
+            family = _Family(f"{parent.prepared.path}:{parent.event.key}", index)
+        return [self._member(child, index, family) for child in [*parent.event.children][::-1]]
+
+    def _member(
+        self, typed: TypedEvent, parent: int | None = None, family: _Family | None = None
+    ) -> _Member:
+        prepared = self._prepared.get(typed.event_type)
         if prepared is None:
             raise ValueError(
-                f"{self.event.path} gave an event of {path}, which its source does not have; it has "
-                f"{', '.join(self._prepared)}"
+                f"{self.event.path} gave an event of {typed.event_type}, which its source does not "
+                f"have; it has {', '.join(self._prepared)}"
             )
-        return prepared
+        return _Member(prepared, typed.event, parent, family)
 
-    def _add_event(
-        self,
-        extracted: _ExtractedEvents,
-        prepared: _PreparedEvent,
-        event: Event[Any],
-        parent: str | int | None = None,
-        family: tuple[str, int] | None = None,
-    ) -> None:
-        """Add an event, then its children.
-
-        `family` is the key of the nearest ancestor that has its own, and the index of that ancestor:
-        it makes children without a key unique.
-        """
-        index, place = len(extracted.events), extracted.place
-        if index == REQUEST_EVENTS:
-            raise TooLarge(TOO_MANY)
+    def _new_event(self, member: _Member, index: int, place: int, facts: _RequestFacts) -> NewEvent:
+        prepared, event, parent = member.prepared, member.event, member.parent
         try:
             payload = encode(event.data)
             context = encode(event.context) if event.context else None
@@ -185,62 +209,68 @@ class Extractor:
                 event = structs.replace(event, data=data) if prepared.has_conditions else event
         except msgspec.ValidationError as error:
             raise ValidationError(f"event {place} does not fit {prepared.path}: {error}") from error
-        # Places begin at 1, so an event's own key (place 0) never equals the same key of a request.
-        key, digest = extracted.key, extracted.digest
-        if event.key is not None:
-            key, digest, place = check_key(event.key), _digest(payload), 0
-            family = (f"{prepared.path}:{event.key}", index)
-        elif family is not None:
-            key, digest, place = family[0], _digest(payload), index - family[1]
-        extracted.events.append(
-            NewEvent(
-                prepared.path,
-                payload.decode(),
-                prepared.jobs(event) if prepared.has_conditions else prepared.all_jobs,
-                key,
-                place if key is not None else 0,
-                digest,
-                None if context is None else context.decode(),
-                prepared.version(_checked_text("version", event.version) or extracted.version),
-                _in_utc(event.sent_at),
-                _checked_text("parent", event.parent) if parent is None else parent,
-            )
+        key, ordinal, digest = _identity(member, payload, index, place, facts)
+        return NewEvent(
+            prepared.path,
+            payload.decode(),
+            prepared.jobs(event) if prepared.has_conditions else prepared.all_jobs,
+            key,
+            ordinal,
+            digest,
+            None if context is None else context.decode(),
+            prepared.version(_checked_text("version", event.version) or facts.version),
+            _in_utc(event.sent_at),
+            _checked_text("parent", event.parent) if parent is None else parent,
         )
-        for child in event.children:
-            child_type = self._prepared_of(child.event_type)
-            self._add_event(extracted, child_type, child.event, index, family)
 
 
-class InvalidItem(NamedTuple):
-    """An item that does not fit its model: its place among the request's events, from 1."""
+class _RequestFacts(msgspec.Struct, frozen=True):
+    """What applies to the events of a request that do not say it themselves."""
 
-    place: int
-    body: bytes
-    error: ValidationError
+    key: str | None = None
+    digest: bytes | None = None
+    version: str | None = None
 
 
-class _ExtractedEvents:
-    """The events extracted from a request so far; its key with the body's digest, its version.
+_NO_FACTS = _RequestFacts()
 
-    `left_out` counts the invalid items: they keep their places, so that the other events have the
-    same places once these are fixed.
+
+def _facts_of(request: Request | Message) -> _RequestFacts:
+    key, version = key_of(request), request.headers.get(VERSION_HEADER)
+    if key is None:
+        return _NO_FACTS if version is None else _RequestFacts(version=version)
+    return _RequestFacts(check_key(key), _digest(request.body), version)
+
+
+class _Family(msgspec.Struct, frozen=True):
+    """The key of the nearest ancestor that has its own, and that ancestor's index in the request: it
+    makes children without a key unique."""
+
+    key: str
+    index: int
+
+
+class _Member(msgspec.Struct, frozen=True, gc=False):
+    """An event that a function has returned, or a child of one; `parent` is its parent's index."""
+
+    prepared: _PreparedEvent
+    event: Event[Any]
+    parent: int | None = None
+    family: _Family | None = None
+
+
+def _identity(
+    member: _Member, payload: bytes, index: int, place: int, facts: _RequestFacts
+) -> tuple[str | None, int, bytes | None]:
+    """An event's idempotency key, its place under that key, and the digest of what the key stands for.
+
+    Places begin at 1, so an event's own key (place 0) never equals the same key of a request.
     """
-
-    __slots__ = ("digest", "events", "key", "left_out", "version")
-
-    def __init__(
-        self, key: str | None = None, digest: bytes | None = None, version: str | None = None
-    ) -> None:
-        self.events: list[NewEvent] = []
-        self.left_out = 0
-        self.key = key
-        self.digest = digest
-        self.version = version
-
-    @property
-    def place(self) -> int:
-        """The place of the next event, from 1."""
-        return len(self.events) + self.left_out + 1
+    if member.event.key is not None:
+        return check_key(member.event.key), 0, _digest(payload)
+    if member.family is not None:
+        return member.family.key, index - member.family.index, _digest(payload)
+    return facts.key, place if facts.key is not None else 0, facts.digest
 
 
 class _PreparedEvent:
@@ -276,14 +306,19 @@ class _PreparedEvent:
         return jobs
 
 
-def events_in(returned: Any, event_class: type[Any], path: str, rule: str) -> Iterator[Any]:
+def events_in(returned: Any, event_class: type[T], path: str, rule: str) -> Iterable[T]:
     """The events, one or several, that the function of `path` returned.
 
     Raises `TypeError` with `rule`, which says what it must return.
     """
-    if isinstance(returned, event_class):
-        yield returned
-        return
+    return (
+        (returned,)
+        if isinstance(returned, event_class)
+        else _several(returned, event_class, path, rule)
+    )
+
+
+def _several(returned: Any, event_class: type[T], path: str, rule: str) -> Iterator[T]:
     if isinstance(returned, Iterable) and not isinstance(returned, str | bytes | Mapping):
         for event in returned:
             if not isinstance(event, event_class):

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from queue import SimpleQueue
 from typing import TypeAlias
 
+import msgspec
+
 from blacksmith_dagster.errors import (
     OutcomeUnknown,
     SchemaOutdated,
@@ -22,9 +24,15 @@ from blacksmith_dagster.pubsub.notifier import Notify
 from blacksmith_dagster.store import Store
 from blacksmith_dagster.store.records import NewEvent, RawRequest
 
-CommitResult: TypeAlias = list[str] | Exception
 _Part: TypeAlias = list[NewEvent] | RawRequest
-_Waiting: TypeAlias = tuple[list[NewEvent], Sequence[RawRequest], asyncio.Future[CommitResult]]
+_Result: TypeAlias = list[str] | Exception
+
+
+class _Waiting(msgspec.Struct, frozen=True):
+    events: list[NewEvent]
+    raw_requests: Sequence[RawRequest]
+    ids: asyncio.Future[list[str]]
+
 
 # Errors that have nothing to do with the data: retrying one request at a time would not help.
 STORE_IS_DOWN = (Unavailable, SchemaOutdated, SequenceWentBack)
@@ -44,19 +52,17 @@ class GroupCommit:
         self._capacity = capacity
         self._notify = notify
         self._waiting = 0  # touched only by the event loop's thread
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._queue: SimpleQueue[_Waiting | None] = SimpleQueue()
-        self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._run, name="blacksmith-commits", daemon=True)
         self._thread.start()
 
     def submit(
         self, events: list[NewEvent], raw_requests: Sequence[RawRequest] = ()
-    ) -> asyncio.Future[CommitResult]:
+    ) -> asyncio.Future[list[str]]:
         """Submit the events of a request, and its parts that go to quarantine, for the next commit.
 
-        The future's result is their ids, quarantine's last; or the error that prevented the commit.
-        The error is a value: hundreds of requests may share it, and raising one object hundreds of
-        times would grow its traceback.
+        The future's result is their ids, quarantine's last; it raises what prevented the commit.
 
         Raises `TooManyRequests`.
         """
@@ -65,9 +71,11 @@ class GroupCommit:
                 f"{self._waiting} events are waiting to be stored; send this again in a second"
             )
         self._waiting += len(events)
-        future: asyncio.Future[CommitResult] = self._loop.create_future()
-        self._queue.put((events, raw_requests, future))
-        return future
+        if self._loop is None:  # kept, as looking it up is a system call
+            self._loop = asyncio.get_running_loop()
+        ids: asyncio.Future[list[str]] = self._loop.create_future()
+        self._queue.put(_Waiting(events, raw_requests, ids))
+        return ids
 
     async def stop(self) -> None:
         """Commit what was submitted, then end the thread."""
@@ -82,60 +90,66 @@ class GroupCommit:
             gathered.extend(queue.get() for _ in range(queue.qsize()))
             running = gathered[-1] is not None
             batch = [waiting for waiting in gathered if waiting is not None]
-            results = self._committed(batch)
+            if any(waiting.raw_requests for waiting in batch):
+                results = self._append_parts(batch)
+            else:
+                results = self._append([waiting.events for waiting in batch])
             if self._notify is not None:
                 committed = zip(batch, results, strict=True)
                 self._notify(
                     destinations_to_notify(
-                        events for (events, _, _), result in committed if isinstance(result, list)
+                        waiting.events for waiting, result in committed if isinstance(result, list)
                     )
                 )
             # The loop is closed if the process got a second stop signal; then no request waits.
             with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._hand_back, batch, results)
+                if self._loop is not None:
+                    self._loop.call_soon_threadsafe(self._hand_back, batch, results)
 
-    def _committed(self, batch: Sequence[_Waiting]) -> Sequence[CommitResult]:
-        if not any(raw_requests for _, raw_requests, _ in batch):
-            return self._commit([events for events, _, _ in batch])
+    def _append_parts(self, batch: Sequence[_Waiting]) -> Sequence[_Result]:
         parts: list[_Part] = []
-        for events, raw_requests, _ in batch:
-            parts += [events, *raw_requests]
-        results = iter(self._commit(parts))
+        for waiting in batch:
+            parts += [waiting.events, *waiting.raw_requests]
+        results = iter(self._append(parts))
         return [
-            _joined([next(results) for _ in range(1 + len(raw_requests))])
-            for _, raw_requests, _ in batch
+            _joined([next(results) for _ in range(1 + len(waiting.raw_requests))])
+            for waiting in batch
         ]
 
-    def _commit(self, requests: Sequence[_Part]) -> Sequence[CommitResult]:
-        if not requests:
+    def _append(self, parts: Sequence[_Part]) -> Sequence[_Result]:
+        if not parts:
             return []
         for may_retry in (True, False):
             try:
-                return self._store.log.append(requests)
+                return self._store.log.append(parts)
             except STORE_IS_DOWN as error:
                 # A connection that died while idle fails at its next commit. A commit with an
                 # unknown outcome is never retried here: only the sender's key makes that safe.
                 if may_retry and not isinstance(error, OutcomeUnknown):
                     continue
-                _log.error("%d requests were not stored: %s", len(requests), error)
-                return [error] * len(requests)
+                _log.error("%d requests were not stored: %s", len(parts), error)
+                return [error] * len(parts)
             except Exception as error:  # noqa: BLE001 - the database rejects the data of a request
-                if len(requests) == 1:
+                if len(parts) == 1:
                     return [error]
                 break
-        return [self._commit([request])[0] for request in requests]
+        return [self._append([part])[0] for part in parts]
 
-    def _hand_back(self, batch: Sequence[_Waiting], results: Sequence[CommitResult]) -> None:
-        for (events, _, future), result in zip(batch, results, strict=True):
-            self._waiting -= len(events)
-            if not future.done():
-                future.set_result(result)
+    def _hand_back(self, batch: Sequence[_Waiting], results: Sequence[_Result]) -> None:
+        for waiting, result in zip(batch, results, strict=True):
+            self._waiting -= len(waiting.events)
+            if waiting.ids.done():
+                continue
+            if isinstance(result, Exception):
+                waiting.ids.set_exception(result)
+            else:
+                waiting.ids.set_result(result)
 
 
-def _joined(parts: Sequence[CommitResult]) -> CommitResult:
+def _joined(results: Sequence[_Result]) -> _Result:
     """The ids of all parts of a request, or the first error."""
     ids: list[str] = []
-    for result in parts:
+    for result in results:
         if isinstance(result, Exception):
             return result
         ids += result

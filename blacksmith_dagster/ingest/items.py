@@ -17,6 +17,9 @@ from blacksmith_dagster.pipeline.triggers import Request
 REQUEST_EVENTS = 100_000
 """The most events that one request or poll may have."""
 
+KEY_CHARACTERS = 512
+"""The most characters that an idempotency key may have."""
+
 TOO_MANY = f"a request holds at most {REQUEST_EVENTS} events; send several requests"
 
 _ARRAY = re.compile(rb"[ \t\r\n]*\[")

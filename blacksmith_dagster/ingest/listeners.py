@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 from blacksmith_dagster.errors import CursorMoved, Unavailable
 from blacksmith_dagster.ingest.changes import Changes
+from blacksmith_dagster.ingest.ingest import Ingester
 from blacksmith_dagster.ingest.subscription import Messages
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.source import AnySourceEvent, Source
@@ -70,9 +71,10 @@ class Listeners(LockLoops):
         stopping = threading.Event()
 
         def open_reader(event: AnySourceEvent) -> Messages | Changes:
+            ingester = Ingester(app, event, store, notify)
             if isinstance(event.trigger, CDC):
-                return Changes(app, event, store, notify)
-            return Messages(app, event, store, pubsub, notify)
+                return Changes(event, ingester)
+            return Messages(event, ingester, pubsub)
 
         self._listeners = [
             _ListenLoop(event, open_reader, store, supervisor, holder, report, stopping)

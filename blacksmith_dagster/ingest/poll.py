@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 
 from blacksmith_dagster.errors import CursorMoved, FencedOut, TooLarge, UsageError
-from blacksmith_dagster.ingest.extract import Extractor, destinations_to_notify, events_in
-from blacksmith_dagster.ingest.ingest import commit_extracted, extract_group
+from blacksmith_dagster.ingest.extract import events_in
+from blacksmith_dagster.ingest.ingest import Ingester
 from blacksmith_dagster.ingest.items import REQUEST_EVENTS
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.event import Event
@@ -18,7 +18,7 @@ from blacksmith_dagster.pipeline.source import AnySourceEvent
 from blacksmith_dagster.pipeline.triggers import Poll
 from blacksmith_dagster.pubsub.notifier import Notify
 from blacksmith_dagster.store import Store
-from blacksmith_dagster.store.records import Cursor, RawRequest
+from blacksmith_dagster.store.records import Cursor
 from blacksmith_dagster.supervisor import Lease, Supervisor
 
 _RULE = "an Event or a list of them, or yield them; an empty list if there is nothing new"
@@ -67,19 +67,12 @@ def poll(
     if lease is None:
         return Polled(skipped=f"{event.path} is polled by {supervisor.status(key).held_by}")
     with lease:
-        return _poll(app, event, store, at, lease, notify)
+        return _poll(event, Ingester(app, event, store, notify), at, lease)
 
 
-def _poll(
-    app: Blacksmith,
-    event: AnySourceEvent,
-    store: Store,
-    at: datetime,
-    lease: Lease,
-    notify: Notify,
-) -> Polled:
+def _poll(event: AnySourceEvent, ingester: Ingester, at: datetime, lease: Lease) -> Polled:
     reader = f"cron/{event.path}"
-    before = store.log.cursor(reader)
+    before = ingester.store.log.cursor(reader)
     cron_poll = Poll(None if before is None else msgspec.json.decode(before), at)
     returned = events_in(event(cron_poll), Event, event.path, _RULE)
     events: list[Event[Any]] = list(islice(returned, REQUEST_EVENTS + 1))
@@ -88,8 +81,7 @@ def _poll(
             f"a poll of {event.path} gave more than {REQUEST_EVENTS} events, which are committed "
             "together; return fewer, with the cursor at the last of them: the next poll continues there"
         )
-    extractor = Extractor(app, event)
-    extracted = [extract_group(extractor, polled) for polled in events]
+    extracted = [ingester.extract_group(polled) for polled in events]
     after = _encoded_cursor(event.path, cron_poll.cursor)
     moves = before is not None or cron_poll.cursor is not None
     cursors = [Cursor(reader, before, after)] if moves else []
@@ -99,16 +91,14 @@ def _poll(
             "now; nothing was stored, and the next poll starts from the same cursor"
         )
     try:
-        ids = commit_extracted(store, event.path, events, extracted, cursors)
+        ids, quarantined = ingester.commit(events, extracted, cursors)
     except CursorMoved:
         # Its own message shows the cursor, which may be secret.
         raise CursorMoved(
             f"{event.path} was polled by another process meanwhile; nothing was stored, and the next "
             "poll starts from that process's cursor"
         ) from None
-    notify(destinations_to_notify(extracted))
-    quarantined = sum(isinstance(result, RawRequest) for result in extracted)
-    return Polled(sum(map(len, ids)) - quarantined, quarantined)
+    return Polled(sum(map(len, ids)), quarantined)
 
 
 def _encoded_cursor(path: str, cursor: Any) -> str:

@@ -6,17 +6,13 @@ from collections.abc import Iterable, Sequence
 from typing import cast
 
 from blacksmith_dagster.errors import BlacksmithError, SettingsError
-from blacksmith_dagster.ingest.extract import Extractor, destinations_to_notify
-from blacksmith_dagster.ingest.ingest import commit_extracted, extract_request
+from blacksmith_dagster.ingest.ingest import EventsOrRaw, Ingester
 from blacksmith_dagster.ingest.quarantine import raw_request_of
-from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.source import AnySourceEvent
 from blacksmith_dagster.pipeline.triggers import Subscription
 from blacksmith_dagster.pubsub import PubSub, open_pubsub
 from blacksmith_dagster.pubsub.interface import Received
-from blacksmith_dagster.pubsub.notifier import Notify
-from blacksmith_dagster.store import Store
-from blacksmith_dagster.store.records import Cursor, NewEvent, RawRequest
+from blacksmith_dagster.store.records import Cursor
 
 MESSAGES = 2_000
 """The most messages in one commit."""
@@ -28,21 +24,11 @@ class Messages:
     Raises `SettingsError` when no broker is configured, and `ImportError` without its client.
     """
 
-    def __init__(
-        self,
-        app: Blacksmith,
-        event: AnySourceEvent,
-        store: Store,
-        pubsub: PubSub | None,
-        notify: Notify,
-    ) -> None:
+    def __init__(self, event: AnySourceEvent, ingester: Ingester, pubsub: PubSub | None) -> None:
         trigger = cast(Subscription, event.trigger)
-        name = subscription_of(event.path, trigger)
-        self._path = event.path
-        self._store = store
-        self._notify = notify
-        self._extractor = Extractor(app, event)
-        self._consumer = broker_of(event, pubsub).consumer(trigger.topic, name, store.log.cursor)
+        name, cursor = subscription_of(event.path, trigger), ingester.store.log.cursor
+        self._ingester = ingester
+        self._consumer = broker_of(event, pubsub).consumer(trigger.topic, name, cursor)
 
     def read(self, timeout: float) -> int | None:
         """Commit the next messages; returns how many, or `None` if none arrives for `timeout` seconds.
@@ -51,7 +37,7 @@ class Messages:
         """
         received = self._consumer.receive(MESSAGES, timeout)
         if received:
-            self._commit_received(received)
+            self._ingest(received)
             self._consumer.acknowledge()
         return len(received) or None
 
@@ -67,8 +53,8 @@ class Messages:
         """How many messages wait at the broker."""
         return self._consumer.lag(), "messages"
 
-    def _commit_received(self, received: Sequence[Received]) -> None:
-        extracted = [extract_request(self._extractor, message) for message, _ in received]
+    def _ingest(self, received: Sequence[Received]) -> None:
+        extracted = [self._ingester.extract_request(message) for message, _ in received]
         try:
             self._commit(received, extracted)
         except BlacksmithError:
@@ -76,21 +62,19 @@ class Messages:
         except Exception:  # noqa: BLE001 - the database rejects the data of a message
             for one, events in zip(received, extracted, strict=True):
                 self._commit_one(one, events)
-        self._notify(destinations_to_notify(extracted))
 
-    def _commit_one(self, received: Received, extracted: list[NewEvent] | RawRequest) -> None:
+    def _commit_one(self, received: Received, extracted: EventsOrRaw) -> None:
         try:
             self._commit([received], [extracted])
         except BlacksmithError:
             raise
         except Exception as error:  # noqa: BLE001 - this message; it must not block the topic
-            self._commit([received], [raw_request_of(self._path, received.message, error)])
+            raw = raw_request_of(self._ingester.path, received.message, error)
+            self._commit([received], [raw])
 
-    def _commit(
-        self, received: Sequence[Received], extracted: list[list[NewEvent] | RawRequest]
-    ) -> None:
+    def _commit(self, received: Sequence[Received], extracted: Sequence[EventsOrRaw]) -> None:
         messages = [message for message, _ in received]
-        commit_extracted(self._store, self._path, messages, extracted, cursors_of(received))
+        self._ingester.commit(messages, extracted, cursors_of(received))
 
 
 def cursors_of(received: Sequence[Received]) -> Sequence[Cursor]:

@@ -130,8 +130,7 @@ class Hosts:
         """Ingest events, each with a job; returns their ids."""
         body = msgspec.json.encode([{"n": n, **data} for n in range(number)])
         request = Request(body, {"content-type": "application/json"})
-        events = Extractor(blacksmith, departed)(request, None)
-        assert isinstance(events, list)
+        events = Extractor(blacksmith, departed).extract(request).events
         (ids,) = self.store.log.append([events])
         assert isinstance(ids, list)
         self.accepted += ids

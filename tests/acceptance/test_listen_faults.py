@@ -19,7 +19,7 @@ import pytest
 from confluent_kafka import Consumer, KafkaException, Producer
 from confluent_kafka.admin import NewPartitions
 
-from blacksmith_dagster.ingest.quarantine import retry_quarantined
+from blacksmith_dagster.ingest.ingest import retry_quarantined
 from blacksmith_dagster.store import Store, open_store
 from tests.acceptance.listening_main import (
     DIES,

@@ -61,9 +61,9 @@ def accept(
 
     While the store does not respond, it repeats the request with its key, as a client does.
     """
-    request = Request(msgspec.json.encode(data), {"content-type": "application/json"})
-    events = Extractor(app, event)(request, key=uuid.uuid4().hex)
-    assert isinstance(events, list)
+    headers = {"content-type": "application/json", "idempotency-key": uuid.uuid4().hex}
+    request = Request(msgspec.json.encode(data), headers)
+    events = Extractor(app, event).extract(request).events
     give_up = time.monotonic() + 30
     while True:
         try:

@@ -16,7 +16,7 @@ from blacksmith_dagster.errors import (
     TooManyRequests,
     UnsupportedMedia,
 )
-from blacksmith_dagster.gateway.body import BodyReader, unpack
+from blacksmith_dagster.gateway.body import BodyReader, Reservation, unpack
 
 
 def bare(body: bytes) -> bytes:
@@ -66,12 +66,13 @@ def test_unknown_encoding_is_rejected(encoding: str) -> None:
 
 def test_no_more_is_held_than_there_is_room_for_unless_nothing_is() -> None:
     bodies = BodyReader(10)
-    bodies.reserve(11)
-    with pytest.raises(TooManyRequests):
-        bodies.reserve(1)
-    bodies.release(11)
-    bodies.reserve(5)
-    bodies.reserve(5)
+    with Reservation(bodies) as first:
+        first.add(11)
+        with pytest.raises(TooManyRequests):
+            Reservation(bodies).add(1)
+    with Reservation(bodies) as first, Reservation(bodies) as second:
+        first.add(5)
+        second.add(5)
 
 
 def read(
@@ -90,7 +91,10 @@ def read(
         chosen = bodies or BodyReader(1000)
         watching = asyncio.create_task(chosen.watch())
         try:
-            return await chosen.read(receive, declared, 10, 0.3)
+            with Reservation(chosen) as memory:
+                body = await chosen.read(receive, memory, declared, 10, 0.3)
+                assert memory.size == chosen.reserved == len(body)
+                return body
         finally:
             watching.cancel()
 
@@ -124,16 +128,14 @@ def test_body_that_is_not_read_holds_nothing(
     bodies = BodyReader(10)
     with pytest.raises(error):
         read(messages, declared=declared, bodies=bodies)
-    assert read([part(b"0123456789")], bodies=bodies) == b"0123456789"
-    with pytest.raises(TooManyRequests):
-        bodies.reserve(1)
+    assert bodies.reserved == 0
 
 
 def test_other_cancellations_pass() -> None:
     async def main() -> None:
         bodies = BodyReader(10)
         receive: Any = lambda: asyncio.Future()  # noqa: E731
-        reading = asyncio.create_task(bodies.read(receive, None, 10, 60))
+        reading = asyncio.create_task(bodies.read(receive, Reservation(bodies), None, 10, 60))
         await asyncio.sleep(0)
         reading.cancel()
         with pytest.raises(asyncio.CancelledError):

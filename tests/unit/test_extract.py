@@ -29,7 +29,7 @@ from blacksmith_dagster.errors import (
     Unprocessable,
     UnsupportedMedia,
 )
-from blacksmith_dagster.ingest.extract import Extractor
+from blacksmith_dagster.ingest.extract import Extracted, Extractor
 from blacksmith_dagster.ingest.items import REQUEST_EVENTS
 from blacksmith_dagster.store.records import NewEvent, NewJob
 
@@ -43,29 +43,37 @@ def nothing(batch: Batch) -> None:
     pass
 
 
-def accepting(*, model: Any = Any, limits: Limits | None = None, flows: Any = ()) -> Extractor:
+Extract = Callable[[Request], Extracted]
+
+
+def accepting(*, model: Any = Any, limits: Limits | None = None, flows: Any = ()) -> Extract:
     source = Source("airport", limits=limits)
     event = source.accept("departed", model=model)
     destination = Destination("lake")
     for number, flow in enumerate(flows):
         destination.event(receives=flow(event), name=f"e{number}")(nothing)
     app = Blacksmith(sources=[source], destinations=[destination])
-    return Extractor(app, event)
+    return Extractor(app, event).extract
 
 
-def calling(function: Callable[[Request], Any], limits: Limits | None = None) -> Extractor:
+def calling(function: Callable[[Request], Any], limits: Limits | None = None) -> Extract:
     source = Source("airport", limits=limits)
     event = source.event(HTTP("/departures"), name="departed")(function)
-    return Extractor(Blacksmith(sources=[source], destinations=[]), event)
+    app = Blacksmith(sources=[source], destinations=[])
+    return Extractor(app, event).extract
 
 
-def events(extracted: list[NewEvent] | Reply) -> list[NewEvent]:
-    assert isinstance(extracted, list)
-    return extracted
+def events(extracted: Extracted) -> list[NewEvent]:
+    assert extracted.reply is None
+    return extracted.events
 
 
-def payloads(extracted: list[NewEvent] | Reply) -> list[str]:
+def payloads(extracted: Extracted) -> list[str]:
     return [event.payload for event in events(extracted)]
+
+
+def keyed(body: bytes) -> Request:
+    return Request(body, {"idempotency-key": "k"})
 
 
 def ndjson(body: bytes) -> Request:
@@ -91,7 +99,7 @@ def test_ndjson_is_an_event_a_line() -> None:
 
 @pytest.mark.parametrize("request_", [Request(b"[]"), ndjson(b"\n\n")])
 def test_nothing_is_no_event(request_: Request) -> None:
-    assert accepting()(request_) == []
+    assert accepting()(request_).events == []
 
 
 @given(st.lists(st.recursive(st.none() | st.integers() | st.text(), st.lists, max_leaves=9)))
@@ -150,7 +158,7 @@ def test_reply_stores_nothing_even_beside_events() -> None:
     def handshake(request: Request) -> Event[Any] | Reply:
         return Reply(200, "hello") if request.json() == "hi" else Event(1)
 
-    assert calling(handshake)(Request(b'[1, "hi"]')) == Reply(200, "hello")
+    assert calling(handshake)(Request(b'[1, "hi"]')) == Extracted([], reply=Reply(200, "hello"))
 
 
 @pytest.mark.parametrize("reply", [Reply(99), Reply(600), Reply(content_type="a/b\r\nX: y")])
@@ -230,7 +238,7 @@ def test_event_over_its_bytes_is_rejected() -> None:
 
 @pytest.mark.parametrize("opening", ["[", '{"a":', '[{"]":'])
 @pytest.mark.parametrize("taker", [accepting, lambda **k: calling(lambda r: Event(1), **k)])
-def test_depth_is_limited_exactly(opening: str, taker: Callable[..., Extractor]) -> None:
+def test_depth_is_limited_exactly(opening: str, taker: Callable[..., Extract]) -> None:
     extract = taker(limits=Limits(depth=6))
     closing = opening.replace('"a":', "").replace('"]":', "").translate(str.maketrans("[{", "]}"))
     closing = closing[::-1]
@@ -289,24 +297,24 @@ def test_many_tiny_items_are_rejected_before_they_are_made() -> None:
 
 
 def test_requests_key_counts_with_the_events_place_and_the_whole_body() -> None:
-    first, second = events(accepting()(Request(b"[1, 2]"), "k"))
+    first, second = events(accepting()(keyed(b"[1, 2]")))
     assert (first.key, first.ordinal, second.key, second.ordinal) == ("k", 1, "k", 2)
-    other, _ = events(accepting()(Request(b"[1, 3]"), "k"))
+    other, _ = events(accepting()(keyed(b"[1, 3]")))
     assert first.digest == second.digest != other.digest
     assert first.digest is not None
     assert len(first.digest) == 16
 
 
 def test_events_own_key_comes_first_and_stands_for_its_data() -> None:
-    def keyed(request: Request) -> Event[Any]:
+    def own_key(request: Request) -> Event[Any]:
         data = request.json()
         return Event(data["n"], key=data.get("key"))
 
     body = b'[{"n": 1, "key": "k"}, {"n": 2}]'
-    own, requests = events(calling(keyed)(Request(body), "k"))
+    own, requests = events(calling(own_key)(keyed(body)))
     assert (own.key, own.ordinal, requests.key, requests.ordinal) == ("k", 0, "k", 2)
     assert own.digest != requests.digest
-    (alone,) = events(calling(keyed)(Request(b'{"key": "k", "n": 1, "x": 0}')))
+    (alone,) = events(calling(own_key)(Request(b'{"key": "k", "n": 1, "x": 0}')))
     assert alone.digest == own.digest
 
 

@@ -1,5 +1,6 @@
 """Events of several types from one request: children, webhooks, versions; and messages. No I/O."""
 
+from collections.abc import Callable
 from datetime import date
 from typing import Any
 
@@ -19,9 +20,10 @@ from blacksmith_dagster import (
     Request,
     Source,
     Subscription,
+    TypedEvent,
 )
 from blacksmith_dagster.errors import BadRequest, RequestError, TooLarge, Unprocessable
-from blacksmith_dagster.ingest.extract import Extractor
+from blacksmith_dagster.ingest.extract import Extracted, Extractor
 from blacksmith_dagster.pipeline.limits import Limits
 from blacksmith_dagster.store.records import NewEvent, NewJob
 from blacksmith_dagster.testing import run
@@ -55,10 +57,12 @@ def a_shop(*, key: str | None = None, **properties: Any) -> tuple[Blacksmith, An
 ORDER = {"lines": [{"n": 1, "taxes": [7, 19]}, {"n": 2}]}
 
 
-def made(app: Blacksmith, event: Any, request: Request, key: str | None = None) -> list[NewEvent]:
-    events = Extractor(app, event)(request, key)
-    assert not isinstance(events, Reply)
-    return events
+def made(app: Blacksmith, event: Any, request: Request) -> list[NewEvent]:
+    return Extractor(app, event).extract(request).events
+
+
+def keyed(data: Any, key: str = "k") -> Request:
+    return Request.of(data, {"idempotency-key": key})
 
 
 def test_children_follow_their_parent_and_make_their_own_jobs() -> None:
@@ -78,7 +82,7 @@ def test_children_follow_their_parent_and_make_their_own_jobs() -> None:
 
 def test_children_are_made_once_with_a_parent_that_has_a_key() -> None:
     app, order, _, _ = a_shop(key="7")
-    events = made(app, order, Request.of(ORDER), "the request's")
+    events = made(app, order, keyed(ORDER, "the request's"))
     assert [(event.key, event.ordinal) for event in events] == [
         ("7", 0),
         ("shop/ordered:7", 1),
@@ -91,7 +95,7 @@ def test_children_are_made_once_with_a_parent_that_has_a_key() -> None:
 
 def test_children_of_events_without_a_key_count_by_the_requests() -> None:
     app, order, _, _ = a_shop()
-    events = made(app, order, Request.of([ORDER, {}]), "k")
+    events = made(app, order, keyed([ORDER, {}]))
     assert [(event.key, event.ordinal) for event in events] == [
         ("k", place) for place in range(1, 7)
     ]
@@ -121,7 +125,23 @@ def test_a_child_of_another_source_is_reported() -> None:
     with pytest.raises(
         ValueError, match=r"other/line, which its source does not have.*shop/ordered"
     ):
-        Extractor(app, ordered)(Request.of(1))
+        Extractor(app, ordered).extract(Request.of(1))
+
+
+def test_children_may_be_nested_as_deep_as_a_request_may_be_long() -> None:
+    shop = Source("shop")
+    step = shop.child("step")
+
+    def walked(request: Request) -> Event[int]:
+        chain: tuple[TypedEvent, ...] = ()
+        for number in range(5000, 0, -1):
+            chain = (step.of(number, children=chain),)
+        return Event(0, children=chain)
+
+    app = Blacksmith(sources=[shop.event(HTTP("/walks"))(walked).source], destinations=[])
+    events = made(app, shop.events["walked"], Request.of(1))
+    assert [event.payload for event in events] == [str(number) for number in range(5001)]
+    assert [event.parent for event in events[1:]] == list(range(5000))
 
 
 def test_the_jobs_of_children_are_tested_like_others() -> None:
@@ -133,12 +153,13 @@ def test_the_jobs_of_children_are_tested_like_others() -> None:
 # -- webhooks
 
 
-def a_webhook(function: Any, **properties: Any) -> Extractor:
+def a_webhook(function: Any, **properties: Any) -> Callable[[Request], Extracted]:
     shop = Source("shop", **properties)
     for name in ("opened", "closed"):
         shop.child(name)
     shop.webhook(HTTP("/shop"))(function)
-    return Extractor(Blacksmith(sources=[shop], destinations=[]), shop.webhooks[0])
+    app = Blacksmith(sources=[shop], destinations=[])
+    return Extractor(app, shop.webhooks[0]).extract
 
 
 def by_state(request: Request) -> Any:
@@ -148,16 +169,16 @@ def by_state(request: Request) -> Any:
 
 
 def test_a_webhooks_function_gets_the_whole_body_and_names_the_event_types() -> None:
-    events = a_webhook(by_state)(Request.of([{"open": True}, {"open": False}]), "k")
-    assert isinstance(events, list)
-    assert [(event.event_type, event.ordinal) for event in events] == [
+    extracted = a_webhook(by_state)(keyed([{"open": True}, {"open": False}]))
+    assert [(event.event_type, event.ordinal) for event in extracted.events] == [
         ("shop/opened", 1),
         ("shop/closed", 2),
     ]
 
 
 def test_a_webhook_may_respond_at_once() -> None:
-    assert a_webhook(lambda request: Reply(200, "hello"))(Request.of(1)) == Reply(200, "hello")
+    extracted = a_webhook(lambda request: Reply(200, "hello"))(Request.of(1))
+    assert extracted == Extracted([], reply=Reply(200, "hello"))
 
 
 def test_what_a_webhook_must_return_is_reported() -> None:
@@ -187,7 +208,7 @@ def test_the_sources_limits_hold_at_its_webhooks(
 def test_keys_and_depth_are_limited_per_event_at_a_webhook() -> None:
     """A request of many events has many keys."""
     webhook = a_webhook(by_state, limits=Limits(depth=1, keys=2))
-    assert len(webhook(Request.of([{"open": True}] * 100))) == 100
+    assert len(webhook(Request.of([{"open": True}] * 100)).events) == 100
     for wrong in ({"open": True, "a": 1, "b": 2}, {"open": True, "a": [1]}):
         with pytest.raises(Unprocessable):
             webhook(Request.of([{"open": True}, wrong]))
@@ -215,9 +236,9 @@ def test_when_is_asked_with_the_model_of_what_came_through_a_webhook() -> None:
     lake = Destination("lake")
 
     lake.event(receives=Flow(placed, when=lambda event: event.data.total > 100), name="large")(load)
-    webhook = Extractor(Blacksmith(sources=[shop], destinations=[lake]), shop.webhooks[0])
+    app = Blacksmith(sources=[shop], destinations=[lake])
     for total, jobs in ((99, 0), (101, 1)):
-        [event] = webhook(Request.of({"total": total, "unknown": "is kept"}))
+        [event] = made(app, shop.webhooks[0], Request.of({"total": total, "unknown": "is kept"}))
         assert [job.when_error for job in event.jobs] == [None] * jobs
         assert "unknown" in event.payload
 
@@ -259,32 +280,31 @@ def test_a_version_is_deprecated_from_its_day_on() -> None:
 # -- messages
 
 
-def a_subscription(function: Any = None, **properties: Any) -> Extractor:
+def a_subscription(function: Any = None, **properties: Any) -> Callable[[Message], Extracted]:
     shop = Source("shop", **properties)
     if function is None:
         event: Any = shop.accept("ordered", on=Subscription("orders"))
     else:
         event = shop.event(Subscription("orders"), name="ordered")(function)
-    return Extractor(Blacksmith(sources=[shop], destinations=[]), event)
+    app = Blacksmith(sources=[shop], destinations=[])
+    return Extractor(app, event).extract
 
 
 def test_a_message_is_one_item_whatever_it_holds() -> None:
-    events = a_subscription()(Message(b"[1, 2]"))
-    assert isinstance(events, list)
+    events = a_subscription()(Message(b"[1, 2]")).events
     assert [event.payload for event in events] == ["[1, 2]"]
 
 
 def test_a_message_is_handed_over_as_it_came() -> None:
     handed = []
     message = Message(b"\x00\xff", {"a": "b"}, "orders", "k", "m1")
-    a_subscription(lambda argument: handed.append(argument) or Event(1))(message, message.id)
+    a_subscription(lambda argument: handed.append(argument) or Event(1))(message)
     assert handed == [message]
 
 
 def test_the_id_of_a_message_makes_its_events_once() -> None:
-    extractor = a_subscription(lambda message: [Event(1), Event(2)])
-    events = extractor(Message(b"x"), "m1")
-    assert isinstance(events, list)
+    extract = a_subscription(lambda message: [Event(1), Event(2)])
+    events = extract(Message(b"x", id="m1")).events
     assert [(event.key, event.ordinal) for event in events] == [("m1", 1), ("m1", 2)]
 
 

@@ -30,8 +30,9 @@ class Scripted:
         self.may_commit = threading.Event()
         self.may_commit.set()
         self._results = results
+        self.log = self
 
-    def ingest(self, requests: Sequence[Sequence[NewEvent]]) -> list[Any]:
+    def append(self, requests: Sequence[Sequence[NewEvent]]) -> list[Any]:
         self.commits.append(len(requests))
         self.asked.set()
         assert self.may_commit.wait(10)
@@ -56,7 +57,7 @@ async def gathered(
     assert await asyncio.to_thread(store.asked.wait, 10)
     futures += [commits.submit(other) for other in others]
     store.may_commit.set()
-    return await asyncio.gather(*futures)
+    return await asyncio.gather(*futures, return_exceptions=True)
 
 
 def run(results: Results, requests: list[list[NewEvent]]) -> tuple[list[Any], list[int]]:

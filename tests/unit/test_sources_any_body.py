@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blacksmith_dagster import Blacksmith, Reply, Request, Secret, Source
+from blacksmith_dagster import Blacksmith, Request, Secret, Source
 from blacksmith_dagster.errors import RequestError
-from blacksmith_dagster.ingest.extract import Extractor
+from blacksmith_dagster.ingest.extract import Extracted, Extractor
 from blacksmith_dagster.sources import (
     CloudEventsSource,
     GitHubSource,
@@ -78,10 +78,12 @@ HEADERS: Mapping[str, str] = {
 }
 
 
-def sent(path: str, body: bytes, headers: Mapping[str, str]) -> Any:
-    """The events, the reply or the rejection; whatever else is raised fails the test."""
+def sent(path: str, body: bytes, headers: Mapping[str, str]) -> Extracted | RequestError:
+    """What is extracted, or the rejection; whatever else is raised fails the test."""
     try:
-        return WEBHOOKS[path](Request(body, {**HEADERS, **headers}), "a-key")
+        return WEBHOOKS[path].extract(
+            Request(body, {**HEADERS, **headers, "idempotency-key": "a-key"})
+        )
     except RequestError as error:
         return error
 
@@ -93,8 +95,8 @@ def test_any_body_is_accepted_or_rejected(path: str, body: bytes, media: str) ->
     if isinstance(result, RequestError):
         assert 400 <= result.status < 500
         assert str(result)
-    elif not isinstance(result, Reply):
-        for event in result:
+    else:
+        for event in result.events:
             msgspec.json.decode(event.payload.encode())
 
 
@@ -103,4 +105,4 @@ def test_any_body_is_accepted_or_rejected(path: str, body: bytes, media: str) ->
 def test_any_header_is_accepted_or_rejected(name: str, value: str) -> None:
     """Servers read headers as Latin-1."""
     result = sent("/v1/orders", b"1", {name: value})
-    assert isinstance(result, list | RequestError)
+    assert isinstance(result, RequestError) or result.reply is None
