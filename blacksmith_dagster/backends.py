@@ -1,4 +1,4 @@
-"""Opens what a process's settings name: the store, the supervisor and the broker."""
+"""Opens what a process's settings name: the store, the supervisor, the broker, the tracking database."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from blacksmith_dagster.pubsub import PubSub, open_pubsub
 from blacksmith_dagster.pubsub.notifier import Notifier, Notify
 from blacksmith_dagster.settings import Settings
 from blacksmith_dagster.store import Store, open_store
+from blacksmith_dagster.store.database import Database
 from blacksmith_dagster.supervisor import Supervisor, open_supervisor
 
 
 class Backends:
-    """The store, the supervisor and the broker of a process, each opened when it is first needed.
+    """The store, the supervisor and so on of a process, each opened when it is first needed.
 
     They are closed together, at the end of the `with` block. `upgrade` brings the store's tables up
     to date. Each raises what its `open_...` function raises.
@@ -45,6 +46,17 @@ class Backends:
         """The supervisor: Consul, or the store's own locks."""
         supervisor = open_supervisor(self.settings.supervisor_url, self.store.database)
         return self._opened.enter_context(closing(supervisor))
+
+    @cached_property
+    def tracking(self) -> Database:
+        """The database that tracks migrations: the store's, unless the settings name another.
+
+        Missing tables are created there.
+        """
+        if self.settings.wanderer_url is None:
+            return self.store.database
+        store = open_store(self.settings.wanderer_url, upgrade=True)
+        return self._opened.enter_context(closing(store)).database
 
     @cached_property
     def pubsub(self) -> PubSub | None:

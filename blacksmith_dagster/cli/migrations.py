@@ -15,7 +15,6 @@ import click
 from blacksmith_dagster.cli.common import app_option, json_option, opened, show, table
 from blacksmith_dagster.errors import MigrationError
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.settings import Settings
 from blacksmith_dagster.signals import on_stop
 from blacksmith_dagster.supervisor import here
 from blacksmith_dagster.wanderer import (
@@ -23,7 +22,6 @@ from blacksmith_dagster.wanderer import (
     MigrationReport,
     MigrationRequest,
     Wanderer,
-    open_tracking,
 )
 from blacksmith_dagster.wanderer.files import new_files
 
@@ -167,16 +165,12 @@ def repair_migration(app: Blacksmith, scope: str, version: int, applied: bool | 
 def _wanderer(app: Blacksmith) -> Iterator[Wanderer]:
     """The wanderer of this process's settings, which SIGINT and SIGTERM stop."""
     stop = threading.Event()
-    with (
-        on_stop(stop.set),
-        opened() as backends,
-        open_tracking(Settings.read().wanderer_url, backends.store.database) as tracking,
-    ):
+    with on_stop(stop.set), opened() as backends:
         yield Wanderer(
             app,
             database=backends.store.database,
             supervisor=backends.supervisor,
-            tracking=tracking,
+            tracking=backends.tracking,
             holder=f"{os.environ.get('USER', 'someone')}@{here()}",
             stop=stop,
             report=_print_action,

@@ -155,10 +155,10 @@ def _migrate(
 
     with on_stop(stop.set):
         try:
-            with blacksmith.wanderer(run=op.run_id, stop=stop, report=report_done) as wanderer:
-                report = call(wanderer, MigrationRequest(**config.model_dump()))
-                checks = migrations_up_to_date(blacksmith.app, blacksmith.asset_keys, wanderer)
-                findings = [] if config.dry_run else list(checks)
+            wanderer = blacksmith.wanderer(run=op.run_id, stop=stop, report=report_done)
+            report = call(wanderer, MigrationRequest(**config.model_dump()))
+            checks = migrations_up_to_date(blacksmith.app, blacksmith.asset_keys, wanderer)
+            findings = [] if config.dry_run else list(checks)
         except BlacksmithError as error:
             raise Failure(clean(str(error)), allow_retries=False) from error
         evaluate(op, findings)

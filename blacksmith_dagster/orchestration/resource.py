@@ -29,7 +29,7 @@ from blacksmith_dagster.scheduler.replay import Forecast, ReplaySummary
 from blacksmith_dagster.settings import Settings
 from blacksmith_dagster.store import Store
 from blacksmith_dagster.supervisor import Supervisor, here
-from blacksmith_dagster.wanderer import CompletedAction, Wanderer, open_tracking
+from blacksmith_dagster.wanderer import CompletedAction, Wanderer
 
 T = TypeVar("T")
 
@@ -177,30 +177,28 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
         """What drains destination events. Raises `UsageError` outside of a run or a tick."""
         return _opened(self._scheduler)
 
-    @contextmanager
     def wanderer(
         self,
         *,
         run: str | None = None,
         stop: threading.Event | None = None,
         report: Callable[[CompletedAction], None] = lambda _: None,
-    ) -> Iterator[Wanderer]:
+    ) -> Wanderer:
         """Migrates the application's sources and destinations; see `Wanderer`.
 
         Raises `UsageError` outside of a run or a tick, `SettingsError`, `SchemaOutdated`,
         `Unavailable`.
         """
-        with open_tracking(self.backends.settings.wanderer_url, self.store.database) as tracking:
-            yield Wanderer(
-                self.app,
-                database=self.store.database,
-                supervisor=self.supervisor,
-                tracking=tracking,
-                holder=run or here(),
-                run=run,
-                stop=stop,
-                report=report,
-            )
+        return Wanderer(
+            self.app,
+            database=self.store.database,
+            supervisor=self.supervisor,
+            tracking=self.backends.tracking,
+            holder=run or here(),
+            run=run,
+            stop=stop,
+            report=report,
+        )
 
     def load(
         self, context: OpExecutionContext | AssetExecutionContext, event: AnyDestinationEvent

@@ -9,7 +9,6 @@ from blacksmith_dagster.wanderer.records import (
     MigrationStatus,
 )
 from blacksmith_dagster.wanderer.run import Wanderer
-from blacksmith_dagster.wanderer.tracking import open_tracking
 
 __all__ = [
     "CompletedAction",
@@ -19,5 +18,4 @@ __all__ = [
     "MigrationState",
     "MigrationStatus",
     "Wanderer",
-    "open_tracking",
 ]

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, func, insert, select
 
 from blacksmith_dagster.pipeline.migration import Migration
-from blacksmith_dagster.store import migration_barrier, open_store
+from blacksmith_dagster.store import migration_barrier
 from blacksmith_dagster.store.database import Database
 from blacksmith_dagster.store.migration_barrier import MigrationToken
 from blacksmith_dagster.store.records import Confirm
 from blacksmith_dagster.store.statements import upsert
-from blacksmith_dagster.store.tables import Instant, migration_transitions, migrations
+from blacksmith_dagster.store.tables import migration_transitions, migrations
 from blacksmith_dagster.wanderer.files import target_of
 from blacksmith_dagster.wanderer.plan import TrackedMigration
 from blacksmith_dagster.wanderer.records import MigrationState
@@ -35,22 +34,6 @@ class MigrationTransition(NamedTuple):
     by: str
     run: str | None
     error: str | None
-
-
-@contextmanager
-def open_tracking(url: str | None, database: Database) -> Iterator[Database]:
-    """The database that tracks migrations: that at `url`, or `database` if it is `None` or empty.
-
-    Missing tables are created. Raises what `open_store` raises.
-    """
-    if not url:
-        yield database
-        return
-    tracking = open_store(url, upgrade=True)
-    try:
-        yield tracking.database
-    finally:
-        tracking.close()
 
 
 class Tracking:
@@ -172,16 +155,9 @@ class Tracking:
             "migration": number,
             "state": state.value,
             "token": token.number,
-            "at": _now(conn),
+            "at": self.database.now(conn),
             "by": self._by,
             "run": self._run,
             "error": error,
         }
         conn.execute(insert(migration_transitions), values)
-
-
-def _now(conn: Connection) -> datetime:
-    if conn.dialect.name == "sqlite":  # SQLite has no clock
-        return datetime.now(UTC)
-    now: datetime = conn.execute(select(func.clock_timestamp(type_=Instant()))).scalar_one()
-    return now

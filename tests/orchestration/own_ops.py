@@ -52,8 +52,7 @@ def load_now(context: OpExecutionContext, blacksmith: BlacksmithResource) -> Non
 @asset
 def loaded(context: AssetExecutionContext, blacksmith: BlacksmithResource) -> None:
     blacksmith.load(context, flights)
-    with blacksmith.wanderer() as wanderer:
-        assert wanderer.waits_for("lake") is None
+    assert blacksmith.wanderer().waits_for("lake") is None
     assert blacksmith.store.counts.of("lake/flights").pending == 0
 
 
