@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from time import monotonic
 from typing import Any
@@ -52,13 +52,32 @@ _AFTER = re.compile(r" \(after \d+ms in state \w+\)$")
 class ClientErrors:
     """Collects the connection errors that a client reports, and turns them into `Unavailable`.
 
-    `rights` are those that its user needs.
+    `rights` are those that its user needs. `settings` make a client report them.
     """
 
     def __init__(self, address: BrokerAddress, rights: str) -> None:
         self._address = address
         self._rights = rights
+        self.label = address.label
         self.clear()
+
+    def settings(self, own: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings of a client, its `own` included."""
+        address = self._address
+        secured = "SSL" if address.tls else "PLAINTEXT"
+        chosen = _SETTINGS | {
+            "bootstrap.servers": address.servers,
+            "client.id": address.subscription,
+            "security.protocol": f"SASL_{secured}" if address.username else secured,
+            "error_cb": self.note,
+        }
+        if address.username:
+            chosen["sasl.mechanism"] = address.sasl
+            chosen["sasl.username"] = address.username
+            chosen["sasl.password"] = address.password or ""
+        if address.ca:
+            chosen["ssl.ca.location"] = address.ca
+        return {**chosen, **own}
 
     def clear(self) -> None:
         """Forget what was reported."""
@@ -92,7 +111,7 @@ class ClientErrors:
         """The error to raise: for `error`, if a server responded so, else for what was reported."""
         is_response = error is not None and error.code() > 0  # the client's own codes are negative
         cause = error if is_response else self._reported or error
-        label, variable = self._address.label, self._address.variable
+        label, variable = self.label, self._address.variable
         if cause is None:
             return Unavailable(
                 f"{label} does not respond; it may need tls=true or a user in {variable}"
@@ -111,13 +130,13 @@ class ClientErrors:
         )
 
 
-def admin_client(address: BrokerAddress, errors: ClientErrors) -> AdminClient:
+def admin_client(errors: ClientErrors) -> AdminClient:
     """A client for requests about topics. Raises `Unavailable` for an unusable certificate."""
     try:
-        return AdminClient(settings(address) | {"error_cb": errors.note})
+        return AdminClient(errors.settings({}))
     except KafkaException as error:  # the client checks no other setting before it connects
         raise Unavailable(
-            f"{address.label}: the file of ca= is unusable: {error.args[0].str()}"
+            f"{errors.label}: the file of ca= is unusable: {error.args[0].str()}"
         ) from None
 
 
@@ -131,20 +150,3 @@ def wait_for(admin: AdminClient, requests: Sequence[Future[Any]], errors: Client
         if errors.is_lost or monotonic() > deadline:
             raise errors.unavailable()
         admin.poll(0.01)
-
-
-def settings(address: BrokerAddress) -> dict[str, Any]:
-    """The settings of every client."""
-    chosen = _SETTINGS | {
-        "bootstrap.servers": address.servers,
-        "client.id": address.subscription,
-    }
-    secured = "SSL" if address.tls else "PLAINTEXT"
-    chosen["security.protocol"] = f"SASL_{secured}" if address.username else secured
-    if address.username:
-        chosen["sasl.mechanism"] = address.sasl
-        chosen["sasl.username"] = address.username
-        chosen["sasl.password"] = address.password or ""
-    if address.ca:
-        chosen["ssl.ca.location"] = address.ca
-    return chosen

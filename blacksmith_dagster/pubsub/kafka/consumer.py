@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent import futures
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -34,7 +34,6 @@ from blacksmith_dagster.pubsub.kafka.connection import (
     RESPONSE_SECONDS,
     ClientErrors,
     admin_client,
-    settings,
     wait_for,
 )
 from blacksmith_dagster.pubsub.messages import header_text, unix_time
@@ -153,16 +152,16 @@ class KafkaConsumer(Consumer[confluent_kafka.Consumer]):
             self._commits = None
         if self._uncommitted and self._commits is None and self._admin is not None:
             self._uncommitted = False
-            group, topic = self._address.subscription, self._address.topic
-            offsets = [
-                TopicPartition(topic, number, partition.next)
-                for number, partition in self._partitions.items()
-                if partition.cursor is not None
-            ]
-            commits = [ConsumerGroupTopicPartitions(group, offsets)]
+            group = self._address.subscription
+            read = [number for number, part in self._partitions.items() if part.cursor is not None]
+            commits = [ConsumerGroupTopicPartitions(group, self._next_offsets(read))]
             self._commits = self._admin.alter_consumer_group_offsets(
                 commits, request_timeout=RESPONSE_SECONDS
             )[group]
+
+    def _next_offsets(self, numbers: Iterable[int]) -> list[TopicPartition]:
+        topic = self._address.topic
+        return [TopicPartition(topic, number, self._partitions[number].next) for number in numbers]
 
     def _note_commit(self, commits: Future[ConsumerGroupTopicPartitions]) -> None:
         # The store's cursors decide: only the lag that other tools show is wrong.
@@ -195,29 +194,18 @@ class KafkaConsumer(Consumer[confluent_kafka.Consumer]):
     def _open(self) -> confluent_kafka.Consumer:
         self._errors = self._new_errors()
         with self._errors.translated():
-            self._admin = admin_client(self._address, self._errors)
+            self._admin = admin_client(self._errors)
             (topic,) = self._results([self._describe()])
             self._topic = _identity(topic)
             self._check_at = monotonic() + _CHECK_SECONDS
             self._partitions = self._assigned(topic)
             self._uncommitted = self._has_cursor()
-            return confluent_kafka.Consumer(
-                settings(self._address)
-                | _CONSUMER
-                | {
-                    "group.id": self._address.subscription,
-                    "error_cb": self._errors.note,
-                }
-            )
+            group = {"group.id": self._address.subscription}
+            return confluent_kafka.Consumer(self._errors.settings(_CONSUMER | group))
 
     def _prepare(self, connection: confluent_kafka.Consumer) -> None:
         with self._errors.translated():
-            connection.assign(
-                [
-                    TopicPartition(self._address.topic, number, partition.next)
-                    for number, partition in self._partitions.items()
-                ]
-            )
+            connection.assign(self._next_offsets(self._partitions))
 
     def _assigned(self, topic: TopicDescription) -> dict[int, _AssignedPartition]:
         """The partitions, each at its reader's cursor in the store."""

@@ -20,7 +20,6 @@ from blacksmith_dagster.pubsub.kafka.connection import (
     RESPONSE_SECONDS,
     ClientErrors,
     admin_client,
-    settings,
     wait_for,
 )
 from blacksmith_dagster.pubsub.messages import decode_notification, encode_notifications
@@ -57,7 +56,7 @@ class KafkaPublisher(Publisher[_Producer]):
     def _open(self) -> _Producer:
         _create_topic(self._address)
         self._errors = _errors(self._address)
-        return _Producer(settings(self._address) | _PRODUCER | {"error_cb": self._errors.note})
+        return _Producer(self._errors.settings(_PRODUCER))
 
     def _send(self, connection: _Producer, paths: Collection[str]) -> None:
         connection.poll(0)
@@ -85,14 +84,8 @@ class KafkaSubscriber(Subscriber[Consumer]):
     def _open(self) -> Consumer:
         self._denied = _create_topic(self._address)
         self._errors = _errors(self._address)
-        return Consumer(
-            settings(self._address)
-            | _CONSUMER
-            | {
-                "group.id": f"{self._address.subscription}.{self._destination}",
-                "error_cb": self._errors.note,
-            }
-        )
+        group = {"group.id": f"{self._address.subscription}.{self._destination}"}
+        return Consumer(self._errors.settings(_CONSUMER | group))
 
     def _prepare(self, connection: Consumer) -> None:
         # Kafka would look for "the end" later, when something may have been sent already.
@@ -142,7 +135,7 @@ def _create_topic(address: BrokerAddress) -> KafkaError | None:
     Raises `Unavailable`, at once when no server can be reached.
     """
     errors = _errors(address)
-    admin = admin_client(address, errors)
+    admin = admin_client(errors)
     copies = -1  # as many as the cluster's default
     topic = NewTopic(address.topic, 1, copies, config=dict(_TOPIC))
     created = admin.create_topics([topic], request_timeout=RESPONSE_SECONDS)[address.topic]

@@ -68,12 +68,9 @@ class NATSConsumer(Consumer[NATSConnection]):
 
     def _prepare(self, connection: NATSConnection) -> None:
         stream = connection.call(lambda: self._find_stream(connection.client))
-        reader = _reader(self._address, stream)
         # Not in the connection's loop, which the database would block.
-        stored = self._cursor_of(reader)
-        begin = _first_sequence(self._address, stream, stored)
         self._consumer = _DurableConsumer(
-            connection.client, self._address, stream, reader, stored, begin, self._changed
+            connection.client, self._address, stream, self._cursor_of, self._changed
         )
         connection.call(lambda: self._start(self._consumer))
         self._check_at = monotonic() + _CHECK_SECONDS
@@ -154,9 +151,7 @@ class _DurableConsumer:
         client: Client,
         address: BrokerAddress,
         stream: StreamInfo,
-        reader: str,
-        stored: str | None,
-        begin: int,
+        cursor_of: CursorOf,
         changed: threading.Event,
     ) -> None:
         self._client = client
@@ -164,10 +159,10 @@ class _DurableConsumer:
         self._server = _jetstream(client)
         self._stream = str(stream.config.name)
         self._retention = stream.config.retention
-        self._reader = reader
-        self._cursor = stored
-        self._handed_out = begin - 1  # sequence numbers up to here were handed out
-        self._committed = begin - 1  # and those up to here are committed
+        self._reader = _reader(address, stream)
+        self._cursor = cursor_of(self._reader)
+        # Sequence numbers up to these were handed out, and are committed.
+        self._handed_out = self._committed = _first_sequence(address, stream, self._cursor) - 1
         self._changed = changed
         self._messages: deque[Msg] = deque()
         self._bytes_received = self._bytes_taken = 0  # each is written by one thread
