@@ -21,7 +21,6 @@ from blacksmith_dagster.wanderer.plan import (
     Declared,
     settled_version,
     waits_for,
-    without_traceless,
 )
 from blacksmith_dagster.wanderer.tracking import Tracking
 
@@ -125,6 +124,6 @@ class TargetLocks:
                 continue
             own = {scope: all_ for scope, all_ in by_scope.items() if target_of(scope) == target}
             of_target = [migration for migration in tracked if target_of(migration.scope) == target]
-            reason = waits_for(without_traceless(own, of_target))
+            reason = waits_for(own, of_target)
             version = settled_version(own, of_target)
             migration_barrier.lift(self._database, locked.barrier_token, version, reason)

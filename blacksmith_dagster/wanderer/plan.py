@@ -54,11 +54,9 @@ PENDING = frozenset(
 _UNCLEAR = frozenset(
     {MigrationState.EXECUTING_UP, MigrationState.EXECUTING_DOWN, MigrationState.INTERRUPTED}
 )
-_UNFINISHED = _UNCLEAR | {
-    MigrationState.ACKNOWLEDGED,
-    MigrationState.FAILED_UP,
-    MigrationState.FAILED_DOWN,
-}
+# They have left nothing in the target.
+_TRACELESS = frozenset({MigrationState.ACKNOWLEDGED, MigrationState.FAILED_UP})
+_UNFINISHED = _UNCLEAR | _TRACELESS | {MigrationState.FAILED_DOWN}
 
 Declared = Mapping[str, Sequence[Migration]]
 """Migrations by scope, oldest first."""
@@ -176,14 +174,23 @@ def plan_rollback(
     ]
 
 
-def waits_for(tracked: Iterable[TrackedMigration]) -> str | None:
+def waits_for(declared: Declared, tracked: Iterable[TrackedMigration]) -> str | None:
     """The migration that pauses the loads of a target, and what to do; `None` if there is none.
 
+    One that the code no longer declares, and that left no trace in the target, does not pause them.
+
+    >>> lake, step = "destination:lake", Migration(20260131120000, "add_gate", up="SELECT 1")
     >>> state = MigrationState.ACKNOWLEDGED
-    >>> waits_for([TrackedMigration("destination:lake", 20260131120000, "add_gate", None, state)])
+    >>> waits_for({lake: [step]}, [TrackedMigration(lake, step.version, step.name, None, state)])
     '20260131120000 add_gate of destination:lake has not run; run `blacksmith migrations run`'
     """
-    unfinished = [migration for migration in tracked if migration.state in _UNFINISHED]
+    available = by_key(declared)
+    unfinished = [
+        migration
+        for migration in tracked
+        if migration.state in _UNFINISHED
+        and (migration.state not in _TRACELESS or (migration.scope, migration.version) in available)
+    ]
     if not unfinished:
         return None
     # A migration that was tried comes before those that wait for it.
@@ -202,20 +209,6 @@ def waits_for(tracked: Iterable[TrackedMigration]) -> str | None:
     )
     error = f": {first.error}" if first.error else ""
     return f"{first} {first.state.value}{error}; fix it, then run `blacksmith migrations {command}`"
-
-
-def without_traceless(
-    declared: Declared, tracked: Iterable[TrackedMigration]
-) -> Sequence[TrackedMigration]:
-    """The migrations that can pause a target's loads: all but those that the code no longer declares
-    and that left no trace in the target."""
-    available = by_key(declared)
-    traceless = {MigrationState.ACKNOWLEDGED, MigrationState.FAILED_UP}
-    return [
-        migration
-        for migration in tracked
-        if (migration.scope, migration.version) in available or migration.state not in traceless
-    ]
 
 
 def settled_version(declared: Declared, tracked: Iterable[TrackedMigration]) -> int:

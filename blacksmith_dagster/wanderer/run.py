@@ -37,7 +37,6 @@ from blacksmith_dagster.wanderer.plan import (
     plan_run,
     tracked_by_key,
     waits_for,
-    without_traceless,
 )
 from blacksmith_dagster.wanderer.records import (
     CompletedAction,
@@ -199,7 +198,7 @@ class Wanderer:
         target = f"destination/{destination}"
         by_scope = declared(self._app, scopes_of(self._adapters[target]))
         tracked = self._tracking.tracked([target])
-        if reason := waits_for(without_traceless(by_scope, tracked)):
+        if reason := waits_for(by_scope, tracked):
             return reason
         states = {key: migration.state for key, migration in tracked_by_key(tracked).items()}
         for (scope, version), migration in by_key(by_scope).items():

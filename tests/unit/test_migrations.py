@@ -336,27 +336,34 @@ def test_nothing_is_planned_while_a_result_is_unknown(state: MigrationState, fix
     for plan in (plan_run, plan_rollback, plan_ack):
         with pytest.raises(MigrationError, match=fix):
             plan(by_scope, tracked_before, MigrationRequest(version=TWO))
-    assert fix in (waits_for(tracked_before) or "")
+    assert fix in (waits_for(by_scope, tracked_before) or "")
 
 
 def test_the_migration_that_pauses_the_loads_is_named() -> None:
     one, two = sql(ONE, TWO)
+    by_scope: Declared = {LAKE: [one, two]}
     assert (
         waits_for(
-            [tracked(one, MigrationState.SUCCEEDED_UP), tracked(two, MigrationState.SUCCEEDED_DOWN)]
+            by_scope,
+            [
+                tracked(one, MigrationState.SUCCEEDED_UP),
+                tracked(two, MigrationState.SUCCEEDED_DOWN),
+            ],
         )
         is None
     )
     message = waits_for(
-        [tracked(one, MigrationState.SUCCEEDED_UP), tracked(two, MigrationState.ACKNOWLEDGED)]
+        by_scope,
+        [tracked(one, MigrationState.SUCCEEDED_UP), tracked(two, MigrationState.ACKNOWLEDGED)],
     )
     assert message is not None
     assert message.startswith(f"{TWO} step of {LAKE} has not run; run")
     failed = waits_for(
+        by_scope,
         [
             tracked(one, MigrationState.ACKNOWLEDGED),
             tracked(two, MigrationState.FAILED_UP, error="no table"),
-        ]
+        ],
     )
     assert failed is not None
     assert failed.startswith(f"{TWO} step of {LAKE} failed(up): no table; fix it")
