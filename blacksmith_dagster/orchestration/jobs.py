@@ -2,7 +2,7 @@
 
 # Dagster reads the annotation of `context` as it stands: no `from __future__ import annotations`.
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,21 +61,30 @@ def load_jobs(app: Blacksmith) -> Sequence[LoadJob]:
     return jobs
 
 
-def build_load_job(load_job: LoadJob) -> JobDefinition:
-    """The Dagster job: an op per destination event, one after another in the run's own process."""
-    ops = [_build_load_op(event) for event in load_job.events]
+def in_process_job(
+    name: str, description: str, *ops: OpDefinition, tags: Mapping[str, str] | None = None
+) -> JobDefinition:
+    """A job of these ops, one after another in the run's own process.
 
-    @job(
-        name=load_job.name,
-        description=f"Loads {', '.join(event.path for event in load_job.events)}.",
-        executor_def=in_process_executor,
+    There a termination arrives as a signal, which the ops handle.
+    """
+
+    @job(name=name, description=description, executor_def=in_process_executor, tags=tags)
+    def run_ops() -> None:
+        for each in ops:
+            each()
+
+    return run_ops
+
+
+def build_load_job(load_job: LoadJob) -> JobDefinition:
+    """The Dagster job, with an op per destination event."""
+    return in_process_job(
+        load_job.name,
+        f"Loads {', '.join(event.path for event in load_job.events)}.",
+        *map(_build_load_op, load_job.events),
         tags={LOAD_TAG: load_job.name},
     )
-    def loads() -> None:
-        for load_op in ops:
-            load_op()
-
-    return loads
 
 
 def _build_load_op(event: AnyDestinationEvent) -> OpDefinition:
@@ -136,13 +145,8 @@ def build_purge_job(app: Blacksmith) -> JobDefinition | None:
             }
         )
 
-    @job(
-        name="blacksmith_purge",
-        description="Removes the events that are past their retention and that nothing needs any "
-        "more.",
-        executor_def=in_process_executor,
+    return in_process_job(
+        "blacksmith_purge",
+        "Removes the events that are past their retention and that nothing needs any more.",
+        purge_store,
     )
-    def purges() -> None:
-        purge_store()
-
-    return purges

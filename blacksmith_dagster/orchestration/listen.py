@@ -3,7 +3,6 @@
 # Dagster reads the annotation of `context` as it stands: no `from __future__ import annotations`.
 
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,22 +21,25 @@ from blacksmith_dagster.ingest.listeners import listened_events
 from blacksmith_dagster.orchestration.loads import interrupt_if_terminated, links_of
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
 from blacksmith_dagster.orchestration.warm_run_sensor import Holders, build_warm_run_sensor
-from blacksmith_dagster.orchestration.warm_runs import WarmRuns, build_warm_job, serve_until_end
+from blacksmith_dagster.orchestration.warm_runs import Serving, WarmRuns, build_warm_job
 from blacksmith_dagster.pipeline.source import AnySourceEvent, Source
 from blacksmith_dagster.pipeline.triggers import Subscription
 from blacksmith_dagster.store.records import ListenerStatus
 
-_REPORT_SECONDS = 60.0
-
 
 def build_listen_job(source: Source, warm: WarmRuns) -> JobDefinition:
     """The job `listen_<source>`."""
-    paths = ", ".join(event.path for event in listened_events(source))
+    paths = [event.path for event in listened_events(source)]
+    locks = [f"listen/{path}" for path in paths]
 
-    def serve(op: OpExecutionContext, blacksmith: BlacksmithResource) -> None:
-        _listen(op, blacksmith, source, warm)
+    def serve(op: OpExecutionContext, blacksmith: BlacksmithResource) -> Serving:
+        backends, run = blacksmith.backends, op.run_id
+        reporter = _ListenReporter(op, blacksmith.asset_keys, lambda: loop.statuses)
+        loop = build_listeners(blacksmith.app, source, backends, holder=run, report=reporter.add)
+        return Serving(loop, reporter.report, reporter.conclude)
 
-    return build_warm_job("listen", source.name, f"Listens for {paths}.", serve, warm)
+    description = f"Listens for {', '.join(paths)}."
+    return build_warm_job("listen", source.name, description, locks, serve, warm)
 
 
 def build_listen_sensor(source: Source, target: JobDefinition) -> SensorDefinition:
@@ -77,29 +79,6 @@ def _needs_broker(event: AnySourceEvent) -> bool:
     return isinstance(event.trigger, Subscription) and event.trigger.url is None
 
 
-def _listen(
-    op: OpExecutionContext, blacksmith: BlacksmithResource, source: Source, warm: WarmRuns
-) -> None:
-    reporter = _ListenReporter(op, blacksmith.asset_keys, lambda: loop.statuses)
-    loop = build_listeners(
-        blacksmith.app, source, blacksmith.backends, holder=op.run_id, report=reporter.add
-    )
-
-    def conclude(reason: str, stopped: bool) -> None:
-        op.add_output_metadata(
-            {
-                "events_received": reporter.reported.total(),
-                "by_event": MetadataValue.json(dict(reporter.reported)),
-                "stop_reason": reason,
-            }
-        )
-        if stopped:
-            interrupt_if_terminated(op)
-
-    locks = [f"listen/{event.path}" for event in listened_events(source)]
-    serve_until_end(op, blacksmith, loop, source.name, locks, warm, reporter, conclude)
-
-
 class _ListenReporter:
     """Counts events in any thread, and reports them in the run's own thread, as Dagster requires."""
 
@@ -115,18 +94,12 @@ class _ListenReporter:
         self._links = links_of(op)
         self._lock = threading.Lock()
         self._received: Counter[str] = Counter()
-        self._reported_at = time.monotonic()
         self.reported: Counter[str] = Counter()
 
     def add(self, event: AnySourceEvent, number: int) -> None:
         """Count events that were received."""
         with self._lock:
             self._received[event.path] += number
-
-    def report_if_due(self) -> None:
-        """Report, unless the last report was less than a minute ago."""
-        if time.monotonic() - self._reported_at >= _REPORT_SECONDS:
-            self.report()
 
     def report(self) -> None:
         """Report what was received since the last report, and the status of the listeners.
@@ -135,7 +108,6 @@ class _ListenReporter:
         """
         with self._lock:
             received, self._received = self._received, Counter()
-        self._reported_at = time.monotonic()
         self.reported += received
         statuses = {status.path: status for status in self._statuses()}
         for path in statuses | received:
@@ -143,6 +115,18 @@ class _ListenReporter:
             if received[path] or (status and (status.lag or status.error)):
                 metadata = {**observed(received[path], status), **self._links}
                 self._op.log_event(AssetObservation(self._keys[path], metadata=metadata))
+
+    def conclude(self, reason: str, stopped: bool) -> None:
+        """Report to the run what was received in all, and why the run ends."""
+        self._op.add_output_metadata(
+            {
+                "events_received": self.reported.total(),
+                "by_event": MetadataValue.json(dict(self.reported)),
+                "stop_reason": reason,
+            }
+        )
+        if stopped:
+            interrupt_if_terminated(self._op)
 
 
 def observed(number: int, status: ListenerStatus | None) -> dict[str, Any]:

@@ -11,19 +11,17 @@ from dagster import (
     Failure,
     JobDefinition,
     MetadataValue,
-    OpDefinition,
     OpExecutionContext,
     TableColumn,
     TableRecord,
     TableSchema,
-    in_process_executor,
-    job,
     op,
 )
 from pydantic import Field
 
 from blacksmith_dagster.errors import BlacksmithError
 from blacksmith_dagster.orchestration.checks import has_migrations, migrations_up_to_date
+from blacksmith_dagster.orchestration.jobs import in_process_job
 from blacksmith_dagster.orchestration.loads import evaluate, interrupt_if_terminated
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
 from blacksmith_dagster.pipeline.application import Blacksmith
@@ -99,40 +97,29 @@ def build_migration_jobs(app: Blacksmith) -> Sequence[JobDefinition]:
     def ack_migrations(
         context: OpExecutionContext, config: AckConfig, blacksmith: BlacksmithResource
     ) -> None:
-        _migrate(context, blacksmith, config, lambda wanderer, request: wanderer.ack(request))
+        _migrate(context, blacksmith, config, Wanderer.ack)
 
     @op(description="Runs migrations, oldest to newest.")
     def run_migrations(
         context: OpExecutionContext, config: UpConfig, blacksmith: BlacksmithResource
     ) -> None:
-        _migrate(context, blacksmith, config, lambda wanderer, request: wanderer.run(request))
+        _migrate(context, blacksmith, config, Wanderer.run)
 
     @op(description="Rolls migrations back, newest to oldest.")
     def rollback_migrations(
         context: OpExecutionContext, config: RollbackConfig, blacksmith: BlacksmithResource
     ) -> None:
-        _migrate(context, blacksmith, config, lambda wanderer, request: wanderer.rollback(request))
+        _migrate(context, blacksmith, config, Wanderer.rollback)
 
-    return [
-        _build_job("wanderer_ack", ack_migrations),
-        _build_job("wanderer_run", run_migrations),
-        _build_job("wanderer_rollback", rollback_migrations),
-    ]
-
-
-def _build_job(name: str, migrate: OpDefinition) -> JobDefinition:
-    # Runs in the run's own process, where a termination arrives as a signal that the op handles.
     # Never retried, even if the instance retries failed runs: a person must look at the failure.
-    @job(
-        name=name,
-        description=migrate.description,
-        executor_def=in_process_executor,
-        tags={"dagster/max_retries": "0"},
-    )
-    def migrates() -> None:
-        migrate()
-
-    return migrates
+    return [
+        in_process_job(name, migrate.description or "", migrate, tags={"dagster/max_retries": "0"})
+        for name, migrate in (
+            ("wanderer_ack", ack_migrations),
+            ("wanderer_run", run_migrations),
+            ("wanderer_rollback", rollback_migrations),
+        )
+    ]
 
 
 def _migrate(

@@ -17,13 +17,12 @@ from dagster import (
     RetryRequested,
     ScheduleDefinition,
     SensorDefinition,
-    in_process_executor,
-    job,
     op,
 )
 
 from blacksmith_dagster.errors import SettingsError, Unavailable
 from blacksmith_dagster.ingest.poll import Polled, poll
+from blacksmith_dagster.orchestration.jobs import in_process_job
 from blacksmith_dagster.orchestration.loads import links_of
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
 from blacksmith_dagster.orchestration.schedules import already_active, build_trigger
@@ -61,15 +60,8 @@ def build_poll_job(event: AnySourceEvent) -> JobDefinition:
     def poll_event(context: OpExecutionContext, blacksmith: BlacksmithResource) -> None:
         _report_poll(context, blacksmith.asset_keys[event.path], _poll(context, event, blacksmith))
 
-    @job(
-        name=f"poll_{name}",
-        description=event.description or f"Polls {event.path}.",
-        executor_def=in_process_executor,
-    )
-    def polls() -> None:
-        poll_event()
-
-    return polls
+    description = event.description or f"Polls {event.path}."
+    return in_process_job(f"poll_{name}", description, poll_event)
 
 
 def build_poll_trigger(

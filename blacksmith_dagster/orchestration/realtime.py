@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from dagster import AssetKey, JobDefinition, OpExecutionContext, SensorDefinition
+from dagster import JobDefinition, OpExecutionContext, SensorDefinition
 
 from blacksmith_dagster.composition import build_realtime
 from blacksmith_dagster.errors import Unavailable
@@ -15,82 +15,54 @@ from blacksmith_dagster.orchestration.loads import LoadReporter, conclude, evalu
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
 from blacksmith_dagster.orchestration.schedules import why_not_due
 from blacksmith_dagster.orchestration.warm_run_sensor import Holders, build_warm_run_sensor
-from blacksmith_dagster.orchestration.warm_runs import WarmRuns, build_warm_job, serve_until_end
+from blacksmith_dagster.orchestration.warm_runs import Serving, WarmRuns, build_warm_job
 from blacksmith_dagster.pipeline.destination import AnyDestinationEvent, Destination
 from blacksmith_dagster.pipeline.validation import seconds
 from blacksmith_dagster.scheduler import Summary, realtime_events
-from blacksmith_dagster.store import Store
-
-_REPORT_SECONDS = 60.0
 
 
 def build_realtime_job(destination: Destination[Any], warm: WarmRuns) -> JobDefinition:
     """The job `realtime_<destination>`."""
     events = realtime_events(destination)
-    paths = ", ".join(event.path for event in events)
+    paths = [event.path for event in events]
 
-    def serve(op: OpExecutionContext, blacksmith: BlacksmithResource) -> None:
-        _load(op, blacksmith, destination, warm)
+    def serve(op: OpExecutionContext, blacksmith: BlacksmithResource) -> Serving:
+        reporter = LoadReporter(blacksmith.asset_keys, op.log_event, links=links_of(op))
+        loop = build_realtime(
+            blacksmith.app,
+            destination,
+            blacksmith.scheduler,
+            blacksmith.backends,
+            holder=op.run_id,
+            report=reporter.add,
+            run=op.run_id,
+        )
+
+        def conclude_run(reason: str, stopped: bool) -> None:
+            _check(op, blacksmith, events)
+            conclude(op, Summary(reporter.loads, reporter.tally, stopped=stopped), reason)
+
+        return Serving(loop, reporter.report, conclude_run, lambda: loop.idle)
 
     return build_warm_job(
         "realtime",
         destination.name,
-        f"Loads {paths} as soon as there is something to load.",
+        f"Loads {', '.join(paths)} as soon as there is something to load.",
+        [f"load/{path}" for path in paths],
         serve,
         warm,
         longest_load=max(event.timeout.total_seconds() for event in events),
     )
 
 
-def _load(
-    op: OpExecutionContext,
-    blacksmith: BlacksmithResource,
-    destination: Destination[Any],
-    warm: WarmRuns,
-) -> None:
-    store, keys, events = blacksmith.store, blacksmith.asset_keys, realtime_events(destination)
-    reporter = LoadReporter(keys, op.log_event, _REPORT_SECONDS, links_of(op))
-    loop = build_realtime(
-        blacksmith.app,
-        destination,
-        blacksmith.scheduler,
-        blacksmith.backends,
-        holder=op.run_id,
-        report=reporter.add,
-        run=op.run_id,
-    )
-
-    def conclude_run(reason: str, stopped: bool) -> None:
-        _check(op, store, events, keys)
-        conclude(op, Summary(reporter.loads, reporter.tally, stopped=stopped), reason)
-
-    locks = [f"load/{event.path}" for event in events]
-    serve_until_end(
-        op,
-        blacksmith,
-        loop,
-        destination.name,
-        locks,
-        warm,
-        reporter,
-        conclude_run,
-        lambda: loop.idle,
-    )
-
-
 def _check(
-    op: OpExecutionContext,
-    store: Store,
-    events: Sequence[AnyDestinationEvent],
-    keys: Mapping[str, AssetKey],
+    op: OpExecutionContext, blacksmith: BlacksmithResource, events: Sequence[AnyDestinationEvent]
 ) -> None:
     now = datetime.now(UTC)
     try:
         for event in events:
-            counts = store.counts.of(event.path)
-            evaluate(
-                op, check_destination(keys[event.path], event.schedule, counts, now, woken=True)
-            )
+            key, counts = blacksmith.asset_keys[event.path], blacksmith.store.counts.of(event.path)
+            evaluate(op, check_destination(key, event.schedule, counts, now, woken=True))
     except Unavailable as error:  # what was loaded is recorded; `blacksmith_report` checks it too
         op.log.warning(f"the checks are not evaluated: {error}")
 

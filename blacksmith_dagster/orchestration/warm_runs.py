@@ -9,20 +9,19 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from dagster import (
     DagsterRunStatus,
     JobDefinition,
     OpExecutionContext,
     RunsFilter,
-    in_process_executor,
-    job,
     op,
 )
 
 from blacksmith_dagster.composition import Loop, running
 from blacksmith_dagster.errors import DeclarationError, Unavailable
+from blacksmith_dagster.orchestration.jobs import in_process_job
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
 from blacksmith_dagster.pipeline.validation import Duration, duration, seconds
 from blacksmith_dagster.redaction import describe
@@ -33,6 +32,7 @@ from blacksmith_dagster.supervisor import Supervisor
 ENDING_TAG = "blacksmith/ending"
 
 _LOOK_SECONDS = 1.0
+_REPORT_SECONDS = 60.0
 # A run waits for locks this much longer than a predecessor takes to end after its announcement.
 _PATIENCE_SECONDS = 30.0
 # Time to end: to record, report and check what is left.
@@ -121,106 +121,83 @@ def ending(state: WarmRunState, warm: WarmRuns) -> Ending | None:
     return None
 
 
+class Serving(NamedTuple):
+    """What a warm run does.
+
+    - `loop`: loads or listens.
+    - `report`: reports what was done since the last report; called in the run's own thread.
+    - `conclude`: called at the end with the reason, and whether a signal stopped the run.
+    - `idle`: seconds since the last load.
+    """
+
+    loop: Loop
+    report: Callable[[], None]
+    conclude: Callable[[str, bool], None]
+    idle: Callable[[], float] = lambda: 0.0
+
+
 def build_warm_job(
     prefix: str,
     served: str,
     description: str,
-    serve: Callable[[OpExecutionContext, BlacksmithResource], None],
+    locks: Sequence[str],
+    serve: Callable[[OpExecutionContext, BlacksmithResource], Serving],
     warm: WarmRuns,
     longest_load: float = 0.0,
 ) -> JobDefinition:
-    """The job `<prefix>_<served>`, whose runs call `serve` and have the tag `blacksmith/<prefix>`.
+    """The job `<prefix>_<served>`, whose runs have the tag `blacksmith/<prefix>`.
 
     `dagster.yaml` may limit the runs of each value of that tag to two: one run and its successor.
 
     - `served`: the name of the source or the destination, and the value of the tag.
+    - `locks`: the keys of its events' locks.
+    - `serve`: called when a run starts.
     - `longest_load`: seconds that a run may need to finish what it is loading.
     """
 
     # A plain function: at every `next()` of a generator Dagster installs its own signal handlers.
     @op(name=f"{prefix}__{served}", description=description)
     def stay(context: OpExecutionContext, blacksmith: BlacksmithResource) -> None:
-        serve(context, blacksmith)
+        serving, stop = serve(context, blacksmith), threading.Event()
+        with on_stop(stop.set), running([serving.loop], blacksmith.backends, [served]):
+            try:
+                reason = _watch(context, serving, warm, stop)
+                reason += _other_holders(blacksmith.supervisor, locks, context.run_id)
+            finally:
+                serving.loop.stop()
+                serving.report()
+            context.log.info(f"this run ends: {reason}")
+            serving.conclude(reason, stop.is_set())
+        if serving.loop.failure is not None:
+            raise serving.loop.failure
 
     max_runtime = 2 * seconds(warm.age) + seconds(warm.notice) + longest_load + _END_SECONDS
-
-    @job(
-        name=f"{prefix}_{served}",
-        description=f"{description} Its run stays alive; {prefix}_{served}_sensor launches it.",
-        executor_def=in_process_executor,
+    return in_process_job(
+        f"{prefix}_{served}",
+        f"{description} Its run stays alive; {prefix}_{served}_sensor launches it.",
+        stay,
         tags={f"blacksmith/{prefix}": served, "dagster/max_runtime": f"{max_runtime:.0f}"},
     )
-    def warm_job() -> None:
-        stay()
-
-    return warm_job
 
 
-class Reporter(Protocol):
-    """Reports to the run what the loop has done."""
-
-    def report_if_due(self) -> None:
-        """Report, unless something was reported a short while ago."""
-        ...
-
-    def report(self) -> None:
-        """Report the rest."""
-        ...
-
-
-def serve_until_end(
-    op: OpExecutionContext,
-    blacksmith: BlacksmithResource,
-    loop: Loop,
-    served: str,
-    locks: Sequence[str],
-    warm: WarmRuns,
-    reporter: Reporter,
-    conclude: Callable[[str, bool], None],
-    idle: Callable[[], float] = lambda: 0.0,
-) -> None:
-    """Run the loop until the warm run must end, and report meanwhile. Raises the loop's failure.
-
-    - `served`: the name of the source or the destination; `locks`: the keys of its events' locks.
-    - `conclude`: called at the end with the reason, and whether a signal stopped the run.
-    - `idle`: seconds since the last load.
-    """
-    stop = threading.Event()
-    with on_stop(stop.set), running([loop], blacksmith.backends, [served]):
-        try:
-            reason = _watch(op, loop, warm, stop, reporter, idle)
-            reason += _other_holders(blacksmith.supervisor, locks, op.run_id)
-        finally:
-            loop.stop()
-            reporter.report()
-        op.log.info(f"this run ends: {reason}")
-        conclude(reason, stop.is_set())
-    if loop.failure is not None:
-        raise loop.failure
-
-
-def _watch(
-    op: OpExecutionContext,
-    loop: Loop,
-    warm: WarmRuns,
-    stop: threading.Event,
-    reporter: Reporter,
-    idle: Callable[[], float],
-) -> str:
-    """Wait until the run must end; returns the reason."""
-    started_at = locked_at = time.monotonic()
+def _watch(op: OpExecutionContext, serving: Serving, warm: WarmRuns, stop: threading.Event) -> str:
+    """Report until the run must end; returns the reason."""
+    started_at = locked_at = reported_at = time.monotonic()
     announced: Ending | None = None
     ends_at = float("inf")
+    loop = serving.loop
     while True:
         stop.wait(_LOOK_SECONDS)
-        reporter.report_if_due()
+        if time.monotonic() - reported_at >= _REPORT_SECONDS:
+            reported_at = time.monotonic()
+            serving.report()
         now = time.monotonic()
         if loop.holds_locks:
             locked_at = now
         failure = loop.failure
         state = WarmRunState(
             now - started_at,
-            idle(),
+            serving.idle(),
             now - locked_at,
             stop.is_set(),
             None if failure is None else describe(failure),

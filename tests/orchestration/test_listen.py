@@ -22,7 +22,6 @@ from blacksmith_dagster.orchestration import (
     BlacksmithResource,
     WarmRuns,
     build_definitions,
-    listen,
     warm_runs,
 )
 from blacksmith_dagster.orchestration.warm_runs import ENDING_TAG
@@ -164,7 +163,7 @@ def test_lag_is_reported_while_it_stays(
     shop: Shop, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not only at its end; and each event is reported once."""
-    monkeypatch.setattr(listen, "_REPORT_SECONDS", 0.5)
+    monkeypatch.setattr(warm_runs, "_REPORT_SECONDS", 0.5)
     monkeypatch.setattr("blacksmith_dagster.ingest.listeners.NOTE_INTERVAL", 0.1)
     shop.lines = 5
     shop.run(instance)
@@ -280,7 +279,6 @@ def test_a_subscription_without_a_broker_is_reported(
 ) -> None:
     monkeypatch.delenv("BLACKSMITH_PUBSUB_URL", raising=False)
     open_store(store_url, upgrade=True).close()
-    resource = BlacksmithResource(store_url=store_url)
 
     def look_at(*subscriptions: Subscription, also: bool = False) -> Any:
         shop = Source("shop")
@@ -289,9 +287,9 @@ def test_a_subscription_without_a_broker_is_reported(
         if also:
             shop.event(CDC(), name="changed")(lambda listener: iter(()))
         app = Blacksmith(sources=[shop], destinations=[])
-        return look(
-            build_definitions(app, start_date="2026-01-01", resource=resource), resource, instance
-        )[0]
+        resource = BlacksmithResource(store_url=store_url)
+        definitions = build_definitions(app, start_date="2026-01-01", resource=resource)
+        return look(definitions, resource, instance)[0]
 
     skipped = look_at(Subscription("orders")).skip_message
     assert "no broker is configured for shop/ordered_0: set BLACKSMITH_PUBSUB_URL" in skipped

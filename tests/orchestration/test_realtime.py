@@ -27,9 +27,9 @@ from blacksmith_dagster.orchestration import (
     BlacksmithResource,
     WarmRuns,
     build_definitions,
-    realtime,
     schedules,
     warm_run_sensor,
+    warm_runs,
 )
 from blacksmith_dagster.orchestration.realtime import why_idle
 from blacksmith_dagster.orchestration.warm_run_sensor import (
@@ -327,7 +327,7 @@ def test_a_warm_run_materializes_while_it_stays(
     alerts: Alerts, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not only at its end: the second event comes when the first has been reported."""
-    monkeypatch.setattr(realtime, "_REPORT_SECONDS", 0.1)
+    monkeypatch.setattr(warm_runs, "_REPORT_SECONDS", 0.1)
     warm = WarmRuns(idle="5s", notice="1s")
     alerts.definitions = build_definitions(
         alerts.app, start_date="2026-01-01", resource=alerts.resource, warm=warm
