@@ -31,7 +31,6 @@ from blacksmith_dagster.gateway.responses import (
     Deprecations,
     error_response,
     internal_problem,
-    reply_response,
     routing_problem,
 )
 from blacksmith_dagster.ingest.extract import VERSION_HEADER, Extracted, Extractor
@@ -279,7 +278,11 @@ class EventEndpoint:
         reply = extracted.reply
         if reply is None and isinstance(self._event, Webhook):
             reply = self._event.response
-        response = Accepted(ids, quarantined) if reply is None else reply_response(reply)
+        response = (
+            Accepted(ids, quarantined)
+            if reply is None
+            else Response(reply.body, reply.status, {"content-type": reply.content_type})
+        )
         deprecation = self._deprecations.header(extracted.events)
         if deprecation is not None:
             response.headers["Deprecation"] = deprecation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -59,38 +60,24 @@ class Health:
         return problem(503, self._not_ready_because, headers={"Retry-After": "1"}, members=state)
 
     async def _check_both(self) -> None:
-        async with anyio.create_task_group() as both:
-            both.start_soon(self._check_store)
-            if self._supervisor is not None:
-                both.start_soon(self._check_supervisor, self._supervisor)
-
-    async def _check_store(self) -> None:
-        self._not_ready_because = await _problem(
-            self._store.ready,
-            _READY_WAIT,
-            "the store does not respond",
-            "the store cannot accept events; the gateway's log says why",
-        )
-
-    async def _check_supervisor(self, supervisor: Supervisor) -> None:
-        self._supervisor_problem = await _problem(
-            supervisor.ready,
-            _SUPERVISOR_WAIT,
-            "the supervisor does not respond",
-            "the supervisor rejects this process; the gateway's log says why",
-        )
+        checks = [_problem(self._store.ready, _READY_WAIT, "store", "cannot accept events")]
+        if self._supervisor is not None:
+            ready, rejects = self._supervisor.ready, "rejects this process"
+            checks.append(_problem(ready, _SUPERVISOR_WAIT, "supervisor", rejects))
+        self._not_ready_because, *others = await asyncio.gather(*checks)
+        self._supervisor_problem = others[0] if others else None
 
 
 async def _problem(
-    ready: Callable[[], None], seconds: float, silent: str, failing: str
+    ready: Callable[[], None], seconds: float, service: str, failing: str
 ) -> str | None:
     """Why a service is not ready, in words that strangers may read; the log has more."""
     try:
         with anyio.fail_after(seconds):
             await anyio.to_thread.run_sync(ready, abandon_on_cancel=True)
     except (Unavailable, TimeoutError):
-        return silent
+        return f"the {service} does not respond"
     except BlacksmithError as error:
         _log.error("%s", error)
-        return failing
+        return f"the {service} {failing}; the gateway's log says why"
     return None

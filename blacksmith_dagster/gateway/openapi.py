@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator, Mapping
+from itertools import chain, count
 from typing import Any
 
 from blacksmith_dagster.pipeline.access import Auth, Bearer, WriteKey
@@ -68,9 +70,10 @@ def described(app: Blacksmith) -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     schemas: dict[str, Any] = dict(_SCHEMAS)
     security: dict[str, Any] = {}
+    operation_ids: set[str] = set()
     for event, on in http_endpoints(app):
         operation: dict[str, Any] = {
-            "operationId": f"{on.method.lower()} {on.path}",
+            "operationId": _operation_id(event, on, operation_ids),
             "tags": [event.source.name],
             "parameters": [*_parameters(event)],
             "requestBody": {
@@ -106,6 +109,16 @@ def http_endpoints(app: Blacksmith) -> Iterator[tuple[AnySourceEvent | Webhook, 
             yield event, event.trigger
     for webhook in app.webhooks:
         yield webhook, webhook.on
+
+
+def _operation_id(event: AnySourceEvent | Webhook, on: HTTP, others: set[str]) -> str:
+    """An id that code generators accept as a function's name, unlike the `others`; added to these."""
+    what = event.path if isinstance(event, SourceEvent) else on.method.lower() + on.path
+    name = re.sub("[^A-Za-z0-9]+", "_", what).strip("_")
+    numbered = (f"{name}_{number}" for number in count(2))
+    chosen = next(one for one in chain([name], numbered) if one not in others)
+    others.add(chosen)
+    return chosen
 
 
 def _parameters(event: AnySourceEvent | Webhook) -> Iterator[Mapping[str, Any]]:

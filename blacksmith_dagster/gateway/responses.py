@@ -27,7 +27,6 @@ from blacksmith_dagster.errors import (
     UnsupportedMedia,
 )
 from blacksmith_dagster.pipeline.source import AnySourceEvent
-from blacksmith_dagster.pipeline.triggers import Reply
 from blacksmith_dagster.redaction import clean
 from blacksmith_dagster.store.records import NewEvent
 
@@ -75,11 +74,6 @@ class Accepted(Response):
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(self.body)),
         ]
-
-
-def reply_response(reply: Reply) -> Response:
-    """What a source's function responds, or its webhook."""
-    return Response(reply.body, reply.status, {"content-type": reply.content_type})
 
 
 def error_response(error: Exception, path: str) -> Response:

@@ -13,8 +13,9 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -97,19 +98,19 @@ class StandardGateway:
         """
         _raise_file_limit()
         self._check_tls()
-        events, webhooks = app.source_events.values(), app.webhooks
-        for auth in [*(event.auth for event in events), *(webhook.auth for webhook in webhooks)]:
-            if auth is not None:
-                auth.check()  # report an invalid token now, not to a sender
+        for receiver in [*app.source_events.values(), *app.webhooks]:
+            if receiver.auth is not None:
+                receiver.auth.check()  # report an invalid token now, not to a sender
         with self._listen() as listener:
             # Upgrade the schema once, before the first request and before the fork.
             with Backends(settings, upgrade=True) as backends:
                 backends.store.register(app)
                 click.echo(f"blacksmith gateway: {self._url(listener)}, {backends.label}")
+            work = partial(self._work, app, settings, listener)
             if self.workers == 1:
-                self._work(app, settings, listener, maintains=True)
+                work(0)
             else:
-                _WorkerProcesses(self, app, settings, listener).run()
+                _WorkerProcesses(self.workers, work).run()
 
     def _listen(self) -> socket.socket:
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
@@ -153,7 +154,7 @@ class StandardGateway:
         )
 
     def _work(
-        self, app: Blacksmith, settings: Settings, listener: socket.socket, *, maintains: bool
+        self, app: Blacksmith, settings: Settings, listener: socket.socket, number: int
     ) -> None:
         # Imported here: a process that only declares a gateway, as Dagster's do, needs no server.
         import uvicorn
@@ -194,10 +195,13 @@ class StandardGateway:
             # would walk them, and pause the process for tens of milliseconds.
             gc.collect()
             gc.freeze()
-            if maintains:  # one of its processes registers the gateway
+            opened.enter_context(_stopped_by_signals(server))
+            if (
+                number == 0
+            ):  # one of its processes also registers the gateway, and maintains the store
                 opened.enter_context(registered(supervisor, self._service(app, listener)))
-            with _stopped_by_signals(server), _maintenance(store if maintains else None):
-                server.run(sockets=[listener])
+                opened.enter_context(_maintenance(store))
+            server.run(sockets=[listener])
 
 
 class _WorkerProcesses:
@@ -207,17 +211,9 @@ class _WorkerProcesses:
     pipe whose other end the parent holds.
     """
 
-    def __init__(
-        self,
-        gateway: StandardGateway,
-        app: Blacksmith,
-        settings: Settings,
-        listener: socket.socket,
-    ) -> None:
-        self._gateway = gateway
-        self._app = app
-        self._settings = settings
-        self._listener = listener
+    def __init__(self, number: int, work: Callable[[int], None]) -> None:
+        self._number = number
+        self._work = work
         self._fork = multiprocessing.get_context("fork")
         self._parent_pipe, self._parents_end = self._fork.Pipe(duplex=False)
         self._running: dict[int, BaseProcess] = {}
@@ -228,7 +224,7 @@ class _WorkerProcesses:
         """Keep the workers running until SIGTERM or SIGINT, then stop them and wait for them."""
         before = {number: signal.signal(number, self._stop) for number in _STOP_SIGNALS}
         try:
-            for number in range(self._gateway.workers):
+            for number in range(self._number):
                 self._start(number)
             while self._running:
                 wait([worker.sentinel for worker in self._running.values()])
@@ -273,7 +269,7 @@ class _WorkerProcesses:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
         self._parents_end.close()
         threading.Thread(target=_stop_with, args=(self._parent_pipe,), daemon=True).start()
-        self._gateway._work(self._app, self._settings, self._listener, maintains=number == 0)
+        self._work(number)
 
 
 def _stop_with(parent: Connection) -> None:
@@ -299,11 +295,11 @@ def _stopped_by_signals(server: uvicorn.Server) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _maintenance(store: Store | None) -> Iterator[None]:
+def _maintenance(store: Store) -> Iterator[None]:
     """Call `store.maintain()` every few seconds in a thread of its own."""
     ended = threading.Event()
 
-    def maintain(store: Store) -> None:
+    def maintain() -> None:
         while not ended.is_set():
             try:
                 store.maintain()
@@ -313,12 +309,7 @@ def _maintenance(store: Store | None) -> Iterator[None]:
                 _log.exception("the store's maintenance has failed and will be retried")
             ended.wait(_MAINTENANCE_SECONDS)
 
-    if store is None:
-        yield
-        return
-    thread = threading.Thread(
-        target=maintain, args=(store,), name="blacksmith-maintenance", daemon=True
-    )
+    thread = threading.Thread(target=maintain, name="blacksmith-maintenance", daemon=True)
     thread.start()
     try:
         yield

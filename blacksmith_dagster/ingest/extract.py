@@ -176,11 +176,14 @@ class Extractor:
         """The children of an event, the last first."""
         family = parent.family
         if parent.event.key is not None:
-            family = _Family(f"{parent.prepared.path}:{parent.event.key}", index)
+            family = (f"{parent.prepared.path}:{parent.event.key}", index)
         return [self._member(child, index, family) for child in [*parent.event.children][::-1]]
 
     def _member(
-        self, typed: TypedEvent, parent: int | None = None, family: _Family | None = None
+        self,
+        typed: TypedEvent,
+        parent: int | None = None,
+        family: tuple[str, int] | None = None,
     ) -> _Member:
         prepared = self._prepared.get(typed.event_type)
         if prepared is None:
@@ -242,21 +245,17 @@ def _facts_of(request: Request | Message) -> _RequestFacts:
     return _RequestFacts(check_key(key), _digest(request.body), version)
 
 
-class _Family(msgspec.Struct, frozen=True):
-    """The key of the nearest ancestor that has its own, and that ancestor's index in the request: it
-    makes children without a key unique."""
-
-    key: str
-    index: int
-
-
 class _Member(msgspec.Struct, frozen=True, gc=False):
-    """An event that a function has returned, or a child of one; `parent` is its parent's index."""
+    """An event that a function has returned, or a child of one.
+
+    `parent` is its parent's index in the request. `family` is the key of the nearest ancestor that has
+    its own, and that ancestor's index: it makes children without a key unique.
+    """
 
     prepared: _PreparedEvent
     event: Event[Any]
     parent: int | None = None
-    family: _Family | None = None
+    family: tuple[str, int] | None = None
 
 
 def _identity(
@@ -269,7 +268,8 @@ def _identity(
     if member.event.key is not None:
         return check_key(member.event.key), 0, _digest(payload)
     if member.family is not None:
-        return member.family.key, index - member.family.index, _digest(payload)
+        key, ancestor = member.family
+        return key, index - ancestor, _digest(payload)
     return facts.key, place if facts.key is not None else 0, facts.digest
 
 

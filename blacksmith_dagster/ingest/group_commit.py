@@ -7,6 +7,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Sequence
+from itertools import islice
 from queue import SimpleQueue
 from typing import TypeAlias
 
@@ -29,8 +30,8 @@ _Result: TypeAlias = list[str] | Exception
 
 
 class _Waiting(msgspec.Struct, frozen=True):
-    events: list[NewEvent]
-    raw_requests: Sequence[RawRequest]
+    number: int
+    parts: Sequence[_Part]
     ids: asyncio.Future[list[str]]
 
 
@@ -74,7 +75,7 @@ class GroupCommit:
         if self._loop is None:  # kept, as looking it up is a system call
             self._loop = asyncio.get_running_loop()
         ids: asyncio.Future[list[str]] = self._loop.create_future()
-        self._queue.put(_Waiting(events, raw_requests, ids))
+        self._queue.put(_Waiting(len(events), [events, *raw_requests], ids))
         return ids
 
     async def stop(self) -> None:
@@ -90,31 +91,22 @@ class GroupCommit:
             gathered.extend(queue.get() for _ in range(queue.qsize()))
             running = gathered[-1] is not None
             batch = [waiting for waiting in gathered if waiting is not None]
-            if any(waiting.raw_requests for waiting in batch):
-                results = self._append_parts(batch)
-            else:
-                results = self._append([waiting.events for waiting in batch])
+            parts = [part for waiting in batch for part in waiting.parts]
+            results = self._append(parts)
             if self._notify is not None:
-                committed = zip(batch, results, strict=True)
+                committed = zip(parts, results, strict=True)
                 self._notify(
                     destinations_to_notify(
-                        waiting.events for waiting, result in committed if isinstance(result, list)
+                        part for part, result in committed if isinstance(result, list)
                     )
                 )
+            if len(parts) > len(batch):
+                of_parts = iter(results)
+                results = [_joined([*islice(of_parts, len(waiting.parts))]) for waiting in batch]
             # The loop is closed if the process got a second stop signal; then no request waits.
             with contextlib.suppress(RuntimeError):
                 if self._loop is not None:
                     self._loop.call_soon_threadsafe(self._hand_back, batch, results)
-
-    def _append_parts(self, batch: Sequence[_Waiting]) -> Sequence[_Result]:
-        parts: list[_Part] = []
-        for waiting in batch:
-            parts += [waiting.events, *waiting.raw_requests]
-        results = iter(self._append(parts))
-        return [
-            _joined([next(results) for _ in range(1 + len(waiting.raw_requests))])
-            for waiting in batch
-        ]
 
     def _append(self, parts: Sequence[_Part]) -> Sequence[_Result]:
         if not parts:
@@ -137,7 +129,7 @@ class GroupCommit:
 
     def _hand_back(self, batch: Sequence[_Waiting], results: Sequence[_Result]) -> None:
         for waiting, result in zip(batch, results, strict=True):
-            self._waiting -= len(waiting.events)
+            self._waiting -= waiting.number
             if waiting.ids.done():
                 continue
             if isinstance(result, Exception):
