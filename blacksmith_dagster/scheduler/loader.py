@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as StillRunning
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from blacksmith_dagster.errors import (
@@ -128,9 +129,7 @@ class StandardScheduler:
 
     def __init__(self) -> None:
         self._executor = Executor()
-        self._prepared: dict[
-            tuple[Blacksmith, AnyDestinationEvent], tuple[JobDecoder, int | None]
-        ] = {}
+        self._prepare = cache(_prepare)
 
     def drain(
         self,
@@ -196,16 +195,11 @@ class StandardScheduler:
         """Close the destinations' connections."""
         self._executor.close()
 
-    def _prepare(
-        self, app: Blacksmith, event: AnyDestinationEvent
-    ) -> tuple[JobDecoder, int | None]:
-        """The event's decoder, and the version of the destination's schema that this code needs."""
-        prepared = self._prepared.get((app, event))
-        if prepared is None:
-            waits = event.destination.wait_for_migrations
-            version = version_of(event.destination) if waits else None
-            prepared = self._prepared[app, event] = JobDecoder(app, event), version
-        return prepared
+
+def _prepare(app: Blacksmith, event: AnyDestinationEvent) -> tuple[JobDecoder, int | None]:
+    """The event's decoder, and the version of the destination's schema that this code needs."""
+    waits = event.destination.wait_for_migrations
+    return JobDecoder(app, event), version_of(event.destination) if waits else None
 
 
 def _check_held(lease: Lease) -> None:

@@ -256,37 +256,21 @@ def _outcome_jobs(
 
 def load_report(load: Load, verdict: LoadVerdict, seconds: float) -> LoadReport:
     """The report of a recorded load. `seconds`: how long its function took."""
-    jobs_by_day = _per_day([row.received_at for row in load.rows])
-    receivers = {job.destination for outcome in verdict.outcomes for job in outcome.jobs}
-    days: Mapping[date, Tally]
-    error = verdict.raised
-    if error is not None:
-        days = {day: Tally(failed=jobs) for day, jobs in jobs_by_day.items()}
-    elif not verdict.deviations:
-        days = {day: Tally(succeeded=jobs) for day, jobs in jobs_by_day.items()}
-    else:
-        days, error = _deviating_days(load, verdict, jobs_by_day), verdict.deviations[0].error
-    return LoadReport(load.id, days, seconds, load.attempt, error, receivers)
-
-
-def _deviating_days(
-    load: Load, verdict: LoadVerdict, jobs_by_day: Mapping[date, int]
-) -> Mapping[date, Tally]:
-    received = {row.seq: row.received_at for row in load.rows}
+    received = {row.seq: row.received_at for row in load.rows} if verdict.deviations else {}
     failed, discarded = (
-        _per_day(
-            [
-                received[deviation.seq]
-                for deviation in verdict.deviations
-                if deviation.result is result
-            ]
-        )
+        _per_day([received[job.seq] for job in verdict.deviations if job.result is result])
         for result in (JobResult.FAILED, JobResult.DISCARDED)
     )
-    return {
+    jobs_by_day = _per_day([row.received_at for row in load.rows])
+    error = verdict.deviations[0].error if verdict.deviations else None
+    if verdict.raised is not None:
+        failed, error = jobs_by_day, verdict.raised
+    days = {
         day: Tally(jobs - failed[day] - discarded[day], failed[day], discarded[day])
         for day, jobs in jobs_by_day.items()
     }
+    receivers = {job.destination for outcome in verdict.outcomes for job in outcome.jobs}
+    return LoadReport(load.id, days, seconds, load.attempt, error, receivers)
 
 
 def _per_day(times: Sequence[datetime]) -> Counter[date]:
