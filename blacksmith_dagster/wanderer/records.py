@@ -1,4 +1,4 @@
-"""What a wanderer is asked to do, and what it reports."""
+"""The requests to a wanderer, and its reports."""
 
 from __future__ import annotations
 
