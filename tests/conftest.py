@@ -134,10 +134,15 @@ def postgres_broker() -> Iterator[PostgresBroker]:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of an empty store: the test runs on SQLite and on PostgreSQL."""
+    """The URL of an empty store: the test runs on SQLite and on PostgreSQL.
+
+    It is "memory", which is not a URL, for the tests that the contract runs on a `MemoryStore` too.
+    """
     if request.param == "postgres":
         url: str = request.getfixturevalue("postgres_url")
         return url
+    if request.param == "memory":
+        return "memory"
     return f"sqlite:///{tmp_path}/store.db"
 
 

@@ -1,6 +1,7 @@
-"""Fixtures of the contract tests: a store on SQLite and on PostgreSQL, a broker of notifications."""
+"""Fixtures of the contract tests: stores on SQLite, on PostgreSQL and in memory; a broker."""
 
 import contextlib
+import inspect
 import itertools
 import os
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ import pytest
 
 from blacksmith_dagster.pubsub import Publisher, PubSub, Subscriber
 from blacksmith_dagster.store import Store, open_store
+from blacksmith_dagster.testing import MemoryStore
 from tests.contract import pipeline
 from tests.contract.consuming import Kept
 from tests.contract.notifying import SOON, Subscribe, opening
@@ -18,11 +20,28 @@ from tests.services.rabbitmq import RabbitMQServer
 _topics = itertools.count(1)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The tests that get a `store` run on a third one, in memory.
+
+    Those that get its URL too open it a second time, which needs a file or a server.
+    """
+    names = inspect.signature(metafunc.function).parameters
+    if "store" in names and "store_url" not in names and not hasattr(metafunc.module, "store"):
+        stores = pytest.mark.parametrize(
+            "store_url", ["sqlite", "postgres", "memory"], indirect=True
+        )
+        metafunc.definition.add_marker(stores)
+
+
 @pytest.fixture
 def store(store_url: str) -> Iterator[Store]:
     """An empty store with the contract's application registered."""
-    opened = open_store(store_url, upgrade=True)
-    opened.register(pipeline.app)
+    if store_url == "memory":
+        opened: Store = MemoryStore(pipeline.app)
+    else:
+        opened = open_store(store_url, upgrade=True)
+        opened.register(pipeline.app)
     yield opened
     opened.close()
 

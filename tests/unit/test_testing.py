@@ -1,5 +1,6 @@
 """`testing.run`: a pipeline's jobs, with nothing else running."""
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -17,10 +18,11 @@ from blacksmith_dagster import (
     Reject,
     Reply,
     Request,
+    RetryPolicy,
     Source,
 )
 from blacksmith_dagster.errors import KeyReused, RequestError, UsageError
-from blacksmith_dagster.testing import run
+from blacksmith_dagster.testing import Attempt, run
 
 
 class Flight(msgspec.Struct):
@@ -173,3 +175,80 @@ def test_a_poll_is_an_event_for_each_that_its_function_returns() -> None:
     small = Blacksmith(sources=[tower], destinations=[pond])
     jobs = run(small, [(seen, Poll(cursor=2))])["pond/fish"]
     assert [job.data.id for job in jobs] == ["0", "1"]
+
+
+# ------------------------------------------------------------------------------------ deliver
+
+
+def _delivering(
+    function: Callable[[Batch[Any]], None], causes: list[Any], **properties: Any
+) -> Blacksmith:
+    """An application whose `pond/fish` runs a function, and `pond/gone` keeps what is discarded."""
+    pond = Destination("pond", retry=RetryPolicy(max_retries=2, delay="1h"))
+    fish = pond.event(receives=cancelled, name="fish", **properties)(function)
+
+    @pond.event(receives=fish.discarded)
+    def gone(batch: Batch[Any]) -> None:
+        causes.extend((job.data.id, job.cause.error, job.cause.attempts) for job in batch)
+
+    return Blacksmith(sources=[airport], destinations=[pond])
+
+
+def _told(attempts: list[Attempt]) -> list[tuple[Any, str, int]]:
+    return [(attempt.job.data.id, attempt.error, attempt.number) for attempt in attempts]
+
+
+def test_deliver_retries_at_once_and_discards_after_the_last_attempt() -> None:
+    def fish(batch: Batch[Flight]) -> None:
+        for job in batch:
+            if job.data.id == "busy" and job.attempt == 1:
+                batch.fail(job, "come again")
+            elif job.data.id == "down":
+                batch.fail(job, "no route")
+            elif job.data.id == "bad":
+                batch.discard(job, "no such flight")
+
+    causes: list[Any] = []
+    events = [(cancelled, {"id": id_}) for id_ in ("fine", "busy", "down", "bad")]
+    result = run(_delivering(fish, causes), events, deliver=True)
+    assert [job.data.id for job in result.delivered["pond/fish"]] == ["fine", "busy"]
+    failed = [("busy", "come again", 1), ("down", "no route", 1), ("down", "no route", 2)]
+    assert sorted(_told(result.failed["pond/fish"])) == failed
+    given_up = [("bad", "no such flight", 1), ("down", "no route", 3)]
+    assert sorted(_told(result.discarded["pond/fish"])) == sorted(causes) == given_up
+    assert len(result.delivered["pond/gone"]) == 2
+
+
+def test_deliver_isolates_the_job_that_raises() -> None:
+    def fish(batch: Batch[Flight]) -> None:
+        if any(job.data.id == "bad" for job in batch):
+            raise ValueError("bad fish")
+
+    events = [(cancelled, {"id": id_}) for id_ in ("a", "bad", "b")]
+    result = run(_delivering(fish, []), events, deliver=True)
+    assert {job.data.id for job in result.delivered["pond/fish"]} == {"a", "b"}
+    assert _told(result.discarded["pond/fish"]) == [("bad", "ValueError: bad fish", 3)]
+
+
+def test_deliver_fails_a_job_whose_transform_raises() -> None:
+    pond = Destination("pond", retry=RetryPolicy(max_retries=1))
+
+    @pond.event(receives=Flow(cancelled, transform=lambda event: 1 // event.data.delay))
+    def fish(batch: Batch[int]) -> None: ...
+
+    small = Blacksmith(sources=[airport], destinations=[pond])
+    result = run(
+        small, [(cancelled, {"id": "a"}), (cancelled, {"id": "b", "delay": 1})], deliver=True
+    )
+    assert [job.data for job in result.delivered["pond/fish"]] == [1]
+    [failed], [discarded] = result.failed["pond/fish"], result.discarded["pond/fish"]
+    assert failed.job is None
+    assert failed.event_id == discarded.event_id
+    assert "ZeroDivisionError" in failed.error
+
+
+def test_deliver_stores_a_repeated_key_once() -> None:
+    once = [(departed, {"id": "UA1", "delay": 3})]
+    assert len(run(app, once * 2, deliver=True).delivered["lake/everything"]) == 1
+    with pytest.raises(KeyReused, match="another body"):
+        run(app, [*once, (departed, {"id": "UA1", "delay": 4})], deliver=True)
