@@ -32,6 +32,7 @@ from blacksmith_dagster.pipeline.validation import (
     checked_tags,
     checked_versions,
     duration,
+    either,
     inherited,
 )
 
@@ -105,14 +106,10 @@ class _DestinationConfig:
         self.retry = inherited(f"{where}: retry", own.get("retry"), parent.retry)
         timeout = own.get("timeout")
         self.timeout = parent.timeout if timeout is None else duration(f"{where}: timeout", timeout)
-        batch_size = own.get("batch_size")
-        if batch_size is not None:
-            checked_number(f"{where}: batch_size", batch_size, 1, 1_000_000)
-        self.batch_size = batch_size or parent.batch_size
-        owners = checked_owners(where, own.get("owners"))
-        self.owners = parent.owners if owners is None else owners
-        tags = checked_tags(where, own.get("tags"))
-        self.tags = parent.tags if tags is None else tags
+        self.batch_size = either(own.get("batch_size"), parent.batch_size)
+        checked_number(f"{where}: batch_size", self.batch_size, 1, 1_000_000)
+        self.owners = either(checked_owners(where, own.get("owners")), parent.owners)
+        self.tags = either(checked_tags(where, own.get("tags")), parent.tags)
         self.migrations = checked_migrations(where, own.get("migrations"))
 
 

@@ -45,6 +45,7 @@ from blacksmith_dagster.pipeline.validation import (
     checked_owners,
     checked_tags,
     checked_versions,
+    either,
     inherited,
 )
 
@@ -116,28 +117,26 @@ class _SourceConfig:
 
     def _configure(self, where: str, own: SourceProperties, parent: _SourceConfig) -> None:
         checked_keywords(where, own, SourceProperties)
-        self.auth = own.get("auth") or parent.auth
+        self.auth = either(own.get("auth"), parent.auth)
         networks = checked_networks(f"{where}: networks", own.get("networks"))
-        self.networks = networks or parent.networks
-        self.cors = _checked_cors(where, own.get("cors")) or parent.cors
+        self.networks = either(networks, parent.networks)
+        self.cors = either(_checked_cors(where, own.get("cors")), parent.cors)
         self.limits = inherited(f"{where}: limits", own.get("limits"), parent.limits)
-        self.on_invalid = own.get("on_invalid") or parent.on_invalid
+        self.on_invalid = either(own.get("on_invalid"), parent.on_invalid)
         if self.on_invalid not in ("reject", "quarantine"):
             raise DeclarationError(
                 f"{where}: on_invalid={self.on_invalid!r}: write 'reject' or 'quarantine'"
             )
         retention = checked_retention(f"{where}: retention", own.get("retention"))
-        self.retention = parent.retention if retention is None else retention
+        self.retention = either(retention, parent.retention)
         discarded = checked_retention(
             f"{where}: discarded_retention", own.get("discarded_retention")
         )
-        self.discarded_retention = parent.discarded_retention if discarded is None else discarded
+        self.discarded_retention = either(discarded, parent.discarded_retention)
         versions = checked_versions(where, own.get("versions"), own.get("default_version"))
-        self.versions = versions or parent.versions
-        owners = checked_owners(where, own.get("owners"))
-        self.owners = parent.owners if owners is None else owners
-        tags = checked_tags(where, own.get("tags"))
-        self.tags = parent.tags if tags is None else tags
+        self.versions = either(versions, parent.versions)
+        self.owners = either(checked_owners(where, own.get("owners")), parent.owners)
+        self.tags = either(checked_tags(where, own.get("tags")), parent.tags)
         self.migrations = checked_migrations(where, own.get("migrations"))
 
 

@@ -46,7 +46,13 @@ class Inheriting:
         return inherited
 
 
+T = TypeVar("T")
 Record = TypeVar("Record", bound=Inheriting)
+
+
+def either(own: T | None, inherited: T) -> T:
+    """`own`, or what is inherited if that is `None`."""
+    return inherited if own is None else own
 
 
 def inherited(where: str, own: Record | None, parent: Record) -> Record:
