@@ -71,8 +71,8 @@ def in_process_job(
 
     @job(name=name, description=description, executor_def=in_process_executor, tags=tags)
     def run_ops() -> None:
-        for each in ops:
-            each()
+        for op_of_job in ops:
+            op_of_job()
 
     return run_ops
 

@@ -249,8 +249,8 @@ def build_backfill(
 def already_active(instance: DagsterInstance, job: str, supervisor: Supervisor) -> str | None:
     """The active run of a job, as a reason to skip.
 
-    A run whose process seems to be gone is no reason: the report sensor marks it as failed. Should it
-    be alive, the locks let one of the two runs load.
+    A run whose process seems to be gone does not count: the report sensor marks it as failed. Should
+    it be alive, the locks let one of the two runs load.
     """
     records = instance.get_run_records(RunsFilter(job_name=job, statuses=ACTIVE), ascending=True)
     holders = {lock.holder for lock in supervisor.locks()} if records else set()
