@@ -70,7 +70,7 @@ def cdc(databases: Databases, effort: Effort) -> Iterator[Figure]:
         )
     what = f"row changes into the store; {databases.name}"
     yield figure(what, stored, "changes/s", at_least=15_000)
-    yield figure("the same, beside decoding alone", stored, "changes/s", limits=decoded)
+    yield figure("the same, beside only decoding", stored, "changes/s", limits=decoded)
     yield figure("decoding, beside pg_recvlogical", decoded, "changes/s", limits=received)
 
 

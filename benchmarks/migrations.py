@@ -28,8 +28,8 @@ def migrations(effort: Effort) -> Iterator[Figure]:
     with _application(count) as app:
         by_scope = declared(app)
         ran = [
-            TrackedMigration(SCOPE, each.version, each.name, each.checksum, STATES[-1])
-            for each in by_scope[SCOPE][: count // 2]
+            TrackedMigration(SCOPE, one.version, one.name, one.checksum, STATES[-1])
+            for one in by_scope[SCOPE][: count // 2]
         ]
         (plan,) = alternate(effort.rounds, lambda: timed(lambda: plan_run(by_scope, ran, EVERY))[0])
     yield figure(f"plan a run of {count // 2:,} of {count:,} migrations", plan, "s", at_most=0.5)

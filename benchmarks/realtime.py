@@ -22,8 +22,7 @@ from blacksmith_dagster.store import Store
 from tests.acceptance.processes import ROOT_FOLDER, BlacksmithProcess, GatewayProcess
 from tests.waiting import until
 
-RATE = 500
-WARM_UP = 10.0
+RATE, WARM_UP = 500, 10.0
 BOUNDS = {"nats": (10, 50), "rabbitmq": (10, 50), "postgres": (10, 50), "kafka": (20, 100)}
 """Milliseconds: the median and the 99th percentile."""
 
@@ -98,7 +97,7 @@ def sustained(databases: Databases, effort: Effort) -> Iterator[Figure]:
         ended.set()
         watcher.join()
     what = "one event a request, 64 connections, loaded at once into nothing"
-    beside = f"{what}, beside the gateway alone; {databases.name}"
+    beside = f"{what}, beside the gateway by itself; {databases.name}"
     yield figure(beside, [sent.rate], "requests/s", limits=[without.rate])
     yield figure(f"{what}, the longest wait; {databases.name}", [longest], "s", at_most=1)
 

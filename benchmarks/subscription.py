@@ -58,7 +58,7 @@ def _measure(
         )
     what = f"messages of {BYTES} bytes from {name}"
     yield figure(f"{what}; {databases.name}", stored, "messages/s", at_least=bound)
-    beside = f"{what}, beside receiving alone; {databases.name}"
+    beside = f"{what}, beside only receiving; {databases.name}"
     yield figure(beside, stored, "messages/s", limits=received)
 
 

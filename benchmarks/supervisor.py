@@ -16,8 +16,7 @@ from blacksmith_dagster.supervisor import Supervisor
 from tests.contract.supervising import connected
 from tests.services.consul import ConsulServer
 
-TTL = 2.0
-LOCK_DELAY = 1.0
+TTL, LOCK_DELAY = 2.0, 1.0
 LEASES = 20
 OPTIONS = f"?ttl={TTL:g}&lock_delay={LOCK_DELAY:g}"
 

@@ -21,11 +21,11 @@ ENV = {"BENCH_SIGNING_SECRET": KEY}
 
 def _model(make: Callable[[str, dict[str, Any]], Any], name: str, document: Any) -> Any:
     """A model of the document that `pipeline.payload` makes."""
-    kinds = {list: list[str], type(None): str | None}
+    types = {list: list[str], type(None): str | None}
     fields = {
         key: _model(make, key, value)
         if isinstance(value, dict)
-        else kinds.get(type(value), type(value))
+        else types.get(type(value), type(value))
         for key, value in document.items()
     }
     return make(name, fields)
@@ -36,7 +36,7 @@ def _struct(name: str, fields: dict[str, Any]) -> type[msgspec.Struct]:
 
 
 def _pydantic(name: str, fields: dict[str, Any]) -> type[pydantic.BaseModel]:
-    return pydantic.create_model(name, **{key: (kind, ...) for key, kind in fields.items()})
+    return pydantic.create_model(name, **{key: (field, ...) for key, field in fields.items()})
 
 
 _document = json.loads(payload(0))

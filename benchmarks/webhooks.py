@@ -61,7 +61,7 @@ def webhooks(databases: Databases, effort: Effort) -> Iterator[Figure]:
         into_store(databases, replace(plain, header=KEY)),
         into_store(databases, plain),
     )
-    rates, with_key, without = ([run.rate for run in each] for each in runs)
+    rates, with_key, without = ([run.rate for run in measured] for measured in runs)
     what = f"Segment's endpoint, batches of {ARRAY}, beside arrays"
     where = f"1 worker, 64 connections; {databases.name}"
     yield figure(f"{what} with a key, {where}", rates, "events/s", limits=with_key, at_least=0.70)
