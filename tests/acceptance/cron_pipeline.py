@@ -59,8 +59,9 @@ def sightings(batch: Batch[str]) -> None:
 class Mortal(BlacksmithResource):
     """A resource whose store may kill the process before or after a commit."""
 
-    def store(self, app: Blacksmith) -> Store:
-        store = super().store(app)
+    @property
+    def store(self) -> Store:
+        store = super().store
         commit = store.log.append
 
         def ingest(
