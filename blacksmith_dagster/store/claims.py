@@ -67,7 +67,7 @@ class Claim:
         if part.jobs == first.jobs:
             return self._claim_whole(groups, attempt, part.lost_loads, part.discard_reason)
         load_id = self._open(attempt, None, part.jobs)
-        waiting_groups.assign_part(self.conn, first, part, self.destination, load_id)
+        waiting_groups.assign_part(self.conn, first, part, load_id)
         return self._load_of_groups(load_id, groups, attempt, part.lost_loads, part.discard_reason)
 
     def next_for_discard(self, reason: str) -> Load | None:

@@ -129,7 +129,7 @@ def _of_last_load(column: Any, lane: Lane, destination: Any) -> Any:
     return last_load(destination, lane, column).correlate(destination_events)
 
 
-def position_of(destination: Any) -> Any:
+def _position_of(destination: Any) -> Any:
     """The sequence number up to which the load lane has claimed new jobs."""
     return _or_zero(_of_last_load(loads.c.position, Lane.LOAD, destination))
 
@@ -147,17 +147,17 @@ def _first_new_seq(destination: Any) -> Any:
     """The first job above the position. The log is in order: no other has waited as long."""
     first = (
         select(jobs.c.seq)
-        .where(jobs.c.destination == destination, jobs.c.seq > position_of(destination))
+        .where(jobs.c.destination == destination, jobs.c.seq > _position_of(destination))
         .order_by(jobs.c.seq)
         .limit(1)
     )
     return first.correlate(destination_events).scalar_subquery()
 
 
-IS_WAITING_GROUP = and_(job_groups.c.destination == _destination, job_groups.c.load.is_(None))
+_IS_WAITING_GROUP = and_(job_groups.c.destination == _destination, job_groups.c.load.is_(None))
 """Whether a job group of the `destination` waits to run again."""
 
-IS_OPEN_LOAD = (
+_IS_OPEN_LOAD = (
     loads.c.id.in_(
         [_of_last_load(loads.c.id, lane, _destination).scalar_subquery() for lane in Lane]
     ),
@@ -173,8 +173,8 @@ _claimed_jobs = _of_last_load(loads.c.claimed, Lane.LOAD, _destination)
 _created_jobs = select(func.sum(replays.c.created_jobs)).where(
     replays.c.destination == _destination
 )
-_executing_jobs = _or_zero(select(func.sum(loads.c.jobs)).where(*IS_OPEN_LOAD))
-_retrying_jobs = _or_zero(select(func.sum(job_groups.c.jobs)).where(IS_WAITING_GROUP))
+_executing_jobs = _or_zero(select(func.sum(loads.c.jobs)).where(*_IS_OPEN_LOAD))
+_retrying_jobs = _or_zero(select(func.sum(job_groups.c.jobs)).where(_IS_WAITING_GROUP))
 _discarded_jobs = _or_zero(
     select(func.sum(loads.c.discarded)).where(
         loads.c.destination == _destination, loads.c.discarded > 0

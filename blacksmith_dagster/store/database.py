@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, TypeVar
 from sqlalchemy import ColumnElement, Connection, Engine, Table, select
 
 from blacksmith_dagster.errors import NotFound, Unavailable
-from blacksmith_dagster.store import group_members
 from blacksmith_dagster.store.epochs import Epochs
 from blacksmith_dagster.store.idempotency import EventRef, StoredKey
 from blacksmith_dagster.store.job_groups import WaitingGroup
@@ -275,15 +274,11 @@ class Database(ABC):
     ) -> list[JobRow]:
         """The jobs of a range of the log: `after < seq <= upto`."""
 
+    @abstractmethod
     def jobs_of_groups(
-        self,
-        conn: Connection,
-        destination: int,
-        load_id: int,
-        groups: Sequence[WaitingGroup],  # noqa: ARG002 - a dialect chooses the fastest query by it
+        self, conn: Connection, destination: int, load_id: int, groups: Sequence[WaitingGroup]
     ) -> list[JobRow]:
         """The jobs of the job groups assigned to a load."""
-        return self.job_rows(group_members.jobs_of_load(conn, load_id, destination))
 
     @abstractmethod
     def insert_outcomes(self, conn: Connection, rows: Sequence[OutcomeRow]) -> None:

@@ -12,29 +12,26 @@ from sqlalchemy import (
     Row,
     Select,
     Text,
-    and_,
-    bindparam,
-    cast,
-    exists,
-    false,
-    literal,
+    column,
     null,
-    or_,
     select,
-    text,
-    true,
     union_all,
 )
 
 from blacksmith_dagster.errors import Gone, NotFound, UsageError
-from blacksmith_dagster.store.counts import IS_OPEN_LOAD, IS_WAITING_GROUP, position_of
 from blacksmith_dagster.store.database import Database
-from blacksmith_dagster.store.group_members import JOB_COLUMNS, RETRY_ERROR, select_members
+from blacksmith_dagster.store.group_members import (
+    JOB_COLUMNS,
+    STATE_COLUMNS,
+    query,
+    select_members,
+    select_retrying,
+)
+from blacksmith_dagster.store.lanes import last_loads
 from blacksmith_dagster.store.records import JobState, Transition, Window
 from blacksmith_dagster.store.retention import why_gone
 from blacksmith_dagster.store.statements import batched
 from blacksmith_dagster.store.tables import (
-    IS_DISCARDED,
     LoadState,
     OutcomeState,
     destination_events,
@@ -43,7 +40,6 @@ from blacksmith_dagster.store.tables import (
     job_groups,
     jobs,
     loads,
-    outcomes,
     time_index,
 )
 
@@ -129,7 +125,7 @@ def _select_destinations(seqs: Sequence[int]) -> Select[Any]:
     created_later = select(group_jobs.c.seq, group_jobs.c.destination).where(
         # All destination events are listed because they come first in the index: this costs one
         # look-up for each.
-        group_jobs.c.destination.in_(_all_destinations),
+        group_jobs.c.destination.in_(select(destination_events.c.id)),
         group_jobs.c.seq.in_(seqs),
         group_jobs.c.created,
     )
@@ -171,85 +167,55 @@ def window(conn: Connection, start: datetime, end: datetime, last: int) -> Windo
 
 # ---------------------------------------------------------------------------------------- history
 
-_seq: Any = bindparam("seq")
-_all_destinations = select(destination_events.c.id)
-_listed_by_replay = and_(group_jobs.c.destination.in_(_all_destinations), group_jobs.c.seq == _seq)
-# The jobs of the event, by destination event. `created`: a replay created it, so it is not in the log.
-_event_jobs = union_all(
-    select(jobs.c.destination, false().label("created")).where(jobs.c.seq == _seq),
-    select(group_jobs.c.destination, true()).where(_listed_by_replay, group_jobs.c.created),
-).subquery()
-_first_load = (
-    select(loads.c.id)
-    .where(loads.c.destination == _event_jobs.c.destination, loads.c.seq_to >= _seq)
-    .order_by(loads.c.seq_to)
-    .limit(1)
-    .scalar_subquery()
+_IS_OF_EVENT = (
+    "m.seq = :seq AND g.seq_from <= :seq AND g.seq_to >= :seq"
+    " AND g.destination IN (SELECT id FROM destination_events)"
 )
-_in_group = and_(
-    job_groups.c.destination == _event_jobs.c.destination,
-    job_groups.c.seq_from <= _seq,
-    job_groups.c.seq_to >= _seq,
-    or_(
-        and_(job_groups.c.listing.is_(None), ~_event_jobs.c.created),
-        exists()
-        .where(outcomes.c.listing == job_groups.c.listing, outcomes.c.seq == _seq)
-        .correlate(job_groups, _event_jobs),
-        exists()
-        .where(
-            group_jobs.c.destination == job_groups.c.destination,
-            group_jobs.c.seq == _seq,
-            group_jobs.c.listing == job_groups.c.listing,
-        )
-        .correlate(job_groups, _event_jobs),
-    ),
+# Every load of the event's jobs: of a job in the log, the first, whose range has it, and of any job,
+# those that took one of its job groups. A job that was never claimed has a row without a load.
+_ATTEMPTS = query(
+    f"""
+SELECT d.path, l.id, l.state, l.attempt, l.started_at, l.finished_at, l.run, l.error,
+       o.state AS outcome, o.error AS outcome_error, t.replay
+  FROM (SELECT j.destination, (SELECT first.id FROM loads first
+                                WHERE first.destination = j.destination AND first.seq_to >= :seq
+                                ORDER BY first.seq_to LIMIT 1) AS load, NULL AS replay
+          FROM jobs j
+         WHERE j.destination IN (SELECT id FROM destination_events) AND j.seq = :seq
+        UNION ALL
+        {select_members("g.destination, g.load, g.replay", f"g.load IS NOT NULL AND {_IS_OF_EVENT}")}) t
+  JOIN destination_events d ON d.id = t.destination
+  LEFT JOIN loads l ON l.id = t.load
+  LEFT JOIN outcomes o ON o.load = l.id AND o.seq = :seq
+ ORDER BY d.path, l.id""",
+    destination_events.c.path,
+    *(loads.c[name] for name in ("id", "state", "attempt", "started_at", "finished_at", "run")),
+    loads.c.error,
+    column("outcome", Text),
+    column("outcome_error", Text),
+    job_groups.c.replay,
 )
-# Every load of the job: the first, whose range holds it, and those that took one of its job groups.
-_loads_of_job = union_all(
-    select(_event_jobs.c.destination, _first_load.label("load"), null().label("replay")).where(
-        ~_event_jobs.c.created
-    ),
-    select(_event_jobs.c.destination, job_groups.c.load, job_groups.c.replay)
-    .select_from(_event_jobs)
-    .join(job_groups, _in_group)
-    .where(job_groups.c.load.is_not(None)),
-).subquery()
-_ATTEMPTS = (
-    select(
-        destination_events.c.path,
-        loads.c.id,
-        loads.c.state,
-        loads.c.attempt,
-        loads.c.started_at,
-        loads.c.finished_at,
-        loads.c.run,
-        loads.c.error,
-        outcomes.c.state.label("outcome"),
-        outcomes.c.error.label("outcome_error"),
-        _loads_of_job.c.replay,
-    )
-    .select_from(_loads_of_job)
-    .join(destination_events, destination_events.c.id == _loads_of_job.c.destination)
-    .outerjoin(loads, loads.c.id == _loads_of_job.c.load)
-    .outerjoin(outcomes, and_(outcomes.c.load == loads.c.id, outcomes.c.seq == _seq))
-    .order_by(destination_events.c.path, loads.c.id)
+# The job groups in which the event's jobs wait.
+_DUE_AGAIN = query(
+    f"""
+SELECT d.path, w.due_at
+  FROM ({select_members("g.destination, g.due_at", f"g.load IS NULL AND {_IS_OF_EVENT}")}) w
+  JOIN destination_events d ON d.id = w.destination""",
+    destination_events.c.path,
+    job_groups.c.due_at,
 )
-_DUE_AGAIN = (
-    select(destination_events.c.path, job_groups.c.due_at)
-    .select_from(_event_jobs)
-    .join(job_groups, _in_group)
-    .join(destination_events, destination_events.c.id == _event_jobs.c.destination)
-    .where(job_groups.c.load.is_(None))
-)
-# A replay's listing has the id of its first job group; that group's `due_at` is when it was planned.
-_REPLAYS = (
-    select(
-        destination_events.c.path, job_groups.c.due_at, job_groups.c.replay, group_jobs.c.created
-    )
-    .select_from(group_jobs)
-    .join(job_groups, job_groups.c.id == group_jobs.c.listing)
-    .join(destination_events, destination_events.c.id == group_jobs.c.destination)
-    .where(_listed_by_replay)
+# The replays of the event's jobs. A replay's listing has the id of its first job group, whose `due_at`
+# is when it was planned.
+_REPLAYS = query(
+    """
+SELECT d.path, g.due_at, g.replay, r.created
+  FROM destination_events d
+  JOIN group_jobs r ON r.destination = d.id AND r.seq = :seq
+  JOIN job_groups g ON g.id = r.listing""",
+    destination_events.c.path,
+    job_groups.c.due_at,
+    job_groups.c.replay,
+    group_jobs.c.created,
 )
 
 
@@ -299,70 +265,47 @@ def _jobs_in_state(
     """Jobs in a state, with seq, event type, received_at, attempts, error and due_at."""
     if state not in _JOBS_IN_STATE:
         raise UsageError(f"unknown state {state!r}; use one of {', '.join(_JOBS_IN_STATE)}")
-    values = {"destination": destination, "limit": limit}
+    last = last_loads(conn, destination)
+    values = {"destination": destination, "limit": limit, **last._asdict()}
     return conn.execute(_JOBS_IN_STATE[state], values).all()
 
 
-_destination: Any = bindparam("destination")
-_limit: Any = bindparam("limit")
-_EVENT_COLUMNS = (events.c.seq, events.c.event_type, events.c.received_at)
-_NO_ERROR = cast(null(), Text).label("error")
-_NOT_DUE = cast(null(), job_groups.c.due_at.type).label("due_at")
-_attempt_of_load = (
-    select(loads.c.attempt)
-    .where(loads.c.id == job_groups.c.load)
-    .scalar_subquery()
-    .label("attempts")
+_EXECUTING_IN_GROUPS = select_members(
+    "e.seq, e.event_type, e.received_at, (SELECT attempt FROM loads WHERE id = g.load), NULL, NULL",
+    "g.destination = :destination AND g.load IN :open",
+    with_events=True,
 )
-
-
-def _select_jobs(attempts: Any, error: Any, due_at: Any) -> Any:
-    return select(
-        *_EVENT_COLUMNS,
-        attempts.label("attempts"),
-        error.label("error"),
-        due_at.label("due_at"),
-    )
-
-
 _JOBS_IN_STATE = {
-    "discarded": _select_jobs(loads.c.attempt, outcomes.c.error, null())
-    .select_from(outcomes)
-    .join(events, events.c.seq == outcomes.c.seq)
-    .join(loads, loads.c.id == outcomes.c.load)
-    .where(outcomes.c.destination == _destination, IS_DISCARDED)
-    .order_by(outcomes.c.seq)
-    .limit(_limit),
-    "retrying": union_all(
-        *select_members(
-            lambda *_: [
-                *_EVENT_COLUMNS,
-                job_groups.c.attempts,
-                RETRY_ERROR,
-                job_groups.c.due_at,
-            ],
-            IS_WAITING_GROUP,
-        )
-    )
-    .order_by(text("6, 1"))  # due_at, seq
-    .limit(_limit),
-    "awaiting": _select_jobs(literal(0), null(), null())
-    .select_from(jobs)
-    .join(events, events.c.seq == jobs.c.seq)
-    .where(jobs.c.destination == _destination, jobs.c.seq > position_of(_destination))
-    .order_by(jobs.c.seq)
-    .limit(_limit),
-    "executing": union_all(
-        select(*_EVENT_COLUMNS, loads.c.attempt.label("attempts"), _NO_ERROR, _NOT_DUE)
-        .select_from(loads)
-        .join(jobs, jobs.c.destination == loads.c.destination)
-        .join(events, events.c.seq == jobs.c.seq)
-        .where(*IS_OPEN_LOAD, jobs.c.seq.between(loads.c.seq_from, loads.c.seq_to)),
-        *select_members(
-            lambda *_: [*_EVENT_COLUMNS, _attempt_of_load, _NO_ERROR, _NOT_DUE],
-            job_groups.c.load.in_(select(loads.c.id).where(*IS_OPEN_LOAD)),
-        ),
-    )
-    .order_by(text("1"))
-    .limit(_limit),
+    "discarded": query(
+        """
+SELECT e.seq, e.event_type, e.received_at, l.attempt, o.error, NULL
+  FROM outcomes o JOIN events e ON e.seq = o.seq JOIN loads l ON l.id = o.load
+ WHERE o.destination = :destination AND o.state = 'discarded'
+ ORDER BY o.seq LIMIT :limit""",
+        *STATE_COLUMNS,
+    ),
+    "retrying": query(
+        f"{select_retrying('TRUE')} ORDER BY 6, 1 LIMIT :limit",  # by due_at, seq
+        *STATE_COLUMNS,
+    ),
+    "awaiting": query(
+        """
+SELECT e.seq, e.event_type, e.received_at, 0, NULL, NULL
+  FROM jobs j JOIN events e ON e.seq = j.seq
+ WHERE j.destination = :destination AND j.seq > :position
+ ORDER BY j.seq LIMIT :limit""",
+        *STATE_COLUMNS,
+    ),
+    "executing": query(
+        f"""
+SELECT e.seq, e.event_type, e.received_at, l.attempt, NULL, NULL
+  FROM loads l CROSS JOIN jobs j CROSS JOIN events e
+ WHERE l.id IN :open AND j.destination = l.destination AND j.seq BETWEEN l.seq_from AND l.seq_to
+   AND e.seq = j.seq
+UNION ALL
+{_EXECUTING_IN_GROUPS}
+ ORDER BY 1 LIMIT :limit""",
+        *STATE_COLUMNS,
+        lists=["open"],
+    ),
 }

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Select, Text, bindparam, insert, literal, select, tuple_, update
 
@@ -13,7 +13,8 @@ from blacksmith_dagster.store.database import Database, LaneState
 from blacksmith_dagster.store.records import FencingToken, Lane
 from blacksmith_dagster.store.tables import LoadState, loads
 
-_MAX_ID = 2**63 - 1
+MAX_ID = 2**63 - 1
+"""No id or sequence number is higher."""
 
 
 def lock_lane(
@@ -48,10 +49,35 @@ def last_load(destination: Any, lane: Lane, *columns: Any) -> Select[Any]:
         select(*columns)
         .where(
             key >= tuple_(destination, literal(lane, Text()), literal(0)),
-            key <= tuple_(destination, literal(lane, Text()), literal(_MAX_ID)),
+            key <= tuple_(destination, literal(lane, Text()), literal(MAX_ID)),
         )
         .order_by(loads.c.destination.desc(), loads.c.lane.desc(), loads.c.id.desc())
         .limit(1)
+    )
+
+
+class LastLoads(NamedTuple):
+    """The last loads of a destination event's lanes: only they can be open.
+
+    - `ids`: their ids. `open`: those of the loads that are executing.
+    - `position`: the sequence number up to which the load lane has claimed new jobs.
+    """
+
+    ids: Sequence[int]
+    open: Sequence[int]
+    position: int
+
+
+def last_loads(conn: Connection, destination: int) -> LastLoads:
+    """The last load of each lane that has had one."""
+    columns = (loads.c.id, loads.c.state, loads.c.position)
+    by_lane = {lane: conn.execute(last_load(destination, lane, *columns)).first() for lane in Lane}
+    last = [load for load in by_lane.values() if load]
+    of_load_lane = by_lane[Lane.LOAD]
+    return LastLoads(
+        [load.id for load in last],
+        [load.id for load in last if load.state == LoadState.EXECUTING],
+        of_load_lane.position if of_load_lane else 0,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -23,6 +24,7 @@ from blacksmith_dagster.store.database import (
     OutcomeRow,
 )
 from blacksmith_dagster.store.db_errors import committing, translate_errors
+from blacksmith_dagster.store.group_members import jobs_of_load
 from blacksmith_dagster.store.idempotency import EventRef
 from blacksmith_dagster.store.job_groups import WaitingGroup
 from blacksmith_dagster.store.partitions import Partitions
@@ -167,13 +169,13 @@ class PostgresDatabase(Database):
     def jobs_of_groups(
         self, conn: Connection, destination: int, load_id: int, groups: Sequence[WaitingGroup]
     ) -> list[JobRow]:
-        """Fast path: the first attempt of a replay's listing is read by the driver, if it is dense."""
         first, last = min(group.seq_from for group in groups), max(group.seq_to for group in groups)
-        if any(group.replay is None or group.attempts for group in groups) or last - first > _DENSE:
-            return super().jobs_of_groups(conn, destination, load_id, groups)
+        values = {"load": load_id, "destination": destination, "first": first, "last": last}
+        dense = last - first <= _DENSE
+        sql = jobs_of_load(groups, _IN_DENSE_RANGE if dense else "")
         driver: Any = conn.connection.driver_connection
         with driver.cursor(binary=True) as cursor:
-            cursor.execute(_LISTED_JOBS, (load_id, destination, first, last, first, last))
+            cursor.execute(_PARAMETER.sub(r"%(\1)s", sql), values)
             return self.job_rows(cursor.fetchall())
 
     def append(
@@ -227,17 +229,8 @@ SELECT e.seq, e.event_type, e.payload, e.received_at, e.key, e.context, e.versio
  WHERE j.destination = %s AND j.seq > %s AND j.seq <= %s ORDER BY j.seq
 """
 _DENSE_JOBS = _SPARSE_JOBS.replace("ORDER BY", "AND e.seq > %s AND e.seq <= %s ORDER BY")
-_LISTED_JOBS = """
-SELECT e.seq, e.event_type, coalesce(c.payload, e.payload), e.received_at, e.key, e.context, e.version,
-       e.sent_at, e.parent, r.when_error
-  FROM job_groups g
-  JOIN group_jobs r ON r.destination = g.destination AND r.listing = g.listing
-                 AND r.seq BETWEEN g.seq_from AND g.seq_to
-  JOIN events e ON e.seq = r.seq
-  LEFT JOIN edits c ON c.destination = r.destination AND c.seq = r.seq
- WHERE g.load = %s AND r.destination = %s AND r.seq BETWEEN %s AND %s AND e.seq BETWEEN %s AND %s
- ORDER BY e.seq
-"""
+_IN_DENSE_RANGE = "AND m.seq BETWEEN :first AND :last AND e.seq BETWEEN :first AND :last"
+_PARAMETER = re.compile(r":(\w+)")
 _GROUP_JOBS = """
 INSERT INTO group_jobs (destination, seq, listing, created, when_error)
 SELECT %s, * FROM unnest(%b::bigint[], %b::bigint[], %b::bool[], %b::text[])

@@ -21,7 +21,6 @@ from sqlalchemy import (
     delete,
     exists,
     func,
-    or_,
     select,
     update,
 )
@@ -30,9 +29,10 @@ from blacksmith_dagster.pipeline.retention import Retention
 from blacksmith_dagster.store import maintenance
 from blacksmith_dagster.store.archive import read_archived
 from blacksmith_dagster.store.database import Database
-from blacksmith_dagster.store.lanes import last_load
+from blacksmith_dagster.store.group_members import query, select_members
+from blacksmith_dagster.store.lanes import last_loads
 from blacksmith_dagster.store.partitions import Partition, Partitions
-from blacksmith_dagster.store.records import Archive, Lane, Purgeable, PurgeStep, Window
+from blacksmith_dagster.store.records import Archive, Purgeable, PurgeStep, Window
 from blacksmith_dagster.store.retention import NeededEvents, expiries, is_expired, needed_events
 from blacksmith_dagster.store.statements import batched, upsert
 from blacksmith_dagster.store.tables import (
@@ -266,14 +266,11 @@ class Purge:
         """
         for destination in self._destinations:
             with self._database.reading() as conn:
-                last = [
-                    conn.execute(last_load(destination, lane, loads.c.id)).scalar() for lane in Lane
-                ]
                 values = {
                     "destination": destination,
                     "start": self._start,
                     "top": self._top,
-                    "last": [load for load in last if load],
+                    "last": last_loads(conn, destination).ids,
                 }
                 empty = _empty_groups(conn, values)
             for part in batched(empty, _DELETED_ROWS):
@@ -343,30 +340,20 @@ _SUBTRACT_DISCARDED = (
     .where(loads.c.id == bindparam("load"))
     .values(discarded=loads.c.discarded - bindparam("n"))
 )
-_group_range = (job_groups.c.seq_from, job_groups.c.seq_to)
-_has_jobs = or_(
-    and_(
-        job_groups.c.listing.is_(None),
-        exists().where(
-            jobs.c.destination == job_groups.c.destination, jobs.c.seq.between(*_group_range)
-        ),
-    ),
-    exists().where(
-        outcomes.c.listing == job_groups.c.listing,
-        outcomes.c.seq.between(*_group_range),
-        events.c.seq == outcomes.c.seq,
-    ),
-    exists().where(
-        group_jobs.c.destination == job_groups.c.destination,
-        group_jobs.c.seq.between(*_group_range),
-        group_jobs.c.listing == job_groups.c.listing,
-    ),
+# A job that failed into a listing stays there, so look whether its event is left. As a value, not as a
+# join: PostgreSQL would read all events for each group.
+_LEFT = select_members(
+    "m.seq", "g.id = t.id AND (SELECT e.seq FROM events e WHERE e.seq = m.seq) IS NOT NULL"
 )
-_EMPTY_GROUPS = select(job_groups.c.id, job_groups.c.load, job_groups.c.listing).where(
-    job_groups.c.destination == bindparam("destination"),
-    job_groups.c.seq_to > bindparam("start"),
-    job_groups.c.seq_to <= bindparam("top"),
-    job_groups.c.load.is_not(None),
-    job_groups.c.load.not_in(bindparam("last", expanding=True)),
-    ~_has_jobs,
+# The job groups in a range of the log that a load has taken, and that have no jobs left.
+_EMPTY_GROUPS = query(
+    f"""
+SELECT t.id, t.load, t.listing
+  FROM job_groups t
+ WHERE t.destination = :destination AND t.seq_to > :start AND t.seq_to <= :top
+   AND t.load IS NOT NULL AND t.load NOT IN :last AND NOT EXISTS (SELECT 1 FROM ({_LEFT}) m)""",
+    job_groups.c.id,
+    job_groups.c.load,
+    job_groups.c.listing,
+    lists=["last"],
 )

@@ -14,24 +14,24 @@ from sqlalchemy import (
     Row,
     Select,
     and_,
-    bindparam,
-    cast,
     exists,
     func,
     insert,
-    null,
-    or_,
     select,
-    text,
-    union_all,
     update,
 )
 
 from blacksmith_dagster.errors import FencedOut
 from blacksmith_dagster.store import history
 from blacksmith_dagster.store.database import Database, GroupJobRow
-from blacksmith_dagster.store.group_members import JOB_COLUMNS, RETRY_ERROR, select_members
-from blacksmith_dagster.store.lanes import last_load, lock_lane
+from blacksmith_dagster.store.group_members import (
+    JOB_COLUMNS,
+    STATE_COLUMNS,
+    UNFINISHED_JOBS,
+    query,
+    select_retrying,
+)
+from blacksmith_dagster.store.lanes import last_loads, lock_lane
 from blacksmith_dagster.store.records import (
     FencingToken,
     JobRow,
@@ -49,7 +49,6 @@ from blacksmith_dagster.store.retention import is_awaited, raise_if_purged
 from blacksmith_dagster.store.statements import batched, upsert
 from blacksmith_dagster.store.tables import (
     IS_DISCARDED,
-    LoadState,
     OutcomeState,
     edits,
     events,
@@ -274,32 +273,12 @@ def _pending(conn: Connection, destination: int, window: Window) -> tuple[int, s
 
     Call this before reading the candidates: after it, only a replay can make another job pending.
     """
-    columns = (loads.c.id, loads.c.state, loads.c.position, loads.c.seq_from, loads.c.seq_to)
-    last = {lane: conn.execute(last_load(destination, lane, *columns)).first() for lane in Lane}
-    last_of_load_lane = last[Lane.LOAD]
-    open_loads = [load for load in last.values() if load and load.state == LoadState.EXECUTING]
-    overlaps_window = (
-        job_groups.c.destination == destination,
-        bindparam("after") < job_groups.c.seq_to,
-        job_groups.c.seq_from <= window.upto,
-    )
-    values = {"after": window.after}
-    is_unfinished: ColumnElement[bool] = job_groups.c.load.is_(None)
-    if open_loads:
-        is_unfinished = or_(is_unfinished, job_groups.c.load.in_([load.id for load in open_loads]))
-    unfinished = union_all(*select_members(_only_seq, *overlaps_window, is_unfinished))
-    pending = set(conn.execute(unfinished, values).scalars())
-    for load in open_loads:
-        if load.seq_to is not None:
-            first_claim = select(jobs.c.seq).where(
-                jobs.c.destination == destination, jobs.c.seq.between(load.seq_from, load.seq_to)
-            )
-            pending |= set(conn.execute(first_claim).scalars())
-    return (last_of_load_lane.position if last_of_load_lane else 0), pending
+    last = last_loads(conn, destination)
+    values = {"destination": destination, "open": last.open, **window._asdict()}
+    return last.position, set(conn.execute(_UNFINISHED, values).scalars())
 
 
-def _only_seq(seq: Any, _: Any) -> Sequence[Any]:
-    return [seq]
+_UNFINISHED = query(UNFINISHED_JOBS, jobs.c.seq, lists=["open"])
 
 
 class _CandidateRow(NamedTuple):
@@ -425,38 +404,23 @@ def _job_rows_of(conn: Connection, destination: int, seqs: Sequence[int]) -> Ite
 
 def _unsettled(conn: Connection, destination: int, limit: int) -> Sequence[Row[Any]]:
     """Jobs of the last replay that wait for a retry, or are discarded (without `due_at`)."""
-    last = conn.execute(
-        select(func.max(replays.c.id)).where(replays.c.destination == destination)
-    ).scalar()
-    if last is None:
-        return []
-    columns = (events.c.seq, events.c.event_type, events.c.received_at)
-    waiting = select_members(
-        lambda *_: [
-            *columns,
-            job_groups.c.attempts.label("attempts"),
-            RETRY_ERROR,
-            job_groups.c.due_at.label("due_at"),
-        ],
-        job_groups.c.destination == destination,
-        job_groups.c.replay == last,
-        job_groups.c.load.is_(None),
-    )
-    listed = exists().where(
-        group_jobs.c.destination == destination,
-        group_jobs.c.seq == outcomes.c.seq,
-        group_jobs.c.listing.in_(select(job_groups.c.id).where(job_groups.c.replay == last)),
-    )
-    discarded = (
-        select(*columns, loads.c.attempt, outcomes.c.error, cast(null(), job_groups.c.due_at.type))
-        .select_from(
-            outcomes.join(events, events.c.seq == outcomes.c.seq).join(
-                loads, loads.c.id == outcomes.c.load
-            )
-        )
-        .where(outcomes.c.destination == destination, IS_DISCARDED, listed)
-    )
-    return conn.execute(union_all(*waiting, discarded).order_by(text("1")).limit(limit)).all()
+    return conn.execute(_UNSETTLED, {"destination": destination, "limit": limit}).all()
+
+
+_UNSETTLED = query(
+    f"""
+{select_retrying("g.replay = (SELECT max(id) FROM replays WHERE destination = :destination)")}
+UNION ALL
+SELECT e.seq, e.event_type, e.received_at, l.attempt, o.error, NULL
+  FROM outcomes o JOIN events e ON e.seq = o.seq JOIN loads l ON l.id = o.load
+ WHERE o.destination = :destination AND o.state = 'discarded'
+   AND EXISTS (
+       SELECT 1 FROM group_jobs r JOIN job_groups g ON g.id = r.listing
+        WHERE r.destination = :destination AND r.seq = o.seq
+          AND g.replay = (SELECT max(id) FROM replays WHERE destination = :destination))
+ ORDER BY 1 LIMIT :limit""",
+    *STATE_COLUMNS,
+)
 
 
 # ------------------------------------------------------------------------------------- planning

@@ -15,22 +15,19 @@ from sqlalchemy import (
     or_,
     select,
     true,
-    union_all,
 )
 
 from blacksmith_dagster.errors import Gone
 from blacksmith_dagster.pipeline.retention import Retention
-from blacksmith_dagster.store.lanes import last_load
+from blacksmith_dagster.store.group_members import UNFINISHED_JOBS, query
+from blacksmith_dagster.store.lanes import MAX_ID, last_load, last_loads
 from blacksmith_dagster.store.records import Lane, Window
 from blacksmith_dagster.store.statements import batched
 from blacksmith_dagster.store.tables import (
     IS_DISCARDED,
-    LoadState,
     counter,
     event_types,
     events,
-    group_jobs,
-    job_groups,
     jobs,
     loads,
     outcomes,
@@ -179,22 +176,20 @@ def needed_events(
     needed: set[int] = set()
     parents: set[int] = set()
     for destination in destinations:
-        columns = (loads.c.id, loads.c.state, loads.c.position)
-        last = {lane: conn.execute(last_load(destination, lane, *columns)).first() for lane in Lane}
-        last_of_load_lane = last[Lane.LOAD]
+        last = last_loads(conn, destination)
         values = {
             "destination": destination,
+            "position": last.position,
+            "open": last.open,
+            "after": 0,
             "upto": upto,
             "event_types": outcome_event_types,
-            "after": last_of_load_lane.position if last_of_load_lane else 0,
-            "open": [
-                load.id for load in last.values() if load and load.state == LoadState.EXECUTING
-            ],
         }
         needed.update(conn.execute(_PENDING, values).scalars())
         needed.update(conn.execute(discarded_recently, values).scalars())
         if outcome_event_types:
-            parents.update(conn.execute(_PARENTS_OF_PENDING, values).scalars())
+            of_all = values | {"upto": MAX_ID}
+            parents.update(conn.execute(_PARENTS_OF_PENDING, of_all).scalars())
         windows += [
             Window(replay.planned_upto, replay.upto)
             for replay in conn.execute(_OPEN_REPLAYS, values)
@@ -219,42 +214,26 @@ def _parents(conn: Connection, seqs: set[int], outcome_event_types: Sequence[int
 
 
 _destination: Any = bindparam("destination")
-_open_loads: Any = bindparam("open", expanding=True)
 _outcome_types: Any = bindparam("event_types", expanding=True)
 _upto: Any = bindparam("upto")
-_is_unfinished_group = and_(
-    job_groups.c.destination == _destination,
-    or_(job_groups.c.load.is_(None), job_groups.c.load.in_(_open_loads)),
+_PENDING_SQL = f"""
+SELECT p.seq
+  FROM (SELECT seq FROM jobs WHERE destination = :destination AND seq > :position
+        UNION ALL
+        {UNFINISHED_JOBS}) p
+ WHERE p.seq <= :upto"""
+# The pending jobs of a destination event up to a sequence number.
+_PENDING = query(_PENDING_SQL, jobs.c.seq, lists=["open"])
+# The parents of those of them that are outcomes.
+_PARENTS_OF_PENDING = query(
+    f"""
+SELECT e.parent
+  FROM ({_PENDING_SQL}) o CROSS JOIN events e
+ WHERE e.seq = o.seq AND e.event_type IN :event_types AND e.parent IS NOT NULL""",
+    events.c.parent,
+    lists=["open", "event_types"],
 )
-_group_range = (job_groups.c.seq_from, job_groups.c.seq_to)
-_pending_jobs = union_all(
-    select(jobs.c.seq).where(jobs.c.destination == _destination, jobs.c.seq > bindparam("after")),
-    select(jobs.c.seq)
-    .join(loads, jobs.c.seq.between(loads.c.seq_from, loads.c.seq_to))
-    .where(jobs.c.destination == _destination, loads.c.id.in_(_open_loads)),
-    select(jobs.c.seq)
-    .join(job_groups, jobs.c.seq.between(*_group_range))
-    .where(
-        jobs.c.destination == _destination, _is_unfinished_group, job_groups.c.listing.is_(None)
-    ),
-    select(outcomes.c.seq)
-    .join(job_groups, outcomes.c.listing == job_groups.c.listing)
-    .where(_is_unfinished_group, outcomes.c.seq.between(*_group_range)),
-    select(group_jobs.c.seq)
-    .join(job_groups, group_jobs.c.listing == job_groups.c.listing)
-    .where(
-        group_jobs.c.destination == _destination,
-        _is_unfinished_group,
-        group_jobs.c.seq.between(*_group_range),
-    ),
-).subquery()
-_PENDING = select(_pending_jobs.c.seq).where(_pending_jobs.c.seq <= _upto)
 _is_outcome = and_(events.c.event_type.in_(_outcome_types), events.c.parent.is_not(None))
-_PARENTS_OF_PENDING = (
-    select(events.c.parent)
-    .join(_pending_jobs, _pending_jobs.c.seq == events.c.seq)
-    .where(_is_outcome)
-)
 _PARENTS = select(events.c.parent).where(
     _is_outcome, events.c.seq.in_(bindparam("seqs", expanding=True))
 )

@@ -20,6 +20,7 @@ from blacksmith_dagster.errors import SettingsError
 from blacksmith_dagster.store import schema
 from blacksmith_dagster.store.database import Database, GroupJobRow, LaneState, OutcomeRow
 from blacksmith_dagster.store.db_errors import translate_errors
+from blacksmith_dagster.store.group_members import jobs_of_load
 from blacksmith_dagster.store.idempotency import EventRef
 from blacksmith_dagster.store.job_groups import WaitingGroup
 from blacksmith_dagster.store.lanes import close_load
@@ -143,10 +144,8 @@ class SQLiteDatabase(Database):
     def jobs_of_groups(
         self, conn: Connection, destination: int, load_id: int, groups: Sequence[WaitingGroup]
     ) -> list[JobRow]:
-        """Fast path: the first attempt of a replay's listing is read by the driver."""
-        if any(group.replay is None or group.attempts for group in groups):
-            return super().jobs_of_groups(conn, destination, load_id, groups)
-        return self._read(conn.exec_driver_sql(_LISTED_JOBS, (load_id,)))
+        values = {"load": load_id, "destination": destination}
+        return self._read(conn.exec_driver_sql(jobs_of_load(groups), values))
 
     def _read(self, rows: Iterable[Any]) -> list[JobRow]:
         return self.job_rows(
@@ -235,16 +234,6 @@ SELECT e.seq, e.event_type, e.payload, e.received_at, e.key, e.context, e.versio
        j.when_error
   FROM jobs j JOIN events e ON e.seq = j.seq
  WHERE j.destination = ? AND j.seq > ? AND j.seq <= ? ORDER BY j.seq
-"""
-_LISTED_JOBS = """
-SELECT e.seq, e.event_type, coalesce(c.payload, e.payload), e.received_at, e.key, e.context, e.version,
-       e.sent_at, e.parent, r.when_error
-  FROM job_groups g
- CROSS JOIN group_jobs r ON r.destination = g.destination AND r.listing = g.listing
-                      AND r.seq BETWEEN g.seq_from AND g.seq_to
- CROSS JOIN events e ON e.seq = r.seq
-  LEFT JOIN edits c ON c.destination = r.destination AND c.seq = r.seq
- WHERE g.load = ? ORDER BY e.seq
 """
 _KNOWN_KEYS = """
 SELECT k.event_type, k.key, k.ordinal, k.seq, k.digest

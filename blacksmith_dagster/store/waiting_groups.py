@@ -11,21 +11,21 @@ from sqlalchemy import (
     Connection,
     Text,
     bindparam,
-    exists,
     false,
     insert,
     literal,
     null,
     select,
+    text,
     update,
 )
 
 from blacksmith_dagster.pipeline.event import JobResult
 from blacksmith_dagster.store.database import OutcomeRow
-from blacksmith_dagster.store.group_members import seqs_of
+from blacksmith_dagster.store.group_members import NTH_SEQ_OF_GROUP, SEQS_OF_GROUP, select_members
 from blacksmith_dagster.store.job_groups import Portion, WaitingGroup
 from blacksmith_dagster.store.records import Deviation, Lane, Load
-from blacksmith_dagster.store.tables import OutcomeState, group_jobs, job_groups, loads, outcomes
+from blacksmith_dagster.store.tables import OutcomeState, job_groups, loads
 
 _MAX_GROUPS = 1000  # job groups read for one load
 
@@ -69,28 +69,25 @@ def mark(conn: Connection, destination: int, seq: int, reason: str, now: datetim
     row = conn.execute(_WAITING_GROUP_OF, {"destination": destination, "seq": seq}).first()
     if row is None:
         return False
-    group_id = separate_job(conn, WaitingGroup(*row), seq, destination)
+    group_id = separate_job(conn, WaitingGroup(*row), seq)
     values = {"lane": Lane.LOAD, "due_at": now, "discard_reason": reason}
     conn.execute(update(job_groups).where(job_groups.c.id == group_id).values(values))
     return True
 
 
+_IS_MEMBER = select_members(
+    "g.id",
+    "g.destination = :destination AND g.load IS NULL AND m.seq = :seq"
+    " AND g.seq_from <= :seq AND g.seq_to >= :seq",
+)
 _WAITING_GROUP_OF = (
     select(*(job_groups.c[name] for name in WaitingGroup._fields))
     .where(
-        job_groups.c.destination == bindparam("destination"),
+        # Of the locked row, PostgreSQL checks these again.
         job_groups.c.load.is_(None),
         job_groups.c.seq_from <= bindparam("seq"),
         job_groups.c.seq_to >= bindparam("seq"),
-        job_groups.c.listing.is_(None)
-        | exists().where(
-            outcomes.c.listing == job_groups.c.listing, outcomes.c.seq == bindparam("seq")
-        )
-        | exists().where(
-            group_jobs.c.destination == job_groups.c.destination,
-            group_jobs.c.seq == bindparam("seq"),
-            group_jobs.c.listing == job_groups.c.listing,
-        ),
+        text(f"job_groups.id IN ({_IS_MEMBER})"),
     )
     .with_for_update()
 )
@@ -102,12 +99,10 @@ def assign(conn: Connection, groups: Sequence[WaitingGroup], load_id: int) -> No
     conn.execute(update(job_groups).where(job_groups.c.id.in_(ids)).values(load=load_id))
 
 
-def assign_part(
-    conn: Connection, group: WaitingGroup, part: Portion, destination: int, load_id: int
-) -> None:
+def assign_part(conn: Connection, group: WaitingGroup, part: Portion, load_id: int) -> None:
     """Assign the first jobs of a job group to a load; the others keep waiting."""
-    seqs = seqs_of(group, destination).limit(1).offset(part.jobs - 1)
-    boundary = conn.execute(seqs).scalar_one()
+    nth = {"group": group.id, "before": part.jobs - 1}
+    boundary = conn.execute(NTH_SEQ_OF_GROUP, nth).scalar_one()
     split_off(conn, group, group.seq_from, boundary, part.jobs, load_id, lost_loads=part.lost_loads)
     conn.execute(
         update(job_groups)
@@ -153,11 +148,11 @@ def split_off(
     return int(conn.execute(added).scalar_one())
 
 
-def separate_job(conn: Connection, group: WaitingGroup, seq: int, destination: int) -> int:
+def separate_job(conn: Connection, group: WaitingGroup, seq: int) -> int:
     """Split one job off a job group, as a group of its own; returns its id."""
     if group.jobs == 1:
         return group.id
-    seqs = list(conn.execute(seqs_of(group, destination)).scalars())
+    seqs = conn.execute(SEQS_OF_GROUP, {"group": group.id}).scalars().all()
     before, after = seqs.index(seq), len(seqs) - seqs.index(seq) - 1
     if after:
         split_off(conn, group, seq + 1, group.seq_to, after, None, lost_loads=group.lost_loads)
