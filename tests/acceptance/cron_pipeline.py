@@ -9,13 +9,15 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from dagster import InitResourceContext
 
 from blacksmith_dagster import Batch, Blacksmith, Cron, Destination, Event, Poll, Schedule, Source
 from blacksmith_dagster.errors import KeyReused
 from blacksmith_dagster.orchestration import BlacksmithResource, build_definitions
-from blacksmith_dagster.store import Store
 from blacksmith_dagster.store.records import NewEvent, RawRequest
 
 ORIGIN = "BLACKSMITH_TEST_ORIGIN"
@@ -59,21 +61,21 @@ def sightings(batch: Batch[str]) -> None:
 class Mortal(BlacksmithResource):
     """A resource whose store may kill the process before or after a commit."""
 
-    @property
-    def store(self) -> Store:
-        store = super().store
-        commit = store.log.append
+    @contextmanager
+    def yield_for_execution(self, context: InitResourceContext) -> Iterator[BlacksmithResource]:
+        with super().yield_for_execution(context) as resource:
+            commit = resource.store.log.append
 
-        def ingest(
-            requests: Sequence[Sequence[NewEvent] | RawRequest], **options: Any
-        ) -> list[list[str] | KeyReused]:
-            kill_at("before the commit")
-            result = commit(requests, **options)
-            kill_at("after the commit")
-            return result
+            def ingest(
+                requests: Sequence[Sequence[NewEvent] | RawRequest], **options: Any
+            ) -> list[list[str] | KeyReused]:
+                kill_at("before the commit")
+                result = commit(requests, **options)
+                kill_at("after the commit")
+                return result
 
-        store.log.append = ingest  # type: ignore[method-assign]
-        return store
+            resource.store.log.append = ingest  # type: ignore[method-assign]
+            yield resource
 
 
 blacksmith = Blacksmith(sources=[tower], destinations=[lake])
