@@ -176,7 +176,7 @@ def runless_reporter(keys: Mapping[str, AssetKey]) -> Iterator[LoadReporter]:
             reporter.report()
 
 
-def load(
+def load_in_run(
     context: OpExecutionContext | AssetExecutionContext,
     app: Blacksmith,
     event: AnyDestinationEvent,

@@ -19,7 +19,7 @@ from pydantic import Field, PrivateAttr
 from blacksmith_dagster.backends import Backends
 from blacksmith_dagster.composition import open_scheduler
 from blacksmith_dagster.errors import DeclarationError, UsageError
-from blacksmith_dagster.orchestration.loads import load
+from blacksmith_dagster.orchestration.loads import load_in_run
 from blacksmith_dagster.orchestration.replays import ReplayConfig, replay_partitions
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import AnyDestinationEvent
@@ -213,7 +213,7 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
         not returned in time, `RetryRequested` (Dagster's) when a service does not respond, and
         `UsageError` for an event that is not the application's.
         """
-        return load(
+        return load_in_run(
             context,
             self.app,
             event,

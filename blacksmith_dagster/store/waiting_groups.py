@@ -83,7 +83,7 @@ _IS_MEMBER = select_members(
 _WAITING_GROUP_OF = (
     select(*(job_groups.c[name] for name in WaitingGroup._fields))
     .where(
-        # Of the locked row, PostgreSQL checks these again.
+        # PostgreSQL checks these again on the row that it has locked.
         job_groups.c.load.is_(None),
         job_groups.c.seq_from <= bindparam("seq"),
         job_groups.c.seq_to >= bindparam("seq"),

@@ -91,7 +91,7 @@ class NATSConnection:
     async def _connect(self) -> Client:
         failure: Exception | None = None
         for server in self._address.servers.split(","):
-            client = _Client()
+            client = _TLSClient()
             try:
                 await self._connect_to(client, f"nats://{server}")
                 return client
@@ -146,7 +146,7 @@ class NATSConnection:
         return f"{label} does not respond: {text or f'not within {_CALL_SECONDS:g} seconds'}"
 
 
-class _Client(Client):
+class _TLSClient(Client):
     def _connect_command(self) -> bytes:
         # nats-py would send the credentials in the clear.
         if self.options.get("tls") and not self._server_info.get("tls_required"):
