@@ -136,13 +136,13 @@ def select_retrying(condition: str) -> str:
 def jobs_of_load(groups: Sequence[WaitingGroup], condition: str = "") -> str:
     """The SQL of the jobs in the `groups` assigned to a load, as rows of JOB_COLUMNS, in order.
 
-    Its parameters are `load` and `destination`. In the first attempt of a replay, each job is in its
-    listing: to look for others would double the time.
+    Its parameter is `load`; `condition` is a further one, after AND. In the first attempt of a replay,
+    each job is in its listing: to look for others would double the time.
     """
     columns = ", ".join(_COLUMNS.get(column.name, f"e.{column.name}") for column in JOB_COLUMNS)
     sql = select_members(
         columns,
-        f"g.load = :load AND g.destination = :destination {condition}",
+        f"g.load = :load {condition}",
         with_events=True,
         only_replayed=all(group.replay is not None and not group.attempts for group in groups),
     )

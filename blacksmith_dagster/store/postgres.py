@@ -172,7 +172,7 @@ class PostgresDatabase(Database):
         first, last = min(group.seq_from for group in groups), max(group.seq_to for group in groups)
         values = {"load": load_id, "destination": destination, "first": first, "last": last}
         dense = last - first <= _DENSE
-        sql = jobs_of_load(groups, _IN_DENSE_RANGE if dense else "")
+        sql = jobs_of_load(groups, _IN_DENSE_RANGE if dense else _OF_DESTINATION)
         driver: Any = conn.connection.driver_connection
         with driver.cursor(binary=True) as cursor:
             cursor.execute(_PARAMETER.sub(r"%(\1)s", sql), values)
@@ -229,7 +229,10 @@ SELECT e.seq, e.event_type, e.payload, e.received_at, e.key, e.context, e.versio
  WHERE j.destination = %s AND j.seq > %s AND j.seq <= %s ORDER BY j.seq
 """
 _DENSE_JOBS = _SPARSE_JOBS.replace("ORDER BY", "AND e.seq > %s AND e.seq <= %s ORDER BY")
-_IN_DENSE_RANGE = "AND m.seq BETWEEN :first AND :last AND e.seq BETWEEN :first AND :last"
+_OF_DESTINATION = "AND g.destination = :destination"
+_IN_DENSE_RANGE = (
+    f"{_OF_DESTINATION} AND m.seq BETWEEN :first AND :last AND e.seq BETWEEN :first AND :last"
+)
 _PARAMETER = re.compile(r":(\w+)")
 _GROUP_JOBS = """
 INSERT INTO group_jobs (destination, seq, listing, created, when_error)

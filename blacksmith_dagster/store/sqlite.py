@@ -142,10 +142,13 @@ class SQLiteDatabase(Database):
         return self._read(conn.exec_driver_sql(_JOBS_BETWEEN, (destination, after, upto)))
 
     def jobs_of_groups(
-        self, conn: Connection, destination: int, load_id: int, groups: Sequence[WaitingGroup]
+        self,
+        conn: Connection,
+        destination: int,  # noqa: ARG002 - with it, SQLite would read all of its groups
+        load_id: int,
+        groups: Sequence[WaitingGroup],
     ) -> list[JobRow]:
-        values = {"load": load_id, "destination": destination}
-        return self._read(conn.exec_driver_sql(jobs_of_load(groups), values))
+        return self._read(conn.exec_driver_sql(jobs_of_load(groups), {"load": load_id}))
 
     def _read(self, rows: Iterable[Any]) -> list[JobRow]:
         return self.job_rows(
