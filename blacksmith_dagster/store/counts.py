@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import date
+from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Row, Select, and_, bindparam, func, select
+from sqlalchemy import BigInteger, Row, TextualSelect, column, select
 
 from blacksmith_dagster.store.database import Database
-from blacksmith_dagster.store.lanes import last_load
+from blacksmith_dagster.store.lanes import last_load_sql
 from blacksmith_dagster.store.records import DayCount, JobCounts, Lane, Orphan
-from blacksmith_dagster.store.tables import (
-    LoadState,
-    counter,
-    destination_events,
-    event_totals,
-    events,
-    job_groups,
-    job_totals,
-    jobs,
-    loads,
-    replays,
-)
+from blacksmith_dagster.store.statements import query
+from blacksmith_dagster.store.tables import Instant, LoadState, event_totals, loads
 
 if TYPE_CHECKING:
     from blacksmith_dagster.pipeline.application import Blacksmith
@@ -40,18 +30,19 @@ class Counts:
         """How many of its jobs are in each state. Raises `NotFound`."""
         values = {"destination": self._database.destination(destination)}
         with self._database.reading() as conn:  # one statement, and so one snapshot
-            row = conn.execute(_COUNT_JOBS, values).one()
-        waiting_since = [row.first_due_at, row.first_received_at]
+            *numbers, first_due_at, first_received_at = conn.execute(_COUNT_JOBS, values).one()
+        # int: PostgreSQL adds bigints up to a numeric.
+        made, claimed, created, executing, retrying, discarded, purged_discarded = map(int, numbers)
+        pending, ended = executing + retrying, claimed + created
         return JobCounts(
-            awaiting=row.counted + row.uncounted - row.claimed,
-            executing=row.executing,
-            retrying=row.retrying,
-            # int: PostgreSQL adds bigints up to a numeric.
-            succeeded=int(
-                row.claimed + row.created_jobs - row.executing_or_retrying - row.ever_discarded
+            awaiting=made - claimed,
+            executing=executing,
+            retrying=retrying,
+            succeeded=ended - pending - discarded - purged_discarded,
+            discarded=discarded,
+            oldest_waiting=min(
+                (at for at in (first_due_at, first_received_at) if at is not None), default=None
             ),
-            discarded=row.discarded,
-            oldest_waiting=min((at for at in waiting_since if at is not None), default=None),
         )
 
     def days(self, since: date) -> Sequence[DayCount]:
@@ -65,34 +56,26 @@ class Counts:
     def next_due(self, *destinations: str) -> float | None:
         """Seconds until the load lane of one of these can claim; 0 if it can now, `None` if no jobs
         wait."""
-        return min(
-            (
-                0.0
-                if row.first_new is not None
-                else max(0.0, (row.first_due_at - row.now).total_seconds())
-                for row in self._of_destinations(_FIRST_DUE, destinations)
-                if row.first_new is not None or row.first_due_at is not None
-            ),
-            default=None,
-        )
+        rows, now = self._of_destinations(_FIRST_DUE, destinations)
+        if any(row.first_new is not None for row in rows):
+            return 0.0
+        first = min((row.first_due_at for row in rows if row.first_due_at), default=None)
+        return None if first is None else max(0.0, (first - now).total_seconds())
 
     def since_load(self, *destinations: str) -> float | None:
         """Seconds since the last load of one of these ended, or began if it is executing, by the
         database's clock; `None` if there has been none."""
-        return min(
-            (
-                max(0.0, (row.now - row.loaded_at).total_seconds())
-                for row in self._of_destinations(_LAST_LOADED, destinations)
-                if row.loaded_at
-            ),
-            default=None,
-        )
+        rows, now = self._of_destinations(_LAST_LOADED, destinations)
+        last = max((row.loaded_at for row in rows if row.loaded_at), default=None)
+        return None if last is None else max(0.0, (now - last).total_seconds())
 
-    def _of_destinations(self, statement: Select[Any], paths: Sequence[str]) -> Sequence[Row[Any]]:
+    def _of_destinations(
+        self, statement: TextualSelect, paths: Sequence[str]
+    ) -> tuple[Sequence[Row[Any]], datetime]:
         ids = [self._database.destination(path) for path in paths]
-        statement = statement.add_columns(self._database.clock().label("now"))
         with self._database.reading() as conn:
-            return conn.execute(statement, {"destinations": ids}).all()
+            rows = conn.execute(statement, {"destinations": ids}).all()
+            return rows, self._database.now(conn)
 
     def pace(self, destination: str) -> float | None:
         """Jobs per second in its last loads, `None` if there were none."""
@@ -116,98 +99,62 @@ class Counts:
         return [orphan for orphan in waiting if orphan.pending]
 
 
-# ------------------------------------------------------------------------------- fragments
-
-_destination: Any = bindparam("destination")
-
-
-def _or_zero(statement: Any) -> Any:
-    return func.coalesce(statement.scalar_subquery(), 0)
-
-
-def _of_last_load(column: Any, lane: Lane, destination: Any) -> Any:
-    return last_load(destination, lane, column).correlate(destination_events)
-
-
-def _position_of(destination: Any) -> Any:
-    """The sequence number up to which the load lane has claimed new jobs."""
-    return _or_zero(_of_last_load(loads.c.position, Lane.LOAD, destination))
-
-
-def _first_due_at(destination: Any, *conditions: Any) -> Any:
-    """When the first of the waiting job groups is due."""
-    waiting = and_(
-        job_groups.c.destination == destination, job_groups.c.load.is_(None), *conditions
-    )
-    first = select(func.min(job_groups.c.due_at)).where(waiting)
-    return first.correlate(destination_events).scalar_subquery()
-
-
-def _first_new_seq(destination: Any) -> Any:
-    """The first job above the position. The log is in order: no other has waited as long."""
-    first = (
-        select(jobs.c.seq)
-        .where(jobs.c.destination == destination, jobs.c.seq > _position_of(destination))
-        .order_by(jobs.c.seq)
-        .limit(1)
-    )
-    return first.correlate(destination_events).scalar_subquery()
-
-
-_IS_WAITING_GROUP = and_(job_groups.c.destination == _destination, job_groups.c.load.is_(None))
-"""Whether a job group of the `destination` waits to run again."""
-
-_IS_OPEN_LOAD = (
-    loads.c.id.in_(
-        [_of_last_load(loads.c.id, lane, _destination).scalar_subquery() for lane in Lane]
-    ),
-    loads.c.state == LoadState.EXECUTING,
+_LAST_IDS = ", ".join(f"({last_load_sql('id', ':destination', lane)})" for lane in Lane)
+_COUNT_JOBS = query(
+    f"""
+WITH last AS ({last_load_sql("position, claimed", ":destination", Lane.LOAD)}),
+waiting AS (
+    SELECT coalesce(sum(jobs), 0) AS jobs, min(due_at) AS first_due_at
+      FROM job_groups WHERE destination = :destination AND load IS NULL),
+totals AS (
+    SELECT coalesce(sum(jobs), 0) AS jobs, coalesce(sum(purged_discarded), 0) AS purged_discarded
+      FROM job_totals WHERE destination = :destination)
+SELECT totals.jobs + (SELECT count(*) FROM jobs WHERE destination = :destination
+                         AND seq > coalesce((SELECT upto FROM counter), 0)) AS made,
+       coalesce((SELECT claimed FROM last), 0) AS claimed,
+       coalesce((SELECT sum(created_jobs) FROM replays WHERE destination = :destination), 0)
+       AS created,
+       coalesce((SELECT sum(jobs) FROM loads WHERE state = 'executing' AND id IN ({_LAST_IDS})), 0)
+       AS executing,
+       waiting.jobs AS retrying,
+       coalesce((SELECT sum(discarded) FROM loads
+                  WHERE destination = :destination AND discarded > 0), 0) AS discarded,
+       totals.purged_discarded,
+       waiting.first_due_at,
+       (SELECT received_at FROM events WHERE seq = (
+           SELECT seq FROM jobs WHERE destination = :destination
+              AND seq > coalesce((SELECT position FROM last), 0) ORDER BY seq LIMIT 1))
+       AS first_received_at
+  FROM waiting, totals""",
+    *(column(name, BigInteger) for name in ("made", "claimed", "created", "executing", "retrying")),
+    column("discarded", BigInteger),
+    column("purged_discarded", BigInteger),
+    column("first_due_at", Instant),
+    column("first_received_at", Instant),
 )
-"""Whether a load of the `destination` is open: only the last load of a lane can be."""
+"""How many jobs of a `destination` are in each state, and since when the first of them wait.
 
-_counted_jobs = select(job_totals.c.jobs).where(job_totals.c.destination == _destination)
-_uncounted_jobs = select(func.count()).where(
-    jobs.c.destination == _destination, jobs.c.seq > _or_zero(select(counter.c.upto))
-)
-_claimed_jobs = _of_last_load(loads.c.claimed, Lane.LOAD, _destination)
-_created_jobs = select(func.sum(replays.c.created_jobs)).where(
-    replays.c.destination == _destination
-)
-_executing_jobs = _or_zero(select(func.sum(loads.c.jobs)).where(*_IS_OPEN_LOAD))
-_retrying_jobs = _or_zero(select(func.sum(job_groups.c.jobs)).where(_IS_WAITING_GROUP))
-_discarded_jobs = _or_zero(
-    select(func.sum(loads.c.discarded)).where(
-        loads.c.destination == _destination, loads.c.discarded > 0
-    )
-)
-_purged_discarded_jobs = _or_zero(
-    select(job_totals.c.purged_discarded).where(job_totals.c.destination == _destination)
-)
-_first_received_at = select(events.c.received_at).where(
-    events.c.seq == _first_new_seq(_destination)
-)
-_COUNT_JOBS = select(
-    _or_zero(_counted_jobs).label("counted"),
-    _or_zero(_uncounted_jobs).label("uncounted"),
-    _or_zero(_claimed_jobs).label("claimed"),
-    _or_zero(_created_jobs).label("created_jobs"),
-    _executing_jobs.label("executing"),
-    _retrying_jobs.label("retrying"),
-    (_executing_jobs + _retrying_jobs).label("executing_or_retrying"),
-    _discarded_jobs.label("discarded"),
-    (_discarded_jobs + _purged_discarded_jobs).label("ever_discarded"),
-    _first_due_at(_destination).label("first_due_at"),
-    _first_received_at.scalar_subquery().label("first_received_at"),
-)
+`made` counts those in the log, `created` those that replays have created. The log is in order: none has
+waited as long as the first above the load lane's position."""
 
-_of_destinations = destination_events.c.id.in_(bindparam("destinations", expanding=True))
-_FIRST_DUE = select(
-    _first_due_at(destination_events.c.id, job_groups.c.lane == Lane.LOAD).label("first_due_at"),
-    _first_new_seq(destination_events.c.id).label("first_new"),
-).where(_of_destinations)
-_loaded_at = func.coalesce(loads.c.finished_at, loads.c.started_at)
-_LAST_LOADED = select(
-    _of_last_load(_loaded_at, Lane.LOAD, destination_events.c.id)
-    .scalar_subquery()
-    .label("loaded_at"),
-).where(_of_destinations)
+_LAST_POSITION = last_load_sql("position", "d.id", Lane.LOAD)
+_FIRST_DUE = query(
+    f"""
+SELECT (SELECT min(due_at) FROM job_groups
+         WHERE destination = d.id AND load IS NULL AND lane = 'load') AS first_due_at,
+       (SELECT seq FROM jobs WHERE destination = d.id AND seq > coalesce(({_LAST_POSITION}), 0)
+         ORDER BY seq LIMIT 1) AS first_new
+  FROM destination_events d WHERE d.id IN :destinations""",
+    column("first_due_at", Instant),
+    column("first_new", BigInteger),
+    lists=["destinations"],
+)
+"""When the first job of each destination event is due again, and its first new job."""
+
+_LAST_LOADED_AT = last_load_sql("coalesce(finished_at, started_at)", "d.id", Lane.LOAD)
+_LAST_LOADED = query(
+    f"SELECT ({_LAST_LOADED_AT}) AS loaded_at FROM destination_events d WHERE d.id IN :destinations",
+    column("loaded_at", Instant),
+    lists=["destinations"],
+)
+"""When the last load of each destination event ended, or began if it is executing."""

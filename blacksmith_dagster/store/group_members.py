@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-from sqlalchemy import TextualSelect, bindparam, text
 
 from blacksmith_dagster.store.job_groups import WaitingGroup
+from blacksmith_dagster.store.statements import query
 from blacksmith_dagster.store.tables import events, job_groups, jobs, outcomes
 
 JOB_COLUMNS = (
@@ -76,12 +74,6 @@ def select_members(
         )
         for way, when_error in ways
     )
-
-
-def query(sql: str, *columns: Any, lists: Sequence[str] = ()) -> TextualSelect:
-    """A SELECT written as text, whose rows have these columns. The parameters `lists` are sequences."""
-    expanding: list[Any] = [bindparam(name, expanding=True) for name in lists]
-    return text(sql).bindparams(*expanding).columns(*columns)
 
 
 SEQS_OF_GROUP = query(select_members("m.seq", "g.id = :group") + "ORDER BY 1", jobs.c.seq)

@@ -23,14 +23,13 @@ from blacksmith_dagster.store.database import Database
 from blacksmith_dagster.store.group_members import (
     JOB_COLUMNS,
     STATE_COLUMNS,
-    query,
     select_members,
     select_retrying,
 )
 from blacksmith_dagster.store.lanes import last_loads
 from blacksmith_dagster.store.records import JobState, Transition, Window
 from blacksmith_dagster.store.retention import why_gone
-from blacksmith_dagster.store.statements import batched
+from blacksmith_dagster.store.statements import batched, query
 from blacksmith_dagster.store.tables import (
     LoadState,
     OutcomeState,

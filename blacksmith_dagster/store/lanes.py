@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Select, Text, bindparam, insert, literal, select, tuple_, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from blacksmith_dagster.errors import FencedOut
 from blacksmith_dagster.store.database import Database, LaneState
 from blacksmith_dagster.store.records import FencingToken, Lane
+from blacksmith_dagster.store.statements import query
 from blacksmith_dagster.store.tables import LoadState, loads
 
 MAX_ID = 2**63 - 1
@@ -38,22 +39,18 @@ def fenced_out(token: FencingToken, holder: str) -> FencedOut:
     )
 
 
-def last_load(destination: Any, lane: Lane, *columns: Any) -> Select[Any]:
-    """These columns of a lane's last load; `destination` is the destination event's id.
+def last_load_sql(columns: str, destination: str, lane: Lane) -> str:
+    """The SQL of these columns of a lane's last load; `destination` is the SQL of the event's id.
 
     The WHERE compares rows, as a range of the index `loads_lane`: with plain equalities, PostgreSQL's
     generic plan walks back through all loads by id.
     """
-    key = tuple_(loads.c.destination, loads.c.lane, loads.c.id)
-    return (
-        select(*columns)
-        .where(
-            key >= tuple_(destination, literal(lane, Text()), literal(0)),
-            key <= tuple_(destination, literal(lane, Text()), literal(MAX_ID)),
-        )
-        .order_by(loads.c.destination.desc(), loads.c.lane.desc(), loads.c.id.desc())
-        .limit(1)
-    )
+    return f"""
+SELECT {columns}
+  FROM loads
+ WHERE (destination, lane, id) >= ({destination}, '{lane}', 0)
+   AND (destination, lane, id) <= ({destination}, '{lane}', {MAX_ID})
+ ORDER BY destination DESC, lane DESC, id DESC LIMIT 1"""
 
 
 class LastLoads(NamedTuple):
@@ -61,24 +58,39 @@ class LastLoads(NamedTuple):
 
     - `ids`: their ids. `open`: those of the loads that are executing.
     - `position`: the sequence number up to which the load lane has claimed new jobs.
+    - `replayed_at`: when the last load of a replay began, if there has been one.
     """
 
     ids: Sequence[int]
     open: Sequence[int]
     position: int
+    replayed_at: datetime | None
 
 
 def last_loads(conn: Connection, destination: int) -> LastLoads:
     """The last load of each lane that has had one."""
-    columns = (loads.c.id, loads.c.state, loads.c.position)
-    by_lane = {lane: conn.execute(last_load(destination, lane, *columns)).first() for lane in Lane}
+    values = {"destination": destination}
+    by_lane = {lane: conn.execute(last_load, values).first() for lane, last_load in _LAST.items()}
     last = [load for load in by_lane.values() if load]
-    of_load_lane = by_lane[Lane.LOAD]
+    of_load_lane, of_replays = by_lane[Lane.LOAD], by_lane[Lane.REPLAY]
     return LastLoads(
         [load.id for load in last],
         [load.id for load in last if load.state == LoadState.EXECUTING],
         of_load_lane.position if of_load_lane else 0,
+        of_replays.started_at if of_replays else None,
     )
+
+
+_LAST = {
+    lane: query(
+        last_load_sql("id, state, position, started_at", ":destination", lane),
+        loads.c.id,
+        loads.c.state,
+        loads.c.position,
+        loads.c.started_at,
+    )
+    for lane in Lane
+}
 
 
 def succeeded_since(conn: Connection, destination: int, load_id: int) -> bool:

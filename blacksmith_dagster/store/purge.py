@@ -29,12 +29,12 @@ from blacksmith_dagster.pipeline.retention import Retention
 from blacksmith_dagster.store import maintenance
 from blacksmith_dagster.store.archive import read_archived
 from blacksmith_dagster.store.database import Database
-from blacksmith_dagster.store.group_members import query, select_members
+from blacksmith_dagster.store.group_members import select_members
 from blacksmith_dagster.store.lanes import last_loads
 from blacksmith_dagster.store.partitions import Partition, Partitions
 from blacksmith_dagster.store.records import Archive, Purgeable, PurgeStep, Window
 from blacksmith_dagster.store.retention import NeededEvents, expiries, is_expired, needed_events
-from blacksmith_dagster.store.statements import batched, upsert
+from blacksmith_dagster.store.statements import batched, query, upsert
 from blacksmith_dagster.store.tables import (
     IS_DISCARDED,
     edits,

@@ -28,7 +28,6 @@ from blacksmith_dagster.store.group_members import (
     JOB_COLUMNS,
     STATE_COLUMNS,
     UNFINISHED_JOBS,
-    query,
     select_retrying,
 )
 from blacksmith_dagster.store.lanes import last_loads, lock_lane
@@ -46,7 +45,7 @@ from blacksmith_dagster.store.records import (
     Window,
 )
 from blacksmith_dagster.store.retention import is_awaited, raise_if_purged
-from blacksmith_dagster.store.statements import batched, upsert
+from blacksmith_dagster.store.statements import batched, query, upsert
 from blacksmith_dagster.store.tables import (
     IS_DISCARDED,
     OutcomeState,

@@ -19,10 +19,10 @@ from sqlalchemy import (
 
 from blacksmith_dagster.errors import Gone
 from blacksmith_dagster.pipeline.retention import Retention
-from blacksmith_dagster.store.group_members import UNFINISHED_JOBS, query
-from blacksmith_dagster.store.lanes import MAX_ID, last_load, last_loads
-from blacksmith_dagster.store.records import Lane, Window
-from blacksmith_dagster.store.statements import batched
+from blacksmith_dagster.store.group_members import UNFINISHED_JOBS
+from blacksmith_dagster.store.lanes import MAX_ID, last_loads
+from blacksmith_dagster.store.records import Window
+from blacksmith_dagster.store.statements import batched, query
 from blacksmith_dagster.store.tables import (
     IS_DISCARDED,
     counter,
@@ -153,7 +153,7 @@ class NeededEvents(NamedTuple):
 
 def is_awaited(conn: Connection, destination: int, began_at: datetime, now: datetime) -> bool:
     """Whether a replay that has not ended still holds events back: it began, or loaded, recently."""
-    last = conn.execute(last_load(destination, Lane.REPLAY, loads.c.started_at)).scalar()
+    last = last_loads(conn, destination).replayed_at
     return max(began_at, last or began_at) > now - _REPLAY_IDLE_LIMIT
 
 
