@@ -28,7 +28,7 @@
     ├── StoreError
     │   ├── SchemaOutdated        run `blacksmith store upgrade`
     │   ├── SequenceWentBack      the store was restored or promoted
-    │   ├── NotFound              no such event, job or load
+    │   ├── NotFound              nothing of this name or id
     │   │   └── Gone              it was past its retention and has been purged
     │   └── CursorMoved           another process has moved this cursor
     └── FencedOut                 another process has taken over; stop
@@ -223,7 +223,7 @@ class SequenceWentBack(StoreError):
 
 
 class NotFound(StoreError):
-    """There is no such event, job or load in this store."""
+    """There is nothing of this name or id in this store."""
 
 
 class Gone(NotFound):

@@ -111,7 +111,7 @@ def dev(app: str | None, port: int, ui_port: int) -> None:
     environment = {**os.environ, "BLACKSMITH_HOME": str(home)}
     environment.setdefault("DAGSTER_HOME", str(home))
     if url is not None:
-        environment.setdefault("BLACKSMITH_GATEWAY_URL", url)  # for the check `gateway reachable`
+        environment.setdefault("BLACKSMITH_GATEWAY_URL", url)  # for the check `gateway_reachable`
     dagster_command = [sys.executable, "-m", "dagster", "dev", f"--port={ui_port}"]
     shown_url = url or "the application's own"
     click.echo(f"gateway: {shown_url}   Dagster: http://127.0.0.1:{ui_port}", err=True)

@@ -22,7 +22,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from blacksmith_dagster.errors import BadRequest, Forbidden, RequestError
+from blacksmith_dagster.errors import BadRequest, Forbidden, RequestError, Unavailable
 from blacksmith_dagster.gateway.body import BodyReader, Reservation, unpack
 from blacksmith_dagster.gateway.health import Health
 from blacksmith_dagster.gateway.openapi import described, http_endpoints
@@ -34,7 +34,7 @@ from blacksmith_dagster.gateway.responses import (
     routing_problem,
 )
 from blacksmith_dagster.ingest.extract import VERSION_HEADER, Extracted, Extractor
-from blacksmith_dagster.ingest.group_commit import STORE_IS_DOWN, GroupCommit
+from blacksmith_dagster.ingest.group_commit import GroupCommit
 from blacksmith_dagster.ingest.quarantine import KEY_HEADER, raw_request_of
 from blacksmith_dagster.pipeline.access import is_within
 from blacksmith_dagster.pipeline.application import Blacksmith
@@ -267,7 +267,7 @@ class EventEndpoint:
         try:
             ids = await self._commits.submit(events, extracted.quarantined)
             return ids[: len(events)], ids[len(events) :]
-        except (RequestError, *STORE_IS_DOWN):
+        except (RequestError, Unavailable):
             raise
         except Exception as error:  # the database rejects the request's data
             if not events:

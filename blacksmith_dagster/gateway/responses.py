@@ -174,5 +174,7 @@ def _log_deprecated(path: str, version: str | None, since: date) -> None:
 
 def _internal() -> Response:
     return problem(
-        500, "the gateway failed to process this request; nothing was stored, its log says why"
+        500,
+        "the gateway failed to process this request, and may have stored it; its log says why. Send it "
+        "again with the same Idempotency-Key",
     )

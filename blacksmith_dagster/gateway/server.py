@@ -240,9 +240,10 @@ class _WorkerProcesses:
         # Block signals: here until `_running` has the worker, in the worker until it has its handlers.
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
         try:
-            worker.start()
-            self._running[number] = worker
-            self._started[number] = time.monotonic()
+            if not self._stopping:
+                worker.start()
+                self._running[number] = worker
+                self._started[number] = time.monotonic()
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
@@ -254,8 +255,7 @@ class _WorkerProcesses:
         _log.error("gateway worker %d ended with %s; starting another", number, worker.exitcode)
         if time.monotonic() - self._started[number] < _RESTART_GAP:
             time.sleep(_RESTART_GAP)
-        if not self._stopping:
-            self._start(number)
+        self._start(number)
 
     def _stop(self, *_: object) -> None:
         self._stopping = True

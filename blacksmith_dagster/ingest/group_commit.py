@@ -15,8 +15,6 @@ import msgspec
 
 from blacksmith_dagster.errors import (
     OutcomeUnknown,
-    SchemaOutdated,
-    SequenceWentBack,
     TooManyRequests,
     Unavailable,
 )
@@ -36,7 +34,6 @@ class _Waiting(msgspec.Struct, frozen=True):
 
 
 # Errors that have nothing to do with the data: retrying one request at a time would not help.
-STORE_IS_DOWN = (Unavailable, SchemaOutdated, SequenceWentBack)
 
 _log = logging.getLogger(__name__)
 
@@ -89,7 +86,7 @@ class GroupCommit:
         while running:
             gathered = [queue.get()]
             gathered.extend(queue.get() for _ in range(queue.qsize()))
-            running = gathered[-1] is not None
+            running = None not in gathered
             batch = [waiting for waiting in gathered if waiting is not None]
             parts = [part for waiting in batch for part in waiting.parts]
             results = self._append(parts)
@@ -114,7 +111,7 @@ class GroupCommit:
         for may_retry in (True, False):
             try:
                 return self._store.log.append(parts)
-            except STORE_IS_DOWN as error:
+            except Unavailable as error:
                 # A connection that died while idle fails at its next commit. A commit with an
                 # unknown outcome is never retried here: only the sender's key makes that safe.
                 if may_retry and not isinstance(error, OutcomeUnknown):

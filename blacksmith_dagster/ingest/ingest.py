@@ -30,7 +30,7 @@ def ingest(
 ) -> list[list[str]]:
     """Store the events of `requests` to a source event in one commit, together with `cursor`.
 
-    `received_at` is for history that is imported from elsewhere; see `Store.ingest`.
+    `received_at` is for history that is imported from elsewhere; see `Log.append`.
 
     Returns the ids of each request's events. A request that would be rejected, or whose function
     raises, goes to quarantine in the same commit and has no ids; a `Reply` is ignored. Repeating the

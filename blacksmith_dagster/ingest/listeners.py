@@ -51,9 +51,8 @@ class Listeners(LockLoops):
       events and of requests that went to quarantine.
 
     A store, supervisor, broker or database that does not respond, or a function that raises, is
-    retried with growing pauses; after a minute the lock is given back, as another host may reach what
-    this one cannot. A thread that meets a bug ends and leaves its error in `failure`; the others
-    continue.
+    retried with growing pauses; after half a minute the lock is given back, as another host may reach
+    what this one cannot.
     """
 
     def __init__(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import cast
 
-from blacksmith_dagster.errors import BlacksmithError, SettingsError
+from blacksmith_dagster.errors import CursorMoved, FencedOut, SettingsError, Unavailable
 from blacksmith_dagster.ingest.ingest import EventsOrRaw, Ingester
 from blacksmith_dagster.ingest.quarantine import raw_request_of
 from blacksmith_dagster.pipeline.source import AnySourceEvent
@@ -16,6 +16,8 @@ from blacksmith_dagster.store.records import Cursor
 
 MESSAGES = 2_000
 """The most messages in one commit."""
+
+_NOT_ITS_DATA = (Unavailable, CursorMoved, FencedOut)  # errors that no message of the commit causes
 
 
 class Messages:
@@ -57,7 +59,7 @@ class Messages:
         extracted = [self._ingester.extract_request(message) for message, _ in received]
         try:
             self._commit(received, extracted)
-        except BlacksmithError:
+        except _NOT_ITS_DATA:
             raise
         except Exception:  # noqa: BLE001 - the database rejects the data of a message
             for one, events in zip(received, extracted, strict=True):
@@ -66,7 +68,7 @@ class Messages:
     def _commit_one(self, received: Received, extracted: EventsOrRaw) -> None:
         try:
             self._commit([received], [extracted])
-        except BlacksmithError:
+        except _NOT_ITS_DATA:
             raise
         except Exception as error:  # noqa: BLE001 - this message; it must not block the topic
             raw = raw_request_of(self._ingester.path, received.message, error)

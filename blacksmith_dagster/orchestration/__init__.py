@@ -4,8 +4,13 @@ from importlib.metadata import version
 
 from dagster_shared.libraries import DagsterLibraryRegistry
 
-from blacksmith_dagster.orchestration.assets import BlacksmithTranslator, EventData, asset_key
+from blacksmith_dagster.orchestration.assets import (
+    BlacksmithTranslator,
+    EventTranslatorData,
+    asset_key,
+)
 from blacksmith_dagster.orchestration.definitions import BlacksmithComponent, build_definitions
+from blacksmith_dagster.orchestration.replays import ReplayConfig
 from blacksmith_dagster.orchestration.resource import BlacksmithResource
 from blacksmith_dagster.orchestration.warm_runs import WarmRuns
 
@@ -13,7 +18,8 @@ __all__ = [
     "BlacksmithComponent",
     "BlacksmithResource",
     "BlacksmithTranslator",
-    "EventData",
+    "EventTranslatorData",
+    "ReplayConfig",
     "WarmRuns",
     "asset_key",
     "build_definitions",

@@ -65,7 +65,7 @@ def asset_keys(app: Blacksmith, named: tuple[object, str] | None) -> Mapping[str
 
 
 @dataclass(frozen=True, slots=True)
-class EventData:
+class EventTranslatorData:
     """What a translator receives: an event, its application, and the first day of the partitions."""
 
     app: Blacksmith
@@ -73,7 +73,7 @@ class EventData:
     start_date: date
 
     @property
-    def upstream(self) -> Sequence[EventData]:
+    def upstream(self) -> Sequence[EventTranslatorData]:
         """The events that this one receives. An outcome counts as its destination event."""
         if isinstance(self.event, SourceEvent):
             return ()
@@ -91,12 +91,12 @@ class BlacksmithTranslator:
     Keep the partitions: the counts of each UTC day are reported to them.
 
     >>> class Ours(BlacksmithTranslator):
-    ...     def get_asset_spec(self, data: EventData) -> AssetSpec:
+    ...     def get_asset_spec(self, data: EventTranslatorData) -> AssetSpec:
     ...         return super().get_asset_spec(data).replace_attributes(group_name="events")
     """
 
-    def get_asset_spec(self, data: EventData) -> AssetSpec:
-        """The spec of an event's asset: external, with a partition per UTC day.
+    def get_asset_spec(self, data: EventTranslatorData) -> AssetSpec:
+        """The spec of an event's asset, with a partition per UTC day; a source event's is external.
 
         The events of one source or destination form a group. A key that you change here changes in
         the lineage as well.

@@ -8,14 +8,13 @@ the gateway, and `migrations_up_to_date` the wanderer.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx
-from croniter import croniter
 from dagster import (
     AssetCheckEvaluation,
     AssetCheckKey,
@@ -27,12 +26,12 @@ from dagster import (
 )
 
 from blacksmith_dagster.backends import Backends
-from blacksmith_dagster.errors import MigrationError, SettingsError, Unavailable
+from blacksmith_dagster.errors import BlacksmithError, SettingsError, Unavailable
 from blacksmith_dagster.ingest.listeners import listened_events
 from blacksmith_dagster.orchestration.assets import STORE_KEY
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import Destination
-from blacksmith_dagster.pipeline.schedule import DEFAULT, Schedule
+from blacksmith_dagster.pipeline.schedule import Schedule
 from blacksmith_dagster.pipeline.source import AnySourceEvent, Source
 from blacksmith_dagster.pipeline.triggers import HTTP
 from blacksmith_dagster.store.records import JobCounts, JobState, ListenerStatus, Orphan
@@ -134,9 +133,11 @@ def run_checks(
 
     Raises `Unavailable` when the store does not respond.
     """
-    store, woken, now = backends.store, backends.pubsub is not None, datetime.now(UTC)
+    store, has_broker, now = backends.store, backends.pubsub is not None, datetime.now(UTC)
     for path, event in app.destination_events.items():
-        yield from check_destination(keys[path], event.schedule, store.counts.of(path), now, woken)
+        yield from check_destination(
+            keys[path], event.schedule, store.counts.of(path), now, has_broker
+        )
         yield replay_settled(keys[path], store.replays.unsettled(path, MAX_UNSETTLED_READ))
     sizes = store.quarantine.sizes()
     for path, source_event in app.source_events.items():
@@ -157,11 +158,11 @@ def run_checks(
 
 
 def check_destination(
-    key: AssetKey, schedule: Schedule, counts: JobCounts, now: datetime, woken: bool
+    key: AssetKey, schedule: Schedule, counts: JobCounts, now: datetime, has_broker: bool
 ) -> Iterator[Finding]:
     """The two checks of a destination event, from its counts.
 
-    `woken`: whether a broker wakes the loads of realtime events; without one the schedule serves them.
+    `has_broker`: whether one notifies the loads of realtime events; else the schedule serves them.
     """
     yield Finding(
         key,
@@ -173,7 +174,7 @@ def check_destination(
         "lists them with their reasons",
         metadata={"jobs_discarded": counts.discarded},
     )
-    late_at = counts.oldest_waiting and late_after(schedule, counts.oldest_waiting, woken)
+    late_at = counts.oldest_waiting and late_after(schedule, counts.oldest_waiting, has_broker)
     overdue = late_at is not None and late_at < now
     # A retry may be due in the future: it does not wait yet.
     oldest = min(counts.oldest_waiting or now, now)
@@ -283,18 +284,15 @@ def replay_settled(key: AssetKey, unsettled: Sequence[JobState]) -> Finding:
     )
 
 
-def late_after(schedule: Schedule, due: datetime, woken: bool) -> datetime:
+def late_after(schedule: Schedule, due: datetime, has_broker: bool) -> datetime:
     """The latest time at which a job that was received or due at `due` should be loaded.
 
-    >>> late_after(Schedule("@every 1m"), datetime(2026, 1, 1, tzinfo=UTC), woken=True).minute
+    >>> late_after(Schedule("@every 1m"), datetime(2026, 1, 1, tzinfo=UTC), has_broker=True).minute
     2
     """
-    if schedule.realtime and woken:
+    if schedule.realtime and has_broker:
         return due + _REALTIME
-    if schedule.every is not None:
-        return due + schedule.every + min(schedule.every, _GRACE)
-    following: datetime = croniter(schedule.interval or DEFAULT.interval, due).get_next(datetime)
-    return following + _GRACE
+    return due + schedule.gap(due) + min(schedule.every or _GRACE, _GRACE)
 
 
 def no_orphans(orphans: Sequence[Orphan]) -> Finding:
@@ -336,7 +334,7 @@ def has_migrations(target: Source | Destination[Any]) -> bool:
 
 
 def migrations_up_to_date(
-    app: Blacksmith, keys: Mapping[str, AssetKey], wanderer: Wanderer
+    app: Blacksmith, keys: Mapping[str, AssetKey], wanderer: Callable[[], Wanderer]
 ) -> Iterator[Finding]:
     """Whether each destination that has migrations is up to date.
 
@@ -346,8 +344,8 @@ def migrations_up_to_date(
         if not has_migrations(destination):
             continue
         try:
-            waits_for = wanderer.waits_for(destination.name)
-        except MigrationError as error:  # a file that cannot be read, for example
+            waits_for = wanderer().waits_for(destination.name)
+        except BlacksmithError as error:  # a file that cannot be read, or a database that is down
             waits_for = str(error)
         for event in destination.events.values():
             yield Finding(

@@ -32,7 +32,7 @@ from blacksmith_dagster.orchestration.assets import (
     EVENT,
     AnyEvent,
     BlacksmithTranslator,
-    EventData,
+    EventTranslatorData,
     store_spec,
 )
 from blacksmith_dagster.orchestration.jobs import (
@@ -138,9 +138,9 @@ def _specs(
 ) -> Mapping[str, AssetSpec]:
     events: list[AnyEvent] = [*app.source_events.values(), *app.destination_events.values()]
     return {
-        event.path: translator.get_asset_spec(EventData(app, event, start_date)).merge_attributes(
-            metadata={EVENT: event.path}
-        )
+        event.path: translator.get_asset_spec(
+            EventTranslatorData(app, event, start_date)
+        ).merge_attributes(metadata={EVENT: event.path})
         for event in events
     }
 
@@ -164,9 +164,9 @@ class _Scaffolder(Scaffolder[Any]):
 
 @dataclass(frozen=True)
 class _ComponentTranslator(BlacksmithTranslator):
-    translate: TranslationFn[EventData]
+    translate: TranslationFn[EventTranslatorData]
 
-    def get_asset_spec(self, data: EventData) -> AssetSpec:
+    def get_asset_spec(self, data: EventTranslatorData) -> AssetSpec:
         return self.translate(super().get_asset_spec(data), data)
 
 
@@ -178,7 +178,7 @@ class BlacksmithComponent(Component, Resolvable):
     - `app`: the application, as `package.module:name`.
     - `start_date`: the first day of the assets' partitions, in UTC.
     - `translation`: changes the assets' specs, as in Dagster's own integrations; the templates know
-      `spec` and `data`, the `EventData`.
+      `spec` and `data`, the `EventTranslatorData`.
 
     ```yaml
     type: blacksmith_dagster.orchestration.BlacksmithComponent
@@ -192,7 +192,7 @@ class BlacksmithComponent(Component, Resolvable):
 
     app: str
     start_date: str
-    translation: ResolvedTranslationFn[EventData] = None
+    translation: ResolvedTranslationFn[EventTranslatorData] = None
 
     def build_defs(self, context: ComponentLoadContext) -> Definitions:  # noqa: ARG002
         """Called by Dagster.

@@ -66,7 +66,7 @@ def in_process_job(
 ) -> JobDefinition:
     """A job of these ops, one after another in the run's own process.
 
-    There a termination arrives as a signal, which the ops handle.
+    There a termination arrives as a signal, which an op may handle.
     """
 
     @job(name=name, description=description, executor_def=in_process_executor, tags=tags)
@@ -138,10 +138,11 @@ def build_purge_job(app: Blacksmith) -> JobDefinition | None:
         context.add_output_metadata(
             {
                 "events_deleted": report.events,
-                "partitions_dropped": report.partitions,
+                "table_partitions_dropped": report.partitions,
                 "files_archived": len(report.files),
                 "tables_postponed": len(report.postponed),
                 **({"skipped": report.skipped} if report.skipped else {}),
+                **({"stop_reason": "its lock was lost: purge again"} if report.stopped else {}),
             }
         )
 

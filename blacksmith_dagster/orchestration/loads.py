@@ -144,10 +144,18 @@ class LoadReporter:
     def report(self) -> None:
         """Report what was counted since the last report."""
         self._reported_at = time.monotonic()
-        for (path, day), counted in self.flush().items():
-            self.loads += counted.loads
-            self.tally += counted.tally
-            self._log_event(counted.event(self._keys[path], day, self._links))
+        unreported = dict(self.flush())
+        try:
+            for (path, day), counted in list(unreported.items()):
+                self._log_event(counted.event(self._keys[path], day, self._links))
+                self.loads += counted.loads
+                self.tally += counted.tally
+                del unreported[path, day]
+        finally:  # what Dagster has not accepted is reported next time
+            with self._lock:
+                for place, counted in unreported.items():
+                    later = self._days.get(place)
+                    self._days[place] = counted if later is None else counted + later
 
 
 @contextmanager
@@ -191,7 +199,7 @@ def load_in_run(
     The op is retried a few times when the store or the supervisor does not respond. When the run is
     terminated, the batch under way is finished and recorded first.
     """
-    store, woken = backends.store, backends.pubsub is not None
+    store, has_broker = backends.store, backends.pubsub is not None
     op = context.op_execution_context if isinstance(context, AssetExecutionContext) else context
     reporter = LoadReporter({event.path: key}, op.log_event, links=links_of(op))
     notify = backends.notify(app)
@@ -225,10 +233,10 @@ def load_in_run(
             raise RetryRequested(_RETRIES, RETRY_SECONDS) from error
         finally:
             reporter.report()
-        evaluate(op, check_destination(key, event.schedule, counts, datetime.now(UTC), woken))
+        evaluate(op, check_destination(key, event.schedule, counts, datetime.now(UTC), has_broker))
         if summary.skipped:
             op.log.info(f"{event.path}: skipped: {summary.skipped}")
-        stop_reason = "asked to stop before all that is due was loaded" if summary.stopped else None
+        stop_reason = "stopped before all that is due was loaded" if summary.stopped else None
         conclude(op, summary, stop_reason)
     return summary
 

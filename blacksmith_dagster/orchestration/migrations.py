@@ -144,7 +144,7 @@ def _migrate(
         try:
             wanderer = blacksmith.wanderer(run=op.run_id, stop=stop, report=report_done)
             report = call(wanderer, MigrationRequest(**config.model_dump()))
-            checks = migrations_up_to_date(blacksmith.app, blacksmith.asset_keys, wanderer)
+            checks = migrations_up_to_date(blacksmith.app, blacksmith.asset_keys, lambda: wanderer)
             findings = [] if config.dry_run else list(checks)
         except BlacksmithError as error:
             raise Failure(clean(str(error)), allow_retries=False) from error

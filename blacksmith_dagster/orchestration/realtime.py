@@ -62,7 +62,7 @@ def _check(
     try:
         for event in events:
             key, counts = blacksmith.asset_keys[event.path], blacksmith.store.counts.of(event.path)
-            evaluate(op, check_destination(key, event.schedule, counts, now, woken=True))
+            evaluate(op, check_destination(key, event.schedule, counts, now, has_broker=True))
     except Unavailable as error:  # what was loaded is recorded; `blacksmith_report` checks it too
         op.log.warning(f"the checks are not evaluated: {error}")
 

@@ -120,7 +120,8 @@ def replay_partitions(
         would_load = forecast(app, event, request, store=store)
         context.log_event(AssetObservation(key, metadata=_forecast_metadata(would_load)))
         return would_load
-    reporter, logged_at = LoadReporter({event.path: key}, context.log_event), time.monotonic()
+    links, logged_at = links_of(op), time.monotonic()
+    reporter = LoadReporter({event.path: key}, context.log_event, links=links)
     notify = backends.notify(app)
 
     def report(recorded: LoadReport, progress: ReplayProgress) -> None:
@@ -147,20 +148,22 @@ def replay_partitions(
             )
         except (Unavailable, FencedOut) as error:  # the next attempt acquires the lock again
             context.log.warning(f"{event.path}: {error}")
+            reporter.report()
             raise RetryRequested(_RETRIES, _RETRY_SECONDS) from error
         if summary.stopped:
+            reporter.report()
             context.log.info(
                 f"{event.path}: stopped after {summary.loads} loads; the next launch continues"
             )
             interrupt_if_terminated(op)
             raise Failure(f"{event.path}: the replay was stopped; launch it again to continue it")
-        days, links = reporter.flush(), links_of(op)
+        days = reporter.flush()
         for partition in context.partition_keys:
             metadata = days.get((event.path, date.fromisoformat(partition)), _NOTHING).metadata(
                 links
             )
             context.log_event(AssetMaterialization(key, partition=partition, metadata=metadata))
-        counts, now, woken = (
+        counts, now, has_broker = (
             store.counts.of(event.path),
             datetime.now(UTC),
             backends.pubsub is not None,
@@ -169,7 +172,7 @@ def replay_partitions(
             op,
             [replay_settled(key, store.replays.unsettled(event.path, MAX_UNSETTLED_READ))],
         )
-        evaluate(op, check_destination(key, event.schedule, counts, now, woken))
+        evaluate(op, check_destination(key, event.schedule, counts, now, has_broker))
     return summary
 
 

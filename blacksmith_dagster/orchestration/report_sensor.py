@@ -168,7 +168,7 @@ def _findings(blacksmith: BlacksmithResource) -> Iterator[Finding]:
     yield from run_checks(app, keys, blacksmith.backends)
     # Migrations may be tracked in another database, which each tick would have to open.
     if any(map(has_migrations, app.destinations.values())):
-        yield from migrations_up_to_date(app, keys, blacksmith.wanderer())
+        yield from migrations_up_to_date(app, keys, blacksmith.wanderer)
 
 
 def _materialization(key: AssetKey, count: DayCount) -> AssetMaterialization:

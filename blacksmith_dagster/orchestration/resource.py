@@ -205,9 +205,10 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
     ) -> Summary:
         """Load everything that is due for a destination event, and report it to the run of `context`.
 
-        Each UTC day's partition is materialized every 30 seconds and at the end, with counts; then
-        the event's checks are evaluated. If another process holds the lock, that is not an error: the
-        summary says `skipped`. When the run is terminated, the batch under way is finished first.
+        Each UTC day's partition is materialized every 30 seconds and at the end, with counts (observed,
+        if no job of it succeeded); then the event's checks are evaluated. If another process holds the
+        lock, that is not an error: the summary says `skipped`. When the run is terminated, the batch
+        under way is finished first.
 
         Raises `FencedOut` when another process has taken over, `Timeout` when the event's function has
         not returned in time, `RetryRequested` (Dagster's) when a service does not respond, and
@@ -254,5 +255,7 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
 
 def _opened(part: T | None) -> T:
     if part is None:
-        raise UsageError("the store is open only in an op, a sensor or a schedule")
+        raise UsageError(
+            "the store is open only in a run or a tick: in an op, asset, check, sensor or schedule"
+        )
     return part

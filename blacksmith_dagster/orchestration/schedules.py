@@ -161,7 +161,8 @@ def build_load_trigger(
         target,
         interval,
         why_not,
-        description=f"Launches {load_job.name} when something is due, {interval} at most.",
+        description=f"Launches {load_job.name} when something is due, "
+        f"at most {interval.removeprefix('@')}.",
     )
 
 

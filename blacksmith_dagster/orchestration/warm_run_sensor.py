@@ -96,7 +96,7 @@ def why_no_launch(runs: Sequence[WarmRun]) -> str | None:
 
 
 def why_pause(newest: Sequence[RunRecord], now: datetime) -> str | None:
-    """Why to wait before the next launch, or `None`: both of the `sequence_by` two runs failed early."""
+    """Why to wait before the next launch: both of the `newest` runs failed soon after their start."""
     failed_early = [
         run.dagster_run.status is DagsterRunStatus.FAILURE
         and run.update_timestamp - run.create_timestamp < _PAUSE

@@ -35,7 +35,8 @@ class Schedule(Inheriting):
 
     - `interval`: `@every <duration>` (5 s at least), a cron expression of five fields or a nickname
       (`@daily`), in UTC.
-    - `realtime`: load as soon as an event is committed.
+    - `realtime`: load as soon as an event is committed. Needs a broker, `BLACKSMITH_PUBSUB_URL`; without
+      one, the interval applies.
 
     >>> Schedule("@every 10m")
     Schedule(interval='@every 10m', realtime=None)
@@ -70,7 +71,9 @@ class Schedule(Inheriting):
 class RetryPolicy(Inheriting):
     """How often a failed job is retried, and how far apart. A field that is `None` is inherited.
 
-    The event's field applies, else the destination's, else the default.
+    The event's field applies, else the destination's, else the default. Unlike Dagster's class of that
+    name it says when a job is due again, not when an op runs again: except in realtime, the job is
+    loaded at the next time of the schedule.
 
     - `max_retries`: attempts after the first (72); then the job is discarded.
     - `delay`: how long after a failure the first retry is due; by default the interval of the
@@ -127,8 +130,8 @@ class RetryPolicy(Inheriting):
         backoff = (1 if self.delay is None else 2) if self.backoff is None else self.backoff
         jitter = (0.5 if backoff > 1 else 0.0) if self.jitter is None else self.jitter
         grown = first.total_seconds() * float(backoff) ** min(attempt - 1, 64)
-        spread = grown * random.uniform(1.0 - jitter, 1.0)
-        return timedelta(seconds=min(spread, longest.total_seconds()))
+        capped = min(grown, longest.total_seconds())
+        return timedelta(seconds=capped * random.uniform(1.0 - jitter, 1.0))
 
 
 def every(interval: str) -> timedelta | None:

@@ -221,7 +221,7 @@ class Message(_JSONBody, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Subscription(Trigger[Message]):
-    """Messages of a topic, each ingested exactly once, also after restarts.
+    """Messages of a topic, each ingested exactly once, also after restarts (RabbitMQ: if it has an id).
 
     - `topic`: Kafka's topic; NATS' subject, which may have wildcards (`orders.>`); RabbitMQ's
       binding key on the exchange `amq.topic`, or `<exchange>/<binding key>`.
@@ -229,8 +229,8 @@ class Subscription(Trigger[Message]):
       RabbitMQ's queue. `blacksmith_<source>_<event>` if `None`.
     - `url`: the broker's URL; `BLACKSMITH_PUBSUB_URL` if `None`.
 
-    A new subscription begins with the oldest message that the broker has (RabbitMQ: with the first
-    message after the queue was created).
+    A new subscription begins with the oldest message that the broker has (RabbitMQ: that is in the
+    queue).
 
     >>> Subscription("orders")
     Subscription(topic='orders', subscription=None, url=None)

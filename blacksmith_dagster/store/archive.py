@@ -29,7 +29,7 @@ _ENCODER = msgspec.json.Encoder()
 
 def read_archived(database: Database, seqs: Sequence[int]) -> Sequence[ArchivedEvent]:
     """Read events, and how their jobs ended. Changes nothing."""
-    id_of, event_type_paths = database.epochs.id_of, database.event_type_paths
+    id_of, path_of = database.epochs.id_of, database.event_type_path
     archived = []
     with database.reading() as conn:
         for batch in batched(seqs, _BATCH):
@@ -38,7 +38,7 @@ def read_archived(database: Database, seqs: Sequence[int]) -> Sequence[ArchivedE
             archived += [
                 ArchivedEvent(
                     id_of(row.seq),
-                    event_type_paths[row.event_type],
+                    path_of(row.event_type),
                     row.received_at,
                     _one_line(row.payload),
                     row.key,

@@ -47,11 +47,11 @@ class Counts:
 
     def days(self, since: date) -> Sequence[DayCount]:
         """How many events were received per event type and UTC day, from `since` on."""
-        columns, paths = event_totals.c, self._database.event_type_paths
+        columns, path_of = event_totals.c, self._database.event_type_path
         totals = select(columns.event_type, columns.day, columns.events).where(columns.day >= since)
         with self._database.reading() as conn:
             rows = conn.execute(totals.order_by(columns.day, columns.event_type)).tuples()
-            return [DayCount(paths[event_type], day, events) for event_type, day, events in rows]
+            return [DayCount(path_of(event_type), day, events) for event_type, day, events in rows]
 
     def next_due(self, *destinations: str) -> float | None:
         """Seconds until the load lane of one of these can claim; 0 if it can now, `None` if no jobs
@@ -78,7 +78,7 @@ class Counts:
             return rows, self._database.now(conn)
 
     def pace(self, destination: str) -> float | None:
-        """Jobs per second in its last loads, `None` if there were none."""
+        """Jobs per second in its last loads, `None` if that is unknown."""
         of_destination = loads.c.destination == self._database.destination(destination)
         last = (
             select(loads.c.jobs, loads.c.started_at, loads.c.finished_at)

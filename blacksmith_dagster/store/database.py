@@ -194,6 +194,12 @@ class Database(ABC):
             raise _not_registered("event", path, self.event_types)
         return self.event_types[path]
 
+    def event_type_path(self, number: int) -> str:
+        """The path of an event type; another process may have registered it after this one began."""
+        if number not in self.event_type_paths:
+            self.read_names()
+        return self.event_type_paths[number]
+
     def destination(self, path: str) -> int:
         """The number of a destination event. Raises `NotFound`."""
         if path not in self.destinations:
@@ -291,7 +297,8 @@ class Database(ABC):
     def job_rows(self, rows: Sequence[Any]) -> list[JobRow]:
         """Rows of `group_members.JOB_COLUMNS` as jobs."""
         ids = self.epochs.ids_of(row[0] for row in rows)
-        event_types, id_of, new = self.event_type_paths, self.epochs.id_of, tuple.__new__
+        event_types = {number: self.event_type_path(number) for number in {row[1] for row in rows}}
+        id_of, new = self.epochs.id_of, tuple.__new__
         return [
             # This runs for every job, and the constructor would take half as long again.
             new(

@@ -57,7 +57,7 @@ class History:
         Raises `NotFound`; `Gone` if the event may have been purged.
         """
         seq = self._database.epochs.seq_of(event_id)
-        with self._database.reading() as conn:
+        with self._database.snapshot() as conn:
             return _transitions(conn, seq, existing_event(conn, event_id, seq).received_at)
 
     def jobs(
@@ -81,7 +81,7 @@ def job_state(database: Database, destination: str, state: str, row: Any) -> Job
     return JobState(
         destination,
         database.epochs.id_of(row.seq),
-        database.event_type_paths[row.event_type],
+        database.event_type_path(row.event_type),
         state,
         row.received_at,
         row.attempts,

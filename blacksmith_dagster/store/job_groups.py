@@ -8,7 +8,8 @@ MAX_LOST_LOADS = 3
 """A job group is halved after this many lost loads, until the job that kills its loads is isolated."""
 
 MAX_CONSECUTIVE_FAILURES = 10
-"""If this many isolated jobs fail in a row, the destination is down: the jobs are not to blame."""
+"""If this many isolated jobs fail in a row, no single job is the cause: the rest of the group, at its
+last attempt too, is discarded without being run."""
 
 
 class WaitingGroup(NamedTuple):

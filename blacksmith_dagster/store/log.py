@@ -181,7 +181,7 @@ class Log:
         return StoredEvent(
             id_of(row.seq),
             row.seq,
-            self._database.event_type_paths[row.event_type],
+            self._database.event_type_path(row.event_type),
             row.payload,
             row.received_at,
             row.key,

@@ -63,6 +63,7 @@ def register(conn: Connection, app: Blacksmith) -> None:
 
 def maintain(database: Database) -> None:
     """Do the regular maintenance; see `Store.maintain`."""
+    database.read_names()  # another process may have begun a new epoch
     database.make_partitions()
     with database.writing() as conn:
         # In this order: events up to `low` were received before `now`, events above `high` after it.
@@ -104,13 +105,21 @@ def _make_fencing_tokens(conn: Connection) -> None:
 def highest_seq(conn: Connection) -> int:
     """The highest sequence number found in the store's tables."""
     maxima = (
-        func.max(events.c.seq),
-        func.max(loads.c.seq_to),
-        func.max(counter.c.upto),
-        func.max(epochs.c.first_seq - 1),
-        func.max(event_types.c.purged_upto),
+        select(func.max(events.c.seq)),
+        select(func.max(_LAST_CLAIMED)).select_from(destination_events),
+        select(func.max(counter.c.upto)),
+        select(func.max(epochs.c.first_seq - 1)),
+        select(func.max(event_types.c.purged_upto)),
     )
-    return max(conn.execute(select(maximum)).scalar() or 0 for maximum in maxima)
+    return max(conn.execute(maximum).scalar() or 0 for maximum in maxima)
+
+
+# By destination event, as the index is: there may be millions of loads.
+_LAST_CLAIMED = (
+    select(func.max(loads.c.seq_to))
+    .where(loads.c.destination == destination_events.c.id, loads.c.seq_to.is_not(None))
+    .scalar_subquery()
+)
 
 
 def _add_to_time_index(conn: Connection, now: datetime, low: int, high: int) -> None:

@@ -92,7 +92,7 @@ class Purge:
                 )
         return [
             Purgeable(
-                self._database.event_type_paths[expiry.event_type],
+                self._database.event_type_path(expiry.event_type),
                 expiry.before,
                 removable[expiry.event_type],
                 expired[expiry.event_type] - removable[expiry.event_type],

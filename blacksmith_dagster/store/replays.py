@@ -58,6 +58,7 @@ from blacksmith_dagster.store.tables import (
     outcomes,
     replays,
 )
+from blacksmith_dagster.store.waiting_groups import make_listing
 
 _SPAN = 20_000  # sequence numbers that one page searches
 _BATCH = 1_000  # values in one IN
@@ -104,13 +105,14 @@ class Replays:
         """The first events of a window that a request's modes and filters select."""
         destination_id = self._database.destination(destination)
         type_ids = [self._database.event_type(event_type) for event_type in event_types]
-        with self._database.reading() as conn:
+        # In one snapshot: a job that is claimed between two queries would look like one that succeeded.
+        with self._database.snapshot() as conn:
             rows, upto = _find_page(conn, destination_id, request, type_ids, window)
         ids = self._database.epochs.ids_of(row.seq for row in rows)
-        paths = self._database.event_type_paths
+        path_of = self._database.event_type_path
         return ReplayPage(
             [
-                ReplayCandidate(seq, id_, paths[event_type], received_at, state, error)
+                ReplayCandidate(seq, id_, path_of(event_type), received_at, state, error)
                 for id_, (seq, event_type, received_at, state, error) in zip(ids, rows, strict=True)
             ],
             upto,
@@ -247,7 +249,7 @@ def _find_replays(
 
 
 def _replay_from_row(row: Row[Any], path: str) -> Replay:
-    """A row of `find_replays` as a replay."""
+    """A row of `_find_replays` as a replay."""
     return Replay(
         row.id,
         path,
@@ -470,22 +472,16 @@ def _plan(
             "seq_from": part[0].seq,
             "seq_to": part[-1].seq,
             "jobs": len(part),
+            "attempts": 0,
+            "isolated": False,
             "due_at": now,
         }
-        listing = conn.execute(_MAKE_GROUP, values).scalar_one()
-        conn.execute(update(job_groups).where(job_groups.c.id == listing).values(listing=listing))
+        listing = make_listing(conn, values)
         rows += [
             GroupJobRow(destination, job.seq, listing, job.state == "missing", job.when_error)
             for job in part
         ]
     return rows
-
-
-_MAKE_GROUP = (
-    insert(job_groups)
-    .values(attempts=0, lost_loads=0, isolated=False, consecutive_failures=0)
-    .returning(job_groups.c.id)
-)
 
 
 def _mark_replayed(conn: Connection, destination: int, seqs: Sequence[int]) -> None:

@@ -250,16 +250,19 @@ def group_failed_jobs(
             "replay": load.replay,
             "job_key": None if load.job_key == str(destination) else load.job_key,
         }
-        group_id = conn.execute(_MAKE_GROUP, values).scalar_one()
-        conn.execute(update(job_groups).where(job_groups.c.id == group_id).values(listing=group_id))
-        listings[delay, isolated] = group_id
+        listings[delay, isolated] = make_listing(conn, {"lane": Lane.LOAD, **values})
     return listings
 
 
+def make_listing(conn: Connection, values: Mapping[str, Any]) -> int:
+    """Make a job group with a listing of its own, whose number is the group's id; returns it."""
+    listing: int = conn.execute(_MAKE_GROUP, values).scalar_one()
+    conn.execute(update(job_groups).where(job_groups.c.id == listing).values(listing=listing))
+    return listing
+
+
 _MAKE_GROUP = (
-    insert(job_groups)
-    .values(lane=Lane.LOAD, lost_loads=0, consecutive_failures=0)
-    .returning(job_groups.c.id)
+    insert(job_groups).values(lost_loads=0, consecutive_failures=0).returning(job_groups.c.id)
 )
 
 

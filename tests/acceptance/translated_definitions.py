@@ -2,12 +2,16 @@
 
 from dagster import AssetSpec, Definitions, definitions
 
-from blacksmith_dagster.orchestration import BlacksmithTranslator, EventData, build_definitions
+from blacksmith_dagster.orchestration import (
+    BlacksmithTranslator,
+    EventTranslatorData,
+    build_definitions,
+)
 from tests.acceptance.realtime_pipeline import blacksmith
 
 
 class Prefixed(BlacksmithTranslator):
-    def get_asset_spec(self, data: EventData) -> AssetSpec:
+    def get_asset_spec(self, data: EventTranslatorData) -> AssetSpec:
         spec = super().get_asset_spec(data)
         return spec.replace_attributes(key=spec.key.with_prefix("raw"))
 

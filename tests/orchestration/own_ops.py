@@ -22,7 +22,7 @@ from blacksmith_dagster import Batch, Blacksmith, Destination, Source
 from blacksmith_dagster.orchestration import (
     BlacksmithResource,
     BlacksmithTranslator,
-    EventData,
+    EventTranslatorData,
     build_definitions,
 )
 
@@ -38,7 +38,7 @@ app = Blacksmith(sources=[airport], destinations=[lake])
 
 
 class Prefixed(BlacksmithTranslator):
-    def get_asset_spec(self, data: EventData) -> AssetSpec:
+    def get_asset_spec(self, data: EventTranslatorData) -> AssetSpec:
         spec = super().get_asset_spec(data)
         return spec.replace_attributes(key=spec.key.with_prefix("raw"))
 

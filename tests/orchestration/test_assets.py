@@ -24,7 +24,7 @@ from blacksmith_dagster import (
 )
 from blacksmith_dagster.orchestration import (
     BlacksmithTranslator,
-    EventData,
+    EventTranslatorData,
     asset_key,
     build_definitions,
 )
@@ -95,7 +95,7 @@ def test_a_source_event_shows_how_it_comes() -> None:
     shop.event(CDC(), name="changed")(lambda listener: iter(()))
     app = Blacksmith(sources=[shop], destinations=[])
     specs = {
-        name: BlacksmithTranslator().get_asset_spec(EventData(app, event, TODAY))
+        name: BlacksmithTranslator().get_asset_spec(EventTranslatorData(app, event, TODAY))
         for name, event in shop.events.items()
     }
     shown = {name: dict(spec.metadata) for name, spec in specs.items()}
@@ -148,7 +148,7 @@ def test_an_asset_downstream_depends_on_the_key_of_an_event() -> None:
 
 def test_a_translator_changes_a_key_in_the_lineage_as_well() -> None:
     class Prefixed(BlacksmithTranslator):
-        def get_asset_spec(self, data: EventData) -> AssetSpec:
+        def get_asset_spec(self, data: EventTranslatorData) -> AssetSpec:
             spec = super().get_asset_spec(data)
             return spec.replace_attributes(key=spec.key.with_prefix("raw"))
 

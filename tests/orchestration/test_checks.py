@@ -64,12 +64,12 @@ def test_a_realtime_job_is_overdue_after_ten_seconds() -> None:
 
 def test_without_a_broker_a_realtime_job_is_overdue_as_its_schedule_says() -> None:
     realtime = Schedule("@every 1h", realtime=True)
-    assert not overdue(realtime, timedelta(minutes=64), woken=False)
-    assert overdue(realtime, timedelta(minutes=66), woken=False)
+    assert not overdue(realtime, timedelta(minutes=64), has_broker=False)
+    assert overdue(realtime, timedelta(minutes=66), has_broker=False)
 
 
 def test_a_job_of_a_cron_is_overdue_after_the_tick_that_follows_it() -> None:
-    assert late_after(Schedule("0 3 * * *"), NOW, woken=True) == datetime(
+    assert late_after(Schedule("0 3 * * *"), NOW, has_broker=True) == datetime(
         2026, 3, 2, 3, 5, tzinfo=UTC
     )
 

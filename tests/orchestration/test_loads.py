@@ -173,7 +173,7 @@ def test_a_signal_ends_the_run_after_the_batch_under_way(
     assert reported(instance, result)[TODAY.isoformat()]["events_loaded"] == 1
     assert pipeline.loaded["undeliverable"] == []  # an op that has not begun does not begin
     for metadata in outputs(result).values():
-        assert metadata["stop_reason"] == "asked to stop before all that is due was loaded"
+        assert metadata["stop_reason"] == "stopped before all that is due was loaded"
     assert signal.getsignal(signal.SIGTERM) is before
 
 

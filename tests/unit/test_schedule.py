@@ -185,7 +185,7 @@ def test_a_delay_doubles_with_jitter_and_is_never_longer_than_the_interval(
     cap = max(gap.total_seconds(), int(first[:-1]))
     longest = int(first[:-1]) * 2 ** (min(attempt, 40) - 1)
     delay = RetryPolicy(delay=first).delay_after(attempt, gap).total_seconds()
-    assert min(longest / 2, cap) * 0.999999 <= delay
+    assert min(longest, cap) / 2 * 0.999999 <= delay
     assert delay <= min(longest, cap) * 1.000001
 
 

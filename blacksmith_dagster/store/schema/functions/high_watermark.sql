@@ -8,10 +8,13 @@ DECLARE
     back bigint;
 BEGIN
     SELECT last_value INTO high FROM event_seq;
-    -- A key is the low 32 bits of a value at or below `high`, so the distance from `high` gives the value.
+    -- A key is the low 32 bits of a value, so the distance from `high` gives the value. An ingest that began
+    -- after `high` was read has a key above it, which looks like a distance of nearly 2^32: all of its
+    -- sequence numbers are above `high` too.
     SELECT max((high - objid::bigint) & 4294967295) INTO back
       FROM pg_locks
      WHERE locktype = 'advisory' AND objsubid = 2 AND classid = 'event_seq'::regclass::oid
-       AND database = (SELECT oid FROM pg_database WHERE datname = current_database());
+       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+       AND ((high - objid::bigint) & 4294967295) < 2147483648;
     RETURN high - coalesce(back, 0);
 END $$;
