@@ -3,14 +3,29 @@
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from blacksmith_dagster import CDC, Blacksmith, Destination, Event, Listener, Schedule, Source
+from blacksmith_dagster import (
+    CDC,
+    Blacksmith,
+    Destination,
+    Event,
+    Listener,
+    Message,
+    Schedule,
+    Source,
+    Subscription,
+)
 from blacksmith_dagster.ingest import changes as changes_module
 from blacksmith_dagster.ingest import listeners as listeners_module
+from blacksmith_dagster.ingest.ingest import Ingester
 from blacksmith_dagster.ingest.listeners import Listeners
+from blacksmith_dagster.ingest.subscription import Messages
+from blacksmith_dagster.pubsub import PubSub
+from blacksmith_dagster.pubsub.interface import Received
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.records import Cursor, ListenerStatus
 from blacksmith_dagster.supervisor import Supervisor, open_supervisor
@@ -208,6 +223,32 @@ def test_a_generator_that_does_not_stop_is_left_behind(
     listeners.stop()
     assert not shop.supervisor.status(LOCK).held
     hangs.set()
+
+
+def test_a_message_that_the_store_rejects_blocks_no_other(shop: Shop) -> None:
+    source = Source("shop")
+
+    @source.event(Subscription("orders"))
+    def changed(message: Message) -> Event[Any]:
+        return Event(message.json(), parent=message.headers.get("parent"))
+
+    app = Blacksmith(sources=[source], destinations=[])
+    shop.store.register(app)
+    strange = {"parent": "evt_0badcafe00000000002a"}
+    sent = [Message(b"1"), Message(b"2", headers=strange), Message(b"3")]
+    received = [
+        Received(message, Cursor("orders", None if n == 0 else str(n), str(n + 1)))
+        for n, message in enumerate(sent)
+    ]
+    broker = SimpleNamespace(
+        consumer=lambda *_: SimpleNamespace(receive=lambda *_: received, acknowledge=lambda: None)
+    )
+    ingester = Ingester(app, changed, shop.store)
+    assert Messages(changed, ingester, cast(PubSub, broker)).read(1.0) == 3
+    assert [event.payload for event in shop.store.log.newest(changed.path)] == ["3", "1"]
+    [rejected] = shop.store.quarantine.oldest(changed.path)
+    assert "no event" in rejected.error
+    assert shop.store.log.cursor("orders") == "3"
 
 
 def test_what_cannot_be_kept_goes_to_quarantine_and_holds_up_nothing(shop: Shop) -> None:

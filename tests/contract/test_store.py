@@ -179,6 +179,36 @@ def test_out_of_order_commits_lose_nothing(store: Store) -> None:
     assert len(set(loaded)) == len(loaded)
 
 
+def test_an_ingest_that_begins_while_the_high_watermark_is_read_does_not_lower_it(
+    postgres_url: str,
+) -> None:
+    with closing(open_store(postgres_url, upgrade=True)) as store:
+        store.register(app)
+        ingest_events(store, 3)
+        with store.database.writing() as other, store.database.reading() as conn:
+            ahead = "SELECT pg_advisory_xact_lock_shared('event_seq'::regclass::oid::int, {})"
+            last = store.database.sequence(conn)
+            other.exec_driver_sql(ahead.format(last + 5))
+            assert store.database.high_watermark(conn) == last
+            other.exec_driver_sql(ahead.format(last - 1))
+            assert store.database.high_watermark(conn) == last - 1
+
+
+def test_an_event_type_that_another_process_registered_is_read(
+    store: Store, store_url: str
+) -> None:
+    cancelled = Source("tower").accept("cancelled")
+    warehouse = Destination("warehouse")
+    warehouse.event(receives=cancelled, name="flights")(lambda batch: None)
+    with closing(open_store(store_url)) as newer:
+        newer.register(Blacksmith(sources=[cancelled.source], destinations=[warehouse]))
+        newer.log.append([[NewEvent(cancelled.path, "{}", [NewJob(FLIGHTS)])]])
+        newer.maintain()
+    load = claimed(store, take_over(store))
+    assert [row.event_type for row in load.rows] == [cancelled.path]
+    assert [event.event_type for event in store.log.newest()] == [cancelled.path]
+
+
 def test_concurrent_keys_do_not_deadlock(store: Store) -> None:
     """Commits that bring the same keys in every order: each key makes one event."""
     seed = random.randrange(2**32)
