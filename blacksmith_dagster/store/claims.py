@@ -32,7 +32,7 @@ class Claim:
 
     def new(self, discard_reason: str | None = None) -> Load | None:
         """The next jobs of the log that were never claimed."""
-        after, upto = self.state.position, self.state.next
+        after, upto = self.state.position, self.state.new_upto
         if not upto:
             return None
         rows = self.database.jobs_between(self.conn, self.destination, after, upto)

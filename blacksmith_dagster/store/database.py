@@ -31,7 +31,7 @@ class LaneState(NamedTuple):
     - `last`: the id of its last load, 0 if there has been none. `open`: whether that is executing.
       `first_claim`: whether it was the first of its jobs (then the next claim prefers due groups).
     - `position`, `claimed`: as in that load's row.
-    - `next`: the last of the new jobs that a claim would get, 0 if there are none.
+    - `new_upto`: the last of the new jobs that a claim would get, 0 if there are none.
     - `due`: whether a job group is due.
     """
 
@@ -43,7 +43,7 @@ class LaneState(NamedTuple):
     first_claim: bool
     position: int
     claimed: int
-    next: int
+    new_upto: int
     due: bool
 
     @classmethod
@@ -51,7 +51,7 @@ class LaneState(NamedTuple):
         cls, token: int, holder: str, now: datetime, last: int | None, *rest: Any
     ) -> LaneState:
         """The state from the database's row, in which NULLs mean that the lane has had no load."""
-        is_open, first_claim, position, claimed, next_seq, due = rest
+        is_open, first_claim, position, claimed, new_upto, due = rest
         return cls(
             token,
             holder,
@@ -61,7 +61,7 @@ class LaneState(NamedTuple):
             last is None or bool(first_claim),
             position or 0,
             claimed or 0,
-            next_seq or 0,
+            new_upto or 0,
             bool(due),
         )
 
@@ -88,7 +88,7 @@ class GroupJobRow(NamedTuple):
 
 
 class CommitConflict(Exception):
-    """Another commit came first, and this one was rolled back: run it again."""
+    """The commit was rolled back, because the store has changed meanwhile: run it again."""
 
 
 class NoPartition(CommitConflict):
@@ -123,10 +123,10 @@ class Database(ABC):
 
     @abstractmethod
     def one_statement(self) -> AbstractContextManager[Connection]:
-        """A connection for one call of a hook that writes, which is a transaction by itself."""
+        """A connection for one statement that writes, which is a transaction by itself."""
 
-    def commit(self, run: Callable[[], T]) -> T:
-        """Call `run`, which commits; again if another commit came first.
+    def retry_conflicts(self, run: Callable[[], T]) -> T:
+        """Call `run`, which commits; again if it raises `CommitConflict`.
 
         Raises `Unavailable` if that happens every time.
         """
@@ -138,8 +138,8 @@ class Database(ABC):
             except CommitConflict:
                 pass
         raise Unavailable(
-            f"the store {self.label} did not accept a commit in {_COMMIT_ATTEMPTS} attempts, because "
-            "others came first each time; nothing was changed: try again"
+            f"the store {self.label} did not accept a commit in {_COMMIT_ATTEMPTS} attempts; nothing "
+            "was changed: try again"
         )
 
     @contextmanager
@@ -210,7 +210,7 @@ class Database(ABC):
 
     # -- the hot statements
     @abstractmethod
-    def append(
+    def insert_events(
         self,
         conn: Connection,
         new: Sequence[NewEvent],
@@ -222,7 +222,7 @@ class Database(ABC):
         Raises `NoPartition`.
         """
 
-    def parents(
+    def parent_seqs(
         self,
         new: Sequence[NewEvent],
         parents: Mapping[int, EventRef],
@@ -262,7 +262,7 @@ class Database(ABC):
     def enter_lane(self, conn: Connection, destination: int, lane: Lane, wanted: int) -> LaneState:
         """Lock a lane for this transaction, without writing, and read its state.
 
-        `next` in the state is the last of at most `wanted` new jobs.
+        `new_upto` in the state is the last of at most `wanted` new jobs.
         """
 
     @abstractmethod

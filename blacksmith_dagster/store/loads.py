@@ -131,7 +131,7 @@ class Loads:
         if verdict == _ALL_SUCCEEDED and not load.isolated:
             self._record_succeeded(load)
         else:
-            self._database.commit(lambda: self._record(load, verdict))
+            self._database.retry_conflicts(lambda: self._record(load, verdict))
 
     def _record(self, load: Load, verdict: LoadVerdict) -> None:
         discarded = sum(job.result is JobResult.DISCARDED for job in verdict.deviations)
@@ -154,7 +154,7 @@ class Loads:
                     conn, load.id, failed=bool(verdict.deviations)
                 )
             if verdict.outcomes:
-                self._database.append(conn, verdict.outcomes, {})
+                self._database.insert_events(conn, verdict.outcomes, {})
 
     def _record_succeeded(self, load: Load) -> None:
         """Close a load whose jobs all succeeded: one statement is the whole transaction."""

@@ -64,8 +64,10 @@ class Log:
         no longer in quarantine, and `UsageError` for an import out of order.
         """
         if not (cursors or released or received_at) and _is_plain(requests):
-            return self._database.commit(lambda: self._append_plain(requests))
-        return self._database.commit(lambda: self._append(requests, cursors, released, received_at))
+            return self._database.retry_conflicts(lambda: self._append_plain(requests))
+        return self._database.retry_conflicts(
+            lambda: self._append_in_transaction(requests, cursors, released, received_at)
+        )
 
     def _append_plain(self, requests: Sequence[Any]) -> list[list[str] | KeyReused]:
         """Append events without keys and parents: one statement is the whole transaction."""
@@ -73,11 +75,11 @@ class Log:
         if not new:
             return [[] for _ in requests]
         with self._database.one_statement() as conn:
-            seqs = self._database.append(conn, new, {})
+            seqs = self._database.insert_events(conn, new, {})
         ids = iter(self._database.epochs.ids_of(seqs))
         return [list(islice(ids, len(request))) for request in requests]
 
-    def _append(
+    def _append_in_transaction(
         self,
         requests: Sequence[Sequence[NewEvent] | RawRequest],
         cursors: Sequence[Cursor],
@@ -116,7 +118,9 @@ class Log:
         The keys are written in sorted order, so that concurrent commits cannot deadlock.
         """
         new, epochs = resolution.new, self._database.epochs
-        seqs = self._database.append(conn, new, resolution.parents, received_at) if new else []
+        seqs = (
+            self._database.insert_events(conn, new, resolution.parents, received_at) if new else []
+        )
         if received_at is not None and seqs:
             maintenance.end_import(conn, received_at, max(seqs))
         written = sorted(

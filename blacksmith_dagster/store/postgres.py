@@ -176,7 +176,7 @@ class PostgresDatabase(Database):
             cursor.execute(_PARAMETER.sub(r"%(\1)s", sql), values)
             return self.job_rows(cursor.fetchall())
 
-    def append(
+    def insert_events(
         self,
         conn: Connection,
         new: Sequence[NewEvent],
@@ -195,7 +195,7 @@ class PostgresDatabase(Database):
             _column([event.context for event in new]),
             _column([event.version for event in new]),
             _column([event.sent_at for event in new]),
-            _column(self.parents(new, parents, invert)),  # ingest() takes an index as `~index`
+            _column(self.parent_seqs(new, parents, invert)),  # ingest() takes an index as `~index`
             [number for number, _, _ in jobs],
             [destination for _, destination, _ in jobs],
             _column([when_error for _, _, when_error in jobs]),

@@ -182,7 +182,7 @@ class SQLiteDatabase(Database):
     def insert_group_jobs(self, conn: Connection, rows: Sequence[GroupJobRow]) -> None:
         conn.exec_driver_sql(_GROUP_JOB, [tuple(row) for row in rows])
 
-    def append(
+    def insert_events(
         self,
         conn: Connection,
         new: Sequence[NewEvent],
@@ -206,7 +206,7 @@ class SQLiteDatabase(Database):
                     parent,
                 )
                 for seq, event, parent in zip(
-                    count(first), new, self.parents(new, parents, first.__add__)
+                    count(first), new, self.parent_seqs(new, parents, first.__add__)
                 )
             ],
         )
