@@ -188,11 +188,13 @@ class Database(ABC):
 
     def event_type(self, path: str) -> int:
         """The number of an event type. Raises `NotFound`."""
-        if path not in self.event_types:
+        number = self.event_types.get(path)
+        if number is None:
             self.read_names()
-        if path not in self.event_types:
+            number = self.event_types.get(path)
+        if number is None:
             raise _not_registered("event", path, self.event_types)
-        return self.event_types[path]
+        return number
 
     def event_type_path(self, number: int) -> str:
         """The path of an event type; another process may have registered it after this one began."""
@@ -202,11 +204,13 @@ class Database(ABC):
 
     def destination(self, path: str) -> int:
         """The number of a destination event. Raises `NotFound`."""
-        if path not in self.destinations:
+        number = self.destinations.get(path)
+        if number is None:
             self.read_names()
-        if path not in self.destinations:
+            number = self.destinations.get(path)
+        if number is None:
             raise _not_registered("destination event", path, self.destinations)
-        return self.destinations[path]
+        return number
 
     # -- the hot statements
     @abstractmethod

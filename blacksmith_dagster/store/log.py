@@ -63,15 +63,18 @@ class Log:
         Raises `CursorMoved` if a reader's cursor is not at `before`, `NotFound` if a released request is
         no longer in quarantine, and `UsageError` for an import out of order.
         """
-        if not (cursors or released or received_at) and _is_plain(requests):
-            return self._database.retry_conflicts(lambda: self._append_plain(requests))
+        if not (cursors or released or received_at):
+            plain = _plain_events(requests)
+            if plain is not None:
+                return self._database.retry_conflicts(lambda: self._append_plain(requests, plain))
         return self._database.retry_conflicts(
             lambda: self._append_in_transaction(requests, cursors, released, received_at)
         )
 
-    def _append_plain(self, requests: Sequence[Any]) -> list[list[str] | KeyReused]:
+    def _append_plain(
+        self, requests: Sequence[Any], new: Sequence[NewEvent]
+    ) -> list[list[str] | KeyReused]:
         """Append events without keys and parents: one statement is the whole transaction."""
-        new = [event for request in requests for event in request]
         if not new:
             return [[] for _ in requests]
         with self._database.one_statement() as conn:
@@ -234,10 +237,9 @@ class Log:
             raise_if_purged(conn, [self._database.event_type(path) for path in event_types], after)
 
 
-def _is_plain(requests: Sequence[Sequence[NewEvent] | RawRequest]) -> bool:
-    """Whether these are only events without keys and parents."""
-    return all(
-        not isinstance(request, RawRequest)
-        and all(event.key is None and event.parent is None for event in request)
-        for request in requests
-    )
+def _plain_events(requests: Sequence[Any]) -> Sequence[NewEvent] | None:
+    """The events of these requests, if all of them are events without keys and parents."""
+    if any(isinstance(request, RawRequest) for request in requests):
+        return None
+    new: list[NewEvent] = [event for request in requests for event in request]
+    return new if all(event.key is None and event.parent is None for event in new) else None
