@@ -244,8 +244,8 @@ def test_lock_delay_respected(
     ):
         lease = ours.acquire(KEY, "we")
         assert lease
-        consul.call("PUT", f"session/destroy/{lease.id}")
         destroyed = time.monotonic()
+        consul.call("PUT", f"session/destroy/{lease.id}")
         assert not theirs.status(KEY).held
         other = theirs.acquire(KEY, "they", wait=30)
         assert other
