@@ -109,10 +109,10 @@ class Replays:
         with self._database.snapshot() as conn:
             rows, upto = _find_page(conn, destination_id, request, type_ids, window)
         ids = self._database.epochs.ids_of(row.seq for row in rows)
-        path_of = self._database.event_type_path
+        paths = {number: self._database.event_type_path(number) for number in type_ids}
         return ReplayPage(
             [
-                ReplayCandidate(seq, id_, path_of(event_type), received_at, state, error)
+                ReplayCandidate(seq, id_, paths[event_type], received_at, state, error)
                 for id_, (seq, event_type, received_at, state, error) in zip(ids, rows, strict=True)
             ],
             upto,
