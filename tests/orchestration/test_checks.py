@@ -39,10 +39,10 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 KEY = AssetKey(["lake", "flights"])
 
 
-def overdue(schedule: Schedule, waiting: timedelta | None, woken: bool = True) -> bool:
+def overdue(schedule: Schedule, waiting: timedelta | None, has_broker: bool = True) -> bool:
     oldest = None if waiting is None else NOW - waiting
     counts = JobCounts(int(waiting is not None), 0, 0, 5, 0, oldest)
-    _, finding = check_destination(KEY, schedule, counts, NOW, woken)
+    _, finding = check_destination(KEY, schedule, counts, NOW, has_broker)
     return not finding.passed
 
 
