@@ -90,7 +90,7 @@ def test_a_resource_without_an_application_says_what_to_do(
 
 
 def test_outside_of_a_run_the_store_is_closed() -> None:
-    with pytest.raises(UsageError, match="only in an op, a sensor or a schedule"):
+    with pytest.raises(UsageError, match="only in a run or a tick: in an op, asset"):
         defs.resources["blacksmith"].store  # type: ignore[index]  # noqa: B018
 
 
