@@ -51,7 +51,7 @@ def load_named(key: str, name: object, what: str, example: str) -> tuple[object,
 
 
 def project_entry(key: str) -> object:
-    """The value of a key in `[tool.blacksmith]` of the current project; `None` if there is none."""
+    """The value of a key in `[tool.blacksmith]` of the current project; `None` if it is not set."""
     with suppress(SettingsError):
         return (project_table(find_project()) or {}).get(key)
     return None

@@ -243,9 +243,8 @@ def _jobs(app: Blacksmith, requests: Sequence[Sequence[NewEvent]]) -> Mapping[st
         for new_job in new.jobs:
             flow = app.destination_events[new_job.destination].flows[new.event_type]
             if new_job.when_error is not None and flow.when is not None:
-                flow.when(
-                    event
-                )  # raises here; the gateway stores the error, and the job fails with it
+                # Raises here; the gateway stores the error, and the job fails with it.
+                flow.when(event)
             data = event.data if flow.transform is None else flow.transform(event)
             jobs[new_job.destination].append(Job(data, event, f"{event.id}-1", attempt=1))
     return jobs

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple, TypeAlias
 
-from blacksmith_dagster.errors import KeyReused, RequestError, UsageError
+from blacksmith_dagster.errors import KeyReused, NotFound, RequestError, UsageError
 from blacksmith_dagster.ingest.extract import Extractor, destinations_to_notify
 from blacksmith_dagster.ingest.quarantine import EventGroup, as_message, as_request, raw_request_of
 from blacksmith_dagster.pipeline.application import Blacksmith
@@ -75,7 +75,7 @@ class Ingester:
     def extract_request(self, request: Request | Message) -> EventsOrRaw:
         """The events of a request or a message, or what goes to quarantine."""
         try:
-            return self._extractor.extract(request).events
+            return self._with_known_parents(self._extractor.extract(request).events)
         except Exception as error:  # noqa: BLE001 - the user's code, or a body that is not JSON
             return raw_request_of(self.path, request, error)
 
@@ -83,9 +83,17 @@ class Ingester:
         """The events that a poll or a listener has yielded together, or what goes to quarantine: an
         event that cannot be ingested must not block those after it."""
         try:
-            return self._extractor.extract_returned(group)
-        except RequestError as error:
+            return self._with_known_parents(self._extractor.extract_returned(group))
+        except (RequestError, NotFound) as error:
             return raw_request_of(self.path, group, error)
+
+    def _with_known_parents(self, events: list[NewEvent]) -> list[NewEvent]:
+        """The events. Raises `NotFound` if one names a parent that is not an event of this store: the
+        commit would fail with it, and all that it holds."""
+        for event in events:
+            if isinstance(event.parent, str):
+                self.store.database.epochs.seq_of(event.parent)
+        return events
 
     def commit(
         self,

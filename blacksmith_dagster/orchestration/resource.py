@@ -54,7 +54,7 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
     password as an `EnvVar`.
 
     - `store_url`: the store; else `BLACKSMITH_STORE_URL`, else SQLite in `BLACKSMITH_HOME`.
-    - `pubsub_url`: the broker of notifications; else `BLACKSMITH_PUBSUB_URL`, else there is none.
+    - `pubsub_url`: the broker of notifications; else `BLACKSMITH_PUBSUB_URL`; by default no broker.
     - `supervisor_url`: the supervisor; else `BLACKSMITH_SUPERVISOR_URL`, else the store keeps the locks.
     - `wanderer_url`: what tracks migrations; else `BLACKSMITH_WANDERER_URL`, else the store does.
     - `gateway_url`: what the check `gateway_reachable` asks; else `BLACKSMITH_GATEWAY_URL`, else

@@ -31,7 +31,7 @@ class LaneState(NamedTuple):
     - `last`: the id of its last load, 0 if there has been none. `open`: whether that is executing.
       `first_claim`: whether it was the first of its jobs (then the next claim prefers due groups).
     - `position`, `claimed`: as in that load's row.
-    - `new_upto`: the last of the new jobs that a claim would get, 0 if there are none.
+    - `new_upto`: the last of the new jobs that a claim would get; 0 without any.
     - `due`: whether a job group is due.
     """
 

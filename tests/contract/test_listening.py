@@ -251,6 +251,22 @@ def test_a_message_that_the_store_rejects_blocks_no_other(shop: Shop) -> None:
     assert shop.store.log.cursor("orders") == "3"
 
 
+def test_a_change_whose_parent_is_unknown_blocks_no_other(shop: Shop) -> None:
+    def changes(listener: Listener) -> Iterator[Event[Any]]:
+        for n, parent in ((1, None), (2, "evt_0badcafe00000000002a"), (3, None)):
+            listener.cursor = n
+            yield Event(n, parent=parent)
+        while not listener.stopping:
+            listener.wait(0.05)
+
+    loop = shop.listen(changes)
+    until(lambda: shop.store.log.cursor(READER) == "3")
+    loop.stop()
+    assert shop.kept == ["1", "3"]
+    [rejected] = shop.store.quarantine.oldest(CHANGED)
+    assert "no event" in rejected.error
+
+
 def test_what_cannot_be_kept_goes_to_quarantine_and_holds_up_nothing(shop: Shop) -> None:
     def changes(listener: Listener) -> Iterator[Event[Any]]:
         for number, event in enumerate(
