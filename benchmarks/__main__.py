@@ -5,7 +5,7 @@ import sys
 from importlib import import_module
 
 from benchmarks.measure import QUICK, Effort, Figure, machine, table
-from tests.services import Unavailable
+from tests.support.services import Unavailable
 
 _SHARED = {
     "history": "drain", "window": "replay", "live": "replay", "arrays": "gateway",

@@ -17,8 +17,8 @@ from blacksmith_dagster import Blacksmith, Listener
 from blacksmith_dagster.ingest.changes import Changes
 from blacksmith_dagster.ingest.ingest import Ingester
 from blacksmith_dagster.sources import PostgresSource
-from tests.services import Unavailable
-from tests.services.postgres import PostgresServer
+from tests.support.services import Unavailable
+from tests.support.services.postgres import PostgresServer
 
 SLOT = "blacksmith_bench"
 

@@ -12,7 +12,7 @@ from benchmarks.measure import Effort, Figure, alternate, figure, temporary_fold
 from benchmarks.pipeline import app, full, half, payload
 from benchmarks.stores import BATCH, Databases, fill, measured_on, opened, postgres
 from blacksmith_dagster.orchestration import build_definitions
-from tests.acceptance.dagster_processes import DagsterProcess
+from tests.support.processes.dagster_processes import DagsterProcess
 
 COMMAND = ["dagster", "job", "execute", "-m", "benchmarks.dagster_run", "-j", "load_sink"]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import psutil
 
 from benchmarks.measure import Effort, Figure, figure, percent_of_core, temporary_folder
-from tests.acceptance.processes import GatewayProcess
+from tests.support.processes.blacksmith import GatewayProcess
 
 APP = "assets.application:blacksmith"
 FLIGHT = (

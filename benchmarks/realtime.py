@@ -19,8 +19,8 @@ from benchmarks.stores import Databases, measured_on, opened, postgres
 from benchmarks.wrk import PATH, single
 from blacksmith_dagster import Batch, Blacksmith, Destination, Schedule, Source
 from blacksmith_dagster.store import Store
-from tests.acceptance.processes import ROOT_FOLDER, BlacksmithProcess, GatewayProcess
-from tests.waiting import until
+from tests.support.processes.blacksmith import ROOT_FOLDER, BlacksmithProcess, GatewayProcess
+from tests.support.waiting import until
 
 RATE, WARM_UP = 500, 10.0
 BOUNDS = {"nats": (10, 50), "rabbitmq": (10, 50), "postgres": (10, 50), "kafka": (20, 100)}
@@ -137,6 +137,8 @@ def _broker(name: str) -> Iterator[str]:
     if name == "postgres":
         yield name
         return
-    with closing(getattr(import_module(f"tests.services.{name}"), _SERVERS[name])()) as server:
+    with closing(
+        getattr(import_module(f"tests.support.services.{name}"), _SERVERS[name])()
+    ) as server:
         server.start()
         yield server.urls("benchmark")[0]

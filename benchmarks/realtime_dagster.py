@@ -14,11 +14,11 @@ import psycopg
 
 from benchmarks.measure import Effort, Figure, figure, percent_of_core, temporary_folder
 from benchmarks.naive_definitions import CALLED, EVENTS
-from tests.acceptance.dagster_processes import DagsterProcess
-from tests.acceptance.warm_processes import WarmDeployment, is_alive
-from tests.services import free_port
-from tests.services.postgres import PostgresServer
-from tests.waiting import until
+from tests.support.processes.dagster_processes import DagsterProcess
+from tests.support.processes.warm_processes import WarmDeployment, is_alive
+from tests.support.services import free_port
+from tests.support.services.postgres import PostgresServer
+from tests.support.waiting import until
 
 COLD = 20
 IDLE_SECONDS = 60.0

@@ -18,7 +18,7 @@ from benchmarks.measure import Effort, Figure, temporary_folder
 from benchmarks.pipeline import app, full, half, happened
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.tables import Instant
-from tests.services.postgres import PostgresServer
+from tests.support.services.postgres import PostgresServer
 
 BATCH = 1000
 

@@ -18,9 +18,9 @@ from blacksmith_dagster import Event, Message, Source, Subscription
 from blacksmith_dagster.ingest.ingest import Ingester
 from blacksmith_dagster.ingest.subscription import MESSAGES, Messages
 from blacksmith_dagster.pubsub import PubSub, open_pubsub
-from tests.services.kafka import KafkaServer
-from tests.services.nats import NATSServer
-from tests.services.rabbitmq import RabbitMQServer
+from tests.support.services.kafka import KafkaServer
+from tests.support.services.nats import NATSServer
+from tests.support.services.rabbitmq import RabbitMQServer
 
 TOPIC = "bench"
 BYTES = 600

@@ -13,8 +13,8 @@ import psutil
 from benchmarks.measure import Effort, Figure, figure, p99, percent_of_core, timed
 from benchmarks.stores import Databases, measured_on, postgres, sqlite
 from blacksmith_dagster.supervisor import Supervisor
-from tests.contract.supervising import connected
-from tests.services.consul import ConsulServer
+from tests.support.services.consul import ConsulServer
+from tests.support.supervising import connected
 
 TTL, LOCK_DELAY = 2.0, 1.0
 LEASES = 20

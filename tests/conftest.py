@@ -11,13 +11,13 @@ from typing import TypeVar
 import hypothesis
 import pytest
 
-from tests.services import Unavailable
-from tests.services.consul import ConsulServer
-from tests.services.kafka import KafkaServer
-from tests.services.nats import NATSServer
-from tests.services.postgres import Postgres, PostgresServer
-from tests.services.postgres_broker import PostgresBroker
-from tests.services.rabbitmq import RabbitMQServer
+from tests.support.services import Unavailable
+from tests.support.services.consul import ConsulServer
+from tests.support.services.kafka import KafkaServer
+from tests.support.services.nats import NATSServer
+from tests.support.services.postgres import Postgres, PostgresServer
+from tests.support.services.postgres_broker import PostgresBroker
+from tests.support.services.rabbitmq import RabbitMQServer
 
 T = TypeVar("T")
 CI = os.environ.get("CI") == "true"

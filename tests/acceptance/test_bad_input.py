@@ -18,8 +18,8 @@ import pytest
 
 from blacksmith_dagster.gateway.protocol import HEAD_SECONDS
 from blacksmith_dagster.store import Store, open_store
-from tests.acceptance.gateway_pipeline import SLOW_SECONDS
-from tests.acceptance.processes import GatewayProcess, peak_memory
+from tests.support.pipelines.gateway import SLOW_SECONDS
+from tests.support.processes.blacksmith import GatewayProcess, peak_memory
 
 MIB = 1024 * 1024
 ACCEPTED = "/v1/inbox/accepted"

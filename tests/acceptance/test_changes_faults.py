@@ -12,9 +12,9 @@ import pytest
 
 from blacksmith_dagster.sources import Change
 from blacksmith_dagster.store import Store, open_store
-from tests.acceptance.changing_main import URL, blacksmith, counted
-from tests.acceptance.loading_process import LoaderProcess
-from tests.services.postgres import PostgresServer
+from tests.support.processes.changing_main import URL, blacksmith, counted
+from tests.support.processes.loading_process import LoaderProcess
+from tests.support.services.postgres import PostgresServer
 
 
 class Writer(threading.Thread):
@@ -118,7 +118,7 @@ def test_database_restarted_under_cdc(
         conn.execute("INSERT INTO counted SELECT generate_series(1, 100)")
     writer = Writer(url, randomly)
     env = {URL: url}
-    main = "tests.acceptance.changing_main"
+    main = "tests.support.processes.changing_main"
     with LoaderProcess(store_url, tmp_path, "", main=main, env=env) as process:
         writer.start()
         wanted = 0

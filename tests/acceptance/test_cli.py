@@ -106,7 +106,7 @@ def test_status_in_json(ids: list[str]) -> None:
 
 
 def test_status_reports_orphans(ids: list[str]) -> None:
-    result = run("status", "--app=tests.acceptance.own_adapters:blacksmith")
+    result = run("status", "--app=tests.support.pipelines.own_adapters:blacksmith")
     assert "No longer declared" in result.stdout
     assert ["mail/thanks", "1"] in map(words, result.stdout.splitlines())
 
@@ -236,7 +236,7 @@ def test_retire_refuses_what_is_declared(ids: list[str]) -> None:
 
 
 def test_retire_discards_what_waits(ids: list[str]) -> None:
-    other = "--app=tests.acceptance.own_adapters:blacksmith"
+    other = "--app=tests.support.pipelines.own_adapters:blacksmith"
     run("destinations", "retire", "mail/thanks", other)
     assert "No longer declared" not in run("status", other).stdout
     assert len(msgspec.json.decode(run("jobs", "list", "--json").stdout)) == 2

@@ -10,7 +10,7 @@ from blacksmith_dagster import Blacksmith, Secret, Source
 from blacksmith_dagster.cli import main
 from blacksmith_dagster.destinations import SQLDestination
 from blacksmith_dagster.store import open_store
-from tests.contract.migrating import tables
+from tests.support.migrating import tables
 
 airport = Source("airport")
 departed = airport.accept("departed")

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from blacksmith_dagster.store import open_store
-from tests.acceptance.processes import ROOT_FOLDER
-from tests.acceptance.wanderer_pipeline import FOLDER, SLOW, WAREHOUSE
-from tests.contract.migrating import tables
-from tests.waiting import until
+from tests.support.migrating import tables
+from tests.support.pipelines.wanderer import FOLDER, SLOW, WAREHOUSE
+from tests.support.processes.blacksmith import ROOT_FOLDER
+from tests.support.waiting import until
 
-APP = "--app=tests.acceptance.wanderer_pipeline:blacksmith"
+APP = "--app=tests.support.pipelines.wanderer:blacksmith"
 VERSION = 20260101120000
 
 

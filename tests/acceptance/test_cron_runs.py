@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from dagster import AssetKey, DagsterRun
 
-from tests.acceptance import cron_pipeline
-from tests.acceptance.dagster_processes import Deployment
-from tests.waiting import until
+from tests.support.pipelines import cron as cron_pipeline
+from tests.support.processes.dagster_processes import Deployment
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from dagster import DagsterRunStatus
 
-from tests.acceptance.dagster_processes import Deployment
-from tests.waiting import until
+from tests.support.processes.dagster_processes import Deployment
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -25,11 +25,11 @@ import psutil
 import pytest
 
 from blacksmith_dagster.store import Store, open_store
-from tests.acceptance.ledger import load_on
-from tests.acceptance.processes import GatewayProcess
-from tests.services import ROOT, UNPRIVILEGED
-from tests.services.postgres import Postgres, PostgresServer
-from tests.waiting import until
+from tests.support.ledger import load_on
+from tests.support.processes.blacksmith import GatewayProcess
+from tests.support.services import ROOT, UNPRIVILEGED
+from tests.support.services.postgres import Postgres, PostgresServer
+from tests.support.waiting import until
 
 ACCEPTED = "/v1/inbox/accepted"
 KEYED = "/inbox/keyed"

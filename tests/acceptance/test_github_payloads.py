@@ -4,14 +4,14 @@ import json
 from contextlib import closing
 
 from blacksmith_dagster.store import open_store
-from tests.acceptance.github_examples import examples as recorded
-from tests.acceptance.processes import GatewayProcess
+from tests.support.github_examples import examples as recorded
+from tests.support.processes.blacksmith import GatewayProcess
 
 
 def test_github_payloads(store_url: str) -> None:
     examples = list(recorded())
     assert len(examples) == 329
-    app = "tests.acceptance.github_pipeline:blacksmith"
+    app = "tests.support.pipelines.github:blacksmith"
     with (
         GatewayProcess(store_url, app) as gateway,
         gateway.client() as client,

@@ -10,7 +10,7 @@ from blacksmith_dagster.errors import CursorMoved
 from blacksmith_dagster.ingest import ingest
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.records import Cursor
-from tests.acceptance.gateway_pipeline import accepted, blacksmith, keyed, odd
+from tests.support.pipelines.gateway import accepted, blacksmith, keyed, odd
 
 
 @pytest.fixture

@@ -21,7 +21,8 @@ from confluent_kafka.admin import NewPartitions
 
 from blacksmith_dagster.ingest.ingest import retry_quarantined
 from blacksmith_dagster.store import Store, open_store
-from tests.acceptance.listening_main import (
+from tests.support.consuming import Feed, KafkaFeed, NATSFeed, RabbitMQFeed, numbered
+from tests.support.processes.listening_main import (
     DIES,
     FIXED,
     KEY,
@@ -31,9 +32,8 @@ from tests.acceptance.listening_main import (
     blacksmith,
     placed,
 )
-from tests.acceptance.loading_process import LoaderProcess
-from tests.contract.consuming import Feed, KafkaFeed, NATSFeed, RabbitMQFeed, numbered
-from tests.services.kafka import KafkaServer
+from tests.support.processes.loading_process import LoaderProcess
+from tests.support.services.kafka import KafkaServer
 
 GIVEN_UP = 90.0  # seconds; PostgreSQL ends a transaction that has been idle for a minute
 FEEDS = {"kafka": KafkaFeed, "nats": NATSFeed, "rabbitmq": RabbitMQFeed}
@@ -63,7 +63,7 @@ class Orders:
             SUBSCRIPTION: self.feed.subscription,
             DIES: str(dying),
         }
-        main = "tests.acceptance.listening_main"
+        main = "tests.support.processes.listening_main"
         process = LoaderProcess(self._url, self.folder, "", main=main, env=env)
         self._processes.append(process)
         return process

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from dagster import AssetKey, DagsterRunStatus
 
-from tests.acceptance.dagster_processes import Deployment
-from tests.acceptance.listen_pipeline import LOG, WARM, blacksmith
-from tests.acceptance.processes import repeated
 from tests.acceptance.test_dagster_faults import TERMINATE
-from tests.waiting import until
+from tests.support.pipelines.listen import LOG, WARM, blacksmith
+from tests.support.processes.blacksmith import repeated
+from tests.support.processes.dagster_processes import Deployment
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -28,7 +28,7 @@ CHANGED = "shop/changed"
 class Listening(Deployment):
     """The pipeline of `listen_pipeline`, with its log."""
 
-    module = "tests.acceptance.listen_pipeline"
+    module = "tests.support.pipelines.listen"
     app = blacksmith
     job = "listen_shop"
 

@@ -33,7 +33,8 @@ from blacksmith_dagster.scheduler import load as load_due
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.records import Lane, LoadVerdict
 from blacksmith_dagster.supervisor import StoreSupervisor
-from tests.acceptance.loading_pipeline import (
+from tests.support.oracle import judge
+from tests.support.pipelines.loading import (
     ALERTS,
     FLIGHTS,
     HURRIED,
@@ -42,11 +43,10 @@ from tests.acceptance.loading_pipeline import (
     blacksmith,
     departed,
 )
-from tests.acceptance.loading_process import LoaderProcess, keep_running, opened
-from tests.acceptance.oracle import judge
-from tests.acceptance.processes import GatewayProcess
-from tests.services.postgres import PostgresServer
-from tests.waiting import until
+from tests.support.processes.blacksmith import GatewayProcess
+from tests.support.processes.loading_process import LoaderProcess, keep_running, opened
+from tests.support.services.postgres import PostgresServer
+from tests.support.waiting import until
 
 AT_ONCE = RetryPolicy(max_retries=3, delay="1ms")
 
@@ -441,7 +441,7 @@ def test_sqlite_gateway_and_loader_share_turns(tmp_path: Path, recording: Record
                 assert response.status_code == 202, response.text
                 accepted[response.json()["ids"][0]] = time.time()
 
-    app = "tests.acceptance.loading_pipeline:blacksmith"
+    app = "tests.support.pipelines.loading:blacksmith"
     with (
         GatewayProcess(url, app) as gateway,
         LoaderProcess(url, recording.folder) as loader,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.processes import GATEWAY_PIPELINE, GatewayProcess
 from tests.acceptance.test_trust import PIPELINE, SECRETS, WHSEC, bearer, write_key
-from tests.acceptance.trust_pipeline import NEW, OLD, WHSEC_NEW, WHSEC_OLD
+from tests.support.pipelines.trust import NEW, OLD, WHSEC_NEW, WHSEC_OLD
+from tests.support.processes.blacksmith import GATEWAY_PIPELINE, GatewayProcess
 
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
 ENV = {
@@ -36,7 +36,7 @@ NOT_PROMISED = "positive_data_acceptance,negative_data_rejection"
     [
         (PIPELINE, bearer(SECRETS[0], b"", 0)),
         (GATEWAY_PIPELINE, bearer(SECRETS[0], b"", 0)),
-        ("tests.acceptance.webhooks_pipeline:blacksmith", write_key(SECRETS[0], b"", 0)),
+        ("tests.support.pipelines.webhooks:blacksmith", write_key(SECRETS[0], b"", 0)),
     ],
     ids=["trust", "gateway", "senders"],
 )

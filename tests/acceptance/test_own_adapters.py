@@ -11,7 +11,7 @@ from dagster import DagsterInstance
 
 from blacksmith_dagster.orchestration import build_definitions
 from scripts import demo
-from tests.acceptance.own_adapters import blacksmith
+from tests.support.pipelines.own_adapters import blacksmith
 
 FLIGHTS = 3000
 
@@ -34,7 +34,7 @@ def test_main_path_with_own_gateway_and_scheduler(
     flights = demo.read_flights(whole_year=False)[:FLIGHTS]
     deadline = time.monotonic() + 60
 
-    app = "--app=tests.acceptance.own_adapters:blacksmith"
+    app = "--app=tests.support.pipelines.own_adapters:blacksmith"
     command = [sys.executable, "-m", "blacksmith_dagster.cli", "gateway", app]
     gateway = subprocess.Popen(command, cwd=demo.PROJECT)
     try:

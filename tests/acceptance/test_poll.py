@@ -33,8 +33,8 @@ from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.records import Cursor
 from blacksmith_dagster.store.tables import leases
 from blacksmith_dagster.supervisor import Lease, StoreSupervisor, Supervisor
-from tests.acceptance import cron_pipeline
-from tests.acceptance.processes import ROOT_FOLDER
+from tests.support.pipelines import cron as cron_pipeline
+from tests.support.processes.blacksmith import ROOT_FOLDER
 
 AT = datetime(2026, 11, 24, 12, tzinfo=UTC)
 READER = "cron/tower/seen"

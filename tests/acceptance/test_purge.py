@@ -33,7 +33,8 @@ from blacksmith_dagster.store.records import (
 )
 from blacksmith_dagster.store.tables import events, leases, time_index
 from blacksmith_dagster.supervisor import StoreSupervisor
-from tests.acceptance.loading_pipeline import (
+from tests.acceptance.test_loader_faults import accept
+from tests.support.pipelines.loading import (
     FLIGHTS,
     HURRIED,
     RECORDING,
@@ -42,12 +43,11 @@ from tests.acceptance.loading_pipeline import (
     blacksmith,
     departed,
 )
-from tests.acceptance.loading_process import LoaderProcess, keep_running, opened
-from tests.acceptance.processes import BlacksmithProcess
-from tests.acceptance.test_loader_faults import accept
-from tests.waiting import until
+from tests.support.processes.blacksmith import BlacksmithProcess
+from tests.support.processes.loading_process import LoaderProcess, keep_running, opened
+from tests.support.waiting import until
 
-APP = "--app=tests.acceptance.loading_pipeline:blacksmith"
+APP = "--app=tests.support.pipelines.loading:blacksmith"
 FLIGHTS_EVENT = blacksmith.destination_events[FLIGHTS]
 ALL = (ReplayMode.ALL,)
 

@@ -15,10 +15,11 @@ import pytest
 
 from blacksmith_dagster.scheduler.realtime import SWEEP, SWEEP_ALONE
 from blacksmith_dagster.store import open_store
-from tests.acceptance.ledger import Sender
-from tests.acceptance.processes import BlacksmithProcess, GatewayProcess
-from tests.acceptance.realtime_pipeline import blacksmith
-from tests.acceptance.realtime_system import (
+from tests.support.ledger import Sender
+from tests.support.notifying import frozen
+from tests.support.pipelines.realtime import blacksmith
+from tests.support.processes.blacksmith import BlacksmithProcess, GatewayProcess
+from tests.support.processes.realtime_system import (
     APP,
     Backends,
     Proxy,
@@ -27,10 +28,9 @@ from tests.acceptance.realtime_system import (
     System,
     unpublished,
 )
-from tests.contract.notifying import frozen
-from tests.services.postgres import Postgres, PostgresServer
-from tests.services.postgres_broker import PostgresBroker
-from tests.waiting import until
+from tests.support.services.postgres import Postgres, PostgresServer
+from tests.support.services.postgres_broker import PostgresBroker
+from tests.support.waiting import until
 
 MARGIN = 2.5  # on a machine of two cores that also runs the test's servers
 

@@ -11,8 +11,8 @@ import pytest
 from dagster import DagsterRunStatus
 
 from tests.acceptance.test_dagster_faults import TERMINATE
-from tests.acceptance.warm_processes import LATE, WarmDeployment, is_alive
-from tests.waiting import until
+from tests.support.processes.warm_processes import LATE, WarmDeployment, is_alive
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(300)
 

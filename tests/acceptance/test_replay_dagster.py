@@ -9,10 +9,10 @@ import pytest
 from dagster import AssetKey, DagsterRunStatus
 from playwright.sync_api import Page, expect, sync_playwright
 
-from tests.acceptance.dagster_processes import FLIGHTS, DagsterProcess, Deployment
 from tests.acceptance.test_browser import BROWSER_OPTIONS
 from tests.acceptance.test_dagster_faults import TERMINATE
-from tests.waiting import until
+from tests.support.processes.dagster_processes import FLIGHTS, DagsterProcess, Deployment
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -69,7 +69,7 @@ def launch(dagster: DagsterProcess) -> None:
     tags = {"start": DAYS[0], "end": DAYS[-1]}
     params = {
         "selector": {
-            "repositoryLocationName": "tests.acceptance.dagster_pipeline",
+            "repositoryLocationName": "tests.support.pipelines.dagster_faults",
             "repositoryName": "__repository__",
             "pipelineName": ASSET_JOB,
             "assetSelection": [{"path": FLIGHTS.split("/")}],
@@ -94,7 +94,7 @@ def materialized(lake: Deployment) -> set[str]:
 
 @on_sqlite
 def test_cancelled_from_the_ui(deploy: Callable[..., Deployment]) -> None:
-    lake = deploy((60, 0, 60), seconds=0.3)
+    lake = deploy((150, 0, 60), seconds=0.3)
     dagster = lake.dev()
     launch(dagster)
     until(lake.began, 90, "a batch begins")
@@ -106,17 +106,18 @@ def test_cancelled_from_the_ui(deploy: Callable[..., Deployment]) -> None:
         [line["ids"] for line in lake.lines() if line["what"] == what] for what in ("begin", "end")
     )
     assert began == ended  # the current batch was finished
-    assert 0 < len(ended) < 12
-    assert materialized(lake) == set()
+    assert 0 < len(ended) < 21
+    # The termination reaches the run late on a busy machine: by then it may have loaded a whole day.
+    assert materialized(lake) <= set(DAYS[: len(ended) // 15])
     launch(dagster)
     until(lambda: materialized(lake) == set(DAYS), 90, "the next launch continues")
     lake.judge()
     loaded = [
         event_id for line in lake.lines() if line["what"] == "end" for event_id in line["ids"]
     ]
-    assert len(loaded) == len(set(loaded)) == 120
+    assert len(loaded) == len(set(loaded)) == 210
     (replayed,) = lake.store.replays.newest(FLIGHTS)
-    assert (replayed.jobs, replayed.created_jobs, replayed.waiting) == (120, 120, 0)
+    assert (replayed.jobs, replayed.created_jobs, replayed.waiting) == (210, 210, 0)
 
 
 @on_postgres

@@ -22,10 +22,10 @@ from blacksmith_dagster.scheduler.replay import ReplaySummary, replay
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.records import NewEvent, NewJob, ReplayMode, ReplayRequest
 from blacksmith_dagster.supervisor import open_supervisor
-from tests.acceptance.loading_pipeline import FLIGHTS, Recording, departed
-from tests.acceptance.loading_process import LoaderProcess, opened
-from tests.acceptance.oracle import judge
-from tests.services.postgres import PostgresServer
+from tests.support.oracle import judge
+from tests.support.pipelines.loading import FLIGHTS, Recording, departed
+from tests.support.processes.loading_process import LoaderProcess, opened
+from tests.support.services.postgres import PostgresServer
 
 NOW = datetime.now(UTC)
 WINDOW = ((NOW - timedelta(days=1)).isoformat(), (NOW + timedelta(days=1)).isoformat())
@@ -61,7 +61,7 @@ def replaying(store_url: str, recording: Recording, *modes: str) -> LoaderProces
         FLIGHTS,
         *WINDOW,
         *(modes or ("missing", "failed")),
-        main="tests.acceptance.replaying_main",
+        main="tests.support.processes.replaying_main",
     )
 
 

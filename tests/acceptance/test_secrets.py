@@ -14,11 +14,11 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.acceptance.processes import ROOT_FOLDER, GatewayProcess
-from tests.acceptance.secret_pipeline import ALERTS, ALERTS_KEY, TOKEN, WAREHOUSE
-from tests.services import free_port
+from tests.support.pipelines.secret import ALERTS, ALERTS_KEY, TOKEN, WAREHOUSE
+from tests.support.processes.blacksmith import ROOT_FOLDER, GatewayProcess
+from tests.support.services import free_port
 
-PIPELINE = "tests.acceptance.secret_pipeline"
+PIPELINE = "tests.support.pipelines.secret"
 CANARY = "cAnAry0f5e1d"
 
 

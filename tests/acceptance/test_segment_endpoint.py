@@ -17,9 +17,9 @@ from segment.analytics.request import post as post_batch
 from blacksmith_dagster import Request
 from blacksmith_dagster.ingest.ingest import retry_quarantined
 from blacksmith_dagster.ingest.quarantine import raw_request_of
-from tests.acceptance.webhooks import SEGMENT_KEY, SEGMENT_KEY_OLD, Webhooks, opened
-from tests.acceptance.webhooks_pipeline import blacksmith
-from tests.waiting import until
+from tests.support.pipelines.webhooks import blacksmith
+from tests.support.processes.webhooks import SEGMENT_KEY, SEGMENT_KEY_OLD, Webhooks, opened
+from tests.support.waiting import until
 
 YESTERDAY = datetime(2026, 1, 31, 12, tzinfo=UTC)
 

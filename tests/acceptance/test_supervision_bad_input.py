@@ -18,12 +18,12 @@ import pytest
 from blacksmith_dagster.errors import BlacksmithError, SettingsError, Unavailable
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.supervisor import Supervisor, open_supervisor, this_process
-from tests.acceptance.processes import ROOT_FOLDER, GatewayProcess
-from tests.acceptance.supervising import PIPELINE
-from tests.services import free_port
-from tests.services.consul import ConsulServer
-from tests.services.tls import make_certificate
-from tests.waiting import until
+from tests.support.processes.blacksmith import ROOT_FOLDER, GatewayProcess
+from tests.support.processes.hosts import PIPELINE
+from tests.support.services import free_port
+from tests.support.services.consul import ConsulServer
+from tests.support.services.tls import make_certificate
+from tests.support.waiting import until
 
 CANARY = str(uuid.uuid4())
 KEY = "load/warehouse/flights"

@@ -15,12 +15,12 @@ from blacksmith_dagster.errors import FencedOut
 from blacksmith_dagster.store.records import Lane, LoadVerdict
 from blacksmith_dagster.supervisor.address import parse_consul_url
 from blacksmith_dagster.supervisor.consul import ConsulSupervisor
-from tests.acceptance.loading_main import TTL
-from tests.acceptance.loading_pipeline import FLIGHTS
-from tests.acceptance.oracle import judge
-from tests.acceptance.supervising import KEY, LOCK_DELAY, Host, Hosts, one_at_a_time
-from tests.services import Unavailable
-from tests.services.consul import ConsulServer
+from tests.support.oracle import judge
+from tests.support.pipelines.loading import FLIGHTS
+from tests.support.processes.hosts import KEY, LOCK_DELAY, Host, Hosts, one_at_a_time
+from tests.support.processes.loading_main import TTL
+from tests.support.services import Unavailable
+from tests.support.services.consul import ConsulServer
 
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 

@@ -18,10 +18,9 @@ from blacksmith_dagster.store.tables import loads
 from blacksmith_dagster.supervisor import GATEWAY, SCHEDULER
 from blacksmith_dagster.supervisor.address import parse_consul_url
 from blacksmith_dagster.supervisor.consul import ConsulSupervisor
-from tests.acceptance.loading_main import TTL
-from tests.acceptance.loading_pipeline import RECORDING
-from tests.acceptance.processes import GatewayProcess
-from tests.acceptance.supervising import (
+from tests.support.pipelines.loading import RECORDING
+from tests.support.processes.blacksmith import GatewayProcess
+from tests.support.processes.hosts import (
     LOCK_DELAY,
     OPTIONS,
     PIPELINE,
@@ -30,8 +29,9 @@ from tests.acceptance.supervising import (
     Senders,
     gateways,
 )
-from tests.services.consul import ConsulCluster, ConsulServer
-from tests.waiting import until
+from tests.support.processes.loading_main import TTL
+from tests.support.services.consul import ConsulCluster, ConsulServer
+from tests.support.waiting import until
 
 T = TypeVar("T")
 

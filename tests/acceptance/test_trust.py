@@ -16,8 +16,9 @@ import pytest
 from blacksmith_dagster.gateway.protocol import HEAD_BYTES
 from blacksmith_dagster.pipeline.access import hashed
 from blacksmith_dagster.store import Store, open_store
-from tests.acceptance.processes import GatewayProcess, peak_memory
-from tests.acceptance.trust_pipeline import MODELS, NEW, OLD, SHOP, WHSEC_NEW, WHSEC_OLD
+from tests.support.pipelines.trust import MODELS, NEW, OLD, SHOP, WHSEC_NEW, WHSEC_OLD
+from tests.support.processes.blacksmith import GatewayProcess, peak_memory
+from tests.support.waiting import until
 from tests.unit.test_signatures import (
     WHSEC,
     github,
@@ -26,9 +27,8 @@ from tests.unit.test_signatures import (
     standard_webhooks,
     stripe_header,
 )
-from tests.waiting import until
 
-PIPELINE = "tests.acceptance.trust_pipeline:blacksmith"
+PIPELINE = "tests.support.pipelines.trust:blacksmith"
 SECRETS = ("hunter2-new", "hunter2-old")
 BODY = b'{"id": "evt_1", "amount": 1200}'
 MIB = 1024 * 1024

@@ -16,14 +16,14 @@ from blacksmith_dagster.wanderer import (
     Wanderer,
 )
 from blacksmith_dagster.wanderer.tracking import Tracking
-from tests.acceptance.migrating_main import PAUSED, POINT, application
-from tests.acceptance.processes import ROOT_FOLDER
-from tests.contract.loading import ingest
-from tests.contract.migrating import ONE, Runs, runs, tables
 from tests.contract.test_wanderer import SCOPE, load
-from tests.waiting import until
+from tests.support.migrating import ONE, Runs, runs, tables
+from tests.support.pipelines.one_event import ingest
+from tests.support.processes.blacksmith import ROOT_FOLDER
+from tests.support.processes.migrating_main import PAUSED, POINT, application
+from tests.support.waiting import until
 
-_MAIN = "tests.acceptance.migrating_main"
+_MAIN = "tests.support.processes.migrating_main"
 
 
 @pytest.fixture(params=["together", "apart"])

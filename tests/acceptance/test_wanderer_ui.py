@@ -15,17 +15,17 @@ from blacksmith_dagster import Blacksmith
 from blacksmith_dagster.store import open_store
 from blacksmith_dagster.supervisor import open_supervisor
 from blacksmith_dagster.wanderer import MigrationState, Wanderer
-from tests.acceptance.dagster_processes import DagsterProcess
-from tests.acceptance.processes import ROOT_FOLDER
 from tests.acceptance.test_browser import BROWSER_OPTIONS, shoot
 from tests.acceptance.test_dagster_faults import TERMINATE
-from tests.acceptance.wanderer_pipeline import FOLDER, SLOW, WAREHOUSE, airport, lake
-from tests.services import free_port
-from tests.waiting import until
+from tests.support.pipelines.wanderer import FOLDER, SLOW, WAREHOUSE, airport, lake
+from tests.support.processes.blacksmith import ROOT_FOLDER
+from tests.support.processes.dagster_processes import DagsterProcess
+from tests.support.services import free_port
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(300)
 
-MODULE = "tests.acceptance.wanderer_pipeline"
+MODULE = "tests.support.pipelines.wanderer"
 CREATED, GATED = 20260101120000, 20260102120000
 FILES = {
     f"{CREATED}.create_flights.up.sql": "CREATE TABLE flights (id TEXT PRIMARY KEY);",

@@ -17,8 +17,8 @@ from cloudevents.core.v1.event import CloudEvent
 from slack_sdk.signature import SignatureVerifier
 from standardwebhooks import Webhook
 
-from tests.acceptance.github_examples import examples
-from tests.acceptance.webhooks import (
+from tests.support.github_examples import examples
+from tests.support.processes.webhooks import (
     GITHUB_SECRET,
     GITHUB_SECRET_OLD,
     HOOKS_SECRET,

@@ -30,8 +30,7 @@ from blacksmith_dagster.cli import main
 from blacksmith_dagster.ingest import ingest
 from blacksmith_dagster.pubsub import Publisher, open_pubsub
 from blacksmith_dagster.store import Store, open_store
-from tests.acceptance.processes import BlacksmithProcess
-from tests.acceptance.realtime_pipeline import (
+from tests.support.pipelines.realtime import (
     FULL,
     ODD,
     RECORD,
@@ -44,12 +43,13 @@ from tests.acceptance.realtime_pipeline import (
     record,
     sink,
 )
-from tests.acceptance.realtime_system import APP
-from tests.waiting import until
+from tests.support.processes.blacksmith import BlacksmithProcess
+from tests.support.processes.realtime_system import APP
+from tests.support.waiting import until
 
 alerts = Destination("alerts", schedule=Schedule("@every 1h", realtime=True))
 ALERTS = "alerts/late"
-TRANSLATED = "tests.acceptance.translated_definitions"
+TRANSLATED = "tests.support.pipelines.translated_definitions"
 
 
 @alerts.event(receives=accepted)
@@ -280,7 +280,7 @@ def test_an_application_without_realtime_events_is_reported(
     monkeypatch: pytest.MonkeyPatch, postgres_url: str
 ) -> None:
     monkeypatch.setenv("BLACKSMITH_STORE_URL", postgres_url)
-    app = "tests.acceptance.loading_pipeline:blacksmith"
+    app = "tests.support.pipelines.loading:blacksmith"
     output = run(monkeypatch, f"--app={app}", pubsub="postgres")
     assert "no destination event is realtime" in output
     assert "schedule=Schedule(realtime=True)" in output

@@ -11,11 +11,11 @@ import pytest
 from blacksmith_dagster.pubsub import Publisher, PubSub, Subscriber
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.testing import MemoryStore
-from tests.contract import pipeline
-from tests.contract.consuming import Kept
-from tests.contract.notifying import SOON, Subscribe, opening
-from tests.services.broker import Broker
-from tests.services.rabbitmq import RabbitMQServer
+from tests.support.consuming import Kept
+from tests.support.notifying import SOON, Subscribe, opening
+from tests.support.pipelines import store as pipeline
+from tests.support.services.broker import Broker
+from tests.support.services.rabbitmq import RabbitMQServer
 
 _topics = itertools.count(1)
 

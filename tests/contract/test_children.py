@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from blacksmith_dagster.errors import KeyReused
 from blacksmith_dagster.store import Store
 from blacksmith_dagster.store.records import Cursor, NewEvent
-from tests.contract.pipeline import FLIGHTS, claimed, new_event, take_over
+from tests.support.pipelines.store import FLIGHTS, claimed, new_event, take_over
 
 
 def child(number: int, of: int | str, *, key: str | None = None) -> NewEvent:

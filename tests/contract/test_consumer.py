@@ -18,7 +18,7 @@ import pytest
 
 from blacksmith_dagster.errors import SettingsError, Unavailable
 from blacksmith_dagster.pubsub import Consumer, open_pubsub
-from tests.contract.consuming import (
+from tests.support.consuming import (
     SENT_AT,
     VARIABLE,
     Feed,
@@ -34,8 +34,8 @@ from tests.contract.consuming import (
     received,
     until_reported,
 )
-from tests.contract.notifying import SOON, down, frozen, listener
-from tests.waiting import until
+from tests.support.notifying import SOON, down, frozen, listener
+from tests.support.waiting import until
 
 A_FEW_SECONDS = 8.0
 PROJECT = Path(__file__).parents[2]
@@ -129,7 +129,7 @@ def test_killed_after_receive(feed: Feed, consume: Consume, kept: Kept) -> None:
     feed.send(*numbered(20))
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "tests.contract.consuming"),
+            *(sys.executable, "-m", "tests.support.consuming"),
             *(feed.server.urls("notifications")[0], feed.topic, feed.subscription, "12"),
         ],
         stdout=subprocess.PIPE,

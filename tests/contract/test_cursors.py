@@ -8,7 +8,7 @@ import pytest
 from blacksmith_dagster.errors import CursorMoved, KeyReused, NotFound
 from blacksmith_dagster.store import Store
 from blacksmith_dagster.store.records import Cursor, NewEvent, RawRequest
-from tests.contract.pipeline import departed, new_event
+from tests.support.pipelines.store import departed, new_event
 
 RAW = RawRequest(departed.path, b"{", {}, "BadRequest: no JSON")
 

@@ -13,7 +13,7 @@ from blacksmith_dagster.scheduler import StandardScheduler, load
 from blacksmith_dagster.scheduler.discard import discard, retire
 from blacksmith_dagster.store import Store
 from blacksmith_dagster.supervisor import Supervisor, open_supervisor
-from tests.contract.loading import ingest, pipeline
+from tests.support.pipelines.one_event import ingest, pipeline
 
 WITHOUT_IT = Blacksmith(sources=[Source("airport")], destinations=[])
 

@@ -17,7 +17,7 @@ from confluent_kafka.admin import (
 
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pubsub import Publisher, PubSub, Subscriber
-from tests.contract.notifying import (
+from tests.support.notifying import (
     DELAYS,
     FLIGHTS,
     LATE,
@@ -28,9 +28,9 @@ from tests.contract.notifying import (
     opening,
     works,
 )
-from tests.services import free_port
-from tests.services.kafka import GUEST, GUESTS_PASSWORD, PASSWORD, USER, KafkaServer
-from tests.waiting import until
+from tests.support.services import free_port
+from tests.support.services.kafka import GUEST, GUESTS_PASSWORD, PASSWORD, USER, KafkaServer
+from tests.support.waiting import until
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from confluent_kafka.admin import AclOperation, NewPartitions, ResourceType
 
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pubsub import open_pubsub
-from tests.contract.consuming import (
+from tests.support.consuming import (
     KafkaFeed,
     Kept,
     consumer_of,
@@ -19,9 +19,9 @@ from tests.contract.consuming import (
     numbered,
     received,
 )
-from tests.contract.notifying import SOON
-from tests.services.kafka import GUEST, GUESTS_PASSWORD, KafkaServer
-from tests.waiting import until
+from tests.support.notifying import SOON
+from tests.support.services.kafka import GUEST, GUESTS_PASSWORD, KafkaServer
+from tests.support.waiting import until
 
 
 @pytest.fixture

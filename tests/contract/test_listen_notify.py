@@ -7,7 +7,7 @@ import pytest
 
 from blacksmith_dagster.errors import SettingsError
 from blacksmith_dagster.pubsub import open_pubsub
-from tests.contract.notifying import FLIGHTS, opening
+from tests.support.notifying import FLIGHTS, opening
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from blacksmith_dagster.pubsub.interface import Received
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.records import Cursor, ListenerStatus
 from blacksmith_dagster.supervisor import Supervisor, open_supervisor
-from tests.waiting import until
+from tests.support.waiting import until
 
 CHANGED = "shop/changed"
 READER = f"cdc/{CHANGED}"

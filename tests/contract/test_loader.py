@@ -14,8 +14,8 @@ from blacksmith_dagster.scheduler import LoadReport, StandardScheduler, Summary,
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.records import Lane, Load, LoadVerdict
 from blacksmith_dagster.supervisor import Supervisor, here, open_supervisor
-from tests.contract.loading import SOON, departed, ingest, numbers, pipeline
-from tests.waiting import until
+from tests.support.pipelines.one_event import SOON, departed, ingest, numbers, pipeline
+from tests.support.waiting import until
 
 KEY = "load/warehouse/flights"
 

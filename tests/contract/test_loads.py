@@ -17,7 +17,7 @@ from blacksmith_dagster.store.records import (
     NewEvent,
     NewJob,
 )
-from tests.contract.pipeline import FLIGHTS, SEATS, claimed, ids_of, ingest_events, take_over
+from tests.support.pipelines.store import FLIGHTS, SEATS, claimed, ids_of, ingest_events, take_over
 
 RAISED = LoadVerdict(raised="down")
 

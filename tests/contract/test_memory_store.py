@@ -8,7 +8,7 @@ from sqlalchemy.exc import ResourceClosedError
 
 from blacksmith_dagster.store.records import LoadVerdict
 from blacksmith_dagster.testing import MemoryStore
-from tests.contract.pipeline import FLIGHTS, app, new_event, take_over
+from tests.support.pipelines.store import FLIGHTS, app, new_event, take_over
 
 
 def test_memory_store_passes_the_contract() -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from blacksmith_dagster.errors import Unavailable
-from tests.contract.notifying import FLIGHTS, opening
-from tests.services.nats import NATSServer
-from tests.services.tls import make_certificate
+from tests.support.notifying import FLIGHTS, opening
+from tests.support.services.nats import NATSServer
+from tests.support.services.tls import make_certificate
 
 TOPIC = "nats-only"
 

@@ -8,7 +8,7 @@ import pytest
 from nats.js.api import ConsumerConfig, RetentionPolicy
 
 from blacksmith_dagster.errors import SettingsError, Unavailable
-from tests.contract.consuming import (
+from tests.support.consuming import (
     Kept,
     NATSFeed,
     bodies,
@@ -18,8 +18,8 @@ from tests.contract.consuming import (
     opened,
     received,
 )
-from tests.services.nats import NATSServer
-from tests.waiting import until
+from tests.support.services.nats import NATSServer
+from tests.support.waiting import until
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from blacksmith_dagster.errors import ChangesLost, DeclarationError, SettingsError, Unavailable
 from blacksmith_dagster.sources import Change, PostgresSource
 from blacksmith_dagster.sources.postgres import follow
-from tests.contract.changing import (
+from tests.support.changing import (
     RESPONDS_SOON,
     Changes,
     Ledger,
@@ -23,7 +23,7 @@ from tests.contract.changing import (
     shown,
     wait_until_free,
 )
-from tests.services.postgres import Postgres, PostgresServer
+from tests.support.services.postgres import Postgres, PostgresServer
 
 CUSTOMERS = "CREATE TABLE customers (id int PRIMARY KEY, name text, note text)"
 

@@ -8,8 +8,8 @@ import pytest
 
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.sources import Notification, PostgresSource
-from tests.contract.changing import Ledger, ask
-from tests.services.postgres import PostgresServer
+from tests.support.changing import Ledger, ask
+from tests.support.services.postgres import PostgresServer
 
 
 def alerts_of(url: str) -> Any:

@@ -14,7 +14,7 @@ import pytest
 
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pubsub import Publisher, PubSub, Subscriber
-from tests.contract.notifying import (
+from tests.support.notifying import (
     DELAYS,
     FLIGHTS,
     LATE,
@@ -27,7 +27,7 @@ from tests.contract.notifying import (
     listener,
     opening,
 )
-from tests.services.broker import Broker
+from tests.support.services.broker import Broker
 
 A_FEW_SECONDS = 8.0
 

@@ -24,7 +24,7 @@ from blacksmith_dagster.store.records import (
     NewEvent,
     NewJob,
 )
-from tests.contract.pipeline import (
+from tests.support.pipelines.store import (
     FLIGHTS,
     SEATS,
     claimed,
@@ -34,7 +34,7 @@ from tests.contract.pipeline import (
     new_event,
     take_over,
 )
-from tests.contract.purging import (
+from tests.support.purging import (
     DAY,
     NOTHING,
     NOW,

@@ -13,7 +13,7 @@ from blacksmith_dagster.pipeline.retention import Retention
 from blacksmith_dagster.store import Store, open_store, partitions
 from blacksmith_dagster.store.partitions import STEP, Partitions
 from blacksmith_dagster.store.records import Deviation, LoadVerdict, NewEvent, PurgeStep
-from tests.contract.pipeline import (
+from tests.support.pipelines.store import (
     FLIGHTS,
     SEATS,
     app,
@@ -23,7 +23,7 @@ from tests.contract.pipeline import (
     new_event,
     take_over,
 )
-from tests.contract.purging import NOW, OUTCOME, gone, index_time, kept, load_all, rows
+from tests.support.purging import NOW, OUTCOME, gone, index_time, kept, load_all, rows
 
 OLD = 6  # events that are in the first partition
 

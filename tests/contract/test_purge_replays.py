@@ -21,9 +21,16 @@ from blacksmith_dagster.store.records import (
     Replay,
     SelectedJob,
 )
-from tests.contract.pipeline import FLIGHTS, SEATS, claimed, departed, ingest_events, take_over
-from tests.contract.purging import DAY, NOW, OUTCOME, gone, index_time, kept, load_all, purged, read
 from tests.contract.test_replays import ALL, MISSING, drain, plan, replaying
+from tests.support.pipelines.store import (
+    FLIGHTS,
+    SEATS,
+    claimed,
+    departed,
+    ingest_events,
+    take_over,
+)
+from tests.support.purging import DAY, NOW, OUTCOME, gone, index_time, kept, load_all, purged, read
 
 
 def begin(store: Store, to: str = FLIGHTS) -> Replay:

@@ -11,7 +11,7 @@ from blacksmith_dagster import HTTP, Blacksmith, Reply, Request, Source
 from blacksmith_dagster.errors import KeyReused, NotFound
 from blacksmith_dagster.store import Store
 from blacksmith_dagster.store.records import NewEvent, RawRequest
-from tests.contract.pipeline import FLIGHTS, departed, new_event
+from tests.support.pipelines.store import FLIGHTS, departed, new_event
 
 RAW = RawRequest(departed.path, b"\xff\x00{", {"content-type": "text/plain"}, "ValueError: no")
 

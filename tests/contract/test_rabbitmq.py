@@ -9,7 +9,7 @@ import pytest
 import blacksmith_dagster.pubsub.rabbitmq.notifications as adapter
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pubsub import Publisher, PubSub
-from tests.contract.notifying import (
+from tests.support.notifying import (
     DELAYS,
     FLIGHTS,
     SOON,
@@ -19,9 +19,9 @@ from tests.contract.notifying import (
     opening,
     works,
 )
-from tests.services import free_port
-from tests.services.rabbitmq import RabbitMQServer
-from tests.waiting import until
+from tests.support.services import free_port
+from tests.support.services.rabbitmq import RabbitMQServer
+from tests.support.waiting import until
 
 
 @pytest.fixture

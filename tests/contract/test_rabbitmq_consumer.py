@@ -9,7 +9,7 @@ import pytest
 import blacksmith_dagster.pubsub.rabbitmq.consumer as adapter
 from blacksmith_dagster.errors import SettingsError, Unavailable
 from blacksmith_dagster.pubsub import open_pubsub
-from tests.contract.consuming import (
+from tests.support.consuming import (
     SENT_AT,
     Kept,
     RabbitMQFeed,
@@ -20,8 +20,8 @@ from tests.contract.consuming import (
     opened,
     received,
 )
-from tests.services.rabbitmq import RabbitMQServer
-from tests.waiting import until
+from tests.support.services.rabbitmq import RabbitMQServer
+from tests.support.waiting import until
 
 
 @pytest.fixture

@@ -30,8 +30,8 @@ from blacksmith_dagster.scheduler import (
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.records import Lane
 from blacksmith_dagster.supervisor import Supervisor, open_supervisor
-from tests.contract.loading import airport, departed, ingest, numbers
-from tests.waiting import until
+from tests.support.pipelines.one_event import airport, departed, ingest, numbers
+from tests.support.waiting import until
 
 FLIGHTS, SEATS, LOST = "warehouse/flights", "warehouse/seats", "warehouse/lost"
 LOCK = f"load/{FLIGHTS}"

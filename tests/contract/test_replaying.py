@@ -24,8 +24,8 @@ from blacksmith_dagster.store.records import (
     ReplayRequest,
 )
 from blacksmith_dagster.supervisor import Supervisor, open_supervisor
-from tests.contract.loading import SOON, airport, departed, ingest, numbers, pipeline
-from tests.waiting import until
+from tests.support.pipelines.one_event import SOON, airport, departed, ingest, numbers, pipeline
+from tests.support.waiting import until
 
 NOW = datetime.now(UTC)
 EVER = {"start": NOW - timedelta(days=1), "end": NOW + timedelta(days=1)}

@@ -21,7 +21,7 @@ from blacksmith_dagster.store.records import (
     SelectedJob,
     Window,
 )
-from tests.contract.pipeline import (
+from tests.support.pipelines.store import (
     FLIGHTS,
     SEATS,
     claimed,

@@ -28,8 +28,8 @@ from blacksmith_dagster.scheduler import load as load_due
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.records import NewEvent
 from blacksmith_dagster.supervisor import open_supervisor
-from tests.contract.loading import airport, departed, ingest
-from tests.waiting import until
+from tests.support.pipelines.one_event import airport, departed, ingest
+from tests.support.waiting import until
 
 VARIABLE = "BLACKSMITH_TEST_WAREHOUSE_URL"
 CANARY = "cAnAry5d0c91"

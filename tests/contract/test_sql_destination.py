@@ -20,7 +20,7 @@ from blacksmith_dagster import Batch, DeclarationError, DestinationEvent, Event,
 from blacksmith_dagster.destinations import SQLDestination
 from blacksmith_dagster.errors import SettingsError, Unavailable
 from blacksmith_dagster.pipeline.event import JobResult
-from tests.services.postgres import PostgresServer
+from tests.support.services.postgres import PostgresServer
 
 departed = Source("airport").accept("departed")
 

@@ -30,8 +30,8 @@ from blacksmith_dagster.store.records import (
     SelectedJob,
     Window,
 )
-from tests.contract.pipeline import FLIGHTS, app, departed, take_over
-from tests.contract.purging import index_time, purged
+from tests.support.pipelines.store import FLIGHTS, app, departed, take_over
+from tests.support.purging import index_time, purged
 
 ATTEMPTS = 3
 NEVER = 86_400.0  # a delay in seconds that no test outlives

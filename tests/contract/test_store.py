@@ -35,7 +35,7 @@ from blacksmith_dagster.pipeline.event import JobResult
 from blacksmith_dagster.store import Store, open_store, postgres, schema
 from blacksmith_dagster.store.records import Deviation, LoadVerdict, NewEvent, NewJob
 from blacksmith_dagster.store.tables import metadata
-from tests.contract.pipeline import (
+from tests.support.pipelines.store import (
     FLIGHTS,
     SEATS,
     app,
@@ -46,8 +46,8 @@ from tests.contract.pipeline import (
     new_event,
     take_over,
 )
-from tests.services.postgres import binaries
-from tests.waiting import until
+from tests.support.services.postgres import binaries
+from tests.support.waiting import until
 
 # ------------------------------------------------------------------------------------ ingest
 

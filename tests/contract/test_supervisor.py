@@ -28,9 +28,9 @@ from blacksmith_dagster.supervisor import (
     this_process,
 )
 from blacksmith_dagster.supervisor.consul import ConsulSupervisor
-from tests.acceptance.processes import ROOT_FOLDER
-from tests.contract.supervising import connected
-from tests.waiting import until
+from tests.support.processes.blacksmith import ROOT_FOLDER
+from tests.support.supervising import connected
+from tests.support.waiting import until
 
 KEY = "load/warehouse/flights"
 TTL = 1.0
@@ -65,7 +65,7 @@ def connect(supervisor_url: str) -> Iterator[Connect]:
 # A process that holds a lock. It prints the lease's id, and later whether it has lost the lock.
 HOLDER = """
 import sys
-from tests.contract.supervising import connected
+from tests.support.supervising import connected
 
 url, ttl, key = sys.argv[1:]
 with connected(url, float(ttl)) as supervisor:

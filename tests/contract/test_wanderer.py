@@ -41,8 +41,7 @@ from blacksmith_dagster.store import Store, migration_barrier
 from blacksmith_dagster.store.records import Lane, LoadVerdict
 from blacksmith_dagster.wanderer import MigrationRequest, MigrationState, Wanderer
 from blacksmith_dagster.wanderer.tracking import Tracking
-from tests.contract.loading import ingest
-from tests.contract.migrating import (
+from tests.support.migrating import (
     FIVE,
     FOUR,
     ONE,
@@ -56,7 +55,8 @@ from tests.contract.migrating import (
     tables,
     warehouse,
 )
-from tests.waiting import until
+from tests.support.pipelines.one_event import ingest
+from tests.support.waiting import until
 
 SCOPE, FLIGHTS = "destination:warehouse", "warehouse/flights"
 

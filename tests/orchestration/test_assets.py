@@ -28,8 +28,8 @@ from blacksmith_dagster.orchestration import (
     asset_key,
     build_definitions,
 )
-from tests.orchestration.pipeline import TODAY, Pipeline
-from tests.unit.declaring import refused
+from tests.support.declaring import refused
+from tests.support.pipelines.orchestration import TODAY, Pipeline
 
 NOWHERE = "sqlite:////nowhere/store.db"  # definitions open no store
 

@@ -33,7 +33,7 @@ from blacksmith_dagster.orchestration.checks import (
 from blacksmith_dagster.settings import Settings
 from blacksmith_dagster.store.records import JobCounts, ListenerStatus, RawRequest
 from blacksmith_dagster.supervisor import here, open_supervisor
-from tests.orchestration.pipeline import Pipeline
+from tests.support.pipelines.orchestration import Pipeline
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 KEY = AssetKey(["lake", "flights"])

@@ -27,7 +27,7 @@ def test_a_component_has_the_definitions_of_its_application() -> None:
             defs_yaml_contents={
                 "type": COMPONENT,
                 "attributes": {
-                    "app": "tests.acceptance.dagster_pipeline:blacksmith",
+                    "app": "tests.support.pipelines.dagster_faults:blacksmith",
                     "start_date": "2026-01-01",
                     "translation": {
                         "key": "events/{{ data.event.path }}",

@@ -33,9 +33,9 @@ from blacksmith_dagster.orchestration.polls import DUE_TAG
 from blacksmith_dagster.pubsub import open_pubsub
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.supervisor import open_supervisor
-from tests.orchestration import clockwork
-from tests.orchestration.polling import Polling, payloads
-from tests.orchestration.scheduling import scheduler
+from tests.support.pipelines import clockwork
+from tests.support.polling import Polling, payloads
+from tests.support.scheduling import scheduler
 
 JOB = "poll_tower__seen"
 AT = datetime(2026, 11, 24, 12, tzinfo=UTC)

@@ -8,7 +8,7 @@ import pytest
 from dagster import AssetKey, DagsterInstance, RunsFilter
 
 from blacksmith_dagster.orchestration.jobs import LOAD_TAG
-from tests.orchestration.pipeline import TODAY, Pipeline
+from tests.support.pipelines.orchestration import TODAY, Pipeline
 
 EXAMPLE = (Path(__file__).parents[2] / "dagster.yaml.example").read_text()
 

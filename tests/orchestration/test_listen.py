@@ -27,7 +27,7 @@ from blacksmith_dagster.orchestration import (
 from blacksmith_dagster.orchestration.warm_runs import ENDING_TAG
 from blacksmith_dagster.store import open_store
 from blacksmith_dagster.supervisor import open_supervisor
-from tests.waiting import until
+from tests.support.waiting import until
 
 CHANGED = "shop/changed"
 KEY = AssetKey(["shop", "changed"])

@@ -19,7 +19,7 @@ from blacksmith_dagster import Batch
 from blacksmith_dagster.errors import FencedOut, Timeout, Unavailable
 from blacksmith_dagster.scheduler import StandardScheduler, Summary
 from blacksmith_dagster.supervisor import here, open_supervisor
-from tests.orchestration.pipeline import TODAY, Pipeline
+from tests.support.pipelines.orchestration import TODAY, Pipeline
 
 FLIGHTS = AssetKey(["lake", "flights"])
 

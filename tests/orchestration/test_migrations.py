@@ -29,7 +29,7 @@ from blacksmith_dagster.store import open_store
 from blacksmith_dagster.store.records import NewEvent, NewJob
 from blacksmith_dagster.supervisor import open_supervisor
 from blacksmith_dagster.wanderer import MigrationAction, MigrationReport
-from tests.orchestration.pipeline import Pipeline
+from tests.support.pipelines.orchestration import Pipeline
 
 FIRST, SECOND, THIRD, FOURTH, FIFTH = (20260101120000 + day * 1_000_000 for day in range(5))
 USERS = AssetKey(["lake", "users"])

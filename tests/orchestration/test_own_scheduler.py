@@ -17,9 +17,9 @@ from blacksmith_dagster.orchestration import build_definitions
 from blacksmith_dagster.scheduler import StandardScheduler, Summary
 from blacksmith_dagster.settings import Settings
 from blacksmith_dagster.store.records import Lane
-from tests.contract.loading import departed, ingest
 from tests.contract.test_realtime import Messages
-from tests.waiting import until
+from tests.support.pipelines.one_event import departed, ingest
+from tests.support.waiting import until
 
 APP = f"--app={__name__}:blacksmith"
 FLIGHTS = "warehouse/flights"

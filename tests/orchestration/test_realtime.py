@@ -44,7 +44,7 @@ from blacksmith_dagster.pubsub import open_pubsub
 from blacksmith_dagster.store import open_store
 from blacksmith_dagster.store.records import NewEvent, NewJob
 from blacksmith_dagster.supervisor import open_supervisor
-from tests.orchestration.pipeline import Pipeline
+from tests.support.pipelines.orchestration import Pipeline
 
 WARM = WarmRuns(idle="10m", age="15m", notice="60s")
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)

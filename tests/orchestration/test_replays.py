@@ -21,7 +21,7 @@ from dagster import (
 from blacksmith_dagster import Batch, Blacksmith, Destination, Source
 from blacksmith_dagster.errors import DeclarationError
 from blacksmith_dagster.orchestration import build_definitions
-from tests.orchestration.pipeline import TODAY, Pipeline
+from tests.support.pipelines.orchestration import TODAY, Pipeline
 
 FLIGHTS = AssetKey(["lake", "flights"])
 DAYS = [TODAY - timedelta(days=n) for n in (3, 2, 1)]

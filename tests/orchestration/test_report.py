@@ -22,7 +22,7 @@ from blacksmith_dagster.orchestration import schedules
 from blacksmith_dagster.orchestration.checks import Finding
 from blacksmith_dagster.orchestration.report_sensor import ReportCursor, changed_totals, to_repeat
 from blacksmith_dagster.store.records import DayCount
-from tests.orchestration.pipeline import TODAY, Pipeline
+from tests.support.pipelines.orchestration import TODAY, Pipeline
 
 DEPARTED = AssetKey(["airport", "departed"])
 

@@ -24,7 +24,7 @@ from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.ingest import ingest
 from blacksmith_dagster.orchestration import BlacksmithResource, build_definitions
 from blacksmith_dagster.store import open_store
-from tests.orchestration.own_ops import (
+from tests.support.pipelines.own_ops import (
     app,
     defs,
     departed,

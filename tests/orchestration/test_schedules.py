@@ -26,7 +26,7 @@ from blacksmith_dagster import Batch
 from blacksmith_dagster.orchestration import loads, schedules
 from blacksmith_dagster.orchestration.schedules import look_seconds, too_early, why_not_due
 from blacksmith_dagster.supervisor import open_supervisor
-from tests.orchestration.pipeline import Pipeline
+from tests.support.pipelines.orchestration import Pipeline
 
 ORIGIN = RemoteJobOrigin(
     RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "__repository__"), "load_lake"

@@ -37,7 +37,7 @@ from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.gateway import StandardGateway
 from blacksmith_dagster.orchestration import WarmRuns
 from blacksmith_dagster.pipeline.validation import duration
-from tests.unit.declaring import load, pair, refused
+from tests.support.declaring import load, pair, refused
 
 
 def application(*parts: Source | Destination[Any]) -> Blacksmith:

@@ -16,7 +16,7 @@ from blacksmith_dagster import (
     Request,
     Source,
 )
-from tests.unit.declaring import pair, refused
+from tests.support.declaring import pair, refused
 
 
 class Flight(msgspec.Struct):

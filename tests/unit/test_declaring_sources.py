@@ -19,7 +19,7 @@ from blacksmith_dagster import (
     Source,
     Subscription,
 )
-from tests.unit.declaring import refused
+from tests.support.declaring import refused
 
 
 @pytest.mark.parametrize("name", ["", "two words", "naïve", "x" * 250, 7])

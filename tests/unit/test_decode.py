@@ -7,7 +7,7 @@ from blacksmith_dagster import Batch, Blacksmith, Cause, Destination, Event, Flo
 from blacksmith_dagster.pipeline.event import JobResult
 from blacksmith_dagster.scheduler.decoding import JobDecoder
 from blacksmith_dagster.store.records import JobRow
-from tests.unit.loads import (
+from tests.support.loads import (
     NOW,
     Flight,
     app,

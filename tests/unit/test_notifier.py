@@ -12,7 +12,7 @@ from blacksmith_dagster import Batch, Blacksmith, Destination, Schedule, Source
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pubsub import Subscriber
 from blacksmith_dagster.pubsub.notifier import Notifier
-from tests.waiting import until
+from tests.support.waiting import until
 
 shop = Source("shop")
 ordered = shop.accept("ordered")

@@ -6,7 +6,7 @@ from blacksmith_dagster import Batch, Cause, Event
 from blacksmith_dagster.scheduler.decoding import Decoded
 from blacksmith_dagster.scheduler.outcomes import decide, outcomes
 from blacksmith_dagster.store.records import Load, NewEvent, NewJob
-from tests.unit.loads import (
+from tests.support.loads import (
     NOW,
     app,
     cancelled,

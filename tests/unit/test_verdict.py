@@ -13,7 +13,7 @@ from blacksmith_dagster.pipeline.event import JobResult, JobVerdict
 from blacksmith_dagster.scheduler.decoding import Decoded, DecodeFailure
 from blacksmith_dagster.scheduler.outcomes import Tally, decide, load_report
 from blacksmith_dagster.store.records import Deviation, Load, LoadVerdict
-from tests.unit.loads import NOW, decode, departed, flights, load, row
+from tests.support.loads import NOW, decode, departed, flights, load, row
 
 LAST = flights.retry.max_attempts
 GAP = 600.0

@@ -9,7 +9,7 @@ import pytest
 
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.records import StoredEvent
-from tests.acceptance.processes import GatewayProcess
+from tests.support.processes.blacksmith import GatewayProcess
 
 SEGMENT_KEY, SEGMENT_KEY_OLD = "segment-write-key", "segment-write-key-of-last-year"
 GITHUB_SECRET, GITHUB_SECRET_OLD = "github-secret", "github-secret-of-last-year"
@@ -58,7 +58,7 @@ def opened(kind: str, request: pytest.FixtureRequest, folder: Path) -> Iterator[
         "SLACK_SECRET": SLACK_SECRET,
         "HOOKS_SECRET": HOOKS_SECRET,
     }
-    app = "tests.acceptance.webhooks_pipeline:blacksmith"
+    app = "tests.support.pipelines.webhooks:blacksmith"
     with (
         GatewayProcess(url, app, env=env) as gateway,
         contextlib.closing(open_store(url)) as store,

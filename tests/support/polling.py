@@ -10,7 +10,7 @@ from blacksmith_dagster import Batch, Blacksmith, Cron, Destination, Event, Poll
 from blacksmith_dagster.orchestration import BlacksmithResource, build_definitions
 from blacksmith_dagster.orchestration.polls import DUE_TAG
 from blacksmith_dagster.store import Store, open_store
-from tests.orchestration.pipeline import TODAY
+from tests.support.pipelines.orchestration import TODAY
 
 PollFunction = Callable[[Poll], Any]
 

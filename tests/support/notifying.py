@@ -11,7 +11,7 @@ import psutil
 
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pubsub import Publisher, PubSub, Subscriber, open_pubsub
-from tests.services.broker import Broker
+from tests.support.services.broker import Broker
 
 SOON = 20.0  # seconds within which publishers and subscribers recover
 

@@ -26,19 +26,19 @@ from blacksmith_dagster.store.tables import loads
 from blacksmith_dagster.supervisor import LockStatus, StoreSupervisor, Supervisor
 from blacksmith_dagster.supervisor.address import parse_consul_url
 from blacksmith_dagster.supervisor.consul import ConsulSupervisor
-from tests.acceptance.loading_main import TTL
-from tests.acceptance.loading_pipeline import FLIGHTS, Recording, blacksmith, departed
-from tests.acceptance.loading_process import LoaderProcess
-from tests.acceptance.oracle import JobSets, judge
-from tests.acceptance.processes import GatewayProcess
-from tests.services.consul import ConsulServer
-from tests.services.proxy import Link
-from tests.waiting import until
+from tests.support.oracle import JobSets, judge
+from tests.support.pipelines.loading import FLIGHTS, Recording, blacksmith, departed
+from tests.support.processes.blacksmith import GatewayProcess
+from tests.support.processes.loading_main import TTL
+from tests.support.processes.loading_process import LoaderProcess
+from tests.support.services.consul import ConsulServer
+from tests.support.services.proxy import Link
+from tests.support.waiting import until
 
 KEY = f"load/{FLIGHTS}"
 LOCK_DELAY = 0.5
 OPTIONS = f"?ttl={TTL:g}&lock_delay={LOCK_DELAY:g}"
-PIPELINE = "tests.acceptance.loading_pipeline:blacksmith"
+PIPELINE = "tests.support.pipelines.loading:blacksmith"
 
 
 class Host:

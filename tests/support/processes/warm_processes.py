@@ -12,11 +12,11 @@ from typing import Any
 import psutil
 from dagster import DagsterRun, DagsterRunStatus
 
-from tests.acceptance.dagster_processes import Deployment, overlapping
-from tests.acceptance.oracle import judge
-from tests.acceptance.processes import GatewayProcess, repeated
-from tests.acceptance.warm_pipeline import SECONDS, VERSION, WARM, blacksmith
-from tests.waiting import until
+from tests.support.oracle import judge
+from tests.support.pipelines.warm import SECONDS, VERSION, WARM, blacksmith
+from tests.support.processes.blacksmith import GatewayProcess, repeated
+from tests.support.processes.dagster_processes import Deployment, overlapping
+from tests.support.waiting import until
 
 LATE, STUCK = "alerts/late", "alerts/stuck"
 
@@ -24,7 +24,7 @@ LATE, STUCK = "alerts/late", "alerts/stuck"
 class WarmDeployment(Deployment):
     """The pipeline of `warm_pipeline`, with a gateway; notifications through the store's database."""
 
-    module = "tests.acceptance.warm_pipeline"
+    module = "tests.support.pipelines.warm"
     app = blacksmith
     job = "realtime_alerts"
 

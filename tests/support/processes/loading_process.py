@@ -12,12 +12,12 @@ from typing import Self
 
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.store import Store, open_store
-from tests.acceptance.loading_main import TIMED_OUT, UNAVAILABLE
-from tests.acceptance.loading_pipeline import FLIGHTS, RECORDING, blacksmith
-from tests.acceptance.processes import ROOT_FOLDER
-from tests.waiting import until
+from tests.support.pipelines.loading import FLIGHTS, RECORDING, blacksmith
+from tests.support.processes.blacksmith import ROOT_FOLDER
+from tests.support.processes.loading_main import TIMED_OUT, UNAVAILABLE
+from tests.support.waiting import until
 
-_MAIN = "tests.acceptance.loading_main"
+_MAIN = "tests.support.processes.loading_main"
 
 
 class LoaderProcess:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from blacksmith_dagster.store import Store
-from tests.acceptance.processes import GatewayProcess
+from tests.support.processes.blacksmith import GatewayProcess
 
 CONNECTION_ERRORS = (OSError, http.client.HTTPException)
 

@@ -13,8 +13,8 @@ from blacksmith_dagster.scheduler.replay import replay
 from blacksmith_dagster.store import open_store
 from blacksmith_dagster.store.records import ReplayMode, ReplayRequest
 from blacksmith_dagster.supervisor import StoreSupervisor
-from tests.acceptance.loading_main import TTL
-from tests.acceptance.loading_pipeline import blacksmith
+from tests.support.pipelines.loading import blacksmith
+from tests.support.processes.loading_main import TTL
 
 
 def main(path: str, start: str, end: str, *modes: str) -> int:

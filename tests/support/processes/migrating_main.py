@@ -17,7 +17,7 @@ from blacksmith_dagster import Batch, Blacksmith, Migration
 from blacksmith_dagster.destinations import SQLDestination, sql
 from blacksmith_dagster.wanderer import MigrationReport, MigrationRequest, MigrationState
 from blacksmith_dagster.wanderer.tracking import Tracking
-from tests.contract.migrating import ONE, airport, departed, runs
+from tests.support.migrating import ONE, airport, departed, runs
 
 POINT, PAUSED = "POINT", "PAUSED"
 WITHOUT_TRANSACTION = """-- blacksmith: no transaction

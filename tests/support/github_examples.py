@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.services import Unavailable
+from tests.support.services import Unavailable
 
 _PACKAGE = "@octokit/webhooks-examples"
 _VERSION = "7.6.1"

@@ -13,7 +13,7 @@ from typing import Any
 
 from blacksmith_dagster import Blacksmith, Event, Message, Secret, Source, Subscription
 from blacksmith_dagster.store import Store
-from tests.acceptance.listening import listen
+from tests.support.processes.listening import listen
 
 URL = "BLACKSMITH_TEST_ORDERS_URL"
 TOPIC = "BLACKSMITH_TEST_TOPIC"

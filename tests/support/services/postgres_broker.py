@@ -4,8 +4,8 @@ from urllib.parse import urlsplit
 
 import psycopg
 
-from tests.services.broker import Broker
-from tests.services.postgres import PostgresServer
+from tests.support.services.broker import Broker
+from tests.support.services.postgres import PostgresServer
 
 _USER = "wakeful"
 _PASSWORD = "knows/@all"

@@ -4,7 +4,7 @@ import sys
 
 from blacksmith_dagster import Blacksmith, Secret
 from blacksmith_dagster.sources import PostgresSource
-from tests.acceptance.listening import listen
+from tests.support.processes.listening import listen
 
 URL = "BLACKSMITH_TEST_CRM_URL"
 

@@ -12,12 +12,12 @@ from confluent_kafka.admin import NewTopic, OffsetSpec
 
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pubsub import Consumer, PubSub, Received, open_pubsub
-from tests.contract.notifying import SOON
-from tests.services.broker import Broker
-from tests.services.kafka import KafkaServer
-from tests.services.nats import NATSServer
-from tests.services.rabbitmq import RabbitMQServer
-from tests.waiting import until
+from tests.support.notifying import SOON
+from tests.support.services.broker import Broker
+from tests.support.services.kafka import KafkaServer
+from tests.support.services.nats import NATSServer
+from tests.support.services.rabbitmq import RabbitMQServer
+from tests.support.waiting import until
 
 VARIABLE = "ORDERS_URL"
 SENT_AT = 1_700_000_000

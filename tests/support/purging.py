@@ -12,7 +12,7 @@ from blacksmith_dagster.errors import Gone
 from blacksmith_dagster.pipeline.retention import Retention
 from blacksmith_dagster.store import Store, tables
 from blacksmith_dagster.store.records import ArchivedEvent, FencingToken, LoadVerdict
-from tests.contract.pipeline import departed
+from tests.support.pipelines.store import departed
 
 OUTCOME, UNDELIVERABLE = "warehouse/flights.discarded", "warehouse/undeliverable"
 NOTHING, DAY = timedelta(0), timedelta(days=1)

@@ -10,10 +10,10 @@ from typing import Any
 
 import httpx
 
-from tests.services import Unavailable, free_port
-from tests.services.server import Server
+from tests.support.services import Unavailable, free_port
+from tests.support.services.server import Server
 
-_DOWNLOADED = Path(__file__).parents[2] / ".cache/consul/consul"
+_DOWNLOADED = Path(__file__).parents[3] / ".cache/consul/consul"
 
 
 class ConsulServer(Server):

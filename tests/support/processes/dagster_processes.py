@@ -21,11 +21,11 @@ from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
 from blacksmith_dagster import Blacksmith
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.records import NewEvent, NewJob
-from tests.acceptance.dagster_pipeline import INTERVAL, RECORD, SECONDS, blacksmith
-from tests.acceptance.oracle import judge
-from tests.acceptance.processes import ROOT_FOLDER
-from tests.services import free_port, kill_tree
-from tests.waiting import until
+from tests.support.oracle import judge
+from tests.support.pipelines.dagster_faults import INTERVAL, RECORD, SECONDS, blacksmith
+from tests.support.processes.blacksmith import ROOT_FOLDER
+from tests.support.services import free_port, kill_tree
+from tests.support.waiting import until
 
 FLIGHTS = "lake/flights"
 
@@ -33,7 +33,7 @@ FLIGHTS = "lake/flights"
 class Deployment:
     """The pipeline of `dagster_pipeline` on a store, a DAGSTER_HOME and a record of what it loaded."""
 
-    module = "tests.acceptance.dagster_pipeline"
+    module = "tests.support.pipelines.dagster_faults"
     app: Blacksmith = blacksmith
     job = "load_lake"
 

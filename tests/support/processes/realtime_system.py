@@ -15,13 +15,13 @@ from typing import Any, Self
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pubsub import open_pubsub
 from blacksmith_dagster.store import open_store
-from tests.acceptance.ledger import Ledger, Sender
-from tests.acceptance.oracle import judge
-from tests.acceptance.processes import BlacksmithProcess, GatewayProcess
-from tests.acceptance.realtime_pipeline import FULL, ODD, RECORD, blacksmith, loaded
-from tests.waiting import until
+from tests.support.ledger import Ledger, Sender
+from tests.support.oracle import judge
+from tests.support.pipelines.realtime import FULL, ODD, RECORD, blacksmith, loaded
+from tests.support.processes.blacksmith import BlacksmithProcess, GatewayProcess
+from tests.support.waiting import until
 
-APP = "tests.acceptance.realtime_pipeline:blacksmith"
+APP = "tests.support.pipelines.realtime:blacksmith"
 RATE = 50.0  # events a second
 NORMAL = 0.1  # seconds from sending to loading, the median
 HEALED = 20.0

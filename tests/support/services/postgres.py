@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit, urlunsplit
 
-from tests.services import Unavailable, free_port, unprivileged
-from tests.services.server import Server
+from tests.support.services import Unavailable, free_port, unprivileged
+from tests.support.services.server import Server
 
 _STOP = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 _serial = itertools.count(1)

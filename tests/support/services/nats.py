@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from tests.services import Unavailable, free_port
-from tests.services.broker import Broker
+from tests.support.services import Unavailable, free_port
+from tests.support.services.broker import Broker
 
 T = TypeVar("T")
 

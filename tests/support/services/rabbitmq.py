@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pika
 
-from tests.services import Unavailable, free_port, kill_tree, start, unprivileged
-from tests.services.broker import Broker
-from tests.services.tls import make_certificate
+from tests.support.services import Unavailable, free_port, kill_tree, start, unprivileged
+from tests.support.services.broker import Broker
+from tests.support.services.tls import make_certificate
 
 
 class RabbitMQServer(Broker):

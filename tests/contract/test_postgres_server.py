@@ -3,7 +3,7 @@
 import psycopg
 import pytest
 
-from tests.services.postgres import Postgres, PostgresServer
+from tests.support.services.postgres import Postgres, PostgresServer
 
 
 def _count(url: str) -> int:

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.services import ROOT, kill_tree, private_folder, start
+from tests.support.services import ROOT, kill_tree, private_folder, start
 
 
 class Server(ABC):

@@ -16,11 +16,11 @@ from typing import Self
 import httpx
 import psutil
 
-from tests.services import free_port, kill_tree
-from tests.waiting import until
+from tests.support.services import free_port, kill_tree
+from tests.support.waiting import until
 
-ROOT_FOLDER = Path(__file__).parents[2]
-GATEWAY_PIPELINE = "tests.acceptance.gateway_pipeline:blacksmith"
+ROOT_FOLDER = Path(__file__).parents[3]
+GATEWAY_PIPELINE = "tests.support.pipelines.gateway:blacksmith"
 
 
 @contextlib.contextmanager

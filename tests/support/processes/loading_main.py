@@ -22,7 +22,7 @@ from blacksmith_dagster.supervisor import (
     open_supervisor,
     this_process,
 )
-from tests.acceptance.loading_pipeline import blacksmith
+from tests.support.pipelines.loading import blacksmith
 
 if "FAKETIME" in os.environ:  # under libfaketime 0.9.10 the real one fails with EINVAL
     time.sleep = lambda seconds: threading.Event().wait(seconds) and None

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 
-from tests.services.server import Server
+from tests.support.services.server import Server
 
 
 class Broker(Server):

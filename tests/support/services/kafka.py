@@ -9,9 +9,9 @@ from typing import Any
 
 import psutil
 
-from tests.services import Unavailable, free_port, unprivileged
-from tests.services.broker import Broker
-from tests.services.tls import make_certificate
+from tests.support.services import Unavailable, free_port, unprivileged
+from tests.support.services.broker import Broker
+from tests.support.services.tls import make_certificate
 
 USER = "blacksmith"
 PASSWORD = "knows-all"
@@ -198,7 +198,7 @@ def _java() -> str:
 
 
 def _jars() -> Path:
-    jars = Path(__file__).parents[2] / ".cache" / "kafka" / "lib"
+    jars = Path(__file__).parents[3] / ".cache" / "kafka" / "lib"
     if not jars.is_dir():
         raise Unavailable("Kafka", "no jars found; `scripts/services` downloads them with Maven")
     return jars

@@ -7,7 +7,7 @@ from blacksmith_dagster.orchestration import (
     EventTranslatorData,
     build_definitions,
 )
-from tests.acceptance.realtime_pipeline import blacksmith
+from tests.support.pipelines.realtime import blacksmith
 
 
 class Prefixed(BlacksmithTranslator):
