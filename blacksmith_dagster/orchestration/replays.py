@@ -148,10 +148,8 @@ def replay_partitions(
             )
         except (Unavailable, FencedOut) as error:  # the next attempt acquires the lock again
             context.log.warning(f"{event.path}: {error}")
-            reporter.report()
             raise RetryRequested(_RETRIES, _RETRY_SECONDS) from error
-        if summary.stopped:
-            reporter.report()
+        if summary.stopped:  # reports nothing: a day that is partly replayed is not materialized
             context.log.info(
                 f"{event.path}: stopped after {summary.loads} loads; the next launch continues"
             )
