@@ -2,7 +2,7 @@
 # the test services, which scripts/services installs from Debian if it has the rights.
 PYTHON ?= python3
 
-.PHONY: demo test soak check format bench services clean
+.PHONY: demo test soak check format bench build services clean
 
 demo: .venv/demo.stamp
 	.venv/bin/python -m scripts.demo $(ARGS)
@@ -30,11 +30,16 @@ bench: .venv/dev.stamp
 	scripts/services wrk
 	.venv/bin/python -m benchmarks $(ARGS)
 
+# The sdist and the wheel, in dist/.
+build: .venv/dev.stamp
+	rm -rf dist
+	.venv/bin/python -m build --no-isolation
+
 services:
 	scripts/services
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 # A stamp that is older than pyproject.toml means that dependencies may have changed.
 .venv/demo.stamp: pyproject.toml
