@@ -8,7 +8,7 @@ demo: .venv/demo.stamp
 	.venv/bin/python -m scripts.demo $(ARGS)
 
 test: .venv/dev.stamp services
-	.venv/bin/python -m pytest $(PYTEST_ARGS)
+	.venv/bin/python -m scripts.run_tests $(PYTEST_ARGS)
 
 # Rounds of random faults in a deployment of several hosts: 100 rounds take about half an hour.
 soak: .venv/dev.stamp services
