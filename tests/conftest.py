@@ -11,6 +11,7 @@ from typing import TypeVar
 import hypothesis
 import pytest
 
+from tests.support import markers
 from tests.support.services import Unavailable
 from tests.support.services.consul import ConsulServer
 from tests.support.services.kafka import KafkaServer
@@ -34,6 +35,18 @@ if not CI:
 def pytest_configure() -> None:
     # SIGTERM ends the session as Ctrl-C does: the fixtures still stop what they have started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest deselects by them
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        markers.mark(item)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, T, T]:
+    with markers.only({marker.name for marker in item.iter_markers()}):
+        return (yield)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -62,6 +62,7 @@ def test_every_miss_is_reported(receiver: demo.Receiver, tmp_path: Path) -> None
     ]
 
 
+@pytest.mark.nats  # the demo starts it
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM], ids=str)
 def test_no_process_outlives_the_demo(ending: signal.Signals, tmp_path: Path) -> None:
     output = tmp_path / "out"

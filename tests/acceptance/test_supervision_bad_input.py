@@ -103,6 +103,7 @@ def test_wrong_address(store: Store, tmp_path: Path) -> None:
     assert CANARY not in ended.stdout + ended.stderr
 
 
+@pytest.mark.consul
 def test_refused_token(
     guarded: ConsulServer, store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -121,6 +122,7 @@ def test_refused_token(
     assert CANARY not in ended.stdout + ended.stderr
 
 
+@pytest.mark.consul
 def test_a_token_with_the_rights_is_accepted(
     guarded: ConsulServer, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +147,7 @@ def test_a_token_with_the_rights_is_accepted(
     assert not guarded.call("GET", "session/list")
 
 
+@pytest.mark.consul
 def test_an_agent_that_speaks_tls(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,8 @@ from tests.support.waiting import until
 
 T = TypeVar("T")
 
+pytestmark = pytest.mark.consul
+
 DOWN = 60.0 if os.environ.get("BLACKSMITH_TEST_SOAK") else 5 * TTL
 ROUNDS = int(os.environ.get("BLACKSMITH_TEST_ROUNDS", "4"))
 

@@ -14,6 +14,8 @@ from tests.support.notifying import FLIGHTS, opening
 from tests.support.services.nats import NATSServer
 from tests.support.services.tls import make_certificate
 
+pytestmark = pytest.mark.nats
+
 TOPIC = "nats-only"
 
 

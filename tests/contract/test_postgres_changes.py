@@ -588,6 +588,7 @@ def test_view_is_not_published(url: str, ledger: Ledger) -> None:
     assert "view" in str(error)
 
 
+@pytest.mark.postgres
 def test_wrong_wal_level_is_reported(ledger: Ledger) -> None:
     with closing(PostgresServer(durable=False, wal_level="replica")) as server:
         server.start()

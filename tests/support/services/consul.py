@@ -25,6 +25,7 @@ class ConsulServer(Server):
     """
 
     service = "Consul"
+    marker = "consul"
     drop = False
 
     def __init__(

@@ -29,6 +29,7 @@ class KafkaServer(Broker):
     """
 
     service = "Kafka"
+    marker = "kafka"
 
     def __init__(self) -> None:
         self._java, jars = _java(), _jars()

@@ -26,6 +26,7 @@ class NATSServer(Broker):
     """A server that the test starts, stops and kills; its streams are kept in a folder."""
 
     service = "NATS"
+    marker = "nats"
 
     def __init__(self, *, tls: tuple[Path, Path] | None = None) -> None:
         """`tls`: a certificate and its key, PEM files that every user may read.

@@ -49,6 +49,7 @@ class PostgresServer(Postgres, Server):
     """
 
     service = "PostgreSQL"
+    marker = "postgres"
 
     def __init__(self, *, durable: bool, wal_level: str = "logical") -> None:
         self._bin = binaries()

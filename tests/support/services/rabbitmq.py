@@ -17,6 +17,7 @@ class RabbitMQServer(Broker):
     """A node that the test starts, stops and kills; user and password are guest."""
 
     service = "RabbitMQ"
+    marker = "rabbitmq"
 
     def __init__(self) -> None:
         self._sbin = _binaries()

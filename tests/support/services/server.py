@@ -9,18 +9,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests.support import markers
 from tests.support.services import ROOT, kill_tree, private_folder, start
 
 
 class Server(ABC):
     """A server that the test starts, stops and kills. Its data stay in `folder` until `close`.
 
-    - `service`: its name, for people.
+    - `service`: its name, for people; `marker`: pytest's marker of the tests that start it.
     - `drop`: whether it runs as an unprivileged user even if we are root.
     - `process`: the server, the parent of all its processes; `None` while it is down.
     """
 
     service: str
+    marker: str
     drop = ROOT
 
     def __init__(self) -> None:
@@ -46,6 +48,7 @@ class Server(ABC):
     def launch(self) -> None:
         """Start the server without waiting for it."""
         assert self.process is None, "already started"
+        markers.check(self.marker)
         self.process = start(
             self._command(),
             folder=self.folder,
