@@ -20,6 +20,8 @@ from tests.support.services.postgres import Postgres, PostgresServer
 from tests.support.services.postgres_broker import PostgresBroker
 from tests.support.services.rabbitmq import RabbitMQServer
 
+pytest_plugins = ["tests.support.left_running"]
+
 T = TypeVar("T")
 CI = os.environ.get("CI") == "true"
 

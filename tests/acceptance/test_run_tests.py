@@ -1,9 +1,12 @@
 """How the suite judges itself: flakes are named, and what tests leave running fails them."""
 
+import contextlib
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import psutil
 
 from scripts.run_tests import verdict
 
@@ -20,6 +23,14 @@ def passes_from(run, name):
 
 def test_passes():
     pass
+"""
+
+LEAVING = """
+import subprocess
+
+def test_leaves_two():
+    subprocess.Popen(["sleep", "6001"])  # a child
+    subprocess.run("sleep 6002 &", shell=True)  # an orphan
 """
 
 
@@ -55,16 +66,36 @@ def test_many_failures_are_not_run_again(tmp_path: Path) -> None:
     assert (tmp_path / "broken_5").read_text() == "+"
 
 
-def run_suite(folder: Path, tests: list[tuple[str, int]]) -> tuple[int, list[str]]:
+def test_what_a_test_leaves_running_fails_it_and_is_ended(tmp_path: Path) -> None:
+    code, output = run_suite(tmp_path, [], LEAVING)
+    assert code == 1
+    assert output[-1] == "failed twice: test_suite.py::test_leaves_two"
+    left = [line for line in output if line.startswith("left running: ")]
+    assert left == 2 * ["left running: sleep 6001", "left running: sleep 6002"]
+    assert not [process for process in psutil.process_iter() if is_left(process)]
+
+
+def is_left(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.cmdline() in (["sleep", "6001"], ["sleep", "6002"])
+    return False
+
+
+def run_suite(folder: Path, tests: list[tuple[str, int]], code: str = "") -> tuple[int, list[str]]:
     """Run a suite of tests, each of which passes from its n-th run on; its exit code and output."""
     folder.mkdir(exist_ok=True)
     cases = [f"def test_{name}():\n    passes_from({run}, '{name}')\n" for name, run in tests]
-    (folder / "test_suite.py").write_text("\n".join([TESTS, *cases]))
+    (folder / "test_suite.py").write_text("\n".join([TESTS, code, *cases]))
     (folder / "pytest.ini").write_text("[pytest]\n")
     done = subprocess.run(
         [sys.executable, PROJECT / "scripts/run_tests.py", "-n1"],
         cwd=folder,
-        env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "xdist.plugin"},
+        env={
+            **os.environ,
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            "PYTEST_PLUGINS": "xdist.plugin,tests.support.left_running",
+            "PYTHONPATH": str(PROJECT),
+        },
         capture_output=True,
         text=True,
     )

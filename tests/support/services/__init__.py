@@ -22,6 +22,10 @@ import psutil
 ROOT = os.geteuid() == 0
 UNPRIVILEGED = "nobody", "nogroup"  # the user and the group of services when we are root
 
+# By these variables `left_running` finds what a session has started, and the test that started it.
+SESSION = "BLACKSMITH_TEST_SESSION"
+TEST = "PYTEST_CURRENT_TEST"  # set by pytest: "<test> (<phase>)"
+
 # A child's --pdeathsig fires when the thread that started it ends. So one thread starts them all and
 # lives as long as the session, whichever thread of a test restarts a server.
 _starter = ThreadPoolExecutor(1, thread_name_prefix="services")
@@ -86,6 +90,7 @@ def start(
 
     Without `drop` it stays root if we are, for a program in a folder that only root may enter.
     """
+    found_by = {name: os.environ[name] for name in (SESSION, TEST) if name in os.environ}
     with log.open("ab") as out:
         return _starter.submit(
             subprocess.Popen,
@@ -93,7 +98,7 @@ def start(
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,
-            env=env,
+            env={**found_by, **env},
             cwd=folder,
         ).result()
 
