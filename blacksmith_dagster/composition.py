@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any, TypeAlias, cast
@@ -18,6 +20,8 @@ from blacksmith_dagster.pipeline.triggers import Subscription
 from blacksmith_dagster.scheduler import LoadReport, Realtime, StandardScheduler, realtime_events
 from blacksmith_dagster.scheduler.realtime import ReportLoad
 from blacksmith_dagster.supervisor import SCHEDULER, registered, this_process
+
+_LONGEST_SILENCE = 60.0  # seconds; a report to Dagster's database may wait for it
 
 Loop: TypeAlias = Realtime | Listeners
 """What loads the events of one destination, or listens for those of one source, until it is stopped."""
@@ -186,6 +190,41 @@ def build_worker(
     loops += [build_listeners(app, source, backends, holder=holder) for source in sources]
     backends.store.register(app)
     return loops
+
+
+class WorkerWatch:
+    """What the admin port of a worker says of its threads: those of the loops, and the main thread.
+
+    The main thread calls `beat` at least once a minute until `stop` is set.
+    """
+
+    def __init__(self, loops: Sequence[Loop], backends: Backends, stop: threading.Event) -> None:
+        self._loops = loops
+        self._backends = backends
+        self._stop = stop
+        self._beat_at = time.monotonic()
+
+    def beat(self) -> None:
+        """Note that the main thread makes progress."""
+        self._beat_at = time.monotonic()
+
+    def problems(self) -> list[str]:
+        """Why threads make no progress; a load past its time-out is such a reason."""
+        problems = [problem for loop in self._loops for problem in loop.problems]
+        silent = time.monotonic() - self._beat_at
+        if silent > _LONGEST_SILENCE and not (problems or self._stop.is_set()):
+            problems.append(f"the main thread has made no progress for {silent:.0f} s")
+        return problems
+
+    def check_ready(self) -> None:
+        """Check that jobs can be claimed and locks acquired now.
+
+        Raises `UsageError` once it was stopped, and what a service raises that does not respond.
+        """
+        if self._stop.is_set():
+            raise UsageError("this worker is stopping")
+        self._backends.store.ready()
+        self._backends.supervisor.ready()
 
 
 @contextmanager

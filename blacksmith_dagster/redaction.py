@@ -78,7 +78,7 @@ class Secret:
 
 
 def hide(secret: str) -> None:
-    """From now on, `clean`, `describe` and `traced` mask this value.
+    """From now on, `clean`, `describe`, `traced` and `masked` mask this value.
 
     Values shorter than 4 characters are not masked: they occur in harmless texts.
     """
@@ -139,7 +139,17 @@ def one_line(text: str, limit: int | None = None) -> str:
 
 def traced(error: BaseException) -> str:
     """An error of a user's code with its traceback, for a log: revealed secrets are masked."""
-    return _mask("".join(traceback.format_exception(error)), _hidden)
+    return masked("".join(traceback.format_exception(error)))
+
+
+def masked(text: str) -> str:
+    """`text` with the secrets masked that were revealed or given to `hide`.
+
+    >>> hide("s3cret-of-the-docs")
+    >>> masked("no such key: s3cret-of-the-docs")
+    'no such key: ***'
+    """
+    return _mask(text, _hidden)
 
 
 def redacted(text: str, secrets: Iterable[str]) -> str:

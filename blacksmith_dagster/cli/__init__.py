@@ -12,6 +12,7 @@ from blacksmith_dagster.cli.migrations import migrations
 from blacksmith_dagster.cli.quarantine import quarantine
 from blacksmith_dagster.cli.serve import dev, gateway, keys, store, worker
 from blacksmith_dagster.errors import BlacksmithError
+from blacksmith_dagster.logs import log_failure, set_up_logs
 
 __all__ = ["main"]
 
@@ -24,6 +25,8 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except BlacksmithError as error:
             message = " ".join(str(error).split()) or type(error).__name__
+            if log_failure(message):
+                raise click.exceptions.Exit(1) from error
             raise click.ClickException(message) from error
         except ImportError as error:
             if error.name is not None:  # a module is missing: the traceback says where
@@ -53,3 +56,4 @@ class _Commands(click.Group):
 @click.version_option(package_name="blacksmith-dagster")
 def main() -> None:
     """Receive events, keep every one of them, deliver each to every destination that wants it."""
+    set_up_logs()

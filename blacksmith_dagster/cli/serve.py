@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ from warnings import catch_warnings
 import click
 from click.core import ParameterSource
 
+from blacksmith_dagster.admin import answering, listen
 from blacksmith_dagster.backends import Backends
 from blacksmith_dagster.cli.common import app_name_option, app_option
 from blacksmith_dagster.composition import (
+    WorkerWatch,
     build_worker,
     gateway_of,
     open_scheduler,
@@ -31,6 +33,7 @@ from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.gateway import Gateway, StandardGateway
 from blacksmith_dagster.importer import load_application, load_named, project_entry
 from blacksmith_dagster.ingest.listeners import listened_events
+from blacksmith_dagster.logs import announce
 from blacksmith_dagster.pipeline.access import hashed
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.scheduler import realtime_events
@@ -44,6 +47,21 @@ _STOP_SECONDS = 30
 _LOOK_SECONDS = 1.0
 _PORT = click.IntRange(1, 65535)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+def _admin_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    port = click.option(
+        "--admin-port",
+        type=_PORT,
+        help="Serve /health/live and /health/ready on this port, for probes.",
+    )
+    host = click.option(
+        "--admin-host",
+        default="127.0.0.1",
+        show_default=True,
+        help="The address of the admin port.",
+    )
+    return port(host(command))
 
 
 # All options but --app are named as the fields of StandardGateway.
@@ -73,6 +91,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     metavar="NETWORK",
     help="Trust the X-Forwarded-For of this proxy; may be given several times.",
 )
+@_admin_options
 def gateway(app: Blacksmith, **options: Any) -> None:
     """Receive events over HTTP and store them, until Ctrl-C or SIGTERM.
 
@@ -201,8 +220,15 @@ def _stop(children: Sequence[subprocess.Popen[bytes]]) -> None:
     help="Dagster's definitions, for the asset keys. Default: those that pyproject.toml names in "
     "[tool.blacksmith].",
 )
+@_admin_options
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-def worker(app: Blacksmith, definitions: str | None, names: tuple[str, ...]) -> None:
+def worker(
+    app: Blacksmith,
+    definitions: str | None,
+    admin_port: int | None,
+    admin_host: str,
+    names: tuple[str, ...],
+) -> None:
     """Load realtime events, and listen for messages and changes, until Ctrl-C or SIGTERM.
 
     NAME is a destination with realtime events, or a source with subscriptions or CDC. Default: all of
@@ -216,6 +242,9 @@ def worker(app: Blacksmith, definitions: str | None, names: tuple[str, ...]) -> 
     stop = threading.Event()
     destinations, sources = select_served(app, names)
     with on_stop(stop.set), Backends(Settings.read()) as backends, ExitStack() as opened:
+        admin = None
+        if admin_port is not None:
+            admin = opened.enter_context(listen(admin_host, admin_port))
         reporter = None
         if destinations and os.environ.get("DAGSTER_HOME"):
             # Dagster is imported only here.
@@ -234,6 +263,9 @@ def worker(app: Blacksmith, definitions: str | None, names: tuple[str, ...]) -> 
             holder=here(),
             report=reporter.add if reporter else lambda *_: None,
         )
+        watch = WorkerWatch(loops, backends, stop)
+        if admin is not None:  # it answers until the loops have ended
+            opened.enter_context(answering(admin, watch.problems, watch.check_ready))
         served = [destination.name for destination in destinations]
         served += [source.name for source in sources]
         opened.enter_context(running(loops, backends, served))
@@ -243,9 +275,10 @@ def worker(app: Blacksmith, definitions: str | None, names: tuple[str, ...]) -> 
         ]
         reported = "reported to" if reporter else "not reported, as there is no"
         reported = f", {reported} DAGSTER_HOME" if destinations else ""
-        click.echo(f"blacksmith worker: {', '.join(paths)}, {backends.label}{reported}")
+        announce(f"blacksmith worker: {', '.join(paths)}, {backends.label}{reported}")
         failure = None
         while failure is None and not stop.wait(_LOOK_SECONDS):
+            watch.beat()
             if reporter:
                 reporter.report_if_due()
             failure = next((loop.failure for loop in loops if loop.failure), None)

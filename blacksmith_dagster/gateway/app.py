@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import cast
 from urllib.parse import parse_qsl
 
@@ -65,12 +65,14 @@ def create_app(
     queue: int,
     notifier: Notifier | None = None,
     supervisor: Supervisor | None = None,
+    beat: Callable[[], None] | None = None,
 ) -> ASGIApp:
     """The ASGI application that receives the events of `app` and keeps them in `store`.
 
     At most `queue` events wait for their commit; more get a 429. The application must be registered
     in the store. `notifier` publishes new jobs. `/_health` checks `supervisor`; pass it only if it is
-    not the store.
+    not the store. `beat` is called every second while the event loop and the committing thread make
+    progress.
     """
     bodies = BodyReader(BODIES_AT_ONCE)
     commits = GroupCommit(store, queue, notifier.notify if notifier else None)
@@ -80,9 +82,12 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        watcher = asyncio.create_task(bodies.watch())
+        tasks = [asyncio.create_task(bodies.watch())]
+        if beat is not None:
+            tasks.append(asyncio.create_task(_beat_during(commits, beat)))
         yield
-        watcher.cancel()
+        for task in tasks:
+            task.cancel()
         await commits.stop()
 
     description = msgspec.json.encode(described(app))
@@ -109,6 +114,13 @@ def create_app(
     for middleware, args, kwargs in reversed(app.middleware):
         served = middleware(served, *args, **kwargs)
     return ServerErrorMiddleware(served, internal_problem) if app.middleware else served
+
+
+async def _beat_during(commits: GroupCommit, beat: Callable[[], None]) -> None:
+    while True:
+        if commits.makes_progress:
+            beat()
+        await asyncio.sleep(1)
 
 
 def _dispatch(endpoints: Sequence[EventEndpoint], fallback: ASGIApp) -> ASGIApp:
@@ -289,8 +301,9 @@ class EventEndpoint:
         return response
 
     def _quarantined(self, request: Request, error: Exception) -> RawRequest:
-        _log.error("%s could not ingest a request\n%s", self._event.path, traced(error))
-        return raw_request_of(self._event.path, request, error)
+        path = self._event.path
+        _log.error("%s could not ingest a request\n%s", path, traced(error), extra={"event": path})
+        return raw_request_of(path, request, error)
 
 
 def _idempotency_key(raw: bytes | None) -> str | None:

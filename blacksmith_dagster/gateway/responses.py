@@ -83,7 +83,7 @@ def error_response(error: Exception, path: str) -> Response:
     if isinstance(error, Unavailable | StoreError):
         return _unavailable(error)
     # Our bug: log it and answer 500.
-    _log.error("%s failed to process a request", path, exc_info=error)
+    _log.error("%s failed to process a request", path, exc_info=error, extra={"event": path})
     return _internal()
 
 
@@ -168,7 +168,9 @@ class Deprecations:
 @cache
 def _log_deprecated(path: str, version: str | None, since: date) -> None:
     _log.warning(
-        "%s is still sent in version %s, which has been deprecated since %s", path, version, since
+        "%s is still sent in version %s, which has been deprecated since %s",
+        *(path, version, since),
+        extra={"event": path},
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import mmap
 import multiprocessing
 import os
 import resource
@@ -21,10 +22,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import click
-
+from blacksmith_dagster.admin import answering, listen
 from blacksmith_dagster.backends import Backends
 from blacksmith_dagster.errors import BlacksmithError, DeclarationError, SettingsError
+from blacksmith_dagster.logs import announce
 from blacksmith_dagster.pipeline.access import checked_networks
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.settings import Settings
@@ -42,6 +43,7 @@ _GRACE = 20  # seconds in which requests under way have to end
 _KEEP_ALIVE = 75  # seconds; longer than the 60 of most load balancers
 _BACKLOG = 2048
 _MAINTENANCE_SECONDS = 5.0  # events are counted slowly until `Store.maintain` has added them up
+_LONGEST_SILENCE = 30.0  # seconds; longer than the end of requests takes when it stops
 _RESTART_GAP = 1.0  # seconds; the pause before a worker that lived shorter than this is replaced
 
 _log = logging.getLogger(__name__)
@@ -63,6 +65,8 @@ class StandardGateway:
     - `workers`: processes that serve the same port, each with its own store connection.
     - `tls_certificate`, `tls_key`: PEM files; the certificate's may hold the key too.
     - `queue`: how many events may wait for their commit in each worker; more get a 429.
+    - `admin_port`, `admin_host`: where `/health/live` and `/health/ready` are served, for probes; the
+      loopback by default, without TLS. Without a port they are not served.
     - `trusted_proxies`: addresses or networks of the proxies before it. Only their X-Forwarded-For
       and X-Forwarded-Proto, which name the client, are trusted; by default no proxy's are.
 
@@ -77,6 +81,8 @@ class StandardGateway:
     tls_key: str | Path | None = None
     queue: int = 10_000
     trusted_proxies: Sequence[str] = ()
+    admin_port: int | None = None
+    admin_host: str = "127.0.0.1"
 
     def __post_init__(self) -> None:
         if self.workers < 1 or self.queue < 1:
@@ -101,12 +107,16 @@ class StandardGateway:
         for receiver in [*app.source_events.values(), *app.webhooks]:
             if receiver.auth is not None:
                 receiver.auth.check()  # report an invalid token now, not to a sender
-        with self._listen() as listener:
+        with contextlib.ExitStack() as opened:
+            listener = opened.enter_context(self._listen())
+            admin = None
+            if self.admin_port is not None:
+                admin = opened.enter_context(listen(self.admin_host, self.admin_port))
             # Upgrade the schema once, before the first request and before the fork.
             with Backends(settings, upgrade=True) as backends:
                 backends.store.register(app)
-                click.echo(f"blacksmith gateway: {self._url(listener)}, {backends.label}")
-            work = partial(self._work, app, settings, listener)
+                announce(f"blacksmith gateway: {self._url(listener)}, {backends.label}")
+            work = partial(self._work, app, settings, listener, admin, _Heartbeats(self.workers))
             if self.workers == 1:
                 work(0)
             else:
@@ -154,7 +164,13 @@ class StandardGateway:
         )
 
     def _work(
-        self, app: Blacksmith, settings: Settings, listener: socket.socket, number: int
+        self,
+        app: Blacksmith,
+        settings: Settings,
+        listener: socket.socket,
+        admin: socket.socket | None,
+        heartbeats: _Heartbeats,
+        number: int,
     ) -> None:
         # Imported here: a process that only declares a gateway, as Dagster's do, needs no server.
         import uvicorn
@@ -173,6 +189,7 @@ class StandardGateway:
                     queue=self.queue,
                     notifier=backends.notifier(app),
                     supervisor=supervisor if settings.supervisor_url else None,
+                    beat=partial(heartbeats.beat, number),
                 ),
                 http=GatewayProtocol,
                 loop="uvloop",
@@ -196,12 +213,35 @@ class StandardGateway:
             gc.collect()
             gc.freeze()
             opened.enter_context(_stopped_by_signals(server))
-            if (
-                number == 0
-            ):  # one of its processes also registers the gateway, and maintains the store
+            # One of its processes also registers the gateway, maintains the store and answers probes.
+            if number == 0:
                 opened.enter_context(registered(supervisor, self._service(app, listener)))
                 opened.enter_context(_maintenance(store))
+                if admin is not None:
+                    opened.enter_context(answering(admin, heartbeats.problems, store.ready))
             server.run(sockets=[listener])
+
+
+class _Heartbeats:
+    """When each process last made progress, in memory that the forked processes share."""
+
+    def __init__(self, processes: int) -> None:
+        self._at = memoryview(mmap.mmap(-1, 8 * processes)).cast("d")
+        for number in range(processes):
+            self.beat(number)
+
+    def beat(self, number: int) -> None:
+        """Note that a process makes progress."""
+        self._at[number] = time.monotonic()  # the same clock in all of them
+
+    def problems(self) -> list[str]:
+        """Which processes make no progress."""
+        silences = enumerate(time.monotonic() - at for at in self._at)
+        return [
+            f"gateway worker {number} has made no progress for {silence:.0f} s"
+            for number, silence in silences
+            if silence > _LONGEST_SILENCE
+        ]
 
 
 class _WorkerProcesses:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Sequence
 from itertools import islice
 from queue import SimpleQueue
@@ -33,7 +34,7 @@ class _Waiting(msgspec.Struct, frozen=True):
     ids: asyncio.Future[list[str]]
 
 
-# Errors that have nothing to do with the data: retrying one request at a time would not help.
+_LONGEST_COMMIT = 120.0  # seconds; one that waits for a silent network ends well before
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class GroupCommit:
         self._notify = notify
         self._waiting = 0  # touched only by the event loop's thread
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._committing_since: float | None = None
         self._queue: SimpleQueue[_Waiting | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="blacksmith-commits", daemon=True)
         self._thread.start()
@@ -75,6 +77,13 @@ class GroupCommit:
         self._queue.put(_Waiting(len(events), [events, *raw_requests], ids))
         return ids
 
+    @property
+    def makes_progress(self) -> bool:
+        """Whether its thread waits for requests, or commits some and has not done so for minutes."""
+        since = self._committing_since
+        hangs = since is not None and time.monotonic() - since > _LONGEST_COMMIT
+        return self._thread.is_alive() and not hangs
+
     async def stop(self) -> None:
         """Commit what was submitted, then end the thread."""
         self._queue.put(None)
@@ -89,7 +98,9 @@ class GroupCommit:
             running = None not in gathered
             batch = [waiting for waiting in gathered if waiting is not None]
             parts = [part for waiting in batch for part in waiting.parts]
+            self._committing_since = time.monotonic()
             results = self._append(parts)
+            self._committing_since = None
             if self._notify is not None:
                 committed = zip(parts, results, strict=True)
                 self._notify(

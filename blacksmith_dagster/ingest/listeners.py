@@ -13,6 +13,7 @@ from blacksmith_dagster.errors import CursorMoved, Unavailable
 from blacksmith_dagster.ingest.changes import Changes
 from blacksmith_dagster.ingest.ingest import Ingester
 from blacksmith_dagster.ingest.subscription import Messages
+from blacksmith_dagster.logs import log_fields
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.source import AnySourceEvent, Source
 from blacksmith_dagster.pipeline.triggers import CDC, Subscription
@@ -114,6 +115,11 @@ class _ListenLoop(LockLoop):
         self._unit = "messages"
         self.status: ListenerStatus | None = None
 
+    def run(self) -> None:
+        """Listen under the lock until stopped."""
+        with log_fields(event=self._event.path):
+            super().run()
+
     def work(self, lease: Lease) -> None:
         """Read until stopped, until the lock is lost, or until something does not respond."""
         self.holds_lock = True
@@ -123,6 +129,7 @@ class _ListenLoop(LockLoop):
             self._read_at = self._read_at or self._last_read()
             with contextlib.closing(self._open_reader(self._event)) as reader:
                 while not (self._stopping.is_set() or lease.lost.is_set()):
+                    self.progressed()
                     self._read(reader)
                 if not lease.lost.is_set():
                     for number in reader.finish():

@@ -19,6 +19,7 @@ from pydantic import Field, PrivateAttr
 from blacksmith_dagster.backends import Backends
 from blacksmith_dagster.composition import open_scheduler
 from blacksmith_dagster.errors import DeclarationError, UsageError
+from blacksmith_dagster.logs import set_up_logs_in_dagster
 from blacksmith_dagster.orchestration.loads import load_in_run
 from blacksmith_dagster.orchestration.replays import ReplayConfig, replay_partitions
 from blacksmith_dagster.pipeline.application import Blacksmith
@@ -112,6 +113,7 @@ class BlacksmithResource(ConfigurableResource["BlacksmithResource"]):
 
         Raises `SettingsError`, `SchemaOutdated`, `Unavailable`, and `UsageError` if it is not bound.
         """
+        set_up_logs_in_dagster()
         settings = Settings.read(
             store_url=self.store_url,
             pubsub_url=self.pubsub_url,

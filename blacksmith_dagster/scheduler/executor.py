@@ -9,6 +9,8 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 from blacksmith_dagster.pipeline.destination import Destination, DestinationEvent
@@ -70,7 +72,8 @@ class _Worker:
 
     def submit(self, task: Callable[[], None]) -> Future[None]:
         self._last = future = Future[None]()
-        self._tasks.put((task, future))
+        # In the caller's context: what the function logs has the load's fields.
+        self._tasks.put((partial(copy_context().run, task), future))
         return future
 
     def connection(self) -> tuple[Any, ...]:

@@ -20,12 +20,13 @@ from blacksmith_dagster.errors import (
     Timeout,
     Unavailable,
 )
+from blacksmith_dagster.logs import log_fields
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import AnyDestinationEvent
 from blacksmith_dagster.pipeline.event import Batch
 from blacksmith_dagster.scheduler.decoding import JobDecoder
 from blacksmith_dagster.scheduler.executor import Executor
-from blacksmith_dagster.scheduler.outcomes import LoadReport, Summary, judge, load_report
+from blacksmith_dagster.scheduler.outcomes import LoadReport, Summary, Tally, judge, load_report
 from blacksmith_dagster.store import Store
 from blacksmith_dagster.store.records import FencingToken, Lane, Load, LoadVerdict
 from blacksmith_dagster.supervisor import here
@@ -173,19 +174,22 @@ class StandardScheduler:
             if stop.is_set():
                 store.loads.release(load)
                 break
-            originals = decoder.originals(load.rows, store.log.originals)
-            with _collector_paused():
-                decoded = decoder.decode(load, originals)
-            jobs = decoded.jobs if load.discard_reason is None else ()
-            batch = Batch(event.path, jobs, event.version)
-            started = time.monotonic()
-            call = self._executor.call(event, batch) if jobs else _NOTHING_CALLED
-            if not _wait(call, event, load, store):
-                continue
-            seconds = time.monotonic() - started
-            verdict = judge(app, event, load, decoded, batch.verdicts, call.exception())
-            record(store, load, verdict, lease, stop)
-            done = load_report(load, verdict, seconds)
+            about = {"event": event.path, "destination": event.destination.name}
+            with log_fields(**about, load=load.id, run=run):
+                originals = decoder.originals(load.rows, store.log.originals)
+                with _collector_paused():
+                    decoded = decoder.decode(load, originals)
+                jobs = decoded.jobs if load.discard_reason is None else ()
+                batch = Batch(event.path, jobs, event.version)
+                started = time.monotonic()
+                call = self._executor.call(event, batch) if jobs else _NOTHING_CALLED
+                if not _wait(call, event, load, store):
+                    continue
+                seconds = time.monotonic() - started
+                verdict = judge(app, event, load, decoded, batch.verdicts, call.exception())
+                record(store, load, verdict, lease, stop)
+                done = load_report(load, verdict, seconds)
+                _log.info("%s: load %d: %s", event.path, load.id, _counted(done.tally))
             del load, originals, decoded, jobs, batch, call, verdict  # before the next claim: large
             summary = Summary(summary.loads + 1, summary.tally + done.tally)
             report(done)
@@ -224,10 +228,16 @@ def _wait(call: Future[None], event: AnyDestinationEvent, load: Load, store: Sto
             store.loads.release(load)
             return False
     error = f"the load ran past its time-out of {limit:g} s"
-    store.loads.abandon(load, error)
     _log.warning("%s: load %d: %s", event.path, load.id, error)
+    unrecorded: Unavailable | FencedOut | None = None
+    try:
+        store.loads.abandon(load, error)
+    except (Unavailable, FencedOut) as rejected:  # a call that hangs ends the process all the same
+        unrecorded = rejected
     try:
         call.exception(GRACE)
+        if unrecorded is not None:
+            raise unrecorded
         return False
     except StillRunning:
         raise Timeout(
@@ -255,6 +265,10 @@ def record(
                 raise
             raise unknown from None  # maybe the unanswered call closed the load
         stop.wait(_RECORD_PAUSE)
+
+
+def _counted(tally: Tally) -> str:
+    return f"{tally.succeeded} jobs succeeded, {tally.failed} failed, {tally.discarded} discarded"
 
 
 @contextmanager

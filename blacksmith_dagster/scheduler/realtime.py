@@ -6,14 +6,16 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 from blacksmith_dagster.errors import Unavailable
+from blacksmith_dagster.logs import log_fields
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.destination import AnyDestinationEvent, Destination
 from blacksmith_dagster.pubsub import Subscriber
+from blacksmith_dagster.redaction import explain
 from blacksmith_dagster.scheduler.loader import StandardScheduler
 from blacksmith_dagster.scheduler.outcomes import LoadReport, Summary
 from blacksmith_dagster.store import Store
@@ -30,6 +32,7 @@ SWEEP_ALONE = 1.0
 """Seconds between two sweeps while the broker does not respond."""
 
 _RETRY = 1.0
+_LONGEST_WAIT = 120.0  # seconds for the broker and a sweep; each gives up well before
 
 ReportLoad = Callable[[AnyDestinationEvent, LoadReport], None]
 
@@ -73,6 +76,7 @@ class Realtime(LockLoops):
         self._broker_responds: bool | None = None  # None until the first attempt
         self._store_responds = True
         self._waker_failure: BaseException | None = None
+        self._swept_at = time.monotonic()
         self._loaders = {
             event.path: _RealtimeLoader(
                 event,
@@ -119,6 +123,16 @@ class Realtime(LockLoops):
         return super().failure or self._waker_failure
 
     @property
+    def problems(self) -> Sequence[str]:
+        """Why threads of it make no progress."""
+        waker = None
+        if self._waker_failure is not None:
+            waker = f"waking the loads of {self._name} has ended: {explain(self._waker_failure)}"
+        elif self._waker.is_alive() and time.monotonic() - self._swept_at > _LONGEST_WAIT:
+            waker = f"waking the loads of {self._name} has made no progress"
+        return [*super().problems, *([waker] if waker else [])]
+
+    @property
     def is_over(self) -> bool:
         """Whether it no longer loads any of its events; valid after the start."""
         return super().is_over or not self._waker.is_alive()
@@ -157,6 +171,7 @@ class Realtime(LockLoops):
     def _sweep(self) -> float:
         """Wake all if something is due; returns the seconds until the next sweep."""
         pause = SWEEP if self._broker_responds else SWEEP_ALONE
+        self._swept_at = time.monotonic()
         try:
             due = self._store.counts.next_due(*self._loaders)
         except Unavailable as error:
@@ -188,6 +203,7 @@ class _RealtimeLoader(LockLoop):
     ) -> None:
         activity = f"loading {event.path}"
         super().__init__(f"load/{event.path}", activity, supervisor, holder, stopping)
+        self.longest_step += event.timeout.total_seconds()
         self._event = event
         self._store = store
         self._drain = drain
@@ -201,6 +217,11 @@ class _RealtimeLoader(LockLoop):
     def idle(self) -> float:
         return 0.0 if self._loading else time.monotonic() - self._loaded_at
 
+    def run(self) -> None:
+        """Load under the lock until stopped."""
+        with log_fields(event=self._event.path, destination=self._event.destination.name):
+            super().run()
+
     def work(self, lease: Lease) -> None:
         """Load whenever woken."""
         token = self._store.loads.take_over(self._event.path, Lane.LOAD, lease.id, lease.confirm)
@@ -210,6 +231,7 @@ class _RealtimeLoader(LockLoop):
         try:
             while not self._stopping.is_set():
                 self.woken.clear()
+                self.progressed()
                 self._loading = True
                 done = self._drain(token=token, lease=lease, report=self._report_load)
                 self._loading = False
@@ -232,10 +254,12 @@ class _RealtimeLoader(LockLoop):
         """Wait until woken or stopped, until the next retry, or until the lock is lost."""
         # The stop sets `woken` too, but that may have been cleared before it was seen.
         while not (self._stopping.is_set() or lease.lost.is_set()):
+            self.progressed()
             left = retry_at - time.monotonic()
             if left <= 0 or self.woken.wait(min(left, SWEEP)):
                 break
 
     def _report_load(self, done: LoadReport) -> None:
         self._loaded_at = time.monotonic()
+        self.progressed()
         self._report(self._event, done)

@@ -34,8 +34,11 @@ class LockLoop(threading.Thread, ABC):
     host may reach what this one cannot.
 
     `holds_lock` says whether it works under its lock; `work` sets it. `failure` is the error that
-    ended the thread.
+    ended the thread. `problem` says why it does not make progress: `work` calls `progressed` at each
+    of its steps, and a step takes at most `longest_step` seconds.
     """
+
+    longest_step = 120.0  # a step may wait for a store that drops packets, and retry for a minute
 
     first_pause: float
     longest_pause: float
@@ -60,6 +63,21 @@ class LockLoop(threading.Thread, ABC):
         self._last_reason: str | None = None
         self.holds_lock = False
         self.failure: BaseException | None = None
+        self._progressed_at = time.monotonic()
+
+    @property
+    def problem(self) -> str | None:
+        """Why this thread makes no progress, `None` while it does or once it was stopped."""
+        if self.failure is not None:
+            return f"{self._activity} has ended: {explain(self.failure)}"
+        silent = time.monotonic() - self._progressed_at
+        if silent > self.longest_step and self.is_alive():
+            return f"{self._activity} has made no progress for {silent:.0f} s"
+        return None
+
+    def progressed(self) -> None:
+        """Note that the thread makes progress."""
+        self._progressed_at = time.monotonic()
 
     @abstractmethod
     def work(self, lease: Lease) -> None:
@@ -76,6 +94,7 @@ class LockLoop(threading.Thread, ABC):
         """Wait before the next attempt. The same reason is logged once."""
         self.interrupted(self._log_once(error))
         self._outage_began = min(self._outage_began, time.monotonic())
+        self.progressed()
         self._stopping.wait(self._next_pause)
         self._next_pause = min(2 * self._next_pause, self.longest_pause)
 
@@ -89,6 +108,7 @@ class LockLoop(threading.Thread, ABC):
         """Work under the lock until stopped."""
         try:
             while not self._stopping.is_set():
+                self.progressed()
                 self._acquire_and_work()
         except BaseException as error:  # noqa: BLE001 - reported as `failure`
             self.failure = error
@@ -160,6 +180,11 @@ class LockLoops:
     def failure(self) -> BaseException | None:
         """The error of a thread that has failed, if one has."""
         return next((loop.failure for loop in self._loops if loop.failure), None)
+
+    @property
+    def problems(self) -> Sequence[str]:
+        """Why threads of these make no progress."""
+        return [loop.problem for loop in self._loops if loop.problem]
 
     @property
     def is_over(self) -> bool:

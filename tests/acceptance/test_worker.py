@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 from click.testing import CliRunner
@@ -45,6 +46,7 @@ from tests.support.pipelines.realtime import (
 )
 from tests.support.processes.blacksmith import BlacksmithProcess
 from tests.support.processes.realtime_system import APP
+from tests.support.services import free_port
 from tests.support.waiting import until
 
 alerts = Destination("alerts", schedule=Schedule("@every 1h", realtime=True))
@@ -181,6 +183,34 @@ def test_a_load_that_hangs_ends_the_process(bench: Bench) -> None:
         for transition in bench.store.history.transitions(hanging)
     }
     assert states[STUCK] == "unknown"
+
+
+def test_worker_health_tells_a_hung_load(bench: Bench) -> None:
+    bench.hold.touch()
+    port = free_port()
+    worker = bench.worker(f"--admin-port={port}")
+    until(lambda: health(port, "ready") == (200, {"ready": True}))
+    assert health(port, "live") == (200, {"live": True})
+    bench.send({"n": 0, "hangs": True, "waits": True})
+    # `stuck` hangs; the process ends when `full`, which is within its time-out, has returned.
+    status, state = until(lambda: not_live(port))
+    assert status == 503
+    assert state["live"] is False
+    (problem,) = state["problems"]
+    assert f"loading {STUCK} has ended: {STUCK}: the load ran past its time-out" in problem
+    bench.hold.unlink()
+    assert worker.wait(20) == 1
+    assert [load.path for load in bench.loaded(FULL)] == [FULL]
+
+
+def health(port: int, name: str) -> tuple[int, dict[str, Any]]:
+    response = httpx.get(f"http://127.0.0.1:{port}/health/{name}", trust_env=False)
+    return response.status_code, response.json()
+
+
+def not_live(port: int) -> tuple[int, dict[str, Any]] | None:
+    answer = health(port, "live")
+    return answer if answer[0] != 200 else None
 
 
 def test_materializations_are_reported_to_dagster_home(

@@ -1,9 +1,12 @@
 """A load job: what it loads, and what it reports to Dagster."""
 
+import json
+import logging
 import os
 import signal
 import threading
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -183,6 +186,25 @@ def test_a_run_of_many_loads_writes_few_rows(instance: DagsterInstance, tmp_path
     result = pipeline.run(instance)
     assert reported(instance, result)[TODAY.isoformat()]["loads"] == 300
     assert len(instance.all_logs(result.run_id)) < 100
+
+
+def test_the_log_of_a_run_names_it(
+    instance: DagsterInstance,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    package = logging.getLogger("blacksmith_dagster")
+    monkeypatch.setattr(package, "handlers", [])
+    monkeypatch.setattr(package, "propagate", True)
+    monkeypatch.setattr(package, "level", package.level)
+    monkeypatch.setenv("BLACKSMITH_LOG", "json")
+    pipeline = Pipeline(f"sqlite:///{tmp_path}/store.db")
+    pipeline.receive(2, TODAY)
+    result = pipeline.run(instance)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+    about = {"event": "lake/flights", "destination": "lake", "run": result.run_id}
+    assert about.items() <= json.loads(lines[0]).items()
 
 
 def test_the_history_names_the_dagster_run(store_url: str, instance: DagsterInstance) -> None:

@@ -14,6 +14,7 @@ from blacksmith_dagster.errors import (
     TooManyRequests,
     Unavailable,
 )
+from blacksmith_dagster.ingest import group_commit
 from blacksmith_dagster.ingest.group_commit import GroupCommit
 from blacksmith_dagster.store import Store
 from blacksmith_dagster.store.records import NewEvent, NewJob
@@ -175,3 +176,23 @@ def test_what_is_committed_is_published_and_nothing_else() -> None:
 
     asyncio.run(main())
     assert notified == ["lake/all", "pager/late"]
+
+
+def test_a_commit_that_hangs_is_no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hang() -> None:
+        store = Scripted(ids)
+        commits = GroupCommit(cast(Store, store), 10)
+        store.may_commit.clear()
+        stored = commits.submit(events("a"))
+        assert await asyncio.to_thread(store.asked.wait, 10)
+        assert commits.makes_progress
+        with monkeypatch.context() as patched:
+            patched.setattr(group_commit, "_LONGEST_COMMIT", 0.0)
+            assert not commits.makes_progress
+        store.may_commit.set()
+        await stored
+        assert commits.makes_progress
+        await commits.stop()
+        assert not commits.makes_progress
+
+    asyncio.run(hang())
