@@ -20,6 +20,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote
 
+from dotenv import dotenv_values
+
 from blacksmith_dagster.errors import SettingsError
 
 _LAST_PORT = 65_535
@@ -81,6 +83,20 @@ def find_project(start: Path | None = None) -> Path:
         f"no pyproject.toml with a [tool.blacksmith] table in {folder} or above it; add one with "
         'app = "package.module:name", or set BLACKSMITH_HOME and give --app'
     )
+
+
+def read_env_file() -> None:
+    """Set the environment variables in `.env` beside the project's pyproject.toml, if there is one.
+
+    Its values replace those that are set, as in Dagster, which reads the same file: otherwise the
+    gateway and Dagster's runs could open different stores.
+    """
+    try:
+        folder = find_project()
+    except SettingsError:  # a command that needs the project reports it
+        return
+    values = dotenv_values(folder / ".env")
+    os.environ.update({name: value for name, value in values.items() if value is not None})
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,14 @@ from typing import Any
 import click
 
 from blacksmith_dagster.cli.history import purge, replay
+from blacksmith_dagster.cli.init import init
 from blacksmith_dagster.cli.inspect import destinations, events, jobs, status
 from blacksmith_dagster.cli.migrations import migrations
 from blacksmith_dagster.cli.quarantine import quarantine
 from blacksmith_dagster.cli.serve import dev, gateway, keys, store, worker
 from blacksmith_dagster.errors import BlacksmithError
 from blacksmith_dagster.logs import log_failure, set_up_logs
+from blacksmith_dagster.settings import read_env_file
 
 __all__ = ["main"]
 
@@ -37,6 +39,7 @@ class _Commands(click.Group):
 @click.group(
     cls=_Commands,
     commands=[
+        init,
         dev,
         gateway,
         worker,
@@ -55,5 +58,9 @@ class _Commands(click.Group):
 )
 @click.version_option(package_name="blacksmith-dagster")
 def main() -> None:
-    """Receive events, keep every one of them, deliver each to every destination that wants it."""
+    """Receive events, keep every one of them, deliver each to every destination that wants it.
+
+    Each command sets the environment variables in .env beside pyproject.toml, as Dagster does.
+    """
+    read_env_file()
     set_up_logs()
