@@ -11,7 +11,7 @@ from typing import TypeVar
 import hypothesis
 import pytest
 
-from tests.support import markers
+from tests.support import empty_stores, markers
 from tests.support.services import Unavailable
 from tests.support.services.consul import ConsulServer
 from tests.support.services.kafka import KafkaServer
@@ -147,6 +147,27 @@ def postgres_broker() -> Iterator[PostgresBroker]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of an empty store."""
+    return empty_stores.make_sqlite_template(tmp_path_factory.mktemp("template"))
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres: Postgres) -> Iterator[str]:
+    """The database of an empty store."""
+    with empty_stores.postgres_template(postgres) as url:
+        yield url
+
+
+@pytest.fixture
+def postgres_store_url(postgres: Postgres, postgres_template: str) -> Iterator[str]:
+    """An empty store in a database of the test's own."""
+    url = postgres.create_database(postgres_template)
+    yield url
+    postgres.drop_database(url)
+
+
 @pytest.fixture(params=["sqlite", "postgres"])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an empty store: the test runs on SQLite and on PostgreSQL.
@@ -154,10 +175,19 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     It is "memory", which is not a URL, for the tests that the contract runs on a `MemoryStore` too.
     """
     if request.param == "postgres":
-        url: str = request.getfixturevalue("postgres_url")
+        url: str = request.getfixturevalue("postgres_store_url")
         return url
     if request.param == "memory":
         return "memory"
+    return empty_stores.copy_sqlite(request.getfixturevalue("sqlite_template"), tmp_path)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def new_store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a store that has no tables yet: an empty database, or a file that is not there."""
+    if request.param == "postgres":
+        url: str = request.getfixturevalue("postgres_url")
+        return url
     return f"sqlite:///{tmp_path}/store.db"
 
 

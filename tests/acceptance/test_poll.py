@@ -33,6 +33,7 @@ from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.records import Cursor
 from blacksmith_dagster.store.tables import leases
 from blacksmith_dagster.supervisor import Lease, StoreSupervisor, Supervisor
+from tests.support.dagster_home import make_home
 from tests.support.pipelines import cron as cron_pipeline
 from tests.support.processes.blacksmith import ROOT_FOLDER
 
@@ -328,7 +329,7 @@ class Runs:
         self.home = home
         self.origin, self.kill = home / "origin", home / "kill"
         self.origin.touch()
-        (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+        make_home(home)
         self._env = {
             **os.environ,
             "DAGSTER_HOME": str(home),

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from tests.support.dagster_home import make_home
 from tests.support.pipelines.secret import ALERTS, ALERTS_KEY, TOKEN, WAREHOUSE
 from tests.support.processes.blacksmith import ROOT_FOLDER, GatewayProcess
 from tests.support.services import free_port
@@ -80,8 +81,7 @@ def kept(folder: Path) -> str:
 @pytest.mark.timeout(300)
 def test_secrets_appear_nowhere(store_url: str, tmp_path: Path) -> None:
     dagster_home = tmp_path / "dagster"
-    dagster_home.mkdir()
-    (dagster_home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    make_home(dagster_home)
     parts = urlsplit(store_url)
     if parts.hostname:  # the server trusts every client, but gets a password all the same
         store_url = parts._replace(

@@ -17,6 +17,7 @@ from blacksmith_dagster.supervisor import open_supervisor
 from blacksmith_dagster.wanderer import MigrationState, Wanderer
 from tests.acceptance.test_browser import BROWSER_OPTIONS, shoot
 from tests.acceptance.test_dagster_faults import TERMINATE
+from tests.support.dagster_home import make_home
 from tests.support.pipelines.wanderer import FOLDER, SLOW, WAREHOUSE, airport, lake
 from tests.support.processes.blacksmith import ROOT_FOLDER
 from tests.support.processes.dagster_processes import DagsterProcess
@@ -55,7 +56,7 @@ class Wandering:
         folder.mkdir(parents=True)
         for name, sql in FILES.items():
             (folder / name).write_text(sql)
-        (home / "dagster.yaml").write_text("telemetry: {enabled: false}\nnux: {enabled: false}\n")
+        make_home(home, "nux: {enabled: false}\n")
         open_store(self.store_url, upgrade=True).close()
         env = {
             **os.environ,

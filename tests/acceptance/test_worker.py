@@ -31,6 +31,7 @@ from blacksmith_dagster.cli import main
 from blacksmith_dagster.ingest import ingest
 from blacksmith_dagster.pubsub import Publisher, open_pubsub
 from blacksmith_dagster.store import Store, open_store
+from tests.support.dagster_home import make_home
 from tests.support.pipelines.realtime import (
     FULL,
     ODD,
@@ -217,7 +218,7 @@ def test_materializations_are_reported_to_dagster_home(
     bench: Bench, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     home = tmp_path_factory.mktemp("dagster")
-    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    make_home(home)
     worker = bench.worker(DAGSTER_HOME=str(home))
     until(bench.has(bench.send({"n": 0}, {"n": 1})))
     until(bench.has(bench.send({"n": 2})))
@@ -243,7 +244,7 @@ def test_worker_reports_under_translated_keys(
     bench: Bench, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     home = tmp_path_factory.mktemp("dagster")
-    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    make_home(home)
     worker = bench.worker(f"--definitions={TRANSLATED}:defs", DAGSTER_HOME=str(home))
     until(bench.has(bench.send({"n": 0})))
     assert worker.stop() == 0

@@ -261,12 +261,12 @@ def test_commits_that_race_for_new_keys_make_each_event_once(store: Store) -> No
 # ------------------------------------------------------------------------------------ starting
 
 
-def test_two_starts_at_once_are_safe(store_url: str) -> None:
+def test_two_starts_at_once_are_safe(new_store_url: str) -> None:
     failures: list[Exception] = []
 
     def start() -> None:
         try:
-            opened = open_store(store_url, upgrade=True)
+            opened = open_store(new_store_url, upgrade=True)
             opened.register(app)
             opened.close()
         except Exception as error:  # noqa: BLE001 - reported by the assertion below
@@ -278,7 +278,7 @@ def test_two_starts_at_once_are_safe(store_url: str) -> None:
     for thread in threads:
         thread.join()
     assert not failures
-    store = open_store(store_url)
+    store = open_store(new_store_url)
     store.register(app)
     ingest_events(store, 1)
     store.close()
@@ -317,31 +317,31 @@ def test_postgres_wants_its_schema_to_be_upgraded_on_purpose(postgres_url: str) 
 
 
 def test_store_from_older_schema_is_rejected(
-    store_url: str, monkeypatch: pytest.MonkeyPatch
+    new_store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A filled store of the schema before this one says how to start again, and stays as it was."""
-    sqlite_file = make_url(store_url).database if store_url.startswith("sqlite") else None
+    sqlite_file = make_url(new_store_url).database if new_store_url.startswith("sqlite") else None
     name = "sqlite" if sqlite_file else "postgresql"
     script = (Path(__file__).parent / "older_store" / f"{name}.sql").read_text()
     if sqlite_file:
         with closing(sqlite3.connect(sqlite_file)) as connection:
             connection.executescript(script)
     else:
-        with psycopg.connect(store_url, autocommit=True) as connection:
+        with psycopg.connect(new_store_url, autocommit=True) as connection:
             connection.execute(script.encode())
-    before = _dump(store_url)
+    before = _dump(new_store_url)
     assert "too late" in before
     says = (
         r"(?s)version 0001_initial .*nothing in it was changed.*set BLACKSMITH_STORE_URL to a new"
     )
     for upgrade in (False, True):
         with pytest.raises(SchemaOutdated, match=says):
-            open_store(store_url, upgrade=upgrade)
-    monkeypatch.setenv("BLACKSMITH_STORE_URL", store_url)
+            open_store(new_store_url, upgrade=upgrade)
+    monkeypatch.setenv("BLACKSMITH_STORE_URL", new_store_url)
     result = CliRunner().invoke(main, ["store", "upgrade"])
     assert result.exit_code != 0
     assert re.search(says, re.sub(r"\s+", " ", result.output))
-    assert _dump(store_url) == before
+    assert _dump(new_store_url) == before
 
 
 def _dump(url: str) -> str:

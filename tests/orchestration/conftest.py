@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 
 import pytest
-from dagster import DagsterInstance, instance_for_test
+from dagster import DagsterInstance
+
+from tests.support.dagster_home import new_instance
 
 
 @pytest.fixture
 def instance() -> Iterator[DagsterInstance]:
-    with instance_for_test() as instance:
+    with new_instance() as instance:
         yield instance

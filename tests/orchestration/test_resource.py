@@ -1,7 +1,6 @@
 """The resource in a team's own ops, assets and sensors, and its URLs."""
 
 import os
-from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +13,6 @@ from dagster import (
     EnvVar,
     build_sensor_context,
     execute_job,
-    instance_for_test,
     reconstructable,
 )
 from dagster._core.remote_representation.external_data import RepositorySnap
@@ -47,12 +45,6 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(open_store(store_url, upgrade=True)) as store:
         store.register(app)
         ingest(app, store, departed, [Request.of([{}, {}])])
-
-
-@pytest.fixture
-def instance() -> Iterator[DagsterInstance]:
-    with instance_for_test() as instance:
-        yield instance
 
 
 @pytest.mark.parametrize("how", ["op in a process of its own", "asset"])

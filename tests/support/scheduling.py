@@ -6,13 +6,15 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
-from dagster import DagsterInstance, instance_for_test
+from dagster import DagsterInstance
 from dagster._core.remote_origin import InProcessCodeLocationOrigin
 from dagster._core.test_utils import create_test_daemon_workspace_context
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import InProcessWorkspaceLoadTarget
 from dagster._scheduler.scheduler import launch_scheduled_runs
+
+from tests.support.dagster_home import new_instance
 
 AT_ONCE = {
     "run_coordinator": {
@@ -59,7 +61,7 @@ def scheduler(module: str, attribute: str) -> Iterator[Scheduler]:
         InProcessCodeLocationOrigin(loadable, location_name="here")
     )
     with (
-        instance_for_test(overrides=AT_ONCE) as instance,
+        new_instance(AT_ONCE) as instance,
         create_test_daemon_workspace_context(target, instance) as workspace,
     ):
         yield Scheduler(instance, workspace)

@@ -21,6 +21,7 @@ from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
 from blacksmith_dagster import Blacksmith
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.records import NewEvent, NewJob
+from tests.support.dagster_home import make_home
 from tests.support.oracle import judge
 from tests.support.pipelines.dagster_faults import INTERVAL, RECORD, SECONDS, blacksmith
 from tests.support.processes.blacksmith import ROOT_FOLDER
@@ -50,7 +51,7 @@ class Deployment:
         self.home = home
         self.record = self.home / "record"
         self.record.touch()
-        (self.home / "dagster.yaml").write_text("telemetry: {enabled: false}\n" + dagster_yaml)
+        make_home(self.home, dagster_yaml)
         self.env = {
             **os.environ,
             "DAGSTER_HOME": str(self.home),
