@@ -33,7 +33,7 @@ _NOT_DATA = ("context", "writeKey", "sentAt", "_metadata")
 
 
 class SegmentSource(Source):
-    """Events of Segment's libraries, and of other clients of its HTTP tracking API.
+    """Events of the libraries of Segment and RudderStack, and of others that use Segment's tracking API.
 
     - `write_key`: sent as basic authentication or in the body; several while a new one replaces an old
       one.
@@ -42,8 +42,9 @@ class SegmentSource(Source):
 
     Its events are `track`, `identify`, `page`, `screen`, `group` and `alias`. `messageId` is the key.
     An event's data is the message, without its `context`, which is the event's, and without the fields
-    about the sending. `sent_at` is `timestamp`, corrected for the sender's clock as Segment does it:
-    the time of arrival - (`sentAt` - `timestamp`).
+    about the sending. The header `AnonymousId`, which RudderStack's libraries send, is kept in the
+    context, as `{"headers": {"AnonymousId": ...}}`. `sent_at` is `timestamp`, corrected for the sender's
+    clock as Segment does it: the time of arrival - (`sentAt` - `timestamp`).
 
     A batch is ingested completely or not at all: one bad message rejects it with 422 and its place,
     unless `on_invalid="quarantine"`. The response is 200 `{"success": true}`.
@@ -82,7 +83,7 @@ class SegmentSource(Source):
             message = request.json(dict)
             if message.setdefault("type", type_) != type_:
                 raise invalid_body(f"a message of the type {type_!r} is needed", "$.type")
-            return self._typed_event(message, "$", _received_at(request), None, {})
+            return self._typed_event(message, "$", _received_at(request), None, _kept(request))
 
         return read
 
@@ -94,7 +95,7 @@ class SegmentSource(Source):
             raise invalid_body("an array is needed", "$.batch")
         received_at = _received_at(request)
         sent_at = parse_time(body.get("sentAt"), "$.sentAt")
-        shared = _object(body, "context", "$")
+        shared = {**_kept(request), **_object(body, "context", "$")}
         return [
             self._typed_event(message, f"$.batch[{index}]", received_at, sent_at, shared)
             for index, message in enumerate(messages)
@@ -108,7 +109,7 @@ class SegmentSource(Source):
         sent_at: datetime | None,
         shared_context: Mapping[str, Any],
     ) -> TypedEvent:
-        """The event of a message; a batch has one `sent_at` and `shared_context` for all messages."""
+        """The event of a message; a request has one `sent_at` and `shared_context` for all of them."""
         if not isinstance(message, dict):
             raise invalid_body("an object is needed", place)
         type_ = message.get("type")
@@ -175,6 +176,12 @@ def _object(body: Mapping[str, Any], field: str, place: str) -> Mapping[str, Any
     if not isinstance(value, dict):
         raise invalid_body("an object is needed", f"{place}.{field}")
     return value
+
+
+def _kept(request: Request) -> Mapping[str, Any]:
+    """What RudderStack's libraries say in a header, to be kept in the context."""
+    anonymous_id = request.headers.get("anonymousid")
+    return {} if anonymous_id is None else {"headers": {"AnonymousId": anonymous_id}}
 
 
 def _received_at(request: Request) -> datetime:

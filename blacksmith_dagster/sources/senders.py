@@ -36,6 +36,7 @@ _OTHERS = "*"
 
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9]+")
 _FORM = "application/x-www-form-urlencoded"
+_GITHUB_PREFIX = "x-github-"
 
 
 class TypedSource(Source, ABC):
@@ -139,12 +140,13 @@ class SignedSource(TypedSource):
 
 
 class GitHubSource(SignedSource):
-    """The webhooks of GitHub's repositories, organizations and apps.
+    """The webhooks of repositories, organizations and apps, of GitHub and of GitHub Enterprise.
 
     - `secret`: the webhook's secret; several while a new one replaces an old one.
 
     `X-GitHub-Event` is the type, `X-GitHub-Delivery` the key. The event's data is the payload, its
-    context `{"event": ...}`. A `ping` that is not declared gets a 200, and is not stored.
+    context the other headers that begin with `X-GitHub-`, as `event`, `hook_id`, `enterprise_host` and
+    so on. A `ping` that is not declared gets a 200, and is not stored.
 
     >>> github = GitHubSource("github", secret=Secret("GITHUB_SECRET"))
     >>> pushed = github.on("push")
@@ -170,7 +172,12 @@ class GitHubSource(SignedSource):
             data = decode_body(payload.encode(), dict)
         else:
             data = request.json(dict)
-        return source_event.of(data, key=delivery, context={"event": event})
+        context = {
+            name.removeprefix(_GITHUB_PREFIX).replace("-", "_"): value
+            for name, value in request.headers.items()
+            if name.startswith(_GITHUB_PREFIX) and name != f"{_GITHUB_PREFIX}delivery"
+        }
+        return source_event.of(data, key=delivery, context=context)
 
 
 class StripeSource(SignedSource):

@@ -39,9 +39,9 @@ def message(type_: str = "track", **changed: Any) -> dict[str, Any]:
     return {name: value for name, value in whole.items() if value is not msgspec.UNSET}
 
 
-def send(source: SegmentSource, path: str, body: Any) -> Any:
+def send(source: SegmentSource, path: str, body: Any, headers: dict[str, str] | None = None) -> Any:
     (webhook,) = [webhook for webhook in source.webhooks if webhook.on.path == path]
-    return webhook.function(msgspec.structs.replace(Request.of(body), received_at=ARRIVAL))
+    return webhook.function(msgspec.structs.replace(Request.of(body, headers), received_at=ARRIVAL))
 
 
 def kept(source: SegmentSource, **changed: Any) -> Event[Any]:
@@ -74,6 +74,18 @@ def test_message_is_kept_without_what_is_of_its_sending(shop: SegmentSource) -> 
     assert event.data == message(context=msgspec.UNSET, email="x")
     assert (event.key, event.context) == ("m-1", {"library": {"name": "test"}})
     assert kept(shop, context=None, messageId=None).context == {}
+
+
+def test_header_of_rudderstacks_libraries_is_kept(shop: SegmentSource) -> None:
+    headers = {"AnonymousId": "YS1icm93c2Vy"}
+    library, kept_headers = {"library": {"name": "test"}}, {"headers": headers}
+    single = send(shop, "/v1/track", message(), headers)
+    assert single.event.context == library | kept_headers
+    body = {"batch": [message(), message(context=msgspec.UNSET)], "context": {"ip": "192.0.2.1"}}
+    assert [typed.event.context for typed in send(shop, "/v1/batch", body, headers)] == [
+        library | kept_headers | {"ip": "192.0.2.1"},
+        kept_headers | {"ip": "192.0.2.1"},
+    ]
 
 
 def test_batch_of_all_kinds(shop: SegmentSource) -> None:

@@ -51,6 +51,23 @@ def test_github_delivery(github: GitHubSource) -> None:
     assert (event.key, event.context) == ("72d3162e", {"event": "push"})
 
 
+def test_headers_of_github_enterprise_are_kept(github: GitHubSource) -> None:
+    enterprise = {
+        "X-GitHub-Hook-ID": "292430182",
+        "X-GitHub-Hook-Installation-Target-Type": "repository",
+        "X-GitHub-Enterprise-Host": "github.example.com",
+        "X-GitHub-Enterprise-Version": "3.17.1",
+        "User-Agent": "GitHub-Hookshot/044aadd",
+    }
+    assert kept(github, {"ref": "refs/heads/main"}, PUSH | enterprise).context == {
+        "event": "push",
+        "hook_id": "292430182",
+        "hook_installation_target_type": "repository",
+        "enterprise_host": "github.example.com",
+        "enterprise_version": "3.17.1",
+    }
+
+
 def test_github_payload_in_a_form(github: GitHubSource) -> None:
     """What GitHub sends unless the webhook says application/json."""
     headers = {
