@@ -2,7 +2,7 @@
 # the test services, which scripts/services installs from Debian if it has the rights.
 PYTHON ?= python3
 
-.PHONY: demo test soak check format bench build services clean
+.PHONY: demo test soak check format bench build docs services clean
 
 demo: .venv/demo.stamp
 	.venv/bin/python -m scripts.demo $(ARGS)
@@ -21,6 +21,7 @@ check: .venv/dev.stamp
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
 	.venv/bin/python -m scripts.check_words
+	.venv/bin/python -m scripts.build_docs
 
 format: .venv/dev.stamp
 	.venv/bin/ruff check --fix
@@ -35,11 +36,15 @@ build: .venv/dev.stamp
 	rm -rf dist
 	.venv/bin/python -m build --no-isolation
 
+# The docs site, in build/docs/site; a broken link or reference fails. With `make check` it is built too.
+docs: .venv/docs.stamp
+	.venv/bin/python -m scripts.build_docs
+
 services:
 	scripts/services
 
 clean:
-	rm -rf .venv dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 # A stamp that is older than pyproject.toml means that dependencies may have changed.
 .venv/demo.stamp: pyproject.toml
@@ -47,7 +52,12 @@ clean:
 	.venv/bin/python -m pip install -qq --editable '.[demo]'
 	touch $@
 
+.venv/docs.stamp: pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install -qq --editable '.[docs]'
+	touch $@
+
 .venv/dev.stamp: pyproject.toml
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install -qq --editable '.[dev]'
-	touch .venv/demo.stamp $@
+	touch .venv/demo.stamp .venv/docs.stamp $@
