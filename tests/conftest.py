@@ -11,7 +11,7 @@ from typing import TypeVar
 import hypothesis
 import pytest
 
-from tests.support import empty_stores, markers
+from tests.support import empty_stores, markers, ordering
 from tests.support.services import Unavailable
 from tests.support.services.consul import ConsulServer
 from tests.support.services.kafka import KafkaServer
@@ -40,9 +40,11 @@ def pytest_configure() -> None:
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects by them
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         markers.mark(item)
+    if hasattr(config, "workerinput"):  # one of several processes
+        items[:] = ordering.alternated((item.path, item) for item in items)
 
 
 @pytest.hookimpl(wrapper=True)
